@@ -30,7 +30,7 @@ const (
 	EntryKindBreakGlass ManifestEntryKind = "break-glass"
 	EntryKindRelease    ManifestEntryKind = "release" // a person ends a containment early
 	EntryKindExtend     ManifestEntryKind = "extend"  // a person lets a containment last longer
-	EntryKindTriage     ManifestEntryKind = "mark"    // a person took the incident over, or called it a false positive
+	EntryKindTriage     ManifestEntryKind = "mark"    // a person took the incident over, resolved it, or requested something in it
 	EntryKindPause      ManifestEntryKind = "stop"    // the kill switch was set
 	EntryKindResume     ManifestEntryKind = "resume"  // and lifted
 	EntryKindEffect     ManifestEntryKind = "effect"  // a containment took hold

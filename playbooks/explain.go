@@ -8,7 +8,7 @@ import (
 	"stanch/sensors/duration"
 )
 
-// Explanation is what a playbook does, in plain words.
+// Explanation describes what a playbook does, in the phases of an installation.
 type Explanation struct {
 	Playbook     string            `json:"playbook"`
 	File         string            `json:"file"`
@@ -21,26 +21,26 @@ type Explanation struct {
 	Lines        []ExplanationLine `json:"lines"`
 }
 
-// ExplanationLine is one line of an explanation: a step, what it was given, or what leads to those below it.
+// ExplanationLine is one line of an explanation: a step, one of its parameters, or the condition of the lines below it.
 type ExplanationLine struct {
 	Depth      int    `json:"depth"`
-	Step       string `json:"step,omitempty"` // its id or path; empty on a line that is no step
-	SourceLine int    `json:"line,omitempty"` // in the file
+	Step       string `json:"step,omitempty"` // its id or path; "" if the line is not a step
+	SourceLine int    `json:"line,omitempty"` // in the file; 0 if the line is not a step
 	Text       string `json:"text"`
-	// PhaseBehaviors say what becomes of it in each of the three phases: "runs", "asks", "proposed"; empty on a line that is no step.
+	// PhaseBehaviors has what happens to the step in each of the three phases; empty if the line is not a step.
 	PhaseBehaviors []string `json:"phase_behaviors,omitempty"`
 }
 
-// What becomes of a step in a phase.
+// What happens to a step in a phase.
 const (
 	PhaseBehaviorRuns         = "runs"
 	PhaseBehaviorAsksApproval = "asks"
 	PhaseBehaviorProposed     = "proposed"
-	// PhaseBehaviorRunsOrAsksApproval: it runs where the confidence is high, else the scope's approvers are asked.
+	// PhaseBehaviorRunsOrAsksApproval: it runs if the confidence is high; otherwise the scope's approvers are asked.
 	PhaseBehaviorRunsOrAsksApproval = "runs/asks"
 )
 
-// Explain says what a playbook does, step by step and phase by phase.
+// Explain describes what a playbook does, step by step and phase by phase.
 func Explain(p *Program) Explanation {
 	e := Explanation{Playbook: p.Name, File: p.File, Description: p.Description, Guide: p.ResponderGuide, MatchSummary: p.describeMatch(), MaxPhase: p.MaxPhase, Lines: []ExplanationLine{}}
 	for _, in := range p.Inputs {
@@ -53,17 +53,17 @@ func Explain(p *Program) Explanation {
 	x.phaseCeiling = p.MaxPhase
 	x.explainSteps(p, p.Steps, 0, false)
 	if len(p.Finally) > 0 {
-		x.addLine(ExplanationLine{Text: "At the end, whatever happened:"})
+		x.addLine(ExplanationLine{Text: "At the end, in any case:"})
 		x.explainSteps(p, p.Finally, 1, false)
 	}
 	return e
 }
 
-// describeMatch says which incidents start the playbook.
+// describeMatch describes the incidents that start the playbook.
 func (p *Program) describeMatch() string {
 	m := p.Match
 	if m == nil {
-		return "no incident by itself: other playbooks call it"
+		return "no incident by itself; other playbooks call it"
 	}
 	var parts []string
 	if len(m.Objectives) > 0 {
@@ -84,15 +84,16 @@ func (p *Program) describeMatch() string {
 		text += fmt.Sprintf("; priority %d", *m.Priority)
 	}
 	if m.Exclusive {
-		text += "; no playbook that comes after it starts beside it"
+		text += "; exclusive: no later playbook also starts"
 	}
 	return text
 }
 
+// explainer builds an explanation.
 type explainer struct {
 	*Explanation
 	callDepth    int
-	phaseCeiling int // the lowest on the way
+	phaseCeiling int // the lowest maximum phase of the calling playbooks
 }
 
 func (x *explainer) addLine(l ExplanationLine) { x.Lines = append(x.Lines, l) }
@@ -128,7 +129,7 @@ func (x *explainer) explainStep(p *Program, s *Step, depth int, inApproval bool)
 	for _, then := range []struct {
 		text  string
 		steps []Step
-	}{{"If that fails or is refused:", s.OnFailure}, {"If people say no, or nobody answers:", s.OnDenied}} {
+	}{{"If it fails or is refused:", s.OnFailure}, {"If it is denied or nobody answers:", s.OnDenied}} {
 		if len(then.steps) > 0 {
 			x.addLine(ExplanationLine{Depth: depth + 1, Text: then.text})
 			x.explainSteps(p, then.steps, depth+2, inApproval)
@@ -136,21 +137,21 @@ func (x *explainer) explainStep(p *Program, s *Step, depth int, inApproval bool)
 	}
 }
 
-// describeStep says what a step does.
+// describeStep describes what a step does.
 func (x *explainer) describeStep(p *Program, s *Step) string {
 	switch {
 	case s.Approval != nil:
-		return "Asks " + describeApprovers(s.Approval) + ": " + s.Approval.Title + "; with a yes:"
+		return "Asks " + describeApprovers(s.Approval) + ": " + s.Approval.Title + "; if approved:"
 	case s.Parallel != nil:
-		return "At once" + describeTimeout(s) + ":"
+		return "In parallel" + describeTimeout(s) + ":"
 	case s.ForEach != nil:
 		text := fmt.Sprintf("For each %s of %s", s.ForEach.Variable, normalizeSpaces(s.ForEach.List.Source))
 		if s.ForEach.Concurrency > 1 {
-			text += fmt.Sprintf(", %d at once", s.ForEach.Concurrency)
+			text += fmt.Sprintf(", %d in parallel", s.ForEach.Concurrency)
 		}
 		return text + describeTimeout(s) + ":"
 	case s.Call != nil:
-		return "Does what the playbook " + s.Call.Playbook + " does" + describeTimeout(s) + ":"
+		return "Calls the playbook " + s.Call.Playbook + describeTimeout(s) + ":"
 	case s.Wait != nil && s.Wait.Until != nil:
 		return fmt.Sprintf("Waits until %s, at most %s", normalizeSpaces(s.Wait.Until.Source), duration.Format(s.Wait.Timeout))
 	case s.Wait != nil:
@@ -160,9 +161,9 @@ func (x *explainer) describeStep(p *Program, s *Step) string {
 		for _, a := range s.Assignments {
 			names = append(names, a.Name)
 		}
-		return "Remembers " + strings.Join(names, ", ")
+		return "Sets " + strings.Join(names, ", ")
 	case s.Stop != nil:
-		return "Stops here, with the outcome " + string(s.Stop.Outcome)
+		return "Stops with the outcome " + string(s.Stop.Outcome)
 	}
 	spec := p.catalog[s.Action]
 	text := spec.Name + ": " + lowerFirst(strings.TrimSuffix(spec.Doc, "."))
@@ -177,6 +178,7 @@ func (x *explainer) describeStep(p *Program, s *Step) string {
 	return text
 }
 
+// describeTimeout returns ", within DURATION"; "" without a timeout.
 func describeTimeout(s *Step) string {
 	if s.Timeout == 0 {
 		return ""
@@ -184,7 +186,7 @@ func describeTimeout(s *Step) string {
 	return ", within " + duration.Format(s.Timeout)
 }
 
-// describeApprovers says who is asked, and for how long.
+// describeApprovers names who is asked, and for how long.
 func describeApprovers(a *Approval) string {
 	var who []string
 	for _, g := range a.Groups {
@@ -198,10 +200,10 @@ func describeApprovers(a *Approval) string {
 	if a.Escalate != nil {
 		text += fmt.Sprintf(", and after %s also %s", duration.Format(a.Escalate.After), strings.Join(append(append([]string{}, a.Escalate.Groups...), a.Escalate.Users...), ", "))
 	}
-	return fmt.Sprintf("%s (%s, then it is a no)", text, duration.Format(max(a.Timeout, time.Second)))
+	return fmt.Sprintf("%s (denied after %s)", text, duration.Format(max(a.Timeout, time.Second)))
 }
 
-// lowerFirst begins a sentence inside of another, but for names that are written in capitals.
+// lowerFirst makes the first letter lowercase, unless the first word is all capitals.
 func lowerFirst(s string) string {
 	if len(s) > 1 && s[0] >= 'A' && s[0] <= 'Z' && s[1] >= 'a' && s[1] <= 'z' {
 		return string(s[0]+'a'-'A') + s[1:]
@@ -209,7 +211,7 @@ func lowerFirst(s string) string {
 	return s
 }
 
-// phaseBehaviors say what becomes of a step in each phase.
+// phaseBehaviors returns what happens to a step in each of the three phases.
 func (x *explainer) phaseBehaviors(p *Program, s *Step, inApproval bool) []string {
 	out := make([]string, 3)
 	for i := range out {
@@ -235,7 +237,8 @@ func phaseBehavior(p *Program, s *Step, phase int, inApproval bool) string {
 	}
 }
 
-// lowestClass is the least class of what an approval permits: it is asked where a yes would let anything of it run.
+// lowestClass returns the lowest class of the actions that an approval permits: the question is asked in every phase
+// in which an approval would let any of them run.
 func lowestClass(p *Program, steps []Step, least Class, deep int) Class {
 	rank := map[Class]int{ClassObserve: 0, ClassContain: 1, ClassDisrupt: 2}
 	take := func(c Class) {

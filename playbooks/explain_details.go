@@ -9,13 +9,13 @@ import (
 	"stanch/sensors/duration"
 )
 
-// describeStepDetails are what a step was given beyond what its sentence says: a line for each key, so that nothing of a playbook is
-// left out of its explanation.
+// describeStepDetails returns a line for each key of a step that its description does not mention, so that an
+// explanation leaves nothing of the playbook out.
 func describeStepDetails(s *Step) []string {
 	var out []string
 	add := func(format string, a ...any) { out = append(out, fmt.Sprintf(format, a...)) }
 	if s.ID != "" {
-		add("id: %s (later steps read it by this name)", s.ID)
+		add("id: %s (the name for later steps)", s.ID)
 	}
 	for _, a := range s.Arguments {
 		add("with %s: %s", a.Name, a.Value.sourceText())
@@ -27,13 +27,13 @@ func describeStepDetails(s *Step) []string {
 		add("timeout: %s", duration.Format(s.Timeout))
 	}
 	if r := s.Retry; r != nil {
-		add("retry: up to %d attempts, %s apart and doubling, while it fails", r.Attempts, duration.Format(r.Backoff))
+		add("retry: up to %d attempts, %s apart (doubling), while it fails", r.Attempts, duration.Format(r.Backoff))
 	}
 	if a := s.Approval; a != nil && a.Question != nil {
-		add("asks: %s", a.Question.sourceText())
+		add("question: %s", a.Question.sourceText())
 	}
 	if e := s.ForEach; e != nil && e.MaxItems != MaxItems {
-		add("max: more than %d elements are refused", e.MaxItems)
+		add("max: refused with more than %d elements", e.MaxItems)
 	}
 	if s.Stop != nil && s.Stop.Reason != nil {
 		add("reason: %s", s.Stop.Reason.sourceText())
@@ -41,7 +41,7 @@ func describeStepDetails(s *Step) []string {
 	return out
 }
 
-// sourceText is a text as it is written.
+// sourceText returns a text as it is written in the playbook.
 func (t *Template) sourceText() string {
 	var b strings.Builder
 	for _, part := range t.Parts {
@@ -54,7 +54,7 @@ func (t *Template) sourceText() string {
 	return normalizeSpaces(b.String())
 }
 
-// sourceText is a value as it is written, in one line.
+// sourceText returns a value as it is written in the playbook, in one line.
 func (v Value) sourceText() string {
 	switch {
 	case v.Expr != nil:
@@ -81,7 +81,7 @@ func (v Value) sourceText() string {
 	return string(raw)
 }
 
-// describe is an input in one line: its name, type, default and bounds.
+// describe returns an input in one line: its name, type, default and bounds.
 func (in Input) describe() string {
 	text := in.Name + ", " + in.Type
 	if in.Default == nil {

@@ -30,7 +30,8 @@ type Incident struct {
 	Scope string `json:"scope" expr:"scope"`
 	Phase int    `json:"phase" expr:"phase"`
 	Drill bool   `json:"drill,omitempty" expr:"drill"`
-	// Assignee is the person who took it over; Judged what a person says that it is ("false-positive"), and who.
+	// Assignee is the person who took the incident over. Disposition is as what DispositionBy resolved it: "false-positive",
+	// "true-positive" or "benign"; "" while it is not resolved.
 	Assignee      string `json:"assignee,omitempty" expr:"assignee"`
 	Disposition   string `json:"disposition,omitempty" expr:"disposition"`
 	DispositionBy string `json:"disposition_by,omitempty" expr:"disposition_by"`

@@ -11,12 +11,12 @@ trap 'go run ./testenv/kube/cmd/labnode down --state "$lab" >/dev/null 2>&1 || t
 export STANCH_LAB=$lab STANCH_BIN=$PWD/bin STANCH_BENCH_OUT=$PWD/bench.json
 : >"$STANCH_BENCH_OUT"
 n=${STANCH_BENCH_N:-30}
-go test -run '^$' -bench . -skip 'Simulate|Validate|Sensor(Cost|AtRest)|RingStorm|Recorded' -benchtime "${n}x" -timeout 60m ./testenv/bench
-# A few runs suffice: each one covers hundreds of incidents or a thousand playbooks.
+go test -run '^$' -bench . -skip 'Simulate|Validate|Sensor(Cost|Idle)|RingStorm|Recorded' -benchtime "${n}x" -timeout 60m ./testenv/bench
+# Neither needs more than a few runs: each is of hundreds of incidents, or of a thousand playbooks.
 go test -run '^$' -bench Validate -benchtime 5x -timeout 10m ./testenv/bench
 go test -run '^$' -bench Simulate -benchtime 1x -timeout 60m ./testenv/bench
-# These repeat internally: STANCH_BENCH_PAIRS pairs of a load with and without the sensor, bursts of 40,000 events.
-go test -run '^$' -bench 'Sensor(Cost|AtRest)|RingStorm' -benchtime 1x -timeout 60m ./testenv/bench
+# Each of these repeats itself: STANCH_BENCH_PAIRS pairs of a load with and without the sensor, storms of 40,000 events.
+go test -run '^$' -bench 'Sensor(Cost|Idle)|RingStorm' -benchtime 1x -timeout 60m ./testenv/bench
 go test -run '^$' -bench Recorded -benchtime 3s -timeout 10m ./testenv/bench
 go test -run '^$' -bench . -benchtime 1s ./sensors/rules ./sensors/probe ./sensors/redact
 cat "$STANCH_BENCH_OUT"

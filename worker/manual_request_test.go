@@ -151,7 +151,7 @@ func TestAPersonContainsByRequest(t *testing.T) {
 	q := gateway.ContainRequest{ID: "one", Target: testContainerID, Action: "pod.isolate", Duration: time.Hour, Reason: "beacons to 203.0.113.9"}
 
 	_, err := ask("mallory", q)
-	require.ErrorContains(t, err, "mallory may not contain container b0b0b0b0b0b0: that is for responders")
+	require.ErrorContains(t, err, "mallory is not allowed to contain container b0b0b0b0b0b0; allowed: responders")
 	nothing := q
 	nothing.Reason = " "
 	_, err = ask("alice", nothing)
@@ -166,7 +166,7 @@ func TestAPersonContainsByRequest(t *testing.T) {
 	gone := q
 	gone.Target = strings.Repeat("a", 64)
 	_, err = ask("alice", gone)
-	require.ErrorContains(t, err, "no connected node runs the container")
+	require.ErrorContains(t, err, "not running on any connected node")
 
 	// A dry run says what the plan and the guards say, and leaves nothing behind.
 	dry := q
@@ -246,7 +246,7 @@ func TestTheBeginningOfAContainersIDSuffices(t *testing.T) {
 	node.containerIDs = append(node.containerIDs, twin)
 	q := gateway.ContainRequest{ID: "one", Target: testContainerID[:12], Action: "pod.isolate", Duration: time.Hour, Reason: "beacons"}
 	_, err := ask("alice", q)
-	require.ErrorContains(t, err, "no connected node runs the container b0b0b0b0b0b0; no incident has a container whose id begins so: give its complete id")
+	require.ErrorContains(t, err, "find container b0b0b0b0b0b0: not running on any connected node; use the complete id")
 	q.Target = testContainerID
 	answer, err := ask("alice", q)
 	require.NoError(t, err)
@@ -260,7 +260,7 @@ func TestTheBeginningOfAContainersIDSuffices(t *testing.T) {
 	}
 	q.Target = testContainerID[:11]
 	_, err = ask("alice", q)
-	require.ErrorContains(t, err, "no connected node runs the container")
+	require.ErrorContains(t, err, "not running on any connected node")
 
 	q.Target, q.DryRun = twin, false
 	answer, err = ask("alice", q)
@@ -268,12 +268,13 @@ func TestTheBeginningOfAContainersIDSuffices(t *testing.T) {
 	waitForPlaybookRun(t, w, answer)
 	q.Target = testContainerID[:12]
 	_, err = ask("alice", q)
-	require.ErrorContains(t, err, "b0b0b0b0b0b0 is the beginning of 2 containers' ids; give one of them completely:\n  container/"+testContainerID+"\n  container/"+twin)
+	require.ErrorContains(t, err, "container id b0b0b0b0b0b0 matches 2 containers; use the complete id of one:\n  "+
+		"container/"+testContainerID+"\n  container/"+twin)
 }
 
-// Who calls an incident a false positive learns what that released and denied. A freeze that is longer than its action is
-// meant for says so before it runs.
-func TestWhatAFalsePositiveReleasesAndDeniesIsNamed(t *testing.T) {
+// A true positive changes nothing that is in force or asked; a false positive names what it released and denied. A dry run
+// warns of a freeze that is longer than its action is meant for.
+func TestDispositionNamesWhatItReleasesAndDenies(t *testing.T) {
 	w, _, ask := startRequestInstallation(t, manualRequestConfig)
 	q := gateway.ContainRequest{ID: "short", Target: testContainerID, Action: "pod.isolate", Duration: 5 * time.Minute, Reason: "beacons"}
 	answer, err := ask("alice", q)
@@ -286,7 +287,23 @@ func TestWhatAFalsePositiveReleasesAndDeniesIsNamed(t *testing.T) {
 		asked, err := w.QueryService.PendingApprovals(t.Context(), answer.IncidentID)
 		return err == nil && len(asked) == 1
 	}, 30*time.Second, 50*time.Millisecond)
-	done, err := w.ApprovalService.Triage(t.Context(), principalByName(w.Config, "bob"), gateway.TriageRequest{IncidentID: answer.IncidentID, Kind: incident.TriageFalsePositive})
+	resolve := func(kind incident.TriageKind) (*gateway.TriageResult, error) {
+		return w.ApprovalService.Triage(t.Context(), principalByName(w.Config, "bob"), gateway.TriageRequest{IncidentID: answer.IncidentID, Kind: kind})
+	}
+	_, err = resolve("nonsense")
+	require.ErrorContains(t, err, `invalid disposition "nonsense"; use false-positive, true-positive or benign`)
+	done, err := resolve(incident.TriageTruePositive)
+	require.NoError(t, err)
+	require.Empty(t, done.ReleasedLeases)
+	require.Empty(t, done.DeniedRequests)
+	require.Eventually(t, func() bool {
+		in, err := w.QueryService.Incident(t.Context(), answer.IncidentID)
+		return err == nil && in.Disposition == "true-positive" && in.DispositionBy == "bob"
+	}, 30*time.Second, 50*time.Millisecond)
+	asked, err := w.QueryService.PendingApprovals(t.Context(), answer.IncidentID)
+	require.NoError(t, err)
+	require.Len(t, asked, 1, "a true positive denies no question")
+	done, err = resolve(incident.TriageFalsePositive)
 	require.NoError(t, err)
 	require.Equal(t, []string{"pod.isolate of container b0b0b0b0b0b0 for 3h"}, done.DeniedRequests)
 	require.Len(t, done.ReleasedLeases, 1)
@@ -386,7 +403,7 @@ func TestQuestionsOfOneIncidentHaveNamesOfTheirOwn(t *testing.T) {
 	require.GreaterOrEqual(t, i, 0)
 	said, err := vote(asked[i].QualifiedID())
 	require.NoError(t, err)
-	require.Equal(t, `bob approved "pod.isolate of container b0b0b0b0b0b0" for 2d: 1 of 1 said yes (bob); it goes ahead`, said.Message)
+	require.Equal(t, `bob approved "pod.isolate of container b0b0b0b0b0b0" for 2d: 1 of 1 approved (bob); it runs now`, said.Message)
 	require.Eventually(t, func() bool { return len(node.lockedLeaseIDs()) == 1 }, 30*time.Second, 50*time.Millisecond)
 	asked, err = w.QueryService.PendingApprovals(t.Context(), answer.IncidentID)
 	require.NoError(t, err)

@@ -24,7 +24,7 @@ const (
 	SignalPlaybookReport  = "playbook-report" // playbook to incident
 	SignalLeaseReport     = "lease-report"    // lease to playbook and incident
 	SignalVote            = "vote"            // gateway to playbook
-	SignalTriage          = "triage"          // gateway to incident: taken over, false positive
+	SignalTriage          = "triage"          // gateway to incident: assigned, or resolved with a disposition
 	SignalSuspend         = "suspend"         // incident to playbook: a person decides from now on
 	SignalWatchIncident   = "watch"           // playbook to incident: say how it is whenever it changes
 	SignalUnwatchIncident = "unwatch"         // playbook to incident: nobody waits any more

@@ -13,22 +13,28 @@ import (
 	"stanch/sensors/baseline"
 )
 
+// baselineCommand returns `stanch-sensor baseline`, which reads the state directory of config.
 func baselineCommand(setup *agent.Config) *cobra.Command {
 	root := &cobra.Command{
-		Use: "baseline", Short: "What this node learnt of each image: programs and destinations", Args: cobra.NoArgs,
-		Long: `What this node learnt of each image: which programs its containers execute, and
-where they connect. After the time of learning (--learn) anything else is new for a
-day, makes detections surer, and fires the rules unusual-program and unusual-egress.
+		Use: "baseline", Short: "Manage what this node learned about images",
+		Long: `List, export and import the baselines of this node: for each image, the programs that its containers
+execute and the destinations that they connect to. After --learning-period any other program or
+destination counts as new for a day. It raises the confidence of detections, and fires the rules
+unusual-program and unusual-egress.
 
-` + "`stanch up`" + ` keeps its node's state in DATA/node.`,
+Export and import move baselines to new nodes, so that these need no learning period. The state
+directory of ` + "`stanch up`" + ` is DATA/node.`,
 		Example: `  stanch-sensor baseline list --state /var/lib/stanch-sensor
   stanch-sensor baseline export > baselines.json
   stanch-sensor baseline import baselines.json`,
 	}
 	var output string
 	list := &cobra.Command{
-		Use: "list", Short: "List the images, or show all of one", Args: cobra.MaximumNArgs(1),
-		Example: "  stanch-sensor baseline list\n  stanch-sensor baseline list sha256:0123… -o json",
+		Use: "list [DIGEST]", Short: "List images, or show the baseline of one",
+		Args: validateArgs(cobra.MaximumNArgs(1)),
+		Long: `List the images that this node learned or, given the digest of one, its programs and destinations.`,
+		Example: `  stanch-sensor baseline list
+  stanch-sensor baseline list sha256:9b2f0c4c6d1f7f3f6f2f4b8b2a1f0e9d8c7b6a5f4e3d2c1b0a9f8e7d6c5b4a39 -o json`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			images, err := selectBaselines(setup.StateDir, args)
 			if err != nil {
@@ -42,12 +48,14 @@ day, makes detections surer, and fires the rules unusual-program and unusual-egr
 			case "text":
 				return printBaselines(cmd.OutOrStdout(), images, len(args) == 1)
 			}
-			return usageError{fmt.Errorf("-o is text or json, not %q", output)}
+			return usageError{fmt.Errorf("invalid --output %q; use text or json", output)}
 		},
 	}
-	list.Flags().StringVarP(&output, "output", "o", "text", "text or json")
+	list.Flags().StringVarP(&output, "output", "o", "text", "the output `FORMAT`: text or json")
 	export := &cobra.Command{
-		Use: "export", Short: "Write all that was learnt, as of a minute ago, to standard output", Args: cobra.NoArgs,
+		Use: "export", Short: "Write all baselines to standard output", Args: validateArgs(cobra.NoArgs),
+		Long: `Write all baselines of this node to standard output, to import them on another node. A running
+sensor stores them every minute.`,
 		Example: "  stanch-sensor baseline export > baselines.json",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			b, err := readBaselines(setup.StateDir)
@@ -57,9 +65,12 @@ day, makes detections surer, and fires the rules unusual-program and unusual-egr
 			return b.Write(cmd.OutOrStdout())
 		},
 	}
-	take := &cobra.Command{
-		Use: "import FILE|-", Short: "Add what another node learnt", Args: cobra.ExactArgs(1),
-		Example: "  stanch-sensor baseline import baselines.json\n  ssh other stanch-sensor baseline export | stanch-sensor baseline import -",
+	importCmd := &cobra.Command{
+		Use: "import FILE|-", Short: "Import the baselines of another node", Args: validateArgs(cobra.ExactArgs(1)),
+		Long: `Add the baselines of another node, from a file or from standard input. The sensor reads them within
+a minute, or when it starts.`,
+		Example: `  stanch-sensor baseline import baselines.json
+  ssh other-node stanch-sensor baseline export | stanch-sensor baseline import -`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			in := cmd.InOrStdin()
 			if args[0] != "-" {
@@ -74,29 +85,32 @@ day, makes detections surer, and fires the rules unusual-program and unusual-egr
 			if err != nil {
 				return err
 			}
-			_, err = fmt.Fprintf(cmd.OutOrStdout(), "%d images: the sensor takes them in within a minute, or when it starts\n", n)
+			_, err = fmt.Fprintf(cmd.OutOrStdout(),
+				"queued %d images; the sensor imports them within a minute, or when it starts\n", n)
 			return err
 		},
 	}
-	root.AddCommand(list, export, take)
+	root.AddCommand(list, export, importCmd)
 	return root
 }
 
-// readBaselines reads the file and not more: a damaged one is left where it is, for the sensor that owns it.
+// readBaselines reads the baselines of a state directory. It changes nothing: a damaged file is left to the sensor
+// that owns it.
 func readBaselines(stateDir string) (*baseline.Baselines, error) {
 	name := agent.BaselinePath(stateDir)
 	f, err := os.Open(name)
 	if err != nil {
-		return nil, fmt.Errorf("nothing was learnt yet, or --state is another folder: %w", err)
+		return nil, fmt.Errorf("read the baselines: %w; wait until the sensor stores them, or set --state", err)
 	}
 	defer func() { _ = f.Close() }()
 	b := baseline.New(baseline.Options{MaxImages: 1 << 20})
 	if _, err := b.Read(f); err != nil {
-		return nil, fmt.Errorf("%s: %w", name, err)
+		return nil, fmt.Errorf("read %s: %w", name, err)
 	}
 	return b, nil
 }
 
+// selectBaselines returns the baselines of all images, or of the one with the digest.
 func selectBaselines(stateDir string, digest []string) ([]baseline.Image, error) {
 	b, err := readBaselines(stateDir)
 	if err != nil {
@@ -111,9 +125,10 @@ func selectBaselines(stateDir string, digest []string) ([]baseline.Image, error)
 			return []baseline.Image{image}, nil
 		}
 	}
-	return nil, fmt.Errorf("nothing was learnt of %q; `stanch-sensor baseline list` shows the digests", digest[0])
+	return nil, fmt.Errorf("unknown image %q; `stanch-sensor baseline list` lists the digests", digest[0])
 }
 
+// printBaselines prints a table of images; all adds the programs and destinations of each.
 func printBaselines(w io.Writer, images []baseline.Image, all bool) error {
 	t := tabwriter.NewWriter(w, 0, 8, 2, ' ', 0)
 	fmt.Fprintln(t, "DIGEST\tIMAGE\tSINCE\tLAST\tCONTAINERS\tPROGRAMS\tDESTINATIONS")

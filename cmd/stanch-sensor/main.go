@@ -1,5 +1,7 @@
-// Command stanch-sensor is the node agent: it watches containers through eBPF, reports detections to the gateway, and
-// holds what the gateway's authority permits it to hold. It links no Temporal and no Kubernetes client.
+// Command stanch-sensor is the node agent. It watches containers through eBPF, reports detections to the gateway, and
+// applies containments that the authority signed. It links no Temporal client and no Kubernetes client.
+//
+// Exit codes: 0 done, 1 an error, 2 wrong use.
 package main
 
 import (
@@ -27,7 +29,7 @@ import (
 	"stanch/sensors/snapshot"
 )
 
-// version is set by the build.
+// version is the version of this build, set with -ldflags; "dev" otherwise.
 var version = "dev"
 
 func main() {
@@ -36,7 +38,7 @@ func main() {
 			fmt.Fprintln(os.Stderr, "stanch-sensor:", err)
 			os.Exit(1)
 		}
-		os.Exit(0) // at once: a read may never end
+		os.Exit(0) // without waiting for a read that may never end
 	}
 	if len(os.Args) == 3 && os.Args[1] == agent.ThawCommand {
 		if err := snapshot.RunThawer(os.Args[2]); err != nil {
@@ -52,6 +54,7 @@ func main() {
 	}
 }
 
+// usageError is an error in how a command was called. Its exit code is 2.
 type usageError struct{ error }
 
 func exitCode(err error) int {
@@ -64,90 +67,121 @@ func exitCode(err error) int {
 func rootCommand() *cobra.Command {
 	setup := agent.Config{SnapshotProgram: []string{"/proc/self/exe", agent.SnapshotCommand}, ThawProgram: []string{"/proc/self/exe", agent.ThawCommand}}
 	var gatewayAddr, certs, output string
-	var enrol gatewayrpc.Enrollment
+	var enroll gatewayrpc.Enrollment
 	var events bool
 	root := &cobra.Command{
-		Use: "stanch-sensor", Short: "Watch the containers of this node and hold what Stanch contains",
-		Long: `Watch the containers of this node through eBPF, report detections to the gateway,
-and obey commands that carry the authority's proof. It dials out and opens no port.`,
+		Use: "stanch-sensor", Short: "Watch and contain the containers of this node",
+		Long: `Watch the containers of this node through eBPF, report detections to the gateway, and execute
+containment commands that the authority signed. Run it on every node of an installation with stanch
+worker; stanch up has its own sensor. It connects to the gateway, and opens no port.`,
 		Example: `  stanch-sensor --gateway stanch.example:7443 --certs /etc/stanch/node
   stanch-sensor watch -o json
-  stanch-sensor disarm`,
-		SilenceUsage: true, SilenceErrors: true, Version: version, Args: cobra.NoArgs,
+  stanch-sensor cleanup`,
+		SilenceUsage: true, SilenceErrors: true, Version: version, Args: validateArgs(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if gatewayAddr == "" || (certs == "") == (enrol.GatewayURL == "") {
-				return usageError{errors.New("give --gateway ADDR and either --certs DIR or --enrol URL, or run `stanch-sensor watch`")}
+			if gatewayAddr == "" || (certs == "") == (enroll.GatewayURL == "") {
+				return usageError{errors.New("--gateway and either --certs or --enroll are required; to watch " +
+					"without a gateway run `stanch-sensor watch`")}
 			}
-			return serveGateway(cmd.Context(), setup, gatewayAddr, certs, enrol)
+			return serveGateway(cmd.Context(), setup, gatewayAddr, certs, enroll)
 		},
 	}
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
 	f := root.PersistentFlags()
-	f.StringVar(&setup.Node, "node", os.Getenv("NODE_NAME"), "this node's name (default: the host's, or $NODE_NAME)")
-	f.StringVar(&setup.CRISocket, "cri", "", "the container runtime's CRI socket (default: the usual ones)")
-	f.StringVar(&setup.KubeletPath, "kubelet", "", "the path of this node's kubelet, where its program has an unusual name: a locked pod answers its probes")
-	f.StringArrayVar(&setup.RuleDirs, "rules", nil, "a `DIR` with rule packs beside the shipped ones")
-	f.StringVar(&setup.EgressLockDir, "lock-dir", "", "where the egress lock is pinned (default "+probe.DefaultEgressLockDir+")")
-	root.Flags().StringVar(&gatewayAddr, "gateway", "", "the gateway's address, host:port")
-	root.Flags().StringVar(&certs, "certs", "", "the `DIR` with node.crt, node.key, ca.crt and authority.json, as stanch cert node writes it")
-	f.StringVar(&setup.StateDir, "state", "/var/lib/stanch-sensor", "the `DIR` where the spool, the baselines and the freezer's list are kept; watch keeps nothing unless it is given")
-	f.Var(duration.NewFlag(&setup.LearningPeriod, 24*time.Hour), "learn", "how long an image is watched before anything that it does is unusual")
-	root.Flags().StringVar(&enrol.GatewayURL, "enrol", "", "get the first certificate here, with the token of this pod: https://HOST:PORT of the gateway's door for people")
-	root.Flags().StringVar(&enrol.TokenFile, "enrol-token", "/var/run/secrets/stanch/token", "the file with the token, made for the audience stanch-gateway")
-	root.Flags().StringVar(&enrol.CAFile, "enrol-ca", "/etc/stanch/ca/ca.crt", "the file with the installation's certificate authority")
+	f.StringVar(&setup.Node, "node", os.Getenv("NODE_NAME"),
+		"the `NAME` of this node (default: $NODE_NAME, else the host name)")
+	f.StringVar(&setup.CRISocket, "cri", "", "the CRI `SOCKET` of the container runtime (default: the common paths)")
+	f.StringVar(&setup.KubeletPath, "kubelet", "",
+		"the `PATH` of the kubelet's program, if its name is unusual; contained pods still answer the probes of "+
+			"the kubelet")
+	f.StringArrayVar(&setup.RuleDirs, "rules", nil, "a `DIR` with rule packs, in addition to the shipped ones")
+	f.StringVar(&setup.EgressLockDir, "lock-dir", "",
+		"the `DIR` where the egress lock is pinned (default "+probe.DefaultEgressLockDir+")")
+	root.Flags().StringVar(&gatewayAddr, "gateway", "", "the `HOST:PORT` of the gateway (required)")
+	root.Flags().StringVar(&certs, "certs", "",
+		"the `DIR` with node.crt, node.key, ca.crt and authority.json, as stanch cert node writes them")
+	f.StringVar(&setup.StateDir, "state", "/var/lib/stanch-sensor",
+		"the `DIR` of the detection spool, the baselines and the list of frozen cgroups; watch stores nothing "+
+			"unless it is set")
+	f.Var(duration.NewFlag(&setup.LearningPeriod, 24*time.Hour), "learning-period",
+		"how long an image is observed before its new behavior is unusual")
+	root.Flags().StringVar(&enroll.GatewayURL, "enroll", "",
+		"the `URL` to get the first certificate from, with the token of this pod: https://HOST:PORT of the "+
+			"gateway's --listen-api")
+	root.Flags().StringVar(&enroll.TokenFile, "enroll-token", "/var/run/secrets/stanch/token",
+		"the `FILE` with the token of this pod, for the audience stanch-gateway")
+	root.Flags().StringVar(&enroll.CAFile, "enroll-ca", "/etc/stanch/ca/ca.crt",
+		"the `FILE` with the CA certificate of the installation")
 
 	watch := &cobra.Command{
-		Use: "watch", Short: "Print detections, an object a line; needs nothing else running", Args: cobra.NoArgs,
+		Use: "watch", Short: "Print detections of this node", Args: validateArgs(cobra.NoArgs),
+		Long: `Print the detections of this node, one per line, without a gateway, to try the sensor or your rules.
+With --events print every event instead: record them with -o json for stanch rules test --events.`,
 		Example: "  stanch-sensor watch\n  stanch-sensor watch --events -o json | head",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if output != "text" && output != "json" {
-				return usageError{fmt.Errorf("-o is text or json, not %q", output)}
+				return usageError{fmt.Errorf("invalid --output %q; use text or json", output)}
 			}
 			if !cmd.Flags().Changed("state") {
-				setup.StateDir = "" // whoever only looks leaves nothing behind
+				setup.StateDir = "" // watching stores nothing by default
 			}
 			return printNodeEvents(cmd.Context(), cmd.OutOrStdout(), setup, events, output == "json")
 		},
 	}
-	watch.Flags().BoolVar(&events, "events", false, "print every event, not only detections")
-	watch.Flags().StringVarP(&output, "output", "o", "text", "text or json")
-	disarm := &cobra.Command{
-		Use: "disarm", Short: "Remove every egress lock, freeze, program and pin from this node", Args: cobra.NoArgs,
-		Example: "  stanch-sensor disarm",
+	watch.Flags().BoolVar(&events, "events", false, "print every event instead of detections")
+	watch.Flags().StringVarP(&output, "output", "o", "text", "the output `FORMAT`: text or json")
+	cleanup := &cobra.Command{
+		Use: "cleanup", Short: "Remove all containments from this node", Args: validateArgs(cobra.NoArgs),
+		Long: `Remove every egress lock, freeze, eBPF program and pin of Stanch from this node, after you stopped
+and uninstalled the sensor. While a sensor is running, cleanup is refused.`,
+		Example: "  stanch-sensor cleanup",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := errors.Join(probe.Cleanup(setup.EgressLockDir), thawAllCgroups(cmd.Context())); err != nil {
-				return fmt.Errorf("disarm: %w", err)
+				return err
 			}
-			_, err := fmt.Fprintln(cmd.OutOrStdout(), "disarmed: no egress lock and no freeze is left on this node")
+			_, err := fmt.Fprintln(cmd.OutOrStdout(), "removed all egress locks and freezes from this node")
 			return err
 		},
 	}
-	root.AddCommand(watch, disarm, baselineCommand(&setup))
+	root.AddCommand(watch, cleanup, baselineCommand(&setup))
 	return root
 }
 
-// openNodeCertificate gives the node's certificate: from a folder, or from the gateway. What is renewed is kept beside the spool.
-func openNodeCertificate(ctx context.Context, state, certs string, enrol gatewayrpc.Enrollment) (*gatewayrpc.NodeCertificate, *gatewayrpc.PinnedKeys, error) {
+// validateArgs makes the errors of an argument check usage errors that name the help.
+func validateArgs(check cobra.PositionalArgs) cobra.PositionalArgs {
+	return func(c *cobra.Command, args []string) error {
+		if err := check(c, args); err != nil {
+			return usageError{fmt.Errorf("invalid arguments: %w; see `%s --help`", err, c.CommandPath())}
+		}
+		return nil
+	}
+}
+
+// openNodeCertificate returns the node's certificate and the pinned keys of the authority, from the directory certs
+// or, if that is "", by enrolling with the gateway. Renewed certificates and later keys are stored in state. With an
+// error that is gatewayrpc.ErrDamagedPinnedKeys the certificate is valid, and the node may watch but not execute
+// commands.
+func openNodeCertificate(ctx context.Context, state, certs string, enroll gatewayrpc.Enrollment) (*gatewayrpc.NodeCertificate, *gatewayrpc.PinnedKeys, error) {
 	if err := os.MkdirAll(state, 0o700); err != nil {
 		return nil, nil, fmt.Errorf("open the state directory: %w", err)
 	}
-	enrol.CertificatePath, enrol.PinnedKeysPath = filepath.Join(state, "node.pem"), filepath.Join(state, gatewayrpc.AuthorityKeysFile)
+	enroll.CertificatePath, enroll.PinnedKeysPath = filepath.Join(state, "node.pem"), filepath.Join(state, gatewayrpc.AuthorityKeysFile)
 	if certs == "" {
-		return enrol.OpenOrEnroll(ctx)
+		return enroll.OpenOrEnroll(ctx)
 	}
 	tlsConfig, err := gatewayrpc.LoadTLS(certs, "node")
 	if err != nil {
 		return nil, nil, err
 	}
-	pins, damaged := gatewayrpc.LoadPinnedKeys(certs, enrol.PinnedKeysPath)
+	pins, damaged := gatewayrpc.LoadPinnedKeys(certs, enroll.PinnedKeysPath)
 	if damaged != nil && !errors.Is(damaged, gatewayrpc.ErrDamagedPinnedKeys) {
 		return nil, nil, damaged
 	}
-	identity, err := gatewayrpc.NewNodeCertificate(tlsConfig, enrol.CertificatePath)
+	identity, err := gatewayrpc.NewNodeCertificate(tlsConfig, enroll.CertificatePath)
 	return identity, pins, errors.Join(err, damaged)
 }
 
-// thawAllCgroups ends every freeze of Stanch's on this machine.
+// thawAllCgroups thaws every cgroup of this machine that Stanch froze.
 func thawAllCgroups(ctx context.Context) error {
 	root, err := containermeta.FindCgroupRoot()
 	if err != nil {
@@ -156,14 +190,15 @@ func thawAllCgroups(ctx context.Context) error {
 	return snapshot.NewFreezer(root, slog.Default()).ThawAll(ctx)
 }
 
-func serveGateway(ctx context.Context, setup agent.Config, address, certs string, enrol gatewayrpc.Enrollment) error {
+// serveGateway runs the sensor, connected to the gateway at address, until ctx ends.
+func serveGateway(ctx context.Context, setup agent.Config, address, certs string, enroll gatewayrpc.Enrollment) error {
 	setup.Log = slog.New(slog.NewTextHandler(os.Stderr, nil))
-	node, pins, err := openNodeCertificate(ctx, setup.StateDir, certs, enrol)
+	node, pins, err := openNodeCertificate(ctx, setup.StateDir, certs, enroll)
 	switch {
 	case err != nil && node == nil:
 		return err
-	case errors.Is(err, gatewayrpc.ErrDamagedPinnedKeys): // who cannot obey still watches
-		setup.Log.Error("every command is refused", "error", err)
+	case errors.Is(err, gatewayrpc.ErrDamagedPinnedKeys): // the node still watches and reports
+		setup.Log.Error("read the pinned keys; every command is refused", "error", err)
 	case err != nil:
 		return err
 	}
@@ -183,6 +218,8 @@ func serveGateway(ctx context.Context, setup agent.Config, address, certs string
 	return a.Serve(ctx, &gatewayrpc.Client{Address: address, NodeCertificate: node, PinnedKeys: pins, Node: a.Node, Version: version, Log: setup.Log}, spool)
 }
 
+// printNodeEvents prints the detections of this node or, with events, every event, until ctx ends. It applies no
+// containment.
 func printNodeEvents(ctx context.Context, out io.Writer, setup agent.Config, events, asJSON bool) error {
 	setup.DisableLock = true
 	setup.Log = slog.New(slog.NewTextHandler(os.Stderr, nil))
@@ -192,12 +229,12 @@ func printNodeEvents(ctx context.Context, out io.Writer, setup agent.Config, eve
 	}
 	defer closeAll()
 	if a.Probe == nil {
-		return errors.New("this kernel cannot be watched; `stanch doctor` says what it lacks")
+		return errors.New("load the probes: not supported by this kernel; `stanch doctor` shows what is missing")
 	}
 	var mu sync.Mutex
 	encoder := json.NewEncoder(out)
 	encoder.SetEscapeHTML(false)
-	say := func(v any, line string) {
+	printEvent := func(v any, line string) {
 		mu.Lock()
 		defer mu.Unlock()
 		if asJSON {
@@ -206,20 +243,23 @@ func printNodeEvents(ctx context.Context, out io.Writer, setup agent.Config, eve
 			_, _ = fmt.Fprintln(out, line)
 		}
 	}
-	fmt.Fprintln(os.Stderr, "watching; end with Ctrl-C")
+	fmt.Fprintln(os.Stderr, "watching; press Ctrl-C to stop")
 	var onEvent func(sensors.Event)
 	if events {
 		onEvent = func(e sensors.Event) {
-			say(e, fmt.Sprintf("%s %-7s %s pid=%d %q", e.Time.Format("15:04:05.000"), e.Kind, formatSubject(e), e.Process.PID, formatEvent(e)))
+			printEvent(e, fmt.Sprintf("%s %-7s %s pid=%d %q", e.Time.Format("15:04:05.000"), e.Kind, formatSubject(e),
+				e.Process.PID, formatEvent(e)))
 		}
 	}
 	return a.Watch(ctx, onEvent, func(d sensors.Detection) {
 		if !events {
-			say(d, fmt.Sprintf("%s %-8s %s: %s in %s: %q", d.Time.Format("15:04:05.000"), d.Severity, d.Rule, d.Title, formatSubject(d.Event), formatEvent(d.Event)))
+			printEvent(d, fmt.Sprintf("%s %-8s %s: %s in %s: %q", d.Time.Format("15:04:05.000"), d.Severity, d.Rule,
+				d.Title, formatSubject(d.Event), formatEvent(d.Event)))
 		}
 	})
 }
 
+// formatSubject returns NAMESPACE/NAME of the pod of an event, or the beginning of the id of its container.
 func formatSubject(e sensors.Event) string {
 	c := e.Container
 	if c.Pod.Name != "" {
@@ -228,6 +268,7 @@ func formatSubject(e sensors.Event) string {
 	return c.ID[:min(12, len(c.ID))]
 }
 
+// formatEvent describes what the process of an event did.
 func formatEvent(e sensors.Event) string {
 	switch e.Kind {
 	case sensors.KindConnect:

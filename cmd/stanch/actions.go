@@ -19,7 +19,7 @@ import (
 	"stanch/worker/gateway"
 )
 
-// actionDoc is an action as `stanch actions -o json` shows it.
+// actionDoc is one action in the output of `stanch actions -o json`.
 type actionDoc struct {
 	Name                string                           `json:"name"`
 	Verb                playbooks.Verb                   `json:"verb"`
@@ -55,11 +55,14 @@ func newActionDoc(s playbooks.ActionSpec) actionDoc {
 func actionsCommand() *cobra.Command {
 	var output string
 	c := &cobra.Command{
-		Use: "actions [NAME]", Short: "List what a step can do, or explain one action", Args: validateArgs(cobra.MaximumNArgs(1)),
+		Use: "actions [NAME]", Short: "List the actions of playbook steps, or describe one",
+		Args: validateArgs(cobra.MaximumNArgs(1)),
+		Long: `List the actions that the steps of a playbook can run. Given a name, describe one action while you
+write its step: its parameters, its outputs, and the permissions that it requires.`,
 		Example: "  stanch actions\n  stanch actions pod.isolate\n  stanch actions -o json",
 		RunE: func(cmd *cobra.Command, names []string) error {
 			out := cmd.OutOrStdout()
-			if len(names) == 1 { // as the STEP column writes it: "contain: pod.isolate"
+			if len(names) == 1 { // the form of the STEP column: "contain: pod.isolate"
 				if _, name, ok := strings.Cut(names[0], ": "); ok {
 					names[0] = name
 				}
@@ -77,7 +80,7 @@ func actionsCommand() *cobra.Command {
 				if hint == "" {
 					hint = "`stanch actions` lists them"
 				}
-				return fmt.Errorf("there is no action %q; %s", names[0], hint)
+				return fmt.Errorf("unknown action %q; %s", names[0], hint)
 			}
 			if output == "json" {
 				return printJSON(out, docs)
@@ -86,7 +89,7 @@ func actionsCommand() *cobra.Command {
 				d := docs[0]
 				fmt.Fprintf(out, "%s: %s\n%s\n\nclass %s, targets %s", d.Verb, d.Name, d.Doc, d.Class, strings.Join(d.Targets, ", "))
 				if d.Reversible {
-					fmt.Fprintf(out, ", a lease on %s: needs `for`", d.Facet)
+					fmt.Fprintf(out, ", a lease on the facet %s (needs the key for)", d.Facet)
 				}
 				fmt.Fprintln(out)
 				if t := worker.ActionCatalog()[d.Name].ParamType(); t != nil {
@@ -98,26 +101,28 @@ func actionsCommand() *cobra.Command {
 				if t := worker.ActionCatalog()[d.Name].OutputType(); t != nil {
 					for f := range t.Fields() {
 						if name, _, _ := strings.Cut(f.Tag.Get("json"), ","); name != "" && name != "-" {
-							fmt.Fprintf(out, "  gives        ID.%-20s %-8s %s\n", name, f.Type, f.Tag.Get("doc"))
+							fmt.Fprintf(out, "  output       ID.%-20s %-8s %s\n", name, f.Type, f.Tag.Get("doc"))
 						}
 					}
 				}
 				for _, r := range d.ApplyPermissions {
-					fmt.Fprintf(out, "  needs        %s %s\n", strings.Join(r.Verbs, ","), strings.Join(r.Resources, ","))
+					fmt.Fprintf(out, "  requires     %s %s\n", strings.Join(r.Verbs, ","),
+						strings.Join(r.Resources, ","))
 				}
 				for _, r := range d.ApplyIAMPermissions {
-					fmt.Fprintf(out, "  needs in AWS %s on %s\n", strings.Join(r.Actions, ","), strings.Join(r.Resources, ","))
+					fmt.Fprintf(out, "  requires IAM %s on %s\n", strings.Join(r.Actions, ","),
+						strings.Join(r.Resources, ","))
 				}
 				return nil
 			}
 			t := tabwriter.NewWriter(out, 0, 4, 2, ' ', 0)
-			fmt.Fprintln(t, "STEP\tCLASS\tLEASE\tWHAT IT DOES")
+			fmt.Fprintln(t, "STEP\tCLASS\tLEASE\tDESCRIPTION")
 			for _, d := range docs {
-				held := "-"
+				facet := "-"
 				if d.Reversible {
-					held = string(d.Facet)
+					facet = string(d.Facet)
 				}
-				fmt.Fprintf(t, "%s: %s\t%s\t%s\t%s\n", d.Verb, d.Name, d.Class, held, d.Doc)
+				fmt.Fprintf(t, "%s: %s\t%s\t%s\t%s\n", d.Verb, d.Name, d.Class, facet, d.Doc)
 			}
 			return t.Flush()
 		},
@@ -126,17 +131,19 @@ func actionsCommand() *cobra.Command {
 	return c
 }
 
-func requireOneSchemaName(_ *cobra.Command, given []string) error {
-	if len(given) != 1 {
-		return errors.New("name one schema: playbook, test, rules, config, incident or recording")
+func requireOneSchemaName(_ *cobra.Command, names []string) error {
+	if len(names) != 1 {
+		return errors.New("one schema name is required: playbook, test, rules, config, incident or recording")
 	}
 	return nil
 }
 
 func schemaCommand() *cobra.Command {
 	return &cobra.Command{
-		Use: "schema playbook|test|rules|config|incident|recording", Short: "Print a JSON Schema, for editors and pipelines", Args: validateArgs(requireOneSchemaName),
-		Long: `Print a JSON Schema. Editors with the YAML language server complete and explain with it if a file begins with:
+		Use: "schema playbook|test|rules|config|incident|recording", Short: "Print the JSON Schema of a file format",
+		Args: validateArgs(requireOneSchemaName),
+		Long: `Print the JSON Schema of a file format, for editors and pipelines. An editor with the YAML language
+server completes and checks a file that begins with:
 
   # yaml-language-server: $schema=playbook.schema.json`,
 		ValidArgs: []string{"playbook", "test", "rules", "config", "incident", "recording"},
@@ -154,11 +161,12 @@ func schemaCommand() *cobra.Command {
 			case "config":
 				schema = reflector.Reflect(config.Config{})
 			case "incident":
-				schema = reflector.Reflect(gateway.IncidentView{}) // what `stanch incidents ID -o json` prints
+				schema = reflector.Reflect(gateway.IncidentView{}) // the output of `stanch incidents ID -o json`
 			case "recording":
 				schema = recording.Schema()
 			default:
-				return usageError{fmt.Errorf("there is no schema %q: playbook, test, rules, config, incident, recording", a[0])}
+				return usageError{fmt.Errorf("unknown schema %q; use playbook, test, rules, config, incident or "+
+					"recording", a[0])}
 			}
 			return printJSON(cmd.OutOrStdout(), schema)
 		},

@@ -24,49 +24,56 @@ func auditCommand(g *globalFlags) *cobra.Command {
 	var verify bool
 	var recorded string
 	c := &cobra.Command{
-		Use: "audit ID", Short: "Tell an incident's story from its history, and verify it", Args: validateArgs(cobra.ExactArgs(1)),
-		Long: `Tell an incident from the first event to the last lease undone, recomputed from the
-histories that Temporal holds (or, once it no longer does, from the archive in the
-data directory). Every line ends with the event of history that says so.
+		Use: "audit ID", Short: "Show an incident's audit timeline, and verify it",
+		Args: validateArgs(cobra.ExactArgs(1)),
+		Long: `Show what happened in an incident, from the first event to the last lease undone, when you review or
+report it. The timeline is reconstructed from the workflow histories in Temporal or, once Temporal
+has deleted them, from the archive in the data directory. Every line ends with the history event
+that records it.
 
-With --verify it is checked besides: that every payload decrypts, that every proof
-holds, that the stored incident, the archive and the evidence say the same. Every
-difference is named, and the exit code is 1 if there is one.`,
-		Example: "  stanch audit INC-01JABC…\n  stanch audit INC-01JABC… --verify\n  stanch audit INC-01JABC… -o html > story.html",
+With --verify also check that every payload decrypts, that every signature is valid, and that the
+stored incident, the archive and the evidence agree with the histories. Every difference is listed;
+exit code 1 means that there is one.`,
+		Example: `  stanch audit INC-01JABCDEFGHJKMNPQRSTVWXYZ0
+  stanch audit INC-01JABCDEFGHJKMNPQRSTVWXYZ0 --verify
+  stanch audit INC-01JABCDEFGHJKMNPQRSTVWXYZ0 --verify --recording miner.json
+  stanch audit INC-01JABCDEFGHJKMNPQRSTVWXYZ0 -o html > timeline.html`,
 		RunE: func(cmd *cobra.Command, ids []string) error {
 			if recorded != "" && !verify {
-				return usageError{errors.New("--recording is checked with --verify")}
+				return usageError{errors.New("--recording requires --verify")}
 			}
-			story, err := g.loadTimeline(cmd.Context(), ids[0], verify)
+			timeline, err := g.loadTimeline(cmd.Context(), ids[0], verify)
 			if err != nil {
 				return err
 			}
 			if recorded != "" {
-				if err := checkRecordingMatches(recorded, &story); err != nil {
+				if err := checkRecordingMatches(recorded, &timeline); err != nil {
 					return err
 				}
 			}
 			switch output {
 			case "json":
-				err = printJSON(cmd.OutOrStdout(), story)
+				err = printJSON(cmd.OutOrStdout(), timeline)
 			case "html":
-				err = audit.WriteHTML(cmd.OutOrStdout(), story)
+				err = audit.WriteHTML(cmd.OutOrStdout(), timeline)
 			default:
-				printTimeline(cmd.OutOrStdout(), story)
+				printTimeline(cmd.OutOrStdout(), timeline)
 			}
-			if err == nil && story.Verification != nil && !story.Verification.OK {
+			if err == nil && timeline.Verification != nil && !timeline.Verification.OK {
 				return errReported
 			}
 			return err
 		},
 	}
-	c.Flags().BoolVar(&verify, "verify", false, "check every proof, the archive and the evidence, and name every difference")
-	c.Flags().StringVar(&recorded, "recording", "", "with --verify: check this recording of the incident too")
+	c.Flags().BoolVar(&verify, "verify", false,
+		"check every signature, the archive and the evidence, and list every difference")
+	c.Flags().StringVar(&recorded, "recording", "", "with --verify: also check this recording `FILE` of the incident")
 	addFormatFlag(c, &output, "text", "json", "html")
 	return c
 }
 
-// checkRecordingMatches compares a recording with its own hash, and with the story of its incident.
+// checkRecordingMatches adds to the verification how a recording differs from its own hash and from the timeline of
+// its incident.
 func checkRecordingMatches(file string, s *audit.Timeline) error {
 	raw, err := readBounded(file, recording.MaxBytes)
 	if err != nil {
@@ -77,14 +84,14 @@ func checkRecordingMatches(file string, s *audit.Timeline) error {
 		v.OK = false
 		v.Differences = append(v.Differences, audit.Difference{Description: file + ": " + fmt.Sprintf(format, args...)})
 	}
-	v.Checked = append(v.Checked, "the recording "+file+" against its own SHA-256, and its steps against the history")
+	v.Checked = append(v.Checked, "the recording "+file+" against its own SHA-256, and its steps against the histories")
 	r, err := recording.Decode(raw)
 	if err != nil {
 		differ("%v", err)
 		return nil
 	}
 	if r.Incident.ID != s.IncidentID {
-		differ("it is of %s", r.Incident.ID)
+		differ("the recording is of incident %s", r.Incident.ID)
 		return nil
 	}
 	var steps []string
@@ -94,56 +101,67 @@ func checkRecordingMatches(file string, s *audit.Timeline) error {
 		}
 	}
 	for _, step := range r.Steps {
-		said := fmt.Sprintf("%s: %s on %s was %s", step.Playbook, step.Action, step.Target, step.Outcome)
-		if i := slices.Index(steps, said); i >= 0 {
+		recorded := fmt.Sprintf("%s: %s on %s was %s", step.Playbook, step.Action, step.Target, step.Outcome)
+		if i := slices.Index(steps, recorded); i >= 0 {
 			steps = slices.Delete(steps, i, i+1)
 		} else {
-			differ("it says that %s, and the history does not", said)
+			differ("in the recording and not in the histories: %s", recorded)
 		}
 	}
-	for _, said := range steps {
-		differ("it leaves out that %s", said)
+	for _, missing := range steps {
+		differ("in the histories and not in the recording: %s", missing)
 	}
 	return nil
 }
 
-// loadTimeline asks the running Stanch; without one the archive of the data directory is read.
+// loadTimeline reads an incident's timeline from the running Stanch or, without one, from the archive in the data
+// directory.
 func (g *globalFlags) loadTimeline(ctx context.Context, id string, verify bool) (audit.Timeline, error) {
-	var story audit.Timeline
+	var timeline audit.Timeline
 	path := "/v1/audit/" + id
 	if verify {
 		path += "?verify=1"
 	}
 	if _, err := os.Stat(g.socketPath()); !errors.Is(err, fs.ErrNotExist) {
-		err := g.newAPIClient().get(ctx, path, &story)
-		return story, err
+		err := g.newAPIClient().get(ctx, path, &timeline)
+		return timeline, err
 	}
 	auditor, err := worker.OpenAuditor(g.dataDir)
 	if err != nil {
-		return story, fmt.Errorf("no Stanch runs here (there is no %s), and the archive cannot be read: %w; start `stanch up`, or name its --data", g.socketPath(), err)
+		return timeline, fmt.Errorf("read incident %s: Stanch is not running (no socket at %s) and the archive "+
+			"cannot be read: %w; start `stanch up`, or set --data", id, g.socketPath(), err)
 	}
-	story, err = auditor.Audit(ctx, id, verify)
-	return story, explainOffline(err, g)
+	timeline, err = auditor.Audit(ctx, id, verify)
+	return timeline, explainOffline(err, g)
 }
 
-// explainOffline says of an incident that only a running Stanch could know that none runs.
+// explainOffline adds to an unknown incident that the archive has closed incidents only, and that no Stanch is running.
 func explainOffline(err error, g *globalFlags) error {
 	if errors.Is(err, worker.ErrUnknownIncident) {
-		return fmt.Errorf("no Stanch runs here (there is no %s), and the archive holds closed incidents only: %w", g.socketPath(), err)
+		return fmt.Errorf("%w; the archive has closed incidents only, and Stanch is not running (no socket at %s); "+
+			"start `stanch up`, or set --data", err, g.socketPath())
 	}
 	return err
 }
 
-// addFormatFlag adds -o with the formats given, the first being the default.
+// addFormatFlag adds -o with the given formats, the first being the default, and makes any other format a usage error.
 func addFormatFlag(c *cobra.Command, out *string, formats ...string) {
-	c.Flags().StringVarP(out, "output", "o", formats[0], strings.Join(formats, ", "))
+	c.Flags().StringVarP(out, "output", "o", formats[0], "the output `FORMAT`: "+joinOr(formats))
 	run := c.RunE
 	c.RunE = func(cmd *cobra.Command, args []string) error {
 		if slices.Contains(formats, *out) {
 			return run(cmd, args)
 		}
-		return usageError{fmt.Errorf("-o is one of %s, not %q", strings.Join(formats, ", "), *out)}
+		return usageError{fmt.Errorf("invalid --output %q; use %s", *out, joinOr(formats))}
 	}
+}
+
+// joinOr lists alternatives in a sentence: "text, json or html".
+func joinOr(names []string) string {
+	if len(names) < 2 {
+		return strings.Join(names, "")
+	}
+	return strings.Join(names[:len(names)-1], ", ") + " or " + names[len(names)-1]
 }
 
 func printTimeline(out io.Writer, s audit.Timeline) {
@@ -161,7 +179,7 @@ func printTimeline(out io.Writer, s audit.Timeline) {
 	for _, f := range s.Playbooks {
 		p("playbook   %s, %s, SHA-256 %s", f.Name, f.File, f.SourceHash)
 	}
-	p("told from  %d histories in %s; times are UTC", len(s.Histories), map[string]string{"temporal": "Temporal", "archive": "the archive"}[s.Source])
+	p("source     reconstructed from %s; times are UTC", formatHistoryCount(len(s.Histories), s.Source))
 	p("")
 	day := ""
 	chains := countRuns(s)
@@ -182,10 +200,18 @@ func printTimeline(out io.Writer, s audit.Timeline) {
 	printDifferences(p, s, chains)
 }
 
+// formatHistoryCount names the histories that a timeline is reconstructed from: "3 Temporal workflow histories".
+func formatHistoryCount(n int, source string) string {
+	kind := map[string]string{"temporal": "Temporal", "archive": "archived"}[source]
+	return formatCount(n, kind+" workflow history", kind+" workflow histories")
+}
+
 func formatEffect(e audit.ContainmentEffect) string {
 	switch {
 	case e.UndoneEvent != nil:
-		return fmt.Sprintf("in force from %s to %s (%s), observed %d times between; undone: %s", e.AppliedAt.UTC().Format("15:04:05"), e.UndoneAt.UTC().Format("15:04:05"), duration.FormatApprox(e.UndoneAt.Sub(e.AppliedAt)), e.VerificationCount, e.UndoReason)
+		return fmt.Sprintf("in force from %s to %s (%s), verified %s; undone: %s", e.AppliedAt.UTC().Format("15:04:05"),
+			e.UndoneAt.UTC().Format("15:04:05"), duration.FormatApprox(e.UndoneAt.Sub(e.AppliedAt)),
+			formatCount(e.VerificationCount, "time", "times"), e.UndoReason)
 	case e.State == "in force":
 		return fmt.Sprintf("in force since %s, until %s", e.AppliedAt.UTC().Format("15:04:05"), e.ExpiresAt.UTC().Format(time.DateTime))
 	}
@@ -207,13 +233,13 @@ func printDifferences(p func(string, ...any), s audit.Timeline, chains map[strin
 		p("DIFFERENT  %s  [%s]", d.Description, formatReference(d.EventRef, chains))
 	}
 	if s.Verification.OK {
-		p("verified: nothing differs")
+		p("verified: no differences")
 	} else {
-		p("NOT verified: %d differences", len(s.Verification.Differences))
+		p("NOT verified: %s", formatCount(len(s.Verification.Differences), "difference", "differences"))
 	}
 }
 
-// countRuns counts the runs of each workflow: where there are several, a reference names the run.
+// countRuns returns the number of runs by workflow id. A reference to a workflow with several runs names the run.
 func countRuns(s audit.Timeline) map[string]int {
 	n := map[string]int{}
 	for _, h := range s.Histories {

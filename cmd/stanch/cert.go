@@ -17,43 +17,45 @@ import (
 	"stanch/worker/authority"
 )
 
+// listenTCP listens on a TCP address.
 func listenTCP(address string) (net.Listener, error) { return net.Listen("tcp", address) } //nolint:noctx,wrapcheck // at once
 
 func certCommand(g *globalFlags) *cobra.Command {
 	var pki, keys, out string
 	c := &cobra.Command{
-		Use: "cert", Short: "Make an installation's keys, and certificates for its nodes",
+		Use: "cert", Short: "Create an installation's keys and node certificates",
+		Long: `Create and rotate the keys of an installation that runs stanch worker, and issue certificates for
+its nodes. stanch up creates its own keys.`,
 		Example: "  stanch cert authority --out ./secrets\n  stanch cert node worker-7 --pki ./secrets/pki --out ./worker-7",
-		Args:    validateArgs(cobra.NoArgs),
-		RunE:    func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	node := &cobra.Command{
-		Use: "node NAME", Short: "Issue the certificate with which a node's sensor dials in", Args: validateArgs(cobra.ExactArgs(1)),
-		Long: `Issue node.crt, node.key, ca.crt and authority.json for one node. NAME is the node's
-name in Kubernetes: the gateway accepts detections about a pod only from the node
-that it runs on. authority.json holds the public keys whose commands the node obeys;
-later keys must be signed by the ones before. Put the folder on that node, and
-nowhere else.`,
+		Use: "node NAME", Short: "Issue a certificate for the sensor of a node", Args: validateArgs(cobra.ExactArgs(1)),
+		Long: `Issue node.crt, node.key, ca.crt and authority.json for one node, when its sensor does not get a
+certificate from the gateway by itself (stanch-sensor --enroll). NAME is the node's name in
+Kubernetes: the gateway accepts detections about a pod only from the node that the pod runs on.
+authority.json has the public keys that sign commands to the node; each later key must be signed by
+an earlier one. Copy the directory to that node and to no other.`,
 		Example: "  stanch cert node worker-7 --pki ./secrets/pki --out ./worker-7",
 		RunE: func(cmd *cobra.Command, names []string) error {
 			if out == "" {
-				return usageError{errors.New("say where to with --out DIR")}
+				return usageError{errors.New("missing --out; name the directory to write")}
 			}
 			if !nodeNamePattern.MatchString(names[0]) {
-				return usageError{fmt.Errorf("%q is not a node's name; `kubectl get nodes` lists them", names[0])}
+				return usageError{fmt.Errorf("invalid node name %q; `kubectl get nodes` lists the names", names[0])}
 			}
 			if pki == "" {
 				pki = filepath.Join(g.dataDir, "pki")
 			}
 			if !fileExists(filepath.Join(pki, "ca.key")) {
-				return fmt.Errorf("there is no certificate authority in %s; name it with --pki, or make one with `stanch cert authority`", pki)
+				return fmt.Errorf("open the certificate authority: no ca.key in %s; set --pki, or create one with "+
+					"`stanch cert authority`", pki)
 			}
 			if keys == "" {
 				keys = filepath.Join(filepath.Dir(filepath.Clean(pki)), "keys")
 			}
 			auth, err := authority.OpenExisting(keys)
 			if err != nil {
-				return fmt.Errorf("read the authority's keys: %w; name their folder with --keys", err)
+				return fmt.Errorf("read the authority's keys: %w; set --keys to their directory", err)
 			}
 			ca, err := authority.OpenOrCreatePKI(pki)
 			if err != nil {
@@ -65,31 +67,37 @@ nowhere else.`,
 			if err := writeKeySet(filepath.Join(out, gatewayrpc.AuthorityKeysFile), auth.KeySet()); err != nil {
 				return err
 			}
-			fmt.Fprintf(cmd.OutOrStdout(), "%s holds the certificate of node %s for 90 days\n", out, names[0])
+			fmt.Fprintf(cmd.OutOrStdout(), "%s has the certificate of node %s, valid for 90 days\n", out, names[0])
 			return nil
 		},
 	}
-	node.Flags().StringVar(&pki, "pki", "", "the folder of the certificate authority (default: DATA/pki)")
-	node.Flags().StringVar(&keys, "keys", "", "the folder with authority.seed (default: keys beside --pki)")
-	node.Flags().StringVar(&out, "out", "", "the folder to write (required)")
-	all := &cobra.Command{
-		Use: "authority", Short: "Make the keys that all workers of an installation share", Args: validateArgs(cobra.NoArgs),
-		Long: `Make DIR/keys (what signs grants and what encrypts payloads) and DIR/pki (the
-certificate authority). What is there is kept.`,
+	node.Flags().StringVar(&pki, "pki", "", "the `DIR` of the certificate authority (default: DATA/pki)")
+	node.Flags().StringVar(&keys, "keys", "", "the `DIR` with authority.seed (default: keys next to --pki)")
+	node.Flags().StringVar(&out, "out", "", "the `DIR` to write (required)")
+	authorityCmd := &cobra.Command{
+		Use: "authority", Short: "Create the keys that all workers of an installation share",
+		Args: validateArgs(cobra.NoArgs),
+		Long: `Create DIR/keys (the keys that sign grants and encrypt payloads) and DIR/pki (the certificate
+authority) before the first start of stanch worker. Existing keys are kept.`,
 		Example: "  stanch cert authority --out ./secrets",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if out == "" {
-				return usageError{errors.New("say where to with --out DIR")}
+				return usageError{errors.New("missing --out; name the directory to write")}
 			}
 			if err := createAuthority(out); err != nil {
 				return err
 			}
-			_, err := fmt.Fprintf(cmd.OutOrStdout(), "%s holds the keys; `stanch manifests` says how they become secrets. Keep a copy offline:\nwithout codec.key nobody reads the incidents, without authority.seed nobody releases a lease before its end.\n", out)
+			_, err := fmt.Fprintf(cmd.OutOrStdout(),
+				"%s has the keys; `stanch manifests` prints how to make Kubernetes secrets of them. Keep a copy "+
+					"offline:\n"+
+					"without codec.key incidents cannot be read; without authority.seed leases cannot be released "+
+					"before they end.\n", out)
 			return err
 		},
 	}
-	all.Flags().StringVar(&out, "out", "", "the folder to write (required)")
-	c.AddCommand(all, node, publicKeyCommand(g), rotateKeyCommand(g))
+	authorityCmd.Flags().StringVar(&out, "out", "", "the `DIR` to write (required)")
+	c.AddCommand(authorityCmd, node, publicKeyCommand(g), rotateKeyCommand(g))
+	requireSubcommand(c)
 	return c
 }
 
@@ -104,9 +112,9 @@ func writeKeySet(path string, set attestation.KeySet) error {
 	return nil
 }
 
-// addKeysFlag names the folder with the authority's key.
+// addKeysFlag adds --keys and returns a function that returns the directory of the authority's keys.
 func addKeysFlag(c *cobra.Command, g *globalFlags) func() string {
-	dir := c.Flags().String("keys", "", "the folder with authority.seed (default: DATA/keys)")
+	dir := c.Flags().String("keys", "", "the `DIR` with authority.seed (default: DATA/keys)")
 	return func() string {
 		if *dir != "" {
 			return *dir
@@ -117,7 +125,9 @@ func addKeysFlag(c *cobra.Command, g *globalFlags) func() string {
 
 func publicKeyCommand(g *globalFlags) *cobra.Command {
 	c := &cobra.Command{
-		Use: "public", Short: "Print the authority's public keys, with which evidence is verified elsewhere", Args: validateArgs(cobra.NoArgs),
+		Use: "public", Short: "Print the authority's public keys", Args: validateArgs(cobra.NoArgs),
+		Long: `Print the authority's public keys, one per line, to verify evidence on another machine with stanch
+evidence verify --keys.`,
 		Example: "  stanch cert public > authority.pub",
 	}
 	dir := addKeysFlag(c, g)
@@ -137,23 +147,25 @@ func publicKeyCommand(g *globalFlags) *cobra.Command {
 func rotateKeyCommand(g *globalFlags) *cobra.Command {
 	var distrust, payload bool
 	c := &cobra.Command{
-		Use: "rotate", Short: "Make a new signing key, or payload key; what holds under the old one goes on", Args: validateArgs(cobra.NoArgs),
-		Long: `Make a new key that signs grants, attestations and tokens. What the old one signed is
-still believed: leases go on, evidence still verifies. With --distrust it is not:
-use that for a key that somebody else may have; what holds then ends by itself.
+		Use: "rotate", Short: "Rotate the signing key or the payload key", Args: validateArgs(cobra.NoArgs),
+		Long: `Create a new key that signs grants, attestations and tokens, on your rotation schedule or after a
+key leaked. Signatures of the old key stay valid: leases go on, and evidence still verifies. With
+--distrust they become invalid; use it when somebody else may have the old key. Leases in force then
+end on time and cannot be released early.
 
-With --payload make a new key that encrypts what Temporal stores; the old one still
-reads. Restart every worker after either.`,
+With --payload create a new key that encrypts what Temporal stores; the old key still decrypts.
+Restart every worker after either rotation.`,
 		Example: "  stanch cert rotate\n  stanch cert rotate --payload\n  stanch cert rotate --distrust --keys ./secrets/keys",
 	}
 	dir := addKeysFlag(c, g)
-	c.Flags().BoolVar(&distrust, "distrust", false, "believe nothing any more that the old key signed")
-	c.Flags().BoolVar(&payload, "payload", false, "rotate the key that encrypts payloads instead")
+	c.Flags().BoolVar(&distrust, "distrust", false, "make every signature of the old key invalid")
+	c.Flags().BoolVar(&payload, "payload", false, "rotate the key that encrypts payloads, instead of the signing key")
 	c.RunE = func(cmd *cobra.Command, _ []string) error {
 		rotate := func() (string, string, error) { return authority.RotateSigningKey(dir(), distrust) }
 		if payload {
 			if distrust {
-				return usageError{errors.New("a payload key is not distrusted: without it nobody reads what it encrypted")}
+				return usageError{errors.New("--distrust does not apply to --payload: existing payloads could not " +
+					"be read without the old key")}
 			}
 			rotate = func() (string, string, error) { return worker.RotateCodecKey(dir()) }
 		}
@@ -161,7 +173,8 @@ reads. Restart every worker after either.`,
 		if err != nil {
 			return err
 		}
-		_, err = fmt.Fprintf(cmd.OutOrStdout(), "%s took the place of %s. Restart every worker (in a cluster: update the secret first).\n", after, before)
+		_, err = fmt.Fprintf(cmd.OutOrStdout(),
+			"key %s replaces %s. Restart every worker (in a cluster: update the secret first).\n", after, before)
 		return err
 	}
 	return c
@@ -171,7 +184,7 @@ var nodeNamePattern = regexp.MustCompile(`^[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$
 
 func createAuthority(dir string) error {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return fmt.Errorf("make %s: %w", dir, err)
+		return fmt.Errorf("create %s: %w", dir, err)
 	}
 	if _, err := authority.OpenOrCreate(filepath.Join(dir, "keys")); err != nil {
 		return err

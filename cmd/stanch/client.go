@@ -22,24 +22,25 @@ import (
 	"stanch/sensors/gatewayrpc"
 )
 
-// apiError is an error that Stanch answered, with its HTTP status.
+// apiError is an error response of Stanch.
 type apiError struct {
 	statusCode int
 	message    string
 }
 
+// Error returns the message of the response.
 func (r *apiError) Error() string { return r.message }
 
-// apiClient is the client of the running Stanch's local socket or, with a server, of its API in a cluster.
+// apiClient calls the API of a running Stanch: on its local socket or, with a server address, in a cluster.
 type apiClient struct {
 	socketPath string
-	drillKey   string // the key of a drill
+	drillKey   string // the key of a drill; "" outside of drills
 	server     remoteServer
 }
 
-// remoteServer is how to reach an API in a cluster.
+// remoteServer says how to connect to the API in a cluster.
 type remoteServer struct {
-	address   string // host:port
+	address   string // HOST:PORT; "" uses the local socket
 	tokenFile string // a file with a Kubernetes token
 	caFile    string // a file with the certificate authority of `stanch cert authority`
 }
@@ -48,7 +49,7 @@ func (g *globalFlags) newAPIClient() *apiClient {
 	return &apiClient{socketPath: g.socketPath(), server: g.remoteServer}
 }
 
-// transport gives how to reach Stanch, what to put before a path, and the token to show.
+// transport returns the transport to Stanch, the base URL, and the bearer token; the token is "" on the local socket.
 func (l *apiClient) transport() (t *http.Transport, base, token string, err error) {
 	if l.server.address == "" {
 		return &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
@@ -56,7 +57,8 @@ func (l *apiClient) transport() (t *http.Transport, base, token string, err erro
 		}}, "http://stanch", "", nil
 	}
 	if l.server.tokenFile == "" || l.server.caFile == "" {
-		return nil, "", "", usageError{errors.New("--server needs --token-file (kubectl create token NAME --audience stanch) and --server-ca (pki/ca.crt)")}
+		return nil, "", "", usageError{errors.New("--server requires --token-file (kubectl create token NAME " +
+			"--audience stanch) and --server-ca (pki/ca.crt)")}
 	}
 	raw, err := os.ReadFile(l.server.tokenFile)
 	if err != nil {
@@ -64,11 +66,11 @@ func (l *apiClient) transport() (t *http.Transport, base, token string, err erro
 	}
 	pem, err := os.ReadFile(l.server.caFile)
 	if err != nil {
-		return nil, "", "", fmt.Errorf("read the certificate authority: %w", err)
+		return nil, "", "", fmt.Errorf("read the CA certificate: %w", err)
 	}
 	pool := x509.NewCertPool()
 	if !pool.AppendCertsFromPEM(pem) {
-		return nil, "", "", fmt.Errorf("%s holds no certificate", l.server.caFile)
+		return nil, "", "", fmt.Errorf("read the CA certificate: %s has no valid PEM certificate", l.server.caFile)
 	}
 	t = &http.Transport{DisableKeepAlives: true, TLSClientConfig: &tls.Config{MinVersion: tls.VersionTLS13, RootCAs: pool, ServerName: gatewayrpc.ServerName}}
 	return t, "https://" + l.server.address, strings.TrimSpace(string(raw)), nil
@@ -90,7 +92,7 @@ func (l *apiClient) doRequest(ctx context.Context, method, path string, in, out 
 	}
 	r, err := http.NewRequestWithContext(ctx, method, base+path, body)
 	if err != nil {
-		return fmt.Errorf("make the request: %w", err)
+		return fmt.Errorf("create the request: %w", err)
 	}
 	if l.drillKey != "" {
 		r.Header.Set("Stanch-Drill", l.drillKey)
@@ -100,7 +102,7 @@ func (l *apiClient) doRequest(ctx context.Context, method, path string, in, out 
 	}
 	resp, err := client.Do(r)
 	if err != nil && l.server.address != "" {
-		return fmt.Errorf("reach Stanch at %s: %w", l.server.address, err)
+		return fmt.Errorf("connect to Stanch at %s: %w", l.server.address, err)
 	}
 	if err != nil {
 		if errors.Is(err, fs.ErrPermission) {
@@ -108,16 +110,17 @@ func (l *apiClient) doRequest(ctx context.Context, method, path string, in, out 
 		}
 		if _, statErr := os.Stat(l.socketPath); errors.Is(statErr, fs.ErrNotExist) {
 			if l.socketPath != systemSocket && socketExists(systemSocket) {
-				return fmt.Errorf("no Stanch runs here: there is no %s; the one of this machine answers with --data %s", l.socketPath, filepath.Dir(systemSocket))
+				return fmt.Errorf("connect to Stanch: no socket at %s; for the Stanch of this machine use --data %s",
+					l.socketPath, filepath.Dir(systemSocket))
 			}
-			return fmt.Errorf("no Stanch runs here: there is no %s; start `stanch up`, or name its --data", l.socketPath)
+			return fmt.Errorf("connect to Stanch: no socket at %s; start `stanch up`, or set --data", l.socketPath)
 		}
-		return fmt.Errorf("reach Stanch at %s: %w", l.socketPath, err)
+		return fmt.Errorf("connect to Stanch at %s: %w", l.socketPath, err)
 	}
 	defer func() { _ = resp.Body.Close() }()
 	raw, err := io.ReadAll(resp.Body)
 	if err != nil {
-		return fmt.Errorf("read Stanch's answer: %w", err)
+		return fmt.Errorf("read the response of Stanch: %w", err)
 	}
 	if resp.StatusCode >= 400 {
 		var problem struct {
@@ -132,21 +135,21 @@ func (l *apiClient) doRequest(ctx context.Context, method, path string, in, out 
 		return nil
 	}
 	if err := json.Unmarshal(raw, out); err != nil {
-		return fmt.Errorf("read Stanch's answer: %w", err)
+		return fmt.Errorf("read the response of Stanch: %w", err)
 	}
 	return nil
 }
 
-// systemSocket is where a Stanch of root's answers.
+// systemSocket is the socket of a Stanch that root runs with the default data directory.
 const systemSocket = "/var/lib/stanch/stanch.sock"
 
-// socketExists reports whether there is a file, also one that this user may not connect to.
+// socketExists reports whether path exists. A path that this user may not read counts as existing.
 func socketExists(path string) bool {
 	_, err := os.Stat(path)
 	return err == nil || errors.Is(err, fs.ErrPermission)
 }
 
-// explainSocketDenied says how to get through to a socket that does not let this user in.
+// explainSocketDenied returns the error for a socket that this user may not connect to, with how to get access.
 func explainSocketDenied(path string) error {
 	name := strconv.Itoa(os.Getuid())
 	if u, err := user.Current(); err == nil {

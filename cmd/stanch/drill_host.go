@@ -25,33 +25,43 @@ import (
 	"stanch/worker/gateway"
 )
 
-// drillEnvironment is where a drill attacks: a container made for it, and the peer that it talks to.
+// drillEnvironment is what a drill attacks in: a victim and a sibling made for it, and the peer that both send lines
+// to.
 type drillEnvironment interface {
-	// TargetID is what the incident must be about: a container's id or a pod's UID.
+	// TargetID returns the container id or the pod UID of the victim.
 	TargetID() string
-	// VictimLineCount is how many lines the peer got from the attacked, SiblingHeard from its sibling.
+	// VictimLineCount returns the number of lines that the peer received from the victim.
 	VictimLineCount() uint64
+	// SiblingLineCount returns the number of lines that the peer received from the sibling.
 	SiblingLineCount() uint64
+	// Close removes what was created for the drill.
 	Close()
 }
 
-// hostEnvironment is a container of this machine: namespaces and a cgroup of its own, a cable to the drill's peer.
+// hostEnvironment runs the victim and its sibling on this machine, each with namespaces, a cgroup and a veth of its
+// own.
 type hostEnvironment struct {
 	id           string
 	victimLines  atomic.Uint64
 	siblingLines atomic.Uint64
 	closers      []func()
-	// register puts the attacked container into the drill's scope.
+	// register adds the victim to the drill's scope.
 	register registerTargetsFunc
 }
 
-// registerTargetsFunc registers what a drill created, before its attack starts.
+// registerTargetsFunc registers the targets that a drill created, before its attack starts.
 type registerTargetsFunc func(ctx context.Context, targets gateway.DrillTargets) error
 
-func (s *hostEnvironment) TargetID() string         { return s.id }
-func (s *hostEnvironment) VictimLineCount() uint64  { return s.victimLines.Load() }
+// TargetID returns the id of the victim's container.
+func (s *hostEnvironment) TargetID() string { return s.id }
+
+// VictimLineCount returns the number of lines that the peer received from the victim.
+func (s *hostEnvironment) VictimLineCount() uint64 { return s.victimLines.Load() }
+
+// SiblingLineCount returns the number of lines that the peer received from the sibling.
 func (s *hostEnvironment) SiblingLineCount() uint64 { return s.siblingLines.Load() }
 
+// Close removes the containers, in reverse order of their creation.
 func (s *hostEnvironment) Close() {
 	for i := len(s.closers) - 1; i >= 0; i-- {
 		s.closers[i]()
@@ -66,10 +76,11 @@ func randomHex(n int) string {
 	return hex.EncodeToString(b)
 }
 
-// newHostEnvironment makes the attacked container and a sibling, and starts the attack.
+// newHostEnvironment creates the victim and its sibling, and starts the attack. It needs root.
 func newHostEnvironment(ctx context.Context, kind string, register registerTargetsFunc) (_ *hostEnvironment, err error) {
 	if os.Getuid() != 0 {
-		return nil, errors.New("a drill on this host makes a container and needs root")
+		return nil, errors.New("create the drill's container: root is required; run the drill as root, or in a " +
+			"cluster with --kubeconfig")
 	}
 	s := &hostEnvironment{register: register}
 	defer func() {
@@ -93,12 +104,13 @@ func newHostEnvironment(ctx context.Context, kind string, register registerTarge
 	return s, nil
 }
 
-// startContainer starts one container whose process attacks the peer that it makes.
-func (s *hostEnvironment) startContainer(ctx context.Context, root, name, port, kind string, heard *atomic.Uint64) (string, error) {
+// startContainer starts one container and its peer, and returns the container's id. Lines that arrive add to received.
+func (s *hostEnvironment) startContainer(ctx context.Context, root, name, port, kind string,
+	received *atomic.Uint64) (string, error) {
 	id := randomHex(32)
 	dir := filepath.Join(root, name, id)
 	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return "", fmt.Errorf("make the drill's cgroup: %w", err)
+		return "", fmt.Errorf("create the drill's cgroup: %w", err)
 	}
 	s.closers = append(s.closers, func() { removeCgroup(dir); removeCgroup(filepath.Dir(dir)) })
 	cgroup, err := os.Open(dir)
@@ -106,7 +118,7 @@ func (s *hostEnvironment) startContainer(ctx context.Context, root, name, port, 
 		return "", fmt.Errorf("open the drill's cgroup: %w", err)
 	}
 	defer func() { _ = cgroup.Close() }()
-	if kind != "wait" { // the sibling is nobody's target
+	if kind != "wait" { // the sibling is not a target
 		inode, err := containermeta.CgroupID(dir)
 		if err != nil {
 			return "", fmt.Errorf("register the drill's container: %w", err)
@@ -120,15 +132,15 @@ func (s *hostEnvironment) startContainer(ctx context.Context, root, name, port, 
 	hostIP, peerIP := randomSubnet()
 	self, err := os.Executable()
 	if err != nil {
-		return "", fmt.Errorf("find this program: %w", err)
+		return "", fmt.Errorf("find the path of this program: %w", err)
 	}
-	// The peer listens before its address exists: the kernel allows it with IP_FREEBIND.
+	// The peer listens before its address exists, which IP_FREEBIND permits.
 	listener, err := (&net.ListenConfig{Control: enableFreebind}).Listen(ctx, "tcp", net.JoinHostPort(hostIP, port))
 	if err != nil {
 		return "", fmt.Errorf("listen as the drill's peer: %w", err)
 	}
 	s.closers = append(s.closers, func() { _ = listener.Close() })
-	go countLines(listener, kind == "reverse-shell", heard)
+	go countLines(listener, kind == "reverse-shell", received)
 
 	c := exec.CommandContext(ctx, self, drillAttackCommand, kind, listener.Addr().String())
 	c.Env = []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin"}
@@ -153,7 +165,8 @@ func (s *hostEnvironment) startContainer(ctx context.Context, root, name, port, 
 	return id, nil
 }
 
-// randomSubnet picks two addresses of the range for benchmarks (RFC 2544), which nobody routes.
+// randomSubnet returns two addresses of a random /30 in 198.18.0.0/16, a range for benchmarks that is not routed (RFC
+// 2544).
 func randomSubnet() (host, peer string) {
 	b := make([]byte, 2)
 	_, _ = rand.Read(b)
@@ -161,15 +174,16 @@ func randomSubnet() (host, peer string) {
 	return fmt.Sprintf("198.18.%d.%d", b[0], base+1), fmt.Sprintf("198.18.%d.%d", b[0], base+2)
 }
 
+// enableFreebind sets IP_FREEBIND on a socket.
 func enableFreebind(_, _ string, c syscall.RawConn) error {
 	var failed error
 	err := c.Control(func(fd uintptr) { failed = unix.SetsockoptInt(int(fd), unix.IPPROTO_IP, unix.IP_FREEBIND, 1) })
 	return errors.Join(err, failed)
 }
 
-// connectVeth connects the network namespace of a process to this machine.
+// connectVeth connects the network namespace of a process to the host with a veth pair.
 func connectVeth(pid int, name, hostIP, peerIP string) error {
-	fail := func(err error) error { return fmt.Errorf("cable the drill's container: %w", err) }
+	fail := func(err error) error { return fmt.Errorf("connect the drill's container to the host: %w", err) }
 	attrs := netlink.NewLinkAttrs()
 	attrs.Name = name
 	veth := &netlink.Veth{LinkAttrs: attrs, PeerName: "eth0", PeerNamespace: netlink.NsPid(pid)}
@@ -217,8 +231,8 @@ func connectVeth(pid int, name, hostIP, peerIP string) error {
 	return nil
 }
 
-// countLines counts the lines that arrive. To a reverse shell it says what to do.
-func countLines(l net.Listener, shell bool, heard *atomic.Uint64) {
+// countLines counts the lines that arrive on l, until it is closed. It sends a reverse shell its commands.
+func countLines(l net.Listener, shell bool, received *atomic.Uint64) {
 	var open sync.WaitGroup
 	defer open.Wait()
 	for {
@@ -233,13 +247,13 @@ func countLines(l net.Listener, shell bool, heard *atomic.Uint64) {
 			}
 			lines := bufio.NewScanner(c)
 			for lines.Scan() {
-				heard.Add(1)
+				received.Add(1)
 			}
 		})
 	}
 }
 
-// removeCgroup kills what is left in a cgroup and removes it.
+// removeCgroup kills the processes that are left in a cgroup and removes it.
 func removeCgroup(dir string) {
 	_ = os.WriteFile(filepath.Join(dir, "cgroup.freeze"), []byte("0"), 0o600)
 	_ = os.WriteFile(filepath.Join(dir, "cgroup.kill"), []byte("1"), 0o600)

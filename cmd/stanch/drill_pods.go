@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"time"
 
@@ -15,10 +14,10 @@ import (
 	"stanch/worker/config"
 )
 
-// deploymentReplicas is how many pods the attacked Deployment has: the attacked and its sibling.
+// deploymentReplicas is the number of pods of the Deployment: the victim and its sibling.
 const deploymentReplicas = 2
 
-// The peer's ports. Only the attack talks to the ports that rules know.
+// The ports of the peer. Only the attack connects to ports that rules match.
 const (
 	heartbeatPort    = "8080"
 	minerPoolPort    = "3333"
@@ -26,15 +25,15 @@ const (
 	probePort        = 8081
 )
 
-// peerScript listens with nothing but busybox: its nc takes one connection each, so several listen in turn. What they
-// hear is the pod's log. To a reverse shell it says what to do.
+// peerScript listens with busybox alone. Its nc accepts one connection each, so several listen in turn. The lines
+// that they receive are the log of the pod. It sends a reverse shell its commands.
 const peerScript = `
-hear() { while :; do nc -l -p $1 </dev/null 2>/dev/null || sleep 0.3; done; }
-hear 8080 & hear 8080 & hear 8080 & hear 8080 & hear 8080 & hear 8080 &
-hear 3333 &
+receive() { while :; do nc -l -p $1 </dev/null 2>/dev/null || sleep 0.3; done; }
+receive 8080 & receive 8080 & receive 8080 & receive 8080 & receive 8080 & receive 8080 &
+receive 3333 &
 while :; do echo 'while echo beat $POD; do sleep 0.1; done' | nc -l -p 4443; done`
 
-// victimScript answers probes and talks to the peer, as an honest service does.
+// victimScript answers probes and sends to the peer, as a normal service does.
 const victimScript = `
 httpd -p 8081 -h /tmp
 while :; do while echo beat $POD; do sleep 0.1; done | nc $PEER 8080; sleep 0.1; done`
@@ -86,7 +85,7 @@ func (s *clusterEnvironment) startDeployment(ctx context.Context) error {
 		PeriodSeconds: 1, TimeoutSeconds: 1, FailureThreshold: 3,
 		ProbeHandler: corev1.ProbeHandler{HTTPGet: &corev1.HTTPGetAction{Path: "/", Port: intstr.FromInt32(probePort)}},
 	}
-	// What the probe asks for must exist.
+	// The file that the probe requests must exist.
 	spec.Containers[0].Command[2] = "echo ok >/tmp/index.html" + spec.Containers[0].Command[2]
 	spec.Containers[0].LivenessProbe, spec.Containers[0].ReadinessProbe = probe, probe
 	_, err := s.client.AppsV1().Deployments(config.DrillNamespace).Create(ctx, &appsv1.Deployment{
@@ -105,7 +104,7 @@ func (s *clusterEnvironment) startDeployment(ctx context.Context) error {
 			return err
 		}
 		if len(list.Items) != deploymentReplicas {
-			return fmt.Errorf("%d of %d pods are there", len(list.Items), deploymentReplicas)
+			return fmt.Errorf("%d of %d pods exist", len(list.Items), deploymentReplicas)
 		}
 		for i := range list.Items {
 			if !isPodReady(&list.Items[i]) {
@@ -118,11 +117,11 @@ func (s *clusterEnvironment) startDeployment(ctx context.Context) error {
 	})
 }
 
-// podNotReadyError says why a pod is not ready, as far as the kubelet does.
+// podNotReadyError returns an error with the reason, if the kubelet or the scheduler reports one.
 func podNotReadyError(pod *corev1.Pod) error {
 	for _, c := range pod.Status.ContainerStatuses {
 		if w := c.State.Waiting; w != nil {
-			return fmt.Errorf("pod %s: %s: %s; choose another --image?", pod.Name, w.Reason, w.Message)
+			return fmt.Errorf("pod %s is waiting: %s: %s; check --image", pod.Name, w.Reason, w.Message)
 		}
 	}
 	for _, c := range pod.Status.Conditions {
@@ -130,5 +129,5 @@ func podNotReadyError(pod *corev1.Pod) error {
 			return fmt.Errorf("pod %s: %s", pod.Name, c.Message)
 		}
 	}
-	return errors.New("pod " + pod.Name + " is not ready yet")
+	return fmt.Errorf("pod %s is not ready yet", pod.Name)
 }

@@ -19,8 +19,8 @@ import (
 	"stanch/worker/authority"
 )
 
-// evidenceOptions say where evidence and the keys that verify it are: by default those of the data directory, or
-// copies of them on a machine that runs no Stanch.
+// evidenceOptions holds the paths of the evidence and of the keys that verify it. The defaults are those of the data
+// directory; copies can be used on a machine without Stanch.
 type evidenceOptions struct {
 	storeDir string
 	keysDir  string
@@ -30,19 +30,21 @@ type evidenceOptions struct {
 func evidenceCommand(g *globalFlags) *cobra.Command {
 	o := &evidenceOptions{}
 	c := &cobra.Command{
-		Use: "evidence", Short: "List, take out and verify evidence, also without a running Stanch",
-		Long: `Evidence lies in a directory by its content, with a manifest for each incident: a
-line for each piece and each act, each naming the line before it by its hash, and
-signed by the authority's key. All of it can be copied and verified elsewhere.`,
+		Use: "evidence", Short: "List, read and verify evidence",
+		Long: `Work with the evidence of incidents, also without a running Stanch. Artifacts are stored by their
+SHA-256, and each incident has a manifest: one signed line for each artifact and each action, with
+the hash of the line before it. The directory can be copied, and verified on another machine with
+the public keys.`,
 		Example: `  stanch evidence list
-  stanch evidence list INC-01JABC…
-  stanch evidence verify INC-01JABC… --head 3f9a…
-  stanch evidence get INC-01JABC… processes.json > processes.json`,
-		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+  stanch evidence list INC-01JABCDEFGHJKMNPQRSTVWXYZ0
+  stanch evidence verify INC-01JABCDEFGHJKMNPQRSTVWXYZ0 --head "$HEAD"
+  stanch evidence get INC-01JABCDEFGHJKMNPQRSTVWXYZ0 processes.json > processes.json`,
 	}
-	c.PersistentFlags().StringVar(&o.storeDir, "dir", "", "the evidence directory (default: evidence below --data)")
-	c.PersistentFlags().StringVar(&o.keysDir, "keys", "", "a `FILE` with the authority's public keys, of stanch cert public (default: those of --data)")
+	c.PersistentFlags().StringVar(&o.storeDir, "dir", "", "the evidence `DIR` (default: DATA/evidence)")
+	c.PersistentFlags().StringVar(&o.keysDir, "keys", "",
+		"a `FILE` with the authority's public keys, as stanch cert public prints them (default: those of DATA/keys)")
 	c.AddCommand(evidenceListCommand(g, o), evidenceGetCommand(g, o), evidenceVerifyCommand(g, o))
+	requireSubcommand(c)
 	return c
 }
 
@@ -52,12 +54,13 @@ func (o *evidenceOptions) openStore(g *globalFlags) (*activities.EvidenceStore, 
 		dir = filepath.Join(g.dataDir, "evidence")
 	}
 	if _, err := os.Stat(dir); err != nil {
-		return nil, fmt.Errorf("there is no evidence at %s; name its --dir or the --data of the Stanch that keeps it", dir)
+		return nil, fmt.Errorf("open the evidence: no directory %s; set --dir, or the --data of the Stanch that "+
+			"stores it", dir)
 	}
 	return &activities.EvidenceStore{Dir: dir}, nil
 }
 
-// loadKeyring reads the keys that verify. It makes none: a key made now would verify nothing.
+// loadKeyring reads the keys that verify evidence. It never creates keys: a new key would verify nothing.
 func (o *evidenceOptions) loadKeyring(g *globalFlags) (attestation.Keyring, error) {
 	if o.keysDir != "" {
 		raw, err := os.ReadFile(o.keysDir)
@@ -66,13 +69,13 @@ func (o *evidenceOptions) loadKeyring(g *globalFlags) (attestation.Keyring, erro
 		}
 		ring, err := attestation.ParseKeyring(strings.Split(strings.TrimSpace(string(raw)), "\n"))
 		if err != nil {
-			return nil, fmt.Errorf("%s: %w", o.keysDir, err)
+			return nil, fmt.Errorf("parse %s: %w", o.keysDir, err)
 		}
 		return ring, nil
 	}
 	a, err := authority.OpenExisting(filepath.Join(g.dataDir, "keys"))
 	if err != nil {
-		return nil, fmt.Errorf("%w; name the public keys with --keys (`stanch cert public` prints them)", err)
+		return nil, fmt.Errorf("%w; set --keys to a file with the public keys (`stanch cert public` prints them)", err)
 	}
 	return a.Keyring(), nil
 }
@@ -80,7 +83,10 @@ func (o *evidenceOptions) loadKeyring(g *globalFlags) (attestation.Keyring, erro
 func evidenceListCommand(g *globalFlags, o *evidenceOptions) *cobra.Command {
 	c := &cobra.Command{
 		Use: "list [INCIDENT]", Short: "List incidents with evidence, or one incident's manifest", Args: validateArgs(cobra.MaximumNArgs(1)),
-		Example: "  stanch evidence list\n  stanch evidence list INC-01JABC… -o json",
+		Long: `List the incidents that have evidence or, given an incident, the lines of its manifest: what was
+captured from where, who read it, and what was contained. The last line prints the head of the
+manifest; store it elsewhere to prove later that no line was cut off.`,
+		Example: "  stanch evidence list\n  stanch evidence list INC-01JABCDEFGHJKMNPQRSTVWXYZ0 -o json",
 	}
 	c.RunE = func(cmd *cobra.Command, ids []string) error {
 		store, err := o.openStore(g)
@@ -100,7 +106,8 @@ func evidenceListCommand(g *globalFlags, o *evidenceOptions) *cobra.Command {
 		}
 		warnFindings(findings)
 		if len(lines) == 0 {
-			return fmt.Errorf("there is no manifest of %s; `stanch evidence list` lists those there are", ids[0])
+			return fmt.Errorf("read the manifest: incident %s has none; `stanch evidence list` lists the incidents "+
+				"with evidence", ids[0])
 		}
 		if o.output == "json" {
 			return printJSON(cmd.OutOrStdout(), toListedEntries(lines))
@@ -116,7 +123,8 @@ func listIncidentsWithEvidence(out io.Writer, store *activities.EvidenceStore, o
 	if err != nil {
 		return err
 	}
-	incidents = slices.DeleteFunc(incidents, func(name string) bool { return name == activities.JournalManifest }) // of no incident
+	// The journal is not an incident.
+	incidents = slices.DeleteFunc(incidents, func(name string) bool { return name == activities.JournalManifest })
 	if output == "json" {
 		return printJSON(out, append([]string{}, incidents...))
 	}
@@ -126,17 +134,17 @@ func listIncidentsWithEvidence(out io.Writer, store *activities.EvidenceStore, o
 	return nil
 }
 
-// warnFindings says on the standard error what is not as it was: what is printed beside it may be a lie.
+// warnFindings prints integrity findings to standard error, since output beside them may be falsified.
 func warnFindings(findings []activities.IntegrityFinding) {
 	for _, f := range findings {
-		logProgress("NOT AS IT WAS  %s", escapeForTerminal(f.String()))
+		logProgress("INVALID  %s", escapeForTerminal(f.String()))
 	}
 }
 
-// listedEntry is a line as `evidence list -o json` prints it.
+// listedEntry is one manifest line in the output of `evidence list -o json`.
 type listedEntry struct {
 	activities.ManifestEntry
-	Verified bool `json:"verified"` // false: somebody else than the authority wrote it
+	Verified bool `json:"verified"` // false if the authority did not sign the line
 }
 
 func toListedEntries(lines []activities.ManifestLine) []listedEntry {
@@ -149,7 +157,7 @@ func toListedEntries(lines []activities.ManifestLine) []listedEntry {
 
 func printManifestEntries(out io.Writer, lines []activities.ManifestLine) error {
 	t := tabwriter.NewWriter(out, 0, 4, 2, ' ', 0)
-	fmt.Fprintln(t, "NO\tAT\tKIND\tWHAT\tTARGET\tSHA256")
+	fmt.Fprintln(t, "NO\tTIME\tKIND\tDESCRIPTION\tTARGET\tSHA256")
 	for _, l := range lines {
 		what, target, sum := "", "", ""
 		switch e := l.Entry; {
@@ -159,7 +167,7 @@ func printManifestEntries(out io.Writer, lines []activities.ManifestLine) error 
 			what, target, sum = strings.Join(strings.Fields(strings.Join([]string{e.AuditRecord.Action, string(e.AuditRecord.Outcome), e.AuditRecord.LeaseID, strings.Join(e.AuditRecord.People, ", "), e.AuditRecord.Note}, " ")), " "), e.AuditRecord.Target, e.AuditRecord.SHA256
 		}
 		if !l.SignatureValid {
-			what = "NOT PROVED: " + what
+			what = "NOT SIGNED: " + what
 		}
 		fmt.Fprintf(t, "%d\t%s\t%s\t%s\t%s\t%s\n", l.Entry.Sequence, l.Entry.At.Local().Format(time.DateTime), escapeForTerminal(string(l.Entry.Kind)), escapeForTerminal(what), escapeForTerminal(target), escapeForTerminal(sum))
 	}
@@ -169,11 +177,12 @@ func printManifestEntries(out io.Writer, lines []activities.ManifestLine) error 
 
 func evidenceGetCommand(g *globalFlags, o *evidenceOptions) *cobra.Command {
 	return &cobra.Command{
-		Use: "get INCIDENT NAME|SHA256", Short: "Write one piece to the standard output; the manifest notes that you took it", Args: validateArgs(cobra.ExactArgs(2)),
-		Long: `Write one piece to the standard output, after checking that it is what was stored.
-It is an attacker's: do not run it, and look at it where that does no harm. Where
-the authority's key is at hand the manifest notes who took the piece out.`,
-		Example: "  stanch evidence get INC-01JABC… processes.json | jq .",
+		Use: "get INCIDENT NAME|SHA256", Short: "Write one artifact to standard output",
+		Args: validateArgs(cobra.ExactArgs(2)),
+		Long: `Write one artifact to standard output, after verifying its hash and signature. Artifacts may be
+malicious: do not run them, and analyze them in a sandbox. With the keys of the data directory, the
+access is recorded in the manifest.`,
+		Example: "  stanch evidence get INC-01JABCDEFGHJKMNPQRSTVWXYZ0 processes.json > processes.json",
 		RunE: func(cmd *cobra.Command, a []string) error {
 			store, err := o.openStore(g)
 			if err != nil {
@@ -194,15 +203,15 @@ the authority's key is at hand the manifest notes who took the piece out.`,
 			}
 			data, err := store.ReadArtifact(ref.SHA256)
 			if err != nil {
-				return fmt.Errorf("%s of %s: %w", ref.Name, a[0], err)
+				return fmt.Errorf("read %s of %s: %w", ref.Name, a[0], err)
 			}
-			if o.keysDir == "" { // a copy elsewhere is not ours to write to
+			if o.keysDir == "" { // a copy is not written to
 				if store.Authority, err = authority.OpenExisting(filepath.Join(g.dataDir, "keys")); err != nil {
 					return err
 				}
 				who := fmt.Sprintf("uid %d on the machine of the store", os.Getuid())
 				if _, err := store.Append(a[0], activities.EntryKindAccess, activities.AuditRecord{Action: "evidence get", SHA256: ref.SHA256, People: []string{who}, Note: ref.Name + " at " + time.Now().UTC().Format(time.RFC3339)}); err != nil {
-					logProgress("the manifest does not note that you took it: %v", err)
+					logProgress("record the access in the manifest: %v", err)
 				}
 			}
 			_, err = io.Copy(cmd.OutOrStdout(), bytes.NewReader(data))
@@ -211,16 +220,16 @@ the authority's key is at hand the manifest notes who took the piece out.`,
 	}
 }
 
-// selectArtifact finds the one piece that is meant, on lines that the authority signed: bytes that somebody put beside the store
-// are given out as nobody's evidence, and of two pieces with one name none is guessed.
+// selectArtifact returns the artifact with a name or SHA-256, from lines that the authority signed. It returns an
+// error if only unsigned lines name it, and if several artifacts have the name.
 func selectArtifact(incident, wanted string, lines []activities.ManifestLine) (playbooks.EvidenceRef, error) {
-	byName, byHash, unproved := []playbooks.EvidenceRef{}, []playbooks.EvidenceRef{}, 0
+	byName, byHash, unsigned := []playbooks.EvidenceRef{}, []playbooks.EvidenceRef{}, 0
 	for _, l := range lines {
 		ref := l.Entry.Evidence
 		switch {
 		case ref == nil || ref.Name != wanted && ref.SHA256 != wanted:
 		case !l.SignatureValid || l.Entry.Kind != activities.EntryKindEvidence:
-			unproved = l.Number
+			unsigned = l.Number
 		case ref.SHA256 == wanted:
 			byHash = append(byHash, *ref)
 		case !slices.ContainsFunc(byName, func(r playbooks.EvidenceRef) bool { return r.SHA256 == ref.SHA256 }):
@@ -236,14 +245,20 @@ func selectArtifact(incident, wanted string, lines []activities.ManifestLine) (p
 		for _, r := range found {
 			fmt.Fprintf(&each, "\n  %s  %s of %s, %s", r.SHA256, escapeForTerminal(r.Action), escapeForTerminal(r.Target), r.CapturedAt.UTC().Format(time.DateTime))
 		}
-		return playbooks.EvidenceRef{}, fmt.Errorf("%s has %d pieces called %q; name one by its SHA-256:%s", incident, len(found), wanted, each.String())
-	case unproved > 0:
-		return playbooks.EvidenceRef{}, fmt.Errorf("only line %d of the manifest of %s names %q, and the authority did not sign it: it is nobody's evidence; `stanch evidence verify %s` says what is wrong", unproved, incident, wanted, incident)
+		return playbooks.EvidenceRef{},
+			fmt.Errorf("find artifact %q: %s has %d of that name; use the SHA-256 of one:%s", wanted, incident,
+				len(found), each.String())
+	case unsigned > 0:
+		return playbooks.EvidenceRef{},
+			fmt.Errorf("find artifact %q: line %d of the manifest of %s is not signed by the authority; run "+
+				"`stanch evidence verify %s`", wanted, unsigned, incident, incident)
 	}
-	return playbooks.EvidenceRef{}, fmt.Errorf("the manifest of %s has no piece %q; `stanch evidence list %s` lists them", incident, wanted, incident)
+	return playbooks.EvidenceRef{},
+		fmt.Errorf("find artifact %q: unknown in %s; `stanch evidence list %s` lists the artifacts", wanted, incident,
+			incident)
 }
 
-// evidenceResult is what `evidence verify -o json` prints.
+// evidenceResult is the output of `evidence verify -o json`.
 type evidenceResult struct {
 	Incident string                        `json:"incident"`
 	OK       bool                          `json:"ok"`
@@ -255,13 +270,15 @@ type evidenceResult struct {
 func evidenceVerifyCommand(g *globalFlags, o *evidenceOptions) *cobra.Command {
 	head := ""
 	c := &cobra.Command{
-		Use: "verify INCIDENT", Short: "Check the manifest's chain and signatures, and every stored byte", Args: validateArgs(cobra.ExactArgs(1)),
-		Long: `Check an incident's manifest and what it names: the chain of hashes, the signature
-of every line, and every byte of every piece. Exit 1 if anything is not as it was.
+		Use: "verify INCIDENT", Short: "Verify an incident's evidence and chain of custody",
+		Args: validateArgs(cobra.ExactArgs(1)),
+		Long: `Verify an incident's manifest before you rely on its evidence: the hash chain, the signature of
+every line, and the content of every artifact. Exit code 1 means that something was changed.
 
-What was cut off at the manifest's end shows only against a head that was kept
-elsewhere (a ticket, a chat message): give it with --head.`,
-		Example: "  stanch evidence verify INC-01JABC…\n  stanch evidence verify INC-01JABC… --dir /mnt/copy --keys authority.pub --head 3f9a…",
+Lines that were cut off at the end of the manifest are detected only with a head that was stored
+elsewhere, such as in a ticket or a chat message: pass it with --head.`,
+		Example: `  stanch evidence verify INC-01JABCDEFGHJKMNPQRSTVWXYZ0
+  stanch evidence verify INC-01JABCDEFGHJKMNPQRSTVWXYZ0 --dir ./copy --keys authority.pub --head "$HEAD"`,
 		RunE: func(cmd *cobra.Command, ids []string) error {
 			store, err := o.openStore(g)
 			if err != nil {
@@ -276,16 +293,19 @@ elsewhere (a ticket, a chat message): give it with --head.`,
 				return err
 			}
 			if len(lines) == 0 && len(findings) == 0 {
-				return fmt.Errorf("there is no manifest of %s; `stanch evidence list` lists those there are", ids[0])
+				return fmt.Errorf("read the manifest: incident %s has none; `stanch evidence list` lists the "+
+					"incidents with evidence", ids[0])
 			}
 			if o.output == "json" {
 				err = printJSON(cmd.OutOrStdout(), evidenceResult{ids[0], len(findings) == 0, len(lines), activities.LastLineHash(lines), append([]activities.IntegrityFinding{}, findings...)})
 			} else {
 				for _, f := range findings {
-					fmt.Fprintln(cmd.OutOrStdout(), "NOT AS IT WAS  "+escapeForTerminal(f.String()))
+					fmt.Fprintln(cmd.OutOrStdout(), "INVALID  "+escapeForTerminal(f.String()))
 				}
 				if len(findings) == 0 {
-					fmt.Fprintf(cmd.OutOrStdout(), "%s: %d entries, chain, signatures and bytes hold; head %s\n", ids[0], len(lines), activities.LastLineHash(lines))
+					fmt.Fprintf(cmd.OutOrStdout(),
+						"%s: %d entries verified: chain, signatures and contents; head %s\n", ids[0], len(lines),
+						activities.LastLineHash(lines))
 				}
 			}
 			if err == nil && len(findings) > 0 {
@@ -294,7 +314,7 @@ elsewhere (a ticket, a chat message): give it with --head.`,
 			return err
 		},
 	}
-	c.Flags().StringVar(&head, "head", "", "a head of the manifest that was kept elsewhere")
+	c.Flags().StringVar(&head, "head", "", "the `HASH` of a line that must be in the manifest, stored elsewhere")
 	addOutputFlag(c, &o.output)
 	return c
 }

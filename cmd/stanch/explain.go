@@ -2,6 +2,7 @@ package main
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net/url"
@@ -24,15 +25,19 @@ func explainCommand() *cobra.Command {
 	var output string
 	var source bool
 	c := &cobra.Command{
-		Use: "explain FILE|NAME", Short: "Say in plain words what a playbook does, phase by phase", Args: validateArgs(cobra.ExactArgs(1)),
-		Long: `Say in plain words what a playbook does, step by step, and what becomes of each step in each phase:
+		Use: "explain FILE|NAME", Short: "Describe what a playbook does in each phase",
+		Args: validateArgs(cobra.ExactArgs(1)),
+		Long: `Describe what a playbook does, step by step, before you enable it or raise a phase. For each phase
+it shows whether a step:
 
-  runs       it is done
-  runs/asks  it is done where the incident's confidence is high (0.80, unless the scope says otherwise), else the
-             scope's approvers are asked; a scope without approvers says no
-  asks       people are asked first
-  proposed   it is planned and recorded, and not done`,
-		Example: "  stanch explain mine.yaml\n  stanch explain cryptominer            # one of the library\n  stanch explain cryptominer --source   # the file itself, to begin with",
+  runs       runs
+  runs/asks  runs if the incident's confidence is high (0.80, unless the scope sets another limit), and otherwise needs
+             approval by the scope's approvers; without approvers it is denied
+  asks       needs approval first
+  proposed   is planned and recorded, and does not run`,
+		Example: `  stanch explain mine.yaml
+  stanch explain cryptominer            # a shipped playbook
+  stanch explain cryptominer --source   # its source, as a starting point`,
 		RunE: func(cmd *cobra.Command, paths []string) error {
 			p, err := loadPlaybook(paths[0])
 			if err != nil {
@@ -40,7 +45,7 @@ func explainCommand() *cobra.Command {
 			}
 			if source {
 				_, err := cmd.OutOrStdout().Write(p.SourceText)
-				return err //nolint:wrapcheck // nothing to add
+				return err //nolint:wrapcheck // an error of standard output
 			}
 			e := playbooks.Explain(p)
 			if output == "json" {
@@ -49,13 +54,13 @@ func explainCommand() *cobra.Command {
 			return printExplanation(cmd.OutOrStdout(), e)
 		},
 	}
-	c.Flags().BoolVar(&source, "source", false, "print the playbook itself")
+	c.Flags().BoolVar(&source, "source", false, "print the source of the playbook")
 	addOutputFlag(c, &output)
 	return c
 }
 
-// loadPlaybook checks one playbook; it may call those beside it and the library's. A name that is no file is one of the
-// library's.
+// loadPlaybook loads a playbook by its file or, if no such file exists, by its name in the library. A file may call
+// playbooks of its directory and of the library. Problems of an invalid file are printed to standard error.
 func loadPlaybook(file string) (*playbooks.Program, error) {
 	source, err := os.ReadFile(file)
 	if err != nil {
@@ -68,9 +73,9 @@ func loadPlaybook(file string) (*playbooks.Program, error) {
 		}
 		hint := diagnostic.DidYouMean(file, known)
 		if hint == "" {
-			hint = "name a file of yours, or a shipped playbook (`stanch playbooks` lists them)"
+			hint = "use a file or the name of a shipped playbook (`stanch playbooks` lists them)"
 		}
-		return nil, fmt.Errorf("no such playbook: %s; %s", file, hint)
+		return nil, fmt.Errorf("unknown playbook %q; %s", file, hint)
 	}
 	beside, err := findYAMLFiles([]string{filepath.Dir(file)})
 	if err != nil {
@@ -97,7 +102,7 @@ func loadPlaybook(file string) (*playbooks.Program, error) {
 			return p, nil
 		}
 	}
-	return nil, fmt.Errorf("%s is not valid", file)
+	return nil, fmt.Errorf("load %s: invalid playbook", file)
 }
 
 func printExplanation(out io.Writer, e playbooks.Explanation) error {
@@ -110,17 +115,17 @@ func printExplanation(out io.Writer, e playbooks.Explanation) error {
 	}
 	fmt.Fprintf(out, "\nHandles %s.\n", escapeForTerminal(e.MatchSummary))
 	for _, in := range e.Inputs {
-		fmt.Fprintf(out, "Takes   %s\n", escapeForTerminal(in))
+		fmt.Fprintf(out, "Input   %s\n", escapeForTerminal(in))
 	}
 	for _, o := range e.Outputs {
-		fmt.Fprintf(out, "Gives   %s\n", escapeForTerminal(o))
+		fmt.Fprintf(out, "Output  %s\n", escapeForTerminal(o))
 	}
 	if e.MaxPhase < 3 {
-		fmt.Fprintf(out, "It never goes beyond phase %d.\n", e.MaxPhase)
+		fmt.Fprintf(out, "Its steps never exceed phase %d.\n", e.MaxPhase)
 	}
 	fmt.Fprintln(out)
 	t := tabwriter.NewWriter(out, 0, 4, 2, ' ', 0)
-	fmt.Fprintln(t, "PHASE 1\tPHASE 2\tPHASE 3\tWHAT")
+	fmt.Fprintln(t, "PHASE 1\tPHASE 2\tPHASE 3\tSTEP")
 	for _, l := range e.Lines {
 		phases := "\t\t"
 		if len(l.PhaseBehaviors) > 0 {
@@ -138,19 +143,27 @@ func playbooksCommand(g *globalFlags) *cobra.Command {
 	var output string
 	var folders []string
 	c := &cobra.Command{
-		Use: "playbooks [INCIDENT|FILE]", Short: "List the playbooks; of an incident, which would start, and why or why not", Args: validateArgs(cobra.MaximumNArgs(1)),
-		Long: `List the playbooks that the running Stanch uses; where none runs, or with --config or --playbooks, those that it
-would use: the library's, and those of the configuration's folders.
+		Use: "playbooks [INCIDENT|FILE]", Short: "List playbooks, or explain which would start for an incident",
+		Args: validateArgs(cobra.MaximumNArgs(1)),
+		Long: `List the playbooks of the running Stanch. If none is running, or with --config or --playbooks, list
+the playbooks that it would load: the library, and the directories of the configuration.
 
-Given the id of an incident, or a file with one (a recording, or an incident as ` + "`stanch incidents ID -o json`" + ` prints it),
-say of each whether it ran or would start, and why or why not.`,
-		Example: "  stanch playbooks\n  stanch playbooks --data /srv/stanch            # those of the Stanch that runs there\n  stanch playbooks INC-01JABC…\n  stanch playbooks recording.json --playbooks ./mine",
-		RunE: func(cmd *cobra.Command, given []string) error {
+Given an incident, show for each playbook whether it ran or would start, and why. The incident is an
+id, or a file with a recording or with the output of ` + "`stanch incidents ID -o json`" + `. Use it when the
+expected playbook did not start.`,
+		Example: `  stanch playbooks
+  stanch playbooks --data /srv/stanch            # the playbooks of another Stanch
+  stanch playbooks INC-01JABCDEFGHJKMNPQRSTVWXYZ0
+  stanch playbooks recording.json --playbooks ./mine`,
+		RunE: func(cmd *cobra.Command, args []string) error {
 			running := g.configFile == "" && len(folders) == 0
-			if file := len(given) == 1 && isFile(given[0]); running && !file && (g.remoteServer.address != "" || fileExists(g.socketPath())) {
-				return g.printRunningPlaybooks(cmd, given, output)
+			file := len(args) == 1 && isFile(args[0])
+			if reachable := g.remoteServer.address != "" || fileExists(g.socketPath()); running && !file && reachable {
+				return g.printRunningPlaybooks(cmd, args, output)
 			} else if running && (file || cmd.Flags().Changed("data")) {
-				fmt.Fprintln(cmd.ErrOrStderr(), "these are the playbooks of the defaults, and not those of a Stanch that runs; name its configuration with --config")
+				fmt.Fprintln(cmd.ErrOrStderr(),
+					"showing the playbooks of the default configuration, not of a running Stanch; set --config to "+
+						"use another")
 			}
 			config, err := g.loadConfig()
 			if err != nil {
@@ -167,8 +180,8 @@ say of each whether it ran or would start, and why or why not.`,
 				}
 			}
 			var in *playbooks.Incident
-			if len(given) == 1 {
-				if in, err = g.loadIncident(cmd, given[0]); err != nil {
+			if len(args) == 1 {
+				if in, err = g.loadIncident(cmd, args[0]); err != nil {
 					return err
 				}
 			}
@@ -179,30 +192,32 @@ say of each whether it ran or would start, and why or why not.`,
 				err = printPlaybooks(cmd.OutOrStdout(), rows, in)
 			}
 			if err == nil && problems.HasErrors() {
-				return fmt.Errorf("some playbooks are not valid and are not listed: `stanch validate` says why")
+				return errors.New("load the playbooks: invalid playbooks are not listed; `stanch validate` shows " +
+					"their errors")
 			}
 			return err
 		},
 	}
-	c.Flags().StringSliceVar(&folders, "playbooks", nil, "a folder of playbooks besides those of the configuration")
+	c.Flags().StringSliceVar(&folders, "playbooks", nil,
+		"a `DIR` with playbooks, in addition to those of the configuration")
 	addOutputFlag(c, &output)
 	return c
 }
 
-// isFile reports whether an argument is a file and not the id of an incident.
+// isFile reports whether an argument is a file, rather than the id of an incident.
 func isFile(s string) bool {
 	_, err := os.Stat(s)
 	return err == nil || strings.ContainsAny(s, "./")
 }
 
-// printRunningPlaybooks shows the playbooks of the Stanch that runs.
-func (g *globalFlags) printRunningPlaybooks(cmd *cobra.Command, given []string, output string) error {
+// printRunningPlaybooks prints the playbooks of the running Stanch.
+func (g *globalFlags) printRunningPlaybooks(cmd *cobra.Command, ids []string, output string) error {
 	var rows []worker.PlaybookListEntry
 	var in *playbooks.Incident
 	path := "/v1/playbooks"
-	if len(given) == 1 {
-		path += "?incident=" + url.QueryEscape(given[0])
-		in = &playbooks.Incident{ID: given[0]}
+	if len(ids) == 1 {
+		path += "?incident=" + url.QueryEscape(ids[0])
+		in = &playbooks.Incident{ID: ids[0]}
 	}
 	if err := g.newAPIClient().get(cmd.Context(), path, &rows); err != nil {
 		return err
@@ -213,7 +228,7 @@ func (g *globalFlags) printRunningPlaybooks(cmd *cobra.Command, given []string, 
 	return printPlaybooks(cmd.OutOrStdout(), rows, in)
 }
 
-// loadIncident reads an incident: from a file, or from the Stanch that runs.
+// loadIncident reads an incident from a file or, by its id, from the running Stanch.
 func (g *globalFlags) loadIncident(cmd *cobra.Command, what string) (*playbooks.Incident, error) {
 	var in playbooks.Incident
 	raw, err := readBounded(what, 64<<20)
@@ -229,12 +244,13 @@ func (g *globalFlags) loadIncident(cmd *cobra.Command, what string) (*playbooks.
 		return &recorded, nil
 	}
 	if err := json.Unmarshal(raw, &in); err != nil || in.ID == "" {
-		return nil, fmt.Errorf("%s is neither a recording (`stanch record ID`) nor an incident (`stanch incidents ID -o json`)", what)
+		return nil, fmt.Errorf("read %s: invalid incident; use the output of `stanch record ID` or `stanch "+
+			"incidents ID -o json`", what)
 	}
 	return &in, nil
 }
 
-// incidentOfRecording is the incident of a recording, as far as its detections tell: what enrichment found is not in it.
+// incidentOfRecording returns the incident of a recording, reconstructed from its detections. It has no enrichment.
 func incidentOfRecording(rec recording.Recording) playbooks.Incident {
 	in := playbooks.Incident{
 		ID: rec.Incident.ID, GroupingKey: rec.Incident.GroupingKey, Cluster: rec.Incident.Cluster, Scope: rec.Incident.Scope, Phase: rec.Incident.Phase, Drill: rec.Incident.Drill, Opened: rec.Incident.Opened,
@@ -269,7 +285,7 @@ func printPlaybooks(out io.Writer, rows []worker.PlaybookListEntry, in *playbook
 		if in == nil {
 			handles := []rune(escapeForTerminal(r.MatchSummary))
 			if len(handles) > 110 {
-				handles = append(handles[:109], '…') // whole: stanch explain NAME
+				handles = append(handles[:109], '…') // stanch explain NAME prints the complete text
 			}
 			fmt.Fprintf(t, "%s\t%d\t%s\t%s\n", escapeForTerminal(r.Playbook), r.Priority, escapeForTerminal(r.File), string(handles))
 			continue

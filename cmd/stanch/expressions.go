@@ -11,25 +11,28 @@ import (
 	"stanch/sensors/expression"
 )
 
-// expressionsHelpTopic is the help about expressions: `stanch help expressions`.
+// expressionsHelpTopic returns the help topic of `stanch help expressions`.
 func expressionsHelpTopic() *cobra.Command {
 	var b strings.Builder
-	b.WriteString(`Expressions stand behind when, if, target, foreach and until, and inside of ${…} in texts and parameters.
-They are those of expr (https://expr-lang.org), compiled and type-checked before anything runs.
+	b.WriteString(`Playbooks use expressions in when, if, target, foreach and until, and in ${…} within texts and
+parameters. The language is expr (https://expr-lang.org). Expressions are compiled and type-checked
+before anything runs.
 
   compare     ==  !=  <  <=  >  >=  in  contains  startsWith  endsWith  matches
   combine     &&  ||  !   (or: and, or, not)   cond ? a : b   a ?? b
-  texts       "in double or single quotes"; in YAML put an expression with : # ! or { into quotes as a whole
-  lists       incident.targets[0]   filter(incident.targets, .name == "web")   any(incident.detections, .rule == "drift")
-              .field is that of the element that is looked at; # is the element itself
+  texts       "in double or single quotes"; in YAML quote an expression that contains : # ! or {
+  lists       incident.targets[0]   filter(incident.targets, .name == "web")
+              any(incident.detections, .rule == "drift")
+              in the second argument, .field is a field of the element, and # is the element
 
-Known are:
-  incident          as it was when the playbook matched
-  live              only in until: the incident as it is now
+Names:
+  incident          the incident when the playbook matched
+  live              the current incident; only in until
   inputs.NAME       an input of the playbook
-  ID.outcome        of a step before: changed, unverified, unchanged, proposed, denied, refused, failed or skipped
-  ID.targets        how many targets it had;   ID.failed: those that failed or were refused
-  ID.OUTPUT         what it found out (of its first target), where its outcome says that it did: stanch actions NAME
+  ID.outcome        the outcome of an earlier step: changed, unverified, unchanged, proposed, denied,
+                    refused, failed or skipped
+  ID.targets        the number of its targets;   ID.failed: how many of them failed or were refused
+  ID.OUTPUT         an output (of its first target), if it succeeded; ` + "`stanch actions NAME`" + ` lists the outputs
 
 Functions:
 `)
@@ -43,9 +46,11 @@ Functions:
 	}
 	b.WriteString(line + "\n\nFields of incident:\n")
 	writeFieldHelp(&b, "  incident.", reflect.TypeFor[playbooks.Incident](), 0)
-	return &cobra.Command{Use: "expressions", Short: "What may stand in expressions: names, functions, fields", Long: strings.TrimRight(b.String(), "\n")}
+	return &cobra.Command{Use: "expressions", Short: "Names, functions and fields in expressions",
+		Long: strings.TrimRight(b.String(), "\n")}
 }
 
+// writeFieldHelp lists the fields of t that expressions can read, and the fields of nested structs one level deep.
 func writeFieldHelp(b *strings.Builder, prefix string, t reflect.Type, deep int) {
 	for f := range t.Fields() {
 		name := f.Tag.Get("expr")

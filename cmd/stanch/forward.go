@@ -17,69 +17,75 @@ import (
 func forwardCommand() *cobra.Command {
 	o := forward.Options{}
 	c := &cobra.Command{
-		Use: "forward --from KIND --to URL --token-file FILE [FILE|-]", Short: "Carry what another sensor writes to Stanch's gateway",
-		Long: `Carries the lines of a file or a pipe to a Stanch that listens for other sensors (stanch up --listen, stanch worker
---listen), whose configuration names the source and its token:
+		Use:   "forward --from KIND --to URL --token-file FILE [FILE|-]",
+		Short: "Forward the events of another sensor to Stanch",
+		Long: `Forward the lines of a file or a pipe to a Stanch that listens for other sensors (--listen of stanch
+up or stanch worker). Use it for sensors that cannot post events themselves. The configuration of
+Stanch names the source and its token:
 
   sources:
     - { name: tetragon, kind: tetragon, token_file: /etc/stanch/tetragon.token }
 
-A file is followed as it grows and through its rotations; with --state it is read on where reading ended. While the
-gateway is away nothing more is read, and nothing is lost as long as the file or the pipe keeps it. A line counts when the
-gateway has answered for it; what was refused is told on the standard error.
+A file is followed as it grows and rotates. With --state, forwarding continues where it ended. While
+the gateway is unreachable no line is read, so no line is lost that the file or the pipe still has.
+Rejected lines are reported on standard error.
 
-The sensors are ` + strings.Join(integrations.SourceKinds(), ", ") + `. Falco needs this only where its http_output cannot be used: it posts to
+Supported sensors: ` + strings.Join(integrations.SourceKinds(), ", ") + `.
+Falco needs forwarding only if it cannot use http_output to post to
 http://falco:TOKEN@HOST:PORT/v1/falco, with the token as the password.`,
 		Example: `  kubectl logs -n kube-system -f ds/tetragon -c export-stdout | stanch forward --from tetragon --to https://stanch:8443 --token-file t -
-  stanch forward --from tetragon --to https://stanch:8443 --ca ca.crt --token-file t --state /var/lib/stanch/tetragon.state /var/run/cilium/tetragon/tetragon.log
-  stanch forward --from tracee --to http://127.0.0.1:8443 --token-file t --once events.json
-  karmor logs --json | stanch forward --from kubearmor --to https://stanch:8443 --token-file t -`,
+  stanch forward --from tetragon --to https://stanch:8443 --ca ca.crt --token-file t --state t.state /var/run/cilium/tetragon/tetragon.log
+  stanch forward --from tracee --to http://127.0.0.1:8443 --token-file tracee.token --once events.json
+  karmor logs --json | stanch forward --from kubearmor --to https://stanch:8443 --token-file kubearmor.token -`,
 		Args: validateArgs(cobra.MaximumNArgs(1)),
-		RunE: func(c *cobra.Command, given []string) error {
-			if len(given) == 1 && given[0] != "-" {
-				o.File = given[0]
+		RunE: func(c *cobra.Command, files []string) error {
+			if len(files) == 1 && files[0] != "-" {
+				o.File = files[0]
 			}
 			switch {
 			case o.Kind == "" || o.To == "" || o.TokenFile == "":
-				return usageError{errors.New("--from, --to and --token-file are needed; see `stanch forward --help`")}
+				return usageError{errors.New("--from, --to and --token-file are required; see `stanch forward --help`")}
 			case integrations.DecoderForKind(o.Kind) == nil:
-				return usageError{fmt.Errorf("--from is one of %s, not %q", strings.Join(integrations.SourceKinds(), ", "), o.Kind)}
+				return usageError{fmt.Errorf("invalid --from %q; use %s", o.Kind, joinOr(integrations.SourceKinds()))}
 			case o.File == "" && (o.State != "" || o.Beginning || o.Once):
-				return usageError{errors.New("--state, --beginning and --once are for a file; a pipe is read from where it is to its end")}
+				return usageError{errors.New("--state, --from-start and --once require a FILE; a pipe is read once " +
+					"to its end")}
 			}
 			if o.File == "" {
 				o.Stdin = c.InOrStdin()
-				if f, ok := o.Stdin.(*os.File); ok && len(given) == 0 && isTerminalFile(f) {
-					return usageError{errors.New("name a file, or pipe the lines in; see `stanch forward --help`")}
+				if f, ok := o.Stdin.(*os.File); ok && len(files) == 0 && isTerminalFile(f) {
+					return usageError{errors.New("missing FILE; name a file, or pipe the lines to standard input")}
 				}
 			}
 			o.Logf = linePrinter(c.ErrOrStderr())
 			done, err := forward.Run(c.Context(), o)
 			o.Logf("%s", done)
-			return err //nolint:wrapcheck // it says what and where
+			return err //nolint:wrapcheck // it names the operation and the file
 		},
 	}
 	f := c.Flags()
-	f.StringVar(&o.Kind, "from", "", "the sensor: "+strings.Join(integrations.SourceKinds(), ", "))
-	f.StringVar(&o.To, "to", "", "the gateway's address, https://HOST:PORT")
-	f.StringVar(&o.TokenFile, "token-file", "", "a file with the source's token")
-	f.StringVar(&o.CA, "ca", "", "a file with the certificate authority of the gateway (default: the system's)")
-	f.BoolVar(&o.Plaintext, "plaintext", false, "permit http to another machine: the token can be read on the way")
-	f.StringVar(&o.State, "state", "", "a file that keeps the place up to which FILE was carried")
-	f.BoolVar(&o.Beginning, "beginning", false, "without a place that was kept: read FILE from its beginning, and not from its end")
-	f.BoolVar(&o.Once, "once", false, "read FILE from its beginning to its end, and end")
-	f.Var(duration.NewFlag(&o.Linger, 0), "linger", "how long a batch waits for more lines (default 500ms)")
+	f.StringVar(&o.Kind, "from", "", "the `KIND` of sensor: "+strings.Join(integrations.SourceKinds(), ", "))
+	f.StringVar(&o.To, "to", "", "the `URL` of the gateway, https://HOST:PORT")
+	f.StringVar(&o.TokenFile, "token-file", "", "a `FILE` with the token of the source")
+	f.StringVar(&o.CA, "ca", "", "a `FILE` with the CA certificate of the gateway (default: the system's CAs)")
+	f.BoolVar(&o.Plaintext, "plaintext", false, "allow http:// to another machine; the token is sent in clear text")
+	f.StringVar(&o.State, "state", "", "a `FILE` that stores how far the input was forwarded")
+	f.BoolVar(&o.Beginning, "from-start", false,
+		"without a stored position, start at the beginning of the file instead of its end")
+	f.BoolVar(&o.Once, "once", false, "read the file once from beginning to end, then exit")
+	f.Var(duration.NewFlag(&o.Linger, 0), "linger",
+		"how long to wait for more lines before sending a batch (default 500ms)")
 	return c
 }
 
-// linePrinter prints what people should know, a line each.
+// linePrinter returns a function that prints one line with a prefix to w.
 func linePrinter(w io.Writer) func(string, ...any) {
 	return func(format string, args ...any) {
 		_, _ = fmt.Fprintf(w, "stanch forward: "+format+"\n", args...)
 	}
 }
 
-// isTerminalFile tells whether somebody would have to type the lines.
+// isTerminalFile reports whether f is a terminal.
 func isTerminalFile(f *os.File) bool {
 	s, err := f.Stat()
 	return err == nil && s.Mode()&os.ModeCharDevice != 0

@@ -7,43 +7,19 @@ import (
 	"testing"
 
 	"github.com/spf13/cobra"
-	"github.com/spf13/pflag"
-	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+
+	"stanch/testenv/clihelp"
 )
 
-// flagPlaceholderPattern is what may stand behind a flag in its help: a type of Go's, or one word in capitals.
-var flagPlaceholderPattern = regexp.MustCompile(`^(|int|int32|float|uint|string|strings|duration|[A-Z][A-Z0-9]*(:[A-Z]+)?)$`)
+func TestHelpTextsAreWellFormed(t *testing.T) { clihelp.CheckForm(t, rootCommand()) }
 
-func walkCommands(c *cobra.Command, f func(*cobra.Command)) {
-	f(c)
-	for _, sub := range c.Commands() {
-		walkCommands(sub, f)
-	}
-}
+func TestExamplesAreValidCalls(t *testing.T) { clihelp.CheckExamples(t, rootCommand) }
 
-// The library takes the first words in backquotes for a flag's placeholder: a command that is quoted there would read as
-// `--listen-nodes stanch cert`.
-func TestEveryFlagHasAPlaceholderOfOneWord(t *testing.T) {
-	n := 0
-	walkCommands(rootCommand(), func(c *cobra.Command) {
-		for _, flags := range []*pflag.FlagSet{c.Flags(), c.PersistentFlags()} {
-			flags.VisitAll(func(f *pflag.Flag) {
-				n++
-				name, usage := pflag.UnquoteUsage(f)
-				assert.Regexp(t, flagPlaceholderPattern, name, "%s --%s", c.CommandPath(), f.Name)
-				require.NotContains(t, usage, "`", "%s --%s", c.CommandPath(), f.Name)
-				require.NotEmpty(t, usage, "%s --%s", c.CommandPath(), f.Name)
-			})
-		}
-	})
-	require.Greater(t, n, 100)
-}
-
-// stanch.yaml is the configuration: what a command prints must not be redirected over it.
+// stanch.yaml is the configuration: no example may redirect output over it.
 func TestNoExampleOverwritesTheConfiguration(t *testing.T) {
 	over := regexp.MustCompile(`>>?\s*\S*stanch\.yaml`)
-	walkCommands(rootCommand(), func(c *cobra.Command) {
+	clihelp.Walk(rootCommand(), func(c *cobra.Command) {
 		require.NotRegexp(t, over, c.Example+c.Long+c.Short, c.CommandPath())
 	})
 	documents, err := filepath.Glob("../../*.md")

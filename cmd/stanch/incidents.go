@@ -23,7 +23,7 @@ import (
 	"stanch/workflows/playbook"
 )
 
-// incidentQuery says which incidents a person wants to see, and how.
+// incidentQuery holds the flags of `stanch incidents`.
 type incidentQuery struct {
 	since, until, status, severity, sort string
 	objectives                           []string
@@ -33,7 +33,7 @@ type incidentQuery struct {
 	watch                                bool
 }
 
-// sortOrders are how a list can be sorted.
+// sortOrders returns the comparison function for each value of --sort.
 func sortOrders() map[string]func(a, b gateway.IncidentView) int {
 	return map[string]func(a, b gateway.IncidentView) int{
 		"opened":     func(a, b gateway.IncidentView) int { return b.Opened.Compare(a.Opened) },
@@ -43,23 +43,25 @@ func sortOrders() map[string]func(a, b gateway.IncidentView) int {
 	}
 }
 
-// statusNames are what --status takes.
+// statusNames returns the values of --status.
 func statusNames() []string { return []string{"open", "closed", "resolved", "unreadable"} }
 
 func incidentsCommand(g *globalFlags) *cobra.Command {
 	var l incidentQuery
 	c := &cobra.Command{
 		Use: "incidents [ID]", Short: "List incidents, or show one", Args: validateArgs(cobra.MaximumNArgs(1)),
-		Long: `List incidents, the newest first, or show one with its live state: steps and evidence of running playbooks, open
-questions, leases, and what was refused while new containments were paused.
+		Long: `List incidents, newest first, to find what needs you. Given an ID, show that incident with its
+current state: steps and evidence of running playbooks, open questions, leases, and containments
+that were refused while automation was paused.
 
---since and --until take a duration before now (1d, 2h), a date, or a time as 2006-01-02T15:04:05Z.`,
+--since and --until accept a duration before now (1d, 2h), a date, or a time such as
+2006-01-02T15:04:05Z.`,
 		Example: `  stanch incidents
   stanch incidents --waiting
   stanch incidents --since 1d --severity high --status open
   stanch incidents --watch
-  stanch incidents INC-01JABC…
-  stanch incidents INC-01JABC… -o ocsf`,
+  stanch incidents INC-01JABCDEFGHJKMNPQRSTVWXYZ0
+  stanch incidents INC-01JABCDEFGHJKMNPQRSTVWXYZ0 -o ocsf`,
 		RunE: func(cmd *cobra.Command, ids []string) error {
 			if err := l.validate(len(ids) == 1); err != nil {
 				return usageError{err}
@@ -82,16 +84,19 @@ questions, leases, and what was refused while new containments were paused.
 		},
 	}
 	f := c.Flags()
-	f.StringVar(&l.since, "since", "", "opened after this `TIME`, such as 1d or 2026-11-23")
-	f.StringVar(&l.until, "until", "", "opened before this `TIME`")
-	f.StringVar(&l.status, "status", "", "with this `STATUS`: open, closed, resolved or unreadable")
-	f.StringVar(&l.severity, "severity", "", "at least this `SEVERITY`: info, low, medium, high or critical")
-	f.StringSliceVar(&l.objectives, "objective", nil, "with one of these `OBJECTIVES`")
-	f.BoolVar(&l.onlyWaiting, "waiting", false, "only those with an open question")
-	f.StringVar(&l.sort, "sort", "opened", "the `ORDER`: opened, updated, severity or confidence")
+	f.StringVar(&l.since, "since", "", "only incidents opened after this `TIME`, such as 1d or 2026-11-23")
+	f.StringVar(&l.until, "until", "", "only incidents opened before this `TIME`")
+	f.StringVar(&l.status, "status", "", "only incidents with this `STATUS`: open, closed, resolved or unreadable")
+	f.StringVar(&l.severity, "severity", "",
+		"only incidents of at least this `SEVERITY`: info, low, medium, high or critical")
+	f.StringSliceVar(&l.objectives, "objective", nil, "only incidents with one of these `OBJECTIVES`")
+	f.BoolVar(&l.onlyWaiting, "waiting", false, "only incidents with an open question")
+	f.StringVar(&l.sort, "sort", "opened", "the sort `ORDER`: opened, updated, severity or confidence")
 	f.IntVar(&l.limit, "limit", 50, "list at most this `NUMBER`; 0 lists all")
-	f.BoolVar(&l.watch, "watch", false, "show it again whenever it changes")
-	f.StringVarP(&l.output, "output", "o", "text", "the `FORMAT`: text, wide or json; of one incident also ocsf: Detection Finding and Remediation Activity, an object a line")
+	f.BoolVar(&l.watch, "watch", false, "print again whenever something changes, until interrupted")
+	f.StringVarP(&l.output, "output", "o", "text",
+		"the output `FORMAT`: text, wide or json; for one incident also ocsf (Detection Finding and Remediation "+
+			"Activity, one JSON object per line)")
 	return c
 }
 
@@ -99,15 +104,15 @@ func (l *incidentQuery) validate(one bool) error {
 	switch _, known := sortOrders()[l.sort]; {
 	case l.output == "ocsf" && one:
 	case !slices.Contains([]string{"text", "wide", "json"}, l.output):
-		return fmt.Errorf("-o is text, wide or json, not %q", l.output)
+		return fmt.Errorf("invalid --output %q; use text, wide or json, or ocsf with an ID", l.output)
 	case !known:
-		return fmt.Errorf("invalid --sort %q: use %s", l.sort, strings.Join(slices.Sorted(maps.Keys(sortOrders())), ", "))
+		return fmt.Errorf("invalid --sort %q; use %s", l.sort, joinOr(slices.Sorted(maps.Keys(sortOrders()))))
 	case l.status != "" && !slices.Contains(statusNames(), l.status):
-		return fmt.Errorf("invalid --status %q: use %s", l.status, strings.Join(statusNames(), ", "))
+		return fmt.Errorf("invalid --status %q; use %s", l.status, joinOr(statusNames()))
 	case l.severity != "" && sensors.Severity(l.severity).Rank() < 0:
-		return fmt.Errorf("invalid --severity %q: use info, low, medium, high or critical", l.severity)
+		return fmt.Errorf("invalid --severity %q; use info, low, medium, high or critical", l.severity)
 	case l.limit < 0:
-		return fmt.Errorf("invalid --limit %d: use 0 or more", l.limit)
+		return fmt.Errorf("invalid --limit %d; use 0 or more", l.limit)
 	}
 	for _, o := range l.objectives {
 		if !slices.Contains(sensors.Objectives, sensors.Objective(o)) {
@@ -115,18 +120,19 @@ func (l *incidentQuery) validate(one bool) error {
 			for _, k := range sensors.Objectives {
 				known = append(known, string(k))
 			}
-			return fmt.Errorf("invalid --objective %q: use %s", o, strings.Join(known, ", "))
+			return fmt.Errorf("invalid --objective %q; use %s", o, joinOr(known))
 		}
 	}
 	for name, text := range map[string]string{"since": l.since, "until": l.until} {
 		if _, err := parseTimeFlag(text, time.Now()); err != nil {
-			return fmt.Errorf("--%s: %w", name, err)
+			return fmt.Errorf("invalid --%s: %w", name, err)
 		}
 	}
 	return nil
 }
 
-// parseTimeFlag reads a time as people give it: a duration before now, a date, or a time. "" is the zero time.
+// parseTimeFlag parses a duration before now, a date, or a time; dates and times without a zone are local. "" returns
+// the zero time.
 func parseTimeFlag(text string, now time.Time) (time.Time, error) {
 	if text == "" {
 		return time.Time{}, nil
@@ -142,7 +148,7 @@ func parseTimeFlag(text string, now time.Time) (time.Time, error) {
 	return time.Time{}, fmt.Errorf("invalid time %q; use a duration before now such as 1d, a date such as 2026-11-23, or a time such as 2026-11-23T15:04:05Z", text)
 }
 
-// filter gives what is wanted of a list, in order, and how many more there are.
+// filter returns the incidents that match the flags, sorted and limited, and how many the limit left out.
 func (l *incidentQuery) filter(all []gateway.IncidentView, now time.Time) (shown []gateway.IncidentView, more int) {
 	since, _ := parseTimeFlag(l.since, now)
 	until, _ := parseTimeFlag(l.until, now)
@@ -182,9 +188,9 @@ func (l *incidentQuery) printList(ctx context.Context, g *globalFlags, out io.Wr
 	case len(all) == 0:
 		fmt.Fprintln(out, "no incidents")
 	case len(shown) == 0:
-		fmt.Fprintf(out, "no incidents match; %d do without the flags\n", len(all))
+		fmt.Fprintf(out, "no incidents match; %d without the filters\n", len(all))
 	case more > 0:
-		fmt.Fprintf(out, "and %d more; --limit 0 lists all\n", more)
+		fmt.Fprintf(out, "%d more; --limit 0 lists all\n", more)
 	}
 	return nil
 }
@@ -209,7 +215,7 @@ func printIncidentTable(out io.Writer, list []gateway.IncidentView, wide, color 
 	t.print(out)
 }
 
-// countActiveLeases counts the leases that have not ended.
+// countActiveLeases returns the number of leases that have not ended.
 func countActiveLeases(in playbooks.Incident) (n int) {
 	for _, l := range in.Leases {
 		if l.State != "ended" {
@@ -219,7 +225,8 @@ func countActiveLeases(in playbooks.Incident) (n int) {
 	return n
 }
 
-// formatWaiting says in a cell what an incident waits for, yours first.
+// formatWaiting returns the WAITING cell of an incident: its first open question, preferring one that the viewer can
+// approve.
 func formatWaiting(in gateway.IncidentView) string {
 	if len(in.OpenApprovals) == 0 {
 		if len(in.RefusedWhilePaused) > 0 {
@@ -231,7 +238,7 @@ func formatWaiting(in gateway.IncidentView) string {
 	if i := slices.IndexFunc(in.OpenApprovals, func(w gateway.OpenApproval) bool { return w.ViewerCanApprove }); i >= 0 {
 		w = in.OpenApprovals[i]
 	}
-	text := fmt.Sprintf("%d of %d yes: %s", len(w.ApprovedBy), w.Quorum, w.Title)
+	text := fmt.Sprintf("%d of %d approved: %s", len(w.ApprovedBy), w.Quorum, w.Title)
 	if w.ViewerCanApprove {
 		text = "for you: " + w.Title
 	}
@@ -252,7 +259,7 @@ func (l *incidentQuery) printOne(ctx context.Context, g *globalFlags, out io.Wri
 	case "ocsf":
 		for _, event := range export.OCSFIncident(in.Incident, version) {
 			if err := json.NewEncoder(out).Encode(event); err != nil {
-				return fmt.Errorf("write the incident: %w", err)
+				return fmt.Errorf("print the incident: %w", err)
 			}
 		}
 		return nil
@@ -275,22 +282,23 @@ func printIncident(out io.Writer, in gateway.IncidentView, pending []playbook.Ap
 	for _, w := range in.OpenApprovals {
 		you := ""
 		if w.ViewerCanApprove {
-			you = "; it waits for you"
+			you = "; waiting for you"
 		}
 		p("waiting     %s: %s%s", w.Title, display.DescribeApprovalProgress(w.ApprovedBy, w.Quorum, w.Approvers), you)
 		for _, warning := range w.Warnings {
-			p("            but: %s", warning)
+			p("            warning: %s", warning)
 		}
 	}
 	for _, r := range in.RefusedWhilePaused {
-		p("refused     %s of %s, while new containments were paused; contain it now: %s", r.Action, r.Target, r.RetryCommand)
+		p("refused     %s of %s while new containments were paused; to contain now: %s", r.Action, r.Target,
+			r.RetryCommand)
 	}
 	p("")
 	printContext(p, in.Incident)
 	for _, l := range in.Leases {
 		p("lease       %s %s of %s: %s, until %s %s", l.ID, l.Action, display.TargetName(in.Incident, l.Target), display.DescribeLease(l), l.ExpiresAt.Local().Format(time.DateTime), l.Reason)
 		for _, warning := range l.Warnings {
-			p("            but: %s", warning)
+			p("            warning: %s", warning)
 		}
 	}
 	for _, e := range in.Evidence {
@@ -324,12 +332,13 @@ func printContext(p func(string, ...any), in playbooks.Incident) {
 	for _, t := range in.Targets {
 		p("target      %s%s", display.TargetArgument(in, t.ID()), containerIDOf(t))
 	}
-	p("blast       %d other pods with this image, %d pods on the node", in.BlastRadius.SameDigestPodCount, in.BlastRadius.SameNodePodCount)
+	p("blast       %d other pods with this image, %d pods on its node", in.BlastRadius.SameDigestPodCount,
+		in.BlastRadius.SameNodePodCount)
 	for _, m := range in.BlastRadius.DangerousPermissions {
-		p("            its account may: %s", m)
+		p("            its service account can: %s", m)
 	}
 	for _, r := range in.Reasons {
-		p("why         %s", r)
+		p("reason      %s", r)
 	}
 	for _, m := range in.Context.Missing {
 		p("missing     %s", m)
@@ -339,7 +348,8 @@ func printContext(p func(string, ...any), in playbooks.Incident) {
 	}
 }
 
-// containerIDOf names the container of a pod in which something was detected, by its complete id.
+// containerIDOf returns the complete id of the container of a pod in which something was detected; "" for other
+// targets.
 func containerIDOf(t playbooks.Target) string {
 	if t.Kind != playbooks.TargetPod || t.ContainerID == "" {
 		return ""
@@ -349,29 +359,30 @@ func containerIDOf(t playbooks.Target) string {
 
 func printApprovalRequest(p func(string, ...any), q playbook.ApprovalRequest) {
 	p("")
-	p("ASKED: %s%s", q.Title, q.DurationText())
+	p("APPROVAL: %s%s", q.Title, q.DurationText())
 	if q.Question != "" {
 		p("  %s", q.Question)
 	}
 	for _, change := range q.ChangesSinceReplaced {
-		p("  changed since you were asked: %s", change)
+		p("  changed since the question was asked: %s", change)
 	}
 	for _, plan := range q.Plans {
 		for _, change := range plan.Plan.Changes {
 			p("  would %s", change)
 		}
 		if plan.Plan.Duration > 0 {
-			p("  and undo it after %s%s", duration.Format(plan.Plan.Duration), parenthesize(plan.Plan.EndMechanism.String()))
+			p("  would undo it after %s%s", duration.Format(plan.Plan.Duration),
+				parenthesize(plan.Plan.EndMechanism.String()))
 		}
 		for _, warning := range plan.Plan.Warnings {
-			p("  but: %s", warning)
+			p("  warning: %s", warning)
 		}
 	}
 	p("  %s, until %s", display.DescribeApprovalProgress(q.ApprovedBy, q.Approvers.Quorum, q.Approvers.Describe()), q.Deadline.Local().Format(time.TimeOnly))
 	p("  stanch approve %s '%s'   or   stanch deny %s '%s' --reason …", q.IncidentID, q.QualifiedID(), q.IncidentID, q.QualifiedID())
 }
 
-// parenthesize is a remark behind what it is about, or "".
+// parenthesize returns s in parentheses after a space, or "" for "".
 func parenthesize(s string) string {
 	if s == "" {
 		return ""
@@ -379,11 +390,11 @@ func parenthesize(s string) string {
 	return " (" + s + ")"
 }
 
-// watchInterval is how often a watched view is read again.
+// watchInterval is the polling interval of --watch.
 const watchInterval = 2 * time.Second
 
-// watchOutput shows something whenever it has changed, until it is interrupted. On a terminal it takes the place of what was
-// shown before.
+// watchOutput prints the output of show whenever it changes, until the context of cmd ends. On a terminal it replaces
+// the previous output. Errors after the first output are printed and retried.
 func watchOutput(cmd *cobra.Command, show func(ctx context.Context, out io.Writer) error) error {
 	out, before := cmd.OutOrStdout(), ""
 	for first := true; ; first = false {
@@ -391,11 +402,11 @@ func watchOutput(cmd *cobra.Command, show func(ctx context.Context, out io.Write
 		err := show(cmd.Context(), &b)
 		switch {
 		case cmd.Context().Err() != nil:
-			return nil //nolint:nilerr // the person ended it
+			return nil //nolint:nilerr // interrupted
 		case err != nil && first:
 			return err
 		case err != nil:
-			logProgress("%v; tried again", err)
+			logProgress("%v; retrying", err)
 		case b.String() != before:
 			if before = b.String(); isTerminal(out) {
 				fmt.Fprint(out, "\x1b[H\x1b[2J")

@@ -37,7 +37,7 @@ func testViews() []gateway.IncidentView {
 	}
 }
 
-func TestFlagsPickIncidents(t *testing.T) {
+func TestFlagsFilterIncidents(t *testing.T) {
 	for name, c := range map[string]struct {
 		list incidentQuery
 		want []string
@@ -72,8 +72,8 @@ func TestFlagsPickIncidents(t *testing.T) {
 	}
 }
 
-// Colors change no width, come only where they are wanted, and what waits for you comes first.
-func TestTheListAlignsWithAndWithoutColors(t *testing.T) {
+// Questions that the viewer can approve come first.
+func TestIncidentTableAlignsWithAndWithoutColors(t *testing.T) {
 	var plain, color bytes.Buffer
 	printIncidentTable(&plain, testViews(), false, false)
 	printIncidentTable(&color, testViews(), false, true)
@@ -86,11 +86,11 @@ func TestTheListAlignsWithAndWithoutColors(t *testing.T) {
 		stripped = string(bytes.ReplaceAll([]byte(stripped), []byte(code), nil))
 	}
 	assert.Equal(t, plain.String(), stripped)
-	assert.False(t, useColor(&plain), "a file is no terminal")
+	assert.False(t, useColor(&plain), "a file is not a terminal")
 }
 
-// Whoever looks at one incident sees first what it waits for and what was refused; an attacker's escapes are not obeyed.
-func TestOneIncidentSaysWhatItWaitsFor(t *testing.T) {
+// Control characters of an attacker are escaped.
+func TestIncidentShowsOpenQuestionsAndOutcome(t *testing.T) {
 	v := testViews()[1]
 	v.Summary = "a \x1b[2Jminer"
 	v.OutcomeText = "miner: contained: pod.isolate of pod shop/web-1 applied and verified"
@@ -100,16 +100,17 @@ func TestOneIncidentSaysWhatItWaitsFor(t *testing.T) {
 	assert.Contains(t, text, "[open]")
 	assert.NotContains(t, text, "\x1b")
 	assert.Contains(t, text, "outcome     miner: contained: pod.isolate of pod shop/web-1")
-	assert.Contains(t, text, "waiting     stop the workload: 1 of 2 said yes (bob); waiting for one more of")
-	assert.Contains(t, text, "it waits for you")
+	assert.Contains(t, text, "waiting     stop the workload: 1 of 2 approved (bob); waiting for 1 more of")
+	assert.Contains(t, text, "waiting for you")
 	v = testViews()[2]
 	out.Reset()
 	printIncident(&out, v, nil, false)
 	assert.Contains(t, out.String(), "[resolved: false-positive by alice]")
 }
 
-func TestAPauseSaysSinceWhenByWhomAndWhy(t *testing.T) {
+func TestPauseBannerNamesTimePersonAndReason(t *testing.T) {
 	assert.Empty(t, formatPause(gateway.KillSwitchStatus{}))
-	assert.Equal(t, "PAUSED by ops in the ConfigMap: new containments are refused; `stanch resume` lets them go on", formatPause(gateway.KillSwitchStatus{Paused: true, ChangedBy: "by ops in the ConfigMap"}))
+	assert.Equal(t, "PAUSED by ops in the ConfigMap: new containments are refused; `stanch resume` ends the pause",
+		formatPause(gateway.KillSwitchStatus{Paused: true, ChangedBy: "by ops in the ConfigMap"}))
 	assert.Contains(t, formatPause(gateway.KillSwitchStatus{Paused: true, ChangedBy: "alice (uid 7)", Since: testNow, Reason: "migration"}), "by alice (uid 7) (migration): ")
 }

@@ -17,18 +17,20 @@ import (
 	"stanch/sensors/duration"
 	"stanch/sensors/redact"
 	"stanch/worker/gateway"
-	"stanch/workflows/incident"
 	"stanch/workflows/lease"
 )
 
-// escapeForTerminal makes an attacker's string safe for a terminal: control characters are shown and not obeyed.
+// escapeForTerminal escapes control characters, so that a terminal does not interpret attacker-controlled strings.
 func escapeForTerminal(s string) string { return redact.EscapeControlChars(s) }
 
 func leasesCommand(g *globalFlags) *cobra.Command {
 	var output string
 	var all bool
 	c := &cobra.Command{
-		Use: "leases", Short: "List the containments in force", Args: validateArgs(cobra.NoArgs), Example: "  stanch leases\n  stanch leases --all -o json",
+		Use: "leases", Short: "List the containments in force", Args: validateArgs(cobra.NoArgs),
+		Long: `List the containments in force, the next to end first, when you want to know what Stanch currently
+blocks and until when.`,
+		Example: "  stanch leases\n  stanch leases --all -o json",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			path := "/v1/leases"
 			if all {
@@ -47,27 +49,27 @@ func leasesCommand(g *globalFlags) *cobra.Command {
 			}
 			g.printPauseBanner(cmd)
 			if len(reports) == 0 {
-				fmt.Fprintln(cmd.OutOrStdout(), "nothing is held")
+				fmt.Fprintln(cmd.OutOrStdout(), "no lease is in force")
 				return nil
 			}
 			printLeases(cmd.OutOrStdout(), list, time.Now())
 			return nil
 		},
 	}
-	c.Flags().BoolVar(&all, "all", false, "those that have ended too")
+	c.Flags().BoolVar(&all, "all", false, "also list leases that have ended")
 	addOutputFlag(c, &output)
 	return c
 }
 
-// printLeases lists leases, the one that ends next first.
+// printLeases prints leases, the next to end first.
 func printLeases(out io.Writer, list []*lease.Machine, now time.Time) {
 	slices.SortStableFunc(list, func(a, b *lease.Machine) int { return a.LastExpiry().Compare(b.LastExpiry()) })
 	var t table
-	t.addRow("LEASE", "STATE", "ACTION", "TARGET", "UNTIL", "WHY")
+	t.addRow("LEASE", "STATE", "ACTION", "TARGET", "UNTIL", "REASON")
 	for _, m := range list {
 		r := m.CurrentReport(now)
 		target, until := m.Target.String(), ""
-		if m.Target.Kind == "" { // it could not be read
+		if m.Target.Kind == "" { // an unreadable lease
 			target = ""
 		}
 		if !r.ExpiresAt.IsZero() {
@@ -84,10 +86,13 @@ func printLeases(out io.Writer, list []*lease.Machine, now time.Time) {
 func releaseCommand(g *globalFlags) *cobra.Command {
 	var all bool
 	c := &cobra.Command{
-		Use: "release LEASE", Short: "End a containment now", Args: validateArgs(cobra.MaximumNArgs(1)), Example: "  stanch release LSE-0A1B…\n  stanch release --all",
+		Use: "release LEASE", Short: "End a containment now", Args: validateArgs(cobra.MaximumNArgs(1)),
+		Long: `End a containment before its time, once the target is clean or was contained by mistake. The prior
+state is restored; ` + "`stanch leases --all`" + ` shows when that is done.`,
+		Example: "  stanch release LSE-0A1B2C3D4E5F6A7B8C9D\n  stanch release --all",
 		RunE: func(cmd *cobra.Command, ids []string) error {
 			if all == (len(ids) == 1) {
-				return usageError{fmt.Errorf("name one lease, or --all")}
+				return usageError{errors.New("use either LEASE or --all")}
 			}
 			q := gateway.LeaseRequest{All: all}
 			if !all {
@@ -97,7 +102,8 @@ func releaseCommand(g *globalFlags) *cobra.Command {
 			if err := g.newAPIClient().post(cmd.Context(), "/v1/release", q, &done); err != nil {
 				return err
 			}
-			fmt.Fprintf(cmd.OutOrStdout(), "released %d; `stanch leases --all` shows when each is undone\n", len(done))
+			fmt.Fprintf(cmd.OutOrStdout(), "released %s; `stanch leases --all` shows when each is undone\n",
+				formatCount(len(done), "lease", "leases"))
 			return nil
 		},
 	}
@@ -108,46 +114,55 @@ func releaseCommand(g *globalFlags) *cobra.Command {
 func extendCommand(g *globalFlags) *cobra.Command {
 	var d time.Duration
 	c := &cobra.Command{
-		Use: "extend LEASE --for 1h", Short: "Let a containment hold longer", Args: validateArgs(cobra.ExactArgs(1)), Example: "  stanch extend LSE-0A1B… --for 2h\n  stanch extend LSE-0A1B… --for 1d",
-		Long: `Let a containment hold until --for from now. It never shortens one: a lease that already holds until then or
-later is left as it is, and the command says when it ends. Where the scope asks for several approvers, one of them
-extends to at most budget.max_duration from now. ` + "`stanch release`" + ` ends one now.`,
+		Use: "extend LEASE --for 1h", Short: "Extend a containment", Args: validateArgs(cobra.ExactArgs(1)),
+		Example: "  stanch extend LSE-0A1B2C3D4E5F6A7B8C9D --for 2h\n  stanch extend LSE-0A1B2C3D4E5F6A7B8C9D --for 1d",
+		Long: `Extend a containment when you need more time: it then ends --for from now. A lease that already ends
+later is never shortened, and the command prints its end. If the scope requires several approvers,
+one approver alone can extend to at most budget.max_duration from now. ` + "`stanch release`" + ` ends a lease
+early.`,
 		RunE: func(cmd *cobra.Command, ids []string) error {
 			if d <= 0 {
-				return usageError{fmt.Errorf("say until how long from now it shall hold: --for 1h")}
+				return usageError{errors.New("missing --for; use a duration from now such as --for 1h")}
 			}
 			var done []playbooks.LeaseReport
 			if err := g.newAPIClient().post(cmd.Context(), "/v1/extend", gateway.LeaseRequest{LeaseID: ids[0], Duration: d}, &done); err != nil {
 				return err
 			}
 			for _, l := range done {
-				fmt.Fprintf(cmd.OutOrStdout(), "%s: %s of %s holds until %s, %s from now\n", l.ID, l.Action, escapeForTerminal(l.Target), l.ExpiresAt.Local().Format(time.DateTime), duration.Format(d))
+				fmt.Fprintf(cmd.OutOrStdout(), "%s: %s of %s is in force until %s, %s from now\n", l.ID, l.Action,
+					escapeForTerminal(l.Target), l.ExpiresAt.Local().Format(time.DateTime), duration.Format(d))
 			}
 			return nil
 		},
 	}
-	c.Flags().Var(duration.NewFlag(&d, 0), "for", "until how long from now it holds, at most 7d")
+	c.Flags().Var(duration.NewFlag(&d, 0), "for", "how long from now the lease stays in force, at most 7d (required)")
 	return c
 }
 
 func approvalCommand(g *globalFlags, approve bool) *cobra.Command {
-	word, short := "approve", "Say yes to a question of an incident"
+	word, short := "approve", "Approve an open question of an incident"
 	if !approve {
-		word, short = "deny", "Say no to a question of an incident"
+		word, short = "deny", "Deny an open question of an incident"
 	}
 	var reason string
 	var breakGlass bool
 	c := &cobra.Command{
 		Use: word + " INCIDENT [STEP]", Short: short, Args: validateArgs(cobra.RangeArgs(1, 2)),
-		Long: short + `. STEP names the question by its approval's name, its step's id or path, or an action that it
-asks about; without it the only open question is meant. Where that names several, each has a name of its own, such as
-2/contain#1: ` + "`stanch incidents INCIDENT`" + ` shows it. The kernel tells Stanch who you are, or with --server the cluster
-does; the configuration says whether you may answer. The output says how the answer counts.`,
-		Example: fmt.Sprintf("  stanch %[1]s INC-01JABC…\n  stanch %[1]s INC-01JABC… 'stop the workload' --reason \"known build job\"\n  stanch %[1]s INC-01JABC… pod.isolate", word),
+		Long: short + `, when stanch status or the chat shows that it waits for you.
+
+STEP is the title of the question, the id or path of its step, or an action that it asks about. It can
+be left out if only one question is open. If STEP matches several questions, use the unique name that
+` + "`stanch incidents INCIDENT`" + ` shows, such as 2/contain#1.
+
+You are identified by the kernel, or with --server by the cluster; the configuration says what you may
+approve. The output says how your answer counts. Exit code 1 means that it does not count.`,
+		Example: fmt.Sprintf(`  stanch %[1]s INC-01JABCDEFGHJKMNPQRSTVWXYZ0
+  stanch %[1]s INC-01JABCDEFGHJKMNPQRSTVWXYZ0 'stop the workload' --reason "confirmed with the owner"
+  stanch %[1]s INC-01JABCDEFGHJKMNPQRSTVWXYZ0 pod.isolate`, word),
 		RunE: func(cmd *cobra.Command, a []string) error {
 			v := gateway.VoteRequest{IncidentID: a[0], Approve: approve, Reason: reason, BreakGlass: breakGlass, WaitForResult: true}
 			if breakGlass && strings.TrimSpace(reason) == "" {
-				return usageError{fmt.Errorf("breaking the glass needs a --reason, for the record")}
+				return usageError{errors.New("--break-glass requires --reason, for the audit record")}
 			}
 			if len(a) == 2 {
 				v.RequestID = a[1]
@@ -155,7 +170,7 @@ does; the configuration says whether you may answer. The output says how the ans
 			var answer gateway.VoteResult
 			err := g.newAPIClient().post(cmd.Context(), "/v1/vote", v, &answer)
 			if r, ok := errors.AsType[*apiError](err); ok && r.statusCode == http.StatusForbidden {
-				return fmt.Errorf("refused: %w", err)
+				return fmt.Errorf("%s %s: not allowed: %w", word, a[0], err)
 			}
 			if err != nil {
 				return err
@@ -167,54 +182,13 @@ does; the configuration says whether you may answer. The output says how the ans
 			return nil
 		},
 	}
-	c.Flags().StringVar(&reason, "reason", "", "why, for the record")
+	c.Flags().StringVar(&reason, "reason", "", "the reason, for the audit record")
 	if approve {
-		c.Flags().BoolVar(&breakGlass, "break-glass", false, "answer alone for the whole quorum, where your configuration lets you; it is recorded")
+		c.Flags().BoolVar(&breakGlass, "break-glass", false,
+			"approve alone for the complete quorum, if the configuration allows you to; it is recorded")
 	}
 	return c
 }
 
-func triageCommand(g *globalFlags) *cobra.Command {
-	var reason string
-	c := &cobra.Command{
-		Use: "mark INCIDENT taken-over|false-positive", Short: "Take an incident over, or call it a false positive", Args: validateArgs(cobra.ExactArgs(2)),
-		Long: `Say something about an incident. In both cases no further playbook starts in it.
-
-  taken-over       it is yours from now on; what holds goes on to its end
-  false-positive   what it holds is released, what it asks is denied`,
-		ValidArgs: []string{"taken-over", "false-positive"},
-		Example:   "  stanch mark INC-01JABC… false-positive --reason \"the nightly build\"",
-		RunE: func(cmd *cobra.Command, a []string) error {
-			q := gateway.TriageRequest{IncidentID: a[0], Kind: incident.TriageKind(a[1]), Reason: reason}
-			if q.Kind != incident.TriageAssigned && q.Kind != incident.TriageFalsePositive {
-				return usageError{fmt.Errorf("%q is no mark: taken-over or false-positive", a[1])}
-			}
-			var done gateway.TriageResult
-			if err := g.newAPIClient().post(cmd.Context(), "/v1/mark", q, &done); err != nil {
-				return err
-			}
-			printTriageResult(cmd.OutOrStdout(), a[0], q.Kind, done)
-			return nil
-		},
-	}
-	c.Flags().StringVar(&reason, "reason", "", "why, for the record")
-	return c
-}
-
-// printTriageResult says what a mark brought about.
-func printTriageResult(out io.Writer, id string, kind incident.TriageKind, done gateway.TriageResult) {
-	p := func(format string, args ...any) { fmt.Fprintln(out, escapeForTerminal(fmt.Sprintf(format, args...))) }
-	p("%s: %s", id, kind)
-	for _, l := range done.ReleasedLeases {
-		p("  released: %s of %s, lease %s", l.Action, display.TargetName(done.Incident, l.Target), l.ID)
-	}
-	for _, title := range done.DeniedRequests {
-		p("  denied: %s", title)
-	}
-	if kind == incident.TriageFalsePositive && len(done.ReleasedLeases)+len(done.DeniedRequests) == 0 {
-		p("  it held nothing and asked nothing")
-	}
-}
-
-// logProgress writes a line for people, never into a machine's output.
+// logProgress prints a line to standard error, so that it is never part of machine-readable output.
 func logProgress(format string, a ...any) { fmt.Fprintf(os.Stderr, format+"\n", a...) }

@@ -1,4 +1,7 @@
-// Command stanch is everything that people use: it runs Stanch, shows what it does, and answers it.
+// Command stanch runs Stanch and is its command line: it shows incidents, answers approval questions, contains
+// targets, and checks and tests playbooks and rules.
+//
+// Exit codes: 0 done, 1 the answer is no or an error, 2 wrong use.
 package main
 
 import (
@@ -19,11 +22,11 @@ import (
 	"stanch/worker/config"
 )
 
-// version is set by the build.
+// version is the version of this build, set with -ldflags; "dev" otherwise.
 var version = "dev"
 
 func main() {
-	// The drill's harmless attacker is this program again, inside of the drill's container.
+	// A drill runs this program again, inside of its container, as the harmless attacker.
 	if len(os.Args) > 1 && os.Args[1] == drillAttackCommand {
 		os.Exit(runDrillAttack(os.Args[2:]))
 	}
@@ -45,9 +48,10 @@ func main() {
 	os.Exit(exitCode(err))
 }
 
-// errReported says that the answer is no and was printed already.
+// errReported ends a command with exit code 1 and no error message: its output already says that the answer is no.
 var errReported = errors.New("no")
 
+// usageError is an error in how a command was called. Its exit code is 2.
 type usageError struct{ error }
 
 func exitCode(err error) int {
@@ -60,7 +64,7 @@ func exitCode(err error) int {
 	return 1
 }
 
-// globalFlags are the flags that every command has.
+// globalFlags holds the flags that every command accepts.
 type globalFlags struct {
 	dataDir      string
 	configFile   string
@@ -70,25 +74,43 @@ type globalFlags struct {
 func rootCommand() *cobra.Command {
 	g := &globalFlags{}
 	root := &cobra.Command{
-		Use: "stanch", Short: "Contain what goes wrong in containers: durably, reversibly, with proof",
-		Long: `Stanch takes a detection from the kernel to a contained, documented incident.
+		Use: "stanch", Short: "Detect and contain attacks on containers",
+		Long: `Stanch detects attacks on containers in the kernel, contains them with leases that end by
+themselves, and records every decision as a verifiable incident.
 
 Start with:
-  stanch up                everything on this machine, in one process
-  stanch drill             a harmless real attack, followed to its end`,
+  stanch up       run everything on this machine, in one process
+  stanch drill    run a safe, real attack and check the response end to end`,
+		Example: `  stanch up
+  stanch drill
+  stanch incidents`,
 		SilenceUsage: true, SilenceErrors: true, Version: version,
 	}
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
-	root.PersistentFlags().StringVar(&g.dataDir, "data", defaultDataDir(), "the data directory: keys, Temporal's file, evidence")
-	root.PersistentFlags().StringVar(&g.configFile, "config", "", "the configuration, stanch.yaml (default: phase 1, nobody may approve but you)")
-	root.PersistentFlags().StringVar(&g.remoteServer.address, "server", os.Getenv("STANCH_SERVER"), "answer a Stanch in a cluster at this HOST:PORT, instead of this machine's")
-	root.PersistentFlags().StringVar(&g.remoteServer.tokenFile, "token-file", os.Getenv("STANCH_TOKEN_FILE"), "with --server: a file with a Kubernetes token for the audience stanch")
-	root.PersistentFlags().StringVar(&g.remoteServer.caFile, "server-ca", os.Getenv("STANCH_SERVER_CA"), "with --server: the certificate authority, pki/ca.crt")
-	root.AddGroup(&cobra.Group{ID: "run", Title: "Run:"}, &cobra.Group{ID: "see", Title: "See and answer:"}, &cobra.Group{ID: "write", Title: "Write playbooks:"})
+	root.PersistentFlags().StringVar(&g.dataDir, "data", defaultDataDir(),
+		"the data `DIR`: keys, evidence, and the database of the embedded Temporal")
+	root.PersistentFlags().StringVar(&g.configFile, "config", "",
+		"the configuration `FILE`, stanch.yaml (default: phase 1, and only you may approve)")
+	root.PersistentFlags().StringVar(&g.remoteServer.address, "server", os.Getenv("STANCH_SERVER"),
+		"connect to the Stanch in a cluster at `HOST:PORT` instead of the one on this machine")
+	root.PersistentFlags().StringVar(&g.remoteServer.tokenFile, "token-file", os.Getenv("STANCH_TOKEN_FILE"),
+		"with --server: a `FILE` with a Kubernetes token for the audience stanch")
+	root.PersistentFlags().StringVar(&g.remoteServer.caFile, "server-ca", os.Getenv("STANCH_SERVER_CA"),
+		"with --server: the `FILE` with its CA certificate, pki/ca.crt")
+	root.AddGroup(&cobra.Group{ID: "run", Title: "Run:"},
+		&cobra.Group{ID: "respond", Title: "Respond to incidents:"},
+		&cobra.Group{ID: "develop", Title: "Develop playbooks and rules:"})
 	for group, commands := range map[string][]*cobra.Command{
-		"run":   {upCommand(g), workerCommand(g), forwardCommand(), drillCommand(g), doctorCommand(g), manifestsCommand(g), certCommand(g)},
-		"see":   {statusCommand(g), incidentsCommand(g), containCommand(g), runCommand(g), auditCommand(g), recordCommand(g), leasesCommand(g), releaseCommand(g), extendCommand(g), approvalCommand(g, true), approvalCommand(g, false), triageCommand(g), pauseCommand(g), resumeCommand(g), evidenceCommand(g)},
-		"write": {validateCommand(g), testCommand(), explainCommand(), playbooksCommand(g), simulateCommand(g), actionsCommand(), schemaCommand(), rulesCommand(g)},
+		"run": {upCommand(g), workerCommand(g), forwardCommand(), drillCommand(g), doctorCommand(g),
+			manifestsCommand(g), certCommand(g)},
+		"respond": {
+			statusCommand(g), incidentsCommand(g), approvalCommand(g, true), approvalCommand(g, false),
+			assignCommand(g),
+			resolveCommand(g), containCommand(g), runCommand(g), leasesCommand(g), releaseCommand(g), extendCommand(g),
+			pauseCommand(g), resumeCommand(g), auditCommand(g), evidenceCommand(g), recordCommand(g),
+		},
+		"develop": {validateCommand(g), testCommand(), explainCommand(), playbooksCommand(g), simulateCommand(g),
+			actionsCommand(), schemaCommand(), rulesCommand(g)},
 	} {
 		for _, c := range commands {
 			c.GroupID = group
@@ -96,9 +118,29 @@ Start with:
 		}
 	}
 	root.AddCommand(expressionsHelpTopic())
+	requireSubcommand(root)
 	return root
 }
 
+// requireSubcommand makes a command that has only subcommands print its help when it is called alone, and return a
+// usage error with a suggestion when the subcommand is unknown.
+func requireSubcommand(c *cobra.Command) {
+	c.Args = func(c *cobra.Command, args []string) error {
+		if len(args) == 0 {
+			return nil
+		}
+		hint := fmt.Sprintf("see `%s --help`", c.CommandPath())
+		if similar := c.SuggestionsFor(args[0]); len(similar) > 0 {
+			hint = fmt.Sprintf("did you mean `%s %s`?", c.CommandPath(), similar[0])
+		}
+		return usageError{fmt.Errorf("unknown command `%s %s`; %s", c.CommandPath(), args[0], hint)}
+	}
+	c.SuggestionsMinimumDistance = 2
+	c.RunE = func(cmd *cobra.Command, _ []string) error { return cmd.Help() }
+}
+
+// defaultDataDir returns the data directory of a system-wide Stanch for root, and one in the home directory for other
+// users.
 func defaultDataDir() string {
 	if os.Getuid() == 0 {
 		return "/var/lib/stanch"
@@ -109,10 +151,11 @@ func defaultDataDir() string {
 	return "stanch-data"
 }
 
-// socketPath is the local API's.
+// socketPath returns the path of the local API's Unix socket.
 func (g *globalFlags) socketPath() string { return filepath.Join(g.dataDir, "stanch.sock") }
 
-// loadConfig reads the configuration, printing what is wrong with it.
+// loadConfig reads the file of --config and prints its problems to standard error. Without --config it returns the
+// defaults.
 func (g *globalFlags) loadConfig() (*config.Config, error) {
 	if g.configFile == "" {
 		return config.Default(), nil
@@ -123,11 +166,12 @@ func (g *globalFlags) loadConfig() (*config.Config, error) {
 	}
 	raw, err := os.ReadFile(g.configFile)
 	if err != nil {
-		return nil, fmt.Errorf("read the config: %w", err)
+		return nil, fmt.Errorf("read the configuration: %w", err)
 	}
 	printProblems(problems, raw)
 	if problems.HasErrors() {
-		return nil, fmt.Errorf("%s has %d problems", g.configFile, len(problems))
+		return nil, fmt.Errorf("load %s: invalid configuration, %s", g.configFile,
+			formatCount(len(problems), "problem", "problems"))
 	}
 	return c, nil
 }
@@ -138,23 +182,14 @@ func printProblems(problems diagnostic.Diagnostics, source []byte) {
 	}
 }
 
-// addOutputFlag adds -o.
-func addOutputFlag(c *cobra.Command, out *string) {
-	c.Flags().StringVarP(out, "output", "o", "text", "text or json")
-	run := c.RunE
-	c.RunE = func(cmd *cobra.Command, args []string) error {
-		if *out != "text" && *out != "json" {
-			return usageError{fmt.Errorf("-o is text or json, not %q", *out)}
-		}
-		return run(cmd, args)
-	}
-}
+// addOutputFlag adds -o with the formats text and json.
+func addOutputFlag(c *cobra.Command, out *string) { addFormatFlag(c, out, "text", "json") }
 
-// validateArgs turns cobra's complaints about arguments into wrong use.
+// validateArgs makes the errors of an argument check usage errors that name the help.
 func validateArgs(check cobra.PositionalArgs) cobra.PositionalArgs {
-	return func(c *cobra.Command, given []string) error {
-		if err := check(c, given); err != nil {
-			return usageError{fmt.Errorf("%w; see `%s --help`", err, c.CommandPath())}
+	return func(c *cobra.Command, args []string) error {
+		if err := check(c, args); err != nil {
+			return usageError{fmt.Errorf("invalid arguments: %w; see `%s --help`", err, c.CommandPath())}
 		}
 		return nil
 	}

@@ -13,50 +13,61 @@ import (
 func pauseCommand(g *globalFlags) *cobra.Command {
 	var reason string
 	c := &cobra.Command{
-		Use: "stop", Short: "Pause: start no new containment; undo nothing", Args: validateArgs(cobra.NoArgs), Example: "  stanch stop --reason \"migration until 18:00\"",
-		Long: `Set the kill switch: no new containment starts until ` + "`stanch resume`" + `. Leases in force stay. What is refused meanwhile is
-listed when new containments are resumed, with the command that contains it then.`,
+		Use: "pause", Short: "Pause new containments with the kill switch", Args: validateArgs(cobra.NoArgs),
+		Example: "  stanch pause --reason \"migration until 18:00\"",
+		Long: `Set the kill switch when automation must not act, such as during maintenance or when Stanch contains
+too much. No new containment starts until ` + "`stanch resume`" + `, which lists the containments that were
+refused in the meantime. Leases in force stay; ` + "`stanch release --all`" + ` ends them.`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			var done gateway.PauseResult
-			if err := g.newAPIClient().post(cmd.Context(), "/v1/stop", gateway.PauseRequest{Reason: reason}, &done); err != nil {
+			if err := g.newAPIClient().post(cmd.Context(), "/v1/pause", gateway.PauseRequest{Reason: reason}, &done); err != nil {
 				return err
 			}
 			if done.AlreadyPaused {
-				fmt.Fprintln(cmd.OutOrStdout(), escapeForTerminal("it was paused already, and stays so: "+formatPause(done.KillSwitchStatus)))
+				fmt.Fprintln(cmd.OutOrStdout(),
+					escapeForTerminal("already paused; nothing changed: "+formatPause(done.KillSwitchStatus)))
 				return nil
 			}
-			fmt.Fprintln(cmd.OutOrStdout(), "paused: nothing new is contained until `stanch resume`; leases in force stay (`stanch release --all` ends them)")
+			fmt.Fprintln(cmd.OutOrStdout(),
+				"paused: no new containment starts until `stanch resume`; leases in force stay (`stanch release "+
+					"--all` ends them)")
 			return nil
 		},
 	}
-	c.Flags().StringVar(&reason, "reason", "", "why, for everybody who looks meanwhile")
+	c.Flags().StringVar(&reason, "reason", "", "the reason, shown to everybody while new containments are paused")
 	return c
 }
 
 func resumeCommand(g *globalFlags) *cobra.Command {
 	return &cobra.Command{
-		Use: "resume", Short: "Lift the kill switch, and list what was refused meanwhile", Args: validateArgs(cobra.NoArgs), Example: "  stanch resume",
+		Use: "resume", Short: "Resume new containments", Args: validateArgs(cobra.NoArgs), Example: "  stanch resume",
+		Long: `Clear the kill switch after ` + "`stanch pause`" + `. It lists the containments of open incidents that were
+refused while paused, each with the command to contain the target now; nothing is retried
+automatically.`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			var done gateway.ResumeResult
 			if err := g.newAPIClient().post(cmd.Context(), "/v1/resume", nil, &done); err != nil {
 				return err
 			}
 			out := cmd.OutOrStdout()
-			fmt.Fprintln(out, "resumed: new containments start again")
+			fmt.Fprintln(out, "resumed: new containments can start")
 			if done.UnreadReason != "" {
-				fmt.Fprintln(out, escapeForTerminal("what was refused while paused cannot be read: "+done.UnreadReason))
+				fmt.Fprintln(out, escapeForTerminal("containments refused while paused cannot be listed: "+done.UnreadReason))
 			}
 			if n := len(done.RefusedContainments); n > 0 {
-				fmt.Fprintf(out, "%s refused while paused; nothing starts them again by itself:\n", formatCount(n, "containment of an open incident was", "containments of open incidents were"))
+				fmt.Fprintf(out, "%s refused while paused and will not be retried automatically:\n",
+					formatCount(n, "containment of an open incident was", "containments of open incidents were"))
 			}
 			for _, r := range done.RefusedContainments {
-				fmt.Fprintln(out, escapeForTerminal(fmt.Sprintf("  %s  %s of %s; contain it now: %s", r.IncidentID, r.Action, r.Target, r.RetryCommand)))
+				fmt.Fprintln(out, escapeForTerminal(fmt.Sprintf("  %s  %s of %s; to contain now: %s", r.IncidentID,
+					r.Action, r.Target, r.RetryCommand)))
 			}
 			return nil
 		},
 	}
 }
 
+// formatCount returns n with the singular or plural noun: "1 lease", "2 leases".
 func formatCount(n int, one, many string) string {
 	if n == 1 {
 		return "1 " + one
@@ -64,7 +75,7 @@ func formatCount(n int, one, many string) string {
 	return fmt.Sprintf("%d %s", n, many)
 }
 
-// formatPause says that new containments are paused, since when, by whom, why, and how to end it; "" if they are not.
+// formatPause returns a sentence with the time, person and reason of a pause, and how to end it; "" if not paused.
 func formatPause(p gateway.KillSwitchStatus) string {
 	if !p.Paused {
 		return ""
@@ -79,10 +90,11 @@ func formatPause(p gateway.KillSwitchStatus) string {
 	if why := p.Reason + p.Error; why != "" {
 		text += " (" + why + ")"
 	}
-	return text + ": new containments are refused; `stanch resume` lets them go on"
+	return text + ": new containments are refused; `stanch resume` ends the pause"
 }
 
-// pauseState asks whether new containments are paused. A Stanch that cannot say is one that the command itself cannot reach.
+// pauseState returns the state of the kill switch. If it cannot be read it returns the zero value: the command then
+// fails with the same error itself.
 func (g *globalFlags) pauseState(ctx context.Context) gateway.KillSwitchStatus {
 	var p gateway.KillSwitchStatus
 	if g.newAPIClient().get(ctx, "/v1/kill-switch", &p) != nil {
@@ -91,7 +103,7 @@ func (g *globalFlags) pauseState(ctx context.Context) gateway.KillSwitchStatus {
 	return p
 }
 
-// printPauseBanner says above everything else that new containments are paused.
+// printPauseBanner prints a line if new containments are paused.
 func (g *globalFlags) printPauseBanner(cmd *cobra.Command) {
 	if line := formatPause(g.pauseState(cmd.Context())); line != "" {
 		out := cmd.OutOrStdout()

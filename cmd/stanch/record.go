@@ -15,14 +15,15 @@ import (
 func recordCommand(g *globalFlags) *cobra.Command {
 	var anonymize bool
 	c := &cobra.Command{
-		Use: "record ID > FILE", Short: "Turn an incident into a recording, for `stanch simulate`", Args: validateArgs(cobra.ExactArgs(1)),
-		Long: `Turn an incident into a recording: what was detected and when, what every action
-answered, what was decided and by whom, and what became of each step. It holds no
-signature, and what looks like a secret is taken out. People's names stay, unless
---anonymize takes them out with those of pods, containers, workloads and hosts. What
-nobody chose stays: ids that a runtime made, addresses, paths of programs; and so do
-words of a reason that name nobody. Read it before you hand it on.`,
-		Example: "  stanch record INC-01JABC… > miner.json\n  stanch record INC-01JABC… --anonymize > miner.json",
+		Use: "record ID > FILE", Short: "Export an incident as a recording", Args: validateArgs(cobra.ExactArgs(1)),
+		Long: `Export an incident as a recording to replay with stanch simulate or stanch test: its detections, the
+results of all actions, the decisions and who made them, and the outcome of each step.
+
+A recording has no signatures, and strings that look like secrets are removed. --anonymize also
+replaces the names of people, pods, containers, workloads and hosts. Generated ids, addresses,
+program paths and other words of reasons remain: review a recording before you share it.`,
+		Example: "  stanch record INC-01JABCDEFGHJKMNPQRSTVWXYZ0 > miner.json\n  stanch record " +
+			"INC-01JABCDEFGHJKMNPQRSTVWXYZ0 --anonymize > miner.json",
 		RunE: func(cmd *cobra.Command, ids []string) error {
 			raw, err := g.loadRecording(cmd.Context(), ids[0], anonymize)
 			if err != nil {
@@ -34,15 +35,16 @@ words of a reason that name nobody. Read it before you hand it on.`,
 			return nil
 		},
 	}
-	c.Flags().BoolVar(&anonymize, "anonymize", false, "numbers in place of the names of pods, containers, workloads, hosts and people")
+	c.Flags().BoolVar(&anonymize, "anonymize", false,
+		"replace the names of people, pods, containers, workloads and hosts with numbers")
 	return c
 }
 
-// loadRecording asks the running Stanch; without one the archive of the data directory is read.
-func (g *globalFlags) loadRecording(ctx context.Context, id string, anonymise bool) ([]byte, error) {
+// loadRecording reads a recording from the running Stanch or, without one, from the archive in the data directory.
+func (g *globalFlags) loadRecording(ctx context.Context, id string, anonymize bool) ([]byte, error) {
 	if _, err := os.Stat(g.socketPath()); !errors.Is(err, fs.ErrNotExist) {
 		path := "/v1/recording/" + id
-		if anonymise {
+		if anonymize {
 			path += "?anonymise=1"
 		}
 		var out struct {
@@ -53,8 +55,9 @@ func (g *globalFlags) loadRecording(ctx context.Context, id string, anonymise bo
 	}
 	auditor, err := worker.OpenAuditor(g.dataDir)
 	if err != nil {
-		return nil, fmt.Errorf("no Stanch runs here (there is no %s), and the archive cannot be read: %w; start `stanch up`, or name its --data", g.socketPath(), err)
+		return nil, fmt.Errorf("read incident %s: Stanch is not running (no socket at %s) and the archive cannot "+
+			"be read: %w; start `stanch up`, or set --data", id, g.socketPath(), err)
 	}
-	raw, err := auditor.BuildRecording(ctx, id, anonymise)
+	raw, err := auditor.BuildRecording(ctx, id, anonymize)
 	return raw, explainOffline(err, g)
 }

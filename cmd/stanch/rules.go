@@ -16,33 +16,36 @@ import (
 
 func rulesCommand(g *globalFlags) *cobra.Command {
 	c := rulesListCommand(g)
-	c.Use, c.Short = "rules", "List the detection rules, check and test one's own"
+	c.Use, c.Short = "rules", "List, lint and test detection rules"
 	c.Args = validateArgs(cobra.NoArgs)
-	c.Long = `List the rules in force: the shipped ones and those of the configuration's folders, with what overrides them.
+	c.Long = `List the detection rules in force: the shipped rules and those of the configuration's directories,
+with their overrides. Use lint and test while you write a rule pack.
 
-A pack beside the shipped ones adds rules, and weighs shipped ones otherwise without copying them:
+A rule pack adds rules, and overrides shipped rules without copying them:
 
   overrides:
-    - rule: terminal-shell            # or Falco's name of it, "Terminal shell in container"
+    - rule: terminal-shell            # or the name in Falco, "Terminal shell in container"
       exceptions:
         - namespace: [ci]
           workload: { kind: Deployment, name: "runner-*" }
           reason: engineers debug builds there
 
-` + "`stanch schema rules`" + ` has every key. A running Stanch takes up a changed pack by itself.`
-	c.Example = "  stanch rules\n  stanch rules lint my-rules/\n  stanch rules test my-rules/ --events recorded_events.jsonl"
+` + "`stanch schema rules`" + ` documents every key. A running Stanch reloads a changed pack.`
+	c.Example = `  stanch rules
+  stanch rules lint my-rules/
+  stanch rules test my-rules/ --events recorded_events.jsonl`
 	c.AddCommand(rulesListCommand(g), rulesLintCommand(g), rulesTestCommand(g))
 	return c
 }
 
-// ruleSources are the packs of paths, and before them those that are there anyway.
+// ruleSources selects rule packs: those of paths, after the shipped ones and those of the configuration.
 type ruleSources struct {
-	paths     []string // the paths
+	paths     []string // files and directories of packs
 	noShipped bool
 }
 
-// resolve are the shipped packs, those of the configuration, and those of the paths. Of the former only what is wrong in
-// the latter is told, if there are paths.
+// resolve returns the sources in the order in which they are loaded. If there are paths, problems of the other
+// sources are suppressed.
 func (s ruleSources) resolve(g *globalFlags) ([]rules.PackSource, error) {
 	var out []rules.PackSource
 	if !s.noShipped {
@@ -64,7 +67,7 @@ func (s ruleSources) resolve(g *globalFlags) ([]rules.PackSource, error) {
 		info, err := os.Stat(path)
 		switch {
 		case err != nil:
-			return nil, fmt.Errorf("no such file or folder: %s", path)
+			return nil, fmt.Errorf("read rules: no such file or directory: %s", path)
 		case info.IsDir():
 			out = append(out, rules.PackSource{FS: os.DirFS(path), Name: path})
 		default:
@@ -76,7 +79,7 @@ func (s ruleSources) resolve(g *globalFlags) ([]rules.PackSource, error) {
 	return out, nil
 }
 
-// pathsOverlap tells whether a folder holds one of the paths or is one.
+// pathsOverlap reports whether dir is or contains one of the paths.
 func pathsOverlap(dir string, paths []string) bool {
 	for _, path := range paths {
 		if rel, err := filepath.Rel(absolutePath(dir), absolutePath(path)); err == nil && !strings.HasPrefix(rel, "..") {
@@ -86,6 +89,7 @@ func pathsOverlap(dir string, paths []string) bool {
 	return false
 }
 
+// absolutePath returns path as an absolute path, or unchanged if the working directory is unknown.
 func absolutePath(path string) string {
 	if abs, err := filepath.Abs(path); err == nil {
 		return abs
@@ -93,9 +97,9 @@ func absolutePath(path string) string {
 	return path
 }
 
-// printRuleProblems prints problems with the lines that they are about.
+// printRuleProblems prints problems with the source lines that they are about.
 func printRuleProblems(out io.Writer, problems diagnostic.Diagnostics) {
-	sources := map[string][]byte{} // a file that cannot be read again is told without its lines
+	sources := map[string][]byte{} // without its lines for a file that cannot be read again
 	for _, p := range problems {
 		if _, read := sources[p.File]; !read {
 			if inside, shipped := strings.CutPrefix(p.File, "shipped/"); shipped {
@@ -112,8 +116,10 @@ func rulesListCommand(g *globalFlags) *cobra.Command {
 	var output string
 	var s ruleSources
 	c := &cobra.Command{
-		Use: "list [PATH…]", Short: "List the rules in force, and what overrides them",
-		Long:    "List the rules in force: the shipped ones, those of the configuration's folders and those of the paths.\nA rule that is overridden has a `*`, and one that is disabled is `off`.",
+		Use: "list [PATH…]", Short: "List the rules in force and their overrides",
+		Long: `List the rules in force: the shipped rules, those of the configuration's directories, and those of
+PATH. An overridden rule is marked with *, and a disabled rule is shown as off*. Use it to see the
+effect of a pack before you deploy it.`,
 		Example: "  stanch rules list\n  stanch rules list my-rules/ -o json",
 		RunE: func(cmd *cobra.Command, paths []string) error {
 			s.paths = paths
@@ -144,7 +150,7 @@ func rulesListCommand(g *globalFlags) *cobra.Command {
 
 func printRules(out io.Writer, set *rules.Set) error {
 	t := tabwriter.NewWriter(out, 0, 4, 2, ' ', 0)
-	fmt.Fprintln(t, "RULE\tON\tSEVERITY\tCONFIDENCE\tOBJECTIVE\tATT&CK\tTITLE\tWHERE")
+	fmt.Fprintln(t, "RULE\tON\tSEVERITY\tCONFIDENCE\tOBJECTIVE\tATT&CK\tTITLE\tSOURCE")
 	overridden := false
 	for _, r := range set.Rules() {
 		severity := string(r.Severity)
@@ -161,7 +167,7 @@ func printRules(out io.Writer, set *rules.Set) error {
 		fmt.Fprintf(t, "%s\t%s\t%s\t%.2f\t%s\t%s\t%s\t%s\n", escapeForTerminal(r.Name), r.Kind, severity, r.Confidence, r.Objective, escapeForTerminal(r.Technique), escapeForTerminal(r.Title), escapeForTerminal(r.Position))
 	}
 	if overridden {
-		fmt.Fprintln(t, "\nOVERRIDDEN\tAT\tWHAT")
+		fmt.Fprintln(t, "\nOVERRIDDEN\tSOURCE\tCHANGE")
 		for _, r := range set.Rules() {
 			for _, o := range r.Overrides {
 				what := strings.Join(o.DescribeChanges(), "; ")
@@ -182,10 +188,12 @@ func rulesLintCommand(g *globalFlags) *cobra.Command {
 	var output string
 	var s ruleSources
 	c := &cobra.Command{
-		Use: "lint PATH…", Short: "Check packs: every mistake at once, and advice", Args: validateArgs(cobra.MinimumNArgs(1)),
-		Long: `Check packs: every mistake at once, each with its place and how to mend it, and advice: fields that the kind of event never
-has, exceptions that an attacker can make hold, rules that another covers, lists and macros that nothing uses.
-Exit 1 on a mistake; advice alone is no mistake, unless --strict.`,
+		Use: "lint PATH…", Short: "Check rule packs for errors and bad practice",
+		Args: validateArgs(cobra.MinimumNArgs(1)),
+		Long: `Check rule packs before you deploy them. Every error is reported at once, with its position and fix.
+Warnings report fields that the kind of event never has, exceptions that an attacker can satisfy,
+rules that another rule covers, and unused lists and macros. Exit code 1 means that there is an
+error or, with --strict, a warning.`,
 		Example: "  stanch rules lint my-rules/\n  stanch rules lint my-rules/ -o json --strict",
 	}
 	var strict bool
@@ -203,14 +211,15 @@ Exit 1 on a mistake; advice alone is no mistake, unless --strict.`,
 		} else {
 			printRuleProblems(cmd.OutOrStdout(), problems)
 			wrong := len(problems.WithoutWarnings())
-			fmt.Fprintf(cmd.OutOrStdout(), "%s, %s\n", pluralize(wrong, "mistake", "mistakes"), pluralize(len(problems)-wrong, "piece of advice", "pieces of advice"))
+			fmt.Fprintf(cmd.OutOrStdout(), "%s, %s\n", formatCount(wrong, "error", "errors"),
+				formatCount(len(problems)-wrong, "warning", "warnings"))
 		}
 		if problems.HasErrors() || strict && len(problems) > 0 {
 			return errReported
 		}
 		return nil
 	}
-	c.Flags().BoolVar(&strict, "strict", false, "exit 1 on advice too")
+	c.Flags().BoolVar(&strict, "strict", false, "exit with code 1 on warnings too")
 	c.Flags().BoolVar(&s.noShipped, "no-shipped", false, "leave out the shipped rules, to check a copy of them")
 	addOutputFlag(c, &output)
 	return c

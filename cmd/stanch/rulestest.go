@@ -17,7 +17,7 @@ import (
 	"stanch/sensors/rules"
 )
 
-// rulesTestReport is what `stanch rules test -o json` prints.
+// rulesTestReport is the output of `stanch rules test -o json`.
 type rulesTestReport struct {
 	Version  int                    `json:"version"`
 	Passed   int                    `json:"passed"`
@@ -27,23 +27,23 @@ type rulesTestReport struct {
 	Events   *eventsReport          `json:"events,omitempty"`
 }
 
-// eventsReport is what would have fired on recorded events.
+// eventsReport lists the rules that fire on recorded events.
 type eventsReport struct {
 	EventCount int          `json:"events"`
 	Firings    []ruleFiring `json:"firings"`
-	Errors     []string     `json:"errors,omitempty"` // rules that could not be evaluated, the first of them
+	Errors     []string     `json:"errors,omitempty"` // the first errors of rules that could not be evaluated
 }
 
-// ruleFiring is one rule's part of it.
+// ruleFiring counts the events on which one rule fires.
 type ruleFiring struct {
 	Rule      string           `json:"rule"`
 	Severity  sensors.Severity `json:"severity"`
 	Fired     int              `json:"fired"`
 	Excepted  int              `json:"excepted"`
-	Positions []string         `json:"at"` // "file:line" of the first events on which it fired
+	Positions []string         `json:"at"` // "file:line" of the first events
 }
 
-// maxFiringPositions bounds how many places of each rule are told.
+// maxFiringPositions limits the reported positions of each rule, and the reported errors.
 const maxFiringPositions = 20
 
 func rulesTestCommand(g *globalFlags) *cobra.Command {
@@ -52,9 +52,9 @@ func rulesTestCommand(g *globalFlags) *cobra.Command {
 	var events []string
 	var s ruleSources
 	c := &cobra.Command{
-		Use: "test [PATH…]", Short: "Run the rules' own tests, and try them on recorded events",
-		Long: `Run the tests of packs, of the shipped rules if no path is given. A rule's tests are events on which it fires and events
-on which it is silent; an override may have some too:
+		Use: "test [PATH…]", Short: "Run the tests of rules, also on recorded events",
+		Long: `Run the tests of rule packs, or of the shipped rules without a PATH. The tests of a rule or an
+override are events on which it fires, and events on which it is silent:
 
   tests:
     fires: { container: { id: c1 }, process: { exe: /bin/bash, tty: pts0 } }
@@ -62,8 +62,9 @@ on which it is silent; an override may have some too:
       - { name: a script, container: { id: c1 }, process: { exe: /bin/bash } }
       - { name: on the host, process: { exe: /bin/bash, tty: pts0 } }
 
-With --events FILE it shows which rules would fire on what was recorded with
-` + "`stanch-sensor watch --events -o json > recorded_events.jsonl`" + `: so that a pack is tried before it is put to work.`,
+With --events it also shows which rules would fire on events of your nodes, to find false positives
+before you deploy a pack. Record them with
+` + "`stanch-sensor watch --events -o json > recorded_events.jsonl`" + `.`,
 		Example: "  stanch rules test my-rules/\n  stanch rules test my-rules/ -v --events recorded_events.jsonl",
 	}
 	c.RunE = func(cmd *cobra.Command, paths []string) error {
@@ -100,8 +101,9 @@ With --events FILE it shows which rules would fire on what was recorded with
 		}
 		return err
 	}
-	c.Flags().BoolVarP(&verbose, "verbose", "v", false, "show each test, and each event on which a rule fired")
-	c.Flags().StringArrayVar(&events, "events", nil, "a `FILE` of recorded events, an object a line; - is standard input")
+	c.Flags().BoolVarP(&verbose, "verbose", "v", false, "list every test, and the events on which each rule fires")
+	c.Flags().StringArrayVar(&events, "events", nil,
+		"a `FILE` with recorded events, one JSON object per line; - for standard input")
 	c.Flags().BoolVar(&s.noShipped, "no-shipped", false, "leave out the shipped rules, to test a copy of them")
 	addOutputFlag(c, &output)
 	return c
@@ -122,7 +124,7 @@ func printRulesTests(out io.Writer, r rulesTestReport, verbose bool) error {
 		}
 		fmt.Fprintln(out, escapeForTerminal(strings.TrimRight(fmt.Sprintf("%s  %s:%d %s %s %s", word, t.File, t.Line, t.Rule, should, t.Name), " ")))
 	}
-	fmt.Fprintf(out, "%s, %d passed", pluralize(len(r.Tests), "test", "tests"), r.Passed)
+	fmt.Fprintf(out, "%s, %d passed", formatCount(len(r.Tests), "test", "tests"), r.Passed)
 	if r.Failed > 0 {
 		fmt.Fprintf(out, ", %d failed", r.Failed)
 	}
@@ -130,7 +132,9 @@ func printRulesTests(out io.Writer, r rulesTestReport, verbose bool) error {
 	if r.Events == nil {
 		return nil
 	}
-	fmt.Fprintf(out, "\n%s, %s would fire\n", pluralize(r.Events.EventCount, "event", "events"), pluralize(len(slices.DeleteFunc(slices.Clone(r.Events.Firings), func(f ruleFiring) bool { return f.Fired == 0 })), "rule", "rules"))
+	fmt.Fprintf(out, "\n%s, %s would fire\n", formatCount(r.Events.EventCount, "event", "events"),
+		formatCount(len(slices.DeleteFunc(slices.Clone(r.Events.Firings),
+			func(f ruleFiring) bool { return f.Fired == 0 })), "rule", "rules"))
 	for _, e := range r.Events.Errors {
 		fmt.Fprintln(out, escapeForTerminal(e))
 	}
@@ -155,7 +159,7 @@ func printRulesTests(out io.Writer, r rulesTestReport, verbose bool) error {
 	return nil
 }
 
-// replayEvents shows recorded events to the rules.
+// replayEvents evaluates the rules on recorded events. stdin is read for the file name "-".
 func replayEvents(stdin io.Reader, set *rules.Set, files []string) (*eventsReport, error) {
 	report := &eventsReport{Firings: []ruleFiring{}}
 	firings := map[string]*ruleFiring{}
@@ -196,7 +200,8 @@ func replayEvents(stdin io.Reader, set *rules.Set, files []string) (*eventsRepor
 	return report, nil
 }
 
-// readEvents reads a file of events, or of detections with their events, an object a line.
+// readEvents calls each for every event of a file with one JSON object per line: an event, or a detection with its
+// event.
 func readEvents(stdin io.Reader, file string, each func(at string, e sensors.Event)) error {
 	from := stdin
 	if file != "-" {
@@ -221,18 +226,20 @@ func readEvents(stdin io.Reader, file string, each func(at string, e sensors.Eve
 			Detected *sensors.Event `json:"event"`
 		}
 		if err := json.Unmarshal(lines.Bytes(), &line); err != nil {
-			return fmt.Errorf("%s: this is no event: %w; record events with `stanch-sensor watch --events -o json`", at, err)
+			return fmt.Errorf("read %s: invalid event: %w; record events with `stanch-sensor watch --events -o json`",
+				at, err)
 		}
 		if line.Detected != nil {
 			line.Event = *line.Detected
 		}
 		if line.Kind == "" {
-			return fmt.Errorf("%s: this is no event, it has no `kind`; record events with `stanch-sensor watch --events -o json`", at)
+			return fmt.Errorf("read %s: invalid event: missing `kind`; record events with `stanch-sensor watch "+
+				"--events -o json`", at)
 		}
 		each(at, line.Event)
 	}
 	if err := lines.Err(); err != nil {
-		return fmt.Errorf("%s:%d: %w", file, n+1, err)
+		return fmt.Errorf("read %s:%d: %w", file, n+1, err)
 	}
 	return nil
 }

@@ -34,12 +34,13 @@ func TestMain(m *testing.M) {
 			fmt.Fprintln(os.Stderr, "stanch:", err)
 		}
 		os.Exit(exitCode(err))
-	}, "keep": storeEvidenceCommand, "plant": plantEvidenceCommand, "post": postDetectionCommand})
+	}, "store-evidence": storeEvidenceCommand, "plant-evidence": plantEvidenceCommand,
+		"post-detection": postDetectionCommand})
 }
 
 const evidenceIncidentID = "INC-01ARZ3NDEKTSV4RRFFQ69G5FAV"
 
-// storeEvidenceCommand is `keep DATA TARGET NAME TEXT`: it stores a piece as an activity does.
+// storeEvidenceCommand is `store-evidence DATA TARGET NAME TEXT`: it stores an artifact as an activity does.
 func storeEvidenceCommand() {
 	auth, err := authority.OpenOrCreate(filepath.Join(os.Args[1], "keys"))
 	exitOnError(err)
@@ -48,8 +49,8 @@ func storeEvidenceCommand() {
 	exitOnError(err)
 }
 
-// plantEvidenceCommand is `plant DATA NAME TEXT`: somebody who may write to the directory, and has no key, puts bytes of their own
-// before everything else.
+// plantEvidenceCommand is `plant-evidence DATA NAME TEXT`: it puts unsigned lines before all others, as an attacker
+// who can write to the directory but has no key.
 func plantEvidenceCommand() {
 	data, dir := []byte(os.Args[3]), filepath.Join(os.Args[1], "evidence")
 	sum := fmt.Sprintf("%x", sha256.Sum256(data))
@@ -80,7 +81,7 @@ func exitOnError(err error) {
 	}
 }
 
-// waitForOutput is `eventually REGEXP COMMAND…`: it runs a command of stanch until its output matches.
+// waitForOutput is `eventually REGEXP COMMAND…`: it runs a command until its output matches.
 func waitForOutput(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || len(args) < 2 {
 		ts.Fatalf("usage: eventually REGEXP COMMAND…")
@@ -97,12 +98,13 @@ func waitForOutput(ts *testscript.TestScript, neg bool, args []string) {
 			return
 		}
 		if time.Now().After(deadline) {
-			ts.Fatalf("%q is never in the output of %v, which is\n%s", args[0], args[1:], out)
+			ts.Fatalf("%q does not appear in the output of %v:\n%s", args[0], args[1:], out)
 		}
 	}
 }
 
-// postDetectionCommand is `post URL TOKEN TEXT`: it posts as another sensor does. NOW in the text is the time.
+// postDetectionCommand is `post-detection URL TOKEN TEXT`: it posts as another sensor does. NOW in TEXT is the
+// current time.
 func postDetectionCommand() {
 	text := strings.ReplaceAll(os.Args[3], "NOW", time.Now().UTC().Format(time.RFC3339Nano))
 	r, err := http.NewRequestWithContext(context.Background(), http.MethodPost, os.Args[1], strings.NewReader(text))
@@ -116,7 +118,7 @@ func postDetectionCommand() {
 	}
 }
 
-// Each file of testdata/script is one behaviour of the command line.
+// Each file of testdata/script tests one part of the command line.
 func TestScripts(t *testing.T) {
 	recordings, err := filepath.Abs("../../testenv/recordings")
 	if err != nil {

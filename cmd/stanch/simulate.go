@@ -17,6 +17,7 @@ import (
 	"stanch/worker/simulate"
 )
 
+// simulateOptions holds the flags of `stanch simulate`.
 type simulateOptions struct {
 	playbooksPath  string
 	incidentPath   string
@@ -26,53 +27,61 @@ type simulateOptions struct {
 	fullTimelines  bool
 	output         string
 	library        bool
-	isSubprocess   bool // this process is one of several
+	isSubprocess   bool // set by a parent process of the same simulation
 }
 
 func simulateCommand(g *globalFlags) *cobra.Command {
 	o := simulateOptions{}
 	c := &cobra.Command{
-		Use: "simulate --playbooks PATH --incident FILE|DIR", Short: "Show what playbooks would have done in recorded incidents", Args: validateArgs(cobra.NoArgs),
-		Long: `Run recorded incidents through the production workflow code with time skipped, and
-show what would have run, been asked, proposed and refused, and when. Nothing is
-touched: every action answers from the recording, and what the recorded run never
-asked is assumed from the action's spec and marked so. An action takes no time in a
-simulation; waiting does.
+		Use:   "simulate --playbooks PATH --incident FILE|DIR",
+		Short: "Show what playbooks would do in recorded incidents", Args: validateArgs(cobra.NoArgs),
+		Long: `Run recorded incidents through the production workflow code with time skipped, before you deploy a
+playbook or raise a phase. It shows what would run, need approval, be proposed and be refused, and
+when. Nothing is touched: the recording provides the results of actions. A result that is not in the
+recording is assumed from the action's specification and marked as assumed. Actions take no time in
+a simulation; waits do.
 
---incident is one recording, a folder of them (with its folders), or a file that ends
-in .jsonl with a recording a line. A recording that cannot be read is named and does
-not end the run; the exit code is then 1.
+--incident is a recording, a directory searched recursively, or a .jsonl file with one recording per
+line. A recording that cannot be read is reported and skipped; the exit code is then 1.
 
-People answer as they did when it was recorded, or all yes, or not at all, or as a
-file says:
+People answer as recorded. With --approve they approve everything, answer nothing, or answer as in a
+file:
   answers:
     - { person: alice, answer: yes, after: 2m, to: "stop the workload" }
 
-With --baseline two versions of the playbooks are compared. Only the playbooks given are selected; with --library those
-that the configuration uses too, so that it shows which of them runs.`,
-		Example: "  stanch simulate --playbooks playbooks/ --incident recordings/ --phase 2\n  stanch simulate --playbooks new/ --baseline old/ --incident recordings/ -o html > diff.html",
-		RunE:    func(cmd *cobra.Command, _ []string) error { return g.runSimulation(cmd, o) },
+With --baseline compare two versions of the playbooks. Only the given playbooks are selected;
+--library adds those of the configuration, to see which of them would run.`,
+		Example: `  stanch simulate --playbooks playbooks/ --incident recordings/ --phase 2
+  stanch simulate --playbooks new/ --baseline old/ --incident recordings/ -o html > diff.html
+  stanch simulate --playbooks playbooks/ --incident recordings/miner.json --approve all`,
+		RunE: func(cmd *cobra.Command, _ []string) error { return g.runSimulation(cmd, o) },
 	}
 	f := c.Flags()
-	f.StringVar(&o.playbooksPath, "playbooks", "", "the playbooks: a file or a folder")
-	f.StringVar(&o.incidentPath, "incident", "", "a recording made by 'stanch record', a folder of them, or a .jsonl file with one a line")
-	f.StringVar(&o.baselinePath, "baseline", "", "other playbooks to compare with")
-	f.BoolVar(&o.library, "library", false, "select beside them what the configuration uses, as a running Stanch does: shipped playbooks and its folders")
-	f.StringVar(&o.approvalPolicy, "approve", "", "what people answer: all, none, or a file (default: as they did)")
-	f.IntVar(&o.phase, "phase", 0, "the phase everywhere: 1, 2 or 3 (default: as configured, or as it was)")
-	f.BoolVar(&o.fullTimelines, "whole", false, "in text, every incident of a corpus with its timeline, and not a line each")
-	f.BoolVar(&o.isSubprocess, "share", false, "simulate what comes on standard input, for another of these")
-	_ = f.MarkHidden("share")
+	f.StringVar(&o.playbooksPath, "playbooks", "", "the `PATH` of the playbooks, a file or a directory (required)")
+	f.StringVar(&o.incidentPath, "incident", "",
+		"the `PATH` of a recording of stanch record, a directory of recordings, or a .jsonl file with one per line "+
+			"(required)")
+	f.StringVar(&o.baselinePath, "baseline", "", "the `PATH` of other playbooks to compare with")
+	f.BoolVar(&o.library, "library", false,
+		"also select the playbooks of the configuration, as a running Stanch does: shipped ones and its directories")
+	f.StringVar(&o.approvalPolicy, "approve", "",
+		"how people answer, `ANSWERS`: all, none, or a file (default: as recorded)")
+	f.IntVar(&o.phase, "phase", 0, "the phase of every incident: 1, 2 or 3 (default: as configured, else as recorded)")
+	f.BoolVar(&o.fullTimelines, "full", false,
+		"in text output, print the timeline of every incident instead of one line each")
+	f.BoolVar(&o.isSubprocess, "subprocess", false, "simulate recordings of a parent process from standard input")
+	_ = f.MarkHidden("subprocess")
 	addFormatFlag(c, &o.output, "text", "json", "html")
 	return c
 }
 
+// runSimulation simulates every recording and writes the report. It returns errReported if a recording failed.
 func (g *globalFlags) runSimulation(cmd *cobra.Command, o simulateOptions) error {
 	now, base, err := g.newSimulators(o)
 	if err != nil {
 		return err
 	}
-	// What was simulated is garbage: collecting it seldom is faster, within a bound.
+	// Finished simulations are garbage. Collecting it rarely is faster, within a memory limit.
 	debug.SetGCPercent(800)
 	debug.SetMemoryLimit(384 << 20)
 	pair := simulate.BaselinePair{Current: now, Baseline: base}
@@ -107,7 +116,7 @@ func (g *globalFlags) runSimulation(cmd *cobra.Command, o simulateOptions) error
 		return err
 	}
 	if all.readError != nil && *all.readError != nil {
-		return *all.readError // what was read until then is in the report
+		return *all.readError // the report has the recordings before the error
 	}
 	if tally.FailedIncidents > 0 {
 		return errReported
@@ -115,28 +124,28 @@ func (g *globalFlags) runSimulation(cmd *cobra.Command, o simulateOptions) error
 	return nil
 }
 
-// recordingsPerProcess is how many recordings of a corpus one process simulates.
+// recordingsPerProcess is the number of recordings that one subprocess simulates before it is replaced.
 const recordingsPerProcess = 500
 
-// newSimulationSubprocess is this program again, with the same playbooks and answers, for a share of a corpus.
+// newSimulationSubprocess returns a command that runs this program with the same flags, for a part of the recordings.
 func newSimulationSubprocess(ctx context.Context) *exec.Cmd {
 	program, err := os.Executable()
 	if err != nil {
 		program = os.Args[0]
 	}
-	c := exec.CommandContext(ctx, program, append(slices.Clone(os.Args[1:]), "--share")...)
-	// One processor each: one incident at a time has nothing to gain from more, and pays for waking them.
+	c := exec.CommandContext(ctx, program, append(slices.Clone(os.Args[1:]), "--subprocess")...)
+	// One processor each: simulating one incident at a time gains nothing from more.
 	c.Env, c.Stderr = append(os.Environ(), "GOMAXPROCS=1"), os.Stderr
 	return c
 }
 
-// newSimulators are that of the playbooks and, with --baseline, that of the others.
+// newSimulators returns the simulator of --playbooks and the one of --baseline, which is nil without that flag.
 func (g *globalFlags) newSimulators(o simulateOptions) (now, base *simulate.Simulator, err error) {
 	if o.playbooksPath == "" || o.incidentPath == "" {
-		return nil, nil, usageError{errors.New("name the playbooks and the recordings: --playbooks PATH --incident FILE|DIR")}
+		return nil, nil, usageError{errors.New("--playbooks and --incident are required")}
 	}
 	if o.phase < 0 || o.phase > 3 {
-		return nil, nil, usageError{fmt.Errorf("the phase %d is none: 1 observes, 2 contains, 3 disrupts behind approval", o.phase)}
+		return nil, nil, usageError{fmt.Errorf("invalid --phase %d; use 1, 2 or 3", o.phase)}
 	}
 	options := simulate.Options{Catalog: worker.ActionCatalog(), Phase: o.phase}
 	if g.configFile != "" {
@@ -171,6 +180,7 @@ func (g *globalFlags) newSimulators(o simulateOptions) (now, base *simulate.Simu
 	return now, base, err
 }
 
+// parseAnswers parses the value of --approve.
 func parseAnswers(approve string) (simulate.ApprovalAnswers, error) {
 	switch approve {
 	case "":
@@ -182,12 +192,12 @@ func parseAnswers(approve string) (simulate.ApprovalAnswers, error) {
 	}
 	raw, err := os.ReadFile(approve)
 	if err != nil {
-		return simulate.ApprovalAnswers{}, usageError{fmt.Errorf("--approve is all, none, or a file: %w", err)}
+		return simulate.ApprovalAnswers{}, usageError{fmt.Errorf("invalid --approve: %w; use all, none or a file", err)}
 	}
 	return simulate.ParseAnswers(approve, raw)
 }
 
-// loadWithConfig loads the playbooks of a path with all that the configuration uses beside them, as a worker does.
+// loadWithConfig loads the playbooks of a path together with those of the configuration, as a worker does.
 func (g *globalFlags) loadWithConfig(path string) ([]*playbooks.Program, error) {
 	c, err := g.loadConfig()
 	if err != nil {
@@ -204,11 +214,11 @@ func (g *globalFlags) loadWithConfig(path string) ([]*playbooks.Program, error) 
 		}
 	}
 	programs, _, err := worker.LoadWithLibrary(c, toSources(files, sources), worker.ActionCatalog())
-	return programs, err //nolint:wrapcheck // it names the folder
+	return programs, err //nolint:wrapcheck // it names the directory
 }
 
-// loadWithLibrary checks playbooks, which may call each other and the library's; one that is not valid ends it, with what is
-// wrong.
+// loadWithLibrary loads the playbooks of a path, which may call each other and those of the library. If one is
+// invalid it prints the errors and returns an error.
 func loadWithLibrary(path string) ([]*playbooks.Program, error) {
 	files, err := findYAMLFiles([]string{path})
 	if err != nil {
@@ -226,7 +236,7 @@ func loadWithLibrary(path string) ([]*playbooks.Program, error) {
 				fmt.Fprintln(os.Stderr, escapeLines(p.Render(sources[p.File])))
 			}
 		}
-		return nil, fmt.Errorf("%s is not valid", path)
+		return nil, fmt.Errorf("load %s: invalid playbook", path)
 	}
 	programs, _ := loadValidated(files, sources)
 	return slices.DeleteFunc(programs, func(p *playbooks.Program) bool { return sources[p.File] == nil }), nil

@@ -15,30 +15,31 @@ import (
 	"stanch/worker/simulate"
 )
 
-// recordingSource are those of a file or a folder, each read when its turn comes.
+// recordingSource lists the recordings of a file or a directory. Each is read when it is simulated.
 type recordingSource struct {
 	entries iter.Seq[simulate.CorpusEntry]
-	// total is how many there are; 0 is not known.
+	// total is the number of recordings; 0 if unknown.
 	total int
-	// single: it is a single recording, shown whole.
+	// single is true for one recording, whose timeline is printed.
 	single bool
-	// readError is why the reading ended before the end.
+	// readError points to the error that ended reading early; it is set while entries are read. nil for a single
+	// recording.
 	readError *error
 }
 
-// openCorpus finds the recordings of a path. What is wrong with the only one is said at once.
+// openCorpus finds the recordings of a path. A single recording is checked at once.
 func openCorpus(path string) (recordingSource, error) {
 	info, err := os.Stat(path)
 	switch {
 	case err != nil:
-		return recordingSource{}, fmt.Errorf("no such file or folder: %s", path)
+		return recordingSource{}, fmt.Errorf("read recordings: no such file or directory: %s", path)
 	case !info.IsDir() && !strings.HasSuffix(path, ".jsonl"):
 		raw, err := readBounded(path, recording.MaxBytes)
 		if err != nil {
 			return recordingSource{}, err
 		}
 		if _, err := recording.Decode(raw); err != nil {
-			return recordingSource{}, fmt.Errorf("%s: %w", path, err)
+			return recordingSource{}, fmt.Errorf("read %s: %w", path, err)
 		}
 		read := func() ([]byte, error) { return raw, nil }
 		return recordingSource{single: true, total: 1, entries: func(yield func(simulate.CorpusEntry) bool) { yield(simulate.CorpusEntry{Name: path, Read: read}) }}, nil
@@ -56,12 +57,13 @@ func openCorpus(path string) (recordingSource, error) {
 		return recordingSource{}, fmt.Errorf("read %s: %w", path, err)
 	}
 	if len(files) == 0 {
-		return recordingSource{}, fmt.Errorf("no recording (*.json, *.jsonl) in %s; `stanch record ID > FILE` makes one", path)
+		return recordingSource{}, fmt.Errorf("read recordings: no *.json or *.jsonl file in %s; create one with "+
+			"`stanch record ID > FILE`", path)
 	}
 	return readFiles(files), nil
 }
 
-// readFiles reads files one after the other, in their order.
+// readFiles returns the recordings of files, in order.
 func readFiles(files []string) recordingSource {
 	var failed error
 	r := recordingSource{readError: &failed, total: len(files)}
@@ -90,7 +92,7 @@ func readFiles(files []string) recordingSource {
 	return r
 }
 
-// readRecordingLines gives the recordings of a file with one a line.
+// readRecordingLines yields the recordings of a file with one per line. more is false if yield stopped it.
 func readRecordingLines(file string, yield func(simulate.CorpusEntry) bool) (more bool, err error) {
 	f, err := os.Open(file)
 	if err != nil {
@@ -110,11 +112,12 @@ func readRecordingLines(file string, yield func(simulate.CorpusEntry) bool) (mor
 		err = nil
 	}
 	if err != nil {
-		return false, fmt.Errorf("%s: %w", file, err)
+		return false, fmt.Errorf("read %s: %w", file, err)
 	}
 	return more, nil
 }
 
+// readBounded reads at most limit+1 bytes of a file, so that a caller can detect that it is too large.
 func readBounded(file string, limit int64) ([]byte, error) {
 	f, err := os.Open(file)
 	if err != nil {
@@ -128,7 +131,7 @@ func readBounded(file string, limit int64) ([]byte, error) {
 	return raw, nil
 }
 
-// progressBar says on a terminal how far a long run is; anywhere else it says nothing but what is broken.
+// progressBar prints the progress of a long run on a terminal. Elsewhere it prints only recordings that failed.
 type progressBar struct {
 	out       io.Writer
 	terminal  bool
@@ -147,14 +150,14 @@ func newProgressBar(out io.Writer, total int) *progressBar {
 	return p
 }
 
-// progressInterval is how often progress is said, and how long a run is before any is.
+// progressInterval is the interval of progress output, and the time before the first.
 const progressInterval = 250 * time.Millisecond
 
 func (p *progressBar) update(r simulate.Result, format string) {
 	p.done++
 	if r.IncidentID == "" && r.Error != "" && format != "text" {
 		p.clear()
-		fmt.Fprintln(p.out, escapeForTerminal("stanch: "+r.Error)) // in text it stands in the report
+		fmt.Fprintln(p.out, escapeForTerminal("stanch: "+r.Error)) // text reports include the error
 	}
 	now := time.Now()
 	if !p.terminal || p.total == 1 || now.Sub(p.startedAt) < progressInterval || now.Sub(p.lastShown) < progressInterval {

@@ -13,17 +13,19 @@ import (
 	"stanch/worker/simulate"
 )
 
-func newReportWriter(out io.Writer, o simulateOptions, one bool) (simulate.ReportWriter, error) {
+// newReportWriter returns the writer for the output format. single prints the timeline of the only incident.
+func newReportWriter(out io.Writer, o simulateOptions, single bool) (simulate.ReportWriter, error) {
 	switch o.output {
 	case "json":
 		return simulate.NewJSONReport(out, o.baselinePath != "")
 	case "html":
 		return simulate.NewHTMLReport(out, o.baselinePath != ""), nil
 	}
-	return &textReport{out: out, hasBaseline: o.baselinePath != "", fullTimelines: one || o.fullTimelines}, nil
+	return &textReport{out: out, hasBaseline: o.baselinePath != "", fullTimelines: single || o.fullTimelines}, nil
 }
 
-// textReport is a report for a terminal: one incident whole, a corpus a line each; with a baseline what changes.
+// textReport is a report for a terminal: the timeline of a single incident, one line for each of several, or the
+// changes from a baseline.
 type textReport struct {
 	out                        io.Writer
 	hasBaseline, fullTimelines bool
@@ -33,7 +35,7 @@ func (t *textReport) printf(format string, a ...any) {
 	fmt.Fprintln(t.out, strings.TrimRight(escapeForTerminal(fmt.Sprintf(format, a...)), " "))
 }
 
-// Add shows one outcome.
+// Add prints one outcome.
 func (t *textReport) Add(o simulate.RecordingOutcome) error {
 	r := o.Result
 	switch {
@@ -53,8 +55,8 @@ func (t *textReport) Add(o simulate.RecordingOutcome) error {
 func (t *textReport) printChange(c simulate.IncidentChange) {
 	t.printf("%s  %s", c.IncidentID, c.RecordingFile)
 	if c.FirstDifference != nil {
-		t.printf("  first differs  was: %s", orNothing(c.FirstDifference.Baseline))
-		t.printf("                 now: %s", orNothing(c.FirstDifference.Current))
+		t.printf("  first difference  was: %s", orNothing(c.FirstDifference.Baseline))
+		t.printf("                    now: %s", orNothing(c.FirstDifference.Current))
 	}
 	for _, w := range c.Descriptions {
 		t.printf("  %s", w)
@@ -75,10 +77,10 @@ func (t *textReport) printLine(r simulate.Result) {
 	}
 	text := fmt.Sprintf("%s  %s  phase %d  %s", r.IncidentID, r.Workload, r.Phase, contained)
 	if n := len(r.ApprovalRequests); n > 0 {
-		text += fmt.Sprintf(", %d asked", n)
+		text += fmt.Sprintf(", %s", formatCount(n, "approval", "approvals"))
 	}
 	if n := len(r.AssumedResults); n > 0 {
-		text += fmt.Sprintf(", %d answers assumed", n)
+		text += fmt.Sprintf(", %s assumed", formatCount(n, "result", "results"))
 	}
 	if len(r.Playbooks) == 0 {
 		text += ", no playbook matches"
@@ -123,7 +125,8 @@ func (t *textReport) printIncident(r simulate.Result) {
 		t.printf("  first containment after %s", formatOffset(*r.FirstContainmentMS))
 	}
 	for _, q := range r.ApprovalRequests {
-		t.printf("  asked       %q of %s, open for %s: %s", q.Title, q.Approvers, formatOffset(q.WaitedMS), orNothing(strings.Join(q.Answers, "; ")))
+		t.printf("  approval    %q by %s, open for %s: %s", q.Title, q.Approvers, formatOffset(q.WaitedMS),
+			orNothing(strings.Join(q.Answers, "; ")))
 	}
 	if r.Error != "" {
 		t.printf("  ERROR       %s", r.Error)
@@ -131,11 +134,13 @@ func (t *textReport) printIncident(r simulate.Result) {
 	t.printf("")
 }
 
-// Close shows the sums.
+// Close prints the totals.
 func (t *textReport) Close(all *simulate.Totals) error {
 	if all.Incidents > 1 && !t.hasBaseline {
 		t.printf("")
-		t.printf("first containment  half within %s, nine tenths within %s, at most %s (of %d)", formatOffset(all.TimeToContainment.P50), formatOffset(all.TimeToContainment.P90), formatOffset(all.TimeToContainment.Max), all.ContainedIncidents)
+		t.printf("first containment  median %s, 90%% within %s, at most %s (of %d)",
+			formatOffset(all.TimeToContainment.P50), formatOffset(all.TimeToContainment.P90),
+			formatOffset(all.TimeToContainment.Max), all.ContainedIncidents)
 		var outcomes []string
 		for _, o := range playbooks.Outcomes {
 			if n := all.StepOutcomes[string(o)]; n > 0 {
@@ -144,7 +149,7 @@ func (t *textReport) Close(all *simulate.Totals) error {
 		}
 		t.printf("steps              %s", strings.Join(outcomes, ", "))
 		for _, name := range slices.Sorted(maps.Keys(all.PlaybookRuns)) {
-			t.printf("playbook           %s ran %d times", name, all.PlaybookRuns[name])
+			t.printf("playbook           %s ran %s", name, formatCount(all.PlaybookRuns[name], "time", "times"))
 		}
 	}
 	if t.hasBaseline {
@@ -162,7 +167,7 @@ func (t *textReport) Close(all *simulate.Totals) error {
 	return nil
 }
 
-// formatOffset is a time since the incident was opened.
+// formatOffset formats a time since the incident was opened, in milliseconds.
 func formatOffset(ms int64) string {
 	return duration.FormatApprox(time.Duration(ms) * time.Millisecond)
 }

@@ -18,9 +18,11 @@ import (
 func statusCommand(g *globalFlags) *cobra.Command {
 	var output string
 	c := &cobra.Command{
-		Use: "status", Short: "Show in ten lines how Stanch stands", Args: validateArgs(cobra.NoArgs), Example: "  stanch status\n  stanch status -o json",
-		Long: `Show what runs, whether its sensors are well, whether new containments are paused, what waits for an answer, what is
-held, which playbooks are in use, and what needs somebody. Exit code 1 says that something does.`,
+		Use: "status", Short: "Show the state of Stanch and what needs you", Args: validateArgs(cobra.NoArgs),
+		Example: "  stanch status\n  stanch status -o json",
+		Long: `Show in about ten lines whether the sensors are healthy, whether new containments are paused, which
+approvals wait, what is contained, which playbooks are in use, and which problems need somebody.
+Exit code 1 means that there are problems.`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			var s gateway.Status
 			if err := g.newAPIClient().get(cmd.Context(), "/v1/status", &s); err != nil {
@@ -45,14 +47,14 @@ held, which playbooks are in use, and what needs somebody. Exit code 1 says that
 	return c
 }
 
-// nodeProblems are what the doctor would name of connected nodes.
+// nodeProblems returns the problems that `stanch doctor` reports of connected nodes.
 func nodeProblems(nodes map[string]json.RawMessage) []string {
 	known := map[string]nodeHealth{}
 	var out []string
 	for _, name := range slices.Sorted(maps.Keys(nodes)) {
 		var n nodeHealth
 		if err := json.Unmarshal(nodes[name], &n); err != nil {
-			out = append(out, fmt.Sprintf("node %s: its report cannot be read", name))
+			out = append(out, fmt.Sprintf("node %s: unreadable report", name))
 			continue
 		}
 		known[name] = n
@@ -65,6 +67,7 @@ func nodeProblems(nodes map[string]json.RawMessage) []string {
 	return out
 }
 
+// printStatus prints the status of an installation, with at most two of its problems.
 func printStatus(out io.Writer, s gateway.Status, problems []string, now time.Time) {
 	line := func(name, format string, a ...any) {
 		fmt.Fprintf(out, "%-11s %s\n", name, escapeForTerminal(fmt.Sprintf(format, a...)))
@@ -77,15 +80,15 @@ func printStatus(out io.Writer, s gateway.Status, problems []string, now time.Ti
 	if paused := formatPause(s.KillSwitch); paused != "" {
 		fmt.Fprintf(out, "%-11s %s\n", "switch", colorize(useColor(out), "critical", escapeForTerminal(paused)))
 	} else {
-		line("switch", "new containments may start")
+		line("switch", "new containments can start")
 	}
 	bad := nodeProblems(s.Nodes)
-	health := "all well"
+	health := "healthy"
 	if len(bad) > 0 {
 		health = fmt.Sprintf("%d with problems", len(bad))
 	}
 	if len(s.Nodes) == 0 {
-		line("sensors", "no node is connected")
+		line("sensors", "no node connected")
 	} else {
 		line("sensors", "%s connected, %s: %s", formatCount(len(s.Nodes), "node", "nodes"), health, formatNames(slices.Sorted(maps.Keys(s.Nodes))))
 	}
@@ -96,24 +99,28 @@ func printStatus(out io.Writer, s gateway.Status, problems []string, now time.Ti
 		}
 	}
 	if len(s.OpenApprovals) == 0 {
-		line("incidents", "%d open; nothing waits for an answer", s.OpenIncidents)
+		line("incidents", "%d open; no approval is waiting", s.OpenIncidents)
 	} else {
-		line("incidents", "%d open; %s for an answer, %d of them for you", s.OpenIncidents, formatCount(len(s.OpenApprovals), "question waits", "questions wait"), mine)
+		line("incidents", "%d open; %s waiting, %d for you", s.OpenIncidents,
+			formatCount(len(s.OpenApprovals), "approval", "approvals"), mine)
 	}
 	for _, w := range s.OpenApprovals[:min(len(s.OpenApprovals), 2)] {
 		you := ""
 		if w.ViewerCanApprove {
 			you = " (for you)"
 		}
-		line("  waiting", "%s %q of %s, until %s%s", w.IncidentID, w.Title, w.Approvers, w.Deadline.Local().Format(time.TimeOnly), you)
+		line("  waiting", "%s %q by %s, until %s%s", w.IncidentID, w.Title, w.Approvers,
+			w.Deadline.Local().Format(time.TimeOnly), you)
 	}
 	switch {
 	case s.LeaseCount == 0:
-		line("leases", "nothing is held")
+		line("leases", "none in force")
 	case s.NextLeaseExpiry.IsZero():
 		line("leases", "%d", s.LeaseCount)
 	default:
-		line("leases", "%d held; the next ends at %s, in %s", s.LeaseCount, s.NextLeaseExpiry.Local().Format(time.DateTime), duration.Format(max(s.NextLeaseExpiry.Sub(now), 0).Round(time.Second)))
+		line("leases", "%d in force; the next ends at %s, in %s", s.LeaseCount,
+			s.NextLeaseExpiry.Local().Format(time.DateTime),
+			duration.Format(max(s.NextLeaseExpiry.Sub(now), 0).Round(time.Second)))
 	}
 	line("playbooks", "%d in use: %s", len(s.Playbooks), formatNames(s.Playbooks))
 	if len(problems) == 0 {
@@ -129,7 +136,7 @@ func printStatus(out io.Writer, s gateway.Status, problems []string, now time.Ti
 	}
 }
 
-// formatNames names some of many.
+// formatNames lists at most six names, and counts the others.
 func formatNames(names []string) string {
 	const most = 6
 	if n := len(names) - most; n > 0 {

@@ -10,7 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// isTerminal reports whether what is written there is seen by a person at once.
+// isTerminal reports whether out is a terminal.
 func isTerminal(out io.Writer) bool {
 	f, ok := out.(*os.File)
 	if !ok {
@@ -20,12 +20,12 @@ func isTerminal(out io.Writer) bool {
 	return err == nil
 }
 
-// useColor reports whether to write colors: on a terminal alone, and not where NO_COLOR is set (no-color.org).
+// useColor reports whether to print colors: on a terminal, unless NO_COLOR is set (no-color.org) or TERM is "dumb".
 func useColor(out io.Writer) bool {
 	return os.Getenv("NO_COLOR") == "" && os.Getenv("TERM") != "dumb" && isTerminal(out)
 }
 
-// colorize gives a text the color of a word, if there is one for it.
+// colorize returns text with the ANSI color of word, or unchanged if color is false or word has no color.
 func colorize(color bool, word, text string) string {
 	code := ""
 	switch {
@@ -47,13 +47,14 @@ func colorize(color bool, word, text string) string {
 	return "\x1b[" + code + "m" + text + "\x1b[0m"
 }
 
-// table aligns columns, whose cells are made safe for a terminal, and colors what has a color of its own.
+// table prints aligned columns. It escapes cells for the terminal, and colors those that colorize knows.
 type table struct {
 	color        bool
 	rows         [][]string
 	columnWidths []int
 }
 
+// addRow adds a row. Rows may have different numbers of cells.
 func (t *table) addRow(cells ...string) {
 	for i, c := range cells {
 		cells[i] = escapeForTerminal(c)
@@ -65,6 +66,7 @@ func (t *table) addRow(cells ...string) {
 	t.rows = append(t.rows, cells)
 }
 
+// print writes the rows to out.
 func (t *table) print(out io.Writer) {
 	for _, cells := range t.rows {
 		var b strings.Builder

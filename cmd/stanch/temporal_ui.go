@@ -15,12 +15,14 @@ import (
 	"stanch/worker/embeddedtemporal"
 )
 
-// temporalUIConfig hands Temporal's web page its configuration.
+// temporalUIConfig provides the configuration of Temporal's web UI.
 type temporalUIConfig struct{ uiconfig.Config }
 
+// GetConfig returns the configuration.
 func (c temporalUIConfig) GetConfig() (*uiconfig.Config, error) { return &c.Config, nil }
 
-// startTemporalUI shows Temporal's own web page, read-only, on loopback. Payloads are encrypted: it shows what ran and when.
+// startTemporalUI serves Temporal's web UI, read-only, until ctx ends, and returns its address. "" starts none.
+// Payloads are encrypted: the UI shows what ran and when.
 func startTemporalUI(ctx context.Context, address string, temporal *embeddedtemporal.Server, pki *authority.PKI, dir string) (string, error) {
 	if address == "" {
 		return "", nil
@@ -32,11 +34,11 @@ func startTemporalUI(ctx context.Context, address string, temporal *embeddedtemp
 	if port == 0 {
 		l, err := (&net.ListenConfig{}).Listen(ctx, "tcp", address)
 		if err != nil {
-			return "", fmt.Errorf("find a port: %w", err)
+			return "", fmt.Errorf("find a free port: %w", err)
 		}
 		port = l.Addr().(*net.TCPAddr).Port
 		if err := l.Close(); err != nil {
-			return "", fmt.Errorf("find a port: %w", err)
+			return "", fmt.Errorf("find a free port: %w", err)
 		}
 	}
 	cert, key, err := pki.WriteCertificateFiles(dir, "ui", authority.RoleTemporal, "ui")

@@ -15,6 +15,7 @@ import (
 	"stanch/worker/playbooktest"
 )
 
+// testOptions holds the flags of `stanch test`.
 type testOptions struct {
 	output      string
 	junit       string
@@ -27,10 +28,10 @@ type testOptions struct {
 func testCommand() *cobra.Command {
 	o := testOptions{}
 	c := &cobra.Command{
-		Use: "test PATH…", Short: "Run the tests of playbooks: *_test.yaml files beside them", Args: validateArgs(cobra.MinimumNArgs(1)),
-		Long: `Run tests of playbooks through the production workflow code, with time skipped and
-nothing touched. A test says what is detected, what each action answers and who
-answers what, and what must become of it. cryptominer_test.yaml, beside cryptominer.yaml:
+		Use: "test PATH…", Short: "Run the tests of playbooks", Args: validateArgs(cobra.MinimumNArgs(1)),
+		Long: `Run the tests of playbooks (*_test.yaml files) through the production workflow code, with time
+skipped and nothing touched. A test defines detections, the results of actions and the answers of
+people, and expects outcomes. For example cryptominer_test.yaml, next to cryptominer.yaml:
 
   playbook: cryptominer.yaml
   tests:
@@ -43,58 +44,62 @@ answers what, and what must become of it. cryptominer_test.yaml, beside cryptomi
         - { action: pod.freeze, outcome: changed, within: 30s }
       never: [workload.scale]
 
-An action that is not named succeeds. ` + "`stanch schema test`" + ` has every key.
+Actions that are not listed succeed. ` + "`stanch schema test`" + ` documents every key.
 
---update writes what happened over what ` + "`expect`" + ` says of the steps that came, in the keys
-that are used there. A file is left as it is, with an error, if one of its tests would fail
-all the same: where an expected step did not come, or something else is not met.`,
-		Example: "  stanch test playbooks/\n  stanch test playbooks/ --min-coverage 100 --junit report.xml\n  stanch test cryptominer_test.yaml --update",
+--update replaces the expectations of steps that ran with what happened, in the keys that a test
+already uses. A file is left unchanged, with an error, if one of its tests would still fail: an
+expected step did not run, or another expectation is not met.`,
+		Example: `  stanch test playbooks/
+  stanch test playbooks/ --min-coverage 50 --junit report.xml
+  stanch test playbooks/cryptominer_test.yaml --update`,
 		RunE: func(cmd *cobra.Command, paths []string) error {
 			return runTests(cmd.Context(), cmd.OutOrStdout(), paths, o)
 		},
 	}
 	f := c.Flags()
-	f.StringVar(&o.junit, "junit", "", "write the results to this file as JUnit XML too")
-	f.BoolVar(&o.update, "update", false, "rewrite what failing tests expect of their steps with what happened; only where they then pass")
-	f.BoolVar(&o.coverage, "coverage", false, "show which ways through the playbooks no test takes")
-	f.IntVar(&o.minCoverage, "min-coverage", 0, "fail if less than this percentage of a playbook is covered")
-	f.BoolVarP(&o.verbose, "verbose", "v", false, "tell the story of each test")
+	f.StringVar(&o.junit, "junit", "", "also write the results to this `FILE` as JUnit XML")
+	f.BoolVar(&o.update, "update", false,
+		"update the expectations of failing tests with what happened, if they then pass")
+	f.BoolVar(&o.coverage, "coverage", false, "show the branches of playbooks that no test covers")
+	f.IntVar(&o.minCoverage, "min-coverage", 0, "fail if less than this `PERCENT` of a playbook is covered")
+	f.BoolVarP(&o.verbose, "verbose", "v", false, "print the timeline of every test")
 	addOutputFlag(c, &o.output)
 	return c
 }
 
+// runTests runs the tests of paths and prints the report. It returns errReported if a test failed.
 func runTests(ctx context.Context, out io.Writer, paths []string, o testOptions) error {
 	if o.minCoverage < 0 || o.minCoverage > 100 {
-		return usageError{fmt.Errorf("--min-coverage is a percentage from 0 to 100, not %d", o.minCoverage)}
+		return usageError{fmt.Errorf("invalid --min-coverage %d; use a percentage from 0 to 100", o.minCoverage)}
 	}
 	files, err := playbooktest.FindTestFiles(paths)
 	if err != nil {
 		return err
 	}
-	catalogue := worker.ActionCatalog()
+	catalog := worker.ActionCatalog()
 	run := func() (playbooktest.Report, error) {
 		suites := make([]*playbooktest.Suite, len(files))
 		for i, file := range files {
-			if suites[i], err = playbooktest.LoadSuite(file, catalogue); err != nil {
+			if suites[i], err = playbooktest.LoadSuite(file, catalog); err != nil {
 				return playbooktest.Report{}, err
 			}
 		}
-		return playbooktest.RunSuites(ctx, suites, catalogue)
+		return playbooktest.RunSuites(ctx, suites, catalog)
 	}
 	report, err := run()
 	if err != nil {
 		return err
 	}
 	var updated []playbooktest.UpdatedFile
-	var unfit error
+	var updateErr error
 	if o.update {
-		updated, unfit = playbooktest.UpdateExpectations(report)
+		updated, updateErr = playbooktest.UpdateExpectations(report)
 		if len(updated) > 0 {
 			if report, err = run(); err != nil {
 				return err
 			}
 			updated, err = playbooktest.KeepPassing(updated, report)
-			unfit = errors.Join(unfit, err)
+			updateErr = errors.Join(updateErr, err)
 		}
 	}
 	if o.junit != "" {
@@ -109,8 +114,8 @@ func runTests(ctx context.Context, out io.Writer, paths []string, o testOptions)
 	} else {
 		printTestReport(out, report, updated, o)
 	}
-	if unfit != nil {
-		return unfit
+	if updateErr != nil {
+		return updateErr
 	}
 	if !report.AllPassed() {
 		return errReported
@@ -126,14 +131,15 @@ func writeJUnit(file string, report playbooktest.Report) error {
 	return errors.Join(playbooktest.WriteJUnit(f, report), f.Close())
 }
 
-// checkMinCoverage holds each playbook to the coverage that was asked for.
+// checkMinCoverage returns errReported if the coverage of a playbook is below --min-coverage.
 func checkMinCoverage(out io.Writer, r playbooktest.Report, o testOptions) error {
 	short := false
 	for _, c := range r.Coverage {
 		if c.Percent() < float64(o.minCoverage) {
 			short = true
 			if o.output == "text" {
-				fmt.Fprintln(out, escapeForTerminal(fmt.Sprintf("%s: %d of %d ways are covered, less than %d%%; --coverage shows the others", c.File, c.CoveredPoints, c.TotalPoints, o.minCoverage)))
+				fmt.Fprintln(out, escapeForTerminal(fmt.Sprintf("%s: %d of %d branches are covered, less than "+
+					"%d%%; --coverage lists the others", c.File, c.CoveredPoints, c.TotalPoints, o.minCoverage)))
 			}
 		}
 	}
@@ -168,20 +174,20 @@ func printTestReport(out io.Writer, r playbooktest.Report, updated []playbooktes
 			}
 		}
 		if failed > 0 {
-			p("FAIL  %s: %d of %s failed", f.File, failed, pluralize(len(f.Tests), "test", "tests"))
+			p("FAIL  %s: %d of %s failed", f.File, failed, formatCount(len(f.Tests), "test", "tests"))
 		} else {
-			p("ok    %s: %s", f.File, pluralize(len(f.Tests), "test", "tests"))
+			p("ok    %s: %s", f.File, formatCount(len(f.Tests), "test", "tests"))
 		}
 	}
 	if o.coverage {
 		printCoverage(out, r)
 	}
-	text := pluralize(r.Passed+r.Failed, "test", "tests") + fmt.Sprintf(", %d passed", r.Passed)
+	text := formatCount(r.Passed+r.Failed, "test", "tests") + fmt.Sprintf(", %d passed", r.Passed)
 	if r.Failed > 0 {
-		text += fmt.Sprintf(", %d failed; --verbose tells what happened", r.Failed)
+		text += fmt.Sprintf(", %d failed; --verbose shows what happened", r.Failed)
 	}
 	if r.Invalid > 0 {
-		text += fmt.Sprintf("; %s not run", pluralize(r.Invalid, "file was", "files were"))
+		text += fmt.Sprintf("; %s not run", formatCount(r.Invalid, "file was", "files were"))
 	}
 	p("%s", text)
 }
@@ -222,11 +228,4 @@ func printCoverage(out io.Writer, r playbooktest.Report) {
 			fmt.Fprintln(out, escapeForTerminal(fmt.Sprintf("%s:%d:%d: %s: %s", c.File, m.Line, m.Column, m.Step, m.Description)))
 		}
 	}
-}
-
-func pluralize(n int, one, many string) string {
-	if n == 1 {
-		return "1 " + one
-	}
-	return fmt.Sprintf("%d %s", n, many)
 }

@@ -39,6 +39,7 @@ import (
 	"stanch/workflows/lease"
 )
 
+// upOptions holds the flags of `stanch up`.
 type upOptions struct {
 	detectionAddress string
 	nodeAddress      string
@@ -52,37 +53,48 @@ type upOptions struct {
 	crashPoint       string
 	ruleDirs         []string
 	metricsAddress   string
-	socketGroup      string // of the local socket
+	socketGroup      string
 }
 
 func upCommand(g *globalFlags) *cobra.Command {
 	o := upOptions{}
 	c := &cobra.Command{
 		Use: "up", Short: "Run everything on this machine, in one process", Args: validateArgs(cobra.NoArgs),
-		Long: `Run Temporal, the gateway, the worker and this machine's sensor in one process,
-with the cluster of the kubeconfig if there is one. Without Kubernetes it protects
-the containers of this host.`,
-		Example: "  stanch up\n  stanch up --config stanch.yaml --listen 127.0.0.1:7480\n  stanch up --config stanch.yaml --socket-group stanch   # members of this group may connect and answer",
-		RunE:    func(cmd *cobra.Command, _ []string) error { return runUp(cmd.Context(), g, o, cmd.ErrOrStderr()) },
+		Long: `Run Temporal, the gateway, the worker and the sensor of this machine in one process, to try Stanch
+or to protect a single host. It uses the cluster of the kubeconfig if there is one, and otherwise
+protects the containers of this host. Use stanch worker for an installation in a cluster.`,
+		Example: `  stanch up
+  stanch up --config stanch.yaml --listen 127.0.0.1:7480
+  stanch up --config stanch.yaml --socket-group stanch   # members of this group can use the command line`,
+		RunE: func(cmd *cobra.Command, _ []string) error { return runUp(cmd.Context(), g, o, cmd.ErrOrStderr()) },
 	}
 	f := c.Flags()
-	f.StringVar(&o.detectionAddress, "listen", "", "where other sensors (Falco) post detections, with a token of the configuration")
-	f.StringVar(&o.nodeAddress, "listen-nodes", "127.0.0.1:0", "the `ADDRESS` where other nodes' sensors dial, with a certificate of stanch cert")
-	f.StringVar(&o.kubeconfig, "kubeconfig", os.Getenv("KUBECONFIG"), "the cluster; \"none\" for no cluster")
-	f.StringVar(&o.nodeName, "node", "", "this machine's node name (default: the host's)")
-	f.StringVar(&o.criSocket, "cri", "", "the container runtime's CRI socket (default: the usual ones)")
-	f.StringArrayVar(&o.ruleDirs, "rules", nil, "a `DIR` with rule packs beside the shipped ones and those of the configuration")
-	f.StringVar(&o.lockDir, "lock-dir", "", "where the egress lock is pinned")
-	f.Var(duration.NewFlag(&o.verifyInterval, 0), "verify-every", "how often a lease observes that it holds (default 30s)")
-	f.BoolVar(&o.noSensor, "no-sensor", false, "do not watch this machine: for a second Stanch on it, or where stanch-sensor runs")
-	f.StringVar(&o.socketGroup, "socket-group", "", "the Unix `GROUP` whose members may connect to the local socket beside root; people are known by their uid all the same (default: socket_group of the configuration)")
-	f.StringVar(&o.uiAddress, "ui", "127.0.0.1:0", "where Temporal's web page is shown, read-only; \"\" for none")
-	f.StringVar(&o.metricsAddress, "metrics", "", "where /metrics answers Prometheus, and /healthz; on loopback only this machine may read it; \"\" for nowhere")
+	f.StringVar(&o.detectionAddress, "listen", "",
+		"the `ADDRESS` where other sensors, such as Falco, post detections with a token of the configuration")
+	f.StringVar(&o.nodeAddress, "listen-nodes", "127.0.0.1:0",
+		"the `ADDRESS` that sensors of other nodes connect to, with a certificate from stanch cert")
+	f.StringVar(&o.kubeconfig, "kubeconfig", os.Getenv("KUBECONFIG"),
+		"the kubeconfig `FILE` of the cluster; \"none\" for no cluster")
+	f.StringVar(&o.nodeName, "node", "", "the `NAME` of this node (default: the host name)")
+	f.StringVar(&o.criSocket, "cri", "", "the CRI `SOCKET` of the container runtime (default: the common paths)")
+	f.StringArrayVar(&o.ruleDirs, "rules", nil,
+		"a `DIR` with rule packs, in addition to the shipped ones and those of the configuration")
+	f.StringVar(&o.lockDir, "lock-dir", "", "the `DIR` where the egress lock is pinned")
+	f.Var(duration.NewFlag(&o.verifyInterval, 0), "verify-every",
+		"how often a lease verifies its containment (default 30s)")
+	f.BoolVar(&o.noSensor, "no-sensor", false, "do not watch this machine, if stanch-sensor or another Stanch does")
+	f.StringVar(&o.socketGroup, "socket-group", "",
+		"the Unix `GROUP` whose members can connect to the local socket, in addition to root; people are still "+
+			"identified by uid (default: socket_group of the configuration)")
+	f.StringVar(&o.uiAddress, "ui", "127.0.0.1:0", "the `ADDRESS` of Temporal's web UI, read-only; \"\" for none")
+	f.StringVar(&o.metricsAddress, "metrics", "",
+		"the `ADDRESS` of /metrics for Prometheus and of /healthz; \"\" for none")
 	f.StringVar(&o.crashPoint, "crash-at", os.Getenv("STANCH_CRASH_AT"), "kill this process at a named point (for tests)")
 	_ = f.MarkHidden("crash-at")
 	return c
 }
 
+// runUp runs until ctx ends or a component cannot start.
 func runUp(ctx context.Context, g *globalFlags, o upOptions, out io.Writer) (err error) {
 	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelInfo}))
 	cfg, err := g.loadConfig()
@@ -107,7 +119,7 @@ func runUp(ctx context.Context, g *globalFlags, o upOptions, out io.Writer) (err
 	if err != nil {
 		return err
 	}
-	// Temporal trusts an authority of its own: the one that issues nodes' certificates opens nothing there.
+	// Temporal has a separate certificate authority: certificates of nodes are not valid for it.
 	inner, err := authority.OpenOrCreatePKI(filepath.Join(g.dataDir, "pki", "temporal"))
 	if err != nil {
 		return err
@@ -124,9 +136,9 @@ func runUp(ctx context.Context, g *globalFlags, o upOptions, out io.Writer) (err
 		return err
 	}
 	defer func() { err = errors.Join(err, server.Stop()) }()
-	// The address is for this machine's own tools; the certificate beside it is what lets them in.
+	// Tools on this machine read the address; they authenticate with the certificate next to it.
 	if err := os.WriteFile(filepath.Join(g.dataDir, "temporal", "address"), []byte(server.Address+"\n"), 0o600); err != nil {
-		return fmt.Errorf("note Temporal's address: %w", err)
+		return fmt.Errorf("write Temporal's address: %w", err)
 	}
 	options, err := worker.SecureClientOptions(client.Options{
 		HostPort: server.Address, Namespace: embeddedtemporal.Namespace, Logger: temporalLogger{log},
@@ -171,32 +183,33 @@ func runUp(ctx context.Context, g *globalFlags, o upOptions, out io.Writer) (err
 	}
 	ui, err := startTemporalUI(ctx, o.uiAddress, server, inner, filepath.Join(g.dataDir, "temporal", "tls"))
 	if err != nil {
-		log.Warn("Temporal's web page is off", "error", err)
+		log.Warn("start Temporal's web UI", "error", err)
 	}
 	printStartupInfo(out, g, cfg, w, clusterName, ui, group, !o.noSensor)
 	select {
 	case <-ctx.Done():
-		fmt.Fprintln(out, "stopping; leases stay in force and go on with the next start")
+		fmt.Fprintln(out, "stopping; leases stay in force and continue at the next start")
 		return nil
 	case err := <-sensorDone:
 		if errors.Is(err, probe.ErrInUse) {
-			return err // another one started meanwhile: two on one machine report and contain the same twice
+			return err // another sensor started: two on one machine would report and contain everything twice
 		}
 		if err != nil {
-			log.Error("this machine's sensor ended; the rest goes on", "error", err)
+			log.Error("the sensor of this machine ended; other components continue", "error", err)
 		}
 		<-ctx.Done()
 		return nil
 	}
 }
 
+// printStartupInfo prints the addresses and the next commands to run.
 func printStartupInfo(out io.Writer, g *globalFlags, cfg *config.Config, w *worker.Worker, cluster, ui, group string, sensor bool) {
 	lines := []string{
 		"Stanch is up.",
-		fmt.Sprintf("  phase      %d (1 observes, 2 contains, 3 disrupts behind approval)", cfg.Phase),
+		fmt.Sprintf("  phase      %d (1 observe, 2 contain, 3 disrupt with approval)", cfg.Phase),
 		"  cluster    " + cluster,
 		"  data       " + g.dataDir,
-		"  nodes dial " + w.NodeAddr,
+		"  nodes      " + w.NodeAddr,
 	}
 	if w.SourceAddr != "" {
 		lines = append(lines, "  detections http://"+w.SourceAddr+"/v1/falco")
@@ -208,18 +221,18 @@ func printStartupInfo(out io.Writer, g *globalFlags, cfg *config.Config, w *work
 		lines = append(lines, "  socket     "+note)
 	}
 	next := "stanch drill"
-	if !sensor { // a drill needs one
+	if !sensor { // a drill needs a sensor
 		next = "stanch status"
 	}
 	lines = append(lines, "Next: "+next+" --data "+g.dataDir, "      stanch incidents --data "+g.dataDir)
 	fmt.Fprintln(out, strings.Join(lines, "\n"))
 }
 
-// socketAccessNote says who may connect to the local socket, where that is not obvious: a group, or people with a uid whom the
-// socket keeps out.
+// socketAccessNote says who can connect to the local socket: the group, or which configured people cannot. It returns
+// "" if everybody in the configuration can.
 func socketAccessNote(cfg *config.Config, group string) string {
 	if group != "" {
-		return "the group " + group + " may connect"
+		return "members of the group " + group + " can connect"
 	}
 	var out []string
 	for _, p := range cfg.People {
@@ -230,20 +243,22 @@ func socketAccessNote(cfg *config.Config, group string) string {
 	if len(out) == 0 {
 		return ""
 	}
-	return "only root may connect, so " + strings.Join(out, ", ") + " cannot answer on this machine; start with --socket-group GROUP (`socket_group:` in stanch.yaml)"
+	return "only root can connect; " + strings.Join(out,
+		", ") + " cannot. Use --socket-group GROUP, or socket_group in stanch.yaml"
 }
 
-// connectCluster connects to the cluster of a kubeconfig, to the one that this process runs in, or to none.
+// connectCluster returns a client of the cluster of a kubeconfig, or of the one that this process runs in, and its
+// name. The client is nil without a cluster.
 func connectCluster(kubeconfig string) (kubernetes.Interface, string, error) {
 	if kubeconfig == "none" {
-		return nil, "none: containers of this host", nil
+		return nil, "none; protecting containers of this host", nil
 	}
 	cfg, err := clusterConfig(kubeconfig)
 	if err != nil {
 		if kubeconfig == "" {
-			return nil, "none (no kubeconfig): containers of this host", nil
+			return nil, "none (no kubeconfig); protecting containers of this host", nil
 		}
-		return nil, "", fmt.Errorf("%w; \"none\" runs without a cluster", err)
+		return nil, "", fmt.Errorf("%w; use --kubeconfig none to run without a cluster", err)
 	}
 	c, err := kube.NewClient(cfg)
 	if err != nil {
@@ -252,8 +267,8 @@ func connectCluster(kubeconfig string) (kubernetes.Interface, string, error) {
 	return c, cfg.Host, nil
 }
 
-// clusterConfig says how to reach the cluster of a kubeconfig; with "" the one that this process runs in, or else that
-// of the usual kubeconfig.
+// clusterConfig returns the client configuration of a kubeconfig; with "" that of the cluster that this process runs
+// in, else that of the default kubeconfig.
 func clusterConfig(kubeconfig string) (*rest.Config, error) {
 	if kubeconfig == "" {
 		if cfg, err := rest.InClusterConfig(); err == nil {
@@ -264,12 +279,12 @@ func clusterConfig(kubeconfig string) (*rest.Config, error) {
 	rules.ExplicitPath = kubeconfig
 	cfg, err := clientcmd.NewNonInteractiveDeferredLoadingClientConfig(rules, nil).ClientConfig()
 	if err != nil {
-		return nil, fmt.Errorf("kubeconfig %s: %w", kubeconfig, err)
+		return nil, fmt.Errorf("read the kubeconfig %s: %w", kubeconfig, err)
 	}
 	return cfg, nil
 }
 
-// apiServerAddresses are the addresses at which containers find the cluster's API. A cluster that does not say has none.
+// apiServerAddresses returns the HOST:PORT addresses of the cluster's API for containers; nil if they cannot be read.
 func apiServerAddresses(ctx context.Context, cluster kubernetes.Interface) []string {
 	if cluster == nil {
 		return nil
@@ -289,7 +304,7 @@ func apiServerAddresses(ctx context.Context, cluster kubernetes.Interface) []str
 	return out
 }
 
-// runSensor is this machine's own node agent, over the same link as any other's.
+// runSensor runs the sensor of this machine, connected to the gateway as any other sensor, until ctx ends.
 func runSensor(ctx context.Context, g *globalFlags, cfg *config.Config, o upOptions, pki *authority.PKI, auth *authority.Authority, address string, api []string, log *slog.Logger) error {
 	setup := agent.Config{Node: o.nodeName, StateDir: filepath.Join(g.dataDir, "node"), EgressLockDir: o.lockDir, CRISocket: o.criSocket, RuleDirs: slices.Concat(cfg.Rules, o.ruleDirs), APIServers: api, Log: log, Failpoint: newCrashFailpoint(o.crashPoint), ThawProgram: []string{"/proc/self/exe", agent.ThawCommand}}
 	a, closeAll, err := agent.NewFromConfig(setup)
@@ -305,7 +320,7 @@ func runSensor(ctx context.Context, g *globalFlags, cfg *config.Config, o upOpti
 	if err != nil {
 		return err
 	}
-	pins, err := gatewayrpc.OpenPinnedKeys("", "", auth.KeySet()) // the keys are this process's own
+	pins, err := gatewayrpc.OpenPinnedKeys("", "", auth.KeySet()) // the keys of this process
 	if err != nil {
 		return err
 	}
@@ -317,19 +332,20 @@ func runSensor(ctx context.Context, g *globalFlags, cfg *config.Config, o upOpti
 	return a.Serve(ctx, &gatewayrpc.Client{Address: address, NodeCertificate: identity, PinnedKeys: pins, Node: a.Node, Version: version, Log: log}, spool)
 }
 
+// splitHostPort splits HOST:PORT with a numeric port.
 func splitHostPort(address string) (string, int, error) {
 	host, portText, err := net.SplitHostPort(address)
 	if err != nil {
-		return "", 0, fmt.Errorf("address %q: %w", address, err)
+		return "", 0, fmt.Errorf("invalid address %q: %w", address, err)
 	}
 	port, err := strconv.Atoi(portText)
 	if err != nil {
-		return "", 0, fmt.Errorf("address %q: %w", address, err)
+		return "", 0, fmt.Errorf("invalid address %q: %w", address, err)
 	}
 	return host, port, nil
 }
 
-// newCrashFailpoint gives the hook that kills this process at a named point, as a crash would.
+// newCrashFailpoint returns a hook that kills this process at the named point, as a crash would; nil for "".
 func newCrashFailpoint(point string) func(string) {
 	if point == "" {
 		return nil
@@ -338,7 +354,7 @@ func newCrashFailpoint(point string) func(string) {
 		if at != point {
 			return
 		}
-		// Once: a marker beside the process's environment keeps the next start from dying again.
+		// The marker file makes the crash happen once, so that the next start survives.
 		marker := os.Getenv("STANCH_CRASH_MARKER")
 		if marker != "" {
 			f, err := os.OpenFile(marker, os.O_CREATE|os.O_EXCL, 0o600)
@@ -356,14 +372,21 @@ func newCrashFailpoint(point string) func(string) {
 	}
 }
 
-// temporalLogger passes on what Temporal's SDK says: its warnings are for who debugs Stanch.
+// temporalLogger logs the messages of Temporal's SDK one level lower: its warnings matter only when debugging Stanch.
 type temporalLogger struct{ log *slog.Logger }
 
+// Debug discards the message.
 func (temporalLogger) Debug(string, ...any) {}
-func (temporalLogger) Info(string, ...any)  {}
+
+// Info discards the message.
+func (temporalLogger) Info(string, ...any) {}
+
+// Warn logs at the debug level.
 func (l temporalLogger) Warn(msg string, keyvals ...any) {
 	l.log.Debug("temporal sdk: "+msg, keyvals...)
 }
+
+// Error logs at the warning level.
 func (l temporalLogger) Error(msg string, keyvals ...any) {
 	l.log.Warn("temporal sdk: "+msg, keyvals...)
 }

@@ -21,11 +21,16 @@ import (
 func validateCommand(g *globalFlags) *cobra.Command {
 	var output string
 	c := &cobra.Command{
-		Use: "validate PATH…", Short: "Check playbooks: names, types, safety; every problem at once", Args: validateArgs(cobra.MinimumNArgs(1)),
-		Long: `Check playbooks: syntax, names, types, flow and safety; every problem at once, with its place. Warnings (what is
-legal and unwise) of a file come once it has no errors. With --config also whether the people and groups that are asked exist,
-and which playbooks may match the same incident: of those that contain only the first runs, and the warning says which.`,
-		Example: "  stanch validate playbooks/\n  stanch validate cryptominer.yaml -o json\n  stanch validate playbooks/ --config stanch.yaml",
+		Use: "validate PATH…", Short: "Check playbooks for errors", Args: validateArgs(cobra.MinimumNArgs(1)),
+		Long: `Check the syntax, names, types, control flow and safety of playbooks while you write them and in
+your CI. All problems are reported at once, with their positions. Warnings of a file are reported
+once it has no errors.
+
+With --config also check that the approvers exist, and which playbooks can match the same incident:
+of those that contain, only the first runs, and a warning names it.`,
+		Example: `  stanch validate playbooks/
+  stanch validate playbooks/cryptominer.yaml -o json
+  stanch validate playbooks/ --config stanch.yaml`,
 		RunE: func(cmd *cobra.Command, paths []string) error {
 			files, err := findYAMLFiles(paths)
 			if err != nil {
@@ -59,11 +64,7 @@ and which playbooks may match the same incident: of those that contain only the 
 				return errReported
 			}
 			if output == "text" {
-				text := "1 playbook is valid"
-				if len(files) > 1 {
-					text = fmt.Sprintf("%d playbooks are valid", len(files))
-				}
-				fmt.Fprintln(cmd.OutOrStdout(), text)
+				fmt.Fprintln(cmd.OutOrStdout(), formatCount(len(files), "playbook is valid", "playbooks are valid"))
 			}
 			return nil
 		},
@@ -72,25 +73,26 @@ and which playbooks may match the same incident: of those that contain only the 
 	return c
 }
 
-// validateFiles checks files that may call each other and the library's playbooks. A playbook of theirs takes the place of one
-// of the library of its name; two of theirs with one name are a mistake.
+// validateFiles returns the problems of files, which may call each other and playbooks of the library. A file may
+// replace a playbook of the library by its name; two files with the same name are an error.
 func validateFiles(files []string, sources map[string][]byte) diagnostic.Diagnostics {
-	var given []playbooks.SourceFile
+	var own []playbooks.SourceFile
 	names := map[string]string{}
 	all := diagnostic.Diagnostics{}
 	for _, file := range files {
-		given = append(given, playbooks.SourceFile{File: file, Content: sources[file]})
+		own = append(own, playbooks.SourceFile{File: file, Content: sources[file]})
 		book, _ := playbooks.ParsePlaybook(file, sources[file])
 		if first, twice := names[book.Name]; twice && book.Name != "" {
 			all = append(all, diagnostic.Diagnostic{
 				File: file, Line: max(book.NamePos.Line, 1), Column: max(book.NamePos.Column, 1), Severity: "error", Code: "duplicate-name",
-				Message: fmt.Sprintf("the playbook `%s` stands in %s already", book.Name, first), Hint: "choose another name",
+				Message: fmt.Sprintf("duplicate playbook `%s`: already defined in %s", book.Name, first),
+				Hint:    "choose another name",
 			})
 			continue
 		}
 		names[book.Name] = file
 	}
-	_, problems := playbooks.LoadPlaybooks(append(library.PlaybookSources(), given...), worker.ActionCatalog())
+	_, problems := playbooks.LoadPlaybooks(append(library.PlaybookSources(), own...), worker.ActionCatalog())
 	for _, p := range problems {
 		if sources[p.File] != nil {
 			all = append(all, p)
@@ -102,7 +104,8 @@ func validateFiles(files []string, sources map[string][]byte) diagnostic.Diagnos
 	return all
 }
 
-// validateWithConfig checks playbooks as the configuration would use them: whom they ask, and which of them run together.
+// validateWithConfig returns problems of playbooks with the configuration: unknown approvers, and overlaps with other
+// playbooks.
 func (g *globalFlags) validateWithConfig(files []string, sources map[string][]byte) (diagnostic.Diagnostics, error) {
 	c, err := g.loadConfig()
 	if err != nil {
@@ -114,7 +117,7 @@ func (g *globalFlags) validateWithConfig(files []string, sources map[string][]by
 	}
 	out := g.findUnknownApprovers(c, files, sources)
 	for _, p := range problems {
-		if p.File == "" { // the configuration's own
+		if p.File == "" { // a problem of the configuration
 			p.File, p.Line, p.Column = g.configFile, 1, 1
 			out = append(out, p)
 		}
@@ -122,6 +125,7 @@ func (g *globalFlags) validateWithConfig(files []string, sources map[string][]by
 	return append(out, findOverlaps(beside, sources)...), nil
 }
 
+// toSources returns the contents of files as sources.
 func toSources(files []string, sources map[string][]byte) []playbooks.SourceFile {
 	var out []playbooks.SourceFile
 	for _, file := range files {
@@ -130,11 +134,12 @@ func toSources(files []string, sources map[string][]byte) []playbooks.SourceFile
 	return out
 }
 
-// findOverlaps warns of playbooks that may match the same incident and both contain, one of them among the files.
+// findOverlaps returns a warning for every two playbooks that can match the same incident and both contain, if one of
+// them is among the files.
 func findOverlaps(programs []*playbooks.Program, sources map[string][]byte) diagnostic.Diagnostics {
 	var out diagnostic.Diagnostics
 	for _, o := range playbooks.FindOverlaps(programs) {
-		mine, other, hint := o.First, o.Second, "give one of them another `priority` if the order is not what you want"
+		mine, other, hint := o.First, o.Second, "set another `priority` to change the order"
 		if sources[mine.File] == nil {
 			mine, other = o.Second, o.First
 		}
@@ -142,17 +147,20 @@ func findOverlaps(programs []*playbooks.Program, sources map[string][]byte) diag
 			continue
 		}
 		if other.Shipped {
-			hint = fmt.Sprintf("`replaces: %s` or `library: {except: [%s]}` keeps the shipped one from ever starting", other.Name, other.Name)
+			hint = fmt.Sprintf("use `replaces: %s` or `library: {except: [%s]}` to disable the shipped playbook",
+				other.Name, other.Name)
 		}
 		out = append(out, diagnostic.Diagnostic{
 			File: mine.File, Line: max(mine.NamePos.Line, 1), Column: max(mine.NamePos.Column, 1), Severity: "warning", Code: "overlap", Hint: hint,
-			Message: fmt.Sprintf("`%s` and %s `%s` may match the same incident and both contain: `%s` runs (%s), and the other only if it is refused or fails",
+			Message: fmt.Sprintf("`%s` and %s `%s` can match the same incident and both contain: `%s` runs (%s), "+
+				"and the other only if that one is refused or fails",
 				mine.Name, ownerLabel(other), other.Name, o.First.Name, o.Reason),
 		})
 	}
 	return out
 }
 
+// ownerLabel returns "the shipped" or "your".
 func ownerLabel(p *playbooks.Program) string {
 	if p.Shipped {
 		return "the shipped"
@@ -160,7 +168,7 @@ func ownerLabel(p *playbooks.Program) string {
 	return "your"
 }
 
-// findUnknownApprovers names the groups and people that playbooks ask and the configuration does not have.
+// findUnknownApprovers returns an error for every approver of a playbook that the configuration does not define.
 func (g *globalFlags) findUnknownApprovers(c *config.Config, files []string, sources map[string][]byte) diagnostic.Diagnostics {
 	groups := c.GroupNames()
 	var people []string
@@ -181,7 +189,8 @@ func (g *globalFlags) findUnknownApprovers(c *config.Config, files []string, sou
 				if !slices.Contains(known, name) {
 					out = append(out, diagnostic.Diagnostic{
 						File: p.File, Line: s.Pos.Line, Column: s.Pos.Column, Severity: "error", Code: "unknown-" + what, Hint: diagnostic.DidYouMean(name, known),
-						Message: fmt.Sprintf("the approval asks the %s `%s`, which %s does not have", what, name, g.configFile),
+						Message: fmt.Sprintf("unknown %s `%s` in the approval: not defined in %s", what, name,
+							g.configFile),
 					})
 				}
 			}
@@ -197,6 +206,7 @@ func (g *globalFlags) findUnknownApprovers(c *config.Config, files []string, sou
 	return out
 }
 
+// escalationNames returns the names that an approval escalates to; nil without escalation.
 func escalationNames(a *playbooks.Approval, of func(*playbooks.Escalation) []string) []string {
 	if a.Escalate == nil {
 		return nil
@@ -204,15 +214,16 @@ func escalationNames(a *playbooks.Approval, of func(*playbooks.Escalation) []str
 	return of(a.Escalate)
 }
 
-// loadValidated loads files that may call each other and the library's playbooks.
+// loadValidated loads files, which may call each other, together with the playbooks of the library.
 func loadValidated(files []string, sources map[string][]byte) ([]*playbooks.Program, diagnostic.Diagnostics) {
-	given := library.PlaybookSources()
+	all := library.PlaybookSources()
 	for _, file := range files {
-		given = append(given, playbooks.SourceFile{File: file, Content: sources[file]})
+		all = append(all, playbooks.SourceFile{File: file, Content: sources[file]})
 	}
-	return playbooks.LoadPlaybooks(given, worker.ActionCatalog())
+	return playbooks.LoadPlaybooks(all, worker.ActionCatalog())
 }
 
+// escapeLines escapes every line of s for the terminal, and keeps the line breaks.
 func escapeLines(s string) string {
 	lines := strings.Split(s, "\n")
 	for i := range lines {
@@ -221,16 +232,17 @@ func escapeLines(s string) string {
 	return strings.Join(lines, "\n")
 }
 
-// findYAMLFiles gives the files named, and those of the folders named but for tests.
+// findYAMLFiles returns the playbook files of paths, searching directories recursively. It leaves out test files of
+// directories, and returns an error for a test file that is named itself.
 func findYAMLFiles(paths []string) ([]string, error) {
 	var files []string
 	for _, path := range paths {
 		info, err := os.Stat(path)
 		if err != nil {
-			return nil, fmt.Errorf("no such file or folder: %s", path)
+			return nil, fmt.Errorf("read playbooks: no such file or directory: %s", path)
 		}
 		if !info.IsDir() && strings.HasSuffix(path, "_test.yaml") {
-			return nil, fmt.Errorf("%s is a file of tests: `stanch test %s` runs them", path, path)
+			return nil, fmt.Errorf("read playbooks: %s is a test file; run it with `stanch test %s`", path, path)
 		}
 		if !info.IsDir() {
 			files = append(files, path)
@@ -247,7 +259,7 @@ func findYAMLFiles(paths []string) ([]string, error) {
 		}
 	}
 	if len(files) == 0 {
-		return nil, fmt.Errorf("no playbook (*.yaml) in %s", strings.Join(paths, ", "))
+		return nil, fmt.Errorf("read playbooks: no *.yaml file in %s", strings.Join(paths, ", "))
 	}
 	return files, nil
 }

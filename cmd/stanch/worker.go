@@ -34,6 +34,7 @@ import (
 	"stanch/workflows/lease"
 )
 
+// workerOptions holds the flags of `stanch worker`.
 type workerOptions struct {
 	temporalAddress, namespace                               string
 	tlsCert, tlsKey, tlsCA, tlsServer, tlsDir                string
@@ -48,37 +49,48 @@ type workerOptions struct {
 func workerCommand(g *globalFlags) *cobra.Command {
 	o := workerOptions{}
 	c := &cobra.Command{
-		Use: "worker", Short: "Run the gateway and the worker against your own Temporal", Args: validateArgs(cobra.NoArgs),
-		Long: `Run the gateway and the worker against your own Temporal. Several may run: what
-they share is in Temporal, and the kill switch in the cluster. Nodes run
-stanch-sensor and dial in. ` + "`stanch manifests`" + ` installs all of it in a cluster, and
-` + "`stanch cert authority`" + ` makes the keys.`,
+		Use: "worker", Short: "Run the gateway and the worker with your own Temporal", Args: validateArgs(cobra.NoArgs),
+		Long: `Run the gateway and the worker with your own Temporal, for an installation in a cluster. Several
+workers can run: their shared state is in Temporal, and the kill switch is in the cluster. Nodes run
+stanch-sensor, which connects to the gateway. ` + "`stanch manifests`" + ` prints the YAML that installs all
+of it, and ` + "`stanch cert authority`" + ` creates the keys.`,
 		Example: `  stanch worker --temporal temporal.example:7233 --namespace stanch --keys /etc/stanch/keys --pki /etc/stanch/pki`,
 		RunE:    func(cmd *cobra.Command, _ []string) error { return runWorker(cmd.Context(), g, o, cmd.ErrOrStderr()) },
 	}
 	f := c.Flags()
-	f.StringVar(&o.temporalAddress, "temporal", "", "Temporal's frontend, host:port (required)")
-	f.StringVar(&o.namespace, "namespace", "stanch", "the Temporal namespace")
-	f.StringVar(&o.tlsDir, "tls", "", "a folder with tls.crt, tls.key and ca.crt for Temporal, as a Kubernetes secret has them")
-	f.StringVar(&o.tlsCert, "tls-cert", "", "the client certificate for Temporal")
-	f.StringVar(&o.tlsKey, "tls-key", "", "its key")
-	f.StringVar(&o.tlsCA, "tls-ca", "", "who signs Temporal's certificate (default: the system's authorities)")
-	f.StringVar(&o.tlsServer, "tls-server-name", "", "the name in Temporal's certificate (default: the host of --temporal)")
-	f.StringVar(&o.keysDir, "keys", "", "the folder with authority.seed and codec.key (default: DATA/keys)")
-	f.StringVar(&o.pkiDir, "pki", "", "the folder with ca.crt and ca.key (default: DATA/pki)")
-	f.StringVar(&o.nodeAddress, "listen-nodes", ":7443", "the `ADDRESS` where nodes' sensors dial, with a certificate of stanch cert")
-	f.StringVar(&o.detectionAddress, "listen", "", "where other sensors (Falco) post detections, with a token of the configuration")
-	f.StringVar(&o.apiAddress, "listen-api", "", "where people answer with a Kubernetes token (stanch approve --server)")
-	f.StringVar(&o.healthAddress, "health", "", "where /healthz answers as long as Temporal does, and /metrics for Prometheus; \"\" for nowhere")
-	f.StringVar(&o.kubeconfig, "kubeconfig", os.Getenv("KUBECONFIG"), "the cluster (default: the one that this runs in); \"none\" for no cluster")
-	f.StringVar(&o.ownNamespace, "own-namespace", os.Getenv("POD_NAMESPACE"), "the namespace that Stanch itself runs in: protected, and where the kill switch is")
-	f.StringVar(&o.ownUID, "own-uid", os.Getenv("POD_UID"), "the UID of the pod that this runs in: never contained")
-	f.StringVar(&o.evidenceStore, "evidence", "", "where evidence is kept (default: DATA/evidence)")
-	f.Var(duration.NewFlag(&o.verifyInterval, 0), "verify-every", "how often a lease observes that it holds (default 30s)")
+	f.StringVar(&o.temporalAddress, "temporal", "", "the `HOST:PORT` of Temporal's frontend (required)")
+	f.StringVar(&o.namespace, "namespace", "stanch", "the `NAMESPACE` in Temporal")
+	f.StringVar(&o.tlsDir, "tls", "",
+		"a `DIR` with tls.crt, tls.key and ca.crt for Temporal, such as a mounted Kubernetes secret")
+	f.StringVar(&o.tlsCert, "tls-cert", "", "the `FILE` with the client certificate for Temporal")
+	f.StringVar(&o.tlsKey, "tls-key", "", "the `FILE` with the key of the client certificate for Temporal")
+	f.StringVar(&o.tlsCA, "tls-ca", "", "the `FILE` with the CA certificate of Temporal (default: the system's CAs)")
+	f.StringVar(&o.tlsServer, "tls-server-name", "",
+		"the `NAME` in Temporal's certificate (default: the host of --temporal)")
+	f.StringVar(&o.keysDir, "keys", "", "the `DIR` with authority.seed and codec.key (default: DATA/keys)")
+	f.StringVar(&o.pkiDir, "pki", "", "the `DIR` with ca.crt and ca.key (default: DATA/pki)")
+	f.StringVar(&o.nodeAddress, "listen-nodes", ":7443",
+		"the `ADDRESS` that sensors connect to, with a certificate from stanch cert")
+	f.StringVar(&o.detectionAddress, "listen", "",
+		"the `ADDRESS` where other sensors, such as Falco, post detections with a token of the configuration")
+	f.StringVar(&o.apiAddress, "listen-api", "",
+		"the `ADDRESS` of the API for people with a Kubernetes token (stanch --server)")
+	f.StringVar(&o.healthAddress, "health", "",
+		"the `ADDRESS` of /healthz, which fails while Temporal is unreachable, and of /metrics for Prometheus; "+
+			"\"\" for none")
+	f.StringVar(&o.kubeconfig, "kubeconfig", os.Getenv("KUBECONFIG"),
+		"the kubeconfig `FILE` of the cluster (default: the one that this runs in); \"none\" for no cluster")
+	f.StringVar(&o.ownNamespace, "own-namespace", os.Getenv("POD_NAMESPACE"),
+		"the `NAMESPACE` that Stanch runs in; it is protected from containment, and stores the kill switch")
+	f.StringVar(&o.ownUID, "own-uid", os.Getenv("POD_UID"),
+		"the `UID` of the pod that this runs in; it is never contained")
+	f.StringVar(&o.evidenceStore, "evidence", "", "the `DIR` where evidence is stored (default: DATA/evidence)")
+	f.Var(duration.NewFlag(&o.verifyInterval, 0), "verify-every",
+		"how often a lease verifies its containment (default 30s)")
 	return c
 }
 
-// setDefaultPaths fills in where the keys lie.
+// setDefaultPaths sets the default directories of the keys, and returns an error if a key is missing.
 func (o *workerOptions) setDefaultPaths(data string) error {
 	if o.keysDir == "" {
 		o.keysDir = filepath.Join(data, "keys")
@@ -86,16 +98,18 @@ func (o *workerOptions) setDefaultPaths(data string) error {
 	if o.pkiDir == "" {
 		o.pkiDir = filepath.Join(data, "pki")
 	}
-	// A replica that made keys of its own would trust nobody and be trusted by nobody.
+	// Keys are not created here: replicas with different keys would not trust each other.
 	for _, file := range []string{filepath.Join(o.keysDir, "authority.seed"), filepath.Join(o.keysDir, "codec.key"), filepath.Join(o.pkiDir, "ca.crt"), filepath.Join(o.pkiDir, "ca.key")} {
 		if _, err := os.Stat(file); err != nil {
-			return fmt.Errorf("find the installation's keys: %w; `stanch cert authority --out DIR` makes them once for all replicas", err)
+			return fmt.Errorf("read the keys of the installation: %w; create them once for all replicas with "+
+				"`stanch cert authority --out DIR`", err)
 		}
 	}
 	return nil
 }
 
-// temporalTLSConfig is how Temporal is reached: with nothing given, in the clear.
+// temporalTLSConfig returns the TLS configuration for Temporal; nil, for a connection without TLS, if no TLS flag is
+// set.
 func (o *workerOptions) temporalTLSConfig() (*tls.Config, error) {
 	if o.tlsDir != "" {
 		o.tlsCert, o.tlsKey = filepath.Join(o.tlsDir, "tls.crt"), filepath.Join(o.tlsDir, "tls.key")
@@ -104,7 +118,7 @@ func (o *workerOptions) temporalTLSConfig() (*tls.Config, error) {
 		}
 	}
 	if o.tlsCert == "" && o.tlsCA == "" {
-		return nil, nil //nolint:nilnil // no TLS is an answer
+		return nil, nil //nolint:nilnil // nil is a connection without TLS
 	}
 	c := &tls.Config{MinVersion: tls.VersionTLS12, ServerName: o.tlsServer}
 	if o.tlsCert != "" {
@@ -117,25 +131,28 @@ func (o *workerOptions) temporalTLSConfig() (*tls.Config, error) {
 	if o.tlsCA != "" {
 		raw, err := os.ReadFile(o.tlsCA)
 		if err != nil {
-			return nil, fmt.Errorf("read Temporal's authority: %w", err)
+			return nil, fmt.Errorf("read Temporal's CA certificate: %w", err)
 		}
 		c.RootCAs = x509.NewCertPool()
 		if !c.RootCAs.AppendCertsFromPEM(raw) {
-			return nil, fmt.Errorf("%s holds no certificate", o.tlsCA)
+			return nil, fmt.Errorf("read Temporal's CA certificate: %s has no valid PEM certificate", o.tlsCA)
 		}
 	}
 	return c, nil
 }
 
+// fileExists reports whether path exists and can be read by this user.
 func fileExists(path string) bool {
 	_, err := os.Stat(path)
 	return err == nil
 }
 
+// runWorker runs the gateway and the worker until ctx ends.
 func runWorker(ctx context.Context, g *globalFlags, o workerOptions, out io.Writer) error {
 	log := slog.New(slog.NewTextHandler(os.Stderr, nil))
 	if o.temporalAddress == "" {
-		return usageError{errors.New("say where Temporal is with --temporal HOST:PORT; `stanch up` brings its own")}
+		return usageError{errors.New("missing --temporal; use --temporal HOST:PORT, or `stanch up` with an " +
+			"embedded Temporal")}
 	}
 	cfg, err := g.loadConfig()
 	if err != nil {
@@ -193,13 +210,14 @@ func runWorker(ctx context.Context, g *globalFlags, o workerOptions, out io.Writ
 		return err
 	}
 	defer stopHealth()
-	fmt.Fprintf(out, "the worker is up: cluster %s, Temporal %s, nodes dial %s\n", clusterName, o.temporalAddress, w.NodeAddr)
+	fmt.Fprintf(out, "the worker is running: cluster %s, Temporal %s, nodes connect to %s\n", clusterName,
+		o.temporalAddress, w.NodeAddr)
 	<-ctx.Done()
-	fmt.Fprintln(out, "stopping; leases stay in force and go on with the next start")
+	fmt.Fprintln(out, "stopping; leases stay in force and continue at the next start")
 	return nil
 }
 
-// startWorker loads the playbooks, tells what is wrong with them, and starts the worker.
+// startWorker loads the playbooks, logs their problems, and starts the worker.
 func startWorker(ctx context.Context, o worker.Options) (*worker.Worker, error) {
 	library, problems, err := worker.LoadLibrary(o.Config, worker.ActionCatalog())
 	if err != nil {
@@ -210,7 +228,8 @@ func startWorker(ctx context.Context, o worker.Options) (*worker.Worker, error) 
 	return worker.Start(ctx, o)
 }
 
-// protectOwnNamespace puts Stanch's own namespace out of reach, and gives the kill switch there, or nil outside of a cluster.
+// protectOwnNamespace protects Stanch's own namespace from containment, and returns the kill switch that is stored
+// there; nil outside of a cluster.
 func (o *workerOptions) protectOwnNamespace(cfg *config.Config, cluster kubernetes.Interface, auth *authority.Authority) guards.KillSwitch {
 	if o.ownNamespace == "" {
 		return nil
@@ -224,8 +243,9 @@ func (o *workerOptions) protectOwnNamespace(cfg *config.Config, cluster kubernet
 	return &guards.SharedKillSwitch{KubeClient: cluster, Namespace: o.ownNamespace, Authority: auth}
 }
 
-// dialTemporal connects to Temporal, encrypting what is put there, and makes sure that incidents can be found in it.
-func (o *workerOptions) dialTemporal(ctx context.Context, log *slog.Logger, watched func(client.Options) client.Options) (client.Client, error) {
+// dialTemporal connects to Temporal with encrypted payloads, and registers the search attribute of incidents.
+func (o *workerOptions) dialTemporal(ctx context.Context, log *slog.Logger,
+	instrument func(client.Options) client.Options) (client.Client, error) {
 	tlsConfig, err := o.temporalTLSConfig()
 	if err != nil {
 		return nil, err
@@ -237,7 +257,7 @@ func (o *workerOptions) dialTemporal(ctx context.Context, log *slog.Logger, watc
 	if err != nil {
 		return nil, err
 	}
-	temporal, err := client.DialContext(ctx, watched(options))
+	temporal, err := client.DialContext(ctx, instrument(options))
 	if err != nil {
 		return nil, fmt.Errorf("connect to Temporal at %s: %w", o.temporalAddress, err)
 	}
@@ -248,15 +268,18 @@ func (o *workerOptions) dialTemporal(ctx context.Context, log *slog.Logger, watc
 	return temporal, nil
 }
 
-// registerSearchAttribute makes the search attribute by which incidents are found, unless it is there.
+// registerSearchAttribute creates the search attribute that finds incidents, unless it exists.
 func registerSearchAttribute(ctx context.Context, temporal client.Client, namespace string) error {
 	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
 	defer cancel()
-	hint := fmt.Sprintf("; an administrator of Temporal makes it with `temporal operator search-attribute create --namespace %s --name %s --type Keyword`", namespace, workflows.IncidentSearchAttribute)
+	hint := fmt.Sprintf("; an administrator of Temporal can create it with `temporal operator search-attribute "+
+		"create --namespace %s --name %s --type Keyword`", namespace, workflows.IncidentSearchAttribute)
 	have, err := temporal.OperatorService().ListSearchAttributes(ctx, &operatorservice.ListSearchAttributesRequest{Namespace: namespace})
 	var noNamespace *serviceerror.NamespaceNotFound
 	if errors.As(err, &noNamespace) {
-		return fmt.Errorf("there is no namespace %s in Temporal; make it with `temporal operator namespace create --namespace %s --retention 90d`: %w", namespace, namespace, err)
+		return fmt.Errorf("find the namespace %s in Temporal: %w; create it with `temporal operator namespace "+
+			"create --namespace %s --retention 90d`",
+			namespace, err, namespace)
 	}
 	if err == nil {
 		if _, ok := have.GetCustomAttributes()[workflows.IncidentSearchAttribute]; ok {
@@ -268,16 +291,17 @@ func registerSearchAttribute(ctx context.Context, temporal client.Client, namesp
 		})
 		var there *serviceerror.AlreadyExists
 		if errors.As(err, &there) {
-			return nil // another replica was faster
+			return nil // another replica created it
 		}
 	}
 	if err != nil {
-		return fmt.Errorf("make the search attribute %s: %w%s", workflows.IncidentSearchAttribute, err, hint)
+		return fmt.Errorf("create the search attribute %s: %w%s", workflows.IncidentSearchAttribute, err, hint)
 	}
 	return nil
 }
 
-// serveHealth answers /healthz: well as long as Temporal answers, without which nothing can be decided; and /metrics.
+// serveHealth serves /metrics, and /healthz, which fails while Temporal does not respond: Stanch decides nothing
+// without it. "" serves nothing. stop ends it.
 func serveHealth(address string, temporal client.Client, metrics http.Handler) (stop func(), err error) {
 	if address == "" {
 		return func() {}, nil
@@ -287,7 +311,7 @@ func serveHealth(address string, temporal client.Client, metrics http.Handler) (
 		ctx, cancel := context.WithTimeout(r.Context(), 2*time.Second)
 		defer cancel()
 		if _, err := temporal.CheckHealth(ctx, &client.CheckHealthRequest{}); err != nil {
-			http.Error(w, "Temporal does not answer: "+strings.TrimSpace(err.Error()), http.StatusServiceUnavailable)
+			http.Error(w, "Temporal does not respond: "+strings.TrimSpace(err.Error()), http.StatusServiceUnavailable)
 			return
 		}
 		_, _ = io.WriteString(w, "ok\n")
@@ -296,7 +320,7 @@ func serveHealth(address string, temporal client.Client, metrics http.Handler) (
 	server := &http.Server{Addr: address, Handler: mux, ReadHeaderTimeout: 2 * time.Second, ReadTimeout: 5 * time.Second, WriteTimeout: 30 * time.Second, IdleTimeout: time.Minute, MaxHeaderBytes: 16 << 10}
 	l, err := listenTCP(address)
 	if err != nil {
-		return nil, fmt.Errorf("listen for health: %w", err)
+		return nil, fmt.Errorf("listen on the health address: %w", err)
 	}
 	l = connlimit.NewLimitedListener(l, connlimit.Limits{MaxTotal: 128, MaxPerPeer: 32})
 	go func() { _ = server.Serve(l) }()

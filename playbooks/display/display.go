@@ -1,9 +1,9 @@
-// Package display decides how a person, a target, an outcome, a vote, a lease and an incident's state are written, so
-// that the command line, Slack, tickets, mail, the audit and simulation say the same of the same thing. Durations are
-// written by sensors/duration.
+// Package display formats people, targets, outcomes, approvals, leases and the state of incidents as text, so that
+// the command line, Slack, tickets, mail, the audit and simulation describe the same thing in the same words. Package
+// duration formats durations.
 //
-// It refuses markup and escaping: what it returns is plain text that may hold an attacker's words, and whoever shows it
-// makes it safe for where it is shown.
+// It neither adds markup nor escapes: its results are plain text that may contain attacker-controlled strings.
+// Callers escape them for their medium.
 package display
 
 import (
@@ -19,7 +19,8 @@ import (
 	"stanch/sensors/duration"
 )
 
-// FormatPerson names a person and how it was proved who they are: "alice (uid 1000 on the local socket)".
+// FormatPerson returns a person's name and how they were authenticated: "alice (uid 1000 on the local socket)".
+// proved may be "".
 func FormatPerson(name, proved string) string {
 	if proved == "" {
 		return name
@@ -27,7 +28,8 @@ func FormatPerson(name, proved string) string {
 	return fmt.Sprintf("%s (%s)", name, proved)
 }
 
-// TargetName names the target with an ShortTargetID as people know it, from the incident that it belongs to.
+// TargetName returns the name of the target of an incident with a target id, such as "pod shop/web-1". For a target
+// that is not in the incident it returns ShortTargetID.
 func TargetName(in playbooks.Incident, id string) string {
 	for _, t := range in.Targets {
 		if t.ID() == id {
@@ -40,7 +42,8 @@ func TargetName(in playbooks.Incident, id string) string {
 	return ShortTargetID(id)
 }
 
-// ShortTargetID is a target's ShortTargetID where its name is not known: its kind and the beginning of its identifier.
+// ShortTargetID shortens a target id, KIND:UID, to its kind and the first 12 characters of its UID: "pod
+// 01234567-89a". The id of an incident becomes "the incident"; an id without a kind is returned unchanged.
 func ShortTargetID(id string) string {
 	kind, uid, ok := strings.Cut(id, ":")
 	switch {
@@ -49,11 +52,12 @@ func ShortTargetID(id string) string {
 	case playbooks.TargetKind(kind) == playbooks.TargetIncident:
 		return "the incident"
 	}
-	const enough = 12 // of a container's id, as container runtimes show it
-	return kind + " " + uid[:min(enough, len(uid))]
+	const shortUIDBytes = 12 // as container runtimes shorten container ids
+	return kind + " " + uid[:min(shortUIDBytes, len(uid))]
 }
 
-// DescribeOutcome says in prose what became of a step; contains is true of steps whose verb is `contain`.
+// DescribeOutcome returns the outcome of a step as a phrase: "applied and verified". contains is true for steps with
+// the verb contain. An unknown outcome is returned unchanged.
 func DescribeOutcome(o playbooks.Outcome, contains bool) string {
 	switch o {
 	case playbooks.OutcomeSucceeded:
@@ -66,9 +70,9 @@ func DescribeOutcome(o playbooks.Outcome, contains bool) string {
 	case playbooks.OutcomeUnverified:
 		return "applied, not verified"
 	case playbooks.OutcomeUnchanged:
-		return "was in force already"
+		return "already in force"
 	case playbooks.OutcomeProposed:
-		return "proposed, not done"
+		return "proposed, not run"
 	case playbooks.OutcomeDenied:
 		return "denied"
 	case playbooks.OutcomeRefused:
@@ -81,12 +85,13 @@ func DescribeOutcome(o playbooks.Outcome, contains bool) string {
 	return string(o)
 }
 
-// isContainment reports whether a step contains something. Reports from before steps named their verb are known by their lease.
+// isContainment reports whether a step is a containment. Reports of earlier versions have no verb; their lease shows
+// it.
 func isContainment(s playbooks.StepReport) bool {
 	return s.Verb == playbooks.VerbContain || s.Verb == "" && s.LeaseID != ""
 }
 
-// IsContainmentInForce reports whether a step's containment was in force when it ended.
+// IsContainmentInForce reports whether a step is a containment that was in force when the step ended.
 func IsContainmentInForce(s playbooks.StepReport) bool {
 	switch s.Outcome {
 	case playbooks.OutcomeChanged, playbooks.OutcomeUnverified, playbooks.OutcomeUnchanged:
@@ -96,8 +101,8 @@ func IsContainmentInForce(s playbooks.StepReport) bool {
 	return false
 }
 
-// DescribeStepOutcome says what became of a step, without its name: "applied and verified", "refused: the budget is spent". An
-// approval that was given says who gave it.
+// DescribeStepOutcome returns the outcome of a step with its reason, without its name: "refused: the budget is
+// spent". For a granted approval it returns who approved.
 func DescribeStepOutcome(s playbooks.StepReport) string {
 	if s.Action == approvalActionName && s.Outcome == playbooks.OutcomeSucceeded {
 		return cmp.Or(s.Reason, "approved")
@@ -110,6 +115,7 @@ const (
 	stopActionName     = "stop"
 )
 
+// withReason appends a reason, if there is one: "WHAT: REASON".
 func withReason(what, reason string) string {
 	if reason == "" {
 		return what
@@ -117,19 +123,19 @@ func withReason(what, reason string) string {
 	return what + ": " + reason
 }
 
-// notConfiguredPattern is how a refusal ends whose reason is that something optional is not there.
+// notConfiguredPattern matches the reason of a refusal because something optional is not configured or connected.
 var notConfiguredPattern = regexp.MustCompile(`^no .* (is|are) (configured|connected)`)
 
-// IsNotConfigured reports whether a step was refused only because something optional is not there, such as tickets or a cluster: that
-// is worth a remark and says nothing of how the incident ended.
+// IsNotConfigured reports whether a step was refused only because something optional is missing, such as tickets or a
+// cluster. Such a step is a note, and not a failure of the response. It is false for containments.
 func IsNotConfigured(s playbooks.StepReport) bool {
 	return s.Outcome == playbooks.OutcomeRefused && s.Verb != playbooks.VerbContain && s.LeaseID == "" && notConfiguredPattern.MatchString(s.Reason)
 }
 
-// SummarizeRun says in one line how a playbook's run stands or ended: what it contained first, then what kept it from more, then
-// remarks.
+// SummarizeRun returns one line about a playbook run: what it contained, then what kept it from more, then notes. A
+// run in progress without such results is "running". Each part lists at most three steps.
 func SummarizeRun(in playbooks.Incident, r playbooks.PlaybookRun) string {
-	var contained, kept, problems, remarks []string // kept from containing
+	var contained, notContained, problems, notes []string
 	stopped := ""
 	var last playbooks.StepReport
 	for _, s := range r.Steps {
@@ -139,18 +145,19 @@ func SummarizeRun(in playbooks.Incident, r playbooks.PlaybookRun) string {
 		case IsContainmentInForce(s):
 			contained = append(contained, fmt.Sprintf("%s of %s %s", what, TargetName(in, s.Target), DescribeOutcome(s.Outcome, true)))
 		case IsNotConfigured(s):
-			remarks = append(remarks, fmt.Sprintf("%s was left out: %s", what, s.Reason))
+			notes = append(notes, fmt.Sprintf("%s skipped: %s", what, s.Reason))
 		case !s.Outcome.RunsOnFailure() && !s.Outcome.RunsOnDenied() && s.Outcome != playbooks.OutcomeProposed:
 			last = s
 		case isContainment(s) && s.Target != "":
-			kept = append(kept, fmt.Sprintf("%s of %s %s", what, TargetName(in, s.Target), withReason(DescribeOutcome(s.Outcome, true), s.Reason)))
+			notContained = append(notContained, fmt.Sprintf("%s of %s %s", what, TargetName(in, s.Target),
+				withReason(DescribeOutcome(s.Outcome, true), s.Reason)))
 		case isContainment(s):
-			kept = append(kept, what+" "+withReason(DescribeOutcome(s.Outcome, true), s.Reason))
+			notContained = append(notContained, what+" "+withReason(DescribeOutcome(s.Outcome, true), s.Reason))
 		default:
 			problems = append(problems, what+" "+withReason(DescribeOutcome(s.Outcome, false), s.Reason))
 		}
 	}
-	problems = append(kept, problems...)
+	problems = append(notContained, problems...)
 	var parts []string
 	if len(contained) > 0 {
 		parts = append(parts, "contained: "+joinLimited(contained))
@@ -164,8 +171,8 @@ func SummarizeRun(in playbooks.Incident, r playbooks.PlaybookRun) string {
 	if len(problems) > 0 {
 		parts = append(parts, joinLimited(problems))
 	}
-	if len(remarks) > 0 {
-		parts = append(parts, "remark: "+joinLimited(remarks))
+	if len(notes) > 0 {
+		parts = append(parts, "note: "+joinLimited(notes))
 	}
 	switch {
 	case len(parts) > 0:
@@ -178,7 +185,8 @@ func SummarizeRun(in playbooks.Incident, r playbooks.PlaybookRun) string {
 	return "done, nothing contained"
 }
 
-// stepName is what a step is called in a sentence: its action, or its verb where the action's name says too little.
+// stepName returns the action of a step, or its verb for tickets, whose actions are named only by what they do
+// ("create").
 func stepName(s playbooks.StepReport) string {
 	if s.Verb == playbooks.VerbTicket {
 		return string(s.Verb)
@@ -186,7 +194,7 @@ func stepName(s playbooks.StepReport) string {
 	return s.Action
 }
 
-// joinLimited joins what one line can hold and counts the rest.
+// joinLimited joins the first three of all, and counts the others.
 func joinLimited(all []string) string {
 	const most = 3
 	if n := len(all) - most; n > 0 {
@@ -195,7 +203,8 @@ func joinLimited(all []string) string {
 	return strings.Join(all, "; ")
 }
 
-// SummarizeOutcomes says in one line what became of an incident so far: what is or was contained first. "" before anything ran.
+// SummarizeOutcomes returns one line about all playbook runs of an incident, those that contained first; "" before
+// any ran.
 func SummarizeOutcomes(in playbooks.Incident) string {
 	var parts []string
 	for _, r := range in.Playbooks {
@@ -207,6 +216,7 @@ func SummarizeOutcomes(in playbooks.Incident) string {
 	return strings.Join(parts, "; ")
 }
 
+// outcomePriority returns 0 for the summary of a run that contained, and 1 for others.
 func outcomePriority(part string) int {
 	if strings.Contains(part, ": contained: ") {
 		return 0
@@ -214,8 +224,8 @@ func outcomePriority(part string) int {
 	return 1
 }
 
-// DescribeStatus says how an incident stands: "open", "open, taken over by alice", "resolved: false-positive by alice" or
-// "closed, resolved: false-positive by alice".
+// DescribeStatus returns the status of an incident: "open", "open, assigned to alice", "resolved: false-positive by
+// alice" or "closed, resolved: false-positive by alice".
 func DescribeStatus(in playbooks.Incident) string {
 	status := in.Status
 	if in.Disposition != "" {
@@ -226,18 +236,19 @@ func DescribeStatus(in playbooks.Incident) string {
 		return status + ", " + resolved
 	}
 	if in.Assignee != "" {
-		status += ", taken over by " + in.Assignee
+		status += ", assigned to " + in.Assignee
 	}
 	return status
 }
 
-// DescribeLease says how a lease stands: "held, verified", "held, NOT verified", "ended, undone and verified".
+// DescribeLease returns the state of a lease: "in force, verified", "in force, NOT verified", "ended, undone and
+// verified", "ended", or any other state unchanged.
 func DescribeLease(l playbooks.LeaseReport) string {
 	switch {
 	case l.State == "held" && l.Verified:
-		return "held, verified"
+		return "in force, verified"
 	case l.State == "held":
-		return "held, NOT verified"
+		return "in force, NOT verified"
 	case l.State == "ended" && l.Undone:
 		return "ended, undone and verified"
 	case l.State == "ended":
@@ -246,53 +257,53 @@ func DescribeLease(l playbooks.LeaseReport) string {
 	return l.State
 }
 
-// DescribeApprovalProgress says how far a question has come: "1 of 2 said yes (alice); waiting for one more of responders".
-func DescribeApprovalProgress(yes []string, quorum int, of string) string {
+// DescribeApprovalProgress returns the progress of a question: "1 of 2 approved (alice); waiting for 1 more of
+// responders". of names the approvers. A quorum below 1 counts as 1.
+func DescribeApprovalProgress(approvedBy []string, quorum int, of string) string {
 	quorum = max(quorum, 1)
-	text := fmt.Sprintf("%d of %d", len(yes), quorum)
-	if len(yes) > 0 {
-		text += " said yes (" + strings.Join(yes, ", ") + ")"
+	text := fmt.Sprintf("%d of %d approved", len(approvedBy), quorum)
+	if len(approvedBy) > 0 {
+		text += " (" + strings.Join(approvedBy, ", ") + ")"
 	}
-	switch more := quorum - len(yes); {
-	case more == 1 && len(yes) > 0:
-		return text + "; waiting for one more of " + of
-	case more == 1:
-		return text + "; waiting for one of " + of
-	case more > 1 && len(yes) > 0:
+	switch more := quorum - len(approvedBy); {
+	case more > 0 && len(approvedBy) > 0:
 		return fmt.Sprintf("%s; waiting for %d more of %s", text, more, of)
-	case more > 1:
+	case more > 0:
 		return fmt.Sprintf("%s; waiting for %d of %s", text, more, of)
 	}
 	return text
 }
 
-// SortedTimeline is an incident's timeline by time; entries of one moment keep their order.
+// SortedTimeline returns a copy of an incident's timeline, sorted by time. Entries with the same time keep their order.
 func SortedTimeline(in playbooks.Incident) []playbooks.TimelineEntry {
 	out := slices.Clone(in.Timeline)
 	slices.SortStableFunc(out, func(a, b playbooks.TimelineEntry) int { return a.At.Compare(b.At) })
 	return out
 }
 
-// HeadlineDetection is the detection that says most of an incident: the most severe, of those the surest, of those one of the
-// incident's own objective, then one that names a technique, then the first. With its place; -1 without detections.
+// HeadlineDetection returns the most important detection of an incident and its index; -1 without detections.
+// Detections rank before manual requests, then by severity, confidence, the incident's own objective, and having a
+// technique. The first of equals wins.
 func HeadlineDetection(in playbooks.Incident) (playbooks.DetectionSummary, int) {
 	if len(in.Detections) == 0 {
 		return playbooks.DetectionSummary{}, -1
 	}
 	worst := 0
-	yes := func(b bool) int {
+	toInt := func(b bool) int {
 		if b {
 			return 1
 		}
 		return 0
 	}
-	detected := func(d playbooks.DetectionSummary) int { return yes(d.Rule != sensors.RuleManualRequest) } // what people ask for comes last
+	// Manual requests rank last.
+	detected := func(d playbooks.DetectionSummary) int { return toInt(d.Rule != sensors.RuleManualRequest) }
 	for i, a := range in.Detections {
 		b := in.Detections[worst]
 		if cmp.Or(
 			cmp.Compare(detected(a), detected(b)),
 			cmp.Compare(a.Severity.Rank(), b.Severity.Rank()), cmp.Compare(a.Confidence, b.Confidence),
-			cmp.Compare(yes(a.Objective == in.Objective), yes(b.Objective == in.Objective)), cmp.Compare(yes(a.Technique != ""), yes(b.Technique != "")),
+			cmp.Compare(toInt(a.Objective == in.Objective), toInt(b.Objective == in.Objective)),
+			cmp.Compare(toInt(a.Technique != ""), toInt(b.Technique != "")),
 		) > 0 {
 			worst = i
 		}
@@ -300,29 +311,29 @@ func HeadlineDetection(in playbooks.Incident) (playbooks.DetectionSummary, int) 
 	return in.Detections[worst], worst
 }
 
-// FormatTime is a moment in UTC, as everything that several people read has it.
+// FormatTime formats a time in UTC, for text that people in several time zones read: "2006-01-02 15:04:05 UTC".
 func FormatTime(t time.Time) string { return t.UTC().Format(time.DateTime) + " UTC" }
 
-// StepTimelineText is a step of a playbook as a line of a timeline.
+// StepTimelineText returns the timeline line of a finished step: "PLAYBOOK: ACTION OUTCOME".
 func StepTimelineText(playbook string, s playbooks.StepReport) string {
 	return fmt.Sprintf("%s: %s %s", playbook, stepName(s), DescribeStepOutcome(s))
 }
 
-// RefusedContainment is a containment that was refused while people had paused new containments.
+// RefusedContainment is a containment that was refused while new containments were paused.
 type RefusedContainment struct {
 	Playbook string `json:"playbook"`
 	Action   string `json:"action"`
-	Target   string `json:"target"` // as people know it
+	Target   string `json:"target"` // as TargetName returns it
 	Reason   string `json:"reason"`
-	// RetryCommand is the command that contains it now.
+	// RetryCommand is the command that contains the target now.
 	RetryCommand string    `json:"retry_command"`
 	At           time.Time `json:"at"`
 }
 
-// FindRefusedWhilePaused lists the containments of an incident that were refused because new containments were paused, and
-// whose targets nothing has contained since, each once.
+// FindRefusedWhilePaused returns the containments of an incident that were refused because new containments were
+// paused, each once, without those whose target was contained since.
 func FindRefusedWhilePaused(in playbooks.Incident) []RefusedContainment {
-	since := map[string]time.Time{} // the last containment, by target
+	since := map[string]time.Time{} // the last containment by target
 	for _, r := range in.Playbooks {
 		for _, s := range r.Steps {
 			if IsContainmentInForce(s) && s.At.After(since[s.Target]) {
@@ -348,18 +359,20 @@ func FindRefusedWhilePaused(in playbooks.Incident) []RefusedContainment {
 	return out
 }
 
-// retryCommand is the command that does once more what a run was refused: what a person asked for with `stanch contain` is no
-// playbook that `stanch run` knows.
+// retryCommand returns the command that repeats a refused step. A run of `stanch contain` is repeated as such: its
+// playbook is unknown to `stanch run`.
 func retryCommand(in playbooks.Incident, r playbooks.PlaybookRun, s playbooks.StepReport) string {
 	what := fmt.Sprintf("run %s --on %s", r.Playbook, TargetArgument(in, s.Target))
-	if holds, ok := playbooks.ParseManualPlaybookName(r.Playbook, s.Action); ok && r.RequestID != "" {
-		what = fmt.Sprintf("contain %s --action %s --for %s", TargetArgument(in, s.Target), s.Action, duration.Format(holds))
+	if lasts, ok := playbooks.ParseManualPlaybookName(r.Playbook, s.Action); ok && r.RequestID != "" {
+		what = fmt.Sprintf("contain %s --action %s --for %s", TargetArgument(in, s.Target), s.Action,
+			duration.Format(lasts))
 	}
 	return "stanch " + what + " --reason 'refused while paused'"
 }
 
-// TargetArgument is a target as `stanch contain` and `stanch run` take it: "pod/NAMESPACE/NAME", "container/ID", else the incident's
-// id, which means its pods and containers.
+// TargetArgument returns the TARGET argument of `stanch contain` and `stanch run` for a target id of an incident:
+// "pod/NAMESPACE/NAME" or "container/ID". For other targets it returns the incident's id, which stands for all of its
+// pods and containers.
 func TargetArgument(in playbooks.Incident, id string) string {
 	for _, t := range in.Targets {
 		switch {

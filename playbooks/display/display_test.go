@@ -23,8 +23,8 @@ func newIncident() playbooks.Incident {
 	}
 }
 
-// The headline is of the worst detection and not of the first, and equal ones keep their order.
-func TestTheHeadlineIsOfTheWorstDetection(t *testing.T) {
+// Equal detections keep their order.
+func TestHeadlineIsTheMostSevereDetection(t *testing.T) {
 	d := func(title string, severity sensors.Severity, confidence float64, objective sensors.Objective, technique string) playbooks.DetectionSummary {
 		return playbooks.DetectionSummary{Title: title, Severity: severity, Confidence: confidence, Objective: objective, Technique: technique}
 	}
@@ -45,8 +45,8 @@ func TestTheHeadlineIsOfTheWorstDetection(t *testing.T) {
 	}
 }
 
-// What was contained comes first, and an optional step that nobody configured is a remark.
-func TestTheOutcomeOfARunSaysFirstWhatWasContained(t *testing.T) {
+// A step that is not configured is a note.
+func TestRunSummaryStartsWithContainments(t *testing.T) {
 	in := newIncident()
 	contained := playbooks.StepReport{Action: "pod.isolate", Verb: playbooks.VerbContain, Target: "pod:u-1", LeaseID: "LSE-1", Outcome: playbooks.OutcomeChanged}
 	ticket := playbooks.StepReport{Action: "create", Verb: playbooks.VerbTicket, Target: "incident:INC-1", Outcome: playbooks.OutcomeRefused, Reason: "no tickets are configured: add `ticket:` to stanch.yaml"}
@@ -58,7 +58,9 @@ func TestTheOutcomeOfARunSaysFirstWhatWasContained(t *testing.T) {
 		ended time.Time
 		want  string
 	}{
-		{[]playbooks.StepReport{ticket, contained}, at, "contained: pod.isolate of pod shop/web-1 applied and verified; remark: ticket was left out: no tickets are configured: add `ticket:` to stanch.yaml"},
+		{[]playbooks.StepReport{ticket, contained}, at,
+			"contained: pod.isolate of pod shop/web-1 applied and verified; note: ticket skipped: no tickets are " +
+				"configured: add `ticket:` to stanch.yaml"},
 		{[]playbooks.StepReport{mail, contained}, at, "contained: pod.isolate of pod shop/web-1 applied and verified; email failed: the server is away"},
 		{[]playbooks.StepReport{refused}, at, "pod.isolate of pod shop/web-1 refused: no budget is configured for it"},
 		{[]playbooks.StepReport{{Action: "stop", Outcome: playbooks.OutcomeDenied, Reason: "known build job"}}, at, "stopped, denied: known build job"},
@@ -66,7 +68,8 @@ func TestTheOutcomeOfARunSaysFirstWhatWasContained(t *testing.T) {
 		{
 			[]playbooks.StepReport{{Action: "pod.manifest", Verb: playbooks.VerbEvidence, Outcome: playbooks.OutcomeRefused, Reason: "no cluster is connected"}, refused},
 			at,
-			"pod.isolate of pod shop/web-1 refused: no budget is configured for it; remark: pod.manifest was left out: no cluster is connected",
+			"pod.isolate of pod shop/web-1 refused: no budget is configured for it; note: pod.manifest skipped: no " +
+				"cluster is connected",
 		},
 		{nil, at, "done, nothing contained"},
 	} {
@@ -78,25 +81,29 @@ func TestTheOutcomeOfARunSaysFirstWhatWasContained(t *testing.T) {
 	assert.Equal(t, "hold: contained: pod.isolate of pod shop/web-1 applied and verified; tell: email failed: the server is away", display.SummarizeOutcomes(in))
 }
 
-func TestAStatusSaysWhoResolvedIt(t *testing.T) {
+func TestStatusNamesWhoResolvedTheIncident(t *testing.T) {
 	in := newIncident()
 	assert.Equal(t, "open", display.DescribeStatus(in))
 	in.Assignee = "bob"
-	assert.Equal(t, "open, taken over by bob", display.DescribeStatus(in))
+	assert.Equal(t, "open, assigned to bob", display.DescribeStatus(in))
 	in.Disposition, in.DispositionBy = "false-positive", "alice"
 	assert.Equal(t, "resolved: false-positive by alice", display.DescribeStatus(in))
 	in.Status = "closed"
 	assert.Equal(t, "closed, resolved: false-positive by alice", display.DescribeStatus(in))
 }
 
-func TestVotesSayWhoIsMissing(t *testing.T) {
-	assert.Equal(t, "0 of 1; waiting for one of responders", display.DescribeApprovalProgress(nil, 0, "responders"))
-	assert.Equal(t, "1 of 2 said yes (alice); waiting for one more of responders", display.DescribeApprovalProgress([]string{"alice"}, 2, "responders"))
-	assert.Equal(t, "1 of 3 said yes (alice); waiting for 2 more of responders", display.DescribeApprovalProgress([]string{"alice"}, 3, "responders"))
-	assert.Equal(t, "2 of 2 said yes (alice, bob)", display.DescribeApprovalProgress([]string{"alice", "bob"}, 2, "responders"))
+func TestApprovalProgressNamesMissingApprovers(t *testing.T) {
+	assert.Equal(t, "0 of 1 approved; waiting for 1 of responders",
+		display.DescribeApprovalProgress(nil, 0, "responders"))
+	assert.Equal(t, "1 of 2 approved (alice); waiting for 1 more of responders",
+		display.DescribeApprovalProgress([]string{"alice"}, 2, "responders"))
+	assert.Equal(t, "1 of 3 approved (alice); waiting for 2 more of responders",
+		display.DescribeApprovalProgress([]string{"alice"}, 3, "responders"))
+	assert.Equal(t, "2 of 2 approved (alice, bob)", display.DescribeApprovalProgress([]string{"alice", "bob"}, 2,
+		"responders"))
 }
 
-func TestTheTimelineIsInOrder(t *testing.T) {
+func TestTimelineIsSortedByTime(t *testing.T) {
 	at := time.Now()
 	in := newIncident()
 	in.Timeline = []playbooks.TimelineEntry{{At: at.Add(2), Text: "c"}, {At: at, Text: "a"}, {At: at.Add(1), Text: "b1"}, {At: at.Add(1), Text: "b2"}}
@@ -108,8 +115,7 @@ func TestTheTimelineIsInOrder(t *testing.T) {
 	assert.Equal(t, "c", in.Timeline[0].Text, "the incident itself is not changed")
 }
 
-// What was refused while paused is offered with the command that contains it, whatever kind of target it is.
-func TestARefusedContainmentNamesItsTargetAsCommandsDo(t *testing.T) {
+func TestRefusedContainmentHasARetryCommandForEveryTargetKind(t *testing.T) {
 	in := newIncident()
 	in.Targets = append(in.Targets, playbooks.Target{Kind: playbooks.TargetContainer, Name: "box", UID: "0123456789abcdef"})
 	for target, want := range map[string]string{"pod:u-1": "pod/shop/web-1", "container:0123456789abcdef": "container/0123456789abcdef", "role:AROA1": "INC-1"} {
@@ -123,7 +129,7 @@ func TestARefusedContainmentNamesItsTargetAsCommandsDo(t *testing.T) {
 	require.Len(t, refused, 1)
 	assert.Equal(t, "stanch run hold --on pod/shop/web-1 --reason 'refused while paused'", refused[0].RetryCommand)
 
-	// A request by hand has no playbook that can be run again by its name.
+	// The playbook of a manual containment cannot be run by its name.
 	step := playbooks.StepReport{Action: "pod.isolate", Target: "container:0123456789abcdef", Outcome: playbooks.OutcomeRefused, Guard: playbooks.GuardKillSwitch, Reason: "paused"}
 	for holds, text := range map[time.Duration]string{5 * time.Minute: "5m", 90 * time.Minute: "1h30m", 60 * time.Hour: "2d12h"} {
 		run := playbooks.PlaybookRun{Playbook: "contain-pod-isolate-" + text, RequestID: "request/1", Steps: []playbooks.StepReport{step}}
@@ -135,8 +141,8 @@ func TestARefusedContainmentNamesItsTargetAsCommandsDo(t *testing.T) {
 	assert.Contains(t, display.FindRefusedWhilePaused(in)[0].RetryCommand, "stanch run contain-pod-isolate-")
 }
 
-// Another place that writes a person or a target's ShortTargetID writes it otherwise one day.
-func TestNothingElseWritesPeopleAndIDs(t *testing.T) {
+// Code outside of this package that formats people or target ids would diverge from it.
+func TestNoOtherPackageFormatsPeopleOrTargetIDs(t *testing.T) {
 	own := regexp.MustCompile(`Sprintf\("%s \(%s\)", [^)]*Proved|uid\[:min\(`)
 	for _, dir := range []string{"../../activities", "../../workflows", "../../worker", "../../cmd"} {
 		require.NoError(t, filepath.WalkDir(dir, func(path string, _ os.DirEntry, err error) error {
@@ -150,7 +156,7 @@ func TestNothingElseWritesPeopleAndIDs(t *testing.T) {
 	}
 }
 
-func TestATargetIsNamedAsPeopleKnowIt(t *testing.T) {
+func TestTargetNameIsReadable(t *testing.T) {
 	in := newIncident()
 	assert.Equal(t, "pod shop/web-1", display.TargetName(in, "pod:u-1"))
 	assert.Equal(t, "the incident", display.TargetName(in, "incident:INC-1"))
@@ -158,8 +164,7 @@ func TestATargetIsNamedAsPeopleKnowIt(t *testing.T) {
 	assert.Equal(t, "pod 01234567-89a", display.TargetName(in, "pod:01234567-89ab-cdef-0123-456789abcdef"))
 }
 
-// What a person asked for is a headline only where nothing was detected, and a target is named as the command line takes it.
-func TestARequestIsNoHeadlineBesideADetection(t *testing.T) {
+func TestManualRequestIsTheHeadlineOnlyWithoutDetections(t *testing.T) {
 	request := playbooks.DetectionSummary{Rule: sensors.RuleManualRequest, Title: "Requested by alice", Severity: sensors.SeverityHigh, Confidence: 1}
 	miner := playbooks.DetectionSummary{Rule: "miner", Title: "A miner", Severity: sensors.SeverityLow, Confidence: 0.4}
 	worst, _ := display.HeadlineDetection(playbooks.Incident{Detections: []playbooks.DetectionSummary{request, miner}})

@@ -225,7 +225,7 @@ type Vote struct {
 	RejectionReason string `json:"rejection_reason,omitempty"`
 }
 
-// TriageDecision is what a person said about the incident: that it is theirs, or a false positive.
+// TriageDecision is what a person decided about the incident: that it is theirs, or how it is resolved.
 type TriageDecision struct {
 	OffsetMS int64  `json:"after_ms"`
 	Kind     string `json:"kind"`

@@ -72,7 +72,7 @@ const (
 	OperationExtend  Operation = "extend"
 	// OperationRollback takes back what an apply of Stanch's own did before it failed. People gave no word.
 	OperationRollback Operation = "rollback"
-	// OperationTriage says something about an incident: who takes it over, or that it is a false positive.
+	// OperationTriage assigns an incident to a person, or resolves it with a disposition.
 	OperationTriage Operation = "mark"
 )
 

@@ -138,7 +138,7 @@ func (l *EgressLock) loadOrAdopt(dir string) error {
 	l.collection, err = ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{Maps: ebpf.MapOptions{PinPath: l.pinDir}})
 	switch {
 	case errors.Is(err, ebpf.ErrMapIncompatible):
-		return fmt.Errorf("adopt the lock pinned in %s (another version made it: let its locks end, then run `stanch-sensor disarm`): %w", l.pinDir, err)
+		return fmt.Errorf("adopt the lock pinned in %s (another version made it: let its locks end, then run `stanch-sensor cleanup`): %w", l.pinDir, err)
 	case err != nil:
 		return fmt.Errorf("load the egress lock: %w: %s", ErrNotSupported, shortReason(err))
 	}

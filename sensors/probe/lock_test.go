@@ -343,17 +343,17 @@ func TestTheLockOutlivesItsOwnerAndLapses(t *testing.T) {
 		t.Error("an adopted lock does not hold")
 	}
 	if err := Cleanup(dir); !errors.Is(err, ErrInUse) {
-		t.Errorf("Disarm beside the process that has it open: %v", err)
+		t.Errorf("Cleanup beside the process that has it open: %v", err)
 	}
 	if got := n.pod.run(t, "tcp", peerIP, "7000"); got == "sent" {
-		t.Error("a refused Disarm lifted the lock")
+		t.Error("a refused Cleanup lifted the lock")
 	}
 	_ = l.Close()
 	if err := Cleanup(dir); err != nil {
 		t.Fatal(err)
 	}
 	if got := n.pod.run(t, "tcp", peerIP, "7000"); got != "sent" {
-		t.Errorf("after Disarm: %s", got)
+		t.Errorf("after Cleanup: %s", got)
 	}
 }
 

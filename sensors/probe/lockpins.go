@@ -172,16 +172,16 @@ func Cleanup(dir string) error {
 		return nil
 	}
 	if errors.Is(err, ErrInUse) {
-		return fmt.Errorf("disarm: %w; stop that one first", err)
+		return fmt.Errorf("cleanup: %w; stop that one first", err)
 	}
 	if err != nil {
-		return fmt.Errorf("disarm: %w", err)
+		return fmt.Errorf("cleanup: %w", err)
 	}
 	defer owned.Close()
 	var errs []error
 	layouts, err := os.ReadDir(dir)
 	if err != nil {
-		return fmt.Errorf("disarm: %w", err)
+		return fmt.Errorf("cleanup: %w", err)
 	}
 	for _, layout := range layouts {
 		if !layout.IsDir() || !strings.HasPrefix(layout.Name(), "lock-") {
@@ -190,7 +190,7 @@ func Cleanup(dir string) error {
 		at := filepath.Join(dir, layout.Name())
 		pins, err := os.ReadDir(at)
 		if err != nil {
-			errs = append(errs, fmt.Errorf("disarm: %w", err))
+			errs = append(errs, fmt.Errorf("cleanup: %w", err))
 			continue
 		}
 		for _, pin := range pins {
@@ -199,7 +199,7 @@ func Cleanup(dir string) error {
 			}
 		}
 		if err := os.RemoveAll(at); err != nil {
-			errs = append(errs, fmt.Errorf("disarm: %w", err))
+			errs = append(errs, fmt.Errorf("cleanup: %w", err))
 		}
 	}
 	_ = os.Remove(dir) // only if it is empty

@@ -54,7 +54,8 @@ func TestAnIncidentIsToldAndVerified(t *testing.T) {
 	at := 0
 	for _, next := range []string{
 		"  opened ", "  detection ", "  playbook ", "  evidence ", "Decided to ask people before pod.isolate", "  question ", "alice (uid 0 on the local socket) said yes to \"pod.isolate\"", "  answer ", "  grant ",
-		"  effect ", "was applied", "  verification ", "was undone and verified: its time was over", "  closed ", "verified: nothing differs",
+		"  effect ", "was applied", "  verification ", "was undone and verified: its time was over", "  closed ",
+		"verified: no differences",
 	} {
 		i := strings.Index(stdout[at:], next)
 		require.GreaterOrEqual(t, i, 0, "after the line before, the story says %q", next)

@@ -54,7 +54,7 @@ func newAttackFixture(t *testing.T) *attackFixture {
 	w.WaitForIncident(t, w.released.ID, 20*time.Second, "released", isUndone)
 	w.releaseGrant = *reader.readLease(w.releasedTarget).ReleaseGrant
 
-	_, stderr, code = w.Run(t, "stop")
+	_, stderr, code = w.Run(t, "pause")
 	require.Zero(t, code, stderr)
 	w.detected = w.NewContainer(t)
 	w.detected.StartAttack(t)

@@ -30,21 +30,24 @@ func TestAResponderSeesWhatIsUnderWay(t *testing.T) {
 	}
 	require.Eventually(t, func() bool { return strings.Contains(shown("incidents"), "for you: isolate the miner") }, 20*time.Second, 100*time.Millisecond)
 	text := shown("incidents", in.ID)
-	require.Contains(t, text, "waiting     isolate the miner for 20m: 0 of 2; waiting for 2 of responders; it waits for you")
+	require.Contains(t, text, "waiting     isolate the miner for 20m: 0 of 2 approved; waiting for 2 of "+
+		"responders; waiting for you")
 	require.Contains(t, text, "process.snapshot succeeded")
 	require.Contains(t, text, "evidence    process.snapshot ")
-	require.Contains(t, shown("status"), "1 question waits for an answer, 1 of them for you")
+	require.Contains(t, shown("status"), "1 approval waiting, 1 for you")
 
-	require.Contains(t, shown("approve", in.ID, "isolate the miner"), `alice approved "isolate the miner" for 20m: 1 of 2 said yes (alice); waiting for one more of responders`)
+	require.Contains(t, shown("approve", in.ID, "isolate the miner"),
+		`alice approved "isolate the miner" for 20m: 1 of 2 approved (alice); waiting for 1 more of responders`)
 	require.Contains(t, shown("approve", in.ID, "isolate the miner"), `the yes of alice to "isolate the miner" for 20m was counted already: 1 of 2`)
-	require.Contains(t, shown("incidents"), "1 of 2 yes: isolate the miner")
-	require.Contains(t, shown("approve", in.ID, "pod.isolate", "--break-glass", "--reason", "nobody else is awake"), `alice broke the glass for "isolate the miner" for 20m`)
+	require.Contains(t, shown("incidents"), "1 of 2 approved: isolate the miner")
+	require.Contains(t, shown("approve", in.ID, "pod.isolate", "--break-glass", "--reason", "nobody else is awake"),
+		`alice approved "isolate the miner" for 20m`)
 
 	in = s.WaitForIncident(t, c.ID, 30*time.Second, "held", isIsolated)
 	s.WaitForIncident(t, c.ID, 30*time.Second, "its playbook ended", hasPlaybookEnded)
 	text = shown("incidents", in.ID)
 	require.Contains(t, text, "outcome     ask: contained: pod.isolate of container ")
-	require.Contains(t, text, "remark: ticket was left out: no tickets are configured")
+	require.Contains(t, text, "note: ticket skipped: no tickets are configured")
 	require.NotContains(t, text, "stopped, refused")
 	require.Contains(t, shown("audit", in.ID), "broke the glass for ")
 
@@ -52,7 +55,7 @@ func TestAResponderSeesWhatIsUnderWay(t *testing.T) {
 	require.Equal(t, 1, code)
 	require.Contains(t, stderr, "extending never shortens")
 	require.Contains(t, shown("extend", in.Leases[0].ID, "--for", "1d"), "1d from now")
-	require.Contains(t, shown("mark", in.ID, "false-positive", "--reason", "a test"), in.ID)
+	require.Contains(t, shown("resolve", in.ID, "--as", "false-positive", "--reason", "a test"), in.ID)
 	require.Eventually(t, func() bool { return strings.Contains(shown("incidents", in.ID), "[resolved: false-positive by alice]") }, 10*time.Second, 100*time.Millisecond)
 	require.Contains(t, shown("incidents"), "resolved: false-positive by alice")
 }

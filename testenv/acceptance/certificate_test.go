@@ -26,7 +26,7 @@ func TestANodesCertificateIsGoodForThatNodeOnly(t *testing.T) {
 	s := harness.Start(t, stanchBinary, harness.Options{})
 	pki, err := authority.OpenOrCreatePKI(filepath.Join(s.DataDir, "pki"))
 	require.NoError(t, err)
-	found := regexp.MustCompile(`nodes dial (\S+)`).FindStringSubmatch(s.Output())
+	found := regexp.MustCompile(`nodes +(\S+)`).FindStringSubmatch(s.Output())
 	require.NotEmpty(t, found)
 
 	say := func(certificate, hello string, role string) error {

@@ -159,7 +159,7 @@ func TestASecondStanchOnTheSameDataRefuses(t *testing.T) {
 func TestTheKillSwitchStopsWhatIsNewAndUndoesNothing(t *testing.T) {
 	s := harness.Start(t, stanchBinary, harness.Options{Config: autoContainConfig, Playbooks: isolatePlaybook(10 * time.Minute)})
 	first, _ := startIsolatedContainer(t, s)
-	_, stderr, code := s.Run(t, "stop")
+	_, stderr, code := s.Run(t, "pause")
 	require.Zero(t, code, stderr)
 
 	c := s.NewContainer(t)
@@ -224,7 +224,7 @@ people: [{ name: ann, uid: 0, groups: [sre] }, { name: bob, uid: 65533, groups: 
 	require.Contains(t, stranger(65534, "approve", asked.IncidentID), "permission denied")
 	require.NoError(t, os.Chmod(s.DataDir, 0o755)) //nolint:gosec // the scenario
 	require.NoError(t, os.Chmod(s.SocketPath(), 0o666))
-	for _, args := range [][]string{{"approve", asked.IncidentID}, {"release", "--all"}, {"stop"}, {"resume"}} {
+	for _, args := range [][]string{{"approve", asked.IncidentID}, {"release", "--all"}, {"pause"}, {"resume"}} {
 		require.Contains(t, stranger(65534, args...), "is nobody in the configuration", args)
 	}
 	require.Contains(t, stranger(65534, "drill"), "only root")

@@ -23,7 +23,7 @@ func TestAResponderContainsByHand(t *testing.T) {
 
 	out, errs, code := s.Run(t, "contain", c.ID, "--for", "10m", "--reason", "beacons to 203.0.113.9", "--dry-run")
 	require.Zero(t, code, out+errs)
-	require.Contains(t, out, "Dry run: nothing was changed")
+	require.Contains(t, out, "Dry run: nothing is changed")
 	require.Contains(t, out, "pod.isolate: would run: phase 2, requested by")
 	require.Contains(t, out, "would hold everything that container "+c.ID[:12]+" sends")
 	require.Empty(t, s.ActiveLocks(t))
@@ -36,7 +36,7 @@ func TestAResponderContainsByHand(t *testing.T) {
 	require.Contains(t, out, "contained, lease LSE-")
 	require.True(t, c.IsSilent(500*time.Millisecond))
 	require.Len(t, s.ActiveLocks(t), 1)
-	_, rest, _ := strings.Cut(out, "release it with `")
+	_, rest, _ := strings.Cut(out, "end it with `")
 	release, _, _ := strings.Cut(rest, "`")
 	in := s.WaitForIncident(t, c.ID, 20*time.Second, "it is in the incident", func(in playbooks.Incident) bool { return len(in.Leases) == 1 })
 	require.Contains(t, in.Summary, "beacons to 203.0.113.9")

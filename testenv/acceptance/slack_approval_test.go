@@ -126,7 +126,7 @@ func TestKeysRotateWhileALeaseHolds(t *testing.T) {
 	c.Stop()
 	stdout, stderr, code := c.Run(t, "cert", "rotate")
 	require.Zero(t, code, stderr)
-	require.Contains(t, stdout, "took the place of")
+	require.Contains(t, stdout, " replaces ")
 	_, stderr, code = c.Run(t, "cert", "rotate", "--payload")
 	require.Zero(t, code, stderr)
 	require.True(t, box.IsSilent(200*time.Millisecond), "it holds while Stanch is down")

@@ -110,7 +110,7 @@ func TestInstalled(t *testing.T) {
 			return m.Data["state"]
 		}
 		before := state()
-		in.runStanch(t, "stop", "--data", in.data)
+		in.runStanch(t, "pause", "--data", in.data)
 		stopped := state()
 		if stopped == before {
 			t.Error("stopped, and the cluster does not know")

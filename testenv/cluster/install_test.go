@@ -262,7 +262,7 @@ func (in *installation) uninstall(t *testing.T) {
 		return err
 	})
 	if err := probe.Cleanup(in.lockDir); err != nil {
-		t.Errorf("disarm: %v", err)
+		t.Errorf("cleanup: %v", err)
 	}
 	_ = os.RemoveAll(in.lockDir)
 }

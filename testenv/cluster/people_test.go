@@ -56,7 +56,7 @@ people:
 	in.waitForIncident(t, pod, "an open question", func(i playbooks.Incident) error {
 		asked = i
 		raw, err := in.tryStanch(t.Context(), "incidents", i.ID, "--data", in.data)
-		if err == nil && !strings.Contains(string(raw), "ASKED:") {
+		if err == nil && !strings.Contains(string(raw), "APPROVAL:") {
 			err = fmt.Errorf("nothing is asked: %s", raw)
 		}
 		return err

@@ -140,7 +140,7 @@ func testScenarios(t *testing.T, in *installation) {
 	t.Run("a pod that is gone before its containment is refused as gone", func(t *testing.T) {
 		ns, p := in.NewNamespace(t), in.newConnectionCounter(t)
 		pod, now := in.RunPod(t, ns, kube.NewPod("gone", kube.AttackImage, "/attack", "wait")), int64(0)
-		in.runStanch(t, "stop", "--data", in.data) // nothing is contained while the pod goes away
+		in.runStanch(t, "pause", "--data", in.data) // nothing is contained while the pod goes away
 		defer in.runStanch(t, "resume", "--data", in.data)
 		ctx, cancel := context.WithCancel(t.Context())
 		defer cancel()

@@ -76,7 +76,7 @@ func New(t testing.TB, binary string, o Options) *Harness {
 			t.Logf("the end of Stanch's log:\n%s", lastLines(s.Output(), 60))
 		}
 		if err := probe.Cleanup(s.LockDir); err != nil {
-			t.Errorf("disarm: %v", err)
+			t.Errorf("cleanup: %v", err)
 		}
 		_ = os.RemoveAll(s.LockDir)
 		_ = os.RemoveAll(dir)

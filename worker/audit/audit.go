@@ -63,7 +63,7 @@ const (
 	KindFailure         EntryKind = "failure"
 	KindRetry           EntryKind = "retry"
 	KindNotification    EntryKind = "notification"
-	KindTriage          EntryKind = "mark"  // a person took it over, or says that it is none
+	KindTriage          EntryKind = "mark"  // a person took the incident over, or resolved it
 	KindPlaybookEnded   EntryKind = "ended" // a playbook's run
 	KindClosed          EntryKind = "closed"
 )

@@ -92,7 +92,7 @@ func (r *historyReader) addIncidentSignal(e *historypb.HistoryEvent) {
 	case workflows.SignalWatchIncident, workflows.SignalUnwatchIncident: // a playbook waits for the incident; its history shows that
 	case workflows.SignalTriage:
 		var m incident.TriageDecision
-		if r.decodePayloads(e, "a person's word about the incident", a.GetInput(), &m) {
+		if r.decodePayloads(e, "a person's triage decision", a.GetInput(), &m) {
 			r.addTriage(e, m)
 		}
 	default:
@@ -100,27 +100,27 @@ func (r *historyReader) addIncidentSignal(e *historypb.HistoryEvent) {
 	}
 }
 
-// addTriage tells what a person said about the incident.
+// addTriage adds what a person decided about the incident.
 func (r *historyReader) addTriage(e *historypb.HistoryEvent, m incident.TriageDecision) {
 	var g attestation.Grant
-	holds := r.verifyEnvelope(e, "the grant of what a person said", m.Grant, attestation.PayloadTypeGrant, &g) && g.Operation == attestation.OperationTriage && g.IncidentID == r.timeline.IncidentID
+	holds := r.verifyEnvelope(e, "the grant of a triage decision", m.Grant, attestation.PayloadTypeGrant, &g) && g.Operation == attestation.OperationTriage && g.IncidentID == r.timeline.IncidentID
 	who := r.addGrantees(g.GrantedBy, string(m.Kind))
-	what := who + " took the incident over: nothing new starts by itself"
-	if m.Kind == incident.TriageFalsePositive {
-		what = who + " says that it is a false positive: nothing new starts by itself"
+	what := "Assigned to " + who + ": no further playbook starts"
+	if m.Kind.IsDisposition() {
+		what = who + " resolved the incident as " + m.Kind.Describe() + ": no further playbook starts"
 	}
 	if m.Reason != "" {
 		what += ". " + m.Reason
 	}
 	switch s := r.timeline; {
 	case !holds:
-	case m.Kind == incident.TriageFalsePositive:
+	case m.Kind.IsDisposition():
 		s.Disposition, s.DispositionBy = string(m.Kind), m.Person
 	default:
 		s.Assignee = m.Person
 	}
 	if !holds {
-		what += ". Its grant does not hold"
+		what += ". Its grant is not valid"
 		r.addProblem(e, "%s in the name of %s came without a grant that permits it", m.Kind, m.Person)
 	}
 	r.addEntry(e, KindTriage, who, what, map[string]any{"mark": string(m.Kind), "reason": m.Reason, "holds": holds})

@@ -70,9 +70,9 @@ func (a *API) Handler() http.Handler {
 	}))
 	mux.HandleFunc("POST /v1/release", handleChange(a, func(r *http.Request, s Principal, q LeaseRequest) (any, error) { return a.Release(r.Context(), s, q) }))
 	mux.HandleFunc("POST /v1/extend", handleChange(a, func(r *http.Request, s Principal, q LeaseRequest) (any, error) { return a.Extend(r.Context(), s, q) }))
-	mux.HandleFunc("POST /v1/mark", handleChange(a, func(r *http.Request, s Principal, q TriageRequest) (any, error) { return a.Triage(r.Context(), s, q) }))
+	mux.HandleFunc("POST /v1/triage", handleChange(a, func(r *http.Request, s Principal, q TriageRequest) (any, error) { return a.Triage(r.Context(), s, q) }))
 	mux.HandleFunc("POST /v1/contain", handleChange(a, func(r *http.Request, s Principal, q ContainRequest) (any, error) { return a.Contain(r.Context(), s, q) }))
-	mux.HandleFunc("POST /v1/stop", handleChange(a, func(r *http.Request, s Principal, q PauseRequest) (any, error) {
+	mux.HandleFunc("POST /v1/pause", handleChange(a, func(r *http.Request, s Principal, q PauseRequest) (any, error) {
 		before := a.killSwitchStatus(r.Context())
 		if err := a.Pause(r.Context(), s, q.Reason); err != nil {
 			return nil, err

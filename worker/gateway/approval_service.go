@@ -207,37 +207,38 @@ func describeApprovers(a activities.Approvers) string {
 	return a.Describe()
 }
 
-// TriageRequest says something about an incident.
+// TriageRequest assigns an incident to the caller, or resolves it.
 type TriageRequest struct {
 	IncidentID string              `json:"incident"`
 	Kind       incident.TriageKind `json:"kind"`
 	Reason     string              `json:"reason,omitempty"`
 }
 
-// TriageResult is what a mark brought about.
+// TriageResult is what a triage decision changed.
 type TriageResult struct {
 	playbooks.Incident
-	// ReleasedLeases are the leases that end with it, and Denied the questions that are answered with no.
+	// ReleasedLeases are the leases that the decision ends; DeniedRequests are the titles of the questions that it denies.
 	ReleasedLeases []playbooks.LeaseReport `json:"released_leases,omitempty"`
 	DeniedRequests []string                `json:"denied_requests,omitempty"`
 }
 
-// Triage lets a person take an incident over, or call it a false positive: then what it holds is released too, and its
-// open questions are denied.
+// Triage assigns an incident to the caller, or resolves it with a disposition. See incident.TriageKind for what each kind
+// releases and denies.
 func (d *ApprovalService) Triage(ctx context.Context, s Principal, q TriageRequest) (*TriageResult, error) {
 	cfg, err := d.authorizeCaller(s)
 	if err != nil {
 		return nil, err
 	}
-	if q.Kind != incident.TriageAssigned && q.Kind != incident.TriageFalsePositive {
-		return nil, &httpError{http.StatusBadRequest, fmt.Sprintf("%q is no mark: %s or %s", truncateText(string(q.Kind)), incident.TriageAssigned, incident.TriageFalsePositive)}
+	if q.Kind != incident.TriageAssigned && !q.Kind.IsDisposition() {
+		return nil, badRequest("invalid disposition %q; use %s, %s or %s", truncateText(string(q.Kind)),
+			incident.TriageFalsePositive, incident.TriageTruePositive, incident.TriageBenign)
 	}
 	in, err := d.QueryService.Incident(ctx, q.IncidentID)
 	if err != nil {
 		return nil, err
 	}
 	if in.Status != "open" {
-		return nil, &httpError{http.StatusConflict, "the incident is closed"}
+		return nil, &httpError{http.StatusConflict, fmt.Sprintf("incident %s is closed and cannot be changed", in.ID)}
 	}
 	if err := d.authorizeForNamespace(ctx, cfg, s, in.Workload.Namespace, in.Drill); err != nil {
 		return nil, err
@@ -248,20 +249,20 @@ func (d *ApprovalService) Triage(ctx context.Context, s Principal, q TriageReque
 		Reason: mark.Reason, GrantedBy: []string{s.describe()}, IssuedAt: time.Now(), ExpiresAt: time.Now().Add(releaseGrantLifetime),
 	})
 	if err != nil {
-		return nil, fmt.Errorf("sign the mark: %w", err)
+		return nil, fmt.Errorf("sign the triage decision: %w", err)
 	}
 	done := &TriageResult{Incident: in}
-	if q.Kind == incident.TriageFalsePositive {
-		open, _ := d.QueryService.PendingApprovals(ctx, in.ID) // the mark denies also what cannot be read now
+	if q.Kind.SuspendsPlaybooks() {
+		open, _ := d.QueryService.PendingApprovals(ctx, in.ID) // questions that cannot be read now are denied all the same
 		for _, p := range open {
 			done.DeniedRequests = append(done.DeniedRequests, p.Title+p.DurationText())
 		}
 	}
 	if err := d.QueryService.Temporal.SignalWorkflow(ctx, workflows.IncidentWorkflowID(in.GroupingKey), "", workflows.SignalTriage, mark); err != nil {
-		return nil, fmt.Errorf("give the mark to %s: %w", in.ID, err)
+		return nil, fmt.Errorf("send the triage decision to %s: %w", in.ID, err)
 	}
 	d.recordInManifest(in.ID, activities.EntryKindTriage, activities.AuditRecord{Action: string(q.Kind), People: []string{s.describe()}, Note: mark.Reason})
-	if q.Kind == incident.TriageFalsePositive { // what it asks is denied by the mark itself, whoever was asked
+	if q.Kind.ReleasesLeases() { // the incident itself denies the open questions
 		done.ReleasedLeases, err = d.Release(ctx, s, LeaseRequest{IncidentID: in.ID})
 	}
 	return done, err

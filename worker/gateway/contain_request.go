@@ -19,29 +19,30 @@ import (
 	"stanch/workflows/playbook"
 )
 
-// ManualRequests contains what a person asks for: `stanch contain` and `stanch run`. It refuses to contain itself: it proves
-// who asks and what the target is, attests that, and gives it to the target's incident, whose playbook goes through the
-// same guards, approvals and leases as any other.
+// ManualRequests handles `stanch contain` and `stanch run`. It never contains anything itself: it authenticates the
+// person, resolves the target, attests both, and sends the request to the target's incident. The playbook there goes
+// through the same guards, approvals and leases as any other.
 type ManualRequests struct {
 	Ingester   *Ingester
 	NodeServer *NodeServer
-	// ProgramForRequest is the playbook of a request.
+	// ProgramForRequest returns the playbook of a request.
 	ProgramForRequest func(sensors.ManualRequest) (*playbooks.Program, error)
-	// Plan plans a containment and asks the guards, without an effect.
+	// Plan plans a containment and evaluates the guards, without any effect.
 	Plan func(context.Context, activities.PlanInput) (activities.PlanResult, error)
 }
 
-// ContainRequest is what a person asks for.
+// ContainRequest is a manual request: either Action and Duration, or Playbook.
 type ContainRequest struct {
-	// ID makes the request unique: the same one sent twice is one. The client chooses it.
+	// ID identifies the request, so that sending it twice has one effect. The client chooses it.
 	ID string `json:"id"`
-	// Target is pod/NAMESPACE/NAME, NAMESPACE/NAME, container/ID, a container's id, or an incident's id, which means its targets.
+	// Target is pod/NAMESPACE/NAME, NAMESPACE/NAME, container/ID, a container id, or an incident id for all targets
+	// of the incident.
 	Target string `json:"target"`
-	// UID is the pod's, where who asks knows it; another pod of the name is refused.
+	// UID is the UID of the pod, if the caller knows it; a pod of that name with another UID is refused.
 	UID string `json:"uid,omitempty"`
-	// Node is where a container of a machine outside of a cluster runs; "" asks the connected nodes.
+	// Node is the node of a container outside of a cluster; "" asks the connected nodes.
 	Node string `json:"node,omitempty"`
-	// Action and For, or Playbook.
+	// Action and Duration, or Playbook, say what to do.
 	Action   string        `json:"action,omitempty"`
 	Duration time.Duration `json:"for,omitempty"`
 	Playbook string        `json:"playbook,omitempty"`
@@ -49,11 +50,11 @@ type ContainRequest struct {
 	DryRun   bool          `json:"dry_run,omitempty"`
 }
 
-// ContainResponse is what became of a request: a line for each target.
+// ContainResponse is the response to a ContainRequest.
 type ContainResponse struct {
-	IncidentID string `json:"incident,omitempty"` // "" of a dry run
+	IncidentID string `json:"incident,omitempty"` // "" for a dry run
 	Playbook   string `json:"playbook"`
-	// Containments are the containments that the playbook may ask for; none of one that captures evidence alone.
+	// Containments are the containment actions of the playbook; empty for a playbook that only captures evidence.
 	Containments []string        `json:"containments,omitempty"`
 	Targets      []ContainTarget `json:"targets"`
 }
@@ -63,9 +64,9 @@ type ContainTarget struct {
 	Target playbooks.Target `json:"target"`
 	Scope  string           `json:"scope"`
 	Phase  int              `json:"phase"`
-	// RequestID is the id under which the incident's playbook run stands; "" of a dry run.
+	// RequestID identifies the playbook run in the incident; "" for a dry run.
 	RequestID string `json:"request_id,omitempty"`
-	// Plans are of a dry run: what each containment would change and what the guards say.
+	// Plans are the planned containments of a dry run, with the decisions of the guards.
 	Plans []ContainPlan `json:"plans,omitempty"`
 }
 
@@ -74,29 +75,30 @@ type ContainPlan struct {
 	Action   string                   `json:"action"`
 	Plan     activities.Plan          `json:"plan"`
 	Decision activities.GuardDecision `json:"decision"`
-	// UnplannableReason says why it cannot be planned before the playbook runs.
+	// UnplannableReason is why the containment cannot be planned before the playbook runs; "" if it is planned.
 	UnplannableReason string `json:"unplannable_reason,omitempty"`
 }
 
 const (
 	maxRequestIDBytes = 64
 	maxRequestTargets = 20 // targets of one request
-	// maxRunsPerIncident bounds the playbook runs of an incident that people add to: an incident is kept open by what it holds, and
-	// carries all of its runs.
+	// maxRunsPerIncident limits the playbook runs of an incident with manual requests: its leases keep it open, and
+	// it stores all of its runs.
 	maxRunsPerIncident = 200
 )
 
+// badRequest returns an error with the HTTP status 400.
 func badRequest(format string, args ...any) error {
 	return &httpError{http.StatusBadRequest, fmt.Sprintf(format, args...)}
 }
 
-// Contain proves that the person may, and starts what they ask for, or plans it.
+// Contain checks that the person may contain the target, and starts the request or, for a dry run, plans it.
 func (d *ApprovalService) Contain(ctx context.Context, s Principal, q ContainRequest) (*ContainResponse, error) {
 	if d.ManualRequests == nil {
-		return nil, notFound("this Stanch takes no requests")
+		return nil, notFound("manual requests are not supported by this Stanch")
 	}
 	if !d.rateLimiter.allow(s.RateLimitKey) {
-		return nil, &httpError{http.StatusTooManyRequests, "too many requests; wait a moment"}
+		return nil, &httpError{http.StatusTooManyRequests, "too many requests; try again in a moment"}
 	}
 	cfg, err := d.Roster.Current()
 	if err != nil {
@@ -105,13 +107,13 @@ func (d *ApprovalService) Contain(ctx context.Context, s Principal, q ContainReq
 	q.Reason = strings.TrimSpace(truncateTo(q.Reason, maxReasonBytes))
 	switch {
 	case s.DrillName != "":
-		return nil, forbidden("a drill's key contains nothing by request")
+		return nil, forbidden("a drill's key is not allowed to contain")
 	case q.Reason == "":
-		return nil, badRequest("a reason is required: it is in the incident, the audit and the chat")
+		return nil, badRequest("missing reason; it is recorded in the incident, the audit and the chat")
 	case !q.DryRun && (q.ID == "" || len(q.ID) > maxRequestIDBytes):
-		return nil, badRequest("the request has no id of at most %d characters", maxRequestIDBytes)
+		return nil, badRequest("invalid request id; use 1 to %d characters", maxRequestIDBytes)
 	case (q.Action == "") == (q.Playbook == ""):
-		return nil, badRequest("ask for an action or for a playbook")
+		return nil, badRequest("request either an action or a playbook")
 	}
 	requested := sensors.ManualRequest{Person: s.Name, AuthenticatedBy: s.AuthenticatedBy, Reason: q.Reason, Action: q.Action, Duration: q.Duration, Playbook: q.Playbook}
 	program, err := d.ManualRequests.ProgramForRequest(requested)
@@ -145,8 +147,8 @@ func (d *ApprovalService) Contain(ctx context.Context, s Principal, q ContainReq
 	return answer, nil
 }
 
-// authorizeContain says why the person may not ask for a containment of a target, or nil: the approvers of its scope may, and who
-// runs Stanch on this machine.
+// authorizeContain returns an error unless the person is an approver of the target's scope or the operator, who runs
+// Stanch on this machine.
 func (d *ApprovalService) authorizeContain(ctx context.Context, cfg *config.Config, s Principal, target playbooks.Target) error {
 	if s.IsOperator {
 		return nil
@@ -157,25 +159,27 @@ func (d *ApprovalService) authorizeContain(ctx context.Context, cfg *config.Conf
 		return err
 	}
 	if !approvers.CanApprove(s.Name, groups, 1<<62) {
-		return forbidden("%s may not contain %s: that is for %s", s.Name, target, describeApprovers(approvers))
+		return forbidden("%s is not allowed to contain %s; allowed: %s", s.Name, target, describeApprovers(approvers))
 	}
 	return nil
 }
 
-// toManualRequestDetection makes a target's detection the one of a request.
+// toManualRequestDetection returns the detection of a target as the detection of a manual request.
 func toManualRequestDetection(d sensors.Detection, r sensors.ManualRequest, s Principal, id string) sensors.Detection {
 	now, target := time.Now(), incident.TargetOfDetection(d)
-	d.ID = "request/" + attestation.HashJSON([]string{s.RateLimitKey, id, target.ID()})[:32] // nobody chooses the id of another's
+	// The hash keeps a person from choosing the id of another person's request.
+	d.ID = "request/" + attestation.HashJSON([]string{s.RateLimitKey, id, target.ID()})[:32]
 	d.Rule, d.Source, d.Objective = sensors.RuleManualRequest, sensors.SourceManualRequest, sensors.ObjectiveManualRequest
 	d.Title, d.Severity, d.Confidence = "Requested by "+r.Person, sensors.SeverityHigh, 1
-	d.Reasons = append([]string{fmt.Sprintf("%s asked for %s: %s", display.FormatPerson(r.Person, r.AuthenticatedBy), r.Describe(), r.Reason)}, d.Reasons...)
+	d.Reasons = append([]string{fmt.Sprintf("%s requested %s: %s", display.FormatPerson(r.Person, r.AuthenticatedBy),
+		r.Describe(), r.Reason)}, d.Reasons...)
 	d.Time, d.Detected, d.ManualRequest = now, now, &r
 	d.Event.Kind, d.Event.Time, d.Event.Actor = sensors.KindManualRequest, now, sensors.ActorPersonPrefix+r.Person
 	return d
 }
 
-// startRequests gives the request to the incidents of its targets, and has it noted in each of them. Its error says how many of
-// the targets came before.
+// startRequests sends the request to the incidents of its targets, and calls note for each incident. Its error says
+// how many targets were requested before.
 func (d *ApprovalService) startRequests(ctx context.Context, answer *ContainResponse, found []sensors.Detection, permitted *attestation.ManualRequest, note func(incident string)) error {
 	for n, one := range found {
 		in, err := d.startRequest(ctx, one, permitted)
@@ -184,7 +188,8 @@ func (d *ApprovalService) startRequests(ctx context.Context, answer *ContainResp
 			answer.IncidentID = in.ID
 		}
 		if err != nil && n > 0 {
-			return fmt.Errorf("%d of %d targets were requested, the last in %s; %s was not: %w", n, len(found), answer.IncidentID, incident.TargetOfDetection(one), err)
+			return fmt.Errorf("%d of %d targets were requested, the last in %s; request %s: %w", n, len(found),
+				answer.IncidentID, incident.TargetOfDetection(one), err)
 		}
 		if err != nil {
 			return err
@@ -194,32 +199,35 @@ func (d *ApprovalService) startRequests(ctx context.Context, answer *ContainResp
 	return nil
 }
 
-// startRequest gives the request to the incident of one target.
+// startRequest sends the request to the incident of one target.
 func (d *ApprovalService) startRequest(ctx context.Context, one sensors.Detection, permitted *attestation.ManualRequest) (in playbooks.Incident, err error) {
 	key := d.ManualRequests.Ingester.GroupingKey(one)
 	if open, err := d.latestIncident(ctx, key); err == nil && open.Status == "open" && len(open.Playbooks) >= maxRunsPerIncident {
-		return in, &httpError{http.StatusConflict, fmt.Sprintf("incident %s has %d playbook runs and takes no more requests; `stanch extend` lets a lease hold longer, and after a release the incident closes", open.ID, len(open.Playbooks))}
+		return in, &httpError{http.StatusConflict,
+			fmt.Sprintf("incident %s has %d playbook runs and accepts no more requests; use `stanch extend` to "+
+				"extend a lease, or release its leases so that the incident closes", open.ID, len(open.Playbooks))}
 	}
 	if err := d.ManualRequests.Ingester.ingestManualRequest(ctx, one, permitted); err != nil {
 		return in, err
 	}
 	if in, err = d.latestIncident(ctx, key); err != nil {
-		return in, fmt.Errorf("the request was taken; read its incident: %w", err)
+		return in, fmt.Errorf("the request was accepted; read its incident: %w", err)
 	}
 	return in, nil
 }
 
-// latestIncident reads the latest incident of a key.
+// latestIncident reads the latest incident of a grouping key.
 func (d *ApprovalService) latestIncident(ctx context.Context, key string) (playbooks.Incident, error) {
 	var in playbooks.Incident
 	value, err := d.QueryService.Temporal.QueryWorkflow(ctx, workflows.IncidentWorkflowID(key), "", workflows.QueryIncident)
 	if err == nil {
 		err = value.Get(&in)
 	}
-	return in, err //nolint:wrapcheck // the caller says what was read
+	return in, err //nolint:wrapcheck // the caller names what is read
 }
 
-// planDryRun says for each containment of the playbook what it would change and what the guards say. It leaves nothing behind.
+// planDryRun adds to answer what each containment of the playbook would change, and what the guards decide. It has no
+// effect.
 func (d *ApprovalService) planDryRun(ctx context.Context, cfg *config.Config, answer *ContainResponse, program *playbooks.Program, found []sensors.Detection, permitted *attestation.ManualRequest) error {
 	for _, one := range found {
 		signed, err := d.ManualRequests.Ingester.signAttestation(one, time.Now(), permitted)
@@ -236,7 +244,7 @@ func (d *ApprovalService) planDryRun(ctx context.Context, cfg *config.Config, an
 			plan := ContainPlan{Action: step.Action}
 			params, known := step.program.ConstantArguments(step.Step)
 			if !known || step.Target != nil {
-				plan.UnplannableReason = "its parameters or its target depend on what the playbook finds"
+				plan.UnplannableReason = "its parameters or target depend on earlier steps"
 			} else {
 				basis := activities.Authorization{Attestations: []attestation.Envelope{signed}, RequiresGrant: step.approval != nil}
 				request := activities.Request{Action: step.Action, Target: target, Params: params, IncidentRef: brief, Duration: step.LeaseDuration, ExpiresAt: time.Now().Add(step.LeaseDuration)}
@@ -247,7 +255,7 @@ func (d *ApprovalService) planDryRun(ctx context.Context, cfg *config.Config, an
 				plan.Plan, plan.Decision = planned.Plan, planned.Decision
 				if plan.Decision.Verdict == activities.VerdictAskApproval {
 					if step.approval != nil {
-						plan.Decision.Approvers = playbook.ApproversOfStep(step.approval) // and not the scope's
+						plan.Decision.Approvers = playbook.ApproversOfStep(step.approval) // instead of those of the scope
 					}
 					if why := d.tooFewApproversReason(cfg, plan.Decision.Approvers, func(p config.Person) bool { return p.Name == permitted.Person }); why != "" {
 						plan.Plan.Warnings = append(plan.Plan.Warnings, why)
@@ -261,13 +269,14 @@ func (d *ApprovalService) planDryRun(ctx context.Context, cfg *config.Config, an
 	return nil
 }
 
-// containmentStep is a step that contains, and the approval inside of which it stands; nil outside of any.
+// containmentStep is a containment step, with the approval that encloses it; nil outside of an approval.
 type containmentStep struct {
 	*playbooks.Step
 	program  *playbooks.Program
 	approval *playbooks.Approval
 }
 
+// containmentSteps returns the containment steps of a playbook and of those that it calls.
 func containmentSteps(p *playbooks.Program) []containmentStep {
 	var out []containmentStep
 	var walk func(p *playbooks.Program, steps []playbooks.Step, under *playbooks.Approval)
@@ -294,5 +303,5 @@ func containmentSteps(p *playbooks.Program) []containmentStep {
 	return out
 }
 
-// shortContainerIDPattern is the beginning of a container's id, as lists show it.
+// shortContainerIDPattern matches the beginning of a container id, as lists show it.
 var shortContainerIDPattern = regexp.MustCompile(`^[0-9a-f]{12,63}$`)

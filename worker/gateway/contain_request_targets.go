@@ -14,8 +14,8 @@ import (
 	"stanch/workflows/incident"
 )
 
-// resolveTargets says what a target is, as a detection of it that has everything but what happened. The API server says it of a
-// pod, by its UID from then on, and the node of a container outside of a cluster.
+// resolveTargets resolves the target of a request to detections that have everything but what happened. The API
+// server resolves a pod, which is then identified by its UID; a node resolves a container outside of a cluster.
 func (d *ApprovalService) resolveTargets(ctx context.Context, q ContainRequest) ([]sensors.Detection, error) {
 	name := strings.TrimPrefix(q.Target, "pod/")
 	namespace, pod, isPod := strings.Cut(name, "/")
@@ -33,11 +33,12 @@ func (d *ApprovalService) resolveTargets(ctx context.Context, q ContainRequest) 
 			return nil, unresolvedTargetError(q.Target, err)
 		}
 		if !one.TargetConfirmed {
-			return nil, unresolvedTargetError(q.Target, errors.New("the API server did not confirm it"))
+			return nil, unresolvedTargetError(q.Target, errors.New("not confirmed by the API server"))
 		}
 		return []sensors.Detection{one}, nil
 	case isPod && !isContainer || !containerIDPattern.MatchString(container):
-		return nil, badRequest("invalid target %q; use pod/NAMESPACE/NAME, container/ID, or an incident's id", truncateText(q.Target))
+		return nil, badRequest("invalid target %q; use pod/NAMESPACE/NAME, container/ID or an incident id",
+			truncateText(q.Target))
 	}
 	container, err := d.completeContainerID(ctx, container)
 	if err != nil {
@@ -50,8 +51,9 @@ func (d *ApprovalService) resolveTargets(ctx context.Context, q ContainRequest) 
 	return []sensors.Detection{one}, nil
 }
 
-// completeContainerID gives the complete id of a container of which the beginning was given, if one container of the incidents has
-// it. Nothing is asked of a node, and nothing signed, of a beginning.
+// completeContainerID returns the complete id for the beginning of a container id, if exactly one container of all
+// incidents has it. An id that matches none is returned unchanged. Nodes are asked about, and signatures made for,
+// complete ids only.
 func (d *ApprovalService) completeContainerID(ctx context.Context, id string) (string, error) {
 	if !shortContainerIDPattern.MatchString(id) {
 		return id, nil
@@ -73,19 +75,22 @@ func (d *ApprovalService) completeContainerID(ctx context.Context, id string) (s
 		return found[0], nil
 	case len(found) > 1:
 		slices.Sort(found)
-		return "", badRequest("%s is the beginning of %d containers' ids; give one of them completely:\n  container/%s", id, len(found), strings.Join(found[:min(len(found), maxRequestTargets)], "\n  container/"))
+		return "", badRequest("container id %s matches %d containers; use the complete id of one:\n  container/%s",
+			id, len(found), strings.Join(found[:min(len(found), maxRequestTargets)], "\n  container/"))
 	}
 	return id, nil
 }
 
+// unresolvedTargetError returns status 503 for an error that is temporary, and 404 for others.
 func unresolvedTargetError(target string, err error) error {
 	if later := (*TemporaryError)(nil); errors.As(err, &later) {
-		return &httpError{http.StatusServiceUnavailable, fmt.Sprintf("find %s: %v; nothing was contained, try again", truncateText(target), err)}
+		return &httpError{http.StatusServiceUnavailable,
+			fmt.Sprintf("find %s: %v; nothing was contained; try again", truncateText(target), err)}
 	}
 	return notFound("find %s: %v", truncateText(target), err)
 }
 
-// incidentTargets are the pods and containers of an incident, as they are now: a pod whose UID changed is refused.
+// incidentTargets resolves the pods and containers of an incident. A pod whose UID changed is an error.
 func (d *ApprovalService) incidentTargets(ctx context.Context, q ContainRequest) ([]sensors.Detection, error) {
 	in, err := d.QueryService.Incident(ctx, q.Target)
 	if err != nil {
@@ -101,7 +106,7 @@ func (d *ApprovalService) incidentTargets(ctx context.Context, q ContainRequest)
 			one.Event.Container.Pod = sensors.Pod{Namespace: t.Namespace, Name: t.Name, UID: t.UID}
 			err = d.ManualRequests.Ingester.completePod(ctx, &one)
 			if err == nil && !one.TargetConfirmed {
-				err = errors.New("the API server did not confirm it")
+				err = errors.New("not confirmed by the API server")
 			}
 			if err != nil {
 				return nil, unresolvedTargetError(t.String(), err)
@@ -112,12 +117,12 @@ func (d *ApprovalService) incidentTargets(ctx context.Context, q ContainRequest)
 		out = append(out, one)
 	}
 	if len(out) == 0 {
-		return nil, notFound("incident %s has no pod and no container", q.Target)
+		return nil, notFound("incident %s has no pod or container to contain", q.Target)
 	}
 	return out, nil
 }
 
-// resolveContainer finds a container by its id: the pod that it belongs to, or the machine on which it runs.
+// resolveContainer finds a container by its id: its pod, or the node that it runs on.
 func (d *ApprovalService) resolveContainer(ctx context.Context, id, node string) (sensors.Detection, error) {
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
@@ -129,11 +134,13 @@ func (d *ApprovalService) resolveContainer(ctx context.Context, id, node string)
 	case len(found) == 0:
 		hint := ""
 		if shortContainerIDPattern.MatchString(id) {
-			hint = "no incident has a container whose id begins so: give its complete id, or "
+			hint = "use the complete id, since no incident has a container with this prefix, or "
 		}
-		return one, notFound("no connected node runs the container %s; %sname a pod as pod/NAMESPACE/NAME", truncateText(id), hint)
+		return one, notFound("find container %s: not running on any connected node; %suse pod/NAMESPACE/NAME",
+			truncateText(id), hint)
 	case len(found) > 1:
-		return one, badRequest("the container %s runs on %s; say which with --node", truncateText(id), strings.Join(found, " and "))
+		return one, badRequest("find container %s: it runs on %s; set --node", truncateText(id),
+			strings.Join(found, " and "))
 	}
 	one.Node, one.Event.Node, one.Event.Container.ID = found[0], found[0], id
 	if err := d.ManualRequests.Ingester.completePod(ctx, &one); err != nil {
@@ -145,7 +152,8 @@ func (d *ApprovalService) resolveContainer(ctx context.Context, id, node string)
 	return d.matchDetectedName(ctx, one)
 }
 
-// matchDetectedName gives a container of a machine the name under which it was detected, so that the request joins its incident.
+// matchDetectedName sets the name under which a container outside of a cluster was detected, so that the request
+// joins its incident.
 func (d *ApprovalService) matchDetectedName(ctx context.Context, one sensors.Detection) (sensors.Detection, error) {
 	open, err := d.QueryService.Incidents(ctx)
 	if err != nil {

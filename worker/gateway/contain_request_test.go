@@ -157,11 +157,11 @@ func TestAnIncidentTakesABoundedNumberOfRequests(t *testing.T) {
 	ann := gateway.Principal{Person: config.Person{Name: "ann", Groups: []string{"sre"}}, AuthenticatedBy: "a test", RateLimitKey: "ann"}
 	ask := gateway.ContainRequest{ID: "one", Target: "pod/shop/db", Action: "pod.isolate", Duration: time.Hour, Reason: "beacons"}
 	_, err = d.Contain(t.Context(), ann, ask)
-	require.ErrorContains(t, err, "incident "+full+" has 200 playbook runs and takes no more requests")
+	require.ErrorContains(t, err, "incident "+full+" has 200 playbook runs and accepts no more requests")
 	require.Empty(t, log.String())
 	ask.Target = testIncidentID
 	_, err = d.Contain(t.Context(), ann, ask)
-	require.ErrorContains(t, err, "1 of 2 targets were requested, the last in "+testIncidentID+"; pod shop/db was not: incident "+full)
+	require.ErrorContains(t, err, "1 of 2 targets were requested, the last in "+testIncidentID+"; request pod shop/db: incident "+full)
 	require.Contains(t, log.String(), `msg="a person requested a containment" person=ann`)
 }
 

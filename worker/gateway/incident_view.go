@@ -13,46 +13,48 @@ import (
 	"stanch/worker/config"
 )
 
-// IncidentView is an incident as it is now, with what people have to do in it.
+// IncidentView is the current state of an incident, with what people have to do in it, for one viewer.
 type IncidentView struct {
 	playbooks.Incident
-	// StatusText is the status in words: "open", "resolved: false-positive by alice".
+	// StatusText is the status as a phrase: "open", "resolved: false-positive by alice".
 	StatusText string `json:"status_text"`
-	// Headline is the title of the detection that says most of it.
+	// Headline is the title of the most important detection.
 	Headline string `json:"headline,omitempty"`
-	// OutcomeText says what became of it so far, what was contained first; "" before anything ran.
+	// OutcomeText summarizes the playbook runs, those that contained first; "" before any ran.
 	OutcomeText string `json:"outcome_text,omitempty"`
-	// OpenApprovals are its open questions, the oldest first.
+	// OpenApprovals are the open questions, the first to expire first.
 	OpenApprovals []OpenApproval `json:"open_approvals,omitempty"`
-	// RefusedWhilePaused are the containments that were refused while new ones were paused, and that nothing has contained since.
+	// RefusedWhilePaused are the containments that were refused while new ones were paused, and whose targets nothing
+	// contained since.
 	RefusedWhilePaused []display.RefusedContainment `json:"refused_while_paused,omitempty"`
 }
 
-// OpenApproval is an open question.
+// OpenApproval is an open question of an incident, for one viewer.
 type OpenApproval struct {
-	Name       string    `json:"name"` // its name
+	Name       string    `json:"name"` // the qualified id
 	Title      string    `json:"title"`
-	Approvers  string    `json:"approvers"` // whom it asks
+	Approvers  string    `json:"approvers"` // the approvers as text
 	ApprovedBy []string  `json:"approved_by,omitempty"`
 	Quorum     int       `json:"quorum"`
 	Deadline   time.Time `json:"deadline"`
-	// Warnings say what a yes would not bring about: too few may answer, or new containments are paused.
+	// Warnings say why an approval may have no effect: too few people may approve, or new containments are paused.
 	Warnings []string `json:"warnings,omitempty"`
-	// ViewerCanApprove is true if the answer of who asks for this view would count.
+	// ViewerCanApprove is true if an approval of the viewer would count.
 	ViewerCanApprove bool `json:"viewer_can_approve"`
 }
 
-// KillSwitchStatus is the kill switch.
+// KillSwitchStatus is the state of the kill switch. The zero value is not paused.
 type KillSwitchStatus struct {
 	Paused    bool      `json:"paused"`
 	Since     time.Time `json:"since,omitzero"`
 	ChangedBy string    `json:"changed_by,omitempty"`
 	Reason    string    `json:"reason,omitempty"`
-	// Error says why the switch cannot be read, which pauses too.
+	// Error is why the switch cannot be read, which pauses new containments too.
 	Error string `json:"error,omitempty"`
 }
 
-// PauseResult is the answer to a pause. Already: somebody had paused before, and that stays as it is.
+// PauseResult is the result of a pause. AlreadyPaused is true if new containments were paused before; that pause is
+// unchanged.
 type PauseResult struct {
 	KillSwitchStatus
 	AlreadyPaused bool `json:"already_paused,omitempty"`
@@ -77,12 +79,12 @@ func newKillSwitchStatus(state attestation.KillSwitchState, err error) KillSwitc
 	return KillSwitchStatus{Paused: true, Since: state.ChangedAt, ChangedBy: state.ChangedBy, Reason: state.Reason}
 }
 
-// ResumeResult is what lifting the kill switch leaves to do.
+// ResumeResult is the result of clearing the kill switch, with what people may want to contain now.
 type ResumeResult struct {
 	StillPaused bool `json:"still_paused"`
-	// RefusedContainments are the containments of open incidents that were refused meanwhile, by incident.
+	// RefusedContainments are the containments of open incidents that were refused while paused, by incident.
 	RefusedContainments []IncidentRefusal `json:"refused_containments"`
-	// UnreadReason says why it is not known which were refused.
+	// UnreadReason is why the refused containments cannot be listed; "" if they can.
 	UnreadReason string `json:"unread_reason,omitempty"`
 }
 
@@ -92,7 +94,7 @@ type IncidentRefusal struct {
 	display.RefusedContainment
 }
 
-// resumeResult finds what was refused while new containments were paused, in incidents that are open.
+// resumeResult lists the containments of open incidents that were refused while new containments were paused.
 func (a *API) resumeResult(ctx context.Context) ResumeResult {
 	out := ResumeResult{RefusedContainments: []IncidentRefusal{}}
 	list, err := a.QueryService.Incidents(ctx)
@@ -110,7 +112,7 @@ func (a *API) resumeResult(ctx context.Context) ResumeResult {
 	return out
 }
 
-// viewIncident is one incident for who asks.
+// viewIncident returns one incident for the caller.
 func (a *API) viewIncident(r *http.Request, id string) (IncidentView, error) {
 	in, err := a.QueryService.Incident(r.Context(), id)
 	if err != nil {
@@ -118,28 +120,28 @@ func (a *API) viewIncident(r *http.Request, id string) (IncidentView, error) {
 	}
 	var pending []activities.ApprovalRequest
 	if in.Status == "open" {
-		pending, _ = a.QueryService.PendingApprovals(r.Context(), id) // what cannot be read is not shown as waiting; the rest is
+		pending, _ = a.QueryService.PendingApprovals(r.Context(), id) // unreadable questions are left out
 	}
 	return a.newViewBuilder(r).buildView(r.Context(), in, pending), nil
 }
 
-// viewIncidents are all incidents for who asks, the newest first.
+// viewIncidents returns all incidents for the caller, newest first.
 func (a *API) viewIncidents(r *http.Request) ([]IncidentView, error) {
 	list, err := a.QueryService.Incidents(r.Context())
 	if err != nil {
 		return nil, err
 	}
 	pending, _ := a.QueryService.AllPendingApprovals(r.Context())
-	who := a.newViewBuilder(r)
+	views := a.newViewBuilder(r)
 	out := make([]IncidentView, 0, len(list))
 	for _, in := range list {
-		out = append(out, who.buildView(r.Context(), in, pending))
+		out = append(out, views.buildView(r.Context(), in, pending))
 	}
 	slices.SortStableFunc(out, func(a, b IncidentView) int { return b.Opened.Compare(a.Opened) })
 	return out, nil
 }
 
-// buildView is an incident with its open questions.
+// buildView returns an incident with its open questions, for the viewer.
 func (v *viewBuilder) buildView(ctx context.Context, in playbooks.Incident, pending []activities.ApprovalRequest) IncidentView {
 	worst, _ := display.HeadlineDetection(in)
 	out := IncidentView{Incident: in, StatusText: display.DescribeStatus(in), Headline: worst.Title, OutcomeText: display.SummarizeOutcomes(in)}
@@ -158,14 +160,15 @@ func (v *viewBuilder) buildView(ctx context.Context, in playbooks.Incident, pend
 	return out
 }
 
-// viewBuilder is who asks for views. Who it is, is proved once a request, and membership is looked up once for each circle.
+// viewBuilder builds the views of one request. The viewer is authenticated once, and group membership is looked up
+// once for each set of approvers.
 type viewBuilder struct {
 	*API
 	principal         Principal
 	config            *config.Config
 	authenticated     bool
-	groupsByApprovers map[string][]string // by whom a question asks
-	pausedBy          string              // who paused new containments, "" if nobody did
+	groupsByApprovers map[string][]string // by the approvers of a question
+	pausedBy          string              // who paused new containments; "" if not paused
 }
 
 func (a *API) newViewBuilder(r *http.Request) *viewBuilder {
@@ -179,7 +182,7 @@ func (a *API) newViewBuilder(r *http.Request) *viewBuilder {
 	return v
 }
 
-// warnings say why a yes to a question may bring nothing about.
+// warnings returns why an approval of a question may have no effect.
 func (v *viewBuilder) warnings(in playbooks.Incident, q activities.ApprovalRequest) (out []string) {
 	if v.pausedBy != "" && len(q.Plans) > 0 {
 		out = append(out, pausedWarning(v.pausedBy))
@@ -193,7 +196,7 @@ func (v *viewBuilder) warnings(in playbooks.Incident, q activities.ApprovalReque
 	return out
 }
 
-// wouldVoteCount reports whether a yes of who asks would count. It is a hint for people: what they answer is judged anew.
+// wouldVoteCount reports whether an approval of the viewer would count. It is a hint: the vote itself is checked again.
 func (v *viewBuilder) wouldVoteCount(ctx context.Context, in playbooks.Incident, q activities.ApprovalRequest) bool {
 	s := v.principal
 	if !v.authenticated || in.ActorsTruncated || exclusionReason(in, q, s.Person) != "" || slices.Contains(q.ApprovedBy, s.Name) || s.DrillName != "" && !in.Drill {
@@ -206,7 +209,7 @@ func (v *viewBuilder) wouldVoteCount(ctx context.Context, in playbooks.Incident,
 	of := q.Approvers.Describe()
 	groups, looked := v.groupsByApprovers[of]
 	if !looked {
-		groups, _ = v.groupsForApprovers(ctx, v.config, s, q.Approvers) // none where they cannot be looked up
+		groups, _ = v.groupsForApprovers(ctx, v.config, s, q.Approvers) // none if they cannot be looked up
 		v.groupsByApprovers[of] = groups
 	}
 	return q.Approvers.CanApprove(s.Name, groups, since)

@@ -158,17 +158,18 @@ func TestAQuestionSaysWhatAYesWouldNotBringAbout(t *testing.T) {
 	require.False(t, other.OpenApprovals[0].ViewerCanApprove)
 
 	var done map[string]any
-	api.callAs(t, "bob", http.MethodPost, "/v1/stop", `{"reason":"migration"}`, &done)
+	api.callAs(t, "bob", http.MethodPost, "/v1/pause", `{"reason":"migration"}`, &done)
 	api.callAs(t, "alice", http.MethodGet, "/v1/incidents/"+testIncidentID, "", &in)
 	require.Regexp(t, "^new containments are paused \\(by bob .*: migration\\): what is approved now is refused; `stanch resume` first$", in.OpenApprovals[0].Warnings[0])
 	var a gateway.VoteResult
 	api.callAs(t, "alice", http.MethodPost, "/v1/vote", `{"incident":"`+testIncidentID+`","approve":true,"wait_for_result":true}`, &a)
 	require.Equal(t, gateway.ResultCounted, a.Result)
-	require.Contains(t, a.Message, "waiting for one more of responders; new containments are paused (")
+	require.Contains(t, a.Message, "waiting for 1 more of responders; new containments are paused (")
 	api.callAs(t, "alice", http.MethodPost, "/v1/vote", `{"incident":"`+testIncidentID+`","approve":true,"wait_for_result":true,"break_glass":true,"reason":"nobody else"}`, &a)
 	require.Equal(t, gateway.ResultApproved, a.Result)
 	require.NotContains(t, a.Message, "goes ahead")
-	require.Contains(t, a.Message, "alone for the whole quorum; it is refused, since new containments are paused (")
+	require.Contains(t, a.Message, "alone with break-glass, for the complete quorum; it is refused, since new "+
+		"containments are paused (")
 }
 
 // What was refused while paused is not forgotten by the resume.
@@ -179,7 +180,7 @@ func TestWhatWasRefusedWhilePausedIsOffered(t *testing.T) {
 	api.callAs(t, "bob", http.MethodGet, "/v1/kill-switch", "", &paused)
 	require.False(t, paused.Paused)
 	var answer map[string]any
-	api.callAs(t, "bob", http.MethodPost, "/v1/stop", `{"reason":"migration"}`, &answer)
+	api.callAs(t, "bob", http.MethodPost, "/v1/pause", `{"reason":"migration"}`, &answer)
 	api.callAs(t, "bob", http.MethodGet, "/v1/kill-switch", "", &paused)
 	require.True(t, paused.Paused)
 	require.Equal(t, "bob (a test)", paused.ChangedBy)

@@ -18,19 +18,21 @@ import (
 	"stanch/worker/config"
 )
 
+// isNotFound reports whether err is a NotFound error of the Kubernetes API.
 func isNotFound(err error) bool { return apierrors.IsNotFound(err) }
 
-// LocalAPI is the API on the local socket: the kernel says who speaks (SO_PEERCRED), the configuration says what that
-// person may do.
+// LocalAPI is the API on the local Unix socket. The kernel identifies the caller (SO_PEERCRED), and the configuration
+// says what that person may do.
 type LocalAPI struct {
 	API
-	// DrillRegistry issues the keys of drills; nil issues none.
+	// DrillRegistry issues the keys of drills; nil disables drills.
 	DrillRegistry *DrillRegistry
 }
 
+// peerUIDContextKey is the context key of the uid of a connection's peer.
 type peerUIDContextKey struct{}
 
-// HTTPServer is the HTTP server for the local socket.
+// HTTPServer returns the HTTP server for the local socket.
 func (l *LocalAPI) HTTPServer() *http.Server {
 	l.Identify = l.identifyPeer
 	if l.DrillRegistry != nil {
@@ -48,35 +50,37 @@ func (l *LocalAPI) HTTPServer() *http.Server {
 	}
 }
 
+// peerUID returns the uid of the process at the other end of a Unix socket.
 func peerUID(c net.Conn) (uint32, error) {
 	if wrapped, ok := c.(interface{ NetConn() net.Conn }); ok {
 		c = wrapped.NetConn()
 	}
 	conn, ok := c.(*net.UnixConn)
 	if !ok {
-		return 0, errors.New("not a local socket")
+		return 0, errors.New("read peer credentials: not a Unix socket")
 	}
 	raw, err := conn.SyscallConn()
 	if err != nil {
-		return 0, fmt.Errorf("peer credentials: %w", err)
+		return 0, fmt.Errorf("read peer credentials: %w", err)
 	}
 	var cred *unix.Ucred
 	var credErr error
 	if err := raw.Control(func(fd uintptr) { cred, credErr = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED) }); err != nil {
-		return 0, fmt.Errorf("peer credentials: %w", err)
+		return 0, fmt.Errorf("read peer credentials: %w", err)
 	}
 	if credErr != nil {
-		return 0, fmt.Errorf("peer credentials: %w", credErr)
+		return 0, fmt.Errorf("read peer credentials: %w", credErr)
 	}
 	return cred.Uid, nil
 }
 
+// isOperator reports whether uid is root or the user who runs Stanch.
 func isOperator(uid uint32) bool { return uid == 0 || int(uid) == os.Getuid() }
 
 func (l *LocalAPI) identifyPeer(r *http.Request) (Principal, error) {
 	uid, ok := r.Context().Value(peerUIDContextKey{}).(uint32)
 	if !ok {
-		return Principal{}, forbidden("the socket does not say who you are")
+		return Principal{}, forbidden("the socket has no peer credentials")
 	}
 	s := Principal{AuthenticatedBy: fmt.Sprintf("uid %d on the local socket", uid), RateLimitKey: fmt.Sprintf("uid:%d", uid), IsOperator: isOperator(uid)}
 	if key := r.Header.Get("Stanch-Drill"); key != "" {
@@ -91,7 +95,7 @@ func (l *LocalAPI) identifyPeer(r *http.Request) (Principal, error) {
 		if !s.IsOperator {
 			return Principal{}, forbidden("%v", err)
 		}
-		// Who runs Stanch can stop and release also while the configuration is damaged.
+		// The operator can pause and release also while the configuration is invalid.
 		s.Person = config.Person{Name: fmt.Sprintf("uid %d", uid)}
 		return s, nil
 	}
@@ -99,33 +103,34 @@ func (l *LocalAPI) identifyPeer(r *http.Request) (Principal, error) {
 	switch {
 	case known:
 	case s.IsOperator && len(cfg.People) == 0:
-		// Nobody is configured: who runs Stanch on this machine is its operator.
+		// Without configured people, the operator is also the only responder.
 		name := strconv.Itoa(int(uid))
 		if u, err := user.LookupId(name); err == nil {
 			name = u.Username
 		}
 		person = config.Person{Name: name, Groups: []string{"responders"}}
 	case s.IsOperator:
-		// Who runs Stanch may stop and release, and answers no question unless the configuration says so.
+		// The operator may pause and release, and may approve only if the configuration says so.
 		person = config.Person{Name: fmt.Sprintf("uid %d", uid)}
 	default:
-		return Principal{}, forbidden("user id %d is nobody in the configuration: add a person with `uid: %d` under `people`", uid, uid)
+		return Principal{}, forbidden("unknown user id %d; add a person with `uid: %d` under `people` in the "+
+			"configuration", uid, uid)
 	}
 	s.Person = person
 	return s, nil
 }
 
-// issueDrillKey makes an approver key that answers for drills only, for root and the user who runs Stanch.
+// issueDrillKey issues an approver key that is valid for drills only. Only the operator may get one.
 func (l *LocalAPI) issueDrillKey(r *http.Request) (any, error) {
 	uid, ok := r.Context().Value(peerUIDContextKey{}).(uint32)
 	if !ok || !isOperator(uid) {
-		return nil, forbidden("only root and the user who runs Stanch may run a drill")
+		return nil, forbidden("only root and the user who runs Stanch are allowed to run a drill")
 	}
 	var q struct {
 		Name string `json:"name"`
 	}
 	if err := json.NewDecoder(r.Body).Decode(&q); err != nil {
-		return nil, &httpError{http.StatusBadRequest, "the request cannot be read: " + err.Error()}
+		return nil, &httpError{http.StatusBadRequest, "parse the request: " + err.Error()}
 	}
 	secret, err := l.DrillRegistry.IssueKey(q.Name)
 	if err != nil {
@@ -134,17 +139,18 @@ func (l *LocalAPI) issueDrillKey(r *http.Request) (any, error) {
 	return map[string]string{"key": secret}, nil
 }
 
-// registerDrillTargets registers what a drill created, for who may run a drill and holds its key.
+// registerDrillTargets registers the targets that a drill created. The caller must be the operator and have the
+// drill's key.
 func (l *LocalAPI) registerDrillTargets(r *http.Request) (any, error) {
 	uid, ok := r.Context().Value(peerUIDContextKey{}).(uint32)
 	if !ok || !isOperator(uid) {
-		return nil, forbidden("only root and the user who runs Stanch may run a drill")
+		return nil, forbidden("only root and the user who runs Stanch are allowed to run a drill")
 	}
 	var q DrillTargets
 	decoder := json.NewDecoder(r.Body)
 	decoder.DisallowUnknownFields()
 	if err := decoder.Decode(&q); err != nil {
-		return nil, &httpError{http.StatusBadRequest, "the request cannot be read: " + err.Error()}
+		return nil, &httpError{http.StatusBadRequest, "parse the request: " + err.Error()}
 	}
 	return l.DrillRegistry.Register(r.Context(), r.Header.Get("Stanch-Drill"), q)
 }

@@ -53,7 +53,7 @@ func TestADamagedConfigurationTakesNobodyTheSwitch(t *testing.T) {
 		return resp.StatusCode, string(text)
 	}
 	require.NoError(t, os.WriteFile(file, []byte("phase: [2\n"), 0o600))
-	code, text := post("/v1/stop", "")
+	code, text := post("/v1/pause", "")
 	require.Equal(t, http.StatusOK, code, text)
 	stopped, _, err := lever.IsPaused(t.Context())
 	require.NoError(t, err)

@@ -12,31 +12,31 @@ import (
 	"stanch/workflows/lease"
 )
 
-// InstallationInfo is what an installation is.
+// InstallationInfo describes a running installation.
 type InstallationInfo struct {
 	Version   string
 	StartedAt time.Time
-	// PlaybookNames are the names of those in use; nil knows none.
+	// PlaybookNames returns the names of the playbooks in use; nil for none.
 	PlaybookNames func() []string
-	// InvalidPlaybooks lists what is wrong with playbooks that were edited, each in a sentence; nil knows nothing.
+	// InvalidPlaybooks returns the errors of playbooks that were edited, each as a sentence; nil for none.
 	InvalidPlaybooks func() []string
 }
 
-// Status is how an installation stands, in what people look at first.
+// Status is the state of an installation, as `stanch status` shows it.
 type Status struct {
 	Version    string           `json:"version,omitempty"`
 	Cluster    string           `json:"cluster"`
 	Phase      int              `json:"phase"`
 	StartedAt  time.Time        `json:"started,omitzero"`
 	KillSwitch KillSwitchStatus `json:"kill_switch"`
-	// Nodes are those whose sensor is connected, with their own report and what the gateway knows of them.
+	// Nodes maps each node whose sensor is connected to its report and to what the gateway measured.
 	Nodes           map[string]json.RawMessage `json:"nodes"`
 	OpenIncidents   int                        `json:"open_incidents"`
 	OpenApprovals   []IncidentApproval         `json:"open_approvals"`
 	LeaseCount      int                        `json:"lease_count"`
 	NextLeaseExpiry time.Time                  `json:"next_lease_expiry,omitzero"`
 	Playbooks       []string                   `json:"playbooks"`
-	// Problems are what needs somebody, each in a sentence.
+	// Problems lists what needs somebody, each as a sentence.
 	Problems []string `json:"problems"`
 }
 
@@ -46,18 +46,20 @@ type IncidentApproval struct {
 	OpenApproval
 }
 
-// status gathers how the installation stands. What cannot be read is a problem of its own and hides nothing else.
+// status collects the state of the installation. Anything that cannot be read is a problem of its own, and hides
+// nothing else.
 func (a *API) status(r *http.Request) (Status, error) {
 	s := Status{Version: a.InstallationInfo.Version, StartedAt: a.InstallationInfo.StartedAt, KillSwitch: a.killSwitchStatus(r.Context()), Nodes: map[string]json.RawMessage{}, OpenApprovals: []IncidentApproval{}, Playbooks: []string{}, Problems: []string{}}
 	problem := func(format string, args ...any) { s.Problems = append(s.Problems, fmt.Sprintf(format, args...)) }
 	cfg, err := a.Roster.Current()
 	if err != nil {
-		problem("the configuration cannot be read: %v; nobody can answer until it is fixed", err)
+		problem("the configuration cannot be read: %v; nobody can approve until it is fixed", err)
 		cfg = a.Roster.LastRead()
 	}
 	s.Cluster, s.Phase = cfg.Cluster, cfg.Phase
 	if keys := a.Roster.RestartRequiredKeys(); len(keys) > 0 {
-		problem("the configuration file was changed and not everything is in force: %s; restart Stanch (only people and groups are read anew)", strings.Join(keys, ", "))
+		problem("the configuration file was changed, and these keys are not in effect: %s; restart Stanch (only "+
+			"people and groups are reloaded)", strings.Join(keys, ", "))
 	}
 	if a.NodeServer != nil {
 		s.Nodes = a.NodeServer.ConnectedNodes()
@@ -74,7 +76,7 @@ func (a *API) status(r *http.Request) (Status, error) {
 		s.Playbooks = append(s.Playbooks, a.InstallationInfo.PlaybookNames()...)
 	}
 	if len(s.Playbooks) == 0 {
-		problem("no playbooks are in use: incidents are recorded and nothing is done about them")
+		problem("no playbook is in use: incidents are recorded without a response")
 	}
 	if s.KillSwitch.Error != "" {
 		problem("the kill switch cannot be read, which pauses new containments: %s", s.KillSwitch.Error)
@@ -88,17 +90,18 @@ func (a *API) status(r *http.Request) (Status, error) {
 		if in.Status == "unreadable" {
 			problem("an incident cannot be read: %s", truncateReason(in.Summary))
 		}
-		for _, w := range in.OpenApprovals { // also of an incident that a person has resolved: somebody asked since
+		for _, w := range in.OpenApprovals { // also of resolved incidents: a running playbook or a person may ask
 			s.OpenApprovals = append(s.OpenApprovals, IncidentApproval{IncidentID: in.ID, OpenApproval: w})
 		}
-		if in.Status != "open" || in.Disposition != "" { // a person is done with it
+		if in.Status != "open" || in.Disposition != "" { // resolved
 			continue
 		}
 		s.OpenIncidents++
 		refused += len(in.RefusedWhilePaused)
 	}
 	if refused > 0 {
-		problem("containments of open incidents refused while paused: %d; `stanch incidents ID` shows how to contain them now", refused)
+		problem("containments of open incidents refused while paused: %d; `stanch incidents ID` shows the commands "+
+			"to contain them now", refused)
 	}
 	machines, err := a.QueryService.RunningLeases(r.Context(), "")
 	if err != nil {

@@ -19,25 +19,25 @@ import (
 	"stanch/workflows/playbook"
 )
 
-// VoteResultKind says what an answer came to.
+// VoteResultKind is the result of a vote.
 type VoteResultKind string
 
-// The results.
+// The results of a vote.
 const (
-	// ResultRecorded: the answer is signed and delivered, and it is not known yet how it counts.
+	// ResultRecorded: the vote is signed and delivered; it is not known yet whether it counts.
 	ResultRecorded VoteResultKind = "recorded"
-	// ResultCounted: it counts, and more people must agree.
+	// ResultCounted: the vote counts, and more people must approve.
 	ResultCounted VoteResultKind = "counted"
-	// ResultAlreadyCounted: the same person said the same before.
+	// ResultAlreadyCounted: the same person voted the same before.
 	ResultAlreadyCounted VoteResultKind = "already-counted"
-	// ResultApproved and ResultDenied: it decided the question.
+	// ResultApproved and ResultDenied: the vote decided the question.
 	ResultApproved VoteResultKind = "approved"
 	ResultDenied   VoteResultKind = "denied"
-	// ResultNotCounted: it does not count.
+	// ResultNotCounted: the vote does not count.
 	ResultNotCounted VoteResultKind = "not-counted"
 )
 
-// VoteResult is what a person's answer to a question came to.
+// VoteResult is the result of a person's vote, with the question.
 type VoteResult struct {
 	playbook.ApprovalRequest
 	Result VoteResultKind `json:"result"`
@@ -45,11 +45,11 @@ type VoteResult struct {
 	Message string `json:"message"`
 }
 
-// voteCountTimeout is how long a person waits to learn how their answer counts: counting is one activity.
+// voteCountTimeout is how long a person waits for the result of their vote. Counting is one activity.
 const voteCountTimeout = 10 * time.Second
 
-// waitForVoteResult waits until the run has counted a person's answer and says what it came to. What cannot be known in time is
-// left as recorded: the answer itself is delivered.
+// waitForVoteResult waits until the playbook run has counted a vote, and sets the result. After voteCountTimeout the
+// result stays ResultRecorded: the vote itself is delivered.
 func (d *ApprovalService) waitForVoteResult(ctx context.Context, s Principal, v VoteRequest, a *VoteResult) {
 	if a.Result != ResultRecorded {
 		return
@@ -68,7 +68,7 @@ func (d *ApprovalService) waitForVoteResult(ctx context.Context, s Principal, v 
 	}
 }
 
-// checkVoteResult looks once; true if it is known what the answer came to.
+// checkVoteResult reads the result of a vote once, and reports whether it is known.
 func (d *ApprovalService) checkVoteResult(ctx context.Context, s Principal, v VoteRequest, a *VoteResult) bool {
 	open, err := d.QueryService.openRequests(ctx, a.WorkflowID)
 	if err != nil {
@@ -80,7 +80,8 @@ func (d *ApprovalService) checkVoteResult(ctx context.Context, s Principal, v Vo
 		}
 		ignored := ignoredVoteReasons(q, s.Name)
 		switch {
-		case v.Approve && !v.BreakGlass && slices.Contains(q.ApprovedBy, s.Name): // whoever breaks the glass may have said yes before
+		// A break-glass vote may follow a normal one.
+		case v.Approve && !v.BreakGlass && slices.Contains(q.ApprovedBy, s.Name):
 			a.ApprovalRequest, a.Result = q, ResultCounted
 			a.Message = fmt.Sprintf("%s approved %s: %s", s.Name, quoteRequest(q), display.DescribeApprovalProgress(q.ApprovedBy, q.Approvers.Quorum, q.Approvers.Describe()))
 			if by := d.pausedBy(ctx); by != "" && len(q.Plans) > 0 {
@@ -88,7 +89,8 @@ func (d *ApprovalService) checkVoteResult(ctx context.Context, s Principal, v Vo
 			}
 		case len(ignored) > len(ignoredVoteReasons(a.ApprovalRequest, s.Name)):
 			a.ApprovalRequest, a.Result = q, ResultNotCounted
-			a.Message = fmt.Sprintf("the answer of %s to %s does not count: %s", s.Name, quoteRequest(q), ignored[len(ignored)-1])
+			a.Message = fmt.Sprintf("the vote of %s on %s does not count: %s", s.Name, quoteRequest(q),
+				ignored[len(ignored)-1])
 		default:
 			return false
 		}
@@ -115,56 +117,59 @@ func (d *ApprovalService) checkVoteResult(ctx context.Context, s Principal, v Vo
 		case v.Approve == c.Granted && c.Granted:
 			a.Message = fmt.Sprintf("%s %s %s: %s", s.Name, verb, quoteRequest(a.ApprovalRequest), display.DescribeApprovalProgress(c.ApprovedBy, a.Approvers.Quorum, ""))
 			if v.BreakGlass {
-				a.Message = fmt.Sprintf("%s broke the glass for %s, alone for the whole quorum", s.Name, quoteRequest(a.ApprovalRequest))
+				a.Message = fmt.Sprintf("%s approved %s alone with break-glass, for the complete quorum", s.Name,
+					quoteRequest(a.ApprovalRequest))
 			}
 			a.Message += d.describeAfterApproval(ctx, a.ApprovalRequest)
 		case v.Approve == c.Granted:
-			a.Message = fmt.Sprintf("%s %s %s: nothing of it is done", s.Name, verb, quoteRequest(a.ApprovalRequest))
-		default: // somebody else decided it meanwhile
-			a.Message = fmt.Sprintf("%s was %s meanwhile: %s", quoteRequest(a.ApprovalRequest), what, c.Reason)
+			a.Message = fmt.Sprintf("%s %s %s: it does not run", s.Name, verb, quoteRequest(a.ApprovalRequest))
+		default: // somebody else decided it in the meantime
+			a.Message = fmt.Sprintf("%s was already %s: %s", quoteRequest(a.ApprovalRequest), what, c.Reason)
 		}
 		return true
 	}
 	return false
 }
 
-// describeAfterApproval says what follows the last yes: while new containments are paused, the guards refuse what was approved.
+// describeAfterApproval returns what follows the last approval. While new containments are paused, the guards refuse
+// what was approved.
 func (d *ApprovalService) describeAfterApproval(ctx context.Context, q playbook.ApprovalRequest) string {
 	if by := d.pausedBy(ctx); by != "" && len(q.Plans) > 0 {
-		return fmt.Sprintf("; it is refused, since %s (%s); `stanch resume`, then ask for it again", playbooks.ReasonPaused, by)
+		return fmt.Sprintf("; it is refused, since %s (%s); run `stanch resume`, then request it again",
+			playbooks.ReasonPaused, by)
 	}
-	return "; it goes ahead"
+	return "; it runs now"
 }
 
-// ignoredVoteReasons are the reasons why answers of a person do not count that counting found. Answers that were refused when they
-// were given are in the question for the record alone, and may be counted after a later one.
+// ignoredVoteReasons returns why votes of a person were not counted. It leaves out votes that were rejected when they
+// were cast: they are in the question for the record only.
 func ignoredVoteReasons(q playbook.ApprovalRequest, name string) (reasons []string) {
-	var refused []string
+	var rejected []string
 	for _, signed := range q.Votes {
 		var v attestation.Vote
 		if json.Unmarshal(signed.Payload, &v) == nil && v.Person == name && v.RejectionReason != "" {
-			refused = append(refused, v.RejectionReason)
+			rejected = append(rejected, v.RejectionReason)
 		}
 	}
 	for _, i := range q.IgnoredVotes {
-		if reason, ok := strings.CutPrefix(i, name+": "); ok && !slices.Contains(refused, reason) {
+		if reason, ok := strings.CutPrefix(i, name+": "); ok && !slices.Contains(rejected, reason) {
 			reasons = append(reasons, reason)
 		}
 	}
 	return reasons
 }
 
-// quoteRequest names a question for a sentence.
+// quoteRequest returns the title of a question in quotes, with its duration.
 func quoteRequest(q playbook.ApprovalRequest) string {
 	return fmt.Sprintf("%q", truncateText(cmp.Or(q.Title, q.Step))) + q.DurationText()
 }
 
-// openRequests gives the open questions of one run.
+// openRequests returns the open questions of one playbook run.
 func (r *QueryService) openRequests(ctx context.Context, run string) (out []playbook.ApprovalRequest, err error) {
 	return out, r.queryWorkflow(ctx, run, workflows.QueryPendingApprovals, &out)
 }
 
-// closedRequests gives the closed questions of one run, the last ones.
+// closedRequests returns the most recently closed questions of one playbook run.
 func (r *QueryService) closedRequests(ctx context.Context, run string) (out []activities.ApprovalOutcome, err error) {
 	return out, r.queryWorkflow(ctx, run, workflows.QueryAnsweredApprovals, &out)
 }
@@ -175,13 +180,13 @@ func (r *QueryService) queryWorkflow(ctx context.Context, workflow, query string
 		err = value.Get(out)
 	}
 	if err != nil {
-		return fmt.Errorf("ask %s for %s: %w", workflow, query, err)
+		return fmt.Errorf("query %s of workflow %s: %w", query, workflow, err)
 	}
 	return nil
 }
 
-// findRequest finds what the person answers: by its name in the incident, or by its id, its title, its step or one of its
-// actions if only one open question has it. A question that was asked with other plans is named as what it is.
+// findRequest finds the question that a vote is for: by its qualified id, or by its id, title, step or action if that
+// matches one open question only. A vote for plans that changed since is an error.
 func (d *ApprovalService) findRequest(ctx context.Context, v VoteRequest) (*playbook.ApprovalRequest, error) {
 	pending, err := d.QueryService.PendingApprovals(ctx, v.IncidentID)
 	if err != nil {
@@ -192,7 +197,9 @@ func (d *ApprovalService) findRequest(ctx context.Context, v VoteRequest) (*play
 		p := &pending[i]
 		if v.PlansHash != "" && p.PlansHash != v.PlansHash {
 			if p.ReplacesHash == v.PlansHash {
-				return nil, &httpError{http.StatusConflict, "the plan changed since you were asked (" + strings.Join(p.ChangesSinceReplaced, "; ") + "): answer the new question"}
+				return nil, &httpError{http.StatusConflict,
+					"the plan changed since the question was asked (" + strings.Join(p.ChangesSinceReplaced,
+						"; ") + "); answer the new question"}
 			}
 			continue
 		}
@@ -207,23 +214,27 @@ func (d *ApprovalService) findRequest(ctx context.Context, v VoteRequest) (*play
 		}
 	}
 	if len(byID) > 0 {
-		found = byID // two runs may ask under one id
+		found = byID // two runs may use one id
 	}
 	switch {
 	case len(found) == 1:
 		return found[0], nil
 	case v.PlansHash != "" && len(found) == 0:
-		return nil, &httpError{http.StatusConflict, "this question is closed: it was answered, its time is over, or its plan changed"}
+		return nil, &httpError{http.StatusConflict,
+			"the question is closed: it was answered, it expired, or its plan changed"}
 	case len(found) > 1 && v.RequestID == "":
-		return nil, &httpError{http.StatusConflict, fmt.Sprintf("incident %s has %d open questions; name one of them:%s", v.IncidentID, len(found), describeOpenRequests(v.IncidentID, v.Approve, found))}
+		return nil, &httpError{http.StatusConflict, fmt.Sprintf("incident %s has %d open questions; choose one:%s",
+			v.IncidentID, len(found), describeOpenRequests(v.IncidentID, v.Approve, found))}
 	case len(found) > 1:
-		return nil, &httpError{http.StatusConflict, fmt.Sprintf("%q names %d open questions of %s; name one of them:%s", truncateText(v.RequestID), len(found), v.IncidentID, describeOpenRequests(v.IncidentID, v.Approve, found))}
+		return nil, &httpError{http.StatusConflict,
+			fmt.Sprintf("%q matches %d open questions of incident %s; choose one:%s", truncateText(v.RequestID),
+				len(found), v.IncidentID, describeOpenRequests(v.IncidentID, v.Approve, found))}
 	}
 	return nil, d.noOpenRequestError(ctx, v, pending)
 }
 
-// matchesRequest reports whether a person means the question by a text: its step's path or id, its name, or an action that it asks
-// about, in any case and spacing.
+// matchesRequest reports whether text is the step's path or id, the title, the question, or an action of q, ignoring
+// case and spacing.
 func matchesRequest(q playbook.ApprovalRequest, text string) bool {
 	same := func(name string) bool {
 		return name != "" && strings.EqualFold(strings.Join(strings.Fields(name), " "), strings.Join(strings.Fields(text), " "))
@@ -235,27 +246,29 @@ func matchesRequest(q playbook.ApprovalRequest, text string) bool {
 	return slices.ContainsFunc(q.Plans, func(p activities.PlanResult) bool { return same(p.Plan.Action) })
 }
 
-// describeOpenRequests lists open questions with the command that answers each.
+// describeOpenRequests lists open questions, each with the command that answers it.
 func describeOpenRequests(incident string, approve bool, all []*playbook.ApprovalRequest) string {
-	word := "deny"
+	command := "deny"
 	if approve {
-		word = "approve"
+		command = "approve"
 	}
 	var b strings.Builder
 	for _, q := range all {
-		fmt.Fprintf(&b, "\n  stanch %s %s '%s'   %s%s", word, incident, q.QualifiedID(), truncateText(q.Title), q.DurationText())
+		fmt.Fprintf(&b, "\n  stanch %s %s '%s'   %s%s", command, incident, q.QualifiedID(), truncateText(q.Title),
+			q.DurationText())
 	}
 	return b.String()
 }
 
-// noOpenRequestError says why there is nothing to answer: another name is open, it was answered already, or nothing was asked.
+// noOpenRequestError returns why no open question matches: others are open, it was answered, or none was asked.
 func (d *ApprovalService) noOpenRequestError(ctx context.Context, v VoteRequest, pending []playbook.ApprovalRequest) error {
 	if len(pending) > 0 {
 		var all []*playbook.ApprovalRequest
 		for i := range pending {
 			all = append(all, &pending[i])
 		}
-		return notFound("incident %s has no open question %q; open are:%s", v.IncidentID, truncateText(v.RequestID), describeOpenRequests(v.IncidentID, v.Approve, all))
+		return notFound("unknown question %[2]q in incident %[1]s; open questions:%[3]s", v.IncidentID,
+			truncateText(v.RequestID), describeOpenRequests(v.IncidentID, v.Approve, all))
 	}
 	in, err := d.QueryService.Incident(ctx, v.IncidentID)
 	if err != nil {
@@ -270,7 +283,8 @@ func (d *ApprovalService) noOpenRequestError(ctx context.Context, v VoteRequest,
 		}
 	}
 	if len(before) > 0 {
-		return &httpError{http.StatusConflict, fmt.Sprintf("incident %s asks nothing now; what was asked is answered: %s", v.IncidentID, truncateReason(strings.Join(before, "; ")))}
+		return &httpError{http.StatusConflict, fmt.Sprintf("incident %s has no open question; already answered: %s",
+			v.IncidentID, truncateReason(strings.Join(before, "; ")))}
 	}
-	return notFound("incident %s asks nothing; `stanch incidents %s` shows it", v.IncidentID, v.IncidentID)
+	return notFound("incident %s has no open question; see `stanch incidents %s`", v.IncidentID, v.IncidentID)
 }

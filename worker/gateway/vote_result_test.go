@@ -132,22 +132,26 @@ func TestAnAnswerNamesItsQuestionAndSaysWhatItCameTo(t *testing.T) {
 		require.ErrorContains(t, err, want)
 	}
 	// What is ambiguous lists the candidates, with the command for each.
-	fails("has 3 open questions; name one of them:\n  stanch approve "+testIncidentID+" 'steps[2]#1'   isolate the pod for 1h\n", "alice", true, "")
-	fails(`"pod.isolate" names 2 open questions`, "alice", true, "pod.isolate")
-	fails("has no open question \"isolate\"; open are:\n  stanch deny "+testIncidentID+" 'steps[2]#1'   isolate the pod for 1h\n", "alice", false, "isolate")
+	fails("has 3 open questions; choose one:\n  stanch approve "+testIncidentID+" 'steps[2]#1'   isolate the pod "+
+		"for 1h\n", "alice", true, "")
+	fails(`"pod.isolate" matches 2 open questions`, "alice", true, "pod.isolate")
+	fails("unknown question \"isolate\" in incident "+testIncidentID+"; open questions:\n  stanch deny "+testIncidentID+" 'steps[2]#1'   isolate the pod for 1h\n", "alice", false, "isolate")
 
 	// By its name, in any case and spacing; by its step, and its action.
-	says(`alice approved "isolate the pod" for 1h: 1 of 2 said yes (alice); waiting for one more of responders`, gateway.ResultCounted, "alice", true, " Isolate  the pod")
-	says(`the yes of alice to "isolate the pod" for 1h was counted already: 1 of 2 said yes (alice); waiting for one more of responders`, gateway.ResultAlreadyCounted, "alice", true, "steps[2]")
+	says(`alice approved "isolate the pod" for 1h: 1 of 2 approved (alice); waiting for 1 more of responders`,
+		gateway.ResultCounted, "alice", true, " Isolate  the pod")
+	says(`the yes of alice to "isolate the pod" for 1h was counted already: 1 of 2 approved (alice); waiting for 1 more of responders`, gateway.ResultAlreadyCounted, "alice", true, "steps[2]")
 	fails("eve may not answer this: it is for responders", "eve", true, "steps[2]")
-	says(`bob approved "isolate the pod" for 1h: 2 of 2 said yes (alice, bob); it goes ahead`, gateway.ResultApproved, "bob", true, "steps[2]#1")
-	says(`bob denied "stop the workload" for 1h: nothing of it is done`, gateway.ResultDenied, "bob", false, "workload.scale")
-	says(`alice approved "cut it off" for 1h: 1 of 2 said yes (alice); waiting for one more of responders`, gateway.ResultCounted, "alice", true, "cut")
+	says(`bob approved "isolate the pod" for 1h: 2 of 2 approved (alice, bob); it runs now`, gateway.ResultApproved,
+		"bob", true, "steps[2]#1")
+	says(`bob denied "stop the workload" for 1h: it does not run`, gateway.ResultDenied, "bob", false, "workload.scale")
+	says(`alice approved "cut it off" for 1h: 1 of 2 approved (alice); waiting for 1 more of responders`,
+		gateway.ResultCounted, "alice", true, "cut")
 
 	// Who has said yes may still break the glass.
 	a, err := d.Vote(t.Context(), who("alice"), gateway.VoteRequest{IncidentID: testIncidentID, Approve: true, BreakGlass: true, Reason: "nobody else is awake", WaitForResult: true})
 	require.NoError(t, err)
-	require.Equal(t, `alice broke the glass for "cut it off" for 1h, alone for the whole quorum; it goes ahead`, a.Message)
-	fails("asks nothing", "bob", true, "cut")
+	require.Equal(t, `alice approved "cut it off" for 1h alone with break-glass, for the complete quorum; it runs now`, a.Message)
+	fails("has no open question", "bob", true, "cut")
 	require.False(t, strings.Contains(a.Message, "\n"))
 }

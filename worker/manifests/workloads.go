@@ -151,7 +151,7 @@ func (o Options) sensorDaemonSet() runtime.Object {
 	args := []string{"--gateway", o.GatewayAddress, "--certs", "/etc/stanch/node", "--cri", o.CRISocket}
 	identity := []mountedVolume{{"certificate", hostPathVolume(o.NodeCertDir, corev1.HostPathDirectory), corev1.VolumeMount{MountPath: "/etc/stanch/node", ReadOnly: true}}}
 	if o.NodeCertDir == "" {
-		args = []string{"--gateway", o.GatewayAddress, "--enrol", o.enrollURL(), "--cri", o.CRISocket}
+		args = []string{"--gateway", o.GatewayAddress, "--enroll", o.enrollURL(), "--cri", o.CRISocket}
 		identity = enrollmentVolumes()
 	}
 	if o.LockDir != "" {

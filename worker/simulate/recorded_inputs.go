@@ -179,9 +179,9 @@ func (s *simulation) sendTriage(i int) {
 	}
 	s.sentTriage[i] = true
 	m := s.recording.TriageDecisions[i]
-	what := m.Person + " takes it over"
-	if m.Kind == string(incident.TriageFalsePositive) {
-		what = m.Person + " says that it is a false positive"
+	what := "assigned to " + m.Person
+	if kind := incident.TriageKind(m.Kind); kind.IsDisposition() {
+		what = m.Person + " resolves the incident as " + kind.Describe()
 	}
 	s.addEvent("mark", "%s", what)
 	s.testEnvironment.SignalWorkflow(workflows.SignalTriage, incident.TriageDecision{Kind: incident.TriageKind(m.Kind), Person: m.Person, Reason: m.Reason})

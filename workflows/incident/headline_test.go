@@ -49,8 +49,10 @@ func TestTheTimelineStaysInOrder(t *testing.T) {
 		story = append(story, e.Text)
 	}
 	require.Equal(t, []string{
-		"playbook hold started", "hold: pod.processes succeeded", "lease LSE-1 of pod.isolate on pod u-1: held, verified", "hold: pod.isolate applied and verified",
+		"playbook hold started", "hold: pod.processes succeeded",
+		"lease LSE-1 of pod.isolate on pod u-1: in force, verified", "hold: pod.isolate applied and verified",
 		"hold: ticket refused: no tickets are configured: add `ticket:` to stanch.yaml",
-		"playbook hold ended: contained: pod.isolate of pod u-1 applied and verified; remark: ticket was left out: no tickets are configured: add `ticket:` to stanch.yaml",
+		"playbook hold ended: contained: pod.isolate of pod u-1 applied and verified; note: ticket skipped: no " +
+			"tickets are configured: add `ticket:` to stanch.yaml",
 	}, story)
 }

@@ -16,16 +16,52 @@ import (
 	"stanch/workflows/chatmessage"
 )
 
-// TriageKind is what a person says about an incident.
+// TriageKind is what a person decides about an incident: who works on it, or what it turned out to be.
 type TriageKind string
 
-// The marks.
+// The triage kinds. After each of them no further playbook starts in the incident.
 const (
-	TriageAssigned      TriageKind = "taken-over"
+	// TriageAssigned makes the incident the person's own. Its running playbooks contain nothing further and their open
+	// questions are denied; leases stay in force until they end.
+	TriageAssigned TriageKind = "assigned"
+	// TriageFalsePositive resolves the incident: what was detected did not happen. Its leases are released and its open
+	// questions are denied.
 	TriageFalsePositive TriageKind = "false-positive"
+	// TriageTruePositive resolves the incident: it was an attack. Nothing is released or denied: leases stay in force until
+	// they end, and running playbooks and their open questions go on.
+	TriageTruePositive TriageKind = "true-positive"
+	// TriageBenign resolves the incident: what was detected happened and is permitted, such as a penetration test. It has the
+	// effects of TriageFalsePositive: a run that went on would contain again what was just released.
+	TriageBenign TriageKind = "benign"
 )
 
-// TriageDecision is a person's word about an incident, with the gateway's proof of whose it is.
+// Dispositions returns the kinds that resolve an incident.
+func Dispositions() []TriageKind {
+	return []TriageKind{TriageFalsePositive, TriageTruePositive, TriageBenign}
+}
+
+// IsDisposition reports whether k resolves an incident.
+func (k TriageKind) IsDisposition() bool { return slices.Contains(Dispositions(), k) }
+
+// ReleasesLeases reports whether k ends the incident's leases.
+func (k TriageKind) ReleasesLeases() bool { return k == TriageFalsePositive || k == TriageBenign }
+
+// SuspendsPlaybooks reports whether k stops running playbooks from containing further, which denies their open questions.
+func (k TriageKind) SuspendsPlaybooks() bool { return k == TriageAssigned || k.ReleasesLeases() }
+
+// Describe returns a disposition as a noun, such as "a false positive"; any other kind as it is.
+func (k TriageKind) Describe() string {
+	switch k {
+	case TriageFalsePositive:
+		return "a false positive"
+	case TriageTruePositive:
+		return "a true positive"
+	case TriageAssigned, TriageBenign:
+	}
+	return string(k)
+}
+
+// TriageDecision is what a person decided about an incident, with the grant by which the gateway proves who decided.
 type TriageDecision struct {
 	Kind   TriageKind           `json:"kind"`
 	Person string               `json:"person"`
@@ -33,17 +69,18 @@ type TriageDecision struct {
 	Grant  attestation.Envelope `json:"grant"`
 }
 
-// handleTriage takes in a person's word: Stanch starts nothing new in an incident that is a person's or that is none.
-// What holds goes on to its end.
+// handleTriage applies a person's decision. No further playbook starts in an incident that is assigned or resolved. Leases are
+// released by the gateway, with a grant of their own.
 func (r *incidentRun) handleTriage(ctx workflow.Context, m TriageDecision) {
 	now := workflow.Now(ctx)
-	text := m.Person + " has taken it over: nothing further is contained by itself"
-	switch m.Kind {
-	case TriageAssigned:
+	var text string
+	switch {
+	case m.Kind == TriageAssigned:
 		r.Incident.Assignee = m.Person
-	case TriageFalsePositive:
+		text = "assigned to " + m.Person + ": nothing further is contained automatically"
+	case m.Kind.IsDisposition():
 		r.Incident.Disposition, r.Incident.DispositionBy = string(m.Kind), m.Person
-		text = m.Person + " says that it is a false positive"
+		text = m.Person + " resolved the incident as " + m.Kind.Describe()
 	default:
 		return
 	}
@@ -52,8 +89,11 @@ func (r *incidentRun) handleTriage(ctx workflow.Context, m TriageDecision) {
 	}
 	r.addTimeline(now, text)
 	r.Incident.Updated = now
+	if !m.Kind.SuspendsPlaybooks() {
+		return
+	}
 	for _, p := range r.Incident.Playbooks {
-		if p.Ended.IsZero() { // one that has just ended hears nothing, and has nothing left to do
+		if p.Ended.IsZero() { // a run that has just ended does not receive the signal, and has nothing left to do
 			workflow.SignalExternalWorkflow(ctx, p.WorkflowID, "", workflows.SignalSuspend, notStartedReason(r.Incident))
 		}
 	}
@@ -128,7 +168,7 @@ func (s *incidentState) addActor(d sensors.Detection) {
 // notStartedReason says why a playbook that matches does not run.
 func notStartedReason(in playbooks.Incident) string {
 	if in.Disposition != "" {
-		return fmt.Sprintf("nothing further is contained: %s says that it is a false positive", in.DispositionBy)
+		return fmt.Sprintf("nothing further is contained: %s resolved the incident as %s", in.DispositionBy, TriageKind(in.Disposition).Describe())
 	}
-	return fmt.Sprintf("nothing further is contained: %s has taken it over", in.Assignee)
+	return fmt.Sprintf("nothing further is contained: the incident is assigned to %s", in.Assignee)
 }

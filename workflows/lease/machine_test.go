@@ -88,11 +88,11 @@ func TestAHeldLeaseThatIsNotVerifiedSaysWhy(t *testing.T) {
 	require.False(t, m.NeedsReapply, "what is in force is not applied again")
 	require.Contains(t, m.Reason, "no network interface was found")
 	require.Len(t, m.PendingReports, 1, "its incident is told")
-	require.Equal(t, "held, NOT verified", display.DescribeLease(m.PendingReports[0].Lease))
+	require.Equal(t, "in force, NOT verified", display.DescribeLease(m.PendingReports[0].Lease))
 
 	m.OnVerified(activities.VerifyResult{InForce: true}, nil, atOffset(time.Minute))
 	require.True(t, m.Verified)
-	require.Equal(t, "held, verified", display.DescribeLease(m.CurrentReport(atOffset(time.Minute))))
+	require.Equal(t, "in force, verified", display.DescribeLease(m.CurrentReport(atOffset(time.Minute))))
 }
 
 func TestWhatTheGuardsDoNotLetThroughEndsWithItsReason(t *testing.T) {
