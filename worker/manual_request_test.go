@@ -155,7 +155,7 @@ func TestAPersonContainsByRequest(t *testing.T) {
 	nothing := q
 	nothing.Reason = " "
 	_, err = ask("alice", nothing)
-	require.ErrorContains(t, err, "a reason is required")
+	require.ErrorContains(t, err, "missing reason")
 	for action, want := range map[string]string{"workload.scale": "pod.isolate", "pod.restart": "pod.isolate", "process.snapshot": "pod.isolate", "nothing": "pod.isolate"} {
 		other := q
 		other.Action = action
