@@ -155,7 +155,7 @@ func TestAPersonContainsByRequest(t *testing.T) {
 	nothing := q
 	nothing.Reason = " "
 	_, err = ask("alice", nothing)
-	require.ErrorContains(t, err, "a reason is required")
+	require.ErrorContains(t, err, "missing reason")
 	for action, want := range map[string]string{"workload.scale": "pod.isolate", "pod.restart": "pod.isolate", "process.snapshot": "pod.isolate", "nothing": "pod.isolate"} {
 		other := q
 		other.Action = action
@@ -189,7 +189,7 @@ func TestAPersonContainsByRequest(t *testing.T) {
 	require.Equal(t, []string{"person:alice"}, in.Actors)
 	require.Contains(t, in.Summary, "beacons to 203.0.113.9")
 	require.True(t, slices.ContainsFunc(in.Timeline, func(l playbooks.TimelineEntry) bool {
-		return strings.Contains(l.Text, "alice (uid of alice) asked for pod.isolate for 1h: beacons")
+		return strings.Contains(l.Text, "alice (uid of alice) requested pod.isolate for 1h: beacons")
 	}))
 
 	// The same request again is the same one; another one joins the lease.

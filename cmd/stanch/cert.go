@@ -151,7 +151,7 @@ func rotateKeyCommand(g *globalFlags) *cobra.Command {
 		Long: `Create a new key that signs grants, attestations and tokens, on your rotation schedule or after a
 key leaked. Signatures of the old key stay valid: leases go on, and evidence still verifies. With
 --distrust they become invalid; use it when somebody else may have the old key. Leases in force then
-end on time and cannot be released early.
+end by themselves.
 
 With --payload create a new key that encrypts what Temporal stores; the old key still decrypts.
 Restart every worker after either rotation.`,

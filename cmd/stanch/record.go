@@ -15,8 +15,8 @@ import (
 func recordCommand(g *globalFlags) *cobra.Command {
 	var anonymize bool
 	c := &cobra.Command{
-		Use: "record ID > FILE", Short: "Export an incident as a recording", Args: validateArgs(cobra.ExactArgs(1)),
-		Long: `Export an incident as a recording to replay with stanch simulate or stanch test: its detections, the
+		Use: "record ID", Short: "Export an incident as a recording", Args: validateArgs(cobra.ExactArgs(1)),
+		Long: `Print an incident as a recording to replay with stanch simulate or stanch test: its detections, the
 results of all actions, the decisions and who made them, and the outcome of each step.
 
 A recording has no signatures, and strings that look like secrets are removed. --anonymize also

@@ -17,14 +17,15 @@ func resolveCommand(g *globalFlags) *cobra.Command {
 	c := &cobra.Command{
 		Use: "resolve INCIDENT --as DISPOSITION", Short: "Resolve an incident with a disposition", Args: validateArgs(cobra.ExactArgs(1)),
 		Long: `Resolve an open incident once you know what it was. The disposition is recorded with your name in
-the incident, the audit and the chat, and no further playbook starts in the incident. --as is one of:
+the incident, the audit and the chat, and no further playbook starts in it. --as is one of:
 
   false-positive   it did not happen: leases are released, open questions are denied
   benign           it happened and is permitted, such as a penetration test: leases are released,
                    open questions are denied
   true-positive    it was an attack: nothing is released or denied; leases stay in force until they
                    end, and running playbooks finish`,
-		Example: `  stanch resolve INC-01JABCDEFGHJKMNPQRSTVWXYZ0 --as false-positive --reason "the nightly build"
+		Example: `  stanch resolve INC-01JABCDEFGHJKMNPQRSTVWXYZ0 --as benign --reason "the nightly build"
+  stanch resolve INC-01JABCDEFGHJKMNPQRSTVWXYZ0 --as false-positive
   stanch resolve INC-01JABCDEFGHJKMNPQRSTVWXYZ0 --as true-positive --reason "image replaced, credentials rotated"`,
 		RunE: func(cmd *cobra.Command, ids []string) error {
 			kind := incident.TriageKind(disposition)

@@ -249,7 +249,7 @@ func TestPeopleDecideInSlack(t *testing.T) {
 	in := c.WaitForIncident(t, box.ID, 30*time.Second, "held", isIsolated)
 	require.True(t, box.IsSilent(300*time.Millisecond))
 	m = c.waitForMessage(t, in.ID, "what holds, with its buttons", func(m slack.Message) bool {
-		return len(m.Buttons(t)["release"]) == 1 && len(m.Buttons(t)["approve"]) == 0 && strings.Contains(string(m.Blocks), "held, ")
+		return len(m.Buttons(t)["release"]) == 1 && len(m.Buttons(t)["approve"]) == 0 && strings.Contains(string(m.Blocks), "in force, ")
 	})
 	require.Contains(t, string(m.Blocks), "approved by alice (Slack member U0ALICE), carol (Slack member U0CAROL)")
 
