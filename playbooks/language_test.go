@@ -175,9 +175,9 @@ func FuzzLoad(f *testing.F) {
 			f.Add(source)
 		}
 	}
-	called, err := os.ReadFile("testdata/constructs/call/hold-pods.yaml")
+	called, err := os.ReadFile("testdata/constructs/call/isolate-pods.yaml")
 	require.NoError(f, err)
-	callee, problems := playbooks.LoadPlaybook("hold-pods.yaml", called, newTestCatalog())
+	callee, problems := playbooks.LoadPlaybook("isolate-pods.yaml", called, newTestCatalog())
 	require.NoError(f, problems.Err())
 	f.Fuzz(func(t *testing.T, source []byte) {
 		began := time.Now()

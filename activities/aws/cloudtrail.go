@@ -23,7 +23,7 @@ var _ activities.Observer = (*cloudTrailEvidence)(nil)
 
 // cloudTrailParams are the parameters of aws.cloudtrail.
 type cloudTrailParams struct {
-	Hours int `json:"hours,omitempty" jsonschema:"minimum=1,maximum=168" doc:"how far back from the incident's begin; 2 if not given"`
+	Hours int `json:"hours,omitempty" jsonschema:"minimum=1,maximum=168" doc:"hours before the start of the incident; default 2"`
 }
 
 // The bounds: CloudTrail answers two lookups a second and account, and the step must end.
@@ -43,7 +43,7 @@ func (*cloudTrailEvidence) Spec() playbooks.ActionSpec {
 	return playbooks.ActionSpec{
 		Name: "aws.cloudtrail", Verb: playbooks.VerbEvidence, Class: playbooks.ClassObserve, AttemptTimeout: 25 * time.Second,
 		Targets: []playbooks.TargetKind{playbooks.TargetRole, playbooks.TargetUser, playbooks.TargetKey}, Params: cloudTrailParams{},
-		Doc:                "Keep what CloudTrail has of the role, its sessions, the user or the key; \"none found\" is not \"none happened\".",
+		Doc:                "Capture CloudTrail events about the role, its sessions, the user or the key; \"none found\" does not mean \"none happened\".",
 		PlanIAMPermissions: rights, ApplyIAMPermissions: rights,
 	}
 }

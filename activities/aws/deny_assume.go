@@ -25,7 +25,7 @@ var _ activities.Containment = (*denyAssumeAction)(nil)
 
 // denyAssumeParams are the parameters of aws.irsa.untrust.
 type denyAssumeParams struct {
-	ServiceAccounts []string `json:"service_accounts" jsonschema:"required" doc:"who may no longer assume the role: namespace/name of service accounts"`
+	ServiceAccounts []string `json:"service_accounts" jsonschema:"required" doc:"service accounts (namespace/name) that may no longer assume the role"`
 }
 
 var serviceAccountPattern = regexp.MustCompile(`^[a-z0-9]([a-z0-9.-]{0,252})/[a-z0-9]([a-z0-9.-]{0,252})$`)
@@ -60,7 +60,7 @@ func (*denyAssumeAction) Spec() playbooks.ActionSpec {
 	return playbooks.ActionSpec{
 		Name: "aws.irsa.untrust", Verb: playbooks.VerbContain, Class: playbooks.ClassDisrupt, Facet: playbooks.FacetTrust,
 		Targets: []playbooks.TargetKind{playbooks.TargetRole}, Reversible: true, EndMechanism: playbooks.EndByProvider, D3FENDTechnique: "D3-AL", AttemptTimeout: 30 * time.Second, Params: denyAssumeParams{},
-		Doc:                "Tighten the role's trust policy so that these service accounts get no new credentials of it (IRSA).",
+		Doc:                "Restrict the role's trust policy so that these service accounts get no new credentials for it (IRSA).",
 		PlanIAMPermissions: []playbooks.IAMPermission{rolePermission("iam:GetRole")}, ApplyIAMPermissions: []playbooks.IAMPermission{rolePermission("iam:GetRole", "iam:UpdateAssumeRolePolicy")},
 		CombineParams: unionOfSubjects,
 	}

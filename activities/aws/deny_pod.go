@@ -33,7 +33,7 @@ func (*denyPodAction) Spec() playbooks.ActionSpec {
 	return playbooks.ActionSpec{
 		Name: "aws.role.deny-pod", Verb: playbooks.VerbContain, Class: playbooks.ClassContain, Facet: playbooks.FacetIdentity,
 		Targets: []playbooks.TargetKind{playbooks.TargetPod}, Reversible: true, EndMechanism: playbooks.EndByProvider, D3FENDTechnique: "D3-AL", AttemptTimeout: 30 * time.Second,
-		Doc:             "Deny everything to the credentials that EKS Pod Identity gave or gives to this one pod, and to no other of its role.",
+		Doc:             "Deny everything to the credentials that EKS Pod Identity issues to this pod; other pods with the same role are not affected.",
 		PlanPermissions: podReadPermissions(), ApplyPermissions: podReadPermissions(),
 		PlanIAMPermissions:  append(rolePlanPermissions(), associationReadPermissions()...),
 		ApplyIAMPermissions: append(inlineRolePermissions(), associationReadPermissions()...),

@@ -23,7 +23,7 @@ func (*denyUserAction) Spec() playbooks.ActionSpec {
 	return playbooks.ActionSpec{
 		Name: "aws.user.deny", Verb: playbooks.VerbContain, Class: playbooks.ClassContain, Facet: playbooks.FacetIdentity,
 		Targets: []playbooks.TargetKind{playbooks.TargetUser}, Reversible: true, EndMechanism: playbooks.EndByProvider, D3FENDTechnique: "D3-AL", AttemptTimeout: 30 * time.Second,
-		Doc:                "Deny everything to an IAM user, whichever of its keys or passwords is used.",
+		Doc:                "Deny everything to an IAM user, with any of its keys or passwords.",
 		PlanIAMPermissions: []playbooks.IAMPermission{plan},
 		ApplyIAMPermissions: []playbooks.IAMPermission{
 			plan, userPermission("iam:PutUserPolicy", "iam:DeleteUserPolicy", "iam:SimulatePrincipalPolicy"),

@@ -27,7 +27,7 @@ func (*disableKeyAction) Spec() playbooks.ActionSpec {
 	return playbooks.ActionSpec{
 		Name: "aws.key.disable", Verb: playbooks.VerbContain, Class: playbooks.ClassContain, Facet: playbooks.FacetIdentity,
 		Targets: []playbooks.TargetKind{playbooks.TargetKey}, Reversible: true, EndMechanism: playbooks.EndByStanch, D3FENDTechnique: "D3-ACI", AttemptTimeout: 30 * time.Second,
-		Doc:                "Make one access key inactive; credentials that were made with it outlive that.",
+		Doc:                "Disable one access key; temporary credentials created with it stay valid.",
 		PlanIAMPermissions: []playbooks.IAMPermission{plan}, ApplyIAMPermissions: []playbooks.IAMPermission{plan, userPermission("iam:UpdateAccessKey", "iam:TagUser", "iam:UntagUser")},
 	}
 }

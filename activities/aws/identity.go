@@ -76,7 +76,7 @@ func (*identityAction) Spec() playbooks.ActionSpec {
 	return playbooks.ActionSpec{
 		Name: "aws.identity", Verb: playbooks.VerbEnrich, Class: playbooks.ClassObserve, AttemptTimeout: 30 * time.Second,
 		Targets: []playbooks.TargetKind{playbooks.TargetPod, playbooks.TargetContainer}, Outputs: Identity{},
-		Doc:             "Find out who the pod is in AWS, what its role may do, and who else uses it.",
+		Doc:             "Look up the pod's AWS identity, the permissions of its role, and who else uses the role.",
 		PlanPermissions: rights, ApplyPermissions: rights, PlanIAMPermissions: cloud, ApplyIAMPermissions: cloud,
 	}
 }

@@ -27,7 +27,7 @@ func (*revokeSessionsAction) Spec() playbooks.ActionSpec {
 		Name: "aws.role.revoke-sessions", Verb: playbooks.VerbContain, Class: playbooks.ClassDisrupt, Facet: playbooks.FacetIdentity,
 		Targets: []playbooks.TargetKind{playbooks.TargetRole}, Reversible: true, EndMechanism: playbooks.EndByProvider, D3FENDTechnique: "D3-ACI", AttemptTimeout: 30 * time.Second,
 		MinDuration:        time.Hour, // no role's longest session is shorter
-		Doc:                "Deny everything to all credentials that the role has given out until now; every workload that shares it has to get new ones.",
+		Doc:                "Deny everything to all credentials that the role issued until now; every workload that shares the role must request new ones.",
 		PlanIAMPermissions: rolePlanPermissions(), ApplyIAMPermissions: inlineRolePermissions(),
 	}
 }

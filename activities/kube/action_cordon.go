@@ -23,7 +23,7 @@ func (*cordonAction) Spec() playbooks.ActionSpec {
 	return playbooks.ActionSpec{
 		Name: "node.cordon", Verb: playbooks.VerbContain, Class: playbooks.ClassDisrupt, Facet: playbooks.FacetScheduling,
 		Targets: []playbooks.TargetKind{playbooks.TargetPod}, Reversible: true, EndMechanism: playbooks.EndByStanch, D3FENDTechnique: "D3-EI",
-		Doc:             "Let nothing new be scheduled on the node under the pod; what runs there goes on. Never the last node.",
+		Doc:             "Schedule no new pods on the pod's node; running pods are not affected. Never cordons the last node.",
 		PlanPermissions: PermissionsFromRBAC(p.PlanRules), ApplyPermissions: PermissionsFromRBAC(p.ApplyRules),
 	}
 }

@@ -15,7 +15,7 @@ import (
 // restartParams are the parameters of pod.restart. What an attacker left running decides nothing: the pod's own grace
 // period, which may be hours, does not count.
 type restartParams struct {
-	GraceSeconds int64 `json:"grace,omitempty" jsonschema:"minimum=1,maximum=60" doc:"seconds that its processes have to end before they are killed; 10 if not given"`
+	GraceSeconds int64 `json:"grace,omitempty" jsonschema:"minimum=1,maximum=60" doc:"seconds until its processes are killed; default 10"`
 }
 
 // restartTimeout holds the longest grace and the time in which a kubelet tells that all is gone.
@@ -30,7 +30,7 @@ func (*restartAction) Spec() playbooks.ActionSpec {
 	return playbooks.ActionSpec{
 		Name: "pod.restart", Verb: playbooks.VerbContain, Class: playbooks.ClassContain, Facet: playbooks.FacetExecution,
 		Targets: []playbooks.TargetKind{playbooks.TargetPod}, Params: restartParams{}, D3FENDTechnique: "D3-PT", AttemptTimeout: restartTimeout,
-		Doc:             "Evict one pod, so that its controller starts another from the image; what was only in the pod is lost.",
+		Doc:             "Evict one pod, so that its controller starts another from the image; data that exists only in the pod is lost.",
 		PlanPermissions: PermissionsFromRBAC(p.PlanRules), ApplyPermissions: PermissionsFromRBAC(p.ApplyRules),
 	}
 }

@@ -16,7 +16,7 @@ import (
 
 // scaleParams are the parameters of workload.scale.
 type scaleParams struct {
-	Replicas int32 `json:"replicas" jsonschema:"minimum=0,maximum=1000" doc:"how many replicas to leave"`
+	Replicas int32 `json:"replicas" jsonschema:"minimum=0,maximum=1000" doc:"the number of replicas to keep"`
 }
 
 type scaleAction struct{ client kubernetes.Interface }
@@ -28,7 +28,7 @@ func (*scaleAction) Spec() playbooks.ActionSpec {
 	return playbooks.ActionSpec{
 		Name: "workload.scale", Verb: playbooks.VerbContain, Class: playbooks.ClassDisrupt, Facet: playbooks.FacetReplicas,
 		Targets: []playbooks.TargetKind{playbooks.TargetWorkload}, Reversible: true, EndMechanism: playbooks.EndByStanch, Params: scaleParams{}, D3FENDTechnique: "D3-PT",
-		Doc:             "Scale a Deployment, StatefulSet or ReplicaSet, and back to what it was when the lease ends.",
+		Doc:             "Scale a Deployment, StatefulSet or ReplicaSet, and restore the previous replica count when the lease ends.",
 		PlanPermissions: PermissionsFromRBAC(p.PlanRules), ApplyPermissions: PermissionsFromRBAC(p.ApplyRules), CombineParams: fewestReplicas,
 	}
 }

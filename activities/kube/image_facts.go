@@ -35,7 +35,7 @@ func (*imageAction) Spec() playbooks.ActionSpec {
 	p := ImagePermissions()
 	return playbooks.ActionSpec{
 		Name: "image", Verb: playbooks.VerbEnrich, Class: playbooks.ClassObserve, Targets: []playbooks.TargetKind{playbooks.TargetPod},
-		Doc:     "Find out since when the image's digest is here, who rolled it out, and what the cluster knows of its holes and its signature.",
+		Doc:     "Look up when the image digest first appeared, who rolled it out, and what the cluster knows about its vulnerabilities and signature.",
 		Outputs: activities.ImageFacts{}, PlanPermissions: PermissionsFromRBAC(p.PlanRules), ApplyPermissions: PermissionsFromRBAC(p.ApplyRules),
 	}
 }

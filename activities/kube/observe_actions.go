@@ -59,9 +59,9 @@ func LeaseForRequest(r activities.Request) Lease {
 
 // logsParams are the parameters of pod.logs.
 type logsParams struct {
-	TailLines        int64  `json:"tail,omitempty" jsonschema:"minimum=1,maximum=100000" doc:"lines from the end; all if not given"`
-	PreviousInstance bool   `json:"previous,omitempty" doc:"also of the container's life before its last restart"`
-	Container        string `json:"container,omitempty" doc:"one container; that of the detection if not given"`
+	TailLines        int64  `json:"tail,omitempty" jsonschema:"minimum=1,maximum=100000" doc:"lines from the end; default all"`
+	PreviousInstance bool   `json:"previous,omitempty" doc:"also the logs before the last restart of the container"`
+	Container        string `json:"container,omitempty" doc:"one container; default the detection's container"`
 }
 
 type logsAction struct{ client kubernetes.Interface }
@@ -72,7 +72,7 @@ func (*logsAction) Spec() playbooks.ActionSpec {
 	p := LogsPermissions()
 	return playbooks.ActionSpec{
 		Name: "pod.logs", Verb: playbooks.VerbEvidence, Class: playbooks.ClassObserve, Targets: []playbooks.TargetKind{playbooks.TargetPod},
-		Doc: "Keep what the container has written.", Params: logsParams{}, PlanPermissions: PermissionsFromRBAC(p.PlanRules), ApplyPermissions: PermissionsFromRBAC(p.ApplyRules),
+		Doc: "Capture the container's logs.", Params: logsParams{}, PlanPermissions: PermissionsFromRBAC(p.PlanRules), ApplyPermissions: PermissionsFromRBAC(p.ApplyRules),
 	}
 }
 
@@ -121,7 +121,7 @@ func (*manifestAction) Spec() playbooks.ActionSpec {
 	p := ManifestPermissions()
 	return playbooks.ActionSpec{
 		Name: "pod.manifest", Verb: playbooks.VerbEvidence, Class: playbooks.ClassObserve, Targets: []playbooks.TargetKind{playbooks.TargetPod},
-		Doc: "Keep the pod as the API server has it, without secret values.", PlanPermissions: PermissionsFromRBAC(p.PlanRules), ApplyPermissions: PermissionsFromRBAC(p.ApplyRules),
+		Doc: "Capture the pod's manifest from the API server, without secret values.", PlanPermissions: PermissionsFromRBAC(p.PlanRules), ApplyPermissions: PermissionsFromRBAC(p.ApplyRules),
 	}
 }
 
@@ -159,7 +159,7 @@ func (*workloadAction) Spec() playbooks.ActionSpec {
 	return playbooks.ActionSpec{
 		Name: "workload", Verb: playbooks.VerbEnrich, Class: playbooks.ClassObserve,
 		Targets: []playbooks.TargetKind{playbooks.TargetPod, playbooks.TargetContainer},
-		Doc:     "Find out whose it is, what changed, where else the image runs and what its service account may do.",
+		Doc:     "Look up the owner, recent changes, other pods with the same image, and the permissions of the service account.",
 		Outputs: activities.WorkloadContext{}, PlanPermissions: PermissionsFromRBAC(p.PlanRules), ApplyPermissions: PermissionsFromRBAC(p.ApplyRules),
 	}
 }

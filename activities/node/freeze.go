@@ -23,7 +23,7 @@ func (*FreezeAction) Spec() playbooks.ActionSpec {
 	return playbooks.ActionSpec{
 		Name: "pod.freeze", Verb: playbooks.VerbContain, Class: playbooks.ClassContain, Facet: playbooks.FacetExecution,
 		Targets: []playbooks.TargetKind{playbooks.TargetPod, playbooks.TargetContainer}, Reversible: true, EndMechanism: playbooks.EndByStanch, MaxDuration: 2 * time.Minute, D3FENDTechnique: "D3-PS",
-		Doc: "Stop every process of the pod where it stands, for seconds: longer, and its probes fail and the kubelet kills it.",
+		Doc: "Freeze every process of the pod for seconds; if it lasts longer, its probes fail and the kubelet kills it.",
 	}
 }
 

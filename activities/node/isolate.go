@@ -52,7 +52,7 @@ func (*IsolateAction) Spec() playbooks.ActionSpec {
 	return playbooks.ActionSpec{
 		Name: "pod.isolate", Verb: playbooks.VerbContain, Class: playbooks.ClassContain, Facet: playbooks.FacetNetwork,
 		Targets: []playbooks.TargetKind{playbooks.TargetPod, playbooks.TargetContainer}, Reversible: true, EndMechanism: playbooks.EndByKernel, Params: IsolateParams{}, D3FENDTechnique: "D3-NI",
-		Doc:             "Take the network from one pod and none of its siblings: the node's egress lock at once, and a NetworkPolicy.",
+		Doc:             "Isolate one pod from the network, and none of its siblings: with the node's egress lock at once, and with a NetworkPolicy.",
 		PlanPermissions: kube.PermissionsFromRBAC(p.PlanRules), ApplyPermissions: kube.PermissionsFromRBAC(p.ApplyRules), CombineParams: intersectParams,
 	}
 }

@@ -29,7 +29,7 @@ func (*SnapshotAction) Spec() playbooks.ActionSpec {
 	return playbooks.ActionSpec{
 		Name: "process.snapshot", Verb: playbooks.VerbEvidence, Class: playbooks.ClassObserve,
 		Targets: []playbooks.TargetKind{playbooks.TargetPod, playbooks.TargetContainer}, D3FENDTechnique: "D3-PA",
-		Doc: "Keep the processes, their sockets and files, and a copy of executables that are not in the image.",
+		Doc: "Capture the processes, their sockets and files, and a copy of executables that are not in the image.",
 	}
 }
 

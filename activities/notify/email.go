@@ -53,8 +53,8 @@ var _ activities.Observer = (*EmailAction)(nil)
 
 // EmailParams are the parameters of email.
 type EmailParams struct {
-	Recipients []string `json:"to,omitempty" doc:"who gets it, out of email.to in stanch.yaml; all of them if not given"`
-	Text       string   `json:"text,omitempty" doc:"what to say; the incident's summary if not given"`
+	Recipients []string `json:"to,omitempty" doc:"recipients from email.to in stanch.yaml; default all"`
+	Text       string   `json:"text,omitempty" doc:"the text; default the incident's summary"`
 }
 
 // Spec declares email.

@@ -17,14 +17,14 @@ var _ activities.Observer = (*LogAction)(nil)
 
 // LogParams are the parameters of log.
 type LogParams struct {
-	Text string `json:"text,omitempty" doc:"what to say; the incident's summary if not given"`
+	Text string `json:"text,omitempty" doc:"the text; default the incident's summary"`
 }
 
 // Spec declares log.
 func (*LogAction) Spec() playbooks.ActionSpec {
 	return playbooks.ActionSpec{
 		Name: "log", Verb: playbooks.VerbNotify, Class: playbooks.ClassObserve, Targets: []playbooks.TargetKind{playbooks.TargetIncident},
-		Doc: "Write a line into Stanch's own log.", Params: LogParams{},
+		Doc: "Write a line to Stanch's log.", Params: LogParams{},
 	}
 }
 

@@ -46,7 +46,7 @@ var _ activities.Observer = (*WebhookAction)(nil)
 // WebhookParams are the parameters of webhook.
 type WebhookParams struct {
 	ReceiverName string `json:"name" jsonschema:"required" doc:"the receiver's name under webhooks in stanch.yaml"`
-	Text         string `json:"text,omitempty" doc:"what to say; the incident's summary if not given"`
+	Text         string `json:"text,omitempty" doc:"the text; default the incident's summary"`
 }
 
 // WebhookMessage is what a receiver gets.

@@ -17,14 +17,14 @@ var _ activities.Observer = (*NotifyAction)(nil)
 
 // NotifyParams are the parameters of slack.
 type NotifyParams struct {
-	Text string `json:"text,omitempty" doc:"what to say; the incident's summary if not given"`
+	Text string `json:"text,omitempty" doc:"the text; default the incident's summary"`
 }
 
 // Spec declares slack.
 func (*NotifyAction) Spec() playbooks.ActionSpec {
 	return playbooks.ActionSpec{
 		Name: "slack", Verb: playbooks.VerbNotify, Class: playbooks.ClassObserve, Targets: []playbooks.TargetKind{playbooks.TargetIncident},
-		Doc: "Write a line into the incident's thread in Slack.", Params: NotifyParams{},
+		Doc: "Post a message to the incident's Slack thread.", Params: NotifyParams{},
 	}
 }
 

@@ -62,8 +62,8 @@ var _ activities.Observer = (*CreateAction)(nil)
 
 // CreateParams are the parameters of create.
 type CreateParams struct {
-	Title  string   `json:"title,omitempty" doc:"the title; the incident and its workload if not given"`
-	Labels []string `json:"labels,omitempty" doc:"labels beside those of stanch.yaml"`
+	Title  string   `json:"title,omitempty" doc:"the title; default the incident and its workload"`
+	Labels []string `json:"labels,omitempty" doc:"labels in addition to those in stanch.yaml"`
 }
 
 // CreateOutputs are the outputs of create.
@@ -80,7 +80,7 @@ const ticketTimeout = 5 * time.Minute
 func (*CreateAction) Spec() playbooks.ActionSpec {
 	return playbooks.ActionSpec{
 		Name: "create", Verb: playbooks.VerbTicket, Class: playbooks.ClassObserve, Targets: []playbooks.TargetKind{playbooks.TargetIncident},
-		Doc:    "Open a ticket with what is known and the evidence's manifest, once for an incident.",
+		Doc:    "Create a ticket with the known facts and the evidence manifest, once per incident.",
 		Params: CreateParams{}, Outputs: CreateOutputs{}, AttemptTimeout: ticketTimeout,
 	}
 }
