@@ -66,7 +66,7 @@ people:
 	}
 	in.waitForIncident(t, pod, "an open question", func(i playbooks.Incident) error {
 		raw, err := in.tryStanch(t.Context(), "incidents", i.ID, "--data", in.data)
-		if err == nil && !strings.Contains(string(raw), "start the pod anew") {
+		if err == nil && !strings.Contains(string(raw), "restart the pod from its image") {
 			err = fmt.Errorf("nothing is asked: %s", raw)
 		}
 		return err
