@@ -75,7 +75,7 @@ func newExampleDir(t *testing.T, stanch string, recording []byte) string {
 		"playbooks/cryptominer.yaml": playbook("cryptominer"),
 		"playbooks/cryptominer_test.yaml": "playbook: cryptominer.yaml\ntests:\n  - name: the pod is isolated\n    detections: [{ rule: miner-process }]\n" +
 			"    expect: [{ step: isolate, outcome: changed }]\n",
-		"my-rules/pack.yaml":    "overrides:\n  - rule: terminal-shell\n    severity: low\n    because: engineers debug builds there\n",
+		"my-rules/pack.yaml":    "overrides:\n  - rule: terminal-shell\n    severity: low\n    reason: engineers debug builds there\n",
 		"recorded_events.jsonl": `{"id":"1","kind":"exec","process":{"exe":"/bin/sh","tty":"pts0"},"container":{"id":"c"}}` + "\n",
 		"recording.json":        string(recording),
 		"recordings/miner.json": string(recording),

@@ -125,7 +125,7 @@ func TestEachChangeOfAnArchiveIsNamed(t *testing.T) {
 		"a history left out": {func(v map[string]any) { v["histories"] = histories(v)[1:] }, "missing or changed in the archive"},
 		"the statement": {func(v map[string]any) {
 			st := v["statement"].(map[string]any)
-			st["body"] = "e30="
+			st["payload"] = "e30="
 		}, "statement does not hold"},
 		"another incident": {func(v map[string]any) { v["incident"] = "INC-01JABCDEFGHJKMNPQRSTVWXYZ9" }, "the archive is of INC-01JABCDEFGHJKMNPQRSTVWXYZ9"},
 	} {
