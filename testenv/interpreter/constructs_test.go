@@ -57,11 +57,11 @@ func TestEveryConstructRuns(t *testing.T) {
         for: 1h
   - notify: tell
     target: incident.targets[0]
-    if: each.outcome == "succeeded" && each.targets == 2
+    if: each.outcome == "changed" && each.targets == 2
 `,
 				wantLines: []string{
-					"steps[0] snapshot changed", "steps[0] snapshot changed", "each[0]/c ctx changed", "each[0]/steps[1].steps[1] isolate changed",
-					"each[1]/c ctx changed", "each[1]/steps[1].steps[1] isolate changed", "steps[2] tell changed",
+					"steps[0] snapshot succeeded", "steps[0] snapshot succeeded", "each[0]/c ctx succeeded", "each[0]/steps[1].steps[1] isolate changed",
+					"each[1]/c ctx succeeded", "each[1]/steps[1].steps[1] isolate changed", "steps[2] tell succeeded",
 				},
 			}, outcome: "changed", inOrder: true,
 		},
@@ -80,16 +80,16 @@ func TestEveryConstructRuns(t *testing.T) {
         target: incident.targets[0]
 `,
 				wantLines: []string{
-					"steps[0] snapshot changed", "steps[0] snapshot changed", "steps[1][0]/steps[1].steps[0] isolate refused (host network)",
-					"steps[1][1]/steps[1].steps[0] isolate changed", "steps[1].on_failure[0] tell changed",
+					"steps[0] snapshot succeeded", "steps[0] snapshot succeeded", "steps[1][0]/steps[1].steps[0] isolate refused (host network)",
+					"steps[1][1]/steps[1].steps[0] isolate changed", "steps[1].on_failure[0] tell succeeded",
 				},
-			}, outcome: "changed", inOrder: true,
+			}, outcome: "succeeded", inOrder: true,
 		},
 		"what failed is known, and only that is mended": {
 			testScenario: testScenario{
 				errorsByAction: map[string][]error{"isolate": {activities.Refusef("host network"), nil}},
 				stepsYAML:      "\n  - evidence: snapshot\n  - contain: isolate\n    id: hold\n    for: 1h\n    on_failure:\n      - contain: freeze\n        for: 1h\n        target: hold.failed\n",
-				wantLines:      []string{"steps[0] snapshot changed", "steps[0] snapshot changed", "hold isolate refused", "hold isolate changed", "steps[1].on_failure[0] freeze changed"},
+				wantLines:      []string{"steps[0] snapshot succeeded", "steps[0] snapshot succeeded", "hold isolate refused", "hold isolate changed", "steps[1].on_failure[0] freeze changed"},
 				check:          func(t *testing.T, w *fakeBackend) { require.Len(t, w.heldTargets, 2) },
 			}, outcome: "changed",
 		},
@@ -97,7 +97,7 @@ func TestEveryConstructRuns(t *testing.T) {
 			testScenario: testScenario{
 				callablePlaybooks: []string{"playbook: sub\nmax_phase: 1\ninputs: {}\nsteps:\n  - contain: isolate\n    target: incident.targets[0]\n    for: 1h\n"},
 				stepsYAML:         "\n  - evidence: snapshot\n  - call: sub\n",
-				wantLines:         []string{"steps[0] snapshot changed", "steps[0] snapshot changed", "steps[1]/steps[0] isolate proposed", "steps[1] call proposed"},
+				wantLines:         []string{"steps[0] snapshot succeeded", "steps[0] snapshot succeeded", "steps[1]/steps[0] isolate proposed", "steps[1] call proposed"},
 			}, outcome: "proposed",
 		},
 		"a value keeps what the branch gave it that set it": {
@@ -112,14 +112,14 @@ func TestEveryConstructRuns(t *testing.T) {
     target: incident.targets[0]
     if: bad
 `,
-				wantLines: []string{"steps[0] set changed", "steps[1].parallel[0] set changed", "steps[1].parallel[1] set skipped", "steps[2] tell changed"},
-			}, outcome: "changed",
+				wantLines: []string{"steps[0] set succeeded", "steps[1].parallel[0] set succeeded", "steps[1].parallel[1] set skipped", "steps[2] tell succeeded"},
+			}, outcome: "succeeded",
 		},
 		"evidence is taken although what it asks for cannot be known": {
 			testScenario: testScenario{
 				errorsByAction: map[string][]error{"ctx": {activities.Refusef("away")}},
 				stepsYAML:      "\n  - enrich: ctx\n    id: c\n    target: incident.targets[0]\n  - evidence: snapshot\n    target: filter(incident.targets, c.count > 3)\n  - contain: isolate\n    for: 1h\n    target: incident.targets[0]\n",
-				wantLines:      []string{"c ctx refused", "steps[1] snapshot changed", "steps[1] snapshot changed", "steps[2] isolate changed"},
+				wantLines:      []string{"c ctx refused", "steps[1] snapshot succeeded", "steps[1] snapshot succeeded", "steps[2] isolate changed"},
 			}, outcome: "refused",
 		},
 		"what is planned twice is asked once, and what is set under a false if is not planned": {
@@ -145,20 +145,20 @@ func TestEveryConstructRuns(t *testing.T) {
         for: 1h
 `,
 				wantLines: []string{
-					"steps[0] snapshot changed", "steps[0] snapshot changed", "steps[1] approval changed", "steps[1].steps[0] set changed", "steps[1].steps[1] set skipped",
+					"steps[0] snapshot succeeded", "steps[0] snapshot succeeded", "steps[1] approval succeeded", "steps[1].steps[0] set succeeded", "steps[1].steps[1] set skipped",
 					"steps[1].steps[2] scale changed", "steps[1].steps[3] scale skipped",
 				},
 				check: func(t *testing.T, w *fakeBackend) {
 					require.LessOrEqual(t, w.planCounts["scale a"], 3)
 					require.Zero(t, w.planCounts["scale b"])
 				},
-			}, outcome: "changed",
+			}, outcome: "succeeded",
 		},
 		"a list that is too long is refused before anything runs": {
 			testScenario: testScenario{
 				stepsYAML: "\n  - foreach: incident.targets\n    max: 1\n    steps:\n      - enrich: ctx\n        target: item\n    on_failure:\n      - notify: tell\n        target: incident.targets[0]\n",
-				wantLines: []string{"steps[0] foreach refused (the list has 2 elements, at most 1 are allowed)", "steps[0].on_failure[0] tell changed"},
-			}, outcome: "changed",
+				wantLines: []string{"steps[0] foreach refused (the list has 2 elements, at most 1 are allowed)", "steps[0].on_failure[0] tell succeeded"},
+			}, outcome: "succeeded",
 		},
 		"a loop over nothing is skipped": {
 			testScenario: testScenario{
@@ -179,8 +179,8 @@ func TestEveryConstructRuns(t *testing.T) {
     if: sub.found == 7 && sub.many
 `,
 				wantLines: []string{
-					"steps[0] snapshot changed", "steps[0] snapshot changed", "sub/seen ctx changed", "sub/seen ctx changed", "sub/hold isolate changed", "sub/hold isolate changed",
-					"sub call changed", "steps[2] tell changed",
+					"steps[0] snapshot succeeded", "steps[0] snapshot succeeded", "sub/seen ctx succeeded", "sub/seen ctx succeeded", "sub/hold isolate changed", "sub/hold isolate changed",
+					"sub call changed", "steps[2] tell succeeded",
 				},
 			}, outcome: "changed",
 		},
@@ -199,8 +199,8 @@ func TestEveryConstructRuns(t *testing.T) {
     if: sub.many
 `,
 				wantLines: []string{
-					"steps[0] snapshot changed", "steps[0] snapshot changed", "sub/seen ctx changed", "sub/hold isolate refused (no)", "sub call refused (no)",
-					"steps[1].on_failure[0] tell changed", "steps[2] tell failed (`if`: the outputs of step sub cannot be read: its outcome is refused)",
+					"steps[0] snapshot succeeded", "steps[0] snapshot succeeded", "sub/seen ctx succeeded", "sub/hold isolate refused (no)", "sub call refused (no)",
+					"steps[1].on_failure[0] tell succeeded", "steps[2] tell failed (`if`: the outputs of step sub cannot be read: its outcome is refused)",
 				},
 			}, outcome: "failed", inOrder: true,
 		},
@@ -216,15 +216,15 @@ func TestEveryConstructRuns(t *testing.T) {
     reason: "a scan, ${c.count} of it"
   - enrich: ctx
 `,
-				wantLines: []string{"c ctx changed", "steps[1] stop unchanged (a scan, 7 of it)", "finally[0] tell changed"},
+				wantLines: []string{"c ctx succeeded", "steps[1] stop unchanged (a scan, 7 of it)", "finally[0] tell succeeded"},
 			}, outcome: "unchanged", inOrder: true,
 		},
 		"a stop in a called playbook ends that one only": {
 			testScenario: testScenario{
 				callablePlaybooks: []string{"playbook: early\ninputs: {}\nsteps:\n  - parallel:\n      - stop: skipped\n      - wait: 1s\n  - enrich: ctx\n"},
 				stepsYAML:         "\n  - call: early\n    id: sub\n  - notify: tell\n    target: incident.targets[0]\n    if: sub.outcome == \"skipped\"\n",
-				wantLines:         []string{"sub/steps[0].parallel[0] stop skipped", "sub/steps[0].parallel[1] wait changed (waited for 1s)", "sub call skipped", "steps[1] tell changed"},
-			}, outcome: "changed",
+				wantLines:         []string{"sub/steps[0].parallel[0] stop skipped", "sub/steps[0].parallel[1] wait succeeded (waited for 1s)", "sub call skipped", "steps[1] tell succeeded"},
+			}, outcome: "succeeded",
 		},
 		"values keep their names, through branches and not out of loops": {
 			testScenario: testScenario{
@@ -244,34 +244,34 @@ func TestEveryConstructRuns(t *testing.T) {
     if: wide && why startsWith "nobody"
 `,
 				wantLines: []string{
-					"steps[0] set changed (wide, why)", "steps[1].parallel[0] set changed (wide)", "steps[1].parallel[1] ctx changed", "steps[1].parallel[1] ctx changed",
-					"steps[2][0]/steps[2].steps[0] set changed (name)", "steps[2][0]/steps[2].steps[1] tell skipped", "steps[2][1]/steps[2].steps[0] set changed (name)",
-					"steps[2][1]/steps[2].steps[1] tell changed", "steps[3] tell changed",
+					"steps[0] set succeeded (wide, why)", "steps[1].parallel[0] set succeeded (wide)", "steps[1].parallel[1] ctx succeeded", "steps[1].parallel[1] ctx succeeded",
+					"steps[2][0]/steps[2].steps[0] set succeeded (name)", "steps[2][0]/steps[2].steps[1] tell skipped", "steps[2][1]/steps[2].steps[0] set succeeded (name)",
+					"steps[2][1]/steps[2].steps[1] tell succeeded", "steps[3] tell succeeded",
 				},
-			}, outcome: "changed",
+			}, outcome: "succeeded",
 		},
 		"what is not done in time has failed": {
 			testScenario: testScenario{
 				stepsYAML: "\n  - parallel:\n      - wait: 1h\n      - enrich: ctx\n        target: incident.targets[0]\n    timeout: 1s\n    on_failure:\n      - notify: tell\n        target: incident.targets[0]\n",
 				wantLines: []string{
-					"steps[0].parallel[1] ctx changed", "steps[0].parallel[0] wait failed (it was cut off)", "steps[0] parallel failed (not done within 1s",
-					"steps[0].on_failure[0] tell changed",
+					"steps[0].parallel[1] ctx succeeded", "steps[0].parallel[0] wait failed (it was cut off)", "steps[0] parallel failed (not done within 1s",
+					"steps[0].on_failure[0] tell succeeded",
 				},
-			}, outcome: "changed", inOrder: true,
+			}, outcome: "succeeded", inOrder: true,
 		},
 		"a branch that fails makes the parallel fail": {
 			testScenario: testScenario{
 				errorsByAction: map[string][]error{"isolate": {activities.Refusef("no")}},
 				stepsYAML:      "\n  - evidence: snapshot\n    target: incident.targets[0]\n  - parallel:\n      - contain: isolate\n        for: 1h\n        target: incident.targets[0]\n      - wait: 10ms\n    on_failure:\n      - stop: refused\n        reason: no\n",
-				wantLines:      []string{"steps[0] snapshot changed", "steps[1].parallel[0] isolate refused (no)", "steps[1].parallel[1] wait changed", "steps[1].on_failure[0] stop refused (no)"},
+				wantLines:      []string{"steps[0] snapshot succeeded", "steps[1].parallel[0] isolate refused (no)", "steps[1].parallel[1] wait succeeded", "steps[1].on_failure[0] stop refused (no)"},
 			}, outcome: "refused",
 		},
 		"a run that began with the first version goes on with it": {
 			testScenario: testScenario{
 				languageVersion: 1, errorsByAction: map[string][]error{"isolate": {activities.Refusef("no")}, "ctx": {errUnavailable, errUnavailable, errUnavailable}},
 				stepsYAML: "\n  - evidence: snapshot\n    target: incident.targets[0]\n  - parallel:\n      - contain: isolate\n        for: 1h\n        target: incident.targets[0]\n      - enrich: ctx\n        id: c\n        target: incident.targets[0]\n    on_failure:\n      - stop: refused\n  - notify: tell\n    if: c.count > 0\n",
-				wantLines: []string{"steps[0] snapshot changed", "steps[1].parallel[0] isolate refused (no)", "c ctx failed", "steps[2] tell skipped"},
-			}, outcome: "changed",
+				wantLines: []string{"steps[0] snapshot succeeded", "steps[1].parallel[0] isolate refused (no)", "c ctx failed", "steps[2] tell skipped"},
+			}, outcome: "succeeded",
 		},
 		"an approval permits what a loop and a call inside of it hold": {
 			testScenario: testScenario{
@@ -296,10 +296,10 @@ func TestEveryConstructRuns(t *testing.T) {
             for: 1h
 `,
 				wantLines: []string{
-					"steps[0] snapshot changed", "steps[0] snapshot changed", "steps[1] approval changed", "sub/seen ctx changed", "sub/seen ctx changed", "sub/hold isolate changed",
+					"steps[0] snapshot succeeded", "steps[0] snapshot succeeded", "steps[1] approval succeeded", "sub/seen ctx succeeded", "sub/seen ctx succeeded", "sub/hold isolate changed",
 					"sub/hold isolate changed", "sub call changed", "steps[1].steps[1][0]/steps[1].steps[1].steps[0] scale changed", "steps[1].steps[1][1]/steps[1].steps[1].steps[0] scale changed",
 				},
-			}, outcome: "changed",
+			}, outcome: "succeeded",
 		},
 		"a wait for what never holds fails": {
 			testScenario: testScenario{
@@ -310,13 +310,13 @@ func TestEveryConstructRuns(t *testing.T) {
 		"a wait ends when the incident is as it waits for": {
 			testScenario: testScenario{
 				stepsYAML: "\n  - wait: { until: live.total_detections > incident.total_detections + 1, timeout: 1m }\n  - notify: tell\n    target: incident.targets[0]\n",
-				wantLines: []string{"steps[0] wait changed (it holds after", "steps[1] tell changed"},
+				wantLines: []string{"steps[0] wait succeeded (it holds after", "steps[1] tell succeeded"},
 				afterStart: func(t *testing.T, c client.Client, id string, _ func(func())) {
 					for total := range 3 {
 						require.NoError(t, c.SignalWorkflow(t.Context(), id, "", workflows.SignalIncidentState, playbooks.Incident{TotalDetections: total}))
 					}
 				},
-			}, outcome: "changed", inOrder: true,
+			}, outcome: "succeeded", inOrder: true,
 		},
 	} {
 		t.Run(name, func(t *testing.T) {

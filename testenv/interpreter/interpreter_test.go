@@ -235,17 +235,17 @@ func TestTheOutcomeTable(t *testing.T) {
 	for name, s := range map[string]testScenario{
 		"a containment that holds": {
 			stepsYAML: "\n  - evidence: snapshot\n  - contain: isolate\n    for: 1h\n    on_failure:\n      - notify: tell\n",
-			wantLines: []string{"snapshot a changed", "snapshot b changed", "isolate a changed", "isolate b changed"},
+			wantLines: []string{"snapshot a succeeded", "snapshot b succeeded", "isolate a changed", "isolate b changed"},
 		},
 		"a refusal runs on_failure": {
 			stepsYAML:      "\n  - evidence: snapshot\n  - contain: isolate\n    for: 1h\n    target: incident.targets[0]\n    on_failure:\n      - notify: tell\n",
 			errorsByAction: map[string][]error{"isolate": {activities.Refusef("host network")}},
-			wantLines:      []string{"snapshot a changed", "snapshot b changed", "isolate a refused (host network)", "tell a changed", "tell b changed"},
+			wantLines:      []string{"snapshot a succeeded", "snapshot b succeeded", "isolate a refused (host network)", "tell a succeeded", "tell b succeeded"},
 		},
 		"one target that fails makes the step fail, the other is held": {
 			stepsYAML:      "\n  - evidence: snapshot\n  - contain: isolate\n    id: i\n    for: 1h\n  - notify: tell\n    if: i.outcome == \"refused\" && i.targets == 2\n",
 			errorsByAction: map[string][]error{"isolate": {activities.Refusef("no"), nil}},
-			wantLines:      []string{"snapshot a changed", "snapshot b changed", "isolate ? refused (no)", "isolate ? changed", "tell a changed", "tell b changed"},
+			wantLines:      []string{"snapshot a succeeded", "snapshot b succeeded", "isolate ? refused (no)", "isolate ? changed", "tell a succeeded", "tell b succeeded"},
 		},
 		"evidence that fails does not stop the containment": {
 			stepsYAML:      "\n  - evidence: snapshot\n    timeout: 2s\n  - contain: isolate\n    for: 1h\n    target: incident.targets[0]\n",
@@ -255,49 +255,49 @@ func TestTheOutcomeTable(t *testing.T) {
 		"what the phase does not let run is proposed, and on_failure does not run": {
 			stepsYAML:         "\n  - evidence: snapshot\n  - contain: isolate\n    for: 1h\n    target: incident.targets[0]\n    on_failure:\n      - notify: tell\n",
 			decisionsByAction: map[string]activities.GuardDecision{"isolate": {Verdict: activities.VerdictPropose, Reason: "phase 1"}},
-			wantLines:         []string{"snapshot a changed", "snapshot b changed", "isolate a proposed (would isolate a (phase 1))"},
+			wantLines:         []string{"snapshot a succeeded", "snapshot b succeeded", "isolate a proposed (would isolate a (phase 1))"},
 		},
 		"an if that is false skips": {
 			stepsYAML: "\n  - enrich: ctx\n    id: c\n  - notify: tell\n    if: c.count > 100\n  - notify: tell\n    if: c.count == 7\n",
-			wantLines: []string{"ctx a changed", "ctx b changed", "tell  skipped (`if` is false)", "tell a changed", "tell b changed"},
+			wantLines: []string{"ctx a succeeded", "ctx b succeeded", "tell  skipped (`if` is false)", "tell a succeeded", "tell b succeeded"},
 		},
 		"a retry tries again": {
 			stepsYAML:      "\n  - enrich: ctx\n    target: incident.targets[0]\n    retry: { attempts: 2, backoff: 10ms }\n",
 			errorsByAction: map[string][]error{"ctx": {errUnavailable, errUnavailable, errUnavailable, nil}},
-			wantLines:      []string{"ctx a failed", "ctx a changed"},
+			wantLines:      []string{"ctx a failed", "ctx a succeeded"},
 		},
 		"parallel branches are joined before what follows": {
 			stepsYAML: "\n  - parallel:\n      - enrich: ctx\n        id: c\n      - evidence: snapshot\n  - notify: tell\n    if: c.count == 7\n",
-			wantLines: []string{"ctx a changed", "ctx b changed", "snapshot a changed", "snapshot b changed", "tell a changed", "tell b changed"},
+			wantLines: []string{"ctx a succeeded", "ctx b succeeded", "snapshot a succeeded", "snapshot b succeeded", "tell a succeeded", "tell b succeeded"},
 		},
 		"an approval that is given runs its steps": {
 			stepsYAML: approval, decisionsByAction: map[string]activities.GuardDecision{"scale": {Verdict: activities.VerdictAskApproval}}, approverVote: voteYes(),
-			wantLines: []string{"snapshot a changed", "snapshot b changed", "approval  changed", "scale a changed", "scale b changed"},
+			wantLines: []string{"snapshot a succeeded", "snapshot b succeeded", "approval  succeeded", "scale a changed", "scale b changed"},
 		},
 		"an approval that is refused runs on_denied and nothing else": {
 			stepsYAML: approval, decisionsByAction: map[string]activities.GuardDecision{"scale": {Verdict: activities.VerdictAskApproval}}, approverVote: voteNo(),
-			wantLines: []string{"snapshot a changed", "snapshot b changed", "approval  denied", "tell a changed", "tell b changed"},
+			wantLines: []string{"snapshot a succeeded", "snapshot b succeeded", "approval  denied", "tell a succeeded", "tell b succeeded"},
 			check:     func(t *testing.T, w *fakeBackend) { require.Zero(t, w.countCalls("scale a")) },
 		},
 		"silence denies": {
 			stepsYAML: approval, decisionsByAction: map[string]activities.GuardDecision{"scale": {Verdict: activities.VerdictAskApproval}},
-			wantLines: []string{"snapshot a changed", "snapshot b changed", "approval  denied", "tell a changed", "tell b changed"},
+			wantLines: []string{"snapshot a succeeded", "snapshot b succeeded", "approval  denied", "tell a succeeded", "tell b succeeded"},
 		},
 		"where the phase lets nothing run nobody is asked": {
 			stepsYAML: approval, decisionsByAction: map[string]activities.GuardDecision{"scale": {Verdict: activities.VerdictPropose, Reason: "phase 2"}}, approverVote: voteYes(),
-			wantLines: []string{"snapshot a changed", "snapshot b changed", "approval  proposed (would ask: phase 2)", "scale a proposed", "scale b proposed"},
+			wantLines: []string{"snapshot a succeeded", "snapshot b succeeded", "approval  proposed (would ask: phase 2)", "scale a proposed", "scale b proposed"},
 			check:     func(t *testing.T, w *fakeBackend) { require.Zero(t, w.countCalls("scale a")) },
 		},
 		"a scope that wants its approvers asked asks them": {
 			stepsYAML:         "\n  - evidence: snapshot\n  - contain: isolate\n    for: 1h\n    target: incident.targets[0]\n",
 			decisionsByAction: map[string]activities.GuardDecision{"isolate": {Verdict: activities.VerdictAskApproval, Approvers: activities.Approvers{Groups: []string{"people"}, Quorum: 1, Timeout: 5 * time.Second}}},
 			approverVote:      voteYes(),
-			wantLines:         []string{"snapshot a changed", "snapshot b changed", "isolate a changed (approved by "},
+			wantLines:         []string{"snapshot a succeeded", "snapshot b succeeded", "isolate a changed (approved by "},
 		},
 		"a scope without approvers denies": {
 			stepsYAML:         "\n  - evidence: snapshot\n  - contain: isolate\n    for: 1h\n    target: incident.targets[0]\n",
 			decisionsByAction: map[string]activities.GuardDecision{"isolate": {Verdict: activities.VerdictAskApproval, Approvers: activities.Approvers{Quorum: 1, Timeout: 5 * time.Second}}},
-			wantLines:         []string{"snapshot a changed", "snapshot b changed", "isolate a denied (nobody may approve"},
+			wantLines:         []string{"snapshot a succeeded", "snapshot b succeeded", "isolate a denied (nobody may approve"},
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
