@@ -14,7 +14,7 @@ tool golangci-lint run ./...
 print_step workflowcheck
 tool workflowcheck -config .workflowcheck.yaml ./workflows/...
 print_step architecture
-go test -count 1 ./testenv/architecture
+go test -count 1 ./testenv/architecture ./testenv/formats ./testenv/clihelp
 if command -v clang-16 >/dev/null; then
 	print_step "generated kernel objects"
 	before=$(git ls-files -s bpf | sha256sum; sha256sum bpf/*.o bpf/*_bpfel.go)
