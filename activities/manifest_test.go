@@ -140,7 +140,7 @@ func TestEachLineIsProvedByItself(t *testing.T) {
 		require.Equal(t, i > 0, l.SignatureValid, "line %d", i+1)
 	}
 	// Nor does what is signed for another incident, or is written otherwise.
-	for _, c := range []struct{ of, text string }{{"INC-01ARZ3NDEKTSV4RRFFQ69G5FAW", string(whole)}, {testIncidentID, strings.ReplaceAll(string(whole), `{"purpose"`, `{ "purpose"`)}} {
+	for _, c := range []struct{ of, text string }{{"INC-01ARZ3NDEKTSV4RRFFQ69G5FAW", string(whole)}, {testIncidentID, strings.ReplaceAll(string(whole), `{"payload_type"`, `{ "payload_type"`)}} {
 		lines, _ = activities.ReadManifest(c.of, []byte(c.text), a.Keyring())
 		require.Len(t, lines, 5)
 		for _, l := range lines {

@@ -30,7 +30,7 @@ func TestEvidenceOfThePodCountsForItsRole(t *testing.T) {
 		}
 		return messages
 	}
-	const contain = "  - enrich: aws.identity\n    id: cloud\n  - contain: aws.key.disable\n    target: cloud.keys\n    for: 1h\n"
+	const contain = "  - enrich: aws.identity\n    id: cloud\n  - contain: aws.key.disable\n    target: cloud.access_keys\n    for: 1h\n"
 	require.Empty(t, load("  - evidence: process.snapshot\n"+contain))
 	require.Equal(t, []string{"`aws.key.disable` comes before any evidence of its target"}, load(contain))
 	require.Contains(t, load("  - evidence: process.snapshot\n  - enrich: aws.identity\n    id: cloud\n  - contain: aws.role.revoke-sessions\n    target: cloud.role\n    for: 12h\n"),

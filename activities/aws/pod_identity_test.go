@@ -163,7 +163,7 @@ func TestAPodsIdentity(t *testing.T) {
 		require.NoError(t, err)
 		env, err := program.NewEvalEnv(playbooks.Incident{}, nil)
 		require.NoError(t, err)
-		require.NoError(t, program.RecordOutcome(env, &program.Steps[0], playbooks.OutcomeChanged, raw, 1))
+		require.NoError(t, program.RecordOutcome(env, &program.Steps[0], playbooks.OutcomeSucceeded, raw, 1))
 		targets, err := program.EvalTargets(&program.Steps[1], env)
 		require.NoError(t, err)
 		require.Equal(t, web.UID, targets[0].UID)

@@ -51,7 +51,7 @@ func TestMailGoesOutEncryptedAndLoggedIn(t *testing.T) {
 			s := server.Start(t, c.mode)
 			ran := steprunner.Run(t, newEmailAction(s, c.with), steprunner.NewIncidentRef(), notify.EmailParams{Text: "isolated"})
 			require.NoError(t, ran.Err)
-			require.Equal(t, playbooks.OutcomeChanged, ran.Outcome, ran.Reason)
+			require.Equal(t, playbooks.OutcomeSucceeded, ran.Outcome, ran.Reason)
 			require.Len(t, s.Messages(), 1)
 			m := s.Messages()[0]
 			require.True(t, m.Encrypted)

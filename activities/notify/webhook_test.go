@@ -40,7 +40,7 @@ func TestAReceiverGetsWhatItNeedsToKnow(t *testing.T) {
 	r := webhook.Start(t, webhookSecret)
 	ran := steprunner.Run(t, newWebhookAction(t, r, webhookSecret), steprunner.NewIncidentRef(), pagerParams("it was \x1b[31misolated; token=hunter2hunter2"))
 	require.NoError(t, ran.Err)
-	require.Equal(t, playbooks.OutcomeChanged, ran.Outcome)
+	require.Equal(t, playbooks.OutcomeSucceeded, ran.Outcome)
 	require.Len(t, r.Accepted(), 1)
 	var m map[string]any
 	require.NoError(t, json.Unmarshal(r.Accepted()[0].Body, &m))

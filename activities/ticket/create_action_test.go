@@ -89,7 +89,7 @@ func TestATicketHoldsWhatIsKnownAndAnchorsTheEvidence(t *testing.T) {
 		a.Manifests = r
 		ran := steprunner.Run(t, a, steprunner.NewIncidentRef(), ticket.CreateParams{Labels: []string{"team:shop", "two words"}})
 		out := decodeOutputs(t, ran)
-		require.Equal(t, playbooks.OutcomeChanged, ran.Outcome)
+		require.Equal(t, playbooks.OutcomeSucceeded, ran.Outcome)
 		require.Empty(t, ran.Reason)
 		require.True(t, out.Created)
 		require.NotEmpty(t, out.URL)

@@ -76,7 +76,7 @@ func TestPlaybookWithoutContainmentsSucceedsIfEvidenceIsCaptured(t *testing.T) {
 		done  bool
 		want  string
 	}{
-		"captured": {[]playbooks.StepReport{step("process.snapshot", playbooks.OutcomeChanged),
+		"captured": {[]playbooks.StepReport{step("process.snapshot", playbooks.OutcomeSucceeded),
 			step("pod.logs", playbooks.OutcomeRefused)}, true, "evidence captured; the playbook has no containments"},
 		"none captured": {[]playbooks.StepReport{step("process.snapshot", playbooks.OutcomeFailed), step("pod.logs", playbooks.OutcomeRefused)}, false, "pod shop/web: no evidence captured"},
 		"no evidence":   {[]playbooks.StepReport{{Action: "slack", Verb: playbooks.VerbNotify, Outcome: playbooks.OutcomeRefused}}, false, "not contained: refused"},

@@ -64,7 +64,7 @@ func TestRunSummaryStartsWithContainments(t *testing.T) {
 		{[]playbooks.StepReport{mail, contained}, at, "contained: pod.isolate of pod shop/web-1 applied and verified; email failed: the server is away"},
 		{[]playbooks.StepReport{refused}, at, "pod.isolate of pod shop/web-1 refused: no budget is configured for it"},
 		{[]playbooks.StepReport{{Action: "stop", Outcome: playbooks.OutcomeDenied, Reason: "known build job"}}, at, "stopped, denied: known build job"},
-		{[]playbooks.StepReport{{Action: "pod.processes", Verb: playbooks.VerbEvidence, Outcome: playbooks.OutcomeChanged}}, time.Time{}, "running, after pod.processes"},
+		{[]playbooks.StepReport{{Action: "pod.processes", Verb: playbooks.VerbEvidence, Outcome: playbooks.OutcomeSucceeded}}, time.Time{}, "running, after pod.processes"},
 		{
 			[]playbooks.StepReport{{Action: "pod.manifest", Verb: playbooks.VerbEvidence, Outcome: playbooks.OutcomeRefused, Reason: "no cluster is connected"}, refused},
 			at,

@@ -166,7 +166,7 @@ func TestTheKillSwitchStopsWhatIsNewAndUndoesNothing(t *testing.T) {
 	c.StartAttack(t)
 	in := s.WaitForIncident(t, c.ID, 20*time.Second, "its playbook ended", hasPlaybookEnded)
 	steps := in.Playbooks[0].Steps
-	require.Equal(t, playbooks.OutcomeChanged, steps[0].Outcome, "evidence is still taken")
+	require.Equal(t, playbooks.OutcomeSucceeded, steps[0].Outcome, "evidence is still taken")
 	require.NotEmpty(t, in.Evidence)
 	require.Equal(t, playbooks.OutcomeRefused, steps[1].Outcome)
 	require.Contains(t, steps[1].Reason, playbooks.ReasonPaused)

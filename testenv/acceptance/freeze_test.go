@@ -56,7 +56,7 @@ func thawerPID(t *testing.T, c *harness.Container) int {
 	n, err := syscall.Getxattr(c.CgroupDir(), "trusted.stanch.freeze", b)
 	require.NoError(t, err)
 	var mark struct {
-		PID int `json:"pid"`
+		PID int `json:"thawer_pid"`
 	}
 	require.NoError(t, json.Unmarshal(b[:n], &mark))
 	return mark.PID

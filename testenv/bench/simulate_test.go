@@ -124,7 +124,7 @@ func BenchmarkSimulate(b *testing.B) {
 func parseTally(b *testing.B, raw []byte) simulate.Totals {
 	b.Helper()
 	var r struct {
-		Tally simulate.Totals `json:"tally"`
+		Tally simulate.Totals `json:"totals"`
 	}
 	require.NoError(b, json.Unmarshal(raw, &r))
 	return r.Tally

@@ -117,7 +117,7 @@ func sensorPIDOfCgroup(t *testing.T, cgroup string) int {
 		t.Fatal(err)
 	}
 	var mark struct {
-		PID int `json:"pid"`
+		PID int `json:"thawer_pid"`
 	}
 	if err := json.Unmarshal(b[:n], &mark); err != nil {
 		t.Fatal(err)

@@ -224,7 +224,7 @@ func (m *historyBuilder) buildFullIncident(change func(*incidentParts)) *history
 
 	request := activities.Request{Action: "process.snapshot", Target: testTarget}
 	m.startHistory(audit.TypePlaybook, playbookWorkflowID, input)
-	m.addActivity("Observe", activities.ObserveInput{Request: request}, activities.Result{Outcome: playbooks.OutcomeChanged, Evidence: []playbooks.EvidenceRef{{Name: "processes.json", SHA256: "aa", SizeBytes: 3, Action: "process.snapshot", Target: "pod:u-1"}}})
+	m.addActivity("Observe", activities.ObserveInput{Request: request}, activities.Result{Outcome: playbooks.OutcomeSucceeded, Evidence: []playbooks.EvidenceRef{{Name: "processes.json", SHA256: "aa", SizeBytes: 3, Action: "process.snapshot", Target: "pod:u-1"}}})
 	m.addLocalActivity("Plan", newPlanResult())
 	m.addTimerStarted(15 * time.Minute)
 	for _, v := range p.votes {

@@ -96,7 +96,7 @@ func TestLiveStateIsShownWhileAQuestionIsOpen(t *testing.T) {
 	evidence := playbooks.EvidenceRef{Name: "processes.json", Action: "pod.processes", SHA256: "ab"}
 	s.StartWorkflow("Playbook", "playbook/a/1", testIncidentID, playbook.Report{
 		WorkflowID: "playbook/a/1", Playbook: "miner", Evidence: []playbooks.EvidenceRef{evidence},
-		Steps: []playbooks.StepReport{{Step: "steps[0]", Action: "pod.processes", Verb: playbooks.VerbEvidence, Outcome: playbooks.OutcomeChanged, At: opened.Add(time.Second)}},
+		Steps: []playbooks.StepReport{{Step: "steps[0]", Action: "pod.processes", Verb: playbooks.VerbEvidence, Outcome: playbooks.OutcomeSucceeded, At: opened.Add(time.Second)}},
 	}, []testRequest{{"steps[2]#1", "steps[2]", "isolate the pod", "pod.isolate"}})
 	s.WaitUntilListed("Incident", "Running", 1)
 	s.WaitUntilListed("Playbook", "Running", 1)

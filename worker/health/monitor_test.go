@@ -99,8 +99,8 @@ func TestHealth(t *testing.T) {
 			var said struct {
 				Gateway struct {
 					Clock struct {
-						Skew time.Duration `json:"skew_ns"`
-					} `json:"clock"`
+						Skew time.Duration `json:"offset_ns"`
+					} `json:"clock_skew"`
 				} `json:"gateway"`
 			}
 			require.NoError(t, json.Unmarshal(e.nodeServer.ConnectedNodes()["right-1"], &said))

@@ -164,7 +164,7 @@ func TestARecordedAnswerIsGivenAgain(t *testing.T) {
 	own, err := os.ReadFile("../../testenv/recordings/asked.yaml")
 	require.NoError(t, err)
 	o := optionsWith(t, string(own))
-	require.Equal(t, "changed", outcomeOfAction(runSimulation(t, loadRecording(t, "asked"), o), "pod.isolate"))
+	require.Equal(t, "unverified", outcomeOfAction(runSimulation(t, loadRecording(t, "asked"), o), "pod.isolate"))
 	o.ApprovalAnswers.NoAnswers = true
 	require.Equal(t, "denied", outcomeOfAction(runSimulation(t, loadRecording(t, "asked"), o), "pod.isolate"))
 }

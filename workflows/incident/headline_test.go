@@ -40,7 +40,7 @@ func TestTheTimelineStaysInOrder(t *testing.T) {
 	r.addTimeline(at, "playbook hold started")
 	r.handleLeaseReport(playbooks.LeaseReport{ID: "LSE-1", Action: "pod.isolate", Target: "pod:u-1", State: "held", Verified: true, At: at.Add(3 * time.Second)})
 	r.handlePlaybookReport(playbook.Report{WorkflowID: "playbook/1", Playbook: "hold", Ended: at.Add(4 * time.Second), Outcome: playbooks.OutcomeRefused, Reason: "no tickets are configured: add `ticket:` to stanch.yaml", Steps: []playbooks.StepReport{
-		{Action: "pod.processes", Verb: playbooks.VerbEvidence, Outcome: playbooks.OutcomeChanged, At: at.Add(time.Second)},
+		{Action: "pod.processes", Verb: playbooks.VerbEvidence, Outcome: playbooks.OutcomeSucceeded, At: at.Add(time.Second)},
 		{Action: "pod.isolate", Verb: playbooks.VerbContain, Target: "pod:u-1", LeaseID: "LSE-1", Outcome: playbooks.OutcomeChanged, At: at.Add(3 * time.Second)},
 		{Action: "create", Verb: playbooks.VerbTicket, Outcome: playbooks.OutcomeRefused, Reason: "no tickets are configured: add `ticket:` to stanch.yaml", At: at.Add(4 * time.Second)},
 	}}, at.Add(5*time.Second))
