@@ -47,9 +47,8 @@ type Audit struct {
 	RecentSecretReads    int `json:"recent_secret_reads,omitempty" expr:"recent_secret_reads"`
 	RecentDeniedRequests int `json:"recent_denied_requests,omitempty" expr:"recent_denied_requests"`
 
-	Exec AuditExec `json:"exec,omitzero" expr:"exec"` // pods/exec, pods/attach
-	// a pod, a pod template or an ephemeral container in the request
-	Pod     AuditPod     `json:"pod,omitzero" expr:"pod"`
+	Exec    AuditExec    `json:"exec,omitzero" expr:"exec"`       // pods/exec, pods/attach
+	Pod     AuditPod     `json:"pod,omitzero" expr:"pod"`         // a pod, pod template or ephemeral container
 	Binding AuditBinding `json:"binding,omitzero" expr:"binding"` // a RoleBinding or ClusterRoleBinding in the request
 	Role    AuditRole    `json:"role,omitzero" expr:"role"`       // a Role or ClusterRole in the request
 	Token   AuditToken   `json:"token,omitzero" expr:"token"`     // serviceaccounts/token
@@ -84,9 +83,8 @@ type AuditExec struct {
 
 // AuditPod is what the pod specification in a request asks for.
 type AuditPod struct {
-	Privileged bool `json:"privileged,omitempty" expr:"privileged"`
-	// explicitly allowed
-	PrivilegeEscalation bool     `json:"privilege_escalation,omitempty" expr:"privilege_escalation"`
+	Privileged          bool     `json:"privileged,omitempty" expr:"privileged"`
+	PrivilegeEscalation bool     `json:"privilege_escalation,omitempty" expr:"privilege_escalation"` // set to true
 	HostNetwork         bool     `json:"host_network,omitempty" expr:"host_network"`
 	HostPID             bool     `json:"host_pid,omitempty" expr:"host_pid"`
 	HostIPC             bool     `json:"host_ipc,omitempty" expr:"host_ipc"`

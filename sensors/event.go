@@ -40,10 +40,9 @@ const (
 
 // The kinds of events that come from other sources.
 const (
-	KindKubernetesAudit Kind = "audit" // a request to the Kubernetes API
-	KindCloudAPICall    Kind = "cloud" // a call to the API of a cloud provider
-	// a problem of the telemetry itself: lost or late events, or a source that stopped sending
-	KindSensorHealth Kind = "health"
+	KindKubernetesAudit Kind = "audit"  // a request to the Kubernetes API
+	KindCloudAPICall    Kind = "cloud"  // a call to the API of a cloud provider
+	KindSensorHealth    Kind = "health" // a telemetry problem: lost or late events, or a silent source
 )
 
 // Subject is an entity other than a container that an incident can be about.
@@ -85,8 +84,7 @@ type Event struct {
 	Audit     Audit     `json:"audit,omitzero" expr:"audit"`          // KindKubernetesAudit
 	Cloud     Cloud     `json:"cloud,omitzero" expr:"cloud"`          // KindCloudAPICall
 	ExitCode  int       `json:"exit_code,omitempty" expr:"exit_code"` // KindExit; 128+n if signal n ended the process
-	// KindProcessBurst: the number of processes in the time window
-	Count int `json:"count,omitempty" expr:"count"`
+	Count     int       `json:"count,omitempty" expr:"count"`         // KindProcessBurst: processes in the time window
 }
 
 // Process is the process that an event is about, as the kernel described it at the time of the event.
@@ -188,11 +186,10 @@ type Baseline struct {
 type Network struct {
 	Protocol string `json:"protocol,omitempty" expr:"protocol"` // "tcp"
 	Family   string `json:"family,omitempty" expr:"family"`     // "ipv4" or "ipv6"
-	// the destination; an IPv4-mapped IPv6 address is given as IPv4
-	Address string `json:"address,omitempty" expr:"address"`
-	Port    uint16 `json:"port,omitempty" expr:"port"`
-	Denied  bool   `json:"denied,omitempty" expr:"denied"` // an egress lock rejected the connection
-	Domain  string `json:"domain,omitempty" expr:"domain"` // KindDNS: the name in lower case, without the trailing dot
+	Address  string `json:"address,omitempty" expr:"address"`   // destination; an IPv4-mapped address is given as IPv4
+	Port     uint16 `json:"port,omitempty" expr:"port"`
+	Denied   bool   `json:"denied,omitempty" expr:"denied"` // an egress lock rejected the connection
+	Domain   string `json:"domain,omitempty" expr:"domain"` // KindDNS: the name in lower case, without the trailing dot
 	// KubernetesAPI reports whether the destination is the cluster's API server.
 	KubernetesAPI bool `json:"kubernetes_api,omitempty" expr:"kubernetes_api"`
 }

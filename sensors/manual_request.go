@@ -24,9 +24,8 @@ const ActorPersonPrefix = "person:"
 // ManualRequest is a person's request for the target of a detection. Only the gateway creates one, after it
 // authenticated the person: a detection that arrives with a manual request is rejected.
 type ManualRequest struct {
-	Person string `json:"person" expr:"person"`
-	// the method: "uid 1000 on the local socket"
-	AuthenticatedBy string `json:"authenticated_by" expr:"authenticated_by"`
+	Person          string `json:"person" expr:"person"`
+	AuthenticatedBy string `json:"authenticated_by" expr:"authenticated_by"` // method: "uid 1000 on the local socket"
 	Reason          string `json:"reason" expr:"reason"`
 	// Action and Duration are the requested containment and how long it lasts. Playbook is the name of the requested
 	// playbook. Either Action or Playbook is set.

@@ -72,7 +72,7 @@ func openDetectedCgroups(dir, boot string) (*detectedCgroups, error) {
 	}
 	var old detectedCgroupsFile
 	if json.Unmarshal(raw, &old) != nil || old.BootID != boot || old.ByTarget == nil {
-		return s, nil //nolint:nilerr // of another boot, or damaged: what is detected next fills it again
+		return s, nil //nolint:nilerr // of another boot, or damaged: later detections fill it again
 	}
 	s.byTarget = old.ByTarget
 	for target := range s.byTarget {
@@ -171,9 +171,8 @@ func (s *detectedCgroups) cgroupsOf(target string) []containermeta.NamedCgroup {
 // SpoofedCgroup describes cgroups that use the name of a container or pod, but in which the node did not detect that
 // target.
 type SpoofedCgroup struct {
-	TargetID string `json:"target"`
-	// the paths of the genuine cgroups; empty if they are unknown
-	GenuinePaths []string `json:"genuine_paths,omitempty"`
+	TargetID     string   `json:"target"`
+	GenuinePaths []string `json:"genuine_paths,omitempty"` // genuine cgroups; empty if unknown
 	SpoofedPaths []string `json:"spoofed_paths"`
 	// FirstSeen is when the first spoofed cgroup was noticed, and LastSeen when one was noticed last.
 	FirstSeen time.Time `json:"first_seen"`

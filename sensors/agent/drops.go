@@ -11,10 +11,9 @@ import (
 // DropStats counts what was dropped since this sensor started.
 type DropStats struct {
 	// CountingSince is when counting started: shortly after this process started.
-	CountingSince time.Time `json:"counting_since,omitzero"`
-	KernelEvents  uint64    `json:"events,omitempty"` // kernel events
-	// detections that the spool dropped, because it was full or they were too large
-	SpooledDetections uint64 `json:"spooled_detections,omitempty"`
+	CountingSince     time.Time `json:"counting_since,omitzero"`
+	KernelEvents      uint64    `json:"events,omitempty"`             // kernel events
+	SpooledDetections uint64    `json:"spooled_detections,omitempty"` // dropped by the spool: full, or too large
 	// EpisodeStart is when the current episode of drops began. LastDropAt is when a new drop was noticed last.
 	EpisodeStart time.Time `json:"episode_start,omitzero"`
 	LastDropAt   time.Time `json:"last,omitzero"`

@@ -42,8 +42,8 @@ func (a *Agent) freeze(ctx context.Context, c gatewayrpc.ContainmentCommand, tok
 		if err := a.checkNotReleased(c.Target.ID(), token); err != nil {
 			return gatewayrpc.ContainmentState{}, err
 		}
-		// the target's cgroups may be in another order by now
 	} else if i := slices.Index(at.dirs, held.CgroupDir); i >= 0 {
+		// The target's cgroups may be in another order by now.
 		h.CgroupDir, h.CgroupID = at.dirs[i], at.refs[i].CgroupID
 	}
 	err = a.Freezer.Freeze(ctx, h)

@@ -195,7 +195,7 @@ func (y *heartbeat) execute(nonce string) error {
 	if err != nil && y.dir != "" && (errors.Is(err, unix.EACCES) || errors.Is(err, unix.EPERM)) {
 		// Some hosts forbid executing memory files.
 		path := filepath.Join(y.dir, heartbeatName)
-		if err := os.WriteFile(path, heartbeatProgram(), 0o700); err != nil { //nolint:gosec // it is to be executed
+		if err := os.WriteFile(path, heartbeatProgram(), 0o700); err != nil { //nolint:gosec // it must be executable
 			return fmt.Errorf("write its program: %w", err)
 		}
 		err = startInCgroup(path, nonce, int(cgroup.Fd()))

@@ -10,12 +10,10 @@ import (
 // pinned that key can therefore follow the chain of rotations, and never follows a server that only pretends to be the
 // gateway.
 type KeySet struct {
-	Sequence int64 `json:"seq"` // 1 for the first rotation
-	// the ID of the key that signs from now on, and the only key that signs the next set
-	ActiveKeyID string `json:"active"`
-	// keys that verify, in the form of ParseKeyring; the active key is one of them
-	PublicKeys []string  `json:"public_keys"`
-	RotatedAt  time.Time `json:"at"`
+	Sequence    int64     `json:"seq"`         // 1 for the first rotation
+	ActiveKeyID string    `json:"active"`      // ID of the key that signs from now on; it alone signs the next set
+	PublicKeys  []string  `json:"public_keys"` // keys that verify, as ParseKeyring reads them; includes the active key
+	RotatedAt   time.Time `json:"at"`
 }
 
 // Keyring returns the keys of the set. It returns an error if a key is invalid or the active key is missing.

@@ -11,19 +11,18 @@ import (
 // Attestation is the gateway's statement that it accepted a detection. Without an attestation for its target, a
 // containment requires a person's grant.
 type Attestation struct {
-	DetectionID   string  `json:"detection_id"` // Detection.ID
-	DetectionHash string  `json:"hash"`         // HashJSON of the complete detection
-	TargetID      string  `json:"target"`       // "pod:<uid>" or "container:<id>"
-	Rule          string  `json:"rule"`
-	Objective     string  `json:"objective"`
-	Severity      string  `json:"severity"`
-	Confidence    float64 `json:"confidence"`
-	Node          string  `json:"node"`
-	Namespace     string  `json:"namespace,omitempty"` // of the pod, as the gateway knows it
-	Workload      string  `json:"workload,omitempty"`  // "namespace/Kind/name", as the gateway knows it
-	Scope         string  `json:"scope,omitempty"`     // "drill" for a target of a drill
-	// the registration that contains the target; nil outside of drills
-	Drill *DrillRegistration `json:"drill,omitempty"`
+	DetectionID   string             `json:"detection_id"` // Detection.ID
+	DetectionHash string             `json:"hash"`         // HashJSON of the complete detection
+	TargetID      string             `json:"target"`       // "pod:<uid>" or "container:<id>"
+	Rule          string             `json:"rule"`
+	Objective     string             `json:"objective"`
+	Severity      string             `json:"severity"`
+	Confidence    float64            `json:"confidence"`
+	Node          string             `json:"node"`
+	Namespace     string             `json:"namespace,omitempty"` // of the pod, as the gateway knows it
+	Workload      string             `json:"workload,omitempty"`  // "namespace/Kind/name", as the gateway knows it
+	Scope         string             `json:"scope,omitempty"`     // "drill" for a target of a drill
+	Drill         *DrillRegistration `json:"drill,omitempty"`     // contains the target; nil outside of drills
 	// TargetConfirmed reports whether the API server confirmed the pod, its node, namespace and workload. Otherwise
 	// they are the sender's unverified claims.
 	TargetConfirmed bool      `json:"target_confirmed,omitempty"`

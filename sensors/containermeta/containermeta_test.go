@@ -46,7 +46,7 @@ func TestParsePath(t *testing.T) {
 			PodPath:       "/kubepods.slice/kubepods-pod" + testPodUIDUnderscored + ".slice",
 			ContainerPath: "/kubepods.slice/kubepods-pod" + testPodUIDUnderscored + ".slice/crio-" + testContainerID + ".scope",
 		},
-		// the UID of a static pod is a hash
+		// The UID of a static pod is a hash.
 		"/kubelet/kubepods/pod" + strings.ReplaceAll(testPodUID, "-", "") + "/" + testContainerID: {
 			PodUID: strings.ReplaceAll(testPodUID, "-", ""), ContainerID: testContainerID, PodPath: "/kubelet/kubepods/pod" + strings.ReplaceAll(testPodUID, "-", ""),
 			ContainerPath: "/kubelet/kubepods/pod" + strings.ReplaceAll(testPodUID, "-", "") + "/" + testContainerID,

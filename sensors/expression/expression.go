@@ -21,9 +21,8 @@ import (
 const (
 	MaxSourceBytes = 4 << 10
 	maxExprNodes   = 400
-	maxExprNesting = 2 // nested predicates
-	// list elements that one evaluation may create, each with at most maxElementTextBytes bytes of new text
-	maxElements = 5_000
+	maxExprNesting = 2     // nested predicates
+	maxElements    = 5_000 // list elements per evaluation, each with maxElementTextBytes of new text
 )
 
 // allowedBuiltins is the allow-list: deterministic and typed functions without a clock, random order or side effects.

@@ -133,7 +133,7 @@ func (s *Spool) load(file io.Reader) error {
 			return nil
 		}
 		if err != nil {
-			return err //nolint:wrapcheck // the caller says what is read
+			return err //nolint:wrapcheck // the caller adds the context
 		}
 	}
 }
@@ -143,7 +143,7 @@ func (s *Spool) load(file io.Reader) error {
 func encodeDetection(d sensors.Detection) ([]byte, error) {
 	line, err := json.Marshal(d)
 	if err != nil || len(line) <= MaxDetectionBytes {
-		return line, err //nolint:wrapcheck // the caller says what is encoded
+		return line, err //nolint:wrapcheck // the caller adds the context
 	}
 	d.Event.Container.Pod.Labels, d.Event.Container.Pod.Annotations = nil, nil
 	return json.Marshal(d) //nolint:wrapcheck // see above

@@ -262,7 +262,7 @@ func filterAuditAnnotations(all map[string]string) map[string]string {
 // unmarshalCaseSensitive decodes like the API server: field names are case-sensitive. Otherwise, an attacker could
 // send "SPEC" after "spec", and the rules would evaluate another object than the API server.
 func unmarshalCaseSensitive(raw []byte, into any) error {
-	return kubejson.UnmarshalCaseSensitivePreserveInts(raw, into) //nolint:wrapcheck // callers say what they read
+	return kubejson.UnmarshalCaseSensitivePreserveInts(raw, into) //nolint:wrapcheck // callers add the context
 }
 
 // decodeAuditedObject decodes the parts of an object that facts are extracted from. It returns nil if there is no

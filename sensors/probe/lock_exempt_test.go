@@ -234,7 +234,7 @@ func TestOnlyRootOfTheNodeIsAKubelet(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = os.RemoveAll(folder) })
-	if err := os.Chmod(folder, 0o755); err != nil { //nolint:gosec // another user executes what is in it
+	if err := os.Chmod(folder, 0o755); err != nil { //nolint:gosec // another user executes its files
 		t.Fatal(err)
 	}
 	program := folder + "/kubelet"
@@ -245,7 +245,7 @@ func TestOnlyRootOfTheNodeIsAKubelet(t *testing.T) {
 	if err := os.WriteFile(writable, raw, 0o700); err != nil { //nolint:gosec // a program
 		t.Fatal(err)
 	}
-	if err := os.Chmod(writable, 0o777); err != nil { //nolint:gosec // what is refused
+	if err := os.Chmod(writable, 0o777); err != nil { //nolint:gosec // must be rejected
 		t.Fatal(err)
 	}
 	root, err := containermeta.FindCgroupRoot()

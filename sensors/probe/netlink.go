@@ -20,7 +20,7 @@ const dumpTimeoutSeconds = 2
 func dumpNetlink(kind uint16, body []byte, flags uint16, most int, visit func(syscall.NetlinkMessage) error) error {
 	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_ROUTE)
 	if err != nil {
-		return err //nolint:wrapcheck // the caller says what it asks
+		return err //nolint:wrapcheck // the caller adds the context
 	}
 	defer unix.Close(fd)
 	// The kernel respects the index in a request only with strict checking.

@@ -73,9 +73,9 @@ func FindVeths(pids ...int) ([]Veth, error) {
 				if !slices.ContainsFunc(wires, func(w Veth) bool { return w.Index == host.index }) {
 					wires = append(wires, space.toVeth(i, host))
 				}
-			// its traffic leaves through a veth of another namespace
+			// Its traffic leaves through a veth of another namespace.
 			case i.kind == "veth" && space.isPeerInside(spaces, i):
-			// an unused tunnel device, which kernels create in every namespace
+			// An unused tunnel device, which kernels create in every namespace.
 			case i.kind != "" && i.kind != "veth" && len(space.addrs[i.index]) == 0:
 			default:
 				if unheld++; unheld <= maxReportedProblems {
@@ -189,7 +189,7 @@ func readInterface(m syscall.NetlinkMessage, out *[]netInterface) error {
 	}
 	attrs, err := syscall.ParseNetlinkRouteAttr(&m)
 	if err != nil {
-		return err //nolint:wrapcheck // the caller says what it reads
+		return err //nolint:wrapcheck // the caller adds the context
 	}
 	f := netInterface{
 		index:    int(binary.NativeEndian.Uint32(m.Data[4:])),
@@ -254,7 +254,7 @@ func listAddresses(index, most int) (map[int][]netip.Prefix, error) {
 		}
 		attrs, err := syscall.ParseNetlinkRouteAttr(&m)
 		if err != nil {
-			return err //nolint:wrapcheck // the caller says what it reads
+			return err //nolint:wrapcheck // the caller adds the context
 		}
 		var found netip.Addr
 		for _, a := range attrs {

@@ -40,7 +40,7 @@ func (c *compiledCondition) evaluate(v *conditionEnv) (bool, error) {
 // evaluateWithExpr evaluates the condition with expr. The fast path must agree with it.
 func (c *compiledCondition) evaluateWithExpr(v *conditionEnv) (bool, error) {
 	out, err := v.evaluator.Run(c.program, v.fillAll())
-	return out == true, err //nolint:wrapcheck // it says what it was doing
+	return out == true, err //nolint:wrapcheck // it names the operation
 }
 
 // compileRule compiles the condition and the exceptions of a rule, and reports whether it succeeded.
@@ -83,7 +83,7 @@ func (l *loader) compileSource(source string) (*compiledCondition, error) {
 	}
 	tree, err := expression.Compile(source, &conditionEnv{}, append(l.compileOptions(), expr.Optimize(false))...)
 	if err != nil {
-		return nil, err //nolint:wrapcheck // it is located, and made into a diagnostic
+		return nil, err //nolint:wrapcheck // it has a position, and becomes a diagnostic
 	}
 	constants := &constantChecker{}
 	root := tree.Node()

@@ -39,7 +39,7 @@ func countNames(source string) (names map[string]nameUse, nodes int, err error) 
 	}
 	tree, err := parser.Parse(source)
 	if err != nil {
-		return nil, 0, err //nolint:wrapcheck // it is located, and made into a diagnostic by who compiles
+		return nil, 0, err //nolint:wrapcheck // it has a position; the compiler reports it
 	}
 	v := &nameCounter{names: map[string]nameUse{}}
 	ast.Walk(&tree.Node, v)
@@ -126,7 +126,7 @@ func (l *loader) compileMacro(m *macro, way []string, done map[string]bool) {
 func (l *loader) checkExpandable(source string) error {
 	names, nodes, err := countNames(source)
 	if err != nil {
-		return nil //nolint:nilerr // compiling says what is wrong with it
+		return nil //nolint:nilerr // the compilation reports it
 	}
 	for _, name := range slices.Sorted(maps.Keys(names)) {
 		m := l.macros[name]

@@ -226,14 +226,14 @@ func (f *Freezer) forEachFrozen(do func(*os.File, freezeMarker) error) error {
 	var errs []error
 	err := filepath.WalkDir(f.cgroupRoot, func(path string, d fs.DirEntry, err error) error {
 		if err != nil || !d.IsDir() {
-			return nil //nolint:nilerr // removed meanwhile
+			return nil //nolint:nilerr // removed in the meantime
 		}
 		if n, err := unix.Lgetxattr(path, freezeMarkerXattr, nil); err != nil || n == 0 {
-			return nil //nolint:nilerr // the attribute is nowhere else
+			return nil //nolint:nilerr // not frozen by Stanch
 		}
 		dir, err := openCgroup(path, 0)
 		if err != nil {
-			return nil //nolint:nilerr // removed meanwhile
+			return nil //nolint:nilerr // removed in the meantime
 		}
 		defer dir.Close()
 		m, err := readFreezeMarker(dir)

@@ -173,7 +173,7 @@ func (t *thawer) freezeOrAdopt() error {
 func (t *thawer) adoptFreeze(own freezeMarker) error {
 	err := writeFreezeMarker(t.cgroupDir, own, unix.XATTR_REPLACE)
 	if errors.Is(err, unix.ENODATA) {
-		// its thawer has exited: at the end, or because another process froze or thawed the cgroup
+		// Its thawer has exited: at the end, or because another process froze or thawed the cgroup
 		return errNotFrozenByStanch
 	}
 	if err != nil {

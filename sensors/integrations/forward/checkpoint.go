@@ -50,7 +50,7 @@ func hashFileHead(file *os.File, n int64) (string, error) {
 
 // matches reports whether the file at path is the one of the state, and still contains what was delivered.
 func (s *savedState) matches(path string) bool {
-	file, err := os.Open(path) //nolint:gosec // who runs this names the file
+	file, err := os.Open(path) //nolint:gosec // the user chooses the file
 	if err != nil {
 		return false
 	}
@@ -70,11 +70,11 @@ func (s *savedState) matches(path string) bool {
 // loadState reads the state. It returns nil if there is none.
 func loadState(path string) (*savedState, error) {
 	if path == "" {
-		return nil, nil //nolint:nilnil // no state is a state
+		return nil, nil //nolint:nilnil // nil means no saved state
 	}
-	raw, err := os.ReadFile(path) //nolint:gosec // who runs this names the file
+	raw, err := os.ReadFile(path) //nolint:gosec // the user chooses the file
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil //nolint:nilnil // no state is a state
+		return nil, nil //nolint:nilnil // nil means no saved state
 	}
 	if err != nil {
 		return nil, fmt.Errorf("read the state: %w", err)

@@ -139,7 +139,7 @@ func Run(ctx context.Context, o Options) (Summary, error) {
 		in = follower
 		defer func() {
 			stop()
-			for range lines { //nolint:revive // the file is closed when nobody reads it any more
+			for range lines { //nolint:revive // the file may be closed only after the reader has stopped
 			}
 			follower.close()
 		}()
