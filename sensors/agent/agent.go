@@ -29,7 +29,7 @@ import (
 )
 
 // Options are the dependencies of an agent. Probe, EgressLock and Freezer may be nil if the kernel does not support
-// them; commands that need them are then refused with the reason. The options must not change after New.
+// them; commands that need them are then refused with the reason. A nil Log means slog.Default.
 type Options struct {
 	Node            string
 	Probe           *probe.Probe

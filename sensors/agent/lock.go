@@ -274,7 +274,7 @@ func (a *Agent) releaseLock(ctx context.Context, c gatewayrpc.ReleaseCommand, ke
 	a.failpoint("agent/unlocked")
 	after, err := a.lockState(ctx, c.Target)
 	if err != nil {
-		return gatewayrpc.ContainmentState{}, nil //nolint:nilerr // the lock is released, whatever the target's state is
+		return gatewayrpc.ContainmentState{}, nil //nolint:nilerr // the lock is released in any case
 	}
 	return after, nil
 }

@@ -54,7 +54,7 @@ func (b textLimit) checkSize(size int) error {
 }
 
 func (b textLimit) concatenate(params ...any) (any, error) {
-	x, y := params[0].(string), params[1].(string) //nolint:forcetypeassert // expr checked the type
+	x, y := params[0].(string), params[1].(string) //nolint:forcetypeassert // type-checked
 	if err := b.checkSize(len(x) + len(y)); err != nil {
 		return nil, err
 	}
@@ -63,7 +63,7 @@ func (b textLimit) concatenate(params ...any) (any, error) {
 
 func (b textLimit) wrap(f func(string) string) func(...any) (any, error) {
 	return func(params ...any) (any, error) {
-		s := params[0].(string) //nolint:forcetypeassert // expr checked the type
+		s := params[0].(string) //nolint:forcetypeassert // type-checked
 		if err := b.checkSize(len(s)); err != nil {
 			return nil, err
 		}
@@ -72,7 +72,7 @@ func (b textLimit) wrap(f func(string) string) func(...any) (any, error) {
 }
 
 func (b textLimit) replace(params ...any) (any, error) {
-	s, old, with := params[0].(string), params[1].(string), params[2].(string) //nolint:forcetypeassert // expr checked the type
+	s, old, with := params[0].(string), params[1].(string), params[2].(string) //nolint:forcetypeassert // type-checked
 	if err := b.checkSize(len(s) + strings.Count(s, old)*max(len(with)-len(old), 0)); err != nil {
 		return nil, err
 	}
@@ -83,9 +83,9 @@ func (b textLimit) replace(params ...any) (any, error) {
 const maxSplitParts = 4096
 
 func (b textLimit) split(params ...any) (any, error) {
-	s, sep, n := params[0].(string), params[1].(string), -1 //nolint:forcetypeassert // expr checked the type
+	s, sep, n := params[0].(string), params[1].(string), -1 //nolint:forcetypeassert // type-checked
 	if len(params) > 2 {
-		n = params[2].(int) //nolint:forcetypeassert // expr checked the type
+		n = params[2].(int) //nolint:forcetypeassert // type-checked
 	}
 	most := maxSplitParts
 	if b == maxElementTextBytes {
@@ -117,7 +117,7 @@ func (b textLimit) join(params ...any) (any, error) {
 	}
 	between, size := "", 0
 	if len(params) > 1 {
-		between = params[1].(string) //nolint:forcetypeassert // expr checked the type
+		between = params[1].(string) //nolint:forcetypeassert // type-checked
 	}
 	for _, part := range parts {
 		size += len(part) + len(between)

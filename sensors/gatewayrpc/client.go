@@ -38,7 +38,8 @@ type Handler interface {
 }
 
 // Client is the node's side of the connection to the gateway. Address, Node, Spool, Handler and either TLS or
-// NodeCertificate are required.
+// NodeCertificate are required. Node, Version and BootID identify the sensor to the gateway. A nil Log means
+// slog.Default.
 type Client struct {
 	Address string
 	TLS     *tls.Config
@@ -74,7 +75,7 @@ const (
 var errBusy = fmt.Errorf("the node runs %d commands already", maxRunningCommands)
 
 // Run keeps the stream connected until ctx ends, and then returns the error of ctx. It reconnects after 0.1 s,
-// doubling the delay up to 5 s. It must be called once.
+// doubling the delay up to 5 s.
 func (c *Client) Run(ctx context.Context) error {
 	if c.Log == nil {
 		c.Log = slog.Default()

@@ -125,7 +125,8 @@ const (
 
 // DecodeCloudTrail decodes a CloudTrail record, a file of records ({"Records":[…]}), an EventBridge event
 // ({"detail":{…}}), and any of these inside an SNS notification as delivered by SQS. It returns the events that it can
-// decode together with an error for the others, which is a *BatchDecodeError if only some records are invalid.
+// decode together with an error for the others, which is a *BatchDecodeError if the envelope is valid and records in
+// it are not.
 func DecodeCloudTrail(raw []byte) ([]sensors.Event, error) { return decodeCloudTrailEnvelope(raw, 0) }
 
 func decodeCloudTrailEnvelope(raw []byte, depth int) ([]sensors.Event, error) {

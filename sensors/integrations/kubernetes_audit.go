@@ -70,9 +70,9 @@ const (
 
 // DecodeKubernetesAudit decodes an Event or an EventList of audit.k8s.io/v1, from the webhook or the log file of the
 // API server. It returns the events that it can decode together with an error for the others, which is a
-// *BatchDecodeError if only some events of a list are invalid. It limits only the size of a list as a whole and checks
-// each event separately, because a list contains the requests of many users, and one user's request must not hide
-// those of others.
+// *BatchDecodeError if the list is valid and events in it are not. It limits only the size of a list as a whole and
+// checks each event separately, because a list contains the requests of many users, and one user's request must not
+// hide those of others.
 func DecodeKubernetesAudit(raw []byte) ([]sensors.Event, error) {
 	if len(raw) > MaxAuditBytes {
 		return nil, fmt.Errorf("not an audit event: the record has %d bytes, at most %d are read", len(raw), MaxAuditBytes)

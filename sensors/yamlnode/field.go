@@ -16,7 +16,8 @@ import (
 // Object is a JSON object in a schema. It is marshaled with sorted keys.
 type Object = map[string]any
 
-// Field is one key of a mapping: its documentation, its schema, and how it is read.
+// Field is one key of a mapping: its documentation, its schema, and how it is read. Schema returns the JSON Schema of
+// the value. Read reads the value and records problems in r; key is the node of the key.
 type Field struct {
 	Name, Doc string
 	Required  bool

@@ -2,8 +2,7 @@
 // has a position. A field is declared once, and the declaration provides both the reader and the JSON Schema.
 //
 // It is pure. It refuses anchors, aliases, multiple documents, unknown and duplicate keys, and files that are too
-// large or nested too deep. It reports all problems of a file at once, and never
-// reads only a part of it.
+// large or nested too deep. It reports all problems of a file at once, and never reads only a part of it.
 package yamlnode
 
 import (

@@ -115,8 +115,8 @@ func (o Options) endpointURL() (string, error) {
 }
 
 // Run forwards lines until the source or ctx ends, which is not an error. It returns an error if the options are
-// invalid, the source cannot be read, or the gateway rejects the first batch for good. The summary is also valid
-// together with an error.
+// invalid, the source cannot be read, the gateway has never accepted a request and rejects this one for good, or lines
+// from a pipe could not be delivered before the end. The summary is also valid together with an error.
 func Run(ctx context.Context, o Options) (Summary, error) {
 	o = o.withDefaults()
 	target, err := o.endpointURL()
