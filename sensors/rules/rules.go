@@ -33,8 +33,8 @@ type PackSource struct {
 	FS    fs.FS
 	Name  string   // of the directory; prefix of the file names in messages
 	Files []string // the files to read; default every *.yaml and *.yml
-	// SuppressProblems omits warnings about these files; errors are reported anyway. It is set for the shipped packs when
-	// a user checks their own pack.
+	// SuppressProblems omits warnings about these files; errors are reported anyway. It is set for the shipped packs
+	// when a user checks their own pack.
 	SuppressProblems bool
 }
 
