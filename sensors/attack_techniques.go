@@ -2,25 +2,26 @@ package sensors
 
 import "slices"
 
-// This file is the one source of ATT&CK names. It holds the techniques that Stanch's rules, health conditions and
+// This file is the only source of ATT&CK names. It lists the techniques that Stanch's rules, health conditions and
 // integrations name, with their names and tactics in MITRE ATT&CK for Enterprise v19.2 (https://attack.mitre.org).
 // TestEveryTechniqueOfTheRulesIsKnown fails when a rule names a technique that is missing here.
 //
 // To update it to a later version: change ATTACKVersion, compare each row with the technique's page at
-// https://attack.mitre.org/techniques/, and add what the version revoked to revokedATTACKTechniques.
+// https://attack.mitre.org/techniques/, and add the revoked techniques to revokedATTACKTechniques.
 //
-// ATT&CK is © The MITRE Corporation. This work is reproduced and distributed with the permission of The MITRE Corporation.
+// ATT&CK is © The MITRE Corporation. This work is reproduced and distributed with the permission of The MITRE
+// Corporation.
 
 // ATTACKVersion is the version of MITRE ATT&CK for Enterprise that the table follows.
 const ATTACKVersion = "19.2"
 
-// ATTACKTactic is a tactic of ATT&CK: the goal of a technique.
+// ATTACKTactic is an ATT&CK tactic: the goal of a technique.
 type ATTACKTactic struct {
 	ID   string // "TA0005"
 	Name string // "Stealth"
 }
 
-// ATTACKTechnique is a technique of ATT&CK with its name and its tactics, in ATT&CK's order.
+// ATTACKTechnique is an ATT&CK technique with its name and its tactics, in the order of ATT&CK.
 type ATTACKTechnique struct {
 	Name    string
 	Tactics []ATTACKTactic
@@ -133,13 +134,14 @@ var attackTechniques = map[string]ATTACKTechnique{
 	"T1686.001": {"Disable or Modify System Firewall: Cloud Firewall", []ATTACKTactic{tacticDefenseImpairment}},
 }
 
-// revokedATTACKTechniques maps techniques that v19 revoked to their successors: other sensors still report them.
+// revokedATTACKTechniques maps techniques that v19 revoked to their successors, because other sensors still report
+// them.
 var revokedATTACKTechniques = map[string]string{
 	"T1562": "T1685", "T1562.001": "T1685", "T1562.006": "T1685", "T1562.007": "T1686.001", "T1562.008": "T1685.002",
 	"T1070.002": "T1685.006",
 }
 
-// objectiveTactics are the tactics that an objective serves, the likeliest first.
+// objectiveTactics maps an objective to its tactics, the most likely first.
 var objectiveTactics = map[Objective][]ATTACKTactic{
 	ObjectiveCryptoMining:     {tacticImpact},
 	ObjectiveEscape:           {tacticPrivilegeEscalation},
@@ -153,8 +155,8 @@ var objectiveTactics = map[Objective][]ATTACKTactic{
 	ObjectiveDiscovery:        {tacticDiscovery},
 }
 
-// LookupATTACKTechnique returns the technique with an ID such as "T1685.002". It follows revoked IDs to their successors,
-// and reports false for an ID that the table does not hold.
+// LookupATTACKTechnique returns the technique with an ID such as "T1685.002". It follows revoked IDs to their
+// successors, and returns false for an ID that is not in the table.
 func LookupATTACKTechnique(id string) (ATTACKTechnique, bool) {
 	if successor, revoked := revokedATTACKTechniques[id]; revoked {
 		id = successor
@@ -163,9 +165,9 @@ func LookupATTACKTechnique(id string) (ATTACKTechnique, bool) {
 	return t, ok
 }
 
-// ATTACKTacticOf returns the tactic under which a detection with this objective and technique is reported: a tactic of the
-// objective that the technique has, else the objective's own. It reports false for an unknown objective. The technique
-// may be empty or unknown.
+// ATTACKTacticOf returns the tactic under which a detection is reported: the first tactic of the objective that the
+// technique also has, otherwise the first tactic of the objective. The technique may be empty or unknown. It returns
+// false for an unknown objective.
 func ATTACKTacticOf(objective Objective, technique string) (ATTACKTactic, bool) {
 	candidates := objectiveTactics[objective]
 	if len(candidates) == 0 {

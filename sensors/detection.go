@@ -2,10 +2,10 @@ package sensors
 
 import "time"
 
-// Severity says how bad it is if a detection is right.
+// Severity is the impact of a detection if it is a true positive.
 type Severity string
 
-// The severities, in rising order.
+// The severities, in ascending order.
 const (
 	SeverityInfo     Severity = "info"
 	SeverityLow      Severity = "low"
@@ -14,10 +14,11 @@ const (
 	SeverityCritical Severity = "critical"
 )
 
-// Severities lists every severity in rising order.
+// Severities lists every severity in ascending order.
 var Severities = []Severity{SeverityInfo, SeverityLow, SeverityMedium, SeverityHigh, SeverityCritical}
 
-// Rank orders severities; an unknown one ranks below all others.
+// Rank returns the position of s in Severities, from 0 for info to 4 for critical. It returns -1 for an unknown
+// severity.
 func (s Severity) Rank() int {
 	for i, known := range Severities {
 		if s == known {
@@ -27,7 +28,7 @@ func (s Severity) Rank() int {
 	return -1
 }
 
-// Objective is what an attacker seems to be after. The words are fixed: playbooks match on them.
+// Objective is the probable goal of an attacker. The values are stable, because playbooks match on them.
 type Objective string
 
 // The objectives that rules may name.
@@ -44,37 +45,38 @@ const (
 	ObjectiveDefenseEvasion   Objective = "defense-evasion"
 )
 
-// Objectives lists every objective, the most telling first: an incident's objective is the first of these that
-// its detections name with the highest confidence.
+// Objectives lists every objective, the most specific first. If several detections of an incident have the highest
+// confidence, the incident gets the first of their objectives in this order.
 var Objectives = []Objective{
 	ObjectiveCryptoMining, ObjectiveEscape, ObjectiveCredentialAccess, ObjectiveCommandControl, ObjectiveExfiltration,
 	ObjectiveLateralMovement, ObjectivePersistence, ObjectiveDefenseEvasion, ObjectiveExecution, ObjectiveDiscovery,
 }
 
-// Detection is an event that a rule says matters. Its JSON is stable and is what `stanch-sensor watch -o json`
-// prints and what the gateway accepts.
+// Detection is an event that matched a rule. Its JSON is stable: `stanch-sensor watch -o json` prints it and the
+// gateway accepts it.
 type Detection struct {
-	// ID is the same for the same event and rule, however often it is sent.
+	// ID identifies the event and the rule. It stays the same when the detection is sent again.
 	ID         string    `json:"id" expr:"id"`
-	Rule       string    `json:"rule" expr:"rule"` // the rule's name, unique over packs
+	Rule       string    `json:"rule" expr:"rule"` // unique across rule packs
 	Title      string    `json:"title" expr:"title"`
 	Severity   Severity  `json:"severity" expr:"severity"`
-	Confidence float64   `json:"confidence" expr:"confidence"` // 0 to 1: how sure the rule is, alone
+	Confidence float64   `json:"confidence" expr:"confidence"` // 0 to 1: the confidence of this detection alone
 	Objective  Objective `json:"objective" expr:"objective"`
-	Technique  string    `json:"technique,omitempty" expr:"technique"` // ATT&CK id, "T1496"
-	// Reasons are sentences for a responder: why this matters and why this confidence.
+	Technique  string    `json:"technique,omitempty" expr:"technique"` // ATT&CK ID: "T1496"
+	// Reasons are sentences for a responder: why the detection matters and how its confidence was determined.
 	Reasons []string `json:"reasons,omitempty" expr:"reasons"`
 	Source  string   `json:"source" expr:"source"` // "stanch", "falco", …
-	// Time is when the event happened; Detected when the rule fired.
+	// Time is when the event happened. Detected is when the rule matched.
 	Time     time.Time `json:"time" expr:"time"`
 	Detected time.Time `json:"detected,omitzero" expr:"detected"`
 	Node     string    `json:"node,omitempty" expr:"node"`
-	// Event is the one that fired the rule.
+	// Event is the event that matched the rule.
 	Event Event `json:"event" expr:"event"`
-	// Count is how many alike were folded into this one since the last was sent; 0 counts as 1.
+	// Count is the number of similar detections that this one represents since the last one was sent. 0 means 1.
 	Count int `json:"count,omitempty" expr:"count"`
-	// ManualRequest is what a person asked for; nil of everything that a sensor saw.
+	// ManualRequest is a person's request. It is nil for a detection of a sensor.
 	ManualRequest *ManualRequest `json:"manual_request,omitempty" expr:"manual_request"`
-	// TargetConfirmed: the gateway found the pod, its node and its owner at the API server. It is never read from a message.
+	// TargetConfirmed reports whether the gateway verified the pod, its node and its owner with the API server. It is
+	// never read from a message.
 	TargetConfirmed bool `json:"-" expr:"-"`
 }

@@ -8,7 +8,7 @@ import (
 	"stanch/sensors"
 )
 
-// A program is what it does, whatever link or version its file has for a name.
+// The name depends on what the program is, not on the link or version in its file name.
 func TestWhatAProgramIsCalled(t *testing.T) {
 	for _, c := range []struct {
 		exe  string

@@ -6,33 +6,35 @@ import (
 	"stanch/sensors/duration"
 )
 
-// KindManualRequest is an event of no sensor: a person asked for a containment or a playbook.
+// KindManualRequest is the kind of an event that no sensor produced: a person requested a containment or a playbook.
 const KindManualRequest Kind = "requested"
 
-// The words of a detection that stands for a person's request. Its objective is no attacker's, so no rule, and no
-// playbook of the library, has it.
+// The constants of a detection that represents a person's request. Rules and library playbooks never use this
+// objective.
 const (
 	RuleManualRequest      = "requested-by-a-person"
 	SourceManualRequest    = "person"
 	ObjectiveManualRequest = Objective("requested-by-a-person")
 )
 
-// ActorPersonPrefix begins the actor of what a person of the configuration did in Stanch: "person:alice".
+// ActorPersonPrefix is the prefix of the actor for an action in Stanch by a person of the configuration:
+// "person:alice".
 const ActorPersonPrefix = "person:"
 
-// ManualRequest is what a person asked to be done to the target of a detection. Only the gateway that proved who they are
-// makes one: a detection that brings it along is refused.
+// ManualRequest is a person's request for the target of a detection. Only the gateway creates one, after it
+// authenticated the person: a detection that arrives with a manual request is rejected.
 type ManualRequest struct {
 	Person          string `json:"person" expr:"person"`
-	AuthenticatedBy string `json:"authenticated_by" expr:"authenticated_by"` // how: "uid 1000 on the local socket"
+	AuthenticatedBy string `json:"authenticated_by" expr:"authenticated_by"` // method: "uid 1000 on the local socket"
 	Reason          string `json:"reason" expr:"reason"`
-	// Action and For are a containment's; Playbook is the name of a playbook. One of them is set.
+	// Action and Duration are the requested containment and how long it lasts. Playbook is the name of the requested
+	// playbook. Either Action or Playbook is set.
 	Action   string        `json:"action,omitempty" expr:"action"`
 	Duration time.Duration `json:"for,omitempty" expr:"for"`
 	Playbook string        `json:"playbook,omitempty" expr:"playbook"`
 }
 
-// Describe is the request in words: "pod.isolate for 1h", "the playbook shell".
+// Describe returns the request as text: "pod.isolate for 1h", "the playbook shell".
 func (r ManualRequest) Describe() string {
 	if r.Playbook != "" {
 		return "the playbook " + r.Playbook

@@ -6,35 +6,38 @@ import (
 	"strings"
 )
 
-// Whoever makes a pod chooses its labels and annotations, up to a megabyte of them, and they are in each of its
-// detections: without a bound a pod could make its detections too large to be sent.
+// The author of a pod chooses its labels and annotations, up to a megabyte of them, and each detection of the pod
+// contains them. Without these limits, a pod could make its detections too large to be sent.
 const (
-	maxLabelKeyBytes   = 253 + 1 + 63 // as Kubernetes bounds it
+	maxLabelKeyBytes   = 253 + 1 + 63 // the limit of Kubernetes
 	maxLabelValueBytes = 63
 	maxLabels          = 64
-	maxMetadataBytes   = 16 << 10 // keys and values of one map together, in bytes
+	maxMetadataBytes   = 16 << 10 // total bytes of the keys and values of one map
 )
 
-// stanchAnnotationPrefix begins the annotations that Stanch itself reads.
+// stanchAnnotationPrefix is the prefix of the annotations that Stanch itself reads.
 const stanchAnnotationPrefix = "stanch.dev/"
 
-// workloadLabelKeys are those by which InferWorkload tells who owns a pod: without them its incident would be another's.
+// workloadLabelKeys returns the labels from which InferWorkload determines the owner of a pod. Without them, a
+// detection would be added to the wrong incident.
 func workloadLabelKeys() []string {
 	return []string{
 		"pod-template-hash", "statefulset.kubernetes.io/pod-name", "batch.kubernetes.io/job-name", "controller-revision-hash", "pod-template-generation",
 	}
 }
 
-// LimitLabels copies a pod's labels, as many as a detection can carry: first those that say whose it is, then the others
-// in the order of their names.
+// LimitLabels returns a copy of a pod's labels, at most 64 labels and 16 KiB. It keeps the labels that identify the
+// workload first, then the others in the order of their keys, and drops a label that is longer than Kubernetes allows.
+// It returns nil if nothing is left.
 func LimitLabels(labels map[string]string) map[string]string {
 	return limitMap(labels, func(key string) bool { return slices.Contains(workloadLabelKeys(), key) }, func(key, value string) bool {
 		return len(key) <= maxLabelKeyBytes && len(value) <= maxLabelValueBytes
 	})
 }
 
-// LimitAnnotations copies a pod's annotations, as many as a detection can carry: first those that Stanch reads, then the
-// others in the order of their names, for rules of the user's.
+// LimitAnnotations returns a copy of a pod's annotations, at most 64 annotations and 16 KiB. It keeps the annotations
+// that Stanch reads first, then the others in the order of their keys, so that the user's rules can match them. It
+// returns nil if nothing is left.
 func LimitAnnotations(annotations map[string]string) map[string]string {
 	return limitMap(annotations, func(key string) bool { return strings.HasPrefix(key, stanchAnnotationPrefix) }, func(string, string) bool { return true })
 }

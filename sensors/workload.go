@@ -10,8 +10,9 @@ var (
 	statefulSetPodName = regexp.MustCompile(`^(.+)-\d+$`)
 )
 
-// InferWorkload tells from a pod's name and labels alone what owns it: controllers put their mark on both. It is what
-// groups an incident before, and without, the API server's word.
+// InferWorkload returns the owner of a pod, determined from the pod's name and labels alone, which controllers set.
+// Incidents are grouped by it until the API server confirms the owner, and where no API server is available. It
+// returns the pod itself if no controller is recognized.
 func InferWorkload(pod string, labels map[string]string) Workload {
 	if hash := labels["pod-template-hash"]; hash != "" {
 		if m := generatedPodName.FindStringSubmatch(pod); m != nil {

@@ -1,8 +1,9 @@
-// Package agent is the node's part of Stanch: it turns the probe's events into detections, spools them for the
-// gateway, and obeys the gateway's commands.
+// Package agent is the node sensor: it turns the probe's events into detections, spools them for the gateway, and
+// executes the gateway's commands.
 //
-// It refuses to trust the gateway's worker: a command that changes something must carry a lease token or a grant
-// of the authority's, which it verifies itself against its own clock. It opens no port and calls no API server.
+// It refuses to trust the gateway and the worker: a command that changes something must contain a lease token or a
+// grant of the authority, which the agent verifies itself against its own clock. It opens no port and never calls the
+// Kubernetes API.
 package agent
 
 import (
@@ -27,58 +28,61 @@ import (
 	"stanch/sensors/snapshot"
 )
 
-// Options are the parts of an agent. Probe, Lock and Freezer may be nil where the kernel lacks what they need;
-// what depends on them is then refused with the reason.
+// Options are the dependencies of an agent. Probe, EgressLock and Freezer may be nil if the kernel does not support
+// them; commands that need them are then refused with the reason. A nil Log means slog.Default.
 type Options struct {
 	Node            string
 	Probe           *probe.Probe
 	Resolver        *containermeta.Resolver
 	EgressLock      *probe.EgressLock
-	EgressLockError string // why Lock is nil
+	EgressLockError string // why EgressLock is nil
 	Freezer         *snapshot.Freezer
-	// KubeletPath is the path of this node's kubelet, where its program has an unusual name.
+	// KubeletPath is the path of the kubelet's executable on this node. It is needed only if the executable has an
+	// unusual name.
 	KubeletPath string
-	// SnapshotHelper takes snapshots in processes of their own. Nil: this process does, and a container that lets a read wait
-	// for ever keeps it from ending.
+	// SnapshotHelper takes snapshots in separate processes. If it is nil, the agent takes them itself, and a container
+	// that blocks a read forever can keep the agent's process from exiting.
 	SnapshotHelper *snapshot.HelperPool
-	// StateDir keeps what must survive a restart: leases that were released before their end.
+	// StateDir is the directory for state that survives a restart, such as leases that were released before their end.
+	// "" keeps the state in memory only.
 	StateDir string
 	Log      *slog.Logger
-	// Failpoint is called at named points, so that tests can kill the process there. Nil does nothing.
+	// Failpoint is called at named points, so that tests can kill the process there. Nil disables it.
 	Failpoint func(point string)
-	// APIServers are the addresses (IP:port) of the cluster's API, so that rules can tell who contacts it.
+	// APIServers are the addresses (IP:port) of the Kubernetes API, so that rules can recognize connections to it.
 	APIServers []string
-	// RuleFiles are where the rules come from, to be read again when they change. Nil: the rules stay.
+	// RuleFiles reloads the rules when the rule packs change. If it is nil, the rules never change.
 	RuleFiles *RuleFiles
-	// Baselines learn what is usual for an image. Nil: nothing is unusual.
+	// Baselines learn what is usual for an image. If it is nil, no event is unusual.
 	Baselines *baseline.Baselines
-	// DedupWindow is how long detections alike are counted before they are reported again. Default 10 s.
+	// DedupWindow is how long similar detections are counted before they are reported again. The default is 10 s.
 	DedupWindow time.Duration
-	// HeartbeatInterval is how often the sensor proves that it sees. Default 30 s.
+	// HeartbeatInterval is the interval of the self-test that proves that the sensor receives events. The default is
+	// 30 s.
 	HeartbeatInterval time.Duration
 }
 
-// Agent watches one node.
+// Agent is the sensor of one node. It is safe for concurrent use.
 type Agent struct {
 	Options
 	revocations     *revocations
 	detectedCgroups *detectedCgroups
 	spoofedCgroups  spoofedCgroups
 	rules           atomic.Pointer[rules.Set]
-	kubeletCount    atomic.Int64 // found so far
+	kubeletCount    atomic.Int64 // number of kubelets found so far
 	self            selfProcess
 
 	mu               sync.RWMutex
-	unresolvedEvents uint64 // events whose container could not be named
+	unresolvedEvents uint64 // events whose container could not be identified
 	lastLogged       map[string]time.Time
 	heartbeat        *heartbeat
 
-	dropsMu        sync.Mutex // guards what follows; taken before every other
+	dropsMu        sync.Mutex // guards the fields below; locked before any other mutex
 	drops          DropStats
-	dropsCheckedAt time.Time // when losses were looked for last
+	dropsCheckedAt time.Time // when drops were last checked
 }
 
-// New makes an agent with the given rules.
+// New returns an agent with the given rules. It returns an error if the state in StateDir cannot be read.
 func New(o Options, set *rules.Set) (*Agent, error) {
 	if o.Log == nil {
 		o.Log = slog.Default()
@@ -103,7 +107,8 @@ func New(o Options, set *rules.Set) (*Agent, error) {
 	return a, nil
 }
 
-// Watch hands every event and every detection to the sinks until ctx ends. Either sink may be nil.
+// Watch passes every event and every detection to the callbacks until ctx ends. It deduplicates similar detections.
+// Either callback may be nil. Without a probe it blocks until ctx ends. It returns an error if the probe fails.
 func (a *Agent) Watch(ctx context.Context, event func(sensors.Event), detection func(sensors.Detection)) error {
 	go a.watchRules(ctx)
 	go a.refreshNodeAddresses(ctx)
@@ -116,7 +121,8 @@ func (a *Agent) Watch(ctx context.Context, event func(sensors.Event), detection 
 	ctx, cancel := context.WithCancel(ctx)
 	shut := make(chan struct{})
 	go func() { defer close(shut); a.heartbeat.run(ctx) }()
-	defer func() { // it cleans up behind itself; who freezes its cgroup holds nobody up
+	// The heartbeat cleans up after itself. A process that freezes its cgroup must not delay the shutdown.
+	defer func() {
 		select {
 		case <-shut:
 		case <-time.After(time.Second):
@@ -135,7 +141,8 @@ func (a *Agent) Watch(ctx context.Context, event func(sensors.Event), detection 
 	return nil
 }
 
-// ProcessEvent takes one event of the kernel's to the sinks, as Watch does with each; Watch also folds detections alike.
+// ProcessEvent evaluates one kernel event and calls the callbacks, as Watch does for each event. It does not
+// deduplicate detections.
 func (a *Agent) ProcessEvent(e sensors.Event, event func(sensors.Event), detection func(sensors.Detection)) {
 	e.Node = a.Node
 	if a.heartbeat.isHeartbeatEvent(&e) || a.self.caused(&e) {
@@ -158,7 +165,8 @@ func (a *Agent) ProcessEvent(e sensors.Event, event func(sensors.Event), detecti
 	if event == nil && len(found) == 0 && len(errs) == 0 {
 		return
 	}
-	// Rules see what was said; nobody else does. Few events leave here, and to find secrets takes longer than all else.
+	// Rules match the original command line; every other consumer gets the redacted one. Few events reach this line,
+	// and redaction takes longer than everything before it.
 	redactEvent(&e)
 	if event != nil {
 		event(e)
@@ -178,7 +186,8 @@ func (a *Agent) ProcessEvent(e sensors.Event, event func(sensors.Event), detecti
 	}
 }
 
-// redactEvent takes secrets out of an event's command lines. The event's lists are others' too: they are replaced.
+// redactEvent removes secrets from the command lines of an event. It replaces the slices, because other events share
+// them.
 func redactEvent(e *sensors.Event) {
 	e.Process.Args = redact.Args(e.Process.Args)
 	e.Process.Ancestors = slices.Clone(e.Process.Ancestors)
@@ -187,7 +196,7 @@ func redactEvent(e *sensors.Event) {
 	}
 }
 
-// resolveContainer fills in whose event it is; false for the host's own.
+// resolveContainer fills in the event's container. It returns false for an event of the host.
 func (a *Agent) resolveContainer(e *sensors.Event) bool {
 	if a.Resolver == nil {
 		return true
@@ -212,7 +221,7 @@ func (a *Agent) resolveContainer(e *sensors.Event) bool {
 	return c.ID != ""
 }
 
-// logThrottled logs an error that may come with every event, at most once a minute for each cause.
+// logThrottled logs an error that may occur with every event, at most once a minute for each cause.
 func (a *Agent) logThrottled(what string, err error) {
 	cause := what + ": " + err.Error()
 	if i := strings.IndexAny(cause, "0123456789"); i > 0 {
@@ -230,22 +239,23 @@ func (a *Agent) logThrottled(what string, err error) {
 	a.Log.Warn("the sensor goes on after an error", "doing", what, "error", err)
 }
 
-// Health is what the node tells the gateway about itself.
+// Health is the state that a node reports to the gateway.
 type Health struct {
 	Node             string          `json:"node"`
 	ProbeStatus      probe.Status    `json:"probe_status,omitzero"`
 	Runtime          string          `json:"runtime"`
-	EgressLockStatus string          `json:"egress_lock_status"` // "on", or why not
+	EgressLockStatus string          `json:"egress_lock_status"` // "on", or the reason why it is off
 	UnresolvedEvents uint64          `json:"unresolved_events"`
 	Rules            RulesHealth     `json:"rules,omitzero"`
 	Heartbeat        HeartbeatStatus `json:"heartbeat,omitzero"`
-	// SpoofedCgroups are cgroups that bear the name of a container or pod that was to be contained, and are not its own.
+	// SpoofedCgroups are cgroups that use the name of a target container or pod without being its cgroup.
 	SpoofedCgroups []SpoofedCgroup `json:"spoofed_cgroups,omitempty"`
-	// RuleStats is what rules did since they were loaded: those that did something and those that cost most.
+	// RuleStats are the statistics since the rules were loaded, limited to the rules that matched and the most
+	// expensive ones.
 	RuleStats []rules.RuleStats `json:"rule_stats,omitempty"`
 }
 
-// Report gives the node's state with what was lost; spooled and dropped are the spool's.
+// Report returns the node's state together with its drops. spooled and dropped are the counts of the spool.
 func (a *Agent) Report(spooled int, dropped uint64) StatusReport {
 	r := StatusReport{Health: a.Health(), Spooled: spooled, SpoolDropped: dropped}
 	a.dropsMu.Lock()
@@ -256,10 +266,10 @@ func (a *Agent) Report(spooled int, dropped uint64) StatusReport {
 	return r
 }
 
-// Health gives the node's state.
+// Health returns the node's state.
 func (a *Agent) Health() Health {
 	h := Health{Node: a.Node, EgressLockStatus: "on"}
-	// Not under a.mu: the probe holds its own lock while an event is judged, which may want a.mu.
+	// Not under a.mu: the probe holds its own lock while an event is processed, and that processing may lock a.mu.
 	if a.Probe != nil {
 		h.ProbeStatus = a.Probe.Status()
 		h.Heartbeat = a.heartbeat.Status()
@@ -283,7 +293,7 @@ func (a *Agent) Health() Health {
 	return h
 }
 
-// deduplicator sends the first of detections alike at once, and counts those that follow within a window.
+// deduplicator sends the first of similar detections at once, and counts those that follow within a time window.
 type deduplicator struct {
 	window  time.Duration
 	send    func(sensors.Detection)
@@ -297,7 +307,7 @@ type dedupEntry struct {
 	suppressed int
 }
 
-// maxDedupEntries bounds the folder's memory; past it detections are sent one by one.
+// maxDedupEntries bounds the memory of the deduplicator. Beyond it, every detection is sent individually.
 const maxDedupEntries = 4096
 
 func newDeduplicator(window time.Duration, send func(sensors.Detection)) *deduplicator {

@@ -13,20 +13,20 @@ import (
 	"stanch/sensors/baseline"
 )
 
-// The files of a state directory that hold baselines: what was learnt, and what somebody wants taken in.
+// The files in the state directory that contain baselines: what the sensor learned, and what it should import.
 const (
 	baselineFile       = "baselines.json"
 	baselineImportFile = "baselines.import.json"
 )
 
-// baselineSaveInterval is how often what was learnt is kept.
+// baselineSaveInterval is how often the learned baselines are saved.
 const baselineSaveInterval = time.Minute
 
-// BaselinePath is where a state directory keeps what was learnt.
+// BaselinePath returns the path of the learned baselines in a state directory.
 func BaselinePath(stateDir string) string { return filepath.Join(stateDir, baselineFile) }
 
-// QueueBaselineImport lays baselines where the sensor of a state directory takes them in, within a minute if it runs. They are
-// checked first: what is not sound is an error and not laid.
+// QueueBaselineImport queues baselines for the sensor that uses the state directory, which imports them within a
+// minute if it runs. It returns the number of images in r. Invalid baselines are an error and are not queued.
 func QueueBaselineImport(stateDir string, r io.Reader) (images int, err error) {
 	offered := baseline.New(baseline.Options{})
 	waiting := filepath.Join(stateDir, baselineImportFile)
@@ -43,7 +43,7 @@ func QueueBaselineImport(stateDir string, r io.Reader) (images int, err error) {
 	return images, offered.Save(waiting)
 }
 
-// saveBaselines keeps what is learnt, until ctx ends and once more then.
+// saveBaselines saves the baselines at every interval and once more when ctx ends.
 func (a *Agent) saveBaselines(ctx context.Context) {
 	if a.Baselines == nil || a.StateDir == "" {
 		return
@@ -66,7 +66,7 @@ func (a *Agent) saveBaselines(ctx context.Context) {
 	}
 }
 
-// importQueuedBaselines takes in what was offered.
+// importQueuedBaselines imports the queued baselines and deletes the file, also if it is invalid.
 func (a *Agent) importQueuedBaselines() {
 	name := filepath.Join(a.StateDir, baselineImportFile)
 	f, err := os.Open(name)

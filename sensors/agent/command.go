@@ -15,10 +15,12 @@ import (
 
 var _ gatewayrpc.Handler = (*Agent)(nil)
 
-// maxSnapshotDetectionAge is how old an attested detection may be for a snapshot of its target.
+// maxSnapshotDetectionAge is the maximum age of an attested detection that permits a snapshot of its target.
 const maxSnapshotDetectionAge = 24 * time.Hour
 
-// Handle obeys one command, if its proof holds.
+// Handle verifies the proof of one command with keys and executes the command. It returns the result and, for a
+// snapshot, the attachments. The error wraps gatewayrpc.ErrRefused if the command is unknown, malformed or not
+// permitted.
 func (a *Agent) Handle(ctx context.Context, kind gatewayrpc.CommandKind, body []byte, keys attestation.Keyring) (any, []gatewayrpc.Attachment, error) {
 	switch kind {
 	case gatewayrpc.CommandSnapshot:
@@ -76,7 +78,7 @@ func decodeCommand(body []byte, out any) error {
 
 func wrapRefused(err error) error { return fmt.Errorf("%w: %w", gatewayrpc.ErrRefused, err) }
 
-// verifyToken checks that the authority's token covers what the command asks.
+// verifyToken checks that the lease token covers the command.
 func (a *Agent) verifyToken(c gatewayrpc.ContainmentCommand, keys attestation.Keyring) (attestation.LeaseToken, error) {
 	token, err := keys.VerifyLeaseToken(c.Token, c.Action, c.Target.ID(), time.Now())
 	if err != nil {
@@ -92,7 +94,8 @@ func (a *Agent) verifyToken(c gatewayrpc.ContainmentCommand, keys attestation.Ke
 	case a.revocations.isTokenRevoked(token.LeaseID, token.IssuedAt):
 		return token, fmt.Errorf("%w: the lease was released, its token is spent", attestation.ErrUnverified)
 	}
-	// Against the token and not against what is in force: else many small steps would end a hold without a grant.
+	// Compare with the token and not with the containment in force: otherwise many small changes could end a
+	// containment without a grant.
 	if c.ExpiresAt.Before(token.ExpiresAt.Add(-expiryTolerance)) {
 		if _, err := verifyReleaseGrant(c.Grant, c.LeaseID, keys); err != nil {
 			return token, fmt.Errorf("ending a hold at %s, its token at %s: %w", c.ExpiresAt.Format(time.RFC3339), token.ExpiresAt.Format(time.RFC3339), err)
@@ -101,10 +104,12 @@ func (a *Agent) verifyToken(c gatewayrpc.ContainmentCommand, keys attestation.Ke
 	return token, nil
 }
 
-// expiryTolerance is by how much a hold's end may be earlier than its token's: ends are written with different precisions.
+// expiryTolerance is how much earlier than its token a containment may end, because timestamps are written with
+// different precision.
 const expiryTolerance = time.Second
 
-// checkNotReleased checks that a hold which is not in force yet rests on something newer than people's release of its target.
+// checkNotReleased checks that a new containment is based on a detection or grant that is newer than the last release
+// of its target by a person.
 func (a *Agent) checkNotReleased(target string, token attestation.LeaseToken) error {
 	if !token.DetectedAt.IsZero() && a.revocations.isTargetReleased(target, token.DetectedAt) {
 		return wrapRefused(fmt.Errorf("%w: %s was released by a person after the last detection of it; a new detection or a person's grant contains it again", attestation.ErrUnverified, target))
@@ -112,7 +117,7 @@ func (a *Agent) checkNotReleased(target string, token attestation.LeaseToken) er
 	return nil
 }
 
-// verifyReleaseGrant checks a grant that ends a hold before its time.
+// verifyReleaseGrant verifies a grant that ends a containment before its expiry.
 func verifyReleaseGrant(grant *attestation.Envelope, lease string, keys attestation.Keyring) (attestation.Grant, error) {
 	if grant == nil {
 		return attestation.Grant{}, fmt.Errorf("%w: its end has not come, and no grant was given", attestation.ErrUnverified)
@@ -129,7 +134,7 @@ func verifyReleaseGrant(grant *attestation.Envelope, lease string, keys attestat
 	return g, nil
 }
 
-// endContainment lifts a lock or a freeze: with a grant, or when its stamped end has passed.
+// endContainment removes a lock or a freeze: with a grant, or after its expiry.
 func (a *Agent) endContainment(ctx context.Context, kind gatewayrpc.CommandKind, c gatewayrpc.ReleaseCommand, keys attestation.Keyring) (gatewayrpc.ContainmentState, error) {
 	if kind == gatewayrpc.CommandUnlock {
 		return a.releaseLock(ctx, c, keys)

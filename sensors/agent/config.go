@@ -19,38 +19,42 @@ import (
 	"stanch/sensors/snapshot"
 )
 
-// SnapshotCommand is the first argument with which a program that has an agent is started to take one snapshot.
+// SnapshotCommand is the first argument that makes an agent's executable take one snapshot.
 const SnapshotCommand = "take-snapshot"
 
-// ThawCommand is the first argument with which a program that has an agent is started to end one freeze.
+// ThawCommand is the first argument that makes an agent's executable end one freeze.
 const ThawCommand = "thaw-at-end"
 
-// Config says how to make an agent on this machine. The zero value watches every container of it.
+// Config configures an agent of this machine. The zero value watches all containers of the machine and stores no
+// state.
 type Config struct {
-	Node          string // default: the host's name
-	StateDir      string // default: none is kept
-	EgressLockDir string // where the egress lock is pinned; default probe.DefaultEgressLockDir
+	Node          string // default: the host name
+	StateDir      string // default: no state is stored
+	EgressLockDir string // the pin directory of the egress lock; default probe.DefaultEgressLockDir
 	CRISocket     string
 	KubeletPath   string // see Options
-	// SnapshotProgram and its arguments call snapshot.ServeHelper: see Options.SnapshotHelper. Empty: none.
+	// SnapshotProgram is a command line that calls snapshot.ServeHelper: see Options.SnapshotHelper. Empty means no
+	// helper.
 	SnapshotProgram []string
-	// ThawProgram and its arguments call snapshot.RunThawer with the last argument. Empty: this node freezes nothing.
+	// ThawProgram is a command line that calls snapshot.RunThawer with its last argument. Empty disables freezing.
 	ThawProgram []string
 	RuleDirs    []string
-	// LearningPeriod is how long an image is watched before anything it does can be unusual. Default 24 h.
+	// LearningPeriod is how long an image is observed before an event can be unusual. The default is 24 h.
 	LearningPeriod time.Duration
-	// APIServers: see Options. Where there are none, the addresses that a pod gets in its environment.
+	// APIServers: see Options. The default is the API server address in the environment of a pod.
 	APIServers  []string
-	DisableLock bool               // only watch
+	DisableLock bool               // only detect, never lock
 	Failpoint   func(point string) // for tests: see Options
-	// Probe sizes the rings and turns hooks off; Node and CgroupRoot are filled in.
+	// Probe sizes the ring buffers and disables hooks. Node and CgroupRoot are filled in.
 	Probe probe.Options
 	// HeartbeatInterval: see Options.
 	HeartbeatInterval time.Duration
 	Log               *slog.Logger
 }
 
-// NewFromConfig opens everything that this machine has and says what it lacks. Close ends it; locks in force stay.
+// NewFromConfig opens everything that this machine supports, and logs what is missing. closeAll releases it; active
+// locks stay in force. It returns an error if no rule can be loaded, containers cannot be identified, or another
+// sensor uses the egress lock.
 func NewFromConfig(s Config) (a *Agent, closeAll func(), err error) {
 	if s.Log == nil {
 		s.Log = slog.Default()
@@ -126,7 +130,8 @@ func NewFromConfig(s Config) (a *Agent, closeAll func(), err error) {
 		closeAll()
 		return nil, nil, err
 	}
-	// The kernel's types, which the programs were fitted to, are many times what is kept: give that back to the node.
+	// The kernel's BTF types, which are needed only to load the programs, use far more memory than what remains.
+	// Return it to the node.
 	debug.FreeOSMemory()
 	return a, closeAll, nil
 }
@@ -137,7 +142,7 @@ func (a *Agent) failpoint(point string) {
 	}
 }
 
-// BootID names this boot of the machine.
+// BootID returns the ID of the machine's current boot, or "" if it cannot be read.
 func BootID() string {
 	raw, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
 	if err != nil {
@@ -146,7 +151,8 @@ func BootID() string {
 	return strings.TrimSpace(string(raw))
 }
 
-// Serve watches, spools and obeys until ctx ends. The client's Handler, Spool and Status are this agent's.
+// Serve detects, spools and executes commands until ctx ends, which is not an error. It sets the Handler, Spool,
+// BootID and StatusFunc of client.
 func (a *Agent) Serve(ctx context.Context, client *gatewayrpc.Client, spool *gatewayrpc.Spool) error {
 	client.Handler, client.Spool, client.BootID = a, spool, BootID()
 	client.StatusFunc = func() any { return a.Report(spool.Len(), spool.Dropped()) }

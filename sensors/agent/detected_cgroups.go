@@ -18,20 +18,21 @@ import (
 	"stanch/sensors/containermeta"
 )
 
-// detectedCgroups remembers in which cgroups this node detected something of a target. The kernel gave their ids with the
-// event, so nobody can put another cgroup in their place; an id is never used twice while the machine runs.
+// detectedCgroups records in which cgroups this node detected something of a target. The kernel reported their IDs
+// with the events, so an attacker cannot substitute another cgroup. A cgroup ID is never reused until the next boot.
 type detectedCgroups struct {
 	mu          sync.Mutex
 	path        string
 	bootID      string
-	byTarget    map[string][]containermeta.NamedCgroup // by target, the latest first
-	targetOrder []string                               // of targets, the oldest first
-	// trustRank ranks a cgroup: what ranks lowest is forgotten first. Nil ranks all alike.
+	byTarget    map[string][]containermeta.NamedCgroup // the cgroups of each target, the latest first
+	targetOrder []string                               // the targets, the oldest first
+	// trustRank ranks a cgroup: the lowest rank is evicted first. Nil ranks all cgroups equally.
 	trustRank func(containermeta.NamedCgroup) int
 }
 
-// cgroupTrustRanker ranks a cgroup by what nobody but root decides: one that is gone, one that another user made, one of root's. Any
-// user with a cgroup of their own can make others in it that bear a container's id, and be detected there.
+// cgroupTrustRanker ranks a cgroup by facts that only root controls: 0 if it is gone, 1 if another user created it, 2
+// if root created it. A user with a delegated cgroup can create cgroups that are named after any container, and cause
+// detections in them.
 func cgroupTrustRanker(root string) func(containermeta.NamedCgroup) int {
 	return func(g containermeta.NamedCgroup) int {
 		var st unix.Stat_t
@@ -46,11 +47,11 @@ func cgroupTrustRanker(root string) func(containermeta.NamedCgroup) int {
 }
 
 const (
-	maxDetectedTargets  = 4096 // targets
-	maxCgroupsPerTarget = 8    // cgroups of one
+	maxDetectedTargets  = 4096 // maximum number of targets
+	maxCgroupsPerTarget = 8    // maximum number of cgroups per target
 )
 
-// detectedCgroupsFile is the file's content: ids are those of one boot.
+// detectedCgroupsFile is the content of the file. The cgroup IDs are valid for one boot.
 type detectedCgroupsFile struct {
 	BootID   string                                 `json:"boot_id"`
 	ByTarget map[string][]containermeta.NamedCgroup `json:"by_target"`
@@ -71,7 +72,7 @@ func openDetectedCgroups(dir, boot string) (*detectedCgroups, error) {
 	}
 	var old detectedCgroupsFile
 	if json.Unmarshal(raw, &old) != nil || old.BootID != boot || old.ByTarget == nil {
-		return s, nil //nolint:nilerr // of another boot, or damaged: what is detected next fills it again
+		return s, nil //nolint:nilerr // of another boot, or damaged: later detections fill it again
 	}
 	s.byTarget = old.ByTarget
 	for target := range s.byTarget {
@@ -80,7 +81,7 @@ func openDetectedCgroups(dir, boot string) (*detectedCgroups, error) {
 	return s, nil
 }
 
-// record remembers the cgroups of a detection's container.
+// record adds the cgroups of a detection's container, and writes the file if something changed.
 func (s *detectedCgroups) record(c *sensors.Container) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -107,10 +108,10 @@ func (s *detectedCgroups) record(c *sensors.Container) error {
 	return nil
 }
 
-// add notes one, and reports whether it was new. The caller holds s.mu.
+// add records a cgroup and reports whether it was new. The caller holds s.mu.
 func (s *detectedCgroups) add(target string, g containermeta.NamedCgroup) bool {
 	known, ok := s.byTarget[target]
-	if ok { // what was detected last is forgotten last
+	if ok { // the target that was detected last is evicted last
 		if i := slices.Index(s.targetOrder, target); i >= 0 {
 			s.targetOrder = slices.Delete(s.targetOrder, i, i+1)
 		}
@@ -128,11 +129,11 @@ func (s *detectedCgroups) add(target string, g containermeta.NamedCgroup) bool {
 	return true
 }
 
-// evictionSampleSize is how many of the oldest targets are looked at to forget one.
+// evictionSampleSize is how many of the oldest targets are compared to evict one.
 const evictionSampleSize = 64
 
-// leastTrustedIndex returns which of the oldest targets to forget: one without a cgroup of root's that is still there, since
-// any user with a cgroup of their own can make as many of these as they like.
+// leastTrustedIndex returns the index of the target to evict among the oldest ones, preferably one without an existing
+// cgroup that root created. A user with a delegated cgroup can create any number of those.
 func (s *detectedCgroups) leastTrustedIndex() int {
 	least, lowest := 0, 3
 	for i := 0; s.trustRank != nil && i < min(evictionSampleSize, len(s.targetOrder)); i++ {
@@ -147,7 +148,7 @@ func (s *detectedCgroups) leastTrustedIndex() int {
 	return least
 }
 
-// limitCgroups forgets one of too many cgroups: of those that rank lowest the oldest, which stands last.
+// limitCgroups evicts one cgroup if there are too many: the oldest, and so the last, of those with the lowest rank.
 func (s *detectedCgroups) limitCgroups(groups []containermeta.NamedCgroup) []containermeta.NamedCgroup {
 	if len(groups) <= maxCgroupsPerTarget {
 		return groups
@@ -167,17 +168,18 @@ func (s *detectedCgroups) cgroupsOf(target string) []containermeta.NamedCgroup {
 	return slices.Clone(s.byTarget[target])
 }
 
-// SpoofedCgroup is a cgroup that bears the name of a container or pod and is not where that was detected.
+// SpoofedCgroup describes cgroups that use the name of a container or pod, but in which the node did not detect that
+// target.
 type SpoofedCgroup struct {
 	TargetID     string   `json:"target"`
-	GenuinePaths []string `json:"genuine_paths,omitempty"` // paths of the cgroups that count; none: nobody knows which
+	GenuinePaths []string `json:"genuine_paths,omitempty"` // genuine cgroups; empty if unknown
 	SpoofedPaths []string `json:"spoofed_paths"`
-	// FirstSeen is when it was noticed first, Last when it was seen last.
+	// FirstSeen is when the first spoofed cgroup was noticed, and LastSeen when one was noticed last.
 	FirstSeen time.Time `json:"first_seen"`
 	LastSeen  time.Time `json:"last"`
 }
 
-// spoofedCgroups are those that were seen of late.
+// spoofedCgroups are the recently noticed spoofed cgroups.
 type spoofedCgroups struct {
 	searching atomic.Bool
 	mu        sync.Mutex
@@ -185,16 +187,16 @@ type spoofedCgroups struct {
 }
 
 const (
-	// spoofRetention is for how long one is reported after it was seen last.
+	// spoofRetention is how long a spoofed cgroup is reported after it was last noticed.
 	spoofRetention    = 10 * time.Minute
-	maxSpoofedTargets = 64 // targets
-	maxSpoofedPaths   = 8  // paths of one
+	maxSpoofedTargets = 64 // maximum number of targets
+	maxSpoofedPaths   = 8  // maximum number of paths per target
 )
 
 func (d *spoofedCgroups) beginSearch() bool { return d.searching.CompareAndSwap(false, true) }
 func (d *spoofedCgroups) endSearch()        { d.searching.Store(false) }
 
-// record takes in what a search found.
+// record stores the result of a search.
 func (d *spoofedCgroups) record(target string, own, all []containermeta.NamedCgroup) {
 	now := time.Now()
 	found := SpoofedCgroup{TargetID: target, FirstSeen: now, LastSeen: now}
@@ -222,7 +224,7 @@ func (d *spoofedCgroups) record(target string, own, all []containermeta.NamedCgr
 	d.byTarget[target] = found
 }
 
-// list gives those that were seen of late.
+// list returns the recently noticed spoofed cgroups, and forgets older ones.
 func (d *spoofedCgroups) list() []SpoofedCgroup {
 	d.mu.Lock()
 	defer d.mu.Unlock()

@@ -9,8 +9,8 @@ import (
 	"stanch/sensors/containermeta"
 )
 
-// TestDecoysDoNotPushOutWhereATargetIs: whoever may make cgroups, as any user with a delegated one, makes one after the
-// other that bears the target's id and is detected in each.
+// A user with a delegated cgroup creates many cgroups that are named after the target's ID, and causes a detection in
+// each.
 func TestDecoysDoNotPushOutWhereATargetIs(t *testing.T) {
 	s, err := openDetectedCgroups("", "boot")
 	if err != nil {
@@ -18,7 +18,7 @@ func TestDecoysDoNotPushOutWhereATargetIs(t *testing.T) {
 	}
 	s.trustRank = func(b containermeta.NamedCgroup) int {
 		if b.CgroupID == 1 {
-			return 2 // root made it
+			return 2 // created by root
 		}
 		return 1
 	}
@@ -36,7 +36,7 @@ func TestDecoysDoNotPushOutWhereATargetIs(t *testing.T) {
 	}
 }
 
-// TestOthersTargetsDoNotPushOutATarget: nor does whoever is detected under thousands of made-up ids.
+// A user causes detections under thousands of invented IDs.
 func TestOthersTargetsDoNotPushOutATarget(t *testing.T) {
 	s, err := openDetectedCgroups("", "boot")
 	if err != nil {
@@ -44,7 +44,7 @@ func TestOthersTargetsDoNotPushOutATarget(t *testing.T) {
 	}
 	s.trustRank = func(b containermeta.NamedCgroup) int {
 		if b.CgroupID == 1 {
-			return 2 // root made it
+			return 2 // created by root
 		}
 		return 1
 	}

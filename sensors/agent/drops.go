@@ -8,27 +8,27 @@ import (
 	"stanch/sensors"
 )
 
-// DropStats is what was lost since this sensor started.
+// DropStats counts what was dropped since this sensor started.
 type DropStats struct {
-	// CountingSince is when the counts began: when this process started.
+	// CountingSince is when counting started: shortly after this process started.
 	CountingSince     time.Time `json:"counting_since,omitzero"`
-	KernelEvents      uint64    `json:"events,omitempty"`             // of the kernel's
-	SpooledDetections uint64    `json:"spooled_detections,omitempty"` // detections that the spool refused: it was full, or they were too large
-	// EpisodeStart is when the present spell of losses began, and Last when it was noticed last that more were lost.
+	KernelEvents      uint64    `json:"events,omitempty"`             // kernel events
+	SpooledDetections uint64    `json:"spooled_detections,omitempty"` // dropped by the spool: full, or too large
+	// EpisodeStart is when the current episode of drops began. LastDropAt is when a new drop was noticed last.
 	EpisodeStart time.Time `json:"episode_start,omitzero"`
 	LastDropAt   time.Time `json:"last,omitzero"`
-	// TopSources are those who lost most, the worst first, at most ten.
+	// TopSources are the cgroups that lost the most events, at most ten, in descending order.
 	TopSources []DropSource `json:"top_sources,omitempty"`
 }
 
-// DropSource is whose events were lost.
+// DropSource is a cgroup whose events were dropped. Container is zero if the cgroup is not a container.
 type DropSource struct {
 	Container sensors.Container `json:"container,omitzero"`
 	Cgroup    string            `json:"cgroup,omitempty"`
 	Dropped   uint64            `json:"dropped"`
 }
 
-// StatusReport is what a node tells the gateway about itself.
+// StatusReport is the complete status that a node sends to the gateway.
 type StatusReport struct {
 	Health
 	Spooled      int       `json:"spooled"`
@@ -38,11 +38,11 @@ type StatusReport struct {
 
 const (
 	maxDropSources = 10
-	// dropEpisodeGap is after how long without a loss the next one begins a new spell.
+	// dropEpisodeGap is how long a period without drops must be before the next drop begins a new episode.
 	dropEpisodeGap = 5 * time.Minute
 )
 
-// updateDrops follows what is lost. The caller holds a.counting.
+// updateDrops updates the counts from the counters of the probe and the spool. The caller holds a.dropsMu.
 func (a *Agent) updateDrops(now time.Time, drops map[string]uint64, spool uint64) DropStats {
 	l := &a.drops
 	if l.CountingSince.IsZero() {
@@ -63,7 +63,7 @@ func (a *Agent) updateDrops(now time.Time, drops map[string]uint64, spool uint64
 	return *l
 }
 
-// topDropSources names who lost most, as far as their cgroups are still known.
+// topDropSources returns the cgroups that lost the most events, if they are still known.
 func (a *Agent) topDropSources() []DropSource {
 	var out []DropSource
 	if a.Probe == nil {
@@ -86,7 +86,7 @@ func (a *Agent) topDropSources() []DropSource {
 			out[i].Container = sensors.Container{}
 			continue
 		}
-		c.Pod.Annotations = nil // they can be large, and nobody asks for them here
+		c.Pod.Annotations = nil // annotations can be large and are not needed here
 		out[i].Container = c
 	}
 	return out

@@ -13,7 +13,7 @@ import (
 	"stanch/sensors/snapshot"
 )
 
-// maxFreezeDuration bounds a freeze: probes of a frozen pod fail and the kubelet kills it.
+// maxFreezeDuration limits a freeze: the probes of a frozen pod fail, and the kubelet then kills it.
 const maxFreezeDuration = 5 * time.Minute
 
 func (a *Agent) freeze(ctx context.Context, c gatewayrpc.ContainmentCommand, token attestation.LeaseToken) (gatewayrpc.ContainmentState, error) {
@@ -42,7 +42,8 @@ func (a *Agent) freeze(ctx context.Context, c gatewayrpc.ContainmentCommand, tok
 		if err := a.checkNotReleased(c.Target.ID(), token); err != nil {
 			return gatewayrpc.ContainmentState{}, err
 		}
-	} else if i := slices.Index(at.dirs, held.CgroupDir); i >= 0 { // another of its cgroups may be the first by now
+	} else if i := slices.Index(at.dirs, held.CgroupDir); i >= 0 {
+		// The target's cgroups may be in another order by now.
 		h.CgroupDir, h.CgroupID = at.dirs[i], at.refs[i].CgroupID
 	}
 	err = a.Freezer.Freeze(ctx, h)
@@ -87,7 +88,8 @@ func (a *Agent) freezeState(ctx context.Context, t gatewayrpc.NodeTarget) (gatew
 	return s, nil
 }
 
-// thaw ends a lease's freeze, whatever became of its target. What another process froze or thawed since is not touched.
+// thaw ends the freeze of a lease, even if its target is gone. It does not change a cgroup that another process has
+// frozen or thawed since then.
 func (a *Agent) thaw(ctx context.Context, c gatewayrpc.ReleaseCommand, keys attestation.Keyring) (gatewayrpc.ContainmentState, error) {
 	if a.Freezer == nil {
 		return gatewayrpc.ContainmentState{}, wrapRefused(errors.New("this node cannot freeze cgroups"))

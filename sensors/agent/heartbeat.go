@@ -20,51 +20,53 @@ import (
 	"stanch/sensors/containermeta"
 )
 
-// HeartbeatStatus says whether the sensor sees what it made happen itself.
+// HeartbeatStatus says whether the sensor receives the events that it causes itself.
 type HeartbeatStatus struct {
-	// LastReceived is when a heartbeat came back last, and LatencyMS how long it took.
+	// LastReceived is when the last heartbeat was received. LatencyMS is how long it took, in milliseconds.
 	LastReceived time.Time `json:"last,omitzero"`
 	LatencyMS    float64   `json:"latency_ms,omitempty"`
-	// ConsecutiveMisses counts the heartbeats in a row that did not come back; Shut says that these are too many.
+	// ConsecutiveMisses counts the latest heartbeats in a row that were not received. Failing reports whether they are
+	// too many.
 	ConsecutiveMisses int    `json:"consecutive_misses,omitempty"`
 	Failing           bool   `json:"failing,omitempty"`
-	FailureReason     string `json:"failure_reason,omitempty"` // what went wrong last
+	FailureReason     string `json:"failure_reason,omitempty"` // the last error
 }
 
-// heartbeat proves that the sensor sees: a program that only ends is executed in a cgroup that the probe watches, with a word
-// that nobody knows before, and has to come back through the kernel's hook, the ring and the decoder.
+// heartbeat proves that the sensor receives events. It executes a program that exits at once, with a random nonce, in
+// a cgroup that the probe watches. The event must come back through the kernel hook, the ring buffer and the decoder.
 type heartbeat struct {
 	interval time.Duration
-	timeout  time.Duration // 0 is heartbeatTimeout
-	dir      string        // where the program may be put if memory cannot be executed
+	timeout  time.Duration // 0 means heartbeatTimeout
+	dir      string        // where the program is stored if the host forbids executing memory files
 	log      *slog.Logger
 
 	mu       sync.Mutex
 	status   HeartbeatStatus
 	nonce    string
-	pid      uint32 // of the heartbeat that came back: its end is its own too
+	pid      uint32 // process of the received heartbeat, to recognize its exit event
 	sentAt   time.Time
 	received chan struct{}
-	// sensorID names this sensor's commitments; neighbors are heartbeats of the machine's other sensors.
+	// sensorID names the commitments of this sensor. peers are the heartbeats of other sensors on the machine.
 	sensorID string
 	peers    []peerHeartbeat
 }
 
 const (
 	heartbeatInterval = 30 * time.Second
-	// heartbeatTimeout is how long a heartbeat may take. A node under load is slow, and not blind.
+	// heartbeatTimeout is how long a heartbeat may take. It is generous, because a node under load is slow but not
+	// blind.
 	heartbeatTimeout = 5 * time.Second
-	// maxMissedHeartbeats is how many in a row are too many.
+	// maxMissedHeartbeats is how many misses in a row mean failure.
 	maxMissedHeartbeats = 3
-	// heartbeatName is the cgroup below the root, and what the program is called.
+	// heartbeatName is the name of the program, and of its cgroup below the root.
 	heartbeatName = "stanch-heartbeat"
 )
 
-// run makes heartbeats until ctx ends, and leaves no cgroup behind.
+// run sends heartbeats until ctx ends, and then removes its cgroup.
 func (y *heartbeat) run(ctx context.Context) {
 	defer func() {
 		if root, err := containermeta.FindCgroupRoot(); err == nil {
-			_ = os.Remove(filepath.Join(root, heartbeatName)) // one that somebody else is in stays
+			_ = os.Remove(filepath.Join(root, heartbeatName)) // fails if another sensor uses the cgroup
 		}
 	}()
 	every := y.interval
@@ -87,10 +89,10 @@ func (y *heartbeat) run(ctx context.Context) {
 	}
 }
 
-// errHeartbeatMissed says that a heartbeat was made and nobody saw it.
+// errHeartbeatMissed means that a heartbeat was executed but its event was not received.
 var errHeartbeatMissed = errors.New("the heartbeat was made and did not come back through the kernel's hook and ring")
 
-// sendAndWait makes a heartbeat and waits until it comes back.
+// sendAndWait executes a heartbeat and waits for its event.
 func (y *heartbeat) sendAndWait(ctx context.Context, wait time.Duration) error {
 	back := make(chan struct{})
 	y.mu.Lock()
@@ -133,8 +135,8 @@ func (y *heartbeat) recordResult(err error) {
 	}
 }
 
-// isHeartbeatEvent reports whether an event is the heartbeat's, or a proved one of another sensor's. Nothing else is left out: what
-// others do in its cgroup is theirs.
+// isHeartbeatEvent reports whether an event belongs to this sensor's heartbeat, or to a verified heartbeat of another
+// sensor. Other events in the heartbeat's cgroup are not ignored.
 func (y *heartbeat) isHeartbeatEvent(e *sensors.Event) bool {
 	if y == nil || e.Container.CgroupPath != "/"+heartbeatName {
 		return false
@@ -155,14 +157,14 @@ func (y *heartbeat) isHeartbeatEvent(e *sensors.Event) bool {
 	return y.isPeerHeartbeat(e)
 }
 
-// Status gives what is known now.
+// Status returns the current status.
 func (y *heartbeat) Status() HeartbeatStatus {
 	y.mu.Lock()
 	defer y.mu.Unlock()
 	return y.status
 }
 
-// execute executes the program that only ends.
+// execute runs the heartbeat program with the nonce as its argument.
 func (y *heartbeat) execute(nonce string) error {
 	root, err := containermeta.FindCgroupRoot()
 	if err != nil {
@@ -191,9 +193,9 @@ func (y *heartbeat) execute(nonce string) error {
 	err = startInCgroup(fmt.Sprintf("/proc/self/fd/%d", program.Fd()), nonce, int(cgroup.Fd()))
 	runtime.KeepAlive(program)
 	if err != nil && y.dir != "" && (errors.Is(err, unix.EACCES) || errors.Is(err, unix.EPERM)) {
-		// Some hosts let nobody execute memory.
+		// Some hosts forbid executing memory files.
 		path := filepath.Join(y.dir, heartbeatName)
-		if err := os.WriteFile(path, heartbeatProgram(), 0o700); err != nil { //nolint:gosec // it is to be executed
+		if err := os.WriteFile(path, heartbeatProgram(), 0o700); err != nil { //nolint:gosec // it must be executable
 			return fmt.Errorf("write its program: %w", err)
 		}
 		err = startInCgroup(path, nonce, int(cgroup.Fd()))
@@ -201,7 +203,7 @@ func (y *heartbeat) execute(nonce string) error {
 	return err
 }
 
-// startInCgroup executes a program in a cgroup and reaps it.
+// startInCgroup executes a program in a cgroup and waits for its exit.
 func startInCgroup(path, nonce string, cgroup int) error {
 	process, err := os.StartProcess(path, []string{heartbeatName, nonce}, &os.ProcAttr{
 		Env: []string{}, Sys: &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: cgroup, Pdeathsig: syscall.SIGKILL},
@@ -215,7 +217,7 @@ func startInCgroup(path, nonce string, cgroup int) error {
 	return nil
 }
 
-// openProgram puts the program into memory that can be executed.
+// openProgram returns the program in an executable memory file.
 func (y *heartbeat) openProgram() (*os.File, error) {
 	fd, err := unix.MemfdCreate(heartbeatName, unix.MFD_CLOEXEC|unix.MFD_EXEC)
 	if errors.Is(err, unix.EINVAL) { // a kernel before 6.3
@@ -232,8 +234,8 @@ func (y *heartbeat) openProgram() (*os.File, error) {
 	return f, nil
 }
 
-// heartbeatProgram is the smallest program: it calls exit(0). To execute this sensor itself, with Temporal inside under
-// `stanch up`, would cost a hundred times as much.
+// heartbeatProgram returns a minimal ELF executable that calls exit(0). Executing the sensor itself, which includes
+// Temporal under `stanch up`, would cost a hundred times as much.
 func heartbeatProgram() []byte {
 	machine, code := uint16(62), []byte{
 		0x31, 0xff, // xor edi, edi
@@ -250,19 +252,19 @@ func heartbeatProgram() []byte {
 	const base, header, segment = 0x400000, 64, 56
 	le := binary.LittleEndian
 	out := []byte{0x7f, 'E', 'L', 'F', 2, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0}
-	out = le.AppendUint16(out, 2) // an executable
+	out = le.AppendUint16(out, 2) // e_type: ET_EXEC
 	out = le.AppendUint16(out, machine)
 	out = le.AppendUint32(out, 1)
-	out = le.AppendUint64(out, base+header+segment) // where it begins
-	out = le.AppendUint64(out, header)              // the program header follows
+	out = le.AppendUint64(out, base+header+segment) // e_entry
+	out = le.AppendUint64(out, header)              // e_phoff
 	out = le.AppendUint64(out, 0)
 	out = le.AppendUint32(out, 0)
 	for _, n := range []uint16{header, segment, 1, 64, 0, 0} {
 		out = le.AppendUint16(out, n)
 	}
 	size := uint64(header + segment + len(code))
-	out = le.AppendUint32(out, 1) // to be loaded
-	out = le.AppendUint32(out, 5) // to be read and executed
+	out = le.AppendUint32(out, 1) // p_type: PT_LOAD
+	out = le.AppendUint32(out, 5) // p_flags: read and execute
 	for _, n := range []uint64{0, base, base, size, size, 0x1000} {
 		out = le.AppendUint64(out, n)
 	}

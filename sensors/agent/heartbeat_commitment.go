@@ -14,22 +14,23 @@ import (
 	"stanch/sensors/containermeta"
 )
 
-// A heartbeat is proved to the other sensors of the machine by a commitment: before the program is executed, the SHA-256
-// of its nonce becomes a trusted extended attribute of the heartbeat's cgroup, which only root of the host can set. The
-// program's name and its cgroup prove nothing.
+// A sensor proves its heartbeat to the other sensors of the machine with a commitment: before it executes the program,
+// it stores the SHA-256 of the nonce in a trusted extended attribute of the heartbeat's cgroup, which only the host's
+// root can set. The name of the program and its cgroup prove nothing.
 const commitmentXattrPrefix = "trusted.stanch."
 
-// maxPeerHeartbeats bounds the heartbeats of other sensors that are remembered, so that each nonce counts once.
+// maxPeerHeartbeats limits the remembered heartbeats of other sensors. They are remembered so that each nonce is
+// accepted once.
 const maxPeerHeartbeats = 256
 
-// peerHeartbeat is a heartbeat of another sensor that was recognized.
+// peerHeartbeat is an accepted heartbeat of another sensor.
 type peerHeartbeat struct {
 	commitment string
 	pid        uint32
 }
 
-// publishCommitment publishes the commitment to a nonce at the heartbeat's cgroup, in place of this sensor's last one. A file
-// system without extended attributes publishes nothing; other sensors then report the heartbeat.
+// publishCommitment stores the commitment to a nonce at the heartbeat's cgroup, replacing this sensor's previous one.
+// It fails on a file system without extended attributes; other sensors then report the heartbeat as an event.
 func publishCommitment(dir, sensor, nonce string) error {
 	sum := sha256.Sum256([]byte(nonce))
 	if err := unix.Setxattr(dir, commitmentXattrPrefix+sensor, sum[:], 0); err != nil {
@@ -38,7 +39,7 @@ func publishCommitment(dir, sensor, nonce string) error {
 	return nil
 }
 
-// hasCommitment reports whether a sensor of this machine committed itself to the nonce.
+// hasCommitment reports whether a sensor of this machine published a commitment to the nonce.
 func hasCommitment(dir, nonce string) bool {
 	names := make([]byte, 64<<10)
 	n, err := unix.Listxattr(dir, names)
@@ -58,8 +59,8 @@ func hasCommitment(dir, nonce string) bool {
 	return false
 }
 
-// isPeerHeartbeat reports whether an event in the heartbeat's cgroup is a proved heartbeat of another sensor, or its end. The
-// caller holds the lock.
+// isPeerHeartbeat reports whether an event in the heartbeat's cgroup is a verified heartbeat of another sensor, or its
+// exit. The caller holds y.mu.
 func (y *heartbeat) isPeerHeartbeat(e *sensors.Event) bool {
 	switch args := e.Process.Args; {
 	case e.Kind == sensors.KindExit && e.Process.PID != 0:

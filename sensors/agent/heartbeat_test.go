@@ -20,7 +20,8 @@ import (
 	lacking "stanch/testenv/prereq"
 )
 
-// startHeartbeatAgent runs an agent with a real probe, without a resolver: so it would show its heartbeats, if it showed any.
+// startHeartbeatAgent runs an agent with a real probe and without a resolver, so that heartbeats that are not filtered
+// appear as events.
 func startHeartbeatAgent(t *testing.T, o probe.Options, wait time.Duration) (*Agent, func() []sensors.Event) {
 	t.Helper()
 	lacking.RequireRoot(t)
@@ -58,7 +59,7 @@ func startHeartbeatAgent(t *testing.T, o probe.Options, wait time.Duration) (*Ag
 func TestTheHeartbeatComesBackAndNobodyElseSeesIt(t *testing.T) {
 	a, seen := startHeartbeatAgent(t, probe.Options{}, 0)
 	first := time.Time{}
-	for range 3 { // it goes on
+	for range 3 { // the heartbeat continues
 		require.Eventually(t, func() bool { return a.Health().Heartbeat.LastReceived.After(first) }, 10*time.Second, 5*time.Millisecond, "%+v", a.Health().Heartbeat)
 		first = a.Health().Heartbeat.LastReceived
 	}
@@ -106,8 +107,8 @@ func TestOnlyTheHeartbeatItselfIsLeftOut(t *testing.T) {
 	require.False(t, y.isHeartbeatEvent(own(sensors.KindConnect, 7)), "it connects nowhere")
 }
 
-// Two sensors on one machine tell each other's heartbeats from an attack by what only root of the host could publish, and
-// not by a name that anybody can take.
+// Two sensors on one machine recognize each other's heartbeats by a commitment that only root can publish, and not by
+// a name that any process can use.
 func TestAnotherSensorsHeartbeatIsKnownByItsProof(t *testing.T) {
 	lacking.RequireRoot(t)
 	root, err := containermeta.FindCgroupRoot()

@@ -71,8 +71,8 @@ func (a *Agent) applyLock(ctx context.Context, c gatewayrpc.ContainmentCommand, 
 	return out, nil
 }
 
-// addLockedCgroups adds to where a target is now what its lease holds already and what is still there: a target that moves to another
-// cgroup is held there too, and not let go where it was.
+// addLockedCgroups adds the cgroups that the lease already locks and that still exist, so that a target that moves to
+// another cgroup stays locked in both.
 func (a *Agent) addLockedCgroups(at *targetCgroups, before probe.EgressLockState) {
 	for _, id := range before.Cgroups {
 		path, err := a.Resolver.CgroupPathByID(id)
@@ -85,8 +85,8 @@ func (a *Agent) addLockedCgroups(at *targetCgroups, before probe.EgressLockState
 	}
 }
 
-// parseAllowList reads the destinations that the parameters of pod.isolate leave open. They are read from what the token's hash
-// covers, and from nothing else.
+// parseAllowList returns the allowed destinations from the parameters of pod.isolate. The token's hash covers these
+// parameters, so an allow list from anywhere else is never used.
 func parseAllowList(params json.RawMessage) ([]probe.AllowedDestination, error) {
 	var p struct {
 		Allow []string `json:"allow"`
@@ -107,15 +107,15 @@ func parseAllowList(params json.RawMessage) ([]probe.AllowedDestination, error) 
 	return out, nil
 }
 
-// networkAccess is how a target reaches the network.
+// networkAccess describes how a target reaches the network.
 type networkAccess struct {
 	veths        []probe.Veth
 	hostNetwork  bool
 	notes        []string
-	coverageGaps []string // why something that it sends may not be held
+	coverageGaps []string // why a lock may not cover all of its traffic
 }
 
-// inspectNetwork looks at every process of a target. What cannot be looked at takes nothing away from what was found.
+// inspectNetwork inspects every process of a target. It collects errors as coverage gaps and keeps what it found.
 func (a *Agent) inspectNetwork(at targetCgroups) networkAccess {
 	var n networkAccess
 	if len(at.pids) == 0 {
@@ -137,7 +137,7 @@ func (a *Agent) inspectNetwork(at targetCgroups) networkAccess {
 	return n
 }
 
-// removeCause takes one cause out of joined errors.
+// removeCause removes one cause from joined errors.
 func removeCause(err, cause error) error {
 	if joined, ok := err.(interface{ Unwrap() []error }); ok { //nolint:errorlint // its parts are wanted, not a cause
 		var rest []error
@@ -152,7 +152,7 @@ func removeCause(err, cause error) error {
 	return err
 }
 
-// unverifiedReason says why nobody can say of a lock that nothing passes; "" where its effect is observed.
+// unverifiedReason says why it is not certain that a lock blocks all traffic. It returns "" if the effect is verified.
 func (n networkAccess) unverifiedReason(state probe.EgressLockState) string {
 	if !state.Active {
 		return ""
@@ -166,8 +166,8 @@ func (n networkAccess) unverifiedReason(state probe.EgressLockState) string {
 	return strings.Join(gaps, "; ")
 }
 
-// checkReplacement checks what a request would take from the lock that its lease has in force already: another target, an
-// earlier end and a wider allow list all let go of something, and that needs a grant or is refused.
+// checkReplacement checks whether a request weakens the lock of its lease that is in force. Another target is refused.
+// An earlier end or a wider allow list requires a grant.
 func (a *Agent) checkReplacement(c gatewayrpc.ContainmentCommand, before probe.EgressLockState, r probe.EgressLockRequest, token attestation.LeaseToken, keys attestation.Keyring) error {
 	if !before.Active {
 		return a.checkNotReleased(c.Target.ID(), token)
@@ -221,7 +221,7 @@ func (a *Agent) lockState(ctx context.Context, t gatewayrpc.NodeTarget) (gateway
 	if !out.Active {
 		return out, nil
 	}
-	// A pod whose sandbox was made anew has another wire than the one that is held.
+	// A pod whose sandbox was recreated has another veth than the locked one.
 	network := a.inspectNetwork(at)
 	for _, w := range network.veths {
 		out.VethLocked = out.VethLocked && slices.Contains(state.VethIndexes, w.Index)
@@ -230,7 +230,8 @@ func (a *Agent) lockState(ctx context.Context, t gatewayrpc.NodeTarget) (gateway
 	return out, nil
 }
 
-// findCoveringLock gives the lock that holds all of a target's cgroups. Where one of them is not held, the target is not.
+// findCoveringLock returns the lock that covers all cgroups of a target, or an inactive state if one of them is not
+// locked by the same lease.
 func (a *Agent) findCoveringLock(at targetCgroups) (probe.EgressLockState, error) {
 	var all probe.EgressLockState
 	for i, id := range at.cgroupIDs() {
@@ -246,7 +247,8 @@ func (a *Agent) findCoveringLock(at targetCgroups) (probe.EgressLockState, error
 	return all, nil
 }
 
-// releaseLock lifts the lock of a lease, wherever its target is now: also one that is gone has others behind its wire.
+// releaseLock removes the lock of a lease, even if its target is gone: the target's veth may be used by other
+// containers.
 func (a *Agent) releaseLock(ctx context.Context, c gatewayrpc.ReleaseCommand, keys attestation.Keyring) (gatewayrpc.ContainmentState, error) {
 	if a.EgressLock == nil {
 		return gatewayrpc.ContainmentState{}, wrapRefused(fmt.Errorf("the egress lock is off on this node: %s", a.EgressLockError))
@@ -260,7 +262,8 @@ func (a *Agent) releaseLock(ctx context.Context, c gatewayrpc.ReleaseCommand, ke
 		if err != nil {
 			return toContainmentState(state), wrapRefused(err)
 		}
-		// By the lock's own word: a command that names another target must not count as a release of that one.
+		// The target comes from the lock: a command that names another target must not count as a release of that
+		// target.
 		if err := a.revocations.record(c.LeaseID, state.TargetID, state.ExpiresAt, grant); err != nil {
 			a.logThrottled("remember a release", err)
 		}
@@ -271,17 +274,17 @@ func (a *Agent) releaseLock(ctx context.Context, c gatewayrpc.ReleaseCommand, ke
 	a.failpoint("agent/unlocked")
 	after, err := a.lockState(ctx, c.Target)
 	if err != nil {
-		return gatewayrpc.ContainmentState{}, nil //nolint:nilerr // it is lifted, whatever can be said of its target
+		return gatewayrpc.ContainmentState{}, nil //nolint:nilerr // the lock is released in any case
 	}
 	return after, nil
 }
 
-// kubeletRefreshInterval is how often the kubelet is looked for while a lock is in force: one that is started again has another
-// cgroup, and after three failed probes it restarts the container.
+// kubeletRefreshInterval is how often the kubelet is searched while a lock is in force. A restarted kubelet has
+// another cgroup, and after three failed probes it restarts the container.
 const kubeletRefreshInterval = 5 * time.Second
 
-// refreshKubelets tells the lock which sockets are the kubelet's. A kubelet that is not there keeps its place: it may be
-// about to start again.
+// refreshKubelets updates which sockets the lock treats as the kubelet's. If no kubelet is found, the previous ones
+// stay, because it may be restarting.
 func (a *Agent) refreshKubelets() error {
 	found, err := probe.FindKubelets(a.KubeletPath)
 	if err != nil {
@@ -297,7 +300,7 @@ func (a *Agent) refreshKubelets() error {
 	return nil
 }
 
-// refreshNodeAddresses keeps what the locks in force know of the node true until ctx ends: its kubelet, its MAC addresses.
+// refreshNodeAddresses updates what the locks know about the node, its kubelet and its MAC addresses, until ctx ends.
 func (a *Agent) refreshNodeAddresses(ctx context.Context) {
 	if a.EgressLock == nil {
 		return
@@ -323,8 +326,8 @@ func (a *Agent) refreshNodeAddresses(ctx context.Context) {
 	}
 }
 
-// extendLock holds a lock's target where it is now: a container that was started again has another cgroup, and perhaps another
-// wire. It only adds.
+// extendLock extends a lock to the current cgroups and veths of its target, because a restarted container has another
+// cgroup and perhaps another veth. It only adds.
 func (a *Agent) extendLock(ctx context.Context, state probe.EgressLockState) error {
 	var t gatewayrpc.NodeTarget
 	var ok bool
@@ -336,7 +339,7 @@ func (a *Agent) extendLock(ctx context.Context, state probe.EgressLockState) err
 	}
 	at, err := a.locateTarget(ctx, t)
 	if errors.Is(err, containermeta.ErrNotFound) || errors.Is(err, gatewayrpc.ErrRefused) {
-		return nil // gone, or it is said in the health
+		return nil // the target is gone, or Health reports the spoofed cgroups
 	}
 	if err != nil {
 		return fmt.Errorf("follow %s: %w", state.TargetID, err)

@@ -24,13 +24,13 @@ import (
 	lacking "stanch/testenv/prereq"
 )
 
-// testNode is an agent with a lock of its own, and an authority's key.
+// testNode is an agent with its own lock, and an authority key.
 type testNode struct {
 	*Agent
-	cgroupRoot   string // of the cgroup tree
-	cgroupParent string // where this test's cgroups are
+	cgroupRoot   string // the root of the cgroup tree
+	cgroupParent string // the cgroup that contains this test's cgroups
 	authorityKey attestation.SigningKey
-	pinDir       string // of pins
+	pinDir       string // the directory of the BPF pins
 	stateDir     string
 }
 
@@ -55,7 +55,7 @@ func newTestNode(t *testing.T) *testNode {
 	return n
 }
 
-// startAgent makes the agent, as a sensor that starts does.
+// startAgent starts the agent like a sensor that starts.
 func (n *testNode) startAgent(t *testing.T) {
 	t.Helper()
 	r, err := containermeta.Open(containermeta.Options{CRISocket: "none"})
@@ -93,14 +93,14 @@ func newContainerID() string {
 	return hex.EncodeToString(b)
 }
 
-// testContainer is a process in a cgroup that is named as Docker does.
+// testContainer is a process in a cgroup with the name that Docker would use.
 type testContainer struct {
 	id, dir string
 	cgroup  uint64
 	cmd     *exec.Cmd
 }
 
-// runContainer starts a container below a folder of the test's; by is what the process is started with.
+// runContainer starts a container below a cgroup of the test. by is the command that starts the process.
 func (n *testNode) runContainer(t *testing.T, folder, id string, by ...string) *testContainer {
 	t.Helper()
 	c := &testContainer{id: id, dir: filepath.Join(n.cgroupParent, folder, "docker", id)}
@@ -129,7 +129,7 @@ func (c *testContainer) kill(t *testing.T) {
 	require.Eventually(t, func() bool { err := os.Remove(c.dir); return err == nil || os.IsNotExist(err) }, 5*time.Second, 2*time.Millisecond)
 }
 
-// testLease is what the authority permitted for one target.
+// testLease is a lease that the authority permitted for one target.
 type testLease struct {
 	id        string
 	target    gatewayrpc.NodeTarget
@@ -159,7 +159,7 @@ func (n *testNode) sendCommand(kind gatewayrpc.CommandKind, command any) (gatewa
 	return state, err
 }
 
-// sendLock asks for a lease's lock; edit changes the command before it is sent.
+// sendLock sends the lock command of a lease. edit changes the command first.
 func (n *testNode) sendLock(l testLease, edit func(*gatewayrpc.ContainmentCommand)) (gatewayrpc.ContainmentState, error) {
 	c := gatewayrpc.ContainmentCommand{Target: l.target, Action: "pod.isolate", LeaseID: l.id, ExpiresAt: l.expiresAt, Params: l.params, Token: l.token}
 	if edit != nil {
@@ -229,7 +229,7 @@ func TestALockWithoutAWireIsNotVerified(t *testing.T) {
 	n := newTestNode(t)
 	t.Run("a process that left its network", func(t *testing.T) {
 		c := n.runContainer(t, "a", newContainerID(), "unshare", "--user", "--net")
-		require.Eventually(t, func() bool { // unshare has become sleep
+		require.Eventually(t, func() bool { // unshare has executed sleep
 			name, err := os.ReadFile("/proc/" + strconv.Itoa(c.cmd.Process.Pid) + "/comm")
 			return err == nil && strings.TrimSpace(string(name)) == "sleep"
 		}, 5*time.Second, 2*time.Millisecond)

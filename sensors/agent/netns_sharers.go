@@ -13,8 +13,9 @@ import (
 	"stanch/sensors/gatewayrpc"
 )
 
-// netnsSharers finds the other containers in a container's network namespace: what holds its wire holds theirs too. One that was
-// there before the container started shares by somebody's intent. One that came later may have come to be in the way.
+// netnsSharers returns the other containers in a container's network namespace, which a lock on its veth affects too.
+// A container that was there before the target shares the namespace intentionally. A later one may have joined to
+// obstruct the containment.
 func (a *Agent) netnsSharers(at targetCgroups) []gatewayrpc.NetworkSharer {
 	spaces := map[uint64]bool{}
 	oldest, began := 0, uint64(0)
@@ -25,7 +26,7 @@ func (a *Agent) netnsSharers(at targetCgroups) []gatewayrpc.NetworkSharer {
 		}
 	}
 	delete(spaces, 0)
-	delete(spaces, netnsInodeOfProcess(os.Getpid())) // the node's own is everybody's
+	delete(spaces, netnsInodeOfProcess(os.Getpid())) // the node's own namespace is shared by many processes
 	if len(spaces) == 0 || oldest == 0 {
 		return nil
 	}
@@ -50,7 +51,8 @@ func (a *Agent) netnsSharers(at targetCgroups) []gatewayrpc.NetworkSharer {
 		}
 		s := found[id]
 		s.ContainerID = id
-		// Only where the container never left the network that it began in: to enter an older one's is no sharing.
+		// Only if the container never left its first network namespace: entering an older namespace does not count as
+		// sharing.
 		before := processStartTicks(pid)
 		s.StartedBeforeTarget = s.StartedBeforeTarget || len(spaces) == 1 && before > 0 && before <= began
 		found[id] = s
@@ -71,7 +73,8 @@ func netnsInodeOfProcess(pid int) uint64 {
 	return st.Ino
 }
 
-// processStartTicks is when a process started, in ticks since boot: field 22 of stat. 0 if it is gone.
+// processStartTicks returns when a process started, in clock ticks since boot (field 22 of /proc/PID/stat), or 0 if it
+// is gone.
 func processStartTicks(pid int) uint64 {
 	b, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
 	if err != nil {
@@ -88,7 +91,7 @@ func processStartTicks(pid int) uint64 {
 	return ticks
 }
 
-// containerIDOfProcess names the container that a process is in; "" for the host's own.
+// containerIDOfProcess returns the ID of the process's container, or "" for a process of the host.
 func (a *Agent) containerIDOfProcess(pid int) string {
 	b, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/cgroup")
 	if err != nil {
@@ -100,7 +103,7 @@ func (a *Agent) containerIDOfProcess(pid int) string {
 			continue
 		}
 		root := a.Resolver.CgroupRoot()
-		if strings.HasPrefix(path, "/..") { // told from a cgroup namespace of this process's own
+		if strings.HasPrefix(path, "/..") { // relative to this process's own cgroup namespace
 			if path, ok = containermeta.ProcessCgroupPath(root, pid); !ok {
 				return ""
 			}

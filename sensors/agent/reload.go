@@ -25,42 +25,43 @@ import (
 	"stanch/sensors/rules"
 )
 
-// When changed packs are looked for, and how long they have to stay as they are before they are taken up: an editor
-// writes in pieces.
+// How often changed packs are searched, and how long they must stay unchanged before they are loaded: an editor may
+// write a file in several steps.
 const (
 	rulePollInterval = 2 * time.Second
 	ruleSettleDelay  = 200 * time.Millisecond
 )
 
-// Bounds of what is read: who writes packs is trusted, and can be wrong about a folder.
+// Limits of what is read. Authors of packs are trusted, but may configure the wrong directory by mistake.
 const (
 	maxPackBytes = 1 << 20
 	maxPacks     = 1000
 )
 
-// RuleFiles are the folders of packs beside the shipped ones. They are read again when they change: a pack with mistakes
-// does not take away what was right before.
+// RuleFiles are the directories of rule packs, in addition to the shipped packs. They are read again when they change.
+// An invalid pack does not replace its last valid version. It is safe for concurrent use.
 type RuleFiles struct {
 	dirs []string
 	log  *slog.Logger
 
 	mu        sync.Mutex
-	lastValid packFiles // what the rules in force were made of
+	lastValid packFiles // the files of the rules in force
 	lastHash  [sha256.Size]byte
 	health    RulesHealth
 }
 
-// RulesHealth says which rules are in force.
+// RulesHealth describes the rules in force.
 type RulesHealth struct {
 	RuleCount int       `json:"rule_count"`
 	Problems  []string  `json:"problems,omitempty"`
-	LoadedAt  time.Time `json:"loaded_at"` // when they were loaded
+	LoadedAt  time.Time `json:"loaded_at"` // when the rules in force were loaded
 }
 
-// packFiles is every file of every folder, by folder and name.
+// packFiles maps each directory to the names and contents of its files.
 type packFiles map[string]map[string][]byte
 
-// OpenRules reads the shipped packs and those of the folders.
+// OpenRules reads the shipped packs and the packs in dirs. Invalid packs are logged and skipped. It returns an error
+// if no rule can be loaded.
 func OpenRules(dirs []string, log *slog.Logger) (*RuleFiles, *rules.Set, error) {
 	f := &RuleFiles{log: log, lastValid: packFiles{}}
 	for _, dir := range dirs {
@@ -80,14 +81,15 @@ func OpenRules(dirs []string, log *slog.Logger) (*RuleFiles, *rules.Set, error) 
 	return f, set, nil
 }
 
-// Health says which rules are in force, and what is wrong with the packs.
+// Health returns the state of the rules in force and the problems of the packs, at most 20 and a summary.
 func (f *RuleFiles) Health() RulesHealth {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return f.health
 }
 
-// recordLoaded notes what is in force: which files it was made of, but those with problems.
+// recordLoaded records the rules in force and the files that they were loaded from, without the files that have
+// problems.
 func (f *RuleFiles) recordLoaded(set *rules.Set, from packFiles, problems diagnostic.Diagnostics) {
 	f.lastValid = packFiles{}
 	for dir, files := range from {
@@ -104,7 +106,7 @@ func (f *RuleFiles) recordLoaded(set *rules.Set, from packFiles, problems diagno
 	}
 }
 
-// tell notes what is wrong with the packs as they are now.
+// logProblems records the current problems of the packs for Health.
 
 func (f *RuleFiles) logProblems(problems diagnostic.Diagnostics) {
 	f.health.Problems = nil
@@ -117,7 +119,7 @@ func (f *RuleFiles) logProblems(problems diagnostic.Diagnostics) {
 	}
 }
 
-// readPacks reads every pack. What cannot be read is told; a folder that is gone is one that cannot be read.
+// readPacks reads every pack, and returns a problem for each file or directory that cannot be read or does not exist.
 func (f *RuleFiles) readPacks() (packFiles, diagnostic.Diagnostics) {
 	out := packFiles{}
 	var problems diagnostic.Diagnostics
@@ -152,14 +154,14 @@ func readPack(path string) ([]byte, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open: %w", err)
 	}
-	raw, err := io.ReadAll(io.LimitReader(file, maxPackBytes+1)) // one more, so that it is found too large
+	raw, err := io.ReadAll(io.LimitReader(file, maxPackBytes+1)) // one more byte, to detect a file that is too large
 	if err := errors.Join(err, file.Close()); err != nil {
 		return nil, fmt.Errorf("read: %w", err)
 	}
 	return raw, nil
 }
 
-// hash names packs, and what could not be read of it.
+// hash identifies the content of the packs, and the files that cannot be read.
 func (s packFiles) hash(unread diagnostic.Diagnostics) [sha256.Size]byte {
 	h := sha256.New()
 	for _, dir := range slices.Sorted(maps.Keys(s)) {
@@ -184,9 +186,9 @@ func (s packFiles) load(dirs []string) (*rules.Set, diagnostic.Diagnostics) {
 	return rules.LoadSources(sources...)
 }
 
-// reloadIfChanged reads the packs again. It gives a new set, or nil where nothing changed or nothing better can be had. In the
-// place of a pack that has mistakes, or cannot be read, stays what was right before; if that fits no longer, all stays
-// as it was. After settle the files have to be as they were before it.
+// reloadIfChanged reads the packs again. It returns a new set, or nil if nothing changed or no better set is
+// available. A pack that has problems or cannot be read is replaced by its last valid version. If that combination has
+// problems too, the set in force stays. If settle is not nil, the files must be the same before and after it.
 func (f *RuleFiles) reloadIfChanged(settle func()) *rules.Set {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -198,7 +200,7 @@ func (f *RuleFiles) reloadIfChanged(settle func()) *rules.Set {
 	if settle != nil {
 		settle()
 		if again, gone := f.readPacks(); again.hash(gone) != sum {
-			return nil // somebody is writing: the next look sees it whole
+			return nil // a file is being written: the next poll reads it completely
 		}
 	}
 	f.lastHash = sum
@@ -221,12 +223,13 @@ func (f *RuleFiles) reloadIfChanged(settle func()) *rules.Set {
 	return set
 }
 
-// ReloadIfChanged reads the packs again: a new set, or nil where nothing changed or somebody is writing. It is for who has no agent.
+// ReloadIfChanged reads the packs again. It returns a new set, or nil if nothing changed or a file is being written.
+// It takes at least 200 ms if something changed. It is for callers without an agent.
 func (f *RuleFiles) ReloadIfChanged() *rules.Set {
 	return f.reloadIfChanged(func() { time.Sleep(ruleSettleDelay) })
 }
 
-// withLastValid is packs of which files with problems are as they were when they had none.
+// withLastValid returns a copy of s in which files with problems are replaced by their last valid version.
 func (s packFiles) withLastValid(good packFiles, dirs []string, problems diagnostic.Diagnostics) packFiles {
 	wrong := map[string]bool{}
 	for _, p := range problems {
@@ -234,7 +237,7 @@ func (s packFiles) withLastValid(good packFiles, dirs []string, problems diagnos
 	}
 	out := packFiles{}
 	for _, dir := range dirs {
-		if s[dir] == nil { // the folder cannot be read
+		if s[dir] == nil { // the directory cannot be read
 			if good[dir] != nil {
 				out[dir] = good[dir]
 			}
@@ -250,7 +253,7 @@ func (s packFiles) withLastValid(good packFiles, dirs []string, problems diagnos
 	return out
 }
 
-// affectsOnlyNewFiles tells whether problems are only of files that never were without.
+// affectsOnlyNewFiles reports whether all problems are in files that never had a valid version.
 func (f *RuleFiles) affectsOnlyNewFiles(problems diagnostic.Diagnostics) bool {
 	return !slices.ContainsFunc(problems, func(p diagnostic.Diagnostic) bool {
 		dir, name := filepath.Split(p.File)
@@ -259,10 +262,10 @@ func (f *RuleFiles) affectsOnlyNewFiles(problems diagnostic.Diagnostics) bool {
 	})
 }
 
-// Rules is the set in force.
+// Rules returns the set of rules in force.
 func (a *Agent) Rules() *rules.Set { return a.rules.Load() }
 
-// ReloadRules reads the rule packs again at once, and tells whether others are in force now.
+// ReloadRules reads the rule packs again at once, and reports whether the rules in force changed.
 func (a *Agent) ReloadRules() bool { return a.reloadRulesIfChanged(nil) }
 
 func (a *Agent) reloadRulesIfChanged(settle func()) bool {
@@ -276,7 +279,7 @@ func (a *Agent) reloadRulesIfChanged(settle func()) bool {
 	return set != nil
 }
 
-// watchRules takes up changed packs until ctx ends.
+// watchRules loads changed packs until ctx ends.
 func (a *Agent) watchRules(ctx context.Context) {
 	if a.RuleFiles == nil || len(a.RuleFiles.dirs) == 0 {
 		return
@@ -284,7 +287,7 @@ func (a *Agent) watchRules(ctx context.Context) {
 	tick := time.NewTicker(rulePollInterval)
 	defer tick.Stop()
 	hangup := make(chan os.Signal, 1)
-	// On a terminal the signal means that the terminal is gone, and ends the program.
+	// On a terminal, SIGHUP means that the terminal was closed, and must end the program.
 	if _, err := unix.IoctlGetTermios(int(os.Stdin.Fd()), unix.TCGETS); err != nil { //nolint:gosec // a descriptor is small
 		signal.Notify(hangup, syscall.SIGHUP)
 		defer signal.Stop(hangup)
@@ -303,10 +306,10 @@ func (a *Agent) watchRules(ctx context.Context) {
 	}
 }
 
-// memFS is files in memory.
+// memFS is an in-memory file system.
 type memFS map[string][]byte
 
-// Open opens one.
+// Open returns the file with this name. The error wraps fs.ErrNotExist if it does not exist.
 func (h memFS) Open(name string) (fs.File, error) {
 	raw, ok := h[name]
 	if !ok {
@@ -317,5 +320,8 @@ func (h memFS) Open(name string) (fs.File, error) {
 
 type memFile struct{ *bytes.Reader }
 
+// Stat always fails: the rule loader does not need it.
 func (*memFile) Stat() (fs.FileInfo, error) { return nil, fs.ErrInvalid }
-func (*memFile) Close() error               { return nil }
+
+// Close does nothing.
+func (*memFile) Close() error { return nil }

@@ -34,7 +34,7 @@ func packYAML(rule, exe string) string {
 `, rule, exe)
 }
 
-// log is what an agent said, for many goroutines.
+// logBuffer collects an agent's log. It is safe for concurrent use.
 type logBuffer struct {
 	mu   sync.Mutex
 	text bytes.Buffer
@@ -52,7 +52,7 @@ func (l *logBuffer) String() string {
 	return l.text.String()
 }
 
-// newRulesAgent is an agent without a kernel, on folders of packs, and what it said.
+// newRulesAgent returns an agent without a kernel probe that loads packs from dirs, and its log.
 func newRulesAgent(t *testing.T, dirs ...string) (*Agent, *logBuffer) {
 	t.Helper()
 	said := &logBuffer{}
@@ -64,7 +64,7 @@ func newRulesAgent(t *testing.T, dirs ...string) (*Agent, *logBuffer) {
 	return a, said
 }
 
-// firedRules are the rules that fire on the execution of a program of that name.
+// firedRules returns the rules that match the execution of a program with this name.
 func firedRules(a *Agent, exe string) string {
 	var names []string
 	a.ProcessEvent(sensors.Event{ID: "1", Kind: sensors.KindExec, Process: sensors.Process{Exe: "/bin/" + exe}}, nil, func(d sensors.Detection) { names = append(names, d.Rule) })
@@ -183,7 +183,7 @@ func TestWhatIsBeingWrittenIsNotReadYet(t *testing.T) {
 }
 
 func TestAHangupAsksForTheRulesAgain(t *testing.T) {
-	ours := make(chan os.Signal, 16) // so that the signal does not end the test
+	ours := make(chan os.Signal, 16) // so that the signal does not end the test process
 	signal.Notify(ours, syscall.SIGHUP)
 	defer signal.Stop(ours)
 	if _, err := unix.IoctlGetTermios(int(os.Stdin.Fd()), unix.TCGETS); err == nil {

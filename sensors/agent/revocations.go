@@ -13,12 +13,12 @@ import (
 	"stanch/sensors/attestation"
 )
 
-// revocations remembers which leases were ended early, until their stamped end: without it, a token issued before a
-// release could be replayed after it. It remembers the targets that people released, too.
+// revocations records which leases were ended early, until their original end. Without it, a token that was issued
+// before a release could be replayed afterwards. It also records the targets that people released.
 type revocations struct {
 	mu    sync.Mutex
 	path  string
-	byKey map[string]revocation // by lease, and by target
+	byKey map[string]revocation // keys are lease IDs and target IDs
 }
 
 type revocation struct {
@@ -48,11 +48,12 @@ func openRevocations(dir string) (*revocations, error) {
 	return l, nil
 }
 
-// releaseRetention is how long it is remembered that people released a target: longer than a detection is fresh.
+// releaseRetention is how long a person's release of a target is remembered. It is longer than the maximum age of a
+// detection.
 const releaseRetention = time.Hour
 
-// record notes that a lease was ended now although it was stamped to last until then. by is the grant; when people gave
-// it, the target counts as released: what was detected before is no ground to contain it again.
+// record records that a lease ended now, before its expiry until. by is the grant. If people issued it, the target
+// counts as released: an earlier detection cannot contain it again.
 func (l *revocations) record(lease, target string, until time.Time, by attestation.Grant) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -82,7 +83,7 @@ func (l *revocations) record(lease, target string, until time.Time, by attestati
 	return nil
 }
 
-// isTargetReleased tells whether people released a target at or after the time given.
+// isTargetReleased reports whether people released a target at or after the time since.
 func (l *revocations) isTargetReleased(target string, since time.Time) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -90,7 +91,7 @@ func (l *revocations) isTargetReleased(target string, since time.Time) bool {
 	return ok && !since.After(r.RevokedAt) && time.Now().Before(r.ExpiresAt)
 }
 
-// isTokenRevoked tells whether a token of the lease, issued then, was spent by a release.
+// isTokenRevoked reports whether a release revoked the tokens of the lease that were issued at or before issued.
 func (l *revocations) isTokenRevoked(lease string, issued time.Time) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()

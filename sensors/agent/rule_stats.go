@@ -8,13 +8,14 @@ import (
 	"stanch/sensors/rules"
 )
 
-// The bounds of what is told of rules: those that did something, and those that cost most.
+// The limits of the reported statistics: rules that matched, and rules that cost the most.
 const (
 	maxActiveRuleStats  = 100
 	maxSlowestRuleStats = 20
 )
 
-// SelectReportedStats picks what is worth telling of the rules: a set can be large, and each node tells it every few seconds.
+// SelectReportedStats returns the statistics that a node reports, sorted by rule name: at most 100 rules that matched,
+// and the 20 most expensive ones. A set can be large, and each node reports every few seconds. It reorders all.
 func SelectReportedStats(all []rules.RuleStats) []rules.RuleStats {
 	slices.SortStableFunc(all, func(a, b rules.RuleStats) int { return cmp.Compare(estimatedTotalCost(b), estimatedTotalCost(a)) })
 	var out []rules.RuleStats
@@ -32,7 +33,8 @@ func SelectReportedStats(all []rules.RuleStats) []rules.RuleStats {
 	return out
 }
 
-// estimatedTotalCost is what a rule took in all: one that is slow and seldom asked costs nothing.
+// estimatedTotalCost is the estimated total evaluation time of a rule. A slow rule that is rarely evaluated costs
+// little.
 func estimatedTotalCost(s rules.RuleStats) time.Duration {
 	return s.MeanEvaluationTime * time.Duration(s.Evaluated)
-} //nolint:gosec // it is far below
+} //nolint:gosec // far below the maximum

@@ -15,7 +15,7 @@ func TestOnlyBusyAndCostlyRulesAreTold(t *testing.T) {
 	for i := range 1000 {
 		s := rules.RuleStats{Rule: fmt.Sprintf("rule-%03d", i), Evaluated: 1000, Sampled: 4, MeanEvaluationTime: time.Duration(i)}
 		if i == 3 {
-			s.Fired = 1 // it is fast, and did something
+			s.Fired = 1 // it is fast, and it matched
 		}
 		all = append(all, s)
 	}

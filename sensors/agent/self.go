@@ -7,21 +7,21 @@ import (
 	"stanch/sensors"
 )
 
-// hostPIDNamespace is what /proc/self/ns/pid reads in the node's own PID namespace.
-// Source: PROC_PID_INIT_INO in include/linux/proc_ns.h.
+// hostPIDNamespace is the target of the link /proc/self/ns/pid in the node's own PID namespace. Source:
+// PROC_PID_INIT_INO in include/linux/proc_ns.h.
 const hostPIDNamespace = "pid:[4026531836]"
 
-// selfProcess recognizes what this sensor does itself: it opens files by their handles, enters namespaces and calls bpf, as an
-// attacker would. Only its own process counts, and those that it starts for snapshots; a container's name or path says
-// nothing. The zero value recognizes nothing.
+// selfProcess recognizes the events of this sensor. Like an attacker, it opens files by handle, enters namespaces and
+// calls bpf. Only its own process and its snapshot processes count; the name or path of a container proves nothing.
+// The zero value recognizes nothing.
 type selfProcess struct{ pid uint32 }
 
-// currentProcess is this process, if it knows by which number the kernel's events call it.
+// currentProcess returns this process, or the zero value if the PID in kernel events is unknown.
 func currentProcess() selfProcess {
 	if at, err := os.Readlink("/proc/self/ns/pid"); err != nil || at != hostPIDNamespace {
-		return selfProcess{} // in a namespace of its own its number may be another's on the node
+		return selfProcess{} // in another PID namespace, the same number may be another process of the node
 	}
-	return selfProcess{uint32(os.Getpid())} //nolint:gosec // the kernel's numbers fit
+	return selfProcess{uint32(os.Getpid())} //nolint:gosec // a PID fits
 }
 
 func (o selfProcess) caused(e *sensors.Event) bool {

@@ -13,10 +13,10 @@ import (
 	"stanch/sensors/gatewayrpc"
 )
 
-// targetCgroups is where a target is on this node: its cgroups, the one where it was detected last first.
+// targetCgroups is the location of a target on this node: its cgroups, the most recently detected one first.
 type targetCgroups struct {
 	refs []containermeta.NamedCgroup
-	dirs []string // absolute
+	dirs []string // absolute paths
 	pids []int
 }
 
@@ -28,7 +28,7 @@ func (p targetCgroups) cgroupIDs() []uint64 {
 	return ids
 }
 
-// add takes a cgroup in, with its processes.
+// add adds a cgroup and its processes.
 func (p *targetCgroups) add(root string, g containermeta.NamedCgroup) error {
 	if slices.Contains(p.cgroupIDs(), g.CgroupID) {
 		return nil
@@ -42,11 +42,11 @@ func (p *targetCgroups) add(root string, g containermeta.NamedCgroup) error {
 	return nil
 }
 
-// spoofSearchTimeout bounds a search for cgroups that bear somebody else's name.
+// spoofSearchTimeout limits a search for spoofed cgroups.
 const spoofSearchTimeout = 5 * time.Second
 
-// locateTarget says where a target is. Names in the cgroup tree are whoever's who may make a cgroup: where this node detected the
-// target itself, only the cgroups in which it did count.
+// locateTarget returns the cgroups of a target. Anyone who can create a cgroup chooses its name. Therefore, if this
+// node detected the target itself, only the cgroups of these detections count.
 func (a *Agent) locateTarget(ctx context.Context, t gatewayrpc.NodeTarget) (targetCgroups, error) {
 	if a.Resolver == nil {
 		return targetCgroups{}, wrapRefused(errors.New("this sensor cannot tell containers apart"))
@@ -88,8 +88,8 @@ func (a *Agent) locateTarget(ctx context.Context, t gatewayrpc.NodeTarget) (targ
 	return p, nil
 }
 
-// matchPreviousPath gives those of several cgroups that stand where the target was detected: a container that restarts under
-// the same id gets a new cgroup at the same path.
+// matchPreviousPath returns the cgroups whose path is one where the target was detected: a container that restarts
+// with the same ID gets a new cgroup at the same path.
 func (a *Agent) matchPreviousPath(t gatewayrpc.NodeTarget, bearers []containermeta.NamedCgroup) []containermeta.NamedCgroup {
 	var own []containermeta.NamedCgroup
 	seen := a.detectedCgroups.cgroupsOf(t.ID())
@@ -109,7 +109,8 @@ func joinPaths(bearers []containermeta.NamedCgroup) string {
 	return strings.Join(out, ", ")
 }
 
-// searchSpoofedCgroups notes which other cgroups bear a target's name. It takes longer than to lock, so nobody waits for it.
+// searchSpoofedCgroups searches for other cgroups with the target's name, in the background, because the search takes
+// longer than a lock.
 func (a *Agent) searchSpoofedCgroups(t gatewayrpc.NodeTarget, own []containermeta.NamedCgroup) {
 	if !a.spoofedCgroups.beginSearch() {
 		return

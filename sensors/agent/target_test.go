@@ -15,7 +15,7 @@ import (
 	"stanch/sensors/probe"
 )
 
-// recordDetection is what the kernel's event about a container says.
+// recordDetection records the cgroup of a container, as a kernel event would.
 func (n *testNode) recordDetection(t *testing.T, c *testContainer) {
 	t.Helper()
 	require.NoError(t, n.detectedCgroups.record(&sensors.Container{ID: c.id, CgroupID: c.cgroup, CgroupPath: strings.TrimPrefix(c.dir, n.cgroupRoot)}))
@@ -60,7 +60,7 @@ func TestADecoyDoesNotTakeTheLock(t *testing.T) {
 			len(reported[0].SpoofedPaths) == 1 && reported[0].SpoofedPaths[0] == strings.TrimPrefix(decoy.dir, n.cgroupRoot)
 	}, 5*time.Second, 5*time.Millisecond)
 
-	// What was detected is known after the sensor started again, too.
+	// The detections survive a restart of the sensor.
 	require.NoError(t, n.EgressLock.Close())
 	n.startAgent(t)
 	st, err = n.sendLock(l, nil)
@@ -151,7 +151,7 @@ func TestAReleaseCountsForTheTargetOfItsLease(t *testing.T) {
 	_, err := n.sendLock(l, nil)
 	require.NoError(t, err)
 	before := time.Now().Add(-time.Second)
-	l.target = gatewayrpc.NodeTarget{ContainerID: b.id} // somebody else's, in the same command
+	l.target = gatewayrpc.NodeTarget{ContainerID: b.id} // another target, in the same command
 	_, err = n.sendUnlock(t, l)
 	require.NoError(t, err)
 	require.True(t, n.revocations.isTargetReleased("container:"+a.id, before))
@@ -166,7 +166,8 @@ func TestContainersThatShareANetworkAreNamed(t *testing.T) {
 		name, err := os.ReadFile(filepath.Join("/proc", pid, "comm"))
 		return err == nil && strings.TrimSpace(string(name)) == "sleep"
 	}, 5*time.Second, 2*time.Millisecond)
-	// The kernel tells when a process started in hundredths of a second: two of one are taken for one that was there before.
+	// The kernel reports start times in hundredths of a second. Two processes with the same start time count as
+	// started before.
 	began := time.Now()
 	require.Eventually(t, func() bool { return time.Since(began) > 20*time.Millisecond }, time.Second, time.Millisecond)
 	second := n.runContainer(t, "b", newContainerID(), "nsenter", "--net=/proc/"+pid+"/ns/net")

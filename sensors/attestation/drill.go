@@ -5,8 +5,9 @@ import (
 	"time"
 )
 
-// DrillRegistration is the registration of one drill's targets: what the drill itself created, named before the attack starts.
-// Only a registered target is ever in the drill's scope; no name, path or namespace puts anything there.
+// DrillRegistration lists the targets of one drill. The drill creates these targets itself and registers them before
+// the attack starts. Only registered targets are in the drill's scope: a name, path or namespace never puts a target
+// there.
 type DrillRegistration struct {
 	Name         string        `json:"name"`
 	Targets      []DrillTarget `json:"targets"`
@@ -14,14 +15,16 @@ type DrillRegistration struct {
 	ExpiresAt    time.Time     `json:"expires"`
 }
 
-// DrillTarget is one target of a drill, by an identity that is never reused.
+// DrillTarget is one target of a drill. Its ID is never reused.
 type DrillTarget struct {
-	ID string `json:"id"` // as statements name it: "container:<id>", "pod:<uid>", "workload:<uid>", "role:<RoleId>"
-	// CgroupID is the inode of the container's cgroup v2 directory; 0 for what is not a container of this host.
+	ID string `json:"id"` // as in statements: "container:<id>", "pod:<uid>", "workload:<uid>", "role:<RoleId>"
+	// CgroupID is the inode of the container's cgroup v2 directory. It is 0 for a target that is not a container of
+	// this host.
 	CgroupID uint64 `json:"cgroup_id,omitempty"`
 }
 
-// FindTarget returns the registered target with this id, and whether there is one.
+// FindTarget returns the registered target with this ID, and whether it exists. A nil DrillRegistration has no
+// targets.
 func (d *DrillRegistration) FindTarget(id string) (DrillTarget, bool) {
 	if d == nil {
 		return DrillTarget{}, false
@@ -34,8 +37,9 @@ func (d *DrillRegistration) FindTarget(id string) (DrillTarget, bool) {
 	return DrillTarget{}, false
 }
 
-// CheckDrillTarget returns an error unless the target of a lease token is the registered one: the same id and, for a container of a
-// host, the same cgroup. A token that is not a drill's passes. cgroup is the inode that the node found.
+// CheckDrillTarget returns an error that wraps ErrUnverified unless the target of the lease token is the registered
+// one: the same ID and, for a container of a host, the same cgroup. cgroup is the inode that the node found. A token
+// outside of a drill always passes.
 func (t LeaseToken) CheckDrillTarget(cgroup uint64) error {
 	switch {
 	case !t.DrillOnly:

@@ -1,9 +1,9 @@
-// Package proof holds the signed statements without which Stanch changes nothing: attestations of detections,
-// grants that people gave, and lease tokens that a node checks for itself.
+// Package attestation defines the signed statements that Stanch requires before it changes anything: attestations of
+// detections, grants by people, and lease tokens that a node verifies itself.
 //
-// It signs and verifies, and that is all. It refuses to decide whether something should be permitted (guards and
-// the gateway do), keeps no key on disk (worker/authority does), and never treats a statement made for one
-// purpose as one made for another: the purpose is part of what is signed.
+// The package only signs and verifies. It refuses to decide whether an action is permitted (the guards and the gateway
+// decide), to keep a key on disk (worker/authority does), and to accept a statement of one payload type as another:
+// the payload type is part of what is signed.
 package attestation
 
 import (
@@ -17,14 +17,14 @@ import (
 	"time"
 )
 
-// ErrUnverified is wrapped by every error of Verify and of the statements' checks: the statement does not permit
-// what was asked. Trying again will not help.
+// ErrUnverified is wrapped by every error of Verify and of the checks of statements: the statement does not permit the
+// operation. A retry does not help.
 var ErrUnverified = errors.New("not proved")
 
-// PayloadType separates the kinds of statement, so that none can pass for another.
+// PayloadType separates the kinds of statements, so that one kind is never accepted as another.
 type PayloadType string
 
-// The purposes.
+// The payload types.
 const (
 	PayloadTypeAttestation           PayloadType = "stanch/attestation/v1"
 	PayloadTypeGrant                 PayloadType = "stanch/grant/v1"
@@ -37,21 +37,22 @@ const (
 	PayloadTypeKeySet                PayloadType = "stanch/key-set/v1"
 )
 
-// Envelope is a statement with its signature. It is safe to store and to send: it holds no secret.
+// Envelope is a signed statement. It contains no secret, so it is safe to store and to send.
 type Envelope struct {
 	PayloadType PayloadType `json:"payload_type"`
 	KeyID       string      `json:"key_id"`
-	Payload     []byte      `json:"payload"` // the statement's JSON, exactly the bytes that were signed
+	Payload     []byte      `json:"payload"` // the JSON of the statement: exactly the bytes that were signed
 	Signature   []byte      `json:"sig"`
 }
 
-// SigningKey signs. The zero value is unusable: use NewSigningKey.
+// SigningKey is an Ed25519 key that signs statements. The zero value is unusable: use NewSigningKey. It is safe for
+// concurrent use.
 type SigningKey struct {
 	id         string
 	privateKey ed25519.PrivateKey
 }
 
-// NewSigningKey makes a signing key from a 32-byte seed. Its id is a hash of the public key.
+// NewSigningKey returns the signing key for a 32-byte seed. A seed of another length is an error.
 func NewSigningKey(seed []byte) (SigningKey, error) {
 	if len(seed) != ed25519.SeedSize {
 		return SigningKey{}, fmt.Errorf("authority key: the seed has %d bytes, want %d", len(seed), ed25519.SeedSize)
@@ -61,19 +62,20 @@ func NewSigningKey(seed []byte) (SigningKey, error) {
 	return SigningKey{id: KeyID(public), privateKey: private}, nil
 }
 
-// KeyID names a public key: the first 8 bytes of its SHA-256 in hex.
+// KeyID returns the ID of a public key: the first 8 bytes of its SHA-256 in hex.
 func KeyID(public ed25519.PublicKey) string {
 	sum := sha256.Sum256(public)
 	return hex.EncodeToString(sum[:8])
 }
 
-// ID is the id that statements signed by this key carry.
+// ID returns the key ID that the statements of this key contain.
 func (k SigningKey) ID() string { return k.id }
 
-// PublicKey is the half that verifies.
+// PublicKey returns the public key that verifies the statements of this key.
 func (k SigningKey) PublicKey() ed25519.PublicKey { return k.privateKey.Public().(ed25519.PublicKey) }
 
-// Sign makes a signed statement of body for one purpose.
+// Sign returns an envelope with the JSON of body, signed for one payload type. The only error is a body that JSON
+// cannot encode.
 func (k SigningKey) Sign(purpose PayloadType, body any) (Envelope, error) {
 	raw, err := json.Marshal(body)
 	if err != nil {
@@ -89,10 +91,11 @@ func signingInput(purpose PayloadType, body []byte) []byte {
 	return append(msg, body...)
 }
 
-// Keyring verifies: key id to public key. During a rotation it holds the old key and the new.
+// Keyring maps key IDs to public keys, and verifies statements. During a rotation it contains the old key and the new
+// one.
 type Keyring map[string]ed25519.PublicKey
 
-// NewKeyring holds the given public keys under their ids.
+// NewKeyring returns a keyring with the given public keys.
 func NewKeyring(keys ...ed25519.PublicKey) Keyring {
 	ring := make(Keyring, len(keys))
 	for _, key := range keys {
@@ -101,7 +104,8 @@ func NewKeyring(keys ...ed25519.PublicKey) Keyring {
 	return ring
 }
 
-// ParseKeyring reads public keys, one base64 line each. Empty lines and lines that begin with # are passed over.
+// ParseKeyring parses public keys, one base64 line each. It skips empty lines and lines that begin with #. An invalid
+// line is an error, and so is a list without a key.
 func ParseKeyring(lines []string) (Keyring, error) {
 	ring := Keyring{}
 	for i, line := range lines {
@@ -120,7 +124,7 @@ func ParseKeyring(lines []string) (Keyring, error) {
 	return ring, nil
 }
 
-// EncodeLines is the form that ParseKeyring reads.
+// EncodeLines returns the keys in the form that ParseKeyring reads, in no particular order.
 func (r Keyring) EncodeLines() []string {
 	lines := make([]string, 0, len(r))
 	for _, key := range r {
@@ -129,7 +133,8 @@ func (r Keyring) EncodeLines() []string {
 	return lines
 }
 
-// Verify verifies a statement of the given purpose and decodes its body into out.
+// Verify checks that s has the payload type and a valid signature by a key of the keyring, and decodes its payload
+// into out. Every error wraps ErrUnverified.
 func (r Keyring) Verify(s Envelope, purpose PayloadType, out any) error {
 	if s.PayloadType != purpose {
 		return fmt.Errorf("%w: a statement for %q was offered where %q is needed", ErrUnverified, s.PayloadType, purpose)
@@ -147,16 +152,17 @@ func (r Keyring) Verify(s Envelope, purpose PayloadType, out any) error {
 	return nil
 }
 
-// HashJSON is the SHA-256 of a value's JSON in hex: plans, parameters and detections are compared by it.
+// HashJSON returns the SHA-256 of a value's JSON in hex. Plans, parameters and detections are compared by it. It
+// panics if JSON cannot encode the value.
 func HashJSON(value any) string {
 	raw, err := json.Marshal(value)
 	if err != nil {
-		// Only values that are made of plain data are hashed; a failure is a mistake in the program.
+		// Callers pass plain data only, so a failure is a programming error.
 		panic(fmt.Sprintf("hash: %v", err))
 	}
 	sum := sha256.Sum256(raw)
 	return hex.EncodeToString(sum[:])
 }
 
-// maxClockSkew is how far two of Stanch's clocks may be apart.
+// maxClockSkew is the tolerated difference between the clocks of two Stanch processes.
 const maxClockSkew = 30 * time.Second

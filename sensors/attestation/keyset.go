@@ -6,16 +6,17 @@ import (
 	"time"
 )
 
-// KeySet is which keys an authority signs and is verified with, from one rotation on. It is signed by the key that was active
-// before: who pinned that one follows the chain, and follows nobody who merely answers as the gateway.
+// KeySet is the set of keys that an authority uses after a rotation. The previously active key signs it. A client that
+// pinned that key can therefore follow the chain of rotations, and never follows a server that only pretends to be the
+// gateway.
 type KeySet struct {
 	Sequence    int64     `json:"seq"`         // 1 for the first rotation
-	ActiveKeyID string    `json:"active"`      // the id of the key that signs from now on, and alone signs the next set
-	PublicKeys  []string  `json:"public_keys"` // public keys that verify, as ParseKeyring reads them; the active one is among them
+	ActiveKeyID string    `json:"active"`      // ID of the key that signs from now on; it alone signs the next set
+	PublicKeys  []string  `json:"public_keys"` // keys that verify, as ParseKeyring reads them; includes the active key
 	RotatedAt   time.Time `json:"at"`
 }
 
-// Keyring returns the keys of a set. It is an error if the active one is not among them.
+// Keyring returns the keys of the set. It returns an error if a key is invalid or the active key is missing.
 func (k KeySet) Keyring() (Keyring, error) {
 	ring, err := ParseKeyring(k.PublicKeys)
 	if err != nil {
@@ -27,8 +28,9 @@ func (k KeySet) Keyring() (Keyring, error) {
 	return ring, nil
 }
 
-// ApplyRotations returns the newest set that a chain of signed sets leads to from this one. Sets up to this one's are skipped; each
-// later one must be the next and be signed by the key that was active before it.
+// ApplyRotations returns the newest key set that a chain of signed sets leads to, starting from k. It skips sets that
+// are not newer than k. Each later set must have the next sequence number and be signed by the key that was active
+// before it; otherwise ApplyRotations returns k and an error.
 func (k KeySet) ApplyRotations(chain []Envelope) (KeySet, error) {
 	now := k
 	for _, s := range chain {
@@ -54,7 +56,8 @@ func (k KeySet) ApplyRotations(chain []Envelope) (KeySet, error) {
 	return now, nil
 }
 
-// isAlreadyApplied reports whether a set that cannot be verified is one that was followed before: its signer may be gone since.
+// isAlreadyApplied reports whether a set that cannot be verified was applied before. Its signing key may have been
+// removed since then.
 func isAlreadyApplied(s Envelope, seq int64) bool {
 	var old KeySet
 	return s.PayloadType == PayloadTypeKeySet && json.Unmarshal(s.Payload, &old) == nil && old.Sequence <= seq

@@ -8,11 +8,11 @@ import (
 	"stanch/sensors/duration"
 )
 
-// Attestation is the gateway's word that it accepted a detection: without one for its target, nothing is
-// contained unless a person granted it.
+// Attestation is the gateway's statement that it accepted a detection. Without an attestation for its target, a
+// containment requires a person's grant.
 type Attestation struct {
-	DetectionID   string             `json:"detection_id"` // DetectionID.ID
-	DetectionHash string             `json:"hash"`         // of the whole detection
+	DetectionID   string             `json:"detection_id"` // Detection.ID
+	DetectionHash string             `json:"hash"`         // HashJSON of the complete detection
 	TargetID      string             `json:"target"`       // "pod:<uid>" or "container:<id>"
 	Rule          string             `json:"rule"`
 	Objective     string             `json:"objective"`
@@ -21,33 +21,36 @@ type Attestation struct {
 	Node          string             `json:"node"`
 	Namespace     string             `json:"namespace,omitempty"` // of the pod, as the gateway knows it
 	Workload      string             `json:"workload,omitempty"`  // "namespace/Kind/name", as the gateway knows it
-	Scope         string             `json:"scope,omitempty"`     // "drill" for a drill's own target
-	Drill         *DrillRegistration `json:"drill,omitempty"`     // the registration that covers the target; nil outside of drills
-	// TargetConfirmed: the API server said so of the pod, its node, namespace and workload. Without it they are the sender's words.
+	Scope         string             `json:"scope,omitempty"`     // "drill" for a target of a drill
+	Drill         *DrillRegistration `json:"drill,omitempty"`     // contains the target; nil outside of drills
+	// TargetConfirmed reports whether the API server confirmed the pod, its node, namespace and workload. Otherwise
+	// they are the sender's unverified claims.
 	TargetConfirmed bool      `json:"target_confirmed,omitempty"`
 	AcceptedAt      time.Time `json:"accepted_at"`
-	// ManualRequest: nothing was detected, a person asked. It permits what they asked for and nothing else.
+	// ManualRequest is set if a person made a request and nothing was detected. The attestation then permits only that
+	// request.
 	ManualRequest *ManualRequest `json:"manual_request,omitempty"`
 }
 
-// ManualRequest is what a person asked for, and what it takes.
+// ManualRequest is a person's request and the containments that it needs.
 type ManualRequest struct {
 	Person          string `json:"person"`
-	AuthenticatedBy string `json:"authenticated_by"` // how: "uid 1000 on the local socket"
+	AuthenticatedBy string `json:"authenticated_by"` // the method: "uid 1000 on the local socket"
 	Reason          string `json:"reason"`
-	// Actions are the containments that the request is for, and For is how long the longest of them holds.
+	// Actions are the requested containments. MaxDuration is the duration of the longest one.
 	Actions     []string      `json:"actions"`
 	MaxDuration time.Duration `json:"for"`
 }
 
-// Permits reports whether an attestation speaks for a containment that holds so long: a detection for every one, a request
-// for those that were asked for.
+// Permits reports whether the attestation covers a containment of this duration. An attestation of a detection covers
+// every containment; one of a manual request covers the requested actions up to the requested duration.
 func (a Attestation) Permits(action string, holds time.Duration) bool {
 	r := a.ManualRequest
 	return r == nil || slices.Contains(r.Actions, action) && holds <= r.MaxDuration
 }
 
-// VerifyAttestation verifies s and that it is about target and was accepted within maxAge before now.
+// VerifyAttestation verifies s, and that it is about the target and was accepted at most maxAge before now. It
+// tolerates a clock skew of 30 seconds into the future. Every error wraps ErrUnverified.
 func (r Keyring) VerifyAttestation(s Envelope, target string, now time.Time, maxAge time.Duration) (Attestation, error) {
 	var a Attestation
 	if err := r.Verify(s, PayloadTypeAttestation, &a); err != nil {
@@ -70,37 +73,40 @@ const (
 	OperationApply   Operation = "apply"
 	OperationRelease Operation = "release"
 	OperationExtend  Operation = "extend"
-	// OperationRollback takes back what an apply of Stanch's own did before it failed. People gave no word.
+	// OperationRollback undoes the effects of an apply that failed halfway. Stanch itself issues it; no person
+	// approves it.
 	OperationRollback Operation = "rollback"
 	// OperationTriage assigns an incident to a person, or resolves it with a disposition.
 	OperationTriage Operation = "mark"
 )
 
-// Grant is a permission that people gave for exactly one thing.
+// Grant is a permission that people gave for exactly one operation.
 type Grant struct {
 	Nonce     string    `json:"nonce"`
 	Operation Operation `json:"operation"`
-	// PlanHash and Targets bind OperationApply to the plan that was shown; Lease binds the others.
+	// PlanHash and Targets bind OperationApply to the plan that people saw. LeaseID binds the other operations.
 	PlanHash   string    `json:"plan_hash,omitempty"`
 	Targets    []string  `json:"targets,omitempty"`
 	LeaseID    string    `json:"lease,omitempty"`
 	Holder     string    `json:"holder,omitempty"` // "" means every holder
-	NewEnd     time.Time `json:"until,omitzero"`   // OperationExtend: the new end
+	NewEnd     time.Time `json:"until,omitzero"`   // OperationExtend: the new end of the lease
 	IncidentID string    `json:"incident,omitempty"`
 	Step       string    `json:"step,omitempty"`
-	// Namespace is the target's, in whose scope the people have the right. Of a host's container it is "".
+	// Namespace is the namespace of the target, in whose scope the people have the permission. It is "" for a
+	// container of a host.
 	Namespace string `json:"namespace,omitempty"`
-	// DrillOnly: it was given with a drill's key and permits nothing outside of a drill.
+	// DrillOnly reports whether the grant was given with a drill's key. It then permits nothing outside of a drill.
 	DrillOnly bool `json:"drill,omitempty"`
-	// BreakGlass: one person took the right of the quorum, and answers for it.
+	// BreakGlass reports whether one person approved without the quorum, under their own responsibility.
 	BreakGlass bool      `json:"break_glass,omitempty"`
-	Reason     string    `json:"reason,omitempty"` // a reason in a person's words
-	GrantedBy  []string  `json:"people"`           // who, and how it was proved: "uid:0 (local socket)"
+	Reason     string    `json:"reason,omitempty"` // the reason that a person gave
+	GrantedBy  []string  `json:"people"`           // the people and how they were authenticated: "uid:0 (local socket)"
 	IssuedAt   time.Time `json:"issued"`
 	ExpiresAt  time.Time `json:"expires"`
 }
 
-// VerifyGrant verifies s, its operation and its expiry. The caller compares plan, targets and lease.
+// VerifyGrant verifies s, its operation and its validity period. The caller must compare plan, targets and lease.
+// Every error wraps ErrUnverified.
 func (r Keyring) VerifyGrant(s Envelope, operation Operation, now time.Time) (Grant, error) {
 	var g Grant
 	if err := r.Verify(s, PayloadTypeGrant, &g); err != nil {
@@ -115,7 +121,7 @@ func (r Keyring) VerifyGrant(s Envelope, operation Operation, now time.Time) (Gr
 	return g, nil
 }
 
-// Permits tells whether the grant covers this plan on this target.
+// Permits returns nil if the grant covers this plan on this target, otherwise an error that wraps ErrUnverified.
 func (g Grant) Permits(planHash, target string) error {
 	if g.PlanHash != planHash {
 		return fmt.Errorf("%w: the plan changed since it was approved", ErrUnverified)
@@ -126,29 +132,32 @@ func (g Grant) Permits(planHash, target string) error {
 	return nil
 }
 
-// LeaseToken is what the authority issues once every guard let a containment through: re-applying it while the lease
-// holds, and the node itself, need nothing else. It ends with the lease.
+// LeaseToken is issued by the authority after every guard permitted a containment. Reapplying the containment during
+// the lease requires only this token, and the node verifies it itself. It expires with the lease.
 type LeaseToken struct {
 	Nonce           string `json:"nonce"`
 	LeaseID         string `json:"lease"`
 	Action          string `json:"action"`
 	TargetID        string `json:"target"`
-	ParamsHash      string `json:"params_hash"` // hash of the parameters
+	ParamsHash      string `json:"params_hash"` // HashJSON of the parameters
 	IncidentID      string `json:"incident"`
-	AuthorizationID string `json:"authorization_id"` // what it rests on: an attestation's detection id or a grant's nonce
-	// Namespace is the target's as it was verified when the effect was permitted: in whose scope a release is given.
+	AuthorizationID string `json:"authorization_id"` // the detection ID of an attestation, or the nonce of a grant
+	// Namespace is the verified namespace of the target when the effect was permitted. A release is authorized in the
+	// scope of this namespace.
 	Namespace string `json:"namespace,omitempty"`
 	DrillOnly bool   `json:"drill,omitempty"`
-	// DrillTarget is what the drill registered; the node compares it with what it finds. Nil outside of drills.
+	// DrillTarget is the target that the drill registered. The node compares it with the target that it finds. It is
+	// nil outside of drills.
 	DrillTarget *DrillTarget `json:"drill_target,omitempty"`
-	// DetectedAt is when the newest detection that it rests on was accepted, or when the last of the people whose grant it rests
-	// on agreed. What people released later is not contained on older grounds.
+	// DetectedAt is when the newest detection behind the token was accepted, or when the last person agreed to the
+	// grant behind it. After people release a target, older detections and grants cannot contain it again.
 	DetectedAt time.Time `json:"detected_at,omitzero"`
 	IssuedAt   time.Time `json:"issued"`
 	ExpiresAt  time.Time `json:"until"`
 }
 
-// VerifyLeaseToken verifies s for one action on one target.
+// VerifyLeaseToken verifies s, and that it is valid at now for one action on one target. Every error wraps
+// ErrUnverified.
 func (r Keyring) VerifyLeaseToken(s Envelope, action, target string, now time.Time) (LeaseToken, error) {
 	var t LeaseToken
 	if err := r.Verify(s, PayloadTypeLeaseToken, &t); err != nil {
@@ -163,7 +172,8 @@ func (r Keyring) VerifyLeaseToken(s Envelope, action, target string, now time.Ti
 	return t, nil
 }
 
-// EvidenceReceipt says that evidence of a target was attempted for an incident, well or badly: no containment comes before.
+// EvidenceReceipt states that evidence of a target was attempted for an incident, successfully or not. No containment
+// is applied before it exists.
 type EvidenceReceipt struct {
 	IncidentID  string    `json:"incident"`
 	TargetID    string    `json:"target"`
@@ -172,41 +182,43 @@ type EvidenceReceipt struct {
 	AttemptedAt time.Time `json:"at"`
 }
 
-// Vote is one person's answer to one question, as the gateway proved it.
+// Vote is one person's decision about one approval request, as the gateway authenticated it.
 type Vote struct {
 	IncidentID      string    `json:"incident"`
-	WorkflowID      string    `json:"run"` // the playbook's workflow id
+	WorkflowID      string    `json:"run"` // the workflow ID of the playbook
 	Step            string    `json:"step"`
 	PlanHash        string    `json:"plan_hash"`
 	Person          string    `json:"person"`
-	AuthenticatedBy string    `json:"authenticated_by"` // how: "uid 0 on the local socket"
+	AuthenticatedBy string    `json:"authenticated_by"` // the method: "uid 0 on the local socket"
 	Approved        bool      `json:"approved"`
 	Reason          string    `json:"reason,omitempty"`
-	Groups          []string  `json:"groups"` // of the person, when they voted
+	Groups          []string  `json:"groups"` // the person's groups at the time of the vote
 	DecidedAt       time.Time `json:"at"`
-	// DrillOnly: it was given with a drill's key. BreakGlass: it counts as the whole quorum.
+	// DrillOnly reports whether the vote was given with a drill's key. BreakGlass reports whether the vote counts as
+	// the full quorum.
 	DrillOnly  bool `json:"drill,omitempty"`
 	BreakGlass bool `json:"break_glass,omitempty"`
-	// WithdrawsRequest: the person asked for what the question is about. Their no counts, whoever is asked.
+	// WithdrawsRequest reports whether the person made the manual request that the vote is about. Their rejection
+	// always counts, even if they are not an approver.
 	WithdrawsRequest bool `json:"withdraws_request,omitempty"`
-	// RejectionReason says why it does not count: it is kept for the record.
+	// RejectionReason says why the vote does not count. Such a vote is kept for the record.
 	RejectionReason string `json:"rejection_reason,omitempty"`
 }
 
-// PlaybookAuthorization is the worker's word that a playbook is one of this installation's: whom it asks is then not for a workflow
-// to claim.
+// PlaybookAuthorization is the worker's statement that a playbook belongs to this installation. It fixes the
+// approvers, so that a workflow cannot choose them itself.
 type PlaybookAuthorization struct {
 	Playbook       string    `json:"playbook"`
-	SourceHash     string    `json:"hash"`                      // of its source
-	ApproverHashes []string  `json:"approver_hashes,omitempty"` // hashes of whom its approvals ask
+	SourceHash     string    `json:"hash"`                      // of the playbook's source
+	ApproverHashes []string  `json:"approver_hashes,omitempty"` // hashes of the approvers that its approval steps name
 	AuthorizedAt   time.Time `json:"at"`
 }
 
-// KillSwitchState is the state of the kill switch. The highest Seq is the one in force.
+// KillSwitchState is the state of the kill switch. The state with the highest Sequence is in force.
 type KillSwitchState struct {
 	Sequence  int64     `json:"seq"`
 	Paused    bool      `json:"paused"`
-	ChangedBy string    `json:"changed_by"` // who, and how it was proved
+	ChangedBy string    `json:"changed_by"` // the person and how they were authenticated
 	ChangedAt time.Time `json:"at"`
 	Reason    string    `json:"reason,omitempty"`
 }

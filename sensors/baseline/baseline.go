@@ -1,9 +1,9 @@
-// Package baseline learns what containers of an image usually do, so that "unusual here" is a measured statement: which
-// programs they execute and where they connect, by image digest.
+// Package baseline learns what containers of an image usually do: which programs they execute and where they connect,
+// by image digest. "Unusual for this image" is therefore a measured statement.
 //
-// It is pure and bounded. It refuses to call anything unusual before it watched for long enough, and to take for usual
-// what it saw for the first time a moment ago: what is new after the time of learning stays new for a day, so that
-// an attack does not teach itself. A program that was not in the image is never learnt.
+// It is pure and bounded. It refuses to call an event unusual before the image was observed long enough. It also
+// refuses to accept new behavior at once: after the learning period, a new observation stays novel for a day, so that
+// an attack does not train the baseline. It never learns a program that is not part of the image.
 package baseline
 
 import (
@@ -21,80 +21,80 @@ import (
 	"stanch/sensors/duration"
 )
 
-// Options say how to learn. The zero value is right for a cluster.
+// Options configures the learning. The zero value suits a cluster.
 type Options struct {
-	// LearningPeriod is how long an image is watched before anything can be new. Default 24 h.
+	// LearningPeriod is how long an image is observed before an event can be unusual. The default is 24 h.
 	LearningPeriod time.Duration
-	// NoveltyPeriod is how long what is new stays new. Default 24 h.
+	// NoveltyPeriod is how long a new observation stays novel. The default is 24 h.
 	NoveltyPeriod time.Duration
-	// Retention is how long an image is kept that no container has any more. Default 60 days.
+	// Retention is how long an image without containers is kept. The default is 60 days.
 	Retention time.Duration
-	// MaxImages bounds how many are kept; the one that was not seen for the longest time goes first. Default 500.
+	// MaxImages is the maximum number of images. The least recently seen image is evicted first. The default is 500.
 	MaxImages int
-	// Now is the clock. Default time.Now.
+	// Now is the clock. The default is time.Now.
 	Now func() time.Time
 }
 
-// Bounds of what is kept of one image.
+// Limits for one image.
 const (
 	maxExecutablesPerImage  = 2000
 	maxDestinationsPerImage = 500
-	maxTrackedContainers    = 64 // counted one by one; above, the number only grows
+	maxTrackedContainers    = 64 // tracked individually; beyond that, a container may be counted twice
 	maxTextBytes            = 512
 )
 
-// Image is what was learnt of one image. Its JSON is what `stanch-sensor baseline export` writes.
+// Image is the baseline of one image. `stanch-sensor baseline export` writes it as JSON.
 type Image struct {
 	Digest    string    `json:"digest"`
-	Name      string    `json:"image,omitempty"` // as it was called last
+	Name      string    `json:"image,omitempty"` // the last known name
 	FirstSeen time.Time `json:"first"`
 	LastSeen  time.Time `json:"last"`
-	// ContainerCount is in how many containers it was watched.
+	// ContainerCount is the number of containers that were observed.
 	ContainerCount int                    `json:"container_count"`
 	Executables    map[string]Observation `json:"executables,omitempty"`
 	Destinations   map[string]Observation `json:"destinations,omitempty"`
-	// Full: while it was learnt there were always more executables or destinations than are kept, so nothing can be called
-	// new. One flood of them, such as a scan makes, is not enough.
+	// ExecutablesOverflowed and DestinationsOverflowed report whether the image continuously exceeded the limit while
+	// it was learned. Nothing can be called unusual then. One burst, such as a scan, is not enough.
 	ExecutablesOverflowed  bool `json:"executables_overflowed,omitempty"`
 	DestinationsOverflowed bool `json:"destinations_overflowed,omitempty"`
 
 	executableOverflow, destinationOverflow overflow
 
-	recentContainers []string // containers, the newest last
+	recentContainers []string // container IDs, the newest last
 	lruElement       *list.Element
 }
 
-// overflow are the parts of the time of learning in which there was more than is kept.
+// overflow counts the intervals of the learning period in which the limit was exceeded.
 type overflow struct {
 	intervals       int
 	lastInterval    time.Duration
-	retryEvictionAt time.Time // until then nobody looks for room: there was none a moment ago
+	retryEvictionAt time.Time // no eviction is attempted before this time, because the last one found nothing to evict
 }
 
-// The time of learning has 24 parts; what overflows in a quarter of them always does.
+// The learning period has 24 intervals. An overflow in 6 of them counts as continuous.
 const (
 	learningIntervals    = 24
 	maxOverflowIntervals = 6
 )
 
-// Observation is something that containers of an image did.
+// Observation is one executable or destination of an image.
 type Observation struct {
 	FirstSeen time.Time `json:"first"`
 	LastSeen  time.Time `json:"last"`
 	Count     uint64    `json:"count"`
 }
 
-// Baselines are what was learnt on one node. Its methods may be called from several goroutines.
+// Baselines are the baselines of one node. It is safe for concurrent use.
 type Baselines struct {
 	options Options
 
 	mu     sync.Mutex
 	images map[string]*Image
-	lru    *list.List // of digests, the most recently seen in front
+	lru    *list.List // of digests, the most recently seen first
 	dirty  bool
 }
 
-// New makes baselines that know nothing.
+// New returns empty baselines.
 func New(o Options) *Baselines {
 	if o.LearningPeriod <= 0 {
 		o.LearningPeriod = 24 * time.Hour
@@ -114,7 +114,8 @@ func New(o Options) *Baselines {
 	return &Baselines{options: o, images: map[string]*Image{}, lru: list.New()}
 }
 
-// Compare says how usual an event is for its image, and learns from it. What has no digest is not judged.
+// Compare compares an event with the baseline of its image, and adds it to the baseline. It returns the zero value for
+// an event without an image digest and for kinds other than exec and connect.
 func (b *Baselines) Compare(e *sensors.Event) sensors.Baseline {
 	digest := e.Container.ImageDigest
 	if digest == "" || len(digest) > maxTextBytes || e.Kind != sensors.KindExec && e.Kind != sensors.KindConnect {
@@ -148,7 +149,7 @@ func (b *Baselines) Compare(e *sensors.Event) sensors.Baseline {
 		fresh = b.recordObservation(image.Destinations, &image.DestinationsOverflowed, &image.destinationOverflow, maxDestinationsPerImage, name, image, now)
 		verdict.NewDestination = fresh && !image.DestinationsOverflowed
 		fresh = verdict.NewDestination
-	default: // sorted out above
+	default: // excluded above
 	}
 	if verdict.LearningComplete && fresh {
 		verdict.Reason = fmt.Sprintf("Never %s in %s of this image that this node watched for %s: %s.", what, formatContainerCount(image.ContainerCount), formatAge(now.Sub(image.FirstSeen)), name)
@@ -156,7 +157,7 @@ func (b *Baselines) Compare(e *sensors.Event) sensors.Baseline {
 	return verdict
 }
 
-// findOrAddImage finds or makes an image's entry. The caller holds b.mu.
+// findOrAddImage returns the entry of an image, and adds it if necessary. The caller holds b.mu.
 func (b *Baselines) findOrAddImage(digest string, e *sensors.Event, now time.Time) *Image {
 	image := b.images[digest]
 	if image == nil {
@@ -190,8 +191,9 @@ func (b *Baselines) evictImage(el *list.Element) {
 	}
 }
 
-// recordObservation keeps a fact and tells whether it is new. Where there is no room, the least of those that are still new makes
-// it, or, while all is learnt, the one that was seen least; so a flood of facts drives out itself and nothing else.
+// recordObservation records an observation and reports whether it is novel. If the limit is reached, it evicts the
+// least frequent observations among those that are still novel or, during the learning period, among all. A burst of
+// new observations therefore evicts only itself.
 func (b *Baselines) recordObservation(facts map[string]Observation, full *bool, f *overflow, most int, name string, image *Image, now time.Time) (fresh bool) {
 	fact, known := facts[name]
 	if !known {
@@ -213,7 +215,7 @@ func (b *Baselines) recordObservation(facts map[string]Observation, full *bool, 
 	return b.isNovel(fact, image, now)
 }
 
-// recordOverflow counts the parts of the time of learning with more than is kept.
+// recordOverflow records an overflow in the current interval of the learning period.
 func (b *Baselines) recordOverflow(full *bool, f *overflow, at time.Duration) {
 	part := b.options.LearningPeriod / learningIntervals
 	if at >= b.options.LearningPeriod || f.intervals > 0 && at-f.lastInterval < part {
@@ -224,7 +226,8 @@ func (b *Baselines) recordOverflow(full *bool, f *overflow, at time.Duration) {
 	*full = *full || f.intervals >= maxOverflowIntervals
 }
 
-// evictObservations forgets several facts at once, so that a flood of them costs little.
+// evictObservations evicts several observations at once, so that a burst of new ones is cheap. It returns false if
+// none can be evicted.
 func (b *Baselines) evictObservations(facts map[string]Observation, several int, image *Image, now time.Time) bool {
 	learning := now.Sub(image.FirstSeen) < b.options.LearningPeriod
 	var names []string
@@ -242,13 +245,14 @@ func (b *Baselines) evictObservations(facts map[string]Observation, several int,
 	return len(names) > 0
 }
 
-// isNovel tells whether a fact came after the time of learning, and not long ago.
+// isNovel reports whether an observation began after the learning period and within the novelty period.
 func (b *Baselines) isNovel(f Observation, image *Image, now time.Time) bool {
 	return f.FirstSeen.Sub(image.FirstSeen) >= b.options.LearningPeriod && now.Sub(f.FirstSeen) < b.options.NoveltyPeriod
 }
 
-// DestinationKey is what is remembered of where a connection goes. Addresses of pods and services change with every rollout, so of
-// the private ones only the port is kept; of the others the network around them, since services move within theirs.
+// DestinationKey returns the key under which a destination is learned, or "" for loopback and invalid addresses. The
+// addresses of pods and services change with every rollout, so the key of a private address contains only the port.
+// The key of a public address contains its /24 or /48 network, because services move within their network.
 func DestinationKey(n sensors.Network) string {
 	addr, err := netip.ParseAddr(n.Address)
 	if err != nil || addr.IsLoopback() {
@@ -257,7 +261,7 @@ func DestinationKey(n sensors.Network) string {
 	port := strconv.Itoa(int(n.Port))
 	switch {
 	case addr.IsLinkLocalUnicast():
-		return addr.String() + ":" + port // the metadata service has no neighbours
+		return addr.String() + ":" + port // the metadata service has an address of its own
 	case addr.IsPrivate():
 		return "private:" + port
 	}
@@ -279,7 +283,7 @@ func formatContainerCount(n int) string { // with its article
 	return "the " + strconv.Itoa(n) + " containers"
 }
 
-// formatAge is a duration as people say it.
+// formatAge returns a duration in words.
 func formatAge(d time.Duration) string {
 	switch days := int(d.Hours() / 24); {
 	case days > 1:
@@ -294,7 +298,7 @@ func formatAge(d time.Duration) string {
 	return duration.FormatApprox(d)
 }
 
-// Images gives a copy of all that was learnt, the one that was seen last first.
+// Images returns a copy of all baselines, the most recently seen image first.
 func (b *Baselines) Images() []Image {
 	b.mu.Lock()
 	defer b.mu.Unlock()

@@ -77,7 +77,7 @@ func TestDestinationsAreNetworksAndPorts(t *testing.T) {
 	require.Empty(t, baseline.DestinationKey(sensors.Network{Address: "no address"}))
 }
 
-// A scan connects to everything for a minute: before, nothing was new to the image from then on.
+// A scan connects to many destinations for a minute. It must not make later destinations usual.
 func TestAScanDoesNotMakeEverythingUsual(t *testing.T) {
 	for name, at := range map[string]time.Duration{"while the image is learnt": 20 * time.Hour, "after it": 30 * time.Hour} {
 		t.Run(name, func(t *testing.T) {
@@ -98,7 +98,7 @@ func TestAScanDoesNotMakeEverythingUsual(t *testing.T) {
 	}
 }
 
-// Where every fact is an old one there is no room, and what is new stays new.
+// If no observation can be evicted, a new one stays novel.
 func TestWhatFindsNoRoomIsNewAgainAndAgain(t *testing.T) {
 	c := &fakeClock{time.Date(2026, 11, 1, 0, 0, 0, 0, time.UTC)}
 	b := baseline.New(learningOptions(c))

@@ -4,11 +4,13 @@ import (
 	"stanch/sensors"
 )
 
-// novelDoubtFactor is what is left of a detection's doubt when its event is new for its image.
+// novelDoubtFactor is the factor for the remaining doubt (1 - confidence) of a detection whose event is unusual for
+// its image.
 const novelDoubtFactor = 0.7
 
-// AdjustConfidence makes a detection surer whose event is new for its image, and says so. It never makes one less sure: a shell that an
-// image always runs, for its probes, is the same file as the one that somebody types into.
+// AdjustConfidence raises the confidence of a detection whose event is unusual for its image, and adds the reason. It
+// never lowers the confidence: a shell that an image always runs for its probes is the same file as a shell that an
+// attacker uses.
 func AdjustConfidence(d *sensors.Detection) {
 	b := d.Event.Baseline
 	if b.Reason == "" {

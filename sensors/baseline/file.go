@@ -12,19 +12,19 @@ import (
 	"time"
 )
 
-// FileVersion is that of the file's shape.
+// FileVersion is the version of the file format.
 const FileVersion = 1
 
-// maxFileBytes bounds a file that is read, in bytes.
+// maxFileBytes is the maximum size of a file, in bytes.
 const maxFileBytes = 64 << 20
 
-// baselineFile is a file of baselines.
+// baselineFile is the content of a baseline file.
 type baselineFile struct {
 	Version int     `json:"version"`
 	Images  []Image `json:"images"`
 }
 
-// Write writes all that was learnt.
+// Write writes all baselines as JSON in the format that Read reads.
 func (b *Baselines) Write(w io.Writer) error {
 	encoder := json.NewEncoder(w)
 	encoder.SetIndent("", " ")
@@ -34,7 +34,8 @@ func (b *Baselines) Write(w io.Writer) error {
 	return nil
 }
 
-// Read adds what a file holds: of an image that is known already both count. A file that is not sound changes nothing.
+// Read merges the baselines of a file, at most 64 MiB, and returns the number of images in it. If an image is already
+// known, the observations of both count. An invalid file changes nothing.
 func (b *Baselines) Read(r io.Reader) (images int, err error) {
 	decoder := json.NewDecoder(io.LimitReader(r, maxFileBytes))
 	decoder.DisallowUnknownFields()
@@ -58,13 +59,13 @@ func (b *Baselines) Read(r io.Reader) (images int, err error) {
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	for i := len(d.Images) - 1; i >= 0; i-- { // the one that was seen last is kept longest
+	for i := len(d.Images) - 1; i >= 0; i-- { // the most recently seen image last, so that it is evicted last
 		b.mergeImage(&d.Images[i])
 	}
 	return len(d.Images), nil
 }
 
-// mergeImage takes in one image. The caller holds b.mu.
+// mergeImage merges one image. The caller holds b.mu.
 func (b *Baselines) mergeImage(image *Image) {
 	b.dirty = true
 	known := b.images[image.Digest]
@@ -112,8 +113,8 @@ func mergeObservations(into, from map[string]Observation, most int) map[string]O
 	return into
 }
 
-// Open reads a file of baselines; where there is none yet, nothing is known. A damaged file is put aside, and the error says
-// where: learning begins again.
+// Open reads a baseline file. If it does not exist, the baselines are empty. If it is damaged, Open renames it, and
+// returns empty baselines and an error that says where the file is: learning starts again.
 func Open(file string, o Options) (*Baselines, error) {
 	b := New(o)
 	f, err := os.Open(file)
@@ -135,7 +136,8 @@ func Open(file string, o Options) (*Baselines, error) {
 	return b, nil
 }
 
-// Save writes the file as a whole if anything was learnt since, and forgets images that nobody has any more.
+// Save writes the file atomically if something changed since the last Save, and evicts images that exceeded the
+// retention.
 func (b *Baselines) Save(file string) error {
 	b.mu.Lock()
 	for el := b.lru.Back(); el != nil; {

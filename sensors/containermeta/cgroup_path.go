@@ -5,15 +5,15 @@ import (
 	"strings"
 )
 
-// CgroupPath is what the path of a cgroup tells by itself.
+// CgroupPath is the information that a cgroup path contains.
 type CgroupPath struct {
-	Runtime     string // "containerd", "cri-o", "docker", "podman", "" where the path does not say
-	ContainerID string // "" for a pod's cgroup or one that is not a container's
-	PodUID      string // with dashes; "" outside of Kubernetes
-	// ContainerPath and PodPath are the prefixes of the path that end at the container's and the pod's own cgroup.
+	Runtime     string // "containerd", "cri-o", "docker", "podman", "stanch"; "" if the path does not say
+	ContainerID string // "" for the cgroup of a pod and for a cgroup that belongs to no container
+	PodUID      string // with dashes, except for a static pod's hash; "" outside of Kubernetes
+	// ContainerPath and PodPath are the prefixes of the path that end at the cgroup of the container and of the pod.
 	ContainerPath string
 	PodPath       string
-	// IsHostUnit says that the path belongs to the host's own units.
+	// IsHostUnit reports whether the path belongs to a systemd unit or session of the host.
 	IsHostUnit bool
 }
 
@@ -24,7 +24,7 @@ var (
 	podSlicePattern  = regexp.MustCompile(`-pod([0-9a-fA-F]{8}_(?:[0-9a-fA-F]{4}_){3}[0-9a-fA-F]{12}|[0-9a-f]{32})\.slice$`)
 )
 
-// runtimeOfPrefix names the runtime that makes scopes with a prefix.
+// runtimeOfPrefix returns the runtime that creates scopes with this prefix.
 func runtimeOfPrefix(prefix string) string {
 	switch prefix {
 	case "cri-containerd", "nerdctl":
@@ -39,8 +39,8 @@ func runtimeOfPrefix(prefix string) string {
 	return ""
 }
 
-// ParseCgroupPath reads the path of a cgroup below the root of cgroup v2, as cgroupfs and systemd drivers of the usual
-// runtimes make them. It knows names only and touches no file.
+// ParseCgroupPath parses the path of a cgroup below the root of cgroup v2, as the cgroupfs and systemd drivers of the
+// common runtimes create them. It uses the path only and accesses no file.
 func ParseCgroupPath(path string) CgroupPath {
 	var p CgroupPath
 	if len(path) > 4096 {
@@ -67,10 +67,10 @@ func ParseCgroupPath(path string) CgroupPath {
 		}
 		if hexIDPattern.MatchString(s) {
 			switch {
-			case p.PodUID != "": // the kubelet's cgroupfs driver: the runtime is not in the path
+			case p.PodUID != "": // the cgroupfs driver of the kubelet: the path does not contain the runtime
 			case i > 0 && segments[i-1] == "docker":
 				p.Runtime = "docker"
-			case i > 0 && strings.HasPrefix(segments[i-1], "stanch-drill-"): // a drill's own container
+			case i > 0 && strings.HasPrefix(segments[i-1], "stanch-drill-"): // a container that a drill created
 				p.Runtime = "stanch"
 			default:
 				continue
@@ -87,7 +87,7 @@ func ParseCgroupPath(path string) CgroupPath {
 	return p
 }
 
-// isHostUnit tells whether a path is that of a systemd unit or a session of the host.
+// isHostUnit reports whether a path belongs to a systemd unit or session of the host.
 func isHostUnit(segments []string) bool {
 	switch segments[0] {
 	case "init.scope", "system.slice", "user.slice", "machine.slice", "podruntime", "runtime.slice":

@@ -13,8 +13,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// FindCgroupRoot finds where the root of cgroup v2 is mounted: /sys/fs/cgroup, or /sys/fs/cgroup/unified beside v1. In a
-// pod it is where the node's /sys/fs/cgroup was mounted as a host path.
+// FindCgroupRoot returns the mount point of the cgroup v2 root: /sys/fs/cgroup, or /sys/fs/cgroup/unified next to
+// cgroup v1. In a pod it is the mount point of the host path /sys/fs/cgroup. It returns an error if the root is not
+// mounted.
 func FindCgroupRoot() (string, error) {
 	b, err := os.ReadFile("/proc/self/mountinfo")
 	if err != nil {
@@ -26,8 +27,8 @@ func FindCgroupRoot() (string, error) {
 	return "", errors.New("find cgroup v2: its root is not mounted; mount -t cgroup2 none /sys/fs/cgroup, or in a pod mount the host path /sys/fs/cgroup")
 }
 
-// parseCgroupRoot finds the mount that shows the most of the hierarchy. In a cgroup namespace of one's own "/" is merely one's
-// own cgroup, and the true root is as many steps up as one is deep: "/../../..".
+// parseCgroupRoot returns the mount that shows most of the hierarchy. In a cgroup namespace, "/" is the cgroup of the
+// namespace, and the real root is as many levels up as the namespace is deep: "/../../..".
 func parseCgroupRoot(mountinfo string) string {
 	best, steps := "", -1
 	for line := range strings.Lines(mountinfo) {
@@ -43,7 +44,7 @@ func parseCgroupRoot(mountinfo string) string {
 	return best
 }
 
-// CgroupID gives the id of a cgroup (absolute path of its v2 directory): its inode.
+// CgroupID returns the ID of a cgroup: the inode of its absolute v2 directory.
 func CgroupID(cgroupDir string) (uint64, error) {
 	var st unix.Stat_t
 	if err := unix.Stat(cgroupDir, &st); err != nil {
@@ -52,11 +53,12 @@ func CgroupID(cgroupDir string) (uint64, error) {
 	return st.Ino, nil
 }
 
-// fileHandleTypeKernfs is the kernel's type of a file handle that holds nothing but a kernfs id.
+// fileHandleTypeKernfs is the type of a file handle that contains a kernfs ID (FILEID_KERNFS).
 const fileHandleTypeKernfs = 0xfe
 
-// CgroupPathByID finds the path of a cgroup, below root and with a leading slash, by its id. It asks the kernel to open the
-// id, which takes microseconds; where that is not allowed it walks the tree.
+// CgroupPathByID returns the path of a cgroup, below root and with a leading slash. It asks the kernel to open the ID,
+// which takes microseconds. If that is not allowed, it searches the tree. It returns ErrNotFound if there is no such
+// cgroup.
 func CgroupPathByID(root string, id uint64) (string, error) {
 	dir, err := os.Open(root)
 	if err != nil {
@@ -83,7 +85,7 @@ func CgroupPathByID(root string, id uint64) (string, error) {
 	found := ""
 	err = filepath.WalkDir(root, func(p string, d fs.DirEntry, err error) error {
 		if err != nil || !d.IsDir() {
-			return nil // a cgroup that went away under the walk is not the one
+			return nil // a cgroup that is removed during the search is not the one
 		}
 		if got, err := CgroupID(p); err == nil && got == id {
 			found = p
@@ -105,17 +107,17 @@ func pathBelow(root, full string) string {
 	return rest
 }
 
-// ProcessCgroupPath finds the path of the cgroup that a process is in, below root and with a leading slash, by walking the
-// tree. It is for callers in a cgroup namespace of their own, to whom /proc shows only the way from there.
+// ProcessCgroupPath returns the path of a process's cgroup, below root and with a leading slash, and whether it was
+// found. It searches the tree, for callers in a cgroup namespace, to which /proc shows only relative paths.
 func ProcessCgroupPath(root string, pid int) (string, bool) {
 	found := ""
 	err := filepath.WalkDir(root, func(p string, d fs.DirEntry, err error) error {
 		if err != nil || !d.IsDir() {
-			return nil // gone under the walk
+			return nil // removed during the search
 		}
 		b, err := os.ReadFile(filepath.Join(p, "cgroup.procs"))
 		if err != nil {
-			return nil // a threaded cgroup, or gone
+			return nil // a threaded cgroup, or removed
 		}
 		for line := range strings.Lines(string(b)) {
 			if strings.TrimSpace(line) == strconv.Itoa(pid) {
@@ -131,10 +133,11 @@ func ProcessCgroupPath(root string, pid int) (string, bool) {
 	return pathBelow(root, found), true
 }
 
-// maxListedPIDs bounds how many processes of a cgroup are listed.
+// maxListedPIDs limits the number of listed processes of a cgroup.
 const maxListedPIDs = 65536
 
-// ListPIDs lists the processes in a cgroup (absolute path of its v2 directory) and all below it.
+// ListPIDs returns the processes in a cgroup (absolute v2 directory) and below it, about 65,536 at most. It returns an
+// error if the directory does not exist.
 func ListPIDs(cgroupDir string) ([]int, error) {
 	if _, err := os.Stat(cgroupDir); err != nil {
 		return nil, fmt.Errorf("processes of cgroup: %w", err)
@@ -146,7 +149,7 @@ func ListPIDs(cgroupDir string) ([]int, error) {
 		}
 		b, err := os.ReadFile(filepath.Join(p, "cgroup.procs"))
 		if err != nil {
-			return nil // gone, or a threaded cgroup whose processes its domain lists
+			return nil // removed, or a threaded cgroup whose domain lists its processes
 		}
 		for line := range strings.Lines(string(b)) {
 			if pid, err := strconv.Atoi(strings.TrimSpace(line)); err == nil && pid > 0 {

@@ -24,7 +24,7 @@ func TestACommandLineThatNeverComesHoldsNoEventUp(t *testing.T) {
 		if err := os.Symlink("/bin/old", dir+"/exe"); err != nil {
 			t.Fatal(err)
 		}
-		// Whoever opens it waits for somebody who writes.
+		// An open of this file blocks until another process opens it for writing.
 		if err := unix.Mkfifo(dir+"/cmdline", 0o600); err != nil {
 			t.Fatal(err)
 		}
@@ -43,7 +43,7 @@ func TestACommandLineThatNeverComesHoldsNoEventUp(t *testing.T) {
 	if got := table.pendingReads.Load(); got != maxPendingReads {
 		t.Errorf("%d reads wait, not %d", got, maxPendingReads)
 	}
-	for pid := 1; pid <= processes; pid++ { // let them end
+	for pid := 1; pid <= processes; pid++ { // unblock the reads
 		fd, err := unix.Open(filepath.Join(table.procRoot, strconv.Itoa(pid), "cmdline"), unix.O_RDWR|unix.O_NONBLOCK, 0)
 		if err != nil {
 			t.Fatal(err)

@@ -46,7 +46,8 @@ func TestParsePath(t *testing.T) {
 			PodPath:       "/kubepods.slice/kubepods-pod" + testPodUIDUnderscored + ".slice",
 			ContainerPath: "/kubepods.slice/kubepods-pod" + testPodUIDUnderscored + ".slice/crio-" + testContainerID + ".scope",
 		},
-		"/kubelet/kubepods/pod" + strings.ReplaceAll(testPodUID, "-", "") + "/" + testContainerID: { // a static pod's UID is a hash
+		// The UID of a static pod is a hash.
+		"/kubelet/kubepods/pod" + strings.ReplaceAll(testPodUID, "-", "") + "/" + testContainerID: {
 			PodUID: strings.ReplaceAll(testPodUID, "-", ""), ContainerID: testContainerID, PodPath: "/kubelet/kubepods/pod" + strings.ReplaceAll(testPodUID, "-", ""),
 			ContainerPath: "/kubelet/kubepods/pod" + strings.ReplaceAll(testPodUID, "-", "") + "/" + testContainerID,
 		},
@@ -124,7 +125,7 @@ func TestWorkload(t *testing.T) {
 	}
 }
 
-// fakeRuntime is a CRI server over a real socket, for what this machine's own runtime does not run.
+// fakeRuntime is a CRI server on a real socket, for cases that the machine's own runtime does not provide.
 type fakeRuntime struct {
 	cri.UnimplementedRuntimeServiceServer
 	requests atomic.Int32
@@ -183,7 +184,7 @@ func startFakeRuntime(t *testing.T) (*fakeRuntime, string) {
 	return r, socket
 }
 
-// makeCgroupTree makes real cgroups that look like a kubelet's.
+// makeCgroupTree creates real cgroups like those of a kubelet.
 func makeCgroupTree(t *testing.T, below ...string) string {
 	t.Helper()
 	prereq.RequireRoot(t)
@@ -242,7 +243,7 @@ func TestResolveAsksTheRuntimeOnceAndKeepsTheAnswer(t *testing.T) {
 	if _, err := r.Resolve(id); err != nil || rt.requests.Load() != before {
 		t.Errorf("asked again: %v", err)
 	}
-	// A cgroup that the container made for itself is the container.
+	// A cgroup that was created inside the container resolves to the container.
 	inner, _ := CgroupID(filepath.Join(dir, "inner"))
 	if c, err := r.Resolve(inner); err != nil || c.CgroupID != id || c.ID != testContainerID {
 		t.Errorf("inner: %+v, %v", c, err)
@@ -354,7 +355,8 @@ func BenchmarkCgroupPathByID(b *testing.B) {
 	}
 }
 
-// The number of a process that ended is another's: what that one had says nothing of this one's children.
+// The PID of an exited process can be reused. The privileges of the exited process say nothing about children of the
+// new one.
 func TestRightsAreNotComparedWithADeadProcessOfTheSameNumber(t *testing.T) {
 	table := NewProcessTable(0)
 	event := func(kind sensors.Kind, pid, ppid uint32, start uint64, euid uint32) *sensors.Event {

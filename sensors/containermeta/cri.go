@@ -18,7 +18,7 @@ import (
 	"stanch/sensors"
 )
 
-// defaultCRISockets are where runtimes listen.
+// defaultCRISockets are the default sockets of the container runtimes.
 var defaultCRISockets = []string{
 	"/run/containerd/containerd.sock",
 	"/run/crio/crio.sock",
@@ -28,10 +28,10 @@ var defaultCRISockets = []string{
 	"/run/cri-dockerd.sock",
 }
 
-// pauseContainerName is what the pause container is called here: to the runtime it is the sandbox and has no name.
+// pauseContainerName is the name of the pause container. In CRI it is the sandbox and has no name.
 const pauseContainerName = "pause"
 
-// The kubelet's labels and annotations on containers and sandboxes.
+// The labels that the kubelet sets on containers and sandboxes.
 const (
 	labelContainerName = "io.kubernetes.container.name"
 	labelPodName       = "io.kubernetes.pod.name"
@@ -39,7 +39,7 @@ const (
 	labelPodUID        = "io.kubernetes.pod.uid"
 )
 
-// criClient asks a CRI runtime. It connects at the first question and again after the runtime was away.
+// criClient queries a CRI runtime. It connects at the first query, and again after the runtime was unavailable.
 type criClient struct {
 	socket  string
 	timeout time.Duration
@@ -48,10 +48,11 @@ type criClient struct {
 	conn           *grpc.ClientConn
 	runtimeService cri.RuntimeServiceClient
 	runtimeName    string // "containerd 1.6.20 at /run/…"
-	// lastError is the latest failure; it stands until retry, so that a runtime that hangs costs its timeout once a second.
+	// lastError is the latest failure. It is returned until retryAt, so that a runtime that hangs costs its timeout at
+	// most once a second.
 	lastError error
 	retryAt   time.Time
-	// podsBySandbox keeps the sandbox of a container's pod: its containers share it. Bounded by clearing.
+	// podsBySandbox caches the pod of a sandbox, which its containers share. It is cleared when it is full.
 	podsBySandbox map[string]sensors.Pod
 }
 
@@ -104,13 +105,14 @@ func (r *criClient) connect(ctx context.Context) (cri.RuntimeServiceClient, erro
 	return rt, nil
 }
 
-// fillContainer asks for a container by its id and fills in what the runtime knows. A sandbox is the pause container.
+// fillContainer queries the container with the ID in c and fills in what the runtime knows. A sandbox is the pause
+// container.
 func (r *criClient) fillContainer(ctx context.Context, c *sensors.Container) error {
 	ctx, cancel := context.WithTimeout(ctx, r.timeout)
 	defer cancel()
 	rt, err := r.connect(ctx)
 	if errors.Is(err, errNoRuntimeSocket) {
-		return nil // the cgroup alone is all that this machine can tell
+		return nil // without a runtime, only the cgroup is known
 	}
 	if err != nil {
 		return err
@@ -147,7 +149,7 @@ func (r *criClient) fillContainer(ctx context.Context, c *sensors.Container) err
 	if uid := labels[labelPodUID]; uid != "" {
 		c.Pod.UID = uid
 	}
-	// The sandbox has the pod's own labels, its address and its namespaces. The list is the only way from a container to it.
+	// The sandbox has the pod's labels, address and namespaces. Only the list contains the sandbox of a container.
 	list, err := rt.ListContainers(ctx, &cri.ListContainersRequest{Filter: &cri.ContainerFilter{Id: c.ID}})
 	if err != nil || len(list.GetContainers()) != 1 {
 		return err
@@ -191,7 +193,7 @@ func (r *criClient) loadPod(ctx context.Context, rt cri.RuntimeServiceClient, id
 	return pod, nil
 }
 
-// withoutKubeletKeys leaves out what the kubelet added: it is in fields of its own.
+// withoutKubeletKeys removes the keys that the kubelet added, because they have their own fields.
 func withoutKubeletKeys(m map[string]string) map[string]string {
 	out := map[string]string{}
 	for k, v := range m {
@@ -208,7 +210,8 @@ func withoutKubeletKeys(m map[string]string) map[string]string {
 	return out
 }
 
-// extractDigest takes "sha256:…" out of a reference to an image, which may be a name with a digest or the bare id.
+// extractDigest returns "sha256:…" from an image reference, which is a name with a digest or a bare ID. It returns ""
+// for another form.
 func extractDigest(ref string) string {
 	if _, d, ok := strings.Cut(ref, "@"); ok {
 		ref = d
@@ -241,7 +244,7 @@ func (r *criClient) close() error {
 	return err
 }
 
-// workloadOf guesses nothing: it reads the labels that the controllers themselves put on their pods.
+// workloadOf returns the owner of a container, from the labels that controllers set on their pods.
 func workloadOf(c *sensors.Container) sensors.Workload {
 	p := &c.Pod
 	if p.Name == "" {

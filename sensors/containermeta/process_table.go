@@ -13,15 +13,16 @@ import (
 	"stanch/sensors"
 )
 
-// ProcessTable remembers which program each process runs, so that an event can name its ancestors. It learns from exec
-// events and reads /proc once for processes that are older than it.
+// ProcessTable remembers the program of each process, so that an event can name its ancestors. It learns from events,
+// and reads /proc once for older processes. When it is full, it forgets the least recently used process. It is safe
+// for concurrent use.
 type ProcessTable struct {
 	mu           sync.Mutex
 	capacity     int
 	byPID        map[uint32]*list.Element
-	lru          *list.List // of *program, the most recently used in front
+	lru          *list.List // of *processInfo, the most recently used first
 	procRoot     string
-	pendingReads atomic.Int32 // reads of command lines under way
+	pendingReads atomic.Int32 // command line reads in progress
 }
 
 type processInfo struct {
@@ -29,14 +30,14 @@ type processInfo struct {
 	name         string
 	exe          string
 	args         []string
-	startTime    uint64 // 0: not learnt from an event of its own
-	executed     bool   // it executed this program, and was not only made as a copy of its parent
+	startTime    uint64 // 0 if no event of the process was seen
+	executed     bool   // the process executed this program itself, instead of inheriting it from its parent
 	euid         uint32 // as last seen
 	capabilities uint64
-	exited       bool // its number may be another's by now
+	exited       bool // the PID may have been reused
 }
 
-// NewProcessTable makes a table that holds at most capacity processes (zero: 16384).
+// NewProcessTable returns a table for at most capacity processes (0 means 16384).
 func NewProcessTable(capacity int) *ProcessTable {
 	if capacity <= 0 {
 		capacity = 16384
@@ -44,15 +45,15 @@ func NewProcessTable(capacity int) *ProcessTable {
 	return &ProcessTable{capacity: capacity, byPID: map[uint32]*list.Element{}, lru: list.New(), procRoot: "/proc"}
 }
 
-// maxAncestorArgsBytes bounds how many bytes of an ancestor's command line are kept.
+// maxAncestorArgsBytes limits the command line of an ancestor, in bytes.
 const maxAncestorArgsBytes = 512
 
-// capSetuidMask lets a process become any user.
+// capSetuidMask is the bit of CAP_SETUID, which lets a process become any user.
 const capSetuidMask = 1 << 7
 
-// RecordEvent remembers an exec event, and says of every event what only who remembers can: whether the process has rights
-// that what it came from had not and could not take, and under which command line it was started (a process can
-// overwrite its own).
+// RecordEvent updates the table from an event. It also completes the event with facts that require history: whether
+// the process has privileges that its origin neither had nor could acquire, and the command line that the process was
+// started with (a process can overwrite its own).
 func (t *ProcessTable) RecordEvent(e *sensors.Event) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -64,10 +65,11 @@ func (t *ProcessTable) RecordEvent(e *sensors.Event) {
 		}
 		return
 	}
-	// What it was itself before counts: a set-uid program that executes another one gave the rights already.
+	// The earlier state of the process itself counts: when a setuid program executes another program, the privileges
+	// are not new.
 	from := before
 	if from == nil {
-		// Who ended is nobody's parent: its number is another's now.
+		// A process that exited is not the parent: its PID was reused.
 		if from = t.lookupPID(p.PPID); from != nil && from.exited {
 			from = nil
 		}
@@ -88,7 +90,7 @@ func (t *ProcessTable) RecordEvent(e *sensors.Event) {
 	}
 }
 
-// HasExecuted tells whether a process is known to have executed a program.
+// HasExecuted reports whether the process with this PID and start time is known to have executed a program.
 func (t *ProcessTable) HasExecuted(pid uint32, start uint64) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -96,7 +98,7 @@ func (t *ProcessTable) HasExecuted(pid uint32, start uint64) bool {
 	return p != nil && p.executed
 }
 
-// lookup is what is known of one process, by an identity that is never reused.
+// lookup returns the process with this PID and start time, or nil.
 func (t *ProcessTable) lookup(pid uint32, start uint64) *processInfo {
 	if p := t.lookupPID(pid); p != nil && p.startTime == start {
 		return p
@@ -104,7 +106,7 @@ func (t *ProcessTable) lookup(pid uint32, start uint64) *processInfo {
 	return nil
 }
 
-// lookupPID is the process that was last seen under a pid.
+// lookupPID returns the process that was last seen with a PID, or nil.
 func (t *ProcessTable) lookupPID(pid uint32) *processInfo {
 	if el, ok := t.byPID[pid]; ok {
 		if p, _ := el.Value.(*processInfo); p.startTime != 0 {
@@ -114,7 +116,7 @@ func (t *ProcessTable) lookupPID(pid uint32) *processInfo {
 	return nil
 }
 
-// AddAncestors fills in what the ancestors of an event's process run.
+// AddAncestors fills in the executables and arguments of the event's ancestors, if they are known.
 func (t *ProcessTable) AddAncestors(e *sensors.Event) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -129,7 +131,7 @@ func (t *ProcessTable) AddAncestors(e *sensors.Event) {
 func (t *ProcessTable) lookupOrLoad(pid uint32, name string) *processInfo {
 	if el, ok := t.byPID[pid]; ok {
 		p, _ := el.Value.(*processInfo)
-		// A pid that now bears another name was reused, or its process renamed itself: look again.
+		// If the name changed, the PID was reused or the process renamed itself: read it again.
 		if p.name == name {
 			t.lru.MoveToFront(el)
 			return p
@@ -153,14 +155,14 @@ func (t *ProcessTable) lookupOrLoad(pid uint32, name string) *processInfo {
 }
 
 const (
-	// cmdlineTimeout bounds the read of a command line: it is in the process's own memory, which may be backed by a file system
-	// that never answers, and every event waits for it.
+	// cmdlineTimeout limits the read of a command line. It is in the memory of the process, which may be backed by a
+	// file system that never responds, and every event waits for it.
 	cmdlineTimeout = 50 * time.Millisecond
-	// maxPendingReads bounds how many such reads are left behind; past it no command line is read until one of them ends.
+	// maxPendingReads is the maximum number of stuck reads. Beyond it, no command line is read until one of them ends.
 	maxPendingReads = 4
 )
 
-// readCmdline reads the beginning of a command line; nil if it does not come in time.
+// readCmdline returns the beginning of a command line, or nil if the read times out.
 func (t *ProcessTable) readCmdline(path string) []byte {
 	if t.pendingReads.Add(1) > maxPendingReads {
 		t.pendingReads.Add(-1)
@@ -178,7 +180,7 @@ func (t *ProcessTable) readCmdline(path string) []byte {
 		defer f.Close()
 		n, err := f.Read(buf)
 		if err != nil {
-			n = 0 // it has ended, or has no command line
+			n = 0 // the process has exited or has no command line
 		}
 		done <- buf[:n]
 	}()

@@ -1,8 +1,8 @@
-// Package identity finds out whose a cgroup is: container, pod, image digest, workload.
+// Package containermeta resolves a cgroup to its metadata: container, pod, image digest and workload.
 //
-// It refuses to guess: what the runtime does not say stays empty, and a cgroup whose runtime is silent is still a
-// container with an id and a path. It needs no API server and no credentials, only the cgroup tree and, where
-// there is one, the runtime's CRI socket.
+// It refuses to guess: what the runtime does not report stays empty, and without a response of the runtime a cgroup is
+// still a container with an ID and a path. It needs no API server and no credentials, only the cgroup tree and, if
+// available, the CRI socket of the runtime.
 package containermeta
 
 import (
@@ -20,45 +20,47 @@ import (
 	"stanch/sensors"
 )
 
-// Options says where to look. The zero value looks in the usual places.
+// Options configures a Resolver. The zero value uses the default locations.
 type Options struct {
-	// CgroupRoot is the mount point of cgroup v2. Empty: found in /proc/self/mountinfo.
+	// CgroupRoot is the mount point of cgroup v2. Empty means the one in /proc/self/mountinfo.
 	CgroupRoot string
-	// CRISocket is the runtime's socket. Empty: the first of the usual ones that exists; "none": no runtime is asked.
+	// CRISocket is the socket of the runtime. Empty means the first default socket that exists; "none" disables the
+	// runtime.
 	CRISocket string
-	// RuncRoot is where runc keeps its state. Empty: /run/runc.
+	// RuncRoot is the state directory of runc. Empty means /run/runc.
 	RuncRoot string
-	// Capacity bounds the cache of containers. Zero: 4096.
+	// Capacity is the maximum size of the cache. 0 means 4096.
 	Capacity int
-	// NegativeTTL is how long a runtime's "not found" or failure is believed. Zero: 1s.
+	// NegativeTTL is how long a failure of the runtime is cached. 0 means 1 s.
 	NegativeTTL time.Duration
-	// RuntimeTimeout bounds one question to the runtime. Zero: 500ms.
+	// RuntimeTimeout limits one query to the runtime. 0 means 500 ms.
 	RuntimeTimeout time.Duration
 }
 
-// ErrNotFound says that no such cgroup, container or pod is on this node.
+// ErrNotFound means that the cgroup, container or pod is not on this node.
 var ErrNotFound = errors.New("not found on this node")
 
-// Resolver answers whose a cgroup is. Its methods may be called from several goroutines.
+// Resolver resolves cgroups to containers. It is safe for concurrent use.
 type Resolver struct {
 	opt       Options
 	criClient *criClient
 
 	mu    sync.Mutex
-	cache map[uint64]*list.Element // of *answer, by cgroup id
+	cache map[uint64]*list.Element // of *cacheEntry, by cgroup ID
 	lru   *list.List
 	now   func() time.Time
 }
 
-// cacheEntry is what is known of one cgroup.
+// cacheEntry is the cached result for one cgroup.
 type cacheEntry struct {
 	id        uint64
 	container sensors.Container
 	err       error
-	expiresAt time.Time // zero: for good
+	expiresAt time.Time // zero: never
 }
 
-// Open makes a resolver. A runtime that does not answer is not an error: it is asked again later (see Runtime).
+// Open returns a resolver. An unavailable runtime is not an error: the resolver retries later (see DescribeRuntime).
+// It returns an error if cgroup v2 is not mounted. The caller must call Close.
 func Open(opt Options) (*Resolver, error) {
 	if opt.CgroupRoot == "" {
 		root, err := FindCgroupRoot()
@@ -85,13 +87,14 @@ func Open(opt Options) (*Resolver, error) {
 	}, nil
 }
 
-// Resolve tells whose a cgroup is; the zero Container is the host. A container that is gone already and was never
-// seen is ErrNotFound, with CgroupID set. An error of the runtime comes together with what the cgroup alone tells.
+// Resolve returns the container of a cgroup, or the zero Container for a cgroup of the host. For an unknown cgroup
+// that no longer exists it returns ErrNotFound with CgroupID set. If the runtime fails, it returns the error together
+// with what the cgroup path contains.
 func (r *Resolver) Resolve(cgroupID uint64) (sensors.Container, error) {
 	return r.ResolveWithPath(cgroupID, "")
 }
 
-// ResolveWithPath is Resolve for a cgroup whose path somebody saw while it was there.
+// ResolveWithPath is like Resolve, and uses the path seen if the cgroup no longer exists.
 func (r *Resolver) ResolveWithPath(cgroupID uint64, seen string) (sensors.Container, error) {
 	if a, ok := r.cachedEntry(cgroupID); ok {
 		return a.container, a.err
@@ -108,7 +111,7 @@ func (r *Resolver) ResolveWithPath(cgroupID uint64, seen string) (sensors.Contai
 	c, err := r.resolvePath(context.Background(), path, cgroupID)
 	a := cacheEntry{id: cgroupID, container: c, err: err}
 	if err != nil || c.Pod.UID != "" && c.StartedAt.IsZero() {
-		// At a container's first event the runtime may not have noted its start yet: ask again.
+		// At the first event of a container, the runtime may not have recorded its start yet: query it again later.
 		a.expiresAt = r.now().Add(r.opt.NegativeTTL)
 	}
 	r.storeEntry(a)
@@ -148,7 +151,8 @@ func (r *Resolver) storeEntry(a cacheEntry) {
 	}
 }
 
-// resolvePath tells whose the cgroup at a path is, asking the runtime where the path names a container of one.
+// resolvePath returns the container of the cgroup at a path. It queries the runtime if the path contains a container
+// ID.
 func (r *Resolver) resolvePath(ctx context.Context, path string, id uint64) (sensors.Container, error) {
 	p := ParseCgroupPath(path)
 	if p.IsHostUnit {
@@ -157,11 +161,11 @@ func (r *Resolver) resolvePath(ctx context.Context, path string, id uint64) (sen
 	c := sensors.Container{ID: p.ContainerID, Runtime: p.Runtime, CgroupID: id, CgroupPath: path}
 	if p.PodPath != "" {
 		c.Pod.UID = p.PodUID
-		// A pod's cgroup may vanish between two looks: without its id the pod is still known.
+		// A pod's cgroup may be removed in the meantime; the pod is then still known without its cgroup ID.
 		c.PodCgroupID, _ = CgroupID(r.opt.CgroupRoot + p.PodPath)
 	}
 	if p.ContainerPath != "" && p.ContainerPath != path {
-		// The event is from a cgroup that the container made for itself: the container's own is what counts.
+		// The cgroup was created inside the container; use the cgroup of the container.
 		c.CgroupPath = p.ContainerPath
 		if own, err := CgroupID(r.opt.CgroupRoot + p.ContainerPath); err == nil {
 			c.CgroupID = own
@@ -173,7 +177,7 @@ func (r *Resolver) resolvePath(ctx context.Context, path string, id uint64) (sen
 		}
 		return c, nil
 	}
-	// Docker and podman have no CRI; their id and path are all there is.
+	// Docker and Podman have no CRI, so only the ID and the path are known.
 	if p.Runtime == "docker" || p.Runtime == "podman" || p.Runtime == "stanch" {
 		c.Workload = workloadOf(&c)
 		return c, nil
@@ -185,7 +189,7 @@ func (r *Resolver) resolvePath(ctx context.Context, path string, id uint64) (sen
 	return c, err
 }
 
-// FindContainer finds a running container by its id.
+// FindContainer returns the running container with this ID, or ErrNotFound.
 func (r *Resolver) FindContainer(ctx context.Context, id string) (sensors.Container, error) {
 	if c, ok := r.cachedContainer(id); ok {
 		return c, nil
@@ -202,8 +206,8 @@ func (r *Resolver) FindContainer(ctx context.Context, id string) (sensors.Contai
 	return sensors.Container{}, fmt.Errorf("container %q: %w", id, ErrNotFound)
 }
 
-// cachedContainer finds a container that was seen before and still has its cgroup: a command about it, which mostly comes
-// right after its event, must not walk the whole tree.
+// cachedContainer returns a container from the cache if its cgroup still exists. A command about a container usually
+// follows its event, and must not search the whole tree.
 func (r *Resolver) cachedContainer(id string) (sensors.Container, bool) {
 	r.mu.Lock()
 	var found sensors.Container
@@ -221,13 +225,13 @@ func (r *Resolver) cachedContainer(id string) (sensors.Container, bool) {
 	return found, err == nil && now == found.CgroupID
 }
 
-// ListContainers lists every container that runs on this node now. What the runtime will not say is left empty.
+// ListContainers returns every container that runs on this node. Fields that the runtime does not report are empty.
 func (r *Resolver) ListContainers(ctx context.Context) ([]sensors.Container, error) {
 	var out []sensors.Container
 	seen := map[uint64]bool{}
 	err := filepath.WalkDir(r.opt.CgroupRoot, func(full string, d fs.DirEntry, err error) error {
 		if err != nil || !d.IsDir() {
-			return nil // it went away meanwhile
+			return nil // removed in the meantime
 		}
 		if err := ctx.Err(); err != nil {
 			return err
@@ -235,7 +239,7 @@ func (r *Resolver) ListContainers(ctx context.Context) ([]sensors.Container, err
 		path := pathBelow(r.opt.CgroupRoot, full)
 		p := ParseCgroupPath(path)
 		if path == "/" || p.IsHostUnit && p.ContainerID == "" || p.ContainerID == "" && p.PodUID != "" {
-			return nil // systemd's slices lead to containers too
+			return nil // the slices of systemd also contain containers
 		}
 		if p.ContainerPath != "" && p.ContainerPath != path {
 			return fs.SkipDir
@@ -248,9 +252,9 @@ func (r *Resolver) ListContainers(ctx context.Context) ([]sensors.Container, err
 			return nil
 		}
 		if own, err := os.ReadFile(filepath.Join(full, "cgroup.procs")); p.ContainerID == "" && (err != nil || len(own) == 0) {
-			return nil // only a folder of others
+			return nil // contains only other cgroups
 		}
-		c, _ := r.Resolve(id) // without the runtime's words it is still a container
+		c, _ := r.Resolve(id) // without a response of the runtime it is still a container
 		if c.ID != "" {
 			seen[id] = true
 			out = append(out, c)
@@ -264,14 +268,14 @@ func (r *Resolver) ListContainers(ctx context.Context) ([]sensors.Container, err
 	return out, nil
 }
 
-// NamedCgroup is a cgroup that bears the name of a pod or container.
+// NamedCgroup is a cgroup whose name contains the ID of a pod or container.
 type NamedCgroup struct {
 	CgroupID uint64
 	Path     string // below the root, with a leading slash
 }
 
-// FindNamedCgroups lists every cgroup that bears a pod's UID or, where that is empty, a container's id, and has a process. There is
-// one, unless somebody made another with the same name.
+// FindNamedCgroups returns every populated cgroup whose name contains the pod UID or, if that is empty, the container
+// ID. There is one, unless somebody created another cgroup with the same name.
 func (r *Resolver) FindNamedCgroups(ctx context.Context, podUID, containerID string) ([]NamedCgroup, error) {
 	var out []NamedCgroup
 	if podUID == "" {
@@ -285,7 +289,7 @@ func (r *Resolver) FindNamedCgroups(ctx context.Context, podUID, containerID str
 	}
 	err := filepath.WalkDir(r.opt.CgroupRoot, func(full string, d fs.DirEntry, err error) error {
 		if err != nil || !d.IsDir() {
-			return nil // it went away meanwhile
+			return nil // removed in the meantime
 		}
 		if err := ctx.Err(); err != nil {
 			return err
@@ -307,30 +311,32 @@ func (r *Resolver) FindNamedCgroups(ctx context.Context, podUID, containerID str
 	return out, nil
 }
 
-// isPopulated reports whether a process is in a cgroup or below it.
+// isPopulated reports whether a process is in the cgroup or below it.
 func isPopulated(dir string) bool {
 	b, err := os.ReadFile(filepath.Join(dir, "cgroup.events"))
 	return err == nil && strings.Contains("\n"+string(b), "\npopulated 1")
 }
 
-// PodCgroup is a pod as this node's cgroup tree shows it.
+// PodCgroup is a pod in the cgroup tree of this node.
 type PodCgroup struct {
 	Pod sensors.Pod
-	// CgroupID and CgroupPath are the pod's own: all its containers are below. Dir is its absolute directory.
+	// CgroupID and CgroupPath identify the cgroup of the pod, which contains those of its containers. Dir is its
+	// absolute directory.
 	CgroupID   uint64
 	CgroupPath string
 	Dir        string
-	// Containers are those that the cgroup tree shows, without the pause container.
+	// Containers are the containers in the cgroup tree, without the pause container.
 	Containers []sensors.Container
-	// ListPIDs are the processes of the pod, the pause process included; each is in the pod's network namespace unless it
-	// left it.
+	// PIDs are the processes of the pod, including the pause process. Each is in the network namespace of the pod,
+	// unless it left that.
 	PIDs []int
 }
 
-// errStopWalk ends a walk.
+// errStopWalk stops a directory walk.
 var errStopWalk = errors.New("found")
 
-// FindPod finds a pod's running containers by its UID, with the pod's own cgroup.
+// FindPod returns the cgroup of the pod with this UID, and its running containers. It returns ErrNotFound if the pod
+// is not on this node.
 func (r *Resolver) FindPod(ctx context.Context, uid string) (PodCgroup, error) {
 	g := PodCgroup{}
 	err := filepath.WalkDir(r.opt.CgroupRoot, func(full string, d fs.DirEntry, err error) error {
@@ -370,7 +376,7 @@ func (r *Resolver) FindPod(ctx context.Context, uid string) (PodCgroup, error) {
 		}
 		c, err := r.Resolve(id)
 		if c.ID == "" || c.Name == pauseContainerName || errors.Is(err, ErrNotFound) {
-			continue // the pause container is known to the runtime as the sandbox
+			continue // the runtime reports the pause container as the sandbox
 		}
 		g.Containers = append(g.Containers, c)
 		if c.Pod.Name != "" {
@@ -383,16 +389,18 @@ func (r *Resolver) FindPod(ctx context.Context, uid string) (PodCgroup, error) {
 	return g, ctx.Err()
 }
 
-// CgroupPathByID finds the path of a cgroup (below the root, with a leading slash) by its id.
+// CgroupPathByID returns the path of a cgroup, below the root and with a leading slash. It returns ErrNotFound if
+// there is no such cgroup.
 func (r *Resolver) CgroupPathByID(cgroupID uint64) (string, error) {
 	return CgroupPathByID(r.opt.CgroupRoot, cgroupID)
 }
 
-// CgroupRoot is the mount point of cgroup v2 that the resolver reads.
+// CgroupRoot returns the mount point of cgroup v2, without a trailing slash.
 func (r *Resolver) CgroupRoot() string { return r.opt.CgroupRoot }
 
-// DescribeRuntime describes the runtime that answers ("containerd 1.6.20 at /run/…"), or says why none does.
+// DescribeRuntime returns the name, version and socket of the runtime ("containerd 1.6.20 at /run/…"), or the reason
+// why it is unavailable.
 func (r *Resolver) DescribeRuntime() string { return r.criClient.describe() }
 
-// Close closes the connection to the runtime.
+// Close closes the connection to the runtime. A later query connects again.
 func (r *Resolver) Close() error { return r.criClient.close() }

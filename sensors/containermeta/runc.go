@@ -10,15 +10,15 @@ import (
 	"stanch/sensors"
 )
 
-// runcState is the part of runc's state.json that names a container.
+// runcState is the part of runc's state.json that identifies a container.
 type runcState struct {
 	ID          string            `json:"id"`
 	Created     time.Time         `json:"created"`
 	CgroupPaths map[string]string `json:"cgroup_paths"`
 }
 
-// fillFromRuncState names a container that runc was told to run without any manager above it, by the state that runc keeps. Where
-// there is none the cgroup's own name is the id: it is what people see.
+// fillFromRuncState identifies a container that runc runs without a manager, from the state of runc. Without such a
+// state, the ID is the name of the cgroup, which is also what people see.
 func (r *Resolver) fillFromRuncState(c sensors.Container) sensors.Container {
 	states, err := filepath.Glob(filepath.Join(r.opt.RuncRoot, "*", "state.json"))
 	if err != nil {
@@ -34,7 +34,7 @@ func (r *Resolver) fillFromRuncState(c sensors.Container) sensors.Container {
 			continue
 		}
 		for _, at := range st.CgroupPaths {
-			// In the hybrid layout runc names the v1 directories; the path below the hierarchy is the same.
+			// In the hybrid layout, runc lists the cgroup v1 directories; the path below the hierarchy is the same.
 			if !isWithinDir(c.CgroupPath, at) {
 				continue
 			}
@@ -55,7 +55,7 @@ func (r *Resolver) fillFromRuncState(c sensors.Container) sensors.Container {
 	return c
 }
 
-// isWithinDir tells whether a cgroup path is that of an absolute directory of some hierarchy, or below it.
+// isWithinDir reports whether a cgroup path is at or below the absolute directory of any hierarchy.
 func isWithinDir(path, dir string) bool {
 	for p := path; p != "/" && p != "."; p = filepath.Dir(p) {
 		if strings.HasPrefix(dir, "/sys/fs/cgroup") && strings.HasSuffix(dir, p) {

@@ -1,5 +1,7 @@
-// Package diagnostic is how every file that a person writes for Stanch (playbooks, rules, config) is told what is
-// wrong with it: file, line, column, what, and how to mend it. It refuses to print: callers render.
+// Package diagnostic represents the problems in files that people write for Stanch (playbooks, rules, configuration):
+// file, line, column, message, and how to fix the problem.
+//
+// It refuses to print: callers decide how to render a diagnostic.
 package diagnostic
 
 import (
@@ -9,23 +11,25 @@ import (
 	"strings"
 )
 
-// Diagnostic is one problem of a file, with its place and how to mend it.
+// Diagnostic is one problem in a file, with its position and how to fix it. Severity is "error" or a lower severity
+// such as "warning".
 type Diagnostic struct {
 	File     string `json:"file"`
 	Line     int    `json:"line"`   // from 1
-	Column   int    `json:"column"` // from 1, in characters
+	Column   int    `json:"column"` // from 1, in characters (runes)
 	Severity string `json:"severity"`
 	Code     string `json:"code"`
 	Message  string `json:"message"`
 	Hint     string `json:"hint,omitempty"`
 }
 
-// String is the diagnostic's first line: "file:line:col: error: message [code]".
+// String returns the diagnostic as one line: "file:line:col: error: message [code]".
 func (d Diagnostic) String() string {
 	return fmt.Sprintf("%s:%d:%d: %s: %s [%s]", d.File, d.Line, d.Column, d.Severity, d.Message, d.Code)
 }
 
-// Render is the diagnostic with the line of source, a caret and the hint.
+// Render returns the diagnostic with the source line, a caret below the column, and the hint. It omits the source line
+// if source has no such line, and truncates it to 200 bytes.
 func (d Diagnostic) Render(source []byte) string {
 	var b strings.Builder
 	b.WriteString(d.String())
@@ -53,10 +57,10 @@ func (d Diagnostic) Render(source []byte) string {
 	return b.String()
 }
 
-// Diagnostics is every problem of a file, in the order of its lines.
+// Diagnostics are the problems of one or more files.
 type Diagnostics []Diagnostic
 
-// Sorted is the diagnostics in the order of the file, each once.
+// Sorted returns the diagnostics sorted by line and column, without duplicates. It reorders ds.
 func (ds Diagnostics) Sorted() Diagnostics {
 	slices.SortStableFunc(ds, func(a, b Diagnostic) int {
 		return cmp.Or(cmp.Compare(a.Line, b.Line), cmp.Compare(a.Column, b.Column))
@@ -64,17 +68,17 @@ func (ds Diagnostics) Sorted() Diagnostics {
 	return slices.CompactFunc(ds, func(a, b Diagnostic) bool { return a == b })
 }
 
-// WithoutWarnings are the diagnostics without the warnings, which wait until the errors are mended.
+// WithoutWarnings returns only the errors. Warnings matter after the errors are fixed.
 func (ds Diagnostics) WithoutWarnings() Diagnostics {
 	return slices.DeleteFunc(slices.Clone(ds), func(d Diagnostic) bool { return d.Severity != "error" })
 }
 
-// HasErrors tells whether any is an error and not a warning.
+// HasErrors reports whether at least one diagnostic is an error.
 func (ds Diagnostics) HasErrors() bool {
 	return slices.ContainsFunc(ds, func(d Diagnostic) bool { return d.Severity == "error" })
 }
 
-// Err is the errors as one error, or nil.
+// Err returns all errors joined as one error, one per line, or nil if there are none.
 func (ds Diagnostics) Err() error {
 	var lines []string
 	for _, d := range ds {
@@ -88,9 +92,10 @@ func (ds Diagnostics) Err() error {
 	return fmt.Errorf("%s", strings.Join(lines, "\n"))
 }
 
-// DidYouMean gives a hint with the known word that is nearest, or the words themselves where they are few.
+// DidYouMean returns a hint with the known word that is closest to word, or a list of the known words if there are at
+// most 16, or "".
 func DidYouMean(word string, known []string) string {
-	// The nearest word; of two as near the one of the same length, then the first by the alphabet.
+	// Of two equally close words, prefer one of the same length, then the first in alphabetical order.
 	best, bestDistance := "", min(6, len([]rune(word))+1)
 	for _, k := range slices.Sorted(slices.Values(known)) {
 		d := 2 * editDistance(strings.ToLower(word), strings.ToLower(k))
@@ -111,7 +116,8 @@ func DidYouMean(word string, known []string) string {
 	return ""
 }
 
-// editDistance is the optimal string alignment distance: insertions, deletions, replacements, swaps of neighbours.
+// editDistance returns the optimal string alignment distance: the number of insertions, deletions, replacements and
+// swaps of neighboring characters. It returns 64 if one of the words is longer than 64 characters.
 func editDistance(a, b string) int {
 	x, y := []rune(a), []rune(b)
 	if len(x) > 64 || len(y) > 64 {

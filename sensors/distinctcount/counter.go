@@ -1,8 +1,9 @@
-// Package window counts how many different things somebody did within a sliding span of time: "read ten secrets in ten
-// minutes" is seen in no single event.
+// Package distinctcount counts how many distinct items an actor used within a sliding time window. A rule such as
+// "read ten secrets in ten minutes" cannot be evaluated on a single event.
 //
-// It refuses to grow: of actors and of what each did it keeps the newest, and forgets the rest. It has no clock: whoever
-// adds says when something happened, so that recorded events give the same counts. What is added twice counts once.
+// It refuses to grow without limit: it keeps the most recent actors, and the most recent items of each, and forgets
+// the others. It refuses to read a clock: callers pass the time of each item, so that recorded events give the same
+// counts. An item that is added twice counts once.
 package distinctcount
 
 import (
@@ -18,27 +19,27 @@ const (
 	defaultMaxItemsPerActor = 512
 )
 
-// Options bound a window; zero values are the defaults.
+// Options are the limits of a Counter. A zero or negative field means the default.
 type Options struct {
-	Window           time.Duration // how far back counts; default 10 minutes
-	MaxActors        int           // how many are remembered; default 4096
-	MaxItemsPerActor int           // how many different things of each; default 512
+	Window           time.Duration // length of the time window; default 10 minutes
+	MaxActors        int           // number of remembered actors; default 4096
+	MaxItemsPerActor int           // number of remembered items per actor; default 512
 }
 
-// Counter counts. It may be used by many goroutines.
+// Counter counts distinct items per actor. It is safe for concurrent use. Create it with New.
 type Counter struct {
 	options Options
 
 	mu     sync.Mutex
 	actors map[string]*list.Element
-	lru    *list.List // of *actor, the one that did something last in front
+	lru    *list.List // of *actorItems, the most recently active first
 }
 
-// actorItems is what one did, with the time of each.
+// actorItems are the items of one actor with their times.
 type actorItems struct {
 	name        string
 	byKey       map[string]*list.Element
-	newestFirst *list.List // of *deed, the newest in front
+	newestFirst *list.List // of *seenItem, the newest first
 }
 
 type seenItem struct {
@@ -46,7 +47,7 @@ type seenItem struct {
 	seenAt time.Time
 }
 
-// New makes a window.
+// New returns an empty counter.
 func New(o Options) *Counter {
 	if o.Window <= 0 {
 		o.Window = defaultWindow
@@ -60,7 +61,8 @@ func New(o Options) *Counter {
 	return &Counter{options: o, actors: map[string]*list.Element{}, lru: list.New()}
 }
 
-// Add notes that an actor did something, and tells how many different things they did within the span before it.
+// Add records that an actor used an item at a time, and returns how many distinct items the actor used in the window
+// that ends at that time. The result is at least 1 and at most MaxItemsPerActor.
 func (w *Counter) Add(name, what string, at time.Time) int {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -87,7 +89,7 @@ func (a *actorItems) addItem(what string, at time.Time, o Options) int {
 		}
 		a.newestFirst.MoveToFront(known)
 	}
-	// Logs come in batches and out of order: so each is looked at, and not only the last in the list.
+	// Logs arrive in batches and out of order, so every item is checked, and not only the last one in the list.
 	n := 0
 	for e := a.newestFirst.Front(); e != nil; {
 		next := e.Next()

@@ -1,8 +1,8 @@
-// Package duration reads and writes durations the one way that Stanch uses everywhere: in YAML files, flags, requests
-// and every text for people. It reads Go's units and, besides, days and weeks; it writes days, hours, minutes and
-// seconds without parts that are zero.
+// Package duration parses and formats durations in the one form that Stanch uses everywhere: in YAML files, flags,
+// requests and all text for people. It parses the units of Go and also days and weeks. It formats days, hours, minutes
+// and seconds, and omits parts that are zero.
 //
-// It refuses calendars: a day is 24 hours and a week is 7 days, also where a clock is changed in between.
+// It refuses calendars: a day is always 24 hours and a week is 7 days, even across a daylight saving change.
 package duration
 
 import (
@@ -18,16 +18,17 @@ const (
 	Day = 24 * time.Hour
 	// Week is 7 days.
 	Week = 7 * Day
-	// Max bounds what Parse accepts.
+	// Max is the longest duration that Parse accepts.
 	Max = 3650 * Day
-	// maxTextBytes bounds the text that Parse reads.
+	// maxTextBytes is the longest text that Parse accepts, in bytes.
 	maxTextBytes = 64
 )
 
-// Pattern is the regular expression (ECMA 262 and RE2) of what Parse reads, for JSON schemas. It does not hold the bounds.
+// Pattern is a regular expression (ECMA 262 and RE2) for the syntax that Parse accepts, for use in JSON schemas. It
+// does not check the limits.
 const Pattern = `^(0|(` + UnitPattern + `)+)$`
 
-// UnitPattern is the regular expression of one number with its unit; a duration is one or more of them.
+// UnitPattern is a regular expression for one number with its unit. A duration is one or more of them.
 const UnitPattern = `([0-9]+(\.[0-9]*)?|\.[0-9]+)(ns|us|µs|μs|ms|s|m|h|d|w)`
 
 var (
@@ -36,8 +37,8 @@ var (
 	errTooLong = fmt.Errorf("%w: longer than 3650d", ErrInvalid)
 )
 
-// Parse reads a duration such as "90s", "1h30m", "1d12h" or "2w": Go's units, and d and w. It is never negative and at
-// most Max; zero needs no unit. Errors wrap ErrInvalid and name the forms that are allowed.
+// Parse parses a duration such as "90s", "1h30m", "1d12h" or "2w". It accepts the units of Go as well as d and w. The
+// result is between 0 and Max; "0" needs no unit. Every error wraps ErrInvalid and names the allowed forms.
 func Parse(text string) (time.Duration, error) {
 	if text == "0" {
 		return 0, nil
@@ -90,7 +91,7 @@ func invalidError(text string) error {
 	return fmt.Errorf("%w %q; use a form such as 90s, 15m, 2h, 1d12h or 2w", ErrInvalid, text)
 }
 
-// prefixLength is how many bytes from the start satisfy ok.
+// prefixLength returns the number of leading bytes that satisfy ok.
 func prefixLength(s string, ok func(byte) bool) int {
 	for i := range len(s) {
 		if !ok(s[i]) {
@@ -100,8 +101,9 @@ func prefixLength(s string, ok func(byte) bool) int {
 	return len(s)
 }
 
-// Format writes a duration exactly and without parts that are zero: "45s", "1h30m", "2h", "1d", "14d12h". Below a
-// second it writes Go's form ("250ms"). Parse reads what Format writes.
+// Format returns a duration exactly and without parts that are zero: "45s", "1h30m", "2h", "1d", "14d12h". Below a
+// second it uses the form of Go ("250ms"). Zero is "0s". Parse accepts the result, unless it is negative or longer
+// than Max.
 func Format(d time.Duration) string {
 	if d == 0 {
 		return "0s"
@@ -128,8 +130,8 @@ func Format(d time.Duration) string {
 	return b.String()
 }
 
-// FormatApprox writes a measured duration as precisely as people need it: to the second from a minute on, to a tenth of a
-// second from a second on, else to the millisecond.
+// FormatApprox returns a measured duration with the precision that people need: seconds from a minute on, tenths of a
+// second from a second on, milliseconds below.
 func FormatApprox(d time.Duration) string {
 	switch a := d.Abs(); {
 	case a >= time.Minute:
@@ -142,16 +144,17 @@ func FormatApprox(d time.Duration) string {
 	return Format(d)
 }
 
-// Flag is a command line flag that Parse reads; it satisfies pflag.Value.
+// Flag is a command line flag with a duration. It implements pflag.Value.
 type Flag struct{ target *time.Duration }
 
-// NewFlag sets a variable to its default and gives the flag that sets it: flags.Var(duration.NewFlag(&d, time.Hour), …).
+// NewFlag sets *to to the default value and returns the flag that sets it: flags.Var(duration.NewFlag(&d, time.Hour),
+// …).
 func NewFlag(to *time.Duration, value time.Duration) Flag {
 	*to = value
 	return Flag{to}
 }
 
-// Set reads the flag's text.
+// Set parses text and sets the variable. The error wraps ErrInvalid.
 func (f Flag) Set(text string) error {
 	d, err := Parse(strings.TrimSpace(text))
 	if err != nil {
@@ -161,7 +164,7 @@ func (f Flag) Set(text string) error {
 	return nil
 }
 
-// String is the flag's value; "" while it is zero, so that help names no default then.
+// String returns the value of the flag, or "" if it is zero, so that the help text shows no default.
 func (f Flag) String() string {
 	if f.target == nil || *f.target == 0 {
 		return ""
@@ -169,5 +172,5 @@ func (f Flag) String() string {
 	return Format(*f.target)
 }
 
-// Type is what help calls the value.
+// Type returns the name of the value type in the help text.
 func (Flag) Type() string { return "duration" }

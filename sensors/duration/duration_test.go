@@ -62,7 +62,7 @@ func TestAFlagReadsDaysAndShowsItsDefault(t *testing.T) {
 	assert.Empty(t, duration.NewFlag(&d, 0).String(), "no default is shown")
 }
 
-// Whoever reads a duration elsewhere does not know days; whoever makes a flag of pflag's own does not either.
+// time.ParseDuration and the duration flags of pflag do not accept days.
 func TestOnlyThisPackageReadsDurations(t *testing.T) {
 	own := regexp.MustCompile(`time\.ParseDuration\(|\.DurationVarP?\(`)
 	require.NoError(t, filepath.WalkDir("../..", func(path string, d os.DirEntry, err error) error {

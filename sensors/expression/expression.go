@@ -1,6 +1,6 @@
-// Package condition compiles and runs the expressions of rules and playbooks: expr, with an allow-list of
-// deterministic builtins and bounds on size, nesting and memory. It refuses whatever cannot be bounded or would
-// give another value on replay: clocks, random orders, untyped results.
+// Package expression compiles and runs the expressions of rules and playbooks. The language is expr with an allow-list
+// of deterministic builtins and with limits on size, nesting and memory. It refuses everything that cannot be bounded
+// or would give another value on replay: clocks, random order and untyped results.
 package expression
 
 import (
@@ -16,28 +16,29 @@ import (
 	"github.com/expr-lang/expr/vm"
 )
 
-// Bounds of one expression, MaxSourceBytes for who reads it before. expr has no limit of time of its own: nesting and size are what bounds it.
+// Limits of one expression. MaxSourceBytes is exported for callers that read the source before. expr has no time limit
+// of its own; the limits on nesting and size bound the time.
 const (
 	MaxSourceBytes = 4 << 10
 	maxExprNodes   = 400
-	maxExprNesting = 2     // predicates inside of predicates
-	maxElements    = 5_000 // elements that one evaluation may make, each of at most maxElementTextBytes bytes of new text
+	maxExprNesting = 2     // nested predicates
+	maxElements    = 5_000 // list elements per evaluation, each with maxElementTextBytes of new text
 )
 
-// allowedBuiltins is the allow-list: deterministic, typed, without a clock, a random order or a side effect.
+// allowedBuiltins is the allow-list: deterministic and typed functions without a clock, random order or side effects.
 var allowedBuiltins = []string{
 	"all", "none", "any", "one", "filter", "map", "count", "find", "findIndex", "sum", "len", "min", "max", "mean", "abs", "ceil",
 	"floor", "round", "int", "float", "string", "trim", "trimPrefix", "trimSuffix", "upper", "lower", "indexOf",
 	"lastIndexOf", "hasPrefix", "hasSuffix", "first", "last", "take", "concat", "flatten", "uniq", "sort", "sortBy", "reverse",
 }
 
-// Builtins lists the functions that expressions may call.
+// Builtins returns the names of the functions that expressions may call, in alphabetical order.
 func Builtins() []string {
 	return slices.Sorted(slices.Values(append([]string{"join", "replace", "split"}, allowedBuiltins...)))
 }
 
-// CompileOptions are the options under which every expression of Stanch is compiled, in playbooks and rules alike:
-// the allow-list of builtins and the bounds. env is a value whose type is the environment's.
+// CompileOptions returns the expr options of every expression in playbooks and rules: the allow-list of builtins and
+// the limits. env is a value of the type that contains the variables.
 func CompileOptions(env any) []expr.Option {
 	options := []expr.Option{expr.Env(env), expr.DisableAllBuiltins(), expr.MaxNodes(maxExprNodes), expr.Patch(namedStringVisitor{}), expr.Patch(&textLimitPatcher{})}
 	for _, name := range allowedBuiltins {
@@ -46,10 +47,11 @@ func CompileOptions(env any) []expr.Option {
 	return append(options, boundedTextFunctions()...)
 }
 
-// namedStringVisitor makes a plain string of every field whose Go type is a string by another name, so that people compare
-// `incident.objective` with "crypto-mining" as they would expect.
+// namedStringVisitor converts fields of a named string type to string, so that authors can compare
+// `incident.objective` with "crypto-mining".
 type namedStringVisitor struct{}
 
+// Visit converts one node.
 func (namedStringVisitor) Visit(node *ast.Node) {
 	switch (*node).(type) {
 	case *ast.IdentifierNode, *ast.MemberNode:
@@ -61,17 +63,19 @@ func (namedStringVisitor) Visit(node *ast.Node) {
 	}
 }
 
-// Error is a problem of one expression; Offset is the character in its line, from 0.
+// Error is a problem of one expression. Column is the offset in characters within its line, from 0.
 type Error struct {
 	Column       int
 	Line         int // from 0, within the expression
-	SourceOffset int // the character in the whole expression, from 0
+	SourceOffset int // offset in characters within the complete expression, from 0
 	Message      string
 }
 
+// Error returns the message without the position.
 func (e *Error) Error() string { return e.Message }
 
-// Compile compiles source against an environment under Options. The error is an *Error.
+// Compile compiles source for the type of env, with CompileOptions and the additional options. It rejects oversized
+// and deeply nested expressions, `$env`, and comparisons of strings by order. The error is an *Error.
 func Compile(source string, env any, more ...expr.Option) (*vm.Program, error) {
 	if len(source) > MaxSourceBytes {
 		return nil, &Error{Message: fmt.Sprintf("the expression has %d bytes, at most %d are allowed", len(source), MaxSourceBytes)}
@@ -105,11 +109,11 @@ func Compile(source string, env any, more ...expr.Option) (*vm.Program, error) {
 	return program, nil
 }
 
-// stringOrderFinder finds comparisons of texts by their order. Texts have the order of the alphabet, in which "critical" comes
-// before "high", "10" before "9" and "Z" before "a": whoever writes such a comparison means something else.
+// stringOrderFinder finds comparisons of strings by order. Strings are ordered alphabetically, where "critical" comes
+// before "high", "10" before "9" and "Z" before "a", so such a comparison is almost certainly a mistake.
 type stringOrderFinder struct{ found *ast.BinaryNode }
 
-// Visit looks at one node.
+// Visit checks one node.
 func (o *stringOrderFinder) Visit(node *ast.Node) {
 	b, ok := (*node).(*ast.BinaryNode)
 	if !ok || o.found != nil || !slices.Contains([]string{"<", "<=", ">", ">="}, b.Operator) {
@@ -125,7 +129,7 @@ func isStringNode(n ast.Node) bool {
 	return t != nil && t.Kind() == reflect.String
 }
 
-// toError says where the comparison stands and what to write in its place.
+// toError returns the position of the comparison and an alternative.
 func (o *stringOrderFinder) toError(source string) *Error {
 	message := fmt.Sprintf("`%s` compares texts, which have no order but that of the alphabet; compare with `==` or `in [\"…\", \"…\"]`", o.found.Operator)
 	if strings.Contains(o.found.String(), "severity") {
@@ -147,7 +151,7 @@ func firstLine(s string) string {
 	return line
 }
 
-// envVariableFinder finds `$env`, by which names could be read without being named.
+// envVariableFinder finds `$env`, which gives access to variables without naming them.
 type envVariableFinder struct{ found bool }
 
 func (f *envVariableFinder) existsIn(node ast.Node) bool {
@@ -155,20 +159,21 @@ func (f *envVariableFinder) existsIn(node ast.Node) bool {
 	return f.found
 }
 
-// Visit looks at one node.
+// Visit checks one node.
 func (f *envVariableFinder) Visit(node *ast.Node) {
 	if id, ok := (*node).(*ast.IdentifierNode); ok && id.Value == "$env" {
 		f.found = true
 	}
 }
 
-// nestingVisitor measures how deep predicates stand inside of each other.
+// nestingVisitor measures how deep predicates are nested.
 type nestingVisitor struct{ maxDepth int }
 
 type predicateFinder struct {
 	found []ast.Node
 }
 
+// Visit collects the predicates.
 func (f *predicateFinder) Visit(node *ast.Node) {
 	if p, ok := (*node).(*ast.PredicateNode); ok {
 		f.found = append(f.found, p.Node)
@@ -187,14 +192,15 @@ func (v *nestingVisitor) walk(node ast.Node, depth int) {
 	}
 }
 
-// Run evaluates a compiled expression. It is deterministic: the same environment gives the same value.
+// Run evaluates a compiled expression. It is deterministic: the same environment gives the same value. It returns an
+// error if the evaluation fails or exceeds the memory limit.
 func Run(program *vm.Program, env any) (any, error) { return new(Evaluator).Run(program, env) }
 
-// Evaluator runs expressions one after the other, and keeps its memory between them. The zero value is ready; it is for
-// one goroutine at a time.
+// Evaluator evaluates expressions one after the other and reuses its memory. The zero value is ready to use. It is not
+// safe for concurrent use.
 type Evaluator struct{ vm vm.VM }
 
-// Run is as the function of that name.
+// Run evaluates a compiled expression like the function Run.
 func (m *Evaluator) Run(program *vm.Program, env any) (any, error) {
 	m.vm.MemoryBudget = maxElements
 	out, err := m.vm.Run(program, env)

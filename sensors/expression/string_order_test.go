@@ -19,7 +19,7 @@ type severity string
 
 func TestComparingTextsByOrderIsAnError(t *testing.T) {
 	env := map[string]any{"incident": detection{}, "detections": []detection{}, "name": "web"}
-	for _, marked := range []string{ // an @ stands before the operator that is meant
+	for _, marked := range []string{ // an @ marks the operator that the error must point to
 		`incident.severity @>= "high"`, `incident.severity @> "medium" || incident.count > 1`, `any(detections, .severity @>= "high")`, `"high" @<= incident.severity`,
 		`name @< "x"`, `upper(name) @> incident.rule`, `incident.count > 1 && incident.severity @< "low"`, `len(filter(detections, .severity @< incident.severity)) > 0`,
 	} {

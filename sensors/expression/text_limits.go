@@ -9,22 +9,24 @@ import (
 	"github.com/expr-lang/expr/ast"
 )
 
-// Bounds of the text that an expression makes: a text that is joined with itself again and again doubles each time.
+// Limits of the text that an expression creates. Without them, repeated concatenation of a text with itself doubles it
+// each time.
 const (
 	maxTextBytes = 64 << 10
-	// maxElementTextBytes bounds it inside of a predicate, where each element of a list may make one.
+	// maxElementTextBytes is the limit inside a predicate, where each list element may create a text.
 	maxElementTextBytes = 4 << 10
 )
 
-// Names of the functions that replace operators and builtins. None of them can be written in an expression.
+// The names of the functions that replace operators and builtins. Expressions cannot contain these names.
 const (
 	boundedPlusName  = "text plus"
 	boundedUpperName = "text upper"
 	boundedLowerName = "text lower"
-	elementSuffix    = " inside" // appended for the smaller bound
+	elementSuffix    = " inside" // appended for the smaller limit
 )
 
-// boundedTextFunctions are the functions that make text, each with the bound for a whole value and for an element.
+// boundedTextFunctions returns the functions that create text, each with the limit for a complete value and for a list
+// element.
 func boundedTextFunctions() []expr.Option {
 	var out []expr.Option
 	for suffix, most := range map[string]int{"": maxTextBytes, elementSuffix: maxElementTextBytes} {
@@ -41,7 +43,7 @@ func boundedTextFunctions() []expr.Option {
 	return out
 }
 
-// textLimit is how many bytes a text may have.
+// textLimit is the maximum size of a text, in bytes.
 type textLimit int
 
 func (b textLimit) checkSize(size int) error {
@@ -52,7 +54,7 @@ func (b textLimit) checkSize(size int) error {
 }
 
 func (b textLimit) concatenate(params ...any) (any, error) {
-	x, y := params[0].(string), params[1].(string) //nolint:forcetypeassert // compiled so
+	x, y := params[0].(string), params[1].(string) //nolint:forcetypeassert // type-checked
 	if err := b.checkSize(len(x) + len(y)); err != nil {
 		return nil, err
 	}
@@ -61,7 +63,7 @@ func (b textLimit) concatenate(params ...any) (any, error) {
 
 func (b textLimit) wrap(f func(string) string) func(...any) (any, error) {
 	return func(params ...any) (any, error) {
-		s := params[0].(string) //nolint:forcetypeassert // compiled so
+		s := params[0].(string) //nolint:forcetypeassert // type-checked
 		if err := b.checkSize(len(s)); err != nil {
 			return nil, err
 		}
@@ -70,24 +72,24 @@ func (b textLimit) wrap(f func(string) string) func(...any) (any, error) {
 }
 
 func (b textLimit) replace(params ...any) (any, error) {
-	s, old, with := params[0].(string), params[1].(string), params[2].(string) //nolint:forcetypeassert // compiled so
+	s, old, with := params[0].(string), params[1].(string), params[2].(string) //nolint:forcetypeassert // type-checked
 	if err := b.checkSize(len(s) + strings.Count(s, old)*max(len(with)-len(old), 0)); err != nil {
 		return nil, err
 	}
 	return strings.ReplaceAll(s, old, with), nil
 }
 
-// maxSplitParts is how many parts a text is split into at most: expr counts the elements of other lists, and not these.
+// maxSplitParts is the maximum number of parts of a split text, because expr does not count the elements of this list.
 const maxSplitParts = 4096
 
 func (b textLimit) split(params ...any) (any, error) {
-	s, sep, n := params[0].(string), params[1].(string), -1 //nolint:forcetypeassert // compiled so
+	s, sep, n := params[0].(string), params[1].(string), -1 //nolint:forcetypeassert // type-checked
 	if len(params) > 2 {
-		n = params[2].(int) //nolint:forcetypeassert // compiled so
+		n = params[2].(int) //nolint:forcetypeassert // type-checked
 	}
 	most := maxSplitParts
 	if b == maxElementTextBytes {
-		most = maxSplitParts / 16 // for each element of a list
+		most = maxSplitParts / 16 // per element of a list
 	}
 	parts := strings.Count(s, sep) + 1
 	if n >= 0 {
@@ -115,7 +117,7 @@ func (b textLimit) join(params ...any) (any, error) {
 	}
 	between, size := "", 0
 	if len(params) > 1 {
-		between = params[1].(string) //nolint:forcetypeassert // compiled so
+		between = params[1].(string) //nolint:forcetypeassert // type-checked
 	}
 	for _, part := range parts {
 		size += len(part) + len(between)
@@ -126,16 +128,18 @@ func (b textLimit) join(params ...any) (any, error) {
 	return strings.Join(parts, between), nil
 }
 
-// textLimitPatcher replaces what makes text by functions with a bound. expr itself counts elements and not bytes.
+// textLimitPatcher replaces operations that create text by functions with a limit, because expr counts elements and
+// not bytes.
 type textLimitPatcher struct {
-	// upperLower: upper and lower are bounded too. Rules leave it off: their texts are an event's, which are short.
+	// upperLower also limits upper and lower. Rules do not need it, because the texts of an event are short.
 	upperLower bool
 }
 
-// LimitUpperLower is an option of Compile for environments whose texts may be long: it bounds upper and lower too.
+// LimitUpperLower returns an option for Compile that also limits upper and lower. It is for environments whose texts
+// may be long.
 func LimitUpperLower() expr.Option { return expr.Patch(&textLimitPatcher{upperLower: true}) }
 
-// Visit replaces one node. Inner nodes come first.
+// Visit replaces one node. expr visits inner nodes first.
 func (p *textLimitPatcher) Visit(node *ast.Node) {
 	switch n := (*node).(type) {
 	case *ast.BinaryNode:
@@ -151,10 +155,10 @@ func (p *textLimitPatcher) Visit(node *ast.Node) {
 	}
 }
 
-// elementLimitPatcher gives the functions in a predicate the smaller bound.
+// elementLimitPatcher selects the functions with the smaller limit in a predicate.
 type elementLimitPatcher struct{}
 
-// Visit looks at one node.
+// Visit replaces one node.
 func (elementLimitPatcher) Visit(node *ast.Node) {
 	c, ok := (*node).(*ast.CallNode)
 	if !ok {
@@ -181,10 +185,10 @@ func isStringExpr(n ast.Node) bool {
 	return t != nil && t.Kind() == reflect.String
 }
 
-// nonScalarStringFinder finds a `string(…)` of a list or a map, which would print any amount of text.
+// nonScalarStringFinder finds `string(…)` of a list or a map, which would create text of any size.
 type nonScalarStringFinder struct{ found *Error }
 
-// Visit looks at one node.
+// Visit checks one node.
 func (f *nonScalarStringFinder) Visit(node *ast.Node) {
 	if p, ok := (*node).(*ast.PredicateNode); ok && f.found == nil {
 		inner := &nestedUniqFinder{}
@@ -204,11 +208,11 @@ func (f *nonScalarStringFinder) Visit(node *ast.Node) {
 	}
 }
 
-// nestedUniqFinder finds a `uniq` inside of a predicate: it compares each element with each other, and would do so for every
-// element of the list outside.
+// nestedUniqFinder finds `uniq` in a predicate. It compares all pairs of elements, and would do so for every element
+// of the outer list.
 type nestedUniqFinder struct{ found *Error }
 
-// Visit looks at one node.
+// Visit checks one node.
 func (f *nestedUniqFinder) Visit(node *ast.Node) {
 	if b, ok := (*node).(*ast.BuiltinNode); ok && b.Name == "uniq" && f.found == nil {
 		at := b.Location()
@@ -225,8 +229,8 @@ func rejectNonScalarStrings(root ast.Node) error {
 	return nil
 }
 
-// EstimateSize returns the bytes of the texts in a value, and 16 more for each element and field: what keeping it costs, roughly.
-// It stops counting once the size exceeds limit.
+// EstimateSize returns the approximate memory of a value in bytes: the bytes of its texts, and 16 for each element and
+// field. It stops counting when the size exceeds limit.
 func EstimateSize(v any, limit int) int {
 	n := 0
 	addSize(reflect.ValueOf(v), limit, &n)
@@ -261,6 +265,6 @@ func addSize(v reflect.Value, limit int, n *int) {
 		if !v.IsNil() {
 			addSize(v.Elem(), limit, n)
 		}
-	default: // numbers, and what holds nothing
+	default: // numbers, and empty values
 	}
 }

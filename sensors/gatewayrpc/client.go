@@ -19,24 +19,27 @@ import (
 	"stanch/sensors/gatewayrpc/gatewaypb"
 )
 
-// MaxMessageBytes bounds a message on the link, in bytes.
+// MaxMessageBytes is the maximum size of one gRPC message between a node and the gateway, in bytes (1 MiB).
 const MaxMessageBytes = 1 << 20
 
-// ErrRefused is wrapped by a Handler's error when the node will not obey, as against could not.
+// ErrRefused is wrapped by an error of a Handler if the node refuses the command, as opposed to failing at it.
 var ErrRefused = errors.New("refused by the node")
 
-// Attachment is a named piece of evidence that goes with a command's result.
+// Attachment is a named evidence file that is sent with the result of a command.
 type Attachment struct {
 	Name string
 	Data []byte
 }
 
-// Handler obeys commands. It must verify the proof of each by keys.
+// Handler executes commands. It must verify the proof of each command with the given keys before it changes anything.
+// It is called concurrently. An error that wraps ErrRefused means that the node refuses the command.
 type Handler interface {
 	Handle(ctx context.Context, kind CommandKind, body []byte, keys attestation.Keyring) (result any, blobs []Attachment, err error)
 }
 
-// Client is a node's end of the link. All fields but Log are required.
+// Client is the node's side of the connection to the gateway. Address, Node, Spool, Handler and either TLS or
+// NodeCertificate are required. Node, Version and BootID identify the sensor to the gateway. A nil Log means
+// slog.Default.
 type Client struct {
 	Address string
 	TLS     *tls.Config
@@ -45,31 +48,34 @@ type Client struct {
 	BootID  string
 	Spool   *Spool
 	Handler Handler
-	// NodeCertificate renews the node's certificate; nil keeps that of TLS until it ends. TLS is not needed with it.
+	// NodeCertificate renews the node's certificate and replaces TLS. If it is nil, the certificate in TLS is used
+	// until it expires.
 	NodeCertificate *NodeCertificate
-	// PinnedKeys verify commands. Nil refuses every command: it is for who only reports.
+	// PinnedKeys verify commands. If it is nil, the node refuses every command, which suits a node that only reports.
 	PinnedKeys *PinnedKeys
-	// StatusFunc is sent every HealthEvery (default 10 s).
+	// StatusFunc returns the status that is sent at every HealthInterval (default 10 s). If it is nil, none is sent.
 	StatusFunc     func() any
 	HealthInterval time.Duration
 	Log            *slog.Logger
-	// Now is the wall clock; nil is the machine's.
+	// Now returns the current time; nil means time.Now.
 	Now func() time.Time
 
-	runningCommands atomic.Int32 // commands, those included whose stream has ended
+	runningCommands atomic.Int32 // includes commands whose stream has ended
 }
 
 const (
-	// maxRunningCommands bounds how many commands run at a time. One may never end: what it waits for can be a container's.
+	// maxRunningCommands is the maximum number of concurrent commands. A command may never end, because a container
+	// may control what it waits for.
 	maxRunningCommands = 64
-	// commandDrainTimeout is how long a stream that has ended waits for its commands.
+	// commandDrainTimeout is how long an ended stream waits for its commands.
 	commandDrainTimeout = 2 * time.Second
 )
 
-// errBusy is a node's answer to more commands than it runs at a time.
+// errBusy is the result of a command that exceeds maxRunningCommands.
 var errBusy = fmt.Errorf("the node runs %d commands already", maxRunningCommands)
 
-// Run keeps the stream up until ctx ends. It dials again after 0.1 s at first and 5 s at most.
+// Run keeps the stream connected until ctx ends, and then returns the error of ctx. It reconnects after 0.1 s,
+// doubling the delay up to 5 s.
 func (c *Client) Run(ctx context.Context) error {
 	if c.Log == nil {
 		c.Log = slog.Default()
@@ -122,17 +128,17 @@ type session struct {
 	lastServerTime atomic.Pointer[serverTime]
 }
 
-// serverTime is the newest time of the gateway's, and when it came by this process's own clock.
+// serverTime is the newest time that the gateway sent, and when it was received by the clock of this process.
 type serverTime struct {
 	gatewayTime int64
 	receivedAt  time.Time
 }
 
-// shutdownGrace is how long a stream that was told goodbye may take to end.
+// shutdownGrace is how long the stream may take to end after the goodbye message.
 const shutdownGrace = 500 * time.Millisecond
 
 func (c *Client) runStream(parent context.Context, gateway gatewaypb.GatewayClient) error {
-	// The stream outlives its parent by a word: who is told to stop says goodbye.
+	// The stream outlives its parent context briefly, so that a sensor that is stopped can still send a goodbye.
 	ctx, cancel := context.WithCancel(context.WithoutCancel(parent))
 	defer cancel()
 	opened := context.AfterFunc(parent, cancel)
@@ -174,7 +180,7 @@ func (c *Client) runStream(parent context.Context, gateway gatewaypb.GatewayClie
 	defer parts.Wait()
 	defer func() {
 		cancel()
-		// Then the node dials again, whatever a command waits for.
+		// The wait is bounded, so that the node reconnects even if a command is stuck.
 		ended := make(chan struct{})
 		go func() { commands.Wait(); close(ended) }()
 		select {
@@ -223,7 +229,7 @@ func (c *Client) runStream(parent context.Context, gateway gatewaypb.GatewayClie
 		case *gatewaypb.ToNode_Renewed:
 			select {
 			case s.renewals <- body.Renewed:
-			default: // nobody asked
+			default: // not requested
 			}
 		}
 	}
@@ -238,7 +244,8 @@ func (s *session) send(msg *gatewaypb.FromNode) error {
 	return nil
 }
 
-// sendDetections sends what is spooled, a batch at a time, and forgets a batch when it is acknowledged.
+// sendDetections sends the spooled detections in batches, and removes a batch from the spool when the gateway
+// acknowledges it.
 func (s *session) sendDetections(ctx context.Context) error {
 	const batch = 200
 	for sequence := uint64(1); ; {
@@ -251,7 +258,7 @@ func (s *session) sendDetections(ctx context.Context) error {
 			}
 			continue
 		}
-		// The spool holds none that is larger than MaxDetectionBytes, so that the first always fits.
+		// The first detection always fits, because the spool accepts none larger than MaxDetectionBytes.
 		size := 0
 		for i, line := range head {
 			if size += len(line); size > MaxMessageBytes {
@@ -284,10 +291,11 @@ func (s *session) sendDetections(ctx context.Context) error {
 	}
 }
 
-// maxPause bounds how long a gateway can make a node wait.
+// maxPause is the longest delay that a gateway can impose on a node.
 const maxPause = time.Minute
 
-// throttle waits as the gateway asked: this node sends more than its rate. Meanwhile the spool grows.
+// throttle waits as long as the gateway requests, because this node exceeded its rate. The spool grows in the
+// meantime.
 func (s *session) throttle(ctx context.Context, wait time.Duration) error {
 	return s.sleep(ctx, min(wait, maxPause))
 }
@@ -330,7 +338,7 @@ func (s *session) sendHealth(ctx context.Context) error {
 	}
 }
 
-// execute runs one command and answers it. A panic in a handler must not take the sensor down with it.
+// execute runs one command and sends its result. It recovers a panic of the handler, which must not crash the sensor.
 func (s *session) execute(ctx context.Context, cmd *gatewaypb.Command) {
 	ctx, cancel := context.WithTimeout(ctx, time.Duration(cmd.GetDeadlineMs())*time.Millisecond)
 	defer cancel()
@@ -345,7 +353,7 @@ func (s *session) execute(ctx context.Context, cmd *gatewaypb.Command) {
 	s.sendResult(cmd, result, blobs, err)
 }
 
-// sendResult sends a command's result.
+// sendResult sends the result of a command, with the attachments first and in chunks.
 func (s *session) sendResult(cmd *gatewaypb.Command, result any, blobs []Attachment, err error) {
 	answer := &gatewaypb.Result{Id: cmd.GetId(), Done: true}
 	if err != nil {

@@ -19,7 +19,7 @@ import (
 	"stanch/sensors/gatewayrpc/gatewaypb"
 )
 
-// singleCommandGateway sends one command on each stream and ends it.
+// singleCommandGateway sends one command on each stream, then ends the stream.
 type singleCommandGateway struct {
 	gatewaypb.UnimplementedGatewayServer
 	keys    []string
@@ -38,7 +38,7 @@ func (g *singleCommandGateway) Node(stream grpc.BidiStreamingServer[gatewaypb.Fr
 	return err
 }
 
-// blockingHandler is a handler that waits for something that never comes, and for no deadline.
+// blockingHandler blocks forever and ignores its deadline.
 type blockingHandler struct{ started chan struct{} }
 
 func (e blockingHandler) Handle(context.Context, CommandKind, []byte, attestation.Keyring) (any, []Attachment, error) {

@@ -17,18 +17,18 @@ import (
 	"stanch/sensors/attestation"
 )
 
-// Enrollment says how a node gets its first certificate.
+// Enrollment describes how a node gets its first certificate.
 type Enrollment struct {
-	GatewayURL      string // of the gateway's door for people: https://HOST:PORT
-	TokenFile       string // the file with the token that Kubernetes made for the sensor's pod
-	CAFile          string // the file with the installation's authority
-	CertificatePath string // where the certificate is kept
-	PinnedKeysPath  string // where the authority's keys are kept
+	GatewayURL      string // the gateway's HTTPS address: https://HOST:PORT
+	TokenFile       string // the file with the service account token of the sensor's pod
+	CAFile          string // the file with the installation's CA certificate
+	CertificatePath string // where the certificate is stored
+	PinnedKeysPath  string // where the authority's keys are stored
 }
 
-// OpenOrEnroll gives the node's identity and the pinned keys: those that are kept if the certificate still holds, or else new ones from
-// the gateway. Pinned keys that are kept stay, whatever the gateway answers. An error that is ErrDamagedPinnedKeys comes with an
-// identity.
+// OpenOrEnroll returns the node's certificate and its pinned keys. It uses the stored certificate if that is still
+// valid, and otherwise requests a new one from the gateway. Stored pinned keys are never replaced by keys from the
+// gateway. If the error wraps ErrDamagedPinnedKeys, the returned certificate is usable and the pinned keys are nil.
 func (e Enrollment) OpenOrEnroll(ctx context.Context) (*NodeCertificate, *PinnedKeys, error) {
 	var enrolled attestation.KeySet
 	ca, err := os.ReadFile(e.CAFile)
@@ -91,7 +91,7 @@ func (e Enrollment) openOrEnroll(ctx context.Context, ca []byte, anew bool, enro
 }
 
 func (e Enrollment) requestCertificate(ctx context.Context, pool *x509.CertPool, csr []byte) (string, attestation.KeySet, error) {
-	token, err := os.ReadFile(e.TokenFile) // anew each time: the kubelet rotates it
+	token, err := os.ReadFile(e.TokenFile) // The token is read for every request, because the kubelet rotates it.
 	if err != nil {
 		return "", attestation.KeySet{}, fmt.Errorf("read the sensor's token: %w", err)
 	}
@@ -108,7 +108,7 @@ func (e Enrollment) requestCertificate(ctx context.Context, pool *x509.CertPool,
 	r.Header.Set("Authorization", "Bearer "+strings.TrimSpace(string(token)))
 	transport := &http.Transport{TLSClientConfig: &tls.Config{MinVersion: tls.VersionTLS13, RootCAs: pool, ServerName: ServerName}}
 	defer transport.CloseIdleConnections()
-	// No redirect is followed: the token is for nobody else.
+	// Redirects are not followed, so that the token is sent to the gateway only.
 	client := &http.Client{Transport: transport, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
 	resp, err := client.Do(r)
 	if err != nil {

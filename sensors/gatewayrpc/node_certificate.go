@@ -18,19 +18,20 @@ import (
 	"time"
 )
 
-// NodeCertificate is a node's certificate over its life: the one that it was given, and those that the gateway made of its own
-// requests since. The key never leaves the node.
+// NodeCertificate is the node's certificate and its renewals. The private key never leaves the node. It is safe for
+// concurrent use.
 type NodeCertificate struct {
 	baseTLS *tls.Config
-	path    string // of the newest certificate with its key, in one file; "" keeps it in memory only
+	path    string // the file with the newest certificate and its key; "" keeps them in memory only
 
 	mu         sync.Mutex
 	current    tls.Certificate
-	pendingKey *ecdsa.PrivateKey // of the request under way
+	pendingKey *ecdsa.PrivateKey // the key of the pending request
 }
 
-// NewNodeCertificate begins with the certificate of a configuration, or with the one at path if that holds for longer and is of
-// the same authority and name. What is renewed is written to path, certificate and key at once.
+// NewNodeCertificate returns the certificate of base, or the one in path if that expires later and has the same
+// authority and name. Renewed certificates are written to path together with their key. It returns an error if base
+// has no certificate or the file is damaged.
 func NewNodeCertificate(base *tls.Config, path string) (*NodeCertificate, error) {
 	if len(base.Certificates) == 0 {
 		return nil, errors.New("the configuration holds no certificate")
@@ -57,7 +58,8 @@ func NewNodeCertificate(base *tls.Config, path string) (*NodeCertificate, error)
 	return i, nil
 }
 
-// ReadKeyPair reads a file with a certificate and its key.
+// ReadKeyPair reads a PEM file that contains a certificate and its key. The error wraps fs.ErrNotExist if there is no
+// file.
 func ReadKeyPair(path string) (tls.Certificate, error) {
 	raw, err := os.ReadFile(path)
 	if err != nil {
@@ -70,7 +72,8 @@ func ReadKeyPair(path string) (tls.Certificate, error) {
 	return pair, nil
 }
 
-// WriteKeyPair writes a certificate and its key into one file, so that no crash leaves one without the other.
+// WriteKeyPair writes a certificate and its key into one file, atomically, so that a crash never leaves one without
+// the other.
 func WriteKeyPair(path string, certificate, key []byte) error {
 	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 		return fmt.Errorf("keep the certificate: %w", err)
@@ -91,7 +94,7 @@ func WriteKeyPair(path string, certificate, key []byte) error {
 	return nil
 }
 
-// checkRenewal tells whether a certificate is this node's and of its authority.
+// checkRenewal returns an error unless c has this node's name and is signed by its authority.
 func (i *NodeCertificate) checkRenewal(c *x509.Certificate) error {
 	if c.Subject.CommonName != i.current.Leaf.Subject.CommonName {
 		return fmt.Errorf("the certificate is %q's, and this node is %q", c.Subject.CommonName, i.current.Leaf.Subject.CommonName)
@@ -103,7 +106,7 @@ func (i *NodeCertificate) checkRenewal(c *x509.Certificate) error {
 	return nil
 }
 
-// TLS is the node's end of the connection; each new connection shows the newest certificate.
+// TLS returns the client configuration of the node. Each new connection uses the newest certificate.
 func (i *NodeCertificate) TLS() *tls.Config {
 	c := i.baseTLS.Clone()
 	c.Certificates = nil
@@ -116,23 +119,23 @@ func (i *NodeCertificate) TLS() *tls.Config {
 	return c
 }
 
-// NodeName is the node's name in its certificate.
+// NodeName returns the common name in the node's certificate.
 func (i *NodeCertificate) NodeName() string { return i.Certificate().Subject.CommonName }
 
-// Certificate is the newest certificate.
+// Certificate returns the newest certificate.
 func (i *NodeCertificate) Certificate() *x509.Certificate {
 	i.mu.Lock()
 	defer i.mu.Unlock()
 	return i.current.Leaf
 }
 
-// NeedsRenewal tells whether it is time to ask for a new certificate: half of its life has passed.
+// NeedsRenewal reports whether half of the certificate's validity period has passed.
 func (i *NodeCertificate) NeedsRenewal(now time.Time) bool {
 	c := i.Certificate()
 	return now.After(c.NotBefore.Add(c.NotAfter.Sub(c.NotBefore) / 2))
 }
 
-// BeginRenewal makes a key and asks for a certificate for it. A request before it is forgotten.
+// BeginRenewal generates a key and returns a certificate request for it, in DER form. It replaces a pending request.
 func (i *NodeCertificate) BeginRenewal() ([]byte, error) {
 	csr, key, err := NewCertificateRequest(i.NodeName())
 	if err != nil {
@@ -144,7 +147,7 @@ func (i *NodeCertificate) BeginRenewal() ([]byte, error) {
 	return csr, nil
 }
 
-// NewCertificateRequest makes a key and a certificate request of it.
+// NewCertificateRequest generates a P-256 key and returns it with a certificate request in DER form.
 func NewCertificateRequest(name string) (csr []byte, key *ecdsa.PrivateKey, err error) {
 	if key, err = ecdsa.GenerateKey(elliptic.P256(), rand.Reader); err != nil {
 		return nil, nil, fmt.Errorf("make a key: %w", err)
@@ -156,7 +159,7 @@ func NewCertificateRequest(name string) (csr []byte, key *ecdsa.PrivateKey, err 
 	return csr, key, nil
 }
 
-// EncodePrivateKey writes a key as PEM.
+// EncodePrivateKey returns the key as PKCS #8 in PEM form.
 func EncodePrivateKey(key *ecdsa.PrivateKey) ([]byte, error) {
 	der, err := x509.MarshalPKCS8PrivateKey(key)
 	if err != nil {
@@ -165,7 +168,9 @@ func EncodePrivateKey(key *ecdsa.PrivateKey) ([]byte, error) {
 	return pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}), nil
 }
 
-// AcceptCertificate accepts the answer to the last request. The connections that are up go on with the old certificate.
+// AcceptCertificate stores the certificate for the pending request and uses it for new connections. Existing
+// connections keep the old certificate. It returns an error, and changes nothing, if no request is pending or the
+// certificate does not match.
 func (i *NodeCertificate) AcceptCertificate(certificate []byte) error {
 	i.mu.Lock()
 	defer i.mu.Unlock()

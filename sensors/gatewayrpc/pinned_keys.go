@@ -16,8 +16,9 @@ import (
 	"stanch/sensors/attestation"
 )
 
-// PinnedKeys are the authority's keys as a node knows them: those that it was enrolled with, and those that a chain of rotations
-// leads to from there. What a gateway says of itself changes nothing. It is safe for concurrent use.
+// PinnedKeys are the authority's keys that a node trusts: the keys from its enrollment, and the keys that a chain of
+// signed rotations leads to from there. A gateway's own claims change nothing. It is safe for concurrent use; nil
+// contains no keys.
 type PinnedKeys struct {
 	path           string // "" keeps them in memory only
 	installationID string
@@ -27,28 +28,31 @@ type PinnedKeys struct {
 	keyring attestation.Keyring
 }
 
-// ErrNoPinnedKeys says that a node was never told whose commands it obeys.
+// ErrNoPinnedKeys is returned if a node was never enrolled with an authority.
 var ErrNoPinnedKeys = errors.New("the authority's keys are not pinned")
 
-// ErrDamagedPinnedKeys says that the pinned keys cannot be read. Whoever gets it goes on without keys: detections are sent, and
-// every command is refused until an administrator removes the file, which nothing else may replace.
+// ErrDamagedPinnedKeys is wrapped by an error for a pinned keys file that cannot be parsed. The sensor then continues
+// without keys: it sends detections, and refuses every command until an administrator removes the file. Nothing else
+// may replace the file.
 var ErrDamagedPinnedKeys = errors.New("the pinned keys are damaged; remove the file to pin those of the next enrollment")
 
-// pinnedKeysFile is how pinned keys are kept.
+// pinnedKeysFile is the content of the pinned keys file.
 type pinnedKeysFile struct {
-	// InstallationID is the installation: the SHA-256 of its certificate authority, which an administrator put on the node.
+	// InstallationID identifies the installation by the SHA-256 of its CA certificate, which an administrator put on
+	// the node.
 	InstallationID string             `json:"installation_id,omitempty"`
 	Keys           attestation.KeySet `json:"keys"`
 }
 
-// InstallationID names an installation by its certificate authority, as PEM.
+// InstallationID returns the ID of the installation with this CA certificate, in PEM form: its SHA-256 in hex.
 func InstallationID(ca []byte) string {
 	sum := sha256.Sum256(bytes.TrimSpace(ca))
 	return hex.EncodeToString(sum[:])
 }
 
-// OpenPinnedKeys reads the keys that were pinned in path for an installation. If there are none, or they are another
-// installation's, it pins those of the enrollment, and keeps them in path. Without either it returns ErrNoPinnedKeys.
+// OpenPinnedKeys reads the keys that are pinned in path for the installation anchor. If there are none, or they belong
+// to another installation, it pins the enrolled keys and writes them to path. Without either it returns
+// ErrNoPinnedKeys. An empty path keeps the keys in memory only.
 func OpenPinnedKeys(path, anchor string, enrolled attestation.KeySet) (*PinnedKeys, error) {
 	p := &PinnedKeys{path: path, installationID: anchor, keySet: enrolled}
 	if path != "" {
@@ -63,7 +67,7 @@ func OpenPinnedKeys(path, anchor string, enrolled attestation.KeySet) (*PinnedKe
 				return nil, fmt.Errorf("read %s: %w: %w", path, ErrDamagedPinnedKeys, err)
 			}
 			if kept.InstallationID != anchor {
-				break // the node was another installation's before
+				break // the node belonged to another installation before
 			}
 			if p.keyring, err = kept.Keys.Keyring(); err != nil {
 				return nil, fmt.Errorf("read %s: %w: %w", path, ErrDamagedPinnedKeys, err)
@@ -82,7 +86,8 @@ func OpenPinnedKeys(path, anchor string, enrolled attestation.KeySet) (*PinnedKe
 	return p, p.save(p.keySet)
 }
 
-// Keyring verify what the authority signed. Of nil they are none, so that every command is refused.
+// Keyring returns the keys that verify the authority's statements. For nil it returns an empty keyring, so that every
+// command is refused.
 func (p *PinnedKeys) Keyring() attestation.Keyring {
 	if p == nil {
 		return attestation.Keyring{}
@@ -92,8 +97,8 @@ func (p *PinnedKeys) Keyring() attestation.Keyring {
 	return p.keyring
 }
 
-// ApplyRotations takes over the rotations that a gateway shows, as far as each is signed by the key before it, and keeps them before
-// they are used. An error changes nothing.
+// ApplyRotations applies the rotations that a gateway sends, each of which must be signed by the previously active
+// key. It writes the new keys to the file before it uses them. An error changes nothing.
 func (p *PinnedKeys) ApplyRotations(sets [][]byte) error {
 	if p == nil {
 		return ErrNoPinnedKeys
@@ -126,7 +131,8 @@ func (p *PinnedKeys) ApplyRotations(sets [][]byte) error {
 	return nil
 }
 
-// HasAny reports whether a gateway's authority has a key that is pinned here.
+// HasAny reports whether at least one of a gateway's authority keys, in the form of attestation.ParseKeyring, is
+// pinned.
 func (p *PinnedKeys) HasAny(lines []string) bool {
 	ring, err := attestation.ParseKeyring(lines)
 	if err != nil {

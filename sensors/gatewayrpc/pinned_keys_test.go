@@ -30,7 +30,7 @@ func newKeySet(seq int64, active attestation.SigningKey, others ...attestation.S
 	return set
 }
 
-// signedRotation is a key set as a gateway shows it, signed by a key.
+// signedRotation returns a signed key set in the form that a gateway sends.
 func signedRotation(t *testing.T, by attestation.SigningKey, set attestation.KeySet) []byte {
 	t.Helper()
 	s, err := by.Sign(attestation.PayloadTypeKeySet, set)

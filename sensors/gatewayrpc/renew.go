@@ -8,13 +8,14 @@ import (
 )
 
 const (
-	// renewCheckInterval is how often it is asked whether the certificate is due, and renewRetryDelay how long after a refusal it is
-	// asked for once more.
+	// renewCheckInterval is how often the certificate's age is checked. renewRetryDelay is the delay after a failed
+	// renewal.
 	renewCheckInterval = time.Minute
 	renewRetryDelay    = 15 * time.Minute
 )
 
-// renewCertificate keeps the node's certificate from ending. What goes wrong is told and tried again: the old one still holds.
+// renewCertificate renews the node's certificate before it expires. It logs failures and retries, because the old
+// certificate is still valid.
 func (s *session) renewCertificate(ctx context.Context) error {
 	for {
 		wait := renewCheckInterval
@@ -33,7 +34,8 @@ func (s *session) renewCertificate(ctx context.Context) error {
 	}
 }
 
-// requestRenewal asks once. An error is the stream's; that no certificate came is none.
+// requestRenewal requests a certificate once, and reports whether it was renewed. It returns an error only if the
+// stream failed.
 func (s *session) requestRenewal(ctx context.Context) (bool, error) {
 	csr, err := s.NodeCertificate.BeginRenewal()
 	if err != nil {

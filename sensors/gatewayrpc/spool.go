@@ -15,7 +15,7 @@ import (
 	"stanch/sensors"
 )
 
-// SpoolLimits bounds a spool. The zero value means the defaults.
+// SpoolLimits are the limits of a spool. The zero value means the defaults.
 type SpoolLimits struct {
 	MaxDetections int   // default 10,000
 	MaxBytes      int64 // default 64 MiB
@@ -31,38 +31,40 @@ func (l SpoolLimits) withDefaults() SpoolLimits {
 	return l
 }
 
-// MaxDetectionBytes bounds one detection, in bytes of its JSON: a gateway accepts none that is larger, and one that fits into no
-// message would be in the way of all that come after it.
+// MaxDetectionBytes is the maximum size of one detection, in bytes of its JSON (256 KiB). The gateway rejects larger
+// ones, and a detection larger than a message would block all later ones.
 const MaxDetectionBytes = 256 << 10
 
-// Spool keeps detections, in order, until they are acknowledged. It is a file, so that it survives a kill of the
-// process; it is not synced, so a crash of the machine may lose what came last.
+// Spool keeps detections in order until they are acknowledged. It is stored in a file, so it survives a kill of the
+// process. The file is not synced, so a crash of the machine may lose the newest detections. It is safe for concurrent
+// use.
 type Spool struct {
 	mu           sync.Mutex
 	file         *os.File
 	limit        SpoolLimits
-	pending      [][]byte // JSON lines not yet acknowledged
+	pending      [][]byte // unacknowledged JSON lines
 	pendingBytes int64
 	dropped      uint64
 	ready        chan struct{}
 	path         string
-	// ackedBytes is how many bytes of the file, after its first line, were acknowledged: that line says so, and a restart
-	// does not send them again.
+	// ackedBytes is the number of acknowledged bytes in the file, after its header line. The header stores it, so that
+	// a restart does not send them again.
 	ackedBytes int64
-	// incomplete: the file lacks something that is pending, so it cannot be told where in it what was acknowledged ends.
+	// incomplete reports whether a pending line is missing in the file. The offset of the acknowledged part is then
+	// unknown.
 	incomplete bool
 }
 
-// headerFormat is the line that begins a spool's file, always of the same length.
+// headerFormat is the first line of a spool file. Its length is constant, so that it can be overwritten in place.
 const headerFormat = `{"spool":1,"done":%020d}` + "\n"
 
 func headerLine(done int64) []byte { return fmt.Appendf(nil, headerFormat, done) }
 
-// compactThresholdBytes is how much must have been acknowledged before the file is written anew without it.
+// compactThresholdBytes is how many bytes must be acknowledged before the file is rewritten without them.
 const compactThresholdBytes = 1 << 20
 
-// OpenSpool opens the spool in dir and reads back what a previous process left. A torn last line is dropped, and so is one
-// that is too large to be sent, which an older sensor may have left: that is counted.
+// OpenSpool opens the spool in dir and reads what an earlier process left. It drops an incomplete last line. It also
+// drops, and counts, a line that is too large to be sent, which an older sensor may have written.
 func OpenSpool(dir string, limit SpoolLimits) (*Spool, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("open spool: %w", err)
@@ -92,8 +94,9 @@ func OpenSpool(dir string, limit SpoolLimits) (*Spool, error) {
 	return s, nil
 }
 
-// skipAcknowledged goes to the first line that was not acknowledged. A file of an older sensor says nothing of that, and one that
-// says what cannot be is read from its beginning: what is sent again is known by its id.
+// skipAcknowledged seeks to the first unacknowledged line. A file of an older sensor has no header, and an invalid
+// header is ignored: the file is then read from its first line. The gateway recognizes repeated detections by their
+// ID.
 func skipAcknowledged(f *os.File) error {
 	head := make([]byte, len(headerLine(0)))
 	var done int64
@@ -112,7 +115,7 @@ func skipAcknowledged(f *os.File) error {
 	return nil
 }
 
-// load holds the lines of a file.
+// load adds the lines of a file to the pending lines.
 func (s *Spool) load(file io.Reader) error {
 	lines := bufio.NewReaderSize(file, MaxDetectionBytes+1)
 	for {
@@ -130,17 +133,17 @@ func (s *Spool) load(file io.Reader) error {
 			return nil
 		}
 		if err != nil {
-			return err //nolint:wrapcheck // the caller says what is read
+			return err //nolint:wrapcheck // the caller adds the context
 		}
 	}
 }
 
-// encodeDetection writes a detection as a line. One that is too large goes without its pod's labels and annotations, which are
-// not the matter; if it is too large still, it is none.
+// encodeDetection returns a detection as JSON. If that is larger than MaxDetectionBytes, it omits the pod's labels and
+// annotations. The result may still be too large.
 func encodeDetection(d sensors.Detection) ([]byte, error) {
 	line, err := json.Marshal(d)
 	if err != nil || len(line) <= MaxDetectionBytes {
-		return line, err //nolint:wrapcheck // the caller says what is encoded
+		return line, err //nolint:wrapcheck // the caller adds the context
 	}
 	d.Event.Container.Pod.Labels, d.Event.Container.Pod.Annotations = nil, nil
 	return json.Marshal(d) //nolint:wrapcheck // see above
@@ -151,7 +154,7 @@ func (s *Spool) enqueue(line []byte) {
 	s.pendingBytes += int64(len(line))
 }
 
-// compact replaces the file by what is pending, atomically.
+// compact atomically replaces the file with one that contains only the pending lines.
 func (s *Spool) compact() error {
 	path := s.path
 	next, err := os.OpenFile(path+".new", os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)
@@ -179,8 +182,8 @@ func (s *Spool) compact() error {
 	return nil
 }
 
-// Add keeps a detection. A full spool drops it and counts the drop, and so it does with one that is too large to be sent;
-// a full disk keeps it in memory only.
+// Add appends a detection. If the spool is full or the detection is too large, it drops the detection, counts the drop
+// and returns an error. If the file cannot be written, it keeps the detection in memory and returns an error.
 func (s *Spool) Add(d sensors.Detection) error {
 	line, err := encodeDetection(d)
 	if err != nil {
@@ -212,17 +215,17 @@ func (s *Spool) signalReady() {
 	}
 }
 
-// Ready is signalled when there may be something to send.
+// Ready returns a channel that receives a value when there may be detections to send.
 func (s *Spool) Ready() <-chan struct{} { return s.ready }
 
-// Peek gives the oldest detections, at most n.
+// Peek returns the oldest n detections as JSON, or fewer if there are fewer. It does not remove them.
 func (s *Spool) Peek(n int) [][]byte {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return append([][]byte(nil), s.pending[:min(n, len(s.pending))]...)
 }
 
-// Acknowledge forgets the oldest n detections: they were acknowledged.
+// Acknowledge removes the oldest n detections.
 func (s *Spool) Acknowledge(n int) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -241,14 +244,16 @@ func (s *Spool) Acknowledge(n int) error {
 	if s.incomplete || s.ackedBytes > compactThresholdBytes && s.ackedBytes > s.pendingBytes {
 		return s.compact()
 	}
-	// Not synced: a crash of the machine in between sends some twice, which the gateway recognises by id.
+	// The header is not synced: after a crash of the machine some detections are sent twice, and the gateway
+	// recognizes them by their ID.
 	if _, err := s.file.WriteAt(headerLine(s.ackedBytes), 0); err != nil {
 		return fmt.Errorf("note in the spool what was acknowledged: %w", err)
 	}
 	return nil
 }
 
-// truncate shortens the file to its first line. In between that line says more than there is, and is not believed.
+// truncate shortens the file to its header. If the process dies in between, the header claims more bytes than the file
+// has, and skipAcknowledged ignores it.
 func (s *Spool) truncate() error {
 	head := headerLine(0)
 	err := s.file.Truncate(int64(len(head)))
@@ -266,13 +271,14 @@ func (s *Spool) truncate() error {
 	return nil
 }
 
-// Len is the number of detections kept.
+// Len returns the number of pending detections.
 func (s *Spool) Len() int { s.mu.Lock(); defer s.mu.Unlock(); return len(s.pending) }
 
-// Dropped is how many detections were refused since the spool was opened, because it was full or they were too large.
+// Dropped returns how many detections were dropped since the spool was opened, because it was full or they were too
+// large.
 func (s *Spool) Dropped() uint64 { s.mu.Lock(); defer s.mu.Unlock(); return s.dropped }
 
-// Close closes the file and keeps what is in it.
+// Close closes the file. Pending detections stay in it.
 func (s *Spool) Close() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()

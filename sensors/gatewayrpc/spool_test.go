@@ -74,7 +74,7 @@ func TestAnOlderSpoolAndATornOneAreRead(t *testing.T) {
 
 func TestWhatIsTooLargeToBeSentIsNeverInTheWay(t *testing.T) {
 	dir := t.TempDir()
-	// An older sensor left one that no message holds, and one that no line reader reads.
+	// An older sensor wrote one line that fits into no message, and one that exceeds the line reader's buffer.
 	text := string(headerLine(0)) + `{"id":"a"}` + "\n" + `{"id":"b","title":"` + strings.Repeat("x", 300<<10) + `"}` + "\n" + `{"id":"c","title":"` + strings.Repeat("x", 5<<20) + `"}` + "\n" + `{"id":"d"}` + "\n"
 	require.NoError(t, os.WriteFile(filepath.Join(dir, "detections.spool"), []byte(text), 0o600))
 	s, err := OpenSpool(dir, SpoolLimits{})

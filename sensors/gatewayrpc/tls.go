@@ -11,7 +11,8 @@ import (
 	"stanch/sensors/attestation"
 )
 
-// MutualTLSConfig is the configuration of either end: both show a certificate of the pool's authority.
+// MutualTLSConfig returns the TLS 1.3 configuration for either side of the connection: both present a certificate that
+// is signed by an authority in pool.
 func MutualTLSConfig(pair tls.Certificate, pool *x509.CertPool) *tls.Config {
 	return &tls.Config{
 		MinVersion: tls.VersionTLS13, Certificates: []tls.Certificate{pair}, RootCAs: pool, ClientCAs: pool,
@@ -19,10 +20,10 @@ func MutualTLSConfig(pair tls.Certificate, pool *x509.CertPool) *tls.Config {
 	}
 }
 
-// ServerName is the name that the gateway's certificate always carries, whatever its address.
+// ServerName is a name that the gateway's certificate always contains, whatever its address.
 const ServerName = "gateway.stanch.internal"
 
-// LoadTLS reads NAME.crt, NAME.key and ca.crt from a directory, as Files wrote them.
+// LoadTLS reads base.crt, base.key and ca.crt from dir and returns a mutual TLS configuration.
 func LoadTLS(dir, base string) (*tls.Config, error) {
 	pair, err := tls.LoadX509KeyPair(filepath.Join(dir, base+".crt"), filepath.Join(dir, base+".key"))
 	if err != nil {
@@ -39,10 +40,10 @@ func LoadTLS(dir, base string) (*tls.Config, error) {
 	return MutualTLSConfig(pair, pool), nil
 }
 
-// AuthorityKeysFile is where a node's folder of certificates has the authority's keys.
+// AuthorityKeysFile is the name of the file with the authority's keys in a node's certificate directory.
 const AuthorityKeysFile = "authority.json"
 
-// LoadPinnedKeys pins the authority's keys that a node's folder of certificates has, unless later ones are kept in path already.
+// LoadPinnedKeys pins the authority's keys from a node's certificate directory, unless path already contains keys.
 func LoadPinnedKeys(dir, path string) (*PinnedKeys, error) {
 	ca, err := os.ReadFile(filepath.Join(dir, "ca.crt"))
 	if err != nil {
@@ -70,7 +71,7 @@ func loadKeySet(dir string) (attestation.KeySet, error) {
 	return set, nil
 }
 
-// CertificateName is the name in the certificate of a configuration.
+// CertificateName returns the common name of the first certificate in the configuration, or "" if there is none.
 func CertificateName(c *tls.Config) string {
 	if len(c.Certificates) == 0 || c.Certificates[0].Leaf == nil {
 		return ""

@@ -34,7 +34,7 @@ var auditLines = []string{
 	auditEventJSON("patch", "/api/v1/namespaces/shop/pods/web-1", `{"resource":"pods","namespace":"shop","name":"web-1"}`, `,"requestObject":[{"op":"add","path":"/spec/x","value":"PLANTED"}],"responseObject":{"spec":{"hostPID":true}}`),
 }
 
-// The API server tells names apart by their case: of two that differ in nothing else it reads one.
+// Field names are case-sensitive for the API server: of two that differ only in case, it reads one.
 func TestAnotherCaseOfANameHidesNothing(t *testing.T) {
 	e := decodeOneAuditEvent(t, auditEventJSON("create", "/api/v1/namespaces/shop/pods", `{"resource":"pods","namespace":"shop"}`,
 		`,"requestObject":{"spec":{"hostPID":true,"HOSTPID":false,"containers":[{"image":"a","securityContext":{"privileged":true,"Privileged":false}}]},"SPEC":{"hostPID":false,"containers":[]}}`))
@@ -124,7 +124,7 @@ func TestTheWebhookSendsAList(t *testing.T) {
 	}
 }
 
-// What one request holds decides only how that request is told: the others of its list are judged, and it is too.
+// The content of one request must not affect the other requests of its list, and the request itself is evaluated too.
 func TestWhatOneRequestHoldsCostsNoOtherRequest(t *testing.T) {
 	deep := func(n int) string { return strings.Repeat(`{"a":`, n) + "1" + strings.Repeat("}", n) }
 	for name, body := range map[string]string{
@@ -249,7 +249,7 @@ func TestACallComesInManyEnvelopes(t *testing.T) {
 	}
 }
 
-// fuzzEventDecoder is what holds of what comes from audit logs.
+// fuzzEventDecoder checks the invariants of events from audit logs.
 func fuzzEventDecoder(f *testing.F, decode func([]byte) ([]sensors.Event, error)) {
 	f.Helper()
 	f.Fuzz(func(t *testing.T, raw []byte) {

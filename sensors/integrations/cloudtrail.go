@@ -10,8 +10,8 @@ import (
 	"stanch/sensors"
 )
 
-// cloudTrailRecord is one record of DecodeCloudTrail, as far as Stanch looks into it: of what was sent and answered it reads names
-// and ids, and has no field for a password, a policy's text or a session's secret.
+// cloudTrailRecord is the part of a CloudTrail record that Stanch reads. Of the request and response it contains only
+// names and IDs: it has no field for a password, a policy document or a session secret.
 type cloudTrailRecord struct {
 	EventID      string    `json:"eventID"`
 	EventTime    timestamp `json:"eventTime"`
@@ -51,13 +51,13 @@ type cloudTrailRecord struct {
 		ARN string `json:"ARN"`
 	} `json:"resources"`
 	Additional cloudTrailAdditional `json:"additionalEventData"`
-	// ServiceDetails say of events of IAM Identity Center, by the event's name, whether they worked.
+	// ServiceDetails contain the outcome of IAM Identity Center events, by event name.
 	ServiceDetails cloudTrailServiceDetails `json:"serviceEventDetails"`
-	// S3 is there in what is no record of DecodeCloudTrail but a notification of S3.
+	// S3 is set if the JSON is an S3 event notification and not a CloudTrail record.
 	S3 *json.RawMessage `json:"s3"`
 }
 
-// cloudTrailRequest are the names in a request.
+// cloudTrailRequest contains the names in a request.
 type cloudTrailRequest struct {
 	BucketName, Key, RoleName, UserName, GroupName, PolicyName scalar
 	PolicyARN, RoleARN, SecretID, FunctionName, InstanceID     scalar
@@ -67,7 +67,7 @@ type cloudTrailRequest struct {
 }
 
 type cloudTrailResponse struct {
-	// How logins say that they failed: they have no errorCode. See the sign-in events in the DecodeCloudTrail user guide.
+	// The outcome of logins, which have no errorCode. See the sign-in events in the CloudTrail user guide.
 	ConsoleLogin, CheckMfa, SwitchRole, ExitRole, RenewRole, PasswordRecoveryRequested, PasswordRecoveryCompleted scalar
 	UserAuthentication, CredentialVerification, CredentialChallenge, GetSigninToken                               scalar
 
@@ -79,12 +79,12 @@ type cloudTrailResponse struct {
 	} `json:"accessKey"`
 }
 
-// cloudTrailAdditional says of a login whether there was a second factor.
+// cloudTrailAdditional contains the outcome of a login and whether a second factor was used.
 type cloudTrailAdditional struct{ MFAUsed, LoginResult scalar }
 
 type cloudTrailServiceDetails map[string]scalar
 
-// UnmarshalJSON takes details of another shape for none.
+// UnmarshalJSON ignores details of another shape.
 func (r *cloudTrailServiceDetails) UnmarshalJSON(raw []byte) error {
 	type plain map[string]scalar
 	var p plain
@@ -94,37 +94,39 @@ func (r *cloudTrailServiceDetails) UnmarshalJSON(raw []byte) error {
 	return nil
 }
 
-// UnmarshalJSON takes additions of another shape for none.
+// UnmarshalJSON ignores additional data of another shape.
 func (r *cloudTrailAdditional) UnmarshalJSON(raw []byte) error {
 	type plain cloudTrailAdditional
 	_ = json.Unmarshal(raw, (*plain)(r))
 	return nil
 }
 
-// UnmarshalJSON takes an answer of another shape for none.
+// UnmarshalJSON ignores response elements of another shape.
 func (r *cloudTrailResponse) UnmarshalJSON(raw []byte) error {
 	type plain cloudTrailResponse
 	_ = json.Unmarshal(raw, (*plain)(r))
 	return nil
 }
 
-// UnmarshalJSON takes parameters of another shape for none.
+// UnmarshalJSON ignores request parameters of another shape.
 func (r *cloudTrailRequest) UnmarshalJSON(raw []byte) error {
 	type plain cloudTrailRequest
 	_ = json.Unmarshal(raw, (*plain)(r))
 	return nil
 }
 
-// The bounds of what DecodeCloudTrail sends: a file of S3 is the largest.
+// The limits of CloudTrail input. MaxCloudTrailBytes is the maximum size in bytes (32 MiB); a file in S3 is the
+// largest input.
 const (
 	MaxCloudTrailBytes  = 32 << 20
 	maxCloudTrailEvents = 20_000
 	maxEnvelopeDepth    = 4
 )
 
-// DecodeCloudTrail decodes a record of DecodeCloudTrail, a file of them ({"Records":[…]}), an event of EventBridge ({"detail":{…}}), and
-// any of these inside of a notification of SNS, as it lies in a queue of SQS. What can be read is given together with an
-// error about what cannot.
+// DecodeCloudTrail decodes a CloudTrail record, a file of records ({"Records":[…]}), an EventBridge event
+// ({"detail":{…}}), and any of these inside an SNS notification as delivered by SQS. It returns the events that it can
+// decode together with an error for the others, which is a *BatchDecodeError if the envelope is valid and records in
+// it are not.
 func DecodeCloudTrail(raw []byte) ([]sensors.Event, error) { return decodeCloudTrailEnvelope(raw, 0) }
 
 func decodeCloudTrailEnvelope(raw []byte, depth int) ([]sensors.Event, error) {
@@ -216,8 +218,8 @@ func decodeCloudTrailRecord(raw []byte) (sensors.Event, error) {
 	return e, nil
 }
 
-// failureReason says why a call failed; "" is one that worked. A login that failed has no errorCode: its answer or its message say
-// it, or the additions of IAM Identity Center.
+// failureReason returns why a call failed, or "" if it succeeded. A failed login has no errorCode; the outcome is in
+// the response, the error message or the data of IAM Identity Center.
 func (r *cloudTrailRecord) failureReason() string {
 	if r.ErrorCode != "" {
 		return r.ErrorCode
@@ -239,16 +241,17 @@ func (r *cloudTrailRecord) failureReason() string {
 	return ""
 }
 
-// podIdentityService is the service that takes roles for pods, and eksIssuerARNPart is in the ARN of every provider whose tokens are those
-// of an EKS cluster.
+// podIdentityService is the AWS service that assumes roles for pods. eksIssuerARNPart is part of the ARN of every
+// identity provider whose tokens come from an EKS cluster.
 const (
 	podIdentityService = "pods.eks.amazonaws.com"
 	eksIssuerARNPart   = ":oidc-provider/oidc.eks."
 )
 
-// fillWorkload names the pod for which a session is made. Whoever may take a role may give the session any tags and any name:
-// tags are believed if EKS Pod Identity gave them, which is a service of AWS and no principal of the account, and a service
-// account's name if a provider of EKS vouched for it. What was refused proves nothing.
+// fillWorkload fills in the workload for which a session is created. A principal that may assume a role can choose the
+// session's tags and name. Tags are therefore trusted only if EKS Pod Identity set them, which is an AWS service and
+// not a principal of the account. A service account name is trusted only if an EKS identity provider issued it. A
+// failed call proves nothing.
 func (r *cloudTrailRecord) fillWorkload(c *sensors.Cloud) {
 	u := r.UserIdentity
 	if r.EventSource != "sts.amazonaws.com" || r.failureReason() != "" {
@@ -282,7 +285,7 @@ func (r *cloudTrailRecord) fillWorkload(c *sensors.Cloud) {
 	}
 }
 
-// fillResources are what the call was about: ARNs, names and the ids of keys.
+// fillResources fills in the ARNs, names and key IDs that the call is about.
 func (r *cloudTrailRecord) fillResources(c *sensors.Cloud) {
 	var all []string
 	for _, resource := range r.Resources {
@@ -298,7 +301,7 @@ func (r *cloudTrailRecord) fillResources(c *sensors.Cloud) {
 	for _, name := range slices.Concat(q.Names, q.SecretIDList) { // GetParameters, BatchGetSecretValue
 		all = append(all, string(name))
 	}
-	// The id of a key that was made is how its use is recognised later; its secret is not read.
+	// The ID of a new key identifies its later use. Its secret is never read.
 	all = append(all, r.Response.Credentials.AccessKeyID, r.Response.AccessKey.AccessKeyID)
 	c.Resources = sortUnique(all)
 	for _, name := range []scalar{q.UserName, q.RoleName, q.GroupName, q.RoleARN, q.PolicyARN, q.PolicyName} {

@@ -10,9 +10,9 @@ import (
 	"stanch/sensors"
 )
 
-// falcoRecord is Falco's JSON output, and what Falcosidekick makes of it.
+// falcoRecord is an alert in the JSON format of Falco or of Falcosidekick.
 type falcoRecord struct {
-	UUID         string            `json:"uuid"` // Falcosidekick's
+	UUID         string            `json:"uuid"` // set by Falcosidekick
 	Output       string            `json:"output"`
 	Priority     string            `json:"priority"`
 	Rule         string            `json:"rule"`
@@ -23,7 +23,7 @@ type falcoRecord struct {
 	OutputFields map[string]scalar `json:"output_fields"`
 }
 
-// The event sources of Falco's plugins that Stanch knows, and of Falco itself.
+// The event sources of Falco, and of the plugins that Stanch supports.
 const (
 	falcoSourceSyscall    = "syscall"
 	falcoSourceKubernetes = "k8s_audit"
@@ -31,7 +31,7 @@ const (
 	falcoSourceInternal   = "internal"
 )
 
-// falcoPriorityMapping maps Falco's priorities, and how sure a rule of that priority is.
+// falcoPriorityMapping maps Falco's priorities to a severity and a default confidence.
 var falcoPriorityMapping = map[string]struct {
 	severity   sensors.Severity
 	confidence float64
@@ -41,10 +41,11 @@ var falcoPriorityMapping = map[string]struct {
 	"informational": {sensors.SeverityInfo, 0.3}, "info": {sensors.SeverityInfo, 0.3}, "debug": {sensors.SeverityInfo, 0.1},
 }
 
-// maxFalcoOutputFields bounds the output fields of one alert.
+// maxFalcoOutputFields is the maximum number of output fields in one alert.
 const maxFalcoOutputFields = 500
 
-// DecodeFalco decodes one record of Falco's http_output or of Falcosidekick.
+// DecodeFalco decodes one record of Falco's http_output or of Falcosidekick. Falco's internal alerts become health
+// records.
 func DecodeFalco(raw []byte) (DecodedRecord, error) {
 	var f falcoRecord
 	if err := checkLimits(raw); err != nil {
@@ -88,7 +89,7 @@ func DecodeFalco(raw []byte) (DecodedRecord, error) {
 	case "", falcoSourceSyscall:
 		d.Event = fields.syscallEvent()
 	default:
-		// A plugin that Stanch has no words for can still report on a container.
+		// A plugin that Stanch does not support can still report on a container.
 		if d.Event = fields.syscallEvent(); d.Event.Container.ID == "" && d.Event.Container.Pod.Name == "" {
 			return DecodedRecord{}, fmt.Errorf("events of Falco's source %q are not read", truncateText(f.Source))
 		}
@@ -102,7 +103,7 @@ func DecodeFalco(raw []byte) (DecodedRecord, error) {
 	return finalizeAlert(&d, raw)
 }
 
-// falcoTechnique is the first technique among an alert's tags: Falco writes it as a tag of its own.
+// falcoTechnique returns the first technique among an alert's tags. Falco uses a separate tag for it.
 func falcoTechnique(tags []string) string {
 	for _, tag := range tags {
 		if t := findTechnique(tag); t != "" && strings.EqualFold(t, tag) {
@@ -112,12 +113,12 @@ func falcoTechnique(tags []string) string {
 	return ""
 }
 
-// sensorHealth tells Falco's word about itself from its alerts.
+// sensorHealth returns the health information if the alert is about Falco itself.
 func (f *falcoRecord) sensorHealth(at time.Time) (SensorHealth, bool) {
 	h := SensorHealth{Source: SourceFalco, Node: f.Hostname, Time: at, Message: f.Output}
 	switch {
 	case f.Rule == "Falco internal: metrics snapshot":
-		// Both count from the start: what the kernel dropped, and what Falco's own queue did.
+		// Both counters are cumulative: drops in the kernel and in Falco's output queue.
 		h.DroppedIsCumulative = true
 		h.Dropped = saturatingAdd(f.OutputFields["scap.n_drops"].uint64(), f.OutputFields["falco.outputs_queue_num_drops"].uint64())
 	case strings.HasPrefix(f.Rule, "Falco internal: ") || f.Source == falcoSourceInternal:

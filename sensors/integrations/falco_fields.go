@@ -8,10 +8,10 @@ import (
 	"stanch/sensors"
 )
 
-// falcoFields are the output fields of an alert, by Falco's names.
+// falcoFields are the output fields of an alert, by their names in Falco.
 type falcoFields map[string]scalar
 
-// firstValue is the first of the fields that has a value.
+// firstValue returns the value of the first field that has one.
 func (f falcoFields) firstValue(names ...string) string {
 	for _, name := range names {
 		if v := f[name]; v != "" {
@@ -21,7 +21,8 @@ func (f falcoFields) firstValue(names ...string) string {
 	return ""
 }
 
-// indexedValue is a field with an index: `proc.aname[2]`, or `proc.aname_2` where Falcosidekick replaces the brackets.
+// indexedValue returns a field with an index: `proc.aname[2]`, or `proc.aname_2` if Falcosidekick replaced the
+// brackets.
 func (f falcoFields) indexedValue(name string, n int) scalar {
 	if v := f[fmt.Sprintf("%s[%d]", name, n)]; v != "" {
 		return v
@@ -29,7 +30,7 @@ func (f falcoFields) indexedValue(name string, n int) scalar {
 	return f[fmt.Sprintf("%s_%d", name, n)]
 }
 
-// syscallEvent is an event of the kernel.
+// syscallEvent returns the event for a system call.
 func (f falcoFields) syscallEvent() sensors.Event {
 	call := syscallName(f.firstValue("evt.type", "syscall.type"))
 	e := sensors.Event{Kind: kindOfSyscall(call), Process: f.processInfo(), Container: f.containerInfo()}
@@ -41,7 +42,7 @@ func (f falcoFields) syscallEvent() sensors.Event {
 	case sensors.KindFileDelete, sensors.KindChmod, sensors.KindMount:
 		e.File = sensors.File{Path: path, OpenedForWrite: true, PathUnresolved: f.firstValue("fs.path.name", "fd.name") == ""}
 	case sensors.KindExec:
-		// dup is how a shell is put on a socket: the connection is what there is to say.
+		// A rule on dup detects a shell on a socket, so the connection is the relevant fact.
 		if e.Network = f.networkInfo(); e.Network.Address != "" {
 			e.Kind = sensors.KindConnect
 		}
@@ -89,7 +90,7 @@ func (f falcoFields) processInfo() sensors.Process {
 	return p
 }
 
-// terminalName names a terminal from the kernel's device number, as Falco gives it.
+// terminalName returns the name of a terminal from the kernel's device number, which Falco reports.
 func terminalName(s string) string {
 	n, err := strconv.ParseUint(s, 10, 32)
 	switch {
@@ -105,7 +106,7 @@ func terminalName(s string) string {
 
 func (f falcoFields) networkInfo() sensors.Network {
 	n := sensors.Network{Protocol: f.firstValue("fd.l4proto")}
-	// A connection's far end is the remote one; where only server and client are given, whoever connects is the client.
+	// The remote address is the destination. If only server and client are known, the server is.
 	n.Address, n.Family = parseAddress(f.firstValue("fd.rip", "fd.sip"))
 	n.Port = f["fd.rport"].port()
 	if n.Port == 0 {
@@ -145,7 +146,7 @@ func (f falcoFields) containerInfo() sensors.Container {
 	return c
 }
 
-// parseFalcoLabels reads "app:web, tier:front".
+// parseFalcoLabels parses "app:web, tier:front".
 func parseFalcoLabels(s string) map[string]string {
 	if s == "" {
 		return nil
@@ -159,7 +160,7 @@ func parseFalcoLabels(s string) map[string]string {
 	return labels
 }
 
-// kubernetesEvent is a request to the Kubernetes API, from the k8saudit plugins.
+// kubernetesEvent returns the event for a Kubernetes API request, from the k8saudit plugins.
 func (f falcoFields) kubernetesEvent() sensors.Event {
 	e := sensors.Event{Kind: sensors.KindKubernetesAudit, Audit: sensors.Audit{
 		Verb: f.firstValue("ka.verb"), User: f.firstValue("ka.user.name"), ImpersonatedUser: f.firstValue("ka.impuser.name"), Resource: f.firstValue("ka.target.resource"), Subresource: f.firstValue("ka.target.subresource"),
@@ -177,14 +178,14 @@ func (f falcoFields) kubernetesEvent() sensors.Event {
 	if a.User != "" {
 		e.Actor = "kubernetes:" + a.User
 	}
-	// A request about one pod is about that pod: its incident is the pod's.
+	// A request about one pod is assigned to that pod, so that it joins the pod's incident.
 	if a.Resource == "pods" && a.Name != "" && a.Verb != "delete" {
 		e.Container.Pod = sensors.Pod{Namespace: a.Namespace, Name: a.Name}
 	}
 	return e
 }
 
-// parseFalcoList reads a list as Falco writes one: "(a,b)", or one value.
+// parseFalcoList parses a list in Falco's format, "(a,b)", or a single value.
 func parseFalcoList(s string) []string {
 	s = strings.TrimSuffix(strings.TrimPrefix(s, "("), ")")
 	if s == "" {
@@ -198,7 +199,7 @@ func parseFalcoList(s string) []string {
 	return out
 }
 
-// cloudTrailEvent is a call to AWS, from the cloudtrail plugin.
+// cloudTrailEvent returns the event for an AWS API call, from the cloudtrail plugin.
 func (f falcoFields) cloudTrailEvent() sensors.Event {
 	e := sensors.Event{Kind: sensors.KindCloudAPICall, Cloud: sensors.Cloud{
 		Provider: "aws", Service: f.firstValue("ct.src"), EventName: f.firstValue("ct.name"), Region: f.firstValue("ct.region"), Account: f.firstValue("ct.user.accountid"),
@@ -210,7 +211,7 @@ func (f falcoFields) cloudTrailEvent() sensors.Event {
 		e.Actor = "aws:" + c.Principal
 	}
 	c.Role, c.SessionName = roleOf(c.Principal)
-	if user := f.firstValue("ct.user"); c.Principal == "" && user != "" { // root and users without an ARN
+	if user := f.firstValue("ct.user"); c.Principal == "" && user != "" { // root, and users without an ARN
 		c.Principal = strings.TrimPrefix(c.Account+"/"+user, "/")
 		e.Actor = "aws:" + c.Principal
 	}

@@ -2,10 +2,10 @@ package integrations
 
 import "stanch/sensors"
 
-// falcoRuleMappings are the rules that Falco ships as stable, the best known of its incubating ones, and those of its plugins
-// for the audit logs of Kubernetes and AWS. A name is a promise of Falco's project: it is kept over versions.
+// falcoRuleMappings maps the stable rules of Falco, well-known incubating rules, and the rules of the plugins for
+// Kubernetes and AWS audit logs. The Falco project keeps rule names stable across versions.
 var falcoRuleMappings = map[string]ruleMapping{
-	// Stable: on by default.
+	// Stable rules, enabled by default.
 	"Directory traversal monitored file read":                  {sensors.ObjectiveCredentialAccess, "T1552.001", 0.6},
 	"Read sensitive file trusted after startup":                {sensors.ObjectiveCredentialAccess, "T1003.008", 0.6},
 	"Read sensitive file untrusted":                            {sensors.ObjectiveCredentialAccess, "T1003.008", 0.6},
@@ -31,7 +31,7 @@ var falcoRuleMappings = map[string]ruleMapping{
 	"Drop and execute new binary in container":                 {sensors.ObjectiveExecution, "T1105", 0.8},
 	"Disallowed SSH Connection Non Standard Port":              {sensors.ObjectiveLateralMovement, "T1021.004", 0.5},
 	"Fileless execution via memfd_create":                      {sensors.ObjectiveDefenseEvasion, "T1620", 0.85},
-	// Incubating and sandbox: for those who switch them on.
+	// Incubating and sandbox rules, which users may enable.
 	"Detect crypto miners using the Stratum protocol":                 {sensors.ObjectiveCryptoMining, "T1496", 0},
 	"Detect outbound connections to common miner pool ports":          {sensors.ObjectiveCryptoMining, "T1496", 0.55},
 	"Launch Package Management Process in Container":                  {sensors.ObjectiveExecution, "T1072", 0.5},
@@ -56,7 +56,7 @@ var falcoRuleMappings = map[string]ruleMapping{
 	"Backdoored library loaded into SSHD (CVE-2024-3094)":             {sensors.ObjectivePersistence, "T1554", 0.9},
 	"Sudo Potential Privilege Escalation":                             {sensors.ObjectiveEscape, "T1068", 0.7},
 	"Polkit Local Privilege Escalation Vulnerability (CVE-2021-4034)": {sensors.ObjectiveEscape, "T1068", 0.7},
-	// The audit log of Kubernetes (the k8saudit plugins).
+	// Kubernetes audit log (k8saudit plugins).
 	"Attach/Exec Pod":                                  {sensors.ObjectiveExecution, "T1609", 0.5},
 	"port-forward":                                     {sensors.ObjectiveLateralMovement, "T1090", 0.4},
 	"EphemeralContainers Created":                      {sensors.ObjectiveExecution, "T1609", 0.5},
@@ -77,7 +77,7 @@ var falcoRuleMappings = map[string]ruleMapping{
 	"Pod Created in Kube Namespace":                    {sensors.ObjectiveDefenseEvasion, "T1610", 0.5},
 	"K8s Secret Get Successfully":                      {sensors.ObjectiveCredentialAccess, "T1552.007", 0.4},
 	"K8s Secret Get Unsuccessfully Tried":              {sensors.ObjectiveCredentialAccess, "T1552.007", 0.4},
-	// DecodeCloudTrail (the cloudtrail plugin).
+	// AWS CloudTrail (cloudtrail plugin).
 	"Console Login Without MFA":      {sensors.ObjectivePersistence, "T1078.004", 0.5},
 	"Console Root Login Without MFA": {sensors.ObjectivePersistence, "T1078.004", 0.7},
 	"Deactivate MFA for Root User":   {sensors.ObjectivePersistence, "T1556.006", 0.7},

@@ -16,7 +16,7 @@ const falcoAlertSample = `{"uuid":"0f7a","output":"10:00 Critical crypto miner",
 "output_fields":{"container.id":"abc123","container.image.repository":"shop/web","container.image.tag":"7","evt.time":1795402800123456789,"k8s.ns.name":"shop","k8s.pod.name":"web-1",
 "proc.cmdline":"xmrig -o stratum+tcp://pool:3333","proc.name":"xmrig","proc.pid":4242,"proc.pname":"sh","user.uid":null,"proc.exepath":"<NA>"}}`
 
-// decodeAlert decodes what must be an alert.
+// decodeAlert decodes text and requires an alert.
 func decodeAlert(t *testing.T, decode integrations.Decoder, text string) sensors.Detection {
 	t.Helper()
 	r, err := decode([]byte(text))
@@ -46,7 +46,7 @@ func TestAFalcoAlertBecomesADetection(t *testing.T) {
 	require.Equal(t, "sh", d.Event.Process.Ancestors[0].Name)
 }
 
-// The fields of the shipped rules' outputs, for each kind of event that they have.
+// The output fields of the shipped rules, for each event kind.
 func TestFalcosFieldsBecomeAnEventOfItsKind(t *testing.T) {
 	for name, c := range map[string]struct {
 		fields string
@@ -114,7 +114,7 @@ func TestFalcosFieldsBecomeAnEventOfItsKind(t *testing.T) {
 	}
 }
 
-// Every rule of Falco's stable set is known by its name, whatever its tags say.
+// Every stable Falco rule is recognized by its name, whatever its tags are.
 func TestEveryStableRuleOfFalcoIsKnown(t *testing.T) {
 	stable := []string{
 		"Directory traversal monitored file read", "Read sensitive file trusted after startup", "Read sensitive file untrusted", "Run shell untrusted", "System user interactive",
@@ -148,7 +148,7 @@ func TestWhatARuleIsForIsNeverGuessedSilently(t *testing.T) {
 	}
 }
 
-// Who did it is named whole: a name that was cut is nobody's, and its owner could approve what they triggered.
+// The actor must not be truncated: otherwise the person could approve an incident that they triggered.
 func TestTheActorIsNamedWhole(t *testing.T) {
 	arn := "arn:aws:sts::123456789012:assumed-role/AWSReservedSSO_AdministratorAccess_0123456789abcdef/alice@example.com"
 	for field, want := range map[string]string{"ka.user.name": "kubernetes:" + arn, "ct.user.arn": "aws:" + arn} {
@@ -179,7 +179,7 @@ func TestFalcosPluginsSpeakOfRequestsAndCalls(t *testing.T) {
 	require.Equal(t, sensors.ObjectiveDefenseEvasion, d.Objective)
 }
 
-// A sensor that lost events says so as an alert of its own; it is about no attack.
+// Falco reports lost events as an alert, which is not an attack.
 func TestWhatFalcoSaysOfItselfIsHealth(t *testing.T) {
 	for text, want := range map[string]integrations.SensorHealth{
 		`{"output":"Falco internal: syscall event drop. 2 system calls dropped in last second.","output_fields":{"ebpf_enabled":"1","n_drops":"18446744073709551615","n_drops_buffer":"2","n_evts":"29454"},"priority":"Critical","rule":"Falco internal: syscall event drop","time":"2026-11-23T07:48:46.992595181Z","hostname":"node-1"}`: {

@@ -8,8 +8,8 @@ import (
 	"stanch/sensors/integrations"
 )
 
-// fuzzAlertDecoder is what holds of every decoder and every input: exactly one of a report's parts is set, an alert has all that a
-// detection needs and can be stored, and the same bytes are the same alert.
+// fuzzAlertDecoder checks the invariants of every decoder: exactly one field of the record is set, an alert has all
+// that a detection requires and can be stored, and the same bytes give the same alert.
 func fuzzAlertDecoder(f *testing.F, decode integrations.Decoder) {
 	f.Helper()
 	f.Fuzz(func(t *testing.T, raw []byte) {

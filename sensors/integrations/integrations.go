@@ -1,10 +1,10 @@
-// Package foreign turns what other sensors report into detections: Falco, Tetragon, Tracee and DecodeKubeArmor, each in the
-// shapes of its own documentation, and the audit logs of Kubernetes and AWS into events.
+// Package integrations decodes the output of other sensors: alerts of Falco, Tetragon, Tracee and KubeArmor into
+// detections, in the formats that these projects document, and the audit logs of Kubernetes and AWS into events.
 //
-// It is pure. It refuses to look anything up, and leaves empty what a report does not say: who has a cluster completes
-// it. It refuses to guess silently: where a rule is not known, a reason says that the objective is a guess. Numbers keep
-// every digit. What it reads is bounded in size, depth, number and length before anything is made of it, because most of
-// it was written by whoever is being reported.
+// It is pure. It refuses to look anything up: fields that a record does not contain stay empty, and callers with
+// access to the cluster complete them. It refuses to guess silently: if a rule is unknown, a reason says that the
+// objective is a guess. It preserves every digit of a number. It limits size, depth, number and length before it
+// decodes a record, because most of a record is controlled by the attacker that it is about.
 package integrations
 
 import (
@@ -14,46 +14,46 @@ import (
 	"stanch/sensors"
 )
 
-// DecodedRecord is what one record of another sensor says: exactly one of its parts is set.
+// DecodedRecord is the content of one record of another sensor. Exactly one of its fields is set.
 type DecodedRecord struct {
 	Alert *sensors.Detection
-	// Health is about the sensor itself: it lost events, or it says that it lives.
+	// Health is set if the record is about the sensor itself: it lost events, or it reports that it runs.
 	Health *SensorHealth
-	// Telemetry: the record is no alert (every process that starts, every file that is opened) and nothing is made of it.
+	// Telemetry reports whether the record is not an alert (such as every started process). It is then ignored.
 	Telemetry bool
 }
 
-// SensorHealth is what a sensor says about itself.
+// SensorHealth is what a sensor reports about itself.
 type SensorHealth struct {
 	Source string    `json:"source"`
 	Node   string    `json:"node,omitempty"`
 	Time   time.Time `json:"time,omitzero"`
-	// Dropped is how many events were lost.
+	// Dropped is the number of lost events.
 	Dropped uint64 `json:"dropped,omitempty"`
-	// UndecodableEvents is how many of its events came and could not be read; the gateway says so, and not the source.
+	// UndecodableEvents is the number of events that could not be decoded. The gateway counts them, not the sensor.
 	UndecodableEvents uint64 `json:"unread,omitempty"`
-	// DroppedIsCumulative: Dropped counts since the sensor started, and not since it last said so.
+	// DroppedIsCumulative reports whether Dropped counts since the sensor started, and not since its last report.
 	DroppedIsCumulative bool   `json:"total,omitempty"`
 	Message             string `json:"message,omitempty"`
 }
 
-// The kinds of source: what a source is configured with, and the door that it posts to.
+// The source kinds, as used in the configuration of a source and in the path of its endpoint.
 const (
-	SourceFalco     = "falco" // Falco's http_output, and Falcosidekick
+	SourceFalco     = "falco" // Falco's http_output and Falcosidekick
 	SourceTetragon  = "tetragon"
 	SourceTracee    = "tracee"
 	SourceKubeArmor = "kubearmor"
 )
 
-// Decoder reads one record.
+// Decoder decodes one record of at most MaxRecordBytes. It is safe for concurrent use.
 type Decoder func(raw []byte) (DecodedRecord, error)
 
-// SourceKinds lists the kinds of source that have a decoder.
+// SourceKinds returns the source kinds that have a decoder.
 func SourceKinds() []string {
 	return []string{SourceFalco, SourceTetragon, SourceTracee, SourceKubeArmor}
 }
 
-// DecoderForKind is the decoder of a kind; nil for an unknown one.
+// DecoderForKind returns the decoder of a source kind, or nil for an unknown kind.
 func DecoderForKind(kind string) Decoder {
 	switch kind {
 	case SourceFalco:
@@ -68,7 +68,7 @@ func DecoderForKind(kind string) Decoder {
 	return nil
 }
 
-// errNotAboutContainer refuses what Stanch could do nothing about.
+// errNotAboutContainer rejects an alert that Stanch cannot act on.
 var errNotAboutContainer = errors.New("the alert is about no container")
 
 func healthRecord(h SensorHealth) (DecodedRecord, error) {

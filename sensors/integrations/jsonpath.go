@@ -7,8 +7,8 @@ import (
 	"strings"
 )
 
-// jsonValue is JSON whose shape differs between versions of the same sensor, and between encoders of the same message: field
-// names are looked up as they stand in the protocol's definition and in protobuf's camel case.
+// jsonValue is JSON whose structure differs between versions and encoders of a sensor. Field names are looked up in
+// the form of the protocol definition and in protobuf's camel case.
 type jsonValue struct{ value any }
 
 func parseJSONValue(raw []byte) (jsonValue, error) {
@@ -24,7 +24,7 @@ func parseJSONValue(raw []byte) (jsonValue, error) {
 	return jsonValue{v}, nil
 }
 
-// lookup goes down by names; what is not there is the empty tree.
+// lookup follows a path of field names. The result is empty if a field is missing.
 func (t jsonValue) lookup(path ...string) jsonValue {
 	for _, name := range path {
 		fields, ok := t.value.(map[string]any)
@@ -62,7 +62,7 @@ func toCamelCase(name string) string {
 
 func (t jsonValue) exists() bool { return t.value != nil }
 
-// scalar is the value as text; a wrapper {"value":…} is its value.
+// scalar returns the value as text. It unwraps {"value":…}.
 func (t jsonValue) scalar() scalar {
 	switch v := t.value.(type) {
 	case string:
@@ -93,7 +93,7 @@ func (t jsonValue) elements() []jsonValue {
 	return out
 }
 
-// textElements are the elements that are text.
+// textElements returns the elements that are scalars, as text.
 func (t jsonValue) textElements() []string {
 	var out []string
 	for _, v := range t.elements() {
@@ -118,7 +118,7 @@ func (t jsonValue) stringMap() map[string]string {
 	return out
 }
 
-// timestamp is a time: RFC 3339, protobuf's seconds and nanos, or Unix time in nanoseconds.
+// timestamp returns a time in RFC 3339, in protobuf's seconds and nanos, or in Unix nanoseconds.
 func (t jsonValue) timestamp() timestamp {
 	if n := t.scalar().nanoseconds(); !n.IsZero() {
 		return timestamp{n}

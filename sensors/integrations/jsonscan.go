@@ -7,16 +7,18 @@ import (
 	"fmt"
 )
 
-// BatchDecodeError tells how much of a batch could not be read; what could be was given.
+// BatchDecodeError reports that a part of a batch could not be decoded. The other records were returned.
 type BatchDecodeError struct {
 	FailedCount, TotalCount int
 	FirstError              error
 }
 
+// Error returns the counts and the first error.
 func (e *BatchDecodeError) Error() string {
 	return fmt.Sprintf("%d of %d cannot be read; the first: %v", e.FailedCount, e.TotalCount, e.FirstError)
 }
 
+// Unwrap returns the first error.
 func (e *BatchDecodeError) Unwrap() error { return e.FirstError }
 
 func (e *BatchDecodeError) add(err error) {
@@ -39,8 +41,8 @@ var (
 	errNotJSONArray  = errors.New("it is not a JSON list")
 )
 
-// splitJSONObject takes an object apart without looking into its values: however one of them nests, the others are found. The
-// values are checked by who reads them; of a name that comes twice the last counts, as in encoding/json.
+// splitJSONObject splits an object without parsing its values, so that one malformed value does not hide the others.
+// The readers of the values validate them. If a name occurs twice, the last one counts, as in encoding/json.
 func splitJSONObject(raw []byte) (map[string]json.RawMessage, error) {
 	parts, err := splitAtCommas(raw, '{', '}')
 	if err != nil {
@@ -62,7 +64,7 @@ func splitJSONObject(raw []byte) (map[string]json.RawMessage, error) {
 	return out, nil
 }
 
-// splitJSONArray takes a list apart without looking into its elements. What is not there, or null, has none.
+// splitJSONArray splits an array without parsing its elements. A missing array or null has no elements.
 func splitJSONArray(raw []byte) ([][]byte, error) {
 	if len(raw) == 0 || string(raw) == "null" {
 		return nil, nil
@@ -70,7 +72,7 @@ func splitJSONArray(raw []byte) ([][]byte, error) {
 	return splitAtCommas(raw, '[', ']')
 }
 
-// splitAtCommas are what commas part within one pair of brackets.
+// splitAtCommas splits the content of a pair of brackets at its top-level commas.
 func splitAtCommas(raw []byte, opens, closes byte) ([][]byte, error) {
 	if raw = bytes.TrimSpace(raw); len(raw) < 2 || raw[0] != opens || raw[len(raw)-1] != closes {
 		return nil, errNotJSONArray
@@ -106,7 +108,7 @@ func splitAtCommas(raw []byte, opens, closes byte) ([][]byte, error) {
 	return out, nil
 }
 
-// findStringEnd is where a string ends that raw begins with; -1 if there is none.
+// findStringEnd returns the index after the string at the start of raw, or -1 if there is none.
 func findStringEnd(raw []byte) int {
 	if len(raw) == 0 || raw[0] != '"' {
 		return -1

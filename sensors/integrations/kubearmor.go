@@ -11,9 +11,9 @@ import (
 	"stanch/sensors"
 )
 
-// kubeArmorRecord is an alert, a log or a message of DecodeKubeArmor's relay.
+// kubeArmorRecord is an alert, a log or a message of KubeArmor's relay.
 type kubeArmorRecord struct {
-	Timestamp   scalar    `json:"Timestamp"` // seconds
+	Timestamp   scalar    `json:"Timestamp"` // in seconds
 	UpdatedTime timestamp `json:"UpdatedTime"`
 	ClusterName string    `json:"ClusterName"`
 	HostName    string    `json:"HostName"`
@@ -53,11 +53,11 @@ type kubeArmorRecord struct {
 	Enforcer  string            `json:"Enforcer"`
 	Action    string            `json:"Action"` // "Audit", "Block"
 	Result    string            `json:"Result"` // "Passed", "Permission denied", …
-	// Level is that of a message of the agent itself.
+	// Level is set for a message of the agent itself.
 	Level string `json:"Level"`
 }
 
-// The types of DecodeKubeArmor's records.
+// The types of KubeArmor's records.
 const (
 	kubeArmorPolicy        = "MatchedPolicy"
 	kubeArmorHostPolicy    = "MatchedHostPolicy"
@@ -67,14 +67,14 @@ const (
 	kubeArmorSystemEvent   = "SystemEvent"
 )
 
-// The namespaces and pods that DecodeKubeArmor fills in where there are none; see its core/dockerHandler.go.
+// The placeholder names that KubeArmor uses outside of Kubernetes; see its core/dockerHandler.go.
 const (
 	kubeArmorDockerNamespace = "container_namespace"
 	kubeArmorUnknownName     = "Unknown"
 )
 
-// DecodeKubeArmor decodes one record of DecodeKubeArmor's relay or of `karmor logs --json`. A log of what a container does is
-// telemetry, and a message of the agent is about its health.
+// DecodeKubeArmor decodes one record of KubeArmor's relay or of `karmor logs --json`. Container and host logs are
+// telemetry, and a message of the agent is a health record.
 func DecodeKubeArmor(raw []byte) (DecodedRecord, error) {
 	var k kubeArmorRecord
 	if err := checkLimits(raw); err != nil {
@@ -119,7 +119,7 @@ func DecodeKubeArmor(raw []byte) (DecodedRecord, error) {
 	return finalizeAlert(&d, raw)
 }
 
-// timestamp is the finer of the two that a record has.
+// timestamp returns the more precise of the two times in a record.
 func (k *kubeArmorRecord) timestamp() time.Time {
 	if !k.UpdatedTime.IsZero() {
 		return k.UpdatedTime.Time
@@ -130,7 +130,8 @@ func (k *kubeArmorRecord) timestamp() time.Time {
 	return time.Time{}
 }
 
-// mapSeverity maps 1 to 10. A policy's author chose the number, and an alert without one is that of a default posture.
+// mapSeverity maps KubeArmor's severity from 1 to 10, which the author of the policy chooses. An alert without one
+// comes from a default posture.
 func (k *kubeArmorRecord) mapSeverity() (sensors.Severity, float64) {
 	switch n := k.Severity.uint64(); {
 	case n >= 9:
@@ -163,7 +164,7 @@ func (k *kubeArmorRecord) toEvent() sensors.Event {
 		},
 	}
 	if k.Namespace == kubeArmorDockerNamespace || k.Namespace == kubeArmorUnknownName || k.Pod == kubeArmorUnknownName {
-		e.Container.Pod = sensors.Pod{} // on a machine without Kubernetes it fills them in
+		e.Container.Pod = sensors.Pod{} // KubeArmor's placeholders on a machine without Kubernetes
 	} else if k.Owner.Name != "" && k.Owner.Ref != "" {
 		e.Container.Workload = sensors.Workload{Kind: k.Owner.Ref, Name: k.Owner.Name}
 	}
@@ -173,7 +174,7 @@ func (k *kubeArmorRecord) toEvent() sensors.Event {
 	resource, _, _ := strings.Cut(k.Resource, " ")
 	switch k.Operation {
 	case "Process":
-		// The source is who started it, the resource what was started.
+		// Source is the process that started another one, and Resource the process that was started.
 		e.Kind, e.Process.Args = sensors.KindExec, splitCommandLine(k.Resource)
 	case "File":
 		if _, ok := syscallKinds[call]; !ok || e.Kind == sensors.KindExec {
@@ -216,7 +217,7 @@ func (k *kubeArmorRecord) fillNetwork(e *sensors.Event, call string) {
 	}
 }
 
-// fieldValue reads one of "syscall=SYS_CONNECT fd=10".
+// fieldValue returns the value of a field in text such as "syscall=SYS_CONNECT fd=10", or "".
 func (k *kubeArmorRecord) fieldValue(text, name string) string {
 	for field := range strings.FieldsSeq(text) {
 		if v, ok := strings.CutPrefix(field, name+"="); ok {
@@ -226,7 +227,7 @@ func (k *kubeArmorRecord) fieldValue(text, name string) string {
 	return ""
 }
 
-// parseKubeArmorLabels reads "app=web,tier=front".
+// parseKubeArmorLabels parses "app=web,tier=front".
 func parseKubeArmorLabels(s string) map[string]string {
 	if s == "" {
 		return nil

@@ -6,8 +6,8 @@ import (
 	"stanch/sensors"
 )
 
-// kubeArmorHardeningPolicies maps the endings of the names of the policies that `karmor recommend` and the policy templates
-// generate: "harden-WORKLOAD-ENDING". What a user writes is told by its tags.
+// kubeArmorHardeningPolicies maps the policies that `karmor recommend` and the policy templates generate, by the end
+// of their names: "harden-WORKLOAD-ENDING". A user's own policy is mapped by its tags.
 var kubeArmorHardeningPolicies = []struct {
 	ending string
 	ruleMapping
@@ -33,7 +33,7 @@ var kubeArmorHardeningPolicies = []struct {
 	{"process-discovery", ruleMapping{sensors.ObjectiveDiscovery, "T1057", 0}},
 }
 
-// mapPolicy tells what a policy is for.
+// mapPolicy returns the mapping of a policy and how it was determined.
 func (k *kubeArmorRecord) mapPolicy(tags []string, technique string) (ruleMapping, string) {
 	for _, h := range kubeArmorHardeningPolicies {
 		if strings.HasSuffix(strings.ToLower(k.Policy), h.ending) {
@@ -42,7 +42,7 @@ func (k *kubeArmorRecord) mapPolicy(tags []string, technique string) (ruleMappin
 			return m, "It is one of KubeArmor's own hardening policies; its objective is known."
 		}
 	}
-	// What a policy's author wrote in its message is as telling as its tags.
+	// The message of a policy is as informative as its tags.
 	m, reason := mapRule("KubeArmor", nil, k.Policy+" "+k.Message, tags, technique)
 	if strings.HasSuffix(reason, "is a guess.") && k.Policy == "DefaultPosture" {
 		reason = "It was not on the list of what the workload may do; what it is for is not known, and the objective execution is a guess."

@@ -15,7 +15,7 @@ import (
 	"stanch/sensors/redact"
 )
 
-// auditEventJSON is an Event of audit.k8s.io/v1.
+// auditEvent is an Event of audit.k8s.io/v1.
 type auditEvent struct {
 	Kind       string `json:"kind"`
 	APIVersion string `json:"apiVersion"`
@@ -52,26 +52,27 @@ type auditEvent struct {
 	Annotations    map[string]string `json:"annotations"`
 }
 
-// The bounds of what an API server sends: its webhook sends 400 events at once unless told otherwise, each of at most
-// 100 KiB, or 32 of at most 1 MiB as Stanch's manifests tell it.
+// The limits of audit input. By default, the webhook of an API server sends 400 events of at most 100 KiB each;
+// Stanch's manifests configure 32 events of at most 1 MiB. MaxAuditBytes is the maximum size in bytes (40 MiB).
 const (
 	MaxAuditBytes  = 40 << 20
 	maxAuditEvents = 2000
-	maxAuditDepth  = 500 // the schema of a custom resource nests as deep as what it describes
+	maxAuditDepth  = 500 // the schema in a CustomResourceDefinition can nest this deep
 	maxAuditValues = 1_000_000
 )
 
-// The keys of a user's extra fields that say from where a service account's token was used.
+// The keys in a user's extra fields that say where a service account token was used.
 const (
 	extraPodName  = "authentication.kubernetes.io/pod-name"
 	extraPodUID   = "authentication.kubernetes.io/pod-uid"
 	extraNodeName = "authentication.kubernetes.io/node-name"
 )
 
-// DecodeKubernetesAudit decodes an Event of audit.k8s.io/v1 or an EventList, as the API server's webhook and its log file have
-// them. What can be read is given together with an error about what cannot; it is an *BatchDecodeError where only some of a
-// list cannot. Of a list only the size is bounded before it is taken apart: it holds what many people sent, and what one
-// of them sent must not cost the requests of the others.
+// DecodeKubernetesAudit decodes an Event or an EventList of audit.k8s.io/v1, from the webhook or the log file of the
+// API server. It returns the events that it can decode together with an error for the others, which is a
+// *BatchDecodeError if the list is valid and events in it are not. It limits only the size of a list as a whole and
+// checks each event separately, because a list contains the requests of many users, and one user's request must not
+// hide those of others.
 func DecodeKubernetesAudit(raw []byte) ([]sensors.Event, error) {
 	if len(raw) > MaxAuditBytes {
 		return nil, fmt.Errorf("not an audit event: the record has %d bytes, at most %d are read", len(raw), MaxAuditBytes)
@@ -108,8 +109,8 @@ func DecodeKubernetesAudit(raw []byte) ([]sensors.Event, error) {
 	return out, unread.orNilFor(len(items))
 }
 
-// decodeBoundedAuditEvent reads an event. Where what was sent nests deeper, or has more in it, than anything that Stanch looks into,
-// the event is judged without it and says so: who sends such things must not get by with the request itself unseen.
+// decodeBoundedAuditEvent decodes one event. If the request or response exceeds the limits, it decodes the event
+// without them and sets Truncated, so that an oversized body does not hide the request itself.
 func decodeBoundedAuditEvent(raw []byte) (sensors.Event, error) {
 	if checkJSONLimits(raw, MaxAuditBytes, maxAuditDepth, maxAuditValues) == nil {
 		return decodeAuditEvent(raw)
@@ -141,12 +142,12 @@ func decodeAuditEvent(raw []byte) (sensors.Event, error) {
 		at = a.StageTime.Time
 	}
 	switch {
-	// The items of a list may leave their kind away.
+	// The items of a list may omit the version.
 	case a.APIVersion != "" && a.APIVersion != "audit.k8s.io/v1":
 		return sensors.Event{}, fmt.Errorf("its version is %q, and audit.k8s.io/v1 is read", truncateText(a.APIVersion))
 	case a.AuditID == "" || a.Verb == "":
 		return sensors.Event{}, errors.New("it has no auditID or no verb")
-	// A request whose login was refused has no user: that is how the API server records it.
+	// The API server records a request with failed authentication without a user.
 	case a.User.Username == "" && a.ResponseStatus.Code.port() != http.StatusUnauthorized:
 		return sensors.Event{}, errors.New("it has no user")
 	case !isPlausibleTime(at):
@@ -161,7 +162,7 @@ func decodeAuditEvent(raw []byte) (sensors.Event, error) {
 		path, _, _ = strings.Cut(path, "?")
 	}
 	e := sensors.Event{
-		// One request has one id, in whichever stage it is told: what was detected when it began is the same when it ends.
+		// All stages of a request have the same ID, so that detections at its start and at its end are identical.
 		ID: "kubernetes-audit/" + a.AuditID, Kind: sensors.KindKubernetesAudit, Time: at.UTC(), Actor: kubernetesActor(a.User.Username),
 		Audit: sensors.Audit{
 			Verb: truncateForDisplay(a.Verb, 64), User: a.User.Username, Groups: limitNames(a.User.Groups), ImpersonatedUser: a.ImpersonatedUser.Username, ImpersonatedGroups: limitNames(a.ImpersonatedUser.Groups),
@@ -177,7 +178,7 @@ func decodeAuditEvent(raw []byte) (sensors.Event, error) {
 	return e, nil
 }
 
-// kubernetesActor is who made a request; "" is nobody that is known.
+// kubernetesActor returns the actor of a request, or "" if the user is unknown.
 func kubernetesActor(user string) string {
 	if user == "" {
 		return ""
@@ -185,14 +186,15 @@ func kubernetesActor(user string) string {
 	return "kubernetes:" + user
 }
 
-// extractFacts takes from what was sent only what rules need; nothing else of it leaves this function.
+// extractFacts extracts the facts that rules need from the request and the response. No other part of them leaves this
+// function.
 func (a *auditEvent) extractFacts(e *sensors.Event, query url.Values) {
 	out := &e.Audit
 	object := decodeAuditedObject(a.RequestObject)
 	if object == nil {
-		// What is an object and cannot be read was written so that it cannot.
+		// An object that cannot be decoded was probably written that way intentionally.
 		out.Truncated = out.Truncated || bytes.HasPrefix(bytes.TrimSpace(a.RequestObject), []byte("{"))
-		// A JSON patch names no fields; then the whole object as it is afterwards says what it asks for.
+		// A JSON patch contains no complete fields, so use the resulting object in the response.
 		object = decodeAuditedObject(a.ResponseObject)
 	}
 	switch kind := out.Resource; {
@@ -211,7 +213,7 @@ func (a *auditEvent) extractFacts(e *sensors.Event, query url.Values) {
 	case kind == "roles" || kind == "clusterroles":
 		out.Role = object.roleFacts()
 	case kind == "namespaces" && out.Subresource == "":
-		if object != nil { // a JSON patch that is answered without the object has none
+		if object != nil { // nil for a JSON patch whose response does not contain the object
 			out.Admission = object.admissionFacts()
 		}
 		a.detectLabelRemoval(&out.Admission)
@@ -221,7 +223,7 @@ func (a *auditEvent) extractFacts(e *sensors.Event, query url.Values) {
 	if made := decodeAuditedObject(a.ResponseObject); made != nil && out.Verb == "create" && out.Subresource == "" {
 		out.Name, out.UID = orDefault(out.Name, truncateForDisplay(made.Metadata.Name, maxIdentifierBytes)), orDefault(out.UID, truncateForDisplay(made.Metadata.UID, 64))
 	}
-	// A request about one pod is about that pod: its incident is the pod's.
+	// A request about one pod is assigned to that pod, so that it joins the pod's incident.
 	if out.Resource == "pods" && out.Name != "" && out.Verb != "delete" && out.Verb != "deletecollection" {
 		e.Container.Pod = sensors.Pod{Namespace: out.Namespace, Name: out.Name, UID: out.UID}
 	}
@@ -234,7 +236,7 @@ func extraValue(all map[string][]string, key string) string {
 	return truncateForDisplay(all[key][0], maxIdentifierBytes)
 }
 
-// limitNames bounds a list of names.
+// limitNames limits the length of a list and of its names, in place.
 func limitNames(all []string) []string {
 	all = all[:min(len(all), maxLabels)]
 	for i, s := range all {
@@ -243,7 +245,7 @@ func limitNames(all []string) []string {
 	return all
 }
 
-// filterAuditAnnotations leaves away what a mutating webhook has written into an object: that may be a secret.
+// filterAuditAnnotations removes the patches of mutating webhooks, which may contain secrets, and limits the rest.
 func filterAuditAnnotations(all map[string]string) map[string]string {
 	out := map[string]string{}
 	for k, v := range all {
@@ -257,13 +259,14 @@ func filterAuditAnnotations(all map[string]string) map[string]string {
 	return out
 }
 
-// unmarshalCaseSensitive decodes as the API server does: names are told apart by their case. Who may write an object could otherwise say
-// "SPEC" behind "spec", and have the one judged and the other done.
+// unmarshalCaseSensitive decodes like the API server: field names are case-sensitive. Otherwise, an attacker could
+// send "SPEC" after "spec", and the rules would evaluate another object than the API server.
 func unmarshalCaseSensitive(raw []byte, into any) error {
-	return kubejson.UnmarshalCaseSensitivePreserveInts(raw, into) //nolint:wrapcheck // callers say what they read
+	return kubejson.UnmarshalCaseSensitivePreserveInts(raw, into) //nolint:wrapcheck // callers add the context
 }
 
-// decodeAuditedObject reads an object of a request, as far as facts are taken from it; nil if there is none.
+// decodeAuditedObject decodes the parts of an object that facts are extracted from. It returns nil if there is no
+// valid object.
 func decodeAuditedObject(raw json.RawMessage) *auditedObject {
 	var o auditedObject
 	if raw = bytes.TrimSpace(raw); len(raw) == 0 || raw[0] != '{' || unmarshalCaseSensitive(raw, &o) != nil {

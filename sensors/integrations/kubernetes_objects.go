@@ -7,13 +7,13 @@ import (
 	"stanch/sensors"
 )
 
-// auditedObject is an object in a request, as far as Stanch looks into it. It has no field for the data of a Secret or a
-// ConfigMap, for an environment or for a token, so that none can be copied.
+// auditedObject is the part of an object in a request that Stanch reads. It has no field for the data of a Secret or
+// ConfigMap, for environment variables or for a token, so that none can be copied.
 type auditedObject struct {
 	Metadata struct {
 		Name   string             `json:"name"`
 		UID    string             `json:"uid"`
-		Labels map[string]*string `json:"labels"` // nil where a patch takes one away
+		Labels map[string]*string `json:"labels"` // a nil value means that a patch removes the label
 	} `json:"metadata"`
 	Spec struct {
 		podSpec
@@ -27,7 +27,7 @@ type auditedObject struct {
 				} `json:"template"`
 			} `json:"spec"`
 		} `json:"jobTemplate"`
-		// A TokenRequest's.
+		// The fields of a TokenRequest.
 		Audiences         []string `json:"audiences"`
 		ExpirationSeconds int64    `json:"expirationSeconds"`
 		BoundObjectRef    struct {
@@ -91,12 +91,12 @@ type podContainer struct {
 	} `json:"securityContext"`
 }
 
-// podTemplateResources are the resources that make pods.
+// podTemplateResources are the resources that create pods.
 var podTemplateResources = map[string]bool{
 	"deployments": true, "daemonsets": true, "statefulsets": true, "replicasets": true, "replicationcontrollers": true, "jobs": true, "cronjobs": true,
 }
 
-// podFacts is what an object's pods ask for, wherever in it their specification is.
+// podFacts returns what the pods of an object request, wherever the object contains the pod specification.
 func (o *auditedObject) podFacts() sensors.AuditPod {
 	var out sensors.AuditPod
 	for _, s := range []*podSpec{&o.Spec.podSpec, &o.Spec.Template.Spec, &o.Spec.JobTemplate.Spec.Template.Spec} {
@@ -121,7 +121,7 @@ func (o *auditedObject) podFacts() sensors.AuditPod {
 	return out
 }
 
-// sortUnique sorts names and takes each once.
+// sortUnique sorts names and removes duplicates and empty names.
 func sortUnique(names []string) []string {
 	names = slices.DeleteFunc(names, func(s string) bool { return s == "" })
 	slices.Sort(names)
@@ -148,7 +148,8 @@ func (o *auditedObject) bindingFacts() sensors.AuditBinding {
 	return out
 }
 
-// escalating are the rights by which one can gain more: verbs for any resource, and verbs for a resource.
+// escalatingVerbs and escalatingResources are the permissions that let a subject gain more: verbs for any resource,
+// and verbs for a certain resource.
 var (
 	escalatingVerbs     = []string{"escalate", "bind", "impersonate", "approve", "sign"}
 	escalatingResources = map[string][]string{
@@ -213,10 +214,11 @@ func (o *auditedObject) webhookFacts() sensors.AuditWebhook {
 	return out
 }
 
-// podSecurityLabel says what of the Pod Security Standards is enforced in a namespace.
+// podSecurityLabel is the label that sets the enforced level of the Pod Security Standards in a namespace.
 const podSecurityLabel = "pod-security.kubernetes.io/enforce"
 
-// policyExemptionLabels are the labels, and their values, by which policy engines leave a namespace out; "" is any value.
+// policyExemptionLabels are the labels that exempt a namespace from a policy engine, with their values; "" means any
+// value.
 var policyExemptionLabels = map[string]string{
 	"admission.gatekeeper.sh/ignore":       "",
 	"openpolicyagent.org/webhook":          "ignore",
@@ -240,8 +242,9 @@ func (o *auditedObject) admissionFacts() sensors.AuditAdmission {
 	return out
 }
 
-// detectLabelRemoval finds the ways to take the label away without naming it: to send the namespace whole, or all of its labels,
-// without it; and a JSON patch, which names it in a path. A request that leaves it alone says nothing of it.
+// detectLabelRemoval detects requests that remove the label without setting it to null: an update of the complete
+// namespace or of all its labels, and a JSON patch, which contains the label in a path. For a request that does not
+// change the label, it leaves the level unset.
 func (a *auditEvent) detectLabelRemoval(out *sensors.AuditAdmission) {
 	after := decodeAuditedObject(a.ResponseObject)
 	if after == nil && (a.Verb == "update" || a.Verb == "create") {

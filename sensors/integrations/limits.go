@@ -13,23 +13,23 @@ import (
 	"stanch/sensors"
 )
 
-// The bounds of one record. They are far above what any of the sensors sends.
+// The limits of one record. They are far above what the supported sensors send.
 const (
-	// MaxRecordBytes is the size of one record in bytes.
+	// MaxRecordBytes is the maximum size of one record, in bytes (256 KiB).
 	MaxRecordBytes = 256 << 10
 	maxDepth       = 64
-	// maxValues bounds the fields and elements of a record, however they nest.
+	// maxValues is the maximum number of fields and elements of a record at all levels.
 	maxValues = 10_000
 
-	maxIdentifierBytes = 256  // a name that points at something: cut, it would point elsewhere, so it is refused
-	maxTextBytes       = 4096 // a path
+	maxIdentifierBytes = 256  // longer identifiers are rejected, because a truncated one would refer to something else
+	maxTextBytes       = 4096 // for example a path
 	maxMessageBytes    = 500
 	maxArgs            = 128
 	maxCommandBytes    = 8 << 10
 	maxLabels          = 64
 )
 
-// checkLimits refuses a record that is larger, deeper or wider than any sensor sends, before it is parsed.
+// checkLimits returns an error for a record that exceeds the limits, before it is parsed.
 func checkLimits(raw []byte) error { return checkJSONLimits(raw, MaxRecordBytes, maxDepth, maxValues) }
 
 func checkJSONLimits(raw []byte, most, deepest, widest int) error {
@@ -62,7 +62,7 @@ func checkJSONLimits(raw []byte, most, deepest, widest int) error {
 	return nil
 }
 
-// truncateForDisplay cuts a text that is shown to people.
+// truncateForDisplay shortens a text for display to at most most bytes.
 func truncateForDisplay(s string, most int) string {
 	if len(s) <= most {
 		return s
@@ -80,10 +80,10 @@ func tooLongError(what, s string) error {
 	return fmt.Errorf("its %s has %d bytes, at most %d are taken: %q", what, len(s), maxIdentifierBytes, truncateText(s))
 }
 
-// isPlausibleTime keeps out what no clock says and what no JSON can hold.
+// isPlausibleTime rejects times that no clock reports or that JSON cannot represent.
 func isPlausibleTime(t time.Time) bool { return t.Year() >= 2000 && t.Year() <= 2200 }
 
-// finalizeAlert bounds an alert, gives it an id and refuses it if it lacks what every detection has.
+// finalizeAlert limits the fields of an alert, sets its ID, and returns an error if a required field is missing.
 func finalizeAlert(d *sensors.Detection, raw []byte) (DecodedRecord, error) {
 	e, c := &d.Event, &d.Event.Container
 	for what, s := range map[string]string{
@@ -134,8 +134,9 @@ func finalizeAlert(d *sensors.Detection, raw []byte) (DecodedRecord, error) {
 	return DecodedRecord{Alert: d}, nil
 }
 
-// limitRequestFields cuts what a sensor says of a request to the cluster or the cloud. Who made it is never cut short of what
-// is taken: the gateway refuses a name that is longer.
+// limitRequestFields shortens the fields of a Kubernetes or cloud API request. The limit for the user and the
+// principal is higher than what the gateway accepts, so that the gateway rejects a long name instead of using a
+// shortened one.
 func limitRequestFields(e *sensors.Event) {
 	a, c := &e.Audit, &e.Cloud
 	for _, s := range []*string{
@@ -147,8 +148,8 @@ func limitRequestFields(e *sensors.Event) {
 	a.User, c.Principal = truncateForDisplay(a.User, maxTextBytes), truncateForDisplay(c.Principal, maxTextBytes)
 }
 
-// subjectOf is the account that a request to the cluster or a call to the cloud was made with: what a detection is about
-// where it is about no container.
+// subjectOf returns the account that made a Kubernetes or cloud API request. It is the subject of a detection that is
+// not about a container.
 func subjectOf(e sensors.Event) sensors.Subject {
 	a, c := e.Audit, e.Cloud
 	switch {
@@ -166,7 +167,7 @@ func subjectOf(e sensors.Event) sensors.Subject {
 	return sensors.Subject{}
 }
 
-// hasSubject tells whether an event names something other than a container: an object of the cluster, an account.
+// hasSubject reports whether an event is about an entity other than a container.
 func hasSubject(e *sensors.Event) bool {
 	switch e.Kind {
 	case sensors.KindKubernetesAudit:
@@ -178,8 +179,8 @@ func hasSubject(e *sensors.Event) bool {
 	}
 }
 
-// limitArgs keeps the beginning of a command line: as many arguments, and as many bytes of all of them, as an incident
-// can carry a hundred times.
+// limitArgs keeps the beginning of a command line, so that an incident can contain a hundred of them. It reports
+// whether arguments were cut.
 func limitArgs(args []string, cut bool) ([]string, bool) {
 	if len(args) > maxArgs {
 		args, cut = args[:maxArgs], true
@@ -195,8 +196,8 @@ func limitArgs(args []string, cut bool) ([]string, bool) {
 	return args, cut
 }
 
-// validLabels drops what Kubernetes would not take as a label, and all of them if there are more than anybody sets: a
-// choice among them would be a random one.
+// validLabels removes labels that Kubernetes would not accept. It returns nil if there are too many labels, because a
+// selection would be arbitrary.
 func validLabels(labels map[string]string) map[string]string {
 	if len(labels) > maxLabels {
 		return nil
@@ -216,8 +217,8 @@ func orDefault(s, otherwise string) string {
 	return s
 }
 
-// splitCommandLine splits a command line that was joined with spaces; what stands in double quotes is one word, as Tetragon
-// writes an argument with spaces in it.
+// splitCommandLine splits a command line that was joined with spaces. A part in double quotes is one argument, which
+// is how Tetragon writes arguments with spaces.
 func splitCommandLine(line string) []string {
 	if !strings.Contains(line, `"`) {
 		return strings.Fields(line)

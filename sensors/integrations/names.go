@@ -6,7 +6,8 @@ import (
 	"stanch/sensors"
 )
 
-// serviceAccountOf is the service account that a user's name is: "system:serviceaccount:shop:web".
+// serviceAccountOf returns the service account of a user name such as "system:serviceaccount:shop:web", or the zero
+// value.
 func serviceAccountOf(user string) sensors.AuditServiceAccount {
 	rest, ok := strings.CutPrefix(user, "system:serviceaccount:")
 	namespace, name, two := strings.Cut(rest, ":")
@@ -16,7 +17,8 @@ func serviceAccountOf(user string) sensors.AuditServiceAccount {
 	return sensors.AuditServiceAccount{Namespace: namespace, Name: name}
 }
 
-// roleOf is the role and the session of a principal: "arn:aws:sts::123456789012:assumed-role/ROLE/SESSION".
+// roleOf returns the role and the session of a principal such as
+// "arn:aws:sts::123456789012:assumed-role/ROLE/SESSION".
 func roleOf(arn string) (role, session string) {
 	parts := strings.SplitN(arn, ":", 6)
 	if len(parts) < 6 || parts[0] != "arn" {

@@ -7,15 +7,15 @@ import (
 	"stanch/sensors"
 )
 
-// ruleMapping is what a foreign rule means in Stanch's words.
+// ruleMapping maps a rule of another sensor to an objective and a technique.
 type ruleMapping struct {
 	objective sensors.Objective
 	technique string
-	// confidence is how sure the rule is, alone; 0 leaves what the source's severity says.
+	// confidence is the confidence of the rule alone; 0 means the default for the severity.
 	confidence float64
 }
 
-// techniqueObjectives maps ATT&CK techniques to objectives, by the number without its sub-technique.
+// techniqueObjectives maps ATT&CK techniques, without their sub-technique, to objectives.
 var techniqueObjectives = map[string]sensors.Objective{
 	"T1496": sensors.ObjectiveCryptoMining,
 	"T1611": sensors.ObjectiveEscape, "T1068": sensors.ObjectiveEscape, "T1548": sensors.ObjectiveEscape, "T1134": sensors.ObjectiveEscape,
@@ -38,8 +38,9 @@ var techniqueObjectives = map[string]sensors.Objective{
 	"T1087": sensors.ObjectiveDiscovery, "T1018": sensors.ObjectiveDiscovery, "T1057": sensors.ObjectiveDiscovery, "T1518": sensors.ObjectiveDiscovery,
 }
 
-// objectiveKeywords maps words in names and tags, in lower case and with spaces for - and _, to objectives: what is telling comes
-// first, ATT&CK's tactics after it. The tactic "impact" is not here, because it is as often destruction as mining.
+// objectiveKeywords maps keywords in names and tags (in lower case, with spaces for - and _) to objectives. Specific
+// keywords come first, then the tactics of ATT&CK. The tactic "impact" is missing, because it means destruction as
+// often as mining.
 var objectiveKeywords = []struct {
 	words     string
 	objective sensors.Objective
@@ -67,8 +68,8 @@ var objectiveKeywords = []struct {
 	{"execution", sensors.ObjectiveExecution},
 }
 
-// mapRule tells what a rule is for: by its name if it is one that the source ships, else by its technique, else by the
-// words of its tags, else as execution. The sentence says which of these it was.
+// mapRule returns the objective and technique of a rule, and a sentence that says how they were determined: by the
+// name of a shipped rule, by its technique, by keywords in its name and tags, or as a guess (execution).
 func mapRule(source string, shipped map[string]ruleMapping, rule string, tags []string, technique string) (ruleMapping, string) {
 	if m, ok := shipped[rule]; ok {
 		if technique != "" {
@@ -92,7 +93,8 @@ func mapRule(source string, shipped map[string]ruleMapping, rule string, tags []
 	return ruleMapping{objective: sensors.ObjectiveExecution, technique: technique}, "Nothing in it says what it is for: the objective execution is a guess."
 }
 
-// findTechnique finds an ATT&CK technique in a tag: "T1059", "T1059.004", "MITRE_T1036_masquerading", "attack.t1068".
+// findTechnique returns the ATT&CK technique in a tag such as "T1059", "T1059.004", "MITRE_T1036_masquerading" or
+// "attack.t1068", or "".
 func findTechnique(tag string) string {
 	for part := range strings.FieldsFuncSeq(strings.ToUpper(tag), func(r rune) bool { return r == '_' || r == '-' || r == ' ' || r == ':' || r == '/' }) {
 		part = strings.TrimPrefix(part, "ATTACK.")
@@ -108,7 +110,7 @@ func isDigits(s string) bool {
 	return strings.Trim(s, "0123456789") == ""
 }
 
-// syscallKinds maps system calls, and the kernel's functions that stand for them, to kinds of event.
+// syscallKinds maps system calls, and the kernel functions that implement them, to event kinds.
 var syscallKinds = map[string]sensors.Kind{
 	"execve": sensors.KindExec, "execveat": sensors.KindExec, "sched_process_exec": sensors.KindExec, "security_bprm_check": sensors.KindExec,
 	"security_bprm_creds_from_file": sensors.KindExec, "bprm_check_security": sensors.KindExec, "bprm_creds_from_file": sensors.KindExec,
@@ -138,7 +140,7 @@ var syscallKinds = map[string]sensors.Kind{
 	"find_module_sections": sensors.KindKernelModule, "free_module": sensors.KindKernelModule,
 }
 
-// syscallName takes the parts off a function's name that say how it was hooked: "__x64_sys_openat" is openat.
+// syscallName returns the name of a system call without the prefixes of hooks: "openat" for "__x64_sys_openat".
 func syscallName(s string) string {
 	for _, prefix := range []string{"__x64_", "__arm64_", "__ia32_", "__se_", "__do_"} {
 		s = strings.TrimPrefix(s, prefix)
@@ -152,8 +154,8 @@ func syscallName(s string) string {
 	return strings.ToLower(s)
 }
 
-// kindOfSyscall is the kind of event of a call; an exec if the call is none that Stanch has a word for, since then the process
-// is what is known.
+// kindOfSyscall returns the event kind of a system call. It returns KindExec for an unknown call, because then only
+// the process is known.
 func kindOfSyscall(call string) sensors.Kind {
 	if k, ok := syscallKinds[call]; ok {
 		return k

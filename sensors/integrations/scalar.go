@@ -10,11 +10,12 @@ import (
 	"time"
 )
 
-// scalar is a JSON value that is written as a string by one version and as a number by the next: protobuf's JSON writes
-// 64-bit numbers as strings, and its wrappers as {"value":…} in some encoders. It keeps the text, and so every digit.
+// scalar is a JSON value that some versions encode as a string and others as a number: protobuf encodes 64-bit numbers
+// as strings, and some encoders write wrappers as {"value":…}. It stores the text, and so every digit.
 type scalar string
 
-// UnmarshalJSON takes what it can read and is empty otherwise: one odd field costs that field, not the alert.
+// UnmarshalJSON stores an empty value for JSON that is not a scalar, so that one malformed field does not invalidate
+// the alert.
 func (s *scalar) UnmarshalJSON(raw []byte) error {
 	*s = ""
 	raw = bytes.TrimSpace(raw)
@@ -39,7 +40,8 @@ func (s *scalar) UnmarshalJSON(raw []byte) error {
 	return nil
 }
 
-// uint64 is the number; hexadecimal with 0x too. What is negative, too large or no number is 0.
+// uint64 returns the number, which may be hexadecimal with 0x. It returns 0 for a value that is negative, too large or
+// not a number.
 func (s scalar) uint64() uint64 {
 	text := strings.TrimSpace(string(s))
 	base := 10
@@ -69,7 +71,7 @@ func (s scalar) port() uint16 {
 
 func (s scalar) bool() bool { return strings.EqualFold(string(s), "true") || s == "1" }
 
-// nanoseconds reads a Unix time in nanoseconds.
+// nanoseconds returns the time for a Unix time in nanoseconds, or the zero time.
 func (s scalar) nanoseconds() time.Time {
 	n := s.uint64()
 	if n == 0 || n > math.MaxInt64 {
@@ -78,10 +80,10 @@ func (s scalar) nanoseconds() time.Time {
 	return time.Unix(0, int64(n))
 }
 
-// timestamp is a time in RFC 3339; what is no time is none.
+// timestamp is a time. It is zero for an invalid value.
 type timestamp struct{ time.Time }
 
-// UnmarshalJSON reads the time, or protobuf's {"seconds":…,"nanos":…}.
+// UnmarshalJSON decodes RFC 3339, or protobuf's {"seconds":…,"nanos":…}. It ignores other values.
 func (i *timestamp) UnmarshalJSON(raw []byte) error {
 	var text string
 	if json.Unmarshal(raw, &text) == nil {
@@ -97,7 +99,7 @@ func (i *timestamp) UnmarshalJSON(raw []byte) error {
 	return nil
 }
 
-// parseAddress gives an IP address in its plain form, and its family; what is none is "".
+// parseAddress returns an IP address in canonical form and its family, or "" for an invalid address.
 func parseAddress(s string) (ip, family string) {
 	a, err := netip.ParseAddr(strings.Trim(s, "[]"))
 	if err != nil {

@@ -7,15 +7,16 @@ import (
 	"fmt"
 )
 
-// RawRecord is one record of a body, and where it stands in it: the line, or the place in a list, from 1.
+// RawRecord is one record of a request body. Line is its line number, or its position in a JSON array, from 1.
 type RawRecord struct {
 	Line int
 	Raw  []byte
 }
 
-// SplitRecords takes a body apart: one JSON object, a list of them, or one to a line (NDJSON; empty lines are skipped). A line
-// that is no JSON is a record like any other, and its decoder refuses it alone; a list that is no JSON is refused whole,
-// because where its next element begins is not known.
+// SplitRecords splits a request body into records: one JSON object, a JSON array, or one record per line (NDJSON;
+// empty lines are skipped). A line that is not JSON is returned as a record, so that its decoder rejects only that
+// line. An array that is not valid JSON is an error, because the next element cannot be found. More than most records,
+// or an empty body, are an error too.
 func SplitRecords(body []byte, most int) ([]RawRecord, error) {
 	body = bytes.TrimSpace(bytes.TrimPrefix(body, []byte("\xef\xbb\xbf")))
 	switch {

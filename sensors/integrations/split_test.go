@@ -67,7 +67,7 @@ func FuzzSplit(f *testing.F) {
 	})
 }
 
-// What an attacker makes long is cut, said to be cut, and costs no more than a normal alert.
+// Long values are truncated, marked as truncated, and cost no more than a normal alert.
 func TestWhatIsLongIsCut(t *testing.T) {
 	long := strings.Repeat("ä", 20_000)
 	d := decodeAlert(t, integrations.DecodeFalco, falcoAlert("Run shell untrusted", "syscall", `"evt.type":"execve","proc.cmdline":"sh -c `+long+` tail","proc.exepath":"/`+long+`","k8s.pod.labels":"a:`+long+`, b:ok"`))

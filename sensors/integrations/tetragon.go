@@ -9,7 +9,7 @@ import (
 	"stanch/sensors"
 )
 
-// tetragonRecord is one line of Tetragon's JSON export: GetEventsResponse in protobuf's JSON.
+// tetragonRecord is one line of Tetragon's JSON export: GetEventsResponse in protobuf's JSON encoding.
 type tetragonRecord struct {
 	Exec       *tetragonHook `json:"process_exec"`
 	Exit       *tetragonHook `json:"process_exit"`
@@ -30,24 +30,24 @@ type tetragonRecord struct {
 
 	NodeName string    `json:"node_name"`
 	Time     timestamp `json:"time"`
-	// AggregationInfo is set where Tetragon counts what is alike.
+	// AggregationInfo is set if Tetragon aggregated similar events.
 	AggregationInfo struct {
 		Count scalar `json:"count"`
 	} `json:"aggregation_info"`
 }
 
-// tetragonHookJSON is an event of any of the hooks: their messages share their fields.
+// tetragonHook is an event of any hook, because their messages share their fields.
 type tetragonHook struct {
 	Process   *tetragonProcess  `json:"process"`
 	Parent    *tetragonProcess  `json:"parent"`
 	Ancestors []tetragonProcess `json:"ancestors"`
 
-	Function string `json:"function_name"` // a kprobe's and an LSM hook's
-	Subsys   string `json:"subsys"`        // a tracepoint's
+	Function string `json:"function_name"` // of a kprobe or LSM hook
+	Subsys   string `json:"subsys"`        // of a tracepoint
 	Event    string `json:"event"`
-	Path     string `json:"path"` // an uprobe's binary
+	Path     string `json:"path"` // the binary of a uprobe
 	Symbol   string `json:"symbol"`
-	Provider string `json:"provider"` // a USDT's
+	Provider string `json:"provider"` // of a USDT probe
 	Name     string `json:"name"`
 
 	Args   []tetragonArg `json:"args"`
@@ -101,14 +101,14 @@ type tetragonPod struct {
 		} `json:"image"`
 		StartTime timestamp `json:"start_time"`
 		PID       scalar    `json:"pid"`
-		// MaybeExecProbe: the command is that of a probe of the pod.
+		// MaybeExecProbe reports whether the process is probably an exec probe of the pod.
 		MaybeExecProbe bool `json:"maybe_exec_probe"`
 	} `json:"container"`
 }
 
-// DecodeTetragon decodes one line of Tetragon's JSON export. An alert is what a TracingPolicy of the user's own was written to
-// see: an event of one of its hooks. The processes that start and end, which Tetragon exports without any policy, are
-// telemetry; this is not to be configured, since a policy on execve says the same and says why.
+// DecodeTetragon decodes one line of Tetragon's JSON export. An event of a hook in a TracingPolicy is an alert.
+// Process starts and exits, which Tetragon exports without a policy, are telemetry. This is not configurable, because
+// a policy on execve reports the same events together with a reason.
 func DecodeTetragon(raw []byte) (DecodedRecord, error) {
 	var t tetragonRecord
 	if err := checkLimits(raw); err != nil {
@@ -141,7 +141,7 @@ func DecodeTetragon(raw []byte) (DecodedRecord, error) {
 
 func (t *tetragonRecord) decodeAlert(hook *tetragonHook, raw []byte) (DecodedRecord, error) {
 	if hook.Policy == "" {
-		// What comes from no policy, nobody has asked for as an alert.
+		// An event without a policy was not requested as an alert.
 		return DecodedRecord{Telemetry: true}, nil
 	}
 	if hook.Process == nil {
@@ -174,7 +174,7 @@ func (t *tetragonRecord) decodeAlert(hook *tetragonHook, raw []byte) (DecodedRec
 	return finalizeAlert(&d, raw)
 }
 
-// toEvent is what happened, by the hook that saw it.
+// toEvent returns the event that the hook reports.
 func (hook *tetragonHook) toEvent() sensors.Event {
 	p := hook.Process
 	call := syscallName(hook.Function)
@@ -218,7 +218,7 @@ func (p *tetragonProcess) toProcess() sensors.Process {
 	out.ExecedInto = p.InInitTree != nil && !*p.InInitTree && (p.Docker != "" || p.Pod != nil)
 	if p.Pod != nil {
 		out.NSPID = p.Pod.Container.PID.uint32()
-		// A probe is put into the container from outside too, and is nobody's doing.
+		// An exec probe is started from outside the container too, but by the kubelet.
 		out.ExecedInto = out.ExecedInto && !p.Pod.Container.MaybeExecProbe
 	}
 	return out
@@ -240,7 +240,7 @@ func (p *tetragonProcess) toContainer() sensors.Container {
 	return c
 }
 
-// splitContainerID splits "containerd://abc".
+// splitContainerID splits a container ID such as "containerd://abc" into runtime and ID.
 func splitContainerID(s, otherwise string) (runtime, id string) {
 	if runtime, id, ok := strings.Cut(s, "://"); ok {
 		return runtime, id
@@ -248,7 +248,7 @@ func splitContainerID(s, otherwise string) (runtime, id string) {
 	return "", orDefault(s, otherwise)
 }
 
-// digestOf is the digest in an image's id: "registry/name@sha256:…", or "sha256:…" alone.
+// digestOf returns the digest in an image ID, "registry/name@sha256:…" or "sha256:…", or "".
 func digestOf(image string) string {
 	if _, digest, ok := strings.Cut(image, "@"); ok {
 		return digest

@@ -6,7 +6,7 @@ import (
 	"stanch/sensors"
 )
 
-// tetragonArg is one argument of a hook: one of its fields is set.
+// tetragonArg is one argument of a hook. One of its fields is set.
 type tetragonArg struct {
 	Label  string `json:"label"`
 	String scalar `json:"string_arg"`
@@ -46,7 +46,7 @@ type tetragonPath struct {
 	Mount string `json:"mount"`
 	Path  string `json:"path"`
 	Flags string `json:"flags"`
-	// Permission is the file's mode: "-rw-r--r--".
+	// Permission is the mode of the file: "-rw-r--r--".
 	Permission string `json:"permission"`
 }
 
@@ -59,11 +59,11 @@ type tetragonSock struct {
 	Sport    scalar `json:"sport"`
 }
 
-// permissionMaskWrite is the bit of MAY_WRITE in the second argument of security_file_permission.
+// permissionMaskWrite is MAY_WRITE in the second argument of security_file_permission.
 const permissionMaskWrite = 2
 
-// applyArguments puts what the hook was called with into the event. Where the hook is none that Stanch has a word for, its
-// arguments tell the kind: a socket is a connection, a file one that was opened.
+// applyArguments fills in the event from the arguments of the hook. If the hook is unknown, the type of an argument
+// determines the kind: a socket means a connection, a file means a file that was opened.
 func (hook *tetragonHook) applyArguments(e *sensors.Event) {
 	known := syscallKinds[e.Syscall.Name] != ""
 	for i, a := range hook.Args {
@@ -107,7 +107,8 @@ func (hook *tetragonHook) applyArguments(e *sensors.Event) {
 	}
 	switch e.Kind {
 	case sensors.KindExec:
-		// The file of an exec is the one that is about to run; the process is still the one that asked for it.
+		// For an exec, the file is the program that is about to run, while the process is still the one that called
+		// exec.
 		if e.File.Path != "" {
 			e.Syscall.Detail = orDefault(e.Syscall.Detail, e.File.Path)
 		}
@@ -121,7 +122,7 @@ func (hook *tetragonHook) applyArguments(e *sensors.Event) {
 	}
 }
 
-// firstNonNil is the first that is set.
+// firstNonNil returns the first pointer that is not nil.
 func firstNonNil[T any](all ...*T) *T {
 	for _, p := range all {
 		if p != nil {

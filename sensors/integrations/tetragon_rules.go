@@ -6,9 +6,9 @@ import (
 	"stanch/sensors"
 )
 
-// Tetragon ships no rules that are on by default: its policies are its users', and their tags say what they are for.
+// Tetragon has no rules that are enabled by default: users write the policies, and their tags say what they are for.
 
-// tetragonObjective maps the tags of Tetragon's own namespace.
+// tetragonObjective returns the objective for the tags that Tetragon itself defines.
 func tetragonObjective(tags []string) (sensors.Objective, bool) {
 	for _, tag := range tags {
 		switch strings.ToLower(tag) {
@@ -17,15 +17,15 @@ func tetragonObjective(tags []string) (sensors.Objective, bool) {
 		case "observability.process":
 			return sensors.ObjectiveExecution, true
 		case "observability.filesystem":
-			// Which file it is, and why somebody watches it, the tag does not say.
+			// The tag does not say which file is observed and why.
 			return sensors.ObjectiveDiscovery, true
 		}
 	}
 	return "", false
 }
 
-// tetragonSeverities are the tags by which a policy says how bad it is, since Tetragon has no word for it:
-// `tags: ["severity.high"]`.
+// tetragonSeverities are the tags that set the severity of a policy, such as `tags: ["severity.high"]`. Tetragon
+// itself has no severities.
 var tetragonSeverities = map[string]sensors.Severity{
 	"severity.info": sensors.SeverityInfo, "severity.low": sensors.SeverityLow, "severity.medium": sensors.SeverityMedium,
 	"severity.high": sensors.SeverityHigh, "severity.critical": sensors.SeverityCritical,
@@ -33,7 +33,7 @@ var tetragonSeverities = map[string]sensors.Severity{
 	"severity:high": sensors.SeverityHigh, "severity:critical": sensors.SeverityCritical,
 }
 
-// tetragonActions are what Tetragon did about it, where it did something.
+// tetragonActions describe what Tetragon did in response.
 var tetragonActions = map[string]string{
 	"KPROBE_ACTION_SIGKILL":        "Tetragon killed the process.",
 	"KPROBE_ACTION_SIGNAL":         "Tetragon sent the process a signal.",

@@ -76,7 +76,7 @@ func TestEveryHookOfTetragonTellsItsKind(t *testing.T) {
 	require.Equal(t, sensors.ObjectiveEscape, d.Objective)
 }
 
-// Tetragon exports every process that starts: that is telemetry. What it dropped is health.
+// Tetragon exports every process start, which is telemetry. Dropped events are health records.
 func TestWhatNoPolicyAskedForIsNoAlert(t *testing.T) {
 	for _, i := range []int{6, 7, 10} {
 		r, err := integrations.DecodeTetragon([]byte(tetragonLines[i]))

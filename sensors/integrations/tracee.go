@@ -8,10 +8,10 @@ import (
 	"stanch/sensors"
 )
 
-// DecodeTracee decodes one event of Tracee's JSON output or webhook, in each of its shapes: that of its events up to version
-// 0.23 (`eventName`, `metadata`), that of its protocol v1beta1 (`name`, `workload`, `threat`), and that of the webhook of
-// tracee-rules before they were one (`Context`, `SigMetadata`). An alert is what a signature or detector found; every
-// other event is telemetry.
+// DecodeTracee decodes one event of Tracee's JSON output or webhook, in one of three formats: events up to version
+// 0.23 (`eventName`, `metadata`), the protocol v1beta1 (`name`, `workload`, `threat`), and the webhook of the former
+// tracee-rules (`Context`, `SigMetadata`). A finding of a signature or detector is an alert. Other events are
+// telemetry.
 func DecodeTracee(raw []byte) (DecodedRecord, error) {
 	if err := checkLimits(raw); err != nil {
 		return DecodedRecord{}, fmt.Errorf("not Tracee's JSON: %w", err)
@@ -28,14 +28,14 @@ func DecodeTracee(raw []byte) (DecodedRecord, error) {
 	case t.lookup("name").exists() && (t.lookup("workload").exists() || t.lookup("timestamp").exists()):
 		return decodeTraceeV1beta1(t, raw)
 	}
-	// Tracee's own log goes to the same stream when both are JSON.
+	// Tracee writes its own log to the same stream if both are JSON.
 	if text := orDefault(t.textAt("msg"), t.textAt("M")); text != "" && (t.lookup("level").exists() || t.lookup("L").exists()) {
 		return decodeTraceeLog(text)
 	}
 	return DecodedRecord{}, errors.New("not an event of Tracee: it has no name")
 }
 
-// decodeTraceeLog reads a line of Tracee's log: "Lost 12 events" is a word about its health.
+// decodeTraceeLog decodes a line of Tracee's log: "Lost 12 events" is a health record.
 func decodeTraceeLog(text string) (DecodedRecord, error) {
 	rest, lost := strings.CutPrefix(text, "Lost ")
 	count, what, _ := strings.Cut(rest, " ")
@@ -45,7 +45,7 @@ func decodeTraceeLog(text string) (DecodedRecord, error) {
 	return DecodedRecord{Telemetry: true}, nil
 }
 
-// traceeSeverities are Tracee's, by number and by the name in its protocol.
+// traceeSeverities maps Tracee's severities, by number and by their name in the protocol.
 var traceeSeverities = map[string]struct {
 	severity   sensors.Severity
 	confidence float64
@@ -57,7 +57,7 @@ var traceeSeverities = map[string]struct {
 	"4": {sensors.SeverityCritical, 0.85}, "CRITICAL": {sensors.SeverityCritical, 0.85},
 }
 
-// traceeFinding is what Tracee says about what it found, whatever the shape.
+// traceeFinding is a finding of Tracee, independent of the format.
 type traceeFinding struct {
 	name, title, description, id, severity, category, technique string
 }
@@ -86,7 +86,7 @@ func (f traceeFinding) toDetection() sensors.Detection {
 	return d
 }
 
-// decodeTraceeLegacy reads the shape up to version 0.23.
+// decodeTraceeLegacy decodes the format up to version 0.23.
 func decodeTraceeLegacy(t, meta jsonValue, raw []byte) (DecodedRecord, error) {
 	properties := meta.lookup("Properties")
 	f := traceeFinding{
@@ -98,7 +98,8 @@ func decodeTraceeLegacy(t, meta jsonValue, raw []byte) (DecodedRecord, error) {
 		return DecodedRecord{Telemetry: true}, nil
 	}
 	d := f.toDetection()
-	// hostName is the name in the process's own UTS namespace, which in a container is not the node's: it is not taken.
+	// hostName is not used: it is the name in the process's UTS namespace, which in a container is not the node's
+	// name.
 	d.Time = t.lookup("timestamp").timestamp().Time
 	process := sensors.Process{
 		PID: t.lookup("hostProcessId").scalar().uint32(), PPID: t.lookup("hostParentProcessId").scalar().uint32(), NSPID: t.lookup("processId").scalar().uint32(),
@@ -122,7 +123,7 @@ func decodeTraceeLegacy(t, meta jsonValue, raw []byte) (DecodedRecord, error) {
 	data := t.lookup("args").elements()
 	call := t.textAt("syscall")
 	if f.name != t.textAt("eventName") {
-		call = t.textAt("eventName") // in the oldest shape the event is the one that the signature saw
+		call = t.textAt("eventName") // in the oldest format, the event is the one that triggered the signature
 	}
 	for _, a := range data {
 		if a.textAt("name") == "triggeredBy" {
@@ -135,7 +136,7 @@ func decodeTraceeLegacy(t, meta jsonValue, raw []byte) (DecodedRecord, error) {
 	return finalizeAlert(&d, raw)
 }
 
-// decodeTraceeV1beta1 reads the shape of the protocol v1beta1.
+// decodeTraceeV1beta1 decodes the format of the protocol v1beta1.
 func decodeTraceeV1beta1(t jsonValue, raw []byte) (DecodedRecord, error) {
 	threat := t.lookup("threat")
 	if !threat.exists() {
@@ -144,7 +145,7 @@ func decodeTraceeV1beta1(t jsonValue, raw []byte) (DecodedRecord, error) {
 	properties := threat.lookup("properties")
 	d := traceeFinding{
 		name: t.textAt("name"), title: threat.textAt("name"), description: threat.textAt("description"), id: orDefault(properties.textAt("id"), properties.textAt("signatureID")),
-		// In protobuf's JSON the first of an enumeration is left out: no severity is INFO.
+		// Protobuf's JSON omits the first value of an enumeration: a missing severity is INFO.
 		severity: orDefault(threat.textAt("severity"), "0"), category: threat.textAt("mitre", "tactic", "name"), technique: threat.textAt("mitre", "technique", "id"),
 	}.toDetection()
 	d.Time = t.lookup("timestamp").timestamp().Time
@@ -193,7 +194,7 @@ func decodeTraceeV1beta1(t jsonValue, raw []byte) (DecodedRecord, error) {
 	return finalizeAlert(&d, raw)
 }
 
-// applyTraceeData puts the data of an event, and of the one that it was found in, into ours.
+// applyTraceeData fills in the event from the data of a Tracee event and of the event that triggered it.
 func applyTraceeData(e *sensors.Event, call, name string, data []jsonValue, value func(jsonValue) jsonValue) {
 	e.Syscall.Name = syscallName(call)
 	e.Kind = kindOfSyscall(e.Syscall.Name)

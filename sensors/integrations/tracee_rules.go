@@ -2,7 +2,7 @@ package integrations
 
 import "stanch/sensors"
 
-// traceeSignatureMappings are the signatures that Tracee ships, by the names of their events.
+// traceeSignatureMappings maps the signatures that Tracee ships, by the name of their event.
 var traceeSignatureMappings = map[string]ruleMapping{
 	"stdio_over_socket":         {sensors.ObjectiveCommandControl, "T1059", 0.8},
 	"anti_debugging":            {sensors.ObjectiveDefenseEvasion, "T1622", 0.4},
@@ -38,7 +38,8 @@ var traceeSignatureMappings = map[string]ruleMapping{
 	"system_request_key_mod":    {sensors.ObjectiveEscape, "T1611", 0.6},
 }
 
-// traceeSignatureNames are the ids of those signatures; older versions give the title where newer ones give the event's name.
+// traceeSignatureNames maps the IDs of these signatures to their event names. Older versions report the title instead
+// of the event name.
 var traceeSignatureNames = map[string]string{
 	"TRC-101": "stdio_over_socket", "TRC-102": "anti_debugging", "TRC-103": "ptrace_code_injection", "TRC-104": "dynamic_code_loading", "TRC-105": "fileless_execution",
 	"TRC-106": "cgroup_notify_on_release", "TRC-107": "ld_preload", "TRC-108": "k8s_service_account_token", "TRC-109": "aslr_inspection",
@@ -49,7 +50,7 @@ var traceeSignatureNames = map[string]string{
 	"TRC-1030": "syscall_hooking", "TRC-1031": "system_request_key_mod",
 }
 
-// traceeSignatureKinds are the kinds of event of signatures whose system call says nothing.
+// traceeSignatureKinds are the event kinds of signatures whose system call does not determine the kind.
 var traceeSignatureKinds = map[string]sensors.Kind{
 	"stdio_over_socket": sensors.KindConnect, "k8s_api_connection": sensors.KindConnect, "k8s_service_account_token": sensors.KindFileOpen, "k8s_cert_theft": sensors.KindFileOpen,
 	"cgroup_release_agent": sensors.KindFileOpen, "cgroup_notify_on_release": sensors.KindFileOpen, "core_pattern_modification": sensors.KindFileOpen, "sudoers_modification": sensors.KindFileOpen,

@@ -36,7 +36,7 @@ func newBenchCgroup(b *testing.B) (string, uint64) {
 	return dir, id
 }
 
-// BenchmarkApplyLock is the time from the decision to a cgroup that is held (without the wire's programs).
+// BenchmarkApplyLock measures the time to lock a cgroup, without the veth programs.
 func BenchmarkApplyLock(b *testing.B) {
 	_, id := newBenchCgroup(b)
 	dir := "/sys/fs/bpf/stanch-bench-" + strconv.Itoa(os.Getpid())
@@ -52,7 +52,7 @@ func BenchmarkApplyLock(b *testing.B) {
 	}
 }
 
-// BenchmarkSyscallOverhead is what a system call that nobody watches costs, with and without the open hook.
+// BenchmarkSyscallOverhead measures a system call that is not traced, with and without the open hook.
 func BenchmarkSyscallOverhead(b *testing.B) {
 	newBenchCgroup(b)
 	for name, opt := range map[string]*Options{"no probe": nil, "without open": {DisabledHooks: []Hook{HookOpen}}, "all": {}} {
@@ -71,7 +71,7 @@ func BenchmarkSyscallOverhead(b *testing.B) {
 	}
 }
 
-// BenchmarkExec is a whole fork, exec and exit of a program in a watched cgroup; it reports how late its events arrive.
+// BenchmarkExec measures fork, exec and exit of a program in a watched cgroup, and reports the latency of its events.
 func BenchmarkExec(b *testing.B) {
 	dir, _ := newBenchCgroup(b)
 	fd, err := os.Open(dir)

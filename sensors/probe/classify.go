@@ -14,8 +14,9 @@ import (
 	"stanch/sensors/containermeta"
 )
 
-// ClassifyCgroupPath knows the paths of the usual container runtimes and of systemd's own units. Whatever else appears
-// is unknown, and so is watched: better a few events of an odd service than a container that was not seen.
+// ClassifyCgroupPath classifies a cgroup by its path. It knows the paths of the common container runtimes and of
+// systemd's own units. Every other path is ClassUnknown, which is watched: a few events of an unusual service are
+// better than a missed container.
 func ClassifyCgroupPath(path string) CgroupClass {
 	p := containermeta.ParseCgroupPath(path)
 	switch {
@@ -27,14 +28,14 @@ func ClassifyCgroupPath(path string) CgroupClass {
 	return ClassUnknown
 }
 
-// cgroupInfo is what is known of one cgroup.
+// cgroupInfo is what the probe knows about one cgroup.
 type cgroupInfo struct {
 	class       CgroupClass
 	path        string
-	hasExecuted bool // a program was executed in it, or it was there before this probe
+	hasExecuted bool // a program was executed in it, or it is older than this probe
 }
 
-// maxCachedCgroups bounds the table; at the bound it is forgotten and learnt again.
+// maxCachedCgroups is the maximum size of the table. When it is reached, the table is cleared and filled again.
 const maxCachedCgroups = 16384
 
 const (
@@ -42,8 +43,8 @@ const (
 	filterModeIgnore uint8 = 2
 )
 
-// scanCgroups classifies the cgroups that exist. Where the first process of the machine and this process live is the host,
-// unless the path says that this is a container.
+// scanCgroups classifies the existing cgroups. The cgroups of the machine's first process and of this process belong
+// to the host, unless their path is a container's.
 func (p *Probe) scanCgroups() error {
 	host := map[string]bool{"/": true}
 	for _, pid := range []string{"1", "self"} {
@@ -53,7 +54,7 @@ func (p *Probe) scanCgroups() error {
 	}
 	return filepath.WalkDir(p.options.CgroupRoot, func(full string, d fs.DirEntry, err error) error {
 		if err != nil || !d.IsDir() {
-			return nil // it went away meanwhile
+			return nil // the cgroup was removed in the meantime
 		}
 		id, err := containermeta.CgroupID(full)
 		if err != nil {
@@ -72,7 +73,7 @@ func (p *Probe) scanCgroups() error {
 	})
 }
 
-// cgroupPathOfProcess gives the v2 cgroup of a process, "" if it is gone.
+// cgroupPathOfProcess returns the cgroup v2 path of a process, or "" if the process is gone.
 func cgroupPathOfProcess(pid string) string {
 	b, err := os.ReadFile("/proc/" + pid + "/cgroup")
 	if err != nil {
@@ -80,13 +81,13 @@ func cgroupPathOfProcess(pid string) string {
 	}
 	for line := range strings.Lines(string(b)) {
 		if path, ok := strings.CutPrefix(strings.TrimSpace(line), "0::"); ok {
-			return filepath.Clean(path) // in a cgroup namespace of our own it begins with steps up to the root
+			return filepath.Clean(path) // in another cgroup namespace, the path begins with steps up to the root
 		}
 	}
 	return ""
 }
 
-// setKernelFilter lets the kernel filter the host's cgroups. What is not filtered is watched.
+// setKernelFilter makes the kernel ignore cgroups of the host. All other cgroups are watched.
 func (p *Probe) setKernelFilter(id uint64, class CgroupClass) error {
 	if p.options.IncludeHost {
 		return nil
@@ -101,14 +102,15 @@ func (p *Probe) setKernelFilter(id uint64, class CgroupClass) error {
 	return nil
 }
 
-// classifyCgroup finds out whose a cgroup is at its first event. The caller holds p.mu.
+// classifyCgroup classifies a cgroup at its first event. The caller holds p.mu.
 func (p *Probe) classifyCgroup(id uint64, pid uint32) cgroupInfo {
 	if g, ok := p.cgroups[id]; ok {
 		return g
 	}
 	path, err := containermeta.CgroupPathByID(p.options.CgroupRoot, id)
 	if err != nil {
-		// Gone: ask the process, which may be in it as a zombie; else stay unknown and ask again.
+		// The cgroup is gone, but the process may still be in it as a zombie. Otherwise the cgroup stays unknown, and
+		// the next event tries again.
 		if path = cgroupPathOfProcess(strconv.FormatUint(uint64(pid), 10)); path == "" || path == "/" {
 			return cgroupInfo{}
 		}
@@ -119,11 +121,11 @@ func (p *Probe) classifyCgroup(id uint64, pid uint32) cgroupInfo {
 		clear(p.cgroups)
 	}
 	p.cgroups[id] = g
-	_ = p.setKernelFilter(id, g.class) // at worst its events keep coming and are dropped here
+	_ = p.setKernelFilter(id, g.class) // if this fails, the events still arrive and are dropped here
 	return g
 }
 
-// recordNewCgroup learns of a new cgroup from the kernel. The caller holds p.mu.
+// recordNewCgroup records a new cgroup that the kernel reported. The caller holds p.mu.
 func (p *Probe) recordNewCgroup(id uint64, path string) {
 	if len(p.cgroups) >= maxCachedCgroups {
 		clear(p.cgroups)
@@ -131,11 +133,12 @@ func (p *Probe) recordNewCgroup(id uint64, path string) {
 	g := cgroupInfo{class: p.options.ClassifyCgroup(path), path: path}
 	p.cgroups[id] = g
 	if g.class == ClassHost {
-		_ = p.setKernelFilter(id, g.class) // at worst its events come and are dropped here
+		_ = p.setKernelFilter(id, g.class) // if this fails, the events still arrive and are dropped here
 	}
 }
 
-// IgnoreCgroup filters a cgroup in the kernel from now on: the sensor's own, for example.
+// IgnoreCgroup makes the kernel ignore a cgroup from now on, for example the sensor's own. It returns an error if the
+// kernel map cannot be updated.
 func (p *Probe) IgnoreCgroup(cgroupID uint64) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()

@@ -15,7 +15,7 @@ import (
 	"stanch/sensors"
 )
 
-// The layout of struct event in bpf/src/event.h. TestLayout compares it with the object's BTF.
+// The layout of struct event in bpf/src/event.h. TestLayout compares it with the BTF of the compiled object.
 const (
 	offsetKind, offsetFlags, offsetExeLen, offsetCwdLen                   = 0, 2, 4, 6
 	offsetArgsLen, offsetFileLen, offsetStdio, offsetAncestors            = 8, 10, 12, 13
@@ -38,32 +38,32 @@ const (
 	flagPathUnresolved, flagSyscallFailed, flagExeFromPrivateMount = 1 << 11, 1 << 12, 1 << 13
 )
 
-// kindByNumber are the kernel's numbers of kinds.
+// kindByNumber maps the numbers of bpf/src/event.h to event kinds.
 var kindByNumber = map[int]sensors.Kind{
 	1: sensors.KindExec, 2: sensors.KindExit, 3: sensors.KindConnect, 4: sensors.KindFileOpen, 5: sensors.KindFileDelete, 6: sensors.KindChmod,
 	7: sensors.KindUnixConnect, 8: sensors.KindListen, 9: sensors.KindDNS, 10: sensors.KindRawSocket, 11: sensors.KindMount, 12: sensors.KindNamespaceChange,
 	13: sensors.KindProcessTrace, 14: sensors.KindBPF, 15: sensors.KindIOUring, 16: sensors.KindKernelModule, 17: sensors.KindProcessBurst, kindCgroupCreated: "cgroup",
 }
 
-// kindCgroupCreated is no event of anybody's: it tells the path of a new cgroup.
+// kindCgroupCreated is an internal record with the path of a new cgroup. It is never delivered as an event.
 const kindCgroupCreated = 18
 
 var errMalformedRecord = errors.New("malformed record")
 
-// decodedRecord is a record as the kernel wrote it, with times not yet on the wall clock.
+// decodedRecord is a decoded record of the kernel. Its times are not yet converted to wall-clock time.
 type decodedRecord struct {
 	event      sensors.Event
 	bootTimeNS uint64 // CLOCK_BOOTTIME, ns
 	cpu        uint32
-	// newCgroupPath is the path of a cgroup that was made; then there is nothing else.
+	// newCgroupPath is the path of a new cgroup. If it is set, only the event's cgroup ID is set as well.
 	newCgroupPath string
-	// parentOnHost: the process's parent lives in a cgroup of the host.
+	// parentOnHost reports whether the parent process is in a cgroup of the host.
 	parentOnHost bool
-	// exeFromPrivateMount: its program is from mounts of its own, which its parent does not have.
+	// exeFromPrivateMount reports whether the executable is on a mount that the process has and its parent does not.
 	exeFromPrivateMount bool
 }
 
-// decodeRecord reads one record. It trusts no length in it.
+// decodeRecord decodes one record. It validates every length in it.
 func decodeRecord(b []byte) (decodedRecord, error) {
 	if len(b) < eventHeaderSize || len(b) > eventHeaderSize+maxEventDataBytes+8 {
 		return decodedRecord{}, fmt.Errorf("%w: %d bytes", errMalformedRecord, len(b))
@@ -155,7 +155,8 @@ func decodeRecord(b []byte) (decodedRecord, error) {
 	return d, nil
 }
 
-// resolveRequestedPath makes a path of what a caller said, as far as that can be known: links in it are not followed.
+// resolveRequestedPath returns the absolute path for the string that a caller passed, as far as it is known. It does
+// not follow links.
 func resolveRequestedPath(p, cwd string) string {
 	switch {
 	case p == "":
@@ -177,8 +178,8 @@ func familyName(flags int) string {
 
 const dnsPort = 53
 
-// parseDNSName reads the first name of a question as DNS writes it: a length, a label, and so on to a length of nothing. A name that
-// is not complete is given as far as it goes.
+// parseDNSName parses the first name of a DNS question: labels, each preceded by its length, up to a zero length. It
+// returns the complete labels of a truncated name.
 func parseDNSName(b []byte) string {
 	var labels []string
 	for len(b) > 0 {
@@ -202,7 +203,7 @@ func newNetwork(b []byte, v6 bool, port int) sensors.Network {
 	return n
 }
 
-// exitCode is what a shell would show: 128 and the signal for a process that was killed.
+// exitCode returns the exit code that a shell would show: 128 plus the signal for a process that was killed.
 func exitCode(status uint32) int {
 	if signal := status & 0x7f; signal != 0 {
 		return 128 + int(signal)
@@ -210,12 +211,12 @@ func exitCode(status uint32) int {
 	return int(status >> 8 & 0xff)
 }
 
-// decodeDevice turns the kernel's own encoding of a device into that of stat.
+// decodeDevice converts the kernel's internal device number to the encoding of stat.
 func decodeDevice(d uint64) uint64 {
 	return unix.Mkdev(uint32(d>>20&0xfff), uint32(d&0xfffff)) //nolint:gosec // masked
 }
 
-// joinPath turns names, leaf first, each ended by a zero byte, into a path.
+// joinPath converts NUL-terminated names, the last path element first, to a path.
 func joinPath(b []byte, memfd bool) string {
 	if len(b) == 0 {
 		return ""
@@ -228,7 +229,7 @@ func joinPath(b []byte, memfd bool) string {
 	return strings.ToValidUTF8("/"+strings.Join(names, "/"), "\uFFFD")
 }
 
-// splitArgs splits a command line as the kernel keeps it, and tells whether it left some out.
+// splitArgs splits a NUL-separated command line, and reports whether it dropped arguments beyond maxArgs.
 func splitArgs(b []byte) ([]string, bool) {
 	if len(b) == 0 {
 		return nil, false
@@ -249,11 +250,11 @@ func parseCString(b []byte) string {
 	return strings.ToValidUTF8(s, "\uFFFD")
 }
 
-// bootClock turns the kernel's boot time into the wall clock. It keeps its offset for a second, so that events that
-// follow each other closely keep their distance.
+// bootClock converts the kernel's boot time to wall-clock time. It caches the offset for a second, so that the time
+// between two close events is exact.
 type bootClock struct {
 	readClocks     func() (wall time.Time, boot time.Duration)
-	wallTimeAtBoot time.Time // the wall clock's time at boot
+	wallTimeAtBoot time.Time // wall-clock time at boot
 	offsetReadAt   time.Duration
 }
 
@@ -270,7 +271,7 @@ func readClocks() (time.Time, time.Duration) {
 	return time.Now().Round(0), sinceBoot()
 }
 
-// sinceBoot is CLOCK_BOOTTIME, the clock that bpf_ktime_get_boot_ns reads.
+// sinceBoot returns CLOCK_BOOTTIME, the clock that bpf_ktime_get_boot_ns reads.
 func sinceBoot() time.Duration {
 	var ts unix.Timespec
 	_ = unix.ClockGettime(unix.CLOCK_BOOTTIME, &ts) // cannot fail for this clock

@@ -14,7 +14,7 @@ import (
 	"stanch/sensors"
 )
 
-// rawRecord makes a record as the kernel does.
+// rawRecord returns a record in the kernel's layout.
 func rawRecord(kind, flags uint16, exe, cwd, args, file string) []byte {
 	b := make([]byte, eventHeaderSize)
 	binary.NativeEndian.PutUint16(b[offsetKind:], kind)
@@ -81,7 +81,7 @@ func FuzzDecodeRecord(f *testing.F) {
 	})
 }
 
-// TestLayout holds the offsets here against the types of the compiled object.
+// TestLayout compares the offsets with the BTF types of the compiled object.
 func TestLayout(t *testing.T) {
 	spec, err := bpf.LoadObserve()
 	if err != nil {
@@ -128,7 +128,7 @@ func TestTheClockFollowsTheWall(t *testing.T) {
 	if got := c.toWallTime(uint64(9 * time.Second)); !got.Equal(time.Unix(999, 0)) {
 		t.Errorf("%v", got)
 	}
-	wall, boot = time.Unix(5000, 0), 12*time.Second // somebody set the clock
+	wall, boot = time.Unix(5000, 0), 12*time.Second // the wall clock was set
 	if got := c.toWallTime(uint64(12 * time.Second)); !got.Equal(time.Unix(5000, 0)) {
 		t.Errorf("%v", got)
 	}

@@ -74,8 +74,8 @@ func TestWhatIsDisabledIsOffAndSaidSo(t *testing.T) {
 	}
 }
 
-// TestDescribeBySelf runs the shared logic without its hooks: where BPF_PROG_TEST_RUN works and hooks do not, it still
-// proves what a record says of a process.
+// TestDescribeBySelf runs the shared kernel code without its hooks. Where BPF_PROG_TEST_RUN works and hooks do not, it
+// still tests the process fields of a record.
 func TestDescribeBySelf(t *testing.T) {
 	requireKernel(t)
 	spec, err := bpf.LoadObserve()

@@ -8,7 +8,7 @@ import (
 	"testing"
 )
 
-// frames builds what a packet socket sends, byte for byte.
+// parseMAC parses a MAC address. The functions below build frames for a packet socket, byte by byte.
 
 func parseMAC(t *testing.T, s string) []byte {
 	t.Helper()
@@ -19,7 +19,7 @@ func parseMAC(t *testing.T, s string) []byte {
 	return m
 }
 
-// bridgeMAC is the node's end of the lab's link.
+// bridgeMAC returns the MAC address of the node's end of the lab's link.
 func bridgeMAC(t *testing.T) []byte {
 	t.Helper()
 	all, err := net.Interfaces()
@@ -48,7 +48,7 @@ func ethernetFrame(to, from []byte, ethertype uint16, payload []byte) []byte {
 
 func checksum(parts ...[]byte) uint16 {
 	var sum uint32
-	for _, b := range parts { // each of even length
+	for _, b := range parts { // each part has an even length
 		for i := 0; i+1 < len(b); i += 2 {
 			sum += uint32(binary.BigEndian.Uint16(b[i:]))
 		}
@@ -79,7 +79,7 @@ func ipv6Packet(from, to string, hopLimit byte, payload []byte) []byte {
 	return append(h, payload...)
 }
 
-// tcpSegment is a TCP segment without a checksum: who looks at it is not the receiver.
+// tcpSegment returns a TCP segment without a checksum, which the lock does not check.
 func tcpSegment(from, to uint16, payload []byte) []byte {
 	s := make([]byte, 20, 20+len(payload))
 	binary.BigEndian.PutUint16(s, from)
@@ -88,7 +88,7 @@ func tcpSegment(from, to uint16, payload []byte) []byte {
 	return append(s, payload...)
 }
 
-// neighborSolicitation is a neighbor solicitation as a kernel sends it, but for what edit changes before it is summed up.
+// neighborSolicitation returns a neighbor solicitation. edit may change it before the checksum is computed.
 func neighborSolicitation(from, to, target string, hopLimit byte, mac []byte, edit func(message []byte)) []byte {
 	m := make([]byte, 24, 32)
 	m[0] = 135
@@ -104,7 +104,7 @@ func neighborSolicitation(from, to, target string, hopLimit byte, mac []byte, ed
 	return ipv6Packet(from, to, hopLimit, m)
 }
 
-// solicitedNodeGroup gives the solicited-node multicast group of an address, and the MAC address that goes with it.
+// solicitedNodeGroup returns the solicited-node multicast group of an address and its MAC address.
 func solicitedNodeGroup(address string) (ip string, mac []byte) {
 	a := netip.MustParseAddr(address).As16()
 	g := netip.MustParseAddr("ff02::1:ff00:0").As16()

@@ -35,7 +35,7 @@ func netNamespaceOf(t *testing.T, a *helperProcess) string {
 	return ""
 }
 
-// dialAndAsk opens a connection, says something and gives the answer.
+// dialAndAsk opens a connection, sends a line and returns the response.
 func dialAndAsk(host, port string) (string, error) {
 	c, err := net.DialTimeout("tcp", net.JoinHostPort(host, port), time.Second)
 	if err != nil {
@@ -48,7 +48,7 @@ func dialAndAsk(host, port string) (string, error) {
 	return strings.TrimSpace(string(b)), err
 }
 
-// runHelperProcess does what it is told, a line each: it sends in every way there is, serves, and listens to the wire.
+// runHelperProcess executes commands from stdin, one per line: it sends in many ways, serves, and captures frames.
 func runHelperProcess() error {
 	var (
 		mu     sync.Mutex
@@ -70,7 +70,7 @@ func runHelperProcess() error {
 			if ll, ok := from.(*unix.SockaddrLinklayer); !ok || ll.Pkttype == unix.PACKET_OUTGOING || n < 14 {
 				continue
 			}
-			if buf[12] == 8 && buf[13] == 6 { // ARP is the node's question or its answer
+			if buf[12] == 8 && buf[13] == 6 { // ignore ARP
 				continue
 			}
 			mu.Lock()
@@ -80,7 +80,7 @@ func runHelperProcess() error {
 	}()
 	ln, err := net.Listen("tcp", ":7000")
 	go func() {
-		for err == nil { // a second actor in a namespace does not listen
+		for err == nil { // a second helper in the same namespace does not listen
 			c, err := ln.Accept()
 			if err != nil {
 				return
@@ -127,7 +127,7 @@ func runHelperProcess() error {
 				_, err = c.Write([]byte("token"))
 				c.Close()
 			}
-		case "raw": // a TCP segment in the middle of nothing, from a raw socket
+		case "raw": // a TCP segment outside of any connection, from a raw socket
 			err = sendRawPacket(unix.IPPROTO_TCP, w[1], append([]byte{0x1f, 0x90, 0x1b, 0x58, 0, 0, 0, 1, 0, 0, 0, 1, 0x50, 0x10, 0, 9, 0, 0, 0, 0}, "token"...))
 		case "icmp":
 			err = sendRawPacket(unix.IPPROTO_ICMP, w[1], append([]byte{8, 0, 0, 0, 0, 1, 0, 1}, "token"...))
@@ -192,7 +192,7 @@ func serveConnections(l net.Listener) {
 	}
 }
 
-// sendFrame sends one frame as it is given, several times.
+// sendFrame sends one raw frame several times.
 func sendFrame(name, frame, times string) error {
 	ifi, err := net.InterfaceByName(name)
 	if err != nil {
@@ -219,7 +219,8 @@ func sendFrame(name, frame, times string) error {
 	return nil
 }
 
-// connectFromAddress begins a connection from an address that is not this machine's (IP_TRANSPARENT). Nobody answers it.
+// connectFromAddress starts a connection from an address that this machine does not have (IP_TRANSPARENT). It gets no
+// response.
 func connectFromAddress(from, to netip.AddrPort) error {
 	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_NONBLOCK, 0)
 	if err != nil {
@@ -234,7 +235,7 @@ func connectFromAddress(from, to netip.AddrPort) error {
 	if err := unix.Connect(fd, &unix.SockaddrInet4{Port: int(to.Port()), Addr: to.Addr().As4()}); err != nil && !errors.Is(err, unix.EINPROGRESS) {
 		return err
 	}
-	return nil // the socket stays open until the actor ends
+	return nil // the socket stays open until the helper exits
 }
 
 func swapBytes(v uint16) uint16 { return v<<8 | v>>8 }
@@ -248,7 +249,7 @@ func sendRawPacket(protocol int, to string, payload []byte) error {
 	return unix.Sendto(fd, payload, 0, &unix.SockaddrInet4{Addr: netip.MustParseAddr(to).As4()})
 }
 
-// broadcastFrame broadcasts a frame of a made-up protocol from a packet socket.
+// broadcastFrame broadcasts a frame of an invented protocol from a packet socket.
 func broadcastFrame(name string) error {
 	ifi, err := net.InterfaceByName(name)
 	if err != nil {
@@ -265,7 +266,8 @@ func broadcastFrame(name string) error {
 	return unix.Sendto(fd, frame, 0, &unix.SockaddrLinklayer{Ifindex: ifi.Index, Halen: 6})
 }
 
-// runLockHelper applies a lock and waits to be killed: dir, cgroup, interface, its MAC, duration.
+// runLockHelper applies a lock and then waits to be killed. Its arguments are directory, cgroup, interface, MAC and
+// duration.
 func runLockHelper(args []string) error {
 	l, err := OpenEgressLock(args[0])
 	if err != nil {

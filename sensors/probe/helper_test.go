@@ -22,7 +22,7 @@ import (
 	"stanch/testenv/prereq"
 )
 
-// requireKernel skips loudly where the real kernel cannot be used.
+// requireKernel skips the test, with a visible message, if the kernel cannot be used.
 func requireKernel(t *testing.T) {
 	t.Helper()
 	why := ""
@@ -44,7 +44,7 @@ func skipOrFail(t *testing.T, lacking string) {
 	prereq.SkipOrFail(t, "%s", lacking)
 }
 
-// newCgroup makes a cgroup that ends with the test, whatever is in it.
+// newCgroup creates a cgroup that is removed, with its processes, at the end of the test.
 func newCgroup(t *testing.T, parent string) (dir string, id uint64) {
 	t.Helper()
 	if parent == "" {
@@ -80,7 +80,7 @@ func waitUntil(t *testing.T, what string, ok func() bool) {
 	}
 }
 
-// startCommandInCgroup makes a command start in a cgroup.
+// startCommandInCgroup makes cmd start in a cgroup.
 func startCommandInCgroup(t *testing.T, dir string, cmd *exec.Cmd) *exec.Cmd {
 	t.Helper()
 	fd, err := os.Open(dir)
@@ -95,7 +95,7 @@ func startCommandInCgroup(t *testing.T, dir string, cmd *exec.Cmd) *exec.Cmd {
 	return cmd
 }
 
-// eventCollector collects events.
+// eventCollector collects events. It is safe for concurrent use.
 type eventCollector struct {
 	mu     sync.Mutex
 	events []sensors.Event
@@ -158,7 +158,7 @@ func matchKindInCgroup(kind sensors.Kind, cgroup uint64) func(*sensors.Event) bo
 	return func(e *sensors.Event) bool { return e.Kind == kind && e.Container.CgroupID == cgroup }
 }
 
-// selfCommand runs this test binary as a helper.
+// selfCommand returns a command that runs this test binary as a helper.
 func selfCommand(args ...string) *exec.Cmd {
 	exe, _ := os.Executable()
 	cmd := exec.Command(exe, args...)
@@ -193,7 +193,7 @@ func runHelper(what string, args []string) error {
 	return errors.New("no such helper: " + what)
 }
 
-// dialWithoutResolver does not let Go's resolver turn a mapped address into IPv4.
+// dialWithoutResolver dials without Go's resolver, which would convert a mapped address to IPv4.
 func dialWithoutResolver(host, port string) error {
 	addr := net.ParseIP(host)
 	var n int

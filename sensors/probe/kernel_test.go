@@ -187,7 +187,7 @@ func TestDriftIsTheUpperLayerAndNotACopyUp(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	// The upper layer must not lie on an overlay itself.
+	// The upper layer must not be on an overlay itself.
 	if err := unix.Mount("tmpfs", filepath.Join(base), "tmpfs", 0, ""); err != nil {
 		t.Fatal(err)
 	}
@@ -294,7 +294,7 @@ func TestSensitiveFilesByWhatWasOpened(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	// By another name, and as a bare name from inside: the file counts. One that is only called token does not.
+	// The file is recognized under another name and by a relative path. A file that is merely named token is not.
 	if err := startCommandInCgroup(t, dir, exec.Command("/bin/cat", plain, filepath.Join(token, "innocent"))).Run(); err != nil {
 		t.Fatal(err)
 	}
@@ -321,7 +321,7 @@ func TestAFullRingIsCounted(t *testing.T) {
 	}
 	defer p.Close()
 	dir, _ := newCgroup(t, "")
-	// Nobody reads.
+	// The ring buffer is not read.
 	if err := startCommandInCgroup(t, dir, exec.Command("/bin/sh", "-c", "for i in $(seq 60); do /bin/true; done")).Run(); err != nil {
 		t.Fatal(err)
 	}

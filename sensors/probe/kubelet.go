@@ -15,20 +15,21 @@ import (
 	"stanch/sensors/containermeta"
 )
 
-// kubeletProgramNames are the names of programs that are a kubelet, or have one in them.
+// kubeletProgramNames are the names of executables that are or contain a kubelet.
 var kubeletProgramNames = map[string]bool{
 	"kubelet":  true,
 	"k3s":      true,
 	"kubelite": true, // MicroK8s
 }
 
-// maxTrustedKubelets bounds how many are believed: a node has one, tests may have two.
+// maxTrustedKubelets is the maximum number of trusted kubelets. A node has one; tests may have two.
 const maxTrustedKubelets = 16
 
-// FindKubelets finds the cgroups of this node's kubelets. A kubelet is known by what only root of the node decides: it
-// runs as root, in the network, PID and user namespaces of the node, in no pod's cgroup, and its program is a root-owned
-// file that nobody else can write, with a name in a list, or called with "kubelet" as its first argument (one program for
-// many parts). program is the path of one with another name; empty: none. None found is no error.
+// FindKubelets returns the cgroups of this node's kubelets. It recognizes a kubelet only by facts that root of the
+// node controls: the process runs as root, in the node's network, PID and user namespaces, outside of every pod's
+// cgroup. Its executable is owned by root, is not writable by others, and has a known name, or its first argument is
+// "kubelet" (for a multi-call binary). program is the path of an executable with another name, or empty. If no kubelet
+// is found, the result is empty and the error is nil.
 func FindKubelets(program string) ([]Prober, error) {
 	root, err := containermeta.FindCgroupRoot()
 	if err != nil {
@@ -56,8 +57,8 @@ func FindKubelets(program string) ([]Prober, error) {
 	return found, nil
 }
 
-// kubeletCgroup gives the cgroup of a process that is a kubelet. Nothing of a process is read that can make the reader
-// wait before it is known to be the node's own.
+// kubeletCgroup returns the cgroup ID of a process if the process is a kubelet. Until the process is known to belong
+// to the node, it reads only files that cannot block.
 func kubeletCgroup(root string, pid int, program string) (uint64, bool) {
 	dir := "/proc/" + strconv.Itoa(pid)
 	exe, err := os.Readlink(dir + "/exe")
@@ -73,14 +74,14 @@ func kubeletCgroup(root string, pid int, program string) (uint64, bool) {
 	if !ok || at.PodUID != "" || !named && (at.ContainerID != "" || !hasKubeletName(dir)) {
 		return 0, false
 	}
-	// As the kernel knows it: the file's own file system may never answer.
+	// AT_STATX_DONT_SYNC returns what the kernel has cached: the file system of the executable may never respond.
 	var st unix.Statx_t
 	err = unix.Statx(unix.AT_FDCWD, dir+"/exe", unix.AT_STATX_DONT_SYNC, unix.STATX_UID|unix.STATX_MODE, &st)
 	return id, err == nil && st.Uid == 0 && st.Mode&0o022 == 0
 }
 
-// inSameNamespace reports whether a process is in a namespace of another one's: of this process's where that one's cannot be
-// read.
+// inSameNamespace reports whether a process is in the same namespace as the process of. If the namespace of that
+// process cannot be read, it compares with this process.
 func inSameNamespace(dir, namespace, of string) bool {
 	theirs, err := os.Stat(dir + "/ns/" + namespace)
 	if err != nil {
@@ -93,7 +94,8 @@ func inSameNamespace(dir, namespace, of string) bool {
 	return err == nil && os.SameFile(theirs, ours)
 }
 
-// hasOnlyRootUIDs reports whether a process is root by all of its user ids: one that a set-uid program gave rights to is not.
+// hasOnlyRootUIDs reports whether all user IDs of a process are root. A process that got its rights from a setuid
+// executable does not qualify.
 func hasOnlyRootUIDs(dir string) bool {
 	b, err := os.ReadFile(dir + "/status")
 	if err != nil {
@@ -122,7 +124,7 @@ func hasKubeletName(dir string) bool {
 	return len(args) > 1 && string(args[1]) == "kubelet"
 }
 
-// processCgroup gives the id of a process's cgroup, and what its path tells.
+// processCgroup returns the ID of a process's cgroup, and its parsed path.
 func processCgroup(root string, pid int) (id uint64, at containermeta.CgroupPath, ok bool) {
 	b, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/cgroup")
 	if err != nil {
@@ -134,7 +136,7 @@ func processCgroup(root string, pid int) (id uint64, at containermeta.CgroupPath
 			continue
 		}
 		if strings.HasPrefix(path, "/..") {
-			// Told from a cgroup namespace of this process's own: the tree itself says where the process is.
+			// The path is relative to this process's cgroup namespace; find the process in the cgroup tree instead.
 			if path, ok = containermeta.ProcessCgroupPath(root, pid); !ok {
 				return 0, at, false
 			}

@@ -20,33 +20,33 @@ import (
 	"stanch/sensors/containermeta"
 )
 
-// Probe observes the containers of this machine. Its methods may be called from several goroutines.
+// Probe observes the containers of this machine. It is safe for concurrent use. Create it with Load.
 type Probe struct {
 	options        Options
-	bootIDPrefix   string // the first eight characters of the boot id
+	bootIDPrefix   string // the first eight characters of the boot ID
 	collection     *ebpf.Collection
 	links          []link.Link
 	alerts         *ringbuf.Reader
 	telemetry      *ringbuf.Reader
 	hooks          []HookStatus
 	loadedAt       time.Time
-	loadedAtBootNS uint64 // CLOCK_BOOTTIME when it was loaded, ns
+	loadedAtBootNS uint64 // CLOCK_BOOTTIME at load time, in nanoseconds
 	processes      *containermeta.ProcessTable
 	closeOnce      sync.Once
 
-	mu                 sync.Mutex // orders calls of Run's callback, and guards what follows
+	mu                 sync.Mutex // serializes the calls of Run's callback, and guards the fields below
 	cgroups            map[uint64]cgroupInfo
 	clock              bootClock
-	eventCounts        map[sensors.Kind]*atomic.Uint64 // all of sensors.NodeKinds
+	eventCounts        map[sensors.Kind]*atomic.Uint64 // has an entry for each of sensors.NodeKinds
 	undecodable        atomic.Uint64
 	runtimeSetupEvents atomic.Uint64 // events of container runtimes
 }
 
-// hookAttachment is one program and where it goes.
+// hookAttachment is a program and where it is attached.
 type hookAttachment struct {
 	hook    Hook
 	program string
-	// optional: other programs of the same hook are enough.
+	// optional reports whether the hook also works without this program.
 	optional bool
 	attach   func(p *Probe, prog *ebpf.Program) ([]link.Link, error)
 }
@@ -59,7 +59,7 @@ var hookAttachments = []hookAttachment{
 	{HookConnect6, bpf.ObserveProgObserveConnect6, false, attachCgroup(ebpf.AttachCGroupInet6Connect)},
 	{HookOpen, bpf.ObserveProgObserveOpenat, false, attachSyscall("sys_exit_openat")},
 	{HookOpen, bpf.ObserveProgObserveOpenat2, true, attachSyscall("sys_exit_openat2")},
-	{HookOpen, bpf.ObserveProgObserveOpen, true, attachSyscall("sys_exit_open")}, // no such call on arm64
+	{HookOpen, bpf.ObserveProgObserveOpen, true, attachSyscall("sys_exit_open")}, // arm64 has no such system call
 	{HookOpen, bpf.ObserveProgObserveCreat, true, attachSyscall("sys_exit_creat")},
 	{HookSyscalls, bpf.ObserveProgObserveCall, false, attachTracedSyscalls},
 	{HookUnixConnect, bpf.ObserveProgObserveUnix, false, attachSyscall("sys_exit_connect")},
@@ -95,7 +95,7 @@ func attachSyscall(name string) func(*Probe, *ebpf.Program) ([]link.Link, error)
 	}
 }
 
-// mountTracefs mounts the tracing file system where it is looked for, if it is not there.
+// mountTracefs mounts tracefs at its standard path if it is not mounted there.
 func mountTracefs() error {
 	const dir = "/sys/kernel/tracing"
 	if _, err := os.Stat(dir + "/events"); err == nil {
@@ -107,8 +107,8 @@ func mountTracefs() error {
 	return nil
 }
 
-// Load loads and attaches the programs. It fails only if nothing at all can be observed; a hook that this kernel
-// lacks is off and said in Status.
+// Load loads and attaches the kernel programs. It returns an error only if nothing at all can be observed. A hook that
+// this kernel does not support stays off, and Status reports why. The caller must call Close.
 func Load(opt Options) (*Probe, error) {
 	p := &Probe{
 		options: opt, loadedAt: time.Now(), processes: containermeta.NewProcessTable(0), cgroups: map[uint64]cgroupInfo{},
@@ -144,7 +144,7 @@ func Load(opt Options) (*Probe, error) {
 }
 
 func (p *Probe) loadPrograms() error {
-	// Old kernels account BPF memory to RLIMIT_MEMLOCK; new ones do not care.
+	// Kernels before 5.11 charge BPF memory to RLIMIT_MEMLOCK. On newer kernels this has no effect.
 	_ = unix.Setrlimit(unix.RLIMIT_MEMLOCK, &unix.Rlimit{Cur: unix.RLIM_INFINITY, Max: unix.RLIM_INFINITY})
 
 	spec, err := bpf.LoadObserve()
@@ -166,7 +166,7 @@ func (p *Probe) loadPrograms() error {
 		return err
 	}
 
-	// Each program is loaded alone, so that one that this kernel refuses takes no other with it.
+	// Each program is loaded separately, so that one that this kernel rejects does not affect the others.
 	status := map[Hook]*HookStatus{}
 	for _, hook := range Hooks {
 		status[hook] = &HookStatus{Hook: hook}
@@ -213,13 +213,13 @@ func (p *Probe) attachHook(a hookAttachment, maps *ebpf.CollectionSpec, prog *eb
 	if err != nil {
 		return err
 	}
-	defer coll.Close() // the link holds the program
+	defer coll.Close() // the link keeps the program alive
 	links, err := a.attach(p, coll.Programs[a.program])
 	p.links = append(p.links, links...)
 	return err
 }
 
-// shortReason makes a short reason of an error for people: the verifier's log is for bug reports.
+// shortReason returns a short reason for people. The complete verifier log is only useful in a bug report.
 func shortReason(err error) string {
 	var refused *ebpf.VerifierError
 	if errors.As(err, &refused) {
@@ -239,7 +239,7 @@ func firstLine(err error) string {
 	return s
 }
 
-// fillMaps fills the maps that the programs read: which names are sensitive, which cgroups are the host's.
+// fillMaps fills the maps that the programs read: the sensitive file names and the cgroups of the host.
 func (p *Probe) fillMaps() error {
 	for name, on := range sensitiveNames {
 		var key [48]byte
@@ -251,7 +251,7 @@ func (p *Probe) fillMaps() error {
 	return p.scanCgroups()
 }
 
-// Status tells what is on and what was lost.
+// Status returns which hooks are on and how many events were delivered and dropped.
 func (p *Probe) Status() Status {
 	s := Status{Hooks: p.hooks, LoadedAt: p.loadedAt, Events: map[sensors.Kind]uint64{}, Drops: map[string]uint64{}}
 	for kind, n := range p.eventCounts {
@@ -278,7 +278,7 @@ func (p *Probe) Status() Status {
 	return s
 }
 
-// dropsByCgroupPath tells whose events were lost, by the path of the cgroup.
+// dropsByCgroupPath returns the number of dropped events by cgroup path.
 func (p *Probe) dropsByCgroupPath() map[string]uint64 {
 	out := map[string]uint64{}
 	for _, each := range p.DropSources() {
@@ -287,7 +287,7 @@ func (p *Probe) dropsByCgroupPath() map[string]uint64 {
 	return out
 }
 
-// DropSources tells whose events were lost since Load.
+// DropSources returns the cgroups whose events were dropped since Load, in no particular order.
 func (p *Probe) DropSources() []DropSource {
 	var out []DropSource
 	var id, n uint64
@@ -305,11 +305,11 @@ func (p *Probe) DropSources() []DropSource {
 	return out
 }
 
-// Close detaches everything. It does not touch egress locks.
+// Close detaches all programs and frees the kernel maps. Egress locks stay in force. Further calls do nothing.
 func (p *Probe) Close() error {
 	var errs []error
 	p.closeOnce.Do(func() {
-		// The kernel waits for every processor before it lets a tracepoint go: for all of them at once.
+		// Detaching a tracepoint waits for every CPU, so all links are closed in parallel.
 		closed := make([]error, len(p.links))
 		var wg sync.WaitGroup
 		for i, l := range p.links {

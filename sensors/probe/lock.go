@@ -19,18 +19,19 @@ import (
 	"stanch/sensors/containermeta"
 )
 
-// EgressLock is this node's egress lock: it outlives the process that applied it, and ends by itself.
-// Its methods may be called from several goroutines.
+// EgressLock is this node's egress lock, which blocks the outgoing traffic of locked targets in the kernel. Locks stay
+// in force when the process that applied them exits, and expire on their own. It is safe for concurrent use. Create it
+// with OpenEgressLock.
 type EgressLock struct {
 	mu         sync.Mutex
-	pinDir     string   // where this layout is pinned
-	cgroupRoot string   // of cgroup v2
-	ownerFile  *os.File // the right to change what is pinned
+	pinDir     string   // the pin directory of this layout
+	cgroupRoot string   // the mount point of cgroup v2
+	ownerFile  *os.File // locked as long as this process may change the pins
 	collection *ebpf.Collection
-	cgroupLink link.Link // the cgroup program
+	cgroupLink link.Link // the link of the cgroup program
 }
 
-// The structures of bpf/src/lock.bpf.c, written and read by encoding/binary: no padding is hidden.
+// The structures of bpf/src/lock.bpf.c. encoding/binary reads and writes them, so all padding is explicit.
 type (
 	lockRecord struct {
 		Expiry uint64
@@ -94,9 +95,9 @@ const (
 
 var deniedProtocols = []string{"tcp", "udp", "icmp", "arp", "other"}
 
-// OpenEgressLock loads the lock's programs, or adopts those pinned under dir by an earlier process. Empty dir means
-// DefaultEgressLockDir; it is made and the BPF file system mounted where they lack. While another process has it open it gives
-// ErrInUse.
+// OpenEgressLock loads the lock's programs, or adopts those that an earlier process pinned under dir. An empty dir
+// means DefaultEgressLockDir. It creates the directory and mounts the BPF file system if necessary. It returns
+// ErrInUse if another process has the lock open, and ErrNotSupported if this kernel cannot load the programs.
 func OpenEgressLock(dir string) (*EgressLock, error) {
 	if dir == "" {
 		dir = DefaultEgressLockDir
@@ -148,7 +149,7 @@ func (l *EgressLock) loadOrAdopt(dir string) error {
 	return l.adoptVeths()
 }
 
-// attachCgroup attaches the cgroup program, or puts it into the pinned link in place of an older one without a gap.
+// attachCgroup attaches the cgroup program, or replaces the program of the pinned link without a gap.
 func (l *EgressLock) attachCgroup() error {
 	prog := l.collection.Programs[bpf.LockProgLockEgress]
 	pin := filepath.Join(l.pinDir, "egress")
@@ -176,13 +177,13 @@ func (l *EgressLock) attachCgroup() error {
 	return nil
 }
 
-// lockID is the key of a lease in the kernel's maps.
+// lockID returns the key of a lease in the kernel maps.
 func lockID(lease string) uint64 {
 	sum := sha256.Sum256([]byte(lease))
 	return binary.BigEndian.Uint64(sum[:])
 }
 
-// flags are the bits of a lock's record.
+// flags returns the flag bits of the lock's record.
 func (r *EgressLockRequest) flags() uint32 {
 	var flags uint32
 	if r.HostNetwork {
@@ -200,7 +201,7 @@ func (r *EgressLockRequest) flags() uint32 {
 	return flags
 }
 
-// validate says what is wrong with a request before anything is touched.
+// validate returns an error if the request is invalid. It runs before anything is changed.
 func (r *EgressLockRequest) validate() error {
 	switch {
 	case r.LeaseID == "" || len(r.LeaseID) >= len(lockRecord{}.Lease):
@@ -225,9 +226,10 @@ func (r *EgressLockRequest) validate() error {
 	return nil
 }
 
-// Apply holds the request's cgroups and wires from now on. Applying again with the same lease replaces the
-// request (extends, shortens, other allow list) without a gap. A wire that cannot be held (its interface went away, the
-// kernel has no tcx) is no error: EgressLockState.VethLocked is false then and WireProblem says why.
+// Apply locks the cgroups and veths of the request from now on. A second call for the same lease replaces the request
+// (later or earlier end, other allow list) without a gap. A veth that cannot be locked, because its interface is gone
+// or the kernel has no tcx, is not an error: EgressLockState.VethError says why. It returns ErrLockedByOtherLease if
+// another lease locks one of the cgroups or veths.
 func (l *EgressLock) Apply(r EgressLockRequest) (EgressLockState, error) {
 	if err := r.validate(); err != nil {
 		return EgressLockState{}, err
@@ -251,7 +253,7 @@ func (l *EgressLock) Apply(r EgressLockRequest) (EgressLockState, error) {
 	rec := lockRecord{Expiry: uint64(end), Flags: r.flags()} //nolint:gosec // in the future
 	copy(rec.Lease[:], r.LeaseID)
 	copy(rec.Target[:], r.TargetID)
-	// What the programs lean on comes first, what makes them hold last.
+	// Write the data that the programs read first, and the entries that activate the lock last.
 	if err := l.writeDestinations(id, r); err != nil {
 		return EgressLockState{}, err
 	}
@@ -279,7 +281,7 @@ func (l *EgressLock) Apply(r EgressLockRequest) (EgressLockState, error) {
 	}
 	for k, v := range l.lockedObjects() {
 		_, keep := wanted[k]
-		// A wire that is still there is still the pod's, also where it hides its own end.
+		// A veth that still exists belongs to the pod, even if the pod hides its end of it.
 		if v.Lock == id && !keep && (k.Kind != objectVeth || !l.isVethLocked(int(k.ID))) { //nolint:gosec // an index
 			l.unlockObject(k)
 		}
@@ -296,7 +298,7 @@ func (l *EgressLock) Apply(r EgressLockRequest) (EgressLockState, error) {
 	return st, err
 }
 
-// checkNotLocked says whether another lease holds what a request wants.
+// checkNotLocked returns an error if another lease locks a cgroup or veth of the request.
 func (l *EgressLock) checkNotLocked(id uint64, r EgressLockRequest) error {
 	held := func(k lockedObjectKey) error {
 		var v lockedObjectValue
@@ -322,7 +324,7 @@ func (l *EgressLock) checkNotLocked(id uint64, r EgressLockRequest) error {
 	return nil
 }
 
-// Release ends the lock of a lease now. Releasing what is not held is no error.
+// Release ends the lock of a lease now. It is not an error if the lease has no lock.
 func (l *EgressLock) Release(lease string) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -331,7 +333,7 @@ func (l *EgressLock) Release(lease string) error {
 	return l.recomputeLatestExpiry()
 }
 
-// Close lets go of this process's handles. Locks stay in force.
+// Close closes the handles of this process. Locks stay in force.
 func (l *EgressLock) Close() error {
 	var errs []error
 	if l.cgroupLink != nil {

@@ -6,8 +6,8 @@ import (
 	"stanch/bpf"
 )
 
-// AllowList gives what the lock of a lease leaves reachable, straight from the kernel's map: the ground on which somebody
-// decides whether a further request would open more.
+// AllowList returns the destinations that the lock of a lease allows, read from the kernel map. Callers use it to
+// decide whether a new request would allow more.
 func (l *EgressLock) AllowList(lease string) []AllowedDestination {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -30,7 +30,7 @@ func (l *EgressLock) AllowList(lease string) []AllowedDestination {
 	return open
 }
 
-// Covers tells whether everything that other lets through, a lets through too.
+// Covers reports whether a allows all traffic that other allows.
 func (a AllowedDestination) Covers(other AllowedDestination) bool {
 	p, o := a.Prefix.Masked(), other.Prefix.Masked()
 	return p.Bits() <= o.Bits() && p.Contains(o.Addr()) && (a.Port == 0 || a.Port == other.Port) && (a.Protocol == "" || a.Protocol == other.Protocol)

@@ -15,7 +15,7 @@ import (
 	"stanch/sensors/containermeta"
 )
 
-// registerAsKubelet makes this test's process count as the node's kubelet.
+// registerAsKubelet registers this test process as the node's kubelet.
 func registerAsKubelet(t *testing.T, l *EgressLock) {
 	t.Helper()
 	root, err := containermeta.FindCgroupRoot()
@@ -31,7 +31,8 @@ func registerAsKubelet(t *testing.T, l *EgressLock) {
 	}
 }
 
-// newLockedLab is a lab whose pod is locked, serves on port 8080 and was probed by the kubelet over IPv4 and IPv6.
+// newLockedLab returns a lab whose pod is locked, serves on port 8080 and was probed by the kubelet over IPv4 and
+// IPv6.
 func newLockedLab(t *testing.T) (*networkLab, *EgressLock) {
 	t.Helper()
 	n := newNetworkLab(t)
@@ -59,7 +60,7 @@ func lockStateOf(t *testing.T, l *EgressLock, id uint64) EgressLockState {
 	return st
 }
 
-// assertFrameDenied sends a frame from the pod and wants it denied.
+// assertFrameDenied sends a frame from the pod and requires that it is dropped.
 func assertFrameDenied(t *testing.T, n *networkLab, l *EgressLock, frame []byte) {
 	t.Helper()
 	before := lockStateOf(t, l, n.podID)
@@ -161,9 +162,9 @@ func TestAnswersReachOnlyTheNode(t *testing.T) {
 		if err := c.(*net.TCPConn).SetLinger(0); err != nil {
 			t.Fatal(err)
 		}
-		c.Close() // at once, with a reset
+		c.Close() // closed at once, with a reset
 		assertFrameDenied(t, n, l, ethernetFrame(node, pod, 0x0800, answer))
-		// The node answers what it does not know with resets. They renew nothing, however many come.
+		// The node replies to unknown segments with resets. They must not renew the exemption.
 		assertFrameDenied(t, n, l, ethernetFrame(node, pod, 0x0800, answer))
 	})
 }
@@ -198,7 +199,7 @@ func TestOnlyTheKubeletsConnectionsAreAnswered(t *testing.T) {
 		t.Errorf("the kubelet afterwards: %q, %v", got, err)
 	}
 
-	// Where no kubelet is known, a pod's lock answers root of the node's network, and nobody else.
+	// If no kubelet is known, the lock allows replies only to root in the node's network.
 	if err := l.SetProbers(nil); err != nil {
 		t.Fatal(err)
 	}
@@ -233,7 +234,7 @@ func TestOnlyRootOfTheNodeIsAKubelet(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = os.RemoveAll(folder) })
-	if err := os.Chmod(folder, 0o755); err != nil { //nolint:gosec // another user executes what is in it
+	if err := os.Chmod(folder, 0o755); err != nil { //nolint:gosec // another user executes its files
 		t.Fatal(err)
 	}
 	program := folder + "/kubelet"
@@ -244,7 +245,7 @@ func TestOnlyRootOfTheNodeIsAKubelet(t *testing.T) {
 	if err := os.WriteFile(writable, raw, 0o700); err != nil { //nolint:gosec // a program
 		t.Fatal(err)
 	}
-	if err := os.Chmod(writable, 0o777); err != nil { //nolint:gosec // what is refused
+	if err := os.Chmod(writable, 0o777); err != nil { //nolint:gosec // must be rejected
 		t.Fatal(err)
 	}
 	root, err := containermeta.FindCgroupRoot()

@@ -16,8 +16,8 @@ import (
 	"time"
 )
 
-// networkLab is a node with a bridge as the usual CNI makes it, a pod, its sibling, and a peer that listens on the wire.
-// Everything lives in namespaces and on addresses of this machine.
+// networkLab is a node with a bridge like that of a common CNI, a pod, its sibling, and a peer that captures frames.
+// Everything is in namespaces of this machine.
 type networkLab struct {
 	pod, sibling, peer *helperProcess
 	podDir             string
@@ -82,7 +82,7 @@ func newNetworkLab(t *testing.T) *networkLab {
 	return n
 }
 
-// helperProcess is a process in a namespace and a cgroup that does what it is told (see runHelperProcess).
+// helperProcess is a process in a namespace and a cgroup that executes commands (see runHelperProcess).
 type helperProcess struct {
 	cmd *exec.Cmd
 	in  *os.File
@@ -94,7 +94,7 @@ func newHelperProcess(t *testing.T, ns, dir string) *helperProcess {
 	return startHelperProcess(t, dir, "nsenter", "--net=/var/run/netns/"+ns)
 }
 
-// startHelperProcess starts an actor by way of another command.
+// startHelperProcess starts a helper through another command.
 func startHelperProcess(t *testing.T, dir string, by ...string) *helperProcess {
 	t.Helper()
 	exe, err := os.Executable()
@@ -125,7 +125,7 @@ func startHelperProcess(t *testing.T, dir string, by ...string) *helperProcess {
 	return a
 }
 
-// run sends a command and gives the answer.
+// run sends a command and returns the response.
 func (a *helperProcess) run(t *testing.T, words ...string) string {
 	t.Helper()
 	fmt.Fprintln(a.in, strings.Join(words, " "))
@@ -136,7 +136,7 @@ func (a *helperProcess) run(t *testing.T, words ...string) string {
 	return strings.TrimSpace(line)
 }
 
-// peerFrameCount is how many frames from the pod arrived at the peer's wire that were not ARP.
+// peerFrameCount returns how many non-ARP frames from the pod arrived at the peer.
 func (n *networkLab) peerFrameCount(t *testing.T) int {
 	t.Helper()
 	v, err := strconv.Atoi(n.peer.run(t, "frames", formatMAC(n.veths[0].MAC)))
@@ -172,7 +172,7 @@ func openTestLock(t *testing.T, dir string) *EgressLock {
 	return l
 }
 
-// egressAttempts is every way out of the pod, each in a form that arrives when nothing holds it.
+// egressAttempts lists ways to send from the pod, each of which succeeds without a lock.
 var egressAttempts = [][]string{
 	{"tcp", peerIP, "7000"},
 	{"tcp", peerIPv6, "7000"},
@@ -220,7 +220,7 @@ func TestTheLockHoldsEverythingAndLetsGo(t *testing.T) {
 	if n.peerFrameCount(t) != before || strings.Contains(n.peer.run(t, "text"), "held") {
 		t.Errorf("%d frames passed a lock", n.peerFrameCount(t)-before)
 	}
-	// Loopback, the sibling, and the node's own connections go on.
+	// Loopback, the sibling and the node's own connections still work.
 	if got := n.pod.run(t, "ask", "127.0.0.1", "8080"); got != "answer" {
 		t.Errorf("loopback in the pod: %s", got)
 	}
@@ -235,7 +235,7 @@ func TestTheLockHoldsEverythingAndLetsGo(t *testing.T) {
 			t.Errorf("the node's probe of %s: %q, %v", host, got, err)
 		}
 	}
-	// The pod reaches nothing of the node's by that, neither a listener nor the port that it answered.
+	// This does not let the pod reach the node: neither a listener nor the port that it replied to.
 	local, err := net.Listen("tcp", nodeIP+":0")
 	if err != nil {
 		t.Fatal(err)
@@ -264,7 +264,7 @@ func TestTheLockHoldsEverythingAndLetsGo(t *testing.T) {
 		t.Errorf("another lease: %v", err)
 	}
 
-	// It lapses by itself, and the open connection goes on with what was said meanwhile.
+	// The lock expires on its own, and the open connection delivers what was sent in the meantime.
 	waitUntil(t, "the open connection goes on", func() bool { return strings.Contains(n.peer.run(t, "text"), "held") })
 	if time.Now().Before(until.Add(-50 * time.Millisecond)) {
 		t.Errorf("the lock lapsed %v early", time.Until(until))
@@ -293,7 +293,7 @@ func TestTheLockOutlivesItsOwnerAndLapses(t *testing.T) {
 	n := newNetworkLab(t)
 	dir := newLockDir(t)
 	openTestLock(t, dir).Close()
-	// Another process applies it and is killed.
+	// Another process applies the lock and is killed.
 	w := n.veths[0]
 	owner := selfCommand("lock", dir, fmt.Sprint(n.podID), fmt.Sprint(w.Index), formatMAC(w.MAC), "3s")
 	out, err := owner.StdoutPipe()
@@ -319,7 +319,7 @@ func TestTheLockOutlivesItsOwnerAndLapses(t *testing.T) {
 	if got := n.peerFrameCount(t); got != before {
 		t.Errorf("%d frames passed after the owner was killed", got-before)
 	}
-	// A child that is born later in a new container of the pod is held too.
+	// A process in a later container of the pod is locked too.
 	later, _ := newCgroup(t, n.podDir)
 	child := newHelperProcess(t, filepath.Base(netNamespaceOf(t, n.pod)), later)
 	child.run(t, "packet", "eth0")
@@ -328,7 +328,8 @@ func TestTheLockOutlivesItsOwnerAndLapses(t *testing.T) {
 	}
 	waitUntil(t, "it lapses", func() bool { return n.pod.run(t, "tcp", peerIP, "7000") == "sent" })
 
-	// The next process adopts the pins, extends nothing and sees it gone; a fresh one is adopted in force.
+	// The next process adopts the pins and extends nothing. The expired lock is gone, and an active lock stays in
+	// force.
 	l := openTestLock(t, dir)
 	if _, err := l.Apply(EgressLockRequest{LeaseID: "x", Cgroups: []uint64{n.podID}, Veths: n.veths, ExpiresAt: time.Now().Add(time.Minute)}); err != nil {
 		t.Fatal(err)

@@ -10,7 +10,7 @@ import (
 	"stanch/bpf"
 )
 
-// writeDestinations writes the node's and the pod's addresses and the allow list, and takes away what no longer counts.
+// writeDestinations writes the addresses of the node and the pod and the allow list, and deletes outdated entries.
 func (l *EgressLock) writeDestinations(id uint64, r EgressLockRequest) error {
 	nodes := r.NodeAddrs
 	if nodes == nil {
@@ -69,7 +69,7 @@ func newAllowKey(id uint64, p netip.Prefix) allowKey {
 		bits += 96
 	}
 	k := allowKey{Prefix: uint32(64 + bits), Address: p.Addr().As16()} //nolint:gosec // at most 192
-	// A trie compares bytes in memory order; the program writes the halves the same way.
+	// An LPM trie compares bytes in memory order. The kernel program writes the halves in the same way.
 	k.LockHigh, k.LockLow = uint32(id>>32), uint32(id&math.MaxUint32)
 	return k
 }
@@ -104,7 +104,8 @@ func (v *allowValue) add(a AllowedDestination) bool {
 	return false
 }
 
-// propagatePorts gives every prefix the ports of those around it: the kernel looks at the longest match only.
+// propagatePorts adds to every prefix the ports of the prefixes that contain it, because the kernel uses only the
+// longest match.
 func propagatePorts(allow map[allowKey]allowValue) {
 	for k, v := range allow {
 		for o, outer := range allow {

@@ -16,18 +16,18 @@ import (
 	"stanch/bpf"
 )
 
-// ErrInUse says that another process uses the pins of a directory: two that write the same maps lose each other's
-// writes, and a lock that is reported as held would not be in force.
+// ErrInUse means that another process uses the pin directory. Two processes that write the same maps would overwrite
+// each other's changes, and a lock could be reported as active while it is not.
 var ErrInUse = errors.New("another sensor uses it")
 
-// inUseRemedy says what to do about ErrInUse.
+// inUseRemedy is the remedy in errors that wrap ErrInUse.
 const inUseRemedy = "; stop that one first, or run `stanch up` with --no-sensor"
 
-// handoverTimeout is how long a process waits for one that is ending to let its pins go.
+// handoverTimeout is how long a process waits for an exiting process to release the pin directory.
 const handoverTimeout = 2 * time.Second
 
-// acquirePinDir takes the exclusive right to change what is pinned under dir. It ends with the process, however that ends, or when
-// the file is closed.
+// acquirePinDir takes the exclusive right to change the pins under dir. The right ends when the returned file is
+// closed or the process exits.
 func acquirePinDir(dir string, wait time.Duration) (*os.File, error) {
 	for deadline := time.Now().Add(wait); ; time.Sleep(20 * time.Millisecond) {
 		f, err := os.Open(dir)
@@ -38,7 +38,7 @@ func acquirePinDir(dir string, wait time.Duration) (*os.File, error) {
 		if err == nil && isSameFile(f, dir) {
 			return f, nil
 		}
-		inUse := err == nil || errors.Is(err, unix.EWOULDBLOCK) // locked, and removed meanwhile
+		inUse := err == nil || errors.Is(err, unix.EWOULDBLOCK) // locked by another process, or removed in the meantime
 		if err != nil && !inUse {
 			return nil, errors.Join(fmt.Errorf("lock %s: %w", dir, err), f.Close())
 		}
@@ -59,8 +59,9 @@ func isSameFile(f *os.File, path string) bool {
 	return err == nil && os.SameFile(opened, named)
 }
 
-// CheckNotInUse returns an error that wraps ErrInUse, and names the process, while another sensor of this machine has the
-// pins under dir (empty: DefaultEgressLockDir). What cannot be opened here is free: OpenEgressLock says later what it lacks.
+// CheckNotInUse returns an error that wraps ErrInUse, and names the process, if another sensor of this machine uses
+// the pins under dir (empty: DefaultEgressLockDir). A directory that cannot be opened counts as not in use;
+// OpenEgressLock reports that problem later.
 func CheckNotInUse(dir string) error {
 	if dir == "" {
 		dir = DefaultEgressLockDir
@@ -75,7 +76,8 @@ func CheckNotInUse(dir string) error {
 	return nil
 }
 
-// describeOwner names the process that has a file locked and its data directory, as far as they can be seen from here.
+// describeOwner names the process that has locked a file, and its data directory, as far as they are visible to this
+// process.
 func describeOwner(f *os.File) string {
 	var st unix.Stat_t
 	if unix.Fstat(int(f.Fd()), &st) != nil {
@@ -86,7 +88,7 @@ func describeOwner(f *os.File) string {
 		return ""
 	}
 	for line := range strings.Lines(string(b)) {
-		// 1: FLOCK  ADVISORY  WRITE 1234 00:1b:5678 0 EOF
+		// Format: "1: FLOCK ADVISORY WRITE 1234 00:1b:5678 0 EOF".
 		at := strings.Fields(line)
 		if len(at) < 6 || at[1] != "FLOCK" || !strings.HasSuffix(at[5], ":"+strconv.FormatUint(st.Ino, 10)) {
 			continue
@@ -98,8 +100,8 @@ func describeOwner(f *os.File) string {
 	return ""
 }
 
-// dataDirOf names the data directory of a Stanch process by the lock that it has open there, or the directory of a sensor's
-// spool; "" if neither can be seen.
+// dataDirOf names the data directory of a Stanch process by the lock file that it has open, or the state directory of
+// a sensor by its spool. It returns "" if neither is visible.
 func dataDirOf(pid int) string {
 	dir := filepath.Join("/proc", strconv.Itoa(pid), "fd")
 	fds, err := os.ReadDir(dir)
@@ -119,8 +121,8 @@ func dataDirOf(pid int) string {
 	return spool
 }
 
-// ReadLocks gives the locks in force that are pinned under dir (empty: DefaultEgressLockDir), without changing anything. It
-// works beside a sensor, and gives none where nothing is pinned.
+// ReadLocks returns the active locks that are pinned under dir (empty: DefaultEgressLockDir), sorted by expiry. It
+// changes nothing and works while a sensor runs. It returns no locks if nothing is pinned.
 func ReadLocks(dir string) ([]EgressLockState, error) {
 	if dir == "" {
 		dir = DefaultEgressLockDir

@@ -18,7 +18,7 @@ func TestASecondSensorDoesNotShareALock(t *testing.T) {
 	_, id := newCgroup(t, "")
 	dir := newLockDir(t)
 	l := openTestLock(t, dir)
-	data, err := os.Create(filepath.Join(t.TempDir(), "lock")) // as a Stanch holds its data directory
+	data, err := os.Create(filepath.Join(t.TempDir(), "lock")) // as a Stanch process locks its data directory
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -27,7 +27,8 @@ func TestASecondSensorDoesNotShareALock(t *testing.T) {
 	if err != nil || !st.Active {
 		t.Fatalf("%+v, %v", st, err)
 	}
-	// Another one that lists or releases would write the latest end of what it sees, and lift what it does not.
+	// A second process that lists or releases would overwrite the latest expiry with its own view, and remove locks
+	// that it does not know.
 	second, err := OpenEgressLock(dir)
 	if second != nil || !errors.Is(err, ErrInUse) {
 		t.Fatalf("a second one: %v", err)
@@ -41,7 +42,7 @@ func TestASecondSensorDoesNotShareALock(t *testing.T) {
 			t.Errorf("%q and %q do not say %q", err, free, word)
 		}
 	}
-	// Who only reads is let in, and sees what is in force.
+	// A process that only reads is allowed, and sees the active locks.
 	held, err := ReadLocks(dir)
 	if err != nil || len(held) != 1 || held[0].LeaseID != "a" || !held[0].Active {
 		t.Errorf("ReadLocks: %+v, %v", held, err)

@@ -16,11 +16,11 @@ import (
 	"stanch/bpf"
 )
 
-// lockLayout names the directory of pins. It changes when the maps' layout does: what an older version pinned then
-// lapses by itself beside it.
+// lockLayout is the name of the pin directory. It changes with the layout of the maps: locks that an older version
+// pinned stay in their own directory until they expire.
 const lockLayout = "lock-2"
 
-// ensureBPFMount makes dir and sees to it that it lies on a BPF file system.
+// ensureBPFMount creates dir and ensures that it is on a BPF file system.
 func ensureBPFMount(dir string) error {
 	isBPF := func(path string) bool {
 		var st unix.Statfs_t
@@ -49,7 +49,7 @@ var vethPrograms = []struct {
 	program string
 	at      ebpf.AttachType
 }{
-	{"out", bpf.LockProgLockWireOut, ebpf.AttachTCXEgress}, // first: it notes the node's connections
+	{"out", bpf.LockProgLockWireOut, ebpf.AttachTCXEgress}, // first, because it records the node's connections
 	{"in", bpf.LockProgLockWireIn, ebpf.AttachTCXIngress},
 }
 
@@ -57,7 +57,8 @@ func (l *EgressLock) vethPinPath(index int, pin string) string {
 	return filepath.Join(l.pinDir, "wire-"+strconv.Itoa(index)+"-"+pin)
 }
 
-// attachVeth holds a host-side veth, before any other program there can decide. It keeps what is attached already.
+// attachVeth locks a host-side veth. Its programs run before all other programs there. It keeps programs that are
+// already attached.
 func (l *EgressLock) attachVeth(index int) error {
 	for _, w := range vethPrograms {
 		pin := l.vethPinPath(index, w.pin)
@@ -78,7 +79,7 @@ func (l *EgressLock) attachVeth(index int) error {
 	return nil
 }
 
-// isLinkAttached tells whether a pinned link is still on its interface: it is not when the interface has gone.
+// isLinkAttached reports whether a pinned link is attached to the interface. It is not if the interface is gone.
 func isLinkAttached(pin string, index int) bool {
 	l, err := link.LoadPinnedLink(pin, nil)
 	if err != nil {
@@ -107,7 +108,7 @@ func (l *EgressLock) detachVeth(index int) {
 	}
 }
 
-// detachAndUnpin detaches now, also while another process has the link open.
+// detachAndUnpin detaches at once, even if another process has the link open.
 func detachAndUnpin(pin string) {
 	if l, err := link.LoadPinnedLink(pin, nil); err == nil {
 		_ = l.Detach()
@@ -116,8 +117,8 @@ func detachAndUnpin(pin string) {
 	_ = os.Remove(pin)
 }
 
-// adoptVeths puts this version's programs into the pinned links of an earlier process, and removes those whose
-// interface has gone or that hold nothing any more.
+// adoptVeths replaces the programs of the links that an earlier process pinned. It removes links whose interface is
+// gone or no longer locked.
 func (l *EgressLock) adoptVeths() error {
 	pins, err := os.ReadDir(l.pinDir)
 	if err != nil {
@@ -161,8 +162,9 @@ func parseVethPin(name string) (index int, which string, ok bool) {
 	return index, which, ok && err == nil
 }
 
-// Cleanup removes every lock, program and pin under dir (empty: DefaultEgressLockDir). It works without an open Lock, and
-// when there is nothing. While a process has the lock open it gives ErrInUse: that one would go on reporting locks as held.
+// Cleanup removes every lock, program and pin under dir (empty: DefaultEgressLockDir). It needs no open EgressLock,
+// and it is not an error if nothing is pinned. It returns ErrInUse while a process has the lock open, because that
+// process would continue to report the locks as active.
 func Cleanup(dir string) error {
 	if dir == "" {
 		dir = DefaultEgressLockDir
@@ -202,6 +204,6 @@ func Cleanup(dir string) error {
 			errs = append(errs, fmt.Errorf("cleanup: %w", err))
 		}
 	}
-	_ = os.Remove(dir) // only if it is empty
+	_ = os.Remove(dir) // succeeds only if it is empty
 	return errors.Join(errs...)
 }

@@ -9,13 +9,13 @@ import (
 	"stanch/sensors/containermeta"
 )
 
-// Prober is whose sockets a locked pod may answer: those made by processes of one user in one cgroup.
+// Prober identifies the sockets that a locked pod may reply to: sockets of one user's processes in one cgroup.
 type Prober struct {
 	Cgroup uint64
 	UID    uint32
 }
 
-// SetProbers replaces the list of whose connections are answered, for every lock. At most 64.
+// SetProbers replaces the probers to which locked pods may reply, for every lock. There are at most 64.
 func (l *EgressLock) SetProbers(probers []Prober) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -32,8 +32,8 @@ func (l *EgressLock) SetProbers(probers []Prober) error {
 	return nil
 }
 
-// RefreshNodeMACs writes the node's MAC addresses again, for every lock in force: those of a bridge change when interfaces come
-// and go, and the kubelet's probes would fail.
+// RefreshNodeMACs updates the node's MAC addresses for every active lock. The address of a bridge can change when its
+// ports change, and the kubelet's probes would then fail.
 func (l *EgressLock) RefreshNodeMACs() error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -51,8 +51,8 @@ func (l *EgressLock) RefreshNodeMACs() error {
 	return nil
 }
 
-// writeNodeMACs writes which MAC addresses are the node's for a lock: those of its ends of the wires, of what these are
-// ports of, and of its interfaces with an address (the gateway port of a virtual switch).
+// writeNodeMACs writes the node's MAC addresses for a lock: those of the host-side veths, of the bridges that they are
+// ports of, and of interfaces with an IP address (such as the gateway port of a virtual switch).
 func (l *EgressLock) writeNodeMACs(id uint64, wires []Veth) error {
 	all, err := listAllInterfaces()
 	if err != nil {
@@ -85,8 +85,8 @@ func (l *EgressLock) writeNodeMACs(id uint64, wires []Veth) error {
 	return nil
 }
 
-// reachesOnlyViaNode reports whether everything that the pod may still reach lies behind this node: then each frame must bear a
-// MAC address of the node's, so that no neighbor on the pod's link receives it in the destination's place.
+// reachesOnlyViaNode reports whether all allowed destinations are routed through this node. Each frame must then be
+// sent to a MAC address of the node, so that no neighbor on the pod's link can receive it instead.
 func (r *EgressLockRequest) reachesOnlyViaNode() bool {
 	if len(r.AllowList) == 0 {
 		return true
@@ -101,7 +101,7 @@ func (r *EgressLockRequest) reachesOnlyViaNode() bool {
 	for _, w := range r.Veths {
 		for _, gateway := range w.Gateways {
 			if !slices.Contains(nodes, gateway) {
-				return false // a router on the link, whose MAC address is not known
+				return false // a router on the link, whose MAC address is unknown
 			}
 		}
 		for _, link := range w.OnLinkPrefixes {
@@ -113,8 +113,8 @@ func (r *EgressLockRequest) reachesOnlyViaNode() bool {
 	return true
 }
 
-// AddTargets holds further cgroups and wires for a lease that is in force, until its end. It takes nothing away. What another
-// lease holds is left to that one.
+// AddTargets adds cgroups and veths to the active lock of a lease. It removes nothing, and does nothing if the lease
+// has no active lock. It returns ErrLockedByOtherLease if another lease locks one of them.
 func (l *EgressLock) AddTargets(lease string, cgroups []uint64, wires []Veth) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()

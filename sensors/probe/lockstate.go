@@ -14,8 +14,8 @@ import (
 	"stanch/sensors/containermeta"
 )
 
-// StateOfCgroup tells whether a cgroup, or one above it, is held. cgroupID is any cgroup of a pod or container. A lock that has
-// lapsed is not held.
+// StateOfCgroup returns the active lock of a cgroup or of one of its ancestors, or the zero value. cgroupID is any
+// cgroup of a pod or container.
 func (l *EgressLock) StateOfCgroup(cgroupID uint64) (EgressLockState, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -31,7 +31,7 @@ func (l *EgressLock) StateOfCgroup(cgroupID uint64) (EgressLockState, error) {
 	return EgressLockState{}, nil
 }
 
-// cgroupAndAncestors gives a cgroup and those that it is in, but for the root.
+// cgroupAndAncestors returns a cgroup and its ancestors, without the root.
 func (l *EgressLock) cgroupAndAncestors(cgroupID uint64) []uint64 {
 	ids := []uint64{cgroupID}
 	path, err := containermeta.CgroupPathByID(l.cgroupRoot, cgroupID)
@@ -48,8 +48,8 @@ func (l *EgressLock) cgroupAndAncestors(cgroupID uint64) []uint64 {
 	return ids
 }
 
-// WouldDeny tells whether a TCP connection from a cgroup would be refused now. It is for telling people: what is refused
-// is decided in the kernel.
+// WouldDeny reports whether a TCP connection from a cgroup would be blocked now. It is for display only: the kernel
+// decides.
 func (l *EgressLock) WouldDeny(cgroupID uint64, to netip.AddrPort) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -78,7 +78,7 @@ func (l *EgressLock) WouldDeny(cgroupID uint64, to netip.AddrPort) bool {
 	return false
 }
 
-// List gives every lock in force, and forgets those that have lapsed.
+// List returns every active lock, sorted by expiry, and removes expired ones.
 func (l *EgressLock) List() ([]EgressLockState, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -90,7 +90,7 @@ func (l *EgressLock) List() ([]EgressLockState, error) {
 	return out, l.recomputeLatestExpiry()
 }
 
-// readActiveLocks reads every lock that has not lapsed.
+// readActiveLocks reads every lock that has not expired.
 func (l *EgressLock) readActiveLocks() ([]EgressLockState, error) {
 	var out []EgressLockState
 	for id := range readMap[uint64, lockRecord](l.ebpfMap(bpf.LockMapLocks)) {
@@ -106,7 +106,7 @@ func (l *EgressLock) readActiveLocks() ([]EgressLockState, error) {
 	return out, nil
 }
 
-// StateOfLease gives the state of a lease's lock, with Held false if there is none or it has lapsed.
+// StateOfLease returns the state of a lease's lock. Active is false if there is none or it has expired.
 func (l *EgressLock) StateOfLease(lease string) (EgressLockState, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -156,7 +156,7 @@ func (l *EgressLock) lockedObjects() map[lockedObjectKey]lockedObjectValue {
 	return readMap[lockedObjectKey, lockedObjectValue](l.ebpfMap(bpf.LockMapHolds))
 }
 
-// readMap copies a map of the kernel. A change under the walk may hide or repeat an entry; the next look sees it.
+// readMap copies a kernel map. A concurrent change may hide or repeat an entry until the next call.
 func readMap[K comparable, V any](m *ebpf.Map) map[K]V {
 	var (
 		k   K
@@ -180,11 +180,11 @@ func deleteMatching[K comparable](m *ebpf.Map, match func(K) bool) {
 		}
 	}
 	for _, k := range gone {
-		_ = m.Delete(k) // gone already is as good
+		_ = m.Delete(k) // an error means that the key is already gone
 	}
 }
 
-// removeExpired forgets locks that have lapsed. The kernel has let go of them by itself.
+// removeExpired removes expired locks from the maps. The kernel already ignores them.
 func (l *EgressLock) removeExpired() {
 	now := uint64(sinceBoot()) //nolint:gosec // positive
 	for id, rec := range readMap[uint64, lockRecord](l.ebpfMap(bpf.LockMapLocks)) {
@@ -194,7 +194,7 @@ func (l *EgressLock) removeExpired() {
 	}
 }
 
-// removeLock takes a lock away: first its record, which ends it.
+// removeLock removes a lock. It deletes the record first, which ends the lock.
 func (l *EgressLock) removeLock(id uint64) {
 	_ = l.ebpfMap(bpf.LockMapLocks).Delete(id)
 	for k, v := range l.lockedObjects() {
@@ -215,7 +215,7 @@ func (l *EgressLock) unlockObject(k lockedObjectKey) {
 	}
 }
 
-// extendLatestExpiry makes the programs look until end.
+// extendLatestExpiry makes the kernel programs check packets at least until end.
 func (l *EgressLock) extendLatestExpiry(end uint64) error {
 	var now uint64
 	m := l.ebpfMap(bpf.LockMapLatest)
@@ -228,7 +228,7 @@ func (l *EgressLock) extendLatestExpiry(end uint64) error {
 	return nil
 }
 
-// recomputeLatestExpiry lets the programs rest when no lock is left.
+// recomputeLatestExpiry lets the kernel programs skip their checks if no lock is left.
 func (l *EgressLock) recomputeLatestExpiry() error {
 	var latest uint64
 	for _, rec := range readMap[uint64, lockRecord](l.ebpfMap(bpf.LockMapLocks)) {

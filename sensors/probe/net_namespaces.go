@@ -16,39 +16,40 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// netNamespace is a network namespace that processes reach.
+// netNamespace is a network namespace that processes can reach.
 type netNamespace struct {
-	pid         int // of a process that reaches it
+	pid         int // a process that can reach it
 	inode       uint64
 	file        *os.File
 	interfaces  []netInterface
 	addrs       map[int][]netip.Prefix
-	nsid        int            // its number in this process's own namespace, -1 without one
-	inodeByNSID map[int]uint64 // the others' inodes by their numbers in this one
+	nsid        int            // its ID in this process's namespace; -1 without one
+	inodeByNSID map[int]uint64 // the inodes of the other namespaces by their IDs in this one
 }
 
-// What is looked through at most. Who has more than this has something to hide, and the search says so.
+// Limits of the search. A target that exceeds them may be hiding something, so the search reports it.
 const (
 	maxNamespaces      = 64
-	maxSearchedHandles = 16384 // threads, and open files
-	// maxReportedProblems bounds how many things are named that were not looked into: the text goes to people.
+	maxSearchedHandles = 16384 // threads and open files
+	// maxReportedProblems limits the number of errors in the result, because people read them.
 	maxReportedProblems = 8
 )
 
-// namespaceSearch collects network namespaces.
+// namespaceSearch collects the network namespaces that processes can reach.
 type namespaceSearch struct {
-	ownInode      uint64 // inode of this process's own
-	nsfsDevice    uint64 // of the file system of namespaces
+	ownInode      uint64 // inode of this process's network namespace
+	nsfsDevice    uint64 // device of the nsfs file system
 	namespaces    []netNamespace
-	mountedInodes map[uint64]int  // inodes of namespaces that are mounted, and by which process
-	knownInodes   map[uint64]bool // inodes of spaces
-	withoutNSID   int             // spaces without a number here
-	handles       int             // threads, then open files
+	mountedInodes map[uint64]int  // inodes of mounted namespaces, and a process that sees the mount
+	knownInodes   map[uint64]bool // inodes of namespaces
+	withoutNSID   int             // number of namespaces without an ID here
+	handles       int             // threads first, then open files
 	reachesHost   bool
 }
 
-// findNetNamespaces opens every network namespace that processes reach through a thread or an open file. The error says what
-// was not reached; it is ErrHostNetwork where a thread is in this process's own. The caller closes their files.
+// findNetNamespaces opens every network namespace that processes reach through a thread or an open file. The error
+// describes what could not be inspected. It wraps ErrHostNetwork if a thread is in this process's namespace. The
+// caller must close the files.
 func findNetNamespaces(pids []int) ([]netNamespace, error) {
 	var st unix.Stat_t
 	if err := unix.Stat(ownNetNS, &st); err != nil {
@@ -58,12 +59,12 @@ func findNetNamespaces(pids []int) ([]netNamespace, error) {
 	s := &namespaceSearch{ownInode: own, nsfsDevice: st.Dev, mountedInodes: map[uint64]int{}, knownInodes: map[uint64]bool{}}
 	var errs []error
 	alive := 0
-	// What processes are in comes before what their threads are in and what they have open: who makes many of these must
-	// not keep the search from the network that the target sends on.
+	// Inspect the namespaces of all processes before those of their threads and open files: a process that creates
+	// many threads or files must not hide the network that the target uses.
 	for n, part := range []func(pid int, dir string) error{s.addMainNamespace, s.addFromThreads, s.addFromOpenFiles} {
 		for _, pid := range pids {
 			switch err := part(pid, "/proc/"+strconv.Itoa(pid)); {
-			case errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ESRCH): // it ended meanwhile
+			case errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ESRCH): // it exited in the meantime
 				continue
 			case err != nil && len(errs) < maxReportedProblems:
 				errs = append(errs, fmt.Errorf("network namespaces of process %d: %w", pid, err))
@@ -80,7 +81,7 @@ func findNetNamespaces(pids []int) ([]netNamespace, error) {
 	if s.reachesHost {
 		errs = append(errs, ErrHostNetwork)
 	}
-	// What the node itself has mounted is of its making: whoever shares its mounts sees those of all pods.
+	// Mounts of the node itself are ignored: a process that shares the node's mounts sees the namespaces of all pods.
 	ours := mountedNamespaces("/proc/1")
 	for inode := range mountedNamespaces("/proc/self") {
 		ours[inode] = true
@@ -101,7 +102,7 @@ func inodeOf(path string) (uint64, error) {
 	return st.Ino, nil
 }
 
-// addMainNamespace adds the namespace that a process is in, and notes those that it sees mounted.
+// addMainNamespace adds the namespace of a process, and records the namespaces that it sees as mounts.
 func (s *namespaceSearch) addMainNamespace(pid int, dir string) error {
 	for inode := range mountedNamespaces(dir) {
 		if len(s.mountedInodes) < maxNamespaces {
@@ -111,7 +112,7 @@ func (s *namespaceSearch) addMainNamespace(pid int, dir string) error {
 	return s.addByPath(pid, dir+"/ns/net")
 }
 
-// addByPath adds the namespace that a path leads to.
+// addByPath adds the namespace at a path.
 func (s *namespaceSearch) addByPath(pid int, path string) error {
 	inode, err := inodeOf(path)
 	if err != nil {
@@ -123,7 +124,7 @@ func (s *namespaceSearch) addByPath(pid int, path string) error {
 	return s.add(pid, inode, func() (*os.File, error) { return os.Open(path) })
 }
 
-// addFromThreads adds the namespaces that a process's threads are in.
+// addFromThreads adds the namespaces of a process's threads.
 func (s *namespaceSearch) addFromThreads(pid int, dir string) error {
 	names, err := s.listProcDir(dir + "/task")
 	for _, name := range names {
@@ -135,7 +136,7 @@ func (s *namespaceSearch) addFromThreads(pid int, dir string) error {
 	return err
 }
 
-// listProcDir lists a directory of /proc as far as the search may look at things of its kind.
+// listProcDir lists a directory in /proc, up to the limit of the search.
 func (s *namespaceSearch) listProcDir(dir string) ([]string, error) {
 	left := maxSearchedHandles - s.handles
 	if left <= 0 {
@@ -174,7 +175,7 @@ func (s *namespaceSearch) addFromOpenFiles(pid int, dir string) error {
 		}
 		err = s.add(pid, inode, func() (*os.File, error) { return file, nil })
 		if !slices.ContainsFunc(s.namespaces, func(n netNamespace) bool { return n.file == file }) {
-			_ = file.Close() // it is known already, or one too many
+			_ = file.Close() // already known, or over the limit
 		}
 		if err != nil {
 			return errors.Join(problem, err)
@@ -183,12 +184,12 @@ func (s *namespaceSearch) addFromOpenFiles(pid int, dir string) error {
 	return problem
 }
 
-// mountedNamespaces gives the network namespaces that a process sees mounted.
+// mountedNamespaces returns the network namespaces in a process's mount table.
 func mountedNamespaces(dir string) map[uint64]bool {
 	found := map[uint64]bool{}
 	b, err := os.ReadFile(dir + "/mountinfo")
 	if err != nil {
-		return found // it ended: its files are not there either
+		return found // the process exited, so it has no files either
 	}
 	for line := range strings.Lines(string(b)) {
 		if f := strings.Fields(line); len(f) > 4 {
@@ -200,8 +201,8 @@ func mountedNamespaces(dir string) map[uint64]bool {
 	return found
 }
 
-// add takes a namespace in. One with a number here has an interface whose other end is here, which nobody but the node
-// makes: the bound is on the others, which a container makes as it likes.
+// add adds a namespace. A namespace with an ID here has a veth whose other end is here, which only the node can
+// create. The limit applies to the other namespaces, because a container can create any number of them.
 func (s *namespaceSearch) add(pid int, inode uint64, open func() (*os.File, error)) error {
 	if s.knownInodes[inode] {
 		return nil
@@ -228,7 +229,7 @@ func (s *namespaceSearch) add(pid int, inode uint64, open func() (*os.File, erro
 	return nil
 }
 
-// parseNamespaceInode reads the name that /proc gives a network namespace: "net:[4026531840]".
+// parseNamespaceInode parses the name of a network namespace in /proc: "net:[4026531840]".
 func parseNamespaceInode(name string) (uint64, bool) {
 	number, ok := strings.CutPrefix(name, "net:[")
 	if !ok {
@@ -238,13 +239,13 @@ func parseNamespaceInode(name string) (uint64, bool) {
 	return inode, err == nil
 }
 
-// openNamespace opens a process's file if it is another network namespace than this process's own; nil if it is not. A
-// file of the container's may be on a file system that never answers, so that none is asked: what it is, the kernel
-// knows without.
+// openNamespace opens a process's file if it is a network namespace other than this process's own; otherwise it
+// returns nil. A container's file may be on a file system that never responds, so it uses only information that the
+// kernel has cached.
 func (s *namespaceSearch) openNamespace(name string) (*os.File, uint64, error) {
 	fd, err := unix.Open(name, unix.O_PATH|unix.O_CLOEXEC, 0)
 	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ESRCH) {
-		return nil, 0, nil // closed meanwhile
+		return nil, 0, nil // closed in the meantime
 	}
 	if err != nil {
 		return nil, 0, &fs.PathError{Op: "open", Path: name, Err: err}
@@ -269,8 +270,8 @@ func (s *namespaceSearch) openNamespace(name string) (*os.File, uint64, error) {
 	return file, st.Ino, nil
 }
 
-// readInterfaces reads the interfaces of a namespace and its numbers for the others. ends are the indexes of those whose other end
-// is here: they are read however many others there are.
+// readInterfaces reads the interfaces of a namespace, and the IDs of the other namespaces in it. ends are the indexes
+// of interfaces whose other end is here; they are read even if there are too many other interfaces.
 func (n *netNamespace) readInterfaces(all []netNamespace, ends []int) error {
 	return runInNetNS(n.file, func() error {
 		var err error
@@ -308,7 +309,7 @@ func (n *netNamespace) readInterfaces(all []netNamespace, ends []int) error {
 	})
 }
 
-// toVeth describes the host-side end of an interface of the namespace.
+// toVeth returns the host-side end of an interface of the namespace.
 func (n *netNamespace) toVeth(i, host netInterface) Veth {
 	w := Veth{Index: host.index, Name: host.name, MAC: i.mac, Gateways: readGateways(n.pid, i.name)}
 	for _, p := range n.addrs[i.index] {
@@ -318,7 +319,7 @@ func (n *netNamespace) toVeth(i, host netInterface) Veth {
 	return w
 }
 
-// namespaceID asks for the number of a network namespace in the present one; -1 if it has none.
+// namespaceID returns the ID of a network namespace in the current one, or -1 if it has none.
 func namespaceID(f *os.File) (int, error) {
 	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_ROUTE)
 	if err != nil {

@@ -8,21 +8,22 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// errTooManyEntries says that a list was cut off.
+// errTooManyEntries means that a list was truncated.
 var errTooManyEntries = errors.New("there are more than are looked at")
 
-// dumpTimeoutSeconds bounds each read of an answer, in seconds: the kernel makes whoever asks wait for those who change interfaces.
+// dumpTimeoutSeconds limits each read of a response, in seconds: the kernel blocks a request while another process
+// changes interfaces.
 const dumpTimeoutSeconds = 2
 
-// dumpNetlink asks the kernel about this thread's network namespace and gives each message of the answer to visit, at
-// most as many as are wanted: the answer is as long as a container makes it.
+// dumpNetlink sends a request about the network namespace of this thread and calls visit for each message of the
+// response, at most most times, because a container controls the length of the response.
 func dumpNetlink(kind uint16, body []byte, flags uint16, most int, visit func(syscall.NetlinkMessage) error) error {
 	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_ROUTE)
 	if err != nil {
-		return err //nolint:wrapcheck // the caller says what it asks
+		return err //nolint:wrapcheck // the caller adds the context
 	}
 	defer unix.Close(fd)
-	// The kernel looks at the index in a request only if it may be strict.
+	// The kernel respects the index in a request only with strict checking.
 	if err := unix.SetsockoptInt(fd, unix.SOL_NETLINK, unix.NETLINK_GET_STRICT_CHK, 1); err != nil {
 		return err //nolint:wrapcheck // as above
 	}

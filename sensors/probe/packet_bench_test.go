@@ -12,8 +12,9 @@ import (
 	"stanch/bpf"
 )
 
-// BenchmarkLockPacket is what the lock's programs cost a packet, run by the kernel itself on the loopback interface. What a
-// packet of an unlocked pod pays is "no lock" and "another's lock"; a locked pod's own are "denied" and "answer".
+// BenchmarkLockPacket measures the cost of the lock's programs for each packet, run by the kernel on the loopback
+// interface. "no lock" and "another's lock" are packets of an unlocked pod; "denied" and "answer" are packets of a
+// locked pod.
 func BenchmarkLockPacket(b *testing.B) {
 	newBenchCgroup(b)
 	dir := "/sys/fs/bpf/stanch-bench-" + strconv.Itoa(os.Getpid())
@@ -36,7 +37,7 @@ func BenchmarkLockPacket(b *testing.B) {
 
 	mac := []byte{2, 0, 0, 0, 0, 1}
 	frame := ethernetFrame(mac, mac, 0x0800, ipv4Packet("127.0.0.1", "127.0.0.1", 6, tcpSegment(uint16(there), uint16(here), make([]byte, 100))))
-	const times = 400 // fewer than use up a second's bytes
+	const times = 400 // fewer than exhaust the byte budget of a second
 	run := func(name, program string, want uint32, prepare func(b *testing.B)) {
 		b.Run(name, func(b *testing.B) {
 			for b.Loop() {

@@ -1,9 +1,9 @@
-// Package probe is the only user of package bpf and of cilium/ebpf: it turns inert kernel programs into live ones.
-// Probe reports what containers do as sensors.Event values; Lock holds a pod's network on this node.
+// Package probe loads the kernel programs of package bpf and is the only user of cilium/ebpf. Probe reports what
+// containers do as sensors.Event values. EgressLock blocks the outgoing traffic of pods on this node.
 //
-// It refuses to judge: it knows no rules, no Kubernetes and no container runtime. It never denies anything but
-// what an egress lock says, and a lock ends by itself in the kernel. What a kernel lacks is turned off and said
-// in Status; the rest stays on.
+// It refuses to evaluate rules, and to depend on Kubernetes or a container runtime. It blocks only what an egress lock
+// blocks, and the kernel ends each lock at its expiry. A feature that the kernel does not support is off, and Status
+// reports why; the others stay on.
 package probe
 
 import (
@@ -13,39 +13,42 @@ import (
 	"stanch/sensors"
 )
 
-// Options says how to observe. The zero value observes all containers of this machine.
+// Options configures a probe. The zero value observes all containers of this machine.
 type Options struct {
-	// Node is copied into events. Empty: the host's name.
+	// Node is copied into events. Empty means the host name.
 	Node string
-	// CgroupRoot is the mount point of cgroup v2. Empty: found in /proc/self/mountinfo.
+	// CgroupRoot is the mount point of cgroup v2. Empty means the one in /proc/self/mountinfo.
 	CgroupRoot string
-	// ClassifyCgroup tells whether a cgroup (path below CgroupRoot, with a leading slash) holds a container. It is asked
-	// once for each cgroup that exists at Load and once for each new one at its first event. Nil: ClassifyCgroupPath.
+	// ClassifyCgroup returns the class of a cgroup by its path below CgroupRoot, with a leading slash. It is called
+	// once for each cgroup that exists at Load, and once for each new cgroup. Nil means ClassifyCgroupPath.
 	ClassifyCgroup func(path string) CgroupClass
-	// IncludeHost also reports what runs outside of containers (loud; for debugging).
+	// IncludeHost also reports events outside of containers. It is for debugging and produces many events.
 	IncludeHost bool
-	// DisabledHooks names hooks that stay off, for example HookOpen whose tracepoint taxes every system call a little.
+	// DisabledHooks are hooks that stay off, for example HookOpen, whose tracepoint adds a small cost to every system
+	// call.
 	DisabledHooks []Hook
-	// WouldDeny tells whether an egress lock refuses a connection (EgressLock.WouldDeny); events then say so. Nil: no event does.
+	// WouldDeny reports whether an egress lock blocks a connection (see EgressLock.WouldDeny); it fills
+	// sensors.Network.Denied. If it is nil, Denied is always false.
 	WouldDeny func(cgroupID uint64, to netip.AddrPort) bool
-	// AlertBytes and TelemetryBytes size the two rings, powers of two. Zero: 4 MiB and 1 MiB.
+	// AlertRingBytes and TelemetryRingBytes are the sizes of the two ring buffers, which must be powers of two. 0
+	// means 4 MiB and 1 MiB.
 	AlertRingBytes, TelemetryRingBytes int
-	// RecordTap is handed every record of the rings before it is decoded, by two goroutines; it is the tap's only until it
-	// returns. For Feed. Nil: nobody is.
+	// RecordTap is called with every record before it is decoded, by two goroutines. It must not retain the record.
+	// ReplayRecord accepts these records. Nil disables it.
 	RecordTap func(record []byte)
 }
 
-// CgroupClass says whose a cgroup is.
+// CgroupClass says whether a cgroup belongs to a container or to the host.
 type CgroupClass uint8
 
 // The classes of cgroups.
 const (
-	ClassUnknown   CgroupClass = iota // not decided: watched, asked again later
+	ClassUnknown   CgroupClass = iota // undecided: watched
 	ClassContainer                    // watched
 	ClassHost                         // filtered in the kernel
 )
 
-// Hook names one place in the kernel where the probe listens.
+// Hook is a kernel hook that the probe attaches to.
 type Hook string
 
 // The hooks.
@@ -55,7 +58,7 @@ const (
 	HookConnect4    Hook = "connect4"
 	HookConnect6    Hook = "connect6"
 	HookOpen        Hook = "open"
-	HookSyscalls    Hook = "calls" // mount, setns, ptrace, chmod, bpf, … on their return
+	HookSyscalls    Hook = "calls" // on return of mount, setns, ptrace, chmod, bpf and other calls
 	HookUnixConnect Hook = "unix-connect"
 	HookListen      Hook = "listen"
 	HookDNS         Hook = "dns"
@@ -67,34 +70,33 @@ const (
 // Hooks lists every hook.
 var Hooks = []Hook{HookExec, HookExit, HookConnect4, HookConnect6, HookOpen, HookSyscalls, HookUnixConnect, HookListen, HookDNS, HookFork, HookIOUring, HookCgroup}
 
-// Status is what the probe does at this moment.
+// Status is the current state of the probe.
 type Status struct {
 	Hooks []HookStatus `json:"hooks"`
-	// Events counts what was handed to Run's callback, by kind.
+	// Events counts the events that were passed to the callback of Run, by kind.
 	Events map[sensors.Kind]uint64 `json:"events"`
-	// Drops counts events that were lost, by reason: "alerts ring full", "telemetry ring full", "no scratch",
-	// "undecodable".
+	// Drops counts lost events by reason: "alerts ring full", "telemetry ring full", "no scratch" or "undecodable".
 	Drops map[string]uint64 `json:"drops"`
-	// DropsByCgroup counts the events lost by the path of the cgroup whose they were. At most some 1,000 are remembered.
+	// DropsByCgroup counts lost events by cgroup path, for about 1,000 cgroups at most.
 	DropsByCgroup map[string]uint64 `json:"drops_by_cgroup,omitempty"`
-	// RuntimeSetupEvents counts events that were the container runtime's own and were left out.
+	// RuntimeSetupEvents counts the events of container runtimes, which are not reported.
 	RuntimeSetupEvents uint64 `json:"runtime_setup_events,omitempty"`
-	// FilteredCgroups counts cgroups that are known to be the host's.
+	// FilteredCgroups is the number of cgroups that are known to belong to the host.
 	FilteredCgroups int       `json:"filtered_cgroups"`
 	LoadedAt        time.Time `json:"loaded_at"`
 }
 
-// DropSource is a cgroup whose events were lost: "gone" is the path of one that no longer is.
+// DropSource is a cgroup whose events were lost. Path is "gone" if the cgroup no longer exists.
 type DropSource struct {
 	Cgroup  uint64
 	Path    string
 	Dropped uint64
 }
 
-// ReasonDisabled is the reason of a hook that is off because somebody configured it so.
+// ReasonDisabled is the reason of a hook that is off because of Options.DisabledHooks.
 const ReasonDisabled = "disabled by configuration"
 
-// HookStatus says whether a hook is on, and if not why not and what would mend it.
+// HookStatus says whether a hook is on, and otherwise why not and how to enable it.
 type HookStatus struct {
 	Hook    Hook   `json:"hook"`
 	Enabled bool   `json:"on"`

@@ -13,9 +13,10 @@ import (
 	"stanch/sensors"
 )
 
-// Run hands every event to f, one at a time, until ctx ends (then it returns nil) or Close. An event's
-// Container has only CgroupID and CgroupPath set: see package identity. f must not block for long: the rings are
-// finite. Exits come through a ring of their own and may overtake what the same process did before.
+// Run passes every event to f, one at a time, until ctx ends or Close is called; it then returns nil. An event's
+// Container has only CgroupID and CgroupPath set; package containermeta resolves the rest. f must not block for long,
+// because the ring buffers are finite. Exit events use their own ring buffer and may overtake earlier events of the
+// same process.
 func (p *Probe) Run(ctx context.Context, f func(sensors.Event)) error {
 	var (
 		wg   sync.WaitGroup
@@ -25,7 +26,7 @@ func (p *Probe) Run(ctx context.Context, f func(sensors.Event)) error {
 		wg.Go(func() { errs[i] = p.readRing(ctx, ring, f) })
 	}
 	stop := context.AfterFunc(ctx, func() {
-		// Wakes the readers; a deadline would not, once they wait. The rings stay usable for another Run.
+		// Flush wakes the blocked readers, which a deadline does not. The ring buffers stay usable for another Run.
 		for _, ring := range []*ringbuf.Reader{p.alerts, p.telemetry} {
 			_ = ring.Flush()
 		}
@@ -55,8 +56,8 @@ func (p *Probe) readRing(ctx context.Context, ring *ringbuf.Reader, f func(senso
 	return nil
 }
 
-// ReplayRecord takes one record as the kernel's rings hold them, as Run does: recorded ones can be gone through again with it. f
-// gets what comes of it; a record that cannot be decoded is counted among the drops.
+// ReplayRecord processes one raw record like Run does, so that recorded records can be replayed. It calls f if the
+// record leads to an event. A record that cannot be decoded is counted as a drop.
 func (p *Probe) ReplayRecord(record []byte, f func(sensors.Event)) {
 	d, err := decodeRecord(record)
 	if err != nil {
@@ -77,7 +78,7 @@ func (p *Probe) deliver(d *decodedRecord, f func(sensors.Event)) {
 	g := p.classifyCgroup(e.Container.CgroupID, e.Process.PID)
 	if g.class == ClassHost {
 		if !p.options.IncludeHost {
-			return // made before the kernel knew, or while we found out
+			return // sent before the kernel filter was updated
 		}
 		e.Container = sensors.Container{}
 	}
@@ -85,7 +86,7 @@ func (p *Probe) deliver(d *decodedRecord, f func(sensors.Event)) {
 	switch e.Kind {
 	case sensors.KindFileOpen, sensors.KindFileDelete, sensors.KindUnixConnect:
 		if e.File.SensitiveClass = sensitiveClassOfEvent(e); e.File.SensitiveClass == "" {
-			return // only its base name looked sensitive
+			return // only the base name looked sensitive
 		}
 	default:
 	}

@@ -7,14 +7,14 @@ import (
 	"stanch/sensors"
 )
 
-// containerRuntimes are the programs that set a container's process up before they become it.
+// containerRuntimes are the programs that set up a container's process before they execute it.
 var containerRuntimes = map[string]bool{"runc": true, "crun": true, "youki": true, "runsc": true, "kata-runtime": true, "conmon": true, "conmon-rs": true, "containerd-shim-runc-v2": true}
 
-// isRuntimeSetup tells whether an event is the container runtime's: in the container's cgroup already, and not yet its process.
-// It mounts, changes namespaces and executes itself from memory, as attackers do. It is known by four things
-// together, of which a process of the container's can forge but one: its parent is the host's, its program is from no
-// mount that only the container has, it never executed a program of the container's, and it is called as a runtime is.
-// The caller holds p.mu.
+// isRuntimeSetup reports whether an event belongs to the container runtime: a process that is already in the
+// container's cgroup, but has not yet executed the container's program. Like an attacker, it mounts, changes
+// namespaces and executes itself from memory. It is recognized by four facts together, of which a process of the
+// container can fake only one: its parent is on the host, its executable is not on a mount that only the container
+// has, it never executed a program of the container, and it has the name of a runtime. The caller holds p.mu.
 func (p *Probe) isRuntimeSetup(d *decodedRecord) bool {
 	e := &d.event
 	if !d.parentOnHost || d.exeFromPrivateMount || e.Process.StartNS < p.loadedAtBootNS || p.processes.HasExecuted(e.Process.PID, e.Process.StartNS) {
@@ -30,9 +30,9 @@ func (p *Probe) isRuntimeSetup(d *decodedRecord) bool {
 	return containerRuntimes[path.Base(e.Process.Exe)]
 }
 
-// setExecedInto says of an executed program whether it was put into a running container from outside. A container's own first
-// program comes from outside too: it is the first in its pid namespace, or, where that is shared, the first in the
-// cgroup. The caller holds p.mu.
+// setExecedInto sets ExecedInto if the process was started in a running container from outside. The container's first
+// process comes from outside too: it is the first in its PID namespace or, if that namespace is shared, the first in
+// the cgroup. The caller holds p.mu.
 func (p *Probe) setExecedInto(d *decodedRecord) {
 	e := &d.event
 	g, known := p.cgroups[e.Container.CgroupID]

@@ -8,7 +8,7 @@ import (
 	"time"
 )
 
-// runIPBatch runs many commands of ip in the network namespace of an actor that made it as a user without rights.
+// runIPBatch runs many ip commands in the network namespace that a helper created as an unprivileged user.
 func runIPBatch(t *testing.T, in *helperProcess, commands string) {
 	t.Helper()
 	cmd := exec.Command("nsenter", "--preserve-credentials", "--user", "--net", "--target", pidOf(in), "ip", "-batch", "-")
@@ -18,8 +18,8 @@ func runIPBatch(t *testing.T, in *helperProcess, commands string) {
 	}
 }
 
-// TestSearchFindsAPodsInterfaceWhateverItsOtherProcessesMake: a container without rights makes namespaces and opens files
-// as it likes, and its first process need not be in the pod's network.
+// An unprivileged container creates namespaces and opens files at will, and its first process need not be in the pod's
+// network.
 func TestSearchFindsAPodsInterfaceWhateverItsOtherProcessesMake(t *testing.T) {
 	n := newNetworkLab(t)
 	found := func(t *testing.T, others ...*helperProcess) {

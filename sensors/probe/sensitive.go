@@ -9,7 +9,7 @@ import (
 	"stanch/sensors"
 )
 
-// The classes of sensitive files, as sensors.File.SensitiveClass names them.
+// The values of sensors.File.SensitiveClass.
 const (
 	sensitiveServiceAccountToken = "service-account-token"
 	sensitiveShadow              = "shadow"
@@ -27,7 +27,7 @@ const (
 	sensitiveStartup             = "startup"
 )
 
-// What of a name matters: the ON_… bits of bpf/src/event.h.
+// The operations that the kernel reports for a name: the ON_… bits of bpf/src/event.h.
 const (
 	watchOnRead     uint32 = 1 << 16
 	watchOnWrite    uint32 = 1 << 17
@@ -36,7 +36,7 @@ const (
 	watchOnConnect  uint32 = 1 << 20
 )
 
-// sensitiveGroups are the base names that the kernel lets through; sensitiveClass decides by the whole path.
+// sensitiveGroups are the base names that the kernel reports. sensitiveClass then decides by the full path.
 var sensitiveGroups = []struct {
 	on    uint32
 	names []string
@@ -69,7 +69,7 @@ var (
 	historyNames = []string{".bash_history", ".ash_history", ".sh_history", ".zsh_history", ".history", ".python_history", ".mysql_history", ".psql_history", ".viminfo"}
 )
 
-// sensitiveNames says of each name what the kernel lets through.
+// sensitiveNames maps each name to the operations that the kernel reports.
 var sensitiveNames = func() map[string]uint32 {
 	names := map[string]uint32{}
 	for _, g := range sensitiveGroups {
@@ -80,18 +80,18 @@ var sensitiveNames = func() map[string]uint32 {
 	return names
 }()
 
-// sensitiveClassOfEvent names the class of an event's file, or "" if it is none after all.
+// sensitiveClassOfEvent returns the class of an event's file, or "" if the file is not sensitive.
 func sensitiveClassOfEvent(e *sensors.Event) string {
 	switch e.Kind {
 	case sensors.KindUnixConnect:
-		return sensitiveRuntimeSocket // the kernel went by the socket's own name; the path may be another
+		return sensitiveRuntimeSocket // the kernel matched the name in the socket address; the path may differ
 	case sensors.KindFileDelete:
 		return truncatedLogClass(e.File.Path)
 	default:
 	}
 	class := sensitiveClass(e.File.Path)
 	if class == sensitiveProcessEnviron || class == sensitiveProcessMemory {
-		// Its own is everybody's to read.
+		// A process may read its own files.
 		if pid := procOwner(path.Dir(e.File.Path)); strings.HasSuffix(pid, "self") || pid == strconv.FormatUint(uint64(e.Process.NSPID), 10) {
 			return ""
 		}
@@ -109,7 +109,7 @@ func truncatedLogClass(p string) string {
 	return ""
 }
 
-// sensitiveClass names the class of a file by its path, or "" if it is none.
+// sensitiveClass returns the class of a file by its path, or "" if the file is not sensitive.
 func sensitiveClass(p string) string {
 	base, dir := path.Base(p), path.Dir(p)
 	in := func(parts ...string) bool {
@@ -132,7 +132,7 @@ func sensitiveClass(p string) string {
 	case "passwd", "sudoers":
 		return only(dir == "/etc", sensitiveAccounts)
 	case "token", "azure-identity-token", "eks-pod-identity-token":
-		// A projected volume resolves to …/..2026_01_02_03_04_05.123/token.
+		// A projected volume has the path …/..2026_01_02_03_04_05.123/token.
 		return only(in("/serviceaccount/", "/kubernetes.io/", "/eks.amazonaws.com/", "/azure/tokens/", "/pods.eks.amazonaws.com/") ||
 			strings.HasPrefix(path.Base(dir), "..2"), sensitiveServiceAccountToken)
 	case "credentials":
@@ -170,8 +170,8 @@ func sensitiveClass(p string) string {
 	return only(strings.HasPrefix(base, "id_"), sensitivePrivateKey)
 }
 
-// procOwner names the process whose directory in procfs this is, wherever that is mounted: "/proc/7" and
-// "/host/proc/7/task/8" are 7's.
+// procOwner returns the process that a directory in procfs belongs to, wherever procfs is mounted: "7" for "/proc/7"
+// and for "/host/proc/7/task/8". It returns "" for other directories.
 func procOwner(dir string) string {
 	parts := strings.Split(dir, "/")
 	for i, part := range parts[:len(parts)-1] {

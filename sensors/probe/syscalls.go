@@ -11,15 +11,15 @@ import (
 	"stanch/bpf"
 )
 
-// tracedSyscall is a system call that observe_call looks at.
+// tracedSyscall is a system call that the program observe_call handles.
 type tracedSyscall struct {
 	code   uint32 // CALL_… of bpf/src/event.h
 	name   string
-	number uint32 // of this architecture; 0 is none
+	number uint32 // the number on this architecture; 0 if it does not exist
 }
 
-// tracedSyscalls lists every call with its tracepoint's name. Two calls of one meaning (unlinkat and unlink) have a code each, because
-// their arguments differ.
+// tracedSyscalls lists every traced call by the name of its tracepoint. Similar calls (unlinkat and unlink) have
+// different codes if their arguments differ.
 var tracedSyscalls = []tracedSyscall{
 	{1, "mount", unix.SYS_MOUNT},
 	{2, "move_mount", unix.SYS_MOVE_MOUNT},
@@ -55,7 +55,7 @@ var tracedSyscalls = []tracedSyscall{
 	{35, "linkat", unix.SYS_LINKAT},
 }
 
-// syscallNames are the names of codes, for events.
+// syscallNames maps codes to the names in events.
 var syscallNames = func() map[int]string {
 	names := map[int]string{7: "clone", 19: "listen", 25: "connect", 29: "openat", 30: "openat2", 31: "open", 32: "creat", 33: "io_uring"}
 	for _, c := range tracedSyscalls {
@@ -66,7 +66,8 @@ var syscallNames = func() map[int]string {
 	return names
 }()
 
-// attachTracedSyscalls attaches one program to the tracepoint of each call. A call that this kernel lacks is left out.
+// attachTracedSyscalls attaches one program to the tracepoint of each call. It skips calls that this kernel does not
+// have.
 func attachTracedSyscalls(p *Probe, prog *ebpf.Program) ([]link.Link, error) {
 	if err := mountTracefs(); err != nil {
 		return nil, err

@@ -2,7 +2,7 @@ package probe
 
 import "golang.org/x/sys/unix"
 
-// Calls that newer architectures have not.
+// Calls that newer architectures do not have.
 const (
 	sysChmod    = unix.SYS_CHMOD
 	sysLink     = unix.SYS_LINK

@@ -1,6 +1,6 @@
 package probe
 
-// Calls that this architecture has not: the kernel has no tracepoint for them.
+// Calls that this architecture does not have: the kernel has no tracepoint for them.
 const (
 	sysChmod    = 0
 	sysLink     = 0

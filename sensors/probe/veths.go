@@ -20,20 +20,20 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// netInterface is an interface as netlink describes it.
+// netInterface is a network interface as netlink describes it.
 type netInterface struct {
 	index, peer, master int
-	peerNSID            int // the number of the namespace that the other end is in; -1 if it is this one
+	peerNSID            int // the ID of the namespace that the other end is in; -1 for this namespace
 	name, kind          string
 	mac                 [6]byte
 	loopback            bool
 }
 
-// FindVeths gives the host-side ends of the network interfaces that processes can send on, over every network namespace
-// that they, their threads, their open files and their mounts reach. It enters each in a thread of its own. Where some
-// cannot be looked into, or have an interface whose other end is neither here nor in another of them, it gives an error
-// together with the wires that were found: ErrNotSupported for such an interface, ErrHostNetwork where a process itself is
-// in this process's network namespace.
+// FindVeths returns the host-side veths through which processes can send. It searches every network namespace that the
+// processes reach through their threads, open files and mounts, and enters each in a separate thread. Together with
+// the veths that it found, it returns an error for what could not be inspected or locked: ErrNotSupported for an
+// interface whose other end is neither here nor in another of the namespaces, and ErrHostNetwork if a process is in
+// this process's network namespace.
 func FindVeths(pids ...int) ([]Veth, error) {
 	here, err := listAllInterfaces()
 	if err != nil {
@@ -44,7 +44,7 @@ func FindVeths(pids ...int) ([]Veth, error) {
 	for i := range spaces {
 		defer spaces[i].file.Close()
 	}
-	// Those with an end here first: the time is the others' to use up.
+	// Namespaces with an end here come first, because the others can use up the time limit.
 	slices.SortStableFunc(spaces, func(a, b netNamespace) int { return cmp.Compare(min(b.nsid, 0), min(a.nsid, 0)) })
 	deadline := time.Now().Add(namespaceSearchTimeout)
 	for i := range spaces {
@@ -67,13 +67,16 @@ func FindVeths(pids ...int) ([]Veth, error) {
 			host, ok := byIndex[i.peer]
 			switch {
 			case i.loopback:
-			// The other end of a veth names this one and its namespace: indexes alone are whoever's makes the interface.
+			// The host-side end of a veth must name this interface and its namespace, because anyone who creates an
+			// interface can choose its index.
 			case i.kind == "veth" && ok && host.kind == "veth" && host.peer == i.index && host.peerNSID == space.nsid && space.nsid >= 0:
 				if !slices.ContainsFunc(wires, func(w Veth) bool { return w.Index == host.index }) {
 					wires = append(wires, space.toVeth(i, host))
 				}
-			case i.kind == "veth" && space.isPeerInside(spaces, i): // what goes through it leaves by a wire of the others'
-			case i.kind != "" && i.kind != "veth" && len(space.addrs[i.index]) == 0: // an unused tunnel device, as kernels put into every namespace
+			// Its traffic leaves through a veth of another namespace.
+			case i.kind == "veth" && space.isPeerInside(spaces, i):
+			// An unused tunnel device, which kernels create in every namespace.
+			case i.kind != "" && i.kind != "veth" && len(space.addrs[i.index]) == 0:
 			default:
 				if unheld++; unheld <= maxReportedProblems {
 					errs = append(errs, fmt.Errorf("interface %q (%s) of process %d has no end here that could be held: %w", i.name, i.kind, space.pid, ErrNotSupported))
@@ -88,16 +91,17 @@ func FindVeths(pids ...int) ([]Veth, error) {
 }
 
 const (
-	// namespaceSearchTimeout is how long namespaces without an end here are looked into: a lock waits for it.
+	// namespaceSearchTimeout limits the inspection of namespaces without an end here, because a lock waits for it.
 	namespaceSearchTimeout = 2 * time.Second
-	// maxVethAddrs is how many of an interface's addresses a lock knows: each is one that the pod may name in ARP.
+	// maxVethAddrs is the maximum number of addresses of an interface in a lock. The pod may use each of them in ARP.
 	maxVethAddrs = 16
-	// maxInterfaces and maxListedAddrs are how many interfaces and addresses of a namespace are looked at.
+	// maxInterfaces and maxListedAddrs limit how many interfaces and addresses of a namespace are read.
 	maxInterfaces  = 1024
 	maxListedAddrs = 4096
 )
 
-// vethEndsIn gives the indexes of interfaces in a namespace whose other ends are here, as the node itself says.
+// vethEndsIn returns the indexes of the interfaces in a namespace whose other end is here, according to the node's own
+// interfaces.
 func vethEndsIn(id int, here []netInterface) []int {
 	var ends []int
 	for _, i := range here {
@@ -108,7 +112,7 @@ func vethEndsIn(id int, here []netInterface) []int {
 	return ends
 }
 
-// isPeerInside reports whether the other end of a veth is in one of the namespaces, this one included.
+// isPeerInside reports whether the other end of a veth is in one of the namespaces, including this one.
 func (n *netNamespace) isPeerInside(all []netNamespace, i netInterface) bool {
 	inode := n.inode
 	if i.peerNSID >= 0 {
@@ -122,12 +126,12 @@ func (n *netNamespace) isPeerInside(all []netNamespace, i netInterface) bool {
 	return false
 }
 
-// ownNetNS is the network namespace of this process. "self" would be that of its first thread, which may have entered
-// another one in runInNetNS.
+// ownNetNS is the network namespace of this thread. "self" would be the namespace of the first thread, which may have
+// entered another one in runInNetNS.
 const ownNetNS = "/proc/thread-self/ns/net"
 
-// runInNetNS runs f in a thread that has entered a network namespace. A thread that does not come back from it ends with its
-// goroutine, or is never used again where it is the process's first.
+// runInNetNS runs f in a thread that has entered a network namespace. If the thread cannot return to its own
+// namespace, it ends with its goroutine, or is never used again if it is the first thread of the process.
 func runInNetNS(ns *os.File, f func() error) error {
 	done := make(chan error, 1)
 	go func() {
@@ -153,7 +157,7 @@ func runInNetNS(ns *os.File, f func() error) error {
 	return <-done
 }
 
-// listAllInterfaces lists those of this thread's network namespace.
+// listAllInterfaces lists the interfaces in this thread's network namespace.
 func listAllInterfaces() ([]netInterface, error) { return listInterfaces(math.MaxInt) }
 
 func listInterfaces(most int) ([]netInterface, error) {
@@ -167,7 +171,7 @@ func listInterfaces(most int) ([]netInterface, error) {
 	return out, nil
 }
 
-// interfaceByIndex reads the interface with an index; none if it is gone.
+// interfaceByIndex reads the interface with an index. The result is empty if it is gone.
 func interfaceByIndex(index int) ([]netInterface, error) {
 	var out []netInterface
 	body := make([]byte, unix.SizeofIfInfomsg)
@@ -185,7 +189,7 @@ func readInterface(m syscall.NetlinkMessage, out *[]netInterface) error {
 	}
 	attrs, err := syscall.ParseNetlinkRouteAttr(&m)
 	if err != nil {
-		return err //nolint:wrapcheck // the caller says what it reads
+		return err //nolint:wrapcheck // the caller adds the context
 	}
 	f := netInterface{
 		index:    int(binary.NativeEndian.Uint32(m.Data[4:])),
@@ -218,7 +222,7 @@ func readInterface(m syscall.NetlinkMessage, out *[]netInterface) error {
 	return nil
 }
 
-// linkKind reads IFLA_INFO_KIND out of a nested attribute.
+// linkKind returns IFLA_INFO_KIND from a nested attribute.
 func linkKind(b []byte) string {
 	for len(b) >= 4 {
 		n, typ := int(binary.NativeEndian.Uint16(b)), binary.NativeEndian.Uint16(b[2:])
@@ -236,10 +240,10 @@ func linkKind(b []byte) string {
 	return ""
 }
 
-// listAllAddresses lists those of this thread's network namespace, by interface.
+// listAllAddresses lists the addresses in this thread's network namespace by interface index.
 func listAllAddresses() (map[int][]netip.Prefix, error) { return listAddresses(0, math.MaxInt) }
 
-// listAddresses lists the addresses of one interface, or of all for 0.
+// listAddresses lists the addresses of one interface, or of all interfaces if index is 0.
 func listAddresses(index, most int) (map[int][]netip.Prefix, error) {
 	out := map[int][]netip.Prefix{}
 	body := make([]byte, unix.SizeofIfAddrmsg)
@@ -250,11 +254,11 @@ func listAddresses(index, most int) (map[int][]netip.Prefix, error) {
 		}
 		attrs, err := syscall.ParseNetlinkRouteAttr(&m)
 		if err != nil {
-			return err //nolint:wrapcheck // the caller says what it reads
+			return err //nolint:wrapcheck // the caller adds the context
 		}
 		var found netip.Addr
 		for _, a := range attrs {
-			// Of an address with another one at its far end, this is the own one.
+			// For a point-to-point address, IFA_LOCAL is the own address.
 			if kind := a.Attr.Type; kind != unix.IFA_LOCAL && (kind != unix.IFA_ADDRESS || found.IsValid()) {
 				continue
 			}
@@ -273,8 +277,8 @@ func listAddresses(index, most int) (map[int][]netip.Prefix, error) {
 	return out, nil
 }
 
-// readGateways reads the next hops of a process's routes through an interface. Without them nothing is lost but replies on
-// networks whose gateway is not an address of this node.
+// readGateways returns the next hops of a process's routes through an interface. If some are missing, only replies
+// through gateways that are not addresses of this node are blocked.
 func readGateways(pid int, name string) []netip.Addr {
 	var out []netip.Addr
 	add := func(a netip.Addr) {
@@ -291,7 +295,7 @@ func readGateways(pid int, name string) []netip.Addr {
 			}
 			if v, err := strconv.ParseUint(f[2], 16, 32); err == nil {
 				var a [4]byte
-				binary.NativeEndian.PutUint32(a[:], uint32(v)) // the kernel prints its own byte order
+				binary.NativeEndian.PutUint32(a[:], uint32(v)) // the kernel prints it in host byte order
 				add(netip.AddrFrom4(a))
 			}
 		}
@@ -310,7 +314,7 @@ func readGateways(pid int, name string) []netip.Addr {
 	return out
 }
 
-// readLimited reads no more of a table than a pod with a use for it has: it may have made millions of routes.
+// readLimited reads a limited part of a route table, because a pod may have created millions of routes.
 func readLimited(path string) []byte {
 	f, err := os.Open(path)
 	if err != nil {

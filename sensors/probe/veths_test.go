@@ -10,7 +10,7 @@ import (
 	"time"
 )
 
-// pidsOf gives the processes of actors.
+// pidsOf returns the process IDs of helpers.
 func pidsOf(actors ...*helperProcess) []int {
 	var pids []int
 	for _, a := range actors {
@@ -19,7 +19,8 @@ func pidsOf(actors ...*helperProcess) []int {
 	return pids
 }
 
-// newHiddenHelper is an actor in the pod's cgroup and in a network namespace of its own, which it made as a user without rights.
+// newHiddenHelper returns a helper in the pod's cgroup and in a network namespace that it created as an unprivileged
+// user.
 func newHiddenHelper(t *testing.T, dir string) *helperProcess {
 	t.Helper()
 	if _, err := exec.LookPath("unshare"); err != nil {
@@ -79,7 +80,7 @@ func TestWiresAreThoseOfEveryProcess(t *testing.T) {
 		if err != nil || len(wires) != 1 {
 			t.Errorf("%+v, %v", wires, err)
 		}
-		// Without the other namespace the search is not complete, and still gives what it found.
+		// Without the other namespace the search is incomplete, and still returns what it found.
 		wires, err = FindVeths(pidsOf(n.pod)...)
 		if !errors.Is(err, ErrNotSupported) || len(wires) != 1 {
 			t.Errorf("%+v, %v", wires, err)
@@ -91,7 +92,7 @@ func TestWiresAreThoseOfEveryProcess(t *testing.T) {
 			t.Fatalf("%+v, %v", sibling, err)
 		}
 		inside := peerIndexOf(t, sibling[0].Index)
-		// The index is free in a namespace of the pod's own making.
+		// The index is free in a namespace that the pod created.
 		own := newHiddenHelper(t, n.podDir)
 		add := exec.Command("nsenter", "--net=/proc/"+pidOf(own)+"/ns/net", "ip", "link", "add", "inner0", "index", itoa(inside),
 			"type", "veth", "peer", "name", "inner1", "index", itoa(sibling[0].Index))
@@ -105,7 +106,7 @@ func TestWiresAreThoseOfEveryProcess(t *testing.T) {
 	})
 }
 
-// peerIndexOf is the index of the other end of a host-side veth.
+// peerIndexOf returns the interface index of the other end of a host-side veth.
 func peerIndexOf(t *testing.T, host int) int {
 	t.Helper()
 	all, err := listAllInterfaces()

@@ -5,8 +5,8 @@ import (
 	"unicode"
 )
 
-// EscapeControlChars makes an attacker's string safe to look at: control characters, invisible ones, and those that change the
-// direction of what follows, are shown as dots and not obeyed.
+// EscapeControlChars returns s in a form that is safe to display: it replaces control characters, invisible characters
+// and characters that change the text direction with "·". Tabs and spaces stay.
 func EscapeControlChars(s string) string {
 	return strings.Map(func(r rune) rune {
 		switch {

@@ -6,23 +6,26 @@ import (
 	"strings"
 )
 
-// programRule says where the command line of a program carries a secret that its option's name does not show. The zero value
-// of each field is "nowhere".
+// programRule says where the command line of a program contains a secret that the option name does not reveal. The
+// zero value of a field means "nowhere".
 type programRule struct {
-	names      []string // as executed, without the directory; a trailing * matches any rest: mysql*, for mysqldump
-	subcommand string   // only behind this word: login, for `docker login -p`
-	// next: the argument behind the option is the secret. attached: the rest of the same argument is.
+	names      []string // file names without the directory; a trailing * matches any suffix: mysql*, for mysqldump
+	subcommand string   // the rule applies only after this word: login, for `docker login -p`
+	// With secretInNextArg, the argument after the option is the secret. With secretInSameArg, the rest of the same
+	// argument is.
 	secretInNextArg, secretInSameArg []string
-	// credentialPairOptions: the option's value, attached or the next argument, is a user and a secret with sep (":" if "") between.
+	// credentialPairOptions are options whose value, in the same or the next argument, is a user and a secret,
+	// separated by separator (default ":").
 	credentialPairOptions []string
 	separator             string
-	// secretAfterWords: the argument behind the word is the secret.
+	// secretAfterWords are words after which the next argument is a secret.
 	secretAfterWords []string
-	// secretPositions: behind the word, these arguments that are not options are secrets; the first is 1.
+	// secretPositions maps a word to the positions of secrets among the non-option arguments after it, from 1.
 	secretPositions map[string][]int
-	// secretLastArgFlags: with an option of one letter among these letters, the last argument is the secret.
+	// secretLastArgFlags are single-letter flags with which the last argument is the secret.
 	secretLastArgFlags string
-	// bareCredentials: an argument that is no option and has sep is a user and a secret: sqlplus scott/tiger@db.
+	// bareCredentials reports whether a non-option argument that contains separator is a user and a secret: sqlplus
+	// scott/tiger@db.
 	bareCredentials bool
 	documentation   string // where the options are documented
 }
@@ -30,7 +33,8 @@ type programRule struct {
 // registryLoginPrograms are programs that log in to a registry or a cluster with -p.
 var registryLoginPrograms = []string{"docker", "podman", "nerdctl", "buildah", "skopeo", "crane", "helm", "oras", "regctl", "oc", "az", "cf", "singularity", "apptainer"}
 
-// programRules is the table. Options whose name says what they hold (--password, -token) are known without it.
+// programRules is the table of programs. Options whose name reveals a secret (--password, -token) are recognized
+// without it.
 var programRules = []programRule{
 	{names: []string{"mysql*", "mariadb*"}, secretInNextArg: []string{"-p"}, secretInSameArg: []string{"-p"}, documentation: "mysql(1): -p[password]; what follows a bare -p by mistake"},
 	{names: []string{"mongo", "mongosh", "mongodump", "mongorestore", "mongoexport", "mongoimport"}, secretInNextArg: []string{"-p"}, secretInSameArg: []string{"-p"}, documentation: "mongosh(1)"},
@@ -79,10 +83,10 @@ var programRules = []programRule{
 	{names: []string{"zabbix_sender", "zabbix_get"}, secretInNextArg: []string{"--tls-psk"}, documentation: "zabbix_sender(1)"},
 }
 
-// ruleIndex finds the rows of a program.
+// ruleIndex finds the rules of a program.
 type ruleIndex struct {
 	exact  map[string][]*programRule
-	prefix [256][]prefixRules // by the first letter: most names begin like none
+	prefix [256][]prefixRules // by the first letter, because most names match no prefix
 }
 
 type prefixRules struct {
@@ -125,16 +129,16 @@ func (ix *ruleIndex) find(argument string) []*programRule {
 	return nil
 }
 
-// argScanner walks one command line with the rows of the programs that were named so far: a program may stand behind sudo,
+// argScanner scans one command line with the rules of the programs that occurred so far: a program may follow sudo,
 // env or timeout.
 type argScanner struct {
 	rules            []*programRule
-	positionals      []string    // arguments that are no options, since the program was named
-	positionalStarts []int       // for each row, how many of words came before its program
-	pendingMask      *secretMask // what the next argument is
+	positionals      []string    // non-option arguments so far
+	positionalStarts []int       // for each rule, the number of positionals up to and including its program
+	pendingMask      *secretMask // how to redact the next argument
 }
 
-// secretMask says how to hide an argument: the whole, or what follows sep.
+// secretMask says how to redact an argument: completely, or the part after separator.
 type secretMask struct{ separator string }
 
 func (h secretMask) apply(a string) string {
@@ -147,7 +151,7 @@ func (h secretMask) apply(a string) string {
 	return a
 }
 
-// redactArg returns the argument with its secret hidden, and whether a row of the table knew about it.
+// redactArg returns the argument with its secret redacted, and whether a rule of the table applied.
 func (r *argScanner) redactArg(args []string, i int) (string, bool) {
 	a := args[i]
 	if h := r.pendingMask; h != nil {
@@ -171,10 +175,10 @@ func (r *argScanner) redactArg(args []string, i int) (string, bool) {
 	return r.redactPositional(a)
 }
 
-// shortFlagsPattern are options of one letter each in one argument.
+// shortFlagsPattern matches single-letter flags in one argument.
 var shortFlagsPattern = regexp.MustCompile(`^-[A-Za-z]+$`)
 
-// redactOption returns the argument if it is one of a row's options.
+// redactOption returns the redacted argument and true if it is one of the rule's options.
 func (r *argScanner) redactOption(row *programRule, a string) (string, bool) {
 	sep := row.separator
 	if sep == "" {
@@ -183,7 +187,8 @@ func (r *argScanner) redactOption(row *programRule, a string) (string, bool) {
 	for _, o := range row.credentialPairOptions {
 		rest, ok := strings.CutPrefix(a, o)
 		switch {
-		case shortFlagsPattern.MatchString(a) && len(o) == 2 && len(a) > 2 && a[len(a)-1] == o[1]: // several in one: curl -sSu
+		// combined flags: curl -sSu
+		case shortFlagsPattern.MatchString(a) && len(o) == 2 && len(a) > 2 && a[len(a)-1] == o[1]:
 			r.pendingMask = &secretMask{separator: sep}
 			return a, true
 		case !ok:
@@ -213,7 +218,8 @@ func (r *argScanner) redactOption(row *programRule, a string) (string, bool) {
 	return "", false
 }
 
-// redactPositional returns the argument, which is no option, if it stands where a row has a secret, and remembers it.
+// redactPositional records a non-option argument. It returns the redacted argument and true if a rule has a secret at
+// this position.
 func (r *argScanner) redactPositional(a string) (string, bool) {
 	words := r.positionals
 	r.positionals = append(r.positionals, a)
@@ -243,12 +249,12 @@ func (r *argScanner) redactPositional(a string) (string, bool) {
 	return "", false
 }
 
-// isSecretWordOf reports whether what follows a word is a secret.
+// isSecretWordOf reports whether the argument after word is a secret.
 func isSecretWordOf(row *programRule, word string) bool {
 	return slices.Contains(row.secretAfterWords, word) || len(row.secretAfterWords) == 1 && row.secretAfterWords[0] == "*" && isSecretName(word)
 }
 
-// hasShortFlag reports whether one of the arguments is an option of single letters that has one of these letters.
+// hasShortFlag reports whether one of the arguments consists of single-letter flags that include one of these letters.
 func hasShortFlag(args []string, letters string) bool {
 	return slices.ContainsFunc(args, func(a string) bool {
 		return len(a) > 1 && a[0] == '-' && a[1] != '-' && strings.ContainsAny(a, letters)

@@ -5,7 +5,7 @@ import (
 	"testing"
 )
 
-// The secret of every case. It looks like a word, so that only the table can know that it is one.
+// plantedSecret is the secret of every case. It looks like an ordinary word, so that only the table can recognize it.
 const plantedSecret = "hunter2x"
 
 func TestSecretsOfKnownProgramsAreHidden(t *testing.T) {

@@ -2,19 +2,20 @@ package redact
 
 import "math"
 
-// Bounds of what looks like a random token. Longer ones are payloads and wallets, which a responder wants to see.
+// The properties of a random token. Longer values are payloads and wallet addresses, which a responder needs to see.
 const (
 	minTokenLength = 20
 	maxTokenLength = 64
-	// minEntropyBitsPerChar is the entropy of a character: 20 random characters of base64 have 4.1 on average, words some 3.3.
+	// minEntropyBitsPerChar is the minimum entropy per character: 20 random base64 characters have 4.1 bits on
+	// average, words about 3.3.
 	minEntropyBitsPerChar = 3.7
-	// minClassChangesPerChar is how often capitals, small letters and digits take turns, for each character: 0.6 at random, 0.3 in
-	// a name such as MyServiceConfig2.
+	// minClassChangesPerChar is the minimum number of changes between capital letters, small letters and digits, per
+	// character: 0.6 in random text, 0.3 in a name such as MyServiceConfig2.
 	minClassChangesPerChar = 0.4
 )
 
-// isRandomToken reports whether a value looks like a random token: letters of both cases and digits in disorder. Digests and
-// ids in hexadecimal, UUIDs, paths, host names and versions do not.
+// isRandomToken reports whether a value looks like a random token: letters of both cases and digits in random order.
+// Hexadecimal digests and IDs, UUIDs, paths, host names and versions do not.
 func isRandomToken(s string) bool {
 	if len(s) < minTokenLength || len(s) > maxTokenLength {
 		return false

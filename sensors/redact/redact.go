@@ -1,6 +1,6 @@
-// Package redact takes secrets out of command lines, environments and text before they leave the node.
+// Package redact removes secrets from command lines, environments and text before they leave the node.
 //
-// It is pure and errs on the side of hiding: it refuses to decide whether a secret is a real one.
+// It is pure and prefers to redact too much: it refuses to decide whether a secret is real.
 package redact
 
 import (
@@ -9,43 +9,47 @@ import (
 	"strings"
 )
 
-// Placeholder stands where a secret was.
+// Placeholder replaces a secret.
 const Placeholder = "[redacted]"
 
-// secretNamePattern matches names of options and variables whose value is a secret.
+// secretNamePattern matches the names of options and variables whose value is a secret.
 var secretNamePattern = regexp.MustCompile(`(?i)(passw(or)?d|passwd|passphrase|pass$|secret|token|api[-_.]?key|access[-_.]?key|private[-_.]?key|` +
 	`credential|auth(orization)?$|bearer|session[-_.]?id|cookie|client[-_.]?key|encryption[-_.]?key|signing[-_.]?key|^-*pwd$|_pwd$|_pass$|mnemonic|wallet[-_.]?seed)`)
 
-// secretNameHints: of these every name that secretNamePattern matches has one, in small letters.
+// secretNameHints are substrings in lower case. Every name that secretNamePattern matches contains one of them.
 var secretNameHints = []string{"pass", "secret", "token", "key", "credential", "auth", "bearer", "session", "cookie", "pwd", "mnemonic", "wallet"}
 
-// secretPattern is what is a secret by its form.
+// secretPattern matches secrets by their form.
 type secretPattern struct {
-	// hints: whatever the expression matches has one of these, in small letters. To look for them takes a hundredth of
-	// the time that an expression takes, and few texts have one.
+	// hints are substrings in lower case. Every match of the pattern contains one of them. Searching for them takes a
+	// hundredth of the time of the pattern, and few texts contain one.
 	hints       []string
 	pattern     *regexp.Regexp
-	replacement string // what replaces it
+	replacement string // replaces the match
 }
 
-// secretPatterns are secrets wherever they stand. What a group named keep matches stays before the mark.
+// secretPatterns match secrets anywhere in a text. The text that the group named keep matches stays.
 var secretPatterns = []secretPattern{
 	newSecretPattern(`(?P<keep>[a-zA-Z][a-zA-Z0-9+.-]*://)[^\s/?#@'"]+@`, "://"),                                                                                           // user info of a URL
 	newSecretPattern(`(?P<keep>(?i:bearer|basic|negotiate)\s+)[A-Za-z0-9+/=_.~-]{8,}`, "bearer", "basic", "negotiate"),                                                     // HTTP authorization
 	newSecretPattern(`(?P<keep>(?i)\b(?:proxy-)?(?:authorization|cookie)\s*:\s*(?:(?:bearer|basic|negotiate|token|digest|bot)\s+)?)[^"'\r\n]+`, "authorization", "cookie"), // HTTP headers, whatever the scheme
-	newSecretPattern(`\b(?:AKIA|ASIA|AROA|AIDA|AGPA|ANPA)[A-Z0-9]{16}\b`, "akia", "asia", "aroa", "aida", "agpa", "anpa"),                                                  // AWS key ids
-	newSecretPattern(`\beyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{4,}(?:\.[A-Za-z0-9_-]*)?`, "eyj"),                                                                              // JWT
+	// AWS key IDs
+	newSecretPattern(`\b(?:AKIA|ASIA|AROA|AIDA|AGPA|ANPA)[A-Z0-9]{16}\b`, "akia", "asia", "aroa", "aida", "agpa", "anpa"),
+	newSecretPattern(`\beyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{4,}(?:\.[A-Za-z0-9_-]*)?`, "eyj"), // JWT
 	newSecretPattern(`\bgh[pousr]_[A-Za-z0-9]{20,}\b|\bgithub_pat_[A-Za-z0-9_]{20,}`, "ghp_", "gho_", "ghu_", "ghs_", "ghr_", "github_pat_"),
-	newSecretPattern(`\bhv[sbr]\.[A-Za-z0-9_-]{8,}`, "hvs.", "hvb.", "hvr."),                                                      // Vault
-	newSecretPattern(`(?P<keep>(?i)\b(?:password|identified\s+(?:with\s+\S+\s+)?by)\s+["'])[^"']+`, "password", "identified"),     // SQL
-	newSecretPattern(`(?P<keep>\b[\w.-]+/[\w.$-]+:)[^\s:@/'"]+@`, "/"),                                                            // domain/user:password@host, as impacket's programs take it
+	newSecretPattern(`\bhv[sbr]\.[A-Za-z0-9_-]{8,}`, "hvs.", "hvb.", "hvr."), // Vault
+	// SQL passwords
+	newSecretPattern(`(?P<keep>(?i)\b(?:password|identified\s+(?:with\s+\S+\s+)?by)\s+["'])[^"']+`, "password", "identified"),
+	// domain/user:password@host, the form of impacket
+	newSecretPattern(`(?P<keep>\b[\w.-]+/[\w.$-]+:)[^\s:@/'"]+@`, "/"),
 	newSecretPattern(`(?P<keep>(?i)[?&](?:key|sig|signature|pass|pwd|code)=)[^&\s"'#]+`, "key=", "sig", "pass=", "pwd=", "code="), // query of a URL
 	newSecretPattern(`(?P<keep>\bbot[0-9]{6,}:)[A-Za-z0-9_-]{30,}`, "bot"),                                                        // Telegram
-	newSecretPattern(`(?P<keep>hooks\.slack\.com/(?:services|workflows)/)[A-Za-z0-9/_-]+`, "hooks.slack.com"),                     // Slack's incoming webhooks
-	newSecretPattern(`\bglpat-[A-Za-z0-9_-]{16,}`, "glpat-"),                                                                      // GitLab
-	newSecretPattern(`\bxox[abeoprs]-[A-Za-z0-9-]{10,}|\bxapp-[A-Za-z0-9-]{10,}`, "xox", "xapp-"),                                 // Slack
-	newSecretPattern(`\b[sr]k_(?:live|test)_[A-Za-z0-9]{16,}`, "k_live_", "k_test_"),                                              // Stripe
-	newSecretPattern(`\bAIza[A-Za-z0-9_-]{30,}`, "aiza"),                                                                          // Google
+	// Slack incoming webhooks
+	newSecretPattern(`(?P<keep>hooks\.slack\.com/(?:services|workflows)/)[A-Za-z0-9/_-]+`, "hooks.slack.com"),
+	newSecretPattern(`\bglpat-[A-Za-z0-9_-]{16,}`, "glpat-"),                                      // GitLab
+	newSecretPattern(`\bxox[abeoprs]-[A-Za-z0-9-]{10,}|\bxapp-[A-Za-z0-9-]{10,}`, "xox", "xapp-"), // Slack
+	newSecretPattern(`\b[sr]k_(?:live|test)_[A-Za-z0-9]{16,}`, "k_live_", "k_test_"),              // Stripe
+	newSecretPattern(`\bAIza[A-Za-z0-9_-]{30,}`, "aiza"),                                          // Google
 	newSecretPattern(`-----BEGIN [A-Z ]*PRIVATE KEY-----[^-]*(?:-----END [A-Z ]*PRIVATE KEY-----)?`, "private key-----"),
 	newSecretPattern(`(?P<keep>(?i)\b[\w.-]*(?:passw(?:or)?d|passphrase|secret|token|api[-_]?key|access[-_]?key|private[-_]?key|credential)[\w.-]*["']?\s*[=:]\s*["']?)[^\s"'&;,}]+`,
 		"passw", "passphrase", "secret", "token", "key", "credential"),
@@ -62,8 +66,8 @@ func newSecretPattern(expression string, hints ...string) secretPattern {
 	return s
 }
 
-// foldCase gives a text in small letters, and the one letter beyond ASCII that a case-blind expression takes for a letter of
-// ASCII and that is small already as that letter. (The other, the sign of the kelvin, is a capital.)
+// foldCase returns a text in lower case, and replaces the one non-ASCII lower-case letter (long s) that a
+// case-insensitive pattern treats as an ASCII letter. The other such character, the Kelvin sign, is upper case.
 func foldCase(s string) string {
 	return strings.ReplaceAll(strings.ToLower(s), "\u017f", "s")
 }
@@ -77,14 +81,15 @@ func containsAny(s string, of []string) bool {
 	return false
 }
 
-// isSecretName tells whether a name is one whose value is a secret.
+// isSecretName reports whether the value of an option or variable with this name is a secret.
 func isSecretName(name string) bool {
 	return containsAny(foldCase(name), secretNameHints) && secretNamePattern.MatchString(name)
 }
 
-// Args returns a copy of a command line with what looks like a secret replaced by Mark: the values of options and
-// variables whose names say so, what the table of programs knows (-pVALUE of MySQL, `docker login -p`), user:password
-// pairs, random tokens, and what Text knows. A line for a shell is read as the commands in it.
+// Args returns a copy of a command line in which Placeholder replaces values that look like secrets: values of options
+// and variables whose names say so, what the table of programs knows (-pVALUE of MySQL, `docker login -p`),
+// user:password pairs, random tokens, and what Text recognizes. An argument with spaces is also parsed as a shell
+// command line. The result is nil for nil. It is safe for concurrent use.
 func Args(args []string) []string { return redactArgs(args, true) }
 
 func redactArgs(args []string, lines bool) []string {
@@ -97,7 +102,7 @@ func redactArgs(args []string, lines bool) []string {
 	for i, a := range args {
 		if i == 0 {
 			out[i] = Text(a)
-			// A line for a shell may begin with a variable; a process may be given any name.
+			// A shell command line may begin with a variable, and a process may have any name.
 			if name, value, ok := strings.Cut(a, "="); ok && value != "" && isSecretName(name) && optionNamePattern.MatchString(name) && isWholeValue(a) {
 				out[i] = name + "=" + Placeholder
 			}
@@ -108,7 +113,7 @@ func redactArgs(args []string, lines bool) []string {
 		byTable, inTable := r.redactArg(args, i)
 		switch name, value, hasValue := strings.Cut(a, "="); {
 		case hideNext && (!strings.HasPrefix(a, "-") || len(a) <= 1 || !isSecretOption(a)):
-			// A value that begins with a dash may be an option after all: then the secret is the argument behind it.
+			// A value that begins with a dash may be another option: then the next argument is the secret.
 			out[i], hideNext = Placeholder, strings.HasPrefix(a, "-")
 		case inTable:
 			out[i] = Text(byTable)
@@ -129,21 +134,22 @@ func redactArgs(args []string, lines bool) []string {
 	return out
 }
 
-// optionNamePattern is what an option or a variable is called.
+// optionNamePattern matches the name of an option or variable.
 var optionNamePattern = regexp.MustCompile(`^[\w.-]+$`)
 
-// isWholeValue tells whether all behind the sign is the value. NAME=value with blanks is a line for a shell, and the rest
-// of the line is what a responder wants to see; an option has no such line.
+// isWholeValue reports whether everything after the equals sign is the value. NAME=value with spaces is a shell
+// command line, and a responder needs to see the rest of it. An option has no such rest.
 func isWholeValue(a string) bool {
 	return strings.HasPrefix(a, "-") || !strings.ContainsAny(a, " \t\n")
 }
 
-// isSecretOption tells whether an option's value is a secret that is the next argument.
+// isSecretOption reports whether the next argument is the value of a secret option.
 func isSecretOption(a string) bool {
 	return strings.HasPrefix(a, "-") && !strings.ContainsAny(a, "= \t\n") && len(a) < 64 && isSecretName(a)
 }
 
-// Text replaces what looks like a secret in free text.
+// Text returns a text in which Placeholder replaces what looks like a secret by its form. It is safe for concurrent
+// use.
 func Text(s string) string {
 	small := foldCase(s)
 	for _, one := range secretPatterns {
@@ -154,8 +160,8 @@ func Text(s string) string {
 	return s
 }
 
-// EnvNames gives the names of an environment ("NAME=value" each) and none of its values. What has no "=" is left out: it
-// could be a value.
+// EnvNames returns the names in an environment of "NAME=value" entries, without their values. It omits entries without
+// "=", because they could be a value, and names longer than 256 bytes.
 func EnvNames(env []string) []string {
 	var out []string
 	for _, e := range env {

@@ -63,7 +63,7 @@ func FuzzArgs(f *testing.F) {
 			}
 		}
 		EnvNames(args)
-		// The hints save time and nothing else.
+		// The hints must not change the result.
 		slow := s
 		for _, one := range secretPatterns {
 			slow = one.pattern.ReplaceAllString(slow, one.replacement)

@@ -2,8 +2,8 @@ package redact
 
 import "strings"
 
-// redactShellLine hides the secrets of the commands in a line for a shell: `sh -c "mysql -pX; curl -u a:b Y"`. It knows
-// quotes, separators and pipes, and nothing else of the shell's language: what it does not understand it leaves to Text.
+// redactShellLine redacts the secrets in a shell command line: `sh -c "mysql -pX; curl -u a:b Y"`. It understands
+// quotes, separators and pipes, and no other shell syntax; the rest is left to Text.
 func redactShellLine(s string) string {
 	pieces := tokenizeShell(s)
 	var out strings.Builder
@@ -22,13 +22,14 @@ func redactShellLine(s string) string {
 	return out.String()
 }
 
-// shellToken is a word of a line, the blanks between two words, or a separator of commands.
+// shellToken is a word, the spaces between two words, or a separator of commands.
 type shellToken struct {
 	text             string
 	blank, separator bool
 }
 
-// writeRedactedCommand writes one command with its secrets hidden. feeds: its output is a password for the next command.
+// writeRedactedCommand writes one command with its secrets redacted. feeds reports whether its output is a password
+// for the next command.
 func writeRedactedCommand(out *strings.Builder, pieces []shellToken, feeds bool) {
 	var words []string
 	for _, p := range pieces {
@@ -75,11 +76,11 @@ func unquote(s string) string {
 	if len(s) > 1 && (s[0] == '\'' || s[0] == '"') && s[len(s)-1] == s[0] {
 		return s[1 : len(s)-1]
 	}
-	// -p'secret': the quotes stand inside the word.
+	// -p'secret': the quotes are inside the word.
 	return strings.ReplaceAll(strings.ReplaceAll(s, `'`, ""), `"`, "")
 }
 
-// tokenizeShell cuts a line into words, blanks and separators. Joined they are the line.
+// tokenizeShell splits a line into words, spaces and separators. Concatenated, they are the line.
 func tokenizeShell(s string) []shellToken {
 	var out []shellToken
 	for i := 0; i < len(s); {

@@ -9,7 +9,7 @@ import (
 	"stanch/sensors"
 )
 
-// A technique that ATT&CK revoked, or a typing error, would reach every export and every analyst's search.
+// A technique that ATT&CK revoked, or a typing error, would appear in every export and break searches.
 func TestEveryTechniqueOfTheRulesIsKnown(t *testing.T) {
 	technique := regexp.MustCompile(`(?m)^ +technique: (\S+)$`)
 	entries, err := ShippedPacks.ReadDir(".")

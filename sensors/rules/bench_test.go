@@ -9,7 +9,7 @@ import (
 	"stanch/sensors"
 )
 
-// webServerEvent is a usual event of a web server's pod, in all the detail that a node gives.
+// webServerEvent returns a typical event of a web server pod with all the fields that a node fills.
 func webServerEvent(kind sensors.Kind) sensors.Event {
 	e := sensors.Event{
 		ID: "n/b/1", Kind: kind, Time: time.Unix(1, 0), Node: "n",
@@ -33,7 +33,7 @@ func webServerEvent(kind sensors.Kind) sensors.Event {
 	return e
 }
 
-// BenchmarkRuleThatDoesNotMatch gives what each shipped rule costs on a usual event of its kind.
+// BenchmarkRuleThatDoesNotMatch measures each shipped rule on a typical event of its kind.
 func BenchmarkRuleThatDoesNotMatch(b *testing.B) {
 	set, err := LoadShipped()
 	require.NoError(b, err)
@@ -54,7 +54,7 @@ func BenchmarkRuleThatDoesNotMatch(b *testing.B) {
 	}
 }
 
-// BenchmarkEventsOfAServer gives how many events a second one core evaluates over every shipped rule.
+// BenchmarkEventsOfAServer measures how many events per second one core evaluates with all shipped rules.
 func BenchmarkEventsOfAServer(b *testing.B) {
 	set, err := LoadShipped()
 	require.NoError(b, err)

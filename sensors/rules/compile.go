@@ -18,14 +18,14 @@ import (
 	"stanch/sensors/expression"
 )
 
-// compiledCondition is a compiled condition: the program, and the short way to most of its answers.
+// compiledCondition is a compiled condition: the expr program, and a fast path that avoids most evaluations of it.
 type compiledCondition struct {
 	program    *vm.Program
-	syntaxTree ast.Node // checked, with macros and lists written out, not optimised
+	syntaxTree ast.Node // type-checked, with macros and lists expanded, not optimized
 	fastpath   fastpath
 }
 
-// evaluate tells whether the condition is true of an event.
+// evaluate reports whether the condition is true for an event.
 func (c *compiledCondition) evaluate(v *conditionEnv) (bool, error) {
 	switch c.fastpath(v) {
 	case triFalse:
@@ -37,13 +37,13 @@ func (c *compiledCondition) evaluate(v *conditionEnv) (bool, error) {
 	return c.evaluateWithExpr(v)
 }
 
-// evaluateWithExpr asks expr itself, which is what the short way has to agree with.
+// evaluateWithExpr evaluates the condition with expr. The fast path must agree with it.
 func (c *compiledCondition) evaluateWithExpr(v *conditionEnv) (bool, error) {
 	out, err := v.evaluator.Run(c.program, v.fillAll())
-	return out == true, err //nolint:wrapcheck // it says what it was doing
+	return out == true, err //nolint:wrapcheck // it names the operation
 }
 
-// compileRule compiles a rule's condition and exceptions.
+// compileRule compiles the condition and the exceptions of a rule, and reports whether it succeeded.
 func (l *loader) compileRule(r *Rule) bool {
 	before := len(r.file.reader.Problems)
 	if at := r.nodes["condition"]; at != nil && r.Condition != "" {
@@ -53,7 +53,7 @@ func (l *loader) compileRule(r *Rule) bool {
 	return len(r.file.reader.Problems) == before && r.compiled != nil
 }
 
-// compileCondition compiles one condition; nil after a problem, which it tells at its place.
+// compileCondition compiles one condition. If that fails, it reports the problem at its position and returns nil.
 func (l *loader) compileCondition(f *packFile, what, source string, at *yaml.Node) *compiledCondition {
 	c, err := l.compileSource(source)
 	if err == nil {
@@ -83,7 +83,7 @@ func (l *loader) compileSource(source string) (*compiledCondition, error) {
 	}
 	tree, err := expression.Compile(source, &conditionEnv{}, append(l.compileOptions(), expr.Optimize(false))...)
 	if err != nil {
-		return nil, err //nolint:wrapcheck // it is located, and made into a diagnostic
+		return nil, err //nolint:wrapcheck // it has a position, and becomes a diagnostic
 	}
 	constants := &constantChecker{}
 	root := tree.Node()
@@ -97,10 +97,10 @@ func (l *loader) compileSource(source string) (*compiledCondition, error) {
 	return &compiledCondition{program: program, syntaxTree: root, fastpath: fastpathBool(root, fastpathScope{polarity: positivePolarity})}, nil
 }
 
-// constantChecker finds constants with which a function would fail on every event.
+// constantChecker finds constant arguments with which a function would fail on every event.
 type constantChecker struct{ problem *expression.Error }
 
-// Visit looks at one node.
+// Visit checks one node.
 func (c *constantChecker) Visit(node *ast.Node) {
 	name, arguments := callNameAndArgs(*node)
 	if name != "cidr" || len(arguments) != 2 || c.problem != nil {
@@ -113,7 +113,7 @@ func (c *constantChecker) Visit(node *ast.Node) {
 	}
 }
 
-// callNameAndArgs gives the name and the arguments of a call.
+// callNameAndArgs returns the name and the arguments of a function call.
 func callNameAndArgs(node ast.Node) (string, []ast.Node) {
 	switch n := node.(type) {
 	case *ast.CallNode:
@@ -126,10 +126,11 @@ func callNameAndArgs(node ast.Node) (string, []ast.Node) {
 	return "", nil
 }
 
-// listPatcher puts lists in where they are named. `in` looks a text up in a list as in a set.
+// listPatcher replaces the names of lists with their values. It turns a list of strings on the right of `in` into a
+// set.
 type listPatcher struct{ loader *loader }
 
-// Visit replaces one name.
+// Visit replaces the node if it is the name of a list.
 func (p *listPatcher) Visit(node *ast.Node) {
 	switch n := (*node).(type) {
 	case *ast.IdentifierNode:
@@ -162,7 +163,7 @@ var (
 	unknownFieldPattern = regexp.MustCompile(`^type \*?(\S+) has no field (\S+)`)
 )
 
-// explainError says what expr says in the words of packs, with what was probably meant.
+// explainError rewrites an error of expr in terms of rule packs, and suggests a similar name.
 func (l *loader) explainError(err error) (message, hint string) {
 	message = err.Error()
 	if m := unknownNamePattern.FindStringSubmatch(message); m != nil {
@@ -182,7 +183,7 @@ func (l *loader) explainError(err error) (message, hint string) {
 	return message, ""
 }
 
-// collectStructs are the structs that conditions can reach, by the names that expr gives them.
+// collectStructs returns the structs that conditions can reach, by their name in errors of expr.
 func collectStructs(t reflect.Type, into map[string]reflect.Type) map[string]reflect.Type {
 	for t.Kind() == reflect.Pointer || t.Kind() == reflect.Slice {
 		t = t.Elem()

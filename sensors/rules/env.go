@@ -16,7 +16,7 @@ import (
 	"stanch/sensors/expression"
 )
 
-// conditionEnv is what a condition may name. It is kept and used again: the pointers lead into its own copy of the event.
+// conditionEnv contains the variables of a condition. It is reused: the pointers refer to its own copy of the event.
 type conditionEnv struct {
 	Process     *sensors.Process   `expr:"process"`
 	Container   *sensors.Container `expr:"container"`
@@ -29,15 +29,15 @@ type conditionEnv struct {
 	ExitCode    int                `expr:"exit_code"`
 	Count       int                `expr:"count"`
 	Actor       string             `expr:"actor"`
-	Exe         string             `expr:"exe"`          // the executed file's own name
-	Parent      string             `expr:"parent"`       // the parent's executable's name, or its comm
-	Command     string             `expr:"command"`      // the command line, joined by spaces
-	InContainer bool               `expr:"in_container"` // in a container
+	Exe         string             `expr:"exe"`          // the name of the executable
+	Parent      string             `expr:"parent"`       // the name of the parent's executable, or its comm
+	Command     string             `expr:"command"`      // the arguments, joined by spaces
+	InContainer bool               `expr:"in_container"` // whether the event is in a container
 
 	event                         sensors.Event
 	hasExe, hasParent, hasCommand bool
-	textElement                   string            // the element of a list that a predicate is about
-	ancestorElement               *sensors.Ancestor // or the ancestor
+	textElement                   string            // the current element of a list in a predicate
+	ancestorElement               *sensors.Ancestor // the current ancestor in a predicate
 	evaluator                     expression.Evaluator
 }
 
@@ -54,7 +54,7 @@ func (v *conditionEnv) setEvent(e sensors.Event) {
 	v.hasExe, v.hasParent, v.hasCommand = false, false, false
 }
 
-// exeName, parent and line are made when a condition first reads them.
+// exeName, parentName and commandLine compute their value when a condition first reads it.
 func (v *conditionEnv) exeName() string {
 	if !v.hasExe {
 		v.Exe, v.hasExe = v.event.Process.ExeName(), true
@@ -79,7 +79,7 @@ func (v *conditionEnv) commandLine() string {
 	return v.Command
 }
 
-// fillAll makes everything, for who reads it by other ways.
+// fillAll computes all lazy values, for readers that access the fields directly.
 func (v *conditionEnv) fillAll() *conditionEnv {
 	v.exeName()
 	v.parentName()
@@ -87,18 +87,18 @@ func (v *conditionEnv) fillAll() *conditionEnv {
 	return v
 }
 
-// EgressAnnotation on a pod declares where it may connect: a comma-separated list of ADDRESS, CIDR, with :PORT
-// behind where only one port is meant ("10.0.0.0/8, 192.0.2.7:443").
+// EgressAnnotation is the pod annotation that declares the pod's allowed destinations: a comma-separated list of
+// addresses and CIDRs, each optionally with a port ("10.0.0.0/8, 192.0.2.7:443").
 const EgressAnnotation = "stanch.dev/egress"
 
-// Function is one that conditions may call beside the builtins of package condition.
+// Function is a function that conditions may call in addition to the builtins of package expression.
 type Function struct {
 	Name, Doc  string
 	impl       func(args ...any) (any, error)
 	signatures []any
 }
 
-// Functions are what conditions may call beside the builtins.
+// Functions returns the functions that conditions may call in addition to the builtins.
 func Functions() []Function {
 	return []Function{
 		{"cidr", "cidr(address, \"10.0.0.0/8\"): whether the address is in the network", func(args ...any) (any, error) {
@@ -111,7 +111,7 @@ func Functions() []Function {
 		{"base", "base(path): the last part of the path", func(args ...any) (any, error) { return path.Base(args[0].(string)), nil }, []any{new(func(string) string)}},
 		{"contains_any", "contains_any(text, list): whether the text contains one of the strings in the list", func(args ...any) (any, error) {
 			words, ok := args[1].([]string)
-			if !ok { // a list in brackets
+			if !ok { // a list literal
 				for _, word := range args[1].([]any) {
 					if word, ok := word.(string); ok {
 						words = append(words, word)
@@ -150,7 +150,7 @@ func toInt(v any) int {
 
 func isInNetwork(address string, prefix netip.Prefix) bool {
 	addr, err := netip.ParseAddr(address)
-	return err == nil && prefix.Contains(addr) // an attacker's text that is no address is in no network
+	return err == nil && prefix.Contains(addr) // an invalid address, which an attacker may send, is in no network
 }
 
 func containsAny(text string, words []string) bool {
@@ -180,12 +180,12 @@ func isEgressAllowed(declared string, n *sensors.Network) bool {
 	return false
 }
 
-// envNames are the names that conditions may read.
+// envNames returns the names of the variables in conditions.
 func envNames() []string {
 	return slices.Sorted(maps.Keys(exprFieldTypes(reflect.TypeFor[conditionEnv]())))
 }
 
-// reservedNames are what no list or macro may be called.
+// reservedNames returns the names that a list or macro may not have.
 func reservedNames() []string {
 	out := slices.Concat(envNames(), expression.Builtins(), []string{"true", "false", "nil", "not", "and", "or", "in", "let", "if", "else", "matches", "contains"})
 	for _, f := range Functions() {
@@ -194,7 +194,7 @@ func reservedNames() []string {
 	return out
 }
 
-// exprFieldTypes are the fields of a struct by the names that conditions use.
+// exprFieldTypes returns the fields of a struct by their names in conditions.
 func exprFieldTypes(t reflect.Type) map[string]reflect.Type {
 	for t.Kind() == reflect.Pointer {
 		t = t.Elem()
@@ -208,7 +208,7 @@ func exprFieldTypes(t reflect.Type) map[string]reflect.Type {
 	return out
 }
 
-// compileOptions are the lists, put in as constants where they are named, the macros, and the functions.
+// compileOptions returns the expr options for lists (as constants), macros and functions.
 func (l *loader) compileOptions() []expr.Option {
 	out := []expr.Option{expr.AsBool(), expr.Patch(&listPatcher{l}), expr.Patch(&macroPatcher{loader: l})}
 	for _, f := range Functions() {

@@ -10,7 +10,7 @@ import (
 	"stanch/sensors"
 )
 
-// kindRules are the rules on one kind of event, with how many events they saw.
+// kindRules are the rules for one kind of event, and the number of events that they evaluated.
 type kindRules struct {
 	rules    []*Rule
 	counters counters
@@ -23,8 +23,8 @@ func (s *Set) indexRule(r *Rule) {
 	s.byKind[r.Kind].rules = append(s.byKind[r.Kind].rules, r)
 }
 
-// evaluate tells whether a rule fires on an event, and if not, which exception kept it. An exception that cannot be
-// evaluated excepts nothing: nobody silences a rule by breaking it.
+// evaluate reports whether a rule matches an event, and which exception suppressed it. An exception that fails to
+// evaluate suppresses nothing: a broken exception must not disable a rule.
 func (r *Rule) evaluate(v *conditionEnv) (fired bool, by *Exception, err error) {
 	holds, err := r.compiled.evaluate(v)
 	if err != nil || !holds {
@@ -42,8 +42,8 @@ func (r *Rule) evaluate(v *conditionEnv) (fired bool, by *Exception, err error) 
 	return true, nil, err
 }
 
-// Evaluate gives the detections of one event. A rule that fails on an event does not keep others from it; the
-// errors of all are returned beside what fired.
+// Evaluate returns the detections of one event. If a rule fails, the other rules are still evaluated, and the errors
+// are returned in addition to the detections. It is safe for concurrent use.
 func (s *Set) Evaluate(event sensors.Event) ([]sensors.Detection, []error) {
 	candidates := s.byKind[event.Kind]
 	if candidates == nil {
@@ -65,7 +65,7 @@ func (s *Set) Evaluate(event sensors.Event) ([]sensors.Detection, []error) {
 		fired, by, err := r.evaluate(v)
 		if timed {
 			r.counters.sampled.Add(1)
-			r.counters.sampledNanos.Add(uint64(time.Since(begun))) //nolint:gosec // time goes on
+			r.counters.sampledNanos.Add(uint64(time.Since(begun))) //nolint:gosec // never negative
 		}
 		switch {
 		case fired:
@@ -93,14 +93,15 @@ func (r *Rule) newDetection(event sensors.Event) sensors.Detection {
 	}
 }
 
-// effectiveSeverity gives the severity in a namespace, and sentences that say why it, or the confidence, is not the rule's own.
+// effectiveSeverity returns the severity in a namespace, and sentences that explain why the severity or confidence
+// differs from the rule's own.
 func (r *Rule) effectiveSeverity(namespace string) (severity sensors.Severity, reasons []string) {
 	severity = r.Severity
 	in, special := r.Namespaces.SeverityOf(namespace)
 	if special {
 		severity = in
 	}
-	var by *Override // whose severities are in force
+	var by *Override // the override whose severities are in force
 	for _, o := range r.Overrides {
 		if o.Severity != "" || o.Namespaces != nil {
 			by = o

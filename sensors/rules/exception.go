@@ -13,8 +13,8 @@ import (
 	"stanch/sensors/yamlnode"
 )
 
-// Exception is what a rule does not report: a condition alone, or who it is about, and a condition. All that is given
-// has to hold.
+// Exception suppresses a rule: either by a condition alone, or by a description of the workload and optionally a
+// condition. All given criteria must match.
 type Exception struct {
 	Name      string            `json:"name,omitempty"`
 	Workload  WorkloadPattern   `json:"workload,omitzero"`
@@ -26,19 +26,19 @@ type Exception struct {
 	Reason    string            `json:"reason,omitempty"`
 	Position  string            `json:"at"` // "file:line"
 
-	conditionOnly bool // was written as a condition alone
+	conditionOnly bool // written as a condition alone
 	node          *yaml.Node
 	whenNode      *yaml.Node
 	condition     *compiledCondition
 }
 
-// WorkloadPattern is a pattern of workloads.
+// WorkloadPattern matches workloads by kind (case-insensitive) and name. An empty field matches every value.
 type WorkloadPattern struct {
 	Kind string `json:"kind,omitempty"`
 	Name string `json:"name,omitempty"`
 }
 
-// MarshalJSON gives a condition alone as a text, as it is written.
+// MarshalJSON encodes an exception that is a condition alone as a string, as in the YAML file.
 func (e *Exception) MarshalJSON() ([]byte, error) {
 	if e.conditionOnly {
 		return json.Marshal(e.When) //nolint:wrapcheck // a text
@@ -47,7 +47,7 @@ func (e *Exception) MarshalJSON() ([]byte, error) {
 	return json.Marshal((*bare)(e)) //nolint:wrapcheck // texts
 }
 
-// String is the exception in a line.
+// String returns the criteria of the exception in one line.
 func (e *Exception) String() string {
 	var parts []string
 	add := func(what string, values ...string) {
@@ -149,7 +149,7 @@ func readExceptions(f *packFile, v *yaml.Node) []*Exception {
 
 func (e *Exception) hasCriteria() bool { return e.identifiesWorkload() || e.When != "" }
 
-// identifiesWorkload tells whether it says whom it is about.
+// identifiesWorkload reports whether the exception has a criterion other than a condition.
 func (e *Exception) identifiesWorkload() bool {
 	return e.Workload != (WorkloadPattern{}) || len(e.Namespace)+len(e.Container)+len(e.Labels)+len(e.Image) > 0
 }
@@ -166,7 +166,7 @@ func (l *loader) compileExceptions(f *packFile, of string, exceptions []*Excepti
 	}
 }
 
-// matches tells whether the exception holds for an event.
+// matches reports whether the exception applies to an event.
 func (e *Exception) matches(v *conditionEnv) (bool, error) {
 	c := &v.event.Container
 	if e.identifiesWorkload() {

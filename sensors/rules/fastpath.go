@@ -9,7 +9,7 @@ import (
 	"github.com/expr-lang/expr/ast"
 )
 
-// tristate is what is known of a condition without asking expr.
+// tristate is the result of a fast path: false, true, or unknown without expr.
 type tristate uint8
 
 const (
@@ -18,9 +18,9 @@ const (
 	triUnknown
 )
 
-// fastpath answers a condition from its syntax tree, some twenty times faster than expr's machine, which reads fields by
-// reflection. It knows the comparisons that rules are made of. What it does not know is unknown, and then expr is asked:
-// so it can be wrong about nothing, and a test holds it to expr over events of all shapes.
+// fastpath evaluates a condition from its syntax tree, about twenty times faster than expr, which reads fields by
+// reflection. It supports the comparisons that rules commonly use. It returns triUnknown for everything else, and expr
+// is then used. A test compares it with expr on events of all shapes.
 type fastpath func(*conditionEnv) tristate
 
 func tristateOf(b bool) tristate {
@@ -32,11 +32,12 @@ func tristateOf(b bool) tristate {
 
 func alwaysUnknown(*conditionEnv) tristate { return triUnknown }
 
-// polarity is where in a condition something stands. expr reads from left to right, and what it cannot evaluate ends it: so
-// a later answer counts before an earlier unknown one only where both ways the condition as a whole does not hold.
+// polarity is how the result of a subexpression affects the condition. expr evaluates from left to right and stops at
+// an error. A result to the right of an unknown operand may therefore be used only if the condition is false either
+// way.
 type polarity uint8
 
-// elementKind is what `#` is in a predicate.
+// elementKind is the type of `#` in a predicate.
 type elementKind uint8
 
 const (
@@ -45,7 +46,7 @@ const (
 	ancestorElement
 )
 
-// fastpathScope is where a part of a condition stands.
+// fastpathScope is the context of a subexpression.
 type fastpathScope struct {
 	polarity polarity
 	element  elementKind
@@ -55,8 +56,8 @@ func (s fastpathScope) negate() fastpathScope { return fastpathScope{s.polarity.
 
 const (
 	anyPolarity      polarity = iota
-	positivePolarity          // the condition holds only if this does
-	negativePolarity          // only if this does not
+	positivePolarity          // the condition is true only if this is true
+	negativePolarity          // the condition is true only if this is false
 )
 
 func (s polarity) negate() polarity {
@@ -70,7 +71,7 @@ func (s polarity) negate() polarity {
 	}
 }
 
-// forOperand is the scope of an operand: `&&` keeps one side only, and `||` the other.
+// forOperand returns the scope of an operand: `&&` preserves the positive polarity, and `||` the negative one.
 func (s fastpathScope) forOperand(keeps polarity) fastpathScope {
 	if s.polarity != keeps {
 		s.polarity = anyPolarity
@@ -218,7 +219,7 @@ func fastpathCompare(n *ast.BinaryNode, at fastpathScope) fastpath {
 	return alwaysUnknown
 }
 
-// fastpathIn looks a text or a number up in what is constant.
+// fastpathIn handles `in` with a list field, or with a constant list of strings or integers.
 func fastpathIn(n *ast.BinaryNode, at fastpathScope) fastpath {
 	if left, list := textGetter(n.Left, at), requestListField(fieldPath(n.Right)); left != nil && list != nil {
 		return func(v *conditionEnv) tristate { return tristateOf(slices.Contains(list(v), left(v))) }
@@ -250,7 +251,7 @@ func fastpathIn(n *ast.BinaryNode, at fastpathScope) fastpath {
 	return alwaysUnknown
 }
 
-// constantElements are the elements of a list that is written out or named.
+// constantElements returns the elements of a list literal or a named list.
 func constantElements(node ast.Node) (texts []string, ints []int, ok bool) {
 	switch n := node.(type) {
 	case *ast.ConstantNode:

@@ -6,14 +6,14 @@ import (
 	"github.com/expr-lang/expr/ast"
 )
 
-// fastpathEach is `any`, `all` or `none` of the process's arguments, of its ancestors or of a list. What a predicate cannot
-// answer of one element leaves the whole unknown.
+// fastpathEach handles `any`, `all` and `none` over the process arguments, the ancestors or a list. If the predicate
+// is unknown for one element, the result is unknown.
 func fastpathEach(name string, of, predicate ast.Node) fastpath {
 	body, ok := predicate.(*ast.PredicateNode)
 	if !ok {
 		return alwaysUnknown
 	}
-	stop, then, otherwise := triTrue, triTrue, triFalse // of any: the first that is true
+	stop, then, otherwise := triTrue, triTrue, triFalse // for any: stop at the first true
 	switch name {
 	case "all":
 		stop, then, otherwise = triFalse, triFalse, triTrue
@@ -61,7 +61,8 @@ func fastpathEach(name string, of, predicate ast.Node) fastpath {
 	return alwaysUnknown
 }
 
-// fastpathSuffix is hasSuffix, without putting together a suffix of two parts for every element of a list.
+// fastpathSuffix handles hasSuffix. If the suffix is a concatenation of two parts, it avoids concatenating them for
+// every element of a list.
 func fastpathSuffix(of, suffix ast.Node, at fastpathScope) fastpath {
 	sum, isSum := suffix.(*ast.BinaryNode)
 	if !isSum || sum.Operator != "+" {
@@ -77,7 +78,7 @@ func fastpathSuffix(of, suffix ast.Node, at fastpathScope) fastpath {
 	}
 }
 
-// ancestorField gives a text of the ancestor that a predicate is about.
+// ancestorField returns a getter for a text field of the current ancestor in a predicate.
 func ancestorField(property ast.Node) func(*conditionEnv) string {
 	name, ok := property.(*ast.StringNode)
 	switch {

@@ -15,13 +15,13 @@ import (
 	"stanch/sensors"
 )
 
-// Words and numbers from which events and conditions are made, few enough that they often meet.
+// The values of random events and conditions. There are few, so that comparisons are often true.
 var (
 	sampleWords   = []string{"", "sh", "bash", "/bin/sh", "/tmp/a (deleted)", "a/b/", "169.254.169.254", "10.1.2.3", "::1", "shadow", "tcp", "prod-eu", "memfd:x", "x.y", "é\xff"}
 	sampleNumbers = []int64{0, 1, 2, 3, 7, 80, 255, 256, 4444, -1}
 )
 
-// fillRandomly fills a value with words and numbers.
+// fillRandomly fills a value with sample words and numbers.
 func fillRandomly(r *rand.Rand, v reflect.Value) {
 	switch v.Kind() {
 	case reflect.String:
@@ -66,7 +66,7 @@ func randomEvent(r *rand.Rand) sensors.Event {
 	return e
 }
 
-// collectLeafFields are the paths of every field that a condition can compare.
+// collectLeafFields collects the paths of all fields that a condition can compare.
 func collectLeafFields(t reflect.Type, prefix string, out map[string]reflect.Kind) {
 	for name, ft := range exprFieldTypes(t) {
 		for ft.Kind() == reflect.Pointer {

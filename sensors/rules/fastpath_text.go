@@ -7,7 +7,7 @@ import (
 	"github.com/expr-lang/expr/ast"
 )
 
-// fieldPath is the dotted name of a field, such as "container.pod.namespace"; "" for what is none.
+// fieldPath returns the dotted name of a field, such as "container.pod.namespace", or "" if the node is not a field.
 func fieldPath(node ast.Node) string {
 	switch n := node.(type) {
 	case *ast.IdentifierNode:
@@ -23,7 +23,7 @@ func fieldPath(node ast.Node) string {
 	return ""
 }
 
-// textGetter gives a text of an event; nil for what it does not know.
+// textGetter returns a getter for a string expression, or nil if it is not supported.
 func textGetter(node ast.Node, at fastpathScope) func(*conditionEnv) string {
 	switch n := node.(type) {
 	case *ast.StringNode:
@@ -72,7 +72,7 @@ func textGetter(node ast.Node, at fastpathScope) func(*conditionEnv) string {
 	return nil
 }
 
-// numberGetter gives a whole number of an event; nil for what it does not know.
+// numberGetter returns a getter for an integer expression, or nil if it is not supported.
 func numberGetter(node ast.Node, at fastpathScope) func(*conditionEnv) int {
 	switch n := node.(type) {
 	case *ast.IntegerNode:

@@ -8,8 +8,8 @@ import (
 
 func baseName(s string) string { return path.Base(s) }
 
-// The tables of what conditions read most, without reflection. A test holds them to the fields that conditions know,
-// by their values.
+// The tables of frequently used fields, without reflection. A test compares them with the fields that conditions can
+// read. textField returns the getter for a string field, or nil.
 
 func textField(name string) func(*conditionEnv) string {
 	switch name {
@@ -141,7 +141,7 @@ func numberField(name string) func(*conditionEnv) int {
 	if get := processNumberField(name); get != nil {
 		return func(v *conditionEnv) int { return get(&v.event.Process) }
 	}
-	// A 64-bit mask becomes what expr makes of it: the same bits as an int.
+	// A 64-bit mask becomes an int with the same bits, as in expr.
 	switch name {
 	case "syscall.flags":
 		return func(v *conditionEnv) int { return int(v.event.Syscall.Flags) } //nolint:gosec // see above

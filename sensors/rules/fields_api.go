@@ -1,6 +1,7 @@
 package rules
 
-// The tables of what conditions read of requests to the cluster and calls to the cloud, as in fields.go.
+// The tables of fields of Kubernetes and cloud API requests, as in fields.go. requestTextField returns the getter for
+// a string field, or nil.
 
 func requestTextField(name string) func(*conditionEnv) string {
 	switch name {
@@ -154,7 +155,8 @@ func requestNumberField(name string) func(*conditionEnv) int {
 	return nil
 }
 
-// requestListField is a list of texts over which `any`, `all` and `none` go, and in which `in` and `len` look.
+// requestListField returns the getter for a list of strings, which `any`, `all`, `none`, `in` and `len` accept, or
+// nil.
 func requestListField(name string) func(*conditionEnv) []string {
 	switch name {
 	case "process.args":

@@ -10,8 +10,8 @@ import (
 	"stanch/sensors/rules"
 )
 
-// FuzzLoad holds what anybody writes to these: nothing ends the program, every mistake has a place in the file, and what
-// is loaded can be evaluated.
+// FuzzLoad loads arbitrary input: it must not crash, every problem must have a position in the file, and loaded rules
+// must be evaluable.
 func FuzzLoad(f *testing.F) {
 	f.Add(vendorPackYAML)
 	f.Add("lists: {a: {append: [b]}}\nmacros: {m: m || a}\noverrides: [{rule: x, disable: true}]")

@@ -13,12 +13,12 @@ import (
 	"stanch/sensors/rules"
 )
 
-// vendorPackYAML is a pack that somebody else ships: one rule, one list.
+// vendorPackYAML is a pack by another author with one rule and two lists.
 var vendorPackYAML = "lists: { tools: [nc, curl], ports: [3333] }\nrules:\n" +
 	strings.Replace(ruleYAML("tool", "in_container && (exe in tools || network.port in ports)", "{ container: { id: c }, process: { exe: /bin/nc } }", "{ container: { id: c }, process: { exe: /bin/cat } }"),
 		"title: t", `aliases: ["Launch Suspicious Network Tool"], title: t`, 1)
 
-// loadWithVendorPack loads their pack and one's own beside it.
+// loadWithVendorPack loads the vendor pack together with own.
 func loadWithVendorPack(t *testing.T, own string) (*rules.Set, []string) {
 	t.Helper()
 	set, problems := rules.LoadSources(
@@ -147,7 +147,8 @@ func TestImagesAreMatchedAsRuntimesReadThem(t *testing.T) {
 		{"registry.example.com/a/**", "registry.example.com/b/c", false},
 		{"registry.example.com/**", "registry.example.com.evil.org/a", false},
 		{"registry.example.com/*/app", "registry.example.com/team/app@" + digest, true},
-		{"registry.example.com/app@" + digest, "registry.example.com/app:1", true}, // by the digest that the runtime knows
+		// by the digest that the runtime reports
+		{"registry.example.com/app@" + digest, "registry.example.com/app:1", true},
 		{"registry.example.com/app@sha256:b*", "registry.example.com/app:1", false},
 		{"*/app", "ghcr.io/app", true},
 	} {

@@ -13,7 +13,7 @@ import (
 	"stanch/sensors/yamlnode"
 )
 
-// warnAt gives advice at a place.
+// warnAt reports a warning at a node.
 func (f *packFile) warnAt(at *yaml.Node, code, hint, format string, args ...any) {
 	pos := yamlnode.PositionOf(at)
 	f.reader.Problems = append(f.reader.Problems, diagnostic.Diagnostic{
@@ -21,7 +21,7 @@ func (f *packFile) warnAt(at *yaml.Node, code, hint, format string, args ...any)
 	})
 }
 
-// lint looks for what is no mistake and most likely not meant, in the files that somebody asked about.
+// lint reports warnings about valid rules that are probably not intended, in files whose problems are not suppressed.
 func (l *loader) lint() {
 	for _, r := range l.set.rules {
 		if r.file.suppressProblems {
@@ -78,10 +78,10 @@ func (l *loader) lintConfidence(r *Rule) {
 	}
 }
 
-// negationFinder tells whether a condition leaves something out itself.
+// negationFinder finds out whether a condition contains a negation.
 type negationFinder struct{ found bool }
 
-// Visit looks at one node.
+// Visit checks one node.
 func (v *negationFinder) Visit(node *ast.Node) {
 	switch n := (*node).(type) {
 	case *ast.UnaryNode:
@@ -93,7 +93,7 @@ func (v *negationFinder) Visit(node *ast.Node) {
 	}
 }
 
-// kindsByFieldGroup are the kinds of event that have a value in a group of fields, where not all have.
+// kindsByFieldGroup returns the event kinds that fill a group of fields, for groups that not all kinds fill.
 func kindsByFieldGroup() map[string][]sensors.Kind {
 	elsewhere := []sensors.Kind{sensors.KindKubernetesAudit, sensors.KindCloudAPICall, sensors.KindSensorHealth}
 	calls := []sensors.Kind{
@@ -115,7 +115,7 @@ func kindsByFieldGroup() map[string][]sensors.Kind {
 	}
 }
 
-// lintKindFields finds fields that no event of the rule's kind has a value in.
+// lintKindFields reports fields that are always empty in events of the rule's kind.
 func (l *loader) lintKindFields(r *Rule) {
 	paths := &fieldPathFinder{}
 	ast.Walk(&r.compiled.syntaxTree, paths)
@@ -141,17 +141,18 @@ func joinWords[T ~string](words []T) string {
 	return strings.Join(out, ", ")
 }
 
-// fieldPathFinder collects the fields that an expression reads, the longest path of each last.
+// fieldPathFinder collects the fields that an expression reads.
 type fieldPathFinder struct{ found []string }
 
-// Visit looks at one node.
+// Visit records the field path of one node.
 func (p *fieldPathFinder) Visit(node *ast.Node) {
 	if path := fieldPath(*node); path != "" {
 		p.found = append(p.found, path)
 	}
 }
 
-// lintShadowedRule finds a rule of which another fires on every event too, and weighs no less.
+// lintShadowedRule reports a rule if another rule with at least the same severity and confidence matches every event
+// that it matches.
 func (l *loader) lintShadowedRule(r *Rule) {
 	mine := splitConjuncts(r.compiled.syntaxTree)
 	for _, other := range l.set.rules {
@@ -168,12 +169,12 @@ func (l *loader) lintShadowedRule(r *Rule) {
 	}
 }
 
-// isBefore tells whether a rule stands before another.
+// isBefore reports whether r comes before other.
 func (l *loader) isBefore(r, other *Rule) bool {
 	return slices.Index(l.set.rules, r) < slices.Index(l.set.rules, other)
 }
 
-// splitConjuncts are the parts of a condition that all have to hold.
+// splitConjuncts returns the operands of the top-level `&&` operators.
 func splitConjuncts(node ast.Node) []string {
 	if b, ok := node.(*ast.BinaryNode); ok && (b.Operator == "&&" || b.Operator == "and") {
 		return append(splitConjuncts(b.Left), splitConjuncts(b.Right)...)
@@ -181,7 +182,7 @@ func splitConjuncts(node ast.Node) []string {
 	return []string{node.String()}
 }
 
-// lintException looks for an exception that an attacker can make hold.
+// lintException reports an exception that an attacker can make apply.
 func lintException(f *packFile, e *Exception) {
 	if e.condition != nil {
 		paths := &fieldPathFinder{}
@@ -191,7 +192,8 @@ func lintException(f *packFile, e *Exception) {
 			{"process.args", "`exe` and `process.exe` are the kernel's word"},
 			{"command", "`exe` and `process.exe` are the kernel's word"},
 		} {
-			// What only narrows another check harms nobody; alone it lets everybody pass.
+			// A forgeable field that only narrows another criterion is harmless; alone, it suppresses the rule for
+			// every attacker.
 			if slices.Contains(paths.found, forged.path) && !e.identifiesWorkload() && !slices.ContainsFunc(paths.found, isTrustedField) {
 				f.warnAt(e.node, "forgeable", forged.hint, "the exception rests on `%s`, which a process can set as it likes", forged.path)
 			}

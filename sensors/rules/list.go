@@ -11,7 +11,7 @@ import (
 
 var listNamePattern = regexp.MustCompile(`^[a-z][a-z0-9_]*$`)
 
-// namedList is a named list of texts or of whole numbers.
+// namedList is a named list of strings or integers.
 type namedList struct {
 	file  *packFile
 	at    *yaml.Node
@@ -19,7 +19,7 @@ type namedList struct {
 	ints  []int
 }
 
-// value is the list as conditions see it.
+// value returns the list as a constant for conditions.
 func (l *namedList) value() any {
 	if l.ints != nil {
 		return l.ints
@@ -27,7 +27,7 @@ func (l *namedList) value() any {
 	return l.texts
 }
 
-// listExtension adds to a list that stands elsewhere.
+// listExtension adds elements to a list that is defined elsewhere.
 type listExtension struct {
 	name string
 	at   *yaml.Node
@@ -45,7 +45,7 @@ func macrosSchema() schemaObject {
 	return schemaObject{"type": []string{"object", "null"}, "propertyNames": schemaObject{"pattern": listNamePattern.String()}, "additionalProperties": schemaObject{"type": "string"}}
 }
 
-// visitNamed visits the entries of a mapping from names.
+// visitNamed calls visit for each entry of a mapping whose keys are names.
 func (f *packFile) visitNamed(v *yaml.Node, what string, visit func(key, value *yaml.Node)) {
 	switch {
 	case v.Kind == yaml.ScalarNode && v.Tag == "!!null":
@@ -56,7 +56,7 @@ func (f *packFile) visitNamed(v *yaml.Node, what string, visit func(key, value *
 	}
 }
 
-// isNameAvailable tells whether a name may be given to a list or a macro, and says why not.
+// isNameAvailable reports whether a list or macro may have this name, and records a problem if not.
 func (l *loader) isNameAvailable(f *packFile, key *yaml.Node) bool {
 	name := key.Value
 	switch {
@@ -111,7 +111,7 @@ func (f *packFile) readList(key, v *yaml.Node) *namedList {
 	return out
 }
 
-// extendLists adds what other packs add, once all packs are read.
+// extendLists applies the list extensions after all packs are read.
 func (l *loader) extendLists() {
 	for _, a := range l.listExtensions {
 		to := l.lists[a.name]

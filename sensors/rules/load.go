@@ -16,14 +16,14 @@ import (
 	"stanch/sensors/yamlnode"
 )
 
-// Bounds of one file, and of all.
+// Limits of one file and of all files.
 const (
 	maxPackBytes = 1 << 20
 	maxPackNodes = 100_000
 	maxPackFiles = 1000
 )
 
-// packFile is one pack's file, and what is wrong with it.
+// packFile is one file of a pack, and its problems.
 type packFile struct {
 	name             string
 	lines            []string
@@ -39,19 +39,19 @@ func (f *packFile) position(at *yaml.Node) string {
 	return fmt.Sprintf("%s:%d", f.name, yamlnode.PositionOf(at).Line)
 }
 
-// loader goes through the stages of loading: read, settle names, compile, prove, override.
+// loader loads packs in stages: read, resolve names, compile, run the tests, apply overrides.
 type loader struct {
 	files          []*packFile
 	readProblems   diagnostic.Diagnostics
 	lists          map[string]*namedList
 	macros         map[string]*macro
 	listExtensions []*listExtension
-	rulesByName    map[string]*Rule // by name and by alias, in lower case
+	rulesByName    map[string]*Rule // by name and alias, in lower case
 	validRules     []*Rule
-	invalidRules   []*Rule // with mistakes
+	invalidRules   []*Rule // rules with problems
 	overrides      []*Override
 	set            *Set
-	usedNames      map[string]bool // lists and macros that something names
+	usedNames      map[string]bool // lists and macros that are used
 }
 
 func loadPacks(sources []PackSource) *loader {
@@ -92,7 +92,7 @@ func (l *loader) readSource(s PackSource) {
 			l.reportUnreadable(s.Name, err)
 		}
 		for _, e := range entries {
-			// What begins with a dot is an editor's, or the folder that a ConfigMap's links lead to.
+			// Names with a leading dot are editor files, or the directory that the links of a ConfigMap point to.
 			if ext := path.Ext(e.Name()); (ext == ".yaml" || ext == ".yml") && !strings.HasPrefix(e.Name(), ".") && !e.IsDir() {
 				names = append(names, e.Name())
 			}
@@ -113,7 +113,7 @@ func (l *loader) readSource(s PackSource) {
 		l.files = append(l.files, f)
 		root := f.reader.ParseDocument(raw, yamlnode.Limits{MaxBytes: maxPackBytes, MaxNodes: maxPackNodes})
 		if root == nil {
-			// Who comments everything out, or has nothing yet, made no mistake.
+			// A file that is empty or consists of comments is valid.
 			f.reader.Problems = slices.DeleteFunc(f.reader.Problems, func(d diagnostic.Diagnostic) bool { return d.Code == "empty" })
 			continue
 		}

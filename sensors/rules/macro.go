@@ -15,31 +15,31 @@ import (
 	"stanch/sensors/yamlnode"
 )
 
-// maxExpandedNodes bounds a condition in which every macro is written out: macros of macros multiply.
+// maxExpandedNodes is the maximum size of a condition with all macros expanded, because nested macros multiply.
 const maxExpandedNodes = 2000
 
-// macro is a condition with a name. It stands for its syntax tree wherever it is named.
+// macro is a named condition. Its syntax tree replaces its name in other conditions.
 type macro struct {
 	name, source  string
 	file          *packFile
 	key, at       *yaml.Node
-	usedNames     map[string]nameUse // names in it
-	ownNodes      int                // nodes
-	expandedNodes int                // nodes with macros written out; 0 before it is known
+	usedNames     map[string]nameUse // names in its source
+	ownNodes      int                // syntax tree nodes of its source
+	expandedNodes int                // nodes with macros expanded; 0 until it is known
 	broken        bool
 }
 
-// nameUse is a name in an expression: how often, and the character where it first stands.
+// nameUse is the use of a name in an expression: the number of uses, and the offset of the first one in characters.
 type nameUse struct{ count, offset int }
 
-// countNames counts the names and the nodes of an expression; nothing where it does not parse.
+// countNames returns the names in an expression and the number of its nodes.
 func countNames(source string) (names map[string]nameUse, nodes int, err error) {
 	if len(source) > expression.MaxSourceBytes {
 		return nil, 0, nil
 	}
 	tree, err := parser.Parse(source)
 	if err != nil {
-		return nil, 0, err //nolint:wrapcheck // it is located, and made into a diagnostic by who compiles
+		return nil, 0, err //nolint:wrapcheck // it has a position; the compiler reports it
 	}
 	v := &nameCounter{names: map[string]nameUse{}}
 	ast.Walk(&tree.Node, v)
@@ -72,13 +72,14 @@ func (l *loader) readMacros(f *packFile, v *yaml.Node) {
 	})
 }
 
-// compileMacros compiles the macros, those that others use first, so that each mistake is told once and at its place.
+// compileMacros compiles the macros in order of their dependencies, so that each problem is reported once and at its
+// position.
 func (l *loader) compileMacros() {
 	for _, name := range slices.Sorted(maps.Keys(l.macros)) {
 		m := l.macros[name]
 		names, nodes, err := countNames(m.source)
 		if err != nil {
-			m.broken = true // compiling says how
+			m.broken = true // the compilation reports the problem
 		}
 		m.usedNames, m.ownNodes = names, nodes
 	}
@@ -108,24 +109,24 @@ func (l *loader) compileMacro(m *macro, way []string, done map[string]bool) {
 		m.expandedNodes = min(m.expandedNodes+m.usedNames[used].count*inner.expandedNodes, maxExpandedNodes+1)
 	}
 	if done[m.name] {
-		return // it was found in a cycle
+		return // it is part of a cycle
 	}
 	done[m.name] = true
 	switch {
 	case m.expandedNodes > maxExpandedNodes:
 		m.broken = true
 		m.file.errorf(m.key, "too-large", "use fewer macros in macros", "the macro `%s` has more than %d parts when it is written out", m.name, maxExpandedNodes)
-	case m.broken && len(m.usedNames) > 0: // one that it uses
+	case m.broken && len(m.usedNames) > 0: // caused by a macro that it uses
 	default:
 		m.broken = l.compileCondition(m.file, "the macro `"+m.name+"`", m.source, m.at) == nil
 	}
 }
 
-// checkExpandable tells why a condition's macros cannot be written out.
+// checkExpandable returns an error if the macros in a condition cannot be expanded.
 func (l *loader) checkExpandable(source string) error {
 	names, nodes, err := countNames(source)
 	if err != nil {
-		return nil //nolint:nilerr // compiling says what is wrong with it
+		return nil //nolint:nilerr // the compilation reports it
 	}
 	for _, name := range slices.Sorted(maps.Keys(names)) {
 		m := l.macros[name]
@@ -149,23 +150,24 @@ type brokenMacroError struct {
 	offset int
 }
 
+// Error names the macro.
 func (b *brokenMacroError) Error() string {
 	return fmt.Sprintf("the macro `%s` has errors of its own", b.name)
 }
 
-// macroPatcher writes macros out. Each use is parsed anew, since a tree is changed by what compiles it.
+// macroPatcher expands macros. Each use is parsed again, because compilation changes the syntax tree.
 type macroPatcher struct {
 	loader *loader
 }
 
-// Visit replaces one name.
+// Visit expands the node if it is the name of a macro.
 func (p *macroPatcher) Visit(node *ast.Node) {
 	id, ok := (*node).(*ast.IdentifierNode)
 	if !ok || p.loader.macros[id.Value] == nil {
 		return
 	}
 	program, err := expression.Compile(p.loader.macros[id.Value].source, &conditionEnv{}, append(p.loader.compileOptions(), expr.Optimize(false))...)
-	if err == nil { // it was compiled before: the name stays unknown otherwise
+	if err == nil { // on an error the name stays unknown, which is reported
 		ast.Patch(node, program.Node())
 	}
 }

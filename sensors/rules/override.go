@@ -12,10 +12,11 @@ import (
 	"stanch/sensors/yamlnode"
 )
 
-// NamespaceSeverities are severities by namespace, or by pattern of namespaces.
+// NamespaceSeverities maps a namespace, or a pattern for namespaces, to a severity.
 type NamespaceSeverities map[string]sensors.Severity
 
-// SeverityOf gives the severity of a namespace: that of its own name, or else of the pattern that says most of it.
+// SeverityOf returns the severity for a namespace, and whether there is one. The exact name takes precedence, then the
+// pattern with the most literal characters.
 func (n NamespaceSeverities) SeverityOf(namespace string) (sensors.Severity, bool) {
 	if s, ok := n[namespace]; ok && namespace != "" {
 		return s, true
@@ -30,10 +31,11 @@ func (n NamespaceSeverities) SeverityOf(namespace string) (sensors.Severity, boo
 	return s, ok && best != ""
 }
 
-// literalLength is how much a pattern says.
+// literalLength returns the number of literal characters in a pattern, which says how specific it is.
 func literalLength(pattern string) int { return len(pattern) - strings.Count(pattern, "*") }
 
-// Override is how somebody's pack weighs a rule that stands elsewhere. A condition cannot be overridden.
+// Override changes how a rule of another pack is reported: it can disable the rule, change its severity and
+// confidence, and add exceptions. It cannot change the condition.
 type Override struct {
 	Rule       string              `json:"rule"`
 	Position   string              `json:"at"` // "file:line"
@@ -44,11 +46,11 @@ type Override struct {
 	Confidence *float64            `json:"confidence,omitempty"`
 	Exceptions []*Exception        `json:"exceptions,omitempty"`
 
-	// Was is what the rule had before: for people.
+	// WasSeverity and WasConfidence are the values before the override, for display.
 	WasSeverity   sensors.Severity `json:"was_severity,omitempty"`
 	WasConfidence *float64         `json:"was_confidence,omitempty"`
 
-	broken bool // has mistakes: only its expressions are looked at, so that all are told at once
+	broken bool // has problems: only its expressions are checked, so that all problems are reported at once
 	tests  []*RuleTest
 	file   *packFile
 	node   *yaml.Node
@@ -78,7 +80,7 @@ func (o *Override) fields(f *packFile) []yamlField {
 	}
 }
 
-// DescribeChanges says in words what an override does.
+// DescribeChanges returns the changes of the override as phrases, such as "severity low instead of high".
 func (o *Override) DescribeChanges() []string {
 	var out []string
 	if o.Disable {
@@ -99,7 +101,8 @@ func (o *Override) DescribeChanges() []string {
 	return out
 }
 
-// applyOverride applies one to its rule. One with a mistake is left out as a whole: the rule stays as it was, which is louder.
+// applyOverride applies an override to its rule. An override with a problem is skipped completely, because the
+// unchanged rule reports more.
 func (l *loader) applyOverride(o *Override) {
 	f := o.file
 	before := len(f.reader.Problems)

@@ -12,10 +12,10 @@ import (
 	"stanch/sensors/yamlnode"
 )
 
-// fieldNodes are where the parts of a rule stand.
+// fieldNodes maps the keys of a rule to their YAML nodes.
 type fieldNodes map[string]*yaml.Node
 
-// Bounds of what one file may hold.
+// Limits of one file.
 const (
 	maxRules      = 2000
 	maxExceptions = 200
@@ -28,7 +28,7 @@ type (
 	yamlReader   = yamlnode.Reader
 )
 
-// packFields are the keys of a file. Of nil they are those of the schema.
+// packFields returns the keys of a pack file. f may be nil if only the schema is needed.
 func (l *loader) packFields(f *packFile) []yamlField {
 	return []yamlField{
 		{Name: "lists", Doc: "named lists of strings or integers; `{append: […]}` extends a list of another pack", Schema: listsSchema, Read: func(_ *yamlReader, _, v *yaml.Node) { l.readLists(f, v) }},
@@ -58,7 +58,7 @@ func (l *loader) packFields(f *packFile) []yamlField {
 	}
 }
 
-// visitItems visits the items of a list.
+// visitItems calls visit for each element of a list.
 func (f *packFile) visitItems(v *yaml.Node, name, what string, most int, visit func(*yaml.Node)) {
 	switch {
 	case v.Kind == yaml.ScalarNode && v.Tag == "!!null":
@@ -73,7 +73,7 @@ func (f *packFile) visitItems(v *yaml.Node, name, what string, most int, visit f
 	}
 }
 
-// recordNode remembers where a field stands.
+// recordNode makes the field record its YAML node.
 func (n fieldNodes) recordNode(inner yamlField) yamlField {
 	read := inner.Read
 	inner.Read = func(rd *yamlReader, key, v *yaml.Node) {
@@ -117,7 +117,7 @@ func (l *loader) readRule(f *packFile, n *yaml.Node) {
 	if !f.reader.ReadMapping(n, "a rule", r.fields(f)) {
 		return
 	}
-	r.buildTestEvents() // `on` may stand behind `tests`
+	r.buildTestEvents() // `on` may follow `tests`
 	if v := r.nodes["severity"]; v != nil && v.Kind == yaml.MappingNode && r.Severity == "" && len(f.reader.Problems) == before {
 		f.errorf(v, "required", "write for example `{ default: medium, namespaces: { \"prod-*\": high } }`", "`severity` has no `default`")
 	}
@@ -150,15 +150,16 @@ func (l *loader) readRule(f *packFile, n *yaml.Node) {
 	}
 }
 
-// compileInvalidRule compiles what can be compiled of a rule that has mistakes elsewhere, so that all are told at once.
+// compileInvalidRule queues a rule with problems for compilation, so that problems in its expressions are reported
+// too.
 func (l *loader) compileInvalidRule(r *Rule) { l.invalidRules = append(l.invalidRules, r) }
 
-// textList is a key with a list of texts, or one text.
+// textList returns a field with a string or a list of strings.
 func textList(name, doc string, to *[]string) yamlField {
 	return yamlnode.StringListField(name, doc, to)
 }
 
-// severityField is a key with a severity, or with one and those of namespaces.
+// severityField returns a field with a severity, or with a default severity and severities per namespace.
 func severityField(doc string, to *sensors.Severity, namespaces *NamespaceSeverities) yamlField {
 	plain := yamlnode.EnumField("severity", doc, to, sensors.Severities)
 	one := func() schemaObject { return schemaObject{"enum": sensors.Severities} }

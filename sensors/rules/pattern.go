@@ -8,7 +8,8 @@ import (
 	"stanch/sensors"
 )
 
-// patternError says why a text is no pattern; "" where it is one. `*` stands for any letters, `?` for one, `[a-z]` for one of these.
+// patternError says why a text is not a valid pattern, or returns "". `*` matches any characters, `?` one character,
+// and `[a-z]` one of a range.
 func patternError(p string) string {
 	if strings.TrimSpace(p) == "" {
 		return "an empty text is not a pattern"
@@ -19,7 +20,7 @@ func patternError(p string) string {
 	return ""
 }
 
-// matchesPattern tells whether a name is that of a pattern. A name is never empty: what is not known matches nothing.
+// matchesPattern reports whether a name matches a pattern. An empty name is an unknown one and matches nothing.
 func matchesPattern(pattern, name string) bool {
 	ok, err := path.Match(pattern, name)
 	return err == nil && ok && name != ""
@@ -34,11 +35,11 @@ func matchesAnyPattern(patterns []string, name string) bool {
 	return false
 }
 
-// imageReference is a reference of an image in parts.
+// imageReference is a parsed image reference.
 type imageReference struct{ path, tag, digest string }
 
-// parseImageReference splits `registry/name:tag@digest`. As container runtimes do, it takes what names no registry to be of
-// docker.io, and what there has one part to be of its library.
+// parseImageReference parses `registry/name:tag@digest`. Like container runtimes, it completes a name without a
+// registry with docker.io, and a name with one part with docker.io/library.
 func parseImageReference(s string) imageReference {
 	var i imageReference
 	s, i.digest, _ = strings.Cut(s, "@")
@@ -60,7 +61,7 @@ func parseImageReference(s string) imageReference {
 	return i
 }
 
-// imagePatternError says why a text is no pattern of images.
+// imagePatternError says why a text is not a valid image pattern, or returns "".
 func imagePatternError(p string) string {
 	if problem := patternError(p); problem != "" {
 		return problem
@@ -71,8 +72,8 @@ func imagePatternError(p string) string {
 	return ""
 }
 
-// matchesImage tells whether a container's image is that of a pattern: the name part by part, `**` at the end for all
-// below, and the tag and the digest where the pattern has them.
+// matchesImage reports whether a container's image matches a pattern. It compares the name part by part (a final `**`
+// matches everything below), and the tag and the digest if the pattern contains them.
 func matchesImage(pattern string, c *sensors.Container) bool {
 	if c.Image == "" {
 		return false

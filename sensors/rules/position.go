@@ -8,8 +8,8 @@ import (
 	"stanch/sensors/yamlnode"
 )
 
-// positionInScalar is where the character of a scalar stands in its file. YAML folds, strips and unescapes: so the value is
-// followed through the source, and where it cannot be, the scalar's begin is given.
+// positionInScalar returns the position in the file of a character in a scalar value. YAML folds, strips and unescapes
+// the source, so this follows the value through the source. If that fails, it returns the beginning of the scalar.
 func (f *packFile) positionInScalar(n *yaml.Node, offset int) yamlnode.Position {
 	begin := yamlnode.PositionOf(n)
 	if n == nil || n.Line > len(f.lines) {
@@ -18,7 +18,7 @@ func (f *packFile) positionInScalar(n *yaml.Node, offset int) yamlnode.Position 
 	s := &scalarScanner{lines: f.lines, line: begin.Line - 1, text: []rune(f.lines[begin.Line-1]), column: begin.Column - 1, style: n.Style}
 	switch {
 	case n.Style&(yaml.LiteralStyle|yaml.FoldedStyle) != 0:
-		s.advance() // the header's line
+		s.advance() // skip the header line
 	case n.Style&(yaml.SingleQuotedStyle|yaml.DoubleQuotedStyle) != 0:
 		s.column++
 	}
@@ -33,7 +33,7 @@ func (f *packFile) positionInScalar(n *yaml.Node, offset int) yamlnode.Position 
 			continue
 		}
 		if end {
-			return s.pos() // behind the last
+			return s.pos() // after the last character
 		}
 		if !s.skipTo(value[i]) {
 			return begin
@@ -66,7 +66,7 @@ func (s *scalarScanner) advance() bool {
 	return true
 }
 
-// skipTo goes on to a character that is no space; false where something else stands.
+// skipTo advances to the next character that is not a space. It returns false if that is not the wanted one.
 func (s *scalarScanner) skipTo(want rune) bool {
 	for {
 		switch {
@@ -89,7 +89,7 @@ func (s *scalarScanner) skipTo(want rune) bool {
 	switch {
 	case s.style&yaml.DoubleQuotedStyle != 0 && got == '\\' && (after == '"' || after == '\\' || after == '/') && after == want:
 		s.column++
-	case s.style&yaml.DoubleQuotedStyle != 0 && got == '\\' && after == 0: // a line that goes on
+	case s.style&yaml.DoubleQuotedStyle != 0 && got == '\\' && after == 0: // an escaped line break
 		return s.advance() && s.skipTo(want)
 	case s.style&yaml.SingleQuotedStyle != 0 && got == '\'' && after == '\'' && want == '\'':
 		s.column++
@@ -99,7 +99,7 @@ func (s *scalarScanner) skipTo(want rune) bool {
 	return true
 }
 
-// skipEscapedSpace passes a space that was written as an escape.
+// skipEscapedSpace skips a space that is written as an escape sequence.
 func (s *scalarScanner) skipEscapedSpace() {
 	if s.style&yaml.DoubleQuotedStyle != 0 && s.column+1 < len(s.text) && s.text[s.column] == '\\' {
 		switch s.text[s.column+1] {

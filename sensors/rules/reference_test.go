@@ -27,7 +27,7 @@ func compileSchema(t *testing.T) *jsonschema.Schema {
 	return s
 }
 
-// validateAgainstSchema tells what the schema says of a pack.
+// validateAgainstSchema validates a pack against the schema.
 func validateAgainstSchema(t *testing.T, s *jsonschema.Schema, source []byte) error {
 	t.Helper()
 	var v any

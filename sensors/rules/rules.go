@@ -1,10 +1,10 @@
-// Package rules turns events into detections: packs of YAML rules, whose conditions are expr, compiled and
-// type-checked when they are loaded, each with an event that fires it and one that does not. LANGUAGE.md tells how
-// packs are written.
+// Package rules turns events into detections. Rules come from YAML packs. Their conditions are expr expressions, which
+// are compiled and type-checked when the pack is loaded. Each rule contains tests: an event that it matches and one
+// that it does not match. LANGUAGE.md describes the pack format.
 //
-// It refuses to remember: a rule sees one event. What repeats is folded by the node's agent, and what belongs
-// together is correlated in the incident. It refuses to replace a condition silently: who overrides a rule can only
-// disable it, weigh it otherwise and except from it, and every detection says so.
+// The package refuses to keep state: a rule sees one event. The agent deduplicates repeated detections, and incidents
+// correlate related ones. It also refuses to replace a condition silently: an override can only disable a rule, change
+// its severity and confidence, and add exceptions, and every detection says so.
 package rules
 
 import (
@@ -20,63 +20,64 @@ import (
 	"stanch/sensors/diagnostic"
 )
 
-// ShippedPacks holds the packs that Stanch ships.
+// ShippedPacks contains the rule packs that are part of Stanch.
 //
 //go:embed *.yaml
 var ShippedPacks embed.FS
 
-// SupportedKinds are the kinds of event that a rule may be about.
+// SupportedKinds lists the kinds of events that a rule can match.
 var SupportedKinds = append(slices.Clone(sensors.NodeKinds), sensors.KindKubernetesAudit, sensors.KindCloudAPICall, sensors.KindSensorHealth)
 
-// PackSource is where packs come from. The zero value of each field but FS is right for a folder.
+// PackSource is a file system with packs. For a directory, only FS is required.
 type PackSource struct {
 	FS    fs.FS
-	Name  string   // of the folder, before each file's name in what is told to people
-	Files []string // these files only; default every *.yaml and *.yml
-	// SuppressProblems: only what others write is told to be wrong. The shipped packs are when somebody's own pack is checked.
+	Name  string   // of the directory; prefix of the file names in messages
+	Files []string // the files to read; default every *.yaml and *.yml
+	// SuppressProblems omits warnings about these files; errors are reported anyway. It is set for the shipped packs
+	// when a user checks their own pack.
 	SuppressProblems bool
 }
 
-// ShippedSource is the packs that Stanch ships.
+// ShippedSource returns the source of the packs that are part of Stanch.
 func ShippedSource() PackSource { return PackSource{FS: ShippedPacks, Name: "shipped"} }
 
-// Rule is one rule of a pack, as it is in force.
+// Rule is one rule of a pack with its overrides applied.
 type Rule struct {
 	Name       string              `json:"rule"`
-	Aliases    []string            `json:"aliases,omitempty"` // Falco's stable names of it
+	Aliases    []string            `json:"aliases,omitempty"` // stable rule names of Falco
 	Title      string              `json:"title"`
 	Kind       sensors.Kind        `json:"on"`
 	Condition  string              `json:"condition"`
 	Exceptions []*Exception        `json:"exceptions,omitempty"`
 	Severity   sensors.Severity    `json:"severity"`
-	Namespaces NamespaceSeverities `json:"namespaces,omitempty"` // severities of namespaces, where another than Severity
+	Namespaces NamespaceSeverities `json:"namespaces,omitempty"` // severities per namespace that differ from Severity
 	Confidence float64             `json:"confidence"`
 	Objective  sensors.Objective   `json:"objective"`
 	Technique  string              `json:"technique"`
 	Reason     string              `json:"reason"`
-	// Position is where it stands, "file:line".
+	// Position is where the rule is defined: "file:line".
 	Position  string      `json:"at"`
 	Disabled  bool        `json:"disabled,omitempty"`
-	Overrides []*Override `json:"overrides,omitempty"` // in the order in which they took effect
+	Overrides []*Override `json:"overrides,omitempty"` // in the order of application
 	Tests     []*RuleTest `json:"-"`
 
 	file     *packFile
 	nodes    fieldNodes
 	compiled *compiledCondition
-	original originalSettings // as it stood in its pack
+	original originalSettings // the values in its pack
 	counters *counters
 }
 
-// originalSettings is what a rule's author gave it, so that a detection can say what was overridden.
+// originalSettings are the values by the author of a rule, so that a detection can say what an override changed.
 type originalSettings struct {
 	severity   sensors.Severity
 	confidence float64
 }
 
-// File is the file in which the rule stands.
+// File returns the name of the file that defines the rule.
 func (r *Rule) File() string { return r.file.name }
 
-// Set is every loaded rule, ready to evaluate. It is immutable but for its counters, and may be used by many goroutines.
+// Set is a set of loaded rules. Except for its counters it is immutable. It is safe for concurrent use.
 type Set struct {
 	rules       []*Rule
 	byKind      map[sensors.Kind]*kindRules
@@ -84,13 +85,13 @@ type Set struct {
 	envPool     sync.Pool
 }
 
-// LoadShipped loads the packs that Stanch ships.
+// LoadShipped loads the packs that are part of Stanch. It returns an error if a pack has a problem.
 func LoadShipped() (*Set, error) {
 	set, problems := LoadSources(ShippedSource())
 	return set, problems.Err()
 }
 
-// Load reads every pack of the file systems; see LoadSources.
+// Load loads every pack in the file systems; see LoadSources.
 func Load(systems ...fs.FS) (*Set, diagnostic.Diagnostics) {
 	sources := make([]PackSource, len(systems))
 	for i, s := range systems {
@@ -99,27 +100,28 @@ func Load(systems ...fs.FS) (*Set, diagnostic.Diagnostics) {
 	return LoadSources(sources...)
 }
 
-// LoadSources reads packs, compiles the rules, runs their tests and applies the overrides. The set holds the rules
-// that are sound; the diagnostics say what is wrong with the others, all of it at once.
+// LoadSources reads packs, compiles the rules, runs their tests and applies the overrides. The set contains the valid
+// rules and is never nil. The diagnostics contain the errors of all others.
 func LoadSources(sources ...PackSource) (*Set, diagnostic.Diagnostics) {
 	l := loadPacks(sources)
 	return l.set, l.problems(false)
 }
 
-// Lint is LoadSources with advice: warnings about what is no mistake and most likely not meant.
+// Lint is like LoadSources, and also returns warnings about rules that are valid but probably not intended.
 func Lint(sources ...PackSource) (*Set, diagnostic.Diagnostics) {
 	l := loadPacks(sources)
 	l.lint()
 	return l.set, l.problems(true)
 }
 
-// Rules lists the rules in the order of their files, the disabled too.
+// Rules returns the rules in the order of their files, including disabled ones. The caller must not change the slice.
 func (s *Set) Rules() []*Rule { return s.rules }
 
-// TestResults are what became of the rules' own tests.
+// TestResults returns the results of the tests in the rules and overrides. The caller must not change the slice.
 func (s *Set) TestResults() []TestResult { return s.testResults }
 
-// Find gives the rule of a name: its own, or a stable name of Falco's that it carries as an alias. Nil if there is none.
+// Find returns the rule with this name or, if there is none, with this alias (case-insensitive). It returns nil for an
+// unknown name.
 func (s *Set) Find(name string) *Rule {
 	for _, r := range s.rules {
 		if r.Name == name {
@@ -138,7 +140,7 @@ func (r *Rule) hasName(name string) bool {
 	return strings.EqualFold(r.Name, name) || slices.ContainsFunc(r.Aliases, func(alias string) bool { return strings.EqualFold(alias, name) })
 }
 
-// Names lists the rules' names in order.
+// Names returns the names of the rules in alphabetical order.
 func (s *Set) Names() []string {
 	names := make([]string, 0, len(s.rules))
 	for _, r := range s.rules {
@@ -148,7 +150,7 @@ func (s *Set) Names() []string {
 	return names
 }
 
-// problems are those of all files, in the order of the files and their lines.
+// problems returns the problems of all files, by file and line.
 func (l *loader) problems(advice bool) diagnostic.Diagnostics {
 	var out diagnostic.Diagnostics
 	for _, f := range l.files {

@@ -66,7 +66,7 @@ rules:
 		"p.yaml:13:5: error: a rule has no `severity` [required]",
 		"p.yaml:16:24: error: the condition of `misspelt`: `process` has no field `uidd` [expression]",
 		"p.yaml:17:5: error: a rule has no key `severty` [unknown-key]",
-		"p.yaml:26:16: error: the condition of `unknown-name`: there is no field, list, macro or function `proces` [expression]", //nolint:misspell // it is misspelt
+		"p.yaml:26:16: error: the condition of `unknown-name`: there is no field, list, macro or function `proces` [expression]", //nolint:misspell // intentionally misspelled
 	}, lines)
 }
 

@@ -2,7 +2,7 @@ package rules
 
 import "stanch/sensors/yamlnode"
 
-// Schema is the JSON Schema of a pack.
+// Schema returns the JSON Schema (draft 2020-12) of a pack.
 func Schema() map[string]any {
 	s := yamlnode.Schema((&loader{}).packFields(nil))
 	s["$schema"] = "https://json-schema.org/draft/2020-12/schema"

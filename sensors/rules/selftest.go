@@ -12,7 +12,7 @@ import (
 	"stanch/sensors/yamlnode"
 )
 
-// RuleTest is an event that a rule has to fire on, or not.
+// RuleTest is an event that a rule must match, or must not match.
 type RuleTest struct {
 	Name       string
 	ShouldFire bool
@@ -23,19 +23,20 @@ type RuleTest struct {
 	event    sensors.Event
 }
 
-// TestResult is what became of one test.
+// TestResult is the result of one RuleTest.
 type TestResult struct {
 	Rule          string `json:"rule"`
 	Name          string `json:"name,omitempty"`
 	File          string `json:"file"`
 	Line          int    `json:"line"`
-	ShouldFire    bool   `json:"should_fire"` // whether the rule should
+	ShouldFire    bool   `json:"should_fire"` // whether the rule must match
 	Passed        bool   `json:"passed"`
-	FailureReason string `json:"failure_reason,omitempty"` // it did not pass
-	Suppressed    bool   `json:"-"`                        // it is of a source about which nobody asked
+	FailureReason string `json:"failure_reason,omitempty"` // why it did not pass
+	Suppressed    bool   `json:"-"`                        // it is from a source with SuppressProblems
 }
 
-// testsField is a key with tests: `fires` and `silent`, each an event or a list of events that may be named.
+// testsField returns a field with tests: `fires` and `silent`, each an event or a list of events, which may have
+// names.
 func testsField(doc string, f *packFile, kind func() sensors.Kind, to *[]*RuleTest) yamlField {
 	events := func(name, doc string, fires bool) yamlField {
 		return yamlField{Name: name, Doc: doc, Required: kind != nil, Schema: eventsSchema, Read: func(r *yamlReader, _, v *yaml.Node) {
@@ -65,7 +66,7 @@ func eventsSchema() schemaObject {
 	return schemaObject{"oneOf": []any{one, schemaObject{"type": "array", "minItems": 1, "maxItems": maxTestEvents, "items": one}}}
 }
 
-// namedEvent is an event with a name of its own.
+// namedEvent is an event with an optional name.
 type namedEvent struct {
 	Name string `json:"name,omitempty"`
 	sensors.Event
@@ -86,7 +87,7 @@ func readTest(f *packFile, n *yaml.Node, fires bool) *RuleTest {
 	return t
 }
 
-// buildEvent makes the event, of the rule's kind unless it says another.
+// buildEvent decodes the event. Its default kind is that of the rule.
 func (t *RuleTest) buildEvent(kind sensors.Kind) {
 	e := namedEvent{Event: sensors.Event{ID: "test", Kind: kind}}
 	if err := json.Unmarshal(t.rawEvent, &e); err != nil {
@@ -101,7 +102,7 @@ func (r *Rule) buildTestEvents() {
 	}
 }
 
-// runTests runs tests of a rule, and tells those that fail at their place.
+// runTests runs tests of a rule, reports the failures at their positions, and returns whether all passed.
 func (l *loader) runTests(r *Rule, tests []*RuleTest) bool {
 	passed := true
 	v := newConditionEnv()
@@ -123,7 +124,7 @@ func (l *loader) runTests(r *Rule, tests []*RuleTest) bool {
 	return passed
 }
 
-// testFailure says why a test fails; "" where it passes.
+// testFailure says why a test fails, or returns "" if it passes.
 func (r *Rule) testFailure(t *RuleTest, v *conditionEnv) string {
 	if t.event.Kind != r.Kind {
 		return fmt.Sprintf("the event is of the kind `%s`, and the rule is on `%s`", t.event.Kind, r.Kind)
@@ -148,7 +149,8 @@ func (r *Rule) testFailure(t *RuleTest, v *conditionEnv) string {
 	return "it should fire, and the condition does not hold"
 }
 
-// Replay evaluates one event and gives the rules that fire on it, and those of which only an exception kept it.
+// Replay evaluates one event. It returns the rules that match, the rules that an exception suppressed, and the errors
+// of rules that failed. It does not change the counters, and it ignores disabled rules.
 func (s *Set) Replay(e sensors.Event) (fired, excepted []*Rule, errs []error) {
 	v := newConditionEnv()
 	v.setEvent(e)

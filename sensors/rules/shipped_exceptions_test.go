@@ -7,7 +7,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// An exception for a program's name holds for programs of the image alone: any file can have any name.
+// An exception for a program's name must be limited to programs of the image, because any file can have any name.
 func TestNoShippedRuleExceptsAProgramByItsNameAlone(t *testing.T) {
 	named := regexp.MustCompile(`(?m)^      - (.*\bexe (in|==) .*)$`)
 	seen := 0

@@ -7,16 +7,18 @@ import (
 	"stanch/sensors"
 )
 
-// timingSampleInterval is of how many events one is timed, rule by rule: the clock costs more than most rules.
+// timingSampleInterval is the sampling interval for timing: every 256th event is timed, because reading the clock
+// costs more than most rules.
 const timingSampleInterval = 256
 
-// counters count without a lock.
+// counters are counters without a lock.
 type counters struct {
 	evaluated, fired, excepted, failed atomic.Uint64
 	sampled, sampledNanos              atomic.Uint64
 }
 
-// RuleStats is what one rule did since its set was loaded.
+// RuleStats are the statistics of one rule since its set was loaded. Evaluated, Fired, Excepted and Failed count
+// events, and Sampled counts the timed evaluations.
 type RuleStats struct {
 	Rule      string       `json:"rule"`
 	Kind      sensors.Kind `json:"on"`
@@ -24,12 +26,13 @@ type RuleStats struct {
 	Fired     uint64       `json:"fired"`
 	Excepted  uint64       `json:"excepted"`
 	Failed    uint64       `json:"failed"`
-	// MeanEvaluationTime is what an evaluation took, measured at one event of every 256.
+	// MeanEvaluationTime is the mean duration of an evaluation, measured for every 256th event. It is 0 without
+	// samples.
 	MeanEvaluationTime time.Duration `json:"mean_ns"`
 	Sampled            uint64        `json:"sampled"`
 }
 
-// Stats gives what every rule in force did, in the order of the files.
+// Stats returns the statistics of every enabled rule, in the order of the files.
 func (s *Set) Stats() []RuleStats {
 	out := make([]RuleStats, 0, len(s.rules))
 	for _, r := range s.rules {
@@ -41,7 +44,7 @@ func (s *Set) Stats() []RuleStats {
 			Failed: r.counters.failed.Load(), Sampled: r.counters.sampled.Load(),
 		}
 		if one.Sampled > 0 {
-			one.MeanEvaluationTime = time.Duration(r.counters.sampledNanos.Load() / one.Sampled) //nolint:gosec // it is far below
+			one.MeanEvaluationTime = time.Duration(r.counters.sampledNanos.Load() / one.Sampled) //nolint:gosec // fits easily
 		}
 		out = append(out, one)
 	}

@@ -6,10 +6,10 @@ import (
 )
 
 const (
-	// readTimeout bounds one read of what a container may let wait: its memory (arguments, environment) and its executables
-	// may lie on a file system of its own that never answers.
+	// readTimeout limits one read that a container may block: its memory (arguments, environment) and its executables
+	// may be on a file system that never responds.
 	readTimeout = 500 * time.Millisecond
-	// maxStuckReads bounds how many such reads are left behind in one snapshot.
+	// maxStuckReads is the maximum number of abandoned reads in one snapshot.
 	maxStuckReads = 6
 )
 
@@ -18,8 +18,8 @@ var (
 	errTooManyStuckReads = errors.New("not read: too many others do not answer")
 )
 
-// readWithTimeout runs a read and gives up on it after limit. A read that is given up goes on in its goroutine, perhaps for ever:
-// it must touch nothing but what it returns.
+// readWithTimeout runs read and abandons it after limit. An abandoned read continues in its goroutine, perhaps
+// forever, so it must not access anything except its return values.
 func readWithTimeout[T any](k *collector, limit time.Duration, read func() (T, error)) (T, error) {
 	var none T
 	if k.stuckReads >= maxStuckReads {
@@ -45,13 +45,13 @@ func readWithTimeout[T any](k *collector, limit time.Duration, read func() (T, e
 	}
 }
 
-// fileHead is a file's beginning.
+// fileHead is the beginning of a file.
 type fileHead struct {
 	data      []byte
 	truncated bool
 }
 
-// readProcFile reads a file of /proc that shows a process's memory.
+// readProcFile reads a file in /proc that exposes the memory of a process.
 func (k *collector) readProcFile(path string, limit int64) ([]byte, bool, error) {
 	p, err := readWithTimeout(k, readTimeout, func() (fileHead, error) {
 		data, cut, err := readLimited(path, limit)

@@ -22,7 +22,7 @@ import (
 
 const (
 	snapshotHelperEnv = "STANCH_TEST_SNAPSHOT_HELPER"
-	hangingFSEnv      = "STANCH_TEST_SILENT_FILES" // the folder to mount them at
+	hangingFSEnv      = "STANCH_TEST_SILENT_FILES" // the directory to mount them at
 )
 
 func TestMain(m *testing.M) {
@@ -52,8 +52,8 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// hangingFS is a file system with one executable, such as a container may mount. Once it is silent it answers nothing.
-// It has a process of its own: who executes its file waits for it.
+// hangingFS is a file system with one executable, as a container could mount. In silent mode it does not respond. It
+// runs in a separate process, because a process that executes its file waits for it.
 type hangingFS struct {
 	data []byte
 	fd   int
@@ -63,7 +63,7 @@ type hangingFS struct {
 	pendingRequests [][]byte
 }
 
-// hangingFSProcess is that process: it does what it is told, a word a line.
+// hangingFSProcess is that process. It executes commands, one word per line.
 type hangingFSProcess struct {
 	dir string
 	in  io.WriteCloser
@@ -135,7 +135,7 @@ func serveHangingFS(dir string) error {
 		}
 		s.mu.Unlock()
 	}
-	return nil // its end ends the file system
+	return nil // the exit of this process unmounts the file system
 }
 
 func (s *hangingFS) serve() {
@@ -158,7 +158,7 @@ func (s *hangingFS) serve() {
 	}
 }
 
-// The protocol is in linux/fuse.h: what an executable needs of it, and nothing else.
+// reply implements the part of the protocol in linux/fuse.h that an executable needs.
 func (s *hangingFS) reply(request []byte) {
 	const lookup, forget, getattr, open, read, initialize, opendir = 1, 2, 3, 14, 15, 26, 27
 	opcode, unique, node := binary.NativeEndian.Uint32(request[4:]), binary.NativeEndian.Uint64(request[8:]), binary.NativeEndian.Uint64(request[16:])
@@ -168,7 +168,7 @@ func (s *hangingFS) reply(request []byte) {
 		body = make([]byte, 64)
 		binary.NativeEndian.PutUint32(body, 7)
 		binary.NativeEndian.PutUint32(body[4:], 31)
-		binary.NativeEndian.PutUint32(body[20:], 1<<16) // the longest write
+		binary.NativeEndian.PutUint32(body[20:], 1<<16) // max_write
 	case lookup:
 		if strings.TrimRight(string(request[40:]), "\x00") != "tool" {
 			errno = int(unix.ENOENT)
@@ -181,7 +181,7 @@ func (s *hangingFS) reply(request []byte) {
 		body = append(make([]byte, 16), s.nodeAttributes(node)...)
 	case open, opendir:
 		body = make([]byte, 16)
-		binary.NativeEndian.PutUint32(body[8:], 1) // direct: every read asks
+		binary.NativeEndian.PutUint32(body[8:], 1) // FOPEN_DIRECT_IO: every read reaches the file system
 		if opcode == open {
 			binary.NativeEndian.PutUint32(body[8:], 0)
 		}
@@ -198,7 +198,7 @@ func (s *hangingFS) reply(request []byte) {
 	binary.NativeEndian.PutUint32(out, uint32(16+len(body)))
 	binary.NativeEndian.PutUint32(out[4:], uint32(-errno))
 	binary.NativeEndian.PutUint64(out[8:], unique)
-	_, _ = unix.Write(s.fd, append(out, body...)) // who asked may have gone
+	_, _ = unix.Write(s.fd, append(out, body...)) // the requester may be gone
 }
 
 func (s *hangingFS) nodeAttributes(node uint64) []byte {
@@ -214,7 +214,7 @@ func (s *hangingFS) nodeAttributes(node uint64) []byte {
 	return a
 }
 
-// startHangingContainer has one process of a program on such a file system, and one of an ordinary one.
+// startHangingContainer starts one process whose executable is on such a file system, and one ordinary process.
 func startHangingContainer(t *testing.T) (dir string, files *hangingFSProcess, silent, ordinary int) {
 	t.Helper()
 	sleep, err := exec.LookPath("sleep")
@@ -235,7 +235,7 @@ func startHangingContainer(t *testing.T) (dir string, files *hangingFSProcess, s
 		return true
 	})
 	files.sendCommand(t, "hush")
-	t.Cleanup(func() { files.sendCommand(t, "answer") }) // before its process is killed: that waits too
+	t.Cleanup(func() { files.sendCommand(t, "answer") }) // before its process is killed, which blocks too
 	return dir, files, a.Process.Pid, b.Process.Pid
 }
 
@@ -278,7 +278,7 @@ func TestSnapshotProcessesThatCannotEndAreFew(t *testing.T) {
 			t.Errorf("hashes: %+v", taken.Processes)
 		}
 	}
-	if len(h.slots) == maxHelpers && h.prewarmed == nil { // this kernel ends no process whose read was begun
+	if len(h.slots) == maxHelpers && h.prewarmed == nil { // this kernel cannot end a process that is blocked in a read
 		if _, _, err := h.Take(context.Background(), target, Limits{}); !errors.Is(err, ErrTooManyHelpers) {
 			t.Errorf("one more: %v", err)
 		}

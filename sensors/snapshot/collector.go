@@ -14,7 +14,7 @@ import (
 	"stanch/sensors/containermeta"
 )
 
-// withDefaults fills in the bounds that were left open.
+// withDefaults returns the limits with defaults for zero fields.
 func (l Limits) withDefaults() Limits {
 	l.MaxProcesses = cmp.Or(l.MaxProcesses, 512)
 	l.MaxFilesPerProcess = cmp.Or(l.MaxFilesPerProcess, 256)
@@ -27,22 +27,22 @@ func (l Limits) withDefaults() Limits {
 	return l
 }
 
-// collector is one snapshot under way.
+// collector collects one snapshot.
 type collector struct {
 	limits      Limits
 	snapshot    Snapshot
 	executables []ExecutableCopy
 	copiedBytes int64
-	// pidsBySocket says which processes have a socket's inode open.
+	// pidsBySocket maps the inode of a socket to the processes that have it open.
 	pidsBySocket map[uint64][]int
-	// hashCache remembers executables by device and inode: many processes run one.
+	// hashCache caches hashes by device and inode, because many processes can run the same executable.
 	hashCache  map[fileID]executableHash
 	bootTime   time.Time
-	stuckReads int // reads that were given up
+	stuckReads int // abandoned reads
 }
 
-// Take takes a snapshot. It returns what it got with whatever error ended it; only a target that does not exist gives
-// nothing. A context that ends gives a partial snapshot that says so, and no error.
+// Take takes a snapshot of a target. It returns an error only if none of the target's cgroups can be read. If ctx ends
+// or a limit is reached, the snapshot is partial, Missing says what is missing, and the error is nil.
 func Take(ctx context.Context, t Target, lim Limits) (Snapshot, []ExecutableCopy, error) {
 	lim = lim.withDefaults()
 	ctx, cancel := context.WithTimeout(ctx, lim.Timeout)
@@ -61,7 +61,7 @@ func Take(ctx context.Context, t Target, lim Limits) (Snapshot, []ExecutableCopy
 		pids = pids[:lim.MaxProcesses]
 	}
 
-	// The cheap and most volatile part of every process first, the large copies last.
+	// Read the small and most volatile data of every process first, and copy the large executables last.
 	for i, pid := range pids {
 		if ctx.Err() != nil {
 			k.addMissing("%d of %d processes: out of time", len(pids)-i, len(pids))
@@ -104,7 +104,7 @@ func listPIDs(dirs []string) ([]int, error) {
 	return slices.Compact(pids), nil
 }
 
-// maxMissingNotes bounds the sentences about what is missing: an attacker may fork faster than we look.
+// maxMissingNotes is the maximum length of Missing: an attacker may fork faster than the snapshot reads.
 const maxMissingNotes = 100
 
 func (k *collector) addMissing(format string, args ...any) {
@@ -116,7 +116,7 @@ func (k *collector) addMissing(format string, args ...any) {
 	}
 }
 
-// bootTime is the wall clock's time when the machine started.
+// bootTime returns the wall-clock time at boot, or the zero time if it cannot be read.
 func bootTime() time.Time {
 	b, err := os.ReadFile("/proc/stat")
 	if err != nil {

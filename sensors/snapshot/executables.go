@@ -23,8 +23,8 @@ type executableHash struct {
 	upperLayer bool
 }
 
-// collectExecutables hashes what the processes run, and copies what is in no image. It reads through /proc/<pid>/exe, so that a
-// deleted file and one without a name are read too.
+// collectExecutables hashes the executables of the processes, and copies those that are not part of the image. It
+// reads through /proc/<pid>/exe, so it also reads deleted files and files that never had a name.
 func (k *collector) collectExecutables(ctx context.Context) {
 	for i := range k.snapshot.Processes {
 		p := &k.snapshot.Processes[i]
@@ -103,10 +103,10 @@ func (k *collector) collectExecutable(ctx context.Context, p *Process) error {
 	return nil
 }
 
-// hashTimeout bounds how long one executable is read.
+// hashTimeout limits how long one executable is read.
 const hashTimeout = 3 * time.Second
 
-// openExecutable is an executable that is open, and copied what was read of one.
+// openExecutable is an open executable, and hashedCopy its hash and the copied bytes.
 type openExecutable struct {
 	file *os.File
 	stat unix.Stat_t
@@ -129,7 +129,7 @@ func openExecutableFile(path string) (openExecutable, error) {
 	return p, nil
 }
 
-// hashAndCopy hashes a file and keeps at most room bytes of it. It stops when ctx ends.
+// hashAndCopy hashes a file and keeps its first room bytes. It stops when ctx ends.
 func hashAndCopy(ctx context.Context, r io.Reader, room int64) (string, []byte, error) {
 	hash := sha256.New()
 	var head bytes.Buffer
@@ -152,9 +152,9 @@ func hashAndCopy(ctx context.Context, r io.Reader, room int64) (string, []byte, 
 	}
 }
 
-// isInUpperLayer tells whether a process's executable lies in the writable layer of its overlay: the mount's options
-// name the directory, and a file of that name is in it. The upper directory may be out of sight of the sensor; then the
-// answer is no, and events still carry the kernel's own.
+// isInUpperLayer reports whether a process's executable is in the writable layer of its overlay: a file with its name
+// is in the upper directory that the mount options name. If the sensor cannot see the upper directory, it returns
+// false; events still contain the kernel's own answer.
 func isInUpperLayer(p *Process) bool {
 	b, _, err := readLimited(procDir(p.PID)+"/mountinfo", 1<<20)
 	if err != nil {
@@ -185,7 +185,7 @@ func isInUpperLayer(p *Process) bool {
 		return false
 	}
 	name := filepath.Join("/", strings.TrimPrefix(p.Exe, strings.TrimRight(best, "/")))
-	// In a pod the sensor sees the node's files through the first process.
+	// In a pod, the sensor sees the node's files through the first process.
 	for _, root := range []string{"", "/proc/1/root"} {
 		if st, err := os.Lstat(root + upper + name); err == nil && st.Mode().IsRegular() {
 			return true
@@ -194,7 +194,7 @@ func isInUpperLayer(p *Process) bool {
 	return false
 }
 
-// separatorIndex finds the "-" behind the optional fields of a line of mountinfo.
+// separatorIndex returns the index of the "-" after the optional fields of a mountinfo line, or -1.
 func separatorIndex(f []string) int {
 	for i := 6; i < len(f); i++ {
 		if f[i] == "-" {

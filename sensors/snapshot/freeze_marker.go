@@ -13,13 +13,13 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// FreezeState is how a cgroup stands.
+// FreezeState is the freeze state of a cgroup.
 type FreezeState struct {
 	Requested bool `json:"requested"` // cgroup.freeze is 1
-	Frozen    bool `json:"frozen"`    // the kernel says that all stand still
+	Frozen    bool `json:"frozen"`    // the kernel reports that all processes are stopped
 }
 
-// ReadFreezeState reads how a cgroup stands.
+// ReadFreezeState reads the freeze state of a cgroup from its absolute v2 directory.
 func ReadFreezeState(cgroupDir string) (FreezeState, error) {
 	asked, err := os.ReadFile(filepath.Join(cgroupDir, "cgroup.freeze"))
 	if err != nil {
@@ -34,8 +34,8 @@ func ReadFreezeState(cgroupDir string) (FreezeState, error) {
 	}, nil
 }
 
-// openCgroup opens the directory of a cgroup. Whatever is done through it is done to that cgroup: a path may be another
-// cgroup's a moment later. id is the cgroup's id; 0 accepts any.
+// openCgroup opens the directory of a cgroup. Later operations use the open directory and so the same cgroup, even if
+// the path is reused. id is the expected cgroup ID; 0 accepts any.
 func openCgroup(path string, id uint64) (*os.File, error) {
 	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
@@ -52,7 +52,7 @@ func openCgroup(path string, id uint64) (*os.File, error) {
 	return dir, nil
 }
 
-// openCgroupFile opens a file of a cgroup.
+// openCgroupFile opens a file in a cgroup directory.
 func openCgroupFile(dir *os.File, name string, flags int) (*os.File, error) {
 	fd, err := unix.Openat(int(dir.Fd()), name, flags|unix.O_CLOEXEC, 0) //nolint:gosec // a descriptor
 	if err != nil {
@@ -61,7 +61,7 @@ func openCgroupFile(dir *os.File, name string, flags int) (*os.File, error) {
 	return os.NewFile(uintptr(fd), filepath.Join(dir.Name(), name)), nil //nolint:gosec // a descriptor
 }
 
-// readCgroupFile reads a file of the kernel's from its start.
+// readCgroupFile reads a small kernel file from its start.
 func readCgroupFile(f *os.File) (string, error) {
 	b := make([]byte, 256)
 	n, err := f.ReadAt(b, 0)
@@ -71,13 +71,13 @@ func readCgroupFile(f *os.File) (string, error) {
 	return string(b[:n]), nil
 }
 
-// isCgroupRemoved reports whether an error says that the cgroup was removed.
+// isCgroupRemoved reports whether an error means that the cgroup was removed.
 func isCgroupRemoved(err error) bool {
 	return errors.Is(err, unix.ENODEV) || errors.Is(err, unix.ENOENT)
 }
 
-// writeFreeze asks the kernel to freeze (1) or thaw (0) through an open cgroup.freeze. A removed cgroup is no error
-// for a thaw: nothing is left to thaw.
+// writeFreeze writes "1" (freeze) or "0" (thaw) to an open cgroup.freeze. A removed cgroup is not an error for a thaw,
+// because nothing is left to thaw.
 func writeFreeze(f *os.File, value string) error {
 	if _, err := f.WriteAt([]byte(value), 0); err != nil && (value != "0" || !isCgroupRemoved(err)) {
 		return fmt.Errorf("write %s to %s: %w", value, f.Name(), err)
@@ -85,21 +85,21 @@ func writeFreeze(f *os.File, value string) error {
 	return nil
 }
 
-// freezeMarkerXattr is the extended attribute on a cgroup's directory that says for which lease Stanch froze it. Only
-// CAP_SYS_ADMIN reads or writes attributes of this kind, and the attribute goes with the cgroup.
+// freezeMarkerXattr is the extended attribute of a cgroup directory that records for which lease Stanch froze it. Only
+// a process with CAP_SYS_ADMIN can access it, and it is removed with the cgroup.
 const freezeMarkerXattr = "trusted.stanch.freeze"
 
-// freezeMarker is the attribute's value.
+// freezeMarker is the value of the attribute.
 type freezeMarker struct {
 	LeaseID          string    `json:"lease"`
-	TargetID         string    `json:"target"` // whose cgroup it is
+	TargetID         string    `json:"target"` // the pod or container that the cgroup belongs to
 	ExpiresAt        time.Time `json:"until"`
-	ExpiryBootTimeNS int64     `json:"expiry_boot_time_ns"` // the same instant, in nanoseconds of CLOCK_BOOTTIME
-	ThawerPID        int       `json:"thawer_pid"`          // the thawer's
+	ExpiryBootTimeNS int64     `json:"expiry_boot_time_ns"` // ExpiresAt in nanoseconds of CLOCK_BOOTTIME
+	ThawerPID        int       `json:"thawer_pid"`          // identifies the thawer together with its start
 	ThawerStartTicks string    `json:"thawer_start_ticks"`
 }
 
-// errNotFrozenByStanch says that Stanch did not freeze a cgroup.
+// errNotFrozenByStanch means that a cgroup has no freeze marker.
 var errNotFrozenByStanch = errors.New("not frozen by Stanch")
 
 func readFreezeMarker(dir *os.File) (freezeMarker, error) {
@@ -118,7 +118,7 @@ func readFreezeMarker(dir *os.File) (freezeMarker, error) {
 	return m, nil
 }
 
-// writeFreezeMarker creates the mark (unix.XATTR_CREATE) or replaces the one that is there (unix.XATTR_REPLACE).
+// writeFreezeMarker creates the marker (unix.XATTR_CREATE) or replaces the existing one (unix.XATTR_REPLACE).
 func writeFreezeMarker(dir *os.File, m freezeMarker, flag int) error {
 	b, err := json.Marshal(m)
 	if err != nil {
@@ -130,7 +130,7 @@ func writeFreezeMarker(dir *os.File, m freezeMarker, flag int) error {
 	return nil
 }
 
-// removeFreezeMarker removes the mark if it is this thawer's.
+// removeFreezeMarker removes the marker if it belongs to the thawer pid.
 func removeFreezeMarker(dir *os.File, pid int) error {
 	if m, err := readFreezeMarker(dir); err != nil || m.ThawerPID != pid {
 		return nil //nolint:nilerr // another thawer's, or none
@@ -142,7 +142,7 @@ func removeFreezeMarker(dir *os.File, pid int) error {
 	return nil
 }
 
-// openThawerProcess opens the thawer's process. ok is false if it has ended, also if another has its number now.
+// openThawerProcess opens the thawer's process. ok is false if the process has exited, even if its PID was reused.
 func (m freezeMarker) openThawerProcess() (pidfd int, ok bool) {
 	fd, err := unix.PidfdOpen(m.ThawerPID, 0)
 	if err != nil {
@@ -155,13 +155,13 @@ func (m freezeMarker) openThawerProcess() (pidfd int, ok bool) {
 	return fd, true
 }
 
-// processStartTicks says when a process started, in the kernel's ticks since boot. "" if there is no such process.
+// processStartTicks returns when a process started, in clock ticks since boot, or "" if there is no such process.
 func processStartTicks(pid int) string {
 	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if err != nil {
 		return ""
 	}
-	// The name, in parentheses, may hold blanks and parentheses; the start is the 20th field after it.
+	// The name, in parentheses, may contain spaces and parentheses. The start time is the 20th field after it.
 	rest := string(b)[strings.LastIndexByte(string(b), ')')+1:]
 	if f := strings.Fields(rest); len(f) > 19 {
 		return f[19]
@@ -169,7 +169,7 @@ func processStartTicks(pid int) string {
 	return ""
 }
 
-// waitForExit waits at most so long for a process to end.
+// waitForExit waits at most limit for a process to exit, and reports whether it did.
 func waitForExit(pidfd int, limit time.Duration) bool {
 	deadline := time.Now().Add(limit)
 	for {
@@ -184,7 +184,7 @@ func waitForExit(pidfd int, limit time.Duration) bool {
 	}
 }
 
-// sinceBoot is CLOCK_BOOTTIME: nobody sets it, and it goes on while the machine sleeps.
+// sinceBoot returns CLOCK_BOOTTIME, which cannot be set and continues while the machine is suspended.
 func sinceBoot() (time.Duration, error) {
 	var ts unix.Timespec
 	if err := unix.ClockGettime(unix.CLOCK_BOOTTIME, &ts); err != nil {

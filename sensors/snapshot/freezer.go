@@ -14,44 +14,46 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Freezer freezes cgroups for leases. Every freeze has a thawer, a process that outlives this one and thaws at the end.
-// What is frozen for which lease until when is written on the cgroup itself, so a Freezer keeps nothing: after a restart,
-// Sweep finds it all. Its methods may be called from several goroutines.
+// Freezer freezes cgroups for leases. Every freeze has a thawer: a process that outlives the freezer and thaws the
+// cgroup at the end of the freeze. The state of a freeze is stored on the cgroup itself, so a Freezer stores nothing:
+// after a restart, RecoverFreezes finds all freezes. It is safe for concurrent use.
 type Freezer struct {
 	cgroupRoot    string
 	thawerCommand []string
 	log           *slog.Logger
 
-	mu        sync.Mutex // one freeze, extension or thaw at a time
+	mu        sync.Mutex // serializes freezes, extensions and thaws
 	closed    chan struct{}
 	closeOnce sync.Once
 }
 
-// NewFreezer returns a freezer of the cgroups below root, where cgroup v2 is mounted. The program calls RunThawer with
-// its last argument, which is added to those given.
+// NewFreezer returns a freezer for the cgroups below root, the mount point of cgroup v2. program is the command line
+// of a program that calls RunThawer with its last argument, which the freezer appends.
 func NewFreezer(root string, log *slog.Logger, program ...string) *Freezer {
 	return &Freezer{cgroupRoot: root, thawerCommand: program, log: log, closed: make(chan struct{})}
 }
 
-// ErrFrozenByOtherLease says that Stanch froze a cgroup for another lease.
+// ErrFrozenByOtherLease means that Stanch froze the cgroup for another lease.
 var ErrFrozenByOtherLease = errors.New("already frozen for another lease")
 
-// IsRefused reports whether an error says that a cgroup is not to be frozen, as against could not be.
+// IsRefused reports whether an error means that freezing the cgroup is not allowed, as opposed to having failed.
 func IsRefused(err error) bool {
 	var r refusalError
 	return errors.As(err, &r) || errors.Is(err, ErrFrozenByOtherLease)
 }
 
-// CgroupFreeze is one freeze: which cgroup stands still, for which lease, until when.
+// CgroupFreeze is the freeze of one cgroup for one lease.
 type CgroupFreeze struct {
 	LeaseID   string
-	TargetID  string // the container or pod whose cgroup it is
-	CgroupDir string // of its v2 directory
-	CgroupID  uint64 // the cgroup's id; the path may be another's by now. 0: whichever has the path
+	TargetID  string // the container or pod that the cgroup belongs to
+	CgroupDir string // the cgroup's absolute v2 directory
+	CgroupID  uint64 // the expected cgroup ID, because the path may be reused; 0 accepts any
 	ExpiresAt time.Time
 }
 
-// Freeze freezes a cgroup until a time. Again with the same lease it moves the end.
+// Freeze freezes a cgroup until h.ExpiresAt, which must be in the future. A second call for the same lease moves the
+// end. It returns an error for which IsRefused is true if another lease, another process or an ancestor has frozen the
+// cgroup, or if 16 cgroups of the node are frozen already.
 func (f *Freezer) Freeze(ctx context.Context, h CgroupFreeze) error {
 	if h.LeaseID == "" {
 		return errors.New("freeze: missing lease id")
@@ -105,14 +107,15 @@ func newThawOrder(h CgroupFreeze) (thawOrder, error) {
 	return thawOrder{LeaseID: h.LeaseID, TargetID: h.TargetID, ExpiresAt: h.ExpiresAt, ExpiryBootTimeNS: int64(now + left)}, nil
 }
 
-// replaceThawer gives a frozen cgroup a new thawer, with the end of the order, and ends the one before without a thaw.
+// replaceThawer starts a new thawer with the new end for a frozen cgroup, and kills the previous thawer without a
+// thaw.
 func (f *Freezer) replaceThawer(dir *os.File, m freezeMarker, o thawOrder) error {
 	o.AdoptExisting = true
 	if err := startThawer(f.cgroupRoot, f.thawerCommand, dir, o); err != nil {
 		return fmt.Errorf("extend a freeze: %w", err)
 	}
 	if pidfd, ok := m.openThawerProcess(); ok {
-		// Its mark is gone, so it would not thaw. It is only in the way.
+		// Its marker is replaced, so it would not thaw and is no longer needed.
 		err := unix.PidfdSendSignal(pidfd, unix.SIGKILL, nil, 0)
 		_ = unix.Close(pidfd)
 		if err != nil && !errors.Is(err, unix.ESRCH) {
@@ -122,8 +125,8 @@ func (f *Freezer) replaceThawer(dir *os.File, m freezeMarker, o thawOrder) error
 	return f.watchThawer(dir)
 }
 
-// Thaw ends a lease's freeze now, wherever it is. It is no error if there is none, or if another process has frozen or
-// thawed the cgroup since.
+// Thaw ends the freeze of a lease now, wherever its cgroup is. It is not an error if there is none, or if another
+// process has frozen or thawed the cgroup since then.
 func (f *Freezer) Thaw(_ context.Context, lease string) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -135,7 +138,7 @@ func (f *Freezer) Thaw(_ context.Context, lease string) error {
 	})
 }
 
-// requestThaw has the thawer thaw now. If it is dead, this process thaws.
+// requestThaw makes the thawer thaw now. If the thawer is dead, this process thaws.
 func (f *Freezer) requestThaw(dir *os.File, m freezeMarker) error {
 	if pidfd, ok := m.openThawerProcess(); ok {
 		defer unix.Close(pidfd)
@@ -152,7 +155,7 @@ func (f *Freezer) requestThaw(dir *os.File, m freezeMarker) error {
 	return thawWithoutThawer(dir, m)
 }
 
-// thawTimeout bounds the wait for a thawer that was asked to thaw.
+// thawTimeout limits the wait for a thawer to thaw.
 const thawTimeout = 6 * time.Second
 
 // thawWithoutThawer thaws a cgroup whose thawer is dead.
@@ -171,7 +174,8 @@ func thawWithoutThawer(dir *os.File, m freezeMarker) error {
 	return removeFreezeMarker(dir, m.ThawerPID)
 }
 
-// FindFreeze returns what Stanch froze of the given cgroups (paths of their v2 directories); ok is false if nothing.
+// FindFreeze returns the first freeze by Stanch among the given cgroups (absolute v2 directories). ok is false if
+// there is none.
 func (f *Freezer) FindFreeze(paths ...string) (h CgroupFreeze, ok bool, err error) {
 	for _, path := range paths {
 		dir, err := openCgroup(path, 0)
@@ -191,7 +195,7 @@ func (f *Freezer) FindFreeze(paths ...string) (h CgroupFreeze, ok bool, err erro
 	return CgroupFreeze{}, false, nil
 }
 
-// FreezeOfLease returns what Stanch froze for a lease; ok is false if nothing.
+// FreezeOfLease returns the freeze of a lease. ok is false if there is none.
 func (f *Freezer) FreezeOfLease(lease string) (h CgroupFreeze, ok bool, err error) {
 	err = f.forEachFrozen(func(dir *os.File, m freezeMarker) error {
 		if m.LeaseID == lease {
@@ -202,33 +206,34 @@ func (f *Freezer) FreezeOfLease(lease string) (h CgroupFreeze, ok bool, err erro
 	return h, ok, err
 }
 
-// RecoverFreezes finds what an earlier sensor froze and thaws what lost its thawer too, if its end has passed.
+// RecoverFreezes finds the freezes of earlier sensors. If a freeze has lost its thawer, it starts a new one, or thaws
+// the cgroup if the freeze has expired.
 func (f *Freezer) RecoverFreezes(context.Context) error {
 	return f.forEachFrozen(func(dir *os.File, _ freezeMarker) error { return f.watchThawer(dir) })
 }
 
-// ThawAll ends every freeze of Stanch's on this machine.
+// ThawAll ends every freeze by Stanch on this machine.
 func (f *Freezer) ThawAll(context.Context) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	err := f.forEachFrozen(f.requestThaw)
-	_ = os.Remove(filepath.Join(f.cgroupRoot, thawerCgroup)) // it stays while a thawer ends
+	_ = os.Remove(filepath.Join(f.cgroupRoot, thawerCgroup)) // fails while a thawer exits
 	return err
 }
 
-// forEachFrozen calls do with every cgroup that Stanch froze.
+// forEachFrozen calls do for every cgroup that Stanch froze.
 func (f *Freezer) forEachFrozen(do func(*os.File, freezeMarker) error) error {
 	var errs []error
 	err := filepath.WalkDir(f.cgroupRoot, func(path string, d fs.DirEntry, err error) error {
 		if err != nil || !d.IsDir() {
-			return nil //nolint:nilerr // removed meanwhile
+			return nil //nolint:nilerr // removed in the meantime
 		}
 		if n, err := unix.Lgetxattr(path, freezeMarkerXattr, nil); err != nil || n == 0 {
-			return nil //nolint:nilerr // the attribute is nowhere else
+			return nil //nolint:nilerr // not frozen by Stanch
 		}
 		dir, err := openCgroup(path, 0)
 		if err != nil {
-			return nil //nolint:nilerr // removed meanwhile
+			return nil //nolint:nilerr // removed in the meantime
 		}
 		defer dir.Close()
 		m, err := readFreezeMarker(dir)
@@ -244,12 +249,12 @@ func (f *Freezer) forEachFrozen(do func(*os.File, freezeMarker) error) error {
 	return errors.Join(append(errs, err)...)
 }
 
-// watchThawer waits in the background for the thawer of a cgroup to end. A thawer that dies leaves its mark: then the
-// cgroup gets another, or is thawed.
+// watchThawer waits in the background for the thawer of a cgroup to exit. A thawer that is killed leaves its marker;
+// the cgroup then gets a new thawer or is thawed.
 func (f *Freezer) watchThawer(dir *os.File) error {
 	m, err := readFreezeMarker(dir)
 	if errors.Is(err, errNotFrozenByStanch) {
-		return nil // it has ended already
+		return nil // it has exited already
 	}
 	if err != nil {
 		return err
@@ -265,7 +270,7 @@ func (f *Freezer) watchThawer(dir *os.File) error {
 			over := f.waitForExit(pidfd)
 			_ = unix.Close(pidfd)
 			if !over {
-				return // this process ends, the thawer goes on
+				return // this process exits, the thawer continues
 			}
 		}
 		if err := f.handleThawerExit(kept, m); err != nil {
@@ -275,7 +280,7 @@ func (f *Freezer) watchThawer(dir *os.File) error {
 	return nil
 }
 
-// waitForExit waits until a process ends; false if the freezer is closed before.
+// waitForExit waits until a process exits. It returns false if the freezer is closed first.
 func (f *Freezer) waitForExit(pidfd int) bool {
 	for !waitForExit(pidfd, 250*time.Millisecond) {
 		select {
@@ -287,7 +292,7 @@ func (f *Freezer) waitForExit(pidfd int) bool {
 	return true
 }
 
-// handleThawerExit takes care of a cgroup whose thawer has ended. Usually nothing is left to do.
+// handleThawerExit handles a cgroup whose thawer has exited. Usually nothing is left to do.
 func (f *Freezer) handleThawerExit(dir *os.File, m freezeMarker) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -310,13 +315,13 @@ func (f *Freezer) handleThawerExit(dir *os.File, m freezeMarker) error {
 	if errors.Is(err, errNotFrozenByStanch) {
 		return nil
 	}
-	if err != nil { // nothing is frozen without a thawer
+	if err != nil { // nothing may stay frozen without a thawer
 		return errors.Join(err, thawWithoutThawer(dir, m))
 	}
 	return nil
 }
 
-// Close ends the freezer. What is frozen stays so until its end.
+// Close stops watching the thawers. Freezes stay in force until their end.
 func (f *Freezer) Close() error {
 	f.closeOnce.Do(func() { close(f.closed) })
 	return nil

@@ -23,7 +23,7 @@ import (
 const (
 	thawCommand     = "thaw-at-end"
 	freezeCgroupEnv = "STANCH_TEST_FREEZE"       // the cgroup to freeze
-	freezeUntilEnv  = "STANCH_TEST_FREEZE_UNTIL" // in nanoseconds since 1970
+	freezeUntilEnv  = "STANCH_TEST_FREEZE_UNTIL" // in nanoseconds since the Unix epoch
 )
 
 func newTestFreezer(t *testing.T) *Freezer {
@@ -33,7 +33,7 @@ func newTestFreezer(t *testing.T) *Freezer {
 	return f
 }
 
-// freezeForever is a sensor that froze a cgroup and goes on.
+// freezeForever acts as a sensor that froze a cgroup and continues to run.
 func freezeForever(path, until string) {
 	root, err := containermeta.FindCgroupRoot()
 	if err != nil {
@@ -54,12 +54,12 @@ func freezeForever(path, until string) {
 	select {}
 }
 
-// startWorkload is a busy process in a cgroup of its own, below parent or the root.
+// startWorkload starts a busy process in its own cgroup and returns the cgroup directory.
 func startWorkload(t *testing.T) string {
 	t.Helper()
 	dir := newCgroup(t)
 	startInCgroup(t, dir, exec.Command("/bin/sh", "-c", "while :; do :; done"))
-	// Whatever the test leaves frozen must not outlive it.
+	// Nothing that the test freezes may stay frozen.
 	t.Cleanup(func() {
 		_ = os.WriteFile(filepath.Join(dir, "cgroup.freeze"), []byte("0"), 0)
 		_ = unix.Removexattr(dir, freezeMarkerXattr)
@@ -111,7 +111,7 @@ func freezeForTest(t *testing.T, f *Freezer, lease, dir string, until time.Time)
 	}
 }
 
-// requireThawedOnTime waits until a cgroup is thawed and checks when that was.
+// requireThawedOnTime waits until a cgroup is thawed and checks the time.
 func requireThawedOnTime(t *testing.T, dir string, until time.Time) {
 	t.Helper()
 	waitUntil(t, "it thaws", func() bool { return !isFrozen(dir) })
@@ -125,7 +125,7 @@ func waitUntilTime(t *testing.T, end time.Time) {
 	waitUntil(t, "the end passes", func() bool { return time.Now().After(end) })
 }
 
-// The sensor's pod is deleted during a freeze: the container runtime kills every process of its cgroups.
+// The sensor's pod is deleted during a freeze, and the container runtime kills every process in its cgroups.
 func TestFreezeEndsOnTimeAfterEveryProcessOfTheSensorIsKilled(t *testing.T) {
 	dir, pod := startWorkload(t), newCgroup(t)
 	until := time.Now().Add(3 * time.Second)
@@ -298,7 +298,7 @@ func TestFreezeIsRefusedWhereAnotherProcessFroze(t *testing.T) {
 	}
 }
 
-// freezeWithCgroupV1 freezes the processes of a cgroup as runc pauses on a hybrid machine.
+// freezeWithCgroupV1 freezes the processes of a cgroup like runc on a hybrid machine.
 func freezeWithCgroupV1(t *testing.T, dir string) string {
 	t.Helper()
 	mounts, err := os.ReadFile("/proc/self/mountinfo")
@@ -397,7 +397,7 @@ func TestFreezeIsOfTheCgroupAndNotOfItsPath(t *testing.T) {
 	if err := os.Mkdir(dir, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	writeFile(t, filepath.Join(dir, "cgroup.freeze"), "1") // somebody else's, under the same name
+	writeFile(t, filepath.Join(dir, "cgroup.freeze"), "1") // another cgroup with the same name
 	waitUntil(t, "the thawer ends", func() bool { return !isThawerRunning(m) })
 	if st, err := ReadFreezeState(dir); err != nil || !st.Requested {
 		t.Errorf("another cgroup of the same name was thawed: %v", err)

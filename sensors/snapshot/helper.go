@@ -12,39 +12,40 @@ import (
 	"time"
 )
 
-// HelperPool takes snapshots in a process of their own. A read of a container's memory or file that never ends can keep a
-// process from ending too, even when it is killed: the helper may be left behind so, the sensor must not be.
+// HelperPool takes snapshots in separate processes. A read of a container's memory or file can block forever and keep
+// a process from exiting, even when it is killed. A helper may get stuck this way; the sensor must not. It is safe for
+// concurrent use.
 type HelperPool struct {
 	executable string
 	args       []string
 	slots      chan struct{}
 
 	mu        sync.Mutex
-	prewarmed *helperProcess // waits for its request: to start a program takes longer than a small snapshot
+	prewarmed *helperProcess // waits for its request, because starting a program takes longer than a small snapshot
 	closed    bool
 }
 
-// helperProcess is a helper that was started.
+// helperProcess is a running helper.
 type helperProcess struct {
 	in, out *os.File
 }
 
 const (
-	// maxHelpers bounds how many helpers there are at a time, those left behind included.
+	// maxHelpers is the maximum number of helpers, including stuck ones.
 	maxHelpers = 4
 	// helperGracePeriod is how much longer than its snapshot a helper may take.
 	helperGracePeriod = 2 * time.Second
 )
 
-// ErrTooManyHelpers says that helpers of earlier snapshots have not ended.
+// ErrTooManyHelpers means that the helpers of earlier snapshots have not exited.
 var ErrTooManyHelpers = errors.New("earlier snapshots still wait for files of containers")
 
-// NewHelperPool names the program that calls ServeHelper, and its arguments.
+// NewHelperPool returns a pool whose helpers run the given command line, which must call ServeHelper.
 func NewHelperPool(program string, args ...string) *HelperPool {
 	return &HelperPool{executable: program, args: args, slots: make(chan struct{}, maxHelpers)}
 }
 
-// helperRequest and result are what goes to a helper and comes back.
+// helperRequest and helperResult are the messages to and from a helper.
 type helperRequest struct {
 	Target Target
 	Limits Limits
@@ -56,7 +57,8 @@ type helperResult struct {
 	Err      string
 }
 
-// Take is Take in a helper. It returns in time whatever the container does.
+// Take takes a snapshot like the function Take, in a helper. It returns within the timeout of lim plus 2 s, whatever
+// the container does. It returns ErrTooManyHelpers if earlier helpers are stuck.
 func (h *HelperPool) Take(ctx context.Context, t Target, lim Limits) (Snapshot, []ExecutableCopy, error) {
 	lim = lim.withDefaults()
 	p, err := h.sendRequest(helperRequest{t, lim})
@@ -71,7 +73,7 @@ func (h *HelperPool) Take(ctx context.Context, t Target, lim Limits) (Snapshot, 
 	if err := out.SetReadDeadline(time.Now().Add(lim.Timeout + helperGracePeriod)); err != nil {
 		return Snapshot{}, nil, fmt.Errorf("take a snapshot: %w", err)
 	}
-	// One value, and not all until the end: a helper that cannot end never closes its output.
+	// Decode one value instead of reading to the end: a stuck helper never closes its output.
 	var r helperResult
 	if err := gob.NewDecoder(io.LimitReader(out, 2*lim.MaxTotalBytes+maxHelperResultBytes)).Decode(&r); err != nil {
 		return Snapshot{}, nil, fmt.Errorf("take a snapshot: its process gave no answer: %w", err)
@@ -82,10 +84,10 @@ func (h *HelperPool) Take(ctx context.Context, t Target, lim Limits) (Snapshot, 
 	return r.Snapshot, r.Blobs, nil
 }
 
-// maxHelperResultBytes bounds what a helper tells besides copies of executables.
+// maxHelperResultBytes limits the result of a helper, without the copies of executables.
 const maxHelperResultBytes = 256 << 20
 
-// sendRequest gives a request to a helper.
+// sendRequest sends a request to a helper.
 func (h *HelperPool) sendRequest(r helperRequest) (*helperProcess, error) {
 	h.mu.Lock()
 	p := h.prewarmed
@@ -95,7 +97,7 @@ func (h *HelperPool) sendRequest(r helperRequest) (*helperProcess, error) {
 		if err := errors.Join(gob.NewEncoder(p.in).Encode(r), p.in.Close()); err == nil {
 			return p, nil
 		}
-		_ = p.out.Close() // it was killed; another one does it
+		_ = p.out.Close() // it was killed; start another one
 	}
 	p, err := h.startProcess()
 	if err != nil {
@@ -107,19 +109,19 @@ func (h *HelperPool) sendRequest(r helperRequest) (*helperProcess, error) {
 	return p, nil
 }
 
-// Prewarm starts the process of the next snapshot ahead of it, if it can. It ends with this one.
+// Prewarm starts the helper for the next snapshot in advance, if possible. The helper exits with this process.
 func (h *HelperPool) Prewarm() {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if h.closed || h.prewarmed != nil {
 		return
 	}
-	if p, err := h.startProcess(); err == nil { // else the next snapshot says why
+	if p, err := h.startProcess(); err == nil { // otherwise the next snapshot returns the error
 		h.prewarmed = p
 	}
 }
 
-// Close ends the process that waits.
+// Close stops the prewarmed helper. Helpers that take a snapshot continue.
 func (h *HelperPool) Close() error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -132,7 +134,7 @@ func (h *HelperPool) Close() error {
 	return err
 }
 
-// startProcess starts a helper. Its slot is free when it has ended.
+// startProcess starts a helper, which occupies a slot until it exits.
 func (h *HelperPool) startProcess() (*helperProcess, error) {
 	select {
 	case h.slots <- struct{}{}:
@@ -152,29 +154,30 @@ func (h *HelperPool) startProcess() (*helperProcess, error) {
 		return nil, errors.Join(err, in.Close())
 	}
 	defer itsOut.Close()
-	cmd := exec.Command(h.executable, h.args...) //nolint:gosec,noctx // this program itself; it bounds its own time
+	cmd := exec.Command(h.executable, h.args...) //nolint:gosec,noctx // this program itself; it limits its own time
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = itsIn, itsOut, os.Stderr
 	if err := cmd.Start(); err != nil {
 		free()
 		return nil, errors.Join(err, in.Close(), out.Close())
 	}
 	go func() {
-		_ = cmd.Wait() // what it had to say it has said
+		_ = cmd.Wait() // its result was sent through the pipe
 		free()
 	}()
 	return &helperProcess{in, out}, nil
 }
 
-// ServeHelper is the helper's whole work: one request from in, one result to out. The process should end then.
+// ServeHelper is the main function of a helper: it reads one request from in and writes one result to out. The process
+// should exit afterwards. If it takes too long, ServeHelper terminates the process.
 func ServeHelper(in io.Reader, out io.Writer) error {
 	var r helperRequest
 	if err := gob.NewDecoder(in).Decode(&r); errors.Is(err, io.EOF) {
-		return nil // whoever started it has ended, and asked for nothing
+		return nil // the parent has exited and sent no request
 	} else if err != nil {
 		return fmt.Errorf("read what to take: %w", err)
 	}
 	r.Limits = r.Limits.withDefaults()
-	time.AfterFunc(r.Limits.Timeout+helperGracePeriod, func() { os.Exit(1) }) // whoever asked has given up
+	time.AfterFunc(r.Limits.Timeout+helperGracePeriod, func() { os.Exit(1) }) // the parent has given up
 	var answer helperResult
 	var err error
 	if answer.Snapshot, answer.Blobs, err = Take(context.Background(), r.Target, r.Limits); err != nil {

@@ -17,14 +17,14 @@ import (
 	"stanch/sensors/redact"
 )
 
-// What is read of one file in /proc at most.
+// The maximum number of bytes that are read from one file in /proc.
 const (
 	maxCmdlineBytes  = 64 << 10
 	maxEnvironBytes  = 256 << 10
 	maxProcFileBytes = 64 << 10
 )
 
-// splitLines splits a file of /proc into lines and fields.
+// splitLines splits a file in /proc into lines and fields.
 func splitLines(b []byte) iter.Seq[[]string] {
 	return func(yield func([]string) bool) {
 		for line := range strings.Lines(string(b)) {
@@ -50,7 +50,8 @@ func readLimited(path string, limit int64) ([]byte, bool, error) {
 
 func procDir(pid int) string { return "/proc/" + strconv.Itoa(pid) }
 
-// readProcess reads one process. It is gone when its status is; whatever else cannot be read is said in Missing.
+// readProcess reads one process. It returns an error only if the status of the process cannot be read, and records
+// everything else that cannot be read in Missing.
 func (k *collector) readProcess(pid int) (Process, error) {
 	p := Process{PID: pid}
 	dir := procDir(pid)
@@ -100,7 +101,7 @@ func (p *Process) parseStatus(b []byte) {
 			continue
 		}
 		number := func(s string) int {
-			n, _ := strconv.Atoi(s) // the kernel writes numbers
+			n, _ := strconv.Atoi(s) // the kernel always writes numbers
 			return n
 		}
 		switch f[0] {
@@ -124,13 +125,13 @@ func (p *Process) parseStatus(b []byte) {
 	}
 }
 
-// readStartTime reads when a process started: field 22 of stat, in hundredths of a second since boot.
+// readStartTime returns when a process started: field 22 of stat, in hundredths of a second since boot.
 func (k *collector) readStartTime(dir string) (time.Time, error) {
 	b, _, err := readLimited(dir+"/stat", maxProcFileBytes)
 	if err != nil {
 		return time.Time{}, err
 	}
-	// The name in brackets may itself hold blanks and brackets: the last one ends it.
+	// The name in parentheses may contain spaces and parentheses, so the last parenthesis ends it.
 	f := strings.Fields(string(b[strings.LastIndexByte(string(b), ')')+1:]))
 	if len(f) < 20 {
 		return time.Time{}, fmt.Errorf("%d fields in stat", len(f))
@@ -142,7 +143,7 @@ func (k *collector) readStartTime(dir string) (time.Time, error) {
 	return k.bootTime.Add(time.Duration(ticks) * 10 * time.Millisecond), nil
 }
 
-// readExe reads the executable's name and what it says about the file.
+// readExe reads the link to the executable and what it says about the file.
 func (p *Process) readExe(dir string) {
 	exe, err := os.Readlink(dir + "/exe")
 	if err != nil {
@@ -156,7 +157,7 @@ func (p *Process) readExe(dir string) {
 	p.Exe, p.ExeDeleted = strings.CutSuffix(exe, " (deleted)")
 }
 
-// readOpenFiles lists what a process has open, and notes who holds which socket.
+// readOpenFiles lists the open files of a process, and records which sockets it has open.
 func (k *collector) readOpenFiles(p *Process, dir string) {
 	fds, err := os.ReadDir(dir + "/fd")
 	if err != nil {
@@ -171,7 +172,7 @@ func (k *collector) readOpenFiles(p *Process, dir string) {
 		}
 		to, err := os.Readlink(dir + "/fd/" + e.Name())
 		if err != nil {
-			continue // closed meanwhile
+			continue // closed in the meantime
 		}
 		if inode, ok := socketInode(to); ok && !slices.Contains(k.pidsBySocket[inode], p.PID) {
 			k.pidsBySocket[inode] = append(k.pidsBySocket[inode], p.PID)

@@ -9,7 +9,7 @@ import (
 	"strconv"
 )
 
-// procNetTables are the files of /proc/<pid>/net and where the inode stands in them.
+// procNetTables are the files in /proc/<pid>/net and the field that contains the inode.
 var procNetTables = []struct {
 	file, protocol string
 	inode          int
@@ -24,16 +24,17 @@ var procNetTables = []struct {
 	{"unix", "unix", 6},
 }
 
-// tcpStates are the kernel's, in its numbering.
+// tcpStates are the names of the kernel's TCP states, by number.
 var tcpStates = []string{
 	"", "established", "syn-sent", "syn-received", "fin-wait-1", "fin-wait-2", "time-wait", "close", "close-wait", "last-ack",
 	"listen", "closing", "new-syn-received",
 }
 
-// maxProcNetBytes bounds what is read of one table: a busy node's own may be long, where the container shares its network.
+// maxProcNetBytes limits what is read of one table, which can be long if the container shares the network of a busy
+// node.
 const maxProcNetBytes = 16 << 20
 
-// collectSockets lists the sockets that the processes hold, from each network namespace that they are in.
+// collectSockets lists the sockets that the processes have open in each of their network namespaces.
 func (k *collector) collectSockets(ctx context.Context) {
 	seen := map[string]bool{}
 	for i := range k.snapshot.Processes {
@@ -67,8 +68,8 @@ func (k *collector) collectSockets(ctx context.Context) {
 	}
 }
 
-// addSocket keeps a socket that one of the processes has open. A container that shares the node's network sees all of
-// the node's: those of others are not its.
+// addSocket adds a socket if one of the processes has it open. A container that shares the node's network sees all
+// sockets of the node, and those of other processes do not belong to it.
 func (k *collector) addSocket(s Socket) {
 	s.PIDs = k.pidsBySocket[s.Inode]
 	if len(s.PIDs) == 0 {
@@ -81,7 +82,7 @@ func (k *collector) addSocket(s Socket) {
 	k.snapshot.Sockets = append(k.snapshot.Sockets, s)
 }
 
-// parseSocketLine reads one line of a table, and refuses its heading and what is malformed.
+// parseSocketLine parses one line of a table. It returns false for the header and for a malformed line.
 func parseSocketLine(f []string, protocol string, inodeAt int) (Socket, bool) {
 	if len(f) <= inodeAt {
 		return Socket{}, false
@@ -115,7 +116,7 @@ func parseSocketLine(f []string, protocol string, inodeAt int) (Socket, bool) {
 	return s, true
 }
 
-// parseHexAddress reads "0100007F:1F90": words in the machine's byte order, and a port.
+// parseHexAddress parses "0100007F:1F90": 32-bit words in host byte order, and a port.
 func parseHexAddress(s string) (netip.AddrPort, bool) {
 	i := len(s) - 5
 	if i < 0 || s[i] != ':' {

@@ -17,23 +17,23 @@ import (
 	"stanch/sensors/duration"
 )
 
-// A thawer is a process that freezes one cgroup and thaws it at the end. It outlives the sensor: it has a session and a
-// cgroup of its own, and needs no file but the descriptor of the cgroup that it was given.
+// A thawer is a process that freezes one cgroup and thaws it at the end. It outlives the sensor: it has its own
+// session and cgroup, and needs no file except the descriptors that it inherited.
 //
-// A cgroup has one bit for everybody who freezes it. The thawer therefore watches cgroup.freeze: once another process
-// has written to it, the freeze is that process's, and the thawer ends without a thaw.
+// A cgroup has one freeze bit for all users. The thawer therefore watches cgroup.freeze: if another process writes to
+// it, the freeze belongs to that process, and the thawer exits without a thaw.
 
-// thawOrder is what a thawer is started with.
+// thawOrder is the argument of a thawer.
 type thawOrder struct {
 	LeaseID          string    `json:"lease"`
 	TargetID         string    `json:"target"`
 	ExpiresAt        time.Time `json:"until"`
-	ExpiryBootTimeNS int64     `json:"expiry_boot_time_ns"` // nanoseconds of CLOCK_BOOTTIME
-	// AdoptExisting replaces the thawer of a cgroup that Stanch froze already.
+	ExpiryBootTimeNS int64     `json:"expiry_boot_time_ns"` // in nanoseconds of CLOCK_BOOTTIME
+	// AdoptExisting replaces the thawer of a cgroup that Stanch has frozen already.
 	AdoptExisting bool `json:"adopt_existing,omitempty"`
 }
 
-// thawerResponse is what a thawer reports once the cgroup stands still, or will not.
+// thawerResponse is what a thawer reports when the cgroup is frozen, or cannot be.
 type thawerResponse struct {
 	PID     int    `json:"pid"`
 	Refused string `json:"refused,omitempty"`
@@ -42,24 +42,26 @@ type thawerResponse struct {
 }
 
 const (
-	cgroupDirFD = 3 // the cgroup's directory
-	responseFD  = 4 // a pipe to whoever started the thawer
+	cgroupDirFD = 3 // the cgroup directory
+	responseFD  = 4 // a pipe to the process that started the thawer
 )
 
 type thawer struct {
 	thawOrder
 	cgroupDir, freezeFile, eventsFile *os.File
-	inotifyFD                         int // inotify; -1 if the machine has no instance left
+	inotifyFD                         int // -1 if the machine has no inotify instance left
 	timerFD                           int
-	stopSignal                        *os.File // readable after SIGTERM
+	stopSignal                        *os.File // becomes readable after SIGTERM
 }
 
-// refusalError says why a cgroup is not frozen.
+// refusalError says why freezing a cgroup is not allowed.
 type refusalError string
 
+// Error returns the reason.
 func (r refusalError) Error() string { return string(r) }
 
-// RunThawer is the thawer's whole work. The process should end then. text is its order.
+// RunThawer is the main function of a thawer. text is its JSON-encoded order, which the freezer appends to the command
+// line. It freezes the cgroup that it inherited, thaws it at the end, and returns. The process should exit afterwards.
 func RunThawer(text string) error {
 	out := os.NewFile(responseFD, "answer")
 	t, err := newThawer(text)
@@ -76,7 +78,7 @@ func RunThawer(text string) error {
 	case err != nil:
 		a.Err = err.Error()
 	}
-	// Whoever asked may be dead by now. The thawer goes on.
+	// The process that started this one may be dead by now. The thawer continues.
 	_ = json.NewEncoder(out).Encode(a)
 	_ = out.Close()
 	if err != nil {
@@ -91,10 +93,11 @@ func newThawer(text string) (*thawer, error) {
 	if err := json.Unmarshal([]byte(text), &t.thawOrder); err != nil {
 		return nil, fmt.Errorf("read the thawer's order: %w", err)
 	}
-	// Also descriptors 3 and 4 must not reach further than this process.
+	// The two inherited descriptors must not be inherited further.
 	unix.CloseOnExec(cgroupDirFD)
 	unix.CloseOnExec(responseFD)
-	// The kernel should kill anything else first. Without CAP_SYS_RESOURCE that cannot be asked for.
+	// The kernel should kill every other process first when it runs out of memory. This fails without
+	// CAP_SYS_RESOURCE.
 	_ = os.WriteFile("/proc/self/oom_score_adj", []byte("-1000"), 0)
 	if err := leaveCgroupV1(); err != nil {
 		return nil, err
@@ -127,15 +130,17 @@ func newThawer(text string) (*thawer, error) {
 	return t, nil
 }
 
-// freezeOrAdopt freezes, or adopts what is frozen. Until it returns nil, nothing that Stanch froze stays frozen.
+// freezeOrAdopt freezes the cgroup, or adopts its existing freeze. If it returns an error, nothing that Stanch froze
+// stays frozen.
 func (t *thawer) freezeOrAdopt() error {
 	if !t.AdoptExisting {
 		if err := t.checkForeignFreeze(); err != nil {
 			return err
 		}
 	}
-	// Containers that run as root share the limit of inotify instances with this process. One of them must not prevent
-	// its own freeze by using them up: without the watch, somebody else's pause is not recognized.
+	// Root processes in containers share the limit of inotify instances with this process. A container must not
+	// prevent its own freeze by exhausting them: without the watch, a freeze by another process is merely not
+	// recognized.
 	if fd, err := unix.InotifyInit1(unix.IN_CLOEXEC | unix.IN_NONBLOCK); err == nil {
 		if _, err := unix.InotifyAddWatch(fd, fmt.Sprintf("/proc/self/fd/%d", t.freezeFile.Fd()), unix.IN_MODIFY|unix.IN_CLOSE_WRITE); err == nil {
 			t.inotifyFD = fd
@@ -168,7 +173,8 @@ func (t *thawer) freezeOrAdopt() error {
 func (t *thawer) adoptFreeze(own freezeMarker) error {
 	err := writeFreezeMarker(t.cgroupDir, own, unix.XATTR_REPLACE)
 	if errors.Is(err, unix.ENODATA) {
-		return errNotFrozenByStanch // its thawer has ended: at the end, or because another process froze or thawed it
+		// Its thawer has exited: at the end, or because another process froze or thawed the cgroup
+		return errNotFrozenByStanch
 	}
 	if err != nil {
 		return err
@@ -179,12 +185,12 @@ func (t *thawer) adoptFreeze(own freezeMarker) error {
 	return nil
 }
 
-// applyFreeze freezes and waits until every process stands still.
+// applyFreeze freezes the cgroup and waits until every process is stopped.
 func (t *thawer) applyFreeze() error {
 	if err := writeFreeze(t.freezeFile, "1"); err != nil {
 		return err
 	}
-	// This process keeps its descriptor open, so a close is another's.
+	// This process keeps its descriptor open, so another process closed the file.
 	if t.sawFreezeEvent(unix.IN_CLOSE_WRITE) {
 		return errors.New("another process wrote cgroup.freeze in the same moment; try again")
 	}
@@ -200,17 +206,17 @@ func (t *thawer) applyFreeze() error {
 		if !time.Now().Before(deadline) {
 			return fmt.Errorf("freeze the cgroup: not all of its processes stand still after %s", duration.Format(freezeTimeout))
 		}
-		// The kernel wakes whoever polls for a change of cgroup.events.
+		// A poll for POLLPRI returns when cgroup.events changes.
 		if _, err := unix.Poll([]unix.PollFd{{Fd: int32(t.eventsFile.Fd()), Events: unix.POLLPRI}}, 20); err != nil && !errors.Is(err, unix.EINTR) { //nolint:gosec // a descriptor
 			return fmt.Errorf("freeze the cgroup: %w", err)
 		}
 	}
 }
 
-// freezeTimeout is how long processes may take to stand still.
+// freezeTimeout is how long the processes may take to stop.
 const freezeTimeout = 5 * time.Second
 
-// sawFreezeEvent reads what happened to cgroup.freeze and reports whether one of the events of mask did.
+// sawFreezeEvent reads the pending inotify events of cgroup.freeze, and reports whether one of them matches mask.
 func (t *thawer) sawFreezeEvent(mask uint32) bool {
 	if t.inotifyFD < 0 {
 		return false
@@ -226,14 +232,15 @@ func (t *thawer) sawFreezeEvent(mask uint32) bool {
 			return found
 		}
 		for at := 0; at+unix.SizeofInotifyEvent <= n; {
-			// struct inotify_event: wd, mask, cookie, len; the name is empty for a watched file.
+			// struct inotify_event has wd, mask, cookie and len. The name is empty for a watched file.
 			found = found || binary.NativeEndian.Uint32(b[at+4:])&mask != 0
 			at += unix.SizeofInotifyEvent + int(binary.NativeEndian.Uint32(b[at+12:]))
 		}
 	}
 }
 
-// waitAndThaw waits for the end, or for SIGTERM, and thaws; or until another process takes the freeze over.
+// waitAndThaw waits for the end or SIGTERM and then thaws. It returns without a thaw if another process takes over the
+// freeze.
 func (t *thawer) waitAndThaw() error {
 	polled := []unix.PollFd{
 		{Fd: int32(t.timerFD), Events: unix.POLLIN},         //nolint:gosec // a descriptor
@@ -253,12 +260,12 @@ func (t *thawer) waitAndThaw() error {
 	}
 }
 
-// thaw thaws what this process froze. A thaw that fails is tried again: nobody else does it.
+// thaw thaws the cgroup, unless another thawer has taken over. It retries for 5 s, because no other process does.
 func (t *thawer) thaw() error {
 	for left := 50; ; left-- {
 		m, err := readFreezeMarker(t.cgroupDir)
 		if errors.Is(err, errNotFrozenByStanch) || (err == nil && m.ThawerPID != os.Getpid()) {
-			return nil // another thawer's now
+			return nil // another thawer has taken over
 		}
 		if err == nil {
 			err = writeFreeze(t.freezeFile, "0")

@@ -20,16 +20,16 @@ import (
 )
 
 const (
-	// thawerCgroup is where thawers run, below the root of cgroup v2. When the sensor's pod is deleted, the container
-	// runtime kills whatever is in the pod's cgroup.
+	// thawerCgroup is the cgroup of the thawers, below the root of cgroup v2. They are outside of the sensor's pod,
+	// because the container runtime kills every process in the pod's cgroup when the pod is deleted.
 	thawerCgroup = "stanch-thawer"
-	// maxThawers bounds how many cgroups of a node are frozen at a time.
+	// maxThawers is the maximum number of frozen cgroups on a node.
 	maxThawers = 16
 	// thawerStartTimeout is how long a thawer may take to start and freeze.
 	thawerStartTimeout = freezeTimeout + 10*time.Second
 )
 
-// startThawer starts a thawer and waits for its answer. Nothing stays frozen if that is an error.
+// startThawer starts a thawer and waits for its response. If it returns an error, nothing stays frozen.
 func startThawer(root string, program []string, dir *os.File, o thawOrder) error {
 	if os.Getpid() == 1 {
 		return refusalError("this sensor is the first process of a PID namespace, and every process in it ends with the sensor; run it with hostPID")
@@ -50,7 +50,7 @@ func startThawer(root string, program []string, dir *os.File, o thawOrder) error
 	defer r.Close()
 	cmd := exec.Command(program[0], append(slices.Clone(program[1:]), string(text))...) //nolint:gosec,noctx // this program itself; it must outlive this one
 	cmd.Dir = "/"
-	cmd.Env = []string{"GOMAXPROCS=1"} // and no secret of this process's
+	cmd.Env = []string{"GOMAXPROCS=1"} // and no secret of this process
 	cmd.ExtraFiles = []*os.File{dir, w}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, UseCgroupFD: true, CgroupFD: int(place.Fd())} //nolint:gosec // a descriptor
 	err = startInNodeNamespaces(cmd)
@@ -58,7 +58,7 @@ func startThawer(root string, program []string, dir *os.File, o thawOrder) error
 	if err != nil {
 		return fmt.Errorf("start a thawer in cgroup %s: %w", place.Name(), err)
 	}
-	go func() { _ = cmd.Wait() }() // its mark says how it ended
+	go func() { _ = cmd.Wait() }() // the marker says how it ended
 	var a thawerResponse
 	if err := r.SetReadDeadline(time.Now().Add(thawerStartTimeout)); err != nil {
 		return errors.Join(fmt.Errorf("start a thawer: %w", err), cmd.Process.Signal(syscall.SIGTERM))
@@ -84,7 +84,7 @@ func ignoreProcessDone(err error) error {
 	return err
 }
 
-// makeThawerCgroup makes the cgroup of the thawers and opens it.
+// makeThawerCgroup creates and opens the cgroup of the thawers.
 func makeThawerCgroup(root string, adopt bool) (*os.File, error) {
 	path := filepath.Join(root, thawerCgroup)
 	if err := os.Mkdir(path, 0o755); err != nil && !errors.Is(err, os.ErrExist) { //nolint:gosec // a cgroup
@@ -100,21 +100,21 @@ func makeThawerCgroup(root string, adopt bool) (*os.File, error) {
 	return openCgroup(path, 0)
 }
 
-// startInNodeNamespaces starts a program in the node's own mount and cgroup namespaces, where this process may enter them. From a
-// cgroup namespace of its own a process cannot be put outside of it (mount option nsdelegate), and a container's mounts
-// would be kept by a process that outlives the container.
+// startInNodeNamespaces starts a program in the node's mount and cgroup namespaces, if this process may enter them. A
+// process cannot be moved out of its cgroup namespace (mount option nsdelegate), and a process that outlives its
+// container would keep the container's mounts alive.
 func startInNodeNamespaces(cmd *exec.Cmd) error {
 	done := make(chan error, 1)
 	go func() {
-		runtime.LockOSThread() // and never unlocked: the thread, whose namespaces are others now, ends with this goroutine
+		runtime.LockOSThread() // never unlocked: the thread has changed its namespaces and ends with this goroutine
 		enterNodeNamespaces()
 		done <- cmd.Start()
 	}()
 	return <-done
 }
 
-// enterNodeNamespaces moves the calling thread into the namespaces of the node's first process. Where that is not allowed, the
-// thread stays: then the kernel says whether a process can be put into the thawers' cgroup.
+// enterNodeNamespaces moves the calling thread into the namespaces of the node's first process. If that is not
+// allowed, the thread stays, and the kernel decides whether a process can be put into the thawers' cgroup.
 func enterNodeNamespaces() {
 	for _, ns := range []struct {
 		name string
@@ -133,8 +133,8 @@ func enterNodeNamespaces() {
 	}
 }
 
-// cgroupV1Roots finds the true roots of the hierarchies of cgroup v1, by their controllers. On a machine without v1 there are
-// none.
+// cgroupV1Roots returns the real roots of the cgroup v1 hierarchies by their controllers. The result is empty on a
+// machine without cgroup v1.
 func cgroupV1Roots(mountinfo string) map[string]string {
 	roots, depth := map[string]string{}, map[string]int{}
 	for line := range strings.Lines(mountinfo) {
@@ -143,7 +143,7 @@ func cgroupV1Roots(mountinfo string) map[string]string {
 		if !ok || len(f) < 5 || len(g) < 3 || g[0] != "cgroup" || strings.Trim(f[3], "/.") != "" {
 			continue
 		}
-		// In a cgroup namespace the true root is as many steps up as the namespace is deep: "/../..".
+		// In a cgroup namespace, the real root is as many levels up as the namespace is deep: "/../..".
 		up := strings.Count(f[3], "..")
 		if _, seen := roots[g[2]]; !seen || up > depth[g[2]] {
 			roots[g[2]], depth[g[2]] = f[4], up
@@ -152,7 +152,8 @@ func cgroupV1Roots(mountinfo string) map[string]string {
 	return roots
 }
 
-// leaveCgroupV1 moves this process to the root of every hierarchy of cgroup v1: a container runtime kills by these too.
+// leaveCgroupV1 moves this process to the root of every cgroup v1 hierarchy, because a container runtime also kills by
+// these.
 func leaveCgroupV1() error {
 	mounts, err := os.ReadFile("/proc/self/mountinfo")
 	if err != nil {
@@ -166,13 +167,14 @@ func leaveCgroupV1() error {
 	return nil
 }
 
-// checkForeignFreeze refuses a cgroup that an ancestor's freeze or the freezer of cgroup v1 stops already.
+// checkForeignFreeze refuses a cgroup that is already stopped by the freeze of an ancestor or by the freezer of cgroup
+// v1.
 func (t *thawer) checkForeignFreeze() error {
 	above := ".."
-	for range 64 { // deeper than any runtime nests
+	for range 64 { // deeper than any runtime nests cgroups
 		f, err := openCgroupFile(t.cgroupDir, above+"/cgroup.freeze", unix.O_RDONLY)
 		if err != nil {
-			break // the root has none
+			break // the root cgroup has no such file
 		}
 		asked, err := readCgroupFile(f)
 		_ = f.Close()
@@ -193,7 +195,8 @@ func (t *thawer) checkForeignFreeze() error {
 	return nil
 }
 
-// checkFrozenByV1 refuses a cgroup whose first processes are frozen by cgroup v1, as runc pauses on hybrid machines.
+// checkFrozenByV1 refuses a cgroup whose first processes are frozen by cgroup v1. runc uses it to pause on hybrid
+// machines.
 func (t *thawer) checkFrozenByV1(root string) error {
 	f, err := openCgroupFile(t.cgroupDir, "cgroup.procs", unix.O_RDONLY)
 	if err != nil {
@@ -209,7 +212,7 @@ func (t *thawer) checkFrozenByV1(root string) error {
 		if err != nil {
 			continue
 		}
-		// /proc shows paths from this process's namespace only; the tree shows all.
+		// /proc shows paths relative to this process's namespace; the tree shows all.
 		path, ok := containermeta.ProcessCgroupPath(root, pid)
 		if !ok {
 			continue

@@ -13,10 +13,11 @@ import (
 	"stanch/sensors/duration"
 )
 
-// Object is a JSON object of a schema; maps marshal with sorted keys.
+// Object is a JSON object in a schema. It is marshaled with sorted keys.
 type Object = map[string]any
 
-// Field is one key of a mapping: what it is, and how it is read.
+// Field is one key of a mapping: its documentation, its schema, and how it is read. Schema returns the JSON Schema of
+// the value. Read reads the value and records problems in r; key is the node of the key.
 type Field struct {
 	Name, Doc string
 	Required  bool
@@ -24,13 +25,14 @@ type Field struct {
 	Read      func(r *Reader, key, value *yaml.Node)
 }
 
-// AsRequired is the field as one that has to be there.
+// AsRequired returns a copy of the field that is required.
 func (f Field) AsRequired() Field {
 	f.Required = true
 	return f
 }
 
-// ReadMapping reads a mapping by its fields; what names it in messages. Unknown, duplicate and missing keys are errors.
+// ReadMapping reads a mapping by its fields, and reports unknown, duplicate and missing keys. what names the mapping
+// in messages. It returns false only if n is not a mapping; callers find other problems in r.Problems.
 func (r *Reader) ReadMapping(n *yaml.Node, what string, fields []Field) bool {
 	if n.Kind != yaml.MappingNode {
 		r.Errorf(PositionOf(n), "type", "", "%s must be a mapping, not %s", what, DescribeKind(n))
@@ -56,7 +58,8 @@ func (r *Reader) ReadMapping(n *yaml.Node, what string, fields []Field) bool {
 	return true
 }
 
-// VisitKeys visits each key of a mapping once; a duplicate is an error at the key.
+// VisitKeys calls visit once for each key of a mapping, and returns the positions of the keys. It reports duplicate
+// keys and does not visit them again.
 func (r *Reader) VisitKeys(n *yaml.Node, visit func(key, value *yaml.Node)) map[string]Position {
 	seen := map[string]Position{}
 	for i := 0; i+1 < len(n.Content); i += 2 {
@@ -71,7 +74,7 @@ func (r *Reader) VisitKeys(n *yaml.Node, visit func(key, value *yaml.Node)) map[
 	return seen
 }
 
-// Schema is the JSON Schema of a mapping with these fields.
+// Schema returns the JSON Schema of a mapping with these fields.
 func Schema(fields []Field) Object {
 	properties, required := Object{}, []string{}
 	for _, f := range fields {
@@ -89,7 +92,7 @@ func Schema(fields []Field) Object {
 	return out
 }
 
-// ReadString reads a string.
+// ReadString returns the value of a string node. For another node it reports a problem and returns "".
 func (r *Reader) ReadString(n *yaml.Node, what string) string {
 	if n.Kind != yaml.ScalarNode || n.Tag != "!!str" {
 		r.Errorf(PositionOf(n), "type", "put it in quotes if it is one", "`%s` must be a string, not %s", what, DescribeKind(n))
@@ -98,12 +101,12 @@ func (r *Reader) ReadString(n *yaml.Node, what string) string {
 	return n.Value
 }
 
-// StringField is a key with a string.
+// StringField returns a field with a string.
 func StringField(name, doc string, to *string) Field {
 	return Field{Name: name, Doc: doc, Schema: func() Object { return Object{"type": "string"} }, Read: func(r *Reader, _, v *yaml.Node) { *to = r.ReadString(v, name) }}
 }
 
-// EnumField is a key with one of a few words.
+// EnumField returns a field with one of the known values.
 func EnumField[T ~string](name, doc string, to *T, known []T) Field {
 	words := make([]string, len(known))
 	for i, k := range known {
@@ -119,7 +122,7 @@ func EnumField[T ~string](name, doc string, to *T, known []T) Field {
 	}}
 }
 
-// StringListField is a key with a string or a list of strings.
+// StringListField returns a field with a string or a list of strings.
 func StringListField(name, doc string, to *[]string) Field {
 	one := Object{"type": "string"}
 	return Field{Name: name, Doc: doc, Schema: func() Object { return Object{"oneOf": []any{one, Object{"type": "array", "items": one}}} }, Read: func(r *Reader, _, v *yaml.Node) {
@@ -135,7 +138,7 @@ func StringListField(name, doc string, to *[]string) Field {
 	}}
 }
 
-// BoolField is a key with true or false; it stays nil where the key is not given.
+// BoolField returns a field with true or false. *to stays nil if the key is missing or invalid.
 func BoolField(name, doc string, to **bool) Field {
 	return Field{Name: name, Doc: doc, Schema: func() Object { return Object{"type": "boolean"} }, Read: func(r *Reader, _, v *yaml.Node) {
 		var b bool
@@ -147,7 +150,7 @@ func BoolField(name, doc string, to **bool) Field {
 	}}
 }
 
-// IntField is a key with a whole number.
+// IntField returns a field with an integer from least to most.
 func IntField(name, doc string, to *int, least, most int) Field {
 	return Field{Name: name, Doc: doc, Schema: func() Object { return Object{"type": "integer", "minimum": least, "maximum": most} }, Read: func(r *Reader, _, v *yaml.Node) {
 		var i int
@@ -163,7 +166,7 @@ func IntField(name, doc string, to *int, least, most int) Field {
 	}}
 }
 
-// FractionField is a key with a number from 0 to 1; it stays nil where the key is not given.
+// FractionField returns a field with a number from 0 to 1. *to stays nil if the key is missing or invalid.
 func FractionField(name, doc string, to **float64) Field {
 	return Field{Name: name, Doc: doc, Schema: func() Object { return Object{"type": "number", "minimum": 0, "maximum": 1} }, Read: func(r *Reader, _, v *yaml.Node) {
 		var f float64
@@ -175,10 +178,10 @@ func FractionField(name, doc string, to **float64) Field {
 	}}
 }
 
-// maxDuration bounds a duration: nothing that is simulated takes longer.
+// maxDuration is the maximum of a duration field. No simulation takes longer.
 const maxDuration = 30 * 24 * time.Hour
 
-// DurationField is a key with a duration such as 90s; 0s is one.
+// DurationField returns a field with a duration such as 90s, from 0s to 30 days.
 func DurationField(name, doc string, to *time.Duration) Field {
 	return Field{Name: name, Doc: doc, Schema: func() Object { return Object{"type": "string", "pattern": duration.Pattern} }, Read: func(r *Reader, _, v *yaml.Node) {
 		d, err := duration.Parse(strings.TrimSpace(v.Value))
@@ -190,7 +193,8 @@ func DurationField(name, doc string, to *time.Duration) Field {
 	}}
 }
 
-// MappingField is a key with a mapping; what names it in messages.
+// MappingField returns a field with a mapping. what names it in messages. begin is called with the key before the
+// mapping is read; it may be nil.
 func MappingField(name, doc, what string, fields []Field, begin func(*yaml.Node)) Field {
 	return Field{Name: name, Doc: doc, Schema: func() Object { return Schema(fields) }, Read: func(r *Reader, key, v *yaml.Node) {
 		if begin != nil {
@@ -200,15 +204,16 @@ func MappingField(name, doc, what string, fields []Field, begin func(*yaml.Node)
 	}}
 }
 
-// ListField is a key with a list of mappings. item appends an element and gives the fields that
-// fill it; of nil it gives them for the schema.
+// ListField returns a field with a list of at most most mappings. begin is called before the list is read; it may be
+// nil. item is called for each element, and returns the fields that read it. It is called with nil to get the fields
+// for the schema.
 func ListField(name, doc, what string, most int, begin func(key, list *yaml.Node), item func(n *yaml.Node) []Field) Field {
 	return Field{
 		Name: name, Doc: doc, Schema: func() Object { return Object{"type": "array", "maxItems": most, "items": Schema(item(nil))} },
 		Read: func(r *Reader, key, v *yaml.Node) {
 			if v.Kind != yaml.SequenceNode {
 				if begin != nil && v.Kind == yaml.ScalarNode && v.Tag == "!!null" {
-					begin(key, v) // nothing stands there yet
+					begin(key, v) // the list is still empty
 					return
 				}
 				r.Errorf(PositionOf(v), "type", fmt.Sprintf("begin each %s with `- `", what), "`%s` must be a list, not %s", name, DescribeKind(v))

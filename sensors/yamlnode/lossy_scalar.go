@@ -10,15 +10,17 @@ import (
 	"go.yaml.in/yaml/v3"
 )
 
-// plainIntegerPattern is a whole number that YAML 1.1, YAML 1.2 and people read alike; octal is one that says that it is octal.
+// plainIntegerPattern matches integers that YAML 1.1, YAML 1.2 and people read alike. octalPattern matches explicit
+// octal integers.
 var (
 	plainIntegerPattern = regexp.MustCompile(`^[-+]?(0|[1-9][0-9]*)$`)
 	octalPattern        = regexp.MustCompile(`^0o[0-7]+$`)
 )
 
-// CheckLossyScalar returns what is wrong with a scalar that the YAML library makes another value of than what is written: a number
-// with a leading 0, which is octal for some readers and decimal for others, one with underscores or in another base, and
-// one with more digits than a number holds. Both are "" where nothing is lost. Texts in quotes are never changed.
+// CheckLossyScalar returns a message and a hint for a scalar that the YAML library reads as another value than the
+// written one: a number with a leading 0 (octal for some readers, decimal for others), with underscores, in another
+// base, or with more digits than the type can represent. It returns "" for all other nodes. Quoted strings are never
+// changed.
 func CheckLossyScalar(n *yaml.Node) (message, hint string) {
 	if n.Kind != yaml.ScalarNode || n.Style&(yaml.DoubleQuotedStyle|yaml.SingleQuotedStyle|yaml.LiteralStyle|yaml.FoldedStyle) != 0 {
 		return "", ""
@@ -42,7 +44,7 @@ func CheckLossyScalar(n *yaml.Node) (message, hint string) {
 		value, ok := new(big.Rat).SetString(strings.ReplaceAll(n.Value, "_", ""))
 		var read float64
 		if !ok || n.Decode(&read) != nil {
-			return "", "" // an infinity, which its reader refuses
+			return "", "" // an infinity, which the reader of the value rejects
 		}
 		if back, ok := new(big.Rat).SetString(strconv.FormatFloat(read, 'g', -1, 64)); !ok || back.Cmp(value) != 0 {
 			return fmt.Sprintf("`%s` would be read as %s", written, strconv.FormatFloat(read, 'g', -1, 64)), "write fewer digits, or put it in quotes if it is a text"

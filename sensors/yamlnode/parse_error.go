@@ -13,7 +13,7 @@ import (
 
 var errorLinePattern = regexp.MustCompile(`line (\d+):\s*`)
 
-// What the library says, what it means, and how it is mended.
+// parseErrorExplanations maps messages of the YAML library to explanations and hints.
 var parseErrorExplanations = []struct{ said, means, hint string }{
 	{"did not find expected key", "this line does not fit those above it", "keys of one mapping begin in one column, and what belongs to a key stands further right"},
 	{"did not find expected '-' indicator", "this line does not fit those above it", "items of one list begin in one column, each with `- `"},
@@ -25,8 +25,8 @@ var parseErrorExplanations = []struct{ said, means, hint string }{
 	{"did not find expected whitespace or line break", "", "put the value into quotes"},
 }
 
-// explainParseError finds where a text stopped being YAML, and says it in words. The library names the line in which the
-// surrounding mapping began.
+// explainParseError returns the position at which a text stops being valid YAML, with an explanation and a hint. The
+// library itself reports the line at which the surrounding mapping began.
 func explainParseError(source []byte, err error) (at Position, text, hint string) {
 	text, line := strings.TrimPrefix(err.Error(), "yaml: "), 1
 	if m := errorLinePattern.FindStringSubmatch(text); m != nil {
@@ -55,13 +55,14 @@ func explainParseError(source []byte, err error) (at Position, text, hint string
 	return at, text, ""
 }
 
-// Bounds of the search for the line: how many lines, and bytes in all, are read again.
+// The limits of the search for the invalid line, in lines and in total bytes.
 const (
 	maxSearchLines = 400
 	maxSearchBytes = 8 << 20
 )
 
-// firstInvalidLine is the first line with which the text is no YAML however it goes on: the one after the longest beginning that is.
+// firstInvalidLine returns the first line with which the text cannot be valid YAML any more: the line after the
+// longest valid prefix. said is the line that the library reports.
 func firstInvalidLine(lines []string, said int) int {
 	last, read := max(said-2, 0), 0
 	for n := last + 1; n <= min(len(lines), said+maxSearchLines) && read < maxSearchBytes; n++ {

@@ -1,8 +1,8 @@
-// Package yamlnode reads the YAML files that people write for Stanch from their nodes, so that every problem has its
-// place: fields declared once give both the reader and the JSON Schema.
+// Package yamlnode reads the YAML files that people write for Stanch at the level of YAML nodes, so that every problem
+// has a position. A field is declared once, and the declaration provides both the reader and the JSON Schema.
 //
-// It is pure. It refuses anchors, aliases, further documents, unknown and duplicate keys, and what is too large or too
-// deep; it reports all problems of a file at once and never reads a part of it.
+// It is pure. It refuses anchors, aliases, multiple documents, unknown and duplicate keys, and files that are too
+// large or nested too deep. It reports all problems of a file at once, and never reads only a part of it.
 package yamlnode
 
 import (
@@ -17,7 +17,8 @@ import (
 	"stanch/sensors/diagnostic"
 )
 
-// Limits of a file. The zero value of each means that of a playbook.
+// Limits are the limits of a file: its size in bytes, its number of nodes and its nesting depth. A zero field means
+// the default for playbooks: 256 KiB, 20,000 and 24.
 type Limits struct {
 	MaxBytes, MaxNodes, MaxDepth int
 }
@@ -42,17 +43,17 @@ func (l Limits) withDefaults() Limits {
 	return l
 }
 
-// Reader reads one file and collects what is wrong with it.
+// Reader reads one file and collects its problems, at most 100. It is not safe for concurrent use.
 type Reader struct {
 	File         string
-	ExampleStart string // how the file begins, for who wrote an empty one
+	ExampleStart string // hint for an empty file: how a file begins
 	Problems     diagnostic.Diagnostics
 }
 
-// Position is a place in a file, from 1.
+// Position is a position in a file. Lines and columns start at 1.
 type Position struct{ Line, Column int }
 
-// PositionOf is where a node begins.
+// PositionOf returns the start of a node, or 1:1 for nil.
 func PositionOf(n *yaml.Node) Position {
 	if n == nil {
 		return Position{1, 1}
@@ -60,7 +61,7 @@ func PositionOf(n *yaml.Node) Position {
 	return Position{max(n.Line, 1), max(n.Column, 1)}
 }
 
-// Errorf reports a problem at a place.
+// Errorf records an error at a position.
 func (r *Reader) Errorf(at Position, code, hint, format string, args ...any) {
 	if len(r.Problems) < maxProblems {
 		r.Problems = append(r.Problems, diagnostic.Diagnostic{
@@ -69,7 +70,8 @@ func (r *Reader) Errorf(at Position, code, hint, format string, args ...any) {
 	}
 }
 
-// ParseDocument is the one document of a file, or nil where there is none to read.
+// ParseDocument returns the root node of the only document in source. If source is invalid or exceeds the limits, it
+// records the problem and returns nil.
 func (r *Reader) ParseDocument(source []byte, limits Limits) *yaml.Node {
 	limits = limits.withDefaults()
 	if len(source) > limits.MaxBytes {
@@ -130,7 +132,7 @@ func (r *Reader) isWithinLimits(n *yaml.Node, limits Limits, depth int, nodes *i
 	return true
 }
 
-// DescribeKind names what a node is, for a message.
+// DescribeKind returns a phrase for the kind or value of a node, for messages.
 func DescribeKind(n *yaml.Node) string {
 	switch n.Kind {
 	case yaml.MappingNode:
@@ -147,7 +149,7 @@ func DescribeKind(n *yaml.Node) string {
 	}
 }
 
-// Truncate bounds a text that stands in a message.
+// Truncate shortens a text to at most n characters and appends "…" if it was longer.
 func Truncate(s string, n int) string {
 	if r := []rune(s); len(r) > n {
 		return string(r[:n]) + "…"

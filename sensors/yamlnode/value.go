@@ -15,18 +15,19 @@ import (
 	"stanch/sensors/diagnostic"
 )
 
-// AnyField is a key with a value of any kind, kept as JSON with the place of each of its keys.
+// AnyField returns a field with a value of any type, which is stored as JSON together with its node.
 func AnyField(name, doc string, to *Value) Field {
 	return Field{Name: name, Doc: doc, Schema: func() Object { return Object{} }, Read: func(r *Reader, _, v *yaml.Node) { *to = r.ReadValue(v) }}
 }
 
-// Value is a value of any kind, with its node.
+// Value is a value of any type. Node gives the positions of its parts.
 type Value struct {
 	JSON json.RawMessage
 	Node *yaml.Node
 }
 
-// ReadValue reads any value. Keys that are not strings, and what JSON cannot hold, are errors.
+// ReadValue converts a node of any kind to JSON. It reports duplicate keys and values that JSON cannot represent; the
+// JSON may then be null.
 func (r *Reader) ReadValue(n *yaml.Node) Value {
 	raw, err := json.Marshal(r.toGeneric(n))
 	if err != nil {
@@ -64,7 +65,7 @@ func (r *Reader) toGeneric(n *yaml.Node) any {
 	return v
 }
 
-// StructField is a key whose value is read into a Go struct by its json tags. Keys that it does not have are errors.
+// StructField returns a field whose value is decoded into a Go struct by its json tags. Unknown keys are errors.
 func StructField[T any](name, doc string, to *T) Field {
 	return Field{Name: name, Doc: doc, Schema: schemaOf[T], Read: func(r *Reader, _, v *yaml.Node) {
 		value := r.ReadValue(v)
@@ -86,8 +87,8 @@ func schemaOf[T any]() Object {
 	return schema
 }
 
-// CheckType checks a node against a Go type by its json tags: unknown keys and values of the wrong kind are errors at their
-// place. It tells whether it found none.
+// CheckType checks a node against a Go type by its json tags, and reports unknown keys and values of the wrong type at
+// their positions. what names the value in messages. It returns whether it found no problem.
 func (r *Reader) CheckType(n *yaml.Node, t reflect.Type, what string) bool {
 	before := len(r.Problems)
 	r.checkType(n, t, what)

@@ -13,18 +13,19 @@ import (
 	"syscall"
 )
 
-// fingerprintBytes is how much of a file's beginning its identity holds.
+// fingerprintBytes is how many bytes at the beginning of a file are part of its identity.
 const fingerprintBytes = 256
 
-// fileIdentity tells files apart: an inode is given to the next file when a file is deleted, and what it begins with is not.
+// fileIdentity identifies a file. An inode is reused when a file is deleted, so the identity also contains a hash of
+// the beginning.
 type fileIdentity struct {
 	Device    uint64 `json:"device"`
 	Inode     uint64 `json:"inode"`
-	Head      string `json:"head,omitempty"` // SHA-256 of the first HeadBytes
+	Head      string `json:"head,omitempty"` // SHA-256 of the first HeadBytes bytes, in hex
 	HeadBytes int64  `json:"head_bytes,omitempty"`
 }
 
-// savedState is where reading ended: everything before Offset is carried.
+// savedState is the stored checkpoint: everything before Offset was delivered.
 type savedState struct {
 	File string `json:"file"`
 	fileIdentity
@@ -47,9 +48,9 @@ func hashFileHead(file *os.File, n int64) (string, error) {
 	return hex.EncodeToString(sum[:]), nil
 }
 
-// matches tells whether a path is the file that the state is about, and still holds what was carried.
+// matches reports whether the file at path is the one of the state, and still contains what was delivered.
 func (s *savedState) matches(path string) bool {
-	file, err := os.Open(path) //nolint:gosec // who runs this names the file
+	file, err := os.Open(path) //nolint:gosec // the user chooses the file
 	if err != nil {
 		return false
 	}
@@ -58,7 +59,7 @@ func (s *savedState) matches(path string) bool {
 	if err != nil || !info.Mode().IsRegular() || info.Size() < s.Offset {
 		return false
 	}
-	// copytruncate leaves what was read in a file of another inode: it begins with the same bytes.
+	// copytruncate copies the file to another inode with the same beginning.
 	if id := fileIdentityOf(info); (id.Device != s.Device || id.Inode != s.Inode) && s.HeadBytes < fingerprintBytes {
 		return false
 	}
@@ -66,14 +67,14 @@ func (s *savedState) matches(path string) bool {
 	return s.HeadBytes == 0 || err == nil && head == s.Head
 }
 
-// loadState reads the state; nil if there is none yet.
+// loadState reads the state. It returns nil if there is none.
 func loadState(path string) (*savedState, error) {
 	if path == "" {
-		return nil, nil //nolint:nilnil // no state is a state
+		return nil, nil //nolint:nilnil // nil means no saved state
 	}
-	raw, err := os.ReadFile(path) //nolint:gosec // who runs this names the file
+	raw, err := os.ReadFile(path) //nolint:gosec // the user chooses the file
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil //nolint:nilnil // no state is a state
+		return nil, nil //nolint:nilnil // nil means no saved state
 	}
 	if err != nil {
 		return nil, fmt.Errorf("read the state: %w", err)
@@ -85,7 +86,7 @@ func loadState(path string) (*savedState, error) {
 	return &s, nil
 }
 
-// saveState replaces the state as a whole: a crash leaves the old one or the new one.
+// saveState replaces the state atomically: after a crash there is either the old or the new state.
 func saveState(path string, s savedState) error {
 	raw, err := json.Marshal(s)
 	if err != nil {

@@ -18,25 +18,28 @@ import (
 	"stanch/sensors/integrations"
 )
 
-// follower reads a file as it grows, and the next one when it is rotated away: by rename (logrotate, lumberjack, the
-// kubelet) or by truncation (copytruncate). A library for it (nxadm/tail) loses what is written between the rotation and
-// its noticing, and cannot go on in a file that was renamed while nobody looked.
+// follower reads a file as it grows, and continues with the next file after a rotation by rename (logrotate,
+// lumberjack, the kubelet) or by truncation (copytruncate). The library nxadm/tail is not used: it loses lines that
+// are written between a rotation and its detection, and cannot resume in a file that was renamed while it was not
+// running.
 type follower struct {
 	Options
 	file        *os.File
 	reader      *lineReader
 	fileID      fileIdentity
-	startOffset int64 // where reading began in the file
-	// hasSavedState: there is a state. Without one, what is rotated away before the first batch is carried would not be found again.
+	startOffset int64 // offset at which reading of the file started
+	// hasSavedState reports whether there is a saved state. Without one, a file that is rotated before the first batch
+	// is delivered would not be found again.
 	hasSavedState bool
-	// idlePolls counts how often there was nothing new since the file was found to be rotated away.
+	// idlePolls counts the polls without new data since the rotation was detected.
 	idlePolls int
 }
 
-// maxIdlePolls is how often the end of a rotated file is looked at: its writer may not know yet that it is another's.
+// maxIdlePolls is how many times the end of a rotated file is polled, because its writer may not know about the
+// rotation yet.
 const maxIdlePolls = 3
 
-// openFollower opens a file where it was left.
+// openFollower opens the file at the saved checkpoint.
 func openFollower(o Options) (*follower, error) {
 	f := &follower{Options: o}
 	if s, err := os.Stat(o.File); err == nil && !s.Mode().IsRegular() {
@@ -50,7 +53,7 @@ func openFollower(o Options) (*follower, error) {
 	}
 	if kept == nil {
 		if !fileExists(o.File) {
-			return f, nil // all that will be in it is new
+			return f, nil // everything in it will be new
 		}
 		return f, f.openFile(o.File, func(file *os.File, size int64) int64 {
 			if o.Beginning || o.Once {
@@ -76,7 +79,7 @@ func (f *follower) close() {
 }
 
 func (f *follower) openFile(path string, from func(*os.File, int64) int64) error {
-	file, err := os.Open(path) //nolint:gosec // who runs this names the file
+	file, err := os.Open(path) //nolint:gosec // the user chooses the file
 	if err != nil {
 		return fmt.Errorf("open %s: %w", path, err)
 	}
@@ -97,7 +100,7 @@ func (f *follower) openFile(path string, from func(*os.File, int64) int64) error
 	return f.commit(checkpoint{fileID: f.fileID, offset: f.startOffset})
 }
 
-// seekTo begins to read at an offset of the open file.
+// seekTo continues reading at an offset of the open file.
 func (f *follower) seekTo(offset int64) error {
 	if _, err := f.file.Seek(offset, io.SeekStart); err != nil {
 		return fmt.Errorf("go to byte %d of %s: %w", offset, f.file.Name(), err)
@@ -107,7 +110,7 @@ func (f *follower) seekTo(offset int64) error {
 	return f.updateFingerprint(offset)
 }
 
-// updateFingerprint takes in the file's beginning up to an offset, so that another file with the same inode is told apart.
+// updateFingerprint extends the fingerprint to at most upTo bytes, to distinguish another file with the same inode.
 func (f *follower) updateFingerprint(upTo int64) error {
 	n := min(upTo, fingerprintBytes)
 	if n <= f.fileID.HeadBytes {
@@ -121,7 +124,7 @@ func (f *follower) updateFingerprint(upTo int64) error {
 	return nil
 }
 
-// nextLine waits for a line.
+// nextLine waits for the next line.
 func (f *follower) nextLine(ctx context.Context) (line, error) {
 	for {
 		if f.file == nil {
@@ -160,8 +163,8 @@ func (f *follower) nextLine(ctx context.Context) (line, error) {
 	}
 }
 
-// handleEOF decides what the end of a file means: that nothing is there now, that it was truncated, that it was rotated away
-// and the next one is to be opened, or, if it is read once, that this is all. It gives a last line that has no end.
+// handleEOF decides what the end of a file means: no new data yet, a truncation, a rotation after which the next file
+// is opened, or, with Once, the end. It returns a last line without a line break.
 func (f *follower) handleEOF(ctx context.Context) (text []byte, ended bool, err error) {
 	at := f.startOffset + f.reader.consumedBytes + f.reader.pendingBytes
 	own, err := f.file.Stat()
@@ -193,8 +196,8 @@ func (f *follower) handleEOF(ctx context.Context) (text []byte, ended bool, err 
 	return nil, false, f.wait(ctx)
 }
 
-// headUnchanged tells whether the file still begins with what was read: it may have been truncated and have grown past where
-// reading stands.
+// headUnchanged reports whether the beginning of the file is unchanged. The file may have been truncated and have
+// grown beyond the current offset since then.
 func (f *follower) headUnchanged() (bool, error) {
 	if f.fileID.HeadBytes == 0 {
 		return true, nil
@@ -217,7 +220,7 @@ func (f *follower) wait(ctx context.Context) error {
 	}
 }
 
-// nextRotatedFile is the file that follows one that was rotated away: the eldest of those that were written after it.
+// nextRotatedFile returns the file that follows a rotated one: the oldest of the files that were written after it.
 func (f *follower) nextRotatedFile(own fs.FileInfo) string {
 	for _, path := range listRotatedFiles(f.File) {
 		if s, err := os.Stat(path); err == nil && fileIdentityOf(s) != fileIdentityOf(own) && s.ModTime().After(own.ModTime()) {
@@ -234,8 +237,8 @@ func (f *follower) commit(p checkpoint) error {
 	return saveState(f.State, savedState{File: f.File, fileIdentity: p.fileID, Offset: p.offset})
 }
 
-// listRotatedFiles are the rotated files of a log, the eldest first: "x.log.1" of logrotate and the kubelet, "x-2026-11-23….log" of
-// lumberjack. What was compressed is not read.
+// listRotatedFiles returns the rotated files of a log, the oldest first: "x.log.1" of logrotate and the kubelet,
+// "x-2026-11-23….log" of lumberjack. It ignores compressed files.
 func listRotatedFiles(path string) []string {
 	dir, base := filepath.Split(path)
 	ext := filepath.Ext(base)
@@ -266,7 +269,7 @@ func listRotatedFiles(path string) []string {
 	return out
 }
 
-// lastLineEnd is behind the last whole line of a file.
+// lastLineEnd returns the offset after the last complete line of a file.
 func lastLineEnd(file *os.File, size int64) int64 {
 	n := min(size, integrations.MaxRecordBytes)
 	tail := make([]byte, n)

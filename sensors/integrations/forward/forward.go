@@ -1,9 +1,9 @@
-// Package forward carries the lines that another sensor writes, into a file or a pipe, to Stanch's gateway.
+// Package forward sends the lines that another sensor writes to a file or a pipe to the Stanch gateway.
 //
-// It refuses to look into them: what a line means the gateway decides. It refuses to run ahead: one batch is under way,
-// and while the gateway is away nothing more is read, so that a pipe fills and a file waits. A line counts as carried
-// when the gateway has answered for it, and never before; after a crash the last batch may be sent again, and is known
-// by its ids.
+// It refuses to interpret the lines, which is the gateway's task. It refuses to read ahead: one batch is sent at a
+// time, and while the gateway is unavailable nothing more is read, so that a pipe blocks its writer and a file waits.
+// A line counts as delivered only after the gateway has responded. After a crash the last batch may be sent again; the
+// gateway recognizes it by the IDs.
 package forward
 
 import (
@@ -20,41 +20,42 @@ import (
 	"stanch/sensors/integrations"
 )
 
-// Options say what goes where. The zero values of the durations and bounds are sensible.
+// Options configures a forwarder. Zero durations mean the defaults.
 type Options struct {
-	// Kind is the sensor's, as foreign.SourceKinds lists them.
+	// Kind is the source kind of the sensor; see integrations.SourceKinds.
 	Kind string
-	// To is the gateway's address: "https://stanch.example:8443".
+	// To is the URL of the gateway: "https://stanch.example:8443".
 	To string
-	// TokenFile is read for each request: a token may be replaced while this runs.
+	// TokenFile contains the bearer token. It is read for each request, so that the token can be replaced at any time.
 	TokenFile string
-	// CA is a file with the certificate authority; "" are the system's.
+	// CA is a file with the CA certificate of the gateway; "" means the system's CAs.
 	CA string
-	// Plaintext permits http to another machine.
+	// Plaintext allows http to another machine.
 	Plaintext bool
 
-	// File is what is followed; "" reads Stdin to its end.
+	// File is the file to follow; "" reads Stdin to its end.
 	File  string
 	Stdin io.Reader `json:"-"`
-	// State is where the place in File is kept; "" does not keep it.
+	// State is the file that stores the checkpoint in File; "" stores none.
 	State string
-	// Beginning: without a place that was kept, File is read from its beginning and not from its end.
+	// Beginning reads File from its beginning, instead of its end, if there is no checkpoint.
 	Beginning bool
-	// Once ends at the end of File.
+	// Once stops at the end of File.
 	Once bool
 
-	// Logf is told what people should know: what was refused, that the gateway is away.
+	// Logf logs messages for people, such as rejected lines and an unavailable gateway. Nil discards them.
 	Logf func(format string, args ...any) `json:"-"`
 
-	// Poll is how often a file's end is looked at, Linger how long a batch waits for more lines.
+	// Poll is how often the end of a file is checked (default 250 ms). Linger is how long a batch waits for more lines
+	// (default 500 ms).
 	Poll, Linger time.Duration
-	// BackoffMin and BackoffMax bound the wait between attempts.
+	// BackoffMin and BackoffMax limit the delay between attempts (default 500 ms and 30 s).
 	BackoffMin, BackoffMax time.Duration
 }
 
-// Summary is what was carried.
+// Summary counts what was delivered. Accepted, Telemetry, Health and Refused count lines by the gateway's response.
 type Summary struct {
-	Lines     int // that the gateway answered for
+	Lines     int // lines that the gateway responded to
 	Accepted  int
 	Telemetry int
 	Health    int
@@ -63,17 +64,18 @@ type Summary struct {
 	Retries   int
 }
 
+// String returns the summary as a sentence.
 func (s Summary) String() string {
 	return fmt.Sprintf("%d lines: %d alerts accepted, %d telemetry, %d about health, %d refused", s.Lines, s.Accepted, s.Telemetry, s.Health, s.Refused)
 }
 
-// The bounds of a batch: below those of one request to the gateway.
+// The limits of a batch. They are below the limits of one request to the gateway.
 const (
 	maxBatchLines = 500
 	maxBatchBytes = 1 << 20
-	// maxReadAheadLines are the lines that are read while a batch is under way.
+	// maxReadAheadLines is how many lines are read while a batch is being sent.
 	maxReadAheadLines = 32
-	// shutdownGrace is how long the last batch is tried when it is told to end.
+	// shutdownGrace is how long the last batch is retried at shutdown.
 	shutdownGrace = 5 * time.Second
 )
 
@@ -93,7 +95,7 @@ func (o Options) withDefaults() Options {
 	return o
 }
 
-// endpointURL is the door of a kind at the gateway's address.
+// endpointURL returns the URL of the kind's endpoint at the gateway.
 func (o Options) endpointURL() (string, error) {
 	if integrations.DecoderForKind(o.Kind) == nil {
 		return "", fmt.Errorf("there is no sensor %q; known here: %s", o.Kind, strings.Join(integrations.SourceKinds(), ", "))
@@ -112,7 +114,9 @@ func (o Options) endpointURL() (string, error) {
 	return u.String(), nil
 }
 
-// Run carries lines until the source ends or ctx does. What is returned with an error was carried before it.
+// Run forwards lines until the source or ctx ends, which is not an error. It returns an error if the options are
+// invalid, the source cannot be read, the gateway has never accepted a request and rejects this one for good, or lines
+// from a pipe could not be delivered before the end. The summary is also valid together with an error.
 func Run(ctx context.Context, o Options) (Summary, error) {
 	o = o.withDefaults()
 	target, err := o.endpointURL()
@@ -135,7 +139,7 @@ func Run(ctx context.Context, o Options) (Summary, error) {
 		in = follower
 		defer func() {
 			stop()
-			for range lines { //nolint:revive // the file is closed when nobody reads it any more
+			for range lines { //nolint:revive // the file may be closed only after the reader has stopped
 			}
 			follower.close()
 		}()
@@ -149,7 +153,7 @@ func Run(ctx context.Context, o Options) (Summary, error) {
 		if len(batch) > 0 {
 			if err := deliverBatch(ctx, sender, batch); err != nil {
 				if o.File != "" && ctx.Err() != nil {
-					return sender.summary, nil // it is read again: its place was not moved
+					return sender.summary, nil // the checkpoint was not moved, so the lines are read again
 				}
 				return sender.summary, err
 			}
@@ -169,8 +173,8 @@ func Run(ctx context.Context, o Options) (Summary, error) {
 	}
 }
 
-// deliverBatch sends a batch, and once more for a short while if it is told to end meanwhile: what came through a pipe comes
-// only once, and what is in a file is read again.
+// deliverBatch sends a batch. If ctx ends in the meantime, it retries for a short time, because lines from a pipe
+// cannot be read again. Lines from a file are read again instead.
 func deliverBatch(ctx context.Context, s *sender, batch []line) error {
 	err := s.send(ctx, batch)
 	if err == nil || ctx.Err() == nil || s.File != "" {
@@ -184,7 +188,7 @@ func deliverBatch(ctx context.Context, s *sender, batch []line) error {
 	return nil
 }
 
-// collectBatch takes what is there, and waits a little for more once there is something.
+// collectBatch collects the available lines, and waits up to linger for more after the first one.
 func collectBatch(ctx context.Context, lines <-chan line, linger time.Duration) (batch []line, more bool) {
 	size := 0
 	var late <-chan time.Time
@@ -219,7 +223,7 @@ func collectBatch(ctx context.Context, lines <-chan line, linger time.Duration) 
 	return batch, true
 }
 
-// readLines gives the lines of a source to whoever sends them; while nobody takes one, it reads no further.
+// readLines sends the lines of a source to out. It reads no further while out is full.
 func readLines(ctx context.Context, in source, out chan<- line) error {
 	for {
 		l, err := in.nextLine(ctx)
@@ -234,7 +238,7 @@ func readLines(ctx context.Context, in source, out chan<- line) error {
 	}
 }
 
-// fileExists tells whether there is a file yet.
+// fileExists reports whether the file exists.
 func fileExists(path string) bool {
 	_, err := os.Stat(path)
 	return err == nil

@@ -23,7 +23,7 @@ import (
 	"stanch/sensors/integrations/forward"
 )
 
-// As a child, the test's own program forwards a file until it is killed.
+// childEnv makes the test binary run as a child process that forwards a file until it is killed.
 const childEnv = "FORWARD_CHILD"
 
 func TestMain(m *testing.M) {
@@ -39,15 +39,15 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// fakeGateway is a gateway as far as a sender can tell: it decodes what comes with the decoders of the real one, and answers as
-// the real one does.
+// fakeGateway decodes and responds like a real gateway, with the real decoders.
 type fakeGateway struct {
 	*httptest.Server
 	mu          sync.Mutex
-	alertCounts map[string]int // how often an alert came
+	alertCounts map[string]int // how often each alert arrived
 	lines       int
 	codes       []int
-	// respondWith decides before anything is taken; 0 takes it. hangUp takes it and hangs up without an answer.
+	// respondWith returns the status of a response before the lines are accepted; 0 accepts them. hangUp accepts them
+	// and closes the connection without a response.
 	respondWith  func(n int) int
 	hangUp       func(n int) bool
 	requestCount int
@@ -117,7 +117,7 @@ func (d *fakeGateway) serve(w http.ResponseWriter, r *http.Request) {
 	answer(code, "accepted", map[string]any{"accepted": accepted, "telemetry": telemetry, "refused": refused})
 }
 
-// distinctAlerts tells how many different alerts came.
+// distinctAlerts returns the number of distinct alerts that arrived.
 func (d *fakeGateway) distinctAlerts() int {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -161,7 +161,7 @@ func alertJSON(n int) string {
 	return fmt.Sprintf(`{"uuid":"id-%d","priority":"Warning","rule":"Run shell untrusted","time":"2026-11-23T03:00:00Z","output_fields":{"container.id":"abc","n":"%d"}}`, n, n) + "\n"
 }
 
-// appendAlerts appends alerts from a number up to before another.
+// appendAlerts appends the alerts with the numbers from (inclusive) to to (exclusive).
 func (p *testForwarder) appendAlerts(from, to int) {
 	p.t.Helper()
 	file, err := os.OpenFile(p.options.File, os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o600)
@@ -173,7 +173,7 @@ func (p *testForwarder) appendAlerts(from, to int) {
 	require.NoError(p.t, file.Close())
 }
 
-// start forwards in the background; what it returns ends it.
+// start runs the forwarder in the background. The returned function stops it.
 func (p *testForwarder) start() (end func() forward.Summary) {
 	ctx, cancel := context.WithCancel(context.Background())
 	type result struct {
@@ -214,7 +214,7 @@ func TestAFileIsFollowedAsItGrowsAndThroughItsRotations(t *testing.T) {
 	p.waitForAlerts(11, "a line counts when it is whole")
 
 	require.NoError(t, os.Rename(p.options.File, p.options.File+".1"))
-	_, err = file.WriteString(alertJSON(11)) // its writer does not know yet
+	_, err = file.WriteString(alertJSON(11)) // its writer does not know about the rotation yet
 	require.NoError(t, err)
 	p.appendAlerts(12, 20)
 	p.waitForAlerts(20, "renamed")
@@ -247,7 +247,7 @@ func TestReadingGoesOnWhereItEnded(t *testing.T) {
 		require.Equal(t, 1, n, id)
 	}
 
-	// A copy was made of it and it was truncated: the copy is read on.
+	// The file was copied and truncated: the rest of the copy is read.
 	q := newTestForwarder(t)
 	q.appendAlerts(0, 5)
 	end = q.start()
@@ -266,7 +266,7 @@ func TestReadingGoesOnWhereItEnded(t *testing.T) {
 		require.Equal(t, 1, n, id)
 	}
 
-	// Another file with the same inode and more bytes is another file.
+	// A file with the same inode and more bytes can be another file.
 	require.NoError(t, os.Truncate(p.options.File, 0))
 	p.appendAlerts(100, 110)
 	end = p.start()
@@ -377,7 +377,7 @@ func TestWhatWaitingCannotMendEndsIt(t *testing.T) {
 	}
 }
 
-// A token that is replaced while it runs is mended by waiting.
+// A rejected token that is replaced while the forwarder runs needs no restart.
 func TestATokenMayBeReplaced(t *testing.T) {
 	p := newTestForwarder(t)
 	p.appendAlerts(0, 1)
@@ -391,7 +391,7 @@ func TestATokenMayBeReplaced(t *testing.T) {
 	end()
 }
 
-// Before the first batch is carried it knows where it began, so that a rotation meanwhile loses nothing.
+// The start position is saved before the first batch is delivered, so that a rotation in between loses nothing.
 func TestWhatIsRotatedBeforeAnythingIsCarriedIsFoundAgain(t *testing.T) {
 	p := newTestForwarder(t)
 	p.gateway.respondWith = func(int) int { return http.StatusServiceUnavailable }
@@ -409,7 +409,7 @@ func TestWhatIsRotatedBeforeAnythingIsCarriedIsFoundAgain(t *testing.T) {
 	end()
 }
 
-// Killed at any moment, it loses nothing; what it sends again has the same ids.
+// A kill at any moment loses nothing, and lines that are sent again have the same IDs.
 func TestKilledItLosesNothing(t *testing.T) {
 	p := newTestForwarder(t)
 	away := false
@@ -438,7 +438,7 @@ func TestKilledItLosesNothing(t *testing.T) {
 		child := exec.Command(os.Args[0]) //nolint:gosec,noctx // itself
 		child.Env = append(os.Environ(), childEnv+"="+string(raw))
 		p.gateway.mu.Lock()
-		away = round%2 == 1 // then it is killed with a batch that nobody took
+		away = round%2 == 1 // the child is killed while no batch is accepted
 		p.gateway.mu.Unlock()
 		posts, alerts := met()
 		require.NoError(t, child.Start())

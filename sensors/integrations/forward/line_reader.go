@@ -10,28 +10,28 @@ import (
 	"stanch/sensors/integrations"
 )
 
-// line is one line, and the place behind it.
+// line is one line with the checkpoint after it.
 type line struct {
 	text       []byte
 	checkpoint checkpoint
-	// tooLong: its text was thrown away.
+	// tooLong reports whether the line was too long, so that its text was discarded.
 	tooLong bool
 }
 
-// checkpoint is behind a line: in which file, and how far.
+// checkpoint is a position in a file.
 type checkpoint struct {
 	fileID fileIdentity
 	offset int64
 }
 
-// source gives lines one after the other, and is told up to where they are carried.
+// source returns lines one by one, and records up to which checkpoint they were delivered.
 type source interface {
-	// nextLine waits for a line. io.EOF is the end for good.
+	// nextLine waits for a line. It returns io.EOF at the final end.
 	nextLine(ctx context.Context) (line, error)
 	commit(p checkpoint) error
 }
 
-// pipeReader reads a pipe.
+// pipeReader reads lines from a pipe.
 type pipeReader struct {
 	input io.Reader
 	lines *lineReader
@@ -57,20 +57,20 @@ func (s *pipeReader) nextLine(context.Context) (line, error) {
 
 func (s *pipeReader) commit(checkpoint) error { return nil }
 
-// lineReader splits bytes into lines. A line without its end yet is kept until more comes.
+// lineReader splits a stream into lines. It keeps an incomplete line until the rest arrives.
 type lineReader struct {
 	input *bufio.Reader
-	// consumedBytes counts the bytes up to the last line's end.
+	// consumedBytes is the number of bytes up to the end of the last complete line.
 	consumedBytes int64
-	// partialLine is a line without its end yet; skipping says that it is too long and its beginning was thrown away.
+	// partialLine is the incomplete line. skipping reports whether that is too long and its beginning was discarded.
 	partialLine  []byte
-	pendingBytes int64 // bytes of part, with what was thrown away
+	pendingBytes int64 // bytes of the incomplete line, including discarded ones
 	skipping     bool
-	// joinedParts is what a container runtime has written in parts.
+	// joinedParts is a line that a container runtime splits into several log lines.
 	joinedParts []byte
 }
 
-// next gives a line without its end; io.EOF says that there is none now.
+// next returns the next line without its line break, or io.EOF if none is complete.
 func (r *lineReader) next() (text []byte, tooLong bool, err error) {
 	for {
 		chunk, err := r.input.ReadSlice('\n')
@@ -93,7 +93,7 @@ func (r *lineReader) next() (text []byte, tooLong bool, err error) {
 	}
 }
 
-// takeRemainder is the last line, when its end will not come any more.
+// takeRemainder returns the last, incomplete line.
 func (r *lineReader) takeRemainder() []byte {
 	text := r.partialLine
 	r.consumedBytes += r.pendingBytes
@@ -101,8 +101,8 @@ func (r *lineReader) takeRemainder() []byte {
 	return text
 }
 
-// assembleLine takes what a container runtime puts before a line away, and puts together what it has cut into parts. It tells
-// whether there is a line to carry.
+// assembleLine removes the prefix of a container runtime from a line, and joins lines that the runtime has split. It
+// reports whether there is a line to deliver.
 func (r *lineReader) assembleLine(text []byte, tooLong bool) (line, bool) {
 	if rest, partial, ok := parseContainerLogLine(text); ok {
 		if r.joinedParts = append(r.joinedParts, rest...); len(r.joinedParts) > integrations.MaxRecordBytes {
@@ -119,7 +119,8 @@ func (r *lineReader) assembleLine(text []byte, tooLong bool) (line, bool) {
 	return line{text: text, tooLong: tooLong}, true
 }
 
-// parseContainerLogLine reads the form of container runtimes' log files: "2026-11-23T03:00:00.1Z stdout F {…}"; P is a part.
+// parseContainerLogLine parses the log format of container runtimes: "2026-11-23T03:00:00.1Z stdout F {…}". P marks a
+// part of a line.
 func parseContainerLogLine(text []byte) (rest []byte, partial, ok bool) {
 	if len(text) == 0 || text[0] < '0' || text[0] > '9' {
 		return nil, false, false

@@ -19,21 +19,22 @@ import (
 	"stanch/sensors/duration"
 )
 
-// sender posts batches until the gateway has answered for them.
+// sender sends batches until the gateway has responded to each line.
 type sender struct {
 	Options
 	endpointURL string
 	client      *http.Client
 	summary     Summary
-	// unsent is what is not carried yet of the batch under way.
+	// unsent is the part of the current batch that was not delivered yet.
 	unsent []line
-	// everAnswered: the gateway has answered once, so that the address and the token were right.
+	// everAnswered reports whether the gateway has ever accepted a request, which proves that the address and the
+	// token are valid.
 	everAnswered bool
-	// loggedRefusals counts the refused lines that were told in full.
+	// loggedRefusals counts the rejected lines that were logged individually.
 	loggedRefusals int
 }
 
-// gatewayResponse is the gateway's.
+// gatewayResponse is a response of the gateway.
 type gatewayResponse struct {
 	Status    string `json:"status"`
 	Accepted  int    `json:"accepted"`
@@ -49,7 +50,7 @@ const (
 	requestTimeout   = 60 * time.Second
 	maxResponseBytes = 2 << 20
 	maxRetryAfter    = 5 * time.Minute
-	// maxLoggedRefusals is how many refused lines are told one by one; the others are counted.
+	// maxLoggedRefusals is how many rejected lines are logged individually; the others are only counted.
 	maxLoggedRefusals = 100
 )
 
@@ -68,7 +69,7 @@ func newSender(o Options, target string) (*sender, error) {
 	}
 	s := &sender{Options: o, endpointURL: target, client: &http.Client{
 		Transport: transport, Timeout: requestTimeout,
-		// A redirect would take the token elsewhere.
+		// A redirect would send the token elsewhere.
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	}}
 	_, err := s.token()
@@ -87,8 +88,8 @@ func (s *sender) token() (string, error) {
 	return token, nil
 }
 
-// send carries a batch, however long it takes. It returns an error only if ctx ends, or if the gateway never took
-// anything and says why it will not.
+// send delivers a batch, however long it takes. It returns an error only if ctx ends, or if the gateway has never
+// accepted a request and rejects this one for good.
 func (s *sender) send(ctx context.Context, batch []line) error {
 	s.unsent = batch
 	backoff, since := s.BackoffMin, time.Now()
@@ -117,7 +118,7 @@ func (s *sender) send(ctx context.Context, batch []line) error {
 			complained = true
 		}
 		if wait == 0 {
-			// Many that wait for the same gateway must not come back at the same moment.
+			// The random delay keeps many forwarders from retrying at the same moment.
 			wait = backoff/2 + rand.N(backoff/2+1) //nolint:gosec // no secret
 			backoff = min(2*backoff, s.BackoffMax)
 		}
@@ -132,8 +133,8 @@ func (s *sender) send(ctx context.Context, batch []line) error {
 	return nil
 }
 
-// postWithGrace posts; when it is told to end meanwhile, the request has a while to be answered: one that is cut off is sent
-// again, and most of those were taken.
+// postWithGrace posts lines. If ctx ends in the meantime, the request may still complete within a grace period: an
+// aborted request would be sent again, although the gateway has usually accepted it.
 func (s *sender) postWithGrace(ctx context.Context, part []line) (wait time.Duration, why string, err error) {
 	own, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	defer cancel()
@@ -145,7 +146,7 @@ func (s *sender) postWithGrace(ctx context.Context, part []line) (wait time.Dura
 	return s.post(own, part)
 }
 
-// nextBatch is what is posted next: all that is left, up to a line that is too long to be posted, which is refused here.
+// nextBatch returns the lines to post next: all unsent lines up to one that is too long, which it rejects itself.
 func (s *sender) nextBatch() []line {
 	for i, l := range s.unsent {
 		if !l.tooLong {
@@ -161,7 +162,7 @@ func (s *sender) nextBatch() []line {
 	return s.unsent
 }
 
-// countAnswered counts lines that were answered for.
+// countAnswered counts lines that the gateway responded to.
 func (s *sender) countAnswered(n int) {
 	s.unsent = s.unsent[n:]
 	s.summary.Lines += n
@@ -176,8 +177,8 @@ func (s *sender) countRefused(reason string) {
 	}
 }
 
-// post sends lines once. why is the reason to try again, "" if they were answered for; wait is how long the gateway
-// wants it to be left alone.
+// post sends lines once. why is the reason to retry, or "" if the gateway responded to the lines. wait is the delay
+// that the gateway requests.
 func (s *sender) post(ctx context.Context, part []line) (wait time.Duration, why string, err error) {
 	token, err := s.token()
 	if err != nil {
@@ -208,7 +209,7 @@ func (s *sender) post(ctx context.Context, part []line) (wait time.Duration, why
 	return s.handleResponse(resp, part, a, readable)
 }
 
-// handleResponse tells what an answer means for the lines that were sent.
+// handleResponse applies a response of the gateway to the lines that were sent.
 func (s *sender) handleResponse(resp *http.Response, part []line, a gatewayResponse, readable bool) (wait time.Duration, why string, err error) {
 	why = fmt.Sprintf("the gateway answers %s: %s", resp.Status, strconv.Quote(a.Status))
 	switch code := resp.StatusCode; {
@@ -235,18 +236,18 @@ func (s *sender) handleResponse(resp *http.Response, part []line, a gatewayRespo
 		s.countAnswered(1)
 		return 0, "", nil
 	case !s.everAnswered:
-		// Nothing was ever taken: an address, a token or a kind is wrong, and waiting mends none of them.
+		// No request was ever accepted: the address, the token or the kind is wrong, and a retry does not fix that.
 		return 0, "", errors.New(why)
 	}
 	return 0, why, nil
 }
 
-// coversAllLines tells whether an answer speaks of each line by itself.
+// coversAllLines reports whether a response contains a result for each line.
 func coversAllLines(part []line, a gatewayResponse) bool {
 	return a.Accepted+a.Telemetry+a.Health+len(a.Refused) == len(part)
 }
 
-// splitBatch sends a batch that was refused as a whole in two, so that one line does not cost the others.
+// splitBatch sends the first half of a batch that was rejected as a whole, so that one line does not block the others.
 func (s *sender) splitBatch(ctx context.Context, part []line) (time.Duration, string, error) {
 	return s.post(ctx, part[:len(part)/2])
 }
