@@ -49,7 +49,7 @@ func TestAReceiverGetsWhatItNeedsToKnow(t *testing.T) {
 	require.Equal(t, "stanch.incident.notify", m["type"])
 	require.Equal(t, steprunner.IncidentID, m["incident"])
 	require.Equal(t, "abc123", m["manifest_head"])
-	for _, key := range []string{"key", "cluster", "summary", "scope", "workload", "confidence", "at"} {
+	for _, key := range []string{"grouping_key", "cluster", "summary", "scope", "workload", "confidence", "at"} {
 		require.NotEmpty(t, m[key], key)
 	}
 }
