@@ -31,8 +31,8 @@ func EncodeLine(r Recording) ([]byte, error) {
 	return bytes.Replace(b.Bytes(), []byte(zeroHash), []byte(hex.EncodeToString(sum[:])), 1), nil
 }
 
-// ReadLines calls each for every non-empty line of a file of recordings, with its newline; pass the line to Decode. It stops with
-// an error at a line longer than MaxBytes, because the next line cannot be found.
+// ReadLines calls each for every non-empty line of a file of recordings, with its newline; pass the line to Decode. It
+// stops with an error at a line longer than MaxBytes, because the next line cannot be found.
 func ReadLines(r io.Reader, each func(n int, line []byte) error) error {
 	in := bufio.NewReaderSize(r, 1<<16)
 	for n := 1; ; n++ {

@@ -32,9 +32,9 @@ type CoveragePoint struct {
 // ifFalseReason is the interpreter's reason for a step whose condition was false.
 const ifFalseReason = "`if` is false"
 
-// MeasureCoverage counts the paths of a playbook that the runs took, and lists the others: each step, each condition both true and false,
-// each approval granted and denied, each `on_failure` and `on_denied`. peers are all playbooks of the runs; steps
-// reached by their calls count.
+// MeasureCoverage counts the paths of a playbook that the runs took, and lists the others: each step, each condition
+// both true and false, each approval granted and denied, each `on_failure` and `on_denied`. peers are all playbooks of
+// the runs; steps reached by their calls count.
 func MeasureCoverage(p *playbooks.Program, peers []*playbooks.Program, runs []Result) Coverage {
 	came := map[string][]StepRun{}
 	for _, run := range runs {
