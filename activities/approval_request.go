@@ -27,7 +27,7 @@ type ApprovalRequest struct {
 	Approvers Approvers          `json:"approvers"`
 	AskedAt   time.Time          `json:"asked_at"`
 	Deadline  time.Time          `json:"deadline"`
-	// ReplacesHash is the hash of the request that this one replaces. ChangedSinceReplaced lists the differences.
+	// ReplacesHash is the hash of the request that this one replaces. ChangesSinceReplaced lists the differences.
 	ReplacesHash         string                 `json:"replaces_hash,omitempty"`
 	ChangesSinceReplaced []string               `json:"changes_since_replaced,omitempty"`
 	Votes                []attestation.Envelope `json:"votes,omitempty"`
