@@ -11,13 +11,13 @@ import (
 	"stanch/activities/httpclient"
 )
 
-// GitLab keeps tickets as issues of a project.
+// GitLab creates tickets as issues of a project.
 type GitLab struct {
 	client     httpclient.Client
 	issuesPath string
 }
 
-// NewGitLab makes the tracker of a project, by its number or its path.
+// NewGitLab returns the tracker of a project, by its number or its path.
 func NewGitLab(w TrackerConfig) *GitLab {
 	return &GitLab{
 		client:     httpclient.Client{Name: "GitLab", BaseURL: w.URL, Secrets: []string{w.Token}, HTTPClient: w.HTTPClient, Header: http.Header{"Private-Token": {w.Token}}},
@@ -55,7 +55,7 @@ func (g *GitLab) Find(ctx context.Context, label string) (*Issue, error) {
 	return &out, nil
 }
 
-// Open makes an issue.
+// Open creates an issue.
 func (g *GitLab) Open(ctx context.Context, d TicketDraft) (Issue, error) {
 	body, err := json.Marshal(map[string]any{"title": d.Title, "description": Markdown(d), "labels": strings.Join(d.Labels, ",")})
 	if err != nil {
