@@ -25,7 +25,7 @@ const (
 	SignalLeaseReport     = "lease-report"    // lease to playbook and incident
 	SignalVote            = "vote"            // gateway to playbook
 	SignalTriage          = "triage"          // gateway to incident: assigned, or resolved with a disposition
-	SignalSuspend         = "suspend"         // incident to playbook: stop containing, because a person decides from now on
+	SignalSuspend         = "suspend"         // incident to playbook: stop containing; a person decides
 	SignalWatchIncident   = "watch"           // playbook to incident: send the state at every change
 	SignalUnwatchIncident = "unwatch"         // playbook to incident: stop sending it
 	SignalIncidentState   = "incident-state"  // incident to playbook: the current state
