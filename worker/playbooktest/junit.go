@@ -44,7 +44,8 @@ type junitFailure struct {
 	Text    string `xml:",chardata"`
 }
 
-// WriteJUnit writes the report as continuous integration systems read it. A file that could not be run is an error.
+// WriteJUnit writes the report in JUnit's XML format, for continuous integration. A file that could not be run is an
+// error.
 func WriteJUnit(w io.Writer, r Report) error {
 	all := junitSuites{Name: "stanch test"}
 	for _, f := range r.Files {
