@@ -138,7 +138,7 @@ func (s *Activities) Observe(ctx context.Context, in ObserveInput) (Result, erro
 		}
 		result.Receipt = &receipt
 		if err != nil {
-			return Result{Outcome: playbooks.OutcomeFailed, Reason: err.Error(), Receipt: &receipt}, nil //nolint:nilerr // a failure that is recorded, and stops nothing
+			return Result{Outcome: playbooks.OutcomeFailed, Reason: err.Error(), Receipt: &receipt}, nil //nolint:nilerr // a recorded failure stops nothing
 		}
 	}
 	if err != nil {

@@ -44,7 +44,7 @@ func (s *EvidenceStore) UsedBytes() (int64, error) {
 	total := int64(0)
 	err := filepath.WalkDir(filepath.Join(s.Dir, "blobs"), func(_ string, d fs.DirEntry, err error) error {
 		if err != nil || d.IsDir() {
-			return nil //nolint:nilerr // a piece that is being stored right now
+			return nil //nolint:nilerr // an artifact that is being written
 		}
 		if info, err := d.Info(); err == nil {
 			total += info.Size()

@@ -79,11 +79,11 @@ func (s *EvidenceStore) blobPath(sum string) string {
 func (s *EvidenceStore) writeBlob(sum string, data []byte) error {
 	path := s.blobPath(sum)
 	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
-		return err //nolint:wrapcheck // the caller says what was stored
+		return err //nolint:wrapcheck // the caller adds context
 	}
 	f, err := os.CreateTemp(filepath.Dir(path), "new-*")
 	if err != nil {
-		return err //nolint:wrapcheck // the caller says what was stored
+		return err //nolint:wrapcheck // the caller adds context
 	}
 	_, err = f.Write(data)
 	err = errors.Join(err, f.Chmod(0o400), f.Close())

@@ -197,9 +197,9 @@ func parseEntryUnverified(line []byte) (ManifestEntry, error) {
 	var signed attestation.Envelope
 	var e ManifestEntry
 	if err := json.Unmarshal(line, &signed); err != nil {
-		return e, err //nolint:wrapcheck // the caller says what was read
+		return e, err //nolint:wrapcheck // the caller adds context
 	}
-	return e, json.Unmarshal(signed.Payload, &e) //nolint:wrapcheck // the caller says what was read
+	return e, json.Unmarshal(signed.Payload, &e) //nolint:wrapcheck // the caller adds context
 }
 
 // Manifest reads an incident's manifest and returns its problems. A manifest that does not exist is empty.

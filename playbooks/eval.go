@@ -197,7 +197,7 @@ func (p *Program) evalExpr(e *Expr, env EvalEnv) (any, error) {
 	}
 	out, err := expression.Run(p.compiledExprs[e], env.expressionValues)
 	if err != nil {
-		return nil, err //nolint:wrapcheck // it says that it evaluates
+		return nil, err //nolint:wrapcheck // the error says so
 	}
 	if expression.EstimateSize(out, maxValueBytes) > maxValueBytes {
 		return nil, fmt.Errorf("the value has more than %d bytes", maxValueBytes)

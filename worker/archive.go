@@ -113,7 +113,7 @@ func (a *Auditor) recordArchiveInManifest(incident string) error {
 	if err == nil {
 		_, err = a.Evidence.Append(incident, activities.EntryKindArchive, activities.AuditRecord{Action: "archive", SHA256: sum})
 	}
-	return err //nolint:wrapcheck // the caller says which incident's
+	return err //nolint:wrapcheck // the caller adds context
 }
 
 // listUnarchivedClosed returns the closed incidents that are not archived, oldest first, because their retention ends

@@ -45,7 +45,7 @@ func OpenAuditor(dir string) (*Auditor, error) {
 	}
 	auth, err := authority.OpenExisting(filepath.Join(dir, "keys"))
 	if err != nil {
-		return nil, err //nolint:wrapcheck // it names the file
+		return nil, err //nolint:wrapcheck // the error names the file
 	}
 	return &Auditor{
 		Archive: archive.Store{Dir: filepath.Join(dir, "archive")}, Converter: c.DataConverter(), Keyring: auth.Keyring(), Catalog: ActionCatalog(),
@@ -75,7 +75,7 @@ var ErrUnknownIncident = errors.New("it is not known; `stanch incidents` lists w
 func (a *Auditor) loadRuns(ctx context.Context, incident string, both bool) (live, archived []audit.WorkflowRun, differences []audit.Difference, err error) {
 	if a.HistoryExporter != nil {
 		if live, err = a.HistoryExporter.Export(ctx, incident); err != nil {
-			return nil, nil, nil, err //nolint:wrapcheck // it says what was done
+			return nil, nil, nil, err //nolint:wrapcheck // the error says what was done
 		}
 	}
 	if includesIncidentRun(live) && !both {
@@ -91,7 +91,7 @@ func (a *Auditor) loadRuns(ctx context.Context, incident string, both bool) (liv
 	if err != nil {
 		// A damaged archive is a difference, and does not hide what Temporal still has.
 		if !includesIncidentRun(live) {
-			return nil, nil, nil, err //nolint:wrapcheck // it names the file
+			return nil, nil, nil, err //nolint:wrapcheck // the error names the file
 		}
 		return live, nil, []audit.Difference{{Description: err.Error()}}, nil
 	}
@@ -172,9 +172,9 @@ func (a *Auditor) BuildRecording(ctx context.Context, incident string, anonymise
 		r, err = recording.Anonymize(r)
 	}
 	if err != nil {
-		return nil, err //nolint:wrapcheck // it names the incident
+		return nil, err //nolint:wrapcheck // the error names the incident
 	}
-	return recording.Encode(r) //nolint:wrapcheck // it says what was done
+	return recording.Encode(r) //nolint:wrapcheck // the error says what was done
 }
 
 func countEvents(runs []audit.WorkflowRun) int {

@@ -125,7 +125,7 @@ func (t *cloudTrailConsumer) runLookups(ctx context.Context) {
 		complete, err := t.account.LookupEvents(ctx, now.Add(-lookupWindow), now, func(raw string) error {
 			events, err := integrations.DecodeCloudTrail([]byte(raw))
 			if err != nil || len(events) != 1 || known[events[0].ID] {
-				return nil //nolint:nilerr // CloudTrail's own; what it cannot be read as will not change
+				return nil //nolint:nilerr // an unreadable event stays unreadable
 			}
 			if err := t.handleEvents(ctx, events); err != nil {
 				return err

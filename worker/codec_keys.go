@@ -27,7 +27,7 @@ const (
 func OpenPayloadCodec(dir string) (*codec.Codec, error) {
 	key, err := authority.LoadOrCreateSecret(filepath.Join(dir, codecKeyFile), codecKeyBytes)
 	if err != nil {
-		return nil, err //nolint:wrapcheck // it names the file
+		return nil, err //nolint:wrapcheck // the error names the file
 	}
 	retired, err := readRetiredCodecKeys(dir)
 	if err != nil {
@@ -37,7 +37,7 @@ func OpenPayloadCodec(dir string) (*codec.Codec, error) {
 	for _, old := range retired {
 		keys[CodecKeyID(old)] = old
 	}
-	return codec.New(CodecKeyID(key), keys) //nolint:wrapcheck // it names the key
+	return codec.New(CodecKeyID(key), keys) //nolint:wrapcheck // the error names the key
 }
 
 func readRetiredCodecKeys(dir string) ([][]byte, error) {
@@ -69,7 +69,7 @@ func RotateCodecKey(dir string) (before, after string, err error) {
 	}
 	old, err := authority.LoadOrCreateSecret(current, codecKeyBytes)
 	if err != nil {
-		return "", "", err //nolint:wrapcheck // it names the file
+		return "", "", err //nolint:wrapcheck // the error names the file
 	}
 	retired, err := readRetiredCodecKeys(dir)
 	if err != nil {

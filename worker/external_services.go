@@ -79,5 +79,5 @@ func OpenExternalServices(c *config.Config) (ExternalServices, error) {
 type lazyManifestReader struct{ worker *Worker }
 
 func (r lazyManifestReader) Manifest(incident string) ([]activities.ManifestLine, []activities.IntegrityFinding, error) {
-	return r.worker.Activities.Evidence.Manifest(incident, r.worker.Authority.Keyring()) //nolint:wrapcheck // it names the manifest
+	return r.worker.Activities.Evidence.Manifest(incident, r.worker.Authority.Keyring()) //nolint:wrapcheck // the error names the manifest
 }

@@ -39,7 +39,7 @@ func (w *Worker) watchHealth(ctx context.Context) {
 	}
 	w.HealthMonitor = health.NewMonitor(o)
 	w.NodeServer.Monitor = w.HealthMonitor
-	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx)) //nolint:gosec // a closer calls it
+	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx)) //nolint:gosec // called by Close
 	w.closers = append(w.closers, cancel)
 	go w.HealthMonitor.Run(ctx)
 }

@@ -71,7 +71,7 @@ func (w *Worker) handleListPlaybooks(r *http.Request) (any, error) {
 	}
 	in, err := w.QueryService.Incident(r.Context(), id)
 	if err != nil {
-		return nil, err //nolint:wrapcheck // it names the incident and carries the status
+		return nil, err //nolint:wrapcheck // the error names the incident and has the status
 	}
 	return ListPlaybooks(w.Library.Programs(), &in), nil
 }

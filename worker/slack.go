@@ -89,7 +89,7 @@ func (d lazyNotifier) Post(ctx context.Context, incident activities.IncidentRef,
 	if d.worker.Activities.Messenger == nil {
 		return activities.Refusef("no Slack is configured: add `slack:` to stanch.yaml")
 	}
-	return d.worker.Activities.Messenger.Post(ctx, incident, key, text) //nolint:wrapcheck // it names the incident
+	return d.worker.Activities.Messenger.Post(ctx, incident, key, text) //nolint:wrapcheck // the error names the incident
 }
 
 // manifestHead returns the last line's hash of an incident's manifest.

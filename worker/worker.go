@@ -115,7 +115,7 @@ type Worker struct {
 // OpenAccount opens the configured AWS account; nil if there is none.
 func OpenAccount(ctx context.Context, c *config.Config) (*aws.Account, error) {
 	if c.AWS == nil {
-		return nil, nil //nolint:nilnil // no account is an answer
+		return nil, nil //nolint:nilnil // nil means no account
 	}
 	a := c.AWS
 	return aws.Open(ctx, aws.Options{Region: a.Region, Endpoint: a.Endpoint, Profile: a.Profile, RoleARN: a.RoleARN, Cluster: a.Cluster, ProtectedRoles: c.ProtectedTargets.Roles})
@@ -178,7 +178,7 @@ func (w *Worker) startParts(ctx context.Context) error {
 	plays := &playbook.Workflows{Catalog: catalogue, Leases: leases}
 	incidents := &incident.Workflows{Playbooks: plays}
 	w.Ingester = &gateway.Ingester{Temporal: o.TemporalClient, Authority: o.Authority, Config: o.Config, Kube: o.KubeClient, LeaseTiming: o.LeaseTiming, Log: o.Log, IncidentWorkflow: incidents.Incident, Tracer: o.Tracer, Failpoint: o.Failpoint, DrillRegistry: w.drills, ChatEnabled: o.Config.Slack != nil}
-	exports, err := export.Open(o.Config.Exports, o.Version, o.Log) //nolint:contextcheck // they go on until Close
+	exports, err := export.Open(o.Config.Exports, o.Version, o.Log) //nolint:contextcheck // they run until Close
 	if err != nil {
 		return err
 	}
@@ -270,7 +270,7 @@ func (w *Worker) listenNodes() error {
 	if err != nil {
 		return err
 	}
-	l, err := net.Listen("tcp", w.NodeListen) //nolint:noctx // at once
+	l, err := net.Listen("tcp", w.NodeListen) //nolint:noctx // returns at once
 	if err != nil {
 		return fmt.Errorf("listen for nodes: %w", err)
 	}
@@ -301,7 +301,7 @@ func (w *Worker) listenSources() error {
 	}
 	foreign.HealthSink = w.HealthMonitor
 	foreign.RuleEvaluator = w.ruleEvaluator
-	l, err := net.Listen("tcp", w.SourceListen) //nolint:noctx // at once
+	l, err := net.Listen("tcp", w.SourceListen) //nolint:noctx // returns at once
 	if err != nil {
 		return fmt.Errorf("listen for foreign detections: %w", err)
 	}
@@ -352,7 +352,7 @@ func (w *Worker) listenAPI() error {
 		return err
 	}
 	tlsConfig.ClientAuth, tlsConfig.ClientCAs = tls.NoClientCert, nil // people authenticate with a token
-	l, err := net.Listen("tcp", w.APIListen)                          //nolint:noctx // at once
+	l, err := net.Listen("tcp", w.APIListen)                          //nolint:noctx // returns at once
 	if err != nil {
 		return fmt.Errorf("listen for people: %w", err)
 	}

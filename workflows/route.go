@@ -32,16 +32,16 @@ func (r ActivityRoute) DefaultQueue() string { return cmp.Or(r.QueueOverride, Ta
 func (r ActivityRoute) RunActivity(ctx workflow.Context, target playbooks.Target, o workflow.ActivityOptions, activity, in, out any) error {
 	o.TaskQueue = r.DefaultQueue()
 	if target.Node == "" || !target.Kind.IsDetectable() || r.LocalOnly {
-		return workflow.ExecuteActivity(workflow.WithActivityOptions(ctx, o), activity, in).Get(ctx, out) //nolint:wrapcheck // callers say what was done
+		return workflow.ExecuteActivity(workflow.WithActivityOptions(ctx, o), activity, in).Get(ctx, out) //nolint:wrapcheck // the caller adds context
 	}
 	there := o
 	there.TaskQueue, there.ScheduleToStartTimeout = NodeTaskQueue(target.Node), nodeQueueTimeout
 	err := workflow.ExecuteActivity(workflow.WithActivityOptions(ctx, there), activity, in).Get(ctx, out)
 	var timeout *temporal.TimeoutError
 	if errors.As(err, &timeout) && timeout.TimeoutType() == enumspb.TIMEOUT_TYPE_SCHEDULE_TO_START {
-		return workflow.ExecuteActivity(workflow.WithActivityOptions(ctx, o), activity, in).Get(ctx, out) //nolint:wrapcheck // callers say what was done
+		return workflow.ExecuteActivity(workflow.WithActivityOptions(ctx, o), activity, in).Get(ctx, out) //nolint:wrapcheck // the caller adds context
 	}
-	return err //nolint:wrapcheck // callers say what was done
+	return err //nolint:wrapcheck // the caller adds context
 }
 
 // RunShortActivity runs an activity that only reads and takes milliseconds: as a local activity if LocalOnly is set,
@@ -51,5 +51,5 @@ func (r ActivityRoute) RunShortActivity(ctx workflow.Context, target playbooks.T
 		return r.RunActivity(ctx, target, o, name, in, out)
 	}
 	local := workflow.LocalActivityOptions{StartToCloseTimeout: o.StartToCloseTimeout, RetryPolicy: o.RetryPolicy}
-	return workflow.ExecuteLocalActivity(workflow.WithLocalActivityOptions(ctx, local), name, in).Get(ctx, out) //nolint:wrapcheck // callers say what was done
+	return workflow.ExecuteLocalActivity(workflow.WithLocalActivityOptions(ctx, local), name, in).Get(ctx, out) //nolint:wrapcheck // the caller adds context
 }

@@ -215,7 +215,7 @@ func sleep(ctx context.Context, d time.Duration) error {
 	defer t.Stop()
 	select {
 	case <-ctx.Done():
-		return ctx.Err() //nolint:wrapcheck // the caller says what was waited for
+		return ctx.Err() //nolint:wrapcheck // the caller adds context
 	case <-t.C:
 		return nil
 	}

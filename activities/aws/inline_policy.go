@@ -133,7 +133,7 @@ func (a *Account) verifyInline(ctx context.Context, t playbooks.Target, d inline
 	}
 	have, err := parseDenyAll(text)
 	if err != nil || !haveSameConditions(have, d.buildPolicy(nil)) {
-		return false, fmt.Sprintf("policy %s of %s was changed by somebody", policy, p), nil //nolint:nilerr // what cannot be read is not what was written
+		return false, fmt.Sprintf("policy %s of %s was changed by somebody", policy, p), nil //nolint:nilerr // an unreadable policy was changed
 	}
 	seen, err := a.simulateDeny(ctx, p, d.simulatedContext(have)...)
 	if err != nil {

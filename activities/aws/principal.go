@@ -90,7 +90,7 @@ func (a *Account) readRole(ctx context.Context, name string) (principal, error) 
 	out, err := a.iam.GetRole(ctx, &iam.GetRoleInput{RoleName: &name})
 	if err != nil {
 		if isNotFound(err) {
-			return principal{}, err //nolint:wrapcheck // the caller says what is gone
+			return principal{}, err //nolint:wrapcheck // the caller adds context
 		}
 		return principal{}, wrapError(err, "iam:GetRole", "read role "+name)
 	}
@@ -112,7 +112,7 @@ func (a *Account) readUser(ctx context.Context, name string) (principal, error) 
 	out, err := a.iam.GetUser(ctx, &iam.GetUserInput{UserName: &name})
 	if err != nil {
 		if isNotFound(err) {
-			return principal{}, err //nolint:wrapcheck // the caller says what is gone
+			return principal{}, err //nolint:wrapcheck // the caller adds context
 		}
 		return principal{}, wrapError(err, "iam:GetUser", "read user "+name)
 	}

@@ -165,7 +165,7 @@ func (a *imageAction) readVulnerabilities(ctx context.Context, namespace string,
 	}
 	if err := json.Unmarshal(raw, &list); err != nil {
 		missing("the reports are of another shape")
-		return nil //nolint:nilerr // it will be of the same the next time
+		return nil //nolint:nilerr // retrying does not help
 	}
 	for _, r := range list.Items {
 		if out.Digest == "" || r.Report.Artifact.Digest != out.Digest {

@@ -173,7 +173,7 @@ func getOwner(ctx context.Context, client kubernetes.Interface, namespace string
 	if group, _, _ := strings.Cut(owner.APIVersion, "/"); group != "apps" && group != "batch" {
 		custom, replicas, err := readOwner(ctx, client, namespace, owner)
 		if err != nil {
-			return nil, nil, nil, nil //nolint:nilerr // most installations grant no right to read custom owners
+			return nil, nil, nil, nil //nolint:nilerr // most installations may not read custom owners
 		}
 		return custom, replicas, nil, nil
 	}

@@ -42,13 +42,13 @@ type workloadClient[T metav1.Object] interface {
 func getWorkload[T metav1.Object](ctx context.Context, name string, api workloadClient[T], view func(T) scalableWorkload) (*scalableWorkload, error) {
 	object, err := api.Get(ctx, name, metav1.GetOptions{})
 	if err != nil {
-		return nil, err //nolint:wrapcheck // the caller names the workload
+		return nil, err //nolint:wrapcheck // the caller adds context
 	}
 	w := view(object)
 	w.meta, w.scaleClient = object, api
 	w.patch = func(ctx context.Context, body []byte, o metav1.PatchOptions) error {
 		_, err := api.Patch(ctx, name, mergePatchType, body, o)
-		return err //nolint:wrapcheck // the caller names the workload
+		return err //nolint:wrapcheck // the caller adds context
 	}
 	return &w, nil
 }

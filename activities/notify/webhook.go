@@ -113,7 +113,7 @@ func (a *WebhookAction) Observe(ctx context.Context, r activities.Request) (acti
 	}
 	peer := &httpclient.Client{Name: "webhook " + params.ReceiverName, BaseURL: to.URL, HTTPClient: to.HTTPClient}
 	_, err = peer.Call(ctx, http.MethodPost, "", signed, body)
-	return none, err //nolint:wrapcheck // it names the receiver
+	return none, err //nolint:wrapcheck // the error names the receiver
 }
 
 // SignWebhook returns the signature of a message by Standard Webhooks.

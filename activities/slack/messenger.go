@@ -67,11 +67,11 @@ func isRetry(ctx context.Context) bool {
 func (d *Messenger) SyncMessage(ctx context.Context, in activities.SyncMessageInput) (activities.SyncMessageResult, error) {
 	incident, err := d.Reader.Incident(ctx, in.IncidentID)
 	if err != nil {
-		return activities.SyncMessageResult{}, err //nolint:wrapcheck // it names the incident
+		return activities.SyncMessageResult{}, err //nolint:wrapcheck // the error names the incident
 	}
 	pending, err := d.Reader.PendingApprovals(ctx, in.IncidentID)
 	if err != nil {
-		return activities.SyncMessageResult{}, err //nolint:wrapcheck // it names the incident
+		return activities.SyncMessageResult{}, err //nolint:wrapcheck // the error names the incident
 	}
 	slices.SortFunc(pending, func(a, b activities.ApprovalRequest) int { return a.AskedAt.Compare(b.AskedAt) })
 	p := &messageView{Messenger: d, incident: incident, approvalRequests: pending, state: in.State, hadEarlierMessage: in.MayExistAlready}
@@ -166,7 +166,7 @@ func (p *messageView) restoreState(ctx context.Context) error {
 			if err.Error() == "thread_not_found" {
 				return nil
 			}
-			return err //nolint:wrapcheck // the caller says what was done
+			return err //nolint:wrapcheck // the caller adds context
 		}
 		for _, m := range replies {
 			if key, ok := p.metadataKey(m); ok {
@@ -188,7 +188,7 @@ func (p *messageView) findMessage(ctx context.Context) error {
 	for range maxHistoryPages {
 		history, err := p.SlackClient.GetConversationHistoryContext(ctx, q)
 		if err != nil {
-			return err //nolint:wrapcheck // the caller says what was done
+			return err //nolint:wrapcheck // the caller adds context
 		}
 		for _, m := range history.Messages {
 			if key, ok := p.metadataKey(m); ok && key == incidentMessageKey {
@@ -234,14 +234,14 @@ func (p *messageView) postOrUpdateMessage(ctx context.Context, blocks []slack.Bl
 			return nil
 		}
 		if err.Error() != "message_not_found" {
-			return err //nolint:wrapcheck // the caller says what was done
+			return err //nolint:wrapcheck // the caller adds context
 		}
 		// Somebody deleted the message: it is posted again.
 		p.state = activities.MessageState{PostedReplies: map[string]bool{}}
 	}
 	channel, ts, err := p.SlackClient.PostMessageContext(ctx, p.Channel, options...)
 	if err != nil {
-		return err //nolint:wrapcheck // the caller says what was done
+		return err //nolint:wrapcheck // the caller adds context
 	}
 	p.state.Channel, p.state.MessageTS = channel, ts
 	return nil

@@ -75,7 +75,7 @@ func (p *messageView) postReplyOnce(ctx context.Context, key, line string, block
 	_, _, err := p.SlackClient.PostMessageContext(ctx, cmp.Or(p.state.Channel, p.Channel), slack.MsgOptionTS(p.state.MessageTS), slack.MsgOptionText(p.incident.ID+": "+escapeMarkup(line), true), slack.MsgOptionBlocks(block), p.metadataOption(key),
 		slack.MsgOptionDisableLinkUnfurl(), slack.MsgOptionDisableMediaUnfurl())
 	if err != nil {
-		return err //nolint:wrapcheck // the caller says what was done
+		return err //nolint:wrapcheck // the caller adds context
 	}
 	p.state.PostedReplies[key] = true
 	return nil

@@ -63,7 +63,7 @@ func (g *GitHub) Find(ctx context.Context, label string) (*Issue, error) {
 	query := url.Values{"labels": {label}, "state": {"all"}, "sort": {"created"}, "direction": {"asc"}, "per_page": {"10"}}
 	raw, err := g.client.Call(ctx, http.MethodGet, g.repoPath+"/issues?"+query.Encode(), nil, nil)
 	if err != nil {
-		return nil, err //nolint:wrapcheck // it names GitHub
+		return nil, err //nolint:wrapcheck // the error names GitHub
 	}
 	var issues []githubIssue
 	if err := json.Unmarshal(raw, &issues); err != nil {
@@ -75,7 +75,7 @@ func (g *GitHub) Find(ctx context.Context, label string) (*Issue, error) {
 			return &out, nil
 		}
 	}
-	return nil, nil //nolint:nilnil // none is an answer
+	return nil, nil //nolint:nilnil // nil means none
 }
 
 // Open creates an issue.
@@ -86,7 +86,7 @@ func (g *GitHub) Open(ctx context.Context, d TicketDraft) (Issue, error) {
 	}
 	raw, err := g.client.Call(ctx, http.MethodPost, g.repoPath+"/issues", nil, body)
 	if err != nil {
-		return Issue{}, err //nolint:wrapcheck // it names GitHub
+		return Issue{}, err //nolint:wrapcheck // the error names GitHub
 	}
 	var made githubIssue
 	if err := json.Unmarshal(raw, &made); err != nil || made.Number == 0 {

@@ -42,14 +42,14 @@ func (g *GitLab) Find(ctx context.Context, label string) (*Issue, error) {
 	query := url.Values{"labels": {label}, "state": {"all"}, "scope": {"all"}, "order_by": {"created_at"}, "sort": {"asc"}, "per_page": {"1"}}
 	raw, err := g.client.Call(ctx, http.MethodGet, g.issuesPath+"?"+query.Encode(), nil, nil)
 	if err != nil {
-		return nil, err //nolint:wrapcheck // it names GitLab
+		return nil, err //nolint:wrapcheck // the error names GitLab
 	}
 	var issues []gitlabIssue
 	if err := json.Unmarshal(raw, &issues); err != nil {
 		return nil, fmt.Errorf("GitLab's issues: %w", errUnexpectedResponse)
 	}
 	if len(issues) == 0 || issues[0].IID == 0 {
-		return nil, nil //nolint:nilnil // none is an answer
+		return nil, nil //nolint:nilnil // nil means none
 	}
 	out := issues[0].toIssue()
 	return &out, nil
@@ -63,7 +63,7 @@ func (g *GitLab) Open(ctx context.Context, d TicketDraft) (Issue, error) {
 	}
 	raw, err := g.client.Call(ctx, http.MethodPost, g.issuesPath, nil, body)
 	if err != nil {
-		return Issue{}, err //nolint:wrapcheck // it names GitLab
+		return Issue{}, err //nolint:wrapcheck // the error names GitLab
 	}
 	var made gitlabIssue
 	if err := json.Unmarshal(raw, &made); err != nil || made.IID == 0 {

@@ -68,7 +68,7 @@ func (j *Jira) Find(ctx context.Context, label string) (*Issue, error) {
 	}
 	raw, err := j.client.Call(ctx, http.MethodPost, "/rest/api/3/search/jql", nil, body)
 	if err != nil {
-		return nil, err //nolint:wrapcheck // it names Jira
+		return nil, err //nolint:wrapcheck // the error names Jira
 	}
 	var answer struct {
 		Issues *[]jiraIssue `json:"issues"`
@@ -77,7 +77,7 @@ func (j *Jira) Find(ctx context.Context, label string) (*Issue, error) {
 		return nil, fmt.Errorf("the search of Jira: %w", errUnexpectedResponse)
 	}
 	if len(*answer.Issues) == 0 || (*answer.Issues)[0].Key == "" {
-		return nil, nil //nolint:nilnil // none is an answer
+		return nil, nil //nolint:nilnil // nil means none
 	}
 	out := j.toIssue((*answer.Issues)[0])
 	return &out, nil
@@ -98,7 +98,7 @@ func (j *Jira) Open(ctx context.Context, d TicketDraft) (Issue, error) {
 		return Issue{}, &activities.RetryAfterError{Delay: searchIndexDelay, Err: err}
 	}
 	if err != nil {
-		return Issue{}, err //nolint:wrapcheck // it names Jira
+		return Issue{}, err //nolint:wrapcheck // the error names Jira
 	}
 	var made jiraIssue
 	if err := json.Unmarshal(raw, &made); err != nil || made.Key == "" {

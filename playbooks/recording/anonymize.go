@@ -68,7 +68,7 @@ func Anonymize(r Recording) (Recording, error) {
 func toJSONValue(r Recording) (any, error) {
 	raw, err := json.Marshal(r)
 	if err != nil {
-		return nil, err //nolint:wrapcheck // the caller says what was done
+		return nil, err //nolint:wrapcheck // the caller adds context
 	}
 	return decodeJSON(raw)
 }

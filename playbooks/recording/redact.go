@@ -79,7 +79,7 @@ func decodeJSON(raw []byte) (v any, err error) {
 	decoder := json.NewDecoder(bytes.NewReader(raw))
 	decoder.UseNumber()
 	err = decoder.Decode(&v)
-	return v, err //nolint:wrapcheck // callers say what was read
+	return v, err //nolint:wrapcheck // the caller adds context
 }
 
 func redactValue(name string, v any) any {

@@ -105,7 +105,7 @@ func (g *historyExport) addRun(ctx context.Context, workflow, run string, fits f
 		return nil
 	}
 	r.WorkflowType = r.Events[0].GetWorkflowExecutionStartedEventAttributes().GetWorkflowType().GetName()
-	switch r.Events[len(r.Events)-1].GetEventType() { //nolint:exhaustive // those that end a run
+	switch r.Events[len(r.Events)-1].GetEventType() { //nolint:exhaustive // only those that end a run
 	case enumspb.EVENT_TYPE_WORKFLOW_EXECUTION_COMPLETED, enumspb.EVENT_TYPE_WORKFLOW_EXECUTION_FAILED, enumspb.EVENT_TYPE_WORKFLOW_EXECUTION_TIMED_OUT,
 		enumspb.EVENT_TYPE_WORKFLOW_EXECUTION_CANCELED, enumspb.EVENT_TYPE_WORKFLOW_EXECUTION_TERMINATED, enumspb.EVENT_TYPE_WORKFLOW_EXECUTION_CONTINUED_AS_NEW:
 		r.IsOpen = false

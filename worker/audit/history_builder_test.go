@@ -95,7 +95,7 @@ func (m *historyBuilder) addEvent(e *historypb.HistoryEvent) int64 {
 }
 
 func (m *historyBuilder) addSignal(name string, v any) {
-	m.addEvent(&historypb.HistoryEvent{EventType: enumspb.EVENT_TYPE_WORKFLOW_EXECUTION_SIGNALED, Attributes: &historypb.HistoryEvent_WorkflowExecutionSignaledEventAttributes{ //nolint:misspell // Temporal's word
+	m.addEvent(&historypb.HistoryEvent{EventType: enumspb.EVENT_TYPE_WORKFLOW_EXECUTION_SIGNALED, Attributes: &historypb.HistoryEvent_WorkflowExecutionSignaledEventAttributes{ //nolint:misspell // Temporal's spelling
 		WorkflowExecutionSignaledEventAttributes: &historypb.WorkflowExecutionSignaledEventAttributes{SignalName: name, Input: m.encodePayloads(v)},
 	}})
 }

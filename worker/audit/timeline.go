@@ -187,7 +187,7 @@ func (t *timelineBuilder) rememberTarget(target playbooks.Target) {
 }
 
 // decodeUnverified decodes a statement's body without verifying the signature.
-func decodeUnverified(s attestation.Envelope, out any) error { return json.Unmarshal(s.Payload, out) } //nolint:wrapcheck // what it says is shown as unproved
+func decodeUnverified(s attestation.Envelope, out any) error { return json.Unmarshal(s.Payload, out) } //nolint:wrapcheck // shown as unverified
 
 func startedAttributes(e *historypb.HistoryEvent) *historypb.WorkflowExecutionStartedEventAttributes {
 	return e.GetWorkflowExecutionStartedEventAttributes()

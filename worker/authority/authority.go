@@ -215,7 +215,7 @@ func (a *Authority) Keyring() attestation.Keyring { return a.keyring }
 
 // Sign signs a statement for a payload type.
 func (a *Authority) Sign(purpose attestation.PayloadType, body any) (attestation.Envelope, error) {
-	return a.signingKey.Sign(purpose, body) //nolint:wrapcheck // it names the purpose
+	return a.signingKey.Sign(purpose, body) //nolint:wrapcheck // the error names the purpose
 }
 
 // LoadOrCreateSecret reads n random bytes from a file of base64 text, or creates the file.

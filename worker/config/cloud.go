@@ -41,7 +41,7 @@ func ParseNetwork(s string) (netip.Prefix, error) {
 		return netip.PrefixFrom(addr.Unmap(), addr.Unmap().BitLen()), nil
 	}
 	prefix, err := netip.ParsePrefix(s)
-	return prefix.Masked(), err //nolint:wrapcheck // it names the value
+	return prefix.Masked(), err //nolint:wrapcheck // the error names the value
 }
 
 // ClusterPrefixes returns the networks of the cluster.

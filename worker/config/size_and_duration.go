@@ -40,7 +40,7 @@ func (s Size) MarshalText() ([]byte, error) {
 func (s *Size) UnmarshalText(text []byte) error {
 	q, err := resource.ParseQuantity(string(text))
 	*s = Size(q.Value())
-	return err //nolint:wrapcheck // it names the value
+	return err //nolint:wrapcheck // the error names the value
 }
 
 // Duration is a time.Duration that is written as "15m".
@@ -67,5 +67,5 @@ func (d Duration) String() string { return duration.Format(time.Duration(d)) }
 func (d *Duration) UnmarshalText(text []byte) error {
 	v, err := duration.Parse(string(text))
 	*d = Duration(v)
-	return err //nolint:wrapcheck // it names the value
+	return err //nolint:wrapcheck // the error names the value
 }

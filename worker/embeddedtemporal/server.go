@@ -223,7 +223,7 @@ func staticServiceHosts(cfg *config.Config) map[primitives.ServiceName]static.Ho
 }
 
 func freePort() (int, error) {
-	l, err := net.Listen("tcp", "127.0.0.1:0") //nolint:noctx // at once
+	l, err := net.Listen("tcp", "127.0.0.1:0") //nolint:noctx // returns at once
 	if err != nil {
 		return 0, fmt.Errorf("find a free port: %w", err)
 	}

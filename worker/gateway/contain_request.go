@@ -223,7 +223,7 @@ func (d *ApprovalService) latestIncident(ctx context.Context, key string) (playb
 	if err == nil {
 		err = value.Get(&in)
 	}
-	return in, err //nolint:wrapcheck // the caller names what is read
+	return in, err //nolint:wrapcheck // the caller adds context
 }
 
 // planDryRun adds to answer what each containment of the playbook would change, and what the guards decide. It has no

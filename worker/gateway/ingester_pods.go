@@ -214,7 +214,7 @@ func (i *Ingester) lookUpPod(ctx context.Context, c sensors.Container) (cachedPo
 		if same && kube.IsUnavailable(err) && time.Since(kept.cachedAt) < stalePodMaxAge {
 			return kept, nil
 		}
-		return cachedPod{}, err //nolint:wrapcheck // the caller says what was looked up
+		return cachedPod{}, err //nolint:wrapcheck // the caller adds context
 	}
 	return i.cachePod(ctx, got), nil
 }
@@ -255,7 +255,7 @@ func (i *Ingester) lookUpPodByContainer(ctx context.Context, node, id string) (c
 		if ok && kube.IsUnavailable(err) && time.Since(kept.cachedAt) < stalePodMaxAge {
 			return kept, nil
 		}
-		return cachedPod{}, err //nolint:wrapcheck // it says what was looked for
+		return cachedPod{}, err //nolint:wrapcheck // the error names the look-up
 	}
 	found := cachedPod{cachedAt: time.Now()}
 	if got != nil {

@@ -66,14 +66,14 @@ func setSocketAccess(path string, group int) error {
 		// Revoke the group's access from an earlier start.
 		if info, err := os.Stat(dir); err == nil && info.Mode().Perm() == groupTraverseMode {
 			if err := os.Chmod(dir, 0o700); err != nil { //nolint:gosec // a directory
-				return err //nolint:wrapcheck // it names the file
+				return err //nolint:wrapcheck // the error names the file
 			}
 		}
-		return os.Chmod(path, 0o600) //nolint:wrapcheck // it names the file
+		return os.Chmod(path, 0o600) //nolint:wrapcheck // the error names the file
 	}
 	info, err := os.Stat(dir)
 	if err != nil {
-		return err //nolint:wrapcheck // it names the directory
+		return err //nolint:wrapcheck // the error names the directory
 	}
 	shared := info.Mode().Perm()&0o001 != 0
 	if !shared {
@@ -83,7 +83,7 @@ func setSocketAccess(path string, group int) error {
 	}
 	abs, err := filepath.Abs(dir)
 	if err != nil {
-		return err //nolint:wrapcheck // it names the file
+		return err //nolint:wrapcheck // the error names the file
 	}
 	for parent := filepath.Dir(abs); ; parent = filepath.Dir(parent) {
 		if err := checkGroupCanTraverse(parent, group); err != nil {
@@ -104,7 +104,7 @@ func setSocketAccess(path string, group int) error {
 func restrictSiblingFiles(dir, socket string) error {
 	entries, err := os.ReadDir(dir)
 	if err != nil {
-		return err //nolint:wrapcheck // it names the directory
+		return err //nolint:wrapcheck // the error names the directory
 	}
 	for _, e := range entries {
 		path := filepath.Join(dir, e.Name())
@@ -113,13 +113,13 @@ func restrictSiblingFiles(dir, socket string) error {
 			continue
 		}
 		if err != nil {
-			return err //nolint:wrapcheck // it names the file
+			return err //nolint:wrapcheck // the error names the file
 		}
 		if path == socket || info.Mode()&fs.ModeSymlink != 0 || info.Mode().Perm()&0o077 == 0 {
 			continue
 		}
 		if err := os.Chmod(path, info.Mode().Perm()&0o700); err != nil {
-			return err //nolint:wrapcheck // it names the file
+			return err //nolint:wrapcheck // the error names the file
 		}
 	}
 	return nil
@@ -129,7 +129,7 @@ func restrictSiblingFiles(dir, socket string) error {
 func checkGroupCanTraverse(dir string, group int) error {
 	info, err := os.Stat(dir)
 	if err != nil {
-		return err //nolint:wrapcheck // it names the directory
+		return err //nolint:wrapcheck // the error names the directory
 	}
 	var st unix.Stat_t
 	if err := unix.Stat(dir, &st); err != nil {

@@ -52,9 +52,9 @@ func TestOnlyTheSocketGroupConnectsAndReadsNothing(t *testing.T) {
 	const group, uid = 54321, 54322
 	dir := newSocketDir(t)
 	secret, key := filepath.Join(dir, "secret"), filepath.Join(dir, "keys")
-	require.NoError(t, os.WriteFile(secret, []byte("x"), 0o644))                     //nolint:gosec // as an old version left it
-	require.NoError(t, os.Mkdir(key, 0o755))                                         //nolint:gosec // as an old version left it
-	require.NoError(t, os.WriteFile(filepath.Join(key, "seed"), []byte("x"), 0o644)) //nolint:gosec // behind its folder
+	require.NoError(t, os.WriteFile(secret, []byte("x"), 0o644))                     //nolint:gosec // as an earlier version did
+	require.NoError(t, os.Mkdir(key, 0o755))                                         //nolint:gosec // as an earlier version did
+	require.NoError(t, os.WriteFile(filepath.Join(key, "seed"), []byte("x"), 0o644)) //nolint:gosec // protected by its directory
 	socket := filepath.Join(dir, "stanch.sock")
 	l, err := gateway.ListenLocalSocket(socket, group)
 	require.NoError(t, err)
@@ -85,7 +85,7 @@ func TestASharedDirectoryIsLeftAsItIs(t *testing.T) {
 	for _, mode := range []os.FileMode{0o755, 0o777 | os.ModeSticky} {
 		require.NoError(t, os.Chmod(dir, mode))
 		beside := filepath.Join(dir, "notes")
-		require.NoError(t, os.WriteFile(beside, []byte("x"), 0o644)) //nolint:gosec // somebody's
+		require.NoError(t, os.WriteFile(beside, []byte("x"), 0o644)) //nolint:gosec // another program's file
 		socket := filepath.Join(dir, "stanch.sock")
 		l, err := gateway.ListenLocalSocket(socket, group)
 		require.NoError(t, err)

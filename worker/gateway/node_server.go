@@ -145,7 +145,7 @@ func (h *NodeServer) Node(stream gatewaypb.Gateway_NodeServer) error {
 	n := &nodeConnection{name: name, done: ctx.Done(), replaced: make(chan struct{}), pendingCalls: map[string]*pendingCall{}, connectedAt: time.Now(), supportsThrottle: hello.GetWaits(), certificateExpiry: certificate.NotAfter, rateLimit: h.rateLimitFor(name), sendMessage: func(m *gatewaypb.ToNode) error {
 		send.Lock()
 		defer send.Unlock()
-		return stream.Send(m) //nolint:wrapcheck // callers say what they sent
+		return stream.Send(m) //nolint:wrapcheck // the caller adds context
 	}}
 	n.timeSentAt = time.Now()
 	keySets, err := encodeKeySets(h.KeySets)

@@ -27,7 +27,7 @@ type tlsMuxListener struct {
 func (l *tlsMuxListener) Accept() (net.Conn, error) {
 	c, err := l.Listener.Accept()
 	if err != nil {
-		return nil, err //nolint:wrapcheck // the server knows net's own errors
+		return nil, err //nolint:wrapcheck // the server compares net's errors
 	}
 	return &tlsMuxConn{Conn: c, config: l.config}, nil
 }
@@ -85,7 +85,7 @@ func (c *tlsMuxConn) Read(b []byte) (int, error) {
 	if c.detectTLS(); c.err != nil {
 		return 0, c.err
 	}
-	return c.inner.Read(b) //nolint:wrapcheck // the server knows net's own errors
+	return c.inner.Read(b) //nolint:wrapcheck // the server compares net's errors
 }
 
 func (c *tlsMuxConn) Write(b []byte) (int, error) {

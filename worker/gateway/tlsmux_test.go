@@ -85,10 +85,10 @@ func TestOneAddressSpeaksTLSAndPlain(t *testing.T) {
 	}
 	r, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "https://"+address, http.NoBody)
 	require.NoError(t, err)
-	_, err = stranger.Do(r) //nolint:bodyclose // there is none
+	_, err = stranger.Do(r) //nolint:bodyclose // there is no body
 	require.ErrorContains(t, err, "certificate")
 
-	silent, err := net.Dial("tcp", address) //nolint:noctx // at once
+	silent, err := net.Dial("tcp", address) //nolint:noctx // returns at once
 	require.NoError(t, err)
 	require.NoError(t, silent.Close(), "who says nothing keeps nobody")
 }

@@ -95,7 +95,7 @@ func (s *SharedKillSwitch) refreshState(ctx context.Context) error {
 	defer cancel()
 	m, err := s.KubeClient.CoreV1().ConfigMaps(s.Namespace).Get(ctx, KillSwitchConfigMap, metav1.GetOptions{})
 	if err != nil {
-		return err //nolint:wrapcheck // the caller says what was read
+		return err //nolint:wrapcheck // the caller adds context
 	}
 	s.lastState, s.readAt = s.signedState.readState(m.Data["state"], s.Authority.Keyring()), s.now()
 	if by := m.Data["by"]; by != "" {

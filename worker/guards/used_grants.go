@@ -140,7 +140,7 @@ func (g *SharedUsedGrants) RecordUse(ctx context.Context, nonce string, use Gran
 	err := retry.OnError(retry.DefaultBackoff, apierrors.IsConflict, func() error {
 		m, err := maps.Get(ctx, UsedGrantsConfigMap, metav1.GetOptions{})
 		if err != nil {
-			return err //nolint:wrapcheck // retried by its kind, wrapped below
+			return err //nolint:wrapcheck // retried by its type, wrapped below
 		}
 		uses := map[string]GrantUse{}
 		for n, text := range m.Data {
@@ -159,10 +159,10 @@ func (g *SharedUsedGrants) RecordUse(ctx context.Context, nonce string, use Gran
 			return err
 		}
 		_, err = maps.Patch(ctx, UsedGrantsConfigMap, types.MergePatchType, patch, metav1.PatchOptions{FieldManager: "stanch"})
-		return err //nolint:wrapcheck // retried by its kind, wrapped below
+		return err //nolint:wrapcheck // retried by its type, wrapped below
 	})
 	if err != nil && !errors.Is(err, ErrGrantUsed) {
 		return fmt.Errorf("record the used grant in the ConfigMap %s/%s (`stanch manifests` creates it): %w", g.Namespace, UsedGrantsConfigMap, err)
 	}
-	return err //nolint:wrapcheck // it says what it was used for
+	return err //nolint:wrapcheck // the error names the use
 }

@@ -85,5 +85,5 @@ func WriteJUnit(w io.Writer, r Report) error {
 		return fmt.Errorf("write the JUnit file: %w", err)
 	}
 	_, err := io.WriteString(w, "\n")
-	return err //nolint:wrapcheck // the end of a file that was written
+	return err //nolint:wrapcheck // only the end of the file
 }

@@ -266,7 +266,7 @@ func (r *recorder) recordActivityEnd(p scheduledActivity, e *historypb.HistoryEv
 		var got activities.Result
 		if failure == "" && r.decodePayloads(e, result, &got) {
 			answer.Outcome, answer.Reason, answer.Outputs = got.Outcome, got.Reason, got.Outputs
-			switch got.Outcome { //nolint:exhaustive // the others have no words of their own
+			switch got.Outcome { //nolint:exhaustive // the others need no text
 			case playbooks.OutcomeRefused:
 				answer.RefusalReason = got.Reason
 			case playbooks.OutcomeFailed:

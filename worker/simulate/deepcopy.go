@@ -79,7 +79,7 @@ func (c *deepCopier) buildCopyFunc(t reflect.Type) copyFunc {
 }
 
 func copyTime(to, from reflect.Value) error {
-	t := from.Interface().(time.Time) //nolint:forcetypeassert // it is the type's copier
+	t := from.Interface().(time.Time) //nolint:forcetypeassert // the copier of time.Time
 	if t.Location() != time.UTC {
 		return copyWithJSONMethods(to, from)
 	}

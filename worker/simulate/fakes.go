@@ -64,7 +64,7 @@ func (t *delayedActivities) Observe(ctx context.Context, in activities.ObserveIn
 	var took time.Duration
 	result, err := t.Activities.Observe(context.WithValue(ctx, durationContextKey{}, &took), in)
 	if err != nil {
-		return result, err //nolint:wrapcheck // it is the activity's own
+		return result, err //nolint:wrapcheck // the activity's own error
 	}
 	return result, t.completeLater(ctx, took, result)
 }
@@ -74,7 +74,7 @@ func (t *delayedActivities) Apply(ctx context.Context, in activities.ApplyInput)
 	var took time.Duration
 	result, err := t.Activities.Apply(context.WithValue(ctx, durationContextKey{}, &took), in)
 	if err != nil {
-		return result, err //nolint:wrapcheck // it is the activity's own
+		return result, err //nolint:wrapcheck // the activity's own error
 	}
 	return result, t.completeLater(ctx, took, result)
 }

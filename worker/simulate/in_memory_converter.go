@@ -41,7 +41,7 @@ func isKeptInMemory(t reflect.Type) bool {
 func (k *inMemoryConverter) ToPayload(value any) (*commonpb.Payload, error) {
 	v := reflect.ValueOf(value)
 	if !v.IsValid() || !isKeptInMemory(v.Type()) {
-		return k.DataConverter.ToPayload(value) //nolint:wrapcheck // the default's own
+		return k.DataConverter.ToPayload(value) //nolint:wrapcheck // the default converter's error
 	}
 	kept := reflect.New(v.Type()).Elem()
 	if err := k.copiers.forType(v.Type())(kept, v); err != nil {
@@ -57,10 +57,10 @@ func (k *inMemoryConverter) ToPayload(value any) (*commonpb.Payload, error) {
 // FromPayload returns a copy of the stored value.
 func (k *inMemoryConverter) FromPayload(p *commonpb.Payload, to any) error {
 	if string(p.GetMetadata()[converter.MetadataEncoding]) != inMemoryEncoding {
-		return k.DataConverter.FromPayload(p, to) //nolint:wrapcheck // the default's own
+		return k.DataConverter.FromPayload(p, to) //nolint:wrapcheck // the default converter's error
 	}
 	if _, raw := to.(*converter.RawValue); raw {
-		return k.DataConverter.FromPayload(p, to) //nolint:wrapcheck // the default's own
+		return k.DataConverter.FromPayload(p, to) //nolint:wrapcheck // the default converter's error
 	}
 	k.mu.Lock()
 	kept := k.storedValues[binary.BigEndian.Uint64(p.GetData())]

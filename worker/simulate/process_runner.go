@@ -76,7 +76,7 @@ func (p *ProcessRunner) runInProcess(ctx context.Context, name string, raw []byt
 	}
 	line, err := json.Marshal(processJob{name, raw})
 	if err != nil {
-		return out, err //nolint:wrapcheck // the caller says what was done
+		return out, err //nolint:wrapcheck // the caller adds context
 	}
 	limit := cmp.Or(p.Timeout, 3*time.Minute)
 	timed, cancel := context.WithTimeoutCause(ctx, limit, fmt.Errorf("no answer within %s: the process was ended", duration.Format(limit)))
@@ -96,15 +96,15 @@ func (p *ProcessRunner) startProcess(ctx context.Context) error {
 	c.WaitDelay = pipeCloseTimeout
 	in, err := c.StdinPipe()
 	if err != nil {
-		return err //nolint:wrapcheck // the caller says what was done
+		return err //nolint:wrapcheck // the caller adds context
 	}
 	out, err := c.StdoutPipe()
 	if err != nil {
 		_ = in.Close()
-		return err //nolint:wrapcheck // the caller says what was done
+		return err //nolint:wrapcheck // the caller adds context
 	}
 	if err := c.Start(); err != nil {
-		return err //nolint:wrapcheck // the caller says what was done
+		return err //nolint:wrapcheck // the caller adds context
 	}
 	p.current, p.remaining = &childProcess{c, in, out, json.NewDecoder(out)}, p.RecordingsPerProcess
 	return nil

@@ -26,7 +26,7 @@ func (h *recordingGuards) Decide(ctx context.Context, q activities.GuardInput) (
 	}
 	d, err := chain.Decide(ctx, q)
 	if err != nil {
-		return d, err //nolint:wrapcheck // the activity says what was asked
+		return d, err //nolint:wrapcheck // the activity adds context
 	}
 	s := h.simulation
 	s.rememberTarget(q.Request.Target)

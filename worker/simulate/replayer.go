@@ -294,5 +294,5 @@ func (c *fakeContainment) Undo(_ context.Context, r activities.Request, _ json.R
 		c.simulation.mu.Unlock()
 	}
 	c.simulation.addEvent("undo", "%s on %s would be undone", r.Action, r.Target)
-	return nil, nil //nolint:nilnil // no drift is an answer
+	return nil, nil //nolint:nilnil // nil means no drift
 }

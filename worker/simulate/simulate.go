@@ -192,7 +192,7 @@ func (m *Simulator) Run(ctx context.Context, file string, rec recording.Recordin
 func newSimulatedAuthority() (simulatedAuthority, error) {
 	key, err := attestation.NewSigningKey([]byte("a simulation's key: proves nothing"[:32]))
 	if err != nil {
-		return simulatedAuthority{}, err //nolint:wrapcheck // a mistake of the program
+		return simulatedAuthority{}, err //nolint:wrapcheck // a programming error
 	}
 	return simulatedAuthority{signingKey: key, keyring: attestation.NewKeyring(key.PublicKey())}, nil
 }
@@ -204,7 +204,7 @@ type simulatedAuthority struct {
 
 func (a simulatedAuthority) Keyring() attestation.Keyring { return a.keyring }
 func (a simulatedAuthority) Sign(purpose attestation.PayloadType, body any) (attestation.Envelope, error) {
-	return a.signingKey.Sign(purpose, body) //nolint:wrapcheck // it names the purpose
+	return a.signingKey.Sign(purpose, body) //nolint:wrapcheck // the error names the purpose
 }
 
 func (s *simulation) runWorkflows() error {

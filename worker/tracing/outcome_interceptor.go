@@ -36,7 +36,7 @@ func (w *tracedWorkflow) ExecuteWorkflow(ctx workflow.Context, in *interceptor.E
 	if s, ok := ctx.Value(spanContextKey{}).(*recordedSpan); ok && !workflow.IsReplaying(ctx) {
 		s.done = true
 	}
-	return out, err //nolint:wrapcheck // it is the workflow's own
+	return out, err //nolint:wrapcheck // the workflow's own error
 }
 
 type tracedActivity struct {
@@ -56,7 +56,7 @@ func (a *tracedActivity) ExecuteActivity(ctx context.Context, in *interceptor.Ex
 	}
 	out, err := a.Next.ExecuteActivity(ctx, in)
 	s.SetAttributes(outcomeAttributes(out)...)
-	return out, err //nolint:wrapcheck // it is the activity's own
+	return out, err //nolint:wrapcheck // the activity's own error
 }
 
 func requestFromArg(arg any) (activities.Request, bool) {

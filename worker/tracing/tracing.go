@@ -42,7 +42,7 @@ const (
 // without one. The exporter and the SDK read the other standard variables.
 func Open(ctx context.Context, version string, log *slog.Logger) (*Traces, error) {
 	if !IsEnabled() {
-		return nil, nil //nolint:nilnil // nobody collects traces
+		return nil, nil //nolint:nilnil // nil disables tracing
 	}
 	protocol := os.Getenv("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL")
 	if protocol == "" {

@@ -59,7 +59,7 @@ type Input struct {
 func Budget(ctx workflow.Context, in Input) error {
 	spent := in.Usages
 	if err := workflow.SetQueryHandler(ctx, QueryUsage, func() ([]Usage, error) { return spent, nil }); err != nil {
-		return err //nolint:wrapcheck // a mistake of the program
+		return err //nolint:wrapcheck // a programming error
 	}
 	signals := workflow.GetSignalChannel(ctx, SignalUsage)
 	for {

@@ -53,7 +53,7 @@ func ChatMessage(ctx workflow.Context, in Input) error {
 			Select(ctx)
 		cancel()
 		if err := workflow.Sleep(ctx, batchDelay); err != nil {
-			return err //nolint:wrapcheck // only the end of the workflow
+			return err //nolint:wrapcheck // only when the workflow ends
 		}
 	}
 }

@@ -35,7 +35,7 @@ func (o *signalInterceptor) InterceptWorkflow(_ workflow.Context, next intercept
 }
 
 func (o *signalInterceptor) Init(next interceptor.WorkflowOutboundInterceptor) error {
-	return o.WorkflowInboundInterceptorBase.Next.Init(&signalInterceptor{WorkflowOutboundInterceptorBase: interceptor.WorkflowOutboundInterceptorBase{Next: next}, beforeSignal: o.beforeSignal}) //nolint:wrapcheck // the library's
+	return o.WorkflowInboundInterceptorBase.Next.Init(&signalInterceptor{WorkflowOutboundInterceptorBase: interceptor.WorkflowOutboundInterceptorBase{Next: next}, beforeSignal: o.beforeSignal}) //nolint:wrapcheck // the library's error
 }
 
 func (o *signalInterceptor) SignalExternalWorkflow(ctx workflow.Context, id, run, name string, arg any) workflow.Future {

@@ -66,7 +66,7 @@ func (w *Workflows) Incident(ctx workflow.Context, in Input) (playbooks.Incident
 	}
 	r.input.IdleTimeout = cmp.Or(in.IdleTimeout, 15*time.Minute)
 	if err := workflow.SetQueryHandler(ctx, workflows.QueryIncident, func() (playbooks.Incident, error) { return r.Incident, nil }); err != nil {
-		return playbooks.Incident{}, err //nolint:wrapcheck // a mistake of the program
+		return playbooks.Incident{}, err //nolint:wrapcheck // a programming error
 	}
 	if r.enriched = r.Incident.Context.Enriched; in.Resume != nil {
 		r.enriched = true

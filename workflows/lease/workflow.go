@@ -47,7 +47,7 @@ func (w *Workflows) Lease(ctx workflow.Context, in Input) error {
 		m = NewMachine(leaseIDFromRun(workflow.GetInfo(ctx)), in.Target, in.Facet, in.FirstHolder, workflow.Now(ctx), in.Timing)
 	}
 	if err := workflow.SetQueryHandler(ctx, workflows.QueryLease, func() (*Machine, error) { return m, nil }); err != nil {
-		return err //nolint:wrapcheck // a mistake of the program
+		return err //nolint:wrapcheck // a programming error
 	}
 	l := &workflowLoop{Machine: m, combineParams: w.Catalog[m.Action].ParamsCombiner()}
 	for {
@@ -155,7 +155,7 @@ func (l *workflowLoop) waitUntil(ctx workflow.Context, until time.Time) {
 
 // runActivity runs an activity for the lease's target.
 func (l *workflowLoop) runActivity(ctx workflow.Context, attempts int32, activity, in, out any) error {
-	return l.Timing.Route.RunActivity(ctx, l.Target, workflow.ActivityOptions{ //nolint:wrapcheck // the machine says what was done
+	return l.Timing.Route.RunActivity(ctx, l.Target, workflow.ActivityOptions{ //nolint:wrapcheck // the state machine adds context
 		StartToCloseTimeout: 30 * time.Second, HeartbeatTimeout: activities.HeartbeatTimeout,
 		RetryPolicy: &temporal.RetryPolicy{InitialInterval: 200 * time.Millisecond, BackoffCoefficient: 2, MaximumInterval: 10 * time.Second, MaximumAttempts: attempts},
 	}, activity, in, out)

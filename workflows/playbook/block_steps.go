@@ -127,10 +127,10 @@ func (f executionFrame) calleeFrame(s *playbooks.Step) (executionFrame, error) {
 	program := f.Callees[s.Call.Playbook]
 	given, err := f.EvalInputs(s, f.env)
 	if err != nil {
-		return executionFrame{}, err //nolint:wrapcheck // it names the input
+		return executionFrame{}, err //nolint:wrapcheck // the error names the input
 	}
 	env, err := program.NewEvalEnv(f.env.Incident(), given)
-	return executionFrame{Program: program, env: env, approvedBy: f.approvedBy, stepPrefix: f.stepName(s) + "/", ending: &playbookEnd{}, phaseCeiling: min(f.phaseCeiling, program.MaxPhase)}, err //nolint:wrapcheck // it names the input
+	return executionFrame{Program: program, env: env, approvedBy: f.approvedBy, stepPrefix: f.stepName(s) + "/", ending: &playbookEnd{}, phaseCeiling: min(f.phaseCeiling, program.MaxPhase)}, err //nolint:wrapcheck // the error names the input
 }
 
 func (r *playbookRun) runCall(ctx workflow.Context, f executionFrame, s *playbooks.Step) stepOutcome {

@@ -254,7 +254,7 @@ func (r *playbookRun) resolveTargets(f executionFrame, s *playbooks.Step) ([]pla
 	// An incident about the telemetry has no targets, but people are notified of it.
 	bare := len(r.input.Incident.Targets) == 0
 	if err != nil || s.Target != nil || len(targets) == 0 && !bare {
-		return targets, err //nolint:wrapcheck // it names the step
+		return targets, err //nolint:wrapcheck // the error names the step
 	}
 	switch kinds := r.Catalog[s.Action].Targets; {
 	case len(kinds) > 0 && kinds[0] == playbooks.TargetIncident:

@@ -145,7 +145,7 @@ type playbookRun struct {
 // registerHandlers registers the queries, and starts the branches that receive signals.
 func (r *playbookRun) registerHandlers(ctx workflow.Context) error {
 	if err := workflow.SetQueryHandler(ctx, workflows.QuerySteps, func() (Report, error) { return *r.report, nil }); err != nil {
-		return err //nolint:wrapcheck // a mistake of the program
+		return err //nolint:wrapcheck // a programming error
 	}
 	if err := workflow.SetQueryHandler(ctx, workflows.QueryPendingApprovals, func() ([]ApprovalRequest, error) {
 		var all []ApprovalRequest
@@ -154,10 +154,10 @@ func (r *playbookRun) registerHandlers(ctx workflow.Context) error {
 		}
 		return all, nil
 	}); err != nil {
-		return err //nolint:wrapcheck // a mistake of the program
+		return err //nolint:wrapcheck // a programming error
 	}
 	if err := workflow.SetQueryHandler(ctx, workflows.QueryAnsweredApprovals, func() ([]activities.ApprovalOutcome, error) { return r.answeredRequests, nil }); err != nil {
-		return err //nolint:wrapcheck // a mistake of the program
+		return err //nolint:wrapcheck // a programming error
 	}
 	workflow.Go(ctx, func(ctx workflow.Context) {
 		for {
