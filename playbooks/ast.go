@@ -161,7 +161,7 @@ func (s *Step) nestedSteps() []Step {
 	return nil
 }
 
-// Approval is the question of an approval step: its approvers, timeout and the steps that it permits.
+// Approval is the content of an approval step: the question, its approvers and timeout, and the steps that it permits.
 type Approval struct {
 	Title     string
 	Question  *Template

@@ -257,7 +257,7 @@ func DescribeLease(l playbooks.LeaseReport) string {
 	return l.State
 }
 
-// DescribeApprovalProgress returns the progress of a question: "1 of 2 approved (alice); waiting for 1 more of
+// DescribeApprovalProgress returns the progress of an approval request: "1 of 2 approved (alice); waiting for 1 more of
 // responders". of names the approvers. A quorum below 1 counts as 1.
 func DescribeApprovalProgress(approvedBy []string, quorum int, of string) string {
 	quorum = max(quorum, 1)

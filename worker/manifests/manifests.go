@@ -58,7 +58,7 @@ type Options struct {
 	TemporalAddress string // host:port, as pods reach it
 	// TemporalNamespace is the Temporal namespace; "" means stanch.
 	TemporalNamespace string
-	// TemporalTLS mounts the secret stanch-temporal. TemporalServer is the name in Temporal's certificate, if it
+	// TemporalTLS mounts the secret stanch-temporal. TemporalServerName is the name in Temporal's certificate, if it
 	// differs from the host.
 	TemporalTLS        bool
 	TemporalServerName string
