@@ -59,11 +59,13 @@ const (
 func (f Facet) LeaseAnnotation() string { return string(f) + ".stanch.dev/lease" }
 
 // IncidentAnnotation returns the annotation with the incident's id.
-func (f Facet) IncidentAnnotation() string { return string(f) + ".stanch.dev/incident" } //nolint:revive // see LeaseAnnotation
+func (f Facet) IncidentAnnotation() string { return string(f) + ".stanch.dev/incident" }
+
 // ExpiresAnnotation returns the annotation with the lease's end.
-func (f Facet) ExpiresAnnotation() string { return string(f) + ".stanch.dev/expires" } //nolint:revive // see LeaseAnnotation
+func (f Facet) ExpiresAnnotation() string { return string(f) + ".stanch.dev/expires" }
+
 // PriorStateAnnotation returns the annotation with the state that undo restores.
-func (f Facet) PriorStateAnnotation() string { return string(f) + ".stanch.dev/prior" } //nolint:revive // see LeaseAnnotation
+func (f Facet) PriorStateAnnotation() string { return string(f) + ".stanch.dev/prior" }
 
 // PodRef identifies one pod. UID is required, because names are reused and UIDs never.
 type PodRef struct {
