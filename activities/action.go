@@ -1,9 +1,9 @@
-// Package activities holds the actions: what a step of a playbook calls, each a file with its spec, and the Temporal
-// activities through which workflows reach them.
+// Package activities defines actions, which steps of playbooks call, and the Temporal activities through which
+// workflows run them.
 //
-// It refuses to decide: guards (worker/guards) say whether an effect may happen, immediately before it does, and
-// proofs (sensors/attestation) say on whose word. An action that changes something owns what it makes, saves what was
-// there before, observes what it did, and can undo it.
+// It makes no decisions: guards (worker/guards) decide whether an effect is permitted, immediately before it, and
+// attestations (sensors/attestation) prove who permitted it. An action that changes something owns what it creates,
+// saves the prior state, verifies its effect, and can undo it.
 package activities
 
 import (
@@ -18,32 +18,33 @@ import (
 	"stanch/sensors/gatewayrpc"
 )
 
-// Action is what every action has: its spec. It is an Observer or a Container besides.
+// Action is an action of a playbook. Every action also implements Observer or Containment.
 type Action interface {
 	Spec() playbooks.ActionSpec
 }
 
-// Observer is an action that changes nothing.
+// Observer is an action without side effects on its target.
 type Observer interface {
 	Action
-	// Observe returns outputs (of the spec's type, or nil) and pieces of evidence. It is safe to repeat.
+	// Observe returns outputs (of the type in the spec, or nil) and evidence artifacts. Repeating it is safe.
 	Observe(ctx context.Context, r Request) (Observation, error)
 }
 
-// Containment is an action that changes something, and can take it back if its spec says so.
+// Containment is an action that changes its target. It can undo the change if its spec says Reversible.
 type Containment interface {
 	Action
-	// Plan says what would change, from reads alone.
+	// Plan returns what would change. It only reads.
 	Plan(ctx context.Context, r Request) (Plan, error)
-	// Apply makes the change and observes it. Repeated with the same request it changes nothing more.
+	// Apply makes the change and verifies it. It is idempotent: the same request changes nothing the second time.
 	Apply(ctx context.Context, r Request, prior json.RawMessage, token attestation.Envelope) (Effect, error)
-	// Verify observes whether the change is in force now. The bool is whether it is.
+	// Verify reports whether the change is in force now, with details.
 	Verify(ctx context.Context, r Request, prior json.RawMessage) (bool, string, error)
-	// Undo restores what was saved. A Drift says that somebody else changed it since: nothing was restored.
+	// Undo restores the saved state. If somebody else changed the target since, it restores nothing and returns a
+	// Drift.
 	Undo(ctx context.Context, r Request, prior json.RawMessage, grant *attestation.Envelope) (*Drift, error)
 }
 
-// Request is what an action is asked to do.
+// Request is the input of an action.
 type Request struct {
 	Action      string           `json:"action"`
 	Params      json.RawMessage  `json:"params"`
@@ -51,15 +52,15 @@ type Request struct {
 	IncidentRef IncidentRef      `json:"incident"`
 	LeaseID     string           `json:"lease,omitempty"`
 	ExpiresAt   time.Time        `json:"until,omitzero"`
-	// Duration is how long the step asks it to hold. It is part of the plan: neither a guard nor a person lets more through.
+	// Duration is the duration in the step. It is part of the plan: guards and approvers may not exceed it.
 	Duration time.Duration `json:"for,omitempty"`
-	// ReleaseGrant is a release grant under which the end may come earlier than was stamped.
+	// ReleaseGrant permits an end before the time stamped on the object; nil if there is none.
 	ReleaseGrant *attestation.Envelope `json:"release_grant,omitempty"`
-	// ExtensionGrant is a grant under which a lease that holds may end later than its token says.
+	// ExtensionGrant permits an active lease to end later than its token says; nil if there is none.
 	ExtensionGrant *attestation.Envelope `json:"extension_grant,omitempty"`
 }
 
-// IncidentRef is what an action needs to know of the incident.
+// IncidentRef is the part of the incident that actions use.
 type IncidentRef struct {
 	ID          string                     `json:"id"`
 	GroupingKey string                     `json:"grouping_key"`
@@ -68,59 +69,61 @@ type IncidentRef struct {
 	Scope       string                     `json:"scope"`
 	Workload    playbooks.WorkloadIdentity `json:"workload"`
 	Confidence  float64                    `json:"confidence"`
-	MaxPhase    int                        `json:"max_phase,omitempty"` // the playbook's ceiling; 0 is none
-	Replicas    int                        `json:"replicas,omitempty"`  // of the workload, once known
-	Opened      time.Time                  `json:"opened"`
+	// maximum phase in the playbook; 0 means no maximum
+	MaxPhase int       `json:"max_phase,omitempty"`
+	Replicas int       `json:"replicas,omitempty"` // of the workload; 0 until known
+	Opened   time.Time `json:"opened"`
 }
 
-// Observation is what an Observer found.
+// Observation is the result of an Observer.
 type Observation struct {
 	Outputs     any
 	Artifacts   []Artifact
-	MissingNote string // what is missing, for the record
-	// Unchanged: it was so already.
+	MissingNote string // what is missing, for the report
+	// Unchanged means that the target already had the requested state.
 	Unchanged bool
 }
 
-// Artifact is one piece of evidence before it is stored.
+// Artifact is an evidence artifact that is not stored yet.
 type Artifact struct {
 	Name string
 	Data []byte
-	// CapturedFrom is where it was captured; SHA256 its hash there, "" where the source says none.
+	// CapturedFrom is where it was captured. SHA256 is the hash computed there, or "".
 	CapturedFrom string
 	SHA256       string
 }
 
-// Plan says what a containment would change.
+// Plan is what a containment would change.
 type Plan struct {
 	Action   string          `json:"action"`
-	TargetID string          `json:"target"` // its ID
+	TargetID string          `json:"target"` // target id, KIND:UID
 	Params   json.RawMessage `json:"params"`
-	Duration time.Duration   `json:"for,omitempty"` // how long it would hold; 0 for what is not reversible
-	Changes  []string        `json:"changes"`       // sentences for a person
-	// PriorState is the state to restore. It is recorded before anything is applied.
+	Duration time.Duration   `json:"for,omitempty"` // of the lease; 0 for irreversible actions
+	Changes  []string        `json:"changes"`       // sentences for approvers
+	// PriorState is the state that Undo restores. It is recorded before anything is applied.
 	PriorState json.RawMessage `json:"prior,omitempty"`
 	Warnings   []string        `json:"warnings,omitempty"`
-	// EndMechanism says what ends the lease by itself; "" for what is no lease.
+	// EndMechanism is what ends the lease by itself; "" for irreversible actions.
 	EndMechanism playbooks.EndMechanism `json:"end_mechanism,omitempty"`
-	// ApprovalReason says why people must agree, whatever the scope lets run by itself: it would affect more than its target.
+	// ApprovalReason says why the containment requires an approval whatever the scope's policy, because it affects more
+	// than its target; "" if it does not.
 	ApprovalReason string `json:"approval_reason,omitempty"`
-	// NothingToDo: it is so already.
+	// NothingToDo means that the target already has the requested state.
 	NothingToDo bool `json:"nothing_to_do,omitempty"`
-	// AlreadyHeld: the target is held already, by whatever lease. An apply that fails on it takes nothing back: what is in
-	// force was not its own doing.
+	// AlreadyHeld means that some lease already covers the target. If applying fails, nothing is rolled back, because
+	// the effect in force belongs to that lease.
 	AlreadyHeld bool `json:"already_held,omitempty"`
-	// HeldByLease is the lease that holds it, and HeldUntil its end, where that is known.
+	// HeldByLease is the lease that covers the target, and HeldUntil its end, if they are known.
 	HeldByLease string    `json:"held_by_lease,omitempty"`
 	HeldUntil   time.Time `json:"held_until,omitzero"`
 }
 
-// bindToRequest says which request the plan is for.
+// bindToRequest records the request that the plan is for.
 func (p *Plan) bindToRequest(r Request) {
 	p.Action, p.TargetID, p.Params, p.Duration = r.Action, r.Target.ID(), r.Params, r.Duration
 }
 
-// Hash is what an approval is bound to: action, target, parameters, how long, and changes.
+// Hash returns the hash that an approval is bound to: action, target, parameters, duration and changes.
 func (p Plan) Hash() string {
 	return attestation.HashJSON(struct {
 		Action, Target string
@@ -130,30 +133,31 @@ func (p Plan) Hash() string {
 	}{p.Action, p.TargetID, p.Params, p.Duration, p.Changes})
 }
 
-// Effect is what Apply did and observed.
+// Effect is the result of Apply.
 type Effect struct {
 	Outcome playbooks.Outcome `json:"outcome"` // changed, unverified or unchanged
 	Reason  string            `json:"reason,omitempty"`
-	// AppliedAt is when it took hold, by the clock of where it did.
+	// AppliedAt is when the effect was applied, by the clock of the node, cluster or provider.
 	AppliedAt time.Time `json:"applied_at,omitzero"`
 }
 
-// Drift says what somebody else changed since a containment was applied.
+// Drift describes a change by somebody else since the containment was applied.
 type Drift struct {
 	Detail string `json:"detail"`
 }
 
-// Refusal is an action's or a guard's "I will not": a value, not a failure. Trying again does not help.
+// Refusal means that an action or a guard refuses a request. Retrying does not help.
 type Refusal struct {
 	Reason string
 }
 
+// Error implements error.
 func (r *Refusal) Error() string { return r.Reason }
 
-// Refusef makes a refusal.
+// Refusef returns a *Refusal with a formatted reason.
 func Refusef(format string, args ...any) error { return &Refusal{fmt.Sprintf(format, args...)} }
 
-// AsRefusal gives the refusal in an error's chain. A node's refusal counts as one.
+// AsRefusal returns the refusal in an error's chain. A node's refusal counts as one.
 func AsRefusal(err error) (*Refusal, bool) {
 	var r *Refusal
 	if errors.As(err, &r) {
@@ -165,25 +169,27 @@ func AsRefusal(err error) (*Refusal, bool) {
 	return nil, false
 }
 
-// ErrNodeNotConnected says that no stream to the node is open here.
+// ErrNodeNotConnected means that this process has no stream to the node.
 var ErrNodeNotConnected = errors.New("the node's sensor is not connected")
 
-// ErrTargetGone says that the target no longer exists: nothing is left to contain.
+// ErrTargetGone means that the target no longer exists, so nothing is left to contain.
 var ErrTargetGone = errors.New("the target is gone")
 
-// PartlyVerifiedError comes with a Verify that says "in force": part of the effect is not observed, and why.
+// PartlyVerifiedError accompanies a Verify result of true: the effect is in force, but part of it cannot be observed.
 type PartlyVerifiedError struct{ Reason string }
 
+// Error implements error.
 func (e *PartlyVerifiedError) Error() string { return "not verified: " + e.Reason }
 
-// NodeClient calls a command on a node over its stream.
+// NodeClient sends commands to nodes.
 type NodeClient interface {
-	// Call returns the result decoded into out, and the blobs. It returns ErrNodeNotConnected if the stream is elsewhere or
-	// down, and an error wrapping link.ErrRefused if the node would not.
+	// Call runs a command on a node, decodes the result into out and returns the attachments. It returns
+	// ErrNodeNotConnected if this process has no stream to the node, and an error that wraps gatewayrpc.ErrRefused if
+	// the node refuses.
 	Call(ctx context.Context, node string, kind gatewayrpc.CommandKind, body, out any) ([]gatewayrpc.Attachment, error)
 }
 
-// ToNodeTarget is a target as a node knows it.
+// ToNodeTarget returns a target in the form that nodes use.
 func ToNodeTarget(t playbooks.Target) gatewayrpc.NodeTarget {
 	if t.Kind == playbooks.TargetPod {
 		return gatewayrpc.NodeTarget{PodUID: t.UID}

@@ -18,24 +18,24 @@ import (
 	"stanch/sensors/duration"
 )
 
-// Activities is the actions with what they and the activities around them need. Its exported methods with a context are
-// the Temporal activities.
+// Activities contains the actions and their dependencies. Its exported methods with a context are the Temporal
+// activities. They are safe for concurrent use once the fields are set.
 type Activities struct {
 	actions        map[string]Action
 	Guards         Guards
 	ScopeApprovers ScopeApprovers
-	Messenger      Messenger     // nil: people are told nothing by chat
-	ClosureReader  ClosureReader // nil: a message is kept until the desk says that it is done
+	Messenger      Messenger     // nil: no chat is configured
+	ClosureReader  ClosureReader // nil: a message is updated until the messenger reports Done
 	Authority      Authority
 	Evidence       *EvidenceStore
 	Log            *slog.Logger
-	// Now is the clock; nil is the machine's. Simulation gives the skipped time.
+	// Now returns the current time; nil means time.Now. Simulation returns simulated time.
 	Now func() time.Time
 	// Failpoint is called at named points, so that tests can kill the process there. Nil does nothing.
 	Failpoint func(point string)
 }
 
-// NewActivities makes a set of actions. Two of one name are a mistake of the program.
+// NewActivities returns the activities for a set of actions. It panics if two actions have the same name.
 func NewActivities(actions ...Action) *Activities {
 	s := &Activities{actions: map[string]Action{}, Log: slog.Default()}
 	for _, a := range actions {
@@ -48,7 +48,7 @@ func NewActivities(actions ...Action) *Activities {
 	return s
 }
 
-// Catalog is the specs of the set's actions.
+// Catalog returns the specs of the actions.
 func (s *Activities) Catalog() playbooks.Catalog {
 	c := playbooks.Catalog{}
 	for name, a := range s.actions {
@@ -57,7 +57,7 @@ func (s *Activities) Catalog() playbooks.Catalog {
 	return c
 }
 
-// Actions lists the actions by name.
+// Actions returns the actions, sorted by name.
 func (s *Activities) Actions() []Action {
 	var out []Action
 	for _, a := range s.actions {
@@ -85,7 +85,7 @@ func (s *Activities) hitFailpoint(point string) {
 	}
 }
 
-// Result is what became of one action on one target.
+// Result is the result of an action on one target.
 type Result struct {
 	Outcome  playbooks.Outcome       `json:"outcome"`
 	Reason   string                  `json:"reason,omitempty"`
@@ -94,7 +94,7 @@ type Result struct {
 	Receipt  *attestation.Envelope   `json:"receipt,omitempty"`
 }
 
-// errorTypeRetryable marks failures that may pass; refusals are values and never errors here.
+// errorTypeRetryable is the type of errors that Temporal retries. Refusals are values, never errors.
 const errorTypeRetryable = "stanch.failed"
 
 func retryableError(err error) error {
@@ -109,14 +109,14 @@ type ObserveInput struct {
 
 type attestationsContextKey struct{}
 
-// AttestationsFromContext gives the attested detections that came with the observation.
+// AttestationsFromContext returns the attested detections of the observation that runs with ctx.
 func AttestationsFromContext(ctx context.Context) []attestation.Envelope {
 	p, _ := ctx.Value(attestationsContextKey{}).([]attestation.Envelope)
 	return p
 }
 
-// Observe runs an action that changes nothing. Evidence always gets a receipt, also when it failed: an attacker who
-// makes evidence fail must not prevent containment.
+// Observe runs an action without side effects. Evidence always gets a signed receipt, even if capturing it failed: an
+// attacker who makes evidence fail must not be able to prevent containment.
 func (s *Activities) Observe(ctx context.Context, in ObserveInput) (Result, error) {
 	action, ok := s.actions[in.Request.Action].(Observer)
 	if !ok {
@@ -127,7 +127,7 @@ func (s *Activities) Observe(ctx context.Context, in ObserveInput) (Result, erro
 	s.hitFailpoint("observe/" + spec.Name)
 	result, err := s.runObserver(context.WithValue(ctx, attestationsContextKey{}, in.Attestations), action, in.Request)
 	s.hitFailpoint("observed/" + spec.Name)
-	// An action that does not work on such targets has attempted nothing.
+	// An action that does not support this kind of target has attempted nothing.
 	fits := len(spec.Targets) == 0 || slices.Contains(spec.Targets, in.Request.Target.Kind)
 	if spec.Verb == playbooks.VerbEvidence && fits {
 		receipt, signErr := s.Authority.Sign(attestation.PayloadTypeEvidenceReceipt, attestation.EvidenceReceipt{
@@ -138,7 +138,7 @@ func (s *Activities) Observe(ctx context.Context, in ObserveInput) (Result, erro
 		}
 		result.Receipt = &receipt
 		if err != nil {
-			return Result{Outcome: playbooks.OutcomeFailed, Reason: err.Error(), Receipt: &receipt}, nil //nolint:nilerr // a failure that is recorded, and stops nothing
+			return Result{Outcome: playbooks.OutcomeFailed, Reason: err.Error(), Receipt: &receipt}, nil //nolint:nilerr // a recorded failure stops nothing
 		}
 	}
 	if err != nil {
@@ -161,7 +161,7 @@ func (s *Activities) runObserver(ctx context.Context, action Observer, r Request
 	}
 	for _, piece := range seen.Artifacts {
 		ref, err := s.Evidence.StoreArtifact(ctx, r.IncidentRef.ID, r.Action, r.Target.ID(), piece, s.now())
-		if refusal, ok := AsRefusal(err); ok { // the pieces that fit are kept
+		if refusal, ok := AsRefusal(err); ok { // artifacts within the quota are kept
 			result.Reason = strings.TrimPrefix(result.Reason+"; "+piece.Name+" was not stored: "+refusal.Reason, "; ")
 			continue
 		}
@@ -187,14 +187,14 @@ type PlanInput struct {
 	Authorization Authorization `json:"authorization"`
 }
 
-// PlanResult is a plan and what the guards say of it.
+// PlanResult is a plan and the guards' decision about it.
 type PlanResult struct {
 	Plan     Plan          `json:"plan"`
 	PlanHash string        `json:"hash"`
 	Decision GuardDecision `json:"decision"`
 }
 
-// Plan says what a containment would change and whether it may. It changes nothing.
+// Plan returns what a containment would change, and whether the guards permit it. It changes nothing.
 func (s *Activities) Plan(ctx context.Context, in PlanInput) (PlanResult, error) {
 	action, ok := s.actions[in.Request.Action].(Containment)
 	if !ok {
@@ -203,7 +203,7 @@ func (s *Activities) Plan(ctx context.Context, in PlanInput) (PlanResult, error)
 	plan, err := action.Plan(ctx, in.Request)
 	if refusal, ok := AsRefusal(err); ok {
 		refused := PlanResult{Decision: GuardDecision{Verdict: VerdictRefuse, Guard: "action", Reason: refusal.Reason}}
-		refused.Plan.bindToRequest(in.Request) // the record says what was refused
+		refused.Plan.bindToRequest(in.Request) // identifies what was refused
 		return refused, nil
 	}
 	if err != nil {
@@ -223,11 +223,11 @@ func (s *Activities) Plan(ctx context.Context, in PlanInput) (PlanResult, error)
 	return out, nil
 }
 
-// HeartbeatTimeout is how long an activity may be silent: one whose process died is tried again after that, and not when its
-// whole time is up.
+// HeartbeatTimeout is the maximum time between heartbeats of an activity. Temporal retries an activity of a process
+// that died after this time, and not only after the activity's full timeout.
 const HeartbeatTimeout = 3 * time.Second
 
-// startHeartbeat tells Temporal that the activity lives until what it returns is called.
+// startHeartbeat sends heartbeats to Temporal until stop is called.
 func startHeartbeat(ctx context.Context) (stop func()) {
 	if !activity.IsActivity(ctx) {
 		return func() {}
@@ -254,16 +254,16 @@ type VerifyInput struct {
 	PriorState json.RawMessage `json:"prior,omitempty"`
 }
 
-// VerifyResult is what is observed of a containment.
+// VerifyResult is the observed state of a containment.
 type VerifyResult struct {
 	InForce    bool   `json:"in_force"`
 	Detail     string `json:"detail,omitempty"`
 	TargetGone bool   `json:"target_gone,omitempty"` // the target no longer exists
-	// UnverifiedReason says why something that is in force is not wholly observed.
+	// UnverifiedReason says which part of an effect in force could not be observed; "" if all was.
 	UnverifiedReason string `json:"unverified_reason,omitempty"`
 }
 
-// Verify observes whether a containment is in force.
+// Verify reports whether a containment is in force.
 func (s *Activities) Verify(ctx context.Context, in VerifyInput) (VerifyResult, error) {
 	action, ok := s.actions[in.Request.Action].(Containment)
 	if !ok {
@@ -288,21 +288,22 @@ func (s *Activities) Verify(ctx context.Context, in VerifyInput) (VerifyResult, 
 type UndoInput struct {
 	Request    Request         `json:"request"`
 	PriorState json.RawMessage `json:"prior,omitempty"`
-	// ReleaseGrant is needed before the end that is stamped on the contained object.
+	// ReleaseGrant is required before the end that is stamped on the contained object.
 	ReleaseGrant *attestation.Envelope `json:"grant,omitempty"`
 }
 
-// UndoResult is what Undo did.
+// UndoResult is the result of Undo.
 type UndoResult struct {
 	Undone        bool   `json:"undone"`
 	Drift         *Drift `json:"drift,omitempty"`
-	RefusalReason string `json:"refusal_reason,omitempty"` // why it was refused
-	// ManifestEntryHash is the hash of its line in the incident's manifest; Unrecorded says why there is none.
+	RefusalReason string `json:"refusal_reason,omitempty"` // "" unless refused
+	// ManifestEntryHash is the hash of the undo's line in the incident's manifest. Unrecorded says why there is no
+	// line.
 	ManifestEntryHash string `json:"manifest_entry_hash,omitempty"`
 	UnrecordedReason  string `json:"unrecorded_reason,omitempty"`
 }
 
-// Undo takes a containment back, and observes that it is gone.
+// Undo undoes a containment and verifies that it is no longer in force.
 func (s *Activities) Undo(ctx context.Context, in UndoInput) (UndoResult, error) {
 	r := in.Request
 	action, ok := s.actions[r.Action].(Containment)
@@ -333,7 +334,7 @@ func (s *Activities) Undo(ctx context.Context, in UndoInput) (UndoResult, error)
 	}
 	inForce, detail, err := action.Verify(ctx, r, in.PriorState)
 	if errors.Is(err, ErrTargetGone) {
-		return s.recordUndo(in, "the target is gone"), nil // nothing is left that could be in force
+		return s.recordUndo(in, "the target is gone"), nil // the target is gone, so nothing can be in force
 	}
 	if err != nil {
 		return UndoResult{}, retryableError(fmt.Errorf("observe that %s of %s is undone: %w", r.Action, r.Target, err))
@@ -344,7 +345,7 @@ func (s *Activities) Undo(ctx context.Context, in UndoInput) (UndoResult, error)
 	return s.recordUndo(in, ""), nil
 }
 
-// recordUndo records that a containment was taken back, and on whose word if it was early.
+// recordUndo records the undo in the manifest, with the people who granted an early release.
 func (s *Activities) recordUndo(in UndoInput, note string) UndoResult {
 	act := AuditRecord{Action: in.Request.Action, Target: in.Request.Target.ID(), LeaseID: in.Request.LeaseID, Note: note}
 	if in.ReleaseGrant != nil {

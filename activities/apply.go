@@ -18,21 +18,23 @@ type ApplyInput struct {
 	Request       Request         `json:"request"`
 	Authorization Authorization   `json:"authorization"`
 	PriorState    json.RawMessage `json:"prior,omitempty"`
-	// LeaseToken is the lease's from its first effect: it stands for the guards while the lease holds.
+	// LeaseToken is the token from the lease's first effect. It replaces the guards' decision while the lease is
+	// active.
 	LeaseToken *attestation.Envelope `json:"token,omitempty"`
 }
 
-// ApplyResult is what Apply did.
+// ApplyResult is the result of Apply.
 type ApplyResult struct {
 	Effect     Effect                `json:"effect"`
 	Decision   GuardDecision         `json:"decision"`
 	LeaseToken *attestation.Envelope `json:"token,omitempty"`
-	// ManifestEntryHash is the hash of the effect's line in the incident's manifest; Unrecorded says why there is none.
+	// ManifestEntryHash is the hash of the effect's line in the incident's manifest. Unrecorded says why there is no
+	// line.
 	ManifestEntryHash string `json:"manifest_entry_hash,omitempty"`
 	UnrecordedReason  string `json:"unrecorded_reason,omitempty"`
 }
 
-// Apply runs every guard, makes the change and observes it. What it did is undone if it fails in the middle.
+// Apply runs every guard, makes the change and verifies it. If it fails halfway, it undoes the part that was applied.
 func (s *Activities) Apply(ctx context.Context, in ApplyInput) (ApplyResult, error) {
 	r := in.Request
 	action, ok := s.actions[r.Action].(Containment)
@@ -71,8 +73,8 @@ func (s *Activities) Apply(ctx context.Context, in ApplyInput) (ApplyResult, err
 	return result, nil
 }
 
-// recordInManifest enters an act into the incident's manifest. A store that is full or damaged takes nothing back that was done:
-// what could not be entered is said in the result, and so in the history.
+// recordInManifest appends an audit record to the incident's manifest. A full or damaged store does not undo the
+// effect: unrecorded then says why there is no entry, and the workflow's history keeps it.
 func (s *Activities) recordInManifest(incident string, kind ManifestEntryKind, act AuditRecord) (entry, unrecorded string) {
 	if s.Evidence == nil {
 		return "", "there is no evidence store"
@@ -85,8 +87,8 @@ func (s *Activities) recordInManifest(incident string, kind ManifestEntryKind, a
 	return entry, ""
 }
 
-// rollbackFailedApply undoes a first apply that failed half-way. It is only for a target that nothing held before: else a request
-// that is made to fail would end a lease of its choice.
+// rollbackFailedApply undoes a first apply that failed halfway. It does nothing if a lease already covered the target;
+// otherwise a request that is made to fail could end any lease.
 func (s *Activities) rollbackFailedApply(ctx context.Context, action Containment, in ApplyInput) (*Drift, error) {
 	grant, err := s.Authority.Sign(attestation.PayloadTypeGrant, attestation.Grant{
 		Nonce: uuid.NewString(), Operation: attestation.OperationRollback, LeaseID: in.Request.LeaseID, IncidentID: in.Request.IncidentRef.ID,
@@ -100,14 +102,14 @@ func (s *Activities) rollbackFailedApply(ctx context.Context, action Containment
 	return action.Undo(ctx, in.Request, in.PriorState, &grant)
 }
 
-// authorizeApply gives the token under which the change may be made: the lease's own, if it still covers what is asked, or
-// a new one after every guard. held tells whether something is in force already.
+// authorizeApply returns the token that permits the change: the lease's own token if it covers the request, otherwise a
+// new one after every guard. held reports whether an effect is already in force.
 func (s *Activities) authorizeApply(ctx context.Context, action Containment, in ApplyInput) (_ GuardDecision, _ attestation.Envelope, held bool, _ error) {
 	r, now := in.Request, s.now()
 	if r.ReleaseGrant != nil {
 		g, err := s.Authority.Keyring().VerifyGrant(*r.ReleaseGrant, attestation.OperationRelease, now)
 		if err != nil || g.LeaseID != r.LeaseID {
-			r.ReleaseGrant = nil // spent, or another lease's
+			r.ReleaseGrant = nil // expired, or for another lease
 		}
 	}
 	var heldUntil time.Time
@@ -121,7 +123,8 @@ func (s *Activities) authorizeApply(ctx context.Context, action Containment, in 
 				return GuardDecision{Verdict: VerdictRun, Guard: "token", Reason: "the lease holds", BasisID: token.AuthorizationID}, *in.LeaseToken, true, nil
 			}
 			if g, ok := s.validExtensionGrant(r, now); ok {
-				// As old as the token that it follows: a lease that was released since is not brought back by an old extension.
+				// The new token keeps the issue time of the old one, so that an old extension does not revive a lease
+				// that was released since.
 				signed, err := s.signLeaseToken(r, GuardDecision{BasisID: g.Nonce, AuthorizedAt: token.DetectedAt, Drill: token.DrillOnly, DrillTarget: token.DrillTarget}, token.IssuedAt)
 				return GuardDecision{Verdict: VerdictRun, Guard: "token", Reason: "extended by " + strings.Join(g.GrantedBy, ", "), BasisID: g.Nonce}, signed, true, err
 			}
@@ -146,7 +149,7 @@ func (s *Activities) authorizeApply(ctx context.Context, action Containment, in 
 	return decision, signed, plan.AlreadyHeld, err
 }
 
-// validExtensionGrant gives the grant under which a lease that holds may last until the request's end.
+// validExtensionGrant returns the grant that permits the lease to last until the request's end.
 func (s *Activities) validExtensionGrant(r Request, now time.Time) (attestation.Grant, bool) {
 	if r.ExtensionGrant == nil {
 		return attestation.Grant{}, false
@@ -155,7 +158,8 @@ func (s *Activities) validExtensionGrant(r Request, now time.Time) (attestation.
 	return g, err == nil && g.LeaseID == r.LeaseID && !r.ExpiresAt.After(g.NewEnd)
 }
 
-// signLeaseToken signs what the node needs to see, and what stands for the guards while the lease holds.
+// signLeaseToken signs the token that the node verifies, and that replaces the guards' decision while the lease is
+// active.
 func (s *Activities) signLeaseToken(r Request, d GuardDecision, issued time.Time) (attestation.Envelope, error) {
 	signed, err := s.Authority.Sign(attestation.PayloadTypeLeaseToken, attestation.LeaseToken{
 		Nonce: uuid.NewString(), LeaseID: r.LeaseID, Action: r.Action, TargetID: r.Target.ID(), ParamsHash: attestation.HashJSON(r.Params),

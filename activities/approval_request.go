@@ -12,42 +12,43 @@ import (
 	"stanch/sensors/duration"
 )
 
-// ApprovalRequest is one question that waits for people.
+// ApprovalRequest is a pending request for approval.
 type ApprovalRequest struct {
-	ID         string       `json:"id"`  // within the run
+	ID         string       `json:"id"`  // unique within the run
 	WorkflowID string       `json:"run"` // the playbook's workflow id
 	IncidentID string       `json:"incident"`
 	Step       string       `json:"step"`
 	Title      string       `json:"title"`
 	Question   string       `json:"question,omitempty"`
 	Plans      []PlanResult `json:"plans"`
-	// Targets are the plans', in their order.
+	// Targets are the targets of the plans, in the same order.
 	Targets   []playbooks.Target `json:"targets,omitempty"`
-	PlansHash string             `json:"hash"` // of all plans: what a vote is bound to
+	PlansHash string             `json:"hash"` // of all plans; votes are bound to it
 	Approvers Approvers          `json:"approvers"`
 	AskedAt   time.Time          `json:"asked_at"`
 	Deadline  time.Time          `json:"deadline"`
-	// ReplacesHash is the hash of the question that this one takes the place of, and Changed what is different since.
+	// ReplacesHash is the hash of the request that this one replaces. ChangesSinceReplaced lists the differences.
 	ReplacesHash         string                 `json:"replaces_hash,omitempty"`
 	ChangesSinceReplaced []string               `json:"changes_since_replaced,omitempty"`
 	Votes                []attestation.Envelope `json:"votes,omitempty"`
-	// ApprovedBy are who has agreed so far; Ignored says of each vote that does not count why not.
+	// ApprovedBy names the people who have approved so far. IgnoredVotes gives the reason for each vote that does not
+	// count.
 	ApprovedBy   []string `json:"approved_by,omitempty"`
 	IgnoredVotes []string `json:"ignored_votes,omitempty"`
 }
 
-// QualifiedID names the question within its incident: the number of its run, and its ID there ("2/contain#1"). Two runs may ask
-// under the same ID.
+// QualifiedID returns the request's id within its incident: the number of its run and the request's ID ("2/contain#1").
+// Two runs may use the same ID.
 func (p ApprovalRequest) QualifiedID() string {
-	// A run's workflow id is playbook/INCIDENT/NUMBER/PLAYBOOK.
+	// The workflow id of a run is playbook/INCIDENT/NUMBER/PLAYBOOK.
 	if parts := strings.SplitN(p.WorkflowID, "/", 4); len(parts) == 4 && parts[1] == p.IncidentID {
 		return parts[2] + "/" + p.ID
 	}
 	return p.ID
 }
 
-// DurationText says for how long what it asks about would be contained, such as " for 2d"; "" where nothing is, or not all of it
-// for as long.
+// DurationText returns how long the approved containments would last, such as " for 2d"; "" if there are none or their
+// durations differ.
 func (p ApprovalRequest) DurationText() string {
 	for _, r := range p.Plans {
 		if r.Plan.Duration != p.Plans[0].Plan.Duration {
@@ -60,18 +61,19 @@ func (p ApprovalRequest) DurationText() string {
 	return " for " + duration.Format(p.Plans[0].Plan.Duration)
 }
 
-// ApprovalOutcome is what became of a question that is no longer open.
+// ApprovalOutcome is the result of a request that is closed.
 type ApprovalOutcome struct {
 	ID         string    `json:"id"`
 	Step       string    `json:"step"`
 	Title      string    `json:"title"`
 	Granted    bool      `json:"granted"`
-	Reason     string    `json:"reason"` // who said what, or why nobody's answer counted
+	Reason     string    `json:"reason"` // who decided what, or why no vote counted
 	ApprovedBy []string  `json:"approved_by,omitempty"`
 	DecidedAt  time.Time `json:"at"`
 }
 
-// Validate says why a question is not what its hash says, or nil. What is shown must be what a yes is bound to.
+// Validate returns an error if the request does not match its hash: approvers must see exactly what their votes are
+// bound to.
 func (p ApprovalRequest) Validate() error {
 	if ApprovalRequestHash(p.Plans, p.Approvers) != p.PlansHash || len(p.Targets) != len(p.Plans) {
 		return errors.New("the question's hash is not that of its plans")
@@ -84,7 +86,7 @@ func (p ApprovalRequest) Validate() error {
 	return nil
 }
 
-// Diff says what is different between two plans, in sentences for a person.
+// Diff returns the differences from an earlier plan, in sentences for approvers.
 func (p Plan) Diff(before Plan) []string {
 	var out []string
 	for _, was := range before.Changes {

@@ -10,7 +10,7 @@ import (
 	"stanch/playbooks"
 )
 
-// Whoever answers for the workflow cannot show one plan and have another approved.
+// A compromised workflow cannot show one plan and have another one approved.
 func TestWhatIsShownIsWhatIsBound(t *testing.T) {
 	target := playbooks.Target{Kind: playbooks.TargetPod, Namespace: "shop", Name: "dev", UID: "1"}
 	plan := activities.Plan{Action: "pod.isolate", TargetID: target.ID(), Changes: []string{"isolate a pod"}, Duration: time.Hour}

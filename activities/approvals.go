@@ -13,7 +13,7 @@ import (
 	"stanch/sensors/attestation"
 )
 
-// RecordAttempt gives a receipt for evidence that was attempted and never answered.
+// RecordAttempt returns a signed receipt for evidence that was attempted and timed out.
 func (s *Activities) RecordAttempt(_ context.Context, r Request) (attestation.Envelope, error) {
 	signed, err := s.Authority.Sign(attestation.PayloadTypeEvidenceReceipt, attestation.EvidenceReceipt{IncidentID: r.IncidentRef.ID, TargetID: r.Target.ID(), Action: r.Action, AttemptedAt: s.now()})
 	if err != nil {
@@ -22,7 +22,8 @@ func (s *Activities) RecordAttempt(_ context.Context, r Request) (attestation.En
 	return signed, nil
 }
 
-// ApprovalRequestHash is what a vote is bound to: every plan with its target, in order, and who had to agree.
+// ApprovalRequestHash returns the hash that votes are bound to: every plan with its target, in order, and the
+// approvers.
 func ApprovalRequestHash(plans []PlanResult, approvers Approvers) string {
 	hashes := make([]string, len(plans))
 	for i, p := range plans {
@@ -34,7 +35,7 @@ func ApprovalRequestHash(plans []PlanResult, approvers Approvers) string {
 	}{hashes, approvers})
 }
 
-// CountVotesInput is a question with the votes so far.
+// CountVotesInput is a request and its votes so far.
 type CountVotesInput struct {
 	IncidentID string                 `json:"incident"`
 	WorkflowID string                 `json:"run"`
@@ -45,33 +46,34 @@ type CountVotesInput struct {
 	Votes      []attestation.Envelope `json:"votes"`
 	AskedAt    time.Time              `json:"asked_at,omitzero"`
 	Deadline   time.Time              `json:"deadline"`
-	// Targets are the plans', in their order.
+	// Targets are the targets of the plans, in the same order.
 	Targets []playbooks.Target `json:"targets,omitempty"`
-	// PlaybookAuthorization proves whose playbook asks; nil where the scope's own approvers are asked.
+	// PlaybookAuthorization proves which playbook makes the request; nil if the scope's own approvers are asked.
 	PlaybookAuthorization *attestation.Envelope `json:"playbook_authorization,omitempty"`
 }
 
-// VoteCount is what the votes come to.
+// VoteCount is the result of counting votes.
 type VoteCount struct {
 	Granted    bool     `json:"granted"`
 	Denied     bool     `json:"denied"`
 	Reason     string   `json:"reason,omitempty"`
-	ApprovedBy []string `json:"approved_by,omitempty"` // who has agreed so far
-	// IgnoredVotes says of each vote that does not count why not.
+	ApprovedBy []string `json:"approved_by,omitempty"` // people who have approved so far
+	// IgnoredVotes gives the reason for each vote that does not count.
 	IgnoredVotes     []string                        `json:"ignored_votes,omitempty"`
 	GrantsByPlanHash map[string]attestation.Envelope `json:"grants_by_plan_hash,omitempty"` // by plan hash
-	// ManifestEntryHash is the hash of its line in the incident's manifest; Unrecorded says why there is none.
+	// ManifestEntryHash is the hash of the approval's line in the incident's manifest. Unrecorded says why there is no
+	// line.
 	ManifestEntryHash string `json:"manifest_entry_hash,omitempty"`
 	UnrecordedReason  string `json:"unrecorded_reason,omitempty"`
 }
 
-// grantLifetime is how long an approved plan may wait for its effect, from the last vote that counts. Votes that are counted
-// again later give no younger grant.
+// grantLifetime is how long an approved plan may wait for its effect, counted from the last approval. Counting the same
+// votes again does not extend it.
 const grantLifetime = 15 * time.Minute
 
-// CountVotes verifies every vote and, when enough different people with the right said yes to exactly these plans,
-// signs a grant for each plan. One no of somebody with the right denies. Who has the right is the scope's or a known
-// playbook's to say, and not the workflow's.
+// CountVotes verifies every vote. When a quorum of entitled people has approved exactly these plans, it signs a grant
+// for each plan. One denial by an entitled person denies the request. The scope's configuration or an authorized
+// playbook defines who is entitled, never the workflow.
 func (s *Activities) CountVotes(_ context.Context, in CountVotesInput) (VoteCount, error) {
 	if in.PlansHash != ApprovalRequestHash(in.Plans, in.Approvers) {
 		return VoteCount{Denied: true, Reason: "the question that is counted is not the one that people answered"}, nil
@@ -97,7 +99,7 @@ func (s *Activities) CountVotes(_ context.Context, in CountVotesInput) (VoteCoun
 	return s.signGrants(in, c, out)
 }
 
-// askForbiddenReason says why these people may not be asked about these plans, or "".
+// askForbiddenReason returns why these approvers may not be asked about these plans, or "".
 func (s *Activities) askForbiddenReason(in CountVotesInput) string {
 	if len(in.Targets) != len(in.Plans) {
 		return "the question does not name the target of each plan"
@@ -130,18 +132,18 @@ func (s *Activities) askForbiddenReason(in CountVotesInput) string {
 	return ""
 }
 
-// ApproversHash names whom an approval asks.
+// ApproversHash returns the hash of a set of approvers.
 func ApproversHash(a Approvers) string { return attestation.HashJSON(a) }
 
 func sameApprovers(a, b Approvers) bool {
 	return !a.IsEmpty() && attestation.HashJSON(a) == attestation.HashJSON(b)
 }
 
-// countedVotes is what the votes come to.
+// countedVotes are the votes that count.
 type countedVotes struct {
 	approvals      map[string]attestation.Vote
 	denial         *attestation.Vote
-	breakGlass     *attestation.Vote // one who broke the glass
+	breakGlass     *attestation.Vote // the vote that used break-glass; nil if none did
 	ignoredReasons []string
 }
 
@@ -157,7 +159,7 @@ func (s *Activities) verifyVotes(in CountVotesInput) countedVotes {
 		}
 		switch {
 		case v.IncidentID != in.IncidentID || v.WorkflowID != in.WorkflowID || v.Step != in.RequestID:
-			continue // another question's
+			continue // for another request
 		case v.RejectionReason != "":
 			ignore(v.Person, v.RejectionReason)
 		case v.PlanHash != in.PlansHash:
@@ -181,7 +183,7 @@ func (s *Activities) verifyVotes(in CountVotesInput) countedVotes {
 	return c
 }
 
-// lastApprovedAt is when the last of the votes that agree was given.
+// lastApprovedAt returns the time of the last approving vote.
 func (c countedVotes) lastApprovedAt() time.Time {
 	var at time.Time
 	for _, v := range c.approvals {
@@ -192,7 +194,8 @@ func (c countedVotes) lastApprovedAt() time.Time {
 	return at
 }
 
-// grantNonce is the same whenever the votes on one question are counted: a grant that was used is not made anew.
+// grantNonce returns the same nonce whenever the votes of a request are counted, so that a used grant cannot be issued
+// again.
 func grantNonce(in CountVotesInput, plan string) string {
 	return attestation.HashJSON([]string{in.IncidentID, in.WorkflowID, in.RequestID, in.PlansHash, plan})[:32]
 }

@@ -13,7 +13,7 @@ import (
 	"stanch/testenv/signer"
 )
 
-// voteFixture is a question about one plan, asked of the scope's approvers, two of whom must agree.
+// voteFixture is a request about one plan, for the scope's approvers with a quorum of two.
 type voteFixture struct {
 	t              *testing.T
 	signer         *signer.Signer
@@ -51,7 +51,7 @@ func newVoteFixture(t *testing.T) *voteFixture {
 	return b
 }
 
-// updateHash binds the question to what it is now about.
+// updateHash recomputes the hash of the request.
 func (b *voteFixture) updateHash() {
 	b.input.PlansHash = activities.ApprovalRequestHash(b.input.Plans, b.input.Approvers)
 }
@@ -187,7 +187,7 @@ func TestVotesAreCounted(t *testing.T) {
 	}
 }
 
-// usePlaybookApprover lets a playbook of somebody's ask one person.
+// usePlaybookApprover makes the request one of a playbook that asks one person.
 func (b *voteFixture) usePlaybookApprover(by *signer.Signer, person string) {
 	b.input.Approvers = activities.Approvers{Users: []string{person}, Quorum: 1, Timeout: time.Hour}
 	b.updateHash()
@@ -196,7 +196,7 @@ func (b *voteFixture) usePlaybookApprover(by *signer.Signer, person string) {
 	b.input.PlaybookAuthorization = &signed
 }
 
-// What a drill's key granted says so, and for which namespace.
+// A grant that a drill's key signed names the drill and the namespace.
 func TestAGrantSaysForWhatItIs(t *testing.T) {
 	b := newVoteFixture(t)
 	b.input.Approvers = b.ApproversForNamespace("", true)

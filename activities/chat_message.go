@@ -9,56 +9,60 @@ import (
 	"go.temporal.io/sdk/temporal"
 )
 
-// MessageState is what is remembered of an incident's message and its thread.
+// MessageState is the stored state of an incident's chat message and its thread.
 type MessageState struct {
 	Channel     string `json:"channel,omitempty"`
-	MessageTS   string `json:"ts,omitempty"`           // names the message in its channel
-	ContentHash string `json:"content_hash,omitempty"` // hash of what it shows
-	// PostedReplies are the replies that were written, by what they are about.
+	MessageTS   string `json:"ts,omitempty"`           // identifies the message in its channel
+	ContentHash string `json:"content_hash,omitempty"` // hash of the displayed content
+	// PostedReplies contains the keys of the replies that were posted.
 	PostedReplies map[string]bool `json:"posted_replies,omitempty"`
 }
 
-// SyncMessageInput is the input of Look.
+// SyncMessageInput is the input of SyncMessage.
 type SyncMessageInput struct {
 	IncidentID string       `json:"incident"`
 	State      MessageState `json:"state"`
-	// MayExistAlready: a message of the incident may be there that the state does not know.
+	// MayExistAlready means that a message may exist that the state does not know.
 	MayExistAlready bool `json:"may_exist_already,omitempty"`
 }
 
-// SyncMessageResult is what Look did.
+// SyncMessageResult is the result of SyncMessage.
 type SyncMessageResult struct {
 	State MessageState `json:"state"`
-	// Done: the incident is closed and its message shows that, or nothing can be shown of it any more.
+	// Done means that no update is needed any more: the incident is closed and its message shows that, or the incident
+	// can no longer be shown.
 	Done bool `json:"done,omitempty"`
-	// NextSyncIn is when to look again if nothing happens before; zero is for the workflow to choose.
+	// NextSyncIn is when to sync again if nothing happens before; with zero, the workflow chooses.
 	NextSyncIn time.Duration `json:"next_sync_in,omitempty"`
 }
 
-// Notifier writes into an incident's thread.
+// Notifier posts into an incident's thread.
 type Notifier interface {
-	// Post writes a reply; key makes it safe to repeat.
+	// Post posts a reply. A repeated call with the same key posts nothing.
 	Post(ctx context.Context, incident IncidentRef, key, text string) error
 }
 
-// Messenger is where people read and answer.
+// Messenger is the chat in which people read and answer.
 type Messenger interface {
 	Notifier
-	// SyncMessage brings an incident's message to what is so now. It is safe to repeat: what was written by an attempt that
-	// died is found and not written twice. An error wrapping a *RetryAfterError says when to try again.
+	// SyncMessage updates an incident's message to its current state. It is idempotent: a reply of an earlier attempt
+	// that died is found and not posted twice. An error that wraps a *RetryAfterError says when to retry.
 	SyncMessage(ctx context.Context, in SyncMessageInput) (SyncMessageResult, error)
 }
 
-// RetryAfterError says that the other side wants to be asked later.
+// RetryAfterError means that a service asks to be called again later.
 type RetryAfterError struct {
 	Delay time.Duration
 	Err   error
 }
 
+// Error implements error.
 func (e *RetryAfterError) Error() string { return e.Err.Error() }
+
+// Unwrap returns Err.
 func (e *RetryAfterError) Unwrap() error { return e.Err }
 
-// RetryAfter makes an error of an activity that Temporal tries again when the other side said.
+// RetryAfter returns err as an activity error that Temporal retries after the delay of a *RetryAfterError in its chain.
 func RetryAfter(err error) error {
 	if later, ok := errors.AsType[*RetryAfterError](err); ok {
 		return temporal.NewApplicationErrorWithOptions(err.Error(), errorTypeRetryable, temporal.ApplicationErrorOptions{NextRetryDelay: later.Delay, Cause: err})
@@ -66,26 +70,26 @@ func RetryAfter(err error) error {
 	return retryableError(err)
 }
 
-// Closure is how an incident's own workflow ended, from what lists workflows: that answers also where the incident itself
-// cannot be read.
+// Closure is how an incident's workflow ended. It comes from Temporal's list of workflows, which answers even if the
+// incident itself cannot be queried.
 type Closure struct {
-	NotFound bool      // there is none: it was deleted, or its retention is over
-	ClosedAt time.Time // zero while it runs
-	Abnormal bool      // it did not end by itself: somebody terminated it, or it failed
+	NotFound bool      // deleted, or its retention is over
+	ClosedAt time.Time // zero while it is running
+	Abnormal bool      // it was terminated, or it failed
 }
 
-// ClosureReader tells how incidents ended.
+// ClosureReader reads how incidents ended.
 type ClosureReader interface {
 	Closure(ctx context.Context, incident string) (Closure, error)
 }
 
-// How long a message that cannot be kept is tried for.
+// How long the update of a failing message is retried.
 const (
-	retryWindowWhenGone   = 10 * time.Minute // a list lags behind what was just started
+	retryWindowWhenGone   = 10 * time.Minute // Temporal's list lags behind new workflows
 	retryWindowWhenClosed = 24 * time.Hour
 )
 
-// SyncMessage brings an incident's message to what is so now.
+// SyncMessage updates an incident's message to its current state.
 func (s *Activities) SyncMessage(ctx context.Context, in SyncMessageInput) (SyncMessageResult, error) {
 	defer startHeartbeat(ctx)()
 	out, err := SyncMessageResult{State: in.State, NextSyncIn: 10 * time.Minute}, error(nil)
@@ -109,8 +113,8 @@ func (s *Activities) SyncMessage(ctx context.Context, in SyncMessageInput) (Sync
 	return out, nil
 }
 
-// isIncidentOver tells whether there is nothing left to show of an incident. failed is what kept its message from being shown;
-// that may pass, so it is given its time.
+// isIncidentOver reports whether nothing is left to show of an incident. If failed, the error of the last update, may
+// be temporary, updates are retried for the retry window first.
 func (s *Activities) isIncidentOver(ctx context.Context, incident string, failed error) bool {
 	if s.ClosureReader == nil {
 		return false

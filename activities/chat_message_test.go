@@ -12,7 +12,7 @@ import (
 	"stanch/activities"
 )
 
-// fakeMessenger is a desk that answers as it is told, about an incident that ended as it is told.
+// fakeMessenger is a messenger with a configurable result, for an incident with a configurable end.
 type fakeMessenger struct {
 	closure   activities.Closure
 	syncError error
@@ -26,14 +26,14 @@ func (w fakeMessenger) Closure(context.Context, string) (activities.Closure, err
 	return w.closure, nil
 }
 
-// A message is kept as long as there is something to show, and no longer.
+// A message is updated as long as there is something to show, and no longer.
 func TestAThreadEndsWithItsIncident(t *testing.T) {
 	now, away := time.Now(), errors.New("the channel is archived")
 	ago := func(d time.Duration) time.Time { return now.Add(-d) }
 	for name, c := range map[string]struct {
 		fakeMessenger
 		noDesk bool
-		later  time.Duration // since the activity was scheduled
+		later  time.Duration // time since the activity was scheduled
 		done   bool
 	}{
 		"open":                                     {},

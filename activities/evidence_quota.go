@@ -13,28 +13,28 @@ import (
 	"stanch/playbooks"
 )
 
-// Quota bounds what evidence takes, in bytes. A zero field does not bound. Whoever attacks may fill a store with junk
-// first and attack then: so the last tenth, of the store and of each incident, is kept for small pieces.
+// Quota limits the size of evidence, in bytes. A zero field means no limit. An attacker could fill a store before the
+// attack, so the last tenth of the store and of each incident is reserved for small artifacts.
 type Quota struct {
-	MaxTotalBytes    int64 // of all pieces in the store
-	MaxIncidentBytes int64 // of the pieces of one incident
-	MinFreeBytes     int64 // what stays free on the file system, for manifests and Temporal's own file
+	MaxTotalBytes    int64 // of all artifacts in the store
+	MaxIncidentBytes int64 // of the artifacts of one incident
+	MinFreeBytes     int64 // kept free on the file system, for manifests and Temporal's database
 }
 
-// smallArtifactBytes is what may still be stored in the reserved tenth: a snapshot of processes, a manifest, a log.
+// smallArtifactBytes is the maximum size of artifacts in the reserved tenth: a process snapshot, a manifest, a log.
 const smallArtifactBytes = 1 << 20
 
-// usageCache is what the store is known to hold. It is counted anew now and then: other replicas write too.
+// usageCache is the cached size of the store. It is recomputed regularly, because other replicas write too.
 type usageCache struct {
 	mu         sync.Mutex
 	totalBytes int64
 	countedAt  time.Time
 }
 
-// maxUsageAge is how long a count of the whole store is relied on.
+// maxUsageAge is how long the cached size is used.
 const maxUsageAge = 10 * time.Minute
 
-// UsedBytes returns the bytes of all pieces in the store.
+// UsedBytes returns the total size of all artifacts in the store.
 func (s *EvidenceStore) UsedBytes() (int64, error) {
 	s.cachedUsage.mu.Lock()
 	defer s.cachedUsage.mu.Unlock()
@@ -44,7 +44,7 @@ func (s *EvidenceStore) UsedBytes() (int64, error) {
 	total := int64(0)
 	err := filepath.WalkDir(filepath.Join(s.Dir, "blobs"), func(_ string, d fs.DirEntry, err error) error {
 		if err != nil || d.IsDir() {
-			return nil //nolint:nilerr // a piece that is being stored right now
+			return nil //nolint:nilerr // an artifact that is being written
 		}
 		if info, err := d.Info(); err == nil {
 			total += info.Size()
@@ -64,7 +64,8 @@ func (s *EvidenceStore) addUsedBytes(n int64) {
 	s.cachedUsage.totalBytes += n
 }
 
-// checkQuota returns a refusal if a piece of this size would exceed the quota. Pieces that are stored already cost nothing.
+// checkQuota returns a refusal if an artifact of this size would exceed the quota. Artifacts that are already stored
+// need no space.
 func (s *EvidenceStore) checkQuota(incident string, size int64) error {
 	if s.Quota.MaxTotalBytes > 0 {
 		total, err := s.UsedBytes()
@@ -96,7 +97,7 @@ func (s *EvidenceStore) checkQuota(incident string, size int64) error {
 	return nil
 }
 
-// quotaExceededReason says why size more does not fit, or "".
+// quotaExceededReason returns why size more bytes do not fit, or "".
 func quotaExceededReason(used, size, most int64) string {
 	limit := most - most/10
 	if size <= smallArtifactBytes {
@@ -108,7 +109,7 @@ func quotaExceededReason(used, size, most int64) string {
 	return fmt.Sprintf("%d of %d bytes are used and %d more do not fit (the last tenth is kept for pieces up to %d bytes)", used, most, size, smallArtifactBytes)
 }
 
-// incidentUsedBytes returns the bytes of an incident's pieces by its manifest. A piece that is entered twice counts once.
+// incidentUsedBytes returns the total size of an incident's artifacts, by its manifest. Duplicates count once.
 func (s *EvidenceStore) incidentUsedBytes(incident string) (int64, error) {
 	lines, _, err := s.Manifest(incident, s.Authority.Keyring())
 	if err != nil {
@@ -130,7 +131,7 @@ func (s *EvidenceStore) incidentUsedBytes(incident string) (int64, error) {
 func freeBytes(dir string) (int64, error) {
 	for at := dir; ; at = filepath.Dir(at) {
 		if _, err := os.Stat(at); err != nil && at != filepath.Dir(at) {
-			continue // it is made with the first piece
+			continue // created with the first artifact
 		}
 		var st unix.Statfs_t
 		if err := unix.Statfs(at, &st); err != nil {

@@ -18,7 +18,7 @@ const (
 	theftIncidentID = "INC-01THEFT0000000"
 )
 
-// newArtifact returns a piece of this size that is unlike every other.
+// newArtifact returns an artifact of this size with unique content.
 func newArtifact(name string, size int) activities.Artifact {
 	return activities.Artifact{Name: name, Data: append([]byte(name), bytes.Repeat([]byte("x"), size-len(name))...)}
 }

@@ -16,14 +16,14 @@ import (
 	"stanch/playbooks"
 )
 
-// EvidenceStore keeps evidence by content in a directory, blobs/<sha256>, with a manifest for each incident: a
-// hash-chained, signed line for each piece and each act (custody.go). What it holds can be read and verified without
-// a running Stanch.
+// EvidenceStore stores evidence by content in a directory, blobs/<sha256>, with a manifest for each incident: a
+// hash-chained, signed line for each artifact and each audit record (manifest.go). It can be read and verified without
+// a running Stanch. It is safe for concurrent use, also by several processes.
 type EvidenceStore struct {
 	Dir string
-	// Authority signs the manifests. Nil only reads.
+	// Authority signs the manifests. With nil, the store is read-only.
 	Authority Authority
-	// Quota bounds what is stored; the zero value does not.
+	// Quota limits the stored bytes; the zero value has no limit.
 	Quota Quota
 
 	cachedUsage usageCache
@@ -34,14 +34,14 @@ var (
 	sha256Pattern     = regexp.MustCompile(`^[0-9a-f]{64}$`)
 )
 
-// JournalManifest is the manifest of what concerns no single incident: the kill switch, above all.
+// JournalManifest is the manifest for events of no single incident, above all the kill switch.
 const JournalManifest = "JOURNAL"
 
-// maxArtifactBytes bounds one piece, in bytes.
+// maxArtifactBytes is the maximum size of one artifact.
 const maxArtifactBytes = 128 << 20
 
-// StoreArtifact stores one piece and enters it into the incident's manifest. A piece is whole or not there, and is entered only
-// once it is there.
+// StoreArtifact stores an artifact and appends it to the incident's manifest. The artifact is written atomically, and
+// the manifest names it only after it is stored.
 func (s *EvidenceStore) StoreArtifact(_ context.Context, incident, action, target string, piece Artifact, at time.Time) (playbooks.EvidenceRef, error) {
 	if len(piece.Data) > maxArtifactBytes {
 		return playbooks.EvidenceRef{}, Refusef("evidence %s has %d bytes, at most %d are kept", piece.Name, len(piece.Data), maxArtifactBytes)
@@ -53,7 +53,7 @@ func (s *EvidenceStore) StoreArtifact(_ context.Context, incident, action, targe
 	if piece.SHA256 != "" && piece.SHA256 != ref.SHA256 {
 		return playbooks.EvidenceRef{}, fmt.Errorf("evidence %s was %s at its source (%s) and arrived as %s", piece.Name, truncate(piece.SHA256, 64), piece.CapturedFrom, ref.SHA256)
 	}
-	if _, err := s.ReadArtifact(ref.SHA256); err != nil { // or else it is stored already
+	if _, err := s.ReadArtifact(ref.SHA256); err != nil { // already stored otherwise
 		if err := s.checkQuota(incident, ref.SizeBytes); err != nil {
 			return playbooks.EvidenceRef{}, err
 		}
@@ -75,15 +75,15 @@ func (s *EvidenceStore) blobPath(sum string) string {
 	return filepath.Join(s.Dir, "blobs", sum[:2], sum)
 }
 
-// writeBlob stores bytes under their hash. What is there already and is not what its name says is written anew.
+// writeBlob stores bytes under their hash. It rewrites a blob whose content does not match its name.
 func (s *EvidenceStore) writeBlob(sum string, data []byte) error {
 	path := s.blobPath(sum)
 	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
-		return err //nolint:wrapcheck // the caller says what was stored
+		return err //nolint:wrapcheck // the caller adds context
 	}
 	f, err := os.CreateTemp(filepath.Dir(path), "new-*")
 	if err != nil {
-		return err //nolint:wrapcheck // the caller says what was stored
+		return err //nolint:wrapcheck // the caller adds context
 	}
 	_, err = f.Write(data)
 	err = errors.Join(err, f.Chmod(0o400), f.Close())
@@ -91,15 +91,15 @@ func (s *EvidenceStore) writeBlob(sum string, data []byte) error {
 		err = os.Rename(f.Name(), path)
 	}
 	if err != nil {
-		return errors.Join(err, os.Remove(f.Name())) // a full disk leaves nothing behind
+		return errors.Join(err, os.Remove(f.Name())) // leave nothing behind on a full disk
 	}
 	return nil
 }
 
-// ErrCorrupted says that a piece is there and is not what was stored.
+// ErrCorrupted means that an artifact's content does not match its hash.
 var ErrCorrupted = errors.New("it is not what was stored")
 
-// ReadArtifact reads a piece and checks that it is what its hash says.
+// ReadArtifact returns an artifact. It returns ErrCorrupted if its content does not match its hash.
 func (s *EvidenceStore) ReadArtifact(sum string) ([]byte, error) {
 	if !sha256Pattern.MatchString(sum) {
 		return nil, Refusef("%q is not a SHA-256 in hex", truncate(sum, 80))
@@ -117,7 +117,7 @@ func (s *EvidenceStore) ReadArtifact(sum string) ([]byte, error) {
 	return data, nil
 }
 
-// ListIncidents lists the incidents that have a manifest.
+// ListIncidents returns the ids of the incidents that have a manifest.
 func (s *EvidenceStore) ListIncidents() ([]string, error) {
 	entries, err := os.ReadDir(filepath.Join(s.Dir, "incidents"))
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {

@@ -19,50 +19,52 @@ import (
 	"stanch/sensors/attestation"
 )
 
-// ManifestEntryKind says what an entry of a manifest records.
+// ManifestEntryKind is what an entry of a manifest records.
 type ManifestEntryKind string
 
-// The kinds of entry.
+// The kinds of entries.
 const (
-	EntryKindEvidence ManifestEntryKind = "evidence" // a piece was stored
-	EntryKindApproval ManifestEntryKind = "approval" // people permitted a plan
-	// EntryKindBreakGlass: one person took the right of the quorum.
+	EntryKindEvidence ManifestEntryKind = "evidence" // an artifact was stored
+	EntryKindApproval ManifestEntryKind = "approval" // approvers permitted a plan
+	// EntryKindBreakGlass records that one person approved in place of the quorum.
 	EntryKindBreakGlass ManifestEntryKind = "break-glass"
-	EntryKindRelease    ManifestEntryKind = "release" // a person ends a containment early
-	EntryKindExtend     ManifestEntryKind = "extend"  // a person lets a containment last longer
-	EntryKindTriage     ManifestEntryKind = "mark"    // a person took the incident over, resolved it, or requested something in it
-	EntryKindPause      ManifestEntryKind = "stop"    // the kill switch was set
-	EntryKindResume     ManifestEntryKind = "resume"  // and lifted
-	EntryKindEffect     ManifestEntryKind = "effect"  // a containment took hold
-	EntryKindUndo       ManifestEntryKind = "undo"    // a containment was taken back
-	EntryKindArchive    ManifestEntryKind = "archive" // the workflows' histories were archived
-	EntryKindAccess     ManifestEntryKind = "access"  // somebody took a piece out
+	EntryKindRelease    ManifestEntryKind = "release" // a person ended a containment early
+	EntryKindExtend     ManifestEntryKind = "extend"  // a person extended a containment
+	// a person assigned or resolved the incident, or requested an action in it
+	EntryKindTriage  ManifestEntryKind = "mark"
+	EntryKindPause   ManifestEntryKind = "stop"    // new containments were paused
+	EntryKindResume  ManifestEntryKind = "resume"  // new containments were resumed
+	EntryKindEffect  ManifestEntryKind = "effect"  // a containment was applied
+	EntryKindUndo    ManifestEntryKind = "undo"    // a containment was undone
+	EntryKindArchive ManifestEntryKind = "archive" // the workflows' histories were archived
+	EntryKindAccess  ManifestEntryKind = "access"  // somebody exported an artifact
 )
 
-// ManifestEntry is one line of an incident's manifest. It names the line before it by its hash, and is signed.
+// ManifestEntry is one line of an incident's manifest. It contains the hash of the previous line, and is signed.
 type ManifestEntry struct {
-	IncidentID   string                 `json:"incident"`
-	Sequence     int                    `json:"seq"`                     // from 1
-	PreviousHash string                 `json:"previous_hash,omitempty"` // SHA-256 of the line before, "" for the first
+	IncidentID string `json:"incident"`
+	Sequence   int    `json:"seq"` // from 1
+	// SHA-256 of the previous line; "" for the first
+	PreviousHash string                 `json:"previous_hash,omitempty"`
 	At           time.Time              `json:"at"`
 	Kind         ManifestEntryKind      `json:"kind"`
 	Evidence     *playbooks.EvidenceRef `json:"evidence,omitempty"`
 	AuditRecord  *AuditRecord           `json:"audit_record,omitempty"`
 }
 
-// AuditRecord is what an entry says that happened, where it is not evidence.
+// AuditRecord is the content of an entry that is not evidence.
 type AuditRecord struct {
 	Action  string            `json:"action,omitempty"`
 	Target  string            `json:"target,omitempty"`
 	LeaseID string            `json:"lease,omitempty"`
 	Outcome playbooks.Outcome `json:"outcome,omitempty"`
-	BasisID string            `json:"basis_id,omitempty"` // what it rests on: a detection's id or a grant's nonce
-	People  []string          `json:"people,omitempty"`   // people, and how it was proved
+	BasisID string            `json:"basis_id,omitempty"` // detection id or grant nonce
+	People  []string          `json:"people,omitempty"`   // people and how they were authenticated
 	SHA256  string            `json:"sha256,omitempty"`
 	Note    string            `json:"note,omitempty"`
 }
 
-// recordsSameAs tells whether an activity that is tried again enters what it entered before.
+// recordsSameAs reports whether an entry repeats an earlier one, because a retried activity records it again.
 func (e ManifestEntry) recordsSameAs(o ManifestEntry) bool {
 	if e.Kind != o.Kind {
 		return false
@@ -76,23 +78,25 @@ func (e ManifestEntry) recordsSameAs(o ManifestEntry) bool {
 	return attestation.HashJSON(e) == attestation.HashJSON(o)
 }
 
-// ManifestLine is one line of a manifest as it was read.
+// ManifestLine is one line of a manifest, as read from the file.
 type ManifestLine struct {
 	Number   int
-	Hash     string // SHA-256 of its bytes, without the line's end
+	Hash     string // SHA-256 of its bytes, without the newline
 	Entry    ManifestEntry
 	Envelope attestation.Envelope
-	// SignatureValid: the authority signed this line, as it stands and for this incident. Its place in the chain is another
-	// matter: else whoever writes one line into a manifest would take all of it away from those who need it.
+	// SignatureValid means that the authority signed this line unchanged and for this incident. It does not depend on
+	// the line's position in the chain; otherwise one inserted line would invalidate the complete manifest for
+	// everybody who needs it.
 	SignatureValid bool
 }
 
-// IntegrityFinding is one thing that is not as it was.
+// IntegrityFinding is one difference between the stored and the recorded evidence.
 type IntegrityFinding struct {
-	Location string `json:"location"` // the file and line
+	Location string `json:"location"` // file and line
 	Problem  string `json:"problem"`
 }
 
+// String returns the location and the problem.
 func (f IntegrityFinding) String() string { return f.Location + ": " + f.Problem }
 
 func hashLine(line []byte) string {
@@ -104,14 +108,14 @@ func (s *EvidenceStore) manifestPath(incident string) string {
 	return filepath.Join(s.Dir, "incidents", incident+".jsonl")
 }
 
-// Append enters an act into an incident's manifest and gives the entry's hash. What was entered already is not entered
-// again, and its hash given.
+// Append appends a record to an incident's manifest and returns the entry's hash. If the same record exists, it returns
+// the existing hash.
 func (s *EvidenceStore) Append(incident string, kind ManifestEntryKind, act AuditRecord) (string, error) {
 	return s.appendEntry(ManifestEntry{IncidentID: incident, Kind: kind, AuditRecord: &act, At: time.Now().UTC()})
 }
 
-// appendEntry appends an entry. A manifest is written by one process at a time, whichever replica that is; what a death or a
-// full disk left half written at its end is taken away first: nobody was ever told that it was there.
+// appendEntry appends an entry. A file lock allows one writer at a time across replicas. An incomplete last line, left
+// by a crash or a full disk, is removed first: nothing acknowledged it.
 func (s *EvidenceStore) appendEntry(e ManifestEntry) (string, error) {
 	if !incidentIDPattern.MatchString(e.IncidentID) {
 		return "", Refusef("%q is not an incident's id", e.IncidentID)
@@ -127,7 +131,7 @@ func (s *EvidenceStore) appendEntry(e ManifestEntry) (string, error) {
 	if err != nil {
 		return fail(err)
 	}
-	defer func() { _ = f.Close() }() // gives the lock back too
+	defer func() { _ = f.Close() }() // also releases the lock
 	if err := lockFile(f, time.Now().Add(manifestLockTimeout)); err != nil {
 		return fail(err)
 	}
@@ -169,8 +173,8 @@ func (s *EvidenceStore) appendEntry(e ManifestEntry) (string, error) {
 	return hashLine(line), nil
 }
 
-// manifestLockTimeout is how long another writer is waited for. One that stopped in the middle must not hold up a containment: what
-// could not be entered is said in the result of what was done.
+// manifestLockTimeout is the maximum wait for another writer. A writer that hangs must not delay a containment: without
+// an entry, the effect's result says so.
 const manifestLockTimeout = 3 * time.Second
 
 func lockFile(f *os.File, until time.Time) error {
@@ -188,17 +192,17 @@ func lockFile(f *os.File, until time.Time) error {
 	}
 }
 
-// parseEntryUnverified reads a line's entry without asking who signed it.
+// parseEntryUnverified parses a line's entry without verifying its signature.
 func parseEntryUnverified(line []byte) (ManifestEntry, error) {
 	var signed attestation.Envelope
 	var e ManifestEntry
 	if err := json.Unmarshal(line, &signed); err != nil {
-		return e, err //nolint:wrapcheck // the caller says what was read
+		return e, err //nolint:wrapcheck // the caller adds context
 	}
-	return e, json.Unmarshal(signed.Payload, &e) //nolint:wrapcheck // the caller says what was read
+	return e, json.Unmarshal(signed.Payload, &e) //nolint:wrapcheck // the caller adds context
 }
 
-// Manifest reads an incident's manifest, with what is wrong with it. A manifest that does not exist is empty.
+// Manifest reads an incident's manifest and returns its problems. A manifest that does not exist is empty.
 func (s *EvidenceStore) Manifest(incident string, keys attestation.Keyring) ([]ManifestLine, []IntegrityFinding, error) {
 	if !incidentIDPattern.MatchString(incident) {
 		return nil, nil, Refusef("%q is not an incident's id", incident)
@@ -214,7 +218,7 @@ func (s *EvidenceStore) Manifest(incident string, keys attestation.Keyring) ([]M
 	return lines, findings, nil
 }
 
-// ReadManifest reads a manifest's bytes and says where its chain or a signature does not hold.
+// ReadManifest parses a manifest and returns the lines and every problem of its chain and signatures.
 func ReadManifest(incident string, raw []byte, keys attestation.Keyring) (lines []ManifestLine, findings []IntegrityFinding) {
 	prev, number := "", 0
 	for line := range bytes.Lines(raw) {
@@ -235,7 +239,7 @@ func ReadManifest(incident string, raw []byte, keys attestation.Keyring) (lines 
 			prev = l.Hash
 			continue
 		}
-		// One form only: what decodes to the same and is written otherwise was changed all the same.
+		// Only the canonical encoding is accepted: another encoding of the same data means that the line was changed.
 		canonical, err := json.Marshal(l.Envelope)
 		l.SignatureValid = err == nil && bytes.Equal(canonical, line)
 		if !l.SignatureValid {
@@ -264,7 +268,8 @@ func ReadManifest(incident string, raw []byte, keys attestation.Keyring) (lines 
 	return lines, findings
 }
 
-// LastLineHash is the hash of a manifest's last line: who keeps it elsewhere can tell later whether the end was cut off.
+// LastLineHash returns the hash of a manifest's last line. A copy that is kept elsewhere reveals later whether lines
+// were removed from the end.
 func LastLineHash(lines []ManifestLine) string {
 	if len(lines) == 0 {
 		return ""
@@ -272,8 +277,8 @@ func LastLineHash(lines []ManifestLine) string {
 	return lines[len(lines)-1].Hash
 }
 
-// Verify compares an incident's manifest with itself, with the authority's keys and with what is stored. head, if not
-// "", is a head that was kept elsewhere.
+// Verify checks an incident's manifest: its chain, its signatures and the stored artifacts. head is a LastLineHash that
+// was kept elsewhere, or "".
 func (s *EvidenceStore) Verify(incident string, keys attestation.Keyring, head string) ([]ManifestLine, []IntegrityFinding, error) {
 	lines, findings, err := s.Manifest(incident, keys)
 	if err != nil {
@@ -295,7 +300,7 @@ func (s *EvidenceStore) Verify(incident string, keys attestation.Keyring, head s
 	return lines, findings, nil
 }
 
-// checkArtifact says in which way a stored piece differs from what was entered.
+// checkArtifact returns an error if a stored artifact differs from its entry.
 func (s *EvidenceStore) checkArtifact(ref playbooks.EvidenceRef) error {
 	data, err := s.ReadArtifact(ref.SHA256)
 	if err != nil {

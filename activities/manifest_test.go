@@ -19,7 +19,7 @@ import (
 
 const testIncidentID = "INC-01ARZ3NDEKTSV4RRFFQ69G5FAV"
 
-// newFilledStore is a store with three pieces and two acts of one incident.
+// newFilledStore returns a store with three artifacts and two audit records of one incident.
 func newFilledStore(t testing.TB) (*activities.EvidenceStore, *signer.Signer) {
 	t.Helper()
 	a := signer.New(t)
@@ -61,7 +61,7 @@ func TestAFlippedByteAnywhereInTheManifestIsFound(t *testing.T) {
 	require.NoError(t, err)
 	last := bytes.LastIndexByte(whole[:len(whole)-1], '\n') + 1
 	for i := range whole {
-		if i%7 != 0 && i < last { // no later line vouches for the last one: every byte of it
+		if i%7 != 0 && i < last { // no later line protects the last one, so every byte of it is changed
 			continue
 		}
 		changed := bytes.Clone(whole)
@@ -106,7 +106,7 @@ func TestLinesThatAreTakenAwaySwappedOrCutOffAreFound(t *testing.T) {
 		_, found := activities.ReadManifest(testIncidentID, []byte(strings.Join(changed, "")), a.Keyring())
 		require.NotEmpty(t, found, name)
 	}
-	// The end that was cut off shows against a head that was kept elsewhere.
+	// A removed end is detected with a head that was kept elsewhere.
 	require.NoError(t, os.WriteFile(readManifestFile(s), []byte(strings.Join(lines[:3], "")), 0o600))
 	require.Empty(t, verifyStore(t, s, a, ""))
 	require.ErrorContains(t, joinFindings(verifyStore(t, s, a, activities.LastLineHash(all))), "cut off")
@@ -122,7 +122,7 @@ func TestAManifestOfAnotherKeyOrIncidentIsFound(t *testing.T) {
 	require.ErrorContains(t, joinFindings(found), "belongs to the manifest of")
 }
 
-// A line that somebody put before the others proves nothing, and takes nothing from the proof of those behind it.
+// A line that somebody inserted at the start proves nothing, and does not invalidate the lines after it.
 func TestEachLineIsProvedByItself(t *testing.T) {
 	s, a := newFilledStore(t)
 	whole, err := os.ReadFile(readManifestFile(s))
@@ -139,7 +139,7 @@ func TestEachLineIsProvedByItself(t *testing.T) {
 	for i, l := range lines {
 		require.Equal(t, i > 0, l.SignatureValid, "line %d", i+1)
 	}
-	// Nor does what is signed for another incident, or is written otherwise.
+	// A line that is signed for another incident, or encoded differently, proves nothing either.
 	for _, c := range []struct{ of, text string }{{"INC-01ARZ3NDEKTSV4RRFFQ69G5FAW", string(whole)}, {testIncidentID, strings.ReplaceAll(string(whole), `{"payload_type"`, `{ "payload_type"`)}} {
 		lines, _ = activities.ReadManifest(c.of, []byte(c.text), a.Keyring())
 		require.Len(t, lines, 5)
@@ -149,7 +149,7 @@ func TestEachLineIsProvedByItself(t *testing.T) {
 	}
 }
 
-// An entry that a death cut short was never acknowledged: it is taken away, and the chain goes on.
+// An entry that a crash cut off was never acknowledged: it is removed, and the chain continues.
 func TestADeathInTheMiddleOfAnEntryHeals(t *testing.T) {
 	s, a := newFilledStore(t)
 	whole, err := os.ReadFile(readManifestFile(s))
@@ -172,7 +172,7 @@ func TestARetryIsNotEnteredTwice(t *testing.T) {
 	require.Equal(t, lines[0].Hash, again.ManifestEntryHash)
 }
 
-// Two replicas write the same manifest on one volume.
+// Two replicas write the same manifest on a shared volume.
 func TestReplicasShareAManifest(t *testing.T) {
 	s, a := newFilledStore(t)
 	var all sync.WaitGroup
@@ -193,7 +193,7 @@ func TestReplicasShareAManifest(t *testing.T) {
 	require.Len(t, lines, 85)
 }
 
-// Somebody who holds the manifest and does not let go holds up nobody for long.
+// A process that never releases the lock delays others only for a limited time.
 func TestAManifestThatIsHeldHoldsUpNobody(t *testing.T) {
 	s, a := newFilledStore(t)
 	f, err := os.Open(readManifestFile(s))
@@ -213,7 +213,7 @@ func TestWhatArrivesOtherThanItLeftIsNotKept(t *testing.T) {
 	require.ErrorContains(t, err, "arrived as")
 }
 
-// On a full disk a piece is refused with an error, nothing half written stays, and what was there still verifies.
+// On a full disk, storing returns an error, leaves no partial file, and the existing evidence still verifies.
 func TestAFullDiskLeavesNothingHalfDone(t *testing.T) {
 	lacking.RequireRoot(t)
 	a := signer.New(t)
@@ -233,7 +233,7 @@ func TestAFullDiskLeavesNothingHalfDone(t *testing.T) {
 	require.NoError(t, err)
 	require.Empty(t, left)
 	var noteErr error
-	for n := 0; n < 5000 && noteErr == nil; n++ { // until not even a line fits
+	for n := 0; n < 5000 && noteErr == nil; n++ { // until not even one line fits
 		_, noteErr = s.Append(testIncidentID, activities.EntryKindEffect, activities.AuditRecord{Note: strings.Repeat("y", n%4000)})
 	}
 	require.ErrorIs(t, noteErr, unix.ENOSPC)
@@ -246,7 +246,7 @@ type manifestProblem string
 
 func (p manifestProblem) Error() string { return string(p) }
 
-// joinFindings makes one error of findings.
+// joinFindings returns the findings as one error.
 func joinFindings(found []activities.IntegrityFinding) error {
 	if len(found) == 0 {
 		return nil

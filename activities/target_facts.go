@@ -6,33 +6,35 @@ import (
 	"stanch/playbooks"
 )
 
-// TargetResolver says what a target is, by the word of the system that owns it.
+// TargetResolver returns facts about a target from the system that owns it.
 type TargetResolver interface {
-	// ResolveTarget looks the target up now. It never fails: what could not be found out is said in the facts.
+	// ResolveTarget looks the target up now. It never fails: the facts say what could not be determined.
 	ResolveTarget(ctx context.Context, t playbooks.Target) TargetFacts
 }
 
-// TargetFacts is what the API server says of a target. Guards judge by it, and never by what an alert or a name says.
+// TargetFacts is the API server's data about a target. Guards use it, and never data from an alert or a name.
 type TargetFacts struct {
-	// UnresolvedReason says why the target is not known; "" means that the other fields are facts.
+	// UnresolvedReason says why the target is unknown; with "", the other fields are facts.
 	UnresolvedReason string `json:"unresolved_reason,omitempty"`
-	// OutsideCluster: it is a container of a machine that is no node of the cluster. It has no namespace and no owner.
+	// OutsideCluster means that the target is a container on a machine that is no node of the cluster. It has no
+	// namespace and no owner.
 	OutsideCluster bool   `json:"outside_cluster,omitempty"`
 	Namespace      string `json:"namespace,omitempty"`
 	Pod            string `json:"pod,omitempty"`
 	Node           string `json:"node,omitempty"`
 	HostNetwork    bool   `json:"host_network,omitempty"`
-	// Owners are the workloads that the target belongs to, the nearest first. A pod without a controller is its own owner.
+	// Owners are the workloads that own the target, nearest first. A pod without a controller is its own owner.
 	Owners []playbooks.WorkloadIdentity `json:"owners,omitempty"`
-	// IncompleteReason says why it is not known whether anything owns the last of Owners; "" means that nothing does.
+	// IncompleteReason says why the owner of the last of Owners is unknown; "" means that it has none.
 	IncompleteReason string `json:"incomplete_reason,omitempty"`
-	// Replicas is how many pods the workload wants; 0 where no owner says it.
+	// Replicas is the desired number of pods of the workload; 0 if no owner declares it.
 	Replicas int `json:"replicas,omitempty"`
-	// IgnoreReplicas: the share of the workload is not judged where Replicas is 0. A simulation says so of what no recording tells.
+	// IgnoreReplicas skips the budget's workload fraction if Replicas is 0. A simulation sets it for targets whose
+	// replicas were not recorded.
 	IgnoreReplicas bool `json:"ignore_replicas,omitempty"`
 }
 
-// Workload is the topmost owner that is known; the zero value if there is none.
+// Workload returns the topmost known owner; the zero value if there is none.
 func (f TargetFacts) Workload() playbooks.WorkloadIdentity {
 	if len(f.Owners) == 0 {
 		return playbooks.WorkloadIdentity{}

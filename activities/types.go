@@ -1,7 +1,7 @@
 package activities
 
-// The activity types, as Temporal histories name them. Each is the name of a method of Activities, which a worker
-// registers by that name; whoever reads histories compares with these.
+// The activity types in Temporal histories. Each is the name of a method of Activities, under which a worker registers
+// it. Code that reads histories compares with these.
 const (
 	TypeObserve       = "Observe"
 	TypePlan          = "Plan"

@@ -2,30 +2,32 @@ package activities
 
 import "stanch/playbooks"
 
-// WorkloadContext is what `enrich: workload` finds out; its fields are what a playbook reads of the step.
+// WorkloadContext is the output of `enrich: workload`. Playbooks read its fields as the step's outputs.
 type WorkloadContext struct {
-	Owner                Owner                    `json:"owner"`
-	Replicas             int                      `json:"replicas"`
-	SameDigestPodCount   int                      `json:"same_digest_pod_count"` // other pods with the image
-	SameDigestPodNames   []string                 `json:"same_digest_pod_names"`
-	SameNodePodCount     int                      `json:"same_node_pod_count"`
-	ServiceAccount       string                   `json:"service_account"`
-	DangerousPermissions []string                 `json:"dangerous_permissions"` // what of it is dangerous
+	Owner    Owner `json:"owner"`
+	Replicas int   `json:"replicas"`
+	// other pods with the same image digest
+	SameDigestPodCount int      `json:"same_digest_pod_count"`
+	SameDigestPodNames []string `json:"same_digest_pod_names"`
+	SameNodePodCount   int      `json:"same_node_pod_count"`
+	ServiceAccount     string   `json:"service_account"`
+	// risky permissions of the service account
+	DangerousPermissions []string                 `json:"dangerous_permissions"`
 	Image                string                   `json:"image"`
 	ImageDigest          string                   `json:"image_digest"`
 	Labels               map[string]string        `json:"labels"`
 	Changes              []playbooks.RecentChange `json:"changes"`
-	Missing              []string                 `json:"missing"` // what could not be found out, and why
+	Missing              []string                 `json:"missing"` // what could not be determined, and why
 }
 
-// Owner is the top of a pod's owner chain.
+// Owner is the topmost owner of a pod.
 type Owner struct {
 	Kind string `json:"kind" expr:"kind"`
 	Name string `json:"name" expr:"name"`
 	UID  string `json:"uid" expr:"uid"`
 }
 
-// ApplyToIncident enters the context into an incident.
+// ApplyToIncident copies the context into an incident. Empty values do not overwrite the workload's fields.
 func (w WorkloadContext) ApplyToIncident(in *playbooks.Incident) {
 	if w.Owner.Name != "" {
 		in.Workload.Kind, in.Workload.Name, in.Workload.UID = w.Owner.Kind, w.Owner.Name, w.Owner.UID

@@ -7,10 +7,10 @@ import (
 	"time"
 )
 
-// Verb is the kind of step that calls an action.
+// Verb is the key of a step that calls an action.
 type Verb string
 
-// The verbs, as the keys of a step.
+// The verbs.
 const (
 	VerbEnrich   Verb = "enrich"
 	VerbEvidence Verb = "evidence"
@@ -19,20 +19,20 @@ const (
 	VerbTicket   Verb = "ticket"
 )
 
-// Verbs lists the verbs.
+// Verbs lists every verb.
 var Verbs = []Verb{VerbEnrich, VerbEvidence, VerbContain, VerbNotify, VerbTicket}
 
-// Class is how much an action can hurt.
+// Class is the impact of an action. Phase 1 permits observe, phase 2 contain, and phase 3 disrupt with approval.
 type Class string
 
-// The classes, in rising order.
+// The classes, lowest impact first.
 const (
 	ClassObserve Class = "observe"
 	ClassContain Class = "contain"
 	ClassDisrupt Class = "disrupt"
 )
 
-// Facet is the aspect of a target that an action takes hold of; a lease holds one facet of one target.
+// Facet is the aspect of a target that an action changes. A lease covers one facet of one target.
 type Facet string
 
 // The facets.
@@ -45,20 +45,21 @@ const (
 	FacetIdentity   Facet = "identity"
 	FacetImage      Facet = "image"
 	FacetLabels     Facet = "labels"
-	FacetTrust      Facet = "trust" // who may become a role; its own, so that sessions can be revoked besides
+	// who may assume a role; separate from permissions, so that sessions can be revoked as well
+	FacetTrust Facet = "trust"
 )
 
-// EndMechanism says what ends a lease at its time although nothing asks for it.
+// EndMechanism is what ends a lease when its time is over, even if no workflow requests it.
 type EndMechanism string
 
-// The ends.
+// The end mechanisms.
 const (
-	EndByKernel   EndMechanism = "kernel"   // the node's kernel, by an end in the lock itself
+	EndByKernel   EndMechanism = "kernel"   // the node's kernel, by the expiry in the BPF map entry
 	EndByProvider EndMechanism = "provider" // the cloud provider, by a date in the policy
-	EndByStanch   EndMechanism = "stanch"   // the first Stanch process that runs after the end stamped on the object
+	EndByStanch   EndMechanism = "stanch"   // the first Stanch process that runs after the end on the object
 )
 
-// String is the end as plans, approvals and audits say it.
+// String returns the mechanism as plans, approvals and the audit show it.
 func (e EndMechanism) String() string {
 	switch e {
 	case EndByKernel:
@@ -71,63 +72,67 @@ func (e EndMechanism) String() string {
 	return ""
 }
 
-// ActionSpec is what an action declares. Catalogue, schema, documentation and the least permissions come from it.
+// ActionSpec is the declaration of an action. The catalog, the schema, the reference pages and the least permissions
+// are generated from it.
 type ActionSpec struct {
 	Name  string // "pod.isolate"; unique
 	Verb  Verb
 	Doc   string // one line
 	Class Class
 	Facet Facet
-	// Targets are the kinds it works on, the default first.
+	// Targets lists the kinds of target that the action accepts, the default first.
 	Targets []TargetKind
-	// Reversible actions are leases and need `for`; others are acts and forbid it.
+	// Reversible actions create leases and require `for`; other actions forbid it.
 	Reversible bool
-	// EndMechanism says what ends a lease of a reversible action by itself.
+	// EndMechanism is what ends the lease of a reversible action by itself.
 	EndMechanism EndMechanism
-	// MinDuration is the shortest lease that makes sense: what it revokes lives at least so long.
+	// MinDuration is the shortest useful lease: access that the action revokes stays valid at least this long.
 	MinDuration time.Duration
-	// MaxDuration is how long a lease makes sense at most; longer is warned of. 0 is any.
+	// MaxDuration is the longest recommended lease; a longer one is a warning. 0 means no limit.
 	MaxDuration time.Duration
-	// Params and Outputs are zero values of structs with json and jsonschema tags. Params implements Checker
-	// where tags do not say enough.
+	// Params and Outputs are zero values of structs with json and jsonschema tags, or nil. Params implements
+	// ParamsChecker for rules that tags cannot express.
 	Params  any
 	Outputs any
-	// AttemptTimeout bounds one attempt; 0 means 30 s for containments and 10 s for evidence.
+	// AttemptTimeout limits one attempt. 0 means 30 s for containments and 10 s for evidence.
 	AttemptTimeout time.Duration
-	// Kubernetes rights, for planning (reads) and for applying.
+	// PlanPermissions and ApplyPermissions are the Kubernetes permissions for planning (reads) and for applying.
 	PlanPermissions  []KubernetesPermission
 	ApplyPermissions []KubernetesPermission
-	// PlanIAMPermissions and ApplyCloud are the IAM permissions for the same; apply includes verification and undo.
+	// PlanIAMPermissions and ApplyIAMPermissions are the IAM permissions for planning and for applying; applying
+	// includes verification and undo.
 	PlanIAMPermissions  []IAMPermission
 	ApplyIAMPermissions []IAMPermission
 	D3FENDTechnique     string // technique id, "D3-NTF"
-	// CombineParams joins the parameters of two holders of one lease into the strictest of both. Nil: only equal ones join.
+	// CombineParams combines the parameters of two holders of one lease into the stricter of both. With nil, only
+	// holders with equal parameters share a lease.
 	CombineParams func(a, b json.RawMessage) (json.RawMessage, error)
 }
 
-// KubernetesPermission is one Kubernetes permission, as in an RBAC rule.
+// KubernetesPermission is one rule of a Kubernetes RBAC role.
 type KubernetesPermission struct {
 	Groups    []string `json:"groups"` // "" is the core group
 	Resources []string `json:"resources"`
 	Verbs     []string `json:"verbs"`
 }
 
-// IAMPermission is one IAM permission, as in a statement of a policy.
+// IAMPermission is one statement of an IAM policy.
 type IAMPermission struct {
 	Actions   []string `json:"actions"`
 	Resources []string `json:"resources"`
 }
 
-// ParamsChecker is implemented by Params that have rules of their own.
+// ParamsChecker is implemented by parameters with rules that struct tags cannot express.
 type ParamsChecker interface {
-	// Check returns a problem in words for a person, and the JSON name of the parameter, or "".
+	// Check returns the problem, for a person, and the JSON name of the parameter; "" and "" if the parameters are
+	// valid.
 	Check() (param, problem string)
 }
 
-// Catalog is the actions by name.
+// Catalog contains the actions by name.
 type Catalog map[string]ActionSpec
 
-// worksOnDetectedTargets tells whether the action works on what detections are about: pods and containers.
+// worksOnDetectedTargets reports whether the action accepts pods or containers, the targets of detections.
 func (s ActionSpec) worksOnDetectedTargets() bool {
 	for _, kind := range s.Targets {
 		if kind.IsDetectable() {
@@ -137,10 +142,10 @@ func (s ActionSpec) worksOnDetectedTargets() bool {
 	return len(s.Targets) == 0
 }
 
-// ParamType is the struct type of the parameters, or nil.
+// ParamType returns the struct type of the parameters, or nil if the action has none.
 func (s ActionSpec) ParamType() reflect.Type { return structTypeOf(s.Params) }
 
-// OutputType is the struct type of the outputs, or nil.
+// OutputType returns the struct type of the outputs, or nil if the action has none.
 func (s ActionSpec) OutputType() reflect.Type { return structTypeOf(s.Outputs) }
 
 func structTypeOf(v any) reflect.Type {
@@ -154,8 +159,8 @@ func structTypeOf(v any) reflect.Type {
 	return t
 }
 
-// ParamsCombiner gives the function that joins two holders' parameters into the strictest of both. An action without one
-// takes only equal parameters.
+// ParamsCombiner returns the function that combines two holders' parameters into the stricter of both. For an action
+// without one, it returns a function that accepts only equal parameters.
 func (s ActionSpec) ParamsCombiner() func(a, b json.RawMessage) (json.RawMessage, error) {
 	if s.CombineParams != nil {
 		return s.CombineParams

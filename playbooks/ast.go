@@ -8,65 +8,65 @@ import (
 	"go.yaml.in/yaml/v3"
 )
 
-// LanguageVersion travels in a playbook workflow's input, so that an edit of the language never changes a run
-// that is under way. Version 2 has every construct, gives `parallel` the worst outcome of its branches, and does not
-// read outputs that are not there.
+// LanguageVersion is part of a playbook workflow's input, so that a language change never affects a run in progress.
+// Version 2 has every construct, gives `parallel` the worst outcome of its branches, and makes reading missing outputs
+// an error.
 const LanguageVersion = 2
 
-// Playbook is a parsed file. Its expressions are text until Check compiles them.
+// Playbook is a parsed file. Its expressions are text until CheckPlaybook compiles them.
 type Playbook struct {
 	File           string
 	SourceText     []byte
-	Hash           string // SHA-256, hex: of Source, and of the playbooks that it calls where it calls any
+	Hash           string // SHA-256, hex, as HashWithCallees returns it
 	Name           string
 	NamePos        Pos
 	Description    string
 	ResponderGuide string // for the responder
-	// Shipped: it is one of the library's and not of a user.
+	// Shipped is set for a playbook of Stanch's library.
 	Shipped bool
-	// Replaces is the shipped playbook that is not selected beside this one; the zero value replaces none.
+	// Replaces is the shipped playbook that this one replaces in selection. The zero value replaces none.
 	Replaces Identifier
-	// Match is nil where only `call` runs the playbook.
+	// Match is nil for a playbook that runs only by `call`.
 	Match    *Match
-	MaxPhase int // ceiling on the phase; 3 unless the file says less
+	MaxPhase int // highest phase that the playbook uses; 3 by default
 	Inputs   []Input
 	Outputs  []Output
 	Steps    []Step
-	// Finally runs at the end, whatever happened.
+	// Finally runs at the end, whatever the outcome.
 	Finally []Step
 }
 
-// Match says which incidents a playbook handles: all that is given must hold.
+// Match selects the incidents that a playbook handles: all given conditions must be true.
 type Match struct {
 	Objectives []Identifier
-	Severity   Identifier // at least this
+	Severity   Identifier // minimum severity
 	When       *Expr
-	// Priority: of several playbooks that match and contain, the highest runs. Nil is not given.
+	// Priority decides between playbooks that match and contain: the highest runs. Nil means not given.
 	Priority *int
-	// Exclusive: where it matches, none of the same or a lower priority is started.
+	// Exclusive prevents the start of other matching playbooks of the same or a lower priority.
 	Exclusive bool
 }
 
-// Identifier is a word of the file and where it stands.
+// Identifier is a name in the file and its position.
 type Identifier struct {
 	Text string
 	Pos  Pos
 }
 
-// Input is a value that a playbook takes, typed.
+// Input is a typed input of a playbook.
 type Input struct {
 	Name        string
 	Pos         Pos
 	Type        string // one of InputTypes
 	TypePos     Pos
-	Default     *Value // nil: it must be given
+	Default     *Value // nil if the input is required
 	Enum        []string
 	Minimum     *float64
 	Maximum     *float64
 	Description string
 }
 
-// Output is a value that a playbook gives to its caller.
+// Output is a value that a playbook returns to its caller.
 type Output struct {
 	Name string
 	Pos  Pos
@@ -98,11 +98,11 @@ type Step struct {
 	Retry            *Retry
 	OnFailure        []Step
 	OnDenied         []Step
-	// keyPositions are the keys that were given and where they stand.
+	// keyPositions contains the keys that are present, with their positions.
 	keyPositions map[string]Pos
 }
 
-// Name is the step's id, or its path where it has none.
+// Name returns the step's id, or its path if it has none.
 func (s *Step) Name() string {
 	if s.ID != "" {
 		return s.ID
@@ -110,7 +110,8 @@ func (s *Step) Name() string {
 	return s.Path
 }
 
-// Kind is the key that says what the step is: a verb, "parallel", "approval", "foreach", "call", "wait", "set" or "stop".
+// Kind returns the key that defines the step: a verb, "parallel", "approval", "foreach", "call", "wait", "set" or
+// "stop".
 func (s *Step) Kind() string {
 	switch {
 	case s.Parallel != nil:
@@ -131,13 +132,13 @@ func (s *Step) Kind() string {
 	return string(s.Verb)
 }
 
-// StepBlock is a sequence of steps inside of a step, under the key that holds it.
+// StepBlock is a sequence of steps inside a step, with the key that contains it.
 type StepBlock struct {
 	Kind  string // "parallel", "steps", "on_failure", "on_denied"
 	Steps []Step
 }
 
-// Blocks are the sequences inside of the step that are not empty, in the order of their keys above.
+// Blocks returns the non-empty sequences inside the step, in the order of StepBlock.Kind's values.
 func (s *Step) Blocks() []StepBlock {
 	all := []StepBlock{{"parallel", s.Parallel}, {"steps", s.nestedSteps()}, {"on_failure", s.OnFailure}, {"on_denied", s.OnDenied}}
 	var out []StepBlock
@@ -149,7 +150,7 @@ func (s *Step) Blocks() []StepBlock {
 	return out
 }
 
-// nestedSteps is what stands under `steps`.
+// nestedSteps returns the steps under `steps`.
 func (s *Step) nestedSteps() []Step {
 	switch {
 	case s.Approval != nil:
@@ -160,20 +161,20 @@ func (s *Step) nestedSteps() []Step {
 	return nil
 }
 
-// Approval is what an approval step asks, of whom, and what it permits.
+// Approval is the content of an approval step: the question, its approvers and timeout, and the steps that it permits.
 type Approval struct {
 	Title     string
 	Question  *Template
 	Groups    []string
 	Users     []string
 	Quorum    int
-	Escalate  *Escalation // nil: nobody else is asked
+	Escalate  *Escalation // nil: no escalation
 	Timeout   time.Duration
 	OnTimeout string // "deny"
 	Steps     []Step
 }
 
-// Escalation says who is asked too when nobody has decided for a while.
+// Escalation adds approvers when nobody has decided for some time.
 type Escalation struct {
 	After  time.Duration
 	Groups []string
@@ -183,14 +184,14 @@ type Escalation struct {
 // ForEach runs its steps for each element of a list.
 type ForEach struct {
 	List        *Expr
-	Variable    string // the element's name inside; "item" unless said
+	Variable    string // name of the element inside the loop; "item" by default
 	VariablePos Pos
-	Concurrency int // how many at once; 1 unless said
-	MaxItems    int // more elements than this fail the step; MaxItems unless said
+	Concurrency int // iterations that run at the same time; 1 by default
+	MaxItems    int // a longer list fails the step; the constant MaxItems by default
 	Steps       []Step
 }
 
-// MaxItems bounds the elements of a `foreach`.
+// MaxItems is the maximum number of elements of a `foreach`.
 const MaxItems = 50
 
 // PlaybookCall runs another playbook.
@@ -199,11 +200,11 @@ type PlaybookCall struct {
 	Pos      Pos
 }
 
-// Wait waits for a time, or until an expression holds.
+// Wait waits for a duration, or until an expression is true.
 type Wait struct {
-	Duration time.Duration // 0 where Until is set
+	Duration time.Duration // 0 if Until is set
 	Until    *Expr
-	Timeout  time.Duration // of Until
+	Timeout  time.Duration // maximum wait for Until
 }
 
 // Stop ends the playbook.
@@ -213,7 +214,7 @@ type Stop struct {
 	Reason  *Template
 }
 
-// Retry says how often a failed step is tried again.
+// Retry limits how often a failed step is retried.
 type Retry struct {
 	Attempts int
 	Backoff  time.Duration
@@ -226,18 +227,18 @@ type Argument struct {
 	Value Value
 }
 
-// Pos is a place in the file, from 1.
+// Pos is a position in the file; lines and columns start at 1.
 type Pos = yamlnode.Position
 
 func nodePos(n *yaml.Node) Pos { return yamlnode.PositionOf(n) }
 
-// Expr is one expression, with where its first character stands.
+// Expr is one expression and the position of its first character.
 type Expr struct {
 	Source string
 	Pos    Pos
 }
 
-// Template is a string with `${…}` in it: parts in turn, text and expression.
+// Template is a string with `${…}` in it, split into text and expressions.
 type Template struct {
 	Parts []TemplatePart
 	Pos   Pos
@@ -249,12 +250,12 @@ type TemplatePart struct {
 	Expr    *Expr
 }
 
-// Value is a parameter's value: one of the fields is set, or none for null.
+// Value is a parameter's value. At most one field is set; none is set for null.
 type Value struct {
 	Pos      Pos
 	Literal  any       // string, int, float64, bool
 	Template *Template // a string with expressions
-	Expr     *Expr     // a string that is one expression and nothing else keeps the expression's type
+	Expr     *Expr     // a string that is exactly one expression keeps the expression's type
 	List     []Value
 	Map      []Argument
 	IsList   bool

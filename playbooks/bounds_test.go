@@ -11,7 +11,7 @@ import (
 	"stanch/playbooks"
 )
 
-// evalSetSteps runs the `set` steps of a playbook one after the other, as the interpreter does, and returns the first error.
+// evalSetSteps runs the `set` steps of a playbook in order, as the interpreter does, and returns the first error.
 func evalSetSteps(t *testing.T, steps string) error {
 	t.Helper()
 	p, problems := playbooks.LoadPlaybook("p.yaml", []byte("playbook: p\nmatch: { objective: crypto-mining }\nsteps:\n"+steps), newTestCatalog())

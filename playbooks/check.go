@@ -16,23 +16,24 @@ import (
 	"stanch/sensors/yamlnode"
 )
 
-// Program is a playbook that was checked against a catalogue: its expressions are compiled and nothing that can be
-// known before an incident is wrong with it. It is immutable once loaded and may be used by many runs at once.
+// Program is a playbook that was checked against a catalog, with compiled expressions. It is immutable after loading
+// and safe for concurrent use.
 type Program struct {
 	*Playbook
-	// ReplacedBy is the user's playbook that is selected in place of this shipped one; "" is none.
+	// ReplacedBy is the user's playbook that is selected instead of this shipped one; "" if there is none.
 	ReplacedBy string
 	// Callees are the playbooks that it calls, by name.
 	Callees            map[string]*Program
 	catalog            Catalog
 	compiledExprs      map[*Expr]*vm.Program
-	stepsReadByExpr    map[*Expr][]string // steps whose outputs an expression needs
-	assignedZeroValues map[string]any     // of each name that `set` gives: a zero of its type
+	stepsReadByExpr    map[*Expr][]string // steps whose outputs an expression reads
+	assignedZeroValues map[string]any     // by name of a `set`: a zero value of its type
 	loopElementTypes   map[*ForEach]reflect.Type
 	outputsType        reflect.Type
 }
 
-// LoadPlaybook parses and checks one file that calls no other than the callees given. The program is nil if there is an error.
+// LoadPlaybook parses and checks one file, which may call the given callees only. The program is nil if there is an
+// error.
 func LoadPlaybook(file string, source []byte, catalogue Catalog, callees ...*Program) (*Program, diagnostic.Diagnostics) {
 	book, problems := ParsePlaybook(file, source)
 	if problems.HasErrors() && len(book.Steps) == 0 {
@@ -46,26 +47,28 @@ func LoadPlaybook(file string, source []byte, catalogue Catalog, callees ...*Pro
 	return program, problems
 }
 
-// checkStages are what Check does, in turn; each reports everything that it finds, and leaves alone what an earlier one
-// could not make sense of.
+// checkStages are the stages of CheckPlaybook, in order. Each reports everything that it finds, and skips what an
+// earlier stage rejected.
 var checkStages = []struct {
 	name string
 	run  func(*checker)
 }{
-	{"names", (*checker).checkNames},    // every word stands for something: actions, playbooks, ids, objectives
-	{"types", (*checker).checkTypes},    // every expression and parameter has the type that is needed
-	{"flow", (*checker).checkFlow},      // every step can be reached, and what it reads has run
-	{"safety", (*checker).checkSafety},  // evidence first, disruption only behind approval, leases long enough, no secrets
-	{"advice", (*checker).lintPlaybook}, // what is legal and unwise: warnings
+	{"names", (*checker).checkNames}, // every name is known: actions, playbooks, ids, objectives
+	{"types", (*checker).checkTypes}, // every expression and parameter has the required type
+	{"flow", (*checker).checkFlow},   // every step is reachable, and expressions read only steps that have run
+	// evidence first, disruption only with approval, valid lease durations, no secrets
+	{"safety", (*checker).checkSafety},
+	{"advice", (*checker).lintPlaybook}, // valid but unwise constructs: warnings
 }
 
-// CheckPlaybook checks a parsed playbook: names, types, flow, and what safety forbids. It reports every problem.
+// CheckPlaybook checks a parsed playbook: names, types, flow and safety. It reports every problem; the program is nil
+// if there is an error.
 func CheckPlaybook(book *Playbook, catalogue Catalog, callees ...*Program) (*Program, diagnostic.Diagnostics) {
 	return runCheckStages(book, catalogue, len(checkStages), callees)
 }
 
-// stagesForActiveRun are the stages that a run under way needs: it was checked by the rules of its day when it was selected, and a
-// rule that came later must not end it.
+// stagesForActiveRun is the number of stages for a run in progress. The run was checked completely when it was
+// selected, and a rule of a later version must not end it.
 const stagesForActiveRun = 2
 
 func runCheckStages(book *Playbook, catalogue Catalog, upTo int, callees []*Program) (*Program, diagnostic.Diagnostics) {
@@ -90,15 +93,15 @@ func runCheckStages(book *Playbook, catalogue Catalog, upTo int, callees []*Prog
 type checker struct {
 	parser
 	program               *Program
-	callablePrograms      map[string]*Program    // what may be called
-	declaredPositions     map[string]Pos         // of steps and of values
-	stepsWithUnknownNames map[*Step]bool         // steps of which a name is wrong: their types are not judged
+	callablePrograms      map[string]*Program    // playbooks that `call` may name
+	declaredPositions     map[string]Pos         // of steps and values
+	stepsWithUnknownNames map[*Step]bool         // their types are not checked
 	declaredAt            map[string]flowContext // where each name gets its value
-	stepPaths             map[string]string      // of the steps with an id
+	stepPaths             map[string]string      // by step id
 	expressionUses        []exprUse
-	affectsPlan           bool            // what is compiled now decides what is planned
-	namesRead             map[string]bool // names that an expression reads
-	loopVariables         map[string]bool // names of elements of loops
+	affectsPlan           bool            // the current expression affects the plan
+	namesRead             map[string]bool // names that expressions read
+	loopVariables         map[string]bool // names of loop elements
 }
 
 func (c *checker) warnf(pos Pos, code, hint, format string, args ...any) {
@@ -109,7 +112,8 @@ func (c *checker) warnf(pos Pos, code, hint, format string, args ...any) {
 	}
 }
 
-// compileExpr type-checks an expression; want nil accepts any type. It returns the type, or nil where it is in error.
+// compileExpr type-checks an expression; a nil want accepts any type. It returns the type, or nil for an expression
+// with an error.
 func (c *checker) compileExpr(e *Expr, names typeScope, at flowContext, want reflect.Type) reflect.Type {
 	if e == nil {
 		return nil
@@ -164,7 +168,7 @@ func (c *checker) compileExpr(e *Expr, names typeScope, at flowContext, want ref
 	return got
 }
 
-// isStepName tells whether a name is a step's and not a value's.
+// isStepName reports whether a name is a step's id and not a value.
 func (c *checker) isStepName(name string) bool {
 	_, isID := c.declaredPositions[name]
 	_, isValue := c.program.assignedZeroValues[name]
@@ -198,14 +202,14 @@ func (c *checker) hintForExprError(message string, names typeScope) string {
 	return ""
 }
 
-// What expr says of a name or a field that is missing, and the names in the type that it prints.
+// Patterns of expr's messages about a missing name or field, and of the type names in them.
 var (
 	unknownNamePattern  = regexp.MustCompile(`^unknown name (\S+)`)
 	missingFieldPattern = regexp.MustCompile(`^type (.*) has no field (\S+)$`)
 	exprTagPattern      = regexp.MustCompile(`expr:\\"([a-z0-9_]+)\\"`)
 )
 
-// incidentTypeFields are the fields of the types that an incident is made of, by the name that expr prints.
+// incidentTypeFields returns the fields of a type that is part of an incident, by the type name that expr prints.
 func incidentTypeFields(name string) []string {
 	for _, v := range []any{WorkloadIdentity{}, BlastRadius{}, ContextStatus{}, Target{}, DetectionSummary{}, RecentChange{}, LeaseReport{}, PlaybookRun{}, StepReport{}, EvidenceRef{}} {
 		if t := reflect.TypeOf(v); strings.TrimPrefix(name, "*") == t.String() {
@@ -215,7 +219,7 @@ func incidentTypeFields(name string) []string {
 	return nil
 }
 
-// nestedFieldPath is where in the incident a field of the name stands, if it is one level down.
+// nestedFieldPath returns the path of a field one level below the incident, or "".
 func nestedFieldPath(name string) string {
 	for f := range reflect.TypeFor[Incident]().Fields() {
 		t := f.Type
@@ -226,7 +230,7 @@ func nestedFieldPath(name string) string {
 	return ""
 }
 
-// What expr says, and what it means to who writes a playbook.
+// exprErrorMessages translates expr's messages for authors of playbooks.
 var exprErrorMessages = []struct{ said, means, hint string }{
 	{`unexpected token Operator("=")`, "`=` compares nothing", "write `==`"},
 	{`unexpected token Identifier("AND")`, "", "write `&&` or `and`"},
@@ -238,7 +242,7 @@ var exprErrorMessages = []struct{ said, means, hint string }{
 
 var typeNameReplacer = strings.NewReplacer("float64", "number", "[]interface {}", "list", "interface {}", "any value", "bool", "true or false", "int", "whole number")
 
-// explainExprError says in words what expr says of types and tokens.
+// explainExprError translates expr's messages about types and tokens.
 func explainExprError(message, hint string) (string, string) {
 	for _, w := range exprErrorMessages {
 		if strings.Contains(message, w.said) {

@@ -57,7 +57,7 @@ func (c *checker) checkArguments(s *Step, spec ActionSpec, names typeScope, at f
 	value := reflect.New(params)
 	raw, err := json.Marshal(constant)
 	if err != nil || json.Unmarshal(raw, value.Interface()) != nil {
-		return // its types were reported above
+		return // its types are already reported above
 	}
 	check, ok := value.Interface().(ParamsChecker)
 	if !ok {
@@ -76,7 +76,7 @@ func (c *checker) checkArguments(s *Step, spec ActionSpec, names typeScope, at f
 
 func hasTagOption(tag, word string) bool { return slices.Contains(strings.Split(tag, ","), word) }
 
-// checkValue checks one value against a Go type. It returns the value and true where no expression is part of it.
+// checkValue checks one value against a Go type. It returns the value and true if the value contains no expression.
 func (c *checker) checkValue(v Value, want reflect.Type, tag, name string, names typeScope, at flowContext) (any, bool) {
 	for want.Kind() == reflect.Pointer {
 		want = want.Elem()
@@ -163,7 +163,8 @@ func (c *checker) checkLiteral(v Value, want reflect.Type, tag, name string) boo
 	return true
 }
 
-// isAssignable tells whether a value of one type fits where another is needed; whole numbers fit where any number is.
+// isAssignable reports whether a value of one type can be used where another is required. An integer can be used as any
+// number.
 func isAssignable(got, want reflect.Type) bool {
 	if got == nil || got.AssignableTo(want) {
 		return true

@@ -10,14 +10,14 @@ import (
 	exprparser "github.com/expr-lang/expr/parser"
 )
 
-// evidenceAttempt is an evidence step that will have been attempted: for which targets and under which conditions.
+// evidenceAttempt is an evidence step that runs before a given point: its targets and its conditions.
 type evidenceAttempt struct {
 	targetExpr           string
 	conditions           []string
-	coversDetectedTarget bool // it looks at what detections are about, and not only at what was found through it
+	coversDetectedTarget bool // it captures from targets of detections, not only from targets found through them
 }
 
-// pathConditions is what must have held on the way to a step.
+// pathConditions are the conditions that are true on the path to a step.
 type pathConditions struct {
 	conditions []string
 	inApproval bool
@@ -27,23 +27,23 @@ func (c pathConditions) withCondition(text string) pathConditions {
 	return pathConditions{append(slices.Clone(c.conditions), text), c.inApproval}
 }
 
-// safetyWalker goes through a playbook and all that it calls.
+// safetyWalker walks a playbook and everything that it calls.
 type safetyWalker struct {
 	*checker
 	currentProgram *Program
-	callOnly       bool              // only `call` runs it
-	callSite       *Step             // the call through which the walk came here
-	pathPrefix     string            // of paths
-	callDepth      int               // in calls
-	stepCount      *int              // steps
-	nameBindings   map[string]string // what a name of a loop, an input or a `set` stands for, as text
+	callOnly       bool              // the playbook has no `match`
+	callSite       *Step             // the call that leads to this playbook
+	pathPrefix     string            // prefix of step paths
+	callDepth      int               // depth of nested calls
+	stepCount      *int              // number of steps
+	nameBindings   map[string]string // text of the expression that each loop variable, input or `set` name stands for
 	symbols        *symbolTable
 }
 
-// symbolTable are names for values that differ from each other although the same text reads them: the element of one loop,
-// and a value that was perhaps set again. No playbook can write one: names begin with a letter.
+// symbolTable assigns unique names to values that differ although the same text reads them: the element of one loop, or
+// a value that may have been set again. Playbooks cannot contain these names, because names start with a letter.
 type symbolTable struct {
-	sourceLists map[string]string // of a loop's element: the list that it is taken from, as text
+	sourceLists map[string]string // by loop element: the text of the list that it is taken from
 }
 
 func (s *symbolTable) newSymbol(list string) string {
@@ -55,7 +55,7 @@ func (s *symbolTable) newSymbol(list string) string {
 	return name
 }
 
-// reportPosition is where an error is reported, and what it says of the place.
+// reportPosition returns where an error is reported, and a note about the call that leads there.
 func (w *safetyWalker) reportPosition(pos Pos) (Pos, string) {
 	if w.callSite == nil {
 		return pos, ""
@@ -68,12 +68,12 @@ func (w *safetyWalker) reportf(pos Pos, code, hint, format string, args ...any) 
 	w.errorf(pos, code, hint, "%s%s", fmt.Sprintf(format, args...), where)
 }
 
-// walkSteps walks a sequence. It returns what evidence will have been attempted once it has run.
+// walkSteps walks a sequence. It returns the evidence that has been attempted when the sequence ends.
 func (w *safetyWalker) walkSteps(steps []Step, before []evidenceAttempt, in pathConditions) []evidenceAttempt {
 	have := slices.Clone(before)
 	for i := range steps {
 		if containsStop(&steps[i]) {
-			// A `stop` ends a playbook that is called, and its caller goes on: what follows may not have run.
+			// A `stop` ends a called playbook while its caller continues: the steps after it may not have run.
 			in = in.withCondition("not stopped:" + w.pathPrefix + steps[i].Path)
 		}
 		have = w.walkStep(&steps[i], have, in)
@@ -81,20 +81,20 @@ func (w *safetyWalker) walkSteps(steps []Step, before []evidenceAttempt, in path
 	return have
 }
 
-// containsStop reports whether a step is a `stop` or has one inside. One of a called playbook ends that one alone.
+// containsStop reports whether a step is or contains a `stop`. A `stop` in a called playbook ends only that playbook.
 func containsStop(s *Step) bool {
 	found := false
 	walkSteps([]Step{*s}, func(inner *Step) { found = found || inner.Stop != nil })
 	return found
 }
 
-// newBlockScope is a walk of a block: what it sets is perhaps not set when the block has run.
+// newBlockScope returns a walker for a block. Values that the block sets may be unset after it.
 func (w *safetyWalker) newBlockScope() *safetyWalker {
 	inner := *w
 	return &inner
 }
 
-// invalidateAssignments makes unknown what the blocks of a step may have set.
+// invalidateAssignments forgets the values that the blocks of a step may have set.
 func (w *safetyWalker) invalidateAssignments(s *Step) {
 	for _, b := range s.Blocks() {
 		walkSteps(b.Steps, func(inner *Step) {
@@ -105,7 +105,7 @@ func (w *safetyWalker) invalidateAssignments(s *Step) {
 	}
 }
 
-// bindAssignments remembers what the values of a `set` stand for: the same name means something else after it is set again.
+// bindAssignments records what the names of a `set` stand for. A name that is set again gets a new symbol.
 func (w *safetyWalker) bindAssignments(s *Step) {
 	meant := map[string]string{}
 	for _, a := range s.Assignments {
@@ -134,7 +134,7 @@ func (w *safetyWalker) walkStep(s *Step, have []evidenceAttempt, in pathConditio
 	}
 	inside := in
 	if s.Timeout > 0 && s.Verb == "" {
-		inside = in.withCondition("in time:" + w.pathPrefix + s.Path) // a block is cut off when its time is over
+		inside = in.withCondition("in time:" + w.pathPrefix + s.Path) // a timeout can end the block early
 	}
 	switch {
 	case s.Verb == VerbEvidence:
@@ -144,7 +144,7 @@ func (w *safetyWalker) walkStep(s *Step, have []evidenceAttempt, in pathConditio
 	case s.Parallel != nil:
 		after := slices.Clone(have)
 		for i := range s.Parallel {
-			// Branches run at once: evidence in one is not before a containment in another.
+			// Branches run at the same time: evidence in one does not precede a containment in another.
 			after = append(after, w.newBlockScope().walkStep(&s.Parallel[i], have, inside)[len(have):]...)
 		}
 		have = after
@@ -157,7 +157,7 @@ func (w *safetyWalker) walkStep(s *Step, have []evidenceAttempt, in pathConditio
 		w.newBlockScope().walkSteps(s.Approval.Steps, have, approved)
 	case s.ForEach != nil:
 		inner := w.newBlockScope()
-		inner.invalidateAssignments(s) // what an earlier round set
+		inner.invalidateAssignments(s) // an earlier iteration may have set it
 		inner.nameBindings = withEntry(inner.nameBindings, s.ForEach.Variable, w.symbols.newSymbol(w.resolveExpr(s.ForEach.List)))
 		inner.walkSteps(s.ForEach.Steps, have, inside.withCondition("each:"+w.pathPrefix+s.Path))
 	case s.Call != nil:
@@ -171,7 +171,7 @@ func (w *safetyWalker) walkStep(s *Step, have []evidenceAttempt, in pathConditio
 	return have
 }
 
-// walkCall walks what a step calls.
+// walkCall walks the playbook that a step calls.
 func (w *safetyWalker) walkCall(s *Step, have []evidenceAttempt, in pathConditions) []evidenceAttempt {
 	callee := w.currentProgram.Callees[s.Call.Playbook]
 	if callee == nil {
@@ -205,17 +205,17 @@ func withEntry(m map[string]string, key, value string) map[string]string {
 	return out
 }
 
-// maxResolveDepth bounds what names stand for: each may stand for another. maxResolvedBytes bounds the text, which would double with
-// each name that stands for another twice.
+// maxResolveDepth limits how deeply names are resolved. maxResolvedBytes limits the text, which would double with each
+// name that uses another one twice.
 const (
 	maxResolveDepth  = 16
 	maxResolvedBytes = 1 << 10
 )
 
-// dottedNamePattern is a name in an expression, with the fields that follow it.
+// dottedNamePattern matches a name in an expression, with the fields after it.
 var dottedNamePattern = regexp.MustCompile(`[A-Za-z_][A-Za-z0-9_.]*`)
 
-// resolveExpr is an expression's text, with names that stand for other expressions replaced by these.
+// resolveExpr returns an expression's text with each name replaced by the expression that it stands for.
 func (w *safetyWalker) resolveExpr(e *Expr) string { return w.resolveExprAtDepth(e, 0) }
 
 func (w *safetyWalker) resolveExprAtDepth(e *Expr, deep int) string {
@@ -223,7 +223,7 @@ func (w *safetyWalker) resolveExprAtDepth(e *Expr, deep int) string {
 		return ""
 	}
 	if deep > maxResolveDepth {
-		return "(nobody knows)" // names that stand for each other: they are errors of their own
+		return "(nobody knows)" // circular names are reported as errors elsewhere
 	}
 	text := dottedNamePattern.ReplaceAllStringFunc(normalizeSpaces(e.Source), func(name string) string {
 		if meant, ok := w.nameBindings[name]; ok {
@@ -233,7 +233,7 @@ func (w *safetyWalker) resolveExprAtDepth(e *Expr, deep int) string {
 			if s := findStepByID(w.currentProgram, id); s != nil && s.Target != nil && normalizeSpaces(s.Target.Source) != name {
 				return "(" + w.resolveExprAtDepth(s.Target, deep+1) + ")"
 			} else if s != nil {
-				return "(incident.targets)" // a selection of them
+				return "(incident.targets)" // a subset of them
 			}
 		}
 		return name
@@ -244,7 +244,7 @@ func (w *safetyWalker) resolveExprAtDepth(e *Expr, deep int) string {
 	return text
 }
 
-// findStepByID finds a step by its id.
+// findStepByID returns the step with an id, or nil.
 func findStepByID(p *Program, id string) (found *Step) {
 	p.WalkSteps(func(s *Step) {
 		if s.ID == id {
@@ -256,8 +256,8 @@ func findStepByID(p *Program, id string) (found *Step) {
 
 func (w *safetyWalker) resolveStepTarget(s *Step) string { return w.resolveExpr(s.Target) }
 
-// checkEvidenceBeforeContainment checks that evidence of the target was attempted on every path to a containment, and that what disrupts
-// stands behind an approval.
+// checkEvidenceBeforeContainment checks that every path to a containment attempts evidence of its target first, and
+// that disruptive actions require an approval.
 func (w *safetyWalker) checkEvidenceBeforeContainment(s *Step, have []evidenceAttempt, in pathConditions) {
 	spec, known := w.currentProgram.catalog[s.Action]
 	if !known || w.callOnly {
@@ -266,7 +266,8 @@ func (w *safetyWalker) checkEvidenceBeforeContainment(s *Step, have []evidenceAt
 	if spec.Class == ClassDisrupt && !in.inApproval {
 		w.reportf(s.ActionPos, "needs-approval", "put it under the `steps` of an approval", "`%s` disrupts: it is allowed only inside of an approval", s.Action)
 	}
-	// What no detection is about has no evidence of its own: any of the incident counts, as it does for the guard.
+	// A target that no detection is about has no evidence of its own: evidence of any target of the incident counts, as
+	// in the guard.
 	derived := len(spec.Targets) > 0 && !spec.Targets[0].IsDetectable()
 	target := w.resolveStepTarget(s)
 	covers := func(a evidenceAttempt) bool {
@@ -288,11 +289,11 @@ func (w *safetyWalker) checkEvidenceBeforeContainment(s *Step, have []evidenceAt
 	w.reportf(s.ActionPos, "evidence-first", hint, "`%s` comes before any evidence of its target", s.Action)
 }
 
-// allTargetsExpr is what a step without a target works on: every pod of the incident with a detection of its own.
+// allTargetsExpr is the default target: every pod or container of the incident with a detection of its own.
 const allTargetsExpr = "incident.targets"
 
-// qualifyNames returns an expression of a called playbook with names that are its own: what its caller calls the same is something
-// else. The incident is the same for both.
+// qualifyNames returns an expression of a called playbook with unique names, because the caller may use the same names
+// for other values. `incident` is the same in both.
 func qualifyNames(text, prefix string) string {
 	tree, err := exprparser.Parse(text)
 	if err != nil {
@@ -306,15 +307,15 @@ var nonNameChars = regexp.MustCompile(`[^A-Za-z0-9]`)
 
 type nameQualifier struct{ prefix string }
 
-// Visit looks at one node.
+// Visit implements ast.Visitor.
 func (o nameQualifier) Visit(node *ast.Node) {
 	if id, ok := (*node).(*ast.IdentifierNode); ok && id.Value != "incident" && !strings.HasPrefix(id.Value, "$") {
 		id.Value = o.prefix + id.Value
 	}
 }
 
-// evidenceCovers reports whether evidence of one target, or list of targets, is evidence of the other: of the same, or of a list
-// from which the other is certainly taken.
+// evidenceCovers reports whether evidence of one target or list also covers another: the same one, or one that is
+// always taken from that list.
 func (s *symbolTable) evidenceCovers(evidence, containment string) bool {
 	if evidence == "" {
 		evidence = allTargetsExpr
@@ -333,14 +334,14 @@ func (s *symbolTable) evidenceCovers(evidence, containment string) bool {
 	return s.isTakenFrom(want.Node, have.Node.String(), 0)
 }
 
-// selectingFunctions are the functions that give elements of their first argument and nothing else.
+// selectingFunctions return only elements of their first argument.
 var selectingFunctions = []string{"filter", "find", "first", "last", "take", "reverse", "sort", "sortBy", "uniq"}
 
-// concatenatingFunctions are those that give elements of all their arguments.
+// concatenatingFunctions return only elements of their arguments.
 var concatenatingFunctions = []string{"concat", "flatten"}
 
-// isTakenFrom reports whether every target that an expression gives is one of those in from. What is not known to be taken from
-// it counts as another.
+// isTakenFrom reports whether every target that an expression returns is one of those in from. It returns false if that
+// is not certain.
 func (s *symbolTable) isTakenFrom(n ast.Node, from string, deep int) bool {
 	if deep > maxResolveDepth {
 		return false

@@ -11,8 +11,8 @@ import (
 
 const miningPlaybookHead = "match: { objective: crypto-mining }\nsteps:\n"
 
-// countEvidenceErrors returns how many containments of a playbook come before evidence of their targets. called is the file of a
-// playbook that it may call, or "".
+// countEvidenceErrors returns how many containments of a playbook precede evidence of their targets. called is the file
+// of a playbook that it may call, or "".
 func countEvidenceErrors(t *testing.T, steps, called string) int {
 	t.Helper()
 	sources := []playbooks.SourceFile{{File: "p.yaml", Content: []byte("playbook: p\n" + miningPlaybookHead + steps)}}

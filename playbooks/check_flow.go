@@ -8,7 +8,7 @@ import (
 	"stanch/sensors/expression"
 )
 
-// checkFlow checks that every step can be reached, and that what an expression reads has run.
+// checkFlow checks that every step is reachable, and that expressions read only steps that have run.
 func (c *checker) checkFlow() {
 	for _, u := range c.expressionUses {
 		for _, name := range slices.Sorted(maps.Keys(u.stepReads)) {
@@ -27,7 +27,7 @@ func (c *checker) checkFlow() {
 	})
 }
 
-// checkStepHasRun reports an output of a step that stands under conditions under which the expression does not.
+// checkStepHasRun reports the use of a step's output in an expression that can be evaluated when the step has not run.
 func (c *checker) checkStepHasRun(u exprUse, name string, h readKind) {
 	born, ok := c.declaredAt[name]
 	if ok && h.readsOutputs && c.isStepName(name) && slices.Contains(u.flow.conditions, "failed:"+c.stepPaths[name]) {
@@ -54,7 +54,7 @@ func (c *checker) checkStepHasRun(u exprUse, name string, h readKind) {
 	}
 }
 
-// describeCondition says a condition for a person.
+// describeCondition returns a condition in words.
 func describeCondition(condition string) string {
 	kind, path, _ := strings.Cut(condition, ":")
 	switch kind {
@@ -99,7 +99,7 @@ func (c *checker) checkReachable(steps []Step) {
 	}
 }
 
-// checkLoopAssignments reports values that a loop sets and that are gone after each of its rounds.
+// checkLoopAssignments reports values that a loop sets and that are read after the iteration that set them.
 func (c *checker) checkLoopAssignments(loop *Step) {
 	inside := "each:" + loop.Path
 	walkSteps(loop.ForEach.Steps, func(s *Step) {
@@ -111,7 +111,7 @@ func (c *checker) checkLoopAssignments(loop *Step) {
 	})
 }
 
-// evalConstantCondition tells the value of a condition that does not depend on anything.
+// evalConstantCondition returns the value of a condition that depends on nothing; constant is false for others.
 func (c *checker) evalConstantCondition(e *Expr) (value, constant bool) {
 	program := c.program.compiledExprs[e]
 	if e == nil || program == nil {

@@ -9,7 +9,8 @@ import (
 	"stanch/sensors/duration"
 )
 
-// lintPlaybook warns of what is legal and unwise. It is silent about a playbook with errors: they come first.
+// lintPlaybook warns about valid but unwise constructs. It reports nothing for a playbook with errors, which must be
+// fixed first.
 func (c *checker) lintPlaybook() {
 	if c.Problems.HasErrors() {
 		return

@@ -9,10 +9,10 @@ import (
 	"stanch/sensors/diagnostic"
 )
 
-// reservedNames are names that an id cannot have: expressions know them already.
+// reservedNames are names that expressions already use, so no id may have them.
 var reservedNames = []string{"incident", "inputs", "live", "true", "false", "nil", "in", "and", "or", "not", "let", "if", "else", "matches", "contains"}
 
-// checkNames finds what every word stands for.
+// checkNames resolves every name in the playbook.
 func (c *checker) checkNames() {
 	book := c.program.Playbook
 	if m := book.Match; m != nil {
@@ -54,19 +54,19 @@ func (c *checker) checkStepNames(s *Step) {
 		if _, again := c.program.assignedZeroValues[a.Name]; !again {
 			c.declareName(a.Name, a.Pos, "name")
 		}
-		c.program.assignedZeroValues[a.Name] = nil // its type is found later
+		c.program.assignedZeroValues[a.Name] = nil // its type is inferred later
 	}
 	switch {
 	case s.Action != "":
 		c.checkActionName(s)
 	case s.Verb != "":
-		c.stepsWithUnknownNames[s] = true // it was reported that the action is no word
+		c.stepsWithUnknownNames[s] = true // the unknown action is already reported
 	case s.Call != nil && s.Call.Playbook != "":
 		c.checkCalledPlaybook(s)
 	}
 }
 
-// checkNameAvailable tells whether a name may be given.
+// checkNameAvailable reports whether a name is not reserved; it adds a diagnostic otherwise.
 func (c *checker) checkNameAvailable(name string, pos Pos) bool {
 	if slices.Contains(reservedNames, name) {
 		c.errorf(pos, "name", "choose another name", "the name `%s` is taken", name)
@@ -124,5 +124,5 @@ func (c *checker) checkCalledPlaybook(s *Step) {
 	c.errorf(s.Call.Pos, "unknown-playbook", hint, "there is no playbook `%s`", truncate(name, 40))
 }
 
-// quoteList lists words for a message.
+// quoteList formats names for a message.
 func quoteList(words []string) string { return "`" + strings.Join(words, "`, `") + "`" }

@@ -9,23 +9,23 @@ import (
 	"stanch/sensors/duration"
 )
 
-// Bounds of what calls expand to.
+// Limits after calls are expanded.
 const (
-	maxExpandedSteps = 2000 // steps
+	maxExpandedSteps = 2000 // number of steps
 	maxCallDepth     = 8
 )
 
-// checkSafety checks what no playbook may do, through every call.
+// checkSafety checks the safety rules, following every call.
 func (c *checker) checkSafety() {
 	walkSteps(c.program.Steps, c.checkLeaseDuration)
 	c.checkSecrets()
 	w := &safetyWalker{checker: c, currentProgram: c.program, symbols: &symbolTable{sourceLists: map[string]string{}}}
-	// What only `call` runs is judged where it is called: the evidence and the approval may stand there.
+	// A playbook without `match` is checked at its call sites: evidence and approval may come from the caller.
 	w.callOnly = c.program.Match == nil
 	w.walkSteps(c.program.Steps, nil, pathConditions{})
 }
 
-// checkLeaseDuration checks that `for` fits the action.
+// checkLeaseDuration checks that `for` is valid for the action.
 func (c *checker) checkLeaseDuration(s *Step) {
 	spec, ok := c.program.catalog[s.Action]
 	if !ok || c.stepsWithUnknownNames[s] {
@@ -46,7 +46,8 @@ func (c *checker) checkLeaseDuration(s *Step) {
 	}
 }
 
-// secretPatterns are what must never stand in a file that is reviewed, stored in histories and shown to people.
+// secretPatterns match credentials. A playbook is reviewed, stored in histories and shown to people, so it must not
+// contain any.
 var secretPatterns = []struct {
 	what string
 	re   *regexp.Regexp
@@ -61,7 +62,7 @@ var secretPatterns = []struct {
 	{"a password in a URL", regexp.MustCompile(`[a-z][a-z0-9+]*://[^\s/:@"'${}]+:[^\s/@"'${}]{3,}@`)},
 }
 
-// checkSecrets reports what looks like a credential. Its text is not repeated.
+// checkSecrets reports text that looks like a credential, without repeating it.
 func (c *checker) checkSecrets() {
 	for i, line := range strings.Split(string(c.program.SourceText), "\n") {
 		for _, p := range secretPatterns {

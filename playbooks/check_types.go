@@ -10,7 +10,7 @@ import (
 	"stanch/sensors/diagnostic"
 )
 
-// checkTypes compiles every expression and judges every parameter.
+// checkTypes compiles every expression and checks every parameter.
 func (c *checker) checkTypes() {
 	book := c.program.Playbook
 	names := typeScope{"incident": Incident{}}
@@ -42,12 +42,12 @@ func (c *checker) checkTypes() {
 	c.program.outputsType = reflect.StructOf(fields)
 }
 
-// outputStructField is the field under which an output is kept.
+// outputStructField returns the struct field of an output.
 func outputStructField(name string, t reflect.Type) reflect.StructField {
 	return reflect.StructField{Name: "Out_" + name, Type: t, Tag: reflect.StructTag(fmt.Sprintf(`json:%q expr:%q`, name, name))}
 }
 
-// isOutputType tells whether a type may leave a playbook.
+// isOutputType reports whether a playbook can return a value of a type.
 func isOutputType(t reflect.Type) bool {
 	if t.Kind() == reflect.Slice {
 		t = t.Elem()
@@ -60,7 +60,7 @@ func isOutputType(t reflect.Type) bool {
 	}
 }
 
-// checkSequenceTypes checks a sequence. The scope that it is given gains the names of the sequence, for those that follow.
+// checkSequenceTypes checks a sequence and adds its names to the given scope, for the steps that follow.
 func (c *checker) checkSequenceTypes(steps []Step, names typeScope, at flowContext) {
 	for i := range steps {
 		c.checkStepTypes(&steps[i], names, at)
@@ -81,7 +81,7 @@ func (c *checker) checkStepTypes(s *Step, names typeScope, at flowContext) {
 		c.affectsPlan = false
 		c.checkSequenceTypes(s.Approval.Steps, names, at.withCondition("approved:"+s.Path))
 	case s.Parallel != nil:
-		// Branches are isolated: each sees what came before, and only what follows sees them all.
+		// Branches are isolated: each sees the steps before the block, and only the steps after it see all branches.
 		before := maps.Clone(names)
 		for i := range s.Parallel {
 			branch := maps.Clone(before)
@@ -115,7 +115,7 @@ func (c *checker) checkStepTypes(s *Step, names typeScope, at flowContext) {
 	c.checkSequenceTypes(s.OnDenied, names, at.withCondition("denied:"+s.Path, s.ID))
 }
 
-// stepsWithOutcomeRead are the steps whose outcome an expression looks at.
+// stepsWithOutcomeRead returns the steps whose outcome an expression reads.
 func (c *checker) stepsWithOutcomeRead(e *Expr) []string {
 	program := c.program.compiledExprs[e]
 	if program == nil {
@@ -131,7 +131,7 @@ func (c *checker) stepsWithOutcomeRead(e *Expr) []string {
 	return out
 }
 
-// normalizeSpaces is an expression's text with its spaces evened out, for comparison.
+// normalizeSpaces returns an expression's text with single spaces, for comparison.
 func normalizeSpaces(source string) string { return strings.Join(strings.Fields(source), " ") }
 
 func (c *checker) checkTarget(s *Step, names typeScope, at flowContext) {
@@ -150,7 +150,7 @@ func (c *checker) checkForEach(s *Step, names typeScope, at flowContext) {
 	c.affectsPlan = false
 	if t == nil {
 		if f.List != nil {
-			return // its type is not known: neither is the element's
+			return // unknown type: the element's type is unknown too
 		}
 	} else if t.Kind() != reflect.Slice || t.Elem().Kind() == reflect.Interface {
 		c.errorf(f.List.Pos, "type", "use for example `incident.targets`", "`foreach` must be given a list, not %s", describeType(t))
@@ -164,7 +164,7 @@ func (c *checker) checkForEach(s *Step, names typeScope, at flowContext) {
 	c.checkSequenceTypes(f.Steps, inside, at.withCondition("each:"+s.Path))
 }
 
-// checkCallInputs judges the inputs that a call gives.
+// checkCallInputs checks the inputs of a call.
 func (c *checker) checkCallInputs(s *Step, names typeScope, at flowContext) {
 	callee := c.program.Callees[s.Call.Playbook]
 	if callee == nil {
@@ -196,7 +196,7 @@ func (c *checker) checkCallInputs(s *Step, names typeScope, at flowContext) {
 	}
 }
 
-// checkAssignmentTypes finds the type of each value that is given a name. One that is set again keeps its type.
+// checkAssignmentTypes infers the type of each value of a `set`. A name that is set again keeps its type.
 func (c *checker) checkAssignmentTypes(s *Step, names typeScope, at flowContext) {
 	for _, a := range s.Assignments {
 		t := c.inferValueType(a.Value, a.Name, names, at)
@@ -215,7 +215,7 @@ func (c *checker) checkAssignmentTypes(s *Step, names typeScope, at flowContext)
 	}
 }
 
-// inferValueType is the type of a value that says it by itself.
+// inferValueType returns the type of a value without a declared type.
 func (c *checker) inferValueType(v Value, name string, names typeScope, at flowContext) reflect.Type {
 	switch {
 	case v.Expr != nil:

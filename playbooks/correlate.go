@@ -11,21 +11,21 @@ import (
 	"stanch/sensors/duration"
 )
 
-// CorrelationInput is what correlation needs to know of a detection. Guards build it from attestations alone, so that a
-// confidence that permits an automatic effect rests on nothing that was not attested.
+// CorrelationInput is what correlation uses of a detection. Guards build it from attestations only, so that the
+// confidence that permits an automatic effect depends on attested data only.
 type CorrelationInput struct {
 	Rule       string
 	Objective  sensors.Objective
 	Confidence float64
 	Severity   sensors.Severity
-	// Title and At make better reasons; without them the rule's name and no order is told.
+	// Title and DetectedAt improve the reasons. Without them, reasons use the rule's name and omit the order.
 	Title      string
 	DetectedAt time.Time
-	// Reason is the first of the detection's reasons, a sentence.
+	// Reason is the first reason of the detection, one sentence.
 	Reason string
 }
 
-// Correlation is what the detections say together.
+// Correlation is the combined result of several detections.
 type Correlation struct {
 	Objective  sensors.Objective
 	Severity   sensors.Severity
@@ -33,11 +33,11 @@ type Correlation struct {
 	Reasons    []string
 }
 
-// maxConfidence: nothing that a machine concludes is certain.
+// maxConfidence is below 1 because no automatic conclusion is certain.
 const maxConfidence = 0.99
 
-// Correlate weighs signals: repetition of a rule counts once, several rules of one objective count as the surest
-// of them, and each further objective adds what is left of the doubt (1-(1-a)(1-b)…).
+// Correlate combines detections. Repetitions of a rule count once; several rules of one objective count as the one with
+// the highest confidence; objectives combine as independent evidence: 1-(1-a)(1-b)…, at most 0.99.
 func Correlate(signals []CorrelationInput) Correlation {
 	best := map[sensors.Objective]CorrelationInput{}
 	v := Correlation{}
@@ -55,7 +55,7 @@ func Correlate(signals []CorrelationInput) Correlation {
 			order = append(order, o)
 		}
 	}
-	// Objectives that a foreign source made up come last, by name.
+	// Objectives that only an external source defines come last, by name.
 	var foreign []sensors.Objective
 	for o := range best {
 		if !slices.Contains(order, o) {
@@ -86,7 +86,7 @@ func Correlate(signals []CorrelationInput) Correlation {
 	return v
 }
 
-// describeStrongestRule says what the surest rule of an objective says by itself.
+// describeStrongestRule returns what the rule with the highest confidence of an objective reports.
 func describeStrongestRule(s CorrelationInput) string {
 	name := s.Title
 	if name == "" {
@@ -99,7 +99,7 @@ func describeStrongestRule(s CorrelationInput) string {
 	return text
 }
 
-// describeObjectiveOrder tells in which order the objectives appeared, where that is known of two at least.
+// describeObjectiveOrder returns the order in which the objectives appeared, if the times of at least two are known.
 func describeObjectiveOrder(best map[sensors.Objective]CorrelationInput) string {
 	var all []CorrelationInput
 	for _, s := range best {

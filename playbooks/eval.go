@@ -12,26 +12,26 @@ import (
 	"stanch/sensors/expression"
 )
 
-// EvalEnv is what a run's expressions see: the incident as it was when the playbook matched, its inputs, and the steps so
-// far.
+// EvalEnv is the environment of a run's expressions: the incident as it was when the playbook matched, the inputs, and
+// the steps so far. It is not safe for concurrent use; Clone gives each branch its own.
 type EvalEnv struct {
 	expressionValues map[string]any
-	outcomes         map[string]Outcome // of the steps that have run
-	assigned         map[string]bool    // the values that were set in this branch
+	outcomes         map[string]Outcome // by step that has run
+	assigned         map[string]bool    // names that were set in this branch
 	allowMissing     bool
-	assignedBytes    *int // bytes of all values that the run has set, in every branch
+	assignedBytes    *int // total bytes of all values that the run has set, in every branch
 }
 
-// Bounds of what a run computes. Without them a playbook of a few lines doubles a text until the worker is killed, and
-// again when Temporal hands the workflow to the next one.
+// Limits of the values that a run computes. Without them, a short playbook can double a text until the worker runs out
+// of memory, and again on the next worker that receives the workflow.
 const (
-	maxValueBytes        = 256 << 10 // bytes of one value
-	maxAssignedBytes     = 4 << 20   // bytes of the values that one run sets
-	maxRenderedTextBytes = 64 << 10  // bytes of one rendered text
+	maxValueBytes        = 256 << 10 // of one value
+	maxAssignedBytes     = 4 << 20   // of all values that one run sets
+	maxRenderedTextBytes = 64 << 10  // of one rendered text
 )
 
-// NewEvalEnv is the environment at the start of a run: every step has not run. The inputs that are not given have their
-// defaults; an error names one that is missing or does not fit.
+// NewEvalEnv returns the environment at the start of a run, in which no step has run. Inputs that are not given have
+// their defaults. It returns an error for a missing or invalid input.
 func (p *Program) NewEvalEnv(incident Incident, given map[string]any) (EvalEnv, error) {
 	e := EvalEnv{expressionValues: map[string]any{"incident": incident}, outcomes: map[string]Outcome{}, assigned: map[string]bool{}, assignedBytes: new(int)}
 	p.WalkSteps(func(s *Step) {
@@ -45,13 +45,13 @@ func (p *Program) NewEvalEnv(incident Incident, given map[string]any) (EvalEnv, 
 	return e, err
 }
 
-// AllowMissing is an environment in which outputs that are not there are zero values, as version 1 of the language had it.
+// AllowMissing returns an environment in which missing outputs are zero values, as in version 1 of the language.
 func (e EvalEnv) AllowMissing() EvalEnv {
 	e.allowMissing = true
 	return e
 }
 
-// stepOutputsType is the struct type of a step's outputs, or nil.
+// stepOutputsType returns the struct type of a step's outputs, or nil.
 func (p *Program) stepOutputsType(s *Step) reflect.Type {
 	if s.Call != nil {
 		if callee := p.Callees[s.Call.Playbook]; callee != nil {
@@ -62,7 +62,7 @@ func (p *Program) stepOutputsType(s *Step) reflect.Type {
 	return p.catalog[s.Action].OutputType()
 }
 
-// WalkSteps visits every step, in the order of the file.
+// WalkSteps calls visit for every step, in the order of the file.
 func (p *Program) WalkSteps(visit func(*Step)) {
 	walkSteps(p.Steps, visit)
 	walkSteps(p.Finally, visit)
@@ -77,7 +77,7 @@ func walkSteps(steps []Step, visit func(*Step)) {
 	}
 }
 
-// RecordOutcome enters a step's outcome and its outputs (JSON, of the first target) for the expressions that follow.
+// RecordOutcome records a step's outcome and its outputs (JSON, of the first target) for the expressions that follow.
 func (p *Program) RecordOutcome(env EvalEnv, s *Step, outcome Outcome, outputs json.RawMessage, targets int, failed ...Target) error {
 	if s.ID == "" {
 		return nil
@@ -96,10 +96,10 @@ func (p *Program) RecordOutcome(env EvalEnv, s *Step, outcome Outcome, outputs j
 	return nil
 }
 
-// BindLoopElement enters the element of a loop's list.
+// BindLoopElement sets the loop variable to an element of the list.
 func (e EvalEnv) BindLoopElement(f *ForEach, element any) { e.expressionValues[f.Variable] = element }
 
-// EvalAssignments evaluates the values of a `set` step and gives them their names. Where one cannot be evaluated none is set.
+// EvalAssignments evaluates the values of a `set` step and sets their names. If one fails, none is set.
 func (p *Program) EvalAssignments(s *Step, env EvalEnv) error {
 	got := map[string]any{}
 	for _, a := range s.Assignments {
@@ -123,7 +123,8 @@ func (p *Program) EvalAssignments(s *Step, env EvalEnv) error {
 	return nil
 }
 
-// EvalLoopItems evaluates the list of a loop.
+// EvalLoopItems evaluates the list of a loop. It returns an error if the result is not a list or an element has the
+// wrong type. It does not check the length.
 func (p *Program) EvalLoopItems(f *ForEach, env EvalEnv) ([]any, error) {
 	out, err := p.evalExpr(f.List, env)
 	if err != nil {
@@ -144,7 +145,7 @@ func (p *Program) EvalLoopItems(f *ForEach, env EvalEnv) ([]any, error) {
 	return items, nil
 }
 
-// EvalInputs evaluates what a call gives, by input.
+// EvalInputs evaluates the arguments of a call, by input.
 func (p *Program) EvalInputs(s *Step, env EvalEnv) (map[string]any, error) {
 	given := map[string]any{}
 	for _, arg := range s.Arguments {
@@ -157,7 +158,7 @@ func (p *Program) EvalInputs(s *Step, env EvalEnv) (map[string]any, error) {
 	return given, nil
 }
 
-// EvalOutputs evaluates the outputs of a playbook that has run, as JSON.
+// EvalOutputs evaluates the outputs of a finished playbook, as JSON.
 func (p *Program) EvalOutputs(env EvalEnv) (json.RawMessage, error) {
 	out := map[string]any{}
 	for _, o := range p.Outputs {
@@ -177,14 +178,14 @@ func (p *Program) EvalOutputs(env EvalEnv) (json.RawMessage, error) {
 	return raw, nil
 }
 
-// EvalWait evaluates what a `wait` waits for, on the incident as it is now.
+// EvalWait evaluates the condition of a `wait` on the incident's current state.
 func (p *Program) EvalWait(w *Wait, env EvalEnv, live Incident) (bool, error) {
 	inside := env.Clone()
 	inside.expressionValues["live"] = live
 	return p.EvalCondition(w.Until, inside)
 }
 
-// evalExpr runs an expression. It is an error to read the outputs of a step that has none.
+// evalExpr evaluates an expression. Reading outputs of a step that has none is an error.
 func (p *Program) evalExpr(e *Expr, env EvalEnv) (any, error) {
 	for _, name := range p.stepsReadByExpr[e] {
 		if o, ran := env.outcomes[name]; !env.allowMissing && (!ran || !o.HasOutputs()) {
@@ -196,7 +197,7 @@ func (p *Program) evalExpr(e *Expr, env EvalEnv) (any, error) {
 	}
 	out, err := expression.Run(p.compiledExprs[e], env.expressionValues)
 	if err != nil {
-		return nil, err //nolint:wrapcheck // it says that it evaluates
+		return nil, err //nolint:wrapcheck // the error says so
 	}
 	if expression.EstimateSize(out, maxValueBytes) > maxValueBytes {
 		return nil, fmt.Errorf("the value has more than %d bytes", maxValueBytes)
@@ -204,7 +205,7 @@ func (p *Program) evalExpr(e *Expr, env EvalEnv) (any, error) {
 	return out, nil
 }
 
-// missingOutputsError is that an expression reads a step that has no outputs.
+// missingOutputsError means that an expression reads a step without outputs.
 type missingOutputsError struct {
 	step    string
 	outcome Outcome
@@ -214,7 +215,7 @@ func (e *missingOutputsError) Error() string {
 	return fmt.Sprintf("the outputs of step %s cannot be read: its outcome is %s", e.step, e.outcome)
 }
 
-// Clone gives a branch an environment of its own.
+// Clone returns a separate environment for a branch.
 func (e EvalEnv) Clone() EvalEnv {
 	values := make(map[string]any, len(e.expressionValues))
 	maps.Copy(values, e.expressionValues)
@@ -223,7 +224,7 @@ func (e EvalEnv) Clone() EvalEnv {
 	return EvalEnv{expressionValues: values, outcomes: outcomes, assigned: map[string]bool{}, allowMissing: e.allowMissing, assignedBytes: e.assignedBytes}
 }
 
-// Merge takes over what a joined branch recorded for the steps given.
+// Merge copies what a finished branch recorded for the given step.
 func (e EvalEnv) Merge(branch EvalEnv, s *Step) {
 	walkSteps([]Step{*s}, func(inner *Step) {
 		if o, ran := branch.outcomes[inner.ID]; ran && inner.ID != "" {
@@ -237,10 +238,10 @@ func (e EvalEnv) Merge(branch EvalEnv, s *Step) {
 	})
 }
 
-// Incident is the snapshot that the run works on.
+// Incident returns the snapshot of the incident that the run uses.
 func (e EvalEnv) Incident() Incident { return e.expressionValues["incident"].(Incident) }
 
-// EvalCondition evaluates a condition; a nil expression is true.
+// EvalCondition evaluates a condition. A nil expression is true.
 func (p *Program) EvalCondition(e *Expr, env EvalEnv) (bool, error) {
 	if e == nil {
 		return true, nil
@@ -256,7 +257,7 @@ func (p *Program) EvalCondition(e *Expr, env EvalEnv) (bool, error) {
 	return b, nil
 }
 
-// RenderTemplate renders a text; values are rendered as data and are never read as a template again.
+// RenderTemplate renders a text. Values are inserted as data and never parsed as a template.
 func (p *Program) RenderTemplate(t *Template, env EvalEnv) (string, error) {
 	if t == nil {
 		return "", nil
@@ -269,7 +270,7 @@ func (p *Program) RenderTemplate(t *Template, env EvalEnv) (string, error) {
 		}
 		out, err := p.evalExpr(part.Expr, env)
 		if unread := (*missingOutputsError)(nil); errors.As(err, &unread) {
-			// What people are told does not fail with what was to be found out for it.
+			// A message to people does not fail because a value for it is missing.
 			fmt.Fprintf(&b, "(unknown: step %s %s)", unread.step, unread.outcome)
 			continue
 		}
@@ -295,7 +296,7 @@ func (p *Program) RenderTemplate(t *Template, env EvalEnv) (string, error) {
 	return b.String(), nil
 }
 
-// EvalArguments evaluates `with` to the JSON of the action's parameters, type-checked once more with real values.
+// EvalArguments evaluates `with` to the JSON of the action's parameters, and checks the actual values again.
 func (p *Program) EvalArguments(s *Step, env EvalEnv) (json.RawMessage, error) {
 	values := map[string]any{}
 	for _, arg := range s.Arguments {
@@ -315,7 +316,7 @@ func (p *Program) EvalArguments(s *Step, env EvalEnv) (json.RawMessage, error) {
 	return p.catalog[s.Action].CanonicalizeParams(raw)
 }
 
-// CanonicalizeParams decodes parameters strictly, checks them and encodes them again with every field, so that equal
+// CanonicalizeParams decodes parameters strictly, checks them and encodes them with every field, so that equal
 // parameters have equal bytes.
 func (s ActionSpec) CanonicalizeParams(raw json.RawMessage) (json.RawMessage, error) {
 	t := s.ParamType()
@@ -372,10 +373,10 @@ func (p *Program) evalValue(v Value, env EvalEnv) (any, error) {
 	return v.Literal, nil
 }
 
-// MaxTargets bounds the targets of one step.
+// MaxTargets is the maximum number of targets of one step.
 const MaxTargets = 50
 
-// EvalTargets evaluates `target`; its default is each pod or container with a detection of its own.
+// EvalTargets evaluates `target`. The default is each pod or container with a detection of its own.
 func (p *Program) EvalTargets(s *Step, env EvalEnv) ([]Target, error) {
 	incident := env.Incident()
 	targets := incident.Targets

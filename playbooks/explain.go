@@ -8,7 +8,7 @@ import (
 	"stanch/sensors/duration"
 )
 
-// Explanation describes what a playbook does, in the phases of an installation.
+// Explanation describes what a playbook does in each phase.
 type Explanation struct {
 	Playbook     string            `json:"playbook"`
 	File         string            `json:"file"`
@@ -36,7 +36,8 @@ const (
 	PhaseBehaviorRuns         = "runs"
 	PhaseBehaviorAsksApproval = "asks"
 	PhaseBehaviorProposed     = "proposed"
-	// PhaseBehaviorRunsOrAsksApproval: it runs if the confidence is high; otherwise the scope's approvers are asked.
+	// PhaseBehaviorRunsOrAsksApproval means that the step runs if the confidence is high; otherwise the scope's
+	// approvers are asked.
 	PhaseBehaviorRunsOrAsksApproval = "runs/asks"
 )
 
@@ -93,7 +94,7 @@ func (p *Program) describeMatch() string {
 type explainer struct {
 	*Explanation
 	callDepth    int
-	phaseCeiling int // the lowest maximum phase of the calling playbooks
+	phaseCeiling int // lowest maximum phase of the calling playbooks
 }
 
 func (x *explainer) addLine(l ExplanationLine) { x.Lines = append(x.Lines, l) }
@@ -186,7 +187,7 @@ func describeTimeout(s *Step) string {
 	return ", within " + duration.Format(s.Timeout)
 }
 
-// describeApprovers names who is asked, and for how long.
+// describeApprovers returns who is asked, and for how long.
 func describeApprovers(a *Approval) string {
 	var who []string
 	for _, g := range a.Groups {
@@ -203,7 +204,7 @@ func describeApprovers(a *Approval) string {
 	return fmt.Sprintf("%s (denied after %s)", text, duration.Format(max(a.Timeout, time.Second)))
 }
 
-// lowerFirst makes the first letter lowercase, unless the first word is all capitals.
+// lowerFirst returns s with its first letter in lower case, unless the first word is all capitals.
 func lowerFirst(s string) string {
 	if len(s) > 1 && s[0] >= 'A' && s[0] <= 'Z' && s[1] >= 'a' && s[1] <= 'z' {
 		return string(s[0]+'a'-'A') + s[1:]
@@ -237,8 +238,8 @@ func phaseBehavior(p *Program, s *Step, phase int, inApproval bool) string {
 	}
 }
 
-// lowestClass returns the lowest class of the actions that an approval permits: the question is asked in every phase
-// in which an approval would let any of them run.
+// lowestClass returns the lowest class among the actions that an approval permits. The approval is requested in every
+// phase in which it would let any of them run.
 func lowestClass(p *Program, steps []Step, least Class, deep int) Class {
 	rank := map[Class]int{ClassObserve: 0, ClassContain: 1, ClassDisrupt: 2}
 	take := func(c Class) {

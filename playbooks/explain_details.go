@@ -9,8 +9,8 @@ import (
 	"stanch/sensors/duration"
 )
 
-// describeStepDetails returns a line for each key of a step that its description does not mention, so that an
-// explanation leaves nothing of the playbook out.
+// describeStepDetails returns one line for each key of a step that its description does not mention, so that an
+// explanation is complete.
 func describeStepDetails(s *Step) []string {
 	var out []string
 	add := func(format string, a ...any) { out = append(out, fmt.Sprintf(format, a...)) }

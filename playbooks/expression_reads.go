@@ -8,30 +8,30 @@ import (
 	"github.com/expr-lang/expr/ast"
 )
 
-// flowContext is where in the flow something stands.
+// flowContext is a position in the control flow.
 type flowContext struct {
-	conditions          []string // each that must have held for it to run
-	outcomeCheckedSteps []string // steps whose outcome one of the conditions looks at
+	conditions          []string // conditions that are true when it runs
+	outcomeCheckedSteps []string // steps whose outcome one of the conditions reads
 }
 
-// withCondition is the place inside of a condition.
+// withCondition returns the context inside a condition.
 func (p flowContext) withCondition(condition string, checked ...string) flowContext {
 	return flowContext{append(slices.Clone(p.conditions), condition), append(slices.Clone(p.outcomeCheckedSteps), checked...)}
 }
 
-// exprUse is an expression and where it stands.
+// exprUse is an expression and its context.
 type exprUse struct {
 	expr        *Expr
 	stepReads   map[string]readKind
 	flow        flowContext
-	affectsPlan bool // a containment, or what leads to one, is planned with it
+	affectsPlan bool // a containment, or a step that leads to one, depends on it
 }
 
-// readKind an expression reads a step.
+// readKind says which parts of a step an expression reads.
 type readKind struct{ readsOutcome, readsOutputs bool }
 
-// findReads finds the names that an expression reads: `x.outcome`, `x.targets` and `x.failed` are known of every step, the rest only
-// of one that has run.
+// findReads returns the names that an expression reads. `x.outcome`, `x.targets` and `x.failed` are available for every
+// step, other fields only for a step that has run.
 func findReads(node ast.Node) map[string]readKind {
 	v := &readVisitor{readsByName: map[string]readKind{}, alwaysReadableCounts: map[string]int{}, readCounts: map[string]int{}}
 	ast.Walk(&node, v)
@@ -43,7 +43,7 @@ func findReads(node ast.Node) map[string]readKind {
 	return v.readsByName
 }
 
-// findInvalidOutcomes finds comparisons of an outcome with what no outcome is.
+// findInvalidOutcomes returns the values that an expression compares with an outcome and that are no valid outcome.
 func findInvalidOutcomes(node ast.Node) []string {
 	v := &outcomeVisitor{}
 	ast.Walk(&node, v)
@@ -117,8 +117,8 @@ func (v *readVisitor) Visit(node *ast.Node) {
 	}
 }
 
-// inferNodeType is the type of an expression. Where expr knows only that it is a list, what the list is made from tells
-// what is in it.
+// inferNodeType returns the type of an expression. If expr knows only that it is a list, the element type is inferred
+// from its source.
 func inferNodeType(node ast.Node) reflect.Type {
 	t := node.Type()
 	if t == nil || t.Kind() != reflect.Slice || t.Elem().Kind() != reflect.Interface {
@@ -162,7 +162,7 @@ func inferElementType(node ast.Node) reflect.Type {
 	return nil
 }
 
-// listElementType is the type that all elements of a list have, or nil.
+// listElementType returns the type that all elements of a list have, or nil.
 func listElementType(list reflect.Value) (t reflect.Type) {
 	if list.Kind() != reflect.Slice {
 		return nil
@@ -180,7 +180,7 @@ func listElementType(list reflect.Value) (t reflect.Type) {
 	return t
 }
 
-// commonType is the type that all of the nodes have, or nil.
+// commonType returns the type that all nodes have, or nil.
 func commonType(nodes []ast.Node, of func(ast.Node) reflect.Type) reflect.Type {
 	var all reflect.Type
 	for i, n := range nodes {

@@ -6,12 +6,11 @@ import (
 	"strings"
 )
 
-// typeScope is the names that an expression may use, each with a zero value of its type.
+// typeScope contains the names that an expression may use, each with a zero value of its type.
 type typeScope map[string]any
 
-// stepStructType is the struct under which a step appears to later expressions: its outputs by their JSON names, with
-// `outcome`, the number of `targets`, and those of them that `failed` or
-// were refused.
+// stepStructType returns the struct type of a step in later expressions: its outputs by their JSON names, `outcome`,
+// the number of `targets`, and the targets that `failed` or were refused.
 func stepStructType(outputs reflect.Type) reflect.Type {
 	fields := []reflect.StructField{
 		{Name: "Outcome", Type: reflect.TypeFor[string](), Tag: `expr:"outcome"`},
@@ -28,10 +27,11 @@ func stepStructType(outputs reflect.Type) reflect.Type {
 	return reflect.StructOf(fields)
 }
 
-// alwaysReadableFields are what expressions may read of every step, whatever became of it.
+// alwaysReadableFields are the fields of a step that expressions may read whatever its outcome.
 var alwaysReadableFields = []string{"outcome", "targets", "failed"}
 
-// newStepValue is a step as expressions see it: a value of stepStructType. An invalid value leaves the outputs at zero.
+// newStepValue returns a step as expressions see it: a value of stepStructType. An invalid value leaves the outputs at
+// zero.
 func newStepValue(outputs reflect.Type, value reflect.Value, outcome Outcome, targets int, failed []Target) any {
 	out := reflect.New(stepStructType(outputs)).Elem()
 	out.Field(0).SetString(string(outcome))

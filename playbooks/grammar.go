@@ -2,23 +2,23 @@ package playbooks
 
 import "slices"
 
-// GrammarKey is a key of a step, a playbook or a part of one. Parser, schema and reference page read it from here.
+// GrammarKey is a key of a step, a playbook or a part of one. The parser, the schema and the reference page use it.
 type GrammarKey struct {
 	Name     string
-	Type     string // what stands there, in words of the reference page
+	Type     string // type of the value, in the words of the reference page
 	Doc      string
 	Required bool
 }
 
-// StepKind is a kind of step: what it does and the keys that it takes besides its own.
+// StepKind is a kind of step: its description and the keys that it accepts besides its own.
 type StepKind struct {
 	Name string
-	Type string // what stands behind the key
+	Type string // type of the value of its own key
 	Doc  string
 	Keys []GrammarKey
 }
 
-// The keys that several kinds take.
+// Keys that several kinds accept.
 var (
 	keyID        = GrammarKey{Name: "id", Type: "name", Doc: "the name under which later steps read this one: `NAME.outcome`, `NAME.targets` (their number), `NAME.failed` (the targets that failed or were refused), and its outputs"}
 	keyIf        = GrammarKey{Name: "if", Type: "expression", Doc: "the step runs only if this is true; otherwise its outcome is `skipped`"}
@@ -74,7 +74,7 @@ var ApproverKeys = []GrammarKey{
 	{Name: "escalate", Type: "mapping", Doc: "additional approvers (`groups`, `users`) that are asked if there is no decision `after` this duration"},
 }
 
-// StepKinds are the kinds of steps, in the order of the reference page.
+// StepKinds returns the kinds of steps, in the order of the reference page.
 func StepKinds() []StepKind {
 	observing := []GrammarKey{keyID, keyIf, keyTarget, keyWith, keyTimeout, keyRetry, keyOnFailure}
 	return []StepKind{
@@ -114,7 +114,7 @@ func StepKinds() []StepKind {
 	}
 }
 
-// StopOutcomes are the outcomes that `stop` may give.
+// StopOutcomes are the outcomes that `stop` accepts.
 var StopOutcomes = []Outcome{OutcomeSucceeded, OutcomeChanged, OutcomeUnchanged, OutcomeSkipped, OutcomeRefused, OutcomeFailed}
 
 func stepKindNames() []string {
@@ -125,7 +125,7 @@ func stepKindNames() []string {
 	return names
 }
 
-// kindAcceptsKey tells whether steps of a kind take a key, and which kinds do.
+// kindAcceptsKey reports whether steps of a kind accept a key, and returns the kinds that do.
 func kindAcceptsKey(kind, key string) (bool, []string) {
 	var kinds []string
 	for _, k := range StepKinds() {

@@ -1,9 +1,9 @@
-// Package playbooks holds the incident as people and playbooks see it, and the language of playbooks: parse,
-// check, compile, evaluate. Each stage takes the one before and returns every problem it found.
+// Package playbooks defines incidents and the playbook language: parse, check, compile and evaluate. Each stage takes
+// the result of the previous one and returns every problem that it finds.
 //
-// It is pure. It refuses to run anything: it knows no Temporal, no Kubernetes, no kernel and no clock, so that a
-// playbook can be checked, explained, fuzzed and simulated anywhere. Whoever runs a playbook
-// (workflows/playbook) walks the checked program and evaluates its expressions here.
+// It is pure and runs nothing: it uses no Temporal, Kubernetes, kernel or clock, so that playbooks can be checked,
+// explained, fuzzed and simulated anywhere. The interpreter (workflows/playbook) walks the checked program and
+// evaluates its expressions with this package.
 package playbooks
 
 import (
@@ -16,28 +16,30 @@ import (
 // IncidentVersion is the version of Incident's JSON shape.
 const IncidentVersion = 1
 
-// Incident is the minimum incident package: enough to decide without opening another tool.
+// Incident is the information that people and playbooks need for a decision, without opening another tool.
 type Incident struct {
-	Version     int       `json:"version" expr:"version"`
-	ID          string    `json:"id" expr:"id"`                     // INC-…, never used twice
-	GroupingKey string    `json:"grouping_key" expr:"grouping_key"` // the grouping key: cluster and workload; may recur
+	Version int    `json:"version" expr:"version"`
+	ID      string `json:"id" expr:"id"` // INC-…, never reused
+	// cluster and workload; several incidents may have the same
+	GroupingKey string    `json:"grouping_key" expr:"grouping_key"`
 	Cluster     string    `json:"cluster" expr:"cluster"`
 	Status      string    `json:"status" expr:"status"` // "open" or "closed"
 	Opened      time.Time `json:"opened" expr:"opened"`
 	Updated     time.Time `json:"updated" expr:"updated"`
 	Closed      time.Time `json:"closed,omitzero" expr:"closed"`
-	// Scope is the configured scope that holds the workload; Phase the phase in force there.
+	// Scope is the configured scope of the workload. Phase is the phase in force there.
 	Scope string `json:"scope" expr:"scope"`
 	Phase int    `json:"phase" expr:"phase"`
 	Drill bool   `json:"drill,omitempty" expr:"drill"`
-	// Assignee is the person who took the incident over. Disposition is as what DispositionBy resolved it: "false-positive",
-	// "true-positive" or "benign"; "" while it is not resolved.
+	// Assignee is the person who is assigned to the incident. Disposition is "false-positive", "true-positive" or
+	// "benign", set by DispositionBy; "" while the incident is not resolved.
 	Assignee      string `json:"assignee,omitempty" expr:"assignee"`
 	Disposition   string `json:"disposition,omitempty" expr:"disposition"`
 	DispositionBy string `json:"disposition_by,omitempty" expr:"disposition_by"`
-	// Actors are who did it, as sources name them ("kubernetes:alice@example.com"): they answer no question about it.
+	// Actors are the people who caused the incident, as sources name them ("kubernetes:alice@example.com"). They may
+	// not answer its approval requests.
 	Actors []string `json:"actors,omitempty" expr:"actors"`
-	// ActorsTruncated: there were more than are named.
+	// ActorsTruncated means that there are more actors than Actors names.
 	ActorsTruncated bool `json:"actors_truncated,omitempty" expr:"actors_truncated"`
 
 	Summary    string             `json:"summary" expr:"summary"`
@@ -47,31 +49,31 @@ type Incident struct {
 	Reasons    []string           `json:"reasons" expr:"reasons"`
 	Techniques []string           `json:"techniques,omitempty" expr:"techniques"`
 	Workload   WorkloadIdentity   `json:"workload" expr:"workload"`
-	Trigger    sensors.Detection  `json:"trigger" expr:"trigger"` // the first detection, whole
+	Trigger    sensors.Detection  `json:"trigger" expr:"trigger"` // the first detection, complete
 	Detections []DetectionSummary `json:"detections" expr:"detections"`
-	// TotalDetections counts every detection, also those folded together or past the bound of Detections.
+	// TotalDetections counts every detection, including duplicates and those past the limit of Detections.
 	TotalDetections int      `json:"total_detections" expr:"total_detections"`
 	Targets         []Target `json:"targets" expr:"targets"` // pods or containers with a detection of their own
 
 	Changes     []RecentChange `json:"changes,omitempty" expr:"changes"`
 	BlastRadius BlastRadius    `json:"blast_radius,omitzero" expr:"blast_radius"`
-	// Context says what of the context is missing, and why ("forbidden: list rolebindings").
+	// Context says which parts of the context are missing, and why ("forbidden: list rolebindings").
 	Context ContextStatus `json:"context,omitzero" expr:"context"`
 
 	Playbooks []PlaybookRun `json:"playbooks,omitempty" expr:"playbooks"`
-	// NotSelectedPlaybook are the playbooks that matched and were not started.
+	// NotSelected are the playbooks that matched and were not started.
 	NotSelected []NotSelectedPlaybook `json:"not_selected,omitempty"`
 	Leases      []LeaseReport         `json:"leases,omitempty" expr:"leases"`
 	Evidence    []EvidenceRef         `json:"evidence,omitempty" expr:"evidence"`
 	Timeline    []TimelineEntry       `json:"timeline,omitempty" expr:"timeline"`
 }
 
-// WorkloadIdentity says what is affected.
+// WorkloadIdentity is the affected workload.
 type WorkloadIdentity struct {
 	Namespace      string            `json:"namespace,omitempty" expr:"namespace"`
 	Kind           string            `json:"kind" expr:"kind"`
 	Name           string            `json:"name" expr:"name"`
-	UID            string            `json:"uid,omitempty" expr:"uid"` // of the owner, once it is known
+	UID            string            `json:"uid,omitempty" expr:"uid"` // of the owner; "" until it is known
 	Image          string            `json:"image,omitempty" expr:"image"`
 	ImageDigest    string            `json:"image_digest,omitempty" expr:"image_digest"`
 	ServiceAccount string            `json:"service_account,omitempty" expr:"service_account"`
@@ -79,7 +81,7 @@ type WorkloadIdentity struct {
 	Labels         map[string]string `json:"labels,omitempty" expr:"labels"`
 }
 
-// String is the workload as people say it: "shop/Deployment/web".
+// String returns the workload as people write it: "shop/Deployment/web".
 func (w WorkloadIdentity) String() string {
 	if w.Namespace == "" {
 		return w.Kind + "/" + w.Name
@@ -87,7 +89,7 @@ func (w WorkloadIdentity) String() string {
 	return w.Namespace + "/" + w.Kind + "/" + w.Name
 }
 
-// DetectionSummary is a detection inside an incident; alike ones are counted and not repeated.
+// DetectionSummary is a detection of an incident. Similar detections are counted, not repeated.
 type DetectionSummary struct {
 	ID          string            `json:"id" expr:"id"`
 	Rule        string            `json:"rule" expr:"rule"`
@@ -98,55 +100,55 @@ type DetectionSummary struct {
 	Technique   string            `json:"technique,omitempty" expr:"technique"`
 	Source      string            `json:"source" expr:"source"`
 	Target      string            `json:"target" expr:"target"`
-	Description string            `json:"description" expr:"description"` // one line: the process, file or address
+	Description string            `json:"description" expr:"description"` // one line: process, file or address
 	Reasons     []string          `json:"reasons,omitempty" expr:"reasons"`
 	FirstSeen   time.Time         `json:"first" expr:"first"`
 	LastSeen    time.Time         `json:"last" expr:"last"`
 	Count       int               `json:"count" expr:"count"`
 }
 
-// Target is what one action works on.
+// Target is what an action works on.
 type Target struct {
 	Kind           TargetKind `json:"kind" expr:"kind"`
 	Namespace      string     `json:"namespace,omitempty" expr:"namespace"`
 	Name           string     `json:"name" expr:"name"`
-	UID            string     `json:"uid" expr:"uid"` // pod UID, workload UID, container id, RoleId: never reused
+	UID            string     `json:"uid" expr:"uid"` // pod UID, workload UID, container id or RoleId; never reused
 	Node           string     `json:"node,omitempty" expr:"node"`
-	WorkloadKind   string     `json:"workload_kind,omitempty" expr:"workload_kind"` // TargetWorkload
-	ContainerID    string     `json:"container_id,omitempty" expr:"container_id"`   // where the detection was
+	WorkloadKind   string     `json:"workload_kind,omitempty" expr:"workload_kind"` // for TargetWorkload
+	ContainerID    string     `json:"container_id,omitempty" expr:"container_id"`   // container of the detection
 	ContainerName  string     `json:"container_name,omitempty" expr:"container_name"`
 	ServiceAccount string     `json:"service_account,omitempty" expr:"service_account"`
 	HostNetwork    bool       `json:"host_network,omitempty" expr:"host_network"`
-	// Account and ARN are those of a cloud target. Its namespace is that of the pod through which it was found.
+	// Account and ARN are set for a cloud target. Its namespace is that of the pod through which it was found.
 	Account string `json:"account,omitempty" expr:"account"`
 	ARN     string `json:"arn,omitempty" expr:"arn"`
 }
 
-// TargetKind says what kind of thing a target is.
+// TargetKind is the kind of a target.
 type TargetKind string
 
-// The kinds of target.
+// The kinds of targets.
 const (
 	TargetPod       TargetKind = "pod"
-	TargetContainer TargetKind = "container" // a container of a host without Kubernetes
+	TargetContainer TargetKind = "container" // a container on a host without Kubernetes
 	TargetWorkload  TargetKind = "workload"
-	TargetIncident  TargetKind = "incident" // notify, ticket: the incident itself
+	TargetIncident  TargetKind = "incident" // the incident itself, for notify and ticket
 	TargetRole      TargetKind = "role"     // an IAM role, by its RoleId
 	TargetUser      TargetKind = "user"     // an IAM user, by its UserId
-	TargetKey       TargetKind = "key"      // an access key, by its id; its name is its user's
+	TargetKey       TargetKind = "key"      // an access key, by its id; Name is its user's name
 )
 
-// IsCloud tells whether the target lies outside of the cluster.
+// IsCloud reports whether the target is outside the cluster.
 func (k TargetKind) IsCloud() bool { return k == TargetRole || k == TargetUser || k == TargetKey }
 
-// IsDetectable tells whether detections are about targets of this kind. What is not detected has no evidence and no
-// attestation of its own: that of the pods through which it was found counts.
+// IsDetectable reports whether detections can be about targets of this kind. Other targets have no evidence and no
+// attestation of their own: those of the pods through which they were found count.
 func (k TargetKind) IsDetectable() bool { return k == TargetPod || k == TargetContainer }
 
-// ID is the identity as leases and proofs use it.
+// ID returns the identity KIND:UID that leases and attestations use.
 func (t Target) ID() string { return string(t.Kind) + ":" + t.UID }
 
-// String is the target as people say it.
+// String returns the target as people write it.
 func (t Target) String() string {
 	switch {
 	case t.Kind == TargetKey:
@@ -157,44 +159,46 @@ func (t Target) String() string {
 	return fmt.Sprintf("%s %s/%s", t.Kind, t.Namespace, t.Name)
 }
 
-// RecentChange is something that changed recently around the workload.
+// RecentChange is a recent change around the workload.
 type RecentChange struct {
 	ChangedAt   time.Time `json:"changed_at" expr:"changed_at"`
 	Description string    `json:"description" expr:"description"`
 }
 
-// BlastRadius is what else may be hit.
+// BlastRadius is what else may be affected.
 type BlastRadius struct {
-	Replicas             int      `json:"replicas,omitempty" expr:"replicas"`
-	SameDigestPodCount   int      `json:"same_digest_pod_count" expr:"same_digest_pod_count"`           // other pods with this image digest
-	SameDigestPodNames   []string `json:"same_digest_pod_names,omitempty" expr:"same_digest_pod_names"` // "namespace/pod on node", bounded
-	SameNodePodCount     int      `json:"same_node_pod_count" expr:"same_node_pod_count"`
-	DangerousPermissions []string `json:"dangerous_permissions,omitempty" expr:"dangerous_permissions"` // what the service account may do that is dangerous
+	Replicas           int `json:"replicas,omitempty" expr:"replicas"`
+	SameDigestPodCount int `json:"same_digest_pod_count" expr:"same_digest_pod_count"` // other pods with this digest
+	// "namespace/pod on node"; a limited number
+	SameDigestPodNames []string `json:"same_digest_pod_names,omitempty" expr:"same_digest_pod_names"`
+	SameNodePodCount   int      `json:"same_node_pod_count" expr:"same_node_pod_count"`
+	// risky permissions of the service account
+	DangerousPermissions []string `json:"dangerous_permissions,omitempty" expr:"dangerous_permissions"`
 }
 
-// ContextStatus says how complete the context is.
+// ContextStatus is the completeness of the context.
 type ContextStatus struct {
 	Enriched bool     `json:"enriched" expr:"enriched"`
 	Missing  []string `json:"missing,omitempty" expr:"missing"`
 }
 
-// PlaybookRun is one playbook of an incident.
+// PlaybookRun is one run of a playbook for an incident.
 type PlaybookRun struct {
 	Playbook   string       `json:"playbook" expr:"playbook"`
-	SourceHash string       `json:"hash" expr:"hash"` // of its source
+	SourceHash string       `json:"hash" expr:"hash"` // SHA-256 of its source
 	WorkflowID string       `json:"run" expr:"run"`   // workflow id
 	Started    time.Time    `json:"started" expr:"started"`
 	Ended      time.Time    `json:"ended,omitzero" expr:"ended"`
 	Steps      []StepReport `json:"steps,omitempty" expr:"steps"`
 	Error      string       `json:"error,omitempty" expr:"error"`
-	// ResponderGuide is the playbook's paragraph for the responder.
+	// ResponderGuide is the playbook's guide for the responder.
 	ResponderGuide string `json:"responder_guide,omitempty"`
-	// Outcome is the run's as a whole: what it stopped with and why, else the worst of its steps.
+	// Outcome is the outcome of the complete run: that of its `stop` with the reason, otherwise the worst of its steps.
 	Outcome Outcome `json:"outcome,omitempty" expr:"outcome"`
 	Reason  string  `json:"reason,omitempty" expr:"reason"`
-	// RequestID is the id of a person's request that started it; "" if it matched by itself.
+	// RequestID is the id of the manual request that started the run; "" if the playbook matched.
 	RequestID string `json:"request_id,omitempty"`
-	// RequestedBy is the person whose request started it: they do not approve what it asks, and may withdraw it.
+	// RequestedBy is the person whose request started the run. This person may not approve it, but may withdraw it.
 	RequestedBy string `json:"requested_by,omitempty"`
 }
 
@@ -205,23 +209,23 @@ type NotSelectedPlaybook struct {
 	At       time.Time `json:"at"`
 }
 
-// StepReport is what became of one step on one target.
+// StepReport is the result of one step on one target.
 type StepReport struct {
-	Step    string  `json:"step" expr:"step"` // its id, or its place ("steps[2]")
+	Step    string  `json:"step" expr:"step"` // its id or path ("steps[2]")
 	Action  string  `json:"action" expr:"action"`
 	Target  string  `json:"target,omitempty" expr:"target"`
 	Outcome Outcome `json:"outcome" expr:"outcome"`
 	Reason  string  `json:"reason,omitempty" expr:"reason"`
 	LeaseID string  `json:"lease,omitempty" expr:"lease"`
-	// Guard is the guard that refused or proposed; "" where none did.
+	// Guard is the guard that refused or proposed the step; "" if no guard did.
 	Guard string    `json:"guard,omitempty"`
 	At    time.Time `json:"at" expr:"at"`
-	// Verb is the step's: what only observes has another outcome in prose than what contains. "" for blocks and in reports
-	// from before it was noted.
+	// Verb is the verb of the step; observations and containments describe their outcomes differently. It is "" for
+	// blocks and in reports of earlier versions.
 	Verb Verb `json:"verb,omitempty"`
 }
 
-// LeaseReport is the state of a lease as the incident knows it.
+// LeaseReport is the state of a lease, as recorded in the incident.
 type LeaseReport struct {
 	ID        string    `json:"id" expr:"id"`
 	Action    string    `json:"action" expr:"action"`
@@ -233,15 +237,15 @@ type LeaseReport struct {
 	Undone    bool      `json:"undone" expr:"undone"`
 	ExpiresAt time.Time `json:"until,omitzero" expr:"until"`
 	Reason    string    `json:"reason,omitempty" expr:"reason"`
-	Guard     string    `json:"guard,omitempty"` // that did not permit it
+	Guard     string    `json:"guard,omitempty"` // the guard that refused it
 	At        time.Time `json:"at" expr:"at"`
-	// AppliedAt is when the effect took hold, by the clock of where it did.
+	// AppliedAt is when the effect was applied, by the clock of the node, cluster or provider.
 	AppliedAt time.Time `json:"applied_at,omitzero" expr:"applied_at"`
-	// Warnings are those of the plans under which it is held: what else it affects, and what it does not reach.
+	// Warnings are the warnings of the applied plans: what else the lease affects, and what it does not cover.
 	Warnings []string `json:"warnings,omitempty"`
 }
 
-// EvidenceRef names a piece of evidence; the bytes lie in the store under their hash.
+// EvidenceRef references an artifact. Its bytes are in the evidence store under their hash.
 type EvidenceRef struct {
 	Name       string    `json:"name" expr:"name"`
 	Action     string    `json:"action" expr:"action"`
@@ -249,12 +253,12 @@ type EvidenceRef struct {
 	SHA256     string    `json:"sha256" expr:"sha256"`
 	SizeBytes  int64     `json:"bytes" expr:"bytes"`
 	CapturedAt time.Time `json:"at" expr:"at"`
-	// CapturedFrom is where it was captured ("node a"), Entry the hash of its line in the incident's manifest.
+	// CapturedFrom is where it was captured ("node a"). Entry is the hash of its line in the incident's manifest.
 	CapturedFrom      string `json:"captured_from,omitempty" expr:"captured_from"`
 	ManifestEntryHash string `json:"manifest_entry_hash,omitempty" expr:"manifest_entry_hash"`
 }
 
-// TimelineEntry is one line of the incident's story.
+// TimelineEntry is one line of the incident's timeline.
 type TimelineEntry struct {
 	At   time.Time `json:"at" expr:"at"`
 	Text string    `json:"text" expr:"text"`

@@ -8,7 +8,7 @@ import (
 	"strings"
 )
 
-// goType is the type of an input's value.
+// goType returns the Go type of an input's value.
 func (in Input) goType() reflect.Type {
 	switch in.Type {
 	case "string":
@@ -29,7 +29,7 @@ func (in Input) goType() reflect.Type {
 	return reflect.TypeFor[any]()
 }
 
-// boundsTag is an input's bounds, as action parameters carry them.
+// boundsTag returns the input's bounds as a struct tag, in the form that action parameters use.
 func (in Input) boundsTag() string {
 	var tag strings.Builder
 	for _, word := range in.Enum {
@@ -44,7 +44,7 @@ func (in Input) boundsTag() string {
 	return tag.String()
 }
 
-// inputsStructType is the struct under which expressions see inputs.
+// inputsStructType returns the struct type that expressions see as `inputs`.
 func inputsStructType(inputs []Input) reflect.Type {
 	var fields []reflect.StructField
 	seen := map[string]bool{}
@@ -79,7 +79,7 @@ func (c *checker) checkInput(in *Input, names typeScope) {
 	}
 }
 
-// bindInputs makes the struct of inputs from what was given, and the defaults of what was not.
+// bindInputs returns the struct of inputs, with defaults for the inputs that are not given.
 func (p *Program) bindInputs(given map[string]any, env EvalEnv) (any, error) {
 	out := reflect.New(inputsStructType(p.Inputs)).Elem()
 	for _, in := range p.Inputs {
@@ -125,7 +125,7 @@ func (in Input) checkBounds(v reflect.Value) error {
 	return nil
 }
 
-// convertValue makes a value of a type from what an expression or a file gave.
+// convertValue converts the result of an expression, or a value of a file, to a type.
 func convertValue(v any, t reflect.Type) (reflect.Value, error) {
 	got := reflect.ValueOf(v)
 	switch {

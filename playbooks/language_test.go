@@ -13,7 +13,8 @@ import (
 	"stanch/playbooks"
 )
 
-// newTestCatalog is a small one of every class, so that the language is tested apart from the real actions.
+// newTestCatalog returns a small catalog with every class, so that the language is tested independently of the real
+// actions.
 func newTestCatalog() playbooks.Catalog {
 	type tail struct {
 		Tail     int  `json:"tail,omitempty" jsonschema:"minimum=1,maximum=10000"`
@@ -47,7 +48,7 @@ func newTestCatalog() playbooks.Catalog {
 	return c
 }
 
-// Each folder of testdata/cases holds a playbook and the exact text of what is wrong with it.
+// Each folder of testdata/cases contains a playbook and the exact diagnostics that it causes.
 func TestEveryMistakeIsNamedWithItsPlaceAndItsMend(t *testing.T) {
 	cases, err := filepath.Glob("testdata/cases/*.yaml")
 	require.NoError(t, err)
@@ -72,7 +73,7 @@ func TestEveryMistakeIsNamedWithItsPlaceAndItsMend(t *testing.T) {
 	}
 }
 
-// Each folder of testdata/constructs is one construct: pass.yaml has nothing wrong with it, fail.yaml what fail.txt says.
+// Each folder of testdata/constructs is one construct: pass.yaml has no diagnostics, fail.yaml has those of fail.txt.
 // The other files of a folder are what these two may call.
 func TestEachConstructPassesAndFails(t *testing.T) {
 	folders, err := filepath.Glob("testdata/constructs/*")
@@ -97,7 +98,7 @@ func TestEachConstructPassesAndFails(t *testing.T) {
 	}
 }
 
-// checkFixtureCase checks one of two cases of a folder, with the files that it may call.
+// checkFixtureCase checks one of the two cases of a folder, with the files that it may call.
 func checkFixtureCase(t *testing.T, dir, name string) string {
 	t.Helper()
 	files, err := filepath.Glob(filepath.Join(dir, "*.yaml"))
@@ -121,7 +122,7 @@ func checkFixtureCase(t *testing.T, dir, name string) string {
 	return got.String()
 }
 
-// What replaces a shipped playbook and is broken does not take it away.
+// An invalid replacement does not remove the shipped playbook.
 func TestABrokenFileDoesNotTakeAwayWhatItReplaces(t *testing.T) {
 	good := "playbook: p\ndescription: x\nmatch: { objective: crypto-mining }\nsteps:\n  - notify: log\n"
 	for _, broken := range []string{strings.Replace(good, "log", "lag", 1), strings.Replace(good, "steps", "stebs", 1)} {
@@ -133,7 +134,7 @@ func TestABrokenFileDoesNotTakeAwayWhatItReplaces(t *testing.T) {
 	}
 }
 
-// A run was judged when it was selected: what later versions forbid does not end it.
+// A run was checked when it was selected: rules of later versions do not end it.
 func TestARunKeepsTheRulesOfItsDay(t *testing.T) {
 	for _, steps := range []string{
 		"  - enrich: workload\n    id: ctx\n    if: incident.total_detections > 1\n  - notify: log\n    if: ctx.same_digest_pod_count > 1\n",

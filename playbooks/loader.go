@@ -12,22 +12,22 @@ import (
 	"stanch/sensors/diagnostic"
 )
 
-// SourceFile is a file of a playbook.
+// SourceFile is one playbook file.
 type SourceFile struct {
 	File    string `json:"file"`
 	Content []byte `json:"content"`
-	// Shipped: the playbook is one of Stanch's own library and not of a user. It takes part in selection only.
+	// Shipped is set for a playbook of Stanch's library. It affects selection only.
 	Shipped bool `json:"-"`
 }
 
-// LoadPlaybooks parses and checks files that may call each other, in the order given. Where two have one name, the later
-// replaces the earlier; a user's playbook may also name a shipped one that it `replaces`. Files with errors give no
-// program, and neither do those that call them.
+// LoadPlaybooks parses and checks files that may call each other, in the given order. If two have the same name, the
+// later one replaces the earlier one. A user's playbook may also name a shipped playbook that it `replaces`. Files with
+// errors produce no program, and neither do files that call them.
 func LoadPlaybooks(files []SourceFile, catalogue Catalog) ([]*Program, diagnostic.Diagnostics) {
 	return loadSources(files, catalogue, false)
 }
 
-// fatalProblems are the problems with which a playbook cannot be run at all.
+// fatalProblems returns the problems that prevent a playbook from running at all.
 func fatalProblems(problems diagnostic.Diagnostics) diagnostic.Diagnostics {
 	return slices.DeleteFunc(slices.Clone(problems), func(d diagnostic.Diagnostic) bool {
 		return !slices.Contains([]string{"yaml", "encoding", "empty", "alias", "expression", "unknown-action", "unknown-playbook", "cycle", "callee"}, d.Code)
@@ -63,7 +63,7 @@ func loadSources(files []SourceFile, catalogue Catalog, run bool) ([]*Program, d
 	for _, name := range order {
 		p := l.loadPlaybook(name, nil)
 		if was := l.replacedByName[name]; p == nil && was != nil {
-			// A file that is broken does not take away what it was to replace.
+			// An invalid file does not remove the playbook that it replaces.
 			l.addError(l.playbooksByName[name], l.playbooksByName[name].NamePos, "replaced", "mend this one", fmt.Sprintf("`%s` of %s stays in force until then", name, was.File))
 			l.playbooksByName[name], l.loadStates[name] = was, loadStateNotStarted
 			l.setInvalid(name, false)
@@ -94,18 +94,18 @@ func loadSources(files []SourceFile, catalogue Catalog, run bool) ([]*Program, d
 }
 
 type loader struct {
-	forActiveRun    bool // one under way is loaded
+	forActiveRun    bool // the playbook belongs to a run in progress
 	catalog         Catalog
 	playbooksByName map[string]*Playbook
-	programsByName  map[string]*Program // nil where it has errors
+	programsByName  map[string]*Program // nil for files with errors
 	loadStates      map[string]int
-	replacedByName  map[string]*Playbook // what a later file of the name replaces
-	shippedByName   map[string]*Playbook // the library's, also those that were replaced
+	replacedByName  map[string]*Playbook // the earlier file of the same name
+	shippedByName   map[string]*Playbook // the library's, including replaced ones
 	invalidNames    []string
 	problems        diagnostic.Diagnostics
 }
 
-// What is known of a playbook while it is loaded.
+// The loading states of a playbook.
 const (
 	loadStateNotStarted = iota
 	loadStateInProgress
@@ -119,7 +119,7 @@ func (l *loader) setInvalid(name string, is bool) {
 	}
 }
 
-// loadPlaybook checks a playbook after those that it calls.
+// loadPlaybook checks a playbook after the playbooks that it calls.
 func (l *loader) loadPlaybook(name string, path []string) *Program {
 	switch l.loadStates[name] {
 	case loadStateDone:
@@ -160,7 +160,7 @@ func (l *loader) loadPlaybook(name string, path []string) *Program {
 	}
 	for _, p := range problems {
 		if p.Code == "unknown-playbook" && slices.ContainsFunc(slices.Sorted(maps.Keys(unusable)), func(n string) bool { return strings.HasSuffix(p.Message, "`"+n+"`") }) {
-			continue // it was said why
+			continue // the cause is already reported
 		}
 		l.problems = append(l.problems, p)
 	}
@@ -177,7 +177,7 @@ func (l *loader) addError(book *Playbook, pos Pos, code, hint, message string) {
 	})
 }
 
-// TransitiveCallees are all playbooks that a program reaches by calls, by name.
+// TransitiveCallees returns all playbooks that the program reaches by calls, by name.
 func (p *Program) TransitiveCallees() []*Program {
 	all := map[string]*Program{}
 	var collect func(*Program)
@@ -197,7 +197,7 @@ func (p *Program) TransitiveCallees() []*Program {
 	return out
 }
 
-// CalleeSources are the files of all playbooks that a program calls.
+// CalleeSources returns the files of all playbooks that the program reaches by calls.
 func (p *Program) CalleeSources() []SourceFile {
 	var out []SourceFile
 	for _, callee := range p.TransitiveCallees() {
@@ -206,8 +206,8 @@ func (p *Program) CalleeSources() []SourceFile {
 	return out
 }
 
-// LoadForRun loads a playbook of a run under way with those that it calls. It was judged when it was selected: only what
-// cannot be run at all is an error.
+// LoadForRun loads the playbook of a run in progress with its callees. The playbook passed all checks when it was
+// selected, so only problems that prevent it from running are errors.
 func LoadForRun(main SourceFile, called []SourceFile, catalogue Catalog) (*Program, diagnostic.Diagnostics) {
 	programs, problems := loadSources(append(slices.Clone(called), main), catalogue, true)
 	for _, p := range programs {
@@ -218,7 +218,7 @@ func LoadForRun(main SourceFile, called []SourceFile, catalogue Catalog) (*Progr
 	return nil, problems
 }
 
-// HashWithCallees is the hash of a playbook: SHA-256 of its source, and of the sources of all that it calls where it calls any.
+// HashWithCallees returns the hash of a playbook: the SHA-256 of its source and, if it calls others, of their sources.
 func HashWithCallees(source []byte, called []SourceFile) string {
 	sum := sha256.Sum256(source)
 	if len(called) == 0 {

@@ -9,10 +9,11 @@ import (
 	"stanch/sensors/duration"
 )
 
-// ManualContainmentPlaybook is the playbook of a containment that a person asked for by hand: evidence first, then the one action, as any
-// other playbook would do it. Nothing of what the person wrote is in it.
+// ManualContainmentPlaybook returns the playbook of a containment that a person requested: evidence first, then the one
+// action, with the same checks as any other playbook. It contains no text that the person wrote.
 func ManualContainmentPlaybook(action string, holds time.Duration) SourceFile {
-	name := manualPlaybookName(action, duration.Format(holds)) // an incident keeps the version of a playbook that it started first
+	// an incident keeps the first version of a playbook that it started, so the duration is part of the name
+	name := manualPlaybookName(action, duration.Format(holds))
 	text := fmt.Sprintf(`playbook: %s
 description: A person asked for this containment by hand.
 inputs: { asked: { type: string, default: by hand } }
@@ -34,7 +35,8 @@ func manualPlaybookName(action, holds string) string {
 	}, action+"-"+holds)
 }
 
-// ParseManualPlaybookName reports whether a playbook is the one that ManualContainmentPlaybook makes of an action, and for how long it contains.
+// ParseManualPlaybookName reports whether a playbook is the one that ManualContainmentPlaybook returns for an action,
+// and returns the duration of its containment.
 func ParseManualPlaybookName(playbook, action string) (time.Duration, bool) {
 	text, ok := strings.CutPrefix(playbook, manualPlaybookName(action, ""))
 	if !ok {
@@ -44,8 +46,8 @@ func ParseManualPlaybookName(playbook, action string) (time.Duration, bool) {
 	return holds, err == nil && manualPlaybookName(action, duration.Format(holds)) == playbook
 }
 
-// Containments are the containments that a playbook and those that it calls may ask for, each once in the order of the
-// file, and how long the longest of them holds.
+// Containments returns the containments of the playbook and its callees, each once in the order of the file, and the
+// longest duration among them.
 func (p *Program) Containments() (actions []string, longest time.Duration) {
 	seen := map[string]bool{}
 	for _, book := range append([]*Program{p}, p.TransitiveCallees()...) {
@@ -63,8 +65,8 @@ func (p *Program) Containments() (actions []string, longest time.Duration) {
 	return actions, longest
 }
 
-// ConstantArguments are the parameters of a step that are the same in every run, as Arguments gives them; false where an
-// expression makes them.
+// ConstantArguments returns the parameters of a step in the form of EvalArguments. It returns false if an expression
+// computes any of them.
 func (p *Program) ConstantArguments(s *Step) (json.RawMessage, bool) {
 	for _, a := range s.Arguments {
 		if !a.Value.isConstant() {

@@ -1,35 +1,35 @@
 package playbooks
 
-// Outcome is what became of a step; the vocabulary is the same everywhere.
+// Outcome is the result of a step. YAML, reports, the audit and the command line use the same values.
 type Outcome string
 
 // The outcomes.
 const (
-	OutcomeSucceeded  Outcome = "succeeded"  // done; it changes nothing, so there is no effect to verify
+	OutcomeSucceeded  Outcome = "succeeded"  // done; there is no effect to verify
 	OutcomeChanged    Outcome = "changed"    // applied and verified
-	OutcomeUnverified Outcome = "unverified" // applied, effect cannot be observed
-	OutcomeUnchanged  Outcome = "unchanged"  // it was so already
-	OutcomeProposed   Outcome = "proposed"   // phase or budget does not allow it; planned for real
-	OutcomeDenied     Outcome = "denied"     // asked, and the answer was no or none came
-	OutcomeRefused    Outcome = "refused"    // the action or a guard will not
-	OutcomeFailed     Outcome = "failed"     // tried, and failed after its retries; what it did is undone
+	OutcomeUnverified Outcome = "unverified" // applied; the effect cannot be observed
+	OutcomeUnchanged  Outcome = "unchanged"  // the target already had this state
+	OutcomeProposed   Outcome = "proposed"   // the phase or the budget does not allow it; planned only
+	OutcomeDenied     Outcome = "denied"     // not approved, or the approval timed out
+	OutcomeRefused    Outcome = "refused"    // the action or a guard refused it
+	OutcomeFailed     Outcome = "failed"     // failed after all retries; partial effects are undone
 	OutcomeSkipped    Outcome = "skipped"    // its `if` was false
 )
 
-// Outcomes lists every outcome, the best first. Where a step has several targets its own outcome is the worst of
-// theirs, which is the later in this list.
+// Outcomes lists every outcome, best first. A step with several targets has the worst outcome of theirs, the one that
+// is later in this list.
 var Outcomes = []Outcome{
 	OutcomeSkipped, OutcomeUnchanged, OutcomeSucceeded, OutcomeChanged, OutcomeUnverified, OutcomeProposed, OutcomeDenied, OutcomeRefused, OutcomeFailed,
 }
 
-// ReasonPaused begins the reason of every containment that was refused because people paused new containments: by it those
-// are found again when the pause ends.
+// ReasonPaused is the prefix of the reason of every containment that was refused while new containments were paused.
+// Package display uses it to list these containments after the pause.
 const ReasonPaused = "new containments are paused"
 
-// GuardKillSwitch is the guard that refuses them.
+// GuardKillSwitch is the guard that refuses containments while new containments are paused.
 const GuardKillSwitch = "kill-switch"
 
-// Description says what the outcome means, for people.
+// Description returns what the outcome means, for people.
 func (o Outcome) Description() string {
 	switch o {
 	case OutcomeSucceeded:
@@ -54,18 +54,18 @@ func (o Outcome) Description() string {
 	return ""
 }
 
-// RunsOnFailure tells whether the step's `on_failure` runs.
+// RunsOnFailure reports whether the step's `on_failure` runs.
 func (o Outcome) RunsOnFailure() bool { return o == OutcomeRefused || o == OutcomeFailed }
 
-// RunsOnDenied tells whether the step's `on_denied` runs.
+// RunsOnDenied reports whether the step's `on_denied` runs.
 func (o Outcome) RunsOnDenied() bool { return o == OutcomeDenied }
 
-// HasOutputs tells whether the step's outputs may be read.
+// HasOutputs reports whether expressions may read the step's outputs.
 func (o Outcome) HasOutputs() bool {
 	return o == OutcomeSucceeded || o == OutcomeChanged || o == OutcomeUnverified || o == OutcomeUnchanged || o == OutcomeProposed
 }
 
-// WorseOf is the worse of two outcomes; "" is better than any.
+// WorseOf returns the worse of two outcomes. "" is better than any other.
 func (o Outcome) WorseOf(other Outcome) Outcome {
 	if outcomeRank(other) > outcomeRank(o) {
 		return other

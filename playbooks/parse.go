@@ -10,15 +10,15 @@ import (
 	"go.yaml.in/yaml/v3"
 )
 
-// Limits of a file: past any of them it is refused before it is read further.
+// Limits of a file. Parsing stops at the first one that is exceeded.
 const (
 	MaxFileBytes = 256 << 10
 	MaxNodes     = 20_000
 	MaxDepth     = 24
 )
 
-// ParsePlaybook reads one playbook. It never returns a playbook without having read the whole of it; the diagnostics hold
-// every problem of syntax, unknown key and malformed value.
+// ParsePlaybook parses one playbook. It reads the complete file and returns every syntax error, unknown key and
+// malformed value as a diagnostic.
 func ParsePlaybook(file string, source []byte) (*Playbook, diagnostic.Diagnostics) {
 	p := &parser{Reader: yamlnode.Reader{File: file, ExampleStart: "begin with `playbook: NAME`"}, fileContent: source}
 	book := &Playbook{File: file, SourceText: source, Hash: HashWithCallees(source, nil), MaxPhase: 3}
@@ -31,16 +31,16 @@ func ParsePlaybook(file string, source []byte) (*Playbook, diagnostic.Diagnostic
 
 type parser struct {
 	yamlnode.Reader
-	stepCount   int // of steps
+	stepCount   int // number of steps
 	fileContent []byte
-	sourceLines []string // of the source, once they are needed
+	sourceLines []string // lines of the source, split when first needed
 }
 
 func (p *parser) errorf(pos Pos, code, hint, format string, args ...any) {
 	p.Errorf(pos, code, hint, format, args...)
 }
 
-// parseEntries walks a mapping and hands over each key with its value. A duplicate key is an error at the key.
+// parseEntries calls read for each key and value of a mapping. A duplicate key is an error at the key.
 func (p *parser) parseEntries(n *yaml.Node, what string, read func(key, value *yaml.Node)) bool {
 	if n.Kind != yaml.MappingNode {
 		p.errorf(nodePos(n), "type", "", "%s must be a mapping, not %s", what, nodeKindName(n))
@@ -50,8 +50,7 @@ func (p *parser) parseEntries(n *yaml.Node, what string, read func(key, value *y
 	return true
 }
 
-// parseFields walks a mapping and hands each value to the reader of its key. Unknown and duplicate keys are errors at
-// the key.
+// parseFields calls the reader of each key of a mapping. Unknown and duplicate keys are errors at the key.
 func (p *parser) parseFields(n *yaml.Node, what string, readers map[string]func(key, value *yaml.Node)) bool {
 	return p.parseEntries(n, what, func(key, value *yaml.Node) {
 		read, ok := readers[key.Value]

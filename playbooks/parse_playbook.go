@@ -46,7 +46,7 @@ func (p *parser) parsePlaybook(n *yaml.Node, book *Playbook) {
 	}
 }
 
-// MaxGuideBytes bounds a guide, in bytes: it travels with each run and is read by night.
+// MaxGuideBytes is the maximum size of a guide in bytes. The guide is part of each run's input.
 const MaxGuideBytes = 2000
 
 func (p *parser) parseGuide(n *yaml.Node) string {
@@ -113,7 +113,7 @@ func (p *parser) parseOutputs(n *yaml.Node) []Output {
 	return outputs
 }
 
-// checkIdentifier checks a name that expressions will use.
+// checkIdentifier checks a name that expressions use.
 func (p *parser) checkIdentifier(k *yaml.Node, what string) {
 	if !identifierPattern.MatchString(k.Value) {
 		p.errorf(nodePos(k), "name", "use letters, digits and `_`, with a letter first", "`%s` is not the name of %s", truncate(k.Value, 40), what)

@@ -13,7 +13,7 @@ import (
 	"go.yaml.in/yaml/v3"
 )
 
-// MaxSteps bounds the steps of one playbook.
+// MaxSteps is the maximum number of steps of one playbook.
 const MaxSteps = 500
 
 func (p *parser) parseSteps(n *yaml.Node, path string) []Step {
@@ -36,7 +36,7 @@ func (p *parser) parseSteps(n *yaml.Node, path string) []Step {
 
 func lastPathElement(path string) string { return path[strings.LastIndexByte(path, '.')+1:] }
 
-// stepParser reads one step. What the keys of a kind share is put together once all of them are read.
+// stepParser parses one step. Parts that several keys share are assembled after all keys are read.
 type stepParser struct {
 	*parser
 	parsedStep  Step
@@ -79,7 +79,7 @@ func (p *parser) parseStep(n *yaml.Node, path string) Step {
 	return r.parsedStep
 }
 
-// keyParsers read the value of each key.
+// keyParsers returns the parser of each key's value.
 func (r *stepParser) keyParsers() map[string]func(k, v *yaml.Node) {
 	p, s, path := r.parser, &r.parsedStep, r.parsedStep.Path
 	is := func(kind string) { r.kindKeys = append(r.kindKeys, kind) }
@@ -133,7 +133,7 @@ func (r *stepParser) keyParsers() map[string]func(k, v *yaml.Node) {
 	return readers
 }
 
-// finishStep puts together what a kind's keys said, and reports what is missing.
+// finishStep assembles the step from the keys of its kind, and reports missing keys.
 func (r *stepParser) finishStep(kind string) {
 	s := &r.parsedStep
 	given := func(key string) bool { _, ok := s.keyPositions[key]; return ok }
@@ -183,7 +183,7 @@ func (p *parser) parseRetry(n *yaml.Node) *Retry {
 	return r
 }
 
-// parseWait reads `wait: 10m` or `wait: {until: …, timeout: 10m}`.
+// parseWait parses `wait: 10m` or `wait: {until: …, timeout: 10m}`.
 func (p *parser) parseWait(n *yaml.Node) *Wait {
 	w := &Wait{}
 	if n.Kind != yaml.MappingNode {

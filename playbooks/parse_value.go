@@ -40,7 +40,7 @@ func (p *parser) parseInt(n *yaml.Node, what string) int {
 	return i
 }
 
-// parseIntInRange reads a whole number with bounds.
+// parseIntInRange parses an integer between low and high.
 func (p *parser) parseIntInRange(n *yaml.Node, what string, low, high int) int {
 	before := len(p.Problems)
 	i := p.parseInt(n, what)
@@ -67,7 +67,7 @@ func (p *parser) parseNumber(n *yaml.Node, what string) *float64 {
 	return &f
 }
 
-// parseIdentifiers are strings with their places.
+// parseIdentifiers parses a list of strings and keeps their positions.
 func (p *parser) parseIdentifiers(n *yaml.Node, what string) []Identifier {
 	nodes := []*yaml.Node{n}
 	if n.Kind == yaml.SequenceNode {
@@ -93,7 +93,7 @@ func (p *parser) parseDuration(n *yaml.Node, what string) time.Duration {
 	return d
 }
 
-// scalarContentPos is where the text of a scalar begins: behind its quote.
+// scalarContentPos returns the position of the first character of a scalar's text, after its quote.
 func (p *parser) scalarContentPos(n *yaml.Node) Pos {
 	pos := nodePos(n)
 	switch n.Style {
@@ -102,12 +102,12 @@ func (p *parser) scalarContentPos(n *yaml.Node) Pos {
 	case yaml.LiteralStyle, yaml.FoldedStyle:
 		pos.Line++
 		pos.Column = p.indentColumn(pos.Line)
-	default: // plain: its text begins where it does
+	default: // plain scalar: the text starts at the node
 	}
 	return pos
 }
 
-// indentColumn is the column in which a line's text begins.
+// indentColumn returns the column in which the text of a line starts.
 func (p *parser) indentColumn(line int) int {
 	if p.sourceLines == nil {
 		p.sourceLines = strings.Split(string(p.fileContent), "\n")
@@ -118,7 +118,7 @@ func (p *parser) indentColumn(line int) int {
 	return len(p.sourceLines[line-1]) - len(strings.TrimLeft(p.sourceLines[line-1], " ")) + 1
 }
 
-// parseExpr reads a value that is an expression as a whole, with or without `${…}` around it.
+// parseExpr parses a value that is one expression, with or without `${…}` around it.
 func (p *parser) parseExpr(n *yaml.Node, what string) *Expr {
 	if strings.HasPrefix(n.Tag, "!") && !strings.HasPrefix(n.Tag, "!!") {
 		p.errorf(nodePos(n), "type", "put the expression into quotes", "`%s` begins with `!`, which is a tag to YAML", what)
@@ -140,7 +140,7 @@ func (p *parser) parseExpr(n *yaml.Node, what string) *Expr {
 	return &Expr{Source: source, Pos: pos}
 }
 
-// parseTemplate splits a string at its `${…}`. A `$${` stands for a plain `${`.
+// parseTemplate splits a string at its `${…}`. `$${` is an escaped `${`.
 func (p *parser) parseTemplate(n *yaml.Node) *Template {
 	s := p.parseString(n, "a text")
 	t := &Template{Pos: p.scalarContentPos(n)}
@@ -173,16 +173,17 @@ func (p *parser) parseTemplate(n *yaml.Node) *Template {
 	return t
 }
 
-// posAtByte is the place of byte i of a text that begins at pos.
+// posAtByte returns the position of byte i of a text that starts at pos.
 func posAtByte(pos Pos, s string, i int) Pos {
 	before := s[:i]
 	if nl := strings.LastIndexByte(before, '\n'); nl >= 0 {
-		return Pos{Line: pos.Line + strings.Count(before, "\n"), Column: pos.Column + len([]rune(before[nl+1:]))} // lines of a block begin in one column
+		// all lines of a block scalar start in the same column
+		return Pos{Line: pos.Line + strings.Count(before, "\n"), Column: pos.Column + len([]rune(before[nl+1:]))}
 	}
 	return Pos{Line: pos.Line, Column: pos.Column + len([]rune(before))}
 }
 
-// findClosingBrace finds the brace that ends an expression, passing over braces inside of it and its strings.
+// findClosingBrace returns the index of the brace that ends an expression. It skips nested braces and strings.
 func findClosingBrace(s string) int {
 	depth := 0
 	var quote byte

@@ -9,7 +9,8 @@ import (
 	"stanch/sensors/diagnostic"
 )
 
-// markReplaced marks the shipped playbooks that a user's playbook replaces, and warns where a replacement does less.
+// markReplaced marks the shipped playbooks that users' playbooks replace, and warns if a replacement removes
+// safeguards.
 func (l *loader) markReplaced(programs []*Program) {
 	shipped := map[string]*Program{}
 	for _, p := range programs {
@@ -35,7 +36,7 @@ func (l *loader) markReplaced(programs []*Program) {
 		case was == nil && l.shippedByName[name] != nil:
 			l.addWarning(p.Playbook, p.Replaces.Pos, "replaces", "remove `replaces`", fmt.Sprintf("the shipped playbook `%s` is replaced already by yours of that name", name))
 		case was == nil && len(l.shippedByName) == 0:
-			// The library is off, or is not known here: there is nothing to replace.
+			// The library is disabled or not loaded: nothing can be replaced.
 		case was == nil:
 			l.addError(p.Playbook, p.Replaces.Pos, "replaces", diagnostic.DidYouMean(name, l.shippedPlaybookNames()), fmt.Sprintf("no shipped playbook has the name `%s`", name))
 		case was.Match == nil:
@@ -59,8 +60,8 @@ func (l *loader) shippedPlaybookNames() []string {
 	return names
 }
 
-// warnLostSafeguards warns of evidence, approvals and containments that the replaced playbook has and its replacement has not.
-// program is the replaced one where it was loaded; else its callees are taken from those of the new one.
+// warnLostSafeguards warns about evidence, approvals and containments that the replaced playbook has and its
+// replacement lacks. program is the replaced playbook if it was loaded; otherwise the callees of the new one are used.
 func (l *loader) warnLostSafeguards(p *Program, pos Pos, was *Playbook, program *Program) {
 	does := func(books ...*Playbook) map[string]bool {
 		found := map[string]bool{}
@@ -112,14 +113,14 @@ func (l *loader) addWarning(book *Playbook, pos Pos, code, hint, message string)
 	l.problems[len(l.problems)-1].Severity = "warning"
 }
 
-// PlaybookOverlap is two playbooks that may match one incident and both contain.
+// PlaybookOverlap is a pair of playbooks that may match the same incident and both contain.
 type PlaybookOverlap struct {
-	First, Second *Program // First runs; Second if First is refused or fails before it contains anything
+	First, Second *Program // Second runs only if First is refused or fails before it contains anything
 	Reason        string
 }
 
-// FindOverlaps finds the pairs of playbooks that may match one incident and both contain, where at least one is a user's. It
-// compares objectives only: whether two conditions can hold at once is not computed.
+// FindOverlaps returns the pairs of playbooks that may match the same incident and both contain, if at least one is a
+// user's. It compares objectives only: it does not compute whether two conditions can both be true.
 func FindOverlaps(programs []*Program) []PlaybookOverlap {
 	sorted := slices.Clone(programs)
 	slices.SortStableFunc(sorted, comparePrecedence)
@@ -137,7 +138,7 @@ func FindOverlaps(programs []*Program) []PlaybookOverlap {
 
 func (p *Program) isSelectable() bool { return p.Match != nil && p.ReplacedBy == "" && p.CanContain() }
 
-// sharesObjective reports whether some objective is in both lists; an empty list has all.
+// sharesObjective reports whether two lists have an objective in common. An empty list contains every objective.
 func sharesObjective(a, b []Identifier) bool {
 	return len(a) == 0 || len(b) == 0 || slices.ContainsFunc(a, func(x Identifier) bool {
 		return slices.ContainsFunc(b, func(y Identifier) bool { return x.Text == y.Text })

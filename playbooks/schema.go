@@ -14,8 +14,9 @@ import (
 // schemaObject is a JSON object of a schema; maps marshal with sorted keys.
 type schemaObject = map[string]any
 
-// PlaybookSchema is the JSON Schema of a playbook, for editors: made from the grammar and the catalogue's own specs. It accepts
-// every valid playbook; what it cannot say (types of expressions, evidence first) `stanch validate` says.
+// PlaybookSchema returns the JSON Schema of a playbook for editors, generated from the grammar and the catalog. It
+// accepts every valid playbook. Rules that a schema cannot express (types of expressions, evidence first) are checked
+// by `stanch validate`.
 func PlaybookSchema(catalogue Catalog) any {
 	s := &schemaBuilder{catalog: catalogue, reflector: &jsonschema.Reflector{Anonymous: true, DoNotReference: true, RequiredFromJSONSchemaTags: true}}
 	properties, required := s.keyProperties(PlaybookKeys, map[string]schemaObject{
@@ -47,12 +48,13 @@ func expressionSchema(doc string) schemaObject {
 	return schemaObject{"type": []string{"string", "boolean", "number"}, "description": doc}
 }
 
-// oneOrManySchema is one word or a list of them.
+// oneOrManySchema returns the schema of one value or a list of them.
 func oneOrManySchema(one schemaObject) schemaObject {
 	return schemaObject{"anyOf": []any{one, schemaObject{"type": "array", "items": one}}}
 }
 
-// keyProperties makes the properties of a mapping from its table. What a key's type says is enough unless it is in special.
+// keyProperties returns the schema properties of a mapping. special overrides the schema that follows from a key's
+// type.
 func (s *schemaBuilder) keyProperties(table []GrammarKey, special map[string]schemaObject) (properties schemaObject, required []string) {
 	properties = schemaObject{}
 	for _, k := range table {
@@ -68,7 +70,7 @@ func (s *schemaBuilder) keyProperties(table []GrammarKey, special map[string]sch
 	return properties, required
 }
 
-// schemaForKeyType is the schema of what a key's type says.
+// schemaForKeyType returns the schema that follows from a key's type.
 func (s *schemaBuilder) schemaForKeyType(k GrammarKey) schemaObject {
 	switch k.Type {
 	case "steps":
@@ -116,7 +118,8 @@ func (s *schemaBuilder) inputSchema() schemaObject {
 	return schemaObject{"type": "object", "additionalProperties": false, "properties": properties, "required": required}
 }
 
-// stepSchema is the schema of a step: all keys with what they are for, and for each kind and each action what it takes.
+// stepSchema returns the schema of a step: all keys with their descriptions, and the parameters of each kind and
+// action.
 func (s *schemaBuilder) stepSchema() schemaObject {
 	duration := s.schemaForKeyType(GrammarKey{Type: "duration"})
 	from, _ := s.keyProperties(ApproverKeys, map[string]schemaObject{"escalate": {"type": "object", "additionalProperties": false, "required": []string{"after"}, "properties": schemaObject{
@@ -152,7 +155,7 @@ func (s *schemaBuilder) stepSchema() schemaObject {
 	return schemaObject{"type": "object", "additionalProperties": false, "properties": properties, "oneOf": kinds, "allOf": rules}
 }
 
-// actionNamesSchema are the names of a verb's actions.
+// actionNamesSchema returns the schema of the names of a verb's actions.
 func (s *schemaBuilder) actionNamesSchema(verb Verb) schemaObject {
 	var names, docs []string
 	for _, name := range slices.Sorted(maps.Keys(s.catalog)) {
@@ -166,7 +169,7 @@ func (s *schemaBuilder) actionNamesSchema(verb Verb) schemaObject {
 	return schemaObject{"type": "string", "enum": names, "enumDescriptions": docs, "markdownEnumDescriptions": docs}
 }
 
-// actionRuleSchemas say what the actions of a verb take.
+// actionRuleSchemas returns the conditional schemas of the actions of a verb: their parameters and required keys.
 func (s *schemaBuilder) actionRuleSchemas(verb Verb) []any {
 	var rules []any
 	for _, name := range slices.Sorted(maps.Keys(s.catalog)) {
@@ -187,7 +190,7 @@ func (s *schemaBuilder) actionRuleSchemas(verb Verb) []any {
 	return rules
 }
 
-// paramsSchema are an action's; each may be a text with an expression as well.
+// paramsSchema returns the schema of an action's parameters. Each parameter may also be a string with an expression.
 func (s *schemaBuilder) paramsSchema(spec ActionSpec) schemaObject {
 	t := spec.ParamType()
 	if t == nil || t.NumField() == 0 {
@@ -206,7 +209,7 @@ func (s *schemaBuilder) paramsSchema(spec ActionSpec) schemaObject {
 	return out
 }
 
-// describeParameter says what a parameter is, from its `doc` tag, with its type and bounds.
+// describeParameter returns a parameter's `doc` tag with its type and bounds.
 func describeParameter(t reflect.Type, name string) string {
 	for f := range t.Fields() {
 		if jsonFieldName(f) == name {

@@ -12,7 +12,7 @@ import (
 	exprparser "github.com/expr-lang/expr/parser"
 )
 
-// Matches reports whether the playbook handles the incident, and why or why not in one sentence.
+// Matches reports whether the playbook handles the incident, with the reason in one sentence.
 func (p *Program) Matches(incident Incident) (bool, string) {
 	if p.Match == nil {
 		return false, "only `call` runs it"
@@ -37,7 +37,7 @@ func (p *Program) Matches(incident Incident) (bool, string) {
 	return true, "it matches"
 }
 
-// mismatchReason says why the incident's objective or severity is not the playbook's, or "".
+// mismatchReason returns why the incident's objective or severity does not match, or "".
 func (p *Program) mismatchReason(incident Incident) string {
 	m := p.Match
 	if len(m.Objectives) > 0 {
@@ -55,10 +55,10 @@ func (p *Program) mismatchReason(incident Incident) string {
 	return ""
 }
 
-// enrichedFields are the fields of an incident that its enrichment fills in or changes.
+// enrichedFields are the fields of an incident that enrichment sets or changes.
 var enrichedFields = []string{"workload", "changes", "blast_radius", "context", "reasons"}
 
-// mayMatchLater reports whether the playbook does not match now only because the incident's enrichment has not ended.
+// mayMatchLater reports whether the playbook does not match only because enrichment of the incident has not finished.
 func (p *Program) mayMatchLater(incident Incident) bool {
 	if p.Match == nil || p.Match.When == nil || p.ReplacedBy != "" || incident.Context.Enriched || p.mismatchReason(incident) != "" {
 		return false
@@ -72,13 +72,13 @@ func (p *Program) mayMatchLater(incident Incident) bool {
 	return v.incidentReads > v.fieldReads || v.readsEnrichedField
 }
 
-// incidentFieldVisitor finds which fields of the incident an expression reads.
+// incidentFieldVisitor collects the fields of the incident that an expression reads.
 type incidentFieldVisitor struct {
-	incidentReads, fieldReads int // uses of `incident`, and those of them that read one field
+	incidentReads, fieldReads int // uses of `incident`, and how many of them read one field
 	readsEnrichedField        bool
 }
 
-// Visit looks at one node.
+// Visit implements ast.Visitor.
 func (v *incidentFieldVisitor) Visit(node *ast.Node) {
 	switch n := (*node).(type) {
 	case *ast.IdentifierNode:
@@ -95,7 +95,7 @@ func (v *incidentFieldVisitor) Visit(node *ast.Node) {
 	}
 }
 
-// CanContain reports whether the playbook, or one that it calls, may contain something.
+// CanContain reports whether the playbook or one of its callees has a containment.
 func (p *Program) CanContain() bool {
 	found := false
 	for _, book := range append([]*Program{p}, p.TransitiveCallees()...) {
@@ -104,10 +104,11 @@ func (p *Program) CanContain() bool {
 	return found
 }
 
-// defaultUserPriority is the priority of a user's playbook that gives none: above most shipped ones, and before those of its own.
+// defaultUserPriority is the priority of a user's playbook without `priority`. It is higher than that of most shipped
+// playbooks.
 const defaultUserPriority = 100
 
-// Priority is the one that the file gives, else 100 for a user's playbook and 0 for a shipped one.
+// Priority returns the priority in the file; by default 100 for a user's playbook and 0 for a shipped one.
 func (p *Program) Priority() int {
 	switch {
 	case p.Match != nil && p.Match.Priority != nil:
@@ -118,14 +119,14 @@ func (p *Program) Priority() int {
 	return defaultUserPriority
 }
 
-// comparePrecedence orders playbooks: the higher priority first; among equals a user's before a shipped one, then those that are exclusive.
+// comparePrecedence orders playbooks: higher priority first, then users' before shipped, then exclusive ones.
 func comparePrecedence(a, b *Program) int {
 	return cmp.Or(cmp.Compare(b.Priority(), a.Priority()), compareTrueFirst(b.Shipped, a.Shipped), compareTrueFirst(a.isExclusive(), b.isExclusive()))
 }
 
 func (p *Program) isExclusive() bool { return p.Match != nil && p.Match.Exclusive }
 
-// compareTrueFirst puts true first.
+// compareTrueFirst orders true before false.
 func compareTrueFirst(a, b bool) int {
 	switch {
 	case a == b:
@@ -136,20 +137,22 @@ func compareTrueFirst(a, b bool) int {
 	return 1
 }
 
-// SelectionResult is what was decided about a playbook for an incident, and why.
+// SelectionResult is the decision about a playbook for an incident, and its reason.
 type SelectionResult struct {
 	*Program
-	// Selected: it starts now.
+	// Selected means that the playbook starts now.
 	Selected bool
 	Reason   string
-	// IsFallback: it matches and contains, and starts if those before it are refused or fail before they contain anything.
+	// IsFallback means that it matches and contains, and starts if those before it are refused or fail before they
+	// contain anything.
 	IsFallback bool
-	// WaitsForEnrichment: it is a shipped playbook that contains, and a user's may still match once the incident is enriched.
+	// WaitsForEnrichment means that it is a shipped playbook that contains, and that a user's playbook may still match
+	// after enrichment.
 	WaitsForEnrichment bool
 }
 
-// SelectPlaybooks decides which of the playbooks handle an incident, in the order of their priorities: of those that match and
-// contain only the first, and every other that matches, unless an exclusive one comes before it.
+// SelectPlaybooks decides which playbooks handle an incident, in order of priority. Of the matching playbooks that
+// contain, only the first starts. Every other matching playbook starts, unless an exclusive one precedes it.
 func SelectPlaybooks(programs []*Program, incident Incident) []SelectionResult {
 	out := make([]SelectionResult, 0, len(programs))
 	later := false
@@ -182,7 +185,7 @@ func SelectPlaybooks(programs []*Program, incident Incident) []SelectionResult {
 	return out
 }
 
-// precedenceReason says why the playbook comes before another.
+// precedenceReason returns why the playbook precedes another.
 func (p *Program) precedenceReason(other *Program) string {
 	switch {
 	case p.Priority() != other.Priority():

@@ -12,7 +12,7 @@ import (
 
 const evidenceAndContainSteps = "  - evidence: process.snapshot\n  - contain: pod.isolate\n    for: 1h\n"
 
-// newPlaybookFile is a playbook of a few lines; head stands before its match, match inside of it.
+// newPlaybookFile returns a short playbook; head precedes its match, match is inside it.
 func newPlaybookFile(name, head, match string, steps ...string) playbooks.SourceFile {
 	text := fmt.Sprintf("playbook: %s\ndescription: x\n%smatch: { %s }\nsteps:\n", name, head, match)
 	if len(steps) == 0 {
@@ -29,7 +29,7 @@ func markShipped(s playbooks.SourceFile) playbooks.SourceFile {
 	return s
 }
 
-// selectForMining loads the sources and says of each playbook what becomes of it for an incident of mining.
+// selectForMining loads the sources and returns the selection result of each playbook for a cryptomining incident.
 func selectForMining(t *testing.T, in playbooks.Incident, sources ...playbooks.SourceFile) map[string]playbooks.SelectionResult {
 	t.Helper()
 	programs, problems := playbooks.LoadPlaybooks(sources, newTestCatalog())
@@ -43,7 +43,8 @@ func selectForMining(t *testing.T, in playbooks.Incident, sources ...playbooks.S
 
 var miningIncident = playbooks.Incident{Objective: "crypto-mining", Severity: sensors.SeverityHigh, Confidence: 0.9}
 
-// Of the playbooks that match and contain only the first starts, and who comes first is a user's unless somebody says otherwise.
+// Of the matching playbooks that contain, only the first starts. A user's playbook comes first unless priorities say
+// otherwise.
 func TestOnlyOneOfThePlaybooksThatContainStarts(t *testing.T) {
 	const objective = "objective: crypto-mining"
 	for _, c := range []struct {
@@ -121,7 +122,7 @@ func TestOnlyOneOfThePlaybooksThatContainStarts(t *testing.T) {
 	}
 }
 
-// A shipped playbook waits only where a user's may match once more is known.
+// A shipped playbook waits only if a user's playbook may still match after enrichment.
 func TestAShippedPlaybookWaitsForWhatEnrichmentMayDecide(t *testing.T) {
 	library := markShipped(newPlaybookFile("cryptominer", "", "objective: crypto-mining"))
 	for when, waits := range map[string]bool{
@@ -162,7 +163,7 @@ func TestAReplacementThatDoesLessIsAWarning(t *testing.T) {
 	require.Equal(t, []string{"mine.yaml:3:11: error: no shipped playbook has the name `cryptomine` [replaces]"},
 		warnings(library, newPlaybookFile("mine", "replaces: cryptomine\n", "objective: crypto-mining")))
 
-	// One that is not valid replaces nothing, and says so.
+	// An invalid playbook replaces nothing, and a diagnostic says so.
 	broken := newPlaybookFile("mine", "replaces: cryptominer\n", "objective: crypto-mining", "  - contain: pod.isolat\n    for: 1h\n")
 	require.Contains(t, warnings(library, broken), "mine.yaml:3:11: error: the shipped playbook `cryptominer` stays in force until then [replaced]")
 }
@@ -170,7 +171,7 @@ func TestAReplacementThatDoesLessIsAWarning(t *testing.T) {
 func TestOverlapsNameWhoWins(t *testing.T) {
 	programs, problems := playbooks.LoadPlaybooks([]playbooks.SourceFile{
 		markShipped(newPlaybookFile("cryptominer", "", "objective: crypto-mining")), markShipped(newPlaybookFile("other", "", "objective: crypto-mining")),
-		newPlaybookFile("mine", "", "objective: [escape, crypto-mining]"), newPlaybookFile("yours", "", "objective: escape, priority: 7"), newPlaybookFile("idle_timeout", "", "objective: escape", "  - notify: log\n"),
+		newPlaybookFile("mine", "", "objective: [escape, crypto-mining]"), newPlaybookFile("yours", "", "objective: escape, priority: 7"), newPlaybookFile("quiet", "", "objective: escape", "  - notify: log\n"),
 	}, newTestCatalog())
 	require.NoError(t, problems.WithoutWarnings().Err())
 	var got []string

@@ -15,17 +15,17 @@ import (
 	"stanch/playbooks"
 )
 
-// Deps are what actions act on. The zero value acts on nothing: its actions still tell their specs.
+// Deps are the dependencies of actions. With the zero value, actions have specs but no effects.
 type Deps struct {
 	NodeClient       activities.NodeClient
 	KubeClient       kubernetes.Interface // nil without a cluster
-	Account          *aws.Account         // nil without an account
+	Account          *aws.Account         // nil without an AWS account
 	Notifier         activities.Notifier  // nil without a chat
-	ExternalServices ExternalServices     // the zero value tells nobody
-	Log              *slog.Logger         // nil is the default
+	ExternalServices ExternalServices     // the zero value sends nothing
+	Log              *slog.Logger         // nil means slog.Default
 }
 
-// AllActions gives every action.
+// AllActions returns every action.
 func AllActions(p Deps) []activities.Action {
 	return append(append(append(kube.Actions(p.KubeClient), aws.Actions(p.Account, p.KubeClient)...), p.ExternalServices.newActions()...),
 		&node.IsolateAction{NodeClient: p.NodeClient, KubeClient: p.KubeClient},
@@ -36,12 +36,12 @@ func AllActions(p Deps) []activities.Action {
 	)
 }
 
-// ActionCatalog is the specs of every action.
+// ActionCatalog returns the specs of every action.
 func ActionCatalog() playbooks.Catalog {
 	return DocumentationActivities().Catalog()
 }
 
-// DocumentationActivities is every action without anything to act on: for documentation.
+// DocumentationActivities returns every action without dependencies, for documentation.
 func DocumentationActivities() *activities.Activities {
 	return activities.NewActivities(AllActions(Deps{})...)
 }

@@ -16,12 +16,12 @@ import (
 
 const (
 	archiveInterval = 3 * time.Minute
-	// archiveRoundTimeout bounds one round: what it does not get to is the next one's.
+	// archiveRoundTimeout limits one round; the next round archives the rest.
 	archiveRoundTimeout = time.Minute
 	maxArchivesPerRound = 200
 )
 
-// archiveClosed exports closed incidents beside everything else, at the start and every few minutes.
+// archiveClosed archives closed incidents in the background, at the start and every few minutes.
 func (w *Worker) archiveClosed(ctx context.Context) {
 	ctx, cancel := context.WithCancel(ctx)
 	done := make(chan struct{})
@@ -46,9 +46,9 @@ func (w *Worker) archiveClosed(ctx context.Context) {
 	}()
 }
 
-// ArchiveClosed archives every closed incident that is not archived yet and whose workflows have all closed. It goes on
-// past one that fails, and tells how many it archived. What could not be archived before comes last, so that some that
-// never can keep no other from it.
+// ArchiveClosed archives every closed incident that is not archived yet and whose workflows have all closed, and
+// returns how many it archived. It continues after a failure. Incidents that failed before come last, so that they
+// cannot block others. It is not safe for concurrent use.
 func (a *Auditor) ArchiveClosed(ctx context.Context, signer archive.Signer) (int, error) {
 	ctx, cancel := context.WithTimeout(ctx, archiveRoundTimeout)
 	defer cancel()
@@ -64,7 +64,7 @@ func (a *Auditor) ArchiveClosed(ctx context.Context, signer archive.Signer) (int
 		runs, err := a.HistoryExporter.Export(ctx, id)
 		a.archiveQueue.recordAttempt(id)
 		if err == nil && (!includesIncidentRun(runs) || !archive.AllRunsClosed(runs)) {
-			continue // a lease still holds: later
+			continue // a lease is still active
 		}
 		if err == nil {
 			err = a.Archive.Write(id, runs, signer, time.Now())
@@ -81,13 +81,14 @@ func (a *Auditor) ArchiveClosed(ctx context.Context, signer archive.Signer) (int
 	return done, failures
 }
 
-// archiveQueue remembers which incidents were tried and are still to be archived, and in which order.
+// archiveQueue orders the incidents that are not archived yet.
 type archiveQueue struct {
-	lastAttempt  map[string]int // the number of its last try
+	lastAttempt  map[string]int // number of the last attempt, by incident
 	attemptCount int
 }
 
-// orderByLastAttempt puts those that were never tried first, as they come, and then those that were tried the longest ago.
+// orderByLastAttempt puts incidents without an attempt first, in the given order, and then those with the oldest
+// attempt.
 func (q *archiveQueue) orderByLastAttempt(ids []string) []string {
 	still := map[string]int{}
 	for _, id := range ids {
@@ -106,16 +107,17 @@ func (q *archiveQueue) recordAttempt(id string) {
 	q.lastAttempt[id] = q.attemptCount
 }
 
-// recordArchiveInManifest enters an archive's hash into the incident's manifest, where the chain holds it.
+// recordArchiveInManifest appends an archive's hash to the incident's manifest, whose chain protects it.
 func (a *Auditor) recordArchiveInManifest(incident string) error {
 	sum, err := a.Archive.FileSHA256(incident)
 	if err == nil {
 		_, err = a.Evidence.Append(incident, activities.EntryKindArchive, activities.AuditRecord{Action: "archive", SHA256: sum})
 	}
-	return err //nolint:wrapcheck // the caller says which incident's
+	return err //nolint:wrapcheck // the caller adds context
 }
 
-// listUnarchivedClosed lists the incidents that have closed and are not archived, the oldest first: their retention ends first.
+// listUnarchivedClosed returns the closed incidents that are not archived, oldest first, because their retention ends
+// first.
 func (a *Auditor) listUnarchivedClosed(ctx context.Context) ([]string, error) {
 	var out []string
 	var token []byte
@@ -137,6 +139,6 @@ func (a *Auditor) listUnarchivedClosed(ctx context.Context) ([]string, error) {
 			break
 		}
 	}
-	slices.Sort(out) // ids are sortable by their time
+	slices.Sort(out) // ids sort by time
 	return slices.Compact(out), nil
 }

@@ -20,7 +20,7 @@ func waitingWorkflow(ctx workflow.Context) error {
 	return nil
 }
 
-// What keeps an incident's message may be open for ever; a lease that holds is waited for, behind all others.
+// An incident's message workflow may stay open forever; incidents with an active lease wait, after all others.
 func TestAnOpenThreadHoldsUpNoArchive(t *testing.T) {
 	s := temporal.Start(t, map[string]any{"Incident": endingWorkflow, "ChatMessage": waitingWorkflow, "Lease": waitingWorkflow})
 	auth, err := authority.OpenOrCreate(t.TempDir())
@@ -44,7 +44,7 @@ func TestAnOpenThreadHoldsUpNoArchive(t *testing.T) {
 	require.False(t, a.Archive.Exists(auditedIncidentID), "its lease still holds")
 	require.Equal(t, []string{"INC-NEW", auditedIncidentID}, a.archiveQueue.orderByLastAttempt([]string{auditedIncidentID, "INC-NEW"}), "what was skipped comes last")
 
-	// That the thread goes on, or ends, is no difference to what was archived.
+	// Whether the message workflow continues or ends makes no difference to the archive.
 	live, archived, _, err := a.loadRuns(t.Context(), joinedIncidentID, true)
 	require.NoError(t, err)
 	require.Len(t, live, 2)

@@ -19,19 +19,20 @@ import (
 	"stanch/worker/recorder"
 )
 
-// Auditor tells and verifies stories: from Temporal, and from the archive once Temporal no longer has an incident.
+// Auditor reconstructs and verifies timelines: from Temporal, and from the archive when Temporal no longer has an
+// incident.
 type Auditor struct {
-	// HistoryExporter gets histories from Temporal; nil reads the archive alone.
+	// HistoryExporter reads histories from Temporal; with nil, only the archive is read.
 	HistoryExporter *archive.HistoryExporter
 	Archive         archive.Store
 	Converter       converter.DataConverter
 	Keyring         attestation.Keyring
 	Catalog         playbooks.Catalog
 	Evidence        *activities.EvidenceStore
-	archiveQueue    archiveQueue // of ArchiveClosed, which is called by one at a time
+	archiveQueue    archiveQueue // for ArchiveClosed
 }
 
-// OpenAuditor reads the archive of a data directory without a running Stanch.
+// OpenAuditor returns an auditor for the archive of a data directory, without a running Stanch.
 func OpenAuditor(dir string) (*Auditor, error) {
 	for _, file := range []string{"authority.seed", "codec.key"} {
 		if _, err := os.Stat(filepath.Join(dir, "keys", file)); err != nil {
@@ -44,7 +45,7 @@ func OpenAuditor(dir string) (*Auditor, error) {
 	}
 	auth, err := authority.OpenExisting(filepath.Join(dir, "keys"))
 	if err != nil {
-		return nil, err //nolint:wrapcheck // it names the file
+		return nil, err //nolint:wrapcheck // the error names the file
 	}
 	return &Auditor{
 		Archive: archive.Store{Dir: filepath.Join(dir, "archive")}, Converter: c.DataConverter(), Keyring: auth.Keyring(), Catalog: ActionCatalog(),
@@ -52,7 +53,7 @@ func OpenAuditor(dir string) (*Auditor, error) {
 	}, nil
 }
 
-// newAuditor is the running worker's.
+// newAuditor returns the running worker's auditor.
 func (w *Worker) newAuditor() *Auditor {
 	return &Auditor{
 		HistoryExporter: &archive.HistoryExporter{Temporal: w.TemporalClient, DataConverter: w.dataConverter()}, Archive: archive.Store{Dir: filepath.Join(w.DataDir, "archive")},
@@ -67,14 +68,14 @@ func (w *Worker) dataConverter() converter.DataConverter {
 	return w.DataConverter
 }
 
-// ErrUnknownIncident says that no source of incidents has one.
+// ErrUnknownIncident means that neither Temporal nor the archive has the incident.
 var ErrUnknownIncident = errors.New("it is not known; `stanch incidents` lists what there is")
 
-// loadRuns gives an incident's histories from where they are. Differences are the archive's own.
+// loadRuns returns an incident's histories from Temporal and the archive, and the archive's own differences.
 func (a *Auditor) loadRuns(ctx context.Context, incident string, both bool) (live, archived []audit.WorkflowRun, differences []audit.Difference, err error) {
 	if a.HistoryExporter != nil {
 		if live, err = a.HistoryExporter.Export(ctx, incident); err != nil {
-			return nil, nil, nil, err //nolint:wrapcheck // it says what was done
+			return nil, nil, nil, err //nolint:wrapcheck // the error says what was done
 		}
 	}
 	if includesIncidentRun(live) && !both {
@@ -88,16 +89,16 @@ func (a *Auditor) loadRuns(ctx context.Context, incident string, both bool) (liv
 		return live, nil, nil, nil
 	}
 	if err != nil {
-		// A damaged archive is a difference and hides nothing of what Temporal still has.
+		// A damaged archive is a difference, and does not hide what Temporal still has.
 		if !includesIncidentRun(live) {
-			return nil, nil, nil, err //nolint:wrapcheck // it names the file
+			return nil, nil, nil, err //nolint:wrapcheck // the error names the file
 		}
 		return live, nil, []audit.Difference{{Description: err.Error()}}, nil
 	}
 	return live, kept.Runs, kept.Differences, nil
 }
 
-// includesIncidentRun tells whether Temporal still has the incident itself and not only some lease of it.
+// includesIncidentRun reports whether Temporal still has the incident itself, and not only one of its leases.
 func includesIncidentRun(runs []audit.WorkflowRun) bool {
 	for _, r := range runs {
 		if r.WorkflowType == audit.TypeIncident {
@@ -107,12 +108,12 @@ func includesIncidentRun(runs []audit.WorkflowRun) bool {
 	return false
 }
 
-// auditOptions are what a story is told with.
+// auditOptions returns the options of a timeline.
 func (a *Auditor) auditOptions(incident, source string) audit.Options {
 	return audit.Options{IncidentID: incident, DataConverter: a.Converter, Keyring: a.Keyring, Catalog: a.Catalog, HistorySource: source}
 }
 
-// Audit tells an incident's story, and verifies it if asked.
+// Audit returns an incident's timeline, and verifies it on request.
 func (a *Auditor) Audit(ctx context.Context, incident string, verify bool) (audit.Timeline, error) {
 	live, archived, damaged, err := a.loadRuns(ctx, incident, verify)
 	if err != nil {
@@ -157,7 +158,7 @@ func (a *Auditor) Audit(ctx context.Context, incident string, verify bool) (audi
 	return story, nil
 }
 
-// BuildRecording makes a recording of an incident, ready to be written to a file.
+// BuildRecording returns the recording of an incident, encoded as a file.
 func (a *Auditor) BuildRecording(ctx context.Context, incident string, anonymise bool) ([]byte, error) {
 	live, archived, _, err := a.loadRuns(ctx, incident, false)
 	if err != nil {
@@ -171,9 +172,9 @@ func (a *Auditor) BuildRecording(ctx context.Context, incident string, anonymise
 		r, err = recording.Anonymize(r)
 	}
 	if err != nil {
-		return nil, err //nolint:wrapcheck // it names the incident
+		return nil, err //nolint:wrapcheck // the error names the incident
 	}
-	return recording.Encode(r) //nolint:wrapcheck // it says what was done
+	return recording.Encode(r) //nolint:wrapcheck // the error says what was done
 }
 
 func countEvents(runs []audit.WorkflowRun) int {

@@ -12,8 +12,8 @@ import (
 	"stanch/worker/audit"
 )
 
-// verifyEvidence compares each piece and each act that history names with the store, and the manifest with itself and
-// with the history. It says what it checked, and what differs.
+// verifyEvidence compares each artifact and each recorded action in the history with the store, and the manifest with
+// itself and with the history. It returns what it compared, and the differences.
 func (a *Auditor) verifyEvidence(incident string, story audit.Timeline) (checked []string, out []audit.Difference) {
 	differ := func(ref audit.EventRef, format string, args ...any) {
 		out = append(out, audit.Difference{Description: fmt.Sprintf(format, args...), EventRef: ref})
@@ -33,7 +33,7 @@ func (a *Auditor) verifyEvidence(incident string, story audit.Timeline) (checked
 	}
 	for _, l := range lines {
 		if !l.SignatureValid {
-			continue // a finding says so: what it names is nobody's word
+			continue // a finding reports it already: the line proves nothing
 		}
 		switch {
 		case l.Entry.Kind == activities.EntryKindEvidence && l.Entry.Evidence != nil:
@@ -81,8 +81,8 @@ func (a *Auditor) verifyEvidence(incident string, story audit.Timeline) (checked
 	return checked, out
 }
 
-// compareArchive compares the archive with what the manifest says of it. Each replica has an archive of its own, and
-// enters it.
+// compareArchive compares the archive with its entry in the manifest. Each replica has its own archive, with its own
+// entry.
 func (a *Auditor) compareArchive(incident string, archived []string) string {
 	if len(archived) == 0 {
 		return ""
@@ -99,17 +99,17 @@ func (a *Auditor) compareArchive(incident string, archived []string) string {
 	return ""
 }
 
-// manifestIndex are those that an incident's acts stand in: a lease that it joined has its acts in another incident's.
+// manifestIndex contains the manifests with an incident's actions: those of a joined lease are in another incident's.
 type manifestIndex struct {
 	*Auditor
-	provedLineHashes map[string]map[string]bool // hashes of proved lines, by incident
+	provedLineHashes map[string]map[string]bool // hashes of lines with valid signatures, by incident
 }
 
 func (m *manifestIndex) hasEntry(incident, entry string) bool {
 	if _, read := m.provedLineHashes[incident]; !read {
 		lines, _, err := m.Evidence.Manifest(incident, m.Keyring)
 		if err != nil {
-			lines = nil // then nothing of it can be shown to be there
+			lines = nil // then nothing in it can be verified
 		}
 		m.provedLineHashes[incident] = provedHashes(lines)
 	}

@@ -21,7 +21,7 @@ const (
 	joinedIncidentID  = "INC-01ARZ3NDEKTSV4RRFFQ69G5FAW"
 )
 
-// auditFixture is an incident whose history, manifest and archive say the same.
+// auditFixture is an incident whose history, manifest and archive agree.
 type auditFixture struct {
 	*Auditor
 	t        *testing.T
@@ -51,7 +51,7 @@ func (c *auditFixture) manifestPath(incident string) string {
 	return filepath.Join(c.Evidence.Dir, "incidents", incident+".jsonl")
 }
 
-// truncateManifest takes lines off the manifest's end.
+// truncateManifest removes lines from the manifest's end.
 func (c *auditFixture) truncateManifest(n int) {
 	raw, err := os.ReadFile(c.manifestPath(auditedIncidentID))
 	require.NoError(c.t, err)
@@ -59,7 +59,7 @@ func (c *auditFixture) truncateManifest(n int) {
 	require.NoError(c.t, os.WriteFile(c.manifestPath(auditedIncidentID), bytes.Join(lines[:len(lines)-n], nil), 0o600))
 }
 
-// auditDifferences is what an audit names, a line each.
+// auditDifferences returns the differences that an audit finds, a line each.
 func (c *auditFixture) auditDifferences() string {
 	_, differences := c.verifyEvidence(auditedIncidentID, c.timeline)
 	var text strings.Builder
@@ -72,7 +72,7 @@ func (c *auditFixture) auditDifferences() string {
 func TestAManifestWhoseEndWasCutOffDiffersFromTheHistory(t *testing.T) {
 	c := newAuditFixture(t)
 	require.Empty(t, c.auditDifferences())
-	c.truncateManifest(2) // the archive's line, and the undoing's
+	c.truncateManifest(2) // the lines of the archive and of the undo
 	require.Equal(t, "the history says that undoing pod.isolate was entered into the manifest of "+auditedIncidentID+" as line "+c.timeline.ManifestRecords[2].EntryHash+", which is not there: it was cut off or replaced\n", c.auditDifferences())
 	c.truncateManifest(2)
 	require.Contains(t, c.auditDifferences(), "that the answer was entered")
@@ -80,7 +80,7 @@ func TestAManifestWhoseEndWasCutOffDiffersFromTheHistory(t *testing.T) {
 	require.Contains(t, c.auditDifferences(), "evidence log.txt with SHA-256 "+c.timeline.Evidence[0].SHA256+" is not in the manifest")
 }
 
-// A piece that is entered anew under another key is not the line that the history names.
+// A line that is signed again with another key is not the line in the history.
 func TestAManifestThatWasReplacedDiffersFromTheHistory(t *testing.T) {
 	c := newAuditFixture(t)
 	require.NoError(t, os.Remove(c.manifestPath(auditedIncidentID)))
@@ -107,7 +107,7 @@ func TestAnArchiveThatIsGoneIsADifference(t *testing.T) {
 	require.Contains(t, c.auditDifferences(), "the manifest says "+sum)
 }
 
-// A full disk is said by the history itself: it is told, and is no difference.
+// If a full disk prevented an entry, the history says so: the timeline shows it, and it is no difference.
 func TestWhatCouldNotBeEnteredIsToldWithItsReason(t *testing.T) {
 	c := newAuditFixture(t)
 	c.timeline.ManifestRecords = append(c.timeline.ManifestRecords, audit.ManifestRecord{Description: "extending it", IncidentID: auditedIncidentID, UnrecordedReason: "no space left on device"})

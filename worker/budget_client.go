@@ -15,15 +15,15 @@ import (
 	"stanch/workflows/budget"
 )
 
-// How often spendings are given to the budget workflow, and what other workers spent is read from it.
+// How often usages are sent to the budget workflow, and other workers' usages are read from it.
 const (
-	// The budget has a queue of its own, so that it can be read before anything that spends is started.
+	// The budget has its own queue, so that it can be read before anything that uses it starts.
 	budgetTaskQueue       = workflows.TaskQueue + "-budget"
 	budgetFlushInterval   = 200 * time.Millisecond
 	budgetRefreshInterval = 5 * time.Second
 )
 
-// budgetClient is this worker's view of the budget: its own spendings at once, those of others after a moment.
+// budgetClient is this worker's view of the budget: its own usages at once, those of others with a delay.
 type budgetClient struct {
 	temporal      client.Client
 	cluster       string
@@ -32,7 +32,7 @@ type budgetClient struct {
 	log           *slog.Logger
 }
 
-// openBudgetClient starts the budget workflow where it does not run, and reads what was spent before.
+// openBudgetClient starts the budget workflow if it is not running, and reads the earlier usages.
 func openBudgetClient(ctx context.Context, temporal client.Client, cluster string, log *slog.Logger) (p *budgetClient, stop func(), err error) {
 	p = &budgetClient{temporal: temporal, cluster: cluster, pendingUsages: make(chan budget.Usage, 10_000), log: log}
 	p.budgetWindow = guards.NewBudgetWindow(func(s budget.Usage) {
@@ -52,8 +52,8 @@ func openBudgetClient(ctx context.Context, temporal client.Client, cluster strin
 		return nil, nil, err
 	}
 	if err := p.refreshUsages(ctx); err != nil {
-		// After a crash Temporal may still wait for the dead worker's answer. That must not keep Stanch down: the budget
-		// is read again within seconds.
+		// After a crash, Temporal may still wait for the dead worker's answer. That must not delay Stanch's start: the
+		// budget is read again within seconds.
 		log.Warn("the budget goes on with what this worker knows", "error", err)
 	}
 	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
@@ -63,7 +63,7 @@ func openBudgetClient(ctx context.Context, temporal client.Client, cluster strin
 
 func (p *budgetClient) sendUsages(ctx context.Context, batch []budget.Usage) error {
 	_, err := p.temporal.SignalWithStartWorkflow(ctx, budget.WorkflowID(p.cluster), budget.SignalUsage, batch, client.StartWorkflowOptions{
-		// It answers nobody while a worker that died may still have its task: that is a short while.
+		// Queries have no answer while a dead worker may still have the workflow's task; a short timeout limits that.
 		ID: budget.WorkflowID(p.cluster), TaskQueue: budgetTaskQueue, WorkflowTaskTimeout: 2 * time.Second, WorkflowIDReusePolicy: enumspb.WORKFLOW_ID_REUSE_POLICY_ALLOW_DUPLICATE,
 	}, budget.Budget, budget.Input{})
 	if err != nil {
@@ -72,7 +72,7 @@ func (p *budgetClient) sendUsages(ctx context.Context, batch []budget.Usage) err
 	return nil
 }
 
-// refreshUsages reads what was spent, by this worker before it was started anew and by others.
+// refreshUsages reads the usages of this worker's earlier processes and of other workers.
 func (p *budgetClient) refreshUsages(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, 8*time.Second)
 	defer cancel()
@@ -88,7 +88,7 @@ func (p *budgetClient) refreshUsages(ctx context.Context) error {
 	return nil
 }
 
-// syncUntilDone keeps both up to date until ctx ends. What cannot be given now is given later.
+// syncUntilDone synchronizes both until ctx ends. Usages that cannot be sent now are sent later.
 func (p *budgetClient) syncUntilDone(ctx context.Context) {
 	flush, refresh := time.NewTicker(budgetFlushInterval), time.NewTicker(budgetRefreshInterval)
 	defer flush.Stop()

@@ -14,21 +14,22 @@ import (
 // How CloudTrail is read.
 const (
 	lookupInterval = time.Minute
-	// lookupWindow is how far each look goes back: CloudTrail is late by up to a quarter of an hour.
+	// lookupWindow is how far back each lookup goes: CloudTrail delivers events up to a quarter of an hour late.
 	lookupWindow   = 20 * time.Minute
 	maxKnownEvents = 20_000
 	maxRetryPause  = time.Minute
 )
 
-// cloudTrailConsumer reads the record of an account and hands it on. What could not be handed on is read again.
+// cloudTrailConsumer reads the CloudTrail events of an account and forwards them. Events that could not be forwarded
+// are read again.
 type cloudTrailConsumer struct {
 	account      *aws.Account
 	handleEvents func(context.Context, []sensors.Event) error
-	healthSink   gateway.SourceHealthSink // nil is told nothing
+	healthSink   gateway.SourceHealthSink // nil receives nothing
 	worker       *Worker
 }
 
-// reportHealth tells that the record of the account came, and how much of it could not be read.
+// reportHealth reports that CloudTrail is alive, and how many events could not be decoded.
 func (t *cloudTrailConsumer) reportHealth(ctx context.Context, unread error) {
 	if t.healthSink == nil {
 		return
@@ -44,7 +45,7 @@ func (t *cloudTrailConsumer) reportHealth(ctx context.Context, unread error) {
 	}
 }
 
-// followCloudTrail reads the record of the account, where the configuration says from.
+// followCloudTrail reads the account's CloudTrail events from the configured place.
 func (w *Worker) followCloudTrail(ctx context.Context) error {
 	if w.awsAccount == nil || w.Config.AWS.CloudTrail == nil {
 		return nil
@@ -80,8 +81,8 @@ func (w *Worker) followCloudTrail(ctx context.Context) error {
 	return nil
 }
 
-// consumeQueue takes messages, and deletes each when Temporal has what came of it. One that cannot be read is told and deleted:
-// it would come again for ever.
+// consumeQueue receives messages, and deletes each when Temporal has its detections. It reports and deletes messages
+// that it cannot decode, because they would return forever.
 func (t *cloudTrailConsumer) consumeQueue(ctx context.Context, url string) {
 	failures := 0
 	for ctx.Err() == nil {
@@ -89,7 +90,7 @@ func (t *cloudTrailConsumer) consumeQueue(ctx context.Context, url string) {
 		if err == nil {
 			for _, m := range messages {
 				if err = t.handleMessage(ctx, url, m); err != nil {
-					break // it comes again, and so do those behind it
+					break // it is delivered again, and so are those after it
 				}
 			}
 		}
@@ -111,20 +112,20 @@ func (t *cloudTrailConsumer) handleMessage(ctx context.Context, url string, m aw
 	return t.account.DeleteMessage(ctx, url, m)
 }
 
-// runLookups asks CloudTrail itself. Each look goes back over the one before, because events come late; what is known is not
-// handed on again.
+// runLookups polls CloudTrail's API. Each lookup overlaps the previous one, because events arrive late; known events
+// are not forwarded again.
 func (t *cloudTrailConsumer) runLookups(ctx context.Context) {
 	known := map[string]bool{}
 	failures := 0
 	for ctx.Err() == nil {
 		now := time.Now()
 		if len(known) > maxKnownEvents {
-			known = map[string]bool{} // their detections have the same ids, and are known to their incidents
+			known = map[string]bool{} // their detections have the same ids, which their incidents know
 		}
 		complete, err := t.account.LookupEvents(ctx, now.Add(-lookupWindow), now, func(raw string) error {
 			events, err := integrations.DecodeCloudTrail([]byte(raw))
 			if err != nil || len(events) != 1 || known[events[0].ID] {
-				return nil //nolint:nilerr // CloudTrail's own; what it cannot be read as will not change
+				return nil //nolint:nilerr // an unreadable event stays unreadable
 			}
 			if err := t.handleEvents(ctx, events); err != nil {
 				return err
@@ -133,7 +134,8 @@ func (t *cloudTrailConsumer) runLookups(ctx context.Context) {
 			return nil
 		})
 		if err == nil {
-			t.reportHealth(ctx, nil) // it answers; that the account was quiet is no silence of CloudTrail's
+			// CloudTrail answers; an account without events does not mean that CloudTrail is silent
+			t.reportHealth(ctx, nil)
 		}
 		if err == nil && !complete {
 			t.worker.Log.Warn("CloudTrail has more events than can be looked up: use a queue", "since", now.Add(-lookupWindow))
@@ -148,7 +150,7 @@ func (t *cloudTrailConsumer) runLookups(ctx context.Context) {
 	}
 }
 
-// pauseAfterFailure waits after a failure, longer each time, and counts them.
+// pauseAfterFailure waits after a failure, longer each time, and returns the number of failures.
 func (t *cloudTrailConsumer) pauseAfterFailure(ctx context.Context, err error, failures int, what string) int {
 	if err == nil || ctx.Err() != nil {
 		return 0

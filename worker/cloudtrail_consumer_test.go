@@ -40,7 +40,7 @@ import (
 	"stanch/workflows/incident"
 )
 
-// receivedDetections are the detections that incidents were given.
+// receivedDetections are the detections that incidents received.
 type receivedDetections struct {
 	mu         sync.Mutex
 	detections []sensors.Detection
@@ -73,7 +73,7 @@ func (h *receivedDetections) waitForRule(t *testing.T, rule string) (d sensors.D
 	return d
 }
 
-// findDetection is what a rule made of an event; nil if it made nothing.
+// findDetection returns a rule's detection of an event; nil if there is none.
 func (h *receivedDetections) findDetection(rule, event string) *sensors.Detection {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -85,7 +85,7 @@ func (h *receivedDetections) findDetection(rule, event string) *sensors.Detectio
 	return nil
 }
 
-// newCloudTrailRecord is one of CloudTrail's, of a role's session.
+// newCloudTrailRecord returns a CloudTrail record of a role's session.
 func newCloudTrailRecord(id, event, service, role, session, key, ip, more string) string {
 	return fmt.Sprintf(`{"eventID":%q,"eventTime":%q,"eventSource":"%s.amazonaws.com","eventName":%q,"awsRegion":"eu-central-1","sourceIPAddress":%q,"userAgent":"aws-cli/2","userIdentity":{"type":"AssumedRole","principalId":"AROA1:%s","arn":"arn:aws:sts::123456789012:assumed-role/%s/%s","accountId":"123456789012","accessKeyId":%q,"sessionContext":{"sessionIssuer":{"type":"Role","principalId":"AROA1","arn":"arn:aws:iam::123456789012:role/apps/%s","userName":%q}}}%s}`,
 		id, time.Now().UTC().Format(time.RFC3339), service, event, ip, session, role, session, key, role, role, more)
@@ -95,20 +95,20 @@ func newPod(name, account string, labels map[string]string) *corev1.Pod {
 	return &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: name, UID: "uid-of-pod", Labels: labels}, Spec: corev1.PodSpec{ServiceAccountName: account, NodeName: "node-1"}}
 }
 
-// newOwnedPod is a pod with a controller of the same name as its account.
+// newOwnedPod returns a pod with a controller that has the name of its service account.
 func newOwnedPod(name, account, kind string) *corev1.Pod {
 	p, yes := newPod(name, account, nil), true
 	p.OwnerReferences = []metav1.OwnerReference{{APIVersion: "apps/v1", Kind: kind, Name: account, UID: types.UID("uid-of-" + account), Controller: &yes}}
 	return p
 }
 
-// cloudTrailFixture is a cluster with workloads that have roles, a queue of SQS, and a worker that reads it.
+// cloudTrailFixture is a cluster with workloads that have roles, an SQS queue, and a worker that reads it.
 type cloudTrailFixture struct {
 	receivedDetections
 	kube         *fake.Clientset
 	queueURL     string
 	sqs          *sqs.Client
-	failingCalls sync.Map // what fails while it is set
+	failingCalls sync.Map // calls that fail while they are set
 	fakeAWS      *standin.FakeAWS
 
 	monitor     *health.Monitor
@@ -163,7 +163,7 @@ func (e *cloudTrailFixture) sendMessages(t *testing.T, bodies ...string) {
 	}
 }
 
-// countMessagesLeft is how many messages are in the queue, seen or not.
+// countMessagesLeft returns how many messages are in the queue, received or not.
 func (e *cloudTrailFixture) countMessagesLeft(t *testing.T) string {
 	t.Helper()
 	left, err := e.queueCounts(t.Context())
@@ -182,7 +182,7 @@ func (e *cloudTrailFixture) queueCounts(ctx context.Context) (string, error) {
 func TestTheRecordOfTheAccountComesByAQueue(t *testing.T) {
 	e := newCloudTrailFixture(t, false)
 
-	// The session of EKS Pod Identity is told with its pod; calls with its key are that pod's.
+	// EKS Pod Identity names the pod of a new session; calls with its key are that pod's.
 	given := `{"detail":{"eventID":"c-1","eventTime":"` + time.Now().UTC().Format(time.RFC3339) + `","eventSource":"sts.amazonaws.com","eventName":"AssumeRole","userIdentity":{"type":"AWSService","invokedBy":"pods.eks.amazonaws.com"},"requestParameters":{"tags":[{"key":"eks-cluster-name","value":"production"},{"key":"kubernetes-namespace","value":"shop"},{"key":"kubernetes-service-account","value":"db"},{"key":"kubernetes-pod-name","value":"db-0"},{"key":"kubernetes-pod-uid","value":"uid-of-pod"}]},"responseElements":{"credentials":{"accessKeyId":"ASIADB"}}}}`
 	used, err := json.Marshal(map[string]string{"Type": "Notification", "Message": newCloudTrailRecord("c-2", "GetFederationToken", "sts", "db", "x", "ASIADB", "10.0.0.7", "")})
 	require.NoError(t, err)
@@ -195,7 +195,7 @@ func TestTheRecordOfTheAccountComesByAQueue(t *testing.T) {
 	require.Equal(t, "StatefulSet", one.Event.Container.Workload.Kind, "it joins the incident of the pod's workload")
 	require.Contains(t, one.Reasons[0], "called GetFederationToken of sts")
 
-	// The pod of another cluster has the same names, and is none of this one's.
+	// A pod of another cluster has the same name, and is ignored.
 	e.sendMessages(t, strings.NewReplacer("c-1", "c-6", "production", "staging", "ASIADB", "ASIAOTHER").Replace(given))
 	require.Eventually(t, func() bool { return e.countMessagesLeft(t) == "0+0" }, 20*time.Second, 50*time.Millisecond)
 	e.sendMessages(t, newCloudTrailRecord("c-7", "GetSessionToken", "sts", "db", "x", "ASIAOTHER", "10.0.0.7", ""), newCloudTrailRecord("c-8", "DeleteTrail", "cloudtrail", "db", "x", "ASIAOTHER", "10.0.0.7", ""))
@@ -203,7 +203,7 @@ func TestTheRecordOfTheAccountComesByAQueue(t *testing.T) {
 	require.Equal(t, sensors.Subject{Kind: "Role", Name: "123456789012/db"}, one.Event.Subject)
 	require.Nil(t, e.findDetection("cloud-workload-credentials-created", "cloudtrail/c-7"))
 
-	// A role for service accounts: the annotation says whose it is, and there is one pod.
+	// IRSA: the annotation names the service account, which has one pod.
 	e.sendMessages(t, newCloudTrailRecord("c-3", "ListBuckets", "s3", "web", "botocore-session-1", "ASIAWEB", "203.0.113.7", ""))
 	one = e.waitForRule(t, "workload-role-used-outside")
 	require.Equal(t, "web-1", one.Event.Container.Pod.Name)
@@ -211,7 +211,7 @@ func TestTheRecordOfTheAccountComesByAQueue(t *testing.T) {
 	require.Equal(t, "aws:arn:aws:sts::123456789012:assumed-role/web/botocore-session-1", one.Event.Actor)
 	e.waitForRule(t, "cloud-enumeration")
 
-	// Several pods have the account: the workload's incident, and no pod to hold.
+	// Several pods have the service account: the workload's incident gets the detection, without a pod to contain.
 	e.sendMessages(t, newCloudTrailRecord("c-5", "RunInstances", "ec2", "api", "aws-sdk-1", "ASIAAPI", "10.0.0.7", ""))
 	one = e.waitForRule(t, "cloud-instances-by-workload")
 	require.False(t, incident.HasContainer(one))
@@ -225,14 +225,14 @@ func TestTheRecordOfTheAccountComesByAQueue(t *testing.T) {
 	require.Equal(t, sensors.Subject{Kind: "Role", Name: "123456789012/admin"}, one.Event.Subject, "nobody's pod")
 	require.False(t, incident.HasContainer(one))
 
-	// What nobody can read does not come again for ever.
+	// Messages that cannot be decoded do not return forever.
 	e.sendMessages(t, "nonsense", `{"s3Bucket":"b","s3ObjectKey":["k"]}`)
 	require.Eventually(t, func() bool { return e.countMessagesLeft(t) == "0+0" }, 20*time.Second, 50*time.Millisecond)
 }
 
 func TestARecordThatFallsSilentIsTold(t *testing.T) {
 	e := newCloudTrailFixture(t, false)
-	e.clockOffset.Store(int64(-150 * time.Minute)) // no detection is from the future
+	e.clockOffset.Store(int64(-150 * time.Minute)) // detections must not be from the future
 	for n := range 2 {
 		for i := range 10 {
 			e.sendMessages(t, newCloudTrailRecord(fmt.Sprintf("s-%d-%d", n, i), "GetUser", "iam", "admin", "alice", "ASIAADM", "10.0.0.7", ""))
@@ -258,7 +258,7 @@ func TestAMessageIsDeletedWhenTemporalHasIt(t *testing.T) {
 	e.sendMessages(t, newCloudTrailRecord("k-1", "ListBuckets", "s3", "web", "botocore-session-1", "ASIAWEB", "10.0.0.7", ""))
 	require.Eventually(t, func() bool { return e.countMessagesLeft(t) == "0+1" }, 20*time.Second, 20*time.Millisecond, "it was received, and the pod cannot be found")
 	require.Never(t, func() bool {
-		left, err := e.queueCounts(t.Context()) // its last look may outlive the test
+		left, err := e.queueCounts(t.Context()) // its last lookup may outlive the test
 		return err == nil && left != "0+1"
 	}, 2*time.Second, 100*time.Millisecond, "and stays in the queue")
 	require.Empty(t, e.detections)

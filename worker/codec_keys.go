@@ -16,18 +16,18 @@ import (
 	"stanch/worker/codec"
 )
 
-// The files of the payload keys.
+// The files with the payload keys.
 const (
 	codecKeyFile         = "codec.key"
-	retiredCodecKeysFile = "codec.retired" // keys that still read, one base64 line each
+	retiredCodecKeysFile = "codec.retired" // keys that only decrypt, one base64 line each
 	codecKeyBytes        = 32
 )
 
-// OpenPayloadCodec is the codec with the keys in dir. The one that encrypts is made if it is not there.
+// OpenPayloadCodec returns the codec with the keys in dir. It creates the encryption key if it is missing.
 func OpenPayloadCodec(dir string) (*codec.Codec, error) {
 	key, err := authority.LoadOrCreateSecret(filepath.Join(dir, codecKeyFile), codecKeyBytes)
 	if err != nil {
-		return nil, err //nolint:wrapcheck // it names the file
+		return nil, err //nolint:wrapcheck // the error names the file
 	}
 	retired, err := readRetiredCodecKeys(dir)
 	if err != nil {
@@ -37,7 +37,7 @@ func OpenPayloadCodec(dir string) (*codec.Codec, error) {
 	for _, old := range retired {
 		keys[CodecKeyID(old)] = old
 	}
-	return codec.New(CodecKeyID(key), keys) //nolint:wrapcheck // it names the key
+	return codec.New(CodecKeyID(key), keys) //nolint:wrapcheck // the error names the key
 }
 
 func readRetiredCodecKeys(dir string) ([][]byte, error) {
@@ -60,8 +60,8 @@ func readRetiredCodecKeys(dir string) ([][]byte, error) {
 	return keys, nil
 }
 
-// RotateCodecKey makes a new key that encrypts. The old one is kept and reads what it encrypted: without it those
-// incidents are lost.
+// RotateCodecKey creates a new encryption key. The old key is kept for decryption: without it, earlier incidents would
+// be unreadable.
 func RotateCodecKey(dir string) (before, after string, err error) {
 	current := filepath.Join(dir, codecKeyFile)
 	if _, err := os.Stat(current); err != nil {
@@ -69,7 +69,7 @@ func RotateCodecKey(dir string) (before, after string, err error) {
 	}
 	old, err := authority.LoadOrCreateSecret(current, codecKeyBytes)
 	if err != nil {
-		return "", "", err //nolint:wrapcheck // it names the file
+		return "", "", err //nolint:wrapcheck // the error names the file
 	}
 	retired, err := readRetiredCodecKeys(dir)
 	if err != nil {
@@ -83,7 +83,8 @@ func RotateCodecKey(dir string) (before, after string, err error) {
 	if _, err := rand.Read(next); err != nil {
 		return "", "", fmt.Errorf("make a key: %w", err)
 	}
-	// The old key is kept as retired before it is replaced: a death in between leaves it both, which harms nothing.
+	// The old key is stored as retired before it is replaced. A crash in between leaves it in both files, which is
+	// harmless.
 	for _, f := range []struct{ name, text string }{{retiredCodecKeysFile, text.String()}, {codecKeyFile, base64.StdEncoding.EncodeToString(next) + "\n"}} {
 		path := filepath.Join(dir, f.name)
 		if err := os.WriteFile(path+".new", []byte(f.text), 0o600); err != nil {
@@ -96,7 +97,7 @@ func RotateCodecKey(dir string) (before, after string, err error) {
 	return CodecKeyID(old), CodecKeyID(next), nil
 }
 
-// CodecKeyID names a payload key: it stands on every payload that the key encrypted.
+// CodecKeyID returns the id of a payload key, which every payload encrypted with it names.
 func CodecKeyID(key []byte) string {
 	sum := sha256.Sum256(key)
 	return hex.EncodeToString(sum[:4])

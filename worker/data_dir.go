@@ -11,15 +11,15 @@ import (
 	"sync"
 )
 
-// DataFormat is the version of what Stanch keeps in its data directory: workflow histories, keys, archive and state
-// files. A change that an older or newer Stanch cannot read raises it.
+// DataFormat is the version of the data directory's content: workflow histories, keys, archive and state files. A
+// change that an older or newer Stanch cannot read increments it.
 const DataFormat = 2
 
-// dataFormatFile holds DataFormat as decimal text. Directories of the first format have no such file.
+// dataFormatFile contains DataFormat as decimal text. Directories of the first format have no such file.
 const dataFormatFile = "format"
 
-// LockDir returns once this process alone uses the data directory dir, which it creates where it is missing. It
-// refuses a directory in use by another process, and one of another format; it changes nothing in either.
+// LockDir locks the data directory dir for this process, and creates it if it is missing. It returns an error, and
+// changes nothing, if another process uses the directory or its format differs.
 func LockDir(dir string) (unlock func(), err error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("open the data directory: %w", err)
@@ -43,8 +43,8 @@ func LockDir(dir string) (unlock func(), err error) {
 	return func() { once.Do(func() { _ = f.Close() }) }, nil
 }
 
-// checkDataFormat returns an error where dir was written by a Stanch with another data format. Any data without a
-// format file is of the first format; keys alone are of none, for `stanch cert authority` makes them before the first start.
+// checkDataFormat returns an error if a Stanch with another data format wrote dir. Data without a format file has the
+// first format; keys alone have none, because `stanch cert authority` creates them before the first start.
 func checkDataFormat(dir string) error {
 	raw, err := os.ReadFile(filepath.Join(dir, dataFormatFile))
 	if errors.Is(err, fs.ErrNotExist) {

@@ -31,7 +31,7 @@ import (
 	"stanch/workflows/incident"
 )
 
-// fakeContainmentNode is a node that applies what it is asked and remembers it.
+// fakeContainmentNode is a node that applies what it is asked, and records it.
 type fakeContainmentNode struct {
 	mu                sync.Mutex
 	containments      map[string]gatewayrpc.ContainmentState
@@ -75,7 +75,7 @@ people:
   - { name: erin, uid: 1006, groups: [leads, responders] }
 `
 
-// approvalPlaybook is a playbook for one case that asks two responders.
+// approvalPlaybook returns a playbook for one case that asks two responders.
 func approvalPlaybook(name, extra string) string {
 	return fmt.Sprintf(`playbook: %s
 description: For one case.
@@ -98,7 +98,7 @@ func actionPlaybook(name, head, match, action string) string {
 		strings.ReplaceAll(name, "/", "-"), head, strings.Split(name, "/")[0], match, action)
 }
 
-// runningInstallation is a running installation of which people make decisions.
+// runningInstallation is a running installation in which people make decisions.
 type runningInstallation struct {
 	*worker.Worker
 	t     *testing.T
@@ -116,7 +116,7 @@ func (l *runningInstallation) reportMiner(name string, confidence float64) {
 	}))
 }
 
-// waitForIncident polls until the incident of a case is as it should be.
+// waitForIncident polls until the incident of a case meets a condition.
 func (l *runningInstallation) waitForIncident(name, what string, ok func(playbooks.Incident) bool) playbooks.Incident {
 	l.t.Helper()
 	var last playbooks.Incident
@@ -142,7 +142,7 @@ func (l *runningInstallation) waitForIncident(name, what string, ok func(playboo
 	return last
 }
 
-// waitForApprovalRequest waits for the question of a case.
+// waitForApprovalRequest waits for the approval request of a case.
 func (l *runningInstallation) waitForApprovalRequest(name string) string {
 	l.t.Helper()
 	var id string
@@ -154,7 +154,7 @@ func (l *runningInstallation) waitForApprovalRequest(name string) string {
 	return id
 }
 
-// castVote answers the question of a case; refused: it does not count.
+// castVote votes on the request of a case; with refused, the vote must not count.
 func (l *runningInstallation) castVote(id, person string, approve, refused bool, more ...func(*gateway.VoteRequest)) {
 	l.t.Helper()
 	v := gateway.VoteRequest{IncidentID: id, Approve: approve}
@@ -169,7 +169,7 @@ func (l *runningInstallation) castVote(id, person string, approve, refused bool,
 	}
 }
 
-// principal is a person with the rights that the configuration gives them now.
+// principal returns a person with the current entitlement by the configuration.
 func (l *runningInstallation) principal(name string) gateway.Principal {
 	cfg, err := l.ApprovalService.Roster.Current()
 	require.NoError(l.t, err)
@@ -181,7 +181,7 @@ func (l *runningInstallation) principal(name string) gateway.Principal {
 	return gateway.Principal{Person: config.Person{Name: name}, AuthenticatedBy: "uid 4242 on the local socket", RateLimitKey: name, IsOperator: name == "root"}
 }
 
-// recordIncident is the recording of a case's incident.
+// recordIncident returns the recording of a case's incident.
 func (l *runningInstallation) recordIncident(id string) recording.Recording {
 	l.t.Helper()
 	a := worker.Auditor{
@@ -194,8 +194,8 @@ func (l *runningInstallation) recordIncident(id string) recording.Recording {
 	return rec
 }
 
-// What is decided live is decided when it is simulated: who may answer, who did not count, who answered alone, who was asked
-// later, what the kill switch and the budget did not let run, and which playbook was chosen.
+// A simulation makes the same decisions as the live installation: who may vote, whose vote did not count, break-glass,
+// escalation, what the kill switch and the budget refused, and which playbook was selected.
 func TestSimulationDecidesAsItWasDecidedLive(t *testing.T) {
 	dir := t.TempDir()
 	for _, name := range []string{"glass", "quorum", "denial", "judged"} {
@@ -221,7 +221,7 @@ func TestSimulationDecidesAsItWasDecidedLive(t *testing.T) {
 	node := &fakeContainmentNode{containments: map[string]gatewayrpc.ContainmentState{}, refusedContainers: map[string]bool{"container:c-next": true}}
 	l := &runningInstallation{Worker: w, t: t, cfg: cfg, file: file, spool: connectNode(t, w, agent.Health{Node: "node-1", ProbeStatus: probe.Status{LoadedAt: time.Now()}}, node)}
 
-	// The kill switch: one is refused, and nothing gets around it.
+	// The kill switch refuses one, and nothing bypasses it.
 	require.NoError(t, l.ApprovalService.Pause(t.Context(), l.principal("alice"), "a test"))
 	l.reportMiner("paused", 0.9)
 	l.waitForIncident("paused", "it ended", func(in playbooks.Incident) bool { return len(in.Playbooks) > 0 && !in.Playbooks[0].Ended.IsZero() })
@@ -238,7 +238,7 @@ func TestSimulationDecidesAsItWasDecidedLive(t *testing.T) {
 	letgo := l.waitForIncident("letgo", "held", func(in playbooks.Incident) bool { return len(in.Leases) > 0 })
 	_, err := l.ApprovalService.Release(t.Context(), l.principal("root"), gateway.LeaseRequest{IncidentID: letgo.ID, Reason: "a known job"})
 	require.NoError(t, err)
-	l.reportMiner("escalated", 0.8) // below what the scope lets run
+	l.reportMiner("escalated", 0.8) // below the confidence for automatic actions
 	for _, name := range []string{"glass", "quorum", "denial", "expiry", "revoked", "judged"} {
 		l.reportMiner(name, 0.9)
 	}
@@ -249,7 +249,7 @@ func TestSimulationDecidesAsItWasDecidedLive(t *testing.T) {
 	require.NoError(t, l.spool.Add(moves))
 
 	id := l.waitForApprovalRequest("escalated")
-	l.castVote(id, "dave", true, true) // he is not asked yet
+	l.castVote(id, "dave", true, true) // he is not an approver yet
 	id = l.waitForApprovalRequest("glass")
 	l.castVote(id, "eve", true, true)
 	l.castVote(id, "grace", true, false, func(v *gateway.VoteRequest) { v.BreakGlass, v.Reason = true, "the others sleep" })
@@ -275,13 +275,14 @@ func TestSimulationDecidesAsItWasDecidedLive(t *testing.T) {
 		return err == nil
 	}, 20*time.Second, 200*time.Millisecond)
 
-	// By now more was contained than the budget allows in an hour.
+	// By now, more was contained than the budget allows in an hour.
 	l.waitForIncident("escalated", "held", func(in playbooks.Incident) bool { return len(in.Leases) > 0 })
 	l.waitForIncident("quorum", "held", func(in playbooks.Incident) bool { return len(in.Leases) > 0 })
 	l.reportMiner("spent", 0.9)
 
 	programs := l.Library.Programs()
-	runs := map[string][]string{"first": {"first-b"}, "next": {"next-a", "next-b"}, "replaced": {"replacing"}} // of the others, their own
+	// the playbooks of the other cases
+	runs := map[string][]string{"first": {"first-b"}, "next": {"next-a", "next-b"}, "replaced": {"replacing"}}
 	for name, want := range map[string]struct {
 		step, outcome, reason string
 	}{

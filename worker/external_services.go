@@ -9,7 +9,7 @@ import (
 	"stanch/worker/config"
 )
 
-// ExternalServices is where word of incidents goes besides the chat. Its zero value goes nowhere.
+// ExternalServices are the webhooks, the mail server and the tracker. The zero value has none.
 type ExternalServices struct {
 	Webhooks     map[string]notify.WebhookReceiver
 	SMTPServer   *notify.SMTPServer
@@ -28,8 +28,8 @@ func (o ExternalServices) newActions() []activities.Action {
 	}
 }
 
-// OpenExternalServices reads the secrets of the configuration's webhooks, mail server and tracker. It calls none of them: who is
-// away holds no start up.
+// OpenExternalServices reads the secrets of the configured webhooks, mail server and tracker. It connects to none of
+// them, so that an outage does not delay the start.
 func OpenExternalServices(c *config.Config) (ExternalServices, error) {
 	o := ExternalServices{Webhooks: map[string]notify.WebhookReceiver{}}
 	for _, hook := range c.Webhooks {
@@ -75,9 +75,9 @@ func OpenExternalServices(c *config.Config) (ExternalServices, error) {
 	return o, nil
 }
 
-// lazyManifestReader is the worker's evidence, which is known later than the actions that read it.
+// lazyManifestReader reads the worker's evidence store, which is created after the actions that use it.
 type lazyManifestReader struct{ worker *Worker }
 
 func (r lazyManifestReader) Manifest(incident string) ([]activities.ManifestLine, []activities.IntegrityFinding, error) {
-	return r.worker.Activities.Evidence.Manifest(incident, r.worker.Authority.Keyring()) //nolint:wrapcheck // it names the manifest
+	return r.worker.Activities.Evidence.Manifest(incident, r.worker.Authority.Keyring()) //nolint:wrapcheck // the error names the manifest
 }

@@ -17,7 +17,7 @@ const sensorSelector = "app.kubernetes.io/name=" + sensorAccount
 // sensorAccount is the sensor's service account, as `stanch manifests` writes it.
 const sensorAccount = "stanch-sensor"
 
-// watchHealth makes detections of missing telemetry, and lets nodes renew their certificates.
+// watchHealth starts the health monitor and the renewal of nodes' certificates.
 func (w *Worker) watchHealth(ctx context.Context) {
 	host, _ := os.Hostname()
 	w.replicaName = fmt.Sprintf("%s@%s", rand.Text()[:8], host)
@@ -39,7 +39,7 @@ func (w *Worker) watchHealth(ctx context.Context) {
 	}
 	w.HealthMonitor = health.NewMonitor(o)
 	w.NodeServer.Monitor = w.HealthMonitor
-	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx)) //nolint:gosec // a closer calls it
+	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx)) //nolint:gosec // called by Close
 	w.closers = append(w.closers, cancel)
 	go w.HealthMonitor.Run(ctx)
 }

@@ -11,7 +11,7 @@ import (
 	"stanch/worker"
 )
 
-// A playbook without a description runs: its log line is a warning and does not say that it is left out.
+// A playbook without a description runs: its log line is a warning, and does not say that it is omitted.
 func TestAPlaybookThatRunsIsNotLoggedAsLeftOut(t *testing.T) {
 	var out bytes.Buffer
 	worker.LogPlaybookProblems(slog.New(slog.NewTextHandler(&out, nil)), diagnostic.Diagnostics{

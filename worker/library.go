@@ -25,30 +25,30 @@ import (
 	"stanch/workflows/playbook"
 )
 
-// Library is the playbooks that a worker runs, checked. It follows edits of the configured folders: a file that is no
-// longer valid keeps its last valid version.
+// Library contains the checked playbooks of a worker. It follows edits of the configured directories; a file that
+// becomes invalid keeps its last valid version. It is safe for concurrent use.
 type Library struct {
-	// Authority signs what is selected, so that its approvals count as this installation's. Nil signs nothing.
+	// Authority signs selected playbooks, so that their approvals are authorized. Nil signs nothing.
 	Authority activities.Authority
 
-	config  *config.Config // nil: the playbooks were given and never change
+	config  *config.Config // nil: a fixed library without files
 	catalog playbooks.Catalog
 
 	mu                sync.Mutex
 	programs          []*playbooks.Program
 	problems          diagnostic.Diagnostics
-	filesStamp        string            // of the folders' files, as they were read
-	lastValidText     map[string][]byte // the last valid text of each file
-	firstLoadComplete bool              // valid has every file of the first load
+	filesStamp        string            // of the directories' files at the last read
+	lastValidText     map[string][]byte // last valid text of each file
+	firstLoadComplete bool              // every file of the first load is in lastValidText
 }
 
-// NewFixedLibrary is a library of the playbooks given: simulation selects by the same code.
+// NewFixedLibrary returns a library of the given playbooks, so that simulation selects with the same code.
 func NewFixedLibrary(authority activities.Authority, programs ...*playbooks.Program) *Library {
 	return &Library{Authority: authority, programs: programs}
 }
 
-// LoadLibrary loads the shipped playbooks that the configuration leaves on, and those of its folders. A user's playbook
-// replaces a shipped one of its name, or the one that it `replaces`.
+// LoadLibrary loads the shipped playbooks that the configuration enables, and those of its directories. A user's
+// playbook replaces the shipped one with its name, or the one that it `replaces`.
 func LoadLibrary(c *config.Config, catalogue playbooks.Catalog) (*Library, diagnostic.Diagnostics, error) {
 	l := &Library{config: c, catalog: catalogue, lastValidText: map[string][]byte{}}
 	stamp, err := l.computeFilesStamp()
@@ -62,8 +62,8 @@ func LoadLibrary(c *config.Config, catalogue playbooks.Catalog) (*Library, diagn
 	return l, l.problems, nil
 }
 
-// LoadWithLibrary loads playbooks with those that a configuration uses: the shipped ones that it leaves on, and its folders.
-// A file that is given and lies in one of the folders counts once.
+// LoadWithLibrary loads the given playbooks together with those of a configuration: the enabled shipped ones, and its
+// directories. A given file in one of the directories counts once.
 func LoadWithLibrary(c *config.Config, given []playbooks.SourceFile, catalogue playbooks.Catalog) ([]*playbooks.Program, diagnostic.Diagnostics, error) {
 	sources, problems := shippedSources(c.Library)
 	l := &Library{config: c}
@@ -85,8 +85,8 @@ func LoadWithLibrary(c *config.Config, given []playbooks.SourceFile, catalogue p
 	return programs, append(problems, found...), nil
 }
 
-// shippedSources are the shipped playbooks that the configuration leaves on. One that only `call` runs is always there:
-// others need it.
+// shippedSources returns the shipped playbooks that the configuration enables. Playbooks without `match` are always
+// included, because others call them.
 func shippedSources(c config.LibrarySelection) ([]playbooks.SourceFile, diagnostic.Diagnostics) {
 	if c.Enabled != nil && !*c.Enabled {
 		return nil, nil
@@ -114,7 +114,7 @@ func shippedSources(c config.LibrarySelection) ([]playbooks.SourceFile, diagnost
 	return out, problems.Sorted()
 }
 
-// listPlaybookFiles lists the playbooks of a folder, sorted. Hidden files are not among them: editors leave theirs beside what is edited.
+// listPlaybookFiles returns the playbook files of a directory, sorted. It skips hidden files, which editors create.
 func listPlaybookFiles(dir string) ([]string, error) {
 	found, err := fs.Glob(os.DirFS(dir), "*.yaml")
 	if err == nil {
@@ -126,7 +126,7 @@ func listPlaybookFiles(dir string) ([]string, error) {
 	return slices.DeleteFunc(found, func(f string) bool { return strings.HasPrefix(f, ".") || strings.HasSuffix(f, testspec.TestFileSuffix) }), nil
 }
 
-// computeFilesStamp changes with the name, size or time of any file of the folders.
+// computeFilesStamp returns a value that changes with the name, size or time of any file of the directories.
 func (l *Library) computeFilesStamp() (string, error) {
 	var b strings.Builder
 	for _, dir := range l.config.Playbooks {
@@ -136,7 +136,7 @@ func (l *Library) computeFilesStamp() (string, error) {
 		}
 		for _, f := range found {
 			info, err := os.Stat(filepath.Join(dir, f))
-			if err == nil && !info.Mode().IsRegular() { // reading a pipe would never end
+			if err == nil && !info.Mode().IsRegular() { // reading a pipe could block forever
 				err = errors.New("not a regular file")
 			}
 			if err != nil {
@@ -148,7 +148,7 @@ func (l *Library) computeFilesStamp() (string, error) {
 	return b.String(), nil
 }
 
-// loadPlaybooks reads every file. The caller holds the mutex, or is alone.
+// loadPlaybooks reads every file. The caller holds the mutex or has exclusive access.
 func (l *Library) loadPlaybooks(stamp string) error {
 	sources, problems := shippedSources(l.config.Library)
 	own, err := l.readUserPlaybooks()
@@ -156,8 +156,7 @@ func (l *Library) loadPlaybooks(stamp string) error {
 		return err
 	}
 	programs, found := playbooks.LoadPlaybooks(slices.Concat(sources, own), l.catalog)
-	// An edit that is not valid takes nothing out of force: what it was before goes on. A file that is gone has no version
-	// to go on with, also if it comes back.
+	// An invalid edit keeps the previous version. A deleted file has no previous version, even if it returns.
 	maps.DeleteFunc(l.lastValidText, func(file string, _ []byte) bool {
 		return !slices.ContainsFunc(own, func(s playbooks.SourceFile) bool { return s.File == file })
 	})
@@ -179,7 +178,7 @@ func (l *Library) loadPlaybooks(stamp string) error {
 	return nil
 }
 
-// readUserPlaybooks reads the files of the configuration's folders.
+// readUserPlaybooks reads the files of the configuration's directories.
 func (l *Library) readUserPlaybooks() ([]playbooks.SourceFile, error) {
 	var own []playbooks.SourceFile
 	for _, dir := range l.config.Playbooks {
@@ -198,8 +197,8 @@ func (l *Library) readUserPlaybooks() ([]playbooks.SourceFile, error) {
 	return own, nil
 }
 
-// Reload takes over edits of the folders. It returns what is wrong with them if anything changed, and an error where the
-// folders cannot be read: everything stays as it was then.
+// Reload applies edits of the directories. If anything changed, it returns the diagnostics. With an error, a directory
+// could not be read and the library is unchanged.
 func (l *Library) Reload() (changed bool, problems diagnostic.Diagnostics, err error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -216,7 +215,7 @@ func (l *Library) Reload() (changed bool, problems diagnostic.Diagnostics, err e
 	return true, l.problems, nil
 }
 
-// ReloadPeriodically takes over edits until ctx ends, and logs what came of them.
+// ReloadPeriodically applies edits until ctx ends, and logs the results.
 func (l *Library) ReloadPeriodically(ctx context.Context, every time.Duration, log *slog.Logger) {
 	t := time.NewTicker(every)
 	defer t.Stop()
@@ -242,7 +241,7 @@ func (l *Library) ReloadPeriodically(ctx context.Context, every time.Duration, l
 	}
 }
 
-// invalidPlaybooks says which playbooks have errors as they stand in their files, each with its first.
+// invalidPlaybooks returns the first error of each playbook whose current file is invalid.
 func (w *Worker) invalidPlaybooks() []string {
 	var out []string
 	seen := map[string]bool{}
@@ -255,7 +254,7 @@ func (w *Worker) invalidPlaybooks() []string {
 	return out
 }
 
-// watchLibrary takes over edits of playbooks until Close.
+// watchLibrary applies edits of playbooks until Close.
 func (w *Worker) watchLibrary(ctx context.Context) {
 	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	done := make(chan struct{})
@@ -266,7 +265,8 @@ func (w *Worker) watchLibrary(ctx context.Context) {
 	}()
 }
 
-// LogPlaybookProblems logs what is wrong with playbooks. again: they were edited, so the last valid version of each stays.
+// LogPlaybookProblems logs diagnostics of playbooks. again means that the playbooks were edited, so the last valid
+// version of each stays in force.
 func LogPlaybookProblems(log *slog.Logger, problems diagnostic.Diagnostics, again bool) {
 	for _, p := range problems {
 		switch {
@@ -280,8 +280,8 @@ func LogPlaybookProblems(log *slog.Logger, problems diagnostic.Diagnostics, agai
 	}
 }
 
-// MatchPlaybooks gives the playbooks that match an incident, in the order in which they come. It is a local activity: its result is
-// recorded. Edits that nobody has taken over yet are taken over first.
+// MatchPlaybooks returns the playbooks that match an incident, in order of precedence. It is a local activity, so the
+// result is recorded in the history. It applies pending edits first.
 func (l *Library) MatchPlaybooks(_ context.Context, in playbooks.Incident) ([]incident.SelectedPlaybook, error) {
 	_, _, err := l.Reload()
 	if err != nil && len(l.Programs()) == 0 {
@@ -311,7 +311,7 @@ func (l *Library) MatchPlaybooks(_ context.Context, in playbooks.Incident) ([]in
 	return out, nil
 }
 
-// signPlaybookAuthorization signs that a playbook is one of this installation's.
+// signPlaybookAuthorization signs that a playbook belongs to this installation.
 func (l *Library) signPlaybookAuthorization(p *playbooks.Program) (*attestation.Envelope, error) {
 	if l.Authority == nil {
 		return nil, nil //nolint:nilnil // nothing is signed
@@ -323,7 +323,7 @@ func (l *Library) signPlaybookAuthorization(p *playbooks.Program) (*attestation.
 	return &signed, nil
 }
 
-// approverHashes are the hashes of whom each approval of a playbook asks, and of those that it calls.
+// approverHashes returns the hashes of the approvers in a playbook's approvals, and in those of its callees.
 func approverHashes(p *playbooks.Program) []string {
 	var out []string
 	for _, book := range append([]*playbooks.Program{p}, p.TransitiveCallees()...) {
@@ -336,14 +336,14 @@ func approverHashes(p *playbooks.Program) []string {
 	return out
 }
 
-// Programs lists the playbooks.
+// Programs returns the playbooks.
 func (l *Library) Programs() []*playbooks.Program {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.programs
 }
 
-// Problems lists what is wrong with the playbooks that were read last.
+// Problems returns the diagnostics of the last read.
 func (l *Library) Problems() diagnostic.Diagnostics {
 	l.mu.Lock()
 	defer l.mu.Unlock()

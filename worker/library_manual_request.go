@@ -15,8 +15,8 @@ import (
 	"stanch/workflows/incident"
 )
 
-// MatchManualRequest is the playbook of what a person asked for: the one they named, or a containment by itself. It is a local
-// activity: its result is recorded. Whether anything is contained is for the guards, and not for who calls this.
+// MatchManualRequest returns the playbook of a manual request: the named one, or a single containment. It is a local
+// activity, so the result is recorded in the history. The guards decide whether anything is contained, not the caller.
 func (l *Library) MatchManualRequest(_ context.Context, r sensors.ManualRequest) (incident.SelectedPlaybook, error) {
 	p, err := l.ProgramForRequest(r)
 	if err != nil {
@@ -29,8 +29,8 @@ func (l *Library) MatchManualRequest(_ context.Context, r sensors.ManualRequest)
 	return incident.SelectedPlaybook{Name: p.Name, File: p.File, Source: p.SourceText, Callees: p.CalleeSources(), PlaybookAuthorization: signed}, nil
 }
 
-// ProgramForRequest is the playbook of a request. The error of one that there is not, and of an action that cannot be asked for,
-// says what can be.
+// ProgramForRequest returns the playbook of a request. For an unknown playbook or an action that cannot be requested,
+// the error lists the valid ones.
 func (l *Library) ProgramForRequest(r sensors.ManualRequest) (*playbooks.Program, error) {
 	if r.Playbook != "" {
 		var names []string
@@ -59,7 +59,7 @@ func (l *Library) ProgramForRequest(r sensors.ManualRequest) (*playbooks.Program
 	return programs[0], nil
 }
 
-// checkRequestable refuses a playbook that needs what a request does not give.
+// checkRequestable returns an error for a playbook that needs inputs, which a request cannot give.
 func checkRequestable(p *playbooks.Program) (*playbooks.Program, error) {
 	for _, in := range p.Inputs {
 		if in.Default == nil {
@@ -69,13 +69,12 @@ func checkRequestable(p *playbooks.Program) (*playbooks.Program, error) {
 	return p, nil
 }
 
-// worksOnDetectedTargets reports whether an action works on what detections are about: pods and containers.
+// worksOnDetectedTargets reports whether an action accepts pods or containers, the targets of detections.
 func worksOnDetectedTargets(s playbooks.ActionSpec) bool {
 	return len(s.Targets) == 0 || slices.ContainsFunc(s.Targets, playbooks.TargetKind.IsDetectable)
 }
 
-// requestableActions are the actions that a person can ask for by themselves: reversible, and without parameters that must be
-// given.
+// requestableActions returns the actions that people can request alone: reversible, and without required parameters.
 func requestableActions(c playbooks.Catalog) []string {
 	var out []string
 	for name, s := range c {

@@ -32,7 +32,8 @@ func writePlaybook(t *testing.T, dir, name, text string) {
 
 const userPlaybook = "playbook: mine\ndescription: x\nmatch: { objective: crypto-mining }\nsteps:\n  - evidence: process.snapshot\n  - contain: pod.isolate\n    for: 1h\n"
 
-// A playbook is edited while Stanch runs: the next incident gets it, without a restart, and a mistake takes nothing away.
+// A playbook is edited while Stanch runs: the next incident uses it without a restart, and an invalid edit changes
+// nothing.
 func TestEditedPlaybooksAreInForceAtOnce(t *testing.T) {
 	dir := t.TempDir()
 	c := config.Default()
@@ -65,7 +66,7 @@ func TestEditedPlaybooksAreInForceAtOnce(t *testing.T) {
 	require.NotContains(t, matchByName(t, l, mining), "mine")
 	require.Empty(t, matchByName(t, l, mining)["cryptominer"].NotSelectedReason)
 
-	// A folder that is gone is an accident: nothing is taken out of force.
+	// A missing directory is an accident: the playbooks stay in force.
 	writePlaybook(t, dir, "mine.yaml", userPlaybook)
 	require.Contains(t, matchByName(t, l, mining), "mine")
 	require.NoError(t, os.RemoveAll(dir))
@@ -74,12 +75,12 @@ func TestEditedPlaybooksAreInForceAtOnce(t *testing.T) {
 	require.Contains(t, matchByName(t, l, mining), "mine")
 }
 
-// What is deleted does not come back with the next mistake, and what an editor leaves beside a playbook stops no edit.
+// A deleted playbook does not return with the next invalid edit, and editors' temporary files do not block edits.
 func TestADeletedPlaybookDoesNotComeBack(t *testing.T) {
 	dir := t.TempDir()
 	c := config.Default()
 	c.Playbooks = []string{dir}
-	require.NoError(t, os.Symlink("ann@host.1:2", filepath.Join(dir, ".#mine.yaml"))) // as Emacs locks a file
+	require.NoError(t, os.Symlink("ann@host.1:2", filepath.Join(dir, ".#mine.yaml"))) // an Emacs lock file
 	writePlaybook(t, dir, "mine.yaml", userPlaybook)
 	l, problems, err := worker.LoadLibrary(c, worker.ActionCatalog())
 	require.NoError(t, err)

@@ -12,7 +12,7 @@ import (
 	"stanch/worker/config"
 )
 
-// The library is checked against the real actions, as a worker does it.
+// The library is checked against the real actions, as in a worker.
 func TestTheShippedLibraryIsValid(t *testing.T) {
 	library, problems, err := worker.LoadLibrary(config.Default(), worker.ActionCatalog())
 	require.NoError(t, err)
@@ -37,7 +37,7 @@ func TestEvidenceOfThePodCountsForItsRole(t *testing.T) {
 		"`aws.role.revoke-sessions` disrupts: it is allowed only inside of an approval")
 }
 
-// Every incident that Stanch makes is somebody's business, and none is contained by two playbooks of the library.
+// Every kind of incident has a matching playbook, and the library never contains it with two playbooks.
 func TestAnIncidentIsOnePlaybooksBusiness(t *testing.T) {
 	library, _, err := worker.LoadLibrary(config.Default(), worker.ActionCatalog())
 	require.NoError(t, err)

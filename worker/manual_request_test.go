@@ -35,13 +35,13 @@ import (
 	"stanch/workflows/playbook"
 )
 
-// fakeLockingNode is a node that checks a lock's token as the sensor does, and holds what it permits.
+// fakeLockingNode is a node that verifies a lock's token as the sensor does, and stores what it permits.
 type fakeLockingNode struct {
 	mu             sync.Mutex
 	containerIDs   []string // containers of this node
 	containments   map[string]gatewayrpc.ContainmentState
 	lockedLeases   []string                   // leases that were locked, in order
-	networkSharers []gatewayrpc.NetworkSharer // other containers in the network namespace of each
+	networkSharers []gatewayrpc.NetworkSharer // other containers in the network namespace, by container
 }
 
 func (o *fakeLockingNode) Handle(_ context.Context, kind gatewayrpc.CommandKind, body []byte, keys attestation.Keyring) (any, []gatewayrpc.Attachment, error) {
@@ -95,7 +95,8 @@ people:
   - { name: mallory, uid: 1003, groups: [others] }
 `
 
-// startRequestInstallation is an installation with one node that runs one container, and a way to ask it for things as somebody.
+// startRequestInstallation returns an installation with one node and one container, and a function that sends a request
+// as a person.
 func startRequestInstallation(t *testing.T, text string) (*worker.Worker, *fakeLockingNode, func(person string, q gateway.ContainRequest) (*gateway.ContainResponse, error)) {
 	t.Helper()
 	cfg, problems := config.Parse("stanch.yaml", []byte(text))
@@ -144,8 +145,8 @@ func outcomesByAction(run playbooks.PlaybookRun) map[string]playbooks.Outcome {
 	return out
 }
 
-// A responder contains what no rule saw, through the same evidence, guards and lease, and it is in incident, audit and
-// recording; the recording simulates to the same.
+// A responder contains a target without a detection, with the same evidence, guards and lease. Incident, audit and
+// recording contain it, and the simulation gives the same result.
 func TestAPersonContainsByRequest(t *testing.T) {
 	w, node, ask := startRequestInstallation(t, manualRequestConfig)
 	q := gateway.ContainRequest{ID: "one", Target: testContainerID, Action: "pod.isolate", Duration: time.Hour, Reason: "beacons to 203.0.113.9"}
@@ -168,7 +169,7 @@ func TestAPersonContainsByRequest(t *testing.T) {
 	_, err = ask("alice", gone)
 	require.ErrorContains(t, err, "not running on any connected node")
 
-	// A dry run says what the plan and the guards say, and leaves nothing behind.
+	// A dry run returns the plan and the guards' decision, and has no effects.
 	dry := q
 	dry.DryRun = true
 	planned, err := ask("alice", dry)
@@ -192,7 +193,7 @@ func TestAPersonContainsByRequest(t *testing.T) {
 		return strings.Contains(l.Text, "alice (uid of alice) requested pod.isolate for 1h: beacons")
 	}))
 
-	// The same request again is the same one; another one joins the lease.
+	// A repeated request has no further effect; another request joins the lease.
 	again, err := ask("alice", q)
 	require.NoError(t, err)
 	require.Equal(t, answer, again)
@@ -238,8 +239,7 @@ func TestAPersonContainsByRequest(t *testing.T) {
 	}
 }
 
-// Lists show the beginning of a container's id: it suffices where one container has it, and the complete id is what is
-// signed.
+// Lists show a prefix of a container's id. A unique prefix is accepted, and the complete id is signed.
 func TestTheBeginningOfAContainersIDSuffices(t *testing.T) {
 	w, node, ask := startRequestInstallation(t, manualRequestConfig)
 	const twin = "b0b0b0b0b0b0ffffffffffffffffffffffffffffffffffffffffffffffffffff"
@@ -272,8 +272,8 @@ func TestTheBeginningOfAContainersIDSuffices(t *testing.T) {
 		"container/"+testContainerID+"\n  container/"+twin)
 }
 
-// A true positive changes nothing that is in force or asked; a false positive names what it released and denied. A dry run
-// warns of a freeze that is longer than its action is meant for.
+// A true positive changes no lease and no approval request; a false positive lists what it released and denied. A dry
+// run warns if a freeze is longer than recommended.
 func TestDispositionNamesWhatItReleasesAndDenies(t *testing.T) {
 	w, _, ask := startRequestInstallation(t, manualRequestConfig)
 	q := gateway.ContainRequest{ID: "short", Target: testContainerID, Action: "pod.isolate", Duration: 5 * time.Minute, Reason: "beacons"}
@@ -315,8 +315,8 @@ func TestDispositionNamesWhatItReleasesAndDenies(t *testing.T) {
 	require.Contains(t, strings.Join(planned.Targets[0].Plans[0].Plan.Warnings, "; "), "pod.freeze is meant for at most 2m: Freeze every process")
 }
 
-// A container that shares the target's network namespace is cut off too: the dry run, the lease and the audit say so, and a
-// dry run beside a lease says that it is held, and until when.
+// A container in the target's network namespace is isolated too: the dry run, the lease and the audit say so. A dry run
+// next to a lease says that the target is leased, and until when.
 func TestContainersThatAreCutOffTooAreRecorded(t *testing.T) {
 	w, node, ask := startRequestInstallation(t, manualRequestConfig)
 	node.networkSharers = []gatewayrpc.NetworkSharer{{ContainerID: "a3dfa3dfa3df"}}
@@ -352,7 +352,7 @@ func TestContainersThatAreCutOffTooAreRecorded(t *testing.T) {
 	require.Contains(t, string(raw), "But: "+warning)
 }
 
-// What the guards do not let run by itself asks others, and never the one who asked for it.
+// If the guards require an approval, the requester is never an approver.
 func TestWhoRequestsDoesNotApprove(t *testing.T) {
 	w, node, ask := startRequestInstallation(t, strings.ReplaceAll(manualRequestConfig, "max_duration: 2h", "max_duration: 1m"))
 	answer, err := ask("alice", gateway.ContainRequest{ID: "long", Target: testContainerID, Action: "pod.isolate", Duration: time.Hour, Reason: "beacons"})
@@ -373,7 +373,7 @@ func TestWhoRequestsDoesNotApprove(t *testing.T) {
 	require.Len(t, node.lockedLeaseIDs(), 1)
 }
 
-// Two requests on one target ask two questions: each has a name of its own, and what names both is refused.
+// Two requests for one target have two approval requests with different names; an ambiguous name is refused.
 func TestQuestionsOfOneIncidentHaveNamesOfTheirOwn(t *testing.T) {
 	w, node, ask := startRequestInstallation(t, manualRequestConfig)
 	var answer *gateway.ContainResponse
@@ -411,8 +411,8 @@ func TestQuestionsOfOneIncidentHaveNamesOfTheirOwn(t *testing.T) {
 	require.Equal(t, " for 6d", asked[0].DurationText(), "the other question is open still")
 }
 
-// Who asks for something may withdraw it, whoever is asked, and does not approve it. Who asked for something else in the
-// incident answers like anybody.
+// A requester may withdraw the request whoever the approvers are, but not approve it. A requester of something else in
+// the incident votes like anybody.
 func TestWhoRequestsMayWithdrawAndAnswersOthers(t *testing.T) {
 	w, node, ask := startRequestInstallation(t, manualRequestConfig)
 	questions := func(incident string) []playbook.ApprovalRequest {
@@ -443,7 +443,7 @@ func TestWhoRequestsMayWithdrawAndAnswersOthers(t *testing.T) {
 	require.Equal(t, playbooks.OutcomeDenied, outcomesByAction(run)["pod.isolate"])
 	require.Contains(t, run.Steps[len(run.Steps)-1].Reason, "root withdrew the request. a mistake")
 
-	// Another's request: bob, who asked for something before, approves it.
+	// Another person's request: bob, who requested something before, approves it.
 	q.ID = "again"
 	long, err = w.ApprovalService.Contain(t.Context(), root, q)
 	require.NoError(t, err)
@@ -458,7 +458,7 @@ func TestWhoRequestsMayWithdrawAndAnswersOthers(t *testing.T) {
 	require.Len(t, node.lockedLeaseIDs(), 1)
 }
 
-// A dry run names whom the playbook's approval asks, how many of them, and that too few may answer.
+// A dry run names the approvers and the quorum of the playbook's approval, and warns if too few people may approve.
 func TestADryRunNamesWhomTheApprovalAsks(t *testing.T) {
 	dir := t.TempDir()
 	require.NoError(t, os.WriteFile(filepath.Join(dir, "two.yaml"), []byte(`playbook: two
@@ -499,8 +499,8 @@ func TestARequestInPhaseOneIsOnlyProposed(t *testing.T) {
 	require.Empty(t, node.lockedLeaseIDs())
 }
 
-// Who has all of Temporal and its key, but not the authority's, makes a person's request up, or takes another's proof for
-// it: nothing is contained.
+// Full access to Temporal and the codec key, without the authority's key, cannot forge a person's request or reuse its
+// proof for another: nothing is contained.
 func TestAForgedRequestContainsNothing(t *testing.T) {
 	w, node, ask := startRequestInstallation(t, strings.ReplaceAll(manualRequestConfig, "max_duration: 2h", "max_duration: 1m"))
 	forged := sensors.Detection{
@@ -509,7 +509,7 @@ func TestAForgedRequestContainsNothing(t *testing.T) {
 		ManualRequest: &sensors.ManualRequest{Person: "alice", AuthenticatedBy: "uid 1001 on the local socket", Reason: "forged", Action: "pod.freeze", Duration: time.Minute},
 		Event:         sensors.Event{Kind: sensors.KindManualRequest, Node: "node-1", Container: sensors.Container{ID: testContainerID}},
 	}
-	// A true request for something else, which waits for an answer: its proof is in Temporal for everybody there to take.
+	// A real pending request for something else: its proof can be read from Temporal.
 	answer, err := ask("alice", gateway.ContainRequest{ID: "true", Target: testContainerID, Action: "pod.isolate", Duration: time.Hour, Reason: "beacons"})
 	require.NoError(t, err)
 	require.Eventually(t, func() bool {
@@ -552,8 +552,8 @@ func TestAForgedRequestContainsNothing(t *testing.T) {
 	require.Empty(t, node.lockedLeaseIDs())
 }
 
-// A request about what was detected joins its incident, and says nothing of what the attacker is after; a playbook that does
-// not match runs by request, and what it asks is asked of others.
+// A request about a detected target joins its incident, and does not change the incident's objective. A playbook that
+// does not match runs by request, and others approve it.
 func TestARequestJoinsTheIncidentOfItsTarget(t *testing.T) {
 	dir := t.TempDir()
 	require.NoError(t, os.WriteFile(filepath.Join(dir, "mine.yaml"), []byte(`playbook: mine

@@ -8,7 +8,8 @@ import (
 	"stanch/worker/metrics"
 )
 
-// MetricsHandler serves what Prometheus scrapes. temporal is what is in Client's options; nil leaves that out.
+// MetricsHandler returns the handler of /metrics. temporal is the metrics handler in the Temporal client's options; nil
+// omits its metrics.
 func (w *Worker) MetricsHandler(version string, temporal *metrics.TemporalMetrics) http.Handler {
 	s := metrics.MetricSources{Version: version, NodeStatus: w.NodeServer, Detections: w.Ingester, Temporal: temporal}
 	if w.SourceServer != nil {

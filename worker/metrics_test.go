@@ -33,7 +33,7 @@ import (
 	"stanch/workflows"
 )
 
-// startInstallation is a worker on a real Temporal, as `stanch up` makes it, without a kernel.
+// startInstallation starts a worker on a real Temporal, as `stanch up` does, without a kernel.
 func startInstallation(t *testing.T, cfg *config.Config, counts *metrics.TemporalMetrics, traces *tracing.Traces, more ...func(*worker.Options)) *worker.Worker {
 	t.Helper()
 	dir, quiet := t.TempDir(), slog.New(slog.DiscardHandler)
@@ -76,7 +76,7 @@ func (commandIgnoringNode) Handle(context.Context, gatewayrpc.CommandKind, []byt
 	return nil, nil, gatewayrpc.ErrRefused
 }
 
-// connectNode connects a node that tells of itself what it is given, and obeys nothing unless it is given what does.
+// connectNode connects a node that sends the given health report, and refuses commands unless handlers are given.
 func connectNode(t *testing.T, w *worker.Worker, h agent.Health, handlers ...gatewayrpc.Handler) *gatewayrpc.Spool {
 	t.Helper()
 	var handler gatewayrpc.Handler = commandIgnoringNode{}
@@ -122,7 +122,7 @@ func scrapeMetrics(t *testing.T, url string) map[string]*dto.MetricFamily {
 	return families
 }
 
-// metricValue is that of the one series with these labels; -1 if there is none.
+// metricValue returns the value of the series with these labels; -1 if there is none.
 func metricValue(families map[string]*dto.MetricFamily, name string, labels ...string) float64 {
 	for _, m := range families[name].GetMetric() {
 		have := []string{}

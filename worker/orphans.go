@@ -15,11 +15,11 @@ import (
 	"stanch/workflows"
 )
 
-// orphanCheckInterval is how often what outlived its lease is looked for.
+// orphanCheckInterval is how often orphans are searched.
 const orphanCheckInterval = time.Minute
 
-// undoOrphansPeriodically takes back what is contained past its stamped end and has no lease that runs: what a terminated workflow
-// left. The node's lock needs no sweeper, it ends in the kernel.
+// undoOrphansPeriodically undoes containments past their stamped end without a running lease, which a terminated
+// workflow left. The node's lock ends in the kernel and needs no sweep.
 func (w *Worker) undoOrphansPeriodically(ctx context.Context) {
 	if w.KubeClient == nil && w.awsAccount == nil {
 		return
@@ -30,7 +30,8 @@ func (w *Worker) undoOrphansPeriodically(ctx context.Context) {
 		tick := time.NewTicker(orphanCheckInterval)
 		defer tick.Stop()
 		for round := 0; ; round++ {
-			if w.awsAccount != nil && w.Config.Phase > 1 && round%cloudOrphanCheckRounds == 0 { // in phase 1 nothing there is Stanch's
+			// in phase 1 Stanch contains nothing there
+			if w.awsAccount != nil && w.Config.Phase > 1 && round%cloudOrphanCheckRounds == 0 {
 				if err := w.undoCloudOrphans(ctx, time.Now().Add(-orphanCheckInterval)); err != nil && ctx.Err() == nil {
 					w.Log.Warn("the sweeper of the AWS account goes on after an error", "error", err)
 				}
@@ -47,7 +48,7 @@ func (w *Worker) undoOrphansPeriodically(ctx context.Context) {
 	}()
 }
 
-// UndoOrphans takes back what expired before the time given.
+// UndoOrphans undoes containments in the cluster whose stamped end is before a time and whose lease is not running.
 func (w *Worker) UndoOrphans(ctx context.Context, before time.Time) error {
 	if w.KubeClient == nil {
 		return nil
@@ -62,7 +63,7 @@ func (w *Worker) UndoOrphans(ctx context.Context, before time.Time) error {
 	}
 	var problems []error
 	cordoned, err := kube.FindOrphanedCordons(ctx, w.KubeClient, before)
-	if err != nil { // an installation from before cordons may not list nodes: the others are swept all the same
+	if err != nil { // the permissions of an older installation may lack nodes: the others are swept anyway
 		problems = append(problems, fmt.Errorf("look for cordons: %w", err))
 	}
 	for _, o := range slices.Concat(isolated, scaled, cordoned) {
@@ -94,7 +95,7 @@ func (w *Worker) UndoOrphans(ctx context.Context, before time.Time) error {
 	return errors.Join(problems...)
 }
 
-// isOrphanLeaseRunning tells whether the lease's own workflow will do it.
+// isOrphanLeaseRunning reports whether the lease's own workflow is running and will undo it.
 func (w *Worker) isOrphanLeaseRunning(ctx context.Context, o kube.Orphan) (bool, error) {
 	var target playbooks.Target
 	facet := playbooks.FacetNetwork
@@ -109,10 +110,10 @@ func (w *Worker) isOrphanLeaseRunning(ctx context.Context, o kube.Orphan) (bool,
 	return w.isTargetLeased(ctx, target, facet, o.Object)
 }
 
-// cloudOrphanCheckRounds is how many rounds of the sweeper pass between two looks at the whole account, which are many calls.
+// cloudOrphanCheckRounds is the number of rounds between two sweeps of the cloud account, which need many calls.
 const cloudOrphanCheckRounds = 15
 
-// undoCloudOrphans takes back what is contained in the account past its stamped end and has no lease that runs.
+// undoCloudOrphans undoes containments in the account past their stamped end without a running lease.
 func (w *Worker) undoCloudOrphans(ctx context.Context, before time.Time) error {
 	orphans, err := w.awsAccount.FindOrphans(ctx, before)
 	if err != nil {
@@ -136,10 +137,10 @@ func (w *Worker) undoCloudOrphans(ctx context.Context, before time.Time) error {
 	return errors.Join(problems...)
 }
 
-// isTargetLeased tells whether the lease of a target's facet runs.
+// isTargetLeased reports whether the lease of a target's facet is running.
 func (w *Worker) isTargetLeased(ctx context.Context, target playbooks.Target, facet playbooks.Facet, object string) (bool, error) {
 	ids := []string{workflows.LeaseWorkflowID(w.Config.Cluster, target, facet)}
-	if target.Node != "" { // it may have begun by its node's word alone, during an outage of the API server
+	if target.Node != "" { // the lease may be its node's, started during an outage of the API server
 		ids = append(ids, workflows.NodeLeaseWorkflowID(w.Config.Cluster, target, facet))
 	}
 	for _, id := range ids {

@@ -8,7 +8,7 @@ import (
 	"stanch/playbooks/display"
 )
 
-// PlaybookListEntry is one playbook of a list and, for an incident that was asked about, what became or would become of it.
+// PlaybookListEntry is one playbook of a list, with its role in an incident if the list is for one.
 type PlaybookListEntry struct {
 	Playbook     string `json:"playbook"`
 	File         string `json:"file"`
@@ -16,14 +16,14 @@ type PlaybookListEntry struct {
 	Description  string `json:"description,omitempty"`
 	MatchSummary string `json:"match_summary"`
 	Priority     int    `json:"priority"`
-	WouldStart   *bool  `json:"would_start,omitempty"` // for the incident that was asked about
+	WouldStart   *bool  `json:"would_start,omitempty"` // for the given incident
 	HasRun       bool   `json:"has_run,omitempty"`     // in that incident
 	Reason       string `json:"reason,omitempty"`
 }
 
-// ListPlaybooks lists playbooks in the order in which they would start. For an incident each says whether it starts and
-// why; one that ran in it says so, whatever the incident has become since it was matched, also if it is not among those
-// given.
+// ListPlaybooks returns playbooks in order of precedence. For an incident, each entry says whether the playbook would
+// start, and why. Playbooks that ran in the incident say so, even if the incident has changed since or they are no
+// longer in programs.
 func ListPlaybooks(programs []*playbooks.Program, in *playbooks.Incident) []PlaybookListEntry {
 	rows := []PlaybookListEntry{}
 	var about playbooks.Incident
@@ -62,7 +62,8 @@ func playbookOrigin(p *playbooks.Program) string {
 	return "user"
 }
 
-// handleListPlaybooks answers which playbooks this worker runs and, with ?incident=ID, what becomes of each in an incident.
+// handleListPlaybooks handles the route that lists this worker's playbooks and, with ?incident=ID, their role in an
+// incident.
 func (w *Worker) handleListPlaybooks(r *http.Request) (any, error) {
 	id := r.URL.Query().Get("incident")
 	if id == "" {
@@ -70,12 +71,12 @@ func (w *Worker) handleListPlaybooks(r *http.Request) (any, error) {
 	}
 	in, err := w.QueryService.Incident(r.Context(), id)
 	if err != nil {
-		return nil, err //nolint:wrapcheck // it names the incident and carries the status
+		return nil, err //nolint:wrapcheck // the error names the incident and has the status
 	}
 	return ListPlaybooks(w.Library.Programs(), &in), nil
 }
 
-// readRoutes are the routes of the API that read beside those of the gateway.
+// readRoutes returns the read-only routes of the API besides those of the gateway.
 func (w *Worker) readRoutes(audit map[string]func(*http.Request) (any, error)) map[string]func(*http.Request) (any, error) {
 	audit["/v1/playbooks"] = w.handleListPlaybooks
 	return audit

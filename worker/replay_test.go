@@ -22,8 +22,8 @@ import (
 	"stanch/workflows/playbook"
 )
 
-// newReplayer runs this version's workflow code against histories that earlier versions wrote. A lease outlives an
-// upgrade: what fails here would leave one stuck.
+// newReplayer returns a replayer of this version's workflow code for histories of earlier versions. A lease outlives an
+// upgrade: a failure here would leave one stuck.
 func newReplayer(t *testing.T, dir string, traced ...interceptor.WorkerInterceptor) sdkworker.WorkflowReplayer {
 	t.Helper()
 	raw, err := os.ReadFile(filepath.Join(dir, "codec.key"))
@@ -43,7 +43,7 @@ func newReplayer(t *testing.T, dir string, traced ...interceptor.WorkerIntercept
 	return r
 }
 
-// replayHistory replays one stored history, changed first, under the id that it had.
+// replayHistory replays a stored history, after a change, with its original id.
 func replayHistory(t *testing.T, dir, file string, change func(string) string, traced ...interceptor.WorkerInterceptor) error {
 	t.Helper()
 	raw, err := os.ReadFile(filepath.Join(dir, "ids"))
@@ -81,8 +81,7 @@ func TestStoredHistoriesReplay(t *testing.T) {
 	}
 }
 
-// A history in which something else was done than this code would do must fail: a replay test that passes
-// everything would be worth nothing.
+// A history of different code must fail: otherwise the replay tests would prove nothing.
 func TestAHistoryOfOtherCodeFails(t *testing.T) {
 	files, err := filepath.Glob("testdata/histories/*/lease-*.json")
 	require.NoError(t, err)

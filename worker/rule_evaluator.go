@@ -14,10 +14,11 @@ import (
 	"stanch/worker/gateway"
 )
 
-// ruleReloadInterval is how often changed rule packs are looked for.
+// ruleReloadInterval is how often rule packs are checked for changes.
 const ruleReloadInterval = 2 * time.Second
 
-// openRuleEvaluator loads the rules for what no node sees, if anything of it comes here, and takes up changed ones.
+// openRuleEvaluator loads the rules for events that no node sees, if the installation receives any, and reloads changed
+// ones.
 func (w *Worker) openRuleEvaluator(ctx context.Context) error {
 	if !w.needsRuleEvaluator() {
 		return nil
@@ -51,7 +52,8 @@ func (w *Worker) openRuleEvaluator(ctx context.Context) error {
 	return nil
 }
 
-// loadEnforcedNamespaces tells the judge which namespaces enforce something of pods. Without it only those are known that are written to.
+// loadEnforcedNamespaces loads the namespaces that enforce a pod security standard. Without it, only those with later
+// events are known.
 func (w *Worker) loadEnforcedNamespaces(ctx context.Context) {
 	if w.KubeClient == nil {
 		return
@@ -68,7 +70,7 @@ func (w *Worker) loadEnforcedNamespaces(ctx context.Context) {
 	}
 }
 
-// needsRuleEvaluator tells whether events come here that only rules make detections of.
+// needsRuleEvaluator reports whether the installation receives events that need rules.
 func (w *Worker) needsRuleEvaluator() bool {
 	for _, s := range w.Config.Sources {
 		if w.SourceListen != "" && (s.Kind == "" || s.Kind == config.SourceKindKubernetesAudit) {
@@ -78,7 +80,7 @@ func (w *Worker) needsRuleEvaluator() bool {
 	return w.Config.AWS != nil && w.Config.AWS.CloudTrail != nil
 }
 
-// stanchServiceAccount is who Stanch is to the cluster; "" where that cannot be told.
+// stanchServiceAccount returns Stanch's identity in the cluster; "" if it is unknown.
 func (w *Worker) stanchServiceAccount(ctx context.Context) string {
 	if w.KubeClient == nil {
 		return ""

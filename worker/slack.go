@@ -17,8 +17,8 @@ import (
 	"stanch/worker/gateway"
 )
 
-// openSlack makes the desk and what takes its clicks, or neither without a configuration. It asks Slack nothing: a
-// chat that is away holds no start up.
+// openSlack creates the messenger and the receiver of clicks, if Slack is configured. It makes no calls to Slack, so
+// that an outage does not delay the start.
 func (w *Worker) openSlack() error {
 	c := w.Config.Slack
 	if c == nil {
@@ -45,7 +45,7 @@ func (w *Worker) openSlack() error {
 	return nil
 }
 
-// slackClient is the client with the tokens that the configuration names.
+// slackClient returns a client with the configured tokens.
 func slackClient(c *config.Slack) (*slack.Client, error) {
 	options := []slack.Option{slack.OptionHTTPClient(&http.Client{Timeout: 10 * time.Second})}
 	if c.APIURL != "" {
@@ -65,7 +65,8 @@ func slackClient(c *config.Slack) (*slack.Client, error) {
 	return slack.New(bot, options...), nil
 }
 
-// CheckSlack asks Slack who Stanch is there and whether it may read its channel, which it needs after a crash.
+// CheckSlack returns Stanch's identity in Slack, and an error if it cannot read its channel, which it must after a
+// crash.
 func CheckSlack(ctx context.Context, c *config.Slack) (string, error) {
 	api, err := slackClient(c)
 	if err != nil {
@@ -81,17 +82,17 @@ func CheckSlack(ctx context.Context, c *config.Slack) (string, error) {
 	return fmt.Sprintf("%s in %s, channel %s", me.User, me.Team, c.Channel), nil
 }
 
-// lazyNotifier is the worker's desk, which is known later than the actions that write to it.
+// lazyNotifier posts through the worker's messenger, which is created after the actions that use it.
 type lazyNotifier struct{ worker *Worker }
 
 func (d lazyNotifier) Post(ctx context.Context, incident activities.IncidentRef, key, text string) error {
 	if d.worker.Activities.Messenger == nil {
 		return activities.Refusef("no Slack is configured: add `slack:` to stanch.yaml")
 	}
-	return d.worker.Activities.Messenger.Post(ctx, incident, key, text) //nolint:wrapcheck // it names the incident
+	return d.worker.Activities.Messenger.Post(ctx, incident, key, text) //nolint:wrapcheck // the error names the incident
 }
 
-// manifestHead is the head of an incident's manifest.
+// manifestHead returns the last line's hash of an incident's manifest.
 func (w *Worker) manifestHead(incident string) string {
 	lines, _, err := w.Activities.Evidence.Manifest(incident, w.Authority.Keyring())
 	if err != nil {
@@ -100,7 +101,7 @@ func (w *Worker) manifestHead(incident string) string {
 	return activities.LastLineHash(lines)
 }
 
-// runSlackSocketMode takes clicks by Socket Mode, where that is configured.
+// runSlackSocketMode receives clicks by Socket Mode, if configured.
 func (w *Worker) runSlackSocketMode(ctx context.Context) {
 	if w.slack == nil || w.Config.Slack.AppTokenFile == "" {
 		return

@@ -17,8 +17,8 @@ import (
 	"stanch/worker/tracing"
 )
 
-// What the attack does is played to the node's end, which refuses all that it is asked: a containment
-// is planned and refused. testenv/acceptance goes on to the lease, with a real kernel.
+// The test sends an attack's detection from a fake node, which refuses all commands: a containment is planned and
+// refused. testenv/acceptance continues to the lease, with a real kernel.
 func TestADetectionIsOneTraceToThePlanOfALease(t *testing.T) {
 	receiver := otlp.Start(t)
 	t.Setenv("OTEL_EXPORTER_OTLP_ENDPOINT", receiver.URL)
@@ -37,7 +37,7 @@ func TestADetectionIsOneTraceToThePlanOfALease(t *testing.T) {
 		ID: "d-1", Rule: "miner", Title: "A miner", Severity: sensors.SeverityHigh, Confidence: 0.95, Objective: sensors.ObjectiveCryptoMining, Source: "stanch", Time: at,
 		Event: sensors.Event{ID: "d-1", Kind: sensors.KindExec, Process: sensors.Process{Exe: "/tmp/evil"}, Container: sensors.Container{ID: "c-1", Name: "evil-name"}},
 	}))
-	// chain is a span with its parents, as long as they came.
+	// chain returns a span with its exported parents.
 	chain := func(name string) (names []string, root otlp.Span) {
 		by := map[string]otlp.Span{}
 		at := ""

@@ -1,7 +1,7 @@
-// Package worker is the wiring: it puts the gateway, the guards, the actions and the workflows together around one
-// Temporal client, and takes them apart again.
+// Package worker connects the gateway, the guards, the actions and the workflows with one Temporal client, and shuts
+// them down.
 //
-// It refuses to hold logic of its own: what is decided is decided in guards, what is done is done in activities.
+// It contains no decisions of its own: guards decide, and activities act.
 package worker
 
 import (
@@ -45,50 +45,50 @@ import (
 	"stanch/workflows/playbook"
 )
 
-// Options are what a worker is made of.
+// Options configures a worker.
 type Options struct {
 	Config         *config.Config
-	DataDir        string // data: keys, evidence, the kill switch
+	DataDir        string // data directory: keys, evidence, kill switch
 	TemporalClient client.Client
 	KubeClient     kubernetes.Interface // nil without a cluster
 	Authority      *authority.Authority
 	PKI            *authority.PKI
 	Library        *Library
 	LeaseTiming    lease.Timing
-	OwnPodUIDs     []string // Stanch's own pods, by UID
-	// Namespace is Stanch's own in the cluster; "" outside of one. There the sensor's pods are.
+	OwnPodUIDs     []string // UIDs of Stanch's own pods
+	// Namespace is Stanch's own namespace, which also has the sensor's pods; "" outside a cluster.
 	Namespace string
-	// HealthTiming says when telemetry is missing for too long.
+	// HealthTiming contains the time limits of missing telemetry.
 	HealthTiming health.Timing
-	// ConfigFile is where Config came from; "" is nowhere. Who may answer is read from it anew.
+	// ConfigFile is the file of Config; "" if there is none. The people in it are read again at each request.
 	ConfigFile string
-	// APIListen is where the API listens for people with a Kubernetes token; "" does not listen.
+	// APIListen is the address of the API for people with a Kubernetes token; "" disables it.
 	APIListen string
-	// NodeListen is where nodes dial, with mutual TLS. NodeHosts are the names in the gateway's certificate.
+	// NodeListen is the address for nodes, with mutual TLS. NodeHosts are the names in the gateway's certificate.
 	NodeListen string
 	NodeHosts  []string
-	// SourceListen is where foreign sensors post; "" does not listen.
+	// SourceListen is the address for external sensors; "" disables it.
 	SourceListen string
-	// SocketPath is the local API; "" does not listen. SocketGroup is the group whose members may connect beside root; "" is
-	// the configuration's.
+	// SocketPath is the path of the local API's socket; "" disables it. Members of SocketGroup may connect in addition
+	// to root; "" means the configuration's group.
 	SocketPath  string
 	SocketGroup string
-	// KillSwitch is the kill switch; nil means a file in Dir, which is this process's own.
+	// KillSwitch is the kill switch; nil means a file in DataDir, for this process only.
 	KillSwitch guards.KillSwitch
-	// Version is this program's, for what is exported.
+	// Version is this program's version, for exports.
 	Version string
-	// DataConverter reads what Client's does: audits decrypt histories with it.
+	// DataConverter is that of Client's options: audits decrypt histories with it.
 	DataConverter converter.DataConverter
-	// EvidenceDir is where evidence is kept; "" means below Dir.
+	// EvidenceDir is the evidence store's directory; "" means a subdirectory of DataDir.
 	EvidenceDir string
 	Log         *slog.Logger
-	// Tracer tells of accepted detections; nil tells nobody. What follows is told by what is in Client.
+	// Tracer traces accepted detections; nil disables that. Client's options contain the tracing of the workflows.
 	Tracer trace.Tracer
-	// Failpoint is called at named points, so that tests can kill the process there.
+	// Failpoint is called at named points, so that tests can kill the process there. Nil does nothing.
 	Failpoint func(point string)
 }
 
-// Worker is everything that runs beside Temporal.
+// Worker is a running installation without Temporal itself.
 type Worker struct {
 	Options
 	NodeServer      *gateway.NodeServer
@@ -97,31 +97,31 @@ type Worker struct {
 	QueryService    *gateway.QueryService
 	ApprovalService *gateway.ApprovalService
 	Activities      *activities.Activities
-	SourceServer    *gateway.SourceServer // nil without other sensors
+	SourceServer    *gateway.SourceServer // nil without external sources
 	Exporters       *export.Exporters
-	NodeAddr        string // where nodes dial, as it was bound
+	NodeAddr        string // address for nodes, as it was bound
 	SourceAddr      string
 	APIAddr         string
 
-	awsAccount     *aws.Account // nil without one
-	replicaName    string       // of this replica, as Temporal shows who polls
+	awsAccount     *aws.Account // nil without an account
+	replicaName    string       // identity of this replica's polls in Temporal
 	temporalWorker sdkworker.Worker
 	slack          *gateway.SlackInteractions // nil without a configuration
 	drills         *gateway.DrillRegistry
-	ruleEvaluator  *gateway.RuleEvaluator // nil where nothing is judged here
+	ruleEvaluator  *gateway.RuleEvaluator // nil if no events need rules
 	closers        []func()
 }
 
-// OpenAccount opens the AWS account of the configuration; nil if there is none.
+// OpenAccount opens the configured AWS account; nil if there is none.
 func OpenAccount(ctx context.Context, c *config.Config) (*aws.Account, error) {
 	if c.AWS == nil {
-		return nil, nil //nolint:nilnil // no account is an answer
+		return nil, nil //nolint:nilnil // nil means no account
 	}
 	a := c.AWS
 	return aws.Open(ctx, aws.Options{Region: a.Region, Endpoint: a.Endpoint, Profile: a.Profile, RoleARN: a.RoleARN, Cluster: a.Cluster, ProtectedRoles: c.ProtectedTargets.Roles})
 }
 
-// Start starts all parts. Close stops them.
+// Start starts all components. Close stops them.
 func Start(ctx context.Context, o Options) (*Worker, error) {
 	w := &Worker{Options: o}
 	if err := w.startParts(ctx); err != nil {
@@ -178,7 +178,7 @@ func (w *Worker) startParts(ctx context.Context) error {
 	plays := &playbook.Workflows{Catalog: catalogue, Leases: leases}
 	incidents := &incident.Workflows{Playbooks: plays}
 	w.Ingester = &gateway.Ingester{Temporal: o.TemporalClient, Authority: o.Authority, Config: o.Config, Kube: o.KubeClient, LeaseTiming: o.LeaseTiming, Log: o.Log, IncidentWorkflow: incidents.Incident, Tracer: o.Tracer, Failpoint: o.Failpoint, DrillRegistry: w.drills, ChatEnabled: o.Config.Slack != nil}
-	exports, err := export.Open(o.Config.Exports, o.Version, o.Log) //nolint:contextcheck // they go on until Close
+	exports, err := export.Open(o.Config.Exports, o.Version, o.Log) //nolint:contextcheck // they run until Close
 	if err != nil {
 		return err
 	}
@@ -202,8 +202,8 @@ func (w *Worker) startParts(ctx context.Context) error {
 	w.temporalWorker.RegisterActivityWithOptions(w.Activities, activity.RegisterOptions{SkipInvalidStructFunctions: true})
 	w.temporalWorker.RegisterActivityWithOptions(o.Library.MatchPlaybooks, activity.RegisterOptions{Name: incident.MatchPlaybooksActivity})
 	w.temporalWorker.RegisterActivityWithOptions(o.Library.MatchManualRequest, activity.RegisterOptions{Name: incident.MatchManualRequestActivity})
-	// From here on nodes may connect and are missed: work that a crash left is under way at once, and before this line
-	// time may have passed (reading the budget right after a crash takes seconds).
+	// From here on, nodes can connect and be missed. Work that a crash left starts at once, and the steps above may
+	// take seconds (reading the budget right after a crash).
 	w.NodeServer.StartedAt = time.Now()
 	if err := w.listenNodes(); err != nil {
 		return err
@@ -232,7 +232,7 @@ func evidenceQuota(e config.EvidenceLimits) activities.Quota {
 	return activities.Quota{MaxTotalBytes: int64(e.MaxTotalBytes), MaxIncidentBytes: int64(e.MaxBytesPerIncident), MinFreeBytes: int64(e.MinFreeBytes)}
 }
 
-// playbookNames are the names of the playbooks in use.
+// playbookNames returns the names of the playbooks in use.
 func (w *Worker) playbookNames() []string {
 	var out []string
 	if w.Library != nil {
@@ -243,7 +243,7 @@ func (w *Worker) playbookNames() []string {
 	return out
 }
 
-// pollNodeTaskQueue polls a node's task queue while its stream is here.
+// pollNodeTaskQueue polls a node's task queue while its stream is connected here.
 func (w *Worker) pollNodeTaskQueue(name string) (func(), error) {
 	nodeWorker := sdkworker.New(w.TemporalClient, workflows.NodeTaskQueue(name), sdkworker.Options{
 		DisableWorkflowWorker: true, MaxConcurrentActivityTaskPollers: 4, WorkerStopTimeout: time.Second, Identity: w.replicaName,
@@ -255,7 +255,7 @@ func (w *Worker) pollNodeTaskQueue(name string) (func(), error) {
 	return nodeWorker.Stop, nil
 }
 
-// Bounds of the nodes' port. A node has one connection with one stream, and a second one while it dials again.
+// Limits of the nodes' port. A node has one connection with one stream, and a second one while it reconnects.
 const (
 	maxNodeConnections = 8192
 	maxNodeStreams     = 4
@@ -270,7 +270,7 @@ func (w *Worker) listenNodes() error {
 	if err != nil {
 		return err
 	}
-	l, err := net.Listen("tcp", w.NodeListen) //nolint:noctx // at once
+	l, err := net.Listen("tcp", w.NodeListen) //nolint:noctx // returns at once
 	if err != nil {
 		return fmt.Errorf("listen for nodes: %w", err)
 	}
@@ -279,7 +279,7 @@ func (w *Worker) listenNodes() error {
 	server := grpc.NewServer(grpc.Creds(credentials.NewTLS(tlsConfig)), grpc.MaxRecvMsgSize(gatewayrpc.MaxMessageBytes+4096), grpc.MaxSendMsgSize(gatewayrpc.MaxMessageBytes+4096),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 10 * time.Second, PermitWithoutStream: true}),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 20 * time.Second, Timeout: 5 * time.Second, MaxConnectionIdle: time.Minute}),
-		// Who says nothing is not kept: neither without a handshake nor, above, without a stream.
+		// Connections without a handshake or, see above, without a stream are closed.
 		grpc.ConnectionTimeout(handshakeTimeout), grpc.MaxConcurrentStreams(maxNodeStreams), grpc.MaxHeaderListSize(16<<10))
 	gatewaypb.RegisterGatewayServer(server, w.NodeServer)
 	go func() {
@@ -301,7 +301,7 @@ func (w *Worker) listenSources() error {
 	}
 	foreign.HealthSink = w.HealthMonitor
 	foreign.RuleEvaluator = w.ruleEvaluator
-	l, err := net.Listen("tcp", w.SourceListen) //nolint:noctx // at once
+	l, err := net.Listen("tcp", w.SourceListen) //nolint:noctx // returns at once
 	if err != nil {
 		return fmt.Errorf("listen for foreign detections: %w", err)
 	}
@@ -339,7 +339,7 @@ func (w *Worker) listenLocal() error {
 	return nil
 }
 
-// listenAPI lets people in a cluster answer with a Kubernetes token.
+// listenAPI starts the API for people in a cluster, who authenticate with a Kubernetes token.
 func (w *Worker) listenAPI() error {
 	if w.APIListen == "" {
 		return nil
@@ -351,8 +351,8 @@ func (w *Worker) listenAPI() error {
 	if err != nil {
 		return err
 	}
-	tlsConfig.ClientAuth, tlsConfig.ClientCAs = tls.NoClientCert, nil // people show a token
-	l, err := net.Listen("tcp", w.APIListen)                          //nolint:noctx // at once
+	tlsConfig.ClientAuth, tlsConfig.ClientCAs = tls.NoClientCert, nil // people authenticate with a token
+	l, err := net.Listen("tcp", w.APIListen)                          //nolint:noctx // returns at once
 	if err != nil {
 		return fmt.Errorf("listen for people: %w", err)
 	}
@@ -375,7 +375,7 @@ func (w *Worker) serveHTTPServer(server *http.Server, l net.Listener) {
 	w.closers = append(w.closers, func() { _ = server.Close() })
 }
 
-// Close stops all parts, the last started first.
+// Close stops all components, in the reverse order of their start.
 func (w *Worker) Close() {
 	for i := len(w.closers) - 1; i >= 0; i-- {
 		w.closers[i]()
@@ -383,7 +383,8 @@ func (w *Worker) Close() {
 	w.closers = nil
 }
 
-// SecureClientOptions are what every client of Stanch's Temporal needs: its encryption, and nothing in the clear.
+// SecureClientOptions returns the client options that every client of Stanch's Temporal needs: they encrypt payloads
+// and failures.
 func SecureClientOptions(o client.Options, dir string) (client.Options, error) {
 	c, err := OpenPayloadCodec(dir)
 	if err != nil {

@@ -1,9 +1,9 @@
-// Package aws holds the actions on a cloud identity: what a pod may do in AWS, what its role did, and taking that away
-// from one pod, one role, one user or one key.
+// Package aws contains the actions on AWS identities: what a pod may do in AWS, what its role did, and denying that to
+// one pod, one role, one user or one key.
 //
-// It refuses to touch a role by its name alone: a name is used again, a RoleId never. It refuses to touch what Stanch
-// itself acts as, and to take anything back that somebody else changed since: then it says what differs. A deny that
-// no simulation confirmed is "unverified".
+// It refuses to change a role by its name alone, because names are reused and RoleIds never. It refuses to contain the
+// identities that Stanch itself uses, and to undo what somebody else changed since; it then returns the differences. A
+// deny that no simulation confirms is "unverified".
 package aws
 
 import (
@@ -30,28 +30,29 @@ import (
 	"stanch/activities"
 )
 
-// Options say which account, and how it is reached.
+// Options selects an account and how to reach it. The zero value uses the SDK's default credentials.
 type Options struct {
 	Region   string
-	Endpoint string // "" means AWS's own
-	Profile  string // of the shared configuration files; "" means the default chain
-	RoleARN  string // to assume; "" works as who the credentials are
-	Cluster  string // the EKS cluster's name; "" means that Pod Identity cannot be looked up
-	// ProtectedRoles are ARNs or patterns of names that are never contained.
+	Endpoint string // "" means AWS's own endpoints
+	Profile  string // profile of the shared configuration files; "" means the default chain
+	RoleARN  string // role to assume; "" uses the credentials directly
+	Cluster  string // EKS cluster name; "" disables look-ups of Pod Identity
+	// ProtectedRoles are ARNs or name patterns of roles that are never contained.
 	ProtectedRoles []string
 }
 
-// The SDK tries again by itself, within what an activity may take.
+// Limits of the SDK's own retries, within an activity's timeout.
 const (
 	maxAttempts = 5
 	maxBackoff  = 3 * time.Second
 )
 
-// Account is one AWS account. A nil one is none: its actions refuse.
+// Account is one AWS account. A nil *Account means that none is configured: its actions refuse. It is safe for
+// concurrent use.
 type Account struct {
 	Options
 	iam         *iam.Client
-	sts         []*sts.Client // who Stanch is: what its credentials are, and what it assumes
+	sts         []*sts.Client // the identities that Stanch uses: its credentials and the role that it assumes
 	cloudTrail  *cloudtrail.Client
 	eks         *eks.Client
 	sqs         *sqs.Client
@@ -62,13 +63,13 @@ type Account struct {
 	lookupLimiter  callLimiter
 }
 
-// callerIdentity is who Stanch is.
+// callerIdentity is the identity that Stanch uses.
 type callerIdentity struct {
 	accountID    string
-	principalIDs []string // RoleId or UserId
+	principalIDs []string // RoleIds or UserIds
 }
 
-// Open reads the configuration of the SDK. It asks AWS nothing.
+// Open loads the SDK's configuration. It makes no calls to AWS.
 func Open(ctx context.Context, o Options) (*Account, error) {
 	options := []func(*config.LoadOptions) error{
 		config.WithRegion(o.Region),
@@ -97,7 +98,8 @@ func Open(ctx context.Context, o Options) (*Account, error) {
 	return a, nil
 }
 
-// Actions are this package's actions. Without an account, or without a cluster where a pod is asked for, they refuse.
+// Actions returns the actions of this package. They refuse without an account, and those that need a pod refuse without
+// a cluster.
 func Actions(account *Account, client kubernetes.Interface) []activities.Action {
 	return []activities.Action{
 		&identityAction{account, client}, &cloudTrailEvidence{account},
@@ -105,7 +107,7 @@ func Actions(account *Account, client kubernetes.Interface) []activities.Action 
 	}
 }
 
-// checkConfigured refuses where there is no account.
+// checkConfigured returns a refusal if there is no account.
 func (a *Account) checkConfigured() error {
 	if a == nil {
 		return activities.Refusef("no AWS account is configured: add `aws:` to stanch.yaml")
@@ -113,7 +115,7 @@ func (a *Account) checkConfigured() error {
 	return nil
 }
 
-// resolveCallerIdentity asks who Stanch is, once.
+// resolveCallerIdentity returns the identity that Stanch uses. It asks AWS once.
 func (a *Account) resolveCallerIdentity(ctx context.Context) (*callerIdentity, error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -134,7 +136,7 @@ func (a *Account) resolveCallerIdentity(ctx context.Context) (*callerIdentity, e
 	return me, nil
 }
 
-// CheckIdentity says which account it is, for the doctor.
+// CheckIdentity returns the account and identity in use, for `stanch doctor`.
 func (a *Account) CheckIdentity(ctx context.Context) (string, error) {
 	me, err := a.resolveCallerIdentity(ctx)
 	if err != nil {
@@ -143,7 +145,7 @@ func (a *Account) CheckIdentity(ctx context.Context) (string, error) {
 	return fmt.Sprintf("account %s in %s", me.accountID, a.Region), nil
 }
 
-// refuseProtected refuses what must never be contained.
+// refuseProtected returns a refusal for identities that must never be contained.
 func (a *Account) refuseProtected(ctx context.Context, p principal) error {
 	me, err := a.resolveCallerIdentity(ctx)
 	if err != nil {
@@ -160,7 +162,7 @@ func (a *Account) refuseProtected(ctx context.Context, p principal) error {
 	return nil
 }
 
-// MatchesRolePattern tells whether a pattern of `protected.roles` names a role: an ARN or a name, with * and ?.
+// MatchesRolePattern reports whether a pattern of `protected.roles` matches a role: an ARN or a name, with * and ?.
 func MatchesRolePattern(pattern, name, arn string) bool {
 	if strings.HasPrefix(pattern, "arn:") {
 		ok, err := path.Match(pattern, arn)
@@ -170,7 +172,7 @@ func MatchesRolePattern(pattern, name, arn string) bool {
 	return err == nil && ok
 }
 
-// accountFromARN is the account in an ARN.
+// accountFromARN returns the account in an ARN.
 func accountFromARN(arn string) string {
 	if parts := strings.SplitN(arn, ":", 6); len(parts) == 6 {
 		return parts[4]
@@ -178,10 +180,10 @@ func accountFromARN(arn string) string {
 	return ""
 }
 
-// nameFromARN is the last part of an ARN's resource: a role's name without its path.
+// nameFromARN returns the last part of an ARN's resource: a role's name without its path.
 func nameFromARN(arn string) string { return arn[strings.LastIndexByte(arn, '/')+1:] }
 
-// callLimiter lets one call begin each so long: CloudTrail allows two a second.
+// callLimiter limits the rate of calls: CloudTrail allows two per second.
 type callLimiter struct {
 	mu         sync.Mutex
 	nextCallAt time.Time
@@ -199,7 +201,7 @@ func (p *callLimiter) wait(ctx context.Context, every time.Duration) error {
 	return sleep(ctx, at.Sub(now))
 }
 
-// delayNext puts the next call off: the SDK may have tried several times.
+// delayNext delays the next call, because the SDK may have retried several times.
 func (p *callLimiter) delayNext(every time.Duration) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -213,13 +215,13 @@ func sleep(ctx context.Context, d time.Duration) error {
 	defer t.Stop()
 	select {
 	case <-ctx.Done():
-		return ctx.Err() //nolint:wrapcheck // the caller says what was waited for
+		return ctx.Err() //nolint:wrapcheck // the caller adds context
 	case <-t.C:
 		return nil
 	}
 }
 
-// truncate bounds what a service or an attacker wrote.
+// truncate truncates text from a service or an attacker.
 func truncate(s string, n int) string {
 	s = strings.Map(func(r rune) rune {
 		if r < ' ' || r == 0x7f {

@@ -26,7 +26,7 @@ type cloudTrailParams struct {
 	Hours int `json:"hours,omitempty" jsonschema:"minimum=1,maximum=168" doc:"hours before the start of the incident; default 2"`
 }
 
-// The bounds: CloudTrail answers two lookups a second and account, and the step must end.
+// Limits: CloudTrail allows two lookups per second and account, and the step must end.
 const (
 	lookupInterval   = 500 * time.Millisecond
 	maxLookups       = 16
@@ -35,7 +35,7 @@ const (
 	maxEvidenceBytes = 8 << 20
 )
 
-// deliveryDelayCaveat is what every answer of CloudTrail is to be read with.
+// deliveryDelayCaveat is part of every result from CloudTrail.
 const deliveryDelayCaveat = "CloudTrail tells of management events some minutes late and not of data events: what is not here may still have happened"
 
 func (*cloudTrailEvidence) Spec() playbooks.ActionSpec {
@@ -48,28 +48,28 @@ func (*cloudTrailEvidence) Spec() playbooks.ActionSpec {
 	}
 }
 
-// evidenceHeader is the first line of the evidence: what was asked and how complete the answer is.
+// evidenceHeader is the first line of the evidence: the query and whether the result is complete.
 type evidenceHeader struct {
 	Target   string    `json:"target"`
 	From     time.Time `json:"from"`
 	To       time.Time `json:"to"`
 	Lookups  []string  `json:"lookups"`
 	Events   int       `json:"events"`
-	Complete bool      `json:"complete"` // of what CloudTrail had at the time
+	Complete bool      `json:"complete"` // for the events that CloudTrail had at the time
 	Caveat   string    `json:"caveat"`
 }
 
-// trailSearch is one lookup under way.
+// trailSearch is one lookup in progress.
 type trailSearch struct {
 	account       *Account
 	header        evidenceHeader
 	lookupCount   int
 	seenEventIDs  map[string]bool
 	output        bytes.Buffer
-	sessionKeyIDs []string // of sessions that the role gave out, the newest first
+	sessionKeyIDs []string // of sessions of the role, newest first
 }
 
-// Observe looks up events: of a role, those that name it, and then what its newest sessions did.
+// Observe looks up events: for a role, those that name it, and then what its newest sessions did.
 func (a *cloudTrailEvidence) Observe(ctx context.Context, r activities.Request) (activities.Observation, error) {
 	if err := a.account.checkConfigured(); err != nil {
 		return activities.Observation{}, err
@@ -109,7 +109,7 @@ func (a *cloudTrailEvidence) Observe(ctx context.Context, r activities.Request) 
 		return activities.Observation{}, err
 	}
 	note := fmt.Sprintf("%d events from %s on. %s", s.header.Events, s.header.From.Format(time.RFC3339), deliveryDelayCaveat)
-	if err != nil { // what was found before is kept
+	if err != nil { // events found before are kept
 		s.header.Complete = false
 		note += "; the lookup broke off: " + truncate(err.Error(), 200)
 	} else if !s.header.Complete {
@@ -124,7 +124,7 @@ func (a *cloudTrailEvidence) Observe(ctx context.Context, r activities.Request) 
 	}}}, nil
 }
 
-// lookup reads all pages of one question, within the bounds and CloudTrail's rate.
+// lookup reads all pages of one query, within the limits and CloudTrail's rate.
 func (s *trailSearch) lookup(ctx context.Context, key types.LookupAttributeKey, value string) error {
 	if value == "" {
 		return nil
@@ -157,7 +157,7 @@ func (s *trailSearch) lookup(ctx context.Context, key types.LookupAttributeKey, 
 	}
 }
 
-// addEvent keeps one event, once, without the session token that it may hold.
+// addEvent adds an event once, without the session token that it may contain.
 func (s *trailSearch) addEvent(e types.Event) {
 	id := awssdk.ToString(e.EventId)
 	if s.seenEventIDs[id] || s.header.Events >= maxEvents {

@@ -53,7 +53,7 @@ func TestTheTrailFollowsARoleToWhatItsSessionsDid(t *testing.T) {
 	require.Contains(t, seen.MissingNote, "4 events")
 	require.Contains(t, seen.MissingNote, "may still have happened")
 	require.NotContains(t, string(seen.Artifacts[0].Data), "IQoJb3Jp", "a session token is a secret")
-	calls := w.CallTimes("LookupEvents")[2:] // the first two were the SDK's own tries
+	calls := w.CallTimes("LookupEvents")[2:] // the first two were the SDK's own retries
 	for i := 1; i < len(calls); i++ {
 		require.GreaterOrEqual(t, calls[i].Sub(calls[i-1]), 400*time.Millisecond, "CloudTrail allows two a second")
 	}

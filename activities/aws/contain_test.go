@@ -104,7 +104,7 @@ func TestRevokedSessionsStayRevokedUntilTheLastOfThemHasEnded(t *testing.T) {
 	wantRefusal(t, err, "stamped end has not come")
 }
 
-// A later verification must not move the line: the workload's new sessions are good.
+// A later verification must not move the time: new sessions of the workload stay valid.
 func TestRevokingAgainDoesNotTouchNewSessions(t *testing.T) {
 	w := newFixture(t, nil)
 	r := newLeaseRequest("aws.role.revoke-sessions", w.createRole("r", podIdentityTrustPolicy, time.Hour), 2*time.Hour, "")
@@ -296,7 +296,7 @@ func TestWithoutASimulationItIsUnverified(t *testing.T) {
 	}
 }
 
-// The policy is read as it should be, and yet does not deny: the simulation says so, and no more is believed.
+// The policy reads as it should but does not deny: the simulation detects it.
 func TestADenyThatDoesNotDenyIsSeen(t *testing.T) {
 	w := newFixture(t, nil)
 	r := newLeaseRequest("aws.role.revoke-sessions", w.createRole("r", podIdentityTrustPolicy, time.Hour), time.Hour, "")
@@ -338,7 +338,7 @@ func TestWhatIsProtectedAndWhatStanchIsAreNotTouched(t *testing.T) {
 	require.NoError(t, err)
 	t.Setenv("AWS_ACCESS_KEY_ID", *out.AccessKey.AccessKeyId)
 	t.Setenv("AWS_SECRET_ACCESS_KEY", *out.AccessKey.SecretAccessKey)
-	as := newFixture(t, nil) // works as that user
+	as := newFixture(t, nil) // Stanch uses that user's credentials
 	for _, r := range []activities.Request{newLeaseRequest("aws.user.deny", user, time.Hour, ""), newLeaseRequest("aws.key.disable", key, time.Hour, "")} {
 		_, err := as.findContainment(r.Action).Plan(t.Context(), r)
 		wantRefusal(t, err, "Stanch itself")
@@ -355,7 +355,7 @@ func TestUntrustKeepsOutExactlyWhoIsNamed(t *testing.T) {
 	_, err = w.findContainment("aws.irsa.untrust").Plan(t.Context(), newLeaseRequest("aws.irsa.untrust", w.createRole("pods", podIdentityTrustPolicy, time.Hour), time.Hour, `{"service_accounts":["shop/web"]}`))
 	wantRefusal(t, err, "not used by IRSA")
 
-	// A second holder adds its own; the first to the letter comes back at the end.
+	// A second holder adds its own subjects; the original text is restored exactly at the end.
 	combine := w.findContainment("aws.irsa.untrust").Spec().CombineParams
 	both, err := combine([]byte(`{"service_accounts":["shop/web"]}`), []byte(`{"service_accounts":["shop/cart"]}`))
 	require.NoError(t, err)

@@ -30,10 +30,11 @@ type denyAssumeParams struct {
 
 var serviceAccountPattern = regexp.MustCompile(`^[a-z0-9]([a-z0-9.-]{0,252})/[a-z0-9]([a-z0-9.-]{0,252})$`)
 
-// maxDeniedSubjects bounds them: a trust policy has 2048 characters unless the quota was raised.
+// maxDeniedSubjects limits the subjects: a trust policy has at most 2048 characters unless the quota was raised.
 const maxDeniedSubjects = 10
 
-// Check finds what is no service account. An empty name is one that an expression did not find; Plan refuses it.
+// Check reports the first invalid service account. An empty name comes from an expression without a result; Plan
+// refuses it.
 func (p *denyAssumeParams) Check() (param, problem string) {
 	if len(p.ServiceAccounts) > maxDeniedSubjects {
 		return "service_accounts", fmt.Sprintf("%d service accounts; at most %d fit into a trust policy", len(p.ServiceAccounts), maxDeniedSubjects)
@@ -66,7 +67,7 @@ func (*denyAssumeAction) Spec() playbooks.ActionSpec {
 	}
 }
 
-// unionOfSubjects is the union of what two holders keep out.
+// unionOfSubjects returns the union of two holders' subjects.
 func unionOfSubjects(a, b json.RawMessage) (json.RawMessage, error) {
 	var x, y denyAssumeParams
 	if err := errors.Join(json.Unmarshal(a, &x), json.Unmarshal(b, &y)); err != nil {
@@ -81,7 +82,7 @@ func unionOfSubjects(a, b json.RawMessage) (json.RawMessage, error) {
 	return encodePrior(x)
 }
 
-// trustPrior is what was there before, to the letter.
+// trustPrior is the exact trust policy before the lease.
 type trustPrior struct {
 	Role            principal `json:"role"`
 	TrustPolicyText string    `json:"trust_policy_text"`
@@ -107,7 +108,7 @@ func (a *denyAssumeAction) readTrustPolicy(ctx context.Context, r activities.Req
 	return p, t, params, nil
 }
 
-// Plan says who would be kept out.
+// Plan returns which service accounts would be denied.
 func (a *denyAssumeAction) Plan(ctx context.Context, r activities.Request) (activities.Plan, error) {
 	p, t, params, err := a.readTrustPolicy(ctx, r)
 	if err != nil {
@@ -138,7 +139,7 @@ func (a *denyAssumeAction) Plan(ctx context.Context, r activities.Request) (acti
 	return plan, err
 }
 
-// originalTrustPolicy is the trust policy as it was before any lease.
+// originalTrustPolicy returns the trust policy as it was before any lease.
 func originalTrustPolicy(p principal, t trustPolicy) string {
 	rest, holds, _ := t.splitOwnStatements()
 	if len(holds) == 0 {
@@ -147,7 +148,7 @@ func originalTrustPolicy(p principal, t trustPolicy) string {
 	return rest.render()
 }
 
-// Apply adds the deny. It reads again what it wrote; AWS has no simulation of trust policies.
+// Apply adds the deny and reads it back. AWS cannot simulate trust policies.
 func (a *denyAssumeAction) Apply(ctx context.Context, r activities.Request, _ json.RawMessage, _ attestation.Envelope) (activities.Effect, error) {
 	p, t, params, err := a.readTrustPolicy(ctx, r)
 	if err != nil {
@@ -190,7 +191,7 @@ func (a *denyAssumeAction) putTrustPolicy(ctx context.Context, p principal, text
 	return wrapError(err, "iam:UpdateAssumeRolePolicy", fmt.Sprintf("write the trust policy of %s", p))
 }
 
-// Verify reads whether the deny is there, for everybody who was named.
+// Verify reports whether the trust policy denies every named service account.
 func (a *denyAssumeAction) Verify(ctx context.Context, r activities.Request, _ json.RawMessage) (bool, string, error) {
 	p, t, params, err := a.readTrustPolicy(ctx, r)
 	if err != nil {
@@ -208,7 +209,7 @@ func (a *denyAssumeAction) Verify(ctx context.Context, r activities.Request, _ j
 	return true, "the trust policy denies it", nil
 }
 
-// Undo writes the trust policy that was saved, to the letter, unless somebody else changed it since.
+// Undo restores the saved trust policy exactly, unless somebody else changed it since.
 func (a *denyAssumeAction) Undo(ctx context.Context, r activities.Request, raw json.RawMessage, grant *attestation.Envelope) (*activities.Drift, error) {
 	prior, err := activities.DecodePriorState[trustPrior](raw)
 	if err != nil {
@@ -252,7 +253,7 @@ func (a *denyAssumeAction) Undo(ctx context.Context, r activities.Request, raw j
 	return nil, err
 }
 
-// normalizeTrustPolicy is a trust policy with its statements in a list.
+// normalizeTrustPolicy returns a trust policy with its statements in a list.
 func normalizeTrustPolicy(text string) string {
 	t, err := parseTrustPolicy(text)
 	if err != nil {

@@ -16,7 +16,7 @@ import (
 	"stanch/sensors/duration"
 )
 
-// podUIDTagKey is the session tag by which EKS Pod Identity names the pod to which it gave credentials.
+// podUIDTagKey is the session tag in which EKS Pod Identity names the pod.
 const podUIDTagKey = "aws:PrincipalTag/kubernetes-pod-uid"
 
 const denyPodPrefix = "stanch-deny-pod-"
@@ -50,7 +50,8 @@ func (*denyPodAction) buildDeny(uid string, r activities.Request) inlineDeny {
 	}
 }
 
-// podRole is the role whose credentials the pod gets. A refusal says why it cannot be told apart in it.
+// podRole returns the role whose credentials the pod uses. It returns a refusal if sessions of the role do not identify
+// the pod.
 func (a *denyPodAction) podRole(ctx context.Context, r activities.Request) (principal, error) {
 	if err := a.account.checkConfigured(); err != nil {
 		return principal{}, err
@@ -76,7 +77,7 @@ func (a *denyPodAction) podRole(ctx context.Context, r activities.Request) (prin
 
 var roleARNPattern = regexp.MustCompile(`^arn:aws[a-z-]*:iam::[0-9]{12}:role/([\w+=,.@-]+/)*[\w+=,.@-]{1,64}$`)
 
-// roleByARN reads a role that something names by its ARN. An annotation holds whatever somebody wrote into it.
+// roleByARN reads a role by an ARN from elsewhere. An annotation may contain anything.
 func (a *Account) roleByARN(ctx context.Context, arn string) (principal, error) {
 	if !roleARNPattern.MatchString(arn) {
 		return principal{}, activities.Refusef("%q is not the ARN of a role", truncate(arn, 200))
@@ -100,7 +101,7 @@ func (a *Account) roleByARN(ctx context.Context, arn string) (principal, error) 
 	return p, nil
 }
 
-// Plan says what would be denied.
+// Plan returns what would be denied.
 func (a *denyPodAction) Plan(ctx context.Context, r activities.Request) (activities.Plan, error) {
 	p, err := a.podRole(ctx, r)
 	if err != nil {
@@ -123,7 +124,7 @@ func (a *denyPodAction) Plan(ctx context.Context, r activities.Request) (activit
 	return plan, err
 }
 
-// Apply denies.
+// Apply puts the deny policy and verifies it.
 func (a *denyPodAction) Apply(ctx context.Context, r activities.Request, raw json.RawMessage, _ attestation.Envelope) (activities.Effect, error) {
 	prior, err := activities.DecodePriorState[principal](raw)
 	if err != nil {
@@ -131,7 +132,7 @@ func (a *denyPodAction) Apply(ctx context.Context, r activities.Request, raw jso
 	}
 	p, err := a.podRole(ctx, r)
 	if errors.Is(err, activities.ErrTargetGone) && prior.ID != "" {
-		// The pod went; credentials that were taken from it go on, and so does the deny.
+		// The pod is gone, but credentials stolen from it stay valid, and so does the deny.
 		p, err = a.account.findPrincipal(ctx, prior.target("", ""))
 	}
 	if err != nil {
@@ -143,7 +144,8 @@ func (a *denyPodAction) Apply(ctx context.Context, r activities.Request, raw jso
 	return a.account.applyInline(ctx, p, a.buildDeny(r.Target.UID, r), r)
 }
 
-// Verify asks AWS whether the pod would be denied. That the pod is gone ends nothing: its credentials may live elsewhere.
+// Verify asks AWS whether the pod would be denied. A pod that is gone does not end the lease, because its credentials
+// may be used elsewhere.
 func (a *denyPodAction) Verify(ctx context.Context, r activities.Request, raw json.RawMessage) (bool, string, error) {
 	prior, err := a.decodePrior(raw)
 	if err != nil {
@@ -152,7 +154,7 @@ func (a *denyPodAction) Verify(ctx context.Context, r activities.Request, raw js
 	return a.account.verifyInline(ctx, prior.target("", ""), a.buildDeny(r.Target.UID, r), r)
 }
 
-// Undo takes the policy away.
+// Undo deletes the deny policy.
 func (a *denyPodAction) Undo(ctx context.Context, r activities.Request, raw json.RawMessage, grant *attestation.Envelope) (*activities.Drift, error) {
 	prior, err := a.decodePrior(raw)
 	if err != nil {

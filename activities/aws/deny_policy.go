@@ -13,27 +13,26 @@ import (
 	"time"
 )
 
-// expiryLayout is how an end stands in a statement's id, which holds letters and digits only.
+// expiryLayout is the format of the end in a statement's id, which may contain only letters and digits.
 const expiryLayout = "20060102T150405Z"
 
-// currentTimeKey is the condition key of when AWS judges a request. A deny under it ends by AWS's own clock, also if nothing of
-// Stanch ever runs again.
-// Source: IAM User Guide, "AWS global condition context keys".
+// currentTimeKey is the condition key of the time at which AWS evaluates a request. A deny with this condition ends by
+// AWS's clock, even if Stanch never runs again. Source: IAM User Guide, "AWS global condition context keys".
 const currentTimeKey = "aws:CurrentTime"
 
-// expiryCondition is the condition under which a deny ends by itself.
+// expiryCondition returns the condition that ends a deny by itself.
 func expiryCondition(until time.Time) map[string]string {
 	return map[string]string{currentTimeKey: truncateExpiry(until).Format(time.RFC3339)}
 }
 
-// denyAllPolicy is the one shape of inline policy that this package writes: everything is denied until the end, under a further
-// condition or without one. Its statement's id is the stamp.
+// denyAllPolicy is the only form of inline policy that this package writes: everything is denied until the end, with or
+// without a further condition. The statement's id contains the expiry marker.
 type denyAllPolicy struct {
-	Condition map[string]map[string]string // without that of the end
+	Condition map[string]map[string]string // without the condition of the end
 	ExpiresAt time.Time
 }
 
-// allConditions are all conditions of the statement, that of the end among them.
+// allConditions returns all conditions of the statement, including that of the end.
 func (d denyAllPolicy) allConditions() map[string]map[string]string {
 	out := map[string]map[string]string{"DateLessThan": expiryCondition(d.ExpiresAt)}
 	for operator, keys := range d.Condition {
@@ -63,15 +62,15 @@ func (d denyAllPolicy) render() string {
 		Sid: "StanchUntil" + d.ExpiresAt.UTC().Format(expiryLayout), Effect: "Deny", Action: "*", Resource: "*", Condition: d.allConditions(),
 	}}})
 	if err != nil {
-		panic(err) // it is made of strings
+		panic(err) // it contains only strings
 	}
 	return string(raw)
 }
 
-// maxPolicyBytes bounds what is parsed; IAM's own limits are far below.
+// maxPolicyBytes is the maximum size that is parsed. IAM's own limits are far below.
 const maxPolicyBytes = 64 << 10
 
-// parseDenyAll reads what text wrote, and nothing else: whatever differs was changed by somebody.
+// parseDenyAll parses what text writes, and nothing else: any difference is a change by somebody else.
 func parseDenyAll(text string) (denyAllPolicy, error) {
 	var doc policyDocument
 	if len(text) > maxPolicyBytes {
@@ -88,7 +87,7 @@ func parseDenyAll(text string) (denyAllPolicy, error) {
 		return denyAllPolicy{}, fmt.Errorf("it does not say until when")
 	}
 	d := denyAllPolicy{Condition: doc.Statement[0].Condition, ExpiresAt: until}
-	delete(d.Condition["DateLessThan"], currentTimeKey) // the comparison below finds one that is another
+	delete(d.Condition["DateLessThan"], currentTimeKey) // the comparison below detects a different one
 	if len(d.Condition["DateLessThan"]) == 0 {
 		delete(d.Condition, "DateLessThan")
 	}
@@ -101,10 +100,10 @@ func parseDenyAll(text string) (denyAllPolicy, error) {
 	return d, nil
 }
 
-// truncateExpiry is an end as it can be stamped.
+// truncateExpiry returns an end with the precision of the marker, one second.
 func truncateExpiry(t time.Time) time.Time { return t.UTC().Truncate(time.Second) }
 
-// canonicalJSON is a JSON text with sorted keys and no spaces, or "" if it is none.
+// canonicalJSON returns JSON with sorted keys and no spaces, or "" for invalid JSON.
 func canonicalJSON(text string) string {
 	v, err := decodeJSON(text)
 	if err != nil {
@@ -130,7 +129,7 @@ func decodeJSON(text string) (any, error) {
 	return v, nil
 }
 
-// decodeURLEncoded undoes IAM's URL encoding of documents.
+// decodeURLEncoded decodes IAM's URL-encoded documents.
 func decodeURLEncoded(encoded string) string {
 	if text, err := url.QueryUnescape(encoded); err == nil && !strings.HasPrefix(strings.TrimSpace(encoded), "{") {
 		return text
@@ -138,7 +137,7 @@ func decodeURLEncoded(encoded string) string {
 	return encoded
 }
 
-// shortLeaseID makes of any id letters and digits.
+// shortLeaseID returns letters and digits that identify a lease.
 func shortLeaseID(id string) string {
 	sum := sha256.Sum256([]byte(id))
 	return strings.ToLower(base32.StdEncoding.EncodeToString(sum[:10]))
@@ -146,7 +145,7 @@ func shortLeaseID(id string) string {
 
 var leaseIDPattern = regexp.MustCompile(`^[A-Za-z0-9-]{1,64}$`)
 
-// policyName names an inline policy after its lease, so that a person finds the one by the other.
+// policyName returns the name of a lease's inline policy, so that people can find one by the other.
 func policyName(prefix, lease string) string {
 	if !leaseIDPattern.MatchString(lease) {
 		lease = shortLeaseID(lease)
@@ -154,7 +153,7 @@ func policyName(prefix, lease string) string {
 	return prefix + lease
 }
 
-// policySize is a policy's size as IAM counts it: without white space.
+// policySize returns a policy's size as IAM counts it: without white space.
 func policySize(text string) int {
 	n := 0
 	for _, r := range text {

@@ -71,7 +71,7 @@ func FuzzReadDenyAll(f *testing.F) {
 	})
 }
 
-// Whatever is added is taken out again, and nothing else.
+// Added statements can always be removed, and nothing else is.
 func FuzzReadTrust(f *testing.F) {
 	f.Add(`{"Statement":{"Effect":"Allow","Principal":{"Federated":"arn:aws:iam::1:oidc-provider/a"},"Action":"sts:*"},"Id":"x"}`)
 	f.Add(`{"Statement":[{"Sid":"Stanch"},1,null,"a"]}`)

@@ -39,7 +39,7 @@ func (*denyUserAction) buildDeny(r activities.Request) inlineDeny {
 	}
 }
 
-// Plan says who would be denied.
+// Plan returns which user would be denied.
 func (a *denyUserAction) Plan(ctx context.Context, r activities.Request) (activities.Plan, error) {
 	if err := a.account.checkConfigured(); err != nil {
 		return activities.Plan{}, err
@@ -63,7 +63,7 @@ func (a *denyUserAction) Plan(ctx context.Context, r activities.Request) (activi
 	}, err
 }
 
-// Apply denies.
+// Apply puts the deny policy and verifies it.
 func (a *denyUserAction) Apply(ctx context.Context, r activities.Request, _ json.RawMessage, _ attestation.Envelope) (activities.Effect, error) {
 	if err := a.account.checkConfigured(); err != nil {
 		return activities.Effect{}, err
@@ -83,7 +83,7 @@ func (a *denyUserAction) Verify(ctx context.Context, r activities.Request, _ jso
 	return a.account.verifyInline(ctx, r.Target, a.buildDeny(r), r)
 }
 
-// Undo takes the policy away.
+// Undo deletes the deny policy.
 func (a *denyUserAction) Undo(ctx context.Context, r activities.Request, _ json.RawMessage, grant *attestation.Envelope) (*activities.Drift, error) {
 	if err := a.account.checkConfigured(); err != nil {
 		return nil, err

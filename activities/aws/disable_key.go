@@ -17,7 +17,8 @@ import (
 	"stanch/sensors/attestation"
 )
 
-// disableKeyAction is `contain: aws.key.disable`. A key has no place for a stamp; a tag of its user carries it.
+// disableKeyAction is `contain: aws.key.disable`. Access keys have no tags, so a tag of the user carries the expiry
+// marker.
 type disableKeyAction struct{ account *Account }
 
 var _ activities.Containment = (*disableKeyAction)(nil)
@@ -32,20 +33,20 @@ func (*disableKeyAction) Spec() playbooks.ActionSpec {
 	}
 }
 
-// keyPriorState is what was before.
+// keyPriorState is the key's state before the lease.
 type keyPriorState struct {
 	User   principal        `json:"user"`
 	Status types.StatusType `json:"status"`
 }
 
-// keyState is a key as IAM has it now.
+// keyState is the current state of a key.
 type keyState struct {
 	user   principal
 	status types.StatusType
 	marker keyExpiryMarker
 }
 
-// keyExpiryMarker is the lease of a key: the value of the tag stanch/key/ID.
+// keyExpiryMarker is the lease of a key: the value of the tag stanch/key/ID of its user.
 type keyExpiryMarker struct {
 	leaseID     string
 	expiresAt   time.Time
@@ -70,7 +71,7 @@ func parseKeyExpiryMarker(text string) (keyExpiryMarker, error) {
 	return keyExpiryMarker{leaseID: parts[0], expiresAt: until, priorStatus: types.StatusType(parts[2])}, nil
 }
 
-// readKeyState reads a key, its user and its stamp. A key that is gone is a *gone error.
+// readKeyState reads a key, its user and its marker. A key that is gone is a *principalGoneError.
 func (a *disableKeyAction) readKeyState(ctx context.Context, t playbooks.Target) (keyState, error) {
 	if err := a.account.checkConfigured(); err != nil {
 		return keyState{}, err
@@ -112,7 +113,7 @@ func (a *disableKeyAction) readKeyState(ctx context.Context, t playbooks.Target)
 	return s, nil
 }
 
-// refuseProtected refuses Stanch's own keys, and those of users that are protected.
+// refuseProtected returns a refusal for Stanch's own keys, and those of protected users.
 func (a *disableKeyAction) refuseProtected(ctx context.Context, s keyState, key string) error {
 	if own, err := a.account.credentials.Retrieve(ctx); err == nil && own.AccessKeyID == key {
 		return activities.Refusef("key %s is what Stanch itself works with", key)
@@ -120,7 +121,7 @@ func (a *disableKeyAction) refuseProtected(ctx context.Context, s keyState, key 
 	return a.account.refuseProtected(ctx, s.user)
 }
 
-// Plan says which key.
+// Plan returns which key would be disabled.
 func (a *disableKeyAction) Plan(ctx context.Context, r activities.Request) (activities.Plan, error) {
 	s, err := a.readKeyState(ctx, r.Target)
 	if err != nil {
@@ -138,7 +139,7 @@ func (a *disableKeyAction) Plan(ctx context.Context, r activities.Request) (acti
 	return plan, err
 }
 
-// statusToRestore is the status that undo restores.
+// statusToRestore returns the status that undo restores.
 func (s keyState) statusToRestore() types.StatusType {
 	if s.marker.leaseID != "" {
 		return s.marker.priorStatus
@@ -146,7 +147,7 @@ func (s keyState) statusToRestore() types.StatusType {
 	return s.status
 }
 
-// Apply stamps the user and makes the key inactive, in this order: what is inactive without a stamp stays so.
+// Apply first tags the user and then disables the key: a disabled key without a marker would never be restored.
 func (a *disableKeyAction) Apply(ctx context.Context, r activities.Request, _ json.RawMessage, _ attestation.Envelope) (activities.Effect, error) {
 	s, err := a.readKeyState(ctx, r.Target)
 	if err != nil {
@@ -192,7 +193,7 @@ func (a *disableKeyAction) setKeyStatus(ctx context.Context, user principal, key
 	return wrapError(err, "iam:UpdateAccessKey", fmt.Sprintf("make key %s of %s %s", key, user, status))
 }
 
-// Verify reads the key's status.
+// Verify reports whether the key is inactive.
 func (a *disableKeyAction) Verify(ctx context.Context, r activities.Request, _ json.RawMessage) (bool, string, error) {
 	s, err := a.readKeyState(ctx, r.Target)
 	if err != nil {
@@ -207,7 +208,7 @@ func (a *disableKeyAction) Verify(ctx context.Context, r activities.Request, _ j
 	return true, "IAM lists the key as inactive", nil
 }
 
-// Undo gives the key the status that it had, and takes the stamp off last.
+// Undo restores the key's status, and removes the marker last.
 func (a *disableKeyAction) Undo(ctx context.Context, r activities.Request, raw json.RawMessage, grant *attestation.Envelope) (*activities.Drift, error) {
 	prior, err := activities.DecodePriorState[keyPriorState](raw)
 	if err != nil {
@@ -222,14 +223,14 @@ func (a *disableKeyAction) Undo(ctx context.Context, r activities.Request, raw j
 	}
 	switch {
 	case s.marker.leaseID != policyName("", r.LeaseID):
-		return nil, nil // nothing of this lease is in force; a request alone must not make a key active
+		return nil, nil // nothing of this lease is in force; a request alone must not activate a key
 	case prior.User.ID != "" && prior.User.ID != s.user.ID:
 		return &activities.Drift{Detail: fmt.Sprintf("%s has the id %s now, and had %s", s.user, s.user.ID, prior.User.ID)}, nil
 	}
 	if err := refuseBeforeExpiry(s.marker.expiresAt, grant); err != nil {
 		return nil, err
 	}
-	// One that somebody made active meanwhile is as it was, or as they want it.
+	// A key that somebody activated meanwhile stays active.
 	if s.status == types.StatusTypeInactive && s.marker.priorStatus == types.StatusTypeActive {
 		if err := a.setKeyStatus(ctx, s.user, r.Target.UID, s.marker.priorStatus); err != nil {
 			return nil, err

@@ -10,7 +10,7 @@ import (
 	"stanch/activities"
 )
 
-// Codes by which services say the same.
+// Equivalent error codes of several services.
 var (
 	accessDeniedCodes  = []string{"AccessDenied", "AccessDeniedException", "UnauthorizedOperation", "AuthorizationError", "UnauthorizedException"}
 	notFoundCodes      = []string{"NoSuchEntity", "NoSuchEntityException", "ResourceNotFoundException"}
@@ -30,8 +30,8 @@ func isNotFound(err error) bool { return slices.Contains(notFoundCodes, errorCod
 
 func isAccessDenied(err error) bool { return slices.Contains(accessDeniedCodes, errorCode(err)) }
 
-// wrapError says what was being done. What Stanch is not allowed to do is a refusal that names the permission, since trying
-// again does not help; so is a limit of AWS's.
+// wrapError adds what was being done. A missing permission becomes a refusal that names it, because retrying does not
+// help; an exceeded AWS quota is a refusal too.
 func wrapError(err error, permission, doing string) error {
 	var api smithy.APIError
 	switch {

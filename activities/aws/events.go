@@ -12,22 +12,22 @@ import (
 	sqstypes "github.com/aws/aws-sdk-go-v2/service/sqs/types"
 )
 
-// QueueMessage is one message of a queue, which stays in it until it is deleted.
+// QueueMessage is one message of an SQS queue, which stays in the queue until it is deleted.
 type QueueMessage struct {
 	Body          string
 	receiptHandle *string
-	// ReceiveCount is how often it was received.
+	// ReceiveCount is how often the message was received.
 	ReceiveCount string
 }
 
-// How a queue is read. A message that nobody deletes comes again after visibilityTimeoutSeconds.
+// Settings for reading a queue. A message that is not deleted is delivered again after visibilityTimeoutSeconds.
 const (
 	maxMessages              = 10
-	receiveWaitSeconds       = 20 // seconds: one call waits so long for the first
+	receiveWaitSeconds       = 20 // seconds that one call waits for the first message
 	visibilityTimeoutSeconds = 90 // seconds
 )
 
-// ReceiveMessages waits for messages of a queue; none is no error.
+// ReceiveMessages waits for messages of a queue. No messages is not an error.
 func (a *Account) ReceiveMessages(ctx context.Context, queue string) ([]QueueMessage, error) {
 	out, err := a.sqs.ReceiveMessage(ctx, &sqs.ReceiveMessageInput{
 		QueueUrl: &queue, MaxNumberOfMessages: maxMessages, WaitTimeSeconds: receiveWaitSeconds, VisibilityTimeout: visibilityTimeoutSeconds,
@@ -43,7 +43,7 @@ func (a *Account) ReceiveMessages(ctx context.Context, queue string) ([]QueueMes
 	return messages, nil
 }
 
-// DeleteMessage takes a message out of its queue: it was dealt with.
+// DeleteMessage deletes a processed message from its queue.
 func (a *Account) DeleteMessage(ctx context.Context, queue string, m QueueMessage) error {
 	if _, err := a.sqs.DeleteMessage(ctx, &sqs.DeleteMessageInput{QueueUrl: &queue, ReceiptHandle: m.receiptHandle}); err != nil {
 		return wrapError(err, "sqs:DeleteMessage", "delete a message of the queue "+queue)
@@ -51,11 +51,13 @@ func (a *Account) DeleteMessage(ctx context.Context, queue string, m QueueMessag
 	return nil
 }
 
-// maxEventPages bounds one look; what is left is found by the next, whose span reaches back over this one's.
+// maxEventPages is the maximum number of pages of one lookup. The next lookup, whose time span overlaps, reads the
+// rest.
 const maxEventPages = 40
 
-// LookupEvents looks up what CloudTrail has of changes since a time, the newest first, and hands on each event as it is. It
-// keeps to CloudTrail's two lookups a second, which the actions' own lookups share.
+// LookupEvents looks up CloudTrail's write events since a time, newest first, and passes each to take. It shares
+// CloudTrail's limit of two lookups per second with the actions. complete is false if there are more events than the
+// limit.
 func (a *Account) LookupEvents(ctx context.Context, since, until time.Time, take func(event string) error) (complete bool, err error) {
 	var next *string
 	for range maxEventPages {

@@ -25,7 +25,7 @@ import (
 	lacking "stanch/testenv/prereq"
 )
 
-// sharedMoto is shared: each test keeps to names of its own. It is nil where the machine has none.
+// sharedMoto is shared by all tests, which use unique names. It is nil if moto is not installed.
 var sharedMoto *testaws.Moto
 
 func TestMain(m *testing.M) { os.Exit(runWithMoto(m)) }
@@ -46,7 +46,7 @@ func runWithMoto(m *testing.M) int {
 	return m.Run()
 }
 
-// fixture is an account behind a stand-in of the test's own, and the actions on it.
+// fixture is an account behind a fake endpoint of one test, and the actions on it.
 type fixture struct {
 	*testaws.FakeAWS
 	t       *testing.T
@@ -76,7 +76,7 @@ func (w *fixture) findContainment(name string) activities.Containment {
 	return a
 }
 
-// uniqueName is one that no other test has.
+// uniqueName returns a name that no other test uses.
 func (w *fixture) uniqueName(of string) string {
 	return fmt.Sprintf("%s-%08x", of, crc32.ChecksumIEEE([]byte(w.t.Name())))
 }
@@ -101,7 +101,7 @@ const irsaTrustPolicy = `{
 
 const podIdentityTrustPolicy = `{"Version":"2012-10-17","Statement":[{"Effect":"Allow","Principal":{"Service":"pods.eks.amazonaws.com"},"Action":["sts:AssumeRole","sts:TagSession"]}]}`
 
-// unrelatedInlinePolicy is an inline policy of the role's own.
+// unrelatedInlinePolicy is an inline policy of the role's owner.
 const unrelatedInlinePolicy = `{"Version":"2012-10-17","Statement":[{"Effect":"Allow","Action":["s3:GetObject","sts:AssumeRole","ec2:DescribeInstances"],"Resource":"*"}]}`
 
 func (w *fixture) createRole(of, trust string, longest time.Duration) playbooks.Target {
@@ -129,7 +129,7 @@ func (w *fixture) deleteRole(name string) {
 	require.NoError(w.t, err)
 }
 
-// createUser makes a user with a key; targets of both.
+// createUser creates a user with a key, and returns both as targets.
 func (w *fixture) createUser(of string) (user, key playbooks.Target) {
 	w.t.Helper()
 	name := w.uniqueName(of)
@@ -143,7 +143,7 @@ func (w *fixture) createUser(of string) (user, key playbooks.Target) {
 		playbooks.Target{Kind: playbooks.TargetKey, Name: name, UID: *made.AccessKey.AccessKeyId}
 }
 
-// inlinePolicies reads a role's inline policies from moto.
+// inlinePolicies returns a role's inline policies.
 func (w *fixture) inlinePolicies(role string) map[string]string {
 	w.t.Helper()
 	list, err := w.iam.ListRolePolicies(w.t.Context(), &iam.ListRolePoliciesInput{RoleName: &role})
@@ -158,7 +158,7 @@ func (w *fixture) inlinePolicies(role string) map[string]string {
 	return out
 }
 
-// stanchInlinePolicy is the one inline policy that Stanch put.
+// stanchInlinePolicy returns the only inline policy that Stanch put.
 func (w *fixture) stanchInlinePolicy(role string) (name, text string) {
 	w.t.Helper()
 	for n, doc := range w.inlinePolicies(role) {
@@ -185,7 +185,7 @@ func (w *fixture) setTrustPolicy(role, text string) {
 	require.NoError(w.t, err)
 }
 
-// principalState is everything about a principal that an action could change, as moto has it.
+// principalState returns everything about a principal that an action could change.
 func (w *fixture) principalState(t playbooks.Target) string {
 	w.t.Helper()
 	state := map[string]any{}
@@ -208,7 +208,7 @@ func (w *fixture) principalState(t playbooks.Target) string {
 	return string(raw)
 }
 
-// countWriteCalls counts the calls that change something.
+// countWriteCalls returns the number of calls that changed something.
 func (w *fixture) countWriteCalls() int {
 	n := 0
 	for _, action := range []string{"PutRolePolicy", "PutUserPolicy", "DeleteRolePolicy", "DeleteUserPolicy", "UpdateAssumeRolePolicy", "UpdateAccessKey", "TagUser", "UntagUser"} {
@@ -217,7 +217,7 @@ func (w *fixture) countWriteCalls() int {
 	return n
 }
 
-// newLeaseRequest is a request as a lease makes it.
+// newLeaseRequest returns a request in the form of a lease.
 func newLeaseRequest(name string, target playbooks.Target, hold time.Duration, params string) activities.Request {
 	r := activities.Request{Action: name, Target: target, Duration: hold, ExpiresAt: time.Now().Add(hold), LeaseID: "LSE-0123456789ABCDEF0123", IncidentRef: activities.IncidentRef{ID: "INC-01TEST"}}
 	if params != "" {
@@ -226,7 +226,7 @@ func newLeaseRequest(name string, target playbooks.Target, hold time.Duration, p
 	return r
 }
 
-// planWithoutLease is how people see it: without a lease.
+// planWithoutLease returns the plan that people see, without a lease.
 func (w *fixture) planWithoutLease(r activities.Request) activities.Plan {
 	w.t.Helper()
 	r.LeaseID = ""
@@ -251,7 +251,7 @@ func (w *fixture) verify(r activities.Request, plan activities.Plan) (bool, stri
 	return holds, detail
 }
 
-// releaseGrant is a release grant; the engine verified it before an action sees it.
+// releaseGrant is a release grant that the activity has already verified.
 var releaseGrant = &attestation.Envelope{}
 
 func (w *fixture) undo(r activities.Request, plan activities.Plan, grant *attestation.Envelope) *activities.Drift {

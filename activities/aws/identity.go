@@ -18,46 +18,47 @@ import (
 
 // Policy is one policy of a role.
 type Policy struct {
-	Name             string   `json:"name" expr:"name"`
-	RiskyPermissions []string `json:"risky_permissions" expr:"risky_permissions"` // a sentence each; empty is good
+	Name string `json:"name" expr:"name"`
+	// one sentence each; empty if there are none
+	RiskyPermissions []string `json:"risky_permissions" expr:"risky_permissions"`
 }
 
-// Identity is what `enrich: aws.identityAction` finds out; its fields are what a playbook reads of the step.
+// Identity is the output of `enrich: aws.identity`. Playbooks read its fields as the step's outputs.
 type Identity struct {
 	CredentialSource  string             `json:"credential_source"` // "irsa", "pod-identity" or "none"
-	Role              playbooks.Target   `json:"role"`              // its uid is empty where there is none
+	Role              playbooks.Target   `json:"role"`              // its UID is empty if there is no role
 	ARN               string             `json:"arn"`
 	Account           string             `json:"account"`
-	ServiceAccount    string             `json:"service_account"` // namespace/name
-	Association       string             `json:"association"`     // of EKS Pod Identity
+	ServiceAccount    string             `json:"service_account"` // NAMESPACE/NAME
+	Association       string             `json:"association"`     // association id of EKS Pod Identity
 	AttachedPolicies  []Policy           `json:"attached_policies"`
 	InlinePolicies    []Policy           `json:"inline_policies"`
 	RiskyPermissions  []string           `json:"risky_permissions"`   // of all policies
 	MaxSessionSeconds int                `json:"max_session_seconds"` // seconds
 	LastUsed          time.Time          `json:"last_used"`
 	LastUsedRegion    string             `json:"last_used_region"`
-	SharedWith        []string           `json:"shared_with"` // other service accounts with the role, bounded
+	SharedWith        []string           `json:"shared_with"` // other service accounts with the role; a limited number
 	TrustSummary      []string           `json:"trust_summary"`
 	AccessKeys        []playbooks.Target `json:"access_keys"` // access keys in the pod's environment
 	AccessKeyUsers    []playbooks.Target `json:"users"`
-	Missing           []string           `json:"missing"` // what could not be found out, and why
+	Missing           []string           `json:"missing"` // what could not be determined, and why
 }
 
-// The ways in which a pod gets credentials.
+// The sources of a pod's credentials.
 const (
 	credentialSourceIRSA        = "irsa"
 	credentialSourcePodIdentity = "pod-identity"
 	credentialSourceNone        = "none"
 )
 
-// The bounds of what is looked at.
+// Limits of what is read.
 const (
 	maxPolicies       = 12
 	maxSharedAccounts = 20
 	maxAssociations   = 20
 )
 
-// identityAction is `enrich: aws.identityAction`.
+// identityAction is `enrich: aws.identity`.
 type identityAction struct {
 	account *Account
 	client  kubernetes.Interface
@@ -81,7 +82,7 @@ func (*identityAction) Spec() playbooks.ActionSpec {
 	}
 }
 
-// identityInspector gathers an identity; what it may not see it notes as missing.
+// identityInspector collects an identity. It lists parts without permission as missing.
 type identityInspector struct {
 	*identityAction
 	result Identity
@@ -91,7 +92,7 @@ func (s *identityInspector) addMissing(what string, err error) {
 	s.result.Missing = append(s.result.Missing, what+": "+truncate(err.Error(), 300))
 }
 
-// Observe finds the identity. It fails only where trying again may help.
+// Observe returns the identity of a pod. It fails only for errors that a retry may resolve.
 func (a *identityAction) Observe(ctx context.Context, r activities.Request) (activities.Observation, error) {
 	if err := a.account.checkConfigured(); err != nil {
 		return activities.Observation{}, err
@@ -115,7 +116,7 @@ func (a *identityAction) Observe(ctx context.Context, r activities.Request) (act
 	return activities.Observation{Outputs: s.result}, nil
 }
 
-// findRole finds the role by both ways. An SDK uses the annotation's first, so it counts where there are both.
+// findRole looks for the role in both places. SDKs prefer the annotation's, so it has precedence.
 func (s *identityInspector) findRole(ctx context.Context, pod podInfo) error {
 	var arn string
 	sa, err := s.client.CoreV1().ServiceAccounts(pod.namespace).Get(ctx, pod.serviceAccount, metav1.GetOptions{})
@@ -140,7 +141,7 @@ func (s *identityInspector) findRole(ctx context.Context, pod podInfo) error {
 	case found != nil:
 		s.result.CredentialSource, s.result.Association, arn = credentialSourcePodIdentity, found.id, found.role
 		if found.chainedRole != "" {
-			arn = found.chainedRole // what the workload acts as in the end
+			arn = found.chainedRole // the role that the workload finally uses
 		}
 	default:
 		return nil
@@ -171,7 +172,7 @@ func (s *identityInspector) findRole(ctx context.Context, pod podInfo) error {
 	return s.findSharedAccounts(ctx, pod, arn)
 }
 
-// tolerateDenied notes a refusal as missing; other errors may pass when tried again.
+// tolerateDenied records a refusal as missing and returns all other errors, which may be temporary.
 func (s *identityInspector) tolerateDenied(what string, err error) error {
 	if _, ok := activities.AsRefusal(err); ok {
 		s.addMissing(what, err)
@@ -201,7 +202,7 @@ func (s *identityInspector) readAttachedPolicies(ctx context.Context, p principa
 	return nil
 }
 
-// readManagedPolicy reads the document that is in force of a managed policy.
+// readManagedPolicy reads the default version of a managed policy.
 func (a *Account) readManagedPolicy(ctx context.Context, arn string) (string, error) {
 	policy, err := a.iam.GetPolicy(ctx, &iam.GetPolicyInput{PolicyArn: &arn})
 	if err != nil {
@@ -241,7 +242,7 @@ func (s *identityInspector) assessPolicy(name, text string) Policy {
 	return p
 }
 
-// findSharedAccounts finds who else has the role, of the cluster's own.
+// findSharedAccounts finds the other service accounts of the cluster with the role.
 func (s *identityInspector) findSharedAccounts(ctx context.Context, pod podInfo, arn string) error {
 	add := func(namespace, name, how string) {
 		if (namespace != pod.namespace || name != pod.serviceAccount) && len(s.result.SharedWith) < maxSharedAccounts {
@@ -259,7 +260,7 @@ func (s *identityInspector) findSharedAccounts(ctx context.Context, pod podInfo,
 		}
 	}
 	if s.account.Cluster == "" {
-		return nil // said already
+		return nil // already recorded as missing
 	}
 	others, err := s.account.associationsForRole(ctx, arn)
 	if len(others) > 0 {
@@ -275,7 +276,7 @@ func (s *identityInspector) findSharedAccounts(ctx context.Context, pod podInfo,
 	return s.tolerateDenied("who else has the role by EKS Pod Identity", err)
 }
 
-// findKeyUser finds whose an access key is.
+// findKeyUser finds the user of an access key.
 func (s *identityInspector) findKeyUser(ctx context.Context, pod podInfo, id string) {
 	out, err := s.account.iam.GetAccessKeyLastUsed(ctx, &iam.GetAccessKeyLastUsedInput{AccessKeyId: &id})
 	if err != nil {

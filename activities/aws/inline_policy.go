@@ -14,19 +14,20 @@ import (
 	"stanch/sensors/attestation"
 )
 
-// inlineDeny is one kind of inline deny: which policies are its own, what it says, and how a simulation sees it.
+// inlineDeny is a kind of inline deny policy.
 type inlineDeny struct {
-	prefix string // of the policy's name; the lease follows
-	// buildPolicy gives what is to be in force; have is what is already, or nil.
+	prefix string // prefix of the policy's name; the lease id follows
+	// buildPolicy returns the wanted policy; have is the existing one, or nil.
 	buildPolicy func(have *denyAllPolicy) denyAllPolicy
-	// simulatedContext are those of a session that must be denied.
+	// simulatedContext returns the context keys of a session that must be denied.
 	simulatedContext func(denyAllPolicy) []sessionContextKey
 }
 
-// The sizes that IAM allows for all inline policies of one principal together, without white space.
+// IAM's maximum total size of all inline policies of one principal, without white space.
 var inlinePolicyLimit = map[playbooks.TargetKind]int{playbooks.TargetRole: 10240, playbooks.TargetUser: 2048}
 
-// checkQuotaLeft looks whether the deny still fits beside the other inline policies, and whether one like it is there already.
+// checkQuotaLeft returns an error if the deny does not fit beside the other inline policies. held reports whether an
+// equal deny exists already.
 func (a *Account) checkQuotaLeft(ctx context.Context, p principal, d inlineDeny, lease string) (held bool, err error) {
 	names, err := a.listInlinePolicies(ctx, p)
 	if err != nil {
@@ -42,7 +43,7 @@ func (a *Account) checkQuotaLeft(ctx context.Context, p principal, d inlineDeny,
 		if have, err := parseDenyAll(text); err == nil && strings.HasPrefix(name, d.prefix) && haveSameConditions(have, want) {
 			held = true
 			if lease != "" && name == mine {
-				continue // it takes its own place
+				continue // it replaces itself
 			}
 		}
 		size += policySize(text)
@@ -53,7 +54,7 @@ func (a *Account) checkQuotaLeft(ctx context.Context, p principal, d inlineDeny,
 	return held, nil
 }
 
-// haveSameConditions tells whether two denies have the same conditions; the time of a revocation may differ.
+// haveSameConditions reports whether two denies have the same conditions. The time of a revocation may differ.
 func haveSameConditions(a, b denyAllPolicy) bool {
 	strip := func(d denyAllPolicy) map[string]map[string]string {
 		out := maps.Clone(d.Condition)
@@ -64,7 +65,7 @@ func haveSameConditions(a, b denyAllPolicy) bool {
 		(a.Condition["DateLessThan"] == nil) == (b.Condition["DateLessThan"] == nil)
 }
 
-// applyInline puts the deny and looks whether it denies. Again with the same request it writes nothing.
+// applyInline puts the deny and verifies it. Repeating the same request writes nothing.
 func (a *Account) applyInline(ctx context.Context, p principal, d inlineDeny, r activities.Request) (activities.Effect, error) {
 	effect := activities.Effect{Outcome: playbooks.OutcomeChanged, AppliedAt: time.Now()}
 	if err := a.refuseProtected(ctx, p); err != nil {
@@ -92,7 +93,7 @@ func (a *Account) applyInline(ctx context.Context, p principal, d inlineDeny, r 
 		}
 		effect.AppliedAt = time.Now()
 	}
-	// Between the look and the write the name may have gone to another: it gets its own back.
+	// The name may have been reused between the read and the write: the deny is removed from the new owner.
 	if _, err := a.findPrincipal(ctx, p.target("", "")); errors.Is(err, activities.ErrTargetGone) {
 		return effect, errors.Join(refuseIfGone(err), a.deleteInlinePolicy(ctx, p, policy))
 	} else if err != nil {
@@ -108,15 +109,15 @@ func (a *Account) applyInline(ctx context.Context, p principal, d inlineDeny, r 
 	return effect, nil
 }
 
-// checkEarlyEnd refuses to stamp an earlier end than is stamped, unless a release grant says so.
+// checkEarlyEnd refuses an end before the stamped one, unless a release grant permits it.
 func checkEarlyEnd(r activities.Request, have, want time.Time) error {
-	if r.ReleaseGrant == nil && want.Before(have) { // the grant was verified where the request was permitted
+	if r.ReleaseGrant == nil && want.Before(have) { // the grant was verified when the request was authorized
 		return activities.Refusef("ending at %s instead of the stamped %s needs a grant", want.Format(time.RFC3339), have.Format(time.RFC3339))
 	}
 	return nil
 }
 
-// verifyInline looks whether the deny is there as it was written, and whether it denies.
+// verifyInline reports whether the deny exists unchanged, and whether a simulation denies.
 func (a *Account) verifyInline(ctx context.Context, t playbooks.Target, d inlineDeny, r activities.Request) (bool, string, error) {
 	p, err := a.findPrincipal(ctx, t)
 	if err != nil {
@@ -132,7 +133,7 @@ func (a *Account) verifyInline(ctx context.Context, t playbooks.Target, d inline
 	}
 	have, err := parseDenyAll(text)
 	if err != nil || !haveSameConditions(have, d.buildPolicy(nil)) {
-		return false, fmt.Sprintf("policy %s of %s was changed by somebody", policy, p), nil //nolint:nilerr // what cannot be read is not what was written
+		return false, fmt.Sprintf("policy %s of %s was changed by somebody", policy, p), nil //nolint:nilerr // an unreadable policy was changed
 	}
 	seen, err := a.simulateDeny(ctx, p, d.simulatedContext(have)...)
 	if err != nil {
@@ -141,16 +142,16 @@ func (a *Account) verifyInline(ctx context.Context, t playbooks.Target, d inline
 	return seen.denied || seen.unavailable, seen.detail, nil
 }
 
-// undoInline takes the deny of a lease away.
+// undoInline deletes the deny of a lease.
 func (a *Account) undoInline(ctx context.Context, t playbooks.Target, d inlineDeny, r activities.Request, grant *attestation.Envelope) (*activities.Drift, error) {
 	return a.undoPolicy(ctx, t, policyName(d.prefix, r.LeaseID), grant)
 }
 
-// undoPolicy deletes a deny if it is as it was written, and nothing else.
+// undoPolicy deletes a deny if it is unchanged.
 func (a *Account) undoPolicy(ctx context.Context, t playbooks.Target, policy string, grant *attestation.Envelope) (*activities.Drift, error) {
 	p, err := a.findPrincipal(ctx, t)
 	if errors.Is(err, activities.ErrTargetGone) {
-		return nil, nil // its policies went with it; the name's new owner is none of ours
+		return nil, nil // the policies were deleted with it; the name's new owner is not a target
 	}
 	if err != nil {
 		return nil, err
@@ -175,8 +176,8 @@ func (a *Account) undoPolicy(ctx context.Context, t playbooks.Target, policy str
 	return nil, nil
 }
 
-// refuseBeforeExpiry refuses an end before the stamped one without a grant: a request may come from anybody who can reach Temporal,
-// the stamp only from who may write to the account.
+// refuseBeforeExpiry refuses an end before the stamped one without a grant: requests can come from anybody who can
+// reach Temporal, the marker only from somebody who may write to the account.
 func refuseBeforeExpiry(until time.Time, grant *attestation.Envelope) error {
 	if grant == nil && time.Now().Before(until) {
 		return activities.Refusef("its stamped end has not come (%s), and no grant was given", until.Format(time.RFC3339))
@@ -184,7 +185,7 @@ func refuseBeforeExpiry(until time.Time, grant *attestation.Envelope) error {
 	return nil
 }
 
-// encodePrior makes a prior state.
+// encodePrior encodes a prior state.
 func encodePrior(v any) (json.RawMessage, error) {
 	raw, err := json.Marshal(v)
 	if err != nil {

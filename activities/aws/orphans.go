@@ -15,24 +15,24 @@ import (
 	"stanch/playbooks"
 )
 
-// Orphan is something contained whose stamped end has passed.
+// Orphan is a contained object whose stamped end has passed.
 type Orphan struct {
-	ObjectName string // as people say it
+	ObjectName string // for people
 	Target     playbooks.Target
-	Facet      playbooks.Facet // with the target, the lease that should have ended it
-	LeaseID    string          // as it is stamped
+	Facet      playbooks.Facet // with the target, identifies the lease that should have ended it
+	LeaseID    string          // from the marker
 	ExpiredAt  time.Time
 
 	undoFunc func(ctx context.Context) (*activities.Drift, error)
 }
 
-// Undo takes it back, if it is as it was written.
+// Undo undoes the containment if the object is unchanged.
 func (o Orphan) Undo(ctx context.Context) (*activities.Drift, error) { return o.undoFunc(ctx) }
 
-// maxAccountPages bounds how much of an account is looked at in one round.
+// maxAccountPages limits how much of an account one sweep reads.
 const maxAccountPages = 200
 
-// FindOrphans lists everything of this package's in the account whose stamped end is before the time given.
+// FindOrphans returns everything that this package contained in the account and whose stamped end is before a time.
 func (a *Account) FindOrphans(ctx context.Context, before time.Time) ([]Orphan, error) {
 	var out []Orphan
 	pages := iam.NewGetAccountAuthorizationDetailsPaginator(a.iam, &iam.GetAccountAuthorizationDetailsInput{
@@ -82,7 +82,7 @@ func (a *Account) orphanedPolicies(p principal, policies []types.PolicyDetail, b
 	return out
 }
 
-// orphanedTrust finds a role whose trust policy still denies. What others wrote in it stays as it is.
+// orphanedTrust returns a role whose trust policy still denies. Statements of others stay.
 func (a *Account) orphanedTrust(p principal, text string, before time.Time) []Orphan {
 	t, err := parseTrustPolicy(text)
 	if err != nil {
@@ -104,7 +104,7 @@ func (a *Account) orphanedTrust(p principal, text string, before time.Time) []Or
 		}
 		rest, holds, _ := t.splitOwnStatements()
 		if len(holds) == 0 || slices.ContainsFunc(holds, func(h trustDeny) bool { return !h.expiresAt.Before(before) }) {
-			return nil, nil // it was ended, or held anew, meanwhile
+			return nil, nil // it was ended or renewed meanwhile
 		}
 		return nil, (&denyAssumeAction{a}).putTrustPolicy(ctx, now, rest.render())
 	}

@@ -12,7 +12,7 @@ import (
 	testaws "stanch/testenv/aws"
 )
 
-// A terminated workflow leaves what it contained; its stamp is what finds it.
+// A terminated workflow leaves its containments; the orphan sweep finds them by their markers.
 func TestWhatOutlivedItsLeaseIsFoundByItsStamp(t *testing.T) {
 	w := newFixture(t, nil)
 	user, key := w.createUser("u")
@@ -28,7 +28,7 @@ func TestWhatOutlivedItsLeaseIsFoundByItsStamp(t *testing.T) {
 		r.ExpiresAt = time.Now().Add(-time.Hour)
 		w.planAndApply(r)
 	}
-	w.planAndApply(newLeaseRequest("aws.role.revoke-sessions", revoked, 2*time.Hour, "")) // is held still
+	w.planAndApply(newLeaseRequest("aws.role.revoke-sessions", revoked, 2*time.Hour, "")) // still in force
 	held := w.principalState(revoked)
 
 	account, err := aws.Open(t.Context(), aws.Options{Region: testaws.Region, Endpoint: w.URL})

@@ -17,10 +17,10 @@ import (
 	"stanch/playbooks"
 )
 
-// roleAnnotation is how a service account names its role for IRSA.
+// roleAnnotation is the annotation in which a service account names its role for IRSA.
 const roleAnnotation = "eks.amazonaws.com/role-arn"
 
-// podReadPermissions are what a pod's identity is read with.
+// podReadPermissions returns the permissions for reading a pod's identity.
 func podReadPermissions() []playbooks.KubernetesPermission {
 	return []playbooks.KubernetesPermission{{Groups: []string{""}, Resources: []string{"pods"}, Verbs: []string{"get"}}}
 }
@@ -29,13 +29,13 @@ func associationReadPermissions() []playbooks.IAMPermission {
 	return []playbooks.IAMPermission{{Actions: []string{"eks:ListPodIdentityAssociations", "eks:DescribePodIdentityAssociation"}, Resources: []string{"*"}}}
 }
 
-// podInfo is what of a pod tells who it is in AWS.
+// podInfo is the part of a pod that identifies it in AWS.
 type podInfo struct {
 	namespace, serviceAccount string
-	accessKeyIDs              []string // access keys that stand in its environment in clear
+	accessKeyIDs              []string // access keys in plain text in its environment
 }
 
-// readPod reads the very pod of a target; one that is gone is a *gone error.
+// readPod reads the pod with the target's UID. It returns a *principalGoneError if the pod is gone.
 func readPod(ctx context.Context, client kubernetes.Interface, t playbooks.Target) (podInfo, error) {
 	if t.Kind != playbooks.TargetPod {
 		return podInfo{}, activities.Refusef("%s is no pod", t)
@@ -57,10 +57,11 @@ func readPod(ctx context.Context, client kubernetes.Interface, t playbooks.Targe
 
 var accessKeyIDPattern = regexp.MustCompile(`^AKIA[0-9A-Z]{12,28}$`)
 
-// maxAccessKeys bounds how many keys of one pod are looked at.
+// maxAccessKeys is the maximum number of keys of one pod.
 const maxAccessKeys = 5
 
-// findAccessKeyIDs finds long-lived access keys in a pod's environment. Those in secrets are not looked for: Stanch may not read any.
+// findAccessKeyIDs returns long-lived access keys in a pod's environment. It does not search secrets, which Stanch may
+// not read.
 func findAccessKeyIDs(pod *corev1.Pod) []string {
 	var keys []string
 	for _, c := range pod.Spec.Containers {
@@ -73,14 +74,14 @@ func findAccessKeyIDs(pod *corev1.Pod) []string {
 	return keys
 }
 
-// podIdentityAssociation is what EKS Pod Identity gives to a service account.
+// podIdentityAssociation is an association of EKS Pod Identity.
 type podIdentityAssociation struct {
 	id, role         string
-	chainedRole      string // a further role that it assumes
+	chainedRole      string // another role that it assumes
 	sessionsUntagged bool   // its sessions do not name the pod
 }
 
-// findAssociation finds that of a service account; nil if there is none.
+// findAssociation returns the association of a service account; nil if there is none.
 func (a *Account) findAssociation(ctx context.Context, namespace, account string) (*podIdentityAssociation, error) {
 	if a.Cluster == "" {
 		return nil, activities.Refusef("EKS Pod Identity cannot be looked up: add `cluster:`, the EKS cluster's name, to `aws:` in stanch.yaml")
@@ -109,14 +110,14 @@ func (a *Account) describeAssociation(ctx context.Context, id string) (*podIdent
 	}, nil
 }
 
-// tooManyAssociationsError says that there are more associations than were looked at.
+// tooManyAssociationsError means that there are more associations than the limit.
 type tooManyAssociationsError int
 
 func (e tooManyAssociationsError) Error() string {
 	return fmt.Sprintf("the cluster has %d associations or more, %d were looked at", int(e), maxAssociations)
 }
 
-// associationsForRole finds the service accounts, as namespace and name, to which EKS Pod Identity gives a role.
+// associationsForRole returns the service accounts, as namespace and name, with an association to a role.
 func (a *Account) associationsForRole(ctx context.Context, role string) ([][2]string, error) {
 	out, err := a.eks.ListPodIdentityAssociations(ctx, &eks.ListPodIdentityAssociationsInput{ClusterName: &a.Cluster})
 	if err != nil {

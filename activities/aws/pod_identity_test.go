@@ -30,7 +30,7 @@ type clusterFixture struct {
 	namespace string
 }
 
-// restrictedClient is a client with exactly the rights that the specs declare.
+// restrictedClient returns a client with exactly the permissions that the specs declare.
 func (e *clusterFixture) restrictedClient(t *testing.T) kubernetes.Interface {
 	t.Helper()
 	var rules []rbacv1.PolicyRule
@@ -187,7 +187,7 @@ func testDenyPod(t *testing.T, e *clusterFixture, role playbooks.Target) {
 	require.True(t, e.planWithoutLease(first).AlreadyHeld)
 	require.False(t, e.planWithoutLease(second).AlreadyHeld, "its sibling is free")
 
-	// Two pods of one role are held apart: each ends by itself.
+	// Two pods of one role have separate leases: each ends by itself.
 	other, _ := e.planAndApply(second)
 	require.Len(t, e.inlinePolicies(role.Name), 3)
 	require.Nil(t, e.undo(first, plan, releaseGrant))
@@ -196,7 +196,7 @@ func testDenyPod(t *testing.T, e *clusterFixture, role playbooks.Target) {
 	holds, _ = e.verify(first, plan)
 	require.False(t, holds)
 
-	// What was stolen from a pod outlives it: so does the deny.
+	// Credentials stolen from a pod outlive it, and so does the deny.
 	now := int64(0)
 	require.NoError(t, e.cluster.Client().CoreV1().Pods(e.namespace).Delete(t.Context(), "two", metav1.DeleteOptions{GracePeriodSeconds: &now}))
 	lab.Eventually(t, 30*time.Second, "the pod to go", func() error {

@@ -14,34 +14,34 @@ import (
 	"stanch/playbooks"
 )
 
-// principal is a role or a user as IAM has it now.
+// principal is a role or a user, as read from IAM.
 type principal struct {
 	Kind playbooks.TargetKind `json:"kind"`
 	Name string               `json:"name"`
 	ID   string               `json:"id"` // RoleId or UserId
 	ARN  string               `json:"arn"`
 
-	maxSession      time.Duration // of a role's sessions
-	trustPolicyText string        // of a role
+	maxSession      time.Duration // maximum session of a role
+	trustPolicyText string        // trust policy of a role
 	role            *iam.GetRoleOutput
 	fetchedAt       time.Time // by IAM's clock
 }
 
 func (p principal) String() string { return fmt.Sprintf("%s %s", p.Kind, p.Name) }
 
-// target is the principal as playbooks name it.
+// target returns the principal as a playbook target.
 func (p principal) target(namespace, account string) playbooks.Target {
 	return playbooks.Target{Kind: p.Kind, Namespace: namespace, Name: p.Name, UID: p.ID, Account: accountFromARN(p.ARN), ARN: p.ARN, ServiceAccount: account}
 }
 
-// principalGoneError says that the name has another id, or none.
+// principalGoneError means that the name belongs to another principal, or to none.
 type principalGoneError struct{ detail string }
 
 func (g *principalGoneError) Error() string { return g.detail }
 
 func (g *principalGoneError) Unwrap() error { return activities.ErrTargetGone }
 
-// refuseIfGone makes a refusal of what is gone.
+// refuseIfGone converts a *principalGoneError to a refusal.
 func refuseIfGone(err error) error {
 	if g, ok := err.(*principalGoneError); ok { //nolint:errorlint // made here and never wrapped
 		return activities.Refusef("%s", g.detail)
@@ -49,7 +49,7 @@ func refuseIfGone(err error) error {
 	return err
 }
 
-// findPrincipal reads a role or user and makes sure that it is the very one: a *gone error if it is not.
+// findPrincipal reads a role or user and compares its id. It returns a *principalGoneError if the id differs.
 func (a *Account) findPrincipal(ctx context.Context, t playbooks.Target) (principal, error) {
 	if t.UID == "" || t.Name == "" {
 		return principal{}, activities.Refusef("the %s has no id: take it from `enrich: aws.identity`", t.Kind)
@@ -77,7 +77,7 @@ func (a *Account) findPrincipal(ctx context.Context, t playbooks.Target) (princi
 	return p, nil
 }
 
-// LookupRoleID returns the RoleId of the role with this name, which is never reused.
+// LookupRoleID returns the RoleId of the role with this name. RoleIds are never reused.
 func (a *Account) LookupRoleID(ctx context.Context, name string) (string, error) {
 	p, err := a.readRole(ctx, name)
 	if err != nil {
@@ -90,7 +90,7 @@ func (a *Account) readRole(ctx context.Context, name string) (principal, error) 
 	out, err := a.iam.GetRole(ctx, &iam.GetRoleInput{RoleName: &name})
 	if err != nil {
 		if isNotFound(err) {
-			return principal{}, err //nolint:wrapcheck // the caller says what is gone
+			return principal{}, err //nolint:wrapcheck // the caller adds context
 		}
 		return principal{}, wrapError(err, "iam:GetRole", "read role "+name)
 	}
@@ -112,7 +112,7 @@ func (a *Account) readUser(ctx context.Context, name string) (principal, error) 
 	out, err := a.iam.GetUser(ctx, &iam.GetUserInput{UserName: &name})
 	if err != nil {
 		if isNotFound(err) {
-			return principal{}, err //nolint:wrapcheck // the caller says what is gone
+			return principal{}, err //nolint:wrapcheck // the caller adds context
 		}
 		return principal{}, wrapError(err, "iam:GetUser", "read user "+name)
 	}
@@ -120,7 +120,7 @@ func (a *Account) readUser(ctx context.Context, name string) (principal, error) 
 	return principal{Kind: playbooks.TargetUser, Name: awssdk.ToString(u.UserName), ID: awssdk.ToString(u.UserId), ARN: awssdk.ToString(u.Arn), fetchedAt: time.Now()}, nil
 }
 
-// readInlinePolicy reads an inline policy; "" if there is none.
+// readInlinePolicy returns an inline policy; "" if there is none.
 func (a *Account) readInlinePolicy(ctx context.Context, p principal, policy string) (string, error) {
 	var text string
 	var err error
@@ -176,10 +176,10 @@ func (a *Account) deleteInlinePolicy(ctx context.Context, p principal, policy st
 	return wrapError(err, permission, fmt.Sprintf("delete policy %s of %s", policy, p))
 }
 
-// maxInlinePolicies bounds how many inline policies of one principal are looked at.
+// maxInlinePolicies is the maximum number of inline policies that are read of one principal.
 const maxInlinePolicies = 60
 
-// listInlinePolicies lists inline policies.
+// listInlinePolicies returns the names of inline policies.
 func (a *Account) listInlinePolicies(ctx context.Context, p principal) ([]string, error) {
 	var names []string
 	var marker *string
@@ -205,5 +205,5 @@ func (a *Account) listInlinePolicies(ctx context.Context, p principal) ([]string
 	return names, nil
 }
 
-// isStanchPolicy tells whether a name is that of a policy of this package.
+// isStanchPolicy reports whether a policy's name is one of this package.
 func isStanchPolicy(policy string) bool { return strings.HasPrefix(policy, "stanch-") }

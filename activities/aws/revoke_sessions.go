@@ -12,7 +12,7 @@ import (
 	"stanch/sensors/duration"
 )
 
-// tokenIssueTimeKey is the condition key of when a session's credentials were made.
+// tokenIssueTimeKey is the condition key of the time at which a session's credentials were issued.
 const tokenIssueTimeKey = "aws:TokenIssueTime"
 
 const revokePrefix = "stanch-revoke-"
@@ -26,13 +26,13 @@ func (*revokeSessionsAction) Spec() playbooks.ActionSpec {
 	return playbooks.ActionSpec{
 		Name: "aws.role.revoke-sessions", Verb: playbooks.VerbContain, Class: playbooks.ClassDisrupt, Facet: playbooks.FacetIdentity,
 		Targets: []playbooks.TargetKind{playbooks.TargetRole}, Reversible: true, EndMechanism: playbooks.EndByProvider, D3FENDTechnique: "D3-ACI", AttemptTimeout: 30 * time.Second,
-		MinDuration:        time.Hour, // no role's longest session is shorter
+		MinDuration:        time.Hour, // the minimum of a role's maximum session
 		Doc:                "Deny everything to all credentials that the role issued until now; every workload that shares the role must request new ones.",
 		PlanIAMPermissions: rolePlanPermissions(), ApplyIAMPermissions: inlineRolePermissions(),
 	}
 }
 
-// rolePlanPermissions and inlineRolePermissions are the permissions of an inline deny on a role.
+// rolePlanPermissions and inlineRolePermissions return the permissions of an inline deny on a role.
 func rolePlanPermissions() []playbooks.IAMPermission {
 	return []playbooks.IAMPermission{rolePermission("iam:GetRole", "iam:ListRolePolicies", "iam:GetRolePolicy")}
 }
@@ -56,11 +56,11 @@ func (*revokeSessionsAction) buildDeny(p principal, r activities.Request) inline
 			at := p.fetchedAt
 			if have != nil {
 				if was, err := time.Parse(time.RFC3339, have.Condition["DateLessThan"][tokenIssueTimeKey]); err == nil {
-					at = was // what was revoked first stays so, and the workload's new sessions stay good
+					at = was // revoked sessions stay revoked, and new sessions of the workload stay valid
 				}
 			}
 			until := truncateExpiry(r.ExpiresAt)
-			// Taken away before the oldest of the revoked sessions has ended, it would give them back.
+			// If the policy were removed before the oldest revoked session has expired, that session would work again.
 			if last := truncateExpiry(at.Add(p.maxSession)); r.ReleaseGrant == nil && last.After(until) {
 				until = last
 			}
@@ -76,7 +76,7 @@ func (*revokeSessionsAction) buildDeny(p principal, r activities.Request) inline
 	}
 }
 
-// Plan says what would be revoked.
+// Plan returns what would be revoked.
 func (a *revokeSessionsAction) Plan(ctx context.Context, r activities.Request) (activities.Plan, error) {
 	if err := a.account.checkConfigured(); err != nil {
 		return activities.Plan{}, err
@@ -107,7 +107,7 @@ func (a *revokeSessionsAction) Plan(ctx context.Context, r activities.Request) (
 	}, err
 }
 
-// Apply revokes.
+// Apply puts the deny policy and verifies it.
 func (a *revokeSessionsAction) Apply(ctx context.Context, r activities.Request, _ json.RawMessage, _ attestation.Envelope) (activities.Effect, error) {
 	if err := a.account.checkConfigured(); err != nil {
 		return activities.Effect{}, err
@@ -119,7 +119,7 @@ func (a *revokeSessionsAction) Apply(ctx context.Context, r activities.Request, 
 	return a.account.applyInline(ctx, p, a.buildDeny(p, r), r)
 }
 
-// Verify asks AWS whether a session from before would be denied.
+// Verify asks AWS whether a session from before the revocation would be denied.
 func (a *revokeSessionsAction) Verify(ctx context.Context, r activities.Request, _ json.RawMessage) (bool, string, error) {
 	if err := a.account.checkConfigured(); err != nil {
 		return false, "", err
@@ -127,7 +127,7 @@ func (a *revokeSessionsAction) Verify(ctx context.Context, r activities.Request,
 	return a.account.verifyInline(ctx, r.Target, a.buildDeny(principal{fetchedAt: time.Now()}, r), r)
 }
 
-// Undo takes the policy away.
+// Undo deletes the deny policy.
 func (a *revokeSessionsAction) Undo(ctx context.Context, r activities.Request, _ json.RawMessage, grant *attestation.Envelope) (*activities.Drift, error) {
 	if err := a.account.checkConfigured(); err != nil {
 		return nil, err

@@ -6,14 +6,14 @@ import (
 	"strings"
 )
 
-// riskyPermission is a permission that lets an attacker go further than the workload needs.
+// riskyPermission is a permission that lets an attacker do more than the workload needs.
 type riskyPermission struct {
-	action             string // a statement that allows this is dangerous
+	action             string // a statement that allows this is risky
 	onlyOnAllResources bool   // only on every resource
 	description        string
 }
 
-// riskyPermissions are in falling order of harm: of a statement the first that fits is told.
+// riskyPermissions returns the table, most harmful first. Only the first match of a statement is reported.
 func riskyPermissions() []riskyPermission {
 	return []riskyPermission{
 		{"*", true, "may do everything"},
@@ -37,7 +37,7 @@ func riskyPermissions() []riskyPermission {
 	}
 }
 
-// describeRiskyPermissions tells what of a policy document is dangerous, a sentence each.
+// describeRiskyPermissions returns the risky permissions of a policy document, a sentence each.
 func describeRiskyPermissions(text string) []string {
 	v, err := decodeJSON(text)
 	doc, ok := v.(map[string]any)
@@ -87,7 +87,7 @@ func assessStatement(s map[string]any) string {
 			continue
 		}
 		for _, a := range actions {
-			// "*" in the table is only itself; in a policy it allows everything.
+			// "*" in the table matches only itself; in a policy it allows everything.
 			if d.action == "*" && (a == "*" || a == "*:*") || d.action != "*" && matchesWildcardFold(a, d.action) {
 				return fmt.Sprintf("%s (%s)", d.description, truncate(a, 60))
 			}
@@ -101,7 +101,7 @@ func assessStatement(s map[string]any) string {
 	return ""
 }
 
-// summarize says in sentences whom a trust policy lets in.
+// summarize returns sentences about who may assume the role.
 func (t trustPolicy) summarize() []string {
 	var out []string
 	for _, s := range t.statements {

@@ -10,10 +10,10 @@ import (
 	"github.com/aws/aws-sdk-go-v2/service/iam/types"
 )
 
-// probeActions are the actions that a simulation asks about: harmless, and of several services. All must be denied.
+// probeActions are the actions of a simulation: harmless, and of several services. All must be denied.
 var probeActions = []string{"s3:GetObject", "sts:AssumeRole", "ec2:DescribeInstances"}
 
-// sessionContextKey is a key of a session's context, such as the time at which it was issued.
+// sessionContextKey is a context key of a session, such as the time at which it was issued.
 type sessionContextKey struct {
 	name, value string
 	isDate      bool
@@ -27,18 +27,18 @@ func podUIDContext(uid string) sessionContextKey {
 	return sessionContextKey{name: podUIDTagKey, value: uid}
 }
 
-// simulationResult is what a simulation answered.
+// simulationResult is the result of a simulation.
 type simulationResult struct {
 	denied      bool
-	detail      string // what it answered, or why it did not
-	unavailable bool   // it did not answer
+	detail      string // the result, or why there is none
+	unavailable bool   // the simulation failed
 }
 
-// simulateDeny asks AWS whether such a session would be denied everything. An error is the context's end only: that the
-// service does not answer is an answer.
+// simulateDeny asks AWS whether a session would be denied everything. It returns an error only if the context ends; a
+// failed simulation is a result.
 func (a *Account) simulateDeny(ctx context.Context, p principal, keys ...sessionContextKey) (simulationResult, error) {
 	in := &iam.SimulatePrincipalPolicyInput{PolicySourceArn: &p.ARN, ActionNames: probeActions}
-	// The end of a deny is a condition on the time: asked is what holds now.
+	// The end of a deny is a condition on the time, so the simulation uses the current time.
 	now := sessionContextKey{name: currentTimeKey, value: time.Now().UTC().Format(time.RFC3339), isDate: true}
 	for _, k := range append([]sessionContextKey{now}, keys...) {
 		kind := types.ContextKeyTypeEnumString
@@ -67,10 +67,10 @@ func (a *Account) simulateDeny(ctx context.Context, p principal, keys ...session
 	return simulationResult{denied: true, detail: "the policy simulation says that such a session is denied everything"}, nil
 }
 
-// maxPropagationDelay is how long a simulation may take to see what was written: IAM is consistent in the end only.
+// maxPropagationDelay is how long a simulation may need to see a change: IAM is eventually consistent.
 const maxPropagationDelay = 8 * time.Second
 
-// simulateUntilDenied simulates until the deny is seen, or until it should have been.
+// simulateUntilDenied repeats the simulation until it denies, or until maxPropagationDelay is over.
 func (a *Account) simulateUntilDenied(ctx context.Context, p principal, keys ...sessionContextKey) (simulationResult, error) {
 	begin := time.Now()
 	for {

@@ -13,7 +13,7 @@ import (
 
 const assumeWithWebIdentityAction = "sts:AssumeRoleWithWebIdentity"
 
-// trustPolicy is a role's trust policy: its statements, and all else that is in it as it is.
+// trustPolicy is a role's trust policy: its statements, and all other fields unchanged.
 type trustPolicy struct {
 	otherFields map[string]any
 	statements  []any
@@ -32,7 +32,7 @@ func parseTrustPolicy(text string) (trustPolicy, error) {
 	switch s := fields["Statement"].(type) {
 	case []any:
 		t.statements = s
-	case map[string]any: // one statement may stand alone
+	case map[string]any: // a single statement needs no list
 		t.statements = []any{s}
 	}
 	delete(fields, "Statement")
@@ -49,16 +49,16 @@ func (t trustPolicy) render() string {
 	return string(raw)
 }
 
-// trustStatementIDPattern is how the statements are called that untrust adds: lease, number, end.
+// trustStatementIDPattern matches the ids of statements that aws.irsa.untrust adds: lease, number, end.
 var trustStatementIDPattern = regexp.MustCompile(`^Stanch([a-z2-7]{16})n[0-9]{1,3}Until([0-9]{8}T[0-9]{6}Z)$`)
 
-// hold is what of a trust policy is a lease's.
+// trustDeny is a lease's part of a trust policy.
 type trustDeny struct {
-	shortLeaseID string // its short id
+	shortLeaseID string // short id of the lease
 	expiresAt    time.Time
 }
 
-// splitOwnStatements takes the statements of holds out: what rests is what others wrote.
+// splitOwnStatements removes the leases' statements; rest is what others wrote.
 func (t trustPolicy) splitOwnStatements() (rest trustPolicy, holds []trustDeny, theirs []any) {
 	rest = trustPolicy{otherFields: t.otherFields}
 	for _, s := range t.statements {
@@ -77,7 +77,7 @@ func (t trustPolicy) splitOwnStatements() (rest trustPolicy, holds []trustDeny, 
 	return rest, holds, theirs
 }
 
-// withDeny adds a deny for the subjects, a statement for each identity provider that the role trusts.
+// withDeny adds a deny for the subjects, one statement for each identity provider that the role trusts.
 func (t trustPolicy) withDeny(subjects []string, lease string, until time.Time) trustPolicy {
 	out := trustPolicy{otherFields: t.otherFields, statements: slices.Clone(t.statements)}
 	for i, provider := range t.identityProviders() {
@@ -101,13 +101,13 @@ func toAnySlice(words []string) []any {
 	return out
 }
 
-// issuerFromARN is the part of an identity provider's ARN by which condition keys name it.
+// issuerFromARN returns the part of an identity provider's ARN that condition keys use.
 func issuerFromARN(provider string) string {
 	_, name, _ := strings.Cut(provider, ":oidc-provider/")
 	return name
 }
 
-// identityProviders are the identity providers that an Allow of the trust policy names.
+// identityProviders returns the identity providers in the Allow statements.
 func (t trustPolicy) identityProviders() []string {
 	var out []string
 	for _, s := range t.statements {
@@ -125,7 +125,7 @@ func (t trustPolicy) identityProviders() []string {
 	return out
 }
 
-// allowsSubject tells whether a subject may assume the role by its web identity, as far as conditions on the subject say.
+// allowsSubject reports whether a subject may assume the role by web identity, by the conditions on the subject.
 func (t trustPolicy) allowsSubject(subject string) bool {
 	for _, s := range t.statements {
 		m, _ := s.(map[string]any)
@@ -159,7 +159,7 @@ func (t trustPolicy) allowsSubject(subject string) bool {
 	return false
 }
 
-// stringOrList is a value that may be one string or a list of them.
+// stringOrList returns the elements of a string or a list of strings.
 func stringOrList(v any) []string {
 	switch v := v.(type) {
 	case string:
@@ -176,10 +176,10 @@ func stringOrList(v any) []string {
 	return nil
 }
 
-// matchesWildcard is IAM's: * and ?, and no other character is special.
+// matchesWildcard matches as IAM does: only * and ? are special.
 func matchesWildcard(pattern, s string) bool {
 	escaped := strings.NewReplacer(`\`, `\\`, `[`, `\[`).Replace(pattern)
-	// path.Match stops at slashes; there are none in what is compared here once they are replaced.
+	// path.Match stops at slashes, so they are replaced on both sides.
 	ok, err := path.Match(strings.ReplaceAll(escaped, "/", "\x00"), strings.ReplaceAll(s, "/", "\x00"))
 	return err == nil && ok
 }

@@ -1,7 +1,7 @@
-// Package outside calls other products over HTTP.
+// Package httpclient calls other products over HTTP.
 //
-// It refuses to go anywhere but to the address that is configured: it follows no redirect. It reads a bounded answer in
-// bounded time, and says neither addresses nor secrets in what it reports, since both may open a door.
+// It connects only to the configured address and follows no redirects. It limits the size and the time of a response.
+// Its errors contain neither addresses nor secrets, because an address may grant access too.
 package httpclient
 
 import (
@@ -23,50 +23,51 @@ import (
 	"stanch/sensors/redact"
 )
 
-// The bounds of one call.
+// Limits of one call.
 const (
 	callTimeout      = 10 * time.Second
 	maxResponseBytes = 1 << 20
-	maxQuotedRunes   = 200 // characters of an answer that are repeated in an error
+	maxQuotedRunes   = 200 // characters of a response that an error repeats
 )
 
-// The bounds of what the other side may ask Stanch to wait.
+// Limits of the delay that a service may request.
 const (
 	minRetryDelay = time.Second
 	maxRetryDelay = time.Hour
-	// defaultRetryDelay is how long to wait where a limit was met and nobody says for how long.
+	// defaultRetryDelay is the delay if a rate limit is exceeded and the response names none.
 	defaultRetryDelay = time.Minute
 )
 
-// ErrOutcomeUnknown says that the other side may have done what it was asked to: no answer came, or one that tells nothing.
+// ErrOutcomeUnknown means that the service may have processed the request: no response came, or an inconclusive one.
 var ErrOutcomeUnknown = errors.New("whether it was done is not known")
 
-// Client is a product that is called.
+// Client calls one product. It is safe for concurrent use.
 type Client struct {
-	// Name is how errors call it; the address is not told.
+	// Name identifies the product in errors, which do not contain the address.
 	Name string
-	// BaseURL is what every call's path is put behind.
+	// BaseURL is prepended to every call's path.
 	BaseURL string
-	// Header goes with every call.
+	// Header is sent with every call.
 	Header http.Header
-	// Secrets are taken out of what is reported, wherever they turn up.
+	// Secrets are removed from every error.
 	Secrets []string
-	// HTTPClient is for tests and private roots. Nil is a client of its own.
+	// HTTPClient is for tests and private root certificates. Nil means a default client.
 	HTTPClient *http.Client
 }
 
-// Call sends a request and gives the answer's body if it is one of success. A *activities.Refusal says that trying again
-// does not help, a *activities.RetryAfterError when to try again.
+// Call sends a request and returns the body of a successful response. A *activities.Refusal means that retrying does
+// not help; a *activities.RetryAfterError says when to retry.
 func (p *Client) Call(ctx context.Context, method, path string, header http.Header, body []byte) ([]byte, error) {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
 	address := p.BaseURL
 	if path != "" {
-		address = strings.TrimRight(p.BaseURL, "/") + "/" + strings.TrimLeft(path, "/") // never a longer name of the host
+		// never appended to the host name
+		address = strings.TrimRight(p.BaseURL, "/") + "/" + strings.TrimLeft(path, "/")
 	}
 	request, err := http.NewRequestWithContext(ctx, method, address, bytes.NewReader(body))
 	if err != nil {
-		return nil, activities.Refusef("the address of %s is not a URL", p.Name) // err would tell it
+		return nil, activities.Refusef("the address of %s is not a URL", p.Name) // err would contain it
 	}
 	for _, from := range []http.Header{p.Header, header} {
 		maps.Copy(request.Header, from)
@@ -101,7 +102,7 @@ func (p *Client) Call(ctx context.Context, method, path string, header http.Head
 	return data, nil
 }
 
-// responseError makes the error of an answer that is none of success.
+// responseError returns the error of an unsuccessful response.
 func (p *Client) responseError(answer *http.Response, body []byte) error {
 	said := p.errorMessage(body)
 	status := answer.StatusCode
@@ -117,7 +118,7 @@ func (p *Client) responseError(answer *http.Response, body []byte) error {
 	return activities.Refusef("%s answered %d%s", p.Name, status, said)
 }
 
-// errorMessage is what an answer says for people, if it does.
+// errorMessage returns the message for people in a response, or "".
 func (p *Client) errorMessage(body []byte) string {
 	var answer struct {
 		Message json.RawMessage   `json:"message"`       // GitHub, GitLab
@@ -144,7 +145,7 @@ func (p *Client) errorMessage(body []byte) string {
 	return ": " + text
 }
 
-// redactSecrets takes the peer's secrets and its address out of a text.
+// redactSecrets removes the product's secrets and its address from a text.
 func (p *Client) redactSecrets(text string) string {
 	for _, secret := range append([]string{p.BaseURL}, p.Secrets...) {
 		if secret != "" {
@@ -154,7 +155,7 @@ func (p *Client) redactSecrets(text string) string {
 	return redact.Text(text)
 }
 
-// RetryDelay tells whether an answer says that the caller is too fast or the other side too busy, and for how long.
+// RetryDelay reports whether a response asks to retry later, because of a rate limit or an overload, and the delay.
 func RetryDelay(answer *http.Response, now time.Time) (time.Duration, bool) {
 	h := answer.Header
 	after, said := parseRetryAfter(h.Get("Retry-After"), now)
@@ -164,7 +165,7 @@ func RetryDelay(answer *http.Response, now time.Time) (time.Duration, bool) {
 		if !said {
 			return 0, false
 		}
-	case http.StatusForbidden: // GitHub's limits; any other 403 is a no
+	case http.StatusForbidden: // GitHub's rate limits; any other 403 is final
 		if !said && h.Get("X-Ratelimit-Remaining") != "0" {
 			return 0, false
 		}
@@ -182,7 +183,7 @@ func RetryDelay(answer *http.Response, now time.Time) (time.Duration, bool) {
 	return min(max(after, minRetryDelay), maxRetryDelay), true
 }
 
-// parseRetryAfter reads seconds or a date.
+// parseRetryAfter parses a Retry-After header: seconds or a date.
 func parseRetryAfter(value string, now time.Time) (time.Duration, bool) {
 	if seconds, err := strconv.ParseUint(value, 10, 31); err == nil {
 		return time.Duration(seconds) * time.Second, true

@@ -13,12 +13,12 @@ import (
 	"stanch/sensors/redact"
 )
 
-// SanitizeLine makes a string that may be an attacker's fit to be shown in one line of at most so many characters.
+// SanitizeLine returns an attacker-controlled string as one printable line of at most the given number of characters.
 func SanitizeLine(s string, most int) string {
 	return truncate(redact.Text(redact.EscapeControlChars(strings.Join(strings.Fields(s), " "))), most)
 }
 
-// SanitizeText makes a string that may be an attacker's fit to be shown; its lines stay lines.
+// SanitizeText returns an attacker-controlled string as printable text; it keeps line breaks.
 func SanitizeText(s string, most int) string {
 	s = strings.NewReplacer("\r\n", "\n", "\r", "\n").Replace(s)
 	lines := strings.Split(s, "\n")
@@ -35,8 +35,8 @@ func truncate(s string, most int) string {
 	return s
 }
 
-// IdempotencyKey names what a step sends, so that a receiver can drop repetitions: the same for every attempt of one activity, and
-// no other's. at is when the step began, whichever attempt this is.
+// IdempotencyKey returns an id of a step's message, so that a receiver can drop repetitions. It is the same for every
+// attempt of one activity, and different for any other. at is when the step began, whichever attempt this is.
 func IdempotencyKey(ctx context.Context, r activities.Request, to string) (id string, at time.Time) {
 	parts := []string{r.Action, r.IncidentRef.ID, to}
 	if activity.IsActivity(ctx) {
@@ -47,7 +47,7 @@ func IdempotencyKey(ctx context.Context, r activities.Request, to string) (id st
 	}
 	h := sha256.New()
 	for _, p := range parts {
-		sum := sha256.Sum256([]byte(p)) // so that no two lists of parts are written alike
+		sum := sha256.Sum256([]byte(p)) // fixed length, so that different lists of parts never collide
 		h.Write(sum[:])
 	}
 	return "stanch_" + hex.EncodeToString(h.Sum(nil)[:16]), at.UTC()

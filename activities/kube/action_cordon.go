@@ -13,7 +13,8 @@ import (
 	"stanch/sensors/attestation"
 )
 
-// cordonAction takes a pod as its target, and holds the node under it: detections, evidence and scopes are the pod's.
+// cordonAction cordons the node of a target pod. The target is a pod because detections, evidence and scopes are about
+// pods.
 type cordonAction struct{ client kubernetes.Interface }
 
 var _ activities.Containment = (*cordonAction)(nil)
@@ -33,7 +34,7 @@ func (a *cordonAction) cordonRequest(r activities.Request) (CordonRequest, error
 	return CordonRequest{Pod: pod, Lease: LeaseForRequest(r)}, err
 }
 
-// requestWithPrior is a request with what its plan saved: the node stays what is held, also when the pod is gone.
+// requestWithPrior returns the request and the saved prior state, which names the node even after the pod is gone.
 func (a *cordonAction) requestWithPrior(r activities.Request, raw json.RawMessage) (CordonRequest, CordonPrior, error) {
 	request, err := a.cordonRequest(r)
 	if err != nil {
@@ -115,7 +116,7 @@ func (a *cordonAction) Undo(ctx context.Context, r activities.Request, raw json.
 		return nil, activities.Refusef("%v", err)
 	}
 	if stamped != nil {
-		prior = *stamped // without a stamp of this lease nothing is written, whatever the request says
+		prior = *stamped // without a marker of this lease nothing is written, whatever the request says
 	}
 	drift, err := UndoCordon(ctx, a.client, request, prior)
 	if err != nil || drift == nil {

@@ -12,13 +12,13 @@ import (
 	"stanch/sensors/attestation"
 )
 
-// restartParams are the parameters of pod.restart. What an attacker left running decides nothing: the pod's own grace
-// period, which may be hours, does not count.
+// restartParams are the parameters of pod.restart. The pod's own grace period is ignored: it may be hours, and an
+// attacker may depend on it.
 type restartParams struct {
 	GraceSeconds int64 `json:"grace,omitempty" jsonschema:"minimum=1,maximum=60" doc:"seconds until its processes are killed; default 10"`
 }
 
-// restartTimeout holds the longest grace and the time in which a kubelet tells that all is gone.
+// restartTimeout covers the longest grace period and the time until the kubelet reports that all containers are gone.
 const restartTimeout = 90 * time.Second
 
 type restartAction struct{ client kubernetes.Interface }
@@ -95,7 +95,7 @@ func (a *restartAction) Verify(ctx context.Context, r activities.Request, _ json
 	return VerifyRestart(ctx, a.client, request)
 }
 
-// Undo has nothing to restore: what was in the pod is gone with it, and its controller has started another.
+// Undo does nothing: the evicted pod is gone, and its controller has started another.
 func (*restartAction) Undo(context.Context, activities.Request, json.RawMessage, *attestation.Envelope) (*activities.Drift, error) {
 	return nil, nil
 }

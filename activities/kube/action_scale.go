@@ -33,7 +33,7 @@ func (*scaleAction) Spec() playbooks.ActionSpec {
 	}
 }
 
-// fewestReplicas is the stricter of two holders' parameters.
+// fewestReplicas returns the stricter of two holders' parameters.
 func fewestReplicas(a, b json.RawMessage) (json.RawMessage, error) {
 	var x, y scaleParams
 	if err := firstError(json.Unmarshal(a, &x), json.Unmarshal(b, &y)); err != nil {
@@ -92,7 +92,7 @@ func (a *scaleAction) Apply(ctx context.Context, r activities.Request, _ json.Ra
 		return activities.Effect{}, firstError(err, toActivityRefusal(refused))
 	}
 	effect := activities.Effect{Outcome: playbooks.OutcomeChanged, AppliedAt: time.Now(), Reason: strings.Join(plan.Conflicts, "; ")}
-	// Pods take their time to go; while they do the effect is applied and not yet observed.
+	// Pods take time to terminate; until then the effect is applied but not verified.
 	for ctx.Err() == nil {
 		verified, refused, err := VerifyScale(ctx, a.client, request)
 		if err != nil || refused != nil {
@@ -172,10 +172,10 @@ func (a *scaleAction) Undo(ctx context.Context, r activities.Request, prior json
 	return &activities.Drift{Detail: describeDifferences(drift.Differences)}, nil
 }
 
-// checkEarlyEnd refuses to stamp an earlier end than is stamped, unless a release grant says so.
+// checkEarlyEnd refuses an end before the stamped one, unless a release grant permits it.
 func checkEarlyEnd(_ context.Context, r activities.Request, stamp func() (ExpiryMarker, error)) error {
 	if r.ReleaseGrant != nil {
-		return nil // verified where the request was permitted
+		return nil // verified when the request was authorized
 	}
 	s, err := stamp()
 	if err != nil {

@@ -58,7 +58,7 @@ func TestTheRestartAction(t *testing.T) {
 	if gone, detail, err := a.Verify(t.Context(), r, nil); !gone || err != nil {
 		t.Errorf("it said changed, and the pod is there: %s, %v", detail, err)
 	}
-	// An act that is tried again after a crash is the one that was permitted, and has nothing to do.
+	// A retry after a crash is the same permitted action, and has nothing to do.
 	after, err := a.Plan(t.Context(), r)
 	if err != nil || after.Hash() != before.Hash() || !after.NothingToDo {
 		t.Errorf("planned again: %+v, %v", after, err)

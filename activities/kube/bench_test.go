@@ -14,8 +14,8 @@ import (
 	lab "stanch/testenv/kube"
 )
 
-// BenchmarkIsolate measures what isolating by policy costs on a real API server, beside one bare create, whose
-// answer is the moment from which the object is visible. Run it on an idle machine.
+// BenchmarkIsolate measures isolation by NetworkPolicy on a real API server, next to one plain create, after whose
+// response the object is visible. Run it on an idle machine.
 func BenchmarkIsolate(b *testing.B) {
 	c := lab.Shared(b)
 	namespace := c.NewNamespace(b)

@@ -14,13 +14,13 @@ import (
 	"k8s.io/client-go/util/retry"
 )
 
-// CordonRequest asks for the node under a pod to take no new pods. A pod never moves: its UID names its node.
+// CordonRequest is a request to cordon the node of a pod. A pod never moves, so its UID identifies the node.
 type CordonRequest struct {
 	Pod   PodRef `json:"pod"`
 	Lease Lease  `json:"lease"`
 }
 
-// CordonPrior is which node it is and on account of which pod, and what was before.
+// CordonPrior is the cordoned node, the pod that identifies it, and the state before.
 type CordonPrior struct {
 	Node             string `json:"node"`
 	UID              string `json:"uid"`
@@ -28,6 +28,7 @@ type CordonPrior struct {
 	WasUnschedulable bool   `json:"was_unschedulable"`
 }
 
+// String returns the node, for messages.
 func (p CordonPrior) String() string { return "Node " + p.Node }
 
 // CordonPlan is what a cordon would change.
@@ -36,7 +37,8 @@ type CordonPlan struct {
 	Prior   CordonPrior `json:"prior"`
 }
 
-// CordonPermissions are what a cordon needs. Patch on nodes is for spec.unschedulable and the lease's annotations.
+// CordonPermissions returns the permissions of a cordon. Patch on nodes is for spec.unschedulable and the lease's
+// annotations.
 func CordonPermissions() Permissions {
 	return Permissions{
 		PlanRules:  []rbacv1.PolicyRule{newPolicyRule("", "pods", "get"), newPolicyRule("", "nodes", "get", "list")},
@@ -44,7 +46,7 @@ func CordonPermissions() Permissions {
 	}
 }
 
-// PlanCordon says what a cordon would change, and changes nothing.
+// PlanCordon returns what a cordon would change. It only reads.
 func PlanCordon(ctx context.Context, client kubernetes.Interface, r CordonRequest) (*CordonPlan, *Refusal, error) {
 	plan, _, refusal, err := r.readState(ctx, client)
 	if err != nil {
@@ -99,7 +101,7 @@ func (r CordonRequest) readState(ctx context.Context, client kubernetes.Interfac
 	return plan, node, nil, nil
 }
 
-// readSavedCordon reads what was stamped on a node. Which node it is, the node itself says.
+// readSavedCordon reads the prior state from a node's annotation. The node's name comes from the node itself.
 func readSavedCordon(node *corev1.Node) (CordonPrior, error) {
 	var prior CordonPrior
 	if err := json.Unmarshal([]byte(node.Annotations[FacetScheduling.PriorStateAnnotation()]), &prior); err != nil {
@@ -109,7 +111,8 @@ func readSavedCordon(node *corev1.Node) (CordonPrior, error) {
 	return prior, nil
 }
 
-// isSchedulable tells whether a node takes any pod: it is ready, not cordoned, and not kept for pods that tolerate it.
+// isSchedulable reports whether ordinary pods can be scheduled on a node: it is ready, not cordoned, and has no taint
+// that prevents it.
 func isSchedulable(n *corev1.Node) bool {
 	if n.Spec.Unschedulable {
 		return false
@@ -127,8 +130,8 @@ func isSchedulable(n *corev1.Node) bool {
 	return false
 }
 
-// ApplyCordon cordons the node and stamps the lease on it in one write. It may be repeated: what was saved first stays,
-// the expiry moves.
+// ApplyCordon cordons the node and stamps the lease on it in one write. It is idempotent: the saved prior state stays,
+// only the expiry changes.
 func ApplyCordon(ctx context.Context, client kubernetes.Interface, r CordonRequest) (plan *CordonPlan, refusal *Refusal, err error) {
 	err = retry.RetryOnConflict(retry.DefaultBackoff, func() error {
 		var node *corev1.Node
@@ -147,7 +150,7 @@ func ApplyCordon(ctx context.Context, client kubernetes.Interface, r CordonReque
 	return plan, refusal, nil
 }
 
-// patchNode writes the node that was judged, at the version that was judged, or the API server says conflict.
+// patchNode patches the node at the resource version that was checked; otherwise the API server returns a conflict.
 func (r CordonRequest) patchNode(ctx context.Context, client kubernetes.Interface, node *corev1.Node, unschedulable bool, label any, annotations map[string]any) error {
 	body, err := json.Marshal(map[string]any{
 		"metadata": map[string]any{
@@ -161,12 +164,12 @@ func (r CordonRequest) patchNode(ctx context.Context, client kubernetes.Interfac
 	}
 	_, err = client.CoreV1().Nodes().Patch(ctx, node.Name, mergePatchType, body, metav1.PatchOptions{FieldManager: r.Lease.FieldManager()})
 	if apierrors.IsNotFound(err) {
-		return nil // verification says so
+		return nil // verification reports it
 	}
 	return err
 }
 
-// getNode reads the node of a cordon, or nil if it is gone.
+// getNode returns the node of a cordon, or nil if it is gone.
 func (p CordonPrior) getNode(ctx context.Context, client kubernetes.Interface) (*corev1.Node, error) {
 	node, err := client.CoreV1().Nodes().Get(ctx, p.Node, metav1.GetOptions{})
 	if apierrors.IsNotFound(err) || err == nil && string(node.UID) != p.UID {
@@ -178,7 +181,7 @@ func (p CordonPrior) getNode(ctx context.Context, client kubernetes.Interface) (
 	return node, nil
 }
 
-// VerifyCordon observes whether the node is cordoned and carries the lease. The pod may be gone: the node is held.
+// VerifyCordon reports whether the node is cordoned and carries the lease's marker. The pod may be gone.
 func VerifyCordon(ctx context.Context, client kubernetes.Interface, r CordonRequest, prior CordonPrior) (*Verification, *Refusal, error) {
 	node, err := prior.getNode(ctx, client)
 	if err != nil {
@@ -197,10 +200,9 @@ func VerifyCordon(ctx context.Context, client kubernetes.Interface, r CordonRequ
 	return v, nil, nil
 }
 
-// UndoCordon puts back what was before and takes the lease's annotations off. A node that is gone needs no undo, nor
-// does one that was undone before. If our stamp is gone or another's while it is cordoned, nothing is touched and the
-// drift says what differs. A second cordon by somebody looks the same as the first: who wants it to outlive the lease
-// takes the stamp off.
+// UndoCordon restores the prior state and removes the lease's annotations. It does nothing if the node is gone or the
+// cordon was undone before. If the node is cordoned without this lease's marker, it changes nothing and returns a
+// drift. A second cordon by somebody else looks like the first; to keep a cordon after the lease, remove the marker.
 func UndoCordon(ctx context.Context, client kubernetes.Interface, r CordonRequest, prior CordonPrior) (drift *Drift, err error) {
 	err = retry.RetryOnConflict(retry.DefaultBackoff, func() error {
 		drift, err = undoCordonOnce(ctx, client, r, prior)
@@ -219,7 +221,7 @@ func undoCordonOnce(ctx context.Context, client kubernetes.Interface, r CordonRe
 	}
 	lease := node.Annotations[FacetScheduling.LeaseAnnotation()]
 	if lease == "" && node.Spec.Unschedulable == prior.WasUnschedulable {
-		return nil, nil // undone before
+		return nil, nil // already undone
 	}
 	if lease != r.Lease.ID {
 		return &Drift{metadataDifferences(prior.String(), node, r.Lease.FieldManager(), "annotation", node.Annotations,
@@ -232,7 +234,7 @@ func undoCordonOnce(ctx context.Context, client kubernetes.Interface, r CordonRe
 	return nil, r.patchNode(ctx, client, node, prior.WasUnschedulable, nil, off)
 }
 
-// ReadExpiryMarker reads the stamp of a cordon, and what was saved with it.
+// ReadExpiryMarker reads the marker of a cordon, and the prior state that was saved with it.
 func (r CordonRequest) ReadExpiryMarker(ctx context.Context, client kubernetes.Interface, prior CordonPrior) (ExpiryMarker, *CordonPrior, error) {
 	node, err := prior.getNode(ctx, client)
 	if err != nil || node == nil {
@@ -249,7 +251,7 @@ func (r CordonRequest) ReadExpiryMarker(ctx context.Context, client kubernetes.I
 	return s, &before, nil
 }
 
-// FindOrphanedCordons lists cordoned nodes whose stamped expiry is before now.
+// FindOrphanedCordons returns cordoned nodes whose stamped expiry is before now.
 func FindOrphanedCordons(ctx context.Context, client kubernetes.Interface, now time.Time) ([]Orphan, error) {
 	nodes, err := client.CoreV1().Nodes().List(ctx, metav1.ListOptions{LabelSelector: CordonLabel})
 	if err != nil {

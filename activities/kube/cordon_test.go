@@ -34,7 +34,7 @@ func TestCordon(t *testing.T) {
 	}
 }
 
-// registerNode registers a node without a kubelet, ready as far as the API server knows, with a pod on it.
+// registerNode registers a node without a kubelet, ready according to the API server, with a pod on it.
 func (p fixture) registerNode(t *testing.T, name string) (string, kube.CordonRequest) {
 	t.Helper()
 	name = p.namespace + "-" + name
@@ -80,7 +80,7 @@ func (p fixture) patchNode(t *testing.T, name, body string) {
 	}
 }
 
-// stanchMarkers are what Stanch left on a node.
+// stanchMarkers returns what Stanch left on a node.
 func stanchMarkers(n *corev1.Node) (out []string) {
 	for _, m := range []map[string]string{n.Labels, n.Annotations} {
 		for k := range m {
@@ -110,7 +110,7 @@ func testCordonAndUndo(t *testing.T, p fixture, client kubernetes.Interface) {
 	}
 	v, refusal, err := kube.VerifyCordon(t.Context(), client, r, plan.Prior)
 	wantInForce(t, v, refusal, err)
-	for range 2 { // undone is undone
+	for range 2 { // a second undo does nothing
 		drift, err := kube.UndoCordon(t.Context(), client, r, plan.Prior)
 		wantUndone(t, drift, err)
 	}
@@ -160,7 +160,7 @@ func testCordonUndoDrift(t *testing.T, p fixture, client kubernetes.Interface) {
 	if v.InForce || len(v.Differences) != 1 {
 		t.Errorf("uncordoned by somebody: %+v", v)
 	}
-	for _, lease := range []string{`"mine"`, "null"} { // somebody keeps it for reasons of their own
+	for _, lease := range []string{`"mine"`, "null"} { // somebody keeps the node cordoned
 		p.patchNode(t, name, `{"spec":{"unschedulable":true},"metadata":{"annotations":{"scheduling.stanch.dev/lease":`+lease+`}}}`)
 		drift, err := kube.UndoCordon(t.Context(), client, r, plan.Prior)
 		if err != nil || drift == nil || !strings.HasPrefix(drift.Differences[0].String(), "Node "+name+": annotation scheduling.stanch.dev/lease") {

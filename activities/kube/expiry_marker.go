@@ -11,16 +11,16 @@ import (
 	"k8s.io/client-go/kubernetes"
 )
 
-// ExpiryMarker is what a contained object says of its own containment. It is what an undo without a grant is judged by: a
-// request may come from anybody who can reach Temporal, the stamp only from who may write to the cluster.
+// ExpiryMarker is the lease and the end that are stamped on a contained object. An undo without a grant depends on it:
+// requests can come from anybody who can reach Temporal, the marker only from somebody who may write to the cluster.
 type ExpiryMarker struct {
-	Present   bool      // for this request's lease
-	ExpiresAt time.Time // zero if it cannot be read
-	// PodGone: only a policy is left, which holds nothing.
+	Present   bool      // of this request's lease
+	ExpiresAt time.Time // zero if it cannot be parsed
+	// PodGone means that only a policy is left, which isolates nothing.
 	PodGone bool
 }
 
-// CheckExpired tells whether the stamp forbids an end now.
+// CheckExpired returns an error if the marker does not permit an end at now.
 func (s ExpiryMarker) CheckExpired(now time.Time) error {
 	if s.Present && now.Before(s.ExpiresAt) {
 		return fmt.Errorf("its stamped end has not come (%s), and no grant was given", s.ExpiresAt.Format(time.RFC3339))
@@ -39,7 +39,7 @@ func readExpiryMarker(o metav1.Object, facet Facet, lease string) ExpiryMarker {
 	return ExpiryMarker{Present: true, ExpiresAt: until}
 }
 
-// ReadExpiryMarker reads the stamp of an isolation, from the pod or else from its policy: whichever ends later counts.
+// ReadExpiryMarker reads the marker of an isolation from the pod and its policy. The later end counts.
 func (r IsolateRequest) ReadExpiryMarker(ctx context.Context, client kubernetes.Interface) (ExpiryMarker, error) {
 	var out ExpiryMarker
 	if r.Pod.Name != "" {
@@ -64,7 +64,7 @@ func (r IsolateRequest) ReadExpiryMarker(ctx context.Context, client kubernetes.
 	return out, nil
 }
 
-// ReadExpiryMarker reads the stamp of a scaling, and the number of replicas that was saved with it.
+// ReadExpiryMarker reads the marker of a scaling, and the number of replicas that was saved with it.
 func (r ScaleRequest) ReadExpiryMarker(ctx context.Context, client kubernetes.Interface) (ExpiryMarker, *ScalePrior, error) {
 	w, gone, err := r.Target.getWorkload(ctx, client)
 	if err != nil {
@@ -84,7 +84,7 @@ func (r ScaleRequest) ReadExpiryMarker(ctx context.Context, client kubernetes.In
 	return s, &prior, nil
 }
 
-// CheckEarlyIsolationEnd refuses to stamp an isolation with an earlier end than is stamped, unless a release grant says so.
+// CheckEarlyIsolationEnd refuses an end before the stamped one, unless a release grant permits it.
 func CheckEarlyIsolationEnd(ctx context.Context, client kubernetes.Interface, request IsolateRequest, r activities.Request) error {
 	return checkEarlyEnd(ctx, r, func() (ExpiryMarker, error) { return request.ReadExpiryMarker(ctx, client) })
 }

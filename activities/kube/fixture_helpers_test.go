@@ -19,7 +19,7 @@ func podRef(pod *corev1.Pod) kube.PodRef {
 	return kube.PodRef{Namespace: pod.Namespace, Name: pod.Name, UID: string(pod.UID)}
 }
 
-// findIsolationOrphans are those of this test's namespace: the lab may be shared.
+// findIsolationOrphans returns the orphans of this test's namespace, because the cluster may be shared.
 func (p fixture) findIsolationOrphans(t *testing.T, client kubernetes.Interface, now time.Time) []kube.Orphan {
 	t.Helper()
 	all, err := kube.FindOrphanedIsolations(t.Context(), client, now)
@@ -70,7 +70,7 @@ func (p fixture) deletePod(t *testing.T, name string) {
 	})
 }
 
-// replacePod makes another pod of the same name.
+// replacePod replaces a pod with another one of the same name.
 func (p fixture) replacePod(t *testing.T, name string) {
 	t.Helper()
 	p.deletePod(t, name)

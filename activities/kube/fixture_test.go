@@ -30,7 +30,7 @@ func newFixture(t *testing.T) fixture {
 	return fixture{Cluster: c, namespace: c.NewNamespace(t)}
 }
 
-// restrictedClient is a client with exactly these rights: a call that needs one more fails the test.
+// restrictedClient returns a client with exactly these permissions: a call that needs another one fails the test.
 func (p fixture) restrictedClient(t *testing.T, name string, rules []rbacv1.PolicyRule) kubernetes.Interface {
 	t.Helper()
 	client, err := kube.NewClient(p.ConfigWithRules(t, p.namespace, name, rules...))
@@ -40,7 +40,7 @@ func (p fixture) restrictedClient(t *testing.T, name string, rules []rbacv1.Poli
 	return client
 }
 
-// runSleeperPod runs a pod that does nothing.
+// runSleeperPod runs a pod that only sleeps.
 func (p fixture) runSleeperPod(t *testing.T, name string) (*corev1.Pod, kube.PodRef) {
 	t.Helper()
 	pod := p.RunPod(t, p.namespace, lab.NewPod(name, lab.BusyboxImage, "sleep", "600"))
@@ -79,7 +79,7 @@ func wantInForce(t *testing.T, v *kube.Verification, refusal *kube.Refusal, err 
 	}
 }
 
-// wantDrift expects differences of exactly these objects and fields, each "object: field" by its beginning.
+// wantDrift requires differences of exactly these objects and fields, each given by the start of "object: field".
 func wantDrift(t *testing.T, drift *kube.Drift, err error, want ...string) {
 	t.Helper()
 	if err != nil {

@@ -18,10 +18,11 @@ import (
 	"stanch/playbooks"
 )
 
-// kyvernoVerifyAnnotation is where Kyverno notes which images of a pod it verified: a JSON object of image to "pass" or to true.
+// kyvernoVerifyAnnotation is the annotation in which Kyverno records the verified images of a pod: a JSON object from
+// image to "pass" or true.
 const kyvernoVerifyAnnotation = "kyverno.io/verify-images"
 
-// The bounds of a report.
+// Limits of a report.
 const (
 	maxReports      = 500
 	maxReportsBytes = 16 << 20
@@ -40,7 +41,8 @@ func (*imageAction) Spec() playbooks.ActionSpec {
 	}
 }
 
-// ImagePermissions are what the action reads: what Workload does, and reports of Trivy's operator where there are any.
+// ImagePermissions returns what the action reads: the same as GetWorkloadInfo, and reports of the Trivy operator if it
+// is installed.
 func ImagePermissions() Permissions {
 	p := WorkloadPermissions()
 	p.PlanRules = append(slices.Clone(p.PlanRules), rbacv1.PolicyRule{APIGroups: []string{"aquasecurity.github.io"}, Resources: []string{"vulnerabilityreports"}, Verbs: []string{"list"}})
@@ -48,13 +50,13 @@ func ImagePermissions() Permissions {
 	return p
 }
 
-// Observe gathers the facts of the container that the detection was in.
+// Observe returns the facts about the image of the container with the detection.
 func (a *imageAction) Observe(ctx context.Context, r activities.Request) (activities.Observation, error) {
 	ref, err := requirePod(a.client, r)
 	if err != nil {
 		return activities.Observation{}, err
 	}
-	// How far back counts is not bounded: an old digest is a fact too.
+	// The look-back is practically unlimited, because an old digest is a fact too.
 	info, refused, err := GetWorkloadInfo(ctx, a.client, ref, WorkloadOptions{MaxListItems: 200, RecentWindow: 10 * 365 * 24 * time.Hour})
 	if err != nil || refused != nil {
 		return activities.Observation{}, firstError(err, toActivityRefusal(refused))
@@ -74,7 +76,7 @@ func (a *imageAction) Observe(ctx context.Context, r activities.Request) (activi
 	return activities.Observation{Outputs: out}, nil
 }
 
-// newImageFacts takes from a workload what it tells of an image.
+// newImageFacts extracts the facts about an image from the workload's.
 func newImageFacts(info *WorkloadInfo, container string) activities.ImageFacts {
 	out := activities.ImageFacts{FirstWorkload: fmt.Sprintf("%s/%s/%s", info.Pod.Namespace, info.Owner.Kind, info.Owner.Name)}
 	for i, c := range info.Pod.Containers {
@@ -103,8 +105,8 @@ func newImageFacts(info *WorkloadInfo, container string) activities.ImageFacts {
 	return out
 }
 
-// readSignature reads what Kyverno noted in the pod. Who may write pods may write this too: it is a word, and its source is
-// named.
+// readSignature reads Kyverno's annotation on the pod. Anybody who may write pods may write it too, so the result names
+// its source.
 func readSignature(pod *corev1.Pod, image, digest string) activities.Signature {
 	unknown := activities.Signature{State: "unknown"}
 	var all map[string]any
@@ -125,7 +127,7 @@ func readSignature(pod *corev1.Pod, image, digest string) activities.Signature {
 	return unknown
 }
 
-// vulnerabilityReport is a VulnerabilityReport of Trivy's operator, as far as it is counted.
+// vulnerabilityReport contains the used fields of a VulnerabilityReport of the Trivy operator.
 type vulnerabilityReport struct {
 	Metadata metav1.ObjectMeta `json:"metadata"`
 	Report   struct {
@@ -139,8 +141,8 @@ type vulnerabilityReport struct {
 	} `json:"report"`
 }
 
-// readVulnerabilities reads the report about the digest, where there is one. Without a digest no report can be told to be
-// about this image: a tag may have moved since.
+// readVulnerabilities reads the report about the digest, if there is one. Without a digest, no report certainly belongs
+// to this image, because a tag may have moved.
 func (a *imageAction) readVulnerabilities(ctx context.Context, namespace string, out *activities.ImageFacts) error {
 	missing := func(why string) { out.Missing = append(out.Missing, "vulnerabilities: "+why) }
 	raw, err := a.client.Discovery().RESTClient().Get().AbsPath("/apis/aquasecurity.github.io/v1alpha1/namespaces", namespace, "vulnerabilityreports").
@@ -163,7 +165,7 @@ func (a *imageAction) readVulnerabilities(ctx context.Context, namespace string,
 	}
 	if err := json.Unmarshal(raw, &list); err != nil {
 		missing("the reports are of another shape")
-		return nil //nolint:nilerr // it will be of the same the next time
+		return nil //nolint:nilerr // retrying does not help
 	}
 	for _, r := range list.Items {
 		if out.Digest == "" || r.Report.Artifact.Digest != out.Digest {

@@ -42,7 +42,7 @@ func TestWhatTheClusterKnowsOfAnImage(t *testing.T) {
 		}
 		return err
 	})
-	// With exactly the rights that its spec declares.
+	// The client has exactly the permissions that the spec declares.
 	client, err := kube.NewClient(c.ConfigWithRules(t, ns, "image", kube.ImagePermissions().PlanRules...))
 	require.NoError(t, err)
 	var action activities.Observer

@@ -18,37 +18,38 @@ import (
 	"golang.org/x/sync/errgroup"
 )
 
-// IsolateRequest asks for a NetworkPolicy that takes the network from exactly one pod and none of its siblings.
+// IsolateRequest is a request for a NetworkPolicy that isolates exactly one pod and none of its siblings.
 type IsolateRequest struct {
 	Pod   PodRef `json:"pod"`
 	Lease Lease  `json:"lease"`
-	// Ingress denies incoming traffic as well. Most networks let the kubelet's probes through all the same.
+	// Ingress denies incoming traffic too. Most network plugins still permit the kubelet's probes.
 	Ingress bool `json:"ingress,omitempty"`
 }
 
-// IsolatePlan is what an isolation would change. It holds no time, so its hash is stable while the world is.
+// IsolatePlan is what an isolation would change. It contains no time, so that its hash stays the same while the cluster
+// does.
 type IsolatePlan struct {
 	Pod        PodRef `json:"pod"`
 	PolicyName string `json:"policy_name"` // the NetworkPolicy's name
-	Label      string `json:"label"`       // what the pod is labelled with, "key=value"
-	// Changes are what apply would do, a sentence each; empty if all is so already.
+	Label      string `json:"label"`       // the label that is added to the pod, "key=value"
+	// Changes are the changes, a sentence each; empty if there is nothing to do.
 	Changes []string `json:"changes,omitempty"`
-	// PolicyConflicts are users' policies that go on allowing traffic: policies add up. Not empty means that the isolation
-	// by policy is incomplete. The labels by which they select the pod are the user's and stay.
+	// PolicyConflicts are users' policies that still allow traffic, because policies are additive. If there are any,
+	// isolation by policy is incomplete. The labels by which they select the pod are not changed.
 	PolicyConflicts []PolicyConflict `json:"policy_conflicts,omitempty"`
 	Prior           IsolatePrior     `json:"prior"`
 }
 
-// IsIncomplete says whether traffic will still be allowed by somebody else's policy.
+// IsIncomplete reports whether somebody else's policy still allows traffic.
 func (p *IsolatePlan) IsIncomplete() bool { return len(p.PolicyConflicts) > 0 }
 
-// IsolatePrior is what was before, and what undo restores. A pod that already has the label for another lease is
-// refused, so that there is nothing to save but its absence.
+// IsolatePrior is the state that undo restores. A pod with the label of another lease is refused, so there is nothing
+// to save but whether the label exists.
 type IsolatePrior struct {
-	AlreadyLabeled bool `json:"already_labeled"` // the pod had our label for this lease already
+	AlreadyLabeled bool `json:"already_labeled"` // the pod already has this lease's label
 }
 
-// IsolatePermissions are what the isolation needs.
+// IsolatePermissions returns the permissions of an isolation.
 func IsolatePermissions() Permissions {
 	return Permissions{
 		PlanRules: []rbacv1.PolicyRule{newPolicyRule("", "pods", "get"), newPolicyRule("networking.k8s.io", "networkpolicies", "list")},
@@ -59,7 +60,7 @@ func IsolatePermissions() Permissions {
 	}
 }
 
-// PlanIsolate says what an isolation would change, and changes nothing.
+// PlanIsolate returns what an isolation would change. It only reads.
 func PlanIsolate(ctx context.Context, client kubernetes.Interface, r IsolateRequest) (*IsolatePlan, *Refusal, error) {
 	plan, _, _, refusal, err := r.readState(ctx, client)
 	if err != nil {
@@ -68,14 +69,14 @@ func PlanIsolate(ctx context.Context, client kubernetes.Interface, r IsolateRequ
 	return plan, refusal, nil
 }
 
-// readState reads all that plan and apply decide by.
+// readState reads everything that plan and apply depend on.
 func (r IsolateRequest) readState(ctx context.Context, client kubernetes.Interface) (
 	*IsolatePlan, *corev1.Pod, *networkingv1.NetworkPolicy, *Refusal, error,
 ) {
 	fail := func(refusal *Refusal, err error) (*IsolatePlan, *corev1.Pod, *networkingv1.NetworkPolicy, *Refusal, error) {
 		return nil, nil, nil, refusal, err
 	}
-	// Both reads at once: a round trip counts while something is being stolen.
+	// Both reads run in parallel: every round trip counts during an attack.
 	var policies *networkingv1.NetworkPolicyList
 	var listing errgroup.Group
 	listing.Go(func() (err error) {
@@ -126,7 +127,7 @@ func (r IsolateRequest) readState(ctx context.Context, client kubernetes.Interfa
 	return plan, pod, policy, nil, nil
 }
 
-// refusalReason refuses pods that cannot or must not be isolated.
+// refusalReason returns a refusal for pods that cannot be isolated.
 func (r IsolateRequest) refusalReason(pod *corev1.Pod) *Refusal {
 	_, mirror := pod.Annotations[corev1.MirrorPodAnnotationKey]
 	for _, o := range pod.OwnerReferences {
@@ -159,8 +160,8 @@ func (r IsolateRequest) describeDirections() string {
 	return "all egress"
 }
 
-// buildPolicy is the object as it must be: it selects the pods that carry this lease's label, which is one, and names
-// directions without a rule, which denies them.
+// buildPolicy returns the policy: it selects pods with this lease's label, which is one pod, and lists directions
+// without rules, which denies them.
 func (r IsolateRequest) buildPolicy() *networkingv1.NetworkPolicy {
 	directions := []networkingv1.PolicyType{networkingv1.PolicyTypeEgress}
 	if r.Ingress {
@@ -169,7 +170,7 @@ func (r IsolateRequest) buildPolicy() *networkingv1.NetworkPolicy {
 	annotations := r.Lease.leaseAnnotations(FacetNetwork)
 	prior, err := json.Marshal(r.Pod)
 	if err != nil {
-		panic(err) // three strings
+		panic(err) // it marshals only strings
 	}
 	annotations[FacetNetwork.PriorStateAnnotation()] = `{"pod":` + string(prior) + `,"label":null}`
 	return &networkingv1.NetworkPolicy{
@@ -184,9 +185,9 @@ func (r IsolateRequest) buildPolicy() *networkingv1.NetworkPolicy {
 	}
 }
 
-// ApplyIsolate isolates the pod: first the policy, which selects nothing yet, then the label, which is the switch.
-// It may be repeated: it then puts back what is missing and moves the expiry. The plan that it returns says what
-// it found and changed.
+// ApplyIsolate isolates the pod: first it creates the policy, which selects nothing yet, then it adds the label, which
+// activates it. It is idempotent: it recreates missing parts and updates the expiry. The returned plan says what it
+// found and changed.
 func ApplyIsolate(ctx context.Context, client kubernetes.Interface, r IsolateRequest) (*IsolatePlan, *Refusal, error) {
 	fail := func(err error) (*IsolatePlan, *Refusal, error) {
 		return nil, nil, fmt.Errorf("isolate pod %s: %w", r.Pod, err)
@@ -201,7 +202,7 @@ func ApplyIsolate(ctx context.Context, client kubernetes.Interface, r IsolateReq
 	want, api := r.buildPolicy(), client.NetworkingV1().NetworkPolicies(r.Pod.Namespace)
 	switch {
 	case policy == nil:
-		// AlreadyExists is an error here: the next attempt reads the object and judges whose it is.
+		// AlreadyExists is an error here: the next attempt reads the object and checks its owner.
 		if policy, err = api.Create(ctx, want, metav1.CreateOptions{FieldManager: r.Lease.FieldManager()}); err != nil {
 			return fail(fmt.Errorf("create %s: %w", r.policyObjectName(), err))
 		}
@@ -220,7 +221,7 @@ func ApplyIsolate(ctx context.Context, client kubernetes.Interface, r IsolateReq
 		if err != nil {
 			return fail(fmt.Errorf("label the pod: %w", err))
 		}
-		if refusal != nil { // the pod went meanwhile: leave no policy behind
+		if refusal != nil { // the pod is gone: remove the policy
 			if err := r.deletePolicy(ctx, client, policy); err != nil {
 				return fail(err)
 			}
@@ -230,8 +231,9 @@ func ApplyIsolate(ctx context.Context, client kubernetes.Interface, r IsolateReq
 	return plan, nil, nil
 }
 
-// applyPodMetadata makes our fields of the pod's metadata exactly these, by server-side apply: with none, all of ours go and
-// nobody else's. It returns the pod as it is then. The UID in it makes the API server refuse a pod that came later, and create none.
+// applyPodMetadata sets Stanch's labels and annotations of the pod to exactly these, by server-side apply: with none,
+// Stanch's are removed and no others. It returns the updated pod. The UID makes the API server refuse a newer pod of
+// the same name, and prevents creating one.
 func (r IsolateRequest) applyPodMetadata(ctx context.Context, client kubernetes.Interface, labels, annotations map[string]string) (
 	*corev1.Pod, *Refusal, error,
 ) {
@@ -255,8 +257,8 @@ func (r IsolateRequest) applyPodMetadata(ctx context.Context, client kubernetes.
 	return pod, nil, err
 }
 
-// deletePolicy deletes the very policy that was read: one that somebody changed or made anew since is a conflict, and the
-// next attempt judges it.
+// deletePolicy deletes exactly the policy that was read. A changed or recreated policy is a conflict, which the next
+// attempt checks again.
 func (r IsolateRequest) deletePolicy(ctx context.Context, client kubernetes.Interface, policy *networkingv1.NetworkPolicy) error {
 	only := metav1.DeleteOptions{Preconditions: &metav1.Preconditions{UID: &policy.UID, ResourceVersion: &policy.ResourceVersion}}
 	err := client.NetworkingV1().NetworkPolicies(r.Pod.Namespace).Delete(ctx, policy.Name, only)
@@ -266,7 +268,7 @@ func (r IsolateRequest) deletePolicy(ctx context.Context, client kubernetes.Inte
 	return nil
 }
 
-// isSubset tells whether all of the small map is in the large one.
+// isSubset reports whether every entry of small is in large.
 func isSubset(small, large map[string]string) bool {
 	for k, v := range small {
 		if large[k] != v {
@@ -276,7 +278,7 @@ func isSubset(small, large map[string]string) bool {
 	return true
 }
 
-// mergeMaps is a with b over it.
+// mergeMaps returns the entries of a and b; b has precedence.
 func mergeMaps(a, b map[string]string) map[string]string {
 	m := maps.Clone(a)
 	if m == nil {

@@ -96,11 +96,11 @@ func testIsolateOnlyOnePod(t *testing.T, p fixture, client kubernetes.Interface)
 	if err != nil || !maps.Equal(now.Labels, sibling.Labels) {
 		t.Errorf("the sibling: %v, %v", now.Labels, err)
 	}
-	drift, err = kube.UndoIsolate(ctx, client, r, false) // an undo that is tried again
+	drift, err = kube.UndoIsolate(ctx, client, r, false) // a retried undo
 	wantUndone(t, drift, err)
 }
 
-// deleteHookTransport calls do before the first DELETE that a client sends.
+// deleteHookTransport calls a hook before the client's first DELETE.
 type deleteHookTransport struct {
 	http.RoundTripper
 	once sync.Once
@@ -114,7 +114,8 @@ func (b *deleteHookTransport) RoundTrip(r *http.Request) (*http.Response, error)
 	return b.RoundTripper.RoundTrip(r)
 }
 
-// testIsolateUndoKeepsReplacedPolicy lets somebody put a policy of their own in the place of ours after undo read it and before it deletes it.
+// testIsolateUndoKeepsReplacedPolicy replaces Stanch's policy with another one after undo read it and before undo
+// deletes it.
 func testIsolateUndoKeepsReplacedPolicy(t *testing.T, p fixture, client kubernetes.Interface) {
 	ctx := t.Context()
 	_, ref := p.runSleeperPod(t, "swapped")
@@ -262,7 +263,7 @@ func testIsolateRefusals(t *testing.T, p fixture, client kubernetes.Interface) {
 	drift, err := kube.UndoIsolate(t.Context(), client, r, false)
 	wantUndone(t, drift, err)
 
-	// A policy with the name that ours would have, made by somebody else, is neither used nor removed.
+	// A policy of somebody else with the same name as Stanch's is neither used nor removed.
 	foreign := &networkingv1.NetworkPolicy{ObjectMeta: metav1.ObjectMeta{Name: "stanch-isolate-" + kube.ShortLeaseID(r.Lease.ID)}}
 	if _, err := p.Client().NetworkingV1().NetworkPolicies(p.namespace).Create(t.Context(), foreign, metav1.CreateOptions{}); err != nil {
 		t.Fatal(err)
@@ -279,7 +280,7 @@ func testIsolateRefusals(t *testing.T, p fixture, client kubernetes.Interface) {
 	}
 }
 
-// testIsolateRefusesStaticPod: the kubelet would not heed a label on the mirror of a static pod.
+// testIsolateRefusesStaticPod: the kubelet ignores a label on the mirror of a static pod.
 func testIsolateRefusesStaticPod(t *testing.T, p fixture, client kubernetes.Interface) {
 	static := lab.NewPod("static-"+p.namespace, lab.BusyboxImage, "sleep", "600")
 	static.Namespace, static.TypeMeta = p.namespace, metav1.TypeMeta{APIVersion: "v1", Kind: "Pod"}
@@ -367,7 +368,7 @@ func testIsolateReappliesRemoved(t *testing.T, p fixture, client kubernetes.Inte
 	wantUndone(t, drift, err)
 }
 
-// testIsolateUndoCoOwnedLabels: a GitOps tool that read our label and wrote the whole object back owns it too.
+// testIsolateUndoCoOwnedLabels: a GitOps tool that wrote the complete object back owns the label too.
 func testIsolateUndoCoOwnedLabels(t *testing.T, p fixture, client kubernetes.Interface) {
 	_, ref := p.runSleeperPod(t, "both")
 	r := newIsolateRequest(t, ref)
@@ -399,7 +400,7 @@ func testIsolateOrphansFound(t *testing.T, p fixture, client kubernetes.Interfac
 	if len(found) != 1 || found[0].LeaseID != r.Lease.ID || found[0].IsolateRequest.Pod != ref {
 		t.Fatalf("after the expiry: %+v", found)
 	}
-	// Without the policy the pod's label still tells.
+	// Without the policy, the pod's label still identifies the lease.
 	if err := p.Client().NetworkingV1().NetworkPolicies(p.namespace).Delete(t.Context(), plan.PolicyName, metav1.DeleteOptions{}); err != nil {
 		t.Fatal(err)
 	}

@@ -14,8 +14,8 @@ import (
 	"k8s.io/client-go/kubernetes"
 )
 
-// VerifyIsolate observes whether the isolation is in place as it was applied: the policy with exactly its spec, the
-// label that it selects by, the expiry on both. A pod that is gone no longer needs its label; then the refusal says so.
+// VerifyIsolate reports whether the isolation is in place as it was applied: the policy with exactly its spec, the
+// label that it selects, and the expiry on both. For a pod that is gone, it returns a refusal.
 func VerifyIsolate(ctx context.Context, client kubernetes.Interface, r IsolateRequest) (*Verification, *Refusal, error) {
 	pod, refusal, err := getPod(ctx, client, r.Pod)
 	if err != nil || refusal != nil {
@@ -40,14 +40,14 @@ func VerifyIsolate(ctx context.Context, client kubernetes.Interface, r IsolateRe
 	return v, nil, nil
 }
 
-// UndoIsolate takes back what ApplyIsolate made, and only that: the pod's label first, so that its network is back at
-// once, then the policy. What is already gone needs no undo, so that it may be repeated. If somebody changed since
-// what is ours, nothing is touched and the drift says what differs; with force, ours is removed as it is.
+// UndoIsolate removes what ApplyIsolate added, and nothing else: first the pod's label, which restores its network at
+// once, then the policy. It is idempotent. If somebody changed Stanch's objects since, it changes nothing and returns a
+// drift; with force, it removes them anyway.
 func UndoIsolate(ctx context.Context, client kubernetes.Interface, r IsolateRequest, force bool) (*Drift, error) {
 	fail := func(err error) (*Drift, error) {
 		return nil, fmt.Errorf("undo the isolation of pod %s: %w", r.Pod, err)
 	}
-	gone := newRefusal(ReasonNotFound, "the pod is not known") // a sweeper may find a policy alone
+	gone := newRefusal(ReasonNotFound, "the pod is not known") // the orphan sweep may find only a policy
 	var pod *corev1.Pod
 	var err error
 	if r.Pod.Name != "" {
@@ -69,7 +69,7 @@ func UndoIsolate(ctx context.Context, client kubernetes.Interface, r IsolateRequ
 		if ours {
 			drift.Differences = append(drift.Differences, r.policyDifferences(policy)...)
 		}
-		// A label that is absent is what undo wants; one with another value is somebody else's.
+		// A missing label is what undo wants; another value belongs to somebody else.
 		if gone == nil && pod.Labels[IsolateLabel] != "" {
 			drift.Differences = append(drift.Differences, r.labelDifferences(pod)...)
 		}
@@ -94,8 +94,8 @@ func UndoIsolate(ctx context.Context, client kubernetes.Interface, r IsolateRequ
 	return nil, nil
 }
 
-// removeMarkers removes our label and annotations where somebody wrote the same values after us: the API server then
-// counts them as owned by both, and giving up our share leaves them. The values name this lease, so they are ours.
+// removeMarkers removes Stanch's label and annotations if somebody wrote the same values later: both managers then own
+// them, and server-side apply does not remove them. The values name this lease, so they are Stanch's.
 func (r IsolateRequest) removeMarkers(ctx context.Context, client kubernetes.Interface, pod *corev1.Pod) error {
 	labels, annotations := map[string]any{}, map[string]any{}
 	if pod.Labels[IsolateLabel] == ShortLeaseID(r.Lease.ID) {
@@ -112,7 +112,7 @@ func (r IsolateRequest) removeMarkers(ctx context.Context, client kubernetes.Int
 	}, r.Pod.UID, r.Lease.FieldManager(), labels, annotations)
 }
 
-// hasMarkers tells whether the pod carries our label or annotations for this lease.
+// hasMarkers reports whether the pod has the label or annotations of this lease.
 func (r IsolateRequest) hasMarkers(pod *corev1.Pod) bool {
 	return pod.Labels[IsolateLabel] == ShortLeaseID(r.Lease.ID) || pod.Annotations[FacetNetwork.LeaseAnnotation()] == r.Lease.ID
 }
@@ -143,30 +143,30 @@ func (r IsolateRequest) labelDifferences(pod *corev1.Pod) []Difference {
 	return r.compareEntries("Pod "+r.Pod.String(), pod, "label", pod.Labels, map[string]string{IsolateLabel: ShortLeaseID(r.Lease.ID)})
 }
 
-// compareEntries compares the entries that we want of a map of labels or annotations.
+// compareEntries compares a map of labels or annotations with the wanted entries.
 func (r IsolateRequest) compareEntries(object string, o metav1.Object, what string, have, want map[string]string) []Difference {
 	return metadataDifferences(object, o, r.Lease.FieldManager(), what, have, want)
 }
 
-// Orphan is something contained whose expiry has passed while it is still in place.
+// Orphan is a contained object whose expiry has passed.
 type Orphan struct {
 	Object     string    `json:"object"` // "NetworkPolicy ns/name", "Pod ns/name", "Deployment ns/name"
 	LeaseID    string    `json:"lease"`
 	IncidentID string    `json:"incident"`
 	ExpiredAt  time.Time `json:"expired_at"`
-	// IsolateRequest is what to give UndoIsolate, for an isolation; Scale and Prior what to give UndoScale, for a scaling.
-	// Prior is nil if it cannot be read any more: then a person must say.
+	// IsolateRequest is the argument for UndoIsolate. ScaleRequest and ScalePrior are the arguments for UndoScale; the
+	// prior is nil if it cannot be parsed, and a person must decide.
 	IsolateRequest *IsolateRequest `json:"isolate_request,omitempty"`
 	ScaleRequest   *ScaleRequest   `json:"scale_request,omitempty"`
 	ScalePrior     *ScalePrior     `json:"prior,omitempty"`
-	// CordonRequest and CordonPrior are what to give UndoCordon, for a node; the prior is nil as above.
+	// CordonRequest and CordonPrior are the arguments for UndoCordon; the prior is nil if it cannot be parsed.
 	CordonRequest *CordonRequest `json:"cordon_request,omitempty"`
 	CordonPrior   *CordonPrior   `json:"cordon_prior,omitempty"`
 }
 
-// FindOrphanedIsolations lists isolations in all namespaces whose stamped expiry is before now, one per lease, whether the
-// policy, the pod's label or both are left. An expiry that cannot be read counts as passed at the zero time: somebody
-// tampered with it.
+// FindOrphanedIsolations returns isolations in all namespaces whose stamped expiry is before now, one per lease,
+// whether the policy, the pod's label or both are left. An expiry that cannot be parsed was tampered with and counts as
+// passed, with the zero time.
 func FindOrphanedIsolations(ctx context.Context, client kubernetes.Interface, now time.Time) ([]Orphan, error) {
 	policies, err := client.NetworkingV1().NetworkPolicies("").List(ctx, metav1.ListOptions{
 		LabelSelector: ManagedByLabel + "=" + ManagedBy + "," + IsolateLabel,
@@ -191,7 +191,7 @@ func FindOrphanedIsolations(ctx context.Context, client kubernetes.Interface, no
 			Pod PodRef `json:"pod"`
 		}
 		if err := json.Unmarshal([]byte(p.Annotations[FacetNetwork.PriorStateAnnotation()]), &prior); err != nil || prior.Pod.UID == "" {
-			prior.Pod = findLabeledPod(pods.Items, p) // somebody tampered with it: go by the label
+			prior.Pod = findLabeledPod(pods.Items, p) // somebody tampered with it: use the label
 		}
 		orphans = append(orphans, Orphan{
 			Object: "NetworkPolicy " + p.Namespace + "/" + p.Name, LeaseID: lease.ID, IncidentID: lease.IncidentID, ExpiredAt: lease.ExpiresAt,
@@ -213,7 +213,7 @@ func FindOrphanedIsolations(ctx context.Context, client kubernetes.Interface, no
 	return orphans, nil
 }
 
-// findLabeledPod finds the pod that a policy of ours selects; if there is none only the namespace is known.
+// findLabeledPod returns the pod that Stanch's policy selects; without one, only the namespace is known.
 func findLabeledPod(pods []corev1.Pod, policy *networkingv1.NetworkPolicy) PodRef {
 	for i := range pods {
 		if p := &pods[i]; p.Namespace == policy.Namespace && p.Labels[IsolateLabel] == policy.Labels[IsolateLabel] {
@@ -223,7 +223,7 @@ func findLabeledPod(pods []corev1.Pod, policy *networkingv1.NetworkPolicy) PodRe
 	return PodRef{Namespace: policy.Namespace}
 }
 
-// readExpiredLease reads the lease that an object carries for a facet, and whether it has expired.
+// readExpiredLease reads the lease of an object for a facet, and reports whether it has expired.
 func readExpiredLease(o metav1.Object, f Facet, now time.Time) (Lease, bool) {
 	a := o.GetAnnotations()
 	lease := Lease{ID: a[f.LeaseAnnotation()], IncidentID: a[f.IncidentAnnotation()]}

@@ -13,8 +13,8 @@ import (
 
 const mergePatchType = types.MergePatchType
 
-// patchMetadata sets and, for nil values, removes labels and annotations of the object with this UID and of no
-// other. An object that is gone needs nothing.
+// patchMetadata sets labels and annotations of the object with this UID only, and removes those with nil values. It
+// does nothing if the object is gone.
 func patchMetadata(ctx context.Context, patch func(context.Context, []byte, metav1.PatchOptions) error,
 	uid, manager string, labels, annotations map[string]any,
 ) error {
@@ -36,7 +36,7 @@ func patchMetadata(ctx context.Context, patch func(context.Context, []byte, meta
 	return err
 }
 
-// metadataDifferences compares the entries that are wanted of a map of labels or annotations with what is there.
+// metadataDifferences compares labels or annotations with the wanted entries.
 func metadataDifferences(object string, o metav1.Object, manager, what string, have, want map[string]string) []Difference {
 	var found []Difference
 	for _, key := range slices.Sorted(maps.Keys(want)) {
@@ -48,7 +48,7 @@ func metadataDifferences(object string, o metav1.Object, manager, what string, h
 			value = "absent"
 		}
 		by, when := lastFieldWriter(o, manager, "metadata", what+"s", key)
-		if by == "" { // nobody owns what was removed: whoever wrote the object last is the best guess
+		if by == "" { // removed fields have no owner, so the last writer is the best guess
 			by, when = lastWriter(o, manager)
 		}
 		found = append(found, Difference{

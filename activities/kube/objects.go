@@ -1,14 +1,14 @@
-// Package kube holds the Kubernetes half of the actions: what is read from and written to the API server for a
-// plan, an effect, its verification and its undo.
+// Package kube implements the Kubernetes side of actions: reads and writes at the API server for plan, apply, verify
+// and undo.
 //
-// It refuses to know Temporal, leases' logic, guards and grants: its callers wrap it as actions and decide. It
-// keeps nothing between calls; what an undo needs is returned as data and stamped on the object as well, so that
-// a sweeper finds what lost its lease. It never edits an object or a field that it does not own without saving
-// the prior state, creates only what is not found, and names every target by UID, so that a pod of the same name
-// that came later is never hit.
+// It contains no Temporal, lease, guard or grant logic: its callers wrap it as actions and decide. It keeps no state
+// between calls; what an undo needs is returned as data and also stamped on the object, so that the orphan sweep finds
+// objects whose lease is lost. It never changes an object or a field that it does not own without saving the prior
+// state, creates only objects that do not exist, and identifies every target by UID, so that it never affects a newer
+// pod of the same name.
 //
-// A refusal is a value (Refusal), a failure is an error. Strings that come out of pods belong to an attacker:
-// here they are only carried.
+// A refusal is a value (Refusal), a failure is an error. Strings from pods are attacker-controlled; this package only
+// passes them on.
 package kube
 
 import (
@@ -28,9 +28,9 @@ import (
 	"k8s.io/client-go/rest"
 )
 
-// What Stanch writes on objects. The labels exist so that objects can be listed by them; the annotations say
-// whose they are and until when. Annotations are per facet, because leases on several facets of one object may
-// hold at once: "network.stanch.dev/lease", "replicas.stanch.dev/expires".
+// Labels and annotations that Stanch writes. Objects are listed by the labels. The annotations contain the lease and
+// its end, per facet, because one object may have leases on several facets: "network.stanch.dev/lease",
+// "replicas.stanch.dev/expires".
 const (
 	// IsolateLabel marks an isolated pod; its value is ShortLeaseID of the lease, which the policy selects.
 	IsolateLabel = "stanch.dev/isolate"
@@ -38,12 +38,12 @@ const (
 	ScaleLabel = "stanch.dev/scale"
 	// CordonLabel marks a cordoned node; its value is ShortLeaseID of the lease.
 	CordonLabel = "stanch.dev/cordon"
-	// ManagedByLabel, with the value ManagedBy, marks objects that Stanch made.
+	// ManagedByLabel, with the value ManagedBy, marks objects that Stanch created.
 	ManagedByLabel = "app.kubernetes.io/managed-by"
 	ManagedBy      = "stanch"
 )
 
-// Facet is the aspect of an object that a lease takes hold of, as it stands in annotations.
+// Facet is the aspect of an object that a lease covers, as annotations name it.
 type Facet string
 
 // The facets of this package's actions.
@@ -53,84 +53,96 @@ const (
 	FacetScheduling Facet = "scheduling"
 )
 
-// LeaseAnnotation is the annotation with the lease's whole id, IncidentKey that with the incident's, ExpiresKey that with the
-// end as RFC 3339 in UTC, from which on a sweeper may undo, and PriorKey that with what undo restores.
-func (f Facet) LeaseAnnotation() string      { return string(f) + ".stanch.dev/lease" }
-func (f Facet) IncidentAnnotation() string   { return string(f) + ".stanch.dev/incident" } //nolint:revive // see LeaseKey
-func (f Facet) ExpiresAnnotation() string    { return string(f) + ".stanch.dev/expires" }  //nolint:revive // see LeaseKey
-func (f Facet) PriorStateAnnotation() string { return string(f) + ".stanch.dev/prior" }    //nolint:revive // see LeaseKey
+// LeaseAnnotation returns the annotation with the lease's id. IncidentAnnotation contains the incident's id,
+// ExpiresAnnotation the end as RFC 3339 in UTC, after which the orphan sweep may undo, and PriorStateAnnotation what
+// undo restores.
+func (f Facet) LeaseAnnotation() string { return string(f) + ".stanch.dev/lease" }
 
-// PodRef names one pod. UID is required: a name is reused, a UID never.
+// IncidentAnnotation returns the annotation with the incident's id.
+func (f Facet) IncidentAnnotation() string { return string(f) + ".stanch.dev/incident" }
+
+// ExpiresAnnotation returns the annotation with the lease's end.
+func (f Facet) ExpiresAnnotation() string { return string(f) + ".stanch.dev/expires" }
+
+// PriorStateAnnotation returns the annotation with the state that undo restores.
+func (f Facet) PriorStateAnnotation() string { return string(f) + ".stanch.dev/prior" }
+
+// PodRef identifies one pod. UID is required, because names are reused and UIDs never.
 type PodRef struct {
 	Namespace string `json:"namespace"`
 	Name      string `json:"name"`
 	UID       string `json:"uid"`
 }
 
+// String returns NAMESPACE/NAME.
 func (r PodRef) String() string { return r.Namespace + "/" + r.Name }
 
-// Lease says for whom something is contained and until when; it is stamped on what is contained.
+// Lease is the lease that is stamped on a contained object, with its incident and end.
 type Lease struct {
 	ID         string    `json:"id"`
 	IncidentID string    `json:"incident"`
 	ExpiresAt  time.Time `json:"expires"`
 }
 
-// FieldManager is the name under which the API server records what was changed for this incident.
+// FieldManager returns the field manager of changes for this incident.
 func (l Lease) FieldManager() string { return "stanch/" + l.IncidentID }
 
-// leaseAnnotations are what is stamped on an object for this lease.
+// leaseAnnotations returns the annotations of this lease.
 func (l Lease) leaseAnnotations(f Facet) map[string]string {
 	return map[string]string{
 		f.LeaseAnnotation(): l.ID, f.IncidentAnnotation(): l.IncidentID, f.ExpiresAnnotation(): l.ExpiresAt.UTC().Format(time.RFC3339),
 	}
 }
 
-// ShortLeaseID makes of a lease's id, which may be long and hold anything, a value for labels and names.
+// ShortLeaseID returns a short hash of a lease id that is valid in labels and names.
 func ShortLeaseID(lease string) string {
 	sum := sha256.Sum256([]byte(lease))
 	return strings.ToLower(base32.StdEncoding.EncodeToString(sum[:10]))
 }
 
-// RefusalReason says in one word why something is refused; the words are stable.
+// RefusalReason is the machine-readable reason of a refusal. The values are stable.
 type RefusalReason string
 
 // The reasons.
 const (
-	ReasonNotFound         RefusalReason = "gone"              // no such object, or another one has its name now
-	ReasonPodCompleted     RefusalReason = "ended"             // the pod has run to its end
-	ReasonHostNetwork      RefusalReason = "host-network"      // the pod has the node's network: isolating it would isolate the node
-	ReasonStaticPod        RefusalReason = "static-pod"        // the kubelet owns the pod; the API server only mirrors it
-	ReasonForeignObject    RefusalReason = "foreign"           // an object or field in the way is not ours
-	ReasonControllerOwned  RefusalReason = "owned"             // a controller above would put it back: take hold of that one
-	ReasonUnsupported      RefusalReason = "unsupported"       // this kind cannot be worked on
-	ReasonNoController     RefusalReason = "no-controller"     // nothing would start the pod again
+	ReasonNotFound     RefusalReason = "gone"  // the object does not exist, or another one has its name now
+	ReasonPodCompleted RefusalReason = "ended" // the pod has completed
+	// the pod uses the node's network, so isolating it would isolate the node
+	ReasonHostNetwork   RefusalReason = "host-network"
+	ReasonStaticPod     RefusalReason = "static-pod" // the kubelet owns the pod, and the API server only mirrors it
+	ReasonForeignObject RefusalReason = "foreign"    // an object or field in the way belongs to somebody else
+	// a controller would revert the change: contain the controller instead
+	ReasonControllerOwned  RefusalReason = "owned"
+	ReasonUnsupported      RefusalReason = "unsupported"       // the kind is not supported
+	ReasonNoController     RefusalReason = "no-controller"     // no controller would start the pod again
 	ReasonDisruptionBudget RefusalReason = "disruption-budget" // a PodDisruptionBudget forbids it
-	ReasonLastNode         RefusalReason = "last-node"         // nothing could be scheduled any more
+	ReasonLastNode         RefusalReason = "last-node"         // no schedulable node would be left
 )
 
-// Refusal says why an action will not be done. It is an answer and not a failure: trying again changes nothing.
+// Refusal says why an action is refused. It is not a failure: retrying does not help.
 type Refusal struct {
 	Reason RefusalReason `json:"reason"`
-	Detail string        `json:"detail"` // a sentence, with what to do instead where there is something
+	Detail string        `json:"detail"` // a sentence, with the alternative if there is one
 }
 
+// String returns the reason and the detail.
 func (r *Refusal) String() string { return string(r.Reason) + ": " + r.Detail }
 
 func newRefusal(reason RefusalReason, format string, args ...any) *Refusal {
 	return &Refusal{Reason: reason, Detail: fmt.Sprintf(format, args...)}
 }
 
-// Difference is one field that is not as it was left.
+// Difference is one field that was changed since Stanch wrote it.
 type Difference struct {
 	Object    string    `json:"object"` // "NetworkPolicy shop/stanch-isolate-…"
 	Field     string    `json:"field"`
 	Want      string    `json:"want"`
 	Have      string    `json:"have"`
-	ChangedBy string    `json:"changed_by,omitempty"` // the field manager that wrote it last, as the API server recorded it
-	ChangedAt time.Time `json:"changed_at,omitzero"`  // and when
+	ChangedBy string    `json:"changed_by,omitempty"` // field manager of the last write, as recorded by the API server
+	ChangedAt time.Time `json:"changed_at,omitzero"`  // time of the last write
 }
 
+// String returns the difference in one sentence.
 func (d Difference) String() string {
 	s := fmt.Sprintf("%s: %s is %s, want %s", d.Object, d.Field, d.Have, d.Want)
 	if d.ChangedBy != "" {
@@ -139,23 +151,23 @@ func (d Difference) String() string {
 	return s
 }
 
-// Drift says that undo left things as they are because somebody changed them since. The lease is then stuck and
-// a person decides; undoing with force then removes what is ours whatever was changed in it.
+// Drift means that undo changed nothing because somebody changed the objects since. The lease is then stuck and a
+// person decides: undo with force removes Stanch's parts whatever was changed.
 type Drift struct {
 	Differences []Difference `json:"differences"`
 }
 
-// Verification is what was observed of an effect.
+// Verification is the observed state of an effect.
 type Verification struct {
-	// InForce: every object is as it was left.
+	// InForce reports whether every object is as Stanch wrote it.
 	InForce     bool         `json:"in_force"`
 	Differences []Difference `json:"differences,omitempty"`
 	// Limitations are sentences about what this observation cannot prove.
 	Limitations []string `json:"limitations,omitempty"`
 }
 
-// Permissions are the exact RBAC rules that a function needs: Plan to see what would change, Apply for the
-// effect, its verification and its undo as well. Apply includes Plan.
+// Permissions are the exact RBAC rules of a function: plan rules for planning, apply rules for the effect, its
+// verification and its undo. The apply rules include the plan rules.
 type Permissions struct {
 	PlanRules  []rbacv1.PolicyRule `json:"plan_rules"`
 	ApplyRules []rbacv1.PolicyRule `json:"apply_rules"`
@@ -165,7 +177,7 @@ func newPolicyRule(group, resource string, verbs ...string) rbacv1.PolicyRule {
 	return rbacv1.PolicyRule{APIGroups: []string{group}, Resources: []string{resource}, Verbs: verbs}
 }
 
-// NewClient makes a client that does not wait for client-go's default of five requests a second.
+// NewClient returns a client without client-go's default limit of five requests per second.
 func NewClient(config *rest.Config) (*kubernetes.Clientset, error) {
 	config = rest.CopyConfig(config)
 	config.QPS, config.Burst = 200, 400
@@ -176,7 +188,7 @@ func NewClient(config *rest.Config) (*kubernetes.Clientset, error) {
 	return client, nil
 }
 
-// getPod reads the pod, or says that it is gone.
+// getPod returns the pod, or a refusal if it is gone.
 func getPod(ctx context.Context, client kubernetes.Interface, ref PodRef) (*corev1.Pod, *Refusal, error) {
 	if ref.UID == "" {
 		return nil, nil, fmt.Errorf("read pod %s: the reference has no UID", ref)
@@ -194,13 +206,13 @@ func getPod(ctx context.Context, client kubernetes.Interface, ref PodRef) (*core
 	return pod, nil, nil
 }
 
-// lastWriter tells who wrote an object last, apart from the manager given and from status updates.
+// lastWriter returns who wrote an object last, ignoring the given manager and status updates.
 func lastWriter(o metav1.Object, except string) (by string, when time.Time) {
 	return lastFieldWriter(o, except)
 }
 
-// lastFieldWriter tells who wrote a field last, apart from the manager given: the API server records that as a tree of
-// "f:name". Without a path it is whoever wrote anything.
+// lastFieldWriter returns who wrote a field last, ignoring the given manager. The API server records fields as a tree
+// of "f:name". Without a path, it returns who wrote any field.
 func lastFieldWriter(o metav1.Object, except string, path ...string) (by string, when time.Time) {
 	for _, f := range o.GetManagedFields() {
 		if f.Manager == except || f.Subresource == "status" || f.Time == nil || !managesField(f.FieldsV1, path) {

@@ -11,7 +11,7 @@ import (
 	"stanch/playbooks"
 )
 
-// Actions are this package's actions on one cluster.
+// Actions returns the actions of this package for one cluster. With a nil client, they refuse.
 func Actions(client kubernetes.Interface) []activities.Action {
 	return []activities.Action{
 		&workloadAction{client}, &logsAction{client}, &manifestAction{client}, &scaleAction{client},
@@ -19,7 +19,7 @@ func Actions(client kubernetes.Interface) []activities.Action {
 	}
 }
 
-// PermissionsFromRBAC gives RBAC rules as specs hold them.
+// PermissionsFromRBAC converts RBAC rules to the form of action specs.
 func PermissionsFromRBAC(rules []rbacv1.PolicyRule) []playbooks.KubernetesPermission {
 	var out []playbooks.KubernetesPermission
 	for _, r := range rules {
@@ -28,7 +28,7 @@ func PermissionsFromRBAC(rules []rbacv1.PolicyRule) []playbooks.KubernetesPermis
 	return out
 }
 
-// toActivityRefusal turns this package's answer into the engine's.
+// toActivityRefusal converts a refusal of this package to an *activities.Refusal; nil stays nil.
 func toActivityRefusal(r *Refusal) error {
 	if r == nil {
 		return nil
@@ -36,7 +36,7 @@ func toActivityRefusal(r *Refusal) error {
 	return activities.Refusef("%s", r.Detail)
 }
 
-// requirePod gives the pod of a request, or refuses: without a cluster there is none.
+// requirePod returns the pod of a request, or a refusal if there is no cluster.
 func requirePod(client kubernetes.Interface, r activities.Request) (PodRef, error) {
 	if client == nil {
 		return PodRef{}, activities.Refusef("no cluster is connected")
@@ -47,12 +47,12 @@ func requirePod(client kubernetes.Interface, r activities.Request) (PodRef, erro
 	return PodRefForTarget(r.Target), nil
 }
 
-// PodRefForTarget is a target as this package names it.
+// PodRefForTarget returns the PodRef of a target.
 func PodRefForTarget(t playbooks.Target) PodRef {
 	return PodRef{Namespace: t.Namespace, Name: t.Name, UID: t.UID}
 }
 
-// LeaseForRequest is what is stamped on a contained object.
+// LeaseForRequest returns the lease that is stamped on a contained object.
 func LeaseForRequest(r activities.Request) Lease {
 	return Lease{ID: r.LeaseID, IncidentID: r.IncidentRef.ID, ExpiresAt: r.ExpiresAt}
 }
@@ -166,7 +166,7 @@ func (*workloadAction) Spec() playbooks.ActionSpec {
 
 func (a *workloadAction) Observe(ctx context.Context, r activities.Request) (activities.Observation, error) {
 	if r.Target.Kind != playbooks.TargetPod {
-		// A container of a host: all that is known came with the detection.
+		// For a container on a host, the detection contains everything that is known.
 		w := r.IncidentRef.Workload
 		return activities.Observation{Outputs: activities.WorkloadContext{
 			Owner: activities.Owner{Kind: w.Kind, Name: w.Name}, Image: w.Image, ImageDigest: w.ImageDigest,

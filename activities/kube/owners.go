@@ -15,20 +15,21 @@ import (
 	"stanch/playbooks"
 )
 
-// maxOwners bounds an owner chain. Pod, ReplicaSet, Deployment and three custom owners are the longest seen in the field.
+// maxOwners is the maximum length of an owner chain. The longest known has a pod, a ReplicaSet, a Deployment and three
+// custom owners.
 const maxOwners = 8
 
-// OwnerChain is the chain of owners of an object, the nearest first, as the API server has it.
+// OwnerChain is the chain of owners of an object, nearest first, as read from the API server.
 type OwnerChain struct {
 	Workloads []playbooks.WorkloadIdentity
-	// Replicas is what the topmost owner that has a number of replicas wants; 0 where none has.
+	// Replicas is the desired number of replicas of the topmost owner that declares one; 0 if none does.
 	Replicas int
-	// IncompleteReason says why it is not known whether anything owns the last of Chain; "" means that nothing does.
+	// IncompleteReason says why the owner of the last of Chain is unknown; "" means that it has none.
 	IncompleteReason string
 }
 
-// ResolveOwners follows the controllers of an object to the root. Where no owner is marked as the controller, an only owner
-// counts: some operators do not mark theirs. Every step is read at the API server and compared by UID.
+// ResolveOwners follows the controllers of an object to the root. If no owner is marked as controller, a single owner
+// counts, because some operators do not mark theirs. Every owner is read from the API server and compared by UID.
 func ResolveOwners(ctx context.Context, client kubernetes.Interface, namespace string, o metav1.Object) OwnerChain {
 	var out OwnerChain
 	seen := map[string]bool{string(o.GetUID()): true}
@@ -64,8 +65,8 @@ func ResolveOwners(ctx context.Context, client kubernetes.Interface, namespace s
 	}
 }
 
-// controllerOwner is the owner to follow; nil with a reason where that cannot be told, nil alone where there is none. The kubelet
-// makes a node the owner of static pods: that is where such a pod comes from, and no workload.
+// controllerOwner returns the owner to follow; nil with a reason if it is ambiguous, nil and "" if there is none. A
+// static pod's owner is its node, which is no workload.
 func controllerOwner(o metav1.Object) (owner *metav1.OwnerReference, why string) {
 	owner = metav1.GetControllerOf(o)
 	if refs := o.GetOwnerReferences(); owner == nil && len(refs) == 1 {
@@ -79,7 +80,7 @@ func controllerOwner(o metav1.Object) (owner *metav1.OwnerReference, why string)
 	return owner, ""
 }
 
-// readOwner reads the metadata of an owner, and its number of replicas where its kind has one.
+// readOwner reads the metadata of an owner, and its replicas if its kind has any.
 func readOwner(ctx context.Context, client kubernetes.Interface, namespace string, ref metav1.OwnerReference) (metav1.Object, *int32, error) {
 	group, version, found := strings.Cut(ref.APIVersion, "/")
 	if !found {

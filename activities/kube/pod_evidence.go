@@ -15,33 +15,34 @@ import (
 	"sigs.k8s.io/yaml"
 )
 
-// LogsRequest asks for what a container has written.
+// LogsRequest is a request for a container's log.
 type LogsRequest struct {
 	Pod              PodRef `json:"pod"`
-	Container        string `json:"container,omitempty"` // "" is the pod's first
-	TailLines        int64  `json:"tail,omitempty"`      // lines from the end; 0 is all
-	PreviousInstance bool   `json:"previous,omitempty"`  // of the container's life before its last restart
-	// LimitBytes bounds the answer, 0 is 10 MiB. With a tail the limit counts from the tail's start.
+	Container        string `json:"container,omitempty"` // "" is the first container
+	TailLines        int64  `json:"tail,omitempty"`      // lines from the end; 0 is all lines
+	PreviousInstance bool   `json:"previous,omitempty"`  // of the instance before the last restart
+	// LimitBytes limits the size; 0 means 10 MiB. With TailLines, it counts from the first of these lines.
 	LimitBytes int64 `json:"limit_bytes,omitempty"`
 }
 
-// LogsPermissions are what PodLogs needs.
+// LogsPermissions returns the permissions of PodLogs.
 func LogsPermissions() Permissions {
 	rules := []rbacv1.PolicyRule{newPolicyRule("", "pods", "get"), newPolicyRule("", "pods/log", "get")}
 	return Permissions{PlanRules: rules, ApplyRules: rules}
 }
 
-// Logs is what a container has written.
+// Logs is a container's log.
 type Logs struct {
 	Container string `json:"container"`
 	Content   []byte `json:"-"`
-	// Truncated: there was more than the limit.
+	// Truncated means that the log is longer than the limit.
 	Truncated bool `json:"truncated,omitempty"`
-	// AbsentReason says why there is nothing: no previous life, or a container that has not started. It is no failure.
+	// AbsentReason says why there is no log: no previous instance, or a container that has not started. This is not a
+	// failure.
 	AbsentReason string `json:"absent_reason,omitempty"`
 }
 
-// PodLogs reads a container's log, each line with its time. The content belongs to an attacker.
+// PodLogs reads a container's log, each line with its time. The content is attacker-controlled.
 func PodLogs(ctx context.Context, client kubernetes.Interface, r LogsRequest) (*Logs, *Refusal, error) {
 	pod, refusal, err := getPod(ctx, client, r.Pod)
 	if err != nil || refusal != nil {
@@ -60,7 +61,7 @@ func PodLogs(ctx context.Context, client kubernetes.Interface, r LogsRequest) (*
 		options.TailLines = &r.TailLines
 	}
 	stream, err := client.CoreV1().Pods(r.Pod.Namespace).GetLogs(r.Pod.Name, options).Stream(ctx)
-	if apierrors.IsBadRequest(err) { // the kubelet's words for: there is none
+	if apierrors.IsBadRequest(err) { // the kubelet's response if there is none
 		logs.AbsentReason = deniedDetail(err)
 		return logs, nil, nil
 	}
@@ -77,24 +78,24 @@ func PodLogs(ctx context.Context, client kubernetes.Interface, r LogsRequest) (*
 	return logs, nil, nil
 }
 
-// ManifestPermissions are what PodManifest needs.
+// ManifestPermissions returns the permissions of PodManifest.
 func ManifestPermissions() Permissions {
 	rules := []rbacv1.PolicyRule{newPolicyRule("", "pods", "get")}
 	return Permissions{PlanRules: rules, ApplyRules: rules}
 }
 
-// Manifest is a pod as the API server has it.
+// Manifest is a pod's manifest as read from the API server.
 type Manifest struct {
 	YAML []byte `json:"-"`
-	// RedactedFields names the values that were taken out: "main: DB_PASSWORD".
+	// RedactedFields names the removed values: "main: DB_PASSWORD".
 	RedactedFields []string `json:"redacted_fields,omitempty"`
 }
 
-// RedactedPlaceholder stands where a value was.
+// RedactedPlaceholder replaces a removed value.
 const RedactedPlaceholder = "(redacted)"
 
-// PodManifest reads the pod as YAML, without managed fields and without values that look secret: of environment
-// variables, arguments, and annotations that hold an earlier copy of the manifest. The names stay.
+// PodManifest reads the pod as YAML, without managed fields and without values that look secret: environment variables,
+// arguments, and annotations that contain an earlier copy of the manifest. The names stay.
 func PodManifest(ctx context.Context, client kubernetes.Interface, ref PodRef) (*Manifest, *Refusal, error) {
 	pod, refusal, err := getPod(ctx, client, ref)
 	if err != nil || refusal != nil {
@@ -138,7 +139,8 @@ func (m *Manifest) redactContainer(c *corev1.Container) {
 	c.Args = m.redactArgs(c.Name, c.Args)
 }
 
-// redactArgs takes out "--password=x", what follows "--password", and values that look secret by themselves.
+// redactArgs removes the value of "--password=x", the argument after "--password", and values that look secret
+// themselves.
 func (m *Manifest) redactArgs(container string, args []string) []string {
 	next := ""
 	for i, arg := range args {
@@ -162,11 +164,11 @@ func (m *Manifest) redactArgs(container string, args []string) []string {
 	return args
 }
 
-// secretNamePattern are words in the name of what is a secret.
+// secretNamePattern matches names of secrets.
 var secretNamePattern = regexp.MustCompile(`(?i)pass(word|wd|phrase)?([^a-z]|$)|secret|token|credential|api[_-]?key|` +
 	`access[_-]?key|private[_-]?key|auth([^a-z]|$)|connection[_-]?string|dsn$`)
 
-// secretValuePattern are secrets whatever their name: keys, tokens, a URL with a password.
+// secretValuePattern matches secrets whatever their name: keys, tokens, a URL with a password.
 var secretValuePattern = regexp.MustCompile(`-----BEGIN [A-Z ]*PRIVATE KEY|\bAKIA[0-9A-Z]{16}\b|\beyJ[\w-]{10,}\.[\w-]+\.[\w-]+|` +
 	`\bgh[pousr]_\w{20,}|\bxox[abprs]-[\w-]{10,}|://[^/\s:@]*:[^/\s@]+@`)
 

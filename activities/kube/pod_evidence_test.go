@@ -43,7 +43,7 @@ func TestPodLogs(t *testing.T) {
 	if len(logs.Content) != 100 || !logs.Truncated {
 		t.Errorf("%d bytes, truncated %v", len(logs.Content), logs.Truncated)
 	}
-	_, quiet := p.runSleeperPod(t, "idle_timeout")
+	_, quiet := p.runSleeperPod(t, "quiet")
 	logs, refusal, err = kube.PodLogs(t.Context(), client, kube.LogsRequest{Pod: quiet, PreviousInstance: true})
 	requireNoRefusal(t, refusal, err)
 	if logs.AbsentReason == "" {

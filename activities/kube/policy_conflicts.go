@@ -10,15 +10,18 @@ import (
 	"k8s.io/apimachinery/pkg/labels"
 )
 
-// PolicyConflict is a policy of somebody else that selects the pod and allows traffic, which ours cannot take away.
+// PolicyConflict is a policy of somebody else that selects the pod and allows traffic. Stanch's policy cannot deny that
+// traffic.
 type PolicyConflict struct {
 	PolicyName   string `json:"policy_name"`   // its name, in the pod's namespace
 	Direction    string `json:"direction"`     // "egress" or "ingress"
-	AllowedRules string `json:"allowed_rules"` // its rules, for a responder
-	// SelectorKeys are the keys by which it selects the pod; empty means that it selects every pod of the namespace.
+	AllowedRules string `json:"allowed_rules"` // its rules, for the responder
+	// SelectorKeys are the label keys by which it selects the pod; empty means that it selects every pod of the
+	// namespace.
 	SelectorKeys []string `json:"selector_keys,omitempty"`
 }
 
+// String returns the conflict in one sentence.
 func (d PolicyConflict) String() string {
 	by := "every pod of the namespace"
 	if len(d.SelectorKeys) > 0 {
@@ -27,8 +30,8 @@ func (d PolicyConflict) String() string {
 	return fmt.Sprintf("NetworkPolicy %s selects %s and allows %s %s", d.PolicyName, by, d.Direction, d.AllowedRules)
 }
 
-// findPolicyConflicts finds the policies, other than ours, that allow traffic of a pod with these labels. Kinds of policy that
-// are not the cluster's own (a network's custom resources) are not looked at.
+// findPolicyConflicts returns the other policies that allow traffic of a pod with these labels. It checks
+// NetworkPolicies only, not custom resources of network plugins.
 func findPolicyConflicts(policies []networkingv1.NetworkPolicy, ours string, pod map[string]string, ingress bool) ([]PolicyConflict, error) {
 	var found []PolicyConflict
 	for _, p := range policies {
@@ -52,8 +55,8 @@ func findPolicyConflicts(policies []networkingv1.NetworkPolicy, ours string, pod
 	return found, nil
 }
 
-// policyCoversDirection tells whether a policy is about a direction. Without types it is about ingress, and about egress if it has
-// egress rules.
+// policyCoversDirection reports whether a policy applies to a direction. Without policy types it applies to ingress,
+// and to egress if it has egress rules.
 func policyCoversDirection(spec networkingv1.NetworkPolicySpec, direction networkingv1.PolicyType) bool {
 	if len(spec.PolicyTypes) == 0 {
 		return direction == networkingv1.PolicyTypeIngress || len(spec.Egress) > 0
@@ -61,7 +64,7 @@ func policyCoversDirection(spec networkingv1.NetworkPolicySpec, direction networ
 	return slices.Contains(spec.PolicyTypes, direction)
 }
 
-// getWorkloadInfo shows rules as the compact JSON that their author wrote, bounded.
+// compactRules returns rules as compact JSON, truncated.
 func compactRules(rules any) string {
 	text := compactJSON(rules)
 	if text == "[{}]" {

@@ -17,27 +17,28 @@ import (
 	"k8s.io/client-go/kubernetes"
 )
 
-// RestartRequest asks for one pod to be evicted, so that its controller starts another from the image.
+// RestartRequest is a request to evict one pod, so that its controller starts another from the image.
 type RestartRequest struct {
 	Pod         PodRef        `json:"pod"`
-	GracePeriod time.Duration `json:"grace"` // how long its processes have to end
+	GracePeriod time.Duration `json:"grace"` // time for its processes to end
 }
 
-// RestartPlan is what a restart would do. Its sentence is the same while the pod goes, so that an act that is tried
-// again is the act that was permitted.
+// RestartPlan is what a restart would do. Its sentence stays the same while the pod terminates, so that a retry is the
+// action that was approved.
 type RestartPlan struct {
 	Changes []string `json:"changes"`
-	// PodGone: no pod of that UID is there any more.
+	// PodGone means that no pod with this UID exists any more.
 	PodGone bool `json:"pod_gone,omitempty"`
 }
 
-// RestartPermissions are what a restart needs: never the right to delete pods, which would pass disruption budgets by.
+// RestartPermissions returns the permissions of a restart. They never include deleting pods, which would bypass
+// disruption budgets.
 func RestartPermissions() Permissions {
 	read := []rbacv1.PolicyRule{newPolicyRule("", "pods", "get"), newPolicyRule("policy", "poddisruptionbudgets", "list")}
 	return Permissions{PlanRules: read, ApplyRules: append(read[:2:2], newPolicyRule("", "pods/eviction", "create"))}
 }
 
-// PlanRestart says what would happen, or why it must not, and changes nothing.
+// PlanRestart returns what a restart would do, or a refusal. It only reads.
 func PlanRestart(ctx context.Context, client kubernetes.Interface, r RestartRequest) (*RestartPlan, *Refusal, error) {
 	plan := &RestartPlan{Changes: []string{fmt.Sprintf("evict pod %s (UID %s), so that its controller starts another from the image", r.Pod, r.Pod.UID)}}
 	pod, gone, err := getPod(ctx, client, r.Pod)
@@ -52,7 +53,7 @@ func PlanRestart(ctx context.Context, client kubernetes.Interface, r RestartRequ
 		return nil, refusal, nil
 	}
 	if pod.DeletionTimestamp != nil {
-		return plan, nil, nil // it goes already, and counts in no budget
+		return plan, nil, nil // it is already terminating, and counts in no budget
 	}
 	budgets, err := client.PolicyV1().PodDisruptionBudgets(r.Pod.Namespace).List(ctx, metav1.ListOptions{})
 	if err != nil {
@@ -62,7 +63,7 @@ func PlanRestart(ctx context.Context, client kubernetes.Interface, r RestartRequ
 	return plan, refusal, err
 }
 
-// refusalReason refuses pods that nobody would start again, or that an eviction does not restart.
+// refusalReason returns a refusal for pods that no controller would start again, or that an eviction does not restart.
 func (r RestartRequest) refusalReason(pod *corev1.Pod) *Refusal {
 	_, mirror := pod.Annotations[corev1.MirrorPodAnnotationKey]
 	owner := metav1.GetControllerOf(pod)
@@ -77,8 +78,9 @@ func (r RestartRequest) refusalReason(pod *corev1.Pod) *Refusal {
 	return nil
 }
 
-// checkDisruptionBudgets refuses what the API server would refuse for a disruption budget, by all the rules of
-// pkg/registry/core/pod/storage/eviction.go: planning has no right to ask by a dry run. The API server has the last word.
+// checkDisruptionBudgets refuses what the API server would refuse because of a disruption budget, by the rules of
+// pkg/registry/core/pod/storage/eviction.go, because the planning permissions do not include a dry run. The API server
+// makes the final decision.
 func (r RestartRequest) checkDisruptionBudgets(pod *corev1.Pod, budgets []policyv1.PodDisruptionBudget) (*Refusal, error) {
 	if pod.Status.Phase == corev1.PodPending {
 		return nil, nil // it counts in no budget
@@ -107,7 +109,7 @@ func (r RestartRequest) checkDisruptionBudgets(pod *corev1.Pod, budgets []policy
 	if !isReady(pod) {
 		always := b.Spec.UnhealthyPodEvictionPolicy != nil && *b.Spec.UnhealthyPodEvictionPolicy == policyv1.AlwaysAllow
 		if always || b.Status.CurrentHealthy >= b.Status.DesiredHealthy && b.Status.DesiredHealthy > 0 {
-			return nil, nil // without it there are as many healthy ones as before
+			return nil, nil // the number of healthy pods stays the same without it
 		}
 	}
 	if b.Status.DisruptionsAllowed < 1 && b.Status.ObservedGeneration >= b.Generation {
@@ -122,8 +124,7 @@ func isReady(pod *corev1.Pod) bool {
 	})
 }
 
-// ApplyRestart evicts the pod of this UID and no other; what is gone or going is left to go. done tells whether there
-// was something to do.
+// ApplyRestart evicts the pod with this UID and no other. done is false if the pod was already gone or terminating.
 func ApplyRestart(ctx context.Context, client kubernetes.Interface, r RestartRequest) (done bool, _ *Refusal, _ error) {
 	plan, refusal, err := PlanRestart(ctx, client, r)
 	if err != nil || refusal != nil || plan.PodGone {
@@ -138,7 +139,7 @@ func ApplyRestart(ctx context.Context, client kubernetes.Interface, r RestartReq
 	case apierrors.IsNotFound(err):
 		return false, nil, nil
 	case apierrors.IsConflict(err):
-		// Another one has its name now, which is not touched; or a budget was just counted anew.
+		// Another pod has the name now, which must not be evicted; or the budget was just recomputed.
 		if gone, _, verifyErr := VerifyRestart(ctx, client, r); verifyErr == nil && gone {
 			return false, nil, nil
 		}
@@ -151,7 +152,7 @@ func ApplyRestart(ctx context.Context, client kubernetes.Interface, r RestartReq
 	return true, nil, nil
 }
 
-// VerifyRestart observes whether the pod of this UID is gone.
+// VerifyRestart reports whether the pod with this UID is gone.
 func VerifyRestart(ctx context.Context, client kubernetes.Interface, r RestartRequest) (bool, string, error) {
 	pod, gone, err := getPod(ctx, client, r.Pod)
 	switch {

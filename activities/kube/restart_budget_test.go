@@ -12,7 +12,7 @@ import (
 	"stanch/activities/kube"
 )
 
-// TestRestartIsRefusedWhereTheEvictionAPIRefuses holds the plan to the rules of the API server's eviction.go.
+// TestRestartIsRefusedWhereTheEvictionAPIRefuses checks the plan against the rules of the API server's eviction.go.
 func TestRestartIsRefusedWhereTheEvictionAPIRefuses(t *testing.T) {
 	always, healthy := policyv1.AlwaysAllow, policyv1.IfHealthyBudget
 	budget := func(name, label string, allowed, current int32, policy *policyv1.UnhealthyPodEvictionPolicyType) *policyv1.PodDisruptionBudget {

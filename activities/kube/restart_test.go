@@ -85,7 +85,7 @@ func testRestartKeepsSameNamedPod(t *testing.T, p fixture, client kubernetes.Int
 		return err
 	})
 	old := podRef(now)
-	old.UID = "8d3b1c1e-0000-4000-8000-000000000000" // the one before it
+	old.UID = "8d3b1c1e-0000-4000-8000-000000000000" // the previous pod
 	done, refusal, err := kube.ApplyRestart(t.Context(), client, kube.RestartRequest{Pod: old, GracePeriod: time.Second})
 	requireNoRefusal(t, refusal, err)
 	after, err := api.Get(t.Context(), "ordinal-0", metav1.GetOptions{})
@@ -137,8 +137,8 @@ func testRestartPlanIsReadOnly(t *testing.T, p fixture, _ kubernetes.Interface) 
 	}
 }
 
-// A sleeping busybox is the first process of its container and ignores SIGTERM; the pod gives it two minutes, and the
-// restart two seconds.
+// A sleeping busybox is the first process of its container and ignores SIGTERM. The pod's grace period is two minutes,
+// the restart's two seconds.
 func testRestartKillsAfterGracePeriod(t *testing.T, p fixture, client kubernetes.Interface) {
 	d := p.createDeployment(t, "stubborn", 1)
 	patience := int64(120)
@@ -160,7 +160,7 @@ func testRestartKillsAfterGracePeriod(t *testing.T, p fixture, client kubernetes
 	if took := time.Since(begin); took > 20*time.Second {
 		t.Errorf("it had %s to end", took)
 	}
-	next := p.findRunningPod(t, "stubborn") // which must not hold up the end of the namespace
+	next := p.findRunningPod(t, "stubborn") // it must not delay the end of the namespace
 	if err := api.Delete(t.Context(), "stubborn", metav1.DeleteOptions{}); err != nil {
 		t.Fatal(err)
 	}

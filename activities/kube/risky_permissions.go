@@ -12,13 +12,14 @@ import (
 	"k8s.io/client-go/kubernetes"
 )
 
-// riskyPermission is a right that lets an attacker go further than the pod. The first that fits a rule is told.
+// riskyPermission is a permission that an attacker can use beyond the pod. Only the first match of a rule is reported.
 type riskyPermission struct {
 	groups, resources, verbs []string
 	description              string
 }
 
-// riskyPermissions are in falling order of harm; "*" in a rule matches everything, in this table only itself.
+// riskyPermissions returns the table, most harmful first. "*" in a rule matches everything; in this table it matches
+// only itself.
 func riskyPermissions() []riskyPermission {
 	return []riskyPermission{
 		{[]string{"*"}, []string{"*"}, []string{"*"}, "may do everything"},
@@ -36,7 +37,7 @@ func riskyPermissions() []riskyPermission {
 	}
 }
 
-// matchesRule tells whether a rule grants at least one verb on one resource of the danger.
+// matchesRule reports whether a rule grants at least one of the verbs on one of the resources.
 func (d riskyPermission) matchesRule(r rbacv1.PolicyRule) bool {
 	return intersects(r.APIGroups, d.groups) && intersects(r.Resources, d.resources) && intersects(r.Verbs, d.verbs)
 }
@@ -51,8 +52,8 @@ func intersects(granted, dangerous []string) bool {
 	return slices.ContainsFunc(dangerous, func(s string) bool { return slices.Contains(granted, s) })
 }
 
-// collectAccountPermissions gathers what a service account may do through every binding that names it or a group that it is in, and
-// which of these rights changed since.
+// collectAccountPermissions returns what a service account may do by every binding that names it or one of its groups,
+// and which of these permissions changed recently.
 func (q *workloadQuery) collectAccountPermissions(ctx context.Context, client kubernetes.Interface, namespace, name string, since time.Time) (
 	grants []GrantedRule, dangerous []string, changes []Change, err error,
 ) {
@@ -80,11 +81,11 @@ func (q *workloadQuery) collectAccountPermissions(ctx context.Context, client ku
 	return found.grants, found.risky, found.changes, nil
 }
 
-// permissionCollector collects over bindings.
+// permissionCollector collects permissions from bindings.
 type permissionCollector struct {
 	namespace, name string
 	since           time.Time
-	roles           map[string]*cachedRole // read once each
+	roles           map[string]*cachedRole // each role is read once
 	grants          []GrantedRule
 	risky           []string
 	changes         []Change
@@ -109,7 +110,7 @@ func (r *permissionCollector) addBinding(ctx context.Context, client kubernetes.
 	if err != nil {
 		return err
 	}
-	// What every account may do since the cluster exists is no news; a fresh binding of it is.
+	// Permissions of every account that exist since the cluster's creation are not recent; a new binding of them is.
 	r.addChangeIfRecent(label, o)
 	for _, rule := range role.rules {
 		g := GrantedRule{
@@ -135,7 +136,7 @@ func (r *permissionCollector) addBinding(ctx context.Context, client kubernetes.
 	return nil
 }
 
-// matchesSubjects tells whether the account is meant, and whether only because everybody is.
+// matchesSubjects reports whether the subjects include the account, and whether only because they include everybody.
 func (r *permissionCollector) matchesSubjects(bindingNamespace string, subjects []rbacv1.Subject) (everybody, ok bool) {
 	for _, s := range subjects {
 		namespace := s.Namespace
@@ -171,7 +172,7 @@ func (r *permissionCollector) resolveRole(ctx context.Context, client kubernetes
 		got.rules, o, err = one.Rules, one, getErr
 	}
 	if apierrors.IsNotFound(err) {
-		r.roles[name] = got // a binding to nothing grants nothing
+		r.roles[name] = got // a binding to a missing role grants nothing
 		return got, nil
 	}
 	if err != nil {
@@ -182,12 +183,12 @@ func (r *permissionCollector) resolveRole(ctx context.Context, client kubernetes
 	return got, nil
 }
 
-// addChangeIfRecent notes that an object of the account's rights was made or written since.
+// addChangeIfRecent adds a change if an object of the account's permissions was created or changed recently.
 func (r *permissionCollector) addChangeIfRecent(label string, o metav1.Object) {
 	created := o.GetCreationTimestamp().Time
 	by, when := lastWriter(o, "")
 	switch {
-	case by == "kube-apiserver": // the rights that come with every cluster, put up when it starts
+	case by == "kube-apiserver": // default permissions of every cluster, created at its start
 	case created.After(r.since):
 		r.changes = append(r.changes, Change{ChangedAt: created, Kind: "rights", Description: label + " was created", ChangedBy: by})
 	case when.After(r.since):
@@ -195,5 +196,5 @@ func (r *permissionCollector) addChangeIfRecent(label string, o metav1.Object) {
 	}
 }
 
-// cachedListOptions lets the API server answer from its memory: a big list that is a moment old does here.
+// cachedListOptions lets the API server answer from its cache: slightly stale data is sufficient here.
 func cachedListOptions() metav1.ListOptions { return metav1.ListOptions{ResourceVersion: "0"} }

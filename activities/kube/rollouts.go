@@ -14,10 +14,10 @@ import (
 	"k8s.io/client-go/kubernetes"
 )
 
-// revisionAnnotation is where the Deployment controller counts.
+// revisionAnnotation is the revision number of the Deployment controller.
 const revisionAnnotation = "deployment.kubernetes.io/revision"
 
-// readRollouts lists the owner's revisions with their images, and notes recent ones as changes.
+// readRollouts reads the owner's revisions with their images, and adds recent ones to the changes.
 func (q *workloadQuery) readRollouts(ctx context.Context, client kubernetes.Interface) error {
 	var all []Rollout
 	var err error
@@ -61,7 +61,7 @@ func (q *workloadQuery) listReplicaSets(ctx context.Context, client kubernetes.I
 		if o := metav1.GetControllerOf(s); o == nil || string(o.UID) != q.result.Owner.UID {
 			continue
 		}
-		// A revision that cannot be read sorts last.
+		// A revision that cannot be parsed sorts last.
 		revision, _ := strconv.ParseInt(s.Annotations[revisionAnnotation], 10, 64)
 		by, _ := lastWriter(s, "")
 		all = append(all, Rollout{
@@ -92,9 +92,9 @@ func (q *workloadQuery) listControllerRevisions(ctx context.Context, client kube
 				Template corev1.PodTemplateSpec `json:"template"`
 			} `json:"spec"`
 		}
-		// The data is the controller's own; without images the revision and its time still tell something.
+		// The data is written by the controller. Without images, the revision and its time are still useful.
 		_ = json.Unmarshal(r.Data.Raw, &patch)
-		// A StatefulSet's pods carry the revision's name, a DaemonSet's its hash.
+		// The pods of a StatefulSet carry the revision's name, those of a DaemonSet its hash.
 		seen := digests[r.Name]
 		if seen == nil {
 			seen = digests[r.Labels[appsv1.ControllerRevisionHashLabelKey]]
@@ -107,7 +107,7 @@ func (q *workloadQuery) listControllerRevisions(ctx context.Context, client kube
 	return all, nil
 }
 
-// digestsByLabel reads which digests the workload's pods run, by the value of the label that tells revisions apart.
+// digestsByLabel returns the image digests of the workload's pods, by the value of the label that identifies revisions.
 func (q *workloadQuery) digestsByLabel(ctx context.Context, client kubernetes.Interface, label string) (map[string][]string, error) {
 	same := labels.Set{}
 	for k, v := range q.pod.Labels {

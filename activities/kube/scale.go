@@ -15,7 +15,7 @@ import (
 	"k8s.io/client-go/util/retry"
 )
 
-// WorkloadRef names one workload that has replicas.
+// WorkloadRef identifies one workload with replicas.
 type WorkloadRef struct {
 	Kind      string `json:"kind"` // "Deployment", "StatefulSet", "ReplicaSet"
 	Namespace string `json:"namespace"`
@@ -23,9 +23,10 @@ type WorkloadRef struct {
 	UID       string `json:"uid"`
 }
 
+// String returns "KIND NAMESPACE/NAME".
 func (r WorkloadRef) String() string { return r.Kind + " " + r.Namespace + "/" + r.Name }
 
-// ScaleRequest asks for a number of replicas.
+// ScaleRequest is a request for a number of replicas.
 type ScaleRequest struct {
 	Target   WorkloadRef `json:"target"`
 	Replicas int32       `json:"replicas"`
@@ -37,19 +38,19 @@ type ScalePlan struct {
 	Target       WorkloadRef `json:"target"`
 	FromReplicas int32       `json:"from_replicas"`
 	ToReplicas   int32       `json:"to_replicas"`
-	// Changes are what apply would do, a sentence each; empty if all is so already.
+	// Changes are the changes, a sentence each; empty if there is nothing to do.
 	Changes []string `json:"changes,omitempty"`
-	// Conflicts are sentences about what will work against it, such as an autoscaler.
+	// Conflicts are sentences about what would revert it, such as an autoscaler.
 	Conflicts []string   `json:"conflicts,omitempty"`
 	Prior     ScalePrior `json:"prior"`
 }
 
-// ScalePrior is what was before, and what undo restores.
+// ScalePrior is the state that undo restores.
 type ScalePrior struct {
 	Replicas int32 `json:"replicas"`
 }
 
-// ScalePermissions are what scaling needs. Patch on the workload itself is for the annotations of the lease.
+// ScalePermissions returns the permissions of a scaling. Patch on the workload is for the lease's annotations.
 func ScalePermissions() Permissions {
 	kinds := []string{"deployments", "statefulsets", "replicasets"}
 	scales := []string{"deployments/scale", "statefulsets/scale", "replicasets/scale"}
@@ -64,7 +65,7 @@ func ScalePermissions() Permissions {
 	}
 }
 
-// PlanScale says what a scaling would change, and changes nothing.
+// PlanScale returns what a scaling would change. It only reads.
 func PlanScale(ctx context.Context, client kubernetes.Interface, r ScaleRequest) (*ScalePlan, *Refusal, error) {
 	plan, _, refusal, err := r.readState(ctx, client)
 	if err != nil {
@@ -106,7 +107,7 @@ func (r ScaleRequest) readState(ctx context.Context, client kubernetes.Interface
 	return plan, w, nil, nil
 }
 
-// findConflicts finds autoscalers of the target. They leave a workload of zero replicas alone.
+// findConflicts returns the autoscalers of the target. They ignore workloads with zero replicas.
 func (r ScaleRequest) findConflicts(ctx context.Context, client kubernetes.Interface) ([]string, error) {
 	list, err := client.AutoscalingV1().HorizontalPodAutoscalers(r.Target.Namespace).List(ctx, metav1.ListOptions{})
 	if err != nil {
@@ -134,9 +135,9 @@ func readSavedPrior(o metav1.Object) (ScalePrior, error) {
 	return ScalePrior{Replicas: int32(n)}, nil
 }
 
-// ApplyScale saves the number of replicas in the workload's annotations and sets the new one through the scale
-// subresource. It may be repeated: what was saved first stays, the number is set again, the expiry moves. The
-// plan that it returns says what it found; its Prior is for UndoScale.
+// ApplyScale saves the number of replicas in the workload's annotations and sets the new one by the scale subresource.
+// It is idempotent: the saved number stays, and the number and the expiry are set again. The returned plan says what it
+// found; its prior state is for UndoScale.
 func ApplyScale(ctx context.Context, client kubernetes.Interface, r ScaleRequest) (*ScalePlan, *Refusal, error) {
 	fail := func(err error) (*ScalePlan, *Refusal, error) {
 		return nil, nil, fmt.Errorf("scale %s: %w", r.Target, err)
@@ -168,8 +169,8 @@ func ApplyScale(ctx context.Context, client kubernetes.Interface, r ScaleRequest
 	return plan, nil, nil
 }
 
-// VerifyScale observes whether the workload is asked for, and has, the number of replicas. While pods still come or
-// go it does not hold yet.
+// VerifyScale reports whether the workload has the requested number of replicas, in its spec and running. It is false
+// while pods still start or terminate.
 func VerifyScale(ctx context.Context, client kubernetes.Interface, r ScaleRequest) (*Verification, *Refusal, error) {
 	w, refusal, err := r.Target.getWorkload(ctx, client)
 	if err != nil || refusal != nil {
@@ -192,11 +193,11 @@ func VerifyScale(ctx context.Context, client kubernetes.Interface, r ScaleReques
 	return v, nil, nil
 }
 
-// UndoScale restores the number of replicas that was saved and takes the lease's annotations off. A workload that is
-// gone needs no undo, nor does one that was undone before. If the number or the annotations are no longer ours,
-// nothing is touched and the drift says what differs; with force, the prior number is set whatever there is.
+// UndoScale restores the saved number of replicas and removes the lease's annotations. It does nothing if the workload
+// is gone or the scaling was undone before. If somebody changed the number or the annotations, it changes nothing and
+// returns a drift; with force, it sets the prior number anyway.
 func UndoScale(ctx context.Context, client kubernetes.Interface, r ScaleRequest, prior ScalePrior, force bool) (drift *Drift, err error) {
-	// The controller writes the object's status all the time: on a conflict all is read and judged again.
+	// The controller often writes the object's status: on a conflict everything is read and checked again.
 	err = retry.RetryOnConflict(retry.DefaultBackoff, func() error {
 		drift, err = undoScaleOnce(ctx, client, r, prior, force)
 		return err
@@ -214,7 +215,7 @@ func undoScaleOnce(ctx context.Context, client kubernetes.Interface, r ScaleRequ
 	}
 	lease := w.meta.GetAnnotations()[FacetReplicas.LeaseAnnotation()]
 	if lease == "" && w.replicas == prior.Replicas {
-		return nil, nil // undone before
+		return nil, nil // already undone
 	}
 	if !force {
 		by, when := lastFieldWriter(w.meta, r.Lease.FieldManager(), "spec", "replicas")
@@ -230,12 +231,12 @@ func undoScaleOnce(ctx context.Context, client kubernetes.Interface, r ScaleRequ
 			return &drift, nil
 		}
 	}
-	// The version that was judged above is the one that is changed, or the API server says conflict.
+	// Only the version that was checked above is changed; otherwise the API server returns a conflict.
 	if err := w.setReplicas(ctx, r, w.meta.GetResourceVersion(), prior.Replicas); err != nil {
 		return nil, fmt.Errorf("undo the scaling of %s: %w", r.Target, err)
 	}
 	if lease != r.Lease.ID {
-		return nil, nil // forced; somebody else's lease keeps its annotations
+		return nil, nil // forced: another lease keeps its annotations
 	}
 	annotations := map[string]any{FacetReplicas.PriorStateAnnotation(): nil}
 	for k := range r.Lease.leaseAnnotations(FacetReplicas) {
@@ -248,8 +249,8 @@ func undoScaleOnce(ctx context.Context, client kubernetes.Interface, r ScaleRequ
 	return nil, nil
 }
 
-// setReplicas sets the number through the scale subresource, of this UID at this version and no other. A workload that went
-// meanwhile needs nothing; verification says so.
+// setReplicas sets the number by the scale subresource, for this UID and version only. It does nothing for a workload
+// that is gone; verification reports that.
 func (w *scalableWorkload) setReplicas(ctx context.Context, r ScaleRequest, version string, replicas int32) error {
 	_, err := w.scaleClient.UpdateScale(ctx, r.Target.Name, &autoscalingv1.Scale{
 		ObjectMeta: metav1.ObjectMeta{
@@ -263,8 +264,8 @@ func (w *scalableWorkload) setReplicas(ctx context.Context, r ScaleRequest, vers
 	return nil
 }
 
-// FindOrphanedScalings lists scaled workloads in all namespaces whose stamped expiry is before now. The request of an orphan
-// has the number of replicas that is there, so that undoing it restores what was saved.
+// FindOrphanedScalings returns scaled workloads in all namespaces whose stamped expiry is before now. An orphan's
+// request has the current number of replicas, so that undo restores the saved one.
 func FindOrphanedScalings(ctx context.Context, client kubernetes.Interface, now time.Time) ([]Orphan, error) {
 	var orphans []Orphan
 	add := func(kind string, o metav1.Object, replicas *int32) {

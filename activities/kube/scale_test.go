@@ -37,7 +37,7 @@ func TestScale(t *testing.T) {
 	}
 }
 
-// createDeployment makes a deployment and waits until its pods are ready.
+// createDeployment creates a deployment and waits until its pods are ready.
 func (p fixture) createDeployment(t *testing.T, name string, replicas int32) *appsv1.Deployment {
 	t.Helper()
 	pod := lab.NewPod(name, lab.BusyboxImage, "sleep", "600")
@@ -54,7 +54,7 @@ func (p fixture) createDeployment(t *testing.T, name string, replicas int32) *ap
 	return p.waitForReplicas(t, name, replicas)
 }
 
-// waitForReplicas waits until the deployment has this many ready replicas and its controller has nothing more to do.
+// waitForReplicas waits until the deployment has this many ready replicas and its controller is done.
 func (p fixture) waitForReplicas(t *testing.T, name string, replicas int32) (d *appsv1.Deployment) {
 	t.Helper()
 	lab.Eventually(t, 60*time.Second, "the deployment to settle", func() (err error) {
@@ -150,7 +150,7 @@ func testScaleRepeatKeepsFirstPrior(t *testing.T, p fixture, client kubernetes.I
 			t.Fatalf("the saved state became %+v", plan.Prior)
 		}
 	}
-	// The strictest holder of the lease decides: the number may change while it is held.
+	// The strictest holder of the lease decides, so the number may change during the lease.
 	r.Replicas = 1
 	plan, refusal, err := kube.ApplyScale(t.Context(), client, r)
 	requireNoRefusal(t, refusal, err)

@@ -18,10 +18,11 @@ import (
 	"stanch/playbooks"
 )
 
-// TargetResolver says what targets are: container, pod and the chain of owners, as the API server has them.
+// TargetResolver returns facts about targets from the API server: container, pod and owner chain. It is safe for
+// concurrent use.
 type TargetResolver struct {
 	Client kubernetes.Interface // nil without a cluster
-	// Now is the clock; nil means time.Now.
+	// Now returns the current time; nil means time.Now.
 	Now func() time.Time
 
 	mu          sync.Mutex
@@ -37,14 +38,14 @@ var _ activities.TargetResolver = (*TargetResolver)(nil)
 
 const (
 	resolveTimeout = 2 * time.Second
-	// staleFactsMaxAge is how long an answer counts while the API server is away: a cluster in trouble must not switch the
-	// response off at once. A pod's UID, namespace, node and network never change.
+	// staleFactsMaxAge is how long cached facts are used while the API server is unavailable, so that an outage does
+	// not disable the response at once. A pod's UID, namespace, node and network never change.
 	staleFactsMaxAge = 5 * time.Minute
 	maxCachedFacts   = 5000
 )
 
-// ResolvePermissions are what a Resolver reads. Custom owners beyond these are read where the worker is given the right
-// to get them; a chain that ends at one that may not be read is incomplete.
+// ResolvePermissions returns what a TargetResolver reads. It reads other custom owners if the worker has the
+// permission; otherwise the chain is incomplete there.
 func ResolvePermissions() []rbacv1.PolicyRule {
 	return []rbacv1.PolicyRule{
 		newPolicyRule("", "pods", "get", "list"),
@@ -63,7 +64,7 @@ func (r *TargetResolver) now() time.Time {
 	return time.Now()
 }
 
-// ResolveTarget looks up a pod, a container or a workload.
+// ResolveTarget returns the facts about a pod, a container or a workload.
 func (r *TargetResolver) ResolveTarget(ctx context.Context, t playbooks.Target) activities.TargetFacts {
 	if r.Client == nil {
 		if t.Kind == playbooks.TargetContainer {
@@ -135,7 +136,7 @@ func (r *TargetResolver) lookUpTarget(ctx context.Context, t playbooks.Target) (
 	}
 }
 
-// PodTargetFacts are the facts of a pod that was read, with its chain of owners. A pod without an owner is its own workload.
+// PodTargetFacts returns the facts about a pod, with its owner chain. A pod without an owner is its own workload.
 func PodTargetFacts(ctx context.Context, client kubernetes.Interface, pod *corev1.Pod) activities.TargetFacts {
 	owners := ResolveOwners(ctx, client, pod.Namespace, pod)
 	facts := activities.TargetFacts{
@@ -148,11 +149,11 @@ func PodTargetFacts(ctx context.Context, client kubernetes.Interface, pod *corev
 	return facts
 }
 
-// minContainerIDPrefix is the shortest beginning of a container's id that names it: as much as Docker and Falco show.
+// minContainerIDPrefix is the minimum length of a container id prefix, which is the length that Docker and Falco show.
 const minContainerIDPrefix = 12
 
-// FindPodByContainerID finds the pod on a node that has a container, of whose id the beginning is enough. It is nil if there is
-// none; known tells whether the cluster has such a node. Two pods that fit are an error: neither is guessed.
+// FindPodByContainerID returns the pod on a node with a container, whose id may be a prefix. It returns nil if there is
+// none; known reports whether the cluster has the node. It is an error if two pods match.
 func FindPodByContainerID(ctx context.Context, client kubernetes.Interface, node, id string) (pod *corev1.Pod, known bool, err error) {
 	if node == "" {
 		return nil, true, fmt.Errorf("the node of container %s is not known", id)
@@ -186,8 +187,8 @@ func FindPodByContainerID(ctx context.Context, client kubernetes.Interface, node
 	return nil, true, nil
 }
 
-// FindContainerStatus is the container of a pod with an id, of which reports may give the beginning only; without an id it is
-// the one of that name, and without a name the first. Nil is none.
+// FindContainerStatus returns the container of a pod by id, which may be a prefix; without an id by name, and without a
+// name the first. It returns nil if there is none.
 func FindContainerStatus(pod *corev1.Pod, id, name string) *corev1.ContainerStatus {
 	statuses := slices.Concat(pod.Status.ContainerStatuses, pod.Status.EphemeralContainerStatuses, pod.Status.InitContainerStatuses)
 	for i := range statuses {
@@ -201,8 +202,8 @@ func FindContainerStatus(pod *corev1.Pod, id, name string) *corev1.ContainerStat
 	return nil
 }
 
-// HasUID reports whether uid names the pod: by its own UID or, for a static pod, by the hash of its manifest, which is
-// the UID that the kubelet and the container runtime know it by.
+// HasUID reports whether uid identifies the pod: its own UID or, for a static pod, the hash of its manifest, which is
+// the UID that the kubelet and the container runtime use.
 func HasUID(pod *corev1.Pod, uid string) bool {
 	if uid == string(pod.UID) {
 		return true
@@ -210,7 +211,7 @@ func HasUID(pod *corev1.Pod, uid string) bool {
 	if uid == "" {
 		return false
 	}
-	// The kubelet gives the mirror of a static pod in both annotations the hash of the manifest.
+	// The kubelet writes the manifest's hash into both annotations of a static pod's mirror.
 	mirror, ok := pod.Annotations[corev1.MirrorPodAnnotationKey]
 	return ok && (mirror == uid || pod.Annotations["kubernetes.io/config.hash"] == uid)
 }

@@ -18,7 +18,7 @@ import (
 	"stanch/playbooks"
 )
 
-// fakeAPIServer is an API server that has these objects, by path; a number is the status of a refusal.
+// fakeAPIServer serves these objects, by path; a number is the status of an error response.
 type fakeAPIServer map[string]any
 
 func (o fakeAPIServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {

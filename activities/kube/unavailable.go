@@ -11,9 +11,9 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 )
 
-// IsUnavailable reports whether err means that the API server could not be reached, did not answer in time or failed
-// itself (5xx). Everything else is an answer: a refusal (4xx), or an error of the client's own about its arguments, which
-// whoever chooses the arguments can provoke.
+// IsUnavailable reports whether err means that the API server could not be reached, timed out or failed (5xx).
+// Everything else is an answer: a 4xx response, or a client-side error about the arguments, which whoever chooses the
+// arguments can provoke.
 func IsUnavailable(err error) bool {
 	if err == nil {
 		return false
@@ -32,8 +32,8 @@ func IsUnavailable(err error) bool {
 	return errors.As(err, &network)
 }
 
-// IsDefinitiveError reports whether err is the API server's final answer that there is no such object, or that the request is
-// invalid. It is not a refusal for lack of rights or of capacity, which a change on the server's side ends.
+// IsDefinitiveError reports whether err is the API server's final answer that the object does not exist or the request
+// is invalid. Missing permissions and overload are not final, because the cluster can change.
 func IsDefinitiveError(err error) bool {
 	return apierrors.IsNotFound(err) || apierrors.IsGone(err) || apierrors.IsBadRequest(err) || apierrors.IsInvalid(err) || apierrors.IsMethodNotSupported(err)
 }

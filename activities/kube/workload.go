@@ -16,18 +16,18 @@ import (
 	"k8s.io/client-go/kubernetes"
 )
 
-// WorkloadOptions bound what Workload gathers; the zero value works.
+// WorkloadOptions limits what GetWorkloadInfo collects. The zero value is valid.
 type WorkloadOptions struct {
-	// MaxListItems bounds each list; 0 means 50.
+	// MaxListItems is the maximum length of each list; 0 means 50.
 	MaxListItems int
-	// RecentWindow is how far back a change counts as recent; 0 means seven days.
+	// RecentWindow is how far back a change is recent; 0 means seven days.
 	RecentWindow time.Duration
-	// Now is the time to count from; the zero value means the clock's.
+	// Now is the end of that window; the zero value means the current time.
 	Now time.Time
 }
 
-// WorkloadPermissions are what Workload reads. Where a right is lacking, its part is missing and the result says so;
-// only the pod itself must be readable.
+// WorkloadPermissions returns what GetWorkloadInfo reads. Without a permission, the result lists that part as missing;
+// only the pod itself is required.
 func WorkloadPermissions() Permissions {
 	rules := []rbacv1.PolicyRule{
 		newPolicyRule("", "pods", "get", "list"),
@@ -43,16 +43,16 @@ func WorkloadPermissions() Permissions {
 	return Permissions{PlanRules: rules, ApplyRules: rules}
 }
 
-// workloadQuery is one call of Workload.
+// workloadQuery is one call of GetWorkloadInfo.
 type workloadQuery struct {
 	WorkloadOptions
 	result *WorkloadInfo
 	pod    *corev1.Pod
 }
 
-// GetWorkloadInfo gathers what a responder wants to know about the pod. A part that may not be read is told in Missing; any
-// other failure is an error, so that the caller tries again. Reading a reference cut off half-way is no failure: the
-// owner chain then ends there.
+// GetWorkloadInfo collects what a responder needs to know about the pod. Parts without permission are listed in
+// Missing; any other failure is an error, so that the caller retries. A deleted owner is no failure: the owner chain
+// ends there.
 func GetWorkloadInfo(ctx context.Context, client kubernetes.Interface, ref PodRef, o WorkloadOptions) (*WorkloadInfo, *Refusal, error) {
 	if o.MaxListItems == 0 {
 		o.MaxListItems = 50
@@ -76,7 +76,7 @@ func GetWorkloadInfo(ctx context.Context, client kubernetes.Interface, ref PodRe
 		read func(context.Context, kubernetes.Interface) error
 	}{
 		{"owner", q.readOwners},
-		{"rollouts", q.readRollouts}, // needs the owner
+		{"rollouts", q.readRollouts}, // after owners
 		{"other pods", q.readPods},
 		{"service account", q.readAccount},
 		{"rights", q.readPermissions},
@@ -96,7 +96,7 @@ func GetWorkloadInfo(ctx context.Context, client kubernetes.Interface, ref PodRe
 	return q.result, nil, nil
 }
 
-// deniedDetail is the API server's sentence, which names the resource and the verb.
+// deniedDetail returns the API server's message, which names the resource and the verb.
 func deniedDetail(err error) string {
 	var status apierrors.APIStatus
 	if errors.As(err, &status) {
@@ -107,7 +107,7 @@ func deniedDetail(err error) string {
 
 func (q *workloadQuery) recentSince() time.Time { return q.Now.Add(-q.RecentWindow) }
 
-// addChange keeps every change; Workload sorts and bounds them at the end.
+// addChange keeps every change; GetWorkloadInfo sorts and truncates them at the end.
 func (q *workloadQuery) addChange(c Change) { q.result.RecentChanges.add(c, 10_000) }
 
 func newPodInfo(pod *corev1.Pod) PodInfo {
@@ -133,7 +133,7 @@ func newPodInfo(pod *corev1.Pod) PodInfo {
 	return info
 }
 
-// digestFromImageID takes the digest from an image id, in whichever way the runtime writes it.
+// digestFromImageID returns the digest in an image id, in any runtime's form.
 func digestFromImageID(imageID string) string {
 	if i := strings.LastIndex(imageID, "sha256:"); i >= 0 {
 		return imageID[i:]
@@ -141,7 +141,7 @@ func digestFromImageID(imageID string) string {
 	return ""
 }
 
-// readOwners climbs the chain of controllers.
+// readOwners follows the chain of controllers.
 func (q *workloadQuery) readOwners(ctx context.Context, client kubernetes.Interface) error {
 	next, _ := controllerOwner(q.pod)
 	for range maxOwners {
@@ -153,7 +153,7 @@ func (q *workloadQuery) readOwners(ctx context.Context, client kubernetes.Interf
 		q.result.Owner = OwnerInfo{ObjectRef: ref}
 		o, desired, ready, err := getOwner(ctx, client, q.pod.Namespace, *next)
 		if apierrors.IsNotFound(err) || o == nil && err == nil {
-			return nil // deleted while its pods stay, or of a kind that cannot be read here
+			return nil // deleted without its pods, or of a kind that cannot be read
 		}
 		if err != nil {
 			return err
@@ -165,7 +165,7 @@ func (q *workloadQuery) readOwners(ctx context.Context, client kubernetes.Interf
 	return nil
 }
 
-// getOwner reads an owner; the object is nil where its kind cannot be read.
+// getOwner reads an owner; the object is nil if its kind cannot be read.
 func getOwner(ctx context.Context, client kubernetes.Interface, namespace string, owner metav1.OwnerReference) (
 	o metav1.Object, desired, ready *int32, err error,
 ) {
@@ -173,7 +173,7 @@ func getOwner(ctx context.Context, client kubernetes.Interface, namespace string
 	if group, _, _ := strings.Cut(owner.APIVersion, "/"); group != "apps" && group != "batch" {
 		custom, replicas, err := readOwner(ctx, client, namespace, owner)
 		if err != nil {
-			return nil, nil, nil, nil //nolint:nilerr // most installations grant no right to read custom owners
+			return nil, nil, nil, nil //nolint:nilerr // most installations may not read custom owners
 		}
 		return custom, replicas, nil, nil
 	}
@@ -197,7 +197,7 @@ func getOwner(ctx context.Context, client kubernetes.Interface, namespace string
 	return nil, nil, nil, nil
 }
 
-// readPods looks over every pod of the cluster once, for the same image and the same node.
+// readPods reads every pod of the cluster once, and collects those with the same image or node.
 func (q *workloadQuery) readPods(ctx context.Context, client kubernetes.Interface) error {
 	ours := map[string]bool{}
 	for _, c := range q.result.Pod.Containers {
@@ -233,7 +233,7 @@ func summarizePod(p *corev1.Pod) PodSummary {
 	return s
 }
 
-// runsAnyDigest tells whether a container of the pod that has not ended for good runs one of the digests.
+// runsAnyDigest reports whether a container of the pod that has not ended for good runs one of the digests.
 func runsAnyDigest(p *corev1.Pod, digests map[string]bool) bool {
 	if p.Status.Phase == corev1.PodSucceeded || p.Status.Phase == corev1.PodFailed {
 		return false
@@ -259,7 +259,7 @@ func (q *workloadQuery) readAccount(ctx context.Context, client kubernetes.Inter
 	}
 	sa, err := client.CoreV1().ServiceAccounts(account.Namespace).Get(ctx, account.Name, metav1.GetOptions{})
 	if apierrors.IsNotFound(err) {
-		return nil // deleted under a pod that runs
+		return nil // deleted while the pod runs
 	}
 	if err != nil {
 		return err

@@ -5,13 +5,13 @@ import (
 	"time"
 )
 
-// BoundedList is a bounded list that says how many there are in all.
+// BoundedList is a list with a maximum length and the total number of items.
 type BoundedList[T any] struct {
 	Items []T `json:"items,omitempty"`
 	Total int `json:"total"`
 }
 
-// add keeps the item if there is room, and counts it.
+// add counts the item, and appends it if the list is shorter than most.
 func (l *BoundedList[T]) add(item T, most int) {
 	if len(l.Items) < most {
 		l.Items = append(l.Items, item)
@@ -19,48 +19,48 @@ func (l *BoundedList[T]) add(item T, most int) {
 	l.Total++
 }
 
-// WorkloadInfo is what a responder wants to know about a pod before deciding: whose it is, what changed, where else
-// the same runs, and what it may do.
+// WorkloadInfo is what a responder needs to know about a pod: its owner, recent changes, other pods with the same
+// image, and its permissions.
 type WorkloadInfo struct {
 	Pod PodInfo `json:"pod"`
-	// Owner is the top of the pod's owner chain, the pod itself if nobody owns it.
+	// Owner is the topmost owner of the pod, or the pod itself if it has none.
 	Owner OwnerInfo `json:"owner"`
-	// OwnerChain is the owners from the pod's own upwards, without the pod.
+	// OwnerChain contains the owners, nearest first, without the pod.
 	OwnerChain []ObjectRef `json:"owner_chain,omitempty"`
 	// Rollouts are the owner's revisions, newest first.
 	Rollouts BoundedList[Rollout] `json:"rollouts"`
-	// RecentChanges are what changed recently, newest first: rollouts and rights.
+	// RecentChanges are recent rollouts and permission changes, newest first.
 	RecentChanges BoundedList[Change] `json:"recent_changes"`
 	// SameDigestPods are other pods of the cluster that run one of this pod's images, by digest.
 	SameDigestPods BoundedList[PodSummary] `json:"same_digest_pods"`
 	// SameNodePods are the other pods of this pod's node.
 	SameNodePods BoundedList[PodSummary] `json:"same_node_pods"`
-	// ServiceAccount is the service account, and what it may do.
+	// ServiceAccount is the service account with its permissions.
 	ServiceAccount ServiceAccountInfo `json:"service_account"`
 	Node           NodeInfo           `json:"node"`
-	// Missing are parts that could not be read because the right to is lacking.
+	// Missing lists the parts that could not be read because of missing permissions.
 	Missing []MissingPart `json:"missing,omitempty"`
 }
 
-// MissingPart says what is not in a WorkloadInfo, and why.
+// MissingPart is a part that is not in a WorkloadInfo, and the reason.
 type MissingPart struct {
 	Part   string `json:"part"`
 	Reason string `json:"reason"`
 }
 
-// ObjectRef names an object of the pod's namespace.
+// ObjectRef identifies an object of the pod's namespace.
 type ObjectRef struct {
 	Kind string `json:"kind"`
 	Name string `json:"name"`
 	UID  string `json:"uid"`
 }
 
-// OwnerInfo is the workload that a pod belongs to.
+// OwnerInfo is the workload of a pod.
 type OwnerInfo struct {
 	ObjectRef
 	Labels    map[string]string `json:"labels,omitempty"`
 	CreatedAt time.Time         `json:"created,omitzero"`
-	// DesiredReplicas and Ready count replicas; nil where the kind has none.
+	// DesiredReplicas and ReadyReplicas are nil for kinds without replicas.
 	DesiredReplicas *int32 `json:"desired,omitempty"`
 	ReadyReplicas   *int32 `json:"ready,omitempty"`
 }
@@ -77,12 +77,12 @@ type PodInfo struct {
 	Containers  []ContainerInfo   `json:"containers,omitempty"`
 }
 
-// ContainerInfo is one container of the pod, of any sort.
+// ContainerInfo is one container of the pod, also an init or ephemeral one.
 type ContainerInfo struct {
 	Name        string    `json:"name"`
 	ID          string    `json:"id,omitempty"` // without the runtime's prefix
 	Image       string    `json:"image"`
-	ImageDigest string    `json:"digest,omitempty"` // "sha256:…" as it runs
+	ImageDigest string    `json:"digest,omitempty"` // digest of the running image, "sha256:…"
 	Privileged  bool      `json:"privileged,omitempty"`
 	Ready       bool      `json:"ready"`
 	Restarts    int32     `json:"restarts"`
@@ -96,7 +96,7 @@ type PodSummary struct {
 	Owner ObjectRef `json:"owner,omitzero"` // the next owner, not the top
 }
 
-// NodeInfo is the node that the pod runs on.
+// NodeInfo is the node of the pod.
 type NodeInfo struct {
 	Name             string    `json:"name,omitempty"`
 	UID              string    `json:"uid,omitempty"`
@@ -109,15 +109,15 @@ type NodeInfo struct {
 // Rollout is one revision of a workload.
 type Rollout struct {
 	Revision     int64     `json:"revision"`
-	Name         string    `json:"name"` // the ReplicaSet or ControllerRevision
+	Name         string    `json:"name"` // name of the ReplicaSet or ControllerRevision
 	CreatedAt    time.Time `json:"created"`
-	FieldManager string    `json:"field_manager,omitempty"` // field manager that wrote it
+	FieldManager string    `json:"field_manager,omitempty"` // field manager of the last write
 	IsCurrent    bool      `json:"current"`
-	Images       []string  `json:"images,omitempty"`        // as asked for
-	ImageDigests []string  `json:"image_digests,omitempty"` // as run by pods of this revision that still exist
+	Images       []string  `json:"images,omitempty"`        // as specified
+	ImageDigests []string  `json:"image_digests,omitempty"` // of the existing pods of this revision
 }
 
-// Change is something that changed recently.
+// Change is a recent change.
 type Change struct {
 	ChangedAt   time.Time `json:"changed_at"`
 	Kind        string    `json:"kind"`        // "rollout", "rights"
@@ -125,27 +125,28 @@ type Change struct {
 	ChangedBy   string    `json:"changed_by,omitempty"`
 }
 
-// ServiceAccountInfo is a service account and what it may do.
+// ServiceAccountInfo is a service account and its permissions.
 type ServiceAccountInfo struct {
 	Namespace string `json:"namespace"`
 	Name      string `json:"name"`
-	// TokenMounted: a token of the account lies in the pod.
+	// TokenMounted means that a token of the account is mounted in the pod.
 	TokenMounted bool `json:"token_mounted"`
-	// RiskyPermissions are sentences about rights that let an attacker go further; empty is good.
+	// RiskyPermissions are sentences about permissions that an attacker can use beyond the pod; empty if there are
+	// none.
 	RiskyPermissions []string                 `json:"risky_permissions,omitempty"`
 	GrantedRules     BoundedList[GrantedRule] `json:"granted_rules"`
 	CloudRoles       []CloudRoleAnnotation    `json:"cloud_roles,omitempty"`
 }
 
-// CloudRoleAnnotation is a cloud role that the account's annotations name.
+// CloudRoleAnnotation is a cloud role in the account's annotations.
 type CloudRoleAnnotation struct {
 	Annotation string `json:"annotation"`
 	Value      string `json:"value"`
 }
 
-// GrantedRule is one rule that applies to the account, and by which way.
+// GrantedRule is one rule that applies to the account, with its binding.
 type GrantedRule struct {
-	// Namespace is where it applies; "" is everywhere.
+	// Namespace is where it applies; "" means everywhere.
 	Namespace       string   `json:"namespace,omitempty"`
 	Binding         string   `json:"binding"` // "RoleBinding ns/name"
 	Role            string   `json:"role"`

@@ -15,11 +15,11 @@ import (
 	"k8s.io/client-go/kubernetes"
 )
 
-// scalableWorkload is what the three kinds with replicas have in common.
+// scalableWorkload contains the common fields of the three kinds with replicas.
 type scalableWorkload struct {
 	meta             metav1.Object
 	template         *corev1.PodTemplateSpec
-	replicas         int32 // asked for
+	replicas         int32 // desired
 	observedReplicas int32
 	readyReplicas    int32
 	patch            func(context.Context, []byte, metav1.PatchOptions) error
@@ -31,29 +31,29 @@ type scaleGetterUpdater interface {
 	UpdateScale(ctx context.Context, name string, s *autoscalingv1.Scale, o metav1.UpdateOptions) (*autoscalingv1.Scale, error)
 }
 
-// workloadClient is what the typed clients of the three kinds have in common.
+// workloadClient is the common interface of the typed clients of the three kinds.
 type workloadClient[T metav1.Object] interface {
 	scaleGetterUpdater
 	Get(ctx context.Context, name string, o metav1.GetOptions) (T, error)
 	Patch(ctx context.Context, name string, kind types.PatchType, body []byte, o metav1.PatchOptions, subresources ...string) (T, error)
 }
 
-// getWorkload gets one workload; view says where its kind keeps what we need.
+// getWorkload returns one workload; view extracts the common fields.
 func getWorkload[T metav1.Object](ctx context.Context, name string, api workloadClient[T], view func(T) scalableWorkload) (*scalableWorkload, error) {
 	object, err := api.Get(ctx, name, metav1.GetOptions{})
 	if err != nil {
-		return nil, err //nolint:wrapcheck // the caller names the workload
+		return nil, err //nolint:wrapcheck // the caller adds context
 	}
 	w := view(object)
 	w.meta, w.scaleClient = object, api
 	w.patch = func(ctx context.Context, body []byte, o metav1.PatchOptions) error {
 		_, err := api.Patch(ctx, name, mergePatchType, body, o)
-		return err //nolint:wrapcheck // the caller names the workload
+		return err //nolint:wrapcheck // the caller adds context
 	}
 	return &w, nil
 }
 
-// getWorkload reads the workload. Without a UID in the reference any UID will do, which only reading callers may use.
+// getWorkload reads the workload. A reference without a UID matches any UID, which only readers may use.
 func (r WorkloadRef) getWorkload(ctx context.Context, client kubernetes.Interface) (*scalableWorkload, *Refusal, error) {
 	var w *scalableWorkload
 	var err error
@@ -85,7 +85,7 @@ func (r WorkloadRef) getWorkload(ctx context.Context, client kubernetes.Interfac
 	return w, nil, nil
 }
 
-// replicasOrDefault reads a number of replicas, which is 1 where it is not given.
+// replicasOrDefault returns the number of replicas; the Kubernetes default is 1.
 func replicasOrDefault(n *int32) int32 {
 	if n == nil {
 		return 1

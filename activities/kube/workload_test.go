@@ -41,7 +41,7 @@ func getWorkloadInfo(t *testing.T, client kubernetes.Interface, pod *corev1.Pod,
 	return info
 }
 
-// findRunningPod finds a running pod by its label.
+// findRunningPod returns a running pod by its label.
 func (p fixture) findRunningPod(t *testing.T, app string) *corev1.Pod {
 	t.Helper()
 	var pod *corev1.Pod
@@ -62,7 +62,7 @@ func (p fixture) findRunningPod(t *testing.T, app string) *corev1.Pod {
 }
 
 func testWorkloadAfterRollout(t *testing.T, p fixture, client kubernetes.Interface) {
-	p.runSleeperPod(t, "stranger") // runs another image on the same node
+	p.runSleeperPod(t, "stranger") // another image on the same node
 	d := p.createDeployment(t, "shop", 2)
 	if _, err := p.ImportImage(t.Context(), lab.ImageSpec{
 		Name: "stanch.lab/shop:2", WithBusybox: true, Files: map[string]lab.ImageFile{"/two": {Data: []byte("two")}},
@@ -120,7 +120,7 @@ func testWorkloadOfCronJob(t *testing.T, p fixture, client kubernetes.Interface)
 	if err != nil {
 		t.Fatal(err)
 	}
-	// As `kubectl create job --from` does: an owner reference to the cron job.
+	// `kubectl create job --from` sets an owner reference to the cron job too.
 	if _, err := p.Client().BatchV1().Jobs(p.namespace).Create(t.Context(), &batchv1.Job{
 		ObjectMeta: metav1.ObjectMeta{
 			Name:            "nightly-1",
@@ -151,7 +151,7 @@ func testWorkloadOfDaemonSet(t *testing.T, p fixture, client kubernetes.Interfac
 }
 
 func testWorkloadPermissions(t *testing.T, p fixture, client kubernetes.Interface) {
-	p.namespace = p.NewNamespace(t) // what is granted here is granted to a whole namespace
+	p.namespace = p.NewNamespace(t) // permissions here apply to a complete namespace
 	p.ConfigWithRules(t, p.namespace, "clerk", rbacv1.PolicyRule{APIGroups: []string{""}, Resources: []string{"configmaps"}, Verbs: []string{"get"}},
 		rbacv1.PolicyRule{APIGroups: []string{""}, Resources: []string{"secrets"}, Verbs: []string{"get", "list"}})
 	role := &rbacv1.Role{
@@ -194,7 +194,7 @@ func testWorkloadPermissions(t *testing.T, p fixture, client kubernetes.Interfac
 	if len(rights) != 4 || !slices.Contains(rights, "RoleBinding "+p.namespace+"/handy was created") {
 		t.Errorf("changed rights %q", rights)
 	}
-	// Seen from next month nothing of this is recent.
+	// One month later, none of this is recent.
 	info = getWorkloadInfo(t, client, p.findRunningPod(t, "clerk"), kube.WorkloadOptions{Now: time.Now().Add(30 * 24 * time.Hour)})
 	if info.RecentChanges.Total != 0 {
 		t.Errorf("old changes are told as recent: %+v", info.RecentChanges)

@@ -18,7 +18,7 @@ type FreezeAction struct{ NodeClient activities.NodeClient }
 
 var _ activities.Containment = (*FreezeAction)(nil)
 
-// Spec declares pod.freeze.
+// Spec returns the spec of pod.freeze.
 func (*FreezeAction) Spec() playbooks.ActionSpec {
 	return playbooks.ActionSpec{
 		Name: "pod.freeze", Verb: playbooks.VerbContain, Class: playbooks.ClassContain, Facet: playbooks.FacetExecution,
@@ -35,7 +35,7 @@ func (a *FreezeAction) queryFreezeState(ctx context.Context, r activities.Reques
 	return state, nil
 }
 
-// Plan says what would change.
+// Plan returns what would change.
 func (a *FreezeAction) Plan(ctx context.Context, r activities.Request) (activities.Plan, error) {
 	state, err := a.queryFreezeState(ctx, r)
 	if errors.Is(err, activities.ErrNodeNotConnected) {
@@ -53,7 +53,7 @@ func (a *FreezeAction) Plan(ctx context.Context, r activities.Request) (activiti
 	return activities.Plan{Changes: []string{fmt.Sprintf("freeze every process of %s on node %s", r.Target, r.Target.Node)}, NothingToDo: state.Active, AlreadyHeld: state.Active, HeldByLease: state.LeaseID, HeldUntil: state.ExpiresAt}, nil
 }
 
-// Apply freezes; a process of the node thaws at the end, also when the sensor is gone.
+// Apply freezes the target. A process on the node thaws it at the end, even if the sensor is gone.
 func (a *FreezeAction) Apply(ctx context.Context, r activities.Request, _ json.RawMessage, token attestation.Envelope) (activities.Effect, error) {
 	cmd := gatewayrpc.ContainmentCommand{Target: activities.ToNodeTarget(r.Target), Action: r.Action, LeaseID: r.LeaseID, ExpiresAt: r.ExpiresAt, Params: r.Params, Token: token, Grant: r.ReleaseGrant}
 	var state gatewayrpc.ContainmentState
@@ -69,7 +69,7 @@ func (a *FreezeAction) Apply(ctx context.Context, r activities.Request, _ json.R
 	return activities.Effect{Outcome: playbooks.OutcomeChanged, AppliedAt: state.AppliedAt}, nil
 }
 
-// Verify observes the freeze.
+// Verify reports whether the target is frozen.
 func (a *FreezeAction) Verify(ctx context.Context, r activities.Request, _ json.RawMessage) (bool, string, error) {
 	state, err := a.queryFreezeState(ctx, r)
 	if err != nil {
@@ -81,12 +81,12 @@ func (a *FreezeAction) Verify(ctx context.Context, r activities.Request, _ json.
 	return state.Active && state.LeaseID == r.LeaseID, "", nil
 }
 
-// Undo thaws.
+// Undo thaws the target.
 func (a *FreezeAction) Undo(ctx context.Context, r activities.Request, _ json.RawMessage, grant *attestation.Envelope) (*activities.Drift, error) {
 	var state gatewayrpc.ContainmentState
 	_, err := a.NodeClient.Call(ctx, r.Target.Node, gatewayrpc.CommandThaw, gatewayrpc.ReleaseCommand{Target: activities.ToNodeTarget(r.Target), LeaseID: r.LeaseID, Grant: grant}, &state)
 	if err != nil && errors.Is(err, activities.ErrNodeNotConnected) && !time.Now().Before(r.ExpiresAt) {
-		return nil, nil // its end has passed: the node's agent thaws by itself
+		return nil, nil // its end has passed: the node's agent thaws it
 	}
 	if err != nil {
 		return nil, fmt.Errorf("thaw on node %s: %w", r.Target.Node, err)

@@ -1,8 +1,8 @@
-// Package node holds the actions that take hold of a target on its node, through the stream that its sensor opened:
-// snapshot, freeze, and the isolation, which is the node's egress lock at once and a NetworkPolicy besides.
+// Package node contains the actions that run on a target's node, through the stream that its sensor opened: snapshot,
+// freeze, and isolation, which combines the node's egress lock with a NetworkPolicy.
 //
-// It refuses to touch a node without a lease token that the node can verify, and to call an isolation verified that
-// nobody measured: a NetworkPolicy alone is "unverified".
+// It refuses to change a node without a lease token that the node can verify. It calls an isolation verified only if
+// the node measured it: a NetworkPolicy alone is "unverified".
 package node
 
 import (
@@ -36,7 +36,7 @@ type IsolateParams struct {
 	DenyIngress bool     `json:"ingress,omitempty" doc:"deny incoming connections too (by NetworkPolicy)"`
 }
 
-// Check finds a CIDR that is none.
+// Check reports the first invalid CIDR.
 func (p *IsolateParams) Check() (param, problem string) {
 	for _, cidr := range p.AllowCIDRs {
 		if _, err := parseCIDR(cidr); err != nil {
@@ -46,7 +46,7 @@ func (p *IsolateParams) Check() (param, problem string) {
 	return "", ""
 }
 
-// Spec declares pod.isolate.
+// Spec returns the spec of pod.isolate.
 func (*IsolateAction) Spec() playbooks.ActionSpec {
 	p := kube.IsolatePermissions()
 	return playbooks.ActionSpec{
@@ -57,7 +57,7 @@ func (*IsolateAction) Spec() playbooks.ActionSpec {
 	}
 }
 
-// intersectParams is the intersection of what two holders leave open.
+// intersectParams returns parameters that permit only what both holders permit.
 func intersectParams(a, b json.RawMessage) (json.RawMessage, error) {
 	var x, y IsolateParams
 	if err := errors.Join(json.Unmarshal(a, &x), json.Unmarshal(b, &y)); err != nil {
@@ -78,13 +78,13 @@ func intersectParams(a, b json.RawMessage) (json.RawMessage, error) {
 	return raw, nil
 }
 
-// isolatePrior is what was before.
+// isolatePrior is the state before the isolation.
 type isolatePrior struct {
-	UsesNetworkPolicy bool `json:"uses_network_policy"` // a NetworkPolicy is part of it
-	UsesNodeLock      bool `json:"uses_node_lock"`      // the node's lock is part of it
+	UsesNetworkPolicy bool `json:"uses_network_policy"` // a NetworkPolicy is part of the isolation
+	UsesNodeLock      bool `json:"uses_node_lock"`      // the node's egress lock is part of the isolation
 }
 
-// isClusterPod tells whether the pod has an API server's object here.
+// isClusterPod reports whether the target is a pod of the API server's cluster.
 func (a *IsolateAction) isClusterPod(r activities.Request) bool {
 	return a.KubeClient != nil && r.Target.Kind == playbooks.TargetPod && r.Target.Namespace != ""
 }
@@ -93,7 +93,7 @@ func (a *IsolateAction) newKubeRequest(r activities.Request, p IsolateParams) ku
 	return kube.IsolateRequest{Pod: kube.PodRefForTarget(r.Target), Lease: kube.LeaseForRequest(r), Ingress: p.DenyIngress}
 }
 
-// queryLockState asks the node. away is the reason where the node's lock cannot be part of it.
+// queryLockState queries the node. away is the reason if the node's lock cannot be used.
 func (a *IsolateAction) queryLockState(ctx context.Context, r activities.Request) (state gatewayrpc.ContainmentState, away string, err error) {
 	_, err = a.NodeClient.Call(ctx, r.Target.Node, gatewayrpc.CommandLockState, gatewayrpc.StateQuery{Target: activities.ToNodeTarget(r.Target)}, &state)
 	switch {
@@ -107,7 +107,7 @@ func (a *IsolateAction) queryLockState(ctx context.Context, r activities.Request
 	return state, "", nil
 }
 
-// Plan says what would change.
+// Plan returns what would change.
 func (a *IsolateAction) Plan(ctx context.Context, r activities.Request) (activities.Plan, error) {
 	params, err := activities.DecodeParams[IsolateParams](r)
 	if err != nil {
@@ -141,7 +141,8 @@ func (a *IsolateAction) Plan(ctx context.Context, r activities.Request) (activit
 		plan.Changes = append(plan.Changes, change)
 	}
 	for _, other := range state.NetworkSharers {
-		// Who came later may have come to be in the way: it is named, and nobody is asked.
+		// A container that joined later may have done so to obstruct the isolation: the plan warns, and requires no
+		// approval for it.
 		if state.Active && other.StartedBeforeTarget {
 			plan.Warnings = append(plan.Warnings, fmt.Sprintf("container %s shares its network namespace, and is cut off too", other.ContainerID))
 			continue
@@ -157,7 +158,7 @@ func (a *IsolateAction) Plan(ctx context.Context, r activities.Request) (activit
 		found, refused, err := a.planNetworkPolicy(ctx, r, params, prior.UsesNodeLock)
 		switch {
 		case err != nil && prior.UsesNodeLock:
-			// Neither an outage nor a policy that cannot be written keeps the lock waiting.
+			// Neither an API server outage nor a policy that cannot be planned delays the node's lock.
 			why := "the NetworkPolicy cannot be planned, so the node's lock stands alone: "
 			if kube.IsUnavailable(err) {
 				why = "the API server does not answer, the policy follows when it does: "
@@ -169,7 +170,7 @@ func (a *IsolateAction) Plan(ctx context.Context, r activities.Request) (activit
 		case refused != nil:
 			return plan, activities.Refusef("%s", refused.Detail)
 		}
-		// The names of policy and label hold the lease's id, which a plan that is shown does not know yet.
+		// The names of the policy and the label contain the lease's id, which is not known when a plan is shown.
 		plan.Changes = append(plan.Changes, fmt.Sprintf("label %s and add a NetworkPolicy that selects it alone", r.Target))
 		plan.NothingToDo = plan.NothingToDo && len(found.Changes) == 0
 		for _, d := range found.PolicyConflicts {
@@ -182,7 +183,7 @@ func (a *IsolateAction) Plan(ctx context.Context, r activities.Request) (activit
 	return plan, nil
 }
 
-// apiServerTimeout is how long the API server may take while the node's lock is what holds.
+// apiServerTimeout limits calls to the API server while the node's lock is in force.
 const apiServerTimeout = 1500 * time.Millisecond
 
 func (a *IsolateAction) planNetworkPolicy(ctx context.Context, r activities.Request, params IsolateParams, lockToo bool) (*kube.IsolatePlan, *kube.Refusal, error) {
@@ -198,7 +199,7 @@ func (a *IsolateAction) planNetworkPolicy(ctx context.Context, r activities.Requ
 	return found, refused, nil
 }
 
-// applyNetworkPolicy adds the policy, and says what is to be known of it.
+// applyNetworkPolicy adds the policy, and returns notes about its limits.
 func (a *IsolateAction) applyNetworkPolicy(ctx context.Context, r activities.Request, params IsolateParams, locked bool) (notes []string, err error) {
 	if locked {
 		var cancel context.CancelFunc
@@ -229,7 +230,7 @@ func (a *IsolateAction) applyNetworkPolicy(ctx context.Context, r activities.Req
 	return notes, nil
 }
 
-// Apply locks on the node first, since that holds within microseconds, and adds the policy then.
+// Apply first locks egress on the node, which takes microseconds, and then adds the policy.
 func (a *IsolateAction) Apply(ctx context.Context, r activities.Request, raw json.RawMessage, token attestation.Envelope) (activities.Effect, error) {
 	params, err := activities.DecodeParams[IsolateParams](r)
 	if err != nil {
@@ -264,8 +265,8 @@ func (a *IsolateAction) Apply(ctx context.Context, r activities.Request, raw jso
 		_, refused := activities.AsRefusal(err)
 		switch {
 		case err != nil && locked && !refused:
-			// What holds must not be taken back because the cluster is away; the next verification misses the policy
-			// and has it applied.
+			// An API server outage must not undo the lock. The next verification finds that the policy is missing, and
+			// applies it.
 			notes = append(notes, "the node's lock holds; the policy follows when the API server answers: "+err.Error())
 		case err != nil:
 			return effect, err
@@ -294,7 +295,7 @@ func (a *IsolateAction) applyNodeLock(ctx context.Context, r activities.Request,
 	return state, nil
 }
 
-// Verify observes the lock on the node and the policy at the API server.
+// Verify checks the lock on the node and the policy at the API server.
 func (a *IsolateAction) Verify(ctx context.Context, r activities.Request, raw json.RawMessage) (bool, string, error) {
 	params, err := activities.DecodeParams[IsolateParams](r)
 	if err != nil {
@@ -346,7 +347,7 @@ func (a *IsolateAction) Verify(ctx context.Context, r activities.Request, raw js
 	return holds, strings.Join(details, "; "), nil
 }
 
-// Undo lifts both. What is gone needs no undo.
+// Undo removes the lock and the policy. Parts that are gone need no undo.
 func (a *IsolateAction) Undo(ctx context.Context, r activities.Request, raw json.RawMessage, grant *attestation.Envelope) (*activities.Drift, error) {
 	params, err := activities.DecodeParams[IsolateParams](r)
 	if err != nil {
@@ -383,7 +384,7 @@ func (a *IsolateAction) Undo(ctx context.Context, r activities.Request, raw json
 	var state gatewayrpc.ContainmentState
 	_, err = a.NodeClient.Call(ctx, r.Target.Node, gatewayrpc.CommandUnlock, gatewayrpc.ReleaseCommand{Target: activities.ToNodeTarget(r.Target), LeaseID: r.LeaseID, Grant: grant}, &state)
 	if errors.Is(err, activities.ErrNodeNotConnected) && !time.Now().Before(r.ExpiresAt) {
-		return nil, nil // its end has passed: the kernel has let go by itself
+		return nil, nil // its end has passed: the kernel has already released it
 	}
 	if err != nil {
 		return nil, fmt.Errorf("unlock on node %s: %w", r.Target.Node, err)

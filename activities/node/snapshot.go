@@ -24,7 +24,7 @@ type SnapshotAction struct{ NodeClient activities.NodeClient }
 
 var _ activities.Observer = (*SnapshotAction)(nil)
 
-// Spec declares process.snapshot.
+// Spec returns the spec of process.snapshot.
 func (*SnapshotAction) Spec() playbooks.ActionSpec {
 	return playbooks.ActionSpec{
 		Name: "process.snapshot", Verb: playbooks.VerbEvidence, Class: playbooks.ClassObserve,
@@ -33,7 +33,7 @@ func (*SnapshotAction) Spec() playbooks.ActionSpec {
 	}
 }
 
-// Observe asks the node for the snapshot.
+// Observe requests a snapshot from the node.
 func (a *SnapshotAction) Observe(ctx context.Context, r activities.Request) (activities.Observation, error) {
 	proofs := activities.AttestationsFromContext(ctx)
 	if len(proofs) == 0 {
@@ -52,7 +52,7 @@ func (a *SnapshotAction) Observe(ctx context.Context, r activities.Request) (act
 			SHA256 string `json:"sha256"`
 		} `json:"blobs"`
 	}
-	_ = json.Unmarshal(taken, &said) // a node that says nothing readable is kept as it is
+	_ = json.Unmarshal(taken, &said) // an unreadable snapshot is stored as it is
 	source := "node " + r.Target.Node
 	out := activities.Observation{Artifacts: []activities.Artifact{{Name: "processes.json", Data: taken, CapturedFrom: source}}}
 	for _, b := range blobs {

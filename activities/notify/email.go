@@ -20,29 +20,29 @@ import (
 	"stanch/sensors/redact"
 )
 
-// EmailAction is `notify: email`: plain text to recipients that the configuration names.
+// EmailAction is `notify: email`: plain text to recipients from the configuration.
 type EmailAction struct {
-	Server *SMTPServer // nil: none is configured
-	// ManifestHead gives the head of an incident's manifest. Nil gives none.
+	Server *SMTPServer // nil: no mail server is configured
+	// ManifestHead returns the last line's hash of an incident's manifest. With nil, mails do not include it.
 	ManifestHead func(incident string) string
 }
 
-// SMTPServer takes mail by SMTP.
+// SMTPServer is a mail server.
 type SMTPServer struct {
 	Host        string
 	Port        int
 	TLSMode     MailTLSMode
 	FromAddress string
 	Recipients  []string
-	Username    string // "": nobody logs in
+	Username    string // "" disables authentication
 	Password    string
-	RootCAs     *x509.CertPool // nil is the system's
+	RootCAs     *x509.CertPool // nil means the system's
 }
 
-// MailTLSMode is how the connection is protected.
+// MailTLSMode is how the connection is encrypted.
 type MailTLSMode string
 
-// The ways. MailNoTLS is for a server on this machine only.
+// The TLS modes. MailNoTLS is only for a server on this machine.
 const (
 	MailStartTLS    MailTLSMode = "starttls"
 	MailImplicitTLS MailTLSMode = "implicit"
@@ -57,7 +57,7 @@ type EmailParams struct {
 	Text       string   `json:"text,omitempty" doc:"the text; default the incident's summary"`
 }
 
-// Spec declares email.
+// Spec returns the spec of email.
 func (*EmailAction) Spec() playbooks.ActionSpec {
 	return playbooks.ActionSpec{
 		Name: "email", Verb: playbooks.VerbNotify, Class: playbooks.ClassObserve, Targets: []playbooks.TargetKind{playbooks.TargetIncident},
@@ -92,13 +92,14 @@ func (a *EmailAction) Observe(ctx context.Context, r activities.Request) (activi
 	domain := a.Server.FromAddress[strings.LastIndexByte(a.Server.FromAddress, '@')+1:]
 	m.SetMessageIDWithValue(id + "@" + strings.Trim(domain, "> "))
 	m.SetDateWithValue(at)
-	m.SetGenHeader("Auto-Submitted", "auto-generated") // no answer by a machine
+	m.SetGenHeader("Auto-Submitted", "auto-generated") // suppresses automatic replies
 	m.Subject(httpclient.SanitizeLine(r.IncidentRef.ID+": "+r.IncidentRef.Workload.String()+" in "+r.IncidentRef.Cluster, 150))
 	m.SetBodyString(mail.TypeTextPlain, mailBody(r.IncidentRef, params.Text, manifestHead(a.ManifestHead, r.IncidentRef.ID)))
 	return none, a.Server.send(ctx, m)
 }
 
-// mailBody is the mail's text. What may be an attacker's stands behind a bar, so that none of it looks like Stanch's own words.
+// mailBody returns the mail's text. Text that may be attacker-controlled is prefixed with a bar, so that it cannot look
+// like Stanch's.
 func mailBody(in activities.IncidentRef, text, head string) string {
 	var b strings.Builder
 	quote := func(title, text string) {
@@ -126,7 +127,7 @@ func mailBody(in activities.IncidentRef, text, head string) string {
 	return b.String()
 }
 
-// mailTimeout bounds one attempt.
+// mailTimeout limits one attempt.
 const mailTimeout = 10 * time.Second
 
 // send delivers one message.
@@ -169,7 +170,7 @@ func (s *SMTPServer) send(ctx context.Context, m *mail.Msg) error {
 	if code/100 == 5 {
 		return activities.Refusef("the mail server will not take it: %s", s.redactError(err))
 	}
-	return fmt.Errorf("send mail: %s", s.redactError(err)) //nolint:errorlint // its text may hold the password
+	return fmt.Errorf("send mail: %s", s.redactError(err)) //nolint:errorlint // its text may contain the password
 }
 
 func (s *SMTPServer) redactError(err error) string {

@@ -24,7 +24,7 @@ func newEmailAction(s *server.Server, with notify.MailTLSMode) *notify.EmailActi
 	}}
 }
 
-// parseMail takes a message apart as a mail program does.
+// parseMail parses a message as a mail program does.
 func parseMail(t *testing.T, m server.Message) (header mail.Header, subject, body string) {
 	t.Helper()
 	parsed, err := mail.ReadMessage(strings.NewReader(m.Raw))
@@ -68,13 +68,13 @@ func TestMailGoesOutEncryptedAndLoggedIn(t *testing.T) {
 }
 
 func TestNothingGoesOutInTheClear(t *testing.T) {
-	s := server.Start(t, server.ModePlaintext) // it offers no STARTTLS
+	s := server.Start(t, server.ModePlaintext) // it does not offer STARTTLS
 	ran := steprunner.Run(t, newEmailAction(s, notify.MailStartTLS), steprunner.NewIncidentRef(), notify.EmailParams{})
 	require.Error(t, ran.Err)
 	require.Empty(t, s.Messages())
 
 	e := newEmailAction(s, notify.MailStartTLS)
-	e.Server.Username = "" // no login that would fail anyway
+	e.Server.Username = "" // no authentication, which would fail anyway
 	require.ErrorContains(t, steprunner.Run(t, e, steprunner.NewIncidentRef(), notify.EmailParams{}).Err, "STARTTLS")
 	require.Empty(t, s.Messages())
 
@@ -107,7 +107,7 @@ func TestARetriedMailHasItsFirstMessageID(t *testing.T) {
 	first, _, _ := parseMail(t, messages[0])
 	second, _, _ := parseMail(t, messages[1])
 	require.Regexp(t, `^<stanch_[0-9a-f]{32}@example\.com>$`, first.Get("Message-Id"))
-	// The two runs stand for two attempts of one activity: the same workflow, the same activity, another time of sending.
+	// The two runs are two attempts of one activity: the same workflow and activity, sent at different times.
 	require.Equal(t, first.Get("Message-Id"), second.Get("Message-Id"))
 }
 
@@ -156,7 +156,7 @@ func TestWhatAMailServerWillNeverTakeIsRefused(t *testing.T) {
 	require.Contains(t, ran.Reason, "no such mailbox")
 }
 
-// The server repeats the password that it did not take.
+// The server repeats the password that it rejected.
 func TestNoErrorTellsThePassword(t *testing.T) {
 	s := server.Start(t, server.ModeStartTLS)
 	e := newEmailAction(s, notify.MailStartTLS)

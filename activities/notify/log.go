@@ -1,5 +1,5 @@
-// Package notify tells people. It refuses to interpret what it is given: text from a playbook may hold an
-// attacker's words and stays data.
+// Package notify sends notifications by log, mail and webhook. It never interprets the text that it sends: text from a
+// playbook may contain attacker-controlled strings.
 package notify
 
 import (
@@ -20,7 +20,7 @@ type LogParams struct {
 	Text string `json:"text,omitempty" doc:"the text; default the incident's summary"`
 }
 
-// Spec declares log.
+// Spec returns the spec of log.
 func (*LogAction) Spec() playbooks.ActionSpec {
 	return playbooks.ActionSpec{
 		Name: "log", Verb: playbooks.VerbNotify, Class: playbooks.ClassObserve, Targets: []playbooks.TargetKind{playbooks.TargetIncident},

@@ -21,24 +21,24 @@ import (
 	"stanch/sensors/diagnostic"
 )
 
-// notifyTimeout bounds a step that tells somebody, with what the other side wants Stanch to wait.
+// notifyTimeout limits a notify step, including the delays that the receiver requests.
 const notifyTimeout = 2 * time.Minute
 
-// maxTextRunes bounds a text in characters.
+// maxTextRunes is the maximum length of a text in characters.
 const maxTextRunes = 8000
 
-// WebhookAction is `notify: webhook`: a signed request to a receiver that the configuration names.
+// WebhookAction is `notify: webhook`: a signed request to a receiver from the configuration.
 type WebhookAction struct {
 	Receivers map[string]WebhookReceiver
-	// ManifestHead gives the head of an incident's manifest. Nil gives none.
+	// ManifestHead returns the last line's hash of an incident's manifest. With nil, messages do not include it.
 	ManifestHead func(incident string) string
 }
 
-// WebhookReceiver takes requests that are signed as Standard Webhooks says (https://www.standardwebhooks.com).
+// WebhookReceiver is a receiver of requests that are signed by Standard Webhooks (https://www.standardwebhooks.com).
 type WebhookReceiver struct {
 	URL        string
 	SigningKey []byte
-	HTTPClient *http.Client // nil is a client of its own
+	HTTPClient *http.Client // nil means a default client
 }
 
 var _ activities.Observer = (*WebhookAction)(nil)
@@ -49,7 +49,7 @@ type WebhookParams struct {
 	Text         string `json:"text,omitempty" doc:"the text; default the incident's summary"`
 }
 
-// WebhookMessage is what a receiver gets.
+// WebhookMessage is the body of a request.
 type WebhookMessage struct {
 	Version     int                        `json:"version"`
 	Type        string                     `json:"type"`
@@ -62,17 +62,17 @@ type WebhookMessage struct {
 	Confidence  float64                    `json:"confidence"`
 	Text        string                     `json:"text"`
 	SentAt      time.Time                  `json:"at"`
-	// ManifestHead, kept elsewhere, shows later whether the end of the evidence's manifest was cut off.
+	// ManifestHead, kept elsewhere, reveals later whether lines were removed from the end of the manifest.
 	ManifestHead string `json:"manifest_head,omitempty"`
 }
 
-// WebhookMessageType is the type of every message there is now; WebhookMessageVersion is its form's.
+// WebhookMessageType is the type of every message, and WebhookMessageVersion the version of its format.
 const (
 	WebhookMessageType    = "stanch.incident.notify"
 	WebhookMessageVersion = 1
 )
 
-// Spec declares webhook.
+// Spec returns the spec of webhook.
 func (*WebhookAction) Spec() playbooks.ActionSpec {
 	return playbooks.ActionSpec{
 		Name: "webhook", Verb: playbooks.VerbNotify, Class: playbooks.ClassObserve, Targets: []playbooks.TargetKind{playbooks.TargetIncident},
@@ -113,10 +113,10 @@ func (a *WebhookAction) Observe(ctx context.Context, r activities.Request) (acti
 	}
 	peer := &httpclient.Client{Name: "webhook " + params.ReceiverName, BaseURL: to.URL, HTTPClient: to.HTTPClient}
 	_, err = peer.Call(ctx, http.MethodPost, "", signed, body)
-	return none, err //nolint:wrapcheck // it names the receiver
+	return none, err //nolint:wrapcheck // the error names the receiver
 }
 
-// SignWebhook gives the signature of a message as Standard Webhooks says.
+// SignWebhook returns the signature of a message by Standard Webhooks.
 func SignWebhook(key []byte, id string, at time.Time, body []byte) string {
 	mac := hmac.New(sha256.New, key)
 	fmt.Fprintf(mac, "%s.%d.", id, at.Unix())
@@ -124,13 +124,13 @@ func SignWebhook(key []byte, id string, at time.Time, body []byte) string {
 	return "v1," + base64.StdEncoding.EncodeToString(mac.Sum(nil))
 }
 
-// The bounds of a key, in bytes.
+// The limits of a key's size, in bytes.
 const (
 	minKeyBytes = 24
 	maxKeyBytes = 64
 )
 
-// ParseSigningKey reads a key as Standard Webhooks writes it. Its error does not tell it.
+// ParseSigningKey parses a key in the format of Standard Webhooks. Its error does not contain the key.
 func ParseSigningKey(secret string) ([]byte, error) {
 	key, err := base64.StdEncoding.DecodeString(strings.TrimPrefix(secret, "whsec_"))
 	if err != nil || len(key) < minKeyBytes || len(key) > maxKeyBytes {

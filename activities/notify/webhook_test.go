@@ -16,7 +16,7 @@ import (
 	"stanch/testenv/webhook"
 )
 
-const webhookSecret = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw" //nolint:gosec // the one of the standard's example
+const webhookSecret = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw" //nolint:gosec // the standard's example
 
 func newWebhookAction(t *testing.T, r *webhook.Receiver, secret string) *notify.WebhookAction {
 	t.Helper()
@@ -73,7 +73,7 @@ func TestAWrongSecretIsTurnedAway(t *testing.T) {
 	require.Len(t, r.Deliveries(), 1, "what is refused is not tried again")
 }
 
-// The receiver took it, and the answer was lost: it comes again under the same name and is dropped.
+// The receiver processed the message and the response was lost: the repetition has the same id and is dropped.
 func TestARepetitionIsTheSameMessage(t *testing.T) {
 	r := webhook.Start(t, webhookSecret)
 	cut := func(w http.ResponseWriter, _ *http.Request) {
@@ -161,7 +161,7 @@ func TestOnlyConfiguredReceiversAreCalled(t *testing.T) {
 	require.Empty(t, r.Deliveries())
 }
 
-// Addresses of receivers are often secrets themselves.
+// Receivers' addresses are often secrets themselves.
 func TestNoErrorTellsTheAddressOrTheSecret(t *testing.T) {
 	key, err := notify.ParseSigningKey(webhookSecret)
 	require.NoError(t, err)
@@ -187,7 +187,7 @@ func TestNoErrorTellsTheAddressOrTheSecret(t *testing.T) {
 	require.NotContains(t, err.Error(), "hunter2")
 }
 
-// An endless answer ends.
+// An endless response is cut off.
 func TestAnAnswerIsBounded(t *testing.T) {
 	r := webhook.Start(t, webhookSecret)
 	for range 3 {

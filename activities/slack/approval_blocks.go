@@ -15,30 +15,30 @@ import (
 	"stanch/sensors/redact"
 )
 
-// detailLevel is how much of a question is shown.
+// detailLevel is how much of an approval request is shown.
 type detailLevel int
 
 const (
-	// detailTitleOnly says what is asked and of whom, and that it must be read elsewhere: it can be denied.
+	// detailTitleOnly shows what is requested and of whom, and that it must be read elsewhere. It can be denied.
 	detailTitleOnly detailLevel = iota
-	// detailPartial shows a few of the changes besides.
+	// detailPartial also shows a few of the changes.
 	detailPartial
-	// detailExact shows all that a yes permits and every warning: it can be approved.
+	// detailExact shows every change that an approval permits, and every warning. It can be approved.
 	detailExact
-	// detailFull shows why it is asked, too.
+	// detailFull also shows the reasons.
 	detailFull
 )
 
 const (
-	// maxPartialChanges and maxPartialChangeWeight bound the changes that are shown of a question that is too much.
+	// maxPartialChanges and maxPartialChangeWeight limit the changes at detailPartial.
 	maxPartialChanges      = 3
 	maxPartialChangeWeight = 200
-	// maxConfirmRunes is what the dialog before an approval holds.
+	// maxConfirmRunes is the maximum text of the confirmation dialog.
 	maxConfirmRunes  = 280
 	maxWarningWeight = 300
 )
 
-// shownRequest is a question and what of it is shown so far.
+// shownRequest is an approval request and how much of it is shown.
 type shownRequest struct {
 	activities.ApprovalRequest
 	index  int
@@ -46,8 +46,7 @@ type shownRequest struct {
 	blocks []slack.Block
 }
 
-// approvalBlocks shows each question at least so that nobody overlooks it, and so much that it can be approved where there
-// is room for that.
+// approvalBlocks shows at least the title of every request, and enough to approve it if the message has room.
 func (p *messageView) approvalBlocks(r *sizeBudget) (shown []*shownRequest, more []slack.Block) {
 	n := min(len(p.approvalRequests), maxQuestions)
 	for ; n >= 0; n-- {
@@ -70,7 +69,7 @@ func (p *messageView) approvalBlocks(r *sizeBudget) (shown []*shownRequest, more
 	return shown, more
 }
 
-// expandDetails shows more of the questions that are shown so far, the oldest first, where there is room.
+// expandDetails shows more of the requests, oldest first, while the message has room.
 func (p *messageView) expandDetails(r *sizeBudget, shown []*shownRequest, from, to detailLevel) {
 	for _, a := range shown {
 		if a.detail != from {
@@ -84,7 +83,8 @@ func (p *messageView) expandDetails(r *sizeBudget, shown []*shownRequest, from, 
 	}
 }
 
-// permittedChanges are the changes that a yes permits, each as it is: one line a change, and at least one a plan.
+// permittedChanges returns the changes that an approval permits, unabbreviated: one line per change, and at least one
+// per plan.
 func permittedChanges(q activities.ApprovalRequest) []string {
 	var out []string
 	for _, result := range q.Plans {
@@ -109,7 +109,7 @@ func endMechanismText(e playbooks.EndMechanism) string {
 	return ": " + e.String()
 }
 
-// durationLines says how long what a yes permits lasts: once if all of it lasts equally long.
+// durationLines returns the durations of what an approval permits; a single line if they are equal.
 func durationLines(q activities.ApprovalRequest) []listLine {
 	var out []listLine
 	for i, result := range q.Plans {
@@ -123,7 +123,7 @@ func durationLines(q activities.ApprovalRequest) []listLine {
 		out = append(out, l)
 	}
 	if len(out) == 1 && q.Plans[0].Plan.Duration <= 0 {
-		return nil // what cannot be undone says so in its own words
+		return nil // irreversible actions say so themselves
 	}
 	for i := range out {
 		if len(out) > 1 {
@@ -134,7 +134,7 @@ func durationLines(q activities.ApprovalRequest) []listLine {
 	return out
 }
 
-// uniqueLines gives the lines that plans share a single time.
+// uniqueLines returns each line that several plans share only once.
 func uniqueLines(label string, all []string) []listLine {
 	var out []listLine
 	known := map[string]bool{}
@@ -149,7 +149,7 @@ func uniqueLines(label string, all []string) []listLine {
 	return out
 }
 
-// warningLines are what speaks against a yes: warnings, and what is different since the question was asked before.
+// warningLines returns the reasons against an approval: warnings, and changes since an earlier request.
 func warningLines(q activities.ApprovalRequest) []listLine {
 	var all []string
 	for _, result := range q.Plans {
@@ -158,7 +158,7 @@ func warningLines(q activities.ApprovalRequest) []listLine {
 	return append(uniqueLines("Changed since", q.ChangesSinceReplaced), uniqueLines("But", all)...)
 }
 
-// reasonLines are why it is asked at all.
+// reasonLines returns why the approval is requested.
 func reasonLines(q activities.ApprovalRequest, in string) []listLine {
 	var all []string
 	for _, result := range q.Plans {
@@ -171,7 +171,8 @@ func reasonLines(q activities.ApprovalRequest, in string) []listLine {
 	return out
 }
 
-// blocksForRequest shows what a yes permits, who is asked, and how far it has come. Nobody can approve what is not all shown.
+// blocksForRequest shows the changes, the approvers and the progress. A request that is not shown completely cannot be
+// approved.
 func (p *messageView) blocksForRequest(i int, q activities.ApprovalRequest, d detailLevel) []slack.Block {
 	would := permittedChanges(q)
 	var lines []listLine
@@ -213,7 +214,7 @@ func (p *messageView) blocksForRequest(i int, q activities.ApprovalRequest, d de
 	}
 }
 
-// answerButtons are the buttons of a question. To deny what one has not read does no harm.
+// answerButtons returns the buttons of a request. Denying without reading everything is harmless.
 func (p *messageView) answerButtons(i int, q activities.ApprovalRequest, would []string, quorum int, d detailLevel) slack.Block {
 	r := ButtonReference{IncidentID: p.incident.ID, RequestID: q.QualifiedID(), PlansHash: q.PlansHash}
 	value := func(k ButtonKind) string { r.Kind = k; return Sign(p.Signer, r) }
@@ -228,7 +229,7 @@ func (p *messageView) answerButtons(i int, q activities.ApprovalRequest, would [
 	return slack.NewActionBlock(fmt.Sprintf("question/%d/%s", i, q.PlansHash[:min(16, len(q.PlansHash))]), buttons...)
 }
 
-// confirmationText is what the dialog before an approval says: all changes, or that they are those of the list.
+// confirmationText returns the text of the confirmation dialog: all changes, or a reference to the list.
 func confirmationText(would []string) string {
 	if all := strings.Join(would, "; "); textWeight(all) <= maxConfirmRunes && len(would) > 0 && sanitizeText(all, maxConfirmRunes) == all {
 		return all

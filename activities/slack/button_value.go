@@ -11,7 +11,7 @@ import (
 // ButtonKind is what a button does.
 type ButtonKind string
 
-// The kinds of button.
+// The kinds of buttons.
 const (
 	ButtonApprove       ButtonKind = "approve"
 	ButtonDeny          ButtonKind = "deny"
@@ -22,16 +22,16 @@ const (
 	ButtonFalsePositive ButtonKind = "false-positive"
 )
 
-// ButtonReference is what a button stands for. It says nothing about who may press it.
+// ButtonReference is what a button refers to. It does not say who may press it.
 type ButtonReference struct {
 	Kind       ButtonKind `json:"k"`
 	IncidentID string     `json:"i"`
-	RequestID  string     `json:"q,omitempty"` // its id within the run
-	PlansHash  string     `json:"h,omitempty"` // of the plans that were shown
+	RequestID  string     `json:"q,omitempty"` // id within the run
+	PlansHash  string     `json:"h,omitempty"` // hash of the plans that were shown
 	LeaseID    string     `json:"l,omitempty"`
 }
 
-// Signer makes a keyed hash with a key of Stanch's own.
+// Signer computes a MAC with one of Stanch's keys.
 type Signer interface {
 	MAC(purpose string, message []byte) []byte
 }
@@ -41,19 +41,19 @@ const (
 	macBytes   = 16
 )
 
-// errInvalidButton says that a button's value was not made here.
+// errInvalidButton means that a button's value was not signed by this installation.
 var errInvalidButton = errors.New("this button is not one of Stanch's, or from before its key was changed: use the message as it is now")
 
-// Sign makes a button's value: the reference and a keyed hash of it.
+// Sign returns a button's value: the reference and its MAC.
 func Sign(s Signer, r ButtonReference) string {
 	raw, err := json.Marshal(r)
 	if err != nil {
-		panic(err) // plain strings
+		panic(err) // it contains only strings
 	}
 	return base64.RawURLEncoding.EncodeToString(raw) + "." + base64.RawURLEncoding.EncodeToString(s.MAC(macPurpose, raw)[:macBytes])
 }
 
-// Verify reads a button's value.
+// Verify decodes a button's value. It returns an error if the MAC is invalid.
 func Verify(s Signer, value string) (ButtonReference, error) {
 	var r ButtonReference
 	body, seal, ok := strings.Cut(value, ".")

@@ -13,22 +13,22 @@ import (
 	"stanch/sensors/redact"
 )
 
-// Bounds of a message. Slack takes 50 blocks, and refuses a message of some 13,000 characters of blocks without having
-// written down how it counts: Stanch stays well below.
+// Limits of a message. Slack accepts 50 blocks, and rejects messages with about 13,000 characters of blocks; the exact
+// rule is undocumented, so Stanch stays well below.
 const (
 	maxQuestions    = 5
 	maxLeases       = 6
 	maxMessageBytes = 9000
-	// maxMinimalMessageBytes is for the message that is tried when Slack refuses the whole one.
+	// maxMinimalMessageBytes is the limit of the shorter message that is sent when Slack rejects the full one.
 	maxMinimalMessageBytes = 6000
 )
 
-// fallbackText is the message in one line, for notifications, where blocks are not shown.
+// fallbackText returns the message in one line, for notifications, which do not show blocks.
 func (p *messageView) fallbackText() string {
 	return fmt.Sprintf("%s: %s, %s in %s", p.incident.ID, escapeMarkup(string(p.incident.Severity)), escapeMarkup(string(p.incident.Objective)), escapeMarkup(p.incident.Workload.String()))
 }
 
-// headerBlock and foot are what every message has; between them is where people take the incident into their own hand.
+// headerBlock returns the first block of every message.
 func (p *messageView) headerBlock() slack.Block {
 	in := p.incident
 	title := fmt.Sprintf("%s · %s · %s", strings.ToUpper(string(in.Severity)), in.Objective, in.Workload)
@@ -46,8 +46,8 @@ func (p *messageView) endBlocks() []slack.Block {
 	return append(blocks, slack.NewContextBlock("", slack.NewTextBlockObject(slack.PlainTextType, truncateToWeight(redact.EscapeControlChars(p.footerText()), maxFooterWeight), false, false)))
 }
 
-// fullMessage are the whole message. What people must answer has room first, then what they can end, then what is so, then
-// what Stanch did.
+// fullMessage returns the complete message. Space goes first to pending approvals, then to leases, then to the state,
+// then to Stanch's steps.
 func (p *messageView) fullMessage() []slack.Block {
 	const maxSummary = 300
 	head, end := p.headerBlock(), p.endBlocks()
@@ -58,7 +58,8 @@ func (p *messageView) fullMessage() []slack.Block {
 	p.expandDetails(&left, questions, detailTitleOnly, detailPartial)
 	elsewhere := fmt.Sprintf("is too much for a message: `stanch incidents %s` shows it", p.incident.ID)
 	done := p.stepLines()
-	kept := min(left/3, sizeBudget(jsonSize(bulletList(done, maxTextWeight))+2*listOverhead)) // no fact hides that a step failed
+	// facts never displace failed steps
+	kept := min(left/3, sizeBudget(jsonSize(bulletList(done, maxTextWeight))+2*listOverhead))
 	left -= kept
 	what = append(what, left.fitList(p.factLines(), false, elsewhere)...)
 	left += kept - listOverhead
@@ -73,7 +74,7 @@ func (p *messageView) fullMessage() []slack.Block {
 	return slices.Concat(blocks, more, end)
 }
 
-// minimalMessage is what people must not miss, for when Slack refuses the whole message.
+// minimalMessage returns the essential parts, for when Slack rejects the full message.
 func (p *messageView) minimalMessage() []slack.Block {
 	blocks := []slack.Block{p.headerBlock(), textSection(fmt.Sprintf("Slack did not take the whole message: `stanch incidents %s` shows what is missing here", p.incident.ID))}
 	end := p.endBlocks()
@@ -99,7 +100,7 @@ func withConfirmation(b *slack.ButtonBlockElement, title, what, yes string) *sla
 	return b
 }
 
-// leaseBlocks are those that hold, as many as there is room for.
+// leaseBlocks returns the active leases, as many as fit.
 func (p *messageView) leaseBlocks(r *sizeBudget) []slack.Block {
 	held := slices.DeleteFunc(slices.Clone(p.incident.Leases), func(l playbooks.LeaseReport) bool { return l.State == "ended" })
 	if len(held) == 0 {
@@ -124,7 +125,7 @@ func (p *messageView) leaseBlocks(r *sizeBudget) []slack.Block {
 	return blocks
 }
 
-// blocksForLease shows what holds, with the buttons that end it and let it last.
+// blocksForLease shows a lease, with the buttons that end and extend it.
 func (p *messageView) blocksForLease(l playbooks.LeaseReport) []slack.Block {
 	const maxTarget = 300
 	what := listLine{label: "Held: " + l.Action, text: strings.TrimSpace(fmt.Sprintf("%s  %s, until %s. %s",
@@ -140,7 +141,7 @@ func (p *messageView) blocksForLease(l playbooks.LeaseReport) []slack.Block {
 	}
 }
 
-// triageActions is how a person takes the incident into their own hand.
+// triageActions returns the buttons that assign or resolve the incident.
 func (p *messageView) triageActions() slack.Block {
 	r := ButtonReference{IncidentID: p.incident.ID, Kind: ButtonAssign}
 	fp := r

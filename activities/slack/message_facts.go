@@ -9,13 +9,13 @@ import (
 	"stanch/playbooks/display"
 )
 
-// Bounds of what is told: nobody reads more at three in the morning.
+// Limits that keep the message readable.
 const (
 	maxStepLines   = 14
 	maxReasonLines = 6
 )
 
-// factLines are what is known, the most telling first.
+// factLines returns what is known, most important first.
 func (p *messageView) factLines() []listLine {
 	in := p.incident
 	facts := []listLine{{label: "Workload", text: in.Workload.String()}}
@@ -61,7 +61,7 @@ func shortDigest(digest string) string {
 	return digest
 }
 
-// stepLines is what became of each step, the last ones if there are many.
+// stepLines returns the outcome of each step; only the last ones if there are many.
 func (p *messageView) stepLines() []listLine {
 	var out []listLine
 	for _, run := range p.incident.Playbooks {

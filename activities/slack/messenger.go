@@ -1,9 +1,8 @@
-// Package slack shows incidents in Slack and carries references back: one message for each incident, kept at what is
-// so, with its thread.
+// Package slack shows incidents in Slack and forwards button presses: each incident is one message, updated in place,
+// with its thread.
 //
-// It refuses to decide who may answer and what an answer does (worker/gateway does), to put anything but a sealed
-// reference into a button, and to let text from elsewhere become markup: all of it is literal text of Slack's own
-// structured blocks.
+// It never decides who may answer or what an answer does (worker/gateway does). Buttons contain only signed references,
+// and text from elsewhere never becomes markup: it is always literal text in Slack's structured blocks.
 package slack
 
 import (
@@ -23,27 +22,28 @@ import (
 	"stanch/sensors/duration"
 )
 
-// IncidentReader reads what is to be shown.
+// IncidentReader returns the incident and the approval requests to show.
 type IncidentReader interface {
 	Incident(ctx context.Context, id string) (playbooks.Incident, error)
 	PendingApprovals(ctx context.Context, incident string) ([]activities.ApprovalRequest, error)
 }
 
-// MentionResolver finds whom to call for a question: member ids and user group ids.
+// MentionResolver returns the member ids and user group ids to mention for an approval request.
 type MentionResolver interface {
 	ResolveMentions(groups, users []string) (members, userGroups []string)
 }
 
-// Messenger keeps incidents' messages in one channel.
+// Messenger updates the messages of incidents in one channel. It is safe for concurrent use.
 type Messenger struct {
 	SlackClient     *slack.Client
 	Channel         string
 	Reader          IncidentReader
 	Signer          Signer
 	MentionResolver MentionResolver
-	// ManifestHead is the head of an incident's manifest: kept here, outside of Stanch, it shows later what was cut off.
+	// ManifestHead returns the last line's hash of an incident's manifest. Stored in Slack, it reveals later whether
+	// lines were removed.
 	ManifestHead func(incident string) string
-	// BreakGlassEnabled: somebody may break the glass, so questions have a button for it.
+	// BreakGlassEnabled adds a break-glass button to approval requests.
 	BreakGlassEnabled bool
 	Log               *slog.Logger
 	Now               func() time.Time // nil means time.Now
@@ -58,20 +58,20 @@ func (d *Messenger) now() time.Time {
 	return time.Now()
 }
 
-// isRetry tells whether an attempt before this one may have written already.
+// isRetry reports whether an earlier attempt may have written already.
 func isRetry(ctx context.Context) bool {
 	return activity.IsActivity(ctx) && activity.GetInfo(ctx).Attempt > 1
 }
 
-// SyncMessage brings an incident's message to what is so now.
+// SyncMessage updates an incident's message to its current state.
 func (d *Messenger) SyncMessage(ctx context.Context, in activities.SyncMessageInput) (activities.SyncMessageResult, error) {
 	incident, err := d.Reader.Incident(ctx, in.IncidentID)
 	if err != nil {
-		return activities.SyncMessageResult{}, err //nolint:wrapcheck // it names the incident
+		return activities.SyncMessageResult{}, err //nolint:wrapcheck // the error names the incident
 	}
 	pending, err := d.Reader.PendingApprovals(ctx, in.IncidentID)
 	if err != nil {
-		return activities.SyncMessageResult{}, err //nolint:wrapcheck // it names the incident
+		return activities.SyncMessageResult{}, err //nolint:wrapcheck // the error names the incident
 	}
 	slices.SortFunc(pending, func(a, b activities.ApprovalRequest) int { return a.AskedAt.Compare(b.AskedAt) })
 	p := &messageView{Messenger: d, incident: incident, approvalRequests: pending, state: in.State, hadEarlierMessage: in.MayExistAlready}
@@ -85,7 +85,7 @@ func (d *Messenger) SyncMessage(ctx context.Context, in activities.SyncMessageIn
 	if showErr != nil && (p.state.MessageTS == "" || isRateLimited(showErr)) {
 		return activities.SyncMessageResult{}, classifyError("show "+in.IncidentID, showErr)
 	}
-	// Who is asked is called even where the message cannot show the question.
+	// Approvers are mentioned even if the message cannot show the request.
 	replyErr := p.postReplies(ctx)
 	switch {
 	case showErr != nil:
@@ -96,7 +96,7 @@ func (d *Messenger) SyncMessage(ctx context.Context, in activities.SyncMessageIn
 	return activities.SyncMessageResult{State: p.state, Done: incident.Status == "closed", NextSyncIn: p.nextChangeIn()}, nil
 }
 
-// classifyError says when to try again, and leaves out what an error of the library may carry of a request.
+// classifyError returns when to retry after an error.
 func classifyError(what string, err error) error {
 	if limited, ok := errors.AsType[*slack.RateLimitedError](err); ok {
 		return &activities.RetryAfterError{Delay: max(limited.RetryAfter, time.Second), Err: fmt.Errorf("%s: Slack asks to wait %s", what, duration.Format(limited.RetryAfter))}
@@ -109,7 +109,7 @@ func isRateLimited(err error) bool {
 	return is
 }
 
-// isRejected tells whether Slack refuses a message for what it holds, and what it says of that.
+// isRejected reports whether Slack rejects a message because of its content, and returns Slack's reason.
 func isRejected(err error) (why string, is bool) {
 	refused, ok := errors.AsType[slack.SlackErrorResponse](err)
 	if !ok {
@@ -119,16 +119,16 @@ func isRejected(err error) (why string, is bool) {
 	return sanitizeText(strings.Join(refused.ResponseMetadata.Messages, "; "), maxTextWeight), is
 }
 
-// messageView is one look at one incident.
+// messageView is one rendering of one incident.
 type messageView struct {
 	*Messenger
 	incident          playbooks.Incident
 	approvalRequests  []activities.ApprovalRequest
 	state             activities.MessageState
-	hadEarlierMessage bool // there was a thread before this one
+	hadEarlierMessage bool // an earlier message may exist
 }
 
-// metadataEventType marks Stanch's messages, so that one that was written by a process that died is found again.
+// metadataEventType marks Stanch's messages, so that a message of a process that died is found again.
 const metadataEventType = "stanch_incident"
 
 func (p *messageView) metadataOption(key string) slack.MsgOption {
@@ -145,11 +145,11 @@ func (p *messageView) metadataKey(m slack.Message) (string, bool) {
 
 const (
 	incidentMessageKey = "message"
-	// maxHistoryPages bounds how far back a message is looked for.
+	// maxHistoryPages limits how far back a message is searched.
 	maxHistoryPages = 10
 )
 
-// restoreState finds what an attempt that died has written, or a thread before this one.
+// restoreState finds the message and the replies of an earlier attempt or an earlier workflow.
 func (p *messageView) restoreState(ctx context.Context) error {
 	if !isRetry(ctx) && (!p.hadEarlierMessage || p.state.MessageTS != "") {
 		return nil
@@ -166,7 +166,7 @@ func (p *messageView) restoreState(ctx context.Context) error {
 			if err.Error() == "thread_not_found" {
 				return nil
 			}
-			return err //nolint:wrapcheck // the caller says what was done
+			return err //nolint:wrapcheck // the caller adds context
 		}
 		for _, m := range replies {
 			if key, ok := p.metadataKey(m); ok {
@@ -188,7 +188,7 @@ func (p *messageView) findMessage(ctx context.Context) error {
 	for range maxHistoryPages {
 		history, err := p.SlackClient.GetConversationHistoryContext(ctx, q)
 		if err != nil {
-			return err //nolint:wrapcheck // the caller says what was done
+			return err //nolint:wrapcheck // the caller adds context
 		}
 		for _, m := range history.Messages {
 			if key, ok := p.metadataKey(m); ok && key == incidentMessageKey {
@@ -204,7 +204,7 @@ func (p *messageView) findMessage(ctx context.Context) error {
 	return nil
 }
 
-// syncMessage writes the message, or changes it if it shows something else than is so.
+// syncMessage posts the message, or updates it if its content has changed.
 func (p *messageView) syncMessage(ctx context.Context) error {
 	blocks := p.fullMessage()
 	shown := hashBlocks(blocks)
@@ -225,7 +225,7 @@ func (p *messageView) syncMessage(ctx context.Context) error {
 	return nil
 }
 
-// postOrUpdateMessage changes the message to these blocks, or writes it.
+// postOrUpdateMessage updates the message to these blocks, or posts it.
 func (p *messageView) postOrUpdateMessage(ctx context.Context, blocks []slack.Block) error {
 	options := []slack.MsgOption{slack.MsgOptionText(p.fallbackText(), true), slack.MsgOptionBlocks(blocks...), p.metadataOption(incidentMessageKey), slack.MsgOptionDisableLinkUnfurl(), slack.MsgOptionDisableMediaUnfurl()}
 	if p.state.MessageTS != "" {
@@ -234,20 +234,20 @@ func (p *messageView) postOrUpdateMessage(ctx context.Context, blocks []slack.Bl
 			return nil
 		}
 		if err.Error() != "message_not_found" {
-			return err //nolint:wrapcheck // the caller says what was done
+			return err //nolint:wrapcheck // the caller adds context
 		}
-		// Somebody deleted it: it is written anew.
+		// Somebody deleted the message: it is posted again.
 		p.state = activities.MessageState{PostedReplies: map[string]bool{}}
 	}
 	channel, ts, err := p.SlackClient.PostMessageContext(ctx, p.Channel, options...)
 	if err != nil {
-		return err //nolint:wrapcheck // the caller says what was done
+		return err //nolint:wrapcheck // the caller adds context
 	}
 	p.state.Channel, p.state.MessageTS = channel, ts
 	return nil
 }
 
-// nextChangeIn is when something changes by the clock alone: an escalation, a deadline.
+// nextChangeIn returns when something changes by time alone: an escalation or a deadline.
 func (p *messageView) nextChangeIn() time.Duration {
 	var next time.Duration
 	for _, q := range p.approvalRequests {
@@ -264,7 +264,7 @@ func (p *messageView) nextChangeIn() time.Duration {
 	return next
 }
 
-// Post writes a reply into the incident's thread.
+// Post posts a reply into the incident's thread.
 func (d *Messenger) Post(ctx context.Context, incident activities.IncidentRef, key, text string) error {
 	p := &messageView{Messenger: d, incident: playbooks.Incident{ID: incident.ID, Opened: incident.Opened}, state: activities.MessageState{PostedReplies: map[string]bool{}}}
 	if err := p.findMessage(ctx); err != nil {

@@ -25,7 +25,7 @@ const incidentID = "INC-01ARZ3NDEKTSV4RRFFQ69G5FAV"
 
 var askedAt = time.Date(2026, 11, 23, 3, 0, 0, 0, time.UTC)
 
-// messengerFixture is an incident, its questions, and a desk at the stand-in.
+// messengerFixture is an incident, its approval requests, and a messenger connected to the fake Slack.
 type messengerFixture struct {
 	view.Messenger
 	slack            *stand.FakeSlack
@@ -43,7 +43,7 @@ func (d *messengerFixture) PendingApprovals(context.Context, string) ([]activiti
 	return d.approvalRequests, nil
 }
 
-// ResolveMentions calls each group by a member id.
+// ResolveMentions returns one member id for each group.
 func (*messengerFixture) ResolveMentions(groups, _ []string) (members, userGroups []string) {
 	for _, g := range groups {
 		members = append(members, "U0"+strings.ToUpper(g))
@@ -51,7 +51,7 @@ func (*messengerFixture) ResolveMentions(groups, _ []string) (members, userGroup
 	return members, nil
 }
 
-// testSigner is a key of the test's own.
+// testSigner signs with a key of the test.
 type testSigner string
 
 func (s testSigner) MAC(purpose string, message []byte) []byte {
@@ -75,7 +75,7 @@ func newFixture(t *testing.T) *messengerFixture {
 	return d
 }
 
-// syncOnce looks once, as the thread does.
+// syncOnce syncs once, as the workflow does.
 func (d *messengerFixture) syncOnce(t *testing.T) error {
 	t.Helper()
 	out, err := d.SyncMessage(t.Context(), activities.SyncMessageInput{IncidentID: incidentID, State: d.state})
@@ -85,7 +85,7 @@ func (d *messengerFixture) syncOnce(t *testing.T) error {
 	return err
 }
 
-// currentMessage is the incident's message as it is now.
+// currentMessage returns the incident's current message.
 func (d *messengerFixture) currentMessage(t *testing.T) stand.Message {
 	t.Helper()
 	require.NoError(t, d.syncOnce(t))
@@ -93,7 +93,7 @@ func (d *messengerFixture) currentMessage(t *testing.T) stand.Message {
 	return d.slack.Messages()[0]
 }
 
-// newApprovalRequest asks for plans of one change each.
+// newApprovalRequest returns a request with plans of one change each.
 func newApprovalRequest(n int, change func(i int) string, plans int) activities.ApprovalRequest {
 	q := activities.ApprovalRequest{
 		ID: fmt.Sprintf("contain#%d", n), IncidentID: incidentID, Title: "contain the pods", PlansHash: strings.Repeat(fmt.Sprint(n), 64),
@@ -110,7 +110,7 @@ func newApprovalRequest(n int, change func(i int) string, plans int) activities.
 
 func isolateChange(i int) string { return fmt.Sprintf("isolate pod shop/web-%d.", i) }
 
-// literalTexts are all literal texts of a message, in their order, without what a button asks back.
+// literalTexts returns all literal texts of a message, in order, without confirmation dialogs.
 func literalTexts(t *testing.T, m stand.Message) []string {
 	t.Helper()
 	var blocks any
@@ -147,7 +147,7 @@ func countMatching(all []string, is func(string) bool) (n int) {
 
 func isIsolateChange(s string) bool { return strings.HasPrefix(s, "isolate pod shop/web-") }
 
-// confirmationDialog is what the dialog of the approval says.
+// confirmationDialog returns the text of the approval's confirmation dialog.
 func confirmationDialog(t *testing.T, m stand.Message) string {
 	t.Helper()
 	var blocks []struct {
@@ -189,7 +189,7 @@ func TestWhatAYesPermitsIsShownWhole(t *testing.T) {
 	require.Equal(t, "Approve exactly the 12 changes listed above.", confirmationDialog(t, m), "a dialog that is too small does not show a part")
 }
 
-// What two ids have in common at their beginning must not make one look like the other.
+// Two ids with a common prefix must not look the same.
 func TestAChangeIsNotAbbreviated(t *testing.T) {
 	d := newFixture(t)
 	ids := []string{strings.Repeat("a", 60) + "0001", strings.Repeat("a", 60) + "0002"}
@@ -231,7 +231,7 @@ func TestNobodyApprovesMoreThanIsShown(t *testing.T) {
 	}
 }
 
-// fillWithHostileText is an incident in which an attacker chose every text that they can choose.
+// fillWithHostileText sets every text that an attacker can choose.
 func fillWithHostileText(d *messengerFixture) {
 	long := strings.Repeat(`<x/"&>`, 400)
 	pod := "shop/" + strings.Repeat("p", 253)
@@ -270,7 +270,7 @@ func TestAnAttackerCannotCrowdAQuestionOut(t *testing.T) {
 	require.Len(t, m.Buttons(t)["deny"], 5)
 	require.Len(t, m.Buttons(t)["take-over"], 1)
 
-	// One of them alone is small enough to be approved, whatever else there is.
+	// One of them alone is small enough to be approved, whatever else the message contains.
 	d.approvalRequests = []activities.ApprovalRequest{newApprovalRequest(1, isolateChange, 10)}
 	m = d.currentMessage(t)
 	require.Equal(t, 10, countMatching(literalTexts(t, m), isIsolateChange))
@@ -285,7 +285,7 @@ func TestAnAttackerCannotCrowdAQuestionOut(t *testing.T) {
 	require.Contains(t, literalTexts(t, m), "What Stanch did")
 }
 
-// Slack refuses empty texts, and much of an incident may be empty.
+// Slack rejects empty texts, and many fields of an incident may be empty.
 func TestWhatIsEmptyIsLeftOut(t *testing.T) {
 	d := newFixture(t)
 	d.incident = playbooks.Incident{ID: incidentID, Status: "open", Leases: []playbooks.LeaseReport{{ID: "L-1", State: "held"}, {ID: "L-2", State: "ended"}}, Detections: []playbooks.DetectionSummary{{}}, Reasons: []string{""}}
@@ -308,7 +308,7 @@ func TestAQuestionIsNotLostAmongMany(t *testing.T) {
 	require.Contains(t, literalTexts(t, m), "and 4 more questions; `stanch incidents "+incidentID+"` shows them")
 }
 
-// A thread that begins again, knowing nothing of the one before it, goes on with the message that is there.
+// A new workflow without state continues with the existing message.
 func TestAThreadThatBeginsAgainFindsItsMessage(t *testing.T) {
 	d := newFixture(t)
 	before := d.currentMessage(t)

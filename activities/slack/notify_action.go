@@ -10,7 +10,7 @@ import (
 	"stanch/playbooks"
 )
 
-// NotifyAction is `notify: slack`: a line in the incident's thread.
+// NotifyAction is `notify: slack`: a reply in the incident's thread.
 type NotifyAction struct{ Notifier activities.Notifier }
 
 var _ activities.Observer = (*NotifyAction)(nil)
@@ -20,7 +20,7 @@ type NotifyParams struct {
 	Text string `json:"text,omitempty" doc:"the text; default the incident's summary"`
 }
 
-// Spec declares slack.
+// Spec returns the spec of slack.
 func (*NotifyAction) Spec() playbooks.ActionSpec {
 	return playbooks.ActionSpec{
 		Name: "slack", Verb: playbooks.VerbNotify, Class: playbooks.ClassObserve, Targets: []playbooks.TargetKind{playbooks.TargetIncident},
@@ -28,7 +28,7 @@ func (*NotifyAction) Spec() playbooks.ActionSpec {
 	}
 }
 
-// Observe writes the line.
+// Observe posts the reply.
 func (a *NotifyAction) Observe(ctx context.Context, r activities.Request) (activities.Observation, error) {
 	params, err := activities.DecodeParams[NotifyParams](r)
 	if err != nil {

@@ -8,7 +8,7 @@ import (
 	"stanch/activities"
 )
 
-// Nobody knows exactly how Slack counts: when it refuses the message, people still see what they are asked.
+// Slack's size rule is undocumented: when it rejects the message, people still see the approval requests.
 func TestAMessageThatSlackRefusesBecomesAShortOne(t *testing.T) {
 	d := newFixture(t)
 	fillWithHostileText(d)

@@ -12,10 +12,10 @@ import (
 	"stanch/sensors/duration"
 )
 
-// maxMentions bounds whom one question calls.
+// maxMentions is the maximum number of mentions of one request.
 const maxMentions = 10
 
-// postReplies writes into the thread what people must be called for or told of once.
+// postReplies posts the replies that mention or notify people once.
 func (p *messageView) postReplies(ctx context.Context) error {
 	for _, q := range p.approvalRequests {
 		hash := q.PlansHash[:min(12, len(q.PlansHash))]
@@ -51,7 +51,7 @@ func (p *messageView) postReplies(ctx context.Context) error {
 	return nil
 }
 
-// mentionApprovers mentions those who are asked.
+// mentionApprovers mentions the approvers of a request.
 func (p *messageView) mentionApprovers(ctx context.Context, key, why string, q activities.ApprovalRequest, groups, users []string) error {
 	var elements []slack.RichTextSectionElement
 	if p.MentionResolver != nil {
@@ -67,7 +67,7 @@ func (p *messageView) mentionApprovers(ctx context.Context, key, why string, q a
 	return p.postReplyOnce(ctx, key, why+q.Title, slack.NewRichTextBlock("", slack.NewRichTextSection(elements...)))
 }
 
-// postReplyOnce writes one reply, once.
+// postReplyOnce posts a reply if it was not posted before.
 func (p *messageView) postReplyOnce(ctx context.Context, key, line string, block slack.Block) error {
 	if p.state.PostedReplies[key] {
 		return nil
@@ -75,7 +75,7 @@ func (p *messageView) postReplyOnce(ctx context.Context, key, line string, block
 	_, _, err := p.SlackClient.PostMessageContext(ctx, cmp.Or(p.state.Channel, p.Channel), slack.MsgOptionTS(p.state.MessageTS), slack.MsgOptionText(p.incident.ID+": "+escapeMarkup(line), true), slack.MsgOptionBlocks(block), p.metadataOption(key),
 		slack.MsgOptionDisableLinkUnfurl(), slack.MsgOptionDisableMediaUnfurl())
 	if err != nil {
-		return err //nolint:wrapcheck // the caller says what was done
+		return err //nolint:wrapcheck // the caller adds context
 	}
 	p.state.PostedReplies[key] = true
 	return nil

@@ -13,17 +13,17 @@ import (
 	"stanch/sensors/redact"
 )
 
-// Bounds of one text, by what it weighs.
+// Limits of one text, by weight (see runeWeight).
 const (
 	maxTextWeight   = 600
 	maxHeaderWeight = 140
 	maxFooterWeight = 600
 )
 
-// longHexPattern matches ids and hashes, of which nobody reads more than the beginning.
+// longHexPattern matches ids and hashes, which are abbreviated.
 var longHexPattern = regexp.MustCompile(`[0-9a-f]{40,}`)
 
-// runeWeight is how much a character makes a message longer: what JSON escapes weighs more than what one sees.
+// runeWeight returns how much a character adds to the size of a message. A character that JSON escapes weighs more.
 func runeWeight(r rune) int {
 	switch r {
 	case '<', '>', '&':
@@ -41,7 +41,7 @@ func textWeight(s string) (n int) {
 	return n
 }
 
-// truncateToWeight shortens a text to a weight.
+// truncateToWeight truncates a text to a weight.
 func truncateToWeight(s string, n int) string {
 	left := n
 	for i, r := range s {
@@ -52,7 +52,7 @@ func truncateToWeight(s string, n int) string {
 	return s
 }
 
-// sanitizeText is literal: control characters, invisible ones and those that turn the direction are shown as dots.
+// sanitizeText returns literal text: control, invisible and direction-changing characters become dots.
 func sanitizeText(s string, n int) string {
 	return truncateToWeight(longHexPattern.ReplaceAllStringFunc(redact.EscapeControlChars(s), func(id string) string { return id[:12] + "…" }), n)
 }
@@ -65,7 +65,7 @@ func boldElement(s string) *slack.RichTextSectionTextElement {
 	return slack.NewRichTextSectionTextElement(sanitizeText(s, maxTextWeight), &slack.RichTextSectionTextStyle{Bold: true})
 }
 
-// textSection is one block of literal text.
+// textSection returns a block of literal text.
 func textSection(s string) slack.Block {
 	if s == "" {
 		s = "(no text)"
@@ -73,14 +73,14 @@ func textSection(s string) slack.Block {
 	return slack.NewRichTextBlock("", slack.NewRichTextSection(plainElement(s)))
 }
 
-// listLine is one line of a list: what it is about, in words, and what is somebody else's word for word.
+// listLine is one line of a list: a label, and literal text.
 type listLine struct {
 	label, text, code string
-	// neverTruncated: it is shown as it is or not at all.
+	// neverTruncated means that the line is shown completely or not at all.
 	neverTruncated bool
 }
 
-// render leaves out what is empty, since Slack refuses empty texts.
+// render returns the line without empty parts, which Slack rejects.
 func (l listLine) render(n int) *slack.RichTextSection {
 	shown := func(s string) string {
 		if l.neverTruncated {
@@ -98,7 +98,7 @@ func (l listLine) render(n int) *slack.RichTextSection {
 	return slack.NewRichTextSection(elements...)
 }
 
-// bulletList are lines, each cut to a weight.
+// bulletList returns the lines, each truncated to a weight.
 func bulletList(lines []listLine, n int) slack.RichTextElement {
 	elements := make([]slack.RichTextElement, len(lines))
 	for i, l := range lines {
@@ -107,7 +107,7 @@ func bulletList(lines []listLine, n int) slack.RichTextElement {
 	return slack.NewRichTextList(slack.RTEListBullet, 0, elements...)
 }
 
-// escapeMarkup leaves letters, digits and a few signs of a text that Slack reads as markup.
+// escapeMarkup keeps only letters, digits and a few other characters of a text that Slack parses as markup.
 func escapeMarkup(s string) string {
 	return strings.Map(func(r rune) rune {
 		if r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || strings.ContainsRune("-./:, ", r) {
@@ -117,14 +117,14 @@ func escapeMarkup(s string) string {
 	}, sanitizeText(s, 160))
 }
 
-// sizeBudget is how many characters of JSON a message may still have.
+// sizeBudget is the number of JSON characters that a message may still use.
 type sizeBudget int
 
-// jsonSize is how long something is in a message.
+// jsonSize returns the size of a value in a message.
 func jsonSize(v any) int {
 	raw, err := json.Marshal(v)
 	if err != nil {
-		return 0 // the library's own types; one that cannot be written fails when it is sent
+		return 0 // the library's own types; one that cannot be encoded fails when it is sent
 	}
 	return len(raw) + 1
 }
@@ -136,7 +136,7 @@ func totalJSONSize(blocks []slack.Block) (n int) {
 	return n
 }
 
-// reserve takes blocks in, if there is room for them.
+// reserve subtracts the size of the blocks, and returns false if they do not fit.
 func (r *sizeBudget) reserve(blocks ...slack.Block) bool {
 	n := sizeBudget(totalJSONSize(blocks))
 	if n > *r {
@@ -146,13 +146,13 @@ func (r *sizeBudget) reserve(blocks ...slack.Block) bool {
 	return true
 }
 
-// listOverhead is what a list needs besides its lines, and noteOverhead what a line about what is left out needs.
+// listOverhead is the size of an empty list, and noteOverhead that of a note about omitted lines.
 const (
 	listOverhead = 120
 	noteOverhead = 260
 )
 
-// fitList makes lines a list that has room: each is shortened before any is left out, the last ones or the first ones.
+// fitList returns the lines as a list that fits. It first truncates lines, and then omits the first or the last ones.
 func (r *sizeBudget) fitList(lines []listLine, keepLast bool, note string) []slack.RichTextElement {
 	const least = 160
 	for _, n := range []int{maxTextWeight, least} {

@@ -1,7 +1,7 @@
-// Package ticket opens an issue for an incident where people keep theirs: GitHub, GitLab or Jira.
+// Package ticket opens an issue for an incident in GitHub, GitLab or Jira.
 //
-// It refuses to open two for one incident, to go where no configuration points, and to let a word of an incident be
-// markup: what an attacker named a process pings nobody, links nowhere and closes nothing.
+// It opens at most one issue for an incident, and only in the configured tracker. Attacker-controlled strings never
+// become markup: they mention nobody, link nowhere and close nothing.
 package ticket
 
 import (
@@ -20,42 +20,44 @@ import (
 	"stanch/playbooks"
 )
 
-// Issue is a ticket as its tracker knows it.
+// Issue is a ticket in its tracker.
 type Issue struct {
 	ID     string // "#12", "OPS-12"
 	URL    string
 	Labels []string
 }
 
-// Tracker is a product that keeps tickets.
+// Tracker is a product that stores tickets. Implementations are safe for concurrent use.
 type Tracker interface {
-	// Find gives the oldest issue that has a label, whether it is open or closed, or nil.
+	// Find returns the oldest issue with a label, open or closed, or nil.
 	Find(ctx context.Context, label string) (*Issue, error)
-	// Open makes an issue.
+	// Open creates an issue.
 	Open(ctx context.Context, d TicketDraft) (Issue, error)
 }
 
-// ManifestReader gives an incident's manifest and what is wrong with it.
+// ManifestReader returns an incident's manifest and its integrity problems.
 type ManifestReader interface {
 	Manifest(incident string) ([]activities.ManifestLine, []activities.IntegrityFinding, error)
 }
 
 // CreateAction is `ticket: create`.
 type CreateAction struct {
-	Tracker   Tracker        // nil: none is configured
-	Manifests ManifestReader // nil: a ticket holds no manifest
+	Tracker   Tracker        // nil: no tracker is configured
+	Manifests ManifestReader // nil: tickets contain no manifest
 	Labels    []string
-	// Failpoint is called between finding and opening, and after it, so that tests can kill the process there. Nil does nothing.
+	// Failpoint is called between finding and opening, and after opening, so that tests can kill the process there. Nil
+	// does nothing.
 	Failpoint func(point string)
 
 	mu            sync.Mutex
-	incidentLocks map[string]*incidentLock // by incident
+	incidentLocks map[string]*incidentLock // by incident id
 }
 
-// incidentLock serves one at a time: of two playbooks that open an incident's ticket at once the second finds the first's.
+// incidentLock serializes the tickets of one incident: if two playbooks open one at the same time, the second finds the
+// first's.
 type incidentLock struct {
 	sync.Mutex
-	openedIssue *Issue // what was opened here. A search may know of it only later.
+	openedIssue *Issue // issue that this process opened; a tracker's search may find it only later
 }
 
 var _ activities.Observer = (*CreateAction)(nil)
@@ -73,10 +75,10 @@ type CreateOutputs struct {
 	Created bool   `json:"created" expr:"created"`
 }
 
-// ticketTimeout bounds the step, with what a tracker wants Stanch to wait.
+// ticketTimeout limits the step, including the delays that a tracker requests.
 const ticketTimeout = 5 * time.Minute
 
-// Spec declares create.
+// Spec returns the spec of create.
 func (*CreateAction) Spec() playbooks.ActionSpec {
 	return playbooks.ActionSpec{
 		Name: "create", Verb: playbooks.VerbTicket, Class: playbooks.ClassObserve, Targets: []playbooks.TargetKind{playbooks.TargetIncident},
@@ -85,7 +87,7 @@ func (*CreateAction) Spec() playbooks.ActionSpec {
 	}
 }
 
-// maxIncidentLocks bounds what is remembered.
+// maxIncidentLocks limits how many incidents are remembered.
 const maxIncidentLocks = 1000
 
 func (a *CreateAction) lockFor(incident string) *incidentLock {
@@ -104,7 +106,7 @@ func (a *CreateAction) lockFor(incident string) *incidentLock {
 
 var incidentIDPattern = regexp.MustCompile(`^INC-[0-9A-Z]{10,40}$`)
 
-// Observe opens the incident's ticket, or finds it.
+// Observe opens the incident's ticket, or finds the existing one.
 func (a *CreateAction) Observe(ctx context.Context, r activities.Request) (activities.Observation, error) {
 	var none activities.Observation
 	params, err := activities.DecodeParams[CreateParams](r)
@@ -159,18 +161,18 @@ func issueObservation(i Issue) activities.Observation {
 	return activities.Observation{Outputs: CreateOutputs{URL: i.URL, ID: i.ID}, Unchanged: true, MissingNote: "the incident has this ticket already"}
 }
 
-// IncidentLabel is the label by which an incident's ticket is found again.
+// IncidentLabel returns the label by which an incident's ticket is found.
 func IncidentLabel(incident string) string { return "stanch-" + incident }
 
 var nonLabelChars = regexp.MustCompile(`[^\pL\pN.:_/-]+`)
 
-// The bounds of labels: GitHub's in characters, and enough in number.
+// Limits of labels: their length in characters (GitHub's limit), and their number.
 const (
 	maxLabelRunes = 50
 	maxLabels     = 20
 )
 
-// sanitizeLabels cleans labels so that each is one, in every tracker.
+// sanitizeLabels returns labels that are valid in every tracker.
 func sanitizeLabels(all ...string) []string {
 	var out []string
 	for _, l := range all {
@@ -185,7 +187,7 @@ func sanitizeLabels(all ...string) []string {
 	return out
 }
 
-// buildDraft gathers what the ticket says.
+// buildDraft collects the content of the ticket.
 func (a *CreateAction) buildDraft(in activities.IncidentRef, params CreateParams, label string) (TicketDraft, error) {
 	title := params.Title
 	if title == "" {
@@ -211,7 +213,7 @@ func (a *CreateAction) buildDraft(in activities.IncidentRef, params CreateParams
 	return d, nil
 }
 
-// safeURL gives a URL of an answer if a person can open it.
+// safeURL returns a URL of a response if people can open it, otherwise "".
 func safeURL(s string) string {
 	u, err := url.Parse(s)
 	if err != nil || u.Scheme != "https" && u.Scheme != "http" || u.User != nil || len(s) > 1000 {
@@ -220,5 +222,5 @@ func safeURL(s string) string {
 	return u.String()
 }
 
-// errUnexpectedResponse says that a tracker's answer is not what it says of itself.
+// errUnexpectedResponse means that a tracker's response does not match its documentation.
 var errUnexpectedResponse = errors.New("the answer is not one that the tracker's documentation describes")

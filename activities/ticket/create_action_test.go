@@ -19,7 +19,7 @@ import (
 	stand "stanch/testenv/ticket"
 )
 
-// trackerCase is a tracker and its stand-in.
+// trackerCase is a tracker and its fake server.
 type trackerCase struct {
 	name       string
 	startFake  func(testing.TB) *stand.FakeTracker
@@ -126,7 +126,7 @@ func TestOneIncidentHasOneTicket(t *testing.T) {
 	})
 }
 
-// The process dies when the tracker has the issue and nobody here knows.
+// The process dies after the tracker created the issue and before anything here recorded it.
 func TestARetryAfterADeathMakesNoSecondTicket(t *testing.T) {
 	forEachTracker(t, func(t *testing.T, p trackerCase, s *stand.FakeTracker) {
 		a := p.newCreateAction(s)
@@ -145,7 +145,7 @@ func TestARetryAfterADeathMakesNoSecondTicket(t *testing.T) {
 	})
 }
 
-// The search knows of an issue only later: what this process opened it remembers.
+// The search finds an issue only later: this process remembers the issues that it opened.
 func TestTwoPlaybooksAtOnceMakeOneTicket(t *testing.T) {
 	forEachTracker(t, func(t *testing.T, p trackerCase, s *stand.FakeTracker) {
 		s.SetSearchLagging(true)
@@ -171,7 +171,7 @@ func TestTwoPlaybooksAtOnceMakeOneTicket(t *testing.T) {
 	})
 }
 
-// Jira's search lags: after an answer that tells nothing it is not asked again at once.
+// Jira's search lags: after an inconclusive response, creation is not retried at once.
 func TestJiraIsGivenTimeToFindWhatItMayHaveMade(t *testing.T) {
 	s := stand.StartJira(t)
 	p := trackerCases[2]
@@ -267,7 +267,7 @@ func TestRateLimitsAreKept(t *testing.T) {
 					}
 					w.WriteHeader(c.status)
 				}
-				s.RespondNext(limit, nil, limit) // the search, and then the opening
+				s.RespondNext(limit, nil, limit) // the search, and then the creation
 				ran := steprunner.Run(t, p.newCreateAction(s), steprunner.NewIncidentRef(), ticket.CreateParams{})
 				require.True(t, decodeOutputs(t, ran).Created)
 				require.GreaterOrEqual(t, ran.RetryWait, 2*c.least)
@@ -321,7 +321,7 @@ func TestATokenGoesNowhereElse(t *testing.T) {
 }
 
 func TestATokenThatMayNotSetLabelsIsSaid(t *testing.T) {
-	for _, p := range trackerCases[:2] { // Jira takes all or nothing
+	for _, p := range trackerCases[:2] { // Jira rejects the complete request
 		s := p.startFake(t)
 		s.DropLabels()
 		ran := steprunner.Run(t, p.newCreateAction(s), steprunner.NewIncidentRef(), ticket.CreateParams{})
@@ -349,7 +349,7 @@ func TestWithoutAConfigurationItIsRefused(t *testing.T) {
 	require.Contains(t, ran.Reason, "is not an incident's id")
 }
 
-// Nothing that stands in code gets out of it, whatever it is.
+// Text in code blocks never ends the block, whatever it contains.
 func FuzzMarkdown(f *testing.F) {
 	for _, s := range []string{hostileText, "```", "`", "|", "\\|", "a\n```\n# x", "~~~\n@root", "\\`@root"} {
 		f.Add(s, s)

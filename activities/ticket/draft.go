@@ -12,27 +12,28 @@ import (
 	"stanch/sensors/redact"
 )
 
-// TicketDraft is what a ticket says, before it is written in a tracker's markup. Its strings are cleaned, and still data.
+// TicketDraft is the content of a ticket before it is rendered in a tracker's markup. Its strings are sanitized but
+// still attacker-controlled.
 type TicketDraft struct {
 	Title      string
 	Labels     []string
 	IncidentID string
 	Facts      [][2]string
 	Summary    string
-	// EvidenceRows are the manifest's pieces: name, action, target, sha256, bytes.
+	// EvidenceRows are the artifacts in the manifest: name, action, target, sha256, bytes.
 	EvidenceRows     []EvidenceRow
 	ManifestEntries  int
 	ManifestHead     string
-	ManifestProblems []string // where the manifest does not hold
+	ManifestProblems []string // problems of the manifest's integrity
 }
 
-// EvidenceRow is a piece of evidence as the table shows it.
+// EvidenceRow is one row of the table of evidence.
 type EvidenceRow [5]string
 
-// EvidenceColumns are the table's heads.
+// EvidenceColumns are the table's column headers.
 var EvidenceColumns = EvidenceRow{"name", "action", "target", "sha256", "bytes"}
 
-// The bounds of what is written. All together stay below what the smallest tracker takes (Jira's 32,767 characters).
+// Limits of a ticket. The total stays below the smallest limit of a tracker (Jira's 32,767 characters).
 const (
 	maxSummaryRunes     = 4000
 	maxCellRunes        = 100
@@ -41,7 +42,7 @@ const (
 	maxManifestProblems = 5
 )
 
-// incidentFacts are the incident's, one to a line.
+// incidentFacts returns label and value of each fact about the incident.
 func incidentFacts(in activities.IncidentRef) (out [][2]string) {
 	w := in.Workload
 	replicas := ""
@@ -77,7 +78,7 @@ func newEvidenceRow(e playbooks.EvidenceRef) EvidenceRow {
 	return cells
 }
 
-// plainText writes the facts and the summary as lines of text.
+// plainText returns the facts and the summary as lines of text.
 func (d TicketDraft) plainText() string {
 	var b strings.Builder
 	for _, f := range d.Facts {
@@ -89,7 +90,7 @@ func (d TicketDraft) plainText() string {
 	return strings.TrimRight(b.String(), "\n")
 }
 
-// describeManifest says in sentences what the manifest is, and what is wrong with it.
+// describeManifest returns sentences about the manifest, and its problems.
 func (d TicketDraft) describeManifest() (sentences []string, wrong string) {
 	switch d.ManifestHead {
 	case "":
@@ -108,11 +109,11 @@ func (d TicketDraft) describeManifest() (sentences []string, wrong string) {
 	return sentences, wrong
 }
 
-// markupChars are the characters that make a reference in a title, each with one that looks alike and makes none: GitLab
-// pings and links from titles too.
+// markupChars replaces the characters that create references in a title with similar ones that do not: GitLab pings and
+// links from titles too.
 var markupChars = strings.NewReplacer("@", "＠", "#", "＃", "!", "！", "$", "＄", "%", "％", "&", "＆", "~", "～", "`", "'", "://", ":／／", "www.", "www．", "<", "‹", ">", "›", "[", "［", "]", "］", "*", "＊")
 
-// SanitizeTitle makes a string fit for a title.
+// SanitizeTitle returns a string that is safe as a title.
 func SanitizeTitle(s string) string {
 	if r := []rune(s); len(r) > 4*maxTitleRunes {
 		s = string(r[:4*maxTitleRunes])

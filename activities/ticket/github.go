@@ -11,23 +11,23 @@ import (
 	"stanch/activities/httpclient"
 )
 
-// GitHub keeps tickets as issues of a repository.
+// GitHub creates tickets as issues of a repository.
 type GitHub struct {
 	client   httpclient.Client
 	repoPath string // OWNER/NAME, escaped
 }
 
-// TrackerConfig a tracker is and who Stanch is there.
+// TrackerConfig is the address, the credentials and the project of a tracker.
 type TrackerConfig struct {
 	URL           string
 	Project       string
 	Token         string
-	JiraUser      string // Jira
-	JiraIssueType string // Jira
+	JiraUser      string // only Jira
+	JiraIssueType string // only Jira
 	HTTPClient    *http.Client
 }
 
-// NewGitHub makes the tracker of a repository.
+// NewGitHub returns the tracker of a repository.
 func NewGitHub(w TrackerConfig) *GitHub {
 	owner, name, _ := strings.Cut(w.Project, "/")
 	return &GitHub{
@@ -58,27 +58,27 @@ func (i githubIssue) toIssue() Issue {
 	return out
 }
 
-// Find lists the issues with a label. It is no search: what was opened a moment ago is in it.
+// Find lists the issues with a label. It does not use search, so it includes issues that were just opened.
 func (g *GitHub) Find(ctx context.Context, label string) (*Issue, error) {
 	query := url.Values{"labels": {label}, "state": {"all"}, "sort": {"created"}, "direction": {"asc"}, "per_page": {"10"}}
 	raw, err := g.client.Call(ctx, http.MethodGet, g.repoPath+"/issues?"+query.Encode(), nil, nil)
 	if err != nil {
-		return nil, err //nolint:wrapcheck // it names GitHub
+		return nil, err //nolint:wrapcheck // the error names GitHub
 	}
 	var issues []githubIssue
 	if err := json.Unmarshal(raw, &issues); err != nil {
 		return nil, fmt.Errorf("GitHub's issues: %w", errUnexpectedResponse)
 	}
 	for _, i := range issues {
-		if i.Number > 0 && i.PullRequest == nil { // its issues are pull requests too
+		if i.Number > 0 && i.PullRequest == nil { // GitHub lists pull requests as issues
 			out := i.toIssue()
 			return &out, nil
 		}
 	}
-	return nil, nil //nolint:nilnil // none is an answer
+	return nil, nil //nolint:nilnil // nil means none
 }
 
-// Open makes an issue.
+// Open creates an issue.
 func (g *GitHub) Open(ctx context.Context, d TicketDraft) (Issue, error) {
 	body, err := json.Marshal(map[string]any{"title": d.Title, "body": Markdown(d), "labels": d.Labels})
 	if err != nil {
@@ -86,7 +86,7 @@ func (g *GitHub) Open(ctx context.Context, d TicketDraft) (Issue, error) {
 	}
 	raw, err := g.client.Call(ctx, http.MethodPost, g.repoPath+"/issues", nil, body)
 	if err != nil {
-		return Issue{}, err //nolint:wrapcheck // it names GitHub
+		return Issue{}, err //nolint:wrapcheck // the error names GitHub
 	}
 	var made githubIssue
 	if err := json.Unmarshal(raw, &made); err != nil || made.Number == 0 {

@@ -11,13 +11,13 @@ import (
 	"stanch/activities/httpclient"
 )
 
-// GitLab keeps tickets as issues of a project.
+// GitLab creates tickets as issues of a project.
 type GitLab struct {
 	client     httpclient.Client
 	issuesPath string
 }
 
-// NewGitLab makes the tracker of a project, by its number or its path.
+// NewGitLab returns the tracker of a project, by its number or its path.
 func NewGitLab(w TrackerConfig) *GitLab {
 	return &GitLab{
 		client:     httpclient.Client{Name: "GitLab", BaseURL: w.URL, Secrets: []string{w.Token}, HTTPClient: w.HTTPClient, Header: http.Header{"Private-Token": {w.Token}}},
@@ -42,20 +42,20 @@ func (g *GitLab) Find(ctx context.Context, label string) (*Issue, error) {
 	query := url.Values{"labels": {label}, "state": {"all"}, "scope": {"all"}, "order_by": {"created_at"}, "sort": {"asc"}, "per_page": {"1"}}
 	raw, err := g.client.Call(ctx, http.MethodGet, g.issuesPath+"?"+query.Encode(), nil, nil)
 	if err != nil {
-		return nil, err //nolint:wrapcheck // it names GitLab
+		return nil, err //nolint:wrapcheck // the error names GitLab
 	}
 	var issues []gitlabIssue
 	if err := json.Unmarshal(raw, &issues); err != nil {
 		return nil, fmt.Errorf("GitLab's issues: %w", errUnexpectedResponse)
 	}
 	if len(issues) == 0 || issues[0].IID == 0 {
-		return nil, nil //nolint:nilnil // none is an answer
+		return nil, nil //nolint:nilnil // nil means none
 	}
 	out := issues[0].toIssue()
 	return &out, nil
 }
 
-// Open makes an issue.
+// Open creates an issue.
 func (g *GitLab) Open(ctx context.Context, d TicketDraft) (Issue, error) {
 	body, err := json.Marshal(map[string]any{"title": d.Title, "description": Markdown(d), "labels": strings.Join(d.Labels, ",")})
 	if err != nil {
@@ -63,7 +63,7 @@ func (g *GitLab) Open(ctx context.Context, d TicketDraft) (Issue, error) {
 	}
 	raw, err := g.client.Call(ctx, http.MethodPost, g.issuesPath, nil, body)
 	if err != nil {
-		return Issue{}, err //nolint:wrapcheck // it names GitLab
+		return Issue{}, err //nolint:wrapcheck // the error names GitLab
 	}
 	var made gitlabIssue
 	if err := json.Unmarshal(raw, &made); err != nil || made.IID == 0 {

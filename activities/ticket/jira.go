@@ -16,8 +16,8 @@ import (
 	"stanch/activities/httpclient"
 )
 
-// Jira keeps tickets as issues of a project in Jira Cloud. It writes documents and no wiki markup: in those a text is
-// a text, whatever it holds.
+// Jira creates tickets as issues of a project in Jira Cloud. It writes documents and no wiki markup, so that text stays
+// text.
 type Jira struct {
 	client    httpclient.Client
 	base      string
@@ -25,7 +25,7 @@ type Jira struct {
 	issueType string
 }
 
-// NewJira makes the tracker of a project, by its key.
+// NewJira returns the tracker of a project, by its key.
 func NewJira(w TrackerConfig) *Jira {
 	login := base64.StdEncoding.EncodeToString([]byte(w.JiraUser + ":" + w.Token))
 	return &Jira{
@@ -39,7 +39,7 @@ func NewJira(w TrackerConfig) *Jira {
 
 var _ Tracker = (*Jira)(nil)
 
-// searchIndexDelay is how long Jira's search may take to know a new issue.
+// searchIndexDelay is how long Jira's search may need to find a new issue.
 const searchIndexDelay = 30 * time.Second
 
 type jiraIssue struct {
@@ -53,7 +53,7 @@ func (j *Jira) toIssue(i jiraIssue) Issue {
 	return Issue{ID: i.Key, URL: safeURL(strings.TrimRight(j.base, "/") + "/browse/" + url.PathEscape(i.Key)), Labels: i.Fields.Labels}
 }
 
-// quoteJQL writes a string of JQL.
+// quoteJQL returns a quoted JQL string.
 func quoteJQL(s string) string {
 	return `"` + strings.NewReplacer(`\`, `\\`, `"`, `\"`).Replace(s) + `"`
 }
@@ -68,7 +68,7 @@ func (j *Jira) Find(ctx context.Context, label string) (*Issue, error) {
 	}
 	raw, err := j.client.Call(ctx, http.MethodPost, "/rest/api/3/search/jql", nil, body)
 	if err != nil {
-		return nil, err //nolint:wrapcheck // it names Jira
+		return nil, err //nolint:wrapcheck // the error names Jira
 	}
 	var answer struct {
 		Issues *[]jiraIssue `json:"issues"`
@@ -77,13 +77,13 @@ func (j *Jira) Find(ctx context.Context, label string) (*Issue, error) {
 		return nil, fmt.Errorf("the search of Jira: %w", errUnexpectedResponse)
 	}
 	if len(*answer.Issues) == 0 || (*answer.Issues)[0].Key == "" {
-		return nil, nil //nolint:nilnil // none is an answer
+		return nil, nil //nolint:nilnil // nil means none
 	}
 	out := j.toIssue((*answer.Issues)[0])
 	return &out, nil
 }
 
-// Open makes an issue.
+// Open creates an issue.
 func (j *Jira) Open(ctx context.Context, d TicketDraft) (Issue, error) {
 	body, err := json.Marshal(map[string]any{"fields": map[string]any{
 		"project": map[string]string{"key": j.project}, "issuetype": map[string]string{"name": j.issueType},
@@ -94,16 +94,16 @@ func (j *Jira) Open(ctx context.Context, d TicketDraft) (Issue, error) {
 	}
 	raw, err := j.client.Call(ctx, http.MethodPost, "/rest/api/3/issue", nil, body)
 	if errors.Is(err, httpclient.ErrOutcomeUnknown) {
-		// It may be there, and its search not know it yet.
+		// The issue may exist although the search does not find it yet.
 		return Issue{}, &activities.RetryAfterError{Delay: searchIndexDelay, Err: err}
 	}
 	if err != nil {
-		return Issue{}, err //nolint:wrapcheck // it names Jira
+		return Issue{}, err //nolint:wrapcheck // the error names Jira
 	}
 	var made jiraIssue
 	if err := json.Unmarshal(raw, &made); err != nil || made.Key == "" {
 		return Issue{}, fmt.Errorf("the new issue of Jira: %w", errUnexpectedResponse)
 	}
-	made.Fields.Labels = d.Labels // Jira takes all of a request or nothing
+	made.Fields.Labels = d.Labels // Jira rejects the complete request if one label is invalid
 	return j.toIssue(made), nil
 }

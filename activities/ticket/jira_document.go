@@ -2,7 +2,7 @@ package ticket
 
 import "strings"
 
-// DocumentNode is a part of a document in Atlassian's format.
+// DocumentNode is a node of a document in the Atlassian Document Format.
 type DocumentNode struct {
 	Type    string         `json:"type"`
 	Version int            `json:"version,omitempty"`
@@ -12,7 +12,7 @@ type DocumentNode struct {
 	Content []DocumentNode `json:"content,omitempty"`
 }
 
-// JiraDocument writes a draft for Jira. A mention, a link and a macro are nodes of their own there, and none is made.
+// JiraDocument renders a draft for Jira. Mentions, links and macros are separate node types there, and none is created.
 func JiraDocument(d TicketDraft) DocumentNode {
 	out := DocumentNode{Type: "doc", Version: 1, Content: []DocumentNode{paragraphNode("Opened by Stanch."), codeBlockNode(d.plainText()), {Type: "heading", Attrs: map[string]any{"level": 3}, Content: []DocumentNode{textNode("Evidence")}}}}
 	add := func(n ...DocumentNode) { out.Content = append(out.Content, n...) }
@@ -39,7 +39,7 @@ func JiraDocument(d TicketDraft) DocumentNode {
 func textNode(s string) DocumentNode { return DocumentNode{Type: "text", Text: s} }
 
 func paragraphNode(s string) DocumentNode {
-	if s == "" { // a text may not be empty
+	if s == "" { // empty text nodes are invalid
 		return DocumentNode{Type: "paragraph"}
 	}
 	return DocumentNode{Type: "paragraph", Content: []DocumentNode{textNode(s)}}

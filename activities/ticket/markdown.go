@@ -4,8 +4,8 @@ import (
 	"strings"
 )
 
-// Markdown writes a draft for GitHub and GitLab. Whatever is not Stanch's own stands in code, where neither resolves
-// mentions, references, links or quick actions, behind a fence that it cannot close.
+// Markdown renders a draft for GitHub and GitLab. Everything that is not Stanch's own text is in code blocks, in which
+// mentions, references, links and quick actions have no effect, with a fence that the text cannot close.
 func Markdown(d TicketDraft) string {
 	var b strings.Builder
 	b.WriteString("Opened by Stanch.\n\n" + fencedBlock(d.plainText()) + "\n\n### Evidence\n\n")
@@ -32,7 +32,7 @@ func Markdown(d TicketDraft) string {
 	return strings.TrimRight(b.String(), "\n") + "\n"
 }
 
-// fencedBlock puts a text into a code block with a fence that is longer than any run of backticks in it.
+// fencedBlock returns a code block whose fence is longer than any run of backticks in the text.
 func fencedBlock(text string) string {
 	longest, run := 2, 0
 	for _, r := range text {
@@ -45,7 +45,7 @@ func fencedBlock(text string) string {
 	return fence + "text\n" + text + "\n" + fence
 }
 
-// tableCellReplacer keeps a table's cell one: code in a table ends at a backtick, and the cell at a bar.
+// tableCellReplacer keeps text inside a table cell: a backtick ends code, and a bar ends the cell.
 var tableCellReplacer = strings.NewReplacer("`", "'", "|", "¦", "\\", "/", "\n", " ")
 
 func inlineCode(s string) string {

@@ -132,8 +132,8 @@ func IsNotConfigured(s playbooks.StepReport) bool {
 	return s.Outcome == playbooks.OutcomeRefused && s.Verb != playbooks.VerbContain && s.LeaseID == "" && notConfiguredPattern.MatchString(s.Reason)
 }
 
-// SummarizeRun returns one line about a playbook run: what it contained, then what kept it from more, then notes. A
-// run in progress without such results is "running". Each part lists at most three steps.
+// SummarizeRun returns one line about a playbook run: its containments, then refusals and failures, then notes. A run
+// in progress without such results is "running". Each part lists at most three steps.
 func SummarizeRun(in playbooks.Incident, r playbooks.PlaybookRun) string {
 	var contained, notContained, problems, notes []string
 	stopped := ""
@@ -257,7 +257,7 @@ func DescribeLease(l playbooks.LeaseReport) string {
 	return l.State
 }
 
-// DescribeApprovalProgress returns the progress of a question: "1 of 2 approved (alice); waiting for 1 more of
+// DescribeApprovalProgress returns the progress of an approval request: "1 of 2 approved (alice); waiting for 1 more of
 // responders". of names the approvers. A quorum below 1 counts as 1.
 func DescribeApprovalProgress(approvedBy []string, quorum int, of string) string {
 	quorum = max(quorum, 1)
@@ -333,7 +333,7 @@ type RefusedContainment struct {
 // FindRefusedWhilePaused returns the containments of an incident that were refused because new containments were
 // paused, each once, without those whose target was contained since.
 func FindRefusedWhilePaused(in playbooks.Incident) []RefusedContainment {
-	since := map[string]time.Time{} // the last containment by target
+	since := map[string]time.Time{} // time of the last containment, by target
 	for _, r := range in.Playbooks {
 		for _, s := range r.Steps {
 			if IsContainmentInForce(s) && s.At.After(since[s.Target]) {

@@ -141,7 +141,7 @@ func TestRefusedContainmentHasARetryCommandForEveryTargetKind(t *testing.T) {
 	assert.Contains(t, display.FindRefusedWhilePaused(in)[0].RetryCommand, "stanch run contain-pod-isolate-")
 }
 
-// Code outside of this package that formats people or target ids would diverge from it.
+// Code outside this package that formats people or target ids would diverge from it.
 func TestNoOtherPackageFormatsPeopleOrTargetIDs(t *testing.T) {
 	own := regexp.MustCompile(`Sprintf\("%s \(%s\)", [^)]*Proved|uid\[:min\(`)
 	for _, dir := range []string{"../../activities", "../../workflows", "../../worker", "../../cmd"} {

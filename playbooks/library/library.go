@@ -1,5 +1,5 @@
-// Package library carries the playbooks that Stanch ships. It refuses to hold code: each is a file that a user
-// could have written.
+// Package library embeds the playbooks that Stanch ships. It contains no playbook logic: each playbook is a file that a
+// user could write.
 package library
 
 import (
@@ -11,16 +11,16 @@ import (
 	"stanch/playbooks"
 )
 
-// PlaybookFiles holds the shipped playbooks, with their tests beside them.
+// PlaybookFiles contains the shipped playbooks and their tests.
 //
 //go:embed *.yaml
 var PlaybookFiles embed.FS
 
-// PlaybookSources are the shipped playbooks without their tests, by the order of their names.
+// PlaybookSources returns the shipped playbooks without their tests, sorted by name.
 func PlaybookSources() []playbooks.SourceFile {
 	entries, err := PlaybookFiles.ReadDir(".")
 	if err != nil {
-		return nil // it is part of the program
+		return nil // the files are embedded
 	}
 	var out []playbooks.SourceFile
 	for _, e := range entries {
@@ -31,7 +31,7 @@ func PlaybookSources() []playbooks.SourceFile {
 	return out
 }
 
-// IsShipped reports whether a text is that of a shipped playbook, unchanged.
+// IsShipped reports whether source is identical to a shipped playbook.
 func IsShipped(source []byte) bool {
 	return slices.ContainsFunc(PlaybookSources(), func(s playbooks.SourceFile) bool { return bytes.Equal(s.Content, source) })
 }

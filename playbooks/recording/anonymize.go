@@ -11,34 +11,35 @@ import (
 	"strings"
 )
 
-// fixedVocabularyFields are the fields whose words are Stanch's own: a pod that is called "pod" must not change them.
+// fixedVocabularyFields are the fields whose values are Stanch's own terms. They are kept even if something has the
+// same name, such as a pod named "pod".
 var fixedVocabularyFields = map[string]bool{
 	"kind": true, "operation": true, "action": true, "outcome": true, "verdict": true, "guard": true, "rule": true, "severity": true, "objective": true,
 	"technique": true, "facet": true, "state": true, "source": true, "sha256": true, "playbook": true, "hash": true, "protocol": true,
 	"family": true, "runtime": true, "config": true, "opened": true, "time": true, "detected": true,
 }
 
-// personFields are the fields that name people, wherever they stand: how they are known may be in it too.
+// personFields are the fields that name people, wherever they occur. They may include the authentication method.
 var personFields = map[string]bool{
 	"person": true, "people": true, "users": true, "user_names": true, "who": true, "actor": true, "actors": true, "owner": true, "assignee": true, "judged_by": true, "by": true, "yes": true, "stopped": true,
 }
 
-// freeFormFields are the fields whose keys are data, and so may be names.
+// freeFormFields are the fields whose keys are data and may therefore be names.
 var freeFormFields = map[string]bool{"outputs": true, "params": true, "prior": true, "labels": true}
 
-// schemaKeyPattern is a key that is a word of a schema, and not somebody's name.
+// schemaKeyPattern matches keys of a schema, which are not names.
 var schemaKeyPattern = regexp.MustCompile(`^[a-z][a-z_]*$`)
 
-// containerIDPattern is a container's id as runtimes make it: nobody chose it.
+// containerIDPattern matches container ids that a runtime generated.
 var containerIDPattern = regexp.MustCompile(`^[0-9a-f]{6,64}$`)
 
-// Anonymize gives a copy in which pods, containers, workloads, namespaces, hosts, clusters and people have numbers for
-// names, the same number wherever the same name stands: also in texts, paths, ids and command lines.
+// Anonymize returns a copy in which pods, containers, workloads, namespaces, hosts, clusters and people have numbered
+// pseudonyms. The same name has the same pseudonym everywhere, also in texts, paths, ids and command lines.
 func Anonymize(r Recording) (Recording, error) {
 	for i := range r.Playbooks {
 		if r.Playbooks[i].File != path.Base(r.Playbooks[i].File) {
 			r.Playbooks = slices.Clone(r.Playbooks)
-			r.Playbooks[i].File = path.Base(r.Playbooks[i].File) // folders say whose they are
+			r.Playbooks[i].File = path.Base(r.Playbooks[i].File) // directories may contain user names
 		}
 	}
 	v, err := toJSONValue(r)
@@ -67,15 +68,15 @@ func Anonymize(r Recording) (Recording, error) {
 func toJSONValue(r Recording) (any, error) {
 	raw, err := json.Marshal(r)
 	if err != nil {
-		return nil, err //nolint:wrapcheck // the caller says what was done
+		return nil, err //nolint:wrapcheck // the caller adds context
 	}
 	return decodeJSON(raw)
 }
 
-// pseudonyms are the names of a recording with what replaces them.
+// pseudonyms maps the names in a recording to their replacements.
 type pseudonyms struct {
 	replacements      map[string]string
-	foldedPersonNames map[string]string // people: texts write them with and without capitals
+	foldedPersonNames map[string]string // lower case, because texts write people's names with and without capitals
 	countByKind       map[string]int
 	pattern           *regexp.Regexp
 }
@@ -97,7 +98,7 @@ func (n *pseudonyms) addName(kind, s string) {
 	}
 }
 
-// addPerson adds a name as statements write it: "alice (uid 0 on the local socket)", "kubernetes:alice@example.com".
+// addPerson adds a person as messages write them: "alice (uid 0 on the local socket)", "kubernetes:alice@example.com".
 func (n *pseudonyms) addPerson(s string) {
 	who, how, _ := strings.Cut(s, " (")
 	n.addName("proof", strings.TrimSuffix(how, ")"))
@@ -105,16 +106,16 @@ func (n *pseudonyms) addPerson(s string) {
 		who = account
 	}
 	n.addName("person", who)
-	if local, _, ok := strings.Cut(who, "@"); ok && local != "" { // texts call them by it
+	if local, _, ok := strings.Cut(who, "@"); ok && local != "" { // texts use the local part alone
 		n.replacements[local] = n.replacements[who]
 		n.foldedPersonNames[strings.ToLower(local)] = n.replacements[who]
 	}
 }
 
-// authenticationPattern is how a person was known, as texts write it behind the name.
+// authenticationPattern matches the authentication method that follows a name in texts.
 var authenticationPattern = regexp.MustCompile(`\((uid \d+ on the local socket|Kubernetes user [^()]+ by TokenReview|[^()]*\bSlack\b[^()]*)\)`)
 
-// collectNames collects the names in a recording, whose JSON is v.
+// collectNames collects the names in a recording; v is its decoded JSON.
 func collectNames(r Recording, v any) *pseudonyms {
 	n := &pseudonyms{replacements: map[string]string{}, foldedPersonNames: map[string]string{}, countByKind: map[string]int{}}
 	for _, d := range r.Detections {
@@ -123,7 +124,8 @@ func collectNames(r Recording, v any) *pseudonyms {
 		n.addName("host", d.Detection.Event.Node)
 		n.addName("pod", c.Pod.Name)
 		for _, chosen := range []string{c.Name, c.ID} {
-			if !strings.HasPrefix(c.ID, chosen) || !containerIDPattern.MatchString(chosen) { // a runtime's own id is no name
+			// ids that a runtime generated are not names
+			if !strings.HasPrefix(c.ID, chosen) || !containerIDPattern.MatchString(chosen) {
 				n.addName("container", chosen)
 			}
 		}
@@ -153,7 +155,7 @@ func collectNames(r Recording, v any) *pseudonyms {
 	return n
 }
 
-// collectPeople collects the names in fields that name people.
+// collectPeople collects the values of fields that name people.
 func (n *pseudonyms) collectPeople(key string, v any) {
 	switch v := v.(type) {
 	case string:
@@ -174,7 +176,7 @@ func (n *pseudonyms) collectPeople(key string, v any) {
 	}
 }
 
-// compilePattern makes the expression that finds whole names, the longest first.
+// compilePattern compiles the pattern of all names as complete words, the longest first.
 func (n *pseudonyms) compilePattern() {
 	known := slices.SortedFunc(maps.Keys(n.replacements), func(a, b string) int { return cmp.Or(cmp.Compare(len(b), len(a)), cmp.Compare(a, b)) })
 	var parts []string
@@ -190,12 +192,12 @@ func (n *pseudonyms) compilePattern() {
 	}
 }
 
-// replaceNames replaces whole names.
+// replaceNames replaces the names that occur as complete words.
 func (n *pseudonyms) replaceNames(s string) string {
 	if n.pattern == nil {
 		return s
 	}
-	for range 20 { // neighbors share the character between them
+	for range 20 { // adjacent matches share the character between them
 		next := n.pattern.ReplaceAllStringFunc(s, func(m string) string {
 			sub := n.pattern.FindStringSubmatch(m)
 			return sub[1] + cmp.Or(n.replacements[sub[2]], n.foldedPersonNames[strings.ToLower(sub[2])]) + sub[3]
@@ -208,7 +210,7 @@ func (n *pseudonyms) replaceNames(s string) string {
 	return s
 }
 
-// replaceInJSON replaces the names in every text of a value, and in the keys of what actions answered.
+// replaceInJSON replaces the names in every string of a value, and in the keys of free-form fields.
 func (n *pseudonyms) replaceInJSON(key string, v any, inFree bool) any {
 	switch v := v.(type) {
 	case string:

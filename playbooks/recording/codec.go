@@ -13,7 +13,7 @@ import (
 	"github.com/invopop/jsonschema"
 )
 
-// Bounds of a recording: past any of them it is refused.
+// Limits of a recording. Encode and Decode refuse a recording that exceeds one of them.
 const (
 	MaxBytes         = 32 << 20
 	MaxDetections    = 20_000
@@ -24,7 +24,7 @@ const (
 
 var zeroHash = strings.Repeat("0", sha256.Size*2)
 
-// Encode writes a recording with the SHA-256 of its content.
+// Encode returns a recording as indented JSON with the SHA-256 of its content.
 func Encode(r Recording) ([]byte, error) {
 	if err := r.validate(); err != nil {
 		return nil, err
@@ -45,7 +45,8 @@ func Encode(r Recording) ([]byte, error) {
 	return bytes.Replace(raw, []byte(zeroHash), []byte(hex.EncodeToString(sum[:])), 1), nil
 }
 
-// Decode reads a recording strictly.
+// Decode parses a recording strictly. It returns an error for unknown keys, trailing data, other versions, exceeded
+// limits and a wrong hash.
 func Decode(raw []byte) (Recording, error) {
 	var r Recording
 	if len(raw) > MaxBytes {
@@ -54,7 +55,8 @@ func Decode(raw []byte) (Recording, error) {
 	if err := checkNestingDepth(raw); err != nil {
 		return r, err
 	}
-	// The version first: what another one holds is not for this program to complain about.
+	// The version is checked first, so that a file of another version gets a version error and no error about its
+	// content.
 	var head struct {
 		Version *int `json:"version"`
 	}
@@ -98,7 +100,7 @@ func decodeError(err error) error {
 	return fmt.Errorf("the recording cannot be read: %s", strings.TrimPrefix(err.Error(), "json: "))
 }
 
-// checkNestingDepth refuses what is nested too deeply before anything decodes it.
+// checkNestingDepth returns an error if the JSON is nested too deeply. It runs before anything decodes the JSON.
 func checkNestingDepth(raw []byte) error {
 	depth, text, escaped := 0, false, false
 	for _, c := range raw {
@@ -121,7 +123,7 @@ func checkNestingDepth(raw []byte) error {
 	return nil
 }
 
-// verifyHash compares the file's bytes with the hash that it carries.
+// verifyHash compares the file's bytes with the hash in the file.
 func verifyHash(raw []byte, sum string) error {
 	if len(sum) != len(zeroHash) || strings.Trim(sum, "0123456789abcdef") != "" {
 		return errors.New("the recording carries no SHA-256 of its content")
@@ -133,7 +135,7 @@ func verifyHash(raw []byte, sum string) error {
 	return nil
 }
 
-// validate tells what a recording lacks or has too much of.
+// validate returns an error if a required field is missing or a limit is exceeded.
 func (r Recording) validate() error {
 	switch {
 	case r.Incident.ID == "" || r.Incident.GroupingKey == "" || r.Incident.Cluster == "":
@@ -147,7 +149,7 @@ func (r Recording) validate() error {
 	case len(r.Detections) > MaxDetections, len(r.ActionResults) > MaxActionResults, len(r.Steps)+len(r.Votes)+len(r.TriageDecisions)+len(r.ApprovalRequests)+len(r.Leases)+len(r.LeaseChanges)+len(r.Evidence) > MaxOtherEntries:
 		return errors.New("the recording holds more than is read")
 	}
-	const longest = int64(400 * 24 * 3600 * 1000) // a year and a bit, in milliseconds
+	const longest = int64(400 * 24 * 3600 * 1000) // slightly more than a year, in milliseconds
 	for i, d := range r.Detections {
 		if d.OffsetMS < 0 || d.OffsetMS > longest || d.Detection.ID == "" || i > 0 && d.OffsetMS < r.Detections[i-1].OffsetMS {
 			return fmt.Errorf("detections[%d] has no id, or a time that is out of order", i)
@@ -172,5 +174,5 @@ func (r Recording) validate() error {
 	return nil
 }
 
-// Schema is the JSON Schema of a recording.
+// Schema returns the JSON Schema of a recording.
 func Schema() any { return (&jsonschema.Reflector{}).Reflect(Recording{}) }

@@ -11,7 +11,8 @@ import (
 	"io"
 )
 
-// EncodeLine writes a recording as one line, for files that hold many. Its SHA-256 is of the line with its end.
+// EncodeLine returns a recording as one line of JSON with its newline, for files with many recordings. The SHA-256
+// covers the newline.
 func EncodeLine(r Recording) ([]byte, error) {
 	if err := r.validate(); err != nil {
 		return nil, err
@@ -30,8 +31,8 @@ func EncodeLine(r Recording) ([]byte, error) {
 	return bytes.Replace(b.Bytes(), []byte(zeroHash), []byte(hex.EncodeToString(sum[:])), 1), nil
 }
 
-// ReadLines gives the lines of a file of recordings one by one, with their ends; Decode reads each. A line that is too
-// long ends it: what follows cannot be found.
+// ReadLines calls each for every non-empty line of a file of recordings, with its newline; pass the line to Decode. It
+// stops with an error at a line longer than MaxBytes, because the next line cannot be found.
 func ReadLines(r io.Reader, each func(n int, line []byte) error) error {
 	in := bufio.NewReaderSize(r, 1<<16)
 	for n := 1; ; n++ {

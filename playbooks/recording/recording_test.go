@@ -111,7 +111,7 @@ func TestAnonymisedNamesNobody(t *testing.T) {
 	require.Equal(t, "miner-process", r.Detections[0].Detection.Rule)
 }
 
-// Outside of Kubernetes a container has a name that people chose, and people are named in many places: approvers who never
+// Outside Kubernetes, people choose the names of containers. People are named in many places: approvers who never
 // answered, actors, reasons in free text, paths and ids.
 func TestAnonymisedLeavesNoNameAnywhere(t *testing.T) {
 	r := exampleRecording()

@@ -9,7 +9,7 @@ import (
 	"stanch/sensors/redact"
 )
 
-// Redact takes out what looks like a secret: in command lines, in texts, and in what actions answered.
+// Redact removes text that looks like a secret from command lines, messages and results of actions.
 func Redact(r Recording) Recording {
 	r.Detections = slices.Clone(r.Detections)
 	for i := range r.Detections {
@@ -17,9 +17,10 @@ func Redact(r Recording) Recording {
 		d.Event.Process.Args = redact.Args(d.Event.Process.Args)
 		d.Event.Process.Ancestors = slices.Clone(d.Event.Process.Ancestors)
 		for k := range d.Event.Process.Ancestors {
-			d.Event.Process.Ancestors[k].Args = nil // also of the host's own processes, whose business they are
+			// may include processes of the host, whose arguments are not the incident's
+			d.Event.Process.Ancestors[k].Args = nil
 		}
-		d.Event.Container.Pod.Annotations = nil // they hold whole manifests, and nothing that is decided by
+		d.Event.Container.Pod.Annotations = nil // they can contain complete manifests, and no decision depends on them
 		d.Title, d.Reasons = redact.Text(d.Title), redactStrings(d.Reasons)
 		d.Event.File.Path, d.Event.Process.Cwd = redact.Text(d.Event.File.Path), redact.Text(d.Event.Process.Cwd)
 	}
@@ -57,7 +58,7 @@ func redactStrings(list []string) []string {
 	return out
 }
 
-// redactJSON redacts every text of a JSON value, and whatever stands under a name that is a secret's.
+// redactJSON redacts every string of a JSON value, and every value whose key is the name of a secret.
 func redactJSON(raw json.RawMessage) json.RawMessage {
 	if len(raw) == 0 || string(raw) == "null" {
 		return nil
@@ -73,12 +74,12 @@ func redactJSON(raw json.RawMessage) json.RawMessage {
 	return out
 }
 
-// decodeJSON decodes any JSON; numbers keep every digit.
+// decodeJSON decodes any JSON without losing digits of numbers.
 func decodeJSON(raw []byte) (v any, err error) {
 	decoder := json.NewDecoder(bytes.NewReader(raw))
 	decoder.UseNumber()
 	err = decoder.Decode(&v)
-	return v, err //nolint:wrapcheck // callers say what was read
+	return v, err //nolint:wrapcheck // the caller adds context
 }
 
 func redactValue(name string, v any) any {

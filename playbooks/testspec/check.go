@@ -11,7 +11,7 @@ import (
 	"stanch/sensors/yamlnode"
 )
 
-// SplitWorkload reads "namespace/Kind/name", or "Kind/name" outside of Kubernetes.
+// SplitWorkload splits "NAMESPACE/KIND/NAME", or "KIND/NAME" outside Kubernetes. ok is false for other forms.
 func SplitWorkload(s string) (namespace, kind, name string, ok bool) {
 	parts := strings.Split(s, "/")
 	if slices.Contains(parts, "") {
@@ -26,10 +26,10 @@ func SplitWorkload(s string) (namespace, kind, name string, ok bool) {
 	return "", "", "", false
 }
 
-// nonActionStepWords are words that stand for an action in the report of a step that calls none.
+// nonActionStepWords are the values of StepRun.Action for steps that call no action.
 var nonActionStepWords = []string{"approval", "parallel", "foreach", "call", "wait", "set", "stop"}
 
-// withCallees are programs with those that they call, each once.
+// withCallees returns the programs and those that they call, each once.
 func withCallees(programs []*playbooks.Program) []*playbooks.Program {
 	var out []*playbooks.Program
 	for _, p := range programs {
@@ -46,12 +46,12 @@ type checker struct {
 	yamlnode.Reader
 	catalog        playbooks.Catalog
 	playbookNames  []string
-	stepNames      map[string]bool   // names as reports have them
-	stepIDsByPath  map[string]string // of steps that have an id, to the id
+	stepNames      map[string]bool   // names in the form of reports
+	stepIDsByPath  map[string]string // id of each step that has one, by path
 	approvalTitles []string
 }
 
-// CheckTestFile checks the tests against the playbooks that they test: what does not exist is an error with a hint.
+// CheckTestFile checks tests against the playbooks under test. Unknown names are errors with a hint.
 func CheckTestFile(f *TestFile, programs []*playbooks.Program, catalogue playbooks.Catalog) diagnostic.Diagnostics {
 	c := &checker{Reader: yamlnode.Reader{File: f.File}, catalog: catalogue, stepNames: map[string]bool{}, stepIDsByPath: map[string]string{}}
 	for _, p := range withCallees(programs) {
@@ -138,7 +138,7 @@ func (c *checker) checkExpectedStep(s *ExpectedStep) {
 	c.checkParams(s.Params, s.Action)
 }
 
-// checkParams checks parameters where it is known whose they are.
+// checkParams checks parameters whose action is known.
 func (c *checker) checkParams(v yamlnode.Value, action string) {
 	spec, ok := c.catalog[action]
 	switch {
@@ -164,7 +164,7 @@ func (c *checker) reportUnknownAction(at Pos, action string) {
 	c.Errorf(at, "unknown-action", diagnostic.DidYouMean(action, c.actionNames("")), "there is no action `%s`", yamlnode.Truncate(action, 60))
 }
 
-// actionNames are the actions of a verb, or all of them.
+// actionNames returns the actions of a verb, or all actions for "".
 func (c *checker) actionNames(verb playbooks.Verb) []string {
 	var out []string
 	for name, spec := range c.catalog {

@@ -13,17 +13,17 @@ import (
 	"stanch/sensors/yamlnode"
 )
 
-// timeTolerance is how far a time may be from the one that is expected: people write whole seconds.
+// timeTolerance is the maximum difference between an expected and an actual time, because people write full seconds.
 const timeTolerance = time.Second
 
-// comparison is of one test with what happened.
+// comparison compares one test with its result.
 type comparison struct {
 	*TestCase
 	Result
 	failures []Failure
 }
 
-// CompareWithResult says what did not come as the test expects, in the order of the file.
+// CompareWithResult returns the failed expectations of a test, in the order of the file.
 func CompareWithResult(t *TestCase, h Result) []Failure {
 	c := &comparison{TestCase: t, Result: h}
 	if h.Error != "" {
@@ -51,7 +51,8 @@ func CompareWithResult(t *TestCase, h Result) []Failure {
 	return c.failures
 }
 
-// checkFakeTargets are answers for a target: one that there is not, by a slip of the pen, would leave the action to succeed.
+// checkFakeTargets reports fake results for unknown targets. Without this check, a typing error would let the action
+// succeed.
 func (c *comparison) checkFakeTargets() {
 	for _, f := range c.FakeResults {
 		if f.Target == "" {
@@ -77,7 +78,7 @@ func (c *comparison) failf(at Pos, step, format string, args ...any) {
 	c.failures = append(c.failures, Failure{Line: at.Line, Column: at.Column, Step: step, Message: fmt.Sprintf(format, args...)})
 }
 
-// targetName is a target as people call it.
+// targetName returns the name of a target as people write it.
 func (c *comparison) targetName(id string) string {
 	if t, ok := c.TargetsByID[id]; ok {
 		return t.String()
@@ -90,12 +91,12 @@ func (c *comparison) matchesTarget(want, id string) bool {
 	return want == "" || want == id || known && TargetMatchesName(want, t)
 }
 
-// TargetMatchesName tells whether a target is the one that is named: by its name, namespace and name, id, or as people say it.
+// TargetMatchesName reports whether name identifies the target: its name, NAMESPACE/NAME, id, or display text.
 func TargetMatchesName(name string, t playbooks.Target) bool {
 	return name == t.Name || name == t.Namespace+"/"+t.Name || name == t.UID || name == t.ID() || name == t.String()
 }
 
-// describeMissingJSON tells what of the JSON wanted is not in got, or "".
+// describeMissingJSON returns the part of the wanted JSON that got lacks, or "".
 func describeMissingJSON(want, got json.RawMessage) string {
 	var w, g any
 	if json.Unmarshal(want, &w) != nil || len(got) > 0 && json.Unmarshal(got, &g) != nil {
@@ -144,7 +145,7 @@ func truncatedJSON(v any) string {
 	return yamlnode.Truncate(string(raw), 80)
 }
 
-// reasonSuffix is a reason behind a colon.
+// reasonSuffix returns ": REASON", or "".
 func reasonSuffix(reason string) string {
 	if reason == "" {
 		return ""
@@ -152,7 +153,7 @@ func reasonSuffix(reason string) string {
 	return ": " + yamlnode.Truncate(reason, 300)
 }
 
-// formatOffset is an offset as people write it.
+// formatOffset formats an offset, rounded to 100 ms.
 func formatOffset(d time.Duration) string { return duration.Format(d.Round(100 * time.Millisecond)) }
 
 func (c *comparison) compareApprovalRequests() {
@@ -221,7 +222,7 @@ func (c *comparison) checkForbiddenActions() {
 	}
 }
 
-// actualContainments are the effects that happened; the test's own are those that are expected.
+// actualContainments returns the containments that were applied.
 func (c *comparison) actualContainments() []ContainmentRecord { return c.Result.Containments }
 
 func (c *comparison) compareContainments() {
@@ -286,7 +287,7 @@ func targetSuffix(target string) string {
 	return " of " + target
 }
 
-// describeOutcome says what became of an action's steps.
+// describeOutcome returns the outcome of an action's steps.
 func (c *comparison) describeOutcome(action string) string {
 	for _, s := range c.Steps {
 		if s.Action == action {
@@ -359,7 +360,7 @@ func (c *comparison) checkTimeToContain() {
 	for _, e := range c.actualContainments() {
 		took = min(took, e.AppliedAt)
 	}
-	// The clock of a simulation begins with the first millisecond.
+	// The simulation's clock starts at its first millisecond.
 	if took = took.Truncate(10 * time.Millisecond); took > c.TimeToContain.Limit || c.TimeToContain.IsExclusive && took >= c.TimeToContain.Limit {
 		c.failf(c.TimeToContain.Pos, "", "the first containment is in force after %s, not %s", formatOffset(took), c.TimeToContain)
 	}

@@ -9,7 +9,7 @@ import (
 	"stanch/sensors/duration"
 )
 
-// compareSteps finds each expected step behind the one before it.
+// compareSteps looks for each expected step after the previous one.
 func (c *comparison) compareSteps() {
 	cursor := 0
 	for _, want := range c.ExpectedSteps {
@@ -65,13 +65,14 @@ func (c *comparison) targetSuffix(s StepRun) string {
 	return ""
 }
 
-// matchesStep tells whether a step is the one that is meant. A name without its loops and calls is any of theirs.
+// matchesStep reports whether an actual step is the expected one. A name without loops and calls matches the step in
+// any of them.
 func (c *comparison) matchesStep(want *ExpectedStep, got StepRun) bool {
 	return (want.StepName == "" || want.StepName == got.Step || want.StepName == LastStepName(got.Step)) && (want.Action == "" || want.Action == got.Action) &&
 		(want.Playbook == "" || want.Playbook == got.Playbook) && (want.Target == "" || got.Target != "" && c.matchesTarget(want.Target, got.Target))
 }
 
-// firstDifference gives the first key in which a step is not as expected, and in what; "" if it is.
+// firstDifference returns the first key in which a step differs, and the difference; "" if there is none.
 func (c *comparison) firstDifference(want *ExpectedStep, got StepRun) (key, what string) {
 	_, within := want.positions["within"]
 	_, at := want.positions["at"]
@@ -93,7 +94,7 @@ func (c *comparison) firstDifference(want *ExpectedStep, got StepRun) (key, what
 	return "", ""
 }
 
-// describeActualSteps says what came, for who looks for a step that did not.
+// describeActualSteps lists the actual steps, for an expected step that is missing.
 func (c *comparison) describeActualSteps(want *ExpectedStep) string {
 	if len(c.Playbooks) == 0 {
 		return fmt.Sprintf("; no playbook handles the incident (%s, confidence %.2f, severity %s)", c.FinalIncident.Objective, c.FinalIncident.Confidence, c.FinalIncident.Severity)

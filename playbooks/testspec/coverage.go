@@ -4,7 +4,7 @@ import (
 	"stanch/playbooks"
 )
 
-// Coverage is how much of a playbook tests go through.
+// Coverage is how much of a playbook its tests execute.
 type Coverage struct {
 	Playbook      string          `json:"playbook"`
 	File          string          `json:"file"`
@@ -13,7 +13,7 @@ type Coverage struct {
 	Uncovered     []CoveragePoint `json:"uncovered"`
 }
 
-// Percent is how much of it is covered.
+// Percent returns the covered fraction as a percentage, 0 to 100.
 func (c Coverage) Percent() float64 {
 	if c.TotalPoints == 0 {
 		return 100
@@ -21,7 +21,7 @@ func (c Coverage) Percent() float64 {
 	return 100 * float64(c.CoveredPoints) / float64(c.TotalPoints)
 }
 
-// CoveragePoint is a way that a run can take.
+// CoveragePoint is a path that a run can take.
 type CoveragePoint struct {
 	Line        int    `json:"line"`
 	Column      int    `json:"column"`
@@ -29,11 +29,12 @@ type CoveragePoint struct {
 	Description string `json:"description"`
 }
 
-// ifFalseReason is how the interpreter says that a step's condition did not hold.
+// ifFalseReason is the interpreter's reason for a step whose condition was false.
 const ifFalseReason = "`if` is false"
 
-// MeasureCoverage says which ways through a playbook the runs took: each step, each condition both ways, each approval granted
-// and denied, each `on_failure` and `on_denied`. peers are all the playbooks of the runs: what they call counts.
+// MeasureCoverage counts the paths of a playbook that the runs took, and lists the others: each step, each condition
+// both true and false, each approval granted and denied, each `on_failure` and `on_denied`. peers are all playbooks of
+// the runs; steps reached by their calls count.
 func MeasureCoverage(p *playbooks.Program, peers []*playbooks.Program, runs []Result) Coverage {
 	came := map[string][]StepRun{}
 	for _, run := range runs {
@@ -93,7 +94,7 @@ func (c *Coverage) coverStep(s *playbooks.Step, came map[string][]StepRun) {
 	}
 }
 
-// unconditionalSteps are the steps that run where the step itself does.
+// unconditionalSteps returns the nested steps that run whenever the step itself runs.
 func unconditionalSteps(s *playbooks.Step) []playbooks.Step {
 	var out []playbooks.Step
 	for _, b := range s.Blocks() {

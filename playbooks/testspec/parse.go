@@ -12,14 +12,14 @@ import (
 	"stanch/sensors/yamlnode"
 )
 
-// Bounds of a file.
+// Limits of a test file.
 const (
 	maxTestsPerFile   = 500
 	maxEntriesPerTest = 200
 	maxNameRunes      = 200
 )
 
-// ParseTestFile reads a file of tests. Where there are errors, what it gives is not to be run.
+// ParseTestFile parses a test file. Do not run the result if the diagnostics contain an error.
 func ParseTestFile(file string, source []byte) (*TestFile, diagnostic.Diagnostics) {
 	r := &yamlnode.Reader{File: file, ExampleStart: "begin with `tests:`"}
 	f := &TestFile{File: file, Source: source}
@@ -37,14 +37,14 @@ func ParseTestFile(file string, source []byte) (*TestFile, diagnostic.Diagnostic
 	return f, r.Problems.Sorted()
 }
 
-// Schema is the JSON Schema of a file of tests, made from the fields that Parse reads.
+// Schema returns the JSON Schema of a test file, generated from the fields that ParseTestFile reads.
 func Schema() any {
 	out := yamlnode.Schema((&TestFile{}).fileFields())
 	out["$schema"], out["$id"], out["title"] = "https://json-schema.org/draft/2020-12/schema", "https://stanch.dev/schema/test.json", "Tests of Stanch's playbooks"
 	return out
 }
 
-// withPositions are fields that note where their values stand.
+// withPositions returns fields that record the positions of their values.
 func withPositions(at keyPositions, fields ...yamlnode.Field) []yamlnode.Field {
 	for i := range fields {
 		read := fields[i].Read
@@ -56,7 +56,7 @@ func withPositions(at keyPositions, fields ...yamlnode.Field) []yamlnode.Field {
 	return fields
 }
 
-// appendParsed appends a new element to a list unless it is for the schema.
+// appendParsed appends a new element to a list, unless the fields are read only to generate the schema.
 func appendParsed[T any](to *[]*T, n *yaml.Node, one *T) *T {
 	if n != nil {
 		*to = append(*to, one)
@@ -179,7 +179,7 @@ func (a *Approvers) approversFields() []yamlnode.Field {
 func (a *ApprovalAnswer) answerFields() []yamlnode.Field {
 	answer := yamlnode.Field{Name: "answer", Doc: "yes or no", Required: true, Schema: func() yamlnode.Object { return yamlnode.Object{"enum": []any{"yes", "no", true, false}} }, Read: func(r *yamlnode.Reader, _, v *yaml.Node) {
 		switch strings.ToLower(v.Value) {
-		case "yes", "true": // an editor may know YAML's older booleans
+		case "yes", "true": // editors may still treat YAML 1.1 booleans as booleans
 			a.Approves = true
 		case "no", "false":
 		default:

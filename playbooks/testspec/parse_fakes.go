@@ -9,7 +9,8 @@ import (
 	"stanch/sensors/yamlnode"
 )
 
-// fakeableOutcomes are the outcomes that an action itself can have. The others are for guards, people and conditions to say.
+// fakeableOutcomes returns the outcomes that an action itself can return. Guards, approvals and conditions set the
+// others.
 func fakeableOutcomes() []playbooks.Outcome {
 	return []playbooks.Outcome{playbooks.OutcomeSucceeded, playbooks.OutcomeChanged, playbooks.OutcomeUnchanged, playbooks.OutcomeUnverified, playbooks.OutcomeRefused, playbooks.OutcomeFailed}
 }
@@ -27,7 +28,8 @@ func (f *FakeResult) fakeResultFields() []yamlnode.Field {
 	)
 }
 
-// fakeResultsField reads what actions answer: for each an answer, or a list of which the first that fits is given.
+// fakeResultsField parses the results of actions: for each action one result, or a list whose first matching result is
+// used.
 func (t *TestCase) fakeResultsField() yamlnode.Field {
 	schema := func() yamlnode.Object {
 		one := yamlnode.Schema((&FakeResult{positions: keyPositions{}}).fakeResultFields())
@@ -62,7 +64,7 @@ func (t *TestCase) fakeResultsField() yamlnode.Field {
 	}}
 }
 
-// forbiddenActionsField reads what must not happen.
+// forbiddenActionsField parses the actions that must not run.
 func (t *TestCase) forbiddenActionsField() yamlnode.Field {
 	var names []string
 	f := yamlnode.StringListField("never", "actions or steps that must not take place; a proposal is none", &names)
@@ -80,7 +82,7 @@ func (t *TestCase) forbiddenActionsField() yamlnode.Field {
 	return f
 }
 
-// checkConsistency reports what a test lacks, and what does not go together.
+// checkConsistency reports missing keys, and keys that contradict each other.
 func (t *TestCase) checkConsistency(r *yamlnode.Reader) {
 	t.RecordingFile.Pos = t.positions["recording"]
 	if len([]rune(t.Name)) > maxNameRunes {

@@ -7,15 +7,15 @@ import (
 	"stanch/playbooks"
 )
 
-// ResolveStep finds a step by the name that a report gives it, with the loops and calls that it stands in before it:
-// "each[2]/sub/isolate". The step is nil where there is none.
+// ResolveStep returns a step by its name in a report, which includes loops and calls: "each[2]/sub/isolate". The step
+// is nil if it does not exist.
 func ResolveStep(p *playbooks.Program, name string) (*playbooks.Program, *playbooks.Step) {
 	in, s, _ := resolveStep(p, name)
 	return in, s
 }
 
-// StepOrder is where a step stands, for putting those that came at one time into the order of the file: its place in each
-// playbook and round that leads to it.
+// StepOrder returns a sort key that puts steps that ended at the same time in file order: the position in each playbook
+// and iteration that leads to the step.
 func StepOrder(p *playbooks.Program, name string) []int {
 	_, _, order := resolveStep(p, name)
 	return order
@@ -44,7 +44,7 @@ func resolveStep(p *playbooks.Program, name string) (in *playbooks.Program, s *p
 	return p, s, order
 }
 
-// findStepByName gives a step of a playbook itself and its place, from 1.
+// findStepByName returns a step of the playbook itself and its position, from 1.
 func findStepByName(p *playbooks.Program, name string) (found *playbooks.Step, place int) {
 	n := 0
 	p.WalkSteps(func(s *playbooks.Step) {

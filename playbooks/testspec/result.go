@@ -7,26 +7,26 @@ import (
 	"stanch/playbooks"
 )
 
-// Result is what became of a test, as whoever ran it tells.
+// Result is the actual result of a test.
 type Result struct {
-	Playbooks        []string  // those that ran
-	Steps            []StepRun // in the order in which they came to their end
+	Playbooks        []string  // names of the playbooks that ran
+	Steps            []StepRun // in the order in which they ended
 	ApprovalRequests []ApprovalRequest
 	Containments     []ContainmentRecord
 	Leases           []playbooks.LeaseReport
 	FinalIncident    playbooks.Incident
-	// TargetsByID are targets as people call them, by their ids.
+	// TargetsByID contains the targets, with their names, by id.
 	TargetsByID map[string]playbooks.Target
-	// Error says why it could not be run to its end.
+	// Error says why the test could not run to its end; "" if it could.
 	Error string
 }
 
-// StepRun is what became of one step on one target.
+// StepRun is the result of one step on one target.
 type StepRun struct {
 	Playbook  string            `json:"playbook"`
 	Step      string            `json:"step"`
 	Action    string            `json:"action"`
-	Target    string            `json:"target,omitempty"` // its id
+	Target    string            `json:"target,omitempty"` // target id
 	Outcome   playbooks.Outcome `json:"outcome"`
 	Reason    string            `json:"reason,omitempty"`
 	Params    json.RawMessage   `json:"with,omitempty"`
@@ -34,38 +34,39 @@ type StepRun struct {
 	EndedAtMS int64             `json:"at_ms"`
 }
 
-// ApprovalRequest is a question.
+// ApprovalRequest is an approval request of a run.
 type ApprovalRequest struct {
 	Title           string        `json:"title"`
 	Text            string        `json:"text,omitempty"`
 	ProposedActions []string      `json:"proposed_actions"`
-	Approvers       string        `json:"approvers"` // names, with commas between
+	Approvers       string        `json:"approvers"` // comma-separated names
 	Quorum          int           `json:"quorum"`
 	ApprovalAnswers []string      `json:"approval_answers"`
 	AskedAt         time.Duration `json:"-"`
 	AskedAtMS       int64         `json:"asked_at_ms"`
 }
 
-// ContainmentRecord is a containment that took hold.
+// ContainmentRecord is a containment that was applied.
 type ContainmentRecord struct {
 	Action      string            `json:"action"`
 	Target      string            `json:"target"`
 	Outcome     playbooks.Outcome `json:"outcome"`
 	Params      json.RawMessage   `json:"params,omitempty"`
 	AppliedAt   time.Duration     `json:"-"`
-	UndoneAt    time.Duration     `json:"-"` // 0 while it is in force, or for what has no end
+	UndoneAt    time.Duration     `json:"-"` // 0 while in force, and for containments without an end
 	AppliedAtMS int64             `json:"applied_at_ms"`
 	UndoneAtMS  int64             `json:"undone_at_ms,omitempty"`
 }
 
-// Failure is one expectation that was not met.
+// Failure is one failed expectation.
 type Failure struct {
 	Line    int    `json:"line"`
 	Column  int    `json:"column"`
-	Step    string `json:"step,omitempty"` // the nearest
+	Step    string `json:"step,omitempty"` // nearest step
 	Message string `json:"message"`
-	// IsExpectedStep: it is one of `expect`, which can be rewritten with what happened.
+	// IsExpectedStep means that the expectation is a step of `expect`, which can be rewritten with the actual result.
 	IsExpectedStep bool `json:"-"`
-	// StepMissing: the step that is expected did not come, or not in its place. To rewrite it would be to expect less.
+	// StepMissing means that the expected step did not occur, or not in its position. Rewriting it would weaken the
+	// test.
 	StepMissing bool `json:"-"`
 }

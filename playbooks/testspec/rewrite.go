@@ -11,21 +11,21 @@ import (
 	"stanch/sensors/yamlnode"
 )
 
-// HasEmptyExpect tells whether the test has an `expect` that nobody has filled in yet.
+// HasEmptyExpect reports whether the test has an `expect` without a value.
 func (t *TestCase) HasEmptyExpect() bool {
 	return t.expectSpan != nil && len(t.ExpectedSteps) == 0 && t.expectSpan.valueNode.Tag == "!!null"
 }
 
-// RewriteExpectations gives the file with the `expect` of the tests replaced by what happened. Only those lines change: an expected
-// step that came as it was expected stays as it is written, one that came otherwise keeps the keys that its author chose,
-// and so does every comment but those inside of brackets. Where nothing was expected, or nothing of it came, every step
-// that came is written. A file in which that cannot be done line by line is left alone, with an error.
+// RewriteExpectations returns the file with the `expect` of the given tests replaced by the actual results. It changes
+// only these lines: an expected step that matched keeps its text, one that differed keeps the keys that its author
+// chose, and comments are kept unless they are inside brackets. If there were no expected steps, or none of them
+// occurred, every actual step is written. It returns an error, and no file, if this is not possible line by line.
 func RewriteExpectations(f *TestFile, tests map[*TestCase]Result) ([]byte, error) {
 	if breaks := strings.ReplaceAll(string(f.Source), "\r\n", ""); strings.ContainsAny(breaks, "\r\u0085\u2028\u2029") {
 		return nil, fmt.Errorf("%s has line breaks that are not those of this machine: rewrite it by hand", f.File)
 	}
 	lines := strings.SplitAfter(string(f.Source), "\n")
-	// From the end, so that the lines before keep their numbers.
+	// Last test first, so that line numbers before it stay valid.
 	order := slices.Clone(f.Tests)
 	slices.SortFunc(order, func(a, b *TestCase) int { return b.Pos.Line - a.Pos.Line })
 	for _, t := range order {
@@ -47,8 +47,8 @@ func RewriteExpectations(f *TestFile, tests map[*TestCase]Result) ([]byte, error
 	return out, nil
 }
 
-// checkOnlyExpectChanged holds a rewritten file against the one before: whatever was cut or written, nothing but the `expect` of the
-// tests that were rewritten may read differently.
+// checkOnlyExpectChanged compares the rewritten file with the original. It returns an error if anything differs except
+// the `expect` of the rewritten tests.
 func (f *TestFile) checkOnlyExpectChanged(out []byte, tests map[*TestCase]Result) error {
 	again, problems := ParseTestFile(f.File, out)
 	if problems.HasErrors() || len(again.Tests) != len(f.Tests) {
@@ -102,17 +102,17 @@ func rewriteTest(lines []string, t *TestCase, h Result) ([]string, bool) {
 	var starts []int
 	for i, item := range list.Content {
 		if starts = append(starts, item.Line-1); item.Line > end || i > 0 && starts[i] <= starts[i-1] {
-			return nil, false // its lines are not its own
+			return nil, false // the item shares its line with something else
 		}
 	}
 	return slices.Concat(lines[:from], renderExpectedSteps(lines[:end], starts, t, h, indent), lines[end:]), true
 }
 
-// renderExpectedSteps are the lines of `expect` for what happened. Of an item that stands there already its lines are kept if it
-// came so, and its comments in any case.
+// renderExpectedSteps returns the lines of `expect` for the actual result. An existing item keeps its lines if the step
+// matched, and always keeps its comments.
 func renderExpectedSteps(lines []string, starts []int, t *TestCase, h Result, indent string) []string {
 	c := &comparison{TestCase: t, Result: h}
-	kept := map[int]int{} // by what happened, the item
+	kept := map[int]int{} // index of the kept item, by index of the actual step
 	cursor := 0
 	for i, want := range t.ExpectedSteps {
 		near := -1
@@ -136,7 +136,7 @@ func renderExpectedSteps(lines []string, starts []int, t *TestCase, h Result, in
 		return renderKeptSteps(c, lines, starts, kept, indent)
 	}
 	var out []string
-	next := 0 // the first item whose comments are not written yet
+	next := 0 // first item whose comments are not written yet
 	comments := func(upTo int) {
 		for ; next <= upTo && next < len(starts); next++ {
 			out = append(out, leadingCommentLines(lines, starts, next)...)
@@ -149,7 +149,7 @@ func renderExpectedSteps(lines []string, starts []int, t *TestCase, h Result, in
 	return out
 }
 
-// itemLines are the lines of an item, without the comments of the next.
+// itemLines returns the lines of an item, without the comments that belong to the next item.
 func itemLines(lines []string, starts []int, i int) []string {
 	end := len(lines)
 	if i+1 < len(starts) {
@@ -162,7 +162,8 @@ func itemLines(lines []string, starts []int, i int) []string {
 	return out
 }
 
-// leadingCommentLines are the comments and empty lines before an item. Those before the first stand outside of what is rewritten.
+// leadingCommentLines returns the comments and empty lines before an item. Those before the first item are outside of
+// the rewritten part.
 func leadingCommentLines(lines []string, starts []int, i int) []string {
 	if i == 0 {
 		return nil
@@ -193,7 +194,7 @@ func firstLineComment(n *yaml.Node) string {
 	return ""
 }
 
-// renderStep is what became of a step, as a test expects it.
+// renderStep returns an actual step in the form of an expected step.
 func (c *comparison) renderStep(r StepRun) string {
 	parts := []string{"step: " + quoteYAMLIfNeeded(r.Step)}
 	if len(c.Playbooks) > 1 {
@@ -215,7 +216,7 @@ func (c *comparison) renderStep(r StepRun) string {
 	return "{ " + strings.Join(parts, ", ") + " }"
 }
 
-// shortenReason is the part of a long reason that says it: the last, where one error wraps another.
+// shortenReason returns the last part of a long reason, which is the most specific one where errors wrap each other.
 func shortenReason(reason string) string {
 	const long = 100
 	r := []rune(reason)
@@ -228,7 +229,7 @@ func shortenReason(reason string) string {
 	return string(r[:min(long, len(r))])
 }
 
-// quoteYAML writes a text as YAML reads it in double quotes: JSON is YAML.
+// quoteYAML returns a double-quoted YAML string. JSON strings are valid YAML.
 func quoteYAML(s string) string {
 	raw, err := json.Marshal(s)
 	if err != nil {
@@ -237,7 +238,7 @@ func quoteYAML(s string) string {
 	return string(raw)
 }
 
-// quoteYAMLIfNeeded leaves what is a plain word as it is.
+// quoteYAMLIfNeeded returns s unchanged if it is a plain scalar.
 func quoteYAMLIfNeeded(s string) string {
 	plain := s != "" && strings.Trim(s, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-.") == ""
 	if plain && (s[0] >= 'a' && s[0] <= 'z' || s[0] >= 'A' && s[0] <= 'Z') && !slices.Contains([]string{"true", "false", "null", "yes", "no"}, strings.ToLower(s)) {

@@ -7,14 +7,14 @@ import (
 	"go.yaml.in/yaml/v3"
 )
 
-// cutExpectValue takes a value that stands on its key's line, or in brackets, out of the lines. It is false where its end is not
-// found.
+// cutExpectValue removes a value in brackets, or a value on the line of its key, from the lines. ok is false if the end
+// of the value is not found.
 func cutExpectValue(lines []string, key, list *yaml.Node) (head, rest []string, ok bool) {
 	line := lines[key.Line-1]
 	head = []string{line[:strings.Index(line, "expect:")+len("expect:")]}
 	last, tail := key.Line-1, line[len(head[0]):]
 	if list.Kind == yaml.SequenceNode {
-		if list.Line > key.Line { // what stands between is comments
+		if list.Line > key.Line { // only comments can be between them
 			head = append([]string{strings.TrimRight(line, "\r\n")}, lines[key.Line:list.Line-1]...)
 		}
 		if last, tail, ok = findFlowListEnd(lines, list); !ok {
@@ -30,8 +30,8 @@ func cutExpectValue(lines []string, key, list *yaml.Node) (head, rest []string, 
 	return head, lines[min(last+1, len(lines)):], true
 }
 
-// findFlowListEnd finds the bracket that closes a list: the line it is in and what follows it there. It begins behind the last
-// scalar, whose place and kind of quotes the parser knows, so that only brackets, commas and comments are left to read.
+// findFlowListEnd returns the line of the bracket that closes a list, and the text after it. It starts after the last
+// scalar, whose position and quoting the parser knows, so that only brackets, commas and comments remain.
 func findFlowListEnd(lines []string, list *yaml.Node) (last int, tail string, ok bool) {
 	open, n := 0, list
 	at := func(n *yaml.Node) []rune {
@@ -43,7 +43,7 @@ func findFlowListEnd(lines []string, list *yaml.Node) (last int, tail string, ok
 	}
 	for ; len(n.Content) > 0; n = n.Content[len(n.Content)-1] {
 		if text := at(n); len(text) > 0 && (text[0] == '[' || text[0] == '{') {
-			open++ // a mapping of one key may stand in a list without brackets
+			open++ // a single-pair mapping in a list needs no brackets
 		}
 	}
 	text, last := at(n), n.Line-1
@@ -56,7 +56,7 @@ func findFlowListEnd(lines []string, list *yaml.Node) (last int, tail string, ok
 	}
 	var quote rune
 	switch {
-	case n.Kind != yaml.ScalarNode: // an empty list or mapping: its brackets are read below
+	case n.Kind != yaml.ScalarNode: // empty list or mapping: its brackets are read below
 	case n.Style&yaml.DoubleQuotedStyle != 0:
 		quote = '"'
 	case n.Style&yaml.SingleQuotedStyle != 0:
@@ -64,7 +64,7 @@ func findFlowListEnd(lines []string, list *yaml.Node) (last int, tail string, ok
 	}
 	if quote != 0 {
 		if len(text) == 0 || text[0] != quote {
-			return 0, "", false // a tag stands before it
+			return 0, "", false // a tag precedes it
 		}
 		for i := 1; ; i++ {
 			for i >= len(text) {
@@ -84,7 +84,7 @@ func findFlowListEnd(lines []string, list *yaml.Node) (last int, tail string, ok
 	}
 	before := ' '
 	if n.Kind == yaml.ScalarNode && quote == 0 {
-		before = 'x' // a # in a plain scalar is no comment
+		before = 'x' // a # inside a plain scalar does not start a comment
 	}
 	for {
 		for i, r := range text {
@@ -107,7 +107,7 @@ func findFlowListEnd(lines []string, list *yaml.Node) (last int, tail string, ok
 	}
 }
 
-// findDifferenceOutsideExpect says where two readings of a file differ but in the `expect` of tests: the place in the first, or nil.
+// findDifferenceOutsideExpect returns the first node of a that differs from b outside the `expect` of tests, or nil.
 func findDifferenceOutsideExpect(a, b *yaml.Node, path ...string) *yaml.Node {
 	if a.Kind != b.Kind || a.Tag != b.Tag || a.Value != b.Value || len(a.Content) != len(b.Content) {
 		return a

@@ -7,11 +7,11 @@ import (
 	"time"
 )
 
-// renderKeptSteps are the lines of `expect` where something of it came: each expected step that came, in the form in which its
-// author wrote it, and no others, so that the test stays as strict as it was.
+// renderKeptSteps returns the lines of `expect` if some expected steps occurred: these steps, in their author's form,
+// and no others, so that the test stays as strict as it was.
 func renderKeptSteps(c *comparison, lines []string, starts []int, kept map[int]int, indent string) []string {
 	var out []string
-	next := 0 // the first item whose comments are not written yet
+	next := 0 // first item whose comments are not written yet
 	for k, ran := range c.Steps {
 		item, ok := kept[k]
 		if !ok {
@@ -37,7 +37,7 @@ func renderKeptSteps(c *comparison, lines []string, starts []int, kept map[int]i
 	return out
 }
 
-// renderStepInAuthorForm is an expected step with the keys that its author chose, and the values that came where others were expected.
+// renderStepInAuthorForm returns an expected step with the keys that its author chose and the actual values.
 func (c *comparison) renderStepInAuthorForm(want *ExpectedStep, got StepRun) string {
 	var parts []string
 	put := func(key, value string) { parts = append(parts, key+": "+value) }
@@ -80,7 +80,7 @@ func (c *comparison) renderStepInAuthorForm(want *ExpectedStep, got StepRun) str
 	return "{ " + strings.Join(parts, ", ") + " }"
 }
 
-// replaceJSONValues are the parameters that were expected, with the values that came: null for one that did not come.
+// replaceJSONValues returns the expected parameters with the actual values; null for a missing one.
 func replaceJSONValues(want, got json.RawMessage) string {
 	var w, g any
 	if json.Unmarshal(want, &w) != nil || len(got) > 0 && json.Unmarshal(got, &g) != nil {
@@ -106,8 +106,8 @@ func matchingValues(want, got any) any {
 	return out
 }
 
-// CanFixByRewriting reports whether rewriting `expect` can make a test pass, and else why not: an expectation of something else,
-// or of a step that did not come, is its author's to change.
+// CanFixByRewriting reports whether rewriting `expect` can make a test pass, and otherwise why not: its author must
+// change other expectations, and steps that did not occur.
 func CanFixByRewriting(failures []Failure) (ok bool, why string) {
 	if i := slices.IndexFunc(failures, func(f Failure) bool { return !f.IsExpectedStep || f.StepMissing }); i >= 0 {
 		return false, failures[i].Message

@@ -85,7 +85,7 @@ func TestARewriteTouchesOnlyWhatIsExpected(t *testing.T) {
 	require.EqualError(t, err, "book_test.yaml:1:59: `expect` can be rewritten only where it begins a line of its own")
 }
 
-// Quotes and brackets in words and comments end nothing and begin nothing.
+// Quotes and brackets in words and comments do not start or end anything.
 func TestARewriteEndsWhereTheListEnds(t *testing.T) {
 	const head, tail = "tests:\n  - name: one\n    detections: [{ objective: escape }]\n", "    never: [pod.isolate]\n    matched: true # kept\n"
 	made := `      - { step: "steps[0]", outcome: changed }
@@ -120,11 +120,11 @@ func TestARewriteEndsWhereTheListEnds(t *testing.T) {
 	}
 }
 
-// A list of which the end cannot be told is not rewritten, and what follows it is not lost.
+// A list whose end cannot be found is not rewritten, and nothing after it is lost.
 func TestARewriteThatWouldChangeMoreIsRefused(t *testing.T) {
 	for list, where := range map[string]string{
 		"expect: [{ step: x, reason: !!str 'it ]' }]":                 "4:5",
-		"expect:\n      - { step: x, reason: \"a\n    phase: 2 #\" }": "2:5", // what is left of it is a key
+		"expect:\n      - { step: x, reason: \"a\n    phase: 2 #\" }": "2:5", // the rest of it is a key
 		"expect:\n      - { step: x,\n     reason: a }":               "4:5",
 	} {
 		text := "tests:\n  - name: one\n    detections: [{ objective: escape }]\n    " + list + "\n    matched: true\n"
@@ -135,7 +135,7 @@ func TestARewriteThatWouldChangeMoreIsRefused(t *testing.T) {
 	}
 }
 
-// Each key that the author chose stays, with the value that came: an update never makes a test laxer.
+// Each key that the author chose stays, with the actual value: an update never weakens a test.
 func TestARewriteKeepsTheKeysThatItsAuthorChose(t *testing.T) {
 	f := mustParseTests(t, "tests:\n  - name: one\n    detections: [{ objective: escape }]\n    expect:\n      - { action: pod.isolate, target: web-1, within: 1s, outcome: changed, with: { tail: 1 } }\n")
 	h := testspec.Result{
@@ -151,7 +151,7 @@ func TestARewriteKeepsTheKeysThatItsAuthorChose(t *testing.T) {
 	require.Empty(t, testspec.CompareWithResult(mustParseTests(t, string(got)).Tests[0], h))
 }
 
-// A step that did not come, and what is not `expect`, are the author's to change.
+// Steps that did not occur, and expectations outside `expect`, are the author's to change.
 func TestARewriteThatCannotPassIsNotOffered(t *testing.T) {
 	for text, want := range map[string]bool{
 		"expect: [{ step: isolate, outcome: changed }]":                        true,

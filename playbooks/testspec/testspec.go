@@ -1,9 +1,9 @@
-// Package scenario is the format of playbook tests: what is detected, what each action answers, who answers what, and
-// what must become of it. It reads a file, checks it against the playbooks that it tests, and compares what happened
-// with what was expected.
+// Package testspec defines the format of playbook tests: detections, fake results of actions, answers of people, and
+// expected results. It parses a test file, checks it against the playbooks under test, and compares actual with
+// expected results.
 //
-// It is pure. It refuses to run anything (worker/playtest does), and to guess: a step, an action or an outcome that does
-// not exist is an error before anything runs.
+// It is pure and runs nothing: worker/playbooktest runs the tests. Unknown steps, actions and outcomes are errors
+// before anything runs.
 package testspec
 
 import (
@@ -18,37 +18,37 @@ import (
 	"stanch/sensors/yamlnode"
 )
 
-// TestFileSuffix is how the name of a file of tests ends.
+// TestFileSuffix is the suffix of test file names.
 const TestFileSuffix = "_test.yaml"
 
-// Pos is a place in a file.
+// Pos is a position in a file.
 type Pos = yamlnode.Position
 
-// TestFile is one file of tests.
+// TestFile is one test file.
 type TestFile struct {
 	File   string
 	Source []byte
-	// Playbooks are the files that it tests; none are all of its folder.
+	// Playbooks are the playbook files under test; empty means all files of its directory.
 	Playbooks []FileRef
 	Tests     []*TestCase
 }
 
-// FileRef names another file.
+// FileRef references another file, or an action, with its position.
 type FileRef struct {
 	Name string
 	Pos  Pos
 }
 
-// TestCase is one incident and what must become of it.
+// TestCase is one incident and its expected results.
 type TestCase struct {
 	Name          string
 	Pos           Pos
 	RecordingFile FileRef
-	// Detections are what the incident is about, where there is no recording.
+	// Detections are the detections of the incident, if RecordingFile is not set.
 	Detections          []*Detection
 	IncidentContext     *WorkloadContext
 	Phase               int
-	ConfidenceThreshold *float64 // what counts as high
+	ConfidenceThreshold *float64 // minimum confidence for automatic actions
 	Approvers           *Approvers
 	FakeResults         []*FakeResult
 	ApprovalAnswers     []*ApprovalAnswer
@@ -60,18 +60,18 @@ type TestCase struct {
 	ExpectedLeases           *[]*ExpectedLease
 	ExpectedIncident         *ExpectedIncident
 	ExpectedMatch            *bool
-	TimeToContain            *DurationBound // time to contain
+	TimeToContain            *DurationBound // maximum time to the first containment
 	positions                keyPositions
 	expectSpan               *yamlSpan
 }
 
-// yamlSpan is where the value of `expect` stands.
+// yamlSpan is the key and the value of `expect`.
 type yamlSpan struct{ keyNode, valueNode *yaml.Node }
 
-// keyPositions are where the values of keys stand.
+// keyPositions are the positions of the values, by key.
 type keyPositions map[string]Pos
 
-// Detection is one detection. What is not given is that of the rule, or a readable default.
+// Detection is one detection. Missing fields are taken from the rule, or have a readable default.
 type Detection struct {
 	Offset                                        time.Duration
 	Rule, Title, Technique, Source, Actor         string
@@ -86,13 +86,13 @@ type Detection struct {
 	FileOpened                                    sensors.File
 	Pod, Container, Node, Image, Digest, Identity string
 	HostNetwork                                   *bool
-	Subject                                       sensors.Subject // what it is about if that is no container
+	Subject                                       sensors.Subject // subject, if it is not a container
 	positions                                     keyPositions
 }
 
-// WorkloadContext is what is known around the workload.
+// WorkloadContext is the context of the workload.
 type WorkloadContext struct {
-	Workload       string // "shop/Deployment/web", or "Container/web" outside of Kubernetes
+	Workload       string // "shop/Deployment/web", or "Container/web" outside Kubernetes
 	UID            string
 	Image          string
 	ImageDigest    string
@@ -105,18 +105,18 @@ type WorkloadContext struct {
 	positions      keyPositions
 }
 
-// Approvers are those of the scope.
+// Approvers are the approvers of the scope.
 type Approvers struct {
 	Groups, Users []string
 	Quorum        int
 	Timeout       time.Duration
 }
 
-// FakeResult is what an action answers.
+// FakeResult is the result that a fake action returns.
 type FakeResult struct {
 	Action         string
-	Target         string // "" is any
-	CallNumber     int    // 0 is every
+	Target         string // "" matches any target
+	CallNumber     int    // 0 matches every call
 	Outcome        playbooks.Outcome
 	Reason         string
 	Outputs        yamlnode.Value
@@ -127,18 +127,18 @@ type FakeResult struct {
 	positions      keyPositions
 }
 
-// ApprovalAnswer is what a person answers.
+// ApprovalAnswer is a person's answer to an approval request.
 type ApprovalAnswer struct {
 	Person      string
 	Approves    bool
 	After       time.Duration
-	RequestName string // a question's title, step or action; "" is every
+	RequestName string // title, step or action of the request; "" matches every request
 	Reason      string
-	Groups      []string // nil: all that are asked
+	Groups      []string // nil: all groups of the approvers
 	positions   keyPositions
 }
 
-// ExpectedStep is what must become of a step.
+// ExpectedStep is an expected step and its result.
 type ExpectedStep struct {
 	StepName, Playbook, Action, Target string
 	Outcome                            playbooks.Outcome
@@ -151,7 +151,7 @@ type ExpectedStep struct {
 	node                               *yaml.Node
 }
 
-// ExpectedApprovalRequest is a question that must be asked.
+// ExpectedApprovalRequest is an expected approval request.
 type ExpectedApprovalRequest struct {
 	Title, Text, ProposedAction string
 	Approvers                   []string
@@ -161,7 +161,7 @@ type ExpectedApprovalRequest struct {
 	positions                   keyPositions
 }
 
-// ExpectedContainment is a containment that must have been in force.
+// ExpectedContainment is a containment that must have been applied.
 type ExpectedContainment struct {
 	Action, Target string
 	Outcome        playbooks.Outcome
@@ -171,7 +171,7 @@ type ExpectedContainment struct {
 	positions      keyPositions
 }
 
-// ExpectedLease is the state of a lease when the incident closed.
+// ExpectedLease is the expected state of a lease when the incident closed.
 type ExpectedLease struct {
 	Action, Target, State, Reason string
 	Undone                        *bool
@@ -179,7 +179,7 @@ type ExpectedLease struct {
 	positions                     keyPositions
 }
 
-// ExpectedIncident is the incident as it ended.
+// ExpectedIncident is the expected final state of the incident.
 type ExpectedIncident struct {
 	Status, Summary string
 	Objective       sensors.Objective
@@ -188,14 +188,14 @@ type ExpectedIncident struct {
 	positions       keyPositions
 }
 
-// DurationBound is a comparison with a duration.
+// DurationBound is an upper bound of a duration.
 type DurationBound struct {
-	IsExclusive bool // and not equal
+	IsExclusive bool // true for <, false for <=
 	Limit       time.Duration
 	Pos         Pos
 }
 
-// String is the bound as it is written.
+// String returns the bound as it is written in YAML.
 func (b DurationBound) String() string {
 	if b.IsExclusive {
 		return "< " + duration.Format(b.Limit)
@@ -203,10 +203,10 @@ func (b DurationBound) String() string {
 	return "<= " + duration.Format(b.Limit)
 }
 
-// LastStepName is the name of a step without the loops and calls that it stands in: "each[2]/isolate" is "isolate".
+// LastStepName returns the name of a step without its loops and calls: "isolate" for "each[2]/isolate".
 func LastStepName(step string) string { return step[strings.LastIndexByte(step, '/')+1:] }
 
-// PositionOf is where the value of a key of the detection stands, or the detection.
+// PositionOf returns the position of a key's value in the detection, or that of the detection if the key is missing.
 func (d *Detection) PositionOf(key string) Pos {
 	if at, ok := d.positions[key]; ok {
 		return at

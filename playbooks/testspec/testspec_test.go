@@ -65,7 +65,7 @@ func loadTestPlaybook(t testing.TB) *playbooks.Program {
 	return p
 }
 
-// Each file of testdata/cases has beside it the exact text of what is wrong with it.
+// Each file of testdata/cases has a file with the exact text of its diagnostics.
 func TestEveryMistakeIsNamedWithItsPlaceAndItsMend(t *testing.T) {
 	cases, err := filepath.Glob("testdata/cases/*.yaml")
 	require.NoError(t, err)
@@ -100,7 +100,7 @@ func mustParseTests(t testing.TB, text string) *testspec.TestFile {
 	return f
 }
 
-// newTestResult is a run in which the pod could not be isolated and was frozen, and people said no.
+// newTestResult returns a run in which the pod could not be isolated and was frozen, and the approval was denied.
 func newTestResult() testspec.Result {
 	ran := func(step, action, target string, o playbooks.Outcome, reason string, at time.Duration) testspec.StepRun {
 		return testspec.StepRun{Playbook: "book", Step: step, Action: action, Target: target, Outcome: o, Reason: reason, EndedAt: at}
@@ -279,7 +279,7 @@ func FuzzParse(f *testing.F) {
 	})
 }
 
-// withoutExpectations is a file as any reader of YAML has it, without the `expect` of its tests.
+// withoutExpectations returns a file without the `expect` of its tests, as any YAML parser reads it.
 func withoutExpectations(t *testing.T, text []byte) string {
 	var all map[string]any
 	require.NoError(t, yaml.Unmarshal(text, &all))

@@ -1,8 +1,8 @@
-// Package archive keeps the histories of closed incidents as files, for when Temporal no longer has them: raw, with
-// their payloads encrypted as they were stored, each with its SHA-256, and all of them under a signed statement.
+// Package archive stores the histories of closed incidents as files, for when Temporal no longer has them: unchanged,
+// with payloads encrypted as they were, each with its SHA-256, and all of them in a signed statement.
 //
-// It refuses to read what is in a history: it copies bytes. It refuses to overwrite an archive, and to write one of an
-// incident that is not closed.
+// It never decodes what is in a history, and never overwrites an archive. It refuses to archive an incident that is not
+// closed.
 package archive
 
 import (
@@ -29,29 +29,29 @@ import (
 	"stanch/worker/audit"
 )
 
-// FormatVersion is the version of the file's shape.
+// FormatVersion is the version of the file format.
 const FormatVersion = 1
 
-// PayloadType is what the statement of an archive is signed for.
+// PayloadType is the payload type of an archive's signed statement.
 const PayloadType attestation.PayloadType = "stanch/archive/v1"
 
-// Bounds of one archive.
+// Limits of one archive.
 const (
-	maxUnpackedBytes = 256 << 20 // unpacked
+	maxUnpackedBytes = 256 << 20 // uncompressed
 	maxPackedBytes   = 128 << 20
 )
 
-// ErrNotFound says that there is no archive of an incident.
+// ErrNotFound means that there is no archive of the incident.
 var ErrNotFound = errors.New("there is no archive of it")
 
-// SignedStatement is what the authority signs: which histories an incident had, by their hashes.
+// SignedStatement is what the authority signs: the histories of an incident, by their hashes.
 type SignedStatement struct {
 	IncidentID string         `json:"incident"`
 	ExportedAt time.Time      `json:"exported_at"`
 	Histories  []HistoryEntry `json:"histories"`
 }
 
-// HistoryEntry is one history by its hash.
+// HistoryEntry is one history and its hash.
 type HistoryEntry struct {
 	WorkflowID   string `json:"workflow_id"`
 	RunID        string `json:"run_id"`
@@ -60,7 +60,7 @@ type HistoryEntry struct {
 	SHA256       string `json:"sha256"`
 }
 
-// archiveFile is what is written.
+// archiveFile is the content of the file.
 type archiveFile struct {
 	Version   int                  `json:"version"`
 	Incident  string               `json:"incident"`
@@ -70,15 +70,15 @@ type archiveFile struct {
 
 type storedHistory struct {
 	HistoryEntry
-	History []byte `json:"history"` // temporal.api.history.v1.History, exactly the bytes that were hashed
+	History []byte `json:"history"` // temporal.api.history.v1.History, exactly the hashed bytes
 }
 
-// Store is a folder of archives.
+// Store is a directory of archives.
 type Store struct{ Dir string }
 
 var incidentIDPattern = regexp.MustCompile(`^INC-[0-9A-Z]{10,40}$`)
 
-// FilePath is where an incident's archive lies.
+// FilePath returns the path of an incident's archive. It returns an error for an invalid incident id.
 func (s Store) FilePath(incident string) (string, error) {
 	if !incidentIDPattern.MatchString(incident) {
 		return "", fmt.Errorf("%q is not an incident's id", incident)
@@ -86,7 +86,7 @@ func (s Store) FilePath(incident string) (string, error) {
 	return filepath.Join(s.Dir, incident+".json.gz"), nil
 }
 
-// Exists tells whether an incident is archived.
+// Exists reports whether an incident is archived.
 func (s Store) Exists(incident string) bool {
 	path, err := s.FilePath(incident)
 	if err != nil {
@@ -96,7 +96,7 @@ func (s Store) Exists(incident string) bool {
 	return err == nil
 }
 
-// FileSHA256 is the SHA-256 of an incident's archive as it lies there.
+// FileSHA256 returns the SHA-256 of an incident's archive file.
 func (s Store) FileSHA256(incident string) (string, error) {
 	path, err := s.FilePath(incident)
 	if err != nil {
@@ -110,7 +110,7 @@ func (s Store) FileSHA256(incident string) (string, error) {
 	return hex.EncodeToString(sum[:]), nil
 }
 
-// ListIncidents gives the incidents that are archived.
+// ListIncidents returns the ids of the archived incidents.
 func (s Store) ListIncidents() ([]string, error) {
 	entries, err := os.ReadDir(s.Dir)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -133,13 +133,14 @@ type Signer interface {
 	Sign(purpose attestation.PayloadType, body any) (attestation.Envelope, error)
 }
 
-// AllRunsClosed tells whether all of an incident's workflows have closed. What keeps its message does not count: a chat that is
-// away would hold up the archive until Temporal no longer has what belongs into it.
+// AllRunsClosed reports whether all workflows of an incident have closed, except for its chat message: an unavailable
+// chat would delay the archive until Temporal has deleted the histories.
 func AllRunsClosed(runs []audit.WorkflowRun) bool {
 	return !slices.ContainsFunc(runs, func(r audit.WorkflowRun) bool { return r.IsOpen && r.WorkflowType != audit.TypeChatMessage })
 }
 
-// Write archives an incident whose workflows have all closed, without what still keeps its message. One that is archived already is left as it is.
+// Write archives an incident whose workflows have all closed, without its chat message. It does not change an existing
+// archive.
 func (s Store) Write(incident string, runs []audit.WorkflowRun, signer Signer, now time.Time) error {
 	path, err := s.FilePath(incident)
 	if err != nil {
@@ -213,11 +214,11 @@ func writeArchiveFile(path string, raw []byte) error {
 	return nil
 }
 
-// Archive is one incident's archive as it was read.
+// Archive is one incident's archive, as read from the file.
 type Archive struct {
 	Runs      []audit.WorkflowRun
 	Statement SignedStatement
-	// Differences are what is not as the statement says; the archive is read as far as it can be.
+	// Differences are the differences from the statement. The archive is read as far as possible.
 	Differences []audit.Difference
 }
 
@@ -261,7 +262,7 @@ func readUnpacked(path string) ([]byte, error) {
 	return raw, nil
 }
 
-// Decode reads an unpacked archive strictly.
+// Decode parses an uncompressed archive strictly.
 func Decode(raw []byte, incident string, keys attestation.Keyring) (Archive, error) {
 	var f archiveFile
 	decoder := json.NewDecoder(bytes.NewReader(raw))
@@ -310,7 +311,7 @@ func Decode(raw []byte, incident string, keys attestation.Keyring) (Archive, err
 	return a, nil
 }
 
-// CompareHistories names what differs between the histories that Temporal has and those that were archived.
+// CompareHistories returns the differences between the histories in Temporal and those in the archive.
 func CompareHistories(live, archived []audit.WorkflowRun) []audit.Difference {
 	var out []audit.Difference
 	differ := func(r audit.WorkflowRun, event int64, format string, args ...any) {
@@ -339,5 +340,5 @@ func CompareHistories(live, archived []audit.WorkflowRun) []audit.Difference {
 			}
 		}
 	}
-	return out // what Temporal no longer has is no difference: that is what the archive is for
+	return out // histories that Temporal has deleted are no difference: the archive is for them
 }

@@ -21,7 +21,7 @@ import (
 
 const testIncidentID = "INC-01JABCDEFGHJKMNPQRSTVWXYZ0"
 
-// loadTestHistories are histories of a real installation.
+// loadTestHistories returns the histories of a real installation.
 func loadTestHistories(t testing.TB) []audit.WorkflowRun {
 	t.Helper()
 	files, err := filepath.Glob("../testdata/histories/*/*.json")
@@ -76,7 +76,8 @@ func TestWhatIsStillOpenIsNotArchived(t *testing.T) {
 	require.ErrorContains(t, archive.Store{Dir: t.TempDir()}.Write(testIncidentID, runs, auth, time.Now()), runs[1].WorkflowID)
 }
 
-// unpackArchiveJSON is the archive's JSON, to be changed and packed again by somebody who has the file and no key.
+// unpackArchiveJSON returns the archive's JSON, which a test changes and packs again as somebody without the signing
+// key could.
 func unpackArchiveJSON(t *testing.T, s archive.Store) map[string]any {
 	t.Helper()
 	path, err := s.FilePath(testIncidentID)
@@ -104,7 +105,7 @@ func TestEachChangeOfAnArchiveIsNamed(t *testing.T) {
 		changed[i] ^= 0x10
 		require.NoError(t, os.WriteFile(path, changed, 0o600))
 		got, err := s.Read(testIncidentID, auth.Keyring())
-		// Some of the header's bytes (its time, its system) carry nothing of the archive.
+		// Some bytes of the header (time, system) do not affect the archive.
 		require.True(t, err != nil || len(got.Differences) > 0 || i < 10, "byte %d", i)
 	}
 	require.NoError(t, os.WriteFile(path, packed, 0o600))

@@ -18,28 +18,28 @@ import (
 	"stanch/workflows/lease"
 )
 
-// HistoryExporter gets every history of an incident from Temporal.
+// HistoryExporter reads every history of an incident from Temporal.
 type HistoryExporter struct {
 	Temporal      client.Client
 	DataConverter converter.DataConverter
 }
 
-// Bounds of what is collected for one incident.
+// Limits of one incident.
 const (
 	maxRunsPerIncident   = 300
 	maxEventsPerIncident = 200_000
 )
 
-// historyExport is one collection under way.
+// historyExport is one export in progress.
 type historyExport struct {
 	*HistoryExporter
 	runs       []audit.WorkflowRun
-	seenRunIDs map[string]bool // run ids
+	seenRunIDs map[string]bool // by run id
 	eventCount int
 }
 
-// Export gives the histories of an incident: its own runs, its playbooks, its leases, and the leases of others that it
-// joined. It returns no runs if Temporal has none.
+// Export returns the histories of an incident: its own runs, its playbooks, its leases, and the leases of other
+// incidents that it joined. It returns no runs if Temporal has none.
 func (c *HistoryExporter) Export(ctx context.Context, incident string) ([]audit.WorkflowRun, error) {
 	if !incidentIDPattern.MatchString(incident) {
 		return nil, fmt.Errorf("%q is not an incident's id", incident)
@@ -48,7 +48,7 @@ func (c *HistoryExporter) Export(ctx context.Context, incident string) ([]audit.
 	if err := g.addListedRuns(ctx, fmt.Sprintf("%s = '%s'", workflows.IncidentSearchAttribute, incident), nil); err != nil {
 		return nil, err
 	}
-	// Visibility may lag behind: children are followed from the histories themselves.
+	// Visibility may lag behind: children are also found from the histories themselves.
 	for i := 0; i < len(g.runs); i++ {
 		if err := g.addChildRuns(ctx, i); err != nil {
 			return nil, err
@@ -91,7 +91,7 @@ func (g *historyExport) addRun(ctx context.Context, workflow, run string, fits f
 		e, err := it.Next()
 		var gone *serviceerror.NotFound
 		if errors.As(err, &gone) {
-			return nil // its retention ended between the list and this
+			return nil // its retention ended after the list was read
 		}
 		if err != nil {
 			return fmt.Errorf("read the history of %s: %w", workflow, err)
@@ -105,7 +105,7 @@ func (g *historyExport) addRun(ctx context.Context, workflow, run string, fits f
 		return nil
 	}
 	r.WorkflowType = r.Events[0].GetWorkflowExecutionStartedEventAttributes().GetWorkflowType().GetName()
-	switch r.Events[len(r.Events)-1].GetEventType() { //nolint:exhaustive // those that end a run
+	switch r.Events[len(r.Events)-1].GetEventType() { //nolint:exhaustive // only those that end a run
 	case enumspb.EVENT_TYPE_WORKFLOW_EXECUTION_COMPLETED, enumspb.EVENT_TYPE_WORKFLOW_EXECUTION_FAILED, enumspb.EVENT_TYPE_WORKFLOW_EXECUTION_TIMED_OUT,
 		enumspb.EVENT_TYPE_WORKFLOW_EXECUTION_CANCELED, enumspb.EVENT_TYPE_WORKFLOW_EXECUTION_TERMINATED, enumspb.EVENT_TYPE_WORKFLOW_EXECUTION_CONTINUED_AS_NEW:
 		r.IsOpen = false
@@ -118,7 +118,7 @@ func (g *historyExport) addRun(ctx context.Context, workflow, run string, fits f
 	return nil
 }
 
-// addChildRuns follows what a run started, and the run that goes on where it ends.
+// addChildRuns adds what a run started, and the run that continues it.
 func (g *historyExport) addChildRuns(ctx context.Context, i int) error {
 	r := g.runs[i]
 	for _, e := range r.Events {
@@ -136,9 +136,9 @@ func (g *historyExport) addChildRuns(ctx context.Context, i int) error {
 	return nil
 }
 
-// addJoinedLeases gets leases of other incidents that reported to this one's playbooks or to it.
+// addJoinedLeases adds leases of other incidents that reported to this incident or its playbooks.
 func (g *historyExport) addJoinedLeases(ctx context.Context) error {
-	wanted := map[string][]string{} // workflow id to lease ids
+	wanted := map[string][]string{} // lease ids by workflow id
 	for _, r := range g.runs {
 		if r.WorkflowType == audit.TypeLease || len(r.Events) == 0 {
 			continue
@@ -150,7 +150,7 @@ func (g *historyExport) addJoinedLeases(ctx context.Context) error {
 			}
 			var report lease.OutgoingReport
 			if g.DataConverter.FromPayloads(a.GetInput(), &report) != nil || report.Lease.ID == "" {
-				continue // the story names what cannot be read
+				continue // the timeline reports what cannot be read
 			}
 			id := a.GetExternalWorkflowExecution().GetWorkflowId()
 			if !strings.HasPrefix(id, "lease/") || !strings.HasSuffix(id, "/"+report.Lease.Target+"/"+report.Lease.Facet) {
@@ -177,7 +177,7 @@ func (g *historyExport) addJoinedLeases(ctx context.Context) error {
 	return nil
 }
 
-// leaseIDOfRun is the id of the lease that a run is of: it is made from the first run of its chain.
+// leaseIDOfRun returns the id of a run's lease, which is derived from the first run of its chain.
 func leaseIDOfRun(r audit.WorkflowRun) string {
 	first := r.Events[0].GetWorkflowExecutionStartedEventAttributes().GetFirstExecutionRunId()
 	first = strings.ToUpper(strings.ReplaceAll(first, "-", ""))

@@ -1,8 +1,8 @@
-// Package audit tells the story of one incident from the histories of its workflows: what was seen, decided, asked,
-// answered, done, observed and taken back, each with the event of history that says so.
+// Package audit reconstructs the timeline of one incident from its Temporal workflow histories: detections, decisions,
+// approval requests, votes, effects, verifications and undos, each with the history event that proves it.
 //
-// It is pure over histories and a data converter. It refuses to trust a stored summary: what the incident itself wrote
-// down as its state is never read for the story, only compared with it (Verify).
+// It is pure: it reads only histories and uses a data converter. It never uses the stored summary of the incident for
+// the timeline; it only compares the two (VerifyTimeline).
 package audit
 
 import (
@@ -17,41 +17,41 @@ import (
 	"stanch/sensors/attestation"
 )
 
-// FormatVersion is the version of Story's JSON shape.
+// FormatVersion is the version of Timeline's JSON shape.
 const FormatVersion = 1
 
-// The types of the workflows of an incident.
+// The workflow types of an incident.
 const (
 	TypeIncident    = "Incident"
 	TypePlaybook    = "Playbook"
 	TypeLease       = "Lease"
-	TypeChatMessage = "ChatMessage" // only shows what the others do
+	TypeChatMessage = "ChatMessage" // only displays what the others do
 )
 
 // WorkflowRun is the history of one run of one workflow.
 type WorkflowRun struct {
 	WorkflowID   string
-	RunID        string // the run's
+	RunID        string // id of the run
 	WorkflowType string
-	// IsOpen: it had not closed when the history was read.
+	// IsOpen means that the run had not closed when the history was read.
 	IsOpen bool
 	Events []*historypb.HistoryEvent
 }
 
-// EntryKind says what a line is about.
+// EntryKind is the kind of a timeline entry.
 type EntryKind string
 
-// The kinds of line.
+// The kinds of entries.
 const (
 	KindOpened          EntryKind = "opened"
 	KindDetection       EntryKind = "detection"
-	KindPlaybook        EntryKind = "playbook" // started
+	KindPlaybook        EntryKind = "playbook" // a playbook started
 	KindContext         EntryKind = "context"
 	KindEvidence        EntryKind = "evidence"
 	KindDecision        EntryKind = "decision"
 	KindApprovalRequest EntryKind = "question"
 	KindVote            EntryKind = "vote"
-	KindApprovalResult  EntryKind = "answer" // what the votes came to
+	KindApprovalResult  EntryKind = "answer" // the result of the votes
 	KindGrant           EntryKind = "grant"
 	KindEffect          EntryKind = "effect"
 	KindLeaseJoin       EntryKind = "join"
@@ -63,12 +63,12 @@ const (
 	KindFailure         EntryKind = "failure"
 	KindRetry           EntryKind = "retry"
 	KindNotification    EntryKind = "notification"
-	KindTriage          EntryKind = "mark"  // a person took the incident over, or resolved it
-	KindPlaybookEnded   EntryKind = "ended" // a playbook's run
+	KindTriage          EntryKind = "mark"  // a person assigned or resolved the incident
+	KindPlaybookEnded   EntryKind = "ended" // a playbook run ended
 	KindClosed          EntryKind = "closed"
 )
 
-// EventRef names one event of one history.
+// EventRef identifies one event of one history.
 type EventRef struct {
 	WorkflowID string `json:"workflow_id"`
 	RunID      string `json:"run_id"`
@@ -76,7 +76,7 @@ type EventRef struct {
 	EventType  string `json:"event_type"`
 }
 
-// TimelineEntry is one sentence of the story, and the event that says so.
+// TimelineEntry is one sentence of the timeline, and the event that proves it.
 type TimelineEntry struct {
 	At    time.Time `json:"at"`
 	Kind  EntryKind `json:"kind"`
@@ -86,7 +86,7 @@ type TimelineEntry struct {
 	Details map[string]any `json:"details,omitempty"`
 }
 
-// Timeline is one incident told from its histories.
+// Timeline is one incident, reconstructed from its histories.
 type Timeline struct {
 	Version     int    `json:"version"`
 	IncidentID  string `json:"incident"`
@@ -96,7 +96,7 @@ type Timeline struct {
 	Phase       int    `json:"phase"`
 	Drill       bool   `json:"drill,omitempty"`
 	Status      string `json:"status"` // "open" or "closed"
-	// Assignee took it over; Judged is what JudgedBy said that it is.
+	// Assignee is the person who is assigned. Disposition is the resolution that DispositionBy chose.
 	Assignee       string            `json:"assignee,omitempty"`
 	Disposition    string            `json:"disposition,omitempty"`
 	DispositionBy  string            `json:"disposition_by,omitempty"`
@@ -110,8 +110,8 @@ type Timeline struct {
 	Severity       sensors.Severity  `json:"severity"`
 	Confidence     float64           `json:"confidence"`
 	Reasons        []string          `json:"reasons"`
-	DetectionCount int               `json:"detection_count"` // with those that were counted and not repeated
-	// ConfigHashes are the short hashes of the configurations under which something was decided.
+	DetectionCount int               `json:"detection_count"` // including those that were only counted
+	// ConfigHashes are the short hashes of the configurations of all decisions.
 	ConfigHashes    []string            `json:"config_hashes"`
 	Playbooks       []PlaybookRecord    `json:"playbooks"`
 	People          []Person            `json:"people"`
@@ -125,33 +125,33 @@ type Timeline struct {
 	Verification    *VerificationReport `json:"verification,omitempty"`
 }
 
-// StatusText is how the incident stands, in the words of all other views.
+// StatusText returns the status of the incident, in the same words as all other views.
 func (s Timeline) StatusText() string {
 	return display.DescribeStatus(playbooks.Incident{Status: s.Status, Assignee: s.Assignee, Disposition: s.Disposition, DispositionBy: s.DispositionBy})
 }
 
-// PlaybookRecord is one run of a playbook and what ran.
+// PlaybookRecord is one run of a playbook.
 type PlaybookRecord struct {
 	Name               string `json:"name"`
 	File               string `json:"file"`
-	SourceHash         string `json:"hash"` // SHA-256 of the source that ran
+	SourceHash         string `json:"hash"` // SHA-256 of its source
 	PlaybookWorkflowID string `json:"run"`  // workflow id
 	EventRef
 	Steps []playbooks.StepReport `json:"steps"`
 	Error string                 `json:"error,omitempty"`
 }
 
-// Person is somebody who answered, released or extended.
+// Person is somebody who voted, released or extended.
 type Person struct {
 	Name            string   `json:"name"`
 	AuthenticatedBy []string `json:"authenticated_by"`
 	Actions         []string `json:"actions"`
 }
 
-// ContainmentEffect is one containment from its application to its undoing.
+// ContainmentEffect is one containment, from apply to undo.
 type ContainmentEffect struct {
 	LeaseID           string            `json:"lease"`
-	IncidentID        string            `json:"incident"` // whose lease it is: it may have been joined
+	IncidentID        string            `json:"incident"` // of the lease: another incident may have joined it
 	Action            string            `json:"action"`
 	Target            string            `json:"target"`
 	Params            string            `json:"params,omitempty"`
@@ -165,26 +165,26 @@ type ContainmentEffect struct {
 	UndoneAt          time.Time         `json:"undone_at,omitzero"`
 	UndoneEvent       *EventRef         `json:"undone_event,omitempty"`
 	UndoReason        string            `json:"undo_reason,omitempty"`
-	VerificationCount int               `json:"verification_count"` // how many times it was observed to be in force
+	VerificationCount int               `json:"verification_count"` // how often it was verified
 }
 
-// EvidenceRecord is one piece of evidence, and the event that names it.
+// EvidenceRecord is one artifact, and the event that names it.
 type EvidenceRecord struct {
 	playbooks.EvidenceRef
 	SourceEvent EventRef `json:"source_event"`
 }
 
-// ManifestRecord is an act that was to be entered into a manifest, and what its activity says of that.
+// ManifestRecord is an action that belongs into a manifest, and its activity's result about that.
 type ManifestRecord struct {
 	Description string `json:"description"`
-	IncidentID  string `json:"incident"` // whose manifest: a lease may have been joined
+	IncidentID  string `json:"incident"` // incident of the manifest: another incident may have joined the lease
 	EntryHash   string `json:"entry_hash,omitempty"`
-	// UnrecordedReason says why it was not entered.
+	// UnrecordedReason says why there is no entry; "" if there is one.
 	UnrecordedReason string   `json:"unrecorded_reason,omitempty"`
 	SourceEvent      EventRef `json:"source_event"`
 }
 
-// HistoryRecord is one history that the story was told from.
+// HistoryRecord is one history that the timeline was reconstructed from.
 type HistoryRecord struct {
 	WorkflowID   string `json:"workflow_id"`
 	RunID        string `json:"run_id"`
@@ -193,20 +193,20 @@ type HistoryRecord struct {
 	IsOpen       bool   `json:"is_open,omitempty"`
 }
 
-// Difference is something that is not as it should be, and where.
+// Difference is one difference that verification found, and its location.
 type Difference struct {
 	Description string `json:"description"`
 	EventRef
 }
 
-// VerificationReport is the outcome of a verification.
+// VerificationReport is the result of a verification.
 type VerificationReport struct {
 	OK          bool         `json:"ok"`
-	Checked     []string     `json:"checked"` // sentences: what was compared with what
+	Checked     []string     `json:"checked"` // sentences about what was compared
 	Differences []Difference `json:"differences"`
 }
 
-// Options are what a story is told with.
+// Options configures the reconstruction of a timeline.
 type Options struct {
 	IncidentID    string
 	DataConverter converter.DataConverter

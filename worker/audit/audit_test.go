@@ -21,7 +21,7 @@ import (
 	"stanch/workflows/incident"
 )
 
-// timelineText is the story as kinds and sentences.
+// timelineText returns the timeline as kinds and sentences.
 func timelineText(s audit.Timeline) string {
 	var b strings.Builder
 	for _, l := range s.Entries {
@@ -106,7 +106,7 @@ func TestEachVoteIsJudged(t *testing.T) {
 	}
 }
 
-// Who broke the glass stands in the table of people, with the reason; so does whose answer did not count.
+// The table of people contains whoever used break-glass, with the reason, and those whose votes did not count.
 func TestWhoBrokeTheGlassIsNamed(t *testing.T) {
 	m := newHistoryBuilder(t)
 	cast := func(person string, change func(*attestation.Vote)) attestation.Envelope {
@@ -130,7 +130,7 @@ func TestWhoBrokeTheGlassIsNamed(t *testing.T) {
 	require.Contains(t, did["eve"], `said yes to "pod.isolate" (question cut#1) (not counted: eve may not answer this)`)
 }
 
-// A question that nobody answers leaves no event of its own: it is known from its plan and its deadline.
+// An approval request without votes has no event of its own: its plan and the timer of its deadline show it.
 func TestAQuestionThatNobodyAnswersIsTold(t *testing.T) {
 	m := newHistoryBuilder(t)
 	m.startHistory(audit.TypePlaybook, playbookWorkflowID, map[string]any{"file": "miner.yaml", "source": []byte(testPlaybookSource)})
@@ -232,14 +232,14 @@ func TestThePageEscapesAndNeedsNothingElse(t *testing.T) {
 	require.Contains(t, b.String(), "&lt;img")
 }
 
-// On a narrow screen a table's rows become cards: then each cell must carry its column's name, and nothing may keep the page
+// On a narrow screen, table rows become cards: each cell must carry its column's name, and nothing may make the page
 // wider than the screen.
 func TestThePageFitsANarrowScreen(t *testing.T) {
 	m := newHistoryBuilder(t)
 	m.buildFullIncident(nil)
 	var b strings.Builder
 	require.NoError(t, audit.WriteHTML(&b, audit.BuildTimeline(m.runs, m.auditOptions())))
-	if file := os.Getenv("STANCH_PAGE"); file != "" { // to look at it
+	if file := os.Getenv("STANCH_PAGE"); file != "" { // to view it
 		require.NoError(t, os.WriteFile(file, []byte(b.String()), 0o600))
 	}
 	cells := regexp.MustCompile(`<td[^>]*>`).FindAllString(b.String(), -1)
@@ -255,7 +255,7 @@ func TestThePageFitsANarrowScreen(t *testing.T) {
 	}
 }
 
-// Whatever an activity says of the manifest is in the story, to be compared with it.
+// Every activity's result about the manifest is in the timeline, for comparison with the manifest.
 func TestEachActSaysWhereItWasEntered(t *testing.T) {
 	m := newHistoryBuilder(t).buildFullIncident(func(p *incidentParts) {
 		p.tally.ManifestEntryHash, p.applied.ManifestEntryHash, p.undone.UnrecordedReason = "aa", "bb", "no space left"
@@ -271,7 +271,7 @@ func TestEachActSaysWhereItWasEntered(t *testing.T) {
 	require.Empty(t, audit.BuildTimeline(newHistoryBuilder(t).buildFullIncident(nil).runs, m.auditOptions()).ManifestRecords, "histories from before say nothing of a manifest")
 }
 
-// A resolved incident says so in the audit as in every other view, while it is open and afterwards.
+// The audit shows a resolution like every other view, while the incident is open and afterwards.
 func TestTheAuditSaysWhoResolvedIt(t *testing.T) {
 	m := newHistoryBuilder(t).buildFullIncident(nil)
 	runs := m.runs

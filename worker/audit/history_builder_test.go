@@ -41,7 +41,7 @@ var (
 	testApprovers = activities.Approvers{Groups: []string{"responders"}, Quorum: 1, Timeout: 15 * time.Minute}
 )
 
-// historyBuilder is an incident whose histories are written by hand, with real keys: each event at its second.
+// historyBuilder builds an incident's histories event by event, one second apart, with real keys.
 type historyBuilder struct {
 	t             testing.TB
 	authority     *authority.Authority
@@ -76,7 +76,7 @@ func (m *historyBuilder) signStatement(purpose attestation.PayloadType, body any
 	return s
 }
 
-// startHistory begins a history; the functions below add to the last one.
+// startHistory starts a history; the functions below append to the last one.
 func (m *historyBuilder) startHistory(kind, workflow string, in any) {
 	m.runs = append(m.runs, audit.WorkflowRun{WorkflowID: workflow, RunID: "run-of-" + kind, WorkflowType: kind})
 	m.addEvent(&historypb.HistoryEvent{EventType: enumspb.EVENT_TYPE_WORKFLOW_EXECUTION_STARTED, Attributes: &historypb.HistoryEvent_WorkflowExecutionStartedEventAttributes{
@@ -95,12 +95,12 @@ func (m *historyBuilder) addEvent(e *historypb.HistoryEvent) int64 {
 }
 
 func (m *historyBuilder) addSignal(name string, v any) {
-	m.addEvent(&historypb.HistoryEvent{EventType: enumspb.EVENT_TYPE_WORKFLOW_EXECUTION_SIGNALED, Attributes: &historypb.HistoryEvent_WorkflowExecutionSignaledEventAttributes{ //nolint:misspell // Temporal's word
+	m.addEvent(&historypb.HistoryEvent{EventType: enumspb.EVENT_TYPE_WORKFLOW_EXECUTION_SIGNALED, Attributes: &historypb.HistoryEvent_WorkflowExecutionSignaledEventAttributes{ //nolint:misspell // Temporal's spelling
 		WorkflowExecutionSignaledEventAttributes: &historypb.WorkflowExecutionSignaledEventAttributes{SignalName: name, Input: m.encodePayloads(v)},
 	}})
 }
 
-// addActivity is an activity from its scheduling to its result.
+// addActivity adds an activity, from its scheduling to its result.
 func (m *historyBuilder) addActivity(name string, in, out any) {
 	id := m.addEvent(&historypb.HistoryEvent{EventType: enumspb.EVENT_TYPE_ACTIVITY_TASK_SCHEDULED, Attributes: &historypb.HistoryEvent_ActivityTaskScheduledEventAttributes{
 		ActivityTaskScheduledEventAttributes: &historypb.ActivityTaskScheduledEventAttributes{ActivityType: &commonpb.ActivityType{Name: name}, Input: m.encodePayloads(in)},
@@ -110,7 +110,7 @@ func (m *historyBuilder) addActivity(name string, in, out any) {
 	}})
 }
 
-// addLocalActivity is a local activity.
+// addLocalActivity adds a local activity.
 func (m *historyBuilder) addLocalActivity(name string, out any) {
 	m.addEvent(&historypb.HistoryEvent{EventType: enumspb.EVENT_TYPE_MARKER_RECORDED, Attributes: &historypb.HistoryEvent_MarkerRecordedEventAttributes{
 		MarkerRecordedEventAttributes: &historypb.MarkerRecordedEventAttributes{MarkerName: "LocalActivity", Details: map[string]*commonpb.Payloads{
@@ -145,7 +145,7 @@ func (m *historyBuilder) addWorkflowCompleted(v any) {
 	}})
 }
 
-// newAttestedDetection is one that the gateway attested.
+// newAttestedDetection returns a detection that the gateway attested.
 func (m *historyBuilder) newAttestedDetection() incident.AttestedDetection {
 	d := sensors.Detection{
 		ID: "d1", Rule: "miner-process", Title: "Crypto-miner started", Severity: sensors.SeverityHigh, Confidence: 0.7, Objective: sensors.ObjectiveCryptoMining, Node: "n1", Time: startTime,
@@ -159,7 +159,7 @@ func newPlanResult() activities.PlanResult {
 	return activities.PlanResult{Plan: p, PlanHash: p.Hash(), Decision: activities.GuardDecision{Verdict: activities.VerdictAskApproval, Guard: "phase", Reason: "confidence 0.70 is below the 0.80", Phase: 2, Approvers: testApprovers, ConfigHash: "abcdef012345"}}
 }
 
-// signVote is one of a person of the groups given, so long after the question.
+// signVote returns the vote of a person with these groups, some time after the request.
 func (m *historyBuilder) signVote(person string, approve bool, after time.Duration, groups ...string) attestation.Envelope {
 	return m.signStatement(attestation.PayloadTypeVote, attestation.Vote{
 		IncidentID: testIncidentID, WorkflowID: playbookWorkflowID, Step: "cut#1", PlanHash: activities.ApprovalRequestHash([]activities.PlanResult{newPlanResult()}, testApprovers), Person: person, AuthenticatedBy: "uid 7 on the local socket",
@@ -183,7 +183,7 @@ func (m *historyBuilder) signGrant(change func(*attestation.Grant)) attestation.
 	return m.signStatement(attestation.PayloadTypeGrant, g)
 }
 
-// whole writes an incident from its detection to its undone lease. change may alter what is written.
+// incidentParts are the parts of an incident from its detection to the end of its lease, which tests may change.
 type incidentParts struct {
 	detection incident.AttestedDetection
 	votes     []attestation.Envelope
@@ -232,7 +232,7 @@ func (m *historyBuilder) buildFullIncident(change func(*incidentParts)) *history
 	}
 	m.addActivity("CountVotes", m.newCountVotesInput(p.votes...), p.tally)
 	m.addLocalActivity("Plan", newPlanResult()) // again, before its effect
-	m.addTimerStarted(15 * time.Minute)         // which is not that of a question
+	m.addTimerStarted(15 * time.Minute)         // not the timer of an approval request
 	for signal, with := range map[string]any{workflows.SignalSuspend: "nothing further is contained: bob has taken it over", workflows.SignalIncidentState: playbooks.Incident{}} {
 		m.addSignal(signal, with)
 	}
@@ -251,7 +251,7 @@ func (m *historyBuilder) buildFullIncident(change func(*incidentParts)) *history
 	m.addActivity("Undo", activities.UndoInput{Request: request}, p.undone)
 	m.addWorkflowCompleted(nil)
 
-	// The incident's own history goes on behind its children's.
+	// The incident's own history continues after its children's.
 	last := m.runs
 	m.runs = last[:1]
 	m.addWorkflowCompleted(p.stored)

@@ -14,20 +14,20 @@ import (
 	"stanch/sensors/attestation"
 )
 
-// historyReader reads one run: it gives payloads, names events, and remembers what could not be read.
+// historyReader reads one run: it decodes payloads, references events, and records what could not be read.
 type historyReader struct {
 	*timelineBuilder
 	run *WorkflowRun
-	// scheduledActivities are what was scheduled, by event id.
+	// scheduledActivities are the scheduled activities, by event id.
 	scheduledActivities map[int64]*activityTask
-	leaseState          *leaseState // in a lease's run
-	// decidedPlans are those that were decided, by their hash and verdict; program is what a playbook's run runs.
+	leaseState          *leaseState // for a lease's run
+	// decidedPlans contains the decided plans, by hash and verdict. program is the playbook of a playbook's run.
 	decidedPlans      map[string]bool
-	grantedPlanHashes map[string]bool // hashes of plans that people permitted
+	grantedPlanHashes map[string]bool // hashes of the approved plans
 	program           *playbooks.Program
 }
 
-// activityTask is one activity from its scheduling to its end.
+// activityTask is one activity, from its scheduling to its end.
 type activityTask struct {
 	name      string
 	scheduled *historypb.HistoryEvent
@@ -43,7 +43,7 @@ func (r *historyReader) addProblem(e *historypb.HistoryEvent, format string, arg
 	r.timeline.Problems = append(r.timeline.Problems, Difference{Description: fmt.Sprintf(format, args...), EventRef: r.eventRef(e)})
 }
 
-// decodePayloads reads payloads into out; what does not decrypt is a problem of the event.
+// decodePayloads decodes payloads into out. If they cannot be decrypted, it records a problem of the event.
 func (r *historyReader) decodePayloads(e *historypb.HistoryEvent, what string, payloads *commonpb.Payloads, out any) bool {
 	if payloads == nil {
 		r.addProblem(e, "%s is missing", what)
@@ -56,7 +56,7 @@ func (r *historyReader) decodePayloads(e *historypb.HistoryEvent, what string, p
 	return true
 }
 
-// verifyEnvelope verifies a statement and reads it; one that does not verify is read all the same, and named.
+// verifyEnvelope verifies and decodes a signed statement. An invalid one is decoded too, and recorded as a problem.
 func (r *historyReader) verifyEnvelope(e *historypb.HistoryEvent, what string, s attestation.Envelope, purpose attestation.PayloadType, out any) bool {
 	if err := r.options.Keyring.Verify(s, purpose, out); err != nil {
 		r.addProblem(e, "%s does not hold: %v", what, err)
@@ -70,7 +70,7 @@ func (r *historyReader) addEntry(e *historypb.HistoryEvent, kind EntryKind, who,
 	r.timeline.Entries = append(r.timeline.Entries, TimelineEntry{At: e.GetEventTime().AsTime(), Kind: kind, Text: what, Actor: who, EventRef: r.eventRef(e), Details: details})
 }
 
-// failureText is what a failure says, with its causes. The message of an encrypted one is in its attributes.
+// failureText returns a failure's message with its causes. The message of an encrypted failure is in its attributes.
 func (r *historyReader) failureText(f *failurepb.Failure) string {
 	var parts []string
 	for depth := 0; f != nil && depth < 10; f, depth = f.GetCause(), depth+1 {
@@ -96,7 +96,7 @@ func (r *historyReader) failureText(f *failurepb.Failure) string {
 	return strings.Join(parts, ": ")
 }
 
-// trackScheduled remembers an activity; start notes what failed before.
+// trackScheduled records a scheduled activity.
 func (r *historyReader) trackScheduled(e *historypb.HistoryEvent) *activityTask {
 	a := e.GetActivityTaskScheduledEventAttributes()
 	t := &activityTask{name: a.GetActivityType().GetName(), scheduled: e}
@@ -117,7 +117,7 @@ func (r *historyReader) trackStarted(e *historypb.HistoryEvent) {
 	}
 }
 
-// activityLabel is an activity as people say it: its action and target where it has them.
+// activityLabel returns an activity's label: its action and target, if it has any.
 func (r *historyReader) activityLabel(t *activityTask) string {
 	verb := map[string]string{activities.TypeObserve: "", activities.TypePlan: "planning ", activities.TypeApply: "applying ", activities.TypeVerify: "observing ", activities.TypeUndo: "undoing "}[t.name]
 	var in struct {
@@ -141,7 +141,7 @@ func (r *historyReader) activityLabel(t *activityTask) string {
 	return verb + in.Request.Action + " on " + r.targetName(in.Request.Target.Kind+":"+in.Request.Target.UID)
 }
 
-// readLocalActivityMarker reads a local activity's name and attempt.
+// readLocalActivityMarker returns a local activity's name and attempt.
 func (r *historyReader) readLocalActivityMarker(e *historypb.HistoryEvent) (name string, attempt int32) {
 	var data struct {
 		ActivityType string
@@ -154,7 +154,7 @@ func (r *historyReader) readLocalActivityMarker(e *historypb.HistoryEvent) (name
 	return data.ActivityType, data.Attempt
 }
 
-// ended says that a task or a workflow ended badly, as every type of workflow may.
+// addFailureEvents adds failures of tasks and workflows, which every workflow type can have.
 func (r *historyReader) addFailureEvents(e *historypb.HistoryEvent) {
 	switch {
 	case e.GetWorkflowTaskFailedEventAttributes() != nil:

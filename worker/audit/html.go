@@ -17,8 +17,8 @@ import (
 //go:embed story.html
 var pageTemplate string
 
-// WriteHTML writes the story as one page that needs nothing else and prints well. Every string in it may be an attacker's:
-// it is escaped, and what is not to be shown is shown as a dot.
+// WriteHTML writes the timeline as one self-contained page that is suitable for printing. Attacker-controlled strings
+// are always escaped, and unprintable characters become dots.
 func WriteHTML(w io.Writer, s Timeline) error {
 	runs := map[string]int{}
 	for _, h := range s.Histories {
@@ -72,14 +72,14 @@ func WriteHTML(w io.Writer, s Timeline) error {
 	return nil
 }
 
-// renderedDetailKeys are the details that stand in the sentence already, or in a table of their own.
+// renderedDetailKeys are the details that the sentence or a separate table already shows.
 var renderedDetailKeys = map[string]bool{
 	"reason": true, "action": true, "target": true, "text": true, "rule": true, "node": true, "source": true, "confidence": true, "severity": true, "run": true, "file": true,
 	"playbook": true, "targets": true, "verdict": true, "lease": true, "why": true, "undone": true, "bytes": true, "name": true, "outcome": true, "scope": true, "phase": true, "key": true,
 	"steps": true, "until": true, "question": true, "person": true, "answer": true, "deadline": true, "approvers": true, "changes": true, "for": true, "ends": true, "quorum": true, "missing": true, "dangerous_permissions": true, "objective": true, "reasons": true,
 }
 
-// extraDetails are the details that an auditor compares with other records.
+// extraDetails returns the details that an auditor compares with other records.
 func extraDetails(l TimelineEntry) []string {
 	var out []string
 	for _, k := range slices.Sorted(maps.Keys(l.Details)) {

@@ -20,7 +20,7 @@ import (
 	"stanch/workflows/playbook"
 )
 
-// readIncident tells one run of the incident's own workflow.
+// readIncident reads one run of the incident's own workflow.
 func (r *historyReader) readIncident() {
 	for _, e := range r.run.Events {
 		switch {
@@ -41,7 +41,7 @@ func (r *historyReader) readIncident() {
 			r.trackStarted(e)
 		case r.addActivityEnd(e):
 		case e.GetWorkflowExecutionContinuedAsNewEventAttributes() != nil:
-			// The next run of the chain goes on where this one ends: nothing happened.
+			// The chain continues in the next run: nothing to report.
 		case e.GetWorkflowExecutionCompletedEventAttributes() != nil:
 			r.addIncidentClosed(e)
 		default:
@@ -88,8 +88,9 @@ func (r *historyReader) addIncidentSignal(e *historypb.HistoryEvent) {
 		if r.decodePayloads(e, "a playbook's report", a.GetInput(), &report) {
 			r.playbookReportRefs[report.WorkflowID] = r.eventRef(e)
 		}
-	case workflows.SignalLeaseReport: // the lease's own history tells it
-	case workflows.SignalWatchIncident, workflows.SignalUnwatchIncident: // a playbook waits for the incident; its history shows that
+	case workflows.SignalLeaseReport: // the lease's own history contains it
+	// a playbook waits for the incident; its own history shows that
+	case workflows.SignalWatchIncident, workflows.SignalUnwatchIncident:
 	case workflows.SignalTriage:
 		var m incident.TriageDecision
 		if r.decodePayloads(e, "a person's triage decision", a.GetInput(), &m) {
@@ -100,7 +101,7 @@ func (r *historyReader) addIncidentSignal(e *historypb.HistoryEvent) {
 	}
 }
 
-// addTriage adds what a person decided about the incident.
+// addTriage adds a person's decision about the incident.
 func (r *historyReader) addTriage(e *historypb.HistoryEvent, m incident.TriageDecision) {
 	var g attestation.Grant
 	holds := r.verifyEnvelope(e, "the grant of a triage decision", m.Grant, attestation.PayloadTypeGrant, &g) && g.Operation == attestation.OperationTriage && g.IncidentID == r.timeline.IncidentID
@@ -170,7 +171,7 @@ func (r *historyReader) addDetection(e *historypb.HistoryEvent, one incident.Att
 	r.addEntry(e, KindDetection, "", what, details)
 }
 
-// describeManualRequest describes what a person asked for, and compares it with what the gateway attested.
+// describeManualRequest describes a manual request, and compares it with the gateway's attestation.
 func (r *historyReader) describeManualRequest(e *historypb.HistoryEvent, d sensors.Detection, att attestation.Attestation, attested bool, details map[string]any) {
 	q := *d.ManualRequest
 	if attested && (att.ManualRequest == nil || att.ManualRequest.Person != q.Person || att.ManualRequest.AuthenticatedBy != q.AuthenticatedBy || att.ManualRequest.Reason != q.Reason) {
@@ -188,7 +189,7 @@ func (r *historyReader) describeManualRequest(e *historypb.HistoryEvent, d senso
 	r.addEntry(e, KindDetection, q.Person, what, details)
 }
 
-// addMatchFailure reads the local activity that picks playbooks: only its failure is told.
+// addMatchFailure reads the local activity that selects playbooks. Only failures are reported.
 func (r *historyReader) addMatchFailure(e *historypb.HistoryEvent) {
 	name, _ := r.readLocalActivityMarker(e)
 	if f := e.GetMarkerRecordedEventAttributes().GetFailure(); f != nil {
@@ -222,7 +223,7 @@ func (r *historyReader) addPlaybookStarted(e *historypb.HistoryEvent) {
 		map[string]any{"playbook": name, "file": in.File, "sha256": hash, "run": a.GetWorkflowId(), "targets": targets})
 }
 
-// parsePlaybookSource gives what a playbook's source says of itself; its hash is computed here and not read.
+// parsePlaybookSource returns the name and the program of a playbook's source. The hash is computed, not read.
 func (r *historyReader) parsePlaybookSource(in playbook.Input) (name, hash string, p *playbooks.Program) {
 	hash = playbooks.HashWithCallees(in.Source, in.Callees)
 	book, _ := playbooks.ParsePlaybook(in.File, in.Source)
@@ -237,7 +238,7 @@ func (r *historyReader) parsePlaybookSource(in playbook.Input) (name, hash strin
 	return name, hash, p
 }
 
-// addActivityEnd tells how an activity ended, whichever it was. It is false for other events.
+// addActivityEnd adds the end of any activity. It returns false for other events.
 func (r *historyReader) addActivityEnd(e *historypb.HistoryEvent) bool {
 	var scheduled int64
 	var result *commonpb.Payloads
@@ -320,7 +321,8 @@ func (r *historyReader) addActivityEnd(e *historypb.HistoryEvent) bool {
 	return true
 }
 
-// addManifestRecord notes what an activity says of the act's line in a manifest. One that says nothing had nothing to enter.
+// addManifestRecord records an activity's result about the manifest. An empty result means that there was nothing to
+// append.
 func (r *historyReader) addManifestRecord(e *historypb.HistoryEvent, what, incident, entry, unrecorded string) {
 	if entry == "" && unrecorded == "" {
 		return
@@ -331,7 +333,7 @@ func (r *historyReader) addManifestRecord(e *historypb.HistoryEvent, what, incid
 	r.timeline.ManifestRecords = append(r.timeline.ManifestRecords, ManifestRecord{Description: what, IncidentID: incident, EntryHash: entry, UnrecordedReason: unrecorded, SourceEvent: r.eventRef(e)})
 }
 
-// addObservation tells what an action that changes nothing found.
+// addObservation adds the result of an action without side effects.
 func (r *historyReader) addObservation(e *historypb.HistoryEvent, q activities.Request, got activities.Result) {
 	r.rememberTarget(q.Target)
 	spec, known := r.options.Catalog[q.Action]
@@ -380,7 +382,7 @@ func (r *historyReader) addObservation(e *historypb.HistoryEvent, q activities.R
 	}
 }
 
-// describeWorkload says what was found out about the workload.
+// describeWorkload describes the workload by the output of its enrichment.
 func describeWorkload(on string, outputs json.RawMessage, details map[string]any) string {
 	var w activities.WorkloadContext
 	if json.Unmarshal(outputs, &w) != nil {

@@ -16,7 +16,7 @@ import (
 	"stanch/workflows/lease"
 )
 
-// verificationStreak gathers observations that say nothing new, until one does.
+// verificationStreak counts successive verifications with the same result.
 type verificationStreak struct {
 	started    bool
 	inForce    bool
@@ -25,16 +25,16 @@ type verificationStreak struct {
 	lastEvent  *historypb.HistoryEvent
 }
 
-// leaseState is the lease that a reader is in.
+// leaseState is the lease of a run that is being read.
 type leaseState struct {
 	leaseID    string
 	input      lease.Input
 	streak     verificationStreak
-	undoReason string // undoReason it is taken back: its end, or whose word
+	undoReason string // undoReason is why the lease ends: its end, or who released it
 	effect     *ContainmentEffect
 }
 
-// readLease tells one run of a lease.
+// readLease reads one run of a lease.
 func (r *historyReader) readLease() {
 	r.leaseState = &leaseState{}
 	for _, e := range r.run.Events {
@@ -48,7 +48,8 @@ func (r *historyReader) readLease() {
 		case e.GetWorkflowExecutionSignaledEventAttributes() != nil:
 			r.addLeaseSignal(e)
 		case r.addActivityEnd(e):
-		case e.GetSignalExternalWorkflowExecutionFailedEventAttributes() != nil: // a report to a workflow that has ended
+		// a report to a workflow that has ended
+		case e.GetSignalExternalWorkflowExecutionFailedEventAttributes() != nil:
 		default:
 			r.addFailureEvents(e)
 		}
@@ -138,7 +139,7 @@ func (r *historyReader) addRelease(e *historypb.HistoryEvent, s lease.ReleaseSig
 	r.addEntry(e, KindRelease, who, what, map[string]any{"lease": r.leaseState.leaseID, "holder": s.HolderID, "nonce": g.Nonce, "people": g.GrantedBy, "holds": permits})
 }
 
-// addApplied tells an effect, and on whose word it happened.
+// addApplied adds an effect and its authorization.
 func (r *historyReader) addApplied(e *historypb.HistoryEvent, q activities.ApplyInput, got activities.ApplyResult) {
 	r.rememberTarget(q.Request.Target)
 	d, what := got.Decision, q.Request.Action+" on "+r.targetName(q.Request.Target.ID())
@@ -205,7 +206,7 @@ func (r *historyReader) addApplied(e *historypb.HistoryEvent, q activities.Apply
 	r.addEntry(e, KindEffect, "", text, details)
 }
 
-// describeAuthorization names the detection or the people that an effect rests on, from what came with the request.
+// describeAuthorization returns the detection or the people that permitted an effect, from the request.
 func (r *historyReader) describeAuthorization(e *historypb.HistoryEvent, q activities.ApplyInput, on string) string {
 	if q.Authorization.Grant != nil {
 		var g attestation.Grant
@@ -223,7 +224,7 @@ func (r *historyReader) describeAuthorization(e *historypb.HistoryEvent, q activ
 	return ""
 }
 
-// findOrAddEffect is the effect of a request's lease; an act without a lease has one of its own.
+// findOrAddEffect returns the effect of a request's lease. An irreversible action has an effect of its own.
 func (r *historyReader) findOrAddEffect(q activities.Request) *ContainmentEffect {
 	if effect := r.effectsByLease[q.LeaseID]; effect != nil {
 		return effect
@@ -248,7 +249,7 @@ func (r *historyReader) startStreak(inForce bool) {
 	}
 }
 
-// addVerification tells an observation that says something new, and counts the others.
+// addVerification adds a verification with a new result, and counts the others.
 func (r *historyReader) addVerification(e *historypb.HistoryEvent, got activities.VerifyResult) {
 	w := &r.leaseState.streak
 	if got.InForce && r.leaseState.effect != nil {
@@ -273,7 +274,7 @@ func (r *historyReader) addVerification(e *historypb.HistoryEvent, got activitie
 	w.started, w.inForce, w.targetGone = true, got.InForce, got.TargetGone
 }
 
-// flushStreak tells how many observations said nothing new.
+// flushStreak adds the number of verifications with the same result.
 func (r *historyReader) flushStreak() {
 	if r.leaseState == nil || len(r.leaseState.streak.eventIDs) == 0 {
 		return
@@ -287,7 +288,7 @@ func (r *historyReader) flushStreak() {
 	w.eventIDs = nil
 }
 
-// addUndo tells what taking back did.
+// addUndo adds the result of an undo.
 func (r *historyReader) addUndo(e *historypb.HistoryEvent, q activities.UndoInput, got activities.UndoResult) {
 	r.flushStreak()
 	what := q.Request.Action + " on " + r.targetName(q.Request.Target.ID())

@@ -17,7 +17,7 @@ import (
 	"stanch/workflows/playbook"
 )
 
-// readPlaybook tells one run of a playbook.
+// readPlaybook reads one run of a playbook.
 func (r *historyReader) readPlaybook() {
 	fact := PlaybookRecord{PlaybookWorkflowID: r.run.WorkflowID, Steps: []playbooks.StepReport{}}
 	asks := &approvalTracker{historyReader: r}
@@ -48,9 +48,9 @@ func (r *historyReader) readPlaybook() {
 		case r.addActivityEnd(e):
 		case e.GetWorkflowExecutionCompletedEventAttributes() != nil:
 			r.addPlaybookEnded(e, &fact)
-		case e.GetStartChildWorkflowExecutionFailedEventAttributes() != nil: // it is joined instead
+		case e.GetStartChildWorkflowExecutionFailedEventAttributes() != nil: // the playbook joins the lease instead
 		case e.GetSignalExternalWorkflowExecutionFailedEventAttributes() != nil:
-			// A report to a workflow that has ended: nothing is lost, its history has closed.
+			// A report to a workflow that has ended: nothing is lost, its history is closed.
 		default:
 			r.addFailureEvents(e)
 		}
@@ -80,7 +80,7 @@ func (r *historyReader) readPlanResult(e *historypb.HistoryEvent) (activities.Pl
 	return got, true
 }
 
-// addDecision tells what the guards said of a plan.
+// addDecision adds the guards' decision about a plan.
 func (r *historyReader) addDecision(e *historypb.HistoryEvent, got activities.PlanResult) {
 	d, p := got.Decision, got.Plan
 	if got.PlanHash != "" && p.Hash() != got.PlanHash {
@@ -141,7 +141,7 @@ func (r *historyReader) addDecision(e *historypb.HistoryEvent, got activities.Pl
 	}
 }
 
-// isRepeatedDecision tells whether the same plan got the same verdict in this run already.
+// isRepeatedDecision reports whether the same plan had the same verdict in this run before.
 func (r *historyReader) isRepeatedDecision(got activities.PlanResult) bool {
 	if got.PlanHash == "" {
 		return false
@@ -174,7 +174,8 @@ func (r *historyReader) addPlaybookSignal(e *historypb.HistoryEvent) {
 		if r.decodePayloads(e, "a vote", a.GetInput(), &signed) {
 			r.addVote(e, signed)
 		}
-	case workflows.SignalLeaseReport, workflows.SignalIncidentState: // the histories of the lease and the incident show it
+	// the histories of the lease and the incident contain it
+	case workflows.SignalLeaseReport, workflows.SignalIncidentState:
 	case workflows.SignalSuspend:
 		var why string
 		if r.decodePayloads(e, "why nothing further is contained", a.GetInput(), &why) {
@@ -211,7 +212,7 @@ func (r *historyReader) addPlaybookEnded(e *historypb.HistoryEvent, fact *Playbo
 	r.addEntry(e, KindPlaybookEnded, "", fmt.Sprintf("Playbook %s ended: %s", fact.Name, strings.Join(parts, ", ")), map[string]any{"steps": steps})
 }
 
-// approvalRequestName is a question as people say it: its step's title or action, from the playbook that ran.
+// approvalRequestName returns the name of an approval request: its step's title or action, from the playbook.
 func (r *historyReader) approvalRequestName(id string) string {
 	step, _, _ := strings.Cut(id, "#")
 	name := ""
@@ -232,7 +233,7 @@ func (r *historyReader) approvalRequestName(id string) string {
 	return fmt.Sprintf("%q (question %s)", name, id)
 }
 
-// notificationText is what a notification says, from its parameters.
+// notificationText returns the text of a notification, from its parameters.
 func notificationText(params json.RawMessage) string {
 	var p struct {
 		Text  string `json:"text"`
@@ -244,12 +245,12 @@ func notificationText(params json.RawMessage) string {
 	return ": " + strings.TrimSpace(p.Title+" "+p.Text)
 }
 
-// approvalTracker finds questions: a question is no event of its own until votes are counted, but its plan and its deadline's
-// timer are.
+// approvalTracker finds approval requests: a request has no event of its own until votes are counted, but its plan and
+// the timer of its deadline do.
 type approvalTracker struct {
 	*historyReader
 	openPlans        []pendingPlan
-	deadlineTimers   map[int64]string // by the event that started it: what was asked
+	deadlineTimers   map[int64]string // by the event that started the timer: what was requested
 	reportedRequests map[string]bool
 }
 
@@ -259,13 +260,13 @@ type pendingPlan struct {
 }
 
 func (a *approvalTracker) trackPlan(e *historypb.HistoryEvent, got activities.PlanResult) {
-	// What people permitted already is planned again before its effect, and not asked again.
+	// An approved plan is made again before its effect, without a new request.
 	if got.Decision.Verdict == activities.VerdictAskApproval && !a.grantedPlanHashes[got.PlanHash] {
 		a.openPlans = append(a.openPlans, pendingPlan{e, got})
 	}
 }
 
-// addTimedRequest tells a question when the timer of its deadline begins.
+// addTimedRequest adds a request when the timer of its deadline starts.
 func (a *approvalTracker) addTimedRequest(e *historypb.HistoryEvent) {
 	limit := e.GetTimerStartedEventAttributes().GetStartToFireTimeout().AsDuration()
 	if len(a.openPlans) == 0 {
@@ -297,7 +298,7 @@ func (a *approvalTracker) addTimedRequest(e *historypb.HistoryEvent) {
 	a.addApprovalRequest(e, title, plans, approvers, e.GetEventTime().AsTime().Add(limit))
 }
 
-// findApprovalStep is the approval step of the playbook that waits so long and wraps one of the actions that wait.
+// findApprovalStep returns the approval step of the playbook with this timeout and one of the waiting actions.
 func (a *approvalTracker) findApprovalStep(limit time.Duration) *playbooks.Approval {
 	if a.program == nil {
 		return nil
@@ -318,7 +319,7 @@ func (a *approvalTracker) findApprovalStep(limit time.Duration) *playbooks.Appro
 	return found
 }
 
-// containsAction tells whether an action is among steps, or in what they call.
+// containsAction reports whether an action is among the steps or in what they call.
 func containsAction(book *playbooks.Program, steps []playbooks.Step, action string) bool {
 	return slices.ContainsFunc(steps, func(s playbooks.Step) bool {
 		if s.Call != nil && book.Callees[s.Call.Playbook] != nil && containsAction(book.Callees[s.Call.Playbook], book.Callees[s.Call.Playbook].Steps, action) {
@@ -328,7 +329,7 @@ func containsAction(book *playbooks.Program, steps []playbooks.Step, action stri
 	})
 }
 
-// addApprovalRequest tells one question.
+// addApprovalRequest adds one request.
 func (r *historyReader) addApprovalRequest(e *historypb.HistoryEvent, title string, plans []activities.PlanResult, approvers activities.Approvers, deadline time.Time) {
 	var would []string
 	for _, p := range plans {
@@ -346,7 +347,7 @@ func (r *historyReader) addApprovalRequest(e *historypb.HistoryEvent, title stri
 		map[string]any{"approvers": of, "quorum": max(approvers.Quorum, 1), "deadline": deadline.UTC().Format(time.RFC3339), "changes": would, "question_hash": activities.ApprovalRequestHash(plans, approvers)})
 }
 
-// addUntimedRequest tells a question whose timer was not recognised, when its votes are first counted.
+// addUntimedRequest adds a request whose timer was not recognized, when its votes are first counted.
 func (a *approvalTracker) addUntimedRequest(t *activityTask) {
 	var q activities.CountVotesInput
 	if !a.decodePayloads(t.scheduled, "the question", t.scheduled.GetActivityTaskScheduledEventAttributes().GetInput(), &q) {
@@ -363,7 +364,7 @@ func (a *approvalTracker) addUntimedRequest(t *activityTask) {
 	a.addApprovalRequest(t.scheduled, q.RequestID, q.Plans, q.Approvers, q.Deadline)
 }
 
-// addApprovalTimeout tells that the time for an answer ran out.
+// addApprovalTimeout adds the timeout of a request.
 func (a *approvalTracker) addApprovalTimeout(e *historypb.HistoryEvent) {
 	if title, ok := a.deadlineTimers[e.GetTimerFiredEventAttributes().GetStartedEventId()]; ok {
 		a.addEntry(e, KindApprovalResult, "", fmt.Sprintf("Nobody with the right answered in time, which is a no: %s", title), nil)

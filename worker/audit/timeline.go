@@ -17,25 +17,25 @@ import (
 	"stanch/sensors/attestation"
 )
 
-// timelineBuilder gathers the story of one incident from its runs.
+// timelineBuilder builds the timeline of one incident from its runs.
 type timelineBuilder struct {
 	options     Options
 	timeline    *Timeline
-	targetNames map[string]string // of targets, by their id
-	// correlationInputs are the rules that fired, for the confidence.
+	targetNames map[string]string // by target id
+	// correlationInputs are the rules that matched, for the confidence.
 	correlationInputs map[string]playbooks.CorrelationInput
-	seenDetections    map[string]bool // detections by id
+	seenDetections    map[string]bool // by detection id
 	personsByName     map[string]*Person
 	configHashes      map[string]bool
-	effectsByLease    map[string]*ContainmentEffect // by lease
-	// storedIncident is what the incident wrote down about itself: compared, never told.
+	effectsByLease    map[string]*ContainmentEffect // by lease id
+	// storedIncident is the incident's own summary, for comparison only.
 	storedIncident *playbooks.Incident
-	// playbookReportRefs are what playbooks told the incident, by run; facts what their own histories say.
+	// playbookReportRefs are the events with the reports of playbooks to the incident, by run.
 	playbookReportRefs map[string]EventRef
 	castVotes          []provedVote
 }
 
-// BuildTimeline tells the story. It never fails: what cannot be read is named in Problems.
+// BuildTimeline reconstructs the timeline. It never fails: Problems lists what could not be read.
 func BuildTimeline(runs []WorkflowRun, o Options) Timeline {
 	t := newTimelineBuilder(runs, o)
 	return *t.timeline
@@ -50,7 +50,7 @@ func newTimelineBuilder(runs []WorkflowRun, o Options) *timelineBuilder {
 			People: []Person{}, Effects: []ContainmentEffect{}, Evidence: []EvidenceRecord{}, ManifestRecords: []ManifestRecord{}, Entries: []TimelineEntry{}, Histories: []HistoryRecord{}, Problems: []Difference{},
 		},
 	}
-	// Incidents first: they know the names of the targets. Then in the order in which they began.
+	// Incidents come first because they contain the names of targets, then the order of their starts.
 	order := map[string]int{TypeIncident: -3, TypePlaybook: -2, TypeLease: -1}
 	runs = slices.Clone(runs)
 	slices.SortStableFunc(runs, func(a, b WorkflowRun) int {
@@ -78,7 +78,7 @@ func newTimelineBuilder(runs []WorkflowRun, o Options) *timelineBuilder {
 	return t
 }
 
-// addOtherWorkflow tells of a workflow of another type only what went wrong: a thread shows what the story tells.
+// addOtherWorkflow reports only failures of workflows of other types, which only display the incident.
 func (r *historyReader) addOtherWorkflow() {
 	for _, e := range r.run.Events {
 		r.addFailureEvents(e)
@@ -92,7 +92,7 @@ func startTime(r WorkflowRun) time.Time {
 	return r.Events[0].GetEventTime().AsTime()
 }
 
-// addEventGaps names events that are missing from a history: they are numbered from 1 without one left out.
+// addEventGaps reports missing events: the events of a history are numbered from 1 without gaps.
 func (r *historyReader) addEventGaps() {
 	for i, e := range r.run.Events {
 		if e.GetEventId() != int64(i+1) {
@@ -131,13 +131,13 @@ func entryOrder(k EntryKind) int {
 	return slices.Index([]EntryKind{KindOpened, KindDetection, KindPlaybook, KindContext, KindEvidence, KindDecision, KindApprovalRequest, KindVote, KindApprovalResult, KindGrant, KindEffect}, k)
 }
 
-// correlateDetections recomputes what the detections say together, in the order in which they came.
+// correlateDetections recomputes the correlation of the detections, in the order of their arrival.
 func (t *timelineBuilder) correlateDetections() {
 	signals := make([]playbooks.CorrelationInput, 0, len(t.correlationInputs))
 	detected := slices.ContainsFunc(slices.Collect(maps.Values(t.correlationInputs)), func(s playbooks.CorrelationInput) bool { return s.Rule != sensors.RuleManualRequest })
 	for _, key := range slices.Sorted(maps.Keys(t.correlationInputs)) {
 		if detected && t.correlationInputs[key].Rule == sensors.RuleManualRequest {
-			continue // what people ask for says nothing of what an attacker is after
+			continue // a manual request says nothing about the attacker's objective
 		}
 		signals = append(signals, t.correlationInputs[key])
 	}
@@ -146,7 +146,7 @@ func (t *timelineBuilder) correlateDetections() {
 	t.timeline.Reasons = append(t.timeline.Reasons, v.Reasons...)
 }
 
-// addPersonAction enters who did something, and how they were proved.
+// addPersonAction adds a person's action and authentication.
 func (t *timelineBuilder) addPersonAction(name, proved, did string) {
 	p := t.personsByName[name]
 	if p == nil {
@@ -161,7 +161,7 @@ func (t *timelineBuilder) addPersonAction(name, proved, did string) {
 	}
 }
 
-// addGrantees enters the people of a grant, whose words are "name (how proved)".
+// addGrantees adds the people of a grant, given as "NAME (AUTHENTICATION)".
 func (t *timelineBuilder) addGrantees(people []string, did string) string {
 	var names []string
 	for _, p := range people {
@@ -172,7 +172,7 @@ func (t *timelineBuilder) addGrantees(people []string, did string) string {
 	return strings.Join(names, ", ")
 }
 
-// targetName is a target as people say it.
+// targetName returns the name of a target.
 func (t *timelineBuilder) targetName(id string) string {
 	if name, ok := t.targetNames[id]; ok {
 		return name
@@ -186,14 +186,14 @@ func (t *timelineBuilder) rememberTarget(target playbooks.Target) {
 	}
 }
 
-// decodeUnverified reads a statement's body without believing it.
-func decodeUnverified(s attestation.Envelope, out any) error { return json.Unmarshal(s.Payload, out) } //nolint:wrapcheck // what it says is shown as unproved
+// decodeUnverified decodes a statement's body without verifying the signature.
+func decodeUnverified(s attestation.Envelope, out any) error { return json.Unmarshal(s.Payload, out) } //nolint:wrapcheck // shown as unverified
 
 func startedAttributes(e *historypb.HistoryEvent) *historypb.WorkflowExecutionStartedEventAttributes {
 	return e.GetWorkflowExecutionStartedEventAttributes()
 }
 
-// shortHash shortens a hash for a sentence; the whole of it stands in the details.
+// shortHash returns the first 12 characters of a hash, for sentences; the details contain the complete hash.
 func shortHash(s string) string { return s[:min(12, len(s))] }
 
 func pluralize(n int, one, many string) string {
@@ -203,5 +203,5 @@ func pluralize(n int, one, many string) string {
 	return fmt.Sprintf("%d %s", n, many)
 }
 
-// DecodeUnverified reads a statement's body without believing it: for what records it and decides nothing by it.
+// DecodeUnverified decodes a statement's body without verifying the signature: for records only, never for decisions.
 func DecodeUnverified(s attestation.Envelope, out any) error { return decodeUnverified(s, out) }

@@ -8,18 +8,18 @@ import (
 	"stanch/playbooks"
 )
 
-// VerifyTimeline tells the story and compares it with what the incident stored about itself. What does not decrypt and what is
-// not proved stands in the story's problems and among the differences.
+// VerifyTimeline reconstructs the timeline and compares it with the incident's stored summary. What cannot be decrypted
+// or proved is in the timeline's problems and among the differences.
 func VerifyTimeline(runs []WorkflowRun, o Options) (Timeline, []Difference) {
 	t := newTimelineBuilder(runs, o)
 	return *t.timeline, slices.Concat(t.timeline.Problems, t.compareWithStored())
 }
 
-// compareWithStored names where the incident's stored summary differs from what its histories say.
+// compareWithStored returns the differences between the incident's stored summary and its histories.
 func (t *timelineBuilder) compareWithStored() []Difference {
 	stored, s := t.storedIncident, t.timeline
 	if stored == nil {
-		return nil // it is open: nothing is stored yet
+		return nil // the incident is open: nothing is stored yet
 	}
 	var out []Difference
 	at := EventRef{}

@@ -11,7 +11,8 @@ import (
 	"stanch/sensors/attestation"
 )
 
-// addVote tells a vote; how it counted is judged here from the signed vote alone, and again once the question is known.
+// addVote adds a vote. Whether it counts is first decided from the signed vote alone, and again when the request is
+// known.
 func (r *historyReader) addVote(e *historypb.HistoryEvent, signed attestation.Envelope) {
 	var v attestation.Vote
 	proved := r.verifyEnvelope(e, "a vote", signed, attestation.PayloadTypeVote, &v)
@@ -45,7 +46,7 @@ func (r *historyReader) addVote(e *historypb.HistoryEvent, signed attestation.En
 	}
 }
 
-// provedVote is a proved vote and the line that tells it.
+// provedVote is a vote with a valid signature, and its timeline entry.
 type provedVote struct {
 	entryIndex int
 	vote       attestation.Vote
@@ -53,7 +54,7 @@ type provedVote struct {
 	resolved   bool
 }
 
-// reverify says of each vote how it counts for the question.
+// reverify decides how each vote counts for the request.
 func (r *historyReader) reverify(q activities.CountVotesInput) {
 	yes := map[string]bool{}
 	for i := range r.castVotes {
@@ -75,7 +76,7 @@ func (r *historyReader) reverify(q activities.CountVotesInput) {
 	}
 }
 
-// markUnassignedVotes says of the votes that were left over that no question was open for them.
+// markUnassignedVotes marks the remaining votes: no request was open for them.
 func (r *historyReader) markUnassignedVotes() {
 	for i := range r.castVotes {
 		if c := &r.castVotes[i]; c.workflowID == r.run.WorkflowID && !c.resolved {
@@ -92,7 +93,7 @@ const (
 	countedBreakGlass = "counted as the whole quorum: this person broke the glass"
 )
 
-// DescribeVoteResult says how a proved vote counts for a question: by the rules under which votes are counted.
+// DescribeVoteResult returns how a vote with a valid signature counts for a request, by the rules of counting.
 func DescribeVoteResult(v attestation.Vote, q activities.CountVotesInput, again bool) string {
 	switch {
 	case v.IncidentID != q.IncidentID || v.WorkflowID != q.WorkflowID || v.Step != q.RequestID:
@@ -117,7 +118,7 @@ func DescribeVoteResult(v attestation.Vote, q activities.CountVotesInput, again 
 	return countedYes
 }
 
-// addVoteCount tells what the votes came to.
+// addVoteCount adds the result of a count.
 func (r *historyReader) addVoteCount(e *historypb.HistoryEvent, q activities.CountVotesInput, got activities.VoteCount) {
 	r.reverify(q)
 	r.verifyVoteCount(e, q, got)
@@ -152,7 +153,7 @@ func (r *historyReader) addVoteCount(e *historypb.HistoryEvent, q activities.Cou
 	}
 }
 
-// verifyVoteCount counts the votes again and names a count that differs.
+// verifyVoteCount counts the votes again and reports a different result.
 func (r *historyReader) verifyVoteCount(e *historypb.HistoryEvent, q activities.CountVotesInput, got activities.VoteCount) {
 	if q.PlansHash != activities.ApprovalRequestHash(q.Plans, q.Approvers) {
 		r.addProblem(e, "the question that was counted is not the one that people were asked")

@@ -1,6 +1,6 @@
-// Package authority keeps the keys of an installation: the ed25519 key that signs grants, attestations and lease
-// tokens, the key of the payload codec, and the certificates. It refuses to decide: it signs what the gateway and
-// the guards hand it.
+// Package authority manages the keys of an installation: the ed25519 key that signs grants, attestations and lease
+// tokens, the key of the payload codec, and the certificates. It makes no decisions: it signs what the gateway and the
+// guards request.
 package authority
 
 import (
@@ -27,7 +27,7 @@ import (
 	"stanch/sensors/attestation"
 )
 
-// Authority signs and verifies.
+// Authority signs statements, and verifies those that it signed. It is safe for concurrent use.
 type Authority struct {
 	signingKey  attestation.SigningKey
 	keyring     attestation.Keyring
@@ -41,10 +41,10 @@ var _ activities.Authority = (*Authority)(nil)
 const (
 	seedFile        = "authority.seed"
 	retiredKeysFile = "authority.retired" // public keys that verify and no longer sign
-	keySetChainFile = "authority.chain"   // the key sets of all rotations, each signed by the key before it
+	keySetChainFile = "authority.chain"   // the key sets of all rotations, each signed by the previous key
 )
 
-// OpenOrCreate reads the signing key in dir, or makes one.
+// OpenOrCreate reads the signing key in dir, or creates one.
 func OpenOrCreate(dir string) (*Authority, error) {
 	if _, err := LoadOrCreateSecret(filepath.Join(dir, seedFile), ed25519.SeedSize); err != nil {
 		return nil, err
@@ -52,7 +52,7 @@ func OpenOrCreate(dir string) (*Authority, error) {
 	return OpenExisting(dir)
 }
 
-// OpenExisting reads the signing key in dir and the keys before it. It makes none.
+// OpenExisting reads the signing key in dir and its predecessors. It creates none.
 func OpenExisting(dir string) (*Authority, error) {
 	seed, err := readSecret(filepath.Join(dir, seedFile), ed25519.SeedSize)
 	if err != nil {
@@ -81,8 +81,8 @@ func OpenExisting(dir string) (*Authority, error) {
 	return a, nil
 }
 
-// RotateSigningKey makes a new signing key in dir. The old one still verifies, so that what holds under it goes on, unless it is
-// distrusted: then nothing that it signed counts any more, and what holds ends by itself.
+// RotateSigningKey creates a new signing key in dir. The old one still verifies, so that existing leases continue,
+// unless it is distrusted: then its signatures are no longer valid, and leases end by themselves.
 func RotateSigningKey(dir string, distrust bool) (before, after string, err error) {
 	old, err := OpenExisting(dir)
 	if err != nil {
@@ -105,11 +105,12 @@ func RotateSigningKey(dir string, distrust bool) (before, after string, err erro
 	if err != nil {
 		return "", "", fmt.Errorf("sign the new key: %w", err)
 	}
-	// The chain comes first: with a set too many, whose key never came to be, it is written anew by the next attempt.
+	// The chain is written first: if the process dies before the key exists, the next attempt replaces the extra set.
 	if err := writeKeySetChain(filepath.Join(dir, keySetChainFile), append(slices.Clone(old.keySetChain), signed)); err != nil {
 		return "", "", err
 	}
-	// The old key is kept as retired before it is replaced: a death in between leaves it both, which harms nothing.
+	// The old key is stored as retired before it is replaced. A crash in between leaves it in both files, which is
+	// harmless.
 	if err := writeFile(filepath.Join(dir, retiredKeysFile), "# Public keys that signed before. What they signed is still believed.\n"+strings.Join(retired.EncodeLines(), "\n")+"\n", len(retired) > 0); err != nil {
 		return "", "", err
 	}
@@ -119,7 +120,7 @@ func RotateSigningKey(dir string, distrust bool) (before, after string, err erro
 	return old.signingKey.ID(), next.ID(), nil
 }
 
-// readKeySetChain reads the rotations up to the key that signs now. One that was prepared and not finished is left out.
+// readKeySetChain reads the rotations up to the active key. It omits one that was prepared and not finished.
 func readKeySetChain(path, active string) ([]attestation.Envelope, error) {
 	raw, err := os.ReadFile(path)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -162,7 +163,7 @@ func encodePublicKey(key attestation.SigningKey) string {
 	return base64.StdEncoding.EncodeToString(key.PublicKey())
 }
 
-// KeySet is the set of keys in force, which a node pins when it is enrolled.
+// KeySet returns the set of valid keys, which a node pins when it enrolls.
 func (a *Authority) KeySet() attestation.KeySet {
 	lines := []string{encodePublicKey(a.signingKey)}
 	for _, line := range a.keyring.EncodeLines() {
@@ -173,10 +174,10 @@ func (a *Authority) KeySet() attestation.KeySet {
 	return attestation.KeySet{Sequence: int64(len(a.keySetChain)), ActiveKeyID: a.signingKey.ID(), PublicKeys: lines}
 }
 
-// KeySetChain is the signed key sets of all rotations, the oldest first.
+// KeySetChain returns the signed key sets of all rotations, oldest first.
 func (a *Authority) KeySetChain() []attestation.Envelope { return a.keySetChain }
 
-// writeFile replaces a file as a whole, or takes it away.
+// writeFile replaces a file atomically, or removes it.
 func writeFile(path, text string, keep bool) error {
 	if !keep {
 		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -187,36 +188,37 @@ func writeFile(path, text string, keep bool) error {
 	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 		return fmt.Errorf("make %s: %w", path, err)
 	}
-	// On disk before it is in force: a key that a power loss takes cannot be made again.
+	// The file is synced before it is used: a key that is lost in a power failure cannot be created again.
 	if err := renameio.WriteFile(path, []byte(text), 0o600); err != nil {
 		return fmt.Errorf("make %s: %w", path, err)
 	}
 	return nil
 }
 
-// KeyID is the id of the key that signs.
+// KeyID returns the id of the active signing key.
 func (a *Authority) KeyID() string { return a.signingKey.ID() }
 
-// MAC is a keyed hash of a message for one purpose: what comes back from outside unchanged need not be signed.
+// MAC returns a keyed hash of a message for one purpose. It is for data that only this installation verifies, and which
+// needs no signature.
 func (a *Authority) MAC(purpose string, message []byte) []byte {
 	key, err := hkdf.Key(sha256.New, a.seed, nil, "stanch/mac/"+purpose, 32)
 	if err != nil {
-		panic(fmt.Sprintf("derive a key: %v", err)) // only for lengths that are not asked for
+		panic(fmt.Sprintf("derive a key: %v", err)) // only for invalid lengths
 	}
 	mac := hmac.New(sha256.New, key)
 	mac.Write(message)
 	return mac.Sum(nil)
 }
 
-// Keyring verify what this authority signed.
+// Keyring returns the keys that verify what this authority signed.
 func (a *Authority) Keyring() attestation.Keyring { return a.keyring }
 
-// Sign signs a statement.
+// Sign signs a statement for a payload type.
 func (a *Authority) Sign(purpose attestation.PayloadType, body any) (attestation.Envelope, error) {
-	return a.signingKey.Sign(purpose, body) //nolint:wrapcheck // it names the purpose
+	return a.signingKey.Sign(purpose, body) //nolint:wrapcheck // the error names the purpose
 }
 
-// LoadOrCreateSecret reads n random bytes from a file of base64 text, or makes the file.
+// LoadOrCreateSecret reads n random bytes from a file of base64 text, or creates the file.
 func LoadOrCreateSecret(path string, n int) ([]byte, error) {
 	if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
 		secret := make([]byte, n)

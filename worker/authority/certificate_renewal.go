@@ -18,15 +18,16 @@ import (
 	"stanch/sensors/gatewayrpc"
 )
 
-// maxCSRBytes bounds a certificate request, in bytes.
+// maxCSRBytes is the maximum size of a certificate request.
 const maxCSRBytes = 4 << 10
 
-// signPublicKey signs a public key for a role and a name. Nothing else of what was asked for gets into the certificate.
+// signPublicKey returns a certificate of a public key for a role and a name. Nothing else from a request becomes part
+// of it.
 func (p *PKI) signPublicKey(role, name string, key any, hosts ...string) ([]byte, error) {
 	now := time.Now()
 	ends := now.Add(certLifetime)
 	if p.caCert.NotAfter.Before(ends) {
-		ends = p.caCert.NotAfter // longer than its authority it holds nowhere
+		ends = p.caCert.NotAfter // it cannot outlive its authority
 	}
 	template := &x509.Certificate{
 		SerialNumber: newSerialNumber(), Subject: pkix.Name{CommonName: name, OrganizationalUnit: []string{role}},
@@ -34,7 +35,7 @@ func (p *PKI) signPublicKey(role, name string, key any, hosts ...string) ([]byte
 		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
 	}
 	if role == RoleNode {
-		template.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth} // a node serves nothing
+		template.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth} // nodes are clients only
 	}
 	for _, h := range hosts {
 		if ip := net.ParseIP(h); ip != nil {
@@ -50,8 +51,8 @@ func (p *PKI) signPublicKey(role, name string, key any, hosts ...string) ([]byte
 	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), nil
 }
 
-// SignCSR makes a certificate of a request's key for a role and a name that the caller has proved. What the request itself
-// says about names, uses or times is not looked at.
+// SignCSR returns a certificate of a request's key, for a role and a name that the caller has verified. Names, usages
+// and times in the request are ignored.
 func (p *PKI) SignCSR(role, name string, csr []byte) ([]byte, error) {
 	if len(csr) > maxCSRBytes {
 		return nil, fmt.Errorf("the request has %d bytes, at most %d are accepted", len(csr), maxCSRBytes)
@@ -75,11 +76,11 @@ func (p *PKI) SignCSR(role, name string, csr []byte) ([]byte, error) {
 	return p.signPublicKey(role, name, request.PublicKey)
 }
 
-// ExpiresAt is when the authority's own certificate ends, and with it all trust.
+// ExpiresAt returns the end of the authority's own certificate, after which no certificate is valid.
 func (p *PKI) ExpiresAt() time.Time { return p.caCert.NotAfter }
 
-// RenewingTLSConfig is the configuration of a server that runs for long: when half of its certificate's life has passed, it shows
-// a new one to whoever connects then.
+// RenewingTLSConfig returns the configuration of a long-running server: after half of its certificate's lifetime, new
+// connections get a new one.
 func (p *PKI) RenewingTLSConfig(role, name string, hosts ...string) (*tls.Config, error) {
 	s := &renewingCertificate{issue: func() (*tls.Certificate, error) {
 		certPEM, keyPEM, err := p.IssueCertificate(role, name, hosts...)
@@ -101,7 +102,7 @@ func (p *PKI) RenewingTLSConfig(role, name string, hosts ...string) (*tls.Config
 	return c, nil
 }
 
-// renewingCertificate keeps a server's certificate young.
+// renewingCertificate renews a server's certificate.
 type renewingCertificate struct {
 	issue   func() (*tls.Certificate, error)
 	mu      sync.Mutex
@@ -120,7 +121,7 @@ func (s *renewingCertificate) currentCertificate(now time.Time) (*tls.Certificat
 	pair, err := s.issue()
 	if err != nil {
 		if s.current != nil {
-			return s.current, nil // the old one may still hold
+			return s.current, nil // the old one may still be valid
 		}
 		return nil, err
 	}

@@ -19,8 +19,8 @@ import (
 	"stanch/sensors/gatewayrpc"
 )
 
-// PKI is the small certificate authority of one installation: it names the gateway, the nodes and, in `stanch up`,
-// the client of the embedded Temporal. Its key lies in a directory that only the owner may read.
+// PKI is the certificate authority of one installation. It issues certificates for the gateway, the nodes and, in
+// `stanch up`, the client of the embedded Temporal. Its key is in a directory that only the owner may read.
 type PKI struct {
 	dir    string
 	caCert *x509.Certificate
@@ -28,14 +28,14 @@ type PKI struct {
 	caPEM  []byte
 }
 
-// Names in certificates. A node's certificate has its name as CommonName and RoleNode as organisational unit.
+// Names in certificates. A node's certificate has its name as CommonName and RoleNode as OrganizationalUnit.
 const (
 	RoleGateway  = "gateway"
 	RoleNode     = "node"
 	RoleTemporal = "temporal"
 )
 
-// OpenOrCreatePKI reads the authority in dir, or makes one.
+// OpenOrCreatePKI reads the authority in dir, or creates one.
 func OpenOrCreatePKI(dir string) (*PKI, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("open certificates: %w", err)
@@ -85,7 +85,8 @@ func (p *PKI) createCA() error {
 	if err != nil {
 		return err
 	}
-	// The key first: a crash in between makes a new authority the next time, never one without its key.
+	// The key is written first: after a crash in between, the next start creates a new authority, and never one without
+	// its key.
 	if err := os.WriteFile(filepath.Join(p.dir, "ca.key"), keyPEM, 0o600); err != nil {
 		return fmt.Errorf("keep the certificate authority: %w", err)
 	}
@@ -98,27 +99,28 @@ func (p *PKI) createCA() error {
 func newSerialNumber() *big.Int {
 	n, err := rand.Int(rand.Reader, new(big.Int).Lsh(big.NewInt(1), 120))
 	if err != nil {
-		panic(err) // the system's random source is gone: nothing can be safe
+		panic(err) // without the system's random source nothing is secure
 	}
 	return n
 }
 
 func encodePrivateKey(key *ecdsa.PrivateKey) ([]byte, error) { return gatewayrpc.EncodePrivateKey(key) }
 
-// CACertPEM is the authority's certificate as PEM.
+// CACertPEM returns the authority's certificate as PEM.
 func (p *PKI) CACertPEM() []byte { return p.caPEM }
 
-// CertPool trusts this authority and no other.
+// CertPool returns a pool that trusts only this authority.
 func (p *PKI) CertPool() *x509.CertPool {
 	pool := x509.NewCertPool()
 	pool.AddCert(p.caCert)
 	return pool
 }
 
-// certLifetime is how long an issued certificate holds.
+// certLifetime is the lifetime of issued certificates.
 const certLifetime = 90 * 24 * time.Hour
 
-// IssueCertificate makes a certificate for a role and a name, good for server and client. Hosts are names or addresses.
+// IssueCertificate returns a new certificate and key for a role and a name, valid for server and client. hosts are
+// names or addresses.
 func (p *PKI) IssueCertificate(role, name string, hosts ...string) (certPEM, keyPEM []byte, err error) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
@@ -133,7 +135,7 @@ func (p *PKI) IssueCertificate(role, name string, hosts ...string) (certPEM, key
 	return certPEM, keyPEM, nil
 }
 
-// MutualTLSConfig issues a certificate and gives the configuration of one end of a mutually authenticated connection.
+// MutualTLSConfig issues a certificate and returns the configuration of one end of a mutual TLS connection.
 func (p *PKI) MutualTLSConfig(role, name string, hosts ...string) (*tls.Config, error) {
 	certPEM, keyPEM, err := p.IssueCertificate(role, name, hosts...)
 	if err != nil {
@@ -146,7 +148,8 @@ func (p *PKI) MutualTLSConfig(role, name string, hosts ...string) (*tls.Config, 
 	return gatewayrpc.MutualTLSConfig(pair, p.CertPool()), nil
 }
 
-// WriteCertificateFiles issues a certificate and writes it with the authority's beside it: NAME.crt, NAME.key, ca.crt.
+// WriteCertificateFiles issues a certificate and writes it with the authority's certificate: BASE.crt, BASE.key,
+// ca.crt.
 func (p *PKI) WriteCertificateFiles(dir, base, role, name string, hosts ...string) (cert, key string, err error) {
 	certPEM, keyPEM, err := p.IssueCertificate(role, name, hosts...)
 	if err != nil {

@@ -12,7 +12,7 @@ import (
 
 const testIncidentID = "INC-01ARZ3NDEKTSV4RRFFQ69G5FAV"
 
-// A rotated key's entries still verify; a distrusted key's do not.
+// Entries of a rotated key are still valid; those of a distrusted key are not.
 func TestEvidenceOutlivesTheKeyThatSignedIt(t *testing.T) {
 	keys := t.TempDir()
 	a, err := authority.OpenOrCreate(keys)

@@ -1,5 +1,5 @@
-// Package codec encrypts what Stanch puts into Temporal: inputs, results, signals, memos. It refuses to read what
-// is not encrypted: a payload that somebody slipped in without the key is an error and never a value.
+// Package codec encrypts everything that Stanch stores in Temporal: inputs, results, signals, memos. Decoding an
+// unencrypted payload is an error, so that nobody without the key can inject values.
 package codec
 
 import (
@@ -15,14 +15,14 @@ import (
 	"google.golang.org/protobuf/proto"
 )
 
-// encoding marks a payload of this codec; keyIDMetadataKey names its key.
+// encoding marks payloads of this codec; keyIDMetadataKey names their key.
 const (
 	encodingName        = "binary/stanch-aes256gcm"
 	encodingMetadataKey = "encoding"
 	keyIDMetadataKey    = "stanch-key"
 )
 
-// Codec encrypts with AES-256-GCM. The key's id is authenticated with the payload.
+// Codec encrypts with AES-256-GCM. The key's id is authenticated with the payload. It is safe for concurrent use.
 type Codec struct {
 	currentKeyID   string
 	ciphersByKeyID map[string]cipher.AEAD
@@ -30,10 +30,11 @@ type Codec struct {
 
 var _ converter.PayloadCodec = (*Codec)(nil)
 
-// ErrNotEncrypted is wrapped when a payload is not encrypted.
+// ErrNotEncrypted is wrapped if a payload is not encrypted.
 var ErrNotEncrypted = errors.New("the payload is not encrypted by Stanch")
 
-// New makes a codec that encrypts with the key of the id current and decrypts with any of the keys (32 bytes each).
+// New returns a codec that encrypts with the key whose id is current, and decrypts with any of the keys (32 bytes
+// each).
 func New(current string, keys map[string][]byte) (*Codec, error) {
 	c := &Codec{currentKeyID: current, ciphersByKeyID: map[string]cipher.AEAD{}}
 	for id, key := range keys {
@@ -75,7 +76,7 @@ func (c *Codec) Encode(payloads []*commonpb.Payload) ([]*commonpb.Payload, error
 	return out, nil
 }
 
-// Decode decrypts payloads, and takes no others.
+// Decode decrypts payloads. It returns an error for unencrypted ones.
 func (c *Codec) Decode(payloads []*commonpb.Payload) ([]*commonpb.Payload, error) {
 	out := make([]*commonpb.Payload, len(payloads))
 	for i, p := range payloads {
@@ -103,12 +104,13 @@ func (c *Codec) Decode(payloads []*commonpb.Payload) ([]*commonpb.Payload, error
 	return out, nil
 }
 
-// DataConverter is the SDK's data converter with this codec around it.
+// DataConverter returns the SDK's default data converter with this codec.
 func (c *Codec) DataConverter() converter.DataConverter {
 	return converter.NewCodecDataConverter(converter.GetDefaultDataConverter(), c)
 }
 
-// FailureConverter encrypts the messages and stack traces of failures as well: they may hold what an attacker wrote.
+// FailureConverter returns a converter that also encrypts the messages and stack traces of failures, which may contain
+// attacker-controlled strings.
 func (c *Codec) FailureConverter() converter.FailureConverter {
 	return temporal.NewDefaultFailureConverter(temporal.DefaultFailureConverterOptions{DataConverter: c.DataConverter(), EncodeCommonAttributes: true})
 }

@@ -5,7 +5,7 @@ import (
 	"net/url"
 )
 
-// CloudTrail is where the record of the account comes from.
+// CloudTrail selects the source of the account's CloudTrail events.
 type CloudTrail struct {
 	QueueURL  string `yaml:"queue" json:"queue,omitempty" jsonschema:"description=URL of an SQS queue to which EventBridge or SNS sends CloudTrail's events"`
 	UseLookup bool   `yaml:"lookup" json:"lookup,omitempty" jsonschema:"description=ask CloudTrail itself every minute for what changed something; slower than a queue. It is not told of reads: so the rules cloud-enumeration and cloud-bulk-read never fire\\, a stolen role that only reads is not seen\\, and sessions of EKS Pod Identity (AssumeRole counts as a read) are not told apart by pod"`
@@ -35,20 +35,20 @@ func (p *configParser) checkNetworks(all []string) {
 	}
 }
 
-// ParseNetwork reads a network, or one address as the network of it alone.
+// ParseNetwork parses a network, or a single address as the network of that address.
 func ParseNetwork(s string) (netip.Prefix, error) {
 	if addr, err := netip.ParseAddr(s); err == nil {
 		return netip.PrefixFrom(addr.Unmap(), addr.Unmap().BitLen()), nil
 	}
 	prefix, err := netip.ParsePrefix(s)
-	return prefix.Masked(), err //nolint:wrapcheck // it names the value
+	return prefix.Masked(), err //nolint:wrapcheck // the error names the value
 }
 
-// ClusterPrefixes are the networks of the cluster.
+// ClusterPrefixes returns the networks of the cluster.
 func (c *Config) ClusterPrefixes() []netip.Prefix {
 	var out []netip.Prefix
 	for _, s := range c.Networks {
-		if p, err := ParseNetwork(s); err == nil { // it was checked when the file was read
+		if p, err := ParseNetwork(s); err == nil { // validated when the file was read
 			out = append(out, p)
 		}
 	}

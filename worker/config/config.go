@@ -1,5 +1,5 @@
-// Package config is stanch.yaml: scopes, phases, approvers, what is protected, the budget. It is read strictly: an
-// unknown key, a value out of range or a name that nobody defines is an error with its line.
+// Package config defines stanch.yaml: scopes, phases, approvers, protected targets, the budget. It is parsed strictly:
+// an unknown key, an invalid value or an undefined name is an error with its line.
 package config
 
 import (
@@ -27,10 +27,10 @@ import (
 	"stanch/sensors/yamlnode"
 )
 
-// Config is the whole file.
+// Config is the complete configuration.
 type Config struct {
 	Cluster string `yaml:"cluster" json:"cluster,omitempty" jsonschema:"description=the cluster's name in incidents"`
-	// Phase is the cluster's: 1 observe, 2 contain, 3 disrupt behind approval. No scope goes beyond it.
+	// Phase is the cluster's phase: 1 observe, 2 contain, 3 disrupt with approval. It is the maximum for every scope.
 	Phase            int              `yaml:"phase" json:"phase,omitempty" jsonschema:"minimum=1,maximum=3,description=1 observes; 2 contains; 3 disrupts behind approval"`
 	IdleTimeout      Duration         `yaml:"idle_timeout" json:"idle_timeout,omitempty" jsonschema:"description=how long nothing must happen before an incident closes"`
 	Scopes           []Scope          `yaml:"scopes" json:"scopes,omitempty"`
@@ -50,13 +50,14 @@ type Config struct {
 	Webhooks         []Webhook        `yaml:"webhooks" json:"webhooks,omitempty" jsonschema:"description=receivers of notify: webhook"`
 	Email            *Email           `yaml:"email" json:"email,omitempty" jsonschema:"description=where notify: email goes"`
 	Ticket           *TicketTracker   `yaml:"ticket" json:"ticket,omitempty" jsonschema:"description=where ticket: create opens tickets"`
-	// Networks tells the cluster's addresses from all others.
+	// Networks are the cluster's addresses; all others are outside.
 	Networks []string `yaml:"networks" json:"networks,omitempty" jsonschema:"description=the addresses of pods and nodes and of their NAT gateways: 10.0.0.0/8 or one address; a pod's token or role that is used from elsewhere is told"`
-	// SocketGroup may connect to the local socket beside root; who a person is, the kernel says.
+	// SocketGroup is the group that may connect to the local socket in addition to root. The kernel identifies the
+	// person.
 	SocketGroup string `yaml:"socket_group" json:"socket_group,omitempty" jsonschema:"description=the Unix group whose members may connect to the local socket of stanch up; only root if not given"`
 }
 
-// Scope is a part of the estate with its own phase, approvers and thresholds.
+// Scope is a set of namespaces with its own phase, approvers and thresholds.
 type Scope struct {
 	Name                string    `yaml:"name" json:"name"`
 	Namespaces          []string  `yaml:"namespaces" json:"namespaces,omitempty" jsonschema:"description=names or patterns such as shop-*"`
@@ -65,68 +66,68 @@ type Scope struct {
 	Approvers           Approvers `yaml:"approvers" json:"approvers,omitzero"`
 }
 
-// Approvers may agree to what the phase does not let run by itself.
+// Approvers are the people who may approve what the phase does not automate.
 type Approvers struct {
 	Groups  []string `yaml:"groups" json:"groups,omitempty"`
 	Users   []string `yaml:"users" json:"users,omitempty"`
 	Quorum  int      `yaml:"quorum" json:"quorum,omitempty" jsonschema:"minimum=1,maximum=10"`
 	Timeout Duration `yaml:"timeout" json:"timeout,omitempty"`
-	// Escalate widens the circle when nobody has decided for a while.
+	// Escalate adds approvers when nobody has decided for some time.
 	Escalate *Escalation `yaml:"escalate" json:"escalate,omitempty"`
 }
 
-// ProtectedTargets is never contained.
+// ProtectedTargets are the targets that are never contained.
 type ProtectedTargets struct {
 	Namespaces []string `yaml:"namespaces" json:"namespaces,omitempty"`
 	Workloads  []string `yaml:"workloads" json:"workloads,omitempty" jsonschema:"description=namespace/Kind/name"`
 	Roles      []string `yaml:"roles" json:"roles,omitempty" jsonschema:"description=IAM roles and users: names or ARNs; * and ? are patterns"`
 }
 
-// Budget bounds what may be contained without a person.
+// Budget limits containments without an approval.
 type Budget struct {
 	MaxPerHour  int     `yaml:"per_hour" json:"per_hour,omitempty" jsonschema:"minimum=1,description=containments an hour in the whole cluster; 20 if not given"`
 	MaxFraction float64 `yaml:"max_fraction" json:"max_fraction,omitempty" jsonschema:"minimum=0,maximum=1,description=share of one workload's pods that may be held at once; 0.5 if not given and at least one pod"`
-	// MaxDuration is for how long a containment may hold that nobody approved.
+	// MaxDuration is the maximum duration of a containment without an approval.
 	MaxDuration Duration `yaml:"max_duration" json:"max_duration,omitempty" jsonschema:"description=how long a containment may hold that nobody approved; 24h if not given"`
 }
 
-// LibrarySelection says which of the shipped playbooks are used.
+// LibrarySelection selects the shipped playbooks that are used.
 type LibrarySelection struct {
 	Enabled *bool    `yaml:"enabled" json:"enabled,omitempty" jsonschema:"description=whether any is used; true if not given"`
 	Except  []string `yaml:"except" json:"except,omitempty" jsonschema:"description=names of those that are not used"`
 	Only    []string `yaml:"only" json:"only,omitempty" jsonschema:"description=names of the only ones that are used; all if not given"`
 }
 
-// JSONSchema is what editors accept as a size.
+// JSONSchema returns the schema of the text form of a size.
 func (Size) JSONSchema() *jsonschema.Schema {
 	return &jsonschema.Schema{Pattern: `^[0-9]+(\.[0-9]+)?([kMGTPE]|[KMGTPE]i)?$`, Examples: []any{"512Mi", "20Gi"}, OneOf: []*jsonschema.Schema{{Type: "string"}, {Type: "integer", Minimum: "1"}}}
 }
 
-// AWS is the account that aws.* actions work on. Credentials come from the SDK's usual places, never from this file.
+// AWS is the account for aws.* actions. Credentials come from the SDK's default sources, never from this file.
 type AWS struct {
 	Region   string `yaml:"region" json:"region" jsonschema:"required,description=such as eu-central-1"`
 	Endpoint string `yaml:"endpoint" json:"endpoint,omitempty" jsonschema:"description=https URL of a private endpoint; AWS's own if not given"`
 	Profile  string `yaml:"profile" json:"profile,omitempty" jsonschema:"description=of the shared configuration files"`
 	RoleARN  string `yaml:"role_arn" json:"role_arn,omitempty" jsonschema:"description=the role that Stanch assumes"`
 	Cluster  string `yaml:"cluster" json:"cluster,omitempty" jsonschema:"description=the EKS cluster's name; EKS Pod Identity is looked up with it"`
-	// CloudTrail is where the record of the account comes from; nil reads none.
+	// CloudTrail selects the source of CloudTrail events; nil reads none.
 	CloudTrail *CloudTrail `yaml:"cloudtrail" json:"cloudtrail,omitempty"`
 }
 
-// JSONSchema is what editors accept as a duration: what it is read from.
+// JSONSchema returns the schema of the text form of a duration.
 func (Duration) JSONSchema() *jsonschema.Schema {
 	return &jsonschema.Schema{Type: "string", Pattern: duration.Pattern, Examples: []any{"90s", "15m", "1d"}}
 }
 
-// The scope and the namespace of drills. Only drills live there: it is phase 3 for the drill's own approver.
+// The scope and the namespace of drills. Only drills use them; the phase is 3 with the drill's own approver.
 const (
 	DrillScope     = "drill"
 	DrillNamespace = "stanch-drill"
-	// DrillRolePrefix begins the names of IAM roles that were made for drills.
+	// DrillRolePrefix is the prefix of IAM roles that were created for drills.
 	DrillRolePrefix = "stanch-drill-"
 )
 
-// Default is what holds without a file: phase 1, nobody may approve but the user who runs Stanch.
+// Default returns the configuration without a file: phase 1, and only the user who runs Stanch may approve.
 func Default() *Config {
 	return (&Config{}).withDefaults()
 }
@@ -176,8 +177,8 @@ func valueOr[T comparable](v, otherwise T) T {
 	return v
 }
 
-// ScopeForNamespace is the scope of a namespace ("" for containers of the host). The first that fits counts; what fits none
-// is in the scope "default" with the cluster's phase and no approvers.
+// ScopeForNamespace returns the scope of a namespace ("" for containers of the host). The first matching scope counts;
+// without one, it returns the scope "default" with the cluster's phase and no approvers.
 func (c *Config) ScopeForNamespace(namespace string) Scope {
 	for _, s := range c.Scopes {
 		for _, pattern := range s.Namespaces {
@@ -190,7 +191,7 @@ func (c *Config) ScopeForNamespace(namespace string) Scope {
 	return Scope{Name: "default", Phase: c.Phase, ConfidenceThreshold: 0.8, Approvers: Approvers{Quorum: 1, Timeout: Duration(15 * time.Minute)}}
 }
 
-// Load reads a file; a file that does not exist is an error.
+// Load reads and parses a file. A missing file is an error.
 func Load(file string) (*Config, diagnostic.Diagnostics, error) {
 	raw, err := os.ReadFile(file)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -209,7 +210,7 @@ var wrongTypePattern = regexp.MustCompile("^cannot unmarshal !!(\\S+) (`.*`) int
 
 var unknownFieldPattern = regexp.MustCompile(`field (\S+) not found in type config\.(\S+)`)
 
-// Parse reads the text of a file.
+// Parse parses the text of a file. The configuration is usable only if the diagnostics contain no error.
 func Parse(file string, raw []byte) (*Config, diagnostic.Diagnostics) {
 	p := &configParser{file: file}
 	decoder := yaml.NewDecoder(bytes.NewReader(raw))
@@ -256,11 +257,11 @@ func (p *configParser) errorf(line int, code, hint, format string, args ...any) 
 	p.problems = append(p.problems, diagnostic.Diagnostic{File: p.file, Line: line, Column: 1, Severity: "error", Code: code, Message: fmt.Sprintf(format, args...), Hint: hint})
 }
 
-// checkLossyNumbers reports numbers that are read as others than they are written.
+// checkLossyNumbers reports numbers whose parsed value differs from the text.
 func (p *configParser) checkLossyNumbers(raw []byte) {
 	var doc yaml.Node
 	if yaml.Unmarshal(raw, &doc) != nil {
-		return // it was reported
+		return // already reported
 	}
 	var walk func(*yaml.Node)
 	walk = func(n *yaml.Node) {
@@ -363,7 +364,7 @@ func isLoopback(host string) bool {
 	return host == "localhost" || ip != nil && ip.IsLoopback()
 }
 
-// yamlKeysOfType are the keys of one of the configuration's types, for hints.
+// yamlKeysOfType returns the YAML keys of one of the configuration's types, for hints.
 func yamlKeysOfType(typeName string) []string {
 	var find func(t reflect.Type) []string
 	find = func(t reflect.Type) []string {

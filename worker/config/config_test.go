@@ -88,7 +88,7 @@ func TestWhoMayAnswerIsCheckedStrictly(t *testing.T) {
 	}
 }
 
-// Who was taken off the list a moment ago is off it now, and while the list cannot be read nobody is on it.
+// A person who was removed from the file may not vote any more at once, and while the file is invalid nobody may.
 func TestTheRosterIsWhatTheFileSaysNow(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "stanch.yaml")
 	write := func(text string) { require.NoError(t, os.WriteFile(file, []byte(text), 0o600)) }

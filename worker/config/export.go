@@ -5,14 +5,14 @@ import (
 	"strings"
 )
 
-// The shapes in which detections are exported.
+// The formats of exported detections.
 const (
 	ExportFormatOCSF   = "ocsf"
 	ExportFormatFalco  = "falco"
 	ExportFormatStanch = "stanch"
 )
 
-// Export is where every detection is sent as well.
+// Export is a receiver of every detection.
 type Export struct {
 	Name      string `yaml:"name" json:"name" jsonschema:"required,description=each name once"`
 	Format    string `yaml:"format" json:"format" jsonschema:"required,enum=ocsf,enum=falco,enum=stanch,description=OCSF Detection Findings; Falco's JSON output; Stanch's own words"`

@@ -6,8 +6,8 @@ import (
 	"k8s.io/apimachinery/pkg/util/validation"
 )
 
-// NodeLimits says which nodes are heard and bounds what each node's sensor may send. Over it nothing is lost at once: the node
-// waits, and its spool grows.
+// NodeLimits limits which nodes may connect and what each node's sensor may send. Above the rate nothing is lost at
+// once: the node waits, and its spool grows.
 type NodeLimits struct {
 	RefusedNodes        []string `yaml:"refused" json:"refused,omitempty" jsonschema:"description=names of nodes whose certificates are not believed any more: they are not heard and get no new one"`
 	DetectionsPerSecond int      `yaml:"rate" json:"rate,omitempty" jsonschema:"minimum=1,maximum=100000,description=detections a second of each node; 500 if not given"`
@@ -20,7 +20,7 @@ const (
 	defaultBytesPerSecond      = 4 << 20
 )
 
-// WithDefaults fills in what is not given.
+// WithDefaults returns the limits with defaults for zero fields.
 func (n NodeLimits) WithDefaults() NodeLimits {
 	n.DetectionsPerSecond = valueOr(n.DetectionsPerSecond, defaultDetectionsPerSecond)
 	n.DetectionBurst = valueOr(n.DetectionBurst, 10*n.DetectionsPerSecond)
@@ -28,7 +28,7 @@ func (n NodeLimits) WithDefaults() NodeLimits {
 	return n
 }
 
-// IsRefused tells whether a node is not to be heard.
+// IsRefused reports whether a node may not connect.
 func (n NodeLimits) IsRefused(node string) bool { return slices.Contains(n.RefusedNodes, node) }
 
 func (p *configParser) checkNodes(n NodeLimits) {

@@ -18,7 +18,7 @@ type Webhook struct {
 	SecretFile string `yaml:"secret_file" json:"secret_file" jsonschema:"required,description=the key that signs (whsec_…) as Standard Webhooks writes it"`
 }
 
-// Email is where `notify: email` goes.
+// Email is the mail server and the recipients of `notify: email`.
 type Email struct {
 	SMTPAddress  string   `yaml:"smtp" json:"smtp" jsonschema:"required,description=host:port"`
 	FromAddress  string   `yaml:"from" json:"from" jsonschema:"required"`
@@ -28,14 +28,14 @@ type Email struct {
 	PasswordFile string   `yaml:"password_file" json:"password_file,omitempty"`
 }
 
-// The kinds of tracker.
+// The kinds of trackers.
 const (
 	TrackerGitHub = "github"
 	TrackerGitLab = "gitlab"
 	TrackerJira   = "jira"
 )
 
-// TicketTracker is where `ticket: create` opens tickets.
+// TicketTracker is the tracker of `ticket: create`.
 type TicketTracker struct {
 	Kind      string   `yaml:"kind" json:"kind" jsonschema:"required,enum=github,enum=gitlab,enum=jira"`
 	URL       string   `yaml:"url" json:"url,omitempty" jsonschema:"description=of the API; https://api.github.com and https://gitlab.com if not given"`
@@ -46,12 +46,12 @@ type TicketTracker struct {
 	Labels    []string `yaml:"labels" json:"labels,omitempty"`
 }
 
-// APIBaseURL is the address of the tracker's API.
+// APIBaseURL returns the address of the tracker's API.
 func (t *TicketTracker) APIBaseURL() string {
 	return cmp.Or(t.URL, map[string]string{TrackerGitHub: "https://api.github.com", TrackerGitLab: "https://gitlab.com"}[t.Kind])
 }
 
-// SMTPHostPort is the mail server's host and port.
+// SMTPHostPort returns the mail server's host and port.
 func (e *Email) SMTPHostPort() (host string, port int, err error) {
 	host, text, err := net.SplitHostPort(e.SMTPAddress)
 	if err == nil {
@@ -80,7 +80,8 @@ func (p *configParser) checkNotifications(c *Config) {
 	p.checkTicket(c.Ticket)
 }
 
-// checkURL checks an address that Stanch calls. It is not repeated in a message: some addresses are secrets.
+// checkURL checks an address that Stanch calls. Messages do not contain the address, because some addresses are
+// secrets.
 func (p *configParser) checkURL(where, address string) {
 	u, err := url.Parse(address)
 	switch {
@@ -95,7 +96,7 @@ func (p *configParser) checkURL(where, address string) {
 	}
 }
 
-// isSingleAddress tells whether a text is one address, and in one line.
+// isSingleAddress reports whether a text is exactly one mail address in one line.
 func isSingleAddress(text string) bool {
 	_, err := mail.ParseAddress(text)
 	return err == nil && !strings.ContainsAny(text, "\r\n")
@@ -134,7 +135,7 @@ func (p *configParser) checkEmail(e *Email) {
 	}
 }
 
-// projectPatterns are what projects look like, so that none reaches another path of the API.
+// projectPatterns match valid projects, so that a project cannot select another path of the API.
 var projectPatterns = map[string]*regexp.Regexp{
 	TrackerGitHub: regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9-]*/[A-Za-z0-9_-][A-Za-z0-9._-]*$`),
 	TrackerGitLab: regexp.MustCompile(`^([0-9]+|[\w][\w.-]*(/[\w][\w.-]*)+)$`),

@@ -10,32 +10,33 @@ import (
 	"stanch/sensors/diagnostic"
 )
 
-// Person is somebody who may answer, and how they are known.
+// Person is somebody who may vote, with the identities of each authentication method.
 type Person struct {
 	Name string  `yaml:"name" json:"name"`
 	UID  *uint32 `yaml:"uid" json:"uid,omitempty" jsonschema:"description=the user id on this machine's local socket"`
-	// SlackMemberID is a member id: names in Slack can be chosen, ids cannot.
+	// SlackMemberID is the member id: names in Slack can be changed, ids cannot.
 	SlackMemberID string `yaml:"slack" json:"slack,omitempty" jsonschema:"description=the member id in Slack (U…): in the profile under Copy member ID"`
-	// KubernetesUser is the user name that TokenReview gives.
+	// KubernetesUser is the user name that TokenReview returns.
 	KubernetesUser string   `yaml:"kubernetes" json:"kubernetes,omitempty" jsonschema:"description=the user name in Kubernetes; kubectl auth whoami shows it"`
 	AWSPrincipal   string   `yaml:"aws" json:"aws,omitempty" jsonschema:"description=the ARN in AWS: who triggered something there does not approve it"`
 	Groups         []string `yaml:"groups" json:"groups,omitempty"`
-	// BreakGlass lets them answer alone for a whole quorum, with a reason and a record of its own.
+	// BreakGlass permits the person to approve alone in place of a quorum, with a reason and a separate record.
 	BreakGlass bool `yaml:"break_glass" json:"break_glass,omitempty" jsonschema:"description=may answer alone for a whole quorum; it is recorded and told to everybody"`
 }
 
-// MatchesActor tells whether a source's name of an actor is this person.
+// MatchesActor reports whether a source's name of an actor is this person.
 func (p Person) MatchesActor(actor string) bool {
 	return actor == sensors.ActorPersonPrefix+p.Name || p.KubernetesUser != "" && actor == "kubernetes:"+p.KubernetesUser || p.AWSPrincipal != "" && actor == "aws:"+p.AWSPrincipal
 }
 
-// Group takes members from a user group in Slack, beside the people who name it. Who is in it must be a person here too.
+// Group adds the members of a Slack user group to the people with this group. Its members must be configured people
+// too.
 type Group struct {
 	Name           string `yaml:"name" json:"name"`
 	SlackUserGroup string `yaml:"slack" json:"slack,omitempty" jsonschema:"description=the id of a user group in Slack (S…)"`
 }
 
-// Slack is where incidents are shown and answered. One of AppTokenFile and SigningSecretFile is needed for answers.
+// Slack configures the chat. Answers need AppTokenFile or SigningSecretFile.
 type Slack struct {
 	Channel           string `yaml:"channel" json:"channel" jsonschema:"description=the id of the channel (C…)"`
 	BotTokenFile      string `yaml:"bot_token_file" json:"bot_token_file"`
@@ -44,14 +45,14 @@ type Slack struct {
 	APIURL            string `yaml:"api_url" json:"api_url,omitempty" jsonschema:"description=another address of Slack's API, such as https://slack-gov.com/api/"`
 }
 
-// Escalation says who is asked too when nobody has decided for a while.
+// Escalation adds approvers when nobody has decided for some time.
 type Escalation struct {
 	After  Duration `yaml:"after" json:"after"`
 	Groups []string `yaml:"groups" json:"groups,omitempty"`
 	Users  []string `yaml:"users" json:"users,omitempty"`
 }
 
-// GroupNames are the groups that a person's groups may name: those with members, from here or from Slack.
+// GroupNames returns the valid group names: groups with members, from here or from Slack.
 func (c *Config) GroupNames() []string {
 	var names []string
 	for _, p := range c.People {
@@ -64,7 +65,7 @@ func (c *Config) GroupNames() []string {
 	return slices.Compact(names)
 }
 
-// FindPerson finds the one person for whom is holds; more than one is nobody.
+// FindPerson returns the only person for whom is returns true. It returns false if there are several.
 func (c *Config) FindPerson(is func(Person) bool) (Person, bool) {
 	var found []Person
 	for _, p := range c.People {
@@ -78,17 +79,17 @@ func (c *Config) FindPerson(is func(Person) bool) (Person, bool) {
 	return found[0], true
 }
 
-// PersonByUID finds who has a user id.
+// PersonByUID returns the person with a user id.
 func (c *Config) PersonByUID(uid uint32) (Person, bool) {
 	return c.FindPerson(func(p Person) bool { return p.UID != nil && *p.UID == uid })
 }
 
-// PersonBySlack finds who has a member id.
+// PersonBySlack returns the person with a Slack member id.
 func (c *Config) PersonBySlack(id string) (Person, bool) {
 	return c.FindPerson(func(p Person) bool { return id != "" && p.SlackMemberID == id })
 }
 
-// PersonByKubernetes finds who has a user name in Kubernetes.
+// PersonByKubernetes returns the person with a Kubernetes user name.
 func (c *Config) PersonByKubernetes(user string) (Person, bool) {
 	return c.FindPerson(func(p Person) bool { return user != "" && p.KubernetesUser == user })
 }
@@ -99,7 +100,7 @@ var (
 	slackChannelPattern = regexp.MustCompile(`^[CG][A-Z0-9]{4,}$`)
 )
 
-// usesSingleScript is the one script of a name's letters; two are a name that may be meant to look like another.
+// usesSingleScript reports whether all letters of a name are of one script; several may imitate another name.
 func usesSingleScript(name string) (ok bool) {
 	scripts := []*unicode.RangeTable{unicode.Latin, unicode.Cyrillic, unicode.Greek, unicode.Armenian, unicode.Cherokee}
 	var seen *unicode.RangeTable
@@ -120,7 +121,7 @@ func usesSingleScript(name string) (ok bool) {
 	return true
 }
 
-// checkPeople checks who may answer, and gives the names that others may use.
+// checkPeople checks the people, and returns the names that other settings may use.
 func (p *configParser) checkPeople(c *Config) (groups, names []string) {
 	same := func(what, a string, others []Person, of func(Person) string) {
 		if a != "" && slices.ContainsFunc(others, func(o Person) bool { return of(o) == a }) {
@@ -164,7 +165,7 @@ func (p *configParser) checkPeople(c *Config) (groups, names []string) {
 	return groups, names
 }
 
-// checkApproversExist checks that whoever is named exists.
+// checkApproversExist reports unknown groups and users.
 func (p *configParser) checkApproversExist(where string, groups, users, allGroups, allNames []string) {
 	for _, g := range groups {
 		if !slices.Contains(allGroups, g) {

@@ -8,21 +8,21 @@ import (
 	"time"
 )
 
-// Roster is who may answer now: the people of the configuration file as it is at this moment. Somebody who was taken
-// off the list a second ago may not answer any more, without a restart.
+// Roster contains the people who may vote now: those in the current configuration file. A person who was removed from
+// the file may not vote any more, without a restart. It is safe for concurrent use.
 type Roster struct {
-	// File is the configuration's; "" keeps to what was given.
+	// File is the configuration file; "" uses the initial configuration.
 	File string
 
 	mu                  sync.Mutex
 	current             *Config
-	initial             *Config  // the file as it was at the start; nil if it could not be read
-	restartRequiredKeys []string // keys of the file that differ from it, and need a restart
+	initial             *Config  // the file at the start; nil if it could not be read
+	restartRequiredKeys []string // changed keys of the file that need a restart
 	modTime             time.Time
 	fileSize            int64
 }
 
-// NewRoster starts with a configuration that was read from file; file may be "".
+// NewRoster returns a roster with a configuration that was read from file; file may be "".
 func NewRoster(c *Config, file string) *Roster {
 	r := &Roster{File: file, current: c}
 	if file != "" {
@@ -33,15 +33,15 @@ func NewRoster(c *Config, file string) *Roster {
 	return r
 }
 
-// RestartRequiredKeys lists the keys of the file whose change takes a restart: all but those of people and groups.
+// RestartRequiredKeys returns the changed keys of the file that need a restart: all except people and groups.
 func (r *Roster) RestartRequiredKeys() []string {
-	_, _ = r.Current() // whoever asks for it reports what is wrong with the file
+	_, _ = r.Current() // callers of Current report errors of the file
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return r.restartRequiredKeys
 }
 
-// changedKeys lists the keys that differ, without those that are read anew.
+// changedKeys returns the keys that differ, except those that are reloaded.
 func changedKeys(a, b *Config) []string {
 	if a == nil {
 		return nil
@@ -56,15 +56,15 @@ func changedKeys(a, b *Config) []string {
 	return keys
 }
 
-// LastRead is what was read last, for who needs nobody's leave.
+// LastRead returns the last valid configuration, for callers who need no entitlement.
 func (r *Roster) LastRead() *Config {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return r.current
 }
 
-// Current reads the file again if it has changed. A file that is damaged or gone is an error: whoever asks must fail
-// closed, since nobody can tell who is on the list.
+// Current returns the current configuration, and reads the file again if it has changed. It returns an error if the
+// file is invalid or missing: callers must then refuse, because nobody's entitlement is known.
 func (r *Roster) Current() (*Config, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -85,7 +85,7 @@ func (r *Roster) Current() (*Config, error) {
 	if err != nil {
 		return nil, fmt.Errorf("who may answer is not known: %w", err)
 	}
-	// The rest of the configuration stays as it was when this process started.
+	// The other settings stay as they were at the start of this process.
 	next := *r.current
 	next.People, next.Groups = c.People, c.Groups
 	r.restartRequiredKeys = changedKeys(r.initial, c)

@@ -13,7 +13,7 @@ import (
 	"stanch/worker/config"
 )
 
-// What the program reads as a duration or a size, an editor with the schema accepts, and what it refuses, it marks.
+// The schema accepts exactly the durations and sizes that the program accepts.
 func TestTheSchemaAcceptsWhatIsRead(t *testing.T) {
 	raw, err := json.Marshal((&reflected.Reflector{RequiredFromJSONSchemaTags: true}).Reflect(config.Config{}))
 	require.NoError(t, err)

@@ -10,17 +10,18 @@ import (
 	"stanch/sensors/duration"
 )
 
-// EvidenceLimits bounds the evidence store. What no longer fits is refused with the reason; a containment does not wait for it.
+// EvidenceLimits limits the evidence store. Evidence that does not fit is refused with the reason, and does not delay a
+// containment.
 type EvidenceLimits struct {
 	MaxTotalBytes       Size `yaml:"max_total" json:"max_total,omitempty" jsonschema:"description=of all pieces; 20Gi if not given"`
 	MaxBytesPerIncident Size `yaml:"max_per_incident" json:"max_per_incident,omitempty" jsonschema:"description=of the pieces of one incident; 2Gi if not given"`
 	MinFreeBytes        Size `yaml:"min_free" json:"min_free,omitempty" jsonschema:"description=what stays free on the file system; 1Gi if not given"`
 }
 
-// Size is a number of bytes in Kubernetes' notation: 512Mi, 20Gi.
+// Size is a number of bytes, written as in Kubernetes: 512Mi, 20Gi.
 type Size int64
 
-// UnmarshalYAML reads "20Gi".
+// UnmarshalYAML parses a size such as "20Gi".
 func (s *Size) UnmarshalYAML(n *yaml.Node) error {
 	q, err := resource.ParseQuantity(n.Value)
 	if err != nil || q.Value() <= 0 {
@@ -30,41 +31,41 @@ func (s *Size) UnmarshalYAML(n *yaml.Node) error {
 	return nil
 }
 
-// MarshalText writes "20Gi".
+// MarshalText returns the size as text, such as "20Gi".
 func (s Size) MarshalText() ([]byte, error) {
 	return []byte(resource.NewQuantity(int64(s), resource.BinarySI).String()), nil
 }
 
-// UnmarshalText reads "20Gi".
+// UnmarshalText parses a size such as "20Gi".
 func (s *Size) UnmarshalText(text []byte) error {
 	q, err := resource.ParseQuantity(string(text))
 	*s = Size(q.Value())
-	return err //nolint:wrapcheck // it names the value
+	return err //nolint:wrapcheck // the error names the value
 }
 
-// Duration is a time.Duration that is written "15m".
+// Duration is a time.Duration that is written as "15m".
 type Duration time.Duration
 
-// UnmarshalYAML reads "15m".
+// UnmarshalYAML parses a duration such as "15m".
 func (d *Duration) UnmarshalYAML(n *yaml.Node) error {
 	v, err := duration.Parse(n.Value)
 	if err != nil || v <= 0 {
-		// A TypeError is collected with the file's others; any other error would hide them.
+		// A TypeError is collected with the file's other errors; any other error would hide them.
 		return &yaml.TypeError{Errors: []string{fmt.Sprintf("line %d: `%s` is not a duration such as 90s, 15m or 1d", n.Line, n.Value)}}
 	}
 	*d = Duration(v)
 	return nil
 }
 
-// MarshalText writes "15m".
+// MarshalText returns the duration as text, such as "15m".
 func (d Duration) MarshalText() ([]byte, error) { return []byte(d.String()), nil }
 
-// String is the duration as it is written everywhere: "15m".
+// String returns the duration as text, such as "15m".
 func (d Duration) String() string { return duration.Format(time.Duration(d)) }
 
-// UnmarshalText reads "15m".
+// UnmarshalText parses a duration such as "15m".
 func (d *Duration) UnmarshalText(text []byte) error {
 	v, err := duration.Parse(string(text))
 	*d = Duration(v)
-	return err //nolint:wrapcheck // it names the value
+	return err //nolint:wrapcheck // the error names the value
 }

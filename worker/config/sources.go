@@ -11,15 +11,15 @@ import (
 type Source struct {
 	Name      string `yaml:"name" json:"name" jsonschema:"required,description=the source of its detections; each name once"`
 	TokenFile string `yaml:"token_file" json:"token_file" jsonschema:"required,description=a file with a token of at least 16 characters"`
-	// Kind binds the token to one door; without it, it opens all of them.
+	// Kind limits the token to one endpoint; without it, the token is valid for all.
 	Kind          string `yaml:"kind" json:"kind,omitempty" jsonschema:"enum=falco,enum=tetragon,enum=tracee,enum=kubearmor,enum=kubernetes-audit,enum=detections,description=what the token is good for; everything if not given"`
 	RatePerSecond int    `yaml:"rate" json:"rate,omitempty" jsonschema:"minimum=1,maximum=100000,description=records a second; 2000 if not given"`
 }
 
-// The kinds of source that are no other sensor.
+// The kinds of sources besides other sensors.
 const (
-	SourceKindDetections      = "detections"       // it posts detections in Stanch's own words
-	SourceKindKubernetesAudit = "kubernetes-audit" // an API server's webhook for its audit log
+	SourceKindDetections      = "detections"       // it posts detections in Stanch's own format
+	SourceKindKubernetesAudit = "kubernetes-audit" // the audit webhook of an API server
 )
 
 const (
@@ -27,7 +27,7 @@ const (
 	maxSourceRate     = 100_000
 )
 
-// EffectiveRate is how many records a second a source may send.
+// EffectiveRate returns the maximum number of records per second of a source.
 func (f Source) EffectiveRate() int { return valueOr(f.RatePerSecond, defaultSourceRate) }
 
 func (p *configParser) checkSources(sources []Source) {

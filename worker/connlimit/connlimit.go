@@ -1,7 +1,7 @@
-// Package connlimit bounds the connections of a listener: all together, and from one peer. A connection beyond a bound is
-// closed at once, so that whoever opens many takes nothing from the others.
+// Package connlimit limits the connections of a listener, in total and per peer. A connection above a limit is closed
+// at once, so that a peer with many connections does not block others.
 //
-// It refuses to time anything out: that is the server's, which knows what it waits for.
+// It applies no timeouts: those are the server's.
 package connlimit
 
 import (
@@ -12,7 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Limits are how many connections a listener keeps open. Zero values are 1024 in all and 128 from one peer.
+// Limits are the maximum numbers of open connections of a listener. Zero values mean 1024 in total and 128 per peer.
 type Limits struct {
 	MaxTotal   int
 	MaxPerPeer int
@@ -23,8 +23,8 @@ const (
 	defaultPerPeer = 128
 )
 
-// NewLimitedListener wraps a listener. A peer is an IP address or, on a Unix socket, a user id. Root on the Unix socket is not bounded as
-// a peer, so that nobody keeps the operator from pausing or releasing.
+// NewLimitedListener wraps a listener. A peer is an IP address or, on a Unix socket, a user id. Root on the Unix socket
+// has no limit per peer, so that nobody can keep the operator from pausing or releasing.
 func NewLimitedListener(l net.Listener, limits Limits) net.Listener {
 	if limits.MaxTotal == 0 {
 		limits.MaxTotal = defaultTotal
@@ -44,7 +44,7 @@ type limitedListener struct {
 	openByPeer map[string]int
 }
 
-// Accept returns the next connection within the bounds.
+// Accept returns the next connection within the limits.
 func (l *limitedListener) Accept() (net.Conn, error) {
 	for {
 		c, err := l.Listener.Accept()
@@ -82,20 +82,20 @@ func (l *limitedListener) release(peer string) {
 	}
 }
 
-// limitedConn is a connection that gives its place back when it is closed.
+// limitedConn is a connection that is subtracted from the counts when it is closed.
 type limitedConn struct {
 	net.Conn
 	once    sync.Once
 	release func()
 }
 
-// Close closes the connection.
+// Close closes the connection and subtracts it from the counts. Repeated calls subtract it once.
 func (c *limitedConn) Close() error {
 	c.once.Do(c.release)
 	return c.Conn.Close() //nolint:wrapcheck // servers compare net's own errors
 }
 
-// NetConn returns the connection itself, for who asks it for peer credentials.
+// NetConn returns the underlying connection, for peer credentials.
 func (c *limitedConn) NetConn() net.Conn { return c.Conn }
 
 func peerKey(c net.Conn) string {

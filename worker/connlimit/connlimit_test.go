@@ -11,7 +11,7 @@ import (
 	"stanch/worker/connlimit"
 )
 
-// startServer accepts and keeps every connection that gets through.
+// startServer accepts and keeps every connection within the limits.
 func startServer(t *testing.T, limits connlimit.Limits) (address string, accepted chan net.Conn) {
 	t.Helper()
 	inner, err := net.Listen("tcp", "127.0.0.1:0")

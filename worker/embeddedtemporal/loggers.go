@@ -7,7 +7,8 @@ import (
 	"go.temporal.io/server/common/log/tag"
 )
 
-// errorOnlyLogger passes on Temporal's errors and, at debug, its warnings: the rest is noise to who runs Stanch.
+// errorOnlyLogger logs Temporal's errors and, at debug level, its warnings. Its other messages do not help users of
+// Stanch.
 type errorOnlyLogger struct{ log *slog.Logger }
 
 func (l errorOnlyLogger) logAt(level slog.Level, msg string, tags []tag.Tag) {
@@ -36,7 +37,7 @@ func (l errorOnlyLogger) Fatal(msg string, tags ...tag.Tag) {
 	panic(msg)
 }
 
-// nopLogger silences the client that only asks whether the server is up.
+// nopLogger discards the messages of the client that checks whether the server is up.
 type nopLogger struct{}
 
 func (nopLogger) Debug(string, ...any) {}

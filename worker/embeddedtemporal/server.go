@@ -1,5 +1,6 @@
-// Package engine is the Temporal server inside of `stanch up`: one process, one SQLite file, mutual TLS on loopback.
-// It is the only package that links Temporal's server. It refuses to listen elsewhere and to run twice on one file.
+// Package embeddedtemporal runs the Temporal server inside `stanch up`: one process, one SQLite file, mutual TLS on
+// loopback. It is the only package that links Temporal's server. It listens on loopback only, and refuses to run twice
+// on one file.
 package embeddedtemporal
 
 import (
@@ -35,24 +36,24 @@ import (
 // Namespace is the Temporal namespace of `stanch up`.
 const Namespace = "stanch"
 
-// HistoryRetention is how long a closed workflow's history stays, which is how long its audit can be read from Temporal.
+// HistoryRetention is how long Temporal keeps a closed workflow's history, and its audit can be read from there.
 const HistoryRetention = 90 * 24 * time.Hour
 
 // Server is a running Temporal.
 type Server struct {
 	server  temporal.Server
-	Address string // loopback
+	Address string // on loopback
 	TLS     *tls.Config
 }
 
-// Options say where the engine lives.
+// Options configures the server.
 type Options struct {
-	DataDir string // its data: the SQLite file and its certificates
+	DataDir string // directory of the SQLite file and its certificates
 	PKI     *authority.PKI
 	Log     *slog.Logger
 	// SearchAttributes are the search attributes by name.
 	SearchAttributes map[string]enumspb.IndexedValueType
-	// Port of the frontend; 0 picks a free one.
+	// Port is the port of the frontend; 0 picks a free one.
 	Port int
 }
 
@@ -96,7 +97,7 @@ func Start(ctx context.Context, o Options) (*Server, error) {
 	return s, s.waitUntilReady(ctx)
 }
 
-// waitUntilReady polls until the frontend serves.
+// waitUntilReady polls until the frontend answers.
 func (s *Server) waitUntilReady(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, 60*time.Second)
 	defer cancel()
@@ -117,7 +118,7 @@ func (s *Server) waitUntilReady(ctx context.Context) error {
 	}
 }
 
-// Stop stops it.
+// Stop stops the server.
 func (s *Server) Stop() error {
 	if err := s.server.Stop(); err != nil {
 		return fmt.Errorf("stop Temporal: %w", err)
@@ -125,11 +126,12 @@ func (s *Server) Stop() error {
 	return nil
 }
 
-// prepareDatabase makes the schema in a new file and the namespace in a new schema.
+// prepareDatabase creates the schema of a new file, and the namespace in a new schema.
 func prepareDatabase(o Options, cfg *config.Config) error {
 	sql := cfg.Persistence.DataStores[sqliteplugin.PluginName].SQL
 	if _, err := os.Stat(sql.DatabaseName); errors.Is(err, fs.ErrNotExist) {
-		// A schema half made would never be mended: it is made beside, without a log of its own, and moved.
+		// A partly created schema could not be repaired: it is created in a temporary file without a write-ahead log,
+		// which is then renamed.
 		fresh := *sql
 		fresh.DatabaseName = sql.DatabaseName + ".new"
 		fresh.ConnectAttributes = map[string]string{"mode": "rwc"}
@@ -179,8 +181,8 @@ func newServerConfig(o Options, cert, key, ca string) (*config.Config, error) {
 		DefaultStore: sqliteplugin.PluginName, VisibilityStore: sqliteplugin.PluginName, NumHistoryShards: 1,
 		DataStores: map[string]config.DataStore{sqliteplugin.PluginName: {SQL: &config.SQL{
 			PluginName: sqliteplugin.PluginName, DatabaseName: filepath.Join(o.DataDir, "temporal.db"),
-			// With a write-ahead log a commit survives the death of the process without waiting for the disk; only a
-			// crash of the machine itself may lose the last moments.
+			// With a write-ahead log, a commit survives a crash of the process without waiting for the disk; only a
+			// crash of the machine may lose the last moments.
 			ConnectAttributes: map[string]string{"mode": "rwc", "journal_mode": "wal", "synchronous": "normal"},
 		}}},
 	}
@@ -196,7 +198,8 @@ func newServerConfig(o Options, cert, key, ca string) (*config.Config, error) {
 	return cfg, nil
 }
 
-// newDynamicConfig lifts the defaults that are meant for large clusters: with 20 polls a second each step would cost 50 ms.
+// newDynamicConfig raises limits that are meant for large clusters: with 20 polls per second, each step would take 50
+// ms.
 func newDynamicConfig() dynamicconfig.StaticClient {
 	return dynamicconfig.StaticClient{
 		dynamicconfig.TransferProcessorMaxPollRPS.Key():                  5000,
@@ -209,8 +212,8 @@ func newDynamicConfig() dynamicconfig.StaticClient {
 	}
 }
 
-// staticServiceHosts is the cluster's whole membership. Found by gossip, a process that was killed would stay a member of the ring
-// for most of a minute, and whatever its successor sends there would wait so long.
+// staticServiceHosts returns the complete membership of the cluster. With gossip, a killed process would stay a member
+// for most of a minute, and requests to it would wait.
 func staticServiceHosts(cfg *config.Config) map[primitives.ServiceName]static.Hosts {
 	all := map[primitives.ServiceName]static.Hosts{}
 	for name, service := range cfg.Services {
@@ -220,7 +223,7 @@ func staticServiceHosts(cfg *config.Config) map[primitives.ServiceName]static.Ho
 }
 
 func freePort() (int, error) {
-	l, err := net.Listen("tcp", "127.0.0.1:0") //nolint:noctx // at once
+	l, err := net.Listen("tcp", "127.0.0.1:0") //nolint:noctx // returns at once
 	if err != nil {
 		return 0, fmt.Errorf("find a free port: %w", err)
 	}

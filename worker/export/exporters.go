@@ -1,9 +1,9 @@
-// Package export carries what was detected to other systems, in their own shapes: OCSF Detection Findings, Falco's JSON, or
+// Package export sends detections to other systems in their own formats: OCSF Detection Findings, Falco's JSON, or
 // Stanch's own.
 //
-// It never holds anything up: what cannot be sent waits in a bounded queue, is tried again, and is counted when it must be
-// dropped. It refuses to send in the clear beyond this machine, and to follow redirections with a token in hand. What it
-// sends was accepted by Temporal before; that it arrives is not promised, and the history remains the record.
+// It never blocks detections: what cannot be sent waits in a limited queue, is retried, and is counted when it must be
+// dropped. It never sends in clear text beyond this machine, and never follows redirects with a token. Temporal has
+// accepted every exported detection before; delivery is not guaranteed, and the history is the record.
 package export
 
 import (
@@ -33,10 +33,10 @@ const (
 	sendTimeout         = 10 * time.Second
 )
 
-// DeliveryCounts are what became of the detections of one target.
+// DeliveryCounts are the counts of one target's detections since the start.
 type DeliveryCounts struct{ Sent, Dropped, Failed uint64 }
 
-// Exporters are all targets of a configuration. The zero value exports nothing.
+// Exporters are all export targets of a configuration. The zero value exports nothing. It is safe for concurrent use.
 type Exporters struct {
 	targets []*exportTarget
 	stop    context.CancelFunc
@@ -46,19 +46,19 @@ type Exporters struct {
 type exportTarget struct {
 	config.Export
 	readToken         func() (string, error)
-	falcoRuleNames    map[string]string // Falco's name of each rule
+	falcoRuleNames    map[string]string // Falco's rule name, by rule
 	client            *http.Client
 	file              *os.File
 	queue             chan sensors.Detection
 	log               *slog.Logger
 	initialRetryDelay time.Duration
 
-	pendingCount          atomic.Int64 // queued, or under way
+	pendingCount          atomic.Int64 // queued or being sent
 	sent, dropped, failed atomic.Uint64
 	productVersion        string
 }
 
-// Open opens every target and begins to send.
+// Open opens every target and starts sending.
 func Open(targets []config.Export, version string, log *slog.Logger) (*Exporters, error) {
 	e := &Exporters{}
 	ctx, cancel := context.WithCancel(context.Background())
@@ -87,7 +87,7 @@ func Open(targets []config.Export, version string, log *slog.Logger) (*Exporters
 				if c.TokenFile == "" {
 					return "", nil
 				}
-				raw, err := os.ReadFile(c.TokenFile) // again each time: tokens are replaced
+				raw, err := os.ReadFile(c.TokenFile) // for each request: tokens are replaced
 				return strings.TrimSpace(string(raw)), err
 			}
 			if _, err := t.readToken(); err != nil {
@@ -101,7 +101,7 @@ func Open(targets []config.Export, version string, log *slog.Logger) (*Exporters
 	return e, nil
 }
 
-// Enqueue gives a detection to every target. It never waits.
+// Enqueue queues a detection for every target. It never blocks.
 func (e *Exporters) Enqueue(d sensors.Detection) {
 	if e == nil {
 		return
@@ -117,7 +117,7 @@ func (e *Exporters) Enqueue(d sensors.Detection) {
 	}
 }
 
-// CountsByTarget tells of every target by its name.
+// CountsByTarget returns the counts of every target, by name.
 func (e *Exporters) CountsByTarget() map[string]DeliveryCounts {
 	out := map[string]DeliveryCounts{}
 	if e != nil {
@@ -128,7 +128,7 @@ func (e *Exporters) CountsByTarget() map[string]DeliveryCounts {
 	return out
 }
 
-// Close sends what waits, for a second at most, and ends.
+// Close sends queued detections for at most a second, and stops.
 func (e *Exporters) Close() {
 	if e == nil || e.stop == nil {
 		return
@@ -163,7 +163,7 @@ func (t *exportTarget) sendQueued(ctx context.Context) {
 	}
 }
 
-// sendWithRetry sends a detection, and gives it up after some tries: the next may fare better.
+// sendWithRetry sends a detection. After several failures it drops it, because the next one may succeed.
 func (t *exportTarget) sendWithRetry(ctx context.Context, d sensors.Detection) {
 	var shape any = d
 	switch t.Format {
@@ -198,7 +198,7 @@ func (t *exportTarget) sendWithRetry(ctx context.Context, d sensors.Detection) {
 	}
 }
 
-// permanentError is an answer that will be the same the next time.
+// permanentError is a response for which retrying does not help.
 type permanentError struct{ status string }
 
 func (e *permanentError) Error() string { return "the receiver says " + e.status }
@@ -237,7 +237,7 @@ func (t *exportTarget) sendOnce(ctx context.Context, raw []byte) error {
 	return &permanentError{answer.Status}
 }
 
-// errorWithoutURL is an error of the client without the address that it names.
+// errorWithoutURL returns the text of a client error without its address.
 func errorWithoutURL(err error) string {
 	var inner interface{ Unwrap() error }
 	if errors.As(err, &inner) && inner.Unwrap() != nil {

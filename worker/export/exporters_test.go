@@ -35,7 +35,7 @@ func newDetection(id string) sensors.Detection {
 	}
 }
 
-// decodeJSON is what a reader of the JSON sees.
+// decodeJSON returns what a reader of the JSON gets.
 func decodeJSON(t *testing.T, v any) map[string]any {
 	t.Helper()
 	raw, err := json.Marshal(v)
@@ -108,7 +108,7 @@ func TestFalcosShapeIsReadAsFalcos(t *testing.T) {
 	require.Equal(t, newDetection("").Time, d.Time)
 }
 
-// fakeReceiver answers as it is told and keeps what it took.
+// fakeReceiver returns configured responses, and stores what it accepted.
 type fakeReceiver struct {
 	mu             sync.Mutex
 	statusCodes    []int
@@ -195,7 +195,7 @@ func TestATargetThatCannotBeOpenedIsSaid(t *testing.T) {
 	require.ErrorContains(t, err, "export x")
 }
 
-// What is under way when Stanch ends is not cut off.
+// A request in progress is completed when Stanch stops.
 func TestWhatIsBeingSentIsSentToItsEnd(t *testing.T) {
 	began := make(chan struct{})
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {

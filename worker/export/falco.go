@@ -9,18 +9,19 @@ import (
 	"stanch/sensors"
 )
 
-// falcoPriorities are Falco's.
+// falcoPriorities are Falco's priorities, by severity.
 var falcoPriorities = map[sensors.Severity]string{
 	sensors.SeverityInfo: "Informational", sensors.SeverityLow: "Notice", sensors.SeverityMedium: "Warning", sensors.SeverityHigh: "Error", sensors.SeverityCritical: "Critical",
 }
 
-// falcoEventTypes are the system calls by which Falco names an event.
+// falcoEventTypes are the system calls that Falco uses as event types.
 var falcoEventTypes = map[sensors.Kind]string{
 	sensors.KindExec: "execve", sensors.KindExit: "procexit", sensors.KindConnect: "connect", sensors.KindFileOpen: "openat", sensors.KindFileDelete: "unlinkat",
 	sensors.KindChmod: "fchmodat", sensors.KindUnixConnect: "connect", sensors.KindListen: "listen", sensors.KindDNS: "sendto", sensors.KindRawSocket: "socket",
 }
 
-// FalcoEvent is a detection in the shape of Falco's JSON output. rule is what Falco calls the rule; "" is Stanch's title.
+// FalcoEvent returns a detection in Falco's JSON output format. rule is Falco's name of the rule; "" means Stanch's
+// title.
 func FalcoEvent(d sensors.Detection, rule string) any {
 	if rule == "" {
 		rule = d.Title
@@ -100,7 +101,7 @@ func FalcoEvent(d sensors.Detection, rule string) any {
 	}
 }
 
-// splitImage parts a reference into repository and tag: the tag's colon comes after the last slash.
+// splitImage splits a reference into repository and tag: the tag's colon comes after the last slash.
 func splitImage(image string) (repository, tag string) {
 	image, _, _ = strings.Cut(image, "@")
 	if i := strings.LastIndexByte(image, ':'); i > strings.LastIndexByte(image, '/') {

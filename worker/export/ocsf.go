@@ -10,10 +10,10 @@ import (
 	"stanch/sensors"
 )
 
-// OCSFVersion is the schema's version that events say they follow (schema.ocsf.io).
+// OCSFVersion is the version of the schema that events declare (schema.ocsf.io).
 const OCSFVersion = "1.5.0"
 
-// ocsfObject is a JSON object. Fields that are not known are left out, as the schema wants.
+// ocsfObject is a JSON object. Unknown fields are omitted, as the schema requires.
 type ocsfObject map[string]any
 
 func (o ocsfObject) setIfKnown(name string, v any) {
@@ -61,8 +61,8 @@ func ocsfAttacks(objective sensors.Objective, techniques ...string) []ocsfObject
 	return out
 }
 
-// incidentAttacks are the techniques of an incident, each under the tactic of the detection that told it: an incident has one
-// objective, and the way there has others.
+// incidentAttacks returns the techniques of an incident, each with the tactic of its detection: an incident has one
+// objective, and its steps have others.
 func incidentAttacks(in playbooks.Incident) []ocsfObject {
 	var out []ocsfObject
 	seen := map[[2]string]bool{}
@@ -79,7 +79,7 @@ func incidentAttacks(in playbooks.Incident) []ocsfObject {
 	return out
 }
 
-// ocsfConfidence gives the schema's level and its number of 100.
+// ocsfConfidence returns the schema's confidence level, and its score from 0 to 100.
 func ocsfConfidence(of float64) (id, score int) {
 	switch {
 	case of >= 0.8:
@@ -92,7 +92,7 @@ func ocsfConfidence(of float64) (id, score int) {
 	return id, int(of*100 + 0.5)
 }
 
-// OCSFDetectionFinding is a detection as an OCSF Detection Finding (class 2004).
+// OCSFDetectionFinding returns a detection as an OCSF Detection Finding (class 2004).
 func OCSFDetectionFinding(d sensors.Detection, version string) any {
 	level, score := ocsfConfidence(d.Confidence)
 	o := ocsfObject{
@@ -193,8 +193,8 @@ func ocsfResources(d sensors.Detection) []ocsfObject {
 	return out
 }
 
-// OCSFIncident is an incident as OCSF: a Detection Finding (2004) for the story, and a Remediation Activity (7003) for each thing
-// that was held.
+// OCSFIncident returns an incident as OCSF: a Detection Finding (2004) for the incident, and a Remediation Activity
+// (7003) for each containment.
 func OCSFIncident(in playbooks.Incident, version string) []any {
 	level, score := ocsfConfidence(in.Confidence)
 	activity, status := 2, 2 // update, in progress
@@ -225,13 +225,13 @@ func OCSFIncident(in playbooks.Incident, version string) []any {
 	return out
 }
 
-// ocsfRemediations are what an action's facet is to the schema: isolate, evict, restore, harden.
+// ocsfRemediations maps an action's facet to the schema: isolate, evict, restore, harden.
 var ocsfRemediations = map[string]struct {
 	id   int
 	name string
 }{"network": {1, "Isolate"}, "execution": {2, "Evict"}, "replicas": {2, "Evict"}, "identity": {4, "Harden"}, "scheduling": {4, "Harden"}, "image": {4, "Harden"}}
 
-// leaseRemediationActivity is what was done about it.
+// leaseRemediationActivity returns the remediation activity of a lease.
 func leaseRemediationActivity(in playbooks.Incident, l playbooks.LeaseReport, version string) ocsfObject {
 	does, ok := ocsfRemediations[l.Facet]
 	if !ok {
@@ -259,7 +259,7 @@ func leaseRemediationActivity(in playbooks.Incident, l playbooks.LeaseReport, ve
 	return o
 }
 
-// incidentTitle is that of the worst detection: what a person reads in a queue.
+// incidentTitle returns the title of the worst detection, for queues that people read.
 func incidentTitle(in playbooks.Incident) string {
 	worst, at := display.HeadlineDetection(in)
 	if at < 0 {

@@ -23,24 +23,24 @@ func notFound(format string, args ...any) error {
 	return &httpError{http.StatusNotFound, fmt.Sprintf(format, args...)}
 }
 
-// API is what the command line uses: on the local socket and, in a cluster, over TLS. They differ in how they prove
-// who speaks.
+// API is the API of the command line: on the local socket and, in a cluster, over TLS. The two differ in how they
+// authenticate the caller.
 type API struct {
 	*ApprovalService
 	NodeServer *NodeServer
-	// Identify proves who speaks.
+	// Identify authenticates the caller.
 	Identify func(r *http.Request) (Principal, error)
-	// AuthorizeRead says whether who speaks may read; nil lets everybody who gets here.
+	// AuthorizeRead returns an error if the caller may not read; nil lets every authenticated caller read.
 	AuthorizeRead func(r *http.Request) error
-	// IssueDrillKey makes a drill's key; nil makes none.
+	// IssueDrillKey issues a drill's key; nil disables it.
 	IssueDrillKey func(r *http.Request) (any, error)
-	// RegisterDrillTargets registers what a drill is about to attack; nil registers nothing.
+	// RegisterDrillTargets registers the targets of a drill before its attack; nil disables it.
 	RegisterDrillTargets func(r *http.Request) (any, error)
-	// ExtraRoutes are further routes that read.
+	// ExtraRoutes are further read-only routes.
 	ExtraRoutes map[string]func(r *http.Request) (any, error)
 }
 
-// Handler is the API's routes.
+// Handler returns the API's routes.
 func (a *API) Handler() http.Handler {
 	mux := http.NewServeMux()
 	read := func(pattern string, f func(*http.Request) (any, error)) {
@@ -92,7 +92,7 @@ func (a *API) Handler() http.Handler {
 	return http.MaxBytesHandler(mux, 1<<20)
 }
 
-// handleChange answers a request that changes something: who speaks is proved before what they say is read.
+// handleChange handles a request that changes something. It authenticates the caller before it reads the body.
 func handleChange[Q, A any](a *API, f func(*http.Request, Principal, Q) (A, error)) http.HandlerFunc {
 	return a.handleRead(func(r *http.Request) (any, error) {
 		s, err := a.Identify(r)

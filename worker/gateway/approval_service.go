@@ -24,8 +24,8 @@ import (
 	"stanch/workflows/playbook"
 )
 
-// ApprovalService takes people's answers, wherever they were given: it looks up what the person may do, signs what they did,
-// and gives it to the workflow that waits.
+// ApprovalService handles people's answers from every interface: it looks up what the person may do, signs the answer,
+// and sends it to the workflow that waits for it. It is safe for concurrent use.
 type ApprovalService struct {
 	QueryService    *QueryService
 	Authority       *authority.Authority
@@ -33,10 +33,10 @@ type ApprovalService struct {
 	ScopeApprovers  activities.ScopeApprovers
 	KillSwitch      guards.KillSwitch
 	Evidence        *activities.EvidenceStore
-	GroupMembership GroupMembership // nil: groups are those of the configuration
-	ManualRequests  *ManualRequests // nil: nobody contains by request
+	GroupMembership GroupMembership // nil: only the configuration's groups
+	ManualRequests  *ManualRequests // nil: manual requests are disabled
 	Log             *slog.Logger
-	// InstallationInfo is what this installation is, for its status.
+	// InstallationInfo describes this installation, for its status.
 	InstallationInfo InstallationInfo
 
 	rateLimiter  principalRateLimiter
@@ -45,28 +45,28 @@ type ApprovalService struct {
 
 const maxReasonBytes = 500
 
-// VoteRequest is an answer to a pending question.
+// VoteRequest is an answer to a pending approval request.
 type VoteRequest struct {
 	IncidentID string `json:"incident"`
-	RequestID  string `json:"step"` // the question's id or its step's
-	// PlansHash is of the plans that the person saw; "" is what is asked now.
+	RequestID  string `json:"step"` // id of the request, or of its step
+	// PlansHash is the hash of the plans that the person saw; "" means the current ones.
 	PlansHash string `json:"hash,omitempty"`
 	Approve   bool   `json:"approve"`
 	Reason    string `json:"reason,omitempty"`
-	// BreakGlass answers alone for the whole quorum.
+	// BreakGlass approves alone, in place of the quorum.
 	BreakGlass bool `json:"break_glass,omitempty"`
-	// WaitForResult: wait a moment until it is known how the answer counts.
+	// WaitForResult waits a moment for the result of the vote.
 	WaitForResult bool `json:"wait_for_result,omitempty"`
 }
 
-// authorizeCaller is what everything that a person asks begins with.
+// authorizeCaller does the checks that every request of a person starts with.
 func (d *ApprovalService) authorizeCaller(s Principal) (*config.Config, error) {
 	if !d.rateLimiter.allow(s.RateLimitKey) {
 		return nil, &httpError{http.StatusTooManyRequests, "too many requests; wait a moment"}
 	}
 	cfg, err := d.Roster.Current()
 	if err != nil && s.IsOperator && s.DrillName == "" {
-		return d.Roster.LastRead(), nil // who runs Stanch can stop and release also while the configuration is damaged
+		return d.Roster.LastRead(), nil // the operator can pause and release even if the configuration is invalid
 	}
 	if err != nil {
 		return nil, forbidden("%v", err)
@@ -74,8 +74,8 @@ func (d *ApprovalService) authorizeCaller(s Principal) (*config.Config, error) {
 	return cfg, nil
 }
 
-// Vote proves who answers and gives the signed vote to the playbook's run. With Wait it says how the vote counts, if that
-// is known in time.
+// Vote authenticates the caller and sends the signed vote to the playbook's run. With WaitForResult, the result says
+// how the vote counts, if that is known in time.
 func (d *ApprovalService) Vote(ctx context.Context, s Principal, v VoteRequest) (*VoteResult, error) {
 	a, err := d.castVote(ctx, s, v)
 	if err == nil && v.WaitForResult {
@@ -107,7 +107,7 @@ func (d *ApprovalService) castVote(ctx context.Context, s Principal, v VoteReque
 	why := d.checkMayVote(ctx, cfg, s, *open, &vote)
 	var no *httpError
 	if why != nil && !errors.As(why, &no) {
-		return nil, why // it is not known whether they may
+		return nil, why // it is unknown whether they may vote
 	}
 	if why != nil {
 		d.Log.Warn("an answer that does not count", "person", s.Name, "proved", s.AuthenticatedBy, "incident", v.IncidentID, "step", open.ID, "why", why.Error())
@@ -133,7 +133,7 @@ func (d *ApprovalService) castVote(ctx context.Context, s Principal, v VoteReque
 	return &VoteResult{ApprovalRequest: *open, Result: ResultRecorded, Message: fmt.Sprintf("the %s of %s to %s is recorded and will be counted; `stanch incidents %s` shows how", word, s.Name, quoteRequest(*open), open.IncidentID)}, nil
 }
 
-// checkMayVote says why the person's answer does not count, and enters into the vote on what right it does.
+// checkMayVote returns why the person's vote does not count, and adds to the vote what entitles the person.
 func (d *ApprovalService) checkMayVote(ctx context.Context, cfg *config.Config, s Principal, q playbook.ApprovalRequest, vote *attestation.Vote) error {
 	in, err := d.QueryService.queryIncident(ctx, q.IncidentID)
 	if err != nil {
@@ -146,7 +146,7 @@ func (d *ApprovalService) checkMayVote(ctx context.Context, cfg *config.Config, 
 		return forbidden("the time to answer was over at %s", q.Deadline.UTC().Format(time.RFC3339))
 	}
 	if !vote.Approved && isRequestedBy(in, q, s.Person) {
-		vote.WithdrawsRequest = true // who asked for something may withdraw it
+		vote.WithdrawsRequest = true // people may withdraw their own request
 		return nil
 	}
 	if in.ActorsTruncated {
@@ -174,7 +174,7 @@ func (d *ApprovalService) checkMayVote(ctx context.Context, cfg *config.Config, 
 	return nil
 }
 
-// authorizeForNamespace says why the person may not change what holds in a namespace, or nil.
+// authorizeForNamespace returns an error unless the person may change containments in a namespace.
 func (d *ApprovalService) authorizeForNamespace(ctx context.Context, cfg *config.Config, s Principal, namespace string, drill bool) error {
 	if s.IsOperator && s.DrillName == "" {
 		return nil
@@ -217,13 +217,14 @@ type TriageRequest struct {
 // TriageResult is what a triage decision changed.
 type TriageResult struct {
 	playbooks.Incident
-	// ReleasedLeases are the leases that the decision ends; DeniedRequests are the titles of the questions that it denies.
+	// ReleasedLeases are the leases that the decision ends. DeniedRequests are the titles of the approval requests that
+	// it denies.
 	ReleasedLeases []playbooks.LeaseReport `json:"released_leases,omitempty"`
 	DeniedRequests []string                `json:"denied_requests,omitempty"`
 }
 
-// Triage assigns an incident to the caller, or resolves it with a disposition. See incident.TriageKind for what each kind
-// releases and denies.
+// Triage assigns an incident to the caller, or resolves it with a disposition. See incident.TriageKind for what each
+// kind releases and denies.
 func (d *ApprovalService) Triage(ctx context.Context, s Principal, q TriageRequest) (*TriageResult, error) {
 	cfg, err := d.authorizeCaller(s)
 	if err != nil {
@@ -253,7 +254,7 @@ func (d *ApprovalService) Triage(ctx context.Context, s Principal, q TriageReque
 	}
 	done := &TriageResult{Incident: in}
 	if q.Kind.SuspendsPlaybooks() {
-		open, _ := d.QueryService.PendingApprovals(ctx, in.ID) // questions that cannot be read now are denied all the same
+		open, _ := d.QueryService.PendingApprovals(ctx, in.ID) // requests that cannot be read now are denied too
 		for _, p := range open {
 			done.DeniedRequests = append(done.DeniedRequests, p.Title+p.DurationText())
 		}
@@ -262,7 +263,7 @@ func (d *ApprovalService) Triage(ctx context.Context, s Principal, q TriageReque
 		return nil, fmt.Errorf("send the triage decision to %s: %w", in.ID, err)
 	}
 	d.recordInManifest(in.ID, activities.EntryKindTriage, activities.AuditRecord{Action: string(q.Kind), People: []string{s.describe()}, Note: mark.Reason})
-	if q.Kind.ReleasesLeases() { // the incident itself denies the open questions
+	if q.Kind.ReleasesLeases() { // the incident itself denies its pending requests
 		done.ReleasedLeases, err = d.Release(ctx, s, LeaseRequest{IncidentID: in.ID})
 	}
 	return done, err
@@ -270,12 +271,12 @@ func (d *ApprovalService) Triage(ctx context.Context, s Principal, q TriageReque
 
 func (s Principal) describe() string { return display.FormatPerson(s.Name, s.AuthenticatedBy) }
 
-// PauseRequest sets the kill switch.
+// PauseRequest pauses new containments.
 type PauseRequest struct {
 	Reason string `json:"reason,omitempty"`
 }
 
-// Pause sets the kill switch: whoever is known may.
+// Pause pauses new containments. Every known person may.
 func (d *ApprovalService) Pause(ctx context.Context, s Principal, reason string) error {
 	if _, err := d.authorizeCaller(s); err != nil {
 		return err
@@ -283,12 +284,12 @@ func (d *ApprovalService) Pause(ctx context.Context, s Principal, reason string)
 	d.Log.Warn("the kill switch was set", "by", s.Name, "proved", s.AuthenticatedBy, "reason", truncateTo(reason, maxReasonBytes))
 	d.recordInManifest(activities.JournalManifest, activities.EntryKindPause, activities.AuditRecord{People: []string{s.describe()}, Note: time.Now().UTC().Format(time.RFC3339Nano)})
 	if was, err := d.KillSwitch.State(ctx); err == nil && was.Paused {
-		return nil // who paused first, since when and why stays
+		return nil // the first pause keeps its person, time and reason
 	}
 	return d.KillSwitch.Pause(ctx, s.describe(), truncateTo(reason, maxReasonBytes))
 }
 
-// Resume lifts it: the operator may, and whoever approves somewhere.
+// Resume resumes new containments. The operator may, and everybody who is an approver of some scope.
 func (d *ApprovalService) Resume(ctx context.Context, s Principal) error {
 	cfg, err := d.authorizeCaller(s)
 	if err != nil {
@@ -309,8 +310,8 @@ func (d *ApprovalService) Resume(ctx context.Context, s Principal) error {
 	return d.KillSwitch.Resume(ctx, s.describe())
 }
 
-// recordInManifest enters what a person did into a manifest. It holds nobody up: what could not be entered is logged, and the
-// signed statement is in the history all the same.
+// recordInManifest appends a person's action to a manifest. A failure is logged and blocks nothing: the signed
+// statement is in the history too.
 func (d *ApprovalService) recordInManifest(manifest string, kind activities.ManifestEntryKind, act activities.AuditRecord) {
 	if d.Evidence == nil {
 		return

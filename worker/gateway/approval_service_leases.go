@@ -18,18 +18,20 @@ import (
 	"stanch/workflows/lease"
 )
 
-// LeaseRequest names one lease, those of an incident, or all.
+// LeaseRequest selects one lease, those of an incident, or all.
 type LeaseRequest struct {
-	LeaseID    string        `json:"lease,omitempty"`
-	IncidentID string        `json:"incident,omitempty"`
-	All        bool          `json:"all,omitempty"`
-	Duration   time.Duration `json:"for,omitempty"` // extend: hold until this long from now, if it does not already hold longer
-	Reason     string        `json:"reason,omitempty"`
-	// CountFrom is what an extension is counted from; zero is now. A repeated request then asks for the same end.
+	LeaseID    string `json:"lease,omitempty"`
+	IncidentID string `json:"incident,omitempty"`
+	All        bool   `json:"all,omitempty"`
+	// for an extension: in force for this long from now, unless it already is for longer
+	Duration time.Duration `json:"for,omitempty"`
+	Reason   string        `json:"reason,omitempty"`
+	// CountFrom is the start of an extension's duration; zero means now. It makes a repeated request ask for the same
+	// end.
 	CountFrom time.Time `json:"count_from,omitzero"`
 }
 
-// matchingHolders gives the holders of a lease that a request is about; "" is every holder.
+// matchingHolders returns the holders of a lease that a request is about; "" means every holder.
 func (q LeaseRequest) matchingHolders(id string, m *lease.Machine) []string {
 	if q.All || q.LeaseID != "" && (m.LeaseID == q.LeaseID || id == q.LeaseID) {
 		return []string{""}
@@ -43,16 +45,16 @@ func (q LeaseRequest) matchingHolders(id string, m *lease.Machine) []string {
 	if len(own) > 0 && len(own) == len(m.Holders) {
 		return []string{""}
 	}
-	return own // what another incident holds stays
+	return own // holders of other incidents stay
 }
 
-// releaseGrantLifetime is how long a release may take to get through; a lease that is stuck is released anew.
+// releaseGrantLifetime is how long a release grant is valid; a stuck lease needs a new one.
 const releaseGrantLifetime = 24 * time.Hour
 
-// maxExtension bounds one extension.
+// maxExtension is the maximum of one extension.
 const maxExtension = 7 * 24 * time.Hour
 
-// Release ends leases now.
+// Release ends leases now. It returns the leases that it changed, and an error for those that it could not.
 func (d *ApprovalService) Release(ctx context.Context, s Principal, q LeaseRequest) ([]playbooks.LeaseReport, error) {
 	return d.forEachLease(ctx, s, q, attestation.OperationRelease, func(id, holder string, m *lease.Machine, scope leaseScope) error {
 		grant, err := d.signGrant(s, attestation.OperationRelease, m, holder, scope, time.Time{}, q.Reason)
@@ -67,8 +69,8 @@ func (d *ApprovalService) Release(ctx context.Context, s Principal, q LeaseReque
 	})
 }
 
-// checkSinglePersonLimit says why one person may not let a lease hold for so long, or nil: what would ask several people if it were
-// contained anew is not for one of them to extend. Who runs Stanch may.
+// checkSinglePersonLimit returns an error if one person may not extend a lease this long: an extension that would
+// require several approvers as a new containment cannot be made by one of them. The operator may.
 func (d *ApprovalService) checkSinglePersonLimit(s Principal, p leaseScope, hold time.Duration) error {
 	most := time.Duration(d.Roster.LastRead().Budget.MaxDuration)
 	if hold <= most || s.IsOperator && s.DrillName == "" {
@@ -82,8 +84,8 @@ func (d *ApprovalService) checkSinglePersonLimit(s Principal, p leaseScope, hold
 		duration.Format(most), approvers.Quorum, approvers.Describe(), duration.Format(hold))
 }
 
-// Extend lets leases hold until a time from now. It never shortens one: a lease that already holds until then or later is
-// refused, and the refusal names its end. A repeated request asks for the same end.
+// Extend sets the end of leases to a time from now. It never shortens a lease: one that ends later is refused with its
+// end in the error. A repeated request asks for the same end.
 func (d *ApprovalService) Extend(ctx context.Context, s Principal, q LeaseRequest) ([]playbooks.LeaseReport, error) {
 	if q.Duration <= 0 || q.Duration > maxExtension {
 		return nil, &httpError{http.StatusBadRequest, "say until how long from now it shall hold: at most " + duration.Format(maxExtension)}
@@ -112,12 +114,12 @@ func (d *ApprovalService) Extend(ctx context.Context, s Principal, q LeaseReques
 		return nil
 	})
 	for i := range done {
-		done[i].ExpiresAt = until // as it was asked for; the guards decide once more before the effect
+		done[i].ExpiresAt = until // as requested; the guards decide again before the effect
 	}
 	return done, err
 }
 
-// holderExpiry is when what a holder holds ends; "" is every holder.
+// holderExpiry returns the end of a holder; "" means every holder.
 func holderExpiry(m *lease.Machine, holder string) time.Time {
 	if h := m.Holders[holder]; h != nil {
 		return h.ExpiresAt
@@ -125,13 +127,14 @@ func holderExpiry(m *lease.Machine, holder string) time.Time {
 	return m.LastExpiry()
 }
 
-// leaseScope is where a lease's target is, by the token that was signed when its effect was permitted.
+// leaseScope is the location of a lease's target, from the token that was signed when its effect was permitted.
 type leaseScope struct {
 	namespace string
 	drill     bool
 }
 
-// leaseScopeOf reads a lease's token. Without one, nothing was ever permitted: only who runs Stanch may end that.
+// leaseScopeOf reads a lease's token. Without a token, nothing was ever permitted, and only the operator may end the
+// lease.
 func (d *ApprovalService) leaseScopeOf(s Principal, m *lease.Machine) (leaseScope, error) {
 	var token attestation.LeaseToken
 	if m.LeaseToken != nil && d.Authority.Keyring().Verify(*m.LeaseToken, attestation.PayloadTypeLeaseToken, &token) == nil && token.LeaseID == m.LeaseID && token.TargetID == m.Target.ID() {
@@ -173,7 +176,7 @@ func (d *ApprovalService) forEachLease(ctx context.Context, s Principal, q Lease
 		if err := d.applyToLease(ctx, cfg, s, id, holders, m, do); err != nil {
 			d.Log.Warn("a change of a lease was refused", "operation", operation, "lease", m.LeaseID, "by", s.Name, "proved", s.AuthenticatedBy, "why", err.Error())
 			refused = errors.Join(refused, fmt.Errorf("%s: %w", m.LeaseID, err))
-			continue // the others are not to wait for it
+			continue // the other leases are not delayed
 		}
 		d.Log.Info("a lease was changed by a person", "operation", operation, "lease", m.LeaseID, "by", s.Name, "proved", s.AuthenticatedBy)
 		done = append(done, m.CurrentReport(time.Now()))
@@ -182,7 +185,7 @@ func (d *ApprovalService) forEachLease(ctx context.Context, s Principal, q Lease
 		if q.LeaseID != "" {
 			return done, err
 		}
-		// What cannot be read may be among what was asked for.
+		// A lease that cannot be read may be among the requested ones.
 		return done, fmt.Errorf("%d leases were changed, and these were not: %w", len(done), err)
 	}
 	if len(done) == 0 && q.LeaseID != "" {

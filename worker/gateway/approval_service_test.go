@@ -13,7 +13,7 @@ import (
 	"stanch/worker/guards"
 )
 
-// Whoever is known may stop; only who runs Stanch and who approves somewhere may go on.
+// Every known person may pause; only the operator and approvers may resume.
 func TestWhoLiftsTheKillSwitch(t *testing.T) {
 	cfg, problems := config.Parse("stanch.yaml", []byte(`
 people:

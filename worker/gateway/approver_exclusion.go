@@ -13,21 +13,21 @@ import (
 	"stanch/workflows/playbook"
 )
 
-// isRequestedBy reports whether a question rests on what a person asked for. A run that does not say who asked for it, or that
-// its incident does not know, rests on everybody's requests.
+// isRequestedBy reports whether an approval request is based on the person's manual request. A run without a known
+// requester counts as requested by everybody who made a request.
 func isRequestedBy(in playbooks.Incident, q playbook.ApprovalRequest, p config.Person) bool {
 	i := slices.IndexFunc(in.Playbooks, func(r playbooks.PlaybookRun) bool { return r.WorkflowID == q.WorkflowID })
 	switch {
 	case i >= 0 && in.Playbooks[i].RequestID == "":
-		return false // it matched by itself
+		return false // the playbook matched automatically
 	case i >= 0 && in.Playbooks[i].RequestedBy != "":
 		return in.Playbooks[i].RequestedBy == p.Name
 	}
 	return slices.Contains(in.Actors, sensors.ActorPersonPrefix+p.Name)
 }
 
-// exclusionReason says why a person's yes to a question does not count, or "": they did what was detected, or asked for what the
-// question is about. Who did what was detected gives no answer to any question of the incident.
+// exclusionReason returns why a person's approval does not count, or "": the person caused the detection, or requested
+// the containment. Actors of a detection may not answer any approval request of the incident.
 func exclusionReason(in playbooks.Incident, q playbook.ApprovalRequest, p config.Person) string {
 	for _, actor := range in.Actors {
 		if !strings.HasPrefix(actor, sensors.ActorPersonPrefix) && p.MatchesActor(actor) {
@@ -40,8 +40,8 @@ func exclusionReason(in playbooks.Incident, q playbook.ApprovalRequest, p config
 	return ""
 }
 
-// tooFewApproversReason says that a question cannot be approved, or "": fewer people than must agree may answer it. Of groups that are kept
-// elsewhere nothing is said.
+// tooFewApproversReason returns why a request cannot be approved, or "": fewer people than the quorum may approve it.
+// It says nothing about groups that another system manages.
 func (d *ApprovalService) tooFewApproversReason(cfg *config.Config, a activities.Approvers, excluded func(config.Person) bool) string {
 	may, alone := 0, false
 	for _, g := range cfg.Groups {
@@ -71,7 +71,7 @@ func (d *ApprovalService) tooFewApproversReason(cfg *config.Config, a activities
 	return text
 }
 
-// pausedBy says who paused new containments, or "" if nobody did.
+// pausedBy returns who paused new containments, or "".
 func (d *ApprovalService) pausedBy(ctx context.Context) string {
 	if d.KillSwitch == nil {
 		return ""
@@ -86,7 +86,7 @@ func (d *ApprovalService) pausedBy(ctx context.Context) string {
 	return ""
 }
 
-// pausedWarning is what a question says while new containments are paused.
+// pausedWarning returns the warning on approval requests while new containments are paused.
 func pausedWarning(by string) string {
 	return fmt.Sprintf("%s (%s): what is approved now is refused; `stanch resume` first", playbooks.ReasonPaused, by)
 }

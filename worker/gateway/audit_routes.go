@@ -7,14 +7,14 @@ import (
 	"stanch/worker/audit"
 )
 
-// Auditor tells, verifies and records incidents.
+// Auditor returns timelines, verifies evidence and records incidents.
 type Auditor interface {
 	Audit(ctx context.Context, incident string, verify bool) (audit.Timeline, error)
-	// BuildRecording gives the bytes of a recording's file.
+	// BuildRecording returns the bytes of a recording file.
 	BuildRecording(ctx context.Context, incident string, anonymise bool) ([]byte, error)
 }
 
-// AuditRoutes are what reads an incident's story and its recording.
+// AuditRoutes returns the routes that read an incident's timeline and recording.
 func AuditRoutes(a Auditor) map[string]func(*http.Request) (any, error) {
 	known := func(id string) error {
 		if !incidentIDPattern.MatchString(id) {
@@ -34,7 +34,7 @@ func AuditRoutes(a Auditor) map[string]func(*http.Request) (any, error) {
 				return nil, err
 			}
 			raw, err := a.BuildRecording(r.Context(), r.PathValue("id"), r.URL.Query().Get("anonymise") != "")
-			return map[string][]byte{"recording": raw}, err // as bytes: its hash is of them
+			return map[string][]byte{"recording": raw}, err // as bytes, because the hash covers them
 		},
 	}
 }

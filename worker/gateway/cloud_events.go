@@ -15,36 +15,38 @@ import (
 	"stanch/sensors"
 )
 
-// CloudEventHandler takes calls to AWS: it finds whose pod made them, has them judged, and gives what is detected to its incident.
+// CloudEventHandler handles calls to AWS: it finds the pod that made them, evaluates the rules, and sends detections to
+// their incidents.
 type CloudEventHandler struct {
 	RuleEvaluator *RuleEvaluator
-	// SourceServer looks pods up, and has the intake.
+	// SourceServer looks up pods and has the ingester.
 	SourceServer *SourceServer
-	// EKSCluster is the name of the cluster at EKS; the pods of others are not looked for. "" takes those of any.
+	// EKSCluster is the name of this cluster at EKS; sessions of other clusters are ignored. "" accepts those of any.
 	EKSCluster string
 	Log        *slog.Logger
 
 	mu sync.Mutex
-	// workloadsBySessionKey are session keys that were given to pods: every later call says which key it was made with.
+	// workloadsBySessionKey contains the workloads of session keys: every later call names the key that it uses.
 	workloadsBySessionKey map[string]sessionWorkload
-	accountsByRole        map[string][]sessionWorkload // role's ARN to the accounts that are annotated with it
+	accountsByRole        map[string][]sessionWorkload // by role ARN: the service accounts with its annotation
 	rolesReadAt           time.Time
 }
 
-// sessionWorkload is whose a session is, as far as it is known.
+// sessionWorkload is the workload of a session, as far as it is known.
 type sessionWorkload struct{ namespace, serviceAccount, pod, uid string }
 
-// CloudTrailSource is the name of CloudTrail among the sources.
+// CloudTrailSource is the source name of CloudTrail.
 const CloudTrailSource = "cloudtrail"
 
 const (
 	maxSessionKeys = 20_000
 	rolesCacheTTL  = time.Minute
-	// roleAnnotation of a service account names the role that its pods get.
+	// roleAnnotation is the annotation of a service account that names the role of its pods.
 	roleAnnotation = "eks.amazonaws.com/role-arn"
 )
 
-// HandleEvents has events judged, and returns when Temporal has what was detected. An error says that they have to come again.
+// HandleEvents evaluates events, and returns when Temporal has the detections. An error means that the events must be
+// delivered again.
 func (c *CloudEventHandler) HandleEvents(ctx context.Context, events []sensors.Event) error {
 	var out []sensors.Detection
 	for _, e := range events {
@@ -73,7 +75,7 @@ func (c *CloudEventHandler) HandleEvents(ctx context.Context, events []sensors.E
 	return c.SourceServer.acceptAlerts(ctx, out, sizes)
 }
 
-// rememberSession notes for whom a session was made: EKS Pod Identity tells the pod, a role for service accounts the account.
+// rememberSession records the workload of a new session: EKS Pod Identity names the pod, IRSA the service account.
 func (c *CloudEventHandler) rememberSession(e sensors.Cloud) {
 	if !strings.HasPrefix(e.EventName, "AssumeRole") || e.ServiceAccount == "" || e.ErrorCode != "" || c.isOtherCluster(e) {
 		return
@@ -90,12 +92,12 @@ func (c *CloudEventHandler) rememberSession(e sensors.Cloud) {
 	}
 }
 
-// isOtherCluster tells whether a session was made for a pod of another cluster, which may have the same names as one of this.
+// isOtherCluster reports whether a session belongs to a pod of another cluster, which may use the same names.
 func (c *CloudEventHandler) isOtherCluster(e sensors.Cloud) bool {
 	return c.EKSCluster != "" && e.Cluster != "" && e.Cluster != c.EKSCluster
 }
 
-// attachWorkload finds the workload of a call, and its pods where the session does not say which it was.
+// attachWorkload finds the workload of a call, and its pods if the session does not name the pod.
 func (c *CloudEventHandler) attachWorkload(ctx context.Context, e *sensors.Event) ([]corev1.Pod, error) {
 	a := &e.Cloud
 	if c.isOtherCluster(*a) {
@@ -114,7 +116,7 @@ func (c *CloudEventHandler) attachWorkload(ctx context.Context, e *sensors.Event
 		if err != nil {
 			return nil, err
 		}
-		// A role that several accounts have does not tell whose call it was.
+		// A role of several service accounts does not identify the caller.
 		if len(accounts) == 1 {
 			w, known = accounts[0], true
 		}
@@ -134,13 +136,13 @@ func (c *CloudEventHandler) attachWorkload(ctx context.Context, e *sensors.Event
 	var pods []corev1.Pod
 	for _, p := range list.Items {
 		if p.Spec.ServiceAccountName == a.ServiceAccount {
-			pods = append(pods, p) // whatever the session is called: who takes a role chooses its name
+			pods = append(pods, p) // the session's name is ignored, because whoever assumes a role chooses it
 		}
 	}
 	return pods, nil
 }
 
-// accountsForRole are the service accounts that are annotated with a role.
+// accountsForRole returns the service accounts with a role's annotation.
 func (c *CloudEventHandler) accountsForRole(ctx context.Context, a *sensors.Cloud) ([]sessionWorkload, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -161,7 +163,7 @@ func (c *CloudEventHandler) accountsForRole(ctx context.Context, a *sensors.Clou
 	return c.accountsByRole[a.Account+"/"+a.Role], nil
 }
 
-// roleKey names a role by its account and its name without its path, as a session's ARN does.
+// roleKey returns a role's key: its account and its name without the path, as in a session's ARN.
 func roleKey(arn string) string {
 	parts := strings.SplitN(arn, ":", 6)
 	if len(parts) < 6 {
@@ -170,8 +172,8 @@ func roleKey(arn string) string {
 	return parts[4] + "/" + parts[5][strings.LastIndexByte(parts[5], '/')+1:]
 }
 
-// attribute says what a detection is about: the pod, if the session or the account says which; else the workload of the
-// account's pods, whose incident it joins without a pod to hold; else the role or the user.
+// attribute sets the subject of a detection: the pod, if the session or the service account identifies it; otherwise
+// the workload of the account's pods, whose incident it joins without a pod to contain; otherwise the role or the user.
 func (c *CloudEventHandler) attribute(ctx context.Context, d *sensors.Detection, pods []corev1.Pod) error {
 	a := d.Event.Cloud
 	pod := sensors.Pod{Namespace: a.Namespace, Name: a.Pod, UID: a.PodUID}
@@ -196,14 +198,16 @@ func (c *CloudEventHandler) attribute(ctx context.Context, d *sensors.Detection,
 	if a.Role != "" {
 		d.Event.Subject = sensors.Subject{Kind: "Role", Name: fmt.Sprintf("%s/%s", a.Account, a.Role)}
 	}
-	if d.Event.Subject.Name == "" || a.EventName == "ConsoleLogin" && a.ErrorCode != "" { // whoever was refused is not that user
+	// a failed login was not made by that user
+	if d.Event.Subject.Name == "" || a.EventName == "ConsoleLogin" && a.ErrorCode != "" {
 		d.Event.Subject = sensors.Subject{Kind: "Account", Name: a.Account}
 	}
 	for i := range pods {
 		w := c.SourceServer.Ingester.podOwner(ctx, &pods[i])
 		owner := sensors.Workload{Kind: w.Kind, Name: w.Name}
 		if i > 0 && owner != d.Event.Container.Workload {
-			d.Event.Container, d.TargetConfirmed = sensors.Container{}, false // pods of several workloads have this account
+			// pods of several workloads use this service account
+			d.Event.Container, d.TargetConfirmed = sensors.Container{}, false
 			break
 		}
 		d.Event.Container, d.TargetConfirmed = sensors.Container{Workload: owner, Pod: sensors.Pod{Namespace: pods[i].Namespace, ServiceAccount: a.ServiceAccount}}, true
@@ -214,7 +218,7 @@ func (c *CloudEventHandler) attribute(ctx context.Context, d *sensors.Detection,
 	return nil
 }
 
-// describeCloudCall says who called what, from where, in a sentence.
+// describeCloudCall returns who made which call, and from where, in one sentence.
 func describeCloudCall(a sensors.Cloud) string {
 	who := a.Principal
 	if who == "" {

@@ -12,19 +12,19 @@ import (
 	"k8s.io/client-go/kubernetes"
 )
 
-// TokenAudience is whom a token for Stanch must be made for: a token that was made for something else is refused, so that
-// whoever is shown one elsewhere cannot answer with it here.
+// TokenAudience is the audience of tokens for Stanch. Tokens for other audiences are refused, so that whoever receives
+// one elsewhere cannot use it here.
 const TokenAudience = "stanch"
 
 // ClusterAPI is the API in a cluster: over TLS, with a Kubernetes token that the API server reviews.
 type ClusterAPI struct {
 	API
 	Kube kubernetes.Interface
-	// Enroller gives nodes their first certificate; nil gives none.
+	// Enroller issues nodes their first certificate; nil disables enrollment.
 	Enroller *Enroller
 }
 
-// HTTPServer is the HTTP server; who serves it adds TLS.
+// HTTPServer returns the HTTP server; the caller adds TLS.
 func (m *ClusterAPI) HTTPServer() *http.Server {
 	m.Identify = m.identifyTokenUser
 	m.AuthorizeRead = func(r *http.Request) error { _, err := m.identifyTokenUser(r); return err }
@@ -43,7 +43,8 @@ func (m *ClusterAPI) identifyTokenUser(r *http.Request) (Principal, error) {
 	if !ok || token == "" || len(token) > 16<<10 {
 		return Principal{}, &httpError{http.StatusUnauthorized, "say who you are with a Kubernetes token: `kubectl create token NAME --audience " + TokenAudience + "`"}
 	}
-	// Before the API server is asked: a flood of bad tokens must not become a flood there.
+	// The rate limit is checked before the token review, so that a flood of invalid tokens does not reach the API
+	// server.
 	if !m.rateLimiter.allow("address:" + hostFromAddress(r.RemoteAddr)) {
 		return Principal{}, &httpError{http.StatusTooManyRequests, "too many requests; wait a moment"}
 	}

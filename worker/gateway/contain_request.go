@@ -40,7 +40,7 @@ type ContainRequest struct {
 	Target string `json:"target"`
 	// UID is the UID of the pod, if the caller knows it; a pod of that name with another UID is refused.
 	UID string `json:"uid,omitempty"`
-	// Node is the node of a container outside of a cluster; "" asks the connected nodes.
+	// Node is the node of a container outside the cluster; "" asks the connected nodes.
 	Node string `json:"node,omitempty"`
 	// Action and Duration, or Playbook, say what to do.
 	Action   string        `json:"action,omitempty"`
@@ -178,8 +178,8 @@ func toManualRequestDetection(d sensors.Detection, r sensors.ManualRequest, s Pr
 	return d
 }
 
-// startRequests sends the request to the incidents of its targets, and calls note for each incident. Its error says
-// how many targets were requested before.
+// startRequests sends the request to the incidents of its targets, and calls note for each incident. With an error, it
+// says how many targets were requested before.
 func (d *ApprovalService) startRequests(ctx context.Context, answer *ContainResponse, found []sensors.Detection, permitted *attestation.ManualRequest, note func(incident string)) error {
 	for n, one := range found {
 		in, err := d.startRequest(ctx, one, permitted)
@@ -223,7 +223,7 @@ func (d *ApprovalService) latestIncident(ctx context.Context, key string) (playb
 	if err == nil {
 		err = value.Get(&in)
 	}
-	return in, err //nolint:wrapcheck // the caller names what is read
+	return in, err //nolint:wrapcheck // the caller adds context
 }
 
 // planDryRun adds to answer what each containment of the playbook would change, and what the guards decide. It has no
@@ -269,7 +269,7 @@ func (d *ApprovalService) planDryRun(ctx context.Context, cfg *config.Config, an
 	return nil
 }
 
-// containmentStep is a containment step, with the approval that encloses it; nil outside of an approval.
+// containmentStep is a containment step with its enclosing approval; nil without one.
 type containmentStep struct {
 	*playbooks.Step
 	program  *playbooks.Program
@@ -303,5 +303,5 @@ func containmentSteps(p *playbooks.Program) []containmentStep {
 	return out
 }
 
-// shortContainerIDPattern matches the beginning of a container id, as lists show it.
+// shortContainerIDPattern matches a prefix of a container id, as lists show it.
 var shortContainerIDPattern = regexp.MustCompile(`^[0-9a-f]{12,63}$`)

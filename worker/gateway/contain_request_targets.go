@@ -14,8 +14,8 @@ import (
 	"stanch/workflows/incident"
 )
 
-// resolveTargets resolves the target of a request to detections that have everything but what happened. The API
-// server resolves a pod, which is then identified by its UID; a node resolves a container outside of a cluster.
+// resolveTargets resolves the target of a request to detections without an event. The API server resolves a pod, which
+// is then identified by its UID; a node resolves a container outside the cluster.
 func (d *ApprovalService) resolveTargets(ctx context.Context, q ContainRequest) ([]sensors.Detection, error) {
 	name := strings.TrimPrefix(q.Target, "pod/")
 	namespace, pod, isPod := strings.Cut(name, "/")
@@ -51,9 +51,9 @@ func (d *ApprovalService) resolveTargets(ctx context.Context, q ContainRequest) 
 	return []sensors.Detection{one}, nil
 }
 
-// completeContainerID returns the complete id for the beginning of a container id, if exactly one container of all
-// incidents has it. An id that matches none is returned unchanged. Nodes are asked about, and signatures made for,
-// complete ids only.
+// completeContainerID returns the complete id for a prefix of a container id, if exactly one container of all incidents
+// matches. An id that matches none is returned unchanged. Nodes are queried, and statements signed, for complete ids
+// only.
 func (d *ApprovalService) completeContainerID(ctx context.Context, id string) (string, error) {
 	if !shortContainerIDPattern.MatchString(id) {
 		return id, nil
@@ -152,8 +152,8 @@ func (d *ApprovalService) resolveContainer(ctx context.Context, id, node string)
 	return d.matchDetectedName(ctx, one)
 }
 
-// matchDetectedName sets the name under which a container outside of a cluster was detected, so that the request
-// joins its incident.
+// matchDetectedName sets the name under which a container outside the cluster was detected, so that the request joins
+// its incident.
 func (d *ApprovalService) matchDetectedName(ctx context.Context, one sensors.Detection) (sensors.Detection, error) {
 	open, err := d.QueryService.Incidents(ctx)
 	if err != nil {

@@ -37,7 +37,7 @@ func webPodIncidentWorkflow(ctx workflow.Context, _ string) error {
 	return nil
 }
 
-// A name that another pod has by now contains neither: what was asked for is a UID, and so is what is planned.
+// If another pod has the name by now, neither is contained: a request is for a UID, and so is its plan.
 func TestARequestIsForAPodAndNotForItsName(t *testing.T) {
 	api := newFakeAPIServer(t)
 	api.addPod("shop", "web", "u-1", "node-a")
@@ -75,7 +75,7 @@ func TestARequestIsForAPodAndNotForItsName(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, "u-1", found.Targets[0].Target.UID)
 
-	api.addPod("shop", "web", "u-2", "node-a") // the next pod of the name
+	api.addPod("shop", "web", "u-2", "node-a") // the next pod with this name
 	found, err = d.Contain(t.Context(), ann, dry)
 	require.NoError(t, err)
 	require.Equal(t, "u-2", found.Targets[0].Target.UID)
@@ -92,7 +92,7 @@ func TestARequestIsForAPodAndNotForItsName(t *testing.T) {
 		require.Error(t, err, target)
 	}
 
-	// People of other scopes, people who are nobody, and drills.
+	// Approvers of other scopes, unknown people, and drills.
 	for _, s := range []gateway.Principal{
 		{Person: config.Person{Name: "ben", Groups: []string{"interns"}}, RateLimitKey: "ben"},
 		{RateLimitKey: "nobody"},
@@ -113,7 +113,7 @@ func TestARequestIsForAPodAndNotForItsName(t *testing.T) {
 	require.Equal(t, []string{"u-1", "u-1", "u-2"}, uids, "and nothing of what was refused")
 }
 
-// podPairIncidentWorkflow is the incident of two pods, or one that has run as many playbooks as people may add to.
+// podPairIncidentWorkflow is the incident of two pods, or one with the maximum number of manual runs.
 func podPairIncidentWorkflow(ctx workflow.Context, id string) error {
 	in := playbooks.Incident{ID: id, Status: "open", Targets: []playbooks.Target{
 		{Kind: playbooks.TargetPod, Namespace: "shop", Name: "web", UID: "u-1"}, {Kind: playbooks.TargetPod, Namespace: "shop", Name: "db", UID: "u-2"},
@@ -128,7 +128,7 @@ func podPairIncidentWorkflow(ctx workflow.Context, id string) error {
 	return nil
 }
 
-// An incident takes a bounded number of requests. Those that came before one that is refused are noted all the same.
+// An incident accepts a limited number of requests. Those before a refused one are recorded.
 func TestAnIncidentTakesABoundedNumberOfRequests(t *testing.T) {
 	const full = "INC-01ARZ3NDEKTSV4RRFFQ69G5FAX"
 	api := newFakeAPIServer(t)
@@ -165,7 +165,7 @@ func TestAnIncidentTakesABoundedNumberOfRequests(t *testing.T) {
 	require.Contains(t, log.String(), `msg="a person requested a containment" person=ann`)
 }
 
-// No sensor and no node makes a person's request.
+// Sensors and nodes cannot send a person's request.
 func TestARequestFromASensorIsRefused(t *testing.T) {
 	api := newFakeAPIServer(t)
 	api.addPod("shop", "web", "u-1", "node-a")

@@ -9,33 +9,33 @@ import (
 	"stanch/worker/config"
 )
 
-// DetectionOutcome is what became of a detection at the gateway.
+// DetectionOutcome is the result of a detection at the gateway.
 type DetectionOutcome string
 
-// What becomes of a detection.
+// The results of a detection.
 const (
 	DetectionAccepted DetectionOutcome = "accepted" // Temporal has it
-	DetectionRefused  DetectionOutcome = "refused"  // it will never be taken
-	DetectionDeferred DetectionOutcome = "later"    // it was not taken now: its sender keeps it and sends it again
+	DetectionRefused  DetectionOutcome = "refused"  // it will never be accepted
+	DetectionDeferred DetectionOutcome = "later"    // not accepted now: the sender keeps it and sends it again
 )
 
-// SourceStanch is the source of what Stanch's own sensor and its health monitor detect.
+// SourceStanch is the source of detections by Stanch's own sensor and health monitor.
 const SourceStanch = "stanch"
 
-// otherSource stands for every source that the configuration does not name: what a sender wrote makes no new one.
+// otherSource replaces every source that the configuration does not name, so that senders cannot create counters.
 const otherSource = "other"
 
-// unknownSeverity stands for every severity that there is not.
+// unknownSeverity replaces every unknown severity.
 const unknownSeverity sensors.Severity = "unknown"
 
-// DetectionKind is what detections are told apart by when they are counted.
+// DetectionKind is the key of the counters.
 type DetectionKind struct {
 	Source   string
 	Severity sensors.Severity
 	Outcome  DetectionOutcome
 }
 
-// DetectionCount is how many came of a kind since the start.
+// DetectionCount is the number of detections of a kind since the start.
 type DetectionCount struct {
 	DetectionKind
 	Count uint64
@@ -63,7 +63,7 @@ func (i *Ingester) countDetection(d sensors.Detection, o DetectionOutcome) {
 	t.byKind[kind]++
 }
 
-// DetectionCounts tells what became of the detections since the start.
+// DetectionCounts returns the number of detections since the start, by kind and outcome.
 func (i *Ingester) DetectionCounts() []DetectionCount {
 	t := &i.counters
 	t.mu.Lock()
@@ -78,7 +78,7 @@ func (i *Ingester) DetectionCounts() []DetectionCount {
 	return out
 }
 
-// QueuedDetections is how many detections wait for Temporal.
+// QueuedDetections returns the number of detections that wait for Temporal.
 func (i *Ingester) QueuedDetections() int {
 	i.mu.Lock()
 	defer i.mu.Unlock()

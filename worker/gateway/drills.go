@@ -33,15 +33,16 @@ const (
 	drillLabel     = "stanch.dev/drill"
 )
 
-// DrillTargets is what a drill registers before its attack starts. Everything in it is checked against the kernel, the
-// API server or IAM: it must have been created after the drill's key.
+// DrillTargets are the targets that a drill registers before its attack starts. They are checked against the kernel,
+// the API server or IAM: each must have been created after the drill's key.
 type DrillTargets struct {
 	// Containers are empty cgroups on the gateway's own machine.
 	Containers []DrillContainer `json:"containers,omitempty"`
 	// Pods and Deployments are names in the namespace of drills.
 	Pods        []string `json:"pods,omitempty"`
 	Deployments []string `json:"deployments,omitempty"`
-	// Roles are names of IAM roles that begin with "stanch-drill-". They exist before the drill, so an operator names them.
+	// Roles are names of IAM roles with the prefix "stanch-drill-". They exist before the drill, so an operator names
+	// them.
 	Roles []string `json:"roles,omitempty"`
 }
 
@@ -115,7 +116,7 @@ func (d *DrillRegistry) NameForKey(secret string) (string, bool) {
 	return k.name, true
 }
 
-// Register puts targets into the scope of the drill with this key: once, and for five minutes.
+// Register adds targets to the scope of the drill with this key: once, and for five minutes.
 func (d *DrillRegistry) Register(ctx context.Context, secret string, targets DrillTargets) (*attestation.DrillRegistration, error) {
 	k, issued, err := d.reserveRegistration(secret, targets)
 	if err != nil {
@@ -133,7 +134,7 @@ func (d *DrillRegistry) Register(ctx context.Context, secret string, targets Dri
 	return k.registration, nil
 }
 
-// reserveRegistration makes sure that a key registers once, also when two requests come at the same time.
+// reserveRegistration ensures that a key registers once, even with two requests at the same time.
 func (d *DrillRegistry) reserveRegistration(secret string, targets DrillTargets) (*drillKey, time.Time, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -192,8 +193,8 @@ var (
 	drillCgroupPathPattern  = regexp.MustCompile(`^/stanch-drill-[0-9a-z]{1,32}/[0-9a-f]{64}$`)
 )
 
-// verifyContainer checks that a cgroup of this machine is empty and newer than the drill's key: what runs already, or holds
-// processes of others, is never a drill's. It lies below the root of the tree, where only root creates cgroups.
+// verifyContainer checks that a cgroup of this machine is empty and newer than the drill's key: a running container, or
+// one with other processes, is never a drill's. It must be below the root of the tree, where only root creates cgroups.
 func verifyContainer(c DrillContainer, issued time.Time) error {
 	if !drillContainerIDPattern.MatchString(c.ID) || !drillCgroupPathPattern.MatchString(c.CgroupPath) || filepath.Base(c.CgroupPath) != c.ID {
 		return &httpError{400, fmt.Sprintf("register drill container %q: invalid id or cgroup path %q", truncateText(c.ID), truncateText(c.CgroupPath))}
@@ -249,8 +250,8 @@ func (d *DrillRegistry) verifyObject(ctx context.Context, kind, name string, iss
 	return kind + ":" + string(meta.UID), nil
 }
 
-// RegistrationFor returns the registration that covers a detection's target, or nil. A container must be in the very cgroup that was
-// registered: its id, its path and its namespace are anybody's to choose.
+// RegistrationFor returns the registration that covers a detection's target, or nil. A container must be in exactly the
+// registered cgroup, because anybody can choose its id, its path and its namespace.
 func (d *DrillRegistry) RegistrationFor(x sensors.Detection, target string) *attestation.DrillRegistration {
 	if d == nil {
 		return nil

@@ -19,37 +19,38 @@ import (
 	"stanch/sensors/attestation"
 )
 
-// EnrollAudience is whom a sensor's token must be made for. With such a token the API server lets nobody do anything.
+// EnrollAudience is the audience of a sensor's token. The API server accepts such a token for nothing.
 const EnrollAudience = "stanch-gateway"
 
-// Enroller gives a node its first certificate. The node proves who it is with its sensor's token, which Kubernetes made for
-// one pod on one node: no secret is shared, and who took a node over gets a certificate for that node alone.
+// Enroller issues a node's first certificate. The node proves its identity with its sensor's token, which Kubernetes
+// issued for one pod on one node: there is no shared secret, and a compromised node gets a certificate for itself only.
 type Enroller struct {
 	Kube kubernetes.Interface
-	// Namespace and Account are those of the sensor's pods.
+	// Namespace and ServiceAccount are those of the sensor's pods.
 	Namespace, ServiceAccount string
 	SignCSR                   func(ctx context.Context, node string, csr []byte) ([]byte, error)
 	Log                       *slog.Logger
-	// KeySet is the authority's keys, which the node pins.
+	// KeySet contains the authority's keys, which the node pins.
 	KeySet attestation.KeySet
 
 	addressLimiter principalRateLimiter
 	renewalLimiter renewalLimiter
 }
 
-// EnrollRequest is what a sensor posts; its token is in the header.
+// EnrollRequest is the body that a sensor posts; its token is in the header.
 type EnrollRequest struct {
 	CSR []byte `json:"csr"`
 }
 
-// EnrollResponse is what it gets.
+// EnrollResponse is the response to a sensor.
 type EnrollResponse struct {
 	Node        string `json:"node"`
 	Certificate string `json:"certificate"`
-	// Keys are what the node verifies commands with from now on.
+	// Keys are the keys with which the node verifies commands from now on.
 	Keys attestation.KeySet `json:"keys"`
 }
 
+// ServeHTTP handles an enrollment request.
 func (e *Enroller) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	answer, err := e.enroll(r)
 	w.Header().Set("Content-Type", "application/json")
@@ -91,14 +92,14 @@ func (e *Enroller) enroll(r *http.Request) (*EnrollResponse, error) {
 	return &EnrollResponse{Node: node, Certificate: string(certificate), Keys: e.KeySet}, nil
 }
 
-// The extras of a token that is bound to a pod.
+// The extra claims of a token that is bound to a pod.
 const (
 	extraPodName  = "authentication.kubernetes.io/pod-name"
 	extraPodUID   = "authentication.kubernetes.io/pod-uid"
 	extraNodeName = "authentication.kubernetes.io/node-name"
 )
 
-// nodeForToken is the node of the pod that a token was made for, by the API server's word alone.
+// nodeForToken returns the node of the pod that a token was issued for, according to the API server only.
 func (e *Enroller) nodeForToken(ctx context.Context, token string) (string, error) {
 	review, err := e.Kube.AuthenticationV1().TokenReviews().Create(ctx, &authenticationv1.TokenReview{
 		Spec: authenticationv1.TokenReviewSpec{Token: token, Audiences: []string{EnrollAudience}},
@@ -139,7 +140,7 @@ func singleValue(values authenticationv1.ExtraValue) string {
 	return values[0]
 }
 
-// certificateExpiry is when a certificate ends.
+// certificateExpiry returns the end of a certificate; the zero time if it cannot be parsed.
 func certificateExpiry(certificate []byte) time.Time {
 	block, _ := pem.Decode(certificate)
 	if block == nil {

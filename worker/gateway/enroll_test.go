@@ -98,7 +98,7 @@ func TestASensorEnrolsWithItsPodsTokenForItsOwnNodeOnly(t *testing.T) {
 	require.Equal(t, auth.Keyring(), pins.Keyring())
 	require.Equal(t, auth.Keyring(), kept.Keyring(), "an offline sensor that starts anew knows the keys")
 
-	// Who answers as the gateway later, with another authority, changes nothing of what is pinned.
+	// A later response with another authority does not change the pinned keys.
 	other, err := authority.OpenOrCreate(t.TempDir())
 	require.NoError(t, err)
 	enrol.KeySet = other.KeySet()

@@ -15,7 +15,7 @@ import (
 	"stanch/workflows/lease"
 )
 
-// extendableLeaseWorkflow is a lease that holds for a time and takes in extensions.
+// extendableLeaseWorkflow is a lease that runs for a time and accepts extensions.
 func extendableLeaseWorkflow(ctx workflow.Context, d time.Duration) error {
 	m := &lease.Machine{LeaseID: lease.IDFromFirstRun(workflow.GetInfo(ctx).FirstRunID), State: lease.StateHeld, Action: "pod.isolate", Target: playbooks.Target{Kind: playbooks.TargetPod, UID: "1"}}
 	m.Holders = map[string]*lease.Holder{"one": {ID: "one", ExpiresAt: workflow.Now(ctx).Add(d)}}
@@ -29,7 +29,7 @@ func extendableLeaseWorkflow(ctx workflow.Context, d time.Duration) error {
 	}
 }
 
-// `--for` counts from now: a lease that already holds longer is left as it is, and the answer says until when.
+// `--for` counts from now: a lease with a later end is unchanged, and the response names its end.
 func TestExtendNeverShortensALease(t *testing.T) {
 	s := temporal.Start(t, map[string]any{"Lease": extendableLeaseWorkflow})
 	d, operator := newApprovalService(t, s), gateway.Principal{Person: config.Person{Name: "ann"}, AuthenticatedBy: "uid 7", IsOperator: true}

@@ -9,7 +9,8 @@ import (
 	"stanch/sensors/gatewayrpc"
 )
 
-// nodesRunningContainer lists the nodes connected here that run a container: the one given, or any. The nodes say it themselves.
+// nodesRunningContainer returns the nodes connected here that run a container: the given one, or any. It asks the
+// nodes.
 func (h *NodeServer) nodesRunningContainer(ctx context.Context, container, node string) ([]string, error) {
 	names := slices.Sorted(maps.Keys(h.ConnectedNodes()))
 	if node != "" {

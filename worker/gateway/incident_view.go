@@ -22,14 +22,14 @@ type IncidentView struct {
 	Headline string `json:"headline,omitempty"`
 	// OutcomeText summarizes the playbook runs, those that contained first; "" before any ran.
 	OutcomeText string `json:"outcome_text,omitempty"`
-	// OpenApprovals are the open questions, the first to expire first.
+	// OpenApprovals are the pending approval requests, ordered by deadline.
 	OpenApprovals []OpenApproval `json:"open_approvals,omitempty"`
 	// RefusedWhilePaused are the containments that were refused while new ones were paused, and whose targets nothing
 	// contained since.
 	RefusedWhilePaused []display.RefusedContainment `json:"refused_while_paused,omitempty"`
 }
 
-// OpenApproval is an open question of an incident, for one viewer.
+// OpenApproval is a pending approval request of an incident, for one viewer.
 type OpenApproval struct {
 	Name       string    `json:"name"` // the qualified id
 	Title      string    `json:"title"`
@@ -120,7 +120,7 @@ func (a *API) viewIncident(r *http.Request, id string) (IncidentView, error) {
 	}
 	var pending []activities.ApprovalRequest
 	if in.Status == "open" {
-		pending, _ = a.QueryService.PendingApprovals(r.Context(), id) // unreadable questions are left out
+		pending, _ = a.QueryService.PendingApprovals(r.Context(), id) // unreadable requests are omitted
 	}
 	return a.newViewBuilder(r).buildView(r.Context(), in, pending), nil
 }
@@ -141,7 +141,7 @@ func (a *API) viewIncidents(r *http.Request) ([]IncidentView, error) {
 	return out, nil
 }
 
-// buildView returns an incident with its open questions, for the viewer.
+// buildView returns an incident with its pending approval requests, for the viewer.
 func (v *viewBuilder) buildView(ctx context.Context, in playbooks.Incident, pending []activities.ApprovalRequest) IncidentView {
 	worst, _ := display.HeadlineDetection(in)
 	out := IncidentView{Incident: in, StatusText: display.DescribeStatus(in), Headline: worst.Title, OutcomeText: display.SummarizeOutcomes(in)}
@@ -167,7 +167,7 @@ type viewBuilder struct {
 	principal         Principal
 	config            *config.Config
 	authenticated     bool
-	groupsByApprovers map[string][]string // by the approvers of a question
+	groupsByApprovers map[string][]string // by the approvers of a request
 	pausedBy          string              // who paused new containments; "" if not paused
 }
 
@@ -182,7 +182,7 @@ func (a *API) newViewBuilder(r *http.Request) *viewBuilder {
 	return v
 }
 
-// warnings returns why an approval of a question may have no effect.
+// warnings returns why approving a request may have no effect.
 func (v *viewBuilder) warnings(in playbooks.Incident, q activities.ApprovalRequest) (out []string) {
 	if v.pausedBy != "" && len(q.Plans) > 0 {
 		out = append(out, pausedWarning(v.pausedBy))

@@ -31,7 +31,7 @@ func knownIncidentWorkflow(ctx workflow.Context, in playbooks.Incident) (playboo
 	return in, nil
 }
 
-// runningPlaybookWorkflow is a playbook under way: what it has done so far and what it asks.
+// runningPlaybookWorkflow is a running playbook: its steps so far and its approval requests.
 func runningPlaybookWorkflow(ctx workflow.Context, report playbook.Report, asks []testRequest) error {
 	var open []activities.ApprovalRequest
 	for _, a := range asks {
@@ -47,7 +47,7 @@ func runningPlaybookWorkflow(ctx workflow.Context, report playbook.Report, asks 
 	return nil
 }
 
-// servedAPI is an API whose callers say in a header who they are.
+// servedAPI is an API whose callers identify themselves in a header.
 type servedAPI struct {
 	*gateway.API
 	url string
@@ -69,7 +69,7 @@ func newServedAPI(t *testing.T, s *temporal.Server) *servedAPI {
 	return &servedAPI{API: api, url: server.URL}
 }
 
-// callAs asks as a person and decodes the answer.
+// callAs calls the API as a person and decodes the response.
 func (s *servedAPI) callAs(t *testing.T, who, method, path, body string, out any) {
 	t.Helper()
 	r, err := http.NewRequestWithContext(t.Context(), method, s.url+path, strings.NewReader(body))
@@ -82,7 +82,7 @@ func (s *servedAPI) callAs(t *testing.T, who, method, path, body string, out any
 	require.NoError(t, json.NewDecoder(resp.Body).Decode(out))
 }
 
-// While a playbook waits for an answer everybody sees what it has done, what it asks, and whom.
+// While a playbook waits for an approval, everybody sees its steps, its request, and the approvers.
 func TestLiveStateIsShownWhileAQuestionIsOpen(t *testing.T) {
 	s := temporal.Start(t, map[string]any{"Incident": knownIncidentWorkflow, "Playbook": runningPlaybookWorkflow})
 	api := newServedAPI(t, s)
@@ -129,14 +129,14 @@ func TestLiveStateIsShownWhileAQuestionIsOpen(t *testing.T) {
 	require.Equal(t, []string{"miner"}, status.Playbooks)
 	require.Equal(t, []string{"no sensor is connected: nothing is detected or contained on a node"}, status.Problems)
 
-	// Slack reads the same.
+	// Slack shows the same.
 	shown, err := api.QueryService.Incident(t.Context(), testIncidentID)
 	require.NoError(t, err)
 	require.Equal(t, in.Evidence, shown.Evidence)
 	require.Equal(t, in.Timeline, shown.Timeline)
 }
 
-// A question that too few may answer, or that is approved while new containments are paused, says so before anybody waits.
+// A request that too few people may approve, or that is approved while new containments are paused, shows a warning.
 func TestAQuestionSaysWhatAYesWouldNotBringAbout(t *testing.T) {
 	s := temporal.Start(t, map[string]any{"Incident": knownIncidentWorkflow, "Playbook": approvalWorkflow})
 	api := newServedAPI(t, s)
@@ -172,7 +172,7 @@ func TestAQuestionSaysWhatAYesWouldNotBringAbout(t *testing.T) {
 		"containments are paused (")
 }
 
-// What was refused while paused is not forgotten by the resume.
+// Containments that were refused while paused are listed at the resume.
 func TestWhatWasRefusedWhilePausedIsOffered(t *testing.T) {
 	s := temporal.Start(t, map[string]any{"Incident": knownIncidentWorkflow, "Lease": extendableLeaseWorkflow})
 	api := newServedAPI(t, s)

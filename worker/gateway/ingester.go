@@ -31,25 +31,28 @@ import (
 	"stanch/workflows/lease"
 )
 
-// Bounds of what is accepted.
+// Limits of what is accepted.
 const (
 	maxDetectionBytes  = gatewayrpc.MaxDetectionBytes
 	maxBatchDetections = 100
-	// maxSignalBytes bounds what one signal brings, in bytes of its detections: Temporal takes two megabytes, and never one more.
+	// maxSignalBytes is the maximum size of a signal's detections: Temporal accepts at most two megabytes.
 	maxSignalBytes      = 1 << 20
 	maxQueuedDetections = 20_000
 	maxClockAhead       = 2 * time.Minute
 	maxActorBytes       = 2048
 )
 
-// TemporaryError says that a detection may be sent again.
+// TemporaryError means that a detection may be sent again.
 type TemporaryError struct{ Err error }
 
+// Error implements error.
 func (e *TemporaryError) Error() string { return e.Err.Error() }
+
+// Unwrap returns Err.
 func (e *TemporaryError) Unwrap() error { return e.Err }
 
-// Ingester attests detections and gives them to their incidents, in batches: however many arrive in a second, an
-// incident gets few signals, and what is alike is counted.
+// Ingester attests detections and sends them to their incidents in batches: a flood of detections causes few signals,
+// and similar detections are counted. It is safe for concurrent use.
 type Ingester struct {
 	Temporal    client.Client
 	Authority   *authority.Authority
@@ -57,15 +60,15 @@ type Ingester struct {
 	Kube        kubernetes.Interface // nil without a cluster
 	LeaseTiming lease.Timing
 	Log         *slog.Logger
-	// DrillRegistry are the registered targets of drills. Nil: nothing is in a drill's scope.
+	// DrillRegistry contains the registered targets of drills. With nil, nothing is in a drill's scope.
 	DrillRegistry *DrillRegistry
-	// ChatEnabled: incidents are shown in a chat.
+	// ChatEnabled means that incidents have a chat message.
 	ChatEnabled bool
 	// IncidentWorkflow is the workflow function.
 	IncidentWorkflow any
-	// OnAccepted is told every detection that Temporal has. It must not wait. Nil does nothing.
+	// OnAccepted is called for every detection that Temporal has accepted. It must not block. Nil does nothing.
 	OnAccepted func(sensors.Detection)
-	// Tracer tells of what is accepted. Nil tells nobody.
+	// Tracer traces accepted detections. Nil disables tracing.
 	Tracer trace.Tracer
 	// Failpoint is called at named points, so that tests can kill the process there. Nil does nothing.
 	Failpoint func(point string)
@@ -77,7 +80,7 @@ type Ingester struct {
 	podCache         podCache
 }
 
-// incidentQueue is the detections of one incident that wait for Temporal.
+// incidentQueue contains the detections of one incident that wait for Temporal.
 type incidentQueue struct {
 	waiting  []*queuedDetection
 	draining bool
@@ -85,13 +88,13 @@ type incidentQueue struct {
 
 type queuedDetection struct {
 	detection     sensors.Detection
-	manualRequest *attestation.ManualRequest // what a person asked for; nil of what was detected
+	manualRequest *attestation.ManualRequest // a person's request; nil for a detection
 	sizeBytes     int
 	results       []chan error
 	receivedAt    time.Time
 }
 
-// countFittingSignal is how many of what waits go into one signal: at least one.
+// countFittingSignal returns how many waiting detections fit into one signal: at least one.
 func countFittingSignal(waiting []*queuedDetection) int {
 	size := 0
 	for n, it := range waiting[:min(len(waiting), maxBatchDetections)] {
@@ -102,7 +105,7 @@ func countFittingSignal(waiting []*queuedDetection) int {
 	return min(len(waiting), maxBatchDetections)
 }
 
-// DecodeDetection reads one detection strictly: what is too large or not of the shape is refused.
+// DecodeDetection parses one detection strictly. It returns an error if the detection is too large or malformed.
 func DecodeDetection(raw []byte) (sensors.Detection, error) {
 	var d sensors.Detection
 	if len(raw) > maxDetectionBytes {
@@ -116,7 +119,7 @@ func DecodeDetection(raw []byte) (sensors.Detection, error) {
 	return d, nil
 }
 
-// Check returns why a detection will never be accepted, or a *TemporaryError if it cannot be told now, and completes its
+// Check returns why a detection will never be accepted, or a *TemporaryError if that is unknown now, and completes its
 // pod from the API server. from is the node that sent it, "" for another source.
 func (i *Ingester) Check(ctx context.Context, d *sensors.Detection, from string) error {
 	err := i.checkDetection(ctx, d, from)
@@ -160,7 +163,7 @@ func (i *Ingester) checkDetection(ctx context.Context, d *sensors.Detection, fro
 	case d.Event.Subject != (sensors.Subject{}) && from != "":
 		return errors.New("it is about something that is not the node's to tell of")
 	}
-	if !d.TargetConfirmed { // else it was looked up to find out what it is about
+	if !d.TargetConfirmed { // otherwise the look-up was only for its subject
 		if err := i.verifyPodIdentity(ctx, d, from); err != nil {
 			return err
 		}
@@ -171,7 +174,7 @@ func (i *Ingester) checkDetection(ctx context.Context, d *sensors.Detection, fro
 	return nil
 }
 
-// Accept gives detections to their incidents and returns when Temporal has all of them.
+// Accept sends detections to their incidents, and returns when Temporal has all of them.
 func (i *Ingester) Accept(ctx context.Context, detections []sensors.Detection) error {
 	var waits []chan error
 	for _, d := range detections {
@@ -203,9 +206,9 @@ func (i *Ingester) Accept(ctx context.Context, detections []sensors.Detection) e
 	return nil
 }
 
-// GroupingKey is the grouping key of a detection: one incident for each workload. Whose pod or container it is may be a sender's
-// word alone. Such a detection groups with those of the same node only: what one node says must never stand in the way of
-// what another's says of the same target.
+// GroupingKey returns the grouping key of a detection: one incident for each workload. A detection whose pod or
+// container only the sender claims is grouped with those of the same node only, so that one node's reports never affect
+// how another's about the same target are handled.
 func (i *Ingester) GroupingKey(d sensors.Detection) string {
 	key := i.Config.Cluster + "/" + incident.WorkloadOfDetection(d).String()
 	if incident.HasContainer(d) && !d.TargetConfirmed && d.Node != "" {
@@ -214,7 +217,7 @@ func (i *Ingester) GroupingKey(d sensors.Detection) string {
 	return key
 }
 
-// ingestManualRequest gives a person's request to the incident of its target, attested as what it is.
+// ingestManualRequest sends a person's request to the incident of its target, with its attestation.
 func (i *Ingester) ingestManualRequest(ctx context.Context, d sensors.Detection, requested *attestation.ManualRequest) error {
 	wait, err := i.enqueue(d, requested)
 	if err != nil {
@@ -244,7 +247,7 @@ func (i *Ingester) enqueue(d sensors.Detection, requested *attestation.ManualReq
 		q = &incidentQueue{}
 		i.queuesByIncident[key] = q
 	}
-	// What is alike and still waits is counted: ten thousand in a second cost one signal.
+	// Similar detections that still wait are counted: ten thousand in a second cost one signal.
 	for _, w := range q.waiting {
 		if requested == nil && w.manualRequest == nil && isSameDetection(w.detection, d) {
 			if w.detection.ID != d.ID {
@@ -271,7 +274,7 @@ func isSameDetection(a, b sensors.Detection) bool {
 		a.Event.Actor == b.Event.Actor && a.Event.Subject == b.Event.Subject && a.Event.Kind == b.Event.Kind && a.Event.Syscall == b.Event.Syscall && a.Event.Process.Exe == b.Event.Process.Exe && a.Event.Network == b.Event.Network && a.Event.File == b.Event.File && slices.Equal(a.Event.Process.Args, b.Event.Process.Args)
 }
 
-// drainQueue gives an incident what waits for it until nothing does.
+// drainQueue sends an incident its waiting detections until there are none.
 func (i *Ingester) drainQueue(key string, q *incidentQueue) {
 	for {
 		i.mu.Lock()
@@ -295,7 +298,7 @@ func (i *Ingester) drainQueue(key string, q *incidentQueue) {
 	}
 }
 
-// signalIncident starts or signals the incident with what is attested.
+// signalIncident starts or signals the incident with attested detections.
 func (i *Ingester) signalIncident(key string, batch []*queuedDetection) error {
 	now := time.Now()
 	first := batch[0].detection
@@ -334,7 +337,7 @@ func (i *Ingester) signalIncident(key string, batch []*queuedDetection) error {
 	return nil
 }
 
-// signAttestation signs that a detection was accepted or, with requested, that a person asked.
+// signAttestation signs that a detection was accepted or, with requested, that a person requested something.
 func (i *Ingester) signAttestation(d sensors.Detection, now time.Time, requested *attestation.ManualRequest) (attestation.Envelope, error) {
 	scope, _, drill := i.scopeOfDetection(d)
 	signed, err := i.Authority.Sign(attestation.PayloadTypeAttestation, attestation.Attestation{

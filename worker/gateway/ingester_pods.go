@@ -19,12 +19,12 @@ import (
 	"stanch/sensors"
 )
 
-// podCache keeps pods that were looked up with their owners, so that a hundred alerts about one pod ask the API server
-// once. A pod is kept under its whole identity: what was confirmed of one name says nothing of another.
+// podCache caches pods with their owners, so that a hundred alerts about one pod cause one call to the API server. The
+// key is the complete identity: what was confirmed for one name does not apply to another.
 type podCache struct {
 	mu    sync.Mutex
 	byUID map[string]cachedPod
-	// byContainer are the pods of containers that were looked for by node and id; nil is a container without a pod.
+	// byContainer contains the pods of containers by node and id; nil is a container without a pod.
 	byContainer map[string]cachedPod
 }
 
@@ -37,22 +37,23 @@ type cachedPod struct {
 const (
 	maxCachedPods = 5000
 	podCacheTTL   = 30 * time.Second
-	// stalePodMaxAge is how long a pod that was looked up counts while the API server is away: its UID, node and namespace
+	// stalePodMaxAge is how long a cached pod is used while the API server is unavailable: its UID, node and namespace
 	// never change.
 	stalePodMaxAge = 5 * time.Minute
-	// nodeLookupTimeout and sourceLookupTimeout are how long the API server may take for a node's detection and for that of another sensor,
-	// which can send it again.
+	// nodeLookupTimeout and sourceLookupTimeout limit the look-up for a node's detection, and for one of another
+	// sensor, which can send it again.
 	nodeLookupTimeout   = 1500 * time.Millisecond
 	sourceLookupTimeout = 5 * time.Second
 )
 
-// containerIDPattern is what a runtime calls a container. It is a part of workflow ids, so nothing that divides them may be in it.
+// containerIDPattern matches container ids of runtimes. Ids are part of workflow ids, so they must not contain
+// separators.
 var containerIDPattern = regexp.MustCompile(`^[0-9A-Za-z][0-9A-Za-z_.:-]{0,127}$`)
 
 var podUIDPattern = regexp.MustCompile(`^[0-9A-Za-z][0-9A-Za-z_.-]{0,127}$`)
 
-// checkNames refuses names that are none. They are parts of paths at the API server and of workflow ids, and a name that
-// the client library refuses would look as if the API server were away.
+// checkNames refuses invalid names. They are part of paths at the API server and of workflow ids, and an error of the
+// client library about a name would look like an outage of the API server.
 func checkNames(d sensors.Detection) error {
 	c := d.Event.Container
 	switch pod := c.Pod; {
@@ -67,15 +68,15 @@ func checkNames(d sensors.Detection) error {
 	case c.ID != "" && !containerIDPattern.MatchString(c.ID):
 		return fmt.Errorf("invalid container id %q", truncateText(c.ID))
 	}
-	// Machines outside of a cluster may have capital letters and underscores in their names.
+	// Machines outside a cluster may have capital letters and underscores in their names.
 	if node := strings.ReplaceAll(strings.ToLower(d.Node), "_", "-"); node != "" && len(validation.IsDNS1123Subdomain(node)) > 0 {
 		return fmt.Errorf("invalid node name %q", truncateText(d.Node))
 	}
 	return nil
 }
 
-// dropUnverifiablePod drops the identity of a pod that nobody can look up from an alert that names its container: there it is a label
-// for people, and no reason to refuse the alert.
+// dropUnverifiablePod removes a pod's identity that cannot be looked up from an alert that names its container: there
+// it is only a label for people, and no reason to refuse the alert.
 func (i *Ingester) dropUnverifiablePod(d *sensors.Detection) {
 	c := &d.Event.Container
 	pod := c.Pod
@@ -93,9 +94,9 @@ func (i *Ingester) dropUnverifiablePod(d *sensors.Detection) {
 	}
 }
 
-// verifyPodIdentity replaces what a detection says of its pod by what the API server says: a name is reused, a UID is not, and
-// only the chain of owners tells whose pod it is. from is the node that sent it, "" for another source. It returns a
-// *TemporaryError where the API server cannot say it now and the sender can come again.
+// verifyPodIdentity replaces a detection's data about its pod with the API server's: names are reused, UIDs are not,
+// and only the owner chain identifies the workload. from is the node that sent it, "" for another source. It returns a
+// *TemporaryError if the API server is unavailable and the sender can send it again.
 func (i *Ingester) verifyPodIdentity(ctx context.Context, d *sensors.Detection, from string) error {
 	c := &d.Event.Container
 	if i.Kube == nil {
@@ -120,12 +121,13 @@ func (i *Ingester) verifyPodIdentity(ctx context.Context, d *sensors.Detection, 
 	}
 	switch {
 	case err != nil && from != "" && kube.IsUnavailable(err):
-		// A cluster that is away must not make Stanch blind: the node's word is taken. It makes an incident of its own, which
-		// joins nobody else's, and nothing is contained on it without a person.
+		// During an outage of the API server, a node's claim is accepted, so that Stanch still detects attacks. It gets
+		// a separate incident, and nothing is contained for it without an approval.
 		i.Log.Warn("the API server does not say where a pod runs; the node's word is taken", "pod", c.Pod.Namespace+"/"+c.Pod.Name, "container", c.ID, "error", err)
 		return nil
 	case err != nil && c.Pod.Name == "" && !kube.IsUnavailable(err) && from == "":
-		// An alert with nothing but a container's id is taken as it is where the pod cannot be found; guards ask a person.
+		// An alert with only a container id is accepted unchanged if the pod cannot be found; guards then require an
+		// approval.
 		i.Log.Warn("find the pod of a container", "container", truncateText(c.ID), "node", truncateText(d.Node), "error", err)
 		return nil
 	case err != nil:
@@ -143,7 +145,7 @@ func (i *Ingester) verifyPodIdentity(ctx context.Context, d *sensors.Detection, 
 	return nil
 }
 
-// completePod looks up the pod that a detection of a request or of a call is about.
+// completePod looks up the pod of a detection about a request or a call.
 func (i *Ingester) completePod(ctx context.Context, d *sensors.Detection) error {
 	if err := checkNames(*d); err != nil {
 		return err
@@ -151,8 +153,8 @@ func (i *Ingester) completePod(ctx context.Context, d *sensors.Detection) error 
 	return i.verifyPodIdentity(ctx, d, "")
 }
 
-// fallBackToAccount makes a detection that is about an account as well one about the account alone, with the reason why its pod
-// cannot be contained; every other is refused for that reason. What may be known later is asked again.
+// fallBackToAccount changes a detection that is also about an account to the account alone, with the reason why its pod
+// cannot be contained. Other detections are refused for that reason, or retried if it is temporary.
 func (i *Ingester) fallBackToAccount(d *sensors.Detection, from string, err error) error {
 	if later := (*TemporaryError)(nil); from != "" || d.Event.Subject.Name == "" || errors.As(err, &later) {
 		return err
@@ -163,7 +165,7 @@ func (i *Ingester) fallBackToAccount(d *sensors.Detection, from string, err erro
 	return nil
 }
 
-// identityLookupError is what the sender is told: to come again, or that it is refused for good.
+// identityLookupError returns the sender's error: to send it again, or a final refusal.
 func identityLookupError(c sensors.Container, err error) error {
 	what := fmt.Errorf("look up pod %s/%s: %w", truncateText(c.Pod.Namespace), truncateText(c.Pod.Name), err)
 	switch {
@@ -175,7 +177,7 @@ func identityLookupError(c sensors.Container, err error) error {
 	return &TemporaryError{what}
 }
 
-// applyVerifiedPod takes over what the API server says.
+// applyVerifiedPod copies the API server's data into the detection.
 func applyVerifiedPod(d *sensors.Detection, found cachedPod) {
 	got, c := found.pod, &d.Event.Container
 	pod := &c.Pod
@@ -196,8 +198,8 @@ func applyVerifiedPod(d *sensors.Detection, found cachedPod) {
 	d.TargetConfirmed = true
 }
 
-// lookUpPod looks a pod up. What was looked up a moment ago counts only if the report shows that it means the same pod, by its
-// UID or by one of its containers: by its name alone it may mean the next one.
+// lookUpPod looks up a pod. A cached pod counts only if the report identifies it by UID or by one of its containers:
+// the name alone may mean its successor.
 func (i *Ingester) lookUpPod(ctx context.Context, c sensors.Container) (cachedPod, error) {
 	key := c.Pod.Namespace + "/" + c.Pod.Name
 	i.podCache.mu.Lock()
@@ -212,12 +214,12 @@ func (i *Ingester) lookUpPod(ctx context.Context, c sensors.Container) (cachedPo
 		if same && kube.IsUnavailable(err) && time.Since(kept.cachedAt) < stalePodMaxAge {
 			return kept, nil
 		}
-		return cachedPod{}, err //nolint:wrapcheck // the caller says what was looked up
+		return cachedPod{}, err //nolint:wrapcheck // the caller adds context
 	}
 	return i.cachePod(ctx, got), nil
 }
 
-// cachePod resolves the owners of a pod and keeps both. A chain that could not be read to its end is not kept.
+// cachePod resolves the owners of a pod and caches both. An incomplete owner chain is not cached.
 func (i *Ingester) cachePod(ctx context.Context, got *corev1.Pod) cachedPod {
 	found := cachedPod{pod: trimPod(got), facts: kube.PodTargetFacts(ctx, i.Kube, got), cachedAt: time.Now()}
 	if found.facts.IncompleteReason != "" {
@@ -235,7 +237,8 @@ func (i *Ingester) cachePod(ctx context.Context, got *corev1.Pod) cachedPod {
 	return found
 }
 
-// lookUpPodByContainer finds the pod of a container by its node and the beginning of its id; no pod is a container of a machine.
+// lookUpPodByContainer finds the pod of a container by its node and the prefix of its id. Without a pod, it is a
+// container on a host.
 func (i *Ingester) lookUpPodByContainer(ctx context.Context, node, id string) (cachedPod, error) {
 	key := node + "/" + id
 	i.podCache.mu.Lock()
@@ -252,7 +255,7 @@ func (i *Ingester) lookUpPodByContainer(ctx context.Context, node, id string) (c
 		if ok && kube.IsUnavailable(err) && time.Since(kept.cachedAt) < stalePodMaxAge {
 			return kept, nil
 		}
-		return cachedPod{}, err //nolint:wrapcheck // it says what was looked for
+		return cachedPod{}, err //nolint:wrapcheck // the error names the look-up
 	}
 	found := cachedPod{cachedAt: time.Now()}
 	if got != nil {
@@ -267,12 +270,12 @@ func (i *Ingester) lookUpPodByContainer(ctx context.Context, node, id string) (c
 	return found, nil
 }
 
-// podOwner is the workload that owns a pod that was listed.
+// podOwner returns the workload that owns a listed pod.
 func (i *Ingester) podOwner(ctx context.Context, pod *corev1.Pod) playbooks.WorkloadIdentity {
 	return kube.PodTargetFacts(ctx, i.Kube, pod).Workload()
 }
 
-// trimPod is what is read of a pod that is kept: thousands of whole pods would be much memory.
+// trimPod keeps only the used fields of a cached pod, to save memory.
 func trimPod(p *corev1.Pod) *corev1.Pod {
 	var annotations map[string]string
 	for _, key := range []string{corev1.MirrorPodAnnotationKey, "kubernetes.io/config.hash"} {

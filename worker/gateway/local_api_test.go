@@ -19,10 +19,9 @@ import (
 	"stanch/worker/guards"
 )
 
-// While somebody edits the configuration and it cannot be read, who runs Stanch can stop it all the same, and nobody
-// can answer a question.
+// While the configuration is invalid during an edit, the operator can still pause, and nobody can approve.
 func TestADamagedConfigurationTakesNobodyTheSwitch(t *testing.T) {
-	dir, err := os.MkdirTemp("", "local-") // a socket's path is short
+	dir, err := os.MkdirTemp("", "local-") // a socket's path must be short
 	require.NoError(t, err)
 	t.Cleanup(func() { _ = os.RemoveAll(dir) })
 	a, err := authority.OpenOrCreate(dir)

@@ -16,8 +16,8 @@ import (
 // NoSocketGroup lets only the user who runs Stanch, and root, connect to the local socket.
 const NoSocketGroup = -1
 
-// LookUpSocketGroup returns the id of the group that may connect to the local socket; NoSocketGroup for the empty name. The error
-// of an unknown group says how to create it.
+// LookUpSocketGroup returns the id of the group that may connect to the local socket; NoSocketGroup for the empty name.
+// The error of an unknown group says how to create it.
 func LookUpSocketGroup(name string) (int, error) {
 	if name == "" {
 		return NoSocketGroup, nil
@@ -36,10 +36,10 @@ func LookUpSocketGroup(name string) (int, error) {
 	return gid, nil
 }
 
-// ListenLocalSocket opens the local socket. Only root, the user who runs Stanch and, unless it is NoSocketGroup, the members of group may
-// connect: the group may pass through the socket's directory, and what is private in it stays so. A directory through
-// which everybody may pass is left as it is: it may hold what is not Stanch's. The kernel's peer credentials, and
-// never the group, say who a person is.
+// ListenLocalSocket opens the local socket. Only root, the user who runs Stanch and, unless it is NoSocketGroup, the
+// members of group may connect: the group may traverse the socket's directory, and private files in it stay private. A
+// directory that everybody may traverse is not changed, because it may contain other programs' files. The kernel's peer
+// credentials identify people, never the group.
 func ListenLocalSocket(path string, group int) (net.Listener, error) {
 	if c, err := net.Dial("unix", path); err == nil { //nolint:noctx // local
 		_ = c.Close()
@@ -56,24 +56,24 @@ func ListenLocalSocket(path string, group int) (net.Listener, error) {
 	return l, nil
 }
 
-// groupTraverseMode is the mode of a directory that a group passes through and does not read.
+// groupTraverseMode is the mode of a directory that a group may traverse but not read.
 const groupTraverseMode fs.FileMode = 0o710
 
 // setSocketAccess sets who may connect to the socket.
 func setSocketAccess(path string, group int) error {
 	dir := filepath.Dir(path)
 	if group == NoSocketGroup {
-		// Take back what an earlier start with a group gave.
+		// Revoke the group's access from an earlier start.
 		if info, err := os.Stat(dir); err == nil && info.Mode().Perm() == groupTraverseMode {
 			if err := os.Chmod(dir, 0o700); err != nil { //nolint:gosec // a directory
-				return err //nolint:wrapcheck // it names the file
+				return err //nolint:wrapcheck // the error names the file
 			}
 		}
-		return os.Chmod(path, 0o600) //nolint:wrapcheck // it names the file
+		return os.Chmod(path, 0o600) //nolint:wrapcheck // the error names the file
 	}
 	info, err := os.Stat(dir)
 	if err != nil {
-		return err //nolint:wrapcheck // it names the directory
+		return err //nolint:wrapcheck // the error names the directory
 	}
 	shared := info.Mode().Perm()&0o001 != 0
 	if !shared {
@@ -83,7 +83,7 @@ func setSocketAccess(path string, group int) error {
 	}
 	abs, err := filepath.Abs(dir)
 	if err != nil {
-		return err //nolint:wrapcheck // it names the file
+		return err //nolint:wrapcheck // the error names the file
 	}
 	for parent := filepath.Dir(abs); ; parent = filepath.Dir(parent) {
 		if err := checkGroupCanTraverse(parent, group); err != nil {
@@ -99,12 +99,12 @@ func setSocketAccess(path string, group int) error {
 	return errors.Join(err, os.Chown(path, -1, group), os.Chmod(path, 0o660)) //nolint:gosec // the group may connect
 }
 
-// restrictSiblingFiles takes every right of groups and others away from what lies beside the socket: whoever passes through the
-// directory must not open a file by its name.
+// restrictSiblingFiles removes all permissions of group and others from the files next to the socket: whoever traverses
+// the directory must not open a file by its name.
 func restrictSiblingFiles(dir, socket string) error {
 	entries, err := os.ReadDir(dir)
 	if err != nil {
-		return err //nolint:wrapcheck // it names the directory
+		return err //nolint:wrapcheck // the error names the directory
 	}
 	for _, e := range entries {
 		path := filepath.Join(dir, e.Name())
@@ -113,23 +113,23 @@ func restrictSiblingFiles(dir, socket string) error {
 			continue
 		}
 		if err != nil {
-			return err //nolint:wrapcheck // it names the file
+			return err //nolint:wrapcheck // the error names the file
 		}
 		if path == socket || info.Mode()&fs.ModeSymlink != 0 || info.Mode().Perm()&0o077 == 0 {
 			continue
 		}
 		if err := os.Chmod(path, info.Mode().Perm()&0o700); err != nil {
-			return err //nolint:wrapcheck // it names the file
+			return err //nolint:wrapcheck // the error names the file
 		}
 	}
 	return nil
 }
 
-// checkGroupCanTraverse returns an error unless members of the group may pass through a directory that is not Stanch's own to change.
+// checkGroupCanTraverse returns an error unless members of the group may traverse a directory that is not Stanch's own.
 func checkGroupCanTraverse(dir string, group int) error {
 	info, err := os.Stat(dir)
 	if err != nil {
-		return err //nolint:wrapcheck // it names the directory
+		return err //nolint:wrapcheck // the error names the directory
 	}
 	var st unix.Stat_t
 	if err := unix.Stat(dir, &st); err != nil {

@@ -13,7 +13,7 @@ import (
 	"stanch/worker/gateway"
 )
 
-// runAsUser runs f on a thread of its own with the file-system rights of another user and group.
+// runAsUser runs f on its own thread with the file-system permissions of another user and group.
 func runAsUser(t *testing.T, uid, gid int, f func() error) error {
 	t.Helper()
 	done := make(chan error)
@@ -37,7 +37,7 @@ func connectTo(path string) func() error {
 	}
 }
 
-// newSocketDir is a short path below a folder that everybody may pass through.
+// newSocketDir returns a short path in a directory that everybody may traverse.
 func newSocketDir(t *testing.T) string {
 	t.Helper()
 	testrequire.RequireRoot(t)
@@ -47,14 +47,14 @@ func newSocketDir(t *testing.T) string {
 	return dir
 }
 
-// Members of the socket's group connect, and read nothing else of the data directory; others do not even connect.
+// Members of the socket's group can connect, but not read anything else in the data directory; others cannot connect.
 func TestOnlyTheSocketGroupConnectsAndReadsNothing(t *testing.T) {
 	const group, uid = 54321, 54322
 	dir := newSocketDir(t)
 	secret, key := filepath.Join(dir, "secret"), filepath.Join(dir, "keys")
-	require.NoError(t, os.WriteFile(secret, []byte("x"), 0o644))                     //nolint:gosec // as an old version left it
-	require.NoError(t, os.Mkdir(key, 0o755))                                         //nolint:gosec // as an old version left it
-	require.NoError(t, os.WriteFile(filepath.Join(key, "seed"), []byte("x"), 0o644)) //nolint:gosec // behind its folder
+	require.NoError(t, os.WriteFile(secret, []byte("x"), 0o644))                     //nolint:gosec // as an earlier version did
+	require.NoError(t, os.Mkdir(key, 0o755))                                         //nolint:gosec // as an earlier version did
+	require.NoError(t, os.WriteFile(filepath.Join(key, "seed"), []byte("x"), 0o644)) //nolint:gosec // protected by its directory
 	socket := filepath.Join(dir, "stanch.sock")
 	l, err := gateway.ListenLocalSocket(socket, group)
 	require.NoError(t, err)
@@ -69,7 +69,7 @@ func TestOnlyTheSocketGroupConnectsAndReadsNothing(t *testing.T) {
 	require.ErrorIs(t, runAsUser(t, uid, group, func() error { _, err := os.ReadDir(dir); return err }), os.ErrPermission)
 	require.NoError(t, l.Close())
 
-	// Without a group the next start takes the way through back.
+	// Without a group, the next start revokes the access.
 	l, err = gateway.ListenLocalSocket(socket, gateway.NoSocketGroup)
 	require.NoError(t, err)
 	defer func() { _ = l.Close() }()
@@ -77,14 +77,15 @@ func TestOnlyTheSocketGroupConnectsAndReadsNothing(t *testing.T) {
 	require.NoError(t, runAsUser(t, 0, 0, connectTo(socket)))
 }
 
-// A directory through which everybody passes is not Stanch's alone: nothing in it is changed, and the socket is the group's.
+// A directory that everybody may traverse is not Stanch's alone: nothing in it is changed, and the socket belongs to
+// the group.
 func TestASharedDirectoryIsLeftAsItIs(t *testing.T) {
 	const group, uid = 54321, 54322
 	dir := newSocketDir(t)
 	for _, mode := range []os.FileMode{0o755, 0o777 | os.ModeSticky} {
 		require.NoError(t, os.Chmod(dir, mode))
 		beside := filepath.Join(dir, "notes")
-		require.NoError(t, os.WriteFile(beside, []byte("x"), 0o644)) //nolint:gosec // somebody's
+		require.NoError(t, os.WriteFile(beside, []byte("x"), 0o644)) //nolint:gosec // another program's file
 		socket := filepath.Join(dir, "stanch.sock")
 		l, err := gateway.ListenLocalSocket(socket, group)
 		require.NoError(t, err)
@@ -100,7 +101,7 @@ func TestASharedDirectoryIsLeftAsItIs(t *testing.T) {
 }
 
 func TestAGroupThatCannotReachTheSocketIsNamed(t *testing.T) {
-	dir := filepath.Join(newSocketDir(t), "data") // below a folder of mode 0700
+	dir := filepath.Join(newSocketDir(t), "data") // in a directory with mode 0700
 	require.NoError(t, os.Mkdir(dir, 0o700))
 	_, err := gateway.ListenLocalSocket(filepath.Join(dir, "stanch.sock"), 54321)
 	require.ErrorContains(t, err, "the socket group cannot pass through "+filepath.Dir(dir)+" (mode 0700); run `chmod o+x")

@@ -7,36 +7,36 @@ import (
 	"stanch/sensors/gatewayrpc/gatewaypb"
 )
 
-// NodeEvent is what the hub noticed of a node.
+// NodeEvent is an event of a node's connection.
 type NodeEvent struct {
 	Node string
 	Kind NodeEventKind
 	At   time.Time
-	// Status is what the node says of itself: NodeReported.
+	// Status is the node's health report: NodeReported.
 	Status json.RawMessage
-	// ClockSkew is how far apart the clocks are, if it could be measured: NodeReported.
+	// ClockSkew is the difference of the clocks, if it could be measured: NodeReported.
 	ClockSkew *ClockSkew
-	// CertificateExpiresAt is when the node's newest certificate ends: NodeConnected, NodeCertificateRenewed.
+	// CertificateExpiresAt is the end of the node's newest certificate: NodeConnected, NodeCertificateRenewed.
 	CertificateExpiresAt time.Time
 	// Reason is why no certificate was renewed: NodeRenewalFailed.
 	Reason string
 }
 
-// NodeEventKind is the kind of a note.
+// NodeEventKind is the kind of a NodeEvent.
 type NodeEventKind string
 
-// What the hub notices.
+// The kinds of events.
 const (
-	NodeConnected          NodeEventKind = "came"      // it dialled in
-	NodeReported           NodeEventKind = "spoke"     // it told how it is
-	NodeDisconnected       NodeEventKind = "left"      // its stream ended, and it had not said that it would
-	NodeShutDown           NodeEventKind = "stopped"   // its stream ended after it said goodbye
-	NodeRateLimited        NodeEventKind = "limited"   // it sent more than its rate and was told to wait
-	NodeCertificateRenewed NodeEventKind = "renewed"   // it got a new certificate
-	NodeRenewalFailed      NodeEventKind = "unrenewed" // it asked for one in vain
+	NodeConnected          NodeEventKind = "came"      // it opened a stream
+	NodeReported           NodeEventKind = "spoke"     // it sent a health report
+	NodeDisconnected       NodeEventKind = "left"      // its stream ended without a shutdown message
+	NodeShutDown           NodeEventKind = "stopped"   // its stream ended after a shutdown message
+	NodeRateLimited        NodeEventKind = "limited"   // it exceeded its rate and must wait
+	NodeCertificateRenewed NodeEventKind = "renewed"   // it received a new certificate
+	NodeRenewalFailed      NodeEventKind = "unrenewed" // its request for a certificate failed
 )
 
-// NodeMonitor is told what the hub notices of nodes. It must not block.
+// NodeMonitor receives the events of nodes. It must not block.
 type NodeMonitor interface {
 	OnNodeEvent(n NodeEvent)
 }
@@ -49,18 +49,19 @@ func (h *NodeServer) notifyMonitor(n NodeEvent) {
 	h.Monitor.OnNodeEvent(n)
 }
 
-// ClockSkew is how far a node's wall clock is ahead of the gateway's (negative: behind), and how far off that may be.
+// ClockSkew is how far a node's clock is ahead of the gateway's (negative: behind), with the uncertainty of the
+// measurement.
 type ClockSkew struct {
 	Offset     time.Duration `json:"offset_ns"`
 	MaxError   time.Duration `json:"max_error_ns"`
 	MeasuredAt time.Time     `json:"at"`
 }
 
-// maxRoundTrip bounds the round trip that a measurement is made of: with a longer one it says too little.
+// maxRoundTrip is the maximum round trip of a measurement; a longer one is too uncertain.
 const maxRoundTrip = 10 * time.Second
 
-// measureClockSkew tells from one Health how far apart the clocks are. The trip there and back, without the time that the node
-// held the gateway's word, is halved: a node can lie about its clock, but no more about it than about its own time.
+// measureClockSkew measures the difference of the clocks with one health report: half of the round trip, without the
+// time that the node needed to answer. A node can lie about its own clock only.
 func measureClockSkew(health *gatewaypb.Health, sent, now time.Time) *ClockSkew {
 	if health.GetTimeNs() == 0 || health.GetEchoNs() == 0 || health.GetEchoNs() != sent.UnixNano() || health.GetHeldNs() < 0 {
 		return nil

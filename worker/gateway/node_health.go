@@ -13,11 +13,11 @@ import (
 	"stanch/sensors/gatewayrpc/gatewaypb"
 )
 
-// maxHealthBytes bounds what a node may tell of itself, in bytes.
+// maxHealthBytes is the maximum size of a health report.
 const maxHealthBytes = 256 << 10
 
-// handleHealthReport takes in what a node tells of itself, and answers with the time. What it tells too often is not looked at: all of
-// it is judged, and reported, on the way that the words of all nodes go.
+// handleHealthReport handles a node's health report, and answers with the time. It ignores reports above the node's
+// rate, because every report is evaluated in a queue that all nodes share.
 func (h *NodeServer) handleHealthReport(n *nodeConnection, health *gatewaypb.Health) error {
 	now := time.Now()
 	if !n.rateLimit.healthReports.AllowN(now, 1) {
@@ -37,7 +37,7 @@ func (h *NodeServer) handleHealthReport(n *nodeConnection, health *gatewaypb.Hea
 	n.mu.Unlock()
 	h.notifyMonitor(NodeEvent{Node: n.name, Kind: NodeReported, Status: raw, ClockSkew: clock})
 	if health.GetTimeNs() == 0 {
-		return nil // an older sensor, which does not know the answer
+		return nil // an older sensor, which does not know the response
 	}
 	n.timeSentAt = time.Now()
 	return n.sendMessage(&gatewaypb.ToNode{Body: &gatewaypb.ToNode_Heard{Heard: &gatewaypb.Heard{TimeNs: n.timeSentAt.UnixNano()}}})
@@ -50,7 +50,8 @@ func (h *NodeServer) rateLimitFor(name string) *nodeRateLimit {
 	return h.rateLimits.forNode(name)
 }
 
-// throttle tells a node that sends more than its rate to wait, and how long. Who does not obey is not read for that long.
+// throttle tells a node above its rate how long to wait, and returns that time. A node that ignores it is not read for
+// so long.
 func (h *NodeServer) throttle(ctx context.Context, n *nodeConnection, batch *gatewaypb.Detections) (time.Duration, error) {
 	if early := n.rateLimit.remainingWait(time.Now()); early > earlyTolerance {
 		if err := sleep(ctx, early); err != nil {
@@ -69,7 +70,8 @@ func (h *NodeServer) throttle(ctx context.Context, n *nodeConnection, batch *gat
 	if n.supportsThrottle {
 		return wait, n.sendMessage(&gatewaypb.ToNode{Body: &gatewaypb.ToNode_Ack{Ack: &gatewaypb.Ack{Sequence: batch.GetSequence(), RetryAfterMs: wait.Milliseconds() + 1}}})
 	}
-	// An older sensor would take that for an acknowledgement and forget the batch: it is made to wait for the true one.
+	// An older sensor would treat the message as an acknowledgment and drop the batch, so the real acknowledgment is
+	// delayed instead.
 	for wait > 0 {
 		if err := sleep(ctx, wait); err != nil {
 			return 0, err
@@ -79,16 +81,17 @@ func (h *NodeServer) throttle(ctx context.Context, n *nodeConnection, batch *gat
 	return 0, nil
 }
 
-// NodeStreamState is what the gateway itself knows of a node's stream.
+// NodeStreamState is the gateway's own data about a node's stream.
 type NodeStreamState struct {
 	ConnectedSince       time.Time  `json:"connected_since"`
 	CertificateExpiresAt time.Time  `json:"certificate_expires_at"`
 	ClockSkew            *ClockSkew `json:"clock_skew,omitempty"`
-	// LimitedBatches counts the batches that came too fast.
+	// LimitedBatches counts the batches above the rate.
 	LimitedBatches uint64 `json:"limited_batches,omitempty"`
 }
 
-// ConnectedNodes lists the connected nodes with their last health, and under "gateway" with what the gateway itself knows.
+// ConnectedNodes returns the connected nodes with their last health report. The key "gateway" contains the gateway's
+// own data.
 func (h *NodeServer) ConnectedNodes() map[string]json.RawMessage {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -106,7 +109,7 @@ func (h *NodeServer) ConnectedNodes() map[string]json.RawMessage {
 			all = map[string]json.RawMessage{}
 		}
 		if raw, err := json.Marshal(state); err == nil {
-			all["gateway"] = raw // whatever the node itself put there
+			all["gateway"] = raw // overwrites whatever the node itself sent there
 		}
 		if raw, err := json.Marshal(all); err == nil {
 			out[name] = raw
@@ -115,7 +118,7 @@ func (h *NodeServer) ConnectedNodes() map[string]json.RawMessage {
 	return out
 }
 
-// DisconnectedNodes lists the nodes that were connected to this replica within the time given and are not now.
+// DisconnectedNodes returns the nodes that were connected to this replica within a duration, and are not now.
 func (h *NodeServer) DisconnectedNodes(within time.Duration) []string {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -128,7 +131,7 @@ func (h *NodeServer) DisconnectedNodes(within time.Duration) []string {
 	return out
 }
 
-// renewalLimiter bounds how often each node may ask for a certificate.
+// renewalLimiter limits how often each node may request a certificate.
 type renewalLimiter struct {
 	mu     sync.Mutex
 	byNode map[string]*rate.Limiter
@@ -152,7 +155,7 @@ func (r *renewalLimiter) allow(node string) bool {
 	return r.byNode[node].Allow()
 }
 
-// renewCertificate gives the node of a stream a certificate for its own name and role, whatever its request says.
+// renewCertificate issues a certificate for the node's own name and role, whatever its request says.
 func (h *NodeServer) renewCertificate(ctx context.Context, n *nodeConnection, r *gatewaypb.Renew) error {
 	answer := &gatewaypb.Renewed{}
 	certificate, err := h.signCertificate(ctx, n.name, r.GetCsr())

@@ -1,8 +1,8 @@
-// Package gateway is the edge: nodes' streams, detections from elsewhere, and people. It proves who speaks, attests
-// what it accepts, and hands it to Temporal.
+// Package gateway is the entry point of Stanch: nodes' streams, detections from other sensors, and people. It
+// authenticates senders, attests what it accepts, and sends it to Temporal.
 //
-// It refuses to contain anything itself, to accept a detection about a pod from a node on which the pod does not
-// run, and to acknowledge a detection that Temporal does not have.
+// It never contains anything itself. It refuses a node's detection about a pod that does not run on the node, and
+// acknowledges a detection only when Temporal has it.
 package gateway
 
 import (
@@ -33,27 +33,27 @@ import (
 	"stanch/worker/config"
 )
 
-// maxAttachmentBytes bounds what one command's answer may bring, in bytes.
+// maxAttachmentBytes is the maximum size of the attachments of one command's result.
 const maxAttachmentBytes = 128 << 20
 
-// NodeServer holds the streams of the nodes that dialled this replica.
+// NodeServer manages the streams of the nodes that are connected to this replica. It is safe for concurrent use.
 type NodeServer struct {
 	gatewaypb.UnimplementedGatewayServer
 	Keyring attestation.Keyring
-	// KeySets are the rotations of the authority's keys, each signed by the key before it.
+	// KeySets are the rotations of the authority's keys, each signed by the previous key.
 	KeySets  []attestation.Envelope
 	Ingester *Ingester
 	Log      *slog.Logger
-	// ServeNode starts to serve a node's task queue and returns what stops it.
+	// ServeNode starts to serve a node's task queue, and returns the function that stops it.
 	ServeNode func(node string) (stop func(), err error)
 
-	// StartedAt is when this process began to listen for nodes.
+	// StartedAt is when this process started to accept nodes.
 	StartedAt time.Time
-	// NodeLimits bound what each node may send.
+	// NodeLimits are the rate limits of each node.
 	NodeLimits config.NodeLimits
-	// Monitor is told what is noticed of nodes; nil is nobody.
+	// Monitor receives events of nodes; nil receives none.
 	Monitor NodeMonitor
-	// SignCSR makes a certificate for a node from its request; nil makes none.
+	// SignCSR signs a node's certificate request; nil disables renewal.
 	SignCSR func(ctx context.Context, node string, csr []byte) ([]byte, error)
 
 	mu             sync.Mutex
@@ -63,8 +63,8 @@ type NodeServer struct {
 	renewalLimiter renewalLimiter
 }
 
-// reconnectGrace is how long a node that was here a moment ago, or that had no time to dial since this process started, is
-// waited for: a restart must not turn a containment into a refusal.
+// reconnectGrace is how long calls wait for a node that was connected a moment ago, or that may not have reconnected
+// since this process started: a restart must not turn a containment into a refusal.
 const reconnectGrace = 8 * time.Second
 
 var _ activities.NodeClient = (*NodeServer)(nil)
@@ -78,14 +78,14 @@ type nodeConnection struct {
 	pendingCalls      map[string]*pendingCall
 	lastHealth        json.RawMessage
 	connectedAt       time.Time
-	supportsThrottle  bool // it obeys when it is told to wait
+	supportsThrottle  bool // it waits when it is throttled
 	certificateExpiry time.Time
 	clockSkew         *ClockSkew
 	rateLimit         *nodeRateLimit
-	// timeSentAt is when the gateway last told its time, which the node echoes. Only the stream's reader uses it.
+	// timeSentAt is when the gateway last sent its time, which the node echoes. Only the stream's reader uses it.
 	timeSentAt  time.Time
 	saidGoodbye bool
-	// replaced is closed when a newer stream of the same node is here.
+	// replaced is closed when a newer stream of the same node arrives.
 	replaced chan struct{}
 }
 
@@ -95,7 +95,7 @@ type pendingCall struct {
 	results         chan *gatewaypb.Result
 }
 
-// nodeCertificate is a peer's certificate, if it is a node's.
+// nodeCertificate returns the peer's certificate, or an error if it is not a node's.
 func nodeCertificate(ctx context.Context) (*x509.Certificate, error) {
 	p, ok := peer.FromContext(ctx)
 	if !ok {
@@ -145,7 +145,7 @@ func (h *NodeServer) Node(stream gatewaypb.Gateway_NodeServer) error {
 	n := &nodeConnection{name: name, done: ctx.Done(), replaced: make(chan struct{}), pendingCalls: map[string]*pendingCall{}, connectedAt: time.Now(), supportsThrottle: hello.GetWaits(), certificateExpiry: certificate.NotAfter, rateLimit: h.rateLimitFor(name), sendMessage: func(m *gatewaypb.ToNode) error {
 		send.Lock()
 		defer send.Unlock()
-		return stream.Send(m) //nolint:wrapcheck // callers say what they sent
+		return stream.Send(m) //nolint:wrapcheck // the caller adds context
 	}}
 	n.timeSentAt = time.Now()
 	keySets, err := encodeKeySets(h.KeySets)
@@ -223,16 +223,17 @@ func encodeKeySets(chain []attestation.Envelope) ([][]byte, error) {
 	return out, nil
 }
 
-// helloTimeout is how long a stream may take to say whose it is.
+// helloTimeout is the maximum time until a stream's first message.
 const helloTimeout = 10 * time.Second
 
-// streamMessage is one message of a stream, or why it ended.
+// streamMessage is one message of a stream, or its end.
 type streamMessage struct {
 	msg *gatewaypb.FromNode
 	err error
 }
 
-// receiveMessages reads a stream until it ends. Nothing is read ahead: a message waits until the one before it was dealt with.
+// receiveMessages reads a stream until it ends. It does not read ahead: a message is read after the previous one was
+// handled.
 func receiveMessages(stream gatewaypb.Gateway_NodeServer) <-chan streamMessage {
 	out := make(chan streamMessage)
 	go func() {
@@ -257,14 +258,14 @@ func (h *NodeServer) addNode(n *nodeConnection) {
 	if h.nodes == nil {
 		h.nodes = map[string]*nodeConnection{}
 	}
-	// The newest stream counts. An older one of the same node is a dying one, or one of many that a node opens.
+	// The newest stream is used. An older one of the same node is about to end, or one of many that the node opens.
 	if before := h.nodes[n.name]; before != nil {
 		close(before.replaced)
 	}
 	h.nodes[n.name] = n
 }
 
-// removeNode forgets a stream, and tells whether it was its node's last.
+// removeNode removes a stream, and reports whether it was its node's last.
 func (h *NodeServer) removeNode(n *nodeConnection) bool {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -313,7 +314,7 @@ func (n *nodeConnection) deliverResult(r *gatewaypb.Result) {
 	c := n.pendingCalls[r.GetId()]
 	if c == nil {
 		n.mu.Unlock()
-		return // late, or never asked
+		return // too late, or unknown
 	}
 	if !r.GetDone() {
 		if c.attachmentBytes += len(r.GetBlob()); c.attachmentBytes <= maxAttachmentBytes {
@@ -331,7 +332,7 @@ func (n *nodeConnection) deliverResult(r *gatewaypb.Result) {
 	c.results <- r
 }
 
-// waitForNode gives a node's stream, waiting for it where it can be expected to come.
+// waitForNode returns a node's stream, and waits for it if the node is expected to reconnect.
 func (h *NodeServer) waitForNode(ctx context.Context, name string) *nodeConnection {
 	for {
 		h.mu.Lock()
@@ -350,7 +351,7 @@ func (h *NodeServer) waitForNode(ctx context.Context, name string) *nodeConnecti
 	}
 }
 
-// Call sends a command to a node whose stream is here, and waits for the answer.
+// Call sends a command to a node that is connected here, and waits for the result. It implements activities.NodeClient.
 func (h *NodeServer) Call(ctx context.Context, name string, kind gatewayrpc.CommandKind, body, out any) ([]gatewayrpc.Attachment, error) {
 	n := h.waitForNode(ctx, name)
 	if n == nil {
@@ -360,7 +361,8 @@ func (h *NodeServer) Call(ctx context.Context, name string, kind gatewayrpc.Comm
 	if err != nil {
 		return nil, fmt.Errorf("encode %s: %w", kind, err)
 	}
-	if len(raw) > gatewayrpc.MaxMessageBytes { // or the stream's own error would look as if the node were away
+	// otherwise the stream's error would look as if the node were disconnected
+	if len(raw) > gatewayrpc.MaxMessageBytes {
 		return nil, fmt.Errorf("%w: %s has %d bytes, at most %d fit into a command; give it smaller parameters", gatewayrpc.ErrRefused, kind, len(raw), gatewayrpc.MaxMessageBytes)
 	}
 	limit := 30 * time.Second

@@ -25,11 +25,11 @@ import (
 	"stanch/workflows/incident"
 )
 
-// fakeAPIServer is an API server that has the objects of a test, by their paths.
+// fakeAPIServer serves the objects of a test, by path.
 type fakeAPIServer struct {
 	mu           sync.Mutex
 	objects      map[string]any
-	failStatus   atomic.Int32 // the status of every answer, 0 answers
+	failStatus   atomic.Int32 // status of every response; 0 serves normally
 	requestCount atomic.Int32
 	url          string
 }
@@ -50,7 +50,7 @@ func (c *fakeAPIServer) addObject(below, name string, object any) {
 	c.objects[path.Join(below, name)] = object
 }
 
-// ServeHTTP answers a get, and a list of pods.
+// ServeHTTP handles a get, and a list of pods.
 func (c *fakeAPIServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	c.requestCount.Add(1)
 	c.mu.Lock()
@@ -79,7 +79,7 @@ func (c *fakeAPIServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	_ = json.NewEncoder(w).Encode(metav1.Status{TypeMeta: metav1.TypeMeta{Kind: "Status", APIVersion: "v1"}, Status: metav1.StatusFailure, Reason: metav1.StatusReasonNotFound, Code: 404})
 }
 
-// newOwnerReference is a reference to a controller; its UID is made from its name.
+// newOwnerReference returns a reference to a controller; its UID is derived from its name.
 func newOwnerReference(apiVersion, kind, name string) metav1.OwnerReference {
 	yes := true
 	return metav1.OwnerReference{APIVersion: apiVersion, Kind: kind, Name: name, UID: types.UID("uid-" + name), Controller: &yes}
@@ -108,7 +108,7 @@ func (c *fakeAPIServer) newIngester(t *testing.T) *gateway.Ingester {
 	return &gateway.Ingester{Kube: client, Config: config.Default(), Log: slog.New(slog.NewTextHandler(t.Output(), nil))}
 }
 
-// newNodeDetection is a detection as a node sends it.
+// newNodeDetection returns a detection as a node sends it.
 func newNodeDetection(node, namespace, name, uid string) sensors.Detection {
 	d := sensors.Detection{ID: "1", Rule: "r", Title: "t", Severity: sensors.SeverityHigh, Confidence: 1, Objective: sensors.ObjectiveCryptoMining, Time: time.Now(), Node: node}
 	d.Event.Container = sensors.Container{ID: "c", Pod: sensors.Pod{Namespace: namespace, Name: name, UID: uid}, Workload: sensors.Workload{Kind: "Pod", Name: "a-lie"}}
@@ -143,7 +143,7 @@ func TestConfirmedUIDDoesNotPassUnderAnotherIdentity(t *testing.T) {
 	c.addPod("evil", "own", "uid-own", "evil-node")
 	c.addPod("shop", "own", "uid-shop", "evil-node")
 	i := c.newIngester(t)
-	for range 2 { // the second time from what was kept
+	for range 2 { // the second time from the cache
 		d := newNodeDetection("evil-node", "evil", "own", "uid-own")
 		require.NoError(t, i.Check(t.Context(), &d, "evil-node"))
 		require.True(t, d.TargetConfirmed)
@@ -217,7 +217,8 @@ func TestUnconfirmedDetectionDoesNotJoinTheIncidentOfAnotherNode(t *testing.T) {
 }
 
 func TestPodsOfOneWorkloadAreOneIncident(t *testing.T) {
-	const long = "customer-notification-delivery-scheduler-production" // so long that its pods' names lose the hash's end and the dash
+	// so long that its pods' names lack the end of the hash and the dash
+	const long = "customer-notification-delivery-scheduler-production"
 	c := newFakeAPIServer(t)
 	apps, batch, argo := "/apis/apps/v1/namespaces/shop/", "/apis/batch/v1/namespaces/shop/", "/apis/argoproj.io/v1alpha1/namespaces/shop/"
 	c.addOwner(apps+"replicasets", "apps/v1", "ReplicaSet", long+"-5f7c9d8b64", newOwnerReference("apps/v1", "Deployment", long))
@@ -264,7 +265,7 @@ func TestAlertWithContainerIDAloneFindsItsPod(t *testing.T) {
 	c.addPod("shop", "db-0", "1111-2222-3333", "node-a", newOwnerReference("apps/v1", "StatefulSet", "db"))
 	c.addPod("kube-system", "other", "4444-5555-6666", "node-a")
 	i := c.newIngester(t)
-	for _, id := range []string{"111122223333", "1111222233330111122223333011112"} { // as Falco and as Tetragon cut it
+	for _, id := range []string{"111122223333", "1111222233330111122223333011112"} { // as Falco and Tetragon shorten it
 		d := newNodeDetection("node-a", "", "", "")
 		d.Event.Container = sensors.Container{ID: id}
 		require.NoError(t, i.Check(t.Context(), &d, ""))

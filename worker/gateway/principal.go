@@ -12,26 +12,27 @@ import (
 	"stanch/worker/config"
 )
 
-// Principal is somebody whose identity was proved.
+// Principal is an authenticated caller.
 type Principal struct {
 	config.Person
-	// AuthenticatedBy says how: "uid 1000 on the local socket".
+	// AuthenticatedBy is the authentication method: "uid 1000 on the local socket".
 	AuthenticatedBy string
-	// RateLimitKey is what their rate is bounded by: the identity, and not the name.
+	// RateLimitKey is the key of the caller's rate limit: the identity, not the name.
 	RateLimitKey string
-	// DrillName is the name of the drill whose key speaks.
+	// DrillName is the name of the drill whose key was used; "" for people.
 	DrillName string
-	// IsOperator is who runs Stanch on this machine: they may release and stop without being in the configuration.
+	// IsOperator is true for the user who runs Stanch on this machine, who may release and pause without being in the
+	// configuration.
 	IsOperator bool
 }
 
-// GroupMembership finds the groups of a person that are kept elsewhere.
+// GroupMembership looks up groups that another system manages.
 type GroupMembership interface {
-	// GroupsOfPerson are those of the wanted groups that the person is in. An error means that nobody can tell.
+	// GroupsOfPerson returns which of the wanted groups the person is in. With an error, the membership is unknown.
 	GroupsOfPerson(ctx context.Context, p config.Person, wanted []config.Group) ([]string, error)
 }
 
-// principalRateLimiter bounds how often each identity may ask.
+// principalRateLimiter limits how often each identity may call.
 type principalRateLimiter struct {
 	mu    sync.Mutex
 	byKey map[string]*rate.Limiter
@@ -40,7 +41,7 @@ type principalRateLimiter struct {
 const (
 	requestBurst      = 60
 	requestsPerSecond = 2
-	// maxRateLimiters bounds how many identities are told apart; past it all are forgotten and begin anew.
+	// maxRateLimiters is the maximum number of identities; beyond it all limiters start anew.
 	maxRateLimiters = 10_000
 )
 
@@ -56,7 +57,7 @@ func (l *principalRateLimiter) allow(key string) bool {
 	return l.byKey[key].Allow()
 }
 
-// refusedVoteCounter bounds how many refused answers of a question are kept for the record, of each person and in all.
+// refusedVoteCounter limits how many refused votes of a request are recorded, per person and in total.
 type refusedVoteCounter struct {
 	mu                 sync.Mutex
 	byRequestAndPerson map[string]map[string]int
@@ -87,7 +88,7 @@ func (r *refusedVoteCounter) allow(question, person string) bool {
 	return true
 }
 
-// groupsForApprovers are the speaker's groups among those that a question is for.
+// groupsForApprovers returns the caller's groups among those of the approvers.
 func (d *ApprovalService) groupsForApprovers(ctx context.Context, cfg *config.Config, s Principal, a activities.Approvers) ([]string, error) {
 	groups := s.Groups
 	if d.GroupMembership == nil || s.DrillName != "" {

@@ -18,18 +18,18 @@ import (
 const (
 	runningLeasesQuery = "WorkflowType = 'Lease' AND ExecutionStatus = 'Running'"
 	allLeasesQuery     = "WorkflowType = 'Lease'"
-	// maxLeasesPerRequest bounds how many leases are read in one request.
+	// maxLeasesPerRequest is the maximum number of leases that one request reads.
 	maxLeasesPerRequest = 10_000
-	// leaseQueryTimeout is how long one lease may take to answer, and concurrentLeaseQueries how many are asked at once: one whose
-	// worker hangs holds up no other. After a crash Temporal asks the worker that has died first, for five seconds, and
-	// the one that lives only then.
+	// leaseQueryTimeout limits the query of one lease, and concurrentLeaseQueries is the number of parallel queries: a
+	// lease whose worker hangs does not delay others. After a crash, Temporal first queries the dead worker for five
+	// seconds, and only then a live one.
 	leaseQueryTimeout      = 20 * time.Second
 	concurrentLeaseQueries = 16
 )
 
-// RunningLeases gives the leases that run, by workflow id. Where one is named, by its id or its workflow's, that one alone is
-// read if it is found without reading others. What could be read is given with an error that names what could not: one
-// damaged lease holds no other.
+// RunningLeases returns the running leases by workflow id. With named, a lease or workflow id, it reads only that lease
+// if it is found without reading others. Leases that could be read are returned even with an error, which names the
+// others.
 func (r *QueryService) RunningLeases(ctx context.Context, named string) (map[string]*lease.Machine, error) {
 	found, problem := r.listLeaseWorkflows(ctx, runningLeasesQuery)
 	for _, w := range found {
@@ -39,14 +39,14 @@ func (r *QueryService) RunningLeases(ctx context.Context, named string) (map[str
 	}
 	out, err := r.queryLeases(ctx, found)
 	for id, m := range out {
-		if named != "" && m.LeaseID == named { // its run goes on from an earlier one
+		if named != "" && m.LeaseID == named { // its run continues an earlier one
 			return map[string]*lease.Machine{id: m}, nil
 		}
 	}
 	return out, errors.Join(problem, err)
 }
 
-// listLeaseWorkflows lists leases to the end, or says that there are more.
+// listLeaseWorkflows lists leases, and returns an error if there are more than the limit.
 func (r *QueryService) listLeaseWorkflows(ctx context.Context, query string) ([]*workflowpb.WorkflowExecutionInfo, error) {
 	found, more, err := r.listWorkflowsUpTo(ctx, query, maxLeasesPerRequest)
 	if err != nil {
@@ -58,7 +58,7 @@ func (r *QueryService) listLeaseWorkflows(ctx context.Context, query string) ([]
 	return found, nil
 }
 
-// queryLeases asks each lease for its state.
+// queryLeases queries the state of each lease.
 func (r *QueryService) queryLeases(ctx context.Context, found []*workflowpb.WorkflowExecutionInfo) (map[string]*lease.Machine, error) {
 	out := map[string]*lease.Machine{}
 	var problems []error
@@ -76,8 +76,8 @@ func (r *QueryService) queryLeases(ctx context.Context, found []*workflowpb.Work
 	return out, errors.Join(problems...)
 }
 
-// queryEachLease asks leases for their state, several at once, and gives each answer to take, one at a time. A lease that Temporal
-// no longer has gives none.
+// queryEachLease queries leases in parallel, and passes the results to take, one at a time. A lease that Temporal has
+// deleted has no result.
 func (r *QueryService) queryEachLease(ctx context.Context, found []*workflowpb.WorkflowExecutionInfo, take func(*workflowpb.WorkflowExecutionInfo, *lease.Machine, error)) {
 	var all sync.WaitGroup
 	var taking sync.Mutex
@@ -116,7 +116,8 @@ func (r *QueryService) queryLease(ctx context.Context, w *workflowpb.WorkflowExe
 	return m, nil
 }
 
-// Leases lists the leases in force, or all that Temporal still has. One that cannot be read stands in the list as such.
+// Leases returns the leases in force, or all that Temporal still has. A lease that cannot be read is listed as
+// unreadable.
 func (r *QueryService) Leases(ctx context.Context, all bool) ([]*lease.Machine, error) {
 	query := runningLeasesQuery
 	if all {
@@ -139,7 +140,7 @@ func (r *QueryService) Leases(ctx context.Context, all bool) ([]*lease.Machine, 
 	return out, nil
 }
 
-// unreadableLease stands in a list for what could not be read.
+// unreadableLease returns the list entry of a lease that could not be read.
 func unreadableLease(id string, err error) *lease.Machine {
 	return &lease.Machine{LeaseID: id, State: "unreadable", Reason: err.Error()}
 }

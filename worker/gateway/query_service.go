@@ -19,13 +19,13 @@ import (
 	"stanch/workflows/playbook"
 )
 
-// QueryService reads incidents, questions and leases from Temporal, which is where they are.
+// QueryService reads incidents, approval requests and leases from Temporal, which stores them.
 type QueryService struct{ Temporal client.Client }
 
 const (
-	// maxListedIncidents bounds a list.
+	// maxListedIncidents is the maximum length of a list.
 	maxListedIncidents = 500
-	// concurrentIncidentReads is how many incidents of a list are read at once.
+	// concurrentIncidentReads is the number of parallel reads for a list.
 	concurrentIncidentReads = 8
 )
 
@@ -37,7 +37,8 @@ func (r *QueryService) listWorkflows(ctx context.Context, query string) ([]*work
 	return out, nil
 }
 
-// listWorkflowsUpTo lists up to a bound, and tells whether there is more. What was listed before an error is given with it.
+// listWorkflowsUpTo lists workflows up to a limit, and reports whether there are more. With an error, it returns what
+// it listed before.
 func (r *QueryService) listWorkflowsUpTo(ctx context.Context, query string, most int) (out []*workflowpb.WorkflowExecutionInfo, more bool, err error) {
 	var token []byte
 	for len(out) < most {
@@ -55,7 +56,7 @@ func (r *QueryService) listWorkflowsUpTo(ctx context.Context, query string, most
 
 var incidentIDPattern = regexp.MustCompile(`^INC-[0-9A-HJKMNP-TV-Z]{26}$`)
 
-// Incident gives one incident whole, as it is now: with what its running playbooks have done so far.
+// Incident returns one incident in its current state, including the steps of its running playbooks so far.
 func (r *QueryService) Incident(ctx context.Context, id string) (playbooks.Incident, error) {
 	in, err := r.queryIncident(ctx, id)
 	if err == nil {
@@ -64,7 +65,7 @@ func (r *QueryService) Incident(ctx context.Context, id string) (playbooks.Incid
 	return in, err
 }
 
-// queryIncident gives what the incident itself knows: reports of its playbooks come at their end.
+// queryIncident returns the incident's own state; playbooks report to it only at their end.
 func (r *QueryService) queryIncident(ctx context.Context, id string) (playbooks.Incident, error) {
 	if !incidentIDPattern.MatchString(id) {
 		return playbooks.Incident{}, notFound("%q is not an incident's id; `stanch incidents` lists them", truncateText(id))
@@ -98,7 +99,7 @@ func (r *QueryService) readIncident(ctx context.Context, w *workflowpb.WorkflowE
 		return in, fmt.Errorf("read %s: %w", w.GetExecution().GetWorkflowId(), err)
 	}
 	if w.GetStatus() != enumspb.WORKFLOW_EXECUTION_STATUS_RUNNING {
-		// Somebody terminated it, or it failed: what it says of itself is from before, and nothing changes it any more.
+		// The workflow was terminated or failed: its last state stays as it is.
 		in.Status, in.Closed = "closed", w.GetCloseTime().AsTime()
 	}
 	return in, nil
@@ -106,7 +107,7 @@ func (r *QueryService) readIncident(ctx context.Context, w *workflowpb.WorkflowE
 
 var _ activities.ClosureReader = (*QueryService)(nil)
 
-// Closure tells how an incident ended.
+// Closure returns how an incident ended.
 func (r *QueryService) Closure(ctx context.Context, id string) (activities.Closure, error) {
 	if !incidentIDPattern.MatchString(id) {
 		return activities.Closure{}, notFound("%q is not an incident's id", truncateText(id))
@@ -127,11 +128,11 @@ func (r *QueryService) Closure(ctx context.Context, id string) (activities.Closu
 			return activities.Closure{}, nil
 		}
 	}
-	// Between two runs of its chain a list may show only those before.
+	// Between two runs of its chain, the list may contain only earlier runs.
 	return activities.Closure{NotFound: len(found) == 0}, nil
 }
 
-// Incidents lists incidents, the newest first.
+// Incidents returns incidents, newest first.
 func (r *QueryService) Incidents(ctx context.Context) ([]playbooks.Incident, error) {
 	found, err := r.listWorkflows(ctx, "WorkflowType = 'Incident'")
 	if err != nil {
@@ -149,7 +150,7 @@ func (r *QueryService) Incidents(ctx context.Context) ([]playbooks.Incident, err
 			defer func() { <-free }()
 			in, err := r.readIncident(ctx, w)
 			if err != nil {
-				// One that cannot be read must not hide the others.
+				// An unreadable incident must not hide the others.
 				in = playbooks.Incident{GroupingKey: w.GetExecution().GetWorkflowId(), Opened: w.GetStartTime().AsTime(), Status: "unreadable", Summary: err.Error()}
 			} else {
 				r.addRunningPlaybooks(ctx, &in)
@@ -167,7 +168,8 @@ func (r *QueryService) Incidents(ctx context.Context) ([]playbooks.Incident, err
 	return out, nil
 }
 
-// PendingApprovals gives an incident's open questions; those that could be read come with an error that names what could not.
+// PendingApprovals returns an incident's pending approval requests. Those that could be read are returned even with an
+// error, which names the others.
 func (r *QueryService) PendingApprovals(ctx context.Context, incident string) ([]playbook.ApprovalRequest, error) {
 	if !incidentIDPattern.MatchString(incident) {
 		return nil, notFound("%q is not an incident's id", truncateText(incident))
@@ -175,7 +177,7 @@ func (r *QueryService) PendingApprovals(ctx context.Context, incident string) ([
 	return r.queryPendingApprovals(ctx, fmt.Sprintf("WorkflowType = 'Playbook' AND ExecutionStatus = 'Running' AND %s = '%s'", workflows.IncidentSearchAttribute, incident))
 }
 
-// AllPendingApprovals gives every open question.
+// AllPendingApprovals returns every pending approval request.
 func (r *QueryService) AllPendingApprovals(ctx context.Context) ([]playbook.ApprovalRequest, error) {
 	return r.queryPendingApprovals(ctx, "WorkflowType = 'Playbook' AND ExecutionStatus = 'Running'")
 }
@@ -202,7 +204,8 @@ func (r *QueryService) queryPendingApprovals(ctx context.Context, query string) 
 			continue
 		}
 		for _, p := range some {
-			if p.WorkflowID == w.GetExecution().GetWorkflowId() && p.Validate() == nil { // another is not shown: nobody can say yes to what they did not see
+			// others are hidden: nobody may approve what they did not see
+			if p.WorkflowID == w.GetExecution().GetWorkflowId() && p.Validate() == nil {
 				out = append(out, p)
 			}
 		}

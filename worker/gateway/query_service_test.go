@@ -23,7 +23,7 @@ import (
 
 const testIncidentID = "INC-01ARZ3NDEKTSV4RRFFQ69G5FAV"
 
-// leaseWorkflow is a lease that waits to be released. A damaged one cannot say what it is.
+// leaseWorkflow is a lease that waits to be released. A damaged one fails queries.
 func leaseWorkflow(ctx workflow.Context, name string, damaged bool) error {
 	id := lease.IDFromFirstRun(workflow.GetInfo(ctx).FirstRunID)
 	if err := workflow.SetQueryHandler(ctx, workflows.QueryLease, func() (*lease.Machine, error) {
@@ -38,7 +38,7 @@ func leaseWorkflow(ctx workflow.Context, name string, damaged bool) error {
 	return nil
 }
 
-// openIncidentWorkflow is an incident that is open until it is told to close.
+// openIncidentWorkflow is an incident that is open until a signal closes it.
 func openIncidentWorkflow(ctx workflow.Context, readable bool) (playbooks.Incident, error) {
 	in := playbooks.Incident{ID: testIncidentID, Status: "open"}
 	if readable {
@@ -80,7 +80,7 @@ func TestOneUnreadableLeaseHoldsNoOther(t *testing.T) {
 	}
 	require.EqualValues(t, "unreadable", states[lease.IDFromFirstRun(damaged.GetRunID())], "it stands in the list by its id")
 
-	// One that is named is found beside it, and not held up by it.
+	// A named lease is found, and a damaged one does not delay it.
 	done, err := d.Release(t.Context(), operator, gateway.LeaseRequest{LeaseID: lease.IDFromFirstRun(one.GetRunID())})
 	require.NoError(t, err)
 	require.Len(t, done, 1)
@@ -88,7 +88,7 @@ func TestOneUnreadableLeaseHoldsNoOther(t *testing.T) {
 	_, err = d.Release(t.Context(), operator, gateway.LeaseRequest{LeaseID: lease.IDFromFirstRun(damaged.GetRunID())})
 	require.ErrorContains(t, err, "its state is damaged")
 
-	// All that can be are released, and what could not be is named.
+	// All readable leases are released, and the error names the others.
 	s.WaitUntilListed("Lease", "Running", 2)
 	done, err = d.Release(t.Context(), operator, gateway.LeaseRequest{All: true})
 	require.ErrorContains(t, err, "1 leases were changed, and these were not: the lease of prod/pod:3/network ("+lease.IDFromFirstRun(damaged.GetRunID())+") cannot be read")

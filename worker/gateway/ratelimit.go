@@ -10,31 +10,31 @@ import (
 	"stanch/worker/config"
 )
 
-// nodeRateLimits bounds what each node may send. A node that dials anew has no new allowance.
+// nodeRateLimits limits what each node may send. Reconnecting does not reset the limit.
 type nodeRateLimits struct {
 	config config.NodeLimits
 	mu     sync.Mutex
 	byNode map[string]*nodeRateLimit
 }
 
-// nodeRateLimit is one node's allowance.
+// nodeRateLimit is the limit of one node.
 type nodeRateLimit struct {
 	detections, bytes *rate.Limiter
-	// healthReports are those about itself. What comes faster is left out: the next says what has become of it.
+	// healthReports limits health reports. Excess reports are dropped, because the next one has the newer state.
 	healthReports *rate.Limiter
 
 	mu             sync.Mutex
-	waitUntil      time.Time // it was told to wait until then
+	waitUntil      time.Time // end of the wait that it was told
 	limitedBatches uint64
 }
 
-// A sensor tells how it is every ten seconds, and at once when it dials.
+// A sensor sends a health report every ten seconds, and at once when it connects.
 const (
 	healthReportsPerSecond = 1
 	healthReportBurst      = 10
 )
 
-// maxNodeRateLimits bounds how many nodes are told apart; past it all begin anew.
+// maxNodeRateLimits is the maximum number of nodes; beyond it all limits start anew.
 const maxNodeRateLimits = 10_000
 
 func (p *nodeRateLimits) forNode(node string) *nodeRateLimit {
@@ -53,8 +53,8 @@ func (p *nodeRateLimits) forNode(node string) *nodeRateLimit {
 	return p.byNode[node]
 }
 
-// reserveBatch takes a batch from the allowance, or tells how long to wait for it. A batch larger than all that may ever be
-// taken at once is taken as that.
+// reserveBatch takes a batch from the limit, or returns how long to wait for it. A batch larger than the burst counts
+// as the burst.
 func (p *nodeRateLimit) reserveBatch(detections, bytes int, now time.Time) time.Duration {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -77,17 +77,17 @@ func (p *nodeRateLimit) reserveBatch(detections, bytes int, now time.Time) time.
 	return wait
 }
 
-// remainingWait tells for how long a node that was told to wait should still have waited.
+// remainingWait returns how much longer a throttled node should have waited.
 func (p *nodeRateLimit) remainingWait(now time.Time) time.Duration {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.waitUntil.Sub(now)
 }
 
-// earlyTolerance is how much earlier than told a node may come: its timer and the way are not exact.
+// earlyTolerance is how much too early a node may send, because timers and networks are inexact.
 const earlyTolerance = 50 * time.Millisecond
 
-// sleep waits, on the node's own stream: who does not wait as told is not read, and fills its own connection only.
+// sleep waits on the node's own stream: a node that ignores the wait is not read, and fills only its own connection.
 func sleep(ctx context.Context, wait time.Duration) error {
 	timer := time.NewTimer(wait)
 	defer timer.Stop()

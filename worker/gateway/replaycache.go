@@ -6,30 +6,30 @@ import (
 )
 
 const (
-	// replayWindow is longer than a signature is taken.
+	// replayWindow is longer than a signature is accepted.
 	replayWindow = 11 * time.Minute
-	// maxReplayEntries bounds the memory of requests.
+	// maxReplayEntries is the maximum number of requests in the cache.
 	maxReplayEntries = 50_000
 )
 
-// replayCache remembers requests for as long as their signature is taken: a replay is refused. When it is full it forgets the
-// oldest and goes on: a vote, a mark and an extension are safe to repeat, a click that nobody can make is not safe.
+// replayCache stores requests for as long as their signature is accepted, to refuse replays. When it is full, it drops
+// the oldest: repeating a vote, a triage decision or an extension is harmless, blocking new clicks is not.
 type replayCache struct {
 	mu           sync.Mutex
-	sequenceByID map[string]uint64 // the number under which an id was seen last
-	// oldestFirst are the requests as they came, the oldest first. Those that were forgotten stay in it until they age.
+	sequenceByID map[string]uint64 // sequence number of an id's last request
+	// oldestFirst are the requests, oldest first. Forgotten requests stay in it until they expire.
 	oldestFirst  []replayEntry
 	lastSequence uint64
 }
 
-// replayEntry is one request that was seen.
+// replayEntry is one request.
 type replayEntry struct {
 	id       string
 	sequence uint64
 	seenAt   time.Time
 }
 
-// isFirst tells whether a request comes for the first time.
+// isFirst reports whether a request is new, and records it.
 func (s *replayCache) isFirst(id string, now time.Time) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -51,7 +51,7 @@ func (s *replayCache) isFirst(id string, now time.Time) bool {
 	return true
 }
 
-// dropOldest takes the oldest away, unless it was forgotten and has come again since.
+// dropOldest removes the oldest request, unless it was forgotten and recorded again since.
 func (s *replayCache) dropOldest() {
 	oldest := s.oldestFirst[0]
 	s.oldestFirst[0] = replayEntry{}
@@ -61,7 +61,7 @@ func (s *replayCache) dropOldest() {
 	}
 }
 
-// forget lets a request that failed be sent again.
+// forget lets a failed request be sent again.
 func (s *replayCache) forget(id string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -8,7 +8,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// Somebody who clicks fifty thousand times takes nobody else's click away.
+// A person who clicks fifty thousand times does not block another person's click.
 func TestAFullMemoryOfClicksTakesTheNextOne(t *testing.T) {
 	var s replayCache
 	now := time.Now()
@@ -34,7 +34,7 @@ func TestAClickIsRememberedForAsLongAsItsSignatureIsTaken(t *testing.T) {
 	require.Len(t, s.oldestFirst, 2)
 }
 
-// A click that failed may come again; that it was there before must not make the second one be forgotten early.
+// A failed click may be repeated, and the failed one does not shorten how long the second is remembered.
 func TestAClickThatFailedMayComeAgain(t *testing.T) {
 	var s replayCache
 	start := time.Now()

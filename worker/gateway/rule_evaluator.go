@@ -12,28 +12,30 @@ import (
 	"stanch/sensors/rules"
 )
 
-// RuleEvaluator makes detections of what no node sees: requests to Kubernetes and calls to a cloud. It adds what one event does
-// not say, and asks the same rules as the nodes do.
+// RuleEvaluator evaluates events that no node sees: requests to Kubernetes and calls to a cloud. It adds context to the
+// event, and uses the same rules as the nodes. It is safe for concurrent use.
 type RuleEvaluator struct {
-	// Rules are those in force.
+	// Rules returns the rules in force.
 	Rules func() *rules.Set
-	// ClusterPrefixes are the cluster's own addresses; with none, nothing is told to come from outside.
+	// ClusterPrefixes are the cluster's own networks. If empty, no address counts as outside.
 	ClusterPrefixes []netip.Prefix
-	// StanchServiceAccount is Stanch's own service account, "system:serviceaccount:…". What it does from within the cluster is not judged.
+	// StanchServiceAccount is Stanch's own service account, "system:serviceaccount:…". Its requests from within the
+	// cluster are not evaluated.
 	StanchServiceAccount string
 	Log                  *slog.Logger
 
 	secretReads, deniedRequests, cloudReads, deniedCloudCalls *distinctcount.Counter
 
 	mu sync.Mutex
-	// enforcedNamespaces are the namespaces whose labels enforce something of pods, as far as it was told.
+	// enforcedNamespaces are the namespaces whose labels enforce a pod security standard, as far as they are known.
 	enforcedNamespaces map[string]bool
 }
 
-// maxEnforcedNamespaces bounds the namespaces that are remembered.
+// maxEnforcedNamespaces is the maximum number of stored namespaces.
 const maxEnforcedNamespaces = 50_000
 
-// AddEnforcedNamespaces tells of namespaces that enforce something of pods: what a judge cannot know that begins later than they do.
+// AddEnforcedNamespaces adds namespaces that enforce a pod security standard, because the events before the start are
+// unknown.
 func (j *RuleEvaluator) AddEnforcedNamespaces(namespaces ...string) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
@@ -44,16 +46,17 @@ func (j *RuleEvaluator) AddEnforcedNamespaces(namespaces ...string) {
 	}
 }
 
-// NewRuleEvaluator makes a judge.
+// NewRuleEvaluator returns a RuleEvaluator. set returns the rules in force, inside are the cluster's networks, and self
+// is Stanch's service account.
 func NewRuleEvaluator(set func() *rules.Set, inside []netip.Prefix, self string, log *slog.Logger) *RuleEvaluator {
 	if !strings.HasPrefix(self, "system:serviceaccount:") {
-		self = "" // a person's login is theirs too
+		self = "" // people use their account interactively too
 	}
 	w := func() *distinctcount.Counter { return distinctcount.New(distinctcount.Options{}) }
 	return &RuleEvaluator{Rules: set, ClusterPrefixes: inside, StanchServiceAccount: self, Log: log, secretReads: w(), deniedRequests: w(), cloudReads: w(), deniedCloudCalls: w(), enforcedNamespaces: map[string]bool{}}
 }
 
-// Evaluate are those of one event.
+// Evaluate returns the detections of one event.
 func (j *RuleEvaluator) Evaluate(e sensors.Event) []sensors.Detection {
 	switch e.Kind {
 	case sensors.KindKubernetesAudit:
@@ -72,7 +75,7 @@ func (j *RuleEvaluator) Evaluate(e sensors.Event) []sensors.Detection {
 	return found
 }
 
-// enrichAuditEvent adds what a request alone does not say.
+// enrichAuditEvent adds context to a request.
 func (j *RuleEvaluator) enrichAuditEvent(e *sensors.Event) {
 	a := &e.Audit
 	what := a.Namespace + "/" + a.Name
@@ -85,12 +88,12 @@ func (j *RuleEvaluator) enrichAuditEvent(e *sensors.Event) {
 	if a.Resource == "namespaces" && a.Subresource == "" && a.StatusCode < 400 && !a.DryRun {
 		j.enrichNamespaceEvent(a)
 	}
-	// Only a token that is bound to a pod has a place where it belongs. Who asks may name addresses before their own: so
-	// one that is not the cluster's is enough.
+	// Only a token that is bound to a pod has an expected location. A client can prepend addresses to its own, so one
+	// outside address is enough.
 	a.FromOutsideCluster = a.FromPod != "" && slices.ContainsFunc(a.SourceIPs, j.isOutsideCluster)
 }
 
-// enrichNamespaceEvent tells whether a namespace that has no label had one before.
+// enrichNamespaceEvent adds whether a namespace without a label had one before.
 func (j *RuleEvaluator) enrichNamespaceEvent(a *sensors.Audit) {
 	switch {
 	case a.Verb == "delete" || a.Admission.PodSecurityLevel == "removed":
@@ -108,7 +111,7 @@ func (j *RuleEvaluator) enrichNamespaceEvent(a *sensors.Audit) {
 	delete(j.enforcedNamespaces, a.Name)
 }
 
-// enrichCloudCall adds what a call alone does not say.
+// enrichCloudCall adds context to a call.
 func (j *RuleEvaluator) enrichCloudCall(e *sensors.Event) {
 	c := &e.Cloud
 	what := strings.Join(c.Resources, " ")
@@ -116,7 +119,7 @@ func (j *RuleEvaluator) enrichCloudCall(e *sensors.Event) {
 	case strings.Contains(c.ErrorCode, "AccessDenied") || strings.Contains(c.ErrorCode, "UnauthorizedOperation"):
 		c.RecentDeniedCalls = j.deniedCloudCalls.Add(c.Principal, c.EventName+" "+what, e.Time)
 	case c.ErrorCode == "" && (c.EventName == "GetParameters" || c.EventName == "BatchGetSecretValue"):
-		for _, one := range c.Resources { // each of them is one that was read
+		for _, one := range c.Resources { // each resource was read
 			c.RecentReads = j.cloudReads.Add(c.Principal, one, e.Time)
 		}
 	case c.ErrorCode == "" && c.ReadOnly && what != "":
@@ -125,8 +128,8 @@ func (j *RuleEvaluator) enrichCloudCall(e *sensors.Event) {
 	c.FromOutsideCluster = j.isOutsideCluster(c.SourceIP)
 }
 
-// isOutsideCluster tells whether an address is none of the cluster's. What is no address (a service of AWS by its name) is not
-// outside, and nothing is where nobody said what is inside.
+// isOutsideCluster reports whether an address is outside the cluster. A name that is no address (such as an AWS
+// service) is not outside, and nothing is if no networks are configured.
 func (j *RuleEvaluator) isOutsideCluster(address string) bool {
 	addr, err := netip.ParseAddr(address)
 	if err != nil || len(j.ClusterPrefixes) == 0 {

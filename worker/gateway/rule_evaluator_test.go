@@ -13,7 +13,7 @@ import (
 	"stanch/worker/gateway"
 )
 
-// Two hundred different ones are two hundred, however many of them one call asks for.
+// Two hundred different resources count as two hundred, however many one call requests.
 func TestWhatIsReadAtTheCloudIsCountedOneByOne(t *testing.T) {
 	set, err := rules.LoadShipped()
 	require.NoError(t, err)

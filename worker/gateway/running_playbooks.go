@@ -11,12 +11,11 @@ import (
 	"stanch/workflows/playbook"
 )
 
-// runningPlaybookTimeout is how long one running playbook may take to say what it has done: one that does not answer shows what the
-// incident knows of it.
+// runningPlaybookTimeout limits the query of one running playbook; without an answer, the incident's own data is shown.
 const runningPlaybookTimeout = 5 * time.Second
 
-// addRunningPlaybooks enters into an incident what its running playbooks have done so far. A playbook reports to its incident once, at
-// its end: until then each reader asks it, which costs the response nothing.
+// addRunningPlaybooks adds the steps of running playbooks to an incident. A playbook reports to its incident once, at
+// its end: until then each reader queries it, which does not slow down the response.
 func (r *QueryService) addRunningPlaybooks(ctx context.Context, in *playbooks.Incident) {
 	for i := range in.Playbooks {
 		if run := &in.Playbooks[i]; run.Ended.IsZero() && run.WorkflowID != "" && in.Status == "open" {

@@ -10,14 +10,14 @@ import (
 	"stanch/worker/config"
 )
 
-// allNamespaceApprovers are approvers of every namespace.
+// allNamespaceApprovers are the approvers of every namespace.
 type allNamespaceApprovers activities.Approvers
 
 func (a allNamespaceApprovers) ApproversForNamespace(string, bool) activities.Approvers {
 	return activities.Approvers(a)
 }
 
-// What takes two people to contain for so long, one of them does not get by extending.
+// A containment that requires two approvers for this duration cannot be extended that long by one of them.
 func TestOnePersonDoesNotExtendPastWhatTakesTwo(t *testing.T) {
 	two := allNamespaceApprovers{Groups: []string{"responders"}, Quorum: 2}
 	d := &ApprovalService{Roster: config.NewRoster(config.Default(), ""), ScopeApprovers: two}

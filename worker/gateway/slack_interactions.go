@@ -25,16 +25,15 @@ import (
 	"stanch/workflows/incident"
 )
 
-// SlackInteractions takes clicks, by Socket Mode or by signed requests. What Slack proves is that Slack sent it and which member
-// clicked; who that is and what they may is the configuration's to say.
+// SlackInteractions receives clicks, by Socket Mode or by signed requests. Slack proves that it sent the request and
+// which member clicked; the configuration says who that is and what they may do.
 //
-// An answer is acknowledged once Temporal has it. If that does not happen in time the person sees that it failed, and
-// clicks again.
+// An answer is acknowledged when Temporal has it. If that takes too long, the person sees an error and clicks again.
 type SlackInteractions struct {
 	*ApprovalService
 	SlackClient *slack.Client
 	Channel     string
-	// SigningSecret is the signing secret; "" takes no requests.
+	// SigningSecret is the signing secret; "" refuses all requests.
 	SigningSecret string
 
 	replayCache replayCache
@@ -45,18 +44,18 @@ type SlackInteractions struct {
 }
 
 const (
-	// clickTimeout is within what Slack waits for an answer, 3 s.
+	// clickTimeout is less than Slack's own timeout of 3 s.
 	clickTimeout = 2500 * time.Millisecond
-	// maxPayloadBytes bounds a request.
+	// maxPayloadBytes is the maximum size of a request.
 	maxPayloadBytes = 1 << 20
-	// reasonBlockID and reasonInputID name the one field of Stanch's forms.
+	// reasonBlockID and reasonInputID identify the only field of Stanch's forms.
 	reasonBlockID = "reason"
 	reasonInputID = "text"
 )
 
 var _ GroupMembership = (*SlackInteractions)(nil)
 
-// ServeHTTP takes a signed request.
+// ServeHTTP handles a signed request.
 func (s *SlackInteractions) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if r.Method != http.MethodPost {
 		http.Error(w, "POST only", http.StatusMethodNotAllowed)
@@ -72,7 +71,7 @@ func (s *SlackInteractions) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		_, err = verifier.Write(body)
 	}
 	if err != nil || verifier.Ensure() != nil {
-		// The library's error holds the right signature: it is neither shown nor logged.
+		// The library's error contains the valid signature, so it is neither shown nor logged.
 		if s.rateLimiter.allow("slack: bad signature") {
 			s.Log.Warn("a request is not signed as Slack signs", "from", hostFromAddress(r.RemoteAddr))
 		}
@@ -109,10 +108,10 @@ func (s *SlackInteractions) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// maxRedialDelay is how long at most it takes to dial Slack again once it is back.
+// maxRedialDelay is the maximum delay before reconnecting to Slack.
 const maxRedialDelay = 15 * time.Second
 
-// Run takes clicks by Socket Mode until ctx ends. It dials again by itself.
+// Run receives clicks by Socket Mode until ctx ends. It reconnects automatically.
 func (s *SlackInteractions) Run(ctx context.Context) {
 	for ctx.Err() == nil {
 		s.runConnection(ctx)
@@ -123,7 +122,7 @@ func (s *SlackInteractions) Run(ctx context.Context) {
 	}
 }
 
-// runConnection takes clicks until it is better to begin anew: the library waits for minutes where an outage lasts.
+// runConnection receives clicks until a new connection is better: during an outage, the library waits for minutes.
 func (s *SlackInteractions) runConnection(ctx context.Context) {
 	ctx, end := context.WithCancel(ctx)
 	defer end()
@@ -159,7 +158,7 @@ func (s *SlackInteractions) handleSocketRequest(ctx context.Context, client *soc
 	defer cancel()
 	answer, err := s.handleInteraction(inTime, callback)
 	if err != nil {
-		s.replayCache.forget(request.EnvelopeID) // not acknowledged: Slack says so to the person
+		s.replayCache.forget(request.EnvelopeID) // not acknowledged: Slack shows the person an error
 		return
 	}
 	if err := client.AckCtx(ctx, request.EnvelopeID, answer); err != nil {
@@ -167,17 +166,18 @@ func (s *SlackInteractions) handleSocketRequest(ctx context.Context, client *soc
 	}
 }
 
-// slackClick is one thing that a member did.
+// slackClick is one action of a member.
 type slackClick struct {
 	slack.InteractionCallback
 	reference   view.ButtonReference
-	buttonValue string // of the button
+	buttonValue string // value of the button
 	reason      string
 	isForm      bool
 	clickedAt   time.Time
 }
 
-// handleInteraction answers one interaction. An error means that it is not known whether it was recorded: it is not acknowledged.
+// handleInteraction handles one interaction. With an error, it is unknown whether it was recorded, and it is not
+// acknowledged.
 func (s *SlackInteractions) handleInteraction(ctx context.Context, callback slack.InteractionCallback) (any, error) {
 	c := slackClick{InteractionCallback: callback}
 	switch callback.Type {
@@ -225,7 +225,7 @@ func parseSlackTimestamp(ts string) time.Time {
 	return time.Unix(sec, micro*1000)
 }
 
-// performClick does what the button says, if the member may.
+// performClick performs the button's action, if the member may.
 func (s *SlackInteractions) performClick(ctx context.Context, c *slackClick) (string, error) {
 	if !s.rateLimiter.allow("slack:" + c.User.ID) {
 		return "", &httpError{http.StatusTooManyRequests, "Too many clicks; wait a moment."}
@@ -270,13 +270,13 @@ func (s *SlackInteractions) performClick(ctx context.Context, c *slackClick) (st
 	return "", forbidden("this button does nothing")
 }
 
-// toSentence is a clause as a message of its own.
+// toSentence returns a clause as a sentence.
 func toSentence(s string) string {
 	r, size := utf8.DecodeRuneInString(s)
 	return string(unicode.ToUpper(r)) + s[size:] + "."
 }
 
-// reasonForms are the questions that a button opens instead of acting at once.
+// reasonForms are the forms of buttons that ask for a reason first.
 var reasonForms = map[view.ButtonKind]struct{ title, submit, label, hint string }{
 	view.ButtonDeny:          {"Deny", "Deny", "Why not?", "for the record and for who asks"},
 	view.ButtonBreakGlass:    {"Break the glass", "Approve alone", "Why can this not wait for the others?", "you answer alone for the whole quorum; everybody sees it"},
@@ -285,7 +285,7 @@ var reasonForms = map[view.ButtonKind]struct{ title, submit, label, hint string 
 
 func needsReason(k view.ButtonKind) bool { _, ok := reasonForms[k]; return ok }
 
-// openReasonForm asks for a reason. The form carries the button's own value and nothing else.
+// openReasonForm opens a form that asks for a reason. It carries only the button's value.
 func (s *SlackInteractions) openReasonForm(ctx context.Context, c *slackClick) error {
 	f := reasonForms[c.reference.Kind]
 	plain := func(text string) *slack.TextBlockObject {
@@ -304,7 +304,7 @@ func (s *SlackInteractions) openReasonForm(ctx context.Context, c *slackClick) e
 	return nil
 }
 
-// replyPrivately says something to the one who clicked, and to nobody else.
+// replyPrivately sends a message that only the person who clicked sees.
 func (s *SlackInteractions) replyPrivately(ctx context.Context, c slackClick, what string) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
 	go func() {
@@ -316,7 +316,7 @@ func (s *SlackInteractions) replyPrivately(ctx context.Context, c slackClick, wh
 	}()
 }
 
-// principalOf finds who a member is. Members of other workspaces, guests, bots and people who have left are nobody.
+// principalOf returns who a member is. Members of other workspaces, guests, bots and deactivated members are unknown.
 func (s *SlackInteractions) principalOf(ctx context.Context, c slack.InteractionCallback) (Principal, error) {
 	cfg, err := s.Roster.Current()
 	if err != nil {
@@ -348,7 +348,7 @@ func (s *SlackInteractions) principalOf(ctx context.Context, c slack.Interaction
 	return Principal{Person: person, AuthenticatedBy: "Slack member " + c.User.ID, RateLimitKey: "slack:" + c.User.ID}, nil
 }
 
-// botTeamID is the workspace of the bot's token.
+// botTeamID returns the workspace of the bot's token.
 func (s *SlackInteractions) botTeamID(ctx context.Context) (string, error) {
 	s.botTeam.Lock()
 	defer s.botTeam.Unlock()
@@ -362,7 +362,7 @@ func (s *SlackInteractions) botTeamID(ctx context.Context) (string, error) {
 	return s.botTeam.id, nil
 }
 
-// GroupsOfPerson asks Slack, now, in which of the user groups a person is.
+// GroupsOfPerson asks Slack which of the user groups a person is in now.
 func (s *SlackInteractions) GroupsOfPerson(ctx context.Context, p config.Person, wanted []config.Group) ([]string, error) {
 	if p.SlackMemberID == "" {
 		return nil, nil
@@ -380,10 +380,10 @@ func (s *SlackInteractions) GroupsOfPerson(ctx context.Context, p config.Person,
 	return in, nil
 }
 
-// ApproverMentions finds whom a question calls.
+// ApproverMentions returns the Slack mentions for an approval request.
 type ApproverMentions struct{ Roster *config.Roster }
 
-// ResolveMentions gives the members and user groups in Slack of groups and people.
+// ResolveMentions returns the Slack members and user groups of groups and people.
 func (c ApproverMentions) ResolveMentions(groups, users []string) (members, userGroups []string) {
 	cfg, err := c.Roster.Current()
 	if err != nil {

@@ -14,12 +14,13 @@ import (
 	"stanch/worker/config"
 )
 
-// maxAuditBurst bounds how much of a source's rate one list of events takes: what fits into a request has to be payable.
+// maxAuditBurst is the maximum that one list of events takes from a source's rate, so that every accepted request can
+// be paid for.
 const maxAuditBurst = maxSourceRecords
 
-// handleAuditLog takes what an API server's webhook sends. The API server gives up what is answered with anything but 2xx or
-// "later", and knows no 207: so the rest is taken of what cannot all be read, and that some could not is an incident of its
-// own. Who can make requests that nobody can read does so to hide others.
+// handleAuditLog handles requests of an API server's audit webhook. The API server drops events on any answer but 2xx
+// or "later", and does not know 207. So readable events are accepted if others are not, and unreadable ones cause an
+// incident of their own, because somebody may create them to hide others.
 func (f *SourceServer) handleAuditLog(w http.ResponseWriter, r *http.Request) {
 	s, body := f.authenticateAndRead(w, r, endpoint{kind: config.SourceKindKubernetesAudit, maxBodyBytes: integrations.MaxAuditBytes})
 	if s == nil {
@@ -35,7 +36,7 @@ func (f *SourceServer) handleAuditLog(w http.ResponseWriter, r *http.Request) {
 		}
 	}
 	if f.HealthSink != nil {
-		f.HealthSink.OnSourceMessage(s.name) // it lives, whatever comes of what it says, and also where it says nothing
+		f.HealthSink.OnSourceMessage(s.name) // the source is alive, whatever it sends
 	}
 	if wait := s.reserveRate(min(len(events), maxAuditBurst)); wait > 0 {
 		s.counts.limited.Add(1)
@@ -70,7 +71,7 @@ func (f *SourceServer) handleAuditLog(w http.ResponseWriter, r *http.Request) {
 	writeIngestResponse(w, http.StatusAccepted, a)
 }
 
-// countUndecodable counts what of a batch cannot be read, and has it told. A batch of which nothing can be taken apart counts as one.
+// countUndecodable counts and reports the unreadable events of a batch. A batch that cannot be split counts as one.
 func (f *SourceServer) countUndecodable(ctx context.Context, s *sourceState, err error) uint64 {
 	n := uint64(1)
 	if some := (*integrations.BatchDecodeError)(nil); errors.As(err, &some) {
@@ -90,10 +91,11 @@ func (f *SourceServer) respondRetryLater(w http.ResponseWriter, s *sourceState, 
 	writeIngestResponse(w, http.StatusServiceUnavailable, ingestResponse{Status: "send it again later"})
 }
 
-// evaluateAuditEvent are the detections of one request, each about what it concerns. The error says that all has to be sent again.
+// evaluateAuditEvent returns the detections of one request, each with its subject. An error means that everything must
+// be sent again.
 func (f *SourceServer) evaluateAuditEvent(ctx context.Context, s *sourceState, e sensors.Event) ([]sensors.Detection, error) {
 	if e.Audit.Stage == "RequestReceived" {
-		return nil, nil // it comes again with its answer
+		return nil, nil // it is sent again with its response
 	}
 	var out []sensors.Detection
 	for _, d := range f.RuleEvaluator.Evaluate(e) {
@@ -116,8 +118,8 @@ func (f *SourceServer) evaluateAuditEvent(ctx context.Context, s *sourceState, e
 	return out, nil
 }
 
-// attribute says what a detection is about: the pod that the request was about, and the pod whose token it was made with,
-// so that it joins their incidents; where there is neither, the account. A pod that has gone meanwhile is not one to hold.
+// attribute sets the subjects of a detection: the pod that the request was about, and the pod whose token it used, so
+// that it joins their incidents; otherwise the account. A pod that is gone cannot be contained.
 func (f *SourceServer) attribute(ctx context.Context, d sensors.Detection) ([]sensors.Detection, error) {
 	a := d.Event.Audit
 	var out []sensors.Detection
@@ -160,7 +162,7 @@ func (f *SourceServer) attribute(ctx context.Context, d sensors.Detection) ([]se
 	return []sensors.Detection{d}, nil
 }
 
-// describeAuditEvent says who did what, from where, in a sentence.
+// describeAuditEvent returns who did what, and from where, in one sentence.
 func describeAuditEvent(a sensors.Audit) string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "%s asked to %s", truncateText(a.User), truncateText(a.Verb))

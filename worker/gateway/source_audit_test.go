@@ -19,7 +19,7 @@ import (
 	"stanch/worker/gateway"
 )
 
-// newAuditFixture is a gateway with the rules that Stanch ships and an API server's token.
+// newAuditFixture returns a gateway with the shipped rules and an API server's token.
 func newAuditFixture(t *testing.T, inside ...string) *sourceServerFixture {
 	t.Helper()
 	d := newSourceServerFixture(t, temporal.Start(t, map[string]any{"Story": incidentWorkflow}), config.Source{Name: "api-server", Kind: config.SourceKindKubernetesAudit}, config.Source{Name: "edge", Kind: "falco"})
@@ -33,7 +33,7 @@ func newAuditFixture(t *testing.T, inside ...string) *sourceServerFixture {
 	return d
 }
 
-// newAuditEvent is one audit event; more is put behind its user.
+// newAuditEvent returns one audit event; more is inserted after its user.
 func newAuditEvent(id, verb, user, ref string, code int, more string) string {
 	return fmt.Sprintf(`{"auditID":%q,"stage":"ResponseComplete","requestURI":"/api/v1/x","verb":%q,"user":{"username":%q%s},"sourceIPs":["10.0.0.9"],"userAgent":"kubectl/v1.36","objectRef":%s,"responseStatus":{"code":%d},"requestReceivedTimestamp":%q}`,
 		id, verb, user, more, ref, code, nowRFC3339)

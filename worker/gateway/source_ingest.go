@@ -16,17 +16,17 @@ import (
 	"stanch/sensors/integrations"
 )
 
-// endpoint is one path that sensors post to.
+// endpoint is one path to which sensors post.
 type endpoint struct {
 	kind         string
-	maxBodyBytes int64 // bytes of a request
+	maxBodyBytes int64 // maximum size of a request
 	splitRecords func([]byte) ([]integrations.RawRecord, error)
 	decodeRecord integrations.Decoder
 }
 
-// ingestResponse is what a sender is told. The status says what to do: 202 is all well; 207 is some taken and some refused for
-// good, and 400 and 422 are nothing taken and all refused for good, so sending any of these again is of no use; 429 and
-// 503 mean: all of it again, later. What was taken already has the same id then and is known.
+// ingestResponse is the response to a sender. The status says what to do. 202: all accepted. 207: some accepted and
+// some refused finally. 400 and 422: all refused finally, so sending them again is useless. 429 and 503: send all of it
+// again later; records that were accepted keep their id and are recognized.
 type ingestResponse struct {
 	Status    string          `json:"status"`
 	Accepted  int             `json:"accepted"`
@@ -35,15 +35,15 @@ type ingestResponse struct {
 	Refused   []refusedRecord `json:"refused,omitempty"`
 }
 
-// refusedRecord is one record that will never be taken.
+// refusedRecord is one record that will never be accepted.
 type refusedRecord struct {
-	Line   int    `json:"line"` // or the place in the list, from 1
+	Line   int    `json:"line"` // or position in the list, from 1
 	Reason string `json:"reason"`
 }
 
 const (
 	retryAfterDelay = 5 * time.Second
-	// maxChunkBytes bounds what goes to Temporal at once, in bytes of what was sent.
+	// maxChunkBytes is the maximum size of what is sent to Temporal at once, in bytes as received.
 	maxChunkBytes = 512 << 10
 )
 
@@ -53,7 +53,8 @@ func writeIngestResponse(w http.ResponseWriter, code int, a ingestResponse) {
 	_ = json.NewEncoder(w).Encode(a)
 }
 
-// authenticateAndRead lets in who has the token for a door, and reads what they bring; nil has been answered.
+// authenticateAndRead authenticates the sender for an endpoint and reads the body. It returns nil after it has sent an
+// error response.
 func (f *SourceServer) authenticateAndRead(w http.ResponseWriter, r *http.Request, d endpoint) (*sourceState, []byte) {
 	s := f.authenticateSource(r)
 	if s == nil {
@@ -103,7 +104,7 @@ func (f *SourceServer) handleRecords(d endpoint) http.HandlerFunc {
 	}
 }
 
-// readBody reads a request. Falco may compress what it sends: what comes out is bounded as what comes in.
+// readBody reads a request. Falco may compress it: the limit also applies to the decompressed size.
 func (d endpoint) readBody(w http.ResponseWriter, r *http.Request) (body []byte, code int, err error) {
 	tooLarge := fmt.Errorf("at most %d bytes are accepted", d.maxBodyBytes)
 	var from io.Reader = http.MaxBytesReader(w, r.Body, d.maxBodyBytes)
@@ -126,7 +127,7 @@ func (d endpoint) readBody(w http.ResponseWriter, r *http.Request) (body []byte,
 	return body, 0, nil
 }
 
-// reserveRate takes from a source's rate, or tells how long to wait.
+// reserveRate takes n from the source's rate, or returns how long to wait.
 func (s *sourceState) reserveRate(n int) time.Duration {
 	r := s.limiter.ReserveN(time.Now(), n)
 	if !r.OK() {
@@ -139,7 +140,7 @@ func (s *sourceState) reserveRate(n int) time.Duration {
 	return 0
 }
 
-// ingestRecords takes the records of one request in.
+// ingestRecords ingests the records of one request.
 func (f *SourceServer) ingestRecords(ctx context.Context, s *sourceState, d endpoint, records []integrations.RawRecord) (int, ingestResponse) {
 	a := ingestResponse{Status: "accepted"}
 	var alerts []sensors.Detection
@@ -194,16 +195,16 @@ func (f *SourceServer) ingestRecords(ctx context.Context, s *sourceState, d endp
 	return http.StatusUnprocessableEntity, a
 }
 
-// completeAlert completes an alert, and tells why it will never be accepted.
+// completeAlert completes an alert, and returns why it will never be accepted.
 func (f *SourceServer) completeAlert(ctx context.Context, s *sourceState, d *sensors.Detection) error {
 	d.Source = s.name
-	// Where a cgroup is, only the node's own sensor sees.
+	// Only the node's own sensor knows cgroups.
 	d.Event.Container.CgroupPath, d.Event.Container.CgroupID, d.Event.Container.PodCgroupID = "", 0, 0
 	redactDetection(d)
 	return f.Ingester.Check(ctx, d, "")
 }
 
-// acceptAlerts gives alerts to their incidents, some at a time: what one signal may carry is bounded.
+// acceptAlerts sends alerts to their incidents in chunks, because the size of a signal is limited.
 func (f *SourceServer) acceptAlerts(ctx context.Context, alerts []sensors.Detection, sizes []int) error {
 	for from := 0; from < len(alerts); {
 		to, bytes := from, 0

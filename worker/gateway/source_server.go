@@ -19,22 +19,23 @@ import (
 	"stanch/worker/config"
 )
 
-// SourceHealthSink is told what other sensors say about themselves: that they lost events, or that they live.
+// SourceHealthSink receives sensors' reports about themselves: lost events and signs of life.
 type SourceHealthSink interface {
 	OnSourceHealth(ctx context.Context, h integrations.SensorHealth)
-	// OnSourceMessage: the source said something that could be read.
+	// OnSourceMessage is called when a source sent something readable.
 	OnSourceMessage(source string)
 }
 
-// SourceServer takes detections of other sensors over HTTP, with a token for each source.
+// SourceServer receives detections of other sensors over HTTP, with a token for each source. It is safe for concurrent
+// use.
 type SourceServer struct {
 	Ingester *Ingester
 	Log      *slog.Logger
-	// Slack takes signed clicks at /slack/interactions; nil takes none.
+	// Slack handles signed clicks at /slack/interactions; nil disables it.
 	Slack *SlackInteractions
-	// HealthSink is told what sensors say about themselves; nil only logs it.
+	// HealthSink receives sensors' reports about themselves; with nil they are only logged.
 	HealthSink SourceHealthSink
-	// RuleEvaluator takes the audit log of Kubernetes at /v1/kubernetes-audit; nil takes none.
+	// RuleEvaluator handles the audit log of Kubernetes at /v1/kubernetes-audit; nil disables it.
 	RuleEvaluator *RuleEvaluator
 	sources       map[string]*sourceState
 }
@@ -46,28 +47,30 @@ type sourceState struct {
 	counts            struct{ accepted, telemetry, health, dropped, refused, limited, later atomic.Uint64 }
 }
 
-// SourceCounts is what came from one source since the start.
+// SourceCounts are the counters of one source since the start.
 type SourceCounts struct {
 	Accepted    uint64 `json:"accepted"`
-	Telemetry   uint64 `json:"telemetry"` // records that were no alerts
-	Health      uint64 `json:"health"`    // words of the sensor about itself
-	Dropped     uint64 `json:"dropped"`   // events that the sensor says it lost; what counts from its start is not added up
+	Telemetry   uint64 `json:"telemetry"` // records that are not alerts
+	Health      uint64 `json:"health"`    // reports of the sensor about itself
+	Dropped     uint64 `json:"dropped"`   // events that the sensor reports as lost; cumulative reports are not added up
 	Refused     uint64 `json:"refused"`
-	RateLimited uint64 `json:"rate_limited"` // requests that came too fast
-	RetryLater  uint64 `json:"retry_later"`  // requests that were told to come again, because Temporal or the cluster was away
+	RateLimited uint64 `json:"rate_limited"` // requests above the rate limit
+	// requests that must be repeated, because Temporal or the cluster was unavailable
+	RetryLater uint64 `json:"retry_later"`
 }
 
-// The bounds of one request and of what a source may send.
+// Limits of one request and of each source's rate.
 const (
 	maxSourceBodyBytes = 4 << 20
 	maxSourceRecords   = 1000
-	// minTokenLength is the shortest token that is taken.
+	// minTokenLength is the minimum length of a token.
 	minTokenLength = 16
-	// sourceBurstSeconds is for how long a source may have been silent and send at once what it kept meanwhile.
+	// sourceBurstSeconds is how many seconds' worth of records a source may send at once after a pause.
 	sourceBurstSeconds = 10
 )
 
-// NewSourceServer reads the sources' tokens. A token shorter than 16 characters, or that two sources have, is refused.
+// NewSourceServer reads the sources' tokens. It returns an error for a token that is shorter than 16 characters or used
+// by two sources.
 func NewSourceServer(intake *Ingester, sources []config.Source, log *slog.Logger) (*SourceServer, error) {
 	f := &SourceServer{Ingester: intake, Log: log, sources: map[string]*sourceState{}}
 	owners := map[string]string{}
@@ -90,7 +93,8 @@ func NewSourceServer(intake *Ingester, sources []config.Source, log *slog.Logger
 	return f, nil
 }
 
-// HTTPServer serves POST /v1/KIND for each kind of sensor, and POST /v1/detections for detections in Stanch's own words.
+// HTTPServer returns a server for POST /v1/KIND for each kind of sensor, and POST /v1/detections for detections in
+// Stanch's own format.
 func (f *SourceServer) HTTPServer() *http.Server {
 	mux := http.NewServeMux()
 	for _, kind := range integrations.SourceKinds() {
@@ -120,7 +124,7 @@ func (f *SourceServer) HTTPServer() *http.Server {
 	return &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 15 * time.Second, WriteTimeout: 2 * time.Minute, IdleTimeout: time.Minute, MaxHeaderBytes: 16 << 10}
 }
 
-// CountsBySource tells what came from each source.
+// CountsBySource returns the counters by source.
 func (f *SourceServer) CountsBySource() map[string]SourceCounts {
 	out := map[string]SourceCounts{}
 	for name, s := range f.sources {
@@ -133,11 +137,12 @@ func (f *SourceServer) CountsBySource() map[string]SourceCounts {
 	return out
 }
 
-// authenticateSource is who has the token of a request, as a bearer token or as the password of HTTP Basic; nil is nobody.
+// authenticateSource returns the source of a request's token, from a bearer token or the password of HTTP Basic; nil if
+// it is unknown.
 func (f *SourceServer) authenticateSource(r *http.Request) *sourceState {
 	given, ok := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer ")
 	if _, password, basic := r.BasicAuth(); basic {
-		given, ok = password, true // senders that take a URL alone: http://falco:TOKEN@host/v1/falco
+		given, ok = password, true // for senders that accept only a URL: http://falco:TOKEN@host/v1/falco
 	}
 	if !ok {
 		return nil
@@ -151,7 +156,7 @@ func (f *SourceServer) authenticateSource(r *http.Request) *sourceState {
 	return found
 }
 
-// redactDetection does for detections of other sensors what the node does for its own.
+// redactDetection redacts detections of other sensors as the node redacts its own.
 func redactDetection(d *sensors.Detection) {
 	e := &d.Event
 	e.Process.Args = redact.Args(e.Process.Args)
@@ -166,7 +171,7 @@ func redactDetection(d *sensors.Detection) {
 	d.Title = redact.Text(d.Title)
 }
 
-// reportSourceHealth hands on what a sensor says about itself.
+// reportSourceHealth forwards a sensor's report about itself.
 func (f *SourceServer) reportSourceHealth(ctx context.Context, s *sourceState, h integrations.SensorHealth) {
 	h.Source, h.Message = s.name, redact.Text(h.Message)
 	s.counts.health.Add(1)

@@ -40,7 +40,7 @@ import (
 	"stanch/workflows/incident"
 )
 
-// incidentWorkflow is an incident that only remembers what it was told.
+// incidentWorkflow is an incident that only stores what it receives.
 func incidentWorkflow(ctx workflow.Context, _ incident.Input) error {
 	var all []sensors.Detection
 	if err := workflow.SetQueryHandler(ctx, "all", func() ([]sensors.Detection, error) { return all, nil }); err != nil {
@@ -152,7 +152,7 @@ func (d *sourceServerFixture) post(t *testing.T, path, source, body string) (int
 	return resp.StatusCode, s
 }
 
-// incidentDetections are the detections that the incident of a workload knows.
+// incidentDetections returns the detections that the incident of a workload has received.
 func (d *sourceServerFixture) incidentDetections(t *testing.T, workload string) []sensors.Detection {
 	t.Helper()
 	v, err := d.server.QueryWorkflow(t.Context(), workflows.IncidentWorkflowID(workload), "", "all")
@@ -330,7 +330,7 @@ func TestEachSensorHasItsDoor(t *testing.T) {
 	})
 }
 
-// unavailableTemporal is Temporal when it is not there.
+// unavailableTemporal is a Temporal that is unavailable.
 type unavailableTemporal struct{ client.Client }
 
 func (unavailableTemporal) SignalWithStartWorkflow(context.Context, string, string, any, client.StartWorkflowOptions, any, ...any) (client.WorkflowRun, error) {

@@ -16,7 +16,7 @@ import (
 	"stanch/worker/gateway"
 )
 
-// What a decoder takes, the intake takes: a detection is about what both say.
+// The ingester accepts what a decoder accepts, with the same subject.
 func TestWhatDecoderAcceptsIntakeAccepts(t *testing.T) {
 	const falco = `{"priority":"Critical","rule":"R","time":"2026-11-23T03:00:00Z","hostname":"node-a",`
 	connected := newFakeAPIServer(t)

@@ -40,7 +40,7 @@ type Status struct {
 	Problems []string `json:"problems"`
 }
 
-// IncidentApproval is an open question of an incident.
+// IncidentApproval is a pending approval request of an incident.
 type IncidentApproval struct {
 	IncidentID string `json:"incident"`
 	OpenApproval

@@ -9,12 +9,13 @@ import (
 	"sync"
 )
 
-// NewTLSMux speaks TLS with who begins it, and plain with senders on this machine, on one address: an API server's webhook
-// gives its token only to TLS, and sensors on the same machine need none. A plain request from another machine is
-// answered 400 and not read: its token would cross the network in clear text.
+// NewTLSMux accepts TLS from everywhere, and plain connections from this machine, on one address: an API server's
+// webhook sends its token only over TLS, and sensors on the same machine need none. A plain request from another
+// machine is answered with 400 and not read, because its token would cross the network in clear text.
 func NewTLSMux(l net.Listener, c *tls.Config) net.Listener {
 	c = c.Clone()
-	c.ClientAuth, c.ClientCAs, c.NextProtos = tls.NoClientCert, nil, []string{"http/1.1"} // who posts shows a token
+	// senders authenticate with a token
+	c.ClientAuth, c.ClientCAs, c.NextProtos = tls.NoClientCert, nil, []string{"http/1.1"}
 	return &tlsMuxListener{l, c}
 }
 
@@ -26,12 +27,12 @@ type tlsMuxListener struct {
 func (l *tlsMuxListener) Accept() (net.Conn, error) {
 	c, err := l.Listener.Accept()
 	if err != nil {
-		return nil, err //nolint:wrapcheck // the server knows net's own errors
+		return nil, err //nolint:wrapcheck // the server compares net's errors
 	}
 	return &tlsMuxConn{Conn: c, config: l.config}, nil
 }
 
-// tlsMuxConn decides with the first byte that it reads: in HTTP the client speaks first. The server's own deadlines hold
+// tlsMuxConn decides by the first byte that it reads, because HTTP clients send first. The server's own deadlines apply
 // meanwhile.
 type tlsMuxConn struct {
 	net.Conn
@@ -41,7 +42,7 @@ type tlsMuxConn struct {
 	err    error
 }
 
-// tlsHandshakeByte is the first byte of TLS; no method of HTTP begins with it.
+// tlsHandshakeByte is the first byte of TLS; no HTTP method starts with it.
 const tlsHandshakeByte = 0x16
 
 func (c *tlsMuxConn) detectTLS() {
@@ -70,7 +71,7 @@ var errPlainHTTPRefused = errors.New("plain HTTP from another machine is refused
 const plainRefusedResponse = "HTTP/1.1 400 Bad Request\r\nContent-Type: application/json\r\nConnection: close\r\n\r\n" +
 	`{"status":"use https: a token is not accepted in clear text from another machine"}` + "\n"
 
-// isLocalConnection reports whether both ends of a connection are on this machine: its packets never leave it.
+// isLocalConnection reports whether both ends of a connection are on this machine, so that its packets never leave it.
 func isLocalConnection(c net.Conn) bool {
 	remote, ok := c.RemoteAddr().(*net.TCPAddr)
 	if !ok {
@@ -84,7 +85,7 @@ func (c *tlsMuxConn) Read(b []byte) (int, error) {
 	if c.detectTLS(); c.err != nil {
 		return 0, c.err
 	}
-	return c.inner.Read(b) //nolint:wrapcheck // the server knows net's own errors
+	return c.inner.Read(b) //nolint:wrapcheck // the server compares net's errors
 }
 
 func (c *tlsMuxConn) Write(b []byte) (int, error) {

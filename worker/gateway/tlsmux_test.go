@@ -15,7 +15,7 @@ import (
 	"stanch/worker/gateway"
 )
 
-// remoteListener is a listener whose connections seem to come from another machine.
+// remoteListener is a listener whose connections appear to come from another machine.
 type remoteListener struct{ net.Listener }
 
 type remoteConn struct{ net.Conn }
@@ -74,7 +74,7 @@ func TestOneAddressSpeaksTLSAndPlain(t *testing.T) {
 	trusted := &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: pki.CertPool(), ServerName: gatewayrpc.ServerName, MinVersion: tls.VersionTLS13}}}
 	stranger := &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{ServerName: gatewayrpc.ServerName, MinVersion: tls.VersionTLS13}}}
 	for url, c := range map[string]*http.Client{"https://" + address: trusted, "http://" + address: http.DefaultClient} {
-		for range 2 { // the connection is used again
+		for range 2 { // the connection is reused
 			r, err := http.NewRequestWithContext(t.Context(), http.MethodPost, url, http.NoBody)
 			require.NoError(t, err)
 			resp, err := c.Do(r)
@@ -85,10 +85,10 @@ func TestOneAddressSpeaksTLSAndPlain(t *testing.T) {
 	}
 	r, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "https://"+address, http.NoBody)
 	require.NoError(t, err)
-	_, err = stranger.Do(r) //nolint:bodyclose // there is none
+	_, err = stranger.Do(r) //nolint:bodyclose // there is no body
 	require.ErrorContains(t, err, "certificate")
 
-	silent, err := net.Dial("tcp", address) //nolint:noctx // at once
+	silent, err := net.Dial("tcp", address) //nolint:noctx // returns at once
 	require.NoError(t, err)
 	require.NoError(t, silent.Close(), "who says nothing keeps nobody")
 }

@@ -10,10 +10,10 @@ import (
 	"go.opentelemetry.io/otel/trace/noop"
 )
 
-// maxTracedDetections bounds how many detections of one batch are told one by one.
+// maxTracedDetections is the maximum number of detections of one batch that are traced individually.
 const maxTracedDetections = 32
 
-// startBatchSpan begins the story that a batch of detections is, at the moment when the first of them came.
+// startBatchSpan starts the trace of a batch of detections, at the time of the first of them.
 func (i *Ingester) startBatchSpan(ctx context.Context, batch []*queuedDetection) (context.Context, trace.Span) {
 	if i.Tracer == nil {
 		return ctx, noop.Span{}
@@ -27,7 +27,7 @@ func (i *Ingester) startBatchSpan(ctx context.Context, batch []*queuedDetection)
 	return ctx, span
 }
 
-// traceAttributes is what a trace tells of a detection: nothing of its event but when it was.
+// traceAttributes returns the trace attributes of a detection. Of its event, they contain only the time.
 func (it *queuedDetection) traceAttributes() []attribute.KeyValue {
 	d := it.detection
 	text := func(key, value string) attribute.KeyValue {

@@ -24,20 +24,20 @@ type VoteResultKind string
 
 // The results of a vote.
 const (
-	// ResultRecorded: the vote is signed and delivered; it is not known yet whether it counts.
+	// ResultRecorded means that the vote is signed and delivered, and it is not known yet whether it counts.
 	ResultRecorded VoteResultKind = "recorded"
-	// ResultCounted: the vote counts, and more people must approve.
+	// ResultCounted means that the vote counts, and more people must approve.
 	ResultCounted VoteResultKind = "counted"
-	// ResultAlreadyCounted: the same person voted the same before.
+	// ResultAlreadyCounted means that the same person voted the same before.
 	ResultAlreadyCounted VoteResultKind = "already-counted"
-	// ResultApproved and ResultDenied: the vote decided the question.
+	// ResultApproved and ResultDenied mean that the vote decided the request.
 	ResultApproved VoteResultKind = "approved"
 	ResultDenied   VoteResultKind = "denied"
-	// ResultNotCounted: the vote does not count.
+	// ResultNotCounted means that the vote does not count.
 	ResultNotCounted VoteResultKind = "not-counted"
 )
 
-// VoteResult is the result of a person's vote, with the question.
+// VoteResult is the result of a person's vote, with the approval request.
 type VoteResult struct {
 	playbook.ApprovalRequest
 	Result VoteResultKind `json:"result"`
@@ -142,7 +142,7 @@ func (d *ApprovalService) describeAfterApproval(ctx context.Context, q playbook.
 }
 
 // ignoredVoteReasons returns why votes of a person were not counted. It leaves out votes that were rejected when they
-// were cast: they are in the question for the record only.
+// were cast: they are in the request for the record only.
 func ignoredVoteReasons(q playbook.ApprovalRequest, name string) (reasons []string) {
 	var rejected []string
 	for _, signed := range q.Votes {
@@ -159,17 +159,17 @@ func ignoredVoteReasons(q playbook.ApprovalRequest, name string) (reasons []stri
 	return reasons
 }
 
-// quoteRequest returns the title of a question in quotes, with its duration.
+// quoteRequest returns the title of a request in quotes, with its duration.
 func quoteRequest(q playbook.ApprovalRequest) string {
 	return fmt.Sprintf("%q", truncateText(cmp.Or(q.Title, q.Step))) + q.DurationText()
 }
 
-// openRequests returns the open questions of one playbook run.
+// openRequests returns the pending approval requests of one playbook run.
 func (r *QueryService) openRequests(ctx context.Context, run string) (out []playbook.ApprovalRequest, err error) {
 	return out, r.queryWorkflow(ctx, run, workflows.QueryPendingApprovals, &out)
 }
 
-// closedRequests returns the most recently closed questions of one playbook run.
+// closedRequests returns the most recently closed requests of one playbook run.
 func (r *QueryService) closedRequests(ctx context.Context, run string) (out []activities.ApprovalOutcome, err error) {
 	return out, r.queryWorkflow(ctx, run, workflows.QueryAnsweredApprovals, &out)
 }
@@ -185,8 +185,8 @@ func (r *QueryService) queryWorkflow(ctx context.Context, workflow, query string
 	return nil
 }
 
-// findRequest finds the question that a vote is for: by its qualified id, or by its id, title, step or action if that
-// matches one open question only. A vote for plans that changed since is an error.
+// findRequest finds the request that a vote is for: by its qualified id, or by its id, title, step or action if that
+// matches one pending request only. A vote for plans that changed since is an error.
 func (d *ApprovalService) findRequest(ctx context.Context, v VoteRequest) (*playbook.ApprovalRequest, error) {
 	pending, err := d.QueryService.PendingApprovals(ctx, v.IncidentID)
 	if err != nil {
@@ -246,7 +246,7 @@ func matchesRequest(q playbook.ApprovalRequest, text string) bool {
 	return slices.ContainsFunc(q.Plans, func(p activities.PlanResult) bool { return same(p.Plan.Action) })
 }
 
-// describeOpenRequests lists open questions, each with the command that answers it.
+// describeOpenRequests lists pending requests, each with the command that answers it.
 func describeOpenRequests(incident string, approve bool, all []*playbook.ApprovalRequest) string {
 	command := "deny"
 	if approve {
@@ -260,7 +260,7 @@ func describeOpenRequests(incident string, approve bool, all []*playbook.Approva
 	return b.String()
 }
 
-// noOpenRequestError returns why no open question matches: others are open, it was answered, or none was asked.
+// noOpenRequestError returns why no pending request matches: others are pending, it was answered, or none was made.
 func (d *ApprovalService) noOpenRequestError(ctx context.Context, v VoteRequest, pending []playbook.ApprovalRequest) error {
 	if len(pending) > 0 {
 		var all []*playbook.ApprovalRequest

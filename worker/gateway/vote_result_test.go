@@ -22,7 +22,7 @@ import (
 	"stanch/workflows"
 )
 
-// testRequest is a question of a playbook as a test writes it.
+// testRequest is an approval request of a playbook in a test.
 type testRequest struct{ ID, Step, Title, Action string }
 
 func (a testRequest) approvalRequest(run string) activities.ApprovalRequest {
@@ -36,7 +36,8 @@ func (a testRequest) approvalRequest(run string) activities.ApprovalRequest {
 	return q
 }
 
-// approvalWorkflow is a playbook that asks and counts as the interpreter does: a no denies, two people's yes approve.
+// approvalWorkflow is a playbook that requests approvals and counts as the interpreter does: one denial denies, two
+// approvals approve.
 func approvalWorkflow(ctx workflow.Context, asks []testRequest) error {
 	open, closed := []activities.ApprovalRequest{}, []activities.ApprovalOutcome{}
 	for _, a := range asks {
@@ -60,7 +61,7 @@ func approvalWorkflow(ctx workflow.Context, asks []testRequest) error {
 			continue
 		}
 		q := &open[i]
-		if v.BreakGlass { // counting takes its time
+		if v.BreakGlass { // counting takes some time
 			if err := workflow.Sleep(ctx, 300*time.Millisecond); err != nil {
 				return err
 			}
@@ -80,7 +81,7 @@ func approvalWorkflow(ctx workflow.Context, asks []testRequest) error {
 	}
 }
 
-// newResponderFixture are an installation with three entitled people and one who is not entitled.
+// newResponderFixture returns an installation with three entitled people and one who is not.
 func newResponderFixture(t *testing.T, s *temporal.Server) (*gateway.ApprovalService, func(string) gateway.Principal) {
 	t.Helper()
 	d := newApprovalService(t, s)
@@ -106,7 +107,7 @@ people:
 	}
 }
 
-// A person names a question as the help and the list do, and each answer says what it came to.
+// People name a request as the help and the list do, and each answer reports its result.
 func TestAnAnswerNamesItsQuestionAndSaysWhatItCameTo(t *testing.T) {
 	s := temporal.Start(t, map[string]any{"Incident": openIncidentWorkflow, "Playbook": approvalWorkflow})
 	d, who := newResponderFixture(t, s)
@@ -131,13 +132,13 @@ func TestAnAnswerNamesItsQuestionAndSaysWhatItCameTo(t *testing.T) {
 		_, err := vote(name, approve, step)
 		require.ErrorContains(t, err, want)
 	}
-	// What is ambiguous lists the candidates, with the command for each.
+	// An ambiguous name lists the candidates, with the command for each.
 	fails("has 3 open questions; choose one:\n  stanch approve "+testIncidentID+" 'steps[2]#1'   isolate the pod "+
 		"for 1h\n", "alice", true, "")
 	fails(`"pod.isolate" matches 2 open questions`, "alice", true, "pod.isolate")
 	fails("unknown question \"isolate\" in incident "+testIncidentID+"; open questions:\n  stanch deny "+testIncidentID+" 'steps[2]#1'   isolate the pod for 1h\n", "alice", false, "isolate")
 
-	// By its name, in any case and spacing; by its step, and its action.
+	// By title, in any case and spacing, by step, and by action.
 	says(`alice approved "isolate the pod" for 1h: 1 of 2 approved (alice); waiting for 1 more of responders`,
 		gateway.ResultCounted, "alice", true, " Isolate  the pod")
 	says(`the yes of alice to "isolate the pod" for 1h was counted already: 1 of 2 approved (alice); waiting for 1 more of responders`, gateway.ResultAlreadyCounted, "alice", true, "steps[2]")
@@ -148,7 +149,7 @@ func TestAnAnswerNamesItsQuestionAndSaysWhatItCameTo(t *testing.T) {
 	says(`alice approved "cut it off" for 1h: 1 of 2 approved (alice); waiting for 1 more of responders`,
 		gateway.ResultCounted, "alice", true, "cut")
 
-	// Who has said yes may still break the glass.
+	// Break-glass is possible after a normal approval.
 	a, err := d.Vote(t.Context(), who("alice"), gateway.VoteRequest{IncidentID: testIncidentID, Approve: true, BreakGlass: true, Reason: "nobody else is awake", WaitForResult: true})
 	require.NoError(t, err)
 	require.Equal(t, `alice approved "cut it off" for 1h alone with break-glass, for the complete quorum; it runs now`, a.Message)

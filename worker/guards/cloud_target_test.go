@@ -12,8 +12,8 @@ import (
 	"stanch/worker/config"
 )
 
-// useCloudTarget makes the desk's request one about a role that was reached through the desk's pod, in the namespace bank, which
-// is in phase 3; the grant permits it.
+// useCloudTarget changes the fixture's request to a role that was found through the fixture's pod, in the namespace
+// bank, which is in phase 3; the grant permits it.
 func (d *guardFixture) useCloudTarget() {
 	d.moveToNamespace("bank")
 	d.chain.Config.ProtectedTargets.Roles = []string{"billing-*", "arn:aws:iam::1:role/pay"}
@@ -76,7 +76,7 @@ func TestACloudTargetIsJudgedByThePodThroughWhichItWasReached(t *testing.T) {
 	}
 }
 
-// renewGrant gives the grant anew, for a namespace.
+// renewGrant signs a new grant for a namespace.
 func (d *guardFixture) renewGrant(namespace string) {
 	g := d.validGrant()
 	g.Namespace = namespace

@@ -16,7 +16,8 @@ import (
 	"stanch/workflows/budget"
 )
 
-// FileKillSwitch is a kill switch that is a file with a signed state. No file means that nobody ever stopped.
+// FileKillSwitch is a kill switch in a file with a signed state. Without a file, new containments were never paused. It
+// is safe for concurrent use.
 type FileKillSwitch struct {
 	FilePath  string
 	Authority activities.Authority
@@ -43,19 +44,19 @@ func (s *FileKillSwitch) readState() (attestation.KillSwitchState, error) {
 	return s.signedState.readState(string(raw), s.Authority.Keyring()), nil
 }
 
-// State reads the switch. One that cannot be read counts as stopped.
+// State reads the state. An unreadable or unsigned state counts as paused.
 func (s *FileKillSwitch) State(context.Context) (attestation.KillSwitchState, error) {
 	state, err := s.readState()
 	state.Paused = state.Paused || err != nil
 	return state, err
 }
 
-// Pause sets the switch.
+// Pause pauses new containments.
 func (s *FileKillSwitch) Pause(_ context.Context, by, reason string) error {
 	return s.writeState("set", true, by, reason)
 }
 
-// Resume lifts it.
+// Resume resumes new containments.
 func (s *FileKillSwitch) Resume(_ context.Context, by string) error {
 	return s.writeState("lift", false, by, "")
 }
@@ -78,7 +79,7 @@ func (s *FileKillSwitch) writeState(what string, stopped bool, by, reason string
 	return nil
 }
 
-// BudgetWindow is the budget of the last hour, as one worker knows it.
+// BudgetWindow is the budget of the last hour, as known to one worker. It is safe for concurrent use.
 type BudgetWindow struct {
 	mu      sync.Mutex
 	usages  []budget.Usage
@@ -87,17 +88,17 @@ type BudgetWindow struct {
 
 var _ ContainmentBudget = (*BudgetWindow)(nil)
 
-// NewBudgetWindow starts with nothing spent. report, which may be nil, hears of each spending, so that it is kept durably.
+// NewBudgetWindow returns an unused budget. It calls report, which may be nil, for each usage, to store it durably.
 func NewBudgetWindow(report func(budget.Usage)) *BudgetWindow { return &BudgetWindow{onUsage: report} }
 
-// Merge takes over what is kept durably: what other workers spent, and this one before a restart.
+// Merge adds stored usages: those of other workers, and this worker's before a restart.
 func (w *BudgetWindow) Merge(all []budget.Usage) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.usages = budget.AddUsages(w.usages, all, time.Now())
 }
 
-// CheckLeft says why there is no budget, or "".
+// CheckLeft returns why the budget is used up, or "".
 func (w *BudgetWindow) CheckLeft(f Input) string {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -106,19 +107,20 @@ func (w *BudgetWindow) CheckLeft(f Input) string {
 
 func (w *BudgetWindow) checkLeft(f Input) string {
 	if f.DrillTarget != nil {
-		return "" // a drill's targets are its own
+		return "" // drills use no budget
 	}
 	w.usages = budget.AddUsages(w.usages, nil, f.Now)
 	for _, s := range w.usages {
 		if s.LeaseID == f.Request.LeaseID && s.LeaseID != "" {
-			return "" // it was paid for
+			return "" // this lease is already counted
 		}
 	}
 	hour, held := w.usedCounts(f)
 	return BudgetExceededReason(f, hour, held)
 }
 
-// UsedCounts is how much was spent in the last hour, and how many other pods of the workload are contained.
+// UsedCounts returns how many containments were made in the last hour, and how many other pods of the workload are
+// contained.
 func (w *BudgetWindow) UsedCounts(f Input) (hour, held int) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -139,8 +141,8 @@ func (w *BudgetWindow) usedCounts(f Input) (hour, held int) {
 	return hour, len(targets)
 }
 
-// BudgetExceededReason says which limit of the budget one more containment would exceed, or "": hour is how many there were in the
-// last hour, held how many other pods of the workload are contained.
+// BudgetExceededReason returns which limit one more containment would exceed, or "". hour is the number of containments
+// in the last hour, held the number of other contained pods of the workload.
 func BudgetExceededReason(f Input, hour, held int) string {
 	limit := f.Config.Budget
 	if hour >= limit.MaxPerHour {
@@ -159,7 +161,7 @@ func BudgetExceededReason(f Input, hour, held int) string {
 	return ""
 }
 
-// Spend takes one containment out of the budget.
+// Spend uses the budget for one containment. It returns why the budget is used up, or "".
 func (w *BudgetWindow) Spend(f Input) string {
 	w.mu.Lock()
 	defer w.mu.Unlock()

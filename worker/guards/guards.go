@@ -1,8 +1,8 @@
-// Package guards decides whether an effect may happen: a chain of pure functions, each with a reason, run when a
-// containment is planned and again in the activity immediately before its effect. A playbook cannot get around it.
+// Package guards decides whether an effect is permitted: a chain of pure functions, each with a reason. It runs when a
+// containment is planned, and again in the activity immediately before the effect. Playbooks cannot bypass it.
 //
-// It refuses to believe the workflow: phase, scope, confidence and evidence are taken from the configuration and
-// from signed statements, never from what the request claims.
+// It never trusts the workflow: phase, scope, confidence and evidence come from the configuration and from signed
+// statements, never from claims in the request.
 package guards
 
 import (
@@ -21,36 +21,38 @@ import (
 	"stanch/worker/config"
 )
 
-// MaxDetectionAge is how old an attested detection may be for an automatic effect.
+// MaxDetectionAge is the maximum age of an attested detection for an automatic effect.
 const MaxDetectionAge = 15 * time.Minute
 
 // KillSwitchReader is the kill switch.
 type KillSwitchReader interface {
-	// IsPaused tells whether new containments are stopped, and by whom. An error counts as stopped.
+	// IsPaused reports whether new containments are paused, and by whom. An error counts as paused.
 	IsPaused(ctx context.Context) (bool, string, error)
 }
 
-// ContainmentBudget is the blast-radius budget.
+// ContainmentBudget is the budget that limits automatic containments.
 type ContainmentBudget interface {
-	// Spend takes one containment out of the budget, or says why there is none left. The same lease costs once.
+	// Spend uses the budget for one containment, or returns why it is used up. The same lease counts once.
 	Spend(f Input) (reason string)
-	// CheckLeft says the same without spending.
+	// CheckLeft returns the same reason without using the budget.
 	CheckLeft(f Input) (reason string)
-	// UsedCounts is how much was spent in the last hour, and how many other pods of the workload are contained.
+	// UsedCounts returns how many containments were made in the last hour, and how many other pods of the workload are
+	// contained.
 	UsedCounts(f Input) (hour, held int)
 }
 
-// GuardChain is the guards with what they read.
+// GuardChain contains the guards and their data sources. It is safe for concurrent use.
 type GuardChain struct {
 	Config     *config.Config
 	Keyring    attestation.Keyring
 	KillSwitch KillSwitchReader
 	Budget     ContainmentBudget
-	// UsedGrants remembers which grants were used. Nil remembers none: a simulation applies nothing.
+	// UsedGrants records used grants. With nil, none is recorded: a simulation applies nothing.
 	UsedGrants UsedGrants
-	// OwnPodUIDs are Stanch's own pods, by UID: never contained.
+	// OwnPodUIDs are the UIDs of Stanch's own pods, which are never contained.
 	OwnPodUIDs []string
-	// TargetResolver says what a target is, immediately before the effect. Nil knows none, so nothing of a cluster runs by itself.
+	// TargetResolver resolves a target immediately before the effect. With nil, targets are unknown, and no target of a
+	// cluster is contained automatically.
 	TargetResolver activities.TargetResolver
 }
 
@@ -59,12 +61,12 @@ var (
 	_ activities.ScopeApprovers = (*GuardChain)(nil)
 )
 
-// drillScope is phase 3 for the drill's own approver, on the drill's own targets.
+// drillScope returns the scope of drills: phase 3 with the drill's own approver, for the drill's own targets.
 func drillScope() config.Scope {
 	return config.Scope{Name: config.DrillScope, Phase: 3, ConfidenceThreshold: 0.8, Approvers: config.Approvers{Groups: []string{config.DrillScope}, Quorum: 1, Timeout: config.Duration(time.Minute)}}
 }
 
-// ApproversForNamespace are the approvers of the scope that holds a namespace, or of drills.
+// ApproversForNamespace returns the approvers of the scope with a namespace, or those of drills.
 func (c *GuardChain) ApproversForNamespace(namespace string, drill bool) activities.Approvers {
 	if drill {
 		return ApproversOfScope(drillScope())
@@ -72,7 +74,7 @@ func (c *GuardChain) ApproversForNamespace(namespace string, drill bool) activit
 	return ApproversOfScope(c.Config.ScopeForNamespace(namespace))
 }
 
-// ApproversOfScope are the approvers of a scope.
+// ApproversOfScope returns the approvers of a scope.
 func ApproversOfScope(s config.Scope) activities.Approvers {
 	a := s.Approvers
 	out := activities.Approvers{Groups: a.Groups, Users: a.Users, Quorum: a.Quorum, Timeout: time.Duration(a.Timeout)}
@@ -82,49 +84,49 @@ func ApproversOfScope(s config.Scope) activities.Approvers {
 	return out
 }
 
-// Input is what a guard judges by. Everything in it was verified.
+// Input is the input of a guard. Everything in it was verified.
 type Input struct {
 	activities.GuardInput
 	Config            *config.Config
 	Scope             config.Scope
-	PausedBy          string // who stopped, "" if nobody did
+	PausedBy          string // who paused new containments; "" if they are not paused
 	CorrelationInputs []playbooks.CorrelationInput
-	Correlation       playbooks.Correlation // of the signals
+	Correlation       playbooks.Correlation // of the attested detections
 	Receipts          []attestation.EvidenceReceipt
 	Grant             *attestation.Grant
-	GrantError        string   // why a grant that was offered does not hold
-	AttestedWorkloads []string // of the attested detections, as the gateway knows them
+	GrantError        string   // why the offered grant is invalid
+	AttestedWorkloads []string // workloads of the attested detections, as the gateway knows them
 	BasisID           string
-	NewestDetectionAt time.Time // of the newest detection
+	NewestDetectionAt time.Time // time of the newest detection
 	Budget            ContainmentBudget
 	OwnPodUIDs        []string
 	// DrillTarget is the registered target of a drill; nil outside of drills.
 	DrillTarget *attestation.DrillTarget
-	// ManualRequest is what a person asked for, where that is among what it rests on.
+	// ManualRequest is a person's request that the authorization includes; nil if there is none.
 	ManualRequest *attestation.ManualRequest
-	// ResolvedTarget is what the API server says of a pod, a container or a workload; nil for targets of other systems.
+	// ResolvedTarget is the API server's data about a pod, a container or a workload; nil for targets of other systems.
 	ResolvedTarget *activities.TargetFacts
 }
 
-// guard is one link of the chain: nil lets it pass.
+// guard is one guard of the chain. A nil decision means that the next guard decides.
 type guard struct {
 	name  string
 	check func(Input) *activities.GuardDecision
 }
 
-// guardChain is the order in which guards judge.
+// guardChain is the order of the guards.
 var guardChain = []guard{
-	{playbooks.GuardKillSwitch, checkKillSwitch}, // a person stopped everything new
-	{"target", checkResolvedTarget},              // it is what the request says it is
-	{"protected", checkProtected},                // what must never be contained
+	{playbooks.GuardKillSwitch, checkKillSwitch}, // a person paused new containments
+	{"target", checkResolvedTarget},              // the target is what the request claims
+	{"protected", checkProtected},                // the target is not protected
 	{"evidence", checkEvidence},                  // volatile evidence was attempted before
-	{"grant", checkGrantValid},                   // a grant that was offered must hold
-	{"duration", checkMatchesPlan},               // no longer than was planned, and so shown
-	{"budget", checkBudget},                      // how much may be contained without a person
-	{"phase", checkPhase},                        // how much the scope automates, and on what proof
+	{"grant", checkGrantValid},                   // an offered grant is valid
+	{"duration", checkMatchesPlan},               // not longer than planned, and thus approved
+	{"budget", checkBudget},                      // limit of containments without an approval
+	{"phase", checkPhase},                        // what the scope automates, and with what confidence
 }
 
-// Decide runs the chain.
+// Decide runs the chain. It is called for a plan, and again with q.Enforce immediately before the effect.
 func (c *GuardChain) Decide(ctx context.Context, q activities.GuardInput) (activities.GuardDecision, error) {
 	f, err := c.verifyInput(ctx, q)
 	if err != nil {
@@ -143,7 +145,8 @@ func (c *GuardChain) Decide(ctx context.Context, q activities.GuardInput) (activ
 			}
 			d.AuthorizedAt = f.NewestDetectionAt
 			if f.Grant != nil {
-				d.AuthorizedAt = f.Grant.IssuedAt // what people released later is not contained again with it
+				// after a later release by people, this grant does not permit the containment again
+				d.AuthorizedAt = f.Grant.IssuedAt
 			}
 			if d.Verdict == activities.VerdictRun && q.Enforce {
 				if reason := c.Budget.Spend(f); reason != "" && f.Grant == nil {
@@ -161,8 +164,8 @@ func (c *GuardChain) Decide(ctx context.Context, q activities.GuardInput) (activ
 	return activities.GuardDecision{}, errors.New("no guard decided")
 }
 
-// recordGrantUse records that the grant of an effect is used now. What cannot be recorded is not done: else one approval would
-// permit the same twice.
+// recordGrantUse records the use of an effect's grant. If it cannot be recorded, the effect is refused: otherwise one
+// approval could permit it twice.
 func (c *GuardChain) recordGrantUse(ctx context.Context, f Input) error {
 	if f.Grant == nil || c.UsedGrants == nil {
 		return nil
@@ -184,10 +187,10 @@ func (c *GuardChain) verifyInput(ctx context.Context, q activities.GuardInput) (
 	for _, s := range q.Authorization.Attestations {
 		a, err := c.Keyring.VerifyAttestation(s, target.ID(), q.Now, MaxDetectionAge)
 		if err != nil || a.Namespace != target.Namespace || a.Node != target.Node {
-			continue // old, or another target's, or of a pod whose place is misstated: it counts for nothing
+			continue // expired, for another target, or of a pod whose location is wrong: it is ignored
 		}
 		if !a.Permits(q.Request.Action, q.Request.Duration) {
-			continue // a person asked for something else
+			continue // a request for something else
 		}
 		if a.ManualRequest != nil {
 			f.ManualRequest = a.ManualRequest
@@ -224,8 +227,8 @@ func (c *GuardChain) verifyInput(ctx context.Context, q activities.GuardInput) (
 	return f, nil
 }
 
-// registeredDrillTarget returns the target as a drill registered it, or nil. Only the registration in a fresh attestation counts:
-// neither a name, a namespace nor the request can put a target into a drill's scope.
+// registeredDrillTarget returns the target as a drill registered it, or nil. Only the registration in a fresh
+// attestation counts: no name, namespace or request can put a target into a drill's scope.
 func (c *GuardChain) registeredDrillTarget(q activities.GuardInput) *attestation.DrillTarget {
 	for _, s := range q.Authorization.Attestations {
 		var a attestation.Attestation
@@ -243,11 +246,12 @@ func (c *GuardChain) registeredDrillTarget(q activities.GuardInput) *attestation
 	return nil
 }
 
-// maxLocationAttestationAge is how old an attestation may be that says no more than from where a cloud target was reached.
+// maxLocationAttestationAge is the maximum age of an attestation that is used only for the location from which a cloud
+// target was reached.
 const maxLocationAttestationAge = 24 * time.Hour
 
-// targetScope is that of the target's namespace. A cloud target has none of its own: the namespace of the pod through which it
-// was found counts if the gateway attested a detection there, and else no scope's phase is lent to it.
+// targetScope returns the scope of the target's namespace. A cloud target has no namespace of its own: that of the pod
+// through which it was found counts if the gateway attested a detection there; otherwise it has no scope's phase.
 func (c *GuardChain) targetScope(q activities.GuardInput) config.Scope {
 	target := q.Request.Target
 	own := c.Config.ScopeForNamespace(target.Namespace)
@@ -301,7 +305,7 @@ func checkKillSwitch(f Input) *activities.GuardDecision {
 
 func checkEvidence(f Input) *activities.GuardDecision {
 	if !f.Enforce {
-		return nil // plans inside of an approval are made before the evidence may have run
+		return nil // the evidence may run between the plan of an approval and its effect
 	}
 	for _, r := range f.Receipts {
 		if r.TargetID == f.Request.Target.ID() || !f.Request.Target.Kind.IsDetectable() {
@@ -326,10 +330,10 @@ func checkGrantValid(f Input) *activities.GuardDecision {
 	return nil
 }
 
-// maxStartDelay is how much later than planned an effect may begin, and by how much clocks may differ.
+// maxStartDelay is the maximum delay between plan and effect, including clock differences.
 const maxStartDelay = 5 * time.Minute
 
-// checkMatchesPlan holds the end to what the plan says: a grant is bound to the plan, and so to how long it holds.
+// checkMatchesPlan compares the end with the plan: a grant is bound to the plan, and thus to its duration.
 func checkMatchesPlan(f Input) *activities.GuardDecision {
 	r := f.Request
 	if end := f.Now.Add(r.Duration + maxStartDelay); r.ExpiresAt.After(end) && r.ExpiresAt.After(f.HeldUntil) {
@@ -340,7 +344,7 @@ func checkMatchesPlan(f Input) *activities.GuardDecision {
 
 func checkBudget(f Input) *activities.GuardDecision {
 	if f.Grant != nil || f.Authorization.RequiresGrant {
-		return nil // people decide; the budget bounds what runs without them
+		return nil // people decided; the budget limits what runs without them
 	}
 	if reason := f.Budget.CheckLeft(f); reason != "" {
 		return newProposal("%s", reason)
@@ -348,7 +352,7 @@ func checkBudget(f Input) *activities.GuardDecision {
 	return nil
 }
 
-// checkPhase is the table: what a class of action may do in a phase.
+// checkPhase decides by the table of what each class of action may do in each phase.
 func checkPhase(f Input) *activities.GuardDecision {
 	class, p := f.Spec.Class, f.effectivePhase()
 	switch {

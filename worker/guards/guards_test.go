@@ -26,19 +26,21 @@ func newSigningKey(t *testing.T, seed byte) attestation.SigningKey {
 	return k
 }
 
-// guardFixture is a guard chain with everything in order for an automatic containment in phase 2; scenarios spoil one thing.
+// guardFixture is a guard chain with a valid input for an automatic containment in phase 2; each test changes one
+// thing.
 type guardFixture struct {
 	t          *testing.T
 	signingKey attestation.SigningKey
 	chain      *guards.GuardChain
 	target     playbooks.Target
 	input      activities.GuardInput
-	drill      *attestation.DrillRegistration // the registration that attestations carry
-	// resolvedTarget is what the API server says of the target; nil is that it agrees with the request, and that the workload web owns it.
+	drill      *attestation.DrillRegistration // the registration in the attestations
+	// resolvedTarget is the API server's data about the target; nil means that it agrees with the request, and that the
+	// workload web owns it.
 	resolvedTarget *activities.TargetFacts
 }
 
-// ResolveTarget answers in place of an API server.
+// ResolveTarget is a fake API server.
 func (d *guardFixture) ResolveTarget(_ context.Context, t playbooks.Target) activities.TargetFacts {
 	if d.resolvedTarget != nil {
 		return *d.resolvedTarget
@@ -319,7 +321,7 @@ func (d *guardFixture) registerDrill(id string) {
 	d.input.Authorization.Attestations = []attestation.Envelope{d.attest(d.signingKey, d.target.ID(), 0.9, now.Add(-time.Minute))}
 }
 
-// useContainerTarget makes the target a container of which no pod is known.
+// useContainerTarget makes the target a container without a known pod.
 func (d *guardFixture) useContainerTarget() {
 	d.target = playbooks.Target{Kind: playbooks.TargetContainer, Name: "c1", UID: "c1"}
 	d.input.Request.Target = d.target
@@ -327,7 +329,7 @@ func (d *guardFixture) useContainerTarget() {
 	d.input.Authorization.Receipts = []attestation.Envelope{d.sign(d.signingKey, attestation.PayloadTypeEvidenceReceipt, attestation.EvidenceReceipt{IncidentID: "INC-1", TargetID: d.target.ID(), AttemptedAt: now})}
 }
 
-// moveToNamespace puts the target into another namespace.
+// moveToNamespace moves the target to another namespace.
 func (d *guardFixture) moveToNamespace(namespace string) {
 	d.target.Namespace, d.input.Request.Target.Namespace, d.input.Request.IncidentRef.Workload.Namespace = namespace, namespace, namespace
 	d.input.Authorization.Attestations = []attestation.Envelope{d.attest(d.signingKey, d.target.ID(), 0.9, now.Add(-time.Minute))}
@@ -388,7 +390,8 @@ func TestBudgetShareIsTakenByTheResolvedOwner(t *testing.T) {
 	for i, want := range []activities.Verdict{activities.VerdictRun, activities.VerdictRun, activities.VerdictPropose} {
 		uid := fmt.Sprintf("uid-%d", i)
 		d.resolvedTarget = &activities.TargetFacts{Namespace: "shop", Pod: uid, Replicas: 4, Owners: []playbooks.WorkloadIdentity{{Namespace: "shop", Kind: "Deployment", Name: "web"}}}
-		d.input.Request.IncidentRef.Workload = playbooks.WorkloadIdentity{Namespace: "shop", Kind: "Pod", Name: uid} // as a name alone says it
+		// derived from a name only
+		d.input.Request.IncidentRef.Workload = playbooks.WorkloadIdentity{Namespace: "shop", Kind: "Pod", Name: uid}
 		d.input.Request.Target.UID, d.input.Request.LeaseID = uid, "LSE-"+uid
 		d.input.Authorization.Attestations = []attestation.Envelope{d.attest(d.signingKey, "pod:"+uid, 0.9, now)}
 		d.input.Authorization.Receipts = []attestation.Envelope{d.sign(d.signingKey, attestation.PayloadTypeEvidenceReceipt, attestation.EvidenceReceipt{IncidentID: "INC-1", TargetID: "pod:" + uid, AttemptedAt: now})}

@@ -11,7 +11,8 @@ import (
 	"stanch/sensors/attestation"
 )
 
-// useManualRequest makes a person's request for pod.isolate for an hour the only thing that the desk's request rests on.
+// useManualRequest makes a person's request for pod.isolate for an hour the only authorization of the fixture's
+// request.
 func (d *guardFixture) useManualRequest(at time.Time) {
 	d.input.Request.Action = "pod.isolate"
 	d.input.Authorization.Attestations = []attestation.Envelope{d.sign(d.signingKey, attestation.PayloadTypeAttestation, attestation.Attestation{
@@ -20,8 +21,8 @@ func (d *guardFixture) useManualRequest(at time.Time) {
 	})}
 }
 
-// A signed request permits what was asked for, on that target, for that long, a moment ago. Whoever has all of Temporal
-// makes no more of it.
+// A signed request permits exactly the requested action on the target, for the duration, for a short time. Full access
+// to Temporal does not extend it.
 func TestARequestPermitsWhatWasAskedForAndNothingElse(t *testing.T) {
 	for name, c := range map[string]struct {
 		spoil   func(*guardFixture)
@@ -52,7 +53,8 @@ func TestARequestPermitsWhatWasAskedForAndNothingElse(t *testing.T) {
 			d.useCloudTarget()
 			d.useManualRequest(now)
 		}, activities.VerdictRun, "granted"},
-		"another action on that role": {func(d *guardFixture) { // the namespace's phase 3 is lent to nothing that nobody asked for
+		// the namespace's phase 3 applies to nothing that was not requested
+		"another action on that role": {func(d *guardFixture) {
 			d.useCloudTarget()
 			d.useManualRequest(now)
 			d.input.Request.Action = "aws.role.revoke-sessions"

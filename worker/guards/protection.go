@@ -23,7 +23,7 @@ func checkProtected(f Input) *activities.GuardDecision {
 	return nil
 }
 
-// protectionRule is why the target is protected; the zero value if it is not.
+// protectionRule returns why the target is protected; the zero value if it is not.
 func (f Input) protectionRule() activities.ProtectionRule {
 	t := f.Request.Target
 	if t.Namespace != "" && slices.Contains(f.Config.ProtectedTargets.Namespaces, t.Namespace) {
@@ -45,7 +45,7 @@ func (f Input) protectionRule() activities.ProtectionRule {
 	return activities.ProtectionRule{}
 }
 
-// decisionInputs are what was judged by, for whoever judges again.
+// decisionInputs returns the inputs of the decision, so that a simulation can use the same.
 func (f Input) decisionInputs() *activities.DecisionInputs {
 	in := &activities.DecisionInputs{
 		ConfidenceThreshold: f.Scope.ConfidenceThreshold, MaxDuration: time.Duration(f.Config.Budget.MaxDuration), Approvers: ApproversOfScope(f.Scope), PausedBy: f.PausedBy,

@@ -17,12 +17,12 @@ import (
 	"stanch/sensors/attestation"
 )
 
-// KillSwitch is a kill switch that a person can set and lift.
+// KillSwitch is a kill switch that people can set and clear.
 type KillSwitch interface {
 	KillSwitchReader
-	// State is what the switch says now: whether new containments are paused, since when, by whom, and why.
+	// State returns whether new containments are paused, since when, by whom, and why.
 	State(ctx context.Context) (attestation.KillSwitchState, error)
-	// Pause sets the switch, Resume lifts it.
+	// Pause pauses new containments, Resume resumes them.
 	Pause(ctx context.Context, by, reason string) error
 	Resume(ctx context.Context, by string) error
 }
@@ -32,21 +32,23 @@ var (
 	_ KillSwitch = (*SharedKillSwitch)(nil)
 )
 
-// KillSwitchConfigMap is the ConfigMap of the shared kill switch, in Stanch's own namespace. It is there from the start, so that
-// the right to change this one object suffices; one that was deleted counts as stopped.
+// KillSwitchConfigMap is the ConfigMap of the shared kill switch, in Stanch's own namespace. It is part of the
+// installation, so that Stanch needs permission to change this one object only. If it is deleted, new containments are
+// paused.
 const KillSwitchConfigMap = "stanch-kill-switch"
 
 const (
-	// switchCacheTTL is how long a reading serves: so late may another replica learn of a stop.
+	// switchCacheTTL is how long a state is cached: another replica may learn of a pause this much later.
 	switchCacheTTL = time.Second
-	// switchStaleMaxAge is how long the last reading serves while the API server is away. Nobody can stop through it
-	// meanwhile, and the node's lock does not need it: a cluster in trouble must not switch the response off at once. An
-	// answer that the switch is gone or may not be read is no outage and counts as stopped at once.
+	// switchStaleMaxAge is how long the last state is used while the API server is unavailable. Nobody can pause by it
+	// meanwhile, and the node's lock does not need it: an outage of the cluster must not disable the response at once.
+	// A response that the object is missing or forbidden is no outage and pauses at once.
 	switchStaleMaxAge = 5 * time.Minute
 )
 
-// SharedKillSwitch is the kill switch of all replicas: a ConfigMap whose key "state" holds a signed state. In an emergency
-// anything under its key "by" stops too: `kubectl patch` needs no key for the safe direction.
+// SharedKillSwitch is the kill switch of all replicas: a ConfigMap whose key "state" contains a signed state. In an
+// emergency, any value of its key "by" pauses too: pausing with `kubectl patch` needs no signing key. It is safe for
+// concurrent use.
 type SharedKillSwitch struct {
 	KubeClient kubernetes.Interface
 	Namespace  string
@@ -54,7 +56,7 @@ type SharedKillSwitch struct {
 	Now        func() time.Time // nil means time.Now
 
 	mu          sync.Mutex
-	readAt      time.Time // of the last reading
+	readAt      time.Time // time of the last read
 	lastState   attestation.KillSwitchState
 	signedState signedState
 }
@@ -66,7 +68,7 @@ func (s *SharedKillSwitch) now() time.Time {
 	return time.Now()
 }
 
-// State reads the switch. One that cannot be read counts as stopped.
+// State reads the state. An unreadable or unsigned state counts as paused.
 func (s *SharedKillSwitch) State(ctx context.Context) (attestation.KillSwitchState, error) {
 	stopped, _, err := s.IsPaused(ctx)
 	s.mu.Lock()
@@ -76,7 +78,7 @@ func (s *SharedKillSwitch) State(ctx context.Context) (attestation.KillSwitchSta
 	return state, err
 }
 
-// IsPaused reads the switch.
+// IsPaused reads the state, or returns the cached one.
 func (s *SharedKillSwitch) IsPaused(ctx context.Context) (bool, string, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -93,7 +95,7 @@ func (s *SharedKillSwitch) refreshState(ctx context.Context) error {
 	defer cancel()
 	m, err := s.KubeClient.CoreV1().ConfigMaps(s.Namespace).Get(ctx, KillSwitchConfigMap, metav1.GetOptions{})
 	if err != nil {
-		return err //nolint:wrapcheck // the caller says what was read
+		return err //nolint:wrapcheck // the caller adds context
 	}
 	s.lastState, s.readAt = s.signedState.readState(m.Data["state"], s.Authority.Keyring()), s.now()
 	if by := m.Data["by"]; by != "" {
@@ -102,12 +104,12 @@ func (s *SharedKillSwitch) refreshState(ctx context.Context) error {
 	return nil
 }
 
-// Pause sets the switch for every replica.
+// Pause pauses new containments on every replica.
 func (s *SharedKillSwitch) Pause(ctx context.Context, by, reason string) error {
 	return s.writeState(ctx, "set", true, by, reason)
 }
 
-// Resume lifts it for every replica.
+// Resume resumes new containments on every replica.
 func (s *SharedKillSwitch) Resume(ctx context.Context, by string) error {
 	return s.writeState(ctx, "lift", false, by, "")
 }
@@ -118,7 +120,7 @@ func (s *SharedKillSwitch) writeState(ctx context.Context, what string, stopped 
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if err := s.refreshState(ctx); err != nil { // what was seen last must not be newer than what is written now
+	if err := s.refreshState(ctx); err != nil { // a new state must be newer than the last one
 		return fail(err)
 	}
 	text, err := s.signedState.signState(s.Authority, stopped, by, reason, s.now())
@@ -132,6 +134,6 @@ func (s *SharedKillSwitch) writeState(ctx context.Context, what string, stopped 
 	if _, err := s.KubeClient.CoreV1().ConfigMaps(s.Namespace).Patch(ctx, KillSwitchConfigMap, types.MergePatchType, patch, metav1.PatchOptions{FieldManager: "stanch"}); err != nil {
 		return fail(err)
 	}
-	s.readAt = time.Time{} // what was read before is no longer so
+	s.readAt = time.Time{} // the cached state is outdated
 	return s.refreshState(ctx)
 }

@@ -20,7 +20,7 @@ import (
 	"stanch/sensors/attestation"
 )
 
-// testAuthority is the authority's key.
+// testAuthority signs with the authority's key.
 type testAuthority struct{ key attestation.SigningKey }
 
 func (h testAuthority) Keyring() attestation.Keyring {
@@ -44,8 +44,8 @@ func newTestAuthority(t *testing.T) testAuthority {
 	return testAuthority{key}
 }
 
-// Whoever can write where the switch is kept can stop, and cannot lift it: not without a signature, not with one of
-// their own, not with an older state, and not by taking it away.
+// Whoever can write the stored state can pause, but not resume: not without a signature, not with another key's, not
+// with an older state, and not by deleting it.
 func TestNobodyLiftsTheSwitchWithoutTheKey(t *testing.T) {
 	h, path := newTestAuthority(t), filepath.Join(t.TempDir(), "switch")
 	s := &FileKillSwitch{FilePath: path, Authority: h}
@@ -93,7 +93,7 @@ func TestNobodyLiftsTheSwitchWithoutTheKey(t *testing.T) {
 	is(false, "lifted by a person in the end")
 }
 
-// What one replica is told, all know; and a cluster that is away neither starts nor stops anything for a while.
+// A change on one replica reaches all, and an outage of the cluster neither pauses nor resumes for a while.
 func TestSharedSwitch(t *testing.T) {
 	client := fake.NewClientset(&corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Namespace: "stanch-system", Name: KillSwitchConfigMap}})
 	holder := newTestAuthority(t)

@@ -10,15 +10,14 @@ import (
 	"stanch/sensors/attestation"
 )
 
-// signedState reads and makes signed states of a kill switch. Whoever can write where the state is kept can stop, as anybody
-// may in an emergency; nobody can lift it without the authority, not with an older state either while this process
-// lives.
+// signedState reads and writes signed states of a kill switch. Whoever can write the stored state can pause, as anybody
+// may in an emergency. Only the authority can resume, and while this process runs, an older state cannot either.
 type signedState struct {
 	mu              sync.Mutex
 	highestSequence int64
 }
 
-// readState tells what a stored state says. What is not signed, or older than what was seen, counts as stopped.
+// readState decodes a stored state. An unsigned state, or one older than the last, counts as paused.
 func (s *signedState) readState(text string, keys attestation.Keyring) attestation.KillSwitchState {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -43,7 +42,7 @@ func (s *signedState) readState(text string, keys attestation.Keyring) attestati
 	return state
 }
 
-// signState signs a new state. Its number is the time in milliseconds, so that replicas need not agree on one.
+// signState signs a new state. Its sequence number is the time in milliseconds, so that replicas need not agree on one.
 func (s *signedState) signState(a activities.Authority, stopped bool, by, reason string, now time.Time) (string, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -59,7 +58,7 @@ func (s *signedState) signState(a activities.Authority, stopped bool, by, reason
 	return string(raw), err //nolint:wrapcheck // plain data
 }
 
-// describePausedBy is who stopped, for a person.
+// describePausedBy returns who paused new containments, for people.
 func describePausedBy(s attestation.KillSwitchState) string {
 	switch {
 	case !s.Paused:

@@ -10,7 +10,8 @@ import (
 	"stanch/playbooks"
 )
 
-// resolveTarget asks what a target is. Nil is a target that is no object of a cluster, or an action that changes nothing.
+// resolveTarget resolves the target. It returns nil for a target that is not an object of a cluster, and for an action
+// without effects.
 func (c *GuardChain) resolveTarget(ctx context.Context, q activities.GuardInput) *activities.TargetFacts {
 	if q.Spec.Class == playbooks.ClassObserve {
 		return nil
@@ -27,12 +28,13 @@ func (c *GuardChain) resolveTarget(ctx context.Context, q activities.GuardInput)
 	return &known
 }
 
-// checkResolvedTarget refuses a target that is not what the request says, and one that must not be contained in that way.
+// checkResolvedTarget refuses a target that is not what the request claims, and one that the action cannot contain
+// safely.
 func checkResolvedTarget(f Input) *activities.GuardDecision {
 	t, known := f.Request.Target, f.ResolvedTarget
 	switch {
 	case known == nil || known.UnresolvedReason != "":
-		return nil // what is not known needs a person; the phase guard asks
+		return nil // an unknown target requires an approval, as the phase guard decides
 	case t.Kind == playbooks.TargetContainer && !known.OutsideCluster:
 		return newRefusal("%s belongs to the pod %s/%s; contain the pod", t, known.Namespace, known.Pod)
 	case known.Namespace != t.Namespace:
@@ -45,18 +47,18 @@ func checkResolvedTarget(f Input) *activities.GuardDecision {
 	return nil
 }
 
-// unknownReason says why what the guards judge by is not known, so that only a person can let a containment run; "" if it is.
+// unknownReason returns which inputs are unknown, so that only people can permit the containment; "" if none is.
 func (f Input) unknownReason() string {
 	known := f.ResolvedTarget
 	switch {
 	case known == nil || f.DrillTarget != nil && known.UnresolvedReason != "" && f.Request.Target.Kind == playbooks.TargetContainer:
-		return "" // a drill's container was made for it
+		return "" // the drill created this container
 	case known.UnresolvedReason != "":
 		return fmt.Sprintf("what %s is could not be looked up, so nothing tells whether it is protected: %s", f.Request.Target, known.UnresolvedReason)
 	case known.IncompleteReason == "":
 		return ""
 	}
-	// Only a protected workload that may stand above what is known makes a difference.
+	// An unknown owner matters only if a protected workload could be it.
 	for _, w := range f.Config.ProtectedTargets.Workloads {
 		if strings.HasPrefix(w, known.Namespace+"/") && !slices.Contains(f.targetOwners(), w) {
 			return fmt.Sprintf("%s may belong to the protected workload %s: %s", f.Request.Target, w, known.IncompleteReason)
@@ -70,8 +72,8 @@ func (f Input) isTargetVerified() bool {
 	return f.ResolvedTarget != nil && f.ResolvedTarget.UnresolvedReason == "" && !f.ResolvedTarget.OutsideCluster
 }
 
-// targetOwners are the workloads that the target belongs to. Where the API server did not say, they are what the attested
-// detections and the incident say: that can only refuse more.
+// targetOwners returns the workloads that own the target. If the API server's data is unavailable, it uses the attested
+// detections and the incident, which can only cause more refusals.
 func (f Input) targetOwners() []string {
 	var out []string
 	if f.isTargetVerified() {
@@ -90,7 +92,7 @@ func (f Input) targetOwners() []string {
 	return append(out, f.AttestedWorkloads...)
 }
 
-// budgetWorkload is the one whose share of the budget a containment takes: the topmost owner, as far as it is known.
+// budgetWorkload returns the workload whose budget a containment uses: the topmost known owner.
 func (f Input) budgetWorkload() string {
 	if f.ResolvedTarget != nil && len(f.ResolvedTarget.Owners) > 0 {
 		return f.ResolvedTarget.Workload().String()
@@ -98,7 +100,7 @@ func (f Input) budgetWorkload() string {
 	return f.Request.IncidentRef.Workload.String()
 }
 
-// workloadReplicas is how many pods the workload wants; 0 where nobody knows.
+// workloadReplicas returns the desired number of pods of the workload; 0 if unknown.
 func (f Input) workloadReplicas() int {
 	if f.ResolvedTarget != nil && f.ResolvedTarget.UnresolvedReason == "" && f.ResolvedTarget.Replicas > 0 {
 		return f.ResolvedTarget.Replicas

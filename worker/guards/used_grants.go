@@ -19,11 +19,11 @@ import (
 	"k8s.io/client-go/util/retry"
 )
 
-// UsedGrants remembers which grant was used for what: what people approved once is applied once. Whoever keeps a grant, or the
-// votes that made it, applies nothing again with it.
+// UsedGrants records what each grant was used for: an approval is applied once. A copy of a grant, or of its votes,
+// cannot be used to apply something again. Implementations are safe for concurrent use.
 type UsedGrants interface {
-	// RecordUse records that a grant is used for a lease that ends then, and returns ErrGrantUsed if it was used for another
-	// lease, or for one that has ended. An attempt of the same lease that is tried again may use it again.
+	// RecordUse records that a grant is used for a lease with an end. It returns ErrGrantUsed if the grant was used for
+	// another lease, or for one that has ended. A retry for the same lease may use it again.
 	RecordUse(ctx context.Context, nonce string, use GrantUse, now time.Time) error
 }
 
@@ -34,13 +34,13 @@ type GrantUse struct {
 	UsedAt         time.Time `json:"at"`
 }
 
-// ErrGrantUsed says that a grant was used before: people must be asked again.
+// ErrGrantUsed means that the grant was used before: a new approval is required.
 var ErrGrantUsed = errors.New("the grant was used already")
 
-// grantUseRetention is how long a use is remembered: longer than any grant is valid after the last of its votes.
+// grantUseRetention is how long a use is stored: longer than any grant is valid after the last of its votes.
 const grantUseRetention = 2 * time.Hour
 
-// addGrantUse returns the uses with this one in it, and without those that are too old to matter.
+// addGrantUse returns the uses with this one added, and without expired ones.
 func addGrantUse(uses map[string]GrantUse, nonce string, use GrantUse, now time.Time) (map[string]GrantUse, error) {
 	out := map[string]GrantUse{}
 	for n, u := range uses {
@@ -61,14 +61,14 @@ func addGrantUse(uses map[string]GrantUse, nonce string, use GrantUse, now time.
 	return out, nil
 }
 
-// FileUsedGrants keeps the uses in a file of one process.
+// FileUsedGrants stores the uses in a file of one process.
 type FileUsedGrants struct {
 	FilePath string
 
 	mu sync.Mutex
 }
 
-// SharedUsedGrants keeps the uses for all replicas in a ConfigMap, one key each.
+// SharedUsedGrants stores the uses of all replicas in a ConfigMap, one key each.
 type SharedUsedGrants struct {
 	KubeClient kubernetes.Interface
 	Namespace  string
@@ -79,7 +79,7 @@ var (
 	_ UsedGrants = (*SharedUsedGrants)(nil)
 )
 
-// RecordUse records a use in the file. It is on disk before Use returns.
+// RecordUse records a use in the file, and syncs it to disk before it returns.
 func (g *FileUsedGrants) RecordUse(_ context.Context, nonce string, use GrantUse, now time.Time) error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -107,7 +107,7 @@ func (g *FileUsedGrants) RecordUse(_ context.Context, nonce string, use GrantUse
 	return nil
 }
 
-// grantsPatch makes a ConfigMap hold exactly these uses, if nobody changed it since it was read.
+// grantsPatch returns a patch that sets exactly these uses, if nobody changed the ConfigMap since it was read.
 func grantsPatch(m *corev1.ConfigMap, uses map[string]GrantUse) ([]byte, error) {
 	data := map[string]any{}
 	for n := range m.Data {
@@ -127,11 +127,12 @@ func grantsPatch(m *corev1.ConfigMap, uses map[string]GrantUse) ([]byte, error) 
 	return patch, nil
 }
 
-// UsedGrantsConfigMap is the ConfigMap of the used grants, in Stanch's own namespace. It is there from the start, so that the right
-// to change this one object suffices.
+// UsedGrantsConfigMap is the ConfigMap of the used grants, in Stanch's own namespace. It is part of the installation,
+// so that Stanch needs permission to change this one object only.
 const UsedGrantsConfigMap = "stanch-used-grants"
 
-// RecordUse records a use in the ConfigMap. Two replicas cannot both be the first: the API server refuses the later write.
+// RecordUse records a use in the ConfigMap. If two replicas use a grant at the same time, the API server refuses the
+// later write.
 func (g *SharedUsedGrants) RecordUse(ctx context.Context, nonce string, use GrantUse, now time.Time) error {
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
@@ -139,13 +140,14 @@ func (g *SharedUsedGrants) RecordUse(ctx context.Context, nonce string, use Gran
 	err := retry.OnError(retry.DefaultBackoff, apierrors.IsConflict, func() error {
 		m, err := maps.Get(ctx, UsedGrantsConfigMap, metav1.GetOptions{})
 		if err != nil {
-			return err //nolint:wrapcheck // retried by its kind, wrapped below
+			return err //nolint:wrapcheck // retried by its type, wrapped below
 		}
 		uses := map[string]GrantUse{}
 		for n, text := range m.Data {
 			var u GrantUse
 			if err := json.Unmarshal([]byte(text), &u); err != nil {
-				u = GrantUse{LeaseID: "unknown", LeaseExpiresAt: now, UsedAt: now} // somebody changed it: it counts as used
+				// somebody changed the entry: it counts as used
+				u = GrantUse{LeaseID: "unknown", LeaseExpiresAt: now, UsedAt: now}
 			}
 			uses[n] = u
 		}
@@ -157,10 +159,10 @@ func (g *SharedUsedGrants) RecordUse(ctx context.Context, nonce string, use Gran
 			return err
 		}
 		_, err = maps.Patch(ctx, UsedGrantsConfigMap, types.MergePatchType, patch, metav1.PatchOptions{FieldManager: "stanch"})
-		return err //nolint:wrapcheck // retried by its kind, wrapped below
+		return err //nolint:wrapcheck // retried by its type, wrapped below
 	})
 	if err != nil && !errors.Is(err, ErrGrantUsed) {
 		return fmt.Errorf("record the used grant in the ConfigMap %s/%s (`stanch manifests` creates it): %w", g.Namespace, UsedGrantsConfigMap, err)
 	}
-	return err //nolint:wrapcheck // it says what it was used for
+	return err //nolint:wrapcheck // the error names the use
 }

@@ -15,7 +15,7 @@ import (
 	"stanch/worker/guards"
 )
 
-// usedGrantStores are the places where used grants are kept. Each call opens the place anew, as a restarted worker does.
+// usedGrantStores returns the stores of used grants. Each call opens the store again, as a restarted worker does.
 func usedGrantStores(t *testing.T) map[string]func() guards.UsedGrants {
 	path := filepath.Join(t.TempDir(), "grants.json")
 	client := fake.NewClientset(&corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Namespace: "stanch-system", Name: guards.UsedGrantsConfigMap}})

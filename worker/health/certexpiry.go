@@ -9,7 +9,7 @@ import (
 	"stanch/sensors"
 )
 
-// reportExpiringCertificates tells of certificates that end soon and should have been renewed long ago.
+// reportExpiringCertificates reports certificates that end soon and should have been renewed.
 func (m *Monitor) reportExpiringCertificates() {
 	now := m.Now()
 	type ending struct {
@@ -45,7 +45,7 @@ func (m *Monitor) reportExpiringCertificates() {
 	}
 }
 
-// expirySeverity raises the severity when little time is left.
+// expirySeverity returns a higher severity when little time is left.
 func expirySeverity(ends, now time.Time) sensors.Severity {
 	switch left := ends.Sub(now); {
 	case left < 24*time.Hour:

@@ -10,8 +10,8 @@ import (
 	"stanch/sensors"
 )
 
-// conditionKind is one way in which telemetry fails. They are a literal table and no rule pack: who could edit or disable them
-// could make Stanch blind to being made blind.
+// conditionKind is one kind of telemetry failure. The kinds are a table in the code and not a rule pack, so that nobody
+// can hide failures by editing or disabling rules.
 type conditionKind struct {
 	ruleName   string
 	title      string
@@ -19,14 +19,14 @@ type conditionKind struct {
 	confidence float64
 	technique  string
 	reason     string
-	// alias is what the kind is called where people may know it from.
+	// alias is a well-known name of the kind.
 	alias string
-	// repeatInterval is how often it is told again while it lasts; 0 is Timing.RepeatInterval.
+	// repeatInterval is how often the condition is reported while it lasts; 0 means Timing.RepeatInterval.
 	repeatInterval time.Duration
 }
 
-// The kinds. That telemetry is missing is certain; that an attacker made it so is not, so the confidence stays below
-// what may contain without a person.
+// The kinds. It is certain that telemetry is missing, but not that an attacker caused it, so the confidence stays below
+// what permits automatic containment.
 var (
 	telemetryLost = conditionKind{
 		ruleName: "telemetry-lost", title: "A node is no longer watched", severity: sensors.SeverityHigh, confidence: 0.6, technique: "T1685",
@@ -76,7 +76,7 @@ var (
 	}
 )
 
-// RuleNames lists the rules' names, for documentation.
+// RuleNames returns the names of the rules, for the documentation.
 func RuleNames() []string {
 	var out []string
 	for _, k := range []conditionKind{telemetryLost, sensorBlind, eventsDropped, eventsFlooded, spoofedCgroup, clockSkew, certificateExpiring, nodeOverRate, sourceLost, sourceEventsDropped, sourceEventsUndecodable} {
@@ -85,15 +85,15 @@ func RuleNames() []string {
 	return out
 }
 
-// telemetryCondition is one kind on one subject.
+// telemetryCondition is one kind of failure of one subject.
 type telemetryCondition struct {
 	kind    conditionKind
 	subject sensors.Subject
 	node    string
-	// container is set if a container is to blame; then the detection is about it and joins its incident.
+	// container is set if a container is the cause; the detection is then about the container and joins its incident.
 	container  sensors.Container
-	sourceNode string // whose word it is; "" is the gateway's
-	causedBy   string // the node or source whose words made the gateway say it; "" is nobody's
+	sourceNode string // the node that reports it; "" is the gateway
+	causedBy   string // the node or source whose reports caused the gateway's; "" is none
 	severity   sensors.Severity
 	reasons    []string
 	count      int
@@ -104,7 +104,8 @@ func (c telemetryCondition) dedupKey() string {
 	return strings.Join([]string{c.kind.ruleName, c.subject.Kind, c.subject.Name, c.container.ID, c.container.Pod.UID}, "\x00")
 }
 
-// reporter is under what a condition is counted: a node's words about its containers apart from those about itself.
+// reporter returns the key of the reporter's capacity: a node's reports about its containers count separately from
+// those about itself.
 func (c telemetryCondition) reporter() string {
 	if c.sourceNode != "" {
 		return c.causedBy + " containers"
@@ -112,8 +113,8 @@ func (c telemetryCondition) reporter() string {
 	return c.causedBy
 }
 
-// toDetection writes a condition as a detection. Its id is the same in every replica of the gateway that notices the same
-// within the same time, so that they make one of it.
+// toDetection returns the condition as a detection. Its id is the same in every replica of the gateway that detects the
+// condition in the same interval, so that it becomes one detection.
 func (c telemetryCondition) toDetection(now time.Time, again time.Duration) sensors.Detection {
 	sum := sha256.Sum256([]byte(c.dedupKey()))
 	id := fmt.Sprintf("health-%s-%s-%d", c.kind.ruleName, hex.EncodeToString(sum[:8]), now.Truncate(again).UnixMilli())

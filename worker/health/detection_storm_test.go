@@ -24,8 +24,8 @@ import (
 	"stanch/worker/health"
 )
 
-// runStormSensor is a sensor in a process of its own that detects as fast as it can, from the number that it is given on, and
-// prints each detection's number once its spool has it.
+// runStormSensor runs a sensor in its own process that detects as fast as possible, from the given number on, and
+// prints each detection's number when it is in the spool.
 func runStormSensor(dir string) error {
 	base, err := gatewayrpc.LoadTLS(dir, "node")
 	if err != nil {
@@ -50,13 +50,13 @@ func runStormSensor(dir string) error {
 			return err
 		}
 		fmt.Println(n)
-		time.Sleep(time.Duration(rand.IntN(400)) * time.Microsecond) // a pace that the gateway can just not keep up with
+		time.Sleep(time.Duration(rand.IntN(400)) * time.Microsecond) // slightly faster than the gateway can accept
 	}
 	_, _ = io.Copy(io.Discard, os.Stdin) // until it is killed
 	return nil
 }
 
-// stormProcess is such a sensor.
+// stormProcess is such a sensor process.
 type stormProcess struct {
 	cmd   *exec.Cmd
 	lines *bufio.Scanner
@@ -78,7 +78,7 @@ func startStormProcess(t *testing.T, dir, address string, from, to int) *stormPr
 	return &stormProcess{cmd, bufio.NewScanner(out)}
 }
 
-// readUntil reads what the spool has until there are n more, and gives the last number.
+// readUntil reads the output until the spool has n more detections, and returns the last number.
 func (p *stormProcess) readUntil(t *testing.T, n int) int {
 	t.Helper()
 	last := -1
@@ -91,7 +91,7 @@ func (p *stormProcess) readUntil(t *testing.T, n int) int {
 	return last
 }
 
-// kill kills it as the kernel would, and gives the last number that its spool had.
+// kill sends SIGKILL, and returns the last number in the spool.
 func (p *stormProcess) kill(t *testing.T, last int) int {
 	t.Helper()
 	require.NoError(t, p.cmd.Process.Kill())
@@ -128,7 +128,7 @@ func TestASensorThatIsKilledInAStormLosesNothingThatItsSpoolHad(t *testing.T) {
 	waitForAllDetections(t, server, total)
 }
 
-// waitForAllDetections waits until every detection of the storm is known by its id, and no other.
+// waitForAllDetections waits until exactly the detections of the storm are known, by id.
 func waitForAllDetections(t *testing.T, server *temporal.Server, total int) {
 	t.Helper()
 	want := stormDetectionIDs("storm", total)
@@ -140,7 +140,7 @@ func waitForAllDetections(t *testing.T, server *temporal.Server, total int) {
 	t.Logf("%d detections arrived, %d of them twice: an incident knows them by their ids", total, len(all)-total)
 }
 
-// outageDuration is for how long the gateway is away: STANCH_TEST_AWAY=5m is the long run.
+// outageDuration is how long the gateway is down: STANCH_TEST_AWAY=5m is the long run.
 func outageDuration(t *testing.T) time.Duration {
 	t.Helper()
 	if long := os.Getenv("STANCH_TEST_AWAY"); long != "" {

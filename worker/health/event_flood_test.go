@@ -28,7 +28,7 @@ import (
 	"stanch/worker/health"
 )
 
-// newContainerCgroup makes the cgroup of a container of this host.
+// newContainerCgroup creates the cgroup of a container of this host.
 func newContainerCgroup(t *testing.T) (id, dir string) {
 	t.Helper()
 	root, err := containermeta.FindCgroupRoot()
@@ -43,7 +43,7 @@ func newContainerCgroup(t *testing.T) (id, dir string) {
 	t.Cleanup(func() {
 		_ = os.WriteFile(filepath.Join(dir, "cgroup.kill"), []byte("1"), 0)
 		require.Eventually(t, func() bool { err := os.Remove(dir); return err == nil || os.IsNotExist(err) }, 10*time.Second, 5*time.Millisecond)
-		_ = os.Remove(parent) // if nobody else needs it
+		_ = os.Remove(parent) // unless others use it
 	})
 	return id, dir
 }
@@ -84,14 +84,14 @@ func TestAFloodThatHidesAnExecutionIsAnIncidentOfItsContainer(t *testing.T) {
 	e.waitUntilConnected(t, "flooded-1")
 
 	id, cgroup := newContainerCgroup(t)
-	// Many at once, so that what reads the ring cannot keep up, and in the middle of them what they hide. How many it takes
-	// depends on the machine.
+	// Many processes at once overflow the ring buffer, and hide an attack among them. How many are needed depends on
+	// the machine.
 	require.Eventually(t, func() bool {
 		runInCgroup(t, cgroup, "/bin/sh", "-c", "for j in $(seq 48); do (for i in $(seq 40); do /bin/true; done) & done; /bin/cat /dev/null; wait")
 		return a.Report(0, 0).Drops.KernelEvents > 0
 	}, time.Minute, time.Millisecond, "the ring must have been too small")
 
-	// Other containers of this machine may lose events too, in so small a ring.
+	// Other containers of this machine may lose events too, because the ring buffer is small.
 	require.Eventually(t, func() bool {
 		return slices.ContainsFunc(incidentDetections(t, server, "Node/flooded-1"), func(d sensors.Detection) bool {
 			return d.Rule == "events-dropped" && d.Event.Count > 0 && strings.Contains(fmt.Sprint(d.Reasons), "container "+id[:12])

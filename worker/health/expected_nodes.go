@@ -12,12 +12,12 @@ import (
 	"k8s.io/client-go/kubernetes"
 )
 
-// KubernetesCluster tells from the cluster which nodes there are, and which of them have a pod of the sensor's DaemonSet.
+// KubernetesCluster returns the nodes of the cluster, and which of them have a pod of the sensor's DaemonSet.
 type KubernetesCluster struct {
 	KubeClient kubernetes.Interface
-	// Namespace and Selector find the sensor's DaemonSet's pods.
+	// Namespace and Selector select the pods of the sensor's DaemonSet.
 	Namespace, Selector string
-	// CacheTTL is how long an answer is believed; default 30 s.
+	// CacheTTL is how long a result is cached; default 30 s.
 	CacheTTL time.Duration
 
 	mu          sync.Mutex
@@ -27,11 +27,11 @@ type KubernetesCluster struct {
 
 var _ ClusterNodes = (*KubernetesCluster)(nil)
 
-// pageSize bounds one answer of the API server.
+// pageSize is the page size of lists.
 const pageSize = 500
 
-// ExpectedNodes are the nodes that exist, with what the cluster says of the sensor's pod there. A pod that cannot start is a
-// sensor that should run; a node that was watched and has no such pod any more was perhaps made blind on purpose.
+// ExpectedNodes returns the existing nodes, with the state of the sensor's pod. A node whose pod cannot start should
+// still have a sensor; a node that had a sensor and has no pod any more may have been blinded on purpose.
 func (k *KubernetesCluster) ExpectedNodes(ctx context.Context) (map[string]NodeExpectation, error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -80,13 +80,13 @@ func (k *KubernetesCluster) ExpectedNodes(ctx context.Context) (map[string]NodeE
 		}
 	}
 	if len(out) == 0 {
-		return nil, errors.New("the cluster has no nodes") // which cannot be: this runs on one
+		return nil, errors.New("the cluster has no nodes") // impossible: this process runs on one
 	}
 	k.cachedNodes, k.fetchedAt = out, time.Now()
 	return out, nil
 }
 
-// nodeOfDaemonPod is the node of a DaemonSet's pod, which is named in its affinity before it is scheduled.
+// nodeOfDaemonPod returns the node of a DaemonSet's pod, which its affinity names before it is scheduled.
 func nodeOfDaemonPod(p corev1.Pod) string {
 	if p.Spec.NodeName != "" || p.Spec.Affinity == nil || p.Spec.Affinity.NodeAffinity == nil || p.Spec.Affinity.NodeAffinity.RequiredDuringSchedulingIgnoredDuringExecution == nil {
 		return p.Spec.NodeName

@@ -34,7 +34,7 @@ import (
 	"stanch/workflows/incident"
 )
 
-// incidentWorkflow is an incident that only remembers what it was told.
+// incidentWorkflow is an incident that only stores what it receives.
 func incidentWorkflow(ctx workflow.Context, _ incident.Input) error {
 	var all []sensors.Detection
 	if err := workflow.SetQueryHandler(ctx, "all", func(from int) ([]sensors.Detection, error) {
@@ -83,7 +83,7 @@ type gatewayFixtureOptions struct {
 	authority      *authority.Authority
 	address        string
 	file           string
-	pollNodeQueues bool // serve nodes' queues as the worker does
+	pollNodeQueues bool // poll nodes' queues as the worker does
 	name           string
 }
 
@@ -136,21 +136,21 @@ func newGatewayFixture(t *testing.T, server *temporal.Server, o gatewayFixtureOp
 	return e
 }
 
-// fakeSensor is a node's end of the link, without a kernel.
+// fakeSensor is a node's end of the stream, without a kernel.
 type fakeSensor struct {
 	*gatewayrpc.Client
 	spool           *gatewayrpc.Spool
-	shutDown        func() // as an administrator ends it
-	breakConnection func() // its connection breaks, and it says nothing
+	shutDown        func() // a regular shutdown
+	breakConnection func() // its connection breaks without a message
 }
 
 type fakeSensorOptions struct {
 	name                   string
 	now                    func() time.Time
 	status                 func() any
-	certificateHalfExpired bool // its certificate is past half of its life
+	certificateHalfExpired bool // half of its certificate's lifetime is over
 	log                    io.Writer
-	healthInterval         time.Duration // how often it tells how it is; 30 ms if not given
+	healthInterval         time.Duration // health report interval; 0 means 30 ms
 }
 
 type noopHandler struct{}
@@ -193,7 +193,7 @@ func (e *gatewayFixture) connectSensor(t *testing.T, o fakeSensorOptions) *fakeS
 	return s
 }
 
-// waitUntilConnected waits until a node is connected and has spoken.
+// waitUntilConnected waits until a node is connected and has sent a health report.
 func (e *gatewayFixture) waitUntilConnected(t *testing.T, name string) map[string]json.RawMessage {
 	t.Helper()
 	var said map[string]json.RawMessage
@@ -204,7 +204,7 @@ func (e *gatewayFixture) waitUntilConnected(t *testing.T, name string) map[strin
 	return said
 }
 
-// incidentDetections are the detections that the incident of a subject knows; none if there is no incident.
+// incidentDetections returns the detections that the incident of a subject has received; none if there is no incident.
 func incidentDetections(t *testing.T, c client.Client, key string) []sensors.Detection {
 	t.Helper()
 	var all []sensors.Detection
@@ -221,7 +221,7 @@ func incidentDetections(t *testing.T, c client.Client, key string) []sensors.Det
 	}
 }
 
-// waitForDetection waits until the incident of a subject has a detection of a rule, and gives it.
+// waitForDetection waits until the incident of a subject has a detection of a rule, and returns it.
 func waitForDetection(t *testing.T, c client.Client, key, rule string) sensors.Detection {
 	t.Helper()
 	var found sensors.Detection
@@ -291,7 +291,7 @@ func copyAndClose(to, from net.Conn) {
 	_ = from.Close()
 }
 
-// cutConnections ends every connection without a word, and lets none begin.
+// cutConnections breaks every connection, and accepts no new one.
 func (p *networkProxy) cutConnections() {
 	p.mu.Lock()
 	defer p.mu.Unlock()

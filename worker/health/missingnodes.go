@@ -16,28 +16,27 @@ import (
 	"stanch/sensors/duration"
 )
 
-// NodeExpectation is what the cluster says of a node on which a sensor should run.
+// NodeExpectation is the cluster's data about a node that should have a sensor.
 type NodeExpectation struct {
 	Ready bool
-	// Cordoned: somebody takes the node out of service.
+	// Cordoned means that the node is being taken out of service.
 	Cordoned bool
-	// ExpectedSince is when a sensor could have been there at the earliest.
+	// ExpectedSince is the earliest time at which a sensor could run there.
 	ExpectedSince time.Time
-	// SensorPodStatus is what the cluster says of the sensor's pod there, in words: "Running", "CrashLoopBackOff".
-	// "" is none.
+	// SensorPodStatus is the status of the sensor's pod: "Running", "CrashLoopBackOff"; "" means that there is no pod.
 	SensorPodStatus string
 }
 
-// nodeRecord is what the file keeps of a node.
+// nodeRecord is the stored record of a node.
 type nodeRecord struct {
 	SeenAt  time.Time `json:"seen_at"`
 	Stopped bool      `json:"stopped,omitempty"`
 }
 
-// nodeForgetAfter is after how long a node that nobody expects is forgotten.
+// nodeForgetAfter is the time after which a node that is not expected is forgotten.
 const nodeForgetAfter = 7 * 24 * time.Hour
 
-// loadNodeRecords reads which nodes were here before this process.
+// loadNodeRecords loads the nodes that were connected before this process started.
 func (m *Monitor) loadNodeRecords() error {
 	if m.StateFile == "" {
 		return nil
@@ -54,7 +53,7 @@ func (m *Monitor) loadNodeRecords() error {
 		return fmt.Errorf("read %s: %w", m.StateFile, err)
 	}
 	for name, r := range known {
-		// They have had no time to dial since this process began.
+		// They had no time to connect since this process started.
 		n := newNodeState()
 		n.stopped, n.lastSeen, n.disconnectedAt = r.Stopped, r.SeenAt, m.startedAt
 		m.nodes[name] = n
@@ -62,7 +61,7 @@ func (m *Monitor) loadNodeRecords() error {
 	return nil
 }
 
-// saveNodeRecords writes which nodes were here.
+// saveNodeRecords stores the nodes that were connected.
 func (m *Monitor) saveNodeRecords() {
 	if m.StateFile == "" {
 		return
@@ -87,15 +86,15 @@ func (m *Monitor) saveNodeRecords() {
 	}
 }
 
-// missingNode is a node that is not here, and since when.
+// missingNode is a node that is not connected, and since when.
 type missingNode struct {
 	name         string
 	missingSince time.Time
-	seenBefore   bool // it was here before
+	seenBefore   bool // it was connected before
 	stopped      bool
 }
 
-// reportMissingNodes tells of nodes that should be here and are not.
+// reportMissingNodes reports nodes that should be connected and are not.
 func (m *Monitor) reportMissingNodes(ctx context.Context) {
 	now := m.Now()
 	var expected map[string]NodeExpectation
@@ -121,7 +120,7 @@ func (m *Monitor) reportMissingNodes(ctx context.Context) {
 			served, err := m.ReplicaChecker.ServesNode(ctx, a.name)
 			if err != nil {
 				m.Log.Warn("whether another gateway has a node is not known now", "node", a.name, "error", err)
-				continue // Temporal is away: nothing could be reported either
+				continue // Temporal is unavailable, so nothing could be reported
 			}
 			if served {
 				continue
@@ -131,7 +130,7 @@ func (m *Monitor) reportMissingNodes(ctx context.Context) {
 	}
 }
 
-// findMissingNodes lists the nodes that are not here, in order, and forgets those that are gone for long.
+// findMissingNodes returns the nodes that are not connected, sorted, and forgets those that are gone for long.
 func (m *Monitor) findMissingNodes(now time.Time, expected map[string]NodeExpectation) []missingNode {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -143,7 +142,7 @@ func (m *Monitor) findMissingNodes(now time.Time, expected map[string]NodeExpect
 		}
 		_, should := expected[name]
 		if !should && now.Sub(n.lastSeen) > nodeForgetAfter || expected != nil && !should && now.Sub(n.disconnectedAt) > m.Timing.LostAfter {
-			delete(m.nodes, name) // it was deleted
+			delete(m.nodes, name) // the node was deleted
 			continue
 		}
 		out = append(out, missingNode{name: name, missingSince: n.disconnectedAt, seenBefore: true, stopped: n.stopped})
@@ -154,7 +153,7 @@ func (m *Monitor) findMissingNodes(now time.Time, expected map[string]NodeExpect
 			continue
 		}
 		if _, was := m.registryNodes[name]; e.SensorPodStatus == "" && !was {
-			continue // no sensor was ever meant to be there
+			continue // no sensor was expected there
 		}
 		since := m.startedAt
 		if e.ExpectedSince.After(since) {
@@ -165,7 +164,7 @@ func (m *Monitor) findMissingNodes(now time.Time, expected map[string]NodeExpect
 	return out
 }
 
-// assessMissingNode decides whether a node's absence is a matter, and of what weight.
+// assessMissingNode decides whether a missing node is a condition, and its severity.
 func (m *Monitor) assessMissingNode(a missingNode, e NodeExpectation, should, cluster bool, now time.Time) (telemetryCondition, bool) {
 	away := now.Sub(a.missingSince)
 	limit := m.Timing.LostAfter
@@ -176,11 +175,11 @@ func (m *Monitor) assessMissingNode(a missingNode, e NodeExpectation, should, cl
 	case away < limit:
 		return telemetryCondition{}, false
 	case !cluster && a.stopped:
-		return telemetryCondition{}, false // somebody stopped it, and nobody says that it should run
+		return telemetryCondition{}, false // a regular shutdown of a node that is not expected
 	case cluster && !should:
 		return telemetryCondition{}, false // the node was deleted
 	case cluster && e.Cordoned && !e.Ready:
-		return telemetryCondition{}, false // it was drained, and is down
+		return telemetryCondition{}, false // the node was drained and is down
 	}
 	c := telemetryCondition{kind: telemetryLost, subject: newNodeSubject(a.name), node: a.name, since: a.missingSince}
 	switch {

@@ -1,9 +1,9 @@
-// Package health watches the watchers: it makes detections of what is wrong with the telemetry itself, so that a sensor
-// that fell silent, lost events or lies about the time is an incident and not a gap that nobody sees.
+// Package health monitors the telemetry itself: a sensor that is silent, loses events or has a wrong clock becomes an
+// incident instead of an unnoticed gap.
 //
-// It refuses to judge by one replica's view alone: a node that dialled another gateway is not lost. It corrects nothing:
-// times and counts stay as they were told. What one condition makes of it is one incident for its node, counted, which
-// stays open for as long as the condition lasts and closes after it.
+// It never decides by the view of one replica only: a node that is connected to another gateway is not lost. It
+// corrects nothing: times and counts stay as they were reported. Each condition is one incident of its node, which
+// stays open while the condition lasts.
 package health
 
 import (
@@ -20,16 +20,17 @@ import (
 	"stanch/worker/gateway"
 )
 
-// Timing says when something is too long. The zero value means the defaults.
+// Timing contains the time limits. The zero value means the defaults.
 type Timing struct {
-	CheckInterval time.Duration // how often it is looked; default 5 s
-	LostAfter     time.Duration // how long a node may be away that vanished; default 60 s
-	// StoppedAfter is how long a node may be away that said goodbye and should run: an upgrade takes its time. Default 5 min.
+	CheckInterval time.Duration // time between checks; default 5 s
+	LostAfter     time.Duration // limit for a node whose connection broke; default 60 s
+	// StoppedAfter is the limit for a node that shut down regularly and should run, because upgrades take time. Default
+	// 5 min.
 	StoppedAfter time.Duration
-	MaxClockSkew time.Duration // how far apart clocks may be; default 5 s
-	// OverRateAfter is for how long a node may send more than its rate; default 30 s.
+	MaxClockSkew time.Duration // maximum difference of clocks; default 5 s
+	// OverRateAfter is how long a node may exceed its rate; default 30 s.
 	OverRateAfter time.Duration
-	// RepeatInterval is how often a condition that lasts is told again, so that its incident stays open; default 5 min.
+	// RepeatInterval is how often a lasting condition is reported, so that its incident stays open; default 5 min.
 	RepeatInterval time.Duration
 	// CertificateWarning is how long before its end a certificate should have been renewed; default 14 days.
 	CertificateWarning time.Duration
@@ -55,76 +56,77 @@ func (t Timing) withDefaults() Timing {
 	return t
 }
 
-// Ingester is where detections go: gateway.Ingester.
+// Ingester receives the detections: gateway.Ingester.
 type Ingester interface {
-	// Check returns why a detection will never be accepted, and completes its pod; from is the node whose word it is.
+	// Check returns why a detection will never be accepted, and completes its pod; from is the reporting node.
 	Check(ctx context.Context, d *sensors.Detection, from string) error
 	Accept(ctx context.Context, detections []sensors.Detection) error
 }
 
-// ClusterNodes tells which nodes should be watched. Without a cluster only nodes that were here are missed.
+// ClusterNodes returns the nodes that should have a sensor. Without a cluster, only nodes that were connected before
+// can be missing.
 type ClusterNodes interface {
-	// ExpectedNodes are the nodes on which a sensor should run, by name.
+	// ExpectedNodes returns the nodes that should have a sensor, by name.
 	ExpectedNodes(ctx context.Context) (map[string]NodeExpectation, error)
 }
 
-// ReplicaChecker tells whether another replica of the gateway holds a node's stream.
+// ReplicaChecker reports whether another replica of the gateway has a node's stream.
 type ReplicaChecker interface {
 	ServesNode(ctx context.Context, node string) (bool, error)
 }
 
-// CertificateAuthority tells when the installation's own certificate ends.
+// CertificateAuthority returns the end of the installation's own certificate.
 type CertificateAuthority interface {
 	ExpiresAt() time.Time
 }
 
-// Options are the parts of a monitor. Only Intake is required.
+// Options are the dependencies of a monitor. Only Ingester is required.
 type Options struct {
 	Ingester             Ingester
 	ClusterNodes         ClusterNodes
 	ReplicaChecker       ReplicaChecker
 	CertificateAuthority CertificateAuthority
-	// NodeRegistry is used with a Cluster only.
+	// NodeRegistry is used only with ClusterNodes.
 	NodeRegistry NodeRegistry
-	// StateFile remembers which nodes were here, over restarts; "" forgets them.
+	// StateFile stores the connected nodes across restarts; "" stores nothing.
 	StateFile string
 	Timing    Timing
 	Log       *slog.Logger
-	// Now is the clock; nil is the machine's.
+	// Now returns the current time; nil means time.Now.
 	Now func() time.Time
 }
 
-// Monitor makes detections of what it is told and of what it misses.
+// Monitor turns events and missing reports of nodes and sources into detections. It is safe for concurrent use.
 type Monitor struct {
 	Options
 	startedAt time.Time
 
-	// Of the Memory; only Look uses them.
-	registryNodes   map[string]time.Time // what it says
-	registryReadAt  time.Time            // when it was asked last
-	registryRetryAt time.Time            // until when it is not tried again to change it
+	// Of the NodeRegistry; only CheckOnce uses these fields.
+	registryNodes   map[string]time.Time // its content
+	registryReadAt  time.Time            // time of the last read
+	registryRetryAt time.Time            // time of the next write attempt
 
 	mu                sync.Mutex
 	nodes             map[string]*nodeState
 	sources           map[string]*sourceActivity
-	repeatAfter       map[string]time.Time // until when a condition that was told is not told again, by its key
+	repeatAfter       map[string]time.Time // by condition: when it may be reported again
 	pendingReports    []pendingReport
-	pendingByReporter map[string]int // how many reports of whose words wait or are on their way
-	droppedByNode     map[string]int // how many of a node's were given up since that was told
-	droppedOwnReports int            // how many of the gateway's own had no room since the last look
+	pendingByReporter map[string]int // pending reports by reporter
+	droppedByNode     map[string]int // reports of a node that were dropped since the last overflow report
+	droppedOwnReports int            // the gateway's own reports that were dropped since the last check
 }
 
 var _ gateway.NodeMonitor = (*Monitor)(nil)
 
-// pendingReport is a detection on its way, and whose word it is: "" is the gateway's own.
+// pendingReport is a pending detection and its reporting node; "" is the gateway.
 type pendingReport struct {
 	detection  sensors.Detection
 	sourceNode string
-	reporter   string // under which it is counted in Monitor.pendingByReporter
+	reporter   string // key in Monitor.pendingByReporter
 }
 
-// The bounds of what a monitor remembers. What nodes and other sensors say has less room than what the gateway itself
-// notices, and each of them a room of its own: one that tells of a thousand gaps must not hide another's.
+// Limits of a monitor. Reports of nodes and other sensors have less capacity than the gateway's own, and each reporter
+// has its own: one that reports a thousand gaps must not hide another's.
 const (
 	maxNodes              = 20_000
 	maxPendingReports     = 2000
@@ -132,7 +134,7 @@ const (
 	maxRepeatEntries      = 50_000
 )
 
-// NewMonitor makes a monitor. Run lets it look and report.
+// NewMonitor returns a monitor. Run starts its checks and reports.
 func NewMonitor(o Options) *Monitor {
 	if o.Log == nil {
 		o.Log = slog.Default()
@@ -148,7 +150,7 @@ func NewMonitor(o Options) *Monitor {
 	return m
 }
 
-// Run looks and reports until ctx ends.
+// Run checks and reports until ctx ends.
 func (m *Monitor) Run(ctx context.Context) {
 	tick := time.NewTicker(m.Timing.CheckInterval)
 	defer tick.Stop()
@@ -162,7 +164,7 @@ func (m *Monitor) Run(ctx context.Context) {
 	}
 }
 
-// CheckOnce looks once at everything, and reports what waits.
+// CheckOnce runs all checks once, and delivers pending reports.
 func (m *Monitor) CheckOnce(ctx context.Context) {
 	m.reportMissingNodes(ctx)
 	m.reportExpiringCertificates()
@@ -171,7 +173,8 @@ func (m *Monitor) CheckOnce(ctx context.Context) {
 	m.deliverReports(ctx)
 }
 
-// reportCondition makes a condition a detection, unless it was told a moment ago; then it is false.
+// reportCondition queues a condition as a detection. It returns false if the condition was reported recently or there
+// is no capacity.
 func (m *Monitor) reportCondition(c telemetryCondition) bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -185,7 +188,7 @@ func (m *Monitor) reportCondition(c telemetryCondition) bool {
 		return false
 	}
 	if !m.hasCapacity(c, now) {
-		return false // and not remembered as told: it is tried again
+		return false // not marked as reported, so it is retried
 	}
 	m.Log.Warn("the telemetry has a gap", "kind", c.kind.ruleName, "subject", c.subject.Name, "reasons", c.reasons)
 	m.pendingByReporter[c.reporter()]++
@@ -194,7 +197,7 @@ func (m *Monitor) reportCondition(c telemetryCondition) bool {
 	return true
 }
 
-// hasCapacity tells whether a condition may wait with the others. The caller holds m.mu.
+// hasCapacity reports whether there is capacity for another report. The caller holds m.mu.
 func (m *Monitor) hasCapacity(c telemetryCondition, now time.Time) bool {
 	if len(m.repeatAfter) >= maxRepeatEntries {
 		maps.DeleteFunc(m.repeatAfter, func(_ string, until time.Time) bool { return !now.Before(until) })
@@ -216,7 +219,7 @@ func (m *Monitor) hasCapacity(c telemetryCondition, now time.Time) bool {
 	return !full
 }
 
-// reportOverflow tells which nodes told of more gaps than they have room for.
+// reportOverflow reports the nodes whose reports exceeded their capacity.
 func (m *Monitor) reportOverflow() {
 	m.mu.Lock()
 	lost, late := maps.Clone(m.droppedByNode), m.droppedOwnReports
@@ -226,7 +229,7 @@ func (m *Monitor) reportOverflow() {
 		m.Log.Warn("there are more gaps in the telemetry than can be reported now; the others are tried again", "others", late)
 	}
 	for _, name := range slices.Sorted(maps.Keys(lost)) {
-		// The gateway's own word, so that it has room; there is one for each node.
+		// The gateway reports it, so that it has capacity; there is one report per node.
 		if m.reportCondition(telemetryCondition{kind: nodeOverRate, subject: newNodeSubject(name), node: name, count: lost[name], reasons: []string{
 			fmt.Sprintf("Node %s told of more gaps in its telemetry than a node may: %d of them were left out.", name, lost[name]),
 		}}) {
@@ -237,14 +240,15 @@ func (m *Monitor) reportOverflow() {
 	}
 }
 
-// markResolved forgets that a condition was told: when it comes back it is told at once.
+// markResolved forgets that a condition was reported, so that it is reported at once when it returns.
 func (m *Monitor) markResolved(k conditionKind, subject sensors.Subject) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	delete(m.repeatAfter, telemetryCondition{kind: k, subject: subject}.dedupKey())
 }
 
-// deliverReports gives what waits to its incidents, the gateway's own words first. What Temporal does not take now waits on.
+// deliverReports sends pending reports to their incidents, the gateway's own first. What Temporal does not accept stays
+// pending.
 func (m *Monitor) deliverReports(ctx context.Context) {
 	m.mu.Lock()
 	waiting := m.pendingReports
@@ -286,7 +290,7 @@ func (m *Monitor) deliverReports(ctx context.Context) {
 	}
 }
 
-// forgetReport forgets a report that waits no longer.
+// forgetReport removes a report from the counters.
 func (m *Monitor) forgetReport(r pendingReport) {
 	m.mu.Lock()
 	defer m.mu.Unlock()

@@ -52,7 +52,7 @@ func TestHealth(t *testing.T) {
 		e.waitUntilConnected(t, "gone-2")
 		s.shutDown()
 		require.Eventually(t, func() bool { return e.nodeServer.ConnectedNodes()["stopped-1"] == nil }, 5*time.Second, 5*time.Millisecond)
-		time.AfterFunc(short.StoppedAfter, other.breakConnection) // so that the wait for it is long enough for both
+		time.AfterFunc(short.StoppedAfter, other.breakConnection) // so that the wait is long enough for both
 		waitForDetection(t, server, "Node/gone-2", "telemetry-lost")
 		require.Empty(t, incidentDetections(t, server, "Node/stopped-1"))
 	})
@@ -155,7 +155,7 @@ func TestHealth(t *testing.T) {
 		require.Eventually(t, func() bool { return s.spool.Len() == 0 }, 30*time.Second, 5*time.Millisecond)
 		require.ElementsMatch(t, stormDetectionIDs("large-1", 2), uniqueDetectionIDs(incidentDetections(t, server, "Container/large-1-c@large-1")))
 		var many []sensors.Detection
-		for i := range 30 { // of several nodes, more than Temporal takes at once
+		for i := range 30 { // of several nodes, more than Temporal accepts at once
 			d := newStormDetection("large-2", i)
 			d.Event.Process.Args = append(d.Event.Process.Args, strings.Repeat("x", 200<<10))
 			many = append(many, d)
@@ -283,7 +283,7 @@ func TestHealth(t *testing.T) {
 	})
 }
 
-// healthEventCounter counts what a monitor is told of nodes' words.
+// healthEventCounter counts the node events that a monitor receives.
 type healthEventCounter struct {
 	gateway.NodeMonitor
 	healthEvents atomic.Int64
@@ -312,7 +312,7 @@ func stormDetectionIDs(node string, n int) []string {
 	return out
 }
 
-// uniqueDetectionIDs are the ids of detections, each once: an incident knows a detection by its id.
+// uniqueDetectionIDs returns the ids of detections without duplicates, as an incident identifies them.
 func uniqueDetectionIDs(all []sensors.Detection) []string {
 	var out []string
 	known := map[string]bool{}

@@ -16,24 +16,25 @@ import (
 	"stanch/worker/gateway"
 )
 
-// nodeState is what is known of one node.
+// nodeState is the monitor's state of one node.
 type nodeState struct {
 	connected            bool
-	stopped              bool      // it said goodbye
-	lastSeen             time.Time // when it was heard last
-	disconnectedAt       time.Time // when its stream ended
-	certificateExpiresAt time.Time // of its certificate
-	renewalFailure       string    // why that was not renewed
+	stopped              bool      // it shut down regularly
+	lastSeen             time.Time // time of the last message
+	disconnectedAt       time.Time // end of its last stream
+	certificateExpiresAt time.Time // end of its certificate
+	renewalFailure       string    // why renewal failed
 
-	overRateSince, lastRateLimited time.Time // of the excess that lasts; zero is none
+	overRateSince, lastRateLimited time.Time // start and last event of an excess; zero if none
 	lastReport                     *agent.StatusReport
-	reportedDrops                  agent.DropStats // what was told of its losses
-	knownHooks                     map[string]bool // those that were ever on, and are missed until they are on again
-	wasWatching                    bool            // it watched the kernel
-	blameLimiter                   *rate.Limiter   // of the containers that it says lost events
+	reportedDrops                  agent.DropStats // drops that were already reported
+	// hooks that were attached once, and are reported until they are attached again
+	knownHooks   map[string]bool
+	wasWatching  bool          // it observed the kernel
+	blameLimiter *rate.Limiter // limits the containers that it may name as the cause of drops
 }
 
-// A node may name this many containers as those that lost events: at once, and one more in this time.
+// A node may name this many containers as the cause of drops at once, and one more per interval.
 const (
 	blameBurst    = 30
 	blameInterval = 2 * time.Second
@@ -43,10 +44,10 @@ func newNodeState() *nodeState {
 	return &nodeState{blameLimiter: rate.NewLimiter(rate.Every(blameInterval), blameBurst)}
 }
 
-// overRateResetAfter is after how long without an excess another one is a new one.
+// overRateResetAfter is the time without excess after which another excess is a new one.
 const overRateResetAfter = 30 * time.Second
 
-// nodeByName gives a node, made if it is new. The caller holds m.mu.
+// nodeByName returns a node's state, and creates it if necessary. The caller holds m.mu.
 func (m *Monitor) nodeByName(name string) *nodeState {
 	n := m.nodes[name]
 	if n == nil {
@@ -59,7 +60,7 @@ func (m *Monitor) nodeByName(name string) *nodeState {
 	return n
 }
 
-// OnNodeEvent takes what the hub noticed.
+// OnNodeEvent handles an event of a node's connection.
 func (m *Monitor) OnNodeEvent(note gateway.NodeEvent) {
 	now := m.Now()
 	m.mu.Lock()
@@ -91,7 +92,7 @@ func (m *Monitor) OnNodeEvent(note gateway.NodeEvent) {
 	}
 }
 
-// handleRateLimited tells of an excess that lasts.
+// handleRateLimited reports a lasting excess of the rate.
 func (m *Monitor) handleRateLimited(name string, now time.Time) {
 	m.mu.Lock()
 	n := m.nodeByName(name)
@@ -108,7 +109,8 @@ func (m *Monitor) handleRateLimited(name string, now time.Time) {
 	}
 }
 
-// handleNodeReport judges what a node tells of itself. Its words are the node's: bounded, and believed only against itself.
+// handleNodeReport evaluates a node's health report. A report is untrusted: it is limited, and used only against the
+// node itself.
 func (m *Monitor) handleNodeReport(note gateway.NodeEvent, now time.Time) {
 	if note.ClockSkew != nil {
 		m.checkClock(note.Node, *note.ClockSkew)
@@ -133,10 +135,10 @@ func (m *Monitor) handleNodeReport(note gateway.NodeEvent, now time.Time) {
 	m.reportSpoofedCgroups(note.Node, report)
 }
 
-// maxSpoofedCgroups bounds how many cgroups with a borrowed name are told of one node.
+// maxSpoofedCgroups is the maximum number of reported cgroups per node.
 const maxSpoofedCgroups = 5
 
-// reportSpoofedCgroups tells of cgroups that bear the name of a container which was to be contained.
+// reportSpoofedCgroups reports cgroups that have the name of a container that was to be contained.
 func (m *Monitor) reportSpoofedCgroups(name string, r agent.StatusReport) {
 	if len(r.SpoofedCgroups) == 0 {
 		m.markResolved(spoofedCgroup, newNodeSubject(name))
@@ -158,12 +160,12 @@ func (m *Monitor) reportSpoofedCgroups(name string, r agent.StatusReport) {
 	m.reportCondition(telemetryCondition{kind: spoofedCgroup, subject: newNodeSubject(name), node: name, causedBy: name, since: since, reasons: reasons})
 }
 
-// maxHooks bounds how many hooks of a node are remembered, and judged.
+// maxHooks is the maximum number of hooks of a node.
 const maxHooks = 100
 
-// updateKnownHooks remembers which hooks are on, and gives those that were once and are not: a sensor that started anew without one says
-// so from its first word on, and is blind there for as long as it lasts. What is off for good, because the kernel
-// lacks it, is the doctor's to tell. The caller holds m.mu.
+// updateKnownHooks records the attached hooks, and returns those that were attached once and are not now: a sensor that
+// restarted without a hook reports that from its first message on. A hook that the kernel never supported is reported
+// by `stanch doctor`. The caller holds m.mu.
 func (n *nodeState) updateKnownHooks(s probe.Status) []probe.HookStatus {
 	if !s.LoadedAt.IsZero() {
 		n.wasWatching = true
@@ -184,9 +186,9 @@ func (n *nodeState) updateKnownHooks(s probe.Status) []probe.HookStatus {
 	return off
 }
 
-// checkClock tells of a wrong one; nothing is corrected.
+// checkClock reports a wrong clock; nothing is corrected.
 func (m *Monitor) checkClock(name string, c gateway.ClockSkew) {
-	off := c.Offset.Abs() - c.MaxError // what is certain
+	off := c.Offset.Abs() - c.MaxError // the certain part
 	if off < m.Timing.MaxClockSkew {
 		m.markResolved(clockSkew, newNodeSubject(name))
 		return
@@ -200,7 +202,7 @@ func (m *Monitor) checkClock(name string, c gateway.ClockSkew) {
 	}})
 }
 
-// checkSensorBlind tells of a sensor that no longer sees.
+// checkSensorBlind reports a sensor that no longer observes the kernel.
 func (m *Monitor) checkSensorBlind(name string, r agent.StatusReport, off []probe.HookStatus, blind bool) {
 	var reasons []string
 	if r.Heartbeat.Failing {
@@ -232,26 +234,26 @@ func (m *Monitor) checkSensorBlind(name string, r agent.StatusReport, off []prob
 	n := m.nodeByName(name)
 	for _, h := range off {
 		if h.Reason == probe.ReasonDisabled {
-			delete(n.knownHooks, string(h.Hook)) // somebody wanted it, has been told, and is not told for ever
+			delete(n.knownHooks, string(h.Hook)) // intentional, and reported once
 		}
 	}
 }
 
 const (
-	// maxInitialDropAge is how old a loss may be that a gateway hears of for the first time.
+	// maxInitialDropAge is the maximum age of drops that a gateway reports when it first sees the node.
 	maxInitialDropAge = 15 * time.Minute
-	// maxBlamedContainers bounds how many containers of a node are named for one loss.
+	// maxBlamedContainers is the maximum number of containers that are named for one drop.
 	maxBlamedContainers = 5
 )
 
-// reportDrops tells of events that were lost since the node spoke last, and who made them.
+// reportDrops reports events that were lost since the node's last report, and their cause.
 func (m *Monitor) reportDrops(name string, before *agent.StatusReport, r agent.StatusReport, now time.Time) {
 	m.mu.Lock()
 	n := m.nodeByName(name)
 	if !n.reportedDrops.CountingSince.Equal(r.Drops.CountingSince) {
-		n.reportedDrops = agent.DropStats{CountingSince: r.Drops.CountingSince} // another process counts
+		n.reportedDrops = agent.DropStats{CountingSince: r.Drops.CountingSince} // counters of a new process
 		if before == nil && now.Sub(r.Drops.LastDropAt) > maxInitialDropAge {
-			n.reportedDrops = r.Drops // it was told before this gateway knew the node
+			n.reportedDrops = r.Drops // reported before this gateway knew the node
 		}
 	}
 	old := n.reportedDrops
@@ -293,17 +295,17 @@ func (m *Monitor) reportDrops(name string, before *agent.StatusReport, r agent.S
 	}
 	severity := sensors.Severity("")
 	if spool > 0 {
-		severity = sensors.SeverityHigh // these had been judged, and mattered
+		severity = sensors.SeverityHigh // these events were already evaluated, and mattered
 	}
 	told := m.reportCondition(telemetryCondition{kind: eventsDropped, subject: newNodeSubject(name), node: name, causedBy: name, since: r.Drops.EpisodeStart, count: clampInt(events + spool), severity: severity, reasons: reasons})
-	if told { // else it is counted with the next
+	if told { // otherwise it is added to the next report
 		m.mu.Lock()
 		m.nodeByName(name).reportedDrops = r.Drops
 		m.mu.Unlock()
 	}
 }
 
-// dropCauses says why events were lost.
+// dropCauses returns why events were lost.
 func dropCauses(r agent.StatusReport) string {
 	var out []string
 	for _, why := range []string{"alerts ring full", "telemetry ring full", "no scratch", "undecodable"} {

@@ -12,20 +12,20 @@ import (
 	"k8s.io/client-go/kubernetes"
 )
 
-// NodeRegistry keeps for all replicas, longer than any of them lives, on which nodes a sensor was seen: who takes the sensors
-// away and then restarts the gateway must not make it forget that there were any.
+// NodeRegistry stores the nodes that had a sensor, for all replicas and beyond their lifetime: removing the sensors and
+// restarting the gateway must not make it forget them.
 type NodeRegistry interface {
-	// LoadNodes gives the nodes on which a sensor was seen, and when it was first.
+	// LoadNodes returns the nodes that had a sensor, with the time of its first connection.
 	LoadNodes(ctx context.Context) (map[string]time.Time, error)
-	// UpdateNodes adds nodes and takes others away.
+	// UpdateNodes adds and removes nodes.
 	UpdateNodes(ctx context.Context, seen map[string]time.Time, gone []string) error
 }
 
-// NodeRegistryConfigMap is the ConfigMapNodeRegistry of the nodes on which a sensor was seen, in Stanch's own namespace. It is there from the
-// start, so that the right to change this one object suffices.
+// NodeRegistryConfigMap is the ConfigMap of the ConfigMapNodeRegistry, in Stanch's own namespace. It is part of the
+// installation, so that Stanch needs permission to change this one object only.
 const NodeRegistryConfigMap = "stanch-watched-nodes"
 
-// ConfigMapNodeRegistry is the memory in a cluster: a key for each node, so that replicas do not write over one another.
+// ConfigMapNodeRegistry is the registry in a cluster: one key per node, so that replicas do not overwrite each other.
 type ConfigMapNodeRegistry struct {
 	KubeClient kubernetes.Interface
 	Namespace  string
@@ -33,7 +33,7 @@ type ConfigMapNodeRegistry struct {
 
 var _ NodeRegistry = ConfigMapNodeRegistry{}
 
-// LoadNodes reads the nodes. What is no time is a node all the same: somebody added it by hand.
+// LoadNodes reads the nodes. An entry without a valid time is a node that somebody added manually.
 func (c ConfigMapNodeRegistry) LoadNodes(ctx context.Context) (map[string]time.Time, error) {
 	m, err := c.KubeClient.CoreV1().ConfigMaps(c.Namespace).Get(ctx, NodeRegistryConfigMap, metav1.GetOptions{})
 	if err != nil {
@@ -50,7 +50,7 @@ func (c ConfigMapNodeRegistry) LoadNodes(ctx context.Context) (map[string]time.T
 	return out, nil
 }
 
-// UpdateNodes changes the keys of these nodes only.
+// UpdateNodes changes only the keys of these nodes.
 func (c ConfigMapNodeRegistry) UpdateNodes(ctx context.Context, seen map[string]time.Time, gone []string) error {
 	data := map[string]any{}
 	for _, name := range gone {
@@ -70,14 +70,14 @@ func (c ConfigMapNodeRegistry) UpdateNodes(ctx context.Context, seen map[string]
 }
 
 const (
-	// registryReadInterval is how often it is read what other replicas have seen.
+	// registryReadInterval is how often the changes of other replicas are read.
 	registryReadInterval = time.Minute
-	// maxRegistryChange bounds one change of the memory, and all of it.
+	// maxRegistryChange is the maximum size of one change, and of the registry.
 	maxRegistryChange = 1000
 	maxRegistryNodes  = 10_000
 )
 
-// syncRegistry brings the memory and what this replica sees together. Only Look uses what it keeps of it.
+// syncRegistry synchronizes the registry with this replica's nodes. Only CheckOnce uses the result.
 func (m *Monitor) syncRegistry(ctx context.Context, now time.Time, expected map[string]NodeExpectation) {
 	if m.NodeRegistry == nil {
 		return
@@ -85,7 +85,7 @@ func (m *Monitor) syncRegistry(ctx context.Context, now time.Time, expected map[
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
 	if now.Sub(m.registryReadAt) >= registryReadInterval {
-		m.registryReadAt = now // also of an attempt: what fails is not tried at every look
+		m.registryReadAt = now // also for a failed attempt, which is not repeated at every check
 		shared, err := m.NodeRegistry.LoadNodes(ctx)
 		if err != nil {
 			m.Log.Warn("on which nodes a sensor was seen is not known now", "error", err)

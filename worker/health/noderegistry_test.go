@@ -21,11 +21,11 @@ func TestWhoTakesTheSensorsAwayAndRestartsTheGatewayIsToldOf(t *testing.T) {
 		&corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: health.NodeRegistryConfigMap}},
 		&corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "watched"}, Status: ready},
 		&corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "deleted"}, Status: ready},
-		&corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "never"}, Status: ready}, // nobody wants a sensor there
+		&corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "never"}, Status: ready}, // no sensor is expected there
 		&corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: "a", Labels: labels}, Spec: corev1.PodSpec{NodeName: "watched"}},
 		&corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: "b", Labels: labels}, Spec: corev1.PodSpec{NodeName: "deleted"}},
 	)
-	replica := func() *monitorFixture { // with an empty folder, as a new pod
+	replica := func() *monitorFixture { // with an empty directory, as in a new pod
 		return newMonitorFixture(health.Options{
 			ClusterNodes: &health.KubernetesCluster{KubeClient: kube, Namespace: namespace, Selector: "app=sensor", CacheTTL: time.Nanosecond},
 			NodeRegistry: health.ConfigMapNodeRegistry{KubeClient: kube, Namespace: namespace},
@@ -61,7 +61,7 @@ func TestWhoTakesTheSensorsAwayAndRestartsTheGatewayIsToldOf(t *testing.T) {
 	require.Contains(t, three.ingester.accepted[0].Reasons[2], health.NodeRegistryConfigMap)
 	require.NotContains(t, kept(), "deleted", "what is no node of the cluster is forgotten")
 
-	// A person who meant it says so, and is believed.
+	// A person removes the node from the registry, and no report follows.
 	require.NoError(t, health.ConfigMapNodeRegistry{KubeClient: kube, Namespace: namespace}.UpdateNodes(t.Context(), nil, []string{"watched"}))
 	four := replica()
 	four.now = four.now.Add(6 * time.Minute)

@@ -11,20 +11,20 @@ import (
 	"stanch/workflows"
 )
 
-// TaskQueuePollers tells from Temporal which nodes are served: the replica that holds a node's stream, and no other, polls the
-// node's task queue.
+// TaskQueuePollers asks Temporal which nodes are served: only the replica with a node's stream polls the node's task
+// queue.
 type TaskQueuePollers struct {
 	Temporal client.Client
-	// OwnIdentity is how this replica's own polls are called.
+	// OwnIdentity is the identity of this replica's own polls.
 	OwnIdentity string
 }
 
 var _ ReplicaChecker = TaskQueuePollers{}
 
-// maxPollAge is how old the beginning of a poll may be that may still wait: Temporal answers one after a minute at the latest.
+// maxPollAge is the maximum age of a poll that may still be active: Temporal answers a poll after at most a minute.
 const maxPollAge = 90 * time.Second
 
-// ServesNode tells whether another replica polls a node's queue.
+// ServesNode reports whether another replica polls a node's queue.
 func (p TaskQueuePollers) ServesNode(ctx context.Context, node string) (bool, error) {
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()

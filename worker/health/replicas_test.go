@@ -9,7 +9,7 @@ import (
 	"stanch/workflows"
 )
 
-// pollNodeQueue serves a node's queue, as the worker of the replica that holds the node's stream does.
+// pollNodeQueue polls a node's queue, as the worker of the replica with the node's stream does.
 func pollNodeQueue(server *temporal.Server, node, name string) (func(), error) {
 	w := sdkworker.New(server.Client, workflows.NodeTaskQueue(node), sdkworker.Options{DisableWorkflowWorker: true, Identity: name})
 	w.RegisterActivity(noopActivity)

@@ -15,31 +15,31 @@ import (
 
 var _ gateway.SourceHealthSink = (*Monitor)(nil)
 
-// sourceActivity is what is known of a foreign source: how regularly it speaks.
+// sourceActivity is how regularly an external source sends messages.
 type sourceActivity struct {
 	firstMessageAt, lastMessageAt time.Time
 	messageCount                  int
-	longestGap                    time.Duration              // the longest gap between two words, until the silence that is being judged
+	longestGap                    time.Duration              // longest gap between messages, without the current one
 	dropsByNode                   map[string]cumulativeDrops // by node
 }
 
-// cumulativeDrops is what a source that counts from its start said last.
+// cumulativeDrops is the last report of a source that counts from its start.
 type cumulativeDrops struct {
 	total      uint64
 	reportedAt time.Time
 }
 
 const (
-	// minRegularMessages is after how many words, and minRegularDuration over how long, a source is known to speak regularly.
+	// A source is regular after minRegularMessages messages over at least minRegularDuration.
 	minRegularMessages = 20
 	minRegularDuration = 10 * time.Minute
-	// silenceGapFactor is how many times its longest gap a source must be silent, and minSilence at least.
+	// A regular source is silent after silenceGapFactor times its longest gap, and after minSilence at least.
 	silenceGapFactor = 6
 	minSilence       = 10 * time.Minute
 	maxSources       = 1000
 )
 
-// OnSourceMessage is told that a source posted something, whatever it was.
+// OnSourceMessage records that a source sent something readable.
 func (m *Monitor) OnSourceMessage(name string) {
 	now := m.Now()
 	m.mu.Lock()
@@ -53,7 +53,7 @@ func (m *Monitor) OnSourceMessage(name string) {
 	m.markResolved(sourceLost, newSourceSubject(name))
 }
 
-// sourceByName gives a source, made if it is new. The caller holds m.mu.
+// sourceByName returns a source's state, and creates it if necessary. The caller holds m.mu.
 func (m *Monitor) sourceByName(name string, now time.Time) *sourceActivity {
 	s := m.sources[name]
 	if s == nil {
@@ -70,7 +70,7 @@ func newSourceSubject(name string) sensors.Subject {
 	return sensors.Subject{Kind: "Source", Name: name}
 }
 
-// reportSilentSources tells of sources that spoke regularly and no longer do.
+// reportSilentSources reports regular sources that are silent.
 func (m *Monitor) reportSilentSources() {
 	now := m.Now()
 	m.mu.Lock()
@@ -96,7 +96,7 @@ func (m *Monitor) reportSilentSources() {
 	}
 }
 
-// OnSourceHealth takes what another sensor says about itself, and what the gateway could not read of it.
+// OnSourceHealth handles another sensor's report about itself, and the gateway's decoding errors.
 func (m *Monitor) OnSourceHealth(_ context.Context, h integrations.SensorHealth) {
 	if h.UndecodableEvents > 0 {
 		m.reportCondition(telemetryCondition{kind: sourceEventsUndecodable, subject: newSourceSubject(h.Source), since: h.Time, count: clampInt(h.UndecodableEvents), reasons: []string{

@@ -20,7 +20,7 @@ import (
 	"stanch/worker/health"
 )
 
-// fakeIngester is an intake that takes nothing while Temporal is away.
+// fakeIngester is an ingester that accepts nothing while Temporal is unavailable.
 type fakeIngester struct {
 	mu          sync.Mutex
 	unavailable bool
@@ -43,7 +43,7 @@ func (i *fakeIngester) findDetections(rule, node string) []sensors.Detection {
 	return slices.DeleteFunc(slices.Clone(i.accepted), func(d sensors.Detection) bool { return d.Rule != rule || d.Node != node })
 }
 
-// monitorFixture is a monitor whose clock the test turns.
+// monitorFixture is a monitor with a clock that the test controls.
 type monitorFixture struct {
 	*health.Monitor
 	ingester *fakeIngester
@@ -100,7 +100,7 @@ func TestANodeThatInventsGapsHidesNobodyElses(t *testing.T) {
 	require.Len(t, over, 1, "that something was left out is told")
 	require.Contains(t, over[0].Reasons[0], "were left out")
 
-	// When there is room again, it is heard again.
+	// With free capacity, it is reported again.
 	d.now = d.now.Add(2 * time.Minute)
 	d.sendNodeReport(t, "liar", agent.StatusReport{Drops: agent.DropStats{CountingSince: began, EpisodeStart: began, LastDropAt: d.now, KernelEvents: 20_000, TopSources: []agent.DropSource{{Container: sensors.Container{ID: "true"}, Dropped: 5000}}}})
 	d.CheckOnce(t.Context())
@@ -110,7 +110,7 @@ func TestANodeThatInventsGapsHidesNobodyElses(t *testing.T) {
 func TestWhatHadNoRoomIsNotTakenForTold(t *testing.T) {
 	d := newMonitorFixture(health.Options{})
 	d.ingester.unavailable = true
-	const n = 2100 // more than wait
+	const n = 2100 // more than the capacity
 	for i := range n {
 		d.OnNodeEvent(gateway.NodeEvent{Node: fmt.Sprintf("n-%d", i), Kind: gateway.NodeDisconnected})
 	}
@@ -147,7 +147,7 @@ func TestWhatASensorNoLongerSeesIsToldUntilItSeesItAgain(t *testing.T) {
 			}
 			sees := probe.Status{LoadedAt: time.Now(), Hooks: []probe.HookStatus{{Hook: "exec", Enabled: true}}}
 			says(sees)
-			for range 120 { // twenty minutes, in which it is told every five
+			for range 120 { // twenty minutes, with a report every five
 				says(c.blind)
 				d.now = d.now.Add(10 * time.Second)
 			}

@@ -1,7 +1,7 @@
 package manifests
 
-// AlertRules are rules for Prometheus: what makes Stanch blind or unable to act, each with where to look. They name only
-// metrics that worker/metrics has; a test holds that.
+// AlertRules are alert rules for Prometheus: conditions in which Stanch cannot detect or act, each with where to look.
+// They use only metrics of worker/metrics, which a test checks.
 const AlertRules = `# Alert rules over the worker's /metrics: a rule file for Prometheus. Missing telemetry comes first; an alert that is
 # missing says nothing.
 groups:

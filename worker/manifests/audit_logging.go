@@ -8,8 +8,8 @@ import (
 	"stanch/sensors/gatewayrpc"
 )
 
-// AuditPolicy tells an API server what of its work Stanch's rules need: of secrets only who asked, of pods, rights and
-// admission what was asked for. What the cluster does by itself all day is left out.
+// AuditPolicy makes an API server log what Stanch's rules need: for secrets only who requested them, for pods, RBAC and
+// admission also the requested objects. It omits the cluster's own routine requests.
 const AuditPolicy = `apiVersion: audit.k8s.io/v1
 kind: Policy
 omitStages: [RequestReceived]
@@ -90,11 +90,11 @@ rules:
   - level: Metadata
 `
 
-// AuditDir is where the API server finds its files.
+// AuditDir is the directory of the API server's files.
 const AuditDir = "/etc/kubernetes/stanch"
 
-// AuditWebhookConfig is the configuration with which an API server posts its audit log to Stanch. The authority is Stanch's own;
-// nil names the file in AuditDir. Only to https does an API server show its token.
+// AuditWebhookConfig returns the configuration with which an API server posts its audit log to Stanch. authority is
+// Stanch's own CA certificate; nil refers to the file in AuditDir. An API server sends its token only over https.
 func AuditWebhookConfig(url string, authority []byte, token string) string {
 	ca := fmt.Sprintf("certificate-authority: %s/ca.crt", AuditDir)
 	if authority != nil {
@@ -118,19 +118,20 @@ current-context: stanch
 `, url, gatewayrpc.ServerName, ca, token)
 }
 
-// What an API server sends at once. It cuts single events and never a batch, whatever its flag for that says: so as many
-// of the largest as make a batch have to be taken. With its own 100 KiB an annotation is enough to hide what a pod asks for.
+// Limits of an API server's batches. It truncates single events but never a batch, whatever its flag says, so a full
+// batch of the largest events must be accepted. With the default of 100 KiB, one large annotation could hide what a pod
+// requests.
 const (
 	AuditBatchSize     = 32
 	MaxAuditEventBytes = 1 << 20
 )
 
-// APIServerAuditFlags are the API server's flags.
+// APIServerAuditFlags returns the API server's flags.
 func APIServerAuditFlags(policy, webhook string) []string {
 	return append([]string{"--audit-policy-file=" + policy, "--audit-webhook-config-file=" + webhook, "--audit-webhook-batch-max-wait=5s"}, AuditLimitFlags()...)
 }
 
-// AuditLimitFlags are those of the flags that say how much is sent at once, and how often.
+// AuditLimitFlags returns those of the flags that limit batches.
 func AuditLimitFlags() []string {
 	return []string{
 		"--audit-webhook-mode=batch", "--audit-webhook-version=audit.k8s.io/v1",
@@ -139,7 +140,7 @@ func AuditLimitFlags() []string {
 	}
 }
 
-// AuditInstructions is what a person needs to switch the audit log on, as one text: two files and where they go.
+// AuditInstructions returns the instructions for enabling the audit log: two files, and where they go.
 func AuditInstructions(url string) string {
 	const dir = AuditDir
 	var b strings.Builder

@@ -13,8 +13,8 @@ import (
 	"stanch/worker/manifests"
 )
 
-// The API server cuts no batch: one that is too large would be refused whole, and who asks for large things often enough
-// would make it so.
+// The API server does not truncate batches: a batch above the limit would be refused completely, and an attacker could
+// cause that with large requests.
 func TestTheLargestBatchThatAnAPIServerSendsIsTaken(t *testing.T) {
 	flag := func(name string) int {
 		flags := manifests.APIServerAuditFlags("p", "w")
@@ -30,7 +30,7 @@ func TestTheLargestBatchThatAnAPIServerSendsIsTaken(t *testing.T) {
 	require.Contains(t, manifests.AuditInstructions("https://gw"), "--audit-webhook-truncate-max-event-size=")
 }
 
-// auditLevelFor is what the policy makes of a request, in the order of its rules.
+// auditLevelFor returns the level of a request by the policy's rules, in order.
 func auditLevelFor(t *testing.T, user, group, verb, apiGroup, resource string) string {
 	t.Helper()
 	var policy struct {

@@ -10,7 +10,7 @@ import (
 	"stanch/playbooks"
 )
 
-// iamPolicyDocument is an WriteIAMPolicy policy as AWS takes it.
+// iamPolicyDocument is an IAM policy in AWS's format.
 type iamPolicyDocument struct {
 	Version   string
 	Statement []iamStatement
@@ -23,8 +23,8 @@ type iamStatement struct {
 	Resource []string
 }
 
-// WriteIAMPolicy writes the policy that Stanch's own identity needs in a phase and nothing more, from the actions' specs: what all
-// need to observe and to plan, and what those need to act whose class the phase lets run.
+// WriteIAMPolicy returns exactly the policy that Stanch's own identity needs in a phase, from the actions' specs: the
+// permissions of all actions for observing and planning, and those for applying of the classes that the phase permits.
 func WriteIAMPolicy(catalogue playbooks.Catalog, phase int) ([]byte, error) {
 	if phase < 1 || phase > 3 {
 		return nil, fmt.Errorf("the phase %d is none: 1 observes, 2 contains, 3 disrupts behind approval", phase)
@@ -37,7 +37,7 @@ func WriteIAMPolicy(catalogue playbooks.Catalog, phase int) ([]byte, error) {
 }
 
 func buildIAMPolicy(catalogue playbooks.Catalog, phase int) iamPolicyDocument {
-	actions := map[string]map[string]bool{} // by resources
+	actions := map[string]map[string]bool{} // by resource
 	add := func(rights []playbooks.IAMPermission) {
 		for _, r := range rights {
 			for _, resource := range r.Resources {
@@ -81,16 +81,16 @@ func buildIAMPolicy(catalogue playbooks.Catalog, phase int) iamPolicyDocument {
 	return out
 }
 
-// orphanReadPermissions are what the sweeper reads by itself, to find what outlived its lease.
+// orphanReadPermissions are the permissions of the orphan sweep.
 var orphanReadPermissions = []playbooks.IAMPermission{{Actions: []string{"iam:GetAccountAuthorizationDetails"}, Resources: []string{"*"}}}
 
-// isReadOnly tells whether an action changes nothing, by the verb of its name.
+// isReadOnly reports whether an action changes nothing, by the verb in its name.
 func isReadOnly(action string) bool {
 	_, name, _ := strings.Cut(action, ":")
 	return slices.ContainsFunc([]string{"Get", "List", "Describe", "Lookup", "Simulate"}, func(verb string) bool { return strings.HasPrefix(name, verb) })
 }
 
-// statementName names a statement after what it is about.
+// statementName returns a statement's name, derived from its resource.
 func statementName(resource string) string {
 	for part, name := range map[string]string{":role/": "Roles", ":user/": "Users"} {
 		if strings.Contains(resource, part) {

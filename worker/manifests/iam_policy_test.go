@@ -64,7 +64,7 @@ func isWrite(action string) bool {
 	return false
 }
 
-// In phase 1 nothing can be written; who becomes a role is changed in phase 3 alone.
+// In phase 1 the policy permits no writes; only phase 3 permits changing who may assume a role.
 func TestTheIAMPolicyFollowsThePhase(t *testing.T) {
 	for phase, want := range map[int][]string{
 		1: nil,

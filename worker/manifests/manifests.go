@@ -1,9 +1,9 @@
-// Package manifests writes what installs Stanch in a cluster: the worker, the sensor on every node, and exactly the
-// rights that a phase needs, taken from the actions' specs.
+// Package manifests writes the Kubernetes objects that install Stanch: the worker, the sensor on every node, and
+// exactly the permissions that a phase needs, from the actions' specs.
 //
-// It refuses to grant a right that no spec declares, to hold a secret (it names secrets and says how to make them), and
-// to give the sensor any credential of the cluster: a node that was taken over must not be able to write elsewhere. The
-// token that a sensor enrols with is good for the gateway alone; the API server takes it for nothing.
+// It grants no permission that no spec declares, contains no secrets (it names them and says how to create them), and
+// gives the sensor no credential of the cluster: a compromised node must not be able to write elsewhere. The token with
+// which a sensor enrolls is valid for the gateway only; the API server does not accept it.
 package manifests
 
 import (
@@ -23,7 +23,7 @@ import (
 	"stanch/worker/health"
 )
 
-// The names of what is installed, and of the secrets that must be there.
+// The names of the installed objects, and of the required secrets.
 const (
 	WorkerName     = "stanch-worker"
 	SensorName     = "stanch-sensor"
@@ -32,13 +32,15 @@ const (
 	EvidenceClaim  = "stanch-evidence"
 	KeysSecret     = "stanch-keys" //nolint:gosec // a name
 	PKISecret      = "stanch-pki"
-	// CAConfigMap holds the authority's certificate, without its key: sensors know the gateway by it.
+	// CAConfigMap contains the authority's certificate without its key; sensors verify the gateway with it.
 	CAConfigMap    = "stanch-ca"
 	TemporalSecret = "stanch-temporal"
-	// SlackSecret holds Slack's tokens, if there is a Slack: what stanch.yaml names lies in SlackDir.
+	// SlackSecret contains Slack's tokens, if Slack is configured. It is mounted at SlackDir, which stanch.yaml refers
+	// to.
 	SlackSecret = "stanch-slack" //nolint:gosec // a name
 	SlackDir    = "/etc/stanch/slack"
-	// NotificationSecret holds what webhooks, mail and tickets need, if there are any, in NotificationDir.
+	// NotificationSecret contains the credentials of webhooks, mail and tickets, if configured. It is mounted at
+	// NotificationDir.
 	NotificationSecret = "stanch-outside" //nolint:gosec // a name
 	NotificationDir    = "/etc/stanch/outside"
 	// GatewayPort is where nodes dial, APIPort where people answer with a Kubernetes token.
@@ -47,30 +49,30 @@ const (
 	healthPort  = 7481
 )
 
-// Options say what to install. Phase, Image, SensorImage and Temporal are needed.
+// Options configures the installation. Phase, Image, SensorImage and TemporalAddress are required.
 type Options struct {
 	Phase           int
 	Namespace       string // "" means stanch-system
 	Image           string
 	SensorImage     string
-	TemporalAddress string // host:port as pods reach it
-	// TemporalNamespace is Temporal's; "" means stanch.
+	TemporalAddress string // host:port, as pods reach it
+	// TemporalNamespace is the Temporal namespace; "" means stanch.
 	TemporalNamespace string
-	// TemporalTLS mounts the secret stanch-temporal. TemporalServer is the name in Temporal's certificate, if it is not
-	// the host's.
+	// TemporalTLS mounts the secret stanch-temporal. TemporalServerName is the name in Temporal's certificate, if it
+	// differs from the host.
 	TemporalTLS        bool
 	TemporalServerName string
-	Config             string // the text of stanch.yaml; "" means the defaults in this phase
+	Config             string // the text of stanch.yaml; "" means the defaults with this phase
 	Replicas           int32  // of the worker; 0 means 1
-	// GatewayAddress is where sensors dial; "" means the Service.
+	// GatewayAddress is the address for sensors; "" means the Service.
 	GatewayAddress string
-	// HostNetwork puts the worker into the node's network, for a Temporal that can only be reached there.
+	// HostNetwork runs the worker in the node's network, for a Temporal that is reachable only there.
 	HostNetwork bool
-	// DataPath keeps the worker's data in a folder of its node, instead of a claim for the evidence.
+	// DataPath stores the worker's data in a directory of its node, instead of a volume claim for the evidence.
 	DataPath  string
-	CRISocket string // the runtime's socket on the nodes; "" means /run/containerd/containerd.sock
-	// NodeCertDir is the folder on each node with a certificate of `stanch cert node`; "" lets each sensor get one from the
-	// gateway, with its pod's token.
+	CRISocket string // the container runtime's socket on nodes; "" means /run/containerd/containerd.sock
+	// NodeCertDir is the directory on each node with a certificate from `stanch cert node`; with "", each sensor
+	// enrolls at the gateway with its pod's token.
 	NodeCertDir string
 	LockDir     string // "" means the sensor's default
 }
@@ -106,7 +108,7 @@ func (o Options) validate() error {
 	return nil
 }
 
-// Objects gives everything in the order in which it is to be made.
+// Objects returns all objects in the order in which they must be created.
 func Objects(catalogue playbooks.Catalog, o Options) ([]runtime.Object, error) {
 	if err := o.validate(); err != nil {
 		return nil, err
@@ -135,7 +137,7 @@ func Objects(catalogue playbooks.Catalog, o Options) ([]runtime.Object, error) {
 func (o Options) rbacObjects(catalogue playbooks.Catalog) []runtime.Object {
 	clusterName := WorkerName
 	if o.Namespace != "stanch-system" {
-		clusterName = o.Namespace + "-" + WorkerName // two installations do not share a role
+		clusterName = o.Namespace + "-" + WorkerName // two installations must not share a role
 	}
 	subject := []rbacv1.Subject{{Kind: rbacv1.ServiceAccountKind, Name: WorkerName, Namespace: o.Namespace}}
 	clusterWide := metav1.ObjectMeta{Name: clusterName, Labels: partLabels("")}
@@ -146,7 +148,7 @@ func (o Options) rbacObjects(catalogue playbooks.Catalog) []runtime.Object {
 			RoleRef: rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "ClusterRole", Name: clusterName},
 		},
 	}
-	// The right to two objects by their names, in Stanch's own namespace: nobody may make or delete any.
+	// Permission to change these objects by name, in Stanch's own namespace, but not to create or delete any.
 	for _, name := range []string{guards.KillSwitchConfigMap, health.NodeRegistryConfigMap, guards.UsedGrantsConfigMap} {
 		out = append(out,
 			&rbacv1.Role{TypeMeta: typeMeta("rbac.authorization.k8s.io/v1", "Role"), ObjectMeta: o.objectMeta(name), Rules: []rbacv1.PolicyRule{
@@ -164,7 +166,7 @@ func typeMeta(version, name string) metav1.TypeMeta {
 	return metav1.TypeMeta{APIVersion: version, Kind: name}
 }
 
-// partLabels mark all that is installed; app is the part's name.
+// partLabels returns the labels of an installed object; app is the component's name.
 func partLabels(app string) map[string]string {
 	out := map[string]string{"app.kubernetes.io/part-of": "stanch"}
 	if app != "" {
@@ -178,11 +180,11 @@ func (o Options) objectMeta(name string) metav1.ObjectMeta {
 }
 
 func newServiceAccount(o Options, name string) runtime.Object {
-	no := false // whoever needs the token says so
+	no := false // pods that need the token mount it explicitly
 	return &corev1.ServiceAccount{TypeMeta: typeMeta("v1", "ServiceAccount"), ObjectMeta: o.objectMeta(name), AutomountServiceAccountToken: &no}
 }
 
-// WriteYAML writes the objects as one stream, with what a person must do before.
+// WriteYAML returns the objects as one YAML stream, with the steps to do before as a comment.
 func WriteYAML(catalogue playbooks.Catalog, o Options) ([]byte, error) {
 	objects, err := Objects(catalogue, o)
 	if err != nil {
@@ -211,8 +213,8 @@ func WriteYAML(catalogue playbooks.Catalog, o Options) ([]byte, error) {
 	return out.Bytes(), nil
 }
 
-// pruneEmpty takes away what Go's types write although nothing was said. An empty object can mean something (emptyDir), so
-// only these go.
+// pruneEmpty removes the empty fields that Go's types write. An empty object can have a meaning (emptyDir), so only
+// known ones are removed.
 func pruneEmpty(v any) {
 	switch v := v.(type) {
 	case map[string]any:

@@ -26,7 +26,7 @@ func optionsForPhase(phase int) manifests.Options {
 	return manifests.Options{Phase: phase, Image: "stanch:1", SensorImage: "stanch-sensor:1", TemporalAddress: "temporal.example:7233"}
 }
 
-// What is installed changes only on purpose: each phase is compared with what was agreed.
+// The objects of each phase are compared with a golden file, so that they change only on purpose.
 func TestGolden(t *testing.T) {
 	cases := map[string]manifests.Options{"phase1": optionsForPhase(1), "phase2": optionsForPhase(2), "phase3": optionsForPhase(3)}
 	all := optionsForPhase(3)
@@ -61,7 +61,7 @@ func TestGolden(t *testing.T) {
 
 var readVerbs = []string{"get", "list", "watch"}
 
-// listWritePermissions lists every right to write that the objects hold.
+// listWritePermissions returns every write permission in the objects.
 func listWritePermissions(t *testing.T, phase int) []string {
 	t.Helper()
 	objects, err := manifests.Objects(worker.ActionCatalog(), optionsForPhase(phase))
@@ -91,7 +91,7 @@ func listWritePermissions(t *testing.T, phase int) []string {
 }
 
 func TestPhaseOneMayWriteNothingButItsOwnState(t *testing.T) {
-	// A TokenReview is created, says whose a token is, and is nowhere afterwards.
+	// A TokenReview is created to identify a token, and is not stored.
 	if got, want := listWritePermissions(t, 1), []string{"create tokenreviews []", "patch configmaps [" + guards.KillSwitchConfigMap + "]", "patch configmaps [" + guards.UsedGrantsConfigMap + "]", "patch configmaps [" + health.NodeRegistryConfigMap + "]"}; !slices.Equal(got, want) {
 		t.Errorf("phase 1 may %q, want only %q", got, want)
 	}
@@ -108,7 +108,7 @@ func TestOnlyPhaseThreeMayScale(t *testing.T) {
 	}
 }
 
-// No right may be a wildcard, none may reach secrets, and nobody may widen their own.
+// No permission is a wildcard, none includes secrets, and nobody can extend their own.
 func TestNoRightIsBroad(t *testing.T) {
 	for _, r := range manifests.ClusterRules(worker.ActionCatalog(), 3) {
 		for _, word := range append(slices.Concat(r.APIGroups, r.Resources), r.Verbs...) {
@@ -119,7 +119,7 @@ func TestNoRightIsBroad(t *testing.T) {
 	}
 }
 
-// A taken node must not be able to speak for Stanch in the cluster.
+// A compromised node must not be able to act as Stanch in the cluster.
 func TestTheSensorHasNoCredentialOfTheCluster(t *testing.T) {
 	objects, err := manifests.Objects(worker.ActionCatalog(), optionsForPhase(3))
 	if err != nil {
@@ -141,7 +141,7 @@ func TestTheSensorHasNoCredentialOfTheCluster(t *testing.T) {
 					continue
 				}
 				for _, source := range v.Projected.Sources {
-					// One that is made for the gateway opens nothing at the API server.
+					// The API server does not accept a token for the gateway.
 					if token := source.ServiceAccountToken; token == nil || token.Audience != gateway.EnrollAudience {
 						t.Errorf("the sensor mounts %s, which is no token for the gateway alone", v.Name)
 					}

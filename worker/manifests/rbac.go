@@ -12,8 +12,9 @@ import (
 	"stanch/playbooks"
 )
 
-// ClusterRules gives the cluster-wide rules that a worker needs in a phase and nothing more: what every action needs to
-// observe and to plan, and what those need to act whose class the phase lets run. Rules are merged and sorted.
+// ClusterRules returns exactly the cluster-wide rules that a worker needs in a phase: those of every action for
+// observing and planning, and those for applying of the classes that the phase permits. The rules are merged and
+// sorted.
 func ClusterRules(catalogue playbooks.Catalog, phase int) []rbacv1.PolicyRule {
 	all := permissionSet{}
 	for _, spec := range catalogue {
@@ -27,7 +28,7 @@ func ClusterRules(catalogue playbooks.Catalog, phase int) []rbacv1.PolicyRule {
 	return all.toPolicyRules()
 }
 
-// isAllowedInPhase is the table of phases: what a class of action may do in one.
+// isAllowedInPhase reports whether a phase permits a class of actions.
 func isAllowedInPhase(class playbooks.Class, phase int) bool {
 	switch class {
 	case playbooks.ClassObserve:
@@ -40,21 +41,22 @@ func isAllowedInPhase(class playbooks.Class, phase int) bool {
 	return false
 }
 
-// baseReadPermissions are what the gateway and the sweeper read by themselves.
+// baseReadPermissions are the read permissions of the gateway and the orphan sweep.
 var baseReadPermissions = []playbooks.KubernetesPermission{
-	// The gateway asks where a pod runs before it believes a node; the sweeper looks for pods that lost their lease.
+	// The gateway verifies where a pod runs before it accepts a node's detection; the orphan sweep lists pods without a
+	// lease.
 	{Groups: []string{""}, Resources: []string{"pods"}, Verbs: []string{"get", "list"}},
-	// Nodes that should be watched and are not are missed.
+	// Missing nodes are reported.
 	{Groups: []string{""}, Resources: []string{"nodes"}, Verbs: []string{"get", "list"}},
-	// A namespace that enforced something of pods and no longer does is told of: so it is known which do.
+	// Namespaces that no longer enforce a pod security standard are reported, so those that do must be known.
 	{Groups: []string{""}, Resources: []string{"namespaces"}, Verbs: []string{"list"}},
 	{Groups: []string{"networking.k8s.io"}, Resources: []string{"networkpolicies"}, Verbs: []string{"list"}},
 	{Groups: []string{"apps"}, Resources: []string{"deployments", "statefulsets", "replicasets"}, Verbs: []string{"list"}},
-	// The gateway asks whose token a person shows. It is "created" and changes nothing.
+	// The gateway reviews people's tokens. A TokenReview is "created" and changes nothing.
 	{Groups: []string{"authentication.k8s.io"}, Resources: []string{"tokenreviews"}, Verbs: []string{"create"}},
 }
 
-// permissionSet are verbs by "group/resource".
+// permissionSet contains verbs by "GROUP/RESOURCE".
 type permissionSet map[string]map[string]bool
 
 func (r permissionSet) add(more []playbooks.KubernetesPermission) {
@@ -73,7 +75,7 @@ func (r permissionSet) add(more []playbooks.KubernetesPermission) {
 	}
 }
 
-// toPolicyRules writes resources of one group with the same verbs as one rule.
+// toPolicyRules merges resources of one group with the same verbs into one rule.
 func (r permissionSet) toPolicyRules() []rbacv1.PolicyRule {
 	same := map[string]*rbacv1.PolicyRule{}
 	for _, key := range slices.Sorted(maps.Keys(r)) {
@@ -92,7 +94,7 @@ func (r permissionSet) toPolicyRules() []rbacv1.PolicyRule {
 	return out
 }
 
-// verbs are in the order in which people read them: first what reads.
+// verbOrder is the order of verbs for readers: reads first.
 var verbOrder = []string{"get", "list", "watch", "create", "update", "patch", "delete"}
 
 func compareVerbs(a, b string) int {

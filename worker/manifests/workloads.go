@@ -75,12 +75,12 @@ func newPodTemplate(app string, spec corev1.PodSpec) (*metav1.LabelSelector, cor
 		corev1.PodTemplateSpec{ObjectMeta: metav1.ObjectMeta{Labels: partLabels(app)}, Spec: spec}
 }
 
-// workerDeployment is the gateway and the Temporal worker. It needs no privilege on its node.
+// workerDeployment returns the Deployment of the gateway and the Temporal worker. It needs no privileges on its node.
 func (o Options) workerDeployment() runtime.Object {
 	yes, no := true, false
 	user, group := int64(65532), int64(65532)
 	if o.DataPath != "" {
-		user, group = 0, 0 // a folder of the node is root's
+		user, group = 0, 0 // a directory of the node belongs to root
 	}
 	args := []string{
 		"worker", "--config", "/etc/stanch/config/stanch.yaml", "--data", "/var/lib/stanch", "--keys", "/etc/stanch/keys", "--pki", "/etc/stanch/pki",
@@ -127,16 +127,16 @@ func (o Options) workerDeployment() runtime.Object {
 	if o.DataPath != "" {
 		addVolumes(&pod, mountedVolume{"data", hostPathVolume(o.DataPath, corev1.HostPathDirectoryOrCreate), corev1.VolumeMount{MountPath: "/var/lib/stanch"}})
 	} else {
-		addVolumes(&pod, // the local socket is each replica's own, the evidence is everybody's
+		addVolumes(&pod, // the local socket is each replica's own; the evidence is shared
 			mountedVolume{"data", corev1.VolumeSource{EmptyDir: &corev1.EmptyDirVolumeSource{}}, corev1.VolumeMount{MountPath: "/var/lib/stanch"}},
 			mountedVolume{"evidence", corev1.VolumeSource{PersistentVolumeClaim: &corev1.PersistentVolumeClaimVolumeSource{ClaimName: EvidenceClaim}}, corev1.VolumeMount{MountPath: "/var/lib/stanch/evidence"}})
 	}
 	selector, podTemplate := newPodTemplate(WorkerName, pod)
-	// What most installations of Prometheus find pods by; nothing of its own is needed in the cluster.
+	// The usual annotations of Prometheus, which need no objects of their own in the cluster.
 	podTemplate.Annotations = map[string]string{"prometheus.io/scrape": "true", "prometheus.io/port": strconv.Itoa(healthPort), "prometheus.io/path": "/metrics"}
 	strategy := appsv1.DeploymentStrategy{}
 	if o.Replicas == 1 {
-		strategy.Type = appsv1.RecreateDeploymentStrategyType // two must not want the same volume
+		strategy.Type = appsv1.RecreateDeploymentStrategyType // two pods must not use the same volume
 	}
 	return &appsv1.Deployment{
 		TypeMeta: typeMeta("apps/v1", "Deployment"), ObjectMeta: o.objectMeta(WorkerName),
@@ -144,7 +144,8 @@ func (o Options) workerDeployment() runtime.Object {
 	}
 }
 
-// sensorDaemonSet is the node agent: all power over its own node, none over the cluster.
+// sensorDaemonSet returns the DaemonSet of the node agent, which has full access to its own node and none to the
+// cluster.
 func (o Options) sensorDaemonSet() runtime.Object {
 	yes, no := true, false
 	both := corev1.MountPropagationBidirectional
@@ -172,7 +173,7 @@ func (o Options) sensorDaemonSet() runtime.Object {
 	addVolumes(&pod,
 		mountedVolume{"state", hostPathVolume("/var/lib/stanch-sensor", corev1.HostPathDirectoryOrCreate), corev1.VolumeMount{MountPath: "/var/lib/stanch-sensor"}},
 		mountedVolume{"cgroup", hostPathVolume("/sys/fs/cgroup", corev1.HostPathDirectory), corev1.VolumeMount{MountPath: "/sys/fs/cgroup"}},
-		// The lock is pinned here and outlives the pod, also if the pod is the first to mount it.
+		// The lock is pinned here and outlives the pod, even if the pod is the first to mount it.
 		mountedVolume{"bpf", hostPathVolume("/sys/fs/bpf", corev1.HostPathDirectory), corev1.VolumeMount{MountPath: "/sys/fs/bpf", MountPropagation: &both}},
 		mountedVolume{"tracing", hostPathVolume("/sys/kernel/tracing", corev1.HostPathDirectory), corev1.VolumeMount{MountPath: "/sys/kernel/tracing"}},
 		mountedVolume{"runtime", hostPathVolume(runtimeDir, corev1.HostPathDirectory), corev1.VolumeMount{MountPath: runtimeDir}},
@@ -182,7 +183,7 @@ func (o Options) sensorDaemonSet() runtime.Object {
 	return &appsv1.DaemonSet{TypeMeta: typeMeta("apps/v1", "DaemonSet"), ObjectMeta: o.objectMeta(SensorName), Spec: appsv1.DaemonSetSpec{Selector: selector, Template: podTemplate}}
 }
 
-// enrollURL is the gateway's door for people, on the host where sensors dial.
+// enrollURL returns the address of the gateway's API on the host for sensors.
 func (o Options) enrollURL() string {
 	host, _, err := net.SplitHostPort(o.GatewayAddress)
 	if err != nil {
@@ -191,10 +192,11 @@ func (o Options) enrollURL() string {
 	return "https://" + net.JoinHostPort(host, strconv.Itoa(APIPort))
 }
 
-// enrollAudience is whom a sensor's token is made for: the gateway, and not the API server.
+// enrollAudience is the audience of a sensor's token: the gateway, not the API server.
 const enrollAudience = "stanch-gateway"
 
-// enrollmentVolumes is what a sensor gets its first certificate with: a token of its own pod, and the authority's certificate.
+// enrollmentVolumes returns what a sensor needs for its first certificate: its pod's token, and the authority's
+// certificate.
 func enrollmentVolumes() []mountedVolume {
 	seconds := int64(600)
 	return []mountedVolume{

@@ -15,7 +15,7 @@ import (
 	"stanch/worker/metrics"
 )
 
-// An alert over a metric that there is not says nothing for ever.
+// An alert with an unknown metric would never fire.
 func TestAlertsNameMetricsThatThereAre(t *testing.T) {
 	var file struct {
 		Groups []struct {

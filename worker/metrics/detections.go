@@ -35,7 +35,7 @@ func (i *detectionCollector) Collect(out chan<- prometheus.Metric) {
 	i.queued.sendMetric(out, float64(i.source.QueuedDetections()))
 }
 
-// sourceCollector is what other sensors sent. Its sources are those of the configuration.
+// sourceCollector collects the counts of other sensors. Its sources are those of the configuration.
 type sourceCollector struct {
 	source                     func() map[string]gateway.SourceCounts
 	records, requests, dropped metricFamily
@@ -73,7 +73,7 @@ func (f *sourceCollector) Collect(out chan<- prometheus.Metric) {
 	}
 }
 
-// exportCollector is what was sent on. Its targets are those of the configuration.
+// exportCollector collects the counts of exports. Its targets are those of the configuration.
 type exportCollector struct {
 	source     func() map[string]export.DeliveryCounts
 	detections metricFamily

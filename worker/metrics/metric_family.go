@@ -6,10 +6,11 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 )
 
-// maxLabelBytes bounds a label's value, in bytes.
+// maxLabelBytes is the maximum length of a label's value.
 const maxLabelBytes = 128
 
-// labelText makes a label's value of what somebody else wrote: Prometheus refuses a whole scrape over one that is not UTF-8.
+// labelText returns a valid label value of untrusted text: Prometheus rejects a complete scrape over one value that is
+// not UTF-8.
 func labelText(s string) string {
 	s = strings.ToValidUTF8(s, "?")
 	if len(s) <= maxLabelBytes {
@@ -18,10 +19,10 @@ func labelText(s string) string {
 	return strings.ToValidUTF8(s[:maxLabelBytes], "") + "…"
 }
 
-// otherLabel stands for all values past a bound.
+// otherLabel replaces all values beyond a limit.
 const otherLabel = "other"
 
-// metricFamily is one metric that is made anew at each scrape.
+// metricFamily is one metric that is computed at each scrape.
 type metricFamily struct {
 	desc *prometheus.Desc
 	kind prometheus.ValueType

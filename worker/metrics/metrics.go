@@ -1,8 +1,8 @@
-// Package metrics shows Prometheus what is known anyway: what nodes tell of themselves, what the gateway took and
-// refused, and how Temporal's work goes.
+// Package metrics exports to Prometheus what the process already knows: nodes' health reports, what the gateway
+// accepted and refused, and the progress of Temporal's work.
 //
-// It refuses to keep state of its own beside Temporal's counters, to make a label of anything that an attacker writes
-// (a container's name, a path, an address, an error), and to take more of a node than a fixed number of series.
+// It keeps no state except for Temporal's counters. No label contains attacker-controlled text (a container's name, a
+// path, an address, an error), and each node has a limited number of series.
 package metrics
 
 import (
@@ -20,28 +20,28 @@ import (
 	"stanch/worker/gateway"
 )
 
-// MetricSources are what is read at each scrape. What is nil is left out.
+// MetricSources are read at each scrape. Nil sources are omitted.
 type MetricSources struct {
 	Version    string
 	NodeStatus NodeStatusSource
 	Detections DetectionCountSource
-	// SourceCounts tells what came from other sensors, by the source's name in the configuration.
+	// SourceCounts returns the counts of other sensors, by the source's name in the configuration.
 	SourceCounts func() map[string]gateway.SourceCounts
-	// ExportCounts tells what went out, by the export's name in the configuration.
+	// ExportCounts returns the counts of exports, by the export's name in the configuration.
 	ExportCounts func() map[string]export.DeliveryCounts
-	// RuleStats are those that the gateway evaluates itself.
+	// RuleStats returns the statistics of the rules that the gateway evaluates.
 	RuleStats func() []rules.RuleStats
-	// Temporal counts what the client and the workers did; its Options have to be the client's.
+	// Temporal counts the work of the client and the workers; it must be in the client's options.
 	Temporal *TemporalMetrics
 }
 
-// NodeStatusSource knows what nodes tell of themselves.
+// NodeStatusSource returns the nodes' health reports.
 type NodeStatusSource interface {
 	ConnectedNodes() map[string]json.RawMessage
 	DisconnectedNodes(within time.Duration) []string
 }
 
-// DetectionCountSource knows what became of detections.
+// DetectionCountSource returns the results of detections.
 type DetectionCountSource interface {
 	DetectionCounts() []gateway.DetectionCount
 	QueuedDetections() int
@@ -52,7 +52,7 @@ var (
 	_ DetectionCountSource = (*gateway.Ingester)(nil)
 )
 
-// NewRegistry makes a registry of its own for the sources.
+// NewRegistry returns a separate registry for the sources.
 func NewRegistry(s MetricSources) *prometheus.Registry {
 	r := prometheus.NewRegistry()
 	r.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), prometheus.NewGaugeFunc(prometheus.GaugeOpts{
@@ -80,7 +80,7 @@ func NewRegistry(s MetricSources) *prometheus.Registry {
 	return r
 }
 
-// NewHandler serves GET /metrics of a registry. What one collector cannot tell does not hide what the others can.
+// NewHandler returns the handler of GET /metrics for a registry. A collector that fails does not hide the others.
 func NewHandler(r *prometheus.Registry) http.Handler {
 	return promhttp.HandlerFor(r, promhttp.HandlerOpts{
 		Registry: r, ErrorHandling: promhttp.ContinueOnError, MaxRequestsInFlight: 4, Timeout: 10 * time.Second,

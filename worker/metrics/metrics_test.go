@@ -18,7 +18,7 @@ import (
 	"stanch/worker/metrics"
 )
 
-// fakeNodeStatus is what a hub tells.
+// fakeNodeStatus is the node data of a fake gateway.
 type fakeNodeStatus struct {
 	connected    map[string]json.RawMessage
 	disconnected []string
@@ -93,7 +93,7 @@ func TestNamesAreAsPrometheusWantsThem(t *testing.T) {
 	require.Equal(t, 1+4+1, n)
 }
 
-// A node that was taken over may say what it wants: the others' numbers stay, and its own are few.
+// A compromised node may report anything: the others' numbers stay, and its own series are limited.
 func TestANodeThatLiesSpoilsNothing(t *testing.T) {
 	r := agent.StatusReport{Health: agent.Health{Node: "liar", ProbeStatus: probe.Status{LoadedAt: time.Now(), Events: map[sensors.Kind]uint64{}, Drops: map[string]uint64{}}}}
 	for i := range 3000 {

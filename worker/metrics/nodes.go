@@ -13,10 +13,10 @@ import (
 	"stanch/worker/gateway"
 )
 
-// disconnectedShownFor is how long a node that left is shown as away: long enough for any alert, and not for ever.
+// disconnectedShownFor is how long a disconnected node is exported: long enough for any alert, and not forever.
 const disconnectedShownFor = 24 * time.Hour
 
-// The bounds of one node's series. A node that was taken over writes what it wants.
+// Limits of one node's series, because a compromised node may report anything.
 const (
 	maxRulesPerNode   = 150
 	maxReasonsPerNode = 16
@@ -79,7 +79,7 @@ func (n *nodeCollector) Collect(out chan<- prometheus.Metric) {
 	for _, name := range slices.Sorted(maps.Keys(here)) {
 		label := labelText(name)
 		if told[label] {
-			continue // two names that are one when cut would spoil the scrape
+			continue // two names that are equal when truncated would make the scrape invalid
 		}
 		told[label] = true
 		n.connectedUp.sendMetric(out, 1, label)
@@ -93,7 +93,7 @@ func (n *nodeCollector) Collect(out chan<- prometheus.Metric) {
 	}
 }
 
-// collectNode tells what one node said of itself. What cannot be read is left out, part by part.
+// collectNode collects the health report of one node. It omits the parts that cannot be decoded.
 func (n *nodeCollector) collectNode(out chan<- prometheus.Metric, name string, raw json.RawMessage) {
 	var state struct {
 		Gateway gateway.NodeStreamState `json:"gateway"`
@@ -110,7 +110,7 @@ func (n *nodeCollector) collectNode(out chan<- prometheus.Metric, name string, r
 	}
 	var r agent.StatusReport
 	if json.Unmarshal(raw, &r) != nil || r.Node == "" {
-		return // it has not spoken yet, or not so that it can be read
+		return // no readable report yet
 	}
 	n.collectProbe(out, name, r)
 	n.unresolvedEvents.sendMetric(out, float64(r.UnresolvedEvents), name)
@@ -133,7 +133,7 @@ func (n *nodeCollector) collectProbe(out chan<- prometheus.Metric, name string, 
 	}
 	sendTimestamp(n.probeStarted, out, p.LoadedAt, name)
 	n.runtimeSetupEvents.sendMetric(out, float64(p.RuntimeSetupEvents), name)
-	for _, kind := range sensors.NodeKinds { // and no others, whatever it says
+	for _, kind := range sensors.NodeKinds { // known kinds only, whatever it reports
 		n.probeEvents.sendMetric(out, float64(p.Events[kind]), name, string(kind))
 	}
 	reasons := 0

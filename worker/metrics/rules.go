@@ -8,7 +8,7 @@ import (
 	"stanch/sensors/rules"
 )
 
-// ruleFamilies are what rules did and what they cost.
+// ruleFamilies are the metrics of rules: their results and their cost.
 type ruleFamilies struct {
 	evaluated, fired, exceptions, failed metricFamily
 	evaluationSeconds                    *prometheus.Desc
@@ -47,7 +47,7 @@ func (f ruleFamilies) sendStats(out chan<- prometheus.Metric, all []rules.RuleSt
 	}
 }
 
-// gatewayRuleCollector are the rules that the gateway evaluates itself.
+// gatewayRuleCollector collects the statistics of the rules that the gateway evaluates.
 type gatewayRuleCollector struct {
 	ruleFamilies
 	source func() []rules.RuleStats

@@ -12,8 +12,8 @@ import (
 	"google.golang.org/grpc"
 )
 
-// TemporalMetrics counts what Temporal's client and workers of this process do: what is in the table below, and nothing else
-// of the hundred things that the SDK counts.
+// TemporalMetrics counts the work of this process's Temporal client and workers. It has only the metrics in the table
+// below, and none of the SDK's many others. It is safe for concurrent use.
 type TemporalMetrics struct {
 	counters         map[string]*prometheus.CounterVec
 	timers           map[string]*prometheus.HistogramVec
@@ -21,13 +21,14 @@ type TemporalMetrics struct {
 	incidentsStarted prometheus.Counter
 
 	mu               sync.Mutex
-	knownLabelValues map[string]map[string]bool // the values of each label so far
+	knownLabelValues map[string]map[string]bool // values so far, by label
 }
 
-// maxValuesPerLabel bounds the values of each label: who may start workflows may give their types any name.
+// maxValuesPerLabel is the maximum number of values of each label, because whoever may start workflows can invent
+// types.
 const maxValuesPerLabel = 64
 
-// NewTemporalMetrics makes the counters. Options puts them into the client.
+// NewTemporalMetrics returns the counters. WithMetrics adds them to a client.
 func NewTemporalMetrics() *TemporalMetrics {
 	t := &TemporalMetrics{
 		counters: map[string]*prometheus.CounterVec{}, timers: map[string]*prometheus.HistogramVec{}, labels: map[string][]string{}, knownLabelValues: map[string]map[string]bool{},
@@ -87,19 +88,19 @@ func (t *TemporalMetrics) Collect(out chan<- prometheus.Metric) {
 	}
 }
 
-// ClientHandler is what the SDK tells what it counts.
+// ClientHandler returns the metrics handler for the SDK.
 func (t *TemporalMetrics) ClientHandler() client.MetricsHandler {
 	return temporalHandler{TemporalMetrics: t}
 }
 
-// WithMetrics puts the counters into a client's options.
+// WithMetrics returns a client's options with the counters.
 func (t *TemporalMetrics) WithMetrics(o client.Options) client.Options {
 	o.MetricsHandler = t.ClientHandler()
 	o.ConnectionOptions.DialOptions = append(o.ConnectionOptions.DialOptions, grpc.WithChainUnaryInterceptor(t.countStartedIncidents))
 	return o
 }
 
-// countStartedIncidents counts incidents that were opened: the SDK does not tell whether a signal found a workflow or started one.
+// countStartedIncidents counts new incidents: the SDK does not report whether a signal started a workflow.
 func (t *TemporalMetrics) countStartedIncidents(ctx context.Context, method string, req, reply any, conn *grpc.ClientConn, invoke grpc.UnaryInvoker, opts ...grpc.CallOption) error {
 	err := invoke(ctx, method, req, reply, conn, opts...)
 	if err != nil {
@@ -113,10 +114,10 @@ func (t *TemporalMetrics) countStartedIncidents(ctx context.Context, method stri
 	return nil
 }
 
-// incidentWorkflowType is the name under which the incident's workflow is registered.
+// incidentWorkflowType is the registered name of the incident workflow.
 const incidentWorkflowType = "Incident"
 
-// temporalHandler is what the SDK tells what it counts.
+// temporalHandler is the SDK's metrics handler.
 type temporalHandler struct {
 	*TemporalMetrics
 	tags map[string]string
@@ -143,7 +144,7 @@ func (h temporalHandler) Counter(name string) client.MetricsCounter {
 	return prometheusCounter{c.With(h.boundedLabels(name))}
 }
 
-// Gauge implements client.MetricsHandler: there are none, because every node's worker would overwrite the others'.
+// Gauge implements client.MetricsHandler. It discards values, because every node's worker would overwrite the others'.
 func (h temporalHandler) Gauge(name string) client.MetricsGauge {
 	return client.MetricsNopHandler.Gauge(name)
 }
@@ -157,7 +158,7 @@ func (h temporalHandler) Timer(name string) client.MetricsTimer {
 	return prometheusTimer{o.With(h.boundedLabels(name))}
 }
 
-// boundedLabels are the labels of a metric, bounded.
+// boundedLabels returns the labels of a metric, with a limited number of values.
 func (h temporalHandler) boundedLabels(name string) prometheus.Labels {
 	out := prometheus.Labels{}
 	h.mu.Lock()

@@ -18,7 +18,7 @@ import (
 	"stanch/worker/simulate"
 )
 
-// What stands for what a test does not say.
+// Defaults of a test.
 const (
 	defaultCluster    = "test"
 	defaultScope      = "test"
@@ -29,10 +29,10 @@ const (
 	defaultConfidence = 0.9
 )
 
-// incidentOpenedAt is when every incident of a test begins.
+// incidentOpenedAt returns the start of every test's incident.
 func incidentOpenedAt() time.Time { return time.Date(2026, 1, 5, 3, 0, 0, 0, time.UTC) }
 
-// contextWithDefaults is the test's context with what it does not say.
+// contextWithDefaults returns the test's context with defaults.
 func contextWithDefaults(t *testspec.TestCase) testspec.WorkloadContext {
 	var c testspec.WorkloadContext
 	if t.IncidentContext != nil {
@@ -42,7 +42,7 @@ func contextWithDefaults(t *testspec.TestCase) testspec.WorkloadContext {
 	return c
 }
 
-// buildRecording is the recording of an incident that a test makes up: its detections, and no answers.
+// buildRecording returns the recording of a test's incident: its detections, without results.
 func buildRecording(t *testspec.TestCase, known map[string]*rules.Rule) recording.Recording {
 	c := contextWithDefaults(t)
 	r := recording.Recording{Version: recording.FormatVersion, Incident: recording.Incident{
@@ -77,7 +77,7 @@ func buildDetection(i int, d *testspec.Detection, c testspec.WorkloadContext, ru
 	}
 	out.Confidence = sure
 	out.Severity, out.Objective = cmp.Or(out.Severity, sensors.SeverityHigh), cmp.Or(out.Objective, sensors.ObjectiveExecution)
-	out.Rule = cmp.Or(out.Rule, "test-"+string(out.Objective)) // two of one rule would be one, repeated
+	out.Rule = cmp.Or(out.Rule, "test-"+string(out.Objective)) // two with the same rule would count as one
 	out.Title = cmp.Or(out.Title, "Sign of "+string(out.Objective))
 	out.Event = sensors.Event{ID: out.ID, Kind: d.Kind, Time: out.Time, Node: out.Node, Actor: d.Actor, Process: d.Process, File: d.FileOpened, Network: d.Network, Container: detectionContainer(d, c)}
 	if d.Subject.Kind != "" {
@@ -123,7 +123,7 @@ func detectionContainer(d *testspec.Detection, c testspec.WorkloadContext) senso
 	return out
 }
 
-// guardConfigAndAnswers are the guards' configuration and who answers; nil is as it was recorded.
+// guardConfigAndAnswers returns the guards' configuration and the answers; nil means as recorded.
 func guardConfigAndAnswers(t *testspec.TestCase, rec recording.Recording, programs []*playbooks.Program) (*config.Config, simulate.ApprovalAnswers) {
 	groups := initiallyAskedGroups(t, programs)
 	answers := simulate.ApprovalAnswers{NoAnswers: t.ApprovalAnswers != nil || t.RecordingFile.Name == ""}
@@ -158,7 +158,8 @@ func guardConfigAndAnswers(t *testspec.TestCase, rec recording.Recording, progra
 	return c, answers
 }
 
-// initiallyAskedGroups are the groups that are asked at first: a person of whom no groups are said is in all of them.
+// initiallyAskedGroups returns the groups that are asked before any escalation: a person without groups in the test is
+// in all of them.
 func initiallyAskedGroups(t *testspec.TestCase, programs []*playbooks.Program) []string {
 	groups := []string{}
 	for _, p := range programs {

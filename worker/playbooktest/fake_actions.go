@@ -17,18 +17,18 @@ import (
 	"stanch/worker/simulate"
 )
 
-// fakeActions answers for the actions of one test, and remembers what they were asked.
+// fakeActions returns the fake results of one test, and records the calls.
 type fakeActions struct {
 	test                *testspec.TestCase
 	context             testspec.WorkloadContext
 	catalog             playbooks.Catalog
-	fallBackToRecording bool // what is not faked the recording answers
+	fallBackToRecording bool // use the recording for what is not faked
 
 	mu             sync.Mutex
 	targetsByID    map[string]playbooks.Target
-	paramsByCall   map[string][]json.RawMessage // of each call, by action and target
-	callCounts     map[string]int               // observations, or effects that took hold
-	failedAttempts map[string]int               // attempts that were made to fail
+	paramsByCall   map[string][]json.RawMessage // parameters of each call, by action and target
+	callCounts     map[string]int               // completed observations and applied effects
+	failedAttempts map[string]int               // attempts that failed on purpose
 }
 
 func newFakeActions(t *testspec.TestCase, catalogue playbooks.Catalog) *fakeActions {
@@ -40,14 +40,14 @@ func newFakeActions(t *testspec.TestCase, catalogue playbooks.Catalog) *fakeActi
 
 func callKey(action, target string) string { return action + "\x00" + target }
 
-// actionResult is simulate's Fakes.
+// actionResult is the simulate.FakeFunc of the test.
 func (p *fakeActions) actionResult(c simulate.FakeCall) (recording.ActionResult, bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	r := c.Request
 	p.targetsByID[r.Target.ID()] = r.Target
 	k := callKey(r.Action, r.Target.ID())
-	own := len(r.Params) == 0 || string(r.Params) == "null" // the incident's own look at its workload is no step's
+	own := len(r.Params) == 0 || string(r.Params) == "null" // the incident's own enrichment belongs to no step
 	call := p.callCounts[k] + 1
 	switch c.Operation {
 	case recording.OperationObserve:
@@ -58,11 +58,11 @@ func (p *fakeActions) actionResult(c simulate.FakeCall) (recording.ActionResult,
 		p.callCounts[k]++
 		p.paramsByCall[k] = append(p.paramsByCall[k], r.Params)
 	case recording.OperationPlan:
-		// A plan is made anew before people are asked, and after: it is the same step's.
+		// A plan is made before and after the approval: both belong to the same step.
 		if all := p.paramsByCall[k]; len(all) == 0 || !bytes.Equal(all[len(all)-1], r.Params) {
 			p.paramsByCall[k] = append(all, r.Params)
 		}
-	default: // what was planned already
+	default: // already planned
 	}
 	f := p.matchingFake(r, call)
 	if f == nil {
@@ -78,7 +78,7 @@ func (p *fakeActions) actionResult(c simulate.FakeCall) (recording.ActionResult,
 	return a, true
 }
 
-// matchingFake is the test's first answer that fits.
+// matchingFake returns the test's first fake result that matches.
 func (p *fakeActions) matchingFake(r activities.Request, call int) *testspec.FakeResult {
 	for _, f := range p.test.FakeResults {
 		if f.Action == r.Action && (f.Target == "" || testspec.TargetMatchesName(f.Target, r.Target)) && (f.CallNumber == 0 || f.CallNumber == call) {
@@ -88,7 +88,7 @@ func (p *fakeActions) matchingFake(r activities.Request, call int) *testspec.Fak
 	return nil
 }
 
-// resultFromFake makes the answer to one operation of what a test says of an action.
+// resultFromFake returns the result of one operation by the test's fake result of the action.
 func (p *fakeActions) resultFromFake(f *testspec.FakeResult, c simulate.FakeCall, own bool) recording.ActionResult {
 	outcome := f.Outcome
 	if outcome == "" {
@@ -132,7 +132,7 @@ func (p *fakeActions) resultFromFake(f *testspec.FakeResult, c simulate.FakeCall
 	return a
 }
 
-// fakeOutputs are those that the test gives, over what is known of the workload, over nothing.
+// fakeOutputs returns the outputs of the fake result, with the workload's context as defaults.
 func (p *fakeActions) fakeOutputs(f *testspec.FakeResult) json.RawMessage {
 	t := p.catalog[f.Action].OutputType()
 	if t == nil {
@@ -158,7 +158,7 @@ func (p *fakeActions) fakeOutputs(f *testspec.FakeResult) json.RawMessage {
 	return merged
 }
 
-// workloadContext is what the test knows around the workload, as `enrich: workload` finds it.
+// workloadContext returns the test's context as the output of `enrich: workload`.
 func (p *fakeActions) workloadContext() activities.WorkloadContext {
 	c := p.context
 	_, kind, name, _ := testspec.SplitWorkload(c.Workload)
@@ -172,7 +172,8 @@ func (p *fakeActions) workloadContext() activities.WorkloadContext {
 	return w
 }
 
-// paramsByStep is what a step was asked with: the calls of an action on a target are those of its steps, in their order.
+// paramsByStep returns a function that returns the parameters of each step: the calls of an action on a target belong
+// to its steps in order.
 func (p *fakeActions) paramsByStep() func(action, target string) json.RawMessage {
 	next := map[string]int{}
 	return func(action, target string) json.RawMessage {

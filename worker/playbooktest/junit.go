@@ -44,7 +44,8 @@ type junitFailure struct {
 	Text    string `xml:",chardata"`
 }
 
-// WriteJUnit writes the report as continuous integration systems read it. A file that could not be run is an error.
+// WriteJUnit writes the report in JUnit's XML format, for continuous integration. A file that could not be run is an
+// error.
 func WriteJUnit(w io.Writer, r Report) error {
 	all := junitSuites{Name: "stanch test"}
 	for _, f := range r.Files {
@@ -84,5 +85,5 @@ func WriteJUnit(w io.Writer, r Report) error {
 		return fmt.Errorf("write the JUnit file: %w", err)
 	}
 	_, err := io.WriteString(w, "\n")
-	return err //nolint:wrapcheck // the end of a file that was written
+	return err //nolint:wrapcheck // only the end of the file
 }

@@ -16,7 +16,7 @@ import (
 	"stanch/worker/playbooktest"
 )
 
-// runPlaybookTests runs tests of a playbook in a folder of their own.
+// runPlaybookTests runs tests of a playbook in a separate directory.
 func runPlaybookTests(t *testing.T, playbook, tests string) playbooktest.Report {
 	t.Helper()
 	dir := t.TempDir()
@@ -57,7 +57,7 @@ func requireAllPassed(t *testing.T, r playbooktest.Report) {
 	require.True(t, r.AllPassed())
 }
 
-// Every playbook that is shipped has tests that take every way through it.
+// Every shipped playbook has tests that cover it completely.
 func TestTheShippedPlaybooksPassTheirTests(t *testing.T) {
 	r := runFiles(t, "../../playbooks/library")
 	requireAllPassed(t, r)
@@ -147,7 +147,7 @@ tests:
 `))
 }
 
-// What a file of tests names lies beside it or below: nothing else is opened, and nothing of it shown.
+// A test file can reference only files in or below its directory: nothing else is opened or shown.
 func TestARecordingOutsideOfTheFolderIsNotRead(t *testing.T) {
 	dir := t.TempDir()
 	in := filepath.Join(dir, "in")
@@ -183,7 +183,7 @@ func TestARecordingOutsideOfTheFolderIsNotRead(t *testing.T) {
 	}
 }
 
-// An answer for a target that the incident does not have is a slip of the pen, and says so.
+// A fake result for a target that the incident does not have is an error in the test.
 func TestAnAnswerForNoTargetFails(t *testing.T) {
 	r := runPlaybookTests(t, minerPlaybook, `tests:
   - name: misspelt
@@ -272,7 +272,8 @@ func TestWhatIsReportedIsTheSameEveryTime(t *testing.T) {
 	report := func() string {
 		r := runFiles(t, "../../playbooks/library")
 		for i := range r.Files {
-			// Where detections came within milliseconds, a busy machine's own clock may run past one while an action answers.
+			// If detections arrive within milliseconds, real time on a busy machine may pass the next one during an
+			// action.
 			r.Files[i].Tests = slices.DeleteFunc(r.Files[i].Tests, func(one playbooktest.TestResult) bool { return one.Test.RecordingFile.Name != "" })
 		}
 		raw, err := json.Marshal(r)
@@ -349,7 +350,7 @@ steps:
         for: 60s
 `
 
-// What stands in loops and calls is expected, faked and covered as any other step.
+// Steps in loops and calls are expected, faked and covered like any other step.
 func TestLoopsAndCallsAreTested(t *testing.T) {
 	dir := t.TempDir()
 	for name, text := range map[string]string{"loops.yaml": loopPlaybook, "hold.yaml": containPlaybook, "loops_test.yaml": `

@@ -20,7 +20,7 @@ import (
 	"stanch/workflows/incident"
 )
 
-// Report is what `stanch test -o json` prints.
+// Report is the output of `stanch test -o json`.
 type Report struct {
 	Version  int                 `json:"version"`
 	Files    []FileResult        `json:"files"`
@@ -30,7 +30,7 @@ type Report struct {
 	Invalid  int                 `json:"invalid"` // files that were not run
 }
 
-// FileResult is what became of the tests of one file.
+// FileResult is the result of one file.
 type FileResult struct {
 	File     string                 `json:"file"`
 	Problems diagnostic.Diagnostics `json:"problems"`
@@ -38,7 +38,7 @@ type FileResult struct {
 	Suite    *Suite                 `json:"-"`
 }
 
-// TestResult is what became of one test.
+// TestResult is the result of one test.
 type TestResult struct {
 	Name             string                       `json:"name"`
 	Line             int                          `json:"line"`
@@ -53,11 +53,11 @@ type TestResult struct {
 	Test         *testspec.TestCase       `json:"-"`
 	ActualResult testspec.Result          `json:"-"`
 	Events       []simulate.TimelineEvent `json:"-"`
-	WallTime     time.Duration            `json:"-"` // by the clock on the wall
+	WallTime     time.Duration            `json:"-"` // real time
 }
 
-// RunSuites runs the tests of every suite that has no problems, as many at once as there are processors. What it gives is in
-// the order of the files.
+// RunSuites runs the tests of every suite without problems, in parallel on all CPUs. The results are in the order of
+// the files.
 func RunSuites(ctx context.Context, suites []*Suite, catalogue playbooks.Catalog) (Report, error) {
 	set, err := rules.LoadShipped()
 	if err != nil {
@@ -106,7 +106,7 @@ func runConcurrently(jobs []func()) {
 	working.Wait()
 }
 
-// unknownRules are rules of which nothing is known but a name that may be misspelt.
+// unknownRules reports rules that are unknown and have no other data, whose name may be misspelled.
 func unknownRules(s *Suite, known map[string]*rules.Rule) diagnostic.Diagnostics {
 	var names []string
 	for name := range known {
@@ -161,7 +161,7 @@ func runTest(ctx context.Context, s *Suite, t *testspec.TestCase, known map[stri
 	return out
 }
 
-// toTestspecResult is what a simulation tells, in the words of a test.
+// toTestspecResult converts a simulation's result to a test's result.
 func toTestspecResult(r simulate.Result, p *fakeActions, programs []*playbooks.Program) testspec.Result {
 	ran := []string{}
 	for _, name := range r.Playbooks {
@@ -177,7 +177,7 @@ func toTestspecResult(r simulate.Result, p *fakeActions, programs []*playbooks.P
 			}
 		}
 	}
-	// What happened at one time is in the order of the file: chance must not choose.
+	// Simultaneous steps are sorted in file order, so that the result is deterministic.
 	slices.SortStableFunc(r.Steps, func(a, b simulate.StepResult) int {
 		return cmp.Or(
 			cmp.Compare(a.AtMS, b.AtMS), cmp.Compare(a.Playbook, b.Playbook),
@@ -208,7 +208,7 @@ func toTestspecResult(r simulate.Result, p *fakeActions, programs []*playbooks.P
 	return h
 }
 
-// summarize sums up, and measures what of the playbooks was gone through.
+// summarize computes the totals and the coverage of the playbooks.
 func (r *Report) summarize() {
 	r.Passed, r.Failed, r.Invalid = 0, 0, 0
 	var programs []*playbooks.Program
@@ -242,5 +242,5 @@ func (r *Report) summarize() {
 	}
 }
 
-// AllPassed tells whether every test ran and passed.
+// AllPassed reports whether every test ran and passed.
 func (r Report) AllPassed() bool { return r.Failed == 0 && r.Invalid == 0 }

@@ -1,7 +1,7 @@
-// Package playtest runs tests of playbooks: the production workflow code on made-up or recorded incidents, with actions
-// that answer as the test says.
+// Package playbooktest runs tests of playbooks: the production workflow code on invented or recorded incidents, with
+// fake results of actions.
 //
-// It refuses to touch anything, as simulation does, and to read what lies outside of the folders that it was given.
+// It has no effects, like simulation, and reads no files outside the given directories.
 package playbooktest
 
 import (
@@ -27,21 +27,21 @@ const (
 	maxTestFileBytes = 1 << 20 // bytes of one file
 )
 
-// Suite is one file of tests with the playbooks that it tests, ready to run unless there are problems.
+// Suite is one test file with the playbooks under test. It can run if it has no problems.
 type Suite struct {
 	File                string
 	Tests               *testspec.TestFile
 	Playbooks           []*playbooks.Program
 	Problems            diagnostic.Diagnostics
-	sourcesWithProblems map[string][]byte // by file, of what has problems
+	sourcesWithProblems map[string][]byte // text of files with problems, by file
 	recordings          map[string]recording.Recording
 }
 
-// SourceOf is the text of a file that has problems.
+// SourceOf returns the text of a file with problems.
 func (s *Suite) SourceOf(file string) []byte { return s.sourcesWithProblems[file] }
 
-// FindTestFiles lists the files of tests: those named, and those of the folders named and below. A link is followed only to
-// where it stays inside.
+// FindTestFiles returns the given test files, and those in and below the given directories. It follows links only
+// inside these directories.
 func FindTestFiles(paths []string) ([]string, error) {
 	var out []string
 	for _, path := range paths {
@@ -84,7 +84,7 @@ func FindTestFiles(paths []string) ([]string, error) {
 	return out, nil
 }
 
-// isInsideRoot tells whether a path is a regular file below root once its links are followed.
+// isInsideRoot reports whether a path, with links resolved, is a regular file below root.
 func isInsideRoot(root, path string) bool {
 	followed, err := filepath.EvalSymlinks(path)
 	if err != nil {
@@ -98,7 +98,7 @@ func isInsideRoot(root, path string) bool {
 	return err == nil && info.Mode().IsRegular()
 }
 
-// LoadSuite reads a file of tests and what it names. What is wrong with any of them is in the suite's problems.
+// LoadSuite loads a test file and the files that it references. Errors in them are in the suite's problems.
 func LoadSuite(file string, catalogue playbooks.Catalog) (*Suite, error) {
 	raw, err := readBoundedFile(file, maxTestFileBytes)
 	if err != nil {
@@ -129,7 +129,7 @@ func (s *Suite) errorf(at testspec.Pos, code, hint, format string, args ...any) 
 	})
 }
 
-// loadPlaybooks loads the playbooks that are tested.
+// loadPlaybooks loads the playbooks under test.
 func (s *Suite) loadPlaybooks(root *os.Root, catalogue playbooks.Catalog) error {
 	dir := filepath.Dir(s.File)
 	beside, err := listPlaybooks(dir)
@@ -142,7 +142,7 @@ func (s *Suite) loadPlaybooks(root *os.Root, catalogue playbooks.Catalog) error 
 			s.errorf(testspec.Pos{}, "no-playbook", "name it: `playbook: FILE`", "there is no playbook in %s", dir)
 		}
 	}
-	// What is tested may call the others of its folder.
+	// A playbook under test may call the others in its directory.
 	sources, names := []playbooks.SourceFile{}, map[string]string{}
 	want := map[string]bool{}
 	for i, ref := range slices.Concat(tested, beside) {
@@ -181,7 +181,7 @@ func (s *Suite) loadPlaybooks(root *os.Root, catalogue playbooks.Catalog) error 
 			s.Problems = append(s.Problems, p)
 		}
 	}
-	// One that is tested and has no program calls one that is not valid.
+	// A playbook under test without a program calls an invalid one.
 	if len(s.Problems) == 0 && len(s.Playbooks) < countTrue(want) {
 		s.Problems = append(s.Problems, problems...)
 	}
@@ -198,7 +198,7 @@ func countTrue(set map[string]bool) int {
 	return n
 }
 
-// listPlaybooks lists the playbooks of a folder.
+// listPlaybooks returns the playbook files of a directory.
 func listPlaybooks(dir string) ([]testspec.FileRef, error) {
 	entries, err := os.ReadDir(dir)
 	if err != nil {
@@ -213,7 +213,7 @@ func listPlaybooks(dir string) ([]testspec.FileRef, error) {
 	return out, nil
 }
 
-// readInsideRoot reads a file of a folder; what leads out of it is refused.
+// readInsideRoot reads a file in a directory. It returns an error for a path that leads out of it.
 func readInsideRoot(root *os.Root, what, path string, most int64) ([]byte, error) {
 	if !filepath.IsLocal(path) {
 		return nil, fmt.Errorf("%s lies outside of the folder of the tests", path)
@@ -235,7 +235,7 @@ func readInsideRoot(root *os.Root, what, path string, most int64) ([]byte, error
 	return readLimited(f, path, most)
 }
 
-// loadRecording loads a recording that a test names.
+// loadRecording loads a recording that a test references.
 func (s *Suite) loadRecording(root *os.Root, ref testspec.FileRef) {
 	if _, known := s.recordings[ref.Name]; known || ref.Name == "" {
 		return
@@ -269,7 +269,7 @@ func readBoundedFile(file string, most int64) ([]byte, error) {
 	return readLimited(f, file, most)
 }
 
-// readLimited reads one byte more than is allowed at most: whoever parses it says that it is too large.
+// readLimited reads at most one byte more than the limit; the parser then reports that the file is too large.
 func readLimited(f io.Reader, name string, most int64) ([]byte, error) {
 	raw, err := io.ReadAll(io.LimitReader(f, most+1))
 	if err != nil {
@@ -278,7 +278,7 @@ func readLimited(f io.Reader, name string, most int64) ([]byte, error) {
 	return raw, nil
 }
 
-// sortProblems puts problems into the order of their files and lines.
+// sortProblems sorts problems by file and line.
 func sortProblems(ds diagnostic.Diagnostics) diagnostic.Diagnostics {
 	slices.SortStableFunc(ds, func(a, b diagnostic.Diagnostic) int {
 		return cmp.Or(cmp.Compare(a.File, b.File), cmp.Compare(a.Line, b.Line), cmp.Compare(a.Column, b.Column))

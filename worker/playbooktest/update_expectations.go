@@ -10,17 +10,17 @@ import (
 	"stanch/playbooks/testspec"
 )
 
-// UpdatedFile is a file that Update rewrote, with what it was before.
+// UpdatedFile is a file that UpdateExpectations rewrote, with its original text.
 type UpdatedFile struct {
 	File         string
 	originalText []byte
 }
 
-// Restore writes back what the file was.
+// Restore writes the original text back.
 func (u UpdatedFile) Restore() error { return writeFileAtomically(u.File, u.originalText) }
 
-// UpdateExpectations rewrites the `expect` of the tests that failed with what happened, and gives the files that it changed. Nothing
-// else of a file is touched, and no file in which a test would fail all the same: the error says which, and why.
+// UpdateExpectations rewrites the `expect` of failed tests with the actual results, and returns the changed files. It
+// changes nothing else, and no file with a test that would still fail: the error names the test and the reason.
 func UpdateExpectations(r Report) ([]UpdatedFile, error) {
 	var changed []UpdatedFile
 	var problems []error
@@ -46,7 +46,7 @@ func UpdateExpectations(r Report) ([]UpdatedFile, error) {
 	return changed, errors.Join(problems...)
 }
 
-// testsToRewrite are the tests of a file that can be made to pass; an error if another one fails.
+// testsToRewrite returns the tests of a file that rewriting makes pass, or an error if another test fails.
 func testsToRewrite(f FileResult) (map[*testspec.TestCase]testspec.Result, error) {
 	rewrites := map[*testspec.TestCase]testspec.Result{}
 	var problems []error
@@ -57,7 +57,7 @@ func testsToRewrite(f FileResult) (map[*testspec.TestCase]testspec.Result, error
 		}
 		ok, why := testspec.CanFixByRewriting(t.Failures)
 		if unwritten && slices.ContainsFunc(t.Failures, func(x testspec.Failure) bool { return x.Line == t.Line }) {
-			ok = true // it fails because nothing is expected yet
+			ok = true // it fails only because `expect` is empty
 		}
 		if !ok {
 			problems = append(problems, fmt.Errorf("%s:%d: not updated: %q would fail all the same: %s; change the test or the playbook by hand", f.File, t.Line, t.Name, why))
@@ -71,7 +71,8 @@ func testsToRewrite(f FileResult) (map[*testspec.TestCase]testspec.Result, error
 	return rewrites, nil
 }
 
-// KeepPassing restores each updated file of which a test fails in the report of the run after the update, and gives the others.
+// KeepPassing restores each updated file with a failed test in the report of the run after the update, and returns the
+// others.
 func KeepPassing(updated []UpdatedFile, after Report) ([]UpdatedFile, error) {
 	var kept []UpdatedFile
 	var problems []error
@@ -86,7 +87,7 @@ func KeepPassing(updated []UpdatedFile, after Report) ([]UpdatedFile, error) {
 	return kept, errors.Join(problems...)
 }
 
-// writeFileAtomically writes a file whole or not at all.
+// writeFileAtomically writes a file completely or not at all.
 func writeFileAtomically(file string, text []byte) error {
 	info, err := os.Stat(file)
 	if err != nil {

@@ -1,5 +1,5 @@
-// Package recorder makes a recording from the histories of an incident. It refuses to guess: what cannot be read is an
-// error, and what no history says is not in the recording.
+// Package recorder creates a recording from the histories of an incident. It never guesses: unreadable data is an
+// error, and data in no history is not in the recording.
 package recorder
 
 import (
@@ -26,7 +26,7 @@ import (
 	"stanch/workflows/playbook"
 )
 
-// recorder is one recording under way.
+// recorder is one recording in progress.
 type recorder struct {
 	recording        recording.Recording
 	converter        converter.DataConverter
@@ -37,7 +37,7 @@ type recorder struct {
 	incidentID       string
 }
 
-// FromHistories makes a recording. It is redacted; Anonymise of the recording goes further.
+// FromHistories returns a redacted recording. recording.Anonymize removes names as well.
 func FromHistories(runs []audit.WorkflowRun, incidentID string, c converter.DataConverter) (recording.Recording, error) {
 	r := &recorder{converter: c, attemptCounts: map[string]int{}, recordedRequests: map[string]bool{}, incidentID: incidentID, recording: recording.Recording{
 		Version: recording.FormatVersion, Detections: []recording.Detection{}, Playbooks: []recording.Playbook{}, ActionResults: []recording.ActionResult{}, Steps: []recording.StepResult{},
@@ -85,7 +85,7 @@ func (r *recorder) decodePayloads(e *historypb.HistoryEvent, p *commonpb.Payload
 	return true
 }
 
-// scheduledActivity is an activity that was scheduled.
+// scheduledActivity is a scheduled activity.
 type scheduledActivity struct {
 	event *historypb.HistoryEvent
 	name  string
@@ -108,7 +108,7 @@ func (r *recorder) readRun(run audit.WorkflowRun) {
 			a := e.GetActivityTaskScheduledEventAttributes()
 			scheduled[e.GetEventId()] = scheduledActivity{e, a.GetActivityType().GetName(), a.GetInput()}
 		case e.GetActivityTaskStartedEventAttributes() != nil:
-			// An attempt that failed is told by the start of the next one.
+			// The start of the next attempt contains the failure of the previous one.
 			a := e.GetActivityTaskStartedEventAttributes()
 			if p, ok := scheduled[a.GetScheduledEventId()]; ok && a.GetAttempt() > 1 {
 				for range a.GetAttempt() - 1 {
@@ -164,7 +164,7 @@ func (r *recorder) recordSignal(run audit.WorkflowRun, e *historypb.HistoryEvent
 	case workflows.SignalLeaseReport:
 		var report lease.OutgoingReport
 		if run.WorkflowType == audit.TypeIncident && r.decodePayloads(e, a.GetInput(), &report) {
-			report.Lease.Warnings = nil // the plan has them
+			report.Lease.Warnings = nil // the plan contains them
 			r.recording.Leases = append(r.recording.Leases, recording.LeaseReport{OffsetMS: after, Report: report.Lease})
 		}
 	case workflows.SignalVote:
@@ -191,7 +191,8 @@ func (r *recorder) recordSignal(run audit.WorkflowRun, e *historypb.HistoryEvent
 	}
 }
 
-// recordDrillTargets keeps what the drill of an attestation registered: a simulation attests the same.
+// recordDrillTargets records the targets that the drill of an attestation registered, so that a simulation attests the
+// same.
 func (r *recorder) recordDrillTargets(signed attestation.Envelope) {
 	var a attestation.Attestation
 	if audit.DecodeUnverified(signed, &a) != nil || a.Drill == nil {
@@ -226,7 +227,7 @@ func (r *recorder) recordPlaybookStarted(e *historypb.HistoryEvent) {
 	r.recording.Playbooks = append(r.recording.Playbooks, recording.Playbook{Name: book.Name, File: in.File, SourceHash: playbooks.HashWithCallees(in.Source, in.Callees), WorkflowID: a.GetWorkflowId(), OffsetMS: r.offsetMS(e.GetEventTime().AsTime())})
 }
 
-// recordLocalPlan reads a plan that was made inside of a workflow task.
+// recordLocalPlan records a plan of a local activity.
 func (r *recorder) recordLocalPlan(e *historypb.HistoryEvent) {
 	a := e.GetMarkerRecordedEventAttributes()
 	var data struct{ ActivityType string }
@@ -239,7 +240,7 @@ func (r *recorder) recordLocalPlan(e *historypb.HistoryEvent) {
 	}
 }
 
-// recordActivityEnd records how one attempt of an activity ended.
+// recordActivityEnd records the end of one attempt of an activity.
 func (r *recorder) recordActivityEnd(p scheduledActivity, e *historypb.HistoryEvent, result *commonpb.Payloads, failure string) {
 	var q struct {
 		Request activities.Request `json:"request"`
@@ -265,7 +266,7 @@ func (r *recorder) recordActivityEnd(p scheduledActivity, e *historypb.HistoryEv
 		var got activities.Result
 		if failure == "" && r.decodePayloads(e, result, &got) {
 			answer.Outcome, answer.Reason, answer.Outputs = got.Outcome, got.Reason, got.Outputs
-			switch got.Outcome { //nolint:exhaustive // the others have no words of their own
+			switch got.Outcome { //nolint:exhaustive // the others need no text
 			case playbooks.OutcomeRefused:
 				answer.RefusalReason = got.Reason
 			case playbooks.OutcomeFailed:
@@ -318,7 +319,7 @@ func (r *recorder) recordActivityEnd(p scheduledActivity, e *historypb.HistoryEv
 
 func (r *recorder) recordPlan(e *historypb.HistoryEvent, action, target string, got activities.PlanResult, failure string) {
 	if action == "" {
-		return // a refusal of an older version, which does not say of what
+		return // a refusal of an earlier version, which does not name its operation
 	}
 	answer := recording.ActionResult{
 		Operation: recording.OperationPlan, Action: action, Target: target, OffsetMS: r.offsetMS(e.GetEventTime().AsTime()), Params: got.Plan.Params, FailureReason: failure,
@@ -368,7 +369,7 @@ func (r *recorder) recordWorkflowCompleted(run audit.WorkflowRun, e *historypb.H
 	}
 }
 
-// orderAndNumberResults puts the answers into the order in which they came and counts each action's attempts.
+// orderAndNumberResults sorts the results by time, and numbers each action's attempts.
 func (r *recorder) orderAndNumberResults() {
 	slices.SortStableFunc(r.recording.ActionResults, func(a, b recording.ActionResult) int { return cmp.Compare(a.OffsetMS, b.OffsetMS) })
 	for i := range r.recording.ActionResults {

@@ -21,9 +21,9 @@ import (
 	"stanch/workflows/playbook"
 )
 
-// ApprovalAnswers say what people answer. The zero value answers as they did when the recording was made.
+// ApprovalAnswers are people's answers to approval requests. The zero value repeats the recorded answers.
 type ApprovalAnswers struct {
-	ApproveAll      bool // whoever is asked says yes
+	ApproveAll      bool // everybody who is asked approves
 	NoAnswers       bool // nobody answers
 	ExplicitAnswers []ApprovalAnswer
 }
@@ -32,20 +32,20 @@ type ApprovalAnswers struct {
 type ApprovalAnswer struct {
 	Person  string `yaml:"person"`
 	YesOrNo string `yaml:"answer"` // yes or no
-	// AnswerDelay is how long after the question; default a minute.
+	// AnswerDelay is the time after the request; default one minute.
 	AnswerDelay config.Duration `yaml:"after"`
-	// RequestName is the question's title, step or action; "" answers every question.
+	// RequestName is the request's title, step or action; "" matches every request.
 	RequestName string   `yaml:"to"`
 	Reason      string   `yaml:"reason"`
-	Groups      []string `yaml:"groups"` // of the person; default: those of the configuration
+	Groups      []string `yaml:"groups"` // of the person; default: those in the configuration
 }
 
-// defaultAnswerDelay is how long people take unless it is said.
+// defaultAnswerDelay is the default of AnswerDelay.
 const defaultAnswerDelay = time.Minute
 
 const maxAnswersFileBytes = 1 << 20
 
-// ParseAnswers reads a file of answers strictly.
+// ParseAnswers parses a file of answers strictly.
 func ParseAnswers(file string, raw []byte) (ApprovalAnswers, error) {
 	if len(raw) > maxAnswersFileBytes {
 		return ApprovalAnswers{}, fmt.Errorf("%s has %d bytes, at most %d are read", file, len(raw), maxAnswersFileBytes)
@@ -69,7 +69,7 @@ func ParseAnswers(file string, raw []byte) (ApprovalAnswers, error) {
 	return ApprovalAnswers{ExplicitAnswers: doc.Answers}, nil
 }
 
-// answerNewRequests finds what is newly asked, and lets people answer it.
+// answerNewRequests finds new approval requests and schedules their answers.
 func (s *simulation) answerNewRequests(cfg *config.Config) {
 	s.mu.Lock()
 	runs := slices.Clone(s.playbookRunIDs)
@@ -92,7 +92,7 @@ func (s *simulation) answerNewRequests(cfg *config.Config) {
 	}
 }
 
-// addApprovalRequest notes a question and schedules its answers.
+// addApprovalRequest records a request and schedules its answers.
 func (s *simulation) addApprovalRequest(p playbook.ApprovalRequest, cfg *config.Config) {
 	q := ApprovalRequest{
 		AskedAtMS: s.elapsedMS(), Playbook: playbookNameOfRun(p.WorkflowID), RunNumber: playbookRunNumber(p.WorkflowID), Step: p.Step, Title: p.Title, Question: p.Question, ProposedActions: []string{}, Approvers: p.Approvers.Describe(), Quorum: max(p.Approvers.Quorum, 1),
@@ -111,14 +111,14 @@ func (s *simulation) addApprovalRequest(p playbook.ApprovalRequest, cfg *config.
 	}
 }
 
-// scheduledVote is one answer to one question.
+// scheduledVote is one answer to one request.
 type scheduledVote struct {
 	person, authenticatedBy, reason string
 	groups                          []string
 	approve                         bool
 	breakGlass                      bool
-	withdrawsRequest                bool   // they had asked for it
-	rejectionReason                 string // why the answer did not count when it was given
+	withdrawsRequest                bool   // they withdraw their own request
+	rejectionReason                 string // why the vote was not counted when it was cast
 	delay                           time.Duration
 }
 
@@ -155,8 +155,8 @@ func (s *simulation) votesFor(p playbook.ApprovalRequest, cfg *config.Config) []
 	return out
 }
 
-// recordedVotes are the answers that people gave to this question: to the same run's or, where there is none in the recording,
-// to one of the same playbook.
+// recordedVotes returns the recorded votes for this request: those of the same run or, if the recording has none, of
+// the same playbook.
 func (s *simulation) recordedVotes(p playbook.ApprovalRequest, cfg *config.Config) []scheduledVote {
 	same := func(run, step string) bool { return step == p.ID && run == p.WorkflowID }
 	if !slices.ContainsFunc(s.recording.ApprovalRequests, func(q recording.ApprovalRequest) bool { return same(q.WorkflowID, q.Step) }) {
@@ -183,7 +183,8 @@ func (s *simulation) recordedVotes(p playbook.ApprovalRequest, cfg *config.Confi
 			after = time.Duration(max(v.OffsetMS-asked, 1)) * time.Millisecond
 		}
 		b := scheduledVote{person: v.Person, authenticatedBy: v.AuthenticatedBy, reason: v.Reason, groups: v.Groups, approve: v.Approved, breakGlass: v.BreakGlass, withdrawsRequest: v.WithdrawsRequest, rejectionReason: v.RejectionReason, delay: after}
-		if s.options.Config != nil && !s.recording.Anonymized && !v.WithdrawsRequest { // people without names keep the rights that they had
+		// anonymized people keep their recorded entitlement
+		if s.options.Config != nil && !s.recording.Anonymized && !v.WithdrawsRequest {
 			b.applyConfig(cfg)
 		}
 		out = append(out, b)
@@ -191,7 +192,7 @@ func (s *simulation) recordedVotes(p playbook.ApprovalRequest, cfg *config.Confi
 	return out
 }
 
-// applyConfig takes a person's rights from a configuration that was given: who is not in it any more may not answer.
+// applyConfig applies a person's entitlement in the given configuration: people who are not in it may not vote.
 func (b *scheduledVote) applyConfig(cfg *config.Config) {
 	i := slices.IndexFunc(cfg.People, func(p config.Person) bool { return p.Name == b.person })
 	switch {
@@ -205,10 +206,10 @@ func (b *scheduledVote) applyConfig(cfg *config.Config) {
 	}
 }
 
-// playbookNameOfRun is the name at the end of a run's id; its number may be another in a simulation.
+// playbookNameOfRun returns the name at the end of a run's id; the number before it may differ in a simulation.
 func playbookNameOfRun(run string) string { return run[strings.LastIndexByte(run, '/')+1:] }
 
-// playbookRunNumber is the number in a run's id, before the playbook's name.
+// playbookRunNumber returns the number in a run's id.
 func playbookRunNumber(run string) int {
 	parts := strings.Split(run, "/")
 	if len(parts) < 2 {
@@ -218,7 +219,8 @@ func playbookRunNumber(run string) int {
 	return n
 }
 
-// eligibleApprovers are people who may answer: those of the configuration or, where it names nobody, somebody of the group.
+// eligibleApprovers returns the people who may vote: those of the configuration or, if it names nobody, an invented
+// member of the group.
 func eligibleApprovers(a activities.Approvers, cfg *config.Config) []config.Person {
 	var out []config.Person
 	for _, p := range cfg.People {
@@ -238,7 +240,7 @@ func eligibleApprovers(a activities.Approvers, cfg *config.Config) []config.Pers
 	return out
 }
 
-// castVote gives an answer as the gateway would have given it.
+// castVote casts a vote as the gateway would.
 func (s *simulation) castVote(p playbook.ApprovalRequest, b scheduledVote, n int) {
 	answer := "no"
 	if b.approve {
@@ -273,7 +275,7 @@ func (s *simulation) castVote(p playbook.ApprovalRequest, b scheduledVote, n int
 	s.addEvent("vote", "%s to %q", text, p.Title)
 }
 
-// titleAsQuestion is a title as a question, which it may be already.
+// titleAsQuestion returns a title as a question, which it may already be.
 func titleAsQuestion(title string) string {
 	return strings.TrimRight(strings.TrimSpace(title), "?.! ") + "?"
 }

@@ -16,8 +16,8 @@ const (
 	effectNotRecorded = "assumed: the recording has its plan and no effect"
 )
 
-// assumeResult answers what the recorded run never asked, as the action's spec lets one expect: an observation with nothing in
-// it, a plan that says its own name, an effect that nobody observed. It is noted, so that every report marks it.
+// assumeResult returns a result for an operation that was not recorded, by the action's spec: an empty observation, a
+// plan with the action's name, an unverified effect. It is marked in every report.
 func (t *replayer) assumeResult(op recording.Operation, spec playbooks.ActionSpec, r activities.Request) recording.ActionResult {
 	s := t.simulation
 	what := fmt.Sprintf("%s of %s on %s", op, r.Action, r.Target)

@@ -7,17 +7,17 @@ import (
 	"strings"
 )
 
-// Kinds of change, in the order in which reports show them.
+// The kinds of changes, in the order of reports.
 const (
-	ChangeError           = "error"     // it can be simulated to the end in one version only
-	ChangePlaybooks       = "playbooks" // another playbook runs, or one no longer does
-	ChangeOutcome         = "outcome"   // a step becomes something else
-	ChangeEffect          = "effect"    // something holds longer or shorter, or with other parameters
-	ChangeApprovalRequest = "question"  // people are asked something else
-	ChangeTiming          = "timing"    // the first containment comes earlier or later
+	ChangeError           = "error"     // only one of the versions can be simulated to its end
+	ChangePlaybooks       = "playbooks" // another playbook runs, or one no longer runs
+	ChangeOutcome         = "outcome"   // the outcome of a step differs
+	ChangeEffect          = "effect"    // the duration or the parameters of an effect differ
+	ChangeApprovalRequest = "question"  // the approval requests differ
+	ChangeTiming          = "timing"    // the time of the first containment differs
 )
 
-// ChangeKinds are the kinds of change with what they say.
+// ChangeKinds lists the kinds of changes with their descriptions.
 var ChangeKinds = []struct{ Name, Doc string }{
 	{ChangeError, "could be simulated to the end in one version only"},
 	{ChangePlaybooks, "other playbooks run"},
@@ -27,7 +27,7 @@ var ChangeKinds = []struct{ Name, Doc string }{
 	{ChangeTiming, "the first containment comes earlier or later"},
 }
 
-// CompareResults says how an incident goes otherwise than with the baseline; nil is not at all.
+// CompareResults returns the differences from the baseline's result; nil if there are none.
 func CompareResults(before, after Result) *IncidentChange {
 	what, kinds := compareResults(before, after)
 	if len(what) == 0 {
@@ -36,8 +36,8 @@ func CompareResults(before, after Result) *IncidentChange {
 	return &IncidentChange{RecordingFile: after.RecordingFile, IncidentID: after.IncidentID, Kinds: kinds, FirstDifference: findFirstDifference(before, after), Descriptions: what}
 }
 
-// timelineDecisions are what a reader of the timeline would call decisions, in time: which playbooks run, what the guards say, who
-// is asked, what becomes of each step, and how long it holds. What happens at once stands in that order.
+// timelineDecisions returns the decisions in the order of time: which playbooks run, the guards' decisions, approval
+// requests, outcomes and durations. Decisions at the same time are in that order.
 func timelineDecisions(r Result) []timelineDecision {
 	var all []timelineDecision
 	for _, e := range r.Events {
@@ -73,7 +73,7 @@ type timelineDecision struct {
 
 func (d timelineDecision) String() string { return formatMoment(d.atMS) + " " + d.description }
 
-// findFirstDifference is where both first part. That the same is decided a moment later is no parting.
+// findFirstDifference returns the first difference between two results; the same decision at another time is none.
 func findFirstDifference(before, after Result) *FirstDifference {
 	was, is := timelineDecisions(before), timelineDecisions(after)
 	for i := range max(len(was), len(is)) {
@@ -89,7 +89,7 @@ func findFirstDifference(before, after Result) *FirstDifference {
 	return nil
 }
 
-// FirstDifference is the first decision that differs; one that is empty is not taken.
+// FirstDifference is the first decision that differs; an empty side has no such decision.
 type FirstDifference struct {
 	Baseline string `json:"baseline,omitempty"`
 	Current  string `json:"current,omitempty"`

@@ -15,13 +15,13 @@ import (
 	"stanch/sensors/duration"
 )
 
-// LoadedRecording is a recording with where it is from.
+// LoadedRecording is a recording with its origin.
 type LoadedRecording struct {
 	File      string
 	Recording recording.Recording
 }
 
-// SimulateAll simulates recordings, as many at once as there are processors; the results are in their order.
+// SimulateAll simulates recordings in parallel, one per CPU. The results are in the order of the recordings.
 func SimulateAll(ctx context.Context, recordings []LoadedRecording, o Options) []Result {
 	out := make([]Result, len(recordings))
 	m, err := NewSimulator(o)
@@ -48,7 +48,8 @@ func SimulateAll(ctx context.Context, recordings []LoadedRecording, o Options) [
 	return out
 }
 
-// IncidentChange is how one incident would go otherwise than with the baseline.
+// IncidentChange is the difference between the results of one incident with the baseline and with the current
+// playbooks.
 type IncidentChange struct {
 	RecordingFile string   `json:"recording_file"`
 	IncidentID    string   `json:"incident"`
@@ -65,8 +66,7 @@ func pluralize(n int, one, many string) string {
 	return fmt.Sprintf("%d %s", n, many)
 }
 
-// DescribeDifferences say how after goes otherwise than before: in what runs, what is asked, what becomes of each step, and how
-// long it holds.
+// DescribeDifferences returns the differences from before to after: runs, approval requests, outcomes and durations.
 func DescribeDifferences(before, after Result) []string {
 	what, _ := compareResults(before, after)
 	return what
@@ -101,7 +101,7 @@ func compareResults(before, after Result) (what, kinds []string) {
 		add(ChangeTiming, fmt.Sprintf("the first containment comes after %s, and not never", formatMilliseconds(*is)))
 	case was != nil && is == nil:
 		add(ChangeTiming, fmt.Sprintf("nothing is contained; it was after %s", formatMilliseconds(*was)))
-	case was != nil && max(*was-*is, *is-*was) >= 1000: // less is chance
+	case was != nil && max(*was-*is, *is-*was) >= 1000: // smaller differences are random
 		add(ChangeTiming, fmt.Sprintf("the first containment comes after %s, and not after %s", formatMilliseconds(*is), formatMilliseconds(*was)))
 	}
 	return what, kinds
@@ -131,7 +131,7 @@ func approvalChanges(before, after Result) []string {
 	return out
 }
 
-// stepsByKey are a result's steps by playbook, action and target, in order: a step that only moved is no change.
+// stepsByKey returns a result's steps by playbook, action and target, in order. A step that only moved is no change.
 func stepsByKey(r Result) (map[string][]StepResult, []string) {
 	out := map[string][]StepResult{}
 	var order []string
@@ -145,7 +145,7 @@ func stepsByKey(r Result) (map[string][]StepResult, []string) {
 	return out, order
 }
 
-// outcomesByAction are what became of a playbook's action, on whatever targets.
+// outcomesByAction returns the outcomes of a playbook's actions on all targets.
 func outcomesByAction(r Result) map[string][]string {
 	out := map[string][]string{}
 	for _, s := range r.Steps {
@@ -172,10 +172,10 @@ func stepChanges(before, after Result) []string {
 	for _, k := range order {
 		name, _, _ := strings.Cut(k, "\x00")
 		if of := k[:strings.LastIndexByte(k, '\x00')]; slices.Equal(as[of], now[of]) {
-			continue // which of several pods the budget is spent on first is chance
+			continue // which of several pods uses the budget first is random
 		}
 		if !slices.Contains(before.Playbooks, name) || !slices.Contains(after.Playbooks, name) {
-			continue // it is said already that it runs now, or no longer
+			continue // that it runs now, or no longer, is already reported
 		}
 		for i := range max(len(was[k]), len(is[k])) {
 			switch {
@@ -208,7 +208,7 @@ func reasonSuffix(s StepResult) string {
 	return fmt.Sprintf("%s (%s)", s.Outcome, s.Reason)
 }
 
-// shortTargetID is a target's id as it can be read in a line.
+// shortTargetID returns a readable short form of a target id.
 func shortTargetID(target string) string { return display.ShortTargetID(target) }
 
 func effectChanges(before, after Result) []string {
@@ -218,7 +218,8 @@ func effectChanges(before, after Result) []string {
 			if b.Action != e.Action || b.Target != e.Target {
 				continue
 			}
-			if d := (e.UndoneAtMS - e.AppliedAtMS) - (b.UndoneAtMS - b.AppliedAtMS); max(d, -d) >= 1500 { // they are told to the second
+			// reports round to seconds
+			if d := (e.UndoneAtMS - e.AppliedAtMS) - (b.UndoneAtMS - b.AppliedAtMS); max(d, -d) >= 1500 {
 				out = append(out, fmt.Sprintf("%s on %s holds for %s, and not for %s", e.Action, shortTargetID(e.Target), describeHeldDuration(e), describeHeldDuration(b)))
 			}
 			if b.Params != e.Params {
@@ -230,7 +231,7 @@ func effectChanges(before, after Result) []string {
 	return out
 }
 
-// describeHeldDuration is how long an effect lasted, to the second.
+// describeHeldDuration returns how long an effect lasted, rounded to seconds.
 func describeHeldDuration(e ContainmentEffect) string {
 	return duration.Format((time.Duration(e.UndoneAtMS-e.AppliedAtMS) * time.Millisecond).Round(time.Second))
 }

@@ -10,20 +10,21 @@ import (
 	"stanch/playbooks/recording"
 )
 
-// CorpusEntry is one recording of a corpus, read when its turn comes.
+// CorpusEntry is one recording of a corpus, which is read when it is simulated.
 type CorpusEntry struct {
 	Name string
 	Read func() ([]byte, error)
 }
 
-// Runner simulates recordings, one at a time.
+// Runner simulates recordings, one at a time. It is not safe for concurrent use.
 type Runner interface {
-	// Run simulates an encoded recording. What goes wrong is in the result.
+	// Run simulates an encoded recording. Errors are in the result.
 	Run(ctx context.Context, name string, raw []byte) RecordingOutcome
 	Close()
 }
 
-// BaselinePair simulates recordings under playbooks and, for comparison, under others. Base is nil without a baseline.
+// BaselinePair simulates recordings with the current playbooks and, for comparison, with others. Baseline is nil
+// without a comparison.
 type BaselinePair struct{ Current, Baseline *Simulator }
 
 var _ Runner = BaselinePair{}
@@ -44,18 +45,18 @@ func (p BaselinePair) Run(ctx context.Context, name string, raw []byte) Recordin
 	return out
 }
 
-// RecordingOutcome is what became of one recording, and with a baseline what becomes of it under that.
+// RecordingOutcome is the result of one recording, and the difference from the baseline.
 type RecordingOutcome struct {
 	Result Result `json:"result"`
-	// Change is nil without a baseline, and where nothing changes.
+	// Change is nil without a baseline, or without a difference.
 	Change *IncidentChange `json:"change,omitempty"`
 }
 
-// maxInFlightPerCPU is how many recordings are under way or wait for an earlier one, for each processor.
+// maxInFlightPerCPU is the maximum number of recordings per CPU that run or wait for an earlier one.
 const maxInFlightPerCPU = 8
 
-// SimulateEach simulates recordings on every processor and gives the outcomes in their order. Only a window of them is held at
-// any time. runner makes the runner of a processor. An error of each ends it.
+// SimulateEach simulates recordings on every CPU, and passes the outcomes to each in the order of the entries. It keeps
+// only a limited number in memory. runner is called once per CPU. An error of each ends it.
 func SimulateEach(ctx context.Context, entries iter.Seq[CorpusEntry], runner func() Runner, each func(RecordingOutcome) error) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()

@@ -34,7 +34,7 @@ func newSimulator(t testing.TB, o simulate.Options) *simulate.Simulator {
 	return m
 }
 
-// newPairRunner makes the runners of this process.
+// newPairRunner returns a function that creates runners in this process.
 func newPairRunner(now, base *simulate.Simulator) func() simulate.Runner {
 	return func() simulate.Runner { return simulate.BaselinePair{Current: now, Baseline: base} }
 }
@@ -49,7 +49,7 @@ func corpusEntries(all []simulate.LoadedRecording) iter.Seq[simulate.CorpusEntry
 	}
 }
 
-// Every kind of a corpus can be simulated to its end, and together they show every outcome there is.
+// Every kind of incident in the corpus can be simulated to its end, and together they have every outcome.
 func TestACorpusHasEverything(t *testing.T) {
 	outcomes, asked := map[string]int{}, 0
 	all := generateCorpus(t, corpus.Options{Seed: 3, Count: 400, StormDetections: 60})
@@ -67,13 +67,13 @@ func TestACorpusHasEverything(t *testing.T) {
 	require.Positive(t, asked)
 }
 
-// Results come in the order of the recordings, and twice the same, whatever chance does to the processors.
+// Results are in the order of the recordings and reproducible, whatever the scheduling.
 func TestResultsComeInTheOrderOfTheRecordings(t *testing.T) {
 	all := generateCorpus(t, corpus.Options{Seed: 5, Count: 60, StormDetections: 100})
 	read := func() (names []string, steps [][]simulate.StepResult) {
 		require.NoError(t, simulate.SimulateEach(t.Context(), corpusEntries(all), newPairRunner(newSimulator(t, optionsWith(t)), nil), func(o simulate.RecordingOutcome) error {
 			for i := range o.Result.Steps {
-				o.Result.Steps[i].AtMS = 0 // on a machine that is far too busy Temporal's test environment lets real time in
+				o.Result.Steps[i].AtMS = 0 // on an overloaded machine, Temporal's test environment lets real time pass
 			}
 			names, steps = append(names, o.Result.IncidentID), append(steps, o.Result.Steps)
 			return nil
@@ -87,7 +87,7 @@ func TestResultsComeInTheOrderOfTheRecordings(t *testing.T) {
 	again, same := read()
 	require.Equal(t, names, again)
 	for i, l := range all {
-		if l.Recording.Incident.ConfigHash != "corpus:miner-pods" { // of several pods at once chance picks on which the budget is spent
+		if l.Recording.Incident.ConfigHash != "corpus:miner-pods" { // which of several pods uses the budget is random
 			require.Equal(t, steps[i], same[i], names[i])
 		}
 	}
@@ -98,7 +98,7 @@ func TestResultsComeInTheOrderOfTheRecordings(t *testing.T) {
 	}))
 }
 
-// What cannot be read is named, and the others go on.
+// An unreadable recording is reported, and the others continue.
 func TestABrokenRecordingEndsNothing(t *testing.T) {
 	all := generateCorpus(t, corpus.Options{Seed: 1, Count: 3})
 	broken := func(yield func(simulate.CorpusEntry) bool) {
@@ -124,7 +124,7 @@ func TestABrokenRecordingEndsNothing(t *testing.T) {
 	require.Contains(t, tally.Summarize(), "1 could not be simulated to the end")
 }
 
-// However many recordings there are, only a window of them is held, and what nobody wants any more is not read.
+// Only a limited number of recordings is in memory, and unneeded ones are not read.
 func TestOnlyAWindowIsHeld(t *testing.T) {
 	unread := errors.New("not there")
 	var asked, given, most atomic.Int64
@@ -139,7 +139,7 @@ func TestOnlyAWindowIsHeld(t *testing.T) {
 	stop := errors.New("enough")
 	window := int64(8 * runtime.GOMAXPROCS(0))
 	err := simulate.SimulateEach(t.Context(), endless, newPairRunner(newSimulator(t, optionsWith(t)), nil), func(simulate.RecordingOutcome) error {
-		if given.Load() == 0 { // whoever takes them is slow: reading goes on until the window is full
+		if given.Load() == 0 { // a slow consumer: reading continues until the limit
 			require.Eventually(t, func() bool { return asked.Load() > window }, time.Minute, time.Millisecond)
 			require.Never(t, func() bool { return asked.Load() > window+3 }, 100*time.Millisecond, time.Millisecond)
 		}
@@ -153,7 +153,7 @@ func TestOnlyAWindowIsHeld(t *testing.T) {
 	require.Less(t, asked.Load(), int64(300))
 }
 
-// The streamed document is one, and says the same as the report that is held whole.
+// The streamed document is valid, and equal to the report that is built in memory.
 func TestTheStreamIsOneDocument(t *testing.T) {
 	all := generateCorpus(t, corpus.Options{Seed: 2, Count: 40, StormDetections: 20})
 	edited := "playbook: cryptominer\nmatch: { objective: crypto-mining }\nsteps:\n  - evidence: process.snapshot\n  - contain: pod.isolate\n    for: 10m\n"
@@ -185,7 +185,7 @@ func TestTheStreamIsOneDocument(t *testing.T) {
 		require.NotEmpty(t, c.Kinds, "%+v", c)
 		require.NotNil(t, c.FirstDifference, "%+v", c)
 	}
-	// Without anything it is a document too.
+	// An empty report is a valid document too.
 	var nothing bytes.Buffer
 	w, err = simulate.NewJSONReport(&nothing, false)
 	require.NoError(t, err)
@@ -193,7 +193,8 @@ func TestTheStreamIsOneDocument(t *testing.T) {
 	require.True(t, json.Valid(nothing.Bytes()), nothing.String())
 }
 
-// An edit that asks later, holds shorter or matches less is named by its kind, with the first decision that differs.
+// An edit that requests approval later, contains for less time or matches less is reported by its kind, with the first
+// decision that differs.
 func TestAChangeIsNamedByItsKind(t *testing.T) {
 	const before = "playbook: p\nmatch: { objective: crypto-mining }\nsteps:\n  - evidence: process.snapshot\n  - contain: pod.isolate\n    for: 1h\n"
 	rec := loadRecording(t, "cryptominer")
@@ -214,7 +215,7 @@ func TestAChangeIsNamedByItsKind(t *testing.T) {
 	require.Nil(t, simulate.CompareResults(runSimulation(t, rec, optionsWith(t, before)), runSimulation(t, rec, optionsWith(t, before))))
 }
 
-// The page of a corpus is bounded, whatever it is of.
+// The page of a corpus has a limited size.
 func TestThePageIsBounded(t *testing.T) {
 	r := runSimulation(t, loadRecording(t, "shell"), optionsWith(t))
 	size := func(n int) int {
@@ -233,11 +234,12 @@ func TestThePageIsBounded(t *testing.T) {
 	require.InDelta(t, size(1000), size(3000), 100)
 }
 
-// A corpus that is simulated in processes that are replaced on the way comes to what one process comes to, and a process
-// that dies takes one recording with it and not the run.
+// A corpus simulated in replaced processes has the same results as in one process, and a crash of a process affects one
+// recording only.
 func TestProcessesComeToTheSame(t *testing.T) {
 	all := generateCorpus(t, corpus.Options{Seed: 9, Count: 30, StormDetections: 50})
-	all = slices.DeleteFunc(all, func(l simulate.LoadedRecording) bool { return l.File == "corpus:miner-pods" }) // chance picks on which pod the budget is spent
+	// which pod uses the budget is random
+	all = slices.DeleteFunc(all, func(l simulate.LoadedRecording) bool { return l.File == "corpus:miner-pods" })
 	for i := range all {
 		all[i].File = fmt.Sprintf("%d.json", i)
 	}
@@ -248,7 +250,7 @@ func TestProcessesComeToTheSame(t *testing.T) {
 				broken = append(broken, o.Result.RecordingFile)
 			}
 			for i := range o.Result.Steps {
-				o.Result.Steps[i].AtMS = 0 // chance, on a busy machine
+				o.Result.Steps[i].AtMS = 0 // random, on a busy machine
 			}
 			steps = append(steps, o.Result.Steps)
 			return nil
@@ -275,7 +277,7 @@ func TestProcessesComeToTheSame(t *testing.T) {
 	require.Equal(t, []string{all[11].File}, broken)
 }
 
-// A process that says nothing, or nonsense, and does not end costs its recording and not the run.
+// A process that hangs, or returns nonsense, affects its recording only.
 func TestAProcessThatHangsIsEnded(t *testing.T) {
 	big, small := bytes.Repeat([]byte("x"), 1<<20), []byte("x") // more than a pipe holds, and less
 	for name, c := range map[string]struct {
@@ -308,7 +310,7 @@ func TestAProcessThatHangsIsEnded(t *testing.T) {
 	}
 }
 
-// A process that has answered and does not end when there is no more to do is ended.
+// A process that does not exit when there is no more work is killed.
 func TestAProcessThatStaysIsEnded(t *testing.T) {
 	p := &simulate.ProcessRunner{RecordingsPerProcess: 1, Command: func(ctx context.Context) *exec.Cmd {
 		return exec.CommandContext(ctx, "sh", "-c", "echo '{}'; sleep 40")
@@ -318,7 +320,7 @@ func TestAProcessThatStaysIsEnded(t *testing.T) {
 	require.Less(t, time.Since(began), 30*time.Second)
 }
 
-// crashingRunner is a runner whose process dies of one recording.
+// crashingRunner is a runner whose process crashes on one recording.
 type crashingRunner struct {
 	simulate.BaselinePair
 	crashOn string

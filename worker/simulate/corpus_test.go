@@ -33,7 +33,7 @@ func BenchmarkCorpus(b *testing.B) {
 	b.ReportMetric(float64(b.N*len(all))/b.Elapsed().Seconds(), "incidents/s")
 }
 
-// What each kind costs, in CPU time.
+// BenchmarkKinds measures the CPU time of each kind.
 func BenchmarkKinds(b *testing.B) {
 	for _, k := range corpus.Kinds {
 		b.Run(k.Name, func(b *testing.B) {

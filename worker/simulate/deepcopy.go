@@ -10,18 +10,18 @@ import (
 	"unicode/utf8"
 )
 
-// copyFunc copies a value as JSONReport would bring it over: without what has no name there, without empty values that are
-// left out, with times as they are written.
+// copyFunc copies a value with the result of encoding it to JSON and back: without unnamed and omitted fields, with
+// times in their encoded precision.
 type copyFunc func(to, from reflect.Value) error
 
-// deepCopier are the copiers of types, made once.
+// deepCopier caches the copy functions of types. It is safe for concurrent use.
 type deepCopier struct{ copiersByType sync.Map }
 
 func (c *deepCopier) forType(t reflect.Type) copyFunc {
 	if was, ok := c.copiersByType.Load(t); ok {
 		return was.(copyFunc) //nolint:forcetypeassert // nothing else is stored
 	}
-	// A type may hold itself: until its copier is there, this one finds it when it is used.
+	// A type may contain itself: until its copier is ready, this one looks it up at each use.
 	c.copiersByType.Store(t, copyFunc(func(to, from reflect.Value) error { return c.forType(t)(to, from) }))
 	made := c.buildCopyFunc(t)
 	c.copiersByType.Store(t, made)
@@ -73,13 +73,13 @@ func (c *deepCopier) buildCopyFunc(t reflect.Type) copyFunc {
 		}
 	case reflect.Struct:
 		return c.copyStruct(t)
-	default: // JSONReport knows
+	default: // encoding/json handles it
 	}
 	return copyWithJSONMethods
 }
 
 func copyTime(to, from reflect.Value) error {
-	t := from.Interface().(time.Time) //nolint:forcetypeassert // it is the type's copier
+	t := from.Interface().(time.Time) //nolint:forcetypeassert // the copier of time.Time
 	if t.Location() != time.UTC {
 		return copyWithJSONMethods(to, from)
 	}
@@ -161,7 +161,7 @@ func copyMap(t reflect.Type, of copyFunc) copyFunc {
 	}
 }
 
-// jsonField is one field of a struct that JSONReport knows.
+// jsonField is one field of a struct in JSON.
 type jsonField struct {
 	index     int
 	copyField copyFunc
@@ -169,7 +169,8 @@ type jsonField struct {
 	omitZero  bool
 }
 
-// copyStruct copies the fields that JSONReport knows. Structs of which JSONReport's rules say more than that go through JSONReport.
+// copyStruct returns a function that copies the fields that JSON knows. Structs with more complex JSON rules are
+// encoded and decoded.
 func (c *deepCopier) copyStruct(t reflect.Type) copyFunc {
 	var fields []jsonField
 	names := map[string]bool{}
@@ -181,7 +182,7 @@ func (c *deepCopier) copyStruct(t reflect.Type) copyFunc {
 		case tag == "-":
 			continue
 		case f.Anonymous:
-			return copyWithJSONMethods // its fields are the struct's own
+			return copyWithJSONMethods // its fields belong to the outer struct
 		case !f.IsExported():
 			continue
 		case strings.Contains(options, "string"), f.Type.Kind() == reflect.Interface:
@@ -191,7 +192,7 @@ func (c *deepCopier) copyStruct(t reflect.Type) copyFunc {
 			name = f.Name
 		}
 		if names[strings.ToLower(name)] {
-			return copyWithJSONMethods // which of the two counts is JSONReport's to say
+			return copyWithJSONMethods // encoding/json decides which of the two counts
 		}
 		names[strings.ToLower(name)] = true
 		fields = append(fields, jsonField{i, c.forType(f.Type), strings.Contains(options, "omitempty"), strings.Contains(options, "omitzero")})
@@ -211,7 +212,7 @@ func (c *deepCopier) copyStruct(t reflect.Type) copyFunc {
 	}
 }
 
-// isOmitEmpty tells whether `omitempty` leaves a value out.
+// isOmitEmpty reports whether `omitempty` omits a value.
 func isOmitEmpty(v reflect.Value) bool {
 	switch v.Kind() {
 	case reflect.Array, reflect.Map, reflect.Slice, reflect.String:

@@ -18,7 +18,7 @@ import (
 	"stanch/workflows/playbook"
 )
 
-// transportedTypes are the types that workflows and activities give each other.
+// transportedTypes are the types that workflows and activities exchange.
 var transportedTypes = []any{
 	incident.Input{},
 	[]incident.AttestedDetection{},
@@ -47,7 +47,7 @@ var transportedTypes = []any{
 	incident.TriageDecision{},
 }
 
-// What the keeper hands over is what JSONReport would have, for values of every type that is carried, filled by chance.
+// A copy equals the result of encoding and decoding JSON, for random values of every exchanged type.
 func TestWhatIsKeptArrivesAsThroughJSON(t *testing.T) {
 	random, k := rand.New(rand.NewPCG(1, 2)), newInMemoryConverter(&deepCopier{})
 	kept := 0
@@ -64,13 +64,13 @@ func TestWhatIsKeptArrivesAsThroughJSON(t *testing.T) {
 			}
 			want, got := reflect.New(v.Type()), reflect.New(v.Type())
 			require.NoError(t, json.Unmarshal(before, want.Interface()))
-			fillRandom(random, v, 0) // what was handed over is not what the sender changes afterwards
+			fillRandom(random, v, 0) // later changes by the sender do not affect the copy
 			require.NoError(t, k.FromPayload(p, got.Interface()))
 			require.Equal(t, want.Interface(), got.Interface(), "%s of %s", v.Type(), before)
 		}
 	}
 	require.Positive(t, kept)
-	// Who reads another type gets what JSONReport would make of it.
+	// A reader of another type gets the result of decoding JSON.
 	p, err := k.ToPayload(activities.Request{Action: "pod.isolate", Duration: time.Hour})
 	require.NoError(t, err)
 	var other map[string]any
@@ -78,7 +78,7 @@ func TestWhatIsKeptArrivesAsThroughJSON(t *testing.T) {
 	require.Equal(t, "pod.isolate", other["action"])
 }
 
-// fillRandom gives a value chance content, with what is awkward in JSONReport.
+// fillRandom fills a value with random content, including special cases of JSON.
 func fillRandom(r *rand.Rand, v reflect.Value, depth int) {
 	switch v.Type() {
 	case reflect.TypeFor[time.Time]():
@@ -130,6 +130,6 @@ func fillRandom(r *rand.Rand, v reflect.Value, depth int) {
 				fillRandom(r, field, depth+1)
 			}
 		}
-	default: // none of those that travel
+	default: // not among the exchanged types
 	}
 }

@@ -8,8 +8,8 @@ import (
 	"stanch/playbooks/recording"
 )
 
-// Divergences says where a simulation went otherwise than the incident did: in which playbooks were started and which not, in
-// what the guards said of each plan, and in what became of each step. The order in which things happened at once is chance and no difference.
+// Divergences returns the differences between a simulation and the recorded incident: started playbooks, guard
+// decisions and outcomes. The order of simultaneous events is random and no difference.
 func Divergences(rec recording.Recording, r Result) []string {
 	var was, is []string
 	for _, s := range rec.Steps {
@@ -35,7 +35,7 @@ func Divergences(rec recording.Recording, r Result) []string {
 	said := func(operation, action, target, verdict, guard, reason string, phase int) string {
 		return fmt.Sprintf("the guards said of the %s of %s on %s: %s (%s, phase %d): %s", operation, action, target, verdict, guard, phase, reason)
 	}
-	refused := map[string]int{} // effects that the action itself refused once the guards had let it run
+	refused := map[string]int{} // effects that the action refused after the guards permitted them
 	for _, a := range rec.ActionResults {
 		if a.Operation == recording.OperationApply && a.RefusalReason != "" {
 			refused[a.Action+" "+a.Target]++

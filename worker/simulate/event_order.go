@@ -8,7 +8,7 @@ import (
 	"stanch/playbooks/testspec"
 )
 
-// sortEvents puts what happened at once into one order, which chance does not choose.
+// sortEvents sorts simultaneous events into a deterministic order.
 func (s *simulation) sortEvents() {
 	slices.SortStableFunc(s.result.Events, func(a, b TimelineEvent) int { return cmp.Compare(a.AtMS, b.AtMS) })
 	looks := func(e TimelineEvent) bool {
@@ -22,7 +22,7 @@ func (s *simulation) sortEvents() {
 		slices.SortFunc(s.result.Events[i:j], func(a, b TimelineEvent) int { return cmp.Compare(a.Text, b.Text) })
 		i = j
 	}
-	places := map[string][]int{} // of steps, with the loops and calls that they stand in
+	places := map[string][]int{} // of steps, by name with loops and calls
 	place := func(of StepResult) []int {
 		key := of.Playbook + "\x00" + of.Step
 		if _, known := places[key]; !known && s.runningPrograms[of.Playbook] != nil {

@@ -13,19 +13,19 @@ import (
 	"stanch/playbooks/recording"
 )
 
-// FakeCall is one operation that an action is asked for.
+// FakeCall is one call of an action's operation.
 type FakeCall struct {
 	Operation recording.Operation
 	Request   activities.Request
-	Attempt   int // from 1: Temporal's, of this one activity
+	Attempt   int // Temporal's attempt of this activity, from 1
 	AtMS      int64
 }
 
-// FakeFunc answer in place of the recording; false lets the recording answer. They are asked for observations, plans and
-// effects, from many goroutines at once. What took time takes it, by the skipped clock.
+// FakeFunc returns a fake result in place of the recording's; with false, the recording's is used. It is called for
+// observations, plans and effects, from many goroutines. A result's duration passes in simulated time.
 type FakeFunc func(FakeCall) (recording.ActionResult, bool)
 
-// resultFor is the faked one, or the recording's next.
+// resultFor returns the fake result, or the recording's next one.
 func (t *replayer) resultFor(ctx context.Context, op recording.Operation, r activities.Request) (recording.ActionResult, bool) {
 	if a, ok := t.fakedResult(ctx, op, r); ok {
 		return a, true
@@ -33,7 +33,7 @@ func (t *replayer) resultFor(ctx context.Context, op recording.Operation, r acti
 	return t.nextResult(op, r)
 }
 
-// wakeSignal is read by no workflow.
+// wakeSignal is a signal that no workflow reads.
 const wakeSignal = "simulation-wake"
 
 type durationContextKey struct{}
@@ -53,33 +53,33 @@ func (t *replayer) fakedResult(ctx context.Context, op recording.Operation, r ac
 	return a, ok
 }
 
-// delayedActivities are the activities, of which those that a fake says take time do.
+// delayedActivities are the activities, with the durations of fake results.
 type delayedActivities struct {
 	*activities.Activities
 	simulation *simulation
 }
 
-// Observe observes, and answers when its time is over.
+// Observe runs the observation, and completes when its duration is over.
 func (t *delayedActivities) Observe(ctx context.Context, in activities.ObserveInput) (activities.Result, error) {
 	var took time.Duration
 	result, err := t.Activities.Observe(context.WithValue(ctx, durationContextKey{}, &took), in)
 	if err != nil {
-		return result, err //nolint:wrapcheck // it is the activity's own
+		return result, err //nolint:wrapcheck // the activity's own error
 	}
 	return result, t.completeLater(ctx, took, result)
 }
 
-// Apply applies, and answers when its time is over.
+// Apply applies, and completes when its duration is over.
 func (t *delayedActivities) Apply(ctx context.Context, in activities.ApplyInput) (activities.ApplyResult, error) {
 	var took time.Duration
 	result, err := t.Activities.Apply(context.WithValue(ctx, durationContextKey{}, &took), in)
 	if err != nil {
-		return result, err //nolint:wrapcheck // it is the activity's own
+		return result, err //nolint:wrapcheck // the activity's own error
 	}
 	return result, t.completeLater(ctx, took, result)
 }
 
-// completeLater completes the activity when it took its time, or its limit was over. An attempt that fails does so at once.
+// completeLater completes the activity after its duration, or at its timeout. A failed attempt completes at once.
 func (t *delayedActivities) completeLater(ctx context.Context, took time.Duration, result any) error {
 	if took <= 0 {
 		return nil
@@ -87,7 +87,7 @@ func (t *delayedActivities) completeLater(ctx context.Context, took time.Duratio
 	info := activity.GetInfo(ctx)
 	var failure error
 	if limit := info.StartToCloseTimeout; limit > 0 && took > limit {
-		// Temporal tries again for as long as the whole may take.
+		// Temporal retries until the schedule-to-close timeout.
 		result, failure = nil, temporal.NewTimeoutError(enumspb.TIMEOUT_TYPE_START_TO_CLOSE, nil)
 		took = max(limit, info.ScheduleToCloseTimeout)
 	}
@@ -95,7 +95,8 @@ func (t *delayedActivities) completeLater(ctx context.Context, took time.Duratio
 		if err := t.simulation.testEnvironment.CompleteActivity(info.TaskToken, result, failure); err != nil {
 			t.simulation.addEvent("error", "%v", err)
 		}
-		// The test environment wakes only the outermost workflow; a signal that nobody reads wakes this one.
+		// The test environment wakes only the outermost workflow; this signal, which nobody reads, wakes the current
+		// one.
 		_ = t.simulation.testEnvironment.SignalWorkflowByID(info.WorkflowExecution.ID, wakeSignal, nil)
 	}, took)
 	return activity.ErrResultPending

@@ -17,13 +17,14 @@ import (
 //go:embed report.html
 var pageTemplate string
 
-// What one page shows of a corpus: past these bounds it counts.
+// Limits of a page about a corpus; beyond them it shows only counts.
 const (
-	maxPageTimelines = 30  // with their timelines
-	maxPageRows      = 500 // in the list
+	maxPageTimelines = 30  // incidents with timelines
+	maxPageRows      = 500 // rows of the list
 )
 
-// HTMLReport writes a report as one page that needs nothing else, and prints well. It holds what it shows and no more.
+// HTMLReport writes a report as one self-contained page that is suitable for printing. It keeps only what it shows in
+// memory.
 type HTMLReport struct {
 	w           io.Writer
 	hasBaseline bool
@@ -32,7 +33,7 @@ type HTMLReport struct {
 	omittedRows int
 }
 
-// NewHTMLReport starts a page; against says that there is a baseline.
+// NewHTMLReport returns a report that is written to w; against means that there is a baseline.
 func NewHTMLReport(w io.Writer, against bool) *HTMLReport {
 	return &HTMLReport{w: w, hasBaseline: against}
 }
@@ -41,10 +42,10 @@ func NewHTMLReport(w io.Writer, against bool) *HTMLReport {
 type pageRow struct {
 	Result         Result // without its events
 	Change         *IncidentChange
-	TimelineNumber int // its timeline's number, 0 if there is none
+	TimelineNumber int // number of its timeline; 0 without one
 }
 
-// Add takes in an outcome. With a baseline what does not change is only counted.
+// Add adds an outcome. With a baseline, unchanged incidents are only counted.
 func (p *HTMLReport) Add(o RecordingOutcome) error {
 	if p.hasBaseline && o.Change == nil && o.Result.Error == "" {
 		return nil
@@ -64,7 +65,7 @@ func (p *HTMLReport) Add(o RecordingOutcome) error {
 	return nil
 }
 
-// barSegment is a part of a whole, for a bar.
+// barSegment is a part of a stacked bar.
 type barSegment struct {
 	Name, Doc       string
 	Count           int
@@ -108,7 +109,7 @@ func (p *HTMLReport) Close(all *Totals) error {
 	return nil
 }
 
-// WriteHTML writes a report that is there whole.
+// WriteHTML writes a complete report.
 func WriteHTML(w io.Writer, r SimulationReport) error {
 	p, t := NewHTMLReport(w, r.Changes != nil), NewTotals(r.Changes != nil)
 	for _, one := range r.Results {
@@ -124,7 +125,7 @@ func WriteHTML(w io.Writer, r SimulationReport) error {
 	return p.Close(t)
 }
 
-// formatMoment is a moment since the incident was opened, span a length of time.
+// formatMoment formats a time since the incident was opened.
 func formatMoment(n int64) string { return "+" + formatDuration(n) }
 
 func formatDuration(n int64) string {

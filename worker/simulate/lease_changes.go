@@ -13,14 +13,14 @@ import (
 	"stanch/workflows/lease"
 )
 
-// isAsRecorded reports whether people answer as they did: then they also end and extend leases as they did.
+// isAsRecorded reports whether people answer as recorded; they then also end and extend leases as recorded.
 func (a ApprovalAnswers) isAsRecorded() bool {
 	return !a.ApproveAll && !a.NoAnswers && len(a.ExplicitAnswers) == 0
 }
 
-// scheduleLeaseChanges schedules what people did to the recorded lease of an effect: when they did it, or so long after it was
-// applied where that is later here, so that nothing that came before it comes after it. A
-// drill ends what it made happen: that is nobody's decision.
+// scheduleLeaseChanges schedules the recorded changes of an effect's lease: at the recorded time, or at the recorded
+// delay after its apply if that is later, so that the order is kept. The end of a drill is no person's decision, and
+// not scheduled.
 func (s *simulation) scheduleLeaseChanges(r activities.Request) {
 	if !s.options.ApprovalAnswers.isAsRecorded() || s.recording.Incident.Drill {
 		return
@@ -30,7 +30,7 @@ func (s *simulation) scheduleLeaseChanges(r activities.Request) {
 		if l.Report.Action != r.Action || l.Report.Target != r.Target.ID() || l.Report.AppliedAt.IsZero() {
 			continue
 		}
-		// A recording holds the lease's reports at each change: its releases are scheduled once.
+		// A recording contains the lease's reports at each change: its releases are scheduled once.
 		applied := l.Report.AppliedAt.Sub(s.started).Milliseconds()
 		for i, release := range s.recording.LeaseChanges {
 			s.mu.Lock()
@@ -45,7 +45,7 @@ func (s *simulation) scheduleLeaseChanges(r activities.Request) {
 	}
 }
 
-// applyLeaseChange ends or extends the simulated lease of a target. One that has ended already is left alone.
+// applyLeaseChange ends or extends the simulated lease of a target, unless it has ended.
 func (s *simulation) applyLeaseChange(r activities.Request, was recording.LeaseChange) {
 	s.mu.Lock()
 	ids := append([]string(nil), s.leaseWorkflowIDs...)

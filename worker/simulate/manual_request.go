@@ -10,13 +10,13 @@ import (
 	"stanch/workflows/incident"
 )
 
-// ManualRequestMatcher finds the playbooks of what people asked for, as a worker's library does.
+// ManualRequestMatcher returns the playbooks of manual requests, as a worker's library does.
 type ManualRequestMatcher interface {
 	MatchManualRequest(ctx context.Context, r sensors.ManualRequest) (incident.SelectedPlaybook, error)
 	ProgramForRequest(r sensors.ManualRequest) (*playbooks.Program, error)
 }
 
-// noManualRequests is a library that finds none.
+// noManualRequests is a library without manual requests.
 type noManualRequests struct{}
 
 func (noManualRequests) MatchManualRequest(_ context.Context, r sensors.ManualRequest) (incident.SelectedPlaybook, error) {
@@ -27,7 +27,7 @@ func (noManualRequests) ProgramForRequest(r sensors.ManualRequest) (*playbooks.P
 	return nil, fmt.Errorf("%s is not simulated here", r.Describe())
 }
 
-// manualRequestOf is what a person's request permits, as the gateway attested it; nil of what was detected.
+// manualRequestOf returns what a manual request permits, as the gateway attested it; nil for a detection.
 func (s *simulation) manualRequestOf(d sensors.Detection) *attestation.ManualRequest {
 	if d.ManualRequest == nil {
 		return nil

@@ -13,23 +13,23 @@ import (
 	"stanch/sensors/duration"
 )
 
-// ProcessRunner simulates in a process of its own, which is replaced after so many recordings: Temporal's test environment
-// leaves real timers behind that hold what they were made for, for as long as the workflow's own timers were to run. A
-// process that ends lets go of all of it, so that a corpus of any size needs the memory of one share of it.
+// ProcessRunner simulates in a separate process, which is replaced after a number of recordings: Temporal's test
+// environment leaves real timers that keep memory alive for as long as the workflow's own timers would run. The end of
+// the process frees it, so that a corpus of any size needs the memory of one batch.
 type ProcessRunner struct {
-	// Command makes the process: it reads and writes what Serve does.
+	// Command returns the command of the process, which must run ServeProcess.
 	Command func(context.Context) *exec.Cmd
-	// RecordingsPerProcess is how many recordings one process simulates.
+	// RecordingsPerProcess is the number of recordings that one process simulates.
 	RecordingsPerProcess int
-	// Timeout bounds one recording in real time; 0 is three minutes: a process bounds each of its two simulations to a
-	// minute, and tells more of what was wrong.
+	// Timeout limits one recording in real time; 0 means three minutes. A process limits each of its two simulations to
+	// one minute, and returns a better error.
 	Timeout time.Duration
 
 	current   *childProcess
 	remaining int
 }
 
-// childProcess is a process under way.
+// childProcess is a running process.
 type childProcess struct {
 	cmd     *exec.Cmd
 	stdin   io.WriteCloser
@@ -37,7 +37,7 @@ type childProcess struct {
 	decoder *json.Decoder
 }
 
-// What a process gets when no more is asked of it: to end by itself, and then to let go of its pipes.
+// How long a process may take to exit after its last recording, and then to close its pipes.
 const (
 	exitTimeout      = 10 * time.Second
 	pipeCloseTimeout = time.Second
@@ -45,14 +45,14 @@ const (
 
 var _ Runner = (*ProcessRunner)(nil)
 
-// processJob is one recording on its way to a process, byte for byte: its hash is of its bytes.
+// processJob is one recording, byte for byte, because its hash covers its bytes.
 type processJob struct {
 	Name      string `json:"name"`
 	Recording []byte `json:"recording"`
 }
 
-// Run simulates a recording in the process, which is started if there is none. Where the process dies of a recording,
-// or has no answer in time, the next is simulated by another.
+// Run simulates a recording in the process, and starts one if there is none. If the process crashes or times out,
+// another one simulates the next recording.
 func (p *ProcessRunner) Run(ctx context.Context, name string, raw []byte) RecordingOutcome {
 	out, err := p.runInProcess(ctx, name, raw)
 	if err != nil {
@@ -76,7 +76,7 @@ func (p *ProcessRunner) runInProcess(ctx context.Context, name string, raw []byt
 	}
 	line, err := json.Marshal(processJob{name, raw})
 	if err != nil {
-		return out, err //nolint:wrapcheck // the caller says what was done
+		return out, err //nolint:wrapcheck // the caller adds context
 	}
 	limit := cmp.Or(p.Timeout, 3*time.Minute)
 	timed, cancel := context.WithTimeoutCause(ctx, limit, fmt.Errorf("no answer within %s: the process was ended", duration.Format(limit)))
@@ -86,7 +86,7 @@ func (p *ProcessRunner) runInProcess(ctx context.Context, name string, raw []byt
 		err = p.current.decoder.Decode(&out)
 	}
 	if !unwatch() {
-		return RecordingOutcome{}, context.Cause(timed) // it is being killed, with or without an answer
+		return RecordingOutcome{}, context.Cause(timed) // it is being killed, with or without a result
 	}
 	return out, err
 }
@@ -96,27 +96,27 @@ func (p *ProcessRunner) startProcess(ctx context.Context) error {
 	c.WaitDelay = pipeCloseTimeout
 	in, err := c.StdinPipe()
 	if err != nil {
-		return err //nolint:wrapcheck // the caller says what was done
+		return err //nolint:wrapcheck // the caller adds context
 	}
 	out, err := c.StdoutPipe()
 	if err != nil {
 		_ = in.Close()
-		return err //nolint:wrapcheck // the caller says what was done
+		return err //nolint:wrapcheck // the caller adds context
 	}
 	if err := c.Start(); err != nil {
-		return err //nolint:wrapcheck // the caller says what was done
+		return err //nolint:wrapcheck // the caller adds context
 	}
 	p.current, p.remaining = &childProcess{c, in, out, json.NewDecoder(out)}, p.RecordingsPerProcess
 	return nil
 }
 
-// kill ends the process at once, and whatever waits for its pipes: a child of its own may still hold them.
+// kill kills the process, and everything that waits for its pipes, which a child process may still have open.
 func (c *childProcess) kill() {
 	_ = c.cmd.Process.Kill()
 	_, _ = c.stdin.Close(), c.stdout.Close()
 }
 
-// Close ends the process: one that does not end by itself is killed.
+// Close ends the process; it kills one that does not exit by itself.
 func (p *ProcessRunner) Close() {
 	if p.current == nil {
 		return
@@ -128,8 +128,8 @@ func (p *ProcessRunner) Close() {
 	p.current = nil
 }
 
-// ServeProcess simulates the recordings that it reads, one after the other, and writes what became of each, until there are no
-// more.
+// ServeProcess simulates the recordings that it reads, one after the other, and writes the result of each, until the
+// input ends.
 func ServeProcess(ctx context.Context, in io.Reader, out io.Writer, with Runner) error {
 	jobs, results := json.NewDecoder(in), json.NewEncoder(out)
 	for {

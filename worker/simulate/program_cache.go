@@ -10,10 +10,10 @@ import (
 	"stanch/workflows/playbook"
 )
 
-// programCache remembers playbooks that were checked: a corpus starts the same few thousands of times. A checked program is
-// never changed, so that runs share it.
+// programCache caches checked playbooks, because a corpus starts the same ones thousands of times. Checked programs are
+// immutable, so runs share them. It is safe for concurrent use.
 type programCache struct {
-	byFileAndSource sync.Map // file and source: checked
+	byFileAndSource sync.Map // by file and source
 }
 
 type checkedProgram struct {
@@ -36,7 +36,7 @@ func (p *programCache) loadCached(in playbook.Input, catalogue playbooks.Catalog
 	return program, problems
 }
 
-// textCounter counts texts that are alike, in the order in which they first came.
+// textCounter counts equal texts, in the order of their first occurrence.
 type textCounter struct {
 	firstSeenOrder []string
 	count          map[string]int
@@ -63,7 +63,8 @@ func (l *textCounter) countedTexts() []string {
 	return out
 }
 
-// recordRequestWaits says how long each question stood open: until its step was decided, or until nobody had answered.
+// recordRequestWaits sets how long each approval request was pending: until its step was decided, or until its
+// deadline.
 func (s *simulation) recordRequestWaits() {
 	for i := range s.result.ApprovalRequests {
 		q := &s.result.ApprovalRequests[i]

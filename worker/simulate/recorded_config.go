@@ -15,7 +15,7 @@ import (
 	"stanch/workflows/lease"
 )
 
-// guardConfigAndInput are the guards' configuration and the incident's input: as given, or as they were.
+// guardConfigAndInput returns the guards' configuration and the incident's input: as given, or as recorded.
 func (s *simulation) guardConfigAndInput() (*config.Config, incident.Input) {
 	was := s.recording.Incident
 	in := incident.Input{
@@ -47,8 +47,8 @@ func (s *simulation) guardConfigAndInput() (*config.Config, incident.Input) {
 	return cfg, in
 }
 
-// verifyInterval is how often leases observe themselves: as they did if that ever told anything, else seldom, since each
-// would give the same answer.
+// verifyInterval returns the verification interval of leases: as recorded if a verification ever reported something,
+// otherwise a long one, because every result would be the same.
 func (s *simulation) verifyInterval() time.Duration {
 	for _, a := range s.recording.ActionResults {
 		if a.Operation == recording.OperationVerify && (!a.InForce || a.FailureReason != "") {
@@ -60,13 +60,13 @@ func (s *simulation) verifyInterval() time.Duration {
 
 var thresholdReasonPattern = regexp.MustCompile(`^confidence [0-9.]+ is below the ([0-9.]+) that scope `)
 
-// recordedConfig is a configuration under which the guards decide as they did.
+// recordedConfig returns a configuration with which the guards decide as recorded.
 func recordedConfig(rec recording.Recording, namespace string) *config.Config {
 	c := config.Default()
 	c.Cluster, c.Phase = rec.Incident.Cluster, rec.Incident.Phase
 	name := rec.Incident.Scope
 	if rec.Incident.Drill {
-		name = "default" // that of drills is the guards' own
+		name = "default" // the guards have their own for drills
 	}
 	scope := config.Scope{Name: name, Namespaces: []string{namespace}, Phase: rec.Incident.Phase, ConfidenceThreshold: 0.8}
 	for _, a := range rec.ActionResults {
@@ -76,7 +76,8 @@ func recordedConfig(rec recording.Recording, namespace string) *config.Config {
 		}
 	}
 	applyRecordedConfig(c, &scope, rec)
-	// Of older recordings, what counted as high confidence stands only in the guards' own words; a test holds that they are still read.
+	// In recordings of earlier versions, only the guards' reasons contain the confidence threshold; a test ensures that
+	// they can still be parsed.
 	for _, a := range rec.ActionResults {
 		if a.GuardDecision == nil || a.GuardDecision.GuardInputs != nil {
 			continue
@@ -99,7 +100,7 @@ func recordedConfig(rec recording.Recording, namespace string) *config.Config {
 	return c
 }
 
-// applyRecordedConfig takes over the part of the configuration that the guards judged by.
+// applyRecordedConfig applies the recorded part of the configuration.
 func applyRecordedConfig(c *config.Config, scope *config.Scope, rec recording.Recording) {
 	for i := len(rec.ActionResults) - 1; i >= 0; i-- {
 		d := rec.ActionResults[i].GuardDecision

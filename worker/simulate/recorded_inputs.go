@@ -12,10 +12,10 @@ import (
 	"stanch/workflows/incident"
 )
 
-// recordedInputs are what the guards judged by when the incident was recorded, one for each of their decisions.
+// recordedInputs are the recorded inputs of the guards' decisions.
 type recordedInputs struct {
-	byTime    []recording.ActionResult            // those with inputs, by time
-	byKey     map[string][]*recording.GuardInputs // byKey operation, action and target, in turn
+	byTime    []recording.ActionResult            // results with inputs, by time
+	byKey     map[string][]*recording.GuardInputs // by operation, action and target, in order
 	nextIndex map[string]int
 }
 
@@ -31,8 +31,8 @@ func newRecordedInputs(rec recording.Recording) *recordedInputs {
 	return out
 }
 
-// nextInputs is what was judged by at the same decision: the next of the same operation on the same target, else the nearest
-// in time. Nil if the recording holds none.
+// nextInputs returns the inputs of the same decision: the next one of the same operation on the same target, otherwise
+// the nearest in time. It returns nil if the recording has none.
 func (i *recordedInputs) nextInputs(op recording.Operation, action, target string, atMS int64) *recording.GuardInputs {
 	k := resultKey(op, action, target)
 	if list := i.byKey[k]; len(list) > 0 {
@@ -50,11 +50,11 @@ func (i *recordedInputs) nextInputs(op recording.Operation, action, target strin
 	if nearest == nil {
 		return nil
 	}
-	// Of another decision only what is the same for all: the state of the installation, and not of the target.
+	// From another decision, only the installation's state is used, and not the target's.
 	return &recording.GuardInputs{PausedBy: nearest.PausedBy, UsedLastHour: nearest.UsedLastHour}
 }
 
-// inputsFor gives what was judged by at the decision that is asked for now.
+// inputsFor returns the recorded inputs of the current decision.
 func (s *simulation) inputsFor(q activities.GuardInput) *recording.GuardInputs {
 	op := recording.OperationPlan
 	if q.Enforce {
@@ -66,12 +66,12 @@ func (s *simulation) inputsFor(q activities.GuardInput) *recording.GuardInputs {
 	return s.recordedInputs.nextInputs(op, q.Request.Action, q.Request.Target.ID(), at)
 }
 
-// recordedKillSwitch is the kill switch as it was.
+// recordedKillSwitch is the recorded kill switch.
 type recordedKillSwitch struct{ recordedInputs *recording.GuardInputs }
 
 var _ guards.KillSwitchReader = recordedKillSwitch{}
 
-// IsPaused says what the recording says of the moment.
+// IsPaused returns the recorded state.
 func (l recordedKillSwitch) IsPaused(context.Context) (bool, string, error) {
 	if l.recordedInputs != nil && l.recordedInputs.PausedBy != "" {
 		return true, l.recordedInputs.PausedBy, nil
@@ -79,7 +79,7 @@ func (l recordedKillSwitch) IsPaused(context.Context) (bool, string, error) {
 	return false, "", nil
 }
 
-// simulatedBudget is the simulation's own, on top of what the recording says was spent and held by others.
+// simulatedBudget is the simulation's own budget, in addition to the recorded usage of others.
 type simulatedBudget struct {
 	*guards.BudgetWindow
 	recordedInputs *recording.GuardInputs
@@ -87,7 +87,7 @@ type simulatedBudget struct {
 
 var _ guards.ContainmentBudget = simulatedBudget{}
 
-// CheckLeft says why there is no budget, or "".
+// CheckLeft returns why the budget is used up, or "".
 func (b simulatedBudget) CheckLeft(f guards.Input) string {
 	if reason := b.BudgetWindow.CheckLeft(f); reason != "" || f.DrillTarget != nil {
 		return reason
@@ -99,7 +99,7 @@ func (b simulatedBudget) CheckLeft(f guards.Input) string {
 	return guards.BudgetExceededReason(f, max(hour, b.recordedInputs.UsedLastHour), max(held, b.recordedInputs.ContainedSiblings))
 }
 
-// Spend takes one containment out of the budget, or says why there is none left.
+// Spend uses the budget for one containment, or returns why it is used up.
 func (b simulatedBudget) Spend(f guards.Input) string {
 	if reason := b.CheckLeft(f); reason != "" && f.Grant == nil {
 		return reason
@@ -107,8 +107,7 @@ func (b simulatedBudget) Spend(f guards.Input) string {
 	return b.BudgetWindow.Spend(f)
 }
 
-// recordedTargets says of targets what the API server said of them, as far as the recording holds it, else what its detections
-// say.
+// recordedTargets returns the recorded facts about targets, otherwise those of the detections.
 type recordedTargets struct {
 	simulation     *simulation
 	recordedInputs *recording.GuardInputs
@@ -116,7 +115,7 @@ type recordedTargets struct {
 
 var _ activities.TargetResolver = recordedTargets{}
 
-// ResolveTarget gives the facts that the target had in the recording.
+// ResolveTarget returns the recorded facts about a target.
 func (r recordedTargets) ResolveTarget(_ context.Context, t playbooks.Target) activities.TargetFacts {
 	if r.recordedInputs != nil && r.recordedInputs.TargetFacts != nil {
 		f := r.recordedInputs.TargetFacts
@@ -128,7 +127,7 @@ func (r recordedTargets) ResolveTarget(_ context.Context, t playbooks.Target) ac
 	if t.Kind == playbooks.TargetContainer {
 		return activities.TargetFacts{OutsideCluster: true, Node: t.Node}
 	}
-	// Whether the host's network forbids an action is in that action's recorded or faked plan.
+	// Whether the host's network forbids an action is part of the recorded or fake plan.
 	facts := activities.TargetFacts{Namespace: t.Namespace, Pod: t.Name, Node: t.Node, IgnoreReplicas: true}
 	for _, a := range r.simulation.recording.ActionResults {
 		if a.Target == t.ID() && a.GuardDecision != nil && a.GuardDecision.BudgetReplicas != 0 {
@@ -149,8 +148,8 @@ func (r recordedTargets) ResolveTarget(_ context.Context, t playbooks.Target) ac
 	return facts
 }
 
-// scheduleTriage gives what people said about the incident, when they said it: so long after it was opened, or after the last
-// question before it, which in a simulation comes earlier.
+// scheduleTriage schedules the recorded triage decisions: at the recorded delay after the start, or after the previous
+// approval request, which may come earlier in a simulation.
 func (s *simulation) scheduleTriage() {
 	s.sentTriage = make([]bool, len(s.recording.TriageDecisions))
 	for i, m := range s.recording.TriageDecisions {
@@ -158,7 +157,8 @@ func (s *simulation) scheduleTriage() {
 	}
 }
 
-// scheduleTriageAfterRequest schedules the marks that were made after a question of the recording and before the next one.
+// scheduleTriageAfterRequest schedules the triage decisions between an approval request of the recording and the next
+// one.
 func (s *simulation) scheduleTriageAfterRequest(askedMS int64) {
 	next := int64(-1)
 	for _, q := range s.recording.ApprovalRequests {

@@ -7,7 +7,7 @@ import (
 	"stanch/worker/guards"
 )
 
-// recordingGuards is the real guards, judging by what the recording says of each decision, with what they say written down.
+// recordingGuards runs the real guards with the recorded inputs, and records their decisions.
 type recordingGuards struct {
 	*guards.GuardChain
 	budgetWindow *guards.BudgetWindow
@@ -16,7 +16,7 @@ type recordingGuards struct {
 
 var _ activities.Guards = (*recordingGuards)(nil)
 
-// Decide lets the guards decide.
+// Decide returns the guards' decision.
 func (h *recordingGuards) Decide(ctx context.Context, q activities.GuardInput) (activities.GuardDecision, error) {
 	in := h.simulation.inputsFor(q)
 	chain := *h.GuardChain
@@ -26,7 +26,7 @@ func (h *recordingGuards) Decide(ctx context.Context, q activities.GuardInput) (
 	}
 	d, err := chain.Decide(ctx, q)
 	if err != nil {
-		return d, err //nolint:wrapcheck // the activity says what was asked
+		return d, err //nolint:wrapcheck // the activity adds context
 	}
 	s := h.simulation
 	s.rememberTarget(q.Request.Target)
@@ -41,7 +41,7 @@ func (h *recordingGuards) Decide(ctx context.Context, q activities.GuardInput) (
 	return d, nil
 }
 
-// isNewDecision tells whether a decision says something that the last one of the same action on the same target did not.
+// isNewDecision reports whether a decision differs from the last one of the same action on the same target.
 func (s *simulation) isNewDecision(d GuardDecision) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -51,7 +51,7 @@ func (s *simulation) isNewDecision(d GuardDecision) bool {
 	return !known || was != d.Verdict
 }
 
-// verdictTexts are the guards' words as people say them.
+// verdictTexts are the guards' verdicts in words.
 var verdictTexts = map[activities.Verdict]string{
 	activities.VerdictRun: "would run", activities.VerdictPropose: "would only be proposed", activities.VerdictAskApproval: "people would be asked", activities.VerdictRefuse: "would be refused",
 }

@@ -15,11 +15,11 @@ import (
 	"stanch/sensors/attestation"
 )
 
-// replayer is a recording's answers, each given in turn.
+// replayer returns a recording's results, one after the other.
 type replayer struct {
 	simulation *simulation
 	mu         sync.Mutex
-	// resultsByKey are by operation, action and target; next is the one to give.
+	// resultsByKey are the results by operation, action and target; nextIndex is the next one to return.
 	resultsByKey map[string][]recording.ActionResult
 	nextIndex    map[string]int
 	effectIndex  map[string]int // by action and target: the index of its effect, plus one
@@ -29,7 +29,7 @@ func resultKey(op recording.Operation, action, target string) string {
 	return string(op) + "\x00" + action + "\x00" + target
 }
 
-// newActions are one for each of the catalogue, all of them reading the tape.
+// newActions returns one replaying action for each action of the catalog.
 func (s *simulation) newActions() []activities.Action {
 	t := &replayer{simulation: s, resultsByKey: map[string][]recording.ActionResult{}, nextIndex: map[string]int{}, effectIndex: map[string]int{}}
 	s.replayer = t
@@ -48,7 +48,7 @@ func (s *simulation) newActions() []activities.Action {
 	return out
 }
 
-// nextResult is the next answer; the last one is given again.
+// nextResult returns the next result; the last one is repeated.
 func (t *replayer) nextResult(op recording.Operation, r activities.Request) (recording.ActionResult, bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -62,7 +62,7 @@ func (t *replayer) nextResult(op recording.Operation, r activities.Request) (rec
 	return all[i], true
 }
 
-// recordedFailure is a recorded failure, without what the activity around it says again.
+// recordedFailure returns a recorded failure without the prefixes that the activity adds again.
 func recordedFailure(a recording.ActionResult, prefixes ...string) error {
 	text := a.FailureReason
 	for _, p := range prefixes {
@@ -71,7 +71,7 @@ func recordedFailure(a recording.ActionResult, prefixes ...string) error {
 	return errors.New(text)
 }
 
-// fakeObserver answers for an action that changes nothing.
+// fakeObserver replays an action without side effects.
 type fakeObserver struct {
 	*replayer
 	spec playbooks.ActionSpec
@@ -79,13 +79,13 @@ type fakeObserver struct {
 
 var _ activities.Observer = (*fakeObserver)(nil)
 
-// Spec is the real action's.
+// Spec returns the real action's spec.
 func (l *fakeObserver) Spec() playbooks.ActionSpec { return l.spec }
 
-// Observe gives what was observed.
+// Observe returns the recorded observation.
 func (l *fakeObserver) Observe(ctx context.Context, r activities.Request) (activities.Observation, error) {
 	if l.spec.Verb == playbooks.VerbNotify || l.spec.Verb == playbooks.VerbTicket {
-		// Nobody is told; one that could not be told then could not be told now.
+		// Nobody is notified; a notification that failed in the recording fails again.
 		a, _ := l.resultFor(ctx, recording.OperationObserve, r)
 		switch {
 		case a.RefusalReason != "":
@@ -135,7 +135,7 @@ func notificationText(params json.RawMessage) string {
 	return string(params)
 }
 
-// fakeContainment answers for an action that changes something. It changes nothing but its own memory.
+// fakeContainment replays a containment. It changes only its own state.
 type fakeContainment struct {
 	*replayer
 	spec playbooks.ActionSpec
@@ -143,10 +143,10 @@ type fakeContainment struct {
 
 var _ activities.Containment = (*fakeContainment)(nil)
 
-// Spec is the real action's.
+// Spec returns the real action's spec.
 func (c *fakeContainment) Spec() playbooks.ActionSpec { return c.spec }
 
-// Plan gives what was planned. A plan is asked for twice, when it is made and before its effect: the same is given.
+// Plan returns the recorded plan. A plan is requested twice, at first and before its effect, with the same result.
 func (c *fakeContainment) Plan(ctx context.Context, r activities.Request) (activities.Plan, error) {
 	c.simulation.rememberTarget(r.Target)
 	a, ok := c.fakedResult(ctx, recording.OperationPlan, r)
@@ -169,7 +169,7 @@ func (c *fakeContainment) Plan(ctx context.Context, r activities.Request) (activ
 	return plan, nil
 }
 
-// recordedPlan passes over failed attempts once and then stays with the first plan.
+// recordedPlan skips failed attempts once, and then keeps returning the first plan.
 func (c *fakeContainment) recordedPlan(r activities.Request) (recording.ActionResult, bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -195,8 +195,8 @@ func isSameJSON(a, b json.RawMessage) bool {
 	return errA == nil && errB == nil && bytes.Equal(p, q)
 }
 
-// Apply gives the effect that was recorded. Where there is a plan and no effect, since nobody let it happen, the effect
-// is assumed, and said to be.
+// Apply returns the recorded effect. If there is a plan without an effect, because nobody permitted it, the effect is
+// assumed and marked.
 func (c *fakeContainment) Apply(ctx context.Context, r activities.Request, _ json.RawMessage, _ attestation.Envelope) (activities.Effect, error) {
 	a, ok := c.resultFor(ctx, recording.OperationApply, r)
 	assumed := false
@@ -245,7 +245,7 @@ func (c *fakeContainment) rememberEffect(r activities.Request, a recording.Actio
 	c.simulation.scheduleLeaseChanges(r)
 }
 
-// Verify says whether the effect is in force: as it was observed, as long as it holds.
+// Verify returns the recorded verification while the effect lasts.
 func (c *fakeContainment) Verify(_ context.Context, r activities.Request, _ json.RawMessage) (bool, string, error) {
 	c.mu.Lock()
 	held := c.effectIndex[r.Action+"\x00"+r.Target.ID()] > 0
@@ -267,7 +267,7 @@ func (c *fakeContainment) Verify(_ context.Context, r activities.Request, _ json
 	return a.InForce, a.VerifyDetail, nil
 }
 
-// Undo takes the effect back, after whatever hindered that in the recording.
+// Undo undoes the effect, after the recorded failures.
 func (c *fakeContainment) Undo(_ context.Context, r activities.Request, _ json.RawMessage, _ *attestation.Envelope) (*activities.Drift, error) {
 	c.mu.Lock()
 	k := resultKey(recording.OperationUndo, r.Action, r.Target.ID())
@@ -294,5 +294,5 @@ func (c *fakeContainment) Undo(_ context.Context, r activities.Request, _ json.R
 		c.simulation.mu.Unlock()
 	}
 	c.simulation.addEvent("undo", "%s on %s would be undone", r.Action, r.Target)
-	return nil, nil //nolint:nilnil // no drift is an answer
+	return nil, nil //nolint:nilnil // nil means no drift
 }

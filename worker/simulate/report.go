@@ -9,7 +9,7 @@ import (
 	"os"
 )
 
-// SimulationReport is what `stanch simulate -o json` prints; it is written as it comes about (Writer).
+// SimulationReport is the output of `stanch simulate -o json`, which JSONReport writes incrementally.
 type SimulationReport struct {
 	Version int              `json:"version"`
 	Results []Result         `json:"results"`
@@ -18,7 +18,7 @@ type SimulationReport struct {
 	Summary string           `json:"summary"`
 }
 
-// NewReport sums results up; base is nil without a baseline.
+// NewReport summarizes results; base is nil without a baseline.
 func NewReport(results, base []Result) SimulationReport {
 	t := NewTotals(base != nil)
 	r := SimulationReport{Version: 1, Results: results}
@@ -38,15 +38,15 @@ func NewReport(results, base []Result) SimulationReport {
 	return r
 }
 
-// ReportWriter writes a report to wherever it goes, an outcome at a time.
+// ReportWriter writes a report, one outcome at a time.
 type ReportWriter interface {
 	Add(RecordingOutcome) error
-	// Close writes what stands at the end.
+	// Close writes the end of the report.
 	Close(*Totals) error
 }
 
-// JSONReport writes a Report as one document and holds none of its results. Changes stand after the results: until then they
-// lie in a file of their own.
+// JSONReport writes a SimulationReport as one document without keeping its results in memory. The changes come after
+// the results, and are in a temporary file until then.
 type JSONReport struct {
 	out           *bufio.Writer
 	changesFile   *os.File
@@ -55,7 +55,7 @@ type JSONReport struct {
 	changeCount   int
 }
 
-// NewJSONReport starts a document; against says that there is a baseline.
+// NewJSONReport starts a document; against means that there is a baseline.
 func NewJSONReport(w io.Writer, against bool) (*JSONReport, error) {
 	j := &JSONReport{out: bufio.NewWriterSize(w, 1<<16)}
 	if against {
@@ -63,7 +63,7 @@ func NewJSONReport(w io.Writer, against bool) (*JSONReport, error) {
 		if err != nil {
 			return nil, fmt.Errorf("keep the changes: %w; is there room in %s?", err, os.TempDir())
 		}
-		_ = os.Remove(f.Name()) // it lives as long as it is open
+		_ = os.Remove(f.Name()) // the file exists until it is closed
 		j.changesFile, j.changesWriter = f, bufio.NewWriterSize(f, 1<<16)
 	}
 	_, err := j.out.WriteString("{\n  \"version\": 1,\n  \"results\": [")
@@ -109,7 +109,7 @@ func closingBracket(n int) string {
 	return "\n  ]"
 }
 
-// Close writes the changes and the sum.
+// Close writes the changes and the totals.
 func (j *JSONReport) Close(t *Totals) error {
 	_, err := j.out.WriteString(closingBracket(j.resultCount))
 	if err == nil && j.changesFile != nil {

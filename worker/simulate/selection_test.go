@@ -15,7 +15,7 @@ import (
 	"stanch/worker/simulate"
 )
 
-// withUserPlaybooks are options with a user's playbooks beside the shipped ones.
+// withUserPlaybooks returns options with a user's playbooks in addition to the shipped ones.
 func withUserPlaybooks(t testing.TB, own ...string) simulate.Options {
 	t.Helper()
 	sources := library.PlaybookSources()
@@ -42,7 +42,7 @@ steps:
         for: 1h
 `
 
-// The fault of the first hour: the library isolated the pod while the user's playbook asked two approvers.
+// The first known defect: the library isolated the pod while the user's playbook asked two approvers.
 func TestAShippedPlaybookDoesNotContainBesideAUsers(t *testing.T) {
 	o := withUserPlaybooks(t, twoApproverPlaybook)
 	o.ApprovalAnswers.NoAnswers = true
@@ -55,7 +55,7 @@ func TestAShippedPlaybookDoesNotContainBesideAUsers(t *testing.T) {
 	require.Equal(t, "it matches, and two-eyes contains too and comes first (priority 100 over 0)", r.FinalIncident.NotSelected[0].Reason)
 }
 
-// refuseEffect lets an action refuse its effect, long after the enrichment has ended.
+// refuseEffect makes an action refuse its effect, long after enrichment has ended.
 func refuseEffect(action string) simulate.FakeFunc {
 	return func(c simulate.FakeCall) (recording.ActionResult, bool) {
 		if c.Operation == recording.OperationApply && c.Request.Action == action {
@@ -75,14 +75,14 @@ func TestTheNextPlaybookRunsWhereTheFirstCameToNothing(t *testing.T) {
 	require.Equal(t, "pod.isolate", r.Effects[0].Action)
 	require.GreaterOrEqual(t, r.Effects[0].AppliedAtMS, int64(2000))
 
-	// What it does itself after a refusal counts: then no other contains.
+	// Its own steps after a refusal count: then no other playbook contains.
 	o = withUserPlaybooks(t, freezes+"    on_failure:\n      - contain: pod.isolate\n        for: 2m\n")
 	o.FakeResults = refuseEffect("pod.freeze")
 	r = runSimulation(t, loadRecording(t, "cryptominer"), o)
 	require.Equal(t, []string{"cold"}, r.Playbooks)
 }
 
-// What a phase, the kill switch or people do not permit to one playbook, no other gets around.
+// What a phase, the kill switch or people deny to one playbook is denied to all.
 func TestNoPlaybookGetsAroundAnAnswer(t *testing.T) {
 	o := withUserPlaybooks(t, twoApproverPlaybook)
 	o.ApprovalAnswers.ExplicitAnswers = []simulate.ApprovalAnswer{{Person: "alice", YesOrNo: "no", Groups: []string{"responders"}}}
@@ -109,7 +109,7 @@ func TestNoPlaybookGetsAroundAnAnswer(t *testing.T) {
 	require.Empty(t, r.Effects)
 }
 
-// delayEnrichment lets the enrichment take its time, and find what a condition asks for.
+// delayEnrichment delays enrichment, and makes it return what a condition reads.
 func delayEnrichment(took time.Duration) simulate.FakeFunc {
 	return func(c simulate.FakeCall) (recording.ActionResult, bool) {
 		if c.Operation == recording.OperationObserve && c.Request.Action == "workload" && c.AtMS < 100 {

@@ -1,8 +1,8 @@
 // Package simulate runs recordings through the production workflow code: the same incident, playbook and lease
-// workflows, the same guards, with time skipped and actions that answer from the recording.
+// workflows and the same guards, with skipped time and actions that return recorded results.
 //
-// It refuses to touch anything: no action of it reaches a node, a cluster, a store or a person. What the recording has
-// no answer for is assumed from the action's spec, and said to be.
+// It has no effects: its actions never reach a node, a cluster, a store or a person. Results that are not in the
+// recording are assumed from the action's spec, and marked.
 package simulate
 
 import (
@@ -36,29 +36,29 @@ import (
 	"stanch/workflows/playbook"
 )
 
-// MatchFunc picks the playbooks for an incident, as a worker's library does.
+// MatchFunc returns the playbooks for an incident, as a worker's library does.
 type MatchFunc func(ctx context.Context, in playbooks.Incident) ([]incident.SelectedPlaybook, error)
 
-// Options say how recordings are simulated. The zero value of each is as it was when they were made.
+// Options configures a simulation. The zero value of each field means as recorded.
 type Options struct {
-	// NewMatchFunc makes the library's Match for an authority that signs what it selects.
+	// NewMatchFunc returns the library's match function for an authority that signs what it selects.
 	NewMatchFunc func(activities.Authority) MatchFunc
-	// NewRequestMatcher finds the playbooks of what people asked for; nil finds none.
+	// NewRequestMatcher returns the matcher of manual requests; with nil, none is found.
 	NewRequestMatcher func(activities.Authority) ManualRequestMatcher
 	Catalog           playbooks.Catalog
-	// Config is what the guards read; nil is made from the recording.
+	// Config is the guards' configuration; nil derives it from the recording.
 	Config *config.Config
-	// Phase is the phase everywhere; 0 is as configured, or as it was. A drill is then simulated as an attack.
+	// Phase is the phase of every scope; 0 means as configured or recorded. A drill is then simulated as an attack.
 	Phase int
-	// ApprovalAnswers say what people answer.
+	// ApprovalAnswers are people's answers to approval requests.
 	ApprovalAnswers ApprovalAnswers
-	// FakeResults answer before the recording does; nil leaves every answer to it.
+	// FakeResults returns results in place of the recording's; nil uses the recording only.
 	FakeResults FakeFunc
-	// Timeout bounds one incident in real time; 0 is a minute.
+	// Timeout limits one incident in real time; 0 means one minute.
 	Timeout time.Duration
 }
 
-// Simulator runs recordings one by one, or several at once: what is the same for all of them is made once.
+// Simulator runs recordings and shares what they have in common. It is safe for concurrent use.
 type Simulator struct {
 	options        Options
 	authority      simulatedAuthority
@@ -69,7 +69,7 @@ type Simulator struct {
 	actionSpecs    []playbooks.ActionSpec
 }
 
-// NewSimulator makes a simulator.
+// NewSimulator returns a simulator.
 func NewSimulator(o Options) (*Simulator, error) {
 	keys, err := newSimulatedAuthority()
 	if err != nil {
@@ -85,7 +85,7 @@ func NewSimulator(o Options) (*Simulator, error) {
 	return m, nil
 }
 
-// simulation is one simulation under way.
+// simulation is one simulation in progress.
 type simulation struct {
 	*Simulator
 	recording       recording.Recording
@@ -95,23 +95,24 @@ type simulation struct {
 	mu              sync.Mutex
 	result          Result
 	playbookRunIDs  []string
-	seenRequests    map[string]bool // questions
+	seenRequests    map[string]bool // approval requests
 	targetNames     map[string]string
 	runningPrograms map[string]*playbooks.Program // by name
 	lastVerdicts    map[string]activities.Verdict
-	// assumedActions are the actions, by target, that answered what the recording does not hold.
+	// assumedActions are the actions, by target, with results that are not in the recording.
 	assumedActions map[string]bool
 	recordedInputs *recordedInputs
-	sentTriage     []bool // which of the recording's marks were given
-	// leaseWorkflowIDs are the workflows of leases; released says which of the recording's releases are scheduled.
+	sentTriage     []bool // which of the recorded triage decisions were sent
+	// leaseWorkflowIDs are the workflows of leases. scheduledLeaseChanges records which of the recorded changes are
+	// scheduled.
 	leaseWorkflowIDs      []string
 	scheduledLeaseChanges map[int]bool
 	inMemoryConverter     *inMemoryConverter
 	replayer              *replayer
 }
 
-// releaseReferences lets go of what was needed on the way. Temporal's test environment leaves real timers behind that hold it for
-// as long as the longest timer of a workflow that was cancelled, a quarter of an hour; so much of it must not be kept.
+// releaseReferences clears what is not needed after the run. Temporal's test environment leaves real timers that keep
+// the simulation in memory for as long as the longest timer of a canceled workflow, a quarter of an hour.
 func (s *simulation) releaseReferences() {
 	s.mu.Lock()
 	s.recording, s.result, s.recordedInputs = recording.Recording{}, Result{}, nil
@@ -134,7 +135,7 @@ func (s *simulation) releaseReferences() {
 	}
 }
 
-// Run simulates one recording. What goes wrong is in the result.
+// Run simulates one recording. Errors are in the result.
 func Run(ctx context.Context, file string, rec recording.Recording, o Options) Result {
 	m, err := NewSimulator(o)
 	if err != nil {
@@ -143,7 +144,7 @@ func Run(ctx context.Context, file string, rec recording.Recording, o Options) R
 	return m.Run(ctx, file, rec)
 }
 
-// UnreadableResult is the result of a recording that could not be read.
+// UnreadableResult returns the result of a recording that could not be read.
 func UnreadableResult(file string, err error) Result {
 	r := emptyResult(file)
 	r.Error = err.Error()
@@ -156,14 +157,14 @@ func emptyResult(file string) Result {
 	}
 }
 
-// Run simulates one recording. What goes wrong is in the result.
+// Run simulates one recording. Errors are in the result.
 func (m *Simulator) Run(ctx context.Context, file string, rec recording.Recording) (result Result) {
 	s := &simulation{
 		Simulator: m, recording: rec, started: rec.Incident.Opened, seenRequests: map[string]bool{}, targetNames: map[string]string{}, runningPrograms: map[string]*playbooks.Program{}, lastVerdicts: map[string]activities.Verdict{}, assumedActions: map[string]bool{}, recordedInputs: newRecordedInputs(rec), scheduledLeaseChanges: map[int]bool{},
 	}
 	s.result = emptyResult(file)
 	s.result.IncidentID = rec.Incident.ID
-	// The test environment panics where it cannot go on; one recording must not end the others.
+	// The test environment panics if it cannot continue; one recording must not end the others.
 	defer func() {
 		if p := recover(); p != nil {
 			s.mu.Lock()
@@ -187,11 +188,11 @@ func (m *Simulator) Run(ctx context.Context, file string, rec recording.Recordin
 	return result
 }
 
-// newSimulatedAuthority makes an authority that lives as long as the simulation. What it signs is worth nothing elsewhere.
+// newSimulatedAuthority returns an authority for one simulation. Its signatures are valid nowhere else.
 func newSimulatedAuthority() (simulatedAuthority, error) {
 	key, err := attestation.NewSigningKey([]byte("a simulation's key: proves nothing"[:32]))
 	if err != nil {
-		return simulatedAuthority{}, err //nolint:wrapcheck // a mistake of the program
+		return simulatedAuthority{}, err //nolint:wrapcheck // a programming error
 	}
 	return simulatedAuthority{signingKey: key, keyring: attestation.NewKeyring(key.PublicKey())}, nil
 }
@@ -203,7 +204,7 @@ type simulatedAuthority struct {
 
 func (a simulatedAuthority) Keyring() attestation.Keyring { return a.keyring }
 func (a simulatedAuthority) Sign(purpose attestation.PayloadType, body any) (attestation.Envelope, error) {
-	return a.signingKey.Sign(purpose, body) //nolint:wrapcheck // it names the purpose
+	return a.signingKey.Sign(purpose, body) //nolint:wrapcheck // the error names the purpose
 }
 
 func (s *simulation) runWorkflows() error {
@@ -215,11 +216,12 @@ func (s *simulation) runWorkflows() error {
 	env.SetStartTime(s.started)
 	limit := cmp.Or(s.options.Timeout, time.Minute)
 	env.SetTestTimeout(limit)
-	env.SetWorkerOptions(sdkworker.Options{DeadlockDetectionTimeout: limit, BuildID: "simulation"}) // a busy machine is no deadlock
+	// a busy machine is not a deadlock
+	env.SetWorkerOptions(sdkworker.Options{DeadlockDetectionTimeout: limit, BuildID: "simulation"})
 	s.inMemoryConverter = newInMemoryConverter(&s.deepCopier)
 	env.SetDataConverter(s.inMemoryConverter)
 	env.SetStartWorkflowOptions(client.StartWorkflowOptions{ID: workflows.IncidentWorkflowID(in.GroupingKey), TaskQueue: workflows.TaskQueue})
-	// A report to a workflow that has ended: the production code takes that for no error either.
+	// Reports to a workflow that has ended are not an error in production either.
 	env.OnSignalExternalWorkflow(mock.Anything, mock.Anything, mock.Anything, mock.Anything, mock.Anything).Return(errors.New("it has ended"))
 
 	set := activities.NewActivities(s.newActions()...)
@@ -250,7 +252,7 @@ func (s *simulation) runWorkflows() error {
 	return nil
 }
 
-// sendDetections gives the detections to the incident when they came, attested then.
+// sendDetections sends the detections to the incident at their recorded times, with new attestations.
 func (s *simulation) sendDetections(in incident.Input) {
 	batches := map[int][]recording.Detection{}
 	var order []int
@@ -294,11 +296,12 @@ func (s *simulation) sendDetections(in incident.Input) {
 				s.addEvent("detection", "%s", what)
 			}
 			s.testEnvironment.SignalWorkflow(workflows.SignalDetections, attested)
-		}, max(time.Duration(batch[0].OffsetMS)*time.Millisecond, time.Millisecond)) // at 0 the workflow does not run yet
+			// at 0 the workflow is not running yet
+		}, max(time.Duration(batch[0].OffsetMS)*time.Millisecond, time.Millisecond))
 	}
 }
 
-// drillRegistration is the registration that the recorded detections rested on.
+// drillRegistration returns the drill registration of the recorded detections.
 func (s *simulation) drillRegistration(target string) *attestation.DrillRegistration {
 	d := &attestation.DrillRegistration{Targets: []attestation.DrillTarget{{ID: target}}}
 	for _, id := range s.recording.Incident.DrillTargets {
@@ -307,7 +310,7 @@ func (s *simulation) drillRegistration(target string) *attestation.DrillRegistra
 	return d
 }
 
-// watchWorkflows notices playbooks that start and questions that are asked.
+// watchWorkflows detects playbooks that start and approval requests that are made.
 func (s *simulation) watchWorkflows(cfg *config.Config) {
 	s.testEnvironment.SetOnChildWorkflowStartedListener(func(info *workflow.Info, _ workflow.Context, args converter.EncodedValues) {
 		if info.WorkflowType.Name == "Lease" {
@@ -342,7 +345,7 @@ func (s *simulation) watchWorkflows(cfg *config.Config) {
 		s.result.ActivityCount++
 		s.mu.Unlock()
 	})
-	// A question begins with the timer of its deadline.
+	// An approval request starts with the timer of its deadline.
 	s.testEnvironment.SetOnTimerScheduledListener(func(string, time.Duration) {
 		s.testEnvironment.RegisterDelayedCallback(func() { s.answerNewRequests(cfg) }, 0)
 	})
@@ -369,7 +372,7 @@ func (s *simulation) targetName(id string) string {
 	return cmp.Or(s.targetNames[id], id)
 }
 
-// finishResult takes over what the incident says became of it.
+// finishResult copies the incident's final state into the result.
 func (s *simulation) finishResult(out playbooks.Incident, in incident.Input) {
 	s.result.FinalIncident = out
 	for _, e := range s.result.Effects {
@@ -395,7 +398,7 @@ func (s *simulation) finishResult(out playbooks.Incident, in incident.Input) {
 	s.result.Events = append(s.result.Events, TimelineEvent{AtMS: s.result.ClosesAtMS, Kind: "closed", Text: fmt.Sprintf("the incident closes: quiet for %s, nothing is held", in.IdleTimeout)})
 }
 
-// discardLogger is the SDK's log, which nobody reads.
+// discardLogger discards the SDK's log.
 type discardLogger struct{}
 
 func (discardLogger) Debug(string, ...any) {}

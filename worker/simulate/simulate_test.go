@@ -29,7 +29,7 @@ func loadRecording(t testing.TB, name string) recording.Recording {
 	return r
 }
 
-// optionsWith are options with the playbooks given, or the shipped ones.
+// optionsWith returns options with the given playbooks, or the shipped ones.
 func optionsWith(t testing.TB, sources ...string) simulate.Options {
 	t.Helper()
 	catalogue := worker.ActionCatalog()
@@ -54,7 +54,7 @@ func runSimulation(t testing.TB, rec recording.Recording, o simulate.Options) si
 	return r
 }
 
-// outcomeOfAction is what became of an action, "" if it never came to it.
+// outcomeOfAction returns the outcome of an action, "" if it did not run.
 func outcomeOfAction(r simulate.Result, action string) string {
 	for _, s := range r.Steps {
 		if s.Action == action {
@@ -64,7 +64,7 @@ func outcomeOfAction(r simulate.Result, action string) string {
 	return ""
 }
 
-// What was decided and what became of each step is simulated as it was, for every recording that is kept.
+// Every stored recording is simulated with its recorded decisions and outcomes.
 func TestRecordingsGoAsTheyWent(t *testing.T) {
 	files, err := filepath.Glob("../../testenv/recordings/*.json")
 	require.NoError(t, err)
@@ -81,7 +81,7 @@ func TestRecordingsGoAsTheyWent(t *testing.T) {
 			require.Empty(t, r.AssumedResults)
 			require.NotEmpty(t, r.Effects)
 			require.Positive(t, r.Effects[0].UndoneAtMS, "every lease is undone")
-			// The comparison can fail.
+			// The comparison must detect a difference.
 			r.Steps[0].Outcome = playbooks.OutcomeFailed
 			require.NotEmpty(t, simulate.Divergences(rec, r))
 		})
@@ -132,7 +132,7 @@ func TestPeopleAnswer(t *testing.T) {
 		name    string
 		answers simulate.ApprovalAnswers
 		want    string
-		asked   int64 // when the effect begins, in seconds, roughly
+		asked   int64 // approximate start of the effect, in seconds
 	}{
 		{"nobody answers", simulate.ApprovalAnswers{NoAnswers: true}, "denied", 0},
 		{"all say yes", simulate.ApprovalAnswers{ApproveAll: true}, "succeeded", 60},
@@ -159,7 +159,7 @@ func TestPeopleAnswer(t *testing.T) {
 	}
 }
 
-// What alice answered is answered again, unless nobody is to answer.
+// Alice's recorded answer is repeated, unless nobody is to answer.
 func TestARecordedAnswerIsGivenAgain(t *testing.T) {
 	own, err := os.ReadFile("../../testenv/recordings/asked.yaml")
 	require.NoError(t, err)
@@ -169,7 +169,7 @@ func TestARecordedAnswerIsGivenAgain(t *testing.T) {
 	require.Equal(t, "denied", outcomeOfAction(runSimulation(t, loadRecording(t, "asked"), o), "pod.isolate"))
 }
 
-// What the recorded run never asked is assumed from the action's spec, and every report marks it.
+// Results that were not recorded are assumed from the action's spec, and marked in every report.
 func TestWhatIsNotRecordedIsAssumedAndSaid(t *testing.T) {
 	o := optionsWith(t, "playbook: freezer\nmatch: { objective: crypto-mining }\nsteps:\n  - evidence: process.snapshot\n  - contain: pod.freeze\n    for: 30s\n")
 	r := runSimulation(t, loadRecording(t, "cryptominer"), o)
@@ -185,14 +185,14 @@ func TestWhatIsNotRecordedIsAssumedAndSaid(t *testing.T) {
 	require.Contains(t, page.String(), "unverified, assumed")
 	require.Contains(t, page.String(), "Not in the recording, and assumed")
 
-	// What it cannot work on is refused as it would be.
+	// An unsupported target is refused as in production.
 	o = optionsWith(t, "playbook: scaler\nmatch: { objective: crypto-mining }\nsteps:\n  - evidence: process.snapshot\n  - approval: stop it\n    from: { groups: [responders] }\n    timeout: 5m\n    on_timeout: deny\n    steps:\n      - contain: workload.scale\n        target: incident.targets\n        with: { replicas: 0 }\n        for: 1h\n")
 	r = runSimulation(t, loadRecording(t, "cryptominer"), o)
 	require.Empty(t, r.Effects)
 	require.Equal(t, "refused", outcomeOfAction(r, "workload.scale"))
 }
 
-// A recording of phase 1 has plans and no effects: what they would have done is assumed, and said to be.
+// A recording of phase 1 has plans without effects: the effects are assumed and marked.
 func TestAPlanWithoutItsEffectIsAssumed(t *testing.T) {
 	rec := loadRecording(t, "cryptominer")
 	var kept []recording.ActionResult
@@ -207,7 +207,7 @@ func TestAPlanWithoutItsEffectIsAssumed(t *testing.T) {
 	require.True(t, r.Effects[0].Assumed)
 }
 
-// What fails, is fought over and drifts in the recording does so in the simulation, which ends all the same.
+// Failures, contested leases and drift of the recording are simulated, and the simulation still ends.
 func TestTroubleIsReplayed(t *testing.T) {
 	rec := loadRecording(t, "cryptominer")
 	var target string
@@ -285,7 +285,7 @@ func FuzzParseAnswers(f *testing.F) {
 	})
 }
 
-// The page shows an attacker's words as text.
+// The page escapes attacker-controlled strings.
 func TestThePageEscapes(t *testing.T) {
 	rec := loadRecording(t, "cryptominer")
 	rec.Detections[0].Detection.Event.Process.Args = []string{"<script>alert(1)</script>\u202e"}

@@ -10,32 +10,33 @@ import (
 	"stanch/playbooks"
 )
 
-// incidentTimeline is an incident with its timeline as it is drawn: a lane for what was detected, one for each step on a target.
+// incidentTimeline is the drawing of an incident's timeline: one lane for detections, and one for each step on a
+// target.
 type incidentTimeline struct {
 	Result
 	Change           *IncidentChange
 	Number           int
 	Ticks            []timelineMark
 	Lanes            []timelineLane
-	Hidden           int           // lanes that are not drawn
-	FirstContainment *timelineMark // the first containment
+	Hidden           int           // number of lanes that are not drawn
+	FirstContainment *timelineMark // first containment
 	Stats            []summaryStat
 }
 
 type summaryStat struct{ Name, Value, Note string }
 
-// timelineLane is a row of the timeline.
+// timelineLane is a row of the drawing.
 type timelineLane struct {
-	Playbook     string // a heading, where it is not ""
-	StartedText  string // under the heading
+	Playbook     string // heading; "" for none
+	StartedText  string // text below the heading
 	Name         string
 	Subtitle     string
 	Bars         []timelineBar
 	Marks        []timelineMark
-	OutcomeMarks []timelineMark // what became of it, in words
+	OutcomeMarks []timelineMark // outcomes, in words
 }
 
-// timelineBar and mark are placed in percent of the width.
+// timelineBar and timelineMark have positions in percent of the width.
 type timelineBar struct {
 	LeftPercent, WidthPercent float64
 	CSSClass, Text            string
@@ -48,10 +49,10 @@ type timelineMark struct {
 	Tooltip        string
 }
 
-// maxTimelineLanes bounds a picture.
+// maxTimelineLanes is the maximum number of lanes.
 const maxTimelineLanes = 40
 
-// logTimeAxis places moments on a logarithmic line: seconds matter at the beginning, hours at the end.
+// logTimeAxis maps times to a logarithmic axis: seconds matter at the start, hours at the end.
 type logTimeAxis struct{ endPosition float64 }
 
 func newAxis(end int64) logTimeAxis { return logTimeAxis{math.Log1p(float64(max(end, 10_000)) / 500)} }
@@ -60,7 +61,7 @@ func (a logTimeAxis) percentAt(ms int64) float64 {
 	return math.Round(1000*math.Min(1, math.Log1p(math.Max(0, float64(ms))/500)/a.endPosition)) / 10
 }
 
-// roundTicks are round moments that stand apart.
+// roundTicks returns round times with sufficient distance.
 func (a logTimeAxis) roundTicks(end int64) []timelineMark {
 	var out []timelineMark
 	last := -20.0
@@ -120,7 +121,7 @@ func newIncidentTimeline(o RecordingOutcome, n int) incidentTimeline {
 	return p
 }
 
-// stepOutcomeText is a step's outcome beside its lane.
+// stepOutcomeText returns the outcome next to a step's lane.
 func stepOutcomeText(s StepResult) string {
 	if s.Assumed {
 		return string(s.Outcome) + ", assumed"

@@ -6,38 +6,39 @@ import (
 	"slices"
 )
 
-// Totals is what a corpus sums up to. It has one size for any number of recordings.
+// Totals summarizes a corpus. Its size does not depend on the number of recordings.
 type Totals struct {
-	Incidents                int            `json:"incidents"`
-	FailedIncidents          int            `json:"failed_incidents"` // could not be simulated to the end
-	ContainedIncidents       int            `json:"contained_incidents"`
-	Containments             int            `json:"containments"`
-	ApprovalRequests         int            `json:"approval_requests"`
-	IncidentsWithApprovals   int            `json:"incidents_with_approvals"`   // incidents in which people would be asked
-	IncidentsWithAssumptions int            `json:"incidents_with_assumptions"` // incidents with answers that are not in the recording
-	AssumedResults           int            `json:"assumed_results"`            // answers that are not in the recordings
-	IncidentsWithoutMatch    int            `json:"incidents_without_match"`    // no playbook matches
+	Incidents              int `json:"incidents"`
+	FailedIncidents        int `json:"failed_incidents"` // could not be simulated to their end
+	ContainedIncidents     int `json:"contained_incidents"`
+	Containments           int `json:"containments"`
+	ApprovalRequests       int `json:"approval_requests"`
+	IncidentsWithApprovals int `json:"incidents_with_approvals"` // incidents with approval requests
+	// incidents with results that are not in the recording
+	IncidentsWithAssumptions int            `json:"incidents_with_assumptions"`
+	AssumedResults           int            `json:"assumed_results"`         // results that are not in the recordings
+	IncidentsWithoutMatch    int            `json:"incidents_without_match"` // no playbook matches
 	ActivityCount            int            `json:"activity_count"`
-	StepOutcomes             map[string]int `json:"step_outcomes"` // of steps
+	StepOutcomes             map[string]int `json:"step_outcomes"` // by outcome, number of steps
 	PlaybookRuns             map[string]int `json:"playbook_runs"`
-	// TimeToContainment is how long it takes to the first containment.
+	// TimeToContainment is the time to the first containment.
 	TimeToContainment DurationHistogram `json:"time_to_containment"`
-	// ChangedIncidents and ByKind are of incidents, with a baseline.
+	// ChangedIncidents and ChangesByKind count incidents, with a baseline.
 	ChangedIncidents int                     `json:"changed_incidents"`
 	ChangesByKind    map[string]ChangeTotals `json:"changes_by_kind,omitempty"`
 	hasBaseline      bool
 }
 
-// ChangeTotals is the changes of one kind.
+// ChangeTotals counts the changes of one kind.
 type ChangeTotals struct {
 	Incidents       int      `json:"incidents"`
-	FirstRecordings []string `json:"first"` // the first recordings of it
+	FirstRecordings []string `json:"first"` // the first recordings with it
 }
 
-// maxNamedRecordings is how many recordings are named for each kind of change.
+// maxNamedRecordings is the maximum number of named recordings for each kind of change.
 const maxNamedRecordings = 5
 
-// NewTotals is a tally of nothing; against says that there is a baseline.
+// NewTotals returns empty totals; against means that there is a baseline.
 func NewTotals(against bool) *Totals {
 	return &Totals{StepOutcomes: map[string]int{}, PlaybookRuns: map[string]int{}, ChangesByKind: map[string]ChangeTotals{}, hasBaseline: against}
 }
@@ -86,7 +87,7 @@ func (t *Totals) AddOutcome(o RecordingOutcome) {
 	}
 }
 
-// Summarize is the tally in a sentence.
+// Summarize returns the totals in one sentence.
 func (t *Totals) Summarize() string {
 	text := fmt.Sprintf("this edit changes %d of %s", t.ChangedIncidents, pluralize(t.Incidents, "incident", "incidents"))
 	if !t.hasBaseline {
@@ -101,7 +102,7 @@ func (t *Totals) Summarize() string {
 	return text
 }
 
-// DurationHistogram are durations in bins that grow by a tenth, so that percentiles need no list of them.
+// DurationHistogram counts durations in bins that grow by a tenth, so that percentiles need no list.
 type DurationHistogram struct {
 	Bins  map[int]int `json:"-"`
 	P50   int64       `json:"p50_ms"`
@@ -129,7 +130,7 @@ func binFor(v int64) int {
 	return 1 + int(math.Log(float64(v))/math.Log(binGrowth))
 }
 
-// percentile is the upper end of the bin in which the share p of all lies.
+// percentile returns the upper end of the bin that contains the fraction p.
 func (t *DurationHistogram) percentile(p float64) int64 {
 	bins := make([]int, 0, len(t.Bins))
 	for b := range t.Bins {

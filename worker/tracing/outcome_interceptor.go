@@ -11,7 +11,8 @@ import (
 	"stanch/activities"
 )
 
-// outcomeInterceptor runs inside of the tracing interceptor: it says which workflows have really ended, and what activities did.
+// outcomeInterceptor runs inside the tracing interceptor. It records which workflows have really ended, and the
+// outcomes of activities.
 type outcomeInterceptor struct{ interceptor.InterceptorBase }
 
 // InterceptWorkflow implements interceptor.WorkerInterceptor.
@@ -28,14 +29,14 @@ type tracedWorkflow struct {
 	interceptor.WorkflowInboundInterceptorBase
 }
 
-// ExecuteWorkflow implements interceptor.WorkflowInboundInterceptor. What is put out of memory never returns, and what a
-// query of a closed workflow runs again was told before.
+// ExecuteWorkflow implements interceptor.WorkflowInboundInterceptor. An evicted workflow never returns, and a query of
+// a closed workflow runs it again after its span was sent.
 func (w *tracedWorkflow) ExecuteWorkflow(ctx workflow.Context, in *interceptor.ExecuteWorkflowInput) (any, error) {
 	out, err := w.Next.ExecuteWorkflow(ctx, in)
 	if s, ok := ctx.Value(spanContextKey{}).(*recordedSpan); ok && !workflow.IsReplaying(ctx) {
 		s.done = true
 	}
-	return out, err //nolint:wrapcheck // it is the workflow's own
+	return out, err //nolint:wrapcheck // the workflow's own error
 }
 
 type tracedActivity struct {
@@ -55,7 +56,7 @@ func (a *tracedActivity) ExecuteActivity(ctx context.Context, in *interceptor.Ex
 	}
 	out, err := a.Next.ExecuteActivity(ctx, in)
 	s.SetAttributes(outcomeAttributes(out)...)
-	return out, err //nolint:wrapcheck // it is the activity's own
+	return out, err //nolint:wrapcheck // the activity's own error
 }
 
 func requestFromArg(arg any) (activities.Request, bool) {
@@ -76,7 +77,7 @@ func requestFromArg(arg any) (activities.Request, bool) {
 	return activities.Request{}, false
 }
 
-// outcomeAttributes is what became of it, in the program's own words: no reason, in which others' words may be.
+// outcomeAttributes returns the outcome as attributes. They contain no reasons, which may be attacker-controlled.
 func outcomeAttributes(out any) []attribute.KeyValue {
 	switch r := out.(type) {
 	case activities.Result:

@@ -17,9 +17,9 @@ import (
 	"go.temporal.io/sdk/workflow"
 )
 
-// temporalTracer is what the SDK's tracing interceptor asks for spans. It is not the SDK's own module for OpenTelemetry: that one
-// sends the text of errors, in which an attacker's words may be, and gives a workflow's span a new id at every replay, so
-// that after a restart what it did before belongs to nobody.
+// temporalTracer creates spans for the SDK's tracing interceptor. The SDK's own OpenTelemetry module is not used: it
+// sends the text of errors, which may be attacker-controlled, and gives a workflow's span a new id at every replay, so
+// that earlier child spans lose their parent after a restart.
 type temporalTracer struct {
 	interceptor.BaseTracer
 	otelTracer trace.Tracer
@@ -27,11 +27,11 @@ type temporalTracer struct {
 
 type spanContextKey struct{}
 
-// runWorkflowOperation is the interceptor's name for a workflow's own span.
+// runWorkflowOperation is the interceptor's name of a workflow's own span.
 const runWorkflowOperation = "RunWorkflow"
 
-// Options implements interceptor.Tracer. A header that cannot be read must not stop a workflow: who can start one could
-// write it. Signals, queries and updates are not traced; there are many, and they tell little.
+// Options implements interceptor.Tracer. An unreadable header must not stop a workflow, because whoever can start one
+// could write it. Signals, queries and updates are not traced: they are many and say little.
 func (t temporalTracer) Options() interceptor.TracerOptions {
 	return interceptor.TracerOptions{
 		SpanContextKey: spanContextKey{}, HeaderKey: "_tracer-data", DisableSignalTracing: true, DisableQueryTracing: true, DisableUpdateTracing: true, AllowInvalidParentSpans: true,
@@ -98,12 +98,12 @@ func (t temporalTracer) StartSpan(o *interceptor.TracerStartSpanOptions) (interc
 		attributes = append(attributes, textAttribute(k, v))
 	}
 	_, s := t.otelTracer.Start(ctx, spanName(o), trace.WithTimestamp(at), trace.WithSpanKind(kind), trace.WithAttributes(attributes...))
-	// A workflow's own span ends when the workflow does, and not when it is merely put out of memory.
+	// A workflow's own span ends with the workflow, not when it is evicted from the cache.
 	return &recordedSpan{Span: s, dropUnlessDone: o.Operation == runWorkflowOperation}, nil
 }
 
-// spanName is made of the program's own words: the types of workflows and activities, which who may start one chooses, count
-// only if they look like ours.
+// spanName returns a name of Stanch's own terms. Types of workflows and activities, which whoever starts one can
+// invent, are used only if they look like Stanch's.
 func spanName(o *interceptor.TracerStartSpanOptions) string {
 	if len(o.Name) > 64 || strings.IndexFunc(o.Name, func(r rune) bool {
 		return (r < 'a' || r > 'z') && (r < 'A' || r > 'Z') && (r < '0' || r > '9') && !strings.ContainsRune("._-/", r)
@@ -113,7 +113,7 @@ func spanName(o *interceptor.TracerStartSpanOptions) string {
 	return o.Operation + ":" + o.Name
 }
 
-// textAttribute is a bounded attribute. Text that is not UTF-8 would spoil all spans that are sent with it.
+// textAttribute returns a truncated attribute. Text that is not UTF-8 would make all spans of its batch invalid.
 func textAttribute(key, value string) attribute.KeyValue {
 	if len(value) > maxAttributeBytes {
 		value = value[:maxAttributeBytes]
@@ -121,13 +121,13 @@ func textAttribute(key, value string) attribute.KeyValue {
 	return attribute.String(key, strings.ToValidUTF8(value, "?"))
 }
 
-// recordedSpan is one span. late ones are dropped unless somebody said that they are done.
+// recordedSpan is one span. A span with dropUnlessDone is dropped unless it was marked as done.
 type recordedSpan struct {
 	trace.Span
 	dropUnlessDone, done bool
 }
 
-// Finish implements interceptor.TracerSpan. Of an error only its kind is told.
+// Finish implements interceptor.TracerSpan. Only the kind of an error is recorded.
 func (s *recordedSpan) Finish(o *interceptor.TracerFinishSpanOptions) {
 	if s.dropUnlessDone && !s.done {
 		return
@@ -147,7 +147,7 @@ func (s *recordedSpan) Finish(o *interceptor.TracerFinishSpanOptions) {
 
 type spanIDContextKey struct{}
 
-// deterministicIDGenerator gives a workflow's span the same id at every replay, and every other span one of its own.
+// deterministicIDGenerator returns the same id for a workflow's span at every replay, and random ids for all others.
 type deterministicIDGenerator struct{}
 
 // NewIDs implements sdktrace.IDGenerator.
@@ -165,7 +165,7 @@ func (deterministicIDGenerator) NewSpanID(ctx context.Context, _ trace.TraceID) 
 	return s
 }
 
-// deterministicBytes are from the key of ctx, or random.
+// deterministicBytes returns bytes that are derived from the key in ctx, or random ones without a key.
 func deterministicBytes(ctx context.Context) (out [sha256.Size]byte) {
 	if key, ok := ctx.Value(spanIDContextKey{}).(string); ok {
 		return sha256.Sum256([]byte(key))

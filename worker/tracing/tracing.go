@@ -1,9 +1,9 @@
-// Package tracing sends what happened between a detection and its lease to whoever collects OpenTelemetry traces: the
-// gateway's acceptance, the incident, its playbooks, their actions, the lease and what it does.
+// Package tracing sends OpenTelemetry traces of the path from a detection to its lease: the gateway's acceptance, the
+// incident, its playbooks, their actions, and the lease.
 //
-// It refuses to do anything unless the standard variables name a receiver, to send what an attacker writes as a span's
-// name or an error's text (kinds and outcomes only; ids are cut), and to make a workflow wait or decide otherwise: all
-// that it adds to Temporal is a header, which no replay compares.
+// It does nothing unless the standard environment variables name a receiver. It never sends attacker-controlled text as
+// a span's name or an error (only kinds and outcomes; ids are truncated), and never delays a workflow or changes its
+// decisions: it adds only a header to Temporal's calls, which replays do not compare.
 package tracing
 
 import (
@@ -25,24 +25,24 @@ import (
 	"go.temporal.io/sdk/interceptor"
 )
 
-// Traces sends spans. Nil sends none and costs nothing.
+// Traces sends spans. A nil *Traces sends none. It is safe for concurrent use.
 type Traces struct {
 	provider *sdktrace.TracerProvider
 	tracer   trace.Tracer
 }
 
-// The bounds of one span.
+// Limits of one span.
 const (
 	maxAttributeBytes = 256
 	maxSpanAttributes = 32
 	maxSpanEvents     = 128
 )
 
-// Open opens what OTEL_EXPORTER_OTLP_ENDPOINT or OTEL_EXPORTER_OTLP_TRACES_ENDPOINT names; without one it gives nil.
-// The exporter and the SDK read the other standard variables themselves.
+// Open returns traces for the receiver in OTEL_EXPORTER_OTLP_ENDPOINT or OTEL_EXPORTER_OTLP_TRACES_ENDPOINT; nil
+// without one. The exporter and the SDK read the other standard variables.
 func Open(ctx context.Context, version string, log *slog.Logger) (*Traces, error) {
 	if !IsEnabled() {
-		return nil, nil //nolint:nilnil // nobody collects traces
+		return nil, nil //nolint:nilnil // nil disables tracing
 	}
 	protocol := os.Getenv("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL")
 	if protocol == "" {
@@ -61,7 +61,7 @@ func Open(ctx context.Context, version string, log *slog.Logger) (*Traces, error
 	if err != nil {
 		return nil, fmt.Errorf("open the receiver of traces: %w; OTEL_EXPORTER_OTLP_ENDPOINT is a URL such as http://127.0.0.1:4318", err)
 	}
-	// The process' arguments and the host's name are not told unless OTEL_RESOURCE_ATTRIBUTES does.
+	// The process's arguments and the host's name are not sent unless OTEL_RESOURCE_ATTRIBUTES contains them.
 	res, err := resource.New(ctx, resource.WithAttributes(attribute.String("service.name", "stanch"), attribute.String("service.version", version)), resource.WithFromEnv())
 	if err != nil {
 		return nil, fmt.Errorf("read OTEL_RESOURCE_ATTRIBUTES: %w", err)
@@ -69,7 +69,7 @@ func Open(ctx context.Context, version string, log *slog.Logger) (*Traces, error
 	return NewTraces(sdktrace.WithBatcher(&nonblockingExporter{SpanExporter: exporter, log: log}), sdktrace.WithResource(res)), nil
 }
 
-// IsEnabled tells whether the standard variables name a receiver.
+// IsEnabled reports whether the standard variables name a receiver.
 func IsEnabled() bool {
 	if strings.EqualFold(os.Getenv("OTEL_SDK_DISABLED"), "true") || os.Getenv("OTEL_TRACES_EXPORTER") == "none" {
 		return false
@@ -77,7 +77,7 @@ func IsEnabled() bool {
 	return os.Getenv("OTEL_EXPORTER_OTLP_ENDPOINT") != "" || os.Getenv("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT") != ""
 }
 
-// NewTraces makes traces that go where the options say.
+// NewTraces returns traces with a tracer provider that has these options.
 func NewTraces(o ...sdktrace.TracerProviderOption) *Traces {
 	limits := sdktrace.NewSpanLimits()
 	limits.AttributeValueLengthLimit, limits.AttributeCountLimit, limits.EventCountLimit = maxAttributeBytes, maxSpanAttributes, maxSpanEvents
@@ -85,7 +85,7 @@ func NewTraces(o ...sdktrace.TracerProviderOption) *Traces {
 	return &Traces{provider: provider, tracer: provider.Tracer("stanch")}
 }
 
-// Tracer makes spans; nil if nobody collects them.
+// Tracer returns the tracer; nil if t is nil.
 func (t *Traces) Tracer() trace.Tracer {
 	if t == nil {
 		return nil
@@ -93,7 +93,7 @@ func (t *Traces) Tracer() trace.Tracer {
 	return t.tracer
 }
 
-// WithTracing puts the tracing into a client's options, and so into the workers that are made with the client.
+// WithTracing returns a client's options with tracing, which also applies to the workers of the client.
 func (t *Traces) WithTracing(o client.Options) client.Options {
 	if t != nil {
 		o.Interceptors = append(o.Interceptors, interceptor.NewTracingInterceptor(temporalTracer{otelTracer: t.tracer}), &outcomeInterceptor{})
@@ -101,20 +101,21 @@ func (t *Traces) WithTracing(o client.Options) client.Options {
 	return o
 }
 
-// shutdownTimeout is how long what waits may take at the end.
+// shutdownTimeout limits sending the remaining spans at the end.
 const shutdownTimeout = 3 * time.Second
 
-// Close sends what waits and ends.
+// Close sends the remaining spans, for at most shutdownTimeout, and stops.
 func (t *Traces) Close() {
 	if t == nil {
 		return
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), shutdownTimeout)
 	defer cancel()
-	_ = t.provider.Shutdown(ctx) // calm said already what could not be sent
+	_ = t.provider.Shutdown(ctx) // the exporter already logged what could not be sent
 }
 
-// nonblockingExporter is an exporter whose receiver may be away: that is said once a minute and is nobody else's concern.
+// nonblockingExporter is an exporter whose receiver may be unavailable: it logs that once a minute, and affects nothing
+// else.
 type nonblockingExporter struct {
 	sdktrace.SpanExporter
 	log        *slog.Logger

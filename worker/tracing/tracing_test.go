@@ -33,7 +33,7 @@ func observeActivity(_ context.Context, in activities.ObserveInput) (activities.
 	return activities.Result{Outcome: playbooks.OutcomeRefused, Reason: maliciousText}, nil
 }
 
-// tracedStoryWorkflow does something, waits for a word, and does something again.
+// tracedStoryWorkflow runs an activity, waits for a signal, and runs another activity.
 func tracedStoryWorkflow(ctx workflow.Context, second string) error {
 	ctx = workflow.WithActivityOptions(ctx, workflow.ActivityOptions{StartToCloseTimeout: 10 * time.Second})
 	if err := workflow.ExecuteActivity(ctx, "Observe", activities.ObserveInput{Request: activities.Request{Action: "first"}}).Get(ctx, nil); err != nil {
@@ -45,7 +45,7 @@ func tracedStoryWorkflow(ctx workflow.Context, second string) error {
 
 const tracedTaskQueue = "traced"
 
-// startTracedWorker is a worker of its own with its own tracing, as after a start of the program.
+// startTracedWorker returns a separate worker with its own tracing, as after a restart of the program.
 func startTracedWorker(t *testing.T, server *temporal.Server) (*tracetest.InMemoryExporter, client.Client, func()) {
 	t.Helper()
 	spans := tracetest.NewInMemoryExporter()
@@ -59,7 +59,7 @@ func startTracedWorker(t *testing.T, server *temporal.Server) (*tracetest.InMemo
 	return spans, c, func() { w.Stop(); traces.Close() }
 }
 
-// keepingExporter keeps the spans when the provider ends.
+// keepingExporter keeps the spans after the provider's shutdown.
 type keepingExporter struct{ *tracetest.InMemoryExporter }
 
 func (keepingExporter) Shutdown(context.Context) error { return nil }
@@ -82,7 +82,7 @@ func spanAttributes(s tracetest.SpanStub) map[attribute.Key]attribute.Value {
 	return out
 }
 
-// A lease outlives the program. What was done before and after is one trace, and the workflow is in it once.
+// A lease outlives the program. What was done before and after a restart is one trace, with the workflow in it once.
 func TestATraceGoesOnAfterARestart(t *testing.T) {
 	sdkworker.SetStickyWorkflowCacheSize(0)
 	t.Cleanup(func() { sdkworker.SetStickyWorkflowCacheSize(10_000) })
@@ -117,7 +117,7 @@ func TestATraceGoesOnAfterARestart(t *testing.T) {
 	require.Equal(t, "refused", spanAttributes(done[1])["stanch.outcome"].AsString())
 }
 
-// What comes from an attacker is in reasons, errors and in the names of what somebody with access to Temporal starts.
+// Attacker-controlled text can be in reasons, errors, and in the names of what somebody with access to Temporal starts.
 func TestNothingThatAnAttackerWritesIsTraced(t *testing.T) {
 	server := temporal.Start(t, nil)
 	spans, c, stop := startTracedWorker(t, server)

@@ -21,7 +21,7 @@ func TestSpendingsAreRememberedOnceAndForgottenWhenTheyNoLongerCount(t *testing.
 		env.RegisterDelayedCallback(func() { env.SignalWorkflow(budget.SignalUsage, batch) }, after)
 	}
 	send(time.Second, spent("a", time.Minute), spent("b", 3*time.Hour))
-	send(2*time.Second, spent("a", time.Minute)) // another worker, or a retry
+	send(2*time.Second, spent("a", time.Minute)) // from another worker, or a retry
 	count := func(after time.Duration, want int) {
 		env.RegisterDelayedCallback(func() {
 			value, err := env.QueryWorkflow(budget.QueryUsage)
@@ -33,7 +33,7 @@ func TestSpendingsAreRememberedOnceAndForgottenWhenTheyNoLongerCount(t *testing.
 	}
 	count(3*time.Second, 2)
 	send(2 * time.Hour)
-	count(2*time.Hour+time.Second, 1) // b is still held
+	count(2*time.Hour+time.Second, 1) // b is still active
 	send(4 * time.Hour)
 	count(4*time.Hour+time.Second, 0)
 	env.RegisterDelayedCallback(env.CancelWorkflow, 5*time.Hour)

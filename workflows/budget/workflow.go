@@ -1,5 +1,6 @@
-// Package budget remembers what was contained without a person, so that a restart does not forget how much was spent.
-// One workflow for each cluster, fed by batched signals. It refuses to decide: the guards do, by what it remembers.
+// Package budget stores the automatic containments of a cluster, so that a restart does not forget how much of the
+// budget is used. Each cluster has one workflow, which receives batched signals. It makes no decisions: the guards do,
+// with this data.
 package budget
 
 import (
@@ -9,16 +10,16 @@ import (
 	"go.temporal.io/sdk/workflow"
 )
 
-// WorkflowID is the workflow's id in a cluster.
+// WorkflowID returns the workflow id for a cluster.
 func WorkflowID(cluster string) string { return "budget/" + cluster }
 
-// Signal and Query are how it is fed and read.
+// The signal that adds usages and the query that reads them.
 const (
 	SignalUsage = "usage"
 	QueryUsage  = "usage"
 )
 
-// Usage is one containment that the budget paid for.
+// Usage is one containment that uses the budget.
 type Usage struct {
 	AppliedAt time.Time `json:"at"`
 	LeaseID   string    `json:"lease"`
@@ -27,18 +28,18 @@ type Usage struct {
 	ExpiresAt time.Time `json:"until"`
 }
 
-// UsageWindow is how long a spending counts; one whose lease still holds counts for longer.
+// UsageWindow is how long a usage counts; one with an active lease counts longer.
 const UsageWindow = time.Hour
 
-// maxUsages bounds what is remembered.
+// maxUsages is the maximum number of stored usages.
 const maxUsages = 2000
 
-// IsCounted tells whether a spending still counts.
+// IsCounted reports whether a usage still counts.
 func (s Usage) IsCounted(now time.Time) bool {
 	return now.Sub(s.AppliedAt) < UsageWindow || now.Before(s.ExpiresAt)
 }
 
-// AddUsages takes new spendings in, each lease once, and forgets what no longer counts.
+// AddUsages adds new usages, each lease once, and removes those that no longer count.
 func AddUsages(all, more []Usage, now time.Time) []Usage {
 	for _, s := range more {
 		if !slices.ContainsFunc(all, func(known Usage) bool { return known.LeaseID == s.LeaseID && s.LeaseID != "" }) {
@@ -49,16 +50,16 @@ func AddUsages(all, more []Usage, now time.Time) []Usage {
 	return all[max(0, len(all)-maxUsages):]
 }
 
-// Input carries what is remembered through continue-as-new.
+// Input carries the usages through continue-as-new.
 type Input struct {
 	Usages []Usage `json:"usages,omitempty"`
 }
 
-// Budget runs for ever.
+// Budget runs forever, with continue-as-new.
 func Budget(ctx workflow.Context, in Input) error {
 	spent := in.Usages
 	if err := workflow.SetQueryHandler(ctx, QueryUsage, func() ([]Usage, error) { return spent, nil }); err != nil {
-		return err //nolint:wrapcheck // a mistake of the program
+		return err //nolint:wrapcheck // a programming error
 	}
 	signals := workflow.GetSignalChannel(ctx, SignalUsage)
 	for {

@@ -1,8 +1,8 @@
-// Package thread keeps one incident's message in front of people: it looks whenever something happened and brings the
-// message to what is so. Its one activity is tried until it succeeds, so that nothing is lost while the chat is away.
+// Package chatmessage keeps one incident's chat message up to date: it syncs the message whenever something happens.
+// Its activity is retried until it succeeds, so that nothing is lost while the chat is unavailable.
 //
-// It refuses to carry answers: those go from the gateway to the playbook that asks. It holds nothing up: a chat that
-// is away for hours delays no containment and no undo.
+// It carries no answers: the gateway sends them to the playbook that asks. It blocks nothing: a chat that is
+// unavailable for hours delays no containment and no undo.
 package chatmessage
 
 import (
@@ -15,22 +15,22 @@ import (
 	"stanch/workflows"
 )
 
-// Input starts a thread, or goes on with one.
+// Input starts the workflow of a chat message, or continues one.
 type Input struct {
-	IncidentID string                  `json:"incident"` // its id
+	IncidentID string                  `json:"incident"` // incident id
 	State      activities.MessageState `json:"state"`
-	// MayExistAlready: there was a thread before, whose message is to be found.
+	// MayExistAlready means that an earlier workflow may have posted the message.
 	MayExistAlready bool `json:"may_exist_already,omitempty"`
 }
 
-// Timing of looking.
+// Sync timing.
 const (
-	batchDelay   = time.Second      // what happens at once is shown at once
-	syncInterval = 10 * time.Minute // a look that nothing asked for
-	retryDelay   = time.Minute      // after an error that trying again does not mend
+	batchDelay   = time.Second      // changes within this time are shown together
+	syncInterval = 10 * time.Minute // regular sync without a signal
+	retryDelay   = time.Minute      // after an error that is not retryable
 )
 
-// ChatMessage keeps one incident's message until the incident has ended.
+// ChatMessage keeps one incident's message up to date until the incident has ended.
 func ChatMessage(ctx workflow.Context, in Input) error {
 	ctx, _ = workflow.NewDisconnectedContext(ctx)
 	looked := workflow.GetSignalChannel(ctx, workflows.SignalSyncMessage)
@@ -53,12 +53,12 @@ func ChatMessage(ctx workflow.Context, in Input) error {
 			Select(ctx)
 		cancel()
 		if err := workflow.Sleep(ctx, batchDelay); err != nil {
-			return err //nolint:wrapcheck // only the end of the workflow
+			return err //nolint:wrapcheck // only when the workflow ends
 		}
 	}
 }
 
-// syncMessage brings the message up to date and says when to look again; 0 is never.
+// syncMessage updates the message and returns when to sync again; 0 means never.
 func syncMessage(ctx workflow.Context, in Input, state *activities.MessageState) time.Duration {
 	var set *activities.Activities
 	var out activities.SyncMessageResult

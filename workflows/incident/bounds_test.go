@@ -11,8 +11,8 @@ import (
 	"stanch/workflows/playbook"
 )
 
-// An incident keeps a bounded number of steps. A run whose steps no longer fit has contained its target all the same: no
-// other playbook contains it as well.
+// An incident keeps a limited number of steps. A run whose steps do not fit has still contained its target: no other
+// playbook contains it as well.
 func TestARunThatContainedKeepsItsTargetInALongIncident(t *testing.T) {
 	at := time.Date(2026, 11, 23, 3, 0, 0, 0, time.UTC)
 	catalogue := playbooks.Catalog{"pod.isolate": {Name: "pod.isolate", Verb: playbooks.VerbContain}}

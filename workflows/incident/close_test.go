@@ -21,7 +21,8 @@ import (
 	"stanch/workflows/playbook"
 )
 
-// signalInterceptor calls a function whenever a workflow is about to signal another, which then takes a second.
+// signalInterceptor calls a function whenever a workflow is about to signal another workflow; the signal then takes a
+// second.
 type signalInterceptor struct {
 	interceptor.WorkerInterceptorBase
 	interceptor.WorkflowInboundInterceptorBase
@@ -34,7 +35,7 @@ func (o *signalInterceptor) InterceptWorkflow(_ workflow.Context, next intercept
 }
 
 func (o *signalInterceptor) Init(next interceptor.WorkflowOutboundInterceptor) error {
-	return o.WorkflowInboundInterceptorBase.Next.Init(&signalInterceptor{WorkflowOutboundInterceptorBase: interceptor.WorkflowOutboundInterceptorBase{Next: next}, beforeSignal: o.beforeSignal}) //nolint:wrapcheck // the library's
+	return o.WorkflowInboundInterceptorBase.Next.Init(&signalInterceptor{WorkflowOutboundInterceptorBase: interceptor.WorkflowOutboundInterceptorBase{Next: next}, beforeSignal: o.beforeSignal}) //nolint:wrapcheck // the library's error
 }
 
 func (o *signalInterceptor) SignalExternalWorkflow(ctx workflow.Context, id, run, name string, arg any) workflow.Future {
@@ -47,7 +48,7 @@ func (o *signalInterceptor) SignalExternalWorkflow(ctx workflow.Context, id, run
 	return sent
 }
 
-// A detection that comes while the incident tells its thread that it is closed is not lost: the incident opens again.
+// A detection that arrives during the final sync is not lost: the incident opens again.
 func TestWhatComesWhileItClosesIsNotLost(t *testing.T) {
 	env := (&testsuite.WorkflowTestSuite{}).NewTestWorkflowEnvironment()
 	w := &Workflows{Playbooks: &playbook.Workflows{}}

@@ -19,7 +19,7 @@ func newAttestedDetection(id, title string, severity sensors.Severity, confidenc
 	}}
 }
 
-// What a person reads first is the worst that happened, and not what happened first.
+// The headline is the worst detection, not the first.
 func TestTheSummaryNamesTheWorstDetection(t *testing.T) {
 	at := time.Date(2026, 11, 23, 3, 0, 0, 0, time.UTC)
 	s := &incidentState{Attestations: map[string][]attestation.Envelope{}}
@@ -32,7 +32,7 @@ func TestTheSummaryNamesTheWorstDetection(t *testing.T) {
 	require.Contains(t, s.Incident.Summary, "Reverse shell in Container/web: /bin/shell connected to 203.0.113.9 port 4444. It began with: Connection to a mining pool's port. 1 kind of detection more.")
 }
 
-// Reports come later than what they report, and stand where it happened.
+// Reports arrive later than what they report, and are sorted by its time.
 func TestTheTimelineStaysInOrder(t *testing.T) {
 	at := time.Date(2026, 11, 23, 3, 0, 0, 0, time.UTC)
 	r := &incidentRun{workflows: &Workflows{Playbooks: &playbook.Workflows{}}, incidentState: &incidentState{CoveredTargets: map[string]bool{}, Attestations: map[string][]attestation.Envelope{}}}

@@ -10,14 +10,14 @@ import (
 	"stanch/sensors"
 )
 
-// MatchManualRequestActivity is the local activity that finds the playbook of what a person asked for; the worker implements it from
-// the library that it loaded. What is no playbook of this installation's is an error.
+// MatchManualRequestActivity is the local activity that returns the playbook of a manual request. The worker implements
+// it with its loaded library. It returns an error for a playbook that is not part of the installation.
 const MatchManualRequestActivity = "MatchRequestedPlaybook"
 
-// startManualRequests starts what a person asked for, with the playbook as it is now: they may have corrected the one that ran
-// before, and the plan that they saw is of this one. Its attestation goes to this run alone. Who they are, and that they may, the gateway attested; whether anything is
-// contained is for the guards, which read that attestation. A person who took the incident over, or called it a false
-// positive, stops what starts by itself, and not what people ask for afterwards.
+// startManualRequests starts manually requested playbooks in their current version: it may be a corrected one, and the
+// plan that the person saw is of this version. The attestation is used for this run only. The gateway attested who the
+// person is and that they are entitled; the guards read that attestation and decide whether anything is contained.
+// Assigning or resolving an incident stops automatic starts, not later manual requests.
 func (r *incidentRun) startManualRequests(ctx workflow.Context, asked []AttestedDetection) {
 	for _, a := range asked {
 		d, target := a.Detection, TargetOfDetection(a.Detection)
@@ -38,8 +38,8 @@ func (r *incidentRun) startManualRequests(ctx workflow.Context, asked []Attested
 	}
 }
 
-// isManualOnly reports whether nothing was detected: an incident that people began by hand runs what they asked for, and
-// no playbook by itself.
+// isManualOnly reports whether nothing was detected. Such an incident runs only what people requested, and no playbook
+// automatically.
 func (s *incidentState) isManualOnly() bool {
 	for _, d := range s.Incident.Detections {
 		if d.Rule != sensors.RuleManualRequest {

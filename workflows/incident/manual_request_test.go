@@ -29,7 +29,8 @@ func newManualRequest(id string, at time.Time) AttestedDetection {
 	return a
 }
 
-// Who asks again every hour keeps an incident open: an attack on the same target is still seen and handled.
+// A person who repeats a request every hour keeps an incident open: an attack on the same target is still detected and
+// handled.
 func TestRequestsNeverKeepADetectionOut(t *testing.T) {
 	at := time.Date(2026, 11, 23, 3, 0, 0, 0, time.UTC)
 	s := &incidentState{Attestations: map[string][]attestation.Envelope{}}
@@ -46,7 +47,7 @@ func TestRequestsNeverKeepADetectionOut(t *testing.T) {
 	require.Equal(t, sensors.Objective("execution"), s.Incident.Objective)
 }
 
-// A request permits the run that it started and no other, and runs the playbook as it is when it is asked for.
+// A request permits only its own run, and runs the current version of the playbook.
 func TestARequestSpeaksForItsOwnRunAlone(t *testing.T) {
 	env := (&testsuite.WorkflowTestSuite{}).NewTestWorkflowEnvironment()
 	plays := &playbook.Workflows{Catalog: playbooks.Catalog{}}

@@ -14,23 +14,24 @@ import (
 	"stanch/workflows/playbook"
 )
 
-// SelectedPlaybook is a playbook that matches, with its source. They come in the order of their priorities.
+// SelectedPlaybook is a matching playbook with its source. Lists of them are in order of priority.
 type SelectedPlaybook struct {
 	Name   string `json:"name"`
 	File   string `json:"file,omitempty"`
 	Source []byte `json:"source,omitempty"`
-	// Callees are the playbooks that it calls, complete.
+	// Callees are the files of all playbooks that it calls.
 	Callees []playbooks.SourceFile `json:"callees,omitempty"`
-	// PlaybookAuthorization proves that it is one of the installation's.
+	// PlaybookAuthorization proves that the playbook belongs to the installation.
 	PlaybookAuthorization *attestation.Envelope `json:"playbook_authorization,omitempty"`
-	// CanContain: it may contain something. Of those only the first that comes to something runs on a target.
+	// CanContain means that it may contain. Of these playbooks, only the first that does not fail runs on a target.
 	CanContain bool `json:"can_contain,omitempty"`
-	// Shipped: it is one of Stanch's library.
+	// Shipped means that it is from Stanch's library.
 	Shipped bool `json:"shipped,omitempty"`
-	// NotSelectedReason says why it is not started now; "" if it is. Next: it is the next where that one comes to nothing.
+	// NotSelectedReason says why it does not start now; "" if it does. IsFallback means that it starts if the one
+	// before it ends without containment.
 	NotSelectedReason string `json:"not_selected_reason,omitempty"`
 	IsFallback        bool   `json:"is_fallback,omitempty"`
-	// WaitsForEnrichment: a user's playbook may still match after enrichment, and would come first.
+	// WaitsForEnrichment means that a user's playbook may still match after enrichment, with precedence.
 	WaitsForEnrichment bool `json:"waits_for_enrichment,omitempty"`
 }
 
@@ -41,11 +42,11 @@ type containingRun struct {
 	WorkflowID string `json:"run"`
 }
 
-// maxEnrichmentWait bounds how long a shipped playbook waits for the enrichment.
+// maxEnrichmentWait limits how long a shipped playbook waits for enrichment.
 const maxEnrichmentWait = 500 * time.Millisecond
 
-// assignTargets are the targets on which a playbook is started now: those that it does not cover yet and, if it contains, that
-// no playbook before it contains. Why it leaves one out is recorded.
+// assignTargets returns the targets on which a playbook starts now: those that it does not cover yet and, if it
+// contains, that no playbook before it contains. It records why it omits others.
 func (r *incidentRun) assignTargets(ctx workflow.Context, s SelectedPlaybook, all []SelectedPlaybook) []playbooks.Target {
 	if s.NotSelectedReason != "" && !s.IsFallback {
 		r.recordNotSelected(ctx, s.Name, s.NotSelectedReason)
@@ -69,7 +70,7 @@ func (r *incidentRun) assignTargets(ctx workflow.Context, s SelectedPlaybook, al
 	return targets
 }
 
-// containmentConflict says why a playbook that contains is not started on a target, or "".
+// containmentConflict returns why a playbook that contains does not start on a target, or "".
 func (r *incidentRun) containmentConflict(s SelectedPlaybook, t playbooks.Target, all []SelectedPlaybook) string {
 	if !s.CanContain {
 		return ""
@@ -82,7 +83,7 @@ func (r *incidentRun) containmentConflict(s SelectedPlaybook, t playbooks.Target
 			return s.NotSelectedReason
 		}
 	}
-	// The user's playbooks and the shipped ones never both contain a target for one objective.
+	// A user's playbook and a shipped one never both contain a target for the same objective.
 	if by, ok := r.ContainingRuns[r.containmentKey(t)]; ok && by.Playbook != s.Name && by.Shipped != s.Shipped {
 		if s.Shipped {
 			return fmt.Sprintf("your playbook %s contains %s already", by.Playbook, t)
@@ -92,7 +93,7 @@ func (r *incidentRun) containmentConflict(s SelectedPlaybook, t playbooks.Target
 	return ""
 }
 
-// containmentKey names a target as it is contained for the incident's objective.
+// containmentKey identifies a target and the incident's objective.
 func (r *incidentRun) containmentKey(t playbooks.Target) string {
 	return string(r.Incident.Objective) + "\x00" + t.ID()
 }
@@ -110,7 +111,7 @@ func (r *incidentRun) recordContainingRun(s SelectedPlaybook, id string, targets
 	}
 }
 
-// pinnedVersion is a playbook as this incident started it first, with its proof.
+// pinnedVersion returns the version of a playbook that this incident started first, with its authorization.
 func (r *incidentRun) pinnedVersion(s SelectedPlaybook) SelectedPlaybook {
 	if was, ok := r.StartedVersions[s.Name]; ok {
 		return was
@@ -122,8 +123,8 @@ func (r *incidentRun) pinnedVersion(s SelectedPlaybook) SelectedPlaybook {
 	return s
 }
 
-// releaseRefusedTargets gives up the targets of a run that ended and came to nothing: it was refused or failed before it contained
-// anything, and nobody was asked in vain. The next playbook may contain them then.
+// releaseRefusedTargets releases the targets of a run that ended without containment: it was refused or failed, and no
+// person denied it. The next playbook may contain them.
 func (r *incidentRun) releaseRefusedTargets(report playbook.Report) {
 	if report.Ended.IsZero() || !r.endedWithoutContainment(report) {
 		return
@@ -143,7 +144,7 @@ func (r *incidentRun) releaseRefusedTargets(report playbook.Report) {
 	}
 }
 
-// startFallback starts what comes next where a run came to nothing.
+// startFallback starts the next playbook after a run that ended without containment.
 func (r *incidentRun) startFallback(ctx workflow.Context) {
 	if r.fallbackPending {
 		r.fallbackPending = false
@@ -151,8 +152,8 @@ func (r *incidentRun) startFallback(ctx workflow.Context) {
 	}
 }
 
-// endedWithoutContainment reports whether a run was refused or failed before it contained anything. What people or a phase did not
-// permit is an answer, and so is the kill switch: no other playbook gets around them.
+// endedWithoutContainment reports whether a run was refused or failed before it contained anything. A denial by people,
+// a phase or the kill switch is final: no other playbook may bypass it.
 func (r *incidentRun) endedWithoutContainment(report playbook.Report) bool {
 	hindered := report.Error != ""
 	for _, step := range report.Steps {
@@ -163,14 +164,14 @@ func (r *incidentRun) endedWithoutContainment(report playbook.Report) bool {
 		switch step.Outcome {
 		case playbooks.OutcomeRefused, playbooks.OutcomeFailed:
 			if step.Guard != "" && step.Guard != "action" {
-				return false // it would be refused to any other as well
+				return false // any other playbook would be refused too
 			}
 			hindered = true
 		case playbooks.OutcomeDenied:
 			return false
 		case playbooks.OutcomeSkipped:
 		case playbooks.OutcomeSucceeded, playbooks.OutcomeChanged, playbooks.OutcomeUnverified, playbooks.OutcomeUnchanged, playbooks.OutcomeProposed:
-			if !asked { // the steps inside of an approval are reported too
+			if !asked { // steps inside an approval are reported too
 				return false
 			}
 		}
@@ -178,7 +179,7 @@ func (r *incidentRun) endedWithoutContainment(report playbook.Report) bool {
 	return hindered
 }
 
-// recordNotSelected records once why a playbook that matches is not started.
+// recordNotSelected records why a matching playbook does not start, once.
 func (r *incidentRun) recordNotSelected(ctx workflow.Context, name, reason string) {
 	same := func(n playbooks.NotSelectedPlaybook) bool { return n.Playbook == name && n.Reason == reason }
 	if reason == "" || len(r.Incident.NotSelected) >= maxNotSelected || slices.ContainsFunc(r.Incident.NotSelected, same) {
@@ -189,10 +190,10 @@ func (r *incidentRun) recordNotSelected(ctx workflow.Context, name, reason strin
 	r.addTimeline(now, fmt.Sprintf("playbook %s not selected: %s", name, reason))
 }
 
-// maxNotSelected bounds what an incident keeps.
+// maxNotSelected is the maximum number that an incident keeps.
 const maxNotSelected = 50
 
-// waitForEnrichment starts the playbooks again once it has lasted long enough; the end of the enrichment does it earlier.
+// waitForEnrichment starts the waiting playbooks after maxEnrichmentWait. The end of enrichment starts them earlier.
 func (r *incidentRun) waitForEnrichment(ctx workflow.Context) {
 	if r.enrichmentWaitRunning {
 		return
@@ -206,7 +207,7 @@ func (r *incidentRun) waitForEnrichment(ctx workflow.Context) {
 	})
 }
 
-// startAfterEnrichment starts what waited for the enrichment, whatever came of it.
+// startAfterEnrichment starts the playbooks that waited for enrichment, whatever its result.
 func (r *incidentRun) startAfterEnrichment(ctx workflow.Context) {
 	if r.enrichmentWaitRunning {
 		r.enrichmentWaitRunning = false

@@ -20,8 +20,8 @@ import (
 	"stanch/workflows/playbook"
 )
 
-// runSelection runs an incident of several containers, the first at 0, each further one a minute later, and gives the
-// inputs of the runs that it starts. match says what matches; report what each run comes to.
+// runSelection runs an incident with several containers, the first at 0 and each further one a minute later, and
+// returns the inputs of the started runs. match returns the matching playbooks, report the report of each run.
 func runSelection(t *testing.T, containers int, match func(in playbooks.Incident) []SelectedPlaybook, report func(playbook.Input) playbook.Report) (playbooks.Incident, []playbook.Input) {
 	t.Helper()
 	env := (&testsuite.WorkflowTestSuite{}).NewTestWorkflowEnvironment()
@@ -57,7 +57,7 @@ func newStepReport(outcome playbooks.Outcome, guard string) playbooks.StepReport
 	return playbooks.StepReport{Step: "steps[0]", Action: "pod.isolate", Outcome: outcome, Guard: guard}
 }
 
-// An incident keeps the version of a playbook that it started with, however the file is edited meanwhile.
+// An incident keeps the version of a playbook that it started first, even if the file changes meanwhile.
 func TestAnIncidentKeepsThePlaybooksThatItStartedWith(t *testing.T) {
 	version := 0
 	_, runs := runSelection(t, 2, func(playbooks.Incident) []SelectedPlaybook {
@@ -70,7 +70,8 @@ func TestAnIncidentKeepsThePlaybooksThatItStartedWith(t *testing.T) {
 	require.Equal(t, "version 1", string(runs[1].Source))
 }
 
-// The next playbook contains where the first came to nothing of its own; what a person, a phase or a guard answers is for all.
+// The next playbook contains if the first failed by itself. An answer of a person, a phase or a guard applies to all
+// playbooks.
 func TestWhichOutcomesLetTheNextPlaybookContain(t *testing.T) {
 	for name, c := range map[string]struct {
 		steps []playbooks.StepReport
@@ -119,7 +120,7 @@ func TestWhichOutcomesLetTheNextPlaybookContain(t *testing.T) {
 	}
 }
 
-// A user's playbook that comes to match when a shipped one contains already does not contain the same target again.
+// A user's playbook that matches after a shipped one contained does not contain the same target again.
 func TestAUsersPlaybookThatMatchesLateDoesNotContainAgain(t *testing.T) {
 	in, runs := runSelection(t, 2, func(in playbooks.Incident) []SelectedPlaybook {
 		shipped := SelectedPlaybook{Name: "shipped", File: "shipped", CanContain: true, Shipped: true}

@@ -13,48 +13,49 @@ import (
 	"stanch/sensors/attestation"
 )
 
-// AttestedDetection is a detection with the gateway's word that it accepted it.
+// AttestedDetection is a detection with the gateway's attestation that it accepted it.
 type AttestedDetection struct {
 	Detection   sensors.Detection    `json:"detection"`
 	Attestation attestation.Envelope `json:"attestation"`
 }
 
-// Bounds of what an incident keeps; past them it counts.
+// Limits of what an incident keeps; it counts everything beyond.
 const (
 	maxDetectionSummaries    = 50
 	maxSeenDetections        = 2000
 	maxAttestationsPerTarget = 8
 	maxTimeline              = 200
 	maxTargets               = 50
-	// maxManualRequestSummaries is how many of the summaries are of people's requests, the newest: what they ask for again and again must
-	// never keep a detection out.
+	// maxManualRequestSummaries is the maximum number of summaries of manual requests, the newest ones: repeated
+	// requests must never displace a detection.
 	maxManualRequestSummaries = 10
 )
 
-// incidentState is everything that an incident carries through continue-as-new.
+// incidentState is everything that continue-as-new carries over.
 type incidentState struct {
 	Incident         playbooks.Incident                `json:"incident"`
-	SeenDetectionIDs []string                          `json:"seen_detection_ids"` // detection ids, the oldest first
+	SeenDetectionIDs []string                          `json:"seen_detection_ids"` // detection ids, oldest first
 	Attestations     map[string][]attestation.Envelope `json:"attestations"`
-	LastDetectionAt  time.Time                         `json:"last"` // of the last detection, by the workflow's clock
+	// time of the last detection, by the workflow's clock
+	LastDetectionAt time.Time `json:"last"`
 	// CoveredTargets are the targets for which a playbook runs or ran, by playbook and target.
 	CoveredTargets map[string]bool `json:"covered_targets"`
 	RunCount       int             `json:"run_count"`
-	// StartedVersions are the playbooks that were started, as they were then: a later edit does not change them.
+	// StartedVersions are the playbooks in the version that was started first: a later edit does not change them.
 	StartedVersions map[string]SelectedPlaybook `json:"started_versions,omitempty"`
-	// ContainingRuns is which playbook contains a target for an objective; Refused are those that came to nothing, by
-	// playbook and target.
+	// ContainingRuns is the run that contains a target for an objective. RefusedTargets are those whose run ended
+	// without containment, by playbook and target.
 	ContainingRuns map[string]containingRun `json:"containing_runs,omitempty"`
 	RefusedTargets map[string]bool          `json:"refused_targets,omitempty"`
-	// ChatMessageStarted: the thread was started.
+	// ChatMessageStarted means that the message workflow was started.
 	ChatMessageStarted bool `json:"chat_message_started,omitempty"`
-	// WatcherWorkflowIDs are the runs of playbooks that wait for a change of the incident.
+	// WatcherWorkflowIDs are the playbook runs that wait for a change of the incident.
 	WatcherWorkflowIDs []string `json:"watcher_workflow_ids,omitempty"`
-	// WatcherNotifications is how often they were told.
+	// WatcherNotifications is the number of notifications sent to them.
 	WatcherNotifications int `json:"watcher_notifications,omitempty"`
 }
 
-// TargetOfDetection is what a detection is about: its pod, or its container outside of Kubernetes.
+// TargetOfDetection returns the target of a detection: its pod, or its container outside Kubernetes.
 func TargetOfDetection(d sensors.Detection) playbooks.Target {
 	c := d.Event.Container
 	if c.Pod.UID != "" {
@@ -70,14 +71,14 @@ func TargetOfDetection(d sensors.Detection) playbooks.Target {
 	return playbooks.Target{Kind: playbooks.TargetContainer, Name: name, UID: c.ID, Node: d.Node, ContainerID: c.ID, ContainerName: c.Name}
 }
 
-// HasContainer tells whether a detection is about a container, and so has a target that can be held.
+// HasContainer reports whether a detection is about a container, and so has a target that can be contained.
 func HasContainer(d sensors.Detection) bool {
 	return d.Event.Container.ID != "" || d.Event.Container.Pod.UID != ""
 }
 
 func shortID(id string) string { return id[:min(12, len(id))] }
 
-// WorkloadOfDetection is what a detection's container belongs to.
+// WorkloadOfDetection returns the workload of a detection's container.
 func WorkloadOfDetection(d sensors.Detection) playbooks.WorkloadIdentity {
 	c := d.Event.Container
 	w := playbooks.WorkloadIdentity{
@@ -96,7 +97,7 @@ func WorkloadOfDetection(d sensors.Detection) playbooks.WorkloadIdentity {
 	return w
 }
 
-// addDetection takes in one detection; false if it was seen before.
+// addDetection adds a detection. It returns false for a duplicate.
 func (s *incidentState) addDetection(a AttestedDetection, now time.Time) bool {
 	d := a.Detection
 	if slices.Contains(s.SeenDetectionIDs, d.ID) {
@@ -120,7 +121,7 @@ func (s *incidentState) addDetection(a AttestedDetection, now time.Time) bool {
 	if i := slices.IndexFunc(in.Targets, func(t playbooks.Target) bool { return t.ID() == target.ID() }); i < 0 && target.Kind != "" && len(in.Targets) < maxTargets {
 		in.Targets = append(in.Targets, target)
 	}
-	if target.Kind != "" && d.ManualRequest == nil { // a request speaks for its own run alone
+	if target.Kind != "" && d.ManualRequest == nil { // a request's attestation is for its own run only
 		s.addAttestation(target.ID(), a.Attestation)
 	}
 	if d.ManualRequest != nil {
@@ -145,7 +146,7 @@ func (s *incidentState) addDetection(a AttestedDetection, now time.Time) bool {
 	return true
 }
 
-// trimManualRequests keeps the summaries of so many requests, the newest. The timeline and the runs keep all.
+// trimManualRequests keeps only the newest summaries of requests. The timeline and the runs keep all.
 func (s *incidentState) trimManualRequests(keep int) {
 	requests := 0
 	for _, d := range s.Incident.Detections {
@@ -162,7 +163,7 @@ func (s *incidentState) trimManualRequests(keep int) {
 	})
 }
 
-// addAttestation keeps the newest attestations of a target.
+// addAttestation adds an attestation of a target, and keeps only the newest ones.
 func (s *incidentState) addAttestation(target string, a attestation.Envelope) {
 	list := append(s.Attestations[target], a)
 	if len(list) > maxAttestationsPerTarget {
@@ -171,7 +172,7 @@ func (s *incidentState) addAttestation(target string, a attestation.Envelope) {
 	s.Attestations[target] = list
 }
 
-// addTimeline enters a line into the timeline where its time belongs: reports come later than what they report.
+// addTimeline inserts a line into the timeline by its time, because reports arrive later than what they report.
 func (s *incidentState) addTimeline(at time.Time, what string) {
 	t := s.Incident.Timeline
 	if len(t) >= maxTimeline {
@@ -184,10 +185,10 @@ func (s *incidentState) addTimeline(at time.Time, what string) {
 	s.Incident.Timeline = slices.Insert(t, i, playbooks.TimelineEntry{At: at, Text: what})
 }
 
-// Describe is a detection's behaviour in one line. Its words are an attacker's: it is data.
+// Describe returns a detection's behavior in one line. It may contain attacker-controlled strings.
 func Describe(d sensors.Detection) string {
 	if d.ManualRequest != nil && len(d.Reasons) > 0 {
-		return d.Reasons[0] // the gateway made and bounded it: a person's reason is shown complete
+		return d.Reasons[0] // the gateway created and limited it: a person's reason is shown completely
 	}
 	e := d.Event
 	process := e.Process.Exe
@@ -230,7 +231,7 @@ func Describe(d sensors.Detection) string {
 	return what
 }
 
-// describeSyscall says in words which system call was made, on what, and whether the kernel refused it.
+// describeSyscall describes a system call, its object, and whether the kernel refused it.
 func describeSyscall(process string, e sensors.Event) string {
 	what := process + " called " + e.Syscall.Name
 	if e.Syscall.PID != 0 {
@@ -248,7 +249,7 @@ func describeSyscall(process string, e sensors.Event) string {
 	return what
 }
 
-// recompute weighs what is known and writes the summary.
+// recompute correlates the detections and updates the summary.
 func (s *incidentState) recompute() {
 	in := &s.Incident
 	signals := make([]playbooks.CorrelationInput, 0, len(in.Detections))
@@ -257,7 +258,7 @@ func (s *incidentState) recompute() {
 	detected := !s.isManualOnly()
 	for _, d := range in.Detections {
 		if detected && d.Rule == sensors.RuleManualRequest {
-			continue // what people ask for says nothing of what an attacker is after
+			continue // a manual request says nothing about the attacker's objective
 		}
 		signals = append(signals, playbooks.CorrelationInput{Rule: d.Rule, Objective: d.Objective, Confidence: d.Confidence, Severity: d.Severity, Title: d.Title, DetectedAt: d.FirstSeen, Reason: firstReason(d.Reasons)})
 		if d.Technique != "" && !techniques[d.Technique] {
@@ -274,8 +275,8 @@ func (s *incidentState) recompute() {
 	in.Summary = Summarize(*in)
 }
 
-// firstReason is the first of a detection's reasons: its rule's, or, where the gateway or the health of the telemetry put it
-// first, what happened: who asked the cluster or the cloud for what.
+// firstReason returns the first reason of a detection: its rule's reason, or what happened if the gateway or the
+// telemetry's health put that first, such as who requested what from the cluster or the cloud.
 func firstReason(reasons []string) string {
 	if len(reasons) == 0 {
 		return ""
@@ -286,7 +287,7 @@ func firstReason(reasons []string) string {
 	return reasons[0]
 }
 
-// Summarize says in plain language what is known.
+// Summarize returns a summary of an incident in plain language.
 func Summarize(in playbooks.Incident) string {
 	var b strings.Builder
 	worst, at := display.HeadlineDetection(in)
@@ -325,7 +326,7 @@ func describeKindCount(n int) string {
 	return fmt.Sprintf("%d kinds of detection", n)
 }
 
-// incidentRef is what actions need to know.
+// incidentRef returns the part of the incident that actions use.
 func (s *incidentState) incidentRef() activities.IncidentRef {
 	in := s.Incident
 	return activities.IncidentRef{ID: in.ID, GroupingKey: in.GroupingKey, Cluster: in.Cluster, Summary: in.Summary, Scope: in.Scope, Workload: in.Workload, Confidence: in.Confidence, Opened: in.Opened, Replicas: in.BlastRadius.Replicas}

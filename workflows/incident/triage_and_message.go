@@ -21,17 +21,17 @@ type TriageKind string
 
 // The triage kinds. After each of them no further playbook starts in the incident.
 const (
-	// TriageAssigned makes the incident the person's own. Its running playbooks contain nothing further and their open
-	// questions are denied; leases stay in force until they end.
+	// TriageAssigned assigns the incident to the person. Its running playbooks contain nothing further and their
+	// pending approval requests are denied; leases stay in force until they end.
 	TriageAssigned TriageKind = "assigned"
-	// TriageFalsePositive resolves the incident: what was detected did not happen. Its leases are released and its open
-	// questions are denied.
+	// TriageFalsePositive resolves the incident: what was detected did not happen. Its leases are released and its
+	// pending approval requests are denied.
 	TriageFalsePositive TriageKind = "false-positive"
-	// TriageTruePositive resolves the incident: it was an attack. Nothing is released or denied: leases stay in force until
-	// they end, and running playbooks and their open questions go on.
+	// TriageTruePositive resolves the incident: it was an attack. Nothing is released or denied: leases stay in force
+	// until they end, and running playbooks and their approval requests continue.
 	TriageTruePositive TriageKind = "true-positive"
-	// TriageBenign resolves the incident: what was detected happened and is permitted, such as a penetration test. It has the
-	// effects of TriageFalsePositive: a run that went on would contain again what was just released.
+	// TriageBenign resolves the incident: what was detected happened and is permitted, such as a penetration test. It
+	// has the effects of TriageFalsePositive: a run that continued would contain again what was just released.
 	TriageBenign TriageKind = "benign"
 )
 
@@ -46,7 +46,8 @@ func (k TriageKind) IsDisposition() bool { return slices.Contains(Dispositions()
 // ReleasesLeases reports whether k ends the incident's leases.
 func (k TriageKind) ReleasesLeases() bool { return k == TriageFalsePositive || k == TriageBenign }
 
-// SuspendsPlaybooks reports whether k stops running playbooks from containing further, which denies their open questions.
+// SuspendsPlaybooks reports whether k stops running playbooks from containing further, which denies their pending
+// approval requests.
 func (k TriageKind) SuspendsPlaybooks() bool { return k == TriageAssigned || k.ReleasesLeases() }
 
 // Describe returns a disposition as a noun, such as "a false positive"; any other kind as it is.
@@ -61,7 +62,7 @@ func (k TriageKind) Describe() string {
 	return string(k)
 }
 
-// TriageDecision is what a person decided about an incident, with the grant by which the gateway proves who decided.
+// TriageDecision is a person's decision about an incident, with the grant by which the gateway proves who decided.
 type TriageDecision struct {
 	Kind   TriageKind           `json:"kind"`
 	Person string               `json:"person"`
@@ -69,8 +70,8 @@ type TriageDecision struct {
 	Grant  attestation.Envelope `json:"grant"`
 }
 
-// handleTriage applies a person's decision. No further playbook starts in an incident that is assigned or resolved. Leases are
-// released by the gateway, with a grant of their own.
+// handleTriage applies a person's decision. No further playbook starts in an incident that is assigned or resolved.
+// Leases are released by the gateway, with a grant of their own.
 func (r *incidentRun) handleTriage(ctx workflow.Context, m TriageDecision) {
 	now := workflow.Now(ctx)
 	var text string
@@ -99,16 +100,16 @@ func (r *incidentRun) handleTriage(ctx workflow.Context, m TriageDecision) {
 	}
 }
 
-// isAssigned tells whether a person decides what happens from now on.
+// isAssigned reports whether a person decides from now on.
 func (r *incidentRun) isAssigned() bool {
 	return r.Incident.Assignee != "" || r.Incident.Disposition != ""
 }
 
-// notifyDelay is how long a change waits for the next before people are told: a containment makes several in a moment, and
-// telling must not slow it down.
+// notifyDelay is how long a change waits for further ones before the message workflow is notified: a containment causes
+// several changes at once, and notifications must not slow it down.
 const notifyDelay = time.Second
 
-// keepMessageSynced tells the incident's thread when something happened, and starts it the first time.
+// keepMessageSynced notifies the message workflow of changes, and starts it the first time.
 func (r *incidentRun) keepMessageSynced(ctx workflow.Context) {
 	if !r.input.ChatEnabled {
 		return
@@ -125,7 +126,7 @@ func (r *incidentRun) keepMessageSynced(ctx workflow.Context) {
 	})
 }
 
-// notifyChatMessage starts the thread, or signals it. A thread that was terminated is started anew.
+// notifyChatMessage starts or signals the message workflow. If it was terminated, a new one is started.
 func (r *incidentRun) notifyChatMessage(ctx workflow.Context) {
 	id := workflows.ChatMessageWorkflowID(r.Incident.ID)
 	if r.ChatMessageStarted && workflow.SignalExternalWorkflow(ctx, id, "", workflows.SignalSyncMessage, nil).Get(ctx, nil) == nil {
@@ -143,7 +144,7 @@ func (r *incidentRun) notifyChatMessage(ctx workflow.Context) {
 	}
 }
 
-// finalSync makes sure that the thread shows the end; true if it waited for that.
+// finalSync makes sure that the chat message shows the end. It returns true if it had to wait.
 func (r *incidentRun) finalSync(ctx workflow.Context) bool {
 	if r.input.ChatEnabled {
 		r.notifyChatMessage(ctx)
@@ -151,10 +152,11 @@ func (r *incidentRun) finalSync(ctx workflow.Context) bool {
 	return r.input.ChatEnabled
 }
 
-// maxActors bounds who is named as having done it. Past it nobody can tell any more who may answer, and so nobody may.
+// maxActors is the maximum number of actors of an incident. With more, nobody may answer its approval requests, because
+// it is unknown who is an actor.
 const maxActors = 50
 
-// addActor notes who did what was detected: nobody approves what they triggered.
+// addActor records who caused a detection: nobody may approve the response to what they caused.
 func (s *incidentState) addActor(d sensors.Detection) {
 	switch a := d.Event.Actor; {
 	case a == "" || slices.Contains(s.Incident.Actors, a):
@@ -165,7 +167,7 @@ func (s *incidentState) addActor(d sensors.Detection) {
 	}
 }
 
-// notStartedReason says why a playbook that matches does not run.
+// notStartedReason returns why a matching playbook does not run.
 func notStartedReason(in playbooks.Incident) string {
 	if in.Disposition != "" {
 		return fmt.Sprintf("nothing further is contained: %s resolved the incident as %s", in.DispositionBy, TriageKind(in.Disposition).Describe())

@@ -10,11 +10,11 @@ import (
 	"stanch/workflows"
 )
 
-// watcherNotifyInterval is the least time between two words to playbooks that wait for a change: a storm of detections must not fill
-// their histories.
+// watcherNotifyInterval is the minimum time between notifications of playbooks that wait for a change: a flood of
+// detections must not fill their histories.
 const watcherNotifyInterval = 5 * time.Second
 
-// handleWatch takes in that a playbook of this incident waits for a change of it, or no longer does.
+// handleWatch records that a playbook of this incident starts or stops waiting for a change of it.
 func (r *incidentRun) handleWatch(ctx workflow.Context, id string, watches bool) {
 	if !watches {
 		r.WatcherWorkflowIDs = slices.DeleteFunc(r.WatcherWorkflowIDs, func(other string) bool { return other == id })
@@ -29,7 +29,7 @@ func (r *incidentRun) handleWatch(ctx workflow.Context, id string, watches bool)
 	r.runWatcherLoop(ctx)
 }
 
-// runWatcherLoop tells playbooks that wait how the incident is, when they begin to wait and whenever it has changed.
+// runWatcherLoop sends the incident's state to waiting playbooks when they start to wait and whenever it changes.
 func (r *incidentRun) runWatcherLoop(ctx workflow.Context) {
 	if len(r.WatcherWorkflowIDs) == 0 || r.watcherLoopRunning {
 		return
@@ -43,7 +43,8 @@ func (r *incidentRun) runWatcherLoop(ctx workflow.Context) {
 			r.watchersOutdated = false
 			r.notifyWatchers(ctx)
 			r.WatcherNotifications++
-			if workflow.Sleep(ctx, watcherNotifyInterval<<min(r.WatcherNotifications/20, 6)) != nil { // the longer the rarer: five minutes at last
+			// less and less often, finally every five minutes
+			if workflow.Sleep(ctx, watcherNotifyInterval<<min(r.WatcherNotifications/20, 6)) != nil {
 				return
 			}
 		}
@@ -57,6 +58,7 @@ func (r *incidentRun) notifyWatchers(ctx workflow.Context) {
 	now := r.Incident
 	now.Timeline, now.Playbooks, now.Evidence = nil, nil, nil
 	for _, id := range r.WatcherWorkflowIDs {
-		workflow.SignalExternalWorkflow(ctx, id, "", workflows.SignalIncidentState, now) // one that has just ended hears nothing
+		// a playbook that has just ended receives nothing
+		workflow.SignalExternalWorkflow(ctx, id, "", workflows.SignalIncidentState, now)
 	}
 }

@@ -22,8 +22,8 @@ import (
 	"stanch/workflows/playbook"
 )
 
-// runWatchedIncident runs an incident whose playbook waits for enough detections. It gives the incident, what became of the wait, and
-// how often the incident spoke to the playbook.
+// runWatchedIncident runs an incident whose playbook waits for enough detections. It returns the incident, the outcome
+// of the wait, and the number of notifications that the incident sent.
 func runWatchedIncident(t *testing.T, enough int, then string, detections []time.Duration) (in playbooks.Incident, wait playbooks.StepReport, spoken int) {
 	t.Helper()
 	env := (&testsuite.WorkflowTestSuite{}).NewTestWorkflowEnvironment()
@@ -58,21 +58,21 @@ func runWatchedIncident(t *testing.T, enough int, then string, detections []time
 	return in, in.Playbooks[0].Steps[0], spoken
 }
 
-// A playbook that waits for more hears of it when it comes.
+// A playbook that waits for more detections is notified of them.
 func TestAPlaybookThatWaitsHearsOfMore(t *testing.T) {
 	in, wait, _ := runWatchedIncident(t, 5, "", []time.Duration{0, time.Minute, 2 * time.Minute, 3 * time.Minute, 4 * time.Minute})
 	require.Equal(t, playbooks.OutcomeSucceeded, wait.Outcome, wait.Reason)
 	require.WithinDuration(t, in.Opened.Add(4*time.Minute), wait.At, 10*time.Second)
 }
 
-// What never comes is not waited for longer than was said.
+// A wait that never becomes true ends at its timeout.
 func TestAPlaybookThatWaitsGivesUp(t *testing.T) {
 	_, wait, _ := runWatchedIncident(t, 5, "", []time.Duration{0, time.Minute})
 	require.Equal(t, playbooks.OutcomeFailed, wait.Outcome)
 	require.Equal(t, "it did not hold within 20m", wait.Reason)
 }
 
-// A storm of detections does not fill the history of a playbook that waits.
+// A flood of detections does not fill the history of a waiting playbook.
 func TestAStormIsToldInSteps(t *testing.T) {
 	var storm []time.Duration
 	for i := range 600 {
@@ -83,7 +83,7 @@ func TestAStormIsToldInSteps(t *testing.T) {
 	require.LessOrEqual(t, spoken, 15, "a minute of it, told every five seconds at most")
 }
 
-// A playbook that waits for nothing of the incident any more is told nothing any more.
+// A playbook that no longer waits gets no notifications.
 func TestWhoNoLongerWaitsIsToldNothing(t *testing.T) {
 	var often []time.Duration
 	for i := range 100 {

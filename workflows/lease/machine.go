@@ -1,8 +1,8 @@
-// Package lease holds one facet of one target: apply, verify, hold, undo, verify. Its logic is Machine, a pure state
-// machine that is told what happened and says what to do next; Workflow is a thin loop around it.
+// Package lease runs the lease of one facet of one target: apply, verify regularly, undo, verify. Its logic is Machine,
+// a pure state machine that receives events and returns commands; the workflow is a thin loop around it.
 //
-// It refuses to forget: a lease whose undo fails stays, visibly, as stuck. It refuses to end early without a grant
-// and to last past its last holder's end.
+// A lease whose undo fails is never forgotten: it stays visible as stuck. A lease never ends early without a grant, and
+// never lasts past its last holder's end.
 package lease
 
 import (
@@ -17,7 +17,7 @@ import (
 	"stanch/workflows"
 )
 
-// State is where a lease stands.
+// State is the state of a lease.
 type State string
 
 // The states.
@@ -25,29 +25,31 @@ const (
 	StateApplying State = "applying"
 	StateHeld     State = "held"
 	StateUndoing  State = "undoing"
-	StateStuck    State = "stuck" // undo will not go through; it is tried again and shown
+	StateStuck    State = "stuck" // undo fails repeatedly; it is retried and reported
 	StateEnded    State = "ended"
 )
 
-// Holder is one step's hold on the lease.
+// Holder is one step that holds the lease.
 type Holder struct {
-	ID               string                   `json:"id"`
-	ReportToWorkflow string                   `json:"report_to_workflow"` // workflow id of the playbook's run
+	ID string `json:"id"`
+	// workflow id of the playbook's run; "" after its first report
+	ReportToWorkflow string                   `json:"report_to_workflow"`
 	IncidentRef      activities.IncidentRef   `json:"incident"`
 	Action           string                   `json:"action"`
 	Params           json.RawMessage          `json:"params"`
 	Duration         time.Duration            `json:"for"`
 	Plan             activities.Plan          `json:"plan"`
 	Authorization    activities.Authorization `json:"authorization"`
-	ExpiresAt        time.Time                `json:"until,omitzero"` // set when the lease takes the holder in
+	ExpiresAt        time.Time                `json:"until,omitzero"` // set when the holder joins the lease
 }
 
-// Timing says how a lease watches itself. The zero value means the defaults.
+// Timing configures the verification and the retries of a lease. The zero value means the defaults.
 type Timing struct {
-	VerifyInterval   time.Duration `json:"verify_interval,omitempty"`    // between two verifications; default 30 s
-	UndoRetryInitial time.Duration `json:"undo_retry_initial,omitempty"` // after a failed undo; default 2 s, doubling
-	UndoRetryMax     time.Duration `json:"undo_retry_max,omitempty"`     // default 1 min
-	// Route is where its activities run.
+	VerifyInterval time.Duration `json:"verify_interval,omitempty"` // time between verifications; default 30 s
+	// delay after a failed undo; default 2 s, doubling
+	UndoRetryInitial time.Duration `json:"undo_retry_initial,omitempty"`
+	UndoRetryMax     time.Duration `json:"undo_retry_max,omitempty"` // maximum of that delay; default 1 min
+	// Route selects where its activities run.
 	Route workflows.ActivityRoute `json:"route,omitzero"`
 }
 
@@ -58,15 +60,16 @@ func (t Timing) withDefaults() Timing {
 	return t
 }
 
-// stuckAfterUndoAttempts is how many times an undo may fail before the lease counts as stuck. It is tried on after that.
+// stuckAfterUndoAttempts is the number of failed undo attempts after which a lease is stuck. Undo is retried even then.
 const stuckAfterUndoAttempts = 5
 
-// contestedAfterReapplies is how many re-applications make a lease "fought over".
+// contestedAfterReapplies is the number of re-applications after which a lease is contested.
 const contestedAfterReapplies = 3
 
-// Machine is the lease's whole state; it is carried through continue-as-new as it is.
+// Machine is the complete state of a lease. Continue-as-new carries it over unchanged. It is not safe for concurrent
+// use.
 type Machine struct {
-	LeaseID        string                   `json:"lease"` // unique, never used twice
+	LeaseID        string                   `json:"lease"` // unique, never reused
 	Target         playbooks.Target         `json:"target"`
 	Facet          playbooks.Facet          `json:"facet"`
 	State          State                    `json:"state"`
@@ -76,13 +79,13 @@ type Machine struct {
 	IncidentRef    activities.IncidentRef   `json:"incident"` // of the first holder
 	PriorState     json.RawMessage          `json:"prior,omitempty"`
 	Authorization  activities.Authorization `json:"authorization"`
-	Duration       time.Duration            `json:"for,omitempty"` // what the holder asked whose basis counts
+	Duration       time.Duration            `json:"for,omitempty"` // duration of the holder whose authorization is used
 	LeaseToken     *attestation.Envelope    `json:"token,omitempty"`
-	ReleaseGrant   *attestation.Envelope    `json:"grant,omitempty"`           // a release that people gave
-	ExtensionGrant *attestation.Envelope    `json:"extension_grant,omitempty"` // a longer hold that people gave
+	ReleaseGrant   *attestation.Envelope    `json:"grant,omitempty"`           // an early end that people granted
+	ExtensionGrant *attestation.Envelope    `json:"extension_grant,omitempty"` // an extension that people granted
 	Outcome        playbooks.Outcome        `json:"outcome,omitempty"`
 	Reason         string                   `json:"reason,omitempty"`
-	Guard          string                   `json:"guard,omitempty"`        // that did not permit it
+	Guard          string                   `json:"guard,omitempty"`        // the guard that refused it
 	StampedUntil   time.Time                `json:"stamped_until,omitzero"` // the end on the contained object
 	AppliedAt      time.Time                `json:"applied_at,omitzero"`
 	Verified       bool                     `json:"verified"`
@@ -91,13 +94,13 @@ type Machine struct {
 	ReapplyCount   int                      `json:"reapply_count"`
 	Contested      bool                     `json:"contested"`
 	UndoAttempts   int                      `json:"undo_attempts"`
-	NextCheckAt    time.Time                `json:"next_check_at,omitzero"` // of verification or of the next try
+	NextCheckAt    time.Time                `json:"next_check_at,omitzero"` // next verification or retry
 	Timing         Timing                   `json:"timing"`
-	// PendingReports are what is to be told: to holders once each, to incidents at every change.
+	// PendingReports are the reports to send: one to each holder, and one to each incident at every change.
 	PendingReports []OutgoingReport `json:"pending_reports,omitempty"`
 }
 
-// CommandKind is what to do next.
+// CommandKind is the kind of the next action.
 type CommandKind string
 
 // The commands.
@@ -109,13 +112,13 @@ const (
 	CommandEnd    CommandKind = "end"
 )
 
-// Command is one thing to do.
+// Command is one action of the workflow.
 type Command struct {
 	Kind  CommandKind
-	Until time.Time // CommandWait
+	Until time.Time // for CommandWait
 }
 
-// NewMachine starts a lease with its first holder.
+// NewMachine returns the machine of a new lease with its first holder.
 func NewMachine(lease string, target playbooks.Target, facet playbooks.Facet, first Holder, now time.Time, timing Timing) *Machine {
 	m := &Machine{LeaseID: lease, Target: target, Facet: facet, State: StateApplying, Holders: map[string]*Holder{}, Timing: timing.withDefaults()}
 	m.Action, m.Params, m.IncidentRef, m.PriorState, m.Authorization, m.Duration = first.Action, first.Params, first.IncidentRef, first.Plan.PriorState, first.Authorization, first.Duration
@@ -124,7 +127,7 @@ func NewMachine(lease string, target playbooks.Target, facet playbooks.Facet, fi
 	return m
 }
 
-// LastExpiry is when the last holder's hold ends.
+// LastExpiry returns the end of the last holder.
 func (m *Machine) LastExpiry() time.Time {
 	var end time.Time
 	for _, h := range m.Holders {
@@ -135,7 +138,7 @@ func (m *Machine) LastExpiry() time.Time {
 	return end
 }
 
-// NextCommand says what to do at the time given.
+// NextCommand returns what to do at the given time.
 func (m *Machine) NextCommand(now time.Time) Command {
 	switch m.State {
 	case StateApplying:
@@ -164,11 +167,11 @@ func (m *Machine) NextCommand(now time.Time) Command {
 	}
 }
 
-// ActivityRequest is what the activities are asked for the lease as it stands.
+// ActivityRequest returns the request for activities in the current state.
 func (m *Machine) ActivityRequest() activities.Request {
 	until := m.LastExpiry()
 	if m.State == StateUndoing || m.State == StateStuck || !m.NeedsReapply && !m.StampedUntil.IsZero() {
-		until = m.StampedUntil // what is in force, which is not always what was asked for
+		until = m.StampedUntil // the end that is in force, which may differ from the requested one
 	}
 	if until.IsZero() {
 		until = m.LastExpiry()
@@ -176,10 +179,10 @@ func (m *Machine) ActivityRequest() activities.Request {
 	return activities.Request{Action: m.Action, Params: m.Params, Target: m.Target, IncidentRef: m.IncidentRef, LeaseID: m.LeaseID, Duration: m.Duration, ExpiresAt: until, ReleaseGrant: m.ReleaseGrant, ExtensionGrant: m.ExtensionGrant}
 }
 
-// Join takes a further holder in. Another action on the same facet, or a lease that is ending, refuses it.
+// Join adds a holder. It refuses another action on the same facet, and any holder if the lease is ending.
 func (m *Machine) Join(h Holder, now time.Time, combine func(a, b json.RawMessage) (json.RawMessage, error)) {
 	if _, known := m.Holders[h.ID]; known {
-		return // a repeated signal
+		return // repeated signal
 	}
 	h.ExpiresAt = now.Add(h.Duration)
 	refuse := func(format string, args ...any) {
@@ -203,8 +206,8 @@ func (m *Machine) Join(h Holder, now time.Time, combine func(a, b json.RawMessag
 	before := m.LastExpiry()
 	m.Holders[h.ID] = &h
 	if string(params) != string(m.Params) || h.ExpiresAt.After(before) {
-		// The token stays: what it covers, the guards need not permit again. Before there is one, the end is that of the
-		// longest hold, whosever it is.
+		// The token stays valid for what it covers, without new guard decisions. Without a token, the end is that of
+		// the longest holder.
 		longest := max(m.Duration, h.Duration)
 		if m.Params, m.NeedsReapply, m.Authorization, m.Duration = params, true, h.Authorization, h.Duration; m.LeaseToken == nil {
 			m.Duration = longest
@@ -217,8 +220,7 @@ func (m *Machine) Join(h Holder, now time.Time, combine func(a, b json.RawMessag
 	}
 }
 
-// Release ends one holder, or all with "". The grant was verified by the gateway and is verified again where the
-// effect is.
+// Release ends one holder, or all with "". The gateway verified the grant, and the activity verifies it again.
 func (m *Machine) Release(holder string, grant attestation.Envelope, now time.Time) {
 	if m.State == StateEnded {
 		return
@@ -232,14 +234,14 @@ func (m *Machine) Release(holder string, grant attestation.Envelope, now time.Ti
 		}
 	}
 	if m.State == StateHeld && now.Before(m.LastExpiry()) && m.LastExpiry().Before(m.StampedUntil) {
-		m.NeedsReapply = true // the stamp must come earlier
+		m.NeedsReapply = true // the stamped end must move to an earlier time
 	}
 	if m.State == StateStuck || m.State == StateUndoing {
 		m.NextCheckAt = now
 	}
 }
 
-// Extend moves the end of a holder, or of all with "".
+// Extend moves the end of one holder, or of all with "".
 func (m *Machine) Extend(holder string, until time.Time, grant attestation.Envelope) {
 	if m.State != StateHeld && m.State != StateApplying {
 		return
@@ -254,7 +256,7 @@ func (m *Machine) Extend(holder string, until time.Time, grant attestation.Envel
 	}
 }
 
-// OnApplied takes in what applying did.
+// OnApplied handles the result of applying.
 func (m *Machine) OnApplied(r activities.ApplyResult, asked time.Time, now time.Time) {
 	first := m.State == StateApplying
 	m.NeedsReapply = false
@@ -269,7 +271,7 @@ func (m *Machine) OnApplied(r activities.ApplyResult, asked time.Time, now time.
 			m.reportToAll(now)
 			return
 		}
-		// What is in force stays until its stamp; the holders that wanted more are told.
+		// What is in force stays until its stamped end; holders that requested more get a report.
 		m.reportToWaitingHolders(now, outcome, r.Decision.Reason)
 		m.NextCheckAt = now.Add(m.Timing.VerifyInterval)
 		m.capHolderExpiry()
@@ -289,7 +291,7 @@ func (m *Machine) OnApplied(r activities.ApplyResult, asked time.Time, now time.
 	m.reportToAll(now)
 }
 
-// capHolderExpiry takes holders' ends back to what is stamped, where a longer hold was not permitted.
+// capHolderExpiry limits holders' ends to the stamped end, if a longer duration was not permitted.
 func (m *Machine) capHolderExpiry() {
 	for _, h := range m.Holders {
 		if h.ExpiresAt.After(m.StampedUntil) {
@@ -298,12 +300,12 @@ func (m *Machine) capHolderExpiry() {
 	}
 }
 
-// OnApplyFailed takes in that applying failed after its retries.
+// OnApplyFailed handles a failure of applying after all retries.
 func (m *Machine) OnApplyFailed(err error, now time.Time) {
 	m.NeedsReapply = false
 	m.Reason = err.Error()
 	if m.State == StateApplying {
-		// The activity undid what it did; undo once more, in case it died before it could.
+		// The activity rolls back its changes; undo again in case it died before that.
 		m.Outcome, m.State, m.NextCheckAt = playbooks.OutcomeFailed, StateUndoing, now
 		m.reportToAll(now)
 		return
@@ -313,7 +315,7 @@ func (m *Machine) OnApplyFailed(err error, now time.Time) {
 	m.reportToIncidents(now)
 }
 
-// OnVerified takes in a verification while the lease holds.
+// OnVerified handles the result of a verification while the lease is active.
 func (m *Machine) OnVerified(r activities.VerifyResult, err error, now time.Time) {
 	m.NextCheckAt = now.Add(m.Timing.VerifyInterval)
 	was := m.Verified
@@ -321,7 +323,7 @@ func (m *Machine) OnVerified(r activities.VerifyResult, err error, now time.Time
 	case err != nil:
 		m.Verified, m.Reason = false, "it cannot be observed: "+err.Error()
 	case r.TargetGone:
-		// Nothing is left to hold: what is left of the containment is taken away.
+		// The target is gone: undo what is left of the containment.
 		m.State, m.UndoAttempts, m.NextCheckAt, m.Reason = StateUndoing, 0, now, r.Detail
 		m.reportToIncidents(now)
 		return
@@ -340,7 +342,7 @@ func (m *Machine) OnVerified(r activities.VerifyResult, err error, now time.Time
 	}
 }
 
-// OnUndone takes in what undoing did.
+// OnUndone handles the result of undoing.
 func (m *Machine) OnUndone(r activities.UndoResult, err error, now time.Time) {
 	m.UndoAttempts++
 	switch {

@@ -38,7 +38,7 @@ func appliedResult() activities.ApplyResult {
 	return activities.ApplyResult{Decision: activities.GuardDecision{Verdict: activities.VerdictRun}, Effect: activities.Effect{Outcome: playbooks.OutcomeChanged}, LeaseToken: &attestation.Envelope{KeyID: "k"}}
 }
 
-// newHeldMachine is a machine whose containment is in force.
+// newHeldMachine returns a machine whose containment is in force.
 func newHeldMachine(t *testing.T) *lease.Machine {
 	t.Helper()
 	m := newMachine()
@@ -115,8 +115,8 @@ func TestAFailedApplyIsUndone(t *testing.T) {
 	require.Equal(t, lease.CommandUndo, m.NextCommand(startTime).Kind)
 }
 
-// Two playbooks take hold of a target in the same moment: the stricter and shorter one must not make the guards refuse
-// the longer one's end.
+// Two playbooks request a target at the same moment: the holder with stricter parameters and a shorter duration must
+// not make the guards refuse the longer end.
 func TestAStricterHolderThatJoinsBeforeTheFirstEffectDoesNotShortenTheHold(t *testing.T) {
 	m := newMachine()
 	b := newHolder("b", time.Minute)
@@ -231,7 +231,7 @@ func TestAnExtensionIsStampedUnderItsGrant(t *testing.T) {
 	require.NotNil(t, m.LeaseToken, "what holds now is the other half of the proof")
 }
 
-// Whatever happens in whatever order, a lease never waits past its end while it holds, and never ends undone.
+// In every order of events, an active lease never waits past its end, and never ends before it is undone.
 func FuzzMachine(f *testing.F) {
 	f.Add([]byte{0, 1, 2, 3, 4, 5, 6, 7, 8, 9})
 	f.Fuzz(func(t *testing.T, script []byte) {

@@ -12,7 +12,7 @@ import (
 	"stanch/sensors/attestation"
 )
 
-// OutgoingReport is a message that the lease owes.
+// OutgoingReport is a pending report of the lease.
 type OutgoingReport struct {
 	WorkflowID string                `json:"workflow_id"` // workflow id
 	HolderID   string                `json:"holder,omitempty"`
@@ -21,7 +21,7 @@ type OutgoingReport struct {
 
 func (m *Machine) buildReport(now time.Time) playbooks.LeaseReport {
 	reason := m.Reason
-	if m.Contested { // also while it holds: somebody keeps undoing it
+	if m.Contested { // also while it is active: somebody repeatedly undoes it
 		reason = strings.TrimSuffix(fmt.Sprintf("it is being fought over, put back %d times: %s", m.ReapplyCount, reason), ": ")
 	}
 	return playbooks.LeaseReport{
@@ -31,7 +31,7 @@ func (m *Machine) buildReport(now time.Time) playbooks.LeaseReport {
 	}
 }
 
-// planWarnings are those of its holders' plans, each once.
+// planWarnings returns the warnings of the holders' plans, without duplicates.
 func (m *Machine) planWarnings() (all []string) {
 	for _, id := range slices.Sorted(maps.Keys(m.Holders)) {
 		for _, w := range m.Holders[id].Plan.Warnings {
@@ -43,7 +43,7 @@ func (m *Machine) planWarnings() (all []string) {
 	return all
 }
 
-// releasedBy names who ended it early, for people to read: what was permitted was judged by the grant's signature.
+// releasedBy names the people who ended the lease early, for display only: the grant's signature was checked before.
 func (m *Machine) releasedBy() string {
 	var g attestation.Grant
 	if m.ReleaseGrant == nil || json.Unmarshal(m.ReleaseGrant.Payload, &g) != nil || len(g.GrantedBy) == 0 {
@@ -56,10 +56,10 @@ func (m *Machine) releasedBy() string {
 	return who
 }
 
-// CurrentReport is the lease as it stands.
+// CurrentReport returns the current state of the lease.
 func (m *Machine) CurrentReport(now time.Time) playbooks.LeaseReport { return m.buildReport(now) }
 
-// reportToIncidents reports to every incident that holds the lease.
+// reportToIncidents reports to every incident with a holder.
 func (m *Machine) reportToIncidents(now time.Time) {
 	seen := map[string]bool{}
 	for _, id := range slices.Sorted(maps.Keys(m.Holders)) {
@@ -70,7 +70,7 @@ func (m *Machine) reportToIncidents(now time.Time) {
 	}
 }
 
-// reportToAll reports to incidents and to every holder that waits for its first word.
+// reportToAll reports to incidents, and to every holder that waits for its first report.
 func (m *Machine) reportToAll(now time.Time) {
 	m.reportToWaitingHolders(now, m.Outcome, m.Reason)
 	m.reportToIncidents(now)
@@ -85,6 +85,6 @@ func (m *Machine) reportToWaitingHolders(now time.Time, outcome playbooks.Outcom
 		r := m.buildReport(now)
 		r.Outcome, r.Reason = outcome, reason
 		m.PendingReports = append(m.PendingReports, OutgoingReport{WorkflowID: h.ReportToWorkflow, HolderID: id, Lease: r})
-		h.ReportToWorkflow = "" // told
+		h.ReportToWorkflow = "" // reported
 	}
 }

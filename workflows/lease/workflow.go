@@ -14,7 +14,7 @@ import (
 	"stanch/workflows"
 )
 
-// Input starts a lease, or goes on with one after continue-as-new.
+// Input starts a lease, or continues one after continue-as-new.
 type Input struct {
 	Target      playbooks.Target `json:"target"`
 	Facet       playbooks.Facet  `json:"facet"`
@@ -23,23 +23,23 @@ type Input struct {
 	Resume      *Machine         `json:"resume,omitempty"`
 }
 
-// ReleaseSignal and ExtendSignal come from the gateway, with the grant that permits them.
+// ReleaseSignal ends a holder's part of the lease, with the grant that permits it. The gateway sends it.
 type ReleaseSignal struct {
 	HolderID string               `json:"holder,omitempty"`
 	Grant    attestation.Envelope `json:"grant"`
 }
 
-// ExtendSignal moves a holder's end.
+// ExtendSignal moves a holder's end, with the grant that permits it. The gateway sends it.
 type ExtendSignal struct {
 	HolderID  string               `json:"holder,omitempty"`
 	ExpiresAt time.Time            `json:"until"`
 	Grant     attestation.Envelope `json:"grant"`
 }
 
-// Workflows are the lease workflow with the catalogue that it combines parameters by.
+// Workflows contains the lease workflow and the catalog that combines parameters.
 type Workflows struct{ Catalog playbooks.Catalog }
 
-// Lease runs one lease to its end. It is deaf to cancellation: a containment ends by its end or by a grant.
+// Lease runs one lease to its end. It ignores cancellation: a containment ends at its end or by a grant.
 func (w *Workflows) Lease(ctx workflow.Context, in Input) error {
 	ctx, _ = workflow.NewDisconnectedContext(ctx)
 	m := in.Resume
@@ -47,7 +47,7 @@ func (w *Workflows) Lease(ctx workflow.Context, in Input) error {
 		m = NewMachine(leaseIDFromRun(workflow.GetInfo(ctx)), in.Target, in.Facet, in.FirstHolder, workflow.Now(ctx), in.Timing)
 	}
 	if err := workflow.SetQueryHandler(ctx, workflows.QueryLease, func() (*Machine, error) { return m, nil }); err != nil {
-		return err //nolint:wrapcheck // a mistake of the program
+		return err //nolint:wrapcheck // a programming error
 	}
 	l := &workflowLoop{Machine: m, combineParams: w.Catalog[m.Action].ParamsCombiner()}
 	for {
@@ -74,8 +74,8 @@ func (w *Workflows) Lease(ctx workflow.Context, in Input) error {
 	}
 }
 
-// leaseIDFromRun names a lease by the first run of its chain: it is unique and never used twice. Simulation gives no such id; the
-// name is then made from the workflow's own.
+// leaseIDFromRun returns the lease's id, derived from the first run of its chain: it is unique and never reused.
+// Simulation has no such id and uses the workflow's id.
 func leaseIDFromRun(info *workflow.Info) string {
 	if len(strings.ReplaceAll(info.FirstRunID, "-", "")) < leaseIDDigits {
 		return IDFromFirstRun(attestation.HashJSON([]string{info.WorkflowExecution.ID, info.WorkflowExecution.RunID}))
@@ -85,7 +85,7 @@ func leaseIDFromRun(info *workflow.Info) string {
 
 const leaseIDDigits = 20
 
-// IDFromFirstRun is the id of the lease whose chain of runs begins with this one.
+// IDFromFirstRun returns the id of the lease whose chain of runs starts with this run.
 func IDFromFirstRun(firstRun string) string {
 	digits := strings.ToUpper(strings.ReplaceAll(firstRun, "-", ""))
 	return "LSE-" + digits[:min(leaseIDDigits, len(digits))]
@@ -97,7 +97,7 @@ type workflowLoop struct {
 	pendingSends  []workflow.Future
 }
 
-// receiveSignals takes in every signal that is there.
+// receiveSignals handles every pending signal.
 func (l *workflowLoop) receiveSignals(ctx workflow.Context) {
 	now := workflow.Now(ctx)
 	for {
@@ -123,7 +123,8 @@ func (l *workflowLoop) receiveSignals(ctx workflow.Context) {
 	}
 }
 
-// sendReports sends what the machine owes; an incident or playbook that has ended already is no error.
+// sendReports sends the pending reports. Reports to an incident or playbook that has ended are dropped without an
+// error.
 func (l *workflowLoop) sendReports(ctx workflow.Context) {
 	for _, r := range l.PendingReports {
 		l.pendingSends = append(l.pendingSends, workflow.SignalExternalWorkflow(ctx, r.WorkflowID, "", workflows.SignalLeaseReport, r))
@@ -131,7 +132,7 @@ func (l *workflowLoop) sendReports(ctx workflow.Context) {
 	l.PendingReports = nil
 }
 
-// waitForSends waits until what was sent has arrived: a closing workflow's signals could be lost.
+// waitForSends waits until sent signals have arrived, because those of a closing workflow could be lost.
 func (l *workflowLoop) waitForSends(ctx workflow.Context) {
 	l.sendReports(ctx)
 	for _, f := range l.pendingSends {
@@ -152,9 +153,9 @@ func (l *workflowLoop) waitUntil(ctx workflow.Context, until time.Time) {
 	woken.Select(ctx)
 }
 
-// runActivity runs an activity of the lease's target.
+// runActivity runs an activity for the lease's target.
 func (l *workflowLoop) runActivity(ctx workflow.Context, attempts int32, activity, in, out any) error {
-	return l.Timing.Route.RunActivity(ctx, l.Target, workflow.ActivityOptions{ //nolint:wrapcheck // the machine says what was done
+	return l.Timing.Route.RunActivity(ctx, l.Target, workflow.ActivityOptions{ //nolint:wrapcheck // the state machine adds context
 		StartToCloseTimeout: 30 * time.Second, HeartbeatTimeout: activities.HeartbeatTimeout,
 		RetryPolicy: &temporal.RetryPolicy{InitialInterval: 200 * time.Millisecond, BackoffCoefficient: 2, MaximumInterval: 10 * time.Second, MaximumAttempts: attempts},
 	}, activity, in, out)

@@ -17,11 +17,11 @@ import (
 	"stanch/workflows/lease"
 )
 
-// leaseReportTimeout is how long a lease may take to report its first outcome.
+// leaseReportTimeout limits the wait for a lease's first report.
 const leaseReportTimeout = 3 * time.Minute
 
-// acquireLease starts the lease of the action's facet of the target, or joins the one that is in force, and waits for its
-// first word. The lease outlives this run.
+// acquireLease starts the lease of the target's facet, or joins the active one, and waits for its first report. The
+// lease outlives this run.
 func (r *playbookRun) acquireLease(ctx workflow.Context, f executionFrame, s *playbooks.Step, request activities.Request, planned activities.PlanResult, basis activities.Authorization) (playbooks.LeaseReport, error) {
 	r.holderCount++
 	holder := lease.Holder{
@@ -45,7 +45,7 @@ func (r *playbookRun) acquireLease(ctx workflow.Context, f executionFrame, s *pl
 		child := workflow.ExecuteChildWorkflow(childCtx, r.Leases.Lease, lease.Input{Target: request.Target, Facet: facet, FirstHolder: holder, Timing: r.input.LeaseTiming})
 		err := child.GetChildWorkflowExecution().Get(ctx, nil)
 		var running *temporal.ChildWorkflowExecutionAlreadyStartedError
-		var started *serviceerror.WorkflowExecutionAlreadyStarted // what the SDK's test environment says
+		var started *serviceerror.WorkflowExecutionAlreadyStarted // the error of the SDK's test environment
 		if errors.As(err, &running) || errors.As(err, &started) {
 			err = workflow.SignalExternalWorkflow(ctx, id, "", workflows.SignalJoinLease, holder).Get(ctx, nil)
 		}

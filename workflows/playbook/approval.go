@@ -16,24 +16,24 @@ import (
 	"stanch/workflows"
 )
 
-// ApprovalRequest is one question that waits for people.
+// ApprovalRequest is a pending request for approval.
 type ApprovalRequest = activities.ApprovalRequest
 
-// openRequest is a question with what wakes who waits for its answer.
+// openRequest is a pending request with the channel that wakes the branch that waits for it.
 type openRequest struct {
 	ApprovalRequest
 	wakeUp       workflow.Channel
-	countedVotes int // so many of its votes
+	countedVotes int // number of its votes that are counted
 }
 
-// maxAnsweredRequests bounds how many closed questions a run remembers for those who answer late.
+// maxAnsweredRequests is the maximum number of closed requests that a run remembers for late answers.
 const maxAnsweredRequests = 50
 
-// maxVotesPerRequest bounds what a flood of votes can put into the workflow's state.
+// maxVotesPerRequest limits the votes that a flood can put into the workflow's state.
 const maxVotesPerRequest = 100
 
-// receiveVote puts a vote to its question, once for each thing that a person says: nobody can fill the place of the others.
-// Whose vote it really is, and whether it counts, is judged by its signature when it is counted.
+// receiveVote adds a vote to its request, once for each statement of a person, so that nobody can use up the limit of
+// others. Whose vote it is and whether it counts is decided by its signature, when votes are counted.
 func (r *playbookRun) receiveVote(v attestation.Envelope) {
 	says := voteContentOf(v)
 	p := r.openRequests[says.Step]
@@ -44,7 +44,7 @@ func (r *playbookRun) receiveVote(v attestation.Envelope) {
 	p.wakeUp.SendAsync(true)
 }
 
-// voteContent is what a vote says, as far as two that say the same are one.
+// voteContent is the content of a vote; two votes with equal content are one.
 type voteContent struct {
 	Step, PlanHash, Person, Refused string
 	Approve, BreakGlass             bool
@@ -58,15 +58,15 @@ func voteContentOf(v attestation.Envelope) voteContent {
 	return voteContent{b.Step, b.PlanHash, b.Person, b.RejectionReason, b.Approved, b.BreakGlass}
 }
 
-// yieldToVoteReceiver lets the branch that takes votes in have its turn: where a task brings votes and the deadline at once, the
-// branch that asks may come first.
+// yieldToVoteReceiver lets the branch that receives votes run first: if one task brings votes and the deadline, the
+// asking branch may otherwise see the deadline first.
 func (r *playbookRun) yieldToVoteReceiver(ctx workflow.Context) {
 	turn := workflow.NewChannel(ctx)
 	workflow.Go(ctx, func(ctx workflow.Context) { turn.Send(ctx, true) })
 	turn.Receive(ctx, nil)
 }
 
-// requestMessageSync tells the thread that there is something to show. Nobody waits for it: the thread looks by itself too.
+// requestMessageSync notifies the message workflow of a change. It does not wait: the message also syncs regularly.
 func (r *playbookRun) requestMessageSync(ctx workflow.Context) {
 	if r.input.ChatEnabled {
 		workflow.SignalExternalWorkflow(ctx, workflows.ChatMessageWorkflowID(r.incidentRef.ID), "", workflows.SignalSyncMessage, nil)
@@ -79,7 +79,7 @@ type approvalResult struct {
 	grants  map[string]attestation.Envelope // by plan hash
 }
 
-// ApproversOfStep is whom an approval asks.
+// ApproversOfStep returns the approvers of an approval step.
 func ApproversOfStep(a *playbooks.Approval) activities.Approvers {
 	out := activities.Approvers{Groups: a.Groups, Users: a.Users, Quorum: a.Quorum, Timeout: a.Timeout}
 	if e := a.Escalate; e != nil {
@@ -89,12 +89,13 @@ func ApproversOfStep(a *playbooks.Approval) activities.Approvers {
 }
 
 const (
-	// recountInterval is how long to wait when votes could not be counted, recountWindow how long after the deadline it is tried.
+	// recountInterval is the delay after votes could not be counted, and recountWindow how long after the deadline
+	// counting is retried.
 	recountInterval = 5 * time.Second
 	recountWindow   = 10 * time.Minute
 )
 
-// waitForApproval waits until the votes permit or deny, or until nobody answered in time, which denies.
+// waitForApproval waits until the votes approve or deny, or until the deadline, which denies.
 func (r *playbookRun) waitForApproval(ctx workflow.Context, q ApprovalRequest) (got approvalResult) {
 	r.requestCount++
 	p := &openRequest{ApprovalRequest: q, wakeUp: workflow.NewBufferedChannel(ctx, maxVotesPerRequest)}
@@ -127,7 +128,7 @@ func (r *playbookRun) waitForApproval(ctx workflow.Context, q ApprovalRequest) (
 		if n := len(p.ApprovedBy); n > 0 {
 			nobody.reason = fmt.Sprintf("%d of the %d who must agree did within %s", n, max(p.Approvers.Quorum, 1), duration.Format(p.Approvers.Timeout))
 		}
-		// What was given in time counts, also where no worker was there to count it until now.
+		// Votes that arrived in time count, even if no worker was available to count them before.
 		if r.yieldToVoteReceiver(ctx); ctx.Err() != nil || late && len(p.Votes) == p.countedVotes {
 			return nobody
 		}
@@ -168,12 +169,13 @@ func (r *playbookRun) countVotes(ctx workflow.Context, p *openRequest) (activiti
 	return t, err //nolint:wrapcheck // it is logged
 }
 
-// runApproval plans every containment that it wraps, asks for all of them at once, and runs what was permitted.
+// runApproval plans every containment inside the approval, requests approval for all of them together, and runs those
+// that were approved.
 func (r *playbookRun) runApproval(ctx workflow.Context, f executionFrame, s *playbooks.Step) stepOutcome {
 	a := s.Approval
 	planning := f
 	if r.input.LanguageVersion >= 2 {
-		planning = f.branchFrame() // what is set while it is planned is set again when it runs
+		planning = f.branchFrame() // values that are set during planning are set again during the run
 	}
 	w := &planner{playbookRun: r, plannedKeys: map[string]bool{}}
 	plans, reasons := w.planSteps(ctx, planning, a.Steps)
@@ -220,7 +222,7 @@ func (p *plannedActions) addPlan(r activities.PlanResult, target playbooks.Targe
 	p.plans, p.targets = append(p.plans, r), append(p.targets, target)
 }
 
-// runnableIfApproved are those that a yes would let run.
+// runnableIfApproved returns the plans that an approval would let run.
 func (p plannedActions) runnableIfApproved() plannedActions {
 	var out plannedActions
 	for i, r := range p.plans {
@@ -231,7 +233,7 @@ func (p plannedActions) runnableIfApproved() plannedActions {
 	return out
 }
 
-// findPlan is the plan for a target.
+// findPlan returns the plan for a target and an action.
 func (p plannedActions) findPlan(target, action string) (activities.PlanResult, bool) {
 	for _, r := range p.plans {
 		if r.Plan.TargetID == target && r.Plan.Action == action {
@@ -241,25 +243,25 @@ func (p plannedActions) findPlan(target, action string) (activities.PlanResult, 
 	return activities.PlanResult{}, false
 }
 
-// maxPlansPerApproval bounds what people are asked about at once.
+// maxPlansPerApproval is the maximum number of plans in one request.
 const maxPlansPerApproval = 200
 
-// planner plans what an approval wraps.
+// planner plans the containments inside an approval.
 type planner struct {
 	*playbookRun
 	plannedKeys   map[string]bool
-	limitExceeded bool // it is too much
+	limitExceeded bool // there are too many plans
 }
 
-// planSteps plans the containments inside of an approval, through loops and calls. What stands under `on_failure` or an
-// `if` is planned too: people see all that their yes may lead to.
+// planSteps plans the containments inside an approval, through loops and calls. Steps under `on_failure` or an `if` are
+// planned too: approvers see everything that their approval may cause.
 func (w *planner) planSteps(ctx workflow.Context, f executionFrame, steps []playbooks.Step) (plans plannedActions, problems []string) {
 	r := w.playbookRun
 	inner := func(f executionFrame) executionFrame {
 		if r.input.LanguageVersion < 2 {
 			return f
 		}
-		return f.branchFrame() // what is set there is not set here
+		return f.branchFrame() // values set inside are not visible outside
 	}
 	take := func(p plannedActions, q []string) {
 		plans.plans, plans.targets, problems = append(plans.plans, p.plans...), append(plans.targets, p.targets...), append(problems, q...)
@@ -273,7 +275,7 @@ func (w *planner) planSteps(ctx workflow.Context, f executionFrame, steps []play
 			if run, err := f.EvalCondition(s.If, f.env); err != nil || !run {
 				break
 			}
-			_ = f.EvalAssignments(s, f.env) // what cannot be known yet is planned again, and asked again, when it is
+			_ = f.EvalAssignments(s, f.env) // unknown values are planned, and requested, again when they are known
 		case s.ForEach != nil:
 			items, err := f.EvalLoopItems(s.ForEach, f.env)
 			if err != nil || len(items) > s.ForEach.MaxItems {
@@ -303,7 +305,7 @@ func (w *planner) planSteps(ctx workflow.Context, f executionFrame, steps []play
 	return plans, problems
 }
 
-// planAction plans one containment on each of its targets. What is planned already is not planned twice.
+// planAction plans one containment on each of its targets. It skips what is already planned.
 func (w *planner) planAction(ctx workflow.Context, f executionFrame, s *playbooks.Step) (plans plannedActions, problems []string) {
 	r := w.playbookRun
 	params, err := f.EvalArguments(s, f.env)
@@ -335,7 +337,8 @@ func (w *planner) planAction(ctx workflow.Context, f executionFrame, s *playbook
 	return plans, problems
 }
 
-// attestationsFor are those of a target. A workload has none of its own: those of its pods show which drill registered it.
+// attestationsFor returns the attestations of a target. A workload has none of its own; those of its pods show which
+// drill registered it.
 func (r *playbookRun) attestationsFor(t playbooks.Target) []attestation.Envelope {
 	if t.Kind != playbooks.TargetWorkload {
 		return lastN(r.input.Attestations[t.ID()], 8)

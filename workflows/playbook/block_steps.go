@@ -12,7 +12,8 @@ import (
 	"stanch/workflows"
 )
 
-// blockRunner gives what runs a step that holds or calls others, or does nothing outside of the run; nil for an action.
+// blockRunner returns the function that runs a step with nested steps, a call, or a step without outside effects; nil
+// for an action.
 func (r *playbookRun) blockRunner(s *playbooks.Step) func(workflow.Context, executionFrame, *playbooks.Step) stepOutcome {
 	switch {
 	case s.Parallel != nil:
@@ -31,7 +32,7 @@ func (r *playbookRun) blockRunner(s *playbooks.Step) func(workflow.Context, exec
 	return nil
 }
 
-// runWithTimeout runs a block, and cancels what of it is still under way when its time is over. It is always waited for.
+// runWithTimeout runs a block, and cancels it when its timeout is over. It always waits for the block to end.
 func (r *playbookRun) runWithTimeout(ctx workflow.Context, f executionFrame, s *playbooks.Step, block func(workflow.Context, executionFrame, *playbooks.Step) stepOutcome) stepOutcome {
 	if s.Timeout == 0 || r.input.LanguageVersion < 2 {
 		return block(ctx, f, s)
@@ -79,7 +80,7 @@ func (r *playbookRun) runParallel(ctx workflow.Context, f executionFrame, s *pla
 	return all
 }
 
-// runForEach runs the steps for each element, so many at once, and waits for all.
+// runForEach runs the steps for each element, Concurrency at a time, and waits for all.
 func (r *playbookRun) runForEach(ctx workflow.Context, f executionFrame, s *playbooks.Step) stepOutcome {
 	loop := s.ForEach
 	items, err := f.EvalLoopItems(loop, f.env)
@@ -96,7 +97,7 @@ func (r *playbookRun) runForEach(ctx workflow.Context, f executionFrame, s *play
 	joined := workflow.NewWaitGroup(ctx)
 	for i, item := range items {
 		if free.Acquire(ctx, 1) != nil {
-			break // its time is over
+			break // the timeout is over
 		}
 		joined.Add(1)
 		workflow.Go(ctx, func(ctx workflow.Context) {
@@ -113,7 +114,7 @@ func (r *playbookRun) runForEach(ctx workflow.Context, f executionFrame, s *play
 	return all
 }
 
-// loopFrame is the frame of one round of a loop.
+// loopFrame returns the frame of one iteration of a loop.
 func (f executionFrame) loopFrame(s *playbooks.Step, i int, item any) executionFrame {
 	at := f.branchFrame()
 	at.stepPrefix = fmt.Sprintf("%s[%d]/", f.stepName(s), i)
@@ -121,15 +122,15 @@ func (f executionFrame) loopFrame(s *playbooks.Step, i int, item any) executionF
 	return at
 }
 
-// calleeFrame is the frame of a playbook that is called.
+// calleeFrame returns the frame of a called playbook.
 func (f executionFrame) calleeFrame(s *playbooks.Step) (executionFrame, error) {
 	program := f.Callees[s.Call.Playbook]
 	given, err := f.EvalInputs(s, f.env)
 	if err != nil {
-		return executionFrame{}, err //nolint:wrapcheck // it names the input
+		return executionFrame{}, err //nolint:wrapcheck // the error names the input
 	}
 	env, err := program.NewEvalEnv(f.env.Incident(), given)
-	return executionFrame{Program: program, env: env, approvedBy: f.approvedBy, stepPrefix: f.stepName(s) + "/", ending: &playbookEnd{}, phaseCeiling: min(f.phaseCeiling, program.MaxPhase)}, err //nolint:wrapcheck // it names the input
+	return executionFrame{Program: program, env: env, approvedBy: f.approvedBy, stepPrefix: f.stepName(s) + "/", ending: &playbookEnd{}, phaseCeiling: min(f.phaseCeiling, program.MaxPhase)}, err //nolint:wrapcheck // the error names the input
 }
 
 func (r *playbookRun) runCall(ctx workflow.Context, f executionFrame, s *playbooks.Step) stepOutcome {
@@ -170,7 +171,7 @@ func (r *playbookRun) runStop(ctx workflow.Context, f executionFrame, s *playboo
 	return r.recordStepEnd(ctx, f, s, s.Stop.Outcome, reason)
 }
 
-// runWait waits for a time, or until an expression holds of the incident as it is now.
+// runWait waits for a duration, or until an expression is true for the incident's current state.
 func (r *playbookRun) runWait(ctx workflow.Context, f executionFrame, s *playbooks.Step) stepOutcome {
 	w := s.Wait
 	if w.Until == nil {
@@ -186,7 +187,7 @@ func (r *playbookRun) runWait(ctx workflow.Context, f executionFrame, s *playboo
 	defer cancel()
 	timer := workflow.NewTimer(timerCtx, w.Timeout)
 	for {
-		// Before the first word of the incident nothing is known of how it is now.
+		// The current state is unknown until the incident sends it the first time.
 		if r.currentIncident != nil {
 			holds, err := f.EvalWait(w, f.env, *r.currentIncident)
 			if err != nil {
@@ -209,7 +210,7 @@ func (r *playbookRun) runWait(ctx workflow.Context, f executionFrame, s *playboo
 	}
 }
 
-// watchIncident asks the incident to say how it is, now and whenever it changes.
+// watchIncident asks the incident to send its state, now and whenever it changes.
 func (r *playbookRun) watchIncident(ctx workflow.Context) {
 	r.activeWaits++
 	if r.activeWaits > 1 {
@@ -234,7 +235,7 @@ func (r *playbookRun) watchIncident(ctx workflow.Context) {
 	})
 }
 
-// unwatchIncident tells the incident that nobody waits any more: what is told to nobody fills a history.
+// unwatchIncident tells the incident to stop sending its state, because unneeded signals fill the history.
 func (r *playbookRun) unwatchIncident(ctx workflow.Context) {
 	if r.activeWaits--; r.activeWaits > 0 {
 		return

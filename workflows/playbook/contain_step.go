@@ -11,10 +11,10 @@ import (
 	"go.temporal.io/sdk/workflow"
 )
 
-// runContain plans, asks the guards, and takes a lease.
+// runContain plans a containment, asks the guards, and acquires a lease.
 func (r *playbookRun) runContain(ctx workflow.Context, f executionFrame, s *playbooks.Step, request activities.Request) stepOutcome {
 	target, under := request.Target.ID(), f.approvedBy
-	guard, permitted := "", "" // what did not permit it, and who did where the guards asked
+	guard, permitted := "", "" // the guard that refused, and the people who approved if the guards asked
 	done := func(o playbooks.Outcome, reason, leaseID string) stepOutcome {
 		if permitted != "" {
 			reason = strings.TrimPrefix(reason+"; "+permitted, "; ")
@@ -24,7 +24,7 @@ func (r *playbookRun) runContain(ctx workflow.Context, f executionFrame, s *play
 	}
 	basis := activities.Authorization{Attestations: r.attestationsFor(request.Target), Receipts: lastN(r.receipts[target], 2), RequiresGrant: under != nil}
 	if len(basis.Receipts) == 0 {
-		// A workload's evidence is that of its pods.
+		// The evidence of a workload is that of its pods.
 		for _, t := range r.input.Incident.Targets {
 			basis.Receipts = append(basis.Receipts, lastN(r.receipts[t.ID()], 1)...)
 		}
@@ -37,7 +37,7 @@ func (r *playbookRun) runContain(ctx workflow.Context, f executionFrame, s *play
 	if err != nil {
 		return done(playbooks.OutcomeFailed, activityErrorText(err), "")
 	}
-	var before *activities.PlanResult // what was approved, if it has changed since
+	var before *activities.PlanResult // the approved plan, if it has changed since
 	for range 3 {
 		if guard = ""; planned.Decision.Verdict == activities.VerdictRefuse || planned.Decision.Verdict == activities.VerdictPropose {
 			guard = planned.Decision.Guard
@@ -57,7 +57,7 @@ func (r *playbookRun) runContain(ctx workflow.Context, f executionFrame, s *play
 				break
 			}
 		}
-		// The scope wants its approvers asked, or what was approved has changed since: ask for what is planned now.
+		// The scope requires an approval, or the approved plan has changed since: request approval of the current plan.
 		q := ApprovalRequest{Step: f.stepName(s), Title: s.Action + " of " + request.Target.String(), Plans: []activities.PlanResult{planned}, Targets: []playbooks.Target{request.Target}, Approvers: planned.Decision.Approvers}
 		if under != nil {
 			q.Approvers = ApproversOfStep(under.approval)
@@ -109,8 +109,7 @@ func (r *playbookRun) planContainment(ctx workflow.Context, s *playbooks.Step, r
 	return planned, err
 }
 
-// runIrreversible runs an irreversible action, with no undo to promise. It returns the outcome with its reason, and the guard that did
-// not permit it.
+// runIrreversible runs an irreversible action. It returns the outcome with its reason, and the guard that refused it.
 func (r *playbookRun) runIrreversible(ctx workflow.Context, f executionFrame, s *playbooks.Step, request activities.Request, planned activities.PlanResult, basis activities.Authorization) (o playbooks.Outcome, reason, guard string) {
 	var set *activities.Activities
 	var result activities.ApplyResult

@@ -12,7 +12,7 @@ import (
 	"stanch/sensors/attestation"
 )
 
-// runObserve runs an action that changes nothing, and keeps what later steps need of it.
+// runObserve runs an action without side effects, and keeps what later steps need.
 func (r *playbookRun) runObserve(ctx workflow.Context, f executionFrame, s *playbooks.Step, request activities.Request) stepOutcome {
 	var set *activities.Activities
 	var result activities.Result
@@ -24,14 +24,14 @@ func (r *playbookRun) runObserve(ctx workflow.Context, f executionFrame, s *play
 		}
 	}
 	if s.Action == "workload" && result.Outcome.HasOutputs() {
-		// Steps on the workload need its identity, which detections do not carry.
+		// Steps on the workload need its identity, which detections do not contain.
 		var found activities.WorkloadContext
 		if json.Unmarshal(result.Outputs, &found) == nil {
 			found.ApplyToIncident(&r.input.Incident)
 		}
 	}
 	if s.Action == "aws.identity" && result.Outcome.HasOutputs() {
-		// No detection is about a role: the guards learn from the pod's through whom it was reached.
+		// No detection is about a role: the guards use the pod through which it was found.
 		var found struct {
 			Role        playbooks.Target
 			Keys, Users []playbooks.Target
@@ -52,8 +52,8 @@ func (r *playbookRun) runObserve(ctx workflow.Context, f executionFrame, s *play
 	return stepOutcome{Outcome: result.Outcome, reason: result.Reason, outputs: result.Outputs}
 }
 
-// recordTimedOutEvidence gets a receipt for evidence that was attempted and never answered: an attacker who makes evidence
-// hang must not prevent containment.
+// recordTimedOutEvidence requests a receipt for evidence that was attempted and timed out: an attacker who makes
+// evidence hang must not be able to prevent containment.
 func (r *playbookRun) recordTimedOutEvidence(ctx workflow.Context, request activities.Request) *attestation.Envelope {
 	var set *activities.Activities
 	var receipt attestation.Envelope

@@ -13,30 +13,30 @@ import (
 	"stanch/playbooks"
 )
 
-// executionFrame is where a run is: in which playbook (its own or one that it calls), with which values, under which approval.
+// executionFrame is the position of a run: its playbook (the run's own or a called one), values and approval.
 type executionFrame struct {
 	*playbooks.Program
 	env          playbooks.EvalEnv
 	approvedBy   *approvedGrants
-	stepPrefix   string // of the names of steps: "each[2]/"
-	phaseCeiling int    // no playbook on the way here goes beyond it
+	stepPrefix   string // prefix of step names: "each[2]/"
+	phaseCeiling int    // lowest maximum phase of the playbooks on the call path
 	ending       *playbookEnd
 }
 
-// playbookEnd is how a playbook ended before its last step, if it did. All frames of one playbook share it.
+// playbookEnd records that a playbook ended before its last step. All frames of one playbook share it.
 type playbookEnd struct {
 	stopped bool
 	outcome playbooks.Outcome
 	reason  string
 }
 
-// branchFrame is a frame with an environment of its own.
+// branchFrame returns a frame with an environment of its own.
 func (f executionFrame) branchFrame() executionFrame {
 	f.env = f.env.Clone()
 	return f
 }
 
-// withApproval is a frame under an approval.
+// withApproval returns a frame inside an approval.
 func (f executionFrame) withApproval(a *approvedGrants) executionFrame {
 	f.approvedBy = a
 	return f
@@ -44,7 +44,7 @@ func (f executionFrame) withApproval(a *approvedGrants) executionFrame {
 
 func (f executionFrame) stepName(s *playbooks.Step) string { return f.stepPrefix + s.Name() }
 
-// stepOutcome is what became of a step as a whole.
+// stepOutcome is the combined result of a step.
 type stepOutcome struct {
 	playbooks.Outcome
 	reason        string
@@ -53,14 +53,14 @@ type stepOutcome struct {
 	failedTargets []playbooks.Target
 }
 
-// mergeWorse takes over the other outcome if it is the worse.
+// mergeWorse replaces the outcome with the other one if that is worse.
 func (o *stepOutcome) mergeWorse(other stepOutcome) {
 	if w := o.WorseOf(other.Outcome); w != o.Outcome {
 		o.Outcome, o.reason = w, other.reason
 	}
 }
 
-// runMainPlaybook runs the playbook of the run and, whatever happened, what it does at its end.
+// runMainPlaybook runs the run's playbook including its `finally`, whatever happens.
 func (r *playbookRun) runMainPlaybook(ctx workflow.Context, program *playbooks.Program) {
 	env, err := program.NewEvalEnv(r.input.Incident, nil)
 	if err != nil {
@@ -77,7 +77,7 @@ func (r *playbookRun) runMainPlaybook(ctx workflow.Context, program *playbooks.P
 	}
 }
 
-// runPlaybook runs a playbook in a frame of its own: its steps, and its `finally`.
+// runPlaybook runs a playbook in its own frame: its steps and its `finally`.
 func (r *playbookRun) runPlaybook(ctx workflow.Context, f executionFrame) stepOutcome {
 	out := r.runSteps(ctx, f, f.Steps)
 	if len(f.Finally) > 0 {
@@ -93,7 +93,7 @@ func (r *playbookRun) runPlaybook(ctx workflow.Context, f executionFrame) stepOu
 	return stepOutcome{Outcome: cmp.Or(out.Outcome, playbooks.OutcomeSucceeded), reason: out.reason}
 }
 
-// runSteps runs a sequence and gives the worst of its outcomes.
+// runSteps runs a sequence and returns the worst of its outcomes.
 func (r *playbookRun) runSteps(ctx workflow.Context, f executionFrame, steps []playbooks.Step) stepOutcome {
 	var all stepOutcome
 	for i := range steps {
@@ -105,7 +105,7 @@ func (r *playbookRun) runSteps(ctx workflow.Context, f executionFrame, steps []p
 	return all
 }
 
-// runStep runs one step and what it does about its outcome. What was mended counts as what mended it.
+// runStep runs one step with its `on_failure` or `on_denied`. If such a block runs, its outcome replaces the step's.
 func (r *playbookRun) runStep(ctx workflow.Context, f executionFrame, s *playbooks.Step) stepOutcome {
 	out := r.runIfConditionHolds(ctx, f, s)
 	if err := f.RecordOutcome(f.env, s, out.Outcome, out.outputs, out.targets, out.failedTargets...); err != nil {
@@ -121,7 +121,7 @@ func (r *playbookRun) runStep(ctx workflow.Context, f executionFrame, s *playboo
 	return out
 }
 
-// recordStepEnd notes what became of a step that has no targets, and gives it.
+// recordStepEnd records and returns the outcome of a step without targets.
 func (r *playbookRun) recordStepEnd(ctx workflow.Context, f executionFrame, s *playbooks.Step, o playbooks.Outcome, reason string) stepOutcome {
 	r.recordStepReport(ctx, f, s, playbooks.StepReport{Outcome: o, Reason: reason})
 	return stepOutcome{Outcome: o, reason: reason}
@@ -144,7 +144,7 @@ func (r *playbookRun) runIfConditionHolds(ctx workflow.Context, f executionFrame
 	return r.runWithRetry(ctx, f, s)
 }
 
-// runWithRetry runs an action as often as its `retry` says.
+// runWithRetry runs an action with its `retry`.
 func (r *playbookRun) runWithRetry(ctx workflow.Context, f executionFrame, s *playbooks.Step) stepOutcome {
 	attempts, wait := 1, time.Duration(0)
 	if s.Retry != nil {
@@ -165,7 +165,7 @@ func (r *playbookRun) runWithRetry(ctx workflow.Context, f executionFrame, s *pl
 	return out
 }
 
-// recordStepReport enters what became of a step on one target into the report.
+// recordStepReport adds the result of a step on one target to the report.
 func (r *playbookRun) recordStepReport(ctx workflow.Context, f executionFrame, s *playbooks.Step, report playbooks.StepReport) {
 	report.Reason = truncateReason(report.Reason)
 	if r.reportedBytes += len(report.Reason) + len(f.stepPrefix) + len(report.Target) + 200; r.reportedBytes > maxReportBytes {
@@ -176,14 +176,14 @@ func (r *playbookRun) recordStepReport(ctx workflow.Context, f executionFrame, s
 	r.report.Steps = append(r.report.Steps, report)
 }
 
-// maxReportBytes bounds what loops can put into a report, in bytes: it travels in a signal. maxEvidenceRefs bounds the pieces
-// of evidence that are named in it; the manifest names all.
+// maxReportBytes limits what loops can add to a report, which is sent by signal. maxEvidenceRefs limits the artifacts
+// that it names; the manifest names all.
 const (
 	maxReportBytes  = 128 << 10
 	maxEvidenceRefs = 300
 )
 
-// truncateReason bounds a reason: it may hold what an attacker wrote.
+// truncateReason truncates a reason, which may be attacker-controlled.
 func truncateReason(s string) string {
 	if r := []rune(s); len(r) > 500 {
 		return string(r[:500]) + "…"
@@ -191,11 +191,12 @@ func truncateReason(s string) string {
 	return s
 }
 
-// runAction runs a step that calls an action, on each of its targets at once.
+// runAction runs an action on all targets of a step in parallel.
 func (r *playbookRun) runAction(ctx workflow.Context, f executionFrame, s *playbooks.Step) stepOutcome {
 	params, err := f.EvalArguments(s, f.env)
 	if err != nil && s.Verb == playbooks.VerbEvidence && r.input.LanguageVersion >= 2 {
-		// Who makes a step fail from which evidence takes its parameters does not keep it from being taken.
+		// If an attacker makes the step fail whose outputs are parameters of evidence, the evidence is captured without
+		// them.
 		plain := *s
 		plain.Arguments = nil
 		params, err = f.EvalArguments(&plain, f.env)
@@ -240,20 +241,20 @@ func (r *playbookRun) runAction(ctx workflow.Context, f executionFrame, s *playb
 	return all
 }
 
-// newRequest asks an action to do something for a step, under the lowest ceiling on the way there.
+// newRequest returns an action's request for a step, with the lowest maximum phase of the call path.
 func (r *playbookRun) newRequest(f executionFrame, s *playbooks.Step, params json.RawMessage, target playbooks.Target) activities.Request {
 	brief := r.incidentRef
 	brief.MaxPhase = f.phaseCeiling
 	return activities.Request{Action: s.Action, Params: params, Target: target, IncidentRef: brief}
 }
 
-// resolveTargets are the step's own, or the action's kind of the incident's.
+// resolveTargets returns the step's targets, or the incident's targets of the action's kind.
 func (r *playbookRun) resolveTargets(f executionFrame, s *playbooks.Step) ([]playbooks.Target, error) {
 	targets, err := f.EvalTargets(s, f.env)
-	// An incident about the telemetry has no targets, and people are told of it all the same.
+	// An incident about the telemetry has no targets, but people are notified of it.
 	bare := len(r.input.Incident.Targets) == 0
 	if err != nil || s.Target != nil || len(targets) == 0 && !bare {
-		return targets, err //nolint:wrapcheck // it names the step
+		return targets, err //nolint:wrapcheck // the error names the step
 	}
 	switch kinds := r.Catalog[s.Action].Targets; {
 	case len(kinds) > 0 && kinds[0] == playbooks.TargetIncident:

@@ -1,8 +1,8 @@
-// Package playbook is the interpreter: one workflow that walks a checked playbook, step by step. Branches of a
-// parallel step are isolated and always joined; leases are children that outlive the run and report by signal.
+// Package playbook is the interpreter: one workflow that runs a checked playbook, step by step. Branches of a parallel
+// step are isolated and always joined. Leases are child workflows that outlive the run and report by signal.
 //
-// It refuses to judge: whether an effect may happen is decided by the guards in the activity, and an approval is a
-// grant that the authority signs after people voted, never a value of this workflow's own.
+// It makes no security decisions: guards in the activity decide whether an effect is permitted, and an approval is a
+// grant that the authority signs after people voted, never a value of this workflow.
 package playbook
 
 import (
@@ -24,60 +24,61 @@ import (
 	"stanch/workflows/lease"
 )
 
-// Input is everything that a run depends on: an edit of the playbook never changes a run that is under way.
+// Input is everything that a run depends on: an edit of the playbook never changes a run in progress.
 type Input struct {
 	LanguageVersion int    `json:"language_version"`
 	File            string `json:"file"`
 	Source          []byte `json:"source"`
-	// Callees are the playbooks that it calls, whole.
+	// Callees are the files of all playbooks that it calls.
 	Callees []playbooks.SourceFile `json:"callees,omitempty"`
 	// Incident is the snapshot taken when the playbook matched.
 	Incident    playbooks.Incident     `json:"incident"`
 	IncidentRef activities.IncidentRef `json:"incident_ref"`
-	// Attestations are the attested detections of each target, by its ID.
+	// Attestations are the attested detections of each target, by target id.
 	Attestations map[string][]attestation.Envelope `json:"attestations"`
 	LeaseTiming  lease.Timing                      `json:"lease_timing"`
-	// PlaybookAuthorization proves that the playbook is one of the installation's.
+	// PlaybookAuthorization proves that the playbook belongs to the installation.
 	PlaybookAuthorization *attestation.Envelope `json:"playbook_authorization,omitempty"`
-	// ChatEnabled: people are told in the incident's thread.
+	// ChatEnabled means that the incident has a chat message.
 	ChatEnabled bool `json:"chat_enabled,omitempty"`
-	// LeasePerNode: a lease of what only a node speaks for is that node's. Runs that began before this was so lack it.
+	// LeasePerNode gives targets that only a node reports a lease id with the node. Runs of earlier versions lack it.
 	LeasePerNode bool `json:"lease_per_node,omitempty"`
 }
 
-// Report is what the incident hears of a run.
+// Report is a run's report to its incident.
 type Report struct {
 	WorkflowID string                  `json:"run"`
 	Playbook   string                  `json:"playbook"`
 	SourceHash string                  `json:"hash"`
-	Ended      time.Time               `json:"ended,omitzero"` // zero while it runs
+	Ended      time.Time               `json:"ended,omitzero"` // zero while it is running
 	Steps      []playbooks.StepReport  `json:"steps"`
 	Evidence   []playbooks.EvidenceRef `json:"evidence,omitempty"`
 	Error      string                  `json:"error,omitempty"`
-	// Outcome is the run's as a whole: what it stopped with, else the worst of its steps. Reason is that of its `stop`.
+	// Outcome is the outcome of the complete run: that of its `stop`, otherwise the worst of its steps. Reason is that
+	// of its `stop`.
 	Outcome        playbooks.Outcome `json:"outcome,omitempty"`
 	Reason         string            `json:"reason,omitempty"`
 	ResponderGuide string            `json:"responder_guide,omitempty"` // for the responder
 }
 
-// LoadPlaybook loads the playbook of a run, with those that it calls.
+// LoadPlaybook loads the playbook of a run with its callees.
 func (in Input) LoadPlaybook(catalogue playbooks.Catalog) (*playbooks.Program, diagnostic.Diagnostics) {
 	return playbooks.LoadForRun(playbooks.SourceFile{File: in.File, Content: in.Source}, in.Callees, catalogue)
 }
 
-// Workflows are the playbook workflow with the catalogue that it checks against.
+// Workflows contains the playbook workflow and the catalog for checks.
 type Workflows struct {
 	Catalog playbooks.Catalog
 	// Leases is the lease workflow that containments start.
 	Leases *lease.Workflows
-	// Load reads and checks a playbook; nil is playbooks.LoadPlaybook. Simulation remembers what it has checked.
+	// Load parses and checks a playbook; nil means Input.LoadPlaybook. Simulation caches the result.
 	Load func(in Input, catalogue playbooks.Catalog) (*playbooks.Program, diagnostic.Diagnostics)
 }
 
 // Playbook runs one playbook on one incident.
 func (w *Workflows) Playbook(ctx workflow.Context, in Input) (Report, error) {
 	if in.LanguageVersion > playbooks.LanguageVersion {
-		// An older worker beside newer ones: the task is tried again until one of those takes it.
+		// This worker is older than the run: panicking makes Temporal retry the task until a newer worker receives it.
 		panic(fmt.Sprintf("the run needs version %d of the language, this worker has %d", in.LanguageVersion, playbooks.LanguageVersion))
 	}
 	load := w.Load
@@ -116,34 +117,35 @@ func reportToIncident(ctx workflow.Context, in Input, report Report) error {
 	return nil
 }
 
-// playbookRun is one run under way.
+// playbookRun is one run in progress.
 type playbookRun struct {
 	*Workflows
 	input             Input
 	incidentRef       activities.IncidentRef
 	workflowID        string
 	report            *Report
-	receipts          map[string][]attestation.Envelope // by target
+	receipts          map[string][]attestation.Envelope // by target id
 	waitingHolders    map[string]workflow.Settable
 	earlyLeaseReports map[string]playbooks.LeaseReport
 	openRequests      map[string]*openRequest
 	requestCount      int
-	answeredRequests  []activities.ApprovalOutcome // the last ones, for queries alone
-	// currentIncident is the incident as it is now, once a step waits for it; waiters hear of each change.
+	answeredRequests  []activities.ApprovalOutcome // the last ones, for queries only
+	// currentIncident is the incident's current state, once a step waits for it. incidentWaiters are notified of each
+	// change.
 	currentIncident *playbooks.Incident
 	incidentWaiters []workflow.Channel
 	watchRunning    bool
-	reportedBytes   int // bytes
-	unreportedLines int // lines
+	reportedBytes   int // in bytes
+	unreportedLines int // number of timeline lines
 	activeWaits     int
 	suspendedReason string // why nothing is contained any more: a person decides
 	holderCount     int
 }
 
-// registerHandlers serve queries and hand signals to the branch that waits for them.
+// registerHandlers registers the queries, and starts the branches that receive signals.
 func (r *playbookRun) registerHandlers(ctx workflow.Context) error {
 	if err := workflow.SetQueryHandler(ctx, workflows.QuerySteps, func() (Report, error) { return *r.report, nil }); err != nil {
-		return err //nolint:wrapcheck // a mistake of the program
+		return err //nolint:wrapcheck // a programming error
 	}
 	if err := workflow.SetQueryHandler(ctx, workflows.QueryPendingApprovals, func() ([]ApprovalRequest, error) {
 		var all []ApprovalRequest
@@ -152,10 +154,10 @@ func (r *playbookRun) registerHandlers(ctx workflow.Context) error {
 		}
 		return all, nil
 	}); err != nil {
-		return err //nolint:wrapcheck // a mistake of the program
+		return err //nolint:wrapcheck // a programming error
 	}
 	if err := workflow.SetQueryHandler(ctx, workflows.QueryAnsweredApprovals, func() ([]activities.ApprovalOutcome, error) { return r.answeredRequests, nil }); err != nil {
-		return err //nolint:wrapcheck // a mistake of the program
+		return err //nolint:wrapcheck // a programming error
 	}
 	workflow.Go(ctx, func(ctx workflow.Context) {
 		for {
@@ -174,7 +176,7 @@ func (r *playbookRun) registerHandlers(ctx workflow.Context) error {
 			var why string
 			workflow.GetSignalChannel(ctx, workflows.SignalSuspend).Receive(ctx, &why)
 			r.suspendedReason = why
-			// A person has decided: open approval requests end.
+			// A person has decided: pending approval requests end.
 			for _, id := range slices.Sorted(maps.Keys(r.openRequests)) {
 				r.openRequests[id].wakeUp.SendAsync(true)
 			}
@@ -190,20 +192,20 @@ func (r *playbookRun) registerHandlers(ctx workflow.Context) error {
 	return nil
 }
 
-// approvedGrants are the grants under which the steps of an approval run, by plan hash.
+// approvedGrants are the grants for the steps inside an approval, by plan hash.
 type approvedGrants struct {
 	approval      *playbooks.Approval
 	grants        map[string]attestation.Envelope
 	title         string
-	approvedPlans plannedActions // as they were approved
-	// denied or proposed: the steps inside are recorded and not run.
+	approvedPlans plannedActions // the plans as they were approved
+	// proposeOnly means denied or proposed: the steps inside are recorded and do not run.
 	proposeOnly bool
 }
 
 func lastN[T any](s []T, n int) []T { return s[max(0, len(s)-n):] }
 
 func activityErrorText(err error) string {
-	// What the activity said, and not how it travelled.
+	// The message of the activity's error, without Temporal's wrapping.
 	if app := (*temporal.ApplicationError)(nil); errors.As(err, &app) {
 		return app.Message()
 	}
