@@ -21,7 +21,9 @@ type fakeMessenger struct {
 func (w fakeMessenger) SyncMessage(_ context.Context, in activities.SyncMessageInput) (activities.SyncMessageResult, error) {
 	return activities.SyncMessageResult{State: in.State}, w.syncError
 }
+
 func (fakeMessenger) Post(context.Context, activities.IncidentRef, string, string) error { return nil }
+
 func (w fakeMessenger) Closure(context.Context, string) (activities.Closure, error) {
 	return w.closure, nil
 }

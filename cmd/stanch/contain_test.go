@@ -29,27 +29,45 @@ func TestRequestSucceedsOnlyIfTargetIsContained(t *testing.T) {
 		"not started": {run: playbooks.PlaybookRun{RequestID: "request/other", Ended: ended}, want: []string{"not contained yet; `stanch incidents INC-1`"}},
 		"contained": {
 			run: playbooks.PlaybookRun{RequestID: "request/1", Ended: ended, Steps: step(playbooks.OutcomeChanged, "LSE-1")}, settled: true, contained: true,
-			want: []string{"pod shop/web: contained, lease LSE-1", "warning: another is cut off too",
-				"`stanch release LSE-1`", "`stanch extend LSE-1 --for 1h`"},
+			want: []string{
+				"pod shop/web: contained, lease LSE-1", "warning: another is cut off too",
+				"`stanch release LSE-1`", "`stanch extend LSE-1 --for 1h`",
+			},
 		},
-		"refused": {run: playbooks.PlaybookRun{RequestID: "request/1", Ended: ended,
-			Outcome: playbooks.OutcomeRefused, Steps: step(playbooks.OutcomeRefused, "")}, settled: true,
-			want: []string{"pod.isolate refused: because", "not contained: refused"}},
-		"refused lease": {run: playbooks.PlaybookRun{RequestID: "request/1", Ended: ended,
-			Outcome: playbooks.OutcomeRefused, Steps: step(playbooks.OutcomeRefused, "LSE-1")}, settled: true,
-			want: []string{"not contained: refused"}},
-		"proposed": {run: playbooks.PlaybookRun{RequestID: "request/1", Ended: ended,
-			Outcome: playbooks.OutcomeProposed, Steps: step(playbooks.OutcomeProposed, "")}, settled: true,
-			want: []string{"not contained: proposed, not run"}},
+		"refused": {
+			run: playbooks.PlaybookRun{
+				RequestID: "request/1", Ended: ended,
+				Outcome: playbooks.OutcomeRefused, Steps: step(playbooks.OutcomeRefused, ""),
+			}, settled: true,
+			want: []string{"pod.isolate refused: because", "not contained: refused"},
+		},
+		"refused lease": {
+			run: playbooks.PlaybookRun{
+				RequestID: "request/1", Ended: ended,
+				Outcome: playbooks.OutcomeRefused, Steps: step(playbooks.OutcomeRefused, "LSE-1"),
+			}, settled: true,
+			want: []string{"not contained: refused"},
+		},
+		"proposed": {
+			run: playbooks.PlaybookRun{
+				RequestID: "request/1", Ended: ended,
+				Outcome: playbooks.OutcomeProposed, Steps: step(playbooks.OutcomeProposed, ""),
+			}, settled: true,
+			want: []string{"not contained: proposed, not run"},
+		},
 		"waiting for approval": {
 			run: playbooks.PlaybookRun{RequestID: "request/1", WorkflowID: "playbook/1"}, pending: []playbook.ApprovalRequest{{ID: "contain#1", WorkflowID: "playbook/1", Title: "pod.isolate of pod shop/web", Approvers: activities.Approvers{Groups: []string{"sre"}}, Deadline: ended}}, settled: true,
-			want: []string{"not contained yet: waiting for approval by sre until",
-				"approve it with `stanch approve INC-1 'contain#1'`"},
+			want: []string{
+				"not contained yet: waiting for approval by sre until",
+				"approve it with `stanch approve INC-1 'contain#1'`",
+			},
 		},
 		"waiting for a quorum": {
 			run: playbooks.PlaybookRun{RequestID: "request/1", WorkflowID: "playbook/1"}, pending: []playbook.ApprovalRequest{{ID: "contain#1", WorkflowID: "playbook/1", Title: "pod.isolate of pod shop/web", Approvers: activities.Approvers{Groups: []string{"sre"}, Quorum: 2}, Deadline: ended}}, settled: true,
-			want: []string{"not contained yet: waiting for approval by 2 of sre until", "warning: only 1 of the 2",
-				"withdraw it with `stanch deny`"},
+			want: []string{
+				"not contained yet: waiting for approval by 2 of sre until", "warning: only 1 of the 2",
+				"withdraw it with `stanch deny`",
+			},
 		},
 	} {
 		answer.Containments = []string{"pod.isolate"}
@@ -76,8 +94,10 @@ func TestPlaybookWithoutContainmentsSucceedsIfEvidenceIsCaptured(t *testing.T) {
 		done  bool
 		want  string
 	}{
-		"captured": {[]playbooks.StepReport{step("process.snapshot", playbooks.OutcomeSucceeded),
-			step("pod.logs", playbooks.OutcomeRefused)}, true, "evidence captured; the playbook has no containments"},
+		"captured": {[]playbooks.StepReport{
+			step("process.snapshot", playbooks.OutcomeSucceeded),
+			step("pod.logs", playbooks.OutcomeRefused),
+		}, true, "evidence captured; the playbook has no containments"},
 		"none captured": {[]playbooks.StepReport{step("process.snapshot", playbooks.OutcomeFailed), step("pod.logs", playbooks.OutcomeRefused)}, false, "pod shop/web: no evidence captured"},
 		"no evidence":   {[]playbooks.StepReport{{Action: "slack", Verb: playbooks.VerbNotify, Outcome: playbooks.OutcomeRefused}}, false, "not contained: refused"},
 	} {
@@ -107,8 +127,10 @@ func TestDryRunFailsIfNothingWouldRun(t *testing.T) {
 			{Action: "workload.scale", UnplannableReason: "its parameters depend"},
 		}}}})
 		require.Equal(t, verdict == activities.VerdictRun, err == nil, verdict)
-		for _, part := range []string{"pod.isolate: " + want, "already contained by lease LSE-9, until ",
-			"would hold it", "would undo it after 1h30m", "workload.scale: not planned: its parameters depend"} {
+		for _, part := range []string{
+			"pod.isolate: " + want, "already contained by lease LSE-9, until ",
+			"would hold it", "would undo it after 1h30m", "workload.scale: not planned: its parameters depend",
+		} {
 			require.Contains(t, out.String(), part, verdict)
 		}
 	}

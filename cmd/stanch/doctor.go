@@ -141,10 +141,12 @@ func checkAWS(ctx context.Context, cfg *config.Config) checkResult {
 
 // checkSlack checks the identity of Stanch in Slack, and its access to the channel.
 func checkSlack(ctx context.Context, c *config.Slack) checkResult {
-	f := checkResult{Name: "Slack",
+	f := checkResult{
+		Name: "Slack",
 		Remedy: "check the files that `slack:` names, invite the app to the channel, and grant its bot chat:write, " +
 			"users:read, " +
-			"usergroups:read and channels:history"}
+			"usergroups:read and channels:history",
+	}
 	ctx, cancel := context.WithTimeout(ctx, 15*time.Second)
 	defer cancel()
 	detail, err := worker.CheckSlack(ctx, c)
@@ -163,8 +165,10 @@ func detailOrError(detail string, err error) string {
 func checkProbeHooks() []checkResult {
 	p, err := probe.Load(probe.Options{})
 	if err != nil {
-		return []checkResult{{Name: "probes", Required: true, Detail: err.Error(),
-			Remedy: "without probes, only detections of other sensors are processed"}}
+		return []checkResult{{
+			Name: "probes", Required: true, Detail: err.Error(),
+			Remedy: "without probes, only detections of other sensors are processed",
+		}}
 	}
 	defer func() { _ = p.Close() }()
 	var out []checkResult
@@ -173,8 +177,10 @@ func checkProbeHooks() []checkResult {
 		if !h.Enabled {
 			detail = h.Reason
 		}
-		out = append(out, checkResult{Name: "probe " + string(h.Hook), OK: h.Enabled, Detail: detail,
-			Remedy: "other probes are not affected"})
+		out = append(out, checkResult{
+			Name: "probe " + string(h.Hook), OK: h.Enabled, Detail: detail,
+			Remedy: "other probes are not affected",
+		})
 	}
 	return out
 }
@@ -183,8 +189,10 @@ func checkEgressLock() checkResult {
 	dir := filepath.Join("/sys/fs/bpf", "stanch-doctor")
 	l, err := probe.OpenEgressLock(dir)
 	if err != nil {
-		return checkResult{Name: "egress lock", Required: false, Detail: err.Error(),
-			Remedy: "without it, isolation uses only NetworkPolicies, whose effect cannot be verified"}
+		return checkResult{
+			Name: "egress lock", Required: false, Detail: err.Error(),
+			Remedy: "without it, isolation uses only NetworkPolicies, whose effect cannot be verified",
+		}
 	}
 	_ = l.Close()
 	err = probe.Cleanup(dir)
@@ -192,8 +200,10 @@ func checkEgressLock() checkResult {
 }
 
 func checkCluster(ctx context.Context, kubeconfig string) checkResult {
-	f := checkResult{Name: "cluster",
-		Remedy: "fix the kubeconfig, or use --kubeconfig none to protect the containers of this host"}
+	f := checkResult{
+		Name:   "cluster",
+		Remedy: "fix the kubeconfig, or use --kubeconfig none to protect the containers of this host",
+	}
 	client, name, err := connectCluster(kubeconfig)
 	if err != nil || client == nil {
 		f.Detail, f.OK = detailOrError(name, err), err == nil

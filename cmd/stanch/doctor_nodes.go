@@ -55,8 +55,10 @@ func checkNodes(nodes map[string]nodeHealth) []checkResult {
 			details = append(details, fmt.Sprintf("lost %d events and %d detections since its start",
 				n.Drops.KernelEvents, n.Drops.SpooledDetections))
 		}
-		out = append(out, checkResult{Name: "node " + name, OK: len(remedies) == 0,
-			Detail: strings.Join(details, "; "), Remedy: strings.Join(remedies, "; ")})
+		out = append(out, checkResult{
+			Name: "node " + name, OK: len(remedies) == 0,
+			Detail: strings.Join(details, "; "), Remedy: strings.Join(remedies, "; "),
+		})
 	}
 	return out
 }

@@ -338,8 +338,10 @@ func (d *drillRun) approvePending(ctx context.Context, fits func(playbook.Approv
 	approved := false
 	for _, p := range pending {
 		if p.IncidentID == d.result.Incident && len(p.Votes) == 0 && fits(p) {
-			approved = d.client.post(ctx, "/v1/vote", gateway.VoteRequest{IncidentID: p.IncidentID,
-				RequestID: p.QualifiedID(), Approve: true, Reason: "drill"}, nil) == nil || approved
+			approved = d.client.post(ctx, "/v1/vote", gateway.VoteRequest{
+				IncidentID: p.IncidentID,
+				RequestID:  p.QualifiedID(), Approve: true, Reason: "drill",
+			}, nil) == nil || approved
 		}
 	}
 	return approved

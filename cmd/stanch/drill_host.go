@@ -106,7 +106,8 @@ func newHostEnvironment(ctx context.Context, kind string, register registerTarge
 
 // startContainer starts one container and its peer, and returns the container's id. Lines that arrive add to received.
 func (s *hostEnvironment) startContainer(ctx context.Context, root, name, port, kind string,
-	received *atomic.Uint64) (string, error) {
+	received *atomic.Uint64,
+) (string, error) {
 	id := randomHex(32)
 	dir := filepath.Join(root, name, id)
 	if err := os.MkdirAll(dir, 0o755); err != nil {

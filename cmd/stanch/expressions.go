@@ -46,8 +46,10 @@ Functions:
 	}
 	b.WriteString(line + "\n\nFields of incident:\n")
 	writeFieldHelp(&b, "  incident.", reflect.TypeFor[playbooks.Incident](), 0)
-	return &cobra.Command{Use: "expressions", Short: "Names, functions and fields in expressions",
-		Long: strings.TrimRight(b.String(), "\n")}
+	return &cobra.Command{
+		Use: "expressions", Short: "Names, functions and fields in expressions",
+		Long: strings.TrimRight(b.String(), "\n"),
+	}
 }
 
 // writeFieldHelp lists the fields of t that expressions can read, and the fields of nested structs one level deep.

@@ -101,16 +101,20 @@ Start with:
 		&cobra.Group{ID: "respond", Title: "Respond to incidents:"},
 		&cobra.Group{ID: "develop", Title: "Develop playbooks and rules:"})
 	for group, commands := range map[string][]*cobra.Command{
-		"run": {upCommand(g), workerCommand(g), forwardCommand(), drillCommand(g), doctorCommand(g),
-			manifestsCommand(g), certCommand(g)},
+		"run": {
+			upCommand(g), workerCommand(g), forwardCommand(), drillCommand(g), doctorCommand(g),
+			manifestsCommand(g), certCommand(g),
+		},
 		"respond": {
 			statusCommand(g), incidentsCommand(g), approvalCommand(g, true), approvalCommand(g, false),
 			assignCommand(g),
 			resolveCommand(g), containCommand(g), runCommand(g), leasesCommand(g), releaseCommand(g), extendCommand(g),
 			pauseCommand(g), resumeCommand(g), auditCommand(g), evidenceCommand(g), recordCommand(g),
 		},
-		"develop": {validateCommand(g), testCommand(), explainCommand(), playbooksCommand(g), simulateCommand(g),
-			actionsCommand(), schemaCommand(), rulesCommand(g)},
+		"develop": {
+			validateCommand(g), testCommand(), explainCommand(), playbooksCommand(g), simulateCommand(g),
+			actionsCommand(), schemaCommand(), rulesCommand(g),
+		},
 	} {
 		for _, c := range commands {
 			c.GroupID = group

@@ -26,16 +26,18 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	testscript.Main(m, map[string]func(){"stanch": func() {
-		ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
-		err := rootCommand().ExecuteContext(ctx)
-		stop()
-		if err != nil && !errors.Is(err, errReported) {
-			fmt.Fprintln(os.Stderr, "stanch:", err)
-		}
-		os.Exit(exitCode(err))
-	}, "store-evidence": storeEvidenceCommand, "plant-evidence": plantEvidenceCommand,
-		"post-detection": postDetectionCommand})
+	testscript.Main(m, map[string]func(){
+		"stanch": func() {
+			ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
+			err := rootCommand().ExecuteContext(ctx)
+			stop()
+			if err != nil && !errors.Is(err, errReported) {
+				fmt.Fprintln(os.Stderr, "stanch:", err)
+			}
+			os.Exit(exitCode(err))
+		}, "store-evidence": storeEvidenceCommand, "plant-evidence": plantEvidenceCommand,
+		"post-detection": postDetectionCommand,
+	})
 }
 
 const evidenceIncidentID = "INC-01ARZ3NDEKTSV4RRFFQ69G5FAV"

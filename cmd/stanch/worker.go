@@ -245,7 +245,8 @@ func (o *workerOptions) protectOwnNamespace(cfg *config.Config, cluster kubernet
 
 // dialTemporal connects to Temporal with encrypted payloads, and registers the search attribute of incidents.
 func (o *workerOptions) dialTemporal(ctx context.Context, log *slog.Logger,
-	instrument func(client.Options) client.Options) (client.Client, error) {
+	instrument func(client.Options) client.Options,
+) (client.Client, error) {
 	tlsConfig, err := o.temporalTLSConfig()
 	if err != nil {
 		return nil, err

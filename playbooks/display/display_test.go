@@ -58,9 +58,12 @@ func TestRunSummaryStartsWithContainments(t *testing.T) {
 		ended time.Time
 		want  string
 	}{
-		{[]playbooks.StepReport{ticket, contained}, at,
+		{
+			[]playbooks.StepReport{ticket, contained},
+			at,
 			"contained: pod.isolate of pod shop/web-1 applied and verified; note: ticket skipped: no tickets are " +
-				"configured: add `ticket:` to stanch.yaml"},
+				"configured: add `ticket:` to stanch.yaml",
+		},
 		{[]playbooks.StepReport{mail, contained}, at, "contained: pod.isolate of pod shop/web-1 applied and verified; email failed: the server is away"},
 		{[]playbooks.StepReport{refused}, at, "pod.isolate of pod shop/web-1 refused: no budget is configured for it"},
 		{[]playbooks.StepReport{{Action: "stop", Outcome: playbooks.OutcomeDenied, Reason: "known build job"}}, at, "stopped, denied: known build job"},

@@ -203,9 +203,11 @@ func (d *ApprovalService) startRequests(ctx context.Context, answer *ContainResp
 func (d *ApprovalService) startRequest(ctx context.Context, one sensors.Detection, permitted *attestation.ManualRequest) (in playbooks.Incident, err error) {
 	key := d.ManualRequests.Ingester.GroupingKey(one)
 	if open, err := d.latestIncident(ctx, key); err == nil && open.Status == "open" && len(open.Playbooks) >= maxRunsPerIncident {
-		return in, &httpError{http.StatusConflict,
+		return in, &httpError{
+			http.StatusConflict,
 			fmt.Sprintf("incident %s has %d playbook runs and accepts no more requests; use `stanch extend` to "+
-				"extend a lease, or release its leases so that the incident closes", open.ID, len(open.Playbooks))}
+				"extend a lease, or release its leases so that the incident closes", open.ID, len(open.Playbooks)),
+		}
 	}
 	if err := d.ManualRequests.Ingester.ingestManualRequest(ctx, one, permitted); err != nil {
 		return in, err

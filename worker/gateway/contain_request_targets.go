@@ -84,8 +84,10 @@ func (d *ApprovalService) completeContainerID(ctx context.Context, id string) (s
 // unresolvedTargetError returns status 503 for an error that is temporary, and 404 for others.
 func unresolvedTargetError(target string, err error) error {
 	if later := (*TemporaryError)(nil); errors.As(err, &later) {
-		return &httpError{http.StatusServiceUnavailable,
-			fmt.Sprintf("find %s: %v; nothing was contained; try again", truncateText(target), err)}
+		return &httpError{
+			http.StatusServiceUnavailable,
+			fmt.Sprintf("find %s: %v; nothing was contained; try again", truncateText(target), err),
+		}
 	}
 	return notFound("find %s: %v", truncateText(target), err)
 }

@@ -197,9 +197,11 @@ func (d *ApprovalService) findRequest(ctx context.Context, v VoteRequest) (*play
 		p := &pending[i]
 		if v.PlansHash != "" && p.PlansHash != v.PlansHash {
 			if p.ReplacesHash == v.PlansHash {
-				return nil, &httpError{http.StatusConflict,
+				return nil, &httpError{
+					http.StatusConflict,
 					"the plan changed since the question was asked (" + strings.Join(p.ChangesSinceReplaced,
-						"; ") + "); answer the new question"}
+						"; ") + "); answer the new question",
+				}
 			}
 			continue
 		}
@@ -220,15 +222,19 @@ func (d *ApprovalService) findRequest(ctx context.Context, v VoteRequest) (*play
 	case len(found) == 1:
 		return found[0], nil
 	case v.PlansHash != "" && len(found) == 0:
-		return nil, &httpError{http.StatusConflict,
-			"the question is closed: it was answered, it expired, or its plan changed"}
+		return nil, &httpError{
+			http.StatusConflict,
+			"the question is closed: it was answered, it expired, or its plan changed",
+		}
 	case len(found) > 1 && v.RequestID == "":
 		return nil, &httpError{http.StatusConflict, fmt.Sprintf("incident %s has %d open questions; choose one:%s",
 			v.IncidentID, len(found), describeOpenRequests(v.IncidentID, v.Approve, found))}
 	case len(found) > 1:
-		return nil, &httpError{http.StatusConflict,
+		return nil, &httpError{
+			http.StatusConflict,
 			fmt.Sprintf("%q matches %d open questions of incident %s; choose one:%s", truncateText(v.RequestID),
-				len(found), v.IncidentID, describeOpenRequests(v.IncidentID, v.Approve, found))}
+				len(found), v.IncidentID, describeOpenRequests(v.IncidentID, v.Approve, found)),
+		}
 	}
 	return nil, d.noOpenRequestError(ctx, v, pending)
 }
