@@ -225,7 +225,7 @@ people: [{ name: ann, uid: 0, groups: [sre] }, { name: bob, uid: 65533, groups: 
 	require.NoError(t, os.Chmod(s.DataDir, 0o755)) //nolint:gosec // the scenario
 	require.NoError(t, os.Chmod(s.SocketPath(), 0o666))
 	for _, args := range [][]string{{"approve", asked.IncidentID}, {"release", "--all"}, {"pause"}, {"resume"}} {
-		require.Contains(t, stranger(65534, args...), "is nobody in the configuration", args)
+		require.Contains(t, stranger(65534, args...), "unknown user id", args)
 	}
 	require.Contains(t, stranger(65534, "drill"), "only root")
 	require.Contains(t, stranger(65533, "approve", asked.IncidentID), "may not answer")

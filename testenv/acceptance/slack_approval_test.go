@@ -67,7 +67,7 @@ func TestAClickAfterTheTimeIsLate(t *testing.T) {
 	c.WaitForIncident(t, box.ID, 20*time.Second, "denied by silence", hasStepOutcome(playbooks.OutcomeDenied))
 	code, _ := c.pressButton(t, alice, m, "approve")
 	require.Equal(t, http.StatusOK, code)
-	c.waitForEphemeralMessage(t, alice, "this question is closed")
+	c.waitForEphemeralMessage(t, alice, "the question is closed")
 	require.False(t, box.IsSilent(300*time.Millisecond), "nothing is contained")
 }
 
@@ -114,7 +114,7 @@ func TestNobodyApprovesWhatTheyTriggered(t *testing.T) {
 	_, _ = c.pressButton(t, alice, m, "approve")
 	c.waitForEphemeralMessage(t, alice, "somebody else must answer it")
 	_, _ = c.pressButton(t, bob, m, "approve")
-	c.WaitForIncident(t, box.ID, 20*time.Second, "bob's counts", hasStepOutcome(playbooks.OutcomeChanged))
+	c.WaitForIncident(t, box.ID, 20*time.Second, "bob's counts", hasStepOutcome(playbooks.OutcomeSucceeded))
 }
 
 // A new signing key: what holds under the old one goes on, is observed, extended and released, and its evidence verifies.

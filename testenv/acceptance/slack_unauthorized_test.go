@@ -102,7 +102,7 @@ var unauthorizedClicks = []struct {
 	}},
 	{"an approval of the question of another incident", func(t *testing.T, w *clickFixture) {
 		// Its genuine button answers its own question and never this one.
-		w.requireApprovalRejected(t, alice, withActionValue(w.expiredButton.Value), "this question is closed")
+		w.requireApprovalRejected(t, alice, withActionValue(w.expiredButton.Value), "the question is closed")
 	}},
 	{"two buttons in one click", func(t *testing.T, w *clickFixture) {
 		w.requireStatus(t, w.signPayload(w.approvePayload(alice, func(p map[string]any) {
