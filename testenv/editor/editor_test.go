@@ -205,7 +205,7 @@ func TestAnEditorHelpsToWriteAPlaybook(t *testing.T) {
 			"a key of another kind":         playbookHeader + "  - wait: 5m\n    with: { tail: 0 }‸\n",
 			"an approval without people":    playbookHeader + "  - approval: sure‸\n    timeout: 5m\n    on_timeout: deny\n    steps: [{ notify: log }]\n",
 			"an objective that is none":     "playbook: p\nmatch: { objective: crypto-minig }‸\nsteps: [{ notify: log }]\n",
-			"an outcome that is none":       playbookHeader + "  - stop: succeeded‸\n",
+			"an outcome that is none":       playbookHeader + "  - stop: suceeded‸\n",
 		} {
 			clean, position := splitAtCursor(text)
 			_, found := s.openDocument(t, name+".yaml", clean)
@@ -234,9 +234,9 @@ func TestAnEditorHelpsToWriteAPlaybook(t *testing.T) {
 		require.Contains(t, objectives, "crypto-mining")
 	})
 	t.Run("it says what a word means", func(t *testing.T) {
-		require.Contains(t, s.hoverTextAt(t, "h1.yaml", playbookHeader+"  - contain: pod.iso‸late\n    for: 1h\n"), "Take the network from one pod")
+		require.Contains(t, s.hoverTextAt(t, "h1.yaml", playbookHeader+"  - contain: pod.iso‸late\n    for: 1h\n"), "Isolate one pod from the network")
 		require.Contains(t, s.hoverTextAt(t, "h2.yaml", playbookHeader+"  - evidence: pod.logs\n    with: { ta‸il: 5 }\n"), "lines from the end")
 		require.Contains(t, s.hoverTextAt(t, "h3.yaml", playbookHeader+"  - forea‸ch: incident.targets\n    steps: [{ notify: log }]\n"), "for each element of a list")
-		require.Contains(t, s.hoverTextAt(t, "h4.yaml", "playbook: p\nmax_ph‸ase: 2\n"), "never goes beyond")
+		require.Contains(t, s.hoverTextAt(t, "h4.yaml", "playbook: p\nmax_ph‸ase: 2\n"), "the maximum phase of this playbook")
 	})
 }
