@@ -22,9 +22,6 @@ var offlineCommands = []string{"actions", "cert", "evidence", "explain", "manife
 const exampleIncidentID = "INC-01JABCDEFGHJKMNPQRSTVWXYZ0"
 
 func TestOfflineExamplesSucceed(t *testing.T) {
-	if testing.Short() {
-		t.Skip("starts many processes")
-	}
 	stanch, err := exec.LookPath("stanch") // the test binary, see TestMain
 	require.NoError(t, err)
 	recording, err := os.ReadFile("../../testenv/recordings/cryptominer.json")
