@@ -31,8 +31,8 @@ const (
 	EntryKindRelease    ManifestEntryKind = "release" // a person ended a containment early
 	EntryKindExtend     ManifestEntryKind = "extend"  // a person extended a containment
 	// a person assigned or resolved the incident, or requested an action in it
-	EntryKindTriage  ManifestEntryKind = "mark"
-	EntryKindPause   ManifestEntryKind = "stop"    // new containments were paused
+	EntryKindTriage  ManifestEntryKind = "triage"
+	EntryKindPause   ManifestEntryKind = "pause"   // new containments were paused
 	EntryKindResume  ManifestEntryKind = "resume"  // new containments were resumed
 	EntryKindEffect  ManifestEntryKind = "effect"  // a containment was applied
 	EntryKindUndo    ManifestEntryKind = "undo"    // a containment was undone

@@ -16,18 +16,18 @@ import (
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	LockMapAddresses    = "addresses"
-	LockMapAllow        = "allow"
-	LockMapCounts       = "counts"
-	LockMapFlows        = "flows"
-	LockMapHolds        = "holds"
-	LockMapLatest       = "latest"
-	LockMapLocks        = "locks"
-	LockMapMacs         = "macs"
-	LockMapProbers      = "probers"
-	LockProgLockEgress  = "lock_egress"
-	LockProgLockWireIn  = "lock_wire_in"
-	LockProgLockWireOut = "lock_wire_out"
+	LockMapAddresses        = "addresses"
+	LockMapAllow            = "allow"
+	LockMapCounts           = "counts"
+	LockMapFlows            = "flows"
+	LockMapLatestExpiry     = "latest_expiry"
+	LockMapLockedObjects    = "locked_objects"
+	LockMapLocks            = "locks"
+	LockMapMacs             = "macs"
+	LockMapProbers          = "probers"
+	LockProgLockEgress      = "lock_egress"
+	LockProgLockVethEgress  = "lock_veth_egress"
+	LockProgLockVethIngress = "lock_veth_ingress"
 )
 
 // LoadLock returns the embedded CollectionSpec for Lock.
@@ -72,24 +72,24 @@ type LockSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type LockProgramSpecs struct {
-	LockEgress  *ebpf.ProgramSpec `ebpf:"lock_egress"`
-	LockWireIn  *ebpf.ProgramSpec `ebpf:"lock_wire_in"`
-	LockWireOut *ebpf.ProgramSpec `ebpf:"lock_wire_out"`
+	LockEgress      *ebpf.ProgramSpec `ebpf:"lock_egress"`
+	LockVethEgress  *ebpf.ProgramSpec `ebpf:"lock_veth_egress"`
+	LockVethIngress *ebpf.ProgramSpec `ebpf:"lock_veth_ingress"`
 }
 
 // LockMapSpecs contains maps before they are loaded into the kernel.
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type LockMapSpecs struct {
-	Addresses *ebpf.MapSpec `ebpf:"addresses"`
-	Allow     *ebpf.MapSpec `ebpf:"allow"`
-	Counts    *ebpf.MapSpec `ebpf:"counts"`
-	Flows     *ebpf.MapSpec `ebpf:"flows"`
-	Holds     *ebpf.MapSpec `ebpf:"holds"`
-	Latest    *ebpf.MapSpec `ebpf:"latest"`
-	Locks     *ebpf.MapSpec `ebpf:"locks"`
-	Macs      *ebpf.MapSpec `ebpf:"macs"`
-	Probers   *ebpf.MapSpec `ebpf:"probers"`
+	Addresses     *ebpf.MapSpec `ebpf:"addresses"`
+	Allow         *ebpf.MapSpec `ebpf:"allow"`
+	Counts        *ebpf.MapSpec `ebpf:"counts"`
+	Flows         *ebpf.MapSpec `ebpf:"flows"`
+	LatestExpiry  *ebpf.MapSpec `ebpf:"latest_expiry"`
+	LockedObjects *ebpf.MapSpec `ebpf:"locked_objects"`
+	Locks         *ebpf.MapSpec `ebpf:"locks"`
+	Macs          *ebpf.MapSpec `ebpf:"macs"`
+	Probers       *ebpf.MapSpec `ebpf:"probers"`
 }
 
 // LockVariableSpecs contains global variables before they are loaded into the kernel.
@@ -118,15 +118,15 @@ func (o *LockObjects) Close() error {
 //
 // It can be passed to LoadLockObjects or ebpf.CollectionSpec.LoadAndAssign.
 type LockMaps struct {
-	Addresses *ebpf.Map `ebpf:"addresses"`
-	Allow     *ebpf.Map `ebpf:"allow"`
-	Counts    *ebpf.Map `ebpf:"counts"`
-	Flows     *ebpf.Map `ebpf:"flows"`
-	Holds     *ebpf.Map `ebpf:"holds"`
-	Latest    *ebpf.Map `ebpf:"latest"`
-	Locks     *ebpf.Map `ebpf:"locks"`
-	Macs      *ebpf.Map `ebpf:"macs"`
-	Probers   *ebpf.Map `ebpf:"probers"`
+	Addresses     *ebpf.Map `ebpf:"addresses"`
+	Allow         *ebpf.Map `ebpf:"allow"`
+	Counts        *ebpf.Map `ebpf:"counts"`
+	Flows         *ebpf.Map `ebpf:"flows"`
+	LatestExpiry  *ebpf.Map `ebpf:"latest_expiry"`
+	LockedObjects *ebpf.Map `ebpf:"locked_objects"`
+	Locks         *ebpf.Map `ebpf:"locks"`
+	Macs          *ebpf.Map `ebpf:"macs"`
+	Probers       *ebpf.Map `ebpf:"probers"`
 }
 
 func (m *LockMaps) Close() error {
@@ -135,8 +135,8 @@ func (m *LockMaps) Close() error {
 		m.Allow,
 		m.Counts,
 		m.Flows,
-		m.Holds,
-		m.Latest,
+		m.LatestExpiry,
+		m.LockedObjects,
 		m.Locks,
 		m.Macs,
 		m.Probers,
@@ -153,16 +153,16 @@ type LockVariables struct {
 //
 // It can be passed to LoadLockObjects or ebpf.CollectionSpec.LoadAndAssign.
 type LockPrograms struct {
-	LockEgress  *ebpf.Program `ebpf:"lock_egress"`
-	LockWireIn  *ebpf.Program `ebpf:"lock_wire_in"`
-	LockWireOut *ebpf.Program `ebpf:"lock_wire_out"`
+	LockEgress      *ebpf.Program `ebpf:"lock_egress"`
+	LockVethEgress  *ebpf.Program `ebpf:"lock_veth_egress"`
+	LockVethIngress *ebpf.Program `ebpf:"lock_veth_ingress"`
 }
 
 func (p *LockPrograms) Close() error {
 	return _LockClose(
 		p.LockEgress,
-		p.LockWireIn,
-		p.LockWireOut,
+		p.LockVethEgress,
+		p.LockVethIngress,
 	)
 }
 

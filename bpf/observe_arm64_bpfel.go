@@ -17,12 +17,12 @@ import (
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
 	ObserveMapAlerts           = "alerts"
-	ObserveMapBirths           = "births"
 	ObserveMapCalls            = "calls"
 	ObserveMapCgroups          = "cgroups"
+	ObserveMapDnsQueries       = "dns_queries"
+	ObserveMapDropSources      = "drop_sources"
 	ObserveMapDrops            = "drops"
-	ObserveMapLosers           = "losers"
-	ObserveMapQuestions        = "questions"
+	ObserveMapForkWindow       = "fork_window"
 	ObserveMapScratch          = "scratch"
 	ObserveMapSensitive        = "sensitive"
 	ObserveMapTelemetry        = "telemetry"
@@ -110,16 +110,16 @@ type ObserveProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type ObserveMapSpecs struct {
-	Alerts    *ebpf.MapSpec `ebpf:"alerts"`
-	Births    *ebpf.MapSpec `ebpf:"births"`
-	Calls     *ebpf.MapSpec `ebpf:"calls"`
-	Cgroups   *ebpf.MapSpec `ebpf:"cgroups"`
-	Drops     *ebpf.MapSpec `ebpf:"drops"`
-	Losers    *ebpf.MapSpec `ebpf:"losers"`
-	Questions *ebpf.MapSpec `ebpf:"questions"`
-	Scratch   *ebpf.MapSpec `ebpf:"scratch"`
-	Sensitive *ebpf.MapSpec `ebpf:"sensitive"`
-	Telemetry *ebpf.MapSpec `ebpf:"telemetry"`
+	Alerts      *ebpf.MapSpec `ebpf:"alerts"`
+	Calls       *ebpf.MapSpec `ebpf:"calls"`
+	Cgroups     *ebpf.MapSpec `ebpf:"cgroups"`
+	DnsQueries  *ebpf.MapSpec `ebpf:"dns_queries"`
+	DropSources *ebpf.MapSpec `ebpf:"drop_sources"`
+	Drops       *ebpf.MapSpec `ebpf:"drops"`
+	ForkWindow  *ebpf.MapSpec `ebpf:"fork_window"`
+	Scratch     *ebpf.MapSpec `ebpf:"scratch"`
+	Sensitive   *ebpf.MapSpec `ebpf:"sensitive"`
+	Telemetry   *ebpf.MapSpec `ebpf:"telemetry"`
 }
 
 // ObserveVariableSpecs contains global variables before they are loaded into the kernel.
@@ -150,27 +150,27 @@ func (o *ObserveObjects) Close() error {
 //
 // It can be passed to LoadObserveObjects or ebpf.CollectionSpec.LoadAndAssign.
 type ObserveMaps struct {
-	Alerts    *ebpf.Map `ebpf:"alerts"`
-	Births    *ebpf.Map `ebpf:"births"`
-	Calls     *ebpf.Map `ebpf:"calls"`
-	Cgroups   *ebpf.Map `ebpf:"cgroups"`
-	Drops     *ebpf.Map `ebpf:"drops"`
-	Losers    *ebpf.Map `ebpf:"losers"`
-	Questions *ebpf.Map `ebpf:"questions"`
-	Scratch   *ebpf.Map `ebpf:"scratch"`
-	Sensitive *ebpf.Map `ebpf:"sensitive"`
-	Telemetry *ebpf.Map `ebpf:"telemetry"`
+	Alerts      *ebpf.Map `ebpf:"alerts"`
+	Calls       *ebpf.Map `ebpf:"calls"`
+	Cgroups     *ebpf.Map `ebpf:"cgroups"`
+	DnsQueries  *ebpf.Map `ebpf:"dns_queries"`
+	DropSources *ebpf.Map `ebpf:"drop_sources"`
+	Drops       *ebpf.Map `ebpf:"drops"`
+	ForkWindow  *ebpf.Map `ebpf:"fork_window"`
+	Scratch     *ebpf.Map `ebpf:"scratch"`
+	Sensitive   *ebpf.Map `ebpf:"sensitive"`
+	Telemetry   *ebpf.Map `ebpf:"telemetry"`
 }
 
 func (m *ObserveMaps) Close() error {
 	return _ObserveClose(
 		m.Alerts,
-		m.Births,
 		m.Calls,
 		m.Cgroups,
+		m.DnsQueries,
+		m.DropSources,
 		m.Drops,
-		m.Losers,
-		m.Questions,
+		m.ForkWindow,
 		m.Scratch,
 		m.Sensitive,
 		m.Telemetry,

@@ -18,7 +18,7 @@ const (
 	ButtonBreakGlass    ButtonKind = "break-glass"
 	ButtonRelease       ButtonKind = "release"
 	ButtonExtend        ButtonKind = "extend"
-	ButtonAssign        ButtonKind = "take-over"
+	ButtonAssign        ButtonKind = "assign"
 	ButtonFalsePositive ButtonKind = "false-positive"
 )
 

@@ -268,7 +268,7 @@ func TestAnAttackerCannotCrowdAQuestionOut(t *testing.T) {
 	hint := func(s string) bool { return strings.Contains(s, "this is too much for a message. `stanch") }
 	require.Equal(t, 5, len(m.Buttons(t)["approve"])+countMatching(shown, hint), "each question can be approved or says where")
 	require.Len(t, m.Buttons(t)["deny"], 5)
-	require.Len(t, m.Buttons(t)["take-over"], 1)
+	require.Len(t, m.Buttons(t)["assign"], 1)
 
 	// One of them alone is small enough to be approved, whatever else the message contains.
 	d.approvalRequests = []activities.ApprovalRequest{newApprovalRequest(1, isolateChange, 10)}

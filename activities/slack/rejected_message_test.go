@@ -17,7 +17,7 @@ func TestAMessageThatSlackRefusesBecomesAShortOne(t *testing.T) {
 	m := d.currentMessage(t)
 	require.Len(t, m.Buttons(t)["approve"], 1)
 	require.Equal(t, 3, countMatching(literalTexts(t, m), isIsolateChange))
-	require.Len(t, m.Buttons(t)["take-over"], 1)
+	require.Len(t, m.Buttons(t)["assign"], 1)
 	require.Contains(t, string(m.Blocks), "Slack did not take the whole message")
 	require.Contains(t, d.log.String(), "msg_blocks_too_long")
 

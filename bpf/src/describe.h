@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0
 //
-// The maps, and what every program needs: whose cgroup it is, a buffer, and the description of the current task.
+// The maps, and what every program needs: the state of a cgroup, an event buffer, and the description of a task.
 #pragma once
 
 #include "kernel.h"
 #include "event.h"
 #include "paths.h"
 
-// Set before loading. Unknown cgroups are watched unless this says otherwise: a container that lives for 50 ms must
-// not be missed because nobody told us of it in time.
+// Set before loading. Unknown cgroups are observed unless this is set: a container that lives for 50 ms must not be
+// missed because user space has not registered it yet.
 const volatile bool ignore_unknown = false;
 
 #define WATCH 1
@@ -21,7 +21,7 @@ struct {
 	__type(value, __u8);
 } cgroups SEC(".maps");
 
-// Base names that may be sensitive, zero-padded; the value is what user space gave: ON_… bits.
+// Base names that may be sensitive, zero-padded. The value is the class and ON_* bits that user space set.
 #define SENSITIVE_NAME 48
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
@@ -51,16 +51,16 @@ struct {
 	__type(value, __u64);
 } drops SEC(".maps");
 
-// Whose events were lost: whoever floods the rings hides something, and should be named.
+// Lost events by cgroup: a container that floods the rings may hide something, and is reported.
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__uint(max_entries, 1024);
 	__type(key, __u64);
 	__type(value, __u64);
-} losers SEC(".maps");
+} drop_sources SEC(".maps");
 
-// Several buffers a CPU: a program on a cgroup hook may be preempted or interrupted by one on a tracepoint. A program
-// never moves to another CPU.
+// Several buffers per CPU: a program on a cgroup hook may be preempted or interrupted by one on a tracepoint. A program
+// never migrates to another CPU.
 #define SLOTS 3
 struct scratch {
 	__u32 busy[SLOTS + 1];
@@ -73,17 +73,17 @@ struct {
 	__type(value, struct scratch);
 } scratch SEC(".maps");
 
-static __always_inline void dropped(__u32 reason, __u64 cgroup)
+static __always_inline void count_drop(__u32 reason, __u64 cgroup)
 {
 	__u64 *n = bpf_map_lookup_elem(&drops, &reason), one = 1;
 
 	if (n)
 		__sync_fetch_and_add(n, 1);
-	n = bpf_map_lookup_elem(&losers, &cgroup);
+	n = bpf_map_lookup_elem(&drop_sources, &cgroup);
 	if (n)
 		__sync_fetch_and_add(n, 1);
 	else
-		bpf_map_update_elem(&losers, &cgroup, &one, BPF_NOEXIST);
+		bpf_map_update_elem(&drop_sources, &cgroup, &one, BPF_NOEXIST);
 }
 
 static __always_inline __u64 cgroup_of(struct task_struct *task)
@@ -91,7 +91,7 @@ static __always_inline __u64 cgroup_of(struct task_struct *task)
 	return BPF_CORE_READ(task, cgroups, dfl_cgrp, kn, id);
 }
 
-static __always_inline bool watched(__u64 cgroup)
+static __always_inline bool is_watched(__u64 cgroup)
 {
 	__u8 *mode = bpf_map_lookup_elem(&cgroups, &cgroup);
 
@@ -100,8 +100,8 @@ static __always_inline bool watched(__u64 cgroup)
 	return !ignore_unknown;
 }
 
-// take gives a free buffer of this CPU with a cleared head, or NULL. Every take is followed by a give.
-static __always_inline struct event *take(__u16 kind, __u64 cgroup)
+// reserve_event returns a free buffer of this CPU with a zeroed header, or NULL. Every reserved event must be released.
+static __always_inline struct event *reserve_event(__u16 kind, __u64 cgroup)
 {
 	__u32 zero = 0, i;
 	struct scratch *s = bpf_map_lookup_elem(&scratch, &zero);
@@ -121,11 +121,11 @@ static __always_inline struct event *take(__u16 kind, __u64 cgroup)
 		e->cpu = bpf_get_smp_processor_id();
 		return e;
 	}
-	dropped(DROP_SCRATCH, cgroup);
+	count_drop(DROP_SCRATCH, cgroup);
 	return NULL;
 }
 
-static __always_inline void give(struct event *e)
+static __always_inline void release_event(struct event *e)
 {
 	__u32 zero = 0, slot = e->slot;
 	struct scratch *s = bpf_map_lookup_elem(&scratch, &zero);
@@ -134,21 +134,21 @@ static __always_inline void give(struct event *e)
 		s->busy[slot] = 0;
 }
 
-static __always_inline void emit(void *ring, __u32 reason, struct event *e)
+static __always_inline void submit(void *ring, __u32 reason, struct event *e)
 {
 	__u64 used = e->used;
 
 	if (used > DATA_SIZE)
 		used = DATA_SIZE;
 	if (bpf_ringbuf_output(ring, e, EVENT_HEAD + used, 0))
-		dropped(reason, e->cgroup);
+		count_drop(reason, e->cgroup);
 }
 
 #define OVERLAYFS_SUPER_MAGIC 0x794c7630
 
-// overlay says whether a file's content lies in an overlay's upper layer. A file that was merely copied up (its mode
-// changed) still has the size and the time of the lower one.
-static __always_inline __u16 overlay(struct inode *inode)
+// overlay_flags reports whether a file's content is in an overlay's upper layer. A file that was only copied up (by a
+// change of its mode) still has the size and mtime of the lower one.
+static __always_inline __u16 overlay_flags(struct inode *inode)
 {
 	struct dentry *upper, *lower;
 	struct inode *lower_inode, *upper_inode;
@@ -182,7 +182,7 @@ static __always_inline __u16 overlay(struct inode *inode)
 #define S_IFSOCK 0140000
 #define AF_UNIX 1
 
-static __always_inline struct file *file_of(struct task_struct *task, __u32 fd)
+static __always_inline struct file *find_file(struct task_struct *task, __u32 fd)
 {
 	struct fdtable *fdt = BPF_CORE_READ(task, files, fdt);
 	struct file **slot, *file = NULL;
@@ -194,14 +194,15 @@ static __always_inline struct file *file_of(struct task_struct *task, __u32 fd)
 	return file;
 }
 
-// Sockets among the descriptors 0 to 2, but for Unix sockets, which runtimes and supervisors use for output.
+// stdio_sockets returns a bit for each of the descriptors 0 to 2 that is a socket, except for Unix sockets, which
+// runtimes and supervisors use for output.
 static __always_inline __u8 stdio_sockets(struct task_struct *task)
 {
 	__u8 mask = 0;
 	__u32 fd;
 
 	for (fd = 0; fd < 3; fd++) {
-		struct file *file = file_of(task, fd);
+		struct file *file = find_file(task, fd);
 		struct inode *inode;
 		struct socket_alloc *sa;
 
@@ -219,7 +220,7 @@ static __always_inline __u8 stdio_sockets(struct task_struct *task)
 
 #define MEMFD_PREFIX 0x3a64666d656dULL // "memfd:"
 
-static __always_inline __u16 nameless(struct file *file, struct inode *inode)
+static __always_inline __u16 unlinked_flags(struct file *file, struct inode *inode)
 {
 	struct dentry *dentry = BPF_CORE_READ(file, f_path.dentry);
 	__u64 name = 0;
@@ -235,38 +236,43 @@ static __always_inline __u16 nameless(struct file *file, struct inode *inode)
 #define S_ISUID 04000
 #define S_ISGID 02000
 #define S_IXGRP 00010
-// To trace, to load modules, to override the system's limits and files, to change the network, BPF, the system.
-#define STRONG_CAPABILITIES (1ULL << 1 | 1ULL << 2 | 1ULL << 12 | 1ULL << 16 | 1ULL << 17 | 1ULL << 19 | 1ULL << 21 | 1ULL << 38 | 1ULL << 39)
+// CAP_DAC_OVERRIDE, DAC_READ_SEARCH, NET_ADMIN, SYS_MODULE, SYS_RAWIO, SYS_PTRACE, SYS_ADMIN, PERFMON and BPF.
+#define STRONG_CAPABILITIES                                                                                            \
+	(1ULL << 1 | 1ULL << 2 | 1ULL << 12 | 1ULL << 16 | 1ULL << 17 | 1ULL << 19 | 1ULL << 21 | 1ULL << 38 |         \
+	 1ULL << 39)
 
-// own_exe tells whether a task's program comes from mounts that are its own and not its parent's: of a container's first
-// program that is so, of a runtime that sets the container up it is not, whatever either is called.
-static __always_inline bool own_exe(struct task_struct *task, struct task_struct *parent)
+// exe_is_from_own_mounts reports whether a task's executable is from a mount namespace that its parent does not share.
+// That is so for a container's first program, and not for the runtime that sets the container up, whatever their names
+// are.
+static __always_inline bool exe_is_from_own_mounts(struct task_struct *task, struct task_struct *parent)
 {
 	struct vfsmount *vfsmnt = BPF_CORE_READ(task, mm, exe_file, f_path.mnt);
-	struct mnt_namespace *mine = BPF_CORE_READ(task, nsproxy, mnt_ns);
+	struct mnt_namespace *task_capabilities = BPF_CORE_READ(task, nsproxy, mnt_ns);
 
-	return vfsmnt && mine && mine != BPF_CORE_READ(parent, nsproxy, mnt_ns) && mine == BPF_CORE_READ(container_of(vfsmnt, struct mount, mnt), mnt_ns);
+	return vfsmnt && task_capabilities && task_capabilities != BPF_CORE_READ(parent, nsproxy, mnt_ns) &&
+	       task_capabilities == BPF_CORE_READ(container_of(vfsmnt, struct mount, mnt), mnt_ns);
 }
 
-// heritage compares a task with its parent: does it come from outside of the container, has it more rights?
-static __always_inline __u16 heritage(struct event *e, struct task_struct *task)
+// parent_flags compares a task with its parent: is the parent outside of the container, has the task more privileges?
+static __always_inline __u16 parent_flags(struct event *e, struct task_struct *task)
 {
 	struct task_struct *parent = BPF_CORE_READ(task, real_parent);
-	__u64 group = cgroup_of(parent), mine = 0, theirs = 0;
+	__u64 group = cgroup_of(parent), task_capabilities = 0, parent_capabilities = 0;
 	__u8 *mode = bpf_map_lookup_elem(&cgroups, &group);
 	__u16 flags = 0;
 
 	if (mode && *mode == IGNORE)
-		flags |= FLAG_OUTSIDE;
-	if (own_exe(task, parent))
+		flags |= FLAG_PARENT_ON_HOST;
+	if (exe_is_from_own_mounts(task, parent))
 		flags |= FLAG_OWN_EXE;
-	// In a user namespace of its own every process has all rights, over nothing.
+	// A process in a new user namespace has every capability, but over nothing outside of it.
 	if (BPF_CORE_READ(task, cred, user_ns) != BPF_CORE_READ(parent, cred, user_ns))
 		return flags;
-	BPF_CORE_READ_INTO(&mine, task, cred, cap_effective);
-	BPF_CORE_READ_INTO(&theirs, parent, cred, cap_effective);
-	if ((e->euid == 0 && BPF_CORE_READ(parent, cred, euid.val) != 0) || (mine & ~theirs & STRONG_CAPABILITIES))
-		flags |= FLAG_GAINED;
+	BPF_CORE_READ_INTO(&task_capabilities, task, cred, cap_effective);
+	BPF_CORE_READ_INTO(&parent_capabilities, parent, cred, cap_effective);
+	if ((e->euid == 0 && BPF_CORE_READ(parent, cred, euid.val) != 0) ||
+	    (task_capabilities & ~parent_capabilities & STRONG_CAPABILITIES))
+		flags |= FLAG_PRIVILEGES_GAINED;
 	return flags;
 }
 
@@ -279,7 +285,7 @@ static __always_inline __u32 ns_pid(struct task_struct *task)
 	return BPF_CORE_READ((struct upid *)((void *)first + (__u64)level * bpf_core_type_size(struct upid)), nr);
 }
 
-static __always_inline void ids(struct event *e, struct task_struct *task)
+static __always_inline void fill_ids(struct event *e, struct task_struct *task)
 {
 	e->pid = BPF_CORE_READ(task, tgid);
 	e->ppid = BPF_CORE_READ(task, real_parent, tgid);
@@ -291,7 +297,7 @@ static __always_inline void ids(struct event *e, struct task_struct *task)
 	BPF_CORE_READ_STR_INTO(&e->comm, task, comm);
 }
 
-static __always_inline void ancestry(struct event *e, struct task_struct *task)
+static __always_inline void fill_ancestors(struct event *e, struct task_struct *task)
 {
 	int i;
 
@@ -307,38 +313,38 @@ static __always_inline void ancestry(struct event *e, struct task_struct *task)
 	}
 }
 
-// describe fills in all about a process.
-static __always_inline void describe(struct event *e, struct task_struct *task)
+// describe_process fills in everything about a process.
+static __always_inline void describe_process(struct event *e, struct task_struct *task)
 {
 	struct fs_struct *fs = BPF_CORE_READ(task, fs);
 	struct mm_struct *mm = BPF_CORE_READ(task, mm);
-	struct place root = {BPF_CORE_READ(fs, root.dentry), BPF_CORE_READ(fs, root.mnt)};
-	struct place pwd = {BPF_CORE_READ(fs, pwd.dentry), BPF_CORE_READ(fs, pwd.mnt)};
+	struct location root = {BPF_CORE_READ(fs, root.dentry), BPF_CORE_READ(fs, root.mnt)};
+	struct location pwd = {BPF_CORE_READ(fs, pwd.dentry), BPF_CORE_READ(fs, pwd.mnt)};
 	struct file *file = BPF_CORE_READ(mm, exe_file);
-	struct place exe = {BPF_CORE_READ(file, f_path.dentry), BPF_CORE_READ(file, f_path.mnt)};
+	struct location exe = {BPF_CORE_READ(file, f_path.dentry), BPF_CORE_READ(file, f_path.mnt)};
 	struct inode *inode = BPF_CORE_READ(file, f_inode);
 	unsigned long arg, args;
 	struct tty_struct *tty;
 	__u32 mode;
 	__u64 off;
 
-	ids(e, task);
-	ancestry(e, task);
+	fill_ids(e, task);
+	fill_ancestors(e, task);
 	e->ns_pid = ns_pid(task);
-	e->flags |= heritage(e, task);
+	e->flags |= parent_flags(e, task);
 	mode = BPF_CORE_READ(inode, i_mode);
 	if ((mode & S_ISUID) || (mode & (S_ISGID | S_IXGRP)) == (S_ISGID | S_IXGRP))
 		e->flags |= FLAG_SETID;
 	e->inode = BPF_CORE_READ(inode, i_ino);
 	e->device = BPF_CORE_READ(inode, i_sb, s_dev);
-	e->flags |= overlay(inode) | nameless(file, inode);
+	e->flags |= overlay_flags(inode) | unlinked_flags(file, inode);
 	e->stdio_sockets = stdio_sockets(task);
 	tty = BPF_CORE_READ(task, signal, tty);
 	if (tty)
 		bpf_probe_read_kernel_str(&e->tty, sizeof(e->tty), __builtin_preserve_access_index(&tty->name));
 
-	e->exe_len = walk(e, &exe, &root);
-	e->cwd_len = walk(e, &pwd, &root);
+	e->exe_len = append_path(e, &exe, &root);
+	e->cwd_len = append_path(e, &pwd, &root);
 
 	arg = BPF_CORE_READ(mm, arg_start);
 	args = BPF_CORE_READ(mm, arg_end) - arg;

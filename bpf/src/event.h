@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0
 //
-// What the programs write into the rings. sensors/probe/decode.go reads it; neither trusts the other's lengths.
+// The format of the ring buffers. sensors/probe/decode.go reads it and validates every length.
 #pragma once
 
 #define KIND_EXEC 1
@@ -20,31 +20,31 @@
 #define KIND_URING 15
 #define KIND_MODULE 16
 #define KIND_BURST 17
-#define KIND_CGROUP 18 // a cgroup was made: file is its path
+#define KIND_CGROUP 18 // a cgroup was created: file is its path
 
-#define FLAG_UPPER (1 << 0)	     // executable in the overlay's upper layer, with content of its own
-#define FLAG_MEMFD (1 << 1)	     // executable is a memfd
-#define FLAG_DELETED (1 << 2)	     // executable has no name any more
-#define FLAG_ARGS_TRUNCATED (1 << 3) // more arguments than were copied
-#define FLAG_EXE_TRUNCATED (1 << 4)  // path deeper than was walked
-#define FLAG_WRITE (1 << 5)	     // file opened for writing
-#define FLAG_IPV6 (1 << 6)	     // address is IPv6
-#define FLAG_COPY_UP (1 << 7)	     // in the upper layer with the lower file's size and time: only copied up
-#define FLAG_OUTSIDE (1 << 8)	     // the parent lives in a cgroup of the host
-#define FLAG_SETID (1 << 9)	     // executable with a set-uid or set-gid bit
-#define FLAG_GAINED (1 << 10)	     // more rights than the parent has
-#define FLAG_ASKED (1 << 11)	     // the file's path is the caller's string
-#define FLAG_FAILED (1 << 12)	     // the call was refused
-#define FLAG_OWN_EXE (1 << 13)	     // executable from the process's own mounts, which are not its parent's
+#define FLAG_UPPER (1 << 0)              // executable is in the overlay's upper layer, with content of its own
+#define FLAG_MEMFD (1 << 1)              // executable is a memfd
+#define FLAG_DELETED (1 << 2)            // executable was unlinked
+#define FLAG_ARGS_TRUNCATED (1 << 3)     // the arguments are longer than MAX_ARGS
+#define FLAG_EXE_TRUNCATED (1 << 4)      // a path has more than MAX_COMPONENTS names
+#define FLAG_WRITE (1 << 5)              // file opened for writing
+#define FLAG_IPV6 (1 << 6)               // address is IPv6
+#define FLAG_COPY_UP (1 << 7)            // in the upper layer with the lower file's size and mtime: only copied up
+#define FLAG_PARENT_ON_HOST (1 << 8)     // the parent is in a cgroup of the host
+#define FLAG_SETID (1 << 9)              // executable has a set-uid or set-gid bit
+#define FLAG_PRIVILEGES_GAINED (1 << 10) // more privileges than the parent
+#define FLAG_PATH_UNRESOLVED (1 << 11)   // the file's path is the caller's string
+#define FLAG_FAILED (1 << 12)            // the call failed
+#define FLAG_OWN_EXE (1 << 13)           // executable is from mounts of the process that its parent does not share
 
-// The calls that are looked at, as user space numbers them: see sensors/probe/calls.go.
+// The observed calls. The numbers are those of sensors/probe/calls.go.
 #define CALL_MOUNT 1
 #define CALL_MOVE_MOUNT 2
 #define CALL_PIVOT_ROOT 3
 #define CALL_FSMOUNT 4
 #define CALL_SETNS 5
 #define CALL_UNSHARE 6
-#define CALL_CLONE 7 // seen as a fork, not as a call
+#define CALL_CLONE 7 // observed as a fork, not as a call
 #define CALL_PTRACE 8
 #define CALL_VM_READV 9
 #define CALL_VM_WRITEV 10
@@ -70,11 +70,11 @@
 #define CALL_OPENAT2 30
 #define CALL_OPEN 31
 #define CALL_CREAT 32
-#define CALL_URING 33 // an open that an io_uring does
+#define CALL_URING 33 // an open by io_uring
 #define CALL_LINK 34
 #define CALL_LINKAT 35
 
-// What of a sensitive name matters: bits above the class in the map `sensitive`.
+// Which access to a sensitive name is reported: bits above the class in the map `sensitive`.
 #define ON_READ (1 << 16)
 #define ON_WRITE (1 << 17)
 #define ON_TRUNCATE (1 << 18)
@@ -95,8 +95,8 @@ struct ancestor {
 	char comm[16];
 };
 
-// struct event is followed by nothing: data[] is cut to the bytes in use. Its parts lie one behind the other in
-// the order of the lengths. Paths are lists of names, leaf first, each ended by a zero byte.
+// struct event is the whole record: data[] is cut to the bytes in use. Its parts follow each other in the order of the
+// lengths. Paths are lists of zero-terminated names, leaf first.
 struct event {
 	__u16 kind;
 	__u16 flags;
@@ -121,11 +121,11 @@ struct event {
 	__u32 cpu;
 	__s32 exit_code;
 	__u32 used;   // bytes of data in use
-	__u32 slot;   // which scratch buffer this is
+	__u32 slot;   // the index of this scratch buffer
 	__u32 target; // the process that a call acted on
-	__u64 value;  // a call's flags, mode or command; how many processes a burst had
-	__u32 ns_pid; // in the process's own pid namespace
-	__u16 call;   // CALL_…
+	__u64 value;  // a call's flags, mode or command; the number of processes of a burst
+	__u32 ns_pid; // in the process's own PID namespace
+	__u16 call;   // CALL_*
 	__u16 detail_len;
 	__u8 address[16];
 	char comm[16];

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0
 //
-// The few fields of the kernel's structures that the programs read. Offsets are relocated when a program is loaded
-// (preserve_access_index), so one object serves every kernel with BTF and both architectures.
+// The fields of kernel structures that the programs read. Offsets are relocated when a program is loaded
+// (preserve_access_index), so one object file works on every kernel with BTF.
 #pragma once
 
 typedef unsigned char __u8;
@@ -237,7 +237,7 @@ struct pt_regs {
 #define ARG2(r) BPF_CORE_READ(r, dx)
 #define ARG3(r) BPF_CORE_READ(r, r10)
 #elif defined(__TARGET_ARCH_arm64)
-// The first argument's register holds the result by now; the kernel keeps the argument apart.
+// On return the first argument's register contains the result; the kernel keeps the argument in orig_x0.
 struct pt_regs {
 	__u64 regs[31];
 	__u64 orig_x0;
@@ -274,7 +274,7 @@ struct ovl_inode {
 
 #pragma clang attribute pop
 
-// The classic tracepoint's record, a stable format.
+// The record of a classic syscall tracepoint, a stable format.
 struct sys_exit_args {
 	__u64 common;
 	__s64 nr;

@@ -1,51 +1,53 @@
 // SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0
 //
-// The egress lock: nothing leaves a held pod but answers to connections that this node's kubelet opened to it.
+// The egress lock: a locked pod can send nothing but replies on connections that this node's kubelet opened to it.
 //
-// lock_egress holds every socket below a held cgroup, whatever network namespace it is in. What has no such socket
-// (packet sockets, the kernel's own resets and ARP) is held at the pod's host-side veth: what the pod sends arrives there
-// on tcx ingress. What the node sends to the pod leaves there on tcx egress, where the kubelet's connections are noted.
-// Every decision asks for the end first: a lock lapses by itself, whoever has died.
+// lock_egress filters every socket below a locked cgroup, in any network namespace. Packets without such a socket
+// (packet sockets, the kernel's own resets, ARP) are filtered at the pod's host-side veth: packets from the pod arrive
+// there on tcx ingress. Packets from the node to the pod leave there on tcx egress, where the kubelet's connections are
+// recorded. Every decision checks the expiry first: a lock expires without user space, even if every process of Stanch
+// was killed.
 #include "kernel.h"
 
 char LICENSE[] SEC("license") = "GPL";
 
-#define TCX_NEXT (-1) // younger than the headers of some distributions
+#define TCX_NEXT (-1) // newer than the kernel headers of some distributions
 #define TCX_DROP 2
 
-#define FLAG_HOST_NETWORK 1 // loopback is the node's: denied too
-#define FLAG_ALLOW_LIST 2   // there are allowed destinations: the pod may look for its gateway
-#define FLAG_BY_NODE 4      // no allowed destination is on the pod's own link: every frame bears a MAC of the node's
-#define FLAG_ROOT_PROBES 8  // the kubelet was not found: sockets of root in the host's network count as the kubelet's
+#define FLAG_HOST_NETWORK 1 // the pod shares the node's loopback, which is denied too
+#define FLAG_ALLOW_LIST 2   // the lock has allowed destinations: the pod may resolve its gateway
+#define FLAG_NODE_MAC_ONLY                                                                                             \
+	4                  // no allowed destination is on the pod's own link: every frame must carry a MAC of the node
+#define FLAG_ROOT_PROBES 8 // the kubelet was not found: root's sockets in the host network count as its own
 
 struct lock {
 	__u64 expiry; // CLOCK_BOOTTIME
 	__u32 flags;
 	__u32 reserved;
 	char lease[160];
-	char target[272]; // for user space: a command that names another one is not for this lock
+	char target[272]; // for user space: a command with another target is not for this lock
 };
 
 enum { DENIED_TCP, DENIED_UDP, DENIED_ICMP, DENIED_ARP, DENIED_OTHER, DENIED_KINDS };
 
 struct counts {
 	__u64 denied[DENIED_KINDS];
-	__u64 answered;
-	__u64 asked; // when the node last opened a connection to the pod
+	__u64 replies;
+	__u64 last_probe; // when the node last opened a connection to the pod, CLOCK_BOOTTIME
 };
 
-#define HOLD_CGROUP 0
-#define HOLD_WIRE 1
+#define OBJECT_CGROUP 0
+#define OBJECT_VETH 1
 
-struct hold_key {
+struct locked_object_key {
 	__u64 id;
 	__u32 kind;
 	__u32 reserved;
 };
 
-struct hold {
+struct locked_object {
 	__u64 lock;
-	__u8 mac[6]; // of the pod's end, for HOLD_WIRE
+	__u8 mac[6]; // of the pod's interface, for OBJECT_VETH
 	__u8 reserved[2];
 };
 
@@ -54,35 +56,35 @@ struct hold {
 
 struct address_key {
 	__u64 lock;
-	__u8 address[16]; // v4 is mapped
+	__u8 address[16]; // IPv4 is mapped to IPv6
 	__u32 role;
 	__u32 reserved;
 };
 
 struct allow_key {
-	__u32 prefix; // bits, those of the lock's id included
+	__u32 prefix; // in bits, including the 64 of the lock's id
 	__u32 lock_high, lock_low;
 	__u8 address[16];
 };
 
 #define ALLOW_RULES 8
 struct allow_rule {
-	__u16 port;    // host byte order, 0 any
-	__u8 protocol; // 0 TCP and UDP
+	__u16 port;    // host byte order; 0 is any
+	__u8 protocol; // 0 is TCP and UDP
 	__u8 used;
 };
 struct allow_value {
 	struct allow_rule rule[ALLOW_RULES];
 };
 
-// A MAC address of the node itself: of its end of the wire, of its bridge, of an interface with an address.
+// A MAC address of the node itself: of its end of the veth pair, its bridge, or an interface with an address.
 struct mac_key {
 	__u64 lock;
 	__u8 mac[6];
 	__u8 reserved[2];
 };
 
-// Whose sockets are the kubelet's.
+// A cgroup and uid whose sockets are the kubelet's.
 struct prober_key {
 	__u64 cgroup;
 	__u32 uid;
@@ -99,8 +101,8 @@ struct flow {
 };
 
 struct flow_value {
-	__u64 seen;   // when the kubelet's socket sent last
-	__u64 second; // the start of the second that bytes counts
+	__u64 seen;         // when the kubelet's socket last sent
+	__u64 second_start; // the start of the second for which bytes counts
 	__u64 bytes;
 };
 
@@ -121,9 +123,9 @@ struct {
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, 4096);
-	__type(key, struct hold_key);
-	__type(value, struct hold);
-} holds SEC(".maps");
+	__type(key, struct locked_object_key);
+	__type(value, struct locked_object);
+} locked_objects SEC(".maps");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
@@ -163,19 +165,19 @@ struct {
 	__type(value, __u8);
 } probers SEC(".maps");
 
-// The latest end of all locks, so that a host without one pays for a single look.
+// The latest expiry of all locks, so that a host without a lock pays for one lookup only.
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(max_entries, 1);
 	__type(key, __u32);
 	__type(value, __u64);
-} latest SEC(".maps");
+} latest_expiry SEC(".maps");
 
 #define SECOND_NS 1000000000ULL
 #define FLOW_NS (60 * SECOND_NS)
 
-// What a connection of the kubelet's is answered per second, and one packet more. The kubelet reads 10 KiB of a probe's
-// answer.
+// The bytes that a pod may send per second on a connection of the kubelet, plus one packet. The kubelet reads 10 KiB of
+// a probe's response.
 #define FLOW_BYTES (64 * 1024)
 
 #define ETH_P_IP 0x0800
@@ -197,8 +199,8 @@ struct packet {
 	__u16 to_port;
 	__u8 protocol;
 	__u8 tcp_flags;
-	bool ports; // the ports are known: not a fragment, not cut short
-	__u32 at;   // where the transport header begins
+	bool has_ports; // the ports are known: neither a fragment nor truncated
+	__u32 offset;   // of the transport header
 };
 
 static __always_inline void map_v4(__u8 *to, __u32 v4)
@@ -209,53 +211,54 @@ static __always_inline void map_v4(__u8 *to, __u32 v4)
 	__builtin_memcpy(to + 12, &v4, 4);
 }
 
-static __always_inline bool parse(struct __sk_buff *skb, __u32 at, __u16 ethertype, struct packet *p)
+static __always_inline bool parse_packet(struct __sk_buff *skb, __u32 offset, __u16 ethertype, struct packet *p)
 {
 	__builtin_memset(p, 0, sizeof(*p));
 	if (ethertype == ETH_P_IP) {
 		__u8 h[20];
 		__u32 v4;
 
-		if (bpf_skb_load_bytes(skb, at, h, sizeof(h)) || h[0] != 0x45) // no options: a source route would lead elsewhere
+		if (bpf_skb_load_bytes(skb, offset, h, sizeof(h)) ||
+		    h[0] != 0x45) // no options: a source route leads elsewhere
 			return false;
 		__builtin_memcpy(&v4, h + 12, 4);
 		map_v4(p->from, v4);
 		__builtin_memcpy(&v4, h + 16, 4);
 		map_v4(p->to, v4);
 		p->protocol = h[9];
-		if ((h[6] & 0x3f) || h[7]) // a fragment, also the first one
+		if ((h[6] & 0x3f) || h[7]) // a fragment, including the first
 			return true;
-		at += (h[0] & 15) * 4;
+		offset += (h[0] & 15) * 4;
 	} else if (ethertype == ETH_P_IPV6) {
 		__u8 h[40];
 
-		if (bpf_skb_load_bytes(skb, at, h, sizeof(h)) || (h[0] >> 4) != 6)
+		if (bpf_skb_load_bytes(skb, offset, h, sizeof(h)) || (h[0] >> 4) != 6)
 			return false;
 		__builtin_memcpy(p->from, h + 8, 16);
 		__builtin_memcpy(p->to, h + 24, 16);
-		p->protocol = h[6]; // an extension header is none that is let through
-		at += 40;
+		p->protocol = h[6]; // extension headers are never allowed
+		offset += 40;
 	} else {
 		return false;
 	}
-	p->at = at;
+	p->offset = offset;
 	if (p->protocol == PROTO_TCP) {
 		__u8 h[14];
 
-		if (bpf_skb_load_bytes(skb, at, h, sizeof(h)))
+		if (bpf_skb_load_bytes(skb, offset, h, sizeof(h)))
 			return true;
 		__builtin_memcpy(&p->from_port, h, 2);
 		__builtin_memcpy(&p->to_port, h + 2, 2);
 		p->tcp_flags = h[13];
-		p->ports = true;
+		p->has_ports = true;
 	} else if (p->protocol == PROTO_UDP) {
 		__u8 h[4];
 
-		if (bpf_skb_load_bytes(skb, at, h, sizeof(h)))
+		if (bpf_skb_load_bytes(skb, offset, h, sizeof(h)))
 			return true;
 		__builtin_memcpy(&p->from_port, h, 2);
 		__builtin_memcpy(&p->to_port, h + 2, 2);
-		p->ports = true;
+		p->has_ports = true;
 	}
 	return true;
 }
@@ -268,7 +271,7 @@ static __always_inline bool is_address(__u64 lock, __u32 role, const __u8 *addre
 	return bpf_map_lookup_elem(&addresses, &key) != NULL;
 }
 
-static __always_inline struct allow_value *allowed_to(__u64 lock, const __u8 *address)
+static __always_inline struct allow_value *find_allow_rules(__u64 lock, const __u8 *address)
 {
 	struct allow_key key = {.prefix = 64 + 128};
 
@@ -278,20 +281,21 @@ static __always_inline struct allow_value *allowed_to(__u64 lock, const __u8 *ad
 	return bpf_map_lookup_elem(&allow, &key);
 }
 
-static __always_inline bool allowed(__u64 lock, const struct packet *p)
+static __always_inline bool is_allowed(__u64 lock, const struct packet *p)
 {
 	struct allow_value *v;
 	int i;
 
-	if (!p->ports)
+	if (!p->has_ports)
 		return false;
-	v = allowed_to(lock, p->to);
+	v = find_allow_rules(lock, p->to);
 	if (!v)
 		return false;
 	for (i = 0; i < ALLOW_RULES; i++) {
 		struct allow_rule *r = &v->rule[i];
 
-		if (r->used && (!r->protocol || r->protocol == p->protocol) && (!r->port || r->port == bpf_ntohs(p->to_port)))
+		if (r->used && (!r->protocol || r->protocol == p->protocol) &&
+		    (!r->port || r->port == bpf_ntohs(p->to_port)))
 			return true;
 	}
 	return false;
@@ -305,14 +309,14 @@ static __always_inline bool is_node_mac(__u64 lock, const __u8 *mac)
 	return bpf_map_lookup_elem(&macs, &key) != NULL;
 }
 
-// flow_of finds the kubelet's connection that a packet from the pod belongs to. A packet that opens a connection itself
+// find_flow returns the kubelet's connection that a packet from the pod belongs to. A packet that opens a connection
 // belongs to none.
-static __always_inline struct flow_value *flow_of(__u64 lock, const struct packet *p, __u64 now)
+static __always_inline struct flow_value *find_flow(__u64 lock, const struct packet *p, __u64 now)
 {
 	struct flow key = {.lock = lock, .node_port = p->to_port, .pod_port = p->from_port};
 	struct flow_value *flow;
 
-	if (!p->ports || p->protocol != PROTO_TCP || (p->tcp_flags & (TH_SYN | TH_ACK)) == TH_SYN)
+	if (!p->has_ports || p->protocol != PROTO_TCP || (p->tcp_flags & (TH_SYN | TH_ACK)) == TH_SYN)
 		return NULL;
 	__builtin_memcpy(key.node, p->to, 16);
 	__builtin_memcpy(key.pod, p->from, 16);
@@ -320,7 +324,7 @@ static __always_inline struct flow_value *flow_of(__u64 lock, const struct packe
 	return flow && now - flow->seen < FLOW_NS ? flow : NULL;
 }
 
-static __always_inline void denied(__u64 lock, __u32 kind)
+static __always_inline void count_denied(__u64 lock, __u32 kind)
 {
 	struct counts *c = bpf_map_lookup_elem(&counts, &lock);
 
@@ -328,15 +332,15 @@ static __always_inline void denied(__u64 lock, __u32 kind)
 		__sync_fetch_and_add(&c->denied[kind], 1);
 }
 
-static __always_inline void answered(__u64 lock)
+static __always_inline void count_reply(__u64 lock)
 {
 	struct counts *c = bpf_map_lookup_elem(&counts, &lock);
 
 	if (c)
-		__sync_fetch_and_add(&c->answered, 1);
+		__sync_fetch_and_add(&c->replies, 1);
 }
 
-static __always_inline __u32 kind_of(__u8 protocol)
+static __always_inline __u32 denied_kind(__u8 protocol)
 {
 	switch (protocol) {
 	case PROTO_TCP:
@@ -350,16 +354,16 @@ static __always_inline __u32 kind_of(__u8 protocol)
 	return DENIED_OTHER;
 }
 
-static __always_inline bool in_force(__u64 now)
+static __always_inline bool any_lock_in_force(__u64 now)
 {
 	__u32 zero = 0;
-	__u64 *end = bpf_map_lookup_elem(&latest, &zero);
+	__u64 *end = bpf_map_lookup_elem(&latest_expiry, &zero);
 
 	return end && now < *end;
 }
 
 #define MAX_DEPTH 16
-#define LOOPBACK 1 // the index of loopback in every network namespace
+#define LOOPBACK 1 // the loopback index in every network namespace
 
 SEC("cgroup_skb/egress")
 int lock_egress(struct __sk_buff *skb)
@@ -369,21 +373,21 @@ int lock_egress(struct __sk_buff *skb)
 	bool parsed = false;
 	int level;
 
-	if (!in_force(now))
+	if (!any_lock_in_force(now))
 		return 1;
 	for (level = 1; level < MAX_DEPTH; level++) {
-		struct hold_key key = {.kind = HOLD_CGROUP};
-		struct hold *hold;
+		struct locked_object_key key = {.kind = OBJECT_CGROUP};
+		struct locked_object *object;
 		struct lock *lock;
 		__u64 id;
 
 		key.id = bpf_skb_ancestor_cgroup_id(skb, level);
 		if (!key.id)
 			break;
-		hold = bpf_map_lookup_elem(&holds, &key);
-		if (!hold)
+		object = bpf_map_lookup_elem(&locked_objects, &key);
+		if (!object)
 			continue;
-		id = hold->lock;
+		id = object->lock;
 		lock = bpf_map_lookup_elem(&locks, &id);
 		if (!lock || now >= lock->expiry)
 			continue;
@@ -391,39 +395,41 @@ int lock_egress(struct __sk_buff *skb)
 			continue;
 		if (!parsed) {
 			parsed = true;
-			if (!parse(skb, 0, bpf_ntohs(skb->protocol), &p)) {
-				denied(id, DENIED_OTHER);
+			if (!parse_packet(skb, 0, bpf_ntohs(skb->protocol), &p)) {
+				count_denied(id, DENIED_OTHER);
 				return 0;
 			}
 		}
-		// An answer to the kubelet passes by its flow alone: the wire, where flows are noted, looks at the rest.
-		if (allowed(id, &p) || flow_of(id, &p, now))
+		// A known flow suffices for a reply to the kubelet here: lock_veth_ingress, where flows are recorded,
+		// checks the rest.
+		if (is_allowed(id, &p) || find_flow(id, &p, now))
 			continue;
-		denied(id, kind_of(p.protocol));
+		count_denied(id, denied_kind(p.protocol));
 		return 0;
 	}
 	return 1;
 }
 
-static __always_inline bool asked(__u64 lock, __u64 now)
+static __always_inline bool was_probed(__u64 lock, __u64 now)
 {
 	struct counts *c = bpf_map_lookup_elem(&counts, &lock);
 
-	return c && c->asked && now - c->asked < FLOW_NS;
+	return c && c->last_probe && now - c->last_probe < FLOW_NS;
 }
 
-// findable tells whether the pod may ask who has an address: an allowed destination at any time, the node or gateway
-// after the node has come to ask or if something lies behind it.
-static __always_inline bool findable(__u64 id, struct lock *lock, const __u8 *address, __u64 now)
+// may_resolve reports whether the pod may resolve an address to a MAC: an allowed destination at any time, the node or
+// gateway only after a recent probe or if an allowed destination lies behind it.
+static __always_inline bool may_resolve(__u64 id, struct lock *lock, const __u8 *address, __u64 now)
 {
-	if (allowed_to(id, address))
+	if (find_allow_rules(id, address))
 		return true;
-	return is_address(id, ROLE_NODE, address) && ((lock->flags & FLAG_ALLOW_LIST) || asked(id, now));
+	return is_address(id, ROLE_NODE, address) && ((lock->flags & FLAG_ALLOW_LIST) || was_probed(id, now));
 }
 
-// arp lets the pod find the node and be found by it, and nothing else: a frame of exactly the kernel's size, in
-// the pod's own name, to everybody or to the node. No byte of it is the pod's to choose.
-static __always_inline bool arp(struct __sk_buff *skb, __u64 id, struct hold *hold, struct lock *lock, __u64 now)
+// is_permitted_arp lets the pod resolve the node and be resolved by it, and nothing else: the frame has exactly the
+// kernel's size and the pod's own addresses, and goes to broadcast or to the node. The pod can choose no byte of it.
+static __always_inline bool is_permitted_arp(struct __sk_buff *skb, __u64 id, struct locked_object *object,
+					     struct lock *lock, __u64 now)
 {
 	__u8 h[42], address[16];
 	bool request, broadcast = true;
@@ -438,7 +444,7 @@ static __always_inline bool arp(struct __sk_buff *skb, __u64 id, struct hold *ho
 		return false;
 	request = h[21] == 1;
 	for (i = 0; i < 6; i++) {
-		if (h[6 + i] != h[22 + i] || h[6 + i] != hold->mac[i])
+		if (h[6 + i] != h[22 + i] || h[6 + i] != object->mac[i])
 			return false;
 		if (request ? h[32 + i] != 0 : h[i] != h[32 + i])
 			return false;
@@ -450,13 +456,13 @@ static __always_inline bool arp(struct __sk_buff *skb, __u64 id, struct hold *ho
 		return false;
 	__builtin_memcpy(&v4, h + 38, 4);
 	map_v4(address, v4);
-	if (request && !findable(id, lock, address, now))
+	if (request && !may_resolve(id, lock, address, now))
 		return false;
 	if (request && broadcast)
 		return true;
-	if (!request && !is_address(id, ROLE_NODE, address) && !allowed_to(id, address))
+	if (!request && !is_address(id, ROLE_NODE, address) && !find_allow_rules(id, address))
 		return false;
-	return is_node_mac(id, h) || !(lock->flags & FLAG_BY_NODE);
+	return is_node_mac(id, h) || !(lock->flags & FLAG_NODE_MAC_ONLY);
 }
 
 // Neighbor discovery, RFC 4861: the fixed sizes and values of what a kernel sends.
@@ -466,21 +472,22 @@ static __always_inline bool arp(struct __sk_buff *skb, __u64 id, struct hold *ho
 #define ND_OPTION_SOURCE 1
 #define ND_OPTION_TARGET 2
 #define ND_SOLICITED 0x40
-#define ND_FREE_FLAGS 0xa0 // router, override
-#define ND_BARE 24         // bytes without an option
-#define ND_LONG 32         // bytes with one link-layer address
+#define ND_OPTIONAL_FLAGS 0xa0 // router, override
+#define ND_SIZE_PLAIN 24       // bytes without an option
+#define ND_SIZE_WITH_OPTION 32 // bytes with one link-layer address
 #define ND_FRAME(bytes) (14 + 40 + (bytes))
 
-// sum_is_right checks the checksum of an ICMPv6 message: else it were two bytes for the pod to choose.
-static __always_inline bool sum_is_right(__be32 *addresses, __be32 *message, __u32 bytes)
+// checksum_valid verifies the checksum of an ICMPv6 message, which would otherwise be two bytes that the pod can
+// choose.
+static __always_inline bool checksum_valid(__be32 *addresses, __be32 *message, __u32 bytes)
 {
 	__s64 partial = bpf_csum_diff(NULL, 0, addresses, 32, 0);
 	__u64 sum;
 
-	if (bytes == ND_LONG)
-		partial = bpf_csum_diff(NULL, 0, message, ND_LONG, (__wsum)partial);
+	if (bytes == ND_SIZE_WITH_OPTION)
+		partial = bpf_csum_diff(NULL, 0, message, ND_SIZE_WITH_OPTION, (__wsum)partial);
 	else
-		partial = bpf_csum_diff(NULL, 0, message, ND_BARE, (__wsum)partial);
+		partial = bpf_csum_diff(NULL, 0, message, ND_SIZE_PLAIN, (__wsum)partial);
 	if (partial < 0)
 		return false;
 	sum = (__u64)(__u32)partial + bpf_htonl(bytes) + bpf_htonl(PROTO_ICMPV6);
@@ -491,9 +498,10 @@ static __always_inline bool sum_is_right(__be32 *addresses, __be32 *message, __u
 	return sum == 0xffff;
 }
 
-// neighbor does for IPv6 what arp does: a solicitation of the node's address or an advertisement to the node, in the
-// pod's own name, exactly as a kernel writes it.
-static __always_inline bool neighbor(struct __sk_buff *skb, __u64 id, struct hold *hold, struct lock *lock, __u64 now)
+// is_permitted_neighbor_discovery is is_permitted_arp for IPv6: a solicitation for the node's address, or an
+// advertisement to the node, with the pod's own addresses and exactly as a kernel writes it.
+static __always_inline bool is_permitted_neighbor_discovery(struct __sk_buff *skb, __u64 id,
+							    struct locked_object *object, struct lock *lock, __u64 now)
 {
 	__u8 eth[12], *ip, *nd, *to, *target;
 	__be32 ip_words[10], nd_words[8] = {};
@@ -501,47 +509,50 @@ static __always_inline bool neighbor(struct __sk_buff *skb, __u64 id, struct hol
 	__u32 bytes;
 	int i;
 
-	if (skb->len == ND_FRAME(ND_LONG))
-		bytes = ND_LONG;
-	else if (skb->len == ND_FRAME(ND_BARE))
-		bytes = ND_BARE;
+	if (skb->len == ND_FRAME(ND_SIZE_WITH_OPTION))
+		bytes = ND_SIZE_WITH_OPTION;
+	else if (skb->len == ND_FRAME(ND_SIZE_PLAIN))
+		bytes = ND_SIZE_PLAIN;
 	else
 		return false;
 	if (bpf_skb_load_bytes(skb, 0, eth, sizeof(eth)) || bpf_skb_load_bytes(skb, 14, ip_words, sizeof(ip_words)))
 		return false;
-	if (bytes == ND_LONG ? bpf_skb_load_bytes(skb, 54, nd_words, ND_LONG) : bpf_skb_load_bytes(skb, 54, nd_words, ND_BARE))
+	if (bytes == ND_SIZE_WITH_OPTION ? bpf_skb_load_bytes(skb, 54, nd_words, ND_SIZE_WITH_OPTION)
+					 : bpf_skb_load_bytes(skb, 54, nd_words, ND_SIZE_PLAIN))
 		return false;
 	ip = (__u8 *)ip_words;
 	nd = (__u8 *)nd_words;
 	to = ip + 24;
 	target = nd + 8;
-	// No traffic class, no flow label, no other length.
-	if (ip_words[0] != bpf_htonl(0x60000000) || ip_words[1] != bpf_htonl(bytes << 16 | PROTO_ICMPV6 << 8 | ND_HOP_LIMIT))
+	// No traffic class, no flow label, and the exact length.
+	if (ip_words[0] != bpf_htonl(0x60000000) ||
+	    ip_words[1] != bpf_htonl(bytes << 16 | PROTO_ICMPV6 << 8 | ND_HOP_LIMIT))
 		return false;
 	if (nd[1] != 0 || nd[5] != 0 || nd[6] != 0 || nd[7] != 0)
 		return false;
 	for (i = 0; i < 6; i++) {
-		if (eth[6 + i] != hold->mac[i] || (bytes == ND_LONG && nd[26 + i] != hold->mac[i]))
+		if (eth[6 + i] != object->mac[i] || (bytes == ND_SIZE_WITH_OPTION && nd[26 + i] != object->mac[i]))
 			return false;
 	}
-	if (!is_address(id, ROLE_POD, ip + 8) || !sum_is_right(ip_words + 2, nd_words, bytes))
+	if (!is_address(id, ROLE_POD, ip + 8) || !checksum_valid(ip_words + 2, nd_words, bytes))
 		return false;
 	if (nd[0] == ND_ADVERTISEMENT) {
-		if ((nd[4] & ~ND_FREE_FLAGS) != ND_SOLICITED || !is_address(id, ROLE_POD, target))
+		if ((nd[4] & ~ND_OPTIONAL_FLAGS) != ND_SOLICITED || !is_address(id, ROLE_POD, target))
 			return false;
-		if (bytes == ND_LONG && (nd[24] != ND_OPTION_TARGET || nd[25] != 1))
+		if (bytes == ND_SIZE_WITH_OPTION && (nd[24] != ND_OPTION_TARGET || nd[25] != 1))
 			return false;
-		if (!is_address(id, ROLE_NODE, to) && !allowed_to(id, to))
+		if (!is_address(id, ROLE_NODE, to) && !find_allow_rules(id, to))
 			return false;
-		return is_node_mac(id, eth) || !(lock->flags & FLAG_BY_NODE);
+		return is_node_mac(id, eth) || !(lock->flags & FLAG_NODE_MAC_ONLY);
 	}
-	if (nd[0] != ND_SOLICITATION || nd[4] != 0 || bytes != ND_LONG || nd[24] != ND_OPTION_SOURCE || nd[25] != 1)
+	if (nd[0] != ND_SOLICITATION || nd[4] != 0 || bytes != ND_SIZE_WITH_OPTION || nd[24] != ND_OPTION_SOURCE ||
+	    nd[25] != 1)
 		return false;
-	if (!findable(id, lock, target, now))
+	if (!may_resolve(id, lock, target, now))
 		return false;
-	// To the target's solicited-node group (ff02::1:ff00:0/104 and the frame that goes with it), or to the target itself.
-	if (eth[0] != 0x33 || eth[1] != 0x33 || eth[2] != 0xff || ip_words[6] != bpf_htonl(0xff020000) || ip_words[7] != 0 ||
-	    ip_words[8] != bpf_htonl(1) || to[12] != 0xff)
+	// To the target's solicited-node group (ff02::1:ff00:0/104 and its multicast MAC), or to the target itself.
+	if (eth[0] != 0x33 || eth[1] != 0x33 || eth[2] != 0xff || ip_words[6] != bpf_htonl(0xff020000) ||
+	    ip_words[7] != 0 || ip_words[8] != bpf_htonl(1) || to[12] != 0xff)
 		multicast = false;
 	for (i = 13; i < 16; i++) {
 		if (to[i] != target[i] || (multicast && eth[i - 10] != target[i]))
@@ -553,11 +564,12 @@ static __always_inline bool neighbor(struct __sk_buff *skb, __u64 id, struct hol
 		if (to[i] != target[i])
 			return false;
 	}
-	return is_node_mac(id, eth) || !(lock->flags & FLAG_BY_NODE);
+	return is_node_mac(id, eth) || !(lock->flags & FLAG_NODE_MAC_ONLY);
 }
 
-// The node's end of a connection, as its own network sees it: from the pod, to the node.
-static __always_inline __u32 tuple_of(struct bpf_sock_tuple *t, const __u8 *pod, __u16 pod_port, const __u8 *node, __u16 node_port)
+// fill_tuple fills in the node's side of a connection, from the pod to the node, and returns the size of the tuple.
+static __always_inline __u32 fill_tuple(struct bpf_sock_tuple *t, const __u8 *pod, __u16 pod_port, const __u8 *node,
+					__u16 node_port)
 {
 	__u32 v4;
 
@@ -576,15 +588,16 @@ static __always_inline __u32 tuple_of(struct bpf_sock_tuple *t, const __u8 *pod,
 	return sizeof(t->ipv6);
 }
 
-// node_state is the state of the socket that the host's network namespace has for exactly this connection; 0 if there is
-// none. A listener that would accept the packet is no such socket.
-static __always_inline __u32 node_state(struct __sk_buff *skb, const __u8 *pod, __u16 pod_port, const __u8 *node, __u16 node_port)
+// node_socket_state returns the state of the host network's socket for exactly this connection, or 0 if none exists. A
+// listener that would accept the packet does not count.
+static __always_inline __u32 node_socket_state(struct __sk_buff *skb, const __u8 *pod, __u16 pod_port, const __u8 *node,
+					       __u16 node_port)
 {
 	struct bpf_sock_tuple tuple = {};
 	struct bpf_sock *sk;
 	__u32 state;
 
-	if (tuple_of(&tuple, pod, pod_port, node, node_port) == sizeof(tuple.ipv4))
+	if (fill_tuple(&tuple, pod, pod_port, node, node_port) == sizeof(tuple.ipv4))
 		sk = bpf_skc_lookup_tcp(skb, &tuple, sizeof(tuple.ipv4), BPF_F_CURRENT_NETNS, 0);
 	else
 		sk = bpf_skc_lookup_tcp(skb, &tuple, sizeof(tuple.ipv6), BPF_F_CURRENT_NETNS, 0);
@@ -595,18 +608,19 @@ static __always_inline __u32 node_state(struct __sk_buff *skb, const __u8 *pod, 
 	return state == BPF_TCP_LISTEN || state == BPF_TCP_NEW_SYN_RECV ? 0 : state;
 }
 
-// answers decides whether a frame is an answer to the kubelet: it goes to the node by its MAC too, the node still has
-// the socket, and the connection has not used up this second's bytes.
-static __always_inline bool answers(struct __sk_buff *skb, __u64 id, const struct packet *p, const __u8 *to, __u64 now)
+// is_probe_reply reports whether a frame is a reply to the kubelet: its destination MAC is the node's, the node still
+// has the socket, and the connection has bytes left in this second.
+static __always_inline bool is_probe_reply(struct __sk_buff *skb, __u64 id, const struct packet *p, const __u8 *to,
+					   __u64 now)
 {
-	struct flow_value *flow = flow_of(id, p, now);
+	struct flow_value *flow = find_flow(id, p, now);
 
 	if (!flow || !is_node_mac(id, to))
 		return false;
-	if (!node_state(skb, p->from, p->from_port, p->to, p->to_port))
+	if (!node_socket_state(skb, p->from, p->from_port, p->to, p->to_port))
 		return false;
-	if (now - flow->second >= SECOND_NS) {
-		flow->second = now;
+	if (now - flow->second_start >= SECOND_NS) {
+		flow->second_start = now;
 		flow->bytes = 0;
 	}
 	if (flow->bytes >= FLOW_BYTES)
@@ -615,56 +629,57 @@ static __always_inline bool answers(struct __sk_buff *skb, __u64 id, const struc
 	return true;
 }
 
-// lock_wire_in sees what a pod sends, on ingress of its host-side veth.
+// lock_veth_ingress filters what a pod sends, on ingress of its host-side veth.
 SEC("tcx/ingress")
-int lock_wire_in(struct __sk_buff *skb)
+int lock_veth_ingress(struct __sk_buff *skb)
 {
-	struct hold_key key = {.id = skb->ifindex, .kind = HOLD_WIRE};
+	struct locked_object_key key = {.id = skb->ifindex, .kind = OBJECT_VETH};
 	__u64 now = bpf_ktime_get_boot_ns(), id;
-	struct hold *hold = bpf_map_lookup_elem(&holds, &key);
+	struct locked_object *object = bpf_map_lookup_elem(&locked_objects, &key);
 	struct packet p;
 	struct lock *lock;
 	__u16 ethertype;
 	__u8 eth[14];
 
-	if (!hold)
+	if (!object)
 		return TCX_NEXT;
-	id = hold->lock;
+	id = object->lock;
 	lock = bpf_map_lookup_elem(&locks, &id);
 	if (!lock || now >= lock->expiry)
 		return TCX_NEXT;
 	if (skb->vlan_present || bpf_skb_load_bytes(skb, 0, eth, sizeof(eth))) {
-		denied(id, DENIED_OTHER);
+		count_denied(id, DENIED_OTHER);
 		return TCX_DROP;
 	}
 	ethertype = eth[12] << 8 | eth[13];
 	if (ethertype == ETH_P_ARP) {
-		if (arp(skb, id, hold, lock, now))
+		if (is_permitted_arp(skb, id, object, lock, now))
 			return TCX_NEXT;
-		denied(id, DENIED_ARP);
+		count_denied(id, DENIED_ARP);
 		return TCX_DROP;
 	}
-	if (!parse(skb, 14, ethertype, &p)) {
-		denied(id, DENIED_OTHER);
+	if (!parse_packet(skb, 14, ethertype, &p)) {
+		count_denied(id, DENIED_OTHER);
 		return TCX_DROP;
 	}
-	if (ethertype == ETH_P_IPV6 && p.protocol == PROTO_ICMPV6 && neighbor(skb, id, hold, lock, now))
+	if (ethertype == ETH_P_IPV6 && p.protocol == PROTO_ICMPV6 &&
+	    is_permitted_neighbor_discovery(skb, id, object, lock, now))
 		return TCX_NEXT;
-	if (allowed(id, &p) && (!(lock->flags & FLAG_BY_NODE) || is_node_mac(id, eth)))
+	if (is_allowed(id, &p) && (!(lock->flags & FLAG_NODE_MAC_ONLY) || is_node_mac(id, eth)))
 		return TCX_NEXT;
-	if (answers(skb, id, &p, eth, now)) {
-		answered(id); // counted here alone: every answer comes by, also a reset by the kernel
+	if (is_probe_reply(skb, id, &p, eth, now)) {
+		count_reply(id); // counted only here, where every reply passes, including resets by the kernel
 		return TCX_NEXT;
 	}
-	denied(id, kind_of(p.protocol));
+	count_denied(id, denied_kind(p.protocol));
 	return TCX_DROP;
 }
 
 #define SOCK_STREAM 1
 
-// by_kubelet decides whether a packet to the pod was sent by a socket of the kubelet's. A socket's cgroup is that of the
-// process that made it, a namespace's uid is the host's where the namespace is.
-static __always_inline bool by_kubelet(struct __sk_buff *skb, struct lock *lock)
+// sent_by_kubelet reports whether a socket of the kubelet sent a packet to the pod. A socket's cgroup is that of the
+// process that created it. Its uid is the host's, also for a process in a user namespace.
+static __always_inline bool sent_by_kubelet(struct __sk_buff *skb, struct lock *lock)
 {
 	struct prober_key key = {};
 	struct bpf_sock *sk = skb->sk;
@@ -679,28 +694,29 @@ static __always_inline bool by_kubelet(struct __sk_buff *skb, struct lock *lock)
 	return bpf_map_lookup_elem(&probers, &key) || ((lock->flags & FLAG_ROOT_PROBES) && key.uid == 0);
 }
 
-// lock_wire_out sees what is sent to a pod and notes the connections that the kubelet opens. What is forwarded (other
-// machines, also with the node's address put in) has no socket here. Another pod's socket is seen here and may bear the
-// node's address (IP_TRANSPARENT), so the host's network namespace must have that connection too.
+// lock_veth_egress sees what is sent to a pod and records the connections that the kubelet opens. A forwarded packet
+// (from another machine, also after source NAT to the node's address) has no socket here. Another pod's socket is
+// visible here and may use the node's address (IP_TRANSPARENT), so the host's network namespace must have that
+// connection too.
 SEC("tcx/egress")
-int lock_wire_out(struct __sk_buff *skb)
+int lock_veth_egress(struct __sk_buff *skb)
 {
-	struct hold_key key = {.id = skb->ifindex, .kind = HOLD_WIRE};
+	struct locked_object_key key = {.id = skb->ifindex, .kind = OBJECT_VETH};
 	__u64 now = bpf_ktime_get_boot_ns(), id;
-	struct hold *hold = bpf_map_lookup_elem(&holds, &key);
-	struct flow_value fresh = {.seen = now, .second = now}, *known;
+	struct locked_object *object = bpf_map_lookup_elem(&locked_objects, &key);
+	struct flow_value fresh = {.seen = now, .second_start = now}, *known;
 	struct flow flow = {};
 	struct counts *c;
 	struct packet p;
 	struct lock *lock;
 
-	if (!hold)
+	if (!object)
 		return TCX_NEXT;
-	id = hold->lock;
+	id = object->lock;
 	lock = bpf_map_lookup_elem(&locks, &id);
 	if (!lock || now >= lock->expiry)
 		return TCX_NEXT;
-	if (!parse(skb, 14, bpf_ntohs(skb->protocol), &p) || p.protocol != PROTO_TCP || !p.ports)
+	if (!parse_packet(skb, 14, bpf_ntohs(skb->protocol), &p) || p.protocol != PROTO_TCP || !p.has_ports)
 		return TCX_NEXT;
 	flow.lock = id;
 	__builtin_memcpy(flow.node, p.from, 16);
@@ -709,15 +725,16 @@ int lock_wire_out(struct __sk_buff *skb)
 	flow.pod_port = p.to_port;
 	known = bpf_map_lookup_elem(&flows, &flow);
 	if ((p.tcp_flags & (TH_SYN | TH_ACK)) != TH_SYN) {
-		// What the kernel sends without a socket, such as a reset, keeps nothing open.
-		if (known && by_kubelet(skb, lock))
+		// A packet that the kernel sends without a socket, such as a reset, does not refresh the flow.
+		if (known && sent_by_kubelet(skb, lock))
 			known->seen = now;
 		return TCX_NEXT;
 	}
-	if (node_state(skb, p.to, p.to_port, p.from, p.from_port) != BPF_TCP_SYN_SENT || !is_address(id, ROLE_NODE, p.from))
+	if (node_socket_state(skb, p.to, p.to_port, p.from, p.from_port) != BPF_TCP_SYN_SENT ||
+	    !is_address(id, ROLE_NODE, p.from))
 		return TCX_NEXT;
-	if (!by_kubelet(skb, lock)) {
-		// The port is somebody else's now.
+	if (!sent_by_kubelet(skb, lock)) {
+		// Another process uses the port now.
 		if (known && skb->sk && !skb->ingress_ifindex)
 			bpf_map_delete_elem(&flows, &flow);
 		return TCX_NEXT;
@@ -725,6 +742,6 @@ int lock_wire_out(struct __sk_buff *skb)
 	bpf_map_update_elem(&flows, &flow, &fresh, BPF_ANY);
 	c = bpf_map_lookup_elem(&counts, &id);
 	if (c)
-		c->asked = now;
+		c->last_probe = now;
 	return TCX_NEXT;
 }

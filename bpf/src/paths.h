@@ -1,24 +1,24 @@
 // SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0
 //
-// How the path of an opened file is found: by what was opened, from its name up to the root.
+// Resolves the path of an opened file from its dentry up to the root.
 #pragma once
 
 #include "kernel.h"
 #include "event.h"
 
-struct place {
+struct location {
 	struct dentry *dentry;
 	struct vfsmount *mnt;
 };
 
-struct walker {
+struct path_walk {
 	struct event *e;
-	struct place at;
-	struct place root;
+	struct location at;
+	struct location root;
 	bool done;
 };
 
-static long step(__u64 i, struct walker *w)
+static long append_name(__u64 i, struct path_walk *w)
 {
 	struct dentry *dentry = w->at.dentry, *parent;
 	struct vfsmount *vfsmnt = w->at.mnt;
@@ -41,7 +41,7 @@ static long step(__u64 i, struct walker *w)
 			w->at.mnt = __builtin_preserve_access_index(&up->mnt);
 			return 0;
 		}
-		// A root of its own: a memfd has its name here, a tree of mounts has "/".
+		// A detached root: a memfd has its name here, a detached mount tree has "/".
 		end = true;
 	}
 	n = bpf_probe_read_kernel_str(&w->e->data[off], MAX_NAME, BPF_CORE_READ(dentry, d_name.name));
@@ -58,15 +58,15 @@ static long step(__u64 i, struct walker *w)
 	return 0;
 }
 
-// walk appends the names from a path up to root to the event's data, leaf first, and returns how many bytes that took. It
-// goes by dentries and mounts, so what it finds is what was opened and not what a caller's string said. The
-// number of bytes in use lies in the event and not on the stack: the verifier would follow each of its values.
-static __noinline __u32 walk(struct event *e, struct place *from, struct place *root)
+// append_path appends the names from a location up to root to the event's data, leaf first, and returns their size in
+// bytes. It follows dentries and mounts, so the result is the file that was opened, whatever the caller's string was.
+// The number of used bytes is in the event and not on the stack, where the verifier would track each of its values.
+static __noinline __u32 append_path(struct event *e, struct location *from, struct location *root)
 {
-	struct walker w = {.e = e, .at = *from, .root = *root};
+	struct path_walk w = {.e = e, .at = *from, .root = *root};
 	__u32 start = e->used;
 
-	bpf_loop(MAX_COMPONENTS, step, &w, 0);
+	bpf_loop(MAX_COMPONENTS, append_name, &w, 0);
 	if (!w.done)
 		e->flags |= FLAG_EXE_TRUNCATED;
 	return e->used - start;

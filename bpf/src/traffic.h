@@ -1,24 +1,24 @@
 // SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0
 //
-// The names that containers ask for over UDP, and bursts of new processes.
+// DNS queries of containers over UDP, and bursts of new processes.
 #pragma once
 
 #include "describe.h"
 
-struct question {
+struct dns_query {
 	__u64 cgroup;
 	__u64 hash;
 };
 
-// Names asked for lately: a name is reported once a minute for each container.
+// Recent queries: a name is reported once per minute and container.
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__uint(max_entries, 16384);
-	__type(key, struct question);
+	__type(key, struct dns_query);
 	__type(value, __u64);
-} questions SEC(".maps");
+} dns_queries SEC(".maps");
 
-#define ASK_AGAIN 60000000000ULL
+#define DNS_REPEAT_NS 60000000000ULL
 #define DNS_PORT 53
 #define DNS_HEAD 12
 #define DNS_NAME 256
@@ -42,7 +42,7 @@ SEC("cgroup_skb/egress")
 int observe_dns(struct __sk_buff *skb)
 {
 	struct task_struct *task;
-	struct question q = {};
+	struct dns_query q = {};
 	struct hasher h;
 	struct event *e;
 	__u8 head[8] = {}, version = 0, proto = 0, flags = 0;
@@ -50,7 +50,7 @@ int observe_dns(struct __sk_buff *skb)
 	__u64 *last, now;
 	struct bpf_sock *sk = skb->sk;
 
-	// Most packets are TCP's: this is all that they pay.
+	// Most packets are TCP, for which this is the only cost.
 	if (sk && (sk = bpf_sk_fullsock(sk)) && sk->protocol == IPPROTO_TCP)
 		return 1;
 	if (bpf_skb_load_bytes(skb, 0, &version, 1))
@@ -67,18 +67,18 @@ int observe_dns(struct __sk_buff *skb)
 	if (bpf_skb_load_bytes(skb, off, head, 8) || head[2] != 0 || head[3] != DNS_PORT)
 		return 1;
 	q.cgroup = bpf_skb_cgroup_id(skb);
-	if (!q.cgroup || !watched(q.cgroup))
+	if (!q.cgroup || !is_watched(q.cgroup))
 		return 1;
 	off += 8;
 	if (bpf_skb_load_bytes(skb, off + 2, &flags, 1) || flags & 0x80)
-		return 1; // an answer
+		return 1; // a response
 	off += DNS_HEAD;
 	if (skb->len <= off)
 		return 1;
 	len = skb->len - off;
 	if (len > DNS_NAME)
 		len = DNS_NAME;
-	e = take(KIND_DNS, q.cgroup);
+	e = reserve_event(KIND_DNS, q.cgroup);
 	if (!e)
 		return 1;
 	__builtin_memset(e->data, 0, DNS_NAME);
@@ -88,94 +88,97 @@ int observe_dns(struct __sk_buff *skb)
 	bpf_loop(DNS_NAME / 8, hash_word, &h, 0);
 	q.hash = h.hash;
 	now = e->time;
-	last = bpf_map_lookup_elem(&questions, &q);
-	if (last && now - *last < ASK_AGAIN)
+	last = bpf_map_lookup_elem(&dns_queries, &q);
+	if (last && now - *last < DNS_REPEAT_NS)
 		goto out;
-	bpf_map_update_elem(&questions, &q, &now, BPF_ANY);
-	// The sender is the current task unless the packet waited somewhere.
+	bpf_map_update_elem(&dns_queries, &q, &now, BPF_ANY);
+	// The sender is the current task unless the packet was queued.
 	task = (struct task_struct *)bpf_get_current_task();
 	if (cgroup_of(task) == q.cgroup)
-		describe(e, task);
+		describe_process(e, task);
 	{
 		__u64 at = e->used;
 
-		if (at <= DATA_LIMIT - DNS_NAME && len > 0 && len <= DNS_NAME && !bpf_skb_load_bytes(skb, off, &e->data[at], len)) {
+		if (at <= DATA_LIMIT - DNS_NAME && len > 0 && len <= DNS_NAME &&
+		    !bpf_skb_load_bytes(skb, off, &e->data[at], len)) {
 			e->file_len = len;
 			e->used = at + len;
 		}
 	}
-	emit(&telemetry, DROP_TELEMETRY, e);
+	submit(&telemetry, DROP_TELEMETRY, e);
 out:
-	give(e);
+	release_event(e);
 	return 1;
 }
 
-// So many new processes within the window are a burst. Set before loading.
+// This number of new processes within the window is a burst. Set before loading.
 const volatile __u32 burst_processes = 400;
 #define BURST_WINDOW 10000000000ULL
 
-// The window slides by halves: what began in the last half counts with what began in this one.
-struct births {
-	__u64 half;
-	__u64 before;
+// The window slides by halves: processes of the previous half count together with those of the current one.
+struct fork_window {
+	__u64 half_window;
+	__u64 previous_count;
 	__u64 count;
-	__u64 told;
+	__u64 reported_at;
 };
 
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__uint(max_entries, 4096);
 	__type(key, __u64);
-	__type(value, struct births);
-} births SEC(".maps");
+	__type(value, struct fork_window);
+} fork_window SEC(".maps");
 
-// observe_fork counts processes, and sees those that begin in namespaces of their own.
+// observe_fork counts new processes, and reports those that start in new namespaces.
 SEC("tp_btf/sched_process_fork")
 int BPF_PROG(observe_fork, struct task_struct *parent, struct task_struct *child)
 {
-	__u64 cgroup = bpf_get_current_cgroup_id(), now, half;
-	struct births *b, fresh = {};
+	__u64 cgroup = bpf_get_current_cgroup_id(), now, half_window;
+	struct fork_window *b, fresh = {};
 	struct event *e;
 	__u16 kind = 0;
 	__u64 value = 0;
 
-	if (!watched(cgroup))
+	if (!is_watched(cgroup))
 		return 0;
 	if (BPF_CORE_READ(child, pid) != BPF_CORE_READ(child, tgid))
 		return 0; // a thread
 	now = bpf_ktime_get_boot_ns();
-	half = now / (BURST_WINDOW / 2);
-	b = bpf_map_lookup_elem(&births, &cgroup);
-	if (!b || b->half != half) {
+	half_window = now / (BURST_WINDOW / 2);
+	b = bpf_map_lookup_elem(&fork_window, &cgroup);
+	if (!b || b->half_window != half_window) {
 		if (b) {
-			fresh.told = b->told;
-			if (b->half == half - 1)
-				fresh.before = b->count;
+			fresh.reported_at = b->reported_at;
+			if (b->half_window == half_window - 1)
+				fresh.previous_count = b->count;
 		}
-		fresh.half = half;
+		fresh.half_window = half_window;
 		fresh.count = 1;
-		bpf_map_update_elem(&births, &cgroup, &fresh, BPF_ANY);
+		bpf_map_update_elem(&fork_window, &cgroup, &fresh, BPF_ANY);
 	} else {
 		__sync_fetch_and_add(&b->count, 1);
-		if (b->before + b->count >= burst_processes && (!b->told || now - b->told > BURST_WINDOW)) {
+		if (b->previous_count + b->count >= burst_processes &&
+		    (!b->reported_at || now - b->reported_at > BURST_WINDOW)) {
 			kind = KIND_BURST;
-			value = b->before + b->count;
+			value = b->previous_count + b->count;
 		}
 	}
-	if (BPF_CORE_READ(child, nsproxy) != BPF_CORE_READ(parent, nsproxy) || BPF_CORE_READ(child, cred, user_ns) != BPF_CORE_READ(parent, cred, user_ns))
-		kind = KIND_NAMESPACE; // a burst is told with the next process
+	if (BPF_CORE_READ(child, nsproxy) != BPF_CORE_READ(parent, nsproxy) ||
+	    BPF_CORE_READ(child, cred, user_ns) != BPF_CORE_READ(parent, cred, user_ns))
+		kind = KIND_NAMESPACE; // a burst is reported with the next process
 	if (!kind)
 		return 0;
-	e = take(kind, cgroup);
+	e = reserve_event(kind, cgroup);
 	if (!e)
 		return 0;
 	if (kind == KIND_BURST)
-		b->told = now;
+		b->reported_at = now;
 	if (kind == KIND_NAMESPACE)
 		e->call = CALL_CLONE;
 	e->value = value;
-	describe(e, parent);
-	emit(&alerts, DROP_ALERTS, e);
-	give(e);
+	describe_process(e, parent);
+	submit(&alerts, DROP_ALERTS, e);
+	release_event(e);
 	return 0;
 }

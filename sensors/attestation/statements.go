@@ -77,7 +77,7 @@ const (
 	// approves it.
 	OperationRollback Operation = "rollback"
 	// OperationTriage assigns an incident to a person, or resolves it with a disposition.
-	OperationTriage Operation = "mark"
+	OperationTriage Operation = "triage"
 )
 
 // Grant is a permission that people gave for exactly one operation.

@@ -291,7 +291,7 @@ func (p *Probe) dropsByCgroupPath() map[string]uint64 {
 func (p *Probe) DropSources() []DropSource {
 	var out []DropSource
 	var id, n uint64
-	for each := p.collection.Maps[bpf.ObserveMapLosers].Iterate(); each.Next(&id, &n); {
+	for each := p.collection.Maps[bpf.ObserveMapDropSources].Iterate(); each.Next(&id, &n); {
 		p.mu.Lock()
 		name := p.cgroups[id].path
 		p.mu.Unlock()

@@ -274,7 +274,7 @@ func (l *EgressLock) Apply(r EgressLockRequest) (EgressLockState, error) {
 		wanted[lockedObjectKey{ID: uint64(w.Index), Kind: objectVeth}] = lockedObjectValue{Lock: id, MAC: w.MAC} //nolint:gosec // an index
 	}
 	for k, v := range wanted {
-		if err := l.ebpfMap(bpf.LockMapHolds).Put(k, v); err != nil {
+		if err := l.ebpfMap(bpf.LockMapLockedObjects).Put(k, v); err != nil {
 			l.removeLock(id)
 			return EgressLockState{}, fmt.Errorf("egress lock: hold: %w", err)
 		}
@@ -302,7 +302,7 @@ func (l *EgressLock) Apply(r EgressLockRequest) (EgressLockState, error) {
 func (l *EgressLock) checkNotLocked(id uint64, r EgressLockRequest) error {
 	held := func(k lockedObjectKey) error {
 		var v lockedObjectValue
-		if l.ebpfMap(bpf.LockMapHolds).Lookup(k, &v) != nil || v.Lock == id {
+		if l.ebpfMap(bpf.LockMapLockedObjects).Lookup(k, &v) != nil || v.Lock == id {
 			return nil
 		}
 		st, err := l.stateByID(v.Lock)

@@ -129,7 +129,7 @@ func ReadLocks(dir string) ([]EgressLockState, error) {
 	}
 	l := &EgressLock{pinDir: dir + "/" + lockLayout, collection: &ebpf.Collection{Maps: map[string]*ebpf.Map{}}}
 	defer l.collection.Close()
-	for _, name := range []string{bpf.LockMapLocks, bpf.LockMapCounts, bpf.LockMapHolds} {
+	for _, name := range []string{bpf.LockMapLocks, bpf.LockMapCounts, bpf.LockMapLockedObjects} {
 		m, err := ebpf.LoadPinnedMap(l.pinDir+"/"+name, &ebpf.LoadPinOptions{ReadOnly: true})
 		if errors.Is(err, fs.ErrNotExist) {
 			return nil, nil

@@ -48,7 +48,7 @@ func TestASecondSensorDoesNotShareALock(t *testing.T) {
 		t.Errorf("ReadLocks: %+v, %v", held, err)
 	}
 	var latest uint64
-	if err := l.ebpfMap(bpf.LockMapLatest).Lookup(uint32(0), &latest); err != nil || latest <= uint64(sinceBoot()) {
+	if err := l.ebpfMap(bpf.LockMapLatestExpiry).Lookup(uint32(0), &latest); err != nil || latest <= uint64(sinceBoot()) {
 		t.Errorf("the lock is not in force: %d, %v", latest, err)
 	}
 	if none, err := ReadLocks(dir + "-nothing"); err != nil || len(none) != 0 {

@@ -18,7 +18,7 @@ import (
 
 // lockLayout is the name of the pin directory. It changes with the layout of the maps: locks that an older version
 // pinned stay in their own directory until they expire.
-const lockLayout = "lock-2"
+const lockLayout = "lock-3"
 
 // ensureBPFMount creates dir and ensures that it is on a BPF file system.
 func ensureBPFMount(dir string) error {
@@ -49,12 +49,12 @@ var vethPrograms = []struct {
 	program string
 	at      ebpf.AttachType
 }{
-	{"out", bpf.LockProgLockWireOut, ebpf.AttachTCXEgress}, // first, because it records the node's connections
-	{"in", bpf.LockProgLockWireIn, ebpf.AttachTCXIngress},
+	{"egress", bpf.LockProgLockVethEgress, ebpf.AttachTCXEgress}, // first, because it records the node's connections
+	{"ingress", bpf.LockProgLockVethIngress, ebpf.AttachTCXIngress},
 }
 
 func (l *EgressLock) vethPinPath(index int, pin string) string {
-	return filepath.Join(l.pinDir, "wire-"+strconv.Itoa(index)+"-"+pin)
+	return filepath.Join(l.pinDir, "veth-"+strconv.Itoa(index)+"-"+pin)
 }
 
 // attachVeth locks a host-side veth. Its programs run before all other programs there. It keeps programs that are
@@ -131,7 +131,7 @@ func (l *EgressLock) adoptVeths() error {
 		}
 		pin := filepath.Join(l.pinDir, entry.Name())
 		var v lockedObjectValue
-		held := l.ebpfMap(bpf.LockMapHolds).Lookup(lockedObjectKey{ID: uint64(index), Kind: objectVeth}, &v) == nil //nolint:gosec // an index
+		held := l.ebpfMap(bpf.LockMapLockedObjects).Lookup(lockedObjectKey{ID: uint64(index), Kind: objectVeth}, &v) == nil //nolint:gosec // an index
 		if !held || !isLinkAttached(pin, index) {
 			detachAndUnpin(pin)
 			continue
@@ -145,7 +145,7 @@ func (l *EgressLock) adoptVeths() error {
 				err = errors.Join(old.Update(l.collection.Programs[w.program]), old.Close())
 			}
 			if err != nil {
-				return fmt.Errorf("renew the program on wire %d: %w", index, err)
+				return fmt.Errorf("replace the program on veth %d: %w", index, err)
 			}
 		}
 	}
@@ -153,7 +153,7 @@ func (l *EgressLock) adoptVeths() error {
 }
 
 func parseVethPin(name string) (index int, which string, ok bool) {
-	rest, ok := strings.CutPrefix(name, "wire-")
+	rest, ok := strings.CutPrefix(name, "veth-")
 	if !ok {
 		return 0, "", false
 	}
@@ -196,7 +196,7 @@ func Cleanup(dir string) error {
 			continue
 		}
 		for _, pin := range pins {
-			if pin.Name() == "egress" || strings.HasPrefix(pin.Name(), "wire-") {
+			if pin.Name() == "egress" || strings.HasPrefix(pin.Name(), "veth-") {
 				detachAndUnpin(filepath.Join(at, pin.Name()))
 			}
 		}

@@ -21,7 +21,7 @@ func (l *EgressLock) StateOfCgroup(cgroupID uint64) (EgressLockState, error) {
 	defer l.mu.Unlock()
 	for _, id := range l.cgroupAndAncestors(cgroupID) {
 		var v lockedObjectValue
-		if l.ebpfMap(bpf.LockMapHolds).Lookup(lockedObjectKey{ID: id, Kind: objectCgroup}, &v) != nil {
+		if l.ebpfMap(bpf.LockMapLockedObjects).Lookup(lockedObjectKey{ID: id, Kind: objectCgroup}, &v) != nil {
 			continue
 		}
 		if st, err := l.stateByID(v.Lock); err != nil || st.Active {
@@ -55,13 +55,13 @@ func (l *EgressLock) WouldDeny(cgroupID uint64, to netip.AddrPort) bool {
 	defer l.mu.Unlock()
 	var latest uint64
 	now := uint64(sinceBoot()) //nolint:gosec // positive
-	if l.ebpfMap(bpf.LockMapLatest).Lookup(uint32(0), &latest) != nil || latest <= now {
+	if l.ebpfMap(bpf.LockMapLatestExpiry).Lookup(uint32(0), &latest) != nil || latest <= now {
 		return false
 	}
 	for _, id := range l.cgroupAndAncestors(cgroupID) {
 		var v lockedObjectValue
 		var rec lockRecord
-		if l.ebpfMap(bpf.LockMapHolds).Lookup(lockedObjectKey{ID: id, Kind: objectCgroup}, &v) != nil || l.ebpfMap(bpf.LockMapLocks).Lookup(v.Lock, &rec) != nil {
+		if l.ebpfMap(bpf.LockMapLockedObjects).Lookup(lockedObjectKey{ID: id, Kind: objectCgroup}, &v) != nil || l.ebpfMap(bpf.LockMapLocks).Lookup(v.Lock, &rec) != nil {
 			continue
 		}
 		if rec.Expiry <= now || to.Addr().IsLoopback() && rec.Flags&lockFlagHostNetwork == 0 {
@@ -153,7 +153,7 @@ func (l *EgressLock) stateByID(id uint64) (EgressLockState, error) {
 }
 
 func (l *EgressLock) lockedObjects() map[lockedObjectKey]lockedObjectValue {
-	return readMap[lockedObjectKey, lockedObjectValue](l.ebpfMap(bpf.LockMapHolds))
+	return readMap[lockedObjectKey, lockedObjectValue](l.ebpfMap(bpf.LockMapLockedObjects))
 }
 
 // readMap copies a kernel map. A concurrent change may hide or repeat an entry until the next call.
@@ -209,7 +209,7 @@ func (l *EgressLock) removeLock(id uint64) {
 }
 
 func (l *EgressLock) unlockObject(k lockedObjectKey) {
-	_ = l.ebpfMap(bpf.LockMapHolds).Delete(k)
+	_ = l.ebpfMap(bpf.LockMapLockedObjects).Delete(k)
 	if k.Kind == objectVeth {
 		l.detachVeth(int(k.ID)) //nolint:gosec // an index
 	}
@@ -218,7 +218,7 @@ func (l *EgressLock) unlockObject(k lockedObjectKey) {
 // extendLatestExpiry makes the kernel programs check packets at least until end.
 func (l *EgressLock) extendLatestExpiry(end uint64) error {
 	var now uint64
-	m := l.ebpfMap(bpf.LockMapLatest)
+	m := l.ebpfMap(bpf.LockMapLatestExpiry)
 	if err := m.Lookup(uint32(0), &now); err == nil && now >= end {
 		return nil
 	}
@@ -234,7 +234,7 @@ func (l *EgressLock) recomputeLatestExpiry() error {
 	for _, rec := range readMap[uint64, lockRecord](l.ebpfMap(bpf.LockMapLocks)) {
 		latest = max(latest, rec.Expiry)
 	}
-	if err := l.ebpfMap(bpf.LockMapLatest).Put(uint32(0), latest); err != nil {
+	if err := l.ebpfMap(bpf.LockMapLatestExpiry).Put(uint32(0), latest); err != nil {
 		return fmt.Errorf("egress lock: write the latest end: %w", err)
 	}
 	return nil

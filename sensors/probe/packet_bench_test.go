@@ -63,19 +63,19 @@ func BenchmarkLockPacket(b *testing.B) {
 		end := uint64(sinceBoot() + time.Hour)
 		put(b, bpf.LockMapLocks, id, lockRecord{Expiry: end, Flags: lockFlagNodeMACsOnly})
 		put(b, bpf.LockMapCounts, id, packetCountsRecord{})
-		put(b, bpf.LockMapLatest, uint32(0), end)
+		put(b, bpf.LockMapLatestExpiry, uint32(0), end)
 	}
 	run("cgroup/no lock", bpf.LockProgLockEgress, 1, nil)
 	run("cgroup/another's lock", bpf.LockProgLockEgress, 1, lock)
-	run("wire in/another's lock", bpf.LockProgLockWireIn, next, lock)
-	run("wire out/another's lock", bpf.LockProgLockWireOut, next, lock)
+	run("wire in/another's lock", bpf.LockProgLockVethIngress, next, lock)
+	run("wire out/another's lock", bpf.LockProgLockVethEgress, next, lock)
 	hold := func(b *testing.B) {
 		lock(b)
-		put(b, bpf.LockMapHolds, lockedObjectKey{ID: 1, Kind: objectVeth}, lockedObjectValue{Lock: id, MAC: [6]byte(mac)})
+		put(b, bpf.LockMapLockedObjects, lockedObjectKey{ID: 1, Kind: objectVeth}, lockedObjectValue{Lock: id, MAC: [6]byte(mac)})
 	}
-	run("wire in/denied", bpf.LockProgLockWireIn, drop, hold)
-	run("wire out/to the pod", bpf.LockProgLockWireOut, next, hold)
-	run("wire in/answer", bpf.LockProgLockWireIn, next, func(b *testing.B) {
+	run("wire in/denied", bpf.LockProgLockVethIngress, drop, hold)
+	run("wire out/to the pod", bpf.LockProgLockVethEgress, next, hold)
+	run("wire in/answer", bpf.LockProgLockVethIngress, next, func(b *testing.B) {
 		hold(b)
 		put(b, bpf.LockMapMacs, macKey{Lock: id, MAC: [6]byte(mac)}, uint8(1))
 		end := make([]byte, 16)

@@ -133,7 +133,7 @@ func TestKeysRotateWhileALeaseHolds(t *testing.T) {
 	c.StartAndWait(t)
 	m = c.waitForMessage(t, q.IncidentID, "its buttons are of the new key", func(now slack.Message) bool {
 		b := now.Buttons(t)["release"]
-		return len(b) == 1 && b[0].Value != m.Buttons(t)["take-over"][0].Value
+		return len(b) == 1 && b[0].Value != m.Buttons(t)["assign"][0].Value
 	})
 	c.WaitForIncident(t, box.ID, 30*time.Second, "still observed", func(in playbooks.Incident) bool {
 		return isIsolated(in) && in.Leases[0].ExpiresAt.Equal(before.Leases[0].ExpiresAt)

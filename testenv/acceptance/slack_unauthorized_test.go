@@ -122,7 +122,7 @@ var unauthorizedClicks = []struct {
 		require.Contains(t, answer, "may not break the glass")
 	}},
 	{"taking over without the right", func(t *testing.T, w *clickFixture) {
-		w.requireActionRejected(t, dora, "take-over", "may not change what is contained")
+		w.requireActionRejected(t, dora, "assign", "may not change what is contained")
 	}},
 	{"somebody who left the user group a second ago", func(t *testing.T, w *clickFixture) {
 		w.fakeSlack.SetGroup("S0ONCALL")

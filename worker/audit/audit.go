@@ -49,9 +49,9 @@ const (
 	KindContext         EntryKind = "context"
 	KindEvidence        EntryKind = "evidence"
 	KindDecision        EntryKind = "decision"
-	KindApprovalRequest EntryKind = "question"
+	KindApprovalRequest EntryKind = "approval-request"
 	KindVote            EntryKind = "vote"
-	KindApprovalResult  EntryKind = "answer" // the result of the votes
+	KindApprovalResult  EntryKind = "approval-result" // the result of the votes
 	KindGrant           EntryKind = "grant"
 	KindEffect          EntryKind = "effect"
 	KindLeaseJoin       EntryKind = "join"
@@ -63,8 +63,8 @@ const (
 	KindFailure         EntryKind = "failure"
 	KindRetry           EntryKind = "retry"
 	KindNotification    EntryKind = "notification"
-	KindTriage          EntryKind = "mark"  // a person assigned or resolved the incident
-	KindPlaybookEnded   EntryKind = "ended" // a playbook run ended
+	KindTriage          EntryKind = "triage" // a person assigned or resolved the incident
+	KindPlaybookEnded   EntryKind = "ended"  // a playbook run ended
 	KindClosed          EntryKind = "closed"
 )
 

@@ -14,7 +14,7 @@ import (
 	"stanch/sensors/redact"
 )
 
-//go:embed story.html
+//go:embed timeline.html
 var pageTemplate string
 
 // WriteHTML writes the timeline as one self-contained page that is suitable for printing. Attacker-controlled strings
@@ -76,7 +76,7 @@ func WriteHTML(w io.Writer, s Timeline) error {
 var renderedDetailKeys = map[string]bool{
 	"reason": true, "action": true, "target": true, "text": true, "rule": true, "node": true, "source": true, "confidence": true, "severity": true, "run": true, "file": true,
 	"playbook": true, "targets": true, "verdict": true, "lease": true, "why": true, "undone": true, "bytes": true, "name": true, "outcome": true, "scope": true, "phase": true, "key": true,
-	"steps": true, "until": true, "question": true, "person": true, "answer": true, "deadline": true, "approvers": true, "changes": true, "for": true, "ends": true, "quorum": true, "missing": true, "dangerous_permissions": true, "objective": true, "reasons": true,
+	"steps": true, "until": true, "request": true, "person": true, "vote": true, "deadline": true, "approvers": true, "changes": true, "for": true, "ends": true, "quorum": true, "missing": true, "dangerous_permissions": true, "objective": true, "reasons": true,
 }
 
 // extraDetails returns the details that an auditor compares with other records.

@@ -124,7 +124,7 @@ func (r *historyReader) addTriage(e *historypb.HistoryEvent, m incident.TriageDe
 		what += ". Its grant is not valid"
 		r.addProblem(e, "%s in the name of %s came without a grant that permits it", m.Kind, m.Person)
 	}
-	r.addEntry(e, KindTriage, who, what, map[string]any{"mark": string(m.Kind), "reason": m.Reason, "holds": holds})
+	r.addEntry(e, KindTriage, who, what, map[string]any{"kind": string(m.Kind), "reason": m.Reason, "valid": holds})
 }
 
 func (r *historyReader) addDetection(e *historypb.HistoryEvent, one incident.AttestedDetection) {

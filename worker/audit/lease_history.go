@@ -112,7 +112,7 @@ func (r *historyReader) addLeaseSignal(e *historypb.HistoryEvent) {
 					r.addProblem(e, "the grant is for %s of %s, not for extending %s", g.Operation, g.LeaseID, r.leaseState.leaseID)
 				}
 			}
-			r.addEntry(e, KindExtension, who, what, map[string]any{"lease": r.leaseState.leaseID, "until": s.ExpiresAt.UTC(), "holds": holds})
+			r.addEntry(e, KindExtension, who, what, map[string]any{"lease": r.leaseState.leaseID, "until": s.ExpiresAt.UTC(), "valid": holds})
 			if holds && r.leaseState.effect != nil {
 				r.leaseState.effect.ExpiresAt = s.ExpiresAt
 			}
@@ -136,7 +136,7 @@ func (r *historyReader) addRelease(e *historypb.HistoryEvent, s lease.ReleaseSig
 	} else {
 		r.leaseState.undoReason = "released by " + who
 	}
-	r.addEntry(e, KindRelease, who, what, map[string]any{"lease": r.leaseState.leaseID, "holder": s.HolderID, "nonce": g.Nonce, "people": g.GrantedBy, "holds": permits})
+	r.addEntry(e, KindRelease, who, what, map[string]any{"lease": r.leaseState.leaseID, "holder": s.HolderID, "nonce": g.Nonce, "people": g.GrantedBy, "valid": permits})
 }
 
 // addApplied adds an effect and its authorization.

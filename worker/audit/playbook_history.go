@@ -344,7 +344,7 @@ func (r *historyReader) addApprovalRequest(e *historypb.HistoryEvent, title stri
 	}
 	of := approvers.Describe()
 	r.addEntry(e, KindApprovalRequest, "", fmt.Sprintf("Asked %s, of whom %d must agree, until %s UTC: %s? It would %s", of, max(approvers.Quorum, 1), deadline.UTC().Format("15:04:05"), title, strings.Join(would, "; ")),
-		map[string]any{"approvers": of, "quorum": max(approvers.Quorum, 1), "deadline": deadline.UTC().Format(time.RFC3339), "changes": would, "question_hash": activities.ApprovalRequestHash(plans, approvers)})
+		map[string]any{"approvers": of, "quorum": max(approvers.Quorum, 1), "deadline": deadline.UTC().Format(time.RFC3339), "changes": would, "plan_hash": activities.ApprovalRequestHash(plans, approvers)})
 }
 
 // addUntimedRequest adds a request whose timer was not recognized, when its votes are first counted.

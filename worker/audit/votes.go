@@ -25,7 +25,7 @@ func (r *historyReader) addVote(e *historypb.HistoryEvent, signed attestation.En
 	if v.Reason != "" {
 		what += ": " + v.Reason
 	}
-	details := map[string]any{"person": v.Person, "proved": v.AuthenticatedBy, "groups": v.Groups, "answer": answer, "reason": v.Reason, "question": v.Step, "question_hash": v.PlanHash, "holds": proved}
+	details := map[string]any{"person": v.Person, "authenticated_by": v.AuthenticatedBy, "groups": v.Groups, "vote": answer, "reason": v.Reason, "step": v.Step, "plan_hash": v.PlanHash, "valid": proved}
 	if !proved {
 		what = fmt.Sprintf("A vote that is not proved came in the name of %q and was not counted", v.Person)
 		who = ""
@@ -124,9 +124,9 @@ func (r *historyReader) addVoteCount(e *historypb.HistoryEvent, q activities.Cou
 	r.verifyVoteCount(e, q, got)
 	switch {
 	case got.Denied:
-		r.addEntry(e, KindApprovalResult, "", fmt.Sprintf("The answer to %s is no: %s", r.approvalRequestName(q.RequestID), got.Reason), map[string]any{"question": q.RequestID})
+		r.addEntry(e, KindApprovalResult, "", fmt.Sprintf("The answer to %s is no: %s", r.approvalRequestName(q.RequestID), got.Reason), map[string]any{"request": q.RequestID})
 	case got.Granted:
-		r.addEntry(e, KindApprovalResult, "", fmt.Sprintf("The answer to %s is yes: %s", r.approvalRequestName(q.RequestID), got.Reason), map[string]any{"question": q.RequestID})
+		r.addEntry(e, KindApprovalResult, "", fmt.Sprintf("The answer to %s is yes: %s", r.approvalRequestName(q.RequestID), got.Reason), map[string]any{"request": q.RequestID})
 		if r.grantedPlanHashes == nil {
 			r.grantedPlanHashes = map[string]bool{}
 		}
@@ -146,10 +146,10 @@ func (r *historyReader) addVoteCount(e *historypb.HistoryEvent, q activities.Cou
 			}
 			who := r.addGrantees(g.GrantedBy, "")
 			r.addEntry(e, KindGrant, who, fmt.Sprintf("A grant for exactly this plan was signed: %s on %s, by the word of %s, to be used until %s UTC", p.Plan.Action, r.targetName(p.Plan.TargetID), who, g.ExpiresAt.UTC().Format("15:04:05")),
-				map[string]any{"nonce": g.Nonce, "plan_hash": g.PlanHash, "people": g.GrantedBy, "expires": g.ExpiresAt.UTC(), "holds": holds})
+				map[string]any{"nonce": g.Nonce, "plan_hash": g.PlanHash, "people": g.GrantedBy, "expires": g.ExpiresAt.UTC(), "valid": holds})
 		}
 	default:
-		r.addEntry(e, KindApprovalResult, "", fmt.Sprintf("Not enough have said yes to %s: %s", r.approvalRequestName(q.RequestID), got.Reason), map[string]any{"question": q.RequestID})
+		r.addEntry(e, KindApprovalResult, "", fmt.Sprintf("Not enough have said yes to %s: %s", r.approvalRequestName(q.RequestID), got.Reason), map[string]any{"request": q.RequestID})
 	}
 }
 

@@ -27,13 +27,13 @@ type NodeEventKind string
 
 // The kinds of events.
 const (
-	NodeConnected          NodeEventKind = "came"      // it opened a stream
-	NodeReported           NodeEventKind = "spoke"     // it sent a health report
-	NodeDisconnected       NodeEventKind = "left"      // its stream ended without a shutdown message
-	NodeShutDown           NodeEventKind = "stopped"   // its stream ended after a shutdown message
-	NodeRateLimited        NodeEventKind = "limited"   // it exceeded its rate and must wait
-	NodeCertificateRenewed NodeEventKind = "renewed"   // it received a new certificate
-	NodeRenewalFailed      NodeEventKind = "unrenewed" // its request for a certificate failed
+	NodeConnected          NodeEventKind = "connected"      // it opened a stream
+	NodeReported           NodeEventKind = "reported"       // it sent a health report
+	NodeDisconnected       NodeEventKind = "disconnected"   // its stream ended without a shutdown message
+	NodeShutDown           NodeEventKind = "shut-down"      // its stream ended after a shutdown message
+	NodeRateLimited        NodeEventKind = "rate-limited"   // it exceeded its rate and must wait
+	NodeCertificateRenewed NodeEventKind = "renewed"        // it received a new certificate
+	NodeRenewalFailed      NodeEventKind = "renewal-failed" // its request for a certificate failed
 )
 
 // NodeMonitor receives the events of nodes. It must not block.

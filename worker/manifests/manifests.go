@@ -41,8 +41,8 @@ const (
 	SlackDir    = "/etc/stanch/slack"
 	// NotificationSecret contains the credentials of webhooks, mail and tickets, if configured. It is mounted at
 	// NotificationDir.
-	NotificationSecret = "stanch-outside" //nolint:gosec // a name
-	NotificationDir    = "/etc/stanch/outside"
+	NotificationSecret = "stanch-integrations" //nolint:gosec // a name
+	NotificationDir    = "/etc/stanch/integrations"
 	// GatewayPort is where nodes dial, APIPort where people answer with a Kubernetes token.
 	GatewayPort = 7443
 	APIPort     = 7444

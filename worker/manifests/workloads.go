@@ -116,7 +116,7 @@ func (o Options) workerDeployment() runtime.Object {
 		mountedVolume{"pki", secretVolume(PKISecret), corev1.VolumeMount{MountPath: "/etc/stanch/pki", ReadOnly: true}})
 	for _, v := range []mountedVolume{
 		{"slack", secretVolume(SlackSecret), corev1.VolumeMount{MountPath: SlackDir, ReadOnly: true}},
-		{"outside", secretVolume(NotificationSecret), corev1.VolumeMount{MountPath: NotificationDir, ReadOnly: true}},
+		{"integrations", secretVolume(NotificationSecret), corev1.VolumeMount{MountPath: NotificationDir, ReadOnly: true}},
 	} {
 		v.source.Secret.Optional = &yes
 		addVolumes(&pod, v)

@@ -9,12 +9,12 @@ import (
 
 // The kinds of changes, in the order of reports.
 const (
-	ChangeError           = "error"     // only one of the versions can be simulated to its end
-	ChangePlaybooks       = "playbooks" // another playbook runs, or one no longer runs
-	ChangeOutcome         = "outcome"   // the outcome of a step differs
-	ChangeEffect          = "effect"    // the duration or the parameters of an effect differ
-	ChangeApprovalRequest = "question"  // the approval requests differ
-	ChangeTiming          = "timing"    // the time of the first containment differs
+	ChangeError           = "error"            // only one of the versions can be simulated to its end
+	ChangePlaybooks       = "playbooks"        // another playbook runs, or one no longer runs
+	ChangeOutcome         = "outcome"          // the outcome of a step differs
+	ChangeEffect          = "effect"           // the duration or the parameters of an effect differ
+	ChangeApprovalRequest = "approval-request" // the approval requests differ
+	ChangeTiming          = "timing"           // the time of the first containment differs
 )
 
 // ChangeKinds lists the kinds of changes with their descriptions.

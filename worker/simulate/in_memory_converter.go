@@ -19,7 +19,7 @@ type inMemoryConverter struct {
 	storedValues []reflect.Value
 }
 
-const inMemoryEncoding = "stanch/kept"
+const inMemoryEncoding = "stanch/in-memory"
 
 func newInMemoryConverter(c *deepCopier) *inMemoryConverter {
 	return &inMemoryConverter{DataConverter: converter.GetDefaultDataConverter(), copiers: c}

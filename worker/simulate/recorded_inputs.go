@@ -183,6 +183,6 @@ func (s *simulation) sendTriage(i int) {
 	if kind := incident.TriageKind(m.Kind); kind.IsDisposition() {
 		what = m.Person + " resolves the incident as " + kind.Describe()
 	}
-	s.addEvent("mark", "%s", what)
+	s.addEvent("triage", "%s", what)
 	s.testEnvironment.SignalWorkflow(workflows.SignalTriage, incident.TriageDecision{Kind: incident.TriageKind(m.Kind), Person: m.Person, Reason: m.Reason})
 }
