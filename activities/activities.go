@@ -41,7 +41,7 @@ func NewActivities(actions ...Action) *Activities {
 	for _, a := range actions {
 		name := a.Spec().Name
 		if _, twice := s.actions[name]; twice {
-			panic("two actions are called " + name)
+			panic("two actions have the name " + name)
 		}
 		s.actions[name] = a
 	}
@@ -120,7 +120,7 @@ func AttestationsFromContext(ctx context.Context) []attestation.Envelope {
 func (s *Activities) Observe(ctx context.Context, in ObserveInput) (Result, error) {
 	action, ok := s.actions[in.Request.Action].(Observer)
 	if !ok {
-		return Result{Outcome: playbooks.OutcomeRefused, Reason: fmt.Sprintf("there is no observing action %q", in.Request.Action)}, nil
+		return Result{Outcome: playbooks.OutcomeRefused, Reason: fmt.Sprintf("unknown observe action %q", in.Request.Action)}, nil
 	}
 	spec := action.Spec()
 	defer startHeartbeat(ctx)()
@@ -198,7 +198,7 @@ type PlanResult struct {
 func (s *Activities) Plan(ctx context.Context, in PlanInput) (PlanResult, error) {
 	action, ok := s.actions[in.Request.Action].(Containment)
 	if !ok {
-		return PlanResult{Decision: GuardDecision{Verdict: VerdictRefuse, Reason: fmt.Sprintf("there is no containment %q", in.Request.Action)}}, nil
+		return PlanResult{Decision: GuardDecision{Verdict: VerdictRefuse, Reason: fmt.Sprintf("unknown contain action %q", in.Request.Action)}}, nil
 	}
 	plan, err := action.Plan(ctx, in.Request)
 	if refusal, ok := AsRefusal(err); ok {
@@ -212,7 +212,7 @@ func (s *Activities) Plan(ctx context.Context, in PlanInput) (PlanResult, error)
 	plan.bindToRequest(in.Request)
 	plan.EndMechanism = action.Spec().EndMechanism
 	if most := action.Spec().MaxDuration; most > 0 && in.Request.Duration > most {
-		plan.Warnings = append(plan.Warnings, fmt.Sprintf("%s is meant for at most %s: %s", in.Request.Action, duration.Format(most), strings.TrimSuffix(action.Spec().Doc, ".")))
+		plan.Warnings = append(plan.Warnings, fmt.Sprintf("%s is limited to %s: %s", in.Request.Action, duration.Format(most), strings.TrimSuffix(action.Spec().Doc, ".")))
 	}
 	out := PlanResult{Plan: plan, PlanHash: plan.Hash()}
 	s.hitFailpoint("planned/" + in.Request.Action)
@@ -267,7 +267,7 @@ type VerifyResult struct {
 func (s *Activities) Verify(ctx context.Context, in VerifyInput) (VerifyResult, error) {
 	action, ok := s.actions[in.Request.Action].(Containment)
 	if !ok {
-		return VerifyResult{}, retryableError(fmt.Errorf("there is no containment %q", in.Request.Action))
+		return VerifyResult{}, retryableError(fmt.Errorf("unknown contain action %q", in.Request.Action))
 	}
 	defer startHeartbeat(ctx)()
 	inForce, detail, err := action.Verify(ctx, in.Request, in.PriorState)
@@ -308,7 +308,7 @@ func (s *Activities) Undo(ctx context.Context, in UndoInput) (UndoResult, error)
 	r := in.Request
 	action, ok := s.actions[r.Action].(Containment)
 	if !ok {
-		return UndoResult{}, retryableError(fmt.Errorf("there is no containment %q", r.Action))
+		return UndoResult{}, retryableError(fmt.Errorf("unknown contain action %q", r.Action))
 	}
 	if in.ReleaseGrant != nil {
 		g, err := s.Authority.Keyring().VerifyGrant(*in.ReleaseGrant, attestation.OperationRelease, s.now())
@@ -337,10 +337,10 @@ func (s *Activities) Undo(ctx context.Context, in UndoInput) (UndoResult, error)
 		return s.recordUndo(in, "the target is gone"), nil // the target is gone, so nothing can be in force
 	}
 	if err != nil {
-		return UndoResult{}, retryableError(fmt.Errorf("observe that %s of %s is undone: %w", r.Action, r.Target, err))
+		return UndoResult{}, retryableError(fmt.Errorf("verify that %s of %s is undone: %w", r.Action, r.Target, err))
 	}
 	if inForce {
-		return UndoResult{}, retryableError(fmt.Errorf("undo %s of %s: it is still in force: %s", r.Action, r.Target, detail))
+		return UndoResult{}, retryableError(fmt.Errorf("undo %s of %s: still in force: %s", r.Action, r.Target, detail))
 	}
 	return s.recordUndo(in, ""), nil
 }

@@ -39,7 +39,7 @@ func (s *Activities) Apply(ctx context.Context, in ApplyInput) (ApplyResult, err
 	r := in.Request
 	action, ok := s.actions[r.Action].(Containment)
 	if !ok {
-		return ApplyResult{Decision: GuardDecision{Verdict: VerdictRefuse, Reason: fmt.Sprintf("there is no containment %q", r.Action)}}, nil
+		return ApplyResult{Decision: GuardDecision{Verdict: VerdictRefuse, Reason: fmt.Sprintf("unknown contain action %q", r.Action)}}, nil
 	}
 	defer startHeartbeat(ctx)()
 	s.hitFailpoint("apply/before/" + r.Action)
@@ -58,11 +58,11 @@ func (s *Activities) Apply(ctx context.Context, in ApplyInput) (ApplyResult, err
 	}
 	if err != nil {
 		if held {
-			err = errors.Join(err, errors.New("what was in force before stays"))
+			err = errors.Join(err, errors.New("the previous state is unchanged"))
 		} else if drift, undoErr := s.rollbackFailedApply(ctx, action, in); undoErr != nil {
-			err = errors.Join(err, fmt.Errorf("and undoing what was done failed: %w", undoErr))
+			err = errors.Join(err, fmt.Errorf("and the rollback failed: %w", undoErr))
 		} else if drift != nil {
-			err = errors.Join(err, fmt.Errorf("and what was done was changed by somebody else: %s", drift.Detail))
+			err = errors.Join(err, fmt.Errorf("and its effects were changed by another writer: %s", drift.Detail))
 		}
 		return ApplyResult{}, retryableError(fmt.Errorf("apply %s to %s: %w", r.Action, r.Target, err))
 	}
@@ -81,7 +81,7 @@ func (s *Activities) recordInManifest(incident string, kind ManifestEntryKind, a
 	}
 	entry, err := s.Evidence.Append(incident, kind, act)
 	if err != nil {
-		s.Log.Error("an act is not in the manifest", "incident", incident, "kind", kind, "error", err)
+		s.Log.Error("an action is missing from the manifest", "incident", incident, "kind", kind, "error", err)
 		return "", err.Error()
 	}
 	return entry, ""
@@ -92,7 +92,7 @@ func (s *Activities) recordInManifest(incident string, kind ManifestEntryKind, a
 func (s *Activities) rollbackFailedApply(ctx context.Context, action Containment, in ApplyInput) (*Drift, error) {
 	grant, err := s.Authority.Sign(attestation.PayloadTypeGrant, attestation.Grant{
 		Nonce: uuid.NewString(), Operation: attestation.OperationRollback, LeaseID: in.Request.LeaseID, IncidentID: in.Request.IncidentRef.ID,
-		GrantedBy: []string{"stanch: its own failed apply"}, IssuedAt: s.now(), ExpiresAt: s.now().Add(time.Minute),
+		GrantedBy: []string{"stanch (rollback of a failed apply)"}, IssuedAt: s.now(), ExpiresAt: s.now().Add(time.Minute),
 	})
 	if err != nil {
 		return nil, fmt.Errorf("sign: %w", err)
@@ -120,7 +120,7 @@ func (s *Activities) authorizeApply(ctx context.Context, action Containment, in 
 		}
 		if err == nil && token.LeaseID == r.LeaseID && token.ParamsHash == attestation.HashJSON(r.Params) {
 			if r.ExpiresAt.Equal(token.ExpiresAt) || r.ReleaseGrant != nil && r.ExpiresAt.Before(token.ExpiresAt) {
-				return GuardDecision{Verdict: VerdictRun, Guard: "token", Reason: "the lease holds", BasisID: token.AuthorizationID}, *in.LeaseToken, true, nil
+				return GuardDecision{Verdict: VerdictRun, Guard: "token", Reason: "the lease is in force", BasisID: token.AuthorizationID}, *in.LeaseToken, true, nil
 			}
 			if g, ok := s.validExtensionGrant(r, now); ok {
 				// The new token keeps the issue time of the old one, so that an old extension does not revive a lease

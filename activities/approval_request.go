@@ -76,11 +76,11 @@ type ApprovalOutcome struct {
 // bound to.
 func (p ApprovalRequest) Validate() error {
 	if ApprovalRequestHash(p.Plans, p.Approvers) != p.PlansHash || len(p.Targets) != len(p.Plans) {
-		return errors.New("the question's hash is not that of its plans")
+		return errors.New("the hash of the approval request does not match its plans")
 	}
 	for i, r := range p.Plans {
 		if r.Plan.Hash() != r.PlanHash || r.Plan.TargetID != p.Targets[i].ID() {
-			return fmt.Errorf("the plan for %s is not the one of its hash", truncate(r.Plan.TargetID, 80))
+			return fmt.Errorf("the plan for %s does not match its hash", truncate(r.Plan.TargetID, 80))
 		}
 	}
 	return nil
@@ -91,7 +91,7 @@ func (p Plan) Diff(before Plan) []string {
 	var out []string
 	for _, was := range before.Changes {
 		if !slices.Contains(p.Changes, was) {
-			out = append(out, "no longer: "+was)
+			out = append(out, "no longer planned: "+was)
 		}
 	}
 	for _, is := range p.Changes {
@@ -103,10 +103,10 @@ func (p Plan) Diff(before Plan) []string {
 		out = append(out, "now for "+duration.Format(p.Duration)+" and not for "+duration.Format(before.Duration))
 	}
 	if string(p.Params) != string(before.Params) {
-		out = append(out, "its parameters are others")
+		out = append(out, "its parameters changed")
 	}
 	if p.TargetID != before.TargetID {
-		out = append(out, "it is about "+p.TargetID+" and not about "+before.TargetID)
+		out = append(out, "its target is "+p.TargetID+", not "+before.TargetID)
 	}
 	return out
 }

@@ -76,14 +76,14 @@ const grantLifetime = 15 * time.Minute
 // playbook defines who is entitled, never the workflow.
 func (s *Activities) CountVotes(_ context.Context, in CountVotesInput) (VoteCount, error) {
 	if in.PlansHash != ApprovalRequestHash(in.Plans, in.Approvers) {
-		return VoteCount{Denied: true, Reason: "the question that is counted is not the one that people answered"}, nil
+		return VoteCount{Denied: true, Reason: "the counted approval request is not the one that people voted on"}, nil
 	}
 	if reason := s.askForbiddenReason(in); reason != "" {
 		return VoteCount{Denied: true, Reason: reason}, nil
 	}
 	c := s.verifyVotes(in)
 	if c.denial != nil {
-		said := "said no"
+		said := "denied it"
 		if c.denial.WithdrawsRequest {
 			said = "withdrew the request"
 		}
@@ -102,31 +102,31 @@ func (s *Activities) CountVotes(_ context.Context, in CountVotesInput) (VoteCoun
 // askForbiddenReason returns why these approvers may not be asked about these plans, or "".
 func (s *Activities) askForbiddenReason(in CountVotesInput) string {
 	if len(in.Targets) != len(in.Plans) {
-		return "the question does not name the target of each plan"
+		return "the approval request does not name the target of each plan"
 	}
 	for i, p := range in.Plans {
 		switch {
 		case p.Plan.Hash() != p.PlanHash:
-			return "the plan that was shown is not the plan that was hashed"
+			return "the shown plan does not match its hash"
 		case in.Targets[i].ID() != p.Plan.TargetID:
-			return "a plan's target is not the one that is named"
+			return "a plan's target differs from the named one"
 		}
 	}
 	if in.PlaybookAuthorization != nil {
 		var selection attestation.PlaybookAuthorization
 		if err := s.Authority.Keyring().Verify(*in.PlaybookAuthorization, attestation.PayloadTypePlaybookAuthorization, &selection); err != nil {
-			return "the playbook that asks is not one of this installation's: " + err.Error()
+			return "the playbook that requests approval is not part of this installation: " + err.Error()
 		}
 		if slices.Contains(selection.ApproverHashes, ApproversHash(in.Approvers)) {
 			return ""
 		}
 	}
 	if s.ScopeApprovers == nil {
-		return "nobody is configured who may approve"
+		return "no approvers are configured"
 	}
 	for _, target := range in.Targets {
 		if !sameApprovers(in.Approvers, s.ScopeApprovers.ApproversForNamespace(target.Namespace, false)) && !sameApprovers(in.Approvers, s.ScopeApprovers.ApproversForNamespace("", true)) {
-			return fmt.Sprintf("whom it asks (%s) is neither the scope of %s nor the playbook's to ask", truncate(in.Approvers.Describe(), 200), target)
+			return fmt.Sprintf("its approvers (%s) are neither those of the scope %s nor those of the playbook", truncate(in.Approvers.Describe(), 200), target)
 		}
 	}
 	return ""
@@ -153,7 +153,7 @@ func (s *Activities) verifyVotes(in CountVotesInput) countedVotes {
 	for _, signed := range in.Votes {
 		var v attestation.Vote
 		if err := s.Authority.Keyring().Verify(signed, attestation.PayloadTypeVote, &v); err != nil {
-			s.Log.Warn("a vote is not proved", "incident", in.IncidentID, "step", in.RequestID, "error", err)
+			s.Log.Warn("a vote is unverified", "incident", in.IncidentID, "step", in.RequestID, "error", err)
 			ignore("somebody", err.Error())
 			continue
 		}
@@ -163,16 +163,16 @@ func (s *Activities) verifyVotes(in CountVotesInput) countedVotes {
 		case v.RejectionReason != "":
 			ignore(v.Person, v.RejectionReason)
 		case v.PlanHash != in.PlansHash:
-			ignore(v.Person, "answered another plan")
+			ignore(v.Person, "voted on another plan")
 		case v.DecidedAt.After(in.Deadline):
-			ignore(v.Person, "answered too late")
+			ignore(v.Person, "voted too late")
 		case v.BreakGlass && v.Approved:
 			c.breakGlass, c.approvals[v.Person] = &v, v
 		case v.WithdrawsRequest && !v.Approved:
 			c.denial = &v
 			return c
 		case !in.Approvers.CanApprove(v.Person, v.Groups, v.DecidedAt.Sub(in.AskedAt)):
-			ignore(v.Person, "may not answer this")
+			ignore(v.Person, "is not allowed to vote on this")
 		case !v.Approved:
 			c.denial = &v
 			return c
@@ -213,7 +213,7 @@ func (s *Activities) signGrants(in CountVotesInput, c countedVotes, out VoteCoun
 	act := AuditRecord{Action: in.RequestID, People: people, BasisID: in.PlansHash}
 	kind := EntryKindApproval
 	if c.breakGlass != nil {
-		out.Reason = fmt.Sprintf("%s broke the glass: %s. %s", c.breakGlass.Person, c.breakGlass.Reason, out.Reason)
+		out.Reason = fmt.Sprintf("%s used break-glass: %s. %s", c.breakGlass.Person, c.breakGlass.Reason, out.Reason)
 		kind, act.Note = EntryKindBreakGlass, c.breakGlass.Person+": "+c.breakGlass.Reason
 	}
 	issued := c.lastApprovedAt()

@@ -128,7 +128,7 @@ func TestVotesAreCounted(t *testing.T) {
 		}, false, false, "1 of 2"},
 		"broken glass": {func(b *voteFixture) {
 			b.castVote("gus", func(v *attestation.Vote) { v.BreakGlass, v.Reason = true, "fire" })
-		}, true, false, "gus broke the glass: fire"},
+		}, true, false, "gus used break-glass: fire"},
 		"whom nobody may ask": {func(b *voteFixture) {
 			b.input.Approvers = activities.Approvers{Users: []string{"eve"}, Quorum: 1, Timeout: time.Hour}
 			b.updateHash()

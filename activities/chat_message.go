@@ -101,7 +101,7 @@ func (s *Activities) SyncMessage(ctx context.Context, in SyncMessageInput) (Sync
 	}
 	if s.isIncidentOver(ctx, in.IncidentID, err) {
 		if err != nil {
-			s.Log.Warn("an incident's message is given up: the incident is over, and its message cannot be kept", "incident", in.IncidentID, "error", err)
+			s.Log.Warn("an incident's message is no longer updated: the incident is closed, and the update failed", "incident", in.IncidentID, "error", err)
 			out = SyncMessageResult{State: in.State}
 		}
 		out.Done = true

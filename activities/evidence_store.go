@@ -44,14 +44,14 @@ const maxArtifactBytes = 128 << 20
 // the manifest names it only after it is stored.
 func (s *EvidenceStore) StoreArtifact(_ context.Context, incident, action, target string, piece Artifact, at time.Time) (playbooks.EvidenceRef, error) {
 	if len(piece.Data) > maxArtifactBytes {
-		return playbooks.EvidenceRef{}, Refusef("evidence %s has %d bytes, at most %d are kept", piece.Name, len(piece.Data), maxArtifactBytes)
+		return playbooks.EvidenceRef{}, Refusef("evidence %s has %d bytes; the limit is %d", piece.Name, len(piece.Data), maxArtifactBytes)
 	}
 	sum := sha256.Sum256(piece.Data)
 	ref := playbooks.EvidenceRef{
 		Name: piece.Name, Action: action, Target: target, SHA256: hex.EncodeToString(sum[:]), SizeBytes: int64(len(piece.Data)), CapturedAt: at.UTC(), CapturedFrom: piece.CapturedFrom,
 	}
 	if piece.SHA256 != "" && piece.SHA256 != ref.SHA256 {
-		return playbooks.EvidenceRef{}, fmt.Errorf("evidence %s was %s at its source (%s) and arrived as %s", piece.Name, truncate(piece.SHA256, 64), piece.CapturedFrom, ref.SHA256)
+		return playbooks.EvidenceRef{}, fmt.Errorf("evidence %s: its SHA-256 was %s at the source (%s) and is %s here", piece.Name, truncate(piece.SHA256, 64), piece.CapturedFrom, ref.SHA256)
 	}
 	if _, err := s.ReadArtifact(ref.SHA256); err != nil { // already stored otherwise
 		if err := s.checkQuota(incident, ref.SizeBytes); err != nil {
@@ -97,19 +97,19 @@ func (s *EvidenceStore) writeBlob(sum string, data []byte) error {
 }
 
 // ErrCorrupted means that an artifact's content does not match its hash.
-var ErrCorrupted = errors.New("it is not what was stored")
+var ErrCorrupted = errors.New("it differs from what was stored")
 
 // ReadArtifact returns an artifact. It returns ErrCorrupted if its content does not match its hash.
 func (s *EvidenceStore) ReadArtifact(sum string) ([]byte, error) {
 	if !sha256Pattern.MatchString(sum) {
-		return nil, Refusef("%q is not a SHA-256 in hex", truncate(sum, 80))
+		return nil, Refusef("invalid SHA-256 %q; use 64 hexadecimal digits", truncate(sum, 80))
 	}
 	data, err := os.ReadFile(s.blobPath(sum))
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, fmt.Errorf("the piece is gone from the store: %w", fs.ErrNotExist)
+		return nil, fmt.Errorf("the artifact is missing from the store: %w", fs.ErrNotExist)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("read a piece: %w", err)
+		return nil, fmt.Errorf("read an artifact: %w", err)
 	}
 	if got := sha256.Sum256(data); hex.EncodeToString(got[:]) != sum {
 		return nil, fmt.Errorf("%w: its bytes hash to %s", ErrCorrupted, hex.EncodeToString(got[:]))
@@ -121,7 +121,7 @@ func (s *EvidenceStore) ReadArtifact(sum string) ([]byte, error) {
 func (s *EvidenceStore) ListIncidents() ([]string, error) {
 	entries, err := os.ReadDir(filepath.Join(s.Dir, "incidents"))
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return nil, fmt.Errorf("list the manifests: %w; who runs Stanch may read them", err)
+		return nil, fmt.Errorf("list the manifests: %w; only the user that runs Stanch can read them", err)
 	}
 	var out []string
 	for _, e := range entries {

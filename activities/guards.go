@@ -125,7 +125,7 @@ func (a Approvers) IsEmpty() bool { return len(a.Groups)+len(a.Users) == 0 }
 func (a Approvers) Describe() string {
 	who := strings.Join(slices.Concat(a.Groups, a.Users), ", ")
 	if a.Escalate != nil {
-		who += fmt.Sprintf("; after %s also %s", duration.Format(a.Escalate.After), strings.Join(slices.Concat(a.Escalate.Groups, a.Escalate.Users), ", "))
+		who += fmt.Sprintf("; after %s: also %s", duration.Format(a.Escalate.After), strings.Join(slices.Concat(a.Escalate.Groups, a.Escalate.Users), ", "))
 	}
 	return who
 }

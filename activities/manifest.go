@@ -118,10 +118,10 @@ func (s *EvidenceStore) Append(incident string, kind ManifestEntryKind, act Audi
 // by a crash or a full disk, is removed first: nothing acknowledged it.
 func (s *EvidenceStore) appendEntry(e ManifestEntry) (string, error) {
 	if !incidentIDPattern.MatchString(e.IncidentID) {
-		return "", Refusef("%q is not an incident's id", e.IncidentID)
+		return "", Refusef("invalid incident id %q", e.IncidentID)
 	}
 	fail := func(err error) (string, error) {
-		return "", fmt.Errorf("enter %s into the manifest of %s: %w", e.Kind, e.IncidentID, err)
+		return "", fmt.Errorf("append %s to the manifest of %s: %w", e.Kind, e.IncidentID, err)
 	}
 	path := s.manifestPath(e.IncidentID)
 	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
@@ -152,7 +152,7 @@ func (s *EvidenceStore) appendEntry(e ManifestEntry) (string, error) {
 	if last != nil {
 		before, err := parseEntryUnverified(last)
 		if err != nil {
-			return fail(fmt.Errorf("its last line is damaged: %w; `stanch evidence verify %s` says where", err, e.IncidentID))
+			return fail(fmt.Errorf("its last line is damaged: %w; run `stanch evidence verify %s` for details", err, e.IncidentID))
 		}
 		e.Sequence, e.PreviousHash = before.Sequence+1, hashLine(last)
 	}
@@ -186,7 +186,7 @@ func lockFile(f *os.File, until time.Time) error {
 		case !errors.Is(err, unix.EWOULDBLOCK):
 			return fmt.Errorf("lock it: %w", err)
 		case time.Now().After(until):
-			return fmt.Errorf("another process has held it for %s", manifestLockTimeout)
+			return fmt.Errorf("another process has locked it for %s", manifestLockTimeout)
 		}
 		time.Sleep(2 * time.Millisecond)
 	}
@@ -205,7 +205,7 @@ func parseEntryUnverified(line []byte) (ManifestEntry, error) {
 // Manifest reads an incident's manifest and returns its problems. A manifest that does not exist is empty.
 func (s *EvidenceStore) Manifest(incident string, keys attestation.Keyring) ([]ManifestLine, []IntegrityFinding, error) {
 	if !incidentIDPattern.MatchString(incident) {
-		return nil, nil, Refusef("%q is not an incident's id", incident)
+		return nil, nil, Refusef("invalid incident id %q", incident)
 	}
 	raw, err := os.ReadFile(s.manifestPath(incident))
 	if errors.Is(err, fs.ErrNotExist) {
@@ -228,14 +228,14 @@ func ReadManifest(incident string, raw []byte, keys attestation.Keyring) (lines 
 			findings = append(findings, IntegrityFinding{Location: where, Problem: fmt.Sprintf(format, args...)})
 		}
 		if !bytes.HasSuffix(line, []byte("\n")) {
-			find("it is torn: the last entry was not written to its end")
+			find("the last entry is incomplete")
 		}
 		line = bytes.TrimSuffix(line, []byte("\n"))
 		l := ManifestLine{Number: number, Hash: hashLine(line)}
 		decoder := json.NewDecoder(bytes.NewReader(line))
 		decoder.DisallowUnknownFields()
 		if err := decoder.Decode(&l.Envelope); err != nil {
-			find("it cannot be read: %v", err)
+			find("it cannot be parsed: %v", err)
 			prev = l.Hash
 			continue
 		}
@@ -243,7 +243,7 @@ func ReadManifest(incident string, raw []byte, keys attestation.Keyring) (lines 
 		canonical, err := json.Marshal(l.Envelope)
 		l.SignatureValid = err == nil && bytes.Equal(canonical, line)
 		if !l.SignatureValid {
-			find("it is not written as it was")
+			find("its bytes differ from those that were written")
 		}
 		if err := keys.Verify(l.Envelope, attestation.PayloadTypeManifest, &l.Entry); err != nil {
 			find("%v", err)
@@ -257,9 +257,9 @@ func ReadManifest(incident string, raw []byte, keys attestation.Keyring) (lines 
 		case l.Entry.IncidentID != incident:
 			find("it belongs to the manifest of %s", truncate(l.Entry.IncidentID, 40))
 		case l.Entry.Sequence != number:
-			find("it is entry %d: entries are missing, doubled or in another order", l.Entry.Sequence)
+			find("it is entry %d: entries are missing, duplicated or out of order", l.Entry.Sequence)
 		case l.Entry.PreviousHash != prev:
-			find("it does not follow the line before it: that line was changed, or one between them is missing")
+			find("it does not match the hash of the previous line: that line was changed, or one in between is missing")
 		}
 		prev = l.Hash
 		l.SignatureValid = l.SignatureValid && l.Entry.IncidentID == incident
@@ -295,7 +295,7 @@ func (s *EvidenceStore) Verify(incident string, keys attestation.Keyring, head s
 		}
 	}
 	if !known {
-		findings = append(findings, IntegrityFinding{Location: "manifest of " + incident, Problem: "no line of it has the head " + truncate(head, 64) + ": what came up to it was cut off or replaced"})
+		findings = append(findings, IntegrityFinding{Location: "manifest of " + incident, Problem: "no line has the head " + truncate(head, 64) + ": the entries up to it were removed or replaced"})
 	}
 	return lines, findings, nil
 }
@@ -307,7 +307,7 @@ func (s *EvidenceStore) checkArtifact(ref playbooks.EvidenceRef) error {
 		return err
 	}
 	if int64(len(data)) != ref.SizeBytes {
-		return fmt.Errorf("it has %d bytes, %d were entered", len(data), ref.SizeBytes)
+		return fmt.Errorf("it has %d bytes; %d were recorded", len(data), ref.SizeBytes)
 	}
 	return nil
 }

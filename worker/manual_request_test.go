@@ -312,7 +312,7 @@ func TestDispositionNamesWhatItReleasesAndDenies(t *testing.T) {
 	q.DryRun, q.Action, q.Duration = true, "pod.freeze", 30*time.Minute
 	planned, err := ask("alice", q)
 	require.NoError(t, err)
-	require.Contains(t, strings.Join(planned.Targets[0].Plans[0].Plan.Warnings, "; "), "pod.freeze is meant for at most 2m: Freeze every process")
+	require.Contains(t, strings.Join(planned.Targets[0].Plans[0].Plan.Warnings, "; "), "pod.freeze is limited to 2m: Freeze every process")
 }
 
 // A container in the target's network namespace is isolated too: the dry run, the lease and the audit say so. A dry run
@@ -320,7 +320,7 @@ func TestDispositionNamesWhatItReleasesAndDenies(t *testing.T) {
 func TestContainersThatAreCutOffTooAreRecorded(t *testing.T) {
 	w, node, ask := startRequestInstallation(t, manualRequestConfig)
 	node.networkSharers = []gatewayrpc.NetworkSharer{{ContainerID: "a3dfa3dfa3df"}}
-	const warning = "container a3dfa3dfa3df came into its network namespace after it started, and is cut off too"
+	const warning = "container a3dfa3dfa3df joined its network namespace after it started and is isolated too"
 	q := gateway.ContainRequest{ID: "one", Target: testContainerID, Action: "pod.isolate", Duration: time.Hour, Reason: "beacons"}
 	dry := q
 	dry.DryRun = true
@@ -449,7 +449,7 @@ func TestWhoRequestsMayWithdrawAndAnswersOthers(t *testing.T) {
 	require.NoError(t, err)
 	vote.RequestID = questions(long.IncidentID)[0].QualifiedID()
 	_, err = w.ApprovalService.Vote(t.Context(), principalByName(w.Config, "mallory"), gateway.VoteRequest{IncidentID: vote.IncidentID, RequestID: vote.RequestID})
-	require.ErrorContains(t, err, "mallory may not answer this")
+	require.ErrorContains(t, err, "mallory is not allowed to vote on this")
 	said, err = w.ApprovalService.Vote(t.Context(), principalByName(w.Config, "bob"), vote)
 	require.NoError(t, err)
 	require.Equal(t, gateway.ResultApproved, said.Result)

@@ -110,7 +110,7 @@ func Actions(account *Account, client kubernetes.Interface) []activities.Action 
 // checkConfigured returns a refusal if there is no account.
 func (a *Account) checkConfigured() error {
 	if a == nil {
-		return activities.Refusef("no AWS account is configured: add `aws:` to stanch.yaml")
+		return activities.Refusef("AWS is not configured; add `aws:` to stanch.yaml")
 	}
 	return nil
 }
@@ -126,7 +126,7 @@ func (a *Account) resolveCallerIdentity(ctx context.Context) (*callerIdentity, e
 	for _, client := range a.sts {
 		out, err := client.GetCallerIdentity(ctx, &sts.GetCallerIdentityInput{})
 		if err != nil {
-			return nil, wrapError(err, "sts:GetCallerIdentity", "ask who Stanch is")
+			return nil, wrapError(err, "sts:GetCallerIdentity", "get Stanch's AWS identity")
 		}
 		id, _, _ := strings.Cut(awssdk.ToString(out.UserId), ":")
 		me.principalIDs = append(me.principalIDs, id)
@@ -152,7 +152,7 @@ func (a *Account) refuseProtected(ctx context.Context, p principal) error {
 		return err
 	}
 	if slices.Contains(me.principalIDs, p.ID) {
-		return activities.Refusef("%s is what Stanch itself acts as", p)
+		return activities.Refusef("%s is Stanch's own identity", p)
 	}
 	for _, pattern := range a.ProtectedRoles {
 		if MatchesRolePattern(pattern, p.Name, p.ARN) {

@@ -36,7 +36,7 @@ const (
 )
 
 // deliveryDelayCaveat is part of every result from CloudTrail.
-const deliveryDelayCaveat = "CloudTrail tells of management events some minutes late and not of data events: what is not here may still have happened"
+const deliveryDelayCaveat = "CloudTrail delivers management events with a delay of some minutes, and no data events; events that are not listed here may still have happened"
 
 func (*cloudTrailEvidence) Spec() playbooks.ActionSpec {
 	rights := []playbooks.IAMPermission{{Actions: []string{"cloudtrail:LookupEvents"}, Resources: []string{"*"}}}
@@ -103,21 +103,21 @@ func (a *cloudTrailEvidence) Observe(ctx context.Context, r activities.Request) 
 	case playbooks.TargetKey:
 		err = s.lookup(ctx, types.LookupAttributeKeyAccessKeyId, r.Target.UID)
 	default:
-		return activities.Observation{}, activities.Refusef("%s is neither a role nor a user nor a key: take the target from `enrich: aws.identity`", r.Target)
+		return activities.Observation{}, activities.Refusef("%s is not a role, user or access key; use a target from `enrich: aws.identity`", r.Target)
 	}
 	if err != nil && s.header.Events == 0 {
 		return activities.Observation{}, err
 	}
-	note := fmt.Sprintf("%d events from %s on. %s", s.header.Events, s.header.From.Format(time.RFC3339), deliveryDelayCaveat)
+	note := fmt.Sprintf("%d events since %s. %s", s.header.Events, s.header.From.Format(time.RFC3339), deliveryDelayCaveat)
 	if err != nil { // events found before are kept
 		s.header.Complete = false
-		note += "; the lookup broke off: " + truncate(err.Error(), 200)
+		note += "; the lookup failed: " + truncate(err.Error(), 200)
 	} else if !s.header.Complete {
-		note += "; there are more than the bounds of this step let it read"
+		note += "; more events exist, but the limit of this step is reached"
 	}
 	head, err := json.Marshal(s.header)
 	if err != nil {
-		return activities.Observation{}, fmt.Errorf("write the evidence: %w", err)
+		return activities.Observation{}, fmt.Errorf("encode the evidence: %w", err)
 	}
 	return activities.Observation{MissingNote: note, Artifacts: []activities.Artifact{{
 		Name: "cloudtrail-" + string(r.Target.Kind) + "-" + r.Target.Name + ".jsonl", Data: slices.Concat(head, []byte("\n"), s.output.Bytes()),
@@ -138,7 +138,7 @@ func (s *trailSearch) lookup(ctx context.Context, key types.LookupAttributeKey, 
 		}
 		s.lookupCount++
 		if err := s.account.lookupLimiter.wait(ctx, lookupInterval); err != nil {
-			return fmt.Errorf("wait for CloudTrail's rate: %w", err)
+			return fmt.Errorf("wait for CloudTrail's rate limit: %w", err)
 		}
 		out, err := s.account.cloudTrail.LookupEvents(ctx, &cloudtrail.LookupEventsInput{
 			LookupAttributes: []types.LookupAttribute{{AttributeKey: key, AttributeValue: &value}},
@@ -146,7 +146,7 @@ func (s *trailSearch) lookup(ctx context.Context, key types.LookupAttributeKey, 
 		})
 		s.account.lookupLimiter.delayNext(lookupInterval)
 		if err != nil {
-			return wrapError(err, "cloudtrail:LookupEvents", "look events up in CloudTrail")
+			return wrapError(err, "cloudtrail:LookupEvents", "look up events in CloudTrail")
 		}
 		for _, e := range out.Events {
 			s.addEvent(e)

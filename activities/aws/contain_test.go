@@ -122,7 +122,7 @@ func TestRevokingAgainDoesNotTouchNewSessions(t *testing.T) {
 	require.Equal(t, at.FindString(hourAgo), at.FindString(second), "the time of the revocation did not")
 	r.ExpiresAt = r.ExpiresAt.Add(-2 * time.Hour)
 	_, err = w.findContainment(r.Action).Apply(t.Context(), r, plan.PriorState, attestation.Envelope{})
-	wantRefusal(t, err, "needs a grant")
+	wantRefusal(t, err, "requires a grant")
 }
 
 func TestWhatSomebodyElseChangedIsNotOverwritten(t *testing.T) {

@@ -37,11 +37,11 @@ const maxDeniedSubjects = 10
 // refuses it.
 func (p *denyAssumeParams) Check() (param, problem string) {
 	if len(p.ServiceAccounts) > maxDeniedSubjects {
-		return "service_accounts", fmt.Sprintf("%d service accounts; at most %d fit into a trust policy", len(p.ServiceAccounts), maxDeniedSubjects)
+		return "service_accounts", fmt.Sprintf("%d service accounts; a trust policy has room for %d", len(p.ServiceAccounts), maxDeniedSubjects)
 	}
 	for _, s := range p.ServiceAccounts {
 		if s != "" && !serviceAccountPattern.MatchString(s) {
-			return "service_accounts", fmt.Sprintf("`%s` is not namespace/name", truncate(s, 60))
+			return "service_accounts", fmt.Sprintf("invalid service account `%s`; use the form namespace/name", truncate(s, 60))
 		}
 	}
 	return "", ""
@@ -61,7 +61,7 @@ func (*denyAssumeAction) Spec() playbooks.ActionSpec {
 	return playbooks.ActionSpec{
 		Name: "aws.irsa.untrust", Verb: playbooks.VerbContain, Class: playbooks.ClassDisrupt, Facet: playbooks.FacetTrust,
 		Targets: []playbooks.TargetKind{playbooks.TargetRole}, Reversible: true, EndMechanism: playbooks.EndByProvider, D3FENDTechnique: "D3-AL", AttemptTimeout: 30 * time.Second, Params: denyAssumeParams{},
-		Doc:                "Restrict the role's trust policy so that these service accounts get no new credentials for it (IRSA).",
+		Doc:                "Change the role's trust policy so that these service accounts get no new credentials for it (IRSA).",
 		PlanIAMPermissions: []playbooks.IAMPermission{rolePermission("iam:GetRole")}, ApplyIAMPermissions: []playbooks.IAMPermission{rolePermission("iam:GetRole", "iam:UpdateAssumeRolePolicy")},
 		CombineParams: unionOfSubjects,
 	}
@@ -121,20 +121,20 @@ func (a *denyAssumeAction) Plan(ctx context.Context, r activities.Request) (acti
 	plan := activities.Plan{AlreadyHeld: len(holds) > 0}
 	switch {
 	case len(params.subjectClaims()) == 0 || slices.Contains(params.ServiceAccounts, ""):
-		return plan, activities.Refusef("no service account is named that %s should no longer trust", p)
+		return plan, activities.Refusef("missing service accounts that %s should no longer trust", p)
 	case len(rest.identityProviders()) == 0:
-		return plan, activities.Refusef("%s trusts no identity provider of a cluster: it is not used by IRSA", p)
+		return plan, activities.Refusef("%s does not trust the identity provider of a cluster, so IRSA does not use it", p)
 	}
 	for _, s := range params.subjectClaims() {
 		if !rest.allowsSubject(s) {
-			return plan, activities.Refusef("%s does not trust %s by a web identity: there is nothing to take away", p, s)
+			return plan, activities.Refusef("%s does not trust %s by web identity; nothing to deny", p, s)
 		}
 	}
 	if n := policySize(rest.withDeny(params.subjectClaims(), "x", time.Now()).render()); n > 2048 {
-		plan.Warnings = append(plan.Warnings, fmt.Sprintf("the trust policy will have %d characters; more than 2048 need a raised quota", n))
+		plan.Warnings = append(plan.Warnings, fmt.Sprintf("the trust policy will have %d characters; more than 2048 require a raised quota", n))
 	}
-	plan.Changes = []string{fmt.Sprintf("deny %s to assume %s (%s), in its trust policy", strings.Join(params.subjectClaims(), " and "), p, p.ID)}
-	plan.Warnings = append(plan.Warnings, fmt.Sprintf("sessions that they have go on for up to %s: `aws.role.revoke-sessions` ends them too", duration.Format(p.maxSession)))
+	plan.Changes = []string{fmt.Sprintf("deny %s the right to assume %s (%s), in its trust policy", strings.Join(params.subjectClaims(), " and "), p, p.ID)}
+	plan.Warnings = append(plan.Warnings, fmt.Sprintf("existing sessions stay valid for up to %s; `aws.role.revoke-sessions` revokes them too", duration.Format(p.maxSession)))
 	plan.PriorState, err = encodePrior(trustPrior{Role: p, TrustPolicyText: originalTrustPolicy(p, t)})
 	return plan, err
 }
@@ -161,14 +161,14 @@ func (a *denyAssumeAction) Apply(ctx context.Context, r activities.Request, _ js
 	until := truncateExpiry(r.ExpiresAt)
 	for _, h := range holds {
 		if h.shortLeaseID != shortLeaseID(r.LeaseID) {
-			return activities.Effect{}, activities.Refusef("the trust policy of %s is held by another lease until %s", p, h.expiresAt.Format(time.RFC3339))
+			return activities.Effect{}, activities.Refusef("the trust policy of %s is leased by another lease until %s", p, h.expiresAt.Format(time.RFC3339))
 		}
 		if err := checkEarlyEnd(r, h.expiresAt, until); err != nil {
 			return activities.Effect{}, err
 		}
 	}
 	want := rest.withDeny(params.subjectClaims(), r.LeaseID, until).render()
-	effect := activities.Effect{Outcome: playbooks.OutcomeUnverified, AppliedAt: time.Now(), Reason: "the trust policy denies it, read back from IAM; AWS offers no simulation of trust policies"}
+	effect := activities.Effect{Outcome: playbooks.OutcomeUnverified, AppliedAt: time.Now(), Reason: "the trust policy denies it, as read back from IAM; AWS cannot simulate trust policies"}
 	if canonicalJSON(t.render()) == canonicalJSON(want) {
 		return effect, nil
 	}
@@ -181,7 +181,7 @@ func (a *denyAssumeAction) Apply(ctx context.Context, r activities.Request, _ js
 		return effect, refuseIfGone(err)
 	}
 	if err == nil && canonicalJSON(again.trustPolicyText) != canonicalJSON(want) {
-		err = fmt.Errorf("the trust policy of %s is not what was just written; somebody else writes it too", p)
+		err = fmt.Errorf("the trust policy of %s differs from what was just written; another writer changes it too", p)
 	}
 	return effect, err
 }
@@ -199,7 +199,7 @@ func (a *denyAssumeAction) Verify(ctx context.Context, r activities.Request, _ j
 	}
 	rest, holds, theirs := t.splitOwnStatements()
 	if len(holds) == 0 || holds[0].shortLeaseID != shortLeaseID(r.LeaseID) {
-		return false, fmt.Sprintf("the deny in the trust policy of %s was taken away", p), nil
+		return false, fmt.Sprintf("the deny in the trust policy of %s was removed", p), nil
 	}
 	want := rest.withDeny(params.subjectClaims(), r.LeaseID, holds[0].expiresAt)
 	_, _, wanted := want.splitOwnStatements()
@@ -235,7 +235,7 @@ func (a *denyAssumeAction) Undo(ctx context.Context, r activities.Request, raw j
 	_, _, wanted := rest.withDeny(params.subjectClaims(), r.LeaseID, holds[0].expiresAt).splitOwnStatements()
 	switch {
 	case canonicalJSON(rest.render()) != canonicalJSON(normalizeTrustPolicy(prior.TrustPolicyText)):
-		return &activities.Drift{Detail: fmt.Sprintf("the trust policy of %s was changed since: it is now %s, and was %s; take the statements of Stanch out by hand",
+		return &activities.Drift{Detail: fmt.Sprintf("the trust policy of %s was changed since: it is now %s, and was %s; remove Stanch's statements manually",
 			p, truncate(rest.render(), 400), truncate(prior.TrustPolicyText, 400))}, nil
 	case canonicalJSON(trustPolicy{statements: theirs}.render()) != canonicalJSON(trustPolicy{statements: wanted}.render()):
 		return &activities.Drift{Detail: fmt.Sprintf("the deny in the trust policy of %s was changed since: %s", p, truncate(trustPolicy{statements: theirs}.render(), 400))}, nil
@@ -245,7 +245,7 @@ func (a *denyAssumeAction) Undo(ctx context.Context, r activities.Request, raw j
 	}
 	again, err := a.account.findPrincipal(ctx, p.target("", ""))
 	if err == nil && canonicalJSON(again.trustPolicyText) != canonicalJSON(prior.TrustPolicyText) {
-		err = fmt.Errorf("the trust policy of %s is not what was restored; somebody else writes it too", p)
+		err = fmt.Errorf("the trust policy of %s differs from what was restored; another writer changes it too", p)
 	}
 	if errors.Is(err, activities.ErrTargetGone) {
 		err = nil

@@ -66,11 +66,11 @@ func (a *denyPodAction) podRole(ctx context.Context, r activities.Request) (prin
 		return principal{}, err
 	case found == nil:
 		return principal{}, activities.Refusef(
-			"service account %s/%s has no EKS Pod Identity association, so AWS does not know the pod: `aws.role.revoke-sessions` and `aws.irsa.untrust` take hold of the whole role", pod.namespace, pod.serviceAccount)
+			"service account %s/%s has no EKS Pod Identity association, so AWS does not know the pod; `aws.role.revoke-sessions` and `aws.irsa.untrust` apply to the whole role", pod.namespace, pod.serviceAccount)
 	case found.sessionsUntagged:
-		return principal{}, activities.Refusef("association %s gives its sessions no tags, so AWS does not know the pod", found.id)
+		return principal{}, activities.Refusef("association %s adds no session tags, so AWS does not know the pod", found.id)
 	case found.chainedRole != "":
-		return principal{}, activities.Refusef("association %s hands on to %s: whether those sessions carry the pod's tags is not known", found.id, found.chainedRole)
+		return principal{}, activities.Refusef("association %s chains to role %s; it is unknown whether those sessions have the pod's tags", found.id, found.chainedRole)
 	}
 	return a.account.roleByARN(ctx, found.role)
 }
@@ -80,14 +80,14 @@ var roleARNPattern = regexp.MustCompile(`^arn:aws[a-z-]*:iam::[0-9]{12}:role/([\
 // roleByARN reads a role by an ARN from elsewhere. An annotation may contain anything.
 func (a *Account) roleByARN(ctx context.Context, arn string) (principal, error) {
 	if !roleARNPattern.MatchString(arn) {
-		return principal{}, activities.Refusef("%q is not the ARN of a role", truncate(arn, 200))
+		return principal{}, activities.Refusef("invalid role ARN %q", truncate(arn, 200))
 	}
 	me, err := a.resolveCallerIdentity(ctx)
 	if err != nil {
 		return principal{}, err
 	}
 	if other := accountFromARN(arn); other != me.accountID {
-		return principal{}, activities.Refusef("%s is of account %s; Stanch works on account %s", truncate(arn, 200), truncate(valueOrNone(other), 20), me.accountID)
+		return principal{}, activities.Refusef("%s belongs to account %s; Stanch is configured for account %s", truncate(arn, 200), truncate(valueOrNone(other), 20), me.accountID)
 	}
 	p, err := a.readRole(ctx, nameFromARN(arn))
 	switch {
@@ -96,7 +96,7 @@ func (a *Account) roleByARN(ctx context.Context, arn string) (principal, error) 
 	case err != nil:
 		return principal{}, err
 	case p.ARN != arn:
-		return principal{}, activities.Refusef("the role is %s, and not %s", p.ARN, truncate(arn, 200))
+		return principal{}, activities.Refusef("the role is %s, not %s", p.ARN, truncate(arn, 200))
 	}
 	return p, nil
 }
@@ -115,10 +115,10 @@ func (a *denyPodAction) Plan(ctx context.Context, r activities.Request) (activit
 		return activities.Plan{}, err
 	}
 	plan := activities.Plan{
-		Changes: []string{fmt.Sprintf("deny everything that %s asks of AWS as %s (%s), by an inline policy on the role", r.Target, p, p.ID)}, AlreadyHeld: held,
+		Changes: []string{fmt.Sprintf("deny all AWS requests of %s as %s (%s), with an inline policy on the role", r.Target, p, p.ID)}, AlreadyHeld: held,
 	}
 	if r.Duration < p.maxSession {
-		plan.Warnings = append(plan.Warnings, fmt.Sprintf("credentials that were taken from the pod live for up to %s, and are good again when the deny ends", duration.Format(p.maxSession)))
+		plan.Warnings = append(plan.Warnings, fmt.Sprintf("credentials that were stolen from the pod are valid for up to %s, and work again when the deny ends", duration.Format(p.maxSession)))
 	}
 	plan.PriorState, err = encodePrior(p)
 	return plan, err
@@ -139,7 +139,7 @@ func (a *denyPodAction) Apply(ctx context.Context, r activities.Request, raw jso
 		return activities.Effect{}, refuseIfGone(err)
 	}
 	if prior.ID != "" && p.ID != prior.ID {
-		return activities.Effect{}, activities.Refusef("the pod's role was %s when this was planned, and is %s now", prior.ARN, p.ARN)
+		return activities.Effect{}, activities.Refusef("the pod's role was %s when this was planned and is %s now", prior.ARN, p.ARN)
 	}
 	return a.account.applyInline(ctx, p, a.buildDeny(r.Target.UID, r), r)
 }
@@ -169,7 +169,7 @@ func (a *denyPodAction) decodePrior(raw json.RawMessage) (principal, error) {
 	}
 	prior, err := activities.DecodePriorState[principal](raw)
 	if err == nil && prior.ID == "" {
-		err = activities.Refusef("it was not planned: the pod's role is not known")
+		err = activities.Refusef("it was not planned: the pod's role is unknown")
 	}
 	return prior, err
 }

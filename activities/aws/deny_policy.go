@@ -79,12 +79,12 @@ func parseDenyAll(text string) (denyAllPolicy, error) {
 	decoder := json.NewDecoder(strings.NewReader(text))
 	decoder.DisallowUnknownFields()
 	if err := decoder.Decode(&doc); err != nil || len(doc.Statement) != 1 {
-		return denyAllPolicy{}, fmt.Errorf("it is not what Stanch wrote")
+		return denyAllPolicy{}, fmt.Errorf("it differs from what Stanch wrote")
 	}
 	stamp, ok := strings.CutPrefix(doc.Statement[0].Sid, "StanchUntil")
 	until, err := time.Parse(expiryLayout, stamp)
 	if err != nil || !ok {
-		return denyAllPolicy{}, fmt.Errorf("it does not say until when")
+		return denyAllPolicy{}, fmt.Errorf("its end time is missing")
 	}
 	d := denyAllPolicy{Condition: doc.Statement[0].Condition, ExpiresAt: until}
 	delete(d.Condition["DateLessThan"], currentTimeKey) // the comparison below detects a different one
@@ -95,7 +95,7 @@ func parseDenyAll(text string) (denyAllPolicy, error) {
 		d.Condition = nil
 	}
 	if canonicalJSON(d.render()) != canonicalJSON(text) {
-		return denyAllPolicy{}, fmt.Errorf("it is not what Stanch wrote")
+		return denyAllPolicy{}, fmt.Errorf("it differs from what Stanch wrote")
 	}
 	return d, nil
 }
@@ -124,7 +124,7 @@ func decodeJSON(text string) (any, error) {
 	decoder := json.NewDecoder(bytes.NewBufferString(text))
 	decoder.UseNumber()
 	if err := decoder.Decode(&v); err != nil {
-		return nil, fmt.Errorf("it is not JSON: %w", err)
+		return nil, fmt.Errorf("invalid JSON: %w", err)
 	}
 	return v, nil
 }

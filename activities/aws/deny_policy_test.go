@@ -10,16 +10,16 @@ import (
 
 func TestDangerIsTold(t *testing.T) {
 	for policy, want := range map[string]string{
-		`{"Statement":{"Effect":"Allow","Action":"*","Resource":"*"}}`:                                      "may do everything (*)",
-		`{"Statement":[{"Effect":"Allow","Action":["s3:*"],"Resource":"*"}]}`:                               "may read every bucket that lets it (s3:*)",
-		`{"Statement":[{"Effect":"Allow","Action":"iam:*","Resource":"arn:aws:iam::1:role/x"}]}`:            "may change IAM, and so give itself any right (iam:*)",
-		`{"Statement":[{"Effect":"Allow","Action":"IAM:passrole","Resource":"*"}]}`:                         "may give any role to what it starts (IAM:passrole)",
-		`{"Statement":[{"Effect":"Allow","Action":"sts:AssumeRole","Resource":"arn:aws:iam::1:role/x"}]}`:   "may become other roles, whose sessions a deny of this one does not reach (sts:AssumeRole)",
-		`{"Statement":[{"Effect":"Allow","NotAction":"iam:*","Resource":"*"}]}`:                             "may do everything but iam:*",
-		`{"Statement":[{"Effect":"Allow","Action":"sqs:*","Resource":"*","Condition":{"Bool":{"a":"b"}}}]}`: "may do everything in sqs, under a condition",
+		`{"Statement":{"Effect":"Allow","Action":"*","Resource":"*"}}`:                                      "do anything (*)",
+		`{"Statement":[{"Effect":"Allow","Action":["s3:*"],"Resource":"*"}]}`:                               "read every bucket whose policy allows it (s3:*)",
+		`{"Statement":[{"Effect":"Allow","Action":"iam:*","Resource":"arn:aws:iam::1:role/x"}]}`:            "change IAM, and so grant itself any permission (iam:*)",
+		`{"Statement":[{"Effect":"Allow","Action":"IAM:passrole","Resource":"*"}]}`:                         "pass any role to what it starts (IAM:passrole)",
+		`{"Statement":[{"Effect":"Allow","Action":"sts:AssumeRole","Resource":"arn:aws:iam::1:role/x"}]}`:   "assume other roles, whose sessions a deny of this role does not affect (sts:AssumeRole)",
+		`{"Statement":[{"Effect":"Allow","NotAction":"iam:*","Resource":"*"}]}`:                             "do anything except iam:*",
+		`{"Statement":[{"Effect":"Allow","Action":"sqs:*","Resource":"*","Condition":{"Bool":{"a":"b"}}}]}`: "do anything in sqs, under a condition",
 		`{"Statement":[{"Effect":"Allow","Action":"s3:GetObject","Resource":"arn:aws:s3:::a/*"}]}`:          "",
 		`{"Statement":[{"Effect":"Deny","Action":"*","Resource":"*"}]}`:                                     "",
-		`not json`: "cannot be read",
+		`not json`: "cannot be parsed",
 	} {
 		require.Equal(t, want, strings.Join(describeRiskyPermissions(policy), "; "), policy)
 	}
@@ -109,5 +109,5 @@ func TestADenyEndsByTheProvidersClock(t *testing.T) {
 	}
 	changed := strings.Replace(denyAllPolicy{ExpiresAt: until}.render(), end, `"aws:CurrentTime":"2036-11-23T14:00:00Z"`, 1)
 	_, err := parseDenyAll(changed)
-	require.ErrorContains(t, err, "not what Stanch wrote", "a date that differs from the stamp was changed by somebody")
+	require.ErrorContains(t, err, "differs from what Stanch wrote", "a date that differs from the marker was changed by another writer")
 }

@@ -57,8 +57,8 @@ func (a *denyUserAction) Plan(ctx context.Context, r activities.Request) (activi
 	}
 	prior, err := encodePrior(p)
 	return activities.Plan{
-		Changes:    []string{fmt.Sprintf("deny everything to %s (%s), by an inline policy", p, p.ID)},
-		Warnings:   []string{"sessions of roles that it has assumed go on until they expire"},
+		Changes:    []string{fmt.Sprintf("deny all requests of %s (%s), with an inline policy", p, p.ID)},
+		Warnings:   []string{"sessions of roles that it has assumed stay valid until they expire"},
 		PriorState: prior, AlreadyHeld: held,
 	}, err
 }

@@ -77,7 +77,7 @@ func (a *disableKeyAction) readKeyState(ctx context.Context, t playbooks.Target)
 		return keyState{}, err
 	}
 	if t.Kind != playbooks.TargetKey || t.UID == "" || t.Name == "" {
-		return keyState{}, activities.Refusef("%s is no access key with its user", t)
+		return keyState{}, activities.Refusef("%s is not an access key with its user", t)
 	}
 	user, err := a.account.readUser(ctx, t.Name)
 	if isNotFound(err) {
@@ -89,7 +89,7 @@ func (a *disableKeyAction) readKeyState(ctx context.Context, t playbooks.Target)
 	s := keyState{user: user}
 	out, err := a.account.iam.ListAccessKeys(ctx, &iam.ListAccessKeysInput{UserName: &user.Name})
 	if err != nil {
-		return s, wrapError(err, "iam:ListAccessKeys", fmt.Sprintf("list the keys of %s", user))
+		return s, wrapError(err, "iam:ListAccessKeys", fmt.Sprintf("list the access keys of %s", user))
 	}
 	for _, k := range out.AccessKeyMetadata {
 		if awssdk.ToString(k.AccessKeyId) == t.UID {
@@ -106,7 +106,7 @@ func (a *disableKeyAction) readKeyState(ctx context.Context, t playbooks.Target)
 	for _, tag := range tags.Tags {
 		if awssdk.ToString(tag.Key) == keyTagName(t.UID) {
 			if s.marker, err = parseKeyExpiryMarker(awssdk.ToString(tag.Value)); err != nil {
-				return s, activities.Refusef("the stamp of %s was changed by somebody: %v", t, err)
+				return s, activities.Refusef("the expiry marker of %s was changed by another writer: %v", t, err)
 			}
 		}
 	}
@@ -116,7 +116,7 @@ func (a *disableKeyAction) readKeyState(ctx context.Context, t playbooks.Target)
 // refuseProtected returns a refusal for Stanch's own keys, and those of protected users.
 func (a *disableKeyAction) refuseProtected(ctx context.Context, s keyState, key string) error {
 	if own, err := a.account.credentials.Retrieve(ctx); err == nil && own.AccessKeyID == key {
-		return activities.Refusef("key %s is what Stanch itself works with", key)
+		return activities.Refusef("key %s is Stanch's own key", key)
 	}
 	return a.account.refuseProtected(ctx, s.user)
 }
@@ -131,8 +131,8 @@ func (a *disableKeyAction) Plan(ctx context.Context, r activities.Request) (acti
 		return activities.Plan{}, err
 	}
 	plan := activities.Plan{
-		Changes:     []string{fmt.Sprintf("make %s inactive", r.Target)},
-		Warnings:    []string{"temporary credentials that were made with the key go on until they expire, up to 36 hours: `aws.user.deny` ends them"},
+		Changes:     []string{fmt.Sprintf("deactivate %s", r.Target)},
+		Warnings:    []string{"temporary credentials that were created with the key stay valid until they expire, up to 36 hours; `aws.user.deny` denies them too"},
 		AlreadyHeld: s.marker.leaseID != "", NothingToDo: s.status == types.StatusTypeInactive,
 	}
 	plan.PriorState, err = encodePrior(keyPriorState{User: s.user, Status: s.statusToRestore()})
@@ -159,7 +159,7 @@ func (a *disableKeyAction) Apply(ctx context.Context, r activities.Request, _ js
 	want := keyExpiryMarker{leaseID: policyName("", r.LeaseID), expiresAt: truncateExpiry(r.ExpiresAt), priorStatus: s.statusToRestore()}
 	switch {
 	case s.marker.leaseID != "" && s.marker.leaseID != want.leaseID:
-		return activities.Effect{}, activities.Refusef("%s is held by another lease, %s, until %s", r.Target, s.marker.leaseID, s.marker.expiresAt.Format(time.RFC3339))
+		return activities.Effect{}, activities.Refusef("%s is leased by another lease, %s, until %s", r.Target, s.marker.leaseID, s.marker.expiresAt.Format(time.RFC3339))
 	case s.marker.leaseID != "":
 		if err := checkEarlyEnd(r, s.marker.expiresAt, want.expiresAt); err != nil {
 			return activities.Effect{}, err
@@ -168,13 +168,13 @@ func (a *disableKeyAction) Apply(ctx context.Context, r activities.Request, _ js
 	if s.marker != want {
 		_, err := a.account.iam.TagUser(ctx, &iam.TagUserInput{UserName: &s.user.Name, Tags: []types.Tag{{Key: awssdk.String(keyTagName(r.Target.UID)), Value: awssdk.String(want.encode())}}})
 		if err != nil {
-			return activities.Effect{}, wrapError(err, "iam:TagUser", fmt.Sprintf("stamp %s", s.user))
+			return activities.Effect{}, wrapError(err, "iam:TagUser", fmt.Sprintf("set the expiry marker of %s", s.user))
 		}
 	}
 	effect := activities.Effect{Outcome: playbooks.OutcomeChanged, AppliedAt: time.Now(), Reason: "IAM lists the key as inactive"}
 	if s.status == types.StatusTypeInactive {
 		if s.marker.leaseID == "" {
-			effect.Outcome, effect.Reason = playbooks.OutcomeUnchanged, "it was inactive before, and stays so at the end"
+			effect.Outcome, effect.Reason = playbooks.OutcomeUnchanged, "it was inactive before and stays inactive when the lease ends"
 		}
 		return effect, nil
 	}
@@ -183,14 +183,14 @@ func (a *disableKeyAction) Apply(ctx context.Context, r activities.Request, _ js
 	}
 	effect.AppliedAt = time.Now()
 	if now, err := a.readKeyState(ctx, r.Target); err != nil || now.status != types.StatusTypeInactive {
-		return effect, errors.Join(refuseIfGone(err), fmt.Errorf("%s is %s after it was made inactive", r.Target, now.status))
+		return effect, errors.Join(refuseIfGone(err), fmt.Errorf("%s is %s after it was deactivated", r.Target, now.status))
 	}
 	return effect, nil
 }
 
 func (a *disableKeyAction) setKeyStatus(ctx context.Context, user principal, key string, status types.StatusType) error {
 	_, err := a.account.iam.UpdateAccessKey(ctx, &iam.UpdateAccessKeyInput{UserName: &user.Name, AccessKeyId: &key, Status: status})
-	return wrapError(err, "iam:UpdateAccessKey", fmt.Sprintf("make key %s of %s %s", key, user, status))
+	return wrapError(err, "iam:UpdateAccessKey", fmt.Sprintf("set key %s of %s to %s", key, user, status))
 }
 
 // Verify reports whether the key is inactive.
@@ -201,9 +201,9 @@ func (a *disableKeyAction) Verify(ctx context.Context, r activities.Request, _ j
 	}
 	switch {
 	case s.status != types.StatusTypeInactive:
-		return false, fmt.Sprintf("somebody made %s active", r.Target), nil
+		return false, fmt.Sprintf("another writer activated %s", r.Target), nil
 	case s.marker.leaseID != policyName("", r.LeaseID):
-		return false, fmt.Sprintf("the stamp of %s was taken away", r.Target), nil
+		return false, fmt.Sprintf("the expiry marker of %s was removed", r.Target), nil
 	}
 	return true, "IAM lists the key as inactive", nil
 }
@@ -225,7 +225,7 @@ func (a *disableKeyAction) Undo(ctx context.Context, r activities.Request, raw j
 	case s.marker.leaseID != policyName("", r.LeaseID):
 		return nil, nil // nothing of this lease is in force; a request alone must not activate a key
 	case prior.User.ID != "" && prior.User.ID != s.user.ID:
-		return &activities.Drift{Detail: fmt.Sprintf("%s has the id %s now, and had %s", s.user, s.user.ID, prior.User.ID)}, nil
+		return &activities.Drift{Detail: fmt.Sprintf("%s has the id %s now and had %s", s.user, s.user.ID, prior.User.ID)}, nil
 	}
 	if err := refuseBeforeExpiry(s.marker.expiresAt, grant); err != nil {
 		return nil, err
@@ -236,7 +236,7 @@ func (a *disableKeyAction) Undo(ctx context.Context, r activities.Request, raw j
 			return nil, err
 		}
 		if now, err := a.readKeyState(ctx, r.Target); err == nil && now.status != s.marker.priorStatus {
-			return nil, fmt.Errorf("%s is %s after it was made %s", r.Target, now.status, s.marker.priorStatus)
+			return nil, fmt.Errorf("%s is %s after it was set to %s", r.Target, now.status, s.marker.priorStatus)
 		}
 	}
 	return nil, a.removeMarker(ctx, r, s.user)
@@ -250,5 +250,5 @@ func (a *disableKeyAction) removeMarker(ctx context.Context, r activities.Reques
 	if isNotFound(err) {
 		return nil
 	}
-	return wrapError(err, "iam:UntagUser", fmt.Sprintf("take the stamp off %s", user))
+	return wrapError(err, "iam:UntagUser", fmt.Sprintf("remove the expiry marker of %s", user))
 }

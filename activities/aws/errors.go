@@ -40,12 +40,12 @@ func wrapError(err error, permission, doing string) error {
 	case !errors.As(err, &api):
 		return fmt.Errorf("%s: %w", doing, err)
 	case isAccessDenied(err):
-		return activities.Refusef("%s: Stanch lacks the permission %s (%s); `stanch manifests --iam` prints the policy that it needs",
+		return activities.Refusef("%s: Stanch lacks the permission %s (%s); `stanch manifests --iam` prints the required policy",
 			doing, permission, truncate(api.ErrorMessage(), 300))
 	case slices.Contains(limitExceededCodes, errorCode(err)):
-		return activities.Refusef("%s: a limit of AWS does not allow it: %s", doing, truncate(api.ErrorMessage(), 300))
+		return activities.Refusef("%s: an AWS quota is exceeded: %s", doing, truncate(api.ErrorMessage(), 300))
 	case slices.Contains(unmodifiableCodes, errorCode(err)):
-		return activities.Refusef("%s: AWS alone may change it: %s", doing, truncate(api.ErrorMessage(), 300))
+		return activities.Refusef("%s: only AWS can change it: %s", doing, truncate(api.ErrorMessage(), 300))
 	}
 	return fmt.Errorf("%s: %w", doing, err)
 }

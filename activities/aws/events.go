@@ -62,7 +62,7 @@ func (a *Account) LookupEvents(ctx context.Context, since, until time.Time, take
 	var next *string
 	for range maxEventPages {
 		if err := a.lookupLimiter.wait(ctx, lookupInterval); err != nil {
-			return false, fmt.Errorf("wait for CloudTrail's rate: %w", err)
+			return false, fmt.Errorf("wait for CloudTrail's rate limit: %w", err)
 		}
 		out, err := a.cloudTrail.LookupEvents(ctx, &cloudtrail.LookupEventsInput{
 			LookupAttributes: []types.LookupAttribute{{AttributeKey: types.LookupAttributeKeyReadOnly, AttributeValue: awssdk.String("false")}},
@@ -70,7 +70,7 @@ func (a *Account) LookupEvents(ctx context.Context, since, until time.Time, take
 		})
 		a.lookupLimiter.delayNext(lookupInterval)
 		if err != nil {
-			return false, wrapError(err, "cloudtrail:LookupEvents", "look events up in CloudTrail")
+			return false, wrapError(err, "cloudtrail:LookupEvents", "look up events in CloudTrail")
 		}
 		for _, e := range out.Events {
 			if err := take(awssdk.ToString(e.CloudTrailEvent)); err != nil {

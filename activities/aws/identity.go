@@ -99,7 +99,7 @@ func (a *identityAction) Observe(ctx context.Context, r activities.Request) (act
 	}
 	s := &identityInspector{identityAction: a, result: Identity{CredentialSource: credentialSourceNone}}
 	if r.Target.Kind != playbooks.TargetPod {
-		s.result.Missing = []string{"a container outside of Kubernetes has no identity in AWS of its own; its machine's is not looked at"}
+		s.result.Missing = []string{"a container outside of Kubernetes has no AWS identity of its own; the identity of its machine is not examined"}
 		return activities.Observation{Outputs: s.result}, nil
 	}
 	pod, err := readPod(ctx, a.client, r.Target)
@@ -136,7 +136,7 @@ func (s *identityInspector) findRole(ctx context.Context, pod podInfo) error {
 	case arn != "":
 		s.result.CredentialSource = credentialSourceIRSA
 		if found != nil {
-			s.result.Missing = append(s.result.Missing, "the service account has EKS Pod Identity for "+truncate(found.role, 200)+" besides; the annotation's role comes first and is the one shown")
+			s.result.Missing = append(s.result.Missing, "the service account has EKS Pod Identity for "+truncate(found.role, 200)+" too; the annotated role takes precedence and is shown")
 		}
 	case found != nil:
 		s.result.CredentialSource, s.result.Association, arn = credentialSourcePodIdentity, found.id, found.role
@@ -188,7 +188,7 @@ func (s *identityInspector) readAttachedPolicies(ctx context.Context, p principa
 	}
 	for i, attached := range out.AttachedPolicies {
 		if i == maxPolicies {
-			s.addMissing("attached policies", fmt.Errorf("%d are attached, %d were looked at", len(out.AttachedPolicies), maxPolicies))
+			s.addMissing("attached policies", fmt.Errorf("%d are attached, %d were examined", len(out.AttachedPolicies), maxPolicies))
 			break
 		}
 		text, err := s.account.readManagedPolicy(ctx, awssdk.ToString(attached.PolicyArn))
@@ -222,7 +222,7 @@ func (s *identityInspector) readInlinePolicies(ctx context.Context, p principal)
 	}
 	for i, name := range names {
 		if i == maxPolicies {
-			s.addMissing("inline policies", fmt.Errorf("%d are there, %d were looked at", len(names), maxPolicies))
+			s.addMissing("inline policies", fmt.Errorf("%d exist, %d were examined", len(names), maxPolicies))
 			break
 		}
 		text, err := s.account.readInlinePolicy(ctx, p, name)
@@ -251,7 +251,7 @@ func (s *identityInspector) findSharedAccounts(ctx context.Context, pod podInfo,
 	}
 	list, err := s.client.CoreV1().ServiceAccounts("").List(ctx, metav1.ListOptions{ResourceVersion: "0", Limit: 5000})
 	if err != nil {
-		s.addMissing("who else is annotated with the role", err)
+		s.addMissing("other service accounts annotated with the role", err)
 	} else {
 		for i := range list.Items {
 			if list.Items[i].Annotations[roleAnnotation] == arn {
@@ -270,17 +270,17 @@ func (s *identityInspector) findSharedAccounts(ctx context.Context, pod podInfo,
 	}
 	var more tooManyAssociationsError
 	if errors.As(err, &more) {
-		s.addMissing("who else has the role by EKS Pod Identity", err)
+		s.addMissing("other service accounts with the role by EKS Pod Identity", err)
 		return nil
 	}
-	return s.tolerateDenied("who else has the role by EKS Pod Identity", err)
+	return s.tolerateDenied("other service accounts with the role by EKS Pod Identity", err)
 }
 
 // findKeyUser finds the user of an access key.
 func (s *identityInspector) findKeyUser(ctx context.Context, pod podInfo, id string) {
 	out, err := s.account.iam.GetAccessKeyLastUsed(ctx, &iam.GetAccessKeyLastUsedInput{AccessKeyId: &id})
 	if err != nil {
-		s.addMissing("key "+id, wrapError(err, "iam:GetAccessKeyLastUsed", "ask whose it is"))
+		s.addMissing("key "+id, wrapError(err, "iam:GetAccessKeyLastUsed", "get its owner"))
 		return
 	}
 	user, err := s.account.readUser(ctx, awssdk.ToString(out.UserName))

@@ -49,7 +49,7 @@ func (a *Account) checkQuotaLeft(ctx context.Context, p principal, d inlineDeny,
 		size += policySize(text)
 	}
 	if limit := inlinePolicyLimit[p.Kind]; size > limit {
-		return held, activities.Refusef("the inline policies of %s would have %d characters with the deny, and IAM allows %d in all: remove or attach some of them", p, size, limit)
+		return held, activities.Refusef("the inline policies of %s would have %d characters with the deny, and IAM allows %d in total; remove some of them or convert them to managed policies", p, size, limit)
 	}
 	return held, nil
 }
@@ -80,7 +80,7 @@ func (a *Account) applyInline(ctx context.Context, p principal, d inlineDeny, r 
 	if text != "" {
 		have, err := parseDenyAll(text)
 		if err != nil {
-			return effect, activities.Refusef("policy %s of %s was changed by somebody: %v", policy, p, err)
+			return effect, activities.Refusef("policy %s of %s was changed by another writer: %v", policy, p, err)
 		}
 		want = d.buildPolicy(&have)
 		if err := checkEarlyEnd(r, have.ExpiresAt, want.ExpiresAt); err != nil {
@@ -112,7 +112,7 @@ func (a *Account) applyInline(ctx context.Context, p principal, d inlineDeny, r 
 // checkEarlyEnd refuses an end before the stamped one, unless a release grant permits it.
 func checkEarlyEnd(r activities.Request, have, want time.Time) error {
 	if r.ReleaseGrant == nil && want.Before(have) { // the grant was verified when the request was authorized
-		return activities.Refusef("ending at %s instead of the stamped %s needs a grant", want.Format(time.RFC3339), have.Format(time.RFC3339))
+		return activities.Refusef("an end at %s instead of the recorded %s requires a grant", want.Format(time.RFC3339), have.Format(time.RFC3339))
 	}
 	return nil
 }
@@ -133,7 +133,7 @@ func (a *Account) verifyInline(ctx context.Context, t playbooks.Target, d inline
 	}
 	have, err := parseDenyAll(text)
 	if err != nil || !haveSameConditions(have, d.buildPolicy(nil)) {
-		return false, fmt.Sprintf("policy %s of %s was changed by somebody", policy, p), nil //nolint:nilerr // an unreadable policy was changed
+		return false, fmt.Sprintf("policy %s of %s was changed by another writer", policy, p), nil //nolint:nilerr // an unreadable policy was changed
 	}
 	seen, err := a.simulateDeny(ctx, p, d.simulatedContext(have)...)
 	if err != nil {
@@ -162,7 +162,7 @@ func (a *Account) undoPolicy(ctx context.Context, t playbooks.Target, policy str
 	}
 	have, err := parseDenyAll(text)
 	if err != nil {
-		return &activities.Drift{Detail: fmt.Sprintf("policy %s of %s was changed by somebody (%v); nothing was deleted", policy, p, err)}, nil
+		return &activities.Drift{Detail: fmt.Sprintf("policy %s of %s was changed by another writer (%v); nothing was deleted", policy, p, err)}, nil
 	}
 	if err := refuseBeforeExpiry(have.ExpiresAt, grant); err != nil {
 		return nil, err
@@ -171,7 +171,7 @@ func (a *Account) undoPolicy(ctx context.Context, t playbooks.Target, policy str
 		return nil, err
 	}
 	if text, err := a.readInlinePolicy(ctx, p, policy); err != nil || text != "" {
-		return nil, errors.Join(err, fmt.Errorf("policy %s of %s is still there", policy, p))
+		return nil, errors.Join(err, fmt.Errorf("policy %s of %s still exists", policy, p))
 	}
 	return nil, nil
 }
@@ -180,7 +180,7 @@ func (a *Account) undoPolicy(ctx context.Context, t playbooks.Target, policy str
 // reach Temporal, the marker only from somebody who may write to the account.
 func refuseBeforeExpiry(until time.Time, grant *attestation.Envelope) error {
 	if grant == nil && time.Now().Before(until) {
-		return activities.Refusef("its stamped end has not come (%s), and no grant was given", until.Format(time.RFC3339))
+		return activities.Refusef("its recorded end (%s) has not passed, and no grant was given", until.Format(time.RFC3339))
 	}
 	return nil
 }

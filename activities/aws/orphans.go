@@ -41,7 +41,7 @@ func (a *Account) FindOrphans(ctx context.Context, before time.Time) ([]Orphan, 
 	for n := 0; pages.HasMorePages() && n < maxAccountPages; n++ {
 		page, err := pages.NextPage(ctx)
 		if err != nil {
-			return out, wrapError(err, "iam:GetAccountAuthorizationDetails", "look through the account")
+			return out, wrapError(err, "iam:GetAccountAuthorizationDetails", "search the account")
 		}
 		for _, r := range page.RoleDetailList {
 			p := principal{Kind: playbooks.TargetRole, Name: awssdk.ToString(r.RoleName), ID: awssdk.ToString(r.RoleId), ARN: awssdk.ToString(r.Arn)}

@@ -38,7 +38,7 @@ type podInfo struct {
 // readPod reads the pod with the target's UID. It returns a *principalGoneError if the pod is gone.
 func readPod(ctx context.Context, client kubernetes.Interface, t playbooks.Target) (podInfo, error) {
 	if t.Kind != playbooks.TargetPod {
-		return podInfo{}, activities.Refusef("%s is no pod", t)
+		return podInfo{}, activities.Refusef("%s is not a pod", t)
 	}
 	if client == nil {
 		return podInfo{}, activities.Refusef("no cluster is connected")
@@ -50,7 +50,7 @@ func readPod(ctx context.Context, client kubernetes.Interface, t playbooks.Targe
 	case err != nil:
 		return podInfo{}, fmt.Errorf("read %s: %w", t, err)
 	case string(pod.UID) != t.UID:
-		return podInfo{}, &principalGoneError{fmt.Sprintf("%s with the UID %s is gone; the one of that name now has the UID %s", t, t.UID, pod.UID)}
+		return podInfo{}, &principalGoneError{fmt.Sprintf("%s with the UID %s is gone; its namesake has the UID %s", t, t.UID, pod.UID)}
 	}
 	return podInfo{namespace: pod.Namespace, serviceAccount: cmp.Or(pod.Spec.ServiceAccountName, "default"), accessKeyIDs: findAccessKeyIDs(pod)}, nil
 }
@@ -84,7 +84,7 @@ type podIdentityAssociation struct {
 // findAssociation returns the association of a service account; nil if there is none.
 func (a *Account) findAssociation(ctx context.Context, namespace, account string) (*podIdentityAssociation, error) {
 	if a.Cluster == "" {
-		return nil, activities.Refusef("EKS Pod Identity cannot be looked up: add `cluster:`, the EKS cluster's name, to `aws:` in stanch.yaml")
+		return nil, activities.Refusef("EKS Pod Identity cannot be looked up; add `cluster:` with the EKS cluster's name to `aws:` in stanch.yaml")
 	}
 	out, err := a.eks.ListPodIdentityAssociations(ctx, &eks.ListPodIdentityAssociationsInput{ClusterName: &a.Cluster, Namespace: &namespace, ServiceAccount: &account})
 	if err != nil {
@@ -114,7 +114,7 @@ func (a *Account) describeAssociation(ctx context.Context, id string) (*podIdent
 type tooManyAssociationsError int
 
 func (e tooManyAssociationsError) Error() string {
-	return fmt.Sprintf("the cluster has %d associations or more, %d were looked at", int(e), maxAssociations)
+	return fmt.Sprintf("the cluster has at least %d associations, %d were examined", int(e), maxAssociations)
 }
 
 // associationsForRole returns the service accounts, as namespace and name, with an association to a role.

@@ -108,7 +108,7 @@ func TestAPodsIdentity(t *testing.T) {
 		require.Equal(t, web.UID, got.Role.UID)
 		require.Equal(t, e.namespace+"/web", got.ServiceAccount)
 		require.Equal(t, []string{e.namespace + "/web2 (irsa)"}, got.SharedWith)
-		require.Contains(t, got.RiskyPermissions, "may do everything (*) by policy admin")
+		require.Contains(t, got.RiskyPermissions, "do anything (*) by policy admin")
 		require.Contains(t, got.TrustSummary[0], "system:serviceaccount:shop:cart, system:serviceaccount:shop:web")
 	})
 	t.Run("none, and a key in the environment", func(t *testing.T) {
@@ -124,7 +124,7 @@ func TestAPodsIdentity(t *testing.T) {
 		got := e.observeIdentity(t, e.createPod(t, "foreign", "foreign"))
 		require.Equal(t, "999999999999", got.Account)
 		require.Empty(t, got.Role.UID)
-		require.Contains(t, got.Missing[0], "is of account 999999999999")
+		require.Contains(t, got.Missing[0], "belongs to account 999999999999")
 	})
 	t.Run("an annotation that is no role", func(t *testing.T) {
 		for i, text := range []string{"x", "arn:aws:iam::123456789012:role/", "arn:aws:iam::123456789012:role/a b", "arn:aws:iam::123456789012:user/" + web.Name} {
@@ -132,7 +132,7 @@ func TestAPodsIdentity(t *testing.T) {
 			e.createServiceAccount(t, account, text)
 			got := e.observeIdentity(t, e.createPod(t, account, account))
 			require.Empty(t, got.Role.UID)
-			require.Contains(t, got.Missing[0], "is not the ARN of a role")
+			require.Contains(t, got.Missing[0], "invalid role ARN")
 		}
 	})
 	t.Run("what it may not see is named", func(t *testing.T) {

@@ -52,7 +52,7 @@ func refuseIfGone(err error) error {
 // findPrincipal reads a role or user and compares its id. It returns a *principalGoneError if the id differs.
 func (a *Account) findPrincipal(ctx context.Context, t playbooks.Target) (principal, error) {
 	if t.UID == "" || t.Name == "" {
-		return principal{}, activities.Refusef("the %s has no id: take it from `enrich: aws.identity`", t.Kind)
+		return principal{}, activities.Refusef("the %s has no id; use a target from `enrich: aws.identity`", t.Kind)
 	}
 	var p principal
 	var err error
@@ -62,7 +62,7 @@ func (a *Account) findPrincipal(ctx context.Context, t playbooks.Target) (princi
 	case playbooks.TargetUser:
 		p, err = a.readUser(ctx, t.Name)
 	default:
-		return principal{}, activities.Refusef("%s is neither a role nor a user", t)
+		return principal{}, activities.Refusef("%s is not a role or user", t)
 	}
 	switch {
 	case isNotFound(err):
@@ -70,9 +70,9 @@ func (a *Account) findPrincipal(ctx context.Context, t playbooks.Target) (princi
 	case err != nil:
 		return principal{}, err
 	case p.ID != t.UID:
-		return principal{}, &principalGoneError{fmt.Sprintf("%s with the id %s is gone; the one of that name now has the id %s", t, truncate(t.UID, 40), p.ID)}
+		return principal{}, &principalGoneError{fmt.Sprintf("%s with the id %s is gone; its namesake has the id %s", t, truncate(t.UID, 40), p.ID)}
 	case t.ARN != "" && t.ARN != p.ARN:
-		return principal{}, activities.Refusef("%s is %s, and not %s: another account's, which Stanch does not work on", t, p.ARN, truncate(t.ARN, 200))
+		return principal{}, activities.Refusef("%s is %s, not %s: it belongs to an account that Stanch is not configured for", t, p.ARN, truncate(t.ARN, 200))
 	}
 	return p, nil
 }

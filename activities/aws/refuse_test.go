@@ -22,7 +22,7 @@ func TestWithoutAnAccountEveryActionSaysWhatToDo(t *testing.T) {
 		} else {
 			_, err = a.(activities.Containment).Plan(t.Context(), newLeaseRequest(name, playbooks.Target{Kind: playbooks.TargetPod, UID: "u"}, time.Hour, ""))
 		}
-		wantRefusal(t, err, "no AWS account is configured: add `aws:` to stanch.yaml")
+		wantRefusal(t, err, "AWS is not configured; add `aws:` to stanch.yaml")
 	}
 }
 

@@ -27,7 +27,7 @@ func (*revokeSessionsAction) Spec() playbooks.ActionSpec {
 		Name: "aws.role.revoke-sessions", Verb: playbooks.VerbContain, Class: playbooks.ClassDisrupt, Facet: playbooks.FacetIdentity,
 		Targets: []playbooks.TargetKind{playbooks.TargetRole}, Reversible: true, EndMechanism: playbooks.EndByProvider, D3FENDTechnique: "D3-ACI", AttemptTimeout: 30 * time.Second,
 		MinDuration:        time.Hour, // the minimum of a role's maximum session
-		Doc:                "Deny everything to all credentials that the role issued until now; every workload that shares the role must request new ones.",
+		Doc:                "Deny everything to all credentials that the role has issued until now. Every workload that shares the role must request new ones.",
 		PlanIAMPermissions: rolePlanPermissions(), ApplyIAMPermissions: inlineRolePermissions(),
 	}
 }
@@ -90,7 +90,7 @@ func (a *revokeSessionsAction) Plan(ctx context.Context, r activities.Request) (
 	}
 	if r.Duration < p.maxSession {
 		return activities.Plan{}, activities.Refusef(
-			"it must last at least %s and not %s: sessions of %s live so long, and when the deny ends before them the stolen ones are good again", duration.Format(p.maxSession), duration.Format(r.Duration), p)
+			"it must last at least %s, not %s: sessions of %s are valid for so long, and stolen ones work again if the deny ends earlier", duration.Format(p.maxSession), duration.Format(r.Duration), p)
 	}
 	held, err := a.account.checkQuotaLeft(ctx, p, a.buildDeny(p, r), r.LeaseID)
 	if err != nil {
@@ -98,10 +98,10 @@ func (a *revokeSessionsAction) Plan(ctx context.Context, r activities.Request) (
 	}
 	prior, err := encodePrior(p)
 	return activities.Plan{
-		Changes: []string{fmt.Sprintf("deny everything to every session that %s (%s) has given out until then, by an inline policy", p, p.ID)},
+		Changes: []string{fmt.Sprintf("deny all requests of every session that %s (%s) has issued until then, with an inline policy", p, p.ID)},
 		Warnings: []string{
-			"the workload gets new credentials at once, and so does whoever is still inside: isolate the pod, or keep it from the role, besides",
-			"it hits every workload that uses " + p.Name,
+			"the workload gets new credentials immediately, and so does an attacker who is still inside; also isolate the pod or deny it the role",
+			"it affects every workload that uses " + p.Name,
 		},
 		PriorState: prior, AlreadyHeld: held,
 	}, err

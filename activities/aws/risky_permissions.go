@@ -16,24 +16,24 @@ type riskyPermission struct {
 // riskyPermissions returns the table, most harmful first. Only the first match of a statement is reported.
 func riskyPermissions() []riskyPermission {
 	return []riskyPermission{
-		{"*", true, "may do everything"},
-		{"iam:CreatePolicyVersion", false, "may change IAM, and so give itself any right"},
-		{"iam:PutRolePolicy", false, "may change IAM, and so give itself any right"},
-		{"iam:AttachRolePolicy", false, "may change IAM, and so give itself any right"},
-		{"iam:AttachUserPolicy", false, "may change IAM, and so give itself any right"},
-		{"iam:UpdateAssumeRolePolicy", false, "may change who may become a role"},
-		{"iam:CreateAccessKey", false, "may make access keys, which outlive it"},
-		{"iam:PassRole", true, "may give any role to what it starts"},
-		{"sts:AssumeRole", true, "may become any role that lets it"},
-		{"sts:AssumeRole", false, "may become other roles, whose sessions a deny of this one does not reach"},
-		{"secretsmanager:GetSecretValue", true, "may read every secret"},
-		{"ssm:GetParameter", true, "may read every parameter"},
-		{"ssm:SendCommand", false, "may run commands on instances"},
-		{"kms:Decrypt", true, "may decrypt with every key that lets it"},
-		{"lambda:UpdateFunctionCode", false, "may run code as other roles"},
-		{"cloudtrail:StopLogging", false, "may switch the trail off"},
-		{"s3:GetObject", true, "may read every bucket that lets it"},
-		{"ec2:RunInstances", true, "may start instances"},
+		{"*", true, "do anything"},
+		{"iam:CreatePolicyVersion", false, "change IAM, and so grant itself any permission"},
+		{"iam:PutRolePolicy", false, "change IAM, and so grant itself any permission"},
+		{"iam:AttachRolePolicy", false, "change IAM, and so grant itself any permission"},
+		{"iam:AttachUserPolicy", false, "change IAM, and so grant itself any permission"},
+		{"iam:UpdateAssumeRolePolicy", false, "change who can assume a role"},
+		{"iam:CreateAccessKey", false, "create access keys, which outlive a session"},
+		{"iam:PassRole", true, "pass any role to what it starts"},
+		{"sts:AssumeRole", true, "assume any role that trusts it"},
+		{"sts:AssumeRole", false, "assume other roles, whose sessions a deny of this role does not affect"},
+		{"secretsmanager:GetSecretValue", true, "read every secret"},
+		{"ssm:GetParameter", true, "read every parameter"},
+		{"ssm:SendCommand", false, "run commands on instances"},
+		{"kms:Decrypt", true, "decrypt with every key whose policy allows it"},
+		{"lambda:UpdateFunctionCode", false, "run code as other roles"},
+		{"cloudtrail:StopLogging", false, "turn off CloudTrail"},
+		{"s3:GetObject", true, "read every bucket whose policy allows it"},
+		{"ec2:RunInstances", true, "start instances"},
 	}
 }
 
@@ -42,7 +42,7 @@ func describeRiskyPermissions(text string) []string {
 	v, err := decodeJSON(text)
 	doc, ok := v.(map[string]any)
 	if err != nil || !ok {
-		return []string{"cannot be read"}
+		return []string{"unknown permissions: the policy cannot be parsed"}
 	}
 	var out []string
 	for _, s := range policyStatements(doc) {
@@ -78,7 +78,7 @@ func policyStatements(doc map[string]any) []map[string]any {
 
 func assessStatement(s map[string]any) string {
 	if not := stringOrList(s["NotAction"]); len(not) > 0 {
-		return "may do everything but " + truncate(strings.Join(not, ", "), 80)
+		return "do anything except " + truncate(strings.Join(not, ", "), 80)
 	}
 	broad := slices.Contains(stringOrList(s["Resource"]), "*") || len(stringOrList(s["NotResource"])) > 0
 	actions := stringOrList(s["Action"])
@@ -95,7 +95,7 @@ func assessStatement(s map[string]any) string {
 	}
 	for _, a := range actions {
 		if service, rest, ok := strings.Cut(a, ":"); ok && rest == "*" && broad {
-			return "may do everything in " + truncate(service, 40)
+			return "do anything in " + truncate(service, 40)
 		}
 	}
 	return ""

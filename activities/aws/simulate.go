@@ -53,18 +53,18 @@ func (a *Account) simulateDeny(ctx context.Context, p principal, keys ...session
 	}
 	switch {
 	case isAccessDenied(err):
-		return simulationResult{unavailable: true, detail: "Stanch may not simulate policies (iam:SimulatePrincipalPolicy), so the effect was not observed"}, nil
+		return simulationResult{unavailable: true, detail: "Stanch is not allowed to simulate policies (iam:SimulatePrincipalPolicy), so the effect is unverified"}, nil
 	case err != nil:
-		return simulationResult{unavailable: true, detail: "the policy simulation did not answer, so the effect was not observed: " + truncate(err.Error(), 300)}, nil
+		return simulationResult{unavailable: true, detail: "the policy simulation failed, so the effect is unverified: " + truncate(err.Error(), 300)}, nil
 	case len(out.EvaluationResults) == 0:
-		return simulationResult{unavailable: true, detail: "the policy simulation answered nothing, so the effect was not observed"}, nil
+		return simulationResult{unavailable: true, detail: "the policy simulation returned no result, so the effect is unverified"}, nil
 	}
 	for _, r := range out.EvaluationResults {
 		if r.EvalDecision != types.PolicyEvaluationDecisionTypeExplicitDeny {
-			return simulationResult{detail: fmt.Sprintf("the policy simulation says that %s is %s for %s", p, r.EvalDecision, truncate(awssdk.ToString(r.EvalActionName), 60))}, nil
+			return simulationResult{detail: fmt.Sprintf("according to the policy simulation, %s is %s for %s", p, r.EvalDecision, truncate(awssdk.ToString(r.EvalActionName), 60))}, nil
 		}
 	}
-	return simulationResult{denied: true, detail: "the policy simulation says that such a session is denied everything"}, nil
+	return simulationResult{denied: true, detail: "according to the policy simulation, such a session is denied everything"}, nil
 }
 
 // maxPropagationDelay is how long a simulation may need to see a change: IAM is eventually consistent.

@@ -22,11 +22,11 @@ type trustPolicy struct {
 func parseTrustPolicy(text string) (trustPolicy, error) {
 	v, err := decodeJSON(text)
 	if err != nil {
-		return trustPolicy{}, fmt.Errorf("the trust policy cannot be read: %w", err)
+		return trustPolicy{}, fmt.Errorf("parse the trust policy: %w", err)
 	}
 	fields, ok := v.(map[string]any)
 	if !ok {
-		return trustPolicy{}, fmt.Errorf("the trust policy is no document")
+		return trustPolicy{}, fmt.Errorf("the trust policy is not a JSON object")
 	}
 	t := trustPolicy{otherFields: fields}
 	switch s := fields["Statement"].(type) {

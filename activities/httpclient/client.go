@@ -39,7 +39,7 @@ const (
 )
 
 // ErrOutcomeUnknown means that the service may have processed the request: no response came, or an inconclusive one.
-var ErrOutcomeUnknown = errors.New("whether it was done is not known")
+var ErrOutcomeUnknown = errors.New("the result is unknown")
 
 // Client calls one product. It is safe for concurrent use.
 type Client struct {
@@ -67,7 +67,7 @@ func (p *Client) Call(ctx context.Context, method, path string, header http.Head
 	}
 	request, err := http.NewRequestWithContext(ctx, method, address, bytes.NewReader(body))
 	if err != nil {
-		return nil, activities.Refusef("the address of %s is not a URL", p.Name) // err would contain it
+		return nil, activities.Refusef("invalid URL of %s", p.Name) // err would contain it
 	}
 	for _, from := range []http.Header{p.Header, header} {
 		maps.Copy(request.Header, from)
@@ -95,9 +95,9 @@ func (p *Client) Call(ctx context.Context, method, path string, header http.Head
 	case answer.StatusCode/100 != 2:
 		return nil, p.responseError(answer, data)
 	case err != nil:
-		return nil, fmt.Errorf("read the answer of %s: %s: %w", p.Name, p.redactSecrets(err.Error()), ErrOutcomeUnknown)
+		return nil, fmt.Errorf("read the response of %s: %s: %w", p.Name, p.redactSecrets(err.Error()), ErrOutcomeUnknown)
 	case len(data) > maxResponseBytes:
-		return nil, fmt.Errorf("the answer of %s has more than %d bytes", p.Name, maxResponseBytes)
+		return nil, fmt.Errorf("the response of %s has more than %d bytes", p.Name, maxResponseBytes)
 	}
 	return data, nil
 }
@@ -107,15 +107,15 @@ func (p *Client) responseError(answer *http.Response, body []byte) error {
 	said := p.errorMessage(body)
 	status := answer.StatusCode
 	if wait, ok := RetryDelay(answer, time.Now()); ok {
-		return &activities.RetryAfterError{Delay: wait, Err: fmt.Errorf("%s answered %d and wants to be asked again in %s%s", p.Name, status, duration.FormatApprox(wait), said)}
+		return &activities.RetryAfterError{Delay: wait, Err: fmt.Errorf("%s returned %d and asks to retry after %s%s", p.Name, status, duration.FormatApprox(wait), said)}
 	}
 	switch {
 	case status/100 == 3:
-		return activities.Refusef("%s answered %d: redirects are not followed; configure the address that it leads to", p.Name, status)
+		return activities.Refusef("%s returned %d: redirects are not followed; configure the address that it redirects to", p.Name, status)
 	case status == http.StatusRequestTimeout || status/100 != 4:
-		return fmt.Errorf("%s answered %d%s: %w", p.Name, status, said, ErrOutcomeUnknown)
+		return fmt.Errorf("%s returned %d%s: %w", p.Name, status, said, ErrOutcomeUnknown)
 	}
-	return activities.Refusef("%s answered %d%s", p.Name, status, said)
+	return activities.Refusef("%s returned %d%s", p.Name, status, said)
 }
 
 // errorMessage returns the message for people in a response, or "".

@@ -83,7 +83,7 @@ func (a *cordonAction) Apply(ctx context.Context, r activities.Request, raw json
 	case !verified.InForce:
 		effect.Outcome, effect.Reason = playbooks.OutcomeUnverified, describeDifferences(verified.Differences)
 	case plan.Prior.WasUnschedulable:
-		effect.Reason = "the node was cordoned before, and stays so when the lease ends"
+		effect.Reason = "the node was cordoned before and stays cordoned when the lease ends"
 	}
 	return effect, nil
 }

@@ -70,7 +70,7 @@ func (a *restartAction) Apply(ctx context.Context, r activities.Request, _ json.
 	}
 	effect := activities.Effect{Outcome: playbooks.OutcomeChanged, AppliedAt: time.Now()}
 	if !done {
-		effect.Outcome, effect.Reason = playbooks.OutcomeUnchanged, "the pod had gone already"
+		effect.Outcome, effect.Reason = playbooks.OutcomeUnchanged, "the pod was already gone"
 		return effect, nil
 	}
 	for ctx.Err() == nil {

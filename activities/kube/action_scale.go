@@ -53,9 +53,9 @@ func (a *scaleAction) scaleRequest(r activities.Request) (ScaleRequest, error) {
 	case a.client == nil:
 		return ScaleRequest{}, activities.Refusef("no cluster is connected")
 	case r.Target.Kind != playbooks.TargetWorkload:
-		return ScaleRequest{}, activities.Refusef("%s is no workload", r.Target)
+		return ScaleRequest{}, activities.Refusef("%s is not a workload", r.Target)
 	case r.Target.UID == "":
-		return ScaleRequest{}, activities.Refusef("the identity of %s is not known; put `enrich: workload` before it", r.Target)
+		return ScaleRequest{}, activities.Refusef("the UID of %s is unknown; add `enrich: workload` before this step", r.Target)
 	}
 	return ScaleRequest{
 		Target:   WorkloadRef{Kind: r.Target.WorkloadKind, Namespace: r.Target.Namespace, Name: r.Target.Name, UID: r.Target.UID},
@@ -182,7 +182,7 @@ func checkEarlyEnd(_ context.Context, r activities.Request, stamp func() (Expiry
 		return err
 	}
 	if s.Present && r.ExpiresAt.Before(s.ExpiresAt.Add(-time.Second)) {
-		return activities.Refusef("ending at %s instead of the stamped %s needs a grant", r.ExpiresAt.Format(time.RFC3339), s.ExpiresAt.Format(time.RFC3339))
+		return activities.Refusef("an end at %s instead of the recorded %s requires a grant", r.ExpiresAt.Format(time.RFC3339), s.ExpiresAt.Format(time.RFC3339))
 	}
 	return nil
 }

@@ -21,7 +21,7 @@ func findContainment(t *testing.T, client kubernetes.Interface, name string) act
 			return c
 		}
 	}
-	t.Fatalf("there is no containment %s", name)
+	t.Fatalf("unknown contain action %s", name)
 	return nil
 }
 

@@ -61,7 +61,7 @@ func (r CordonRequest) readState(ctx context.Context, client kubernetes.Interfac
 		return nil, nil, refusal, err
 	}
 	if pod.Spec.NodeName == "" {
-		return nil, nil, newRefusal(ReasonNotFound, "pod %s is on no node yet", r.Pod), nil
+		return nil, nil, newRefusal(ReasonNotFound, "pod %s is not scheduled yet", r.Pod), nil
 	}
 	nodes, err := client.CoreV1().Nodes().List(ctx, metav1.ListOptions{})
 	if err != nil {
@@ -87,16 +87,16 @@ func (r CordonRequest) readState(ctx context.Context, client kubernetes.Interfac
 		plan.Changes = append(plan.Changes, fmt.Sprintf("annotate node %s with the lease", node.Name))
 	case r.Lease.ID:
 		if plan.Prior, err = readSavedCordon(node); err != nil {
-			return nil, nil, newRefusal(ReasonForeignObject, "node %s carries this lease, but its saved state cannot be read: %v", node.Name, err), nil
+			return nil, nil, newRefusal(ReasonForeignObject, "node %s has this lease, but its saved state cannot be parsed: %v", node.Name, err), nil
 		}
 	default:
-		return nil, nil, newRefusal(ReasonForeignObject, "node %s is held by another lease, %s", node.Name, lease), nil
+		return nil, nil, newRefusal(ReasonForeignObject, "node %s is leased by another lease, %s", node.Name, lease), nil
 	}
 	if !node.Spec.Unschedulable {
 		if others == 0 {
-			return nil, nil, newRefusal(ReasonLastNode, "node %s is the only one that is ready and takes pods: cordoned, nothing could start any more", node.Name), nil
+			return nil, nil, newRefusal(ReasonLastNode, "node %s is the only node that is ready and schedulable; if it is cordoned, no pod can start", node.Name), nil
 		}
-		plan.Changes = append(plan.Changes, fmt.Sprintf("cordon node %s: what runs there goes on, nothing new is scheduled (%d others take pods)", node.Name, others))
+		plan.Changes = append(plan.Changes, fmt.Sprintf("cordon node %s: its pods keep running, and no new ones are scheduled (%d other nodes are schedulable)", node.Name, others))
 	}
 	return plan, node, nil, nil
 }
@@ -246,7 +246,7 @@ func (r CordonRequest) ReadExpiryMarker(ctx context.Context, client kubernetes.I
 	}
 	before, err := readSavedCordon(node)
 	if err != nil {
-		return s, nil, fmt.Errorf("read the stamp of node %s: %w", prior.Node, err)
+		return s, nil, fmt.Errorf("read the expiry marker of node %s: %w", prior.Node, err)
 	}
 	return s, &before, nil
 }
@@ -255,7 +255,7 @@ func (r CordonRequest) ReadExpiryMarker(ctx context.Context, client kubernetes.I
 func FindOrphanedCordons(ctx context.Context, client kubernetes.Interface, now time.Time) ([]Orphan, error) {
 	nodes, err := client.CoreV1().Nodes().List(ctx, metav1.ListOptions{LabelSelector: CordonLabel})
 	if err != nil {
-		return nil, fmt.Errorf("sweep cordons: list nodes: %w", err)
+		return nil, fmt.Errorf("find orphaned cordons: list nodes: %w", err)
 	}
 	var orphans []Orphan
 	for i := range nodes.Items {

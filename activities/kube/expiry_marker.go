@@ -23,7 +23,7 @@ type ExpiryMarker struct {
 // CheckExpired returns an error if the marker does not permit an end at now.
 func (s ExpiryMarker) CheckExpired(now time.Time) error {
 	if s.Present && now.Before(s.ExpiresAt) {
-		return fmt.Errorf("its stamped end has not come (%s), and no grant was given", s.ExpiresAt.Format(time.RFC3339))
+		return fmt.Errorf("its recorded end (%s) has not passed, and no grant was given", s.ExpiresAt.Format(time.RFC3339))
 	}
 	return nil
 }
@@ -45,7 +45,7 @@ func (r IsolateRequest) ReadExpiryMarker(ctx context.Context, client kubernetes.
 	if r.Pod.Name != "" {
 		pod, gone, err := getPod(ctx, client, r.Pod)
 		if err != nil {
-			return ExpiryMarker{}, fmt.Errorf("read the stamp of pod %s: %w", r.Pod, err)
+			return ExpiryMarker{}, fmt.Errorf("read the expiry marker of pod %s: %w", r.Pod, err)
 		}
 		if gone == nil {
 			out = readExpiryMarker(pod, FacetNetwork, r.Lease.ID)
@@ -54,7 +54,7 @@ func (r IsolateRequest) ReadExpiryMarker(ctx context.Context, client kubernetes.
 	}
 	policy, err := r.getPolicy(ctx, client)
 	if err != nil {
-		return ExpiryMarker{}, fmt.Errorf("read the stamp of %s: %w", r.policyObjectName(), err)
+		return ExpiryMarker{}, fmt.Errorf("read the expiry marker of %s: %w", r.policyObjectName(), err)
 	}
 	if policy != nil {
 		if s := readExpiryMarker(policy, FacetNetwork, r.Lease.ID); s.Present && (!out.Present || s.ExpiresAt.After(out.ExpiresAt)) {
@@ -68,7 +68,7 @@ func (r IsolateRequest) ReadExpiryMarker(ctx context.Context, client kubernetes.
 func (r ScaleRequest) ReadExpiryMarker(ctx context.Context, client kubernetes.Interface) (ExpiryMarker, *ScalePrior, error) {
 	w, gone, err := r.Target.getWorkload(ctx, client)
 	if err != nil {
-		return ExpiryMarker{}, nil, fmt.Errorf("read the stamp of %s: %w", r.Target, err)
+		return ExpiryMarker{}, nil, fmt.Errorf("read the expiry marker of %s: %w", r.Target, err)
 	}
 	if gone != nil {
 		return ExpiryMarker{}, nil, nil

@@ -36,7 +36,7 @@ func (*imageAction) Spec() playbooks.ActionSpec {
 	p := ImagePermissions()
 	return playbooks.ActionSpec{
 		Name: "image", Verb: playbooks.VerbEnrich, Class: playbooks.ClassObserve, Targets: []playbooks.TargetKind{playbooks.TargetPod},
-		Doc:     "Look up when the image digest first appeared, who rolled it out, and what the cluster knows about its vulnerabilities and signature.",
+		Doc:     "Look up when the image digest first appeared, who rolled it out, and which vulnerabilities and signature the cluster knows of.",
 		Outputs: activities.ImageFacts{}, PlanPermissions: PermissionsFromRBAC(p.PlanRules), ApplyPermissions: PermissionsFromRBAC(p.ApplyRules),
 	}
 }
@@ -68,7 +68,7 @@ func (a *imageAction) Observe(ctx context.Context, r activities.Request) (activi
 	out := newImageFacts(info, r.Target.ContainerID)
 	out.Signature = readSignature(pod, out.Image, out.Digest)
 	if out.Signature.State == "unknown" {
-		out.Missing = append(out.Missing, "signature: nothing in the pod says that admission looked at it, which does not mean that there is none")
+		out.Missing = append(out.Missing, "signature: the pod has no record of verification at admission; the image may still be signed")
 	}
 	if err := a.readVulnerabilities(ctx, pod.Namespace, &out); err != nil {
 		return activities.Observation{}, err
@@ -94,10 +94,10 @@ func newImageFacts(info *WorkloadInfo, container string) activities.ImageFacts {
 		}
 	}
 	if out.RolledOutAt.IsZero() {
-		out.Missing = append(out.Missing, "rollout: the pod belongs to nothing that keeps revisions")
+		out.Missing = append(out.Missing, "rollout: the pod's owner has no revisions")
 	}
 	if out.Digest == "" {
-		out.Missing = append(out.Missing, "digest: the runtime does not say it")
+		out.Missing = append(out.Missing, "digest: not reported by the runtime")
 	}
 	for _, m := range info.Missing {
 		out.Missing = append(out.Missing, m.Part+": "+m.Reason)
@@ -157,14 +157,14 @@ func (a *imageAction) readVulnerabilities(ctx context.Context, namespace string,
 	case err != nil:
 		return fmt.Errorf("list the vulnerability reports of %s: %w", namespace, err)
 	case len(raw) > maxReportsBytes:
-		missing("the reports are too large to be read")
+		missing("the reports are too large")
 		return nil
 	}
 	var list struct {
 		Items []vulnerabilityReport `json:"items"`
 	}
 	if err := json.Unmarshal(raw, &list); err != nil {
-		missing("the reports are of another shape")
+		missing("the reports have an unknown format")
 		return nil //nolint:nilerr // retrying does not help
 	}
 	for _, r := range list.Items {
@@ -188,6 +188,6 @@ func (a *imageAction) readVulnerabilities(ctx context.Context, namespace string,
 		}
 		return nil
 	}
-	missing("no report is about this digest")
+	missing("no report for this digest")
 	return nil
 }

@@ -108,9 +108,9 @@ func (r IsolateRequest) readState(ctx context.Context, client kubernetes.Interfa
 	case policy == nil:
 		plan.Changes = append(plan.Changes, "create "+r.policyObjectName()+" that denies "+r.describeDirections())
 	case policy.Annotations[FacetNetwork.LeaseAnnotation()] != r.Lease.ID:
-		return fail(newRefusal(ReasonForeignObject, "%s exists and is not of this lease; remove or rename it", r.policyObjectName()), nil)
+		return fail(newRefusal(ReasonForeignObject, "%s exists and does not belong to this lease; remove or rename it", r.policyObjectName()), nil)
 	case !apiequality.Semantic.DeepEqual(policy.Spec, r.buildPolicy().Spec):
-		plan.Changes = append(plan.Changes, "put back the spec of "+r.policyObjectName())
+		plan.Changes = append(plan.Changes, "restore the spec of "+r.policyObjectName())
 	}
 	if !plan.Prior.AlreadyLabeled {
 		plan.Changes = append(plan.Changes, fmt.Sprintf("label pod %s with %s", r.Pod, plan.Label))
@@ -136,13 +136,13 @@ func (r IsolateRequest) refusalReason(pod *corev1.Pod) *Refusal {
 	label := pod.Labels[IsolateLabel]
 	switch {
 	case pod.Spec.HostNetwork:
-		return newRefusal(ReasonHostNetwork, "pod %s uses the node's network: a policy does not select it", r.Pod)
+		return newRefusal(ReasonHostNetwork, "pod %s uses the host network, which a NetworkPolicy does not affect", r.Pod)
 	case mirror:
-		return newRefusal(ReasonStaticPod, "pod %s is a static pod of node %s: change its manifest on the node", r.Pod, pod.Spec.NodeName)
+		return newRefusal(ReasonStaticPod, "pod %s is a static pod of node %s; change its manifest on the node", r.Pod, pod.Spec.NodeName)
 	case pod.Status.Phase == corev1.PodSucceeded || pod.Status.Phase == corev1.PodFailed:
 		return newRefusal(ReasonPodCompleted, "pod %s has ended (%s)", r.Pod, pod.Status.Phase)
 	case label != "" && label != ShortLeaseID(r.Lease.ID):
-		return newRefusal(ReasonForeignObject, "pod %s has the label %s=%s already, which is not of this lease", r.Pod, IsolateLabel, label)
+		return newRefusal(ReasonForeignObject, "pod %s already has the label %s=%s, which does not belong to this lease", r.Pod, IsolateLabel, label)
 	}
 	return nil
 }

@@ -26,7 +26,7 @@ func VerifyIsolate(ctx context.Context, client kubernetes.Interface, r IsolateRe
 		return nil, nil, fmt.Errorf("verify the isolation of pod %s: %w", r.Pod, err)
 	}
 	v := &Verification{Limitations: []string{
-		"that the cluster's network enforces NetworkPolicies, and cuts connections that were open, cannot be seen from the API server",
+		"the API server does not show whether the cluster's network enforces NetworkPolicies and closes open connections",
 	}}
 	if policy == nil {
 		v.Differences = append(v.Differences, Difference{Object: r.policyObjectName(), Field: "object", Want: "present", Have: "absent"})
@@ -47,7 +47,7 @@ func UndoIsolate(ctx context.Context, client kubernetes.Interface, r IsolateRequ
 	fail := func(err error) (*Drift, error) {
 		return nil, fmt.Errorf("undo the isolation of pod %s: %w", r.Pod, err)
 	}
-	gone := newRefusal(ReasonNotFound, "the pod is not known") // the orphan sweep may find only a policy
+	gone := newRefusal(ReasonNotFound, "the pod is unknown") // the orphan sweep may find only a policy
 	var pod *corev1.Pod
 	var err error
 	if r.Pod.Name != "" {
@@ -83,7 +83,7 @@ func UndoIsolate(ctx context.Context, client kubernetes.Interface, r IsolateRequ
 			err = r.removeMarkers(ctx, client, left)
 		}
 		if err != nil {
-			return fail(fmt.Errorf("take the label off: %w", err))
+			return fail(fmt.Errorf("remove the label: %w", err))
 		}
 	}
 	if ours {
@@ -172,11 +172,11 @@ func FindOrphanedIsolations(ctx context.Context, client kubernetes.Interface, no
 		LabelSelector: ManagedByLabel + "=" + ManagedBy + "," + IsolateLabel,
 	})
 	if err != nil {
-		return nil, fmt.Errorf("sweep isolations: list network policies: %w", err)
+		return nil, fmt.Errorf("find orphaned isolations: list network policies: %w", err)
 	}
 	pods, err := client.CoreV1().Pods("").List(ctx, metav1.ListOptions{LabelSelector: IsolateLabel})
 	if err != nil {
-		return nil, fmt.Errorf("sweep isolations: list pods: %w", err)
+		return nil, fmt.Errorf("find orphaned isolations: list pods: %w", err)
 	}
 	var orphans []Orphan
 	seen := map[string]bool{}

@@ -183,7 +183,7 @@ func NewClient(config *rest.Config) (*kubernetes.Clientset, error) {
 	config.QPS, config.Burst = 200, 400
 	client, err := kubernetes.NewForConfig(config)
 	if err != nil {
-		return nil, fmt.Errorf("make a Kubernetes client: %w", err)
+		return nil, fmt.Errorf("create a Kubernetes client: %w", err)
 	}
 	return client, nil
 }
@@ -201,7 +201,7 @@ func getPod(ctx context.Context, client kubernetes.Interface, ref PodRef) (*core
 		return nil, nil, fmt.Errorf("read pod %s: %w", ref, err)
 	}
 	if string(pod.UID) != ref.UID {
-		return nil, newRefusal(ReasonNotFound, "pod %s with UID %s is gone; the pod of that name now has UID %s", ref, ref.UID, pod.UID), nil
+		return nil, newRefusal(ReasonNotFound, "pod %s with UID %s is gone; its namesake has UID %s", ref, ref.UID, pod.UID), nil
 	}
 	return pod, nil, nil
 }

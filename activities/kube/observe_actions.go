@@ -42,7 +42,7 @@ func requirePod(client kubernetes.Interface, r activities.Request) (PodRef, erro
 		return PodRef{}, activities.Refusef("no cluster is connected")
 	}
 	if r.Target.Kind != playbooks.TargetPod {
-		return PodRef{}, activities.Refusef("%s is no pod", r.Target)
+		return PodRef{}, activities.Refusef("%s is not a pod", r.Target)
 	}
 	return PodRefForTarget(r.Target), nil
 }
@@ -136,7 +136,7 @@ func (a *manifestAction) Observe(ctx context.Context, r activities.Request) (act
 	}
 	out := activities.Observation{Artifacts: []activities.Artifact{{Name: "manifest.yaml", Data: manifest.YAML, CapturedFrom: "API server"}}}
 	if n := len(manifest.RedactedFields); n > 0 {
-		out.MissingNote = fmt.Sprintf("%d values that look secret were taken out", n)
+		out.MissingNote = fmt.Sprintf("%d values that look like secrets were redacted", n)
 	}
 	return out, nil
 }
@@ -170,7 +170,7 @@ func (a *workloadAction) Observe(ctx context.Context, r activities.Request) (act
 		w := r.IncidentRef.Workload
 		return activities.Observation{Outputs: activities.WorkloadContext{
 			Owner: activities.Owner{Kind: w.Kind, Name: w.Name}, Image: w.Image, ImageDigest: w.ImageDigest,
-			Missing: []string{"no cluster is connected: owner, rollouts and rights are not known"},
+			Missing: []string{"no cluster is connected, so owner, rollouts and permissions are unknown"},
 		}}, nil
 	}
 	pod, err := requirePod(a.client, r)

@@ -43,7 +43,7 @@ func ResolveOwners(ctx context.Context, client kubernetes.Interface, namespace s
 		case seen[string(next.UID)]:
 			out.IncompleteReason = fmt.Sprintf("the owners of %s %s form a cycle", next.Kind, next.Name)
 		case len(out.Workloads) == maxOwners:
-			out.IncompleteReason = fmt.Sprintf("it has more than %d owners above each other", maxOwners)
+			out.IncompleteReason = fmt.Sprintf("its chain of owners is longer than %d", maxOwners)
 		}
 		if out.IncompleteReason != "" {
 			return out
@@ -52,10 +52,10 @@ func ResolveOwners(ctx context.Context, client kubernetes.Interface, namespace s
 		out.Workloads = append(out.Workloads, playbooks.WorkloadIdentity{Namespace: namespace, Kind: next.Kind, Name: next.Name, UID: string(next.UID)})
 		object, replicas, err := readOwner(ctx, client, namespace, *next)
 		if err == nil && object.GetUID() != next.UID {
-			err = fmt.Errorf("the one of that name has another UID now")
+			err = fmt.Errorf("its namesake has another UID")
 		}
 		if err != nil {
-			out.IncompleteReason = fmt.Sprintf("what owns %s %s/%s is not known: %v", next.Kind, namespace, next.Name, err)
+			out.IncompleteReason = fmt.Sprintf("the owner of %s %s/%s is unknown: %v", next.Kind, namespace, next.Name, err)
 			return out
 		}
 		if replicas != nil {
@@ -72,7 +72,7 @@ func controllerOwner(o metav1.Object) (owner *metav1.OwnerReference, why string)
 	if refs := o.GetOwnerReferences(); owner == nil && len(refs) == 1 {
 		owner = &refs[0]
 	} else if owner == nil && len(refs) > 1 {
-		return nil, fmt.Sprintf("%s/%s has %d owners, and none is its controller", o.GetNamespace(), o.GetName(), len(refs))
+		return nil, fmt.Sprintf("%s/%s has %d owners, none of which is its controller", o.GetNamespace(), o.GetName(), len(refs))
 	}
 	if owner != nil && owner.Kind == "Node" && owner.APIVersion == "v1" {
 		return nil, ""
@@ -126,7 +126,7 @@ func readOwner(ctx context.Context, client kubernetes.Interface, namespace strin
 func readCustomResource(ctx context.Context, client kubernetes.Interface, namespace string, kind schema.GroupVersionKind, name string) (metav1.Object, error) {
 	api := client.Discovery().RESTClient()
 	if api == nil {
-		return nil, fmt.Errorf("objects of the kind %s cannot be read by this client", kind)
+		return nil, fmt.Errorf("this client cannot read objects of the kind %s", kind)
 	}
 	root := []string{"apis", kind.Group, kind.Version}
 	if kind.Group == "" {

@@ -66,12 +66,12 @@ func PodLogs(ctx context.Context, client kubernetes.Interface, r LogsRequest) (*
 		return logs, nil, nil
 	}
 	if err != nil {
-		return nil, nil, fmt.Errorf("read the log of container %s of pod %s: %w", logs.Container, r.Pod, err)
+		return nil, nil, fmt.Errorf("read the logs of container %s of pod %s: %w", logs.Container, r.Pod, err)
 	}
 	defer stream.Close()
 	content, err := io.ReadAll(io.LimitReader(stream, limit+1))
 	if err != nil {
-		return nil, nil, fmt.Errorf("read the log of container %s of pod %s: %w", logs.Container, r.Pod, err)
+		return nil, nil, fmt.Errorf("read the logs of container %s of pod %s: %w", logs.Container, r.Pod, err)
 	}
 	logs.Truncated = int64(len(content)) > limit
 	logs.Content = content[:min(int64(len(content)), limit)]

@@ -69,9 +69,9 @@ func (r RestartRequest) refusalReason(pod *corev1.Pod) *Refusal {
 	owner := metav1.GetControllerOf(pod)
 	switch {
 	case mirror || owner != nil && owner.Kind == "Node":
-		return newRefusal(ReasonStaticPod, "pod %s is a static pod of node %s: the API server only mirrors it", r.Pod, pod.Spec.NodeName)
+		return newRefusal(ReasonStaticPod, "pod %s is a static pod of node %s, which the API server only mirrors", r.Pod, pod.Spec.NodeName)
 	case owner == nil:
-		return newRefusal(ReasonNoController, "pod %s has no controller: nothing would start it again; isolate it instead", r.Pod)
+		return newRefusal(ReasonNoController, "pod %s has no controller that would replace it; isolate it instead", r.Pod)
 	case pod.Status.Phase == corev1.PodSucceeded || pod.Status.Phase == corev1.PodFailed:
 		return newRefusal(ReasonPodCompleted, "pod %s has ended (%s)", r.Pod, pod.Status.Phase)
 	}
@@ -103,7 +103,7 @@ func (r RestartRequest) checkDisruptionBudgets(pod *corev1.Pod, budgets []policy
 		for _, b := range matching {
 			names = append(names, b.Namespace+"/"+b.Name)
 		}
-		return newRefusal(ReasonDisruptionBudget, "pod %s is selected by more than one PodDisruptionBudget (%s): the API server cannot evict such pods", r.Pod, strings.Join(names, ", ")), nil
+		return newRefusal(ReasonDisruptionBudget, "pod %s is selected by more than one PodDisruptionBudget (%s), so the API server cannot evict it", r.Pod, strings.Join(names, ", ")), nil
 	}
 	b := matching[0]
 	if !isReady(pod) {
@@ -113,7 +113,7 @@ func (r RestartRequest) checkDisruptionBudgets(pod *corev1.Pod, budgets []policy
 		}
 	}
 	if b.Status.DisruptionsAllowed < 1 && b.Status.ObservedGeneration >= b.Generation {
-		return newRefusal(ReasonDisruptionBudget, "PodDisruptionBudget %s/%s allows none of its pods to go now (%d of %d are healthy)", b.Namespace, b.Name, b.Status.CurrentHealthy, b.Status.DesiredHealthy), nil
+		return newRefusal(ReasonDisruptionBudget, "PodDisruptionBudget %s/%s currently allows no disruption (%d of %d pods are healthy)", b.Namespace, b.Name, b.Status.CurrentHealthy, b.Status.DesiredHealthy), nil
 	}
 	return nil, nil
 }
@@ -145,7 +145,7 @@ func ApplyRestart(ctx context.Context, client kubernetes.Interface, r RestartReq
 		}
 		return false, nil, fmt.Errorf("evict pod %s: %w", r.Pod, err)
 	case apierrors.IsTooManyRequests(err):
-		return false, newRefusal(ReasonDisruptionBudget, "a disruption budget forbids to evict pod %s now: %v", r.Pod, err), nil
+		return false, newRefusal(ReasonDisruptionBudget, "a PodDisruptionBudget currently does not allow the eviction of pod %s: %v", r.Pod, err), nil
 	case err != nil:
 		return false, nil, fmt.Errorf("evict pod %s: %w", r.Pod, err)
 	}
@@ -157,11 +157,11 @@ func VerifyRestart(ctx context.Context, client kubernetes.Interface, r RestartRe
 	pod, gone, err := getPod(ctx, client, r.Pod)
 	switch {
 	case err != nil:
-		return false, "", fmt.Errorf("observe the restart of pod %s: %w", r.Pod, err)
+		return false, "", fmt.Errorf("verify the restart of pod %s: %w", r.Pod, err)
 	case gone != nil:
 		return true, "", nil
 	case pod.DeletionTimestamp != nil:
-		return false, fmt.Sprintf("pod %s is still ending", r.Pod), nil
+		return false, fmt.Sprintf("pod %s is still terminating", r.Pod), nil
 	}
-	return false, fmt.Sprintf("pod %s is still there", r.Pod), nil
+	return false, fmt.Sprintf("pod %s still exists", r.Pod), nil
 }

@@ -22,18 +22,18 @@ type riskyPermission struct {
 // only itself.
 func riskyPermissions() []riskyPermission {
 	return []riskyPermission{
-		{[]string{"*"}, []string{"*"}, []string{"*"}, "may do everything"},
-		{[]string{"rbac.authorization.k8s.io"}, nil, []string{"escalate", "bind"}, "may give itself any right"},
-		{nil, []string{"users", "groups", "serviceaccounts"}, []string{"impersonate"}, "may act as somebody else"},
-		{[]string{""}, []string{"serviceaccounts/token"}, []string{"create"}, "may make tokens of other accounts"},
-		{[]string{"rbac.authorization.k8s.io"}, nil, []string{"create", "update", "patch"}, "may change roles and bindings"},
-		{[]string{""}, []string{"secrets"}, []string{"get", "list", "watch"}, "may read secrets"},
-		{[]string{""}, []string{"pods/exec", "pods/attach", "pods/ephemeralcontainers"}, []string{"create", "get", "update", "patch"}, "may run commands in other pods"},
-		{[]string{""}, []string{"nodes/proxy"}, []string{"get", "create"}, "may talk to the kubelet as the API server"},
-		{[]string{""}, []string{"pods"}, []string{"create"}, "may create pods, and so use any account and secret of the namespace"},
-		{[]string{"apps", "batch"}, nil, []string{"create", "update", "patch"}, "may change workloads, and so run code in them"},
-		{[]string{"admissionregistration.k8s.io"}, nil, []string{"create", "update", "patch"}, "may change admission, and so what everybody creates"},
-		{[]string{""}, []string{"nodes"}, []string{"update", "patch", "delete"}, "may change nodes"},
+		{[]string{"*"}, []string{"*"}, []string{"*"}, "do anything"},
+		{[]string{"rbac.authorization.k8s.io"}, nil, []string{"escalate", "bind"}, "grant itself any permission"},
+		{nil, []string{"users", "groups", "serviceaccounts"}, []string{"impersonate"}, "impersonate others"},
+		{[]string{""}, []string{"serviceaccounts/token"}, []string{"create"}, "create tokens for other accounts"},
+		{[]string{"rbac.authorization.k8s.io"}, nil, []string{"create", "update", "patch"}, "change roles and role bindings"},
+		{[]string{""}, []string{"secrets"}, []string{"get", "list", "watch"}, "read secrets"},
+		{[]string{""}, []string{"pods/exec", "pods/attach", "pods/ephemeralcontainers"}, []string{"create", "get", "update", "patch"}, "run commands in other pods"},
+		{[]string{""}, []string{"nodes/proxy"}, []string{"get", "create"}, "access the kubelet as the API server"},
+		{[]string{""}, []string{"pods"}, []string{"create"}, "create pods, and so use any account and secret of the namespace"},
+		{[]string{"apps", "batch"}, nil, []string{"create", "update", "patch"}, "change workloads, and so run code in them"},
+		{[]string{"admissionregistration.k8s.io"}, nil, []string{"create", "update", "patch"}, "change admission, and so what others create"},
+		{[]string{""}, []string{"nodes"}, []string{"update", "patch", "delete"}, "change nodes"},
 	}
 }
 

@@ -76,7 +76,7 @@ func PlanScale(ctx context.Context, client kubernetes.Interface, r ScaleRequest)
 
 func (r ScaleRequest) readState(ctx context.Context, client kubernetes.Interface) (*ScalePlan, *scalableWorkload, *Refusal, error) {
 	if r.Replicas < 0 {
-		return nil, nil, nil, fmt.Errorf("%d replicas: want 0 or more", r.Replicas)
+		return nil, nil, nil, fmt.Errorf("invalid replica count %d; use 0 or more", r.Replicas)
 	}
 	w, refusal, err := r.Target.getWorkload(ctx, client)
 	if err != nil || refusal != nil {
@@ -84,7 +84,7 @@ func (r ScaleRequest) readState(ctx context.Context, client kubernetes.Interface
 	}
 	plan := &ScalePlan{Target: r.Target, FromReplicas: w.replicas, ToReplicas: r.Replicas, Prior: ScalePrior{Replicas: w.replicas}}
 	if owner := metav1.GetControllerOf(w.meta); owner != nil {
-		return nil, nil, newRefusal(ReasonControllerOwned, "%s belongs to %s %s, which would scale it back: scale that", r.Target, owner.Kind, owner.Name), nil
+		return nil, nil, newRefusal(ReasonControllerOwned, "%s belongs to %s %s, which would scale it back; scale that instead", r.Target, owner.Kind, owner.Name), nil
 	}
 	switch lease := w.meta.GetAnnotations()[FacetReplicas.LeaseAnnotation()]; lease {
 	case "":
@@ -92,11 +92,11 @@ func (r ScaleRequest) readState(ctx context.Context, client kubernetes.Interface
 	case r.Lease.ID:
 		prior, err := readSavedPrior(w.meta)
 		if err != nil {
-			return nil, nil, newRefusal(ReasonForeignObject, "%s carries this lease, but its saved state cannot be read: %v", r.Target, err), nil
+			return nil, nil, newRefusal(ReasonForeignObject, "%s has this lease, but its saved state cannot be parsed: %v", r.Target, err), nil
 		}
 		plan.Prior = prior
 	default:
-		return nil, nil, newRefusal(ReasonForeignObject, "%s is held by another lease, %s", r.Target, lease), nil
+		return nil, nil, newRefusal(ReasonForeignObject, "%s is leased by another lease, %s", r.Target, lease), nil
 	}
 	if w.replicas != r.Replicas {
 		plan.Changes = append(plan.Changes, fmt.Sprintf("scale %s from %d to %d", r.Target, w.replicas, r.Replicas))
@@ -119,7 +119,7 @@ func (r ScaleRequest) findConflicts(ctx context.Context, client kubernetes.Inter
 			continue
 		}
 		if r.Replicas == 0 {
-			fights = append(fights, fmt.Sprintf("HorizontalPodAutoscaler %s rests while there are 0 replicas and goes on afterwards", h.Name))
+			fights = append(fights, fmt.Sprintf("HorizontalPodAutoscaler %s pauses at 0 replicas and resumes afterwards", h.Name))
 		} else {
 			fights = append(fights, fmt.Sprintf("HorizontalPodAutoscaler %s will scale it back", h.Name))
 		}
@@ -130,7 +130,7 @@ func (r ScaleRequest) findConflicts(ctx context.Context, client kubernetes.Inter
 func readSavedPrior(o metav1.Object) (ScalePrior, error) {
 	n, err := strconv.ParseInt(o.GetAnnotations()[FacetReplicas.PriorStateAnnotation()], 10, 32)
 	if err != nil || n < 0 {
-		return ScalePrior{}, fmt.Errorf("annotation %s is %q, want a number of replicas", FacetReplicas.PriorStateAnnotation(), o.GetAnnotations()[FacetReplicas.PriorStateAnnotation()])
+		return ScalePrior{}, fmt.Errorf("invalid annotation %s: %q; expected a replica count", FacetReplicas.PriorStateAnnotation(), o.GetAnnotations()[FacetReplicas.PriorStateAnnotation()])
 	}
 	return ScalePrior{Replicas: int32(n)}, nil
 }
@@ -244,7 +244,7 @@ func undoScaleOnce(ctx context.Context, client kubernetes.Interface, r ScaleRequ
 	}
 	label := map[string]any{ScaleLabel: nil}
 	if err := patchMetadata(ctx, w.patch, r.Target.UID, r.Lease.FieldManager(), label, annotations); err != nil {
-		return nil, fmt.Errorf("undo the scaling of %s: take the annotations off: %w", r.Target, err)
+		return nil, fmt.Errorf("undo the scaling of %s: remove the annotations: %w", r.Target, err)
 	}
 	return nil, nil
 }
@@ -286,21 +286,21 @@ func FindOrphanedScalings(ctx context.Context, client kubernetes.Interface, now 
 	scaled := metav1.ListOptions{LabelSelector: ScaleLabel}
 	deployments, err := client.AppsV1().Deployments("").List(ctx, scaled)
 	if err != nil {
-		return nil, fmt.Errorf("sweep scalings: list deployments: %w", err)
+		return nil, fmt.Errorf("find orphaned scalings: list deployments: %w", err)
 	}
 	for i := range deployments.Items {
 		add("Deployment", &deployments.Items[i], deployments.Items[i].Spec.Replicas)
 	}
 	sets, err := client.AppsV1().StatefulSets("").List(ctx, scaled)
 	if err != nil {
-		return nil, fmt.Errorf("sweep scalings: list stateful sets: %w", err)
+		return nil, fmt.Errorf("find orphaned scalings: list stateful sets: %w", err)
 	}
 	for i := range sets.Items {
 		add("StatefulSet", &sets.Items[i], sets.Items[i].Spec.Replicas)
 	}
 	replicaSets, err := client.AppsV1().ReplicaSets("").List(ctx, scaled)
 	if err != nil {
-		return nil, fmt.Errorf("sweep scalings: list replica sets: %w", err)
+		return nil, fmt.Errorf("find orphaned scalings: list replica sets: %w", err)
 	}
 	for i := range replicaSets.Items {
 		add("ReplicaSet", &replicaSets.Items[i], replicaSets.Items[i].Spec.Replicas)

@@ -132,7 +132,7 @@ func (r *TargetResolver) lookUpTarget(ctx context.Context, t playbooks.Target) (
 			Namespace: t.Namespace, Owners: append([]playbooks.WorkloadIdentity{self}, owners.Workloads...), IncompleteReason: owners.IncompleteReason, Replicas: int(w.replicas),
 		}, nil
 	default:
-		return activities.TargetFacts{}, fmt.Errorf("%s is no object of the cluster", t)
+		return activities.TargetFacts{}, fmt.Errorf("%s is not an object of the cluster", t)
 	}
 }
 
@@ -156,7 +156,7 @@ const minContainerIDPrefix = 12
 // none; known reports whether the cluster has the node. It is an error if two pods match.
 func FindPodByContainerID(ctx context.Context, client kubernetes.Interface, node, id string) (pod *corev1.Pod, known bool, err error) {
 	if node == "" {
-		return nil, true, fmt.Errorf("the node of container %s is not known", id)
+		return nil, true, fmt.Errorf("the node of container %s is unknown", id)
 	}
 	list, err := client.CoreV1().Pods("").List(ctx, metav1.ListOptions{FieldSelector: "spec.nodeName=" + node, ResourceVersion: "0"})
 	if err != nil {
@@ -172,7 +172,7 @@ func FindPodByContainerID(ctx context.Context, client kubernetes.Interface, node
 			continue
 		}
 		if pod != nil {
-			return nil, true, fmt.Errorf("containers of %s/%s and %s/%s both begin with %s", pod.Namespace, pod.Name, p.Namespace, p.Name, id)
+			return nil, true, fmt.Errorf("ambiguous container id %s: containers of %s/%s and %s/%s begin with it", id, pod.Namespace, pod.Name, p.Namespace, p.Name)
 		}
 		pod = p
 	}

@@ -71,7 +71,7 @@ func (r WorkloadRef) getWorkload(ctx context.Context, client kubernetes.Interfac
 			return scalableWorkload{template: &s.Spec.Template, replicas: replicasOrDefault(s.Spec.Replicas), observedReplicas: s.Status.Replicas, readyReplicas: s.Status.ReadyReplicas}
 		})
 	default:
-		return nil, newRefusal(ReasonUnsupported, "a %s has no replicas to set; want Deployment, StatefulSet or ReplicaSet", r.Kind), nil
+		return nil, newRefusal(ReasonUnsupported, "a %s has no replica count; use a Deployment, StatefulSet or ReplicaSet", r.Kind), nil
 	}
 	if apierrors.IsNotFound(err) {
 		return nil, newRefusal(ReasonNotFound, "%s is gone", r), nil
@@ -80,7 +80,7 @@ func (r WorkloadRef) getWorkload(ctx context.Context, client kubernetes.Interfac
 		return nil, nil, fmt.Errorf("read %s: %w", r, err)
 	}
 	if r.UID != "" && string(w.meta.GetUID()) != r.UID {
-		return nil, newRefusal(ReasonNotFound, "%s with UID %s is gone; the one of that name now has UID %s", r, r.UID, w.meta.GetUID()), nil
+		return nil, newRefusal(ReasonNotFound, "%s with UID %s is gone; its namesake has UID %s", r, r.UID, w.meta.GetUID()), nil
 	}
 	return w, nil, nil
 }

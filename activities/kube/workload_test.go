@@ -174,9 +174,9 @@ func testWorkloadPermissions(t *testing.T, p fixture, client kubernetes.Interfac
 	pod.Spec.ServiceAccountName = "clerk"
 	info := getWorkloadInfo(t, client, p.RunPod(t, p.namespace, pod), kube.WorkloadOptions{})
 	for _, want := range []string{
-		"may read secrets in every namespace (ClusterRole " + p.namespace + "-clerk by ClusterRoleBinding " + p.namespace + "-clerk)",
-		"may run commands in other pods in namespace " + p.namespace + " (Role " + p.namespace + "/handy by RoleBinding " + p.namespace + "/handy)",
-		"may do everything in namespace " + p.namespace + " (Role " + p.namespace + "/handy by RoleBinding " + p.namespace + "/handy)",
+		"read secrets in every namespace (ClusterRole " + p.namespace + "-clerk by ClusterRoleBinding " + p.namespace + "-clerk)",
+		"run commands in other pods in namespace " + p.namespace + " (Role " + p.namespace + "/handy by RoleBinding " + p.namespace + "/handy)",
+		"do anything in namespace " + p.namespace + " (Role " + p.namespace + "/handy by RoleBinding " + p.namespace + "/handy)",
 	} {
 		if !slices.Contains(info.ServiceAccount.RiskyPermissions, want) {
 			t.Errorf("dangerous rights %q\nlack %q", info.ServiceAccount.RiskyPermissions, want)

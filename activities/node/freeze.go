@@ -23,7 +23,7 @@ func (*FreezeAction) Spec() playbooks.ActionSpec {
 	return playbooks.ActionSpec{
 		Name: "pod.freeze", Verb: playbooks.VerbContain, Class: playbooks.ClassContain, Facet: playbooks.FacetExecution,
 		Targets: []playbooks.TargetKind{playbooks.TargetPod, playbooks.TargetContainer}, Reversible: true, EndMechanism: playbooks.EndByStanch, MaxDuration: 2 * time.Minute, D3FENDTechnique: "D3-PS",
-		Doc: "Freeze every process of the pod for seconds; if it lasts longer, its probes fail and the kubelet kills it.",
+		Doc: "Freeze every process of the pod for some seconds. If a freeze lasts longer, probes fail and the kubelet kills the pod.",
 	}
 }
 
@@ -64,7 +64,7 @@ func (a *FreezeAction) Apply(ctx context.Context, r activities.Request, _ json.R
 		return activities.Effect{}, activities.Refusef("%s no longer runs on node %s", r.Target, r.Target.Node)
 	}
 	if !state.Active {
-		return activities.Effect{}, fmt.Errorf("freeze on node %s: not all of its processes stand still", r.Target.Node)
+		return activities.Effect{}, fmt.Errorf("freeze on node %s: not all of its processes are frozen", r.Target.Node)
 	}
 	return activities.Effect{Outcome: playbooks.OutcomeChanged, AppliedAt: state.AppliedAt}, nil
 }

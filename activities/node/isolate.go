@@ -40,7 +40,7 @@ type IsolateParams struct {
 func (p *IsolateParams) Check() (param, problem string) {
 	for _, cidr := range p.AllowCIDRs {
 		if _, err := parseCIDR(cidr); err != nil {
-			return "allow", fmt.Sprintf("`%s` is not a CIDR such as 192.0.2.0/24", cidr)
+			return "allow", fmt.Sprintf("invalid CIDR `%s`; use the form 192.0.2.0/24", cidr)
 		}
 	}
 	return "", ""
@@ -52,7 +52,7 @@ func (*IsolateAction) Spec() playbooks.ActionSpec {
 	return playbooks.ActionSpec{
 		Name: "pod.isolate", Verb: playbooks.VerbContain, Class: playbooks.ClassContain, Facet: playbooks.FacetNetwork,
 		Targets: []playbooks.TargetKind{playbooks.TargetPod, playbooks.TargetContainer}, Reversible: true, EndMechanism: playbooks.EndByKernel, Params: IsolateParams{}, D3FENDTechnique: "D3-NI",
-		Doc:             "Isolate one pod from the network, and none of its siblings: with the node's egress lock at once, and with a NetworkPolicy.",
+		Doc:             "Isolate one pod from the network but none of its siblings: at once with the node's egress lock, and with a NetworkPolicy.",
 		PlanPermissions: kube.PermissionsFromRBAC(p.PlanRules), ApplyPermissions: kube.PermissionsFromRBAC(p.ApplyRules), CombineParams: intersectParams,
 	}
 }
@@ -114,7 +114,7 @@ func (a *IsolateAction) Plan(ctx context.Context, r activities.Request) (activit
 		return activities.Plan{}, err
 	}
 	if r.Target.HostNetwork {
-		return activities.Plan{}, activities.Refusef("%s shares the node's network: isolating it would isolate the node", r.Target)
+		return activities.Plan{}, activities.Refusef("%s uses the host network: isolating it would isolate the node", r.Target)
 	}
 	state, away, err := a.queryLockState(ctx, r)
 	if err != nil {
@@ -124,9 +124,9 @@ func (a *IsolateAction) Plan(ctx context.Context, r activities.Request) (activit
 	var plan activities.Plan
 	switch {
 	case away != "" && !prior.UsesNetworkPolicy:
-		return plan, activities.Refusef("nothing here can isolate %s: %s", r.Target, away)
+		return plan, activities.Refusef("%s cannot be isolated here: %s", r.Target, away)
 	case away != "":
-		plan.Warnings = append(plan.Warnings, "only a NetworkPolicy, whose effect nobody can observe: "+away)
+		plan.Warnings = append(plan.Warnings, "only a NetworkPolicy, whose effect cannot be verified: "+away)
 	case state.TargetGone:
 		return plan, activities.Refusef("%s no longer runs on node %s", r.Target, r.Target.Node)
 	case state.Active:
@@ -134,9 +134,9 @@ func (a *IsolateAction) Plan(ctx context.Context, r activities.Request) (activit
 	}
 	plan.AlreadyHeld, plan.HeldByLease, plan.HeldUntil = state.Active, state.LeaseID, state.ExpiresAt
 	if prior.UsesNodeLock {
-		change := fmt.Sprintf("hold everything that %s sends, on node %s", r.Target, r.Target.Node)
+		change := fmt.Sprintf("block all egress of %s on node %s", r.Target, r.Target.Node)
 		if len(params.AllowCIDRs) > 0 {
-			change += ", but to " + strings.Join(params.AllowCIDRs, ", ")
+			change += ", except to " + strings.Join(params.AllowCIDRs, ", ")
 		}
 		plan.Changes = append(plan.Changes, change)
 	}
@@ -144,24 +144,24 @@ func (a *IsolateAction) Plan(ctx context.Context, r activities.Request) (activit
 		// A container that joined later may have done so to obstruct the isolation: the plan warns, and requires no
 		// approval for it.
 		if state.Active && other.StartedBeforeTarget {
-			plan.Warnings = append(plan.Warnings, fmt.Sprintf("container %s shares its network namespace, and is cut off too", other.ContainerID))
+			plan.Warnings = append(plan.Warnings, fmt.Sprintf("container %s shares its network namespace and is isolated too", other.ContainerID))
 			continue
 		}
 		if !other.StartedBeforeTarget {
-			plan.Warnings = append(plan.Warnings, fmt.Sprintf("container %s came into its network namespace after it started, and is cut off too", other.ContainerID))
+			plan.Warnings = append(plan.Warnings, fmt.Sprintf("container %s joined its network namespace after it started and is isolated too", other.ContainerID))
 			continue
 		}
-		plan.Changes = append(plan.Changes, fmt.Sprintf("hold what container %s sends too: it had the same network namespace when %s started", other.ContainerID, r.Target))
-		plan.ApprovalReason = "other containers have had its network namespace since it started, and would be cut off too"
+		plan.Changes = append(plan.Changes, fmt.Sprintf("also block all egress of container %s: it had the same network namespace when %s started", other.ContainerID, r.Target))
+		plan.ApprovalReason = "other containers have used its network namespace since it started and would be isolated too"
 	}
 	if prior.UsesNetworkPolicy {
 		found, refused, err := a.planNetworkPolicy(ctx, r, params, prior.UsesNodeLock)
 		switch {
 		case err != nil && prior.UsesNodeLock:
 			// Neither an API server outage nor a policy that cannot be planned delays the node's lock.
-			why := "the NetworkPolicy cannot be planned, so the node's lock stands alone: "
+			why := "the NetworkPolicy cannot be planned, so only the node's lock applies: "
 			if kube.IsUnavailable(err) {
-				why = "the API server does not answer, the policy follows when it does: "
+				why = "the API server is unavailable; the NetworkPolicy follows when it is available: "
 			}
 			plan.Warnings = append(plan.Warnings, why+err.Error())
 			found = &kube.IsolatePlan{Changes: []string{"unknown"}}
@@ -171,7 +171,7 @@ func (a *IsolateAction) Plan(ctx context.Context, r activities.Request) (activit
 			return plan, activities.Refusef("%s", refused.Detail)
 		}
 		// The names of the policy and the label contain the lease's id, which is not known when a plan is shown.
-		plan.Changes = append(plan.Changes, fmt.Sprintf("label %s and add a NetworkPolicy that selects it alone", r.Target))
+		plan.Changes = append(plan.Changes, fmt.Sprintf("label %s and add a NetworkPolicy that selects only this pod", r.Target))
 		plan.NothingToDo = plan.NothingToDo && len(found.Changes) == 0
 		for _, d := range found.PolicyConflicts {
 			plan.Warnings = append(plan.Warnings, d.String())
@@ -208,7 +208,7 @@ func (a *IsolateAction) applyNetworkPolicy(ctx context.Context, r activities.Req
 	}
 	request := a.newKubeRequest(r, params)
 	if err := kube.CheckEarlyIsolationEnd(ctx, a.KubeClient, request, r); err != nil {
-		return nil, fmt.Errorf("read the policy's stamp: %w", err)
+		return nil, fmt.Errorf("read the policy's expiry marker: %w", err)
 	}
 	found, refused, err := kube.ApplyIsolate(ctx, a.KubeClient, request)
 	if err != nil {
@@ -222,7 +222,7 @@ func (a *IsolateAction) applyNetworkPolicy(ctx context.Context, r activities.Req
 	}
 	for _, d := range found.PolicyConflicts {
 		if locked {
-			notes = append(notes, "the node's lock holds, but the NetworkPolicy alone would not: "+d.String())
+			notes = append(notes, "the node's lock is in force, but the NetworkPolicy alone would not isolate it: "+d.String())
 		} else {
 			notes = append(notes, "incomplete: "+d.String())
 		}
@@ -267,7 +267,7 @@ func (a *IsolateAction) Apply(ctx context.Context, r activities.Request, raw jso
 		case err != nil && locked && !refused:
 			// An API server outage must not undo the lock. The next verification finds that the policy is missing, and
 			// applies it.
-			notes = append(notes, "the node's lock holds; the policy follows when the API server answers: "+err.Error())
+			notes = append(notes, "the node's lock is in force; the NetworkPolicy follows when the API server is available: "+err.Error())
 		case err != nil:
 			return effect, err
 		}
@@ -276,11 +276,11 @@ func (a *IsolateAction) Apply(ctx context.Context, r activities.Request, raw jso
 	effect.Outcome = playbooks.OutcomeChanged
 	if unverified != "" {
 		effect.Outcome = playbooks.OutcomeUnverified
-		notes = append(notes, "the node's lock is in force and not verified: "+unverified)
+		notes = append(notes, "the node's lock is in force but unverified: "+unverified)
 	}
 	if !locked {
 		effect.Outcome, effect.AppliedAt = playbooks.OutcomeUnverified, time.Now()
-		notes = append(notes, "a NetworkPolicy is in place; whether the network enforces it was not observed")
+		notes = append(notes, "a NetworkPolicy is in place; whether the network enforces it is unverified")
 	}
 	effect.Reason = strings.Join(notes, "; ")
 	return effect, nil
@@ -313,9 +313,9 @@ func (a *IsolateAction) Verify(ctx context.Context, r activities.Request, raw js
 			return false, "", err
 		case away != "" && !time.Now().Before(r.ExpiresAt):
 			holds = false
-			details = append(details, "the lock has lapsed by itself in the kernel")
+			details = append(details, "the lock has expired in the kernel")
 		case away != "":
-			return false, "", fmt.Errorf("the lock cannot be observed: %s", away)
+			return false, "", fmt.Errorf("the lock's state is unknown: %s", away)
 		case state.TargetGone:
 			return false, "", fmt.Errorf("%s no longer runs on node %s: %w", r.Target, r.Target.Node, activities.ErrTargetGone)
 		case !state.Active || state.LeaseID != r.LeaseID:
@@ -330,7 +330,7 @@ func (a *IsolateAction) Verify(ctx context.Context, r activities.Request, raw js
 		verified, refused, err := kube.VerifyIsolate(ctx, a.KubeClient, a.newKubeRequest(r, params))
 		switch {
 		case err != nil:
-			return false, "", fmt.Errorf("observe the policy: %w", err)
+			return false, "", fmt.Errorf("verify the policy: %w", err)
 		case refused != nil:
 			holds = false
 			details = append(details, refused.Detail)
@@ -368,7 +368,7 @@ func (a *IsolateAction) Undo(ctx context.Context, r activities.Request, raw json
 		}
 		drift, err := kube.UndoIsolate(ctx, a.KubeClient, request, false)
 		if err != nil {
-			return nil, fmt.Errorf("take the policy back: %w", err)
+			return nil, fmt.Errorf("remove the policy: %w", err)
 		}
 		if drift != nil {
 			var details []string

@@ -37,7 +37,7 @@ func (*SnapshotAction) Spec() playbooks.ActionSpec {
 func (a *SnapshotAction) Observe(ctx context.Context, r activities.Request) (activities.Observation, error) {
 	proofs := activities.AttestationsFromContext(ctx)
 	if len(proofs) == 0 {
-		return activities.Observation{}, activities.Refusef("no attested detection is about %s: a node shows its processes only for one", r.Target)
+		return activities.Observation{}, activities.Refusef("%s has no attested detection, without which a node does not show its processes", r.Target)
 	}
 	var taken json.RawMessage
 	blobs, err := a.NodeClient.Call(ctx, r.Target.Node, gatewayrpc.CommandSnapshot,

@@ -73,7 +73,7 @@ func (a *EmailAction) Observe(ctx context.Context, r activities.Request) (activi
 		return none, err
 	}
 	if a.Server == nil {
-		return none, activities.Refusef("no email is configured: add `email:` to stanch.yaml")
+		return none, activities.Refusef("email is not configured; add `email:` to stanch.yaml")
 	}
 	to := a.Server.Recipients
 	if len(params.Recipients) > 0 {
@@ -87,7 +87,7 @@ func (a *EmailAction) Observe(ctx context.Context, r activities.Request) (activi
 	id, at := httpclient.IdempotencyKey(ctx, r, strings.Join(to, ","))
 	m := mail.NewMsg(mail.WithNoDefaultUserAgent())
 	if err := errors.Join(m.From(a.Server.FromAddress), m.To(to...)); err != nil {
-		return none, activities.Refusef("an address under `email` in stanch.yaml is none: %v", err)
+		return none, activities.Refusef("invalid address under `email` in stanch.yaml: %v", err)
 	}
 	domain := a.Server.FromAddress[strings.LastIndexByte(a.Server.FromAddress, '@')+1:]
 	m.SetMessageIDWithValue(id + "@" + strings.Trim(domain, "> "))
@@ -107,7 +107,7 @@ func mailBody(in activities.IncidentRef, text, head string) string {
 			fmt.Fprintf(&b, "%s\n\n| %s\n\n", title, strings.ReplaceAll(text, "\n", "\n| "))
 		}
 	}
-	quote("Stanch says:", text)
+	quote("Summary:", text)
 	quote("What happened:", in.Summary)
 	for _, f := range [][2]string{
 		{"Incident", in.ID},
@@ -117,7 +117,7 @@ func mailBody(in activities.IncidentRef, text, head string) string {
 		{"Image", in.Workload.Image},
 		{"Confidence", fmt.Sprintf("%.2f", in.Confidence)},
 		{"Opened", in.Opened.UTC().Format(time.RFC3339)},
-		{"Evidence up to", head},
+		{"Evidence head", head},
 	} {
 		if f[1] != "" {
 			fmt.Fprintf(&b, "%-15s %s\n", f[0]+":", httpclient.SanitizeLine(f[1], 300))
@@ -168,7 +168,7 @@ func (s *SMTPServer) send(ctx context.Context, m *mail.Msg) error {
 		code = sending.ErrorCode()
 	}
 	if code/100 == 5 {
-		return activities.Refusef("the mail server will not take it: %s", s.redactError(err))
+		return activities.Refusef("the mail server rejects it: %s", s.redactError(err))
 	}
 	return fmt.Errorf("send mail: %s", s.redactError(err)) //nolint:errorlint // its text may contain the password
 }

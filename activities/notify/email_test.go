@@ -62,7 +62,7 @@ func TestMailGoesOutEncryptedAndLoggedIn(t *testing.T) {
 			require.Equal(t, "auto-generated", header.Get("Auto-Submitted"))
 			require.Contains(t, body, "| isolated\n")
 			require.Contains(t, body, "| A miner was started in shop/Deployment/web.\n")
-			require.Contains(t, body, "Evidence up to: abc123\n")
+			require.Contains(t, body, "Evidence head: abc123\n")
 		})
 	}
 }
@@ -144,7 +144,7 @@ func TestOnlyConfiguredRecipientsGetMail(t *testing.T) {
 	require.NoError(t, steprunner.Run(t, newEmailAction(s, notify.MailStartTLS), steprunner.NewIncidentRef(), notify.EmailParams{Recipients: []string{"bob@example.com"}}).Err)
 	require.Equal(t, []string{"bob@example.com"}, s.Messages()[0].To)
 	ran := steprunner.Run(t, &notify.EmailAction{}, steprunner.NewIncidentRef(), notify.EmailParams{})
-	require.Equal(t, "no email is configured: add `email:` to stanch.yaml", ran.Reason)
+	require.Equal(t, "email is not configured; add `email:` to stanch.yaml", ran.Reason)
 }
 
 func TestWhatAMailServerWillNeverTakeIsRefused(t *testing.T) {

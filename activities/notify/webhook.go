@@ -88,11 +88,11 @@ func (a *WebhookAction) Observe(ctx context.Context, r activities.Request) (acti
 		return none, err
 	}
 	if len(a.Receivers) == 0 {
-		return none, activities.Refusef("no webhooks are configured: add `webhooks:` to stanch.yaml")
+		return none, activities.Refusef("no webhooks are configured; add `webhooks:` to stanch.yaml")
 	}
 	to, ok := a.Receivers[params.ReceiverName]
 	if !ok {
-		return none, activities.Refusef("there is no webhook %q in stanch.yaml: %s", httpclient.SanitizeLine(params.ReceiverName, 60), diagnostic.DidYouMean(params.ReceiverName, slices.Collect(maps.Keys(a.Receivers))))
+		return none, activities.Refusef("unknown webhook %q; stanch.yaml has %s", httpclient.SanitizeLine(params.ReceiverName, 60), diagnostic.DidYouMean(params.ReceiverName, slices.Collect(maps.Keys(a.Receivers))))
 	}
 	id, at := httpclient.IdempotencyKey(ctx, r, params.ReceiverName)
 	in := r.IncidentRef
@@ -105,7 +105,7 @@ func (a *WebhookAction) Observe(ctx context.Context, r activities.Request) (acti
 	}
 	body, err := json.Marshal(m)
 	if err != nil {
-		return none, fmt.Errorf("write the message: %w", err)
+		return none, fmt.Errorf("encode the message: %w", err)
 	}
 	now := time.Now()
 	signed := http.Header{
@@ -134,7 +134,7 @@ const (
 func ParseSigningKey(secret string) ([]byte, error) {
 	key, err := base64.StdEncoding.DecodeString(strings.TrimPrefix(secret, "whsec_"))
 	if err != nil || len(key) < minKeyBytes || len(key) > maxKeyBytes {
-		return nil, errors.New("it is not a key of 24 to 64 bytes in base64; `echo whsec_$(openssl rand -base64 32)` makes one")
+		return nil, errors.New("invalid key; use 24 to 64 bytes in base64, for example from `echo whsec_$(openssl rand -base64 32)`")
 	}
 	return key, nil
 }

@@ -68,7 +68,7 @@ func TestAWrongSecretIsTurnedAway(t *testing.T) {
 	ran := steprunner.Run(t, newWebhookAction(t, r, other), steprunner.NewIncidentRef(), pagerParams("x"))
 	require.NoError(t, ran.Err)
 	require.Equal(t, playbooks.OutcomeRefused, ran.Outcome)
-	require.Equal(t, "webhook pager answered 401", ran.Reason)
+	require.Equal(t, "webhook pager returned 401", ran.Reason)
 	require.Empty(t, r.Accepted())
 	require.Len(t, r.Deliveries(), 1, "what is refused is not tried again")
 }
@@ -155,9 +155,9 @@ func TestOnlyConfiguredReceiversAreCalled(t *testing.T) {
 	r := webhook.Start(t, webhookSecret)
 	ran := steprunner.Run(t, newWebhookAction(t, r, webhookSecret), steprunner.NewIncidentRef(), notify.WebhookParams{ReceiverName: r.URL})
 	require.Equal(t, playbooks.OutcomeRefused, ran.Outcome)
-	require.Contains(t, ran.Reason, "there is no webhook")
+	require.Contains(t, ran.Reason, "unknown webhook")
 	ran = steprunner.Run(t, &notify.WebhookAction{}, steprunner.NewIncidentRef(), pagerParams("x"))
-	require.Equal(t, "no webhooks are configured: add `webhooks:` to stanch.yaml", ran.Reason)
+	require.Equal(t, "no webhooks are configured; add `webhooks:` to stanch.yaml", ran.Reason)
 	require.Empty(t, r.Deliveries())
 }
 

@@ -58,7 +58,7 @@ func (p *messageView) approvalBlocks(r *sizeBudget) (shown []*shownRequest, more
 			shown, least = append(shown, a), append(least, a.blocks...)
 		}
 		if left := len(p.approvalRequests) - n; left > 0 {
-			more = []slack.Block{textSection(fmt.Sprintf("and %d more questions; `stanch incidents %s` shows them", left, p.incident.ID))}
+			more = []slack.Block{textSection(fmt.Sprintf("and %d more approval requests; run `stanch incidents %s`", left, p.incident.ID))}
 		}
 		if r.reserve(append(least, more...)...) {
 			break
@@ -104,7 +104,7 @@ func permittedChanges(q activities.ApprovalRequest) []string {
 // endMechanismText says what ends a lease by itself.
 func endMechanismText(e playbooks.EndMechanism) string {
 	if e == "" {
-		return ", by itself"
+		return ", automatically"
 	}
 	return ": " + e.String()
 }
@@ -118,7 +118,7 @@ func durationLines(q activities.ApprovalRequest) []listLine {
 		}
 		l := listLine{label: "Undone", text: "after " + duration.Format(result.Plan.Duration) + endMechanismText(result.Plan.EndMechanism)}
 		if result.Plan.Duration <= 0 {
-			l.text = "not by itself"
+			l.text = "not automatically"
 		}
 		out = append(out, l)
 	}
@@ -164,9 +164,9 @@ func reasonLines(q activities.ApprovalRequest, in string) []listLine {
 	for _, result := range q.Plans {
 		all = append(all, result.Decision.Reason)
 	}
-	out := uniqueLines("Asked because", all)
+	out := uniqueLines("Reason", all)
 	if n := len(out) - maxReasonLines; n > 0 {
-		out = append(firstN(out, maxReasonLines), listLine{label: "Asked because", text: fmt.Sprintf("and %d reasons more; `stanch incidents %s` shows them", n, in)})
+		out = append(firstN(out, maxReasonLines), listLine{label: "Reason", text: fmt.Sprintf("and %d more reasons; run `stanch incidents %s`", n, in)})
 	}
 	return out
 }
@@ -189,11 +189,11 @@ func (p *messageView) blocksForRequest(i int, q activities.ApprovalRequest, d de
 		}
 	default:
 		lines = append(lines, listLine{label: "Not shown", neverTruncated: true, text: fmt.Sprintf(
-			"%d of %d changes: this is too much for a message. `stanch incidents %s` shows all of it, `stanch approve %s` answers.",
+			"%d of %d changes, which are too long for a message. `stanch incidents %s` shows all of them; `stanch approve %s` approves them.",
 			len(would)-len(lines), len(would), p.incident.ID, p.incident.ID)})
 	}
 	quorum := max(q.Approvers.Quorum, 1)
-	progress := fmt.Sprintf("%d of %d said yes", len(q.ApprovedBy), quorum)
+	progress := fmt.Sprintf("%d of %d approved", len(q.ApprovedBy), quorum)
 	if len(q.ApprovedBy) > 0 {
 		progress += " (" + strings.Join(q.ApprovedBy, ", ") + ")"
 	}
@@ -201,7 +201,7 @@ func (p *messageView) blocksForRequest(i int, q activities.ApprovalRequest, d de
 	if d < detailExact {
 		title, people = 100, 80
 	}
-	lines = append(lines, listLine{label: "Asked of", text: fmt.Sprintf("%s. %s. Nobody's answer until %s UTC means no.",
+	lines = append(lines, listLine{label: "Approvers", text: fmt.Sprintf("%s. %s. Without approval by %s UTC the request is denied.",
 		sanitizeText(q.Approvers.Describe(), people), sanitizeText(progress, people), q.Deadline.UTC().Format(time.TimeOnly))})
 	head := listLine{label: "Asked", text: sanitizeText(q.Title, title)}
 	if q.Question != "" && d >= detailExact {
@@ -224,7 +224,7 @@ func (p *messageView) answerButtons(i int, q activities.ApprovalRequest, would [
 	}
 	buttons = append(buttons, newButton(value(ButtonDeny), ButtonDeny, "Deny…", slack.StyleDanger))
 	if d >= detailExact && p.BreakGlassEnabled && quorum > 1 {
-		buttons = append(buttons, newButton(value(ButtonBreakGlass), ButtonBreakGlass, "Break the glass…", slack.StyleDefault))
+		buttons = append(buttons, newButton(value(ButtonBreakGlass), ButtonBreakGlass, "Break glass…", slack.StyleDefault))
 	}
 	return slack.NewActionBlock(fmt.Sprintf("question/%d/%s", i, q.PlansHash[:min(16, len(q.PlansHash))]), buttons...)
 }

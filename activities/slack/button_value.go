@@ -42,7 +42,7 @@ const (
 )
 
 // errInvalidButton means that a button's value was not signed by this installation.
-var errInvalidButton = errors.New("this button is not one of Stanch's, or from before its key was changed: use the message as it is now")
+var errInvalidButton = errors.New("this button is invalid or was signed with an older key; use the current message")
 
 // Sign returns a button's value: the reference and its MAC.
 func Sign(s Signer, r ButtonReference) string {

@@ -56,7 +56,7 @@ func (p *messageView) fullMessage() []slack.Block {
 	questions, more := p.approvalBlocks(&left)
 	leases := p.leaseBlocks(&left)
 	p.expandDetails(&left, questions, detailTitleOnly, detailPartial)
-	elsewhere := fmt.Sprintf("is too much for a message: `stanch incidents %s` shows it", p.incident.ID)
+	elsewhere := fmt.Sprintf("is too long for a message; run `stanch incidents %s`", p.incident.ID)
 	done := p.stepLines()
 	// facts never displace failed steps
 	kept := min(left/3, sizeBudget(jsonSize(bulletList(done, maxTextWeight))+2*listOverhead))
@@ -76,7 +76,7 @@ func (p *messageView) fullMessage() []slack.Block {
 
 // minimalMessage returns the essential parts, for when Slack rejects the full message.
 func (p *messageView) minimalMessage() []slack.Block {
-	blocks := []slack.Block{p.headerBlock(), textSection(fmt.Sprintf("Slack did not take the whole message: `stanch incidents %s` shows what is missing here", p.incident.ID))}
+	blocks := []slack.Block{p.headerBlock(), textSection(fmt.Sprintf("Slack rejected parts of this message; run `stanch incidents %s` to see them", p.incident.ID))}
 	end := p.endBlocks()
 	left := sizeBudget(maxMinimalMessageBytes - totalJSONSize(blocks) - totalJSONSize(end))
 	questions, more := p.approvalBlocks(&left)
@@ -96,7 +96,7 @@ func withConfirmation(b *slack.ButtonBlockElement, title, what, yes string) *sla
 	plain := func(s string, n int) *slack.TextBlockObject {
 		return slack.NewTextBlockObject(slack.PlainTextType, sanitizeText(s, n), false, false)
 	}
-	b.Confirm = slack.NewConfirmationBlockObject(plain(title, 90), plain(what, maxConfirmRunes), plain(yes, 28), plain("Go back", 28))
+	b.Confirm = slack.NewConfirmationBlockObject(plain(title, 90), plain(what, maxConfirmRunes), plain(yes, 28), plain("Cancel", 28))
 	return b
 }
 
@@ -106,7 +106,7 @@ func (p *messageView) leaseBlocks(r *sizeBudget) []slack.Block {
 	if len(held) == 0 {
 		return nil
 	}
-	more := textSection("and more is held; `stanch leases` lists all")
+	more := textSection("and more leases; run `stanch leases`")
 	noted := r.reserve(more)
 	var blocks []slack.Block
 	for i, l := range held {
@@ -136,8 +136,8 @@ func (p *messageView) blocksForLease(l playbooks.LeaseReport) []slack.Block {
 	return []slack.Block{
 		slack.NewRichTextBlock("", what.render(3*maxTarget)),
 		slack.NewActionBlock("lease/"+l.ID,
-			withConfirmation(newButton(Sign(p.Signer, release), ButtonRelease, "Release", slack.StyleDefault), "Release it now?", l.Action+" of "+l.Target+" is undone at once.", "Release"),
-			newButton(Sign(p.Signer, extend), ButtonExtend, "Hold 1 h from now", slack.StyleDefault)),
+			withConfirmation(newButton(Sign(p.Signer, release), ButtonRelease, "Release", slack.StyleDefault), "Release it now?", l.Action+" of "+l.Target+" is undone immediately.", "Release"),
+			newButton(Sign(p.Signer, extend), ButtonExtend, "Extend to 1 h from now", slack.StyleDefault)),
 	}
 }
 
@@ -147,7 +147,7 @@ func (p *messageView) triageActions() slack.Block {
 	fp := r
 	fp.Kind = ButtonFalsePositive
 	return slack.NewActionBlock("hand",
-		newButton(Sign(p.Signer, r), ButtonAssign, "Take over", slack.StyleDefault),
+		newButton(Sign(p.Signer, r), ButtonAssign, "Assign to me", slack.StyleDefault),
 		newButton(Sign(p.Signer, fp), ButtonFalsePositive, "False positive…", slack.StyleDefault))
 }
 

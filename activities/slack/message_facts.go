@@ -43,10 +43,10 @@ func (p *messageView) factLines() []listLine {
 		add("Blast radius", fmt.Sprintf("%d other pods with this image, %d pods on the node", in.BlastRadius.SameDigestPodCount, in.BlastRadius.SameNodePodCount))
 	}
 	for _, m := range firstN(in.BlastRadius.DangerousPermissions, 4) {
-		add("Its account may", m)
+		add("Dangerous permissions", m)
 	}
 	for _, m := range firstN(in.Context.Missing, 3) {
-		add("Not known", m)
+		add("Unknown", m)
 	}
 	return facts
 }
@@ -86,7 +86,7 @@ func (p *messageView) stepLines() []listLine {
 		out = append(out, listLine{label: l.Action, text: what})
 	}
 	for _, r := range display.FindRefusedWhilePaused(p.incident) {
-		out = append(out, listLine{label: "Not contained", text: fmt.Sprintf("%s of %s was refused while new containments were paused; now: `%s`", r.Action, r.Target, r.RetryCommand)})
+		out = append(out, listLine{label: "Not contained", text: fmt.Sprintf("%s of %s was refused while new containments were paused; to apply it now: `%s`", r.Action, r.Target, r.RetryCommand)})
 	}
 	if e := len(p.incident.Evidence); e > 0 {
 		out = append(out, listLine{label: "evidence", text: countText(e, "piece", "kept")})

@@ -79,7 +79,7 @@ func (d *Messenger) SyncMessage(ctx context.Context, in activities.SyncMessageIn
 		p.state.PostedReplies = map[string]bool{}
 	}
 	if err := p.restoreState(ctx); err != nil {
-		return activities.SyncMessageResult{}, classifyError("find what was written before", err)
+		return activities.SyncMessageResult{}, classifyError("find the existing message", err)
 	}
 	showErr := p.syncMessage(ctx)
 	if showErr != nil && (p.state.MessageTS == "" || isRateLimited(showErr)) {
@@ -91,7 +91,7 @@ func (d *Messenger) SyncMessage(ctx context.Context, in activities.SyncMessageIn
 	case showErr != nil:
 		return activities.SyncMessageResult{}, classifyError("show "+in.IncidentID, errors.Join(showErr, replyErr))
 	case replyErr != nil:
-		return activities.SyncMessageResult{}, classifyError("write into the thread of "+in.IncidentID, replyErr)
+		return activities.SyncMessageResult{}, classifyError("post to the thread of "+in.IncidentID, replyErr)
 	}
 	return activities.SyncMessageResult{State: p.state, Done: incident.Status == "closed", NextSyncIn: p.nextChangeIn()}, nil
 }
@@ -214,7 +214,7 @@ func (p *messageView) syncMessage(ctx context.Context) error {
 	err := p.postOrUpdateMessage(ctx, blocks)
 	if why, is := isRejected(err); is {
 		if p.Log != nil {
-			p.Log.Error("Slack does not take an incident's message: only what is asked is shown", "incident", p.incident.ID, "error", err, "why", why, "characters", totalJSONSize(blocks))
+			p.Log.Error("Slack rejects an incident's message; only its approval requests are shown", "incident", p.incident.ID, "error", err, "why", why, "characters", totalJSONSize(blocks))
 		}
 		err = p.postOrUpdateMessage(ctx, p.minimalMessage())
 	}
@@ -271,13 +271,13 @@ func (d *Messenger) Post(ctx context.Context, incident activities.IncidentRef, k
 		return classifyError("find the message of "+incident.ID, err)
 	}
 	if p.state.MessageTS == "" {
-		return &activities.RetryAfterError{Delay: 2 * time.Second, Err: fmt.Errorf("the message of %s is not written yet", incident.ID)}
+		return &activities.RetryAfterError{Delay: 2 * time.Second, Err: fmt.Errorf("the message of %s is not posted yet", incident.ID)}
 	}
 	if err := p.restoreState(ctx); err != nil {
-		return classifyError("find what was written before", err)
+		return classifyError("find the existing message", err)
 	}
 	if err := p.postReplyOnce(ctx, key, text, textSection(text)); err != nil {
-		return classifyError("write into the thread of "+incident.ID, err)
+		return classifyError("post to the thread of "+incident.ID, err)
 	}
 	return nil
 }

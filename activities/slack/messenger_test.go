@@ -180,7 +180,7 @@ func TestWhatAYesPermitsIsShownWhole(t *testing.T) {
 	require.Equal(t, "isolate pod shop/web-0.; isolate pod shop/web-1.", confirmationDialog(t, m), "few changes are in the dialog too")
 	require.Equal(t, 1, countMatching(shown, func(s string) bool { return s == "it is the only replica" }), "a warning that both share is said once")
 	require.Equal(t, 1, countMatching(shown, func(s string) bool { return s == "it disrupts" }))
-	require.Equal(t, 1, countMatching(shown, func(s string) bool { return s == "after 1h, by itself" }))
+	require.Equal(t, 1, countMatching(shown, func(s string) bool { return s == "after 1h, automatically" }))
 
 	d.approvalRequests = []activities.ApprovalRequest{newApprovalRequest(2, isolateChange, 12)}
 	m = d.currentMessage(t)
@@ -206,8 +206,8 @@ func TestAPlanWithoutWordsIsShownToo(t *testing.T) {
 	d.approvalRequests[0].Plans[1].Plan.Duration = 2 * time.Hour
 	shown := literalTexts(t, d.currentMessage(t))
 	require.Contains(t, shown, "pod.isolate of pod/1")
-	require.Contains(t, shown, "pod.isolate of pod/0: after 1h, by itself", "what lasts unequally long is said of each")
-	require.Contains(t, shown, "pod.isolate of pod/1: after 2h, by itself")
+	require.Contains(t, shown, "pod.isolate of pod/0: after 1h, automatically", "what lasts unequally long is said of each")
+	require.Contains(t, shown, "pod.isolate of pod/1: after 2h, automatically")
 }
 
 func TestNobodyApprovesMoreThanIsShown(t *testing.T) {
@@ -224,7 +224,7 @@ func TestNobodyApprovesMoreThanIsShown(t *testing.T) {
 			require.Len(t, m.Buttons(t)["deny"], 1, "to deny what one has not read does no harm")
 			shown := literalTexts(t, m)
 			hidden := len(q.Plans) - countMatching(shown, isIsolateChange)
-			require.Contains(t, shown, fmt.Sprintf("%d of %d changes: this is too much for a message. `stanch incidents %s` shows all of it, `stanch approve %s` answers.",
+			require.Contains(t, shown, fmt.Sprintf("%d of %d changes, which are too long for a message. `stanch incidents %s` shows all of them; `stanch approve %s` approves them.",
 				hidden, len(q.Plans), incidentID, incidentID))
 			require.Contains(t, shown, "contain the pods")
 		})
@@ -276,7 +276,7 @@ func TestAnAttackerCannotCrowdAQuestionOut(t *testing.T) {
 	require.Equal(t, 10, countMatching(literalTexts(t, m), isIsolateChange))
 	require.Len(t, m.Buttons(t)["approve"], 1)
 	require.NotEmpty(t, m.Buttons(t)["release"], "then what holds can be ended")
-	require.Contains(t, literalTexts(t, m), "and more is held; `stanch leases` lists all")
+	require.Contains(t, literalTexts(t, m), "and more leases; run `stanch leases`")
 	require.Less(t, len(m.Blocks), 9500)
 
 	d.approvalRequests, d.incident.Leases = nil, nil
@@ -305,7 +305,7 @@ func TestAQuestionIsNotLostAmongMany(t *testing.T) {
 	}
 	m := d.currentMessage(t)
 	require.Len(t, m.Buttons(t)["deny"], 5)
-	require.Contains(t, literalTexts(t, m), "and 4 more questions; `stanch incidents "+incidentID+"` shows them")
+	require.Contains(t, literalTexts(t, m), "and 4 more approval requests; run `stanch incidents "+incidentID+"`")
 }
 
 // A new workflow without state continues with the existing message.

@@ -35,7 +35,7 @@ func (a *NotifyAction) Observe(ctx context.Context, r activities.Request) (activ
 		return activities.Observation{}, err
 	}
 	if a.Notifier == nil {
-		return activities.Observation{}, activities.Refusef("no Slack is configured: add `slack:` to stanch.yaml")
+		return activities.Observation{}, activities.Refusef("Slack is not configured; add `slack:` to stanch.yaml")
 	}
 	if params.Text == "" {
 		params.Text = r.IncidentRef.Summary

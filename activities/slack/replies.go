@@ -19,11 +19,11 @@ const maxMentions = 10
 func (p *messageView) postReplies(ctx context.Context) error {
 	for _, q := range p.approvalRequests {
 		hash := q.PlansHash[:min(12, len(q.PlansHash))]
-		if err := p.mentionApprovers(ctx, "asked/"+q.QualifiedID()+"/"+hash, "you are asked: ", q, q.Approvers.Groups, q.Approvers.Users); err != nil {
+		if err := p.mentionApprovers(ctx, "asked/"+q.QualifiedID()+"/"+hash, "your approval is requested: ", q, q.Approvers.Groups, q.Approvers.Users); err != nil {
 			return err
 		}
 		if e := q.Approvers.Escalate; e != nil && !p.now().Before(q.AskedAt.Add(e.After)) {
-			if err := p.mentionApprovers(ctx, "escalated/"+q.QualifiedID()+"/"+hash, fmt.Sprintf("nobody decided within %s, so you are asked too: ", duration.Format(e.After)), q, e.Groups, e.Users); err != nil {
+			if err := p.mentionApprovers(ctx, "escalated/"+q.QualifiedID()+"/"+hash, fmt.Sprintf("there was no decision within %s, so your approval is requested too: ", duration.Format(e.After)), q, e.Groups, e.Users); err != nil {
 				return err
 			}
 		}
@@ -32,7 +32,7 @@ func (p *messageView) postReplies(ctx context.Context) error {
 		var what string
 		switch {
 		case l.State == "held" && l.Verified:
-			what = fmt.Sprintf("%s of %s: %s; it ends by itself at %s", l.Action, display.TargetName(p.incident, l.Target), display.DescribeLease(l), display.FormatTime(l.ExpiresAt))
+			what = fmt.Sprintf("%s of %s: %s; it ends automatically at %s", l.Action, display.TargetName(p.incident, l.Target), display.DescribeLease(l), display.FormatTime(l.ExpiresAt))
 		case l.State == "stuck":
 			what = fmt.Sprintf("%s of %s could NOT be undone: %s", l.Action, display.TargetName(p.incident, l.Target), l.Reason)
 		case l.State == "ended" && l.Undone:
@@ -45,7 +45,7 @@ func (p *messageView) postReplies(ctx context.Context) error {
 		}
 	}
 	if p.incident.Status == "closed" {
-		what := fmt.Sprintf("closed: %s; %d pieces of evidence", p.incident.Summary, len(p.incident.Evidence))
+		what := fmt.Sprintf("closed: %s; %d evidence artifacts", p.incident.Summary, len(p.incident.Evidence))
 		return p.postReplyOnce(ctx, "closed", what, textSection(what))
 	}
 	return nil
@@ -63,7 +63,7 @@ func (p *messageView) mentionApprovers(ctx context.Context, key, why string, q a
 			elements = append(elements, slack.NewRichTextSectionUserElement(id, nil), plainElement(" "))
 		}
 	}
-	elements = append(elements, plainElement(why+sanitizeText(q.Title, maxHeaderWeight)+". Answer in the message above, or with `stanch approve "+p.incident.ID+"`."))
+	elements = append(elements, plainElement(why+sanitizeText(q.Title, maxHeaderWeight)+". Approve or deny in the message above, or run `stanch approve "+p.incident.ID+"`."))
 	return p.postReplyOnce(ctx, key, why+q.Title, slack.NewRichTextBlock("", slack.NewRichTextSection(elements...)))
 }
 

@@ -114,10 +114,10 @@ func (a *CreateAction) Observe(ctx context.Context, r activities.Request) (activ
 		return none, err
 	}
 	if a.Tracker == nil {
-		return none, activities.Refusef("no tickets are configured: add `ticket:` to stanch.yaml")
+		return none, activities.Refusef("tickets are not configured; add `ticket:` to stanch.yaml")
 	}
 	if !incidentIDPattern.MatchString(r.IncidentRef.ID) {
-		return none, activities.Refusef("%q is not an incident's id", httpclient.SanitizeLine(r.IncidentRef.ID, 60))
+		return none, activities.Refusef("invalid incident id %q", httpclient.SanitizeLine(r.IncidentRef.ID, 60))
 	}
 	d := a.lockFor(r.IncidentRef.ID)
 	d.Lock()
@@ -146,7 +146,7 @@ func (a *CreateAction) Observe(ctx context.Context, r activities.Request) (activ
 	d.openedIssue = &issue
 	out := activities.Observation{Outputs: CreateOutputs{URL: issue.URL, ID: issue.ID, Created: true}}
 	if !slices.Contains(issue.Labels, label) {
-		out.MissingNote = "the tracker dropped the label " + label + ": give the token the right to set labels, or the ticket is not found again"
+		out.MissingNote = "the tracker ignored the label " + label + "; allow the token to set labels, because Stanch finds its tickets by the label"
 	}
 	return out, nil
 }
@@ -158,7 +158,7 @@ func (a *CreateAction) hitFailpoint(point string) {
 }
 
 func issueObservation(i Issue) activities.Observation {
-	return activities.Observation{Outputs: CreateOutputs{URL: i.URL, ID: i.ID}, Unchanged: true, MissingNote: "the incident has this ticket already"}
+	return activities.Observation{Outputs: CreateOutputs{URL: i.URL, ID: i.ID}, Unchanged: true, MissingNote: "the incident already has this ticket"}
 }
 
 // IncidentLabel returns the label by which an incident's ticket is found.
@@ -199,7 +199,7 @@ func (a *CreateAction) buildDraft(in activities.IncidentRef, params CreateParams
 	}
 	lines, findings, err := a.Manifests.Manifest(in.ID)
 	if err != nil {
-		return TicketDraft{}, fmt.Errorf("read the evidence's manifest: %w", err)
+		return TicketDraft{}, fmt.Errorf("read the evidence manifest: %w", err)
 	}
 	d.ManifestEntries, d.ManifestHead = len(lines), activities.LastLineHash(lines)
 	for _, l := range lines {
@@ -223,4 +223,4 @@ func safeURL(s string) string {
 }
 
 // errUnexpectedResponse means that a tracker's response does not match its documentation.
-var errUnexpectedResponse = errors.New("the answer is not one that the tracker's documentation describes")
+var errUnexpectedResponse = errors.New("the response does not have the documented form")

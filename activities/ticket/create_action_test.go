@@ -225,7 +225,7 @@ func TestATicketFitsItsTracker(t *testing.T) {
 		i := s.Issues()[0]
 		require.Less(t, len([]rune(i.Title)), 255)
 		page := renderedIssue(t, i)
-		require.Contains(t, page.Prose, "30 more pieces are in the manifest.")
+		require.Contains(t, page.Prose, "The manifest has 30 more artifacts.")
 		var text strings.Builder
 		text.WriteString(page.Prose + strings.Join(page.CodeBlocks, ""))
 		for _, row := range page.TableRows {
@@ -242,7 +242,7 @@ func TestAManifestThatDoesNotHoldIsSaid(t *testing.T) {
 		r.keys = signer.New(t).Keyring()
 		a.Manifests = r
 		decodeOutputs(t, steprunner.Run(t, a, steprunner.NewIncidentRef(), ticket.CreateParams{}))
-		require.Contains(t, strings.Join(renderedIssue(t, s.Issues()[0]).CodeBlocks, "\n"), "The manifest does not hold:\nmanifest of "+steprunner.IncidentID+", line 1")
+		require.Contains(t, strings.Join(renderedIssue(t, s.Issues()[0]).CodeBlocks, "\n"), "The manifest is invalid:\nmanifest of "+steprunner.IncidentID+", line 1")
 	})
 }
 
@@ -342,11 +342,11 @@ func TestAnAnswerThatIsNoneOpensNothing(t *testing.T) {
 func TestWithoutAConfigurationItIsRefused(t *testing.T) {
 	ran := steprunner.Run(t, &ticket.CreateAction{}, steprunner.NewIncidentRef(), ticket.CreateParams{})
 	require.Equal(t, playbooks.OutcomeRefused, ran.Outcome)
-	require.Equal(t, "no tickets are configured: add `ticket:` to stanch.yaml", ran.Reason)
+	require.Equal(t, "tickets are not configured; add `ticket:` to stanch.yaml", ran.Reason)
 	in := steprunner.NewIncidentRef()
 	in.ID = `INC-1" OR project = "HR`
 	ran = steprunner.Run(t, trackerCases[2].newCreateAction(stand.StartJira(t)), in, ticket.CreateParams{})
-	require.Contains(t, ran.Reason, "is not an incident's id")
+	require.Contains(t, ran.Reason, "invalid incident id")
 }
 
 // Text in code blocks never ends the block, whatever it contains.

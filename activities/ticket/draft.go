@@ -98,13 +98,13 @@ func (d TicketDraft) describeManifest() (sentences []string, wrong string) {
 	default:
 		sentences = append(sentences,
 			fmt.Sprintf("The manifest had %d entries when this ticket was opened. Its head:", d.ManifestEntries),
-			fmt.Sprintf("`stanch evidence verify %s --head HEAD` tells whether what came up to it is still so.", d.IncidentID))
+			fmt.Sprintf("Run `stanch evidence verify %s --head HEAD` to verify that the entries up to it are unchanged.", d.IncidentID))
 	}
 	if n := len(d.EvidenceRows); n > maxRows {
-		sentences = append(sentences, fmt.Sprintf("%d more pieces are in the manifest.", n-maxRows))
+		sentences = append(sentences, fmt.Sprintf("The manifest has %d more artifacts.", n-maxRows))
 	}
 	if len(d.ManifestProblems) > 0 {
-		wrong = "The manifest does not hold:\n" + strings.Join(d.ManifestProblems[:min(len(d.ManifestProblems), maxManifestProblems)], "\n")
+		wrong = "The manifest is invalid:\n" + strings.Join(d.ManifestProblems[:min(len(d.ManifestProblems), maxManifestProblems)], "\n")
 	}
 	return sentences, wrong
 }

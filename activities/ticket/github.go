@@ -67,7 +67,7 @@ func (g *GitHub) Find(ctx context.Context, label string) (*Issue, error) {
 	}
 	var issues []githubIssue
 	if err := json.Unmarshal(raw, &issues); err != nil {
-		return nil, fmt.Errorf("GitHub's issues: %w", errUnexpectedResponse)
+		return nil, fmt.Errorf("list GitHub issues: %w", errUnexpectedResponse)
 	}
 	for _, i := range issues {
 		if i.Number > 0 && i.PullRequest == nil { // GitHub lists pull requests as issues
@@ -82,7 +82,7 @@ func (g *GitHub) Find(ctx context.Context, label string) (*Issue, error) {
 func (g *GitHub) Open(ctx context.Context, d TicketDraft) (Issue, error) {
 	body, err := json.Marshal(map[string]any{"title": d.Title, "body": Markdown(d), "labels": d.Labels})
 	if err != nil {
-		return Issue{}, fmt.Errorf("write the issue: %w", err)
+		return Issue{}, fmt.Errorf("encode the issue: %w", err)
 	}
 	raw, err := g.client.Call(ctx, http.MethodPost, g.repoPath+"/issues", nil, body)
 	if err != nil {
@@ -90,7 +90,7 @@ func (g *GitHub) Open(ctx context.Context, d TicketDraft) (Issue, error) {
 	}
 	var made githubIssue
 	if err := json.Unmarshal(raw, &made); err != nil || made.Number == 0 {
-		return Issue{}, fmt.Errorf("GitHub's new issue: %w", errUnexpectedResponse)
+		return Issue{}, fmt.Errorf("create a GitHub issue: %w", errUnexpectedResponse)
 	}
 	return made.toIssue(), nil
 }

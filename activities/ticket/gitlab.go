@@ -46,7 +46,7 @@ func (g *GitLab) Find(ctx context.Context, label string) (*Issue, error) {
 	}
 	var issues []gitlabIssue
 	if err := json.Unmarshal(raw, &issues); err != nil {
-		return nil, fmt.Errorf("GitLab's issues: %w", errUnexpectedResponse)
+		return nil, fmt.Errorf("list GitLab issues: %w", errUnexpectedResponse)
 	}
 	if len(issues) == 0 || issues[0].IID == 0 {
 		return nil, nil //nolint:nilnil // nil means none
@@ -59,7 +59,7 @@ func (g *GitLab) Find(ctx context.Context, label string) (*Issue, error) {
 func (g *GitLab) Open(ctx context.Context, d TicketDraft) (Issue, error) {
 	body, err := json.Marshal(map[string]any{"title": d.Title, "description": Markdown(d), "labels": strings.Join(d.Labels, ",")})
 	if err != nil {
-		return Issue{}, fmt.Errorf("write the issue: %w", err)
+		return Issue{}, fmt.Errorf("encode the issue: %w", err)
 	}
 	raw, err := g.client.Call(ctx, http.MethodPost, g.issuesPath, nil, body)
 	if err != nil {
@@ -67,7 +67,7 @@ func (g *GitLab) Open(ctx context.Context, d TicketDraft) (Issue, error) {
 	}
 	var made gitlabIssue
 	if err := json.Unmarshal(raw, &made); err != nil || made.IID == 0 {
-		return Issue{}, fmt.Errorf("GitLab's new issue: %w", errUnexpectedResponse)
+		return Issue{}, fmt.Errorf("create a GitLab issue: %w", errUnexpectedResponse)
 	}
 	return made.toIssue(), nil
 }

@@ -64,7 +64,7 @@ func (j *Jira) Find(ctx context.Context, label string) (*Issue, error) {
 		"jql": "project = " + quoteJQL(j.project) + " AND labels = " + quoteJQL(label) + " ORDER BY created ASC", "fields": []string{"labels"}, "maxResults": 1,
 	})
 	if err != nil {
-		return nil, fmt.Errorf("write the search: %w", err)
+		return nil, fmt.Errorf("encode the search: %w", err)
 	}
 	raw, err := j.client.Call(ctx, http.MethodPost, "/rest/api/3/search/jql", nil, body)
 	if err != nil {
@@ -74,7 +74,7 @@ func (j *Jira) Find(ctx context.Context, label string) (*Issue, error) {
 		Issues *[]jiraIssue `json:"issues"`
 	}
 	if err := json.Unmarshal(raw, &answer); err != nil || answer.Issues == nil {
-		return nil, fmt.Errorf("the search of Jira: %w", errUnexpectedResponse)
+		return nil, fmt.Errorf("search Jira: %w", errUnexpectedResponse)
 	}
 	if len(*answer.Issues) == 0 || (*answer.Issues)[0].Key == "" {
 		return nil, nil //nolint:nilnil // nil means none
@@ -90,7 +90,7 @@ func (j *Jira) Open(ctx context.Context, d TicketDraft) (Issue, error) {
 		"summary": d.Title, "labels": d.Labels, "description": JiraDocument(d),
 	}})
 	if err != nil {
-		return Issue{}, fmt.Errorf("write the issue: %w", err)
+		return Issue{}, fmt.Errorf("encode the issue: %w", err)
 	}
 	raw, err := j.client.Call(ctx, http.MethodPost, "/rest/api/3/issue", nil, body)
 	if errors.Is(err, httpclient.ErrOutcomeUnknown) {
@@ -102,7 +102,7 @@ func (j *Jira) Open(ctx context.Context, d TicketDraft) (Issue, error) {
 	}
 	var made jiraIssue
 	if err := json.Unmarshal(raw, &made); err != nil || made.Key == "" {
-		return Issue{}, fmt.Errorf("the new issue of Jira: %w", errUnexpectedResponse)
+		return Issue{}, fmt.Errorf("create a Jira issue: %w", errUnexpectedResponse)
 	}
 	made.Fields.Labels = d.Labels // Jira rejects the complete request if one label is invalid
 	return j.toIssue(made), nil

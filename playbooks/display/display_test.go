@@ -49,7 +49,7 @@ func TestHeadlineIsTheMostSevereDetection(t *testing.T) {
 func TestRunSummaryStartsWithContainments(t *testing.T) {
 	in := newIncident()
 	contained := playbooks.StepReport{Action: "pod.isolate", Verb: playbooks.VerbContain, Target: "pod:u-1", LeaseID: "LSE-1", Outcome: playbooks.OutcomeChanged}
-	ticket := playbooks.StepReport{Action: "create", Verb: playbooks.VerbTicket, Target: "incident:INC-1", Outcome: playbooks.OutcomeRefused, Reason: "no tickets are configured: add `ticket:` to stanch.yaml"}
+	ticket := playbooks.StepReport{Action: "create", Verb: playbooks.VerbTicket, Target: "incident:INC-1", Outcome: playbooks.OutcomeRefused, Reason: "tickets are not configured; add `ticket:` to stanch.yaml"}
 	mail := playbooks.StepReport{Action: "email", Verb: playbooks.VerbNotify, Outcome: playbooks.OutcomeFailed, Reason: "the server is away"}
 	refused := playbooks.StepReport{Action: "pod.isolate", Verb: playbooks.VerbContain, Target: "pod:u-1", Outcome: playbooks.OutcomeRefused, Reason: "no budget is configured for it"}
 	at := time.Now()

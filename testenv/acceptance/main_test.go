@@ -76,6 +76,6 @@ func startIsolatedContainer(t *testing.T, s *harness.Harness) (*harness.Containe
 	c := s.NewContainer(t)
 	c.StartAttack(t)
 	in := s.WaitForIncident(t, c.ID, 30*time.Second, "held", isIsolated)
-	require.True(t, c.IsSilent(300*time.Millisecond), "nothing arrives at the peer while the lease holds")
+	require.True(t, c.IsSilent(300*time.Millisecond), "nothing arrives at the peer while the lease is in force")
 	return c, in
 }

@@ -78,10 +78,10 @@ func TestAQuestionEscalates(t *testing.T) {
 	c := newSlackHarness(t, plays)
 	box, _, m := c.attackAndWaitForRequest(t)
 	_, _ = c.pressButton(t, dora, m, "approve")
-	c.waitForEphemeralMessage(t, dora, "may not answer this")
+	c.waitForEphemeralMessage(t, dora, "is not allowed to vote on this")
 	require.Eventually(t, func() bool {
 		thread, err := json.Marshal(c.fakeSlack.ThreadMessages(m.TS))
-		return err == nil && strings.Contains(string(thread), "nobody decided within 8s") && strings.Contains(string(thread), dora)
+		return err == nil && strings.Contains(string(thread), "there was no decision within 8s") && strings.Contains(string(thread), dora)
 	}, 30*time.Second, 100*time.Millisecond, "the second group is called")
 	_, _ = c.pressButton(t, dora, m, "approve")
 	c.WaitForIncident(t, box.ID, 30*time.Second, "held", isIsolated)

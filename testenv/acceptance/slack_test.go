@@ -228,7 +228,7 @@ func TestPeopleDecideInSlack(t *testing.T) {
 	c := newSlackHarness(t, approvalPlaybook(2, "10m"))
 	box, q, m := c.attackAndWaitForRequest(t)
 	require.False(t, box.IsSilent(200*time.Millisecond), "nothing is contained before people agree")
-	require.Contains(t, string(m.Blocks), "0 of 2 said yes")
+	require.Contains(t, string(m.Blocks), "0 of 2 approved")
 	thread := c.fakeSlack.ThreadMessages(m.TS)
 	require.NotEmpty(t, thread, "those who are asked are called in the thread")
 	require.Contains(t, string(thread[0].Blocks), alice)
@@ -237,7 +237,7 @@ func TestPeopleDecideInSlack(t *testing.T) {
 	code, body := c.pressButton(t, alice, m, "approve")
 	require.Equal(t, http.StatusOK, code, body)
 	c.waitForEphemeralMessage(t, alice, "recorded")
-	m = c.waitForMessage(t, q.IncidentID, "one of two", func(m slack.Message) bool { return strings.Contains(string(m.Blocks), "1 of 2 said yes (alice)") })
+	m = c.waitForMessage(t, q.IncidentID, "one of two", func(m slack.Message) bool { return strings.Contains(string(m.Blocks), "1 of 2 approved (alice)") })
 	c.renderMessagePage(t, "slack-asked", m)
 	// The same person again, by Socket Mode this time, is still one person.
 	_, acked := c.fakeSlack.PushPayload(t, slack.ButtonPayload(alice, m, m.Buttons(t)["approve"][0], nil))
@@ -312,7 +312,7 @@ func TestTheGlassIsBroken(t *testing.T) {
 	require.Empty(t, answer)
 	c.WaitForIncident(t, box.ID, 30*time.Second, "held", isIsolated)
 	c.waitForMessage(t, q.IncidentID, "said to everybody", func(m slack.Message) bool {
-		return strings.Contains(string(m.Blocks), "grace broke the glass: exfiltration is under way")
+		return strings.Contains(string(m.Blocks), "grace used break-glass: exfiltration is under way")
 	})
 	stdout, stderr, code := c.Run(t, "evidence", "list", q.IncidentID, "-o", "json")
 	require.Zero(t, code, stderr)

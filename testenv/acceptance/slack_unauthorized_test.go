@@ -67,7 +67,7 @@ var unauthorizedClicks = []struct {
 			p["user"] = map[string]any{"id": mallory, "team_id": slack.TeamID, "username": "\u0430lice", "name": "alice"}
 		}, "nobody in Stanch")
 	}},
-	{"a member of another group", func(t *testing.T, w *clickFixture) { w.requireApprovalRejected(t, dora, nil, "may not answer this") }},
+	{"a member of another group", func(t *testing.T, w *clickFixture) { w.requireApprovalRejected(t, dora, nil, "is not allowed to vote on this") }},
 	{"a guest", func(t *testing.T, w *clickFixture) { w.requireApprovalRejected(t, guestMember, nil, "a guest") }},
 	{"somebody who has left", func(t *testing.T, w *clickFixture) {
 		w.requireApprovalRejected(t, deactivatedMember, nil, "deactivated")
@@ -126,7 +126,7 @@ var unauthorizedClicks = []struct {
 	}},
 	{"somebody who left the user group a second ago", func(t *testing.T, w *clickFixture) {
 		w.fakeSlack.SetGroup("S0ONCALL")
-		w.requireApprovalRejected(t, carol, nil, "may not answer this")
+		w.requireApprovalRejected(t, carol, nil, "is not allowed to vote on this")
 	}},
 	{"somebody who was taken off the list a second ago", func(t *testing.T, w *clickFixture) {
 		file := filepath.Join(w.ConfigDir, "stanch.yaml")
@@ -238,7 +238,7 @@ func TestNobodyAnswersWithoutTheRight(t *testing.T) {
 	}
 	// Whoever was refused stands in the record, with the reason.
 	now := c.requireOpenRequest(t, q.IncidentID)
-	require.Contains(t, strings.Join(now.IgnoredVotes, "\n"), "dora: dora may not answer this")
+	require.Contains(t, strings.Join(now.IgnoredVotes, "\n"), "dora: dora is not allowed to vote on this")
 	for _, member := range []string{alice, bob} {
 		w.requireStatus(t, w.signPayload(w.approvePayload(member, nil)), http.StatusOK)
 	}

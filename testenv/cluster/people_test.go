@@ -70,7 +70,7 @@ people:
 		"a token for something else":               {in.createPersonToken(t, "ann", "vault"), "not valid for the audience"},
 		"an account that is nobody":                {in.createPersonToken(t, "eve", gateway.TokenAudience), "is nobody in the configuration"},
 		"the worker's own account":                 {in.createPersonToken(t, manifests.WorkerName, gateway.TokenAudience), "is nobody in the configuration"},
-		"a person without the right":               {ben, "may not answer this"},
+		"a person without the right":               {ben, "is not allowed to vote on this"},
 	} {
 		_, err := in.tryStanch(t.Context(), append([]string{"approve", asked.ID}, as(c.token)...)...)
 		if err == nil || !strings.Contains(err.Error(), c.want) {

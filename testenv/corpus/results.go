@@ -83,7 +83,7 @@ func (s *scenarioBuilder) addIsolation(p *podInfo, held time.Duration, confidenc
 		s.addFreeze(p, confidence)
 		return
 	}
-	plan.Changes = []string{"hold everything that " + s.describePod(p) + " sends, on node " + p.node, "create networkpolicy stanch-" + p.uid[:8] + " that denies egress and ingress"}
+	plan.Changes = []string{"block all egress of " + s.describePod(p) + " on node " + p.node, "create networkpolicy stanch-" + p.uid[:8] + " that denies egress and ingress"}
 	plan.PriorState = mustMarshal(map[string]bool{"uses_node_lock": true, "uses_network_policy": true})
 	plan.GuardDecision = s.newDecision(confidence)
 	s.addActionResult(plan)
@@ -149,13 +149,13 @@ func (s *scenarioBuilder) addEffect(plan recording.ActionResult, step string, he
 	s.addActionResult(apply)
 	done(playbooks.OutcomeChanged, "")
 	if s.faultMode == faultDrift {
-		s.addActionResult(recording.ActionResult{Operation: recording.OperationVerify, Action: plan.Action, Target: plan.Target, VerifyDetail: "the network policy was taken away"})
+		s.addActionResult(recording.ActionResult{Operation: recording.OperationVerify, Action: plan.Action, Target: plan.Target, VerifyDetail: "the network policy was removed"})
 	}
 	began := s.elapsedMS
 	s.elapsedMS += held.Milliseconds()
 	undo := recording.ActionResult{Operation: recording.OperationUndo, Action: plan.Action, Target: plan.Target, Params: plan.Params, Undone: true}
 	if s.faultMode == faultDrift && s.random.IntN(2) == 0 {
-		undo.Undone, undo.Drift = false, "the network policy was changed by somebody else"
+		undo.Undone, undo.Drift = false, "the network policy was changed by another writer"
 	}
 	s.addActionResult(undo)
 	s.rec.Leases = append(s.rec.Leases, recording.LeaseReport{OffsetMS: s.elapsedMS, Report: playbooks.LeaseReport{
@@ -174,7 +174,7 @@ func (s *scenarioBuilder) addApproval(step string, plan recording.ActionResult) 
 	})
 	if s.random.IntN(3) == 0 {
 		s.elapsedMS += plan.GuardDecision.Approvers.TimeoutMS
-		return false, "nobody with the right answered within 15m"
+		return false, "no approver voted within 15m"
 	}
 	s.elapsedMS += 20_000 + s.random.Int64N(600_000)
 	v := recording.Vote{OffsetMS: s.elapsedMS, WorkflowID: s.currentRun(), Step: id, Person: randomElement(s.random, samplePeople), AuthenticatedBy: "uid 1000 on the local socket", Groups: []string{"responders"}, Approved: s.random.IntN(4) > 0}

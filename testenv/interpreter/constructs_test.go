@@ -254,7 +254,7 @@ func TestEveryConstructRuns(t *testing.T) {
 			testScenario: testScenario{
 				stepsYAML: "\n  - parallel:\n      - wait: 1h\n      - enrich: ctx\n        target: incident.targets[0]\n    timeout: 1s\n    on_failure:\n      - notify: tell\n        target: incident.targets[0]\n",
 				wantLines: []string{
-					"steps[0].parallel[1] ctx succeeded", "steps[0].parallel[0] wait failed (it was cut off)", "steps[0] parallel failed (not done within 1s",
+					"steps[0].parallel[1] ctx succeeded", "steps[0].parallel[0] wait failed (interrupted)", "steps[0] parallel failed (timed out after 1s",
 					"steps[0].on_failure[0] tell succeeded",
 				},
 			}, outcome: "succeeded", inOrder: true,
@@ -304,13 +304,13 @@ func TestEveryConstructRuns(t *testing.T) {
 		"a wait for what never holds fails": {
 			testScenario: testScenario{
 				stepsYAML: "\n  - wait: { until: live.total_detections > 3, timeout: 1s }\n    on_failure:\n      - stop: failed\n        reason: it is over\n",
-				wantLines: []string{"steps[0] wait failed (it did not hold within 1s)", "steps[0].on_failure[0] stop failed (it is over)"},
+				wantLines: []string{"steps[0] wait failed (the condition was not true within 1s)", "steps[0].on_failure[0] stop failed (it is over)"},
 			}, outcome: "failed",
 		},
 		"a wait ends when the incident is as it waits for": {
 			testScenario: testScenario{
 				stepsYAML: "\n  - wait: { until: live.total_detections > incident.total_detections + 1, timeout: 1m }\n  - notify: tell\n    target: incident.targets[0]\n",
-				wantLines: []string{"steps[0] wait succeeded (it holds after", "steps[1] tell succeeded"},
+				wantLines: []string{"steps[0] wait succeeded (the condition is true after", "steps[1] tell succeeded"},
 				afterStart: func(t *testing.T, c client.Client, id string, _ func(func())) {
 					for total := range 3 {
 						require.NoError(t, c.SignalWorkflow(t.Context(), id, "", workflows.SignalIncidentState, playbooks.Incident{TotalDetections: total}))

@@ -285,7 +285,7 @@ func TestTheOutcomeTable(t *testing.T) {
 		},
 		"where the phase lets nothing run nobody is asked": {
 			stepsYAML: approval, decisionsByAction: map[string]activities.GuardDecision{"scale": {Verdict: activities.VerdictPropose, Reason: "phase 2"}}, approverVote: voteYes(),
-			wantLines: []string{"snapshot a succeeded", "snapshot b succeeded", "approval  proposed (would ask: phase 2)", "scale a proposed", "scale b proposed"},
+			wantLines: []string{"snapshot a succeeded", "snapshot b succeeded", "approval  proposed (would request approval: phase 2)", "scale a proposed", "scale b proposed"},
 			check:     func(t *testing.T, w *fakeBackend) { require.Zero(t, w.countCalls("scale a")) },
 		},
 		"a scope that wants its approvers asked asks them": {
@@ -334,7 +334,7 @@ func TestAStalePlanIsAskedAgain(t *testing.T) {
 				again = open[0]
 				return true
 			}, 20*time.Second, 20*time.Millisecond, "it is asked again")
-			require.Equal(t, []string{"no longer: scale a", "now: scale a and its neighbours"}, again.ChangesSinceReplaced)
+			require.Equal(t, []string{"no longer planned: scale a", "now: scale a and its neighbours"}, again.ChangesSinceReplaced)
 			require.NotEqual(t, again.ReplacesHash, again.PlansHash)
 			// The old yes is worth nothing for the new plan.
 			stale, err := sharedTemporal.key.Sign(attestation.PayloadTypeVote, attestation.Vote{IncidentID: again.IncidentID, WorkflowID: again.WorkflowID, Step: again.ID, PlanHash: again.ReplacesHash, Person: "bob", Groups: []string{"people"}, Approved: true, DecidedAt: time.Now()})

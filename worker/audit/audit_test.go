@@ -119,7 +119,7 @@ func TestWhoBrokeTheGlassIsNamed(t *testing.T) {
 	}
 	m.buildFullIncident(func(p *incidentParts) {
 		p.votes = []attestation.Envelope{
-			cast("eve", func(v *attestation.Vote) { v.RejectionReason = "eve may not answer this" }), cast("dana", func(v *attestation.Vote) { v.BreakGlass, v.Reason = true, "nobody else is awake" }),
+			cast("eve", func(v *attestation.Vote) { v.RejectionReason = "eve is not allowed to vote on this" }), cast("dana", func(v *attestation.Vote) { v.BreakGlass, v.Reason = true, "nobody else is awake" }),
 		}
 	})
 	did := map[string][]string{}
@@ -127,7 +127,7 @@ func TestWhoBrokeTheGlassIsNamed(t *testing.T) {
 		did[p.Name] = p.Actions
 	}
 	require.Contains(t, did["dana"], `broke the glass for "pod.isolate" (question cut#1), alone for the whole quorum: nobody else is awake`)
-	require.Contains(t, did["eve"], `said yes to "pod.isolate" (question cut#1) (not counted: eve may not answer this)`)
+	require.Contains(t, did["eve"], `said yes to "pod.isolate" (question cut#1) (not counted: eve is not allowed to vote on this)`)
 }
 
 // An approval request without votes has no event of its own: its plan and the timer of its deadline show it.

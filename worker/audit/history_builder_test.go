@@ -155,7 +155,7 @@ func (m *historyBuilder) newAttestedDetection() incident.AttestedDetection {
 }
 
 func newPlanResult() activities.PlanResult {
-	p := activities.Plan{Action: "pod.isolate", TargetID: "pod:u-1", Params: json.RawMessage(`{}`), Duration: time.Hour, Changes: []string{"hold everything that pod shop/web-1 sends"}}
+	p := activities.Plan{Action: "pod.isolate", TargetID: "pod:u-1", Params: json.RawMessage(`{}`), Duration: time.Hour, Changes: []string{"block all egress of pod shop/web-1"}}
 	return activities.PlanResult{Plan: p, PlanHash: p.Hash(), Decision: activities.GuardDecision{Verdict: activities.VerdictAskApproval, Guard: "phase", Reason: "confidence 0.70 is below the 0.80", Phase: 2, Approvers: testApprovers, ConfigHash: "abcdef012345"}}
 }
 

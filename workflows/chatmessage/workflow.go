@@ -67,7 +67,7 @@ func syncMessage(ctx workflow.Context, in Input, state *activities.MessageState)
 		RetryPolicy: &temporal.RetryPolicy{InitialInterval: time.Second, BackoffCoefficient: 2, MaximumInterval: 30 * time.Second},
 	}
 	if err := workflow.ExecuteActivity(workflow.WithActivityOptions(ctx, o), set.SyncMessage, activities.SyncMessageInput{IncidentID: in.IncidentID, State: *state, MayExistAlready: in.MayExistAlready}).Get(ctx, &out); err != nil {
-		workflow.GetLogger(ctx).Error("an incident's message cannot be kept", "error", err)
+		workflow.GetLogger(ctx).Error("an incident's message cannot be updated", "error", err)
 		return retryDelay
 	}
 	*state = out.State

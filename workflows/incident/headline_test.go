@@ -29,7 +29,7 @@ func TestTheSummaryNamesTheWorstDetection(t *testing.T) {
 	s.addDetection(newAttestedDetection("shell", "Reverse shell", "critical", 0.9, "execution", at.Add(time.Second)), at)
 	s.addDetection(newAttestedDetection("other", "Shell", "high", 0.95, "execution", at.Add(2*time.Second)), at)
 	s.recompute()
-	require.Contains(t, s.Incident.Summary, "Reverse shell in Container/web: /bin/shell connected to 203.0.113.9 port 4444. It began with: Connection to a mining pool's port. 1 kind of detection more.")
+	require.Contains(t, s.Incident.Summary, "Reverse shell in Container/web: /bin/shell connected to 203.0.113.9 port 4444. First detection: Connection to a mining pool's port. 1 kind of detection more.")
 }
 
 // Reports arrive later than what they report, and are sorted by its time.
@@ -39,10 +39,10 @@ func TestTheTimelineStaysInOrder(t *testing.T) {
 	r.Incident.Playbooks = []playbooks.PlaybookRun{{Playbook: "hold", WorkflowID: "playbook/1", Started: at}}
 	r.addTimeline(at, "playbook hold started")
 	r.handleLeaseReport(playbooks.LeaseReport{ID: "LSE-1", Action: "pod.isolate", Target: "pod:u-1", State: "held", Verified: true, At: at.Add(3 * time.Second)})
-	r.handlePlaybookReport(playbook.Report{WorkflowID: "playbook/1", Playbook: "hold", Ended: at.Add(4 * time.Second), Outcome: playbooks.OutcomeRefused, Reason: "no tickets are configured: add `ticket:` to stanch.yaml", Steps: []playbooks.StepReport{
+	r.handlePlaybookReport(playbook.Report{WorkflowID: "playbook/1", Playbook: "hold", Ended: at.Add(4 * time.Second), Outcome: playbooks.OutcomeRefused, Reason: "tickets are not configured; add `ticket:` to stanch.yaml", Steps: []playbooks.StepReport{
 		{Action: "pod.processes", Verb: playbooks.VerbEvidence, Outcome: playbooks.OutcomeSucceeded, At: at.Add(time.Second)},
 		{Action: "pod.isolate", Verb: playbooks.VerbContain, Target: "pod:u-1", LeaseID: "LSE-1", Outcome: playbooks.OutcomeChanged, At: at.Add(3 * time.Second)},
-		{Action: "create", Verb: playbooks.VerbTicket, Outcome: playbooks.OutcomeRefused, Reason: "no tickets are configured: add `ticket:` to stanch.yaml", At: at.Add(4 * time.Second)},
+		{Action: "create", Verb: playbooks.VerbTicket, Outcome: playbooks.OutcomeRefused, Reason: "tickets are not configured; add `ticket:` to stanch.yaml", At: at.Add(4 * time.Second)},
 	}}, at.Add(5*time.Second))
 	var story []string
 	for _, e := range r.Incident.Timeline {
@@ -51,7 +51,7 @@ func TestTheTimelineStaysInOrder(t *testing.T) {
 	require.Equal(t, []string{
 		"playbook hold started", "hold: pod.processes succeeded",
 		"lease LSE-1 of pod.isolate on pod u-1: in force, verified", "hold: pod.isolate applied and verified",
-		"hold: ticket refused: no tickets are configured: add `ticket:` to stanch.yaml",
+		"hold: ticket refused: tickets are not configured; add `ticket:` to stanch.yaml",
 		"playbook hold ended: contained: pod.isolate of pod u-1 applied and verified; note: ticket skipped: no " +
 			"tickets are configured: add `ticket:` to stanch.yaml",
 	}, story)

@@ -88,7 +88,7 @@ func (r *incidentRun) containmentConflict(s SelectedPlaybook, t playbooks.Target
 		if s.Shipped {
 			return fmt.Sprintf("your playbook %s contains %s already", by.Playbook, t)
 		}
-		return fmt.Sprintf("the shipped playbook %s contains %s already; `replaces: %s` in yours, or `library.except` in the configuration, keeps it from starting", by.Playbook, t, by.Playbook)
+		return fmt.Sprintf("the shipped playbook %s contains %s already; to prevent that, add `replaces: %s` to yours or use `library.except` in the configuration", by.Playbook, t, by.Playbook)
 	}
 	return ""
 }

@@ -202,15 +202,15 @@ func Describe(d sensors.Detection) string {
 	case sensors.KindFileOpen:
 		what = fmt.Sprintf("%s opened %s", process, e.File.Path)
 	case sensors.KindFileDelete:
-		what = fmt.Sprintf("%s deleted or cut %s", process, e.File.Path)
+		what = fmt.Sprintf("%s deleted or truncated %s", process, e.File.Path)
 	case sensors.KindChmod:
-		what = fmt.Sprintf("%s gave rights to %s", process, e.File.Path)
+		what = fmt.Sprintf("%s granted permissions on %s", process, e.File.Path)
 	case sensors.KindUnixConnect:
 		what = fmt.Sprintf("%s connected to the socket %s", process, e.File.Path)
 	case sensors.KindListen:
-		what = fmt.Sprintf("%s waits for connections on port %d", process, e.Network.Port)
+		what = fmt.Sprintf("%s listens on port %d", process, e.Network.Port)
 	case sensors.KindDNS:
-		what = fmt.Sprintf("%s asked for the name %s", process, e.Network.Domain)
+		what = fmt.Sprintf("%s queried the name %s", process, e.Network.Domain)
 	case sensors.KindProcessBurst:
 		what = fmt.Sprintf("%s and others: %d new processes within seconds", process, e.Count)
 	case sensors.KindMount, sensors.KindNamespaceChange, sensors.KindProcessTrace, sensors.KindRawSocket, sensors.KindBPF, sensors.KindIOUring, sensors.KindKernelModule:
@@ -244,7 +244,7 @@ func describeSyscall(process string, e sensors.Event) string {
 		what += " (" + e.Syscall.Detail + ")"
 	}
 	if e.Syscall.Failed {
-		what += "; the kernel refused it"
+		what += "; the kernel denied it"
 	}
 	return what
 }
@@ -296,7 +296,7 @@ func Summarize(in playbooks.Incident) string {
 	}
 	fmt.Fprintf(&b, "%s in %s: %s.", worst.Title, in.Workload, worst.Description)
 	if at > 0 {
-		fmt.Fprintf(&b, " It began with: %s.", in.Detections[0].Title)
+		fmt.Fprintf(&b, " First detection: %s.", in.Detections[0].Title)
 	}
 	if n := len(in.Detections) - 1 - min(max(at, 0), 1); n > 0 {
 		fmt.Fprintf(&b, " %s more.", describeKindCount(n))
@@ -311,7 +311,7 @@ func Summarize(in playbooks.Incident) string {
 		fmt.Fprintf(&b, " The same image runs in %d other pods.", in.BlastRadius.SameDigestPodCount)
 	}
 	if len(in.BlastRadius.DangerousPermissions) > 0 {
-		fmt.Fprintf(&b, " Its service account may: %s.", strings.Join(in.BlastRadius.DangerousPermissions, ", "))
+		fmt.Fprintf(&b, " Dangerous permissions of its service account: %s.", strings.Join(in.BlastRadius.DangerousPermissions, ", "))
 	}
 	if len(in.Changes) > 0 {
 		fmt.Fprintf(&b, " Changed recently: %s.", in.Changes[0].Description)

@@ -140,7 +140,7 @@ func (r *incidentRun) notifyChatMessage(ctx workflow.Context) {
 		TypedSearchAttributes: temporal.NewSearchAttributes(temporal.NewSearchAttributeKeyKeyword(workflows.IncidentSearchAttribute).ValueSet(r.Incident.ID)),
 	})
 	if err := workflow.ExecuteChildWorkflow(childCtx, chatmessage.ChatMessage, chatmessage.Input{IncidentID: r.Incident.ID, MayExistAlready: before}).GetChildWorkflowExecution().Get(ctx, nil); err != nil {
-		workflow.GetLogger(ctx).Error("the incident's thread could not be started", "error", err)
+		workflow.GetLogger(ctx).Error("the incident's message could not be started", "error", err)
 	}
 }
 

@@ -69,7 +69,7 @@ func TestAPlaybookThatWaitsHearsOfMore(t *testing.T) {
 func TestAPlaybookThatWaitsGivesUp(t *testing.T) {
 	_, wait, _ := runWatchedIncident(t, 5, "", []time.Duration{0, time.Minute})
 	require.Equal(t, playbooks.OutcomeFailed, wait.Outcome)
-	require.Equal(t, "it did not hold within 20m", wait.Reason)
+	require.Equal(t, "the condition was not true within 20m", wait.Reason)
 }
 
 // A flood of detections does not fill the history of a waiting playbook.

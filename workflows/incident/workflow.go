@@ -81,11 +81,11 @@ func (w *Workflows) Incident(ctx workflow.Context, in Input) (playbooks.Incident
 				continue
 			}
 			r.Incident.Status, r.Incident.Closed = "closed", workflow.Now(ctx)
-			r.addTimeline(r.Incident.Closed, "closed: quiet for "+duration.Format(r.input.IdleTimeout)+", nothing is held")
+			r.addTimeline(r.Incident.Closed, "closed: idle for "+duration.Format(r.input.IdleTimeout)+", no active lease")
 			if r.finalSync(ctx) && r.receiveSignals(ctx) {
 				// The signal arrived during the final sync: it must not be lost when the workflow closes.
 				r.Incident.Status, r.Incident.Closed = "open", time.Time{}
-				r.addTimeline(workflow.Now(ctx), "open again: something arrived while it closed")
+				r.addTimeline(workflow.Now(ctx), "reopened: a detection arrived while it closed")
 				continue
 			}
 			return r.Incident, nil
@@ -277,7 +277,7 @@ func (r *incidentRun) startPlaybook(ctx workflow.Context, s SelectedPlaybook, ta
 	r.addTimeline(workflow.Now(ctx), "playbook "+s.Name+" started")
 	workflow.Go(ctx, func(ctx workflow.Context) {
 		if err := child.GetChildWorkflowExecution().Get(ctx, nil); err != nil {
-			r.handlePlaybookReport(playbook.Report{WorkflowID: id, Playbook: s.Name, Ended: workflow.Now(ctx), Error: "it could not be started: " + err.Error()}, workflow.Now(ctx))
+			r.handlePlaybookReport(playbook.Report{WorkflowID: id, Playbook: s.Name, Ended: workflow.Now(ctx), Error: "it failed to start: " + err.Error()}, workflow.Now(ctx))
 			r.startFallback(ctx)
 			return
 		}

@@ -195,7 +195,7 @@ func (m *Machine) Join(h Holder, now time.Time, combine func(a, b json.RawMessag
 		refuse("the lease of %s on %s is ending; try again", m.Facet, m.Target)
 		return
 	case h.Action != m.Action:
-		refuse("%s of %s is held by %s for %s", m.Facet, m.Target, m.Action, m.IncidentRef.ID)
+		refuse("%s of %s is leased by %s for %s", m.Facet, m.Target, m.Action, m.IncidentRef.ID)
 		return
 	}
 	params, err := combine(m.Params, h.Params)
@@ -215,7 +215,7 @@ func (m *Machine) Join(h Holder, now time.Time, combine func(a, b json.RawMessag
 	}
 	if m.State == StateHeld && !m.NeedsReapply {
 		r := m.buildReport(now)
-		r.Outcome, r.Reason = playbooks.OutcomeUnchanged, "it was held already; joined"
+		r.Outcome, r.Reason = playbooks.OutcomeUnchanged, "already in force; joined the lease"
 		m.PendingReports = append(m.PendingReports, OutgoingReport{WorkflowID: h.ReportToWorkflow, HolderID: h.ID, Lease: r})
 	}
 }
@@ -321,21 +321,21 @@ func (m *Machine) OnVerified(r activities.VerifyResult, err error, now time.Time
 	was := m.Verified
 	switch {
 	case err != nil:
-		m.Verified, m.Reason = false, "it cannot be observed: "+err.Error()
+		m.Verified, m.Reason = false, "its state is unknown: "+err.Error()
 	case r.TargetGone:
 		// The target is gone: undo what is left of the containment.
 		m.State, m.UndoAttempts, m.NextCheckAt, m.Reason = StateUndoing, 0, now, r.Detail
 		m.reportToIncidents(now)
 		return
 	case r.InForce && r.UnverifiedReason != "":
-		m.Verified, m.Reason = false, "it is in force and not verified: "+r.UnverifiedReason
+		m.Verified, m.Reason = false, "in force but unverified: "+r.UnverifiedReason
 	case r.InForce:
 		m.Verified, m.Reason = m.Outcome != playbooks.OutcomeUnverified, r.Detail
 	default:
 		m.Verified, m.NeedsReapply = false, true
 		m.ReapplyCount++
 		m.Contested = m.Contested || m.ReapplyCount >= contestedAfterReapplies
-		m.Reason = "it was put back: " + r.Detail
+		m.Reason = "it was reverted by another writer: " + r.Detail
 	}
 	if was != m.Verified || m.NeedsReapply {
 		m.reportToIncidents(now)
@@ -353,7 +353,7 @@ func (m *Machine) OnUndone(r activities.UndoResult, err error, now time.Time) {
 	case err != nil:
 		m.Reason = "undo failed: " + err.Error()
 	case r.Drift != nil:
-		m.Reason = "somebody else changed it since: " + r.Drift.Detail
+		m.Reason = "another writer changed it since: " + r.Drift.Detail
 	default:
 		m.Reason = "undo was refused: " + r.RefusalReason
 	}

@@ -22,7 +22,7 @@ type OutgoingReport struct {
 func (m *Machine) buildReport(now time.Time) playbooks.LeaseReport {
 	reason := m.Reason
 	if m.Contested { // also while it is active: somebody repeatedly undoes it
-		reason = strings.TrimSuffix(fmt.Sprintf("it is being fought over, put back %d times: %s", m.ReapplyCount, reason), ": ")
+		reason = strings.TrimSuffix(fmt.Sprintf("another writer keeps reverting it, %d times so far: %s", m.ReapplyCount, reason), ": ")
 	}
 	return playbooks.LeaseReport{
 		ID: m.LeaseID, Action: m.Action, Target: m.Target.ID(), Facet: string(m.Facet), State: string(m.State), Outcome: m.Outcome,

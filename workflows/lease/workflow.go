@@ -137,7 +137,7 @@ func (l *workflowLoop) waitForSends(ctx workflow.Context) {
 	l.sendReports(ctx)
 	for _, f := range l.pendingSends {
 		if err := f.Get(ctx, nil); err != nil {
-			workflow.GetLogger(ctx).Info("a report did not arrive; its workflow has ended", "error", err)
+			workflow.GetLogger(ctx).Info("a report was not delivered: its workflow has ended", "error", err)
 		}
 	}
 	l.pendingSends = nil

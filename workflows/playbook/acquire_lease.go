@@ -73,7 +73,7 @@ func (r *playbookRun) acquireLease(ctx workflow.Context, f executionFrame, s *pl
 		AddFuture(workflow.NewTimer(timerCtx, leaseReportTimeout), func(workflow.Future) { delete(r.waitingHolders, holder.ID) }).
 		Select(ctx)
 	if ctx.Err() != nil && err != nil {
-		return report, fmt.Errorf("the time of its block was over before the lease %s reported; it goes on and ends by itself", id)
+		return report, fmt.Errorf("its block timed out before the lease %s reported; the lease continues and ends automatically", id)
 	}
 	return report, err
 }

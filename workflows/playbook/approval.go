@@ -103,7 +103,7 @@ func (r *playbookRun) waitForApproval(ctx workflow.Context, q ApprovalRequest) (
 	p.PlansHash, p.AskedAt = activities.ApprovalRequestHash(p.Plans, p.Approvers), workflow.Now(ctx)
 	p.Deadline = p.AskedAt.Add(p.Approvers.Timeout)
 	if p.Approvers.IsEmpty() {
-		return approvalResult{reason: "nobody may approve: the scope names no approvers"}
+		return approvalResult{reason: "the scope has no approvers"}
 	}
 	r.openRequests[p.ID] = p
 	r.requestMessageSync(ctx)
@@ -124,9 +124,9 @@ func (r *playbookRun) waitForApproval(ctx workflow.Context, q ApprovalRequest) (
 		if r.suspendedReason != "" && !late && len(p.Votes) == p.countedVotes {
 			return approvalResult{reason: r.suspendedReason}
 		}
-		nobody := approvalResult{reason: fmt.Sprintf("nobody with the right answered within %s", duration.Format(p.Approvers.Timeout))}
+		nobody := approvalResult{reason: fmt.Sprintf("no approver voted within %s", duration.Format(p.Approvers.Timeout))}
 		if n := len(p.ApprovedBy); n > 0 {
-			nobody.reason = fmt.Sprintf("%d of the %d who must agree did within %s", n, max(p.Approvers.Quorum, 1), duration.Format(p.Approvers.Timeout))
+			nobody.reason = fmt.Sprintf("%d of %d required approvals within %s", n, max(p.Approvers.Quorum, 1), duration.Format(p.Approvers.Timeout))
 		}
 		// Votes that arrived in time count, even if no worker was available to count them before.
 		if r.yieldToVoteReceiver(ctx); ctx.Err() != nil || late && len(p.Votes) == p.countedVotes {
@@ -180,12 +180,12 @@ func (r *playbookRun) runApproval(ctx workflow.Context, f executionFrame, s *pla
 	w := &planner{playbookRun: r, plannedKeys: map[string]bool{}}
 	plans, reasons := w.planSteps(ctx, planning, a.Steps)
 	if w.limitExceeded {
-		plans, reasons = plannedActions{}, []string{fmt.Sprintf("it would ask about more than %d things at once: nobody can judge that", maxPlansPerApproval)}
+		plans, reasons = plannedActions{}, []string{fmt.Sprintf("it would request approval of more than %d changes at once; split the step", maxPlansPerApproval)}
 	}
 	runnable := plans.runnableIfApproved()
 	if len(plans.plans) > 0 && len(runnable.plans) == 0 {
 		reason := plans.plans[0].Decision.Reason
-		r.recordStepReport(ctx, f, s, playbooks.StepReport{Outcome: playbooks.OutcomeProposed, Reason: "would ask: " + reason})
+		r.recordStepReport(ctx, f, s, playbooks.StepReport{Outcome: playbooks.OutcomeProposed, Reason: "would request approval: " + reason})
 		r.runSteps(ctx, f.withApproval(&approvedGrants{approval: a, proposeOnly: true, title: a.Title}), a.Steps)
 		return stepOutcome{Outcome: playbooks.OutcomeProposed, reason: reason}
 	}

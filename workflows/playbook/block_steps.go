@@ -53,7 +53,7 @@ func (r *playbookRun) runWithTimeout(ctx workflow.Context, f executionFrame, s *
 	stopTimer()
 	done.Receive(ctx, nil)
 	if over {
-		return r.recordStepEnd(ctx, f, s, playbooks.OutcomeFailed, fmt.Sprintf("not done within %s; what it holds goes on and ends by itself", duration.Format(s.Timeout)))
+		return r.recordStepEnd(ctx, f, s, playbooks.OutcomeFailed, fmt.Sprintf("timed out after %s; its leases continue and end automatically", duration.Format(s.Timeout)))
 	}
 	return out
 }
@@ -176,7 +176,7 @@ func (r *playbookRun) runWait(ctx workflow.Context, f executionFrame, s *playboo
 	w := s.Wait
 	if w.Until == nil {
 		if err := workflow.Sleep(ctx, w.Duration); err != nil {
-			return r.recordStepEnd(ctx, f, s, playbooks.OutcomeFailed, "it was cut off")
+			return r.recordStepEnd(ctx, f, s, playbooks.OutcomeFailed, "interrupted")
 		}
 		return r.recordStepEnd(ctx, f, s, playbooks.OutcomeSucceeded, "waited for "+duration.Format(w.Duration))
 	}
@@ -194,7 +194,7 @@ func (r *playbookRun) runWait(ctx workflow.Context, f executionFrame, s *playboo
 				return r.recordStepEnd(ctx, f, s, playbooks.OutcomeFailed, "`until`: "+err.Error())
 			}
 			if holds {
-				return r.recordStepEnd(ctx, f, s, playbooks.OutcomeSucceeded, "it holds after "+duration.Format(workflow.Now(ctx).Sub(began).Round(time.Second)))
+				return r.recordStepEnd(ctx, f, s, playbooks.OutcomeSucceeded, "the condition is true after "+duration.Format(workflow.Now(ctx).Sub(began).Round(time.Second)))
 			}
 		}
 		over := false
@@ -205,7 +205,7 @@ func (r *playbookRun) runWait(ctx workflow.Context, f executionFrame, s *playboo
 			AddFuture(timer, func(workflow.Future) { over = true }).
 			Select(ctx)
 		if over {
-			return r.recordStepEnd(ctx, f, s, playbooks.OutcomeFailed, fmt.Sprintf("it did not hold within %s", duration.Format(w.Timeout)))
+			return r.recordStepEnd(ctx, f, s, playbooks.OutcomeFailed, fmt.Sprintf("the condition was not true within %s", duration.Format(w.Timeout)))
 		}
 	}
 }
@@ -249,6 +249,6 @@ func (r *playbookRun) unwatchIncident(ctx workflow.Context) {
 func (r *playbookRun) signalIncident(ctx workflow.Context, signal string) {
 	err := workflow.SignalExternalWorkflow(ctx, workflows.IncidentWorkflowID(r.input.IncidentRef.GroupingKey), "", signal, r.workflowID).Get(ctx, nil)
 	if err != nil {
-		workflow.GetLogger(ctx).Info("the incident cannot be watched", "error", err)
+		workflow.GetLogger(ctx).Info("the incident's state cannot be watched", "error", err)
 	}
 }

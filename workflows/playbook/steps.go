@@ -73,7 +73,7 @@ func (r *playbookRun) runMainPlaybook(ctx workflow.Context, program *playbooks.P
 	out := r.runPlaybook(ctx, executionFrame{Program: program, env: env, ending: &playbookEnd{}, phaseCeiling: program.MaxPhase})
 	r.report.Outcome, r.report.Reason = out.Outcome, truncateReason(out.reason)
 	if r.unreportedLines > 0 {
-		r.report.Reason = truncateReason(fmt.Sprintf("%d further lines are only in the history. %s", r.unreportedLines, out.reason))
+		r.report.Reason = truncateReason(fmt.Sprintf("%d more lines are only in the workflow history. %s", r.unreportedLines, out.reason))
 	}
 }
 
@@ -214,7 +214,7 @@ func (r *playbookRun) runAction(ctx workflow.Context, f executionFrame, s *playb
 		return r.recordStepEnd(ctx, f, s, playbooks.OutcomeFailed, err.Error())
 	}
 	if len(targets) == 0 {
-		return r.recordStepEnd(ctx, f, s, playbooks.OutcomeSkipped, "there is no target")
+		return r.recordStepEnd(ctx, f, s, playbooks.OutcomeSkipped, "no target")
 	}
 	results := make([]stepOutcome, len(targets))
 	joined := workflow.NewWaitGroup(ctx)

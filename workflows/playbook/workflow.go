@@ -79,7 +79,7 @@ type Workflows struct {
 func (w *Workflows) Playbook(ctx workflow.Context, in Input) (Report, error) {
 	if in.LanguageVersion > playbooks.LanguageVersion {
 		// This worker is older than the run: panicking makes Temporal retry the task until a newer worker receives it.
-		panic(fmt.Sprintf("the run needs version %d of the language, this worker has %d", in.LanguageVersion, playbooks.LanguageVersion))
+		panic(fmt.Sprintf("the run needs version %d of the playbook language; this worker supports %d", in.LanguageVersion, playbooks.LanguageVersion))
 	}
 	load := w.Load
 	if load == nil {
@@ -112,7 +112,7 @@ func reportToIncident(ctx workflow.Context, in Input, report Report) error {
 	defer cancel()
 	err := workflow.SignalExternalWorkflow(ctx, workflows.IncidentWorkflowID(in.IncidentRef.GroupingKey), "", workflows.SignalPlaybookReport, report).Get(ctx, nil)
 	if err != nil {
-		workflow.GetLogger(ctx).Info("the incident has ended before its playbook", "error", err)
+		workflow.GetLogger(ctx).Info("the incident ended before its playbook", "error", err)
 	}
 	return nil
 }
@@ -210,7 +210,7 @@ func activityErrorText(err error) string {
 		return app.Message()
 	}
 	if late := (*temporal.TimeoutError)(nil); errors.As(err, &late) {
-		return "it was not done in time"
+		return "timed out"
 	}
 	text := err.Error()
 	if i := strings.Index(text, "): "); i > 0 && strings.HasPrefix(text, "activity error") {
