@@ -11,7 +11,7 @@ import (
 )
 
 // A compromised workflow cannot show one plan and have another one approved.
-func TestWhatIsShownIsWhatIsBound(t *testing.T) {
+func TestApprovalRequestHashBindsPlans(t *testing.T) {
 	target := playbooks.Target{Kind: playbooks.TargetPod, Namespace: "shop", Name: "dev", UID: "1"}
 	plan := activities.Plan{Action: "pod.isolate", TargetID: target.ID(), Changes: []string{"isolate a pod"}, Duration: time.Hour}
 	honest := func() activities.ApprovalRequest {

@@ -197,7 +197,7 @@ func (b *voteFixture) usePlaybookApprover(by *signer.Signer, person string) {
 }
 
 // A grant that a drill's key signed names the drill and the namespace.
-func TestAGrantSaysForWhatItIs(t *testing.T) {
+func TestDrillGrantNamesDrillAndNamespace(t *testing.T) {
 	b := newVoteFixture(t)
 	b.input.Approvers = b.ApproversForNamespace("", true)
 	b.updateHash()
@@ -214,7 +214,7 @@ func TestAGrantSaysForWhatItIs(t *testing.T) {
 	}
 }
 
-func TestVotesThatAreCountedAgainGiveNoSecondGrant(t *testing.T) {
+func TestRecountedVotesGiveTheSameGrant(t *testing.T) {
 	b := newVoteFixture(t)
 	at := time.Now().Add(-10 * time.Minute).Truncate(time.Second)
 	b.castVote("ann", func(v *attestation.Vote) { v.DecidedAt = at.Add(-time.Hour) }, "oncall")

@@ -29,7 +29,7 @@ func (w fakeMessenger) Closure(context.Context, string) (activities.Closure, err
 }
 
 // A message is updated as long as there is something to show, and no longer.
-func TestAThreadEndsWithItsIncident(t *testing.T) {
+func TestMessageSyncEndsWithIncident(t *testing.T) {
 	now, away := time.Now(), errors.New("the channel is archived")
 	ago := func(d time.Duration) time.Time { return now.Add(-d) }
 	for name, c := range map[string]struct {

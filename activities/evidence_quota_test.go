@@ -23,7 +23,7 @@ func newArtifact(name string, size int) activities.Artifact {
 	return activities.Artifact{Name: name, Data: append([]byte(name), bytes.Repeat([]byte("x"), size-len(name))...)}
 }
 
-func TestJunkDoesNotKeepOutTheEvidenceOfTheAttackThatFollows(t *testing.T) {
+func TestQuotaReservesRoomForSmallEvidence(t *testing.T) {
 	s := &activities.EvidenceStore{Dir: t.TempDir(), Authority: signer.New(t), Quota: activities.Quota{MaxTotalBytes: 40 * mebibyte, MaxIncidentBytes: 20 * mebibyte}}
 	put := func(incident string, p activities.Artifact) error {
 		_, err := s.StoreArtifact(t.Context(), incident, "process.snapshot", "pod:1", p, time.Now())
@@ -51,7 +51,7 @@ func TestJunkDoesNotKeepOutTheEvidenceOfTheAttackThatFollows(t *testing.T) {
 	require.NoError(t, put("INC-01THIRD0000000", newArtifact("processes-3", mebibyte/2)), "and small pieces of anybody fit into the last tenth of the store")
 }
 
-func TestEvidenceLeavesTheFileSystemItsReserve(t *testing.T) {
+func TestEvidenceStoreKeepsFreeSpace(t *testing.T) {
 	s := &activities.EvidenceStore{Dir: t.TempDir(), Authority: signer.New(t), Quota: activities.Quota{MinFreeBytes: 1 << 60}}
 	_, err := s.StoreArtifact(t.Context(), junkIncidentID, "a", "pod:1", newArtifact("p", 100), time.Now())
 	refusal, ok := activities.AsRefusal(err)

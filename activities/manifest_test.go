@@ -46,7 +46,7 @@ func verifyStore(t testing.TB, s *activities.EvidenceStore, a *signer.Signer, he
 	return found
 }
 
-func TestWhatWasKeptVerifies(t *testing.T) {
+func TestStoredEvidenceVerifies(t *testing.T) {
 	s, a := newFilledStore(t)
 	lines, found, err := s.Verify(testIncidentID, a.Keyring(), "")
 	require.NoError(t, err)
@@ -55,7 +55,7 @@ func TestWhatWasKeptVerifies(t *testing.T) {
 	require.Empty(t, verifyStore(t, s, a, activities.LastLineHash(lines)))
 }
 
-func TestAFlippedByteAnywhereInTheManifestIsFound(t *testing.T) {
+func TestVerifyFindsAnyFlippedByteOfManifest(t *testing.T) {
 	s, a := newFilledStore(t)
 	whole, err := os.ReadFile(readManifestFile(s))
 	require.NoError(t, err)
@@ -71,7 +71,7 @@ func TestAFlippedByteAnywhereInTheManifestIsFound(t *testing.T) {
 	}
 }
 
-func TestAFlippedByteInTheStoreIsFound(t *testing.T) {
+func TestVerifyFindsFlippedByteOfArtifact(t *testing.T) {
 	s, a := newFilledStore(t)
 	blobs, err := filepath.Glob(filepath.Join(s.Dir, "blobs", "*", "*"))
 	require.NoError(t, err)
@@ -90,7 +90,7 @@ func TestAFlippedByteInTheStoreIsFound(t *testing.T) {
 	require.ErrorContains(t, joinFindings(verifyStore(t, s, a, "")), "gone from the store")
 }
 
-func TestLinesThatAreTakenAwaySwappedOrCutOffAreFound(t *testing.T) {
+func TestVerifyFindsRemovedSwappedAndTruncatedEntries(t *testing.T) {
 	s, a := newFilledStore(t)
 	whole, err := os.ReadFile(readManifestFile(s))
 	require.NoError(t, err)
@@ -112,7 +112,7 @@ func TestLinesThatAreTakenAwaySwappedOrCutOffAreFound(t *testing.T) {
 	require.ErrorContains(t, joinFindings(verifyStore(t, s, a, activities.LastLineHash(all))), "cut off")
 }
 
-func TestAManifestOfAnotherKeyOrIncidentIsFound(t *testing.T) {
+func TestVerifyRejectsManifestOfAnotherKeyOrIncident(t *testing.T) {
 	s, a := newFilledStore(t)
 	other := signer.New(t)
 	require.ErrorContains(t, joinFindings(verifyStore(t, s, other, "")), "unknown key")
@@ -123,7 +123,7 @@ func TestAManifestOfAnotherKeyOrIncidentIsFound(t *testing.T) {
 }
 
 // A line that somebody inserted at the start proves nothing, and does not invalidate the lines after it.
-func TestEachLineIsProvedByItself(t *testing.T) {
+func TestEachManifestEntryIsVerifiedSeparately(t *testing.T) {
 	s, a := newFilledStore(t)
 	whole, err := os.ReadFile(readManifestFile(s))
 	require.NoError(t, err)
@@ -150,7 +150,7 @@ func TestEachLineIsProvedByItself(t *testing.T) {
 }
 
 // An entry that a crash cut off was never acknowledged: it is removed, and the chain continues.
-func TestADeathInTheMiddleOfAnEntryHeals(t *testing.T) {
+func TestIncompleteLastEntryIsRemoved(t *testing.T) {
 	s, a := newFilledStore(t)
 	whole, err := os.ReadFile(readManifestFile(s))
 	require.NoError(t, err)
@@ -161,7 +161,7 @@ func TestADeathInTheMiddleOfAnEntryHeals(t *testing.T) {
 	require.Empty(t, verifyStore(t, s, a, ""))
 }
 
-func TestARetryIsNotEnteredTwice(t *testing.T) {
+func TestRetriedEntryIsAppendedOnce(t *testing.T) {
 	s, a := newFilledStore(t)
 	piece := activities.Artifact{Name: "first.txt", Data: []byte("first"), CapturedFrom: "API server"}
 	again, err := s.StoreArtifact(t.Context(), testIncidentID, "pod.logs", "pod:1", piece, time.Now())
@@ -173,7 +173,7 @@ func TestARetryIsNotEnteredTwice(t *testing.T) {
 }
 
 // Two replicas write the same manifest on a shared volume.
-func TestReplicasShareAManifest(t *testing.T) {
+func TestReplicasAppendToOneManifest(t *testing.T) {
 	s, a := newFilledStore(t)
 	var all sync.WaitGroup
 	for n := range 8 {
@@ -194,7 +194,7 @@ func TestReplicasShareAManifest(t *testing.T) {
 }
 
 // A process that never releases the lock delays others only for a limited time.
-func TestAManifestThatIsHeldHoldsUpNobody(t *testing.T) {
+func TestManifestLockTimesOut(t *testing.T) {
 	s, a := newFilledStore(t)
 	f, err := os.Open(readManifestFile(s))
 	require.NoError(t, err)
@@ -207,14 +207,14 @@ func TestAManifestThatIsHeldHoldsUpNobody(t *testing.T) {
 	require.Empty(t, verifyStore(t, s, a, ""))
 }
 
-func TestWhatArrivesOtherThanItLeftIsNotKept(t *testing.T) {
+func TestPutRejectsArtifactWithWrongHash(t *testing.T) {
 	s, _ := newFilledStore(t)
 	_, err := s.StoreArtifact(t.Context(), testIncidentID, "process.snapshot", "pod:1", activities.Artifact{Name: "exe", Data: []byte("x"), CapturedFrom: "node a", SHA256: strings.Repeat("0", 64)}, time.Now())
 	require.ErrorContains(t, err, "arrived as")
 }
 
 // On a full disk, storing returns an error, leaves no partial file, and the existing evidence still verifies.
-func TestAFullDiskLeavesNothingHalfDone(t *testing.T) {
+func TestFullDiskLeavesNoPartialFile(t *testing.T) {
 	lacking.RequireRoot(t)
 	a := signer.New(t)
 	dir := t.TempDir()

@@ -28,7 +28,7 @@ func (w *fixture) observeCloudTrail(target playbooks.Target) (activities.Observa
 	return seen, lines
 }
 
-func TestTheTrailFollowsARoleToWhatItsSessionsDid(t *testing.T) {
+func TestCloudTrailIncludesEventsOfRoleSessions(t *testing.T) {
 	w := newFixture(t, nil)
 	role := playbooks.Target{Kind: playbooks.TargetRole, Name: "web", UID: "AROA1", ARN: "arn:aws:iam::123456789012:role/web"}
 	ago := func(d time.Duration) time.Time { return time.Now().Add(-d) }
@@ -59,7 +59,7 @@ func TestTheTrailFollowsARoleToWhatItsSessionsDid(t *testing.T) {
 	}
 }
 
-func TestNothingFoundIsEvidenceToo(t *testing.T) {
+func TestEmptyCloudTrailResultIsEvidence(t *testing.T) {
 	w := newFixture(t, nil)
 	seen, lines := w.observeCloudTrail(playbooks.Target{Kind: playbooks.TargetKey, Name: "bob", UID: "AKIA1"})
 	require.Len(t, lines, 1)
@@ -67,7 +67,7 @@ func TestNothingFoundIsEvidenceToo(t *testing.T) {
 	require.Contains(t, seen.MissingNote, "what is not here may still have happened")
 }
 
-func TestTheTrailIsBounded(t *testing.T) {
+func TestCloudTrailLookupIsBounded(t *testing.T) {
 	w := newFixture(t, nil)
 	var events []testaws.CloudTrailEvent
 	for i := range 40 {
@@ -80,7 +80,7 @@ func TestTheTrailIsBounded(t *testing.T) {
 	require.Contains(t, seen.MissingNote, "there are more")
 }
 
-func TestWhatTheTrailRefuses(t *testing.T) {
+func TestCloudTrailRefusesInvalidTargets(t *testing.T) {
 	w := newFixture(t, nil)
 	observe := w.actions["aws.cloudtrail"].(activities.Observer)
 	_, err := observe.Observe(t.Context(), newLeaseRequest("aws.cloudtrail", playbooks.Target{Kind: playbooks.TargetPod, Name: "p", UID: "u"}, 0, ""))

@@ -15,7 +15,7 @@ import (
 	"stanch/sensors/attestation"
 )
 
-func TestEachIsPlannedAppliedVerifiedAndUndoneToTheLetter(t *testing.T) {
+func TestContainmentsAreAppliedVerifiedAndUndoneExactly(t *testing.T) {
 	for _, c := range []struct {
 		action, params string
 		target         func(*fixture) playbooks.Target
@@ -75,7 +75,7 @@ func TestEachIsPlannedAppliedVerifiedAndUndoneToTheLetter(t *testing.T) {
 	}
 }
 
-func TestAnEndThatHasComeNeedsNoGrant(t *testing.T) {
+func TestUndoAfterExpiryNeedsNoGrant(t *testing.T) {
 	w := newFixture(t, nil)
 	user, key := w.createUser("u")
 	role := w.createRole("r", irsaTrustPolicy, time.Hour)
@@ -91,7 +91,7 @@ func TestAnEndThatHasComeNeedsNoGrant(t *testing.T) {
 	}
 }
 
-func TestRevokedSessionsStayRevokedUntilTheLastOfThemHasEnded(t *testing.T) {
+func TestRevocationLastsAsLongAsSessions(t *testing.T) {
 	w := newFixture(t, nil)
 	role := w.createRole("r", podIdentityTrustPolicy, 4*time.Hour)
 	_, err := w.findContainment("aws.role.revoke-sessions").Plan(t.Context(), newLeaseRequest("aws.role.revoke-sessions", role, 3*time.Hour, ""))
@@ -105,7 +105,7 @@ func TestRevokedSessionsStayRevokedUntilTheLastOfThemHasEnded(t *testing.T) {
 }
 
 // A later verification must not move the time: new sessions of the workload stay valid.
-func TestRevokingAgainDoesNotTouchNewSessions(t *testing.T) {
+func TestRepeatedRevocationKeepsItsCutoffTime(t *testing.T) {
 	w := newFixture(t, nil)
 	r := newLeaseRequest("aws.role.revoke-sessions", w.createRole("r", podIdentityTrustPolicy, time.Hour), 2*time.Hour, "")
 	plan, _ := w.planAndApply(r)
@@ -125,7 +125,7 @@ func TestRevokingAgainDoesNotTouchNewSessions(t *testing.T) {
 	wantRefusal(t, err, "requires a grant")
 }
 
-func TestWhatSomebodyElseChangedIsNotOverwritten(t *testing.T) {
+func TestUndoKeepsChangesOfOtherWriters(t *testing.T) {
 	t.Run("the trust policy", func(t *testing.T) {
 		w := newFixture(t, nil)
 		r := newLeaseRequest("aws.irsa.untrust", w.createRole("r", irsaTrustPolicy, time.Hour), time.Hour, `{"service_accounts":["shop/web"]}`)
@@ -193,7 +193,7 @@ func TestWhatSomebodyElseChangedIsNotOverwritten(t *testing.T) {
 	})
 }
 
-func TestARoleMadeAgainUnderTheNameIsAnother(t *testing.T) {
+func TestRecreatedRoleIsAnotherTarget(t *testing.T) {
 	for _, action := range []string{"aws.role.revoke-sessions", "aws.irsa.untrust"} {
 		t.Run(action, func(t *testing.T) {
 			w := newFixture(t, nil)
@@ -225,7 +225,7 @@ func TestARoleMadeAgainUnderTheNameIsAnother(t *testing.T) {
 	}
 }
 
-func TestARoleMadeAgainWhileItIsDeniedGetsItsOwnBack(t *testing.T) {
+func TestUndoDoesNotRestoreStateToRecreatedRole(t *testing.T) {
 	w := newFixture(t, nil)
 	r := newLeaseRequest("aws.role.revoke-sessions", w.createRole("r", podIdentityTrustPolicy, time.Hour), time.Hour, "")
 	plan := w.planWithoutLease(r)
@@ -239,7 +239,7 @@ func TestARoleMadeAgainWhileItIsDeniedGetsItsOwnBack(t *testing.T) {
 	require.Empty(t, name)
 }
 
-func TestThrottlingIsWaitedOutWithinBounds(t *testing.T) {
+func TestThrottledCallsAreRetriedWithinBounds(t *testing.T) {
 	w := newFixture(t, nil)
 	r := newLeaseRequest("aws.role.revoke-sessions", w.createRole("r", podIdentityTrustPolicy, time.Hour), time.Hour, "")
 	for _, action := range []string{"GetRole", "PutRolePolicy", "SimulatePrincipalPolicy"} {
@@ -258,7 +258,7 @@ func TestThrottlingIsWaitedOutWithinBounds(t *testing.T) {
 	require.Nil(t, w.undo(r, plan, releaseGrant))
 }
 
-func TestADeniedCallNamesThePermission(t *testing.T) {
+func TestDeniedCallNamesThePermission(t *testing.T) {
 	for _, c := range []struct{ call, permission, action string }{
 		{"GetRole", "iam:GetRole", "aws.role.revoke-sessions"},
 		{"ListRolePolicies", "iam:ListRolePolicies", "aws.role.revoke-sessions"},
@@ -280,7 +280,7 @@ func TestADeniedCallNamesThePermission(t *testing.T) {
 	}
 }
 
-func TestWithoutASimulationItIsUnverified(t *testing.T) {
+func TestDenyIsUnverifiedWithoutPolicySimulation(t *testing.T) {
 	for code, words := range map[string]string{"AccessDenied": "iam:SimulatePrincipalPolicy", "InvalidAction": "did not answer"} {
 		t.Run(code, func(t *testing.T) {
 			w := newFixture(t, nil)
@@ -297,7 +297,7 @@ func TestWithoutASimulationItIsUnverified(t *testing.T) {
 }
 
 // The policy reads as it should but does not deny: the simulation detects it.
-func TestADenyThatDoesNotDenyIsSeen(t *testing.T) {
+func TestVerifyDetectsIneffectiveDeny(t *testing.T) {
 	w := newFixture(t, nil)
 	r := newLeaseRequest("aws.role.revoke-sessions", w.createRole("r", podIdentityTrustPolicy, time.Hour), time.Hour, "")
 	plan, _ := w.planAndApply(r)
@@ -311,7 +311,7 @@ func TestADenyThatDoesNotDenyIsSeen(t *testing.T) {
 	require.Contains(t, detail, "is allowed for s3:GetObject")
 }
 
-func TestAPolicyThatIsTakenAwayIsMissed(t *testing.T) {
+func TestVerifyDetectsRemovedPolicy(t *testing.T) {
 	w := newFixture(t, nil)
 	r := newLeaseRequest("aws.role.revoke-sessions", w.createRole("r", podIdentityTrustPolicy, time.Hour), time.Hour, "")
 	plan, _ := w.planAndApply(r)
@@ -323,7 +323,7 @@ func TestAPolicyThatIsTakenAwayIsMissed(t *testing.T) {
 	require.Contains(t, detail, "was deleted")
 }
 
-func TestWhatIsProtectedAndWhatStanchIsAreNotTouched(t *testing.T) {
+func TestProtectedIdentitiesAndStanchAreRefused(t *testing.T) {
 	w := newFixture(t, nil, "billing-*", "arn:aws:iam::123456789012:role/arn-*")
 	for _, of := range []string{"billing-1", "arn-1"} {
 		r := newLeaseRequest("aws.role.revoke-sessions", w.createRole(of, podIdentityTrustPolicy, time.Hour), time.Hour, "")
@@ -345,7 +345,7 @@ func TestWhatIsProtectedAndWhatStanchIsAreNotTouched(t *testing.T) {
 	}
 }
 
-func TestUntrustKeepsOutExactlyWhoIsNamed(t *testing.T) {
+func TestUntrustDeniesOnlyNamedServiceAccounts(t *testing.T) {
 	w := newFixture(t, nil)
 	role := w.createRole("r", irsaTrustPolicy, time.Hour)
 	_, err := w.findContainment("aws.irsa.untrust").Plan(t.Context(), newLeaseRequest("aws.irsa.untrust", role, time.Hour, `{"service_accounts":["bank/vault"]}`))

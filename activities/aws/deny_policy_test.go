@@ -8,7 +8,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-func TestDangerIsTold(t *testing.T) {
+func TestRiskyPermissionsAreDescribed(t *testing.T) {
 	for policy, want := range map[string]string{
 		`{"Statement":{"Effect":"Allow","Action":"*","Resource":"*"}}`:                                      "do anything (*)",
 		`{"Statement":[{"Effect":"Allow","Action":["s3:*"],"Resource":"*"}]}`:                               "read every bucket whose policy allows it (s3:*)",
@@ -25,7 +25,7 @@ func TestDangerIsTold(t *testing.T) {
 	}
 }
 
-func TestOnlyWhatStanchWroteIsReadAsItsOwn(t *testing.T) {
+func TestReadDenyAllAcceptsOnlyStanchPolicies(t *testing.T) {
 	mine := denyAllPolicy{Condition: map[string]map[string]string{"StringEquals": {podUIDTagKey: "u"}}, ExpiresAt: time.Date(2026, 11, 23, 14, 0, 0, 0, time.UTC)}
 	got, err := parseDenyAll(mine.render())
 	require.NoError(t, err)
@@ -46,7 +46,7 @@ func TestOnlyWhatStanchWroteIsReadAsItsOwn(t *testing.T) {
 	}
 }
 
-func TestWhoATrustPolicyAdmits(t *testing.T) {
+func TestTrustedServiceAccounts(t *testing.T) {
 	const p = "arn:aws:iam::1:oidc-provider/oidc/id/A"
 	policy := func(condition string) trustPolicy {
 		tr, err := parseTrustPolicy(`{"Statement":{"Effect":"Allow","Principal":{"Federated":"` + p + `"},"Action":"sts:AssumeRoleWithWebIdentity","Condition":` + condition + `}}`)
@@ -95,7 +95,7 @@ func FuzzReadTrust(f *testing.F) {
 	})
 }
 
-func TestADenyEndsByTheProvidersClock(t *testing.T) {
+func TestDenyExpiresByAWSClock(t *testing.T) {
 	until := time.Date(2026, 11, 23, 14, 0, 0, 0, time.UTC)
 	const end = `"aws:CurrentTime":"2026-11-23T14:00:00Z"`
 	for name, text := range map[string]string{

@@ -13,7 +13,7 @@ import (
 )
 
 // A terminated workflow leaves its containments; the orphan sweep finds them by their markers.
-func TestWhatOutlivedItsLeaseIsFoundByItsStamp(t *testing.T) {
+func TestOrphanedContainmentsAreFoundByExpiryMarker(t *testing.T) {
 	w := newFixture(t, nil)
 	user, key := w.createUser("u")
 	trusted, revoked := w.createRole("trusted", irsaTrustPolicy, time.Hour), w.createRole("revoked", podIdentityTrustPolicy, time.Hour)

@@ -76,7 +76,7 @@ func (e *clusterFixture) observeIdentity(t *testing.T, pod playbooks.Target) aws
 	return out
 }
 
-func TestAPodsIdentity(t *testing.T) {
+func TestPodIdentity(t *testing.T) {
 	cluster := lab.Shared(t)
 	e := &clusterFixture{cluster: cluster, namespace: cluster.NewNamespace(t)}
 	e.fixture = newFixture(t, e.restrictedClient(t))

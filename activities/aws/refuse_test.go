@@ -13,7 +13,7 @@ import (
 	"stanch/playbooks"
 )
 
-func TestWithoutAnAccountEveryActionSaysWhatToDo(t *testing.T) {
+func TestActionsWithoutAccountNameTheRemedy(t *testing.T) {
 	for _, a := range aws.Actions(nil, nil) {
 		name := a.Spec().Name
 		var err error
@@ -26,7 +26,7 @@ func TestWithoutAnAccountEveryActionSaysWhatToDo(t *testing.T) {
 	}
 }
 
-func TestAPolicyThatDoesNotFitIsRefusedBeforehand(t *testing.T) {
+func TestOversizedPolicyIsRefusedInPlan(t *testing.T) {
 	w := newFixture(t, nil)
 	user, _ := w.createUser("u")
 	big := `{"Version":"2012-10-17","Statement":[{"Effect":"Allow","Action":"s3:GetObject","Resource":"arn:aws:s3:::` + longString(1900) + `"}]}`

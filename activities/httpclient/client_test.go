@@ -12,7 +12,7 @@ import (
 	"stanch/activities/httpclient"
 )
 
-func TestTheLastWordOfALimitIsBounded(t *testing.T) {
+func TestRetryDelayIsBounded(t *testing.T) {
 	now := time.Unix(1_800_000_000, 0)
 	for name, c := range map[string]struct {
 		status int
@@ -42,7 +42,7 @@ func TestTheLastWordOfALimitIsBounded(t *testing.T) {
 	}
 }
 
-func TestTextIsCleanedLineByLine(t *testing.T) {
+func TestSanitizeTextByLine(t *testing.T) {
 	require.Equal(t, "a\nb\n·[0m\u00b7c", httpclient.SanitizeText("a\r\nb\r\x1b[0m\u200bc\n\n", 100))
 	require.Equal(t, "key [redacted] end", httpclient.SanitizeText("key -----BEGIN PRIVATE KEY-----\nMIIE\nabc\n-----END PRIVATE KEY----- end", 100))
 	require.Equal(t, "a b c", httpclient.SanitizeLine(" a\n\tb\r\nc ", 100))

@@ -32,7 +32,7 @@ func newActivityRequest(t *testing.T, ref kube.PodRef, until time.Time) activiti
 	}
 }
 
-func TestWithoutAClusterActionsAreRefused(t *testing.T) {
+func TestActionsWithoutClusterAreRefused(t *testing.T) {
 	for _, name := range []string{"pod.restart", "node.cordon", "workload.scale"} {
 		_, err := findContainment(t, nil, name).Plan(t.Context(), newActivityRequest(t, kube.PodRef{Namespace: "shop", Name: "web-1", UID: "u"}, oneHourFromNow()))
 		if _, refused := activities.AsRefusal(err); !refused {
@@ -41,7 +41,7 @@ func TestWithoutAClusterActionsAreRefused(t *testing.T) {
 	}
 }
 
-func TestTheRestartAction(t *testing.T) {
+func TestRestartAction(t *testing.T) {
 	p := newFixture(t)
 	a := findContainment(t, p.restrictedClient(t, "restart-action", kube.RestartPermissions().ApplyRules), "pod.restart")
 	p.createDeployment(t, "acted", 1)
@@ -68,7 +68,7 @@ func TestTheRestartAction(t *testing.T) {
 	}
 }
 
-func TestTheCordonAction(t *testing.T) {
+func TestCordonAction(t *testing.T) {
 	p := newFixture(t)
 	a := findContainment(t, p.restrictedClient(t, "cordon-action", kube.CordonPermissions().ApplyRules), "node.cordon")
 	name, machine := p.registerNode(t, "acted")

@@ -19,7 +19,7 @@ import (
 
 const reportsDefinition = `{"apiVersion":"apiextensions.k8s.io/v1","kind":"CustomResourceDefinition","metadata":{"name":"vulnerabilityreports.aquasecurity.github.io"},"spec":{"group":"aquasecurity.github.io","scope":"Namespaced","names":{"plural":"vulnerabilityreports","singular":"vulnerabilityreport","kind":"VulnerabilityReport"},"versions":[{"name":"v1alpha1","served":true,"storage":true,"schema":{"openAPIV3Schema":{"type":"object","x-kubernetes-preserve-unknown-fields":true}}}]}}`
 
-func TestWhatTheClusterKnowsOfAnImage(t *testing.T) {
+func TestImageFacts(t *testing.T) {
 	c := lab.Shared(t)
 	ns, ctx, one := c.NewNamespace(t), t.Context(), int32(1)
 	d := &appsv1.Deployment{ObjectMeta: metav1.ObjectMeta{Name: "web"}, Spec: appsv1.DeploymentSpec{

@@ -49,7 +49,7 @@ func newObjectMeta(name string, owners ...string) metav1.ObjectMeta {
 	return m
 }
 
-func TestOwnersAreFollowedToTheRoot(t *testing.T) {
+func TestOwnersAreResolvedToTheRoot(t *testing.T) {
 	partial := func(m metav1.ObjectMeta) metav1.PartialObjectMetadata {
 		return metav1.PartialObjectMetadata{ObjectMeta: m}
 	}
@@ -96,7 +96,7 @@ func newFakeClient(t *testing.T, o fakeAPIServer) kubernetes.Interface {
 	return c
 }
 
-func TestResolvedTargetStaysKnownOnlyDuringAnOutage(t *testing.T) {
+func TestResolvedTargetIsCachedOnlyDuringOutage(t *testing.T) {
 	now := time.Now()
 	o := fakeAPIServer{"/api/v1/namespaces/shop/pods/p": corev1.Pod{ObjectMeta: newObjectMeta("p"), Spec: corev1.PodSpec{NodeName: "node-a"}}}
 	r := &kube.TargetResolver{Client: newFakeClient(t, o), Now: func() time.Time { return now }}

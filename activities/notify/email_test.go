@@ -42,7 +42,7 @@ func parseMail(t *testing.T, m server.Message) (header mail.Header, subject, bod
 	return parsed.Header, subject, b.String()
 }
 
-func TestMailGoesOutEncryptedAndLoggedIn(t *testing.T) {
+func TestMailIsSentEncryptedAndAuthenticated(t *testing.T) {
 	for name, c := range map[string]struct {
 		mode server.TLSMode
 		with notify.MailTLSMode
@@ -67,7 +67,7 @@ func TestMailGoesOutEncryptedAndLoggedIn(t *testing.T) {
 	}
 }
 
-func TestNothingGoesOutInTheClear(t *testing.T) {
+func TestMailIsNeverSentUnencrypted(t *testing.T) {
 	s := server.Start(t, server.ModePlaintext) // it does not offer STARTTLS
 	ran := steprunner.Run(t, newEmailAction(s, notify.MailStartTLS), steprunner.NewIncidentRef(), notify.EmailParams{})
 	require.Error(t, ran.Err)
@@ -89,7 +89,7 @@ func TestNothingGoesOutInTheClear(t *testing.T) {
 	require.Len(t, s.Messages(), 1, "a server on this machine")
 }
 
-func TestAForgedServerGetsNoMail(t *testing.T) {
+func TestServerWithForgedCertificateGetsNoMail(t *testing.T) {
 	s, other := server.Start(t, server.ModeStartTLS), server.Start(t, server.ModeStartTLS)
 	e := newEmailAction(s, notify.MailStartTLS)
 	e.Server.RootCAs = other.Roots
@@ -97,7 +97,7 @@ func TestAForgedServerGetsNoMail(t *testing.T) {
 	require.Empty(t, s.Messages())
 }
 
-func TestARetriedMailHasItsFirstMessageID(t *testing.T) {
+func TestRetriedMailKeepsItsMessageID(t *testing.T) {
 	s := server.Start(t, server.ModeStartTLS)
 	require.NoError(t, steprunner.Run(t, newEmailAction(s, notify.MailStartTLS), steprunner.NewIncidentRef(), notify.EmailParams{Text: "x"}).Err)
 	s.FailNext(451, "try again")
@@ -111,7 +111,7 @@ func TestARetriedMailHasItsFirstMessageID(t *testing.T) {
 	require.Equal(t, first.Get("Message-Id"), second.Get("Message-Id"))
 }
 
-func TestAnAttackersWordsStayInTheBody(t *testing.T) {
+func TestMailHeadersCannotBeInjected(t *testing.T) {
 	s := server.Start(t, server.ModeStartTLS)
 	in := steprunner.NewIncidentRef()
 	in.Workload.Name = "web\r\nBcc: eve@evil.example\r\n\r\n<b>hi</b>"
@@ -147,7 +147,7 @@ func TestOnlyConfiguredRecipientsGetMail(t *testing.T) {
 	require.Equal(t, "email is not configured; add `email:` to stanch.yaml", ran.Reason)
 }
 
-func TestWhatAMailServerWillNeverTakeIsRefused(t *testing.T) {
+func TestPermanentMailErrorIsRefused(t *testing.T) {
 	s := server.Start(t, server.ModeStartTLS)
 	s.RejectRecipient("bob@example.com")
 	ran := steprunner.Run(t, newEmailAction(s, notify.MailStartTLS), steprunner.NewIncidentRef(), notify.EmailParams{})
@@ -157,7 +157,7 @@ func TestWhatAMailServerWillNeverTakeIsRefused(t *testing.T) {
 }
 
 // The server repeats the password that it rejected.
-func TestNoErrorTellsThePassword(t *testing.T) {
+func TestMailErrorsOmitThePassword(t *testing.T) {
 	s := server.Start(t, server.ModeStartTLS)
 	e := newEmailAction(s, notify.MailStartTLS)
 	e.Server.Password = "Tr0ub4dor-and-3"

@@ -29,14 +29,14 @@ func pagerParams(text string) notify.WebhookParams {
 	return notify.WebhookParams{ReceiverName: "pager", Text: text}
 }
 
-func TestTheSignatureIsTheStandards(t *testing.T) {
+func TestSignatureFollowsStandardWebhooks(t *testing.T) {
 	key, err := notify.ParseSigningKey(webhookSecret)
 	require.NoError(t, err)
 	require.Equal(t, "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE=",
 		notify.SignWebhook(key, "msg_p5jXN8AQM9LWM0D4loKWxJek", time.Unix(1614265330, 0), []byte(`{"test": 2432232314}`)))
 }
 
-func TestAReceiverGetsWhatItNeedsToKnow(t *testing.T) {
+func TestWebhookDeliversIncidentAndText(t *testing.T) {
 	r := webhook.Start(t, webhookSecret)
 	ran := steprunner.Run(t, newWebhookAction(t, r, webhookSecret), steprunner.NewIncidentRef(), pagerParams("it was \x1b[31misolated; token=hunter2hunter2"))
 	require.NoError(t, ran.Err)
@@ -54,7 +54,7 @@ func TestAReceiverGetsWhatItNeedsToKnow(t *testing.T) {
 	}
 }
 
-func TestWithoutATextItSaysTheSummary(t *testing.T) {
+func TestWebhookWithoutTextSendsSummary(t *testing.T) {
 	r := webhook.Start(t, webhookSecret)
 	require.NoError(t, steprunner.Run(t, newWebhookAction(t, r, webhookSecret), steprunner.NewIncidentRef(), pagerParams("")).Err)
 	var m notify.WebhookMessage
@@ -62,7 +62,7 @@ func TestWithoutATextItSaysTheSummary(t *testing.T) {
 	require.Equal(t, steprunner.NewIncidentRef().Summary, m.Text)
 }
 
-func TestAWrongSecretIsTurnedAway(t *testing.T) {
+func TestWebhookWithWrongSecretIsRefused(t *testing.T) {
 	r := webhook.Start(t, webhookSecret)
 	other := "whsec_" + strings.Repeat("QUFB", 10)
 	ran := steprunner.Run(t, newWebhookAction(t, r, other), steprunner.NewIncidentRef(), pagerParams("x"))
@@ -74,7 +74,7 @@ func TestAWrongSecretIsTurnedAway(t *testing.T) {
 }
 
 // The receiver processed the message and the response was lost: the repetition has the same id and is dropped.
-func TestARepetitionIsTheSameMessage(t *testing.T) {
+func TestRetriedWebhookHasSameMessageID(t *testing.T) {
 	r := webhook.Start(t, webhookSecret)
 	cut := func(w http.ResponseWriter, _ *http.Request) {
 		c, _, err := w.(http.Hijacker).Hijack()
@@ -99,7 +99,7 @@ func TestARepetitionIsTheSameMessage(t *testing.T) {
 	require.Len(t, r.Accepted(), 2, "another incident's is another message")
 }
 
-func TestAReceiverMayAskForPatience(t *testing.T) {
+func TestRetryAfterIsHonored(t *testing.T) {
 	for name, c := range map[string]struct {
 		status int
 		after  string
@@ -127,7 +127,7 @@ func TestAReceiverMayAskForPatience(t *testing.T) {
 	}
 }
 
-func TestWhatCannotWaitThatLongFailsAndSaysSo(t *testing.T) {
+func TestTooLongRetryAfterFails(t *testing.T) {
 	r := webhook.Start(t, webhookSecret)
 	r.RespondNext(func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Retry-After", "999999999")
@@ -138,7 +138,7 @@ func TestWhatCannotWaitThatLongFailsAndSaysSo(t *testing.T) {
 	require.Empty(t, r.Accepted())
 }
 
-func TestARedirectIsNotFollowed(t *testing.T) {
+func TestRedirectIsNotFollowed(t *testing.T) {
 	r := webhook.Start(t, webhookSecret)
 	elsewhere := webhook.Start(t, webhookSecret)
 	for _, status := range []int{http.StatusMovedPermanently, http.StatusFound, http.StatusTemporaryRedirect, http.StatusPermanentRedirect} {
@@ -151,7 +151,7 @@ func TestARedirectIsNotFollowed(t *testing.T) {
 	require.Empty(t, elsewhere.Deliveries())
 }
 
-func TestOnlyConfiguredReceiversAreCalled(t *testing.T) {
+func TestOnlyConfiguredWebhooksAreCalled(t *testing.T) {
 	r := webhook.Start(t, webhookSecret)
 	ran := steprunner.Run(t, newWebhookAction(t, r, webhookSecret), steprunner.NewIncidentRef(), notify.WebhookParams{ReceiverName: r.URL})
 	require.Equal(t, playbooks.OutcomeRefused, ran.Outcome)
@@ -162,7 +162,7 @@ func TestOnlyConfiguredReceiversAreCalled(t *testing.T) {
 }
 
 // Receivers' addresses are often secrets themselves.
-func TestNoErrorTellsTheAddressOrTheSecret(t *testing.T) {
+func TestErrorsContainNeitherURLNorSecret(t *testing.T) {
 	key, err := notify.ParseSigningKey(webhookSecret)
 	require.NoError(t, err)
 	closed := httptest.NewServer(http.NotFoundHandler())
@@ -188,7 +188,7 @@ func TestNoErrorTellsTheAddressOrTheSecret(t *testing.T) {
 }
 
 // An endless response is cut off.
-func TestAnAnswerIsBounded(t *testing.T) {
+func TestWebhookResponseIsBounded(t *testing.T) {
 	r := webhook.Start(t, webhookSecret)
 	for range 3 {
 		r.RespondNext(func(w http.ResponseWriter, _ *http.Request) {

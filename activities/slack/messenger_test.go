@@ -171,7 +171,7 @@ func confirmationDialog(t *testing.T, m stand.Message) string {
 	return ""
 }
 
-func TestWhatAYesPermitsIsShownWhole(t *testing.T) {
+func TestApprovalRequestShowsAllChanges(t *testing.T) {
 	d := newFixture(t)
 	d.approvalRequests = []activities.ApprovalRequest{newApprovalRequest(1, isolateChange, 2)}
 	m := d.currentMessage(t)
@@ -190,7 +190,7 @@ func TestWhatAYesPermitsIsShownWhole(t *testing.T) {
 }
 
 // Two ids with a common prefix must not look the same.
-func TestAChangeIsNotAbbreviated(t *testing.T) {
+func TestChangesAreNotAbbreviated(t *testing.T) {
 	d := newFixture(t)
 	ids := []string{strings.Repeat("a", 60) + "0001", strings.Repeat("a", 60) + "0002"}
 	d.approvalRequests = []activities.ApprovalRequest{newApprovalRequest(1, func(i int) string { return "freeze " + ids[i] }, 2)}
@@ -200,7 +200,7 @@ func TestAChangeIsNotAbbreviated(t *testing.T) {
 	}
 }
 
-func TestAPlanWithoutWordsIsShownToo(t *testing.T) {
+func TestPlanWithoutChangesIsShown(t *testing.T) {
 	d := newFixture(t)
 	d.approvalRequests = []activities.ApprovalRequest{newApprovalRequest(1, func(i int) string { return []string{"isolate pod shop/web-0.", ""}[i] }, 2)}
 	d.approvalRequests[0].Plans[1].Plan.Duration = 2 * time.Hour
@@ -210,7 +210,7 @@ func TestAPlanWithoutWordsIsShownToo(t *testing.T) {
 	require.Contains(t, shown, "pod.isolate of pod/1: after 2h, automatically")
 }
 
-func TestNobodyApprovesMoreThanIsShown(t *testing.T) {
+func TestTruncatedRequestHasNoApproveButton(t *testing.T) {
 	for name, q := range map[string]activities.ApprovalRequest{
 		"too many plans":       newApprovalRequest(1, isolateChange, 80),
 		"one change, too long": newApprovalRequest(1, func(int) string { return "isolate " + strings.Repeat("x", 12_000) }, 1),
@@ -258,7 +258,7 @@ func fillWithHostileText(d *messengerFixture) {
 	}
 }
 
-func TestAnAttackerCannotCrowdAQuestionOut(t *testing.T) {
+func TestApprovalRequestSurvivesLongIncident(t *testing.T) {
 	d := newFixture(t)
 	fillWithHostileText(d)
 	m := d.currentMessage(t)
@@ -286,7 +286,7 @@ func TestAnAttackerCannotCrowdAQuestionOut(t *testing.T) {
 }
 
 // Slack rejects empty texts, and many fields of an incident may be empty.
-func TestWhatIsEmptyIsLeftOut(t *testing.T) {
+func TestEmptyFieldsAreOmitted(t *testing.T) {
 	d := newFixture(t)
 	d.incident = playbooks.Incident{ID: incidentID, Status: "open", Leases: []playbooks.LeaseReport{{ID: "L-1", State: "held"}, {ID: "L-2", State: "ended"}}, Detections: []playbooks.DetectionSummary{{}}, Reasons: []string{""}}
 	d.incident.Playbooks = []playbooks.PlaybookRun{{Steps: []playbooks.StepReport{{}}}}
@@ -298,7 +298,7 @@ func TestWhatIsEmptyIsLeftOut(t *testing.T) {
 	require.NotContains(t, d.slack.AllReceivedText(), `"text":""`+`}`)
 }
 
-func TestAQuestionIsNotLostAmongMany(t *testing.T) {
+func TestFurtherApprovalRequestsAreCounted(t *testing.T) {
 	d := newFixture(t)
 	for n := 1; n <= 9; n++ {
 		d.approvalRequests = append(d.approvalRequests, newApprovalRequest(n, isolateChange, 1))
@@ -309,7 +309,7 @@ func TestAQuestionIsNotLostAmongMany(t *testing.T) {
 }
 
 // A new workflow without state continues with the existing message.
-func TestAThreadThatBeginsAgainFindsItsMessage(t *testing.T) {
+func TestRestartedWorkflowFindsItsMessage(t *testing.T) {
 	d := newFixture(t)
 	before := d.currentMessage(t)
 	out, err := d.SyncMessage(t.Context(), activities.SyncMessageInput{IncidentID: incidentID, MayExistAlready: true})

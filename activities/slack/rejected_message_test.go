@@ -9,7 +9,7 @@ import (
 )
 
 // Slack's size rule is undocumented: when it rejects the message, people still see the approval requests.
-func TestAMessageThatSlackRefusesBecomesAShortOne(t *testing.T) {
+func TestRejectedMessageIsShortened(t *testing.T) {
 	d := newFixture(t)
 	fillWithHostileText(d)
 	d.approvalRequests = []activities.ApprovalRequest{newApprovalRequest(1, isolateChange, 3)}
@@ -30,7 +30,7 @@ func TestAMessageThatSlackRefusesBecomesAShortOne(t *testing.T) {
 	require.Equal(t, 4, countMatching(literalTexts(t, m), isIsolateChange), "a change is shown the same way")
 }
 
-func TestPeopleAreCalledEvenIfTheMessageCannotBeShown(t *testing.T) {
+func TestApproversAreMentionedIfMessageIsRejected(t *testing.T) {
 	d := newFixture(t)
 	first := d.currentMessage(t)
 	d.approvalRequests = []activities.ApprovalRequest{newApprovalRequest(1, isolateChange, 3)}

@@ -82,7 +82,7 @@ func newManifestStore(t *testing.T, names ...string) manifestStore {
 	return manifestStore{s, a.Keyring()}
 }
 
-func TestATicketHoldsWhatIsKnownAndAnchorsTheEvidence(t *testing.T) {
+func TestTicketContainsFactsAndManifestHead(t *testing.T) {
 	forEachTracker(t, func(t *testing.T, p trackerCase, s *stand.FakeTracker) {
 		a := p.newCreateAction(s)
 		r := newManifestStore(t, "processes.json", "web.log")
@@ -127,7 +127,7 @@ func TestOneIncidentHasOneTicket(t *testing.T) {
 }
 
 // The process dies after the tracker created the issue and before anything here recorded it.
-func TestARetryAfterADeathMakesNoSecondTicket(t *testing.T) {
+func TestRetryAfterCrashCreatesNoSecondTicket(t *testing.T) {
 	forEachTracker(t, func(t *testing.T, p trackerCase, s *stand.FakeTracker) {
 		a := p.newCreateAction(s)
 		deaths := 0
@@ -146,7 +146,7 @@ func TestARetryAfterADeathMakesNoSecondTicket(t *testing.T) {
 }
 
 // The search finds an issue only later: this process remembers the issues that it opened.
-func TestTwoPlaybooksAtOnceMakeOneTicket(t *testing.T) {
+func TestConcurrentPlaybooksCreateOneTicket(t *testing.T) {
 	forEachTracker(t, func(t *testing.T, p trackerCase, s *stand.FakeTracker) {
 		s.SetSearchLagging(true)
 		a := p.newCreateAction(s)
@@ -172,7 +172,7 @@ func TestTwoPlaybooksAtOnceMakeOneTicket(t *testing.T) {
 }
 
 // Jira's search lags: after an inconclusive response, creation is not retried at once.
-func TestJiraIsGivenTimeToFindWhatItMayHaveMade(t *testing.T) {
+func TestJiraCreationWaitsForSearchIndex(t *testing.T) {
 	s := stand.StartJira(t)
 	p := trackerCases[2]
 	s.RespondNext(nil, func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusGatewayTimeout) })
@@ -184,7 +184,7 @@ func TestJiraIsGivenTimeToFindWhatItMayHaveMade(t *testing.T) {
 const hostileText = "x```\n````\n@root #1 !2 ~3 %4 $5 &6\n/close\n/assign @root\n[click](https://evil.example) https://evil.example www.evil.example\n" +
 	"{noformat}[~accountid:123] {code} OPS-1 |a|b|\n<img src=x onerror=alert(1)><script>1</script>\n\u202egnp.exe token=hunter2hunter2\n```"
 
-func TestMarkupOfAnAttackerStaysText(t *testing.T) {
+func TestAttackerMarkupIsEscaped(t *testing.T) {
 	forEachTracker(t, func(t *testing.T, p trackerCase, s *stand.FakeTracker) {
 		in := steprunner.NewIncidentRef()
 		in.Summary, in.Workload.Name, in.Workload.Image, in.Cluster = "process "+hostileText, "web`|@root "+hostileText, hostileText, "[t](https://evil.example)"
@@ -211,7 +211,7 @@ func TestMarkupOfAnAttackerStaysText(t *testing.T) {
 	})
 }
 
-func TestATicketFitsItsTracker(t *testing.T) {
+func TestTicketFitsSizeLimits(t *testing.T) {
 	forEachTracker(t, func(t *testing.T, p trackerCase, s *stand.FakeTracker) {
 		in := steprunner.NewIncidentRef()
 		in.Summary = strings.Repeat("long ", 10_000)
@@ -235,7 +235,7 @@ func TestATicketFitsItsTracker(t *testing.T) {
 	})
 }
 
-func TestAManifestThatDoesNotHoldIsSaid(t *testing.T) {
+func TestTicketReportsInvalidManifest(t *testing.T) {
 	forEachTracker(t, func(t *testing.T, p trackerCase, s *stand.FakeTracker) {
 		a := p.newCreateAction(s)
 		r := newManifestStore(t, "a.log")
@@ -246,7 +246,7 @@ func TestAManifestThatDoesNotHoldIsSaid(t *testing.T) {
 	})
 }
 
-func TestRateLimitsAreKept(t *testing.T) {
+func TestRateLimitsAreHonored(t *testing.T) {
 	soon := func(d time.Duration) string { return fmt.Sprint(time.Now().Add(d).Unix()) }
 	for name, c := range map[string]struct {
 		status int
@@ -278,7 +278,7 @@ func TestRateLimitsAreKept(t *testing.T) {
 	}
 }
 
-func TestANoIsARefusalThatSaysWhy(t *testing.T) {
+func TestTrackerErrorsAreRefusalsWithReason(t *testing.T) {
 	forEachTracker(t, func(t *testing.T, p trackerCase, s *stand.FakeTracker) {
 		s.RespondNext(nil, func(w http.ResponseWriter, _ *http.Request) {
 			w.WriteHeader(http.StatusForbidden)
@@ -292,7 +292,7 @@ func TestANoIsARefusalThatSaysWhy(t *testing.T) {
 	})
 }
 
-func TestAWrongTokenIsToldWithoutTheToken(t *testing.T) {
+func TestWrongTokenErrorOmitsToken(t *testing.T) {
 	forEachTracker(t, func(t *testing.T, p trackerCase, s *stand.FakeTracker) {
 		w := trackerConfig(s)
 		w.Token = "wrong-Tr0ub4dor"
@@ -307,7 +307,7 @@ func TestAWrongTokenIsToldWithoutTheToken(t *testing.T) {
 	})
 }
 
-func TestATokenGoesNowhereElse(t *testing.T) {
+func TestTokenIsNotSentToRedirectTarget(t *testing.T) {
 	forEachTracker(t, func(t *testing.T, p trackerCase, s *stand.FakeTracker) {
 		elsewhere := p.startFake(t)
 		s.RespondNext(func(w http.ResponseWriter, r *http.Request) {
@@ -320,7 +320,7 @@ func TestATokenGoesNowhereElse(t *testing.T) {
 	})
 }
 
-func TestATokenThatMayNotSetLabelsIsSaid(t *testing.T) {
+func TestIgnoredLabelIsReported(t *testing.T) {
 	for _, p := range trackerCases[:2] { // Jira rejects the complete request
 		s := p.startFake(t)
 		s.DropLabels()
@@ -330,7 +330,7 @@ func TestATokenThatMayNotSetLabelsIsSaid(t *testing.T) {
 	}
 }
 
-func TestAnAnswerThatIsNoneOpensNothing(t *testing.T) {
+func TestInvalidSearchResponseOpensNoTicket(t *testing.T) {
 	forEachTracker(t, func(t *testing.T, p trackerCase, s *stand.FakeTracker) {
 		junk := func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte(`<html>log in first</html>`)) }
 		s.RespondNext(junk, junk, junk)
@@ -339,7 +339,7 @@ func TestAnAnswerThatIsNoneOpensNothing(t *testing.T) {
 	})
 }
 
-func TestWithoutAConfigurationItIsRefused(t *testing.T) {
+func TestTicketWithoutConfigurationIsRefused(t *testing.T) {
 	ran := steprunner.Run(t, &ticket.CreateAction{}, steprunner.NewIncidentRef(), ticket.CreateParams{})
 	require.Equal(t, playbooks.OutcomeRefused, ran.Outcome)
 	require.Equal(t, "tickets are not configured; add `ticket:` to stanch.yaml", ran.Reason)

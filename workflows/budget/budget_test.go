@@ -11,7 +11,7 @@ import (
 	"stanch/workflows/budget"
 )
 
-func TestSpendingsAreRememberedOnceAndForgottenWhenTheyNoLongerCount(t *testing.T) {
+func TestBudgetCountsUsageOnceUntilItExpires(t *testing.T) {
 	env := (&testsuite.WorkflowTestSuite{}).NewTestWorkflowEnvironment()
 	begin := env.Now()
 	spent := func(lease string, held time.Duration) budget.Usage {
@@ -40,7 +40,7 @@ func TestSpendingsAreRememberedOnceAndForgottenWhenTheyNoLongerCount(t *testing.
 	env.ExecuteWorkflow(budget.Budget, budget.Input{})
 }
 
-func TestWhatIsRememberedIsBounded(t *testing.T) {
+func TestBudgetUsageIsBounded(t *testing.T) {
 	var all []budget.Usage
 	now := time.Now()
 	for i := range 5000 {

@@ -13,7 +13,7 @@ import (
 
 // An incident keeps a limited number of steps. A run whose steps do not fit has still contained its target: no other
 // playbook contains it as well.
-func TestARunThatContainedKeepsItsTargetInALongIncident(t *testing.T) {
+func TestTruncatedRunKeepsItsContainedTargets(t *testing.T) {
 	at := time.Date(2026, 11, 23, 3, 0, 0, 0, time.UTC)
 	catalogue := playbooks.Catalog{"pod.isolate": {Name: "pod.isolate", Verb: playbooks.VerbContain}}
 	for name, earlier := range map[string]int{"in a short incident": 1, "in a long one": maxStepReports} {

@@ -49,7 +49,7 @@ func (o *signalInterceptor) SignalExternalWorkflow(ctx workflow.Context, id, run
 }
 
 // A detection that arrives during the final sync is not lost: the incident opens again.
-func TestWhatComesWhileItClosesIsNotLost(t *testing.T) {
+func TestDetectionDuringCloseReopensIncident(t *testing.T) {
 	env := (&testsuite.WorkflowTestSuite{}).NewTestWorkflowEnvironment()
 	w := &Workflows{Playbooks: &playbook.Workflows{}}
 	env.RegisterWorkflow(w.Incident)

@@ -20,7 +20,7 @@ func newAttestedDetection(id, title string, severity sensors.Severity, confidenc
 }
 
 // The headline is the worst detection, not the first.
-func TestTheSummaryNamesTheWorstDetection(t *testing.T) {
+func TestSummaryNamesMostSevereDetection(t *testing.T) {
 	at := time.Date(2026, 11, 23, 3, 0, 0, 0, time.UTC)
 	s := &incidentState{Attestations: map[string][]attestation.Envelope{}}
 	s.addDetection(newAttestedDetection("pool", "Connection to a mining pool's port", "medium", 0.6, "crypto-mining", at), at)
@@ -33,7 +33,7 @@ func TestTheSummaryNamesTheWorstDetection(t *testing.T) {
 }
 
 // Reports arrive later than what they report, and are sorted by its time.
-func TestTheTimelineStaysInOrder(t *testing.T) {
+func TestTimelineIsSortedByEventTime(t *testing.T) {
 	at := time.Date(2026, 11, 23, 3, 0, 0, 0, time.UTC)
 	r := &incidentRun{workflows: &Workflows{Playbooks: &playbook.Workflows{}}, incidentState: &incidentState{CoveredTargets: map[string]bool{}, Attestations: map[string][]attestation.Envelope{}}}
 	r.Incident.Playbooks = []playbooks.PlaybookRun{{Playbook: "hold", WorkflowID: "playbook/1", Started: at}}

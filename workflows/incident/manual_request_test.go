@@ -31,7 +31,7 @@ func newManualRequest(id string, at time.Time) AttestedDetection {
 
 // A person who repeats a request every hour keeps an incident open: an attack on the same target is still detected and
 // handled.
-func TestRequestsNeverKeepADetectionOut(t *testing.T) {
+func TestRequestsNeverBlockDetections(t *testing.T) {
 	at := time.Date(2026, 11, 23, 3, 0, 0, 0, time.UTC)
 	s := &incidentState{Attestations: map[string][]attestation.Envelope{}}
 	for i := range 3 * maxDetectionSummaries {
@@ -48,7 +48,7 @@ func TestRequestsNeverKeepADetectionOut(t *testing.T) {
 }
 
 // A request permits only its own run, and runs the current version of the playbook.
-func TestARequestSpeaksForItsOwnRunAlone(t *testing.T) {
+func TestRequestPermitsOnlyItsOwnRun(t *testing.T) {
 	env := (&testsuite.WorkflowTestSuite{}).NewTestWorkflowEnvironment()
 	plays := &playbook.Workflows{Catalog: playbooks.Catalog{}}
 	w := &Workflows{Playbooks: plays}

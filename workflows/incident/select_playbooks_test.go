@@ -58,7 +58,7 @@ func newStepReport(outcome playbooks.Outcome, guard string) playbooks.StepReport
 }
 
 // An incident keeps the version of a playbook that it started first, even if the file changes meanwhile.
-func TestAnIncidentKeepsThePlaybooksThatItStartedWith(t *testing.T) {
+func TestIncidentKeepsVersionOfStartedPlaybook(t *testing.T) {
 	version := 0
 	_, runs := runSelection(t, 2, func(playbooks.Incident) []SelectedPlaybook {
 		version++
@@ -72,7 +72,7 @@ func TestAnIncidentKeepsThePlaybooksThatItStartedWith(t *testing.T) {
 
 // The next playbook contains if the first failed by itself. An answer of a person, a phase or a guard applies to all
 // playbooks.
-func TestWhichOutcomesLetTheNextPlaybookContain(t *testing.T) {
+func TestOutcomesThatAllowNextPlaybookToContain(t *testing.T) {
 	for name, c := range map[string]struct {
 		steps []playbooks.StepReport
 		err   string
@@ -121,7 +121,7 @@ func TestWhichOutcomesLetTheNextPlaybookContain(t *testing.T) {
 }
 
 // A user's playbook that matches after a shipped one contained does not contain the same target again.
-func TestAUsersPlaybookThatMatchesLateDoesNotContainAgain(t *testing.T) {
+func TestLatePlaybookDoesNotContainAgain(t *testing.T) {
 	in, runs := runSelection(t, 2, func(in playbooks.Incident) []SelectedPlaybook {
 		shipped := SelectedPlaybook{Name: "shipped", File: "shipped", CanContain: true, Shipped: true}
 		if len(in.Targets) < 2 {

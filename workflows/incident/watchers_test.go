@@ -59,21 +59,21 @@ func runWatchedIncident(t *testing.T, enough int, then string, detections []time
 }
 
 // A playbook that waits for more detections is notified of them.
-func TestAPlaybookThatWaitsHearsOfMore(t *testing.T) {
+func TestWaitingPlaybookIsNotifiedOfDetections(t *testing.T) {
 	in, wait, _ := runWatchedIncident(t, 5, "", []time.Duration{0, time.Minute, 2 * time.Minute, 3 * time.Minute, 4 * time.Minute})
 	require.Equal(t, playbooks.OutcomeSucceeded, wait.Outcome, wait.Reason)
 	require.WithinDuration(t, in.Opened.Add(4*time.Minute), wait.At, 10*time.Second)
 }
 
 // A wait that never becomes true ends at its timeout.
-func TestAPlaybookThatWaitsGivesUp(t *testing.T) {
+func TestWaitTimesOut(t *testing.T) {
 	_, wait, _ := runWatchedIncident(t, 5, "", []time.Duration{0, time.Minute})
 	require.Equal(t, playbooks.OutcomeFailed, wait.Outcome)
 	require.Equal(t, "the condition was not true within 20m", wait.Reason)
 }
 
 // A flood of detections does not fill the history of a waiting playbook.
-func TestAStormIsToldInSteps(t *testing.T) {
+func TestDetectionFloodIsReportedInBatches(t *testing.T) {
 	var storm []time.Duration
 	for i := range 600 {
 		storm = append(storm, time.Duration(i)*100*time.Millisecond)
@@ -84,7 +84,7 @@ func TestAStormIsToldInSteps(t *testing.T) {
 }
 
 // A playbook that no longer waits gets no notifications.
-func TestWhoNoLongerWaitsIsToldNothing(t *testing.T) {
+func TestUnwatchStopsNotifications(t *testing.T) {
 	var often []time.Duration
 	for i := range 100 {
 		often = append(often, time.Duration(i)*6*time.Second)

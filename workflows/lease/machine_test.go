@@ -59,7 +59,7 @@ func reportedOutcomes(m *lease.Machine, to string) []playbooks.Outcome {
 	return out
 }
 
-func TestALeaseIsAppliedVerifiedAndUndoneAtItsEnd(t *testing.T) {
+func TestLeaseIsAppliedVerifiedAndUndoneAtExpiry(t *testing.T) {
 	m := newMachine()
 	require.Equal(t, lease.CommandApply, m.NextCommand(startTime).Kind)
 	m.OnApplied(appliedResult(), m.ActivityRequest().ExpiresAt, startTime)
@@ -79,7 +79,7 @@ func TestALeaseIsAppliedVerifiedAndUndoneAtItsEnd(t *testing.T) {
 	require.True(t, m.Undone)
 }
 
-func TestAHeldLeaseThatIsNotVerifiedSaysWhy(t *testing.T) {
+func TestUnverifiedLeaseHasReason(t *testing.T) {
 	m := newHeldMachine(t)
 	m.PendingReports = nil
 	m.OnVerified(activities.VerifyResult{InForce: true, UnverifiedReason: "no network interface was found"}, nil, atOffset(30*time.Second))
@@ -95,7 +95,7 @@ func TestAHeldLeaseThatIsNotVerifiedSaysWhy(t *testing.T) {
 	require.Equal(t, "in force, verified", display.DescribeLease(m.CurrentReport(atOffset(time.Minute))))
 }
 
-func TestWhatTheGuardsDoNotLetThroughEndsWithItsReason(t *testing.T) {
+func TestRefusedLeaseEndsWithGuardReason(t *testing.T) {
 	for verdict, want := range map[activities.Verdict]playbooks.Outcome{
 		activities.VerdictRefuse: playbooks.OutcomeRefused, activities.VerdictPropose: playbooks.OutcomeProposed, activities.VerdictAskApproval: playbooks.OutcomeProposed,
 	} {
@@ -108,7 +108,7 @@ func TestWhatTheGuardsDoNotLetThroughEndsWithItsReason(t *testing.T) {
 	}
 }
 
-func TestAFailedApplyIsUndone(t *testing.T) {
+func TestFailedApplyIsUndone(t *testing.T) {
 	m := newMachine()
 	m.OnApplyFailed(errors.New("the API server is away"), startTime)
 	require.Equal(t, []playbooks.Outcome{playbooks.OutcomeFailed}, reportedOutcomes(m, "playbook/a"))
@@ -117,7 +117,7 @@ func TestAFailedApplyIsUndone(t *testing.T) {
 
 // Two playbooks request a target at the same moment: the holder with stricter parameters and a shorter duration must
 // not make the guards refuse the longer end.
-func TestAStricterHolderThatJoinsBeforeTheFirstEffectDoesNotShortenTheHold(t *testing.T) {
+func TestStricterHolderThatJoinsEarlyDoesNotShortenLease(t *testing.T) {
 	m := newMachine()
 	b := newHolder("b", time.Minute)
 	b.Params = json.RawMessage(`{"ingress":true}`)
@@ -126,7 +126,7 @@ func TestAStricterHolderThatJoinsBeforeTheFirstEffectDoesNotShortenTheHold(t *te
 	require.Equal(t, time.Hour, m.ActivityRequest().Duration)
 }
 
-func TestASecondHolderJoinsAndTheLastEndUndoes(t *testing.T) {
+func TestLeaseEndsWithItsLastHolder(t *testing.T) {
 	m := newHeldMachine(t)
 	m.Join(newHolder("b", 10*time.Minute), atOffset(time.Minute), combineEqualParams)
 	require.Equal(t, []playbooks.Outcome{playbooks.OutcomeUnchanged}, reportedOutcomes(m, "playbook/b"))
@@ -145,7 +145,7 @@ func TestASecondHolderJoinsAndTheLastEndUndoes(t *testing.T) {
 	require.Len(t, m.Holders, 3, "a repeated signal changes nothing")
 }
 
-func TestAnotherActionOnTheSameFacetIsRefused(t *testing.T) {
+func TestSecondActionOnLeasedFacetIsRefused(t *testing.T) {
 	m := newHeldMachine(t)
 	h := newHolder("b", time.Hour)
 	h.Action = "pod.other"
@@ -154,7 +154,7 @@ func TestAnotherActionOnTheSameFacetIsRefused(t *testing.T) {
 	require.Len(t, m.Holders, 1)
 }
 
-func TestALongerHoldThatIsNotPermittedLeavesTheLeaseAsItWas(t *testing.T) {
+func TestDeniedExtensionLeavesLeaseUnchanged(t *testing.T) {
 	m := newHeldMachine(t)
 	m.Join(newHolder("b", 5*time.Hour), startTime, combineEqualParams)
 	m.OnApplied(activities.ApplyResult{Decision: activities.GuardDecision{Verdict: activities.VerdictRefuse, Reason: "stopped"}}, m.ActivityRequest().ExpiresAt, startTime)
@@ -163,7 +163,7 @@ func TestALongerHoldThatIsNotPermittedLeavesTheLeaseAsItWas(t *testing.T) {
 	require.Equal(t, atOffset(time.Hour), m.LastExpiry(), "it ends when it was stamped to end")
 }
 
-func TestAReleaseEndsItNowAndCarriesItsGrant(t *testing.T) {
+func TestReleaseEndsLeaseWithItsGrant(t *testing.T) {
 	m := newHeldMachine(t)
 	m.Release("", attestation.Envelope{KeyID: "grant"}, atOffset(time.Minute))
 	require.Equal(t, lease.CommandUndo, m.NextCommand(atOffset(time.Minute)).Kind)
@@ -171,7 +171,7 @@ func TestAReleaseEndsItNowAndCarriesItsGrant(t *testing.T) {
 	require.Equal(t, atOffset(time.Hour), m.ActivityRequest().ExpiresAt, "what is stamped, which the grant overrides")
 }
 
-func TestReleasingOneOfTwoHoldersShortensTheStamp(t *testing.T) {
+func TestReleaseOfOneHolderShortensExpiryMarker(t *testing.T) {
 	m := newHeldMachine(t)
 	m.Join(newHolder("b", 10*time.Minute), startTime, combineEqualParams)
 	m.Release("a", attestation.Envelope{}, atOffset(time.Minute))
@@ -179,7 +179,7 @@ func TestReleasingOneOfTwoHoldersShortensTheStamp(t *testing.T) {
 	require.Equal(t, atOffset(10*time.Minute), m.ActivityRequest().ExpiresAt)
 }
 
-func TestSomebodyWhoPutsThingsBackIsFoughtAndNamed(t *testing.T) {
+func TestContestedLeaseIsReappliedAndReported(t *testing.T) {
 	m := newHeldMachine(t)
 	for i := range 3 {
 		now := atOffset(time.Duration(i+1) * 30 * time.Second)
@@ -192,7 +192,7 @@ func TestSomebodyWhoPutsThingsBackIsFoughtAndNamed(t *testing.T) {
 	require.True(t, m.Contested)
 }
 
-func TestAnUndoThatWillNotGoThroughIsStuckAndShownAndTriedAgain(t *testing.T) {
+func TestFailingUndoIsStuckAndRetried(t *testing.T) {
 	m := newHeldMachine(t)
 	now := atOffset(time.Hour)
 	for i := range 5 {
@@ -208,7 +208,7 @@ func TestAnUndoThatWillNotGoThroughIsStuckAndShownAndTriedAgain(t *testing.T) {
 	require.Equal(t, lease.StateEnded, m.State)
 }
 
-func TestDriftIsStuckAtOnce(t *testing.T) {
+func TestDriftMakesLeaseStuck(t *testing.T) {
 	m := newHeldMachine(t)
 	m.NextCommand(atOffset(time.Hour))
 	m.OnUndone(activities.UndoResult{Drift: &activities.Drift{Detail: "replicas are 7"}}, nil, atOffset(time.Hour))
@@ -216,13 +216,13 @@ func TestDriftIsStuckAtOnce(t *testing.T) {
 	require.Contains(t, m.Reason, "replicas are 7")
 }
 
-func TestAGoneTargetEndsTheLease(t *testing.T) {
+func TestMissingTargetEndsLease(t *testing.T) {
 	m := newHeldMachine(t)
 	m.OnVerified(activities.VerifyResult{TargetGone: true, Detail: "the pod is gone"}, nil, atOffset(time.Minute))
 	require.Equal(t, lease.CommandUndo, m.NextCommand(atOffset(time.Minute)).Kind)
 }
 
-func TestAnExtensionIsStampedUnderItsGrant(t *testing.T) {
+func TestExtensionUpdatesExpiryMarkerWithGrant(t *testing.T) {
 	m := newHeldMachine(t)
 	m.Extend("", atOffset(3*time.Hour), attestation.Envelope{KeyID: "grant"})
 	require.Equal(t, lease.CommandApply, m.NextCommand(startTime).Kind)
