@@ -85,7 +85,7 @@ func TestVotesAreCounted(t *testing.T) {
 		"one no denies": {func(b *voteFixture) {
 			b.castVote("ann", nil, "oncall")
 			b.castVote("ben", func(v *attestation.Vote) { v.Approved, v.Reason = false, "a test" }, "oncall")
-		}, false, true, "ben said no. a test"},
+		}, false, true, "ben denied it. a test"},
 		"a no of somebody without the right": {func(b *voteFixture) { b.castVote("eve", func(v *attestation.Vote) { v.Approved = false }) }, false, false, "0 of 2"},
 		"a no of who asked for it": {func(b *voteFixture) {
 			b.castVote("ann", nil, "oncall")
@@ -133,28 +133,28 @@ func TestVotesAreCounted(t *testing.T) {
 			b.input.Approvers = activities.Approvers{Users: []string{"eve"}, Quorum: 1, Timeout: time.Hour}
 			b.updateHash()
 			b.castVote("eve", nil)
-		}, false, true, "neither the scope"},
+		}, false, true, "neither those of the scope"},
 		"a smaller quorum than the scope's": {func(b *voteFixture) {
 			b.input.Approvers.Quorum = 1
 			b.updateHash()
 			b.castVote("ann", nil, "oncall")
-		}, false, true, "neither the scope"},
+		}, false, true, "neither those of the scope"},
 		"a namespace of somebody else's scope": {func(b *voteFixture) {
 			b.input.Targets[0].Namespace = "bank"
 			b.castVote("ann", nil, "oncall")
 			b.castVote("ben", nil, "oncall")
-		}, false, true, "neither the scope"},
+		}, false, true, "neither those of the scope"},
 		"another target than the plan's": {func(b *voteFixture) {
 			b.input.Targets[0].UID = "2"
 			b.castVote("ann", nil, "oncall")
 			b.castVote("ben", nil, "oncall")
-		}, false, true, "is not the one that is named"},
+		}, false, true, "differs from the named one"},
 		"a plan that is not the one that was hashed": {func(b *voteFixture) {
 			b.input.Plans[0].Plan.Changes = []string{"isolate everything"}
 			b.castVote("ann", nil, "oncall")
 			b.castVote("ben", nil, "oncall")
-		}, false, true, "not the plan that was hashed"},
-		"another question than was answered": {func(b *voteFixture) { b.input.Approvers.Quorum = 1; b.castVote("ann", nil, "oncall") }, false, true, "not the one that people answered"},
+		}, false, true, "does not match its hash"},
+		"another question than was answered": {func(b *voteFixture) { b.input.Approvers.Quorum = 1; b.castVote("ann", nil, "oncall") }, false, true, "not the one that people voted on"},
 		"a known playbook's own approvers": {func(b *voteFixture) {
 			b.usePlaybookApprover(b.signer, "boss")
 			b.castVote("boss", nil)
@@ -163,13 +163,13 @@ func TestVotesAreCounted(t *testing.T) {
 			other := signer.New(b.t)
 			b.usePlaybookApprover(other, "boss")
 			b.castVote("boss", nil)
-		}, false, true, "not one of this installation's"},
+		}, false, true, "not part of this installation"},
 		"a known playbook, and somebody whom it does not ask": {func(b *voteFixture) {
 			b.usePlaybookApprover(b.signer, "boss")
 			b.input.Approvers.Users = []string{"eve"}
 			b.updateHash()
 			b.castVote("eve", nil)
-		}, false, true, "neither the scope"},
+		}, false, true, "neither those of the scope"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			b := newVoteFixture(t)

@@ -87,7 +87,7 @@ func TestVerifyFindsFlippedByteOfArtifact(t *testing.T) {
 		require.NoError(t, os.WriteFile(blob, whole, 0o600))
 	}
 	require.NoError(t, os.Remove(blobs[0]))
-	require.ErrorContains(t, joinFindings(verifyStore(t, s, a, "")), "gone from the store")
+	require.ErrorContains(t, joinFindings(verifyStore(t, s, a, "")), "missing from the store")
 }
 
 func TestVerifyFindsRemovedSwappedAndTruncatedEntries(t *testing.T) {
@@ -200,7 +200,7 @@ func TestManifestLockTimesOut(t *testing.T) {
 	require.NoError(t, err)
 	require.NoError(t, unix.Flock(int(f.Fd()), unix.LOCK_EX))
 	_, err = s.Append(testIncidentID, activities.EntryKindEffect, activities.AuditRecord{Action: "meanwhile"})
-	require.ErrorContains(t, err, "another process has held it")
+	require.ErrorContains(t, err, "another process has locked it")
 	require.NoError(t, f.Close())
 	_, err = s.Append(testIncidentID, activities.EntryKindEffect, activities.AuditRecord{Action: "afterwards"})
 	require.NoError(t, err)
@@ -210,7 +210,7 @@ func TestManifestLockTimesOut(t *testing.T) {
 func TestPutRejectsArtifactWithWrongHash(t *testing.T) {
 	s, _ := newFilledStore(t)
 	_, err := s.StoreArtifact(t.Context(), testIncidentID, "process.snapshot", "pod:1", activities.Artifact{Name: "exe", Data: []byte("x"), CapturedFrom: "node a", SHA256: strings.Repeat("0", 64)}, time.Now())
-	require.ErrorContains(t, err, "arrived as")
+	require.ErrorContains(t, err, "at the source")
 }
 
 // On a full disk, storing returns an error, leaves no partial file, and the existing evidence still verifies.

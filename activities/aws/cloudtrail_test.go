@@ -64,7 +64,7 @@ func TestEmptyCloudTrailResultIsEvidence(t *testing.T) {
 	seen, lines := w.observeCloudTrail(playbooks.Target{Kind: playbooks.TargetKey, Name: "bob", UID: "AKIA1"})
 	require.Len(t, lines, 1)
 	require.Contains(t, seen.MissingNote, "0 events")
-	require.Contains(t, seen.MissingNote, "what is not here may still have happened")
+	require.Contains(t, seen.MissingNote, "events that are not listed here may still have happened")
 }
 
 func TestCloudTrailLookupIsBounded(t *testing.T) {
@@ -84,7 +84,7 @@ func TestCloudTrailRefusesInvalidTargets(t *testing.T) {
 	w := newFixture(t, nil)
 	observe := w.actions["aws.cloudtrail"].(activities.Observer)
 	_, err := observe.Observe(t.Context(), newLeaseRequest("aws.cloudtrail", playbooks.Target{Kind: playbooks.TargetPod, Name: "p", UID: "u"}, 0, ""))
-	wantRefusal(t, err, "neither a role nor a user nor a key")
+	wantRefusal(t, err, "is not a role, user or access key")
 	w.DenyAction("LookupEvents")
 	_, err = observe.Observe(t.Context(), newLeaseRequest("aws.cloudtrail", playbooks.Target{Kind: playbooks.TargetUser, Name: "bob", UID: "AIDA1"}, 0, ""))
 	wantRefusal(t, err, "cloudtrail:LookupEvents")

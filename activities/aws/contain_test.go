@@ -23,7 +23,7 @@ func TestContainmentsAreAppliedVerifiedAndUndoneExactly(t *testing.T) {
 		reason         string
 	}{
 		{"aws.role.revoke-sessions", "", func(w *fixture) playbooks.Target { return w.createRole("r", podIdentityTrustPolicy, time.Hour) }, playbooks.OutcomeChanged, "simulation says"},
-		{"aws.irsa.untrust", `{"service_accounts":["shop/web"]}`, func(w *fixture) playbooks.Target { return w.createRole("r", irsaTrustPolicy, time.Hour) }, playbooks.OutcomeUnverified, "no simulation of trust policies"},
+		{"aws.irsa.untrust", `{"service_accounts":["shop/web"]}`, func(w *fixture) playbooks.Target { return w.createRole("r", irsaTrustPolicy, time.Hour) }, playbooks.OutcomeUnverified, "cannot simulate trust policies"},
 		{"aws.user.deny", "", func(w *fixture) playbooks.Target { u, _ := w.createUser("u"); return u }, playbooks.OutcomeChanged, "simulation says"},
 		{"aws.key.disable", "", func(w *fixture) playbooks.Target { _, k := w.createUser("u"); return k }, playbooks.OutcomeChanged, "inactive"},
 	} {
@@ -59,7 +59,7 @@ func TestContainmentsAreAppliedVerifiedAndUndoneExactly(t *testing.T) {
 			require.True(t, holds, detail)
 
 			_, err = w.findContainment(r.Action).Undo(t.Context(), r, plan.PriorState, nil)
-			wantRefusal(t, err, "stamped end has not come")
+			wantRefusal(t, err, "has not passed")
 			other := r
 			other.LeaseID = "LSE-FFFFFFFFFFFFFFFFFFFF"
 			require.Nil(t, w.undo(other, plan, releaseGrant))
@@ -95,13 +95,13 @@ func TestRevocationLastsAsLongAsSessions(t *testing.T) {
 	w := newFixture(t, nil)
 	role := w.createRole("r", podIdentityTrustPolicy, 4*time.Hour)
 	_, err := w.findContainment("aws.role.revoke-sessions").Plan(t.Context(), newLeaseRequest("aws.role.revoke-sessions", role, 3*time.Hour, ""))
-	wantRefusal(t, err, "at least 4h", "stolen ones are good again")
+	wantRefusal(t, err, "at least 4h", "stolen ones work again")
 
 	r := newLeaseRequest("aws.role.revoke-sessions", role, 4*time.Hour, "")
 	r.ExpiresAt = time.Now().Add(-time.Second) // as if it had been approved long before it ran
 	plan, _ := w.planAndApply(r)
 	_, err = w.findContainment(r.Action).Undo(t.Context(), r, plan.PriorState, nil)
-	wantRefusal(t, err, "stamped end has not come")
+	wantRefusal(t, err, "has not passed")
 }
 
 // A later verification must not move the time: new sessions of the workload stay valid.
@@ -160,7 +160,7 @@ func TestUndoKeepsChangesOfOtherWriters(t *testing.T) {
 		require.NoError(t, err)
 		holds, detail := w.verify(r, plan)
 		require.False(t, holds)
-		require.Contains(t, detail, "changed by somebody")
+		require.Contains(t, detail, "changed by another writer")
 		require.NotNil(t, w.undo(r, plan, releaseGrant))
 		_, text := w.stanchInlinePolicy(r.Target.Name)
 		require.Equal(t, unrelatedInlinePolicy, text)
@@ -351,7 +351,7 @@ func TestUntrustDeniesOnlyNamedServiceAccounts(t *testing.T) {
 	_, err := w.findContainment("aws.irsa.untrust").Plan(t.Context(), newLeaseRequest("aws.irsa.untrust", role, time.Hour, `{"service_accounts":["bank/vault"]}`))
 	wantRefusal(t, err, "does not trust system:serviceaccount:bank:vault")
 	_, err = w.findContainment("aws.irsa.untrust").Plan(t.Context(), newLeaseRequest("aws.irsa.untrust", role, time.Hour, `{"service_accounts":[]}`))
-	wantRefusal(t, err, "no service account is named")
+	wantRefusal(t, err, "missing service accounts")
 	_, err = w.findContainment("aws.irsa.untrust").Plan(t.Context(), newLeaseRequest("aws.irsa.untrust", w.createRole("pods", podIdentityTrustPolicy, time.Hour), time.Hour, `{"service_accounts":["shop/web"]}`))
 	wantRefusal(t, err, "not used by IRSA")
 

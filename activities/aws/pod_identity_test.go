@@ -213,7 +213,7 @@ func testDenyPod(t *testing.T, e *clusterFixture, role playbooks.Target) {
 	require.Equal(t, before, e.principalState(role))
 
 	short := newLeaseRequest("aws.role.deny-pod", one, time.Hour, "")
-	require.Contains(t, e.planWithoutLease(short).Warnings[0], "live for up to 6h")
+	require.Contains(t, e.planWithoutLease(short).Warnings[0], "valid for up to 6h")
 	_, err = e.findContainment("aws.role.deny-pod").Plan(t.Context(), newLeaseRequest("aws.role.deny-pod", e.createPod(t, "irsa", "web"), 6*time.Hour, ""))
 	wantRefusal(t, err, "no EKS Pod Identity association", "aws.irsa.untrust")
 
@@ -228,5 +228,5 @@ func testDenyPod(t *testing.T, e *clusterFixture, role playbooks.Target) {
 	_, err = e.iam.PutRolePolicy(t.Context(), &iam.PutRolePolicyInput{RoleName: &role.Name, PolicyName: awssdk.String("big"), PolicyDocument: awssdk.String(`{"Version":"2012-10-17","Statement":[{"Effect":"Allow","Action":"s3:GetObject","Resource":"arn:aws:s3:::` + big + `"}]}`)})
 	require.NoError(t, err)
 	_, err = e.findContainment("aws.role.deny-pod").Plan(t.Context(), newLeaseRequest("aws.role.deny-pod", one, 6*time.Hour, ""))
-	wantRefusal(t, err, "allows 10240 in all")
+	wantRefusal(t, err, "allows 10240 in total")
 }

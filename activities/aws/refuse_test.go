@@ -33,7 +33,7 @@ func TestOversizedPolicyIsRefusedInPlan(t *testing.T) {
 	_, err := w.iam.PutUserPolicy(t.Context(), &iam.PutUserPolicyInput{UserName: &user.Name, PolicyName: awssdk.String("big"), PolicyDocument: &big})
 	require.NoError(t, err)
 	_, err = w.findContainment("aws.user.deny").Plan(t.Context(), newLeaseRequest("aws.user.deny", user, time.Hour, ""))
-	wantRefusal(t, err, "allows 2048 in all")
+	wantRefusal(t, err, "allows 2048 in total")
 }
 
 func longString(n int) string {

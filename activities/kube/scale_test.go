@@ -172,7 +172,7 @@ func testScaleReportsAutoscaler(t *testing.T, p fixture, client kubernetes.Inter
 	}, metav1.CreateOptions{}); err != nil {
 		t.Fatal(err)
 	}
-	for replicas, want := range map[int32]string{0: "rests while there are 0 replicas", 2: "will scale it back"} {
+	for replicas, want := range map[int32]string{0: "pauses at 0 replicas", 2: "will scale it back"} {
 		plan, refusal, err := kube.PlanScale(t.Context(), client, newScaleRequest(t, d, replicas))
 		requireNoRefusal(t, refusal, err)
 		if len(plan.Conflicts) != 1 || !strings.Contains(plan.Conflicts[0], want) {

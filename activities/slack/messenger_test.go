@@ -265,7 +265,7 @@ func TestApprovalRequestSurvivesLongIncident(t *testing.T) {
 	require.Empty(t, d.log.String(), "Slack takes it at once")
 	require.Less(t, len(m.Blocks), 9500)
 	shown := literalTexts(t, m)
-	hint := func(s string) bool { return strings.Contains(s, "this is too much for a message. `stanch") }
+	hint := func(s string) bool { return strings.Contains(s, "which are too long for a message. `stanch") }
 	require.Equal(t, 5, len(m.Buttons(t)["approve"])+countMatching(shown, hint), "each question can be approved or says where")
 	require.Len(t, m.Buttons(t)["deny"], 5)
 	require.Len(t, m.Buttons(t)["assign"], 1)

@@ -18,7 +18,7 @@ func TestRejectedMessageIsShortened(t *testing.T) {
 	require.Len(t, m.Buttons(t)["approve"], 1)
 	require.Equal(t, 3, countMatching(literalTexts(t, m), isIsolateChange))
 	require.Len(t, m.Buttons(t)["assign"], 1)
-	require.Contains(t, string(m.Blocks), "Slack did not take the whole message")
+	require.Contains(t, string(m.Blocks), "Slack rejected parts of this message")
 	require.Contains(t, d.log.String(), "msg_blocks_too_long")
 
 	before := d.slack.CallCount("chat.update")

@@ -287,7 +287,7 @@ func TestTrackerErrorsAreRefusalsWithReason(t *testing.T) {
 		ran := steprunner.Run(t, p.newCreateAction(s), steprunner.NewIncidentRef(), ticket.CreateParams{})
 		require.NoError(t, ran.Err)
 		require.Equal(t, playbooks.OutcomeRefused, ran.Outcome)
-		require.Contains(t, ran.Reason, p.name+" answered 403: Resource not accessible by [redacted]; no right ·[31m")
+		require.Contains(t, ran.Reason, p.name+" returned 403: Resource not accessible by [redacted]; no right ·[31m")
 		require.Len(t, s.Requests(), 2)
 	})
 }
@@ -326,7 +326,7 @@ func TestIgnoredLabelIsReported(t *testing.T) {
 		s.DropLabels()
 		ran := steprunner.Run(t, p.newCreateAction(s), steprunner.NewIncidentRef(), ticket.CreateParams{})
 		require.True(t, decodeOutputs(t, ran).Created)
-		require.Contains(t, ran.Reason, "dropped the label stanch-"+steprunner.IncidentID)
+		require.Contains(t, ran.Reason, "ignored the label stanch-"+steprunner.IncidentID)
 	}
 }
 
@@ -334,7 +334,7 @@ func TestInvalidSearchResponseOpensNoTicket(t *testing.T) {
 	forEachTracker(t, func(t *testing.T, p trackerCase, s *stand.FakeTracker) {
 		junk := func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte(`<html>log in first</html>`)) }
 		s.RespondNext(junk, junk, junk)
-		require.ErrorContains(t, steprunner.Run(t, p.newCreateAction(s), steprunner.NewIncidentRef(), ticket.CreateParams{}).Err, "not one that the tracker's documentation describes")
+		require.ErrorContains(t, steprunner.Run(t, p.newCreateAction(s), steprunner.NewIncidentRef(), ticket.CreateParams{}).Err, "does not have the documented form")
 		require.Empty(t, s.Issues())
 	})
 }

@@ -44,10 +44,21 @@ const (
 	keySetChainFile = "authority.chain"   // the key sets of all rotations, each signed by the previous key
 )
 
+// chainHeader is the first line of keySetChainFile. A Stanch from before data format 2 takes it for a key set, cannot
+// parse its time, and stops with an error that quotes the sentence.
+const chainHeader = `{"body":"eyJhdCI6ImRhdGEgZm9ybWF0IDIgcmVxdWlyZXMgYSBuZXdlciBTdGFuY2g7IHJ1biB0aGUgb25lIHRoYXQgd3JvdGUgdGhpcyBkaXJlY3RvcnkifQ=="}` + "\n"
+
 // OpenOrCreate reads the signing key in dir, or creates one.
 func OpenOrCreate(dir string) (*Authority, error) {
+	_, err := os.Stat(filepath.Join(dir, seedFile))
+	isNew := errors.Is(err, fs.ErrNotExist)
 	if _, err := LoadOrCreateSecret(filepath.Join(dir, seedFile), ed25519.SeedSize); err != nil {
 		return nil, err
+	}
+	if isNew {
+		if err := writeKeySetChain(filepath.Join(dir, keySetChainFile), nil); err != nil {
+			return nil, err
+		}
 	}
 	return OpenExisting(dir)
 }
@@ -131,7 +142,7 @@ func readKeySetChain(path, active string) ([]attestation.Envelope, error) {
 	}
 	var chain []attestation.Envelope
 	last := 0
-	for line := range strings.Lines(string(raw)) {
+	for line := range strings.Lines(strings.TrimPrefix(string(raw), chainHeader)) {
 		var s attestation.Envelope
 		var set attestation.KeySet
 		if err := json.Unmarshal([]byte(line), &s); err != nil {
@@ -149,6 +160,7 @@ func readKeySetChain(path, active string) ([]attestation.Envelope, error) {
 
 func writeKeySetChain(path string, chain []attestation.Envelope) error {
 	var text strings.Builder
+	text.WriteString(chainHeader)
 	for _, s := range chain {
 		raw, err := json.Marshal(s)
 		if err != nil {

@@ -1,8 +1,12 @@
 package authority_test
 
 import (
+	"encoding/json"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 
@@ -67,4 +71,17 @@ func TestEachRotationIsSignedByTheKeyBefore(t *testing.T) {
 	ring, err := followed.Keyring()
 	require.NoError(t, err)
 	require.Equal(t, now.Keyring(), ring)
+}
+
+// Stanch before data format 2 reads each line of the chain as a key set with a time.
+func TestOlderStanchStopsWithSentence(t *testing.T) {
+	dir := t.TempDir()
+	_, err := authority.OpenOrCreate(dir)
+	require.NoError(t, err)
+	raw, err := os.ReadFile(filepath.Join(dir, "authority.chain"))
+	require.NoError(t, err)
+	var signed struct{ Body []byte }
+	require.NoError(t, json.Unmarshal(raw, &signed))
+	var set struct{ At time.Time }
+	require.ErrorContains(t, json.Unmarshal(signed.Body, &set), "data format 2 requires a newer Stanch; run the one that wrote this directory")
 }
