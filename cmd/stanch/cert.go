@@ -150,7 +150,7 @@ func rotateKeyCommand(g *globalFlags) *cobra.Command {
 		Use: "rotate", Short: "Rotate the signing key or the payload key", Args: validateArgs(cobra.NoArgs),
 		Long: `Create a new key that signs grants, attestations and tokens, on your rotation schedule or after a
 key leaked. Signatures of the old key stay valid: leases go on, and evidence still verifies. With
---distrust they become invalid; use it when somebody else may have the old key. Leases in force then
+--distrust they become invalid; use it when an attacker may have the old key. Leases in force then
 end by themselves.
 
 With --payload create a new key that encrypts what Temporal stores; the old key still decrypts.

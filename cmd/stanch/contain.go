@@ -288,7 +288,7 @@ func printResults(out io.Writer, results []requestResult) {
 			for _, q := range r.PendingApprovals {
 				p("%s: not contained yet: waiting for approval by %s until %s: %s", r.Target,
 					formatQuorum(q.Approvers), q.Deadline.Local().Format(time.TimeOnly), q.Title+q.DurationText())
-				p("  approve it with `stanch approve %s '%s'` (somebody else than you), or withdraw it with "+
+				p("  approve it with `stanch approve %s '%s'` (someone other than you), or withdraw it with "+
 					"`stanch deny`", r.Incident, q.QualifiedID())
 			}
 			for _, warning := range r.Warnings {

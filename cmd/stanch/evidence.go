@@ -85,7 +85,7 @@ func evidenceListCommand(g *globalFlags, o *evidenceOptions) *cobra.Command {
 		Use: "list [INCIDENT]", Short: "List incidents with evidence, or one incident's manifest", Args: validateArgs(cobra.MaximumNArgs(1)),
 		Long: `List the incidents that have evidence or, given an incident, the lines of its manifest: what was
 captured from where, who read it, and what was contained. The last line prints the head of the
-manifest; store it elsewhere to prove later that no line was cut off.`,
+manifest; store it elsewhere to prove later that no line was removed.`,
 		Example: "  stanch evidence list\n  stanch evidence list INC-01JABCDEFGHJKMNPQRSTVWXYZ0 -o json",
 	}
 	c.RunE = func(cmd *cobra.Command, ids []string) error {
@@ -275,7 +275,7 @@ func evidenceVerifyCommand(g *globalFlags, o *evidenceOptions) *cobra.Command {
 		Long: `Verify an incident's manifest before you rely on its evidence: the hash chain, the signature of
 every line, and the content of every artifact. Exit code 1 means that something was changed.
 
-Lines that were cut off at the end of the manifest are detected only with a head that was stored
+Lines that were removed from the end of the manifest are detected only with a head that was stored
 elsewhere, such as in a ticket or a chat message: pass it with --head.`,
 		Example: `  stanch evidence verify INC-01JABCDEFGHJKMNPQRSTVWXYZ0
   stanch evidence verify INC-01JABCDEFGHJKMNPQRSTVWXYZ0 --dir ./copy --keys authority.pub --head "$HEAD"`,

@@ -28,7 +28,7 @@ func TestReplacedPhrasesAreFound(t *testing.T) {
 	}
 	write("README.md", "A lease that took hold.\n```\ntook hold\n```\n")
 	write("SECURITY.md", "")
-	write("cmd/main.go", "package main\n\n// took hold\nvar text = `one\ntwo is not known`\n\nvar word = \"whoever\"\n")
+	write("cmd/main.go", "package main\n\n// took hold\nvar text = `one\ntwo is not known`\n\nvar word = \"mended\"\n")
 	write("cmd/main_test.go", "package main\n\nvar text = \"it took hold\"\n")
 	findings, err := words.Check(root)
 	require.NoError(t, err)
