@@ -56,5 +56,5 @@ func TestEvidenceStoreKeepsFreeSpace(t *testing.T) {
 	_, err := s.StoreArtifact(t.Context(), junkIncidentID, "a", "pod:1", newArtifact("p", 100), time.Now())
 	refusal, ok := activities.AsRefusal(err)
 	require.True(t, ok, err)
-	require.Contains(t, refusal.Reason, "stay free")
+	require.Contains(t, refusal.Reason, "are reserved")
 }

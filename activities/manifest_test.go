@@ -109,7 +109,7 @@ func TestVerifyFindsRemovedSwappedAndTruncatedEntries(t *testing.T) {
 	// A removed end is detected with a head that was kept elsewhere.
 	require.NoError(t, os.WriteFile(readManifestFile(s), []byte(strings.Join(lines[:3], "")), 0o600))
 	require.Empty(t, verifyStore(t, s, a, ""))
-	require.ErrorContains(t, joinFindings(verifyStore(t, s, a, activities.LastLineHash(all))), "cut off")
+	require.ErrorContains(t, joinFindings(verifyStore(t, s, a, activities.LastLineHash(all))), "removed or replaced")
 }
 
 func TestVerifyRejectsManifestOfAnotherKeyOrIncident(t *testing.T) {
@@ -155,7 +155,7 @@ func TestIncompleteLastEntryIsRemoved(t *testing.T) {
 	whole, err := os.ReadFile(readManifestFile(s))
 	require.NoError(t, err)
 	require.NoError(t, os.WriteFile(readManifestFile(s), append(bytes.Clone(whole), whole[:200]...), 0o600))
-	require.ErrorContains(t, joinFindings(verifyStore(t, s, a, "")), "torn")
+	require.ErrorContains(t, joinFindings(verifyStore(t, s, a, "")), "incomplete")
 	_, err = s.Append(testIncidentID, activities.EntryKindEffect, activities.AuditRecord{Action: "after"})
 	require.NoError(t, err)
 	require.Empty(t, verifyStore(t, s, a, ""))

@@ -107,8 +107,8 @@ func mailBody(in activities.IncidentRef, text, head string) string {
 			fmt.Fprintf(&b, "%s\n\n| %s\n\n", title, strings.ReplaceAll(text, "\n", "\n| "))
 		}
 	}
-	quote("Summary:", text)
-	quote("What happened:", in.Summary)
+	quote("Message:", text)
+	quote("Summary:", in.Summary)
 	for _, f := range [][2]string{
 		{"Incident", in.ID},
 		{"Cluster", in.Cluster},

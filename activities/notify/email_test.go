@@ -62,7 +62,7 @@ func TestMailIsSentEncryptedAndAuthenticated(t *testing.T) {
 			require.Equal(t, "auto-generated", header.Get("Auto-Submitted"))
 			require.Contains(t, body, "| isolated\n")
 			require.Contains(t, body, "| A miner was started in shop/Deployment/web.\n")
-			require.Contains(t, body, "Evidence head: abc123\n")
+			require.Contains(t, body, "Evidence head:  abc123\n")
 		})
 	}
 }

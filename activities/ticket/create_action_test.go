@@ -298,7 +298,7 @@ func TestWrongTokenErrorOmitsToken(t *testing.T) {
 		w.Token = "wrong-Tr0ub4dor"
 		ran := steprunner.Run(t, &ticket.CreateAction{Tracker: p.newTracker(w)}, steprunner.NewIncidentRef(), ticket.CreateParams{})
 		require.Equal(t, playbooks.OutcomeRefused, ran.Outcome)
-		require.Contains(t, ran.Reason, "answered 401")
+		require.Contains(t, ran.Reason, "returned 401")
 		require.NotContains(t, ran.Reason, w.Token)
 		w.URL = "http://127.0.0.1:1/" + w.Token
 		ran = steprunner.Run(t, &ticket.CreateAction{Tracker: p.newTracker(w)}, steprunner.NewIncidentRef(), ticket.CreateParams{})

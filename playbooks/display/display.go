@@ -124,7 +124,7 @@ func withReason(what, reason string) string {
 }
 
 // notConfiguredPattern matches the reason of a refusal because something optional is not configured or connected.
-var notConfiguredPattern = regexp.MustCompile(`^no .* (is|are) (configured|connected)`)
+var notConfiguredPattern = regexp.MustCompile(`^(no .* (is|are) (configured|connected)|\w+ (is|are) not configured)`)
 
 // IsNotConfigured reports whether a step was refused only because something optional is missing, such as tickets or a
 // cluster. Such a step is a note, and not a failure of the response. It is false for containments.

@@ -61,8 +61,8 @@ func TestRunSummaryStartsWithContainments(t *testing.T) {
 		{
 			[]playbooks.StepReport{ticket, contained},
 			at,
-			"contained: pod.isolate of pod shop/web-1 applied and verified; note: ticket skipped: no tickets are " +
-				"configured: add `ticket:` to stanch.yaml",
+			"contained: pod.isolate of pod shop/web-1 applied and verified; note: ticket skipped: tickets are not " +
+				"configured; add `ticket:` to stanch.yaml",
 		},
 		{[]playbooks.StepReport{mail, contained}, at, "contained: pod.isolate of pod shop/web-1 applied and verified; email failed: the server is away"},
 		{[]playbooks.StepReport{refused}, at, "pod.isolate of pod shop/web-1 refused: no budget is configured for it"},
