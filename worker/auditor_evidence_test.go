@@ -37,7 +37,7 @@ func newAuditFixture(t *testing.T) *auditFixture {
 	ref, err := store.StoreArtifact(t.Context(), auditedIncidentID, "pod.logs", "pod:1", activities.Artifact{Name: "log.txt", Data: []byte("log")}, time.Now())
 	require.NoError(t, err)
 	c.timeline.Evidence = []audit.EvidenceRecord{{EvidenceRef: ref}}
-	for _, act := range []audit.ManifestRecord{{Description: "the answer", IncidentID: auditedIncidentID}, {Description: "applying pod.isolate", IncidentID: auditedIncidentID}, {Description: "undoing pod.isolate", IncidentID: auditedIncidentID}, {Description: "what was joined", IncidentID: joinedIncidentID}} {
+	for _, act := range []audit.ManifestRecord{{Description: "the decision", IncidentID: auditedIncidentID}, {Description: "applying pod.isolate", IncidentID: auditedIncidentID}, {Description: "undoing pod.isolate", IncidentID: auditedIncidentID}, {Description: "what was joined", IncidentID: joinedIncidentID}} {
 		act.EntryHash, err = store.Append(act.IncidentID, activities.EntryKindEffect, activities.AuditRecord{Action: act.Description})
 		require.NoError(t, err)
 		c.timeline.ManifestRecords = append(c.timeline.ManifestRecords, act)
@@ -75,7 +75,7 @@ func TestAManifestWhoseEndWasCutOffDiffersFromTheHistory(t *testing.T) {
 	c.truncateManifest(2) // the lines of the archive and of the undo
 	require.Equal(t, "the history says that undoing pod.isolate was entered into the manifest of "+auditedIncidentID+" as line "+c.timeline.ManifestRecords[2].EntryHash+", which is not there: it was cut off or replaced\n", c.auditDifferences())
 	c.truncateManifest(2)
-	require.Contains(t, c.auditDifferences(), "that the answer was entered")
+	require.Contains(t, c.auditDifferences(), "that the decision was entered")
 	require.NoError(t, os.Remove(c.manifestPath(auditedIncidentID)))
 	require.Contains(t, c.auditDifferences(), "evidence log.txt with SHA-256 "+c.timeline.Evidence[0].SHA256+" is not in the manifest")
 }

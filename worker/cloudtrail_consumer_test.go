@@ -216,7 +216,7 @@ func TestTheRecordOfTheAccountComesByAQueue(t *testing.T) {
 	one = e.waitForRule(t, "cloud-instances-by-workload")
 	require.False(t, incident.HasContainer(one))
 	require.Equal(t, sensors.Workload{Kind: "Deployment", Name: "api"}, one.Event.Container.Workload)
-	require.Contains(t, strings.Join(one.Reasons, " "), "2 pods have the account shop/api")
+	require.Contains(t, strings.Join(one.Reasons, " "), "2 pods use the service account shop/api")
 	require.Equal(t, "shop/Deployment/api", incident.WorkloadOfDetection(one).String())
 
 	e.sendMessages(t, newCloudTrailRecord("c-4", "StopLogging", "cloudtrail", "admin", "alice", "ASIAADM", "203.0.113.7", ""))

@@ -364,7 +364,7 @@ func TestWhoRequestsDoesNotApprove(t *testing.T) {
 	}, 30*time.Second, 50*time.Millisecond)
 	vote := gateway.VoteRequest{IncidentID: answer.IncidentID, RequestID: asked[0].ID, Approve: true}
 	_, err = w.ApprovalService.Vote(t.Context(), principalByName(w.Config, "alice"), vote)
-	require.ErrorContains(t, err, "alice asked for this: somebody else must approve it; `stanch deny` withdraws it")
+	require.ErrorContains(t, err, "alice requested this; somebody else must approve it; withdraw it with `stanch deny`")
 	require.Empty(t, node.lockedLeaseIDs())
 	_, err = w.ApprovalService.Vote(t.Context(), principalByName(w.Config, "bob"), vote)
 	require.NoError(t, err)
@@ -433,7 +433,7 @@ func TestWhoRequestsMayWithdrawAndAnswersOthers(t *testing.T) {
 	require.NoError(t, err)
 	vote := gateway.VoteRequest{IncidentID: long.IncidentID, RequestID: questions(long.IncidentID)[0].QualifiedID(), Approve: true, WaitForResult: true}
 	_, err = w.ApprovalService.Vote(t.Context(), root, vote)
-	require.ErrorContains(t, err, "root asked for this: somebody else must approve it; `stanch deny` withdraws it")
+	require.ErrorContains(t, err, "root requested this; somebody else must approve it; withdraw it with `stanch deny`")
 	no := vote
 	no.Approve, no.Reason = false, "a mistake"
 	said, err := w.ApprovalService.Vote(t.Context(), root, no)
@@ -487,7 +487,7 @@ steps:
 	_, _, ask = startRequestInstallation(t, manualRequestConfig+"playbooks: ['"+dir+"']\n")
 	planned, err = ask("bob", gateway.ContainRequest{Target: testContainerID, Playbook: "two", Reason: "spread", DryRun: true})
 	require.NoError(t, err)
-	require.Equal(t, []string{"only 1 of the 2 who must agree may answer, so nobody can approve it"}, planned.Targets[0].Plans[0].Plan.Warnings)
+	require.Equal(t, []string{"only 1 of the 2 required approvers are allowed to vote, so it cannot be approved"}, planned.Targets[0].Plans[0].Plan.Warnings)
 }
 
 func TestARequestInPhaseOneIsOnlyProposed(t *testing.T) {

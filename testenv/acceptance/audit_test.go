@@ -53,8 +53,8 @@ func TestAnIncidentIsToldAndVerified(t *testing.T) {
 	t.Log("\n" + stdout)
 	at := 0
 	for _, next := range []string{
-		"  opened ", "  detection ", "  playbook ", "  evidence ", "Decided to ask people before pod.isolate", "  question ", "alice (uid 0 on the local socket) said yes to \"pod.isolate\"", "  answer ", "  grant ",
-		"  effect ", "was applied", "  verification ", "was undone and verified: its time was over", "  closed ",
+		"  opened ", "  detection ", "  playbook ", "  evidence ", "Requires approval before pod.isolate", "  question ", "alice (uid 0 on the local socket) approved \"pod.isolate\"", "  answer ", "  grant ",
+		"  effect ", "was applied", "  verification ", "was undone and verified: it expired", "  closed ",
 		"verified: no differences",
 	} {
 		i := strings.Index(stdout[at:], next)

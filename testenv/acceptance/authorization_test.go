@@ -38,7 +38,7 @@ func TestAResponderSeesWhatIsUnderWay(t *testing.T) {
 
 	require.Contains(t, shown("approve", in.ID, "isolate the miner"),
 		`alice approved "isolate the miner" for 20m: 1 of 2 approved (alice); waiting for 1 more of responders`)
-	require.Contains(t, shown("approve", in.ID, "isolate the miner"), `the yes of alice to "isolate the miner" for 20m was counted already: 1 of 2`)
+	require.Contains(t, shown("approve", in.ID, "isolate the miner"), `the approval of alice for "isolate the miner" for 20m was already counted:  1 of 2`)
 	require.Contains(t, shown("incidents"), "1 of 2 approved: isolate the miner")
 	require.Contains(t, shown("approve", in.ID, "pod.isolate", "--break-glass", "--reason", "nobody else is awake"),
 		`alice approved "isolate the miner" for 20m`)
@@ -49,7 +49,7 @@ func TestAResponderSeesWhatIsUnderWay(t *testing.T) {
 	require.Contains(t, text, "outcome     ask: contained: pod.isolate of container ")
 	require.Contains(t, text, "note: ticket skipped: no tickets are configured")
 	require.NotContains(t, text, "stopped, refused")
-	require.Contains(t, shown("audit", in.ID), "broke the glass for ")
+	require.Contains(t, shown("audit", in.ID), "used break-glass for ")
 
 	_, stderr, code := s.Run(t, "extend", in.Leases[0].ID, "--for", "1m")
 	require.Equal(t, 1, code)

@@ -35,7 +35,7 @@ func TestAFileOfAnotherSensorIsCarried(t *testing.T) {
 	require.Equal(t, "elsewhere", in.Trigger.Source)
 	require.Equal(t, "crypto-mining", string(in.Objective))
 	require.NotContains(t, fmt.Sprintf("%+v", in), "hunter2")
-	require.Contains(t, d.Output(), "a foreign sensor lost events")
+	require.Contains(t, d.Output(), "a source lost events")
 
 	// A list with one bad element costs that element, and says that sending it again is of no use.
 	list := `[{"hello":1},{"process_kprobe":{` + process + `,"policy_name":"pools"},"time":"` + now + `"}]`

@@ -112,7 +112,7 @@ func TestNobodyApprovesWhatTheyTriggered(t *testing.T) {
 	in := c.WaitForIncident(t, box.ID, 20*time.Second, "a question", func(in playbooks.Incident) bool { _, ok := c.findOpenRequest(t, in.ID); return ok })
 	m := c.waitForMessage(t, in.ID, "a question", func(m slack.Message) bool { return len(m.Buttons(t)["approve"]) > 0 })
 	_, _ = c.pressButton(t, alice, m, "approve")
-	c.waitForEphemeralMessage(t, alice, "somebody else must answer it")
+	c.waitForEphemeralMessage(t, alice, "somebody else must decide it")
 	_, _ = c.pressButton(t, bob, m, "approve")
 	c.WaitForIncident(t, box.ID, 20*time.Second, "bob's counts", hasStepOutcome(playbooks.OutcomeSucceeded))
 }

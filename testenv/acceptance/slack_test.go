@@ -286,7 +286,7 @@ func TestANoIsGivenWithItsReason(t *testing.T) {
 	}, 5*time.Second, 20*time.Millisecond)
 	// Somebody else submits a form of their own with the same content: it is refused in the form.
 	_, answer := slack.SignRequest(slack.ViewSubmission(mallory, form, "because"), time.Now(), slack.SigningSecret).Send(t, c.interactionURL())
-	require.Contains(t, answer, "nobody in Stanch's configuration")
+	require.Contains(t, answer, "not in Stanch's configuration")
 	code, answer = slack.SignRequest(slack.ViewSubmission(bob, form, "it is the nightly benchmark <!channel> *bold*"), time.Now(), slack.SigningSecret).Send(t, c.interactionURL())
 	require.Equal(t, http.StatusOK, code, answer)
 	c.WaitForIncident(t, box.ID, 20*time.Second, "denied", hasStepOutcome(playbooks.OutcomeDenied))
@@ -305,7 +305,7 @@ func TestTheGlassIsBroken(t *testing.T) {
 	require.Eventually(t, func() bool { return len(c.fakeSlack.OpenedViews()) == 1 }, 5*time.Second, 20*time.Millisecond)
 	form := c.fakeSlack.OpenedViews()[0]
 	_, answer := slack.SignRequest(slack.ViewSubmission(alice, form, "no time"), time.Now(), slack.SigningSecret).Send(t, c.interactionURL())
-	require.Contains(t, answer, "may not break the glass")
+	require.Contains(t, answer, "is not allowed to use break-glass")
 	_, answer = slack.SignRequest(slack.ViewSubmission(grace, form, "  "), time.Now(), slack.SigningSecret).Send(t, c.interactionURL())
 	require.Contains(t, answer, "needs a reason")
 	_, answer = slack.SignRequest(slack.ViewSubmission(grace, form, "exfiltration is under way"), time.Now(), slack.SigningSecret).Send(t, c.interactionURL())

@@ -119,10 +119,10 @@ var unauthorizedClicks = []struct {
 	{"breaking the glass without the right", func(t *testing.T, w *clickFixture) {
 		form := slack.OpenedView{Payload: json.RawMessage(`{"private_metadata":"` + w.message.Buttons(t)["break-glass"][0].Value + `"}`)}
 		_, answer := w.signPayload(slack.ViewSubmission(alice, form, "because")).Send(t, w.interactionURL())
-		require.Contains(t, answer, "may not break the glass")
+		require.Contains(t, answer, "is not allowed to use break-glass")
 	}},
 	{"taking over without the right", func(t *testing.T, w *clickFixture) {
-		w.requireActionRejected(t, dora, "assign", "may not change what is contained")
+		w.requireActionRejected(t, dora, "assign", "is not allowed to change containments")
 	}},
 	{"somebody who left the user group a second ago", func(t *testing.T, w *clickFixture) {
 		w.fakeSlack.SetGroup("S0ONCALL")
@@ -246,7 +246,7 @@ func TestNobodyAnswersWithoutTheRight(t *testing.T) {
 	m = c.waitForMessage(t, in.ID, "held", func(m slack.Message) bool { return len(m.Buttons(t)["release"]) == 1 })
 	w.message = m
 	for _, kind := range []string{"release", "extend"} {
-		w.requireActionRejected(t, dora, kind, "may not change what is contained")
+		w.requireActionRejected(t, dora, kind, "is not allowed to change containments")
 		w.requireActionRejected(t, mallory, kind, "nobody in Stanch")
 	}
 	require.True(t, box.IsSilent(500*time.Millisecond), "it holds")

@@ -68,8 +68,8 @@ people:
 		"an invented token":                        {notAToken, "not valid"},
 		"a token that was made for the API server": {in.createPersonToken(t, "ann", ""), "not valid for the audience"},
 		"a token for something else":               {in.createPersonToken(t, "ann", "vault"), "not valid for the audience"},
-		"an account that is nobody":                {in.createPersonToken(t, "eve", gateway.TokenAudience), "is nobody in the configuration"},
-		"the worker's own account":                 {in.createPersonToken(t, manifests.WorkerName, gateway.TokenAudience), "is nobody in the configuration"},
+		"an account that is nobody":                {in.createPersonToken(t, "eve", gateway.TokenAudience), "unknown Kubernetes user"},
+		"the worker's own account":                 {in.createPersonToken(t, manifests.WorkerName, gateway.TokenAudience), "unknown Kubernetes user"},
 		"a person without the right":               {ben, "is not allowed to vote on this"},
 	} {
 		_, err := in.tryStanch(t.Context(), append([]string{"approve", asked.ID}, as(c.token)...)...)
@@ -85,7 +85,7 @@ people:
 	if err := p.requireSilent(time.Second); err != nil {
 		t.Error(err)
 	}
-	if _, err := in.tryStanch(t.Context(), append([]string{"release", "--all"}, as(ben)...)...); err == nil || !strings.Contains(err.Error(), "may not change what is contained") {
+	if _, err := in.tryStanch(t.Context(), append([]string{"release", "--all"}, as(ben)...)...); err == nil || !strings.Contains(err.Error(), "is not allowed to change containments") {
 		t.Errorf("ben releases: %v", err)
 	}
 	in.runStanch(t, append([]string{"release", "--all"}, as(ann)...)...)

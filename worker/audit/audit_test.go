@@ -44,19 +44,19 @@ func TestTheStoryIsToldInOrder(t *testing.T) {
 	require.Empty(t, differences, differencesText(differences))
 	text, at := timelineText(s), 0
 	for _, next := range []string{
-		"opened: Incident " + testIncidentID, "detection: Seen on node n1: Crypto-miner started on pod shop/web-1", "playbook: Playbook miner started on pod shop/web-1",
-		"evidence: Evidence was kept: processes.json", "decision: Decided to ask people before pod.isolate on pod shop/web-1", "question: Asked responders, of whom 1 must agree",
-		`vote: alice (uid 7 on the local socket) said yes to "pod.isolate"`, "answer: The answer to", "grant: A grant for exactly this plan was signed", "ended: Playbook miner ended",
-		"effect: pod.isolate on pod shop/web-1 was applied and verified", "It rests on the grant of alice", "verification: Lease " + testLeaseID + " was observed 2 times", "no longer in force", "is in force",
+		"opened: Incident " + testIncidentID, "detection: Detected on node n1: Crypto-miner started on pod shop/web-1", "playbook: Playbook miner started on pod shop/web-1",
+		"evidence: Evidence was stored: processes.json", "decision: Requires approval before pod.isolate on pod shop/web-1", "question: Requested approval from responders, quorum 1",
+		`vote: alice (uid 7 on the local socket) approved "pod.isolate"`, "answer: \"pod.isolate\" (request cut#1) was approved", "grant: A grant for exactly this plan was signed", "ended: Playbook miner ended",
+		"effect: pod.isolate on pod shop/web-1 was applied and verified", "Authorized by the grant of alice", "verification: Lease " + testLeaseID + " was verified 2 times", "no longer in force", "is in force",
 		"release: bob (uid 8 on the local socket) released lease", "undo: pod.isolate on pod shop/web-1 was undone and verified: released by bob", "closed: ",
 	} {
 		i := strings.Index(text[at:], next)
-		require.GreaterOrEqual(t, i, 0, "%q is not told where it belongs:\n%s", next, text)
+		require.GreaterOrEqual(t, i, 0, "%q is missing or not in order:\n%s", next, text)
 		at += i
 	}
-	require.Equal(t, 1, strings.Count(text, "question: "), "what was permitted is planned again and not asked again")
-	require.NotContains(t, text, "failure: ", "what Stanch's own workflows say to each other is no failure")
-	require.Contains(t, text, "mark: The run contains nothing further and asks nobody: nothing further is contained: bob has taken it over")
+	require.Equal(t, 1, strings.Count(text, "question: "), "an approved containment is planned again without a second request")
+	require.NotContains(t, text, "failure: ", "a signal between Stanch's own workflows is no failure")
+	require.Contains(t, text, "mark: The playbook run was suspended; it contains nothing more and requests no approvals: nothing further is contained: bob has taken it over")
 	require.Equal(t, []string{"abcdef012345"}, s.ConfigHashes)
 	require.Len(t, s.Effects, 1)
 	require.Equal(t, "undone", s.Effects[0].State)
@@ -97,12 +97,12 @@ func TestEachVoteIsJudged(t *testing.T) {
 		}
 	}
 	require.Equal(t, map[string][]string{
-		"eve": {"not counted: this person may not answer"}, "carol": {"not counted: it came too late"}, "mallory": {"not counted: it is not proved"},
-		"alice": {"counted as a yes", "not counted: the same person said yes before"},
+		"eve": {"not counted: this person is not an approver"}, "carol": {"not counted: it was too late"}, "mallory": {"not counted: its signature is invalid"},
+		"alice": {"counted as an approval", "not counted: the same person already approved"},
 	}, counted)
-	require.Contains(t, differencesText(s.Problems), "a vote does not hold")
+	require.Contains(t, differencesText(s.Problems), "a vote is invalid")
 	for _, p := range s.People {
-		require.NotEqual(t, "mallory", p.Name, "who is not proved did nothing")
+		require.NotEqual(t, "mallory", p.Name, "an unauthenticated person has no actions")
 	}
 }
 
@@ -126,8 +126,8 @@ func TestWhoBrokeTheGlassIsNamed(t *testing.T) {
 	for _, p := range audit.BuildTimeline(m.runs, m.auditOptions()).People {
 		did[p.Name] = p.Actions
 	}
-	require.Contains(t, did["dana"], `broke the glass for "pod.isolate" (question cut#1), alone for the whole quorum: nobody else is awake`)
-	require.Contains(t, did["eve"], `said yes to "pod.isolate" (question cut#1) (not counted: eve is not allowed to vote on this)`)
+	require.Contains(t, did["dana"], `used break-glass for "pod.isolate" (request cut#1), alone for the complete quorum: nobody else is awake`)
+	require.Contains(t, did["eve"], `approved "pod.isolate" (request cut#1) (not counted: eve is not allowed to vote on this)`)
 }
 
 // An approval request without votes has no event of its own: its plan and the timer of its deadline show it.
@@ -137,8 +137,8 @@ func TestAQuestionThatNobodyAnswersIsTold(t *testing.T) {
 	m.addLocalActivity("Plan", newPlanResult())
 	m.addTimerFired(m.addTimerStarted(15 * time.Minute))
 	text := timelineText(audit.BuildTimeline(m.runs, m.auditOptions()))
-	require.Contains(t, text, "question: Asked responders")
-	require.Contains(t, text, "answer: Nobody with the right answered in time")
+	require.Contains(t, text, "question: Requested approval from responders")
+	require.Contains(t, text, "answer: Denied, because the approvers did not decide in time")
 }
 
 func TestEachLieIsNamed(t *testing.T) {
@@ -150,39 +150,39 @@ func TestEachLieIsNamed(t *testing.T) {
 		"a payload's byte": {after: func(m *historyBuilder) {
 			data := m.runs[0].Events[1].GetWorkflowExecutionSignaledEventAttributes().GetInput().GetPayloads()[0].Data
 			data[len(data)/2] ^= 1
-		}, want: "a batch of detections cannot be read"},
+		}, want: "a batch of detections cannot be decoded"},
 		"a payload in the clear": {after: func(m *historyBuilder) {
 			p := m.runs[1].Events[1].GetActivityTaskScheduledEventAttributes().GetInput().GetPayloads()[0]
 			p.Metadata, p.Data = map[string][]byte{"encoding": []byte("json/plain")}, []byte(`{}`)
 		}, want: "not encrypted"},
-		"an event left out":            {after: func(m *historyBuilder) { m.runs[2].Events = append(m.runs[2].Events[:3:3], m.runs[2].Events[4:]...) }, want: "some are missing"},
-		"a detection that was changed": {change: func(_ *historyBuilder, p *incidentParts) { p.detection.Detection.Confidence = 0.99 }, want: "it was changed since"},
+		"an event left out":            {after: func(m *historyBuilder) { m.runs[2].Events = append(m.runs[2].Events[:3:3], m.runs[2].Events[4:]...) }, want: "events are missing"},
+		"a detection that was changed": {change: func(_ *historyBuilder, p *incidentParts) { p.detection.Detection.Confidence = 0.99 }, want: "or the detection was changed"},
 		"an attestation of another key": {change: func(m *historyBuilder, p *incidentParts) {
 			other, err := authority.OpenOrCreate(m.t.TempDir())
 			require.NoError(m.t, err)
 			p.detection.Attestation, err = other.Sign(attestation.PayloadTypeAttestation, attestation.Attestation{DetectionID: "d1"})
 			require.NoError(m.t, err)
-		}, want: "the attestation of detection d1 does not hold"},
+		}, want: "the attestation of detection d1 is invalid"},
 		"a grant for another plan": {change: func(m *historyBuilder, p *incidentParts) {
 			p.tally.GrantsByPlanHash[newPlanResult().PlanHash] = m.signGrant(func(g *attestation.Grant) { g.PlanHash = "other" })
-		}, want: "does not fit its plan"},
-		"a yes without a vote": {change: func(_ *historyBuilder, p *incidentParts) { p.votes = nil }, want: "counted as a yes, but 0 people said yes"},
+		}, want: "does not match its plan"},
+		"a yes without a vote": {change: func(_ *historyBuilder, p *incidentParts) { p.votes = nil }, want: "counted as an approval, but 0 people approved"},
 		"a no that was passed over": {change: func(m *historyBuilder, p *incidentParts) {
 			p.votes = append(p.votes, m.signVote("bob", false, time.Minute, "responders"))
-		}, want: "1 said no"},
+		}, want: "1 denied"},
 		"a token of another lease": {change: func(_ *historyBuilder, p *incidentParts) { p.token.LeaseID = "LSE-OTHER" }, want: "the token is for LSE-OTHER"},
 		"a release of another lease": {change: func(m *historyBuilder, p *incidentParts) {
 			p.release = m.signStatement(attestation.PayloadTypeGrant, attestation.Grant{Operation: attestation.OperationRelease, LeaseID: "LSE-OTHER"})
 		}, want: "not for releasing " + testLeaseID},
-		"a vote as a release":   {change: func(m *historyBuilder, p *incidentParts) { p.release = m.signVote("bob", true, time.Minute) }, want: "the grant of the release does not hold"},
-		"the stored count":      {change: func(_ *historyBuilder, p *incidentParts) { p.stored.TotalDetections = 7 }, want: "it counts 7 detections, the history has 1"},
+		"a vote as a release":   {change: func(m *historyBuilder, p *incidentParts) { p.release = m.signVote("bob", true, time.Minute) }, want: "the grant of the release is invalid"},
+		"the stored count":      {change: func(_ *historyBuilder, p *incidentParts) { p.stored.TotalDetections = 7 }, want: "it has 7 detections, but the history has 1"},
 		"the stored confidence": {change: func(_ *historyBuilder, p *incidentParts) { p.stored.Confidence = 0.99 }, want: "with confidence 0.99"},
 		"a stored step": {change: func(_ *historyBuilder, p *incidentParts) {
 			p.stored.Playbooks[0].Steps = []playbooks.StepReport{{Step: "cut", Action: "pod.isolate", Outcome: playbooks.OutcomeDenied}}
-		}, want: "the steps of playbook miner are others"},
+		}, want: "the steps of playbook miner are not those"},
 		"stored evidence": {change: func(_ *historyBuilder, p *incidentParts) { p.stored.Evidence[0].SHA256 = "bb" }, want: "which no activity stored"},
 		"a stored lease":  {change: func(_ *historyBuilder, p *incidentParts) { p.stored.Leases[0].ID = "LSE-OTHER" }, want: "the lease LSE-OTHER, which has no history"},
-		"another source":  {change: func(_ *historyBuilder, p *incidentParts) { p.report.SourceHash = "0123456789abcdef" }, want: "the report names the source"},
+		"another source":  {change: func(_ *historyBuilder, p *incidentParts) { p.report.SourceHash = "0123456789abcdef" }, want: "the report has the playbook SHA-256"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			m := newHistoryBuilder(t)
@@ -267,7 +267,7 @@ func TestEachActSaysWhereItWasEntered(t *testing.T) {
 		require.NotZero(t, a.SourceEvent.EventID)
 		got = append(got, a.Description+" "+a.EntryHash+a.UnrecordedReason)
 	}
-	require.Equal(t, []string{`the answer to "pod.isolate" (question cut#1) aa`, "applying pod.isolate on pod shop/web-1 bb", "undoing pod.isolate on pod shop/web-1 no space left"}, got)
+	require.Equal(t, []string{`the decision on "pod.isolate" (request cut#1) aa`, "applying pod.isolate on pod shop/web-1 bb", "undoing pod.isolate on pod shop/web-1 no space left"}, got)
 	require.Empty(t, audit.BuildTimeline(newHistoryBuilder(t).buildFullIncident(nil).runs, m.auditOptions()).ManifestRecords, "histories from before say nothing of a manifest")
 }
 

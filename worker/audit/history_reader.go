@@ -50,7 +50,7 @@ func (r *historyReader) decodePayloads(e *historypb.HistoryEvent, what string, p
 		return false
 	}
 	if err := r.options.DataConverter.FromPayloads(payloads, out); err != nil {
-		r.addProblem(e, "%s cannot be read: %v", what, err)
+		r.addProblem(e, "%s cannot be decoded: %v", what, err)
 		return false
 	}
 	return true
@@ -59,7 +59,7 @@ func (r *historyReader) decodePayloads(e *historypb.HistoryEvent, what string, p
 // verifyEnvelope verifies and decodes a signed statement. An invalid one is decoded too, and recorded as a problem.
 func (r *historyReader) verifyEnvelope(e *historypb.HistoryEvent, what string, s attestation.Envelope, purpose attestation.PayloadType, out any) bool {
 	if err := r.options.Keyring.Verify(s, purpose, out); err != nil {
-		r.addProblem(e, "%s does not hold: %v", what, err)
+		r.addProblem(e, "%s is invalid: %v", what, err)
 		_ = decodeUnverified(s, out)
 		return false
 	}
@@ -84,14 +84,14 @@ func (r *historyReader) failureText(f *failurepb.Failure) string {
 			}
 		}
 		if t := f.GetTimeoutFailureInfo(); t != nil {
-			text = "no answer in time (" + strings.ToLower(strings.TrimPrefix(t.GetTimeoutType().String(), "TIMEOUT_TYPE_")) + ")"
+			text = "timed out (" + strings.ToLower(strings.TrimPrefix(t.GetTimeoutType().String(), "TIMEOUT_TYPE_")) + ")"
 		}
 		if text != "" && !slices.Contains(parts, text) {
 			parts = append(parts, text)
 		}
 	}
 	if len(parts) == 0 {
-		return "it does not say why"
+		return "no failure message"
 	}
 	return strings.Join(parts, ": ")
 }
@@ -112,7 +112,7 @@ func (r *historyReader) trackStarted(e *historypb.HistoryEvent) {
 	}
 	t.started, t.attempt = e, a.GetAttempt()
 	if a.GetAttempt() > 1 {
-		r.addEntry(e, KindRetry, "", fmt.Sprintf("%s was tried again (attempt %d): before, %s", r.activityLabel(t), a.GetAttempt(), r.failureText(a.GetLastFailure())),
+		r.addEntry(e, KindRetry, "", fmt.Sprintf("%s was retried (attempt %d) after: %s", r.activityLabel(t), a.GetAttempt(), r.failureText(a.GetLastFailure())),
 			map[string]any{"attempt": a.GetAttempt(), "last_failure": r.failureText(a.GetLastFailure())})
 	}
 }
@@ -134,7 +134,7 @@ func (r *historyReader) activityLabel(t *activityTask) string {
 		case activities.TypeCountVotes:
 			return "counting the votes"
 		case activities.TypeRecordAttempt:
-			return "the receipt for evidence that did not answer"
+			return "the receipt for evidence that timed out"
 		}
 		return t.name
 	}
@@ -159,19 +159,19 @@ func (r *historyReader) addFailureEvents(e *historypb.HistoryEvent) {
 	switch {
 	case e.GetWorkflowTaskFailedEventAttributes() != nil:
 		a := e.GetWorkflowTaskFailedEventAttributes()
-		r.addEntry(e, KindFailure, "", "Stanch could not go on with this workflow and tries again: "+r.failureText(a.GetFailure()), nil)
+		r.addEntry(e, KindFailure, "", "Stanch failed to continue this workflow and retries: "+r.failureText(a.GetFailure()), nil)
 	case e.GetWorkflowTaskTimedOutEventAttributes() != nil:
-		r.addEntry(e, KindRetry, "", "Stanch's process did not answer in time (it was restarted or busy); the work was given out again", nil)
+		r.addEntry(e, KindRetry, "", "Stanch's process timed out (it was restarted or busy); the task is retried", nil)
 	case e.GetWorkflowExecutionTerminatedEventAttributes() != nil:
 		a := e.GetWorkflowExecutionTerminatedEventAttributes()
 		r.addEntry(e, KindFailure, a.GetIdentity(), "Somebody with access to Temporal terminated this workflow: "+valueOrNone(a.GetReason()), nil)
 	case e.GetWorkflowExecutionCancelRequestedEventAttributes() != nil:
 		a := e.GetWorkflowExecutionCancelRequestedEventAttributes()
-		r.addEntry(e, KindFailure, a.GetIdentity(), "Somebody with access to Temporal asked to cancel this workflow: "+valueOrNone(a.GetCause()), nil)
+		r.addEntry(e, KindFailure, a.GetIdentity(), "Somebody with access to Temporal requested the cancellation of this workflow: "+valueOrNone(a.GetCause()), nil)
 	case e.GetWorkflowExecutionFailedEventAttributes() != nil:
 		r.addEntry(e, KindFailure, "", "This workflow failed: "+r.failureText(e.GetWorkflowExecutionFailedEventAttributes().GetFailure()), nil)
 	case e.GetWorkflowExecutionTimedOutEventAttributes() != nil:
-		r.addEntry(e, KindFailure, "", "This workflow ran out of time", nil)
+		r.addEntry(e, KindFailure, "", "This workflow timed out", nil)
 	}
 }
 

@@ -64,7 +64,7 @@ func WriteHTML(w io.Writer, s Timeline) error {
 		"extras": extraDetails,
 	}).Parse(pageTemplate)
 	if err != nil {
-		return fmt.Errorf("the page's template: %w", err)
+		return fmt.Errorf("parse the page template: %w", err)
 	}
 	if err := t.Execute(w, s); err != nil {
 		return fmt.Errorf("write the page: %w", err)

@@ -34,7 +34,7 @@ func (r *historyReader) readIncident() {
 			r.addPlaybookStarted(e)
 		case e.GetStartChildWorkflowExecutionFailedEventAttributes() != nil:
 			a := e.GetStartChildWorkflowExecutionFailedEventAttributes()
-			r.addEntry(e, KindFailure, "", fmt.Sprintf("%s could not be started: %s", a.GetWorkflowId(), a.GetCause()), nil)
+			r.addEntry(e, KindFailure, "", fmt.Sprintf("%s failed to start: %s", a.GetWorkflowId(), a.GetCause()), nil)
 		case e.GetActivityTaskScheduledEventAttributes() != nil:
 			r.trackScheduled(e)
 		case e.GetActivityTaskStartedEventAttributes() != nil:
@@ -97,7 +97,7 @@ func (r *historyReader) addIncidentSignal(e *historypb.HistoryEvent) {
 			r.addTriage(e, m)
 		}
 	default:
-		r.addEntry(e, KindFailure, a.GetIdentity(), fmt.Sprintf("An unknown signal %q came from %s", a.GetSignalName(), a.GetIdentity()), nil)
+		r.addEntry(e, KindFailure, a.GetIdentity(), fmt.Sprintf("Received the unknown signal %q from %s", a.GetSignalName(), a.GetIdentity()), nil)
 	}
 }
 
@@ -122,7 +122,7 @@ func (r *historyReader) addTriage(e *historypb.HistoryEvent, m incident.TriageDe
 	}
 	if !holds {
 		what += ". Its grant is not valid"
-		r.addProblem(e, "%s in the name of %s came without a grant that permits it", m.Kind, m.Person)
+		r.addProblem(e, "%s in the name of %s was received without a grant that permits it", m.Kind, m.Person)
 	}
 	r.addEntry(e, KindTriage, who, what, map[string]any{"kind": string(m.Kind), "reason": m.Reason, "valid": holds})
 }
@@ -134,7 +134,7 @@ func (r *historyReader) addDetection(e *historypb.HistoryEvent, one incident.Att
 	var att attestation.Attestation
 	attested := r.verifyEnvelope(e, "the attestation of detection "+d.ID, one.Attestation, attestation.PayloadTypeAttestation, &att)
 	if attested && (att.DetectionID != d.ID || att.DetectionHash != attestation.HashJSON(d) || att.TargetID != target.ID()) {
-		r.addProblem(e, "the attestation is of another detection than %s, or it was changed since", d.ID)
+		r.addProblem(e, "the attestation is not for detection %s, or the detection was changed", d.ID)
 		attested = false
 	}
 	details := map[string]any{
@@ -143,7 +143,7 @@ func (r *historyReader) addDetection(e *historypb.HistoryEvent, one incident.Att
 	}
 	count := max(d.Count, 1)
 	if r.seenDetections[d.ID] {
-		r.addEntry(e, KindDetection, "", fmt.Sprintf("The same detection %s came again and was not counted", d.ID), details)
+		r.addEntry(e, KindDetection, "", fmt.Sprintf("The duplicate detection %s was not counted", d.ID), details)
 		return
 	}
 	r.seenDetections[d.ID] = true
@@ -161,12 +161,12 @@ func (r *historyReader) addDetection(e *historypb.HistoryEvent, one incident.Att
 		r.describeManualRequest(e, d, att, attested, details)
 		return
 	}
-	what := fmt.Sprintf("Seen on node %s: %s on %s. %s (rule %s, %s, confidence %.2f)", d.Node, d.Title, target, incident.Describe(d), d.Rule, d.Severity, d.Confidence)
+	what := fmt.Sprintf("Detected on node %s: %s on %s. %s (rule %s, %s, confidence %.2f)", d.Node, d.Title, target, incident.Describe(d), d.Rule, d.Severity, d.Confidence)
 	if count > 1 {
-		what += fmt.Sprintf(", %d alike", count)
+		what += fmt.Sprintf(", %d similar", count)
 	}
 	if !attested {
-		what += ". Its attestation does not hold"
+		what += ". Its attestation is invalid"
 	}
 	r.addEntry(e, KindDetection, "", what, details)
 }
@@ -183,7 +183,7 @@ func (r *historyReader) describeManualRequest(e *historypb.HistoryEvent, d senso
 	if attested {
 		r.addGrantees([]string{who}, fmt.Sprintf("requested %s on %s: %s", q.Describe(), incident.TargetOfDetection(d), q.Reason))
 	} else {
-		what += ". Its attestation does not hold"
+		what += ". Its attestation is invalid"
 	}
 	details["person"], details["reason"] = q.Person, q.Reason
 	r.addEntry(e, KindDetection, q.Person, what, details)
@@ -210,7 +210,7 @@ func (r *historyReader) addPlaybookStarted(e *historypb.HistoryEvent) {
 	name, hash, _ := r.parsePlaybookSource(in)
 	if in.PlaybookAuthorization != nil {
 		var s attestation.PlaybookAuthorization
-		if r.verifyEnvelope(e, "the proof that the playbook is one of this installation's", *in.PlaybookAuthorization, attestation.PayloadTypePlaybookAuthorization, &s) && (s.SourceHash != hash || s.Playbook != name) {
+		if r.verifyEnvelope(e, "the authorization of the playbook", *in.PlaybookAuthorization, attestation.PayloadTypePlaybookAuthorization, &s) && (s.SourceHash != hash || s.Playbook != name) {
 			r.addProblem(e, "the playbook that was started (%s, SHA-256 %s) is not the one that was selected (%s, %s)", name, shortHash(hash), s.Playbook, shortHash(s.SourceHash))
 		}
 	}
@@ -254,7 +254,7 @@ func (r *historyReader) addActivityEnd(e *historypb.HistoryEvent) bool {
 		a := e.GetActivityTaskTimedOutEventAttributes()
 		scheduled, failed = a.GetScheduledEventId(), r.failureText(a.GetFailure())
 	case e.GetActivityTaskCanceledEventAttributes() != nil:
-		scheduled, failed = e.GetActivityTaskCanceledEventAttributes().GetScheduledEventId(), "it was cancelled"
+		scheduled, failed = e.GetActivityTaskCanceledEventAttributes().GetScheduledEventId(), "canceled"
 	default:
 		return false
 	}
@@ -277,46 +277,46 @@ func (r *historyReader) addActivityEnd(e *historypb.HistoryEvent) bool {
 	case activities.TypeObserve:
 		var q activities.ObserveInput
 		var got activities.Result
-		if r.decodePayloads(t.scheduled, "what was to be observed", in, &q) && r.decodePayloads(e, "what was observed", result, &got) {
+		if r.decodePayloads(t.scheduled, "the input of the observation", in, &q) && r.decodePayloads(e, "the result of the observation", result, &got) {
 			r.addObservation(e, q.Request, got)
 		}
 	case activities.TypePlan:
 		var q activities.PlanInput
 		var got activities.PlanResult
-		if r.decodePayloads(t.scheduled, "what was to be planned", in, &q) && r.decodePayloads(e, "the plan", result, &got) {
+		if r.decodePayloads(t.scheduled, "the input of the plan", in, &q) && r.decodePayloads(e, "the plan", result, &got) {
 			r.rememberTarget(q.Request.Target)
 			r.addDecision(e, got)
 		}
 	case activities.TypeCountVotes:
 		var q activities.CountVotesInput
 		var got activities.VoteCount
-		if r.decodePayloads(t.scheduled, "the question", in, &q) && r.decodePayloads(e, "the count of the votes", result, &got) {
+		if r.decodePayloads(t.scheduled, "the approval request", in, &q) && r.decodePayloads(e, "the count of the votes", result, &got) {
 			r.addVoteCount(e, q, got)
-			r.addManifestRecord(e, "the answer to "+r.approvalRequestName(q.RequestID), q.IncidentID, got.ManifestEntryHash, got.UnrecordedReason)
+			r.addManifestRecord(e, "the decision on "+r.approvalRequestName(q.RequestID), q.IncidentID, got.ManifestEntryHash, got.UnrecordedReason)
 		}
 	case activities.TypeApply:
 		var q activities.ApplyInput
 		var got activities.ApplyResult
-		if r.decodePayloads(t.scheduled, "what was to be applied", in, &q) && r.decodePayloads(e, "what was applied", result, &got) {
+		if r.decodePayloads(t.scheduled, "the input of the effect", in, &q) && r.decodePayloads(e, "the result of the effect", result, &got) {
 			r.addApplied(e, q, got)
 			r.addManifestRecord(e, r.activityLabel(t), q.Request.IncidentRef.ID, got.ManifestEntryHash, got.UnrecordedReason)
 		}
 	case activities.TypeVerify:
 		var got activities.VerifyResult
-		if r.decodePayloads(e, "what was verified", result, &got) {
+		if r.decodePayloads(e, "the result of the verification", result, &got) {
 			r.addVerification(e, got)
 		}
 	case activities.TypeUndo:
 		var q activities.UndoInput
 		var got activities.UndoResult
-		if r.decodePayloads(t.scheduled, "what was to be undone", in, &q) && r.decodePayloads(e, "what was undone", result, &got) {
+		if r.decodePayloads(t.scheduled, "the input of the undo", in, &q) && r.decodePayloads(e, "the result of the undo", result, &got) {
 			r.addUndo(e, q, got)
 			r.addManifestRecord(e, r.activityLabel(t), q.Request.IncidentRef.ID, got.ManifestEntryHash, got.UnrecordedReason)
 		}
 	case activities.TypeRecordAttempt:
-		r.addEntry(e, KindEvidence, "", "Evidence that did not answer in time got its receipt: that it was attempted counts, or an attacker would only have to make it hang", nil)
+		r.addEntry(e, KindEvidence, "", "A receipt was signed for evidence that timed out: the attempt counts, so that an attacker cannot block containment by making it hang", nil)
 	default:
-		r.addEntry(e, KindNotification, "", t.name+" was done", nil)
+		r.addEntry(e, KindNotification, "", t.name+" completed", nil)
 	}
 	return true
 }
@@ -363,7 +363,7 @@ func (r *historyReader) addObservation(e *historypb.HistoryEvent, q activities.R
 	}
 	for _, ref := range got.Evidence {
 		r.timeline.Evidence = append(r.timeline.Evidence, EvidenceRecord{EvidenceRef: ref, SourceEvent: r.eventRef(e)})
-		r.addEntry(e, KindEvidence, "", fmt.Sprintf("Evidence was kept: %s of %s, %d bytes, SHA-256 %s", ref.Name, on, ref.SizeBytes, ref.SHA256),
+		r.addEntry(e, KindEvidence, "", fmt.Sprintf("Evidence was stored: %s of %s, %d bytes, SHA-256 %s", ref.Name, on, ref.SizeBytes, ref.SHA256),
 			map[string]any{"name": ref.Name, "action": ref.Action, "target": ref.Target, "sha256": ref.SHA256, "bytes": ref.SizeBytes})
 	}
 	note := ""
@@ -372,11 +372,11 @@ func (r *historyReader) addObservation(e *historypb.HistoryEvent, q activities.R
 	}
 	switch {
 	case kind == KindNotification:
-		r.addEntry(e, kind, "", fmt.Sprintf("Told through %s%s", q.Action, notificationText(q.Params)), details)
+		r.addEntry(e, kind, "", fmt.Sprintf("Notified through %s%s", q.Action, notificationText(q.Params)), details)
 	case len(got.Evidence) == 0 && q.Action == "workload":
 		r.addEntry(e, kind, "", describeWorkload(on, got.Outputs, details)+note, details)
 	case len(got.Evidence) == 0:
-		r.addEntry(e, kind, "", fmt.Sprintf("%s looked at %s%s", q.Action, on, note), details)
+		r.addEntry(e, kind, "", fmt.Sprintf("%s inspected %s%s", q.Action, on, note), details)
 	case note != "":
 		r.addEntry(e, kind, "", fmt.Sprintf("%s on %s is incomplete%s", q.Action, on, note), details)
 	}
@@ -386,16 +386,16 @@ func (r *historyReader) addObservation(e *historypb.HistoryEvent, q activities.R
 func describeWorkload(on string, outputs json.RawMessage, details map[string]any) string {
 	var w activities.WorkloadContext
 	if json.Unmarshal(outputs, &w) != nil {
-		return "Looked up what is around " + on
+		return "Looked up the workload of " + on
 	}
 	var what strings.Builder
-	what.WriteString("Looked up what is around " + on)
+	what.WriteString("Looked up the workload of " + on)
 	if w.Owner.Name != "" {
 		fmt.Fprintf(&what, ": it belongs to %s %s", w.Owner.Kind, w.Owner.Name)
 	}
 	fmt.Fprintf(&what, "; its image runs in %s", pluralize(w.SameDigestPodCount, "other pod", "other pods"))
 	if len(w.DangerousPermissions) > 0 {
-		what.WriteString("; its account may " + strings.Join(w.DangerousPermissions, ", "))
+		what.WriteString("; its service account can " + strings.Join(w.DangerousPermissions, ", "))
 		details["dangerous_permissions"] = w.DangerousPermissions
 	}
 	for _, c := range w.Changes {
@@ -412,8 +412,8 @@ func (r *historyReader) addIncidentClosed(e *historypb.HistoryEvent) {
 	s := r.timeline
 	s.Status, s.Closed = "closed", e.GetEventTime().AsTime()
 	var stored playbooks.Incident
-	if r.decodePayloads(e, "the incident as it closed", e.GetWorkflowExecutionCompletedEventAttributes().GetResult(), &stored) {
+	if r.decodePayloads(e, "the closed incident", e.GetWorkflowExecutionCompletedEventAttributes().GetResult(), &stored) {
 		r.storedIncident = &stored
 	}
-	r.addEntry(e, KindClosed, "", "The incident was closed: it stayed quiet and nothing is held any more", nil)
+	r.addEntry(e, KindClosed, "", "The incident was closed: it was idle and has no lease in force", nil)
 }

@@ -76,7 +76,7 @@ func (r *historyReader) addLeaseStarted(e *historypb.HistoryEvent) {
 	}
 	effect := r.effectsByLease[r.leaseState.leaseID]
 	if effect == nil {
-		effect = &ContainmentEffect{LeaseID: r.leaseState.leaseID, IncidentID: first.IncidentRef.ID, Action: first.Action, Target: r.targetName(in.Target.ID()), Params: string(first.Params), State: "asked for"}
+		effect = &ContainmentEffect{LeaseID: r.leaseState.leaseID, IncidentID: first.IncidentRef.ID, Action: first.Action, Target: r.targetName(in.Target.ID()), Params: string(first.Params), State: "requested"}
 		r.effectsByLease[r.leaseState.leaseID] = effect
 	}
 	r.leaseState.effect = effect
@@ -87,9 +87,9 @@ func (r *historyReader) addLeaseSignal(e *historypb.HistoryEvent) {
 	switch a.GetSignalName() {
 	case workflows.SignalJoinLease:
 		var h lease.Holder
-		if r.decodePayloads(e, "a further holder", a.GetInput(), &h) {
+		if r.decodePayloads(e, "an additional holder", a.GetInput(), &h) {
 			r.flushStreak()
-			r.addEntry(e, KindLeaseJoin, "", fmt.Sprintf("Incident %s asked to join lease %s: %s for %s", h.IncidentRef.ID, r.leaseState.leaseID, h.Action, duration.FormatApprox(h.Duration)),
+			r.addEntry(e, KindLeaseJoin, "", fmt.Sprintf("Incident %s requested to join lease %s: %s for %s", h.IncidentRef.ID, r.leaseState.leaseID, h.Action, duration.FormatApprox(h.Duration)),
 				map[string]any{"holder": h.ID, "incident": h.IncidentRef.ID, "lease": r.leaseState.leaseID, "params": string(h.Params)})
 		}
 	case workflows.SignalReleaseLease:
@@ -105,9 +105,9 @@ func (r *historyReader) addLeaseSignal(e *historypb.HistoryEvent) {
 			var g attestation.Grant
 			holds := r.verifyEnvelope(e, "the grant of the extension", s.Grant, attestation.PayloadTypeGrant, &g)
 			who := r.addGrantees(g.GrantedBy, "extended "+r.leaseState.leaseID)
-			what := fmt.Sprintf("%s let lease %s hold until %s UTC", who, r.leaseState.leaseID, s.ExpiresAt.UTC().Format(time.DateTime))
+			what := fmt.Sprintf("%s extended lease %s until %s UTC", who, r.leaseState.leaseID, s.ExpiresAt.UTC().Format(time.DateTime))
 			if !holds || g.Operation != attestation.OperationExtend || g.LeaseID != r.leaseState.leaseID {
-				what = fmt.Sprintf("An extension of lease %s came without a grant that permits it", r.leaseState.leaseID)
+				what = fmt.Sprintf("An extension of lease %s was received without a grant that permits it", r.leaseState.leaseID)
 				if holds {
 					r.addProblem(e, "the grant is for %s of %s, not for extending %s", g.Operation, g.LeaseID, r.leaseState.leaseID)
 				}
@@ -118,7 +118,7 @@ func (r *historyReader) addLeaseSignal(e *historypb.HistoryEvent) {
 			}
 		}
 	default:
-		r.addEntry(e, KindFailure, a.GetIdentity(), fmt.Sprintf("An unknown signal %q came from %s", a.GetSignalName(), a.GetIdentity()), nil)
+		r.addEntry(e, KindFailure, a.GetIdentity(), fmt.Sprintf("Received the unknown signal %q from %s", a.GetSignalName(), a.GetIdentity()), nil)
 	}
 }
 
@@ -127,9 +127,9 @@ func (r *historyReader) addRelease(e *historypb.HistoryEvent, s lease.ReleaseSig
 	holds := r.verifyEnvelope(e, "the grant of the release", s.Grant, attestation.PayloadTypeGrant, &g)
 	permits := holds && g.Operation == attestation.OperationRelease && g.LeaseID == r.leaseState.leaseID
 	who := r.addGrantees(g.GrantedBy, "released "+r.leaseState.leaseID)
-	what := fmt.Sprintf("%s released lease %s before its end", who, r.leaseState.leaseID)
+	what := fmt.Sprintf("%s released lease %s early", who, r.leaseState.leaseID)
 	if !permits {
-		what = fmt.Sprintf("A release of lease %s came without a grant that permits it", r.leaseState.leaseID)
+		what = fmt.Sprintf("A release of lease %s was received without a grant that permits it", r.leaseState.leaseID)
 		if holds {
 			r.addProblem(e, "the grant is for %s of %s, not for releasing %s", g.Operation, g.LeaseID, r.leaseState.leaseID)
 		}
@@ -153,7 +153,7 @@ func (r *historyReader) addApplied(e *historypb.HistoryEvent, q activities.Apply
 	}
 	effect := r.findOrAddEffect(q.Request)
 	if d.Verdict != activities.VerdictRun {
-		why := fmt.Sprintf("%s was not done: immediately before the effect the guards said %s: %s (%s)", what, d.Verdict, d.Reason, guardName(d.Guard))
+		why := fmt.Sprintf("%s was not applied: immediately before the effect the guards decided %s: %s (%s)", what, d.Verdict, d.Reason, guardName(d.Guard))
 		r.addEntry(e, KindRefusal, "", why, details)
 		if effect.AppliedEvent.EventID == 0 {
 			effect.State, effect.Outcome, effect.Reason, effect.AppliedEvent = "refused", playbooks.OutcomeRefused, d.Reason, r.eventRef(e)
@@ -188,9 +188,9 @@ func (r *historyReader) addApplied(e *historypb.HistoryEvent, q activities.Apply
 	case again:
 		text = what + " was applied again"
 	case got.Effect.Outcome == playbooks.OutcomeUnchanged:
-		text = what + " was in force already"
+		text = what + " was already in force"
 	case got.Effect.Outcome == playbooks.OutcomeUnverified:
-		text = what + " was applied, not verified: its effect cannot be observed,"
+		text = what + " was applied, but not verified because its effect cannot be observed,"
 	}
 	if !got.Effect.AppliedAt.IsZero() {
 		text += " at " + got.Effect.AppliedAt.UTC().Format("15:04:05.000") + " UTC"
@@ -199,9 +199,9 @@ func (r *historyReader) addApplied(e *historypb.HistoryEvent, q activities.Apply
 	if got.Effect.Reason != "" {
 		text += " (" + got.Effect.Reason + ")"
 	}
-	text += ". It rests on " + word
+	text += ". Authorized by " + word
 	if r.run.WorkflowType == TypeLease {
-		text += ". It ends by itself at " + q.Request.ExpiresAt.UTC().Format(time.DateTime) + " UTC"
+		text += ". It expires at " + q.Request.ExpiresAt.UTC().Format(time.DateTime) + " UTC"
 	}
 	r.addEntry(e, KindEffect, "", text, details)
 }
@@ -210,14 +210,14 @@ func (r *historyReader) addApplied(e *historypb.HistoryEvent, q activities.Apply
 func (r *historyReader) describeAuthorization(e *historypb.HistoryEvent, q activities.ApplyInput, on string) string {
 	if q.Authorization.Grant != nil {
 		var g attestation.Grant
-		if r.verifyEnvelope(e, "the grant that the effect rests on", *q.Authorization.Grant, attestation.PayloadTypeGrant, &g) {
+		if r.verifyEnvelope(e, "the grant that authorized the effect", *q.Authorization.Grant, attestation.PayloadTypeGrant, &g) {
 			return ""
 		}
-		return ", whose grant does not hold"
+		return ", whose grant is invalid"
 	}
 	for _, s := range q.Authorization.Attestations {
 		var a attestation.Attestation
-		if r.verifyEnvelope(e, "an attestation that the effect rests on", s, attestation.PayloadTypeAttestation, &a) && a.DetectionID == on {
+		if r.verifyEnvelope(e, "an attestation that authorized the effect", s, attestation.PayloadTypeAttestation, &a) && a.DetectionID == on {
 			return fmt.Sprintf(" (the newest of rule %s)", a.Rule)
 		}
 	}
@@ -260,12 +260,12 @@ func (r *historyReader) addVerification(e *historypb.HistoryEvent, got activitie
 		return
 	}
 	r.flushStreak()
-	what := "It was observed that the containment is no longer in force"
+	what := "The verification found that the containment is no longer in force"
 	switch {
 	case got.TargetGone:
-		what = "The target is gone: what is left of the containment is taken away"
+		what = "The target no longer exists: the rest of the containment is removed"
 	case got.InForce:
-		what = "It was observed that the containment is in force"
+		what = "The verification found that the containment is in force"
 	}
 	if got.Detail != "" {
 		what += ": " + got.Detail
@@ -284,7 +284,7 @@ func (r *historyReader) flushStreak() {
 	if !w.inForce {
 		what = "not in force, as before"
 	}
-	r.addEntry(w.lastEvent, KindVerification, "", fmt.Sprintf("Lease %s was observed %s: %s", r.leaseState.leaseID, pluralize(len(w.eventIDs), "time", "times"), what), map[string]any{"events": slices.Clone(w.eventIDs), "count": len(w.eventIDs)})
+	r.addEntry(w.lastEvent, KindVerification, "", fmt.Sprintf("Lease %s was verified %s: %s", r.leaseState.leaseID, pluralize(len(w.eventIDs), "time", "times"), what), map[string]any{"events": slices.Clone(w.eventIDs), "count": len(w.eventIDs)})
 	w.eventIDs = nil
 }
 
@@ -293,13 +293,13 @@ func (r *historyReader) addUndo(e *historypb.HistoryEvent, q activities.UndoInpu
 	r.flushStreak()
 	what := q.Request.Action + " on " + r.targetName(q.Request.Target.ID())
 	effect := r.findOrAddEffect(q.Request)
-	why := "its time was over"
+	why := "it expired"
 	if r.leaseState != nil && r.leaseState.undoReason != "" {
 		why = r.leaseState.undoReason
 	} else if e.GetEventTime().AsTime().Before(effect.ExpiresAt.Add(-time.Second)) && effect.State == "in force" {
-		why = "the target is gone"
+		why = "the target no longer exists"
 	} else if effect.State == "failed" {
-		why = "it failed half-way"
+		why = "it failed after it was partly applied"
 	}
 	details := map[string]any{"lease": q.Request.LeaseID, "undone": got.Undone, "why": why}
 	switch {
@@ -313,7 +313,7 @@ func (r *historyReader) addUndo(e *historypb.HistoryEvent, q activities.UndoInpu
 	case got.Drift != nil:
 		effect.State = "stuck"
 		details["drift"] = got.Drift.Detail
-		r.addEntry(e, KindUndo, "", fmt.Sprintf("%s was NOT undone: somebody else changed it since: %s", what, got.Drift.Detail), details)
+		r.addEntry(e, KindUndo, "", fmt.Sprintf("%s was NOT undone: somebody else changed it: %s", what, got.Drift.Detail), details)
 	default:
 		details["reason"] = got.RefusalReason
 		r.addEntry(e, KindRefusal, "", fmt.Sprintf("Undoing %s was refused: %s", what, got.RefusalReason), details)

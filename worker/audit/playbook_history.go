@@ -67,7 +67,7 @@ func (r *historyReader) readPlanResult(e *historypb.HistoryEvent) (activities.Pl
 	}
 	a := e.GetMarkerRecordedEventAttributes()
 	if a.GetFailure() != nil {
-		r.addEntry(e, KindFailure, "", "planning failed: "+r.failureText(a.GetFailure()), map[string]any{"attempt": attempt})
+		r.addEntry(e, KindFailure, "", "Planning failed: "+r.failureText(a.GetFailure()), map[string]any{"attempt": attempt})
 		return got, false
 	}
 	if !r.decodePayloads(e, "the plan", a.GetDetails()["result"], &got) {
@@ -84,7 +84,7 @@ func (r *historyReader) readPlanResult(e *historypb.HistoryEvent) (activities.Pl
 func (r *historyReader) addDecision(e *historypb.HistoryEvent, got activities.PlanResult) {
 	d, p := got.Decision, got.Plan
 	if got.PlanHash != "" && p.Hash() != got.PlanHash {
-		r.addProblem(e, "the plan of %s is not the one that was hashed", p.Action)
+		r.addProblem(e, "the plan of %s does not match its hash", p.Action)
 	}
 	details := map[string]any{"verdict": string(d.Verdict), "guard": d.Guard, "reason": d.Reason, "phase": d.Phase, "action": p.Action, "target": p.TargetID}
 	if got.PlanHash != "" {
@@ -117,7 +117,7 @@ func (r *historyReader) addDecision(e *historypb.HistoryEvent, got activities.Pl
 		what = p.Action + " on " + r.targetName(p.TargetID)
 	}
 	if r.isRepeatedDecision(got) {
-		r.addEntry(e, KindDecision, "", fmt.Sprintf("Looked once more before %s: the plan is still the same", what), details)
+		r.addEntry(e, KindDecision, "", fmt.Sprintf("Planned again before %s: the plan is unchanged", what), details)
 		return
 	}
 	would := strings.Join(p.Changes, "; ")
@@ -125,19 +125,19 @@ func (r *historyReader) addDecision(e *historypb.HistoryEvent, got activities.Pl
 		would += ", and undo it after " + duration.FormatApprox(p.Duration)
 	}
 	if len(p.Warnings) > 0 {
-		would += ". But: " + strings.Join(p.Warnings, "; ")
+		would += ". Warning: " + strings.Join(p.Warnings, "; ")
 	}
 	switch d.Verdict {
 	case activities.VerdictRun:
 		r.addEntry(e, KindDecision, "", fmt.Sprintf("Decided to run %s: %s. It will %s", what, d.Reason, would), details)
 	case activities.VerdictAskApproval:
-		r.addEntry(e, KindDecision, "", fmt.Sprintf("Decided to ask people before %s: %s. It would %s", what, d.Reason, would), details)
+		r.addEntry(e, KindDecision, "", fmt.Sprintf("Requires approval before %s: %s. It would %s", what, d.Reason, would), details)
 	case activities.VerdictPropose:
-		r.addEntry(e, KindDecision, "", fmt.Sprintf("Not done, only proposed: %s. %s. It would %s", what, toSentence(d.Reason), would), details)
+		r.addEntry(e, KindDecision, "", fmt.Sprintf("Only proposed: %s. %s. It would %s", what, toSentence(d.Reason), would), details)
 	case activities.VerdictRefuse:
 		r.addEntry(e, KindRefusal, "", fmt.Sprintf("Refused %s: %s (%s)", what, d.Reason, guardName(d.Guard)), details)
 	default:
-		r.addProblem(e, "the verdict %q is unknown", d.Verdict)
+		r.addProblem(e, "unknown verdict %q", d.Verdict)
 	}
 }
 
@@ -154,7 +154,7 @@ func (r *historyReader) isRepeatedDecision(got activities.PlanResult) bool {
 
 func guardName(guard string) string {
 	if guard == "" || guard == "action" {
-		return "the action itself will not"
+		return "the action"
 	}
 	return "guard " + guard
 }
@@ -178,11 +178,11 @@ func (r *historyReader) addPlaybookSignal(e *historypb.HistoryEvent) {
 	case workflows.SignalLeaseReport, workflows.SignalIncidentState:
 	case workflows.SignalSuspend:
 		var why string
-		if r.decodePayloads(e, "why nothing further is contained", a.GetInput(), &why) {
-			r.addEntry(e, KindTriage, "", "The run contains nothing further and asks nobody: "+why, nil)
+		if r.decodePayloads(e, "the reason of the suspension", a.GetInput(), &why) {
+			r.addEntry(e, KindTriage, "", "The playbook run was suspended; it contains nothing more and requests no approvals: "+why, nil)
 		}
 	default:
-		r.addEntry(e, KindFailure, a.GetIdentity(), fmt.Sprintf("An unknown signal %q came from %s", a.GetSignalName(), a.GetIdentity()), nil)
+		r.addEntry(e, KindFailure, a.GetIdentity(), fmt.Sprintf("Received the unknown signal %q from %s", a.GetSignalName(), a.GetIdentity()), nil)
 	}
 }
 
@@ -192,7 +192,7 @@ func (r *historyReader) addPlaybookEnded(e *historypb.HistoryEvent, fact *Playbo
 		return
 	}
 	if report.SourceHash != "" && report.SourceHash != fact.SourceHash {
-		r.addProblem(e, "the report names the source %s, what ran has SHA-256 %s", shortHash(report.SourceHash), shortHash(fact.SourceHash))
+		r.addProblem(e, "the report has the playbook SHA-256 %s, but the playbook that ran has %s", shortHash(report.SourceHash), shortHash(fact.SourceHash))
 	}
 	fact.Steps, fact.Error = report.Steps, report.Error
 	if report.Error != "" {
@@ -230,7 +230,7 @@ func (r *historyReader) approvalRequestName(id string) string {
 	if name == "" {
 		return fmt.Sprintf("%q", id)
 	}
-	return fmt.Sprintf("%q (question %s)", name, id)
+	return fmt.Sprintf("%q (request %s)", name, id)
 }
 
 // notificationText returns the text of a notification, from its parameters.
@@ -343,14 +343,14 @@ func (r *historyReader) addApprovalRequest(e *historypb.HistoryEvent, title stri
 		would = append(would, text)
 	}
 	of := approvers.Describe()
-	r.addEntry(e, KindApprovalRequest, "", fmt.Sprintf("Asked %s, of whom %d must agree, until %s UTC: %s? It would %s", of, max(approvers.Quorum, 1), deadline.UTC().Format("15:04:05"), title, strings.Join(would, "; ")),
+	r.addEntry(e, KindApprovalRequest, "", fmt.Sprintf("Requested approval from %s, quorum %d, until %s UTC: %s? It would %s", of, max(approvers.Quorum, 1), deadline.UTC().Format("15:04:05"), title, strings.Join(would, "; ")),
 		map[string]any{"approvers": of, "quorum": max(approvers.Quorum, 1), "deadline": deadline.UTC().Format(time.RFC3339), "changes": would, "plan_hash": activities.ApprovalRequestHash(plans, approvers)})
 }
 
 // addUntimedRequest adds a request whose timer was not recognized, when its votes are first counted.
 func (a *approvalTracker) addUntimedRequest(t *activityTask) {
 	var q activities.CountVotesInput
-	if !a.decodePayloads(t.scheduled, "the question", t.scheduled.GetActivityTaskScheduledEventAttributes().GetInput(), &q) {
+	if !a.decodePayloads(t.scheduled, "the approval request", t.scheduled.GetActivityTaskScheduledEventAttributes().GetInput(), &q) {
 		return
 	}
 	a.reverify(q)
@@ -367,6 +367,6 @@ func (a *approvalTracker) addUntimedRequest(t *activityTask) {
 // addApprovalTimeout adds the timeout of a request.
 func (a *approvalTracker) addApprovalTimeout(e *historypb.HistoryEvent) {
 	if title, ok := a.deadlineTimers[e.GetTimerFiredEventAttributes().GetStartedEventId()]; ok {
-		a.addEntry(e, KindApprovalResult, "", fmt.Sprintf("Nobody with the right answered in time, which is a no: %s", title), nil)
+		a.addEntry(e, KindApprovalResult, "", fmt.Sprintf("Denied, because the approvers did not decide in time: %s", title), nil)
 	}
 }

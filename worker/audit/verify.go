@@ -32,49 +32,49 @@ func (t *timelineBuilder) compareWithStored() []Difference {
 		out = append(out, Difference{Description: "the stored incident differs from its history: " + fmt.Sprintf(format, args...), EventRef: at})
 	}
 	if stored.ID != s.IncidentID {
-		differ("it is %s, the history is of %s", stored.ID, s.IncidentID)
+		differ("its id is %s, but the history is of %s", stored.ID, s.IncidentID)
 	}
 	if stored.TotalDetections != s.DetectionCount {
-		differ("it counts %d detections, the history has %d", stored.TotalDetections, s.DetectionCount)
+		differ("it has %d detections, but the history has %d", stored.TotalDetections, s.DetectionCount)
 	}
 	if len(stored.Detections) < 50 && (stored.Objective != s.Objective || math.Abs(stored.Confidence-s.Confidence) > 1e-9) {
-		differ("it says %s with confidence %.2f, the detections say %s with %.2f", stored.Objective, stored.Confidence, s.Objective, s.Confidence)
+		differ("it has the objective %s with confidence %.2f, but the detections have %s with %.2f", stored.Objective, stored.Confidence, s.Objective, s.Confidence)
 	}
 	for _, p := range stored.Playbooks {
 		i := slices.IndexFunc(s.Playbooks, func(f PlaybookRecord) bool { return f.PlaybookWorkflowID == p.WorkflowID })
 		if i < 0 {
-			differ("it names the run %s, which has no history", p.WorkflowID)
+			differ("it lists the run %s, which has no history", p.WorkflowID)
 			continue
 		}
 		if p.SourceHash != "" && p.SourceHash != s.Playbooks[i].SourceHash {
-			differ("it says that playbook %s with SHA-256 %s ran; what ran has %s", p.Playbook, shortHash(p.SourceHash), shortHash(s.Playbooks[i].SourceHash))
+			differ("it lists playbook %s with SHA-256 %s, but the playbook that ran has %s", p.Playbook, shortHash(p.SourceHash), shortHash(s.Playbooks[i].SourceHash))
 		}
 		if !slices.EqualFunc(p.Steps, s.Playbooks[i].Steps, func(a, b playbooks.StepReport) bool {
 			return a.Step == b.Step && a.Action == b.Action && a.Target == b.Target && a.Outcome == b.Outcome && a.Reason == b.Reason && a.LeaseID == b.LeaseID
 		}) {
-			differ("the steps of playbook %s are others than its run reported", p.Playbook)
+			differ("the steps of playbook %s are not those that its run reported", p.Playbook)
 		}
 	}
 	for _, l := range stored.Leases {
 		effect := t.effectsByLease[l.ID]
 		if effect == nil {
-			differ("it names the lease %s, which has no history", l.ID)
+			differ("it lists the lease %s, which has no history", l.ID)
 			continue
 		}
 		if undone := effect.State == "undone"; l.Undone && !undone && effect.UndoneEvent == nil {
-			differ("it says that lease %s was undone, its history says %s", l.ID, effect.State)
+			differ("it reports lease %s as undone, but its history as %s", l.ID, effect.State)
 		}
 	}
 	for _, ref := range stored.Evidence {
 		if !slices.ContainsFunc(s.Evidence, func(e EvidenceRecord) bool {
 			return e.SHA256 == ref.SHA256 && e.Name == ref.Name && e.SizeBytes == ref.SizeBytes
 		}) {
-			differ("it names evidence %s with SHA-256 %s, which no activity stored", ref.Name, ref.SHA256)
+			differ("it lists evidence %s with SHA-256 %s, which no activity stored", ref.Name, ref.SHA256)
 		}
 	}
 	for _, e := range s.Evidence {
 		if !slices.ContainsFunc(stored.Evidence, func(ref playbooks.EvidenceRef) bool { return e.SHA256 == ref.SHA256 }) {
-			differ("it leaves out evidence %s with SHA-256 %s", e.Name, e.SHA256)
+			differ("it does not list evidence %s with SHA-256 %s", e.Name, e.SHA256)
 		}
 	}
 	return out

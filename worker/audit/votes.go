@@ -16,24 +16,24 @@ import (
 func (r *historyReader) addVote(e *historypb.HistoryEvent, signed attestation.Envelope) {
 	var v attestation.Vote
 	proved := r.verifyEnvelope(e, "a vote", signed, attestation.PayloadTypeVote, &v)
-	answer := "no"
+	answer, verb := "no", "denied"
 	if v.Approved {
-		answer = "yes"
+		answer, verb = "yes", "approved"
 	}
 	who := display.FormatPerson(v.Person, v.AuthenticatedBy)
-	what := fmt.Sprintf("%s said %s to %s", who, answer, r.approvalRequestName(v.Step))
+	what := fmt.Sprintf("%s %s %s", who, verb, r.approvalRequestName(v.Step))
 	if v.Reason != "" {
 		what += ": " + v.Reason
 	}
 	details := map[string]any{"person": v.Person, "authenticated_by": v.AuthenticatedBy, "groups": v.Groups, "vote": answer, "reason": v.Reason, "step": v.Step, "plan_hash": v.PlanHash, "valid": proved}
 	if !proved {
-		what = fmt.Sprintf("A vote that is not proved came in the name of %q and was not counted", v.Person)
+		what = fmt.Sprintf("A vote with an invalid signature in the name of %q was not counted", v.Person)
 		who = ""
-		details["counted"] = "not counted: it is not proved"
+		details["counted"] = "not counted: its signature is invalid"
 	} else {
-		did := fmt.Sprintf("said %s to %s", answer, r.approvalRequestName(v.Step))
+		did := fmt.Sprintf("%s %s", verb, r.approvalRequestName(v.Step))
 		if v.BreakGlass && v.Approved {
-			did = fmt.Sprintf("broke the glass for %s, alone for the whole quorum: %s", r.approvalRequestName(v.Step), v.Reason)
+			did = fmt.Sprintf("used break-glass for %s, alone for the complete quorum: %s", r.approvalRequestName(v.Step), v.Reason)
 		}
 		if v.RejectionReason != "" {
 			did += " (not counted: " + v.RejectionReason + ")"
@@ -81,39 +81,39 @@ func (r *historyReader) markUnassignedVotes() {
 	for i := range r.castVotes {
 		if c := &r.castVotes[i]; c.workflowID == r.run.WorkflowID && !c.resolved {
 			c.resolved = true
-			r.timeline.Entries[c.entryIndex].Details["counted"] = "not counted: no question was open"
-			r.timeline.Entries[c.entryIndex].Text += " (not counted: the question was answered already, or its time was over)"
+			r.timeline.Entries[c.entryIndex].Details["counted"] = "not counted: no approval request was open"
+			r.timeline.Entries[c.entryIndex].Text += " (not counted: the approval request was already decided, or it expired)"
 		}
 	}
 }
 
 const (
-	countedYes        = "counted as a yes"
-	countedNo         = "counted as a no"
-	countedBreakGlass = "counted as the whole quorum: this person broke the glass"
+	countedYes        = "counted as an approval"
+	countedNo         = "counted as a denial"
+	countedBreakGlass = "counted as the complete quorum: this person used break-glass"
 )
 
 // DescribeVoteResult returns how a vote with a valid signature counts for a request, by the rules of counting.
 func DescribeVoteResult(v attestation.Vote, q activities.CountVotesInput, again bool) string {
 	switch {
 	case v.IncidentID != q.IncidentID || v.WorkflowID != q.WorkflowID || v.Step != q.RequestID:
-		return "not counted: it answers another question"
+		return "not counted: it is for another approval request"
 	case v.RejectionReason != "":
 		return "not counted: " + v.RejectionReason
 	case v.PlanHash != q.PlansHash:
 		return "not counted: the plan changed since it was shown"
 	case v.DecidedAt.After(q.Deadline):
-		return "not counted: it came too late"
+		return "not counted: it was too late"
 	case v.BreakGlass && v.Approved:
 		return countedBreakGlass
 	case v.WithdrawsRequest && !v.Approved:
 		return countedNo
 	case !q.Approvers.CanApprove(v.Person, v.Groups, v.DecidedAt.Sub(q.AskedAt)):
-		return "not counted: this person may not answer"
+		return "not counted: this person is not an approver"
 	case !v.Approved:
 		return countedNo
 	case again:
-		return "not counted: the same person said yes before"
+		return "not counted: the same person already approved"
 	}
 	return countedYes
 }
@@ -124,9 +124,9 @@ func (r *historyReader) addVoteCount(e *historypb.HistoryEvent, q activities.Cou
 	r.verifyVoteCount(e, q, got)
 	switch {
 	case got.Denied:
-		r.addEntry(e, KindApprovalResult, "", fmt.Sprintf("The answer to %s is no: %s", r.approvalRequestName(q.RequestID), got.Reason), map[string]any{"request": q.RequestID})
+		r.addEntry(e, KindApprovalResult, "", fmt.Sprintf("%s was denied: %s", r.approvalRequestName(q.RequestID), got.Reason), map[string]any{"request": q.RequestID})
 	case got.Granted:
-		r.addEntry(e, KindApprovalResult, "", fmt.Sprintf("The answer to %s is yes: %s", r.approvalRequestName(q.RequestID), got.Reason), map[string]any{"request": q.RequestID})
+		r.addEntry(e, KindApprovalResult, "", fmt.Sprintf("%s was approved: %s", r.approvalRequestName(q.RequestID), got.Reason), map[string]any{"request": q.RequestID})
 		if r.grantedPlanHashes == nil {
 			r.grantedPlanHashes = map[string]bool{}
 		}
@@ -134,29 +134,29 @@ func (r *historyReader) addVoteCount(e *historypb.HistoryEvent, q activities.Cou
 			r.grantedPlanHashes[p.PlanHash] = true
 			signed, ok := got.GrantsByPlanHash[p.PlanHash]
 			if !ok {
-				r.addProblem(e, "the answer is yes and no grant for %s was signed", p.Plan.Action)
+				r.addProblem(e, "the request was approved, but no grant for %s was signed", p.Plan.Action)
 				continue
 			}
 			var g attestation.Grant
 			holds := r.verifyEnvelope(e, "the grant for "+p.Plan.Action, signed, attestation.PayloadTypeGrant, &g)
 			if holds {
 				if err := g.Permits(p.PlanHash, p.Plan.TargetID); err != nil {
-					r.addProblem(e, "the grant for %s does not fit its plan: %v", p.Plan.Action, err)
+					r.addProblem(e, "the grant for %s does not match its plan: %v", p.Plan.Action, err)
 				}
 			}
 			who := r.addGrantees(g.GrantedBy, "")
-			r.addEntry(e, KindGrant, who, fmt.Sprintf("A grant for exactly this plan was signed: %s on %s, by the word of %s, to be used until %s UTC", p.Plan.Action, r.targetName(p.Plan.TargetID), who, g.ExpiresAt.UTC().Format("15:04:05")),
+			r.addEntry(e, KindGrant, who, fmt.Sprintf("A grant for exactly this plan was signed: %s on %s, approved by %s, valid until %s UTC", p.Plan.Action, r.targetName(p.Plan.TargetID), who, g.ExpiresAt.UTC().Format("15:04:05")),
 				map[string]any{"nonce": g.Nonce, "plan_hash": g.PlanHash, "people": g.GrantedBy, "expires": g.ExpiresAt.UTC(), "valid": holds})
 		}
 	default:
-		r.addEntry(e, KindApprovalResult, "", fmt.Sprintf("Not enough have said yes to %s: %s", r.approvalRequestName(q.RequestID), got.Reason), map[string]any{"request": q.RequestID})
+		r.addEntry(e, KindApprovalResult, "", fmt.Sprintf("Not enough people approved %s: %s", r.approvalRequestName(q.RequestID), got.Reason), map[string]any{"request": q.RequestID})
 	}
 }
 
 // verifyVoteCount counts the votes again and reports a different result.
 func (r *historyReader) verifyVoteCount(e *historypb.HistoryEvent, q activities.CountVotesInput, got activities.VoteCount) {
 	if q.PlansHash != activities.ApprovalRequestHash(q.Plans, q.Approvers) {
-		r.addProblem(e, "the question that was counted is not the one that people were asked")
+		r.addProblem(e, "the approval request that was counted is not the one that people were asked")
 		return
 	}
 	yes, no, broke := map[string]bool{}, []string{}, false
@@ -175,8 +175,8 @@ func (r *historyReader) verifyVoteCount(e *historypb.HistoryEvent, q activities.
 		}
 	}
 	if enough := broke || len(yes) >= max(q.Approvers.Quorum, 1); got.Granted && (!enough || len(no) > 0) {
-		r.addProblem(e, "the votes were counted as a yes, but %s said yes, %d must, and %d said no", pluralize(len(yes), "person", "people"), max(q.Approvers.Quorum, 1), len(no))
+		r.addProblem(e, "the votes were counted as an approval, but %s approved, %d must, and %d denied", pluralize(len(yes), "person", "people"), max(q.Approvers.Quorum, 1), len(no))
 	} else if !got.Granted && !got.Denied && enough && len(no) == 0 {
-		r.addProblem(e, "the votes were counted as not enough, but %s said yes", strings.TrimSpace(pluralize(len(yes), "person", "people")))
+		r.addProblem(e, "the votes were counted as not enough, but %s approved", strings.TrimSpace(pluralize(len(yes), "person", "people")))
 	}
 }

@@ -104,7 +104,7 @@ func handleChange[Q, A any](a *API, f func(*http.Request, Principal, Q) (A, erro
 			decoder := json.NewDecoder(r.Body)
 			decoder.DisallowUnknownFields()
 			if err := decoder.Decode(&q); err != nil {
-				return nil, &httpError{http.StatusBadRequest, "the request cannot be read: " + err.Error()}
+				return nil, &httpError{http.StatusBadRequest, "parse the request: " + err.Error()}
 			}
 		}
 		out, err := f(r, s, q)

@@ -97,7 +97,7 @@ func (d *ApprovalService) castVote(ctx context.Context, s Principal, v VoteReque
 		return nil, err
 	}
 	if v.Approve && !v.BreakGlass && slices.Contains(open.ApprovedBy, s.Name) {
-		return &VoteResult{ApprovalRequest: *open, Result: ResultAlreadyCounted, Message: fmt.Sprintf("the yes of %s to %s was counted already: %s", s.Name, quoteRequest(*open),
+		return &VoteResult{ApprovalRequest: *open, Result: ResultAlreadyCounted, Message: fmt.Sprintf("the approval of %s for %s was already counted: %s", s.Name, quoteRequest(*open),
 			display.DescribeApprovalProgress(open.ApprovedBy, open.Approvers.Quorum, open.Approvers.Describe()))}, nil
 	}
 	vote := attestation.Vote{
@@ -110,7 +110,7 @@ func (d *ApprovalService) castVote(ctx context.Context, s Principal, v VoteReque
 		return nil, why // it is unknown whether they may vote
 	}
 	if why != nil {
-		d.Log.Warn("an answer that does not count", "person", s.Name, "proved", s.AuthenticatedBy, "incident", v.IncidentID, "step", open.ID, "why", why.Error())
+		d.Log.Warn("rejected a vote", "person", s.Name, "proved", s.AuthenticatedBy, "incident", v.IncidentID, "step", open.ID, "why", why.Error())
 		if !d.refusedVotes.allow(open.WorkflowID+open.ID, s.RateLimitKey) {
 			return nil, why
 		}
@@ -121,16 +121,16 @@ func (d *ApprovalService) castVote(ctx context.Context, s Principal, v VoteReque
 		return nil, fmt.Errorf("sign the vote: %w", err)
 	}
 	if err := d.QueryService.Temporal.SignalWorkflow(ctx, open.WorkflowID, "", workflows.SignalVote, signed); err != nil {
-		return nil, errors.Join(why, fmt.Errorf("give the vote to %s: %w", open.WorkflowID, err))
+		return nil, errors.Join(why, fmt.Errorf("send the vote to %s: %w", open.WorkflowID, err))
 	}
 	if why != nil {
 		return nil, why
 	}
-	word := "no"
+	word := "denial"
 	if v.Approve {
-		word = "yes"
+		word = "approval"
 	}
-	return &VoteResult{ApprovalRequest: *open, Result: ResultRecorded, Message: fmt.Sprintf("the %s of %s to %s is recorded and will be counted; `stanch incidents %s` shows how", word, s.Name, quoteRequest(*open), open.IncidentID)}, nil
+	return &VoteResult{ApprovalRequest: *open, Result: ResultRecorded, Message: fmt.Sprintf("the %s of %s for %s is recorded and will be counted; `stanch incidents %s` shows the result", word, s.Name, quoteRequest(*open), open.IncidentID)}, nil
 }
 
 // checkMayVote returns why the person's vote does not count, and adds to the vote what entitles the person.
@@ -140,17 +140,17 @@ func (d *ApprovalService) checkMayVote(ctx context.Context, cfg *config.Config, 
 		return err
 	}
 	if s.DrillName != "" && !in.Drill {
-		return forbidden("a drill's key answers for drills only")
+		return forbidden("a drill's key can only vote in drills")
 	}
 	if vote.DecidedAt.After(q.Deadline) {
-		return forbidden("the time to answer was over at %s", q.Deadline.UTC().Format(time.RFC3339))
+		return forbidden("the approval request expired at %s", q.Deadline.UTC().Format(time.RFC3339))
 	}
 	if !vote.Approved && isRequestedBy(in, q, s.Person) {
 		vote.WithdrawsRequest = true // people may withdraw their own request
 		return nil
 	}
 	if in.ActorsTruncated {
-		return forbidden("so many people or accounts triggered this that nobody can tell who may answer it")
+		return forbidden("too many people or accounts triggered this to determine who is allowed to vote")
 	}
 	if why := exclusionReason(in, q, s.Person); why != "" {
 		return forbidden("%s", why)
@@ -161,15 +161,15 @@ func (d *ApprovalService) checkMayVote(ctx context.Context, cfg *config.Config, 
 	if vote.BreakGlass {
 		switch {
 		case !s.BreakGlass:
-			return forbidden("%s may not break the glass: `break_glass` is not set for them", s.Name)
+			return forbidden("%s is not allowed to use break-glass: `break_glass` is not set for them", s.Name)
 		case strings.TrimSpace(vote.Reason) == "":
-			return forbidden("breaking the glass needs a reason, for the record")
+			return forbidden("missing reason; break-glass requires one, for the record")
 		}
-		d.Log.Error("the glass was broken", "person", s.Name, "proved", s.AuthenticatedBy, "incident", q.IncidentID, "step", q.ID, "reason", vote.Reason)
+		d.Log.Error("break-glass was used", "person", s.Name, "proved", s.AuthenticatedBy, "incident", q.IncidentID, "step", q.ID, "reason", vote.Reason)
 		return nil
 	}
 	if !q.Approvers.CanApprove(s.Name, vote.Groups, vote.DecidedAt.Sub(q.AskedAt)) {
-		return forbidden("%s may not answer this: it is for %s", s.Name, q.Approvers.Describe())
+		return forbidden("%s is not allowed to vote on this; allowed: %s", s.Name, q.Approvers.Describe())
 	}
 	return nil
 }
@@ -181,7 +181,7 @@ func (d *ApprovalService) authorizeForNamespace(ctx context.Context, cfg *config
 	}
 	if s.DrillName != "" {
 		if !drill {
-			return forbidden("a drill's key releases drills' leases only")
+			return forbidden("a drill's key can only change leases of drills")
 		}
 		return nil
 	}
@@ -195,14 +195,14 @@ func (d *ApprovalService) authorizeForNamespace(ctx context.Context, cfg *config
 		if namespace == "" {
 			where = "outside of a namespace"
 		}
-		return forbidden("%s may not change what is contained %s: that is for %s", s.Name, where, describeApprovers(approvers))
+		return forbidden("%s is not allowed to change containments %s; allowed: %s", s.Name, where, describeApprovers(approvers))
 	}
 	return nil
 }
 
 func describeApprovers(a activities.Approvers) string {
 	if a.IsEmpty() {
-		return "nobody, since its scope names no approvers"
+		return "nobody, because its scope has no approvers"
 	}
 	return a.Describe()
 }
@@ -281,7 +281,7 @@ func (d *ApprovalService) Pause(ctx context.Context, s Principal, reason string)
 	if _, err := d.authorizeCaller(s); err != nil {
 		return err
 	}
-	d.Log.Warn("the kill switch was set", "by", s.Name, "proved", s.AuthenticatedBy, "reason", truncateTo(reason, maxReasonBytes))
+	d.Log.Warn("new containments were paused", "by", s.Name, "proved", s.AuthenticatedBy, "reason", truncateTo(reason, maxReasonBytes))
 	d.recordInManifest(activities.JournalManifest, activities.EntryKindPause, activities.AuditRecord{People: []string{s.describe()}, Note: time.Now().UTC().Format(time.RFC3339Nano)})
 	if was, err := d.KillSwitch.State(ctx); err == nil && was.Paused {
 		return nil // the first pause keeps its person, time and reason
@@ -303,9 +303,9 @@ func (d *ApprovalService) Resume(ctx context.Context, s Principal) error {
 		}
 	}
 	if !may {
-		return forbidden("%s may not lift the kill switch: that is for who runs Stanch and for the approvers of a scope", s.Name)
+		return forbidden("%s is not allowed to resume containments; allowed: the operator of Stanch, and the approvers of a scope", s.Name)
 	}
-	d.Log.Warn("the kill switch was lifted", "by", s.Name, "proved", s.AuthenticatedBy)
+	d.Log.Warn("new containments were resumed", "by", s.Name, "proved", s.AuthenticatedBy)
 	d.recordInManifest(activities.JournalManifest, activities.EntryKindResume, activities.AuditRecord{People: []string{s.describe()}, Note: time.Now().UTC().Format(time.RFC3339Nano)})
 	return d.KillSwitch.Resume(ctx, s.describe())
 }
@@ -317,7 +317,7 @@ func (d *ApprovalService) recordInManifest(manifest string, kind activities.Mani
 		return
 	}
 	if _, err := d.Evidence.Append(manifest, kind, act); err != nil {
-		d.Log.Error("an act is not in the manifest", "manifest", manifest, "kind", kind, "error", err)
+		d.Log.Error("an action of a person could not be recorded in the manifest", "manifest", manifest, "kind", kind, "error", err)
 	}
 }
 

@@ -80,7 +80,7 @@ func (d *ApprovalService) checkSinglePersonLimit(s Principal, p leaseScope, hold
 	if approvers.Quorum <= 1 {
 		return nil
 	}
-	return forbidden("one person may extend to at most %s from now here, since longer takes %d of %s: `stanch contain TARGET --for %s --reason …` asks them",
+	return forbidden("one person can extend this lease to at most %s from now; a longer time needs %d of %s: request it with `stanch contain TARGET --for %s --reason …`",
 		duration.Format(most), approvers.Quorum, approvers.Describe(), duration.Format(hold))
 }
 
@@ -88,7 +88,7 @@ func (d *ApprovalService) checkSinglePersonLimit(s Principal, p leaseScope, hold
 // end in the error. A repeated request asks for the same end.
 func (d *ApprovalService) Extend(ctx context.Context, s Principal, q LeaseRequest) ([]playbooks.LeaseReport, error) {
 	if q.Duration <= 0 || q.Duration > maxExtension {
-		return nil, &httpError{http.StatusBadRequest, "say until how long from now it shall hold: at most " + duration.Format(maxExtension)}
+		return nil, &httpError{http.StatusBadRequest, "invalid duration; use a time from now of at most " + duration.Format(maxExtension)}
 	}
 	from := time.Now()
 	if !q.CountFrom.IsZero() && q.CountFrom.Before(from) {
@@ -97,7 +97,7 @@ func (d *ApprovalService) Extend(ctx context.Context, s Principal, q LeaseReques
 	until := from.Add(q.Duration)
 	done, err := d.forEachLease(ctx, s, q, attestation.OperationExtend, func(id, holder string, m *lease.Machine, scope leaseScope) error {
 		if end := holderExpiry(m, holder); !end.Before(until) {
-			return &httpError{http.StatusConflict, fmt.Sprintf("it holds until %s UTC already, %s from now, and extending never shortens: ask for longer than that, or end it with `stanch release %s`",
+			return &httpError{http.StatusConflict, fmt.Sprintf("the lease already lasts until %s UTC, %s from now, and an extension cannot shorten it; request a longer time, or end it with `stanch release %s`",
 				end.UTC().Format(time.DateTime), duration.Format(max(time.Until(end), 0).Round(time.Second)), m.LeaseID)}
 		}
 		if err := d.checkSinglePersonLimit(s, scope, q.Duration); err != nil {
@@ -143,7 +143,7 @@ func (d *ApprovalService) leaseScopeOf(s Principal, m *lease.Machine) (leaseScop
 	if s.IsOperator && s.DrillName == "" {
 		return leaseScope{namespace: m.Target.Namespace}, nil
 	}
-	return leaseScope{}, forbidden("the lease %s has no proof of what it holds: nobody but who runs Stanch may end it", m.LeaseID)
+	return leaseScope{}, forbidden("lease %s has no valid token, so its namespace is unknown; only the operator of Stanch is allowed to change it", m.LeaseID)
 }
 
 func (d *ApprovalService) signGrant(s Principal, operation attestation.Operation, m *lease.Machine, holder string, p leaseScope, until time.Time, reason string) (attestation.Envelope, error) {
@@ -163,7 +163,7 @@ func (d *ApprovalService) forEachLease(ctx context.Context, s Principal, q Lease
 		return nil, err
 	}
 	if !q.All && q.LeaseID == "" && q.IncidentID == "" {
-		return nil, &httpError{http.StatusBadRequest, "name a lease, an incident, or all"}
+		return nil, &httpError{http.StatusBadRequest, "missing lease; name a lease, an incident, or all"}
 	}
 	machines, unread := d.QueryService.RunningLeases(ctx, q.LeaseID)
 	done := []playbooks.LeaseReport{}
@@ -174,11 +174,11 @@ func (d *ApprovalService) forEachLease(ctx context.Context, s Principal, q Lease
 			continue
 		}
 		if err := d.applyToLease(ctx, cfg, s, id, holders, m, do); err != nil {
-			d.Log.Warn("a change of a lease was refused", "operation", operation, "lease", m.LeaseID, "by", s.Name, "proved", s.AuthenticatedBy, "why", err.Error())
+			d.Log.Warn("refused to change a lease", "operation", operation, "lease", m.LeaseID, "by", s.Name, "proved", s.AuthenticatedBy, "why", err.Error())
 			refused = errors.Join(refused, fmt.Errorf("%s: %w", m.LeaseID, err))
 			continue // the other leases are not delayed
 		}
-		d.Log.Info("a lease was changed by a person", "operation", operation, "lease", m.LeaseID, "by", s.Name, "proved", s.AuthenticatedBy)
+		d.Log.Info("a person changed a lease", "operation", operation, "lease", m.LeaseID, "by", s.Name, "proved", s.AuthenticatedBy)
 		done = append(done, m.CurrentReport(time.Now()))
 	}
 	if err := errors.Join(refused, unread); err != nil {
@@ -186,10 +186,10 @@ func (d *ApprovalService) forEachLease(ctx context.Context, s Principal, q Lease
 			return done, err
 		}
 		// A lease that cannot be read may be among the requested ones.
-		return done, fmt.Errorf("%d leases were changed, and these were not: %w", len(done), err)
+		return done, fmt.Errorf("%d leases were changed; these were not: %w", len(done), err)
 	}
 	if len(done) == 0 && q.LeaseID != "" {
-		return nil, notFound("there is no lease %s in force; `stanch leases` lists them", truncateText(q.LeaseID))
+		return nil, notFound("unknown lease %s, or it ended; `stanch leases` lists the leases", truncateText(q.LeaseID))
 	}
 	return done, nil
 }

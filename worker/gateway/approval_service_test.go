@@ -48,7 +48,7 @@ scopes:
 	drill := who("drill")
 	drill.IsOperator, drill.DrillName, drill.Groups = true, "cryptominer", []string{config.DrillScope}
 	for _, s := range []gateway.Principal{who("ben"), who("nobody"), drill} {
-		require.ErrorContains(t, d.Resume(t.Context(), s), "may not lift", s.Name)
+		require.ErrorContains(t, d.Resume(t.Context(), s), "is not allowed to resume", s.Name)
 		require.True(t, stopped(), s.Name)
 	}
 	require.NoError(t, d.Resume(t.Context(), who("ann")))

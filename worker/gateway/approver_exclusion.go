@@ -31,11 +31,11 @@ func isRequestedBy(in playbooks.Incident, q playbook.ApprovalRequest, p config.P
 func exclusionReason(in playbooks.Incident, q playbook.ApprovalRequest, p config.Person) string {
 	for _, actor := range in.Actors {
 		if !strings.HasPrefix(actor, sensors.ActorPersonPrefix) && p.MatchesActor(actor) {
-			return fmt.Sprintf("%s triggered this (%s): somebody else must answer it", p.Name, truncateText(actor))
+			return fmt.Sprintf("%s triggered this (%s); somebody else must decide it", p.Name, truncateText(actor))
 		}
 	}
 	if isRequestedBy(in, q, p) {
-		return fmt.Sprintf("%s asked for this: somebody else must approve it; `stanch deny` withdraws it", p.Name)
+		return fmt.Sprintf("%s requested this; somebody else must approve it; withdraw it with `stanch deny`", p.Name)
 	}
 	return ""
 }
@@ -61,12 +61,12 @@ func (d *ApprovalService) tooFewApproversReason(cfg *config.Config, a activities
 	if may >= quorum || a.IsEmpty() {
 		return ""
 	}
-	text := fmt.Sprintf("only %d of the %d who must agree may answer, so nobody can approve it", may, quorum)
+	text := fmt.Sprintf("only %d of the %d required approvers are allowed to vote, so it cannot be approved", may, quorum)
 	if may == 0 {
-		text = "nobody of those whom it asks may answer, so nobody can approve it"
+		text = "none of its approvers is allowed to vote, so it cannot be approved"
 	}
 	if alone {
-		text += " but by breaking the glass"
+		text += " without break-glass"
 	}
 	return text
 }
@@ -88,5 +88,5 @@ func (d *ApprovalService) pausedBy(ctx context.Context) string {
 
 // pausedWarning returns the warning on approval requests while new containments are paused.
 func pausedWarning(by string) string {
-	return fmt.Sprintf("%s (%s): what is approved now is refused; `stanch resume` first", playbooks.ReasonPaused, by)
+	return fmt.Sprintf("%s (%s): containments approved now are refused; run `stanch resume` first", playbooks.ReasonPaused, by)
 }

@@ -18,7 +18,7 @@ type Auditor interface {
 func AuditRoutes(a Auditor) map[string]func(*http.Request) (any, error) {
 	known := func(id string) error {
 		if !incidentIDPattern.MatchString(id) {
-			return notFound("%q is not an incident's id; `stanch incidents` lists them", truncateText(id))
+			return notFound("invalid incident id %q; `stanch incidents` lists the incidents", truncateText(id))
 		}
 		return nil
 	}

@@ -62,7 +62,7 @@ func (c *CloudEventHandler) HandleEvents(ctx context.Context, events []sensors.E
 				return err
 			}
 			if err := c.SourceServer.Ingester.Check(ctx, &d, ""); err != nil {
-				c.Log.Warn("a cloud detection cannot be taken", "rule", d.Rule, "error", err)
+				c.Log.Warn("refused a cloud detection", "rule", d.Rule, "error", err)
 				continue
 			}
 			out = append(out, d)
@@ -130,7 +130,7 @@ func (c *CloudEventHandler) attachWorkload(ctx context.Context, e *sensors.Event
 	}
 	list, err := kube.CoreV1().Pods(a.Namespace).List(ctx, metav1.ListOptions{FieldSelector: "spec.serviceAccountName=" + a.ServiceAccount, ResourceVersion: "0", Limit: 500})
 	if err != nil {
-		c.Log.Warn("the pods of a role cannot be listed", "namespace", a.Namespace, "account", a.ServiceAccount, "error", err)
+		c.Log.Warn("list the pods of a role", "namespace", a.Namespace, "account", a.ServiceAccount, "error", err)
 		return nil, nil
 	}
 	var pods []corev1.Pod
@@ -149,7 +149,7 @@ func (c *CloudEventHandler) accountsForRole(ctx context.Context, a *sensors.Clou
 	if c.accountsByRole == nil || time.Since(c.rolesReadAt) > rolesCacheTTL {
 		list, err := c.SourceServer.Ingester.Kube.CoreV1().ServiceAccounts("").List(ctx, metav1.ListOptions{ResourceVersion: "0", Limit: 5000})
 		if err != nil {
-			c.Log.Warn("the service accounts cannot be listed: whose role it is stays unknown", "error", err)
+			c.Log.Warn("list the service accounts; the workload of the role stays unknown", "error", err)
 			c.rolesReadAt = time.Now()
 			return nil, nil
 		}
@@ -192,7 +192,7 @@ func (c *CloudEventHandler) attribute(ctx context.Context, d *sensors.Detection,
 			*d = one
 			return nil
 		}
-		d.Reasons = append(d.Reasons, "It was the pod "+truncateText(pod.Namespace+"/"+pod.Name)+", which cannot be held: "+truncateReason(err.Error())+".")
+		d.Reasons = append(d.Reasons, "It was made by the pod "+truncateText(pod.Namespace+"/"+pod.Name)+", which cannot be contained: "+truncateReason(err.Error())+".")
 	}
 	d.Event.Subject = sensors.Subject{Kind: "User", Name: a.Principal}
 	if a.Role != "" {
@@ -213,7 +213,7 @@ func (c *CloudEventHandler) attribute(ctx context.Context, d *sensors.Detection,
 		d.Event.Container, d.TargetConfirmed = sensors.Container{Workload: owner, Pod: sensors.Pod{Namespace: pods[i].Namespace, ServiceAccount: a.ServiceAccount}}, true
 	}
 	if len(pods) > 1 {
-		d.Reasons = append(d.Reasons, fmt.Sprintf("%d pods have the account %s/%s, and the session does not say which of them it was.", len(pods), truncateText(a.Namespace), truncateText(a.ServiceAccount)))
+		d.Reasons = append(d.Reasons, fmt.Sprintf("%d pods use the service account %s/%s, and the session does not identify the pod.", len(pods), truncateText(a.Namespace), truncateText(a.ServiceAccount)))
 	}
 	return nil
 }
@@ -232,7 +232,7 @@ func describeCloudCall(a sensors.Cloud) string {
 		s += " from " + truncateText(a.SourceIP)
 	}
 	if a.ErrorCode != "" {
-		return s + "; the answer was " + truncateText(a.ErrorCode) + "."
+		return s + "; the response was " + truncateText(a.ErrorCode) + "."
 	}
 	return s + "."
 }

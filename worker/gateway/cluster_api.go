@@ -41,7 +41,7 @@ func (m *ClusterAPI) HTTPServer() *http.Server {
 func (m *ClusterAPI) identifyTokenUser(r *http.Request) (Principal, error) {
 	token, ok := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer ")
 	if !ok || token == "" || len(token) > 16<<10 {
-		return Principal{}, &httpError{http.StatusUnauthorized, "say who you are with a Kubernetes token: `kubectl create token NAME --audience " + TokenAudience + "`"}
+		return Principal{}, &httpError{http.StatusUnauthorized, "missing token; use a Kubernetes token from `kubectl create token NAME --audience " + TokenAudience + "`"}
 	}
 	// The rate limit is checked before the token review, so that a flood of invalid tokens does not reach the API
 	// server.
@@ -54,10 +54,10 @@ func (m *ClusterAPI) identifyTokenUser(r *http.Request) (Principal, error) {
 		Spec: authenticationv1.TokenReviewSpec{Token: token, Audiences: []string{TokenAudience}},
 	}, metav1.CreateOptions{})
 	if err != nil {
-		return Principal{}, forbidden("the API server cannot say whose token this is: %v", err)
+		return Principal{}, forbidden("review the token: %v", err)
 	}
 	if !review.Status.Authenticated || !slices.Contains(review.Status.Audiences, TokenAudience) {
-		return Principal{}, &httpError{http.StatusUnauthorized, "the token is not valid for the audience " + TokenAudience}
+		return Principal{}, &httpError{http.StatusUnauthorized, "invalid token: it is not for the audience " + TokenAudience}
 	}
 	name := review.Status.User.Username
 	cfg, err := m.Roster.Current()
@@ -66,7 +66,7 @@ func (m *ClusterAPI) identifyTokenUser(r *http.Request) (Principal, error) {
 	}
 	person, known := cfg.PersonByKubernetes(name)
 	if !known {
-		return Principal{}, forbidden("%s is nobody in the configuration: add a person with `kubernetes: %s` under `people`", truncateText(name), truncateText(name))
+		return Principal{}, forbidden("unknown Kubernetes user %s; add a person with `kubernetes: %s` under `people`", truncateText(name), truncateText(name))
 	}
 	return Principal{Person: person, AuthenticatedBy: "Kubernetes user " + truncateText(name) + " by TokenReview", RateLimitKey: "kubernetes:" + name}, nil
 }

@@ -187,7 +187,7 @@ func TestARequestFromASensorIsRefused(t *testing.T) {
 			require.NoError(t, intake.Check(t.Context(), &d, from))
 			d.TargetConfirmed = false
 			change(&d)
-			require.ErrorContains(t, intake.Check(t.Context(), &d, from), "it is a person's request, which no sensor makes", name)
+			require.ErrorContains(t, intake.Check(t.Context(), &d, from), "only a person can make a manual request, not a sensor", name)
 		}
 	}
 }

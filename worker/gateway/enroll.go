@@ -55,7 +55,7 @@ func (e *Enroller) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	answer, err := e.enroll(r)
 	w.Header().Set("Content-Type", "application/json")
 	if err != nil {
-		e.Log.Warn("a sensor was not enrolled", "from", hostFromAddress(r.RemoteAddr), "error", err)
+		e.Log.Warn("refused to enroll a sensor", "from", hostFromAddress(r.RemoteAddr), "error", err)
 		w.WriteHeader(httpStatusOf(err))
 		_ = json.NewEncoder(w).Encode(map[string]string{"error": err.Error()})
 		return
@@ -67,14 +67,14 @@ func (e *Enroller) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 func (e *Enroller) enroll(r *http.Request) (*EnrollResponse, error) {
 	token, ok := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer ")
 	if !ok || token == "" || len(token) > 16<<10 {
-		return nil, &httpError{http.StatusUnauthorized, "show the sensor's token"}
+		return nil, &httpError{http.StatusUnauthorized, "missing token; send the sensor's service account token"}
 	}
 	if !e.addressLimiter.allow("address:" + hostFromAddress(r.RemoteAddr)) {
 		return nil, &httpError{http.StatusTooManyRequests, "too many requests; wait a moment"}
 	}
 	var q EnrollRequest
 	if err := json.NewDecoder(http.MaxBytesReader(nil, r.Body, 16<<10)).Decode(&q); err != nil {
-		return nil, &httpError{http.StatusBadRequest, "the request cannot be read: " + err.Error()}
+		return nil, &httpError{http.StatusBadRequest, "parse the request: " + err.Error()}
 	}
 	ctx, cancel := context.WithTimeout(r.Context(), 10*time.Second)
 	defer cancel()
@@ -83,7 +83,7 @@ func (e *Enroller) enroll(r *http.Request) (*EnrollResponse, error) {
 		return nil, err
 	}
 	if !e.renewalLimiter.allow(node) {
-		return nil, &httpError{http.StatusTooManyRequests, "this node was given certificates a moment ago"}
+		return nil, &httpError{http.StatusTooManyRequests, "too many requests: this node just received a certificate; wait a moment"}
 	}
 	certificate, err := e.SignCSR(ctx, node, q.CSR)
 	if err != nil {
@@ -105,30 +105,30 @@ func (e *Enroller) nodeForToken(ctx context.Context, token string) (string, erro
 		Spec: authenticationv1.TokenReviewSpec{Token: token, Audiences: []string{EnrollAudience}},
 	}, metav1.CreateOptions{})
 	if err != nil {
-		return "", &httpError{http.StatusServiceUnavailable, "the API server cannot say whose token this is"}
+		return "", &httpError{http.StatusServiceUnavailable, "review the token: the API server is unavailable"}
 	}
 	s := review.Status
 	if !s.Authenticated || !slices.Contains(s.Audiences, EnrollAudience) {
-		return "", &httpError{http.StatusUnauthorized, "the token is not valid for the audience " + EnrollAudience}
+		return "", &httpError{http.StatusUnauthorized, "invalid token: it is not for the audience " + EnrollAudience}
 	}
 	if want := fmt.Sprintf("system:serviceaccount:%s:%s", e.Namespace, e.ServiceAccount); s.User.Username != want {
-		return "", forbidden("%s is not the sensor's service account", truncateText(s.User.Username))
+		return "", forbidden("invalid token: %s is not the sensor's service account", truncateText(s.User.Username))
 	}
 	name, uid := singleValue(s.User.Extra[extraPodName]), singleValue(s.User.Extra[extraPodUID])
 	if name == "" || uid == "" {
-		return "", forbidden("the token is not bound to a pod")
+		return "", forbidden("invalid token: it is not bound to a pod")
 	}
 	pod, err := e.Kube.CoreV1().Pods(e.Namespace).Get(ctx, name, metav1.GetOptions{})
 	if err != nil {
-		return "", &httpError{http.StatusServiceUnavailable, "the API server does not say where the token's pod runs"}
+		return "", &httpError{http.StatusServiceUnavailable, "get the token's pod: the API server does not return it"}
 	}
 	switch said := singleValue(s.User.Extra[extraNodeName]); {
 	case string(pod.UID) != uid:
-		return "", forbidden("the token's pod is gone")
+		return "", forbidden("invalid token: its pod no longer exists")
 	case pod.Spec.ServiceAccountName != e.ServiceAccount || pod.Spec.NodeName == "":
-		return "", forbidden("the token's pod is not a sensor's on a node")
+		return "", forbidden("invalid token: its pod is not a sensor's pod on a node")
 	case said != "" && said != pod.Spec.NodeName:
-		return "", forbidden("the token is for another node than that of its pod")
+		return "", forbidden("invalid token: its node is not the node of its pod")
 	}
 	return pod.Spec.NodeName, nil
 }

@@ -44,7 +44,7 @@ func TestExtendNeverShortensALease(t *testing.T) {
 	before := end()
 
 	_, err := d.Extend(t.Context(), operator, gateway.LeaseRequest{LeaseID: id, Duration: time.Hour})
-	require.ErrorContains(t, err, "it holds until "+before.UTC().Format(time.DateTime)+" UTC already")
+	require.ErrorContains(t, err, "the lease already lasts until "+before.UTC().Format(time.DateTime)+" UTC")
 	require.ErrorContains(t, err, "stanch release "+id)
 	require.Equal(t, before, end())
 

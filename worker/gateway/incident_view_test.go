@@ -152,7 +152,7 @@ func TestAQuestionSaysWhatAYesWouldNotBringAbout(t *testing.T) {
 	api.callAs(t, "alice", http.MethodGet, "/v1/incidents/"+testIncidentID, "", &in)
 	require.Equal(t, "1/steps[2]#1", in.OpenApprovals[0].Name)
 	require.True(t, in.OpenApprovals[0].ViewerCanApprove, "she asked for something else in this incident")
-	require.Equal(t, []string{"only 1 of the 2 who must agree may answer, so nobody can approve it but by breaking the glass"}, in.OpenApprovals[0].Warnings)
+	require.Equal(t, []string{"only 1 of the 2 required approvers are allowed to vote, so it cannot be approved without break-glass"}, in.OpenApprovals[0].Warnings)
 	var other gateway.IncidentView
 	api.callAs(t, "bob", http.MethodGet, "/v1/incidents/"+testIncidentID, "", &other)
 	require.False(t, other.OpenApprovals[0].ViewerCanApprove)
@@ -160,7 +160,7 @@ func TestAQuestionSaysWhatAYesWouldNotBringAbout(t *testing.T) {
 	var done map[string]any
 	api.callAs(t, "bob", http.MethodPost, "/v1/pause", `{"reason":"migration"}`, &done)
 	api.callAs(t, "alice", http.MethodGet, "/v1/incidents/"+testIncidentID, "", &in)
-	require.Regexp(t, "^new containments are paused \\(by bob .*: migration\\): what is approved now is refused; `stanch resume` first$", in.OpenApprovals[0].Warnings[0])
+	require.Regexp(t, "^new containments are paused \\(by bob .*: migration\\): containments approved now are refused; run `stanch resume` first$", in.OpenApprovals[0].Warnings[0])
 	var a gateway.VoteResult
 	api.callAs(t, "alice", http.MethodPost, "/v1/vote", `{"incident":"`+testIncidentID+`","approve":true,"wait_for_result":true}`, &a)
 	require.Equal(t, gateway.ResultCounted, a.Result)

@@ -114,7 +114,7 @@ func DecodeDetection(raw []byte) (sensors.Detection, error) {
 	decoder := json.NewDecoder(bytes.NewReader(raw))
 	decoder.DisallowUnknownFields()
 	if err := decoder.Decode(&d); err != nil {
-		return d, fmt.Errorf("the detection cannot be read: %w", err)
+		return d, fmt.Errorf("parse the detection: %w", err)
 	}
 	return d, nil
 }
@@ -135,7 +135,7 @@ func (i *Ingester) Check(ctx context.Context, d *sensors.Detection, from string)
 
 func (i *Ingester) checkDetection(ctx context.Context, d *sensors.Detection, from string) error {
 	if d.ManualRequest != nil || d.Rule == sensors.RuleManualRequest || d.Objective == sensors.ObjectiveManualRequest || d.Event.Kind == sensors.KindManualRequest || strings.HasPrefix(d.Event.Actor, sensors.ActorPersonPrefix) {
-		return errors.New("it is a person's request, which no sensor makes")
+		return errors.New("invalid detection: only a person can make a manual request, not a sensor")
 	}
 	if from == "" {
 		i.dropUnverifiablePod(d)
@@ -145,23 +145,23 @@ func (i *Ingester) checkDetection(ctx context.Context, d *sensors.Detection, fro
 	}
 	switch {
 	case d.ID == "" || len(d.ID) > 200:
-		return errors.New("it has no id, or one that is too long")
+		return errors.New("invalid detection: its id is missing or too long")
 	case d.Rule == "" || len(d.Rule) > 200 || d.Title == "" || len(d.Title) > 500:
-		return errors.New("it has no rule or no title, or one that is too long")
+		return errors.New("invalid detection: its rule or its title is missing or too long")
 	case d.Severity.Rank() < 0:
-		return fmt.Errorf("the severity %q is unknown", truncateText(string(d.Severity)))
+		return fmt.Errorf("invalid detection: unknown severity %q", truncateText(string(d.Severity)))
 	case d.Confidence < 0 || d.Confidence > 1:
-		return fmt.Errorf("the confidence %v is not from 0 to 1", d.Confidence)
+		return fmt.Errorf("invalid detection: confidence %v; use 0 to 1", d.Confidence)
 	case len(d.Objective) == 0 || len(d.Objective) > 64:
-		return errors.New("it has no objective")
+		return errors.New("invalid detection: its objective is missing or too long")
 	case d.Time.After(time.Now().Add(maxClockAhead)):
-		return fmt.Errorf("its time %s lies in the future; set the node's clock", d.Time.Format(time.RFC3339))
+		return fmt.Errorf("invalid detection: its time %s is in the future; correct the node's clock", d.Time.Format(time.RFC3339))
 	case len(d.Event.Actor) > maxActorBytes:
-		return fmt.Errorf("its actor has %d bytes, at most %d are accepted", len(d.Event.Actor), maxActorBytes)
+		return fmt.Errorf("invalid detection: its actor has %d bytes, at most %d are accepted", len(d.Event.Actor), maxActorBytes)
 	case d.Event.Actor != "" && from != "":
-		return errors.New("it names an actor, which a node does not know")
+		return errors.New("invalid detection: it has an actor, which is not allowed from a node")
 	case d.Event.Subject != (sensors.Subject{}) && from != "":
-		return errors.New("it is about something that is not the node's to tell of")
+		return errors.New("invalid detection: it has a subject other than a container, which is not allowed from a node")
 	}
 	if !d.TargetConfirmed { // otherwise the look-up was only for its subject
 		if err := i.verifyPodIdentity(ctx, d, from); err != nil {
@@ -169,7 +169,7 @@ func (i *Ingester) checkDetection(ctx context.Context, d *sensors.Detection, fro
 		}
 	}
 	if !incident.HasContainer(*d) && (from != "" || d.Event.Subject.Kind == "" || d.Event.Subject.Name == "") {
-		return errors.New("it names neither a container nor a pod")
+		return errors.New("invalid detection: it has neither a container nor a pod")
 	}
 	return nil
 }
@@ -258,7 +258,7 @@ func (i *Ingester) enqueue(d sensors.Detection, requested *attestation.ManualReq
 		}
 	}
 	if i.queuedCount >= maxQueuedDetections {
-		return nil, &TemporaryError{fmt.Errorf("%d detections wait for Temporal: send it again later", i.queuedCount)}
+		return nil, &TemporaryError{fmt.Errorf("%d detections are waiting for Temporal; send it again later", i.queuedCount)}
 	}
 	q.waiting = append(q.waiting, &queuedDetection{detection: d, manualRequest: requested, sizeBytes: len(raw), results: []chan error{wait}, receivedAt: time.Now()})
 	i.queuedCount++
@@ -331,7 +331,7 @@ func (i *Ingester) signalIncident(key string, batch []*queuedDetection) error {
 	defer span.End()
 	if _, err := i.Temporal.SignalWithStartWorkflow(ctx, workflows.IncidentWorkflowID(key), workflows.SignalDetections, attested, options, i.IncidentWorkflow, in); err != nil {
 		span.SetStatus(codes.Error, "")
-		return &TemporaryError{fmt.Errorf("give %d detections to incident %s: %w", len(batch), key, err)}
+		return &TemporaryError{fmt.Errorf("send %d detections to incident %s: %w", len(batch), key, err)}
 	}
 	i.hitFailpoint("intake/given")
 	return nil

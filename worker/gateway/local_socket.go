@@ -43,7 +43,7 @@ func LookUpSocketGroup(name string) (int, error) {
 func ListenLocalSocket(path string, group int) (net.Listener, error) {
 	if c, err := net.Dial("unix", path); err == nil { //nolint:noctx // local
 		_ = c.Close()
-		return nil, fmt.Errorf("another Stanch answers at %s", path)
+		return nil, fmt.Errorf("open the local socket: another Stanch listens on %s", path)
 	}
 	_ = os.Remove(path)
 	l, err := net.Listen("unix", path) //nolint:noctx // local

@@ -26,7 +26,7 @@ func (h *NodeServer) handleHealthReport(n *nodeConnection, health *gatewaypb.Hea
 	clock := measureClockSkew(health, n.timeSentAt, now)
 	raw := append(json.RawMessage(nil), health.GetStatus()...)
 	if len(raw) > maxHealthBytes || !json.Valid(raw) {
-		h.Log.Warn("what a node tells of itself cannot be read", "node", n.name, "bytes", len(raw))
+		h.Log.Warn("parse the health report of a node", "node", n.name, "bytes", len(raw))
 		raw = nil
 	}
 	n.mu.Lock()
@@ -161,7 +161,7 @@ func (h *NodeServer) renewCertificate(ctx context.Context, n *nodeConnection, r 
 	certificate, err := h.signCertificate(ctx, n.name, r.GetCsr())
 	if err != nil {
 		answer.Error = err.Error()
-		h.Log.Warn("a node's certificate was not renewed", "node", n.name, "error", err)
+		h.Log.Warn("refused to renew a node's certificate", "node", n.name, "error", err)
 		h.notifyMonitor(NodeEvent{Node: n.name, Kind: NodeRenewalFailed, Reason: err.Error()})
 	} else {
 		answer.Certificate = certificate
@@ -180,7 +180,7 @@ func (h *NodeServer) signCertificate(ctx context.Context, name string, csr []byt
 		return nil, fmt.Errorf("this gateway issues no certificates")
 	}
 	if !h.renewalLimiter.allow(name) {
-		return nil, fmt.Errorf("asked too often: wait %s", duration.Format(renewalInterval))
+		return nil, fmt.Errorf("too many requests; wait %s", duration.Format(renewalInterval))
 	}
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()

@@ -99,15 +99,15 @@ type pendingCall struct {
 func nodeCertificate(ctx context.Context) (*x509.Certificate, error) {
 	p, ok := peer.FromContext(ctx)
 	if !ok {
-		return nil, errors.New("the connection shows no peer")
+		return nil, errors.New("the connection has no peer")
 	}
 	info, ok := p.AuthInfo.(credentials.TLSInfo)
 	if !ok || len(info.State.VerifiedChains) == 0 {
-		return nil, errors.New("the connection shows no verified certificate")
+		return nil, errors.New("the connection has no verified certificate")
 	}
 	certificate := info.State.VerifiedChains[0][0]
 	if subject := certificate.Subject; !slices.Contains(subject.OrganizationalUnit, authority.RoleNode) {
-		return nil, fmt.Errorf("the certificate of %q is not a node's", subject.CommonName)
+		return nil, fmt.Errorf("invalid certificate: %q is not a node", subject.CommonName)
 	}
 	return certificate, nil
 }
@@ -131,14 +131,14 @@ func (h *NodeServer) Node(stream gatewaypb.Gateway_NodeServer) error {
 	case <-ctx.Done():
 		return status.FromContextError(ctx.Err()).Err()
 	case <-time.After(helloTimeout):
-		return status.Errorf(codes.DeadlineExceeded, "no hello within %s", duration.Format(helloTimeout))
+		return status.Errorf(codes.DeadlineExceeded, "no hello message within %s", duration.Format(helloTimeout))
 	}
 	hello := first.GetHello()
 	if hello == nil || hello.GetNode() != name {
-		return status.Errorf(codes.PermissionDenied, "the certificate is node %q's, hello says %q", name, hello.GetNode())
+		return status.Errorf(codes.PermissionDenied, "invalid node name: the certificate is for %q, the hello message names %q", name, hello.GetNode())
 	}
 	if h.NodeLimits.IsRefused(name) {
-		h.Log.Warn("a node was turned away: `nodes: refused` names it", "node", name)
+		h.Log.Warn("refused a node: it is in `nodes: refused`", "node", name)
 		return status.Errorf(codes.PermissionDenied, "the configuration refuses the node %q", name)
 	}
 	var send sync.Mutex
@@ -399,7 +399,7 @@ func (h *NodeServer) Call(ctx context.Context, name string, kind gatewayrpc.Comm
 			return nil, fmt.Errorf("%s on node %s: %s", kind, name, r.GetError())
 		}
 		if err := json.Unmarshal(r.GetBody(), out); err != nil {
-			return nil, fmt.Errorf("%s on node %s: its answer cannot be read: %w", kind, name, err)
+			return nil, fmt.Errorf("%s on node %s: parse the response: %w", kind, name, err)
 		}
 		return c.attachments, nil
 	}

@@ -107,7 +107,7 @@ func (d *ApprovalService) groupsForApprovers(ctx context.Context, cfg *config.Co
 	defer cancel()
 	more, err := d.GroupMembership.GroupsOfPerson(ctx, s.Person, wanted)
 	if err != nil {
-		return nil, forbidden("who is in the group cannot be found out now: %v", err)
+		return nil, forbidden("look up the members of the group: %v; try again", err)
 	}
 	return append(append([]string{}, groups...), more...), nil
 }

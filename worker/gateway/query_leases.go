@@ -50,10 +50,10 @@ func (r *QueryService) RunningLeases(ctx context.Context, named string) (map[str
 func (r *QueryService) listLeaseWorkflows(ctx context.Context, query string) ([]*workflowpb.WorkflowExecutionInfo, error) {
 	found, more, err := r.listWorkflowsUpTo(ctx, query, maxLeasesPerRequest)
 	if err != nil {
-		return found, fmt.Errorf("list the leases (%d were listed before it failed): %w", len(found), err)
+		return found, fmt.Errorf("list the leases (%d were listed before the failure): %w", len(found), err)
 	}
 	if more {
-		return found, fmt.Errorf("there are more than %d leases: these are the first; try again when they have ended", len(found))
+		return found, fmt.Errorf("list the leases: there are more than %d; these are the first; try again when some have ended", len(found))
 	}
 	return found, nil
 }
@@ -111,7 +111,7 @@ func (r *QueryService) queryLease(ctx context.Context, w *workflowpb.WorkflowExe
 		err = value.Get(m)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("the lease of %s (%s) cannot be read: %w", strings.TrimPrefix(id, "lease/"), lease.IDFromFirstRun(run), err)
+		return nil, fmt.Errorf("read the lease of %s (%s): %w", strings.TrimPrefix(id, "lease/"), lease.IDFromFirstRun(run), err)
 	}
 	return m, nil
 }

@@ -44,7 +44,7 @@ func (r *QueryService) listWorkflowsUpTo(ctx context.Context, query string, most
 	for len(out) < most {
 		page, err := r.Temporal.ListWorkflow(ctx, &workflowservice.ListWorkflowExecutionsRequest{Query: query, PageSize: 100, NextPageToken: token})
 		if err != nil {
-			return out, true, fmt.Errorf("ask Temporal: %w", err)
+			return out, true, fmt.Errorf("list workflows in Temporal: %w", err)
 		}
 		out = append(out, page.GetExecutions()...)
 		if token = page.GetNextPageToken(); len(token) == 0 {
@@ -68,7 +68,7 @@ func (r *QueryService) Incident(ctx context.Context, id string) (playbooks.Incid
 // queryIncident returns the incident's own state; playbooks report to it only at their end.
 func (r *QueryService) queryIncident(ctx context.Context, id string) (playbooks.Incident, error) {
 	if !incidentIDPattern.MatchString(id) {
-		return playbooks.Incident{}, notFound("%q is not an incident's id; `stanch incidents` lists them", truncateText(id))
+		return playbooks.Incident{}, notFound("invalid incident id %q; `stanch incidents` lists the incidents", truncateText(id))
 	}
 	found, err := r.listWorkflows(ctx, fmt.Sprintf("WorkflowType = 'Incident' AND %s = '%s'", workflows.IncidentSearchAttribute, id))
 	if err != nil {
@@ -80,7 +80,7 @@ func (r *QueryService) queryIncident(ctx context.Context, id string) (playbooks.
 		}
 		return r.readIncident(ctx, w)
 	}
-	return playbooks.Incident{}, notFound("there is no incident %s; `stanch incidents` lists them", id)
+	return playbooks.Incident{}, notFound("unknown incident %s; `stanch incidents` lists the incidents", id)
 }
 
 func (r *QueryService) readIncident(ctx context.Context, w *workflowpb.WorkflowExecutionInfo) (playbooks.Incident, error) {
@@ -110,7 +110,7 @@ var _ activities.ClosureReader = (*QueryService)(nil)
 // Closure returns how an incident ended.
 func (r *QueryService) Closure(ctx context.Context, id string) (activities.Closure, error) {
 	if !incidentIDPattern.MatchString(id) {
-		return activities.Closure{}, notFound("%q is not an incident's id", truncateText(id))
+		return activities.Closure{}, notFound("invalid incident id %q", truncateText(id))
 	}
 	found, err := r.listWorkflows(ctx, fmt.Sprintf("WorkflowType = 'Incident' AND %s = '%s'", workflows.IncidentSearchAttribute, id))
 	if err != nil {
@@ -172,7 +172,7 @@ func (r *QueryService) Incidents(ctx context.Context) ([]playbooks.Incident, err
 // error, which names the others.
 func (r *QueryService) PendingApprovals(ctx context.Context, incident string) ([]playbook.ApprovalRequest, error) {
 	if !incidentIDPattern.MatchString(incident) {
-		return nil, notFound("%q is not an incident's id", truncateText(incident))
+		return nil, notFound("invalid incident id %q", truncateText(incident))
 	}
 	return r.queryPendingApprovals(ctx, fmt.Sprintf("WorkflowType = 'Playbook' AND ExecutionStatus = 'Running' AND %s = '%s'", workflows.IncidentSearchAttribute, incident))
 }
@@ -200,7 +200,7 @@ func (r *QueryService) queryPendingApprovals(ctx context.Context, query string) 
 			err = value.Get(&some)
 		}
 		if err != nil {
-			problems = append(problems, fmt.Errorf("ask %s: %w", w.GetExecution().GetWorkflowId(), err))
+			problems = append(problems, fmt.Errorf("query %s: %w", w.GetExecution().GetWorkflowId(), err))
 			continue
 		}
 		for _, p := range some {

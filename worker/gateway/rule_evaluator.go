@@ -70,7 +70,7 @@ func (j *RuleEvaluator) Evaluate(e sensors.Event) []sensors.Detection {
 	}
 	found, errs := j.Rules().Evaluate(e)
 	for _, err := range errs {
-		j.Log.Error("a rule cannot be evaluated", "error", err)
+		j.Log.Error("evaluate a rule", "error", err)
 	}
 	return found
 }

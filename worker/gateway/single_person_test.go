@@ -24,7 +24,7 @@ func TestOnePersonDoesNotExtendPastWhatTakesTwo(t *testing.T) {
 	bob := Principal{Person: config.Person{Name: "bob", Groups: []string{"responders"}}}
 	require.NoError(t, d.checkSinglePersonLimit(bob, leaseScope{namespace: "shop"}, 24*time.Hour))
 	require.ErrorContains(t, d.checkSinglePersonLimit(bob, leaseScope{namespace: "shop"}, 7*24*time.Hour),
-		"one person may extend to at most 1d from now here, since longer takes 2 of responders: `stanch contain TARGET --for 7d --reason …` asks them")
+		"one person can extend this lease to at most 1d from now; a longer time needs 2 of responders: request it with `stanch contain TARGET --for 7d --reason …`")
 	require.Error(t, d.checkSinglePersonLimit(Principal{IsOperator: true, DrillName: "cryptominer"}, leaseScope{}, 7*24*time.Hour), "a drill's key runs nothing")
 	require.NoError(t, d.checkSinglePersonLimit(Principal{IsOperator: true}, leaseScope{}, 7*24*time.Hour), "who runs Stanch may")
 	d.ScopeApprovers = allNamespaceApprovers{Groups: []string{"responders"}, Quorum: 1}

@@ -58,12 +58,12 @@ var _ GroupMembership = (*SlackInteractions)(nil)
 // ServeHTTP handles a signed request.
 func (s *SlackInteractions) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if r.Method != http.MethodPost {
-		http.Error(w, "POST only", http.StatusMethodNotAllowed)
+		http.Error(w, "method not allowed; use POST", http.StatusMethodNotAllowed)
 		return
 	}
 	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxPayloadBytes))
 	if err != nil {
-		http.Error(w, "too large", http.StatusRequestEntityTooLarge)
+		http.Error(w, "the request is too large", http.StatusRequestEntityTooLarge)
 		return
 	}
 	verifier, err := slack.NewSecretsVerifier(r.Header, s.SigningSecret)
@@ -73,25 +73,25 @@ func (s *SlackInteractions) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if err != nil || verifier.Ensure() != nil {
 		// The library's error contains the valid signature, so it is neither shown nor logged.
 		if s.rateLimiter.allow("slack: bad signature") {
-			s.Log.Warn("a request is not signed as Slack signs", "from", hostFromAddress(r.RemoteAddr))
+			s.Log.Warn("refused a request without a valid Slack signature", "from", hostFromAddress(r.RemoteAddr))
 		}
-		http.Error(w, "not signed by Slack, or too old", http.StatusUnauthorized)
+		http.Error(w, "invalid or expired Slack signature", http.StatusUnauthorized)
 		return
 	}
 	sum := sha256.Sum256([]byte(r.Header.Get("X-Slack-Request-Timestamp") + ":" + string(body)))
 	id := hex.EncodeToString(sum[:])
 	if !s.replayCache.isFirst(id, time.Now()) {
-		http.Error(w, "this request was taken already", http.StatusConflict)
+		http.Error(w, "this request was already received", http.StatusConflict)
 		return
 	}
 	form, err := url.ParseQuery(string(body))
 	if err != nil {
-		http.Error(w, "not a form", http.StatusBadRequest)
+		http.Error(w, "invalid form", http.StatusBadRequest)
 		return
 	}
 	var callback slack.InteractionCallback
 	if err := json.Unmarshal([]byte(form.Get("payload")), &callback); err != nil {
-		http.Error(w, "not an interaction", http.StatusBadRequest)
+		http.Error(w, "invalid interaction payload", http.StatusBadRequest)
 		return
 	}
 	ctx, cancel := context.WithTimeout(r.Context(), clickTimeout)
@@ -137,7 +137,7 @@ func (s *SlackInteractions) runConnection(ctx context.Context) {
 				case slack.InteractionCallback:
 					go s.handleSocketRequest(ctx, client, e.Request, data)
 				case *slack.ConnectionErrorEvent:
-					s.Log.Warn("Slack cannot be dialled; it is tried again", "error", data.ErrorObj, "attempt", data.Attempt)
+					s.Log.Warn("connect to Slack; retrying", "error", data.ErrorObj, "attempt", data.Attempt)
 					if data.Backoff > maxRedialDelay {
 						end()
 					}
@@ -146,7 +146,7 @@ func (s *SlackInteractions) runConnection(ctx context.Context) {
 		}
 	}()
 	if err := client.RunContext(ctx); err != nil && ctx.Err() == nil {
-		s.Log.Warn("the connection to Slack ended; it is dialled again", "error", err)
+		s.Log.Warn("the connection to Slack ended; reconnecting", "error", err)
 	}
 }
 
@@ -204,8 +204,8 @@ func (s *SlackInteractions) handleInteraction(ctx context.Context, callback slac
 	}
 	var p *httpError
 	if !errors.As(err, &p) {
-		s.Log.Error("a click could not be taken", "member", truncateText(callback.User.ID), "kind", c.reference.Kind, "incident", c.reference.IncidentID, "error", err)
-		s.replyPrivately(ctx, c, "This was not recorded: Stanch is busy or something that it needs is away. Click again in a moment.")
+		s.Log.Error("process a click", "member", truncateText(callback.User.ID), "kind", c.reference.Kind, "incident", c.reference.IncidentID, "error", err)
+		s.replyPrivately(ctx, c, "This was not recorded: Stanch is busy, or a service that it needs is unavailable. Click again in a moment.")
 		return nil, err
 	}
 	if c.isForm {
@@ -236,7 +236,7 @@ func (s *SlackInteractions) performClick(ctx context.Context, c *slackClick) (st
 	}
 	c.reference = ref
 	if !c.isForm && c.Channel.ID != s.Channel {
-		return "", forbidden("Stanch takes answers in its own channel only.")
+		return "", forbidden("Stanch accepts clicks only in its own channel.")
 	}
 	if !c.isForm && needsReason(ref.Kind) {
 		return "", s.openReasonForm(ctx, c)
@@ -256,18 +256,18 @@ func (s *SlackInteractions) performClick(ctx context.Context, c *slackClick) (st
 		return toSentence(a.Message), nil
 	case view.ButtonRelease:
 		_, err = s.Release(ctx, speaker, LeaseRequest{LeaseID: ref.LeaseID})
-		return "It is being released; the message shows when it is undone.", err
+		return "The lease is being released; the message shows when it is undone.", err
 	case view.ButtonExtend:
 		_, err = s.Extend(ctx, speaker, LeaseRequest{LeaseID: ref.LeaseID, Duration: time.Hour, CountFrom: c.clickedAt})
-		return "It holds until an hour from now.", err
+		return "The lease now lasts until one hour from now.", err
 	case view.ButtonAssign:
 		_, err = s.Triage(ctx, speaker, TriageRequest{IncidentID: ref.IncidentID, Kind: incident.TriageAssigned})
-		return "It is yours: Stanch starts nothing new in it. What holds goes on to its end.", err
+		return "The incident is assigned to you. Stanch starts nothing new in it; its leases continue until they end.", err
 	case view.ButtonFalsePositive:
 		_, err = s.Triage(ctx, speaker, TriageRequest{IncidentID: ref.IncidentID, Kind: incident.TriageFalsePositive, Reason: c.reason})
-		return "What it holds is released, what it asks is denied.", err
+		return "The incident's leases are released, and its open approval requests are denied.", err
 	}
-	return "", forbidden("this button does nothing")
+	return "", forbidden("This button has no action.")
 }
 
 // toSentence returns a clause as a sentence.
@@ -278,9 +278,9 @@ func toSentence(s string) string {
 
 // reasonForms are the forms of buttons that ask for a reason first.
 var reasonForms = map[view.ButtonKind]struct{ title, submit, label, hint string }{
-	view.ButtonDeny:          {"Deny", "Deny", "Why not?", "for the record and for who asks"},
-	view.ButtonBreakGlass:    {"Break the glass", "Approve alone", "Why can this not wait for the others?", "you answer alone for the whole quorum; everybody sees it"},
-	view.ButtonFalsePositive: {"False positive", "Release everything", "What was it really?", "what this incident holds is released, what it asks is denied"},
+	view.ButtonDeny:          {"Deny", "Deny", "Why not?", "shown to the requester and kept in the audit"},
+	view.ButtonBreakGlass:    {"Use break-glass", "Approve alone", "Why can this not wait for the other approvers?", "you approve alone for the complete quorum; everybody sees it"},
+	view.ButtonFalsePositive: {"False positive", "Release everything", "What caused the detection?", "the incident's leases are released, and its open approval requests are denied"},
 }
 
 func needsReason(k view.ButtonKind) bool { _, ok := reasonForms[k]; return ok }
@@ -310,8 +310,8 @@ func (s *SlackInteractions) replyPrivately(ctx context.Context, c slackClick, wh
 	go func() {
 		defer cancel()
 		block := slack.NewRichTextBlock("", slack.NewRichTextSection(slack.NewRichTextSectionTextElement(truncateTo(what, 600), nil)))
-		if _, err := s.SlackClient.PostEphemeralContext(ctx, s.Channel, c.User.ID, slack.MsgOptionText("Stanch answers", true), slack.MsgOptionBlocks(block)); err != nil {
-			s.Log.Warn("answer a member", "member", truncateText(c.User.ID), "error", err)
+		if _, err := s.SlackClient.PostEphemeralContext(ctx, s.Channel, c.User.ID, slack.MsgOptionText("Reply from Stanch", true), slack.MsgOptionBlocks(block)); err != nil {
+			s.Log.Warn("reply to a Slack member", "member", truncateText(c.User.ID), "error", err)
 		}
 	}()
 }
@@ -324,7 +324,7 @@ func (s *SlackInteractions) principalOf(ctx context.Context, c slack.Interaction
 	}
 	person, known := cfg.PersonBySlack(c.User.ID)
 	if !known {
-		return Principal{}, forbidden("You are nobody in Stanch's configuration: ask for `slack: %s` under `people`.", truncateText(c.User.ID))
+		return Principal{}, forbidden("You are not in Stanch's configuration. Ask for `slack: %s` to be added under `people`.", truncateText(c.User.ID))
 	}
 	team, err := s.botTeamID(ctx)
 	if err != nil {
@@ -335,14 +335,14 @@ func (s *SlackInteractions) principalOf(ctx context.Context, c slack.Interaction
 	}
 	user, err := s.SlackClient.GetUserInfoContext(ctx, c.User.ID)
 	if err != nil {
-		return Principal{}, fmt.Errorf("ask Slack who %s is: %w", truncateText(c.User.ID), err)
+		return Principal{}, fmt.Errorf("get Slack member %s: %w", truncateText(c.User.ID), err)
 	}
 	for why, is := range map[string]bool{
 		"deactivated": user.Deleted, "a bot": user.IsBot, "a guest": user.IsRestricted || user.IsUltraRestricted,
-		"of another organisation": user.IsStranger || user.TeamID != "" && user.TeamID != team,
+		"of another organization": user.IsStranger || user.TeamID != "" && user.TeamID != team,
 	} {
 		if is || user.ID != c.User.ID {
-			return Principal{}, forbidden("Your account is %s: it may not answer.", why)
+			return Principal{}, forbidden("Your account is %s and is not allowed to vote.", why)
 		}
 	}
 	return Principal{Person: person, AuthenticatedBy: "Slack member " + c.User.ID, RateLimitKey: "slack:" + c.User.ID}, nil
@@ -355,7 +355,7 @@ func (s *SlackInteractions) botTeamID(ctx context.Context) (string, error) {
 	if s.botTeam.id == "" {
 		me, err := s.SlackClient.AuthTestContext(ctx)
 		if err != nil {
-			return "", fmt.Errorf("ask Slack for its own workspace: %w", err)
+			return "", fmt.Errorf("get the workspace of the Slack bot: %w", err)
 		}
 		s.botTeam.id = me.TeamID
 	}
@@ -371,7 +371,7 @@ func (s *SlackInteractions) GroupsOfPerson(ctx context.Context, p config.Person,
 	for _, g := range wanted {
 		members, err := s.SlackClient.GetUserGroupMembersContext(ctx, g.SlackUserGroup)
 		if err != nil {
-			return nil, fmt.Errorf("ask Slack for the user group of %s: %w", g.Name, err)
+			return nil, fmt.Errorf("get the members of the Slack user group of %s: %w", g.Name, err)
 		}
 		if slices.Contains(members, p.SlackMemberID) {
 			in = append(in, g.Name)

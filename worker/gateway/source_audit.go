@@ -29,7 +29,7 @@ func (f *SourceServer) handleAuditLog(w http.ResponseWriter, r *http.Request) {
 	events, err := integrations.DecodeKubernetesAudit(body)
 	if err != nil {
 		unread := f.countUndecodable(r.Context(), s, err)
-		f.Log.Warn("audit events cannot be read", "source", s.name, "events", unread, "error", truncateReason(err.Error()))
+		f.Log.Warn("parse audit events", "source", s.name, "events", unread, "error", truncateReason(err.Error()))
 		if len(events) == 0 {
 			writeIngestResponse(w, http.StatusBadRequest, ingestResponse{Status: truncateReason(err.Error()), Refused: []refusedRecord{{Line: 1, Reason: truncateReason(err.Error())}}})
 			return
@@ -41,7 +41,7 @@ func (f *SourceServer) handleAuditLog(w http.ResponseWriter, r *http.Request) {
 	if wait := s.reserveRate(min(len(events), maxAuditBurst)); wait > 0 {
 		s.counts.limited.Add(1)
 		w.Header().Set("Retry-After", strconv.Itoa(int(wait/time.Second)+1))
-		writeIngestResponse(w, http.StatusTooManyRequests, ingestResponse{Status: "the source sends more than its rate: send it again later"})
+		writeIngestResponse(w, http.StatusTooManyRequests, ingestResponse{Status: "the source exceeds its rate limit; send it again later"})
 		return
 	}
 	var alerts []sensors.Detection
@@ -85,7 +85,7 @@ func (f *SourceServer) countUndecodable(ctx context.Context, s *sourceState, err
 }
 
 func (f *SourceServer) respondRetryLater(w http.ResponseWriter, s *sourceState, err error) {
-	f.Log.Error("audit events cannot be taken now", "source", s.name, "error", err)
+	f.Log.Error("accept audit events", "source", s.name, "error", err)
 	s.counts.later.Add(1)
 	w.Header().Set("Retry-After", strconv.Itoa(int(retryAfterDelay.Seconds())))
 	writeIngestResponse(w, http.StatusServiceUnavailable, ingestResponse{Status: "send it again later"})
@@ -109,7 +109,7 @@ func (f *SourceServer) evaluateAuditEvent(ctx context.Context, s *sourceState, e
 		for _, d := range about {
 			if err := f.Ingester.Check(ctx, &d, ""); err != nil {
 				s.counts.refused.Add(1)
-				f.Log.Warn("a request's detection cannot be taken", "rule", d.Rule, "error", err)
+				f.Log.Warn("refused a detection about a request", "rule", d.Rule, "error", err)
 				continue
 			}
 			out = append(out, d)
@@ -132,7 +132,7 @@ func (f *SourceServer) attribute(ctx context.Context, d sensors.Detection) ([]se
 			return err
 		}
 		if err != nil {
-			gone = append(gone, "It was about the pod "+truncateText(pod.Namespace+"/"+pod.Name)+", which cannot be held: "+truncateReason(err.Error())+".")
+			gone = append(gone, "It was about the pod "+truncateText(pod.Namespace+"/"+pod.Name)+", which cannot be contained: "+truncateReason(err.Error())+".")
 			return nil
 		}
 		out = append(out, one)
@@ -165,7 +165,7 @@ func (f *SourceServer) attribute(ctx context.Context, d sensors.Detection) ([]se
 // describeAuditEvent returns who did what, and from where, in one sentence.
 func describeAuditEvent(a sensors.Audit) string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "%s asked to %s", truncateText(a.User), truncateText(a.Verb))
+	fmt.Fprintf(&b, "%s requested %s", truncateText(a.User), truncateText(a.Verb))
 	if a.Resource == "" {
 		fmt.Fprintf(&b, " %s", truncateText(a.Path))
 	} else {
@@ -183,6 +183,6 @@ func describeAuditEvent(a sensors.Audit) string {
 	if a.UserAgent != "" {
 		fmt.Fprintf(&b, " with %s", truncateText(a.UserAgent))
 	}
-	fmt.Fprintf(&b, "; the answer was %d.", a.StatusCode)
+	fmt.Fprintf(&b, "; the response was %d.", a.StatusCode)
 	return b.String()
 }

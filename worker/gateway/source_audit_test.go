@@ -102,7 +102,7 @@ func TestTheAuditLogOfTheCluster(t *testing.T) {
 		require.Equal(t, http.StatusAccepted, code)
 		require.Equal(t, sensors.Subject{Kind: "User", Name: "alice"}, named(d.incidentDetections(t, "local/User/alice"), "cluster-admin-bound").Event.Subject)
 		one := named(d.incidentDetections(t, "local/ci/ServiceAccount/runner"), "pod-exec-by-account")
-		require.Contains(t, strings.Join(one.Reasons, " "), "shop/gone, which cannot be held: there is no pod")
+		require.Contains(t, strings.Join(one.Reasons, " "), "shop/gone, which cannot be contained: pod shop/gone no longer exists")
 	})
 
 	t.Run("a namespace that had a label for pod security and has it no more", func(t *testing.T) {

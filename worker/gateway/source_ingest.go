@@ -59,11 +59,11 @@ func (f *SourceServer) authenticateAndRead(w http.ResponseWriter, r *http.Reques
 	s := f.authenticateSource(r)
 	if s == nil {
 		w.Header().Set("WWW-Authenticate", `Basic realm="stanch"`)
-		writeIngestResponse(w, http.StatusUnauthorized, ingestResponse{Status: "give the source's token: Authorization: Bearer …, or as the password of HTTP Basic"})
+		writeIngestResponse(w, http.StatusUnauthorized, ingestResponse{Status: "missing or invalid token; send the source's token as Authorization: Bearer …, or as the password of HTTP Basic"})
 		return nil, nil
 	}
 	if s.kind != "" && s.kind != d.kind {
-		writeIngestResponse(w, http.StatusForbidden, ingestResponse{Status: fmt.Sprintf("the token is that of a source of the kind %s: post to /v1/%s", s.kind, s.kind)})
+		writeIngestResponse(w, http.StatusForbidden, ingestResponse{Status: fmt.Sprintf("the token belongs to a source of kind %s; post to /v1/%s", s.kind, s.kind)})
 		return nil, nil
 	}
 	body, code, err := d.readBody(w, r)
@@ -89,7 +89,7 @@ func (f *SourceServer) handleRecords(d endpoint) http.HandlerFunc {
 		if wait := s.reserveRate(len(records)); wait > 0 {
 			s.counts.limited.Add(1)
 			w.Header().Set("Retry-After", strconv.Itoa(int(math.Ceil(wait.Seconds()))))
-			writeIngestResponse(w, http.StatusTooManyRequests, ingestResponse{Status: "the source sends more than its rate: send it again later"})
+			writeIngestResponse(w, http.StatusTooManyRequests, ingestResponse{Status: "the source exceeds its rate limit; send it again later"})
 			return
 		}
 		code, a := f.ingestRecords(r.Context(), s, d, records)
@@ -106,23 +106,23 @@ func (f *SourceServer) handleRecords(d endpoint) http.HandlerFunc {
 
 // readBody reads a request. Falco may compress it: the limit also applies to the decompressed size.
 func (d endpoint) readBody(w http.ResponseWriter, r *http.Request) (body []byte, code int, err error) {
-	tooLarge := fmt.Errorf("at most %d bytes are accepted", d.maxBodyBytes)
+	tooLarge := fmt.Errorf("the request is too large; at most %d bytes are accepted", d.maxBodyBytes)
 	var from io.Reader = http.MaxBytesReader(w, r.Body, d.maxBodyBytes)
 	switch encoding := r.Header.Get("Content-Encoding"); encoding {
 	case "", "identity":
 	case "gzip":
 		if from, err = gzip.NewReader(from); err != nil {
-			return nil, http.StatusBadRequest, errors.New("it says gzip and is not")
+			return nil, http.StatusBadRequest, errors.New("decompress the request: it is not valid gzip")
 		}
 	default:
-		return nil, http.StatusUnsupportedMediaType, fmt.Errorf("the encoding %q is not read: send it plain, or as gzip", truncateText(encoding))
+		return nil, http.StatusUnsupportedMediaType, fmt.Errorf("unknown content encoding %q; send it uncompressed or as gzip", truncateText(encoding))
 	}
 	body, err = io.ReadAll(io.LimitReader(from, d.maxBodyBytes+1))
 	if limit := (*http.MaxBytesError)(nil); errors.As(err, &limit) || int64(len(body)) > d.maxBodyBytes {
 		return nil, http.StatusRequestEntityTooLarge, tooLarge
 	}
 	if err != nil {
-		return nil, http.StatusBadRequest, errors.New("the request ended in the middle")
+		return nil, http.StatusBadRequest, errors.New("read the request: it is incomplete")
 	}
 	return body, 0, nil
 }
@@ -163,7 +163,7 @@ func (f *SourceServer) ingestRecords(ctx context.Context, s *sourceState, d endp
 			a.Telemetry++
 		}
 		if later := (*TemporaryError)(nil); errors.As(err, &later) {
-			f.Log.Warn("detections of a source cannot be judged now", "source", s.name, "error", err)
+			f.Log.Warn("check detections of a source", "source", s.name, "error", err)
 			return http.StatusServiceUnavailable, ingestResponse{Status: "send it again later"}
 		}
 		if err != nil {
@@ -171,7 +171,7 @@ func (f *SourceServer) ingestRecords(ctx context.Context, s *sourceState, d endp
 		}
 	}
 	if err := f.acceptAlerts(ctx, alerts, sizes); err != nil {
-		f.Log.Error("detections of a source did not reach Temporal", "source", s.name, "error", err)
+		f.Log.Error("send detections of a source to Temporal", "source", s.name, "error", err)
 		return http.StatusServiceUnavailable, ingestResponse{Status: "send it again later"}
 	}
 	for _, h := range spoke {

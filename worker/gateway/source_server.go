@@ -81,10 +81,10 @@ func NewSourceServer(intake *Ingester, sources []config.Source, log *slog.Logger
 		}
 		token := strings.TrimSpace(string(raw))
 		if len(token) < minTokenLength {
-			return nil, fmt.Errorf("source %s: the token in %s has fewer than %d characters", s.Name, s.TokenFile, minTokenLength)
+			return nil, fmt.Errorf("source %s: the token in %s is too short; use at least %d characters", s.Name, s.TokenFile, minTokenLength)
 		}
 		if other, taken := owners[token]; taken {
-			return nil, fmt.Errorf("source %s: it has the token of %s: give each a token of its own, or nobody can tell who sent what", s.Name, other)
+			return nil, fmt.Errorf("source %s: its token is also the token of %s; give each source its own token", s.Name, other)
 		}
 		owners[token] = s.Name
 		perSecond := s.EffectiveRate()
@@ -179,9 +179,9 @@ func (f *SourceServer) reportSourceHealth(ctx context.Context, s *sourceState, h
 		if !h.DroppedIsCumulative {
 			s.counts.dropped.Add(h.Dropped)
 		}
-		f.Log.Warn("a foreign sensor lost events", "source", h.Source, "node", h.Node, "dropped", h.Dropped, "since_its_start", h.DroppedIsCumulative, "message", h.Message)
+		f.Log.Warn("a source lost events", "source", h.Source, "node", h.Node, "dropped", h.Dropped, "since_its_start", h.DroppedIsCumulative, "message", h.Message)
 	} else {
-		f.Log.Debug("a foreign sensor speaks of itself", "source", h.Source, "node", h.Node, "message", h.Message)
+		f.Log.Debug("a source reported its health", "source", h.Source, "node", h.Node, "message", h.Message)
 	}
 	if f.HealthSink != nil {
 		f.HealthSink.OnSourceHealth(ctx, h)

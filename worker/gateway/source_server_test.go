@@ -215,7 +215,7 @@ func TestEachSensorHasItsDoor(t *testing.T) {
 		require.Equal(t, 2, s.Refused[0].Line)
 		require.Contains(t, s.Refused[0].Reason, "not Falco's JSON")
 		require.Equal(t, 5, s.Refused[1].Line)
-		require.Contains(t, s.Refused[1].Reason, "lies in the future")
+		require.Contains(t, s.Refused[1].Reason, "is in the future")
 		require.Len(t, d.receivedHealth.reports, 1)
 		require.Equal(t, "edge", d.receivedHealth.reports[0].Source)
 		require.Equal(t, uint64(7), d.receivedHealth.reports[0].Dropped)
@@ -359,8 +359,8 @@ func TestATokenIsOneSources(t *testing.T) {
 		return filepath.Join(dir, name)
 	}
 	for want, sources := range map[string][]config.Source{
-		"fewer than 16 characters": {{Name: "a", TokenFile: file("short", "short")}},
-		"it has the token of a":    {{Name: "a", TokenFile: file("one", tokenForSource("a"))}, {Name: "b", TokenFile: file("two", tokenForSource("a"))}},
+		"at least 16 characters": {{Name: "a", TokenFile: file("short", "short")}},
+		"also the token of a":    {{Name: "a", TokenFile: file("one", tokenForSource("a"))}, {Name: "b", TokenFile: file("two", tokenForSource("a"))}},
 		"no such file":             {{Name: "a", TokenFile: filepath.Join(dir, "none")}},
 	} {
 		_, err := gateway.NewSourceServer(nil, sources, nil)

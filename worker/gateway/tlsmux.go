@@ -66,10 +66,10 @@ func (c *tlsMuxConn) detectTLS() {
 	})
 }
 
-var errPlainHTTPRefused = errors.New("plain HTTP from another machine is refused; use https")
+var errPlainHTTPRefused = errors.New("plain HTTP from another machine is not allowed; use https")
 
 const plainRefusedResponse = "HTTP/1.1 400 Bad Request\r\nContent-Type: application/json\r\nConnection: close\r\n\r\n" +
-	`{"status":"use https: a token is not accepted in clear text from another machine"}` + "\n"
+	`{"status":"use https; a token is not accepted in clear text from another machine"}` + "\n"
 
 // isLocalConnection reports whether both ends of a connection are on this machine, so that its packets never leave it.
 func isLocalConnection(c net.Conn) bool {

@@ -141,8 +141,8 @@ func TestAnAnswerNamesItsQuestionAndSaysWhatItCameTo(t *testing.T) {
 	// By title, in any case and spacing, by step, and by action.
 	says(`alice approved "isolate the pod" for 1h: 1 of 2 approved (alice); waiting for 1 more of responders`,
 		gateway.ResultCounted, "alice", true, " Isolate  the pod")
-	says(`the yes of alice to "isolate the pod" for 1h was counted already: 1 of 2 approved (alice); waiting for 1 more of responders`, gateway.ResultAlreadyCounted, "alice", true, "steps[2]")
-	fails("eve is not allowed to vote on this: it is for responders", "eve", true, "steps[2]")
+	says(`the approval of alice for "isolate the pod" for 1h was already counted:  1 of 2 approved (alice); waiting for 1 more of responders`, gateway.ResultAlreadyCounted, "alice", true, "steps[2]")
+	fails("eve is not allowed to vote on this; allowed: responders", "eve", true, "steps[2]")
 	says(`bob approved "isolate the pod" for 1h: 2 of 2 approved (alice, bob); it runs now`, gateway.ResultApproved,
 		"bob", true, "steps[2]#1")
 	says(`bob denied "stop the workload" for 1h: it does not run`, gateway.ResultDenied, "bob", false, "workload.scale")

@@ -256,7 +256,7 @@ func (s *simulation) castVote(p playbook.ApprovalRequest, b scheduledVote, n int
 	case s.testEnvironment.Now().After(p.Deadline):
 		note = " (too late)"
 	case !b.breakGlass && !b.withdrawsRequest && !p.Approvers.CanApprove(b.person, b.groups, s.testEnvironment.Now().Sub(p.AskedAt)):
-		note = " (who may not answer this: not counted)"
+		note = " (who is not allowed to vote on this: not counted)"
 	}
 	signed, err := s.authority.Sign(attestation.PayloadTypeVote, attestation.Vote{
 		IncidentID: p.IncidentID, WorkflowID: p.WorkflowID, Step: p.ID, PlanHash: p.PlansHash, Person: b.person, AuthenticatedBy: b.authenticatedBy, Approved: b.approve, Reason: b.reason, Groups: b.groups, DecidedAt: s.testEnvironment.Now(),
