@@ -135,7 +135,7 @@ var unauthorizedClicks = []struct {
 		require.NoError(t, os.WriteFile(file, bytes.Replace(text, []byte("  - { name: alice, slack: U0ALICE, groups: [responders] }\n"), nil, 1), 0o600))
 		w.requireApprovalRejected(t, alice, nil, "nobody in Stanch")
 		require.NoError(t, os.WriteFile(file, append(text, "\nphase: [oops"...), 0o600))
-		w.requireApprovalRejected(t, bob, nil, "who may answer is not known")
+		w.requireApprovalRejected(t, bob, nil, "read who is allowed to approve")
 		require.NoError(t, os.WriteFile(file, append(text, '\n'), 0o600))
 	}},
 	{"while Slack does not say who somebody is", func(t *testing.T, w *clickFixture) {

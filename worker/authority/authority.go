@@ -101,11 +101,11 @@ func RotateSigningKey(dir string, distrust bool) (before, after string, err erro
 	}
 	seed := make([]byte, ed25519.SeedSize)
 	if _, err := rand.Read(seed); err != nil {
-		return "", "", fmt.Errorf("make a key: %w", err)
+		return "", "", fmt.Errorf("create a key: %w", err)
 	}
 	next, err := attestation.NewSigningKey(seed)
 	if err != nil {
-		return "", "", fmt.Errorf("make a key: %w", err)
+		return "", "", fmt.Errorf("create a key: %w", err)
 	}
 	retired := maps.Clone(old.keyring)
 	if distrust {
@@ -122,7 +122,7 @@ func RotateSigningKey(dir string, distrust bool) (before, after string, err erro
 	}
 	// The old key is stored as retired before it is replaced. A crash in between leaves it in both files, which is
 	// harmless.
-	if err := writeFile(filepath.Join(dir, retiredKeysFile), "# Public keys that signed before. What they signed is still believed.\n"+strings.Join(retired.EncodeLines(), "\n")+"\n", len(retired) > 0); err != nil {
+	if err := writeFile(filepath.Join(dir, retiredKeysFile), "# Retired public keys. Their signatures are still accepted.\n"+strings.Join(retired.EncodeLines(), "\n")+"\n", len(retired) > 0); err != nil {
 		return "", "", err
 	}
 	if err := writeFile(filepath.Join(dir, seedFile), base64.StdEncoding.EncodeToString(seed)+"\n", true); err != nil {
@@ -198,11 +198,11 @@ func writeFile(path, text string, keep bool) error {
 		return nil
 	}
 	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
-		return fmt.Errorf("make %s: %w", path, err)
+		return fmt.Errorf("create %s: %w", path, err)
 	}
 	// The file is synced before it is used: a key that is lost in a power failure cannot be created again.
 	if err := renameio.WriteFile(path, []byte(text), 0o600); err != nil {
-		return fmt.Errorf("make %s: %w", path, err)
+		return fmt.Errorf("create %s: %w", path, err)
 	}
 	return nil
 }
@@ -235,7 +235,7 @@ func LoadOrCreateSecret(path string, n int) ([]byte, error) {
 	if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
 		secret := make([]byte, n)
 		if _, err := rand.Read(secret); err != nil {
-			return nil, fmt.Errorf("make %s: %w", path, err)
+			return nil, fmt.Errorf("create %s: %w", path, err)
 		}
 		return secret, writeFile(path, base64.StdEncoding.EncodeToString(secret)+"\n", true)
 	}

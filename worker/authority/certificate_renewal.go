@@ -55,23 +55,23 @@ func (p *PKI) signPublicKey(role, name string, key any, hosts ...string) ([]byte
 // and times in the request are ignored.
 func (p *PKI) SignCSR(role, name string, csr []byte) ([]byte, error) {
 	if len(csr) > maxCSRBytes {
-		return nil, fmt.Errorf("the request has %d bytes, at most %d are accepted", len(csr), maxCSRBytes)
+		return nil, fmt.Errorf("the certificate request has %d bytes, at most %d are accepted", len(csr), maxCSRBytes)
 	}
 	request, err := x509.ParseCertificateRequest(csr)
 	if err != nil {
-		return nil, fmt.Errorf("the request cannot be read: %w", err)
+		return nil, fmt.Errorf("parse the certificate request: %w", err)
 	}
 	if err := request.CheckSignature(); err != nil {
-		return nil, fmt.Errorf("the request is not signed with the key that it is for: %w", err)
+		return nil, fmt.Errorf("verify the certificate request: it is not signed with its own key: %w", err)
 	}
 	switch key := request.PublicKey.(type) {
 	case ed25519.PublicKey:
 	case *ecdsa.PublicKey:
 		if key.Curve != elliptic.P256() && key.Curve != elliptic.P384() {
-			return nil, errors.New("the request's key is on a curve that is not taken: P-256 and P-384 are")
+			return nil, errors.New("the certificate request's curve is not allowed; use P-256 or P-384")
 		}
 	default:
-		return nil, fmt.Errorf("the request's key is a %T: ECDSA and Ed25519 are taken", key)
+		return nil, fmt.Errorf("the certificate request's key type %T is not allowed; use ECDSA or Ed25519", key)
 	}
 	return p.signPublicKey(role, name, request.PublicKey)
 }

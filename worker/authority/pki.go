@@ -58,7 +58,7 @@ func OpenOrCreatePKI(dir string) (*PKI, error) {
 	}
 	key, ok := pair.PrivateKey.(*ecdsa.PrivateKey)
 	if !ok {
-		return nil, fmt.Errorf("the certificate authority in %s has a key of an unknown kind", dir)
+		return nil, fmt.Errorf("the certificate authority in %s has an unknown key type", dir)
 	}
 	p.caCert, p.caKey, p.caPEM = pair.Leaf, key, raw
 	return p, nil
@@ -67,7 +67,7 @@ func OpenOrCreatePKI(dir string) (*PKI, error) {
 func (p *PKI) createCA() error {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
-		return fmt.Errorf("make a key: %w", err)
+		return fmt.Errorf("create a key: %w", err)
 	}
 	template := &x509.Certificate{
 		SerialNumber: newSerialNumber(), Subject: pkix.Name{CommonName: "Stanch"}, NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().AddDate(10, 0, 0),
@@ -75,10 +75,10 @@ func (p *PKI) createCA() error {
 	}
 	der, err := x509.CreateCertificate(rand.Reader, template, template, &key.PublicKey, key)
 	if err != nil {
-		return fmt.Errorf("make the certificate authority: %w", err)
+		return fmt.Errorf("create the certificate authority: %w", err)
 	}
 	if p.caCert, err = x509.ParseCertificate(der); err != nil {
-		return fmt.Errorf("make the certificate authority: %w", err)
+		return fmt.Errorf("create the certificate authority: %w", err)
 	}
 	p.caKey, p.caPEM = key, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})
 	keyPEM, err := encodePrivateKey(key)
@@ -88,10 +88,10 @@ func (p *PKI) createCA() error {
 	// The key is written first: after a crash in between, the next start creates a new authority, and never one without
 	// its key.
 	if err := os.WriteFile(filepath.Join(p.dir, "ca.key"), keyPEM, 0o600); err != nil {
-		return fmt.Errorf("keep the certificate authority: %w", err)
+		return fmt.Errorf("store the certificate authority: %w", err)
 	}
 	if err := os.WriteFile(filepath.Join(p.dir, "ca.crt"), p.caPEM, 0o600); err != nil {
-		return fmt.Errorf("keep the certificate authority: %w", err)
+		return fmt.Errorf("store the certificate authority: %w", err)
 	}
 	return nil
 }

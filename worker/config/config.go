@@ -195,7 +195,7 @@ func (c *Config) ScopeForNamespace(namespace string) Scope {
 func Load(file string) (*Config, diagnostic.Diagnostics, error) {
 	raw, err := os.ReadFile(file)
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil, fmt.Errorf("there is no config file %s; leave --config away to run with the defaults", file)
+		return nil, nil, fmt.Errorf("read the config: no such file %s; omit --config to run with the defaults", file)
 	}
 	if err != nil {
 		return nil, nil, fmt.Errorf("read the config: %w", err)
@@ -227,7 +227,7 @@ func Parse(file string, raw []byte) (*Config, diagnostic.Diagnostics) {
 			}
 			n, _ := strconv.Atoi(m[1])
 			if f := unknownFieldPattern.FindStringSubmatch(m[2]); f != nil {
-				p.errorf(n, "unknown-key", diagnostic.DidYouMean(f[1], yamlKeysOfType(f[2])), "there is no key `%s` here", f[1])
+				p.errorf(n, "unknown-key", diagnostic.DidYouMean(f[1], yamlKeysOfType(f[2])), "unknown key `%s`", f[1])
 				continue
 			}
 			message, hint := m[2], ""
@@ -287,7 +287,7 @@ func (p *configParser) checkAll(c *Config) {
 	}
 	phase := func(what string, n int) {
 		if n < 0 || n > 3 {
-			p.errorf(1, "range", "1 observes, 2 contains, 3 disrupts behind approval", "%s: the phase %d is none", what, n)
+			p.errorf(1, "range", "1 observes, 2 contains, 3 disrupts with approval", "%s: invalid phase %d", what, n)
 		}
 	}
 	phase("the cluster", c.Phase)
@@ -296,7 +296,7 @@ func (p *configParser) checkAll(c *Config) {
 	seen := map[string]bool{DrillScope: true}
 	for _, s := range c.Scopes {
 		if s.Name == "" || seen[s.Name] {
-			p.errorf(1, "name", "`drill` is taken by drills", "the scope name `%s` is empty or used twice", s.Name)
+			p.errorf(1, "name", "`drill` is reserved for drills", "the scope name `%s` is empty or used twice", s.Name)
 		}
 		seen[s.Name] = true
 		phase("scope "+s.Name, s.Phase)
@@ -305,14 +305,14 @@ func (p *configParser) checkAll(c *Config) {
 		}
 		for _, pattern := range s.Namespaces {
 			if _, err := path.Match(pattern, ""); err != nil {
-				p.errorf(1, "pattern", "", "scope %s: `%s` is not a pattern", s.Name, pattern)
+				p.errorf(1, "pattern", "", "scope %s: invalid pattern `%s`", s.Name, pattern)
 			}
 		}
 		p.checkApproversExist("scope "+s.Name, s.Approvers.Groups, s.Approvers.Users, groups, names)
 		if e := s.Approvers.Escalate; e != nil {
 			p.checkApproversExist("scope "+s.Name+", escalate", e.Groups, e.Users, groups, names)
 			if e.After <= 0 || s.Approvers.Timeout > 0 && e.After >= s.Approvers.Timeout || len(e.Groups)+len(e.Users) == 0 {
-				p.errorf(1, "range", "for example `escalate: {after: 5m, groups: [NAME]}`", "scope %s: `escalate` names nobody, or does not begin before the timeout", s.Name)
+				p.errorf(1, "range", "for example `escalate: {after: 5m, groups: [NAME]}`", "scope %s: invalid `escalate`: it has no approvers, or starts after the timeout", s.Name)
 			}
 		}
 	}
@@ -327,7 +327,7 @@ var (
 func (p *configParser) checkAWS(c *Config) {
 	for _, pattern := range c.ProtectedTargets.Roles {
 		if _, err := path.Match(pattern, ""); err != nil {
-			p.errorf(1, "pattern", "", "protected: `%s` is not a pattern", pattern)
+			p.errorf(1, "pattern", "", "protected: invalid pattern `%s`", pattern)
 		}
 	}
 	a := c.AWS
@@ -338,13 +338,13 @@ func (p *configParser) checkAWS(c *Config) {
 	case a.Region == "":
 		p.errorf(1, "required", "add `region:`, such as eu-central-1", "aws: the region is missing")
 	case !awsRegionPattern.MatchString(a.Region):
-		p.errorf(1, "value", "such as eu-central-1", "aws: `%s` is not a region", a.Region)
+		p.errorf(1, "value", "such as eu-central-1", "aws: invalid region `%s`", a.Region)
 	}
 	if a.RoleARN != "" && !roleARNPattern.MatchString(a.RoleARN) {
-		p.errorf(1, "value", "such as arn:aws:iam::123456789012:role/stanch", "aws: `%s` is not the ARN of a role", a.RoleARN)
+		p.errorf(1, "value", "such as arn:aws:iam::123456789012:role/stanch", "aws: invalid role ARN `%s`", a.RoleARN)
 	}
 	if a.Cluster != "" && !eksClusterPattern.MatchString(a.Cluster) {
-		p.errorf(1, "value", "its name, and not its ARN", "aws: `%s` is not the name of an EKS cluster", a.Cluster)
+		p.errorf(1, "value", "use its name, not its ARN", "aws: invalid EKS cluster name `%s`", a.Cluster)
 	}
 	p.checkCloudTrail(a.CloudTrail)
 	if a.Endpoint == "" {
@@ -353,9 +353,9 @@ func (p *configParser) checkAWS(c *Config) {
 	u, err := url.Parse(a.Endpoint)
 	switch {
 	case err != nil || u.Host == "" || u.Scheme != "https" && u.Scheme != "http":
-		p.errorf(1, "value", "such as https://vpce-….amazonaws.com", "aws: `%s` is not a URL", a.Endpoint)
+		p.errorf(1, "value", "such as https://vpce-….amazonaws.com", "aws: invalid URL `%s`", a.Endpoint)
 	case u.Scheme == "http" && !isLoopback(u.Hostname()):
-		p.errorf(1, "value", "use https", "aws: credentials would go to %s in the clear", u.Host)
+		p.errorf(1, "value", "use https", "aws: credentials would be sent to %s in clear text", u.Host)
 	}
 }
 

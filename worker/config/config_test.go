@@ -24,8 +24,8 @@ people:
 	for _, p := range problems {
 		got = append(got, p.String())
 	}
-	require.Contains(t, got, "stanch.yaml:5:1: error: there is no key `namspaces` here [unknown-key]")
-	require.Contains(t, got, "stanch.yaml:2:1: error: `soon` is not a duration such as 90s, 15m or 1d [yaml]")
+	require.Contains(t, got, "stanch.yaml:5:1: error: unknown key `namspaces` [unknown-key]")
+	require.Contains(t, got, "stanch.yaml:2:1: error: invalid duration `soon`; use a duration such as 90s, 15m or 1d [yaml]")
 }
 
 func TestNamesThatNobodyDefinesAreErrors(t *testing.T) {
@@ -35,9 +35,9 @@ func TestNamesThatNobodyDefinesAreErrors(t *testing.T) {
 		got = append(got, p.Message+" / "+p.Hint)
 	}
 	require.Equal(t, []string{
-		"the cluster: the phase 7 is none / 1 observes, 2 contains, 3 disrupts behind approval",
-		"scope shop: nobody is in the group `oncal` / did you mean `oncall`?",
-		"scope shop: there is no person `bob` / known here: alice",
+		"the cluster: invalid phase 7 / 1 observes, 2 contains, 3 disrupts with approval",
+		"scope shop: the group `oncal` has no members / did you mean `oncall`?",
+		"scope shop: unknown person `bob` / known here: alice",
 	}, got)
 }
 
@@ -70,15 +70,15 @@ func TestWhoMayAnswerIsCheckedStrictly(t *testing.T) {
 	for name, c := range map[string]struct{ text, want string }{
 		"a homoglyph":            {"people: [{name: alice}, {name: \u0430lice}]", "can be mistaken"},
 		"an invisible character": {"people: [{name: \"ali\\u200bce\"}]", "can be mistaken"},
-		"another case":           {"people: [{name: alice}, {name: Alice}]", "two people are called"},
+		"another case":           {"people: [{name: alice}, {name: Alice}]", "two people have the name"},
 		"one Slack member twice": {"people: [{name: a, slack: U0AAAA}, {name: b, slack: U0AAAA}]", "two people have the Slack member"},
-		"a name for an id":       {"people: [{name: a, slack: '@alice'}]", "not a member id"},
-		"the drills' group":      {"people: [{name: a, groups: [drill]}]", "belongs to drills"},
-		"a group without Slack":  {"groups: [{name: sre, slack: S0AAAA}]", "no Slack is configured"},
-		"a channel's name":       {"slack: {channel: '#incidents', bot_token_file: t, app_token_file: a}", "not the id of a channel"},
-		"no way to answer":       {"slack: {channel: C0AAAA, bot_token_file: t}", "nobody could answer"},
-		"a late escalation":      {"people: [{name: a, groups: [x]}]\nscopes: [{name: s, approvers: {groups: [x], timeout: 5m, escalate: {after: 5m, groups: [x]}}}]", "does not begin before"},
-		"an unknown group":       {"people: [{name: a, groups: [x]}]\nscopes: [{name: s, approvers: {groups: [x], escalate: {after: 1m, groups: [y]}}}]", "nobody is in the group `y`"},
+		"a name for an id":       {"people: [{name: a, slack: '@alice'}]", "invalid Slack member id"},
+		"the drills' group":      {"people: [{name: a, groups: [drill]}]", "reserved for drills"},
+		"a group without Slack":  {"groups: [{name: sre, slack: S0AAAA}]", "`slack:` is missing"},
+		"a channel's name":       {"slack: {channel: '#incidents', bot_token_file: t, app_token_file: a}", "invalid channel id"},
+		"no way to answer":       {"slack: {channel: C0AAAA, bot_token_file: t}", "clicks cannot be received"},
+		"a late escalation":      {"people: [{name: a, groups: [x]}]\nscopes: [{name: s, approvers: {groups: [x], timeout: 5m, escalate: {after: 5m, groups: [x]}}}]", "starts after the timeout"},
+		"an unknown group":       {"people: [{name: a, groups: [x]}]\nscopes: [{name: s, approvers: {groups: [x], escalate: {after: 1m, groups: [y]}}}]", "the group `y` has no members"},
 		"an unknown key":         {"slack: {chanel: C0AAAA}", "chanel"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -112,7 +112,7 @@ func TestTheRosterIsWhatTheFileSaysNow(t *testing.T) {
 	require.Equal(t, []string{"phase", "scopes"}, roster.RestartRequiredKeys(), "and that is said")
 	write("people: [{name: alice, uid: 1}, ")
 	_, err = roster.Current()
-	require.ErrorContains(t, err, "who may answer is not known")
+	require.ErrorContains(t, err, "read who is allowed to approve")
 	require.NoError(t, os.Remove(file))
 	_, err = roster.Current()
 	require.Error(t, err)
@@ -125,7 +125,7 @@ func TestTheAccountIsCheckedStrictly(t *testing.T) {
 	require.Nil(t, config.Default().AWS, "no account unless one is named")
 
 	_, problems = config.Parse("c", []byte("aws:\n  regio: eu\n"))
-	require.Equal(t, "c:2:1: error: there is no key `regio` here [unknown-key]", problems[len(problems)-1].String())
+	require.Equal(t, "c:2:1: error: unknown key `regio` [unknown-key]", problems[len(problems)-1].String())
 	require.Contains(t, problems[len(problems)-1].Hint, "did you mean `region`?")
 
 	_, problems = config.Parse("c", []byte("aws: { region: Frankfurt, role_arn: stanch, cluster: \"arn:aws:eks:x\", endpoint: \"http://aws.example\" }\nprotected: { roles: [\"[\"] }\n"))
@@ -134,8 +134,8 @@ func TestTheAccountIsCheckedStrictly(t *testing.T) {
 		got = append(got, p.Message)
 	}
 	require.Equal(t, []string{
-		"protected: `[` is not a pattern", "aws: `Frankfurt` is not a region", "aws: `stanch` is not the ARN of a role",
-		"aws: `arn:aws:eks:x` is not the name of an EKS cluster", "aws: credentials would go to aws.example in the clear",
+		"protected: invalid pattern `[`", "aws: invalid region `Frankfurt`", "aws: invalid role ARN `stanch`",
+		"aws: invalid EKS cluster name `arn:aws:eks:x`", "aws: credentials would be sent to aws.example in clear text",
 	}, got)
 	_, problems = config.Parse("c", []byte("aws: {}\n"))
 	require.Contains(t, problems[0].Message, "the region is missing")

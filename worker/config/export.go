@@ -31,15 +31,15 @@ func (p *configParser) checkExports(all []Export) {
 		}
 		seen[e.Name] = true
 		if !slices.Contains(formats, e.Format) {
-			p.errorf(1, "format", "known here: "+strings.Join(formats, ", "), "%s: there is no format `%s`", where, e.Format)
+			p.errorf(1, "format", "use one of "+strings.Join(formats, ", "), "%s: unknown format `%s`", where, e.Format)
 		}
 		switch {
 		case (e.URL == "") == (e.File == ""):
-			p.errorf(1, "required", "give one of them", "%s: of `url` and `file` exactly one is needed", where)
+			p.errorf(1, "required", "give one of them", "%s: exactly one of `url` and `file` is required", where)
 		case e.URL != "":
 			p.checkURL(where, e.URL)
 		case e.TokenFile != "":
-			p.errorf(1, "value", "leave it away", "%s: a file needs no token", where)
+			p.errorf(1, "value", "remove it", "%s: `token_file` is not allowed with `file`", where)
 		}
 	}
 }

@@ -34,7 +34,7 @@ func (n NodeLimits) IsRefused(node string) bool { return slices.Contains(n.Refus
 func (p *configParser) checkNodes(n NodeLimits) {
 	for _, name := range n.RefusedNodes {
 		if errs := validation.IsDNS1123Subdomain(name); len(errs) > 0 {
-			p.errorf(1, "name", "`kubectl get nodes` lists them", "nodes: `refused` has %q, which is no node's name", name)
+			p.errorf(1, "name", "`kubectl get nodes` lists them", "nodes: invalid node name %q in `refused`", name)
 		}
 	}
 	for _, c := range []struct {
@@ -42,7 +42,7 @@ func (p *configParser) checkNodes(n NodeLimits) {
 		value, least, top int
 	}{{"rate", n.DetectionsPerSecond, 1, 100_000}, {"burst", n.DetectionBurst, 1, 1_000_000}, {"bytes", n.BytesPerSecond, 64 << 10, 1 << 30}} {
 		if c.value != 0 && (c.value < c.least || c.value > c.top) {
-			p.errorf(1, "range", "", "nodes: `%s` is %d, and must be from %d to %d", c.key, c.value, c.least, c.top)
+			p.errorf(1, "range", "", "nodes: invalid `%s` %d; use %d to %d", c.key, c.value, c.least, c.top)
 		}
 	}
 }

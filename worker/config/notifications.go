@@ -58,7 +58,7 @@ func (e *Email) SMTPHostPort() (host string, port int, err error) {
 		port, err = strconv.Atoi(text)
 	}
 	if err != nil || host == "" || port < 1 || port > 65535 {
-		return "", 0, fmt.Errorf("`%s` is not HOST:PORT", e.SMTPAddress)
+		return "", 0, fmt.Errorf("invalid address `%s`; use HOST:PORT", e.SMTPAddress)
 	}
 	return host, port, nil
 }
@@ -86,13 +86,13 @@ func (p *configParser) checkURL(where, address string) {
 	u, err := url.Parse(address)
 	switch {
 	case err != nil || u.Host == "" || u.Scheme != "https" && u.Scheme != "http":
-		p.errorf(1, "url", "such as https://example.com/path", "%s: `url` is not a URL of https", where)
+		p.errorf(1, "url", "such as https://example.com/path", "%s: `url` is not an https URL", where)
 	case u.User != nil:
-		p.errorf(1, "url", "secrets belong into files", "%s: `url` holds a user or a password", where)
+		p.errorf(1, "url", "put secrets into files", "%s: `url` contains a user or a password", where)
 	case u.Fragment != "":
-		p.errorf(1, "url", "leave away what begins with #", "%s: `url` has a fragment", where)
+		p.errorf(1, "url", "remove the part from # on", "%s: `url` has a fragment", where)
 	case u.Scheme == "http" && !isLoopback(u.Hostname()):
-		p.errorf(1, "url", "use https", "%s: http is for this machine only", where)
+		p.errorf(1, "url", "use https", "%s: http is allowed only to this machine", where)
 	}
 }
 
@@ -111,27 +111,27 @@ func (p *configParser) checkEmail(e *Email) {
 		p.errorf(1, "address", "such as smtp.example.com:587", "`email.smtp`: %v", err)
 	}
 	if !isSingleAddress(e.FromAddress) {
-		p.errorf(1, "address", "such as stanch@example.com", "`email.from`: `%s` is not an address", e.FromAddress)
+		p.errorf(1, "address", "such as stanch@example.com", "`email.from`: invalid address `%s`", e.FromAddress)
 	}
 	if len(e.Recipients) == 0 {
-		p.errorf(1, "required", "such as `to: [oncall@example.com]`", "`email.to` names nobody")
+		p.errorf(1, "required", "such as `to: [oncall@example.com]`", "`email.to` is missing")
 	}
 	for _, to := range e.Recipients {
 		if !isSingleAddress(to) {
-			p.errorf(1, "address", "such as oncall@example.com", "`email.to`: `%s` is not an address", to)
+			p.errorf(1, "address", "such as oncall@example.com", "`email.to`: invalid address `%s`", to)
 		}
 	}
 	switch e.TLSMode {
 	case "", "starttls", "implicit":
 	case "none":
 		if err == nil && !isLoopback(host) || e.Username != "" {
-			p.errorf(1, "tls", "use starttls or implicit", "`email.tls`: none is for a server on this machine, and without a password")
+			p.errorf(1, "tls", "use starttls or implicit", "`email.tls`: none is allowed only to a server on this machine, without a password")
 		}
 	default:
-		p.errorf(1, "tls", "starttls, implicit or none", "`email.tls`: `%s` is no way to protect a connection", e.TLSMode)
+		p.errorf(1, "tls", "use starttls, implicit or none", "`email.tls`: unknown mode `%s`", e.TLSMode)
 	}
 	if (e.Username == "") != (e.PasswordFile == "") {
-		p.errorf(1, "required", "give both, or neither", "`email`: of `username` and `password_file` one is missing")
+		p.errorf(1, "required", "give both, or neither", "`email`: `username` or `password_file` is missing")
 	}
 }
 
@@ -148,7 +148,7 @@ func (p *configParser) checkTicket(t *TicketTracker) {
 	}
 	project, ok := projectPatterns[t.Kind]
 	if !ok {
-		p.errorf(1, "kind", "github, gitlab or jira", "`ticket.kind`: `%s` is no tracker that Stanch knows", t.Kind)
+		p.errorf(1, "kind", "use github, gitlab or jira", "`ticket.kind`: unknown tracker `%s`", t.Kind)
 		return
 	}
 	switch {
@@ -158,16 +158,16 @@ func (p *configParser) checkTicket(t *TicketTracker) {
 		p.checkURL("ticket", t.APIBaseURL())
 	}
 	if !project.MatchString(t.Project) {
-		hint := map[string]string{TrackerGitHub: "OWNER/NAME", TrackerGitLab: "a path such as group/project, or a number", TrackerJira: "its key, such as OPS"}[t.Kind]
-		p.errorf(1, "project", hint, "`ticket.project`: `%s` is not a project of %s", t.Project, t.Kind)
+		hint := map[string]string{TrackerGitHub: "OWNER/NAME", TrackerGitLab: "use a path such as group/project, or a number", TrackerJira: "use its key, such as OPS"}[t.Kind]
+		p.errorf(1, "project", hint, "`ticket.project`: invalid project `%s` of %s", t.Project, t.Kind)
 	}
 	if t.TokenFile == "" {
 		p.errorf(1, "required", "write the token into a file that only Stanch can read", "`ticket.token_file` is missing")
 	}
 	if t.Kind == TrackerJira && t.User == "" {
-		p.errorf(1, "required", "the email address of the account whose token it is", "`ticket.user` is missing")
+		p.errorf(1, "required", "use the email address of the token's account", "`ticket.user` is missing")
 	}
 	if t.Kind != TrackerJira && (t.User != "" || t.IssueType != "") {
-		p.errorf(1, "value", "leave them away", "`ticket`: `user` and `issue_type` are for Jira")
+		p.errorf(1, "value", "remove them", "`ticket`: `user` and `issue_type` are allowed only for Jira")
 	}
 }

@@ -125,40 +125,40 @@ func usesSingleScript(name string) (ok bool) {
 func (p *configParser) checkPeople(c *Config) (groups, names []string) {
 	same := func(what, a string, others []Person, of func(Person) string) {
 		if a != "" && slices.ContainsFunc(others, func(o Person) bool { return of(o) == a }) {
-			p.errorf(1, "duplicate", "give each person their own, or nobody has the right", "two people have the %s `%s`", what, a)
+			p.errorf(1, "duplicate", "give each person their own", "two people have the %s `%s`", what, a)
 		}
 	}
 	for i, person := range c.People {
 		before := c.People[:i]
 		switch {
 		case person.Name == "":
-			p.errorf(1, "required", "", "a person has no name")
+			p.errorf(1, "required", "", "a person's name is missing")
 		case !usesSingleScript(person.Name) || strings.TrimSpace(person.Name) != person.Name:
 			p.errorf(1, "name", "write it in one alphabet, without invisible characters", "the name `%s` can be mistaken for another", person.Name)
 		case slices.ContainsFunc(before, func(o Person) bool { return strings.EqualFold(o.Name, person.Name) }):
-			p.errorf(1, "duplicate", "", "two people are called `%s`", person.Name)
+			p.errorf(1, "duplicate", "", "two people have the name `%s`", person.Name)
 		}
 		if person.SlackMemberID != "" && !slackMemberPattern.MatchString(person.SlackMemberID) {
-			p.errorf(1, "slack", "it begins with U or W: in the person's profile under `Copy member ID`", "`%s` of %s is not a member id of Slack", person.SlackMemberID, person.Name)
+			p.errorf(1, "slack", "it begins with U or W: in the person's profile under `Copy member ID`", "invalid Slack member id `%s` of %s", person.SlackMemberID, person.Name)
 		}
 		same("Slack member", person.SlackMemberID, before, func(o Person) string { return o.SlackMemberID })
 		same("Kubernetes user", person.KubernetesUser, before, func(o Person) string { return o.KubernetesUser })
 		if person.UID != nil && slices.ContainsFunc(before, func(o Person) bool { return o.UID != nil && *o.UID == *person.UID }) {
-			p.errorf(1, "duplicate", "give each person their own, or nobody has the right", "two people have the uid %d", *person.UID)
+			p.errorf(1, "duplicate", "give each person their own", "two people have the uid %d", *person.UID)
 		}
 		if slices.Contains(person.Groups, DrillScope) {
-			p.errorf(1, "name", "choose another name", "%s is in the group `%s`, which belongs to drills", person.Name, DrillScope)
+			p.errorf(1, "name", "choose another name", "%s is in the group `%s`, which is reserved for drills", person.Name, DrillScope)
 		}
 		names, groups = append(names, person.Name), append(groups, person.Groups...)
 	}
 	for i, g := range c.Groups {
 		switch {
 		case g.Name == "" || g.Name == DrillScope || slices.ContainsFunc(c.Groups[:i], func(o Group) bool { return o.Name == g.Name }):
-			p.errorf(1, "name", "`drill` is taken by drills", "the group name `%s` is empty or used twice", g.Name)
+			p.errorf(1, "name", "`drill` is reserved for drills", "the group name `%s` is empty or used twice", g.Name)
 		case g.SlackUserGroup != "" && !slackGroupPattern.MatchString(g.SlackUserGroup):
-			p.errorf(1, "slack", "it begins with S", "`%s` of the group %s is not the id of a user group in Slack", g.SlackUserGroup, g.Name)
+			p.errorf(1, "slack", "it begins with S", "invalid Slack user group id `%s` of the group %s", g.SlackUserGroup, g.Name)
 		case g.SlackUserGroup != "" && c.Slack == nil:
-			p.errorf(1, "slack", "add `slack:` with a bot token", "the group %s has its members from Slack, and no Slack is configured", g.Name)
+			p.errorf(1, "slack", "add `slack:` with a bot token", "the group %s takes its members from Slack, but `slack:` is missing", g.Name)
 		}
 		groups = append(groups, g.Name)
 	}
@@ -169,12 +169,12 @@ func (p *configParser) checkPeople(c *Config) (groups, names []string) {
 func (p *configParser) checkApproversExist(where string, groups, users, allGroups, allNames []string) {
 	for _, g := range groups {
 		if !slices.Contains(allGroups, g) {
-			p.errorf(1, "unknown-group", diagnostic.DidYouMean(g, allGroups), "%s: nobody is in the group `%s`", where, g)
+			p.errorf(1, "unknown-group", diagnostic.DidYouMean(g, allGroups), "%s: the group `%s` has no members", where, g)
 		}
 	}
 	for _, u := range users {
 		if !slices.Contains(allNames, u) {
-			p.errorf(1, "unknown-person", diagnostic.DidYouMean(u, allNames), "%s: there is no person `%s`", where, u)
+			p.errorf(1, "unknown-person", diagnostic.DidYouMean(u, allNames), "%s: unknown person `%s`", where, u)
 		}
 	}
 }
@@ -184,12 +184,12 @@ func (p *configParser) checkSlack(s *Slack) {
 		return
 	}
 	if !slackChannelPattern.MatchString(s.Channel) {
-		p.errorf(1, "slack", "it begins with C: at the bottom of the channel's details", "`slack.channel`: `%s` is not the id of a channel", s.Channel)
+		p.errorf(1, "slack", "it begins with C: at the bottom of the channel's details", "`slack.channel`: invalid channel id `%s`", s.Channel)
 	}
 	if s.BotTokenFile == "" {
 		p.errorf(1, "required", "write the bot token (xoxb-…) into a file that only Stanch can read", "`slack.bot_token_file` is missing")
 	}
 	if s.AppTokenFile == "" && s.SigningSecretFile == "" {
-		p.errorf(1, "required", "`app_token_file` for Socket Mode, `signing_secret_file` for requests to --listen", "`slack`: nobody could answer")
+		p.errorf(1, "required", "set `app_token_file` for Socket Mode, or `signing_secret_file` for requests to --listen", "`slack`: clicks cannot be received")
 	}
 }

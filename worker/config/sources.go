@@ -42,10 +42,10 @@ func (p *configParser) checkSources(sources []Source) {
 			p.errorf(1, "required", "`openssl rand -hex 32 > FILE` makes a token", "source %s: `token_file` is missing", s.Name)
 		}
 		if s.Kind != "" && !slices.Contains(kinds, s.Kind) {
-			p.errorf(1, "kind", "known here: "+strings.Join(kinds, ", "), "source %s: there is no kind `%s`", s.Name, s.Kind)
+			p.errorf(1, "kind", "use one of "+strings.Join(kinds, ", "), "source %s: unknown kind `%s`", s.Name, s.Kind)
 		}
 		if s.RatePerSecond < 0 || s.RatePerSecond > maxSourceRate {
-			p.errorf(1, "range", "records a second, from 1 to 100000", "source %s: `rate` is %d", s.Name, s.RatePerSecond)
+			p.errorf(1, "range", "use 1 to 100000 records per second", "source %s: invalid `rate` %d", s.Name, s.RatePerSecond)
 		}
 	}
 }

@@ -20,8 +20,8 @@ func TestAForeignSourceIsCheckedStrictly(t *testing.T) {
 		got = append(got, p.Message)
 	}
 	require.Equal(t, []string{
-		"source falco: there is no kind `falko`", "the source name `falco` is empty or used twice",
-		"source falco: `rate` is -1", "source x: `token_file` is missing",
+		"source falco: unknown kind `falko`", "the source name `falco` is empty or used twice",
+		"source falco: invalid `rate` -1", "source x: `token_file` is missing",
 	}, got)
 	require.Contains(t, problems[0].Hint, "falco, tetragon, tracee, kubearmor, kubernetes-audit, detections")
 

@@ -68,12 +68,12 @@ func TestASensorEnrolsWithItsPodsTokenForItsOwnNodeOnly(t *testing.T) {
 	e := gatewayrpc.Enrollment{GatewayURL: server.URL, TokenFile: write("token", "the-pods-token\n"), CAFile: write("ca.crt", string(pki.CACertPEM())), CertificatePath: filepath.Join(dir, "node.pem"), PinnedKeysPath: filepath.Join(dir, gatewayrpc.AuthorityKeysFile)}
 
 	for want, bend := range map[string]func(){
-		"not for the audience":   func() { status.Authenticated = false },
-		"not the sensor's":             func() { status.User.Username = "system:serviceaccount:shop:web" },
-		"not bound to a pod":           func() { delete(status.User.Extra, "authentication.kubernetes.io/pod-uid") },
-		"no longer exists":                  func() { status.User.Extra["authentication.kubernetes.io/pod-uid"] = []string{"uid-before"} },
-		"not the node of its pod":   func() { status.User.Extra["authentication.kubernetes.io/node-name"] = []string{"node-b"} },
-		"get the token's pod": func() { status.User.Extra["authentication.kubernetes.io/pod-name"] = []string{"other"} },
+		"not for the audience":    func() { status.Authenticated = false },
+		"not the sensor's":        func() { status.User.Username = "system:serviceaccount:shop:web" },
+		"not bound to a pod":      func() { delete(status.User.Extra, "authentication.kubernetes.io/pod-uid") },
+		"no longer exists":        func() { status.User.Extra["authentication.kubernetes.io/pod-uid"] = []string{"uid-before"} },
+		"not the node of its pod": func() { status.User.Extra["authentication.kubernetes.io/node-name"] = []string{"node-b"} },
+		"get the token's pod":     func() { status.User.Extra["authentication.kubernetes.io/pod-name"] = []string{"other"} },
 	} {
 		status = good()
 		bend()

@@ -59,5 +59,5 @@ func TestADamagedConfigurationTakesNobodyTheSwitch(t *testing.T) {
 	require.True(t, stopped)
 	code, text = post("/v1/vote", `{"incident":"INC-01ARZ3NDEKTSV4RRFFQ69G5FAV","approve":true}`)
 	require.Equal(t, http.StatusForbidden, code)
-	require.Contains(t, text, "who may answer is not known")
+	require.Contains(t, text, "read who is allowed to approve")
 }

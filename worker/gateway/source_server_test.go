@@ -361,7 +361,7 @@ func TestATokenIsOneSources(t *testing.T) {
 	for want, sources := range map[string][]config.Source{
 		"at least 16 characters": {{Name: "a", TokenFile: file("short", "short")}},
 		"also the token of a":    {{Name: "a", TokenFile: file("one", tokenForSource("a"))}, {Name: "b", TokenFile: file("two", tokenForSource("a"))}},
-		"no such file":             {{Name: "a", TokenFile: filepath.Join(dir, "none")}},
+		"no such file":           {{Name: "a", TokenFile: filepath.Join(dir, "none")}},
 	} {
 		_, err := gateway.NewSourceServer(nil, sources, nil)
 		require.ErrorContains(t, err, want)

@@ -34,7 +34,7 @@ func TestACloudTargetIsJudgedByThePodThroughWhichItWasReached(t *testing.T) {
 		"evidence of another incident":                  {func(d *guardFixture) { d.input.Request.IncidentRef.ID = "INC-2" }, activities.VerdictRefuse, "evidence", "no evidence"},
 		"without a grant the pod's detection is no proof about the role": {func(d *guardFixture) {
 			d.input.Authorization.Grant, d.input.Spec.Class = nil, playbooks.ClassContain
-		}, activities.VerdictRefuse, "phase", "without proof"},
+		}, activities.VerdictRefuse, "phase", "no attested detection"},
 		"a protected name": {func(d *guardFixture) { d.input.Request.Target.Name = "billing-eu" }, activities.VerdictRefuse, "protected", "billing-*"},
 		"a protected ARN":  {func(d *guardFixture) { d.input.Request.Target.ARN = "arn:aws:iam::1:role/pay" }, activities.VerdictRefuse, "protected", "role/pay"},
 		"a namespace that no detection was in lends its phase to nobody": {func(d *guardFixture) { d.input.Authorization.Attestations = nil }, activities.VerdictPropose, "phase", "phase 1 of scope default"},

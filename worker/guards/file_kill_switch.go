@@ -58,7 +58,7 @@ func (s *FileKillSwitch) Pause(_ context.Context, by, reason string) error {
 
 // Resume resumes new containments.
 func (s *FileKillSwitch) Resume(_ context.Context, by string) error {
-	return s.writeState("lift", false, by, "")
+	return s.writeState("clear", false, by, "")
 }
 
 func (s *FileKillSwitch) writeState(what string, stopped bool, by, reason string) error {
@@ -146,7 +146,7 @@ func (w *BudgetWindow) usedCounts(f Input) (hour, held int) {
 func BudgetExceededReason(f Input, hour, held int) string {
 	limit := f.Config.Budget
 	if hour >= limit.MaxPerHour {
-		return fmt.Sprintf("the budget of %d containments an hour is spent", limit.MaxPerHour)
+		return fmt.Sprintf("the budget of %d containments per hour is used up", limit.MaxPerHour)
 	}
 	replicas := f.workloadReplicas()
 	if f.Request.Target.Kind == playbooks.TargetPod && replicas <= 0 && held > 0 && (f.ResolvedTarget == nil || !f.ResolvedTarget.IgnoreReplicas) {
@@ -155,7 +155,7 @@ func BudgetExceededReason(f Input, hour, held int) string {
 	if f.Request.Target.Kind == playbooks.TargetPod && replicas > 1 {
 		most := int(math.Max(1, math.Floor(limit.MaxFraction*float64(replicas))))
 		if held+1 > most {
-			return fmt.Sprintf("%d of %d pods of %s are held already; the budget allows %.0f%%", held, replicas, f.budgetWorkload(), limit.MaxFraction*100)
+			return fmt.Sprintf("%d of %d pods of %s are contained already; the budget allows %.0f%%", held, replicas, f.budgetWorkload(), limit.MaxFraction*100)
 		}
 	}
 	return ""

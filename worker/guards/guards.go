@@ -153,7 +153,7 @@ func (c *GuardChain) Decide(ctx context.Context, q activities.GuardInput) (activ
 					return activities.GuardDecision{Verdict: activities.VerdictPropose, Guard: "budget", Reason: reason, Phase: f.effectivePhase(), ConfigHash: c.Config.Hash(), DecisionInputs: d.DecisionInputs}, nil
 				}
 				if err := c.recordGrantUse(ctx, f); errors.Is(err, ErrGrantUsed) {
-					return activities.GuardDecision{Verdict: activities.VerdictRefuse, Guard: "grant", Reason: err.Error() + "; people must be asked again", Phase: f.effectivePhase(), ConfigHash: c.Config.Hash(), DecisionInputs: d.DecisionInputs}, nil
+					return activities.GuardDecision{Verdict: activities.VerdictRefuse, Guard: "grant", Reason: err.Error() + "; a new approval is required", Phase: f.effectivePhase(), ConfigHash: c.Config.Hash(), DecisionInputs: d.DecisionInputs}, nil
 				} else if err != nil {
 					return activities.GuardDecision{}, err
 				}
@@ -300,7 +300,7 @@ func checkKillSwitch(f Input) *activities.GuardDecision {
 	if f.PausedBy == "" {
 		return nil
 	}
-	return newRefusal("%s (%s); `stanch resume` lets them go on", playbooks.ReasonPaused, f.PausedBy)
+	return newRefusal("%s (%s); resume them with `stanch resume`", playbooks.ReasonPaused, f.PausedBy)
 }
 
 func checkEvidence(f Input) *activities.GuardDecision {
@@ -312,7 +312,7 @@ func checkEvidence(f Input) *activities.GuardDecision {
 			return nil
 		}
 	}
-	return newRefusal("no evidence of %s was attempted before", f.Request.Target)
+	return newRefusal("no evidence of %s was captured or attempted before", f.Request.Target)
 }
 
 func checkGrantValid(f Input) *activities.GuardDecision {
@@ -321,11 +321,11 @@ func checkGrantValid(f Input) *activities.GuardDecision {
 	}
 	switch target := f.Request.Target; {
 	case f.Grant == nil:
-		return newRefusal("the grant does not hold: %s", f.GrantError)
+		return newRefusal("invalid grant: %s", f.GrantError)
 	case f.Grant.Namespace != target.Namespace:
-		return newRefusal("the grant was given for the namespace %q and not for %q", f.Grant.Namespace, target.Namespace)
+		return newRefusal("invalid grant: it is for the namespace %q, not %q", f.Grant.Namespace, target.Namespace)
 	case f.Grant.DrillOnly && f.DrillTarget == nil:
-		return newRefusal("what a drill's key granted permits nothing outside of a drill")
+		return newRefusal("invalid grant: a drill's grant is not allowed outside of a drill")
 	}
 	return nil
 }
@@ -337,7 +337,7 @@ const maxStartDelay = 5 * time.Minute
 func checkMatchesPlan(f Input) *activities.GuardDecision {
 	r := f.Request
 	if end := f.Now.Add(r.Duration + maxStartDelay); r.ExpiresAt.After(end) && r.ExpiresAt.After(f.HeldUntil) {
-		return newRefusal("it asks to hold until %s, which is longer than the %s that was planned", r.ExpiresAt.UTC().Format(time.RFC3339), duration.Format(r.Duration))
+		return newRefusal("the requested end %s is later than the planned duration of %s allows", r.ExpiresAt.UTC().Format(time.RFC3339), duration.Format(r.Duration))
 	}
 	return nil
 }
@@ -359,19 +359,19 @@ func checkPhase(f Input) *activities.GuardDecision {
 	case class == playbooks.ClassObserve:
 		return &activities.GuardDecision{Verdict: activities.VerdictRun, Reason: "it changes nothing"}
 	case p < 2 || class == playbooks.ClassDisrupt && p < 3:
-		return newProposal("phase %d of scope %s does not let a %s action run", p, f.Scope.Name, class)
+		return newProposal("phase %d of scope %s does not allow a %s action", p, f.Scope.Name, class)
 	case f.Grant != nil:
 		return &activities.GuardDecision{Verdict: activities.VerdictRun, Reason: "granted by " + strings.Join(f.Grant.GrantedBy, ", "), BasisID: f.BasisID}
 	case class == playbooks.ClassDisrupt || f.Authorization.RequiresGrant:
-		return newApprovalDecision(f, "it runs only with the grant of its approval")
+		return newApprovalDecision(f, "it requires an approval")
 	case f.unknownReason() != "":
 		return newApprovalDecision(f, "%s", f.unknownReason())
 	case len(f.CorrelationInputs) == 0:
-		return newRefusal("no attested detection about %s within %s: nothing happens without proof", f.Request.Target, duration.Format(MaxDetectionAge))
+		return newRefusal("no attested detection about %s within the last %s", f.Request.Target, duration.Format(MaxDetectionAge))
 	case f.Correlation.Confidence < f.Scope.ConfidenceThreshold:
 		return newApprovalDecision(f, "confidence %.2f is below the %.2f that scope %s lets run by itself", f.Correlation.Confidence, f.Scope.ConfidenceThreshold, f.Scope.Name)
 	case f.Request.Duration > time.Duration(f.Config.Budget.MaxDuration):
-		return newApprovalDecision(f, "%s is longer than the %s that `budget.max_duration` lets run by itself", duration.Format(f.Request.Duration), f.Config.Budget.MaxDuration)
+		return newApprovalDecision(f, "%s is longer than the %s that `budget.max_duration` allows without approval", duration.Format(f.Request.Duration), f.Config.Budget.MaxDuration)
 	}
 	if f.ManualRequest != nil {
 		return &activities.GuardDecision{

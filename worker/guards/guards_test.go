@@ -129,7 +129,7 @@ func TestEveryGuardDecidesForItsReason(t *testing.T) {
 		"somebody stopped everything": {func(d *guardFixture) { d.chain.KillSwitch = fixedKillSwitch{paused: true} }, activities.VerdictRefuse, "kill-switch", "by alice"},
 		"the switch cannot be read":   {func(d *guardFixture) { d.chain.KillSwitch = fixedKillSwitch{err: errors.New("disk")} }, activities.VerdictRefuse, "kill-switch", "cannot be read"},
 		"a protected namespace":       {func(d *guardFixture) { d.input.Request.Target.Namespace = "kube-system" }, activities.VerdictRefuse, "protected", "kube-system"},
-		"a misstated namespace":       {func(d *guardFixture) { d.input.Request.Target.Namespace = "bank" }, activities.VerdictRefuse, "phase", "without proof"},
+		"a misstated namespace":       {func(d *guardFixture) { d.input.Request.Target.Namespace = "bank" }, activities.VerdictRefuse, "phase", "no attested detection"},
 		"a pod of a protected workload, whatever its alert says": {func(d *guardFixture) {
 			d.resolvedTarget = &activities.TargetFacts{Namespace: "shop", Pod: "web-1", Owners: []playbooks.WorkloadIdentity{{Namespace: "shop", Kind: "ReplicaSet", Name: "x"}, {Namespace: "shop", Kind: "Deployment", Name: "db"}}}
 		}, activities.VerdictRefuse, "protected", "shop/Deployment/db"},
@@ -181,8 +181,8 @@ func TestEveryGuardDecidesForItsReason(t *testing.T) {
 			d.input.Authorization.Attestations = []attestation.Envelope{d.sign(d.signingKey, attestation.PayloadTypeAttestation, attestation.Attestation{
 				DetectionID: "d", TargetID: d.target.ID(), Namespace: "shop", Node: "node-b", Rule: "r", Objective: "crypto-mining", Severity: "high", Confidence: 0.9, AcceptedAt: now,
 			})}
-		}, activities.VerdictRefuse, "phase", "without proof"},
-		"an end beyond what was planned": {func(d *guardFixture) { d.input.Request.ExpiresAt = now.Add(2 * time.Hour) }, activities.VerdictRefuse, "duration", "the 1h that was planned"},
+		}, activities.VerdictRefuse, "phase", "no attested detection"},
+		"an end beyond what was planned": {func(d *guardFixture) { d.input.Request.ExpiresAt = now.Add(2 * time.Hour) }, activities.VerdictRefuse, "duration", "the planned duration of 1h"},
 		"a later end that its token covers": {func(d *guardFixture) {
 			d.input.Request.ExpiresAt, d.input.HeldUntil = now.Add(2*time.Hour), now.Add(2*time.Hour)
 		}, activities.VerdictRun, "phase", "confidence"},
@@ -200,25 +200,25 @@ func TestEveryGuardDecidesForItsReason(t *testing.T) {
 		"a receipt that somebody else signed": {func(d *guardFixture) {
 			d.input.Authorization.Receipts = []attestation.Envelope{d.sign(thief, attestation.PayloadTypeEvidenceReceipt, attestation.EvidenceReceipt{IncidentID: "INC-1", TargetID: d.target.ID()})}
 		}, activities.VerdictRefuse, "evidence", "no evidence"},
-		"no attestation": {func(d *guardFixture) { d.input.Authorization.Attestations = nil }, activities.VerdictRefuse, "phase", "without proof"},
+		"no attestation": {func(d *guardFixture) { d.input.Authorization.Attestations = nil }, activities.VerdictRefuse, "phase", "no attested detection"},
 		"an attestation of another pod": {func(d *guardFixture) {
 			d.input.Authorization.Attestations = []attestation.Envelope{d.attest(d.signingKey, "pod:other", 0.9, now)}
-		}, activities.VerdictRefuse, "phase", "without proof"},
+		}, activities.VerdictRefuse, "phase", "no attested detection"},
 		"an old attestation": {func(d *guardFixture) {
 			d.input.Authorization.Attestations = []attestation.Envelope{d.attest(d.signingKey, d.target.ID(), 0.9, now.Add(-16*time.Minute))}
-		}, activities.VerdictRefuse, "phase", "without proof"},
+		}, activities.VerdictRefuse, "phase", "no attested detection"},
 		"an attestation from the future": {func(d *guardFixture) {
 			d.input.Authorization.Attestations = []attestation.Envelope{d.attest(d.signingKey, d.target.ID(), 0.9, now.Add(time.Hour))}
-		}, activities.VerdictRefuse, "phase", "without proof"},
+		}, activities.VerdictRefuse, "phase", "no attested detection"},
 		"an attestation that somebody signed": {func(d *guardFixture) {
 			d.input.Authorization.Attestations = []attestation.Envelope{d.attest(thief, d.target.ID(), 0.9, now)}
-		}, activities.VerdictRefuse, "phase", "without proof"},
+		}, activities.VerdictRefuse, "phase", "no attested detection"},
 		"a changed attestation": {func(d *guardFixture) {
 			d.input.Authorization.Attestations[0].Payload = bytes.Replace(d.input.Authorization.Attestations[0].Payload, []byte("0.9"), []byte("1.0"), 1)
-		}, activities.VerdictRefuse, "phase", "without proof"},
+		}, activities.VerdictRefuse, "phase", "no attested detection"},
 		"a grant offered as an attestation": {func(d *guardFixture) {
 			d.input.Authorization.Attestations = []attestation.Envelope{*d.grant(d.signingKey, d.validGrant())}
-		}, activities.VerdictRefuse, "phase", "without proof"},
+		}, activities.VerdictRefuse, "phase", "no attested detection"},
 		"low confidence asks": {func(d *guardFixture) {
 			d.input.Authorization.Attestations = []attestation.Envelope{d.attest(d.signingKey, d.target.ID(), 0.6, now)}
 		}, activities.VerdictAskApproval, "phase", "below the 0.80"},
@@ -283,7 +283,7 @@ func TestEveryGuardDecidesForItsReason(t *testing.T) {
 			d.input.Authorization.Attestations = nil
 			d.input.Authorization.Grant = d.grant(d.signingKey, d.validGrant())
 		}, activities.VerdictRun, "phase", "granted"},
-		"inside of an approval it waits for the grant": {func(d *guardFixture) { d.input.Authorization.RequiresGrant = true }, activities.VerdictAskApproval, "phase", "grant of its approval"},
+		"inside of an approval it waits for the grant": {func(d *guardFixture) { d.input.Authorization.RequiresGrant = true }, activities.VerdictAskApproval, "phase", "it requires an approval"},
 		"a registered target of a drill is phase 3": {func(d *guardFixture) {
 			d.chain.Config.Phase = 1
 			d.registerDrill(d.target.ID())
@@ -345,7 +345,7 @@ func TestTheBudgetBoundsWhatRunsWithoutAPerson(t *testing.T) {
 	d.input.Request.LeaseID = "LSE-4"
 	got := d.decide()
 	require.Equal(t, activities.VerdictPropose, got.Verdict)
-	require.Contains(t, got.Reason, "3 containments an hour")
+	require.Contains(t, got.Reason, "3 containments per hour")
 	d.input.Now = now.Add(14 * time.Minute)
 	require.Equal(t, activities.VerdictPropose, d.decide().Verdict)
 	d.input.Authorization.RequiresGrant = true

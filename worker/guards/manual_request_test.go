@@ -37,7 +37,7 @@ func TestARequestPermitsWhatWasAskedForAndNothingElse(t *testing.T) {
 		"for longer": {func(d *guardFixture) {
 			d.input.Request.Duration, d.input.Request.ExpiresAt = time.Hour+time.Second, now.Add(time.Hour+time.Second)
 		}, activities.VerdictRefuse, "no attested detection"},
-		"for longer than it says": {func(d *guardFixture) { d.input.Request.ExpiresAt = now.Add(2 * time.Hour) }, activities.VerdictRefuse, "longer than the 1h that was planned"},
+		"for longer than it says": {func(d *guardFixture) { d.input.Request.ExpiresAt = now.Add(2 * time.Hour) }, activities.VerdictRefuse, "the planned duration of 1h"},
 		"another action":          {func(d *guardFixture) { d.input.Request.Action = "pod.freeze" }, activities.VerdictRefuse, "no attested detection"},
 		"another pod":             {func(d *guardFixture) { d.input.Request.Target.UID = "uid-2" }, activities.VerdictRefuse, "no evidence"},
 		"an old request":          {func(d *guardFixture) { d.useManualRequest(now.Add(-time.Hour)) }, activities.VerdictRefuse, "no attested detection"},

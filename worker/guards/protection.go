@@ -14,7 +14,7 @@ func checkProtected(f Input) *activities.GuardDecision {
 	case p.Namespace != "":
 		return newRefusal("the namespace %s is protected", p.Namespace)
 	case p.IsStanch:
-		return newRefusal("%s is Stanch itself", t)
+		return newRefusal("%s belongs to Stanch itself", t)
 	case p.Workload != "":
 		return newRefusal("the workload %s is protected", p.Workload)
 	case p.Role != "":

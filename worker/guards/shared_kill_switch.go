@@ -111,7 +111,7 @@ func (s *SharedKillSwitch) Pause(ctx context.Context, by, reason string) error {
 
 // Resume resumes new containments on every replica.
 func (s *SharedKillSwitch) Resume(ctx context.Context, by string) error {
-	return s.writeState(ctx, "lift", false, by, "")
+	return s.writeState(ctx, "clear", false, by, "")
 }
 
 func (s *SharedKillSwitch) writeState(ctx context.Context, what string, stopped bool, by, reason string) error {

@@ -28,15 +28,15 @@ func (s *signedState) readState(text string, keys attestation.Keyring) attestati
 	var state attestation.KillSwitchState
 	switch err := json.Unmarshal([]byte(text), &signed); {
 	case text == "":
-		return attestation.KillSwitchState{Paused: true, ChangedBy: "the switch's state was taken away"}
+		return attestation.KillSwitchState{Paused: true, ChangedBy: "the kill switch's state was deleted"}
 	case err != nil:
-		return attestation.KillSwitchState{Paused: true, ChangedBy: "the switch's state cannot be read"}
+		return attestation.KillSwitchState{Paused: true, ChangedBy: "the kill switch's state is not valid JSON"}
 	}
 	if err := keys.Verify(signed, attestation.PayloadTypeKillSwitch, &state); err != nil {
-		return attestation.KillSwitchState{Paused: true, ChangedBy: "the switch's state is not signed by the authority"}
+		return attestation.KillSwitchState{Paused: true, ChangedBy: "the kill switch's state is not signed by the authority"}
 	}
 	if state.Sequence < s.highestSequence {
-		return attestation.KillSwitchState{Paused: true, ChangedBy: "the switch's state is older than one that was seen"}
+		return attestation.KillSwitchState{Paused: true, ChangedBy: "the kill switch's state is older than a previous one"}
 	}
 	s.highestSequence = state.Sequence
 	return state

@@ -22,7 +22,7 @@ func (c *GuardChain) resolveTarget(ctx context.Context, q activities.GuardInput)
 		return nil
 	}
 	if c.TargetResolver == nil {
-		return &activities.TargetFacts{UnresolvedReason: "nothing here can look it up"}
+		return &activities.TargetFacts{UnresolvedReason: "no cluster is connected to look it up"}
 	}
 	known := c.TargetResolver.ResolveTarget(ctx, q.Request.Target)
 	return &known
@@ -42,7 +42,7 @@ func checkResolvedTarget(f Input) *activities.GuardDecision {
 	case t.Kind == playbooks.TargetPod && known.Node != t.Node:
 		return newRefusal("%s runs on node %q, not %q", t, known.Node, t.Node)
 	case known.HostNetwork && f.Spec.Facet == playbooks.FacetNetwork:
-		return newRefusal("%s shares the node's network: isolating it would isolate the node", t)
+		return newRefusal("%s shares the node's network; isolating it would isolate the node", t)
 	}
 	return nil
 }
@@ -54,7 +54,7 @@ func (f Input) unknownReason() string {
 	case known == nil || f.DrillTarget != nil && known.UnresolvedReason != "" && f.Request.Target.Kind == playbooks.TargetContainer:
 		return "" // the drill created this container
 	case known.UnresolvedReason != "":
-		return fmt.Sprintf("what %s is could not be looked up, so nothing tells whether it is protected: %s", f.Request.Target, known.UnresolvedReason)
+		return fmt.Sprintf("%s could not be looked up, so it is unknown whether it is protected: %s", f.Request.Target, known.UnresolvedReason)
 	case known.IncompleteReason == "":
 		return ""
 	}

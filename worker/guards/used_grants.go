@@ -35,7 +35,7 @@ type GrantUse struct {
 }
 
 // ErrGrantUsed means that the grant was used before: a new approval is required.
-var ErrGrantUsed = errors.New("the grant was used already")
+var ErrGrantUsed = errors.New("the grant was already used")
 
 // grantUseRetention is how long a use is stored: longer than any grant is valid after the last of its votes.
 const grantUseRetention = 2 * time.Hour

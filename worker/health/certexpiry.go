@@ -26,11 +26,11 @@ func (m *Monitor) reportExpiringCertificates() {
 	}
 	m.mu.Unlock()
 	for _, e := range soon {
-		reasons := []string{fmt.Sprintf("The certificate of node %s ends at %s and was not renewed.", e.name, e.ends.UTC().Format(time.RFC3339))}
+		reasons := []string{fmt.Sprintf("The certificate of node %s expires at %s and was not renewed.", e.name, e.ends.UTC().Format(time.RFC3339))}
 		if e.because != "" {
-			reasons = append(reasons, "It could not be: "+truncate(e.because))
+			reasons = append(reasons, "The renewal failed: "+truncate(e.because))
 		} else {
-			reasons = append(reasons, "Its sensor did not ask; one that is older than this gateway cannot. `stanch cert node "+e.name+"` issues one by hand.")
+			reasons = append(reasons, "Its sensor did not request a renewal; a sensor older than this gateway cannot. `stanch cert node "+e.name+"` issues a certificate manually.")
 		}
 		m.reportCondition(telemetryCondition{kind: certificateExpiring, subject: newNodeSubject(e.name), node: e.name, severity: expirySeverity(e.ends, now), reasons: reasons})
 	}
@@ -39,8 +39,8 @@ func (m *Monitor) reportExpiringCertificates() {
 	}
 	if ends := m.CertificateAuthority.ExpiresAt(); ends.Sub(now) < m.Timing.CertificateWarning {
 		m.reportCondition(telemetryCondition{kind: certificateExpiring, subject: sensors.Subject{Kind: "Authority", Name: "certificates"}, severity: expirySeverity(ends, now), reasons: []string{
-			fmt.Sprintf("The installation's certificate authority ends at %s, and with it every certificate.", ends.UTC().Format(time.RFC3339)),
-			"Make a new one with `stanch cert authority`, and enrol the nodes anew.",
+			fmt.Sprintf("The installation's certificate authority expires at %s, and every certificate with it.", ends.UTC().Format(time.RFC3339)),
+			"Create a new one with `stanch cert authority`, and enroll the nodes again.",
 		}})
 	}
 }

@@ -82,7 +82,7 @@ func (m *Monitor) saveNodeRecords() {
 		}
 	}
 	if err != nil {
-		m.Log.Warn("which nodes are here is not remembered", "error", err)
+		m.Log.Warn("store the connected nodes", "error", err)
 	}
 }
 
@@ -103,7 +103,7 @@ func (m *Monitor) reportMissingNodes(ctx context.Context) {
 		defer cancel()
 		var err error
 		if expected, err = m.ClusterNodes.ExpectedNodes(ctx); err != nil {
-			m.Log.Warn("which nodes should be watched is not known now", "error", err)
+			m.Log.Warn("list the nodes that should be monitored", "error", err)
 			expected = nil
 		}
 	}
@@ -119,7 +119,7 @@ func (m *Monitor) reportMissingNodes(ctx context.Context) {
 		if m.ReplicaChecker != nil {
 			served, err := m.ReplicaChecker.ServesNode(ctx, a.name)
 			if err != nil {
-				m.Log.Warn("whether another gateway has a node is not known now", "node", a.name, "error", err)
+				m.Log.Warn("find out whether another gateway serves a node", "node", a.name, "error", err)
 				continue // Temporal is unavailable, so nothing could be reported
 			}
 			if served {
@@ -184,24 +184,24 @@ func (m *Monitor) assessMissingNode(a missingNode, e NodeExpectation, should, cl
 	c := telemetryCondition{kind: telemetryLost, subject: newNodeSubject(a.name), node: a.name, since: a.missingSince}
 	switch {
 	case a.seenBefore && a.stopped:
-		c.reasons = append(c.reasons, fmt.Sprintf("The sensor of node %s was told to stop %s ago, and has not come back.", a.name, duration.FormatApprox(away)))
+		c.reasons = append(c.reasons, fmt.Sprintf("The sensor of node %s was stopped %s ago and has not reconnected.", a.name, duration.FormatApprox(away)))
 	case a.seenBefore:
-		c.reasons = append(c.reasons, fmt.Sprintf("The sensor of node %s fell silent %s ago, and did not say that it would.", a.name, duration.FormatApprox(away)))
+		c.reasons = append(c.reasons, fmt.Sprintf("The sensor of node %s disconnected %s ago without announcing a shutdown.", a.name, duration.FormatApprox(away)))
 	default:
-		c.reasons = append(c.reasons, fmt.Sprintf("The sensor of node %s has not dialled in for %s.", a.name, duration.FormatApprox(away)))
+		c.reasons = append(c.reasons, fmt.Sprintf("The sensor of node %s has not connected for %s.", a.name, duration.FormatApprox(away)))
 	}
 	switch {
 	case !cluster:
 	case e.Ready && e.SensorPodStatus == "":
-		c.reasons = append(c.reasons, "Kubernetes says that the node is ready, and that no pod of the sensor's is to run there any more: somebody took it away.")
+		c.reasons = append(c.reasons, "Kubernetes reports the node as ready, but no pod of the sensor is scheduled there anymore: somebody removed it.")
 		if m.NodeRegistry != nil {
-			c.reasons = append(c.reasons, "If that was meant, take the node out of the ConfigMap "+NodeRegistryConfigMap+" and restart the worker.")
+			c.reasons = append(c.reasons, "If this was intended, remove the node from the ConfigMap "+NodeRegistryConfigMap+" and restart the worker.")
 		}
 	case e.Ready:
-		c.reasons = append(c.reasons, fmt.Sprintf("Kubernetes says that the node is ready; its sensor's pod: %s.", truncate(e.SensorPodStatus)))
+		c.reasons = append(c.reasons, fmt.Sprintf("Kubernetes reports the node as ready; its sensor's pod: %s.", truncate(e.SensorPodStatus)))
 	default:
 		c.severity = sensors.SeverityMedium
-		c.reasons = append(c.reasons, "Kubernetes says that the node is not ready: the machine itself may be down.")
+		c.reasons = append(c.reasons, "Kubernetes reports the node as not ready: the machine itself may be down.")
 	}
 	return c, true
 }

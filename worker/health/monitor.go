@@ -145,7 +145,7 @@ func NewMonitor(o Options) *Monitor {
 	o.Timing = o.Timing.withDefaults()
 	m := &Monitor{Options: o, startedAt: o.Now(), nodes: map[string]*nodeState{}, sources: map[string]*sourceActivity{}, repeatAfter: map[string]time.Time{}, pendingByReporter: map[string]int{}, droppedByNode: map[string]int{}}
 	if err := m.loadNodeRecords(); err != nil {
-		o.Log.Warn("which nodes were here before is not known", "error", err)
+		o.Log.Warn("read the nodes that were connected before", "error", err)
 	}
 	return m
 }
@@ -190,7 +190,7 @@ func (m *Monitor) reportCondition(c telemetryCondition) bool {
 	if !m.hasCapacity(c, now) {
 		return false // not marked as reported, so it is retried
 	}
-	m.Log.Warn("the telemetry has a gap", "kind", c.kind.ruleName, "subject", c.subject.Name, "reasons", c.reasons)
+	m.Log.Warn("telemetry gap", "kind", c.kind.ruleName, "subject", c.subject.Name, "reasons", c.reasons)
 	m.pendingByReporter[c.reporter()]++
 	m.pendingReports = append(m.pendingReports, pendingReport{c.toDetection(now, again), c.sourceNode, c.reporter()})
 	m.repeatAfter[key] = now.Add(again)
@@ -226,12 +226,12 @@ func (m *Monitor) reportOverflow() {
 	m.droppedOwnReports = 0
 	m.mu.Unlock()
 	if late > 0 {
-		m.Log.Warn("there are more gaps in the telemetry than can be reported now; the others are tried again", "others", late)
+		m.Log.Warn("too many telemetry gaps to report now; the others are retried", "others", late)
 	}
 	for _, name := range slices.Sorted(maps.Keys(lost)) {
 		// The gateway reports it, so that it has capacity; there is one report per node.
 		if m.reportCondition(telemetryCondition{kind: nodeOverRate, subject: newNodeSubject(name), node: name, count: lost[name], reasons: []string{
-			fmt.Sprintf("Node %s told of more gaps in its telemetry than a node may: %d of them were left out.", name, lost[name]),
+			fmt.Sprintf("Node %s reported more telemetry gaps than a node is allowed to: %d of them were dropped.", name, lost[name]),
 		}}) {
 			m.mu.Lock()
 			delete(m.droppedByNode, name)
@@ -270,7 +270,7 @@ func (m *Monitor) deliverReports(ctx context.Context) {
 			err = m.Ingester.Accept(limited, []sensors.Detection{r.detection})
 			cancel()
 			if err != nil {
-				m.Log.Warn("a gap in the telemetry cannot be reported now", "detection", r.detection.ID, "error", err)
+				m.Log.Warn("report a telemetry gap; it is retried", "detection", r.detection.ID, "error", err)
 				m.mu.Lock()
 				m.pendingReports = append(waiting[n:], m.pendingReports...)
 				m.mu.Unlock()
@@ -285,7 +285,7 @@ func (m *Monitor) deliverReports(ctx context.Context) {
 			m.mu.Unlock()
 			continue
 		}
-		m.Log.Warn("a gap in the telemetry is not reported", "detection", r.detection.ID, "reason", err)
+		m.Log.Warn("refused to report a telemetry gap", "detection", r.detection.ID, "reason", err)
 		m.forgetReport(r)
 	}
 }

@@ -40,7 +40,7 @@ func TestHealth(t *testing.T) {
 		require.Equal(t, sensors.Subject{Kind: "Node", Name: "gone-1"}, d.Event.Subject)
 		require.Equal(t, sensors.ObjectiveDefenseEvasion, d.Objective)
 		require.Equal(t, "T1685", d.Technique)
-		require.Contains(t, d.Reasons[0], "did not say that it would")
+		require.Contains(t, d.Reasons[0], "without announcing a shutdown")
 		require.Less(t, d.Confidence, 0.8, "it contains nothing without a person")
 	})
 
@@ -195,7 +195,7 @@ func TestHealth(t *testing.T) {
 		e.waitUntilConnected(t, "blind-1")
 		require.Empty(t, incidentDetections(t, server, "Node/blind-1"), "a hook that never was on is no matter")
 		off.Store(true)
-		require.Contains(t, waitForDetection(t, server, "Node/blind-1", "heartbeat-failing").Reasons[0], "The hook exec of node blind-1 was on and is off: it was taken away.")
+		require.Contains(t, waitForDetection(t, server, "Node/blind-1", "heartbeat-failing").Reasons[0], "The hook exec of node blind-1 was attached and is now detached: it was taken away.")
 		e.connectSensor(t, fakeSensorOptions{name: "blind-2", status: func() any {
 			return agent.StatusReport{Health: agent.Health{Node: "blind-2", Heartbeat: agent.HeartbeatStatus{Failing: true, ConsecutiveMisses: 3, FailureReason: "nothing came"}}}
 		}})
@@ -270,7 +270,7 @@ func TestHealth(t *testing.T) {
 		require.Eventually(t, func() bool { return len(incidentDetections(t, server, "Node/never-1")) == 2 }, 20*time.Second, 20*time.Millisecond)
 		all := incidentDetections(t, server, "Node/never-1")
 		require.Equal(t, all[0].ID, all[1].ID)
-		require.Contains(t, all[0].Reasons[0], "has not dialled in")
+		require.Contains(t, all[0].Reasons[0], "has not connected")
 		require.Contains(t, all[0].Reasons[1], "ready; its sensor's pod: Running")
 	})
 

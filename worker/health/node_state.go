@@ -104,7 +104,7 @@ func (m *Monitor) handleRateLimited(name string, now time.Time) {
 	m.mu.Unlock()
 	if lasts := now.Sub(first); lasts >= m.Timing.OverRateAfter {
 		m.reportCondition(telemetryCondition{kind: nodeOverRate, subject: newNodeSubject(name), node: name, causedBy: name, since: first, reasons: []string{
-			fmt.Sprintf("Node %s has sent more detections than its rate (`nodes: rate` in stanch.yaml) for %s.", name, duration.FormatApprox(lasts)),
+			fmt.Sprintf("Node %s has exceeded its detection rate limit (`nodes: rate` in stanch.yaml) for %s.", name, duration.FormatApprox(lasts)),
 		}})
 	}
 }
@@ -120,7 +120,7 @@ func (m *Monitor) handleNodeReport(note gateway.NodeEvent, now time.Time) {
 	}
 	var report agent.StatusReport
 	if err := json.Unmarshal(note.Status, &report); err != nil {
-		m.Log.Warn("what a node tells of itself cannot be read", "node", note.Node, "error", err)
+		m.Log.Warn("parse the health report of a node", "node", note.Node, "error", err)
 		return
 	}
 	m.mu.Lock()
@@ -148,9 +148,9 @@ func (m *Monitor) reportSpoofedCgroups(name string, r agent.StatusReport) {
 	since := r.SpoofedCgroups[0].FirstSeen
 	for _, d := range r.SpoofedCgroups[:min(len(r.SpoofedCgroups), maxSpoofedCgroups)] {
 		others := strings.Join(d.SpoofedPaths[:min(len(d.SpoofedPaths), maxSpoofedCgroups)], ", ")
-		what := fmt.Sprintf("On node %s %s is in %s. These cgroups bear its name too: %s.", name, truncate(d.TargetID), truncate(strings.Join(d.GenuinePaths, ", ")), truncate(others))
+		what := fmt.Sprintf("On node %s, %s is in %s. These cgroups have its name too: %s.", name, truncate(d.TargetID), truncate(strings.Join(d.GenuinePaths, ", ")), truncate(others))
 		if len(d.GenuinePaths) == 0 {
-			what = fmt.Sprintf("On node %s several cgroups bear the name of %s, and the node detected nothing in any of them, so it was not contained there: %s.", name, truncate(d.TargetID), truncate(others))
+			what = fmt.Sprintf("On node %s, several cgroups have the name of %s. The node detected nothing in any of them, so it was not contained there: %s.", name, truncate(d.TargetID), truncate(others))
 		}
 		reasons = append(reasons, what)
 		if d.FirstSeen.Before(since) {
@@ -198,7 +198,7 @@ func (m *Monitor) checkClock(name string, c gateway.ClockSkew) {
 		direction = "behind"
 	}
 	m.reportCondition(telemetryCondition{kind: clockSkew, subject: newNodeSubject(name), node: name, causedBy: name, reasons: []string{
-		fmt.Sprintf("The timelines of node %s are off by %s: its clock is %s the gateway's (± %s).", name, duration.FormatApprox(c.Offset.Abs()), direction, duration.FormatApprox(c.MaxError)),
+		fmt.Sprintf("The timestamps of node %s are off by %s: its clock is %s the gateway's (± %s).", name, duration.FormatApprox(c.Offset.Abs()), direction, duration.FormatApprox(c.MaxError)),
 	}})
 }
 
@@ -208,18 +208,18 @@ func (m *Monitor) checkSensorBlind(name string, r agent.StatusReport, off []prob
 	if r.Heartbeat.Failing {
 		last := "never since it started"
 		if !r.Heartbeat.LastReceived.IsZero() {
-			last = "last at " + r.Heartbeat.LastReceived.UTC().Format(time.RFC3339)
+			last = "last received at " + r.Heartbeat.LastReceived.UTC().Format(time.RFC3339)
 		}
-		reasons = append(reasons, fmt.Sprintf("The sensor of node %s made %d harmless events and saw none of them come back (%s).", name, r.Heartbeat.ConsecutiveMisses, last))
+		reasons = append(reasons, fmt.Sprintf("The sensor of node %s sent %d heartbeats and received none of them from the kernel (%s).", name, r.Heartbeat.ConsecutiveMisses, last))
 		if r.Heartbeat.FailureReason != "" {
-			reasons = append(reasons, "The sensor says: "+truncate(r.Heartbeat.FailureReason))
+			reasons = append(reasons, "The sensor reports: "+truncate(r.Heartbeat.FailureReason))
 		}
 	}
 	for _, h := range off {
-		reasons = append(reasons, fmt.Sprintf("The hook %s of node %s was on and is off: %s.", truncate(string(h.Hook)), name, truncate(h.Reason)))
+		reasons = append(reasons, fmt.Sprintf("The hook %s of node %s was attached and is now detached: %s.", truncate(string(h.Hook)), name, truncate(h.Reason)))
 	}
 	if blind {
-		reasons = append(reasons, fmt.Sprintf("The sensor of node %s watched the kernel and no longer does.", name))
+		reasons = append(reasons, fmt.Sprintf("The sensor of node %s no longer monitors the kernel.", name))
 	}
 	if len(reasons) == 0 {
 		m.markResolved(sensorBlind, newNodeSubject(name))
@@ -281,7 +281,7 @@ func (m *Monitor) reportDrops(name string, before *agent.StatusReport, r agent.S
 		}
 		m.reportCondition(telemetryCondition{
 			kind: eventsFlooded, container: b.Container, node: name, sourceNode: name, causedBy: name, count: clampInt(more), since: r.Drops.EpisodeStart,
-			reasons: []string{fmt.Sprintf("%d events of this container were lost on node %s since %s: it made more than the sensor could keep.", more, name, since)},
+			reasons: []string{fmt.Sprintf("%d events of this container were lost on node %s since %s: it produced more than the sensor could process.", more, name, since)},
 		})
 	}
 	if events > 0 {
@@ -291,7 +291,7 @@ func (m *Monitor) reportDrops(name string, before *agent.StatusReport, r agent.S
 		reasons = append(reasons, fmt.Sprintf("%d detections were lost on node %s: its spool was full, or they were too large to be sent.", spool, name))
 	}
 	if len(names) > 0 {
-		reasons = append(reasons, "Most of them were made by "+strings.Join(names, ", ")+".")
+		reasons = append(reasons, "Most of them were produced by "+strings.Join(names, ", ")+".")
 	}
 	severity := sensors.Severity("")
 	if spool > 0 {

@@ -37,7 +37,7 @@ var _ NodeRegistry = ConfigMapNodeRegistry{}
 func (c ConfigMapNodeRegistry) LoadNodes(ctx context.Context) (map[string]time.Time, error) {
 	m, err := c.KubeClient.CoreV1().ConfigMaps(c.Namespace).Get(ctx, NodeRegistryConfigMap, metav1.GetOptions{})
 	if err != nil {
-		return nil, fmt.Errorf("read the ConfigMap %s/%s (`stanch manifests` makes it): %w", c.Namespace, NodeRegistryConfigMap, err)
+		return nil, fmt.Errorf("read the ConfigMap %s/%s (`stanch manifests` creates it): %w", c.Namespace, NodeRegistryConfigMap, err)
 	}
 	out := map[string]time.Time{}
 	for name, text := range m.Data {
@@ -64,7 +64,7 @@ func (c ConfigMapNodeRegistry) UpdateNodes(ctx context.Context, seen map[string]
 		return fmt.Errorf("write the ConfigMap %s/%s: %w", c.Namespace, NodeRegistryConfigMap, err)
 	}
 	if _, err := c.KubeClient.CoreV1().ConfigMaps(c.Namespace).Patch(ctx, NodeRegistryConfigMap, types.MergePatchType, patch, metav1.PatchOptions{FieldManager: "stanch"}); err != nil {
-		return fmt.Errorf("write the ConfigMap %s/%s (`stanch manifests` makes it and the right to it): %w", c.Namespace, NodeRegistryConfigMap, err)
+		return fmt.Errorf("write the ConfigMap %s/%s (`stanch manifests` creates it and the permission to write it): %w", c.Namespace, NodeRegistryConfigMap, err)
 	}
 	return nil
 }
@@ -88,7 +88,7 @@ func (m *Monitor) syncRegistry(ctx context.Context, now time.Time, expected map[
 		m.registryReadAt = now // also for a failed attempt, which is not repeated at every check
 		shared, err := m.NodeRegistry.LoadNodes(ctx)
 		if err != nil {
-			m.Log.Warn("on which nodes a sensor was seen is not known now", "error", err)
+			m.Log.Warn("read the nodes on which a sensor was connected", "error", err)
 		} else {
 			m.registryNodes = shared
 		}
@@ -115,7 +115,7 @@ func (m *Monitor) syncRegistry(ctx context.Context, now time.Time, expected map[
 		return
 	}
 	if err := m.NodeRegistry.UpdateNodes(ctx, seen, gone); err != nil {
-		m.Log.Warn("on which nodes a sensor is seen is not remembered", "error", err)
+		m.Log.Warn("store the nodes on which a sensor is connected", "error", err)
 		m.registryRetryAt = now.Add(registryReadInterval)
 		return
 	}

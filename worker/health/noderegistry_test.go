@@ -57,7 +57,7 @@ func TestWhoTakesTheSensorsAwayAndRestartsTheGatewayIsToldOf(t *testing.T) {
 	require.Len(t, three.ingester.accepted, 1)
 	require.Equal(t, "watched", three.ingester.accepted[0].Node)
 	require.Equal(t, "telemetry-lost", three.ingester.accepted[0].Rule)
-	require.Contains(t, three.ingester.accepted[0].Reasons[1], "somebody took it away")
+	require.Contains(t, three.ingester.accepted[0].Reasons[1], "somebody removed it")
 	require.Contains(t, three.ingester.accepted[0].Reasons[2], health.NodeRegistryConfigMap)
 	require.NotContains(t, kept(), "deleted", "what is no node of the cluster is forgotten")
 

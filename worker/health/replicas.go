@@ -30,7 +30,7 @@ func (p TaskQueuePollers) ServesNode(ctx context.Context, node string) (bool, er
 	defer cancel()
 	queue, err := p.Temporal.DescribeTaskQueue(ctx, workflows.NodeTaskQueue(node), enumspb.TASK_QUEUE_TYPE_ACTIVITY)
 	if err != nil {
-		return false, fmt.Errorf("ask who serves node %s: %w", node, err)
+		return false, fmt.Errorf("find the gateway that serves node %s: %w", node, err)
 	}
 	for _, poller := range queue.GetPollers() {
 		if poller.GetIdentity() != p.OwnIdentity && time.Since(poller.GetLastAccessTime().AsTime()) < maxPollAge {

@@ -48,7 +48,7 @@ const maxAnswersFileBytes = 1 << 20
 // ParseAnswers parses a file of answers strictly.
 func ParseAnswers(file string, raw []byte) (ApprovalAnswers, error) {
 	if len(raw) > maxAnswersFileBytes {
-		return ApprovalAnswers{}, fmt.Errorf("%s has %d bytes, at most %d are read", file, len(raw), maxAnswersFileBytes)
+		return ApprovalAnswers{}, fmt.Errorf("read %s: it has %d bytes, at most %d are allowed", file, len(raw), maxAnswersFileBytes)
 	}
 	var doc struct {
 		Answers []ApprovalAnswer `yaml:"answers"`
@@ -59,11 +59,11 @@ func ParseAnswers(file string, raw []byte) (ApprovalAnswers, error) {
 		return ApprovalAnswers{}, fmt.Errorf("%s: %s", file, strings.TrimPrefix(strings.ReplaceAll(err.Error(), "\n", " "), "yaml: "))
 	}
 	if len(doc.Answers) == 0 || len(doc.Answers) > 1000 {
-		return ApprovalAnswers{}, fmt.Errorf("%s: it needs from 1 to 1000 `answers`, each with `person` and `answer: yes` or `answer: no`", file)
+		return ApprovalAnswers{}, fmt.Errorf("%s: invalid number of `answers`; use 1 to 1000, each with `person` and `answer: yes` or `answer: no`", file)
 	}
 	for i, a := range doc.Answers {
 		if a.Person == "" || a.YesOrNo != "yes" && a.YesOrNo != "no" {
-			return ApprovalAnswers{}, fmt.Errorf("%s: answers[%d] needs a `person` and `answer: yes` or `answer: no`", file, i)
+			return ApprovalAnswers{}, fmt.Errorf("%s: invalid answers[%d]; use a `person` and `answer: yes` or `answer: no`", file, i)
 		}
 	}
 	return ApprovalAnswers{ExplicitAnswers: doc.Answers}, nil
@@ -105,7 +105,7 @@ func (s *simulation) addApprovalRequest(p playbook.ApprovalRequest, cfg *config.
 	s.result.ApprovalRequests = append(s.result.ApprovalRequests, q)
 	n := len(s.result.ApprovalRequests) - 1
 	s.mu.Unlock()
-	s.addEvent("approval-request", "%s would be asked, of whom %d must agree within %s: %s A yes would: %s", q.Approvers, q.Quorum, duration.Format(p.Approvers.Timeout), titleAsQuestion(p.Title), strings.Join(q.ProposedActions, "; "))
+	s.addEvent("question", "%s would be asked for approval, quorum %d within %s: %s Approved actions: %s", q.Approvers, q.Quorum, duration.Format(p.Approvers.Timeout), titleAsQuestion(p.Title), strings.Join(q.ProposedActions, "; "))
 	for _, a := range s.votesFor(p, cfg) {
 		s.testEnvironment.RegisterDelayedCallback(func() { s.castVote(p, a, n) }, max(a.delay, time.Millisecond))
 	}
@@ -201,7 +201,7 @@ func (b *scheduledVote) applyConfig(cfg *config.Config) {
 	case i >= 0:
 		b.groups = cfg.People[i].Groups
 		if b.breakGlass && !cfg.People[i].BreakGlass {
-			b.rejectionReason = fmt.Sprintf("%s may not break the glass: `break_glass` is not set for them", b.person)
+			b.rejectionReason = fmt.Sprintf("%s is not allowed to use break-glass: `break_glass` is not set for them", b.person)
 		}
 	}
 }
@@ -235,19 +235,19 @@ func eligibleApprovers(a activities.Approvers, cfg *config.Config) []config.Pers
 	}
 	for i := 0; len(out) < max(a.Quorum, 1) && len(a.Groups) > 0; i++ {
 		group := a.Groups[i%len(a.Groups)]
-		out = append(out, config.Person{Name: fmt.Sprintf("somebody of %s (%d)", group, i+1), Groups: []string{group}})
+		out = append(out, config.Person{Name: fmt.Sprintf("member of %s (%d)", group, i+1), Groups: []string{group}})
 	}
 	return out
 }
 
 // castVote casts a vote as the gateway would.
 func (s *simulation) castVote(p playbook.ApprovalRequest, b scheduledVote, n int) {
-	answer := "no"
+	answer := "denies"
 	if b.approve {
-		answer = "yes"
+		answer = "approves"
 	}
 	if b.breakGlass {
-		answer += ", breaking the glass"
+		answer += " with break-glass"
 	}
 	note := ""
 	switch {
@@ -256,7 +256,7 @@ func (s *simulation) castVote(p playbook.ApprovalRequest, b scheduledVote, n int
 	case s.testEnvironment.Now().After(p.Deadline):
 		note = " (too late)"
 	case !b.breakGlass && !b.withdrawsRequest && !p.Approvers.CanApprove(b.person, b.groups, s.testEnvironment.Now().Sub(p.AskedAt)):
-		note = " (who is not allowed to vote on this: not counted)"
+		note = " (not counted: not an approver)"
 	}
 	signed, err := s.authority.Sign(attestation.PayloadTypeVote, attestation.Vote{
 		IncidentID: p.IncidentID, WorkflowID: p.WorkflowID, Step: p.ID, PlanHash: p.PlansHash, Person: b.person, AuthenticatedBy: b.authenticatedBy, Approved: b.approve, Reason: b.reason, Groups: b.groups, DecidedAt: s.testEnvironment.Now(),
@@ -266,13 +266,13 @@ func (s *simulation) castVote(p playbook.ApprovalRequest, b scheduledVote, n int
 		err = s.testEnvironment.SignalWorkflowByID(p.WorkflowID, workflows.SignalVote, signed)
 	}
 	if err != nil {
-		note = " (the question was closed already)"
+		note = " (not counted: the approval request was already closed)"
 	}
-	text := fmt.Sprintf("%s says %s%s", b.person, answer, note)
+	text := fmt.Sprintf("%s %s%s", b.person, answer, note)
 	s.mu.Lock()
 	s.result.ApprovalRequests[n].Answers = append(s.result.ApprovalRequests[n].Answers, text)
 	s.mu.Unlock()
-	s.addEvent("vote", "%s to %q", text, p.Title)
+	s.addEvent("vote", "%s: %q", text, p.Title)
 }
 
 // titleAsQuestion returns a title as a question, which it may already be.

@@ -12,8 +12,8 @@ import (
 )
 
 const (
-	resultNotRecorded = "assumed: the recording has no answer"
-	effectNotRecorded = "assumed: the recording has its plan and no effect"
+	resultNotRecorded = "assumed: the recording has no result"
+	effectNotRecorded = "assumed: the recording has the plan but no effect"
 )
 
 // assumeResult returns a result for an operation that was not recorded, by the action's spec: an empty observation, a
@@ -29,11 +29,11 @@ func (t *replayer) assumeResult(op recording.Operation, spec playbooks.ActionSpe
 	s.assumedActions[r.Action+"\x00"+r.Target.ID()] = true
 	s.mu.Unlock()
 	if first {
-		s.addEvent("assumed", "%s: the recording has no answer", what)
+		s.addEvent("assumed", "%s: the recording has no result", what)
 	}
 	a := recording.ActionResult{Operation: op, Action: r.Action, Target: r.Target.ID(), Params: r.Params, Reason: resultNotRecorded}
 	if len(spec.Targets) > 0 && !slices.Contains(spec.Targets, r.Target.Kind) {
-		a.RefusalReason = fmt.Sprintf("%s does not work on a %s", r.Action, r.Target.Kind)
+		a.RefusalReason = fmt.Sprintf("%s is not allowed on a %s", r.Action, r.Target.Kind)
 		return a
 	}
 	switch op {

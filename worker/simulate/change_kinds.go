@@ -19,12 +19,12 @@ const (
 
 // ChangeKinds lists the kinds of changes with their descriptions.
 var ChangeKinds = []struct{ Name, Doc string }{
-	{ChangeError, "could be simulated to the end in one version only"},
+	{ChangeError, "only one version could be simulated to the end"},
 	{ChangePlaybooks, "other playbooks run"},
-	{ChangeOutcome, "a step goes otherwise"},
-	{ChangeEffect, "a containment holds longer, shorter or with other parameters"},
-	{ChangeApprovalRequest, "people are asked otherwise"},
-	{ChangeTiming, "the first containment comes earlier or later"},
+	{ChangeOutcome, "the outcome of a step differs"},
+	{ChangeEffect, "the duration or the parameters of a containment differ"},
+	{ChangeApprovalRequest, "the approval requests differ"},
+	{ChangeTiming, "the first containment is earlier or later"},
 }
 
 // CompareResults returns the differences from the baseline's result; nil if there are none.
@@ -51,13 +51,13 @@ func timelineDecisions(r Result) []timelineDecision {
 		}
 	}
 	for _, q := range r.ApprovalRequests {
-		all = append(all, timelineDecision{q.AskedAtMS, 2, fmt.Sprintf("%s: %s would be asked: %s", q.Playbook, q.Approvers, q.Title)})
+		all = append(all, timelineDecision{q.AskedAtMS, 2, fmt.Sprintf("%s: %s would be asked for approval: %s", q.Playbook, q.Approvers, q.Title)})
 	}
 	for _, s := range r.Steps {
 		all = append(all, timelineDecision{s.AtMS, 3, fmt.Sprintf("%s: %s is %s", s.Playbook, describeStep(s), reasonSuffix(s))})
 	}
 	for _, e := range r.Effects {
-		all = append(all, timelineDecision{e.AppliedAtMS, 4, fmt.Sprintf("%s on %s holds for %s", e.Action, shortTargetID(e.Target), describeHeldDuration(e))})
+		all = append(all, timelineDecision{e.AppliedAtMS, 4, fmt.Sprintf("%s on %s lasts %s", e.Action, shortTargetID(e.Target), describeHeldDuration(e))})
 	}
 	slices.SortStableFunc(all, func(a, b timelineDecision) int {
 		return cmp.Or(cmp.Compare(a.atMS, b.atMS), cmp.Compare(a.sortOrder, b.sortOrder), strings.Compare(a.description, b.description))

@@ -80,7 +80,7 @@ func compareResults(before, after Result) (what, kinds []string) {
 		what = append(what, lines...)
 	}
 	if before.Error != after.Error {
-		add(ChangeError, fmt.Sprintf("it ended with %q, now with %q", before.Error, after.Error))
+		add(ChangeError, fmt.Sprintf("the error was %q, now %q", before.Error, after.Error))
 	}
 	for _, p := range after.Playbooks {
 		if !slices.Contains(before.Playbooks, p) {
@@ -98,11 +98,11 @@ func compareResults(before, after Result) (what, kinds []string) {
 	was, is := before.FirstContainmentMS, after.FirstContainmentMS
 	switch {
 	case was == nil && is != nil:
-		add(ChangeTiming, fmt.Sprintf("the first containment comes after %s, and not never", formatMilliseconds(*is)))
+		add(ChangeTiming, fmt.Sprintf("the first containment is after %s, instead of never", formatMilliseconds(*is)))
 	case was != nil && is == nil:
-		add(ChangeTiming, fmt.Sprintf("nothing is contained; it was after %s", formatMilliseconds(*was)))
+		add(ChangeTiming, fmt.Sprintf("nothing is contained; the first containment was after %s", formatMilliseconds(*was)))
 	case was != nil && max(*was-*is, *is-*was) >= 1000: // smaller differences are random
-		add(ChangeTiming, fmt.Sprintf("the first containment comes after %s, and not after %s", formatMilliseconds(*is), formatMilliseconds(*was)))
+		add(ChangeTiming, fmt.Sprintf("the first containment is after %s, instead of %s", formatMilliseconds(*is), formatMilliseconds(*was)))
 	}
 	return what, kinds
 }
@@ -120,12 +120,12 @@ func approvalChanges(before, after Result) []string {
 	var out []string
 	for _, q := range is {
 		if !slices.Contains(was, q) {
-			out = append(out, "asks now: "+q)
+			out = append(out, "new approval request: "+q)
 		}
 	}
 	for _, q := range was {
 		if !slices.Contains(is, q) {
-			out = append(out, "no longer asks: "+q)
+			out = append(out, "removed approval request: "+q)
 		}
 	}
 	return out
@@ -184,7 +184,7 @@ func stepChanges(before, after Result) []string {
 				out = append(out, fmt.Sprintf("%s: %s now %s", s.Playbook, describeStep(s), reasonSuffix(s)))
 			case i >= len(is[k]):
 				s := was[k][i]
-				out = append(out, fmt.Sprintf("%s: %s is gone (it was %s)", s.Playbook, describeStep(s), s.Outcome))
+				out = append(out, fmt.Sprintf("%s: %s no longer runs (it was %s)", s.Playbook, describeStep(s), s.Outcome))
 			case was[k][i].Outcome != is[k][i].Outcome:
 				s := is[k][i]
 				out = append(out, fmt.Sprintf("%s: %s was %s, now %s", s.Playbook, describeStep(s), was[k][i].Outcome, reasonSuffix(s)))
@@ -220,10 +220,10 @@ func effectChanges(before, after Result) []string {
 			}
 			// reports round to seconds
 			if d := (e.UndoneAtMS - e.AppliedAtMS) - (b.UndoneAtMS - b.AppliedAtMS); max(d, -d) >= 1500 {
-				out = append(out, fmt.Sprintf("%s on %s holds for %s, and not for %s", e.Action, shortTargetID(e.Target), describeHeldDuration(e), describeHeldDuration(b)))
+				out = append(out, fmt.Sprintf("%s on %s lasts %s, instead of %s", e.Action, shortTargetID(e.Target), describeHeldDuration(e), describeHeldDuration(b)))
 			}
 			if b.Params != e.Params {
-				out = append(out, fmt.Sprintf("%s on %s has other parameters: %s, and not %s", e.Action, shortTargetID(e.Target), cmp.Or(e.Params, "none"), cmp.Or(b.Params, "none")))
+				out = append(out, fmt.Sprintf("%s on %s has the parameters %s, instead of %s", e.Action, shortTargetID(e.Target), cmp.Or(e.Params, "none"), cmp.Or(b.Params, "none")))
 			}
 			break
 		}

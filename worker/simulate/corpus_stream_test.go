@@ -199,7 +199,7 @@ func TestAChangeIsNamedByItsKind(t *testing.T) {
 	const before = "playbook: p\nmatch: { objective: crypto-mining }\nsteps:\n  - evidence: process.snapshot\n  - contain: pod.isolate\n    for: 1h\n"
 	rec := loadRecording(t, "cryptominer")
 	for _, c := range []struct{ name, after, kind, first string }{
-		{"shorter", strings.Replace(before, "1h", "10m", 1), simulate.ChangeEffect, "holds for 10m"},
+		{"shorter", strings.Replace(before, "1h", "10m", 1), simulate.ChangeEffect, "lasts 10m"},
 		{"no longer", strings.Replace(before, "crypto-mining", "exfiltration", 1), simulate.ChangePlaybooks, "no playbook matches"},
 		{"asked", quorumPlaybook, simulate.ChangeApprovalRequest, "playbook careful started"},
 		{"later", strings.Replace(before, "steps:", "max_phase: 1\nsteps:", 1), simulate.ChangeOutcome, "would only be proposed"},
@@ -285,10 +285,10 @@ func TestAProcessThatHangsIsEnded(t *testing.T) {
 		raw          []byte
 		limit        time.Duration
 	}{
-		"says nothing":                 {"exec sleep 40", "no answer within 300ms", small, 300 * time.Millisecond},
-		"says nothing, nor its child":  {"sleep 40; true", "no answer within 300ms", small, 300 * time.Millisecond},
-		"reads nothing":                {"sleep 40; true", "no answer within 300ms", big, 300 * time.Millisecond},
-		"says nonsense, reads nothing": {"echo garbage; sleep 40", "no answer within 300ms", big, 300 * time.Millisecond},
+		"says nothing":                 {"exec sleep 40", "timed out after 300ms", small, 300 * time.Millisecond},
+		"says nothing, nor its child":  {"sleep 40; true", "timed out after 300ms", small, 300 * time.Millisecond},
+		"reads nothing":                {"sleep 40; true", "timed out after 300ms", big, 300 * time.Millisecond},
+		"says nonsense, reads nothing": {"echo garbage; sleep 40", "timed out after 300ms", big, 300 * time.Millisecond},
 		"says nonsense":                {"echo garbage; sleep 40", "invalid character 'g'", small, 0},
 		"cannot be started":            {"", "no such file", small, 0},
 	} {

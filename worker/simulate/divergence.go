@@ -33,7 +33,7 @@ func Divergences(rec recording.Recording, r Result) []string {
 		}
 	}
 	said := func(operation, action, target, verdict, guard, reason string, phase int) string {
-		return fmt.Sprintf("the guards said of the %s of %s on %s: %s (%s, phase %d): %s", operation, action, target, verdict, guard, phase, reason)
+		return fmt.Sprintf("the guards decided at the %s of %s on %s: %s (%s, phase %d): %s", operation, action, target, verdict, guard, phase, reason)
 	}
 	refused := map[string]int{} // effects that the action refused after the guards permitted them
 	for _, a := range rec.ActionResults {
@@ -67,11 +67,11 @@ func Divergences(rec recording.Recording, r Result) []string {
 		if i := slices.Index(is, line); i >= 0 {
 			is = slices.Delete(is, i, i+1)
 		} else {
-			out = append(out, "it was, and is not simulated: "+line)
+			out = append(out, "recorded, but not simulated: "+line)
 		}
 	}
 	for _, line := range is {
-		out = append(out, "it is simulated, and was not: "+line)
+		out = append(out, "simulated, but not recorded: "+line)
 	}
 	return out
 }

@@ -80,7 +80,7 @@ func (p *HTMLReport) Close(all *Totals) error {
 		"verdict": func(d GuardDecision) string { return verdictTexts[d.Verdict] },
 	}).Parse(pageTemplate)
 	if err != nil {
-		return fmt.Errorf("the page's template: %w", err)
+		return fmt.Errorf("parse the page template: %w", err)
 	}
 	total := 0
 	for _, n := range all.StepOutcomes {

@@ -65,7 +65,7 @@ func (s *simulation) applyLeaseChange(r activities.Request, was recording.LeaseC
 		if was.ExtendedUntilMS == 0 {
 			signed, err := s.authority.Sign(attestation.PayloadTypeGrant, g)
 			if err == nil && s.testEnvironment.SignalWorkflowByID(id, workflows.SignalReleaseLease, lease.ReleaseSignal{Grant: signed}) == nil {
-				s.addEvent("release", "%s ends %s on %s", who, r.Action, r.Target)
+				s.addEvent("release", "%s releases %s on %s", who, r.Action, r.Target)
 			}
 			continue
 		}

@@ -20,11 +20,11 @@ type ManualRequestMatcher interface {
 type noManualRequests struct{}
 
 func (noManualRequests) MatchManualRequest(_ context.Context, r sensors.ManualRequest) (incident.SelectedPlaybook, error) {
-	return incident.SelectedPlaybook{}, fmt.Errorf("%s is not simulated here", r.Describe())
+	return incident.SelectedPlaybook{}, fmt.Errorf("%s is not in this simulation", r.Describe())
 }
 
 func (noManualRequests) ProgramForRequest(r sensors.ManualRequest) (*playbooks.Program, error) {
-	return nil, fmt.Errorf("%s is not simulated here", r.Describe())
+	return nil, fmt.Errorf("%s is not in this simulation", r.Describe())
 }
 
 // manualRequestOf returns what a manual request permits, as the gateway attested it; nil for a detection.

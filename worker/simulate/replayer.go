@@ -93,7 +93,7 @@ func (l *fakeObserver) Observe(ctx context.Context, r activities.Request) (activ
 		case a.FailureReason != "":
 			return activities.Observation{}, recordedFailure(a, fmt.Sprintf("%s of %s: ", r.Action, r.Target))
 		}
-		l.simulation.addEvent("notification", "%s would tell: %s", r.Action, notificationText(r.Params))
+		l.simulation.addEvent("notification", "%s would send: %s", r.Action, notificationText(r.Params))
 		return toObservation(a), nil
 	}
 	l.simulation.rememberTarget(r.Target)
@@ -164,7 +164,7 @@ func (c *fakeContainment) Plan(ctx context.Context, r activities.Request) (activ
 	}
 	plan := activities.Plan{Changes: a.Changes, Warnings: a.Warnings, PriorState: a.PriorState, NothingToDo: a.NothingToDo, AlreadyHeld: a.AlreadyHeld}
 	if ok && !isSameJSON(a.Params, r.Params) {
-		plan.Warnings = append(plan.Warnings[:len(plan.Warnings):len(plan.Warnings)], "the recording's plan is for other parameters")
+		plan.Warnings = append(plan.Warnings[:len(plan.Warnings):len(plan.Warnings)], "the recorded plan has other parameters")
 	}
 	return plan, nil
 }
@@ -241,7 +241,7 @@ func (c *fakeContainment) rememberEffect(r activities.Request, a recording.Actio
 	if a.Reason != "" {
 		note = " (" + a.Reason + ")"
 	}
-	c.simulation.addEvent("effect", "%s on %s would take hold%s", r.Action, r.Target, note)
+	c.simulation.addEvent("effect", "%s on %s would be applied%s", r.Action, r.Target, note)
 	c.simulation.scheduleLeaseChanges(r)
 }
 
@@ -259,7 +259,7 @@ func (c *fakeContainment) Verify(_ context.Context, r activities.Request, _ json
 	case a.FailureReason != "":
 		return false, "", recordedFailure(a, fmt.Sprintf("verify %s of %s: ", r.Action, r.Target))
 	case a.TargetGone:
-		c.simulation.addEvent("verification", "%s is gone", r.Target)
+		c.simulation.addEvent("verification", "%s no longer exists", r.Target)
 		return false, "", activities.ErrTargetGone
 	case !a.InForce:
 		c.simulation.addEvent("verification", "%s on %s is no longer in force: %s", r.Action, r.Target, a.VerifyDetail)
@@ -279,7 +279,7 @@ func (c *fakeContainment) Undo(_ context.Context, r activities.Request, _ json.R
 			c.simulation.addEvent("undo", "undoing %s on %s failed: %s", r.Action, r.Target, a.FailureReason)
 			return nil, recordedFailure(a, fmt.Sprintf("undo %s of %s: ", r.Action, r.Target))
 		case a.Drift != "":
-			c.simulation.addEvent("undo", "undoing %s on %s: somebody else changed it since: %s", r.Action, r.Target, a.Drift)
+			c.simulation.addEvent("undo", "undoing %s on %s: somebody else changed it: %s", r.Action, r.Target, a.Drift)
 			return &activities.Drift{Detail: a.Drift}, nil
 		}
 	}

@@ -61,7 +61,7 @@ func NewJSONReport(w io.Writer, against bool) (*JSONReport, error) {
 	if against {
 		f, err := os.CreateTemp("", "stanch-changes-*")
 		if err != nil {
-			return nil, fmt.Errorf("keep the changes: %w; is there room in %s?", err, os.TempDir())
+			return nil, fmt.Errorf("store the changes: %w; check the free space in %s", err, os.TempDir())
 		}
 		_ = os.Remove(f.Name()) // the file exists until it is closed
 		j.changesFile, j.changesWriter = f, bufio.NewWriterSize(f, 1<<16)

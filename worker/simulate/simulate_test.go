@@ -183,7 +183,7 @@ func TestWhatIsNotRecordedIsAssumedAndSaid(t *testing.T) {
 	var page strings.Builder
 	require.NoError(t, simulate.WriteHTML(&page, simulate.NewReport([]simulate.Result{r}, nil)))
 	require.Contains(t, page.String(), "unverified, assumed")
-	require.Contains(t, page.String(), "Not in the recording, and assumed")
+	require.Contains(t, page.String(), "Assumed, because the recording has no result")
 
 	// An unsupported target is refused as in production.
 	o = optionsWith(t, "playbook: scaler\nmatch: { objective: crypto-mining }\nsteps:\n  - evidence: process.snapshot\n  - approval: stop it\n    from: { groups: [responders] }\n    timeout: 5m\n    on_timeout: deny\n    steps:\n      - contain: workload.scale\n        target: incident.targets\n        with: { replicas: 0 }\n        for: 1h\n")
@@ -265,7 +265,7 @@ func TestABaselineNamesWhatAnEditChanges(t *testing.T) {
 	report := simulate.NewReport(simulate.SimulateAll(t.Context(), all, edited), base)
 	require.Equal(t, "this edit changes 1 of 3 incidents", report.Summary)
 	require.Equal(t, "shell", report.Changes[0].RecordingFile)
-	require.Contains(t, strings.Join(report.Changes[0].Descriptions, "\n"), "holds for 5m, and not for 30m")
+	require.Contains(t, strings.Join(report.Changes[0].Descriptions, "\n"), "lasts 5m, instead of 30m")
 	require.Contains(t, strings.Join(report.Changes[0].Descriptions, "\n"), "workload on container")
 }
 

@@ -97,7 +97,7 @@ func newIncidentTimeline(o RecordingOutcome, n int) incidentTimeline {
 			l := timelineLane{Name: s.Action, Subtitle: shortTargetID(s.Target)}
 			if run := fmt.Sprint(s.RunNumber, s.Playbook); run != heading {
 				heading = run
-				l.Playbook, l.StartedText = s.Playbook, "for what was detected later, "+formatMoment(s.AtMS)
+				l.Playbook, l.StartedText = s.Playbook, "for a later detection, "+formatMoment(s.AtMS)
 				if s.AtMS < 1000 {
 					l.StartedText = ""
 				}
@@ -145,7 +145,7 @@ func detectionLane(r Result, a logTimeAxis) timelineLane {
 		l.Marks = append(l.Marks, timelineMark{LeftPercent: x, CSSClass: "detection", Tooltip: formatMoment(e.AtMS) + " " + e.Text})
 	}
 	if n := len(l.Marks); n > 1 {
-		l.Subtitle = fmt.Sprintf("at %d moments", n)
+		l.Subtitle = fmt.Sprintf("at %d times", n)
 	}
 	return l
 }
@@ -158,7 +158,7 @@ func addApprovalMarks(l *timelineLane, r Result, s StepResult, a logTimeAxis) {
 		left := a.percentAt(q.AskedAtMS)
 		l.Bars = append(l.Bars, timelineBar{
 			LeftPercent: left, WidthPercent: math.Max(1.2, a.percentAt(q.AskedAtMS+q.WaitedMS)-left), CSSClass: "asked", Text: "asked, " + formatDuration(q.WaitedMS),
-			Tooltip: fmt.Sprintf("%s %s asked: %s. %s", formatMoment(q.AskedAtMS), q.Approvers, q.Title, strings.Join(q.Answers, "; ")),
+			Tooltip: fmt.Sprintf("%s %s asked for approval: %s. %s", formatMoment(q.AskedAtMS), q.Approvers, q.Title, strings.Join(q.Answers, "; ")),
 		})
 	}
 }
@@ -168,9 +168,9 @@ func addEffectBars(l *timelineLane, r Result, s StepResult, a logTimeAxis) {
 		if e.Action != s.Action || e.Target != s.Target || e.AppliedAtMS > s.AtMS+1000 || s.Outcome == playbooks.OutcomeSkipped {
 			continue
 		}
-		to, class, text := e.UndoneAtMS, "held", "held "+describeHeldDuration(e)
+		to, class, text := e.UndoneAtMS, "held", "in force "+describeHeldDuration(e)
 		if to == 0 {
-			to, class, text = r.ClosesAtMS, "held open", "held to the end"
+			to, class, text = r.ClosesAtMS, "held open", "in force to the end"
 		}
 		if e.Assumed {
 			class += " assumed"
@@ -186,20 +186,20 @@ func summaryStats(r Result) []summaryStat {
 	if r.FirstContainmentMS != nil {
 		first.Value = formatDuration(*r.FirstContainmentMS)
 		if *r.FirstContainmentMS < 100 {
-			first.Value, first.Note = "at once", "actions take no time here"
+			first.Value, first.Note = "immediately", "actions take no time in a simulation"
 		}
 	}
 	longest := int64(0)
 	for _, q := range r.ApprovalRequests {
 		longest = max(longest, q.WaitedMS)
 	}
-	asked := summaryStat{Name: "questions", Value: fmt.Sprint(len(r.ApprovalRequests))}
+	asked := summaryStat{Name: "approval requests", Value: fmt.Sprint(len(r.ApprovalRequests))}
 	if len(r.ApprovalRequests) > 0 {
 		asked.Note = "longest open " + formatDuration(longest)
 	}
-	assumed := summaryStat{Name: "answers assumed", Value: fmt.Sprint(len(r.AssumedResults))}
+	assumed := summaryStat{Name: "assumed results", Value: fmt.Sprint(len(r.AssumedResults))}
 	if len(r.AssumedResults) > 0 {
-		assumed.Note = "the recording has none"
+		assumed.Note = "not in the recording"
 	}
 	var targets []string
 	for _, e := range r.Effects {
