@@ -36,7 +36,7 @@ type Auditor struct {
 func OpenAuditor(dir string) (*Auditor, error) {
 	for _, file := range []string{"authority.seed", "codec.key"} {
 		if _, err := os.Stat(filepath.Join(dir, "keys", file)); err != nil {
-			return nil, fmt.Errorf("find the keys to read the archive with: %w", err)
+			return nil, fmt.Errorf("find the keys of the archive: %w", err)
 		}
 	}
 	c, err := OpenPayloadCodec(filepath.Join(dir, "keys"))
@@ -69,7 +69,7 @@ func (w *Worker) dataConverter() converter.DataConverter {
 }
 
 // ErrUnknownIncident means that neither Temporal nor the archive has the incident.
-var ErrUnknownIncident = errors.New("it is not known; `stanch incidents` lists what there is")
+var ErrUnknownIncident = errors.New("unknown incident; `stanch incidents` lists the incidents")
 
 // loadRuns returns an incident's histories from Temporal and the archive, and the archive's own differences.
 func (a *Auditor) loadRuns(ctx context.Context, incident string, both bool) (live, archived []audit.WorkflowRun, differences []audit.Difference, err error) {
@@ -131,7 +131,7 @@ func (a *Auditor) Audit(ctx context.Context, incident string, verify bool) (audi
 		return story, nil
 	}
 	report := &audit.VerificationReport{Checked: []string{
-		fmt.Sprintf("%d histories with %d events: every payload decrypts, every attestation, vote, grant, token and receipt is signed by the authority and is about what it is used for", len(runs), countEvents(runs)),
+		fmt.Sprintf("%d histories with %d events: every payload was decrypted; every attestation, vote, grant, token and receipt is signed by the authority and matches its use", len(runs), countEvents(runs)),
 	}}
 	if story.Status == "closed" {
 		report.Checked = append(report.Checked, "the incident's stored summary against the histories")
@@ -140,7 +140,7 @@ func (a *Auditor) Audit(ctx context.Context, incident string, verify bool) (audi
 	report.Differences = append(report.Differences, damaged...)
 	switch {
 	case archived == nil && damaged == nil:
-		report.Checked = append(report.Checked, "there is no archive yet to compare with")
+		report.Checked = append(report.Checked, "no archive exists yet")
 	case source == "archive":
 		report.Checked = append(report.Checked, "the archive against its signed statement (Temporal no longer has the incident)")
 	case archived != nil:

@@ -20,7 +20,7 @@ func (a *Auditor) verifyEvidence(incident string, story audit.Timeline) (checked
 	}
 	lines, findings, err := a.Evidence.Verify(incident, a.Keyring, "")
 	if err != nil {
-		differ(audit.EventRef{}, "the evidence's manifest cannot be read: %v", err)
+		differ(audit.EventRef{}, "the manifest of the evidence cannot be read: %v", err)
 	}
 	for _, f := range findings {
 		differ(audit.EventRef{}, "evidence: %s", f)
@@ -40,7 +40,7 @@ func (a *Auditor) verifyEvidence(incident string, story audit.Timeline) (checked
 			ref := *l.Entry.Evidence
 			inManifest[key(ref)] = true
 			if !inHistory[key(ref)] {
-				differ(audit.EventRef{}, "line %d of the manifest names evidence %s with SHA-256 %s, and no history does", l.Number, ref.Name, ref.SHA256)
+				differ(audit.EventRef{}, "line %d of the manifest lists evidence %s with SHA-256 %s, but no history does", l.Number, ref.Name, ref.SHA256)
 			}
 		case l.Entry.Kind == activities.EntryKindArchive && l.Entry.AuditRecord != nil:
 			archived = append(archived, l.Entry.AuditRecord.SHA256)
@@ -55,7 +55,7 @@ func (a *Auditor) verifyEvidence(incident string, story audit.Timeline) (checked
 		case !inManifest[key(e.EvidenceRef)]:
 			differ(e.SourceEvent, "evidence %s with SHA-256 %s is not in the manifest", e.Name, e.SHA256)
 		case e.ManifestEntryHash != "" && !m.hasEntry(incident, e.ManifestEntryHash):
-			differ(e.SourceEvent, "the history says that evidence %s was entered into the manifest as line %s, which is not there", e.Name, e.ManifestEntryHash)
+			differ(e.SourceEvent, "the history records evidence %s as line %s of the manifest, which is missing", e.Name, e.ManifestEntryHash)
 		}
 		if _, err := a.Evidence.ReadArtifact(e.SHA256); err != nil {
 			differ(e.SourceEvent, "evidence %s with SHA-256 %s: %v", e.Name, e.SHA256, err)
@@ -68,15 +68,15 @@ func (a *Auditor) verifyEvidence(incident string, story audit.Timeline) (checked
 			unrecorded = append(unrecorded, fmt.Sprintf("%s (%s)", act.Description, act.UnrecordedReason))
 			continue
 		case !m.hasEntry(act.IncidentID, act.EntryHash):
-			differ(act.SourceEvent, "the history says that %s was entered into the manifest of %s as line %s, which is not there: it was cut off or replaced", act.Description, act.IncidentID, act.EntryHash)
+			differ(act.SourceEvent, "the history records that %s was written to the manifest of %s as line %s, which is missing: the manifest was truncated or replaced", act.Description, act.IncidentID, act.EntryHash)
 		}
 		entered++
 	}
 	checked = []string{fmt.Sprintf(
-		"%d pieces of evidence: their bytes against the SHA-256 in the history, the chain and signatures of the manifest's %d lines, and the manifest against the history's pieces and %d acts", len(story.Evidence), len(lines), entered,
+		"%d pieces of evidence: their bytes against the SHA-256 in the history, the chain and signatures of the manifest's %d lines, and the manifest against the evidence and the %d actions in the history", len(story.Evidence), len(lines), entered,
 	)}
 	if len(unrecorded) > 0 {
-		checked = append(checked, fmt.Sprintf("%d acts could not be entered into a manifest when they were done, by the history's own word: %s", len(unrecorded), strings.Join(unrecorded, "; ")))
+		checked = append(checked, fmt.Sprintf("%d actions could not be written to a manifest when they were done, according to the history: %s", len(unrecorded), strings.Join(unrecorded, "; ")))
 	}
 	return checked, out
 }
@@ -90,11 +90,11 @@ func (a *Auditor) compareArchive(incident string, archived []string) string {
 	said := strings.Join(archived, " or ")
 	switch sum, err := a.Archive.FileSHA256(incident); {
 	case errors.Is(err, fs.ErrNotExist):
-		return "the manifest names an archive that is not here: SHA-256 " + said
+		return "the manifest lists an archive that is missing: SHA-256 " + said
 	case err != nil:
-		return fmt.Sprintf("the manifest names an archive with SHA-256 %s, and it cannot be read: %v", said, err)
+		return fmt.Sprintf("the manifest lists an archive with SHA-256 %s, which cannot be read: %v", said, err)
 	case !slices.Contains(archived, sum):
-		return fmt.Sprintf("the archive has SHA-256 %s; the manifest says %s", sum, said)
+		return fmt.Sprintf("the archive has SHA-256 %s, but the manifest lists %s", sum, said)
 	}
 	return ""
 }

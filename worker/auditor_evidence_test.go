@@ -73,9 +73,9 @@ func TestAManifestWhoseEndWasCutOffDiffersFromTheHistory(t *testing.T) {
 	c := newAuditFixture(t)
 	require.Empty(t, c.auditDifferences())
 	c.truncateManifest(2) // the lines of the archive and of the undo
-	require.Equal(t, "the history says that undoing pod.isolate was entered into the manifest of "+auditedIncidentID+" as line "+c.timeline.ManifestRecords[2].EntryHash+", which is not there: it was cut off or replaced\n", c.auditDifferences())
+	require.Equal(t, "the history records that undoing pod.isolate was written to the manifest of "+auditedIncidentID+" as line "+c.timeline.ManifestRecords[2].EntryHash+", which is missing: the manifest was truncated or replaced\n", c.auditDifferences())
 	c.truncateManifest(2)
-	require.Contains(t, c.auditDifferences(), "that the decision was entered")
+	require.Contains(t, c.auditDifferences(), "that the decision was written")
 	require.NoError(t, os.Remove(c.manifestPath(auditedIncidentID)))
 	require.Contains(t, c.auditDifferences(), "evidence log.txt with SHA-256 "+c.timeline.Evidence[0].SHA256+" is not in the manifest")
 }
@@ -86,13 +86,13 @@ func TestAManifestThatWasReplacedDiffersFromTheHistory(t *testing.T) {
 	require.NoError(t, os.Remove(c.manifestPath(auditedIncidentID)))
 	_, err := c.Evidence.StoreArtifact(t.Context(), auditedIncidentID, "pod.logs", "pod:1", activities.Artifact{Name: "log.txt", Data: []byte("log")}, time.Now().Add(time.Hour))
 	require.NoError(t, err)
-	require.Contains(t, c.auditDifferences(), "evidence log.txt was entered into the manifest as line "+c.timeline.Evidence[0].ManifestEntryHash)
+	require.Contains(t, c.auditDifferences(), "the history records evidence log.txt as line "+c.timeline.Evidence[0].ManifestEntryHash)
 }
 
 func TestTheManifestOfALeaseThatWasJoinedIsReadToo(t *testing.T) {
 	c := newAuditFixture(t)
 	require.NoError(t, os.Remove(c.manifestPath(joinedIncidentID)))
-	require.Contains(t, c.auditDifferences(), "what was joined was entered into the manifest of "+joinedIncidentID)
+	require.Contains(t, c.auditDifferences(), "what was joined was written to the manifest of "+joinedIncidentID)
 }
 
 func TestAnArchiveThatIsGoneIsADifference(t *testing.T) {
@@ -102,9 +102,9 @@ func TestAnArchiveThatIsGoneIsADifference(t *testing.T) {
 	path, err := c.Archive.FilePath(auditedIncidentID)
 	require.NoError(t, err)
 	require.NoError(t, os.Remove(path))
-	require.Equal(t, "the manifest names an archive that is not here: SHA-256 "+sum+"\n", c.auditDifferences())
+	require.Equal(t, "the manifest lists an archive that is missing: SHA-256 "+sum+"\n", c.auditDifferences())
 	require.NoError(t, os.WriteFile(path, []byte("another"), 0o600))
-	require.Contains(t, c.auditDifferences(), "the manifest says "+sum)
+	require.Contains(t, c.auditDifferences(), "the manifest lists "+sum)
 }
 
 // If a full disk prevented an entry, the history says so: the timeline shows it, and it is no difference.

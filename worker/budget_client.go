@@ -39,13 +39,13 @@ func openBudgetClient(ctx context.Context, temporal client.Client, cluster strin
 		select {
 		case p.pendingUsages <- s:
 		default:
-			log.Error("a spending is not kept durably: too many wait", "lease", s.LeaseID)
+			log.Error("dropped a durable budget entry: too many are pending", "lease", s.LeaseID)
 		}
 	})
 	w := sdkworker.New(temporal, budgetTaskQueue, sdkworker.Options{LocalActivityWorkerOnly: true, MaxConcurrentWorkflowTaskPollers: 2, StickyScheduleToStartTimeout: time.Second})
 	w.RegisterWorkflow(budget.Budget)
 	if err := w.Start(); err != nil {
-		return nil, nil, fmt.Errorf("keep the budget: %w", err)
+		return nil, nil, fmt.Errorf("store the budget: %w", err)
 	}
 	if err := p.sendUsages(ctx, nil); err != nil {
 		w.Stop()
@@ -54,7 +54,7 @@ func openBudgetClient(ctx context.Context, temporal client.Client, cluster strin
 	if err := p.refreshUsages(ctx); err != nil {
 		// After a crash, Temporal may still wait for the dead worker's answer. That must not delay Stanch's start: the
 		// budget is read again within seconds.
-		log.Warn("the budget goes on with what this worker knows", "error", err)
+		log.Warn("read the shared budget; continuing with the local state", "error", err)
 	}
 	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	go p.syncUntilDone(ctx)
@@ -67,7 +67,7 @@ func (p *budgetClient) sendUsages(ctx context.Context, batch []budget.Usage) err
 		ID: budget.WorkflowID(p.cluster), TaskQueue: budgetTaskQueue, WorkflowTaskTimeout: 2 * time.Second, WorkflowIDReusePolicy: enumspb.WORKFLOW_ID_REUSE_POLICY_ALLOW_DUPLICATE,
 	}, budget.Budget, budget.Input{})
 	if err != nil {
-		return fmt.Errorf("keep the budget: %w", err)
+		return fmt.Errorf("store the budget: %w", err)
 	}
 	return nil
 }
@@ -102,14 +102,14 @@ func (p *budgetClient) syncUntilDone(ctx context.Context) {
 			batch = append(batch, s)
 		case <-refresh.C:
 			if err := p.refreshUsages(ctx); err != nil && ctx.Err() == nil {
-				p.log.Warn("the budget goes on with what this worker knows", "error", err)
+				p.log.Warn("read the shared budget; continuing with the local state", "error", err)
 			}
 		case <-flush.C:
 			if len(batch) == 0 {
 				continue
 			}
 			if err := p.sendUsages(ctx, batch); err != nil {
-				p.log.Warn("spendings are kept later", "error", err)
+				p.log.Warn("store the budget; retrying", "error", err)
 				continue
 			}
 			batch = nil

@@ -94,7 +94,7 @@ func (t *cloudTrailConsumer) consumeQueue(ctx context.Context, url string) {
 				}
 			}
 		}
-		if failures = t.pauseAfterFailure(ctx, err, failures, "the queue of CloudTrail cannot be read"); failures == 0 && err != nil {
+		if failures = t.pauseAfterFailure(ctx, err, failures, "read the CloudTrail queue"); failures == 0 && err != nil {
 			return
 		}
 	}
@@ -103,7 +103,7 @@ func (t *cloudTrailConsumer) consumeQueue(ctx context.Context, url string) {
 func (t *cloudTrailConsumer) handleMessage(ctx context.Context, url string, m aws.QueueMessage) error {
 	events, err := integrations.DecodeCloudTrail([]byte(m.Body))
 	if err != nil {
-		t.worker.Log.Error("a message in the queue of CloudTrail cannot be read; send events by EventBridge or SNS, and no notifications of S3", "events", len(events), "received", m.ReceiveCount, "error", err)
+		t.worker.Log.Error("parse a message of the CloudTrail queue; send events by EventBridge or SNS, not S3 notifications", "events", len(events), "received", m.ReceiveCount, "error", err)
 	}
 	t.reportHealth(ctx, err)
 	if err := t.handleEvents(ctx, events); err != nil {
@@ -138,9 +138,9 @@ func (t *cloudTrailConsumer) runLookups(ctx context.Context) {
 			t.reportHealth(ctx, nil)
 		}
 		if err == nil && !complete {
-			t.worker.Log.Warn("CloudTrail has more events than can be looked up: use a queue", "since", now.Add(-lookupWindow))
+			t.worker.Log.Warn("CloudTrail has more events than can be looked up; use a queue", "since", now.Add(-lookupWindow))
 		}
-		if failures = t.pauseAfterFailure(ctx, err, failures, "CloudTrail cannot be asked"); failures > 0 {
+		if failures = t.pauseAfterFailure(ctx, err, failures, "look up CloudTrail events"); failures > 0 {
 			continue
 		}
 		select {

@@ -81,7 +81,7 @@ func RotateCodecKey(dir string) (before, after string, err error) {
 	}
 	next := make([]byte, codecKeyBytes)
 	if _, err := rand.Read(next); err != nil {
-		return "", "", fmt.Errorf("make a key: %w", err)
+		return "", "", fmt.Errorf("create a key: %w", err)
 	}
 	// The old key is stored as retired before it is replaced. A crash in between leaves it in both files, which is
 	// harmless.

@@ -33,7 +33,7 @@ func LockDir(dir string) (unlock func(), err error) {
 	}
 	if err := lockFileExclusive(f); err != nil {
 		_ = f.Close()
-		return nil, fmt.Errorf("another Stanch runs on %s; stop it, or give this one its own --data", dir)
+		return nil, fmt.Errorf("another Stanch runs on %s; stop it, or give this one a separate --data", dir)
 	}
 	if err := os.WriteFile(filepath.Join(dir, dataFormatFile), []byte(strconv.Itoa(DataFormat)+"\n"), 0o600); err != nil {
 		_ = f.Close()
@@ -58,7 +58,7 @@ func checkDataFormat(dir string) error {
 	}
 	format, err := strconv.Atoi(strings.TrimSpace(string(raw)))
 	if err != nil {
-		return fmt.Errorf("read %s: invalid data format %q; restore the file from a backup, or give this Stanch its own --data", filepath.Join(dir, dataFormatFile), strings.TrimSpace(string(raw)))
+		return fmt.Errorf("read %s: invalid data format %q; restore the file from a backup, or give this Stanch a separate --data", filepath.Join(dir, dataFormatFile), strings.TrimSpace(string(raw)))
 	}
 	if format != DataFormat {
 		return dataFormatError(dir, format)

@@ -28,7 +28,7 @@ func (w *Worker) watchHealth(ctx context.Context) {
 		o.CertificateAuthority = w.PKI
 		w.NodeServer.SignCSR = func(_ context.Context, node string, csr []byte) ([]byte, error) {
 			if w.Config.NodeLimits.IsRefused(node) {
-				return nil, fmt.Errorf("the configuration refuses the node %q", node)
+				return nil, fmt.Errorf("node %q is not allowed: it is in `nodes: refused`", node)
 			}
 			return w.PKI.SignCSR(authority.RoleNode, node, csr)
 		}

@@ -18,7 +18,7 @@ func TestAPlaybookThatRunsIsNotLoggedAsLeftOut(t *testing.T) {
 		{File: "mine.yaml", Line: 1, Column: 1, Severity: "warning", Code: "no-description", Message: "the playbook says nothing of what it is for"},
 		{File: "bad.yaml", Line: 2, Column: 1, Severity: "error", Code: "unknown-action", Message: "there is no such action"},
 	}, false)
-	require.Regexp(t, `level=WARN msg="warning about a playbook" problem="mine.yaml`, out.String())
-	require.Regexp(t, `level=ERROR msg="invalid playbook: it is left out" problem="bad.yaml`, out.String())
+	require.Regexp(t, `level=WARN msg="playbook warning" problem="mine.yaml`, out.String())
+	require.Regexp(t, `level=ERROR msg="invalid playbook; it is not used" problem="bad.yaml`, out.String())
 	require.NotRegexp(t, `level=ERROR.*mine.yaml`, out.String())
 }

@@ -106,7 +106,7 @@ func shippedSources(c config.LibrarySelection) ([]playbooks.SourceFile, diagnost
 		for _, name := range list {
 			if !slices.Contains(names, name) {
 				problems = append(problems, diagnostic.Diagnostic{
-					Severity: "error", Code: "unknown-playbook", Message: fmt.Sprintf("`library.%s` of the configuration: no shipped playbook has the name `%s`", key, name), Hint: diagnostic.DidYouMean(name, names),
+					Severity: "error", Code: "unknown-playbook", Message: fmt.Sprintf("`library.%s` of the configuration: unknown shipped playbook `%s`", key, name), Hint: diagnostic.DidYouMean(name, names),
 				})
 			}
 		}
@@ -229,7 +229,7 @@ func (l *Library) ReloadPeriodically(ctx context.Context, every time.Duration, l
 		changed, problems, err := l.Reload()
 		switch {
 		case err != nil && err.Error() != unreadable:
-			log.Error("the playbooks' folders cannot be read; the playbooks stay as they were", "error", err)
+			log.Error("read the playbook folders; the loaded playbooks stay in use", "error", err)
 		case changed:
 			LogPlaybookProblems(log, problems, true)
 			log.Info("playbooks reloaded", "playbooks", len(l.Programs()))
@@ -248,7 +248,7 @@ func (w *Worker) invalidPlaybooks() []string {
 	for _, p := range w.Library.Problems() {
 		if p.Severity == "error" && !seen[p.File] {
 			seen[p.File] = true
-			out = append(out, fmt.Sprintf("invalid playbook, its last valid version stays in force if there is one: %s", p.String()))
+			out = append(out, fmt.Sprintf("invalid playbook; its last valid version stays in use, if there is one: %s", p.String()))
 		}
 	}
 	return out
@@ -271,11 +271,11 @@ func LogPlaybookProblems(log *slog.Logger, problems diagnostic.Diagnostics, agai
 	for _, p := range problems {
 		switch {
 		case p.Severity != "error":
-			log.Warn("warning about a playbook", "problem", p.String(), "hint", p.Hint)
+			log.Warn("playbook warning", "problem", p.String(), "hint", p.Hint)
 		case again:
-			log.Error("invalid playbook: its last valid version stays in force, or none if it is new", "problem", p.String(), "hint", p.Hint)
+			log.Error("invalid playbook; its last valid version stays in use, if there is one", "problem", p.String(), "hint", p.Hint)
 		default:
-			log.Error("invalid playbook: it is left out", "problem", p.String(), "hint", p.Hint)
+			log.Error("invalid playbook; it is not used", "problem", p.String(), "hint", p.Hint)
 		}
 	}
 }

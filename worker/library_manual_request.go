@@ -42,7 +42,7 @@ func (l *Library) ProgramForRequest(r sensors.ManualRequest) (*playbooks.Program
 		}
 		hint := diagnostic.DidYouMean(r.Playbook, names)
 		if hint == "" {
-			hint = "`stanch playbooks` lists them"
+			hint = "`stanch playbooks` lists the playbooks"
 		}
 		return nil, fmt.Errorf("unknown playbook %q; %s", r.Playbook, hint)
 	}
@@ -54,7 +54,7 @@ func (l *Library) ProgramForRequest(r sensors.ManualRequest) (*playbooks.Program
 	one := playbooks.ManualContainmentPlaybook(r.Action, r.Duration)
 	programs, problems := playbooks.LoadPlaybooks([]playbooks.SourceFile{one}, catalogue)
 	if len(programs) != 1 {
-		return nil, fmt.Errorf("%s for %s is not possible: %w", r.Action, r.Duration, problems.Err())
+		return nil, fmt.Errorf("plan %s for %s: %w", r.Action, r.Duration, problems.Err())
 	}
 	return programs[0], nil
 }
@@ -63,7 +63,7 @@ func (l *Library) ProgramForRequest(r sensors.ManualRequest) (*playbooks.Program
 func checkRequestable(p *playbooks.Program) (*playbooks.Program, error) {
 	for _, in := range p.Inputs {
 		if in.Default == nil {
-			return nil, fmt.Errorf("playbook %s cannot be run by itself: its input %s has no default; `call` it from another playbook", p.Name, in.Name)
+			return nil, fmt.Errorf("playbook %s cannot be run directly: its input %s has no default; `call` it from another playbook", p.Name, in.Name)
 		}
 	}
 	return p, nil

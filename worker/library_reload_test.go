@@ -126,7 +126,7 @@ func TestTheConfigurationSaysWhichShippedPlaybooksAreUsed(t *testing.T) {
 		{"none", config.LibrarySelection{Enabled: &off}, nil, []string{"cryptominer", "reverse-shell", "isolate-pods"}, "", ""},
 		{"except", config.LibrarySelection{Except: []string{"cryptominer"}}, []string{"reverse-shell", "isolate-pods"}, []string{"cryptominer"}, "", ""},
 		{"only, with those that it calls", config.LibrarySelection{Only: []string{"lateral-movement"}}, []string{"lateral-movement", "isolate-pods"}, []string{"cryptominer", "reverse-shell"}, "", ""},
-		{"a name that no playbook has", config.LibrarySelection{Except: []string{"cryptominr"}}, []string{"cryptominer"}, nil, "`library.except` of the configuration: no shipped playbook has the name `cryptominr`", "did you mean `cryptominer`?"},
+		{"a name that no playbook has", config.LibrarySelection{Except: []string{"cryptominr"}}, []string{"cryptominer"}, nil, "`library.except` of the configuration: unknown shipped playbook `cryptominr`", "did you mean `cryptominer`?"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			conf := config.Default()

@@ -33,11 +33,11 @@ func (w *Worker) undoOrphansPeriodically(ctx context.Context) {
 			// in phase 1 Stanch contains nothing there
 			if w.awsAccount != nil && w.Config.Phase > 1 && round%cloudOrphanCheckRounds == 0 {
 				if err := w.undoCloudOrphans(ctx, time.Now().Add(-orphanCheckInterval)); err != nil && ctx.Err() == nil {
-					w.Log.Warn("the sweeper of the AWS account goes on after an error", "error", err)
+					w.Log.Warn("undo orphaned containments in AWS; retrying", "error", err)
 				}
 			}
 			if err := w.UndoOrphans(ctx, time.Now().Add(-30*time.Second)); err != nil && ctx.Err() == nil {
-				w.Log.Warn("the sweeper goes on after an error", "error", err)
+				w.Log.Warn("undo orphaned containments; retrying", "error", err)
 			}
 			select {
 			case <-ctx.Done():
@@ -55,16 +55,16 @@ func (w *Worker) UndoOrphans(ctx context.Context, before time.Time) error {
 	}
 	isolated, err := kube.FindOrphanedIsolations(ctx, w.KubeClient, before)
 	if err != nil {
-		return fmt.Errorf("look for isolations: %w", err)
+		return fmt.Errorf("find orphaned isolations: %w", err)
 	}
 	scaled, err := kube.FindOrphanedScalings(ctx, w.KubeClient, before)
 	if err != nil {
-		return fmt.Errorf("look for scalings: %w", err)
+		return fmt.Errorf("find orphaned scalings: %w", err)
 	}
 	var problems []error
 	cordoned, err := kube.FindOrphanedCordons(ctx, w.KubeClient, before)
 	if err != nil { // the permissions of an older installation may lack nodes: the others are swept anyway
-		problems = append(problems, fmt.Errorf("look for cordons: %w", err))
+		problems = append(problems, fmt.Errorf("find orphaned cordons: %w", err))
 	}
 	for _, o := range slices.Concat(isolated, scaled, cordoned) {
 		if running, err := w.isOrphanLeaseRunning(ctx, o); err != nil || running {
@@ -81,13 +81,13 @@ func (w *Worker) UndoOrphans(ctx context.Context, before time.Time) error {
 		case o.CordonRequest != nil && o.CordonPrior != nil:
 			drift, err = kube.UndoCordon(ctx, w.KubeClient, *o.CordonRequest, *o.CordonPrior)
 		default:
-			err = fmt.Errorf("%s: what was before cannot be read; undo it by hand", o.Object)
+			err = fmt.Errorf("undo %s: its prior state cannot be read; undo it manually", o.Object)
 		}
 		switch {
 		case err != nil:
 			problems = append(problems, err)
 		case drift != nil:
-			w.Log.Error("an orphaned containment was changed by somebody else; undo it by hand", "object", o.Object, "lease", o.LeaseID, "expired", o.ExpiredAt)
+			w.Log.Error("an orphaned containment was changed by somebody else; undo it manually", "object", o.Object, "lease", o.LeaseID, "expired", o.ExpiredAt)
 		default:
 			w.Log.Warn("an orphaned containment was undone", "object", o.Object, "lease", o.LeaseID, "expired", o.ExpiredAt)
 		}
@@ -117,7 +117,7 @@ const cloudOrphanCheckRounds = 15
 func (w *Worker) undoCloudOrphans(ctx context.Context, before time.Time) error {
 	orphans, err := w.awsAccount.FindOrphans(ctx, before)
 	if err != nil {
-		return fmt.Errorf("look for what is contained in AWS: %w", err)
+		return fmt.Errorf("find orphaned containments in AWS: %w", err)
 	}
 	var problems []error
 	for _, o := range orphans {
@@ -129,7 +129,7 @@ func (w *Worker) undoCloudOrphans(ctx context.Context, before time.Time) error {
 		case err != nil:
 			problems = append(problems, err)
 		case drift != nil:
-			w.Log.Error("an orphaned containment was changed by somebody else; undo it by hand", "object", o.ObjectName, "lease", o.LeaseID, "difference", drift.Detail)
+			w.Log.Error("an orphaned containment was changed by somebody else; undo it manually", "object", o.ObjectName, "lease", o.LeaseID, "difference", drift.Detail)
 		default:
 			w.Log.Warn("an orphaned containment was undone", "object", o.ObjectName, "lease", o.LeaseID, "expired", o.ExpiredAt)
 		}
@@ -149,7 +149,7 @@ func (w *Worker) isTargetLeased(ctx context.Context, target playbooks.Target, fa
 		switch {
 		case errors.As(err, &gone):
 		case err != nil:
-			return false, fmt.Errorf("ask for the lease of %s: %w", object, err)
+			return false, fmt.Errorf("query the lease of %s: %w", object, err)
 		case d.GetWorkflowExecutionInfo().GetStatus() == enumspb.WORKFLOW_EXECUTION_STATUS_RUNNING:
 			return true, nil
 		}

@@ -36,7 +36,7 @@ func ListPlaybooks(programs []*playbooks.Program, in *playbooks.Incident) []Play
 			row.Priority = c.Priority()
 		}
 		if c.ReplacedBy != "" {
-			row.MatchSummary = "none: your playbook " + c.ReplacedBy + " replaces it"
+			row.MatchSummary = "none: replaced by your playbook " + c.ReplacedBy
 		}
 		if in != nil {
 			row.WouldStart, row.Reason = &c.Selected, c.Reason

@@ -62,7 +62,7 @@ func (w *Worker) loadEnforcedNamespaces(ctx context.Context) {
 	defer cancel()
 	list, err := w.KubeClient.CoreV1().Namespaces().List(ctx, metav1.ListOptions{LabelSelector: "pod-security.kubernetes.io/enforce"})
 	if err != nil {
-		w.Log.Warn("the namespaces cannot be listed: it is not seen if one of them is sent again without its label for pod security", "error", err)
+		w.Log.Warn("list the namespaces; the removal of a pod security label from one of them is not detected", "error", err)
 		return
 	}
 	for _, n := range list.Items {
@@ -89,7 +89,7 @@ func (w *Worker) stanchServiceAccount(ctx context.Context) string {
 	defer cancel()
 	me, err := w.KubeClient.AuthenticationV1().SelfSubjectReviews().Create(ctx, &authenticationv1.SelfSubjectReview{}, metav1.CreateOptions{})
 	if err != nil {
-		w.Log.Warn("the cluster does not say who Stanch is: its own requests are judged like any other's", "error", err)
+		w.Log.Warn("get Stanch's own service account; its own requests are evaluated like all others", "error", err)
 		return ""
 	}
 	return me.Status.UserInfo.Username

@@ -34,7 +34,7 @@ func (w *Worker) openSlack() error {
 			return err
 		}
 		if w.SourceListen == "" {
-			return fmt.Errorf("slack.signing_secret_file: Slack sends its requests to --listen ADDRESS, and none is given")
+			return fmt.Errorf("slack.signing_secret_file: missing --listen ADDRESS, to which Slack sends its requests")
 		}
 	}
 	w.slack, w.ApprovalService.GroupMembership = s, s
@@ -74,7 +74,7 @@ func CheckSlack(ctx context.Context, c *config.Slack) (string, error) {
 	}
 	me, err := api.AuthTestContext(ctx)
 	if err != nil {
-		return "", fmt.Errorf("ask Slack who Stanch is: %w", err)
+		return "", fmt.Errorf("get Stanch's identity in Slack: %w", err)
 	}
 	if _, err := api.GetConversationHistoryContext(ctx, &slack.GetConversationHistoryParameters{ChannelID: c.Channel, Limit: 1}); err != nil {
 		return "", fmt.Errorf("read the channel %s: %w", c.Channel, err)
@@ -87,7 +87,7 @@ type lazyNotifier struct{ worker *Worker }
 
 func (d lazyNotifier) Post(ctx context.Context, incident activities.IncidentRef, key, text string) error {
 	if d.worker.Activities.Messenger == nil {
-		return activities.Refusef("no Slack is configured: add `slack:` to stanch.yaml")
+		return activities.Refusef("Slack is not configured; add `slack:` to stanch.yaml")
 	}
 	return d.worker.Activities.Messenger.Post(ctx, incident, key, text) //nolint:wrapcheck // the error names the incident
 }

@@ -284,7 +284,7 @@ func (w *Worker) listenNodes() error {
 	gatewaypb.RegisterGatewayServer(server, w.NodeServer)
 	go func() {
 		if err := server.Serve(l); err != nil {
-			w.Log.Error("the gateway for nodes ended", "error", err)
+			w.Log.Error("the gateway for nodes stopped", "error", err)
 		}
 	}()
 	w.closers = append(w.closers, server.Stop)
@@ -303,7 +303,7 @@ func (w *Worker) listenSources() error {
 	foreign.RuleEvaluator = w.ruleEvaluator
 	l, err := net.Listen("tcp", w.SourceListen) //nolint:noctx // returns at once
 	if err != nil {
-		return fmt.Errorf("listen for foreign detections: %w", err)
+		return fmt.Errorf("listen for detections of other sources: %w", err)
 	}
 	w.SourceAddr = l.Addr().String()
 	l = connlimit.NewLimitedListener(l, connlimit.Limits{})
@@ -345,7 +345,7 @@ func (w *Worker) listenAPI() error {
 		return nil
 	}
 	if w.KubeClient == nil {
-		return errors.New("listen for people: their tokens are reviewed by a cluster, and there is none")
+		return errors.New("listen for people: their tokens cannot be reviewed without a cluster")
 	}
 	tlsConfig, err := w.PKI.RenewingTLSConfig(authority.RoleGateway, "gateway", append(w.NodeHosts, gatewayrpc.ServerName)...)
 	if err != nil {
@@ -369,7 +369,7 @@ func (w *Worker) listenAPI() error {
 func (w *Worker) serveHTTPServer(server *http.Server, l net.Listener) {
 	go func() {
 		if err := server.Serve(l); err != nil && !errors.Is(err, http.ErrServerClosed) {
-			w.Log.Error("a server ended", "address", l.Addr().String(), "error", err)
+			w.Log.Error("a server stopped", "address", l.Addr().String(), "error", err)
 		}
 	}()
 	w.closers = append(w.closers, func() { _ = server.Close() })

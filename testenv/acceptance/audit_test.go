@@ -112,7 +112,7 @@ func TestAnIncidentIsToldAndVerified(t *testing.T) {
 	stdout, _, code = s.Run(t, "audit", in.ID, "--verify")
 	require.Equal(t, 1, code)
 	require.Contains(t, stdout, "undoing pod.isolate")
-	require.Contains(t, stdout, "which is not there")
+	require.Contains(t, stdout, "which is missing")
 	require.NoError(t, os.WriteFile(manifest, whole, 0o600))
 
 	changed := filepath.Join(t.TempDir(), "recording.json")

@@ -42,7 +42,7 @@ const (
 )
 
 // ErrNotFound means that there is no archive of the incident.
-var ErrNotFound = errors.New("there is no archive of it")
+var ErrNotFound = errors.New("not archived")
 
 // SignedStatement is what the authority signs: the histories of an incident, by their hashes.
 type SignedStatement struct {
@@ -81,7 +81,7 @@ var incidentIDPattern = regexp.MustCompile(`^INC-[0-9A-Z]{10,40}$`)
 // FilePath returns the path of an incident's archive. It returns an error for an invalid incident id.
 func (s Store) FilePath(incident string) (string, error) {
 	if !incidentIDPattern.MatchString(incident) {
-		return "", fmt.Errorf("%q is not an incident's id", incident)
+		return "", fmt.Errorf("invalid incident id %q", incident)
 	}
 	return filepath.Join(s.Dir, incident+".json.gz"), nil
 }
@@ -156,7 +156,7 @@ func (s Store) Write(incident string, runs []audit.WorkflowRun, signer Signer, n
 			continue
 		}
 		if r.IsOpen {
-			return fmt.Errorf("archive %s: %s has not closed", incident, r.WorkflowID)
+			return fmt.Errorf("archive %s: %s is not closed", incident, r.WorkflowID)
 		}
 		one, err := packHistory(r)
 		if err != nil {
@@ -241,7 +241,7 @@ func readUnpacked(path string) ([]byte, error) {
 		return nil, ErrNotFound
 	}
 	if err == nil && info.Size() > maxPackedBytes {
-		return nil, fmt.Errorf("the archive %s has %d bytes, at most %d are read", path, info.Size(), maxPackedBytes)
+		return nil, fmt.Errorf("read the archive: %s has %d bytes, at most %d are allowed", path, info.Size(), maxPackedBytes)
 	}
 	f, err := os.Open(path)
 	if err != nil {
@@ -257,7 +257,7 @@ func readUnpacked(path string) ([]byte, error) {
 		return nil, fmt.Errorf("the archive %s is damaged: %w", path, err)
 	}
 	if len(raw) > maxUnpackedBytes {
-		return nil, fmt.Errorf("the archive %s unpacks to more than %d bytes", path, maxUnpackedBytes)
+		return nil, fmt.Errorf("read the archive: %s has more than %d bytes uncompressed", path, maxUnpackedBytes)
 	}
 	return raw, nil
 }
@@ -268,20 +268,20 @@ func Decode(raw []byte, incident string, keys attestation.Keyring) (Archive, err
 	decoder := json.NewDecoder(bytes.NewReader(raw))
 	decoder.DisallowUnknownFields()
 	if err := decoder.Decode(&f); err != nil {
-		return Archive{}, fmt.Errorf("the archive of %s cannot be read: %w", incident, err)
+		return Archive{}, fmt.Errorf("parse the archive of %s: %w", incident, err)
 	}
 	if f.Version != FormatVersion {
-		return Archive{}, fmt.Errorf("the archive of %s has version %d, this program reads %d", incident, f.Version, FormatVersion)
+		return Archive{}, fmt.Errorf("parse the archive of %s: unknown version %d; this Stanch reads version %d", incident, f.Version, FormatVersion)
 	}
 	var a Archive
 	differ := func(e HistoryEntry, format string, args ...any) {
 		a.Differences = append(a.Differences, audit.Difference{Description: fmt.Sprintf(format, args...), EventRef: audit.EventRef{WorkflowID: e.WorkflowID, RunID: e.RunID}})
 	}
 	if err := keys.Verify(f.Statement, PayloadType, &a.Statement); err != nil {
-		differ(HistoryEntry{}, "the archive's statement does not hold: %v", err)
+		differ(HistoryEntry{}, "the archive's signed statement is invalid: %v", err)
 	}
 	if f.Incident != incident || a.Statement.IncidentID != incident {
-		differ(HistoryEntry{}, "the archive is of %s, its statement of %s, not of %s", f.Incident, a.Statement.IncidentID, incident)
+		differ(HistoryEntry{}, "the archive is for %s, and its statement for %s, instead of %s", f.Incident, a.Statement.IncidentID, incident)
 	}
 	signed := map[HistoryEntry]bool{}
 	for _, e := range a.Statement.Histories {
@@ -291,21 +291,21 @@ func Decode(raw []byte, incident string, keys attestation.Keyring) (Archive, err
 		sum := sha256.Sum256(h.History)
 		switch hash := hex.EncodeToString(sum[:]); {
 		case hash != h.SHA256:
-			differ(h.HistoryEntry, "the archived history of %s was changed: it has SHA-256 %s, the archive says %s", h.WorkflowID, hash, h.SHA256)
+			differ(h.HistoryEntry, "the archived history of %s was changed: it has SHA-256 %s, but the archive lists %s", h.WorkflowID, hash, h.SHA256)
 		case !signed[h.HistoryEntry]:
 			differ(h.HistoryEntry, "the archived history of %s (SHA-256 %s) is not in the signed statement", h.WorkflowID, h.SHA256)
 		}
 		delete(signed, h.HistoryEntry)
 		var history historypb.History
 		if err := pb.Unmarshal(h.History, &history); err != nil {
-			differ(h.HistoryEntry, "the archived history of %s cannot be read: %v", h.WorkflowID, err)
+			differ(h.HistoryEntry, "the archived history of %s cannot be decoded: %v", h.WorkflowID, err)
 			continue
 		}
 		a.Runs = append(a.Runs, audit.WorkflowRun{WorkflowID: h.WorkflowID, RunID: h.RunID, WorkflowType: h.WorkflowType, Events: history.GetEvents()})
 	}
 	for _, e := range a.Statement.Histories {
 		if signed[e] {
-			differ(e, "the history of %s stands in the signed statement and is missing or changed in the archive", e.WorkflowID)
+			differ(e, "the history of %s is in the signed statement, but missing or changed in the archive", e.WorkflowID)
 		}
 	}
 	return a, nil
@@ -332,7 +332,7 @@ func CompareHistories(live, archived []audit.WorkflowRun) []audit.Difference {
 			differ(r, 0, "Temporal has a run of %s that the archive does not have", r.WorkflowID)
 			continue
 		case len(r.Events) != len(old.Events):
-			differ(r, 0, "Temporal has %d events of %s, the archive %d", len(r.Events), r.WorkflowID, len(old.Events))
+			differ(r, 0, "Temporal has %d events of %s, but the archive has %d", len(r.Events), r.WorkflowID, len(old.Events))
 		}
 		for i := range min(len(r.Events), len(old.Events)) {
 			if !pb.Equal(r.Events[i], old.Events[i]) {

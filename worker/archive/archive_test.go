@@ -128,7 +128,7 @@ func TestEachChangeOfAnArchiveIsNamed(t *testing.T) {
 			st := v["statement"].(map[string]any)
 			st["payload"] = "e30="
 		}, "statement does not hold"},
-		"another incident": {func(v map[string]any) { v["incident"] = "INC-01JABCDEFGHJKMNPQRSTVWXYZ9" }, "the archive is of INC-01JABCDEFGHJKMNPQRSTVWXYZ9"},
+		"another incident": {func(v map[string]any) { v["incident"] = "INC-01JABCDEFGHJKMNPQRSTVWXYZ9" }, "the archive is for INC-01JABCDEFGHJKMNPQRSTVWXYZ9"},
 	} {
 		v := unpackArchiveJSON(t, s)
 		c.change(v)

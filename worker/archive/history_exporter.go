@@ -42,7 +42,7 @@ type historyExport struct {
 // incidents that it joined. It returns no runs if Temporal has none.
 func (c *HistoryExporter) Export(ctx context.Context, incident string) ([]audit.WorkflowRun, error) {
 	if !incidentIDPattern.MatchString(incident) {
-		return nil, fmt.Errorf("%q is not an incident's id", incident)
+		return nil, fmt.Errorf("invalid incident id %q", incident)
 	}
 	g := &historyExport{HistoryExporter: c, seenRunIDs: map[string]bool{}}
 	if err := g.addListedRuns(ctx, fmt.Sprintf("%s = '%s'", workflows.IncidentSearchAttribute, incident), nil); err != nil {
@@ -65,7 +65,7 @@ func (g *historyExport) addListedRuns(ctx context.Context, query string, fits fu
 	for {
 		page, err := g.Temporal.ListWorkflow(ctx, &workflowservice.ListWorkflowExecutionsRequest{Query: query, PageSize: 100, NextPageToken: token})
 		if err != nil {
-			return fmt.Errorf("ask Temporal for the incident's workflows: %w", err)
+			return fmt.Errorf("list the incident's workflows in Temporal: %w", err)
 		}
 		for _, w := range page.GetExecutions() {
 			if err := g.addRun(ctx, w.GetExecution().GetWorkflowId(), w.GetExecution().GetRunId(), fits); err != nil {

@@ -50,7 +50,7 @@ func New(current string, keys map[string][]byte) (*Codec, error) {
 		}
 	}
 	if c.ciphersByKeyID[current] == nil {
-		return nil, fmt.Errorf("codec: the current key %s is not among the keys", current)
+		return nil, fmt.Errorf("codec: unknown current key %s", current)
 	}
 	return c, nil
 }
@@ -86,15 +86,15 @@ func (c *Codec) Decode(payloads []*commonpb.Payload) ([]*commonpb.Payload, error
 		id := string(p.GetMetadata()[keyIDMetadataKey])
 		aead, ok := c.ciphersByKeyID[id]
 		if !ok {
-			return nil, fmt.Errorf("decrypt a payload: the key %q is not known here", id)
+			return nil, fmt.Errorf("decrypt a payload: unknown key %q", id)
 		}
 		if len(p.GetData()) < aead.NonceSize() {
-			return nil, fmt.Errorf("decrypt a payload: %d bytes are too few", len(p.GetData()))
+			return nil, fmt.Errorf("decrypt a payload: %d bytes are too short", len(p.GetData()))
 		}
 		nonce, sealed := p.GetData()[:aead.NonceSize()], p.GetData()[aead.NonceSize():]
 		plain, err := aead.Open(nil, nonce, sealed, []byte(id))
 		if err != nil {
-			return nil, fmt.Errorf("decrypt a payload: it was changed, or the key %q is another: %w", id, err)
+			return nil, fmt.Errorf("decrypt a payload: it was changed, or the key %q is wrong: %w", id, err)
 		}
 		out[i] = &commonpb.Payload{}
 		if err := proto.Unmarshal(plain, out[i]); err != nil {

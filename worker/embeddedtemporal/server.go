@@ -112,7 +112,7 @@ func (s *Server) waitUntilReady(ctx context.Context) error {
 		}
 		select {
 		case <-ctx.Done():
-			return fmt.Errorf("Temporal does not answer at %s: %w", s.Address, err) //nolint:staticcheck // a name
+			return fmt.Errorf("Temporal does not respond at %s: %w", s.Address, err) //nolint:staticcheck // a name
 		case <-time.After(20 * time.Millisecond):
 		}
 	}
@@ -137,19 +137,19 @@ func prepareDatabase(o Options, cfg *config.Config) error {
 		fresh.ConnectAttributes = map[string]string{"mode": "rwc"}
 		_ = os.Remove(fresh.DatabaseName)
 		if err := sqlite.SetupSchema(&fresh); err != nil {
-			return fmt.Errorf("make the schema: %w", err)
+			return fmt.Errorf("create the schema: %w", err)
 		}
 		if err := os.Rename(fresh.DatabaseName, sql.DatabaseName); err != nil {
-			return fmt.Errorf("make the schema: %w", err)
+			return fmt.Errorf("create the schema: %w", err)
 		}
 	}
 	namespace, err := sqlite.NewNamespaceConfig("active", Namespace, false, o.SearchAttributes)
 	if err != nil {
-		return fmt.Errorf("make the namespace: %w", err)
+		return fmt.Errorf("create the namespace: %w", err)
 	}
 	namespace.Detail.Config.Retention = durationpb.New(HistoryRetention)
 	if err := sqlite.CreateNamespaces(sql, namespace); err != nil {
-		return fmt.Errorf("make the namespace: %w", err)
+		return fmt.Errorf("create the namespace: %w", err)
 	}
 	return nil
 }

@@ -175,7 +175,7 @@ func (t *exportTarget) sendWithRetry(ctx context.Context, d sensors.Detection) {
 	raw, err := json.Marshal(shape)
 	if err != nil {
 		t.failed.Add(1)
-		t.log.Error("a detection cannot be exported", "export", t.Name, "detection", d.ID, "error", err)
+		t.log.Error("encode a detection for an export", "export", t.Name, "detection", d.ID, "error", err)
 		return
 	}
 	wait := t.initialRetryDelay
@@ -187,7 +187,7 @@ func (t *exportTarget) sendWithRetry(ctx context.Context, d sensors.Detection) {
 		final := new(permanentError)
 		if try == maxSendAttempts || ctx.Err() != nil || errors.As(err, &final) {
 			t.failed.Add(1)
-			t.log.Error("a detection was not exported", "export", t.Name, "detection", d.ID, "tries", try, "error", err)
+			t.log.Error("export a detection", "export", t.Name, "detection", d.ID, "tries", try, "error", err)
 			return
 		}
 		select {
@@ -201,7 +201,7 @@ func (t *exportTarget) sendWithRetry(ctx context.Context, d sensors.Detection) {
 // permanentError is a response for which retrying does not help.
 type permanentError struct{ status string }
 
-func (e *permanentError) Error() string { return "the receiver says " + e.status }
+func (e *permanentError) Error() string { return "the receiver responded " + e.status }
 
 func (t *exportTarget) sendOnce(ctx context.Context, raw []byte) error {
 	if t.file != nil {
@@ -232,7 +232,7 @@ func (t *exportTarget) sendOnce(ctx context.Context, raw []byte) error {
 	case answer.StatusCode < 300:
 		return nil
 	case answer.StatusCode == http.StatusTooManyRequests || answer.StatusCode >= 500:
-		return errors.New("the receiver says " + answer.Status)
+		return errors.New("the receiver responded " + answer.Status)
 	}
 	return &permanentError{answer.Status}
 }

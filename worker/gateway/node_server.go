@@ -139,7 +139,7 @@ func (h *NodeServer) Node(stream gatewaypb.Gateway_NodeServer) error {
 	}
 	if h.NodeLimits.IsRefused(name) {
 		h.Log.Warn("refused a node: it is in `nodes: refused`", "node", name)
-		return status.Errorf(codes.PermissionDenied, "the configuration refuses the node %q", name)
+		return status.Errorf(codes.PermissionDenied, "node %q is not allowed: it is in `nodes: refused`", name)
 	}
 	var send sync.Mutex
 	n := &nodeConnection{name: name, done: ctx.Done(), replaced: make(chan struct{}), pendingCalls: map[string]*pendingCall{}, connectedAt: time.Now(), supportsThrottle: hello.GetWaits(), certificateExpiry: certificate.NotAfter, rateLimit: h.rateLimitFor(name), sendMessage: func(m *gatewaypb.ToNode) error {

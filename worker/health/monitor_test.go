@@ -79,7 +79,7 @@ func TestHealth(t *testing.T) {
 		e.connectSensor(t, fakeSensorOptions{name: "taken-over", log: write})
 		e.connectSensor(t, fakeSensorOptions{name: "heard-1"})
 		lines := bufio.NewScanner(said)
-		for lines.Scan() && !strings.Contains(lines.Text(), "refuses the node") {
+		for lines.Scan() && !strings.Contains(lines.Text(), "is not allowed") {
 			t.Log(lines.Text())
 		}
 		go func() { _, _ = io.Copy(io.Discard, said) }()

@@ -2,56 +2,56 @@ package manifests
 
 // AlertRules are alert rules for Prometheus: conditions in which Stanch cannot detect or act, each with where to look.
 // They use only metrics of worker/metrics, which a test checks.
-const AlertRules = `# Alert rules over the worker's /metrics: a rule file for Prometheus. Missing telemetry comes first; an alert that is
-# missing says nothing.
+const AlertRules = `# Alert rules over the worker's /metrics: a rule file for Prometheus. Missing telemetry comes first, because
+# Stanch cannot alert on what it does not receive.
 groups:
   - name: stanch
     rules:
       - alert: StanchNodeGone
-        # Of several workers one holds a node's stream.
+        # With several workers, one of them has a node's stream.
         expr: max by (node) (stanch_node_up) == 0
         for: 5m
         labels: { severity: critical }
-        annotations: { summary: "Nothing is heard of node {{ $labels.node }}: stanch doctor, and the sensor's log there." }
+        annotations: { summary: "Node {{ $labels.node }} is not connected: run stanch doctor, and read the sensor's log there." }
       - alert: StanchNodeBlind
         expr: stanch_node_heartbeat_healthy == 0
         for: 2m
         labels: { severity: critical }
-        annotations: { summary: "The sensor of {{ $labels.node }} does not see what it makes happen itself: somebody may have detached it." }
+        annotations: { summary: "The sensor of {{ $labels.node }} does not receive its own heartbeats: somebody may have detached it." }
       - alert: StanchEventsDropped
         expr: increase(stanch_node_events_dropped_total[10m]) > 0
         labels: { severity: warning }
-        annotations: { summary: "{{ $labels.node }} lost events ({{ $labels.reason }}): stanch incidents shows who made so many." }
+        annotations: { summary: "{{ $labels.node }} lost events ({{ $labels.reason }}): stanch incidents shows which containers produced them." }
       - alert: StanchSpoolDropped
         expr: increase(stanch_node_spool_dropped_detections_total[10m]) > 0
         labels: { severity: critical }
-        annotations: { summary: "{{ $labels.node }} lost detections: its spool was full while the gateway was away, or they were too large." }
+        annotations: { summary: "{{ $labels.node }} lost detections: its spool was full while the gateway was unavailable, or they were too large." }
       - alert: StanchRuleFails
         expr: increase(stanch_node_rule_failed_total[30m]) > 0 or increase(stanch_gateway_rule_failed_total[30m]) > 0
         labels: { severity: warning }
-        annotations: { summary: "Rule {{ $labels.rule }} cannot judge some events: stanch rules test." }
+        annotations: { summary: "Rule {{ $labels.rule }} fails on some events: run stanch rules test." }
       - alert: StanchRulesLeftOut
         expr: stanch_node_rule_problems > 0
         for: 5m
         labels: { severity: warning }
-        annotations: { summary: "{{ $labels.node }} leaves rules out: stanch rules lint." }
+        annotations: { summary: "{{ $labels.node }} does not use some rules: run stanch rules lint." }
       - alert: StanchDetectionsWait
         expr: stanch_detections_queued > 1000
         for: 5m
         labels: { severity: critical }
-        annotations: { summary: "{{ $value }} detections wait for Temporal." }
+        annotations: { summary: "{{ $value }} detections are waiting for Temporal." }
       - alert: StanchWorkflowTaskFails
         expr: increase(stanch_temporal_workflow_task_failed_total[10m]) > 0
         labels: { severity: critical }
-        annotations: { summary: "{{ $labels.workflow_type }} is stuck ({{ $labels.failure_reason }}): go back to the version before, leases do not end meanwhile." }
+        annotations: { summary: "{{ $labels.workflow_type }} is stuck ({{ $labels.failure_reason }}): roll back to the previous version; leases do not end meanwhile." }
       - alert: StanchCertificateEnds
         expr: stanch_node_certificate_expiry_timestamp_seconds - time() < 7 * 86400
         for: 1h
         labels: { severity: warning }
-        annotations: { summary: "The certificate of {{ $labels.node }} was not renewed and ends in a week." }
+        annotations: { summary: "The certificate of {{ $labels.node }} was not renewed and expires within a week." }
       - alert: StanchClockOff
         expr: abs(stanch_node_clock_skew_seconds) > 30
         for: 10m
         labels: { severity: warning }
-        annotations: { summary: "The clock of {{ $labels.node }} is {{ $value }} seconds off: set it." }
+        annotations: { summary: "The clock of {{ $labels.node }} is {{ $value }} seconds off: correct it." }
 `

@@ -15,7 +15,7 @@ kind: Policy
 omitStages: [RequestReceived]
 omitManagedFields: true
 rules:
-  # Nothing that holds a secret is sent: who asked for it is enough. Of a token's request it is for whom and for how long.
+  # Secrets are never sent, only who requested them; for a token request also its subject and lifetime.
   - level: Metadata
     resources:
       - { group: "", resources: [secrets, configmaps] }
@@ -24,11 +24,11 @@ rules:
     verbs: [create]
     resources:
       - { group: "", resources: [serviceaccounts/token] }
-  # Who enters a pod or a kubelet, whoever it is: newer clients do so with a GET, which looks like reading.
+  # Everybody who enters a pod or a kubelet: newer clients use GET, which looks like reading.
   - level: Metadata
     resources:
       - { group: "", resources: [pods/exec, pods/attach, pods/portforward, pods/proxy, services/proxy, nodes/proxy] }
-  # The cluster's own daily work.
+  # The cluster's own routine requests.
   - level: None
     nonResourceURLs: ["/healthz*", "/livez*", "/readyz*", "/version", "/metrics", "/openapi/*", "/api", "/apis", "/api/*", "/apis/*"]
     users: ["system:apiserver", "system:kube-controller-manager", "system:kube-scheduler", "system:kube-proxy"]
@@ -50,7 +50,7 @@ rules:
   - level: None
     verbs: [get, list, watch]
     users: ["system:apiserver", "system:kube-controller-manager", "system:kube-scheduler", "system:kube-proxy", "system:cloud-controller-manager"]
-  # Its controllers by name: the other accounts of kube-system belong to pods, whose tokens can be stolen.
+  # The controllers by name: other accounts of kube-system belong to pods, whose tokens can be stolen.
   - level: None
     verbs: [get, list, watch]
     users: [
@@ -77,7 +77,7 @@ rules:
       "system:serviceaccount:kube-system:validatingadmissionpolicy-status-controller",
       "system:serviceaccount:kube-system:volumeattributesclass-protection-controller"
     ]
-  # What makes pods, and what decides who may do what: what was asked for, and what came of it.
+  # Objects that create pods, and permissions: the requested object and the response.
   - level: RequestResponse
     verbs: [create, update, patch]
     resources:
@@ -86,7 +86,7 @@ rules:
       - { group: batch, resources: [jobs, cronjobs] }
       - { group: rbac.authorization.k8s.io, resources: ["*"] }
       - { group: admissionregistration.k8s.io, resources: ["*"] }
-  # Of all else who asked for what, and the answer's code.
+  # Everything else: who requested what, and the status code.
   - level: Metadata
 `
 
@@ -145,17 +145,17 @@ func AuditInstructions(url string) string {
 	const dir = AuditDir
 	var b strings.Builder
 	line := func(format string, args ...any) { fmt.Fprintf(&b, "# "+format+"\n", args...) }
-	line("The audit log of Kubernetes to Stanch. Keep the first document as %s/policy.yaml and the second as", dir)
-	line("%s/webhook.yaml on every node with an API server (mode 0600: it holds a token).", dir)
-	line("Beside them ca.crt, the authority's certificate: that of secrets/pki, or of DATA/pki of `stanch up`.")
-	line("The token: `openssl rand -hex 32`; in stanch.yaml:")
+	line("Send the Kubernetes audit log to Stanch. Store the first document as %s/policy.yaml and the second as", dir)
+	line("%s/webhook.yaml on every node with an API server (mode 0600: it contains a token).", dir)
+	line("Add ca.crt, the authority's certificate, to the same directory: from secrets/pki, or from DATA/pki of `stanch up`.")
+	line("Create the token with `openssl rand -hex 32`; in stanch.yaml:")
 	line("  sources: [{ name: api-server, kind: kubernetes-audit, token_file: FILE, rate: 5000 }]")
-	line("kubeadm: these flags in /etc/kubernetes/manifests/kube-apiserver.yaml, with a hostPath volume for %s:", dir)
+	line("kubeadm: add these flags to /etc/kubernetes/manifests/kube-apiserver.yaml, with a hostPath volume for %s:", dir)
 	for _, f := range APIServerAuditFlags(dir+"/policy.yaml", dir+"/webhook.yaml") {
 		line("  - %s", f)
 	}
-	line("k3s: the same, each as `kube-apiserver-arg: [\"audit-policy-file=%s/policy.yaml\", …]` in /etc/rancher/k3s/config.yaml.", dir)
-	line("EKS and GKE have no such flags: EKS writes its audit log to CloudWatch only; a subscription has to post it here.")
+	line("k3s: add the same flags, each as `kube-apiserver-arg: [\"audit-policy-file=%s/policy.yaml\", …]` in /etc/rancher/k3s/config.yaml.", dir)
+	line("EKS and GKE have no such flags: EKS writes its audit log only to CloudWatch; a subscription must post it here.")
 	b.WriteString(AuditPolicy)
 	b.WriteString("---\n")
 	b.WriteString(AuditWebhookConfig(url, nil, "PUT-THE-TOKEN-HERE"))

@@ -27,7 +27,7 @@ type iamStatement struct {
 // permissions of all actions for observing and planning, and those for applying of the classes that the phase permits.
 func WriteIAMPolicy(catalogue playbooks.Catalog, phase int) ([]byte, error) {
 	if phase < 1 || phase > 3 {
-		return nil, fmt.Errorf("the phase %d is none: 1 observes, 2 contains, 3 disrupts behind approval", phase)
+		return nil, fmt.Errorf("invalid phase %d; 1 observes, 2 contains, 3 disrupts with approval", phase)
 	}
 	raw, err := json.MarshalIndent(buildIAMPolicy(catalogue, phase), "", "  ")
 	if err != nil {

@@ -97,13 +97,13 @@ func (o Options) withDefaults() Options {
 func (o Options) validate() error {
 	switch {
 	case o.Phase < 1 || o.Phase > 3:
-		return fmt.Errorf("the phase %d is none: 1 observes, 2 contains, 3 disrupts behind approval", o.Phase)
+		return fmt.Errorf("invalid phase %d; 1 observes, 2 contains, 3 disrupts with approval", o.Phase)
 	case o.Image == "" || o.SensorImage == "":
-		return fmt.Errorf("name the images of worker and sensor")
+		return fmt.Errorf("missing image; set the images of the worker and the sensor")
 	case o.TemporalAddress == "":
-		return fmt.Errorf("say where Temporal is, as pods reach it")
+		return fmt.Errorf("missing Temporal address; set the address at which pods reach Temporal")
 	case o.DataPath != "" && o.Replicas > 1:
-		return fmt.Errorf("%d workers cannot share a folder of one node", o.Replicas)
+		return fmt.Errorf("%d workers cannot share a folder of one node; use one worker", o.Replicas)
 	}
 	return nil
 }
@@ -238,13 +238,13 @@ func pruneEmpty(v any) {
 func installNotes(o Options) string {
 	lines := []string{
 		fmt.Sprintf("Stanch in phase %d: %s.", o.Phase, []string{
-			"it observes, and may write nothing but its own kill switch",
-			"it contains, reversibly", "it contains, and disrupts behind approval",
+			"it observes, and can write only its own kill switch",
+			"it contains, reversibly", "it contains, and disrupts with approval",
 		}[o.Phase-1]),
-		"Before raising or lowering the phase apply the manifests of the new one; before lowering it `stanch release --all`,",
-		"or what is in force can no longer be undone.",
+		"Before you raise or lower the phase, apply the manifests of the new one. Before you lower it, run `stanch release --all`,",
+		"or leases in force can no longer be undone.",
 		"",
-		"Make the secrets once, in a safe place:",
+		"Create the secrets once, in a safe place:",
 		"  stanch cert authority --out secrets",
 		fmt.Sprintf("  kubectl create namespace %s", o.Namespace),
 		fmt.Sprintf("  kubectl -n %s create secret generic %s --from-file=secrets/keys", o.Namespace, KeysSecret),
@@ -253,15 +253,15 @@ func installNotes(o Options) string {
 	if o.TemporalTLS {
 		lines = append(lines, fmt.Sprintf("  kubectl -n %s create secret generic %s --from-file=tls.crt=CERT --from-file=tls.key=KEY --from-file=ca.crt=CA", o.Namespace, TemporalSecret))
 	}
-	lines = append(lines, "If stanch.yaml has a `slack:`, the tokens that it names in "+SlackDir+":",
+	lines = append(lines, "If stanch.yaml has `slack:`, create the tokens that it expects in "+SlackDir+":",
 		fmt.Sprintf("  kubectl -n %s create secret generic %s --from-file=bot=… --from-file=app=…", o.Namespace, SlackSecret),
-		"If it has `webhooks:`, `email:` or a `ticket:`, their keys, password and token in "+NotificationDir+":",
+		"If it has `webhooks:`, `email:` or `ticket:`, create their keys, password and token in "+NotificationDir+":",
 		fmt.Sprintf("  kubectl -n %s create secret generic %s --from-file=…", o.Namespace, NotificationSecret))
 	if o.NodeCertDir != "" {
-		lines = append(lines, "And for every node its own certificate, which goes to "+o.NodeCertDir+" there and nowhere else:",
+		lines = append(lines, "Create a certificate for every node, and store it in "+o.NodeCertDir+" on that node only:",
 			"  stanch cert node NODE --pki secrets/pki --out NODE")
 	} else {
-		lines = append(lines, "Sensors know the gateway by the authority's certificate, which is no secret, and get their own with their pods' tokens:",
+		lines = append(lines, "Sensors verify the gateway with the authority's certificate, which is public, and get their own with their pods' tokens:",
 			fmt.Sprintf("  kubectl -n %s create configmap %s --from-file=secrets/pki/ca.crt", o.Namespace, CAConfigMap))
 	}
 	return "# " + strings.ReplaceAll(strings.Join(lines, "\n# "), "# \n", "#\n") + "\n"

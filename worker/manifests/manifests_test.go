@@ -172,8 +172,8 @@ func requireNoSensorSubject(t *testing.T, subjects []rbacv1.Subject) {
 func TestWrongOptionsAreNamed(t *testing.T) {
 	for want, o := range map[string]manifests.Options{
 		"the phase 4 is none":      optionsForPhase(4),
-		"say where Temporal is":    {Phase: 1, Image: "a", SensorImage: "b"},
-		"name the images":          {Phase: 1, TemporalAddress: "a:1"},
+		"missing Temporal address": {Phase: 1, Image: "a", SensorImage: "b"},
+		"missing image":            {Phase: 1, TemporalAddress: "a:1"},
 		"cannot share a folder of": {Phase: 1, Image: "a", SensorImage: "b", TemporalAddress: "a:1", Replicas: 2, DataPath: "/a"},
 	} {
 		if _, err := manifests.WriteYAML(worker.ActionCatalog(), o); err == nil || !strings.Contains(err.Error(), want) {

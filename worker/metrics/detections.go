@@ -15,9 +15,9 @@ type detectionCollector struct {
 func newDetectionCollector(source DetectionCountSource) *detectionCollector {
 	return &detectionCollector{
 		source: source,
-		detections: newCounterFamily("stanch_detections_total", "Detections at the gateway: accepted, refused for good, or told to come again later.",
+		detections: newCounterFamily("stanch_detections_total", "Detections at the gateway: accepted, refused permanently, or deferred for a retry.",
 			"source", "severity", "outcome"),
-		queued: newGaugeFamily("stanch_detections_queued", "Detections that wait for Temporal."),
+		queued: newGaugeFamily("stanch_detections_queued", "Detections that are waiting for Temporal."),
 	}
 }
 
@@ -44,11 +44,11 @@ type sourceCollector struct {
 func newSourceCollector(source func() map[string]gateway.SourceCounts) *sourceCollector {
 	return &sourceCollector{
 		source: source,
-		records: newCounterFamily("stanch_source_records_total", "Records of another sensor: accepted as detections, telemetry of which nothing is made, words about itself, or refused.",
+		records: newCounterFamily("stanch_source_records_total", "Records of another sensor: accepted as detections, telemetry that makes no detection, health reports, or refused.",
 			"source", "outcome"),
-		requests: newCounterFamily("stanch_source_requests_delayed_total", "Requests that were told to come again: limited by the source's rate, or later because Temporal or the cluster was away.",
+		requests: newCounterFamily("stanch_source_requests_delayed_total", "Requests that were deferred: limited by the source's rate, or later because Temporal or the cluster was unavailable.",
 			"source", "reason"),
-		dropped: newCounterFamily("stanch_source_events_dropped_total", "Events that another sensor says it lost.", "source"),
+		dropped: newCounterFamily("stanch_source_events_dropped_total", "Events that another sensor reported as lost.", "source"),
 	}
 }
 
@@ -80,7 +80,7 @@ type exportCollector struct {
 }
 
 func newExportCollector(source func() map[string]export.DeliveryCounts) *exportCollector {
-	return &exportCollector{source, newCounterFamily("stanch_export_detections_total", "Detections that were sent on: sent, failed after all tries, or dropped because the receiver is too slow.",
+	return &exportCollector{source, newCounterFamily("stanch_export_detections_total", "Detections of an export: sent, failed after all attempts, or dropped because the receiver is too slow.",
 		"export", "outcome")}
 }
 

@@ -56,7 +56,7 @@ var (
 func NewRegistry(s MetricSources) *prometheus.Registry {
 	r := prometheus.NewRegistry()
 	r.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), prometheus.NewGaugeFunc(prometheus.GaugeOpts{
-		Name: "stanch_build_info", Help: "Which build of Stanch this is; always 1.",
+		Name: "stanch_build_info", Help: "The build of Stanch; always 1.",
 		ConstLabels: prometheus.Labels{"version": labelText(s.Version), "goversion": runtime.Version()},
 	}, func() float64 { return 1 }))
 	if s.NodeStatus != nil {

@@ -38,10 +38,10 @@ func NewTemporalMetrics() *TemporalMetrics {
 		from, name, help string
 		labels           []string
 	}{
-		{"temporal_workflow_completed", "workflow_completed", "Workflows that ended well.", []string{"workflow_type"}},
-		{"temporal_workflow_canceled", "workflow_canceled", "Workflows that were cancelled.", []string{"workflow_type"}},
+		{"temporal_workflow_completed", "workflow_completed", "Workflows that succeeded.", []string{"workflow_type"}},
+		{"temporal_workflow_canceled", "workflow_canceled", "Workflows that were canceled.", []string{"workflow_type"}},
 		{"temporal_workflow_failed", "workflow_failed", "Workflows that failed.", []string{"workflow_type"}},
-		{"temporal_workflow_task_execution_failed", "workflow_task_failed", "Workflow tasks that failed; NonDeterminismError is an upgrade that went wrong.", []string{"workflow_type", "failure_reason"}},
+		{"temporal_workflow_task_execution_failed", "workflow_task_failed", "Workflow tasks that failed; NonDeterminismError means a failed upgrade.", []string{"workflow_type", "failure_reason"}},
 		{"temporal_activity_execution_failed", "activity_failed", "Attempts of activities that failed.", []string{"activity_type"}},
 		{"temporal_request_failure", "request_failed", "Requests to Temporal that failed.", []string{"operation"}},
 		{"temporal_long_request_failure", "long_request_failed", "Long polls of Temporal that failed.", []string{"operation"}},

@@ -101,7 +101,7 @@ func (p *fakeActions) resultFromFake(f *testspec.FakeResult, c simulate.FakeCall
 	refused := outcome == playbooks.OutcomeRefused
 	if c.Operation == recording.OperationPlan {
 		if refused {
-			a.RefusalReason = cmp.Or(f.Reason, "the test says so")
+			a.RefusalReason = cmp.Or(f.Reason, "as set by the test")
 		}
 		a.Changes, a.NothingToDo = f.PlannedChanges, outcome == playbooks.OutcomeUnchanged
 		if a.Changes == nil {
@@ -112,14 +112,14 @@ func (p *fakeActions) resultFromFake(f *testspec.FakeResult, c simulate.FakeCall
 	tried := fmt.Sprintf("%p\x00%s", f, c.Request.Target.ID())
 	switch {
 	case refused:
-		a.RefusalReason = cmp.Or(f.Reason, "the test says so")
+		a.RefusalReason = cmp.Or(f.Reason, "as set by the test")
 		return a
 	case outcome == playbooks.OutcomeFailed:
-		a.FailureReason = cmp.Or(f.Reason, "the test says so")
+		a.FailureReason = cmp.Or(f.Reason, "as set by the test")
 		return a
 	case p.failedAttempts[tried] < f.FailureCount && !own:
 		p.failedAttempts[tried]++
-		a.FailureReason = cmp.Or(f.Reason, "the test says so")
+		a.FailureReason = cmp.Or(f.Reason, "as set by the test")
 		return a
 	}
 	a.Outcome, a.DurationMS = outcome, f.Delay.Milliseconds()

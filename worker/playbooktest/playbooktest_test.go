@@ -164,10 +164,10 @@ func TestARecordingOutsideOfTheFolderIsNotRead(t *testing.T) {
 		"own.json":          "",
 		"near.json":         "",
 		"none.json":         "there is no recording none.json",
-		"../secret.json":    "../secret.json lies outside of the folder of the tests",
-		"x/../../none.json": "x/../../none.json lies outside of the folder of the tests",
-		secret:              secret + " lies outside of the folder of the tests",
-		"link.json":         "link.json cannot be read, or leads out of the folder of the tests",
+		"../secret.json":    "../secret.json is outside of the test folder",
+		"x/../../none.json": "x/../../none.json is outside of the test folder",
+		secret:              secret + " is outside of the test folder",
+		"link.json":         "link.json cannot be read, or points outside of the test folder",
 	} {
 		file := filepath.Join(in, "book_test.yaml")
 		require.NoError(t, os.WriteFile(file, []byte("tests:\n  - name: one\n    recording: "+path+"\n    matched: true\n"), 0o600))

@@ -61,7 +61,7 @@ type TestResult struct {
 func RunSuites(ctx context.Context, suites []*Suite, catalogue playbooks.Catalog) (Report, error) {
 	set, err := rules.LoadShipped()
 	if err != nil {
-		return Report{}, fmt.Errorf("the shipped rules: %w", err)
+		return Report{}, fmt.Errorf("load the shipped rules: %w", err)
 	}
 	known := map[string]*rules.Rule{}
 	for _, r := range set.Rules() {
@@ -117,9 +117,9 @@ func unknownRules(s *Suite, known map[string]*rules.Rule) diagnostic.Diagnostics
 		for _, d := range t.Detections {
 			if known[d.Rule] == nil && d.Objective == "" {
 				at := d.PositionOf("rule")
-				message, hint := fmt.Sprintf("no shipped rule is called `%s`, and no `objective` is given", d.Rule), diagnostic.DidYouMean(d.Rule, names)
+				message, hint := fmt.Sprintf("unknown shipped rule `%s`, and `objective` is missing", d.Rule), diagnostic.DidYouMean(d.Rule, names)
 				if d.Rule == "" {
-					message, hint = "the detection has no `rule` and no `objective`", "write for example `objective: crypto-mining`"
+					message, hint = "the detection has no `rule` and no `objective`", "add an objective such as `objective: crypto-mining`"
 				}
 				out = append(out, diagnostic.Diagnostic{File: s.File, Line: at.Line, Column: at.Column, Severity: "error", Code: "unknown-rule", Message: message, Hint: hint})
 			}

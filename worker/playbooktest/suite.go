@@ -50,9 +50,9 @@ func FindTestFiles(paths []string) ([]string, error) {
 		case err != nil:
 			return nil, fmt.Errorf("no such file or folder: %s", path)
 		case !info.IsDir() && !strings.HasSuffix(path, testspec.TestFileSuffix):
-			return nil, fmt.Errorf("%s is no file of tests: their names end with %s; `stanch validate` checks playbooks", path, testspec.TestFileSuffix)
+			return nil, fmt.Errorf("%s is not a test file; test files end with %s; `stanch validate` checks playbooks", path, testspec.TestFileSuffix)
 		case !info.Mode().IsRegular() && !info.IsDir():
-			return nil, fmt.Errorf("%s is no regular file", path)
+			return nil, fmt.Errorf("%s is not a regular file", path)
 		case !info.IsDir():
 			out = append(out, path)
 			continue
@@ -69,7 +69,7 @@ func FindTestFiles(paths []string) ([]string, error) {
 				out = append(out, p)
 			}
 			if len(out) > maxTestFiles {
-				return fmt.Errorf("more than %d files of tests", maxTestFiles)
+				return fmt.Errorf("more than %d test files", maxTestFiles)
 			}
 			return nil
 		})
@@ -139,7 +139,7 @@ func (s *Suite) loadPlaybooks(root *os.Root, catalogue playbooks.Catalog) error 
 	tested := s.Tests.Playbooks
 	if len(tested) == 0 {
 		if tested = beside; len(tested) == 0 {
-			s.errorf(testspec.Pos{}, "no-playbook", "name it: `playbook: FILE`", "there is no playbook in %s", dir)
+			s.errorf(testspec.Pos{}, "no-playbook", "name it: `playbook: FILE`", "no playbook in %s", dir)
 		}
 	}
 	// A playbook under test may call the others in its directory.
@@ -153,7 +153,7 @@ func (s *Suite) loadPlaybooks(root *os.Root, catalogue playbooks.Catalog) error 
 		source, err := readInsideRoot(root, "playbook", ref.Name, playbooks.MaxFileBytes)
 		if err != nil {
 			if i < len(tested) {
-				s.errorf(ref.Pos, "no-playbook", "a playbook is named by its path beside the tests", "%v", err)
+				s.errorf(ref.Pos, "no-playbook", "use the path relative to the test file", "%v", err)
 			}
 			continue
 		}
@@ -161,7 +161,7 @@ func (s *Suite) loadPlaybooks(root *os.Root, catalogue playbooks.Catalog) error 
 		first, twice := names[book.Name]
 		switch {
 		case twice && i < len(tested):
-			s.errorf(ref.Pos, "duplicate-name", "choose another name", "%s and %s are both called `%s`", first, file, book.Name)
+			s.errorf(ref.Pos, "duplicate-name", "choose another name", "%s and %s both have the name `%s`", first, file, book.Name)
 			continue
 		case twice:
 			continue
@@ -216,16 +216,16 @@ func listPlaybooks(dir string) ([]testspec.FileRef, error) {
 // readInsideRoot reads a file in a directory. It returns an error for a path that leads out of it.
 func readInsideRoot(root *os.Root, what, path string, most int64) ([]byte, error) {
 	if !filepath.IsLocal(path) {
-		return nil, fmt.Errorf("%s lies outside of the folder of the tests", path)
+		return nil, fmt.Errorf("%s is outside of the test folder", path)
 	}
 	info, err := root.Stat(path)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-		return nil, fmt.Errorf("there is no %s %s", what, path)
+		return nil, fmt.Errorf("no such %s: %s", what, path)
 	case err != nil:
-		return nil, fmt.Errorf("%s cannot be read, or leads out of the folder of the tests", path)
+		return nil, fmt.Errorf("%s cannot be read, or points outside of the test folder", path)
 	case !info.Mode().IsRegular():
-		return nil, fmt.Errorf("%s is no regular file", path)
+		return nil, fmt.Errorf("%s is not a regular file", path)
 	}
 	f, err := root.Open(path)
 	if err != nil {
@@ -242,7 +242,7 @@ func (s *Suite) loadRecording(root *os.Root, ref testspec.FileRef) {
 	}
 	raw, err := readInsideRoot(root, "recording", ref.Name, recording.MaxBytes)
 	if err != nil {
-		s.errorf(ref.Pos, "no-recording", "a recording stands beside the tests or in a folder below; `stanch record ID > FILE` makes one", "%v", err)
+		s.errorf(ref.Pos, "no-recording", "put the recording into the test folder or a folder below; `stanch record ID > FILE` creates one", "%v", err)
 		return
 	}
 	r, err := recording.Decode(raw)
@@ -257,9 +257,9 @@ func readBoundedFile(file string, most int64) ([]byte, error) {
 	info, err := os.Stat(file)
 	switch {
 	case err != nil:
-		return nil, fmt.Errorf("there is no file %s", file)
+		return nil, fmt.Errorf("no such file: %s", file)
 	case !info.Mode().IsRegular():
-		return nil, fmt.Errorf("%s is no regular file", file)
+		return nil, fmt.Errorf("%s is not a regular file", file)
 	}
 	f, err := os.Open(file)
 	if err != nil {

@@ -60,7 +60,7 @@ func testsToRewrite(f FileResult) (map[*testspec.TestCase]testspec.Result, error
 			ok = true // it fails only because `expect` is empty
 		}
 		if !ok {
-			problems = append(problems, fmt.Errorf("%s:%d: not updated: %q would fail all the same: %s; change the test or the playbook by hand", f.File, t.Line, t.Name, why))
+			problems = append(problems, fmt.Errorf("%s:%d: not updated: %q would still fail: %s; change the test or the playbook manually", f.File, t.Line, t.Name, why))
 			continue
 		}
 		rewrites[t.Test] = t.ActualResult
@@ -82,7 +82,7 @@ func KeepPassing(updated []UpdatedFile, after Report) ([]UpdatedFile, error) {
 			kept = append(kept, u)
 			continue
 		}
-		problems = append(problems, fmt.Errorf("%s: not updated: its tests would fail all the same; change it by hand", u.File), u.Restore())
+		problems = append(problems, fmt.Errorf("%s: not updated: its tests would still fail; change it manually", u.File), u.Restore())
 	}
 	return kept, errors.Join(problems...)
 }

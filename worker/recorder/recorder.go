@@ -60,7 +60,7 @@ func FromHistories(runs []audit.WorkflowRun, incidentID string, c converter.Data
 		return r.recording, fmt.Errorf("record %s: %w", incidentID, r.firstError)
 	}
 	if r.recording.Incident.ID == "" {
-		return r.recording, fmt.Errorf("record %s: %w", incidentID, errors.New("there is no history of the incident itself"))
+		return r.recording, fmt.Errorf("record %s: %w", incidentID, errors.New("the history of the incident itself is missing"))
 	}
 	r.orderAndNumberResults()
 	return recording.Redact(r.recording), nil
@@ -123,7 +123,7 @@ func (r *recorder) readRun(run audit.WorkflowRun) {
 			r.recordActivityEnd(scheduled[a.GetScheduledEventId()], e, nil, r.failureText(a.GetFailure()))
 		case e.GetActivityTaskTimedOutEventAttributes() != nil:
 			a := e.GetActivityTaskTimedOutEventAttributes()
-			r.recordActivityEnd(scheduled[a.GetScheduledEventId()], e, nil, "no answer in time")
+			r.recordActivityEnd(scheduled[a.GetScheduledEventId()], e, nil, "timed out")
 		case e.GetWorkflowExecutionCompletedEventAttributes() != nil:
 			r.recordWorkflowCompleted(run, e)
 		}
@@ -135,7 +135,7 @@ func (r *recorder) failureText(f *failurepb.Failure) string {
 	if f.GetCause() != nil && f.GetMessage() == "" {
 		return r.failureText(f.GetCause())
 	}
-	return cmp.Or(f.GetMessage(), "it does not say why")
+	return cmp.Or(f.GetMessage(), "no failure message")
 }
 
 func (r *recorder) recordIncidentOpened(e *historypb.HistoryEvent) {

@@ -56,10 +56,10 @@ func Open(ctx context.Context, version string, log *slog.Logger) (*Traces, error
 	case "grpc":
 		exporter, err = otlptracegrpc.New(ctx)
 	default:
-		return nil, fmt.Errorf("OTEL_EXPORTER_OTLP_PROTOCOL is %q; Stanch speaks http/protobuf and grpc", protocol)
+		return nil, fmt.Errorf("unknown OTEL_EXPORTER_OTLP_PROTOCOL %q; use http/protobuf or grpc", protocol)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("open the receiver of traces: %w; OTEL_EXPORTER_OTLP_ENDPOINT is a URL such as http://127.0.0.1:4318", err)
+		return nil, fmt.Errorf("create the trace exporter: %w; set OTEL_EXPORTER_OTLP_ENDPOINT to a URL such as http://127.0.0.1:4318", err)
 	}
 	// The process's arguments and the host's name are not sent unless OTEL_RESOURCE_ATTRIBUTES contains them.
 	res, err := resource.New(ctx, resource.WithAttributes(attribute.String("service.name", "stanch"), attribute.String("service.version", version)), resource.WithFromEnv())
@@ -127,7 +127,7 @@ func (c *nonblockingExporter) ExportSpans(ctx context.Context, spans []sdktrace.
 	err := c.SpanExporter.ExportSpans(ctx, spans)
 	now, last := time.Now().Unix(), c.lastLogged.Load()
 	if err != nil && now-last >= 60 && c.lastLogged.CompareAndSwap(last, now) {
-		c.log.Warn("traces are lost: their receiver does not take them", "spans", len(spans), "error", err)
+		c.log.Warn("traces are lost: their receiver does not accept them", "spans", len(spans), "error", err)
 	}
 	return nil
 }

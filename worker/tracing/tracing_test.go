@@ -163,7 +163,7 @@ func TestWithoutAReceiverThereIsNoTracing(t *testing.T) {
 	some.Close()
 	t.Setenv("OTEL_EXPORTER_OTLP_PROTOCOL", "http/json")
 	_, err = tracing.Open(t.Context(), "v1", nil)
-	require.ErrorContains(t, err, "http/protobuf and grpc")
+	require.ErrorContains(t, err, "use http/protobuf or grpc")
 	t.Setenv("OTEL_TRACES_EXPORTER", "none")
 	none, err = tracing.Open(t.Context(), "v1", nil)
 	require.NoError(t, err)
