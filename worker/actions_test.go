@@ -8,7 +8,7 @@ import (
 	"stanch/worker"
 )
 
-func TestEveryReversibleActionSaysWhatEndsIt(t *testing.T) {
+func TestEveryReversibleActionHasAnEndMechanism(t *testing.T) {
 	reversible := 0
 	for _, action := range worker.AllActions(worker.Deps{}) {
 		if spec := action.Spec(); spec.Reversible {

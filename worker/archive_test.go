@@ -21,7 +21,7 @@ func waitingWorkflow(ctx workflow.Context) error {
 }
 
 // An incident's message workflow may stay open forever; incidents with an active lease wait, after all others.
-func TestAnOpenThreadHoldsUpNoArchive(t *testing.T) {
+func TestOpenMessageWorkflowDoesNotDelayArchive(t *testing.T) {
 	s := temporal.Start(t, map[string]any{"Incident": endingWorkflow, "ChatMessage": waitingWorkflow, "Lease": waitingWorkflow})
 	auth, err := authority.OpenOrCreate(t.TempDir())
 	require.NoError(t, err)
@@ -41,8 +41,8 @@ func TestAnOpenThreadHoldsUpNoArchive(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, 1, n)
 	require.True(t, a.Archive.Exists(joinedIncidentID))
-	require.False(t, a.Archive.Exists(auditedIncidentID), "its lease still holds")
-	require.Equal(t, []string{"INC-NEW", auditedIncidentID}, a.archiveQueue.orderByLastAttempt([]string{auditedIncidentID, "INC-NEW"}), "what was skipped comes last")
+	require.False(t, a.Archive.Exists(auditedIncidentID), "its lease is still active")
+	require.Equal(t, []string{"INC-NEW", auditedIncidentID}, a.archiveQueue.orderByLastAttempt([]string{auditedIncidentID, "INC-NEW"}), "a skipped incident is tried last")
 
 	// Whether the message workflow continues or ends makes no difference to the archive.
 	live, archived, _, err := a.loadRuns(t.Context(), joinedIncidentID, true)
@@ -58,7 +58,7 @@ func TestAnOpenThreadHoldsUpNoArchive(t *testing.T) {
 	require.Equal(t, 1, n)
 }
 
-func TestWhatWasTriedLongestAgoIsTriedFirst(t *testing.T) {
+func TestArchiveQueueOrdersByLastAttempt(t *testing.T) {
 	var q archiveQueue
 	require.Equal(t, []string{"a", "b", "c"}, q.orderByLastAttempt([]string{"a", "b", "c"}))
 	q.recordAttempt("a")
@@ -66,6 +66,6 @@ func TestWhatWasTriedLongestAgoIsTriedFirst(t *testing.T) {
 	require.Equal(t, []string{"c", "d", "a", "b"}, q.orderByLastAttempt([]string{"a", "b", "c", "d"}))
 	q.recordAttempt("a")
 	require.Equal(t, []string{"c", "b", "a"}, q.orderByLastAttempt([]string{"a", "b", "c"}))
-	require.Equal(t, []string{"c", "a"}, q.orderByLastAttempt([]string{"a", "c"}), "what was archived is forgotten")
+	require.Equal(t, []string{"c", "a"}, q.orderByLastAttempt([]string{"a", "c"}), "an archived incident leaves the queue")
 	require.Len(t, q.lastAttempt, 1)
 }

@@ -69,7 +69,7 @@ func (c *auditFixture) auditDifferences() string {
 	return text.String()
 }
 
-func TestAManifestWhoseEndWasCutOffDiffersFromTheHistory(t *testing.T) {
+func TestAuditReportsTruncatedManifest(t *testing.T) {
 	c := newAuditFixture(t)
 	require.Empty(t, c.auditDifferences())
 	c.truncateManifest(2) // the lines of the archive and of the undo
@@ -81,7 +81,7 @@ func TestAManifestWhoseEndWasCutOffDiffersFromTheHistory(t *testing.T) {
 }
 
 // A line that is signed again with another key is not the line in the history.
-func TestAManifestThatWasReplacedDiffersFromTheHistory(t *testing.T) {
+func TestAuditReportsReplacedManifest(t *testing.T) {
 	c := newAuditFixture(t)
 	require.NoError(t, os.Remove(c.manifestPath(auditedIncidentID)))
 	_, err := c.Evidence.StoreArtifact(t.Context(), auditedIncidentID, "pod.logs", "pod:1", activities.Artifact{Name: "log.txt", Data: []byte("log")}, time.Now().Add(time.Hour))
@@ -89,13 +89,13 @@ func TestAManifestThatWasReplacedDiffersFromTheHistory(t *testing.T) {
 	require.Contains(t, c.auditDifferences(), "the history records evidence log.txt as line "+c.timeline.Evidence[0].ManifestEntryHash)
 }
 
-func TestTheManifestOfALeaseThatWasJoinedIsReadToo(t *testing.T) {
+func TestAuditReadsManifestOfJoinedLease(t *testing.T) {
 	c := newAuditFixture(t)
 	require.NoError(t, os.Remove(c.manifestPath(joinedIncidentID)))
 	require.Contains(t, c.auditDifferences(), "what was joined was written to the manifest of "+joinedIncidentID)
 }
 
-func TestAnArchiveThatIsGoneIsADifference(t *testing.T) {
+func TestAuditReportsMissingArchive(t *testing.T) {
 	c := newAuditFixture(t)
 	sum, err := c.Archive.FileSHA256(auditedIncidentID)
 	require.NoError(t, err)
@@ -108,7 +108,7 @@ func TestAnArchiveThatIsGoneIsADifference(t *testing.T) {
 }
 
 // If a full disk prevented an entry, the history says so: the timeline shows it, and it is no difference.
-func TestWhatCouldNotBeEnteredIsToldWithItsReason(t *testing.T) {
+func TestAuditShowsUnrecordedActionWithReason(t *testing.T) {
 	c := newAuditFixture(t)
 	c.timeline.ManifestRecords = append(c.timeline.ManifestRecords, audit.ManifestRecord{Description: "extending it", IncidentID: auditedIncidentID, UnrecordedReason: "no space left on device"})
 	checked, differences := c.verifyEvidence(auditedIncidentID, c.timeline)

@@ -179,7 +179,7 @@ func (e *cloudTrailFixture) queueCounts(ctx context.Context) (string, error) {
 	return out.Attributes["ApproximateNumberOfMessages"] + "+" + out.Attributes["ApproximateNumberOfMessagesNotVisible"], nil
 }
 
-func TestTheRecordOfTheAccountComesByAQueue(t *testing.T) {
+func TestCloudTrailEventsAreReceivedFromQueue(t *testing.T) {
 	e := newCloudTrailFixture(t, false)
 
 	// EKS Pod Identity names the pod of a new session; calls with its key are that pod's.
@@ -230,7 +230,7 @@ func TestTheRecordOfTheAccountComesByAQueue(t *testing.T) {
 	require.Eventually(t, func() bool { return e.countMessagesLeft(t) == "0+0" }, 20*time.Second, 50*time.Millisecond)
 }
 
-func TestARecordThatFallsSilentIsTold(t *testing.T) {
+func TestSilentCloudTrailIsReported(t *testing.T) {
 	e := newCloudTrailFixture(t, false)
 	e.clockOffset.Store(int64(-150 * time.Minute)) // detections must not be from the future
 	for n := range 2 {
@@ -252,11 +252,11 @@ func TestARecordThatFallsSilentIsTold(t *testing.T) {
 	require.Contains(t, e.waitForRule(t, "source-events-unreadable").Reasons[0], "1 events of the source cloudtrail")
 }
 
-func TestAMessageIsDeletedWhenTemporalHasIt(t *testing.T) {
+func TestQueueMessageIsDeletedAfterTemporalAcceptsIt(t *testing.T) {
 	e := newCloudTrailFixture(t, false)
 	e.failingCalls.Store("kube", true)
 	e.sendMessages(t, newCloudTrailRecord("k-1", "ListBuckets", "s3", "web", "botocore-session-1", "ASIAWEB", "10.0.0.7", ""))
-	require.Eventually(t, func() bool { return e.countMessagesLeft(t) == "0+1" }, 20*time.Second, 20*time.Millisecond, "it was received, and the pod cannot be found")
+	require.Eventually(t, func() bool { return e.countMessagesLeft(t) == "0+1" }, 20*time.Second, 20*time.Millisecond, "received, but not deleted while the pod lookup fails")
 	require.Never(t, func() bool {
 		left, err := e.queueCounts(t.Context()) // its last lookup may outlive the test
 		return err == nil && left != "0+1"
@@ -264,7 +264,7 @@ func TestAMessageIsDeletedWhenTemporalHasIt(t *testing.T) {
 	require.Empty(t, e.detections)
 }
 
-func TestTheRecordOfTheAccountComesByLookup(t *testing.T) {
+func TestCloudTrailEventsAreReceivedByLookup(t *testing.T) {
 	e := newCloudTrailFixture(t, true)
 	e.fakeAWS.AddEvents(1,
 		standin.CloudTrailEvent{Name: "UpdateAssumeRolePolicy", Time: time.Now().Add(-time.Minute), RawJSON: newCloudTrailRecord("l-1", "UpdateAssumeRolePolicy", "iam", "admin", "alice", "ASIAADM", "10.0.0.7", `,"requestParameters":{"roleName":"web"}`)},
@@ -275,6 +275,6 @@ func TestTheRecordOfTheAccountComesByLookup(t *testing.T) {
 	e.waitForRule(t, "cloud-monitoring-disabled")
 	calls := e.fakeAWS.CallTimes("LookupEvents")
 	for i := range calls[1:] {
-		require.GreaterOrEqual(t, calls[i+1].Sub(calls[i]), 450*time.Millisecond, "CloudTrail answers two a second")
+		require.GreaterOrEqual(t, calls[i+1].Sub(calls[i]), 450*time.Millisecond, "CloudTrail allows two requests per second")
 	}
 }

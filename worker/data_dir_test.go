@@ -28,12 +28,12 @@ func TestDataDirectoryOfAnotherFormatIsRefused(t *testing.T) {
 			require.ErrorContains(t, err, c.want)
 			after, err := os.ReadDir(dir)
 			require.NoError(t, err)
-			require.Len(t, after, len(before), "a refused directory stays as it was")
+			require.Len(t, after, len(before), "a refused directory is unchanged")
 		})
 	}
 }
 
-func TestDataDirectoryIsOpenedAgain(t *testing.T) {
+func TestDataDirectoryCanBeReopened(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "data")
 	for range 2 {
 		unlock, err := worker.LockDir(dir)

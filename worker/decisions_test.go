@@ -196,7 +196,7 @@ func (l *runningInstallation) recordIncident(id string) recording.Recording {
 
 // A simulation makes the same decisions as the live installation: who may vote, whose vote did not count, break-glass,
 // escalation, what the kill switch and the budget refused, and which playbook was selected.
-func TestSimulationDecidesAsItWasDecidedLive(t *testing.T) {
+func TestSimulationRepeatsLiveDecisions(t *testing.T) {
 	dir := t.TempDir()
 	for _, name := range []string{"glass", "quorum", "denial", "judged"} {
 		writePlaybook(t, dir, name+".yaml", approvalPlaybook(name, "40s"))
@@ -221,7 +221,7 @@ func TestSimulationDecidesAsItWasDecidedLive(t *testing.T) {
 	node := &fakeContainmentNode{containments: map[string]gatewayrpc.ContainmentState{}, refusedContainers: map[string]bool{"container:c-next": true}}
 	l := &runningInstallation{Worker: w, t: t, cfg: cfg, file: file, spool: connectNode(t, w, agent.Health{Node: "node-1", ProbeStatus: probe.Status{LoadedAt: time.Now()}}, node)}
 
-	// The kill switch refuses one, and nothing bypasses it.
+	// A pause refuses one containment, and nothing bypasses it.
 	require.NoError(t, l.ApprovalService.Pause(t.Context(), l.principal("alice"), "a test"))
 	l.reportMiner("paused", 0.9)
 	l.waitForIncident("paused", "it ended", func(in playbooks.Incident) bool { return len(in.Playbooks) > 0 && !in.Playbooks[0].Ended.IsZero() })
@@ -249,7 +249,7 @@ func TestSimulationDecidesAsItWasDecidedLive(t *testing.T) {
 	require.NoError(t, l.spool.Add(moves))
 
 	id := l.waitForApprovalRequest("escalated")
-	l.castVote(id, "dave", true, true) // he is not an approver yet
+	l.castVote(id, "dave", true, true) // not an approver before the escalation
 	id = l.waitForApprovalRequest("glass")
 	l.castVote(id, "eve", true, true)
 	l.castVote(id, "grace", true, false, func(v *gateway.VoteRequest) { v.BreakGlass, v.Reason = true, "the others sleep" })
@@ -317,7 +317,7 @@ func TestSimulationDecidesAsItWasDecidedLive(t *testing.T) {
 			require.Empty(t, simulate.Divergences(rec, r))
 			require.Empty(t, r.AssumedResults)
 			for _, e := range r.Effects {
-				require.Less(t, e.UndoneAtMS-e.AppliedAtMS, time.Minute.Milliseconds(), "it ends when it ended, also where people ended it")
+				require.Less(t, e.UndoneAtMS-e.AppliedAtMS, time.Minute.Milliseconds(), "each lease ends at its recorded end, also if people released it")
 			}
 		})
 	}

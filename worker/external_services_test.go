@@ -26,7 +26,7 @@ func writeSecretFile(t *testing.T, text string) string {
 }
 
 // From the text of a configuration to a signed request and a ticket.
-func TestAConfigurationIsAllThatWordNeeds(t *testing.T) {
+func TestConfigurationSetsUpNotificationsAndTickets(t *testing.T) {
 	const secret = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 	pager, tracker := webhook.Start(t, secret), stand.StartGitHub(t)
 	c, problems := config.Parse("c", []byte("webhooks: [{name: pager, url: '"+pager.URL+"', secret_file: "+writeSecretFile(t, secret)+"}]\n"+
@@ -47,14 +47,14 @@ func TestAConfigurationIsAllThatWordNeeds(t *testing.T) {
 	require.Equal(t, []string{"stanch-" + steprunner.IncidentID, "security"}, tracker.Issues()[0].Labels)
 }
 
-func TestASecretThatIsNoneStopsTheStartAndIsNotTold(t *testing.T) {
+func TestInvalidSecretFailsStartWithoutDisclosure(t *testing.T) {
 	for name, c := range map[string]struct {
 		text, want string
 	}{
-		"a weak key":   {"webhooks: [{name: a, url: 'https://x.example', secret_file: " + writeSecretFile(t, "hunter2") + "}]", "webhook a: secret_file"},
-		"no token":     {"ticket: {kind: github, project: acme/x, token_file: /nowhere}", "ticket.token_file"},
-		"no password":  {"email: {smtp: 'x:25', from: a@example.com, to: [b@example.com], username: u, password_file: " + writeSecretFile(t, "") + "}", "email.password_file"},
-		"a wrong file": {"webhooks: [{name: a, url: 'https://x.example', secret_file: /}]", "webhook a: secret_file"},
+		"a weak key":     {"webhooks: [{name: a, url: 'https://x.example', secret_file: " + writeSecretFile(t, "hunter2") + "}]", "webhook a: secret_file"},
+		"no token":       {"ticket: {kind: github, project: acme/x, token_file: /nowhere}", "ticket.token_file"},
+		"no password":    {"email: {smtp: 'x:25', from: a@example.com, to: [b@example.com], username: u, password_file: " + writeSecretFile(t, "") + "}", "email.password_file"},
+		"a missing file": {"webhooks: [{name: a, url: 'https://x.example', secret_file: /}]", "webhook a: secret_file"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			parsed, problems := config.Parse("c", []byte(c.text))
@@ -66,7 +66,7 @@ func TestASecretThatIsNoneStopsTheStartAndIsNotTold(t *testing.T) {
 	}
 }
 
-func TestAPlaybookMayUseWhatATicketIsCalled(t *testing.T) {
+func TestPlaybookCanUseTicketOutputs(t *testing.T) {
 	load := func(steps string) (messages []string) {
 		_, problems := playbooks.LoadPlaybook("p.yaml", []byte("playbook: p\ndescription: x\nmatch: { objective: crypto-mining }\nsteps:\n"+steps), worker.ActionCatalog())
 		for _, p := range problems {
@@ -77,6 +77,6 @@ func TestAPlaybookMayUseWhatATicketIsCalled(t *testing.T) {
 	require.Empty(t, load("  - ticket: create\n    id: t\n    with: { title: \"${incident.summary}\", labels: [\"${incident.workload.name}\"] }\n"+
 		"  - notify: email\n    with: { to: [oncall@example.com], text: \"${t.url}\" }\n  - notify: webhook\n    if: t.created\n    with: { name: pager, text: \"${t.id}\" }\n"))
 	require.Contains(t, strings.Join(load("  - notify: webhook\n"), "\n"), "`webhook` needs the parameter `name`")
-	require.NotEmpty(t, load("  - notify: webhook\n    with: { name: pager, url: 'https://evil.example' }\n"), "a playbook names no address")
+	require.NotEmpty(t, load("  - notify: webhook\n    with: { name: pager, url: 'https://evil.example' }\n"), "a playbook cannot set a URL")
 	require.NotEmpty(t, load("  - ticket: webhook\n    with: { name: pager }\n"))
 }

@@ -12,7 +12,7 @@ import (
 )
 
 // A playbook without a description runs: its log line is a warning, and does not say that it is omitted.
-func TestAPlaybookThatRunsIsNotLoggedAsLeftOut(t *testing.T) {
+func TestPlaybookWarningIsNotLoggedAsUnused(t *testing.T) {
 	var out bytes.Buffer
 	worker.LogPlaybookProblems(slog.New(slog.NewTextHandler(&out, nil)), diagnostic.Diagnostics{
 		{File: "mine.yaml", Line: 1, Column: 1, Severity: "warning", Code: "no-description", Message: "the playbook says nothing of what it is for"},

@@ -34,7 +34,7 @@ const userPlaybook = "playbook: mine\ndescription: x\nmatch: { objective: crypto
 
 // A playbook is edited while Stanch runs: the next incident uses it without a restart, and an invalid edit changes
 // nothing.
-func TestEditedPlaybooksAreInForceAtOnce(t *testing.T) {
+func TestEditedPlaybooksApplyImmediately(t *testing.T) {
 	dir := t.TempDir()
 	c := config.Default()
 	c.Playbooks = []string{dir}
@@ -55,7 +55,7 @@ func TestEditedPlaybooksAreInForceAtOnce(t *testing.T) {
 	require.NoError(t, err)
 	require.True(t, changed)
 	require.True(t, problems.HasErrors())
-	require.Equal(t, userPlaybook, string(matchByName(t, l, mining)["mine"].Source), "its last valid version stays in force")
+	require.Equal(t, userPlaybook, string(matchByName(t, l, mining)["mine"].Source), "its last valid version stays in use")
 	require.True(t, l.Problems().HasErrors())
 
 	writePlaybook(t, dir, "mine.yaml", userPlaybook+"  - notify: log\n    with: { text: x }\n")
@@ -66,7 +66,7 @@ func TestEditedPlaybooksAreInForceAtOnce(t *testing.T) {
 	require.NotContains(t, matchByName(t, l, mining), "mine")
 	require.Empty(t, matchByName(t, l, mining)["cryptominer"].NotSelectedReason)
 
-	// A missing directory is an accident: the playbooks stay in force.
+	// A missing directory is an error: the playbooks stay in use.
 	writePlaybook(t, dir, "mine.yaml", userPlaybook)
 	require.Contains(t, matchByName(t, l, mining), "mine")
 	require.NoError(t, os.RemoveAll(dir))
@@ -76,7 +76,7 @@ func TestEditedPlaybooksAreInForceAtOnce(t *testing.T) {
 }
 
 // A deleted playbook does not return with the next invalid edit, and editors' temporary files do not block edits.
-func TestADeletedPlaybookDoesNotComeBack(t *testing.T) {
+func TestDeletedPlaybookStaysDeleted(t *testing.T) {
 	dir := t.TempDir()
 	c := config.Default()
 	c.Playbooks = []string{dir}
@@ -91,14 +91,14 @@ func TestADeletedPlaybookDoesNotComeBack(t *testing.T) {
 	require.NoError(t, os.Remove(filepath.Join(dir, "mine.yaml")))
 	require.NotContains(t, matchByName(t, l, mining), "mine")
 	writePlaybook(t, dir, "mine.yaml", userPlaybook+"    nonsense: 1\n")
-	require.NotContains(t, matchByName(t, l, mining), "mine", "it has no valid version")
+	require.NotContains(t, matchByName(t, l, mining), "mine", "no valid version exists")
 
 	require.NoError(t, unix.Mkfifo(filepath.Join(dir, "pipe.yaml"), 0o600))
 	_, _, err = l.Reload()
 	require.ErrorContains(t, err, "pipe.yaml: not a regular file")
 }
 
-func TestAUsersFolderNamedLibraryIsNotTheLibrary(t *testing.T) {
+func TestUserFolderNamedLibraryIsNotShipped(t *testing.T) {
 	t.Chdir(t.TempDir())
 	require.NoError(t, os.Mkdir("library", 0o700))
 	c := config.Default()
@@ -114,7 +114,7 @@ func TestAUsersFolderNamedLibraryIsNotTheLibrary(t *testing.T) {
 	require.Equal(t, "library", sources["cryptominer"])
 }
 
-func TestTheConfigurationSaysWhichShippedPlaybooksAreUsed(t *testing.T) {
+func TestConfigurationSelectsShippedPlaybooks(t *testing.T) {
 	off := false
 	for _, c := range []struct {
 		name          string
@@ -125,8 +125,8 @@ func TestTheConfigurationSaysWhichShippedPlaybooksAreUsed(t *testing.T) {
 		{"all", config.LibrarySelection{}, []string{"cryptominer", "reverse-shell", "isolate-pods"}, nil, "", ""},
 		{"none", config.LibrarySelection{Enabled: &off}, nil, []string{"cryptominer", "reverse-shell", "isolate-pods"}, "", ""},
 		{"except", config.LibrarySelection{Except: []string{"cryptominer"}}, []string{"reverse-shell", "isolate-pods"}, []string{"cryptominer"}, "", ""},
-		{"only, with those that it calls", config.LibrarySelection{Only: []string{"lateral-movement"}}, []string{"lateral-movement", "isolate-pods"}, []string{"cryptominer", "reverse-shell"}, "", ""},
-		{"a name that no playbook has", config.LibrarySelection{Except: []string{"cryptominr"}}, []string{"cryptominer"}, nil, "`library.except` of the configuration: unknown shipped playbook `cryptominr`", "did you mean `cryptominer`?"},
+		{"only, with callees", config.LibrarySelection{Only: []string{"lateral-movement"}}, []string{"lateral-movement", "isolate-pods"}, []string{"cryptominer", "reverse-shell"}, "", ""},
+		{"unknown name", config.LibrarySelection{Except: []string{"cryptominr"}}, []string{"cryptominer"}, nil, "`library.except` of the configuration: unknown shipped playbook `cryptominr`", "did you mean `cryptominer`?"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			conf := config.Default()

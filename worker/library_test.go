@@ -13,7 +13,7 @@ import (
 )
 
 // The library is checked against the real actions, as in a worker.
-func TestTheShippedLibraryIsValid(t *testing.T) {
+func TestShippedLibraryIsValid(t *testing.T) {
 	library, problems, err := worker.LoadLibrary(config.Default(), worker.ActionCatalog())
 	require.NoError(t, err)
 	for _, p := range problems {
@@ -22,7 +22,7 @@ func TestTheShippedLibraryIsValid(t *testing.T) {
 	require.Len(t, library.Programs(), 18)
 }
 
-func TestEvidenceOfThePodCountsForItsRole(t *testing.T) {
+func TestEvidenceOfPodCountsForItsRole(t *testing.T) {
 	load := func(steps string) (messages []string) {
 		_, problems := playbooks.LoadPlaybook("p.yaml", []byte("playbook: p\ndescription: x\nmatch: { objective: credential-access }\nsteps:\n"+steps), worker.ActionCatalog())
 		for _, p := range problems {
@@ -38,7 +38,7 @@ func TestEvidenceOfThePodCountsForItsRole(t *testing.T) {
 }
 
 // Every kind of incident has a matching playbook, and the library never contains it with two playbooks.
-func TestAnIncidentIsOnePlaybooksBusiness(t *testing.T) {
+func TestOnlyOneShippedPlaybookContainsAnIncident(t *testing.T) {
 	library, _, err := worker.LoadLibrary(config.Default(), worker.ActionCatalog())
 	require.NoError(t, err)
 	contains := map[string]bool{}
@@ -95,6 +95,6 @@ func TestAnIncidentIsOnePlaybooksBusiness(t *testing.T) {
 		}
 	}
 	for _, p := range library.Programs() {
-		require.True(t, started[p.Name] || p.Match == nil, "%s is never started", p.Name)
+		require.True(t, started[p.Name] || p.Match == nil, "%s never starts", p.Name)
 	}
 }

@@ -147,7 +147,7 @@ func outcomesByAction(run playbooks.PlaybookRun) map[string]playbooks.Outcome {
 
 // A responder contains a target without a detection, with the same evidence, guards and lease. Incident, audit and
 // recording contain it, and the simulation gives the same result.
-func TestAPersonContainsByRequest(t *testing.T) {
+func TestManualRequestContainsTarget(t *testing.T) {
 	w, node, ask := startRequestInstallation(t, manualRequestConfig)
 	q := gateway.ContainRequest{ID: "one", Target: testContainerID, Action: "pod.isolate", Duration: time.Hour, Reason: "beacons to 203.0.113.9"}
 
@@ -203,7 +203,7 @@ func TestAPersonContainsByRequest(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, answer.IncidentID, joined.IncidentID)
 	in, run = waitForPlaybookRun(t, w, joined)
-	require.Len(t, in.Playbooks, 2, "the repeated request started nothing")
+	require.Len(t, in.Playbooks, 2, "the repeated request starts nothing")
 	require.Equal(t, "contain-pod-isolate-30m", run.Playbook)
 	require.Len(t, node.lockedLeaseIDs(), 1, "two requests, one lock")
 
@@ -240,7 +240,7 @@ func TestAPersonContainsByRequest(t *testing.T) {
 }
 
 // Lists show a prefix of a container's id. A unique prefix is accepted, and the complete id is signed.
-func TestTheBeginningOfAContainersIDSuffices(t *testing.T) {
+func TestContainerIDPrefixIsAccepted(t *testing.T) {
 	w, node, ask := startRequestInstallation(t, manualRequestConfig)
 	const twin = "b0b0b0b0b0b0ffffffffffffffffffffffffffffffffffffffffffffffffffff"
 	node.containerIDs = append(node.containerIDs, twin)
@@ -274,7 +274,7 @@ func TestTheBeginningOfAContainersIDSuffices(t *testing.T) {
 
 // A true positive changes no lease and no approval request; a false positive lists what it released and denied. A dry
 // run warns if a freeze is longer than recommended.
-func TestDispositionNamesWhatItReleasesAndDenies(t *testing.T) {
+func TestDispositionListsReleasedLeasesAndDeniedRequests(t *testing.T) {
 	w, _, ask := startRequestInstallation(t, manualRequestConfig)
 	q := gateway.ContainRequest{ID: "short", Target: testContainerID, Action: "pod.isolate", Duration: 5 * time.Minute, Reason: "beacons"}
 	answer, err := ask("alice", q)
@@ -302,7 +302,7 @@ func TestDispositionNamesWhatItReleasesAndDenies(t *testing.T) {
 	}, 30*time.Second, 50*time.Millisecond)
 	asked, err := w.QueryService.PendingApprovals(t.Context(), answer.IncidentID)
 	require.NoError(t, err)
-	require.Len(t, asked, 1, "a true positive denies no question")
+	require.Len(t, asked, 1, "a true positive denies no approval request")
 	done, err = resolve(incident.TriageFalsePositive)
 	require.NoError(t, err)
 	require.Equal(t, []string{"pod.isolate of container b0b0b0b0b0b0 for 3h"}, done.DeniedRequests)
@@ -317,7 +317,7 @@ func TestDispositionNamesWhatItReleasesAndDenies(t *testing.T) {
 
 // A container in the target's network namespace is isolated too: the dry run, the lease and the audit say so. A dry run
 // next to a lease says that the target is leased, and until when.
-func TestContainersThatAreCutOffTooAreRecorded(t *testing.T) {
+func TestContainersInSharedNetworkNamespaceAreRecorded(t *testing.T) {
 	w, node, ask := startRequestInstallation(t, manualRequestConfig)
 	node.networkSharers = []gatewayrpc.NetworkSharer{{ContainerID: "a3dfa3dfa3df"}}
 	const warning = "container a3dfa3dfa3df joined its network namespace after it started and is isolated too"
@@ -353,7 +353,7 @@ func TestContainersThatAreCutOffTooAreRecorded(t *testing.T) {
 }
 
 // If the guards require an approval, the requester is never an approver.
-func TestWhoRequestsDoesNotApprove(t *testing.T) {
+func TestRequesterCannotApproveOwnRequest(t *testing.T) {
 	w, node, ask := startRequestInstallation(t, strings.ReplaceAll(manualRequestConfig, "max_duration: 2h", "max_duration: 1m"))
 	answer, err := ask("alice", gateway.ContainRequest{ID: "long", Target: testContainerID, Action: "pod.isolate", Duration: time.Hour, Reason: "beacons"})
 	require.NoError(t, err)
@@ -374,7 +374,7 @@ func TestWhoRequestsDoesNotApprove(t *testing.T) {
 }
 
 // Two requests for one target have two approval requests with different names; an ambiguous name is refused.
-func TestQuestionsOfOneIncidentHaveNamesOfTheirOwn(t *testing.T) {
+func TestApprovalRequestsOfIncidentHaveUniqueNames(t *testing.T) {
 	w, node, ask := startRequestInstallation(t, manualRequestConfig)
 	var answer *gateway.ContainResponse
 	for id, long := range map[string]time.Duration{"first": 48 * time.Hour, "second": 144 * time.Hour} {
@@ -388,7 +388,7 @@ func TestQuestionsOfOneIncidentHaveNamesOfTheirOwn(t *testing.T) {
 		asked, err = w.QueryService.PendingApprovals(t.Context(), answer.IncidentID)
 		return err == nil && len(asked) == 2
 	}, 30*time.Second, 50*time.Millisecond)
-	require.Equal(t, asked[0].ID, asked[1].ID, "the runs do not know of each other")
+	require.Equal(t, asked[0].ID, asked[1].ID, "each run numbers its own requests")
 	require.NotEqual(t, asked[0].QualifiedID(), asked[1].QualifiedID())
 	vote := func(step string) (*gateway.VoteResult, error) {
 		return w.ApprovalService.Vote(t.Context(), principalByName(w.Config, "bob"), gateway.VoteRequest{IncidentID: answer.IncidentID, RequestID: step, Approve: true, WaitForResult: true})
@@ -408,12 +408,12 @@ func TestQuestionsOfOneIncidentHaveNamesOfTheirOwn(t *testing.T) {
 	asked, err = w.QueryService.PendingApprovals(t.Context(), answer.IncidentID)
 	require.NoError(t, err)
 	require.Len(t, asked, 1)
-	require.Equal(t, " for 6d", asked[0].DurationText(), "the other question is open still")
+	require.Equal(t, " for 6d", asked[0].DurationText(), "the other request is still open")
 }
 
 // A requester may withdraw the request whoever the approvers are, but not approve it. A requester of something else in
 // the incident votes like anybody.
-func TestWhoRequestsMayWithdrawAndAnswersOthers(t *testing.T) {
+func TestRequesterCanWithdrawOwnAndVoteOnOtherRequests(t *testing.T) {
 	w, node, ask := startRequestInstallation(t, manualRequestConfig)
 	questions := func(incident string) []playbook.ApprovalRequest {
 		var asked []playbook.ApprovalRequest
@@ -459,7 +459,7 @@ func TestWhoRequestsMayWithdrawAndAnswersOthers(t *testing.T) {
 }
 
 // A dry run names the approvers and the quorum of the playbook's approval, and warns if too few people may approve.
-func TestADryRunNamesWhomTheApprovalAsks(t *testing.T) {
+func TestDryRunShowsApproversAndQuorum(t *testing.T) {
 	dir := t.TempDir()
 	require.NoError(t, os.WriteFile(filepath.Join(dir, "two.yaml"), []byte(`playbook: two
 description: Ask two, then hold it.
@@ -490,7 +490,7 @@ steps:
 	require.Equal(t, []string{"only 1 of the 2 required approvers are allowed to vote, so it cannot be approved"}, planned.Targets[0].Plans[0].Plan.Warnings)
 }
 
-func TestARequestInPhaseOneIsOnlyProposed(t *testing.T) {
+func TestManualRequestIsProposedInPhaseOne(t *testing.T) {
 	w, node, ask := startRequestInstallation(t, strings.ReplaceAll(manualRequestConfig, "phase: 2", "phase: 1"))
 	answer, err := ask("alice", gateway.ContainRequest{ID: "p1", Target: testContainerID, Action: "pod.isolate", Duration: time.Hour, Reason: "beacons"})
 	require.NoError(t, err)
@@ -501,7 +501,7 @@ func TestARequestInPhaseOneIsOnlyProposed(t *testing.T) {
 
 // Full access to Temporal and the codec key, without the authority's key, cannot forge a person's request or reuse its
 // proof for another: nothing is contained.
-func TestAForgedRequestContainsNothing(t *testing.T) {
+func TestForgedManualRequestIsRefused(t *testing.T) {
 	w, node, ask := startRequestInstallation(t, strings.ReplaceAll(manualRequestConfig, "max_duration: 2h", "max_duration: 1m"))
 	forged := sensors.Detection{
 		ID: "request/forged", Rule: sensors.RuleManualRequest, Title: "Requested by alice", Severity: sensors.SeverityHigh, Confidence: 1, Objective: sensors.ObjectiveManualRequest, Source: sensors.SourceManualRequest,
@@ -554,7 +554,7 @@ func TestAForgedRequestContainsNothing(t *testing.T) {
 
 // A request about a detected target joins its incident, and does not change the incident's objective. A playbook that
 // does not match runs by request, and others approve it.
-func TestARequestJoinsTheIncidentOfItsTarget(t *testing.T) {
+func TestManualRequestJoinsIncidentOfTarget(t *testing.T) {
 	dir := t.TempDir()
 	require.NoError(t, os.WriteFile(filepath.Join(dir, "mine.yaml"), []byte(`playbook: mine
 description: Ask, then hold it.

@@ -142,7 +142,7 @@ func metricValue(families map[string]*dto.MetricFamily, name string, labels ...s
 	return -1
 }
 
-func TestPrometheusSeesANodeAndItsIncident(t *testing.T) {
+func TestPrometheusScrapesNodeAndIncidentMetrics(t *testing.T) {
 	counts := metrics.NewTemporalMetrics()
 	w := startInstallation(t, config.Default(), counts, nil)
 	server := httptest.NewServer(w.MetricsHandler("v9", counts))
@@ -168,7 +168,7 @@ func TestPrometheusSeesANodeAndItsIncident(t *testing.T) {
 			metricValue(seen, "stanch_detections_total", "outcome=refused", "severity=unknown", "source=stanch") == 1 && metricValue(seen, "stanch_node_up", "node=node-1") == 1 &&
 			metricValue(seen, "stanch_node_spooled_detections", "node=node-1") == 0 && metricValue(seen, "stanch_temporal_activity_execution_seconds", "activity_type=Observe") > 0
 	}, 30*time.Second, 50*time.Millisecond)
-	require.InDelta(t, 1, metricValue(seen, "stanch_incidents_started_total"), 0, "both are one story")
+	require.InDelta(t, 1, metricValue(seen, "stanch_incidents_started_total"), 0, "both detections are one incident")
 	require.InDelta(t, 41, metricValue(seen, "stanch_node_events_total", "kind=exec", "node=node-1"), 0)
 	require.InDelta(t, 3, metricValue(seen, "stanch_node_events_dropped_total", "node=node-1", "reason=alerts ring full"), 0)
 	require.InDelta(t, 2e-6, metricValue(seen, "stanch_node_rule_evaluation_seconds", "node=node-1", "rule=miner"), 1e-12)
@@ -176,7 +176,7 @@ func TestPrometheusSeesANodeAndItsIncident(t *testing.T) {
 	for name, f := range seen {
 		for _, m := range f.GetMetric() {
 			for _, l := range m.GetLabel() {
-				require.NotContains(t, l.GetValue(), "evil", "%s shows what an attacker wrote", name)
+				require.NotContains(t, l.GetValue(), "evil", "%s shows attacker-controlled text", name)
 			}
 		}
 	}

@@ -75,14 +75,14 @@ func TestStoredHistoriesReplay(t *testing.T) {
 			t.Run(filepath.Base(dir)+"/"+filepath.Base(file), func(t *testing.T) {
 				same := func(s string) string { return s }
 				require.NoError(t, replayHistory(t, dir, file, same))
-				require.NoError(t, replayHistory(t, dir, file, same, traced...), "whoever switches tracing on must not stop what is under way")
+				require.NoError(t, replayHistory(t, dir, file, same, traced...), "enabling tracing must not break running workflows")
 			})
 		}
 	}
 }
 
 // A history of different code must fail: otherwise the replay tests would prove nothing.
-func TestAHistoryOfOtherCodeFails(t *testing.T) {
+func TestReplayOfChangedHistoryFails(t *testing.T) {
 	files, err := filepath.Glob("testdata/histories/*/lease-*.json")
 	require.NoError(t, err)
 	require.NotEmpty(t, files)

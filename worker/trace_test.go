@@ -19,7 +19,7 @@ import (
 
 // The test sends an attack's detection from a fake node, which refuses all commands: a containment is planned and
 // refused. testenv/acceptance continues to the lease, with a real kernel.
-func TestADetectionIsOneTraceToThePlanOfALease(t *testing.T) {
+func TestDetectionAndLeasePlanShareOneTrace(t *testing.T) {
 	receiver := otlp.Start(t)
 	t.Setenv("OTEL_EXPORTER_OTLP_ENDPOINT", receiver.URL)
 	t.Setenv("OTEL_BSP_SCHEDULE_DELAY", "50")

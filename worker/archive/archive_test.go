@@ -48,7 +48,7 @@ func writeTestArchive(t testing.TB) (archive.Store, *authority.Authority, []audi
 	return s, auth, runs
 }
 
-func TestWhatIsArchivedIsReadAsItWas(t *testing.T) {
+func TestArchiveRoundTrip(t *testing.T) {
 	s, auth, runs := writeTestArchive(t)
 	got, err := s.Read(testIncidentID, auth.Keyring())
 	require.NoError(t, err)
@@ -58,7 +58,7 @@ func TestWhatIsArchivedIsReadAsItWas(t *testing.T) {
 
 	sum, err := s.FileSHA256(testIncidentID)
 	require.NoError(t, err)
-	require.NoError(t, s.Write(testIncidentID, runs[:1], auth, time.Now()), "what is archived is not written again")
+	require.NoError(t, s.Write(testIncidentID, runs[:1], auth, time.Now()), "an archive is not overwritten")
 	again, err := s.FileSHA256(testIncidentID)
 	require.NoError(t, err)
 	require.Equal(t, sum, again)
@@ -68,7 +68,7 @@ func TestWhatIsArchivedIsReadAsItWas(t *testing.T) {
 	require.Error(t, err)
 }
 
-func TestWhatIsStillOpenIsNotArchived(t *testing.T) {
+func TestOpenIncidentIsNotArchived(t *testing.T) {
 	auth, err := authority.OpenOrCreate(t.TempDir())
 	require.NoError(t, err)
 	runs := loadTestHistories(t)
@@ -94,7 +94,7 @@ func unpackArchiveJSON(t *testing.T, s archive.Store) map[string]any {
 	return v
 }
 
-func TestEachChangeOfAnArchiveIsNamed(t *testing.T) {
+func TestReadReportsEachChangeOfArchive(t *testing.T) {
 	s, auth, _ := writeTestArchive(t)
 	path, err := s.FilePath(testIncidentID)
 	require.NoError(t, err)
@@ -115,16 +115,16 @@ func TestEachChangeOfAnArchiveIsNamed(t *testing.T) {
 		change func(v map[string]any)
 		want   string
 	}{
-		"a history": {func(v map[string]any) {
+		"changed history": {func(v map[string]any) {
 			h := histories(v)[1].(map[string]any)
 			h["history"] = "AA" + h["history"].(string)[2:]
 		}, "was changed"},
-		"a history with its hash": {func(v map[string]any) {
+		"changed history with its hash": {func(v map[string]any) {
 			a, b := histories(v)[0].(map[string]any), histories(v)[1].(map[string]any)
 			a["history"], a["sha256"] = b["history"], b["sha256"]
 		}, "is not in the signed statement"},
-		"a history left out": {func(v map[string]any) { v["histories"] = histories(v)[1:] }, "missing or changed in the archive"},
-		"the statement": {func(v map[string]any) {
+		"missing history": {func(v map[string]any) { v["histories"] = histories(v)[1:] }, "missing or changed in the archive"},
+		"changed statement": {func(v map[string]any) {
 			st := v["statement"].(map[string]any)
 			st["payload"] = "e30="
 		}, "statement does not hold"},
@@ -147,10 +147,10 @@ func TestEachChangeOfAnArchiveIsNamed(t *testing.T) {
 	require.NoError(t, err)
 	got, err := s.Read(testIncidentID, stranger.Keyring())
 	require.NoError(t, err)
-	require.NotEmpty(t, got.Differences, "a statement of another key is none")
+	require.NotEmpty(t, got.Differences, "a statement signed with another key is invalid")
 }
 
-func TestLiveHistoryIsComparedEventByEvent(t *testing.T) {
+func TestCompareHistoriesReportsChangedEvents(t *testing.T) {
 	s, auth, _ := writeTestArchive(t)
 	kept, err := s.Read(testIncidentID, auth.Keyring())
 	require.NoError(t, err)
@@ -164,7 +164,7 @@ func TestLiveHistoryIsComparedEventByEvent(t *testing.T) {
 	live[0].Events = live[0].Events[:10]
 	live = append(live, audit.WorkflowRun{WorkflowID: "extra", RunID: "x", Events: live[1].Events})
 	require.Len(t, archive.CompareHistories(live, kept.Runs), 2)
-	require.Empty(t, archive.CompareHistories(loadTestHistories(t)[1:], kept.Runs), "what Temporal no longer has is no difference")
+	require.Empty(t, archive.CompareHistories(loadTestHistories(t)[1:], kept.Runs), "a history that Temporal deleted is no difference")
 }
 
 func FuzzDecode(f *testing.F) {
@@ -172,6 +172,6 @@ func FuzzDecode(f *testing.F) {
 	f.Add([]byte(`{"version":1,"incident":"INC-01JABCDEFGHJKMNPQRSTVWXYZ0","statement":{},"histories":[{"history":"AA=="}]}`))
 	f.Fuzz(func(t *testing.T, raw []byte) {
 		got, err := archive.Decode(raw, testIncidentID, nil)
-		require.True(t, err != nil || len(got.Differences) > 0, "without a key nothing holds")
+		require.True(t, err != nil || len(got.Differences) > 0, "nothing verifies without a key")
 	})
 }

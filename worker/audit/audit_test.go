@@ -38,7 +38,7 @@ func differencesText(all []audit.Difference) string {
 	return b.String()
 }
 
-func TestTheStoryIsToldInOrder(t *testing.T) {
+func TestTimelineIsInOrder(t *testing.T) {
 	m := newHistoryBuilder(t).buildFullIncident(nil)
 	s, differences := audit.VerifyTimeline(m.runs, m.auditOptions())
 	require.Empty(t, differences, differencesText(differences))
@@ -70,13 +70,13 @@ func TestTheStoryIsToldInOrder(t *testing.T) {
 				event = r.Events[l.EventID-1]
 			}
 		}
-		require.NotNil(t, event, "the event of %q is there", l.Text)
+		require.NotNil(t, event, "the event of %q exists", l.Text)
 		require.Equal(t, l.At, event.GetEventTime().AsTime())
 	}
-	require.NotContains(t, redact.EscapeControlChars(text), "\u001b", "an attacker's control characters are not obeyed")
+	require.NotContains(t, redact.EscapeControlChars(text), "\u001b", "control characters are escaped")
 }
 
-func TestEachVoteIsJudged(t *testing.T) {
+func TestTimelineShowsHowEachVoteCounts(t *testing.T) {
 	m := newHistoryBuilder(t)
 	stranger, err := authority.OpenOrCreate(t.TempDir())
 	require.NoError(t, err)
@@ -107,7 +107,7 @@ func TestEachVoteIsJudged(t *testing.T) {
 }
 
 // The table of people contains whoever used break-glass, with the reason, and those whose votes did not count.
-func TestWhoBrokeTheGlassIsNamed(t *testing.T) {
+func TestPeopleIncludeBreakGlassAndRejectedVotes(t *testing.T) {
 	m := newHistoryBuilder(t)
 	cast := func(person string, change func(*attestation.Vote)) attestation.Envelope {
 		v := attestation.Vote{
@@ -131,7 +131,7 @@ func TestWhoBrokeTheGlassIsNamed(t *testing.T) {
 }
 
 // An approval request without votes has no event of its own: its plan and the timer of its deadline show it.
-func TestAQuestionThatNobodyAnswersIsTold(t *testing.T) {
+func TestTimelineShowsUnansweredApprovalRequest(t *testing.T) {
 	m := newHistoryBuilder(t)
 	m.startHistory(audit.TypePlaybook, playbookWorkflowID, map[string]any{"file": "miner.yaml", "source": []byte(testPlaybookSource)})
 	m.addLocalActivity("Plan", newPlanResult())
@@ -141,48 +141,48 @@ func TestAQuestionThatNobodyAnswersIsTold(t *testing.T) {
 	require.Contains(t, text, "answer: Denied, because the approvers did not decide in time")
 }
 
-func TestEachLieIsNamed(t *testing.T) {
+func TestVerifyTimelineReportsEachManipulation(t *testing.T) {
 	for name, c := range map[string]struct {
 		change func(m *historyBuilder, p *incidentParts)
 		after  func(m *historyBuilder)
 		want   string
 	}{
-		"a payload's byte": {after: func(m *historyBuilder) {
+		"changed payload byte": {after: func(m *historyBuilder) {
 			data := m.runs[0].Events[1].GetWorkflowExecutionSignaledEventAttributes().GetInput().GetPayloads()[0].Data
 			data[len(data)/2] ^= 1
 		}, want: "a batch of detections cannot be decoded"},
-		"a payload in the clear": {after: func(m *historyBuilder) {
+		"unencrypted payload": {after: func(m *historyBuilder) {
 			p := m.runs[1].Events[1].GetActivityTaskScheduledEventAttributes().GetInput().GetPayloads()[0]
 			p.Metadata, p.Data = map[string][]byte{"encoding": []byte("json/plain")}, []byte(`{}`)
 		}, want: "not encrypted"},
-		"an event left out":            {after: func(m *historyBuilder) { m.runs[2].Events = append(m.runs[2].Events[:3:3], m.runs[2].Events[4:]...) }, want: "events are missing"},
-		"a detection that was changed": {change: func(_ *historyBuilder, p *incidentParts) { p.detection.Detection.Confidence = 0.99 }, want: "or the detection was changed"},
-		"an attestation of another key": {change: func(m *historyBuilder, p *incidentParts) {
+		"missing event":     {after: func(m *historyBuilder) { m.runs[2].Events = append(m.runs[2].Events[:3:3], m.runs[2].Events[4:]...) }, want: "events are missing"},
+		"changed detection": {change: func(_ *historyBuilder, p *incidentParts) { p.detection.Detection.Confidence = 0.99 }, want: "or the detection was changed"},
+		"attestation of another key": {change: func(m *historyBuilder, p *incidentParts) {
 			other, err := authority.OpenOrCreate(m.t.TempDir())
 			require.NoError(m.t, err)
 			p.detection.Attestation, err = other.Sign(attestation.PayloadTypeAttestation, attestation.Attestation{DetectionID: "d1"})
 			require.NoError(m.t, err)
 		}, want: "the attestation of detection d1 is invalid"},
-		"a grant for another plan": {change: func(m *historyBuilder, p *incidentParts) {
+		"grant for another plan": {change: func(m *historyBuilder, p *incidentParts) {
 			p.tally.GrantsByPlanHash[newPlanResult().PlanHash] = m.signGrant(func(g *attestation.Grant) { g.PlanHash = "other" })
 		}, want: "does not match its plan"},
-		"a yes without a vote": {change: func(_ *historyBuilder, p *incidentParts) { p.votes = nil }, want: "counted as an approval, but 0 people approved"},
-		"a no that was passed over": {change: func(m *historyBuilder, p *incidentParts) {
+		"approval without votes": {change: func(_ *historyBuilder, p *incidentParts) { p.votes = nil }, want: "counted as an approval, but 0 people approved"},
+		"ignored denial": {change: func(m *historyBuilder, p *incidentParts) {
 			p.votes = append(p.votes, m.signVote("bob", false, time.Minute, "responders"))
 		}, want: "1 denied"},
-		"a token of another lease": {change: func(_ *historyBuilder, p *incidentParts) { p.token.LeaseID = "LSE-OTHER" }, want: "the token is for LSE-OTHER"},
-		"a release of another lease": {change: func(m *historyBuilder, p *incidentParts) {
+		"token of another lease": {change: func(_ *historyBuilder, p *incidentParts) { p.token.LeaseID = "LSE-OTHER" }, want: "the token is for LSE-OTHER"},
+		"release of another lease": {change: func(m *historyBuilder, p *incidentParts) {
 			p.release = m.signStatement(attestation.PayloadTypeGrant, attestation.Grant{Operation: attestation.OperationRelease, LeaseID: "LSE-OTHER"})
 		}, want: "not for releasing " + testLeaseID},
-		"a vote as a release":   {change: func(m *historyBuilder, p *incidentParts) { p.release = m.signVote("bob", true, time.Minute) }, want: "the grant of the release is invalid"},
-		"the stored count":      {change: func(_ *historyBuilder, p *incidentParts) { p.stored.TotalDetections = 7 }, want: "it has 7 detections, but the history has 1"},
-		"the stored confidence": {change: func(_ *historyBuilder, p *incidentParts) { p.stored.Confidence = 0.99 }, want: "with confidence 0.99"},
-		"a stored step": {change: func(_ *historyBuilder, p *incidentParts) {
+		"vote as a release":      {change: func(m *historyBuilder, p *incidentParts) { p.release = m.signVote("bob", true, time.Minute) }, want: "the grant of the release is invalid"},
+		"stored detection count": {change: func(_ *historyBuilder, p *incidentParts) { p.stored.TotalDetections = 7 }, want: "it has 7 detections, but the history has 1"},
+		"stored confidence":      {change: func(_ *historyBuilder, p *incidentParts) { p.stored.Confidence = 0.99 }, want: "with confidence 0.99"},
+		"stored step": {change: func(_ *historyBuilder, p *incidentParts) {
 			p.stored.Playbooks[0].Steps = []playbooks.StepReport{{Step: "cut", Action: "pod.isolate", Outcome: playbooks.OutcomeDenied}}
 		}, want: "the steps of playbook miner are not those"},
-		"stored evidence": {change: func(_ *historyBuilder, p *incidentParts) { p.stored.Evidence[0].SHA256 = "bb" }, want: "which no activity stored"},
-		"a stored lease":  {change: func(_ *historyBuilder, p *incidentParts) { p.stored.Leases[0].ID = "LSE-OTHER" }, want: "the lease LSE-OTHER, which has no history"},
-		"another source":  {change: func(_ *historyBuilder, p *incidentParts) { p.report.SourceHash = "0123456789abcdef" }, want: "the report has the playbook SHA-256"},
+		"stored evidence":         {change: func(_ *historyBuilder, p *incidentParts) { p.stored.Evidence[0].SHA256 = "bb" }, want: "which no activity stored"},
+		"stored lease":            {change: func(_ *historyBuilder, p *incidentParts) { p.stored.Leases[0].ID = "LSE-OTHER" }, want: "the lease LSE-OTHER, which has no history"},
+		"another playbook source": {change: func(_ *historyBuilder, p *incidentParts) { p.report.SourceHash = "0123456789abcdef" }, want: "the report has the playbook SHA-256"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			m := newHistoryBuilder(t)
@@ -200,7 +200,7 @@ func TestEachLieIsNamed(t *testing.T) {
 	}
 }
 
-func TestATerminatedWorkflowAndARetryAreTold(t *testing.T) {
+func TestTimelineShowsTerminationAndRetries(t *testing.T) {
 	m := newHistoryBuilder(t)
 	m.startHistory(audit.TypeLease, leaseWorkflowID, map[string]any{"target": testTarget})
 	id := m.addEvent(&historypb.HistoryEvent{EventType: enumspb.EVENT_TYPE_ACTIVITY_TASK_SCHEDULED, Attributes: &historypb.HistoryEvent_ActivityTaskScheduledEventAttributes{
@@ -218,7 +218,7 @@ func TestATerminatedWorkflowAndARetryAreTold(t *testing.T) {
 	require.Contains(t, text, "terminated this workflow: because")
 }
 
-func TestThePageEscapesAndNeedsNothingElse(t *testing.T) {
+func TestHTMLIsEscapedAndSelfContained(t *testing.T) {
 	m := newHistoryBuilder(t)
 	m.buildFullIncident(func(p *incidentParts) {
 		p.detection.Detection.Title = "<img src=x onerror=alert(1)>\u202e"
@@ -234,12 +234,12 @@ func TestThePageEscapesAndNeedsNothingElse(t *testing.T) {
 
 // On a narrow screen, table rows become cards: each cell must carry its column's name, and nothing may make the page
 // wider than the screen.
-func TestThePageFitsANarrowScreen(t *testing.T) {
+func TestHTMLFitsNarrowScreen(t *testing.T) {
 	m := newHistoryBuilder(t)
 	m.buildFullIncident(nil)
 	var b strings.Builder
 	require.NoError(t, audit.WriteHTML(&b, audit.BuildTimeline(m.runs, m.auditOptions())))
-	if file := os.Getenv("STANCH_PAGE"); file != "" { // to view it
+	if file := os.Getenv("STANCH_PAGE"); file != "" { // for manual review
 		require.NoError(t, os.WriteFile(file, []byte(b.String()), 0o600))
 	}
 	cells := regexp.MustCompile(`<td[^>]*>`).FindAllString(b.String(), -1)
@@ -256,7 +256,7 @@ func TestThePageFitsANarrowScreen(t *testing.T) {
 }
 
 // Every activity's result about the manifest is in the timeline, for comparison with the manifest.
-func TestEachActSaysWhereItWasEntered(t *testing.T) {
+func TestTimelineListsManifestRecords(t *testing.T) {
 	m := newHistoryBuilder(t).buildFullIncident(func(p *incidentParts) {
 		p.tally.ManifestEntryHash, p.applied.ManifestEntryHash, p.undone.UnrecordedReason = "aa", "bb", "no space left"
 	})
@@ -268,11 +268,11 @@ func TestEachActSaysWhereItWasEntered(t *testing.T) {
 		got = append(got, a.Description+" "+a.EntryHash+a.UnrecordedReason)
 	}
 	require.Equal(t, []string{`the decision on "pod.isolate" (request cut#1) aa`, "applying pod.isolate on pod shop/web-1 bb", "undoing pod.isolate on pod shop/web-1 no space left"}, got)
-	require.Empty(t, audit.BuildTimeline(newHistoryBuilder(t).buildFullIncident(nil).runs, m.auditOptions()).ManifestRecords, "histories from before say nothing of a manifest")
+	require.Empty(t, audit.BuildTimeline(newHistoryBuilder(t).buildFullIncident(nil).runs, m.auditOptions()).ManifestRecords, "histories of earlier versions have no manifest records")
 }
 
 // The audit shows a resolution like every other view, while the incident is open and afterwards.
-func TestTheAuditSaysWhoResolvedIt(t *testing.T) {
+func TestTimelineShowsDisposition(t *testing.T) {
 	m := newHistoryBuilder(t).buildFullIncident(nil)
 	runs := m.runs
 	m.runs = runs[:1]
@@ -285,5 +285,5 @@ func TestTheAuditSaysWhoResolvedIt(t *testing.T) {
 	m = newHistoryBuilder(t).buildFullIncident(nil)
 	m.runs = m.runs[:1]
 	m.addSignal(workflows.SignalTriage, incident.TriageDecision{Kind: incident.TriageFalsePositive, Person: "anna"})
-	require.Equal(t, "closed", audit.BuildTimeline(m.runs, m.auditOptions()).StatusText(), "a mark without a valid grant resolves nothing")
+	require.Equal(t, "closed", audit.BuildTimeline(m.runs, m.auditOptions()).StatusText(), "a triage decision without a valid grant resolves nothing")
 }

@@ -17,7 +17,7 @@ import (
 const testIncidentID = "INC-01ARZ3NDEKTSV4RRFFQ69G5FAV"
 
 // Entries of a rotated key are still valid; those of a distrusted key are not.
-func TestEvidenceOutlivesTheKeyThatSignedIt(t *testing.T) {
+func TestManifestVerifiesAfterKeyRotation(t *testing.T) {
 	keys := t.TempDir()
 	a, err := authority.OpenOrCreate(keys)
 	require.NoError(t, err)
@@ -51,7 +51,7 @@ func TestEvidenceOutlivesTheKeyThatSignedIt(t *testing.T) {
 	require.NotContains(t, found(last), before)
 }
 
-func TestEachRotationIsSignedByTheKeyBefore(t *testing.T) {
+func TestRotationIsSignedByPreviousKey(t *testing.T) {
 	dir := t.TempDir()
 	first, err := authority.OpenOrCreate(dir)
 	require.NoError(t, err)

@@ -18,7 +18,7 @@ func newCodec(t *testing.T, current string, keys map[string][]byte) *codec.Codec
 	return c
 }
 
-func TestPayloadsAreEncryptedAndComeBack(t *testing.T) {
+func TestPayloadRoundTrip(t *testing.T) {
 	c := newCodec(t, "a", map[string][]byte{"a": bytes.Repeat([]byte{1}, 32)})
 	p, err := c.DataConverter().ToPayload("hunter2")
 	require.NoError(t, err)
@@ -28,7 +28,7 @@ func TestPayloadsAreEncryptedAndComeBack(t *testing.T) {
 	require.Equal(t, "hunter2", back)
 }
 
-func TestAnOldKeyStillReadsAfterARotation(t *testing.T) {
+func TestOldKeyDecryptsAfterRotation(t *testing.T) {
 	old := newCodec(t, "a", map[string][]byte{"a": bytes.Repeat([]byte{1}, 32)})
 	p, err := old.DataConverter().ToPayload(7)
 	require.NoError(t, err)
@@ -40,7 +40,7 @@ func TestAnOldKeyStillReadsAfterARotation(t *testing.T) {
 	require.ErrorContains(t, onlyNew.DataConverter().FromPayload(p, &back), `the key "a" is not known here`)
 }
 
-func TestWhatWasSlippedInIsRefused(t *testing.T) {
+func TestDecodeRejectsManipulatedPayload(t *testing.T) {
 	c := newCodec(t, "a", map[string][]byte{"a": bytes.Repeat([]byte{1}, 32)})
 	plain, err := converter.GetDefaultDataConverter().ToPayload("release everything")
 	require.NoError(t, err)
@@ -55,6 +55,6 @@ func TestWhatWasSlippedInIsRefused(t *testing.T) {
 		require.Error(t, c.DataConverter().FromPayload(changed, &out), "byte %d", i)
 	}
 	for n := range len(sealed.Data) {
-		require.Error(t, c.DataConverter().FromPayload(&commonpb.Payload{Metadata: sealed.Metadata, Data: sealed.Data[:n]}, &out), "cut to %d", n)
+		require.Error(t, c.DataConverter().FromPayload(&commonpb.Payload{Metadata: sealed.Metadata, Data: sealed.Data[:n]}, &out), "truncated to %d", n)
 	}
 }

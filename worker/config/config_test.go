@@ -10,7 +10,7 @@ import (
 	"stanch/worker/config"
 )
 
-func TestMistakesAreNamedWithTheirLine(t *testing.T) {
+func TestParseReportsLineOfError(t *testing.T) {
 	_, problems := config.Parse("stanch.yaml", []byte(`phase: 4
 idle_timeout: soon
 scopes:
@@ -28,7 +28,7 @@ people:
 	require.Contains(t, got, "stanch.yaml:2:1: error: invalid duration `soon`; use a duration such as 90s, 15m or 1d [yaml]")
 }
 
-func TestNamesThatNobodyDefinesAreErrors(t *testing.T) {
+func TestParseRejectsUndefinedNames(t *testing.T) {
 	_, problems := config.Parse("c", []byte("phase: 7\nscopes: [{name: shop, approvers: {groups: [oncal], users: [bob]}}]\npeople: [{name: alice, groups: [oncall]}]\n"))
 	var got []string
 	for _, p := range problems {
@@ -41,20 +41,20 @@ func TestNamesThatNobodyDefinesAreErrors(t *testing.T) {
 	}, got)
 }
 
-func TestWithoutAFileNothingIsContained(t *testing.T) {
+func TestDefaultConfigOnlyObserves(t *testing.T) {
 	c := config.Default()
 	require.Equal(t, 1, c.ScopeForNamespace("anything").Phase)
 	require.Empty(t, c.ScopeForNamespace("anything").Approvers.Groups)
 }
 
-func TestAScopeNeverGoesBeyondItsCluster(t *testing.T) {
+func TestScopePhaseIsLimitedByCluster(t *testing.T) {
 	c, problems := config.Parse("c", []byte("phase: 2\nscopes: [{name: a, namespaces: [shop-*], phase: 3}]\n"))
 	require.Empty(t, problems)
 	require.Equal(t, 2, c.ScopeForNamespace("shop-eu").Phase)
 	require.Equal(t, "default", c.ScopeForNamespace("bank").Name)
 }
 
-func TestAUserIDOfTwoPeopleIsNobody(t *testing.T) {
+func TestParseRejectsDuplicateUserID(t *testing.T) {
 	_, problems := config.Parse("c", []byte("people: [{name: a, uid: 5}, {name: b, uid: 5}, {name: c, uid: 6}]\n"))
 	require.ErrorContains(t, problems.Err(), "two people have the uid 5")
 	five, six := uint32(5), uint32(6)
@@ -66,20 +66,20 @@ func TestAUserIDOfTwoPeopleIsNobody(t *testing.T) {
 	require.Equal(t, "c", p.Name)
 }
 
-func TestWhoMayAnswerIsCheckedStrictly(t *testing.T) {
+func TestParseRejectsInvalidApprovers(t *testing.T) {
 	for name, c := range map[string]struct{ text, want string }{
-		"a homoglyph":            {"people: [{name: alice}, {name: \u0430lice}]", "can be mistaken"},
-		"an invisible character": {"people: [{name: \"ali\\u200bce\"}]", "can be mistaken"},
-		"another case":           {"people: [{name: alice}, {name: Alice}]", "two people have the name"},
-		"one Slack member twice": {"people: [{name: a, slack: U0AAAA}, {name: b, slack: U0AAAA}]", "two people have the Slack member"},
-		"a name for an id":       {"people: [{name: a, slack: '@alice'}]", "invalid Slack member id"},
-		"the drills' group":      {"people: [{name: a, groups: [drill]}]", "reserved for drills"},
-		"a group without Slack":  {"groups: [{name: sre, slack: S0AAAA}]", "`slack:` is missing"},
-		"a channel's name":       {"slack: {channel: '#incidents', bot_token_file: t, app_token_file: a}", "invalid channel id"},
-		"no way to answer":       {"slack: {channel: C0AAAA, bot_token_file: t}", "clicks cannot be received"},
-		"a late escalation":      {"people: [{name: a, groups: [x]}]\nscopes: [{name: s, approvers: {groups: [x], timeout: 5m, escalate: {after: 5m, groups: [x]}}}]", "starts after the timeout"},
-		"an unknown group":       {"people: [{name: a, groups: [x]}]\nscopes: [{name: s, approvers: {groups: [x], escalate: {after: 1m, groups: [y]}}}]", "the group `y` has no members"},
-		"an unknown key":         {"slack: {chanel: C0AAAA}", "chanel"},
+		"homoglyph":                  {"people: [{name: alice}, {name: \u0430lice}]", "can be mistaken"},
+		"invisible character":        {"people: [{name: \"ali\\u200bce\"}]", "can be mistaken"},
+		"same name in another case":  {"people: [{name: alice}, {name: Alice}]", "two people have the name"},
+		"duplicate Slack member":     {"people: [{name: a, slack: U0AAAA}, {name: b, slack: U0AAAA}]", "two people have the Slack member"},
+		"name instead of member id":  {"people: [{name: a, slack: '@alice'}]", "invalid Slack member id"},
+		"reserved group":             {"people: [{name: a, groups: [drill]}]", "reserved for drills"},
+		"Slack group without Slack":  {"groups: [{name: sre, slack: S0AAAA}]", "`slack:` is missing"},
+		"channel name instead of id": {"slack: {channel: '#incidents', bot_token_file: t, app_token_file: a}", "invalid channel id"},
+		"no way to receive clicks":   {"slack: {channel: C0AAAA, bot_token_file: t}", "clicks cannot be received"},
+		"escalation after timeout":   {"people: [{name: a, groups: [x]}]\nscopes: [{name: s, approvers: {groups: [x], timeout: 5m, escalate: {after: 5m, groups: [x]}}}]", "starts after the timeout"},
+		"unknown group":              {"people: [{name: a, groups: [x]}]\nscopes: [{name: s, approvers: {groups: [x], escalate: {after: 1m, groups: [y]}}}]", "the group `y` has no members"},
+		"unknown key":                {"slack: {chanel: C0AAAA}", "chanel"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			_, problems := config.Parse("c", []byte(c.text))
@@ -89,7 +89,7 @@ func TestWhoMayAnswerIsCheckedStrictly(t *testing.T) {
 }
 
 // A person who was removed from the file may not vote any more at once, and while the file is invalid nobody may.
-func TestTheRosterIsWhatTheFileSaysNow(t *testing.T) {
+func TestRosterFollowsConfigFile(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "stanch.yaml")
 	write := func(text string) { require.NoError(t, os.WriteFile(file, []byte(text), 0o600)) }
 	write("people: [{name: alice, uid: 1}, {name: bob, uid: 2}]")
@@ -108,8 +108,8 @@ func TestTheRosterIsWhatTheFileSaysNow(t *testing.T) {
 	write("people: [{name: alice, uid: 1}]\nphase: 2\nscopes: [{name: web, namespaces: [web]}]")
 	now, err = roster.Current()
 	require.NoError(t, err)
-	require.Equal(t, 1, now.Phase, "the rest is as it was at the start")
-	require.Equal(t, []string{"phase", "scopes"}, roster.RestartRequiredKeys(), "and that is said")
+	require.Equal(t, 1, now.Phase, "other keys need a restart")
+	require.Equal(t, []string{"phase", "scopes"}, roster.RestartRequiredKeys(), "changed keys that need a restart are listed")
 	write("people: [{name: alice, uid: 1}, ")
 	_, err = roster.Current()
 	require.ErrorContains(t, err, "read who is allowed to approve")
@@ -118,11 +118,11 @@ func TestTheRosterIsWhatTheFileSaysNow(t *testing.T) {
 	require.Error(t, err)
 }
 
-func TestTheAccountIsCheckedStrictly(t *testing.T) {
+func TestParseRejectsInvalidAWSConfig(t *testing.T) {
 	c, problems := config.Parse("c", []byte("aws: { region: eu-central-1, cluster: shop, endpoint: \"http://127.0.0.1:5000\" }\nprotected: { roles: [\"billing-*\"] }\n"))
 	require.Empty(t, problems)
 	require.Equal(t, "shop", c.AWS.Cluster)
-	require.Nil(t, config.Default().AWS, "no account unless one is named")
+	require.Nil(t, config.Default().AWS, "AWS is disabled by default")
 
 	_, problems = config.Parse("c", []byte("aws:\n  regio: eu\n"))
 	require.Equal(t, "c:2:1: error: unknown key `regio` [unknown-key]", problems[len(problems)-1].String())
@@ -146,7 +146,7 @@ func FuzzParse(f *testing.F) {
 	f.Fuzz(func(t *testing.T, raw []byte) {
 		c, problems := config.Parse("c", raw)
 		if c == nil && !problems.HasErrors() {
-			t.Fatal("neither a config nor an error")
+			t.Fatal("got neither a config nor an error")
 		}
 	})
 }

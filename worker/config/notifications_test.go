@@ -8,7 +8,7 @@ import (
 	"stanch/worker/config"
 )
 
-func TestWhereWordGoesIsRead(t *testing.T) {
+func TestParseReadsNotifications(t *testing.T) {
 	c, problems := config.Parse("c", []byte(`
 webhooks: [{name: pager, url: 'https://pager.example/hook', secret_file: /s}, {name: here, url: 'http://127.0.0.1:9/x', secret_file: /s}]
 email: {smtp: 'smtp.example.com:587', from: 'Stanch <stanch@example.com>', to: [oncall@example.com], username: stanch, password_file: /p}
@@ -23,31 +23,31 @@ ticket: {kind: gitlab, project: acme/ops/incidents, token_file: /t, labels: [sec
 	require.Equal(t, 587, port)
 }
 
-func TestWhereWordGoesIsCheckedStrictly(t *testing.T) {
+func TestParseRejectsInvalidNotifications(t *testing.T) {
 	const mail = "from: s@example.com, to: [o@example.com]"
 	for name, c := range map[string]struct{ text, want string }{
-		"http elsewhere":          {"webhooks: [{name: a, url: 'http://pager.example', secret_file: s}]", "http is allowed only to this machine"},
-		"no URL":                  {"webhooks: [{name: a, url: 'file:///etc/passwd', secret_file: s}]", "`url` is not an https URL"},
-		"a password in a URL":     {"webhooks: [{name: a, url: 'https://u:p4ss@pager.example', secret_file: s}]", "contains a user or a password"},
-		"a name twice":            {"webhooks: [{name: a, url: 'https://x.example', secret_file: s}, {name: a, url: 'https://y.example', secret_file: s}]", "used twice"},
-		"an unsigned webhook":     {"webhooks: [{name: a, url: 'https://x.example'}]", "`secret_file` is missing"},
-		"an unknown key":          {"webhooks: [{name: a, uri: 'https://x.example'}]", "unknown key `uri`"},
-		"a server without port":   {"email: {smtp: smtp.example.com, " + mail + "}", "use HOST:PORT"},
-		"nobody to write to":      {"email: {smtp: 'x:25', from: s@example.com}", "`email.to` is missing"},
-		"two in one address":      {"email: {smtp: 'x:25', from: s@example.com, to: ['a@example.com, b@example.com']}", "`email.to`: invalid address"},
-		"a header in an address":  {"email: {smtp: 'x:25', from: \"s@example.com\\r\\nBcc: e@example.com\", to: [a@example.com]}", "`email.from`"},
-		"mail in the clear":       {"email: {smtp: 'smtp.example.com:25', tls: none, " + mail + "}", "is allowed only to a server on this machine"},
-		"a password in clear":     {"email: {smtp: '127.0.0.1:25', tls: none, username: u, password_file: p, " + mail + "}", "without a password"},
-		"a way that is none":      {"email: {smtp: 'x:25', tls: ssl, " + mail + "}", "unknown mode `ssl`"},
-		"a user without file":     {"email: {smtp: 'x:25', username: u, " + mail + "}", "`username` or `password_file` is missing"},
-		"an unknown tracker":      {"ticket: {kind: bugzilla, project: x, token_file: t}", "unknown tracker `bugzilla`"},
-		"a path for a project":    {"ticket: {kind: github, project: 'acme/../../user', token_file: t}", "invalid project `acme/../../user` of github"},
-		"JQL for a project":       {"ticket: {kind: jira, url: 'https://x.example', user: u, project: 'A\" OR 1', token_file: t}", "of jira"},
-		"Jira without an address": {"ticket: {kind: jira, user: u, project: OPS, token_file: t}", "`ticket.url` is missing"},
-		"Jira without a user":     {"ticket: {kind: jira, url: 'https://x.example', project: OPS, token_file: t}", "`ticket.user` is missing"},
-		"no token":                {"ticket: {kind: github, project: acme/x}", "`ticket.token_file` is missing"},
-		"a token in the clear":    {"ticket: {kind: github, url: 'http://ghe.example', project: acme/x, token_file: t}", "http is allowed only to this machine"},
-		"Jira's key for GitHub":   {"ticket: {kind: github, project: acme/x, token_file: t, issue_type: Bug}", "are allowed only for Jira"},
+		"http to another machine":    {"webhooks: [{name: a, url: 'http://pager.example', secret_file: s}]", "http is allowed only to this machine"},
+		"invalid URL":                {"webhooks: [{name: a, url: 'file:///etc/passwd', secret_file: s}]", "`url` is not an https URL"},
+		"password in URL":            {"webhooks: [{name: a, url: 'https://u:p4ss@pager.example', secret_file: s}]", "contains a user or a password"},
+		"duplicate name":             {"webhooks: [{name: a, url: 'https://x.example', secret_file: s}, {name: a, url: 'https://y.example', secret_file: s}]", "used twice"},
+		"webhook without secret":     {"webhooks: [{name: a, url: 'https://x.example'}]", "`secret_file` is missing"},
+		"unknown key":                {"webhooks: [{name: a, uri: 'https://x.example'}]", "unknown key `uri`"},
+		"server without port":        {"email: {smtp: smtp.example.com, " + mail + "}", "use HOST:PORT"},
+		"no recipients":              {"email: {smtp: 'x:25', from: s@example.com}", "`email.to` is missing"},
+		"two addresses in one":       {"email: {smtp: 'x:25', from: s@example.com, to: ['a@example.com, b@example.com']}", "`email.to`: invalid address"},
+		"header injection":           {"email: {smtp: 'x:25', from: \"s@example.com\\r\\nBcc: e@example.com\", to: [a@example.com]}", "`email.from`"},
+		"mail without TLS":           {"email: {smtp: 'smtp.example.com:25', tls: none, " + mail + "}", "is allowed only to a server on this machine"},
+		"password without TLS":       {"email: {smtp: '127.0.0.1:25', tls: none, username: u, password_file: p, " + mail + "}", "without a password"},
+		"unknown TLS mode":           {"email: {smtp: 'x:25', tls: ssl, " + mail + "}", "unknown mode `ssl`"},
+		"user without password file": {"email: {smtp: 'x:25', username: u, " + mail + "}", "`username` or `password_file` is missing"},
+		"unknown tracker":            {"ticket: {kind: bugzilla, project: x, token_file: t}", "unknown tracker `bugzilla`"},
+		"path traversal in project":  {"ticket: {kind: github, project: 'acme/../../user', token_file: t}", "invalid project `acme/../../user` of github"},
+		"JQL in project":             {"ticket: {kind: jira, url: 'https://x.example', user: u, project: 'A\" OR 1', token_file: t}", "of jira"},
+		"Jira without URL":           {"ticket: {kind: jira, user: u, project: OPS, token_file: t}", "`ticket.url` is missing"},
+		"Jira without user":          {"ticket: {kind: jira, url: 'https://x.example', project: OPS, token_file: t}", "`ticket.user` is missing"},
+		"no token":                   {"ticket: {kind: github, project: acme/x}", "`ticket.token_file` is missing"},
+		"token over http":            {"ticket: {kind: github, url: 'http://ghe.example', project: acme/x, token_file: t}", "http is allowed only to this machine"},
+		"Jira key for GitHub":        {"ticket: {kind: github, project: acme/x, token_file: t, issue_type: Bug}", "are allowed only for Jira"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			_, problems := config.Parse("c", []byte(c.text))

@@ -14,7 +14,7 @@ import (
 )
 
 // The schema accepts exactly the durations and sizes that the program accepts.
-func TestTheSchemaAcceptsWhatIsRead(t *testing.T) {
+func TestSchemaMatchesParser(t *testing.T) {
 	raw, err := json.Marshal((&reflected.Reflector{RequiredFromJSONSchemaTags: true}).Reflect(config.Config{}))
 	require.NoError(t, err)
 	doc, err := jsonschema.UnmarshalJSON(strings.NewReader(string(raw)))
@@ -29,7 +29,7 @@ func TestTheSchemaAcceptsWhatIsRead(t *testing.T) {
 		"scopes: [{name: a, approvers: {groups: [x], timeout: 1d, escalate: {after: 1h, groups: [y]}}}]\npeople: [{name: z, groups: [x, y]}]": true,
 	} {
 		_, problems := config.Parse("stanch.yaml", []byte(text))
-		require.Equal(t, fine, !problems.HasErrors(), "the program reads %q: %v", text, problems)
+		require.Equal(t, fine, !problems.HasErrors(), "the parser on %q: %v", text, problems)
 		var value any
 		require.NoError(t, yaml.Unmarshal([]byte(text), &value))
 		plain, err := json.Marshal(value)

@@ -8,7 +8,7 @@ import (
 	"stanch/worker/config"
 )
 
-func TestAForeignSourceIsCheckedStrictly(t *testing.T) {
+func TestParseRejectsInvalidSources(t *testing.T) {
 	c, problems := config.Parse("c", []byte("sources: [{ name: falco, kind: falco, token_file: t, rate: 10 }, { name: any, token_file: u }]\n"))
 	require.Empty(t, problems)
 	require.Equal(t, 10, c.Sources[0].EffectiveRate())

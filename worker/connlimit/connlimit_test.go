@@ -52,7 +52,7 @@ func isTimeout(err error) bool {
 	return errors.As(err, &n) && n.Timeout()
 }
 
-func TestOnePeerCannotTakeThePlacesOfOthers(t *testing.T) {
+func TestConnectionsPerPeerAreLimited(t *testing.T) {
 	address, accepted := startServer(t, connlimit.Limits{MaxTotal: 10, MaxPerPeer: 3})
 	for range 3 {
 		dialFrom(t, "127.0.0.1", address)
@@ -64,7 +64,7 @@ func TestOnePeerCannotTakeThePlacesOfOthers(t *testing.T) {
 	require.Equal(t, other.LocalAddr().String(), served.RemoteAddr().String())
 }
 
-func TestAllPeersTogetherAreBounded(t *testing.T) {
+func TestTotalConnectionsAreLimited(t *testing.T) {
 	address, accepted := startServer(t, connlimit.Limits{MaxTotal: 2, MaxPerPeer: 2})
 	dialFrom(t, "127.0.0.1", address)
 	first := <-accepted
@@ -75,8 +75,8 @@ func TestAllPeersTogetherAreBounded(t *testing.T) {
 	third := dialFrom(t, "127.0.0.3", address)
 	select {
 	case c := <-accepted:
-		require.Equal(t, third.LocalAddr().String(), c.RemoteAddr().String(), "a closed connection gives its place back")
+		require.Equal(t, third.LocalAddr().String(), c.RemoteAddr().String(), "a closed connection frees its slot")
 	case <-time.After(5 * time.Second):
-		t.Fatal("a closed connection kept its place")
+		t.Fatal("a closed connection still counts")
 	}
 }

@@ -35,7 +35,7 @@ func newDetection(id string) sensors.Detection {
 	}
 }
 
-// decodeJSON returns what a reader of the JSON gets.
+// decodeJSON encodes v as JSON and decodes it again.
 func decodeJSON(t *testing.T, v any) map[string]any {
 	t.Helper()
 	raw, err := json.Marshal(v)
@@ -45,7 +45,7 @@ func decodeJSON(t *testing.T, v any) map[string]any {
 	return out
 }
 
-func TestADetectionIsAnOCSFDetectionFinding(t *testing.T) {
+func TestOCSFDetectionFinding(t *testing.T) {
 	o := decodeJSON(t, export.OCSFDetectionFinding(newDetection("d1"), "v1"))
 	for name, want := range map[string]float64{"class_uid": 2004, "category_uid": 2, "activity_id": 1, "type_uid": 200401, "severity_id": 4, "confidence_id": 3, "confidence_score": 90} {
 		require.InDelta(t, want, o[name], 0, name)
@@ -57,10 +57,10 @@ func TestADetectionIsAnOCSFDetectionFinding(t *testing.T) {
 	evidence := o["evidences"].([]any)[0].(map[string]any)
 	require.Equal(t, "xmrig -o pool:3333", evidence["process"].(map[string]any)["cmd_line"])
 	require.Equal(t, "sha256:ab", evidence["container"].(map[string]any)["image"].(map[string]any)["uid"])
-	require.NotContains(t, evidence, "dst_endpoint", "what is not known is left out")
+	require.NotContains(t, evidence, "dst_endpoint", "unknown fields are omitted")
 }
 
-func TestEachTechniqueIsUnderItsOwnDetectionsTactic(t *testing.T) {
+func TestOCSFTechniquesHaveTheirTactic(t *testing.T) {
 	stolen := playbooks.DetectionSummary{Objective: sensors.ObjectiveCredentialAccess, Technique: "T1552.007"}
 	mined := playbooks.DetectionSummary{Objective: sensors.ObjectiveCryptoMining, Technique: "T1496.001"}
 	out := export.OCSFIncident(playbooks.Incident{
@@ -72,7 +72,7 @@ func TestEachTechniqueIsUnderItsOwnDetectionsTactic(t *testing.T) {
 	}, decodeJSON(t, out[0])["finding_info"].(map[string]any)["attacks"])
 }
 
-func TestAnIncidentIsAFindingAndItsRemediations(t *testing.T) {
+func TestOCSFIncidentHasFindingAndRemediations(t *testing.T) {
 	at := time.Date(2026, 11, 23, 3, 0, 0, 0, time.UTC)
 	out := export.OCSFIncident(playbooks.Incident{
 		ID: "INC-1", Opened: at, Updated: at, Closed: at.Add(time.Hour), Severity: sensors.SeverityHigh, Objective: sensors.ObjectiveEscape, Techniques: []string{"T1611", "T1068"}, Confidence: 0.6,
@@ -92,7 +92,7 @@ func TestAnIncidentIsAFindingAndItsRemediations(t *testing.T) {
 	require.Equal(t, "gone", failed["status_detail"])
 }
 
-func TestFalcosShapeIsReadAsFalcos(t *testing.T) {
+func TestFalcoEventIsDecodedAsFalcoAlert(t *testing.T) {
 	raw, err := json.Marshal(export.FalcoEvent(newDetection("d1"), "Detect crypto miners using the Stratum protocol"))
 	require.NoError(t, err)
 	report, err := integrations.DecodeFalco(raw)
@@ -137,7 +137,7 @@ func (r *fakeReceiver) receivedCount() int {
 	return len(r.receivedBodies)
 }
 
-func TestWhatIsExportedArrivesOrIsCounted(t *testing.T) {
+func TestDetectionsAreSentOrCounted(t *testing.T) {
 	there := &fakeReceiver{statusCodes: []int{http.StatusServiceUnavailable, http.StatusTooManyRequests, http.StatusOK, http.StatusBadRequest}}
 	server := httptest.NewServer(there)
 	defer server.Close()
@@ -154,9 +154,9 @@ func TestWhatIsExportedArrivesOrIsCounted(t *testing.T) {
 	require.Eventually(t, func() bool {
 		return there.receivedCount() == 2 && e.CountsByTarget()["siem"].Failed == 1 && e.CountsByTarget()["file"].Sent == 3
 	}, 10*time.Second, 5*time.Millisecond)
-	require.Contains(t, there.receivedBodies[0], `"uuid":"a"`, "after two that were refused for now")
-	require.Contains(t, there.receivedBodies[1], `"uuid":"c"`, "what is refused for good holds nothing up")
-	require.Contains(t, there.receivedBodies[0], "Detect crypto miners using the Stratum protocol", "the rule has the name by which Falco knows it")
+	require.Contains(t, there.receivedBodies[0], `"uuid":"a"`, "after two temporary failures")
+	require.Contains(t, there.receivedBodies[1], `"uuid":"c"`, "a permanently refused detection does not block others")
+	require.Contains(t, there.receivedBodies[0], "Detect crypto miners using the Stratum protocol", "the rule has its Falco name")
 	require.Equal(t, "Bearer a token of sixteen", there.tokens[0])
 	e.Close()
 	f, err := os.Open(file)
@@ -169,7 +169,7 @@ func TestWhatIsExportedArrivesOrIsCounted(t *testing.T) {
 	require.Equal(t, 3, lines)
 }
 
-func TestAReceiverThatHangsHoldsNothingUp(t *testing.T) {
+func TestHangingReceiverDoesNotBlock(t *testing.T) {
 	release := make(chan struct{})
 	server := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { <-release }))
 	defer server.Close()
@@ -188,7 +188,7 @@ func TestAReceiverThatHangsHoldsNothingUp(t *testing.T) {
 	none.Close()
 }
 
-func TestATargetThatCannotBeOpenedIsSaid(t *testing.T) {
+func TestOpenReportsInvalidTarget(t *testing.T) {
 	_, err := export.Open([]config.Export{{Name: "x", Format: config.ExportFormatOCSF, File: "/nowhere/at/all"}}, "", slog.New(slog.DiscardHandler))
 	require.ErrorContains(t, err, "export x")
 	_, err = export.Open([]config.Export{{Name: "x", Format: config.ExportFormatOCSF, URL: "https://127.0.0.1:1", TokenFile: "/nowhere"}}, "", slog.New(slog.DiscardHandler))
@@ -196,7 +196,7 @@ func TestATargetThatCannotBeOpenedIsSaid(t *testing.T) {
 }
 
 // A request in progress is completed when Stanch stops.
-func TestWhatIsBeingSentIsSentToItsEnd(t *testing.T) {
+func TestCloseCompletesRequestInProgress(t *testing.T) {
 	began := make(chan struct{})
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		_, _ = io.Copy(io.Discard, r.Body)

@@ -14,7 +14,7 @@ import (
 )
 
 // Every known person may pause; only the operator and approvers may resume.
-func TestWhoLiftsTheKillSwitch(t *testing.T) {
+func TestOnlyOperatorAndApproversCanResume(t *testing.T) {
 	cfg, problems := config.Parse("stanch.yaml", []byte(`
 people:
   - { name: ann, groups: [oncall] }
@@ -44,7 +44,7 @@ scopes:
 	require.NoError(t, d.Pause(t.Context(), who("ann"), "another"))
 	state, err := lever.State(t.Context())
 	require.NoError(t, err)
-	require.Equal(t, "a migration", state.Reason, "who paused first, and why, stays")
+	require.Equal(t, "a migration", state.Reason, "the first pause keeps its person and reason")
 	drill := who("drill")
 	drill.IsOperator, drill.DrillName, drill.Groups = true, "cryptominer", []string{config.DrillScope}
 	for _, s := range []gateway.Principal{who("ben"), who("nobody"), drill} {

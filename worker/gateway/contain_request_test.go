@@ -38,7 +38,7 @@ func webPodIncidentWorkflow(ctx workflow.Context, _ string) error {
 }
 
 // If another pod has the name by now, neither is contained: a request is for a UID, and so is its plan.
-func TestARequestIsForAPodAndNotForItsName(t *testing.T) {
+func TestManualRequestTargetsPodUID(t *testing.T) {
 	api := newFakeAPIServer(t)
 	api.addPod("shop", "web", "u-1", "node-a")
 	server := temporal.Start(t, map[string]any{"Incident": webPodIncidentWorkflow})
@@ -83,7 +83,7 @@ func TestARequestIsForAPodAndNotForItsName(t *testing.T) {
 	known.UID = "u-1"
 	for _, q := range []gateway.ContainRequest{known, byIncident} {
 		_, err = d.Contain(t.Context(), ann, q)
-		require.ErrorContains(t, err, "has the UID u-2 now, not u-1")
+		require.ErrorContains(t, err, "now has the UID u-2, not u-1")
 	}
 	for _, target := range []string{"pod/shop/none", "pod/shop", "shop/web/x", "../x", "pod//x", "a b"} {
 		q := dry
@@ -110,7 +110,7 @@ func TestARequestIsForAPodAndNotForItsName(t *testing.T) {
 		require.NoError(t, err)
 		require.Equal(t, &attestation.ManualRequest{Person: "ann", AuthenticatedBy: "a test", Reason: "beacons", Actions: []string{"pod.isolate"}, MaxDuration: time.Hour}, attested.ManualRequest)
 	}
-	require.Equal(t, []string{"u-1", "u-1", "u-2"}, uids, "and nothing of what was refused")
+	require.Equal(t, []string{"u-1", "u-1", "u-2"}, uids, "refused requests are not sent")
 }
 
 // podPairIncidentWorkflow is the incident of two pods, or one with the maximum number of manual runs.
@@ -129,7 +129,7 @@ func podPairIncidentWorkflow(ctx workflow.Context, id string) error {
 }
 
 // An incident accepts a limited number of requests. Those before a refused one are recorded.
-func TestAnIncidentTakesABoundedNumberOfRequests(t *testing.T) {
+func TestManualRequestsPerIncidentAreLimited(t *testing.T) {
 	const full = "INC-01ARZ3NDEKTSV4RRFFQ69G5FAX"
 	api := newFakeAPIServer(t)
 	api.addPod("shop", "web", "u-1", "node-a")
@@ -166,7 +166,7 @@ func TestAnIncidentTakesABoundedNumberOfRequests(t *testing.T) {
 }
 
 // Sensors and nodes cannot send a person's request.
-func TestARequestFromASensorIsRefused(t *testing.T) {
+func TestManualRequestFromSensorIsRefused(t *testing.T) {
 	api := newFakeAPIServer(t)
 	api.addPod("shop", "web", "u-1", "node-a")
 	intake := api.newIngester(t)

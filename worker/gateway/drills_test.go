@@ -39,7 +39,7 @@ func newContainerDetection(c DrillContainer) sensors.Detection {
 	return d
 }
 
-func TestOnlyTheRegisteredCgroupIsInADrillsScope(t *testing.T) {
+func TestOnlyRegisteredCgroupIsInDrillScope(t *testing.T) {
 	id := strings.Repeat("ab", 32)
 	drills := &DrillRegistry{}
 	secret, err := drills.IssueKey("cryptominer")
@@ -48,7 +48,7 @@ func TestOnlyTheRegisteredCgroupIsInADrillsScope(t *testing.T) {
 	i := &Ingester{Config: config.Default(), Log: slog.New(slog.DiscardHandler), DrillRegistry: drills}
 
 	scope, phase, drill := i.scopeOfDetection(newContainerDetection(c))
-	require.Nil(t, drill, "a path with the name of a drill's cgroup gives no right")
+	require.Nil(t, drill, "a path like a drill's cgroup is not registered")
 	require.Equal(t, "default", scope)
 	require.Equal(t, 1, phase)
 
@@ -66,7 +66,7 @@ func TestOnlyTheRegisteredCgroupIsInADrillsScope(t *testing.T) {
 	pod := sensors.Detection{}
 	pod.Event.Container.Pod = sensors.Pod{Namespace: config.DrillNamespace, Name: "victim", UID: "uid"}
 	_, _, drill = i.scopeOfDetection(pod)
-	require.Nil(t, drill, "the namespace of drills gives no right")
+	require.Nil(t, drill, "the drill namespace alone is not registered")
 
 	_, err = drills.Register(context.Background(), secret, DrillTargets{Containers: []DrillContainer{c}})
 	require.ErrorContains(t, err, "registered its targets already")
@@ -76,13 +76,13 @@ func TestOnlyTheRegisteredCgroupIsInADrillsScope(t *testing.T) {
 	require.Nil(t, drill, "a registration expires")
 }
 
-func TestADrillRegistersOnlyWhatItCreated(t *testing.T) {
+func TestDrillRegistersOnlyOwnTargets(t *testing.T) {
 	id := strings.Repeat("cd", 32)
 	for name, c := range map[string]struct {
 		change func(t *testing.T, drills *DrillRegistry, secret *string, c *DrillContainer)
 		reason string
 	}{
-		"a cgroup with a process": {func(t *testing.T, _ *DrillRegistry, _ *string, c *DrillContainer) {
+		"cgroup with a process": {func(t *testing.T, _ *DrillRegistry, _ *string, c *DrillContainer) {
 			root, err := containermeta.FindCgroupRoot()
 			require.NoError(t, err)
 			sleep := exec.CommandContext(t.Context(), "sleep", "60")
@@ -90,20 +90,20 @@ func TestADrillRegistersOnlyWhatItCreated(t *testing.T) {
 			require.NoError(t, os.WriteFile(root+c.CgroupPath+"/cgroup.procs", fmt.Appendf(nil, "%d", sleep.Process.Pid), 0o600))
 			t.Cleanup(func() { _ = sleep.Process.Kill(); _ = sleep.Wait() })
 		}, "holds 1 processes already"},
-		"a cgroup that existed before": {func(_ *testing.T, drills *DrillRegistry, secret *string, _ *DrillContainer) {
+		"cgroup older than the drill": {func(_ *testing.T, drills *DrillRegistry, secret *string, _ *DrillContainer) {
 			drills.keys[*secret].issuedAt = time.Now().Add(time.Minute)
 		}, "existed before the drill"},
 		"another inode": {func(_ *testing.T, _ *DrillRegistry, _ *string, c *DrillContainer) { c.CgroupID++ }, "has the inode"},
-		"a path above": {func(_ *testing.T, _ *DrillRegistry, _ *string, c *DrillContainer) {
+		"parent path": {func(_ *testing.T, _ *DrillRegistry, _ *string, c *DrillContainer) {
 			c.CgroupPath = "/stanch-drill-test/../x/" + c.ID
 		}, "invalid id or cgroup path"},
-		"another's path": {func(_ *testing.T, _ *DrillRegistry, _ *string, c *DrillContainer) { c.CgroupPath = "/docker/" + c.ID }, "invalid id or cgroup path"},
-		"a cgroup nobody created": {func(_ *testing.T, _ *DrillRegistry, _ *string, c *DrillContainer) {
+		"path of another cgroup": {func(_ *testing.T, _ *DrillRegistry, _ *string, c *DrillContainer) { c.CgroupPath = "/docker/" + c.ID }, "invalid id or cgroup path"},
+		"missing cgroup": {func(_ *testing.T, _ *DrillRegistry, _ *string, c *DrillContainer) {
 			c.ID = strings.Repeat("ef", 32)
 			c.CgroupPath = "/stanch-drill-test/" + c.ID
 		}, "is not on this machine"},
-		"an unknown key": {func(_ *testing.T, _ *DrillRegistry, secret *string, _ *DrillContainer) { *secret = "guess" }, "unknown or expired"},
-		"an old key": {func(_ *testing.T, drills *DrillRegistry, secret *string, _ *DrillContainer) {
+		"unknown key": {func(_ *testing.T, _ *DrillRegistry, secret *string, _ *DrillContainer) { *secret = "guess" }, "unknown or expired"},
+		"expired key": {func(_ *testing.T, drills *DrillRegistry, secret *string, _ *DrillContainer) {
 			drills.keys[*secret].issuedAt = time.Now().Add(-6 * time.Minute)
 		}, "older than 5m"},
 	} {

@@ -23,7 +23,7 @@ import (
 	"stanch/worker/gateway"
 )
 
-func TestASensorEnrolsWithItsPodsTokenForItsOwnNodeOnly(t *testing.T) {
+func TestSensorEnrollsOnlyForItsOwnNode(t *testing.T) {
 	pki, err := authority.OpenOrCreatePKI(t.TempDir())
 	require.NoError(t, err)
 	kube := fake.NewClientset(&corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "stanch-system", Name: "sensor-a", UID: "uid-a"}, Spec: corev1.PodSpec{NodeName: "node-a", ServiceAccountName: "stanch-sensor"}})
@@ -92,11 +92,11 @@ func TestASensorEnrolsWithItsPodsTokenForItsOwnNodeOnly(t *testing.T) {
 
 	require.NoError(t, os.Remove(e.TokenFile))
 	again, kept, err := e.OpenOrEnroll(t.Context())
-	require.NoError(t, err, "what is kept is used")
+	require.NoError(t, err, "the stored certificate is used")
 	require.Equal(t, c.SerialNumber, again.Certificate().SerialNumber)
 
 	require.Equal(t, auth.Keyring(), pins.Keyring())
-	require.Equal(t, auth.Keyring(), kept.Keyring(), "an offline sensor that starts anew knows the keys")
+	require.Equal(t, auth.Keyring(), kept.Keyring(), "an offline sensor has the keys after a restart")
 
 	// A later response with another authority does not change the pinned keys.
 	other, err := authority.OpenOrCreate(t.TempDir())
@@ -112,7 +112,7 @@ func TestASensorEnrolsWithItsPodsTokenForItsOwnNodeOnly(t *testing.T) {
 	require.NoError(t, err)
 	block, rest := pem.Decode(raw)
 	require.Equal(t, "CERTIFICATE", block.Type)
-	require.NotEmpty(t, rest, "with its key, in one file")
+	require.NotEmpty(t, rest, "the certificate and its key are in one file")
 	info, err := os.Stat(e.CertificatePath)
 	require.NoError(t, err)
 	require.Equal(t, os.FileMode(0o600), info.Mode().Perm())

@@ -30,7 +30,7 @@ func extendableLeaseWorkflow(ctx workflow.Context, d time.Duration) error {
 }
 
 // `--for` counts from now: a lease with a later end is unchanged, and the response names its end.
-func TestExtendNeverShortensALease(t *testing.T) {
+func TestExtendNeverShortensLease(t *testing.T) {
 	s := temporal.Start(t, map[string]any{"Lease": extendableLeaseWorkflow})
 	d, operator := newApprovalService(t, s), gateway.Principal{Person: config.Person{Name: "ann"}, AuthenticatedBy: "uid 7", IsOperator: true}
 	run := s.StartWorkflow("Lease", "lease/prod/pod:1/network", "", 4*time.Hour)
@@ -50,7 +50,7 @@ func TestExtendNeverShortensALease(t *testing.T) {
 
 	done, err := d.Extend(t.Context(), operator, gateway.LeaseRequest{LeaseID: id, Duration: 24 * time.Hour})
 	require.NoError(t, err)
-	require.WithinDuration(t, time.Now().Add(24*time.Hour), done[0].ExpiresAt, time.Minute, "the answer names the new end")
+	require.WithinDuration(t, time.Now().Add(24*time.Hour), done[0].ExpiresAt, time.Minute, "the response contains the new end")
 	require.Eventually(t, func() bool { return end().Equal(done[0].ExpiresAt) }, 10*time.Second, 20*time.Millisecond)
 
 	_, err = d.Extend(t.Context(), operator, gateway.LeaseRequest{LeaseID: id, Duration: 8 * 24 * time.Hour})

@@ -83,7 +83,7 @@ func (s *servedAPI) callAs(t *testing.T, who, method, path, body string, out any
 }
 
 // While a playbook waits for an approval, everybody sees its steps, its request, and the approvers.
-func TestLiveStateIsShownWhileAQuestionIsOpen(t *testing.T) {
+func TestLiveStateIsShownWhileApprovalIsPending(t *testing.T) {
 	s := temporal.Start(t, map[string]any{"Incident": knownIncidentWorkflow, "Playbook": runningPlaybookWorkflow})
 	api := newServedAPI(t, s)
 	opened := time.Now().UTC().Truncate(time.Second)
@@ -110,7 +110,7 @@ func TestLiveStateIsShownWhileAQuestionIsOpen(t *testing.T) {
 	for _, e := range in.Timeline {
 		story = append(story, e.Text)
 	}
-	require.Equal(t, []string{"first", "miner: pod.processes succeeded", "later"}, story, "in order, with what is under way")
+	require.Equal(t, []string{"first", "miner: pod.processes succeeded", "later"}, story, "in order, with the running playbook")
 
 	for who, yours := range map[string]bool{"alice": true, "eve": false} {
 		var list []gateway.IncidentView
@@ -137,7 +137,7 @@ func TestLiveStateIsShownWhileAQuestionIsOpen(t *testing.T) {
 }
 
 // A request that too few people may approve, or that is approved while new containments are paused, shows a warning.
-func TestAQuestionSaysWhatAYesWouldNotBringAbout(t *testing.T) {
+func TestApprovalRequestShowsWarnings(t *testing.T) {
 	s := temporal.Start(t, map[string]any{"Incident": knownIncidentWorkflow, "Playbook": approvalWorkflow})
 	api := newServedAPI(t, s)
 	run := "playbook/" + testIncidentID + "/1/mine"
@@ -151,7 +151,7 @@ func TestAQuestionSaysWhatAYesWouldNotBringAbout(t *testing.T) {
 	var in gateway.IncidentView
 	api.callAs(t, "alice", http.MethodGet, "/v1/incidents/"+testIncidentID, "", &in)
 	require.Equal(t, "1/steps[2]#1", in.OpenApprovals[0].Name)
-	require.True(t, in.OpenApprovals[0].ViewerCanApprove, "she asked for something else in this incident")
+	require.True(t, in.OpenApprovals[0].ViewerCanApprove, "she requested another containment of this incident")
 	require.Equal(t, []string{"only 1 of the 2 required approvers are allowed to vote, so it cannot be approved without break-glass"}, in.OpenApprovals[0].Warnings)
 	var other gateway.IncidentView
 	api.callAs(t, "bob", http.MethodGet, "/v1/incidents/"+testIncidentID, "", &other)
@@ -173,7 +173,7 @@ func TestAQuestionSaysWhatAYesWouldNotBringAbout(t *testing.T) {
 }
 
 // Containments that were refused while paused are listed at the resume.
-func TestWhatWasRefusedWhilePausedIsOffered(t *testing.T) {
+func TestResumeListsContainmentsRefusedWhilePaused(t *testing.T) {
 	s := temporal.Start(t, map[string]any{"Incident": knownIncidentWorkflow, "Lease": extendableLeaseWorkflow})
 	api := newServedAPI(t, s)
 	var paused gateway.KillSwitchStatus
@@ -215,14 +215,14 @@ func TestWhatWasRefusedWhilePausedIsOffered(t *testing.T) {
 
 	var done gateway.ResumeResult
 	api.callAs(t, "alice", http.MethodPost, "/v1/resume", "", &done)
-	require.Len(t, done.RefusedContainments, 1, "once, and neither what was contained since nor what a person has judged")
+	require.Len(t, done.RefusedContainments, 1, "listed once, without contained targets and resolved incidents")
 	require.Equal(t, testIncidentID, done.RefusedContainments[0].IncidentID)
 	require.Equal(t, "pod shop/web-1", done.RefusedContainments[0].Target)
 	require.Equal(t, "stanch run miner --on pod/shop/web-1 --reason 'refused while paused'", done.RefusedContainments[0].RetryCommand)
 
 	var view gateway.IncidentView
 	api.callAs(t, "alice", http.MethodGet, "/v1/incidents/"+testIncidentID, "", &view)
-	require.Len(t, view.RefusedWhilePaused, 1, "the incident still says so after the resume")
+	require.Len(t, view.RefusedWhilePaused, 1, "the incident still lists it after the resume")
 	api.callAs(t, "alice", http.MethodGet, "/v1/incidents/"+other.ID, "", &view)
 	require.Equal(t, "resolved: false-positive by alice", view.StatusText)
 }

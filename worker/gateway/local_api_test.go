@@ -20,7 +20,7 @@ import (
 )
 
 // While the configuration is invalid during an edit, the operator can still pause, and nobody can approve.
-func TestADamagedConfigurationTakesNobodyTheSwitch(t *testing.T) {
+func TestOperatorCanPauseWithInvalidConfiguration(t *testing.T) {
 	dir, err := os.MkdirTemp("", "local-") // a socket's path must be short
 	require.NoError(t, err)
 	t.Cleanup(func() { _ = os.RemoveAll(dir) })

@@ -48,7 +48,7 @@ func newSocketDir(t *testing.T) string {
 }
 
 // Members of the socket's group can connect, but not read anything else in the data directory; others cannot connect.
-func TestOnlyTheSocketGroupConnectsAndReadsNothing(t *testing.T) {
+func TestSocketGroupCanConnectButNotReadData(t *testing.T) {
 	const group, uid = 54321, 54322
 	dir := newSocketDir(t)
 	secret, key := filepath.Join(dir, "secret"), filepath.Join(dir, "keys")
@@ -79,7 +79,7 @@ func TestOnlyTheSocketGroupConnectsAndReadsNothing(t *testing.T) {
 
 // A directory that everybody may traverse is not Stanch's alone: nothing in it is changed, and the socket belongs to
 // the group.
-func TestASharedDirectoryIsLeftAsItIs(t *testing.T) {
+func TestSharedSocketDirectoryIsNotChanged(t *testing.T) {
 	const group, uid = 54321, 54322
 	dir := newSocketDir(t)
 	for _, mode := range []os.FileMode{0o755, 0o777 | os.ModeSticky} {
@@ -100,14 +100,14 @@ func TestASharedDirectoryIsLeftAsItIs(t *testing.T) {
 	}
 }
 
-func TestAGroupThatCannotReachTheSocketIsNamed(t *testing.T) {
+func TestUnreachableSocketIsReported(t *testing.T) {
 	dir := filepath.Join(newSocketDir(t), "data") // in a directory with mode 0700
 	require.NoError(t, os.Mkdir(dir, 0o700))
 	_, err := gateway.ListenLocalSocket(filepath.Join(dir, "stanch.sock"), 54321)
 	require.ErrorContains(t, err, "the socket group cannot pass through "+filepath.Dir(dir)+" (mode 0700); run `chmod o+x")
 }
 
-func TestAnUnknownSocketGroupSaysHowToCreateIt(t *testing.T) {
+func TestUnknownSocketGroupErrorHasRemedy(t *testing.T) {
 	_, err := gateway.LookUpSocketGroup("no-such-group")
 	require.EqualError(t, err, "unknown socket group \"no-such-group\"; create it with `groupadd --system no-such-group` and add each approver with `usermod -aG no-such-group USER`")
 	gid, err := gateway.LookUpSocketGroup("root")

@@ -12,7 +12,7 @@ import (
 	"stanch/sensors/gatewayrpc/gatewaypb"
 )
 
-func TestACommandThatIsTooLargeIsRefusedAndIsNoOutage(t *testing.T) {
+func TestTooLargeCommandIsRefused(t *testing.T) {
 	sent := 0
 	n := &nodeConnection{name: "n", pendingCalls: map[string]*pendingCall{}, done: make(chan struct{}), sendMessage: func(*gatewaypb.ToNode) error { sent++; return context.Canceled }}
 	h := &NodeServer{nodes: map[string]*nodeConnection{"n": n}}
@@ -21,5 +21,5 @@ func TestACommandThatIsTooLargeIsRefusedAndIsNoOutage(t *testing.T) {
 	require.NotErrorIs(t, err, activities.ErrNodeNotConnected)
 	require.Zero(t, sent)
 	_, err = h.Call(t.Context(), "n", gatewayrpc.CommandLock, map[string]string{}, nil)
-	require.ErrorIs(t, err, activities.ErrNodeNotConnected, "what breaks the stream is one")
+	require.ErrorIs(t, err, activities.ErrNodeNotConnected, "a broken stream is an outage")
 }

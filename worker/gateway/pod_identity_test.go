@@ -119,7 +119,7 @@ func TestNodeCannotReportPodOfAnotherNode(t *testing.T) {
 	c := newFakeAPIServer(t)
 	c.addPod("shop", "victim-0", "uid-victim", "good-node")
 	for name, pod := range map[string]string{
-		"its true name": "victim-0", "no name": "", "two dots": "..", "a path": "a/b", "an escaped path": "x%2fy", "a query": "x?y", "capital letters": "Victim-0", "another pod's name": "other",
+		"own name": "victim-0", "no name": "", "two dots": "..", "a path": "a/b", "an escaped path": "x%2fy", "a query": "x?y", "capital letters": "Victim-0", "another pod's name": "other",
 	} {
 		t.Run(name, func(t *testing.T) {
 			d := newNodeDetection("evil-node", "shop", pod, "uid-victim")
@@ -138,7 +138,7 @@ func TestNodeCannotReportPodOfAnotherNode(t *testing.T) {
 	require.Error(t, c.newIngester(t).Check(t.Context(), &d, "evil/node"))
 }
 
-func TestConfirmedUIDDoesNotPassUnderAnotherIdentity(t *testing.T) {
+func TestPodUIDWithAnotherNameIsRefused(t *testing.T) {
 	c := newFakeAPIServer(t)
 	c.addPod("evil", "own", "uid-own", "evil-node")
 	c.addPod("shop", "own", "uid-shop", "evil-node")
@@ -155,7 +155,7 @@ func TestConfirmedUIDDoesNotPassUnderAnotherIdentity(t *testing.T) {
 	}
 }
 
-func TestOnlyAnOutageOfTheAPIServerIsTakenForOne(t *testing.T) {
+func TestOnlyAPIServerOutageIsTemporary(t *testing.T) {
 	c := newFakeAPIServer(t)
 	c.addPod("shop", "web-0", "uid-web", "node-1")
 	check := func(i *gateway.Ingester) (sensors.Detection, error) {
@@ -166,18 +166,18 @@ func TestOnlyAnOutageOfTheAPIServerIsTakenForOne(t *testing.T) {
 	for _, code := range []int32{401, 403, 429} {
 		c.failStatus.Store(code)
 		_, err := check(c.newIngester(t))
-		require.ErrorAs(t, err, &later, "the node sends it again after %d, and is not believed", code)
+		require.ErrorAs(t, err, &later, "the node retries after %d, and its data is not used", code)
 	}
 	for _, code := range []int32{400, 404, 422} {
 		c.failStatus.Store(code)
 		_, err := check(c.newIngester(t))
 		require.Error(t, err)
-		require.NotErrorAs(t, err, &later, "%d is an answer", code)
+		require.NotErrorAs(t, err, &later, "%d is a final response", code)
 	}
 	for _, code := range []int32{500, 502, 503} {
 		c.failStatus.Store(code)
 		d, err := check(c.newIngester(t))
-		require.NoError(t, err, "a cluster that answers %d must not make Stanch blind", code)
+		require.NoError(t, err, "a cluster that returns %d must not stop detection", code)
 		require.False(t, d.TargetConfirmed)
 	}
 	gone := c.newIngester(t)
@@ -189,13 +189,13 @@ func TestOnlyAnOutageOfTheAPIServerIsTakenForOne(t *testing.T) {
 	require.False(t, d.TargetConfirmed)
 }
 
-func TestUnconfirmedDetectionDoesNotJoinTheIncidentOfAnotherNode(t *testing.T) {
+func TestUnconfirmedDetectionStaysOutOfOtherNodesIncident(t *testing.T) {
 	c := newFakeAPIServer(t)
 	c.addPod("shop", "victim-0", "uid-victim", "good-node")
 	i := c.newIngester(t)
 	c.failStatus.Store(503)
 	lie := newNodeDetection("evil-node", "shop", "victim-0", "uid-victim")
-	require.NoError(t, i.Check(t.Context(), &lie, "evil-node"), "nobody can tell at this moment")
+	require.NoError(t, i.Check(t.Context(), &lie, "evil-node"), "the API server is unavailable")
 	c.failStatus.Store(0)
 	truth := newNodeDetection("good-node", "shop", "victim-0", "uid-victim")
 	require.NoError(t, i.Check(t.Context(), &truth, "good-node"))
@@ -205,7 +205,7 @@ func TestUnconfirmedDetectionDoesNotJoinTheIncidentOfAnotherNode(t *testing.T) {
 	c.failStatus.Store(503)
 	again := newNodeDetection("good-node", "shop", "victim-0", "uid-victim")
 	require.NoError(t, i.Check(t.Context(), &again, "good-node"))
-	require.Equal(t, i.GroupingKey(truth), i.GroupingKey(again), "what was confirmed a moment ago counts during an outage")
+	require.Equal(t, i.GroupingKey(truth), i.GroupingKey(again), "a recent confirmation counts during an outage")
 	lie = newNodeDetection("evil-node", "shop", "victim-0", "uid-victim")
 	require.ErrorContains(t, i.Check(t.Context(), &lie, "evil-node"), "does not run on node evil-node")
 	host := func(node string) sensors.Detection {
@@ -213,10 +213,10 @@ func TestUnconfirmedDetectionDoesNotJoinTheIncidentOfAnotherNode(t *testing.T) {
 		d.Event.Container = sensors.Container{ID: "0123456789abcdef"}
 		return d
 	}
-	require.NotEqual(t, i.GroupingKey(host("good-node")), i.GroupingKey(host("evil-node")), "a container's id is its node's word")
+	require.NotEqual(t, i.GroupingKey(host("good-node")), i.GroupingKey(host("evil-node")), "a node reports container ids unverified")
 }
 
-func TestPodsOfOneWorkloadAreOneIncident(t *testing.T) {
+func TestPodsOfWorkloadShareIncident(t *testing.T) {
 	// so long that its pods' names lack the end of the hash and the dash
 	const long = "customer-notification-delivery-scheduler-production"
 	c := newFakeAPIServer(t)
@@ -259,7 +259,7 @@ func TestPodsOfOneWorkloadAreOneIncident(t *testing.T) {
 	require.Len(t, keys["local/shop/CronJob/report"], 4)
 }
 
-func TestAlertWithContainerIDAloneFindsItsPod(t *testing.T) {
+func TestContainerIDAloneResolvesPod(t *testing.T) {
 	c := newFakeAPIServer(t)
 	c.addOwner("/apis/apps/v1/namespaces/shop/statefulsets", "apps/v1", "StatefulSet", "db")
 	c.addPod("shop", "db-0", "1111-2222-3333", "node-a", newOwnerReference("apps/v1", "StatefulSet", "db"))
@@ -271,16 +271,16 @@ func TestAlertWithContainerIDAloneFindsItsPod(t *testing.T) {
 		require.NoError(t, i.Check(t.Context(), &d, ""))
 		require.Equal(t, "local/shop/StatefulSet/db", i.GroupingKey(d))
 		require.Equal(t, "pod:1111-2222-3333", incident.TargetOfDetection(d).ID())
-		require.Len(t, d.Event.Container.ID, 104, "the whole id")
+		require.Len(t, d.Event.Container.ID, 104, "the complete id")
 	}
 	d := newNodeDetection("node-b", "", "", "")
 	d.Event.Container = sensors.Container{ID: "111122223333"}
-	require.NoError(t, i.Check(t.Context(), &d, ""), "on another node it is another container")
+	require.NoError(t, i.Check(t.Context(), &d, ""), "the same id on another node is another container")
 	require.False(t, d.TargetConfirmed)
 	require.Equal(t, "local/Container/111122223333@node-b", i.GroupingKey(d))
 }
 
-func TestStaticPodIsKnownByTheHashOfItsManifest(t *testing.T) {
+func TestStaticPodIsIdentifiedByManifestHash(t *testing.T) {
 	c := newFakeAPIServer(t)
 	hash := "7d1f0c2ab34e5d6f7a8b9c0d1e2f3a4b"
 	c.addObject("/api/v1/namespaces/kube-system/pods", "etcd-node-a", corev1.Pod{
@@ -295,11 +295,11 @@ func TestStaticPodIsKnownByTheHashOfItsManifest(t *testing.T) {
 		for range 2 {
 			d := newNodeDetection("node-a", "kube-system", "etcd-node-a", hash)
 			require.NoError(t, i.Check(t.Context(), &d, from))
-			require.Equal(t, "local/kube-system/Pod/etcd-node-a", i.GroupingKey(d), "a node is where it runs, and not its workload")
+			require.Equal(t, "local/kube-system/Pod/etcd-node-a", i.GroupingKey(d), "the node is not its workload")
 			require.Equal(t, "uid-mirror", d.Event.Container.Pod.UID)
 			require.True(t, d.Event.Container.Pod.HostNetwork)
 		}
 		d := newNodeDetection("node-a", "kube-system", "etcd-node-a", "another")
-		require.ErrorContains(t, i.Check(t.Context(), &d, from), "has the UID uid-mirror now")
+		require.ErrorContains(t, i.Check(t.Context(), &d, from), "now has the UID uid-mirror")
 	}
 }

@@ -62,7 +62,7 @@ func newApprovalService(t *testing.T, s *temporal.Server) *gateway.ApprovalServi
 	return &gateway.ApprovalService{QueryService: &gateway.QueryService{Temporal: s}, Authority: auth, Roster: config.NewRoster(cfg, file), Log: slog.New(slog.DiscardHandler)}
 }
 
-func TestOneUnreadableLeaseHoldsNoOther(t *testing.T) {
+func TestUnreadableLeaseDoesNotBlockOthers(t *testing.T) {
 	s := temporal.Start(t, map[string]any{"Lease": leaseWorkflow})
 	d, operator := newApprovalService(t, s), gateway.Principal{Person: config.Person{Name: "ann"}, AuthenticatedBy: "uid 7", IsOperator: true}
 	one := s.StartWorkflow("Lease", "lease/prod/pod:1/network", "", "1", false)
@@ -78,7 +78,7 @@ func TestOneUnreadableLeaseHoldsNoOther(t *testing.T) {
 		states[m.LeaseID] = m.State
 		require.NotPanics(t, func() { m.CurrentReport(time.Now()) })
 	}
-	require.EqualValues(t, "unreadable", states[lease.IDFromFirstRun(damaged.GetRunID())], "it stands in the list by its id")
+	require.EqualValues(t, "unreadable", states[lease.IDFromFirstRun(damaged.GetRunID())], "it is listed by its id")
 
 	// A named lease is found, and a damaged one does not delay it.
 	done, err := d.Release(t.Context(), operator, gateway.LeaseRequest{LeaseID: lease.IDFromFirstRun(one.GetRunID())})
@@ -97,7 +97,7 @@ func TestOneUnreadableLeaseHoldsNoOther(t *testing.T) {
 	s.WaitUntilListed("Lease", "Running", 1)
 }
 
-func TestHowAnIncidentEndedIsKnownWithoutReadingIt(t *testing.T) {
+func TestClosureOfUnreadableIncident(t *testing.T) {
 	s := temporal.Start(t, map[string]any{"Incident": openIncidentWorkflow})
 	r := &gateway.QueryService{Temporal: s}
 	ending := func() activities.Closure {
@@ -110,7 +110,7 @@ func TestHowAnIncidentEndedIsKnownWithoutReadingIt(t *testing.T) {
 	s.WaitUntilListed("Incident", "Running", 1)
 	require.Equal(t, activities.Closure{}, ending())
 	_, err := r.Incident(t.Context(), testIncidentID)
-	require.NoError(t, err, "it has run, so that it can be asked afterwards")
+	require.NoError(t, err, "it has run and can be queried later")
 
 	require.NoError(t, s.TerminateWorkflow(t.Context(), run.GetID(), "", "by hand"))
 	s.WaitUntilListed("Incident", "Terminated", 1)
@@ -118,5 +118,5 @@ func TestHowAnIncidentEndedIsKnownWithoutReadingIt(t *testing.T) {
 	require.WithinDuration(t, time.Now(), ending().ClosedAt, time.Minute)
 	in, err := r.Incident(t.Context(), testIncidentID)
 	require.NoError(t, err)
-	require.Equal(t, "closed", in.Status, "what it said of itself before it was terminated is not so any more")
+	require.Equal(t, "closed", in.Status, "its status before the termination is outdated")
 }

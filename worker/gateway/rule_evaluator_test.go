@@ -14,7 +14,7 @@ import (
 )
 
 // Two hundred different resources count as two hundred, however many one call requests.
-func TestWhatIsReadAtTheCloudIsCountedOneByOne(t *testing.T) {
+func TestCloudReadsAreCountedPerResource(t *testing.T) {
 	set, err := rules.LoadShipped()
 	require.NoError(t, err)
 	fired := func(event string, calls, each int) int {

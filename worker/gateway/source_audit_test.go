@@ -45,7 +45,7 @@ func newAuditEventList(items ...string) string {
 
 const webPodExtra = `,"extra":{"authentication.kubernetes.io/pod-name":["web-7d9c4-bcdfg"],"authentication.kubernetes.io/pod-uid":["uid-1"]}`
 
-func TestTheAuditLogOfTheCluster(t *testing.T) {
+func TestKubernetesAuditEvents(t *testing.T) {
 	d := newAuditFixture(t, "10.0.0.0/8")
 	const door = "/v1/kubernetes-audit"
 	named := func(all []sensors.Detection, rule string) sensors.Detection {
@@ -58,7 +58,7 @@ func TestTheAuditLogOfTheCluster(t *testing.T) {
 		return sensors.Detection{}
 	}
 
-	t.Run("entering a pod is told in the pod's incident, with who did it", func(t *testing.T) {
+	t.Run("exec into a pod", func(t *testing.T) {
 		exec := newAuditEvent("a-1", "create", "alice", `{"resource":"pods","subresource":"exec","namespace":"shop","name":"web-7d9c4-bcdfg"}`, 101, "")
 		exec = strings.Replace(exec, `"/api/v1/x"`, `"/api/v1/namespaces/shop/pods/web-7d9c4-bcdfg/exec?container=web&command=sh&command=--token%3Dhunter2"`, 1)
 		code, s := d.post(t, door, "api-server", newAuditEventList(strings.Replace(exec, "ResponseComplete", "RequestReceived", 1), strings.Replace(exec, "ResponseComplete", "ResponseStarted", 1), exec))
@@ -67,10 +67,10 @@ func TestTheAuditLogOfTheCluster(t *testing.T) {
 		one := named(all, "pod-exec")
 		require.Equal(t, "kubernetes:alice", one.Event.Actor)
 		require.Equal(t, "uid-1", one.Event.Container.Pod.UID)
-		require.Equal(t, "web", one.Event.Container.Name, "the container that was entered and not the first")
+		require.Equal(t, "web", one.Event.Container.Name, "the container of the exec, not the first one")
 		require.Equal(t, "node-1", one.Node)
 		require.Equal(t, "api-server", one.Source)
-		require.Contains(t, one.Reasons[0], "alice asked to create pods/exec shop/web-7d9c4-bcdfg from 10.0.0.9 with kubectl/v1.36")
+		require.Contains(t, one.Reasons[0], "alice requested create pods/exec shop/web-7d9c4-bcdfg from 10.0.0.9 with kubectl/v1.36")
 		raw, err := json.Marshal(all)
 		require.NoError(t, err)
 		require.NotContains(t, string(raw), "hunter2")
@@ -79,7 +79,7 @@ func TestTheAuditLogOfTheCluster(t *testing.T) {
 		}
 	})
 
-	t.Run("what a pod's token did is told in the pod's incident", func(t *testing.T) {
+	t.Run("request with a pod's token", func(t *testing.T) {
 		code, _ := d.post(t, door, "api-server", newAuditEventList(newAuditEvent("b-1", "list", "system:serviceaccount:shop:web", `{"resource":"secrets"}`, 200, webPodExtra)))
 		require.Equal(t, http.StatusAccepted, code)
 		one := named(d.incidentDetections(t, "local/shop/Deployment/web"), "secrets-listed-everywhere")
@@ -87,14 +87,14 @@ func TestTheAuditLogOfTheCluster(t *testing.T) {
 		require.Equal(t, "sha256:0b3f", named(d.incidentDetections(t, "local/shop/Deployment/web"), "pod-exec").Event.Container.ImageDigest)
 	})
 
-	t.Run("a token from outside", func(t *testing.T) {
+	t.Run("token used from outside", func(t *testing.T) {
 		out := strings.Replace(newAuditEvent("b-2", "get", "system:serviceaccount:shop:web", `{"resource":"pods","namespace":"shop"}`, 200, webPodExtra), `"10.0.0.9"`, `"10.0.0.9","203.0.113.7"`, 1)
 		code, _ := d.post(t, door, "api-server", newAuditEventList(out))
 		require.Equal(t, http.StatusAccepted, code)
 		require.Equal(t, sensors.SeverityCritical, named(d.incidentDetections(t, "local/shop/Deployment/web"), "token-used-outside").Severity)
 	})
 
-	t.Run("what is about no pod is about the account", func(t *testing.T) {
+	t.Run("request without a pod", func(t *testing.T) {
 		bind := newAuditEvent("c-1", "create", "alice", `{"resource":"clusterrolebindings","name":"own","apiGroup":"rbac.authorization.k8s.io"}`, 201, "")
 		bind = strings.TrimSuffix(bind, "}") + `,"requestObject":{"roleRef":{"kind":"ClusterRole","name":"cluster-admin"},"subjects":[{"kind":"User","name":"mallory"}]}}`
 		gone := newAuditEvent("c-2", "create", "system:serviceaccount:ci:runner", `{"resource":"pods","subresource":"exec","namespace":"shop","name":"gone"}`, 101, "")
@@ -105,7 +105,7 @@ func TestTheAuditLogOfTheCluster(t *testing.T) {
 		require.Contains(t, strings.Join(one.Reasons, " "), "shop/gone, which cannot be contained: pod shop/gone no longer exists")
 	})
 
-	t.Run("a namespace that had a label for pod security and has it no more", func(t *testing.T) {
+	t.Run("removed pod security label", func(t *testing.T) {
 		put := func(id, labels string) string {
 			r := newAuditEvent(id, "update", "carol", `{"resource":"namespaces","namespace":"`+id[:2]+`","name":"`+id[:2]+`"}`, 200, "")
 			return strings.TrimSuffix(r, "}") + `,"requestObject":{"metadata":{"labels":{` + labels + `}}},"responseObject":{"metadata":{"labels":{` + labels + `}}}}`
@@ -113,26 +113,26 @@ func TestTheAuditLogOfTheCluster(t *testing.T) {
 		d.RuleEvaluator.AddEnforcedNamespaces("n3")
 		const label = `"pod-security.kubernetes.io/enforce":"restricted"`
 		_, s := d.post(t, door, "api-server", newAuditEventList(put("n1-1", `"team":"a"`), put("n2-1", label), put("n2-2", label)))
-		require.Equal(t, ingestResponse{Status: "accepted", Telemetry: 3}, s, "one never had it, and one still has it")
+		require.Equal(t, ingestResponse{Status: "accepted", Telemetry: 3}, s, "one never had the label, and one still has it")
 		_, s = d.post(t, door, "api-server", newAuditEventList(put("n2-3", ""), put("n2-4", ""), put("n3-1", "")))
 		require.Equal(t, 2, s.Accepted, "each once")
 		require.Equal(t, "removed", named(d.incidentDetections(t, "local/User/carol"), "pod-security-lowered").Event.Audit.Admission.PodSecurityLevel)
 	})
 
-	t.Run("one by one is counted", func(t *testing.T) {
+	t.Run("counted reads", func(t *testing.T) {
 		var all []string
 		for i := range 10 {
 			all = append(all, newAuditEvent(fmt.Sprint("d-", i), "get", "bob", fmt.Sprintf(`{"resource":"secrets","namespace":"shop","name":"s%d"}`, i), 200, ""))
 		}
 		code, s := d.post(t, door, "api-server", newAuditEventList(append(all[:9:9], all[0])...))
 		require.Equal(t, http.StatusAccepted, code)
-		require.Equal(t, ingestResponse{Status: "accepted", Telemetry: 10}, s, "nine, one of them twice")
+		require.Equal(t, ingestResponse{Status: "accepted", Telemetry: 10}, s, "nine reads, one of them twice")
 		_, s = d.post(t, door, "api-server", newAuditEventList(all[9]))
 		require.Equal(t, 1, s.Accepted)
 		require.Equal(t, 10, named(d.incidentDetections(t, "local/User/bob"), "secrets-bulk-read").Event.Audit.RecentSecretReads)
 	})
 
-	t.Run("Stanch's own requests are not judged, but from outside", func(t *testing.T) {
+	t.Run("Stanch's own requests", func(t *testing.T) {
 		own := newAuditEvent("e-1", "list", "system:serviceaccount:stanch-system:stanch-worker", `{"resource":"secrets"}`, 200, `,"extra":{"authentication.kubernetes.io/pod-name":["stanch-worker-1"],"authentication.kubernetes.io/pod-uid":["uid-7"]}`)
 		_, s := d.post(t, door, "api-server", newAuditEventList(own))
 		require.Equal(t, ingestResponse{Status: "accepted", Telemetry: 1}, s)
@@ -140,11 +140,11 @@ func TestTheAuditLogOfTheCluster(t *testing.T) {
 		require.Positive(t, s.Accepted)
 	})
 
-	t.Run("the API server is told what to do", func(t *testing.T) {
+	t.Run("responses to the API server", func(t *testing.T) {
 		code, s := d.post(t, door, "api-server", newAuditEventList(`{"auditID":"x"}`, newAuditEvent("f-1", "get", "alice", `{"resource":"pods"}`, 200, "")))
-		require.Equal(t, http.StatusAccepted, code, "it would send the whole list again for one that is broken")
+		require.Equal(t, http.StatusAccepted, code, "otherwise the complete list is sent again for one broken event")
 		require.Equal(t, 1, s.Telemetry)
-		require.Len(t, d.receivedHealth.reports, 1, "and that it could not be read is told")
+		require.Len(t, d.receivedHealth.reports, 1, "the undecodable event is reported")
 		require.Equal(t, uint64(1), d.receivedHealth.reports[0].UndecodableEvents)
 		require.Equal(t, "api-server", d.receivedHealth.reports[0].Source)
 		require.Contains(t, d.receivedHealth.reports[0].Message, "audit event 1: it has no auditID")
@@ -167,17 +167,17 @@ func TestTheAuditLogOfTheCluster(t *testing.T) {
 		require.Equal(t, http.StatusAccepted, code)
 	})
 
-	t.Run("a list that holds nothing is a sign of life", func(t *testing.T) {
+	t.Run("empty list as heartbeat", func(t *testing.T) {
 		before := d.receivedHealth.messagesBySource["api-server"]
 		require.Positive(t, before)
 		code, _ := d.post(t, door, "api-server", newAuditEventList())
 		require.Equal(t, http.StatusAccepted, code)
 		require.Equal(t, before+1, d.receivedHealth.messagesBySource["api-server"])
 		_, _ = d.post(t, door, "api-server", `{"kind":"Pod"}`)
-		require.Equal(t, before+1, d.receivedHealth.messagesBySource["api-server"], "what nobody can read is none")
+		require.Equal(t, before+1, d.receivedHealth.messagesBySource["api-server"], "an undecodable request is not a heartbeat")
 	})
 
-	t.Run("a normal cluster is quiet", func(t *testing.T) {
+	t.Run("normal cluster activity", func(t *testing.T) {
 		_, s := d.post(t, door, "api-server", newAuditEventList(
 			newAuditEvent("g-1", "list", "system:kube-controller-manager", `{"resource":"secrets"}`, 200, ""),
 			newAuditEvent("g-2", "watch", "system:node:node-1", `{"resource":"secrets","namespace":"shop","name":"tls"}`, 200, ""),

@@ -178,11 +178,11 @@ func gzipped(t *testing.T, s string) string {
 	return b.String()
 }
 
-func TestEachSensorHasItsDoor(t *testing.T) {
+func TestSourceEndpoints(t *testing.T) {
 	server := temporal.Start(t, map[string]any{"Story": incidentWorkflow})
 	d := newSourceServerFixture(t, server, config.Source{Name: "edge"}, config.Source{Name: "t1", Kind: "tetragon"}, config.Source{Name: "slow", RatePerSecond: 1})
 
-	t.Run("an alert of each becomes a detection of its source", func(t *testing.T) {
+	t.Run("one alert of each source", func(t *testing.T) {
 		for path, body := range map[string]string{
 			"/v1/falco":     newFalcoAlert("f-1", "c0ffee01"),
 			"/v1/tetragon":  `{"process_kprobe":{"process":{"pid":7,"binary":"/bin/x","docker":"c0ffee01"},"function_name":"tcp_connect","policy_name":"egress"},"time":"` + nowRFC3339 + `"}`,
@@ -197,12 +197,12 @@ func TestEachSensorHasItsDoor(t *testing.T) {
 		all := d.incidentDetections(t, "local/Container/c0ffee01")
 		require.Len(t, all, 4)
 		for _, one := range all {
-			require.Equal(t, "edge", one.Source, "it is named for the source that has the token")
-			require.NotContains(t, strings.Join(one.Event.Process.Args, " "), "hunter2", "secrets are taken out as from the node's own")
+			require.Equal(t, "edge", one.Source, "the source is the one with the token")
+			require.NotContains(t, strings.Join(one.Event.Process.Args, " "), "hunter2", "secrets are redacted")
 		}
 	})
 
-	t.Run("lines are judged alone", func(t *testing.T) {
+	t.Run("separate results per line", func(t *testing.T) {
 		body := strings.Join([]string{
 			newFalcoAlert("g-1", "c0ffee02"), "nonsense", "", `{"rule":"Falco internal: syscall event drop","priority":"Critical","hostname":"node-9","time":"` + nowRFC3339 + `","output_fields":{"n_drops":"7"}}`,
 			strings.Replace(newFalcoAlert("g-2", "c0ffee02"), nowRFC3339, "2199-01-01T00:00:00Z", 1), newFalcoAlert("g-3", "c0ffee02"),
@@ -222,7 +222,7 @@ func TestEachSensorHasItsDoor(t *testing.T) {
 		require.Equal(t, uint64(7), d.CountsBySource()["edge"].Dropped)
 
 		code, s = d.post(t, "/v1/falco", "edge", "["+newFalcoAlert("g-1", "c0ffee02")+","+newFalcoAlert("g-3", "c0ffee02")+"]")
-		require.Equal(t, http.StatusAccepted, code, "sent again, in a list")
+		require.Equal(t, http.StatusAccepted, code, "a retry as a list")
 		require.Equal(t, 2, s.Accepted)
 		var ids []string
 		for _, one := range d.incidentDetections(t, "local/Container/c0ffee02") {
@@ -232,7 +232,7 @@ func TestEachSensorHasItsDoor(t *testing.T) {
 		require.Equal(t, []string{"g-1", "g-3"}, slices.Compact(ids), "under the same ids")
 	})
 
-	t.Run("telemetry is taken and nothing is made of it", func(t *testing.T) {
+	t.Run("telemetry", func(t *testing.T) {
 		code, s := d.post(t, "/v1/tetragon", "t1", `{"process_exec":{"process":{"binary":"/bin/ls","docker":"c0ffee03"}},"time":"`+nowRFC3339+`"}`)
 		require.Equal(t, http.StatusAccepted, code)
 		require.Equal(t, ingestResponse{Status: "accepted", Telemetry: 1}, s)
@@ -240,35 +240,35 @@ func TestEachSensorHasItsDoor(t *testing.T) {
 		require.Error(t, err)
 	})
 
-	t.Run("what is refused says whether to send it again", func(t *testing.T) {
+	t.Run("refusals", func(t *testing.T) {
 		for name, c := range map[string]struct {
 			path, source, body string
 			want               int
 		}{
-			"no token":              {"/v1/tetragon", "", "{}", 401},
-			"a wrong token":         {"/v1/tetragon", "nobody", "{}", 401},
-			"another kind's door":   {"/v1/falco", "t1", newFalcoAlert("x", "c0ffee04"), 403},
-			"no JSON":               {"/v1/kubearmor", "edge", "{", 400},
-			"nothing":               {"/v1/kubearmor", "edge", "", 400},
-			"a broken list":         {"/v1/falco", "edge", "[" + newFalcoAlert("x", "c0ffee04"), 400},
-			"too many":              {"/v1/falco", "edge", strings.Repeat("{}\n", 1001), 400},
-			"too large":             {"/v1/falco", "edge", `{"a":"` + strings.Repeat("a", 5<<20) + `"}`, 413},
-			"one record too large":  {"/v1/falco", "edge", `{"a":"` + strings.Repeat("a", 300<<10) + `"}`, 400},
-			"its time is tomorrow":  {"/v1/falco", "edge", strings.Replace(newFalcoAlert("x", "c0ffee04"), nowRFC3339, "2199-01-01T00:00:00Z", 1), 422},
-			"a list of detections":  {"/v1/detections", "edge", "[]", 400},
-			"a pod that is not":     {"/v1/falco", "edge", strings.Replace(newFalcoAlert("x", "c0ffee04"), `"evt.type"`, `"k8s.ns.name":"shop","k8s.pod.name":"gone","evt.type"`, 1), 422},
-			"a name that is no pod": {"/v1/falco", "edge", strings.Replace(newFalcoAlert("x", ""), `"evt.type"`, `"k8s.ns.name":"shop","k8s.pod.name":"../secrets","evt.type"`, 1), 422},
-			"another pod's UID":     {"/v1/falco", "edge", strings.Replace(newFalcoAlert("x", "c0ffee04"), `"evt.type"`, `"k8s.ns.name":"shop","k8s.pod.name":"web-7d9c4-bcdfg","k8s.pod.uid":"uid-0","evt.type"`, 1), 422},
+			"missing token":            {"/v1/tetragon", "", "{}", 401},
+			"wrong token":              {"/v1/tetragon", "nobody", "{}", 401},
+			"endpoint of another kind": {"/v1/falco", "t1", newFalcoAlert("x", "c0ffee04"), 403},
+			"invalid JSON":             {"/v1/kubearmor", "edge", "{", 400},
+			"nothing":                  {"/v1/kubearmor", "edge", "", 400},
+			"broken list":              {"/v1/falco", "edge", "[" + newFalcoAlert("x", "c0ffee04"), 400},
+			"too many records":         {"/v1/falco", "edge", strings.Repeat("{}\n", 1001), 400},
+			"request too large":        {"/v1/falco", "edge", `{"a":"` + strings.Repeat("a", 5<<20) + `"}`, 413},
+			"record too large":         {"/v1/falco", "edge", `{"a":"` + strings.Repeat("a", 300<<10) + `"}`, 400},
+			"time in the future":       {"/v1/falco", "edge", strings.Replace(newFalcoAlert("x", "c0ffee04"), nowRFC3339, "2199-01-01T00:00:00Z", 1), 422},
+			"list of detections":       {"/v1/detections", "edge", "[]", 400},
+			"unknown pod":              {"/v1/falco", "edge", strings.Replace(newFalcoAlert("x", "c0ffee04"), `"evt.type"`, `"k8s.ns.name":"shop","k8s.pod.name":"gone","evt.type"`, 1), 422},
+			"invalid pod name":         {"/v1/falco", "edge", strings.Replace(newFalcoAlert("x", ""), `"evt.type"`, `"k8s.ns.name":"shop","k8s.pod.name":"../secrets","evt.type"`, 1), 422},
+			"UID of another pod":       {"/v1/falco", "edge", strings.Replace(newFalcoAlert("x", "c0ffee04"), `"evt.type"`, `"k8s.ns.name":"shop","k8s.pod.name":"web-7d9c4-bcdfg","k8s.pod.uid":"uid-0","evt.type"`, 1), 422},
 		} {
 			code, s := d.post(t, c.path, c.source, c.body)
 			require.Equal(t, c.want, code, "%s: %+v", name, s)
 			require.NotEqual(t, "accepted", s.Status, name)
 		}
 		_, err := server.DescribeWorkflowExecution(t.Context(), workflows.IncidentWorkflowID("local/Container/c0ffee04"), "")
-		require.Error(t, err, "nothing came of any")
+		require.Error(t, err, "no detection was accepted")
 	})
 
-	t.Run("what is compressed is bounded when it comes out", func(t *testing.T) {
+	t.Run("limit after decompression", func(t *testing.T) {
 		for encoding, c := range map[string]struct {
 			body string
 			want int
@@ -290,7 +290,7 @@ func TestEachSensorHasItsDoor(t *testing.T) {
 		}
 	})
 
-	t.Run("a pod is completed, and its node's word is not taken", func(t *testing.T) {
+	t.Run("pod data from the API server", func(t *testing.T) {
 		line := strings.Replace(newFalcoAlert("p-1", "abcdef012345"), `"evt.type"`, `"k8s.ns.name":"shop","k8s.pod.name":"web-7d9c4-bcdfg","evt.type"`, 1)
 		code, s := d.post(t, "/v1/falco", "edge", line+"\n"+strings.ReplaceAll(line, "p-1", "p-2"))
 		require.Equal(t, http.StatusAccepted, code, "%+v", s)
@@ -298,7 +298,7 @@ func TestEachSensorHasItsDoor(t *testing.T) {
 		require.Len(t, all, 2)
 		for _, one := range all {
 			c := one.Event.Container
-			require.Equal(t, "abcdef0123456789", c.ID, "the beginning of an id is completed")
+			require.Equal(t, "abcdef0123456789", c.ID, "a short id is completed")
 			require.Equal(t, "web", c.Name)
 			require.Equal(t, "sha256:0b3f", c.ImageDigest)
 			require.Equal(t, "uid-1", c.Pod.UID)
@@ -306,7 +306,7 @@ func TestEachSensorHasItsDoor(t *testing.T) {
 		}
 	})
 
-	t.Run("while the cluster is away nothing is lost", func(t *testing.T) {
+	t.Run("API server outage", func(t *testing.T) {
 		d.failKube = apierrors.NewServiceUnavailable("away")
 		defer func() { d.failKube = nil }()
 		code, s := d.post(t, "/v1/falco", "edge", strings.Replace(newFalcoAlert("q-1", "0a0a0a"), `"evt.type"`, `"k8s.ns.name":"shop","k8s.pod.name":"other","evt.type"`, 1))
@@ -315,7 +315,7 @@ func TestEachSensorHasItsDoor(t *testing.T) {
 		require.Equal(t, uint64(1), d.CountsBySource()["edge"].RetryLater)
 	})
 
-	t.Run("a source has a rate", func(t *testing.T) {
+	t.Run("rate limit", func(t *testing.T) {
 		lines := strings.Repeat(`{"process_exec":{}}`+"\n", 990)
 		code, _ := d.post(t, "/v1/tetragon", "slow", lines)
 		require.Equal(t, http.StatusAccepted, code)
@@ -326,7 +326,7 @@ func TestEachSensorHasItsDoor(t *testing.T) {
 		require.Positive(t, wait)
 		require.Equal(t, uint64(1), d.CountsBySource()["slow"].RateLimited)
 		code, _ = d.post(t, "/v1/tetragon", "edge", lines)
-		require.Equal(t, http.StatusAccepted, code, "the others are not held up")
+		require.Equal(t, http.StatusAccepted, code, "other sources are not delayed")
 	})
 }
 
@@ -337,7 +337,7 @@ func (unavailableTemporal) SignalWithStartWorkflow(context.Context, string, stri
 	return nil, fmt.Errorf("no route")
 }
 
-func TestWhileTemporalIsAwayASenderIsToldToComeAgain(t *testing.T) {
+func TestTemporalOutageDefersDetections(t *testing.T) {
 	server := temporal.Start(t, map[string]any{"Story": incidentWorkflow})
 	d := newSourceServerFixture(t, server, config.Source{Name: "edge"})
 	d.ingester.Temporal = unavailableTemporal{server}
@@ -345,14 +345,14 @@ func TestWhileTemporalIsAwayASenderIsToldToComeAgain(t *testing.T) {
 	code, s := d.post(t, "/v1/falco", "edge", newFalcoAlert("a-1", "c0ffee")+"\n"+health)
 	require.Equal(t, http.StatusServiceUnavailable, code)
 	require.NotEmpty(t, s.retryAfter)
-	require.Empty(t, d.receivedHealth.reports, "what will be sent again is not told yet")
+	require.Empty(t, d.receivedHealth.reports, "deferred events are not reported yet")
 	d.ingester.Temporal = server
 	code, _ = d.post(t, "/v1/falco", "edge", newFalcoAlert("a-1", "c0ffee")+"\n"+health)
 	require.Equal(t, http.StatusAccepted, code)
 	require.Len(t, d.receivedHealth.reports, 1)
 }
 
-func TestATokenIsOneSources(t *testing.T) {
+func TestSourceTokensAreUnique(t *testing.T) {
 	dir := t.TempDir()
 	file := func(name, token string) string {
 		require.NoError(t, os.WriteFile(filepath.Join(dir, name), []byte(token), 0o600))

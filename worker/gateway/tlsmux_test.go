@@ -29,7 +29,7 @@ func (remoteConn) RemoteAddr() net.Addr {
 	return &net.TCPAddr{IP: net.ParseIP("203.0.113.7"), Port: 4711}
 }
 
-func TestATokenInClearTextFromAnotherMachineIsRefused(t *testing.T) {
+func TestPlainHTTPFromAnotherMachineIsRefused(t *testing.T) {
 	pki, err := authority.OpenOrCreatePKI(t.TempDir())
 	require.NoError(t, err)
 	certificate, err := pki.MutualTLSConfig(authority.RoleGateway, "gateway", gatewayrpc.ServerName)
@@ -60,7 +60,7 @@ func TestATokenInClearTextFromAnotherMachineIsRefused(t *testing.T) {
 	require.Equal(t, http.StatusOK, resp.StatusCode)
 }
 
-func TestOneAddressSpeaksTLSAndPlain(t *testing.T) {
+func TestListenerServesTLSAndPlainHTTP(t *testing.T) {
 	pki, err := authority.OpenOrCreatePKI(t.TempDir())
 	require.NoError(t, err)
 	certificate, err := pki.MutualTLSConfig(authority.RoleGateway, "gateway", gatewayrpc.ServerName)
@@ -90,5 +90,5 @@ func TestOneAddressSpeaksTLSAndPlain(t *testing.T) {
 
 	silent, err := net.Dial("tcp", address) //nolint:noctx // returns at once
 	require.NoError(t, err)
-	require.NoError(t, silent.Close(), "who says nothing keeps nobody")
+	require.NoError(t, silent.Close(), "a silent connection blocks nobody")
 }

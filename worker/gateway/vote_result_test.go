@@ -108,7 +108,7 @@ people:
 }
 
 // People name a request as the help and the list do, and each answer reports its result.
-func TestAnAnswerNamesItsQuestionAndSaysWhatItCameTo(t *testing.T) {
+func TestVoteFindsRequestAndReportsResult(t *testing.T) {
 	s := temporal.Start(t, map[string]any{"Incident": openIncidentWorkflow, "Playbook": approvalWorkflow})
 	d, who := newResponderFixture(t, s)
 	s.StartWorkflow("Incident", "incident/a", testIncidentID, true)

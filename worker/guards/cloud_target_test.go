@@ -22,44 +22,44 @@ func (d *guardFixture) useCloudTarget() {
 	d.input.Authorization.Grant = d.grant(d.signingKey, d.validGrant())
 }
 
-func TestACloudTargetIsJudgedByThePodThroughWhichItWasReached(t *testing.T) {
+func TestCloudTargetHasScopeOfItsPod(t *testing.T) {
 	for name, c := range map[string]struct {
 		spoil   func(*guardFixture)
 		verdict activities.Verdict
 		guard   string
 		reason  string
 	}{
-		"all in order, on any evidence of the incident": {func(*guardFixture) {}, activities.VerdictRun, "phase", "granted"},
-		"no evidence was attempted":                     {func(d *guardFixture) { d.input.Authorization.Receipts = nil }, activities.VerdictRefuse, "evidence", "no evidence"},
-		"evidence of another incident":                  {func(d *guardFixture) { d.input.Request.IncidentRef.ID = "INC-2" }, activities.VerdictRefuse, "evidence", "no evidence"},
-		"without a grant the pod's detection is no proof about the role": {func(d *guardFixture) {
+		"valid, with any evidence of the incident": {func(*guardFixture) {}, activities.VerdictRun, "phase", "granted"},
+		"no evidence":                  {func(d *guardFixture) { d.input.Authorization.Receipts = nil }, activities.VerdictRefuse, "evidence", "no evidence"},
+		"evidence of another incident": {func(d *guardFixture) { d.input.Request.IncidentRef.ID = "INC-2" }, activities.VerdictRefuse, "evidence", "no evidence"},
+		"pod's detection without a grant": {func(d *guardFixture) {
 			d.input.Authorization.Grant, d.input.Spec.Class = nil, playbooks.ClassContain
 		}, activities.VerdictRefuse, "phase", "no attested detection"},
-		"a protected name": {func(d *guardFixture) { d.input.Request.Target.Name = "billing-eu" }, activities.VerdictRefuse, "protected", "billing-*"},
-		"a protected ARN":  {func(d *guardFixture) { d.input.Request.Target.ARN = "arn:aws:iam::1:role/pay" }, activities.VerdictRefuse, "protected", "role/pay"},
-		"a namespace that no detection was in lends its phase to nobody": {func(d *guardFixture) { d.input.Authorization.Attestations = nil }, activities.VerdictPropose, "phase", "phase 1 of scope default"},
-		"nor does one of another's": {func(d *guardFixture) {
+		"protected name":                {func(d *guardFixture) { d.input.Request.Target.Name = "billing-eu" }, activities.VerdictRefuse, "protected", "billing-*"},
+		"protected ARN":                 {func(d *guardFixture) { d.input.Request.Target.ARN = "arn:aws:iam::1:role/pay" }, activities.VerdictRefuse, "protected", "role/pay"},
+		"namespace without a detection": {func(d *guardFixture) { d.input.Authorization.Attestations = nil }, activities.VerdictPropose, "phase", "phase 1 of scope default"},
+		"namespace of another attestation": {func(d *guardFixture) {
 			d.input.Request.Target.Namespace = "shop"
 			d.renewGrant("shop")
 		}, activities.VerdictPropose, "phase", "phase 1 of scope default"},
-		"nor an old one": {func(d *guardFixture) {
+		"expired attestation of the namespace": {func(d *guardFixture) {
 			d.input.Authorization.Attestations = []attestation.Envelope{d.sign(d.signingKey, attestation.PayloadTypeAttestation, attestation.Attestation{Namespace: "bank", TargetConfirmed: true, AcceptedAt: now.Add(-25 * time.Hour)})}
 		}, activities.VerdictPropose, "phase", "phase 1"},
-		"an hour's wait for people changes nothing": {func(d *guardFixture) {
+		"attestation older than an hour": {func(d *guardFixture) {
 			d.input.Authorization.Attestations = []attestation.Envelope{d.sign(d.signingKey, attestation.PayloadTypeAttestation, attestation.Attestation{Namespace: "bank", TargetConfirmed: true, AcceptedAt: now.Add(-time.Hour)})}
 		}, activities.VerdictRun, "phase", "granted"},
-		"nor a namespace that only a node's word names": {func(d *guardFixture) {
+		"namespace reported only by a node": {func(d *guardFixture) {
 			d.input.Authorization.Attestations = []attestation.Envelope{d.sign(d.signingKey, attestation.PayloadTypeAttestation, attestation.Attestation{Namespace: "bank", AcceptedAt: now.Add(-time.Hour)})}
 		}, activities.VerdictPropose, "phase", "phase 1 of scope default"},
-		"a role that a drill registered is phase 3": {func(d *guardFixture) {
+		"registered role of a drill": {func(d *guardFixture) {
 			d.chain.Config.Phase = 1
 			d.registerDrill("role:AROA1")
 		}, activities.VerdictRun, "phase", "granted"},
-		"a role with the name of a drill's is not a drill's": {func(d *guardFixture) {
+		"unregistered role with a drill's name": {func(d *guardFixture) {
 			d.chain.Config.Phase = 1
 			d.input.Request.Target.Name = config.DrillRolePrefix + "x"
 		}, activities.VerdictPropose, "phase", "phase 1"},
-		"a drill's pod does not make a drill of its role": {func(d *guardFixture) {
+		"role of a drill's pod": {func(d *guardFixture) {
 			d.chain.Config.Phase = 2
 			d.registerDrill("pod:uid-1")
 		}, activities.VerdictPropose, "phase", "phase 2"},
@@ -83,7 +83,7 @@ func (d *guardFixture) renewGrant(namespace string) {
 	d.input.Authorization.Grant = d.grant(d.signingKey, g)
 }
 
-func TestDenyingOnePodMayRunByItself(t *testing.T) {
+func TestDenyingOnePodNeedsNoApproval(t *testing.T) {
 	d := newGuardFixture(t)
 	d.input.Spec = playbooks.ActionSpec{Name: "aws.role.deny-pod", Class: playbooks.ClassContain, Targets: []playbooks.TargetKind{playbooks.TargetPod}}
 	require.Equal(t, activities.VerdictRun, d.decide().Verdict)

@@ -23,33 +23,33 @@ func (d *guardFixture) useManualRequest(at time.Time) {
 
 // A signed request permits exactly the requested action on the target, for the duration, for a short time. Full access
 // to Temporal does not extend it.
-func TestARequestPermitsWhatWasAskedForAndNothingElse(t *testing.T) {
+func TestManualRequestPermitsOnlyWhatWasRequested(t *testing.T) {
 	for name, c := range map[string]struct {
 		spoil   func(*guardFixture)
 		verdict activities.Verdict
 		reason  string
 	}{
-		"what was asked for": {func(*guardFixture) {}, activities.VerdictRun, "phase 2, requested by alice (uid 1): beacons"},
-		"for less long": {func(d *guardFixture) {
+		"requested containment": {func(*guardFixture) {}, activities.VerdictRun, "phase 2, requested by alice (uid 1): beacons"},
+		"shorter duration": {func(d *guardFixture) {
 			d.input.Request.Duration = time.Minute
 			d.input.Request.ExpiresAt = now.Add(time.Minute)
 		}, activities.VerdictRun, "requested by alice"},
-		"for longer": {func(d *guardFixture) {
+		"longer duration": {func(d *guardFixture) {
 			d.input.Request.Duration, d.input.Request.ExpiresAt = time.Hour+time.Second, now.Add(time.Hour+time.Second)
 		}, activities.VerdictRefuse, "no attested detection"},
-		"for longer than it says": {func(d *guardFixture) { d.input.Request.ExpiresAt = now.Add(2 * time.Hour) }, activities.VerdictRefuse, "the planned duration of 1h"},
-		"another action":          {func(d *guardFixture) { d.input.Request.Action = "pod.freeze" }, activities.VerdictRefuse, "no attested detection"},
-		"another pod":             {func(d *guardFixture) { d.input.Request.Target.UID = "uid-2" }, activities.VerdictRefuse, "no evidence"},
-		"an old request":          {func(d *guardFixture) { d.useManualRequest(now.Add(-time.Hour)) }, activities.VerdictRefuse, "no attested detection"},
-		"without evidence":        {func(d *guardFixture) { d.input.Authorization.Receipts = nil }, activities.VerdictRefuse, "no evidence"},
-		"while paused":            {func(d *guardFixture) { d.chain.KillSwitch = fixedKillSwitch{paused: true} }, activities.VerdictRefuse, "by alice"},
-		"in phase 1":              {func(d *guardFixture) { d.moveToNamespace("look"); d.useManualRequest(now) }, activities.VerdictPropose, "phase 1"},
-		"what disrupts": {func(d *guardFixture) {
+		"end after the duration": {func(d *guardFixture) { d.input.Request.ExpiresAt = now.Add(2 * time.Hour) }, activities.VerdictRefuse, "the planned duration of 1h"},
+		"another action":         {func(d *guardFixture) { d.input.Request.Action = "pod.freeze" }, activities.VerdictRefuse, "no attested detection"},
+		"another pod":            {func(d *guardFixture) { d.input.Request.Target.UID = "uid-2" }, activities.VerdictRefuse, "no evidence"},
+		"old request":            {func(d *guardFixture) { d.useManualRequest(now.Add(-time.Hour)) }, activities.VerdictRefuse, "no attested detection"},
+		"without evidence":       {func(d *guardFixture) { d.input.Authorization.Receipts = nil }, activities.VerdictRefuse, "no evidence"},
+		"while paused":           {func(d *guardFixture) { d.chain.KillSwitch = fixedKillSwitch{paused: true} }, activities.VerdictRefuse, "by alice"},
+		"in phase 1":             {func(d *guardFixture) { d.moveToNamespace("look"); d.useManualRequest(now) }, activities.VerdictPropose, "phase 1"},
+		"disruptive action": {func(d *guardFixture) {
 			d.moveToNamespace("bank")
 			d.useManualRequest(now)
 			d.input.Spec.Class = playbooks.ClassDisrupt
 		}, activities.VerdictAskApproval, "grant"},
-		"what was asked for and granted, on a role that the pod reached": {func(d *guardFixture) {
+		"granted action on a role of the pod": {func(d *guardFixture) {
 			d.useCloudTarget()
 			d.useManualRequest(now)
 		}, activities.VerdictRun, "granted"},

@@ -46,7 +46,7 @@ func newTestAuthority(t *testing.T) testAuthority {
 
 // Whoever can write the stored state can pause, but not resume: not without a signature, not with another key's, not
 // with an older state, and not by deleting it.
-func TestNobodyLiftsTheSwitchWithoutTheKey(t *testing.T) {
+func TestKillSwitchCannotBeClearedWithoutKey(t *testing.T) {
 	h, path := newTestAuthority(t), filepath.Join(t.TempDir(), "switch")
 	s := &FileKillSwitch{FilePath: path, Authority: h}
 	is := func(want bool, when string) {
@@ -94,7 +94,7 @@ func TestNobodyLiftsTheSwitchWithoutTheKey(t *testing.T) {
 }
 
 // A change on one replica reaches all, and an outage of the cluster neither pauses nor resumes for a while.
-func TestSharedSwitch(t *testing.T) {
+func TestSharedKillSwitch(t *testing.T) {
 	client := fake.NewClientset(&corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Namespace: "stanch-system", Name: KillSwitchConfigMap}})
 	holder := newTestAuthority(t)
 	now := time.Now()
@@ -129,7 +129,7 @@ func TestSharedSwitch(t *testing.T) {
 	is(a, false, "the API server is away for a minute")
 	now = now.Add(switchStaleMaxAge)
 	if stopped, _, err := a.IsPaused(t.Context()); !stopped || err == nil {
-		t.Errorf("away for long: stopped is %t (%v), want an error that counts as stopped", stopped, err)
+		t.Errorf("long outage: stopped is %t (%v), want an error that counts as stopped", stopped, err)
 	}
 	if stopped, _, err := (&SharedKillSwitch{KubeClient: client, Namespace: "stanch-system", Authority: holder}).IsPaused(t.Context()); !stopped || err == nil {
 		t.Errorf("never read: stopped is %t (%v), want an error that counts as stopped", stopped, err)

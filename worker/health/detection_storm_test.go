@@ -52,7 +52,7 @@ func runStormSensor(dir string) error {
 		fmt.Println(n)
 		time.Sleep(time.Duration(rand.IntN(400)) * time.Microsecond) // slightly faster than the gateway can accept
 	}
-	_, _ = io.Copy(io.Discard, os.Stdin) // until it is killed
+	_, _ = io.Copy(io.Discard, os.Stdin) // until killed
 	return nil
 }
 
@@ -112,7 +112,7 @@ func newNodeDir(t *testing.T, pki *authority.PKI) string {
 	return dir
 }
 
-func TestASensorThatIsKilledInAStormLosesNothingThatItsSpoolHad(t *testing.T) {
+func TestKilledSensorLosesNoSpooledDetections(t *testing.T) {
 	server := temporal.Start(t, map[string]any{"Story": incidentWorkflow})
 	e := newGatewayFixture(t, server, gatewayFixtureOptions{limits: config.NodeLimits{DetectionsPerSecond: 100_000, DetectionBurst: 100_000}})
 	dir := newNodeDir(t, e.pki)
@@ -151,7 +151,7 @@ func outageDuration(t *testing.T) time.Duration {
 	return 20 * time.Second
 }
 
-func TestWhileTheGatewayIsAwayNothingThatFitsTheSpoolIsLost(t *testing.T) {
+func TestGatewayOutageLosesNoSpooledDetections(t *testing.T) {
 	server := temporal.Start(t, map[string]any{"Story": incidentWorkflow})
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	require.NoError(t, err)
@@ -172,8 +172,8 @@ func TestWhileTheGatewayIsAwayNothingThatFitsTheSpoolIsLost(t *testing.T) {
 	back := time.After(outageDuration(t))
 	p.readUntil(t, total-total/3)
 	<-back
-	require.Len(t, uniqueDetectionIDs(incidentDetections(t, server, "Container/storm-c@storm")), had, "it was away")
+	require.Len(t, uniqueDetectionIDs(incidentDetections(t, server, "Container/storm-c@storm")), had, "no detection arrives during the outage")
 	newGatewayFixture(t, server, o)
 	waitForAllDetections(t, server, total)
-	require.Empty(t, incidentDetections(t, server, "Node/storm"), "a gateway that was away does not blame the node")
+	require.Empty(t, incidentDetections(t, server, "Node/storm"), "an outage of the gateway is not reported as the node's gap")
 }

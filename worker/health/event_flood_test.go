@@ -60,7 +60,7 @@ func runInCgroup(t *testing.T, dir string, command ...string) {
 	require.NoError(t, err, "%s", out)
 }
 
-func TestAFloodThatHidesAnExecutionIsAnIncidentOfItsContainer(t *testing.T) {
+func TestEventFloodIsIncidentOfItsContainer(t *testing.T) {
 	lacking.RequireRoot(t)
 	server := temporal.Start(t, map[string]any{"Story": incidentWorkflow})
 	e := newGatewayFixture(t, server, gatewayFixtureOptions{timing: health.Timing{CheckInterval: 20 * time.Millisecond, RepeatInterval: 500 * time.Millisecond}})

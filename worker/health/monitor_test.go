@@ -27,11 +27,11 @@ import (
 	"stanch/worker/health"
 )
 
-func TestHealth(t *testing.T) {
+func TestMonitorConditions(t *testing.T) {
 	server := temporal.Start(t, map[string]any{"Story": incidentWorkflow})
 	short := health.Timing{CheckInterval: 20 * time.Millisecond, LostAfter: 300 * time.Millisecond, StoppedAfter: 600 * time.Millisecond, OverRateAfter: 300 * time.Millisecond}
 
-	t.Run("a node that vanishes is an incident", func(t *testing.T) {
+	t.Run("disconnected node", func(t *testing.T) {
 		e := newGatewayFixture(t, server, gatewayFixtureOptions{timing: short})
 		s := e.connectSensor(t, fakeSensorOptions{name: "gone-1"})
 		e.waitUntilConnected(t, "gone-1")
@@ -41,10 +41,10 @@ func TestHealth(t *testing.T) {
 		require.Equal(t, sensors.ObjectiveDefenseEvasion, d.Objective)
 		require.Equal(t, "T1685", d.Technique)
 		require.Contains(t, d.Reasons[0], "without announcing a shutdown")
-		require.Less(t, d.Confidence, 0.8, "it contains nothing without a person")
+		require.Less(t, d.Confidence, 0.8, "the confidence permits no automatic containment")
 	})
 
-	t.Run("one that was told to stop is none, where nobody says that it should run", func(t *testing.T) {
+	t.Run("regular shutdown of an unexpected node", func(t *testing.T) {
 		e := newGatewayFixture(t, server, gatewayFixtureOptions{timing: short})
 		s := e.connectSensor(t, fakeSensorOptions{name: "stopped-1"})
 		other := e.connectSensor(t, fakeSensorOptions{name: "gone-2"})
@@ -57,7 +57,7 @@ func TestHealth(t *testing.T) {
 		require.Empty(t, incidentDetections(t, server, "Node/stopped-1"))
 	})
 
-	t.Run("what lasts is told once in a while, and what is over is not", func(t *testing.T) {
+	t.Run("repeat interval", func(t *testing.T) {
 		timing := short
 		timing.RepeatInterval = 500 * time.Millisecond
 		e := newGatewayFixture(t, server, gatewayFixtureOptions{timing: timing})
@@ -72,7 +72,7 @@ func TestHealth(t *testing.T) {
 		require.Len(t, ids, 3)
 	})
 
-	t.Run("a node that the configuration refuses is not heard, whatever its certificate", func(t *testing.T) {
+	t.Run("refused node", func(t *testing.T) {
 		e := newGatewayFixture(t, server, gatewayFixtureOptions{timing: short, limits: config.NodeLimits{RefusedNodes: []string{"taken-over"}}})
 		said, write := io.Pipe()
 		t.Cleanup(func() { _ = write.Close() })
@@ -88,7 +88,7 @@ func TestHealth(t *testing.T) {
 		require.Nil(t, e.nodeServer.ConnectedNodes()["taken-over"])
 	})
 
-	t.Run("a clock that is off is told, and by how much", func(t *testing.T) {
+	t.Run("clock skew", func(t *testing.T) {
 		e := newGatewayFixture(t, server, gatewayFixtureOptions{timing: short})
 		e.connectSensor(t, fakeSensorOptions{name: "late-1", now: func() time.Time { return time.Now().Add(-90 * time.Second) }})
 		e.connectSensor(t, fakeSensorOptions{name: "right-1"})
@@ -109,7 +109,7 @@ func TestHealth(t *testing.T) {
 		require.Empty(t, incidentDetections(t, server, "Node/right-1"))
 	})
 
-	t.Run("a node that sends too much waits, loses nothing and holds nobody up", func(t *testing.T) {
+	t.Run("node above its rate", func(t *testing.T) {
 		e := newGatewayFixture(t, server, gatewayFixtureOptions{timing: short, limits: config.NodeLimits{DetectionsPerSecond: 150, DetectionBurst: 200}})
 		noisy, calm := e.connectSensor(t, fakeSensorOptions{name: "noisy-1"}), e.connectSensor(t, fakeSensorOptions{name: "calm-1"})
 		const n = 900
@@ -119,9 +119,9 @@ func TestHealth(t *testing.T) {
 		began := time.Now()
 		require.NoError(t, calm.spool.Add(newStormDetection("calm-1", 0)))
 		require.Eventually(t, func() bool { return calm.spool.Len() == 0 }, 10*time.Second, time.Millisecond)
-		require.Positive(t, noisy.spool.Len(), "the calm one was served while the noisy one waited")
+		require.Positive(t, noisy.spool.Len(), "the other node was served while the noisy one waited")
 		require.Eventually(t, func() bool { return noisy.spool.Len() == 0 }, 60*time.Second, 5*time.Millisecond)
-		require.Greater(t, time.Since(began), 3*time.Second, "900 at 150 a second, 200 of them at once")
+		require.Greater(t, time.Since(began), 3*time.Second, "900 at 150 per second, 200 of them as a burst")
 		require.Zero(t, noisy.spool.Dropped())
 		arrived := uniqueDetectionIDs(incidentDetections(t, server, "Container/noisy-1-c@noisy-1"))
 		require.Len(t, arrived, n)
@@ -130,7 +130,7 @@ func TestHealth(t *testing.T) {
 		require.Empty(t, incidentDetections(t, server, "Node/calm-1"))
 	})
 
-	t.Run("a node that tells of itself all the time is looked at once a second", func(t *testing.T) {
+	t.Run("rate of health reports", func(t *testing.T) {
 		e := newGatewayFixture(t, server, gatewayFixtureOptions{timing: short})
 		heard := &healthEventCounter{NodeMonitor: e.nodeServer.Monitor}
 		e.nodeServer.Monitor = heard
@@ -144,7 +144,7 @@ func TestHealth(t *testing.T) {
 		require.GreaterOrEqual(t, heard.healthEvents.Load(), int64(10))
 	})
 
-	t.Run("detections that are large are taken all the same, and what no message holds is in nobody's way", func(t *testing.T) {
+	t.Run("large detections", func(t *testing.T) {
 		e := newGatewayFixture(t, server, gatewayFixtureOptions{timing: short})
 		s := e.connectSensor(t, fakeSensorOptions{name: "large-1"})
 		e.waitUntilConnected(t, "large-1")
@@ -163,7 +163,7 @@ func TestHealth(t *testing.T) {
 		require.NoError(t, e.ingester.Accept(t.Context(), many))
 	})
 
-	t.Run("a certificate is renewed at half of its life, for the stream's own node", func(t *testing.T) {
+	t.Run("certificate renewal", func(t *testing.T) {
 		e := newGatewayFixture(t, server, gatewayFixtureOptions{timing: short})
 		s := e.connectSensor(t, fakeSensorOptions{name: "aging-1", certificateHalfExpired: true})
 		first := s.NodeCertificate.Certificate()
@@ -174,7 +174,7 @@ func TestHealth(t *testing.T) {
 		require.NotEqual(t, first.PublicKey, second.PublicKey)
 	})
 
-	t.Run("a certificate that ends and was not renewed is told", func(t *testing.T) {
+	t.Run("expiring certificate", func(t *testing.T) {
 		timing := short
 		timing.CertificateWarning = 100 * 24 * time.Hour
 		e := newGatewayFixture(t, server, gatewayFixtureOptions{timing: timing})
@@ -182,7 +182,7 @@ func TestHealth(t *testing.T) {
 		require.Contains(t, waitForDetection(t, server, "Node/ending-1", "certificate-expiring").Reasons[0], "was not renewed")
 	})
 
-	t.Run("blind eyes and hooks that went off", func(t *testing.T) {
+	t.Run("blind sensor and detached hooks", func(t *testing.T) {
 		e := newGatewayFixture(t, server, gatewayFixtureOptions{timing: short})
 		var off, shut atomic.Bool
 		status := func() any {
@@ -193,7 +193,7 @@ func TestHealth(t *testing.T) {
 		}
 		e.connectSensor(t, fakeSensorOptions{name: "blind-1", status: status})
 		e.waitUntilConnected(t, "blind-1")
-		require.Empty(t, incidentDetections(t, server, "Node/blind-1"), "a hook that never was on is no matter")
+		require.Empty(t, incidentDetections(t, server, "Node/blind-1"), "a hook that was never attached is not reported")
 		off.Store(true)
 		require.Contains(t, waitForDetection(t, server, "Node/blind-1", "heartbeat-failing").Reasons[0], "The hook exec of node blind-1 was attached and is now detached: it was taken away.")
 		e.connectSensor(t, fakeSensorOptions{name: "blind-2", status: func() any {
@@ -202,7 +202,7 @@ func TestHealth(t *testing.T) {
 		require.Contains(t, waitForDetection(t, server, "Node/blind-2", "heartbeat-failing").Reasons[1], "nothing came")
 	})
 
-	t.Run("cgroups that bear another container's name", func(t *testing.T) {
+	t.Run("spoofed cgroups", func(t *testing.T) {
 		e := newGatewayFixture(t, server, gatewayFixtureOptions{timing: short})
 		e.connectSensor(t, fakeSensorOptions{name: "decoy-1", status: func() any {
 			return agent.StatusReport{Health: agent.Health{Node: "decoy-1", SpoofedCgroups: []agent.SpoofedCgroup{
@@ -215,7 +215,7 @@ func TestHealth(t *testing.T) {
 		require.Contains(t, d.Reasons[1], "not contained")
 	})
 
-	t.Run("losses are told of the node and of who made them", func(t *testing.T) {
+	t.Run("dropped events", func(t *testing.T) {
 		e := newGatewayFixture(t, server, gatewayFixtureOptions{timing: short})
 		began := time.Now().Add(-time.Hour).UTC()
 		var lost atomic.Uint64
@@ -242,7 +242,7 @@ func TestHealth(t *testing.T) {
 		require.Equal(t, "lossy-1", d.Node)
 	})
 
-	t.Run("a node that dialled another gateway is not lost", func(t *testing.T) {
+	t.Run("node connected to another gateway", func(t *testing.T) {
 		pki, err := authority.OpenOrCreatePKI(t.TempDir())
 		require.NoError(t, err)
 		auth, err := authority.OpenOrCreate(t.TempDir())
@@ -260,7 +260,7 @@ func TestHealth(t *testing.T) {
 		require.Empty(t, incidentDetections(t, server, "Node/moved-1"))
 	})
 
-	t.Run("two gateways that miss the same node make one detection of it", func(t *testing.T) {
+	t.Run("one detection of two gateways", func(t *testing.T) {
 		node := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "never-1"}, Status: corev1.NodeStatus{Conditions: []corev1.NodeCondition{{Type: corev1.NodeReady, Status: corev1.ConditionTrue}}}}
 		pod := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "stanch-system", Name: "s", Labels: map[string]string{"app": "sensor"}}, Spec: corev1.PodSpec{NodeName: "never-1"}, Status: corev1.PodStatus{Phase: corev1.PodRunning}}
 		kube := fake.NewClientset(node, pod)
@@ -274,7 +274,7 @@ func TestHealth(t *testing.T) {
 		require.Contains(t, all[0].Reasons[1], "ready; its sensor's pod: Running")
 	})
 
-	t.Run("another sensor's losses", func(t *testing.T) {
+	t.Run("dropped events of another source", func(t *testing.T) {
 		e := newGatewayFixture(t, server, gatewayFixtureOptions{timing: short})
 		e.OnSourceHealth(context.Background(), integrations.SensorHealth{Source: "falco-1", Node: "n", Dropped: 7, Message: "Syscall event drop"})
 		require.Contains(t, waitForDetection(t, server, "Source/falco-1", "source-events-dropped").Reasons[0], "lost 7 events on node n")

@@ -13,7 +13,7 @@ import (
 	"stanch/worker/health"
 )
 
-func TestWhoTakesTheSensorsAwayAndRestartsTheGatewayIsToldOf(t *testing.T) {
+func TestRemovedSensorIsReportedAfterGatewayRestart(t *testing.T) {
 	const namespace = "stanch-system"
 	labels := map[string]string{"app": "sensor"}
 	ready := corev1.NodeStatus{Conditions: []corev1.NodeCondition{{Type: corev1.NodeReady, Status: corev1.ConditionTrue}}}
@@ -42,7 +42,7 @@ func TestWhoTakesTheSensorsAwayAndRestartsTheGatewayIsToldOf(t *testing.T) {
 	two.OnNodeEvent(gateway.NodeEvent{Node: "deleted", Kind: gateway.NodeConnected})
 	two.CheckOnce(t.Context())
 	one.CheckOnce(t.Context())
-	require.Len(t, kept(), 2, "replicas do not write over one another")
+	require.Len(t, kept(), 2, "replicas do not overwrite each other")
 	require.Contains(t, kept(), "watched")
 
 	for _, name := range []string{"a", "b"} {
@@ -51,7 +51,7 @@ func TestWhoTakesTheSensorsAwayAndRestartsTheGatewayIsToldOf(t *testing.T) {
 	require.NoError(t, kube.CoreV1().Nodes().Delete(t.Context(), "deleted", metav1.DeleteOptions{}))
 	three := replica()
 	three.CheckOnce(t.Context())
-	require.Empty(t, three.ingester.accepted, "it has had no time to dial")
+	require.Empty(t, three.ingester.accepted, "the sensor had no time to connect")
 	three.now = three.now.Add(6 * time.Minute)
 	three.CheckOnce(t.Context())
 	require.Len(t, three.ingester.accepted, 1)
@@ -59,7 +59,7 @@ func TestWhoTakesTheSensorsAwayAndRestartsTheGatewayIsToldOf(t *testing.T) {
 	require.Equal(t, "telemetry-lost", three.ingester.accepted[0].Rule)
 	require.Contains(t, three.ingester.accepted[0].Reasons[1], "somebody removed it")
 	require.Contains(t, three.ingester.accepted[0].Reasons[2], health.NodeRegistryConfigMap)
-	require.NotContains(t, kept(), "deleted", "what is no node of the cluster is forgotten")
+	require.NotContains(t, kept(), "deleted", "a deleted node is removed")
 
 	// A person removes the node from the registry, and no report follows.
 	require.NoError(t, health.ConfigMapNodeRegistry{KubeClient: kube, Namespace: namespace}.UpdateNodes(t.Context(), nil, []string{"watched"}))

@@ -64,7 +64,7 @@ func (d *monitorFixture) sendNodeReport(t *testing.T, node string, r agent.Statu
 	d.OnNodeEvent(gateway.NodeEvent{Node: node, Kind: gateway.NodeReported, Status: raw})
 }
 
-func TestANodeThatInventsGapsHidesNobodyElses(t *testing.T) {
+func TestFakeGapsOfNodeDoNotHideOtherReports(t *testing.T) {
 	d := newMonitorFixture(health.Options{})
 	d.ingester.unavailable = true
 	for _, name := range []string{"victim", "liar"} {
@@ -92,13 +92,13 @@ func TestANodeThatInventsGapsHidesNobodyElses(t *testing.T) {
 	first := func(rule string) int {
 		return slices.IndexFunc(d.ingester.accepted, func(d sensors.Detection) bool { return d.Rule == rule })
 	}
-	require.Less(t, first("telemetry-lost"), first("event-flood"), "what the gateway itself noticed goes first")
+	require.Less(t, first("telemetry-lost"), first("event-flood"), "the gateway's own reports are sent first")
 	flooded := d.ingester.findDetections("event-flood", "liar")
 	require.NotEmpty(t, flooded)
 	require.LessOrEqual(t, len(flooded), 40)
 	over := d.ingester.findDetections("node-rate-limited", "liar")
-	require.Len(t, over, 1, "that something was left out is told")
-	require.Contains(t, over[0].Reasons[0], "were left out")
+	require.Len(t, over, 1, "dropped reports are reported")
+	require.Contains(t, over[0].Reasons[0], "were dropped")
 
 	// With free capacity, it is reported again.
 	d.now = d.now.Add(2 * time.Minute)
@@ -107,7 +107,7 @@ func TestANodeThatInventsGapsHidesNobodyElses(t *testing.T) {
 	require.Equal(t, "true", d.ingester.accepted[len(d.ingester.accepted)-1].Event.Container.ID+d.ingester.accepted[len(d.ingester.accepted)-2].Event.Container.ID)
 }
 
-func TestWhatHadNoRoomIsNotTakenForTold(t *testing.T) {
+func TestUnsentConditionStaysPending(t *testing.T) {
 	d := newMonitorFixture(health.Options{})
 	d.ingester.unavailable = true
 	const n = 2100 // more than the capacity
@@ -127,17 +127,17 @@ func TestWhatHadNoRoomIsNotTakenForTold(t *testing.T) {
 	require.Equal(t, n, len(names)) //nolint:testifylint // Len would print them all
 }
 
-func TestWhatASensorNoLongerSeesIsToldUntilItSeesItAgain(t *testing.T) {
+func TestBlindSensorIsReportedUntilItRecovers(t *testing.T) {
 	for name, c := range map[string]struct {
 		blind probe.Status
 		says  string
 		times int
 	}{
-		"a hook that is gone":                 {probe.Status{LoadedAt: time.Now(), Hooks: []probe.HookStatus{{Hook: "exec", Reason: "it was taken away"}}}, "The hook exec", 4},
-		"the kernel is not watched":           {probe.Status{}, "no longer does", 4},
-		"a hook that somebody does not want":  {probe.Status{LoadedAt: time.Now(), Hooks: []probe.HookStatus{{Hook: "exec", Reason: probe.ReasonDisabled}}}, "disabled by configuration", 1},
-		"a hook that this kernel never had":   {probe.Status{LoadedAt: time.Now(), Hooks: []probe.HookStatus{{Hook: "exec", Enabled: true}, {Hook: "dns", Reason: "none"}}}, "", 0},
-		"a hook that never was, and the rest": {probe.Status{LoadedAt: time.Now(), Hooks: []probe.HookStatus{{Hook: "dns", Reason: "none"}}}, "", 0},
+		"detached hook":                 {probe.Status{LoadedAt: time.Now(), Hooks: []probe.HookStatus{{Hook: "exec", Reason: "it was taken away"}}}, "The hook exec", 4},
+		"unmonitored kernel":            {probe.Status{}, "no longer does", 4},
+		"disabled hook":                 {probe.Status{LoadedAt: time.Now(), Hooks: []probe.HookStatus{{Hook: "exec", Reason: probe.ReasonDisabled}}}, "disabled by configuration", 1},
+		"unsupported hook":              {probe.Status{LoadedAt: time.Now(), Hooks: []probe.HookStatus{{Hook: "exec", Enabled: true}, {Hook: "dns", Reason: "none"}}}, "", 0},
+		"unsupported hook among others": {probe.Status{LoadedAt: time.Now(), Hooks: []probe.HookStatus{{Hook: "dns", Reason: "none"}}}, "", 0},
 	} {
 		t.Run(name, func(t *testing.T) {
 			d := newMonitorFixture(health.Options{})

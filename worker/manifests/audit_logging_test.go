@@ -15,7 +15,7 @@ import (
 
 // The API server does not truncate batches: a batch above the limit would be refused completely, and an attacker could
 // cause that with large requests.
-func TestTheLargestBatchThatAnAPIServerSendsIsTaken(t *testing.T) {
+func TestLargestAuditBatchFitsLimit(t *testing.T) {
 	flag := func(name string) int {
 		flags := manifests.APIServerAuditFlags("p", "w")
 		i := slices.IndexFunc(flags, func(s string) bool { return strings.HasPrefix(s, "--"+name+"=") })
@@ -25,8 +25,8 @@ func TestTheLargestBatchThatAnAPIServerSendsIsTaken(t *testing.T) {
 		return n
 	}
 	require.Less(t, flag("audit-webhook-batch-max-size")*(flag("audit-webhook-truncate-max-event-size")+100), integrations.MaxAuditBytes)
-	require.GreaterOrEqual(t, flag("audit-webhook-truncate-max-event-size"), 3*256<<10, "annotations alone, asked for and answered, fit")
-	require.LessOrEqual(t, 400*100<<10, integrations.MaxAuditBytes, "and so does what it sends untold")
+	require.GreaterOrEqual(t, flag("audit-webhook-truncate-max-event-size"), 3*256<<10, "request, response and annotations fit")
+	require.LessOrEqual(t, 400*100<<10, integrations.MaxAuditBytes, "the default batch fits too")
 	require.Contains(t, manifests.AuditInstructions("https://gw"), "--audit-webhook-truncate-max-event-size=")
 }
 
@@ -60,7 +60,7 @@ func auditLevelFor(t *testing.T, user, group, verb, apiGroup, resource string) s
 	return "None"
 }
 
-func TestNobodyIsLeftOutOfTheAuditLogWithWhatRulesAreAbout(t *testing.T) {
+func TestAuditPolicyLogsEverythingThatRulesNeed(t *testing.T) {
 	const accounts = "system:serviceaccounts:kube-system"
 	for _, user := range []struct{ name, group string }{
 		{"alice", "people"},
@@ -75,7 +75,7 @@ func TestNobodyIsLeftOutOfTheAuditLogWithWhatRulesAreAbout(t *testing.T) {
 		require.Equal(t, "RequestResponse", auditLevelFor(t, user.name, user.group, "create", "", "pods"))
 		require.Equal(t, "RequestResponse", auditLevelFor(t, user.name, user.group, "patch", "rbac.authorization.k8s.io", "clusterroles"))
 	}
-	require.Equal(t, "Metadata", auditLevelFor(t, "system:serviceaccount:kube-system:cilium", accounts, "list", "", "pods"), "a token that was stolen looks around")
+	require.Equal(t, "Metadata", auditLevelFor(t, "system:serviceaccount:kube-system:cilium", accounts, "list", "", "pods"), "reads with a stolen token are logged")
 	require.Equal(t, "None", auditLevelFor(t, "system:serviceaccount:kube-system:job-controller", accounts, "list", "", "pods"))
 	require.Equal(t, "None", auditLevelFor(t, "system:node:n1", "system:nodes", "watch", "", "pods"))
 }

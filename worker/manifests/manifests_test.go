@@ -20,14 +20,14 @@ import (
 	"stanch/worker/manifests"
 )
 
-var updateGolden = flag.Bool("update", false, "write the golden files anew")
+var updateGolden = flag.Bool("update", false, "update the golden files")
 
 func optionsForPhase(phase int) manifests.Options {
 	return manifests.Options{Phase: phase, Image: "stanch:1", SensorImage: "stanch-sensor:1", TemporalAddress: "temporal.example:7233"}
 }
 
 // The objects of each phase are compared with a golden file, so that they change only on purpose.
-func TestGolden(t *testing.T) {
+func TestManifestsMatchGoldenFiles(t *testing.T) {
 	cases := map[string]manifests.Options{"phase1": optionsForPhase(1), "phase2": optionsForPhase(2), "phase3": optionsForPhase(3)}
 	all := optionsForPhase(3)
 	all.Namespace, all.Replicas, all.TemporalTLS, all.TemporalServerName = "security", 3, true, "temporal.internal"
@@ -90,26 +90,26 @@ func listWritePermissions(t *testing.T, phase int) []string {
 	return out
 }
 
-func TestPhaseOneMayWriteNothingButItsOwnState(t *testing.T) {
+func TestPhaseOneWritesOnlyOwnState(t *testing.T) {
 	// A TokenReview is created to identify a token, and is not stored.
 	if got, want := listWritePermissions(t, 1), []string{"create tokenreviews []", "patch configmaps [" + guards.KillSwitchConfigMap + "]", "patch configmaps [" + guards.UsedGrantsConfigMap + "]", "patch configmaps [" + health.NodeRegistryConfigMap + "]"}; !slices.Equal(got, want) {
-		t.Errorf("phase 1 may %q, want only %q", got, want)
+		t.Errorf("phase 1 can %q, want only %q", got, want)
 	}
 }
 
-func TestOnlyPhaseThreeMayScale(t *testing.T) {
+func TestOnlyPhaseThreeCanScale(t *testing.T) {
 	for phase, want := range map[int]bool{2: false, 3: true} {
 		if got := strings.Contains(strings.Join(listWritePermissions(t, phase), "\n"), "deployments/scale"); got != want {
-			t.Errorf("phase %d may scale: %t, want %t", phase, got, want)
+			t.Errorf("phase %d can scale: %t, want %t", phase, got, want)
 		}
 		if !strings.Contains(strings.Join(listWritePermissions(t, phase), "\n"), "create networkpolicies") {
-			t.Errorf("phase %d may not isolate", phase)
+			t.Errorf("phase %d cannot isolate", phase)
 		}
 	}
 }
 
 // No permission is a wildcard, none includes secrets, and nobody can extend their own.
-func TestNoRightIsBroad(t *testing.T) {
+func TestPermissionsAreNarrow(t *testing.T) {
 	for _, r := range manifests.ClusterRules(worker.ActionCatalog(), 3) {
 		for _, word := range append(slices.Concat(r.APIGroups, r.Resources), r.Verbs...) {
 			if strings.Contains(word, "*") || word == "secrets" || word == "escalate" || word == "bind" || word == "impersonate" {
@@ -120,7 +120,7 @@ func TestNoRightIsBroad(t *testing.T) {
 }
 
 // A compromised node must not be able to act as Stanch in the cluster.
-func TestTheSensorHasNoCredentialOfTheCluster(t *testing.T) {
+func TestSensorHasNoClusterCredentials(t *testing.T) {
 	objects, err := manifests.Objects(worker.ActionCatalog(), optionsForPhase(3))
 	if err != nil {
 		t.Fatal(err)
@@ -143,7 +143,7 @@ func TestTheSensorHasNoCredentialOfTheCluster(t *testing.T) {
 				for _, source := range v.Projected.Sources {
 					// The API server does not accept a token for the gateway.
 					if token := source.ServiceAccountToken; token == nil || token.Audience != gateway.EnrollAudience {
-						t.Errorf("the sensor mounts %s, which is no token for the gateway alone", v.Name)
+						t.Errorf("the sensor mounts %s, which is not a token for the gateway only", v.Name)
 					}
 				}
 			}
@@ -152,11 +152,11 @@ func TestTheSensorHasNoCredentialOfTheCluster(t *testing.T) {
 		case *rbacv1.RoleBinding:
 			requireNoSensorSubject(t, o.Subjects)
 		case *corev1.Secret:
-			t.Errorf("the manifests hold the secret %s", o.Name)
+			t.Errorf("the manifests contain the secret %s", o.Name)
 		}
 	}
 	if !found {
-		t.Error("there is no DaemonSet")
+		t.Error("no DaemonSet")
 	}
 }
 
@@ -164,14 +164,14 @@ func requireNoSensorSubject(t *testing.T, subjects []rbacv1.Subject) {
 	t.Helper()
 	for _, s := range subjects {
 		if s.Name != manifests.WorkerName {
-			t.Errorf("%s has rights", s.Name)
+			t.Errorf("%s has permissions", s.Name)
 		}
 	}
 }
 
-func TestWrongOptionsAreNamed(t *testing.T) {
+func TestOptionsAreValidated(t *testing.T) {
 	for want, o := range map[string]manifests.Options{
-		"the phase 4 is none":      optionsForPhase(4),
+		"invalid phase 4":          optionsForPhase(4),
 		"missing Temporal address": {Phase: 1, Image: "a", SensorImage: "b"},
 		"missing image":            {Phase: 1, TemporalAddress: "a:1"},
 		"cannot share a folder of": {Phase: 1, Image: "a", SensorImage: "b", TemporalAddress: "a:1", Replicas: 2, DataPath: "/a"},

@@ -16,7 +16,7 @@ import (
 )
 
 // An alert with an unknown metric would never fire.
-func TestAlertsNameMetricsThatThereAre(t *testing.T) {
+func TestAlertRulesUseExistingMetrics(t *testing.T) {
 	var file struct {
 		Groups []struct {
 			Name  string
@@ -42,7 +42,7 @@ func TestAlertsNameMetricsThatThereAre(t *testing.T) {
 		require.NotEmpty(t, r.Labels["severity"], r.Alert)
 		require.NotEmpty(t, r.Annotations["summary"], r.Alert)
 		for _, metric := range regexp.MustCompile(`stanch_[a-z_]+`).FindAllString(r.Expr, -1) {
-			require.True(t, have[metric], "%s names %s", r.Alert, metric)
+			require.True(t, have[metric], "%s uses the unknown metric %s", r.Alert, metric)
 			n++
 		}
 	}

@@ -53,7 +53,7 @@ func defaultNodeReport(t *testing.T) json.RawMessage {
 	}, gateway.NodeStreamState{ConnectedSince: at, CertificateExpiresAt: at, ClockSkew: &gateway.ClockSkew{Offset: -1500 * time.Millisecond, MaxError: time.Millisecond}, LimitedBatches: 6})
 }
 
-func TestANodesHealthIsShown(t *testing.T) {
+func TestNodeHealthIsExported(t *testing.T) {
 	r := metrics.NewRegistry(metrics.MetricSources{Version: "v1", NodeStatus: fakeNodeStatus{connected: map[string]json.RawMessage{"node-1": defaultNodeReport(t)}, disconnected: []string{"node-2", "node-1"}}})
 	require.NoError(t, testutil.GatherAndCompare(r, strings.NewReader(`
 # HELP stanch_node_up Whether the node's sensor is connected to this gateway; 0 for a day after it left.
@@ -76,7 +76,7 @@ stanch_node_rule_evaluation_seconds_count{node="node-1",rule="miner"} 2
 `), "stanch_node_up", "stanch_node_events_dropped_total", "stanch_node_clock_skew_seconds", "stanch_node_spool_dropped_detections_total", "stanch_node_rule_evaluation_seconds"))
 }
 
-func TestNamesAreAsPrometheusWantsThem(t *testing.T) {
+func TestMetricNamesFollowPrometheusConventions(t *testing.T) {
 	intake := &gateway.Ingester{}
 	r := metrics.NewRegistry(metrics.MetricSources{
 		Version: "v1", NodeStatus: fakeNodeStatus{connected: map[string]json.RawMessage{"node-1": defaultNodeReport(t)}}, Detections: intake, Temporal: metrics.NewTemporalMetrics(),
@@ -94,7 +94,7 @@ func TestNamesAreAsPrometheusWantsThem(t *testing.T) {
 }
 
 // A compromised node may report anything: the others' numbers stay, and its own series are limited.
-func TestANodeThatLiesSpoilsNothing(t *testing.T) {
+func TestMaliciousNodeReportIsContained(t *testing.T) {
 	r := agent.StatusReport{Health: agent.Health{Node: "liar", ProbeStatus: probe.Status{LoadedAt: time.Now(), Events: map[sensors.Kind]uint64{}, Drops: map[string]uint64{}}}}
 	for i := range 3000 {
 		r.ProbeStatus.Events[sensors.Kind(fmt.Sprint("kind", i))] = 1
@@ -124,7 +124,7 @@ func TestANodeThatLiesSpoilsNothing(t *testing.T) {
 	require.Less(t, series, 1000)
 }
 
-func TestNamesOfWorkflowsAreBounded(t *testing.T) {
+func TestWorkflowLabelsAreBounded(t *testing.T) {
 	counts := metrics.NewTemporalMetrics()
 	for i := range 1000 {
 		h := counts.ClientHandler().WithTags(map[string]string{"namespace": "stanch"}).WithTags(map[string]string{"workflow_type": fmt.Sprint("Made", i)})

@@ -58,7 +58,7 @@ func requireAllPassed(t *testing.T, r playbooktest.Report) {
 }
 
 // Every shipped playbook has tests that cover it completely.
-func TestTheShippedPlaybooksPassTheirTests(t *testing.T) {
+func TestShippedPlaybooksPassTheirTests(t *testing.T) {
 	r := runFiles(t, "../../playbooks/library")
 	requireAllPassed(t, r)
 	files, err := filepath.Glob("../../playbooks/library/*.yaml")
@@ -101,7 +101,7 @@ steps:
         for: 4h
 `
 
-func TestActionsAnswerAsTheTestSays(t *testing.T) {
+func TestFakeActionsReturnConfiguredResults(t *testing.T) {
 	requireAllPassed(t, runPlaybookTests(t, minerPlaybook, `
 tests:
   - name: attempts that fail are made again
@@ -148,7 +148,7 @@ tests:
 }
 
 // A test file can reference only files in or below its directory: nothing else is opened or shown.
-func TestARecordingOutsideOfTheFolderIsNotRead(t *testing.T) {
+func TestRecordingOutsideOfTestFolderIsNotRead(t *testing.T) {
 	dir := t.TempDir()
 	in := filepath.Join(dir, "in")
 	require.NoError(t, os.Mkdir(in, 0o700))
@@ -184,7 +184,7 @@ func TestARecordingOutsideOfTheFolderIsNotRead(t *testing.T) {
 }
 
 // A fake result for a target that the incident does not have is an error in the test.
-func TestAnAnswerForNoTargetFails(t *testing.T) {
+func TestFakeResultForUnknownTargetFails(t *testing.T) {
 	r := runPlaybookTests(t, minerPlaybook, `tests:
   - name: misspelt
     detections: [{ objective: crypto-mining }]
@@ -199,11 +199,11 @@ func TestAnAnswerForNoTargetFails(t *testing.T) {
 	fail := r.Files[0].Tests[0].Failures[0]
 	require.Equal(t, `the answer of pod.isolate is for "nopod", and nothing was so called; there were INC-01TESTTESTTESTTESTTESTTEST, web, web-1`, fail.Message)
 	require.Equal(t, []int{4, 39}, []int{fail.Line, fail.Column})
-	require.False(t, fail.IsExpectedStep, "it is not for --update to mend")
+	require.False(t, fail.IsExpectedStep, "--update cannot fix it")
 	require.True(t, r.Files[0].Tests[1].Passed, r.Files[0].Tests[1].Failures)
 }
 
-func TestPeopleAnswerAsTheTestSays(t *testing.T) {
+func TestApprovalAnswersFollowTest(t *testing.T) {
 	requireAllPassed(t, runPlaybookTests(t, minerPlaybook, `
 tests:
   - name: two agree
@@ -243,7 +243,7 @@ tests:
 `))
 }
 
-func TestTheIncidentIsWhatTheTestSays(t *testing.T) {
+func TestIncidentFollowsTest(t *testing.T) {
 	requireAllPassed(t, runPlaybookTests(t, minerPlaybook, `
 tests:
   - name: two objectives are surer than one
@@ -268,7 +268,7 @@ tests:
 `))
 }
 
-func TestWhatIsReportedIsTheSameEveryTime(t *testing.T) {
+func TestReportIsReproducible(t *testing.T) {
 	report := func() string {
 		r := runFiles(t, "../../playbooks/library")
 		for i := range r.Files {
@@ -291,7 +291,7 @@ func TestWhatIsReportedIsTheSameEveryTime(t *testing.T) {
 	}
 }
 
-func TestJUnitCanBeRead(t *testing.T) {
+func TestJUnitReportIsValid(t *testing.T) {
 	r := runPlaybookTests(t, minerPlaybook, "tests:\n  - name: <one> & \"two\"\n    detections: [{ objective: escape }]\n    matched: true\n")
 	require.Equal(t, 1, r.Failed)
 	var b bytes.Buffer
@@ -351,7 +351,7 @@ steps:
 `
 
 // Steps in loops and calls are expected, faked and covered like any other step.
-func TestLoopsAndCallsAreTested(t *testing.T) {
+func TestLoopsAndCallsAreCovered(t *testing.T) {
 	dir := t.TempDir()
 	for name, text := range map[string]string{"loops.yaml": loopPlaybook, "hold.yaml": containPlaybook, "loops_test.yaml": `
 tests:

@@ -50,7 +50,7 @@ func corpusEntries(all []simulate.LoadedRecording) iter.Seq[simulate.CorpusEntry
 }
 
 // Every kind of incident in the corpus can be simulated to its end, and together they have every outcome.
-func TestACorpusHasEverything(t *testing.T) {
+func TestCorpusCoversAllOutcomes(t *testing.T) {
 	outcomes, asked := map[string]int{}, 0
 	all := generateCorpus(t, corpus.Options{Seed: 3, Count: 400, StormDetections: 60})
 	require.NoError(t, simulate.SimulateEach(t.Context(), corpusEntries(all), newPairRunner(newSimulator(t, optionsWith(t)), nil), func(o simulate.RecordingOutcome) error {
@@ -68,7 +68,7 @@ func TestACorpusHasEverything(t *testing.T) {
 }
 
 // Results are in the order of the recordings and reproducible, whatever the scheduling.
-func TestResultsComeInTheOrderOfTheRecordings(t *testing.T) {
+func TestResultsAreInRecordingOrder(t *testing.T) {
 	all := generateCorpus(t, corpus.Options{Seed: 5, Count: 60, StormDetections: 100})
 	read := func() (names []string, steps [][]simulate.StepResult) {
 		require.NoError(t, simulate.SimulateEach(t.Context(), corpusEntries(all), newPairRunner(newSimulator(t, optionsWith(t)), nil), func(o simulate.RecordingOutcome) error {
@@ -99,7 +99,7 @@ func TestResultsComeInTheOrderOfTheRecordings(t *testing.T) {
 }
 
 // An unreadable recording is reported, and the others continue.
-func TestABrokenRecordingEndsNothing(t *testing.T) {
+func TestUnreadableRecordingDoesNotStopCorpus(t *testing.T) {
 	all := generateCorpus(t, corpus.Options{Seed: 1, Count: 3})
 	broken := func(yield func(simulate.CorpusEntry) bool) {
 		n := 0
@@ -125,7 +125,7 @@ func TestABrokenRecordingEndsNothing(t *testing.T) {
 }
 
 // Only a limited number of recordings is in memory, and unneeded ones are not read.
-func TestOnlyAWindowIsHeld(t *testing.T) {
+func TestRecordingsInMemoryAreLimited(t *testing.T) {
 	unread := errors.New("not there")
 	var asked, given, most atomic.Int64
 	endless := func(yield func(simulate.CorpusEntry) bool) {
@@ -154,7 +154,7 @@ func TestOnlyAWindowIsHeld(t *testing.T) {
 }
 
 // The streamed document is valid, and equal to the report that is built in memory.
-func TestTheStreamIsOneDocument(t *testing.T) {
+func TestStreamedReportIsOneDocument(t *testing.T) {
 	all := generateCorpus(t, corpus.Options{Seed: 2, Count: 40, StormDetections: 20})
 	edited := "playbook: cryptominer\nmatch: { objective: crypto-mining }\nsteps:\n  - evidence: process.snapshot\n  - contain: pod.isolate\n    for: 10m\n"
 	now, base := newSimulator(t, optionsWith(t, edited)), newSimulator(t, optionsWith(t))
@@ -195,14 +195,14 @@ func TestTheStreamIsOneDocument(t *testing.T) {
 
 // An edit that requests approval later, contains for less time or matches less is reported by its kind, with the first
 // decision that differs.
-func TestAChangeIsNamedByItsKind(t *testing.T) {
+func TestChangesAreReportedByKind(t *testing.T) {
 	const before = "playbook: p\nmatch: { objective: crypto-mining }\nsteps:\n  - evidence: process.snapshot\n  - contain: pod.isolate\n    for: 1h\n"
 	rec := loadRecording(t, "cryptominer")
 	for _, c := range []struct{ name, after, kind, first string }{
-		{"shorter", strings.Replace(before, "1h", "10m", 1), simulate.ChangeEffect, "lasts 10m"},
-		{"no longer", strings.Replace(before, "crypto-mining", "exfiltration", 1), simulate.ChangePlaybooks, "no playbook matches"},
-		{"asked", quorumPlaybook, simulate.ChangeApprovalRequest, "playbook careful started"},
-		{"later", strings.Replace(before, "steps:", "max_phase: 1\nsteps:", 1), simulate.ChangeOutcome, "would only be proposed"},
+		{"shorter duration", strings.Replace(before, "1h", "10m", 1), simulate.ChangeEffect, "lasts 10m"},
+		{"no match", strings.Replace(before, "crypto-mining", "exfiltration", 1), simulate.ChangePlaybooks, "no playbook matches"},
+		{"approval requested", quorumPlaybook, simulate.ChangeApprovalRequest, "playbook careful started"},
+		{"phase limit", strings.Replace(before, "steps:", "max_phase: 1\nsteps:", 1), simulate.ChangeOutcome, "would only be proposed"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			got := simulate.CompareResults(runSimulation(t, rec, optionsWith(t, before)), runSimulation(t, rec, optionsWith(t, c.after)))
@@ -216,7 +216,7 @@ func TestAChangeIsNamedByItsKind(t *testing.T) {
 }
 
 // The page of a corpus has a limited size.
-func TestThePageIsBounded(t *testing.T) {
+func TestCorpusHTMLSizeIsLimited(t *testing.T) {
 	r := runSimulation(t, loadRecording(t, "shell"), optionsWith(t))
 	size := func(n int) int {
 		var out bytes.Buffer
@@ -236,7 +236,7 @@ func TestThePageIsBounded(t *testing.T) {
 
 // A corpus simulated in replaced processes has the same results as in one process, and a crash of a process affects one
 // recording only.
-func TestProcessesComeToTheSame(t *testing.T) {
+func TestProcessRunnerMatchesInProcessResults(t *testing.T) {
 	all := generateCorpus(t, corpus.Options{Seed: 9, Count: 30, StormDetections: 50})
 	// which pod uses the budget is random
 	all = slices.DeleteFunc(all, func(l simulate.LoadedRecording) bool { return l.File == "corpus:miner-pods" })
@@ -278,19 +278,19 @@ func TestProcessesComeToTheSame(t *testing.T) {
 }
 
 // A process that hangs, or returns nonsense, affects its recording only.
-func TestAProcessThatHangsIsEnded(t *testing.T) {
+func TestHangingProcessIsKilled(t *testing.T) {
 	big, small := bytes.Repeat([]byte("x"), 1<<20), []byte("x") // more than a pipe holds, and less
 	for name, c := range map[string]struct {
 		script, says string
 		raw          []byte
 		limit        time.Duration
 	}{
-		"says nothing":                 {"exec sleep 40", "timed out after 300ms", small, 300 * time.Millisecond},
-		"says nothing, nor its child":  {"sleep 40; true", "timed out after 300ms", small, 300 * time.Millisecond},
-		"reads nothing":                {"sleep 40; true", "timed out after 300ms", big, 300 * time.Millisecond},
-		"says nonsense, reads nothing": {"echo garbage; sleep 40", "timed out after 300ms", big, 300 * time.Millisecond},
-		"says nonsense":                {"echo garbage; sleep 40", "invalid character 'g'", small, 0},
-		"cannot be started":            {"", "no such file", small, 0},
+		"no output":                      {"exec sleep 40", "timed out after 300ms", small, 300 * time.Millisecond},
+		"no output, also from its child": {"sleep 40; true", "timed out after 300ms", small, 300 * time.Millisecond},
+		"no input read":                  {"sleep 40; true", "timed out after 300ms", big, 300 * time.Millisecond},
+		"invalid output, no input read":  {"echo garbage; sleep 40", "timed out after 300ms", big, 300 * time.Millisecond},
+		"invalid output":                 {"echo garbage; sleep 40", "invalid character 'g'", small, 0},
+		"start failure":                  {"", "no such file", small, 0},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -311,7 +311,7 @@ func TestAProcessThatHangsIsEnded(t *testing.T) {
 }
 
 // A process that does not exit when there is no more work is killed.
-func TestAProcessThatStaysIsEnded(t *testing.T) {
+func TestProcessThatDoesNotExitIsKilled(t *testing.T) {
 	p := &simulate.ProcessRunner{RecordingsPerProcess: 1, Command: func(ctx context.Context) *exec.Cmd {
 		return exec.CommandContext(ctx, "sh", "-c", "echo '{}'; sleep 40")
 	}}

@@ -48,7 +48,7 @@ var transportedTypes = []any{
 }
 
 // A copy equals the result of encoding and decoding JSON, for random values of every exchanged type.
-func TestWhatIsKeptArrivesAsThroughJSON(t *testing.T) {
+func TestDeepCopyEqualsJSONRoundTrip(t *testing.T) {
 	random, k := rand.New(rand.NewPCG(1, 2)), newInMemoryConverter(&deepCopier{})
 	kept := 0
 	for _, zero := range transportedTypes {

@@ -10,7 +10,7 @@ import (
 	"stanch/worker/simulate"
 )
 
-func TestAFakeAnswersInPlaceOfTheRecording(t *testing.T) {
+func TestFakeReplacesRecordedResult(t *testing.T) {
 	rec := loadRecording(t, "cryptominer")
 	step := func(r simulate.Result, action string) simulate.StepResult {
 		for _, s := range r.Steps {
@@ -32,7 +32,7 @@ func TestAFakeAnswersInPlaceOfTheRecording(t *testing.T) {
 		}
 	}
 	plain := step(with(only("", "", recording.ActionResult{})), "process.snapshot")
-	require.Equal(t, playbooks.OutcomeSucceeded, plain.Outcome, "what is not faked the recording answers")
+	require.Equal(t, playbooks.OutcomeSucceeded, plain.Outcome, "actions without a fake use the recording")
 
 	refused := with(only(recording.OperationPlan, "pod.isolate", recording.ActionResult{RefusalReason: "host network"}))
 	require.Equal(t, playbooks.OutcomeRefused, step(refused, "pod.isolate").Outcome)
@@ -40,7 +40,7 @@ func TestAFakeAnswersInPlaceOfTheRecording(t *testing.T) {
 
 	slow := step(with(only(recording.OperationObserve, "process.snapshot", recording.ActionResult{Outcome: playbooks.OutcomeSucceeded, DurationMS: 4000})), "process.snapshot")
 	require.Equal(t, playbooks.OutcomeSucceeded, slow.Outcome)
-	require.InDelta(t, 4000, slow.AtMS, 500, "a busy machine lets the clock run on for a moment")
+	require.InDelta(t, 4000, slow.AtMS, 500, "on a busy machine the simulated clock advances")
 
 	hung := with(only(recording.OperationObserve, "process.snapshot", recording.ActionResult{Outcome: playbooks.OutcomeSucceeded, DurationMS: 3_600_000}))
 	require.Equal(t, playbooks.OutcomeFailed, step(hung, "process.snapshot").Outcome)

@@ -42,8 +42,8 @@ steps:
         for: 1h
 `
 
-// The first known defect: the library isolated the pod while the user's playbook asked two approvers.
-func TestAShippedPlaybookDoesNotContainBesideAUsers(t *testing.T) {
+// A regression: the library isolated the pod while the user's playbook asked two approvers.
+func TestShippedPlaybookYieldsToUserPlaybook(t *testing.T) {
 	o := withUserPlaybooks(t, twoApproverPlaybook)
 	o.ApprovalAnswers.NoAnswers = true
 	r := runSimulation(t, loadRecording(t, "cryptominer"), o)
@@ -65,7 +65,7 @@ func refuseEffect(action string) simulate.FakeFunc {
 	}
 }
 
-func TestTheNextPlaybookRunsWhereTheFirstCameToNothing(t *testing.T) {
+func TestFallbackPlaybookRunsWhenFirstContainsNothing(t *testing.T) {
 	const freezes = "playbook: cold\nmatch: { objective: crypto-mining }\nsteps:\n  - evidence: process.snapshot\n  - contain: pod.freeze\n    for: 1m\n"
 	o := withUserPlaybooks(t, freezes)
 	o.FakeResults = refuseEffect("pod.freeze")
@@ -83,7 +83,7 @@ func TestTheNextPlaybookRunsWhereTheFirstCameToNothing(t *testing.T) {
 }
 
 // What a phase, the kill switch or people deny to one playbook is denied to all.
-func TestNoPlaybookGetsAroundAnAnswer(t *testing.T) {
+func TestFallbackPlaybookCannotBypassDenial(t *testing.T) {
 	o := withUserPlaybooks(t, twoApproverPlaybook)
 	o.ApprovalAnswers.ExplicitAnswers = []simulate.ApprovalAnswer{{Person: "alice", YesOrNo: "no", Groups: []string{"responders"}}}
 	r := runSimulation(t, loadRecording(t, "cryptominer"), o)
@@ -119,7 +119,7 @@ func delayEnrichment(took time.Duration) simulate.FakeFunc {
 	}
 }
 
-func TestAShippedPlaybookWaitsForTheEnrichmentAndNotForLong(t *testing.T) {
+func TestShippedPlaybookWaitsBrieflyForEnrichment(t *testing.T) {
 	const wide = "playbook: wide\nmatch: { objective: crypto-mining, when: incident.blast_radius.same_digest_pod_count > 3 }\nsteps:\n  - evidence: process.snapshot\n  - contain: pod.isolate\n    for: 1m\n"
 	for _, c := range []struct {
 		name  string
@@ -127,8 +127,8 @@ func TestAShippedPlaybookWaitsForTheEnrichmentAndNotForLong(t *testing.T) {
 		want  []string
 		after int64
 	}{
-		{"what matches in time runs", 300 * time.Millisecond, []string{"wide"}, 300},
-		{"after half a second the shipped one does", 3 * time.Second, []string{"cryptominer"}, 500},
+		{"match within the limit", 300 * time.Millisecond, []string{"wide"}, 300},
+		{"shipped playbook after the limit", 3 * time.Second, []string{"cryptominer"}, 500},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			o := withUserPlaybooks(t, wide)

@@ -65,7 +65,7 @@ func outcomeOfAction(r simulate.Result, action string) string {
 }
 
 // Every stored recording is simulated with its recorded decisions and outcomes.
-func TestRecordingsGoAsTheyWent(t *testing.T) {
+func TestSimulationMatchesRecordings(t *testing.T) {
 	files, err := filepath.Glob("../../testenv/recordings/*.json")
 	require.NoError(t, err)
 	require.NotEmpty(t, files)
@@ -88,7 +88,7 @@ func TestRecordingsGoAsTheyWent(t *testing.T) {
 	}
 }
 
-func TestTheSameIsSimulatedTwice(t *testing.T) {
+func TestSimulationIsReproducible(t *testing.T) {
 	rec := loadRecording(t, "shell")
 	a, b := runSimulation(t, rec, optionsWith(t)), runSimulation(t, rec, optionsWith(t))
 	require.Equal(t, a.Steps, b.Steps)
@@ -102,7 +102,7 @@ func TestPhaseOneOnlyProposes(t *testing.T) {
 	require.Equal(t, "proposed", outcomeOfAction(r, "pod.isolate"))
 	require.Empty(t, r.Effects)
 	require.Equal(t, 1, r.Phase)
-	require.False(t, r.Drill, "in another phase it is an attack like any other")
+	require.False(t, r.Drill, "with another phase it is not a drill")
 }
 
 const quorumPlaybook = `playbook: careful
@@ -118,7 +118,7 @@ steps:
         for: 1h
 `
 
-func TestPeopleAnswer(t *testing.T) {
+func TestApprovalAnswers(t *testing.T) {
 	rec := loadRecording(t, "cryptominer")
 	cfg := config.Default()
 	cfg.Cluster, cfg.Phase = rec.Incident.Cluster, 3
@@ -134,14 +134,14 @@ func TestPeopleAnswer(t *testing.T) {
 		want    string
 		asked   int64 // approximate start of the effect, in seconds
 	}{
-		{"nobody answers", simulate.ApprovalAnswers{NoAnswers: true}, "denied", 0},
-		{"all say yes", simulate.ApprovalAnswers{ApproveAll: true}, "succeeded", 60},
-		{"one of two is not enough", answers("answers: [{person: alice, answer: 'yes'}]"), "denied", 0},
-		{"the same person twice is one", answers("answers: [{person: alice, answer: 'yes'}, {person: alice, answer: 'yes', after: 2m}]"), "denied", 0},
-		{"a stranger counts for nothing", answers("answers: [{person: alice, answer: 'yes'}, {person: eve, answer: 'yes'}]"), "denied", 0},
-		{"two", answers("answers: [{person: alice, answer: 'yes'}, {person: bob, answer: 'yes', after: 5m}]"), "succeeded", 300},
-		{"too late", answers("answers: [{person: alice, answer: 'yes'}, {person: bob, answer: 'yes', after: 16m}]"), "denied", 0},
-		{"one no denies", answers("answers: [{person: alice, answer: 'no'}, {person: bob, answer: 'yes', after: 5m}]"), "denied", 0},
+		{"no answers", simulate.ApprovalAnswers{NoAnswers: true}, "denied", 0},
+		{"approval by all", simulate.ApprovalAnswers{ApproveAll: true}, "succeeded", 60},
+		{"below quorum", answers("answers: [{person: alice, answer: 'yes'}]"), "denied", 0},
+		{"duplicate approval", answers("answers: [{person: alice, answer: 'yes'}, {person: alice, answer: 'yes', after: 2m}]"), "denied", 0},
+		{"not an approver", answers("answers: [{person: alice, answer: 'yes'}, {person: eve, answer: 'yes'}]"), "denied", 0},
+		{"quorum reached", answers("answers: [{person: alice, answer: 'yes'}, {person: bob, answer: 'yes', after: 5m}]"), "succeeded", 300},
+		{"late approval", answers("answers: [{person: alice, answer: 'yes'}, {person: bob, answer: 'yes', after: 16m}]"), "denied", 0},
+		{"one denial", answers("answers: [{person: alice, answer: 'no'}, {person: bob, answer: 'yes', after: 5m}]"), "denied", 0},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			o := optionsWith(t, quorumPlaybook)
@@ -160,7 +160,7 @@ func TestPeopleAnswer(t *testing.T) {
 }
 
 // Alice's recorded answer is repeated, unless nobody is to answer.
-func TestARecordedAnswerIsGivenAgain(t *testing.T) {
+func TestRecordedVoteIsRepeated(t *testing.T) {
 	own, err := os.ReadFile("../../testenv/recordings/asked.yaml")
 	require.NoError(t, err)
 	o := optionsWith(t, string(own))
@@ -170,7 +170,7 @@ func TestARecordedAnswerIsGivenAgain(t *testing.T) {
 }
 
 // Results that were not recorded are assumed from the action's spec, and marked in every report.
-func TestWhatIsNotRecordedIsAssumedAndSaid(t *testing.T) {
+func TestUnrecordedResultIsAssumedAndMarked(t *testing.T) {
 	o := optionsWith(t, "playbook: freezer\nmatch: { objective: crypto-mining }\nsteps:\n  - evidence: process.snapshot\n  - contain: pod.freeze\n    for: 30s\n")
 	r := runSimulation(t, loadRecording(t, "cryptominer"), o)
 	require.Equal(t, "unverified", outcomeOfAction(r, "pod.freeze"))
@@ -193,7 +193,7 @@ func TestWhatIsNotRecordedIsAssumedAndSaid(t *testing.T) {
 }
 
 // A recording of phase 1 has plans without effects: the effects are assumed and marked.
-func TestAPlanWithoutItsEffectIsAssumed(t *testing.T) {
+func TestUnrecordedEffectIsAssumed(t *testing.T) {
 	rec := loadRecording(t, "cryptominer")
 	var kept []recording.ActionResult
 	for _, a := range rec.ActionResults {
@@ -208,7 +208,7 @@ func TestAPlanWithoutItsEffectIsAssumed(t *testing.T) {
 }
 
 // Failures, contested leases and drift of the recording are simulated, and the simulation still ends.
-func TestTroubleIsReplayed(t *testing.T) {
+func TestRecordedFailuresAreReplayed(t *testing.T) {
 	rec := loadRecording(t, "cryptominer")
 	var target string
 	for i, a := range rec.ActionResults {
@@ -224,7 +224,7 @@ func TestTroubleIsReplayed(t *testing.T) {
 	}
 	rec.ActionResults = append(trouble, rec.ActionResults...)
 	r := runSimulation(t, rec, optionsWith(t))
-	require.Equal(t, "changed", outcomeOfAction(r, "pod.isolate"), "an attempt that fails is tried again")
+	require.Equal(t, "changed", outcomeOfAction(r, "pod.isolate"), "a failed attempt is retried")
 	text, err := json.Marshal(r.Events)
 	require.NoError(t, err)
 	for _, want := range []string{"the node did not answer", "somebody took it away", "would be applied again", "somebody else changed it since", "would be undone"} {
@@ -232,7 +232,7 @@ func TestTroubleIsReplayed(t *testing.T) {
 	}
 }
 
-func TestABaselineNamesWhatAnEditChanges(t *testing.T) {
+func TestBaselineReportsChangesOfEdit(t *testing.T) {
 	var all []simulate.LoadedRecording
 	for _, name := range []string{"cryptominer", "shell", "reverse-shell"} {
 		all = append(all, simulate.LoadedRecording{File: name, Recording: loadRecording(t, name)})
@@ -269,7 +269,7 @@ func TestABaselineNamesWhatAnEditChanges(t *testing.T) {
 	require.Contains(t, strings.Join(report.Changes[0].Descriptions, "\n"), "workload on container")
 }
 
-func TestAnswersAreReadStrictly(t *testing.T) {
+func TestParseAnswersRejectsInvalidInput(t *testing.T) {
 	for _, text := range []string{"", "answers: []", "answers: [{person: a}]", "answers: [{person: a, answer: maybe}]", "answers: [{person: a, answer: 'yes', when: 2m}]", "answers: [{person: a, answer: 'yes', after: -2m}]"} {
 		_, err := simulate.ParseAnswers("a.yaml", []byte(text))
 		require.ErrorContains(t, err, "a.yaml", text)
@@ -286,7 +286,7 @@ func FuzzParseAnswers(f *testing.F) {
 }
 
 // The page escapes attacker-controlled strings.
-func TestThePageEscapes(t *testing.T) {
+func TestHTMLIsEscaped(t *testing.T) {
 	rec := loadRecording(t, "cryptominer")
 	rec.Detections[0].Detection.Event.Process.Args = []string{"<script>alert(1)</script>\u202e"}
 	r := runSimulation(t, rec, optionsWith(t))

@@ -83,7 +83,7 @@ func spanAttributes(s tracetest.SpanStub) map[attribute.Key]attribute.Value {
 }
 
 // A lease outlives the program. What was done before and after a restart is one trace, with the workflow in it once.
-func TestATraceGoesOnAfterARestart(t *testing.T) {
+func TestTraceContinuesAfterRestart(t *testing.T) {
 	sdkworker.SetStickyWorkflowCacheSize(0)
 	t.Cleanup(func() { sdkworker.SetStickyWorkflowCacheSize(10_000) })
 	server := temporal.Start(t, nil)
@@ -98,11 +98,11 @@ func TestATraceGoesOnAfterARestart(t *testing.T) {
 	require.NoError(t, c.GetWorkflow(t.Context(), "story", run.GetRunID()).Get(t.Context(), nil))
 	require.Eventually(t, func() bool { return len(spansNamed(after.GetSpans(), "RunWorkflow:Story")) > 0 }, 20*time.Second, 10*time.Millisecond)
 
-	require.Empty(t, spansNamed(before.GetSpans(), "RunWorkflow:Story"), "it had not ended")
+	require.Empty(t, spansNamed(before.GetSpans(), "RunWorkflow:Story"), "the workflow had not ended")
 	all := append(before.GetSpans(), after.GetSpans()...)
 	started, own := spansNamed(all, "StartWorkflow:Story"), spansNamed(all, "RunWorkflow:Story")
 	require.Len(t, started, 1)
-	require.Len(t, own, 1, "once, however often it was replayed")
+	require.Len(t, own, 1, "one span, however often the workflow is replayed")
 	require.Equal(t, started[0].SpanContext.SpanID(), own[0].Parent.SpanID())
 	asked, done := spansNamed(all, "StartActivity:Observe"), spansNamed(all, "RunActivity:Observe")
 	require.Len(t, asked, 2)
@@ -118,7 +118,7 @@ func TestATraceGoesOnAfterARestart(t *testing.T) {
 }
 
 // Attacker-controlled text can be in reasons, errors, and in the names of what somebody with access to Temporal starts.
-func TestNothingThatAnAttackerWritesIsTraced(t *testing.T) {
+func TestAttackerControlledTextIsNotTraced(t *testing.T) {
 	server := temporal.Start(t, nil)
 	spans, c, stop := startTracedWorker(t, server)
 	defer stop()
@@ -133,7 +133,7 @@ func TestNothingThatAnAttackerWritesIsTraced(t *testing.T) {
 	require.ErrorContains(t, run.Get(t.Context(), nil), maliciousText)
 	require.Eventually(t, func() bool { return len(spansNamed(spans.GetSpans(), "RunWorkflow:Story")) > 0 }, 20*time.Second, 10*time.Millisecond)
 	require.Equal(t, codes.Error, spansNamed(spans.GetSpans(), "RunWorkflow:Story")[0].Status.Code)
-	require.NotEmpty(t, spansNamed(spans.GetSpans(), "StartWorkflow"), "what is not named as ours are has no name")
+	require.NotEmpty(t, spansNamed(spans.GetSpans(), "StartWorkflow"), "unknown workflow types are not named")
 	for _, s := range spans.GetSpans() {
 		require.NotContains(t, s.Name, "evil")
 		require.NotContains(t, s.Status.Description, "evil")
@@ -145,7 +145,7 @@ func TestNothingThatAnAttackerWritesIsTraced(t *testing.T) {
 	}
 }
 
-func TestWithoutAReceiverThereIsNoTracing(t *testing.T) {
+func TestTracingIsDisabledWithoutReceiver(t *testing.T) {
 	for _, name := range []string{"OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_SDK_DISABLED", "OTEL_TRACES_EXPORTER", "OTEL_EXPORTER_OTLP_PROTOCOL"} {
 		t.Setenv(name, "")
 	}
@@ -153,7 +153,7 @@ func TestWithoutAReceiverThereIsNoTracing(t *testing.T) {
 	require.NoError(t, err)
 	require.Nil(t, none)
 	require.Empty(t, none.WithTracing(client.Options{}).Interceptors)
-	require.True(t, none.Tracer() == nil, "a nil that is compared with nil")
+	require.True(t, none.Tracer() == nil, "the interface is nil")
 	none.Close()
 
 	t.Setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:1")
