@@ -123,17 +123,17 @@ func (a *Auditor) Audit(ctx context.Context, incident string, verify bool) (audi
 	if !includesIncidentRun(live) {
 		runs, source = archived, "archive"
 	}
-	story, differences := audit.VerifyTimeline(runs, a.auditOptions(incident, source))
+	timeline, differences := audit.VerifyTimeline(runs, a.auditOptions(incident, source))
 	if !verify {
 		if source == "archive" {
-			story.Problems = append(story.Problems, damaged...)
+			timeline.Problems = append(timeline.Problems, damaged...)
 		}
-		return story, nil
+		return timeline, nil
 	}
 	report := &audit.VerificationReport{Checked: []string{
 		fmt.Sprintf("%d histories with %d events: every payload was decrypted; every attestation, vote, grant, token and receipt is signed by the authority and matches its use", len(runs), countEvents(runs)),
 	}}
-	if story.Status == "closed" {
+	if timeline.Status == "closed" {
 		report.Checked = append(report.Checked, "the incident's stored summary against the histories")
 	}
 	report.Differences = append(report.Differences, differences...)
@@ -147,15 +147,15 @@ func (a *Auditor) Audit(ctx context.Context, incident string, verify bool) (audi
 		report.Checked = append(report.Checked, "the archive against its signed statement, and Temporal's histories against the archive")
 		report.Differences = append(report.Differences, archive.CompareHistories(live, archived)...)
 	}
-	checked, differ := a.verifyEvidence(incident, story)
+	checked, differ := a.verifyEvidence(incident, timeline)
 	report.Checked = append(report.Checked, checked...)
 	report.Differences = append(report.Differences, differ...)
 	report.OK = len(report.Differences) == 0
 	if report.Differences == nil {
 		report.Differences = []audit.Difference{}
 	}
-	story.Verification = report
-	return story, nil
+	timeline.Verification = report
+	return timeline, nil
 }
 
 // BuildRecording returns the recording of an incident, encoded as a file.

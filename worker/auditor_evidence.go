@@ -14,7 +14,7 @@ import (
 
 // verifyEvidence compares each artifact and each recorded action in the history with the store, and the manifest with
 // itself and with the history. It returns what it compared, and the differences.
-func (a *Auditor) verifyEvidence(incident string, story audit.Timeline) (checked []string, out []audit.Difference) {
+func (a *Auditor) verifyEvidence(incident string, timeline audit.Timeline) (checked []string, out []audit.Difference) {
 	differ := func(ref audit.EventRef, format string, args ...any) {
 		out = append(out, audit.Difference{Description: fmt.Sprintf(format, args...), EventRef: ref})
 	}
@@ -28,7 +28,7 @@ func (a *Auditor) verifyEvidence(incident string, story audit.Timeline) (checked
 	key := func(ref playbooks.EvidenceRef) string { return ref.Action + " " + ref.Target + " " + ref.SHA256 }
 	var archived []string
 	inHistory, inManifest := map[string]bool{}, map[string]bool{}
-	for _, e := range story.Evidence {
+	for _, e := range timeline.Evidence {
 		inHistory[key(e.EvidenceRef)] = true
 	}
 	for _, l := range lines {
@@ -50,7 +50,7 @@ func (a *Auditor) verifyEvidence(incident string, story audit.Timeline) (checked
 		differ(audit.EventRef{}, "%s", what)
 	}
 	m := &manifestIndex{Auditor: a, provedLineHashes: map[string]map[string]bool{incident: provedHashes(lines)}}
-	for _, e := range story.Evidence {
+	for _, e := range timeline.Evidence {
 		switch {
 		case !inManifest[key(e.EvidenceRef)]:
 			differ(e.SourceEvent, "evidence %s with SHA-256 %s is not in the manifest", e.Name, e.SHA256)
@@ -62,7 +62,7 @@ func (a *Auditor) verifyEvidence(incident string, story audit.Timeline) (checked
 		}
 	}
 	entered, unrecorded := 0, []string{}
-	for _, act := range story.ManifestRecords {
+	for _, act := range timeline.ManifestRecords {
 		switch {
 		case act.EntryHash == "":
 			unrecorded = append(unrecorded, fmt.Sprintf("%s (%s)", act.Description, act.UnrecordedReason))
@@ -73,7 +73,7 @@ func (a *Auditor) verifyEvidence(incident string, story audit.Timeline) (checked
 		entered++
 	}
 	checked = []string{fmt.Sprintf(
-		"%d pieces of evidence: their bytes against the SHA-256 in the history, the chain and signatures of the manifest's %d lines, and the manifest against the evidence and the %d actions in the history", len(story.Evidence), len(lines), entered,
+		"%d pieces of evidence: their bytes against the SHA-256 in the history, the chain and signatures of the manifest's %d lines, and the manifest against the evidence and the %d actions in the history", len(timeline.Evidence), len(lines), entered,
 	)}
 	if len(unrecorded) > 0 {
 		checked = append(checked, fmt.Sprintf("%d actions could not be written to a manifest when they were done, according to the history: %s", len(unrecorded), strings.Join(unrecorded, "; ")))

@@ -218,11 +218,11 @@ func TestManualRequestContainsTarget(t *testing.T) {
 		HistoryExporter: &archive.HistoryExporter{Temporal: w.TemporalClient, DataConverter: w.DataConverter}, Archive: archive.Store{Dir: filepath.Join(w.DataDir, "archive")},
 		Converter: w.DataConverter, Keyring: w.Authority.Keyring(), Catalog: w.Activities.Catalog(), Evidence: w.Activities.Evidence,
 	}
-	story, err := auditor.Audit(t.Context(), in.ID, true)
+	timeline, err := auditor.Audit(t.Context(), in.ID, true)
 	require.NoError(t, err)
-	require.Empty(t, story.Verification.Differences)
-	require.Equal(t, "alice", story.People[0].Name)
-	require.Contains(t, story.People[0].Actions, "requested pod.isolate for 1h on container b0b0b0b0b0b0: beacons to 203.0.113.9")
+	require.Empty(t, timeline.Verification.Differences)
+	require.Equal(t, "alice", timeline.People[0].Name)
+	require.Contains(t, timeline.People[0].Actions, "requested pod.isolate for 1h on container b0b0b0b0b0b0: beacons to 203.0.113.9")
 
 	raw, err := auditor.BuildRecording(t.Context(), in.ID, false)
 	require.NoError(t, err)
@@ -345,9 +345,9 @@ func TestContainersInSharedNetworkNamespaceAreRecorded(t *testing.T) {
 		HistoryExporter: &archive.HistoryExporter{Temporal: w.TemporalClient, DataConverter: w.DataConverter}, Archive: archive.Store{Dir: filepath.Join(w.DataDir, "archive")},
 		Converter: w.DataConverter, Keyring: w.Authority.Keyring(), Catalog: w.Activities.Catalog(), Evidence: w.Activities.Evidence,
 	}
-	story, err := auditor.Audit(t.Context(), in.ID, true)
+	timeline, err := auditor.Audit(t.Context(), in.ID, true)
 	require.NoError(t, err)
-	raw, err := json.Marshal(story)
+	raw, err := json.Marshal(timeline)
 	require.NoError(t, err)
 	require.Contains(t, string(raw), "But: "+warning)
 }

@@ -73,9 +73,9 @@ func TestDetectionAndLeasePlanShareOneTrace(t *testing.T) {
 	require.Equal(t, "miner", root.Attributes["stanch.rule"])
 	require.Equal(t, "high", root.Attributes["stanch.severity"])
 	require.Equal(t, "node-1", root.Attributes["stanch.node"])
-	told, err := time.Parse(time.RFC3339Nano, root.Attributes["stanch.event_time"])
+	recorded, err := time.Parse(time.RFC3339Nano, root.Attributes["stanch.event_time"])
 	require.NoError(t, err)
-	require.WithinDuration(t, at, told, time.Millisecond)
+	require.WithinDuration(t, at, recorded, time.Millisecond)
 	for _, a := range root.GetAttributes() {
 		if a.GetKey() == "stanch.delay_seconds" {
 			require.Greater(t, a.GetValue().GetDoubleValue(), 2.9)

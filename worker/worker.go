@@ -160,12 +160,12 @@ func (w *Worker) startParts(ctx context.Context) error {
 	if o.KubeClient != nil && o.Namespace != "" {
 		grants = &guards.SharedUsedGrants{KubeClient: o.KubeClient, Namespace: o.Namespace}
 	}
-	purse, stop, err := openBudgetClient(ctx, o.TemporalClient, o.Config.Cluster, o.Log)
+	budgets, stop, err := openBudgetClient(ctx, o.TemporalClient, o.Config.Cluster, o.Log)
 	if err != nil {
 		return err
 	}
 	w.closers = append(w.closers, stop)
-	chain := &guards.GuardChain{Config: o.Config, Keyring: o.Authority.Keyring(), KillSwitch: killSwitch, Budget: purse.budgetWindow, UsedGrants: grants, OwnPodUIDs: o.OwnPodUIDs, TargetResolver: &kube.TargetResolver{Client: o.KubeClient}}
+	chain := &guards.GuardChain{Config: o.Config, Keyring: o.Authority.Keyring(), KillSwitch: killSwitch, Budget: budgets.budgetWindow, UsedGrants: grants, OwnPodUIDs: o.OwnPodUIDs, TargetResolver: &kube.TargetResolver{Client: o.KubeClient}}
 	w.Activities.Guards, w.Activities.ScopeApprovers = chain, chain
 	o.Library.Authority = o.Authority
 	w.ApprovalService = &gateway.ApprovalService{

@@ -24,7 +24,7 @@ func WriteHTML(w io.Writer, s Timeline) error {
 	for _, h := range s.Histories {
 		runs[h.WorkflowID]++
 	}
-	t, err := template.New("story").Funcs(template.FuncMap{
+	t, err := template.New("timeline").Funcs(template.FuncMap{
 		"plain": redact.EscapeControlChars,
 		"time":  func(t time.Time) string { return t.UTC().Format("15:04:05.000") },
 		"day":   func(t time.Time) string { return t.UTC().Format(time.DateOnly) },

@@ -160,9 +160,9 @@ func (r *historyReader) addApplied(e *historypb.HistoryEvent, q activities.Apply
 		}
 		return
 	}
-	word := strings.TrimPrefix(d.Reason, "granted by ")
-	if word != d.Reason {
-		word = "the grant of " + word
+	basis := strings.TrimPrefix(d.Reason, "granted by ")
+	if basis != d.Reason {
+		basis = "the grant of " + basis
 	}
 	if got.LeaseToken != nil {
 		var token attestation.LeaseToken
@@ -171,12 +171,12 @@ func (r *historyReader) addApplied(e *historypb.HistoryEvent, q activities.Apply
 			r.addProblem(e, "the token is for %s on %s, not for %s", token.LeaseID, token.TargetID, q.Request.LeaseID)
 		}
 		details["on"] = token.AuthorizationID
-		word += r.describeAuthorization(e, q, token.AuthorizationID)
+		basis += r.describeAuthorization(e, q, token.AuthorizationID)
 	}
 	again := effect.AppliedEvent.EventID != 0
 	effect.ExpiresAt = q.Request.ExpiresAt
 	if !again {
-		effect.AppliedEvent, effect.AppliedAt, effect.Outcome, effect.Reason, effect.AuthorizedBy = r.eventRef(e), got.Effect.AppliedAt, got.Effect.Outcome, got.Effect.Reason, word
+		effect.AppliedEvent, effect.AppliedAt, effect.Outcome, effect.Reason, effect.AuthorizedBy = r.eventRef(e), got.Effect.AppliedAt, got.Effect.Outcome, got.Effect.Reason, basis
 		if effect.AppliedAt.IsZero() {
 			effect.AppliedAt = e.GetEventTime().AsTime()
 		}
@@ -199,7 +199,7 @@ func (r *historyReader) addApplied(e *historypb.HistoryEvent, q activities.Apply
 	if got.Effect.Reason != "" {
 		text += " (" + got.Effect.Reason + ")"
 	}
-	text += ". Authorized by " + word
+	text += ". Authorized by " + basis
 	if r.run.WorkflowType == TypeLease {
 		text += ". It expires at " + q.Request.ExpiresAt.UTC().Format(time.DateTime) + " UTC"
 	}

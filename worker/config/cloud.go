@@ -8,7 +8,7 @@ import (
 // CloudTrail selects the source of the account's CloudTrail events.
 type CloudTrail struct {
 	QueueURL  string `yaml:"queue" json:"queue,omitempty" jsonschema:"description=URL of an SQS queue to which EventBridge or SNS sends CloudTrail's events"`
-	UseLookup bool   `yaml:"lookup" json:"lookup,omitempty" jsonschema:"description=ask CloudTrail itself every minute for what changed something; slower than a queue. It is not told of reads: so the rules cloud-enumeration and cloud-bulk-read never fire\\, a stolen role that only reads is not seen\\, and sessions of EKS Pod Identity (AssumeRole counts as a read) are not told apart by pod"`
+	UseLookup bool   `yaml:"lookup" json:"lookup,omitempty" jsonschema:"description=look up write events in CloudTrail every minute; slower than a queue. Read events are missing: the rules cloud-enumeration and cloud-bulk-read never fire\\, a stolen role that only reads is not detected\\, and the pod of EKS Pod Identity sessions (AssumeRole is a read event) is unknown"`
 }
 
 func (p *configParser) checkCloudTrail(c *CloudTrail) {

@@ -31,30 +31,30 @@ import (
 type Config struct {
 	Cluster string `yaml:"cluster" json:"cluster,omitempty" jsonschema:"description=the cluster's name in incidents"`
 	// Phase is the cluster's phase: 1 observe, 2 contain, 3 disrupt with approval. It is the maximum for every scope.
-	Phase            int              `yaml:"phase" json:"phase,omitempty" jsonschema:"minimum=1,maximum=3,description=1 observes; 2 contains; 3 disrupts behind approval"`
-	IdleTimeout      Duration         `yaml:"idle_timeout" json:"idle_timeout,omitempty" jsonschema:"description=how long nothing must happen before an incident closes"`
+	Phase            int              `yaml:"phase" json:"phase,omitempty" jsonschema:"minimum=1,maximum=3,description=1 observes; 2 contains; 3 disrupts with approval"`
+	IdleTimeout      Duration         `yaml:"idle_timeout" json:"idle_timeout,omitempty" jsonschema:"description=how long an incident must be idle before it closes"`
 	Scopes           []Scope          `yaml:"scopes" json:"scopes,omitempty"`
 	People           []Person         `yaml:"people" json:"people,omitempty"`
 	Groups           []Group          `yaml:"groups" json:"groups,omitempty"`
 	Slack            *Slack           `yaml:"slack" json:"slack,omitempty"`
 	ProtectedTargets ProtectedTargets `yaml:"protected" json:"protected,omitzero"`
 	Budget           Budget           `yaml:"budget" json:"budget,omitzero"`
-	EvidenceLimits   EvidenceLimits   `yaml:"evidence" json:"evidence,omitzero" jsonschema:"description=how much evidence is kept"`
-	Playbooks        []string         `yaml:"playbooks" json:"playbooks,omitempty" jsonschema:"description=folders with playbooks beside the shipped library"`
-	Library          LibrarySelection `yaml:"library" json:"library,omitzero" jsonschema:"description=which of the shipped playbooks are used; all if not given"`
-	Rules            []string         `yaml:"rules" json:"rules,omitempty" jsonschema:"description=folders with rule packs beside the shipped ones"`
+	EvidenceLimits   EvidenceLimits   `yaml:"evidence" json:"evidence,omitzero" jsonschema:"description=limits of the stored evidence"`
+	Playbooks        []string         `yaml:"playbooks" json:"playbooks,omitempty" jsonschema:"description=folders with playbooks in addition to the shipped library"`
+	Library          LibrarySelection `yaml:"library" json:"library,omitzero" jsonschema:"description=which shipped playbooks are used; default all"`
+	Rules            []string         `yaml:"rules" json:"rules,omitempty" jsonschema:"description=folders with rule packs in addition to the shipped ones"`
 	Sources          []Source         `yaml:"sources" json:"sources,omitempty"`
 	Exports          []Export         `yaml:"exports" json:"exports,omitempty"`
-	NodeLimits       NodeLimits       `yaml:"nodes" json:"nodes,omitzero" jsonschema:"description=what each node's sensor may send"`
-	AWS              *AWS             `yaml:"aws" json:"aws,omitempty" jsonschema:"description=the account that aws.* actions work on; without it they refuse"`
+	NodeLimits       NodeLimits       `yaml:"nodes" json:"nodes,omitzero" jsonschema:"description=limits of each node's sensor"`
+	AWS              *AWS             `yaml:"aws" json:"aws,omitempty" jsonschema:"description=the account for aws.* actions; without it they are refused"`
 	Webhooks         []Webhook        `yaml:"webhooks" json:"webhooks,omitempty" jsonschema:"description=receivers of notify: webhook"`
-	Email            *Email           `yaml:"email" json:"email,omitempty" jsonschema:"description=where notify: email goes"`
-	Ticket           *TicketTracker   `yaml:"ticket" json:"ticket,omitempty" jsonschema:"description=where ticket: create opens tickets"`
+	Email            *Email           `yaml:"email" json:"email,omitempty" jsonschema:"description=mail server and recipients of notify: email"`
+	Ticket           *TicketTracker   `yaml:"ticket" json:"ticket,omitempty" jsonschema:"description=the tracker in which ticket: create opens tickets"`
 	// Networks are the cluster's addresses; all others are outside.
-	Networks []string `yaml:"networks" json:"networks,omitempty" jsonschema:"description=the addresses of pods and nodes and of their NAT gateways: 10.0.0.0/8 or one address; a pod's token or role that is used from elsewhere is told"`
+	Networks []string `yaml:"networks" json:"networks,omitempty" jsonschema:"description=the addresses of pods and nodes and of their NAT gateways: 10.0.0.0/8 or one address; the use of a pod's token or role from another address is reported"`
 	// SocketGroup is the group that may connect to the local socket in addition to root. The kernel identifies the
 	// person.
-	SocketGroup string `yaml:"socket_group" json:"socket_group,omitempty" jsonschema:"description=the Unix group whose members may connect to the local socket of stanch up; only root if not given"`
+	SocketGroup string `yaml:"socket_group" json:"socket_group,omitempty" jsonschema:"description=the Unix group whose members may connect to the local socket of stanch up; default only root"`
 }
 
 // Scope is a set of namespaces with its own phase, approvers and thresholds.
@@ -62,7 +62,7 @@ type Scope struct {
 	Name                string    `yaml:"name" json:"name"`
 	Namespaces          []string  `yaml:"namespaces" json:"namespaces,omitempty" jsonschema:"description=names or patterns such as shop-*"`
 	Phase               int       `yaml:"phase" json:"phase,omitempty" jsonschema:"minimum=1,maximum=3"`
-	ConfidenceThreshold float64   `yaml:"confidence" json:"confidence,omitempty" jsonschema:"minimum=0,maximum=1,description=what counts as high; 0.8 if not given"`
+	ConfidenceThreshold float64   `yaml:"confidence" json:"confidence,omitempty" jsonschema:"minimum=0,maximum=1,description=the confidence from which actions run without approval; default 0.8"`
 	Approvers           Approvers `yaml:"approvers" json:"approvers,omitzero"`
 }
 
@@ -85,17 +85,17 @@ type ProtectedTargets struct {
 
 // Budget limits containments without an approval.
 type Budget struct {
-	MaxPerHour  int     `yaml:"per_hour" json:"per_hour,omitempty" jsonschema:"minimum=1,description=containments an hour in the whole cluster; 20 if not given"`
-	MaxFraction float64 `yaml:"max_fraction" json:"max_fraction,omitempty" jsonschema:"minimum=0,maximum=1,description=share of one workload's pods that may be held at once; 0.5 if not given and at least one pod"`
+	MaxPerHour  int     `yaml:"per_hour" json:"per_hour,omitempty" jsonschema:"minimum=1,description=containments per hour in the complete cluster; default 20"`
+	MaxFraction float64 `yaml:"max_fraction" json:"max_fraction,omitempty" jsonschema:"minimum=0,maximum=1,description=fraction of one workload's pods that may be contained at once; default 0.5 and at least one pod"`
 	// MaxDuration is the maximum duration of a containment without an approval.
-	MaxDuration Duration `yaml:"max_duration" json:"max_duration,omitempty" jsonschema:"description=how long a containment may hold that nobody approved; 24h if not given"`
+	MaxDuration Duration `yaml:"max_duration" json:"max_duration,omitempty" jsonschema:"description=maximum duration of a containment without approval; default 24h"`
 }
 
 // LibrarySelection selects the shipped playbooks that are used.
 type LibrarySelection struct {
-	Enabled *bool    `yaml:"enabled" json:"enabled,omitempty" jsonschema:"description=whether any is used; true if not given"`
-	Except  []string `yaml:"except" json:"except,omitempty" jsonschema:"description=names of those that are not used"`
-	Only    []string `yaml:"only" json:"only,omitempty" jsonschema:"description=names of the only ones that are used; all if not given"`
+	Enabled *bool    `yaml:"enabled" json:"enabled,omitempty" jsonschema:"description=whether shipped playbooks are used; default true"`
+	Except  []string `yaml:"except" json:"except,omitempty" jsonschema:"description=names of playbooks that are not used"`
+	Only    []string `yaml:"only" json:"only,omitempty" jsonschema:"description=names of the only playbooks that are used; default all"`
 }
 
 // JSONSchema returns the schema of the text form of a size.
@@ -106,8 +106,8 @@ func (Size) JSONSchema() *jsonschema.Schema {
 // AWS is the account for aws.* actions. Credentials come from the SDK's default sources, never from this file.
 type AWS struct {
 	Region   string `yaml:"region" json:"region" jsonschema:"required,description=such as eu-central-1"`
-	Endpoint string `yaml:"endpoint" json:"endpoint,omitempty" jsonschema:"description=https URL of a private endpoint; AWS's own if not given"`
-	Profile  string `yaml:"profile" json:"profile,omitempty" jsonschema:"description=of the shared configuration files"`
+	Endpoint string `yaml:"endpoint" json:"endpoint,omitempty" jsonschema:"description=https URL of a private endpoint; default AWS's own"`
+	Profile  string `yaml:"profile" json:"profile,omitempty" jsonschema:"description=profile of the shared configuration files"`
 	RoleARN  string `yaml:"role_arn" json:"role_arn,omitempty" jsonschema:"description=the role that Stanch assumes"`
 	Cluster  string `yaml:"cluster" json:"cluster,omitempty" jsonschema:"description=the EKS cluster's name; EKS Pod Identity is looked up with it"`
 	// CloudTrail selects the source of CloudTrail events; nil reads none.

@@ -15,9 +15,9 @@ const (
 // Export is a receiver of every detection.
 type Export struct {
 	Name      string `yaml:"name" json:"name" jsonschema:"required,description=each name once"`
-	Format    string `yaml:"format" json:"format" jsonschema:"required,enum=ocsf,enum=falco,enum=stanch,description=OCSF Detection Findings; Falco's JSON output; Stanch's own words"`
-	URL       string `yaml:"url" json:"url,omitempty" jsonschema:"description=https; http only to this machine. One object a request"`
-	File      string `yaml:"file" json:"file,omitempty" jsonschema:"description=instead of url: an object a line"`
+	Format    string `yaml:"format" json:"format" jsonschema:"required,enum=ocsf,enum=falco,enum=stanch,description=OCSF Detection Findings; Falco's JSON output; Stanch's own format"`
+	URL       string `yaml:"url" json:"url,omitempty" jsonschema:"description=https; http only to this machine. One object per request"`
+	File      string `yaml:"file" json:"file,omitempty" jsonschema:"description=instead of url: one object per line"`
 	TokenFile string `yaml:"token_file" json:"token_file,omitempty" jsonschema:"description=sent as Authorization: Bearer"`
 }
 

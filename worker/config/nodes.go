@@ -9,10 +9,10 @@ import (
 // NodeLimits limits which nodes may connect and what each node's sensor may send. Above the rate nothing is lost at
 // once: the node waits, and its spool grows.
 type NodeLimits struct {
-	RefusedNodes        []string `yaml:"refused" json:"refused,omitempty" jsonschema:"description=names of nodes whose certificates are not believed any more: they are not heard and get no new one"`
-	DetectionsPerSecond int      `yaml:"rate" json:"rate,omitempty" jsonschema:"minimum=1,maximum=100000,description=detections a second of each node; 500 if not given"`
-	DetectionBurst      int      `yaml:"burst" json:"burst,omitempty" jsonschema:"minimum=1,maximum=1000000,description=detections at once after a silence; ten seconds' worth if not given"`
-	BytesPerSecond      int      `yaml:"bytes" json:"bytes,omitempty" jsonschema:"minimum=65536,maximum=1073741824,description=bytes a second of each node; 4 MiB if not given"`
+	RefusedNodes        []string `yaml:"refused" json:"refused,omitempty" jsonschema:"description=names of nodes that are not allowed to connect or to renew their certificates"`
+	DetectionsPerSecond int      `yaml:"rate" json:"rate,omitempty" jsonschema:"minimum=1,maximum=100000,description=detections per second of each node; default 500"`
+	DetectionBurst      int      `yaml:"burst" json:"burst,omitempty" jsonschema:"minimum=1,maximum=1000000,description=detections in one burst; default ten seconds of the rate"`
+	BytesPerSecond      int      `yaml:"bytes" json:"bytes,omitempty" jsonschema:"minimum=65536,maximum=1073741824,description=bytes per second of each node; default 4 MiB"`
 }
 
 const (

@@ -15,15 +15,15 @@ import (
 type Webhook struct {
 	Name       string `yaml:"name" json:"name" jsonschema:"required"`
 	URL        string `yaml:"url" json:"url" jsonschema:"required,description=https; http only to this machine"`
-	SecretFile string `yaml:"secret_file" json:"secret_file" jsonschema:"required,description=the key that signs (whsec_…) as Standard Webhooks writes it"`
+	SecretFile string `yaml:"secret_file" json:"secret_file" jsonschema:"required,description=a file with the signing key (whsec_…) in the Standard Webhooks format"`
 }
 
 // Email is the mail server and the recipients of `notify: email`.
 type Email struct {
 	SMTPAddress  string   `yaml:"smtp" json:"smtp" jsonschema:"required,description=host:port"`
 	FromAddress  string   `yaml:"from" json:"from" jsonschema:"required"`
-	Recipients   []string `yaml:"to" json:"to" jsonschema:"required,description=nobody else gets mail; a step may choose among them"`
-	TLSMode      string   `yaml:"tls" json:"tls,omitempty" jsonschema:"enum=starttls,enum=implicit,enum=none,description=starttls if not given; none only to this machine"`
+	Recipients   []string `yaml:"to" json:"to" jsonschema:"required,description=the only allowed recipients; a step can choose among them"`
+	TLSMode      string   `yaml:"tls" json:"tls,omitempty" jsonschema:"enum=starttls,enum=implicit,enum=none,description=default starttls; none only to this machine"`
 	Username     string   `yaml:"username" json:"username,omitempty"`
 	PasswordFile string   `yaml:"password_file" json:"password_file,omitempty"`
 }
@@ -38,11 +38,11 @@ const (
 // TicketTracker is the tracker of `ticket: create`.
 type TicketTracker struct {
 	Kind      string   `yaml:"kind" json:"kind" jsonschema:"required,enum=github,enum=gitlab,enum=jira"`
-	URL       string   `yaml:"url" json:"url,omitempty" jsonschema:"description=of the API; https://api.github.com and https://gitlab.com if not given"`
+	URL       string   `yaml:"url" json:"url,omitempty" jsonschema:"description=the API's URL; default https://api.github.com or https://gitlab.com"`
 	Project   string   `yaml:"project" json:"project" jsonschema:"required,description=OWNER/NAME in GitHub; a path or a number in GitLab; a key in Jira"`
 	TokenFile string   `yaml:"token_file" json:"token_file" jsonschema:"required"`
-	User      string   `yaml:"user" json:"user,omitempty" jsonschema:"description=whose token it is; Jira only"`
-	IssueType string   `yaml:"issue_type" json:"issue_type,omitempty" jsonschema:"description=Jira only; Task if not given"`
+	User      string   `yaml:"user" json:"user,omitempty" jsonschema:"description=the account of the token; Jira only"`
+	IssueType string   `yaml:"issue_type" json:"issue_type,omitempty" jsonschema:"description=Jira only; default Task"`
 	Labels    []string `yaml:"labels" json:"labels,omitempty"`
 }
 

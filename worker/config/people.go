@@ -18,10 +18,10 @@ type Person struct {
 	SlackMemberID string `yaml:"slack" json:"slack,omitempty" jsonschema:"description=the member id in Slack (U…): in the profile under Copy member ID"`
 	// KubernetesUser is the user name that TokenReview returns.
 	KubernetesUser string   `yaml:"kubernetes" json:"kubernetes,omitempty" jsonschema:"description=the user name in Kubernetes; kubectl auth whoami shows it"`
-	AWSPrincipal   string   `yaml:"aws" json:"aws,omitempty" jsonschema:"description=the ARN in AWS: who triggered something there does not approve it"`
+	AWSPrincipal   string   `yaml:"aws" json:"aws,omitempty" jsonschema:"description=the ARN in AWS; a person whose ARN triggered a detection cannot approve its containment"`
 	Groups         []string `yaml:"groups" json:"groups,omitempty"`
 	// BreakGlass permits the person to approve alone in place of a quorum, with a reason and a separate record.
-	BreakGlass bool `yaml:"break_glass" json:"break_glass,omitempty" jsonschema:"description=may answer alone for a whole quorum; it is recorded and told to everybody"`
+	BreakGlass bool `yaml:"break_glass" json:"break_glass,omitempty" jsonschema:"description=may approve alone for a complete quorum; it is recorded and shown to everybody"`
 }
 
 // MatchesActor reports whether a source's name of an actor is this person.
@@ -40,9 +40,9 @@ type Group struct {
 type Slack struct {
 	Channel           string `yaml:"channel" json:"channel" jsonschema:"description=the id of the channel (C…)"`
 	BotTokenFile      string `yaml:"bot_token_file" json:"bot_token_file"`
-	AppTokenFile      string `yaml:"app_token_file" json:"app_token_file,omitempty" jsonschema:"description=for Socket Mode: Stanch dials out and opens no port"`
+	AppTokenFile      string `yaml:"app_token_file" json:"app_token_file,omitempty" jsonschema:"description=for Socket Mode; Stanch connects to Slack and opens no port"`
 	SigningSecretFile string `yaml:"signing_secret_file" json:"signing_secret_file,omitempty" jsonschema:"description=for requests of Slack to --listen /slack/interactions"`
-	APIURL            string `yaml:"api_url" json:"api_url,omitempty" jsonschema:"description=another address of Slack's API, such as https://slack-gov.com/api/"`
+	APIURL            string `yaml:"api_url" json:"api_url,omitempty" jsonschema:"description=another URL of Slack's API, such as https://slack-gov.com/api/"`
 }
 
 // Escalation adds approvers when nobody has decided for some time.

@@ -13,9 +13,9 @@ import (
 // EvidenceLimits limits the evidence store. Evidence that does not fit is refused with the reason, and does not delay a
 // containment.
 type EvidenceLimits struct {
-	MaxTotalBytes       Size `yaml:"max_total" json:"max_total,omitempty" jsonschema:"description=of all pieces; 20Gi if not given"`
-	MaxBytesPerIncident Size `yaml:"max_per_incident" json:"max_per_incident,omitempty" jsonschema:"description=of the pieces of one incident; 2Gi if not given"`
-	MinFreeBytes        Size `yaml:"min_free" json:"min_free,omitempty" jsonschema:"description=what stays free on the file system; 1Gi if not given"`
+	MaxTotalBytes       Size `yaml:"max_total" json:"max_total,omitempty" jsonschema:"description=of all evidence; default 20Gi"`
+	MaxBytesPerIncident Size `yaml:"max_per_incident" json:"max_per_incident,omitempty" jsonschema:"description=of the evidence of one incident; default 2Gi"`
+	MinFreeBytes        Size `yaml:"min_free" json:"min_free,omitempty" jsonschema:"description=minimum free space on the file system; default 1Gi"`
 }
 
 // Size is a number of bytes, written as in Kubernetes: 512Mi, 20Gi.

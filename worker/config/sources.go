@@ -12,8 +12,8 @@ type Source struct {
 	Name      string `yaml:"name" json:"name" jsonschema:"required,description=the source of its detections; each name once"`
 	TokenFile string `yaml:"token_file" json:"token_file" jsonschema:"required,description=a file with a token of at least 16 characters"`
 	// Kind limits the token to one endpoint; without it, the token is valid for all.
-	Kind          string `yaml:"kind" json:"kind,omitempty" jsonschema:"enum=falco,enum=tetragon,enum=tracee,enum=kubearmor,enum=kubernetes-audit,enum=detections,description=what the token is good for; everything if not given"`
-	RatePerSecond int    `yaml:"rate" json:"rate,omitempty" jsonschema:"minimum=1,maximum=100000,description=records a second; 2000 if not given"`
+	Kind          string `yaml:"kind" json:"kind,omitempty" jsonschema:"enum=falco,enum=tetragon,enum=tracee,enum=kubearmor,enum=kubernetes-audit,enum=detections,description=the kind that the token is valid for; default all"`
+	RatePerSecond int    `yaml:"rate" json:"rate,omitempty" jsonschema:"minimum=1,maximum=100000,description=records per second; default 2000"`
 }
 
 // The kinds of sources besides other sensors.

@@ -110,7 +110,7 @@ func (d *ApprovalService) castVote(ctx context.Context, s Principal, v VoteReque
 		return nil, why // it is unknown whether they may vote
 	}
 	if why != nil {
-		d.Log.Warn("rejected a vote", "person", s.Name, "proved", s.AuthenticatedBy, "incident", v.IncidentID, "step", open.ID, "why", why.Error())
+		d.Log.Warn("rejected a vote", "person", s.Name, "authenticated_by", s.AuthenticatedBy, "incident", v.IncidentID, "step", open.ID, "reason", why.Error())
 		if !d.refusedVotes.allow(open.WorkflowID+open.ID, s.RateLimitKey) {
 			return nil, why
 		}
@@ -165,7 +165,7 @@ func (d *ApprovalService) checkMayVote(ctx context.Context, cfg *config.Config, 
 		case strings.TrimSpace(vote.Reason) == "":
 			return forbidden("missing reason; break-glass requires one, for the record")
 		}
-		d.Log.Error("break-glass was used", "person", s.Name, "proved", s.AuthenticatedBy, "incident", q.IncidentID, "step", q.ID, "reason", vote.Reason)
+		d.Log.Error("break-glass was used", "person", s.Name, "authenticated_by", s.AuthenticatedBy, "incident", q.IncidentID, "step", q.ID, "reason", vote.Reason)
 		return nil
 	}
 	if !q.Approvers.CanApprove(s.Name, vote.Groups, vote.DecidedAt.Sub(q.AskedAt)) {
@@ -281,7 +281,7 @@ func (d *ApprovalService) Pause(ctx context.Context, s Principal, reason string)
 	if _, err := d.authorizeCaller(s); err != nil {
 		return err
 	}
-	d.Log.Warn("new containments were paused", "by", s.Name, "proved", s.AuthenticatedBy, "reason", truncateTo(reason, maxReasonBytes))
+	d.Log.Warn("new containments were paused", "by", s.Name, "authenticated_by", s.AuthenticatedBy, "reason", truncateTo(reason, maxReasonBytes))
 	d.recordInManifest(activities.JournalManifest, activities.EntryKindPause, activities.AuditRecord{People: []string{s.describe()}, Note: time.Now().UTC().Format(time.RFC3339Nano)})
 	if was, err := d.KillSwitch.State(ctx); err == nil && was.Paused {
 		return nil // the first pause keeps its person, time and reason
@@ -305,7 +305,7 @@ func (d *ApprovalService) Resume(ctx context.Context, s Principal) error {
 	if !may {
 		return forbidden("%s is not allowed to resume containments; allowed: the operator of Stanch, and the approvers of a scope", s.Name)
 	}
-	d.Log.Warn("new containments were resumed", "by", s.Name, "proved", s.AuthenticatedBy)
+	d.Log.Warn("new containments were resumed", "by", s.Name, "authenticated_by", s.AuthenticatedBy)
 	d.recordInManifest(activities.JournalManifest, activities.EntryKindResume, activities.AuditRecord{People: []string{s.describe()}, Note: time.Now().UTC().Format(time.RFC3339Nano)})
 	return d.KillSwitch.Resume(ctx, s.describe())
 }

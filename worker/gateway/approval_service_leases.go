@@ -174,11 +174,11 @@ func (d *ApprovalService) forEachLease(ctx context.Context, s Principal, q Lease
 			continue
 		}
 		if err := d.applyToLease(ctx, cfg, s, id, holders, m, do); err != nil {
-			d.Log.Warn("refused to change a lease", "operation", operation, "lease", m.LeaseID, "by", s.Name, "proved", s.AuthenticatedBy, "why", err.Error())
+			d.Log.Warn("refused to change a lease", "operation", operation, "lease", m.LeaseID, "by", s.Name, "authenticated_by", s.AuthenticatedBy, "reason", err.Error())
 			refused = errors.Join(refused, fmt.Errorf("%s: %w", m.LeaseID, err))
 			continue // the other leases are not delayed
 		}
-		d.Log.Info("a person changed a lease", "operation", operation, "lease", m.LeaseID, "by", s.Name, "proved", s.AuthenticatedBy)
+		d.Log.Info("a person changed a lease", "operation", operation, "lease", m.LeaseID, "by", s.Name, "authenticated_by", s.AuthenticatedBy)
 		done = append(done, m.CurrentReport(time.Now()))
 	}
 	if err := errors.Join(refused, unread); err != nil {

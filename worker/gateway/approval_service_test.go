@@ -25,8 +25,8 @@ scopes:
 	require.NoError(t, problems.Err())
 	a, err := authority.OpenOrCreate(t.TempDir())
 	require.NoError(t, err)
-	lever := &guards.FileKillSwitch{FilePath: filepath.Join(t.TempDir(), "switch"), Authority: a}
-	d := &gateway.ApprovalService{Authority: a, Roster: config.NewRoster(cfg, ""), KillSwitch: lever, Log: slog.New(slog.DiscardHandler)}
+	killSwitch := &guards.FileKillSwitch{FilePath: filepath.Join(t.TempDir(), "switch"), Authority: a}
+	d := &gateway.ApprovalService{Authority: a, Roster: config.NewRoster(cfg, ""), KillSwitch: killSwitch, Log: slog.New(slog.DiscardHandler)}
 	who := func(name string) gateway.Principal {
 		for _, p := range cfg.People {
 			if p.Name == name {
@@ -36,13 +36,13 @@ scopes:
 		return gateway.Principal{Person: config.Person{Name: name}, RateLimitKey: name}
 	}
 	stopped := func() bool {
-		is, _, err := lever.IsPaused(t.Context())
+		is, _, err := killSwitch.IsPaused(t.Context())
 		require.NoError(t, err)
 		return is
 	}
 	require.NoError(t, d.Pause(t.Context(), who("ben"), "a migration"))
 	require.NoError(t, d.Pause(t.Context(), who("ann"), "another"))
-	state, err := lever.State(t.Context())
+	state, err := killSwitch.State(t.Context())
 	require.NoError(t, err)
 	require.Equal(t, "a migration", state.Reason, "the first pause keeps its person and reason")
 	drill := who("drill")

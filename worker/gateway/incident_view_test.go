@@ -32,9 +32,9 @@ func knownIncidentWorkflow(ctx workflow.Context, in playbooks.Incident) (playboo
 }
 
 // runningPlaybookWorkflow is a running playbook: its steps so far and its approval requests.
-func runningPlaybookWorkflow(ctx workflow.Context, report playbook.Report, asks []testRequest) error {
+func runningPlaybookWorkflow(ctx workflow.Context, report playbook.Report, requests []testRequest) error {
 	var open []activities.ApprovalRequest
-	for _, a := range asks {
+	for _, a := range requests {
 		open = append(open, a.approvalRequest(workflow.GetInfo(ctx).WorkflowExecution.ID))
 	}
 	if err := workflow.SetQueryHandler(ctx, workflows.QueryPendingApprovals, func() ([]activities.ApprovalRequest, error) { return open, nil }); err != nil {
@@ -106,11 +106,11 @@ func TestLiveStateIsShownWhileApprovalIsPending(t *testing.T) {
 	require.Equal(t, []playbooks.EvidenceRef{evidence}, in.Evidence)
 	require.Equal(t, "pod.processes", in.Playbooks[0].Steps[0].Action)
 	require.Equal(t, "Reverse shell", in.Headline)
-	var story []string
+	var entries []string
 	for _, e := range in.Timeline {
-		story = append(story, e.Text)
+		entries = append(entries, e.Text)
 	}
-	require.Equal(t, []string{"first", "miner: pod.processes succeeded", "later"}, story, "in order, with the running playbook")
+	require.Equal(t, []string{"first", "miner: pod.processes succeeded", "later"}, entries, "in order, with the running playbook")
 
 	for who, yours := range map[string]bool{"alice": true, "eve": false} {
 		var list []gateway.IncidentView

@@ -30,8 +30,8 @@ func TestOperatorCanPauseWithInvalidConfiguration(t *testing.T) {
 	require.NoError(t, os.WriteFile(file, []byte("phase: 2\n"), 0o600))
 	cfg, _, err := config.Load(file)
 	require.NoError(t, err)
-	lever := &guards.FileKillSwitch{FilePath: filepath.Join(dir, "switch"), Authority: a}
-	local := &gateway.LocalAPI{API: gateway.API{ApprovalService: &gateway.ApprovalService{Authority: a, Roster: config.NewRoster(cfg, file), KillSwitch: lever, Log: slog.New(slog.DiscardHandler)}}}
+	killSwitch := &guards.FileKillSwitch{FilePath: filepath.Join(dir, "switch"), Authority: a}
+	local := &gateway.LocalAPI{API: gateway.API{ApprovalService: &gateway.ApprovalService{Authority: a, Roster: config.NewRoster(cfg, file), KillSwitch: killSwitch, Log: slog.New(slog.DiscardHandler)}}}
 	socket := filepath.Join(dir, "s")
 	l, err := gateway.ListenLocalSocket(socket, gateway.NoSocketGroup)
 	require.NoError(t, err)
@@ -54,7 +54,7 @@ func TestOperatorCanPauseWithInvalidConfiguration(t *testing.T) {
 	require.NoError(t, os.WriteFile(file, []byte("phase: [2\n"), 0o600))
 	code, text := post("/v1/pause", "")
 	require.Equal(t, http.StatusOK, code, text)
-	stopped, _, err := lever.IsPaused(t.Context())
+	stopped, _, err := killSwitch.IsPaused(t.Context())
 	require.NoError(t, err)
 	require.True(t, stopped)
 	code, text = post("/v1/vote", `{"incident":"INC-01ARZ3NDEKTSV4RRFFQ69G5FAV","approve":true}`)

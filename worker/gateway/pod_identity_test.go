@@ -111,7 +111,7 @@ func (c *fakeAPIServer) newIngester(t *testing.T) *gateway.Ingester {
 // newNodeDetection returns a detection as a node sends it.
 func newNodeDetection(node, namespace, name, uid string) sensors.Detection {
 	d := sensors.Detection{ID: "1", Rule: "r", Title: "t", Severity: sensors.SeverityHigh, Confidence: 1, Objective: sensors.ObjectiveCryptoMining, Time: time.Now(), Node: node}
-	d.Event.Container = sensors.Container{ID: "c", Pod: sensors.Pod{Namespace: namespace, Name: name, UID: uid}, Workload: sensors.Workload{Kind: "Pod", Name: "a-lie"}}
+	d.Event.Container = sensors.Container{ID: "c", Pod: sensors.Pod{Namespace: namespace, Name: name, UID: uid}, Workload: sensors.Workload{Kind: "Pod", Name: "a-forged"}}
 	return d
 }
 
@@ -194,20 +194,20 @@ func TestUnconfirmedDetectionStaysOutOfOtherNodesIncident(t *testing.T) {
 	c.addPod("shop", "victim-0", "uid-victim", "good-node")
 	i := c.newIngester(t)
 	c.failStatus.Store(503)
-	lie := newNodeDetection("evil-node", "shop", "victim-0", "uid-victim")
-	require.NoError(t, i.Check(t.Context(), &lie, "evil-node"), "the API server is unavailable")
+	forged := newNodeDetection("evil-node", "shop", "victim-0", "uid-victim")
+	require.NoError(t, i.Check(t.Context(), &forged, "evil-node"), "the API server is unavailable")
 	c.failStatus.Store(0)
-	truth := newNodeDetection("good-node", "shop", "victim-0", "uid-victim")
-	require.NoError(t, i.Check(t.Context(), &truth, "good-node"))
-	require.True(t, truth.TargetConfirmed)
-	require.NotEqual(t, i.GroupingKey(truth), i.GroupingKey(lie))
-	require.Equal(t, "local/shop/Pod/victim-0", i.GroupingKey(truth))
+	genuine := newNodeDetection("good-node", "shop", "victim-0", "uid-victim")
+	require.NoError(t, i.Check(t.Context(), &genuine, "good-node"))
+	require.True(t, genuine.TargetConfirmed)
+	require.NotEqual(t, i.GroupingKey(genuine), i.GroupingKey(forged))
+	require.Equal(t, "local/shop/Pod/victim-0", i.GroupingKey(genuine))
 	c.failStatus.Store(503)
 	again := newNodeDetection("good-node", "shop", "victim-0", "uid-victim")
 	require.NoError(t, i.Check(t.Context(), &again, "good-node"))
-	require.Equal(t, i.GroupingKey(truth), i.GroupingKey(again), "a recent confirmation counts during an outage")
-	lie = newNodeDetection("evil-node", "shop", "victim-0", "uid-victim")
-	require.ErrorContains(t, i.Check(t.Context(), &lie, "evil-node"), "does not run on node evil-node")
+	require.Equal(t, i.GroupingKey(genuine), i.GroupingKey(again), "a recent confirmation counts during an outage")
+	forged = newNodeDetection("evil-node", "shop", "victim-0", "uid-victim")
+	require.ErrorContains(t, i.Check(t.Context(), &forged, "evil-node"), "does not run on node evil-node")
 	host := func(node string) sensors.Detection {
 		d := newNodeDetection(node, "", "", "")
 		d.Event.Container = sensors.Container{ID: "0123456789abcdef"}

@@ -100,22 +100,22 @@ func TestUnreadableLeaseDoesNotBlockOthers(t *testing.T) {
 func TestClosureOfUnreadableIncident(t *testing.T) {
 	s := temporal.Start(t, map[string]any{"Incident": openIncidentWorkflow})
 	r := &gateway.QueryService{Temporal: s}
-	ending := func() activities.Closure {
+	closure := func() activities.Closure {
 		e, err := r.Closure(t.Context(), testIncidentID)
 		require.NoError(t, err)
 		return e
 	}
-	require.Equal(t, activities.Closure{NotFound: true}, ending())
+	require.Equal(t, activities.Closure{NotFound: true}, closure())
 	run := s.StartWorkflow("Incident", "incident/a", testIncidentID, true)
 	s.WaitUntilListed("Incident", "Running", 1)
-	require.Equal(t, activities.Closure{}, ending())
+	require.Equal(t, activities.Closure{}, closure())
 	_, err := r.Incident(t.Context(), testIncidentID)
 	require.NoError(t, err, "it has run and can be queried later")
 
 	require.NoError(t, s.TerminateWorkflow(t.Context(), run.GetID(), "", "by hand"))
 	s.WaitUntilListed("Incident", "Terminated", 1)
-	require.True(t, ending().Abnormal)
-	require.WithinDuration(t, time.Now(), ending().ClosedAt, time.Minute)
+	require.True(t, closure().Abnormal)
+	require.WithinDuration(t, time.Now(), closure().ClosedAt, time.Minute)
 	in, err := r.Incident(t.Context(), testIncidentID)
 	require.NoError(t, err)
 	require.Equal(t, "closed", in.Status, "its status before the termination is outdated")

@@ -24,7 +24,7 @@ type nodeRateLimit struct {
 	healthReports *rate.Limiter
 
 	mu             sync.Mutex
-	waitUntil      time.Time // end of the wait that it was told
+	waitUntil      time.Time // end of the wait that the node was sent
 	limitedBatches uint64
 }
 

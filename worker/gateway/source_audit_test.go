@@ -47,7 +47,7 @@ const webPodExtra = `,"extra":{"authentication.kubernetes.io/pod-name":["web-7d9
 
 func TestKubernetesAuditEvents(t *testing.T) {
 	d := newAuditFixture(t, "10.0.0.0/8")
-	const door = "/v1/kubernetes-audit"
+	const endpoint = "/v1/kubernetes-audit"
 	named := func(all []sensors.Detection, rule string) sensors.Detection {
 		for _, one := range all {
 			if one.Rule == rule {
@@ -61,7 +61,7 @@ func TestKubernetesAuditEvents(t *testing.T) {
 	t.Run("exec into a pod", func(t *testing.T) {
 		exec := newAuditEvent("a-1", "create", "alice", `{"resource":"pods","subresource":"exec","namespace":"shop","name":"web-7d9c4-bcdfg"}`, 101, "")
 		exec = strings.Replace(exec, `"/api/v1/x"`, `"/api/v1/namespaces/shop/pods/web-7d9c4-bcdfg/exec?container=web&command=sh&command=--token%3Dhunter2"`, 1)
-		code, s := d.post(t, door, "api-server", newAuditEventList(strings.Replace(exec, "ResponseComplete", "RequestReceived", 1), strings.Replace(exec, "ResponseComplete", "ResponseStarted", 1), exec))
+		code, s := d.post(t, endpoint, "api-server", newAuditEventList(strings.Replace(exec, "ResponseComplete", "RequestReceived", 1), strings.Replace(exec, "ResponseComplete", "ResponseStarted", 1), exec))
 		require.Equal(t, http.StatusAccepted, code, "%+v", s)
 		all := d.incidentDetections(t, "local/shop/Deployment/web")
 		one := named(all, "pod-exec")
@@ -80,7 +80,7 @@ func TestKubernetesAuditEvents(t *testing.T) {
 	})
 
 	t.Run("request with a pod's token", func(t *testing.T) {
-		code, _ := d.post(t, door, "api-server", newAuditEventList(newAuditEvent("b-1", "list", "system:serviceaccount:shop:web", `{"resource":"secrets"}`, 200, webPodExtra)))
+		code, _ := d.post(t, endpoint, "api-server", newAuditEventList(newAuditEvent("b-1", "list", "system:serviceaccount:shop:web", `{"resource":"secrets"}`, 200, webPodExtra)))
 		require.Equal(t, http.StatusAccepted, code)
 		one := named(d.incidentDetections(t, "local/shop/Deployment/web"), "secrets-listed-everywhere")
 		require.Equal(t, "web-7d9c4-bcdfg", one.Event.Container.Pod.Name)
@@ -89,7 +89,7 @@ func TestKubernetesAuditEvents(t *testing.T) {
 
 	t.Run("token used from outside", func(t *testing.T) {
 		out := strings.Replace(newAuditEvent("b-2", "get", "system:serviceaccount:shop:web", `{"resource":"pods","namespace":"shop"}`, 200, webPodExtra), `"10.0.0.9"`, `"10.0.0.9","203.0.113.7"`, 1)
-		code, _ := d.post(t, door, "api-server", newAuditEventList(out))
+		code, _ := d.post(t, endpoint, "api-server", newAuditEventList(out))
 		require.Equal(t, http.StatusAccepted, code)
 		require.Equal(t, sensors.SeverityCritical, named(d.incidentDetections(t, "local/shop/Deployment/web"), "token-used-outside").Severity)
 	})
@@ -98,7 +98,7 @@ func TestKubernetesAuditEvents(t *testing.T) {
 		bind := newAuditEvent("c-1", "create", "alice", `{"resource":"clusterrolebindings","name":"own","apiGroup":"rbac.authorization.k8s.io"}`, 201, "")
 		bind = strings.TrimSuffix(bind, "}") + `,"requestObject":{"roleRef":{"kind":"ClusterRole","name":"cluster-admin"},"subjects":[{"kind":"User","name":"mallory"}]}}`
 		gone := newAuditEvent("c-2", "create", "system:serviceaccount:ci:runner", `{"resource":"pods","subresource":"exec","namespace":"shop","name":"gone"}`, 101, "")
-		code, _ := d.post(t, door, "api-server", newAuditEventList(bind, gone))
+		code, _ := d.post(t, endpoint, "api-server", newAuditEventList(bind, gone))
 		require.Equal(t, http.StatusAccepted, code)
 		require.Equal(t, sensors.Subject{Kind: "User", Name: "alice"}, named(d.incidentDetections(t, "local/User/alice"), "cluster-admin-bound").Event.Subject)
 		one := named(d.incidentDetections(t, "local/ci/ServiceAccount/runner"), "pod-exec-by-account")
@@ -112,9 +112,9 @@ func TestKubernetesAuditEvents(t *testing.T) {
 		}
 		d.RuleEvaluator.AddEnforcedNamespaces("n3")
 		const label = `"pod-security.kubernetes.io/enforce":"restricted"`
-		_, s := d.post(t, door, "api-server", newAuditEventList(put("n1-1", `"team":"a"`), put("n2-1", label), put("n2-2", label)))
+		_, s := d.post(t, endpoint, "api-server", newAuditEventList(put("n1-1", `"team":"a"`), put("n2-1", label), put("n2-2", label)))
 		require.Equal(t, ingestResponse{Status: "accepted", Telemetry: 3}, s, "one never had the label, and one still has it")
-		_, s = d.post(t, door, "api-server", newAuditEventList(put("n2-3", ""), put("n2-4", ""), put("n3-1", "")))
+		_, s = d.post(t, endpoint, "api-server", newAuditEventList(put("n2-3", ""), put("n2-4", ""), put("n3-1", "")))
 		require.Equal(t, 2, s.Accepted, "each once")
 		require.Equal(t, "removed", named(d.incidentDetections(t, "local/User/carol"), "pod-security-lowered").Event.Audit.Admission.PodSecurityLevel)
 	})
@@ -124,24 +124,24 @@ func TestKubernetesAuditEvents(t *testing.T) {
 		for i := range 10 {
 			all = append(all, newAuditEvent(fmt.Sprint("d-", i), "get", "bob", fmt.Sprintf(`{"resource":"secrets","namespace":"shop","name":"s%d"}`, i), 200, ""))
 		}
-		code, s := d.post(t, door, "api-server", newAuditEventList(append(all[:9:9], all[0])...))
+		code, s := d.post(t, endpoint, "api-server", newAuditEventList(append(all[:9:9], all[0])...))
 		require.Equal(t, http.StatusAccepted, code)
 		require.Equal(t, ingestResponse{Status: "accepted", Telemetry: 10}, s, "nine reads, one of them twice")
-		_, s = d.post(t, door, "api-server", newAuditEventList(all[9]))
+		_, s = d.post(t, endpoint, "api-server", newAuditEventList(all[9]))
 		require.Equal(t, 1, s.Accepted)
 		require.Equal(t, 10, named(d.incidentDetections(t, "local/User/bob"), "secrets-bulk-read").Event.Audit.RecentSecretReads)
 	})
 
 	t.Run("Stanch's own requests", func(t *testing.T) {
 		own := newAuditEvent("e-1", "list", "system:serviceaccount:stanch-system:stanch-worker", `{"resource":"secrets"}`, 200, `,"extra":{"authentication.kubernetes.io/pod-name":["stanch-worker-1"],"authentication.kubernetes.io/pod-uid":["uid-7"]}`)
-		_, s := d.post(t, door, "api-server", newAuditEventList(own))
+		_, s := d.post(t, endpoint, "api-server", newAuditEventList(own))
 		require.Equal(t, ingestResponse{Status: "accepted", Telemetry: 1}, s)
-		_, s = d.post(t, door, "api-server", newAuditEventList(strings.Replace(own, "10.0.0.9", "203.0.113.7", 1)))
+		_, s = d.post(t, endpoint, "api-server", newAuditEventList(strings.Replace(own, "10.0.0.9", "203.0.113.7", 1)))
 		require.Positive(t, s.Accepted)
 	})
 
 	t.Run("responses to the API server", func(t *testing.T) {
-		code, s := d.post(t, door, "api-server", newAuditEventList(`{"auditID":"x"}`, newAuditEvent("f-1", "get", "alice", `{"resource":"pods"}`, 200, "")))
+		code, s := d.post(t, endpoint, "api-server", newAuditEventList(`{"auditID":"x"}`, newAuditEvent("f-1", "get", "alice", `{"resource":"pods"}`, 200, "")))
 		require.Equal(t, http.StatusAccepted, code, "otherwise the complete list is sent again for one broken event")
 		require.Equal(t, 1, s.Telemetry)
 		require.Len(t, d.receivedHealth.reports, 1, "the undecodable event is reported")
@@ -154,31 +154,31 @@ func TestKubernetesAuditEvents(t *testing.T) {
 		}{
 			"not a list": {"api-server", `{"kind":"Pod"}`, 400}, "nobody": {"", "{}", 401}, "another's token": {"edge", newAuditEventList(), 403},
 		} {
-			code, _ := d.post(t, door, c.source, c.body)
+			code, _ := d.post(t, endpoint, c.source, c.body)
 			require.Equal(t, c.want, code, name)
 		}
 		d.failKube = errors.New("etcd is away")
 		exec := newAuditEventList(newAuditEvent("f-2", "create", "alice", `{"resource":"pods","subresource":"attach","namespace":"shop","name":"web-7d9c4-bcdfg"}`, 101, ""))
-		code, s = d.post(t, door, "api-server", exec)
+		code, s = d.post(t, endpoint, "api-server", exec)
 		require.Equal(t, http.StatusServiceUnavailable, code)
 		require.NotEmpty(t, s.retryAfter)
 		d.failKube = nil
-		code, _ = d.post(t, door, "api-server", exec)
+		code, _ = d.post(t, endpoint, "api-server", exec)
 		require.Equal(t, http.StatusAccepted, code)
 	})
 
 	t.Run("empty list as heartbeat", func(t *testing.T) {
 		before := d.receivedHealth.messagesBySource["api-server"]
 		require.Positive(t, before)
-		code, _ := d.post(t, door, "api-server", newAuditEventList())
+		code, _ := d.post(t, endpoint, "api-server", newAuditEventList())
 		require.Equal(t, http.StatusAccepted, code)
 		require.Equal(t, before+1, d.receivedHealth.messagesBySource["api-server"])
-		_, _ = d.post(t, door, "api-server", `{"kind":"Pod"}`)
+		_, _ = d.post(t, endpoint, "api-server", `{"kind":"Pod"}`)
 		require.Equal(t, before+1, d.receivedHealth.messagesBySource["api-server"], "an undecodable request is not a heartbeat")
 	})
 
 	t.Run("normal cluster activity", func(t *testing.T) {
-		_, s := d.post(t, door, "api-server", newAuditEventList(
+		_, s := d.post(t, endpoint, "api-server", newAuditEventList(
 			newAuditEvent("g-1", "list", "system:kube-controller-manager", `{"resource":"secrets"}`, 200, ""),
 			newAuditEvent("g-2", "watch", "system:node:node-1", `{"resource":"secrets","namespace":"shop","name":"tls"}`, 200, ""),
 			newAuditEvent("g-3", "create", "system:node:node-1", `{"resource":"serviceaccounts","subresource":"token","namespace":"shop","name":"web"}`, 201, ""),

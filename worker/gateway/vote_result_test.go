@@ -38,9 +38,9 @@ func (a testRequest) approvalRequest(run string) activities.ApprovalRequest {
 
 // approvalWorkflow is a playbook that requests approvals and counts as the interpreter does: one denial denies, two
 // approvals approve.
-func approvalWorkflow(ctx workflow.Context, asks []testRequest) error {
+func approvalWorkflow(ctx workflow.Context, requests []testRequest) error {
 	open, closed := []activities.ApprovalRequest{}, []activities.ApprovalOutcome{}
-	for _, a := range asks {
+	for _, a := range requests {
 		open = append(open, a.approvalRequest(workflow.GetInfo(ctx).WorkflowExecution.ID))
 	}
 	if err := workflow.SetQueryHandler(ctx, workflows.QueryPendingApprovals, func() ([]activities.ApprovalRequest, error) { return open, nil }); err != nil {
@@ -120,7 +120,7 @@ func TestVoteFindsRequestAndReportsResult(t *testing.T) {
 	vote := func(name string, approve bool, step string) (*gateway.VoteResult, error) {
 		return d.Vote(t.Context(), who(name), gateway.VoteRequest{IncidentID: testIncidentID, RequestID: step, Approve: approve, WaitForResult: true})
 	}
-	says := func(want string, result gateway.VoteResultKind, name string, approve bool, step string) {
+	requireVoteResult := func(want string, result gateway.VoteResultKind, name string, approve bool, step string) {
 		t.Helper()
 		a, err := vote(name, approve, step)
 		require.NoError(t, err)
@@ -139,14 +139,14 @@ func TestVoteFindsRequestAndReportsResult(t *testing.T) {
 	fails("unknown question \"isolate\" in incident "+testIncidentID+"; open questions:\n  stanch deny "+testIncidentID+" 'steps[2]#1'   isolate the pod for 1h\n", "alice", false, "isolate")
 
 	// By title, in any case and spacing, by step, and by action.
-	says(`alice approved "isolate the pod" for 1h: 1 of 2 approved (alice); waiting for 1 more of responders`,
+	requireVoteResult(`alice approved "isolate the pod" for 1h: 1 of 2 approved (alice); waiting for 1 more of responders`,
 		gateway.ResultCounted, "alice", true, " Isolate  the pod")
-	says(`the approval of alice for "isolate the pod" for 1h was already counted:  1 of 2 approved (alice); waiting for 1 more of responders`, gateway.ResultAlreadyCounted, "alice", true, "steps[2]")
+	requireVoteResult(`the approval of alice for "isolate the pod" for 1h was already counted: 1 of 2 approved (alice); waiting for 1 more of responders`, gateway.ResultAlreadyCounted, "alice", true, "steps[2]")
 	fails("eve is not allowed to vote on this; allowed: responders", "eve", true, "steps[2]")
-	says(`bob approved "isolate the pod" for 1h: 2 of 2 approved (alice, bob); it runs now`, gateway.ResultApproved,
+	requireVoteResult(`bob approved "isolate the pod" for 1h: 2 of 2 approved (alice, bob); it runs now`, gateway.ResultApproved,
 		"bob", true, "steps[2]#1")
-	says(`bob denied "stop the workload" for 1h: it does not run`, gateway.ResultDenied, "bob", false, "workload.scale")
-	says(`alice approved "cut it off" for 1h: 1 of 2 approved (alice); waiting for 1 more of responders`,
+	requireVoteResult(`bob denied "stop the workload" for 1h: it does not run`, gateway.ResultDenied, "bob", false, "workload.scale")
+	requireVoteResult(`alice approved "cut it off" for 1h: 1 of 2 approved (alice); waiting for 1 more of responders`,
 		gateway.ResultCounted, "alice", true, "cut")
 
 	// Break-glass is possible after a normal approval.

@@ -12,27 +12,27 @@ import (
 // reportExpiringCertificates reports certificates that end soon and should have been renewed.
 func (m *Monitor) reportExpiringCertificates() {
 	now := m.Now()
-	type ending struct {
-		name, because string
-		ends          time.Time
+	type expiringCertificate struct {
+		name, renewalFailure string
+		expiresAt            time.Time
 	}
-	var soon []ending
+	var soon []expiringCertificate
 	m.mu.Lock()
 	for _, name := range slices.Sorted(maps.Keys(m.nodes)) {
 		n := m.nodes[name]
 		if n.connected && !n.certificateExpiresAt.IsZero() && n.certificateExpiresAt.Sub(now) < m.Timing.CertificateWarning {
-			soon = append(soon, ending{name, n.renewalFailure, n.certificateExpiresAt})
+			soon = append(soon, expiringCertificate{name, n.renewalFailure, n.certificateExpiresAt})
 		}
 	}
 	m.mu.Unlock()
 	for _, e := range soon {
-		reasons := []string{fmt.Sprintf("The certificate of node %s expires at %s and was not renewed.", e.name, e.ends.UTC().Format(time.RFC3339))}
-		if e.because != "" {
-			reasons = append(reasons, "The renewal failed: "+truncate(e.because))
+		reasons := []string{fmt.Sprintf("The certificate of node %s expires at %s and was not renewed.", e.name, e.expiresAt.UTC().Format(time.RFC3339))}
+		if e.renewalFailure != "" {
+			reasons = append(reasons, "The renewal failed: "+truncate(e.renewalFailure))
 		} else {
 			reasons = append(reasons, "Its sensor did not request a renewal; a sensor older than this gateway cannot. `stanch cert node "+e.name+"` issues a certificate manually.")
 		}
-		m.reportCondition(telemetryCondition{kind: certificateExpiring, subject: newNodeSubject(e.name), node: e.name, severity: expirySeverity(e.ends, now), reasons: reasons})
+		m.reportCondition(telemetryCondition{kind: certificateExpiring, subject: newNodeSubject(e.name), node: e.name, severity: expirySeverity(e.expiresAt, now), reasons: reasons})
 	}
 	if m.CertificateAuthority == nil {
 		return

@@ -111,14 +111,14 @@ func TestMonitorConditions(t *testing.T) {
 
 	t.Run("node above its rate", func(t *testing.T) {
 		e := newGatewayFixture(t, server, gatewayFixtureOptions{timing: short, limits: config.NodeLimits{DetectionsPerSecond: 150, DetectionBurst: 200}})
-		noisy, calm := e.connectSensor(t, fakeSensorOptions{name: "noisy-1"}), e.connectSensor(t, fakeSensorOptions{name: "calm-1"})
+		noisy, idle := e.connectSensor(t, fakeSensorOptions{name: "noisy-1"}), e.connectSensor(t, fakeSensorOptions{name: "idle-1"})
 		const n = 900
 		for i := range n {
 			require.NoError(t, noisy.spool.Add(newStormDetection("noisy-1", i)))
 		}
 		began := time.Now()
-		require.NoError(t, calm.spool.Add(newStormDetection("calm-1", 0)))
-		require.Eventually(t, func() bool { return calm.spool.Len() == 0 }, 10*time.Second, time.Millisecond)
+		require.NoError(t, idle.spool.Add(newStormDetection("idle-1", 0)))
+		require.Eventually(t, func() bool { return idle.spool.Len() == 0 }, 10*time.Second, time.Millisecond)
 		require.Positive(t, noisy.spool.Len(), "the other node was served while the noisy one waited")
 		require.Eventually(t, func() bool { return noisy.spool.Len() == 0 }, 60*time.Second, 5*time.Millisecond)
 		require.Greater(t, time.Since(began), 3*time.Second, "900 at 150 per second, 200 of them as a burst")
@@ -127,7 +127,7 @@ func TestMonitorConditions(t *testing.T) {
 		require.Len(t, arrived, n)
 		require.ElementsMatch(t, stormDetectionIDs("noisy-1", n), arrived)
 		require.Contains(t, waitForDetection(t, server, "Node/noisy-1", "node-rate-limited").Reasons[0], "nodes: rate")
-		require.Empty(t, incidentDetections(t, server, "Node/calm-1"))
+		require.Empty(t, incidentDetections(t, server, "Node/idle-1"))
 	})
 
 	t.Run("rate of health reports", func(t *testing.T) {
@@ -178,15 +178,15 @@ func TestMonitorConditions(t *testing.T) {
 		timing := short
 		timing.CertificateWarning = 100 * 24 * time.Hour
 		e := newGatewayFixture(t, server, gatewayFixtureOptions{timing: timing})
-		e.connectSensor(t, fakeSensorOptions{name: "ending-1"})
-		require.Contains(t, waitForDetection(t, server, "Node/ending-1", "certificate-expiring").Reasons[0], "was not renewed")
+		e.connectSensor(t, fakeSensorOptions{name: "expiring-1"})
+		require.Contains(t, waitForDetection(t, server, "Node/expiring-1", "certificate-expiring").Reasons[0], "was not renewed")
 	})
 
 	t.Run("blind sensor and detached hooks", func(t *testing.T) {
 		e := newGatewayFixture(t, server, gatewayFixtureOptions{timing: short})
-		var off, shut atomic.Bool
+		var off, failing atomic.Bool
 		status := func() any {
-			r := agent.StatusReport{Health: agent.Health{Node: "blind-1", Heartbeat: agent.HeartbeatStatus{Failing: shut.Load(), ConsecutiveMisses: 3}}}
+			r := agent.StatusReport{Health: agent.Health{Node: "blind-1", Heartbeat: agent.HeartbeatStatus{Failing: failing.Load(), ConsecutiveMisses: 3}}}
 			r.ProbeStatus.LoadedAt = time.Now().Truncate(time.Hour)
 			r.ProbeStatus.Hooks = []probe.HookStatus{{Hook: "exec", Enabled: !off.Load(), Reason: "it was taken away"}, {Hook: "dns", Reason: "this kernel has none"}}
 			return r

@@ -225,8 +225,8 @@ func (m *Monitor) checkSensorBlind(name string, r agent.StatusReport, off []prob
 		m.markResolved(sensorBlind, newNodeSubject(name))
 		return
 	}
-	told := m.reportCondition(telemetryCondition{kind: sensorBlind, subject: newNodeSubject(name), node: name, causedBy: name, since: r.Heartbeat.LastReceived, reasons: reasons})
-	if !told {
+	reported := m.reportCondition(telemetryCondition{kind: sensorBlind, subject: newNodeSubject(name), node: name, causedBy: name, since: r.Heartbeat.LastReceived, reasons: reasons})
+	if !reported {
 		return
 	}
 	m.mu.Lock()
@@ -297,8 +297,8 @@ func (m *Monitor) reportDrops(name string, before *agent.StatusReport, r agent.S
 	if spool > 0 {
 		severity = sensors.SeverityHigh // these events were already evaluated, and mattered
 	}
-	told := m.reportCondition(telemetryCondition{kind: eventsDropped, subject: newNodeSubject(name), node: name, causedBy: name, since: r.Drops.EpisodeStart, count: clampInt(events + spool), severity: severity, reasons: reasons})
-	if told { // otherwise it is added to the next report
+	reported := m.reportCondition(telemetryCondition{kind: eventsDropped, subject: newNodeSubject(name), node: name, causedBy: name, since: r.Drops.EpisodeStart, count: clampInt(events + spool), severity: severity, reasons: reasons})
+	if reported { // otherwise it is added to the next report
 		m.mu.Lock()
 		m.nodeByName(name).reportedDrops = r.Drops
 		m.mu.Unlock()

@@ -129,37 +129,37 @@ func TestUnsentConditionStaysPending(t *testing.T) {
 
 func TestBlindSensorIsReportedUntilItRecovers(t *testing.T) {
 	for name, c := range map[string]struct {
-		blind probe.Status
-		says  string
-		times int
+		blind      probe.Status
+		wantReason string
+		times      int
 	}{
 		"detached hook":                 {probe.Status{LoadedAt: time.Now(), Hooks: []probe.HookStatus{{Hook: "exec", Reason: "it was taken away"}}}, "The hook exec", 4},
-		"unmonitored kernel":            {probe.Status{}, "no longer does", 4},
+		"unmonitored kernel":            {probe.Status{}, "no longer monitors the kernel", 4},
 		"disabled hook":                 {probe.Status{LoadedAt: time.Now(), Hooks: []probe.HookStatus{{Hook: "exec", Reason: probe.ReasonDisabled}}}, "disabled by configuration", 1},
 		"unsupported hook":              {probe.Status{LoadedAt: time.Now(), Hooks: []probe.HookStatus{{Hook: "exec", Enabled: true}, {Hook: "dns", Reason: "none"}}}, "", 0},
 		"unsupported hook among others": {probe.Status{LoadedAt: time.Now(), Hooks: []probe.HookStatus{{Hook: "dns", Reason: "none"}}}, "", 0},
 	} {
 		t.Run(name, func(t *testing.T) {
 			d := newMonitorFixture(health.Options{})
-			says := func(s probe.Status) {
+			sendReport := func(s probe.Status) {
 				d.sendNodeReport(t, "n", agent.StatusReport{Health: agent.Health{ProbeStatus: s}})
 				d.CheckOnce(t.Context())
 			}
-			sees := probe.Status{LoadedAt: time.Now(), Hooks: []probe.HookStatus{{Hook: "exec", Enabled: true}}}
-			says(sees)
+			healthy := probe.Status{LoadedAt: time.Now(), Hooks: []probe.HookStatus{{Hook: "exec", Enabled: true}}}
+			sendReport(healthy)
 			for range 120 { // twenty minutes, with a report every five
-				says(c.blind)
+				sendReport(c.blind)
 				d.now = d.now.Add(10 * time.Second)
 			}
-			told := d.ingester.findDetections("heartbeat-failing", "n")
-			require.Equal(t, c.times, len(told)) //nolint:testifylint // Len would print them all
+			reports := d.ingester.findDetections("heartbeat-failing", "n")
+			require.Equal(t, c.times, len(reports)) //nolint:testifylint // Len would print them all
 			if c.times > 0 {
-				require.Contains(t, told[0].Reasons[0], c.says)
+				require.Contains(t, reports[0].Reasons[0], c.wantReason)
 			}
-			says(sees)
+			sendReport(healthy)
 			d.now = d.now.Add(10 * time.Minute)
-			says(sees)
-			require.Equal(t, c.times, len(d.ingester.findDetections("heartbeat-failing", "n")), "it sees again") //nolint:testifylint // see above
+			sendReport(healthy)
+			require.Equal(t, c.times, len(d.ingester.findDetections("heartbeat-failing", "n")), "the sensor recovered") //nolint:testifylint // see above
 		})
 	}
 }

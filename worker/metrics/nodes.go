@@ -75,19 +75,19 @@ func (n *nodeCollector) Describe(out chan<- *prometheus.Desc) {
 // Collect implements prometheus.Collector.
 func (n *nodeCollector) Collect(out chan<- prometheus.Metric) {
 	here := n.source.ConnectedNodes()
-	told := map[string]bool{}
+	reported := map[string]bool{}
 	for _, name := range slices.Sorted(maps.Keys(here)) {
 		label := labelText(name)
-		if told[label] {
+		if reported[label] {
 			continue // two names that are equal when truncated would make the scrape invalid
 		}
-		told[label] = true
+		reported[label] = true
 		n.connectedUp.sendMetric(out, 1, label)
 		n.collectNode(out, label, here[name])
 	}
 	for _, name := range n.source.DisconnectedNodes(disconnectedShownFor) {
-		if label := labelText(name); !told[label] {
-			told[label] = true
+		if label := labelText(name); !reported[label] {
+			reported[label] = true
 			n.connectedUp.sendMetric(out, 0, label)
 		}
 	}

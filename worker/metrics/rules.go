@@ -31,13 +31,13 @@ func (f ruleFamilies) allFamilies() []metricFamily {
 }
 
 func (f ruleFamilies) sendStats(out chan<- prometheus.Metric, all []rules.RuleStats, before ...string) {
-	told := map[string]bool{}
+	reported := map[string]bool{}
 	for _, s := range all {
 		rule := labelText(s.Rule)
-		if told[rule] || len(told) >= maxRulesPerNode {
+		if reported[rule] || len(reported) >= maxRulesPerNode {
 			continue
 		}
-		told[rule] = true
+		reported[rule] = true
 		labels := append(slices.Clone(before), rule)
 		f.evaluated.sendMetric(out, float64(s.Evaluated), labels...)
 		f.fired.sendMetric(out, float64(s.Fired), labels...)

@@ -160,7 +160,7 @@ func TestRecordingOutsideOfTestFolderIsNotRead(t *testing.T) {
 	require.NoError(t, os.WriteFile(filepath.Join(in, "book.yaml"), []byte(minerPlaybook), 0o600))
 	require.NoError(t, os.Symlink("../secret.json", filepath.Join(in, "link.json")))
 	require.NoError(t, os.Symlink("own.json", filepath.Join(in, "near.json")))
-	for path, says := range map[string]string{
+	for path, want := range map[string]string{
 		"own.json":          "",
 		"near.json":         "",
 		"none.json":         "there is no recording none.json",
@@ -173,12 +173,12 @@ func TestRecordingOutsideOfTestFolderIsNotRead(t *testing.T) {
 		require.NoError(t, os.WriteFile(file, []byte("tests:\n  - name: one\n    recording: "+path+"\n    matched: true\n"), 0o600))
 		s, err := playbooktest.LoadSuite(file, worker.ActionCatalog())
 		require.NoError(t, err)
-		if says == "" {
+		if want == "" {
 			require.Empty(t, s.Problems, path)
 			continue
 		}
 		require.Len(t, s.Problems, 1, path)
-		require.Equal(t, says, s.Problems[0].Message)
+		require.Equal(t, want, s.Problems[0].Message)
 		require.Equal(t, 3, s.Problems[0].Line)
 	}
 }

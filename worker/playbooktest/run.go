@@ -184,11 +184,11 @@ func toTestspecResult(r simulate.Result, p *fakeActions, programs []*playbooks.P
 			slices.Compare(order[callKey(a.Playbook, a.Step)], order[callKey(b.Playbook, b.Step)]), cmp.Compare(a.Target, b.Target),
 		)
 	})
-	told := p.paramsByStep()
+	paramsOf := p.paramsByStep()
 	for _, s := range r.Steps {
 		ran := testspec.StepRun{Playbook: s.Playbook, Step: s.Step, Action: s.Action, Target: s.Target, Outcome: s.Outcome, Reason: s.Reason, EndedAt: ms(s.AtMS), EndedAtMS: s.AtMS}
 		if s.Target != "" {
-			ran.Params = told(s.Action, s.Target)
+			ran.Params = paramsOf(s.Action, s.Target)
 		}
 		h.Steps = append(h.Steps, ran)
 	}

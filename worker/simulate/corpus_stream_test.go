@@ -281,9 +281,9 @@ func TestProcessRunnerMatchesInProcessResults(t *testing.T) {
 func TestHangingProcessIsKilled(t *testing.T) {
 	big, small := bytes.Repeat([]byte("x"), 1<<20), []byte("x") // more than a pipe holds, and less
 	for name, c := range map[string]struct {
-		script, says string
-		raw          []byte
-		limit        time.Duration
+		script, wantError string
+		raw               []byte
+		limit             time.Duration
 	}{
 		"no output":                      {"exec sleep 40", "timed out after 300ms", small, 300 * time.Millisecond},
 		"no output, also from its child": {"sleep 40; true", "timed out after 300ms", small, 300 * time.Millisecond},
@@ -302,7 +302,7 @@ func TestHangingProcessIsKilled(t *testing.T) {
 			}}
 			began := time.Now()
 			for range 2 {
-				require.Contains(t, p.Run(t.Context(), "one.json", c.raw).Result.Error, c.says)
+				require.Contains(t, p.Run(t.Context(), "one.json", c.raw).Result.Error, c.wantError)
 			}
 			p.Close()
 			require.Less(t, time.Since(began), 20*time.Second)

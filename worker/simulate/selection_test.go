@@ -29,7 +29,7 @@ func withUserPlaybooks(t testing.TB, own ...string) simulate.Options {
 	}}
 }
 
-const twoApproverPlaybook = `playbook: two-eyes
+const twoApproverPlaybook = `playbook: four-eyes
 match: { objective: crypto-mining }
 steps:
   - evidence: process.snapshot
@@ -47,12 +47,12 @@ func TestShippedPlaybookYieldsToUserPlaybook(t *testing.T) {
 	o := withUserPlaybooks(t, twoApproverPlaybook)
 	o.ApprovalAnswers.NoAnswers = true
 	r := runSimulation(t, loadRecording(t, "cryptominer"), o)
-	require.Equal(t, []string{"two-eyes"}, r.Playbooks)
+	require.Equal(t, []string{"four-eyes"}, r.Playbooks)
 	require.Empty(t, r.Effects, "nobody agreed")
 	require.Equal(t, "denied", outcomeOfAction(r, "approval"))
 	require.Len(t, r.FinalIncident.NotSelected, 1)
 	require.Equal(t, "cryptominer", r.FinalIncident.NotSelected[0].Playbook)
-	require.Equal(t, "it matches, and two-eyes contains too and comes first (priority 100 over 0)", r.FinalIncident.NotSelected[0].Reason)
+	require.Equal(t, "it matches, and four-eyes contains too and comes first (priority 100 over 0)", r.FinalIncident.NotSelected[0].Reason)
 }
 
 // refuseEffect makes an action refuse its effect, long after enrichment has ended.
@@ -87,13 +87,13 @@ func TestFallbackPlaybookCannotBypassDenial(t *testing.T) {
 	o := withUserPlaybooks(t, twoApproverPlaybook)
 	o.ApprovalAnswers.ExplicitAnswers = []simulate.ApprovalAnswer{{Person: "alice", YesOrNo: "no", Groups: []string{"responders"}}}
 	r := runSimulation(t, loadRecording(t, "cryptominer"), o)
-	require.Equal(t, []string{"two-eyes"}, r.Playbooks)
+	require.Equal(t, []string{"four-eyes"}, r.Playbooks)
 	require.Empty(t, r.Effects)
 
 	o = withUserPlaybooks(t, twoApproverPlaybook)
 	o.Phase = 1
 	r = runSimulation(t, loadRecording(t, "cryptominer"), o)
-	require.Equal(t, []string{"two-eyes"}, r.Playbooks)
+	require.Equal(t, []string{"four-eyes"}, r.Playbooks)
 	require.Equal(t, "proposed", outcomeOfAction(r, "approval"))
 
 	paused := loadRecording(t, "cryptominer")
