@@ -53,7 +53,7 @@ func TestAResponderSeesWhatIsUnderWay(t *testing.T) {
 
 	_, stderr, code := s.Run(t, "extend", in.Leases[0].ID, "--for", "1m")
 	require.Equal(t, 1, code)
-	require.Contains(t, stderr, "extending never shortens")
+	require.Contains(t, stderr, "an extension cannot shorten it")
 	require.Contains(t, shown("extend", in.Leases[0].ID, "--for", "1d"), "1d from now")
 	require.Contains(t, shown("resolve", in.ID, "--as", "false-positive", "--reason", "a test"), in.ID)
 	require.Eventually(t, func() bool { return strings.Contains(shown("incidents", in.ID), "[resolved: false-positive by alice]") }, 10*time.Second, 100*time.Millisecond)

@@ -49,8 +49,8 @@ func TestANodesCertificateIsGoodForThatNodeOnly(t *testing.T) {
 		return err //nolint:wrapcheck // the test shows it
 	}
 	require.NoError(t, say("node-a", "node-a", authority.RoleNode), "it is itself")
-	require.ErrorContains(t, say("node-a", "node-b", authority.RoleNode), "hello says")
-	require.ErrorContains(t, say("node-a", "", authority.RoleNode), "hello says")
+	require.ErrorContains(t, say("node-a", "node-b", authority.RoleNode), "the hello message names")
+	require.ErrorContains(t, say("node-a", "", authority.RoleNode), "the hello message names")
 	require.ErrorContains(t, say("somebody", "somebody", authority.RoleTemporal), "is not a node")
 
 	address, err := os.ReadFile(filepath.Join(s.DataDir, "temporal", "address"))

@@ -127,7 +127,7 @@ func TestReadReportsEachChangeOfArchive(t *testing.T) {
 		"changed statement": {func(v map[string]any) {
 			st := v["statement"].(map[string]any)
 			st["payload"] = "e30="
-		}, "statement does not hold"},
+		}, "signed statement is invalid"},
 		"another incident": {func(v map[string]any) { v["incident"] = "INC-01JABCDEFGHJKMNPQRSTVWXYZ9" }, "the archive is for INC-01JABCDEFGHJKMNPQRSTVWXYZ9"},
 	} {
 		v := unpackArchiveJSON(t, s)

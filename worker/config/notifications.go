@@ -73,7 +73,7 @@ func (p *configParser) checkNotifications(c *Config) {
 		seen[w.Name] = true
 		p.checkURL(where, w.URL)
 		if w.SecretFile == "" {
-			p.errorf(1, "required", "`echo whsec_$(openssl rand -base64 32) > FILE` makes a key", "%s: `secret_file` is missing", where)
+			p.errorf(1, "required", "`echo whsec_$(openssl rand -base64 32) > FILE` creates a key", "%s: `secret_file` is missing", where)
 		}
 	}
 	p.checkEmail(c.Email)

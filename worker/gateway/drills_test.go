@@ -89,7 +89,7 @@ func TestDrillRegistersOnlyOwnTargets(t *testing.T) {
 			require.NoError(t, sleep.Start())
 			require.NoError(t, os.WriteFile(root+c.CgroupPath+"/cgroup.procs", fmt.Appendf(nil, "%d", sleep.Process.Pid), 0o600))
 			t.Cleanup(func() { _ = sleep.Process.Kill(); _ = sleep.Wait() })
-		}, "holds 1 processes already"},
+		}, "already has 1 processes"},
 		"cgroup older than the drill": {func(_ *testing.T, drills *DrillRegistry, secret *string, _ *DrillContainer) {
 			drills.keys[*secret].issuedAt = time.Now().Add(time.Minute)
 		}, "existed before the drill"},

@@ -242,7 +242,7 @@ func TestGuardDecisions(t *testing.T) {
 			d.input.Spec.Class = playbooks.ClassDisrupt
 			d.input.Authorization.Grant = d.grant(d.signingKey, d.validGrant())
 		}, activities.VerdictPropose, "phase", "disrupt"},
-		"disrupt in phase 3": {func(d *guardFixture) { d.moveToNamespace("bank"); d.input.Spec.Class = playbooks.ClassDisrupt }, activities.VerdictAskApproval, "phase", "grant"},
+		"disrupt in phase 3": {func(d *guardFixture) { d.moveToNamespace("bank"); d.input.Spec.Class = playbooks.ClassDisrupt }, activities.VerdictAskApproval, "phase", "requires an approval"},
 		"disrupt in phase 3 with a grant": {func(d *guardFixture) {
 			d.moveToNamespace("bank")
 			d.input.Spec.Class = playbooks.ClassDisrupt
@@ -288,7 +288,7 @@ func TestGuardDecisions(t *testing.T) {
 			d.chain.Config.Phase = 1
 			d.registerDrill(d.target.ID())
 			d.input.Spec.Class, d.input.Authorization.RequiresGrant = playbooks.ClassDisrupt, true
-		}, activities.VerdictAskApproval, "phase", "grant"},
+		}, activities.VerdictAskApproval, "phase", "requires an approval"},
 		"unregistered pod in the drill namespace": {func(d *guardFixture) {
 			d.chain.Config.Phase = 1
 			d.moveToNamespace(config.DrillNamespace)

@@ -48,7 +48,7 @@ func TestManualRequestPermitsOnlyWhatWasRequested(t *testing.T) {
 			d.moveToNamespace("bank")
 			d.useManualRequest(now)
 			d.input.Spec.Class = playbooks.ClassDisrupt
-		}, activities.VerdictAskApproval, "grant"},
+		}, activities.VerdictAskApproval, "requires an approval"},
 		"granted action on a role of the pod": {func(d *guardFixture) {
 			d.useCloudTarget()
 			d.useManualRequest(now)

@@ -56,7 +56,7 @@ func defaultNodeReport(t *testing.T) json.RawMessage {
 func TestNodeHealthIsExported(t *testing.T) {
 	r := metrics.NewRegistry(metrics.MetricSources{Version: "v1", NodeStatus: fakeNodeStatus{connected: map[string]json.RawMessage{"node-1": defaultNodeReport(t)}, disconnected: []string{"node-2", "node-1"}}})
 	require.NoError(t, testutil.GatherAndCompare(r, strings.NewReader(`
-# HELP stanch_node_up Whether the node's sensor is connected to this gateway; 0 for a day after it left.
+# HELP stanch_node_up Whether the node's sensor is connected to this gateway; 0 for a day after it disconnected.
 # TYPE stanch_node_up gauge
 stanch_node_up{node="node-1"} 1
 stanch_node_up{node="node-2"} 0
@@ -69,7 +69,7 @@ stanch_node_clock_skew_seconds{node="node-1"} -1.5
 # HELP stanch_node_spool_dropped_detections_total Detections that the node's spool refused: it was full, or they were too large.
 # TYPE stanch_node_spool_dropped_detections_total counter
 stanch_node_spool_dropped_detections_total{node="node-1"} 5
-# HELP stanch_node_rule_evaluation_seconds What an evaluation of a rule took: the sum and the number of those that were timed, a sample of all.
+# HELP stanch_node_rule_evaluation_seconds Duration of the evaluations of a rule: the sum and the number of the timed ones, which are a sample.
 # TYPE stanch_node_rule_evaluation_seconds summary
 stanch_node_rule_evaluation_seconds_sum{node="node-1",rule="miner"} 5e-07
 stanch_node_rule_evaluation_seconds_count{node="node-1",rule="miner"} 2
