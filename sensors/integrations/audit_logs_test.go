@@ -111,13 +111,13 @@ func TestNoSecretOfARequestIsCopied(t *testing.T) {
 
 func TestTheWebhookSendsAList(t *testing.T) {
 	all, err := integrations.DecodeKubernetesAudit([]byte(`{"kind":"EventList","apiVersion":"audit.k8s.io/v1","items":[` + strings.Replace(auditLines[0], `"kind":"Event","apiVersion":"audit.k8s.io/v1",`, "", 1) + `,{"auditID":"x"},` + auditLines[5] + `]}`))
-	require.ErrorContains(t, err, "1 of 3 cannot be read; the first: audit event 2: it has no auditID or no verb")
+	require.ErrorContains(t, err, "1 of 3 records are invalid; the first: audit event 2: missing auditID or verb")
 	require.Len(t, all, 2, "one that is broken does not cost the others")
 	for text, want := range map[string]string{
 		`{"kind":"Pod"}`: `its kind is "Pod"`,
-		`[`:              "not a JSON object", `{"kind":"EventList","items":{}}`: "not a JSON list",
-		strings.Replace(auditLines[0], "audit.k8s.io/v1", "audit.k8s.io/v1beta1", 1):                                "audit.k8s.io/v1 is read",
-		strings.NewReplacer("2026-11-23T03:00:00.123456Z", "", "2026-11-23T03:00:00.2Z", "").Replace(auditLines[0]): "no time",
+		`[`:              "not a JSON object", `{"kind":"EventList","items":{}}`: "not a JSON array",
+		strings.Replace(auditLines[0], "audit.k8s.io/v1", "audit.k8s.io/v1beta1", 1):                                "use audit.k8s.io/v1",
+		strings.NewReplacer("2026-11-23T03:00:00.123456Z", "", "2026-11-23T03:00:00.2Z", "").Replace(auditLines[0]): "missing or invalid time",
 	} {
 		_, err := integrations.DecodeKubernetesAudit([]byte(text))
 		require.ErrorContains(t, err, want)
@@ -232,7 +232,7 @@ func TestACallComesInManyEnvelopes(t *testing.T) {
 	require.NoError(t, err)
 	require.Empty(t, all)
 	all, err = integrations.DecodeCloudTrail([]byte(`{"Records":[` + trailLines[0] + `,{"eventID":"x"},` + trailLines[1] + `]}`))
-	require.ErrorContains(t, err, "1 of 3 cannot be read; the first: record 2: it is no record of CloudTrail")
+	require.ErrorContains(t, err, "1 of 3 records are invalid; the first: record 2: invalid CloudTrail record")
 	require.Len(t, all, 2)
 	nested := bridge
 	for range 5 {
@@ -240,9 +240,9 @@ func TestACallComesInManyEnvelopes(t *testing.T) {
 	}
 	for text, want := range map[string]string{
 		`{"Records":[{"eventSource":"aws:s3","eventName":"ObjectCreated:Put","s3":{}}]}`: "a file in S3",
-		`{"s3Bucket":"b","s3ObjectKey":["k"]}`:                                           "a file of CloudTrail in S3",
-		`{}`:                                                                             "no record of CloudTrail", `x`: "not a JSON object", nested: "wrapped too often",
-		strings.Replace(trailLines[0], "2026-11-23T03:00:00Z", "soon", 1): "no time",
+		`{"s3Bucket":"b","s3ObjectKey":["k"]}`:                                           "a CloudTrail file in S3",
+		`{}`:                                                                             "invalid CloudTrail record: missing eventID", `x`: "not a JSON object", nested: "too many nested envelopes",
+		strings.Replace(trailLines[0], "2026-11-23T03:00:00Z", "soon", 1): "missing or invalid time",
 	} {
 		_, err := integrations.DecodeCloudTrail([]byte(text))
 		require.ErrorContains(t, err, want)

@@ -131,14 +131,14 @@ func DecodeCloudTrail(raw []byte) ([]sensors.Event, error) { return decodeCloudT
 
 func decodeCloudTrailEnvelope(raw []byte, depth int) ([]sensors.Event, error) {
 	if depth > maxEnvelopeDepth {
-		return nil, errors.New("not CloudTrail: it is wrapped too often")
+		return nil, errors.New("invalid CloudTrail record: too many nested envelopes")
 	}
 	if len(raw) > MaxCloudTrailBytes {
-		return nil, fmt.Errorf("not CloudTrail: it has %d bytes, at most %d are read", len(raw), MaxCloudTrailBytes)
+		return nil, fmt.Errorf("invalid CloudTrail record: it has %d bytes, at most %d are read", len(raw), MaxCloudTrailBytes)
 	}
 	envelope, err := splitJSONObject(raw)
 	if err != nil {
-		return nil, fmt.Errorf("not CloudTrail: %w", err)
+		return nil, fmt.Errorf("invalid CloudTrail record: %w", err)
 	}
 	text := func(name string) (s string) {
 		_ = json.Unmarshal(envelope[name], &s)
@@ -153,10 +153,10 @@ func decodeCloudTrailEnvelope(raw []byte, depth int) ([]sensors.Event, error) {
 	case text("Event") == "s3:TestEvent":
 		return nil, nil
 	case text("s3Bucket") != "":
-		return nil, errors.New("it tells of a file of CloudTrail in S3, and is not that file")
+		return nil, errors.New("this is a notification about a CloudTrail file in S3; send the file itself")
 	case envelope["Records"] != nil:
 		if records, err = splitJSONArray(envelope["Records"]); err != nil {
-			return nil, fmt.Errorf("not a file of CloudTrail: %w", err)
+			return nil, fmt.Errorf("invalid CloudTrail file: %w", err)
 		}
 		if len(records) > maxCloudTrailEvents {
 			return nil, fmt.Errorf("%d records at once, at most %d are read", len(records), maxCloudTrailEvents)
@@ -187,13 +187,13 @@ func decodeCloudTrailRecord(raw []byte) (sensors.Event, error) {
 	principal := orDefault(orDefault(u.ARN, u.InvokedBy), orDefault(u.PrincipalID, u.UserName))
 	switch {
 	case r.S3 != nil:
-		return sensors.Event{}, errors.New("it tells of a file in S3, and is not that file")
+		return sensors.Event{}, errors.New("this is a notification about a file in S3; send the file itself")
 	case r.EventID == "" || r.EventName == "" || r.EventSource == "":
-		return sensors.Event{}, errors.New("it is no record of CloudTrail: it has no eventID, eventName or eventSource")
+		return sensors.Event{}, errors.New("invalid CloudTrail record: missing eventID, eventName or eventSource")
 	case !isPlausibleTime(r.EventTime.Time):
-		return sensors.Event{}, errors.New("it has no time, or one that no clock says")
+		return sensors.Event{}, errors.New("missing or invalid time")
 	case len(r.EventID) > 128 || len(r.EventName) > maxIdentifierBytes || len(r.EventSource) > maxIdentifierBytes:
-		return sensors.Event{}, errors.New("a name in it is too long")
+		return sensors.Event{}, errors.New("eventID, eventName or eventSource is too long")
 	}
 	c := sensors.Cloud{
 		Provider: "aws", Service: r.EventSource, EventName: r.EventName, Region: truncateForDisplay(r.Region, 64), Account: truncateForDisplay(orDefault(u.AccountID, r.RecipientID), 64),

@@ -49,20 +49,20 @@ const maxFalcoOutputFields = 500
 func DecodeFalco(raw []byte) (DecodedRecord, error) {
 	var f falcoRecord
 	if err := checkLimits(raw); err != nil {
-		return DecodedRecord{}, fmt.Errorf("not Falco's JSON: %w", err)
+		return DecodedRecord{}, fmt.Errorf("invalid Falco JSON: %w", err)
 	}
 	if err := json.Unmarshal(raw, &f); err != nil {
-		return DecodedRecord{}, fmt.Errorf("not Falco's JSON: %w", err)
+		return DecodedRecord{}, fmt.Errorf("invalid Falco JSON: %w", err)
 	}
 	if f.Rule == "" || f.Priority == "" {
-		return DecodedRecord{}, errors.New("not a Falco alert: it has no rule or no priority")
+		return DecodedRecord{}, errors.New("invalid Falco alert: missing rule or priority")
 	}
 	if len(f.OutputFields) > maxFalcoOutputFields {
 		return DecodedRecord{}, fmt.Errorf("the alert has %d fields, at most %d are read", len(f.OutputFields), maxFalcoOutputFields)
 	}
 	priority, ok := falcoPriorityMapping[strings.ToLower(f.Priority)]
 	if !ok {
-		return DecodedRecord{}, fmt.Errorf("the priority %q is none of Falco's", truncateText(f.Priority))
+		return DecodedRecord{}, fmt.Errorf("unknown Falco priority %q", truncateText(f.Priority))
 	}
 	at := f.Time.Time
 	if at.IsZero() {
@@ -91,7 +91,7 @@ func DecodeFalco(raw []byte) (DecodedRecord, error) {
 	default:
 		// A plugin that Stanch does not support can still report on a container.
 		if d.Event = fields.syscallEvent(); d.Event.Container.ID == "" && d.Event.Container.Pod.Name == "" {
-			return DecodedRecord{}, fmt.Errorf("events of Falco's source %q are not read", truncateText(f.Source))
+			return DecodedRecord{}, fmt.Errorf("unsupported Falco source %q", truncateText(f.Source))
 		}
 	}
 	d.Event.Subject = subjectOf(d.Event)

@@ -202,20 +202,20 @@ func TestWhatFalcoSaysOfItselfIsHealth(t *testing.T) {
 
 func TestWhatIsNoAlertAboutAContainerIsRefused(t *testing.T) {
 	for text, want := range map[string]string{
-		`{`:                                  "not Falco's JSON",
+		`{`:                                  "invalid Falco JSON",
 		`[]`:                                 "not a JSON object",
-		`{"hello":"world"}`:                  "not a Falco alert",
-		`{"rule":"r","priority":"Horrible"}`: "none of Falco's",
-		`{"rule":"r","priority":"Critical"}`: "about no container",
-		`{"rule":"r","priority":"Critical","output_fields":{"container.id":"host"}}`:                                         "about no container",
-		`{"rule":"r","priority":"Critical","output_fields":{"container.id":"a"}}`:                                            "no time",
-		`{"rule":"r","priority":"Critical","time":"9999-12-31T23:59:59-23:59","output_fields":{"container.id":"a"}}`:         "no time",
-		`{"rule":"r","priority":"Critical","output_fields":{"container.id":"` + strings.Repeat("a", 300) + `"}}`:             "container's id has 300 bytes",
-		`{"a":` + strings.Repeat("[", 70) + strings.Repeat("]", 70) + `}`:                                                    "nests deeper than 64",
+		`{"hello":"world"}`:                  "invalid Falco alert: missing rule or priority",
+		`{"rule":"r","priority":"Horrible"}`: `unknown Falco priority "Horrible"`,
+		`{"rule":"r","priority":"Critical"}`: "does not identify a container",
+		`{"rule":"r","priority":"Critical","output_fields":{"container.id":"host"}}`:                                         "does not identify a container",
+		`{"rule":"r","priority":"Critical","output_fields":{"container.id":"a"}}`:                                            "missing or invalid time",
+		`{"rule":"r","priority":"Critical","time":"9999-12-31T23:59:59-23:59","output_fields":{"container.id":"a"}}`:         "missing or invalid time",
+		`{"rule":"r","priority":"Critical","output_fields":{"container.id":"` + strings.Repeat("a", 300) + `"}}`:             "container ID has 300 bytes",
+		`{"a":` + strings.Repeat("[", 70) + strings.Repeat("]", 70) + `}`:                                                    "nested deeper than 64",
 		`{"a":[` + strings.Repeat("0,", 10_001) + `0]}`:                                                                      "more than 10000 fields",
 		`{"a":"` + strings.Repeat("a", integrations.MaxRecordBytes) + `"}`:                                                   "at most 262144 are read",
-		`{"rule":"r","priority":"Critical","time":"2026-11-23T00:00:00Z","output_fields":{"container.id":"a"},"tags":"a"}`:   "not Falco's JSON",
-		`{"rule":"` + strings.Repeat("r", 300) + `","priority":"Critical","time":"2026-11-23T00:00:00Z","output_fields":{}}`: "its rule has 300 bytes",
+		`{"rule":"r","priority":"Critical","time":"2026-11-23T00:00:00Z","output_fields":{"container.id":"a"},"tags":"a"}`:   "invalid Falco JSON",
+		`{"rule":"` + strings.Repeat("r", 300) + `","priority":"Critical","time":"2026-11-23T00:00:00Z","output_fields":{}}`: "the rule has 300 bytes",
 	} {
 		_, err := integrations.DecodeFalco([]byte(text))
 		require.ErrorContains(t, err, want, text[:min(len(text), 200)])

@@ -69,7 +69,7 @@ func DecoderForKind(kind string) Decoder {
 }
 
 // errNotAboutContainer rejects an alert that Stanch cannot act on.
-var errNotAboutContainer = errors.New("the alert is about no container")
+var errNotAboutContainer = errors.New("the alert does not identify a container")
 
 func healthRecord(h SensorHealth) (DecodedRecord, error) {
 	h.Message = truncateForDisplay(h.Message, maxMessageBytes)

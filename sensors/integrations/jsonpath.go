@@ -19,7 +19,7 @@ func parseJSONValue(raw []byte) (jsonValue, error) {
 		return jsonValue{}, fmt.Errorf("decode: %w", err)
 	}
 	if decoder.More() {
-		return jsonValue{}, fmt.Errorf("more follows after the first object")
+		return jsonValue{}, fmt.Errorf("unexpected data after the first object")
 	}
 	return jsonValue{v}, nil
 }

@@ -15,7 +15,7 @@ type BatchDecodeError struct {
 
 // Error returns the counts and the first error.
 func (e *BatchDecodeError) Error() string {
-	return fmt.Sprintf("%d of %d cannot be read; the first: %v", e.FailedCount, e.TotalCount, e.FirstError)
+	return fmt.Sprintf("%d of %d records are invalid; the first: %v", e.FailedCount, e.TotalCount, e.FirstError)
 }
 
 // Unwrap returns the first error.
@@ -37,8 +37,8 @@ func (e *BatchDecodeError) orNilFor(of int) error {
 }
 
 var (
-	errNotJSONObject = errors.New("it is not a JSON object")
-	errNotJSONArray  = errors.New("it is not a JSON list")
+	errNotJSONObject = errors.New("not a JSON object")
+	errNotJSONArray  = errors.New("not a JSON array")
 )
 
 // splitJSONObject splits an object without parsing its values, so that one malformed value does not hide the others.

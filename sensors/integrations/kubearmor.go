@@ -78,20 +78,20 @@ const (
 func DecodeKubeArmor(raw []byte) (DecodedRecord, error) {
 	var k kubeArmorRecord
 	if err := checkLimits(raw); err != nil {
-		return DecodedRecord{}, fmt.Errorf("not KubeArmor's JSON: %w", err)
+		return DecodedRecord{}, fmt.Errorf("invalid KubeArmor JSON: %w", err)
 	}
 	if err := json.Unmarshal(raw, &k); err != nil {
-		return DecodedRecord{}, fmt.Errorf("not KubeArmor's JSON: %w", err)
+		return DecodedRecord{}, fmt.Errorf("invalid KubeArmor JSON: %w", err)
 	}
 	switch {
 	case k.Type == kubeArmorLog || k.Type == kubeArmorHostLog || k.Type == kubeArmorSystemEvent:
 		return DecodedRecord{Telemetry: true}, nil
 	case k.Level != "" && k.Policy == "":
-		return healthRecord(SensorHealth{Source: SourceKubeArmor, Node: k.HostName, Time: k.timestamp(), Message: "KubeArmor says: " + k.Message})
+		return healthRecord(SensorHealth{Source: SourceKubeArmor, Node: k.HostName, Time: k.timestamp(), Message: "KubeArmor reported: " + k.Message})
 	case k.Type != kubeArmorPolicy && k.Type != kubeArmorHostPolicy && k.Type != kubeArmorNetworkPolicy:
-		return DecodedRecord{}, fmt.Errorf("not an alert of KubeArmor: its type is %q", truncateText(k.Type))
+		return DecodedRecord{}, fmt.Errorf("not a KubeArmor alert: its type is %q", truncateText(k.Type))
 	case k.Policy == "":
-		return DecodedRecord{}, errors.New("not an alert of KubeArmor: it names no policy")
+		return DecodedRecord{}, errors.New("invalid KubeArmor alert: missing policy")
 	}
 	tags := k.ATags
 	if len(tags) == 0 {
@@ -113,7 +113,7 @@ func DecodeKubeArmor(raw []byte) (DecodedRecord, error) {
 	case strings.Contains(k.Action, "Block") && k.Result != "Passed":
 		d.Reasons = append(d.Reasons, "KubeArmor blocked it.")
 	case k.Action != "":
-		d.Reasons = append(d.Reasons, "KubeArmor let it pass and noted it.")
+		d.Reasons = append(d.Reasons, "KubeArmor allowed it and logged it.")
 	}
 	d.Event = k.toEvent()
 	return finalizeAlert(&d, raw)

@@ -144,16 +144,16 @@ func decodeAuditEvent(raw []byte) (sensors.Event, error) {
 	switch {
 	// The items of a list may omit the version.
 	case a.APIVersion != "" && a.APIVersion != "audit.k8s.io/v1":
-		return sensors.Event{}, fmt.Errorf("its version is %q, and audit.k8s.io/v1 is read", truncateText(a.APIVersion))
+		return sensors.Event{}, fmt.Errorf("unsupported version %q; use audit.k8s.io/v1", truncateText(a.APIVersion))
 	case a.AuditID == "" || a.Verb == "":
-		return sensors.Event{}, errors.New("it has no auditID or no verb")
+		return sensors.Event{}, errors.New("missing auditID or verb")
 	// The API server records a request with failed authentication without a user.
 	case a.User.Username == "" && a.ResponseStatus.Code.port() != http.StatusUnauthorized:
-		return sensors.Event{}, errors.New("it has no user")
+		return sensors.Event{}, errors.New("missing user")
 	case !isPlausibleTime(at):
-		return sensors.Event{}, errors.New("it has no time, or one that no clock says")
+		return sensors.Event{}, errors.New("missing or invalid time")
 	case len(a.AuditID) > 128 || len(a.Stage) > 32 || len(a.ObjectRef.Namespace) > maxIdentifierBytes || len(a.ObjectRef.Name) > 2*maxIdentifierBytes:
-		return sensors.Event{}, errors.New("a name in it is too long")
+		return sensors.Event{}, errors.New("a field is too long")
 	}
 	path, query := a.RequestURI, url.Values{}
 	if u, err := url.ParseRequestURI(a.RequestURI); err == nil {

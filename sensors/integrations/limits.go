@@ -37,7 +37,7 @@ func checkJSONLimits(raw []byte, most, deepest, widest int) error {
 		return fmt.Errorf("the record has %d bytes, at most %d are read", len(raw), most)
 	}
 	if trimmed := bytes.TrimSpace(raw); len(trimmed) == 0 || trimmed[0] != '{' {
-		return errors.New("it is not a JSON object")
+		return errors.New("not a JSON object")
 	}
 	depth, values, inString := 0, 0, false
 	for i := 0; i < len(raw); i++ {
@@ -49,7 +49,7 @@ func checkJSONLimits(raw []byte, most, deepest, widest int) error {
 		case inString:
 		case c == '{' || c == '[':
 			if depth++; depth > deepest {
-				return fmt.Errorf("it nests deeper than %d levels", deepest)
+				return fmt.Errorf("nested deeper than %d levels", deepest)
 			}
 		case c == '}' || c == ']':
 			depth--
@@ -77,7 +77,7 @@ func truncateForDisplay(s string, most int) string {
 func truncateText(s string) string { return truncateForDisplay(s, 60) }
 
 func tooLongError(what, s string) error {
-	return fmt.Errorf("its %s has %d bytes, at most %d are taken: %q", what, len(s), maxIdentifierBytes, truncateText(s))
+	return fmt.Errorf("the %s has %d bytes, at most %d are allowed: %q", what, len(s), maxIdentifierBytes, truncateText(s))
 }
 
 // isPlausibleTime rejects times that no clock reports or that JSON cannot represent.
@@ -87,8 +87,8 @@ func isPlausibleTime(t time.Time) bool { return t.Year() >= 2000 && t.Year() <= 
 func finalizeAlert(d *sensors.Detection, raw []byte) (DecodedRecord, error) {
 	e, c := &d.Event, &d.Event.Container
 	for what, s := range map[string]string{
-		"rule": d.Rule, "id": d.ID, "node": d.Node, "container's id": c.ID, "container's name": c.Name, "pod's namespace": c.Pod.Namespace,
-		"pod's name": c.Pod.Name, "pod's uid": c.Pod.UID, "workload": c.Workload.Name, "workload's kind": c.Workload.Kind, "technique": d.Technique,
+		"rule": d.Rule, "id": d.ID, "node": d.Node, "container ID": c.ID, "container name": c.Name, "pod namespace": c.Pod.Namespace,
+		"pod name": c.Pod.Name, "pod UID": c.Pod.UID, "workload": c.Workload.Name, "workload kind": c.Workload.Kind, "technique": d.Technique,
 	} {
 		if len(s) > maxIdentifierBytes {
 			return DecodedRecord{}, tooLongError(what, s)
@@ -96,11 +96,11 @@ func finalizeAlert(d *sensors.Detection, raw []byte) (DecodedRecord, error) {
 	}
 	switch {
 	case d.Rule == "":
-		return DecodedRecord{}, errors.New("the alert names no rule")
+		return DecodedRecord{}, errors.New("invalid alert: missing rule")
 	case c.ID == "" && c.Pod.Name == "" && !hasSubject(e):
 		return DecodedRecord{}, errNotAboutContainer
 	case !isPlausibleTime(d.Time):
-		return DecodedRecord{}, errors.New("the alert has no time, or one that no clock says")
+		return DecodedRecord{}, errors.New("invalid alert: missing or invalid time")
 	}
 	d.Time = d.Time.UTC()
 	if d.ID == "" {

@@ -21,7 +21,7 @@ func SplitRecords(body []byte, most int) ([]RawRecord, error) {
 	body = bytes.TrimSpace(bytes.TrimPrefix(body, []byte("\xef\xbb\xbf")))
 	switch {
 	case len(body) == 0:
-		return nil, errors.New("there is nothing in it")
+		return nil, errors.New("the body is empty")
 	case body[0] == '[':
 		return splitRecordList(body, most)
 	case !bytes.ContainsRune(body, '\n') || json.Valid(body):
@@ -35,7 +35,7 @@ func SplitRecords(body []byte, most int) ([]RawRecord, error) {
 			continue
 		}
 		if len(out) == most {
-			return nil, fmt.Errorf("it has more than %d lines: send fewer at once", most)
+			return nil, fmt.Errorf("more than %d lines; send fewer at once", most)
 		}
 		out = append(out, RawRecord{Line: line, Raw: raw})
 	}
@@ -45,24 +45,24 @@ func SplitRecords(body []byte, most int) ([]RawRecord, error) {
 func splitRecordList(body []byte, most int) ([]RawRecord, error) {
 	decoder := json.NewDecoder(bytes.NewReader(body))
 	if _, err := decoder.Token(); err != nil {
-		return nil, fmt.Errorf("it is no list: %w", err)
+		return nil, fmt.Errorf("not a JSON array: %w", err)
 	}
 	var out []RawRecord
 	for decoder.More() {
 		var raw json.RawMessage
 		if err := decoder.Decode(&raw); err != nil {
-			return nil, fmt.Errorf("element %d of the list: %w", len(out)+1, err)
+			return nil, fmt.Errorf("element %d of the array: %w", len(out)+1, err)
 		}
 		if len(out) == most {
-			return nil, fmt.Errorf("it has more than %d elements: send fewer at once", most)
+			return nil, fmt.Errorf("more than %d elements; send fewer at once", most)
 		}
 		out = append(out, RawRecord{Line: len(out) + 1, Raw: raw})
 	}
 	if _, err := decoder.Token(); err != nil {
-		return nil, fmt.Errorf("the list does not end: %w", err)
+		return nil, fmt.Errorf("the array is not closed: %w", err)
 	}
 	if rest := bytes.TrimSpace(body[decoder.InputOffset():]); len(rest) > 0 {
-		return nil, errors.New("more follows after the list")
+		return nil, errors.New("unexpected data after the array")
 	}
 	return out, nil
 }

@@ -29,12 +29,12 @@ func TestABodyIsAnObjectAListOrLines(t *testing.T) {
 		require.Equal(t, want, got, body)
 	}
 	for body, want := range map[string]string{
-		"":                             "nothing in it",
-		" \n ":                         "nothing in it",
+		"":                             "the body is empty",
+		" \n ":                         "the body is empty",
 		"[":                            "EOF",
-		`[{"a":1}`:                     "does not end",
+		`[{"a":1}`:                     "the array is not closed",
 		`[{"a":1},]`:                   "element 2",
-		`[{}] {}`:                      "more follows",
+		`[{}] {}`:                      "unexpected data after the array",
 		"{}\n{}\n{}\n{}":               "more than 3 lines",
 		"[{},{},{},{}]":                "more than 3 elements",
 		"[" + nestedJSON(20_000) + "]": "element 1",

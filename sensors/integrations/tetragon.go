@@ -112,23 +112,23 @@ type tetragonPod struct {
 func DecodeTetragon(raw []byte) (DecodedRecord, error) {
 	var t tetragonRecord
 	if err := checkLimits(raw); err != nil {
-		return DecodedRecord{}, fmt.Errorf("not Tetragon's JSON: %w", err)
+		return DecodedRecord{}, fmt.Errorf("invalid Tetragon JSON: %w", err)
 	}
 	if err := json.Unmarshal(raw, &t); err != nil {
-		return DecodedRecord{}, fmt.Errorf("not Tetragon's JSON: %w", err)
+		return DecodedRecord{}, fmt.Errorf("invalid Tetragon JSON: %w", err)
 	}
 	h := SensorHealth{Source: SourceTetragon, Node: t.NodeName, Time: t.Time.Time}
 	switch {
 	case t.Exec != nil, t.Exit != nil, t.Loader != nil, t.Test != nil:
 		return DecodedRecord{Telemetry: true}, nil
 	case t.RateLimit != nil:
-		h.Dropped, h.Message = t.RateLimit.Dropped.uint64(), "Tetragon's export is rate-limited and left events out."
+		h.Dropped, h.Message = t.RateLimit.Dropped.uint64(), "Tetragon's export is rate-limited and dropped events."
 		return healthRecord(h)
 	case t.Throttle != nil && t.Throttle.Type == "THROTTLE_START":
-		h.Message = "Tetragon began to hold back the events of the cgroup " + truncateText(t.Throttle.Cgroup) + "."
+		h.Message = "Tetragon started to throttle the events of the cgroup " + truncateText(t.Throttle.Cgroup) + "."
 		return healthRecord(h)
 	case t.Throttle != nil:
-		h.Message = "Tetragon shows the events of the cgroup " + truncateText(t.Throttle.Cgroup) + " again."
+		h.Message = "Tetragon stopped throttling the events of the cgroup " + truncateText(t.Throttle.Cgroup) + "."
 		return healthRecord(h)
 	}
 	for _, hook := range []*tetragonHook{t.Kprobe, t.Tracepoint, t.Uprobe, t.USDT, t.LSM} {
@@ -136,7 +136,7 @@ func DecodeTetragon(raw []byte) (DecodedRecord, error) {
 			return t.decodeAlert(hook, raw)
 		}
 	}
-	return DecodedRecord{}, errors.New("not an event of Tetragon: it has none of the kinds that are known")
+	return DecodedRecord{}, errors.New("unknown kind of Tetragon event")
 }
 
 func (t *tetragonRecord) decodeAlert(hook *tetragonHook, raw []byte) (DecodedRecord, error) {
@@ -145,11 +145,11 @@ func (t *tetragonRecord) decodeAlert(hook *tetragonHook, raw []byte) (DecodedRec
 		return DecodedRecord{Telemetry: true}, nil
 	}
 	if hook.Process == nil {
-		return DecodedRecord{}, errors.New("the event names no process")
+		return DecodedRecord{}, errors.New("invalid Tetragon event: missing process")
 	}
 	meaning, reason := mapRule("Tetragon", nil, hook.Policy, hook.Tags, "")
 	if o, ok := tetragonObjective(hook.Tags); ok && strings.HasSuffix(reason, "is a guess.") {
-		meaning.objective, reason = o, "Its objective is read from the tag of its policy."
+		meaning.objective, reason = o, "Its objective follows from the tag of its policy."
 	}
 	severity, confidence := sensors.SeverityMedium, 0.5
 	for _, tag := range hook.Tags {

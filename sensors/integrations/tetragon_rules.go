@@ -38,5 +38,5 @@ var tetragonActions = map[string]string{
 	"KPROBE_ACTION_SIGKILL":        "Tetragon killed the process.",
 	"KPROBE_ACTION_SIGNAL":         "Tetragon sent the process a signal.",
 	"KPROBE_ACTION_OVERRIDE":       "Tetragon made the call fail.",
-	"KPROBE_ACTION_NOTIFYENFORCER": "Tetragon's enforcer was told to stop it.",
+	"KPROBE_ACTION_NOTIFYENFORCER": "Tetragon notified its enforcer to stop it.",
 }

@@ -92,11 +92,11 @@ func TestWhatNoPolicyAskedForIsNoAlert(t *testing.T) {
 	require.Contains(t, r.Health.Message, "kubepods")
 
 	for text, want := range map[string]string{
-		`{"process_kprobe":{"policy_name":"p"},"time":"2026-11-23T03:00:00Z"}`:                           "names no process",
-		`{"process_kprobe":{"policy_name":"p","process":{"binary":"/x"}},"time":"2026-11-23T03:00:00Z"}`: "about no container",
-		`{"process_kprobe":{"policy_name":"p","process":{"binary":"/x","docker":"abc"}}}`:                "no time",
-		`{"hello":1}`: "none of the kinds",
-		`nonsense`:    "not Tetragon's JSON",
+		`{"process_kprobe":{"policy_name":"p"},"time":"2026-11-23T03:00:00Z"}`:                           "missing process",
+		`{"process_kprobe":{"policy_name":"p","process":{"binary":"/x"}},"time":"2026-11-23T03:00:00Z"}`: "does not identify a container",
+		`{"process_kprobe":{"policy_name":"p","process":{"binary":"/x","docker":"abc"}}}`:                "missing or invalid time",
+		`{"hello":1}`: "unknown kind of Tetragon event",
+		`nonsense`:    "invalid Tetragon JSON",
 	} {
 		_, err := integrations.DecodeTetragon([]byte(text))
 		require.ErrorContains(t, err, want, text)

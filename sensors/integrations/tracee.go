@@ -14,11 +14,11 @@ import (
 // telemetry.
 func DecodeTracee(raw []byte) (DecodedRecord, error) {
 	if err := checkLimits(raw); err != nil {
-		return DecodedRecord{}, fmt.Errorf("not Tracee's JSON: %w", err)
+		return DecodedRecord{}, fmt.Errorf("invalid Tracee JSON: %w", err)
 	}
 	t, err := parseJSONValue(raw)
 	if err != nil {
-		return DecodedRecord{}, fmt.Errorf("not Tracee's JSON: %w", err)
+		return DecodedRecord{}, fmt.Errorf("invalid Tracee JSON: %w", err)
 	}
 	switch {
 	case t.lookup("SigMetadata").exists() && t.lookup("Context").exists():
@@ -32,7 +32,7 @@ func DecodeTracee(raw []byte) (DecodedRecord, error) {
 	if text := orDefault(t.textAt("msg"), t.textAt("M")); text != "" && (t.lookup("level").exists() || t.lookup("L").exists()) {
 		return decodeTraceeLog(text)
 	}
-	return DecodedRecord{}, errors.New("not an event of Tracee: it has no name")
+	return DecodedRecord{}, errors.New("invalid Tracee event: missing name")
 }
 
 // decodeTraceeLog decodes a line of Tracee's log: "Lost 12 events" is a health record.

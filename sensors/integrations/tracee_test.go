@@ -82,9 +82,9 @@ func TestWhatNoSignatureFoundIsTelemetryAndWhatIsLostIsHealth(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, uint64(12), r.Health.Dropped)
 	for text, want := range map[string]string{
-		`{"hello":1}`: "it has no name",
-		`{"a":1}{}`:   "more follows",
-		strings.NewReplacer(`"id":"8498b67529680758",`, "", `"containerId":"8498b675",`, "", `"podName":"web-1",`, "").Replace(traceeV1): "about no container",
+		`{"hello":1}`: "invalid Tracee event: missing name",
+		`{"a":1}{}`:   "unexpected data after the first object",
+		strings.NewReplacer(`"id":"8498b67529680758",`, "", `"containerId":"8498b675",`, "", `"podName":"web-1",`, "").Replace(traceeV1): "does not identify a container",
 	} {
 		_, err := integrations.DecodeTracee([]byte(text))
 		require.ErrorContains(t, err, want, text)

@@ -30,7 +30,7 @@ func TestAFileOfAnotherSensorIsCarried(t *testing.T) {
 	_, stderr, code := d.Run(t, "forward", "--from", "tetragon", "--to", d.url, "--token-file", filepath.Join(d.ConfigDir, "token"), "--once", file)
 	require.Zero(t, code, stderr)
 	require.Contains(t, stderr, "4 lines: 1 alerts accepted, 1 telemetry, 1 about health, 1 refused")
-	require.Contains(t, stderr, "not Tetragon's JSON")
+	require.Contains(t, stderr, "invalid Tetragon JSON")
 	in := d.WaitForIncident(t, container, 20*time.Second, "its alert", func(in playbooks.Incident) bool { return in.TotalDetections == 1 })
 	require.Equal(t, "elsewhere", in.Trigger.Source)
 	require.Equal(t, "crypto-mining", string(in.Objective))

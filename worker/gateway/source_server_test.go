@@ -213,7 +213,7 @@ func TestSourceEndpoints(t *testing.T) {
 		require.Equal(t, 1, s.Health)
 		require.Len(t, s.Refused, 2)
 		require.Equal(t, 2, s.Refused[0].Line)
-		require.Contains(t, s.Refused[0].Reason, "not Falco's JSON")
+		require.Contains(t, s.Refused[0].Reason, "invalid Falco JSON")
 		require.Equal(t, 5, s.Refused[1].Line)
 		require.Contains(t, s.Refused[1].Reason, "is in the future")
 		require.Len(t, d.receivedHealth.reports, 1)

@@ -81,7 +81,7 @@ func loadState(path string) (*savedState, error) {
 	}
 	var s savedState
 	if err := json.Unmarshal(raw, &s); err != nil || s.Offset < 0 || s.HeadBytes < 0 || s.HeadBytes > fingerprintBytes {
-		return nil, fmt.Errorf("the state in %s cannot be read; remove it to begin anew: %w", path, errors.Join(err, errors.New("it is not of `stanch forward`")))
+		return nil, fmt.Errorf("read the state in %s: %w; remove the file to start again", path, errors.Join(err, errors.New("not a state file of `stanch forward`")))
 	}
 	return &s, nil
 }
@@ -94,14 +94,14 @@ func saveState(path string, s savedState) error {
 	}
 	file, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+"-*")
 	if err != nil {
-		return fmt.Errorf("keep the state: %w", err)
+		return fmt.Errorf("save the state: %w", err)
 	}
 	_, err = file.Write(append(raw, '\n'))
 	if err = errors.Join(err, file.Sync(), file.Close()); err == nil {
 		err = os.Rename(file.Name(), path)
 	}
 	if err != nil {
-		return fmt.Errorf("keep the state in %s: %w", path, errors.Join(err, os.Remove(file.Name())))
+		return fmt.Errorf("save the state in %s: %w", path, errors.Join(err, os.Remove(file.Name())))
 	}
 	return nil
 }

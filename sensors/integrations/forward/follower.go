@@ -43,7 +43,7 @@ const maxIdlePolls = 3
 func openFollower(o Options) (*follower, error) {
 	f := &follower{Options: o}
 	if s, err := os.Stat(o.File); err == nil && !s.Mode().IsRegular() {
-		return nil, fmt.Errorf("%s is no regular file; a pipe is read with `-`", o.File)
+		return nil, fmt.Errorf("%s is not a regular file; to read a pipe use `-`", o.File)
 	} else if o.Once && err != nil {
 		return nil, fmt.Errorf("read %s: %w", o.File, err)
 	}
@@ -68,7 +68,7 @@ func openFollower(o Options) (*follower, error) {
 			return f, f.openFile(path, func(*os.File, int64) int64 { return kept.Offset })
 		}
 	}
-	o.Logf("the file in which reading ended is gone: what was written into it since is lost; %s is read from its beginning", o.File)
+	o.Logf("the file that was read last is missing: lines that were written to it since then are lost; reading %s from its beginning", o.File)
 	return f, nil
 }
 
@@ -85,10 +85,10 @@ func (f *follower) openFile(path string, from func(*os.File, int64) int64) error
 	}
 	s, err := file.Stat()
 	if err != nil {
-		return errors.Join(fmt.Errorf("look at %s: %w", path, err), file.Close())
+		return errors.Join(fmt.Errorf("stat %s: %w", path, err), file.Close())
 	}
 	if !s.Mode().IsRegular() {
-		return errors.Join(fmt.Errorf("%s is no regular file", path), file.Close())
+		return errors.Join(fmt.Errorf("%s is not a regular file", path), file.Close())
 	}
 	f.close()
 	f.file, f.idlePolls = file, 0
@@ -103,7 +103,7 @@ func (f *follower) openFile(path string, from func(*os.File, int64) int64) error
 // seekTo continues reading at an offset of the open file.
 func (f *follower) seekTo(offset int64) error {
 	if _, err := f.file.Seek(offset, io.SeekStart); err != nil {
-		return fmt.Errorf("go to byte %d of %s: %w", offset, f.file.Name(), err)
+		return fmt.Errorf("seek to byte %d of %s: %w", offset, f.file.Name(), err)
 	}
 	f.startOffset, f.reader = offset, &lineReader{input: bufio.NewReaderSize(f.file, 64<<10)}
 	f.fileID.Head, f.fileID.HeadBytes = "", 0
@@ -169,12 +169,12 @@ func (f *follower) handleEOF(ctx context.Context) (text []byte, ended bool, err 
 	at := f.startOffset + f.reader.consumedBytes + f.reader.pendingBytes
 	own, err := f.file.Stat()
 	if err != nil {
-		return nil, false, fmt.Errorf("look: %w", err)
+		return nil, false, fmt.Errorf("stat: %w", err)
 	}
 	if same, err := f.headUnchanged(); err != nil {
 		return nil, false, err
 	} else if own.Size() < at || !same {
-		f.Logf("%s was truncated: it is read from its beginning", f.file.Name())
+		f.Logf("%s was truncated; reading it from its beginning", f.file.Name())
 		return nil, false, f.seekTo(0)
 	}
 	now, err := os.Stat(f.File)

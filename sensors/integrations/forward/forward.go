@@ -98,14 +98,14 @@ func (o Options) withDefaults() Options {
 // endpointURL returns the URL of the kind's endpoint at the gateway.
 func (o Options) endpointURL() (string, error) {
 	if integrations.DecoderForKind(o.Kind) == nil {
-		return "", fmt.Errorf("there is no sensor %q; known here: %s", o.Kind, strings.Join(integrations.SourceKinds(), ", "))
+		return "", fmt.Errorf("unknown sensor %q; use one of: %s", o.Kind, strings.Join(integrations.SourceKinds(), ", "))
 	}
 	u, err := url.Parse(o.To)
 	if err != nil || u.Host == "" || u.Scheme != "https" && u.Scheme != "http" || u.RawQuery != "" || u.Fragment != "" || u.User != nil {
-		return "", fmt.Errorf("%q is not the gateway's address, such as https://stanch.example:8443", o.To)
+		return "", fmt.Errorf("invalid gateway URL %q; use the form https://stanch.example:8443", o.To)
 	}
 	if ip := net.ParseIP(u.Hostname()); u.Scheme == "http" && !o.Plaintext && u.Hostname() != "localhost" && (ip == nil || !ip.IsLoopback()) {
-		return "", fmt.Errorf("the token would go to %s in the clear: use https, or say --plaintext if nobody can listen on the way", u.Host)
+		return "", fmt.Errorf("the token would be sent to %s unencrypted; use https, or --plaintext if nobody can intercept the connection", u.Host)
 	}
 	door := "/v1/" + o.Kind
 	if !strings.HasSuffix(u.Path, door) {
@@ -183,7 +183,7 @@ func deliverBatch(ctx context.Context, s *sender, batch []line) error {
 	last, cancel := context.WithTimeout(context.WithoutCancel(ctx), shutdownGrace)
 	defer cancel()
 	if err := s.send(last, s.unsent); err != nil {
-		return fmt.Errorf("%d lines were read and not carried: %w", len(s.unsent), err)
+		return fmt.Errorf("%d lines were read but not delivered: %w", len(s.unsent), err)
 	}
 	return nil
 }

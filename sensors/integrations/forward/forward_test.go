@@ -272,11 +272,11 @@ func TestReadingGoesOnWhereItEnded(t *testing.T) {
 	end = p.start()
 	p.waitForAlerts(19, "rewritten meanwhile")
 	end()
-	require.Contains(t, p.logText(), "read from its beginning")
+	require.Contains(t, p.logText(), "from its beginning")
 
 	require.NoError(t, os.WriteFile(p.options.State, []byte("{"), 0o600))
 	_, err = forward.Run(t.Context(), p.options)
-	require.ErrorContains(t, err, "remove it to begin anew")
+	require.ErrorContains(t, err, "remove the file to start again")
 }
 
 func TestWithoutAPlaceOnlyWhatIsNewIsRead(t *testing.T) {
@@ -338,8 +338,8 @@ func TestWhileTheGatewayIsAwayNothingIsLostAndNothingIsReadAhead(t *testing.T) {
 	s := end()
 	require.Equal(t, 3000, s.Lines)
 	require.Positive(t, s.Retries)
-	require.Contains(t, p.logText(), "it is tried again until it works")
-	require.Contains(t, p.logText(), "takes lines again")
+	require.Contains(t, p.logText(), "retrying until it succeeds")
+	require.Contains(t, p.logText(), "accepts lines again")
 }
 
 func TestWhatIsRefusedIsToldAndCostsNothingElse(t *testing.T) {
@@ -352,22 +352,22 @@ func TestWhatIsRefusedIsToldAndCostsNothingElse(t *testing.T) {
 	require.Equal(t, 3, s.Accepted)
 	require.Equal(t, 2, s.Refused)
 	require.Equal(t, 5, s.Lines)
-	require.Contains(t, p.logText(), "longer than any record")
-	require.NotContains(t, p.logText(), "\x1b", "what is told cannot write on a terminal")
-	require.Contains(t, p.gateway.alertCounts, "id-3", "what a runtime cut in parts is whole again")
+	require.Contains(t, p.logText(), "exceeds the maximum record size")
+	require.NotContains(t, p.logText(), "\x1b", "log lines contain no control characters")
+	require.Contains(t, p.gateway.alertCounts, "id-3", "lines that the runtime split are joined")
 }
 
 func TestWhatWaitingCannotMendEndsIt(t *testing.T) {
 	p := newTestForwarder(t)
 	p.appendAlerts(0, 1)
 	for want, change := range map[string]func(*forward.Options){
-		"there is no sensor":           func(o *forward.Options) { o.Kind = "snort" },
-		"is not the gateway's address": func(o *forward.Options) { o.To = "stanch:8443" },
-		"in the clear":                 func(o *forward.Options) { o.To = "http://stanch.example:8443" },
-		"read the token":               func(o *forward.Options) { o.TokenFile = filepath.Join(p.dir, "none") },
-		"holds no certificate":         func(o *forward.Options) { o.CA = o.TokenFile },
-		"no regular file":              func(o *forward.Options) { o.File = p.dir },
-		"401 Unauthorized":             func(o *forward.Options) { o.TokenFile = filepath.Join(p.dir, "wrong") },
+		"unknown sensor":          func(o *forward.Options) { o.Kind = "snort" },
+		"invalid gateway URL":     func(o *forward.Options) { o.To = "stanch:8443" },
+		"unencrypted":             func(o *forward.Options) { o.To = "http://stanch.example:8443" },
+		"read the token":          func(o *forward.Options) { o.TokenFile = filepath.Join(p.dir, "none") },
+		"contains no certificate": func(o *forward.Options) { o.CA = o.TokenFile },
+		"is not a regular file":   func(o *forward.Options) { o.File = p.dir },
+		"401 Unauthorized":        func(o *forward.Options) { o.TokenFile = filepath.Join(p.dir, "wrong") },
 	} {
 		require.NoError(t, os.WriteFile(filepath.Join(p.dir, "wrong"), []byte("another-token"), 0o600))
 		o := p.options

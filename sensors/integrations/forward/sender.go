@@ -63,7 +63,7 @@ func newSender(o Options, target string) (*sender, error) {
 		}
 		pool := x509.NewCertPool()
 		if !pool.AppendCertsFromPEM(pem) {
-			return nil, fmt.Errorf("%s holds no certificate", o.CA)
+			return nil, fmt.Errorf("%s contains no certificate", o.CA)
 		}
 		transport.TLSClientConfig.RootCAs = pool
 	}
@@ -83,7 +83,7 @@ func (s *sender) token() (string, error) {
 	}
 	token := strings.TrimSpace(string(raw))
 	if token == "" || strings.ContainsAny(token, " \r\n\t") {
-		return "", fmt.Errorf("%s holds no token", s.TokenFile)
+		return "", fmt.Errorf("%s contains no valid token", s.TokenFile)
 	}
 	return token, nil
 }
@@ -107,14 +107,14 @@ func (s *sender) send(ctx context.Context, batch []line) error {
 			return ctx.Err()
 		case why == "":
 			if complained {
-				s.Logf("the gateway takes lines again, after %s", duration.FormatApprox(time.Since(since)))
+				s.Logf("the gateway accepts lines again, after %s", duration.FormatApprox(time.Since(since)))
 			}
 			backoff, since, complained = s.BackoffMin, time.Now(), false
 			continue
 		}
 		s.summary.Retries++
 		if !complained {
-			s.Logf("%s; it is tried again until it works, and nothing more is read", why)
+			s.Logf("%s; retrying until it succeeds, reading is paused", why)
 			complained = true
 		}
 		if wait == 0 {
@@ -141,7 +141,7 @@ func (s *sender) postWithGrace(ctx context.Context, part []line) (wait time.Dura
 	stop := context.AfterFunc(ctx, func() { time.AfterFunc(shutdownGrace, cancel) })
 	defer stop()
 	if ctx.Err() != nil {
-		return 0, "told to end", nil
+		return 0, "interrupted", nil
 	}
 	return s.post(own, part)
 }
@@ -155,7 +155,7 @@ func (s *sender) nextBatch() []line {
 		if i > 0 {
 			return s.unsent[:i]
 		}
-		s.countRefused("it is longer than any record")
+		s.countRefused("the line exceeds the maximum record size")
 		s.countAnswered(1)
 		return nil
 	}
@@ -173,7 +173,7 @@ func (s *sender) countRefused(reason string) {
 	if s.loggedRefusals++; s.loggedRefusals <= maxLoggedRefusals {
 		s.Logf("refused: %s", strconv.Quote(reason))
 	} else if s.loggedRefusals%1000 == 0 {
-		s.Logf("%d lines were refused in all", s.summary.Refused)
+		s.Logf("%d lines were refused in total", s.summary.Refused)
 	}
 }
 
@@ -191,18 +191,18 @@ func (s *sender) post(ctx context.Context, part []line) (wait time.Duration, why
 	}
 	r, err := http.NewRequestWithContext(ctx, http.MethodPost, s.endpointURL, &body)
 	if err != nil {
-		return 0, "", fmt.Errorf("make the request: %w", err)
+		return 0, "", fmt.Errorf("create the request: %w", err)
 	}
 	r.Header.Set("Authorization", "Bearer "+token)
 	r.Header.Set("Content-Type", "application/x-ndjson")
 	resp, err := s.client.Do(r)
 	if err != nil {
-		return 0, fmt.Sprintf("the gateway cannot be reached: %v", err), nil
+		return 0, fmt.Sprintf("connect to the gateway: %v", err), nil
 	}
 	defer func() { _ = resp.Body.Close() }()
 	raw, err := io.ReadAll(io.LimitReader(resp.Body, maxResponseBytes))
 	if err != nil {
-		return 0, fmt.Sprintf("the gateway hung up before it had answered: %v", err), nil
+		return 0, fmt.Sprintf("read the gateway's response: %v", err), nil
 	}
 	var a gatewayResponse
 	readable := json.Unmarshal(raw, &a) == nil && a.Status != ""
@@ -211,7 +211,7 @@ func (s *sender) post(ctx context.Context, part []line) (wait time.Duration, why
 
 // handleResponse applies a response of the gateway to the lines that were sent.
 func (s *sender) handleResponse(resp *http.Response, part []line, a gatewayResponse, readable bool) (wait time.Duration, why string, err error) {
-	why = fmt.Sprintf("the gateway answers %s: %s", resp.Status, strconv.Quote(a.Status))
+	why = fmt.Sprintf("the gateway responded %s: %s", resp.Status, strconv.Quote(a.Status))
 	switch code := resp.StatusCode; {
 	case readable && (code == http.StatusAccepted || code == http.StatusMultiStatus || (code == http.StatusBadRequest || code == http.StatusUnprocessableEntity) && coversAllLines(part, a)):
 		s.everAnswered = true
