@@ -60,5 +60,5 @@ func TestWhatOneRunSetsIsBoundedTogether(t *testing.T) {
 
 func TestAListIsNotPrintedAsOneText(t *testing.T) {
 	_, problems := playbooks.LoadPlaybook("p.yaml", []byte("playbook: p\nmatch: { objective: crypto-mining, when: 'string(incident.targets) != \"\"' }\nsteps: [{ evidence: process.snapshot }]\n"), newTestCatalog())
-	require.Contains(t, fmt.Sprint(problems), "use `join` for a list of texts")
+	require.Contains(t, fmt.Sprint(problems), "use `join` for a list of strings")
 }

@@ -107,7 +107,7 @@ func TestAMistakeKeepsWhatWasRightBefore(t *testing.T) {
 	require.Equal(t, "third", firedRules(a, "third"), "of a new pack, what is right")
 	health := a.Health().Rules
 	require.Equal(t, before.RuleCount+1, health.RuleCount)
-	require.Contains(t, strings.Join(health.Problems, "\n"), filepath.Join(dir, "a.yaml")+":5:16: error: the condition of `mine`: there is no field, list, macro or function `exxe`")
+	require.Contains(t, strings.Join(health.Problems, "\n"), filepath.Join(dir, "a.yaml")+":5:16: error: the condition of `mine`: unknown field, list, macro or function `exxe`")
 	require.Contains(t, said.String(), "what was right before stays in force")
 	require.Contains(t, said.String(), "did you mean `exe`?")
 

@@ -111,7 +111,7 @@ func DidYouMean(word string, known []string) string {
 	}
 	if len(known) > 0 && len(known) <= 16 {
 		sorted := slices.Sorted(slices.Values(known))
-		return "known here: " + strings.Join(sorted, ", ")
+		return "use one of: " + strings.Join(sorted, ", ")
 	}
 	return ""
 }

@@ -92,7 +92,7 @@ func Compile(source string, env any, more ...expr.Option) (*vm.Program, error) {
 	}
 	root := program.Node()
 	if whole := (&envVariableFinder{}); whole.existsIn(root) {
-		return nil, &Error{Message: "`$env` is not known here: name what is read"}
+		return nil, &Error{Message: "`$env` is not allowed; name the variable"}
 	}
 	if err := rejectNonScalarStrings(root); err != nil {
 		return nil, err
@@ -131,9 +131,9 @@ func isStringNode(n ast.Node) bool {
 
 // toError returns the position of the comparison and an alternative.
 func (o *stringOrderFinder) toError(source string) *Error {
-	message := fmt.Sprintf("`%s` compares texts, which have no order but that of the alphabet; compare with `==` or `in [\"…\", \"…\"]`", o.found.Operator)
+	message := fmt.Sprintf("`%s` compares strings in alphabetical order; compare with `==` or `in [\"…\", \"…\"]`", o.found.Operator)
 	if strings.Contains(o.found.String(), "severity") {
-		message = fmt.Sprintf("`%s` compares severities as texts, in the order of the alphabet; write for example `incident.severity in [\"high\", \"critical\"]`, or `match: {severity: high}`, which means at least high", o.found.Operator)
+		message = fmt.Sprintf("`%s` compares severities as strings, in alphabetical order; write for example `incident.severity in [\"high\", \"critical\"]`, or `match: {severity: high}`, which means at least high", o.found.Operator)
 	}
 	at := o.found.Location().From
 	before := []rune(source)[:min(at, len([]rune(source)))]

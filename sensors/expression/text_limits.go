@@ -48,7 +48,7 @@ type textLimit int
 
 func (b textLimit) checkSize(size int) error {
 	if size > int(b) {
-		return fmt.Errorf("the text would have more than %d bytes", int(b))
+		return fmt.Errorf("the string would have more than %d bytes", int(b))
 	}
 	return nil
 }
@@ -96,7 +96,7 @@ func (b textLimit) split(params ...any) (any, error) {
 		parts = min(parts, n)
 	}
 	if parts > most {
-		return nil, fmt.Errorf("the text would be split into more than %d parts", most)
+		return nil, fmt.Errorf("the string would be split into more than %d parts", most)
 	}
 	return strings.SplitN(s, sep, n), nil
 }
@@ -110,7 +110,7 @@ func (b textLimit) join(params ...any) (any, error) {
 		for _, part := range list {
 			s, ok := part.(string)
 			if !ok {
-				return nil, fmt.Errorf("join takes texts, not %T", part)
+				return nil, fmt.Errorf("join takes strings, not %T", part)
 			}
 			parts = append(parts, s)
 		}
@@ -204,7 +204,7 @@ func (f *nonScalarStringFinder) Visit(node *ast.Node) {
 	case t == nil:
 	case t.Kind() == reflect.Slice, t.Kind() == reflect.Array, t.Kind() == reflect.Map, t.Kind() == reflect.Struct, t.Kind() == reflect.Interface:
 		at := b.Location()
-		f.found = &Error{Column: at.From, SourceOffset: at.From, Message: "`string` takes a number, a boolean or a text, not " + t.String() + "; use `join` for a list of texts"}
+		f.found = &Error{Column: at.From, SourceOffset: at.From, Message: "`string` takes a number, a boolean or a string, not " + t.String() + "; use `join` for a list of strings"}
 	}
 }
 
@@ -216,7 +216,7 @@ type nestedUniqFinder struct{ found *Error }
 func (f *nestedUniqFinder) Visit(node *ast.Node) {
 	if b, ok := (*node).(*ast.BuiltinNode); ok && b.Name == "uniq" && f.found == nil {
 		at := b.Location()
-		f.found = &Error{Column: at.From, SourceOffset: at.From, Message: "`uniq` is not allowed inside of a predicate; put it around the list, or in a `set` before"}
+		f.found = &Error{Column: at.From, SourceOffset: at.From, Message: "`uniq` is not allowed inside a predicate; put it around the list, or in a `set` before"}
 	}
 }
 

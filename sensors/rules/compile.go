@@ -108,7 +108,7 @@ func (c *constantChecker) Visit(node *ast.Node) {
 	}
 	if s, ok := arguments[1].(*ast.StringNode); ok {
 		if _, err := netip.ParsePrefix(s.Value); err != nil {
-			c.problem = &expression.Error{SourceOffset: s.Location().From, Message: fmt.Sprintf("%q is not a network such as 10.0.0.0/8", s.Value)}
+			c.problem = &expression.Error{SourceOffset: s.Location().From, Message: fmt.Sprintf("invalid network %q; use the form 10.0.0.0/8", s.Value)}
 		}
 	}
 }
@@ -171,7 +171,7 @@ func (l *loader) explainError(err error) (message, hint string) {
 		for _, f := range Functions() {
 			known = append(known, f.Name)
 		}
-		return fmt.Sprintf("there is no field, list, macro or function `%s`", m[1]), didYouMean(m[1], known)
+		return fmt.Sprintf("unknown field, list, macro or function `%s`", m[1]), didYouMean(m[1], known)
 	}
 	if m := unknownFieldPattern.FindStringSubmatch(message); m != nil {
 		for name, t := range collectStructs(reflect.TypeFor[sensors.Event](), map[string]reflect.Type{}) {

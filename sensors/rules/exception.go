@@ -84,7 +84,7 @@ func (e *Exception) fields(f *packFile) []yamlField {
 					at = v.Content[i]
 				}
 				if problem := bad(p); problem != "" {
-					r.Errorf(yamlnode.PositionOf(at), "pattern", "`*` stands for any letters, `?` for one", "%s", problem)
+					r.Errorf(yamlnode.PositionOf(at), "pattern", "`*` matches any characters, `?` one", "%s", problem)
 				}
 			}
 		}
@@ -105,7 +105,7 @@ func (e *Exception) fields(f *packFile) []yamlField {
 			f.visitNamed(v, "labels", func(key, value *yaml.Node) {
 				e.Labels[key.Value] = r.ReadString(value, yamlnode.Truncate(key.Value, 40))
 				if problem := patternError(e.Labels[key.Value]); problem != "" && value.Tag == "!!str" {
-					r.Errorf(yamlnode.PositionOf(value), "pattern", "\"*\" is any value", "%s", problem)
+					r.Errorf(yamlnode.PositionOf(value), "pattern", "\"*\" matches any value", "%s", problem)
 				}
 			})
 		}},
@@ -136,11 +136,11 @@ func readExceptions(f *packFile, v *yaml.Node) []*Exception {
 		f.reader.ReadMapping(n, "an exception", e.fields(f))
 		for what, p := range map[string]string{"kind": e.Workload.Kind, "name": e.Workload.Name} {
 			if p != "" && patternError(p) != "" {
-				f.errorf(n, "pattern", "`*` stands for any letters, `?` for one", "the %s of the workload: %s", what, patternError(p))
+				f.errorf(n, "pattern", "`*` matches any characters, `?` one", "workload %s: %s", what, patternError(p))
 			}
 		}
 		if len(f.reader.Problems) == before && !e.hasCriteria() {
-			f.errorf(n, "required", "workload, namespace, container, labels, image or when", "the exception says of nothing when it holds")
+			f.errorf(n, "required", "add workload, namespace, container, labels, image or when", "the exception has no criteria")
 		}
 		out = append(out, e)
 	})

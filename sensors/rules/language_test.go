@@ -73,11 +73,11 @@ func TestAListGrowsFromAnotherPack(t *testing.T) {
 
 	_, problems = loadWithVendorPack(t, "lists:\n  tols: { append: [socat] }\n  ports: { append: [x] }\n  tools: [a]\n  mixed: [a, 1]\n  exe: [b]\n")
 	require.Equal(t, []string{
-		"etc/mine.yaml:2:3: error: there is no list `tols` to add to [unknown-list] (did you mean `tools`?)",
-		"etc/mine.yaml:3:3: error: the list `ports` at theirs.yaml:1 is of texts or of numbers, and what is added is of the other [type]",
-		"etc/mine.yaml:4:3: error: the list `tools` stands at theirs.yaml:1 already [duplicate-name] (`tools: { append: […] }` adds to it)",
-		"etc/mine.yaml:5:14: error: the list `mixed` is of texts only or of whole numbers only, not with `1` [type] (put it in quotes if it is a text)",
-		"etc/mine.yaml:6:3: error: `exe` means something else in conditions [name] (choose another name)",
+		"etc/mine.yaml:2:3: error: unknown list `tols` [unknown-list] (did you mean `tools`?)",
+		"etc/mine.yaml:3:3: error: the list `ports` at theirs.yaml:1 and the appended elements must be all strings or all integers [type]",
+		"etc/mine.yaml:4:3: error: the list `tools` is already defined at theirs.yaml:1 [duplicate-name] (`tools: { append: […] }` adds to it)",
+		"etc/mine.yaml:5:14: error: the elements of the list `mixed` must be all strings or all integers, not `1` [type] (put it in quotes if it is a string)",
+		"etc/mine.yaml:6:3: error: the name `exe` is reserved [name] (choose another name)",
 	}, problems)
 }
 
@@ -229,15 +229,15 @@ overrides:
     tests: { silent: { process: { exe: /bin/nc } }, fires: { container: { id: c }, process: { exe: /bin/nc } } }
 `)
 	require.Equal(t, []string{
-		"etc/mine.yaml:3:5: error: who disables a rule has to say why, in `reason` [required] (write for example `reason: we debug with it every day`)",
-		"etc/mine.yaml:3:11: error: there is no rule `tol` [unknown-rule] (did you mean `tool`?)",
+		"etc/mine.yaml:3:5: error: `reason` is required to disable a rule [required] (write for example `reason: we debug with it every day`)",
+		"etc/mine.yaml:3:11: error: unknown rule `tol` [unknown-rule] (did you mean `tool`?)",
 		"etc/mine.yaml:6:15: error: `severity` cannot be `hihg` [value] (did you mean `high`?)",
-		"etc/mine.yaml:8:5: error: an override has no key `condition` [unknown-key] (known here: confidence, disable, exceptions, reason, rule, severity, tests)",
+		"etc/mine.yaml:8:5: error: an override has no key `condition` [unknown-key] (use one of: confidence, disable, exceptions, reason, rule, severity, tests)",
 		"etc/mine.yaml:11:21: error: `workload` has no key `nmae` [unknown-key] (did you mean `name`?)",
-		"etc/mine.yaml:12:22: error: exception 2 of the override of `tool`: there is no field, list, macro or function `tolls` [expression] (did you mean `tools`?)",
-		"etc/mine.yaml:13:5: error: the override changes nothing [required] (disable, severity, confidence or exceptions)",
-		"etc/mine.yaml:18:15: error: the `severity` of `tool` is overridden at etc/mine.yaml:15 already [duplicate-override] (remove one of them)",
-		"etc/mine.yaml:21:60: error: test of rule `tool`: it should fire, and an exception holds: etc/mine.yaml:20 [test]",
+		"etc/mine.yaml:12:22: error: exception 2 of the override of `tool`: unknown field, list, macro or function `tolls` [expression] (did you mean `tools`?)",
+		"etc/mine.yaml:13:5: error: the override changes nothing [required] (add disable, severity, confidence or exceptions)",
+		"etc/mine.yaml:18:15: error: the `severity` of `tool` is already overridden at etc/mine.yaml:15 [duplicate-override] (remove one of them)",
+		"etc/mine.yaml:21:60: error: test of rule `tool`: it should fire, but an exception applies: etc/mine.yaml:20 [test]",
 	}, problems)
 	require.Equal(t, sensors.SeverityHigh, requireOneDetection(t, set, execEvent("/bin/nc", sensors.Container{})).Severity)
 }
@@ -275,11 +275,11 @@ rules:
 	_, got := loadPack(t, pack)
 	require.Equal(t, []string{
 		"p.yaml:5:11: error: the macro `a`: invalid operation: == (mismatched types string and int) [expression]",
-		"p.yaml:13:14: error: the condition of `folded`: there is no field, list, macro or function `shels` [expression]",
-		"p.yaml:15:26: error: exception 1 of `folded`: there is no field, list, macro or function `exee` [expression]",
-		"p.yaml:16:26: error: exception 2 of `folded`: there is no field, list, macro or function `exxe` [expression]",
-		"p.yaml:18:11: error: exception 3 of `folded`: there is no field, list, macro or function `parrent` [expression]",
-		"p.yaml:21:11: error: exception 4 of `folded`: there is no field, list, macro or function `commandd` [expression]",
+		"p.yaml:13:14: error: the condition of `folded`: unknown field, list, macro or function `shels` [expression]",
+		"p.yaml:15:26: error: exception 1 of `folded`: unknown field, list, macro or function `exee` [expression]",
+		"p.yaml:16:26: error: exception 2 of `folded`: unknown field, list, macro or function `exxe` [expression]",
+		"p.yaml:18:11: error: exception 3 of `folded`: unknown field, list, macro or function `parrent` [expression]",
+		"p.yaml:21:11: error: exception 4 of `folded`: unknown field, list, macro or function `commandd` [expression]",
 		"p.yaml:27:35: error: an event has no key `nme` [unknown-key]",
 		"p.yaml:27:54: error: `process` has no key `exxe` [unknown-key]",
 		"p.yaml:28:5: error: `tests` is given twice; the first is at line 27 [duplicate-key]",
@@ -288,7 +288,7 @@ rules:
 
 func TestATestOfAnotherKindOfEventProvesNothing(t *testing.T) {
 	_, problems := loadPack(t, "rules:\n"+ruleYAML("r", "exe == \"x\"", "{ process: { exe: x } }", "[{ name: elsewhere, kind: open }, { process: { exe: y } }]"))
-	require.Equal(t, []string{"p.yaml:3:56: error: test `elsewhere` of rule `r`: the event is of the kind `open`, and the rule is on `exec` [test]"}, problems)
+	require.Equal(t, []string{"p.yaml:3:56: error: test `elsewhere` of rule `r`: the event is of the kind `open`, but the rule evaluates `exec` [test]"}, problems)
 }
 
 func TestABrokenExceptionSilencesNothing(t *testing.T) {
@@ -339,7 +339,7 @@ func TestARuleThatAnotherCoversIsTold(t *testing.T) {
 		return textList(problems)
 	}
 	narrow := ruleYAML("narrow", "process.uid == 0 && exe == \"x\"", "{ process: { exe: x } }", "{}")
-	require.Equal(t, []string{"p.yaml:4:51: warning: `wide` at p.yaml:2 fires on every event on which `narrow` does, and weighs no less [shadowed] (remove it, or narrow the other)"}, load(narrow))
+	require.Equal(t, []string{"p.yaml:4:51: warning: `wide` at p.yaml:2 fires on every event on which `narrow` does, with at least the same severity and confidence [shadowed] (remove it, or narrow the other rule)"}, load(narrow))
 	require.Empty(t, load(strings.Replace(narrow, "severity: low", "severity: medium", 1)), "it weighs more")
 	require.Len(t, load(ruleYAML("same", "exe == \"x\"", "{ process: { exe: x } }", "{}")), 1, "the later of two alike")
 	require.Empty(t, load(ruleYAML("other", "exe == \"y\"", "{ process: { exe: y } }", "{}")))

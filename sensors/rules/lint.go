@@ -40,12 +40,12 @@ func (l *loader) lint() {
 	}
 	for _, name := range sortedKeys(l.lists) {
 		if one := l.lists[name]; !one.file.suppressProblems && !l.usedNames[name] {
-			one.file.warnAt(one.at, "unused", "remove it", "nothing uses the list `%s`", name)
+			one.file.warnAt(one.at, "unused", "remove it", "the list `%s` is not used", name)
 		}
 	}
 	for _, name := range sortedKeys(l.macros) {
 		if one := l.macros[name]; !one.file.suppressProblems && !l.usedNames[name] {
-			one.file.warnAt(one.key, "unused", "remove it", "nothing uses the macro `%s`", name)
+			one.file.warnAt(one.key, "unused", "remove it", "the macro `%s` is not used", name)
 		}
 	}
 }
@@ -67,14 +67,14 @@ func (l *loader) lintConfidence(r *Rule) {
 		}
 	}
 	if highest.Rank() >= sensors.SeverityHigh.Rank() && r.original.confidence < 0.5 {
-		r.file.warnAt(r.nodes["confidence"], "unsure", "lower the severity, or narrow the condition until the rule is surer",
-			"`%s` has the severity %s and is less than half sure of itself", r.Name, highest)
+		r.file.warnAt(r.nodes["confidence"], "unsure", "lower the severity, or narrow the condition and raise the confidence",
+			"`%s` has the severity %s and a confidence below 0.5", r.Name, highest)
 	}
 	negated := &negationFinder{}
 	ast.Walk(&r.compiled.syntaxTree, negated)
 	if len(r.Exceptions) == 0 && highest.Rank() >= sensors.SeverityHigh.Rank() && r.original.confidence < 0.7 && !negated.found {
-		r.file.warnAt(r.nodes[""], "no-exception", "say in `exceptions` who does this rightly: the workload, the image, the program",
-			"`%s` has the severity %s, is not sure of itself and excepts nobody", r.Name, highest)
+		r.file.warnAt(r.nodes[""], "no-exception", "name in `exceptions` what does this legitimately: the workload, the image, the program",
+			"`%s` has the severity %s, a confidence below 0.7 and no exceptions", r.Name, highest)
 	}
 }
 
@@ -163,8 +163,8 @@ func (l *loader) lintShadowedRule(r *Rule) {
 		covers := !slices.ContainsFunc(theirs, func(c string) bool { return !slices.Contains(mine, c) })
 		same := len(theirs) == len(mine)
 		if covers && (same || other.original.severity.Rank() >= r.original.severity.Rank() && other.original.confidence >= r.original.confidence) && (!same || !l.isBefore(r, other)) {
-			r.file.warnAt(r.nodes["condition"], "shadowed", "remove it, or narrow the other",
-				"`%s` at %s fires on every event on which `%s` does, and weighs no less", other.Name, other.Position, r.Name)
+			r.file.warnAt(r.nodes["condition"], "shadowed", "remove it, or narrow the other rule",
+				"`%s` at %s fires on every event on which `%s` does, with at least the same severity and confidence", other.Name, other.Position, r.Name)
 		}
 	}
 }
@@ -188,24 +188,24 @@ func lintException(f *packFile, e *Exception) {
 		paths := &fieldPathFinder{}
 		ast.Walk(&e.condition.syntaxTree, paths)
 		for _, forged := range []struct{ path, hint string }{
-			{"process.name", "`exe` and `process.exe` are the kernel's word"},
-			{"process.args", "`exe` and `process.exe` are the kernel's word"},
-			{"command", "`exe` and `process.exe` are the kernel's word"},
+			{"process.name", "use `exe` or `process.exe`, which the kernel sets"},
+			{"process.args", "use `exe` or `process.exe`, which the kernel sets"},
+			{"command", "use `exe` or `process.exe`, which the kernel sets"},
 		} {
 			// A forgeable field that only narrows another criterion is harmless; alone, it suppresses the rule for
 			// every attacker.
 			if slices.Contains(paths.found, forged.path) && !e.identifiesWorkload() && !slices.ContainsFunc(paths.found, isTrustedField) {
-				f.warnAt(e.node, "forgeable", forged.hint, "the exception rests on `%s`, which a process can set as it likes", forged.path)
+				f.warnAt(e.node, "forgeable", forged.hint, "the exception depends on `%s`, which a process can set freely", forged.path)
 			}
 		}
 	}
 	pinned := slices.ContainsFunc(e.Image, func(p string) bool { return parseImageReference(p).digest != "" })
 	if (len(e.Image) > 0 || len(e.Labels) > 0 || e.Workload != (WorkloadPattern{})) && len(e.Namespace) == 0 && !pinned && e.When == "" {
 		f.warnAt(e.node, "wide", "add the `namespace`, or a digest to the image",
-			"whoever may create pods anywhere can have this exception: names, labels and tags are theirs to choose")
+			"anyone who can create pods in any namespace can use this exception: they choose names, labels and tags")
 	}
 	if !e.conditionOnly && e.Reason == "" {
-		f.warnAt(e.node, "reason", "write for example `reason: the build's own compiler`", "the exception does not say why")
+		f.warnAt(e.node, "reason", "write for example `reason: the build's own compiler`", "the exception has no reason")
 	}
 }
 

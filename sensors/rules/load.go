@@ -101,7 +101,7 @@ func (l *loader) readSource(s PackSource) {
 	for _, name := range names {
 		shown := path.Join(s.Name, name)
 		if len(l.files) >= maxPackFiles {
-			l.reportUnreadable(shown, fmt.Errorf("there are more than %d files", maxPackFiles))
+			l.reportUnreadable(shown, fmt.Errorf("more than %d files", maxPackFiles))
 			return
 		}
 		raw, err := readBounded(s.FS, name)
@@ -109,7 +109,7 @@ func (l *loader) readSource(s PackSource) {
 			l.reportUnreadable(shown, err)
 			continue
 		}
-		f := &packFile{name: shown, lines: strings.Split(string(raw), "\n"), suppressProblems: s.SuppressProblems, reader: &yamlnode.Reader{File: shown, ExampleStart: "a pack has `lists`, `macros`, `rules` and `overrides`"}}
+		f := &packFile{name: shown, lines: strings.Split(string(raw), "\n"), suppressProblems: s.SuppressProblems, reader: &yamlnode.Reader{File: shown, ExampleStart: "a pack can have `lists`, `macros`, `rules` and `overrides`"}}
 		l.files = append(l.files, f)
 		root := f.reader.ParseDocument(raw, yamlnode.Limits{MaxBytes: maxPackBytes, MaxNodes: maxPackNodes})
 		if root == nil {

@@ -95,7 +95,7 @@ func (l *loader) compileMacro(m *macro, way []string, done map[string]bool) {
 	}
 	if i := slices.Index(way, m.name); i >= 0 {
 		m.broken, done[m.name] = true, true
-		m.file.errorf(m.key, "cycle", "write one of them out", "the macro `%s` uses itself: %s", m.name, strings.Join(append(way[i:], m.name), " → "))
+		m.file.errorf(m.key, "cycle", "replace one of them with its condition", "the macro `%s` uses itself: %s", m.name, strings.Join(append(way[i:], m.name), " → "))
 		return
 	}
 	m.expandedNodes = m.ownNodes
@@ -115,7 +115,7 @@ func (l *loader) compileMacro(m *macro, way []string, done map[string]bool) {
 	switch {
 	case m.expandedNodes > maxExpandedNodes:
 		m.broken = true
-		m.file.errorf(m.key, "too-large", "use fewer macros in macros", "the macro `%s` has more than %d parts when it is written out", m.name, maxExpandedNodes)
+		m.file.errorf(m.key, "too-large", "use fewer nested macros", "the macro `%s` has more than %d nodes when expanded", m.name, maxExpandedNodes)
 	case m.broken && len(m.usedNames) > 0: // caused by a macro that it uses
 	default:
 		m.broken = l.compileCondition(m.file, "the macro `"+m.name+"`", m.source, m.at) == nil
@@ -140,7 +140,7 @@ func (l *loader) checkExpandable(source string) error {
 		nodes += names[name].count * m.expandedNodes
 	}
 	if nodes > maxExpandedNodes {
-		return &expression.Error{Message: fmt.Sprintf("with its macros written out the condition has %d parts, at most %d are allowed", nodes, maxExpandedNodes)}
+		return &expression.Error{Message: fmt.Sprintf("with its macros expanded the condition has %d nodes, at most %d are allowed", nodes, maxExpandedNodes)}
 	}
 	return nil
 }
@@ -152,7 +152,7 @@ type brokenMacroError struct {
 
 // Error names the macro.
 func (b *brokenMacroError) Error() string {
-	return fmt.Sprintf("the macro `%s` has errors of its own", b.name)
+	return fmt.Sprintf("the macro `%s` has errors", b.name)
 }
 
 // macroPatcher expands macros. Each use is parsed again, because compilation changes the syntax tree.

@@ -115,10 +115,10 @@ func (l *loader) applyOverride(o *Override) {
 		return
 	}
 	if o.Disable && strings.TrimSpace(o.Reason) == "" {
-		f.errorf(o.node, "required", "write for example `reason: we debug with it every day`", "who disables a rule has to say why, in `reason`")
+		f.errorf(o.node, "required", "write for example `reason: we debug with it every day`", "`reason` is required to disable a rule")
 	}
 	if !o.Disable && o.Severity == "" && o.Namespaces == nil && o.Confidence == nil && len(o.Exceptions) == 0 && len(f.reader.Problems) == before {
-		f.errorf(o.node, "required", "disable, severity, confidence or exceptions", "the override changes nothing")
+		f.errorf(o.node, "required", "add disable, severity, confidence or exceptions", "the override changes nothing")
 	}
 	if len(f.reader.Problems) > before || r == nil {
 		return
@@ -133,7 +133,7 @@ func (l *loader) applyOverride(o *Override) {
 			{"confidence", earlier.Confidence != nil && o.Confidence != nil},
 		} {
 			if twice.both {
-				f.errorf(o.nodes[twice.key], "duplicate-override", "remove one of them", "the `%s` of `%s` is overridden at %s already", twice.key, r.Name, earlier.Position)
+				f.errorf(o.nodes[twice.key], "duplicate-override", "remove one of them", "the `%s` of `%s` is already overridden at %s", twice.key, r.Name, earlier.Position)
 				return
 			}
 		}
@@ -166,7 +166,7 @@ func (o *Override) apply(r *Rule) {
 func (l *loader) reportUnknownRule(o *Override) {
 	at := o.nodes["rule"]
 	if r := l.rulesByName[strings.ToLower(o.Rule)]; r != nil {
-		o.file.errorf(at, "unknown-rule", "mend the rule first", "the rule `%s` at %s has mistakes of its own", r.Name, r.Position)
+		o.file.errorf(at, "unknown-rule", "fix the rule first", "the rule `%s` at %s has errors", r.Name, r.Position)
 		return
 	}
 	var known []string
@@ -175,7 +175,7 @@ func (l *loader) reportUnknownRule(o *Override) {
 	}
 	hint := didYouMean(o.Rule, known)
 	if !strings.HasPrefix(hint, "did you mean") {
-		hint = "`stanch rules list` shows every rule"
+		hint = "`stanch rules list` lists all rules"
 	}
-	o.file.errorf(at, "unknown-rule", hint, "there is no rule `%s`", yamlnode.Truncate(o.Rule, 60))
+	o.file.errorf(at, "unknown-rule", hint, "unknown rule `%s`", yamlnode.Truncate(o.Rule, 60))
 }

@@ -131,11 +131,11 @@ func (l *loader) readRule(f *packFile, n *yaml.Node) {
 		}
 		switch first, twice := l.rulesByName[strings.ToLower(name)]; {
 		case twice:
-			f.errorf(at, "duplicate-rule", "choose another name; `overrides` changes a rule of another pack", "a rule called `%s` stands at %s already", yamlnode.Truncate(name, 60), first.Position)
+			f.errorf(at, "duplicate-rule", "choose another name; `overrides` changes a rule of another pack", "the rule `%s` is already defined at %s", yamlnode.Truncate(name, 60), first.Position)
 		case strings.TrimSpace(name) == "" && at != nil:
 			f.errorf(at, "value", "", "a rule's name cannot be empty")
 		case slices.ContainsFunc(names[:i], func(other string) bool { return strings.EqualFold(other, name) }):
-			f.errorf(at, "duplicate-rule", "remove one of them", "the rule is called `%s` twice", yamlnode.Truncate(name, 60))
+			f.errorf(at, "duplicate-rule", "remove one of them", "the rule has the name `%s` twice", yamlnode.Truncate(name, 60))
 		}
 	}
 	for _, name := range names {
@@ -169,8 +169,8 @@ func severityField(doc string, to *sensors.Severity, namespaces *NamespaceSeveri
 			return schemaObject{"oneOf": []any{one(), schemaObject{
 				"type": "object", "additionalProperties": false,
 				"properties": schemaObject{
-					"default":    schemaObject{"enum": sensors.Severities, "description": "where no namespace is named"},
-					"namespaces": schemaObject{"type": "object", "additionalProperties": one(), "description": "namespace, or pattern such as `prod-*`, and its severity; the most specific counts"},
+					"default":    schemaObject{"enum": sensors.Severities, "description": "the severity in all other namespaces"},
+					"namespaces": schemaObject{"type": "object", "additionalProperties": one(), "description": "namespace, or pattern such as `prod-*`, and its severity; the most specific one applies"},
 				},
 			}}}
 		},
@@ -193,7 +193,7 @@ func readNamespaceSeverities(r *yamlReader, v *yaml.Node) NamespaceSeverities {
 	out := NamespaceSeverities{}
 	r.VisitKeys(v, func(key, value *yaml.Node) {
 		if problem := patternError(key.Value); problem != "" {
-			r.Errorf(yamlnode.PositionOf(key), "pattern", "`*` stands for any letters, `?` for one", "%s", problem)
+			r.Errorf(yamlnode.PositionOf(key), "pattern", "`*` matches any characters, `?` one", "%s", problem)
 			return
 		}
 		var s sensors.Severity

@@ -12,10 +12,10 @@ import (
 // and `[a-z]` one of a range.
 func patternError(p string) string {
 	if strings.TrimSpace(p) == "" {
-		return "an empty text is not a pattern"
+		return "the pattern is empty"
 	}
 	if _, err := path.Match(p, ""); err != nil {
-		return fmt.Sprintf("`%s` is not a pattern", p)
+		return fmt.Sprintf("invalid pattern `%s`", p)
 	}
 	return ""
 }
@@ -67,7 +67,7 @@ func imagePatternError(p string) string {
 		return problem
 	}
 	if i := parseImageReference(p); i.path == "**" && i.tag == "" && i.digest == "" {
-		return fmt.Sprintf("`%s` is every image", p)
+		return fmt.Sprintf("`%s` matches every image", p)
 	}
 	return ""
 }

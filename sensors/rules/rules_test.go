@@ -62,11 +62,11 @@ rules:
 		lines = append(lines, p.String())
 	}
 	require.Equal(t, []string{
-		"p.yaml:12:21: error: test of rule `broken`: it should fire, and the condition does not hold [test]",
+		"p.yaml:12:21: error: test of rule `broken`: it should fire, but the condition is false [test]",
 		"p.yaml:13:5: error: a rule has no `severity` [required]",
 		"p.yaml:16:24: error: the condition of `misspelt`: `process` has no field `uidd` [expression]",
 		"p.yaml:17:5: error: a rule has no key `severty` [unknown-key]",
-		"p.yaml:26:16: error: the condition of `unknown-name`: there is no field, list, macro or function `proces` [expression]", //nolint:misspell // intentionally misspelled
+		"p.yaml:26:16: error: the condition of `unknown-name`: unknown field, list, macro or function `proces` [expression]", //nolint:misspell // intentionally misspelled
 	}, lines)
 }
 
@@ -129,8 +129,8 @@ rules:
 	require.Equal(t, []string{
 		"p.yaml:3:3: error: the macro `a` uses itself: a → b → c → a [cycle]",
 		"p.yaml:6:10: error: the macro `d`: invalid operation: == (mismatched types string and int) [expression]",
-		"p.yaml:8:47: error: the condition of `r`: the macro `a` has errors of its own [macro]",
-		"p.yaml:10:47: error: the condition of `s`: the macro `d` has errors of its own [macro]",
+		"p.yaml:8:47: error: the condition of `r`: the macro `a` has errors [macro]",
+		"p.yaml:10:47: error: the condition of `s`: the macro `d` has errors [macro]",
 	}, problems)
 }
 
@@ -152,5 +152,5 @@ func TestARuleIsFoundByFalcosNameOfIt(t *testing.T) {
 	require.Nil(t, set.Find("b"))
 	_, problems = loadPack(t, "rules:\n"+pack+strings.Replace(pack, "rule: a", "rule: b", 1))
 	require.Len(t, problems, 1)
-	require.Contains(t, problems[0], "p.yaml:4:25: error: a rule called `Terminal shell in container` stands at p.yaml:2 already")
+	require.Contains(t, problems[0], "p.yaml:4:25: error: the rule `Terminal shell in container` is already defined at p.yaml:2")
 }

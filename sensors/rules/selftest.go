@@ -44,7 +44,7 @@ func testsField(doc string, f *packFile, kind func() sensors.Kind, to *[]*RuleTe
 			if v.Kind == yaml.SequenceNode {
 				items = v.Content
 				if len(items) == 0 || len(items) > maxTestEvents {
-					r.Errorf(yamlnode.PositionOf(v), "range", "", "`%s` has %d events: from 1 to %d", name, len(items), maxTestEvents)
+					r.Errorf(yamlnode.PositionOf(v), "range", "", "`%s` has %d events, but must have from 1 to %d", name, len(items), maxTestEvents)
 				}
 			}
 			for _, n := range items {
@@ -56,7 +56,7 @@ func testsField(doc string, f *packFile, kind func() sensors.Kind, to *[]*RuleTe
 	}
 	fields := []yamlField{
 		events("fires", "events on which the rule fires", true),
-		events("silent", "events on which it does not", false),
+		events("silent", "events on which the rule does not fire", false),
 	}
 	return yamlnode.MappingField("tests", doc, "`tests`", fields, nil)
 }
@@ -91,7 +91,7 @@ func readTest(f *packFile, n *yaml.Node, fires bool) *RuleTest {
 func (t *RuleTest) buildEvent(kind sensors.Kind) {
 	e := namedEvent{Event: sensors.Event{ID: "test", Kind: kind}}
 	if err := json.Unmarshal(t.rawEvent, &e); err != nil {
-		t.file.errorf(t.node, "test", "", "this is no event: %s", yamlnode.Truncate(err.Error(), 100))
+		t.file.errorf(t.node, "test", "", "invalid event: %s", yamlnode.Truncate(err.Error(), 100))
 	}
 	t.Name, t.event = e.Name, e.Event
 }
@@ -127,11 +127,11 @@ func (l *loader) runTests(r *Rule, tests []*RuleTest) bool {
 // testFailure says why a test fails, or returns "" if it passes.
 func (r *Rule) testFailure(t *RuleTest, v *conditionEnv) string {
 	if t.event.Kind != r.Kind {
-		return fmt.Sprintf("the event is of the kind `%s`, and the rule is on `%s`", t.event.Kind, r.Kind)
+		return fmt.Sprintf("the event is of the kind `%s`, but the rule evaluates `%s`", t.event.Kind, r.Kind)
 	}
 	if r.Disabled {
 		if t.ShouldFire {
-			return "it should fire, and the rule is disabled"
+			return "it should fire, but the rule is disabled"
 		}
 		return ""
 	}
@@ -142,11 +142,11 @@ func (r *Rule) testFailure(t *RuleTest, v *conditionEnv) string {
 	case fired == t.ShouldFire:
 		return ""
 	case fired:
-		return "it should be silent, and it fired"
+		return "it should not fire, but it did"
 	case excepted != nil:
-		return "it should fire, and an exception holds: " + excepted.Position
+		return "it should fire, but an exception applies: " + excepted.Position
 	}
-	return "it should fire, and the condition does not hold"
+	return "it should fire, but the condition is false"
 }
 
 // Replay evaluates one event. It returns the rules that match, the rules that an exception suppressed, and the errors

@@ -95,7 +95,7 @@ func Schema(fields []Field) Object {
 // ReadString returns the value of a string node. For another node it reports a problem and returns "".
 func (r *Reader) ReadString(n *yaml.Node, what string) string {
 	if n.Kind != yaml.ScalarNode || n.Tag != "!!str" {
-		r.Errorf(PositionOf(n), "type", "put it in quotes if it is one", "`%s` must be a string, not %s", what, DescribeKind(n))
+		r.Errorf(PositionOf(n), "type", "put it in quotes if it is a string", "`%s` must be a string, not %s", what, DescribeKind(n))
 		return ""
 	}
 	return n.Value
@@ -155,7 +155,7 @@ func IntField(name, doc string, to *int, least, most int) Field {
 	return Field{Name: name, Doc: doc, Schema: func() Object { return Object{"type": "integer", "minimum": least, "maximum": most} }, Read: func(r *Reader, _, v *yaml.Node) {
 		var i int
 		if v.Kind != yaml.ScalarNode || v.Tag != "!!int" || v.Decode(&i) != nil {
-			r.Errorf(PositionOf(v), "type", "", "`%s` must be a whole number, not %s", name, DescribeKind(v))
+			r.Errorf(PositionOf(v), "type", "", "`%s` must be an integer, not %s", name, DescribeKind(v))
 			return
 		}
 		if i < least || i > most {

@@ -15,14 +15,14 @@ var errorLinePattern = regexp.MustCompile(`line (\d+):\s*`)
 
 // parseErrorExplanations maps messages of the YAML library to explanations and hints.
 var parseErrorExplanations = []struct{ said, means, hint string }{
-	{"did not find expected key", "this line does not fit those above it", "keys of one mapping begin in one column, and what belongs to a key stands further right"},
-	{"did not find expected '-' indicator", "this line does not fit those above it", "items of one list begin in one column, each with `- `"},
-	{"mapping values are not allowed", "a `:` where none can stand", "put a value with a `:` in it into quotes; or the line is indented too far"},
-	{"cannot start any token", "a value begins with a character that YAML keeps for itself", "put the value into quotes"},
+	{"did not find expected key", "the indentation of this line does not match the lines above", "all keys of a mapping begin in the same column; indent the value of a key further"},
+	{"did not find expected '-' indicator", "the indentation of this line does not match the lines above", "all items of a list begin in the same column, each with `- `"},
+	{"mapping values are not allowed", "a `:` is not allowed here", "quote a value that contains `:`, or check whether the line is indented too far"},
+	{"cannot start any token", "the value begins with a character that YAML reserves", "put the value in quotes"},
 	{"unexpected end of stream", "a quote is not closed", "close it"},
 	{"did not find expected ',' or ']'", "a `[` is not closed, or a comma is missing", ""},
 	{"did not find expected ',' or '}'", "a `{` is not closed, or a comma is missing", ""},
-	{"did not find expected whitespace or line break", "", "put the value into quotes"},
+	{"did not find expected whitespace or line break", "", "put the value in quotes"},
 }
 
 // explainParseError returns the position at which a text stops being valid YAML, with an explanation and a hint. The
@@ -42,7 +42,7 @@ func explainParseError(source []byte, err error) (at Position, text, hint string
 	indent := own[:len(own)-len(strings.TrimLeft(own, " \t"))]
 	at = Position{line, len(indent) + 1}
 	if tab := strings.IndexByte(indent, '\t'); tab >= 0 {
-		return Position{line, tab + 1}, "a tab stands where spaces indent", "indent with spaces only"
+		return Position{line, tab + 1}, "the line is indented with a tab", "use spaces only"
 	}
 	for _, m := range parseErrorExplanations {
 		if strings.Contains(text, m.said) {

@@ -90,19 +90,19 @@ func (r *Reader) ParseDocument(source []byte, limits Limits) *yaml.Node {
 			return nil
 		}
 		at, text, hint := explainParseError(source, err)
-		r.Errorf(at, "yaml", hint, "not YAML: %s", text)
+		r.Errorf(at, "yaml", hint, "invalid YAML: %s", text)
 		return nil
 	}
 	var second yaml.Node
 	if err := decoder.Decode(&second); err == nil {
-		r.Errorf(PositionOf(&second), "documents", "put each into a file of its own", "a second document in one file")
+		r.Errorf(PositionOf(&second), "documents", "put each document in its own file", "the file has a second document")
 	}
 	nodes := 0
 	if !r.isWithinLimits(&doc, limits, 0, &nodes) {
 		return nil
 	}
 	if len(doc.Content) != 1 {
-		r.Errorf(Position{1, 1}, "empty", r.ExampleStart, "the file holds nothing")
+		r.Errorf(Position{1, 1}, "empty", r.ExampleStart, "the file contains no value")
 		return nil
 	}
 	return doc.Content[0]

@@ -31,7 +31,7 @@ type Value struct {
 func (r *Reader) ReadValue(n *yaml.Node) Value {
 	raw, err := json.Marshal(r.toGeneric(n))
 	if err != nil {
-		r.Errorf(PositionOf(n), "value", "", "this is no value: %s", Truncate(err.Error(), 80))
+		r.Errorf(PositionOf(n), "value", "", "invalid value: %s", Truncate(err.Error(), 80))
 		return Value{Node: n, JSON: json.RawMessage("null")}
 	}
 	return Value{JSON: raw, Node: n}
@@ -57,10 +57,10 @@ func (r *Reader) toGeneric(n *yaml.Node) any {
 		v = n.Value
 	case "!!int", "!!float", "!!bool", "!!null":
 		if err := n.Decode(&v); err != nil {
-			r.Errorf(PositionOf(n), "value", "put it in quotes if it is a text", "`%s` is out of range", Truncate(n.Value, 40))
+			r.Errorf(PositionOf(n), "value", "put it in quotes if it is a string", "`%s` is out of range", Truncate(n.Value, 40))
 		}
 	default:
-		r.Errorf(PositionOf(n), "type", "put it in quotes", "a value of type %s is not known here", Truncate(n.Tag, 40))
+		r.Errorf(PositionOf(n), "type", "put it in quotes", "unknown YAML type %s", Truncate(n.Tag, 40))
 	}
 	return v
 }
@@ -145,12 +145,12 @@ func (r *Reader) checkType(n *yaml.Node, t reflect.Type, what string) {
 }
 
 func (r *Reader) checkScalarType(n *yaml.Node, t reflect.Type, wrong func(string)) {
-	wanted := "a text"
+	wanted := "a string"
 	switch k := t.Kind(); {
 	case k == reflect.Bool:
 		wanted = "true or false"
 	case k >= reflect.Int && k <= reflect.Uint64:
-		wanted = "a whole number"
+		wanted = "an integer"
 	case k == reflect.Float32 || k == reflect.Float64:
 		wanted = "a number"
 	}

@@ -36,8 +36,8 @@ func TestAStructIsReadByItsTagsAndNothingElse(t *testing.T) {
 	_, problems = read("inner:\n  prot: 80\n  port: 70000\n  names: { a: 1 }\n  list: 7\n  on: maybe\n  on: true\n")
 	require.Equal(t, []string{
 		"f:2:3: error: `inner` has no key `prot` [unknown-key]",
-		"f:3:9: error: `port` must be a whole number, not `70000` [type]",
-		"f:4:15: error: `a` must be a text, not `1` [type]",
+		"f:3:9: error: `port` must be an integer, not `70000` [type]",
+		"f:4:15: error: `a` must be a string, not `1` [type]",
 		"f:5:9: error: `list` must be a list, not `7` [type]",
 		"f:6:7: error: `on` must be true or false, not `maybe` [type]",
 		"f:7:3: error: `on` is given twice; the first is at line 6 [duplicate-key]",
