@@ -136,7 +136,7 @@ func (a *Agent) Watch(ctx context.Context, event func(sensors.Event), detection 
 		detection = fold.add
 	}
 	if err := a.Probe.Run(ctx, func(e sensors.Event) { a.ProcessEvent(e, event, detection) }); err != nil {
-		return fmt.Errorf("watch the kernel: %w", err)
+		return fmt.Errorf("read kernel events: %w", err)
 	}
 	return nil
 }
@@ -176,7 +176,7 @@ func (a *Agent) ProcessEvent(e sensors.Event, event func(sensors.Event), detecti
 	}
 	if len(found) > 0 {
 		if err := a.detectedCgroups.record(&e.Container); err != nil {
-			a.logThrottled("remember where a container was detected", err)
+			a.logThrottled("save the cgroup of a detected container", err)
 		}
 	}
 	for _, d := range found {
@@ -209,7 +209,7 @@ func (a *Agent) resolveContainer(e *sensors.Event) bool {
 		a.unresolvedEvents++
 		a.mu.Unlock()
 	case err != nil:
-		a.logThrottled("name the container", err)
+		a.logThrottled("identify the container", err)
 	}
 	if c.CgroupID == 0 {
 		c.CgroupID = seen.CgroupID
@@ -236,7 +236,7 @@ func (a *Agent) logThrottled(what string, err error) {
 		clear(a.lastLogged)
 	}
 	a.lastLogged[cause] = time.Now()
-	a.Log.Warn("the sensor goes on after an error", "doing", what, "error", err)
+	a.Log.Warn("the sensor continues after an error", "doing", what, "error", err)
 }
 
 // Health is the state that a node reports to the gateway.

@@ -34,7 +34,7 @@ func QueueBaselineImport(stateDir string, r io.Reader) (images int, err error) {
 		_, err = offered.Read(old)
 		_ = old.Close()
 		if err != nil {
-			return 0, fmt.Errorf("%s waits to be taken in and is damaged; remove it: %w", waiting, err)
+			return 0, fmt.Errorf("read the queued import %s: %w; remove the file", waiting, err)
 		}
 	}
 	if images, err = offered.Read(r); err != nil {
@@ -53,12 +53,12 @@ func (a *Agent) saveBaselines(ctx context.Context) {
 	for {
 		a.importQueuedBaselines()
 		if err := a.Baselines.Save(BaselinePath(a.StateDir)); err != nil {
-			a.logThrottled("keep the baselines", err)
+			a.logThrottled("save the baselines", err)
 		}
 		select {
 		case <-ctx.Done():
 			if err := a.Baselines.Save(BaselinePath(a.StateDir)); err != nil {
-				a.logThrottled("keep the baselines", err)
+				a.logThrottled("save the baselines", err)
 			}
 			return
 		case <-tick.C:
@@ -74,17 +74,17 @@ func (a *Agent) importQueuedBaselines() {
 		return
 	}
 	if err != nil {
-		a.logThrottled("take baselines in", err)
+		a.logThrottled("import baselines", err)
 		return
 	}
 	n, err := a.Baselines.Read(f)
 	_ = f.Close()
 	if err != nil {
-		a.logThrottled("take baselines in", err)
+		a.logThrottled("import baselines", err)
 	} else {
-		a.Log.Info("baselines were taken in", "images", n)
+		a.Log.Info("baselines imported", "images", n)
 	}
 	if err := os.Remove(name); err != nil {
-		a.logThrottled("take baselines in", err)
+		a.logThrottled("import baselines", err)
 	}
 }

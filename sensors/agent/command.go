@@ -66,12 +66,12 @@ func (a *Agent) Handle(ctx context.Context, kind gatewayrpc.CommandKind, body []
 		state, err := a.lockState(ctx, c.Target)
 		return state, nil, err
 	}
-	return nil, nil, wrapRefused(fmt.Errorf("this sensor does not know the command %q; is it older than the gateway?", kind))
+	return nil, nil, wrapRefused(fmt.Errorf("unknown command %q; upgrade this sensor if it is older than the gateway", kind))
 }
 
 func decodeCommand(body []byte, out any) error {
 	if err := json.Unmarshal(body, out); err != nil {
-		return wrapRefused(fmt.Errorf("the command cannot be read: %w", err))
+		return wrapRefused(fmt.Errorf("decode the command: %w", err))
 	}
 	return nil
 }
@@ -90,15 +90,15 @@ func (a *Agent) verifyToken(c gatewayrpc.ContainmentCommand, keys attestation.Ke
 	case token.ParamsHash != attestation.HashJSON(c.Params):
 		return token, fmt.Errorf("%w: the token is for other parameters", attestation.ErrUnverified)
 	case c.ExpiresAt.After(token.ExpiresAt):
-		return token, fmt.Errorf("%w: the command ends at %s, the token at %s", attestation.ErrUnverified, c.ExpiresAt.Format(time.RFC3339), token.ExpiresAt.Format(time.RFC3339))
+		return token, fmt.Errorf("%w: the command expires at %s, after its token at %s", attestation.ErrUnverified, c.ExpiresAt.Format(time.RFC3339), token.ExpiresAt.Format(time.RFC3339))
 	case a.revocations.isTokenRevoked(token.LeaseID, token.IssuedAt):
-		return token, fmt.Errorf("%w: the lease was released, its token is spent", attestation.ErrUnverified)
+		return token, fmt.Errorf("%w: the lease was released, so its token is no longer valid", attestation.ErrUnverified)
 	}
 	// Compare with the token and not with the containment in force: otherwise many small changes could end a
 	// containment without a grant.
 	if c.ExpiresAt.Before(token.ExpiresAt.Add(-expiryTolerance)) {
 		if _, err := verifyReleaseGrant(c.Grant, c.LeaseID, keys); err != nil {
-			return token, fmt.Errorf("ending a hold at %s, its token at %s: %w", c.ExpiresAt.Format(time.RFC3339), token.ExpiresAt.Format(time.RFC3339), err)
+			return token, fmt.Errorf("end a containment at %s, before its token expires at %s: %w", c.ExpiresAt.Format(time.RFC3339), token.ExpiresAt.Format(time.RFC3339), err)
 		}
 	}
 	return token, nil
@@ -112,7 +112,7 @@ const expiryTolerance = time.Second
 // of its target by a person.
 func (a *Agent) checkNotReleased(target string, token attestation.LeaseToken) error {
 	if !token.DetectedAt.IsZero() && a.revocations.isTargetReleased(target, token.DetectedAt) {
-		return wrapRefused(fmt.Errorf("%w: %s was released by a person after the last detection of it; a new detection or a person's grant contains it again", attestation.ErrUnverified, target))
+		return wrapRefused(fmt.Errorf("%w: a person released %s after its last detection; containing it again needs a new detection or a grant", attestation.ErrUnverified, target))
 	}
 	return nil
 }
@@ -120,7 +120,7 @@ func (a *Agent) checkNotReleased(target string, token attestation.LeaseToken) er
 // verifyReleaseGrant verifies a grant that ends a containment before its expiry.
 func verifyReleaseGrant(grant *attestation.Envelope, lease string, keys attestation.Keyring) (attestation.Grant, error) {
 	if grant == nil {
-		return attestation.Grant{}, fmt.Errorf("%w: its end has not come, and no grant was given", attestation.ErrUnverified)
+		return attestation.Grant{}, fmt.Errorf("%w: the containment has not expired, and the grant is missing", attestation.ErrUnverified)
 	}
 	g, err := keys.VerifyGrant(*grant, attestation.OperationRelease, time.Now())
 	if err != nil {
@@ -146,7 +146,7 @@ func (a *Agent) takeSnapshot(ctx context.Context, t gatewayrpc.NodeTarget) (any,
 	at, err := a.locateTarget(ctx, t)
 	if err != nil {
 		if errors.Is(err, containermeta.ErrNotFound) {
-			return nil, nil, wrapRefused(fmt.Errorf("it no longer runs on this node: %w", err))
+			return nil, nil, wrapRefused(fmt.Errorf("the target no longer runs on this node: %w", err))
 		}
 		return nil, nil, err
 	}

@@ -61,7 +61,7 @@ func NewFromConfig(s Config) (a *Agent, closeAll func(), err error) {
 	}
 	if s.Node == "" {
 		if s.Node, err = os.Hostname(); err != nil {
-			return nil, nil, fmt.Errorf("find this node's name: %w; give it with --node", err)
+			return nil, nil, fmt.Errorf("find this node's name: %w; set --node", err)
 		}
 	}
 	files, set, err := OpenRules(s.RuleDirs, s.Log)
@@ -85,21 +85,21 @@ func NewFromConfig(s Config) (a *Agent, closeAll func(), err error) {
 	}
 	if s.StateDir != "" {
 		if o.Baselines, err = baseline.Open(BaselinePath(s.StateDir), baseline.Options{LearningPeriod: s.LearningPeriod}); err != nil {
-			s.Log.Error("what was learnt of images cannot be read", "error", err)
+			s.Log.Error("the baselines of images cannot be read", "error", err)
 		}
 	}
 	if o.Resolver, err = containermeta.Open(containermeta.Options{CRISocket: s.CRISocket}); err != nil {
-		return nil, nil, fmt.Errorf("tell containers apart: %w", err)
+		return nil, nil, fmt.Errorf("start the container resolver: %w", err)
 	}
 	closers = append(closers, func() { _ = o.Resolver.Close() })
 	s.Probe.Node = s.Node
 	if o.Probe, err = probe.Load(s.Probe); err != nil {
-		s.Log.Error("the kernel cannot be watched; foreign detections still work", "error", err)
+		s.Log.Error("the kernel probes cannot be loaded; detections from other sources still work", "error", err)
 	} else {
 		closers = append(closers, func() { _ = o.Probe.Close() })
 		for _, h := range o.Probe.Status().Hooks {
 			if !h.Enabled {
-				s.Log.Warn("a probe is off, the others are on", "hook", h.Hook, "reason", h.Reason)
+				s.Log.Warn("a probe is disabled; the others are enabled", "hook", h.Hook, "reason", h.Reason)
 			}
 		}
 	}
@@ -111,14 +111,14 @@ func NewFromConfig(s Config) (a *Agent, closeAll func(), err error) {
 		}
 		if err != nil {
 			o.EgressLockError = err.Error()
-			s.Log.Error("the egress lock is off: isolation has only NetworkPolicies", "error", err)
+			s.Log.Error("the egress lock is disabled; isolation uses only NetworkPolicies", "error", err)
 		} else {
 			closers = append(closers, func() { _ = o.EgressLock.Close() })
 		}
 		if len(s.ThawProgram) > 0 {
 			o.Freezer = snapshot.NewFreezer(o.Resolver.CgroupRoot(), s.Log, s.ThawProgram...)
 			if err := o.Freezer.RecoverFreezes(context.Background()); err != nil {
-				s.Log.Warn("find what an earlier sensor froze", "error", err)
+				s.Log.Warn("recover the freezes of a previous sensor", "error", err)
 			}
 			closers = append(closers, func() { _ = o.Freezer.Close() })
 		}

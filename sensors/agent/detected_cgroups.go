@@ -68,7 +68,7 @@ func openDetectedCgroups(dir, boot string) (*detectedCgroups, error) {
 		return s, nil
 	}
 	if err != nil {
-		return nil, fmt.Errorf("read where containers were detected: %w", err)
+		return nil, fmt.Errorf("read the cgroups of detected containers: %w", err)
 	}
 	var old detectedCgroupsFile
 	if json.Unmarshal(raw, &old) != nil || old.BootID != boot || old.ByTarget == nil {
@@ -97,13 +97,13 @@ func (s *detectedCgroups) record(c *sensors.Container) error {
 	}
 	raw, err := json.Marshal(detectedCgroupsFile{s.bootID, s.byTarget})
 	if err != nil {
-		return fmt.Errorf("write where containers were detected: %w", err)
+		return fmt.Errorf("write the cgroups of detected containers: %w", err)
 	}
 	if err := os.WriteFile(s.path+".new", raw, 0o600); err != nil {
-		return fmt.Errorf("write where containers were detected: %w", err)
+		return fmt.Errorf("write the cgroups of detected containers: %w", err)
 	}
 	if err := os.Rename(s.path+".new", s.path); err != nil {
-		return fmt.Errorf("write where containers were detected: %w", err)
+		return fmt.Errorf("write the cgroups of detected containers: %w", err)
 	}
 	return nil
 }

@@ -80,7 +80,7 @@ func (a *Agent) topDropSources() []DropSource {
 		}
 		c, err := a.Resolver.Resolve(out[i].Container.CgroupID)
 		if err != nil {
-			a.logThrottled("name the container that lost events", err)
+			a.logThrottled("identify the container that lost events", err)
 		}
 		if c.ID == "" && c.Pod.UID == "" {
 			out[i].Container = sensors.Container{}

@@ -21,11 +21,11 @@ func (a *Agent) freeze(ctx context.Context, c gatewayrpc.ContainmentCommand, tok
 		return gatewayrpc.ContainmentState{}, wrapRefused(errors.New("this node cannot freeze cgroups"))
 	}
 	if time.Until(c.ExpiresAt) > maxFreezeDuration {
-		return gatewayrpc.ContainmentState{}, wrapRefused(fmt.Errorf("a freeze is at most %s", maxFreezeDuration))
+		return gatewayrpc.ContainmentState{}, wrapRefused(fmt.Errorf("the freeze is too long; the maximum is %s", maxFreezeDuration))
 	}
 	at, err := a.locateTarget(ctx, c.Target)
 	if errors.Is(err, containermeta.ErrNotFound) {
-		return gatewayrpc.ContainmentState{TargetGone: true, Note: "it no longer runs on this node"}, nil
+		return gatewayrpc.ContainmentState{TargetGone: true, Note: "the target no longer runs on this node"}, nil
 	}
 	if err != nil {
 		return gatewayrpc.ContainmentState{}, err
@@ -83,7 +83,7 @@ func (a *Agent) freezeState(ctx context.Context, t gatewayrpc.NodeTarget) (gatew
 	}
 	s := gatewayrpc.ContainmentState{Active: ok && state.Requested && state.Frozen, LeaseID: held.LeaseID, ExpiresAt: held.ExpiresAt}
 	if !ok && (state.Requested || state.Frozen) {
-		s.Note = "it is frozen already, and not by Stanch"
+		s.Note = "the cgroup is already frozen, but not by Stanch"
 	}
 	return s, nil
 }
@@ -108,7 +108,7 @@ func (a *Agent) thaw(ctx context.Context, c gatewayrpc.ReleaseCommand, keys atte
 			return state, wrapRefused(err)
 		}
 		if err := a.revocations.record(c.LeaseID, held.TargetID, held.ExpiresAt, grant); err != nil {
-			a.logThrottled("remember a release", err)
+			a.logThrottled("record a release", err)
 		}
 	}
 	if err := a.Freezer.Thaw(ctx, c.LeaseID); err != nil {

@@ -90,7 +90,7 @@ func (y *heartbeat) run(ctx context.Context) {
 }
 
 // errHeartbeatMissed means that a heartbeat was executed but its event was not received.
-var errHeartbeatMissed = errors.New("the heartbeat was made and did not come back through the kernel's hook and ring")
+var errHeartbeatMissed = errors.New("the heartbeat was executed, but its event was not received from the kernel")
 
 // sendAndWait executes a heartbeat and waits for its event.
 func (y *heartbeat) sendAndWait(ctx context.Context, wait time.Duration) error {
@@ -100,7 +100,7 @@ func (y *heartbeat) sendAndWait(ctx context.Context, wait time.Duration) error {
 	nonce := y.nonce
 	y.mu.Unlock()
 	if err := y.execute(nonce); err != nil {
-		return fmt.Errorf("make a heartbeat: %w", err)
+		return fmt.Errorf("execute a heartbeat: %w", err)
 	}
 	timer := time.NewTimer(wait)
 	defer timer.Stop()
@@ -120,7 +120,7 @@ func (y *heartbeat) recordResult(err error) {
 	switch {
 	case err == nil:
 		if y.status.Failing {
-			y.log.Info("the sensor sees again")
+			y.log.Info("the sensor receives its heartbeat again")
 		}
 		y.status.ConsecutiveMisses, y.status.Failing, y.status.FailureReason = 0, false, ""
 		return
@@ -131,7 +131,7 @@ func (y *heartbeat) recordResult(err error) {
 	y.status.FailureReason = err.Error()
 	if y.status.ConsecutiveMisses >= maxMissedHeartbeats && !y.status.Failing {
 		y.status.Failing = true
-		y.log.Error("the sensor does not see its own heartbeat", "missed", y.status.ConsecutiveMisses, "error", err)
+		y.log.Error("the sensor does not receive its own heartbeat", "missed", y.status.ConsecutiveMisses, "error", err)
 	}
 }
 
@@ -172,7 +172,7 @@ func (y *heartbeat) execute(nonce string) error {
 	}
 	dir := filepath.Join(root, heartbeatName)
 	if err := os.Mkdir(dir, 0o755); err != nil && !errors.Is(err, os.ErrExist) {
-		return fmt.Errorf("make its cgroup: %w", err)
+		return fmt.Errorf("create its cgroup: %w", err)
 	}
 	if y.sensorID == "" {
 		y.sensorID = rand.Text()
@@ -224,7 +224,7 @@ func (y *heartbeat) openProgram() (*os.File, error) {
 		fd, err = unix.MemfdCreate(heartbeatName, unix.MFD_CLOEXEC)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("get memory for its program: %w", err)
+		return nil, fmt.Errorf("create a memfd for its program: %w", err)
 	}
 	f := os.NewFile(uintptr(fd), heartbeatName)
 	if _, err := f.Write(heartbeatProgram()); err != nil {

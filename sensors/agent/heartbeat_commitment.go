@@ -81,7 +81,7 @@ func (y *heartbeat) isPeerHeartbeat(e *sensors.Event) bool {
 		y.peers = y.peers[len(y.peers)-maxPeerHeartbeats:]
 	}
 	if len(y.peers) == 1 && y.log != nil {
-		y.log.Warn("another Stanch sensor watches this machine: both report the same events; run one of them with --no-sensor")
+		y.log.Warn("another Stanch sensor runs on this machine, so events are reported twice; run one of them with --no-sensor")
 	}
 	return true
 }

@@ -77,7 +77,7 @@ func TestWithoutItsHookASensorKnowsThatItIsBlind(t *testing.T) {
 	a, _ := startHeartbeatAgent(t, probe.Options{DisabledHooks: []probe.Hook{probe.HookExec}}, 300*time.Millisecond)
 	require.Eventually(t, func() bool { return a.Health().Heartbeat.Failing }, 10*time.Second, 5*time.Millisecond)
 	require.GreaterOrEqual(t, a.Health().Heartbeat.ConsecutiveMisses, maxMissedHeartbeats)
-	require.Contains(t, a.Health().Heartbeat.FailureReason, "did not come back")
+	require.Contains(t, a.Health().Heartbeat.FailureReason, "was not received from the kernel")
 }
 
 func TestASensorWhoseCgroupIsIgnoredKnowsThatItIsBlind(t *testing.T) {

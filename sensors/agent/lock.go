@@ -18,11 +18,11 @@ import (
 
 func (a *Agent) applyLock(ctx context.Context, c gatewayrpc.ContainmentCommand, token attestation.LeaseToken, keys attestation.Keyring) (gatewayrpc.ContainmentState, error) {
 	if a.EgressLock == nil {
-		return gatewayrpc.ContainmentState{}, wrapRefused(fmt.Errorf("the egress lock is off on this node: %s", a.EgressLockError))
+		return gatewayrpc.ContainmentState{}, wrapRefused(fmt.Errorf("the egress lock is disabled on this node: %s", a.EgressLockError))
 	}
 	at, err := a.locateTarget(ctx, c.Target)
 	if errors.Is(err, containermeta.ErrNotFound) {
-		return gatewayrpc.ContainmentState{TargetGone: true, Note: "it no longer runs on this node"}, nil
+		return gatewayrpc.ContainmentState{TargetGone: true, Note: "the target no longer runs on this node"}, nil
 	}
 	if err != nil {
 		return gatewayrpc.ContainmentState{}, err
@@ -49,7 +49,7 @@ func (a *Agent) applyLock(ctx context.Context, c gatewayrpc.ContainmentCommand, 
 	}
 	if a.kubeletCount.Load() == 0 && c.Target.PodUID != "" {
 		request.AnswerRootSockets = true
-		notes = append(notes, "this node's kubelet was not found: connections of every root process of the node are answered, so that probes go on; name its program with --kubelet")
+		notes = append(notes, "this node's kubelet was not found, so replies to all root processes of the node are allowed to keep its probes working; set --kubelet to its program")
 	}
 	if err := a.checkReplacement(c, before, request, token, keys); err != nil {
 		return gatewayrpc.ContainmentState{}, err
@@ -119,20 +119,20 @@ type networkAccess struct {
 func (a *Agent) inspectNetwork(at targetCgroups) networkAccess {
 	var n networkAccess
 	if len(at.pids) == 0 {
-		n.coverageGaps = append(n.coverageGaps, "it has no process whose network could be looked at")
+		n.coverageGaps = append(n.coverageGaps, "the target has no process whose network could be inspected")
 		return n
 	}
 	wires, err := probe.FindVeths(at.pids...)
 	n.veths = wires
 	if errors.Is(err, probe.ErrHostNetwork) {
 		n.hostNetwork = true
-		n.coverageGaps = append(n.coverageGaps, "it shares the node's network: raw packet sockets are not held")
+		n.coverageGaps = append(n.coverageGaps, "the target shares the node's network: raw packet sockets are not blocked")
 	}
 	if others := removeCause(err, probe.ErrHostNetwork); others != nil {
 		n.coverageGaps = append(n.coverageGaps, others.Error())
 	}
 	if len(wires) == 0 && !n.hostNetwork {
-		n.coverageGaps = append(n.coverageGaps, "no network interface of it with an end on this node was found: raw packet sockets are not held")
+		n.coverageGaps = append(n.coverageGaps, "no host-side veth of the target was found: raw packet sockets are not blocked")
 	}
 	return n
 }
@@ -160,7 +160,7 @@ func (n networkAccess) unverifiedReason(state probe.EgressLockState) string {
 	gaps := n.coverageGaps
 	for _, w := range n.veths {
 		if !slices.Contains(state.VethIndexes, w.Index) {
-			gaps = append(gaps, fmt.Sprintf("its interface %s is not held", w.Name))
+			gaps = append(gaps, fmt.Sprintf("the interface %s is not locked", w.Name))
 		}
 	}
 	return strings.Join(gaps, "; ")
@@ -173,16 +173,16 @@ func (a *Agent) checkReplacement(c gatewayrpc.ContainmentCommand, before probe.E
 		return a.checkNotReleased(c.Target.ID(), token)
 	}
 	if before.TargetID != r.TargetID {
-		return wrapRefused(fmt.Errorf("lease %s holds another target, %s; a lease is for one", c.LeaseID, before.TargetID))
+		return wrapRefused(fmt.Errorf("lease %s already locks another target, %s; use a new lease", c.LeaseID, before.TargetID))
 	}
 	less := ""
 	if c.ExpiresAt.Before(before.ExpiresAt.Add(-expiryTolerance)) {
-		less = fmt.Sprintf("ending a lock at %s instead of %s", c.ExpiresAt.Format(time.RFC3339), before.ExpiresAt.Format(time.RFC3339))
+		less = fmt.Sprintf("end a lock at %s instead of %s", c.ExpiresAt.Format(time.RFC3339), before.ExpiresAt.Format(time.RFC3339))
 	}
 	open := a.EgressLock.AllowList(c.LeaseID)
 	for _, wanted := range r.AllowList {
 		if !slices.ContainsFunc(open, func(o probe.AllowedDestination) bool { return o.Covers(wanted) }) {
-			less = fmt.Sprintf("opening a lock to %s", wanted.Prefix)
+			less = fmt.Sprintf("allow %s in a lock", wanted.Prefix)
 			break
 		}
 	}
@@ -201,7 +201,7 @@ func toContainmentState(s probe.EgressLockState) gatewayrpc.ContainmentState {
 
 func (a *Agent) lockState(ctx context.Context, t gatewayrpc.NodeTarget) (gatewayrpc.ContainmentState, error) {
 	if a.EgressLock == nil {
-		return gatewayrpc.ContainmentState{}, wrapRefused(fmt.Errorf("the egress lock is off on this node: %s", a.EgressLockError))
+		return gatewayrpc.ContainmentState{}, wrapRefused(fmt.Errorf("the egress lock is disabled on this node: %s", a.EgressLockError))
 	}
 	at, err := a.locateTarget(ctx, t)
 	if errors.Is(err, containermeta.ErrNotFound) {
@@ -251,7 +251,7 @@ func (a *Agent) findCoveringLock(at targetCgroups) (probe.EgressLockState, error
 // containers.
 func (a *Agent) releaseLock(ctx context.Context, c gatewayrpc.ReleaseCommand, keys attestation.Keyring) (gatewayrpc.ContainmentState, error) {
 	if a.EgressLock == nil {
-		return gatewayrpc.ContainmentState{}, wrapRefused(fmt.Errorf("the egress lock is off on this node: %s", a.EgressLockError))
+		return gatewayrpc.ContainmentState{}, wrapRefused(fmt.Errorf("the egress lock is disabled on this node: %s", a.EgressLockError))
 	}
 	state, err := a.EgressLock.StateOfLease(c.LeaseID)
 	if err != nil {
@@ -265,11 +265,11 @@ func (a *Agent) releaseLock(ctx context.Context, c gatewayrpc.ReleaseCommand, ke
 		// The target comes from the lock: a command that names another target must not count as a release of that
 		// target.
 		if err := a.revocations.record(c.LeaseID, state.TargetID, state.ExpiresAt, grant); err != nil {
-			a.logThrottled("remember a release", err)
+			a.logThrottled("record a release", err)
 		}
 	}
 	if err := a.EgressLock.Release(c.LeaseID); err != nil {
-		return toContainmentState(state), fmt.Errorf("lift the egress lock: %w", err)
+		return toContainmentState(state), fmt.Errorf("release the egress lock: %w", err)
 	}
 	a.failpoint("agent/unlocked")
 	after, err := a.lockState(ctx, c.Target)
@@ -295,7 +295,7 @@ func (a *Agent) refreshKubelets() error {
 	}
 	a.kubeletCount.Store(int64(len(found)))
 	if err := a.EgressLock.SetProbers(found); err != nil {
-		return fmt.Errorf("tell the egress lock about the kubelet: %w", err)
+		return fmt.Errorf("set the kubelet in the egress lock: %w", err)
 	}
 	return nil
 }
@@ -321,7 +321,7 @@ func (a *Agent) refreshNodeAddresses(ctx context.Context) {
 			err = errors.Join(err, a.extendLock(ctx, state))
 		}
 		if err != nil {
-			a.logThrottled("follow the node", err)
+			a.logThrottled("update the egress locks", err)
 		}
 	}
 }
@@ -342,7 +342,7 @@ func (a *Agent) extendLock(ctx context.Context, state probe.EgressLockState) err
 		return nil // the target is gone, or Health reports the spoofed cgroups
 	}
 	if err != nil {
-		return fmt.Errorf("follow %s: %w", state.TargetID, err)
+		return fmt.Errorf("locate %s: %w", state.TargetID, err)
 	}
 	var fresh []probe.Veth
 	for _, w := range a.inspectNetwork(at).veths {
@@ -359,9 +359,9 @@ func (a *Agent) extendLock(ctx context.Context, state probe.EgressLockState) err
 	if len(groups) == 0 && len(fresh) == 0 {
 		return nil
 	}
-	a.Log.Warn("a locked target has moved; the lock follows it", "lease", state.LeaseID, "target", state.TargetID, "cgroups", groups, "wires", len(fresh))
+	a.Log.Warn("a locked target has moved; extending its lock", "lease", state.LeaseID, "target", state.TargetID, "cgroups", groups, "veths", len(fresh))
 	if err := a.EgressLock.AddTargets(state.LeaseID, groups, fresh); err != nil {
-		return fmt.Errorf("hold %s where it is now: %w", state.TargetID, err)
+		return fmt.Errorf("extend the lock of %s: %w", state.TargetID, err)
 	}
 	return nil
 }

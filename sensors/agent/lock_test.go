@@ -238,11 +238,11 @@ func TestALockWithoutAWireIsNotVerified(t *testing.T) {
 		require.NoError(t, err)
 		require.True(t, st.Active, "the lock is in force")
 		require.False(t, st.VethLocked)
-		require.Contains(t, st.UnverifiedReason, "no network interface")
+		require.Contains(t, st.UnverifiedReason, "no host-side veth")
 		st, err = n.sendCommand(gatewayrpc.CommandLockState, gatewayrpc.StateQuery{Target: l.target})
 		require.NoError(t, err)
 		require.True(t, st.Active)
-		require.Contains(t, st.UnverifiedReason, "no network interface")
+		require.Contains(t, st.UnverifiedReason, "no host-side veth")
 	})
 	t.Run("a process in the node's network", func(t *testing.T) {
 		c := n.runContainer(t, "b", newContainerID())

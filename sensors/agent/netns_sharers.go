@@ -32,7 +32,7 @@ func (a *Agent) netnsSharers(at targetCgroups) []gatewayrpc.NetworkSharer {
 	}
 	entries, err := os.ReadDir("/proc")
 	if err != nil {
-		a.logThrottled("look for containers that share a network", err)
+		a.logThrottled("find containers that share a network", err)
 		return nil
 	}
 	found := map[string]gatewayrpc.NetworkSharer{}
@@ -114,7 +114,7 @@ func (a *Agent) containerIDOfProcess(pid int) string {
 		}
 		c, err := a.Resolver.Resolve(id)
 		if err != nil {
-			a.logThrottled("name a container that shares a network", err)
+			a.logThrottled("identify a container that shares a network", err)
 		}
 		return c.ID
 	}

@@ -73,7 +73,7 @@ func OpenRules(dirs []string, log *slog.Logger) (*RuleFiles, *rules.Set, error) 
 	f.logProblems(append(unread, problems...))
 	f.lastHash = now.hash(unread)
 	for _, p := range append(unread, problems...) {
-		log.Error("a rule is left out", "problem", p.String(), "hint", p.Hint)
+		log.Error("a rule was skipped", "problem", p.String(), "hint", p.Hint)
 	}
 	if len(set.Rules()) == 0 {
 		return nil, nil, errors.New("no rule could be loaded")
@@ -208,7 +208,7 @@ func (f *RuleFiles) reloadIfChanged(settle func()) *rules.Set {
 	problems := append(unread, left...)
 	if problems.HasErrors() {
 		for _, p := range problems {
-			f.log.Error("a changed rule pack has a mistake: what was right before stays in force", "problem", p.String(), "hint", p.Hint)
+			f.log.Error("a changed rule pack has an error: the last valid version stays in use", "problem", p.String(), "hint", p.Hint)
 		}
 		mended := now.withLastValid(f.lastValid, f.dirs, problems)
 		if set, left = mended.load(f.dirs); !f.affectsOnlyNewFiles(left) || len(set.Rules()) == 0 {
@@ -219,7 +219,7 @@ func (f *RuleFiles) reloadIfChanged(settle func()) *rules.Set {
 	}
 	f.recordLoaded(set, now, left)
 	f.logProblems(problems)
-	f.log.Info("the rules were loaded again", "rules", f.health.RuleCount, "problems", len(problems))
+	f.log.Info("rules reloaded", "rules", f.health.RuleCount, "problems", len(problems))
 	return set
 }
 
@@ -300,7 +300,7 @@ func (a *Agent) watchRules(ctx context.Context) {
 			a.reloadRulesIfChanged(func() { time.Sleep(ruleSettleDelay) })
 		case <-hangup:
 			if !a.ReloadRules() {
-				a.Log.Info("asked to load the rules again: nothing changed")
+				a.Log.Info("the rules were not reloaded: nothing changed")
 			}
 		}
 	}

@@ -108,7 +108,7 @@ func TestAMistakeKeepsWhatWasRightBefore(t *testing.T) {
 	health := a.Health().Rules
 	require.Equal(t, before.RuleCount+1, health.RuleCount)
 	require.Contains(t, strings.Join(health.Problems, "\n"), filepath.Join(dir, "a.yaml")+":5:16: error: the condition of `mine`: unknown field, list, macro or function `exxe`")
-	require.Contains(t, said.String(), "what was right before stays in force")
+	require.Contains(t, said.String(), "the last valid version stays in use")
 	require.Contains(t, said.String(), "did you mean `exe`?")
 
 	writeFile(t, filepath.Join(dir, "a.yaml"), packYAML("mine", "two"))

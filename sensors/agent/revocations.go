@@ -32,7 +32,7 @@ func openRevocations(dir string) (*revocations, error) {
 		return l, nil
 	}
 	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return nil, fmt.Errorf("open the node's ledger: %w", err)
+		return nil, fmt.Errorf("open the node's revocations: %w", err)
 	}
 	l.path = filepath.Join(dir, "released.json")
 	raw, err := os.ReadFile(l.path)
@@ -40,10 +40,10 @@ func openRevocations(dir string) (*revocations, error) {
 		return l, nil
 	}
 	if err != nil {
-		return nil, fmt.Errorf("open the node's ledger: %w", err)
+		return nil, fmt.Errorf("open the node's revocations: %w", err)
 	}
 	if err := json.Unmarshal(raw, &l.byKey); err != nil {
-		return nil, fmt.Errorf("open the node's ledger: %s is damaged: %w; remove it if you know that no lease is in force", l.path, err)
+		return nil, fmt.Errorf("open the node's revocations: %s is damaged: %w; remove it if no lease is in force", l.path, err)
 	}
 	return l, nil
 }
@@ -72,13 +72,13 @@ func (l *revocations) record(lease, target string, until time.Time, by attestati
 	}
 	raw, err := json.Marshal(l.byKey)
 	if err != nil {
-		return fmt.Errorf("write the node's ledger: %w", err)
+		return fmt.Errorf("write the node's revocations: %w", err)
 	}
 	if err := os.WriteFile(l.path+".new", raw, 0o600); err != nil {
-		return fmt.Errorf("write the node's ledger: %w", err)
+		return fmt.Errorf("write the node's revocations: %w", err)
 	}
 	if err := os.Rename(l.path+".new", l.path); err != nil {
-		return fmt.Errorf("write the node's ledger: %w", err)
+		return fmt.Errorf("write the node's revocations: %w", err)
 	}
 	return nil
 }

@@ -49,7 +49,7 @@ const spoofSearchTimeout = 5 * time.Second
 // node detected the target itself, only the cgroups of these detections count.
 func (a *Agent) locateTarget(ctx context.Context, t gatewayrpc.NodeTarget) (targetCgroups, error) {
 	if a.Resolver == nil {
-		return targetCgroups{}, wrapRefused(errors.New("this sensor cannot tell containers apart"))
+		return targetCgroups{}, wrapRefused(errors.New("this sensor has no container resolver"))
 	}
 	root := a.Resolver.CgroupRoot()
 	var p targetCgroups
@@ -72,7 +72,7 @@ func (a *Agent) locateTarget(ctx context.Context, t gatewayrpc.NodeTarget) (targ
 	if len(bearers) > 1 {
 		if own = a.matchPreviousPath(t, bearers); len(own) == 0 {
 			a.spoofedCgroups.record(t.ID(), nil, bearers)
-			return targetCgroups{}, wrapRefused(fmt.Errorf("%d cgroups bear the name of %s, and this node detected nothing in any of them: %s; remove those that are not the runtime's", len(bearers), t.ID(), joinPaths(bearers)))
+			return targetCgroups{}, wrapRefused(fmt.Errorf("%d cgroups have the name of %s, and this node detected nothing in any of them: %s; remove those that the runtime did not create", len(bearers), t.ID(), joinPaths(bearers)))
 		}
 		a.spoofedCgroups.record(t.ID(), own, bearers)
 	}
@@ -121,7 +121,7 @@ func (a *Agent) searchSpoofedCgroups(t gatewayrpc.NodeTarget, own []containermet
 		defer cancel()
 		bearers, err := a.Resolver.FindNamedCgroups(ctx, t.PodUID, t.ContainerID)
 		if err != nil {
-			a.logThrottled("look for other cgroups of the same name", err)
+			a.logThrottled("find other cgroups with the same name", err)
 			return
 		}
 		a.spoofedCgroups.record(t.ID(), own, bearers)

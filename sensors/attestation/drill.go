@@ -45,9 +45,9 @@ func (t LeaseToken) CheckDrillTarget(cgroup uint64) error {
 	case !t.DrillOnly:
 		return nil
 	case t.DrillTarget == nil || t.DrillTarget.ID != t.TargetID:
-		return fmt.Errorf("%w: the lease token is a drill's and names no registered target", ErrUnverified)
+		return fmt.Errorf("%w: the lease token is for a drill, but its target is not registered", ErrUnverified)
 	case t.DrillTarget.CgroupID != 0 && t.DrillTarget.CgroupID != cgroup:
-		return fmt.Errorf("%w: the drill registered cgroup %d for %s, this one is %d", ErrUnverified, t.DrillTarget.CgroupID, t.TargetID, cgroup)
+		return fmt.Errorf("%w: the drill registered cgroup %d for %s, not cgroup %d", ErrUnverified, t.DrillTarget.CgroupID, t.TargetID, cgroup)
 	}
 	return nil
 }

@@ -19,7 +19,7 @@ import (
 
 // ErrUnverified is wrapped by every error of Verify and of the checks of statements: the statement does not permit the
 // operation. A retry does not help.
-var ErrUnverified = errors.New("not proved")
+var ErrUnverified = errors.New("not verified")
 
 // PayloadType separates the kinds of statements, so that one kind is never accepted as another.
 type PayloadType string
@@ -119,7 +119,7 @@ func ParseKeyring(lines []string) (Keyring, error) {
 		ring[KeyID(raw)] = raw
 	}
 	if len(ring) == 0 {
-		return nil, errors.New("authority keys: no key given")
+		return nil, errors.New("authority keys: missing key")
 	}
 	return ring, nil
 }
@@ -137,14 +137,14 @@ func (r Keyring) EncodeLines() []string {
 // into out. Every error wraps ErrUnverified.
 func (r Keyring) Verify(s Envelope, purpose PayloadType, out any) error {
 	if s.PayloadType != purpose {
-		return fmt.Errorf("%w: a statement for %q was offered where %q is needed", ErrUnverified, s.PayloadType, purpose)
+		return fmt.Errorf("%w: the payload type is %q instead of %q", ErrUnverified, s.PayloadType, purpose)
 	}
 	key, ok := r[s.KeyID]
 	if !ok {
 		return fmt.Errorf("%w: %s is signed by the unknown key %q", ErrUnverified, purpose, s.KeyID)
 	}
 	if !ed25519.Verify(key, signingInput(s.PayloadType, s.Payload), s.Signature) {
-		return fmt.Errorf("%w: the signature of %s does not fit", ErrUnverified, purpose)
+		return fmt.Errorf("%w: invalid signature of %s", ErrUnverified, purpose)
 	}
 	if err := json.Unmarshal(s.Payload, out); err != nil {
 		return fmt.Errorf("%w: %s is signed but cannot be read: %w", ErrUnverified, purpose, err)

@@ -23,7 +23,7 @@ func (k KeySet) Keyring() (Keyring, error) {
 		return nil, err
 	}
 	if _, ok := ring[k.ActiveKeyID]; !ok {
-		return nil, fmt.Errorf("%w: key set %d names the active key %q and does not hold it", ErrUnverified, k.Sequence, k.ActiveKeyID)
+		return nil, fmt.Errorf("%w: key set %d does not contain its active key %q", ErrUnverified, k.Sequence, k.ActiveKeyID)
 	}
 	return ring, nil
 }
@@ -46,7 +46,7 @@ func (k KeySet) ApplyRotations(chain []Envelope) (KeySet, error) {
 			return k, err
 		}
 		if next.Sequence != now.Sequence+1 {
-			return k, fmt.Errorf("%w: key set %d follows %d", ErrUnverified, next.Sequence, now.Sequence)
+			return k, fmt.Errorf("%w: key set %d cannot follow key set %d", ErrUnverified, next.Sequence, now.Sequence)
 		}
 		if _, err := next.Keyring(); err != nil {
 			return k, err

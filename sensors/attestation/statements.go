@@ -60,7 +60,7 @@ func (r Keyring) VerifyAttestation(s Envelope, target string, now time.Time, max
 		return Attestation{}, fmt.Errorf("%w: the attested detection %s is about %s, not %s", ErrUnverified, a.DetectionID, a.TargetID, target)
 	}
 	if age := now.Sub(a.AcceptedAt); age > maxAge || age < -maxClockSkew {
-		return Attestation{}, fmt.Errorf("%w: the attested detection %s is %s old, at most %s is fresh", ErrUnverified, a.DetectionID, duration.FormatApprox(age), duration.Format(maxAge))
+		return Attestation{}, fmt.Errorf("%w: the attested detection %s is %s old, more than the maximum of %s", ErrUnverified, a.DetectionID, duration.FormatApprox(age), duration.Format(maxAge))
 	}
 	return a, nil
 }
@@ -167,7 +167,7 @@ func (r Keyring) VerifyLeaseToken(s Envelope, action, target string, now time.Ti
 		return LeaseToken{}, fmt.Errorf("%w: the lease token is for %s on %s, not %s on %s", ErrUnverified, t.Action, t.TargetID, action, target)
 	}
 	if now.After(t.ExpiresAt) {
-		return LeaseToken{}, fmt.Errorf("%w: the lease token ended at %s", ErrUnverified, t.ExpiresAt.Format(time.RFC3339))
+		return LeaseToken{}, fmt.Errorf("%w: the lease token expired at %s", ErrUnverified, t.ExpiresAt.Format(time.RFC3339))
 	}
 	return t, nil
 }

@@ -41,20 +41,20 @@ func (b *Baselines) Read(r io.Reader) (images int, err error) {
 	decoder.DisallowUnknownFields()
 	var d baselineFile
 	if err := decoder.Decode(&d); err != nil {
-		return 0, fmt.Errorf("these are no baselines: %w; `stanch-sensor baseline export` writes them", err)
+		return 0, fmt.Errorf("invalid baselines: %w; create them with `stanch-sensor baseline export`", err)
 	}
 	if d.Version != FileVersion {
-		return 0, fmt.Errorf("the baselines have version %d, this program reads %d", d.Version, FileVersion)
+		return 0, fmt.Errorf("the baselines have version %d, this program supports version %d", d.Version, FileVersion)
 	}
 	now := b.options.Now()
 	for i, image := range d.Images {
 		switch {
 		case !strings.HasPrefix(image.Digest, "sha256:") || len(image.Digest) > maxTextBytes:
-			return 0, fmt.Errorf("image %d: %q is not a digest", i+1, image.Digest)
+			return 0, fmt.Errorf("image %d: invalid digest %q", i+1, image.Digest)
 		case image.FirstSeen.IsZero() || image.FirstSeen.After(now.Add(time.Hour)) || image.LastSeen.Before(image.FirstSeen):
-			return 0, fmt.Errorf("image %s: it was first seen %s and last %s: that cannot be", image.Digest, image.FirstSeen, image.LastSeen)
+			return 0, fmt.Errorf("image %s: invalid times: first seen %s, last seen %s", image.Digest, image.FirstSeen, image.LastSeen)
 		case len(image.Executables) > maxExecutablesPerImage || len(image.Destinations) > maxDestinationsPerImage:
-			return 0, fmt.Errorf("image %s: it has more than %d executables or %d destinations", image.Digest, maxExecutablesPerImage, maxDestinationsPerImage)
+			return 0, fmt.Errorf("image %s: more than %d executables or %d destinations", image.Digest, maxExecutablesPerImage, maxDestinationsPerImage)
 		}
 	}
 	b.mu.Lock()
@@ -130,7 +130,7 @@ func Open(file string, o Options) (*Baselines, error) {
 		if renamed := os.Rename(file, aside); renamed != nil {
 			return b, errors.Join(err, renamed)
 		}
-		return b, fmt.Errorf("%s is put aside as %s, and learning begins again: %w", file, aside, err)
+		return b, fmt.Errorf("%s was moved to %s, and learning starts again: %w", file, aside, err)
 	}
 	b.dirty = false
 	return b, nil
@@ -172,7 +172,7 @@ func (b *Baselines) Save(file string) error {
 		b.mu.Lock()
 		b.dirty = true
 		b.mu.Unlock()
-		return fmt.Errorf("keep the baselines: %w", err)
+		return fmt.Errorf("save the baselines: %w", err)
 	}
 	return nil
 }

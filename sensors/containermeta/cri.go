@@ -97,7 +97,7 @@ func (r *criClient) connect(ctx context.Context) (cri.RuntimeServiceClient, erro
 	v, err := rt.Version(ctx, &cri.VersionRequest{})
 	if err != nil {
 		_ = conn.Close()
-		r.lastError = fmt.Errorf("ask the runtime at %s (is its CRI plugin enabled?): %w", socket, err)
+		r.lastError = fmt.Errorf("query the runtime at %s: %w; check that its CRI plugin is enabled", socket, err)
 		return nil, r.lastError
 	}
 	r.conn, r.runtimeService, r.lastError = conn, rt, nil
@@ -126,13 +126,13 @@ func (r *criClient) fillContainer(ctx context.Context, c *sensors.Container) err
 	if status.Code(err) == codes.NotFound {
 		pod, err := r.loadPod(ctx, rt, c.ID)
 		if err != nil {
-			return fmt.Errorf("ask the runtime about container %s: %w", c.ID, err)
+			return fmt.Errorf("query the runtime about container %s: %w", c.ID, err)
 		}
 		c.Name, c.Pod = pauseContainerName, pod
 		return nil
 	}
 	if err != nil {
-		return fmt.Errorf("ask the runtime about container %s: %w", c.ID, err)
+		return fmt.Errorf("query the runtime about container %s: %w", c.ID, err)
 	}
 	s := st.GetStatus()
 	c.Name = s.GetMetadata().GetName()
@@ -156,7 +156,7 @@ func (r *criClient) fillContainer(ctx context.Context, c *sensors.Container) err
 	}
 	pod, err := r.loadPod(ctx, rt, list.GetContainers()[0].GetPodSandboxId())
 	if err != nil {
-		return fmt.Errorf("ask the runtime about the sandbox of container %s: %w", c.ID, err)
+		return fmt.Errorf("query the runtime about the sandbox of container %s: %w", c.ID, err)
 	}
 	c.Pod = pod
 	return nil

@@ -79,7 +79,7 @@ func parsePart(number, unit string) (time.Duration, error) {
 		return 0, errors.New("use units such as 90s, 15m, 2h, 1d or 2w")
 	}
 	if d > Max/times {
-		return 0, errors.New("it is longer than 3650d")
+		return 0, errors.New("longer than 3650d")
 	}
 	return d * times, nil
 }

@@ -72,7 +72,7 @@ const (
 )
 
 // errBusy is the result of a command that exceeds maxRunningCommands.
-var errBusy = fmt.Errorf("the node runs %d commands already", maxRunningCommands)
+var errBusy = fmt.Errorf("the node already runs %d commands", maxRunningCommands)
 
 // Run keeps the stream connected until ctx ends, and then returns the error of ctx. It reconnects after 0.1 s,
 // doubling the delay up to 5 s.
@@ -104,7 +104,7 @@ func (c *Client) Run(ctx context.Context) error {
 		if time.Since(began) > 10*time.Second {
 			wait = 100 * time.Millisecond
 		}
-		c.Log.Warn("the gateway is away; detections are spooled", "gateway", c.Address, "error", err, "spooled", c.Spool.Len(), "again_in", wait)
+		c.Log.Warn("the gateway is unavailable; detections are spooled", "gateway", c.Address, "error", err, "spooled", c.Spool.Len(), "again_in", wait)
 		timer := time.NewTimer(wait)
 		select {
 		case <-ctx.Done():
@@ -151,7 +151,7 @@ func (c *Client) runStream(parent context.Context, gateway gatewaypb.GatewayClie
 	defer context.AfterFunc(parent, func() {
 		timer := time.AfterFunc(shutdownGrace, cancel)
 		defer timer.Stop()
-		if s.send(&gatewaypb.FromNode{Body: &gatewaypb.FromNode_Goodbye{Goodbye: &gatewaypb.Goodbye{Reason: "the sensor was told to stop"}}}) == nil {
+		if s.send(&gatewaypb.FromNode{Body: &gatewaypb.FromNode_Goodbye{Goodbye: &gatewaypb.Goodbye{Reason: "the sensor was stopped"}}}) == nil {
 			_ = stream.CloseSend()
 		}
 		<-ctx.Done()
@@ -164,11 +164,11 @@ func (c *Client) runStream(parent context.Context, gateway gatewaypb.GatewayClie
 		return fmt.Errorf("wait for welcome: %w", err)
 	}
 	if first.GetWelcome() == nil {
-		return errors.New("the gateway's first word was no welcome")
+		return errors.New("the gateway's first message was not a welcome")
 	}
 	s.lastServerTime.Store(&serverTime{first.GetWelcome().GetTimeNs(), time.Now()})
 	if err := c.PinnedKeys.ApplyRotations(first.GetWelcome().GetKeySets()); err != nil && !errors.Is(err, ErrNoPinnedKeys) {
-		c.Log.Error("the gateway shows rotations of the authority's keys that the pinned key did not sign; they are ignored", "error", err)
+		c.Log.Error("the gateway sent authority key rotations that the pinned key did not sign; they are ignored", "error", err)
 	}
 	if c.PinnedKeys != nil && !c.PinnedKeys.HasAny(first.GetWelcome().GetAuthorityKeys()) {
 		c.Log.Error("the gateway's authority is not the one that this node was enrolled with; its commands are refused", "gateway", c.Address)
@@ -186,7 +186,7 @@ func (c *Client) runStream(parent context.Context, gateway gatewaypb.GatewayClie
 		select {
 		case <-ended:
 		case <-time.After(commandDrainTimeout):
-			c.Log.Warn("commands of an ended stream still run", "running", c.runningCommands.Load())
+			c.Log.Warn("commands of a closed stream are still running", "running", c.runningCommands.Load())
 		}
 	}()
 	failed := make(chan error, 3)
@@ -371,6 +371,6 @@ func (s *session) sendResult(cmd *gatewaypb.Command, result any, blobs []Attachm
 		}
 	}
 	if err := s.send(&gatewaypb.FromNode{Body: &gatewaypb.FromNode_Result{Result: answer}}); err != nil {
-		s.Log.Warn("answer a command", "kind", cmd.GetKind(), "error", err)
+		s.Log.Warn("send a command's result", "kind", cmd.GetKind(), "error", err)
 	}
 }

@@ -59,7 +59,7 @@ func (e Enrollment) OpenOrEnroll(ctx context.Context) (*NodeCertificate, *Pinned
 func (e Enrollment) openOrEnroll(ctx context.Context, ca []byte, anew bool, enrolled *attestation.KeySet) (*NodeCertificate, error) {
 	pool := x509.NewCertPool()
 	if !pool.AppendCertsFromPEM(ca) {
-		return nil, fmt.Errorf("%s holds no certificate", e.CAFile)
+		return nil, fmt.Errorf("%s contains no certificate", e.CAFile)
 	}
 	if kept, err := ReadKeyPair(e.CertificatePath); err == nil && !anew {
 		i, err := NewNodeCertificate(MutualTLSConfig(kept, pool), e.CertificatePath)
@@ -73,7 +73,7 @@ func (e Enrollment) openOrEnroll(ctx context.Context, ca []byte, anew bool, enro
 	}
 	certificate, keys, err := e.requestCertificate(ctx, pool, csr)
 	if err != nil {
-		return nil, fmt.Errorf("enrol with the gateway at %s: %w", e.GatewayURL, err)
+		return nil, fmt.Errorf("enroll with the gateway at %s: %w", e.GatewayURL, err)
 	}
 	*enrolled = keys
 	keyPEM, err := EncodePrivateKey(key)
@@ -82,7 +82,7 @@ func (e Enrollment) openOrEnroll(ctx context.Context, ca []byte, anew bool, enro
 	}
 	pair, err := tls.X509KeyPair([]byte(certificate), keyPEM)
 	if err != nil {
-		return nil, fmt.Errorf("the gateway's certificate does not belong to the request: %w", err)
+		return nil, fmt.Errorf("the gateway's certificate does not match the request: %w", err)
 	}
 	if err := WriteKeyPair(e.CertificatePath, []byte(certificate), keyPEM); err != nil {
 		return nil, err
@@ -103,7 +103,7 @@ func (e Enrollment) requestCertificate(ctx context.Context, pool *x509.CertPool,
 	defer cancel()
 	r, err := http.NewRequestWithContext(ctx, http.MethodPost, strings.TrimRight(e.GatewayURL, "/")+"/v1/enroll", bytes.NewReader(body))
 	if err != nil {
-		return "", attestation.KeySet{}, fmt.Errorf("make the request: %w", err)
+		return "", attestation.KeySet{}, fmt.Errorf("create the request: %w", err)
 	}
 	r.Header.Set("Authorization", "Bearer "+strings.TrimSpace(string(token)))
 	transport := &http.Transport{TLSClientConfig: &tls.Config{MinVersion: tls.VersionTLS13, RootCAs: pool, ServerName: ServerName}}
@@ -112,7 +112,7 @@ func (e Enrollment) requestCertificate(ctx context.Context, pool *x509.CertPool,
 	client := &http.Client{Transport: transport, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
 	resp, err := client.Do(r)
 	if err != nil {
-		return "", attestation.KeySet{}, fmt.Errorf("ask: %w", err)
+		return "", attestation.KeySet{}, fmt.Errorf("send the request: %w", err)
 	}
 	defer func() { _ = resp.Body.Close() }()
 	var answer struct {
@@ -120,7 +120,7 @@ func (e Enrollment) requestCertificate(ctx context.Context, pool *x509.CertPool,
 		Keys               attestation.KeySet
 	}
 	if err := json.NewDecoder(io.LimitReader(resp.Body, 64<<10)).Decode(&answer); err != nil {
-		return "", attestation.KeySet{}, fmt.Errorf("the answer %s cannot be read: %w", resp.Status, err)
+		return "", attestation.KeySet{}, fmt.Errorf("decode the response %s: %w", resp.Status, err)
 	}
 	if resp.StatusCode != http.StatusOK || answer.Certificate == "" {
 		return "", attestation.KeySet{}, errors.New(resp.Status + ": " + answer.Error)

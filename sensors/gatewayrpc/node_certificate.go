@@ -34,7 +34,7 @@ type NodeCertificate struct {
 // has no certificate or the file is damaged.
 func NewNodeCertificate(base *tls.Config, path string) (*NodeCertificate, error) {
 	if len(base.Certificates) == 0 {
-		return nil, errors.New("the configuration holds no certificate")
+		return nil, errors.New("the configuration contains no certificate")
 	}
 	i := &NodeCertificate{baseTLS: base, path: path, current: base.Certificates[0]}
 	if i.current.Leaf == nil {
@@ -51,7 +51,7 @@ func NewNodeCertificate(base *tls.Config, path string) (*NodeCertificate, error)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 	case err != nil:
-		return nil, fmt.Errorf("%w; remove it to go on with the certificate that was issued first", err)
+		return nil, fmt.Errorf("%w; remove it to use the certificate that was issued first", err)
 	case i.checkRenewal(renewed.Leaf) == nil && renewed.Leaf.NotAfter.After(i.current.Leaf.NotAfter):
 		i.current = renewed
 	}
@@ -76,11 +76,11 @@ func ReadKeyPair(path string) (tls.Certificate, error) {
 // the other.
 func WriteKeyPair(path string, certificate, key []byte) error {
 	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
-		return fmt.Errorf("keep the certificate: %w", err)
+		return fmt.Errorf("save the certificate: %w", err)
 	}
 	f, err := os.CreateTemp(filepath.Dir(path), ".certificate-")
 	if err != nil {
-		return fmt.Errorf("keep the certificate: %w", err)
+		return fmt.Errorf("save the certificate: %w", err)
 	}
 	_, err = f.Write(bytes.Join([][]byte{certificate, key}, nil))
 	err = errors.Join(err, f.Sync(), f.Close())
@@ -89,7 +89,7 @@ func WriteKeyPair(path string, certificate, key []byte) error {
 	}
 	if err != nil {
 		_ = os.Remove(f.Name())
-		return fmt.Errorf("keep the certificate: %w", err)
+		return fmt.Errorf("save the certificate: %w", err)
 	}
 	return nil
 }
@@ -97,11 +97,11 @@ func WriteKeyPair(path string, certificate, key []byte) error {
 // checkRenewal returns an error unless c has this node's name and is signed by its authority.
 func (i *NodeCertificate) checkRenewal(c *x509.Certificate) error {
 	if c.Subject.CommonName != i.current.Leaf.Subject.CommonName {
-		return fmt.Errorf("the certificate is %q's, and this node is %q", c.Subject.CommonName, i.current.Leaf.Subject.CommonName)
+		return fmt.Errorf("the certificate is for node %q, but this node is %q", c.Subject.CommonName, i.current.Leaf.Subject.CommonName)
 	}
 	_, err := c.Verify(x509.VerifyOptions{Roots: i.baseTLS.RootCAs, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}})
 	if err != nil {
-		return fmt.Errorf("the certificate is not of this installation: %w", err)
+		return fmt.Errorf("the certificate does not belong to this installation: %w", err)
 	}
 	return nil
 }
@@ -150,11 +150,11 @@ func (i *NodeCertificate) BeginRenewal() ([]byte, error) {
 // NewCertificateRequest generates a P-256 key and returns it with a certificate request in DER form.
 func NewCertificateRequest(name string) (csr []byte, key *ecdsa.PrivateKey, err error) {
 	if key, err = ecdsa.GenerateKey(elliptic.P256(), rand.Reader); err != nil {
-		return nil, nil, fmt.Errorf("make a key: %w", err)
+		return nil, nil, fmt.Errorf("create a key: %w", err)
 	}
 	csr, err = x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{Subject: pkix.Name{CommonName: name}}, key)
 	if err != nil {
-		return nil, nil, fmt.Errorf("make a certificate request: %w", err)
+		return nil, nil, fmt.Errorf("create a certificate request: %w", err)
 	}
 	return csr, key, nil
 }
@@ -175,7 +175,7 @@ func (i *NodeCertificate) AcceptCertificate(certificate []byte) error {
 	i.mu.Lock()
 	defer i.mu.Unlock()
 	if i.pendingKey == nil {
-		return errors.New("a certificate came that was not asked for")
+		return errors.New("received a certificate that was not requested")
 	}
 	key, err := EncodePrivateKey(i.pendingKey)
 	if err != nil {
@@ -183,7 +183,7 @@ func (i *NodeCertificate) AcceptCertificate(certificate []byte) error {
 	}
 	pair, err := tls.X509KeyPair(certificate, key)
 	if err != nil {
-		return fmt.Errorf("the certificate does not belong to the request: %w", err)
+		return fmt.Errorf("the certificate does not match the request: %w", err)
 	}
 	if err := i.checkRenewal(pair.Leaf); err != nil {
 		return err

@@ -152,10 +152,10 @@ func (p *PinnedKeys) save(set attestation.KeySet) error {
 	}
 	raw, err := json.Marshal(pinnedKeysFile{p.installationID, set})
 	if err != nil {
-		return fmt.Errorf("keep the pinned keys: %w", err)
+		return fmt.Errorf("save the pinned keys: %w", err)
 	}
 	if err := renameio.WriteFile(p.path, raw, 0o600); err != nil {
-		return fmt.Errorf("keep the pinned keys: %w", err)
+		return fmt.Errorf("save the pinned keys: %w", err)
 	}
 	return nil
 }

@@ -51,15 +51,15 @@ func (s *session) requestRenewal(ctx context.Context) (bool, error) {
 	case <-ctx.Done():
 		return false, ctx.Err()
 	case <-timer.C:
-		s.Log.Warn("the gateway does not answer the request for a new certificate; an older gateway cannot", "ends", s.NodeCertificate.Certificate().NotAfter)
+		s.Log.Warn("the gateway did not respond to the request for a new certificate; upgrade the gateway if it is older than this node", "ends", s.NodeCertificate.Certificate().NotAfter)
 		return false, nil
 	case answer := <-s.renewals:
 		if answer.GetError() != "" {
-			s.Log.Error("the gateway refused a new certificate", "ends", s.NodeCertificate.Certificate().NotAfter, "reason", answer.GetError())
+			s.Log.Error("the gateway refused to issue a new certificate", "ends", s.NodeCertificate.Certificate().NotAfter, "reason", answer.GetError())
 			return false, nil
 		}
 		if err := s.NodeCertificate.AcceptCertificate(answer.GetCertificate()); err != nil {
-			s.Log.Error("the node's new certificate is not taken", "ends", s.NodeCertificate.Certificate().NotAfter, "error", err)
+			s.Log.Error("the node's new certificate was rejected", "ends", s.NodeCertificate.Certificate().NotAfter, "error", err)
 			return false, nil
 		}
 		s.Log.Info("the node's certificate was renewed", "ends", s.NodeCertificate.Certificate().NotAfter)

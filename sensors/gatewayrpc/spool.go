@@ -247,7 +247,7 @@ func (s *Spool) Acknowledge(n int) error {
 	// The header is not synced: after a crash of the machine some detections are sent twice, and the gateway
 	// recognizes them by their ID.
 	if _, err := s.file.WriteAt(headerLine(s.ackedBytes), 0); err != nil {
-		return fmt.Errorf("note in the spool what was acknowledged: %w", err)
+		return fmt.Errorf("record acknowledgments in the spool: %w", err)
 	}
 	return nil
 }
@@ -266,7 +266,7 @@ func (s *Spool) truncate() error {
 	}
 	if err != nil {
 		s.incomplete = true
-		return fmt.Errorf("shorten spool: %w", err)
+		return fmt.Errorf("truncate spool: %w", err)
 	}
 	return nil
 }

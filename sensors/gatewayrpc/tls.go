@@ -35,7 +35,7 @@ func LoadTLS(dir, base string) (*tls.Config, error) {
 	}
 	pool := x509.NewCertPool()
 	if !pool.AppendCertsFromPEM(ca) {
-		return nil, fmt.Errorf("%s holds no certificate", filepath.Join(dir, "ca.crt"))
+		return nil, fmt.Errorf("%s contains no certificate", filepath.Join(dir, "ca.crt"))
 	}
 	return MutualTLSConfig(pair, pool), nil
 }
@@ -66,7 +66,7 @@ func loadKeySet(dir string) (attestation.KeySet, error) {
 		_, err = set.Keyring()
 	}
 	if err != nil {
-		return set, fmt.Errorf("read the authority's keys in %s: %w; issue the folder again with `stanch cert node`", dir, err)
+		return set, fmt.Errorf("read the authority's keys in %s: %w; create the directory again with `stanch cert node`", dir, err)
 	}
 	return set, nil
 }

@@ -97,7 +97,7 @@ func (p *Probe) setKernelFilter(id uint64, class CgroupClass) error {
 		mode = filterModeIgnore
 	}
 	if err := p.collection.Maps[bpf.ObserveMapCgroups].Update(id, mode, ebpf.UpdateAny); err != nil {
-		return fmt.Errorf("tell the kernel about cgroup %d: %w", id, err)
+		return fmt.Errorf("register cgroup %d with the kernel programs: %w", id, err)
 	}
 	return nil
 }

@@ -110,7 +110,7 @@ func decodeRecord(b []byte) (decodedRecord, error) {
 	file, ok4 := part(offsetFileLen)
 	detail, ok5 := part(offsetDetailLen)
 	if !ok1 || !ok2 || !ok3 || !ok4 || !ok5 {
-		return decodedRecord{}, fmt.Errorf("%w: a part is longer than the record", errMalformedRecord)
+		return decodedRecord{}, fmt.Errorf("%w: a field is longer than the record", errMalformedRecord)
 	}
 	p.Exe = joinPath(exe, p.ExeIsMemfd)
 	p.Cwd = joinPath(cwd, false)

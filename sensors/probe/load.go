@@ -160,7 +160,7 @@ func (p *Probe) loadPrograms() error {
 	programs := spec.Programs
 	spec.Programs = map[string]*ebpf.ProgramSpec{}
 	if p.collection, err = ebpf.NewCollection(spec); err != nil {
-		return fmt.Errorf("make the kernel maps (root or CAP_BPF, CAP_PERFMON, CAP_NET_ADMIN and CAP_SYS_RESOURCE are needed): %w", err)
+		return fmt.Errorf("create the kernel maps (root or CAP_BPF, CAP_PERFMON, CAP_NET_ADMIN and CAP_SYS_RESOURCE are required): %w", err)
 	}
 	if err := p.fillMaps(); err != nil {
 		return err
@@ -223,13 +223,13 @@ func (p *Probe) attachHook(a hookAttachment, maps *ebpf.CollectionSpec, prog *eb
 func shortReason(err error) string {
 	var refused *ebpf.VerifierError
 	if errors.As(err, &refused) {
-		return "refused by this kernel's verifier: " + firstLine(err)
+		return "rejected by this kernel's verifier: " + firstLine(err)
 	}
 	switch {
 	case errors.Is(err, ebpf.ErrNotSupported), errors.Is(err, unix.ENOENT), errors.Is(err, unix.ESRCH):
 		return "this kernel has no such hook: " + firstLine(err)
 	case errors.Is(err, unix.EPERM):
-		return "not permitted (root or CAP_BPF, CAP_PERFMON, CAP_NET_ADMIN needed; or locked down): " + firstLine(err)
+		return "not permitted (root or CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN are required, or the kernel is locked down): " + firstLine(err)
 	}
 	return firstLine(err)
 }
@@ -245,7 +245,7 @@ func (p *Probe) fillMaps() error {
 		var key [48]byte
 		copy(key[:], name)
 		if err := p.collection.Maps[bpf.ObserveMapSensitive].Put(key, on); err != nil {
-			return fmt.Errorf("tell the kernel the sensitive names: %w", err)
+			return fmt.Errorf("load the sensitive names into the kernel maps: %w", err)
 		}
 	}
 	return p.scanCgroups()

@@ -125,7 +125,7 @@ func (l *EgressLock) loadOrAdopt(dir string) error {
 		return fmt.Errorf("open the egress lock: %w", err)
 	}
 	if err := os.MkdirAll(l.pinDir, 0o700); err != nil {
-		return fmt.Errorf("make the lock's directory: %w", err)
+		return fmt.Errorf("create the lock's directory: %w", err)
 	}
 	spec, err := bpf.LoadLock()
 	if err != nil {
@@ -139,7 +139,7 @@ func (l *EgressLock) loadOrAdopt(dir string) error {
 	l.collection, err = ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{Maps: ebpf.MapOptions{PinPath: l.pinDir}})
 	switch {
 	case errors.Is(err, ebpf.ErrMapIncompatible):
-		return fmt.Errorf("adopt the lock pinned in %s (another version made it: let its locks end, then run `stanch-sensor cleanup`): %w", l.pinDir, err)
+		return fmt.Errorf("adopt the lock pinned in %s (another version created it; wait until its locks expire, then run `stanch-sensor cleanup`): %w", l.pinDir, err)
 	case err != nil:
 		return fmt.Errorf("load the egress lock: %w: %s", ErrNotSupported, shortReason(err))
 	}
@@ -157,7 +157,7 @@ func (l *EgressLock) attachCgroup() error {
 	if err == nil {
 		if err := old.Update(prog); err != nil {
 			_ = old.Close()
-			return fmt.Errorf("renew the pinned egress program: %w", err)
+			return fmt.Errorf("update the pinned egress program: %w", err)
 		}
 		l.cgroupLink = old
 		return nil
@@ -205,22 +205,22 @@ func (r *EgressLockRequest) flags() uint32 {
 func (r *EgressLockRequest) validate() error {
 	switch {
 	case r.LeaseID == "" || len(r.LeaseID) >= len(lockRecord{}.Lease):
-		return fmt.Errorf("egress lock: a lease id of 1 to %d bytes is needed", len(lockRecord{}.Lease)-1)
+		return fmt.Errorf("egress lock: the lease ID must have 1 to %d bytes", len(lockRecord{}.Lease)-1)
 	case len(r.TargetID) >= len(lockRecord{}.Target):
-		return fmt.Errorf("egress lock: a target of at most %d bytes is needed", len(lockRecord{}.Target)-1)
+		return fmt.Errorf("egress lock: the target must have at most %d bytes", len(lockRecord{}.Target)-1)
 	case len(r.Cgroups) == 0:
-		return errors.New("egress lock: no cgroup to hold")
+		return errors.New("egress lock: missing cgroup")
 	case !r.ExpiresAt.After(time.Now()):
-		return fmt.Errorf("egress lock: the end %s has passed", r.ExpiresAt.Format(time.RFC3339))
+		return fmt.Errorf("egress lock: the expiry %s has passed", r.ExpiresAt.Format(time.RFC3339))
 	case len(r.Cgroups) > 64 || len(r.Veths) > 64 || len(r.AllowList) > 4096:
-		return errors.New("egress lock: more than 64 cgroups, 64 wires or 4096 destinations")
+		return errors.New("egress lock: more than 64 cgroups, 64 veths or 4096 destinations")
 	}
 	for _, a := range r.AllowList {
 		if !a.Prefix.IsValid() {
 			return errors.New("egress lock: an allowed destination has no prefix")
 		}
 		if a.Protocol != "" && a.Protocol != "tcp" && a.Protocol != "udp" {
-			return fmt.Errorf("egress lock: protocol %q: use tcp, udp or leave it out", a.Protocol)
+			return fmt.Errorf("egress lock: invalid protocol %q; use tcp or udp, or omit it", a.Protocol)
 		}
 	}
 	return nil
@@ -239,7 +239,7 @@ func (l *EgressLock) Apply(r EgressLockRequest) (EgressLockState, error) {
 		return EgressLockState{}, err
 	}
 	if slices.Contains(r.Cgroups, rootID) {
-		return EgressLockState{}, errors.New("egress lock: the root cgroup is the whole node")
+		return EgressLockState{}, errors.New("egress lock: the root cgroup is not allowed, because it contains the entire node")
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -258,7 +258,7 @@ func (l *EgressLock) Apply(r EgressLockRequest) (EgressLockState, error) {
 		return EgressLockState{}, err
 	}
 	if err := l.ebpfMap(bpf.LockMapCounts).Update(id, packetCountsRecord{}, ebpf.UpdateNoExist); err != nil && !errors.Is(err, ebpf.ErrKeyExist) {
-		return EgressLockState{}, fmt.Errorf("egress lock: make counters: %w", err)
+		return EgressLockState{}, fmt.Errorf("egress lock: create counters: %w", err)
 	}
 	if err := l.ebpfMap(bpf.LockMapLocks).Put(id, rec); err != nil {
 		return EgressLockState{}, fmt.Errorf("egress lock: write: %w", err)
@@ -276,7 +276,7 @@ func (l *EgressLock) Apply(r EgressLockRequest) (EgressLockState, error) {
 	for k, v := range wanted {
 		if err := l.ebpfMap(bpf.LockMapLockedObjects).Put(k, v); err != nil {
 			l.removeLock(id)
-			return EgressLockState{}, fmt.Errorf("egress lock: hold: %w", err)
+			return EgressLockState{}, fmt.Errorf("egress lock: apply: %w", err)
 		}
 	}
 	for k, v := range l.lockedObjects() {

@@ -14,7 +14,7 @@ var (
 	// ErrHostNetwork means that a process is in the node's network namespace, and has no veth that could be locked.
 	ErrHostNetwork = errors.New("process is in the host's network namespace")
 	// ErrLockedByOtherLease means that another lease has locked the cgroup or veth.
-	ErrLockedByOtherLease = errors.New("already held for another lease")
+	ErrLockedByOtherLease = errors.New("already locked by another lease")
 	// ErrNotSupported means that this kernel or machine does not support the operation.
 	ErrNotSupported = errors.New("not supported by this kernel")
 )

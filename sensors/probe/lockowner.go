@@ -18,10 +18,10 @@ import (
 
 // ErrInUse means that another process uses the pin directory. Two processes that write the same maps would overwrite
 // each other's changes, and a lock could be reported as active while it is not.
-var ErrInUse = errors.New("another sensor uses it")
+var ErrInUse = errors.New("in use by another sensor")
 
 // inUseRemedy is the remedy in errors that wrap ErrInUse.
-const inUseRemedy = "; stop that one first, or run `stanch up` with --no-sensor"
+const inUseRemedy = "; stop that sensor first, or run `stanch up` with --no-sensor"
 
 // handoverTimeout is how long a process waits for an exiting process to release the pin directory.
 const handoverTimeout = 2 * time.Second

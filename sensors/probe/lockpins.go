@@ -31,7 +31,7 @@ func ensureBPFMount(dir string) error {
 	if strings.HasPrefix(dir, usual+"/") {
 		at = usual
 	} else if err := os.MkdirAll(dir, 0o700); err != nil {
-		return fmt.Errorf("make %s: %w", dir, err)
+		return fmt.Errorf("create %s: %w", dir, err)
 	}
 	if !isBPF(at) {
 		if err := unix.Mount("bpf", at, "bpf", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "mode=0700"); err != nil {
@@ -39,7 +39,7 @@ func ensureBPFMount(dir string) error {
 		}
 	}
 	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return fmt.Errorf("make %s: %w", dir, err)
+		return fmt.Errorf("create %s: %w", dir, err)
 	}
 	return nil
 }
@@ -68,12 +68,12 @@ func (l *EgressLock) attachVeth(index int) error {
 		_ = os.Remove(pin)
 		made, err := link.AttachTCX(link.TCXOptions{Interface: index, Program: l.collection.Programs[w.program], Attach: w.at, Anchor: link.Head()})
 		if err != nil {
-			return fmt.Errorf("attach to the wire: %w", err)
+			return fmt.Errorf("attach to the veth: %w", err)
 		}
 		err = made.Pin(pin)
 		_ = made.Close()
 		if err != nil {
-			return fmt.Errorf("pin the wire's program: %w", err)
+			return fmt.Errorf("pin the veth's program: %w", err)
 		}
 	}
 	return nil
@@ -122,7 +122,7 @@ func detachAndUnpin(pin string) {
 func (l *EgressLock) adoptVeths() error {
 	pins, err := os.ReadDir(l.pinDir)
 	if err != nil {
-		return fmt.Errorf("adopt pinned wires: %w", err)
+		return fmt.Errorf("adopt pinned veths: %w", err)
 	}
 	for _, entry := range pins {
 		index, which, ok := parseVethPin(entry.Name())
@@ -174,7 +174,7 @@ func Cleanup(dir string) error {
 		return nil
 	}
 	if errors.Is(err, ErrInUse) {
-		return fmt.Errorf("cleanup: %w; stop that one first", err)
+		return fmt.Errorf("cleanup: %w; stop that sensor first", err)
 	}
 	if err != nil {
 		return fmt.Errorf("cleanup: %w", err)

@@ -128,7 +128,7 @@ func (l *EgressLock) AddTargets(lease string, cgroups []uint64, wires []Veth) er
 		return fmt.Errorf("egress lock: %w", err)
 	}
 	if slices.Contains(cgroups, rootID) {
-		return errors.New("egress lock: the root cgroup is the whole node")
+		return errors.New("egress lock: the root cgroup is not allowed, because it contains the entire node")
 	}
 	if err := l.checkNotLocked(id, EgressLockRequest{Cgroups: cgroups, Veths: wires}); err != nil {
 		return err

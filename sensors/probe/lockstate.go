@@ -223,7 +223,7 @@ func (l *EgressLock) extendLatestExpiry(end uint64) error {
 		return nil
 	}
 	if err := m.Put(uint32(0), end); err != nil {
-		return fmt.Errorf("egress lock: write the latest end: %w", err)
+		return fmt.Errorf("egress lock: write the latest expiry: %w", err)
 	}
 	return nil
 }

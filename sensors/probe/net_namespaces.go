@@ -53,7 +53,7 @@ type namespaceSearch struct {
 func findNetNamespaces(pids []int) ([]netNamespace, error) {
 	var st unix.Stat_t
 	if err := unix.Stat(ownNetNS, &st); err != nil {
-		return nil, fmt.Errorf("own network namespace: %w", err)
+		return nil, fmt.Errorf("read the own network namespace: %w", err)
 	}
 	own := st.Ino
 	s := &namespaceSearch{ownInode: own, nsfsDevice: st.Dev, mountedInodes: map[uint64]int{}, knownInodes: map[uint64]bool{}}
@@ -67,7 +67,7 @@ func findNetNamespaces(pids []int) ([]netNamespace, error) {
 			case errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ESRCH): // it exited in the meantime
 				continue
 			case err != nil && len(errs) < maxReportedProblems:
-				errs = append(errs, fmt.Errorf("network namespaces of process %d: %w", pid, err))
+				errs = append(errs, fmt.Errorf("find the network namespaces of process %d: %w", pid, err))
 			}
 			if n == 0 {
 				alive++
@@ -76,7 +76,7 @@ func findNetNamespaces(pids []int) ([]netNamespace, error) {
 		s.handles = 0
 	}
 	if alive == 0 {
-		errs = append(errs, errors.New("no process is left whose network could be looked at"))
+		errs = append(errs, errors.New("no process is left whose network could be inspected"))
 	}
 	if s.reachesHost {
 		errs = append(errs, ErrHostNetwork)
@@ -88,7 +88,7 @@ func findNetNamespaces(pids []int) ([]netNamespace, error) {
 	}
 	for inode, pid := range s.mountedInodes {
 		if len(errs) < maxReportedProblems && inode != own && !ours[inode] && !slices.ContainsFunc(s.namespaces, func(n netNamespace) bool { return n.inode == inode }) {
-			errs = append(errs, fmt.Errorf("process %d has network namespace %d mounted, which was not looked into: %w", pid, inode, ErrNotSupported))
+			errs = append(errs, fmt.Errorf("process %d has network namespace %d mounted, which was not inspected: %w", pid, inode, ErrNotSupported))
 		}
 	}
 	return s.namespaces, errors.Join(errs...)
@@ -323,7 +323,7 @@ func (n *netNamespace) toVeth(i, host netInterface) Veth {
 func namespaceID(f *os.File) (int, error) {
 	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_ROUTE)
 	if err != nil {
-		return -1, fmt.Errorf("number of a network namespace: %w", err)
+		return -1, fmt.Errorf("read the ID of a network namespace: %w", err)
 	}
 	defer unix.Close(fd)
 	const size = unix.NLMSG_HDRLEN + 4 + 8 // header, rtgenmsg with padding, one attribute
@@ -335,15 +335,15 @@ func namespaceID(f *os.File) (int, error) {
 	binary.NativeEndian.PutUint16(ask[22:], unix.NETNSA_FD)
 	binary.NativeEndian.PutUint32(ask[24:], uint32(f.Fd())) //nolint:gosec // a descriptor
 	if err := unix.Sendto(fd, ask, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
-		return -1, fmt.Errorf("number of a network namespace: %w", err)
+		return -1, fmt.Errorf("read the ID of a network namespace: %w", err)
 	}
 	answer := make([]byte, 4096)
 	got, _, err := unix.Recvfrom(fd, answer, 0)
 	if err != nil {
-		return -1, fmt.Errorf("number of a network namespace: %w", err)
+		return -1, fmt.Errorf("read the ID of a network namespace: %w", err)
 	}
 	if got < size || binary.NativeEndian.Uint16(answer[4:]) != unix.RTM_NEWNSID {
-		return -1, errors.New("number of a network namespace: the kernel refuses it")
+		return -1, errors.New("read the ID of a network namespace: the kernel returned an error")
 	}
 	for at := unix.NLMSG_HDRLEN + 4; at+8 <= got; {
 		length := int(binary.NativeEndian.Uint16(answer[at:]))

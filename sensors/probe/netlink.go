@@ -9,7 +9,7 @@ import (
 )
 
 // errTooManyEntries means that a list was truncated.
-var errTooManyEntries = errors.New("there are more than are looked at")
+var errTooManyEntries = errors.New("more entries than the limit")
 
 // dumpTimeoutSeconds limits each read of a response, in seconds: the kernel blocks a request while another process
 // changes interfaces.

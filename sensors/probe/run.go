@@ -46,7 +46,7 @@ func (p *Probe) readRing(ctx context.Context, ring *ringbuf.Reader, f func(senso
 		case errors.Is(err, ringbuf.ErrFlushed):
 			continue
 		case err != nil:
-			return fmt.Errorf("read the kernel's ring: %w", err)
+			return fmt.Errorf("read the kernel's ring buffer: %w", err)
 		}
 		if p.options.RecordTap != nil {
 			p.options.RecordTap(rec.RawSample)

@@ -79,7 +79,7 @@ func attachTracedSyscalls(p *Probe, prog *ebpf.Program) ([]link.Link, error) {
 			continue
 		}
 		if err := p.collection.Maps[bpf.ObserveMapCalls].Put(c.number, c.code); err != nil {
-			return links, fmt.Errorf("tell the kernel the number of %s: %w", c.name, err)
+			return links, fmt.Errorf("load the number of %s into the kernel maps: %w", c.name, err)
 		}
 		l, err := link.Tracepoint("syscalls", "sys_exit_"+c.name, prog, nil)
 		if err != nil {

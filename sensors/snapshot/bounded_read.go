@@ -14,8 +14,8 @@ const (
 )
 
 var (
-	errReadStuck         = errors.New("it does not answer; the container may keep it on a file system of its own")
-	errTooManyStuckReads = errors.New("not read: too many others do not answer")
+	errReadStuck         = errors.New("the read timed out; the file may be on a file system of the container that does not respond")
+	errTooManyStuckReads = errors.New("not read: too many other reads timed out")
 )
 
 // readWithTimeout runs read and abandons it after limit. An abandoned read continues in its goroutine, perhaps

@@ -86,7 +86,7 @@ func Take(ctx context.Context, t Target, lim Limits) (Snapshot, []ExecutableCopy
 
 func listPIDs(dirs []string) ([]int, error) {
 	if len(dirs) == 0 {
-		return nil, errors.New("snapshot: no cgroup given")
+		return nil, errors.New("snapshot: missing cgroup")
 	}
 	var pids []int
 	var errs []error
@@ -112,7 +112,7 @@ func (k *collector) addMissing(format string, args ...any) {
 	case n < maxMissingNotes:
 		k.snapshot.Missing = append(k.snapshot.Missing, fmt.Sprintf(format, args...))
 	case n == maxMissingNotes:
-		k.snapshot.Missing = append(k.snapshot.Missing, "more that is not listed")
+		k.snapshot.Missing = append(k.snapshot.Missing, "more gaps that are not listed")
 	}
 }
 

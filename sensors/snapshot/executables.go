@@ -64,7 +64,7 @@ func (k *collector) collectExecutable(ctx context.Context, p *Process) error {
 		why = "upper layer"
 	}
 	if why == "" && st.Size > k.limits.MaxImageHashBytes {
-		p.HashSkipped = "it is in the image, whose digest names it, and is large"
+		p.HashSkipped = "the file is large, and the image digest covers it"
 		return f.Close()
 	}
 	if st.Size > k.limits.MaxHashBytes {

@@ -47,7 +47,7 @@ func openCgroup(path string, id uint64) (*os.File, error) {
 		return nil, errors.Join(fmt.Errorf("open cgroup %s: %w", path, err), dir.Close())
 	}
 	if id != 0 && st.Ino != id {
-		return nil, errors.Join(fmt.Errorf("open cgroup %s: it is cgroup %d now, and not %d", path, st.Ino, id), dir.Close())
+		return nil, errors.Join(fmt.Errorf("open cgroup %s: its ID is now %d instead of %d", path, st.Ino, id), dir.Close())
 	}
 	return dir, nil
 }

@@ -34,7 +34,7 @@ func NewFreezer(root string, log *slog.Logger, program ...string) *Freezer {
 }
 
 // ErrFrozenByOtherLease means that Stanch froze the cgroup for another lease.
-var ErrFrozenByOtherLease = errors.New("already frozen for another lease")
+var ErrFrozenByOtherLease = errors.New("already frozen by another lease")
 
 // IsRefused reports whether an error means that freezing the cgroup is not allowed, as opposed to having failed.
 func IsRefused(err error) bool {
@@ -98,7 +98,7 @@ func (f *Freezer) Freeze(ctx context.Context, h CgroupFreeze) error {
 func newThawOrder(h CgroupFreeze) (thawOrder, error) {
 	left := time.Until(h.ExpiresAt)
 	if left <= 0 {
-		return thawOrder{}, fmt.Errorf("freeze: the end %s has passed", h.ExpiresAt.Format(time.RFC3339))
+		return thawOrder{}, fmt.Errorf("freeze: the expiry %s has passed", h.ExpiresAt.Format(time.RFC3339))
 	}
 	now, err := sinceBoot()
 	if err != nil {
@@ -119,7 +119,7 @@ func (f *Freezer) replaceThawer(dir *os.File, m freezeMarker, o thawOrder) error
 		err := unix.PidfdSendSignal(pidfd, unix.SIGKILL, nil, 0)
 		_ = unix.Close(pidfd)
 		if err != nil && !errors.Is(err, unix.ESRCH) {
-			f.log.Warn("end a thawer that was replaced", "pid", m.ThawerPID, "error", err)
+			f.log.Warn("stop a replaced thawer", "pid", m.ThawerPID, "error", err)
 		}
 	}
 	return f.watchThawer(dir)
@@ -146,7 +146,7 @@ func (f *Freezer) requestThaw(dir *os.File, m freezeMarker) error {
 			return fmt.Errorf("thaw: signal thawer %d: %w", m.ThawerPID, err)
 		}
 		if !waitForExit(pidfd, thawTimeout) {
-			return fmt.Errorf("thaw: thawer %d does not end; thaw the cgroup %s with `echo 0 > cgroup.freeze`", m.ThawerPID, dir.Name())
+			return fmt.Errorf("thaw: thawer %d does not exit; thaw the cgroup %s with `echo 0 > cgroup.freeze`", m.ThawerPID, dir.Name())
 		}
 	}
 	if now, err := readFreezeMarker(dir); errors.Is(err, errNotFrozenByStanch) || (err == nil && now.ThawerPID != m.ThawerPID) {

@@ -38,7 +38,7 @@ const (
 )
 
 // ErrTooManyHelpers means that the helpers of earlier snapshots have not exited.
-var ErrTooManyHelpers = errors.New("earlier snapshots still wait for files of containers")
+var ErrTooManyHelpers = errors.New("previous snapshots are still waiting for files of containers")
 
 // NewHelperPool returns a pool whose helpers run the given command line, which must call ServeHelper.
 func NewHelperPool(program string, args ...string) *HelperPool {
@@ -76,7 +76,7 @@ func (h *HelperPool) Take(ctx context.Context, t Target, lim Limits) (Snapshot, 
 	// Decode one value instead of reading to the end: a stuck helper never closes its output.
 	var r helperResult
 	if err := gob.NewDecoder(io.LimitReader(out, 2*lim.MaxTotalBytes+maxHelperResultBytes)).Decode(&r); err != nil {
-		return Snapshot{}, nil, fmt.Errorf("take a snapshot: its process gave no answer: %w", err)
+		return Snapshot{}, nil, fmt.Errorf("take a snapshot: read the helper's response: %w", err)
 	}
 	if r.Err != "" {
 		return Snapshot{}, nil, errors.New(r.Err)
@@ -139,7 +139,7 @@ func (h *HelperPool) startProcess() (*helperProcess, error) {
 	select {
 	case h.slots <- struct{}{}:
 	default:
-		return nil, fmt.Errorf("%w (%d processes of this program); stop the containers that keep them", ErrTooManyHelpers, maxHelpers)
+		return nil, fmt.Errorf("%w (%d processes of this program); stop the containers that block them", ErrTooManyHelpers, maxHelpers)
 	}
 	free := func() { <-h.slots }
 	itsIn, in, err := os.Pipe()
@@ -174,7 +174,7 @@ func ServeHelper(in io.Reader, out io.Writer) error {
 	if err := gob.NewDecoder(in).Decode(&r); errors.Is(err, io.EOF) {
 		return nil // the parent has exited and sent no request
 	} else if err != nil {
-		return fmt.Errorf("read what to take: %w", err)
+		return fmt.Errorf("read the snapshot request: %w", err)
 	}
 	r.Limits = r.Limits.withDefaults()
 	time.AfterFunc(r.Limits.Timeout+helperGracePeriod, func() { os.Exit(1) }) // the parent has given up
@@ -184,7 +184,7 @@ func ServeHelper(in io.Reader, out io.Writer) error {
 		answer.Err = err.Error()
 	}
 	if err := gob.NewEncoder(out).Encode(answer); err != nil {
-		return fmt.Errorf("give what was taken: %w", err)
+		return fmt.Errorf("write the snapshot: %w", err)
 	}
 	return nil
 }

@@ -64,10 +64,10 @@ func (k *collector) readProcess(pid int) (Process, error) {
 	}
 	p.parseStatus(status)
 	if p.StartedAt, err = k.readStartTime(dir); err != nil {
-		k.addMissing("process %d: its start: %v", pid, err)
+		k.addMissing("process %d: start time: %v", pid, err)
 	}
 	if b, cut, err := k.readProcFile(dir+"/cmdline", maxCmdlineBytes); errors.Is(err, errReadStuck) || errors.Is(err, errTooManyStuckReads) {
-		k.addMissing("process %d: its arguments: %v", pid, err)
+		k.addMissing("process %d: arguments: %v", pid, err)
 	} else if err == nil && len(b) > 0 {
 		p.Args = redact.Args(strings.Split(strings.ToValidUTF8(strings.TrimSuffix(string(b), "\x00"), "\uFFFD"), "\x00"))
 		if cut {
@@ -75,7 +75,7 @@ func (k *collector) readProcess(pid int) (Process, error) {
 		}
 	}
 	if b, cut, err := k.readProcFile(dir+"/environ", maxEnvironBytes); err != nil {
-		k.addMissing("process %d: names of its environment: %v", pid, err)
+		k.addMissing("process %d: environment names: %v", pid, err)
 	} else {
 		p.EnvNames = redact.EnvNames(strings.Split(strings.ToValidUTF8(string(b), "\uFFFD"), "\x00"))
 		if cut {

@@ -91,7 +91,7 @@ func RunThawer(text string) error {
 func newThawer(text string) (*thawer, error) {
 	t := &thawer{cgroupDir: os.NewFile(cgroupDirFD, "cgroup"), inotifyFD: -1}
 	if err := json.Unmarshal([]byte(text), &t.thawOrder); err != nil {
-		return nil, fmt.Errorf("read the thawer's order: %w", err)
+		return nil, fmt.Errorf("read the thawer's request: %w", err)
 	}
 	// The two inherited descriptors must not be inherited further.
 	unix.CloseOnExec(cgroupDirFD)
@@ -155,7 +155,7 @@ func (t *thawer) freezeOrAdopt() error {
 		return err
 	}
 	if strings.TrimSpace(asked) == "1" {
-		return refusalError("its cgroup is frozen already, and not by Stanch; whoever froze it can thaw it")
+		return refusalError("the cgroup is already frozen, but not by Stanch; thaw it with the tool that froze it")
 	}
 	err = writeFreezeMarker(t.cgroupDir, own, unix.XATTR_CREATE)
 	if errors.Is(err, unix.EEXIST) {
@@ -192,7 +192,7 @@ func (t *thawer) applyFreeze() error {
 	}
 	// This process keeps its descriptor open, so another process closed the file.
 	if t.sawFreezeEvent(unix.IN_CLOSE_WRITE) {
-		return errors.New("another process wrote cgroup.freeze in the same moment; try again")
+		return errors.New("another process wrote cgroup.freeze at the same time; try again")
 	}
 	deadline := time.Now().Add(freezeTimeout)
 	for {
@@ -204,7 +204,7 @@ func (t *thawer) applyFreeze() error {
 			return nil
 		}
 		if !time.Now().Before(deadline) {
-			return fmt.Errorf("freeze the cgroup: not all of its processes stand still after %s", duration.Format(freezeTimeout))
+			return fmt.Errorf("freeze the cgroup: not all processes stopped within %s", duration.Format(freezeTimeout))
 		}
 		// A poll for POLLPRI returns when cgroup.events changes.
 		if _, err := unix.Poll([]unix.PollFd{{Fd: int32(t.eventsFile.Fd()), Events: unix.POLLPRI}}, 20); err != nil && !errors.Is(err, unix.EINTR) { //nolint:gosec // a descriptor
@@ -249,7 +249,7 @@ func (t *thawer) waitAndThaw() error {
 	}
 	for {
 		if _, err := unix.Poll(polled, -1); err != nil && !errors.Is(err, unix.EINTR) {
-			return errors.Join(fmt.Errorf("wait for the end of a freeze: %w", err), t.thaw())
+			return errors.Join(fmt.Errorf("wait for the expiry of a freeze: %w", err), t.thaw())
 		}
 		if t.sawFreezeEvent(unix.IN_MODIFY) {
 			return removeFreezeMarker(t.cgroupDir, os.Getpid())

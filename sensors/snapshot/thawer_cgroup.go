@@ -32,7 +32,7 @@ const (
 // startThawer starts a thawer and waits for its response. If it returns an error, nothing stays frozen.
 func startThawer(root string, program []string, dir *os.File, o thawOrder) error {
 	if os.Getpid() == 1 {
-		return refusalError("this sensor is the first process of a PID namespace, and every process in it ends with the sensor; run it with hostPID")
+		return refusalError("this sensor is the first process of a PID namespace, and all processes in the namespace end with it; run it with hostPID")
 	}
 	place, err := makeThawerCgroup(root, o.AdoptExisting)
 	if err != nil {
@@ -64,7 +64,7 @@ func startThawer(root string, program []string, dir *os.File, o thawOrder) error
 		return errors.Join(fmt.Errorf("start a thawer: %w", err), cmd.Process.Signal(syscall.SIGTERM))
 	}
 	if err := json.NewDecoder(r).Decode(&a); err != nil {
-		return errors.Join(fmt.Errorf("start a thawer: it gave no answer: %w", err), ignoreProcessDone(cmd.Process.Signal(syscall.SIGTERM)))
+		return errors.Join(fmt.Errorf("start a thawer: read its response: %w", err), ignoreProcessDone(cmd.Process.Signal(syscall.SIGTERM)))
 	}
 	switch {
 	case a.Refused != "":
@@ -88,14 +88,14 @@ func ignoreProcessDone(err error) error {
 func makeThawerCgroup(root string, adopt bool) (*os.File, error) {
 	path := filepath.Join(root, thawerCgroup)
 	if err := os.Mkdir(path, 0o755); err != nil && !errors.Is(err, os.ErrExist) { //nolint:gosec // a cgroup
-		return nil, fmt.Errorf("make the thawers' cgroup: %w", err)
+		return nil, fmt.Errorf("create the thawers' cgroup: %w", err)
 	}
 	running, err := os.ReadFile(filepath.Join(path, "cgroup.procs"))
 	if err != nil {
 		return nil, fmt.Errorf("count the thawers: %w", err)
 	}
 	if n := strings.Count(string(running), "\n"); n >= maxThawers && !adopt {
-		return nil, refusalError(fmt.Sprintf("%d cgroups of this node are frozen already, which is the limit", n))
+		return nil, refusalError(fmt.Sprintf("%d cgroups of this node are already frozen, which is the maximum", n))
 	}
 	return openCgroup(path, 0)
 }
@@ -179,7 +179,7 @@ func (t *thawer) checkForeignFreeze() error {
 		asked, err := readCgroupFile(f)
 		_ = f.Close()
 		if err == nil && strings.TrimSpace(asked) == "1" {
-			return refusalError("a cgroup above it is frozen already")
+			return refusalError("a parent cgroup is already frozen")
 		}
 		above += "/.."
 	}
@@ -219,7 +219,7 @@ func (t *thawer) checkFrozenByV1(root string) error {
 		}
 		state, err := os.ReadFile(filepath.Join(root, path, "freezer.state"))
 		if err == nil && strings.TrimSpace(string(state)) != "THAWED" {
-			return refusalError("it is paused already, through the freezer of cgroup v1")
+			return refusalError("the container is already paused by the cgroup v1 freezer")
 		}
 	}
 	return nil
