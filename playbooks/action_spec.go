@@ -63,11 +63,11 @@ const (
 func (e EndMechanism) String() string {
 	switch e {
 	case EndByKernel:
-		return "the kernel ends it, also when Stanch is dead"
+		return "the kernel ends it, even if Stanch is down"
 	case EndByProvider:
-		return "the provider ends it by the date in the policy, also when Stanch is dead"
+		return "the provider ends it at the date in the policy, even if Stanch is down"
 	case EndByStanch:
-		return "the first Stanch process that runs after its end undoes it"
+		return "the first Stanch process that runs after its expiry undoes it"
 	}
 	return ""
 }

@@ -55,7 +55,7 @@ func TestWhatOneRunSetsIsBoundedTogether(t *testing.T) {
 	for i := range 100 {
 		fmt.Fprintf(&steps, "  - set: { s%d: '${join(map(1..60, incident.summary))}' }\n", i)
 	}
-	require.ErrorContains(t, evalSetSteps(t, steps.String()), "together")
+	require.ErrorContains(t, evalSetSteps(t, steps.String()), "in total")
 }
 
 func TestAListIsNotPrintedAsOneText(t *testing.T) {

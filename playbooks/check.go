@@ -132,12 +132,12 @@ func (c *checker) compileExpr(e *Expr, names typeScope, at flowContext, want ref
 		hint := c.hintForExprError(message, names)
 		message, hint = explainExprError(message, hint)
 		if m := missingFieldPattern.FindStringSubmatch(message); m != nil {
-			message = fmt.Sprintf("there is no field `%s` here", m[2])
+			message = fmt.Sprintf("unknown field `%s`", m[2])
 		}
 		if m := unknownNamePattern.FindStringSubmatch(message); m != nil {
-			message = fmt.Sprintf("`%s` is not known here", m[1])
+			message = fmt.Sprintf("unknown name `%s`", m[1])
 			if first, ok := c.declaredPositions[m[1]]; ok {
-				message, hint = fmt.Sprintf("`%s` has no value here", m[1]), fmt.Sprintf("it gets its value at line %d, which is later, in another branch or inside of a loop", first.Line)
+				message, hint = fmt.Sprintf("`%s` has no value here", m[1]), fmt.Sprintf("it gets its value at line %d, which is later, in another branch or inside a loop", first.Line)
 			}
 		}
 		c.errorf(pos, "expression", hint, "%s", message)
@@ -145,7 +145,7 @@ func (c *checker) compileExpr(e *Expr, names typeScope, at flowContext, want ref
 	}
 	got := inferNodeType(program.Node())
 	if want != nil && (got == nil || got.Kind() == reflect.Interface || !isAssignable(got, want)) {
-		c.errorf(e.Pos, "type", "", "the expression gives %s where %s is needed", describeType(got), describeType(want))
+		c.errorf(e.Pos, "type", "", "the expression returns %s, but %s is required", describeType(got), describeType(want))
 		return nil
 	}
 	c.program.compiledExprs[e] = program
@@ -154,7 +154,7 @@ func (c *checker) compileExpr(e *Expr, names typeScope, at flowContext, want ref
 		for _, o := range Outcomes {
 			known = append(known, string(o))
 		}
-		c.errorf(e.Pos, "value", diagnostic.DidYouMean(word, known), "no outcome is ever `%s`", truncate(word, 40))
+		c.errorf(e.Pos, "value", diagnostic.DidYouMean(word, known), "unknown outcome `%s`", truncate(word, 40))
 	}
 	found := findReads(program.Node())
 	c.expressionUses = append(c.expressionUses, exprUse{e, found, at, c.affectsPlan})
@@ -179,7 +179,7 @@ func (c *checker) hintForExprError(message string, names typeScope) string {
 	if m := unknownNamePattern.FindStringSubmatch(message); m != nil {
 		near := diagnostic.DidYouMean(m[1], slices.Concat(slices.Collect(maps.Keys(names)), expression.Builtins()))
 		if near == "" {
-			near = "put it into quotes if it is a text; known here: " + strings.Join(slices.Sorted(maps.Keys(names)), ", ") + ", and the functions of `stanch help expressions`"
+			near = "put it in quotes if it is a string, or use one of: " + strings.Join(slices.Sorted(maps.Keys(names)), ", ") + ", and the functions in `stanch help expressions`"
 		}
 		return near
 	}
@@ -232,15 +232,15 @@ func nestedFieldPath(name string) string {
 
 // exprErrorMessages translates expr's messages for authors of playbooks.
 var exprErrorMessages = []struct{ said, means, hint string }{
-	{`unexpected token Operator("=")`, "`=` compares nothing", "write `==`"},
+	{`unexpected token Operator("=")`, "`=` is not a comparison", "write `==`"},
 	{`unexpected token Identifier("AND")`, "", "write `&&` or `and`"},
 	{`unexpected token Identifier("OR")`, "", "write `||` or `or`"},
-	{`unexpected token EOF`, "the expression ends too early", "is a bracket not closed, or a value missing?"},
-	{`unexpected token Operator(".")`, "", "`.field` stands for a list's element inside of a function that looks at each: `any(incident.detections, .rule == \"drift\")`"},
+	{`unexpected token EOF`, "the expression is incomplete", "close all brackets, and add the missing value"},
+	{`unexpected token Operator(".")`, "", "`.field` is a field of a list element, and is allowed only inside a function on a list: `any(incident.detections, .rule == \"drift\")`"},
 	{`unclosed`, "", "close it"},
 }
 
-var typeNameReplacer = strings.NewReplacer("float64", "number", "[]interface {}", "list", "interface {}", "any value", "bool", "true or false", "int", "whole number")
+var typeNameReplacer = strings.NewReplacer("float64", "number", "[]interface {}", "list", "interface {}", "any value", "bool", "true or false", "int", "integer")
 
 // explainExprError translates expr's messages about types and tokens.
 func explainExprError(message, hint string) (string, string) {

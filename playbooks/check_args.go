@@ -32,7 +32,7 @@ func (c *checker) checkArguments(s *Step, spec ActionSpec, names typeScope, at f
 		if !ok {
 			hint := diagnostic.DidYouMean(arg.Name, known)
 			if len(known) == 0 {
-				hint = "it takes none"
+				hint = "it has no parameters"
 			}
 			c.errorf(arg.Pos, "unknown-parameter", hint, "`%s` has no parameter `%s`", s.Action, truncate(arg.Name, 40))
 			complete = false
@@ -47,7 +47,7 @@ func (c *checker) checkArguments(s *Step, spec ActionSpec, names typeScope, at f
 	}
 	for _, name := range known {
 		if hasTagOption(fields[name].Tag.Get("jsonschema"), "required") && !given[name] {
-			c.errorf(s.ActionPos, "required", fmt.Sprintf("add `with: {%s: …}`", name), "`%s` needs the parameter `%s`", s.Action, name)
+			c.errorf(s.ActionPos, "required", fmt.Sprintf("add `with: {%s: …}`", name), "`%s` requires the parameter `%s`", s.Action, name)
 			complete = false
 		}
 	}
@@ -84,12 +84,12 @@ func (c *checker) checkValue(v Value, want reflect.Type, tag, name string, names
 	switch {
 	case v.Expr != nil:
 		if got := c.compileExpr(v.Expr, names, at, nil); got != nil && !isAssignable(got, want) {
-			c.errorf(v.Expr.Pos, "type", "", "`%s` must be %s, the expression gives %s", name, describeType(want), describeType(got))
+			c.errorf(v.Expr.Pos, "type", "", "`%s` must be %s, but the expression returns %s", name, describeType(want), describeType(got))
 		}
 		return nil, false
 	case v.Template != nil:
 		if want.Kind() != reflect.String {
-			c.errorf(v.Pos, "type", "", "`%s` must be %s, not a text", name, describeType(want))
+			c.errorf(v.Pos, "type", "", "`%s` must be %s, not a string", name, describeType(want))
 		}
 		c.checkTemplate(v.Template, names, at)
 		return nil, false
@@ -194,7 +194,7 @@ func describeType(t reflect.Type) string {
 	case t.Kind() == reflect.String:
 		return "a string"
 	case isIntegerType(t):
-		return "a whole number"
+		return "an integer"
 	case t.Kind() == reflect.Float64, t.Kind() == reflect.Float32:
 		return "a number"
 	case t.Kind() == reflect.Slice:

@@ -124,7 +124,7 @@ func (w *safetyWalker) walkStep(s *Step, have []evidenceAttempt, in pathConditio
 		w.stepCount = new(int)
 	}
 	if *w.stepCount++; *w.stepCount == maxExpandedSteps {
-		w.errorf(s.Pos, "too-large", "call fewer playbooks", "with all that it calls the playbook has more than %d steps", maxExpandedSteps)
+		w.errorf(s.Pos, "too-large", "call fewer playbooks", "the playbook and the playbooks that it calls have more than %d steps", maxExpandedSteps)
 	}
 	if *w.stepCount >= maxExpandedSteps {
 		return have
@@ -150,7 +150,7 @@ func (w *safetyWalker) walkStep(s *Step, have []evidenceAttempt, in pathConditio
 		have = after
 	case s.Approval != nil:
 		if in.inApproval {
-			w.reportf(s.Pos, "nested-approval", "give the outer one a higher quorum", "an approval inside of an approval")
+			w.reportf(s.Pos, "nested-approval", "raise the quorum of the outer approval", "an approval inside an approval")
 		}
 		approved := inside.withCondition("approved:" + w.pathPrefix + s.Path)
 		approved.inApproval = true
@@ -178,7 +178,7 @@ func (w *safetyWalker) walkCall(s *Step, have []evidenceAttempt, in pathConditio
 		return have
 	}
 	if w.callDepth >= maxCallDepth {
-		w.reportf(s.Pos, "too-deep", "", "playbooks call each other more than %d deep", maxCallDepth)
+		w.reportf(s.Pos, "too-deep", "", "calls of playbooks are nested deeper than %d", maxCallDepth)
 		return have
 	}
 	inner := *w
@@ -223,7 +223,7 @@ func (w *safetyWalker) resolveExprAtDepth(e *Expr, deep int) string {
 		return ""
 	}
 	if deep > maxResolveDepth {
-		return "(nobody knows)" // circular names are reported as errors elsewhere
+		return "(unknown)" // circular names are reported as errors elsewhere
 	}
 	text := dottedNamePattern.ReplaceAllStringFunc(normalizeSpaces(e.Source), func(name string) string {
 		if meant, ok := w.nameBindings[name]; ok {
@@ -264,7 +264,7 @@ func (w *safetyWalker) checkEvidenceBeforeContainment(s *Step, have []evidenceAt
 		return
 	}
 	if spec.Class == ClassDisrupt && !in.inApproval {
-		w.reportf(s.ActionPos, "needs-approval", "put it under the `steps` of an approval", "`%s` disrupts: it is allowed only inside of an approval", s.Action)
+		w.reportf(s.ActionPos, "needs-approval", "put it under the `steps` of an approval", "`%s` is disruptive, so it is allowed only inside an approval", s.Action)
 	}
 	// A target that no detection is about has no evidence of its own: evidence of any target of the incident counts, as
 	// in the guard.
@@ -284,9 +284,9 @@ func (w *safetyWalker) checkEvidenceBeforeContainment(s *Step, have []evidenceAt
 		hint = "put an evidence step with the same `target` before it"
 	}
 	if slices.ContainsFunc(have, covers) {
-		hint = "the evidence step before it stands under an `if` of its own: move it out, or put the containment under the same `if`"
+		hint = "the evidence step before it has its own `if`: remove that `if`, or put the containment under the same `if`"
 	}
-	w.reportf(s.ActionPos, "evidence-first", hint, "`%s` comes before any evidence of its target", s.Action)
+	w.reportf(s.ActionPos, "evidence-first", hint, "`%s` runs before any evidence of its target", s.Action)
 }
 
 // allTargetsExpr is the default target: every pod or container of the incident with a detection of its own.

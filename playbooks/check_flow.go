@@ -20,9 +20,9 @@ func (c *checker) checkFlow() {
 	walkSteps(c.program.Finally, func(s *Step) {
 		switch {
 		case s.Verb == VerbContain || s.Approval != nil || s.Call != nil || s.Wait != nil:
-			c.errorf(s.Pos, "finally", "put it at the end of `steps`", "`%s` has no place in `finally`: what runs at the end only observes, and waits for nobody", s.Kind())
+			c.errorf(s.Pos, "finally", "put it at the end of `steps`", "`%s` is not allowed in `finally`: these steps only observe, and do not wait", s.Kind())
 		case s.Stop != nil:
-			c.errorf(s.Pos, "finally", "remove it", "`stop` has no meaning in `finally`: it is the end already")
+			c.errorf(s.Pos, "finally", "remove it", "`stop` is not allowed in `finally`, because the playbook is already ending")
 		}
 	})
 }
@@ -37,7 +37,7 @@ func (c *checker) checkStepHasRun(u exprUse, name string, h readKind) {
 	if ok && u.affectsPlan && c.isStepName(name) && h.readsOutputs {
 		for _, condition := range born.conditions {
 			if strings.HasPrefix(condition, "approved:") && slices.Contains(u.flow.conditions, condition) {
-				c.errorf(u.expr.Pos, "not-known-yet", "put that step before the approval", "people are asked before the step `%s` has run: what it finds out cannot be part of what they approve", name)
+				c.errorf(u.expr.Pos, "not-known-yet", "put that step before the approval", "the approval is requested before the step `%s` has run, so it cannot cover the outputs of that step", name)
 				return
 			}
 		}
@@ -47,8 +47,8 @@ func (c *checker) checkStepHasRun(u exprUse, name string, h readKind) {
 	}
 	for _, condition := range born.conditions {
 		if !slices.Contains(u.flow.conditions, condition) {
-			c.errorf(u.expr.Pos, "may-not-have-run", "look at its outcome first: `"+name+".outcome == \"succeeded\" && …`, or put this under the same condition",
-				"the step `%s` may not have run here: it stands %s", name, describeCondition(condition))
+			c.errorf(u.expr.Pos, "may-not-have-run", "check its outcome first: `"+name+".outcome == \"succeeded\" && …`, or put this under the same condition",
+				"the step `%s` may not have run here: it is %s", name, describeCondition(condition))
 			return
 		}
 	}
@@ -105,7 +105,7 @@ func (c *checker) checkLoopAssignments(loop *Step) {
 	walkSteps(loop.ForEach.Steps, func(s *Step) {
 		for _, a := range s.Assignments {
 			if born, ok := c.declaredAt[a.Name]; ok && !slices.Contains(born.conditions, inside) {
-				c.errorf(a.Pos, "lost", "give it another name; what a loop finds out stays inside of it", "`%s` is set outside of the loop too: what is set here is gone after each round", a.Name)
+				c.errorf(a.Pos, "lost", "give it another name; values that a loop sets are not visible outside", "`%s` is also set outside the loop: the value set here is lost after each iteration", a.Name)
 			}
 		}
 	})

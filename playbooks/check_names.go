@@ -26,7 +26,7 @@ func (c *checker) checkNames() {
 			}
 		}
 		if s := m.Severity; s.Text != "" && sensors.Severity(s.Text).Rank() < 0 {
-			c.errorf(s.Pos, "value", "info, low, medium, high or critical", "`%s` is not a severity", truncate(s.Text, 40))
+			c.errorf(s.Pos, "value", "use info, low, medium, high or critical", "unknown severity `%s`", truncate(s.Text, 40))
 		}
 	}
 	for _, steps := range [][]Step{book.Steps, book.Finally} {
@@ -69,7 +69,7 @@ func (c *checker) checkStepNames(s *Step) {
 // checkNameAvailable reports whether a name is not reserved; it adds a diagnostic otherwise.
 func (c *checker) checkNameAvailable(name string, pos Pos) bool {
 	if slices.Contains(reservedNames, name) {
-		c.errorf(pos, "name", "choose another name", "the name `%s` is taken", name)
+		c.errorf(pos, "name", "choose another name", "the name `%s` is already used", name)
 		return false
 	}
 	return true
@@ -99,7 +99,7 @@ func (c *checker) checkActionName(s *Step) {
 	if ok {
 		hint = fmt.Sprintf("write `%s: %s`", spec.Verb, s.Action)
 	}
-	c.errorf(s.ActionPos, "unknown-action", hint, "there is no `%s` action `%s`", s.Verb, truncate(s.Action, 60))
+	c.errorf(s.ActionPos, "unknown-action", hint, "unknown `%s` action `%s`", s.Verb, truncate(s.Action, 60))
 }
 
 func (c *checker) checkCalledPlaybook(s *Step) {
@@ -119,9 +119,9 @@ func (c *checker) checkCalledPlaybook(s *Step) {
 	}
 	hint := diagnostic.DidYouMean(name, known)
 	if hint == "" {
-		hint = "put it into the folder beside this one; `stanch playbooks` lists those that are there"
+		hint = "put its file in the same directory; `stanch playbooks` lists all playbooks"
 	}
-	c.errorf(s.Call.Pos, "unknown-playbook", hint, "there is no playbook `%s`", truncate(name, 40))
+	c.errorf(s.Call.Pos, "unknown-playbook", hint, "unknown playbook `%s`", truncate(name, 40))
 }
 
 // quoteList formats names for a message.

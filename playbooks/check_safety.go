@@ -34,15 +34,15 @@ func (c *checker) checkLeaseDuration(s *Step) {
 	given := s.LeaseDurationPos != (Pos{})
 	switch {
 	case spec.Reversible && !given:
-		c.errorf(s.ActionPos, "for-required", "say how long: `for: 30m`", "`%s` is a lease and needs `for`", s.Action)
+		c.errorf(s.ActionPos, "for-required", "add a duration: `for: 30m`", "`%s` is a lease and requires `for`", s.Action)
 	case !spec.Reversible && given && s.Verb == VerbContain:
-		c.errorf(s.LeaseDurationPos, "for-forbidden", "remove it", "`%s` is not reversible: it has no `for`", s.Action)
+		c.errorf(s.LeaseDurationPos, "for-forbidden", "remove it", "`%s` is not reversible: `for` is not allowed", s.Action)
 	case spec.Reversible && s.LeaseDuration > 0 && s.LeaseDuration < 5*time.Second:
-		c.errorf(s.LeaseDurationPos, "range", "", "a lease shorter than 5s is not a containment")
+		c.errorf(s.LeaseDurationPos, "range", "", "the lease is too short; the minimum is 5s")
 	case s.LeaseDuration > 7*24*time.Hour:
-		c.errorf(s.LeaseDurationPos, "range", "extend it when the time comes", "a lease is at most 168h")
+		c.errorf(s.LeaseDurationPos, "range", "extend it before it expires", "the lease is too long; the maximum is 168h")
 	case s.LeaseDuration > 0 && s.LeaseDuration < spec.MinDuration:
-		c.errorf(s.LeaseDurationPos, "too-short", fmt.Sprintf("hold it for at least `%s`", duration.Format(spec.MinDuration)), "`%s` for %s ends before what it revokes does: that lives for at least %s, and is good again when the lease ends", s.Action, duration.Format(s.LeaseDuration), duration.Format(spec.MinDuration))
+		c.errorf(s.LeaseDurationPos, "too-short", fmt.Sprintf("use a duration of at least `%s`", duration.Format(spec.MinDuration)), "`%s` for %s ends before the revoked credentials expire: they live for at least %s, and are valid again when the lease ends", s.Action, duration.Format(s.LeaseDuration), duration.Format(spec.MinDuration))
 	}
 }
 
@@ -67,7 +67,7 @@ func (c *checker) checkSecrets() {
 	for i, line := range strings.Split(string(c.program.SourceText), "\n") {
 		for _, p := range secretPatterns {
 			if at := p.re.FindStringIndex(line); at != nil {
-				c.errorf(Pos{Line: i + 1, Column: len([]rune(line[:at[0]])) + 1}, "secret", "take it out, revoke it, and name a file or variable of the worker's configuration instead", "this looks like %s", p.what)
+				c.errorf(Pos{Line: i + 1, Column: len([]rune(line[:at[0]])) + 1}, "secret", "remove it, revoke it, and use a file or variable of the worker's configuration instead", "this looks like %s", p.what)
 				break
 			}
 		}

@@ -30,11 +30,11 @@ func (c *checker) checkTypes() {
 			continue
 		}
 		if !isOutputType(t) {
-			c.errorf(o.Expr.Pos, "type", "give a string, a number, true or false, a target, or a list of one of them", "the output `%s` is %s", o.Name, describeType(t))
+			c.errorf(o.Expr.Pos, "type", "use a string, a number, true or false, a target, or a list of one of them", "the output `%s` is %s", o.Name, describeType(t))
 			continue
 		}
 		if slices.Contains(alwaysReadableFields, o.Name) {
-			c.errorf(o.Pos, "name", "choose another name", "every step has `%s` already", o.Name)
+			c.errorf(o.Pos, "name", "choose another name", "the name `%s` is reserved: every step has it", o.Name)
 			continue
 		}
 		fields = append(fields, outputStructField(o.Name, t))
@@ -96,7 +96,7 @@ func (c *checker) checkStepTypes(s *Step, names typeScope, at flowContext) {
 		inside := maps.Clone(names)
 		inside["live"] = Incident{}
 		if c.compileExpr(s.Wait.Until, inside, at, reflect.TypeFor[bool]()) != nil && !c.namesRead["live"] {
-			c.errorf(s.Wait.Until.Pos, "unreachable", "read `live`, the incident as it is now: `live.total_detections > incident.total_detections`", "nothing that it reads changes while it waits")
+			c.errorf(s.Wait.Until.Pos, "unreachable", "read `live`, the current incident: `live.total_detections > incident.total_detections`", "the condition reads nothing that can change during the wait")
 		}
 		delete(c.namesRead, "live")
 	case s.Assignments != nil:
@@ -140,7 +140,7 @@ func (c *checker) checkTarget(s *Step, names typeScope, at flowContext) {
 	}
 	if t := c.compileExpr(s.Target, names, at, nil); t != nil && !isTargetListType(t) {
 		c.errorf(s.Target.Pos, "type", "use for example `incident.targets` or `filter(incident.targets, .name == \"web\")`",
-			"`target` must give targets, not %s", describeType(t))
+			"`target` must return targets, not %s", describeType(t))
 	}
 }
 
@@ -153,7 +153,7 @@ func (c *checker) checkForEach(s *Step, names typeScope, at flowContext) {
 			return // unknown type: the element's type is unknown too
 		}
 	} else if t.Kind() != reflect.Slice || t.Elem().Kind() == reflect.Interface {
-		c.errorf(f.List.Pos, "type", "use for example `incident.targets`", "`foreach` must be given a list, not %s", describeType(t))
+		c.errorf(f.List.Pos, "type", "use for example `incident.targets`", "`foreach` requires a list, not %s", describeType(t))
 		return
 	}
 	inside := maps.Clone(names)
@@ -181,7 +181,7 @@ func (c *checker) checkCallInputs(s *Step, names typeScope, at flowContext) {
 		if !ok {
 			hint := diagnostic.DidYouMean(arg.Name, known)
 			if len(known) == 0 {
-				hint = "it takes none"
+				hint = "it has no inputs"
 			}
 			c.errorf(arg.Pos, "unknown-parameter", hint, "the playbook `%s` has no input `%s`", callee.Name, truncate(arg.Name, 40))
 			continue
@@ -191,7 +191,7 @@ func (c *checker) checkCallInputs(s *Step, names typeScope, at flowContext) {
 	}
 	for _, in := range callee.Inputs {
 		if !given[in.Name] && in.Default == nil {
-			c.errorf(s.Call.Pos, "required", fmt.Sprintf("add `with: {%s: …}`", in.Name), "the playbook `%s` needs the input `%s`", callee.Name, in.Name)
+			c.errorf(s.Call.Pos, "required", fmt.Sprintf("add `with: {%s: …}`", in.Name), "the playbook `%s` requires the input `%s`", callee.Name, in.Name)
 		}
 	}
 }
@@ -204,7 +204,7 @@ func (c *checker) checkAssignmentTypes(s *Step, names typeScope, at flowContext)
 			continue
 		}
 		if first := c.program.assignedZeroValues[a.Name]; first != nil && !isAssignable(t, reflect.TypeOf(first)) {
-			c.errorf(a.Value.Pos, "type", "choose another name", "`%s` is %s since line %d, this gives %s", a.Name, describeType(reflect.TypeOf(first)), c.declaredPositions[a.Name].Line, describeType(t))
+			c.errorf(a.Value.Pos, "type", "choose another name", "`%s` is %s since line %d, but this value is %s", a.Name, describeType(reflect.TypeOf(first)), c.declaredPositions[a.Name].Line, describeType(t))
 			continue
 		}
 		if c.program.assignedZeroValues[a.Name] == nil {
@@ -221,7 +221,7 @@ func (c *checker) inferValueType(v Value, name string, names typeScope, at flowC
 	case v.Expr != nil:
 		t := c.compileExpr(v.Expr, names, at, nil)
 		if t != nil && t.Kind() == reflect.Interface {
-			c.errorf(v.Expr.Pos, "type", "", "the type of `%s` cannot be known", name)
+			c.errorf(v.Expr.Pos, "type", "", "the type of `%s` cannot be determined", name)
 			return nil
 		}
 		return t

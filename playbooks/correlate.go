@@ -81,7 +81,7 @@ func Correlate(signals []CorrelationInput) Correlation {
 		v.Reasons = append(v.Reasons, story)
 	}
 	if len(order) > 1 {
-		v.Reasons = append(v.Reasons, fmt.Sprintf("%d tactics in one window (%s) are more than one that is repeated: together %.2f.", len(order), strings.Join(names, ", "), v.Confidence))
+		v.Reasons = append(v.Reasons, fmt.Sprintf("%d objectives in one window (%s) raise the confidence to %.2f.", len(order), strings.Join(names, ", "), v.Confidence))
 	}
 	return v
 }
@@ -92,7 +92,7 @@ func describeStrongestRule(s CorrelationInput) string {
 	if name == "" {
 		name = "The rule " + s.Rule
 	}
-	text := fmt.Sprintf("%s: by itself %.2f sure of %s.", name, s.Confidence, s.Objective)
+	text := fmt.Sprintf("%s: confidence %.2f on its own for %s.", name, s.Confidence, s.Objective)
 	if s.Reason != "" {
 		text += " " + s.Reason
 	}

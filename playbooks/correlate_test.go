@@ -21,19 +21,19 @@ func TestTwoTacticsAreMoreThanOneRepeated(t *testing.T) {
 	}
 	repeated := playbooks.Correlate([]playbooks.CorrelationInput{shell, shell, shell})
 	require.InDelta(t, 0.6, repeated.Confidence, 1e-9)
-	require.Equal(t, []string{"Shell with a terminal: by itself 0.60 sure of execution. Nobody works in it by hand."}, repeated.Reasons)
+	require.Equal(t, []string{"Shell with a terminal: confidence 0.60 on its own for execution. Nobody works in it by hand."}, repeated.Reasons)
 
 	both := playbooks.Correlate([]playbooks.CorrelationInput{token, shell})
 	require.InDelta(t, 0.88, both.Confidence, 1e-9)
 	require.Equal(t, sensors.ObjectiveCredentialAccess, both.Objective)
 	require.Equal(t, []string{
-		"Token read: by itself 0.70 sure of credential-access.",
-		"Shell with a terminal: by itself 0.60 sure of execution. Nobody works in it by hand.",
+		"Token read: confidence 0.70 on its own for credential-access.",
+		"Shell with a terminal: confidence 0.60 on its own for execution. Nobody works in it by hand.",
 		"They form a chain, within 1m30s: Shell with a terminal (execution) → Token read (credential-access).",
-		"2 tactics in one window (credential-access, execution) are more than one that is repeated: together 0.88.",
+		"2 objectives in one window (credential-access, execution) raise the confidence to 0.88.",
 	}, both.Reasons)
 
 	bare := playbooks.Correlate([]playbooks.CorrelationInput{{Rule: "a", Objective: "x", Confidence: 0.5}, {Rule: "b", Objective: "y", Confidence: 0.5}})
-	require.Equal(t, "The rule a: by itself 0.50 sure of x.", bare.Reasons[0], "what was not told is not invented")
+	require.Equal(t, "The rule a: confidence 0.50 on its own for x.", bare.Reasons[0], "what was not told is not invented")
 	require.Len(t, bare.Reasons, 3)
 }

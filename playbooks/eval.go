@@ -113,7 +113,7 @@ func (p *Program) EvalAssignments(s *Step, env EvalEnv) error {
 		}
 		got[a.Name] = value.Interface()
 		if *env.assignedBytes += expression.EstimateSize(got[a.Name], maxValueBytes); *env.assignedBytes > maxAssignedBytes {
-			return fmt.Errorf("`%s`: the values that this run sets have more than %d bytes together", a.Name, maxAssignedBytes)
+			return fmt.Errorf("`%s`: the values that this run sets have more than %d bytes in total", a.Name, maxAssignedBytes)
 		}
 	}
 	maps.Copy(env.expressionValues, got)
@@ -132,7 +132,7 @@ func (p *Program) EvalLoopItems(f *ForEach, env EvalEnv) ([]any, error) {
 	}
 	list := reflect.ValueOf(out)
 	if out == nil || list.Kind() != reflect.Slice {
-		return nil, fmt.Errorf("`foreach` was given %T and no list", out)
+		return nil, fmt.Errorf("`foreach` requires a list, not %T", out)
 	}
 	items := make([]any, list.Len())
 	for i := range items {
@@ -252,7 +252,7 @@ func (p *Program) EvalCondition(e *Expr, env EvalEnv) (bool, error) {
 	}
 	b, ok := out.(bool)
 	if !ok {
-		return false, fmt.Errorf("the condition gave %T", out)
+		return false, fmt.Errorf("the condition returned %T, not true or false", out)
 	}
 	return b, nil
 }
@@ -395,12 +395,12 @@ func (p *Program) EvalTargets(s *Step, env EvalEnv) ([]Target, error) {
 			for _, item := range v {
 				t, ok := item.(Target)
 				if !ok {
-					return nil, fmt.Errorf("target: an element is %T and no target", item)
+					return nil, fmt.Errorf("target: an element is %T, not a target", item)
 				}
 				targets = append(targets, t)
 			}
 		default:
-			return nil, fmt.Errorf("target: %T is no target", out)
+			return nil, fmt.Errorf("target: %T is not a target", out)
 		}
 	}
 	if len(targets) > MaxTargets {

@@ -64,7 +64,7 @@ func Explain(p *Program) Explanation {
 func (p *Program) describeMatch() string {
 	m := p.Match
 	if m == nil {
-		return "no incident by itself; other playbooks call it"
+		return "no incident; other playbooks call it"
 	}
 	var parts []string
 	if len(m.Objectives) > 0 {
@@ -130,7 +130,7 @@ func (x *explainer) explainStep(p *Program, s *Step, depth int, inApproval bool)
 	for _, then := range []struct {
 		text  string
 		steps []Step
-	}{{"If it fails or is refused:", s.OnFailure}, {"If it is denied or nobody answers:", s.OnDenied}} {
+	}{{"If it fails or is refused:", s.OnFailure}, {"If it is denied or times out:", s.OnDenied}} {
 		if len(then.steps) > 0 {
 			x.addLine(ExplanationLine{Depth: depth + 1, Text: then.text})
 			x.explainSteps(p, then.steps, depth+2, inApproval)

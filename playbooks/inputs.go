@@ -64,10 +64,10 @@ func (c *checker) checkInput(in *Input, names typeScope) {
 		return
 	}
 	if in.Enum != nil && in.Type != "string" {
-		c.errorf(in.TypePos, "conflict", "remove it", "`enum` has no meaning on %s", in.Type)
+		c.errorf(in.TypePos, "conflict", "remove it", "`enum` is not allowed for %s", in.Type)
 	}
 	if (in.Minimum != nil || in.Maximum != nil) && !numeric {
-		c.errorf(in.TypePos, "conflict", "remove it", "`minimum` and `maximum` have no meaning on %s", in.Type)
+		c.errorf(in.TypePos, "conflict", "remove it", "`minimum` and `maximum` are not allowed for %s", in.Type)
 	}
 	if in.Minimum != nil && in.Maximum != nil && *in.Minimum > *in.Maximum {
 		c.errorf(in.TypePos, "range", "", "the minimum of `%s` is above its maximum", in.Name)
@@ -75,7 +75,7 @@ func (c *checker) checkInput(in *Input, names typeScope) {
 	if in.Default != nil {
 		c.checkValue(*in.Default, in.goType(), in.boundsTag(), in.Name, names, flowContext{})
 	} else if c.program.Match != nil {
-		c.errorf(in.Pos, "required", "give it a `default`, or remove `match`", "nobody gives the input `%s` when an incident starts the playbook", in.Name)
+		c.errorf(in.Pos, "required", "give it a `default`, or remove `match`", "the input `%s` has no value when an incident starts the playbook", in.Name)
 	}
 }
 
@@ -91,7 +91,7 @@ func (p *Program) bindInputs(given map[string]any, env EvalEnv) (any, error) {
 			}
 		}
 		if v == nil {
-			return nil, fmt.Errorf("the input %s was not given", in.Name)
+			return nil, fmt.Errorf("the input %s is missing", in.Name)
 		}
 		value, err := convertValue(v, in.goType())
 		if err == nil {
@@ -114,7 +114,7 @@ func (in Input) checkBounds(v reflect.Value) error {
 	case v.CanFloat():
 		number = v.Float()
 	case v.Kind() == reflect.String && in.Enum != nil && !slices.Contains(in.Enum, v.String()):
-		return fmt.Errorf("cannot be %q: it is one of %s", truncate(v.String(), 60), quoteList(in.Enum))
+		return fmt.Errorf("cannot be %q; use one of %s", truncate(v.String(), 60), quoteList(in.Enum))
 	}
 	if in.Minimum != nil && number < *in.Minimum {
 		return fmt.Errorf("must be at least %v, not %v", *in.Minimum, number)

@@ -130,7 +130,7 @@ func TestABrokenFileDoesNotTakeAwayWhatItReplaces(t *testing.T) {
 		require.True(t, problems.HasErrors())
 		require.Len(t, programs, 1)
 		require.Equal(t, "shipped.yaml", programs[0].File)
-		require.ErrorContains(t, problems.Err(), "`p` of shipped.yaml stays in force")
+		require.ErrorContains(t, problems.Err(), "`p` of shipped.yaml stays in use")
 	}
 }
 

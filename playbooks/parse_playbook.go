@@ -19,7 +19,7 @@ func (p *parser) parsePlaybook(n *yaml.Node, book *Playbook) {
 			named = true
 			book.Name, book.NamePos = p.parseString(v, "playbook"), nodePos(v)
 			if !identifierPattern.MatchString(strings.ReplaceAll(book.Name, "-", "_")) && v.Tag == "!!str" {
-				p.errorf(nodePos(v), "name", "use letters, digits and `-`, with a letter first", "`%s` is not a playbook's name", truncate(book.Name, 40))
+				p.errorf(nodePos(v), "name", "use letters, digits and `-`, with a letter first", "invalid playbook name `%s`", truncate(book.Name, 40))
 			}
 		},
 		"description": func(_, v *yaml.Node) { book.Description = p.parseString(v, "description") },
@@ -39,7 +39,7 @@ func (p *parser) parsePlaybook(n *yaml.Node, book *Playbook) {
 		p.errorf(nodePos(n), "required", "begin with `playbook: NAME`", "`playbook` (its name) is missing")
 	}
 	if book.Match == nil && book.Inputs == nil && book.Outputs == nil {
-		p.errorf(nodePos(n), "required", "say `match: {objective: …}`; or give it `inputs` or `outputs` if only `call` is to run it", "`match` is missing")
+		p.errorf(nodePos(n), "required", "add `match: {objective: …}`, or `inputs` or `outputs` if only `call` runs it", "`match` is missing")
 	}
 	if len(book.Steps) == 0 {
 		p.errorf(nodePos(n), "required", "", "`steps` is missing or empty")
@@ -52,7 +52,7 @@ const MaxGuideBytes = 2000
 func (p *parser) parseGuide(n *yaml.Node) string {
 	text := p.parseString(n, "guide")
 	if len(text) > MaxGuideBytes {
-		p.errorf(nodePos(n), "too-large", "say the rest where it is read by day", "the guide has %d bytes, at most %d are shown", len(text), MaxGuideBytes)
+		p.errorf(nodePos(n), "too-large", "move the rest to other documentation", "the guide has %d bytes, at most %d are allowed", len(text), MaxGuideBytes)
 	}
 	return strings.TrimSpace(text)
 }
@@ -70,7 +70,7 @@ func (p *parser) parseMatch(n *yaml.Node) *Match {
 		"exclusive": func(_, v *yaml.Node) { m.Exclusive = p.parseBool(v, "exclusive") },
 	})
 	if given && len(m.Objectives) == 0 && m.Severity.Text == "" && m.When == nil && len(p.Problems) == 0 {
-		p.errorf(nodePos(n), "required", "say `objective`, `severity` or `when`; `when: \"true\"` for every incident", "`match` says nothing")
+		p.errorf(nodePos(n), "required", "add `objective`, `severity` or `when`; `when: \"true\"` matches every incident", "`match` is empty")
 	}
 	return m
 }
@@ -94,9 +94,9 @@ func (p *parser) parseInputs(n *yaml.Node) []Input {
 		switch {
 		case !ok:
 		case in.Type == "":
-			p.errorf(nodePos(k), "required", "say for example `type: string`", "the input `%s` has no `type`", k.Value)
+			p.errorf(nodePos(k), "required", "write for example `type: string`", "the input `%s` has no `type`", k.Value)
 		case !slices.Contains(InputTypes, in.Type):
-			p.errorf(in.TypePos, "value", diagnostic.DidYouMean(in.Type, InputTypes), "`%s` is not a type of inputs", truncate(in.Type, 40))
+			p.errorf(in.TypePos, "value", diagnostic.DidYouMean(in.Type, InputTypes), "unknown input type `%s`", truncate(in.Type, 40))
 			in.Type = ""
 		}
 		inputs = append(inputs, in)
@@ -116,7 +116,7 @@ func (p *parser) parseOutputs(n *yaml.Node) []Output {
 // checkIdentifier checks a name that expressions use.
 func (p *parser) checkIdentifier(k *yaml.Node, what string) {
 	if !identifierPattern.MatchString(k.Value) {
-		p.errorf(nodePos(k), "name", "use letters, digits and `_`, with a letter first", "`%s` is not the name of %s", truncate(k.Value, 40), what)
+		p.errorf(nodePos(k), "name", "use letters, digits and `_`, with a letter first", "invalid name `%s` of %s", truncate(k.Value, 40), what)
 	}
 }
 
@@ -128,7 +128,7 @@ func (p *parser) parseApprovers(n *yaml.Node, a *Approval) {
 		"escalate": func(_, v *yaml.Node) { a.Escalate = p.parseEscalation(v) },
 	})
 	if ok && len(a.Groups)+len(a.Users) == 0 {
-		p.errorf(nodePos(n), "required", "name `groups` or `users`", "`from` names nobody")
+		p.errorf(nodePos(n), "required", "add `groups` or `users`", "`from` has no approvers")
 	}
 }
 
@@ -140,10 +140,10 @@ func (p *parser) parseEscalation(n *yaml.Node) *Escalation {
 		"users":  func(_, v *yaml.Node) { e.Users = p.parseStrings(v, "users") },
 	})
 	if ok && e.After <= 0 {
-		p.errorf(nodePos(n), "required", "say from when on: `after: 5m`", "`escalate` has no `after`")
+		p.errorf(nodePos(n), "required", "add a duration: `after: 5m`", "`escalate` has no `after`")
 	}
 	if ok && len(e.Groups)+len(e.Users) == 0 {
-		p.errorf(nodePos(n), "required", "name `groups` or `users`", "`escalate` names nobody")
+		p.errorf(nodePos(n), "required", "add `groups` or `users`", "`escalate` has no approvers")
 	}
 	return e
 }

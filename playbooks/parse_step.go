@@ -25,7 +25,7 @@ func (p *parser) parseSteps(n *yaml.Node, path string) []Step {
 	for i, item := range n.Content {
 		if p.stepCount++; p.stepCount > MaxSteps {
 			if p.stepCount == MaxSteps+1 {
-				p.errorf(nodePos(item), "too-large", "move some into a playbook of their own and `call` it", "more than %d steps in one playbook", MaxSteps)
+				p.errorf(nodePos(item), "too-large", "move some to another playbook and `call` it", "more than %d steps in one playbook", MaxSteps)
 			}
 			break
 		}
@@ -58,21 +58,21 @@ func (p *parser) parseStep(n *yaml.Node, path string) Step {
 	}
 	switch len(r.kindKeys) {
 	case 0:
-		p.errorf(r.parsedStep.Pos, "required", "give it one of "+strings.Join(stepKindNames(), ", "), "the step does nothing")
+		p.errorf(r.parsedStep.Pos, "required", "add one of "+strings.Join(stepKindNames(), ", "), "the step has no action or keyword")
 		return r.parsedStep
 	case 1:
 	default:
-		p.errorf(r.parsedStep.Pos, "conflict", "make them steps of their own", "one step cannot be `%s` at once", strings.Join(r.kindKeys, "` and `"))
+		p.errorf(r.parsedStep.Pos, "conflict", "write separate steps", "one step cannot have more than one of `%s`", strings.Join(r.kindKeys, "` and `"))
 		return r.parsedStep
 	}
 	kind := r.kindKeys[0]
 	for _, key := range slices.Sorted(maps.Keys(r.parsedStep.keyPositions)) {
 		if ok, kinds := kindAcceptsKey(kind, key); key != kind && !ok {
-			hint := "it belongs to " + strings.Join(kinds, ", ")
+			hint := "it is a key of " + strings.Join(kinds, ", ")
 			if len(r.parsedStep.Parallel)+len(r.nestedSteps) > 0 && slices.Contains([]string{"for", "with", "target", "retry"}, key) {
-				hint = "give it to the steps inside"
+				hint = "set it on the steps inside"
 			}
-			p.errorf(r.parsedStep.keyPositions[key], "conflict", hint, "`%s` has no meaning on `%s`", key, kind)
+			p.errorf(r.parsedStep.keyPositions[key], "conflict", hint, "`%s` is not allowed on `%s`", key, kind)
 		}
 	}
 	r.finishStep(kind)
@@ -120,7 +120,7 @@ func (r *stepParser) keyParsers() map[string]func(k, v *yaml.Node) {
 		"reason": func(_, v *yaml.Node) { r.stopReason = p.parseTemplate(v) },
 		"on_timeout": func(_, v *yaml.Node) {
 			if r.approval.OnTimeout = p.parseString(v, "on_timeout"); r.approval.OnTimeout != "deny" {
-				p.errorf(nodePos(v), "value", "write `on_timeout: deny`", "`on_timeout` can only be `deny`: silence permits nothing")
+				p.errorf(nodePos(v), "value", "write `on_timeout: deny`", "`on_timeout` must be `deny`: a timeout never approves anything")
 			}
 		},
 	}
@@ -141,12 +141,12 @@ func (r *stepParser) finishStep(kind string) {
 	case "parallel":
 		if len(s.Parallel) == 0 {
 			s.Parallel = []Step{}
-			r.errorf(s.keyPositions["parallel"], "required", "put at least one step under it", "`parallel` runs nothing")
+			r.errorf(s.keyPositions["parallel"], "required", "add at least one step", "`parallel` has no steps")
 		}
 	case "foreach":
 		s.ForEach = &r.forEach
 		if s.ForEach.Steps = r.nestedSteps; len(r.nestedSteps) == 0 {
-			r.errorf(s.Pos, "required", "put what is done for each element under `steps`", "the loop does nothing")
+			r.errorf(s.Pos, "required", "add the steps for each element under `steps`", "the loop has no steps")
 		}
 	case "stop":
 		if s.Stop == nil {
@@ -157,19 +157,19 @@ func (r *stepParser) finishStep(kind string) {
 		a := &r.approval
 		s.Approval, a.Steps, a.Timeout = a, r.nestedSteps, s.Timeout
 		if !given("from") {
-			r.errorf(s.Pos, "required", "say who may approve: `from: {groups: [NAME], quorum: 1}`", "`from` is missing")
+			r.errorf(s.Pos, "required", "add the approvers: `from: {groups: [NAME], quorum: 1}`", "`from` is missing")
 		}
 		if !given("on_timeout") {
-			r.errorf(s.Pos, "required", "write `on_timeout: deny`", "`on_timeout` is missing: the safe answer must be explicit")
+			r.errorf(s.Pos, "required", "write `on_timeout: deny`", "`on_timeout` is missing: the denial must be explicit")
 		}
 		if !given("timeout") {
 			r.errorf(s.Pos, "required", "write for example `timeout: 15m`", "`timeout` is missing")
 		}
 		if e := a.Escalate; e != nil && a.Timeout > 0 && e.After >= a.Timeout {
-			r.errorf(s.Pos, "range", "let it begin before the timeout", "`escalate` begins after %s, when the %s of the approval are over", duration.Format(e.After), duration.Format(a.Timeout))
+			r.errorf(s.Pos, "range", "use a shorter `after`", "`escalate` starts after %s, but the approval times out after %s", duration.Format(e.After), duration.Format(a.Timeout))
 		}
 		if len(a.Steps) == 0 {
-			r.errorf(s.Pos, "required", "put what it permits under `steps`", "the approval permits nothing")
+			r.errorf(s.Pos, "required", "add the steps that it permits under `steps`", "the approval has no steps")
 		}
 	}
 }
@@ -195,10 +195,10 @@ func (p *parser) parseWait(n *yaml.Node) *Wait {
 		"timeout": func(_, v *yaml.Node) { w.Timeout = p.parseDuration(v, "timeout") },
 	})
 	if w.Until == nil {
-		p.errorf(nodePos(n), "required", "say `until: EXPRESSION`, or only a duration: `wait: 10m`", "`wait` has no `until`")
+		p.errorf(nodePos(n), "required", "add `until: EXPRESSION`, or use only a duration: `wait: 10m`", "`wait` has no `until`")
 	}
 	if w.Timeout == 0 {
-		p.errorf(nodePos(n), "required", "say how long at most: `timeout: 10m`", "`wait` has no `timeout`")
+		p.errorf(nodePos(n), "required", "add a maximum duration: `timeout: 10m`", "`wait` has no `timeout`")
 	}
 	return w
 }
@@ -206,11 +206,11 @@ func (p *parser) parseWait(n *yaml.Node) *Wait {
 func (p *parser) parseAssignments(n *yaml.Node) []Argument {
 	args := p.parseArguments(n, "`set`")
 	if n.Kind == yaml.MappingNode && len(args) == 0 {
-		p.errorf(nodePos(n), "required", "write for example `set: {wide: \"${ctx.same_digest_pod_count > 1}\"}`", "`set` names nothing")
+		p.errorf(nodePos(n), "required", "write for example `set: {wide: \"${ctx.same_digest_pod_count > 1}\"}`", "`set` is empty")
 	}
 	for _, a := range args {
 		if !identifierPattern.MatchString(a.Name) {
-			p.errorf(a.Pos, "name", "use letters, digits and `_`, with a letter first", "`%s` is not the name of a value", truncate(a.Name, 40))
+			p.errorf(a.Pos, "name", "use letters, digits and `_`, with a letter first", "invalid name `%s` of a value", truncate(a.Name, 40))
 		}
 	}
 	if args == nil {
@@ -226,7 +226,7 @@ func (p *parser) parseStop(n *yaml.Node) *Stop {
 		for _, o := range StopOutcomes {
 			known = append(known, string(o))
 		}
-		p.errorf(nodePos(n), "value", diagnostic.DidYouMean(n.Value, known), "a playbook cannot stop as `%s`", truncate(n.Value, 40))
+		p.errorf(nodePos(n), "value", diagnostic.DidYouMean(n.Value, known), "a playbook cannot stop with the outcome `%s`", truncate(n.Value, 40))
 	}
 	return s
 }

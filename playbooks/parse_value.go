@@ -35,7 +35,7 @@ func (p *parser) parseStrings(n *yaml.Node, what string) []string {
 func (p *parser) parseInt(n *yaml.Node, what string) int {
 	var i int
 	if n.Kind != yaml.ScalarNode || n.Tag != "!!int" || n.Decode(&i) != nil {
-		p.errorf(nodePos(n), "type", "", "`%s` must be a whole number, not %s", what, nodeKindName(n))
+		p.errorf(nodePos(n), "type", "", "`%s` must be an integer, not %s", what, nodeKindName(n))
 	}
 	return i
 }
@@ -121,7 +121,7 @@ func (p *parser) indentColumn(line int) int {
 // parseExpr parses a value that is one expression, with or without `${…}` around it.
 func (p *parser) parseExpr(n *yaml.Node, what string) *Expr {
 	if strings.HasPrefix(n.Tag, "!") && !strings.HasPrefix(n.Tag, "!!") {
-		p.errorf(nodePos(n), "type", "put the expression into quotes", "`%s` begins with `!`, which is a tag to YAML", what)
+		p.errorf(nodePos(n), "type", "put the expression in quotes", "`%s` starts with `!`, which YAML reads as a tag", what)
 		return nil
 	}
 	if n.Kind != yaml.ScalarNode || n.Tag == "!!null" {
@@ -142,7 +142,7 @@ func (p *parser) parseExpr(n *yaml.Node, what string) *Expr {
 
 // parseTemplate splits a string at its `${…}`. `$${` is an escaped `${`.
 func (p *parser) parseTemplate(n *yaml.Node) *Template {
-	s := p.parseString(n, "a text")
+	s := p.parseString(n, "a string")
 	t := &Template{Pos: p.scalarContentPos(n)}
 	literal := strings.Builder{}
 	for i := 0; i < len(s); {
@@ -259,7 +259,7 @@ func (p *parser) parseValue(n *yaml.Node) Value {
 			}
 		case "!!null":
 		default:
-			p.errorf(v.Pos, "type", "put it in quotes", "a value of type %s is not known here", n.Tag)
+			p.errorf(v.Pos, "type", "put it in quotes", "unknown YAML type %s", n.Tag)
 		}
 	}
 	return v

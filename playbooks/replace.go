@@ -20,7 +20,7 @@ func (l *loader) markReplaced(programs []*Program) {
 	}
 	for _, name := range slices.Sorted(maps.Keys(l.playbooksByName)) {
 		if book := l.playbooksByName[name]; !book.Shipped && l.programsByName[name] == nil && shipped[book.Replaces.Text] != nil {
-			l.addError(book, book.Replaces.Pos, "replaced", "correct this one", fmt.Sprintf("the shipped playbook `%s` stays in force until then", book.Replaces.Text))
+			l.addError(book, book.Replaces.Pos, "replaced", "fix this playbook", fmt.Sprintf("the shipped playbook `%s` stays in use until then", book.Replaces.Text))
 		}
 	}
 	for _, p := range programs {
@@ -34,14 +34,14 @@ func (l *loader) markReplaced(programs []*Program) {
 		was := shipped[name]
 		switch {
 		case was == nil && l.shippedByName[name] != nil:
-			l.addWarning(p.Playbook, p.Replaces.Pos, "replaces", "remove `replaces`", fmt.Sprintf("the shipped playbook `%s` is replaced already by yours of that name", name))
+			l.addWarning(p.Playbook, p.Replaces.Pos, "replaces", "remove `replaces`", fmt.Sprintf("your playbook with the name `%s` already replaces the shipped one", name))
 		case was == nil && len(l.shippedByName) == 0:
 			// The library is disabled or not loaded: nothing can be replaced.
 		case was == nil:
-			l.addError(p.Playbook, p.Replaces.Pos, "replaces", diagnostic.DidYouMean(name, l.shippedPlaybookNames()), fmt.Sprintf("no shipped playbook has the name `%s`", name))
+			l.addError(p.Playbook, p.Replaces.Pos, "replaces", diagnostic.DidYouMean(name, l.shippedPlaybookNames()), fmt.Sprintf("unknown shipped playbook `%s`", name))
 		case was.Match == nil:
-			l.addError(p.Playbook, p.Replaces.Pos, "replaces", fmt.Sprintf("name yours `%s` if the playbooks that call it are to call yours", name),
-				fmt.Sprintf("no incident starts `%s`: other playbooks call it", name))
+			l.addError(p.Playbook, p.Replaces.Pos, "replaces", fmt.Sprintf("rename your playbook to `%s` to be called instead of it", name),
+				fmt.Sprintf("`%s` cannot be replaced: no incident starts it, and other playbooks call it", name))
 		default:
 			was.ReplacedBy = p.Name
 			l.warnLostSafeguards(p, p.Replaces.Pos, was.Playbook, was)
@@ -104,8 +104,8 @@ func (l *loader) warnLostSafeguards(p *Program, pos Pos, was *Playbook, program 
 		return
 	}
 	slices.Sort(missing)
-	l.addWarning(p.Playbook, pos, "replacement", "add what is missing, or accept that it no longer happens",
-		fmt.Sprintf("it replaces the shipped playbook `%s` and lacks its %s", was.Name, strings.Join(missing, ", ")))
+	l.addWarning(p.Playbook, pos, "replacement", "add the missing steps, or accept that they no longer run",
+		fmt.Sprintf("the playbook replaces the shipped playbook `%s`, but lacks its %s", was.Name, strings.Join(missing, ", ")))
 }
 
 func (l *loader) addWarning(book *Playbook, pos Pos, code, hint, message string) {

@@ -27,7 +27,7 @@ func PlaybookSchema(catalogue Catalog) any {
 		"outputs":   {"type": "object", "additionalProperties": expressionSchema("an expression; its value is the output")},
 	})
 	return schemaObject{
-		"$schema": "http://json-schema.org/draft-07/schema#", "$id": "https://stanch.dev/schema/playbook.json", "title": "A playbook of Stanch",
+		"$schema": "http://json-schema.org/draft-07/schema#", "$id": "https://stanch.dev/schema/playbook.json", "title": "A Stanch playbook",
 		"type": "object", "additionalProperties": false, "required": required, "properties": properties,
 		"definitions": schemaObject{"step": s.stepSchema(), "steps": schemaObject{"type": "array", "minItems": 1, "items": schemaObject{"$ref": "#/definitions/step"}}},
 	}
@@ -130,7 +130,7 @@ func (s *schemaBuilder) stepSchema() schemaObject {
 		"retry": {"type": "object", "additionalProperties": false, "properties": schemaObject{"attempts": schemaObject{"type": "integer", "minimum": 1, "maximum": 20}, "backoff": duration}},
 		"stop":  {"enum": StopOutcomes}, "set": {"type": "object", "minProperties": 1},
 		"wait": {"anyOf": []any{duration, schemaObject{"type": "object", "additionalProperties": false, "required": []string{"until", "timeout"}, "properties": schemaObject{
-			"until": expressionSchema("what it waits for; `live` is the incident as it is now"), "timeout": duration,
+			"until": expressionSchema("the condition to wait for; `live` is the current incident"), "timeout": duration,
 		}}}},
 	}
 	properties := schemaObject{}

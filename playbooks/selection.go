@@ -32,7 +32,7 @@ func (p *Program) Matches(incident Incident) (bool, string) {
 	case err != nil:
 		return false, fmt.Sprintf("its condition cannot be evaluated: %v", err)
 	case !ok:
-		return false, fmt.Sprintf("its condition does not hold: %s", p.Match.When.Source)
+		return false, fmt.Sprintf("its condition is false: %s", p.Match.When.Source)
 	}
 	return true, "it matches"
 }
@@ -170,10 +170,10 @@ func SelectPlaybooks(programs []*Program, incident Incident) []SelectionResult {
 		}
 		switch contains := c.CanContain(); {
 		case exclusive != nil:
-			c.Selected, c.Reason = false, fmt.Sprintf("it matches, and %s is exclusive with priority %d", exclusive.Name, exclusive.Priority())
+			c.Selected, c.Reason = false, fmt.Sprintf("it matches, but %s is exclusive with priority %d", exclusive.Name, exclusive.Priority())
 		case contains && winner != nil:
 			c.Selected, c.IsFallback = false, true
-			c.Reason = fmt.Sprintf("it matches, and %s contains too and comes first (%s)", winner.Name, winner.precedenceReason(c.Program))
+			c.Reason = fmt.Sprintf("it matches, but %s also contains and precedes it (%s)", winner.Name, winner.precedenceReason(c.Program))
 		case contains:
 			winner = c
 			c.WaitsForEnrichment = c.Shipped && later
@@ -191,7 +191,7 @@ func (p *Program) precedenceReason(other *Program) string {
 	case p.Priority() != other.Priority():
 		return fmt.Sprintf("priority %d over %d", p.Priority(), other.Priority())
 	case p.Shipped != other.Shipped:
-		return fmt.Sprintf("priority %d as well, and yours before a shipped one", p.Priority())
+		return fmt.Sprintf("same priority %d; yours precedes a shipped one", p.Priority())
 	}
-	return fmt.Sprintf("priority %d as well, and it is listed first", p.Priority())
+	return fmt.Sprintf("same priority %d; it is listed first", p.Priority())
 }

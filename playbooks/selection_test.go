@@ -59,14 +59,14 @@ func TestOnlyOneOfThePlaybooksThatContainStarts(t *testing.T) {
 			[]playbooks.SourceFile{markShipped(newPlaybookFile("cryptominer", "", objective)), newPlaybookFile("mine", "", objective)},
 			[]string{"mine"},
 			[]string{"cryptominer"},
-			map[string]string{"cryptominer": "it matches, and mine contains too and comes first (priority 100 over 0)"},
+			map[string]string{"cryptominer": "it matches, but mine also contains and precedes it (priority 100 over 0)"},
 		},
 		{
 			"also before an exclusive one of the highest shipped priority",
 			[]playbooks.SourceFile{markShipped(newPlaybookFile("mass", "", objective+", priority: 100, exclusive: true")), newPlaybookFile("mine", "", objective)},
 			[]string{"mine"},
 			[]string{"mass"},
-			map[string]string{"mass": "it matches, and mine contains too and comes first (priority 100 as well, and yours before a shipped one)"},
+			map[string]string{"mass": "it matches, but mine also contains and precedes it (same priority 100; yours precedes a shipped one)"},
 		},
 		{
 			"unless it gives a lower priority",
@@ -87,7 +87,7 @@ func TestOnlyOneOfThePlaybooksThatContainStarts(t *testing.T) {
 			[]playbooks.SourceFile{markShipped(newPlaybookFile("note", "", objective, "  - notify: log\n")), newPlaybookFile("mine", "", objective+", exclusive: true")},
 			[]string{"mine"},
 			nil,
-			map[string]string{"note": "it matches, and mine is exclusive with priority 100"},
+			map[string]string{"note": "it matches, but mine is exclusive with priority 100"},
 		},
 		{
 			"one of the same name replaces the shipped one",
@@ -156,16 +156,16 @@ func TestAReplacementThatDoesLessIsAWarning(t *testing.T) {
 		}
 		return out
 	}
-	const lacks = "warning: it replaces the shipped playbook `cryptominer` and lacks its `approval`, `evidence: pod.logs` [replacement]"
+	const lacks = "warning: the playbook replaces the shipped playbook `cryptominer`, but lacks its `approval`, `evidence: pod.logs` [replacement]"
 	require.Equal(t, []string{"mine.yaml:3:11: " + lacks}, warnings(library, newPlaybookFile("mine", "replaces: cryptominer\n", "objective: crypto-mining")))
 	require.Equal(t, []string{"cryptominer.yaml:1:11: " + lacks}, warnings(library, newPlaybookFile("cryptominer", "", "objective: crypto-mining")))
 	require.Empty(t, warnings(library, newPlaybookFile("mine", "replaces: cryptominer\n", "objective: crypto-mining", asking, "  - evidence: pod.logs\n")))
-	require.Equal(t, []string{"mine.yaml:3:11: error: no shipped playbook has the name `cryptomine` [replaces]"},
+	require.Equal(t, []string{"mine.yaml:3:11: error: unknown shipped playbook `cryptomine` [replaces]"},
 		warnings(library, newPlaybookFile("mine", "replaces: cryptomine\n", "objective: crypto-mining")))
 
 	// An invalid playbook replaces nothing, and a diagnostic says so.
 	broken := newPlaybookFile("mine", "replaces: cryptominer\n", "objective: crypto-mining", "  - contain: pod.isolat\n    for: 1h\n")
-	require.Contains(t, warnings(library, broken), "mine.yaml:3:11: error: the shipped playbook `cryptominer` stays in force until then [replaced]")
+	require.Contains(t, warnings(library, broken), "mine.yaml:3:11: error: the shipped playbook `cryptominer` stays in use until then [replaced]")
 }
 
 func TestOverlapsNameWhoWins(t *testing.T) {

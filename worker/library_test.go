@@ -32,9 +32,9 @@ func TestEvidenceOfPodCountsForItsRole(t *testing.T) {
 	}
 	const contain = "  - enrich: aws.identity\n    id: cloud\n  - contain: aws.key.disable\n    target: cloud.access_keys\n    for: 1h\n"
 	require.Empty(t, load("  - evidence: process.snapshot\n"+contain))
-	require.Equal(t, []string{"`aws.key.disable` comes before any evidence of its target"}, load(contain))
+	require.Equal(t, []string{"`aws.key.disable` runs before any evidence of its target"}, load(contain))
 	require.Contains(t, load("  - evidence: process.snapshot\n  - enrich: aws.identity\n    id: cloud\n  - contain: aws.role.revoke-sessions\n    target: cloud.role\n    for: 12h\n"),
-		"`aws.role.revoke-sessions` disrupts: it is allowed only inside of an approval")
+		"`aws.role.revoke-sessions` is disruptive, so it is allowed only inside an approval")
 }
 
 // Every kind of incident has a matching playbook, and the library never contains it with two playbooks.

@@ -44,16 +44,16 @@ func Anonymize(r Recording) (Recording, error) {
 	}
 	v, err := toJSONValue(r)
 	if err != nil {
-		return r, fmt.Errorf("anonymise the recording: %w", err)
+		return r, fmt.Errorf("anonymize the recording: %w", err)
 	}
 	names := collectNames(r, v)
 	raw, err := json.Marshal(names.replaceInJSON("", v, false))
 	if err != nil {
-		return r, fmt.Errorf("anonymise the recording: %w", err)
+		return r, fmt.Errorf("anonymize the recording: %w", err)
 	}
 	var out Recording
 	if err := json.Unmarshal(raw, &out); err != nil {
-		return r, fmt.Errorf("anonymise the recording: %w", err)
+		return r, fmt.Errorf("anonymize the recording: %w", err)
 	}
 	for i := range out.Detections {
 		pod := &out.Detections[i].Detection.Event.Container.Pod

@@ -39,7 +39,7 @@ func Encode(r Recording) ([]byte, error) {
 	}
 	raw := b.Bytes()
 	if len(raw) > MaxBytes {
-		return nil, fmt.Errorf("the recording has %d bytes, at most %d are kept", len(raw), MaxBytes)
+		return nil, fmt.Errorf("the recording has %d bytes, at most %d are allowed", len(raw), MaxBytes)
 	}
 	sum := sha256.Sum256(raw)
 	return bytes.Replace(raw, []byte(zeroHash), []byte(hex.EncodeToString(sum[:])), 1), nil
@@ -65,9 +65,9 @@ func Decode(raw []byte) (Recording, error) {
 	}
 	switch {
 	case head.Version == nil:
-		return r, errors.New("this is no recording: it has no version; `stanch record` makes one")
+		return r, errors.New("not a recording: missing version; create one with `stanch record`")
 	case *head.Version != FormatVersion:
-		return r, fmt.Errorf("the recording has version %d, this program reads version %d", *head.Version, FormatVersion)
+		return r, fmt.Errorf("the recording has version %d, this program supports version %d", *head.Version, FormatVersion)
 	}
 	decoder := json.NewDecoder(bytes.NewReader(raw))
 	decoder.DisallowUnknownFields()
@@ -75,7 +75,7 @@ func Decode(raw []byte) (Recording, error) {
 		return Recording{}, decodeError(err)
 	}
 	if _, err := decoder.Token(); !errors.Is(err, io.EOF) {
-		return Recording{}, errors.New("something stands after the recording's end")
+		return Recording{}, errors.New("unexpected data after the recording")
 	}
 	if err := verifyHash(raw, r.SHA256); err != nil {
 		return Recording{}, err
@@ -91,13 +91,13 @@ func decodeError(err error) error {
 	var kind *json.UnmarshalTypeError
 	switch {
 	case errors.Is(err, io.ErrUnexpectedEOF), errors.As(err, &syntax) && strings.Contains(syntax.Error(), "unexpected end"):
-		return errors.New("the recording ends in the middle: it was truncated")
+		return errors.New("the recording is truncated")
 	case errors.As(err, &syntax):
 		return fmt.Errorf("the recording is damaged at byte %d: %w", syntax.Offset, err)
 	case errors.As(err, &kind):
-		return fmt.Errorf("the recording is damaged at byte %d: `%s` is a %s", kind.Offset, kind.Field, kind.Value)
+		return fmt.Errorf("the recording is damaged at byte %d: `%s` has the wrong type %s", kind.Offset, kind.Field, kind.Value)
 	}
-	return fmt.Errorf("the recording cannot be read: %s", strings.TrimPrefix(err.Error(), "json: "))
+	return fmt.Errorf("decode the recording: %s", strings.TrimPrefix(err.Error(), "json: "))
 }
 
 // checkNestingDepth returns an error if the JSON is nested too deeply. It runs before anything decodes the JSON.
@@ -114,7 +114,7 @@ func checkNestingDepth(raw []byte) error {
 		case text:
 		case c == '{' || c == '[':
 			if depth++; depth > maxJSONDepth {
-				return fmt.Errorf("the recording is nested more than %d deep", maxJSONDepth)
+				return fmt.Errorf("the recording is nested deeper than %d levels", maxJSONDepth)
 			}
 		case c == '}' || c == ']':
 			depth--
@@ -126,11 +126,11 @@ func checkNestingDepth(raw []byte) error {
 // verifyHash compares the file's bytes with the hash in the file.
 func verifyHash(raw []byte, sum string) error {
 	if len(sum) != len(zeroHash) || strings.Trim(sum, "0123456789abcdef") != "" {
-		return errors.New("the recording carries no SHA-256 of its content")
+		return errors.New("the recording has no valid SHA-256 of its content")
 	}
 	got := sha256.Sum256(bytes.Replace(raw, []byte(sum), []byte(zeroHash), 1))
 	if hex.EncodeToString(got[:]) != sum {
-		return fmt.Errorf("the recording was changed since it was made: its content has SHA-256 %x, it says %s", got, sum)
+		return fmt.Errorf("the recording was changed after it was created: its content has SHA-256 %x instead of %s", got, sum)
 	}
 	return nil
 }
@@ -139,37 +139,37 @@ func verifyHash(raw []byte, sum string) error {
 func (r Recording) validate() error {
 	switch {
 	case r.Incident.ID == "" || r.Incident.GroupingKey == "" || r.Incident.Cluster == "":
-		return errors.New("the recording does not say of which incident it is")
+		return errors.New("the recording has no incident ID, grouping key or cluster")
 	case r.Incident.Opened.IsZero():
-		return errors.New("the recording does not say when its incident was opened")
+		return errors.New("the recording has no time at which its incident was opened")
 	case r.Incident.Phase < 1 || r.Incident.Phase > 3:
-		return fmt.Errorf("the recording's phase %d is none: 1, 2 or 3", r.Incident.Phase)
+		return fmt.Errorf("the recording has the invalid phase %d; use 1, 2 or 3", r.Incident.Phase)
 	case len(r.Detections) == 0:
 		return errors.New("the recording has no detection")
 	case len(r.Detections) > MaxDetections, len(r.ActionResults) > MaxActionResults, len(r.Steps)+len(r.Votes)+len(r.TriageDecisions)+len(r.ApprovalRequests)+len(r.Leases)+len(r.LeaseChanges)+len(r.Evidence) > MaxOtherEntries:
-		return errors.New("the recording holds more than is read")
+		return errors.New("the recording has too many entries")
 	}
 	const longest = int64(400 * 24 * 3600 * 1000) // slightly more than a year, in milliseconds
 	for i, d := range r.Detections {
 		if d.OffsetMS < 0 || d.OffsetMS > longest || d.Detection.ID == "" || i > 0 && d.OffsetMS < r.Detections[i-1].OffsetMS {
-			return fmt.Errorf("detections[%d] has no id, or a time that is out of order", i)
+			return fmt.Errorf("detections[%d]: missing ID, or time out of order", i)
 		}
 	}
 	for i, a := range r.ActionResults {
 		switch a.Operation {
 		case OperationObserve, OperationPlan, OperationApply, OperationVerify, OperationUndo:
 		default:
-			return fmt.Errorf("answers[%d]: the operation %q is none", i, a.Operation)
+			return fmt.Errorf("answers[%d]: unknown operation %q", i, a.Operation)
 		}
 		if a.Action == "" || a.AttemptNumber < 1 || a.OffsetMS > longest {
-			return fmt.Errorf("answers[%d] has no action, no attempt, or a time that is out of range", i)
+			return fmt.Errorf("answers[%d]: missing action or attempt, or time out of range", i)
 		}
 		if a.Outcome != "" && a.Outcome.WorseOf("") == "" {
-			return fmt.Errorf("answers[%d]: the outcome %q is none", i, a.Outcome)
+			return fmt.Errorf("answers[%d]: unknown outcome %q", i, a.Outcome)
 		}
 	}
 	if v := r.Incident.IdleTimeoutMS; v < 0 || v > longest {
-		return errors.New("the recording's quiet window is out of range")
+		return errors.New("the recording's idle timeout is out of range")
 	}
 	return nil
 }

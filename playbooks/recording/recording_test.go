@@ -70,11 +70,11 @@ func TestWhatIsWrongWithAFileIsSaid(t *testing.T) {
 	}{
 		{"truncated", "truncated", raw[:len(raw)/2]},
 		{"empty", "truncated", nil},
-		{"another version", "version 7, this program reads version 2", bytes.Replace(raw, []byte(`"version": 2`), []byte(`"version": 7`), 1)},
-		{"no version", "no recording", []byte(`{}`)},
+		{"another version", "version 7, this program supports version 2", bytes.Replace(raw, []byte(`"version": 2`), []byte(`"version": 7`), 1)},
+		{"no version", "missing version", []byte(`{}`)},
 		{"unknown key", `unknown field "extra"`, bytes.Replace(raw, []byte(`"version": 2`), []byte(`"extra": 1, "version": 2`), 1)},
-		{"changed", "was changed since it was made", bytes.Replace(raw, []byte(`"confidence": 0.9`), []byte(`"confidence": 0.1`), 1)},
-		{"no hash", "carries no SHA-256", bytes.Replace(raw, []byte(`"sha256": "`), []byte(`"sha256": "x`), 1)},
+		{"changed", "was changed after it was created", bytes.Replace(raw, []byte(`"confidence": 0.9`), []byte(`"confidence": 0.1`), 1)},
+		{"no hash", "has no valid SHA-256", bytes.Replace(raw, []byte(`"sha256": "`), []byte(`"sha256": "x`), 1)},
 		{"more after it", "after top-level value", append(bytes.Clone(raw), "{}"...)},
 		{"deep", "nested", []byte(strings.Repeat(`[`, 100))},
 	} {
@@ -86,7 +86,7 @@ func TestWhatIsWrongWithAFileIsSaid(t *testing.T) {
 		large.Detections = append(large.Detections, large.Detections[0])
 	}
 	_, err = recording.Encode(large)
-	require.ErrorContains(t, err, "more than is read")
+	require.ErrorContains(t, err, "too many entries")
 }
 
 func TestSecretsAreTakenOut(t *testing.T) {

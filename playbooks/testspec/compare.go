@@ -27,17 +27,17 @@ type comparison struct {
 func CompareWithResult(t *TestCase, h Result) []Failure {
 	c := &comparison{TestCase: t, Result: h}
 	if h.Error != "" {
-		c.failf(t.Pos, "", "it could not be run to its end: %s", h.Error)
+		c.failf(t.Pos, "", "the test did not complete: %s", h.Error)
 	}
 	if t.ExpectedMatch != nil && *t.ExpectedMatch != (len(h.Playbooks) > 0) {
 		if *t.ExpectedMatch {
 			c.failf(t.positions["matched"], "", "no playbook handles the incident (%s, confidence %.2f, severity %s)", h.FinalIncident.Objective, h.FinalIncident.Confidence, h.FinalIncident.Severity)
 		} else {
-			c.failf(t.positions["matched"], "", "it is handled by %s, and should be by none", strings.Join(h.Playbooks, ", "))
+			c.failf(t.positions["matched"], "", "the incident is handled by %s, but expected no playbook", strings.Join(h.Playbooks, ", "))
 		}
 	}
 	if t.hasNoExpectations() {
-		c.failf(t.Pos, "", "it expects nothing, and so would never fail: write what is to happen, or let `stanch test --update` write what does")
+		c.failf(t.Pos, "", "the test has no expectations, so it can never fail; add them, or let `stanch test --update` write them")
 	}
 	c.checkFakeTargets()
 	c.compareSteps()
@@ -65,7 +65,7 @@ func (c *comparison) checkFakeTargets() {
 			names = append(names, t.Name)
 		}
 		if slices.Sort(names); !fits {
-			c.failf(f.positions["target"], "", "the answer of %s is for %s, and nothing was so called; there were %s", f.Action, quoteTruncated(f.Target), yamlnode.Truncate(strings.Join(slices.Compact(names), ", "), 200))
+			c.failf(f.positions["target"], "", "the result of %s is for %s, which is not a target; the targets were %s", f.Action, quoteTruncated(f.Target), yamlnode.Truncate(strings.Join(slices.Compact(names), ", "), 200))
 		}
 	}
 }
@@ -100,7 +100,7 @@ func TargetMatchesName(name string, t playbooks.Target) bool {
 func describeMissingJSON(want, got json.RawMessage) string {
 	var w, g any
 	if json.Unmarshal(want, &w) != nil || len(got) > 0 && json.Unmarshal(got, &g) != nil {
-		return "it cannot be read"
+		return "invalid JSON"
 	}
 	return describeJSONDifference("", w, g)
 }
@@ -112,7 +112,7 @@ func describeJSONDifference(path string, want, got any) string {
 			inner := strings.TrimPrefix(path+"."+key, ".")
 			v, there := g[key]
 			if !there && w[key] != nil {
-				return fmt.Sprintf("`%s` is not given, and should be %s", inner, truncatedJSON(w[key]))
+				return fmt.Sprintf("`%s` is missing, expected %s", inner, truncatedJSON(w[key]))
 			}
 			if text := describeJSONDifference(inner, w[key], v); text != "" {
 				return text
@@ -123,7 +123,7 @@ func describeJSONDifference(path string, want, got any) string {
 	p, _ := json.Marshal(want)
 	q, _ := json.Marshal(got)
 	if string(p) != string(q) {
-		return fmt.Sprintf("`%s` is %s, not %s", path, truncatedJSON(got), truncatedJSON(want))
+		return fmt.Sprintf("`%s` is %s, expected %s", path, truncatedJSON(got), truncatedJSON(want))
 	}
 	return ""
 }
@@ -163,13 +163,13 @@ func (c *comparison) compareApprovalRequests() {
 	wanted := *c.ExpectedApprovalRequests
 	for i, want := range wanted {
 		if i >= len(c.ApprovalRequests) {
-			c.failf(want.Pos, "", "the question %s was not asked; %s", quoteTruncated(want.Title+want.Text), describeApprovalRequests(c.ApprovalRequests))
+			c.failf(want.Pos, "", "the approval %s was not requested; %s", quoteTruncated(want.Title+want.Text), describeApprovalRequests(c.ApprovalRequests))
 			continue
 		}
 		got := c.ApprovalRequests[i]
 		check := func(key, text, part string) {
 			if !strings.Contains(text, part) {
-				c.failf(want.positions[key], "", "the question's %s is %s, without %s", key, quoteTruncated(text), quoteTruncated(part))
+				c.failf(want.positions[key], "", "the request's %s is %s, expected it to contain %s", key, quoteTruncated(text), quoteTruncated(part))
 			}
 		}
 		check("title", got.Title, want.Title)
@@ -177,18 +177,18 @@ func (c *comparison) compareApprovalRequests() {
 		check("would", strings.Join(got.ProposedActions, "; "), want.ProposedAction)
 		for _, who := range want.Approvers {
 			if !slices.Contains(strings.FieldsFunc(got.Approvers, func(r rune) bool { return r == ',' || r == ' ' || r == ';' }), who) {
-				c.failf(want.positions["of"], "", "%s are asked, not %s", got.Approvers, who)
+				c.failf(want.positions["of"], "", "the approvers are %s, without %s", got.Approvers, who)
 			}
 		}
 		if want.Quorum > 0 && want.Quorum != got.Quorum {
-			c.failf(want.positions["quorum"], "", "the quorum is %d, not %d", got.Quorum, want.Quorum)
+			c.failf(want.positions["quorum"], "", "the quorum is %d, expected %d", got.Quorum, want.Quorum)
 		}
 		if _, given := want.positions["within"]; given && got.AskedAt > want.NotAfter {
-			c.failf(want.positions["within"], "", "it is asked at %s, not within %s", formatOffset(got.AskedAt), duration.Format(want.NotAfter))
+			c.failf(want.positions["within"], "", "it is requested at %s, expected within %s", formatOffset(got.AskedAt), duration.Format(want.NotAfter))
 		}
 	}
 	for _, got := range c.ApprovalRequests[min(len(wanted), len(c.ApprovalRequests)):] {
-		c.failf(c.positions["asks"], "", "%s is asked too, at %s", quoteTruncated(got.Title), formatOffset(got.AskedAt))
+		c.failf(c.positions["asks"], "", "unexpected approval request %s at %s", quoteTruncated(got.Title), formatOffset(got.AskedAt))
 	}
 }
 
@@ -196,27 +196,27 @@ func quoteTruncated(s string) string { return fmt.Sprintf("%q", yamlnode.Truncat
 
 func describeApprovalRequests(all []ApprovalRequest) string {
 	if len(all) == 0 {
-		return "nobody is asked anything"
+		return "no approval was requested"
 	}
 	titles := make([]string, len(all))
 	for i, a := range all {
 		titles[i] = quoteTruncated(a.Title)
 	}
-	return "asked is " + strings.Join(titles, ", ")
+	return "requested: " + strings.Join(titles, ", ")
 }
 
 func (c *comparison) checkForbiddenActions() {
 	for _, n := range c.ForbiddenActions {
 		for _, e := range c.actualContainments() {
 			if e.Action == n.Name {
-				c.failf(n.Pos, "", "%s takes hold of %s at %s, and never should", n.Name, c.targetName(e.Target), formatOffset(e.AppliedAt))
+				c.failf(n.Pos, "", "%s was applied to %s at %s, which `never` forbids", n.Name, c.targetName(e.Target), formatOffset(e.AppliedAt))
 			}
 		}
 		for _, s := range c.Steps {
 			done := s.Outcome == playbooks.OutcomeSucceeded || s.Outcome == playbooks.OutcomeChanged || s.Outcome == playbooks.OutcomeUnverified || s.Outcome == playbooks.OutcomeUnchanged
 			took := slices.ContainsFunc(c.actualContainments(), func(e ContainmentRecord) bool { return e.Action == n.Name })
 			if done && !took && (s.Action == n.Name || LastStepName(s.Step) == n.Name) {
-				c.failf(n.Pos, s.Step, "%s is %s at %s, and never should be", n.Name, s.Outcome, formatOffset(s.EndedAt))
+				c.failf(n.Pos, s.Step, "%s ended with %s at %s, which `never` forbids", n.Name, s.Outcome, formatOffset(s.EndedAt))
 			}
 		}
 	}
@@ -234,13 +234,13 @@ func (c *comparison) compareContainments() {
 		differs := func(e ContainmentRecord) (key, what string) {
 			switch {
 			case want.Outcome != "" && want.Outcome != e.Outcome:
-				return "outcome", fmt.Sprintf("the effect is %s, not %s", e.Outcome, want.Outcome)
+				return "outcome", fmt.Sprintf("the outcome is %s, expected %s", e.Outcome, want.Outcome)
 			case want.LeaseDuration > 0 && (e.UndoneAt == 0 || absDuration(e.UndoneAt-e.AppliedAt-want.LeaseDuration) > timeTolerance):
-				held := "until it is taken back by hand"
+				held := "until it is undone manually"
 				if e.UndoneAt > 0 {
 					held = "for " + formatOffset(e.UndoneAt-e.AppliedAt)
 				}
-				return "for", fmt.Sprintf("it holds %s, not for %s", held, duration.Format(want.LeaseDuration))
+				return "for", fmt.Sprintf("it is in force %s, expected for %s", held, duration.Format(want.LeaseDuration))
 			case want.Params.Node != nil:
 				return "with", describeMissingJSON(want.Params.JSON, e.Params)
 			}
@@ -265,7 +265,7 @@ func (c *comparison) compareContainments() {
 		}
 		switch {
 		case near < 0:
-			c.failf(want.Pos, "", "%s takes no hold%s%s", want.Action, targetSuffix(want.Target), c.describeOutcome(want.Action))
+			c.failf(want.Pos, "", "%s was not applied%s%s", want.Action, targetSuffix(want.Target), c.describeOutcome(want.Action))
 		case text != "":
 			c.failf(at, "", "%s on %s: %s", want.Action, c.targetName(left[near].Target), text)
 		}
@@ -274,7 +274,7 @@ func (c *comparison) compareContainments() {
 		}
 	}
 	for _, e := range left {
-		c.failf(c.positions["effects"], "", "%s takes hold of %s too, at %s", e.Action, c.targetName(e.Target), formatOffset(e.AppliedAt))
+		c.failf(c.positions["effects"], "", "%s was unexpectedly applied to %s at %s", e.Action, c.targetName(e.Target), formatOffset(e.AppliedAt))
 	}
 }
 
@@ -294,7 +294,7 @@ func (c *comparison) describeOutcome(action string) string {
 			return fmt.Sprintf("; step %s is %s%s", s.Step, s.Outcome, reasonSuffix(s.Reason))
 		}
 	}
-	return "; no step came to it"
+	return "; no step ran it"
 }
 
 func (c *comparison) compareLeases() {
@@ -307,23 +307,23 @@ func (c *comparison) compareLeases() {
 			return l.Action == want.Action && c.matchesTarget(want.Target, l.Target)
 		})
 		if i < 0 {
-			c.failf(want.Pos, "", "there is no lease of %s%s%s", want.Action, targetSuffix(want.Target), c.describeOutcome(want.Action))
+			c.failf(want.Pos, "", "missing lease of %s%s%s", want.Action, targetSuffix(want.Target), c.describeOutcome(want.Action))
 			continue
 		}
 		got := left[i]
 		left = slices.Delete(left, i, i+1)
 		if want.State != "" && want.State != got.State {
-			c.failf(want.positions["state"], "", "the lease of %s on %s is %s, not %s%s", got.Action, c.targetName(got.Target), got.State, want.State, reasonSuffix(got.Reason))
+			c.failf(want.positions["state"], "", "the lease of %s on %s is %s, expected %s%s", got.Action, c.targetName(got.Target), got.State, want.State, reasonSuffix(got.Reason))
 		}
 		if want.Undone != nil && *want.Undone != got.Undone {
-			c.failf(want.positions["undone"], "", "the lease of %s on %s: undone is %v, not %v%s", got.Action, c.targetName(got.Target), got.Undone, *want.Undone, reasonSuffix(got.Reason))
+			c.failf(want.positions["undone"], "", "the lease of %s on %s: undone is %v, expected %v%s", got.Action, c.targetName(got.Target), got.Undone, *want.Undone, reasonSuffix(got.Reason))
 		}
 		if !strings.Contains(got.Reason, want.Reason) {
-			c.failf(want.positions["reason"], "", "the lease of %s on %s: the reason is %s, without %s", got.Action, c.targetName(got.Target), quoteTruncated(got.Reason), quoteTruncated(want.Reason))
+			c.failf(want.positions["reason"], "", "the lease of %s on %s: the reason is %s, expected it to contain %s", got.Action, c.targetName(got.Target), quoteTruncated(got.Reason), quoteTruncated(want.Reason))
 		}
 	}
 	for _, l := range left {
-		c.failf(c.positions["leases"], "", "there is a lease of %s on %s too, %s", l.Action, c.targetName(l.Target), l.State)
+		c.failf(c.positions["leases"], "", "unexpected lease of %s on %s: %s", l.Action, c.targetName(l.Target), l.State)
 	}
 }
 
@@ -334,17 +334,17 @@ func (c *comparison) compareIncident() {
 	}
 	word := func(key, want, got string) {
 		if want != "" && want != got {
-			c.failf(c.ExpectedIncident.positions[key], "", "the incident's %s is %s, not %s", key, got, want)
+			c.failf(c.ExpectedIncident.positions[key], "", "the incident's %s is %s, expected %s", key, got, want)
 		}
 	}
 	word("status", want.Status, got.Status)
 	word("objective", string(want.Objective), string(got.Objective))
 	word("severity", string(want.Severity), string(got.Severity))
 	if want.Confidence != nil && math.Abs(*want.Confidence-got.Confidence) > 0.005 {
-		c.failf(want.positions["confidence"], "", "the incident's confidence is %.2f, not %.2f", got.Confidence, *want.Confidence)
+		c.failf(want.positions["confidence"], "", "the incident's confidence is %.2f, expected %.2f", got.Confidence, *want.Confidence)
 	}
 	if !strings.Contains(got.Summary, want.Summary) {
-		c.failf(want.positions["summary"], "", "the incident's summary is %s, without %s", quoteTruncated(got.Summary), quoteTruncated(want.Summary))
+		c.failf(want.positions["summary"], "", "the incident's summary is %s, expected it to contain %s", quoteTruncated(got.Summary), quoteTruncated(want.Summary))
 	}
 }
 
@@ -362,6 +362,6 @@ func (c *comparison) checkTimeToContain() {
 	}
 	// The simulation's clock starts at its first millisecond.
 	if took = took.Truncate(10 * time.Millisecond); took > c.TimeToContain.Limit || c.TimeToContain.IsExclusive && took >= c.TimeToContain.Limit {
-		c.failf(c.TimeToContain.Pos, "", "the first containment is in force after %s, not %s", formatOffset(took), c.TimeToContain)
+		c.failf(c.TimeToContain.Pos, "", "the first containment is in force after %s, expected %s", formatOffset(took), c.TimeToContain)
 	}
 }

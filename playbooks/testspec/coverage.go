@@ -77,20 +77,20 @@ func (c *Coverage) coverStep(s *playbooks.Step, came map[string][]StepRun) {
 		denied = denied || r.Outcome == playbooks.OutcomeDenied
 	}
 	if s.If == nil {
-		c.addPoint(s, "the step does not run", ran)
+		c.addPoint(s, "the step never runs", ran)
 	} else {
 		c.addPoint(s, "`if` is never true", ran)
 		c.addPoint(s, "`if` is never false", skipped)
 	}
 	if s.Approval != nil {
-		c.addPoint(s, "it is never granted", granted)
-		c.addPoint(s, "it is never denied", denied)
+		c.addPoint(s, "the approval is never granted", granted)
+		c.addPoint(s, "the approval is never denied", denied)
 	}
 	if len(s.OnFailure) > 0 {
-		c.addPoint(s, "`on_failure` does not run", anyStepRan(s.OnFailure, came))
+		c.addPoint(s, "`on_failure` never runs", anyStepRan(s.OnFailure, came))
 	}
 	if len(s.OnDenied) > 0 {
-		c.addPoint(s, "`on_denied` does not run", anyStepRan(s.OnDenied, came))
+		c.addPoint(s, "`on_denied` never runs", anyStepRan(s.OnDenied, came))
 	}
 }
 

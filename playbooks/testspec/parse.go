@@ -21,15 +21,15 @@ const (
 
 // ParseTestFile parses a test file. Do not run the result if the diagnostics contain an error.
 func ParseTestFile(file string, source []byte) (*TestFile, diagnostic.Diagnostics) {
-	r := &yamlnode.Reader{File: file, ExampleStart: "begin with `tests:`"}
+	r := &yamlnode.Reader{File: file, ExampleStart: "start with `tests:`"}
 	f := &TestFile{File: file, Source: source}
 	if root := r.ParseDocument(source, yamlnode.Limits{MaxBytes: 1 << 20, MaxNodes: 100_000}); root != nil {
-		r.ReadMapping(root, "a file of tests", f.fileFields())
+		r.ReadMapping(root, "a test file", f.fileFields())
 		seen := map[string]Pos{}
 		for _, t := range f.Tests {
 			t.checkConsistency(r)
 			if first, twice := seen[t.Name]; twice && t.Name != "" {
-				r.Errorf(t.positions["name"], "duplicate-name", "choose another name", "two tests are called `%s`; the first is at line %d", yamlnode.Truncate(t.Name, 60), first.Line)
+				r.Errorf(t.positions["name"], "duplicate-name", "choose another name", "duplicate test name `%s`; the first is at line %d", yamlnode.Truncate(t.Name, 60), first.Line)
 			}
 			seen[t.Name] = t.Pos
 		}
@@ -40,7 +40,7 @@ func ParseTestFile(file string, source []byte) (*TestFile, diagnostic.Diagnostic
 // Schema returns the JSON Schema of a test file, generated from the fields that ParseTestFile reads.
 func Schema() any {
 	out := yamlnode.Schema((&TestFile{}).fileFields())
-	out["$schema"], out["$id"], out["title"] = "https://json-schema.org/draft/2020-12/schema", "https://stanch.dev/schema/test.json", "Tests of Stanch's playbooks"
+	out["$schema"], out["$id"], out["title"] = "https://json-schema.org/draft/2020-12/schema", "https://stanch.dev/schema/test.json", "Tests of Stanch playbooks"
 	return out
 }
 
@@ -66,7 +66,7 @@ func appendParsed[T any](to *[]*T, n *yaml.Node, one *T) *T {
 
 func (f *TestFile) fileFields() []yamlnode.Field {
 	var books []string
-	file := yamlnode.StringListField("playbook", "the playbook that is tested, a path beside this file, or several; default: every playbook of the folder", &books)
+	file := yamlnode.StringListField("playbook", "the playbook or the playbooks under test, as paths relative to this file; default: every playbook in the directory", &books)
 	read := file.Read
 	file.Read = func(r *yamlnode.Reader, key, v *yaml.Node) {
 		read(r, key, v)
@@ -80,7 +80,7 @@ func (f *TestFile) fileFields() []yamlnode.Field {
 	}
 	return []yamlnode.Field{
 		file,
-		yamlnode.ListField("tests", "the tests: each is one incident and what must become of it", "test", maxTestsPerFile, nil, func(n *yaml.Node) []yamlnode.Field {
+		yamlnode.ListField("tests", "the tests: each is one incident and the expected response", "test", maxTestsPerFile, nil, func(n *yaml.Node) []yamlnode.Field {
 			t := appendParsed(&f.Tests, n, &TestCase{Pos: yamlnode.PositionOf(n), positions: keyPositions{}})
 			return t.testFields()
 		}).AsRequired(),
@@ -92,32 +92,32 @@ func (t *TestCase) testFields() []yamlnode.Field {
 	asks, effects, leases := []*ExpectedApprovalRequest{}, []*ExpectedContainment{}, []*ExpectedLease{}
 	return withPositions(t.positions,
 		yamlnode.StringField("name", "what the test shows, in a few words", &t.Name).AsRequired(),
-		yamlnode.StringField("recording", "a recording of `stanch record`, a path beside this file or below; its actions answer as they did", &t.RecordingFile.Name),
-		yamlnode.ListField("detections", "what is detected; few fields suffice", "detection", maxEntriesPerTest, nil, func(n *yaml.Node) []yamlnode.Field {
+		yamlnode.StringField("recording", "a recording of `stanch record`, as a path in this directory or below; its actions return the recorded results", &t.RecordingFile.Name),
+		yamlnode.ListField("detections", "the detections; most fields have defaults", "detection", maxEntriesPerTest, nil, func(n *yaml.Node) []yamlnode.Field {
 			return appendParsed(&t.Detections, n, &Detection{positions: keyPositions{"": yamlnode.PositionOf(n)}}).detectionFields()
 		}),
-		yamlnode.MappingField("incident", "what is known around the workload: it is what `enrich: workload` finds", "`incident`", context.contextFields(), func(*yaml.Node) { t.IncidentContext = context }),
-		yamlnode.IntField("phase", "the phase: 1 observes, 2 contains, 3 disrupts behind approval; default 3, or that of the recording", &t.Phase, 1, 3),
-		yamlnode.FractionField("confidence", "what counts as high confidence in the scope; default 0.8", &t.ConfidenceThreshold),
-		yamlnode.MappingField("approvers", "the scope's approvers, who are asked where the confidence is below; default: nobody", "`approvers`", approvers.approversFields(), func(*yaml.Node) { t.Approvers = approvers }),
+		yamlnode.MappingField("incident", "the context of the workload, as `enrich: workload` returns it", "`incident`", context.contextFields(), func(*yaml.Node) { t.IncidentContext = context }),
+		yamlnode.IntField("phase", "the phase: 1 observes, 2 contains, 3 disrupts with an approval; default 3, or that of the recording", &t.Phase, 1, 3),
+		yamlnode.FractionField("confidence", "the confidence threshold of the scope; default 0.8", &t.ConfidenceThreshold),
+		yamlnode.MappingField("approvers", "the scope's approvers, who are asked if the confidence is below the threshold; default: none", "`approvers`", approvers.approversFields(), func(*yaml.Node) { t.Approvers = approvers }),
 		t.fakeResultsField(),
-		yamlnode.ListField("answers", "what people answer; default: nobody answers, or as in the recording", "answer", maxEntriesPerTest, func(_, _ *yaml.Node) { t.ApprovalAnswers = []*ApprovalAnswer{} }, func(n *yaml.Node) []yamlnode.Field {
+		yamlnode.ListField("answers", "the answers of people; default: none, or those of the recording", "answer", maxEntriesPerTest, func(_, _ *yaml.Node) { t.ApprovalAnswers = []*ApprovalAnswer{} }, func(n *yaml.Node) []yamlnode.Field {
 			return appendParsed(&t.ApprovalAnswers, n, &ApprovalAnswer{positions: keyPositions{"": yamlnode.PositionOf(n)}}).answerFields()
 		}),
-		yamlnode.ListField("expect", "steps that must come to what is said, in this order; others may stand between them", "step", maxEntriesPerTest, func(key, list *yaml.Node) { t.expectSpan = &yamlSpan{key, list} }, func(n *yaml.Node) []yamlnode.Field {
+		yamlnode.ListField("expect", "the expected steps, in this order; other steps may run between them", "step", maxEntriesPerTest, func(key, list *yaml.Node) { t.expectSpan = &yamlSpan{key, list} }, func(n *yaml.Node) []yamlnode.Field {
 			return appendParsed(&t.ExpectedSteps, n, &ExpectedStep{Pos: yamlnode.PositionOf(n), positions: keyPositions{}, node: n}).stepFields()
 		}),
-		yamlnode.ListField("asks", "every question that is asked, in order; [] is none", "question", maxEntriesPerTest, func(_, _ *yaml.Node) { t.ExpectedApprovalRequests = &asks }, func(n *yaml.Node) []yamlnode.Field {
+		yamlnode.ListField("asks", "all approval requests, in order; [] for none", "question", maxEntriesPerTest, func(_, _ *yaml.Node) { t.ExpectedApprovalRequests = &asks }, func(n *yaml.Node) []yamlnode.Field {
 			return appendParsed(&asks, n, &ExpectedApprovalRequest{Pos: yamlnode.PositionOf(n), positions: keyPositions{}}).approvalRequestFields()
 		}),
 		t.forbiddenActionsField(),
-		yamlnode.ListField("effects", "every containment that takes hold; [] is none", "effect", maxEntriesPerTest, func(_, _ *yaml.Node) { t.ExpectedContainments = &effects }, func(n *yaml.Node) []yamlnode.Field {
+		yamlnode.ListField("effects", "all containments that are applied; [] for none", "effect", maxEntriesPerTest, func(_, _ *yaml.Node) { t.ExpectedContainments = &effects }, func(n *yaml.Node) []yamlnode.Field {
 			return appendParsed(&effects, n, &ExpectedContainment{Pos: yamlnode.PositionOf(n), positions: keyPositions{}}).containmentFields()
 		}),
-		yamlnode.ListField("leases", "every lease when the incident closes; [] is none", "lease", maxEntriesPerTest, func(_, _ *yaml.Node) { t.ExpectedLeases = &leases }, func(n *yaml.Node) []yamlnode.Field {
+		yamlnode.ListField("leases", "all leases when the incident closes; [] for none", "lease", maxEntriesPerTest, func(_, _ *yaml.Node) { t.ExpectedLeases = &leases }, func(n *yaml.Node) []yamlnode.Field {
 			return appendParsed(&leases, n, &ExpectedLease{Pos: yamlnode.PositionOf(n), positions: keyPositions{}}).leaseFields()
 		}),
-		yamlnode.MappingField("outcome", "the incident as it ends", "`outcome`", final.incidentFields(), func(*yaml.Node) { t.ExpectedIncident = final }),
+		yamlnode.MappingField("outcome", "the incident at the end", "`outcome`", final.incidentFields(), func(*yaml.Node) { t.ExpectedIncident = final }),
 		yamlnode.BoolField("matched", "whether a playbook handles the incident", &t.ExpectedMatch),
 		durationBoundField("time_to_contain", "from the first detection to the first containment in force: `<= 5s` or `< 5s`", &t.TimeToContain),
 	)
@@ -126,29 +126,29 @@ func (t *TestCase) testFields() []yamlnode.Field {
 func (d *Detection) detectionFields() []yamlnode.Field {
 	kinds := []sensors.Kind{sensors.KindExec, sensors.KindConnect, sensors.KindFileOpen, sensors.KindExit}
 	return withPositions(d.positions,
-		yamlnode.DurationField("at", "when it comes, after the incident begins", &d.Offset),
-		yamlnode.StringField("rule", "the rule; what is not given is that of the shipped rule of this name", &d.Rule),
+		yamlnode.DurationField("at", "the time of the detection, after the incident starts", &d.Offset),
+		yamlnode.StringField("rule", "the rule; missing fields are those of the shipped rule with this name", &d.Rule),
 		yamlnode.StringField("title", "the rule's title", &d.Title),
-		yamlnode.EnumField("objective", "what the attacker seems to be after", &d.Objective, sensors.Objectives),
-		yamlnode.EnumField("severity", "how bad it is; default high", &d.Severity, sensors.Severities),
-		yamlnode.FractionField("confidence", "how sure the rule is; default 0.9", &d.Confidence),
+		yamlnode.EnumField("objective", "the suspected objective of the attacker", &d.Objective, sensors.Objectives),
+		yamlnode.EnumField("severity", "the severity; default high", &d.Severity, sensors.Severities),
+		yamlnode.FractionField("confidence", "the confidence of the rule; default 0.9", &d.Confidence),
 		yamlnode.StringField("technique", "the ATT&CK technique", &d.Technique),
-		yamlnode.StringListField("reasons", "why it matters", &d.Reasons),
-		yamlnode.StringField("source", "who saw it; default stanch", &d.Source),
-		yamlnode.StringField("actor", "who did it, as the source names them", &d.Actor),
-		yamlnode.EnumField("kind", "the kind of event; default: that of what is given", &d.Kind, kinds),
-		yamlnode.IntField("count", "how many alike were folded into it", &d.Count, 1, 1_000_000),
+		yamlnode.StringListField("reasons", "the reasons", &d.Reasons),
+		yamlnode.StringField("source", "the source; default stanch", &d.Source),
+		yamlnode.StringField("actor", "the actor, as the source names it", &d.Actor),
+		yamlnode.EnumField("kind", "the kind of event; default: inferred from the other fields", &d.Kind, kinds),
+		yamlnode.IntField("count", "the number of deduplicated detections", &d.Count, 1, 1_000_000),
 		yamlnode.StructField("process", "the process", &d.Process),
 		yamlnode.StructField("network", "the connection", &d.Network),
 		yamlnode.StructField("file", "the file", &d.FileOpened),
-		yamlnode.StringField("pod", "the pod's name; default: the workload's with -1", &d.Pod),
+		yamlnode.StringField("pod", "the pod's name; default: that of the workload with the suffix -1", &d.Pod),
 		yamlnode.StringField("container", "the container's name; default app", &d.Container),
-		yamlnode.StringField("node", "the node; default that of the incident", &d.Node),
-		yamlnode.StringField("image", "the image; default that of the incident", &d.Image),
-		yamlnode.StringField("image_digest", "the image's digest; default that of the incident", &d.Digest),
-		yamlnode.StringField("service_account", "the pod's service account; default that of the incident", &d.Identity),
-		yamlnode.BoolField("host_network", "whether the pod is in the host's network", &d.HostNetwork),
-		yamlnode.StructField("subject", "what it is about where that is no container: kind, name and perhaps namespace", &d.Subject),
+		yamlnode.StringField("node", "the node; default: that of the incident", &d.Node),
+		yamlnode.StringField("image", "the image; default: that of the incident", &d.Image),
+		yamlnode.StringField("image_digest", "the image's digest; default: that of the incident", &d.Digest),
+		yamlnode.StringField("service_account", "the pod's service account; default: that of the incident", &d.Identity),
+		yamlnode.BoolField("host_network", "whether the pod uses the host's network", &d.HostNetwork),
+		yamlnode.StructField("subject", "the subject if it is not a container: kind, name and optionally namespace", &d.Subject),
 	)
 }
 
@@ -161,18 +161,18 @@ func (c *WorkloadContext) contextFields() []yamlnode.Field {
 		yamlnode.StringField("service_account", "its service account", &c.ServiceAccount),
 		yamlnode.StringField("node", "its node; default node-1", &c.Node),
 		yamlnode.StructField("labels", "its pods' labels", &c.Labels),
-		yamlnode.StructField("blast_radius", "what else may be hit", &c.BlastRadius),
+		yamlnode.StructField("blast_radius", "the other workloads that may be affected", &c.BlastRadius),
 		yamlnode.StringListField("changes", "what changed recently", &c.Changes),
-		yamlnode.StringListField("missing", "what of the context could not be found out", &c.Missing),
+		yamlnode.StringListField("missing", "the parts of the context that could not be determined", &c.Missing),
 	)
 }
 
 func (a *Approvers) approversFields() []yamlnode.Field {
 	return []yamlnode.Field{
-		yamlnode.StringListField("groups", "groups of people", &a.Groups),
-		yamlnode.StringListField("users", "people by name", &a.Users),
-		yamlnode.IntField("quorum", "how many must agree; default 1", &a.Quorum, 1, 10),
-		yamlnode.DurationField("timeout", "how long they have; default 15m", &a.Timeout),
+		yamlnode.StringListField("groups", "groups", &a.Groups),
+		yamlnode.StringListField("users", "people", &a.Users),
+		yamlnode.IntField("quorum", "the number of approvals that are required; default 1", &a.Quorum, 1, 10),
+		yamlnode.DurationField("timeout", "the timeout; default 15m", &a.Timeout),
 	}
 }
 
@@ -189,35 +189,35 @@ func (a *ApprovalAnswer) answerFields() []yamlnode.Field {
 	return withPositions(a.positions,
 		yamlnode.StringField("person", "who", &a.Person).AsRequired(),
 		answer,
-		yamlnode.DurationField("after", "how long after the question; default 1m", &a.After),
-		yamlnode.StringField("to", "the question's title, or the step or the action that it is about; default: every question", &a.RequestName),
+		yamlnode.DurationField("after", "the time of the answer, after the request; default 1m", &a.After),
+		yamlnode.StringField("to", "the request's title, or its step or action; default: all requests", &a.RequestName),
 		yamlnode.StringField("reason", "why", &a.Reason),
-		yamlnode.StringListField("groups", "the groups that they are in; default: all that are asked, but for who is asked later", &a.Groups),
+		yamlnode.StringListField("groups", "the groups of the person; default: all groups that are asked first", &a.Groups),
 	)
 }
 
 func (s *ExpectedStep) stepFields() []yamlnode.Field {
 	return withPositions(s.positions,
-		yamlnode.StringField("step", "the step's id or path; inside of loops and calls with their names before it", &s.StepName),
-		yamlnode.StringField("playbook", "its playbook's name, where several run", &s.Playbook),
+		yamlnode.StringField("step", "the step's id or path; inside loops and calls with their names as a prefix", &s.StepName),
+		yamlnode.StringField("playbook", "its playbook's name, if several run", &s.Playbook),
 		yamlnode.StringField("action", "its action", &s.Action),
 		yamlnode.StringField("target", "its target's name, namespace/name or id", &s.Target),
-		yamlnode.EnumField("outcome", "what became of it", &s.Outcome, playbooks.Outcomes),
-		yamlnode.StringField("reason", "a part of the reason", &s.Reason),
-		yamlnode.AnyField("with", "parameters as they were rendered; others may be there too", &s.Params),
-		yamlnode.DurationField("within", "at most so long after the incident began", &s.NotAfter),
-		yamlnode.DurationField("at", "so long after the incident began, to the second", &s.ExpectedAt),
+		yamlnode.EnumField("outcome", "the outcome", &s.Outcome, playbooks.Outcomes),
+		yamlnode.StringField("reason", "a substring of the reason", &s.Reason),
+		yamlnode.AnyField("with", "rendered parameters; other parameters are ignored", &s.Params),
+		yamlnode.DurationField("within", "the maximum time after the incident started", &s.NotAfter),
+		yamlnode.DurationField("at", "the time after the incident started, to the second", &s.ExpectedAt),
 	)
 }
 
 func (a *ExpectedApprovalRequest) approvalRequestFields() []yamlnode.Field {
 	return withPositions(a.positions,
-		yamlnode.StringField("title", "a part of the question's title", &a.Title),
-		yamlnode.StringField("text", "a part of its text", &a.Text),
-		yamlnode.StringField("would", "a part of what a yes would change", &a.ProposedAction),
-		yamlnode.StringListField("of", "groups or people who are asked", &a.Approvers),
-		yamlnode.IntField("quorum", "how many must agree", &a.Quorum, 1, 10),
-		yamlnode.DurationField("within", "at most so long after the incident began", &a.NotAfter),
+		yamlnode.StringField("title", "a substring of the request's title", &a.Title),
+		yamlnode.StringField("text", "a substring of its text", &a.Text),
+		yamlnode.StringField("would", "a substring of the changes that an approval permits", &a.ProposedAction),
+		yamlnode.StringListField("of", "groups or people that are asked", &a.Approvers),
+		yamlnode.IntField("quorum", "the number of approvals that are required", &a.Quorum, 1, 10),
+		yamlnode.DurationField("within", "the maximum time after the incident started", &a.NotAfter),
 	)
 }
 
@@ -226,9 +226,9 @@ func (e *ExpectedContainment) containmentFields() []yamlnode.Field {
 	return withPositions(e.positions,
 		yamlnode.StringField("action", "the action", &e.Action).AsRequired(),
 		yamlnode.StringField("target", "the target's name, namespace/name or id", &e.Target),
-		yamlnode.EnumField("outcome", "whether the effect was observed", &e.Outcome, known),
-		yamlnode.DurationField("for", "how long it is in force, to the second", &e.LeaseDuration),
-		yamlnode.AnyField("with", "parameters; others may be there too", &e.Params),
+		yamlnode.EnumField("outcome", "whether the effect was verified", &e.Outcome, known),
+		yamlnode.DurationField("for", "the duration for which it is in force, to the second", &e.LeaseDuration),
+		yamlnode.AnyField("with", "parameters; other parameters are ignored", &e.Params),
 	)
 }
 
@@ -236,19 +236,19 @@ func (l *ExpectedLease) leaseFields() []yamlnode.Field {
 	return withPositions(l.positions,
 		yamlnode.StringField("action", "the action", &l.Action).AsRequired(),
 		yamlnode.StringField("target", "the target's name, namespace/name or id", &l.Target),
-		yamlnode.EnumField("state", "where it stands", &l.State, []string{"applying", "held", "undoing", "stuck", "ended"}),
-		yamlnode.BoolField("undone", "whether it was taken back", &l.Undone),
-		yamlnode.StringField("reason", "a part of the reason", &l.Reason),
+		yamlnode.EnumField("state", "the state of the lease", &l.State, []string{"applying", "held", "undoing", "stuck", "ended"}),
+		yamlnode.BoolField("undone", "whether it was undone", &l.Undone),
+		yamlnode.StringField("reason", "a substring of the reason", &l.Reason),
 	)
 }
 
 func (f *ExpectedIncident) incidentFields() []yamlnode.Field {
 	return withPositions(f.positions,
-		yamlnode.EnumField("status", "whether it is closed", &f.Status, []string{"open", "closed"}),
-		yamlnode.EnumField("objective", "what the attacker seems to be after", &f.Objective, sensors.Objectives),
-		yamlnode.EnumField("severity", "how bad it is", &f.Severity, sensors.Severities),
-		yamlnode.FractionField("confidence", "how sure it is, to the hundredth", &f.Confidence),
-		yamlnode.StringField("summary", "a part of the summary", &f.Summary),
+		yamlnode.EnumField("status", "the status of the incident", &f.Status, []string{"open", "closed"}),
+		yamlnode.EnumField("objective", "the suspected objective of the attacker", &f.Objective, sensors.Objectives),
+		yamlnode.EnumField("severity", "the severity", &f.Severity, sensors.Severities),
+		yamlnode.FractionField("confidence", "the confidence, to two decimal places", &f.Confidence),
+		yamlnode.StringField("summary", "a substring of the summary", &f.Summary),
 	)
 }
 
@@ -264,7 +264,7 @@ func durationBoundField(name, doc string, to **DurationBound) yamlnode.Field {
 		}
 		d, err := duration.Parse(strings.TrimSpace(text))
 		if v.Kind != yaml.ScalarNode || err != nil || d < 0 {
-			r.Errorf(b.Pos, "duration", "write for example `<= 5s`", "`%s` must be a bound such as <= 5s, not %s", name, yamlnode.DescribeKind(v))
+			r.Errorf(b.Pos, "duration", "write for example `<= 5s`", "`%s` must be an upper limit such as <= 5s, not %s", name, yamlnode.DescribeKind(v))
 			return
 		}
 		b.Limit = d

@@ -19,12 +19,12 @@ func (f *FakeResult) fakeResultFields() []yamlnode.Field {
 	return withPositions(f.positions,
 		yamlnode.StringField("target", "only for this target: its name, namespace/name or id", &f.Target),
 		yamlnode.IntField("call", "only for this call of the action on a target, from 1", &f.CallNumber, 1, 1000),
-		yamlnode.EnumField("outcome", "what becomes of it; default changed", &f.Outcome, fakeableOutcomes()),
+		yamlnode.EnumField("outcome", "the outcome; default changed", &f.Outcome, fakeableOutcomes()),
 		yamlnode.StringField("reason", "why", &f.Reason),
-		yamlnode.AnyField("outputs", "what it finds out; what is not given is empty", &f.Outputs),
-		yamlnode.StringListField("changes", "what a plan says that it would change", &f.PlannedChanges),
-		yamlnode.DurationField("takes", "how long it takes; longer than its limit and it fails", &f.Delay),
-		yamlnode.IntField("fails", "how many attempts fail before one gets through", &f.FailureCount, 0, 100),
+		yamlnode.AnyField("outputs", "the outputs; missing fields are empty", &f.Outputs),
+		yamlnode.StringListField("changes", "the changes that a plan lists", &f.PlannedChanges),
+		yamlnode.DurationField("takes", "the duration; if it exceeds the timeout, the action fails", &f.Delay),
+		yamlnode.IntField("fails", "the number of attempts that fail before one succeeds", &f.FailureCount, 0, 100),
 	)
 }
 
@@ -35,7 +35,7 @@ func (t *TestCase) fakeResultsField() yamlnode.Field {
 		one := yamlnode.Schema((&FakeResult{positions: keyPositions{}}).fakeResultFields())
 		return yamlnode.Object{"type": "object", "additionalProperties": yamlnode.Object{"oneOf": []any{one, yamlnode.Object{"type": "array", "items": one}}}}
 	}
-	return yamlnode.Field{Name: "actions", Doc: "what actions answer, by their names; one that is not named here succeeds and finds out nothing", Schema: schema, Read: func(r *yamlnode.Reader, _, v *yaml.Node) {
+	return yamlnode.Field{Name: "actions", Doc: "the results of actions, by name; all other actions succeed without outputs", Schema: schema, Read: func(r *yamlnode.Reader, _, v *yaml.Node) {
 		if v.Kind != yaml.MappingNode {
 			r.Errorf(yamlnode.PositionOf(v), "type", "", "`actions` must be a mapping, not %s", yamlnode.DescribeKind(v))
 			return
@@ -44,7 +44,7 @@ func (t *TestCase) fakeResultsField() yamlnode.Field {
 		for i := 0; i+1 < len(v.Content); i += 2 {
 			key, value := v.Content[i], v.Content[i+1]
 			if first, twice := seen[key.Value]; twice {
-				r.Errorf(yamlnode.PositionOf(key), "duplicate-key", "give the action a list of answers", "`%s` is given twice; the first is at line %d", yamlnode.Truncate(key.Value, 60), first.Line)
+				r.Errorf(yamlnode.PositionOf(key), "duplicate-key", "give the action a list of results", "`%s` is given twice; the first is at line %d", yamlnode.Truncate(key.Value, 60), first.Line)
 				continue
 			}
 			seen[key.Value] = yamlnode.PositionOf(key)
@@ -54,10 +54,10 @@ func (t *TestCase) fakeResultsField() yamlnode.Field {
 			}
 			for _, item := range items {
 				f := appendParsed(&t.FakeResults, item, &FakeResult{Action: key.Value, Pos: yamlnode.PositionOf(key), positions: keyPositions{}})
-				r.ReadMapping(item, "an answer of an action", f.fakeResultFields())
+				r.ReadMapping(item, "a result of an action", f.fakeResultFields())
 			}
 			if len(t.FakeResults) > maxEntriesPerTest {
-				r.Errorf(yamlnode.PositionOf(key), "too-large", "split the test", "more than %d answers of actions", maxEntriesPerTest)
+				r.Errorf(yamlnode.PositionOf(key), "too-large", "split the test", "more than %d results of actions", maxEntriesPerTest)
 				return
 			}
 		}
@@ -67,7 +67,7 @@ func (t *TestCase) fakeResultsField() yamlnode.Field {
 // forbiddenActionsField parses the actions that must not run.
 func (t *TestCase) forbiddenActionsField() yamlnode.Field {
 	var names []string
-	f := yamlnode.StringListField("never", "actions or steps that must not take place; a proposal is none", &names)
+	f := yamlnode.StringListField("never", "actions or steps that must not run; proposals are allowed", &names)
 	read := f.Read
 	f.Read = func(r *yamlnode.Reader, key, v *yaml.Node) {
 		read(r, key, v)
@@ -92,11 +92,11 @@ func (t *TestCase) checkConsistency(r *yamlnode.Reader) {
 	case t.RecordingFile.Name != "" && inline:
 		r.Errorf(t.positions["detections"], "conflict", "remove one of them", "a test has a `recording` or `detections`, not both")
 	case t.RecordingFile.Name == "" && len(t.Detections) == 0:
-		r.Errorf(t.Pos, "required", "name a `recording`, or write `detections: [{objective: crypto-mining}]`", "nothing is detected in this test")
+		r.Errorf(t.Pos, "required", "name a `recording`, or write `detections: [{objective: crypto-mining}]`", "the test has no detections")
 	}
 	if c := t.IncidentContext; c != nil && c.Workload != "" {
 		if _, _, _, ok := SplitWorkload(c.Workload); !ok {
-			r.Errorf(c.positions["workload"], "value", "for example shop/Deployment/web", "`%s` is no workload: namespace/Kind/name", yamlnode.Truncate(c.Workload, 60))
+			r.Errorf(c.positions["workload"], "value", "write for example shop/Deployment/web", "invalid workload `%s`; use namespace/Kind/name", yamlnode.Truncate(c.Workload, 60))
 		}
 	}
 	expects := slices.ContainsFunc([]string{"expect", "asks", "never", "effects", "leases", "outcome", "matched", "time_to_contain"}, func(key string) bool {
@@ -104,11 +104,11 @@ func (t *TestCase) checkConsistency(r *yamlnode.Reader) {
 		return given
 	})
 	if !expects {
-		r.Errorf(t.Pos, "required", "write `expect:` and let `stanch test --update` fill it in", "the test expects nothing")
+		r.Errorf(t.Pos, "required", "add `expect:` and let `stanch test --update` fill it in", "the test has no expectations")
 	}
 	for _, s := range t.ExpectedSteps {
 		if s.StepName == "" && s.Action == "" {
-			r.Errorf(s.Pos, "required", "name its `step` or its `action`", "an expected step has no name")
+			r.Errorf(s.Pos, "required", "add its `step` or `action`", "an expected step has no `step` or `action`")
 		}
 	}
 }

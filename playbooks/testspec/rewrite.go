@@ -22,7 +22,7 @@ func (t *TestCase) HasEmptyExpect() bool {
 // occurred, every actual step is written. It returns an error, and no file, if this is not possible line by line.
 func RewriteExpectations(f *TestFile, tests map[*TestCase]Result) ([]byte, error) {
 	if breaks := strings.ReplaceAll(string(f.Source), "\r\n", ""); strings.ContainsAny(breaks, "\r\u0085\u2028\u2029") {
-		return nil, fmt.Errorf("%s has line breaks that are not those of this machine: rewrite it by hand", f.File)
+		return nil, fmt.Errorf("%s has unsupported line breaks; change it manually", f.File)
 	}
 	lines := strings.SplitAfter(string(f.Source), "\n")
 	// Last test first, so that line numbers before it stay valid.
@@ -34,7 +34,7 @@ func RewriteExpectations(f *TestFile, tests map[*TestCase]Result) ([]byte, error
 			continue
 		}
 		if line := lines[t.expectSpan.keyNode.Line-1]; strings.Trim(line[:min(t.expectSpan.keyNode.Column-1, len(line))], " -") != "" || !strings.HasPrefix(line[min(t.expectSpan.keyNode.Column-1, len(line)):], "expect:") {
-			return nil, fmt.Errorf("%s:%d:%d: `expect` can be rewritten only where it begins a line of its own", f.File, t.expectSpan.keyNode.Line, t.expectSpan.keyNode.Column)
+			return nil, fmt.Errorf("%s:%d:%d: `expect` can be rewritten only if it starts its own line", f.File, t.expectSpan.keyNode.Line, t.expectSpan.keyNode.Column)
 		}
 		if lines, ok = rewriteTest(lines, t, h); !ok {
 			return nil, cannotRewriteError(f, yamlnode.PositionOf(t.expectSpan.keyNode))
@@ -75,7 +75,7 @@ func (f *TestFile) checkOnlyExpectChanged(out []byte, tests map[*TestCase]Result
 }
 
 func cannotRewriteError(f *TestFile, at Pos) error {
-	return fmt.Errorf("%s:%d:%d: it is written in a way in which `expect` cannot be rewritten without a change here or to what follows: rewrite it by hand", f.File, at.Line, at.Column)
+	return fmt.Errorf("%s:%d:%d: `expect` cannot be rewritten without a change here or after it; change it manually", f.File, at.Line, at.Column)
 }
 
 func rewriteTest(lines []string, t *TestCase, h Result) ([]string, bool) {

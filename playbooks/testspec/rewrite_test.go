@@ -82,7 +82,7 @@ func TestARewriteTouchesOnlyWhatIsExpected(t *testing.T) {
 
 	flow := mustParseTests(t, "tests: [{ name: one, detections: [{ objective: escape }], expect: [{ step: x }] }]\n")
 	_, err = testspec.RewriteExpectations(flow, map[*testspec.TestCase]testspec.Result{flow.Tests[0]: newTestResult()})
-	require.EqualError(t, err, "book_test.yaml:1:59: `expect` can be rewritten only where it begins a line of its own")
+	require.EqualError(t, err, "book_test.yaml:1:59: `expect` can be rewritten only if it starts its own line")
 }
 
 // Quotes and brackets in words and comments do not start or end anything.

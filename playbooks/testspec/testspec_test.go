@@ -127,38 +127,38 @@ func newTestResult() testspec.Result {
 func TestWhatCameIsComparedWithWhatIsExpected(t *testing.T) {
 	for _, c := range []struct{ expects, want string }{
 		{"matched: true", ""},
-		{"matched: false", "it is handled by book, and should be by none"},
+		{"matched: false", "the incident is handled by book, but expected no playbook"},
 		{"expect: [{ step: isolate, outcome: refused, reason: host }, { action: pod.freeze, target: web-1, within: 2s }, { action: approval, at: 2m }]", ""},
-		{"expect: [{ step: isolate, outcome: changed }]", "step isolate on pod shop/web-1: outcome is refused, not changed: host network"},
-		{"expect: [{ step: isolate, reason: foreign }]", `step isolate on pod shop/web-1: the reason is "host network", without "foreign"`},
-		{"expect: [{ action: pod.freeze }, { step: isolate }]", "step isolate on pod shop/web-1 came before steps[1].on_failure[0] and not after it (refused at 0s)"},
-		{"expect: [{ action: pod.freeze, within: 1s }]", "step steps[1].on_failure[0] on pod shop/web-1: it is changed at 2s, not within 1s"},
-		{"expect: [{ action: approval, at: 15m }]", "step steps[2]: it is denied at 2m, not at 15m"},
+		{"expect: [{ step: isolate, outcome: changed }]", "step isolate on pod shop/web-1: the outcome is refused, expected changed: host network"},
+		{"expect: [{ step: isolate, reason: foreign }]", `step isolate on pod shop/web-1: the reason is "host network", expected it to contain "foreign"`},
+		{"expect: [{ action: pod.freeze }, { step: isolate }]", "step isolate on pod shop/web-1 ran before steps[1].on_failure[0], not after it (refused at 0s)"},
+		{"expect: [{ action: pod.freeze, within: 1s }]", "step steps[1].on_failure[0] on pod shop/web-1: it ended with changed at 2s, expected within 1s"},
+		{"expect: [{ action: approval, at: 15m }]", "step steps[2]: it ended with denied at 2m, expected at 15m"},
 		{"expect: [{ action: pod.logs, with: { tail: 500 } }]", ""},
-		{"expect: [{ action: pod.logs, with: { tail: 2000 } }]", "step steps[0] on pod shop/web-1: `tail` is 500, not 2000"},
-		{"expect: [{ step: isolate, target: web-2 }]", "step isolate of web-2 did not come; it came on pod shop/web-1"},
-		{"expect: [{ action: workload.scale }]", "step workload.scale did not come; what came: steps[0] changed, isolate refused, steps[1].on_failure[0] changed, steps[2] denied"},
+		{"expect: [{ action: pod.logs, with: { tail: 2000 } }]", "step steps[0] on pod shop/web-1: `tail` is 500, expected 2000"},
+		{"expect: [{ step: isolate, target: web-2 }]", "step isolate of web-2 did not run; it ran on pod shop/web-1"},
+		{"expect: [{ action: workload.scale }]", "step workload.scale did not run; steps that ran: steps[0] changed, isolate refused, steps[1].on_failure[0] changed, steps[2] denied"},
 		{"asks: [{ title: stop, text: Scale, of: [responders, bob], quorum: 2, within: 2s }]", ""},
-		{"asks: []", `"stop the workload" is asked too, at 2s`},
-		{"asks: [{ of: alice }]", "responders, bob are asked, not alice"},
-		{"asks: [{ quorum: 1 }]", "the quorum is 2, not 1"},
-		{"asks: [{}, { title: more }]", `the question "more" was not asked; asked is "stop the workload"`},
+		{"asks: []", `unexpected approval request "stop the workload" at 2s`},
+		{"asks: [{ of: alice }]", "the approvers are responders, bob, without alice"},
+		{"asks: [{ quorum: 1 }]", "the quorum is 2, expected 1"},
+		{"asks: [{}, { title: more }]", `the approval "more" was not requested; requested: "stop the workload"`},
 		{"never: [workload.scale, isolate]", ""},
-		{"never: [pod.freeze]", "pod.freeze takes hold of pod shop/web-1 at 2s, and never should"},
-		{"never: [pod.logs]", "pod.logs is changed at 0s, and never should be"},
+		{"never: [pod.freeze]", "pod.freeze was applied to pod shop/web-1 at 2s, which `never` forbids"},
+		{"never: [pod.logs]", "pod.logs ended with changed at 0s, which `never` forbids"},
 		{"effects: [{ action: pod.freeze, target: shop/web-1, for: 60s }]", ""},
-		{"effects: [{ action: pod.freeze, for: 2h }]", "pod.freeze on pod shop/web-1: it holds for 1m, not for 2h"},
-		{"effects: []", "pod.freeze takes hold of pod shop/web-1 too, at 2s"},
-		{"effects: [{ action: pod.freeze }, { action: pod.isolate }]", "pod.isolate takes no hold; step isolate is refused: host network"},
+		{"effects: [{ action: pod.freeze, for: 2h }]", "pod.freeze on pod shop/web-1: it is in force for 1m, expected for 2h"},
+		{"effects: []", "pod.freeze was unexpectedly applied to pod shop/web-1 at 2s"},
+		{"effects: [{ action: pod.freeze }, { action: pod.isolate }]", "pod.isolate was not applied; step isolate is refused: host network"},
 		{"leases: [{ action: pod.freeze, state: ended, undone: true }]", ""},
-		{"leases: [{ action: pod.freeze, undone: false }]", "the lease of pod.freeze on pod shop/web-1: undone is true, not false"},
-		{"leases: [{ action: pod.isolate }, { action: pod.freeze }]", "there is no lease of pod.isolate; step isolate is refused: host network"},
-		{"leases: []", "there is a lease of pod.freeze on pod shop/web-1 too, ended"},
+		{"leases: [{ action: pod.freeze, undone: false }]", "the lease of pod.freeze on pod shop/web-1: undone is true, expected false"},
+		{"leases: [{ action: pod.isolate }, { action: pod.freeze }]", "missing lease of pod.isolate; step isolate is refused: host network"},
+		{"leases: []", "unexpected lease of pod.freeze on pod shop/web-1: ended"},
 		{"outcome: { status: closed, objective: crypto-mining, severity: high, confidence: 0.9, summary: miner }", ""},
-		{"outcome: { severity: low }", "the incident's severity is high, not low"},
-		{"outcome: { confidence: 0.8 }", "the incident's confidence is 0.90, not 0.80"},
+		{"outcome: { severity: low }", "the incident's severity is high, expected low"},
+		{"outcome: { confidence: 0.8 }", "the incident's confidence is 0.90, expected 0.80"},
 		{"time_to_contain: <= 2s", ""},
-		{"time_to_contain: < 2s", "the first containment is in force after 2s, not < 2s"},
+		{"time_to_contain: < 2s", "the first containment is in force after 2s, expected < 2s"},
 	} {
 		f := mustParseTests(t, "tests:\n  - name: one\n    detections: [{ objective: escape }]\n    "+c.expects+"\n")
 		var got []string
@@ -178,7 +178,7 @@ func TestCoverageNamesTheWaysThatNobodyTook(t *testing.T) {
 	for _, m := range c.Uncovered {
 		missing = append(missing, m.Step+": "+m.Description)
 	}
-	require.Equal(t, []string{"steps[2]: `if` is never false", "steps[2]: it is never granted", "steps[2].steps[0]: the step does not run"}, missing)
+	require.Equal(t, []string{"steps[2]: `if` is never false", "steps[2]: the approval is never granted", "steps[2].steps[0]: the step never runs"}, missing)
 	require.Equal(t, 9, c.TotalPoints)
 	require.Equal(t, 6, c.CoveredPoints)
 	require.Equal(t, 11, c.Uncovered[0].Line)
