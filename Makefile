@@ -61,10 +61,10 @@ lint: check
 generate: ## regenerate the kernel objects (clang-16) and the gateway protocol
 	$(GO) generate ./bpf ./sensors/gatewayrpc
 
-FUZZ := playbooks/testspec:FuzzParse playbooks/recording:FuzzDecode worker/archive:FuzzDecode worker/simulate:FuzzParseAnswers activities:FuzzReadManifest playbooks:FuzzLoad worker/config:FuzzParse workflows/lease:FuzzMachine sensors/integrations:FuzzFalco sensors/probe:FuzzDecode \
-	sensors/integrations:FuzzTetragon sensors/integrations:FuzzTracee sensors/integrations:FuzzKubeArmor sensors/integrations:FuzzSplit sensors/integrations:FuzzKubernetesAudit sensors/integrations:FuzzCloudTrail \
+FUZZ := playbooks/testspec:FuzzParse playbooks/recording:FuzzDecode worker/archive:FuzzDecode worker/simulate:FuzzParseAnswers activities:FuzzReadManifest playbooks:FuzzLoad worker/config:FuzzParse workflows/lease:FuzzMachine sensors/integrations:FuzzFalco sensors/probe:FuzzDecodeRecord \
+	sensors/integrations:FuzzTetragon sensors/integrations:FuzzTracee sensors/integrations:FuzzKubeArmor sensors/integrations:FuzzSplit sensors/integrations:FuzzDecodeKubernetesAudit sensors/integrations:FuzzDecodeCloudTrail \
 	activities/aws:FuzzReadTrust activities/aws:FuzzReadDenyAll activities/httpclient:FuzzText activities/httpclient:FuzzWait activities/ticket:FuzzMarkdown \
-	sensors/containermeta:FuzzParsePath sensors/snapshot:FuzzSocketLine sensors/redact:FuzzArgs sensors/rules:FuzzLoad sensors/baseline:FuzzRead
+	sensors/containermeta:FuzzParseCgroupPath sensors/snapshot:FuzzParseSocketLine sensors/redact:FuzzArgs sensors/rules:FuzzLoad sensors/baseline:FuzzRead
 
 fuzz: ## fuzz every parser for a minute each
 	@for p in $(FUZZ); do $(GO) test -run '^$$' -fuzz "$${p##*:}\$$" -fuzztime 60s -fuzzminimizetime 10x ./$${p%%:*} || exit 1; done

@@ -32,14 +32,14 @@ func allocatedBytes() uint64 {
 	return m.TotalAlloc
 }
 
-func TestAPlaybookThatDoublesAValueFailsBeforeItFillsTheMemory(t *testing.T) {
+func TestDoublingValueFailsAtTheSizeLimit(t *testing.T) {
 	for name, c := range map[string]struct{ first, again, reason string }{
-		"a text in a template":  {"set: { s: '${incident.summary}' }", "set: { s: '${s+s+s+s}' }", "more than 65536 bytes"},
-		"a text":                {"set: { s: '${incident.summary + \"\"}' }", "set: { s: '${join([s, s, s, s])}' }", "more than 65536 bytes"},
-		"a list":                {"set: { l: '${[incident.summary]}' }", "set: { l: '${concat(l, l, l, l)}' }", "bytes"},
-		"texts of a list":       {"set: { l: '${[incident.summary]}' }", "set: { l: '${map(l, # + # + # + #)}' }", "more than 4096 bytes"},
-		"many texts of a text":  {"set: { s: '${join(map(1..60, incident.summary))}' }", "set: { l: '${map(split(s, \"\"), s + #)}' }", "more than 4096 "},
-		"capitals of each part": {"set: { s: '${join(map(1..60, incident.summary))}' }", "set: { l: '${map(split(s, \"\"), upper(s))}' }", "more than 4096 parts"},
+		"string in a template":    {"set: { s: '${incident.summary}' }", "set: { s: '${s+s+s+s}' }", "more than 65536 bytes"},
+		"a text":                  {"set: { s: '${incident.summary + \"\"}' }", "set: { s: '${join([s, s, s, s])}' }", "more than 65536 bytes"},
+		"a list":                  {"set: { l: '${[incident.summary]}' }", "set: { l: '${concat(l, l, l, l)}' }", "bytes"},
+		"list of strings":         {"set: { l: '${[incident.summary]}' }", "set: { l: '${map(l, # + # + # + #)}' }", "more than 4096 bytes"},
+		"many parts of a string":  {"set: { s: '${join(map(1..60, incident.summary))}' }", "set: { l: '${map(split(s, \"\"), s + #)}' }", "more than 4096 "},
+		"upper case of each part": {"set: { s: '${join(map(1..60, incident.summary))}' }", "set: { l: '${map(split(s, \"\"), upper(s))}' }", "more than 4096 parts"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			before := allocatedBytes()
@@ -50,7 +50,7 @@ func TestAPlaybookThatDoublesAValueFailsBeforeItFillsTheMemory(t *testing.T) {
 	}
 }
 
-func TestWhatOneRunSetsIsBoundedTogether(t *testing.T) {
+func TestSetValuesOfOneRunHaveATotalLimit(t *testing.T) {
 	var steps strings.Builder
 	for i := range 100 {
 		fmt.Fprintf(&steps, "  - set: { s%d: '${join(map(1..60, incident.summary))}' }\n", i)
@@ -58,7 +58,7 @@ func TestWhatOneRunSetsIsBoundedTogether(t *testing.T) {
 	require.ErrorContains(t, evalSetSteps(t, steps.String()), "in total")
 }
 
-func TestAListIsNotPrintedAsOneText(t *testing.T) {
+func TestStringOfListIsAnError(t *testing.T) {
 	_, problems := playbooks.LoadPlaybook("p.yaml", []byte("playbook: p\nmatch: { objective: crypto-mining, when: 'string(incident.targets) != \"\"' }\nsteps: [{ evidence: process.snapshot }]\n"), newTestCatalog())
 	require.Contains(t, fmt.Sprint(problems), "use `join` for a list of strings")
 }

@@ -31,7 +31,7 @@ func countEvidenceErrors(t *testing.T, steps, called string) int {
 	return n
 }
 
-func TestEvidenceOfSomethingElseIsNoEvidence(t *testing.T) {
+func TestEvidenceOfAnotherTargetDoesNotCount(t *testing.T) {
 	for name, c := range map[string]struct{ steps, called string }{
 		"another element of the same list": {steps: `
   - foreach: incident.targets
@@ -43,20 +43,20 @@ func TestEvidenceOfSomethingElseIsNoEvidence(t *testing.T) {
           - { evidence: process.snapshot, target: a }
           - { contain: pod.isolate, for: 2h, target: b }
 `},
-		"a value that was set again": {steps: `
+		"value that is set again": {steps: `
   - set: { t: '${incident.targets[0]}' }
   - { evidence: process.snapshot, target: t }
   - set: { t: '${incident.targets[1]}' }
   - { contain: pod.isolate, for: 2h, target: t }
 `},
-		"a value that was perhaps set again": {steps: `
+		"value that is set again conditionally": {steps: `
   - set: { t: '${incident.targets[0]}' }
   - { evidence: process.snapshot, target: t }
   - set: { t: '${incident.targets[1]}' }
     if: incident.confidence > 0.9
   - { contain: pod.isolate, for: 2h, target: t }
 `},
-		"a value that a branch set again": {steps: `
+		"value that a branch sets again": {steps: `
   - set: { t: '${incident.targets[0]}' }
   - { evidence: process.snapshot, target: t }
   - parallel:
@@ -65,13 +65,13 @@ func TestEvidenceOfSomethingElseIsNoEvidence(t *testing.T) {
         with: { text: x }
   - { contain: pod.isolate, for: 2h, target: t }
 `},
-		"under a condition whose value was set again": {steps: `
+		"condition whose value is set again": {steps: `
   - set: { deep: '${incident.confidence > 0.9}' }
   - { evidence: process.snapshot, if: deep }
   - set: { deep: '${incident.confidence > 0.1}' }
   - { contain: pod.isolate, for: 2h, if: deep }
 `},
-		"in a playbook that stops before": {steps: `
+		"called playbook that stops before": {steps: `
   - call: c
   - { contain: pod.isolate, for: 2h }
 `, called: `
@@ -82,19 +82,19 @@ steps:
     if: incident.confidence < 0.5
   - evidence: process.snapshot
 `},
-		"in a block that is cut off": {steps: `
+		"block with a timeout": {steps: `
   - parallel:
       - evidence: process.snapshot
       - { wait: 10s }
     timeout: 5s
   - { contain: pod.isolate, for: 2h }
 `},
-		"a list that has more": {steps: `
+		"list with more elements": {steps: `
   - evidence: process.snapshot
     target: incident.targets[0]
   - { contain: pod.isolate, for: 2h, target: "flatten([[incident.targets[0]], incident.targets])" }
 `},
-		"a list of which one was looked at": {steps: `
+		"list of which one element was captured": {steps: `
   - evidence: process.snapshot
     target: incident.targets[0]
   - { contain: pod.isolate, for: 2h, target: incident.targets }
@@ -104,7 +104,7 @@ steps:
 	}
 }
 
-func TestEvidenceOfAWholeListIsEvidenceOfWhatIsTakenFromIt(t *testing.T) {
+func TestEvidenceOfListCoversItsElements(t *testing.T) {
 	for name, c := range map[string]struct{ steps, called string }{
 		"an element of it": {steps: `
   - evidence: process.snapshot
@@ -123,16 +123,16 @@ func TestEvidenceOfAWholeListIsEvidenceOfWhatIsTakenFromIt(t *testing.T) {
   - evidence: process.snapshot
   - { contain: pod.isolate, for: 2h, target: 'filter(incident.targets, #.namespace == "shop")' }
 `},
-		"a value that stands for it": {steps: `
+		"value with the same expression": {steps: `
   - evidence: process.snapshot
   - set: { t: '${take(incident.targets, 2)}' }
   - { contain: pod.isolate, for: 2h, target: t }
 `},
-		"parts of it put together": {steps: `
+		"concatenated parts": {steps: `
   - evidence: process.snapshot
   - { contain: pod.isolate, for: 2h, target: "concat(take(incident.targets, 1), incident.targets[1:2])" }
 `},
-		"before a called playbook stops": {steps: `
+		"before the stop of a called playbook": {steps: `
   - call: c
   - { contain: pod.isolate, for: 2h }
 `, called: `

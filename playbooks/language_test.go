@@ -49,7 +49,7 @@ func newTestCatalog() playbooks.Catalog {
 }
 
 // Each folder of testdata/cases contains a playbook and the exact diagnostics that it causes.
-func TestEveryMistakeIsNamedWithItsPlaceAndItsMend(t *testing.T) {
+func TestDiagnosticsHavePositionAndHint(t *testing.T) {
 	cases, err := filepath.Glob("testdata/cases/*.yaml")
 	require.NoError(t, err)
 	require.NotEmpty(t, cases)
@@ -123,7 +123,7 @@ func checkFixtureCase(t *testing.T, dir, name string) string {
 }
 
 // An invalid replacement does not remove the shipped playbook.
-func TestABrokenFileDoesNotTakeAwayWhatItReplaces(t *testing.T) {
+func TestInvalidReplacementKeepsTheReplacedPlaybook(t *testing.T) {
 	good := "playbook: p\ndescription: x\nmatch: { objective: crypto-mining }\nsteps:\n  - notify: log\n"
 	for _, broken := range []string{strings.Replace(good, "log", "lag", 1), strings.Replace(good, "steps", "stebs", 1)} {
 		programs, problems := playbooks.LoadPlaybooks([]playbooks.SourceFile{{File: "shipped.yaml", Content: []byte(good)}, {File: "mine.yaml", Content: []byte(broken)}}, newTestCatalog())
@@ -135,7 +135,7 @@ func TestABrokenFileDoesNotTakeAwayWhatItReplaces(t *testing.T) {
 }
 
 // A run was checked when it was selected: rules of later versions do not end it.
-func TestARunKeepsTheRulesOfItsDay(t *testing.T) {
+func TestActiveRunIsNotCheckedWithNewerRules(t *testing.T) {
 	for _, steps := range []string{
 		"  - enrich: workload\n    id: ctx\n    if: incident.total_detections > 1\n  - notify: log\n    if: ctx.same_digest_pod_count > 1\n",
 		"  - notify: log\n    if: \"false\"\n", "  - enrich: workload\n    id: live\n", "  - notify: log\n    with: { text: \"https://user:pass@host\" }\n",
@@ -148,7 +148,7 @@ func TestARunKeepsTheRulesOfItsDay(t *testing.T) {
 	}
 }
 
-func TestWordsAreComparedAsPeopleExpect(t *testing.T) {
+func TestEnumFieldsCompareWithStrings(t *testing.T) {
 	for when, want := range map[string]bool{
 		`incident.objective == "crypto-mining" && incident.severity != "low"`:          true,
 		`incident.objective in ["escape", "crypto-mining"]`:                            true,

@@ -45,7 +45,7 @@ var miningIncident = playbooks.Incident{Objective: "crypto-mining", Severity: se
 
 // Of the matching playbooks that contain, only the first starts. A user's playbook comes first unless priorities say
 // otherwise.
-func TestOnlyOneOfThePlaybooksThatContainStarts(t *testing.T) {
+func TestOnlyOneContainingPlaybookStarts(t *testing.T) {
 	const objective = "objective: crypto-mining"
 	for _, c := range []struct {
 		name    string
@@ -123,7 +123,7 @@ func TestOnlyOneOfThePlaybooksThatContainStarts(t *testing.T) {
 }
 
 // A shipped playbook waits only if a user's playbook may still match after enrichment.
-func TestAShippedPlaybookWaitsForWhatEnrichmentMayDecide(t *testing.T) {
+func TestShippedPlaybookWaitsForEnrichment(t *testing.T) {
 	library := markShipped(newPlaybookFile("cryptominer", "", "objective: crypto-mining"))
 	for when, waits := range map[string]bool{
 		`'incident.workload.labels["tier"] == "prod"'`:    true,
@@ -141,12 +141,12 @@ func TestAShippedPlaybookWaitsForWhatEnrichmentMayDecide(t *testing.T) {
 	later := newPlaybookFile("mine", "", "objective: crypto-mining, when: len(incident.changes) > 0")
 	require.False(t, selectForMining(t, enriched, library, later)["cryptominer"].WaitsForEnrichment)
 	other := newPlaybookFile("mine", "", "objective: escape, when: len(incident.changes) > 0")
-	require.False(t, selectForMining(t, miningIncident, library, other)["cryptominer"].WaitsForEnrichment, "its objective is another")
+	require.False(t, selectForMining(t, miningIncident, library, other)["cryptominer"].WaitsForEnrichment, "its objective is different")
 	observing := newPlaybookFile("mine", "", "objective: crypto-mining, when: len(incident.changes) > 0", "  - notify: log\n")
-	require.False(t, selectForMining(t, miningIncident, library, observing)["cryptominer"].WaitsForEnrichment, "it contains nothing")
+	require.False(t, selectForMining(t, miningIncident, library, observing)["cryptominer"].WaitsForEnrichment, "it has no containment")
 }
 
-func TestAReplacementThatDoesLessIsAWarning(t *testing.T) {
+func TestReplacementWithFewerSafeguardsIsAWarning(t *testing.T) {
 	const asking = "  - evidence: process.snapshot\n  - approval: cut\n    ask: Really?\n    from: { groups: [a] }\n    timeout: 5m\n    on_timeout: deny\n    steps:\n      - contain: pod.isolate\n        for: 1h\n"
 	library := markShipped(newPlaybookFile("cryptominer", "", "objective: crypto-mining", asking, "  - evidence: pod.logs\n"))
 	warnings := func(sources ...playbooks.SourceFile) (out []string) {
@@ -168,7 +168,7 @@ func TestAReplacementThatDoesLessIsAWarning(t *testing.T) {
 	require.Contains(t, warnings(library, broken), "mine.yaml:3:11: error: the shipped playbook `cryptominer` stays in use until then [replaced]")
 }
 
-func TestOverlapsNameWhoWins(t *testing.T) {
+func TestOverlapsNameTheSelectedPlaybook(t *testing.T) {
 	programs, problems := playbooks.LoadPlaybooks([]playbooks.SourceFile{
 		markShipped(newPlaybookFile("cryptominer", "", "objective: crypto-mining")), markShipped(newPlaybookFile("other", "", "objective: crypto-mining")),
 		newPlaybookFile("mine", "", "objective: [escape, crypto-mining]"), newPlaybookFile("yours", "", "objective: escape, priority: 7"), newPlaybookFile("quiet", "", "objective: escape", "  - notify: log\n"),

@@ -4,7 +4,7 @@ import "slices"
 
 // This file is the only source of ATT&CK names. It lists the techniques that Stanch's rules, health conditions and
 // integrations name, with their names and tactics in MITRE ATT&CK for Enterprise v19.2 (https://attack.mitre.org).
-// TestEveryTechniqueOfTheRulesIsKnown fails when a rule names a technique that is missing here.
+// TestRuleTechniquesAreKnown fails when a rule names a technique that is missing here.
 //
 // To update it to a later version: change ATTACKVersion, compare each row with the technique's page at
 // https://attack.mitre.org/techniques/, and add the revoked techniques to revokedATTACKTechniques.

@@ -9,7 +9,7 @@ import (
 )
 
 // The name depends on what the program is, not on the link or version in its file name.
-func TestWhatAProgramIsCalled(t *testing.T) {
+func TestProgramName(t *testing.T) {
 	for _, c := range []struct {
 		exe  string
 		args []string

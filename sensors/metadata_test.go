@@ -10,7 +10,7 @@ import (
 	"stanch/sensors"
 )
 
-func TestAPodCannotMakeItsDetectionsTooLarge(t *testing.T) {
+func TestPodMetadataOfDetectionsIsBounded(t *testing.T) {
 	labels, annotations := map[string]string{}, map[string]string{}
 	for n := range 5000 {
 		labels[fmt.Sprintf("a%04d", n)] = "x"
@@ -20,8 +20,8 @@ func TestAPodCannotMakeItsDetectionsTooLarge(t *testing.T) {
 	annotations["stanch.dev/egress"] = "10.0.0.0/8"
 	kept := sensors.LimitLabels(labels)
 	require.Len(t, kept, 64)
-	require.Equal(t, sensors.Workload{Kind: "Deployment", Name: "shop"}, sensors.InferWorkload("shop-5d8f9c7b6d-x7k2p", kept), "it is still the same workload's")
-	require.Equal(t, kept, sensors.LimitLabels(labels), "the same ones are kept each time")
+	require.Equal(t, sensors.Workload{Kind: "Deployment", Name: "shop"}, sensors.InferWorkload("shop-5d8f9c7b6d-x7k2p", kept), "it still belongs to the same workload")
+	require.Equal(t, kept, sensors.LimitLabels(labels), "the selection is deterministic")
 	got := sensors.LimitAnnotations(annotations)
 	require.Equal(t, "10.0.0.0/8", got["stanch.dev/egress"])
 	size := 0
@@ -29,10 +29,10 @@ func TestAPodCannotMakeItsDetectionsTooLarge(t *testing.T) {
 		size += len(k) + len(v)
 	}
 	require.LessOrEqual(t, size, 16<<10)
-	require.Contains(t, got, "a0000", "a rule of the user's may read it")
+	require.Contains(t, got, "a0000", "a user's rule may read it")
 
 	few := map[string]string{"app": "shop"}
 	require.Equal(t, few, sensors.LimitLabels(few))
 	require.Nil(t, sensors.LimitLabels(nil))
-	require.Nil(t, sensors.LimitLabels(map[string]string{"app": strings.Repeat("x", 64)}), "no label of Kubernetes'")
+	require.Nil(t, sensors.LimitLabels(map[string]string{"app": strings.Repeat("x", 64)}), "not a valid Kubernetes label")
 }

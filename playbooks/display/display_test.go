@@ -115,7 +115,7 @@ func TestTimelineIsSortedByTime(t *testing.T) {
 		got += e.Text
 	}
 	assert.Equal(t, "ab1b2c", got)
-	assert.Equal(t, "c", in.Timeline[0].Text, "the incident itself is not changed")
+	assert.Equal(t, "c", in.Timeline[0].Text, "the incident is not changed")
 }
 
 func TestRefusedContainmentHasARetryCommandForEveryTargetKind(t *testing.T) {

@@ -37,7 +37,7 @@ func exampleRecording() recording.Recording {
 	}
 }
 
-func TestARecordingIsReadAsItWasWritten(t *testing.T) {
+func TestRecordingRoundTrip(t *testing.T) {
 	raw, err := recording.Encode(exampleRecording())
 	require.NoError(t, err)
 	got, err := recording.Decode(raw)
@@ -50,7 +50,7 @@ func TestARecordingIsReadAsItWasWritten(t *testing.T) {
 	require.Equal(t, want.Votes, got.Votes)
 }
 
-func TestAnyFlippedByteIsFound(t *testing.T) {
+func TestDecodeRejectsAnyFlippedByte(t *testing.T) {
 	raw, err := recording.Encode(exampleRecording())
 	require.NoError(t, err)
 	for i := range raw {
@@ -61,7 +61,7 @@ func TestAnyFlippedByteIsFound(t *testing.T) {
 	}
 }
 
-func TestWhatIsWrongWithAFileIsSaid(t *testing.T) {
+func TestDecodeErrorsNameTheCause(t *testing.T) {
 	raw, err := recording.Encode(exampleRecording())
 	require.NoError(t, err)
 	for _, c := range []struct {
@@ -89,16 +89,16 @@ func TestWhatIsWrongWithAFileIsSaid(t *testing.T) {
 	require.ErrorContains(t, err, "too many entries")
 }
 
-func TestSecretsAreTakenOut(t *testing.T) {
+func TestRedactRemovesSecrets(t *testing.T) {
 	raw, err := recording.Encode(recording.Redact(exampleRecording()))
 	require.NoError(t, err)
 	require.NotContains(t, string(raw), "hunter2")
 	require.NotContains(t, string(raw), "TOKEN=abc")
 	require.Contains(t, string(raw), "4611686018427387905", "numbers keep every digit")
-	require.Contains(t, string(raw), "alice", "people's names stay")
+	require.Contains(t, string(raw), "alice", "people's names are kept")
 }
 
-func TestAnonymisedNamesNobody(t *testing.T) {
+func TestAnonymizeReplacesNames(t *testing.T) {
 	r, err := recording.Anonymize(recording.Redact(exampleRecording()))
 	require.NoError(t, err)
 	raw, err := recording.Encode(r)
@@ -113,7 +113,7 @@ func TestAnonymisedNamesNobody(t *testing.T) {
 
 // Outside Kubernetes, people choose the names of containers. People are named in many places: approvers who never
 // answered, actors, reasons in free text, paths and ids.
-func TestAnonymisedLeavesNoNameAnywhere(t *testing.T) {
+func TestAnonymizeReplacesNamesInEveryField(t *testing.T) {
 	r := exampleRecording()
 	d := r.Detections[0].Detection
 	d.ID, d.Node, d.Event.Node = "d2", "vm-hamburg", "vm-hamburg"
@@ -140,11 +140,11 @@ func TestAnonymisedLeavesNoNameAnywhere(t *testing.T) {
 	}
 	require.Equal(t, "container:container-1", out.Steps[1].Target)
 	require.Equal(t, "miner.yaml", out.Playbooks[0].File)
-	require.Equal(t, "/home/dave/playbooks/miner.yaml", r.Playbooks[0].File, "the original is left alone")
+	require.Equal(t, "/home/dave/playbooks/miner.yaml", r.Playbooks[0].File, "the original is not changed")
 	require.Equal(t, "pod.isolate", out.ActionResults[1].Action)
 }
 
-func TestCommittedRecordingsAreWhole(t *testing.T) {
+func TestCommittedRecordingsDecode(t *testing.T) {
 	files, err := filepath.Glob("../../testenv/recordings/*.json")
 	require.NoError(t, err)
 	require.NotEmpty(t, files)
@@ -169,7 +169,7 @@ func FuzzDecode(f *testing.F) {
 			return
 		}
 		again, err := recording.Encode(r)
-		require.NoError(t, err, "what is read can be written")
+		require.NoError(t, err, "a decoded recording can be encoded")
 		_, err = recording.Decode(again)
 		require.NoError(t, err)
 		_, err = recording.Anonymize(recording.Redact(r))

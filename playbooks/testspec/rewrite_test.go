@@ -63,7 +63,7 @@ tests:
     matched: true
 `
 
-func TestARewriteTouchesOnlyWhatIsExpected(t *testing.T) {
+func TestRewriteChangesOnlyExpect(t *testing.T) {
 	f := mustParseTests(t, rewriteInput)
 	rewrites := map[*testspec.TestCase]testspec.Result{}
 	for _, one := range f.Tests {
@@ -74,7 +74,7 @@ func TestARewriteTouchesOnlyWhatIsExpected(t *testing.T) {
 	require.Equal(t, rewriteOutput, string(got))
 	again := mustParseTests(t, string(got))
 	for _, one := range again.Tests {
-		require.Empty(t, testspec.CompareWithResult(one, newTestResult()), "what was rewritten passes")
+		require.Empty(t, testspec.CompareWithResult(one, newTestResult()), "the rewritten test passes")
 	}
 	got, err = testspec.RewriteExpectations(f, nil)
 	require.NoError(t, err)
@@ -86,7 +86,7 @@ func TestARewriteTouchesOnlyWhatIsExpected(t *testing.T) {
 }
 
 // Quotes and brackets in words and comments do not start or end anything.
-func TestARewriteEndsWhereTheListEnds(t *testing.T) {
+func TestRewriteStopsAtTheEndOfTheList(t *testing.T) {
 	const head, tail = "tests:\n  - name: one\n    detections: [{ objective: escape }]\n", "    never: [pod.isolate]\n    matched: true # kept\n"
 	made := `      - { step: "steps[0]", outcome: changed }
       - { step: isolate, outcome: refused, reason: "host network" }
@@ -121,7 +121,7 @@ func TestARewriteEndsWhereTheListEnds(t *testing.T) {
 }
 
 // A list whose end cannot be found is not rewritten, and nothing after it is lost.
-func TestARewriteThatWouldChangeMoreIsRefused(t *testing.T) {
+func TestRewriteIsRefusedIfItWouldChangeMore(t *testing.T) {
 	for list, where := range map[string]string{
 		"expect: [{ step: x, reason: !!str 'it ]' }]":                 "4:5",
 		"expect:\n      - { step: x, reason: \"a\n    phase: 2 #\" }": "2:5", // the rest of it is a key
@@ -136,7 +136,7 @@ func TestARewriteThatWouldChangeMoreIsRefused(t *testing.T) {
 }
 
 // Each key that the author chose stays, with the actual value: an update never weakens a test.
-func TestARewriteKeepsTheKeysThatItsAuthorChose(t *testing.T) {
+func TestRewriteKeepsTheChosenKeys(t *testing.T) {
 	f := mustParseTests(t, "tests:\n  - name: one\n    detections: [{ objective: escape }]\n    expect:\n      - { action: pod.isolate, target: web-1, within: 1s, outcome: changed, with: { tail: 1 } }\n")
 	h := testspec.Result{
 		Playbooks: []string{"book"}, TargetsByID: map[string]playbooks.Target{"pod:u": {Kind: playbooks.TargetPod, Namespace: "shop", Name: "web-1", UID: "u"}},
@@ -152,7 +152,7 @@ func TestARewriteKeepsTheKeysThatItsAuthorChose(t *testing.T) {
 }
 
 // Steps that did not occur, and expectations outside `expect`, are the author's to change.
-func TestARewriteThatCannotPassIsNotOffered(t *testing.T) {
+func TestRewriteIsOfferedOnlyIfTheTestWouldPass(t *testing.T) {
 	for text, want := range map[string]bool{
 		"expect: [{ step: isolate, outcome: changed }]":                        true,
 		"expect: [{ action: workload.scale }]":                                 false,

@@ -66,7 +66,7 @@ func loadTestPlaybook(t testing.TB) *playbooks.Program {
 }
 
 // Each file of testdata/cases has a file with the exact text of its diagnostics.
-func TestEveryMistakeIsNamedWithItsPlaceAndItsMend(t *testing.T) {
+func TestDiagnosticsHavePositionAndHint(t *testing.T) {
 	cases, err := filepath.Glob("testdata/cases/*.yaml")
 	require.NoError(t, err)
 	require.NotEmpty(t, cases)
@@ -124,7 +124,7 @@ func newTestResult() testspec.Result {
 	}
 }
 
-func TestWhatCameIsComparedWithWhatIsExpected(t *testing.T) {
+func TestCompareReportsDifferences(t *testing.T) {
 	for _, c := range []struct{ expects, want string }{
 		{"matched: true", ""},
 		{"matched: false", "the incident is handled by book, but expected no playbook"},
@@ -171,7 +171,7 @@ func TestWhatCameIsComparedWithWhatIsExpected(t *testing.T) {
 	}
 }
 
-func TestCoverageNamesTheWaysThatNobodyTook(t *testing.T) {
+func TestCoverageListsUncoveredBranches(t *testing.T) {
 	p := loadTestPlaybook(t)
 	c := testspec.MeasureCoverage(p, []*playbooks.Program{p}, []testspec.Result{newTestResult()})
 	var missing []string
@@ -207,7 +207,7 @@ steps:
     for: 1h
 `
 
-func TestStepsAreFoundInLoopsAndCalls(t *testing.T) {
+func TestResolveStepFindsStepsInLoopsAndCalls(t *testing.T) {
 	programs, problems := playbooks.LoadPlaybooks([]playbooks.SourceFile{{File: "caller.yaml", Content: []byte(callerPlaybookYAML)}, {File: "callee.yaml", Content: []byte(calleePlaybookYAML)}}, newTestCatalog())
 	require.NoError(t, problems.Err())
 	for name, want := range map[string]string{
@@ -234,7 +234,7 @@ func TestStepsAreFoundInLoopsAndCalls(t *testing.T) {
 	require.Equal(t, []string{"steps[0]"}, cover(programs[1]))
 }
 
-func TestTheSchemaHasEveryKeyThatIsRead(t *testing.T) {
+func TestSchemaHasAllKeys(t *testing.T) {
 	raw, err := json.Marshal(testspec.Schema())
 	require.NoError(t, err)
 	for _, key := range []string{"playbook", "detections", "blast_radius", "ancestors", "fails", "time_to_contain", "undone", "additionalProperties"} {
@@ -272,9 +272,9 @@ func FuzzParse(f *testing.F) {
 		}
 		if text, err := testspec.RewriteExpectations(file, rewrites); err == nil {
 			again, problems := testspec.ParseTestFile("fuzz_test.yaml", text)
-			require.NoError(t, problems.Err(), "what was rewritten can be read: %q", source)
+			require.NoError(t, problems.Err(), "the rewritten file is valid: %q", source)
 			require.Len(t, again.Tests, len(file.Tests))
-			require.Equal(t, withoutExpectations(t, source), withoutExpectations(t, text), "nothing else is changed: %q", source)
+			require.Equal(t, withoutExpectations(t, source), withoutExpectations(t, text), "only expect is changed: %q", source)
 		}
 	})
 }

@@ -11,7 +11,7 @@ import (
 
 // A user with a delegated cgroup creates many cgroups that are named after the target's ID, and causes a detection in
 // each.
-func TestDecoysDoNotPushOutWhereATargetIs(t *testing.T) {
+func TestDecoyCgroupsDoNotEvictTheCgroupOfATarget(t *testing.T) {
 	s, err := openDetectedCgroups("", "boot")
 	if err != nil {
 		t.Fatal(err)
@@ -32,12 +32,12 @@ func TestDecoysDoNotPushOutWhereATargetIs(t *testing.T) {
 		at(i+2, fmt.Sprintf("/user.slice/%d/docker-victim.scope", i))
 	}
 	if got := s.cgroupsOf("container:victim"); !slices.ContainsFunc(got, func(b containermeta.NamedCgroup) bool { return b.CgroupID == 1 }) {
-		t.Errorf("the target's own cgroup is forgotten: %+v", got)
+		t.Errorf("the target's own cgroup was evicted: %+v", got)
 	}
 }
 
 // A user causes detections under thousands of invented IDs.
-func TestOthersTargetsDoNotPushOutATarget(t *testing.T) {
+func TestOtherTargetsDoNotEvictATarget(t *testing.T) {
 	s, err := openDetectedCgroups("", "boot")
 	if err != nil {
 		t.Fatal(err)
@@ -58,9 +58,9 @@ func TestOthersTargetsDoNotPushOutATarget(t *testing.T) {
 		note(fmt.Sprintf("made-up-%d", i), i+2)
 	}
 	if len(s.cgroupsOf("container:victim")) == 0 {
-		t.Error("the target is forgotten")
+		t.Error("the target was evicted")
 	}
 	if len(s.byTarget) > maxDetectedTargets || len(s.targetOrder) != len(s.byTarget) {
-		t.Errorf("%d targets in %d places, at most %d", len(s.byTarget), len(s.targetOrder), maxDetectedTargets)
+		t.Errorf("%d targets in %d cgroups, at most %d", len(s.byTarget), len(s.targetOrder), maxDetectedTargets)
 	}
 }

@@ -47,7 +47,7 @@ func startHeartbeatAgent(t *testing.T, o probe.Options, wait time.Duration) (*Ag
 		require.NoError(t, <-done)
 		root, err := containermeta.FindCgroupRoot()
 		require.NoError(t, err)
-		require.NoDirExists(t, filepath.Join(root, heartbeatName), "its cgroup goes with it")
+		require.NoDirExists(t, filepath.Join(root, heartbeatName), "its cgroup is removed")
 	})
 	return a, func() []sensors.Event {
 		mu.Lock()
@@ -56,31 +56,31 @@ func startHeartbeatAgent(t *testing.T, o probe.Options, wait time.Duration) (*Ag
 	}
 }
 
-func TestTheHeartbeatComesBackAndNobodyElseSeesIt(t *testing.T) {
+func TestHeartbeatIsReceivedAndFiltered(t *testing.T) {
 	a, seen := startHeartbeatAgent(t, probe.Options{}, 0)
 	first := time.Time{}
 	for range 3 { // the heartbeat continues
 		require.Eventually(t, func() bool { return a.Health().Heartbeat.LastReceived.After(first) }, 10*time.Second, 5*time.Millisecond, "%+v", a.Health().Heartbeat)
 		first = a.Health().Heartbeat.LastReceived
 	}
-	eyes := a.Health().Heartbeat
-	require.False(t, eyes.Failing)
-	require.Empty(t, eyes.FailureReason)
-	require.Positive(t, eyes.LatencyMS)
-	t.Logf("%+v", eyes)
+	status := a.Health().Heartbeat
+	require.False(t, status.Failing)
+	require.Empty(t, status.FailureReason)
+	require.Positive(t, status.LatencyMS)
+	t.Logf("%+v", status)
 	for _, e := range seen() {
 		require.False(t, e.Kind == sensors.KindExec && e.Container.CgroupPath == "/"+heartbeatName, "%+v", e)
 	}
 }
 
-func TestWithoutItsHookASensorKnowsThatItIsBlind(t *testing.T) {
+func TestHeartbeatFailsWithoutItsHook(t *testing.T) {
 	a, _ := startHeartbeatAgent(t, probe.Options{DisabledHooks: []probe.Hook{probe.HookExec}}, 300*time.Millisecond)
 	require.Eventually(t, func() bool { return a.Health().Heartbeat.Failing }, 10*time.Second, 5*time.Millisecond)
 	require.GreaterOrEqual(t, a.Health().Heartbeat.ConsecutiveMisses, maxMissedHeartbeats)
 	require.Contains(t, a.Health().Heartbeat.FailureReason, "was not received from the kernel")
 }
 
-func TestASensorWhoseCgroupIsIgnoredKnowsThatItIsBlind(t *testing.T) {
+func TestHeartbeatFailsIfItsCgroupIsIgnored(t *testing.T) {
 	a, _ := startHeartbeatAgent(t, probe.Options{}, time.Second)
 	require.Eventually(t, func() bool { return !a.Health().Heartbeat.LastReceived.IsZero() }, 5*time.Second, 5*time.Millisecond)
 	root, err := containermeta.FindCgroupRoot()
@@ -91,25 +91,25 @@ func TestASensorWhoseCgroupIsIgnoredKnowsThatItIsBlind(t *testing.T) {
 	require.Eventually(t, func() bool { return a.Health().Heartbeat.Failing }, 10*time.Second, 5*time.Millisecond)
 }
 
-func TestOnlyTheHeartbeatItselfIsLeftOut(t *testing.T) {
+func TestOnlyTheHeartbeatItselfIsFiltered(t *testing.T) {
 	y := &heartbeat{nonce: "word", received: make(chan struct{}), log: slog.New(slog.DiscardHandler)}
 	own := func(kind sensors.Kind, pid uint32, args ...string) *sensors.Event {
 		return &sensors.Event{Kind: kind, Process: sensors.Process{PID: pid, Args: args}, Container: sensors.Container{CgroupPath: "/" + heartbeatName}}
 	}
-	require.False(t, y.isHeartbeatEvent(own(sensors.KindExec, 7, heartbeatName, "guess")), "somebody else in its cgroup")
+	require.False(t, y.isHeartbeatEvent(own(sensors.KindExec, 7, heartbeatName, "guess")), "another process in its cgroup")
 	require.False(t, y.isHeartbeatEvent(own(sensors.KindExit, 7)))
 	elsewhere := own(sensors.KindExec, 7, heartbeatName, "word")
 	elsewhere.Container.CgroupPath = "/docker/abc"
-	require.False(t, y.isHeartbeatEvent(elsewhere), "its word in another cgroup")
+	require.False(t, y.isHeartbeatEvent(elsewhere), "its nonce in another cgroup")
 	require.True(t, y.isHeartbeatEvent(own(sensors.KindExec, 7, heartbeatName, "word")))
 	require.True(t, y.isHeartbeatEvent(own(sensors.KindExit, 7)))
-	require.False(t, y.isHeartbeatEvent(own(sensors.KindExec, 8, heartbeatName, "word")), "the same word again")
-	require.False(t, y.isHeartbeatEvent(own(sensors.KindConnect, 7)), "it connects nowhere")
+	require.False(t, y.isHeartbeatEvent(own(sensors.KindExec, 8, heartbeatName, "word")), "the same nonce again")
+	require.False(t, y.isHeartbeatEvent(own(sensors.KindConnect, 7)), "it opens no connection")
 }
 
 // Two sensors on one machine recognize each other's heartbeats by a commitment that only root can publish, and not by
 // a name that any process can use.
-func TestAnotherSensorsHeartbeatIsKnownByItsProof(t *testing.T) {
+func TestHeartbeatOfAnotherSensorIsRecognizedByItsCommitment(t *testing.T) {
 	lacking.RequireRoot(t)
 	root, err := containermeta.FindCgroupRoot()
 	require.NoError(t, err)
@@ -124,14 +124,14 @@ func TestAnotherSensorsHeartbeatIsKnownByItsProof(t *testing.T) {
 	event := func(kind sensors.Kind, pid uint32, args ...string) *sensors.Event {
 		return &sensors.Event{Kind: kind, Process: sensors.Process{PID: pid, Args: args}, Container: sensors.Container{CgroupPath: "/" + heartbeatName}}
 	}
-	require.False(t, y.isHeartbeatEvent(event(sensors.KindExec, 7, heartbeatName, "guess")), "its name alone")
+	require.False(t, y.isHeartbeatEvent(event(sensors.KindExec, 7, heartbeatName, "guess")), "only its name")
 	require.False(t, y.isHeartbeatEvent(event(sensors.KindExec, 7, "sh", "their-nonce")), "another program")
 	elsewhere := event(sensors.KindExec, 7, heartbeatName, "their-nonce")
 	elsewhere.Container.CgroupPath = "/docker/abc"
 	require.False(t, y.isHeartbeatEvent(elsewhere), "in another cgroup")
 	require.True(t, y.isHeartbeatEvent(event(sensors.KindExec, 8, heartbeatName, "their-nonce")))
 	require.True(t, y.isHeartbeatEvent(event(sensors.KindExit, 8)))
-	require.False(t, y.isHeartbeatEvent(event(sensors.KindConnect, 8)), "it connects nowhere")
+	require.False(t, y.isHeartbeatEvent(event(sensors.KindConnect, 8)), "it opens no connection")
 	require.False(t, y.isHeartbeatEvent(event(sensors.KindExec, 9, heartbeatName, "their-nonce")), "the same nonce again")
 	require.NoError(t, publishCommitment(dir, "other", "next"))
 	require.True(t, y.isHeartbeatEvent(event(sensors.KindExec, 10, heartbeatName, "next")))

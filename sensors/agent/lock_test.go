@@ -177,7 +177,7 @@ func (n *testNode) sendUnlock(t *testing.T, l testLease) (gatewayrpc.Containment
 	return n.sendCommand(gatewayrpc.CommandUnlock, gatewayrpc.ReleaseCommand{Target: l.target, LeaseID: l.id, Grant: &grant})
 }
 
-func TestALockDoesNotEndEarlierByManySmallSteps(t *testing.T) {
+func TestLockCannotBeShortenedInSmallSteps(t *testing.T) {
 	n := newTestNode(t)
 	c := n.runContainer(t, "a", newContainerID())
 	l := n.issueLease(t, "L", gatewayrpc.NodeTarget{ContainerID: c.id}, `{}`)
@@ -198,7 +198,7 @@ func TestALockDoesNotEndEarlierByManySmallSteps(t *testing.T) {
 	require.WithinDuration(t, l.expiresAt, held.ExpiresAt, 2*time.Second)
 }
 
-func TestAFirstLockIsNotShorterThanItsToken(t *testing.T) {
+func TestFirstLockIsNotShorterThanItsToken(t *testing.T) {
 	n := newTestNode(t)
 	c := n.runContainer(t, "a", newContainerID())
 	l := n.issueLease(t, "L", gatewayrpc.NodeTarget{ContainerID: c.id}, `{}`)
@@ -206,7 +206,7 @@ func TestAFirstLockIsNotShorterThanItsToken(t *testing.T) {
 	require.ErrorIs(t, err, gatewayrpc.ErrRefused)
 }
 
-func TestALockLeavesOpenOnlyWhatItsTokenCovers(t *testing.T) {
+func TestLockAllowsOnlyDestinationsOfItsToken(t *testing.T) {
 	n := newTestNode(t)
 	c := n.runContainer(t, "a", newContainerID())
 	target := gatewayrpc.NodeTarget{ContainerID: c.id}
@@ -225,9 +225,9 @@ func TestALockLeavesOpenOnlyWhatItsTokenCovers(t *testing.T) {
 	require.Equal(t, "192.0.2.0/24", allowed[0].Prefix.String())
 }
 
-func TestALockWithoutAWireIsNotVerified(t *testing.T) {
+func TestLockWithoutVethIsNotVerified(t *testing.T) {
 	n := newTestNode(t)
-	t.Run("a process that left its network", func(t *testing.T) {
+	t.Run("process that left its network", func(t *testing.T) {
 		c := n.runContainer(t, "a", newContainerID(), "unshare", "--user", "--net")
 		require.Eventually(t, func() bool { // unshare has executed sleep
 			name, err := os.ReadFile("/proc/" + strconv.Itoa(c.cmd.Process.Pid) + "/comm")
@@ -244,7 +244,7 @@ func TestALockWithoutAWireIsNotVerified(t *testing.T) {
 		require.True(t, st.Active)
 		require.Contains(t, st.UnverifiedReason, "no host-side veth")
 	})
-	t.Run("a process in the node's network", func(t *testing.T) {
+	t.Run("process in the node's network", func(t *testing.T) {
 		c := n.runContainer(t, "b", newContainerID())
 		st, err := n.sendLock(n.issueLease(t, "L2", gatewayrpc.NodeTarget{ContainerID: c.id}, `{}`), nil)
 		require.NoError(t, err)

@@ -55,13 +55,13 @@ func (l *logBuffer) String() string {
 // newRulesAgent returns an agent without a kernel probe that loads packs from dirs, and its log.
 func newRulesAgent(t *testing.T, dirs ...string) (*Agent, *logBuffer) {
 	t.Helper()
-	said := &logBuffer{}
-	log := slog.New(slog.NewTextHandler(said, nil))
+	logs := &logBuffer{}
+	log := slog.New(slog.NewTextHandler(logs, nil))
 	files, set, err := OpenRules(dirs, log)
 	require.NoError(t, err)
 	a, err := New(Options{Node: "n", RuleFiles: files, Log: log}, set)
 	require.NoError(t, err)
-	return a, said
+	return a, logs
 }
 
 // firedRules returns the rules that match the execution of a program with this name.
@@ -76,7 +76,7 @@ func writeFile(t *testing.T, path, text string) {
 	require.NoError(t, os.WriteFile(path, []byte(text), 0o600))
 }
 
-func TestAChangedPackIsTakenUpWithoutARestart(t *testing.T) {
+func TestChangedPackIsReloadedWithoutRestart(t *testing.T) {
 	dir := t.TempDir()
 	writeFile(t, filepath.Join(dir, "a.yaml"), packYAML("mine", "one"))
 	a, _ := newRulesAgent(t, dir)
@@ -89,11 +89,11 @@ func TestAChangedPackIsTakenUpWithoutARestart(t *testing.T) {
 	require.Empty(t, firedRules(a, "one"))
 }
 
-func TestAMistakeKeepsWhatWasRightBefore(t *testing.T) {
+func TestInvalidPackKeepsItsLastValidVersion(t *testing.T) {
 	dir := t.TempDir()
 	writeFile(t, filepath.Join(dir, "a.yaml"), packYAML("mine", "one"))
 	writeFile(t, filepath.Join(dir, "b.yaml"), packYAML("other", "b"))
-	a, said := newRulesAgent(t, dir)
+	a, logs := newRulesAgent(t, dir)
 	before := a.Health().Rules
 	require.Empty(t, before.Problems)
 	require.False(t, a.ReloadRules(), "nothing changed")
@@ -102,14 +102,14 @@ func TestAMistakeKeepsWhatWasRightBefore(t *testing.T) {
 	writeFile(t, filepath.Join(dir, "b.yaml"), packYAML("other", "c"))
 	writeFile(t, filepath.Join(dir, "c.yaml"), packYAML("third", "third")+strings.Replace(packYAML("fourth", "x"), "rules:\n", "", 1)+"    oops: 1\n")
 	require.True(t, a.ReloadRules())
-	require.Equal(t, "mine", firedRules(a, "one"), "as it was before the mistake")
-	require.Equal(t, "other", firedRules(a, "c"), "what has none is taken up")
-	require.Equal(t, "third", firedRules(a, "third"), "of a new pack, what is right")
+	require.Equal(t, "mine", firedRules(a, "one"), "as before the error")
+	require.Equal(t, "other", firedRules(a, "c"), "a valid pack is loaded")
+	require.Equal(t, "third", firedRules(a, "third"), "valid rules of a new pack")
 	health := a.Health().Rules
 	require.Equal(t, before.RuleCount+1, health.RuleCount)
 	require.Contains(t, strings.Join(health.Problems, "\n"), filepath.Join(dir, "a.yaml")+":5:16: error: the condition of `mine`: unknown field, list, macro or function `exxe`")
-	require.Contains(t, said.String(), "the last valid version stays in use")
-	require.Contains(t, said.String(), "did you mean `exe`?")
+	require.Contains(t, logs.String(), "the last valid version stays in use")
+	require.Contains(t, logs.String(), "did you mean `exe`?")
 
 	writeFile(t, filepath.Join(dir, "a.yaml"), packYAML("mine", "two"))
 	require.NoError(t, os.Remove(filepath.Join(dir, "c.yaml")))
@@ -120,7 +120,7 @@ func TestAMistakeKeepsWhatWasRightBefore(t *testing.T) {
 	require.True(t, a.Health().Rules.LoadedAt.After(before.LoadedAt))
 }
 
-func TestAFolderThatIsGoneKeepsItsRules(t *testing.T) {
+func TestMissingDirectoryKeepsItsRules(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "packs")
 	require.NoError(t, os.Mkdir(dir, 0o700))
 	writeFile(t, filepath.Join(dir, "a.yaml"), packYAML("mine", "one"))
@@ -131,7 +131,7 @@ func TestAFolderThatIsGoneKeepsItsRules(t *testing.T) {
 	require.Len(t, a.Health().Rules.Problems, 1)
 }
 
-func TestWhatOthersNeedIsNotTakenAway(t *testing.T) {
+func TestRemovedListThatARuleUsesIsKept(t *testing.T) {
 	dir := t.TempDir()
 	writeFile(t, filepath.Join(dir, "a.yaml"), "lists: { mine: [one] }\n")
 	writeFile(t, filepath.Join(dir, "b.yaml"), strings.Replace(packYAML("mine", "one"), `exe == "one"`, `exe in mine`, 1))
@@ -142,7 +142,7 @@ func TestWhatOthersNeedIsNotTakenAway(t *testing.T) {
 	require.NotEmpty(t, a.Health().Rules.Problems)
 }
 
-func TestAConfigMapSwapsAllItsFilesAtOnce(t *testing.T) {
+func TestConfigMapReplacesAllFilesAtOnce(t *testing.T) {
 	dir := t.TempDir()
 	version := func(name, text string) {
 		require.NoError(t, os.Mkdir(filepath.Join(dir, name), 0o700))
@@ -159,7 +159,7 @@ func TestAConfigMapSwapsAllItsFilesAtOnce(t *testing.T) {
 	require.Equal(t, "mine", firedRules(a, "two"))
 }
 
-func TestAMistakeFromTheBeginningKeepsNothingElseFromChanging(t *testing.T) {
+func TestInitiallyInvalidPackDoesNotBlockReloads(t *testing.T) {
 	dir := t.TempDir()
 	writeFile(t, filepath.Join(dir, "a.yaml"), packYAML("mine", "one"))
 	writeFile(t, filepath.Join(dir, "b.yaml"), "rulez: []\n")
@@ -171,7 +171,7 @@ func TestAMistakeFromTheBeginningKeepsNothingElseFromChanging(t *testing.T) {
 	require.Len(t, a.Health().Rules.Problems, 1)
 }
 
-func TestWhatIsBeingWrittenIsNotReadYet(t *testing.T) {
+func TestReloadWaitsUntilFilesAreWritten(t *testing.T) {
 	dir := t.TempDir()
 	writeFile(t, filepath.Join(dir, "a.yaml"), packYAML("mine", "one"))
 	a, _ := newRulesAgent(t, dir)
@@ -182,17 +182,17 @@ func TestWhatIsBeingWrittenIsNotReadYet(t *testing.T) {
 	require.Equal(t, "mine", firedRules(a, "two"))
 }
 
-func TestAHangupAsksForTheRulesAgain(t *testing.T) {
+func TestHangupSignalReloadsRules(t *testing.T) {
 	ours := make(chan os.Signal, 16) // so that the signal does not end the test process
 	signal.Notify(ours, syscall.SIGHUP)
 	defer signal.Stop(ours)
 	if _, err := unix.IoctlGetTermios(int(os.Stdin.Fd()), unix.TCGETS); err == nil {
-		t.Skip("on a terminal a hangup ends the program")
+		t.Skip("on a terminal a hangup signal ends the program")
 	}
-	a, said := newRulesAgent(t, t.TempDir())
+	a, logs := newRulesAgent(t, t.TempDir())
 	go func() { _ = a.Watch(t.Context(), nil, nil) }()
 	require.Eventually(t, func() bool {
 		_ = syscall.Kill(os.Getpid(), syscall.SIGHUP)
-		return strings.Contains(said.String(), "nothing changed")
+		return strings.Contains(logs.String(), "nothing changed")
 	}, 10*time.Second, 20*time.Millisecond)
 }

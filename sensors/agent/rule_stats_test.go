@@ -10,7 +10,7 @@ import (
 	"stanch/sensors/rules"
 )
 
-func TestOnlyBusyAndCostlyRulesAreTold(t *testing.T) {
+func TestRuleStatsListOnlyBusyAndSlowRules(t *testing.T) {
 	var all []rules.RuleStats
 	for i := range 1000 {
 		s := rules.RuleStats{Rule: fmt.Sprintf("rule-%03d", i), Evaluated: 1000, Sampled: 4, MeanEvaluationTime: time.Duration(i)}
@@ -19,10 +19,10 @@ func TestOnlyBusyAndCostlyRulesAreTold(t *testing.T) {
 		}
 		all = append(all, s)
 	}
-	told := SelectReportedStats(all)
-	require.Len(t, told, maxSlowestRuleStats+1)
-	require.Equal(t, "rule-003", told[0].Rule)
-	require.Equal(t, "rule-999", told[maxSlowestRuleStats].Rule)
+	reported := SelectReportedStats(all)
+	require.Len(t, reported, maxSlowestRuleStats+1)
+	require.Equal(t, "rule-003", reported[0].Rule)
+	require.Equal(t, "rule-999", reported[maxSlowestRuleStats].Rule)
 	for i := range all {
 		all[i].Fired = 1
 	}

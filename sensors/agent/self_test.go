@@ -6,7 +6,7 @@ import (
 	"stanch/sensors"
 )
 
-func TestTheSensorsOwnProcessIsNoAttacker(t *testing.T) {
+func TestSensorIgnoresItsOwnProcess(t *testing.T) {
 	o := selfProcess{pid: 100}
 	event := func(pid, ppid uint32, args ...string) *sensors.Event {
 		return &sensors.Event{Process: sensors.Process{PID: pid, PPID: ppid, Args: args}}
@@ -15,16 +15,16 @@ func TestTheSensorsOwnProcessIsNoAttacker(t *testing.T) {
 		event *sensors.Event
 		own   bool
 	}{
-		"itself":                          {event(100, 1, "/stanch-sensor"), true},
-		"its process for a snapshot":      {event(101, 100, "/proc/self/exe", SnapshotCommand), true},
-		"a shell that it was made to run": {event(102, 100, "sh"), false},
-		"another with the same command":   {event(103, 7, "/proc/self/exe", SnapshotCommand), false},
+		"itself":                                {event(100, 1, "/stanch-sensor"), true},
+		"snapshot helper":                       {event(101, 100, "/proc/self/exe", SnapshotCommand), true},
+		"shell started by the sensor":           {event(102, 100, "sh"), false},
+		"another process with the same command": {event(103, 7, "/proc/self/exe", SnapshotCommand), false},
 	} {
 		if got := o.caused(c.event); got != c.own {
 			t.Errorf("%s: %t", name, got)
 		}
 	}
 	if (selfProcess{}).caused(event(0, 0)) {
-		t.Error("a sensor that does not know its number takes others' events for its own")
+		t.Error("a sensor without its PID treats events of others as its own")
 	}
 }

@@ -35,7 +35,7 @@ func (n *testNode) activeLocks(t *testing.T) []probe.EgressLockState {
 	return held
 }
 
-func TestADecoyDoesNotTakeTheLock(t *testing.T) {
+func TestLockIsNotAppliedToDecoyCgroup(t *testing.T) {
 	n := newTestNode(t)
 	id := newContainerID()
 	decoy := n.runContainer(t, "a", id)
@@ -43,7 +43,7 @@ func TestADecoyDoesNotTakeTheLock(t *testing.T) {
 	l := n.issueLease(t, "L", gatewayrpc.NodeTarget{ContainerID: id}, `{}`)
 
 	_, err := n.sendLock(l, nil)
-	require.ErrorIs(t, err, gatewayrpc.ErrRefused, "nothing says which of them it is")
+	require.ErrorIs(t, err, gatewayrpc.ErrRefused, "ambiguous cgroups")
 	require.ErrorContains(t, err, strings.TrimPrefix(decoy.dir, n.cgroupRoot))
 	require.Empty(t, n.activeLocks(t))
 
@@ -68,7 +68,7 @@ func TestADecoyDoesNotTakeTheLock(t *testing.T) {
 	require.True(t, st.Active && n.isLocked(t, victim) && !n.isLocked(t, decoy))
 }
 
-func TestADetectionOfAnotherBootIsNotBelieved(t *testing.T) {
+func TestDetectionOfAnotherBootIsIgnored(t *testing.T) {
 	dir := t.TempDir()
 	s, err := openDetectedCgroups(dir, "one")
 	require.NoError(t, err)
@@ -81,7 +81,7 @@ func TestADetectionOfAnotherBootIsNotBelieved(t *testing.T) {
 	require.Empty(t, other.cgroupsOf("container:c"))
 }
 
-func TestALockFollowsAContainerThatRestartsUnderItsID(t *testing.T) {
+func TestLockFollowsRestartedContainerWithTheSameID(t *testing.T) {
 	n := newTestNode(t)
 	id := newContainerID()
 	first := n.runContainer(t, "z", id)
@@ -96,7 +96,7 @@ func TestALockFollowsAContainerThatRestartsUnderItsID(t *testing.T) {
 	require.NotEqual(t, first.cgroup, second.cgroup)
 	st, err := n.sendCommand(gatewayrpc.CommandLockState, gatewayrpc.StateQuery{Target: l.target})
 	require.NoError(t, err)
-	require.False(t, st.Active, "its lock holds a cgroup that is gone")
+	require.False(t, st.Active, "its lock contains a removed cgroup")
 
 	t.Run("when the lease is applied again", func(t *testing.T) {
 		st, err = n.sendLock(l, nil)
@@ -105,7 +105,7 @@ func TestALockFollowsAContainerThatRestartsUnderItsID(t *testing.T) {
 		require.Equal(t, "L", st.LeaseID)
 		require.True(t, n.isLocked(t, second) && !n.isLocked(t, decoy))
 		require.Len(t, n.activeLocks(t), 1)
-		require.Equal(t, []uint64{second.cgroup}, n.activeLocks(t)[0].Cgroups, "what is gone is forgotten")
+		require.Equal(t, []uint64{second.cgroup}, n.activeLocks(t)[0].Cgroups, "removed cgroups are dropped")
 	})
 	t.Run("by itself", func(t *testing.T) {
 		second.kill(t)
@@ -115,7 +115,7 @@ func TestALockFollowsAContainerThatRestartsUnderItsID(t *testing.T) {
 	})
 }
 
-func TestALeaseIsForOneTarget(t *testing.T) {
+func TestLeaseIsForOneTarget(t *testing.T) {
 	n := newTestNode(t)
 	a, b := n.runContainer(t, "a", newContainerID()), n.runContainer(t, "b", newContainerID())
 	_, err := n.sendLock(n.issueLease(t, "L", gatewayrpc.NodeTarget{ContainerID: a.id}, `{}`), nil)
@@ -125,7 +125,7 @@ func TestALeaseIsForOneTarget(t *testing.T) {
 	require.True(t, n.isLocked(t, a) && !n.isLocked(t, b))
 }
 
-func TestReleaseEndsALockWhoseTargetIsGone(t *testing.T) {
+func TestReleaseEndsLockOfMissingTarget(t *testing.T) {
 	n := newTestNode(t)
 	c := n.runContainer(t, "a", newContainerID())
 	l := n.issueLease(t, "L", gatewayrpc.NodeTarget{ContainerID: c.id}, `{}`)
@@ -141,10 +141,10 @@ func TestReleaseEndsALockWhoseTargetIsGone(t *testing.T) {
 	require.False(t, st.Active)
 	require.Empty(t, n.activeLocks(t))
 	_, err = n.sendLock(l, nil)
-	require.ErrorIs(t, err, gatewayrpc.ErrRefused, "its token is spent")
+	require.ErrorIs(t, err, gatewayrpc.ErrRefused, "its token is no longer valid")
 }
 
-func TestAReleaseCountsForTheTargetOfItsLease(t *testing.T) {
+func TestReleaseCountsForTheTargetOfItsLease(t *testing.T) {
 	n := newTestNode(t)
 	a, b := n.runContainer(t, "a", newContainerID()), n.runContainer(t, "b", newContainerID())
 	l := n.issueLease(t, "L", gatewayrpc.NodeTarget{ContainerID: a.id}, `{}`)
@@ -158,7 +158,7 @@ func TestAReleaseCountsForTheTargetOfItsLease(t *testing.T) {
 	require.False(t, n.revocations.isTargetReleased("container:"+b.id, before))
 }
 
-func TestContainersThatShareANetworkAreNamed(t *testing.T) {
+func TestNetworkSharersAreListed(t *testing.T) {
 	n := newTestNode(t)
 	first := n.runContainer(t, "a", newContainerID(), "unshare", "--net")
 	pid := strconv.Itoa(first.cmd.Process.Pid)
@@ -177,10 +177,10 @@ func TestContainersThatShareANetworkAreNamed(t *testing.T) {
 
 	st, err := n.sendCommand(gatewayrpc.CommandLockState, gatewayrpc.StateQuery{Target: gatewayrpc.NodeTarget{ContainerID: second.id}})
 	require.NoError(t, err)
-	require.Equal(t, []gatewayrpc.NetworkSharer{{ContainerID: first.id, StartedBeforeTarget: true}}, st.NetworkSharers, "it joined what was there")
+	require.Equal(t, []gatewayrpc.NetworkSharer{{ContainerID: first.id, StartedBeforeTarget: true}}, st.NetworkSharers, "it joined an existing network")
 	st, err = n.sendCommand(gatewayrpc.CommandLockState, gatewayrpc.StateQuery{Target: gatewayrpc.NodeTarget{ContainerID: first.id}})
 	require.NoError(t, err)
-	require.Equal(t, []gatewayrpc.NetworkSharer{{ContainerID: second.id}}, st.NetworkSharers, "the other one came later")
+	require.Equal(t, []gatewayrpc.NetworkSharer{{ContainerID: second.id}}, st.NetworkSharers, "the other one started later")
 
 	st, err = n.sendLock(n.issueLease(t, "L", gatewayrpc.NodeTarget{ContainerID: first.id}, `{}`), nil)
 	require.NoError(t, err)
@@ -188,5 +188,5 @@ func TestContainersThatShareANetworkAreNamed(t *testing.T) {
 	st, err = n.sendCommand(gatewayrpc.CommandLockState, gatewayrpc.StateQuery{Target: gatewayrpc.NodeTarget{ContainerID: first.id}})
 	require.NoError(t, err)
 	require.True(t, st.Active)
-	require.Equal(t, []gatewayrpc.NetworkSharer{{ContainerID: second.id}}, st.NetworkSharers, "also while it is held")
+	require.Equal(t, []gatewayrpc.NetworkSharer{{ContainerID: second.id}}, st.NetworkSharers, "also while it is locked")
 }

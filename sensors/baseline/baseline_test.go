@@ -35,20 +35,20 @@ func connectEvent(address string, port uint16) *sensors.Event {
 	}
 }
 
-func TestNothingIsNewBeforeItWasLearnt(t *testing.T) {
+func TestNothingIsNewDuringTheLearningPeriod(t *testing.T) {
 	c := &fakeClock{time.Date(2026, 11, 1, 0, 0, 0, 0, time.UTC)}
 	b := baseline.New(learningOptions(c))
 	require.Equal(t, sensors.Baseline{}, b.Compare(execEvent("c1", "/usr/sbin/nginx")))
 	c.current = c.current.Add(25 * time.Hour)
-	require.Equal(t, sensors.Baseline{LearningComplete: true}, b.Compare(execEvent("c2", "/usr/sbin/nginx")), "it was learnt")
+	require.Equal(t, sensors.Baseline{LearningComplete: true}, b.Compare(execEvent("c2", "/usr/sbin/nginx")), "it was learned")
 	got := b.Compare(execEvent("c2", "/bin/sh"))
 	require.Equal(t, sensors.Baseline{LearningComplete: true, NewExe: true, Reason: "Never executed in the 2 containers of this image that this node watched for a day: /bin/sh."}, got)
-	require.True(t, b.Compare(execEvent("c2", "/bin/sh")).NewExe, "an attack does not teach itself")
+	require.True(t, b.Compare(execEvent("c2", "/bin/sh")).NewExe, "an attack is not learned")
 	c.current = c.current.Add(25 * time.Hour)
-	require.False(t, b.Compare(execEvent("c2", "/bin/sh")).NewExe, "after a day it is usual")
+	require.False(t, b.Compare(execEvent("c2", "/bin/sh")).NewExe, "after a day it is known")
 }
 
-func TestWhatWasNotInTheImageIsNeverUsual(t *testing.T) {
+func TestProgramsOutsideTheImageAreNeverLearned(t *testing.T) {
 	c := &fakeClock{time.Date(2026, 11, 1, 0, 0, 0, 0, time.UTC)}
 	b := baseline.New(learningOptions(c))
 	dropped := execEvent("c1", "/tmp/x")
@@ -59,17 +59,17 @@ func TestWhatWasNotInTheImageIsNeverUsual(t *testing.T) {
 	b.Compare(entered)
 	c.current = c.current.Add(72 * time.Hour)
 	require.True(t, b.Compare(dropped).NewExe)
-	require.True(t, b.Compare(execEvent("c1", "/bin/sh")).NewExe, "what somebody ran in it from outside is not what it runs")
+	require.True(t, b.Compare(execEvent("c1", "/bin/sh")).NewExe, "programs started from outside are not learned")
 }
 
-func TestDestinationsAreNetworksAndPorts(t *testing.T) {
+func TestDestinationsAreLearnedByNetworkAndPort(t *testing.T) {
 	c := &fakeClock{time.Date(2026, 11, 1, 0, 0, 0, 0, time.UTC)}
 	b := baseline.New(learningOptions(c))
 	b.Compare(connectEvent("10.1.2.3", 5432))
 	b.Compare(connectEvent("198.51.100.7", 443))
 	c.current = c.current.Add(48 * time.Hour)
 	require.False(t, b.Compare(connectEvent("10.9.9.9", 5432)).NewDestination, "a pod's address changes with every rollout")
-	require.False(t, b.Compare(connectEvent("198.51.100.99", 443)).NewDestination, "its neighbour")
+	require.False(t, b.Compare(connectEvent("198.51.100.99", 443)).NewDestination, "the same network")
 	require.True(t, b.Compare(connectEvent("198.51.100.7", 4444)).NewDestination)
 	require.True(t, b.Compare(connectEvent("2001:db8::1", 443)).NewDestination)
 	require.Equal(t, sensors.Baseline{LearningComplete: true}, b.Compare(connectEvent("127.0.0.1", 1)))
@@ -78,7 +78,7 @@ func TestDestinationsAreNetworksAndPorts(t *testing.T) {
 }
 
 // A scan connects to many destinations for a minute. It must not make later destinations usual.
-func TestAScanDoesNotMakeEverythingUsual(t *testing.T) {
+func TestScanDoesNotTeachDestinations(t *testing.T) {
 	for name, at := range map[string]time.Duration{"while the image is learnt": 20 * time.Hour, "after it": 30 * time.Hour} {
 		t.Run(name, func(t *testing.T) {
 			c := &fakeClock{time.Date(2026, 11, 1, 0, 0, 0, 0, time.UTC)}
@@ -91,7 +91,7 @@ func TestAScanDoesNotMakeEverythingUsual(t *testing.T) {
 				b.Compare(connectEvent("10.0.0.1", 10000+port))
 			}
 			c.current = c.current.Add(30 * 24 * time.Hour)
-			require.False(t, b.Compare(connectEvent("10.0.0.2", 5432)).NewDestination, "what was usual before is usual")
+			require.False(t, b.Compare(connectEvent("10.0.0.2", 5432)).NewDestination, "known destinations stay known")
 			require.True(t, b.Compare(connectEvent("203.0.113.9", 443)).NewDestination)
 			require.LessOrEqual(t, len(b.Images()[0].Destinations), 500)
 		})
@@ -99,7 +99,7 @@ func TestAScanDoesNotMakeEverythingUsual(t *testing.T) {
 }
 
 // If no observation can be evicted, a new one stays novel.
-func TestWhatFindsNoRoomIsNewAgainAndAgain(t *testing.T) {
+func TestObservationBeyondTheLimitStaysNew(t *testing.T) {
 	c := &fakeClock{time.Date(2026, 11, 1, 0, 0, 0, 0, time.UTC)}
 	b := baseline.New(learningOptions(c))
 	for port := range uint16(500) {
@@ -112,7 +112,7 @@ func TestWhatFindsNoRoomIsNewAgainAndAgain(t *testing.T) {
 	require.False(t, b.Compare(connectEvent("10.0.0.1", 10007)).NewDestination)
 }
 
-func TestWhatIsTooMuchIsNotCalledNew(t *testing.T) {
+func TestNothingIsNewIfTooManyExecutablesWereSeen(t *testing.T) {
 	c := &fakeClock{time.Date(2026, 11, 1, 0, 0, 0, 0, time.UTC)}
 	b := baseline.New(baseline.Options{Now: c.now, MaxImages: 2})
 	for i := range 8000 {
@@ -128,10 +128,10 @@ func TestWhatIsTooMuchIsNotCalledNew(t *testing.T) {
 		b.Compare(e)
 	}
 	require.Len(t, b.Images(), 2)
-	require.NotEqual(t, testImageDigest, b.Images()[1].Digest, "the one that was not seen for the longest time goes")
+	require.NotEqual(t, testImageDigest, b.Images()[1].Digest, "the least recently used image is evicted")
 }
 
-func TestWhatWasLearntSurvivesAndTravels(t *testing.T) {
+func TestBaselinesSurviveRestartsAndImports(t *testing.T) {
 	c := &fakeClock{time.Date(2026, 11, 1, 0, 0, 0, 0, time.UTC)}
 	file := filepath.Join(t.TempDir(), "deep", "baselines.json")
 	b, err := baseline.Open(file, learningOptions(c))
@@ -153,7 +153,7 @@ func TestWhatWasLearntSurvivesAndTravels(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, 1, n)
 	require.Equal(t, 2, other.Images()[0].ContainerCount)
-	require.True(t, other.Compare(execEvent("c5", "/bin/sh")).LearningComplete, "what another node watched counts")
+	require.True(t, other.Compare(execEvent("c5", "/bin/sh")).LearningComplete, "observations of another node count")
 
 	require.NoError(t, os.WriteFile(file, []byte("{"), 0o600))
 	fresh, err := baseline.Open(file, learningOptions(c))
@@ -163,10 +163,10 @@ func TestWhatWasLearntSurvivesAndTravels(t *testing.T) {
 
 	c.current = c.current.Add(100 * 24 * time.Hour)
 	require.NoError(t, again.Save(file))
-	require.Empty(t, again.Images(), "an image that nobody has any more is forgotten")
+	require.Empty(t, again.Images(), "an unused image is removed")
 }
 
-func TestADetectionOfSomethingNewIsSurer(t *testing.T) {
+func TestNewBehaviorRaisesConfidence(t *testing.T) {
 	d := sensors.Detection{Confidence: 0.6, Reasons: []string{"A shell."}, Event: sensors.Event{Baseline: sensors.Baseline{LearningComplete: true, NewExe: true, Reason: "Never."}}}
 	baseline.AdjustConfidence(&d)
 	require.InDelta(t, 0.72, d.Confidence, 1e-9)
@@ -182,7 +182,7 @@ func FuzzRead(f *testing.F) {
 		b := baseline.New(baseline.Options{})
 		n, err := b.Read(strings.NewReader(text))
 		if err != nil && (n != 0 || len(b.Images()) != 0) {
-			t.Fatal("a file that is not sound changed something")
+			t.Fatal("an invalid file changed the baselines")
 		}
 		b.Compare(execEvent("c", "/bin/sh"))
 		if err := b.Write(&bytes.Buffer{}); err != nil {

@@ -12,7 +12,7 @@ import (
 	"stanch/sensors"
 )
 
-func TestACommandLineThatNeverComesHoldsNoEventUp(t *testing.T) {
+func TestBlockedCommandLineReadDoesNotDelayEvents(t *testing.T) {
 	table := NewProcessTable(0)
 	table.procRoot = t.TempDir()
 	const processes = 3 * maxPendingReads
@@ -41,7 +41,7 @@ func TestACommandLineThatNeverComesHoldsNoEventUp(t *testing.T) {
 		t.Errorf("it took %v, more than %v", took, most)
 	}
 	if got := table.pendingReads.Load(); got != maxPendingReads {
-		t.Errorf("%d reads wait, not %d", got, maxPendingReads)
+		t.Errorf("%d blocked reads, want %d", got, maxPendingReads)
 	}
 	for pid := 1; pid <= processes; pid++ { // unblock the reads
 		fd, err := unix.Open(filepath.Join(table.procRoot, strconv.Itoa(pid), "cmdline"), unix.O_RDWR|unix.O_NONBLOCK, 0)

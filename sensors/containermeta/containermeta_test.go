@@ -68,7 +68,7 @@ func TestParsePath(t *testing.T) {
 	}
 }
 
-func TestTheRootIsTheNodesAndNotOnesOwn(t *testing.T) {
+func TestCgroupRootIsTheRootOfTheNode(t *testing.T) {
 	for name, c := range map[string]struct{ mountinfo, want string }{
 		"pure v2": {"30 23 0:26 / /sys/fs/cgroup rw shared:4 - cgroup2 cgroup2 rw", "/sys/fs/cgroup"},
 		"hybrid":  {"30 23 0:26 / /sys/fs/cgroup/cpu rw - cgroup cgroup rw,cpu\n31 23 0:27 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw", "/sys/fs/cgroup/unified"},
@@ -214,7 +214,7 @@ func makeCgroupTree(t *testing.T, below ...string) string {
 	return top
 }
 
-func TestResolveAsksTheRuntimeOnceAndKeepsTheAnswer(t *testing.T) {
+func TestResolveCachesTheResponseOfTheRuntime(t *testing.T) {
 	rt, socket := startFakeRuntime(t)
 	top := makeCgroupTree(t, "pod"+testPodUID+"/"+testContainerID+"/inner")
 	dir := filepath.Join(top, "pod"+testPodUID, testContainerID)
@@ -241,7 +241,7 @@ func TestResolveAsksTheRuntimeOnceAndKeepsTheAnswer(t *testing.T) {
 	}
 	before := rt.requests.Load()
 	if _, err := r.Resolve(id); err != nil || rt.requests.Load() != before {
-		t.Errorf("asked again: %v", err)
+		t.Errorf("queried again: %v", err)
 	}
 	// A cgroup that was created inside the container resolves to the container.
 	inner, _ := CgroupID(filepath.Join(dir, "inner"))
@@ -257,7 +257,7 @@ func TestResolveAsksTheRuntimeOnceAndKeepsTheAnswer(t *testing.T) {
 	}
 }
 
-func TestARuntimeThatFailsIsAskedAgain(t *testing.T) {
+func TestResolveRetriesFailedRuntime(t *testing.T) {
 	rt, socket := startFakeRuntime(t)
 	rt.failing.Store(true)
 	top := makeCgroupTree(t, "pod"+testPodUID+"/"+testContainerID)
@@ -275,7 +275,7 @@ func TestARuntimeThatFailsIsAskedAgain(t *testing.T) {
 	}
 	rt.failing.Store(false)
 	if _, err := r.Resolve(id); err == nil {
-		t.Error("asked again before its time")
+		t.Error("queried again too early")
 	}
 	now = now.Add(2 * time.Minute)
 	if c, err := r.Resolve(id); err != nil || c.Name != "app" {
@@ -283,7 +283,7 @@ func TestARuntimeThatFailsIsAskedAgain(t *testing.T) {
 	}
 }
 
-func TestTheCgroupAloneIsEnough(t *testing.T) {
+func TestResolveWorksWithoutRuntime(t *testing.T) {
 	top := makeCgroupTree(t, "pod"+testPodUID+"/"+testContainerID)
 	r, err := Open(Options{CRISocket: "none", RuncRoot: t.TempDir()})
 	if err != nil {
@@ -296,7 +296,7 @@ func TestTheCgroupAloneIsEnough(t *testing.T) {
 	}
 	own, _ := CgroupID(top)
 	if c, err := r.Resolve(own); err != nil || c.ID != filepath.Base(top) || c.Workload.Kind != "Container" {
-		t.Errorf("a cgroup of nobody's: %+v, %v", c, err)
+		t.Errorf("a cgroup of no container: %+v, %v", c, err)
 	}
 	root, _ := CgroupID(r.CgroupRoot())
 	if c, err := r.Resolve(root); err != nil || c.CgroupID != 0 || c.ID != "" {
@@ -309,11 +309,11 @@ func TestTheCgroupAloneIsEnough(t *testing.T) {
 		_, _ = r.Resolve(1<<60 + i)
 	}
 	if n := len(r.cache); n > 4096 || n != r.lru.Len() {
-		t.Errorf("%d answers are kept", n)
+		t.Errorf("%d cached results", n)
 	}
 }
 
-func TestARuncContainerIsNamedByItsState(t *testing.T) {
+func TestRuncContainerIsNamedByItsStateFile(t *testing.T) {
 	top := makeCgroupTree(t, "box/inner")
 	state := filepath.Join(t.TempDir(), "drill-1")
 	if err := os.MkdirAll(state, 0o755); err != nil {
@@ -357,7 +357,7 @@ func BenchmarkCgroupPathByID(b *testing.B) {
 
 // The PID of an exited process can be reused. The privileges of the exited process say nothing about children of the
 // new one.
-func TestRightsAreNotComparedWithADeadProcessOfTheSameNumber(t *testing.T) {
+func TestPrivilegesOfExitedProcessWithReusedPIDAreIgnored(t *testing.T) {
 	table := NewProcessTable(0)
 	event := func(kind sensors.Kind, pid, ppid uint32, start uint64, euid uint32) *sensors.Event {
 		e := &sensors.Event{Kind: kind, Process: sensors.Process{PID: pid, PPID: ppid, StartNS: start, UID: euid, EUID: euid, Exe: "/bin/x"}}
@@ -366,10 +366,10 @@ func TestRightsAreNotComparedWithADeadProcessOfTheSameNumber(t *testing.T) {
 	}
 	event(sensors.KindExec, 7, 1, 100, 1000)
 	if !event(sensors.KindExec, 8, 7, 200, 0).Process.PrivilegesGained {
-		t.Error("its parent was nobody special")
+		t.Error("its parent had no privileges")
 	}
 	event(sensors.KindExit, 7, 1, 100, 1000)
 	if event(sensors.KindExec, 9, 7, 300, 0).Process.PrivilegesGained {
-		t.Error("7 is a runtime's now")
+		t.Error("PID 7 now belongs to a runtime")
 	}
 }

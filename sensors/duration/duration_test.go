@@ -15,7 +15,7 @@ import (
 	"stanch/sensors/duration"
 )
 
-func TestDurationsAreReadWithDaysAndWeeks(t *testing.T) {
+func TestParseAcceptsDaysAndWeeks(t *testing.T) {
 	for text, want := range map[string]time.Duration{
 		"0": 0, "0s": 0, "45s": 45 * time.Second, "1d": 24 * time.Hour, "1d12h": 36 * time.Hour, "2w": 14 * 24 * time.Hour, "1w1d1h1m1s": 193*time.Hour + time.Minute + time.Second,
 		"1.5d": 36 * time.Hour, "1.5h": 90 * time.Minute, "250ms": 250 * time.Millisecond, "3650d": duration.Max, "10µs": 10 * time.Microsecond, ".5s": 500 * time.Millisecond,
@@ -26,15 +26,15 @@ func TestDurationsAreReadWithDaysAndWeeks(t *testing.T) {
 	}
 }
 
-func TestWhatIsNoDurationIsRefusedWithTheFormsThatAre(t *testing.T) {
+func TestParseErrorNamesValidForms(t *testing.T) {
 	for _, text := range []string{"", "1", "d", "1day", "-1h", "+1h", "1h ", " 1h", "1 h", "1.2.3h", "3651d", "522w", "99999999999999999999d", "9223372036854775807w", "1e3s", "1y", "1M", strings.Repeat("1h", 40)} {
 		_, err := duration.Parse(text)
 		require.ErrorIs(t, err, duration.ErrInvalid, text)
-		assert.Regexp(t, "1d|3650d", err.Error(), "the error of %q helps", text)
+		assert.Regexp(t, "1d|3650d", err.Error(), "the error of %q names the remedy", text)
 	}
 }
 
-func TestADurationIsWrittenOneWay(t *testing.T) {
+func TestFormatIsCanonical(t *testing.T) {
 	for want, d := range map[string]time.Duration{
 		"0s": 0, "45s": 45 * time.Second, "2h": 2 * time.Hour, "1h30m": 90 * time.Minute, "1d": 24 * time.Hour, "1d12h": 36 * time.Hour, "14d": 2 * duration.Week,
 		"1h5s": time.Hour + 5*time.Second, "250ms": 250 * time.Millisecond, "1m1.5s": time.Minute + 1500*time.Millisecond, "-1h30m": -90 * time.Minute,
@@ -44,7 +44,7 @@ func TestADurationIsWrittenOneWay(t *testing.T) {
 	assert.NotPanics(t, func() { duration.Format(math.MinInt64) })
 }
 
-func TestAMeasuredDurationIsRounded(t *testing.T) {
+func TestFormatApproxRounds(t *testing.T) {
 	for want, d := range map[string]time.Duration{
 		"12ms": 12345 * time.Microsecond, "1.2s": 1234 * time.Millisecond, "2m3s": 2*time.Minute + 3456*time.Millisecond, "0s": 3 * time.Microsecond,
 	} {
@@ -52,7 +52,7 @@ func TestAMeasuredDurationIsRounded(t *testing.T) {
 	}
 }
 
-func TestAFlagReadsDaysAndShowsItsDefault(t *testing.T) {
+func TestFlagAcceptsDaysAndShowsItsDefault(t *testing.T) {
 	var d time.Duration
 	f := duration.NewFlag(&d, 36*time.Hour)
 	assert.Equal(t, "1d12h", f.String())
@@ -63,7 +63,7 @@ func TestAFlagReadsDaysAndShowsItsDefault(t *testing.T) {
 }
 
 // time.ParseDuration and the duration flags of pflag do not accept days.
-func TestOnlyThisPackageReadsDurations(t *testing.T) {
+func TestNoOtherPackageParsesDurations(t *testing.T) {
 	own := regexp.MustCompile(`time\.ParseDuration\(|\.DurationVarP?\(`)
 	require.NoError(t, filepath.WalkDir("../..", func(path string, d os.DirEntry, err error) error {
 		if err != nil {
@@ -100,9 +100,9 @@ func FuzzParse(f *testing.F) {
 		require.LessOrEqual(t, d, duration.Max)
 		again, err := duration.Parse(duration.Format(d))
 		require.NoError(t, err)
-		require.Equal(t, d, again, "%q is read as it was written", text)
+		require.Equal(t, d, again, "%q round trip", text)
 		if whole, err := time.ParseDuration(text); err == nil {
-			require.Equal(t, whole, d, "Go reads %q the same", text)
+			require.Equal(t, whole, d, "Go parses %q to the same value", text)
 		}
 	})
 }

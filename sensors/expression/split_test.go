@@ -5,7 +5,7 @@ import (
 	"testing"
 )
 
-func TestSplitsInsideOfAPredicateAreBounded(t *testing.T) {
+func TestSplitsInPredicateAreBounded(t *testing.T) {
 	type env struct {
 		S string `expr:"s"`
 	}

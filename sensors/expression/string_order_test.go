@@ -17,7 +17,7 @@ type detection struct {
 
 type severity string
 
-func TestComparingTextsByOrderIsAnError(t *testing.T) {
+func TestComparingStringsByOrderIsAnError(t *testing.T) {
 	env := map[string]any{"incident": detection{}, "detections": []detection{}, "name": "web"}
 	for _, marked := range []string{ // an @ marks the operator that the error must point to
 		`incident.severity @>= "high"`, `incident.severity @> "medium" || incident.count > 1`, `any(detections, .severity @>= "high")`, `"high" @<= incident.severity`,

@@ -8,7 +8,7 @@ import (
 	"stanch/sensors/expression"
 )
 
-func TestUniqInsideOfAPredicateIsAnError(t *testing.T) {
+func TestUniqInPredicateIsAnError(t *testing.T) {
 	env := map[string]any{"l": []string{}}
 	for _, source := range []string{"map(l, len(uniq(l)))", "filter(l, count(l, len(uniq(l)) > 1) > 0)"} {
 		_, err := expression.Compile(source, env)

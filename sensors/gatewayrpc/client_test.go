@@ -49,7 +49,7 @@ func (e blockingHandler) Handle(context.Context, CommandKind, []byte, attestatio
 	select {}
 }
 
-func TestACommandThatNeverEndsDoesNotKeepTheNodeFromDialing(t *testing.T) {
+func TestBlockedCommandDoesNotPreventReconnect(t *testing.T) {
 	public, private, err := ed25519.GenerateKey(rand.Reader)
 	require.NoError(t, err)
 	template := &x509.Certificate{SerialNumber: big.NewInt(1), DNSNames: []string{"gateway"}, NotAfter: time.Now().Add(time.Hour), IsCA: true, BasicConstraintsValid: true}
@@ -92,6 +92,6 @@ func TestACommandThatNeverEndsDoesNotKeepTheNodeFromDialing(t *testing.T) {
 	select {
 	case <-ended:
 	case <-time.After(10 * time.Second):
-		require.Fail(t, "the node does not end")
+		require.Fail(t, "the client does not stop")
 	}
 }

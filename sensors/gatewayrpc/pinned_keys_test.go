@@ -40,36 +40,36 @@ func signedRotation(t *testing.T, by attestation.SigningKey, set attestation.Key
 	return raw
 }
 
-func TestANodeFollowsRotationsThatThePinnedKeySigned(t *testing.T) {
+func TestPinnedKeysFollowSignedRotations(t *testing.T) {
 	path := filepath.Join(t.TempDir(), gatewayrpc.AuthorityKeysFile)
 	first, second, third := newTestKey(t, 1), newTestKey(t, 2), newTestKey(t, 3)
 	pins, err := gatewayrpc.OpenPinnedKeys(path, "here", newKeySet(0, first))
 	require.NoError(t, err)
 	one, two := signedRotation(t, first, newKeySet(1, second, first)), signedRotation(t, second, newKeySet(2, third))
-	require.NoError(t, pins.ApplyRotations([][]byte{one, two}), "a node that was away follows several at once")
+	require.NoError(t, pins.ApplyRotations([][]byte{one, two}), "an offline node follows several rotations at once")
 	require.Contains(t, pins.Keyring(), third.ID())
-	require.NotContains(t, pins.Keyring(), first.ID(), "a key that a later set leaves out is distrusted")
-	require.NoError(t, pins.ApplyRotations([][]byte{one, two}), "again it changes nothing")
+	require.NotContains(t, pins.Keyring(), first.ID(), "a key that a later set omits is not trusted")
+	require.NoError(t, pins.ApplyRotations([][]byte{one, two}), "repeating it changes nothing")
 
 	kept, err := gatewayrpc.OpenPinnedKeys(path, "here", newKeySet(0, first))
 	require.NoError(t, err)
-	require.Equal(t, pins.Keyring(), kept.Keyring(), "a restart keeps what was followed, whatever the enrollment says")
+	require.Equal(t, pins.Keyring(), kept.Keyring(), "a restart keeps the followed keys, regardless of the enrollment")
 
 	other, err := gatewayrpc.OpenPinnedKeys(path, "another installation", newKeySet(0, first))
 	require.NoError(t, err)
-	require.Contains(t, other.Keyring(), first.ID(), "a node that an administrator moved to another installation pins that one's")
+	require.Contains(t, other.Keyring(), first.ID(), "a node that moved to another installation pins its keys")
 }
 
-func TestWhoAnswersAsTheGatewayReplacesNoKey(t *testing.T) {
+func TestFakeGatewayCannotReplacePinnedKeys(t *testing.T) {
 	first, second, thief := newTestKey(t, 1), newTestKey(t, 2), newTestKey(t, 9)
 	for name, sets := range map[string][][]byte{
-		"a set that the thief signed":           {signedRotation(t, thief, newKeySet(1, thief))},
-		"a set under a retired key":             {signedRotation(t, first, newKeySet(1, second, first)), signedRotation(t, first, newKeySet(2, thief))},
-		"a set that skips one":                  {signedRotation(t, first, newKeySet(2, thief))},
-		"a set without its active key":          {signedRotation(t, first, attestation.KeySet{Sequence: 1, ActiveKeyID: thief.ID(), PublicKeys: newKeySet(1, first).PublicKeys})},
-		"what is no set":                        {[]byte("{")},
-		"a set whose signature is of another":   {append(signedRotation(t, first, newKeySet(1, second))[:20], signedRotation(t, thief, newKeySet(1, thief))[20:]...)},
-		"an older set, dressed as a set before": {signedRotation(t, thief, newKeySet(0, thief)), signedRotation(t, thief, newKeySet(1, thief))},
+		"set signed by an attacker":        {signedRotation(t, thief, newKeySet(1, thief))},
+		"set signed by a retired key":      {signedRotation(t, first, newKeySet(1, second, first)), signedRotation(t, first, newKeySet(2, thief))},
+		"set that skips a sequence number": {signedRotation(t, first, newKeySet(2, thief))},
+		"set without its active key":       {signedRotation(t, first, attestation.KeySet{Sequence: 1, ActiveKeyID: thief.ID(), PublicKeys: newKeySet(1, first).PublicKeys})},
+		"invalid set":                      {[]byte("{")},
+		"signature of another set":         {append(signedRotation(t, first, newKeySet(1, second))[:20], signedRotation(t, thief, newKeySet(1, thief))[20:]...)},
+		"older set as a predecessor":       {signedRotation(t, thief, newKeySet(0, thief)), signedRotation(t, thief, newKeySet(1, thief))},
 	} {
 		t.Run(name, func(t *testing.T) {
 			path := filepath.Join(t.TempDir(), gatewayrpc.AuthorityKeysFile)
@@ -84,7 +84,7 @@ func TestWhoAnswersAsTheGatewayReplacesNoKey(t *testing.T) {
 	}
 }
 
-func TestANodeWithoutPinnedKeysRefusesEveryCommand(t *testing.T) {
+func TestNodeWithoutPinnedKeysRefusesEveryCommand(t *testing.T) {
 	_, err := gatewayrpc.OpenPinnedKeys("", "", attestation.KeySet{})
 	require.ErrorIs(t, err, gatewayrpc.ErrNoPinnedKeys)
 	var none *gatewayrpc.PinnedKeys
@@ -92,6 +92,6 @@ func TestANodeWithoutPinnedKeysRefusesEveryCommand(t *testing.T) {
 	path := filepath.Join(t.TempDir(), gatewayrpc.AuthorityKeysFile)
 	require.NoError(t, os.WriteFile(path, []byte("{"), 0o600))
 	none, err = gatewayrpc.OpenPinnedKeys(path, "here", newKeySet(0, newTestKey(t, 1)))
-	require.ErrorIs(t, err, gatewayrpc.ErrDamagedPinnedKeys, "a damaged file is not replaced in silence")
-	require.Empty(t, none.Keyring(), "and the node that goes on watching obeys nobody")
+	require.ErrorIs(t, err, gatewayrpc.ErrDamagedPinnedKeys, "a damaged file is not replaced silently")
+	require.Empty(t, none.Keyring(), "the node continues to detect, and accepts no commands")
 }

@@ -24,7 +24,7 @@ func spooledIDs(t *testing.T, s *Spool) []string {
 	return ids
 }
 
-func TestARestartSendsOnlyWhatWasNotAcknowledged(t *testing.T) {
+func TestSpoolResendsOnlyUnacknowledgedAfterRestart(t *testing.T) {
 	dir := t.TempDir()
 	reopen := func() *Spool { // without Close, as after a kill
 		s, err := OpenSpool(dir, SpoolLimits{MaxDetections: 100_000})
@@ -35,7 +35,7 @@ func TestARestartSendsOnlyWhatWasNotAcknowledged(t *testing.T) {
 	var want []string
 	for n := range 9000 {
 		id := fmt.Sprintf("d-%d", n)
-		require.NoError(t, s.Add(sensors.Detection{ID: id, Title: "a title that makes the line a little longer than it would be without one"}))
+		require.NoError(t, s.Add(sensors.Detection{ID: id, Title: "a title that makes the line longer"}))
 		want = append(want, id)
 		if n%3 == 0 && n%500 != 0 {
 			require.NoError(t, s.Acknowledge(2))
@@ -56,13 +56,13 @@ func TestARestartSendsOnlyWhatWasNotAcknowledged(t *testing.T) {
 	require.Less(t, info.Size(), int64(4096))
 }
 
-func TestAnOlderSpoolAndATornOneAreRead(t *testing.T) {
+func TestSpoolReadsOldAndTruncatedFiles(t *testing.T) {
 	for name, text := range map[string]string{
-		"of an older sensor":           `{"id":"a"}` + "\n" + `{"id":"b"}` + "\n",
-		"that ends in a line":          string(headerLine(0)) + `{"id":"a"}` + "\n" + `{"id":"b"}` + "\n" + `{"id":"c`,
-		"whose first line lies":        string(headerLine(9999)) + `{"id":"a"}` + "\n" + `{"id":"b"}` + "\n",
-		"whose first line is negative": string(headerLine(-5)) + `{"id":"a"}` + "\n" + `{"id":"b"}` + "\n",
-		"with one acknowledged":        string(headerLine(11)) + `{"id":"z"}` + "\n" + `{"id":"a"}` + "\n" + `{"id":"b"}` + "\n",
+		"format of an older sensor": `{"id":"a"}` + "\n" + `{"id":"b"}` + "\n",
+		"truncated last line":       string(headerLine(0)) + `{"id":"a"}` + "\n" + `{"id":"b"}` + "\n" + `{"id":"c`,
+		"header beyond the end":     string(headerLine(9999)) + `{"id":"a"}` + "\n" + `{"id":"b"}` + "\n",
+		"negative header":           string(headerLine(-5)) + `{"id":"a"}` + "\n" + `{"id":"b"}` + "\n",
+		"one acknowledged":          string(headerLine(11)) + `{"id":"z"}` + "\n" + `{"id":"a"}` + "\n" + `{"id":"b"}` + "\n",
 	} {
 		dir := t.TempDir()
 		require.NoError(t, os.WriteFile(filepath.Join(dir, "detections.spool"), []byte(text), 0o600))
@@ -72,7 +72,7 @@ func TestAnOlderSpoolAndATornOneAreRead(t *testing.T) {
 	}
 }
 
-func TestWhatIsTooLargeToBeSentIsNeverInTheWay(t *testing.T) {
+func TestSpoolDropsDetectionsThatAreTooLarge(t *testing.T) {
 	dir := t.TempDir()
 	// An older sensor wrote one line that fits into no message, and one that exceeds the line reader's buffer.
 	text := string(headerLine(0)) + `{"id":"a"}` + "\n" + `{"id":"b","title":"` + strings.Repeat("x", 300<<10) + `"}` + "\n" + `{"id":"c","title":"` + strings.Repeat("x", 5<<20) + `"}` + "\n" + `{"id":"d"}` + "\n"
@@ -85,8 +85,8 @@ func TestWhatIsTooLargeToBeSentIsNeverInTheWay(t *testing.T) {
 	annotated := sensors.Detection{ID: "annotated"}
 	annotated.Event.Container.Pod = sensors.Pod{Name: "shop", Annotations: map[string]string{"a": strings.Repeat("<", 250<<10)}}
 	require.NoError(t, s.Add(annotated))
-	require.Equal(t, []string{"a", "d", "annotated"}, spooledIDs(t, s), "it goes without what makes it large")
-	require.NotEmpty(t, annotated.Event.Container.Pod.Annotations, "the caller's own is as it was")
+	require.Equal(t, []string{"a", "d", "annotated"}, spooledIDs(t, s), "it is sent without its large fields")
+	require.NotEmpty(t, annotated.Event.Container.Pod.Annotations, "the caller's detection is not changed")
 	require.ErrorContains(t, s.Add(sensors.Detection{ID: "large", Reasons: []string{strings.Repeat("<", 250<<10)}}), "at most 262144")
 	require.Equal(t, uint64(3), s.Dropped())
 	for _, line := range s.Peek(10) {

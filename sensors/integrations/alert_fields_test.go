@@ -23,7 +23,7 @@ func TestFalcoPluginAlertIsAboutItsAccount(t *testing.T) {
 		"a user of AWS":         {plugin("aws_cloudtrail", `"ct.name":"StopLogging","ct.user.arn":"arn:aws:iam::111122223333:user/rosa","ct.user":"rosa","ct.user.accountid":"111122223333"`), sensors.Subject{Kind: "User", Name: "arn:aws:iam::111122223333:user/rosa"}},
 		"a user without an ARN": {plugin("aws_cloudtrail", `"ct.name":"ConsoleLogin","ct.user":"rosa","ct.user.accountid":"111122223333"`), sensors.Subject{Kind: "User", Name: "111122223333/rosa"}},
 		"a role":                {plugin("aws_cloudtrail", `"ct.name":"StopLogging","ct.user.arn":"arn:aws:sts::111122223333:assumed-role/deploy/s1","ct.user.accountid":"111122223333"`), sensors.Subject{Kind: "Role", Name: "111122223333/deploy"}},
-		"an account alone":      {plugin("aws_cloudtrail", `"ct.name":"ConsoleLogin","ct.user.accountid":"111122223333"`), sensors.Subject{Kind: "Account", Name: "111122223333"}},
+		"account only":          {plugin("aws_cloudtrail", `"ct.name":"ConsoleLogin","ct.user.accountid":"111122223333"`), sensors.Subject{Kind: "Account", Name: "111122223333"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			require.Equal(t, c.want, decodeAlert(t, integrations.DecodeFalco, c.alert).Event.Subject)
@@ -34,7 +34,7 @@ func TestFalcoPluginAlertIsAboutItsAccount(t *testing.T) {
 		require.ErrorContains(t, err, fmt.Sprintf("unsupported Falco source %q", source))
 	}
 	d := decodeAlert(t, integrations.DecodeFalco, plugin("my_plugin", `"container.id":"abcdef012345"`))
-	require.Equal(t, "abcdef012345", d.Event.Container.ID, "a plugin that reports on a container is read")
+	require.Equal(t, "abcdef012345", d.Event.Container.ID, "an alert of an unknown plugin about a container is accepted")
 }
 
 func TestKubeArmorOnDockerHostNamesNoPod(t *testing.T) {
@@ -49,7 +49,7 @@ func TestKubeArmorOnDockerHostNamesNoPod(t *testing.T) {
 	require.Equal(t, "web-0", decodeAlert(t, integrations.DecodeKubeArmor, alert("shop", "web-0")).Event.Container.Pod.Name)
 }
 
-func TestAuditEventOfRefusedLoginHasNoUser(t *testing.T) {
+func TestAuditEventOfRejectedLoginHasNoUser(t *testing.T) {
 	event := func(user, code string) string {
 		return `{"kind":"Event","apiVersion":"audit.k8s.io/v1","auditID":"a","stage":"ResponseStarted","requestURI":"/api/v1/nodes/node-b","verb":"get","user":{` + user + `},"sourceIPs":["10.30.4.9"],"userAgent":"kubelet/v1.33.1","objectRef":{"resource":"nodes","name":"node-b"},"requestReceivedTimestamp":"2026-11-29T06:00:00.1Z","responseStatus":{"code":` + code + `}}`
 	}
@@ -62,22 +62,22 @@ func TestAuditEventOfRefusedLoginHasNoUser(t *testing.T) {
 	require.ErrorContains(t, err, "missing user", "only a rejected login has no user")
 }
 
-func TestLoginThatFailedHasAnError(t *testing.T) {
+func TestFailedLoginHasAnError(t *testing.T) {
 	record := func(event, more string) sensors.Cloud {
 		all, err := integrations.DecodeCloudTrail([]byte(`{"eventID":"c1","eventTime":"2026-11-29T06:00:00Z","eventSource":"signin.amazonaws.com","eventName":"` + event + `","userIdentity":{"type":"IAMUser","userName":"nadia","accountId":"111122223333"}` + more + `}`))
 		require.NoError(t, err)
 		return all[0].Cloud
 	}
 	for name, c := range map[string]struct{ event, more, want string }{
-		"a wrong password":               {"ConsoleLogin", `,"errorMessage":"Failed authentication","responseElements":{"ConsoleLogin":"Failure"}`, "Failed authentication"},
-		"only the answer says it":        {"ConsoleLogin", `,"responseElements":{"ConsoleLogin":"Failure"}`, "Failed authentication"},
-		"only the message says it":       {"ConsoleLogin", `,"errorMessage":"No username found in supplied account"`, "No username found in supplied account"},
-		"a second factor that was wrong": {"CheckMfa", `,"responseElements":{"CheckMfa":"Failure"}`, "Failed authentication"},
-		"a role that was refused":        {"SwitchRole", `,"responseElements":{"SwitchRole":"Failure"}`, "Failed authentication"},
-		"IAM Identity Center":            {"UserAuthentication", `,"serviceEventDetails":{"UserAuthentication":"Failure"}`, "Failed authentication"},
-		"a code":                         {"AssumeRole", `,"errorCode":"AccessDenied","errorMessage":"no"`, "AccessDenied"},
-		"a login that worked":            {"ConsoleLogin", `,"responseElements":{"ConsoleLogin":"Success"}`, ""},
-		"details of another shape":       {"ConsoleLogin", `,"serviceEventDetails":[1],"responseElements":{"ConsoleLogin":"Success"}`, ""},
+		"a wrong password":             {"ConsoleLogin", `,"errorMessage":"Failed authentication","responseElements":{"ConsoleLogin":"Failure"}`, "Failed authentication"},
+		"failure only in the response": {"ConsoleLogin", `,"responseElements":{"ConsoleLogin":"Failure"}`, "Failed authentication"},
+		"failure only in the message":  {"ConsoleLogin", `,"errorMessage":"No username found in supplied account"`, "No username found in supplied account"},
+		"wrong second factor":          {"CheckMfa", `,"responseElements":{"CheckMfa":"Failure"}`, "Failed authentication"},
+		"rejected role":                {"SwitchRole", `,"responseElements":{"SwitchRole":"Failure"}`, "Failed authentication"},
+		"IAM Identity Center":          {"UserAuthentication", `,"serviceEventDetails":{"UserAuthentication":"Failure"}`, "Failed authentication"},
+		"a code":                       {"AssumeRole", `,"errorCode":"AccessDenied","errorMessage":"no"`, "AccessDenied"},
+		"successful login":             {"ConsoleLogin", `,"responseElements":{"ConsoleLogin":"Success"}`, ""},
+		"details in another format":    {"ConsoleLogin", `,"serviceEventDetails":[1],"responseElements":{"ConsoleLogin":"Success"}`, ""},
 	} {
 		require.Equal(t, c.want, record(c.event, c.more).ErrorCode, name)
 	}

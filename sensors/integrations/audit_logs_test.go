@@ -35,7 +35,7 @@ var auditLines = []string{
 }
 
 // Field names are case-sensitive for the API server: of two that differ only in case, it reads one.
-func TestAnotherCaseOfANameHidesNothing(t *testing.T) {
+func TestAuditFieldNamesAreCaseSensitive(t *testing.T) {
 	e := decodeOneAuditEvent(t, auditEventJSON("create", "/api/v1/namespaces/shop/pods", `{"resource":"pods","namespace":"shop"}`,
 		`,"requestObject":{"spec":{"hostPID":true,"HOSTPID":false,"containers":[{"image":"a","securityContext":{"privileged":true,"Privileged":false}}]},"SPEC":{"hostPID":false,"containers":[]}}`))
 	require.Equal(t, sensors.AuditPod{HostPID: true, Privileged: true, Images: []string{"a"}}, e.Audit.Pod)
@@ -49,7 +49,7 @@ func decodeOneAuditEvent(t *testing.T, text string) sensors.Event {
 	return all[0]
 }
 
-func TestARequestToTheClusterBecomesAnEvent(t *testing.T) {
+func TestAuditRequestBecomesEvent(t *testing.T) {
 	e := decodeOneAuditEvent(t, auditLines[0])
 	require.Equal(t, "kubernetes-audit/0f7a", e.ID)
 	require.Equal(t, sensors.KindKubernetesAudit, e.Kind)
@@ -61,7 +61,7 @@ func TestARequestToTheClusterBecomesAnEvent(t *testing.T) {
 	require.Equal(t, []string{"runner-1", "p-1", "node-1"}, []string{e.Audit.FromPod, e.Audit.FromPodUID, e.Audit.FromNode})
 	require.Equal(t, "admin", e.Audit.ImpersonatedUser)
 	require.Equal(t, 201, e.Audit.StatusCode)
-	require.Equal(t, "/api/v1/namespaces/shop/pods/web-1/exec", e.Audit.Path, "without what was asked in it")
+	require.Equal(t, "/api/v1/namespaces/shop/pods/web-1/exec", e.Audit.Path, "without its query")
 	require.Equal(t, "allow", e.Audit.Decision)
 	require.Len(t, e.Audit.Annotations, 2)
 
@@ -70,7 +70,7 @@ func TestARequestToTheClusterBecomesAnEvent(t *testing.T) {
 		Privileged: true, HostNetwork: true, HostPID: true, HostPaths: []string{"/"}, Capabilities: []string{"SYS_ADMIN"}, Images: []string{"a", "b"}, ServiceAccount: "web", Node: "cp-1",
 	}, e.Audit.Pod)
 	require.True(t, e.Audit.DryRun)
-	require.Equal(t, sensors.Pod{Namespace: "shop", Name: "x-abc", UID: "uid-9"}, e.Container.Pod, "the API server gave it its name")
+	require.Equal(t, sensors.Pod{Namespace: "shop", Name: "x-abc", UID: "uid-9"}, e.Container.Pod, "the API server generated the name")
 
 	require.Equal(t, sensors.AuditPod{Images: []string{"busybox"}, EphemeralImages: []string{"busybox"}}, decodeOneAuditEvent(t, auditLines[2]).Audit.Pod)
 	require.Equal(t, sensors.AuditPod{HostIPC: true, PrivilegeEscalation: true, Images: []string{"shop/web:7"}}, decodeOneAuditEvent(t, auditLines[3]).Audit.Pod)
@@ -93,14 +93,14 @@ func TestARequestToTheClusterBecomesAnEvent(t *testing.T) {
 	require.Equal(t, "unset", namespace("patch", `[{"op":"remove","path":"/metadata/labels"}]`, `null`))
 	require.Equal(t, "unset", namespace("patch", `{"metadata":{"labels":null}}`, bare))
 	require.Equal(t, "unset", namespace("update", `{"metadata":{"labels":{"team":"a"}}}`, bare))
-	require.Empty(t, namespace("patch", `{"metadata":{"annotations":{"a":"b"}}}`, labelled), "it was so before")
+	require.Empty(t, namespace("patch", `{"metadata":{"annotations":{"a":"b"}}}`, labelled), "unchanged from before")
 	for _, verb := range []string{"get", "delete", "patch", "update"} {
-		require.Empty(t, decodeOneAuditEvent(t, auditEventJSON(verb, "/api/v1/namespaces/shop", `{"resource":"namespaces","name":"shop"}`, "")).Audit.Admission, "nothing was sent: %s", verb)
+		require.Empty(t, decodeOneAuditEvent(t, auditEventJSON(verb, "/api/v1/namespaces/shop", `{"resource":"namespaces","name":"shop"}`, "")).Audit.Admission, "the request has no body: %s", verb)
 	}
-	require.True(t, decodeOneAuditEvent(t, auditLines[10]).Audit.Pod.HostPID, "a JSON patch is judged by what came of it")
+	require.True(t, decodeOneAuditEvent(t, auditLines[10]).Audit.Pod.HostPID, "a JSON patch is evaluated by its result")
 }
 
-func TestNoSecretOfARequestIsCopied(t *testing.T) {
+func TestAuditEventContainsNoSecrets(t *testing.T) {
 	for _, text := range auditLines {
 		raw, err := json.Marshal(decodeOneAuditEvent(t, text))
 		require.NoError(t, err)
@@ -109,10 +109,10 @@ func TestNoSecretOfARequestIsCopied(t *testing.T) {
 	}
 }
 
-func TestTheWebhookSendsAList(t *testing.T) {
+func TestDecodeKubernetesAuditAcceptsEventList(t *testing.T) {
 	all, err := integrations.DecodeKubernetesAudit([]byte(`{"kind":"EventList","apiVersion":"audit.k8s.io/v1","items":[` + strings.Replace(auditLines[0], `"kind":"Event","apiVersion":"audit.k8s.io/v1",`, "", 1) + `,{"auditID":"x"},` + auditLines[5] + `]}`))
 	require.ErrorContains(t, err, "1 of 3 records are invalid; the first: audit event 2: missing auditID or verb")
-	require.Len(t, all, 2, "one that is broken does not cost the others")
+	require.Len(t, all, 2, "one invalid record does not affect the others")
 	for text, want := range map[string]string{
 		`{"kind":"Pod"}`: `its kind is "Pod"`,
 		`[`:              "not a JSON object", `{"kind":"EventList","items":{}}`: "not a JSON array",
@@ -125,7 +125,7 @@ func TestTheWebhookSendsAList(t *testing.T) {
 }
 
 // The content of one request must not affect the other requests of its list, and the request itself is evaluated too.
-func TestWhatOneRequestHoldsCostsNoOtherRequest(t *testing.T) {
+func TestOversizedAuditRequestDoesNotAffectOthers(t *testing.T) {
 	deep := func(n int) string { return strings.Repeat(`{"a":`, n) + "1" + strings.Repeat("}", n) }
 	for name, body := range map[string]string{
 		"deep": deep(600), "deeper than encoding/json goes": deep(12_000), "wide": `{"x":[` + strings.Repeat("1,", 1_100_000) + `1]}`,
@@ -164,7 +164,7 @@ var trailLines = []string{
 	cloudTrailJSON("AssumeRoleWithWebIdentity", "sts.amazonaws.com", `{"type":"WebIdentityUser","principalId":"arn:aws:iam::1:oidc-provider/oidc.eks.eu-central-1.amazonaws.com/id/A1:sts.amazonaws.com:system:serviceaccount:shop:web","userName":"system:serviceaccount:shop:web","identityProvider":"arn:aws:iam::1:oidc-provider/oidc.eks.eu-central-1.amazonaws.com/id/A1"}`, `,"requestParameters":"PLANTED"`),
 }
 
-func TestACallToTheCloudBecomesAnEvent(t *testing.T) {
+func TestCloudTrailCallBecomesEvent(t *testing.T) {
 	one := func(text string) sensors.Event {
 		all, err := integrations.DecodeCloudTrail([]byte(text))
 		require.NoError(t, err)
@@ -185,7 +185,7 @@ func TestACallToTheCloudBecomesAnEvent(t *testing.T) {
 	e = one(trailLines[1])
 	require.True(t, e.Cloud.MFA)
 	require.Equal(t, "bob", e.Cloud.TargetPrincipal)
-	require.Equal(t, []string{"AKIANEW"}, e.Cloud.Resources, "the id of the key, and not its secret")
+	require.Equal(t, []string{"AKIANEW"}, e.Cloud.Resources, "the ID of the key, but not its secret")
 	e = one(trailLines[2])
 	require.Equal(t, []string{"shop", "web", "web", "web-1", "uid-1"}, []string{e.Cloud.Cluster, e.Cloud.Namespace, e.Cloud.ServiceAccount, e.Cloud.Pod, e.Cloud.PodUID})
 	require.Contains(t, e.Cloud.Resources, "ASIANEW")
@@ -195,16 +195,16 @@ func TestACallToTheCloudBecomesAnEvent(t *testing.T) {
 	require.Equal(t, []string{"shop", "web"}, []string{e.Cloud.Namespace, e.Cloud.ServiceAccount})
 }
 
-func TestOnlyEKSSaysForWhichPodASessionIs(t *testing.T) {
+func TestPodOfSessionIsAcceptedOnlyFromEKS(t *testing.T) {
 	refused := `,"errorCode":"AccessDenied","requestParameters":`
 	for name, text := range map[string]string{
-		"tags of a user's own":        strings.Replace(trailLines[2], `{"type":"AWSService","invokedBy":"pods.eks.amazonaws.com"}`, assumedRoleJSON, 1),
-		"through another service":     strings.Replace(trailLines[2], `"invokedBy":"pods.eks.amazonaws.com"`, `"invokedBy":"lambda.amazonaws.com"`, 1),
-		"a user who is called so":     strings.Replace(trailLines[2], `"type":"AWSService"`, `"type":"AssumedRole"`, 1),
-		"a name of their own":         strings.NewReplacer("oidc.eks.eu-central-1.amazonaws.com/id/A1", "login.example.com").Replace(trailLines[3]),
-		"tags that were refused":      strings.Replace(trailLines[2], `,"requestParameters":`, refused, 1),
-		"an account that was refused": strings.Replace(trailLines[3], `,"requestParameters":`, refused, 1),
-		"another service's event":     strings.Replace(trailLines[2], `"eventSource":"sts.amazonaws.com"`, `"eventSource":"example.amazonaws.com"`, 1),
+		"tags set by a user":      strings.Replace(trailLines[2], `{"type":"AWSService","invokedBy":"pods.eks.amazonaws.com"}`, assumedRoleJSON, 1),
+		"through another service": strings.Replace(trailLines[2], `"invokedBy":"pods.eks.amazonaws.com"`, `"invokedBy":"lambda.amazonaws.com"`, 1),
+		"user with that name":     strings.Replace(trailLines[2], `"type":"AWSService"`, `"type":"AssumedRole"`, 1),
+		"other identity provider": strings.NewReplacer("oidc.eks.eu-central-1.amazonaws.com/id/A1", "login.example.com").Replace(trailLines[3]),
+		"rejected tags":           strings.Replace(trailLines[2], `,"requestParameters":`, refused, 1),
+		"rejected account":        strings.Replace(trailLines[3], `,"requestParameters":`, refused, 1),
+		"another service's event": strings.Replace(trailLines[2], `"eventSource":"sts.amazonaws.com"`, `"eventSource":"example.amazonaws.com"`, 1),
 	} {
 		require.NotContains(t, trailLines, text, name)
 		all, err := integrations.DecodeCloudTrail([]byte(text))
@@ -214,7 +214,7 @@ func TestOnlyEKSSaysForWhichPodASessionIs(t *testing.T) {
 	}
 }
 
-func TestACallComesInManyEnvelopes(t *testing.T) {
+func TestDecodeCloudTrailAcceptsAllEnvelopes(t *testing.T) {
 	quoted := func(s string) string { raw, _ := json.Marshal(s); return string(raw) }
 	bridge := `{"version":"0","id":"b-1","detail-type":"AWS API Call via CloudTrail","source":"aws.s3","detail":` + trailLines[0] + `}`
 	for name, text := range map[string]string{
@@ -264,7 +264,7 @@ func fuzzEventDecoder(f *testing.F, decode func([]byte) ([]sensors.Event, error)
 		}
 		for _, e := range all {
 			if e.ID == "" || len(e.ID) > 200 || e.Time.IsZero() || e.Kind != sensors.KindKubernetesAudit && e.Kind != sensors.KindCloudAPICall {
-				t.Fatalf("it lacks something: %s", first)
+				t.Fatalf("a field is missing: %s", first)
 			}
 		}
 	})

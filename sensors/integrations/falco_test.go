@@ -31,7 +31,7 @@ func falcoAlert(rule, source, fields string) string {
 "output_fields":{"container.id":"abc123","k8s.ns.name":"shop","k8s.pod.name":"web-1",` + fields + `}}`
 }
 
-func TestAFalcoAlertBecomesADetection(t *testing.T) {
+func TestFalcoAlertBecomesDetection(t *testing.T) {
 	d := decodeAlert(t, integrations.DecodeFalco, falcoAlertSample)
 	require.Equal(t, sensors.ObjectiveCryptoMining, d.Objective)
 	require.Equal(t, sensors.SeverityCritical, d.Severity)
@@ -40,14 +40,14 @@ func TestAFalcoAlertBecomesADetection(t *testing.T) {
 	require.Equal(t, uint32(4242), d.Event.Process.PID)
 	require.Equal(t, "shop/web:7", d.Event.Container.Image)
 	require.Equal(t, "web-1", d.Event.Container.Pod.Name)
-	require.Empty(t, d.Event.Process.Exe, "<NA> is nothing")
-	require.Equal(t, 123456789, d.Time.Nanosecond(), "no digit of the time is lost")
+	require.Empty(t, d.Event.Process.Exe, "<NA> is empty")
+	require.Equal(t, 123456789, d.Time.Nanosecond(), "the time keeps its precision")
 	require.Equal(t, sensors.KindExec, d.Event.Kind)
 	require.Equal(t, "sh", d.Event.Process.Ancestors[0].Name)
 }
 
 // The output fields of the shipped rules, for each event kind.
-func TestFalcosFieldsBecomeAnEventOfItsKind(t *testing.T) {
+func TestFalcoFieldsBecomeEventOfItsKind(t *testing.T) {
 	for name, c := range map[string]struct {
 		fields string
 		check  func(*testing.T, sensors.Event)
@@ -57,7 +57,7 @@ func TestFalcosFieldsBecomeAnEventOfItsKind(t *testing.T) {
 "proc.aname[2]":"containerd-shim","proc.apid[2]":3,"proc.tty":34816,"user.uid":"0","proc.is_exe_upper_layer":true`,
 			func(t *testing.T, e sensors.Event) {
 				require.Equal(t, sensors.KindExec, e.Kind)
-				require.Zero(t, e.Process.PID, "a number that fits nowhere is nothing, and not another number")
+				require.Zero(t, e.Process.PID, "an out-of-range number is zero")
 				require.Equal(t, "pts0", e.Process.TTY)
 				require.True(t, e.Process.ExeInUpperLayer)
 				require.Equal(t, []sensors.Ancestor{{PID: 7, Name: "nginx", Exe: "/usr/sbin/nginx", Args: []string{"nginx", "-g", "x"}}, {PID: 3, Name: "containerd-shim", Args: []string{}}}, e.Process.Ancestors)
@@ -71,7 +71,7 @@ func TestFalcosFieldsBecomeAnEventOfItsKind(t *testing.T) {
 				require.Equal(t, []string{"./m", "-o", "pool"}, e.Process.Args)
 			},
 		},
-		"a connection by its far end": {
+		"connection by its remote end": {
 			`"evt.type":"connect","fd.rip":"::ffff:203.0.113.7","fd.rport":443`,
 			func(t *testing.T, e sensors.Event) {
 				require.Equal(t, sensors.Network{Family: "ipv4", Address: "203.0.113.7", Port: 443}, e.Network)
@@ -84,18 +84,18 @@ func TestFalcosFieldsBecomeAnEventOfItsKind(t *testing.T) {
 				require.Equal(t, "/run/containerd/containerd.sock", e.File.Path)
 			},
 		},
-		"a shell put on a socket": {
+		"shell redirected to a socket": {
 			`"evt.type":"dup3","fd.sip":"203.0.113.7","fd.sport":4444`,
 			func(t *testing.T, e sensors.Event) { require.Equal(t, sensors.KindConnect, e.Kind) },
 		},
-		"a file that was read": {
+		"file read": {
 			`"evt.type":"openat","fd.name":"/etc/shadow"`,
 			func(t *testing.T, e sensors.Event) {
 				require.Equal(t, sensors.KindFileOpen, e.Kind)
 				require.Equal(t, sensors.File{Path: "/etc/shadow"}, e.File)
 			},
 		},
-		"a file that could not be opened": {
+		"file that could not be opened": {
 			`"evt.type":"open","evt.arg.name":"../../etc/shadow","evt.res":"ENOENT"`,
 			func(t *testing.T, e sensors.Event) {
 				require.True(t, e.File.PathUnresolved)
@@ -115,7 +115,7 @@ func TestFalcosFieldsBecomeAnEventOfItsKind(t *testing.T) {
 }
 
 // Every stable Falco rule is recognized by its name, whatever its tags are.
-func TestEveryStableRuleOfFalcoIsKnown(t *testing.T) {
+func TestEveryStableFalcoRuleIsMapped(t *testing.T) {
 	stable := []string{
 		"Directory traversal monitored file read", "Read sensitive file trusted after startup", "Read sensitive file untrusted", "Run shell untrusted", "System user interactive",
 		"Terminal shell in container", "Contact K8S API Server From Container", "Netcat Remote Code Execution in Container", "Search Private Keys or Passwords", "Clear Log Activities",
@@ -132,7 +132,7 @@ func TestEveryStableRuleOfFalcoIsKnown(t *testing.T) {
 	}
 }
 
-func TestWhatARuleIsForIsNeverGuessedSilently(t *testing.T) {
+func TestGuessedObjectiveIsStatedInTheReasons(t *testing.T) {
 	for tags, want := range map[string]struct {
 		objective sensors.Objective
 		reason    string
@@ -149,7 +149,7 @@ func TestWhatARuleIsForIsNeverGuessedSilently(t *testing.T) {
 }
 
 // The actor must not be truncated: otherwise the person could approve an incident that they triggered.
-func TestTheActorIsNamedWhole(t *testing.T) {
+func TestActorIsNotTruncated(t *testing.T) {
 	arn := "arn:aws:sts::123456789012:assumed-role/AWSReservedSSO_AdministratorAccess_0123456789abcdef/alice@example.com"
 	for field, want := range map[string]string{"ka.user.name": "kubernetes:" + arn, "ct.user.arn": "aws:" + arn} {
 		d := decodeAlert(t, integrations.DecodeFalco, strings.Replace(falcoAlertSample, `"output_fields":{`, `"output_fields":{"`+field+`":"`+arn+`",`, 1))
@@ -157,7 +157,7 @@ func TestTheActorIsNamedWhole(t *testing.T) {
 	}
 }
 
-func TestFalcosPluginsSpeakOfRequestsAndCalls(t *testing.T) {
+func TestFalcoPluginAlertsBecomeAuditAndCloudEvents(t *testing.T) {
 	d := decodeAlert(t, integrations.DecodeFalco, `{"priority":"Notice","rule":"Attach/Exec Pod","source":"k8s_audit","time":"2026-11-23T03:00:00Z","output_fields":{
 "ka.user.name":"alice","ka.verb":"create","ka.target.resource":"pods","ka.target.subresource":"exec","ka.target.namespace":"shop","ka.target.name":"web-1","ka.response.code":"101","ka.uri.param[command]":"sh"}}`)
 	require.Equal(t, sensors.KindKubernetesAudit, d.Event.Kind)
@@ -169,7 +169,7 @@ func TestFalcosPluginsSpeakOfRequestsAndCalls(t *testing.T) {
 	d = decodeAlert(t, integrations.DecodeFalco, `{"priority":"Warning","rule":"ClusterRole With Wildcard Created","source":"k8s_audit","time":"2026-11-23T03:00:00Z","output_fields":{
 "ka.user.name":"system:serviceaccount:ci:deployer","ka.verb":"create","ka.target.resource":"clusterroles","ka.target.name":"all"}}`)
 	require.Equal(t, sensors.AuditServiceAccount{Namespace: "ci", Name: "deployer"}, d.Event.Audit.ServiceAccount)
-	require.Empty(t, d.Event.Container.Pod.Name, "it is about no pod")
+	require.Empty(t, d.Event.Container.Pod.Name, "it has no pod")
 
 	d = decodeAlert(t, integrations.DecodeFalco, `{"priority":"Warning","rule":"CloudTrail Logging Disabled","source":"aws_cloudtrail","time":"2026-11-23T03:00:00Z","output_fields":{
 "ct.name":"StopLogging","ct.src":"cloudtrail.amazonaws.com","ct.user.arn":"arn:aws:sts::123456789012:assumed-role/web/i-1","ct.srcip":"203.0.113.7","ct.region":"eu-central-1"}}`)
@@ -180,7 +180,7 @@ func TestFalcosPluginsSpeakOfRequestsAndCalls(t *testing.T) {
 }
 
 // Falco reports lost events as an alert, which is not an attack.
-func TestWhatFalcoSaysOfItselfIsHealth(t *testing.T) {
+func TestInternalFalcoAlertIsHealthRecord(t *testing.T) {
 	for text, want := range map[string]integrations.SensorHealth{
 		`{"output":"Falco internal: syscall event drop. 2 system calls dropped in last second.","output_fields":{"ebpf_enabled":"1","n_drops":"18446744073709551615","n_drops_buffer":"2","n_evts":"29454"},"priority":"Critical","rule":"Falco internal: syscall event drop","time":"2026-11-23T07:48:46.992595181Z","hostname":"node-1"}`: {
 			Source: "falco", Node: "node-1", Dropped: 1<<64 - 1, Message: "Falco internal: syscall event drop. 2 system calls dropped in last second.", Time: time.Date(2026, 11, 23, 7, 48, 46, 992595181, time.UTC),
@@ -200,7 +200,7 @@ func TestWhatFalcoSaysOfItselfIsHealth(t *testing.T) {
 	}
 }
 
-func TestWhatIsNoAlertAboutAContainerIsRefused(t *testing.T) {
+func TestDecodeFalcoRejectsInvalidAlerts(t *testing.T) {
 	for text, want := range map[string]string{
 		`{`:                                  "invalid Falco JSON",
 		`[]`:                                 "not a JSON object",

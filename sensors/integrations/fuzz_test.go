@@ -16,7 +16,7 @@ func fuzzAlertDecoder(f *testing.F, decode integrations.Decoder) {
 		r, err := decode(raw)
 		again, errAgain := decode(raw)
 		if (err == nil) != (errAgain == nil) {
-			t.Fatalf("taken once and refused once: %v, %v", err, errAgain)
+			t.Fatalf("accepted once and rejected once: %v, %v", err, errAgain)
 		}
 		if err != nil {
 			return
@@ -51,9 +51,9 @@ func fuzzAlertDecoder(f *testing.F, decode integrations.Decoder) {
 		target := c.ID != "" || c.Pod.Name != "" || d.Event.Audit.Resource != "" || d.Event.Cloud.Principal != ""
 		switch {
 		case d.ID == "" || d.Rule == "" || d.Title == "" || d.Time.IsZero() || d.Objective == "" || !target:
-			t.Fatalf("it lacks something: %s", first)
+			t.Fatalf("a field is missing: %s", first)
 		case d.Severity.Rank() < 0 || d.Confidence <= 0 || d.Confidence > 1 || len(d.Reasons) < 2:
-			t.Fatalf("it is not rated: %s", first)
+			t.Fatalf("severity or confidence is missing: %s", first)
 		case len(d.ID) > 256 || len(d.Rule) > 200 || len(d.Title) > 500 || len(c.Pod.Labels) > 64 || len(d.Event.Process.Ancestors) > sensors.MaxAncestors || len(d.Event.Process.Args) > 128:
 			t.Fatalf("it is not bounded: %s", first)
 		}

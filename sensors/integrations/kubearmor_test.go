@@ -26,7 +26,7 @@ var kubeArmorLines = []string{
 	`{"Timestamp":1795402800,"HostName":"node-1","Type":"MatchedHostPolicy","PolicyName":"sleep-deny","Severity":"5","Operation":"Process","Resource":"/usr/bin/sleep 10","Action":"Block","Result":"Permission denied"}`,
 }
 
-func TestAPolicyOfKubeArmorMatches(t *testing.T) {
+func TestKubeArmorPolicyBecomesDetection(t *testing.T) {
 	d := decodeAlert(t, integrations.DecodeKubeArmor, kubeArmorLines[0])
 	require.Equal(t, "harden-web-pkg-mngr-exec", d.Rule)
 	require.Equal(t, sensors.SeverityMedium, d.Severity)
@@ -45,13 +45,13 @@ func TestAPolicyOfKubeArmorMatches(t *testing.T) {
 	require.Equal(t, map[string]string{"app": "web", "tier": "front"}, e.Container.Pod.Labels)
 }
 
-func TestEveryOperationOfKubeArmorTellsItsKind(t *testing.T) {
+func TestKubeArmorOperationsMapToEventKinds(t *testing.T) {
 	d := decodeAlert(t, integrations.DecodeKubeArmor, kubeArmorLines[1])
 	require.Equal(t, sensors.KindFileDelete, d.Event.Kind)
 	require.Equal(t, sensors.File{Path: "/sbin/raw", OpenedForWrite: true}, d.Event.File)
 	require.Equal(t, "T1036", d.Technique)
 	require.Equal(t, sensors.ObjectiveDefenseEvasion, d.Objective)
-	require.Equal(t, sensors.SeverityHigh, d.Severity, "a number that is one")
+	require.Equal(t, sensors.SeverityHigh, d.Severity, "a valid number")
 	d = decodeAlert(t, integrations.DecodeKubeArmor, kubeArmorLines[2])
 	require.Equal(t, sensors.KindConnect, d.Event.Kind)
 	require.Equal(t, sensors.Network{Family: "ipv4", Address: "203.0.113.7", Port: 3333}, d.Event.Network)
@@ -62,7 +62,7 @@ func TestEveryOperationOfKubeArmorTellsItsKind(t *testing.T) {
 	require.Equal(t, sensors.SeverityCritical, d.Severity)
 }
 
-func TestALogOfKubeArmorIsNoAlert(t *testing.T) {
+func TestKubeArmorLogIsTelemetry(t *testing.T) {
 	r, err := integrations.DecodeKubeArmor([]byte(kubeArmorLines[4]))
 	require.NoError(t, err)
 	require.Equal(t, integrations.DecodedRecord{Telemetry: true}, r)

@@ -9,7 +9,7 @@ import (
 	"stanch/sensors/integrations"
 )
 
-func TestABodyIsAnObjectAListOrLines(t *testing.T) {
+func TestSplitRecordsAcceptsObjectArrayAndLines(t *testing.T) {
 	for body, want := range map[string][]string{
 		`{"a":1}`:                  {`1 {"a":1}`},
 		"{\n \"a\": 1\n}\n":        {"1 {\n \"a\": 1\n}"},
@@ -68,13 +68,13 @@ func FuzzSplit(f *testing.F) {
 }
 
 // Long values are truncated, marked as truncated, and cost no more than a normal alert.
-func TestWhatIsLongIsCut(t *testing.T) {
+func TestLongFieldsAreTruncated(t *testing.T) {
 	long := strings.Repeat("ä", 20_000)
 	d := decodeAlert(t, integrations.DecodeFalco, falcoAlert("Run shell untrusted", "syscall", `"evt.type":"execve","proc.cmdline":"sh -c `+long+` tail","proc.exepath":"/`+long+`","k8s.pod.labels":"a:`+long+`, b:ok"`))
 	require.True(t, d.Event.Process.ArgsTruncated)
 	require.Len(t, d.Event.Process.Args, 3)
 	require.LessOrEqual(t, len(strings.Join(d.Event.Process.Args, "")), 8<<10)
 	require.LessOrEqual(t, len(d.Event.Process.Exe), 4096)
-	require.True(t, strings.HasSuffix(d.Event.Process.Exe, "ä…"), "no character is cut in two")
+	require.True(t, strings.HasSuffix(d.Event.Process.Exe, "ä…"), "characters are not split")
 	require.Equal(t, map[string]string{"b": "ok"}, d.Event.Container.Pod.Labels)
 }

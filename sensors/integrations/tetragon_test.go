@@ -33,11 +33,11 @@ var tetragonLines = []string{
 	`{"test":{"arg0":"1"},"time":"2026-11-23T03:00:00Z"}`,
 }
 
-func TestAPolicyOfTetragonMatches(t *testing.T) {
+func TestTetragonPolicyBecomesDetection(t *testing.T) {
 	d := decodeAlert(t, integrations.DecodeTetragon, tetragonLines[0])
 	require.Equal(t, "egress", d.Rule)
 	require.Equal(t, "pool contacted", d.Title)
-	require.Equal(t, sensors.SeverityHigh, d.Severity, "its tag says so")
+	require.Equal(t, sensors.SeverityHigh, d.Severity, "from its tag")
 	require.Equal(t, sensors.ObjectiveCryptoMining, d.Objective)
 	require.Contains(t, d.Reasons, "Tetragon killed the process.")
 	require.Equal(t, 700326678, d.Time.Nanosecond())
@@ -47,7 +47,7 @@ func TestAPolicyOfTetragonMatches(t *testing.T) {
 	require.Equal(t, uint32(52699), e.Process.PID)
 	require.Equal(t, []string{"/usr/bin/curl", "-H", "a b", "https://example.com"}, e.Process.Args)
 	require.True(t, e.Process.ArgsTruncated)
-	require.True(t, e.Process.ExecedInto, "it is not of the container's own tree")
+	require.True(t, e.Process.ExecedInto, "it is outside the container's process tree")
 	require.Equal(t, []sensors.Ancestor{{PID: 52000, Name: "bash", Exe: "/bin/bash", Args: []string{"/bin/bash", "-c", "x"}}, {PID: 1, Name: "init", Exe: "/sbin/init", Args: []string{"/sbin/init"}}}, e.Process.Ancestors)
 	c := e.Container
 	require.Equal(t, "6b742e38ee3a212239e6d48b2954435a407af44b9a354bdf540db22f460ab40e", c.ID)
@@ -57,7 +57,7 @@ func TestAPolicyOfTetragonMatches(t *testing.T) {
 	require.Equal(t, "11111111-2222-3333-4444-555555555555", c.Pod.UID)
 }
 
-func TestEveryHookOfTetragonTellsItsKind(t *testing.T) {
+func TestTetragonHooksMapToEventKinds(t *testing.T) {
 	d := decodeAlert(t, integrations.DecodeTetragon, tetragonLines[1])
 	require.Equal(t, sensors.File{Path: "/etc/shadow", OpenedForWrite: true}, d.Event.File)
 	require.Equal(t, sensors.KindFileOpen, d.Event.Kind)
@@ -77,7 +77,7 @@ func TestEveryHookOfTetragonTellsItsKind(t *testing.T) {
 }
 
 // Tetragon exports every process start, which is telemetry. Dropped events are health records.
-func TestWhatNoPolicyAskedForIsNoAlert(t *testing.T) {
+func TestTetragonEventWithoutPolicyIsTelemetry(t *testing.T) {
 	for _, i := range []int{6, 7, 10} {
 		r, err := integrations.DecodeTetragon([]byte(tetragonLines[i]))
 		require.NoError(t, err)

@@ -32,15 +32,15 @@ var traceeLines = []string{
 	`{"Data":null,"Context":{"timestamp":1795402800123456789,"processName":"ls","hostProcessId":7,"containerId":"8498","podName":"web-1","podNamespace":"shop","eventName":"ptrace","args":[]},"SigMetadata":{"ID":"TRC-2","Version":"1","Name":"Anti-Debugging","Description":"d","Properties":{"Severity":1,"MITRE ATT&CK":"Defense Evasion: Execution Guardrails"}}}`,
 }
 
-func TestASignatureOfTraceeFires(t *testing.T) {
+func TestTraceeSignatureBecomesDetection(t *testing.T) {
 	d := decodeAlert(t, integrations.DecodeTracee, traceeV1)
 	require.Equal(t, "stdio_over_socket", d.Rule)
 	require.Equal(t, "Process standard input/output over socket detected", d.Title)
 	require.Equal(t, sensors.SeverityHigh, d.Severity)
 	require.Equal(t, sensors.ObjectiveCommandControl, d.Objective)
 	require.Equal(t, "T1059.004", d.Technique)
-	require.Equal(t, 123456789, d.Time.Nanosecond(), "no digit of the time is lost")
-	require.Empty(t, d.Node, "the name in the container is not the node's")
+	require.Equal(t, 123456789, d.Time.Nanosecond(), "the time keeps its precision")
+	require.Empty(t, d.Node, "the name in the container differs from the node's")
 	e := d.Event
 	require.Equal(t, sensors.KindConnect, e.Kind)
 	require.Equal(t, sensors.Network{Family: "ipv4", Address: "203.0.113.7", Port: 4444}, e.Network)
@@ -51,7 +51,7 @@ func TestASignatureOfTraceeFires(t *testing.T) {
 	require.Equal(t, sensors.Pod{Namespace: "shop", Name: "web-1", UID: "7618a938"}, e.Container.Pod)
 }
 
-func TestTraceesNewerShapeSaysTheSame(t *testing.T) {
+func TestNewerTraceeFormatIsEquivalent(t *testing.T) {
 	d := decodeAlert(t, integrations.DecodeTracee, traceeV2)
 	require.Equal(t, "anti_debugging", d.Rule)
 	require.Equal(t, sensors.SeverityLow, d.Severity)
@@ -64,15 +64,15 @@ func TestTraceesNewerShapeSaysTheSame(t *testing.T) {
 	require.Equal(t, sensors.Pod{Namespace: "shop", Name: "web-1", UID: "7618a938", Labels: map[string]string{"app": "web"}}, d.Event.Container.Pod)
 	camel := decodeAlert(t, integrations.DecodeTracee, traceeLines[2])
 	camel.ID, camel.Event.ID = d.ID, d.Event.ID
-	require.Equal(t, d, camel, "protobuf's camel case is the same message")
+	require.Equal(t, d, camel, "camel case of protobuf is equivalent")
 	old := decodeAlert(t, integrations.DecodeTracee, traceeLines[7])
 	require.Equal(t, "Anti-Debugging", old.Title)
-	require.Equal(t, "Anti-Debugging", old.Rule, "the event's name is that of what the signature saw")
+	require.Equal(t, "Anti-Debugging", old.Rule, "the event's name is that of the traced event")
 	require.Equal(t, sensors.ObjectiveDefenseEvasion, old.Objective)
 	require.Equal(t, sensors.KindProcessTrace, old.Event.Kind)
 }
 
-func TestWhatNoSignatureFoundIsTelemetryAndWhatIsLostIsHealth(t *testing.T) {
+func TestTraceeEventsAreTelemetryAndDropsAreHealth(t *testing.T) {
 	for _, i := range []int{3, 4, 6} {
 		r, err := integrations.DecodeTracee([]byte(traceeLines[i]))
 		require.NoError(t, err)

@@ -42,7 +42,7 @@ func TestDecode(t *testing.T) {
 	}
 }
 
-func TestAMalformedRecordIsRefused(t *testing.T) {
+func TestDecodeRejectsMalformedRecord(t *testing.T) {
 	good := rawRecord(1, 0, "sh\x00", "", "", "")
 	for name, change := range map[string]func(b []byte) []byte{
 		"empty":         func([]byte) []byte { return nil },
@@ -122,7 +122,7 @@ func TestExitCode(t *testing.T) {
 	}
 }
 
-func TestTheClockFollowsTheWall(t *testing.T) {
+func TestBootClockFollowsTheWallClock(t *testing.T) {
 	wall, boot := time.Unix(1000, 0), 10*time.Second
 	c := bootClock{readClocks: func() (time.Time, time.Duration) { return wall, boot }}
 	if got := c.toWallTime(uint64(9 * time.Second)); !got.Equal(time.Unix(999, 0)) {

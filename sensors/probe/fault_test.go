@@ -14,7 +14,7 @@ import (
 	"stanch/sensors"
 )
 
-func TestAHookThatTheKernelLacksTakesNoOtherWithIt(t *testing.T) {
+func TestUnsupportedHookDoesNotAffectOthers(t *testing.T) {
 	requireKernel(t)
 	p, err := Load(Options{})
 	if err != nil {
@@ -30,17 +30,17 @@ func TestAHookThatTheKernelLacksTakesNoOtherWithIt(t *testing.T) {
 	maps.Programs = nil
 	err = p.attachHook(hookAttachment{HookOpen, bpf.ObserveProgObserveOpenat, false, attachSyscall("sys_exit_nonesuch")}, maps, prog)
 	if err == nil || !strings.Contains(shortReason(err), "no such hook") {
-		t.Errorf("a tracepoint that is none: %v", err)
+		t.Errorf("an unknown tracepoint: %v", err)
 	}
 	bad := prog.Copy()
 	bad.Instructions = bad.Instructions[len(bad.Instructions)-1:]
 	err = p.attachHook(hookAttachment{HookOpen, bpf.ObserveProgObserveOpenat, false, attachSyscall("sys_exit_openat")}, maps, bad)
 	if err == nil || !strings.Contains(shortReason(err), "verifier") {
-		t.Errorf("a program that the verifier refuses: %v", err)
+		t.Errorf("a program that the verifier rejects: %v", err)
 	}
 }
 
-func TestWhatIsDisabledIsOffAndSaidSo(t *testing.T) {
+func TestDisabledHookIsReportedInStatus(t *testing.T) {
 	requireKernel(t)
 	others := slices.DeleteFunc(slices.Clone(Hooks), func(h Hook) bool { return h == HookExec })
 	w := startCollector(t, Options{DisabledHooks: others})
@@ -70,7 +70,7 @@ func TestWhatIsDisabledIsOffAndSaidSo(t *testing.T) {
 		t.Errorf("%d events after Ignore, want 1", after-before)
 	}
 	if _, err := Load(Options{DisabledHooks: Hooks}); err == nil {
-		t.Error("a probe that sees nothing was loaded")
+		t.Error("a probe without hooks was loaded")
 	}
 }
 
@@ -107,7 +107,7 @@ func TestDescribeBySelf(t *testing.T) {
 	}
 }
 
-func TestAWireThatGoesAwayIsSaid(t *testing.T) {
+func TestRemovedVethIsReported(t *testing.T) {
 	n := newNetworkLab(t)
 	l := openTestLock(t, newLockDir(t))
 	r := EgressLockRequest{LeaseID: "w", Cgroups: []uint64{n.podID}, Veths: n.veths, ExpiresAt: time.Now().Add(time.Minute)}
@@ -115,7 +115,7 @@ func TestAWireThatGoesAwayIsSaid(t *testing.T) {
 		t.Fatalf("%+v, %v", st, err)
 	}
 	runIPCommand(t, "link", "del", n.veths[0].Name)
-	waitUntil(t, "the wire is gone", func() bool { st, err := l.StateOfCgroup(n.podID); return err == nil && st.Active && !st.VethLocked })
+	waitUntil(t, "the veth is removed", func() bool { st, err := l.StateOfCgroup(n.podID); return err == nil && st.Active && !st.VethLocked })
 	if st, err := l.Apply(r); err != nil || st.VethLocked || st.VethError == "" || !st.Active {
 		t.Errorf("%+v, %v", st, err)
 	}

@@ -15,7 +15,7 @@ import (
 	"stanch/sensors"
 )
 
-func TestExecAndExitAreSeenFromTheFirstOn(t *testing.T) {
+func TestExecAndExitAreObservedFromTheStart(t *testing.T) {
 	requireKernel(t)
 	w := startCollector(t, Options{Node: "n1"})
 	dir, id := newCgroup(t, "")
@@ -62,7 +62,7 @@ func TestExecAndExitAreSeenFromTheFirstOn(t *testing.T) {
 	}
 }
 
-func TestTheHostIsFiltered(t *testing.T) {
+func TestHostEventsAreFiltered(t *testing.T) {
 	requireKernel(t)
 	w := startCollector(t, Options{})
 	dir, id := newCgroup(t, "")
@@ -77,17 +77,17 @@ func TestTheHostIsFiltered(t *testing.T) {
 	defer w.mu.Unlock()
 	for _, e := range w.events {
 		if e.Container.CgroupPath == "/" || e.Container.CgroupID == 0 {
-			t.Errorf("an event of the host: %+v", e)
+			t.Errorf("a host event: %+v", e)
 		}
 	}
 	for _, h := range w.probe.Status().Hooks {
 		if !h.Enabled {
-			t.Errorf("hook %s is off: %s", h.Hook, h.Reason)
+			t.Errorf("hook %s is disabled: %s", h.Hook, h.Reason)
 		}
 	}
 }
 
-func TestLongArgumentsAreCutAndSaidSo(t *testing.T) {
+func TestLongArgumentsAreTruncatedAndMarked(t *testing.T) {
 	requireKernel(t)
 	w := startCollector(t, Options{})
 	dir, id := newCgroup(t, "")
@@ -100,7 +100,7 @@ func TestLongArgumentsAreCutAndSaidSo(t *testing.T) {
 	}
 }
 
-func TestFilelessDeletedAndSocketsAsStdio(t *testing.T) {
+func TestMemfdDeletedExecutableAndSocketStdio(t *testing.T) {
 	requireKernel(t)
 	w := startCollector(t, Options{})
 	dir, id := newCgroup(t, "")
@@ -179,7 +179,7 @@ func TestFilelessDeletedAndSocketsAsStdio(t *testing.T) {
 	})
 }
 
-func TestDriftIsTheUpperLayerAndNotACopyUp(t *testing.T) {
+func TestUpperLayerIsReportedExceptCopyUp(t *testing.T) {
 	requireKernel(t)
 	base := t.TempDir()
 	for _, d := range []string{"lower", "upper", "work", "merged"} {
@@ -273,7 +273,7 @@ func TestConnections(t *testing.T) {
 	}
 }
 
-func TestSensitiveFilesByWhatWasOpened(t *testing.T) {
+func TestSensitiveFilesAreRecognizedByTheOpenedFile(t *testing.T) {
 	requireKernel(t)
 	w := startCollector(t, Options{})
 	dir, id := newCgroup(t, "")
@@ -313,7 +313,7 @@ func TestSensitiveFilesByWhatWasOpened(t *testing.T) {
 	}
 }
 
-func TestAFullRingIsCounted(t *testing.T) {
+func TestFullRingBufferCountsDrops(t *testing.T) {
 	requireKernel(t)
 	p, err := Load(Options{AlertRingBytes: 4096 * 2})
 	if err != nil {

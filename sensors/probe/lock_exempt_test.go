@@ -76,7 +76,7 @@ func assertFrameDenied(t *testing.T, n *networkLab, l *EgressLock, frame []byte)
 	}
 }
 
-func TestOnlyTrueNeighborDiscoveryPassesALock(t *testing.T) {
+func TestLockAllowsOnlyValidNeighborDiscovery(t *testing.T) {
 	n, l := newLockedLab(t)
 	pod, peer, node := n.veths[0].MAC[:], parseMAC(t, n.peer.run(t, "mac", "eth0")), bridgeMAC(t)
 	groupIP, groupMAC := solicitedNodeGroup(nodeIPv6)
@@ -84,9 +84,9 @@ func TestOnlyTrueNeighborDiscoveryPassesALock(t *testing.T) {
 
 	before := n.peerFrameCount(t)
 	n.pod.run(t, "frame", "eth0", formatHex(ethernetFrame(groupMAC, pod, 0x86dd, true6)), "1")
-	waitUntil(t, "a kernel's own solicitation of the node arrives", func() bool { return n.peerFrameCount(t) > before })
+	waitUntil(t, "a solicitation from the kernel arrives at the node", func() bool { return n.peerFrameCount(t) > before })
 	if got := lockStateOf(t, l, n.podID).DeniedByProtocol["icmp"]; got != 0 {
-		t.Errorf("%d true solicitations denied", got)
+		t.Errorf("%d valid solicitations denied", got)
 	}
 
 	inside := make([]byte, 52)
@@ -106,33 +106,33 @@ func TestOnlyTrueNeighborDiscoveryPassesALock(t *testing.T) {
 		return ethernetFrame(to, pod, 0x0806, b)
 	}
 	for name, frame := range map[string][]byte{
-		"ICMPv6 in IPv4 to the peer":            ethernetFrame(peer, pod, 0x0800, ipv4Packet(podIP, peerIP, 58, inside)),
-		"ICMPv6 in IPv4 to anywhere":            ethernetFrame(peer, pod, 0x0800, ipv4Packet(podIP, "203.0.113.9", 58, inside)),
-		"to another prefix":                     ethernetFrame(peer, pod, 0x86dd, neighborSolicitation(podIPv6, "2001:db8:bad::1", nodeIPv6, 255, pod, nil)),
-		"to the peer":                           ethernetFrame(peer, pod, 0x86dd, neighborSolicitation(podIPv6, peerIPv6, nodeIPv6, 255, pod, nil)),
-		"to the node's address and the peer":    ethernetFrame(peer, pod, 0x86dd, neighborSolicitation(podIPv6, nodeIPv6, nodeIPv6, 255, pod, nil)),
-		"to the group and the peer":             ethernetFrame(peer, pod, 0x86dd, true6),
-		"with another hop limit":                ethernetFrame(groupMAC, pod, 0x86dd, neighborSolicitation(podIPv6, groupIP, nodeIPv6, 64, pod, nil)),
-		"with reserved bytes":                   ethernetFrame(groupMAC, pod, 0x86dd, neighborSolicitation(podIPv6, groupIP, nodeIPv6, 255, pod, func(m []byte) { m[5] = 'x' })),
-		"with a code":                           ethernetFrame(groupMAC, pod, 0x86dd, neighborSolicitation(podIPv6, groupIP, nodeIPv6, 255, pod, func(m []byte) { m[1] = 'x' })),
-		"with another address in its option":    ethernetFrame(groupMAC, pod, 0x86dd, neighborSolicitation(podIPv6, groupIP, nodeIPv6, 255, []byte("secret"), nil)),
-		"with another option":                   ethernetFrame(groupMAC, pod, 0x86dd, neighborSolicitation(podIPv6, groupIP, nodeIPv6, 255, pod, func(m []byte) { m[24] = 14 })),
-		"with a checksum that is a message":     ethernetFrame(groupMAC, pod, 0x86dd, badSum),
-		"with a flow label":                     ethernetFrame(groupMAC, pod, 0x86dd, flow),
-		"with something behind it":              ethernetFrame(groupMAC, pod, 0x86dd, long),
-		"with another source address":           ethernetFrame(groupMAC, pod, 0x86dd, neighborSolicitation("fd31:7::9", groupIP, nodeIPv6, 255, pod, nil)),
-		"with another source MAC":               ethernetFrame(groupMAC, []byte("secret"), 0x86dd, true6),
-		"for the peer's address":                ethernetFrame(groupMAC, pod, 0x86dd, neighborSolicitation(podIPv6, groupIP, peerIPv6, 255, pod, nil)),
-		"an advertisement to the peer's MAC":    ethernetFrame(peer, pod, 0x86dd, neighborSolicitation(podIPv6, nodeIPv6, podIPv6, 255, pod, func(m []byte) { m[0], m[4], m[24] = 136, 0x60, 2 })),
-		"an ARP question to the peer's MAC":     arp(peer),
-		"an ARP question to an invented MAC":    arp([]byte("\x02ecret")),
-		"an advertisement with a flag too much": ethernetFrame(node, pod, 0x86dd, neighborSolicitation(podIPv6, nodeIPv6, podIPv6, 255, pod, func(m []byte) { m[0], m[4], m[24] = 136, 0x61, 2 })),
+		"ICMPv6 in IPv4 to the peer":          ethernetFrame(peer, pod, 0x0800, ipv4Packet(podIP, peerIP, 58, inside)),
+		"ICMPv6 in IPv4 to anywhere":          ethernetFrame(peer, pod, 0x0800, ipv4Packet(podIP, "203.0.113.9", 58, inside)),
+		"to another prefix":                   ethernetFrame(peer, pod, 0x86dd, neighborSolicitation(podIPv6, "2001:db8:bad::1", nodeIPv6, 255, pod, nil)),
+		"to the peer":                         ethernetFrame(peer, pod, 0x86dd, neighborSolicitation(podIPv6, peerIPv6, nodeIPv6, 255, pod, nil)),
+		"to the node's address and the peer":  ethernetFrame(peer, pod, 0x86dd, neighborSolicitation(podIPv6, nodeIPv6, nodeIPv6, 255, pod, nil)),
+		"to the group and the peer":           ethernetFrame(peer, pod, 0x86dd, true6),
+		"with another hop limit":              ethernetFrame(groupMAC, pod, 0x86dd, neighborSolicitation(podIPv6, groupIP, nodeIPv6, 64, pod, nil)),
+		"with reserved bytes":                 ethernetFrame(groupMAC, pod, 0x86dd, neighborSolicitation(podIPv6, groupIP, nodeIPv6, 255, pod, func(m []byte) { m[5] = 'x' })),
+		"with a code":                         ethernetFrame(groupMAC, pod, 0x86dd, neighborSolicitation(podIPv6, groupIP, nodeIPv6, 255, pod, func(m []byte) { m[1] = 'x' })),
+		"with another address in its option":  ethernetFrame(groupMAC, pod, 0x86dd, neighborSolicitation(podIPv6, groupIP, nodeIPv6, 255, []byte("secret"), nil)),
+		"with another option":                 ethernetFrame(groupMAC, pod, 0x86dd, neighborSolicitation(podIPv6, groupIP, nodeIPv6, 255, pod, func(m []byte) { m[24] = 14 })),
+		"with a wrong checksum":               ethernetFrame(groupMAC, pod, 0x86dd, badSum),
+		"with a flow label":                   ethernetFrame(groupMAC, pod, 0x86dd, flow),
+		"with trailing bytes":                 ethernetFrame(groupMAC, pod, 0x86dd, long),
+		"with another source address":         ethernetFrame(groupMAC, pod, 0x86dd, neighborSolicitation("fd31:7::9", groupIP, nodeIPv6, 255, pod, nil)),
+		"with another source MAC":             ethernetFrame(groupMAC, []byte("secret"), 0x86dd, true6),
+		"for the peer's address":              ethernetFrame(groupMAC, pod, 0x86dd, neighborSolicitation(podIPv6, groupIP, peerIPv6, 255, pod, nil)),
+		"an advertisement to the peer's MAC":  ethernetFrame(peer, pod, 0x86dd, neighborSolicitation(podIPv6, nodeIPv6, podIPv6, 255, pod, func(m []byte) { m[0], m[4], m[24] = 136, 0x60, 2 })),
+		"an ARP request to the peer's MAC":    arp(peer),
+		"an ARP request to an invented MAC":   arp([]byte("\x02ecret")),
+		"an advertisement with an extra flag": ethernetFrame(node, pod, 0x86dd, neighborSolicitation(podIPv6, nodeIPv6, podIPv6, 255, pod, func(m []byte) { m[0], m[4], m[24] = 136, 0x61, 2 })),
 	} {
 		t.Run(name, func(t *testing.T) { assertFrameDenied(t, n, l, frame) })
 	}
 }
 
-func TestAnswersReachOnlyTheNode(t *testing.T) {
+func TestRepliesReachOnlyTheNode(t *testing.T) {
 	n, l := newLockedLab(t)
 	pod, peer, node := n.veths[0].MAC[:], parseMAC(t, n.peer.run(t, "mac", "eth0")), bridgeMAC(t)
 	c, err := net.Dial("tcp", podIP+":8080")
@@ -144,10 +144,10 @@ func TestAnswersReachOnlyTheNode(t *testing.T) {
 	answer := ipv4Packet(podIP, nodeIP, 6, tcpSegment(8080, port, make([]byte, 1400)))
 	t.Run("a neighbor's MAC address", func(t *testing.T) { assertFrameDenied(t, n, l, ethernetFrame(peer, pod, 0x0800, answer)) })
 
-	t.Run("more than a second's bytes", func(t *testing.T) {
+	t.Run("more than the bytes per second", func(t *testing.T) {
 		before, start := lockStateOf(t, l, n.podID), time.Now()
 		n.pod.run(t, "frame", "eth0", formatHex(ethernetFrame(node, pod, 0x0800, answer)), "400")
-		waitUntil(t, "all frames are decided about", func() bool {
+		waitUntil(t, "all frames are processed", func() bool {
 			st := lockStateOf(t, l, n.podID)
 			return st.DeniedPackets+st.AnsweredPackets-before.DeniedPackets-before.AnsweredPackets >= 400
 		})
@@ -169,19 +169,19 @@ func TestAnswersReachOnlyTheNode(t *testing.T) {
 	})
 }
 
-func TestOnlyTheKubeletsConnectionsAreAnswered(t *testing.T) {
+func TestOnlyKubeletConnectionsGetReplies(t *testing.T) {
 	n, l := newLockedLab(t)
 	t.Run("another user's process on the node", func(t *testing.T) {
 		asker := selfCommand("ask", podIP, "8080")
 		asker.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
 		if out, err := asker.CombinedOutput(); err == nil {
-			t.Errorf("it was answered: %s", out)
+			t.Errorf("got a reply: %s", out)
 		}
 	})
-	t.Run("a process of root's in another cgroup", func(t *testing.T) {
+	t.Run("root process in another cgroup", func(t *testing.T) {
 		dir, _ := newCgroup(t, "")
 		if out, err := startCommandInCgroup(t, dir, selfCommand("ask", podIP, "8080")).CombinedOutput(); err == nil {
-			t.Errorf("it was answered: %s", out)
+			t.Errorf("got a reply: %s", out)
 		}
 	})
 	t.Run("a neighbor with the node's address", func(t *testing.T) {
@@ -192,7 +192,7 @@ func TestOnlyTheKubeletsConnectionsAreAnswered(t *testing.T) {
 		sibling := parseMAC(t, n.sibling.run(t, "mac", "eth0"))
 		assertFrameDenied(t, n, l, ethernetFrame(sibling, n.veths[0].MAC[:], 0x0800, ipv4Packet(podIP, nodeIP, 6, tcpSegment(8080, 33333, []byte("secret")))))
 		if got := lockStateOf(t, l, n.podID).AnsweredPackets; got != before.AnsweredPackets {
-			t.Errorf("%d answers to it", got-before.AnsweredPackets)
+			t.Errorf("%d replies", got-before.AnsweredPackets)
 		}
 	})
 	if got, err := dialAndAsk(podIP, "8080"); got != "answer" {
@@ -204,7 +204,7 @@ func TestOnlyTheKubeletsConnectionsAreAnswered(t *testing.T) {
 		t.Fatal(err)
 	}
 	if got, _ := dialAndAsk(podIP, "8080"); got == "answer" {
-		t.Error("answered although no kubelet is known")
+		t.Error("got a reply although no kubelet is known")
 	}
 	if _, err := l.Apply(EgressLockRequest{LeaseID: "lease-1", Cgroups: []uint64{n.podID}, Veths: n.veths, AnswerRootSockets: true, ExpiresAt: time.Now().Add(time.Minute)}); err != nil {
 		t.Fatal(err)
@@ -215,11 +215,11 @@ func TestOnlyTheKubeletsConnectionsAreAnswered(t *testing.T) {
 	asker := selfCommand("ask", podIP, "8080")
 	asker.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
 	if out, err := asker.CombinedOutput(); err == nil {
-		t.Errorf("another user was answered: %s", out)
+		t.Errorf("another user got a reply: %s", out)
 	}
 }
 
-func TestOnlyRootOfTheNodeIsAKubelet(t *testing.T) {
+func TestOnlyRootOfTheNodeCountsAsKubelet(t *testing.T) {
 	requireKernel(t)
 	sleep, err := exec.LookPath("sleep")
 	if err != nil {
@@ -257,7 +257,7 @@ func TestOnlyRootOfTheNodeIsAKubelet(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		waitUntil(t, "cgroups go away", func() bool {
+		waitUntil(t, "cgroups are removed", func() bool {
 			return os.Remove(podDir+"/pod0f0e0d0c-0000-4000-8000-000000000001") == nil && os.Remove(podDir) == nil
 		})
 	})

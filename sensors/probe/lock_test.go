@@ -185,7 +185,7 @@ var egressAttempts = [][]string{
 	{"udp", nodeIP, "7001"},
 }
 
-func TestTheLockHoldsEverythingAndLetsGo(t *testing.T) {
+func TestLockBlocksEgressAndExpires(t *testing.T) {
 	n := newNetworkLab(t)
 	for _, way := range egressAttempts[:7] {
 		before := n.peerFrameCount(t)
@@ -246,7 +246,7 @@ func TestTheLockHoldsEverythingAndLetsGo(t *testing.T) {
 		t.Error("the pod opened a connection to the node")
 	}
 	if got := n.sibling.run(t, "ask", podIP, "8080"); got == "answer" {
-		t.Error("another pod was answered")
+		t.Error("another pod got a reply")
 	}
 	st, err = l.StateOfCgroup(n.podID)
 	if err != nil || !st.Active || st.DeniedPackets == 0 || st.AnsweredPackets == 0 || st.LeaseID != "lease-1" {
@@ -265,12 +265,12 @@ func TestTheLockHoldsEverythingAndLetsGo(t *testing.T) {
 	}
 
 	// The lock expires on its own, and the open connection delivers what was sent in the meantime.
-	waitUntil(t, "the open connection goes on", func() bool { return strings.Contains(n.peer.run(t, "text"), "held") })
+	waitUntil(t, "the open connection continues", func() bool { return strings.Contains(n.peer.run(t, "text"), "held") })
 	if time.Now().Before(until.Add(-50 * time.Millisecond)) {
-		t.Errorf("the lock lapsed %v early", time.Until(until))
+		t.Errorf("the lock expired %v early", time.Until(until))
 	}
 	if st, err := l.StateOfCgroup(n.podID); err != nil || st.Active {
-		t.Errorf("after its end: %+v, %v", st, err)
+		t.Errorf("after its expiry: %+v, %v", st, err)
 	}
 	before = n.peerFrameCount(t)
 	n.pod.run(t, "packet", "eth0")
@@ -289,7 +289,7 @@ func TestTheLockHoldsEverythingAndLetsGo(t *testing.T) {
 	}
 }
 
-func TestTheLockOutlivesItsOwnerAndLapses(t *testing.T) {
+func TestLockOutlivesItsOwnerAndExpires(t *testing.T) {
 	n := newNetworkLab(t)
 	dir := newLockDir(t)
 	openTestLock(t, dir).Close()
@@ -326,7 +326,7 @@ func TestTheLockOutlivesItsOwnerAndLapses(t *testing.T) {
 	if got := child.run(t, "tcp", peerIP, "7000"); got == "sent" || n.peerFrameCount(t) != before {
 		t.Errorf("a later container: %s", got)
 	}
-	waitUntil(t, "it lapses", func() bool { return n.pod.run(t, "tcp", peerIP, "7000") == "sent" })
+	waitUntil(t, "it expires", func() bool { return n.pod.run(t, "tcp", peerIP, "7000") == "sent" })
 
 	// The next process adopts the pins and extends nothing. The expired lock is gone, and an active lock stays in
 	// force.
@@ -341,13 +341,13 @@ func TestTheLockOutlivesItsOwnerAndLapses(t *testing.T) {
 		t.Fatalf("adopted: %+v, %v", all, err)
 	}
 	if got := n.pod.run(t, "udp", peerIP, "7001"); got == "sent" {
-		t.Error("an adopted lock does not hold")
+		t.Error("an adopted lock is not in force")
 	}
 	if err := Cleanup(dir); !errors.Is(err, ErrInUse) {
-		t.Errorf("Cleanup beside the process that has it open: %v", err)
+		t.Errorf("Cleanup while another process uses it: %v", err)
 	}
 	if got := n.pod.run(t, "tcp", peerIP, "7000"); got == "sent" {
-		t.Error("a refused Cleanup lifted the lock")
+		t.Error("a refused Cleanup released the lock")
 	}
 	_ = l.Close()
 	if err := Cleanup(dir); err != nil {
@@ -358,7 +358,7 @@ func TestTheLockOutlivesItsOwnerAndLapses(t *testing.T) {
 	}
 }
 
-func TestAnAllowListIsTheOnlyWayOut(t *testing.T) {
+func TestLockAllowsOnlyTheAllowList(t *testing.T) {
 	n := newNetworkLab(t)
 	l := openTestLock(t, newLockDir(t))
 	st, err := l.Apply(EgressLockRequest{
@@ -388,7 +388,7 @@ func TestAnAllowListIsTheOnlyWayOut(t *testing.T) {
 	}
 }
 
-func TestRefusals(t *testing.T) {
+func TestApplyRejectsInvalidRequests(t *testing.T) {
 	requireKernel(t)
 	l := openTestLock(t, newLockDir(t))
 	for name, r := range map[string]EgressLockRequest{
@@ -405,7 +405,7 @@ func TestRefusals(t *testing.T) {
 		t.Error(err)
 	}
 	if _, err := FindVeths(os.Getpid()); !errors.Is(err, ErrHostNetwork) {
-		t.Errorf("own wires: %v", err)
+		t.Errorf("own veths: %v", err)
 	}
 	if err := Cleanup("/sys/fs/bpf/stanch-test-nothing-here"); err != nil {
 		t.Error(err)

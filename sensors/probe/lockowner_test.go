@@ -13,7 +13,7 @@ import (
 	"stanch/bpf"
 )
 
-func TestASecondSensorDoesNotShareALock(t *testing.T) {
+func TestSecondSensorCannotOpenTheLock(t *testing.T) {
 	requireKernel(t)
 	_, id := newCgroup(t, "")
 	dir := newLockDir(t)
@@ -31,15 +31,15 @@ func TestASecondSensorDoesNotShareALock(t *testing.T) {
 	// that it does not know.
 	second, err := OpenEgressLock(dir)
 	if second != nil || !errors.Is(err, ErrInUse) {
-		t.Fatalf("a second one: %v", err)
+		t.Fatalf("a second sensor: %v", err)
 	}
 	free := CheckNotInUse(dir)
 	if !errors.Is(free, ErrInUse) {
-		t.Fatalf("it counts as free: %v", free)
+		t.Fatalf("it is reported as unused: %v", free)
 	}
 	for _, word := range []string{dir, "--no-sensor", strconv.Itoa(os.Getpid()), "data directory " + filepath.Dir(data.Name())} {
 		if !strings.Contains(err.Error(), word) || !strings.Contains(free.Error(), word) {
-			t.Errorf("%q and %q do not say %q", err, free, word)
+			t.Errorf("%q and %q do not contain %q", err, free, word)
 		}
 	}
 	// A process that only reads is allowed, and sees the active locks.
@@ -52,11 +52,11 @@ func TestASecondSensorDoesNotShareALock(t *testing.T) {
 		t.Errorf("the lock is not in force: %d, %v", latest, err)
 	}
 	if none, err := ReadLocks(dir + "-nothing"); err != nil || len(none) != 0 {
-		t.Errorf("where there is nothing: %+v, %v", none, err)
+		t.Errorf("in an empty directory: %+v, %v", none, err)
 	}
 }
 
-func TestAKilledSensorLeavesItsLockToTheNext(t *testing.T) {
+func TestNextSensorAdoptsLockOfKilledSensor(t *testing.T) {
 	n := newNetworkLab(t)
 	dir := newLockDir(t)
 	w := n.veths[0]
@@ -72,14 +72,14 @@ func TestAKilledSensorLeavesItsLockToTheNext(t *testing.T) {
 		t.Fatal(err)
 	}
 	if _, err := OpenEgressLock(dir); !errors.Is(err, ErrInUse) || !strings.Contains(err.Error(), strconv.Itoa(owner.Process.Pid)) {
-		t.Errorf("beside it: %v", err)
+		t.Errorf("while another process uses it: %v", err)
 	}
 	if err := owner.Process.Signal(syscall.SIGKILL); err != nil {
 		t.Fatal(err)
 	}
 	_ = owner.Wait()
 	if err := CheckNotInUse(dir); err != nil {
-		t.Errorf("a dead one blocks: %v", err)
+		t.Errorf("a killed process blocks: %v", err)
 	}
 	l := openTestLock(t, dir)
 	if st, err := l.StateOfLease("owner"); err != nil || !st.Active || !st.VethLocked {

@@ -20,7 +20,7 @@ func runIPBatch(t *testing.T, in *helperProcess, commands string) {
 
 // An unprivileged container creates namespaces and opens files at will, and its first process need not be in the pod's
 // network.
-func TestSearchFindsAPodsInterfaceWhateverItsOtherProcessesMake(t *testing.T) {
+func TestVethSearchIsBoundedAndFindsThePodInterface(t *testing.T) {
 	n := newNetworkLab(t)
 	found := func(t *testing.T, others ...*helperProcess) {
 		t.Helper()
@@ -29,7 +29,7 @@ func TestSearchFindsAPodsInterfaceWhateverItsOtherProcessesMake(t *testing.T) {
 			t.Errorf("found %+v", wires)
 		}
 		if err == nil || len(err.Error()) > 4096 {
-			t.Errorf("what was not looked at is to be named, in few words: %v", err)
+			t.Errorf("the error must list what was not inspected, in bounded length: %v", err)
 		}
 	}
 	t.Run("many network namespaces", func(t *testing.T) {
@@ -63,7 +63,7 @@ func TestSearchFindsAPodsInterfaceWhateverItsOtherProcessesMake(t *testing.T) {
 	})
 }
 
-func TestLockKnowsFewAddressesOfAPodThatHasMany(t *testing.T) {
+func TestVethAddressesAreLimited(t *testing.T) {
 	n := newNetworkLab(t)
 	var commands strings.Builder
 	for i := range 500 {

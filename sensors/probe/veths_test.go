@@ -29,7 +29,7 @@ func newHiddenHelper(t *testing.T, dir string) *helperProcess {
 	return startHelperProcess(t, dir, "unshare", "--user", "--map-root-user", "--net")
 }
 
-func TestWiresAreThoseOfEveryProcess(t *testing.T) {
+func TestFindVethsInspectsEveryProcess(t *testing.T) {
 	n := newNetworkLab(t)
 	hidden := newHiddenHelper(t, n.podDir)
 
@@ -39,7 +39,7 @@ func TestWiresAreThoseOfEveryProcess(t *testing.T) {
 			t.Errorf("%+v, %v", wires, err)
 		}
 	})
-	t.Run("only such a process", func(t *testing.T) {
+	t.Run("only a process that left the network", func(t *testing.T) {
 		if wires, err := FindVeths(pidsOf(hidden)...); err != nil || len(wires) != 0 {
 			t.Errorf("%+v, %v", wires, err)
 		}
@@ -73,7 +73,7 @@ func TestWiresAreThoseOfEveryProcess(t *testing.T) {
 			t.Errorf("%+v, %v", wires, err)
 		}
 	})
-	t.Run("a veth into another namespace of the pod's", func(t *testing.T) {
+	t.Run("a veth into another namespace of the pod", func(t *testing.T) {
 		runIPCommand(t, "-n", ns, "link", "add", "inner0", "type", "veth", "peer", "name", "inner1", "netns", pidOf(hidden))
 		defer runIPCommand(t, "-n", ns, "link", "del", "inner0")
 		wires, err := FindVeths(pidsOf(n.pod, hidden)...)
@@ -86,7 +86,7 @@ func TestWiresAreThoseOfEveryProcess(t *testing.T) {
 			t.Errorf("%+v, %v", wires, err)
 		}
 	})
-	t.Run("a veth made to look like a neighbor's", func(t *testing.T) {
+	t.Run("a veth that imitates a neighbor's", func(t *testing.T) {
 		sibling, err := FindVeths(pidsOf(n.sibling)...)
 		if err != nil || len(sibling) != 1 {
 			t.Fatalf("%+v, %v", sibling, err)
@@ -122,7 +122,7 @@ func peerIndexOf(t *testing.T, host int) int {
 	return 0
 }
 
-func TestALockHoldsTheWireOfAPodWhoseFirstProcessLeftItsNetwork(t *testing.T) {
+func TestLockBlocksVethIfFirstProcessLeftTheNetwork(t *testing.T) {
 	n := newNetworkLab(t)
 	hidden := newHiddenHelper(t, n.podDir)
 	wires, err := FindVeths(pidsOf(hidden, n.pod)...)

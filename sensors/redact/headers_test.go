@@ -5,7 +5,7 @@ import (
 	"testing"
 )
 
-func TestSecretsOfHeadersVariablesAndJoinedOptionsAreHidden(t *testing.T) {
+func TestSecretsInHeadersVariablesAndOptionsAreRedacted(t *testing.T) {
 	for _, args := range [][]string{
 		{"curl", "-su", "bob:hunter22", "http://x"},
 		{"curl", "-sSu", "bob:hunter22", "http://x"},

@@ -8,7 +8,7 @@ import (
 // plantedSecret is the secret of every case. It looks like an ordinary word, so that only the table can recognize it.
 const plantedSecret = "hunter2x"
 
-func TestSecretsOfKnownProgramsAreHidden(t *testing.T) {
+func TestSecretsOfKnownProgramsAreRedacted(t *testing.T) {
 	for _, line := range []string{
 		"mysql|-phunter2x|-uroot", "mysql|-p|hunter2x", "mysql|-pPassword-hunter2x|-uroot", "mariadb-dump|-phunter2x|db", "/opt/bin/mysqladmin|-phunter2x|ping",
 		"docker|login|-u|me|-p|hunter2x", "podman|login|-phunter2x|r", "helm|registry|login|r|-u|me|-p|hunter2x", "az|login|-u|me|-p|hunter2x", "oc|login|-u|me|-p|hunter2x", "skopeo|login|-u|a|-p|hunter2x|r",
@@ -49,7 +49,7 @@ func TestSecretsOfKnownProgramsAreHidden(t *testing.T) {
 	}
 }
 
-func TestWhatAResponderNeedsIsShown(t *testing.T) {
+func TestOrdinaryArgumentsAreNotRedacted(t *testing.T) {
 	for _, line := range []string{
 		"docker|run|-p|8080:80|nginx", "ps|-p|1", "mkdir|-p|/var/lib/mysql", "ls|-P", "ssh|-p|2222|host", "nc|-l|-p|4444", "tar|-P|-czf|/tmp/x.tgz|/etc", "curl|-k|https://203.0.113.7/x.sh", "curl|-X|POST|https://h/u",
 		"xmrig|-o|stratum+tcp://pool:3333|-u|wallet|-k", "kubectl|get|pods|-n|shop", "openssl|s_client|-connect|h:443", "apt|install|redis", "git|push|origin|main", "aws|s3|cp|s3://b/k|-",
@@ -67,7 +67,7 @@ func TestWhatAResponderNeedsIsShown(t *testing.T) {
 	}
 }
 
-func TestRandomTokensAreHiddenWhereverTheyStand(t *testing.T) {
+func TestRandomTokensAreRedactedAnywhere(t *testing.T) {
 	for _, args := range [][]string{
 		{"tool", "-x", "xK9fQ2mZ7pL4vR8tB1nY"}, {"tool", "--k=wJalrXUtnFEMI/K7MDENG/bPxRfiCYzT9a1B2c3D"}, {"tool", "Zm9vYmFyQmF6MTIzNDU2Nzg5MEFiQ2RFZg"},
 	} {

@@ -10,7 +10,7 @@ import (
 )
 
 // A technique that ATT&CK revoked, or a typing error, would appear in every export and break searches.
-func TestEveryTechniqueOfTheRulesIsKnown(t *testing.T) {
+func TestRuleTechniquesAreKnown(t *testing.T) {
 	technique := regexp.MustCompile(`(?m)^ +technique: (\S+)$`)
 	entries, err := ShippedPacks.ReadDir(".")
 	require.NoError(t, err)

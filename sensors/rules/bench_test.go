@@ -54,8 +54,8 @@ func BenchmarkRuleThatDoesNotMatch(b *testing.B) {
 	}
 }
 
-// BenchmarkEventsOfAServer measures how many events per second one core evaluates with all shipped rules.
-func BenchmarkEventsOfAServer(b *testing.B) {
+// BenchmarkServerEvents measures how many events per second one core evaluates with all shipped rules.
+func BenchmarkServerEvents(b *testing.B) {
 	set, err := LoadShipped()
 	require.NoError(b, err)
 	var mix []sensors.Event

@@ -121,7 +121,7 @@ func randomCondition(r *rand.Rand, all map[string]reflect.Kind, names []string, 
 	return []string{"(" + a + ") && (" + b + ")", "(" + a + ") || (" + b + ")", "!(" + a + ")", "(" + a + ") ? (" + b + ") : in_container", "some_macro || " + a}[r.IntN(5)]
 }
 
-func TestTheShortWayAgreesWithExprOnEveryEvent(t *testing.T) {
+func TestFastPathAgreesWithExprOnRandomEvents(t *testing.T) {
 	r := rand.New(rand.NewPCG(7, 11))
 	all := conditionFields()
 	names := sortedKeys(all)
@@ -146,7 +146,7 @@ func TestTheShortWayAgreesWithExprOnEveryEvent(t *testing.T) {
 				require.Equal(t, long, short == triTrue, "%s on %+v", source, e)
 				answers[long]++
 			} else {
-				require.NotEqual(t, triTrue, short, "what expr cannot evaluate does not fire: %s on %+v", source, e)
+				require.NotEqual(t, triTrue, short, "a condition that expr cannot evaluate must not fire: %s on %+v", source, e)
 			}
 		}
 	}
@@ -155,7 +155,7 @@ func TestTheShortWayAgreesWithExprOnEveryEvent(t *testing.T) {
 	require.Greater(t, answers[false], 3000)
 }
 
-func TestTheShortWayAgreesWithExprOnTheShippedRules(t *testing.T) {
+func TestFastPathAgreesWithExprOnShippedRules(t *testing.T) {
 	set, err := LoadShipped()
 	require.NoError(t, err)
 	r := rand.New(rand.NewPCG(1, 2))
@@ -184,7 +184,7 @@ func TestTheShortWayAgreesWithExprOnTheShippedRules(t *testing.T) {
 	}
 }
 
-func TestEveryFieldHasAShortWay(t *testing.T) {
+func TestFastPathSupportsEveryField(t *testing.T) {
 	l := loadPacks(nil)
 	v := newConditionEnv()
 	v.setEvent(sensors.Event{})

@@ -62,7 +62,7 @@ func requireNoDetection(t *testing.T, set *rules.Set, e sensors.Event) {
 	require.Empty(t, found)
 }
 
-func TestAListGrowsFromAnotherPack(t *testing.T) {
+func TestAppendExtendsListOfAnotherPack(t *testing.T) {
 	set, problems := loadWithVendorPack(t, "lists: { tools: { append: [socat] }, ports: { append: [4444] } }")
 	require.Empty(t, problems)
 	requireOneDetection(t, set, execEvent("/usr/bin/socat", sensors.Container{}))
@@ -81,7 +81,7 @@ func TestAListGrowsFromAnotherPack(t *testing.T) {
 	}, problems)
 }
 
-func TestAnOverrideExceptsAWorkloadWithoutCopyingTheRule(t *testing.T) {
+func TestOverrideAddsExceptionForWorkload(t *testing.T) {
 	set, problems := loadWithVendorPack(t, `
 overrides:
   - rule: launch suspicious network tool
@@ -120,14 +120,14 @@ overrides:
 	require.Equal(t, "etc/mine.yaml:3", set.Find("tool").Overrides[0].Position)
 }
 
-func TestAWorkloadIsToldFromItsPodWhereNothingElseTells(t *testing.T) {
+func TestWorkloadIsInferredFromThePod(t *testing.T) {
 	set, problems := loadWithVendorPack(t, `overrides: [{ rule: tool, exceptions: [{ workload: { kind: Deployment, name: web } }] }]`)
 	require.Empty(t, problems)
 	pod := sensors.Pod{Namespace: "shop", Name: "web-6d4cf56db6-bcdfg", Labels: map[string]string{"pod-template-hash": "6d4cf56db6"}}
 	requireNoDetection(t, set, execEvent("/bin/nc", sensors.Container{Pod: pod}))
 }
 
-func TestImagesAreMatchedAsRuntimesReadThem(t *testing.T) {
+func TestImagePatternsMatchNormalizedReferences(t *testing.T) {
 	digest := "sha256:" + strings.Repeat("a", 64)
 	for _, c := range []struct {
 		pattern, image string
@@ -161,7 +161,7 @@ func TestImagesAreMatchedAsRuntimesReadThem(t *testing.T) {
 	require.Len(t, problems, 3)
 }
 
-func TestSeverityByNamespaceIsThatOfTheMostSpecificPattern(t *testing.T) {
+func TestMostSpecificNamespacePatternSetsSeverity(t *testing.T) {
 	own := strings.Replace(ruleYAML("mine", `exe == "x"`, "{ process: { exe: /x } }", "{}"), "severity: low", `severity: { default: medium, namespaces: { "prod-*": critical, "*": low, prod-test: info } }`, 1)
 	set, problems := loadWithVendorPack(t, "rules:\n"+own)
 	require.Empty(t, problems)
@@ -174,7 +174,7 @@ func TestSeverityByNamespaceIsThatOfTheMostSpecificPattern(t *testing.T) {
 	}
 }
 
-func TestADetectionSaysThatItWasOverridden(t *testing.T) {
+func TestDetectionNamesItsOverride(t *testing.T) {
 	set, problems := loadWithVendorPack(t, `
 overrides:
   - rule: tool
@@ -196,7 +196,7 @@ overrides:
 	require.Len(t, d.Reasons, 2)
 }
 
-func TestADisabledRuleIsSilentAndStaysInTheList(t *testing.T) {
+func TestDisabledRuleDoesNotFireAndStaysListed(t *testing.T) {
 	set, problems := loadWithVendorPack(t, "overrides: [{ rule: tool, disable: true, reason: we know }]")
 	require.Empty(t, problems)
 	requireNoDetection(t, set, execEvent("/bin/nc", sensors.Container{}))
@@ -205,7 +205,7 @@ func TestADisabledRuleIsSilentAndStaysInTheList(t *testing.T) {
 	require.Empty(t, set.Stats())
 }
 
-func TestAnOverrideWithAMistakeLeavesTheRuleAsItWas(t *testing.T) {
+func TestInvalidOverrideKeepsTheRule(t *testing.T) {
 	set, problems := loadWithVendorPack(t, `
 overrides:
   - rule: tol
@@ -242,7 +242,7 @@ overrides:
 	require.Equal(t, sensors.SeverityHigh, requireOneDetection(t, set, execEvent("/bin/nc", sensors.Container{})).Severity)
 }
 
-func TestAMistakeIsToldWhereItStandsInFoldedAndQuotedTexts(t *testing.T) {
+func TestErrorPositionInFoldedAndQuotedStrings(t *testing.T) {
 	pack := `
 macros:
   a: >-
@@ -286,12 +286,12 @@ rules:
 	}, got)
 }
 
-func TestATestOfAnotherKindOfEventProvesNothing(t *testing.T) {
+func TestRuleTestWithAnotherEventKindFails(t *testing.T) {
 	_, problems := loadPack(t, "rules:\n"+ruleYAML("r", "exe == \"x\"", "{ process: { exe: x } }", "[{ name: elsewhere, kind: open }, { process: { exe: y } }]"))
 	require.Equal(t, []string{"p.yaml:3:56: error: test `elsewhere` of rule `r`: the event is of the kind `open`, but the rule evaluates `exec` [test]"}, problems)
 }
 
-func TestABrokenExceptionSilencesNothing(t *testing.T) {
+func TestFailingExceptionDoesNotSuppressDetection(t *testing.T) {
 	set, problems := loadWithVendorPack(t, `overrides: [{ rule: tool, exceptions: ['process.args[0] == "x"'] }]`)
 	require.Empty(t, problems)
 	found, errs := set.Evaluate(execEvent("/bin/nc", sensors.Container{}))
@@ -299,7 +299,7 @@ func TestABrokenExceptionSilencesNothing(t *testing.T) {
 	require.Len(t, errs, 1)
 }
 
-func TestRulesAreCounted(t *testing.T) {
+func TestRuleStatsCountEvaluationsAndMatches(t *testing.T) {
 	set, problems := loadWithVendorPack(t, `overrides: [{ rule: tool, exceptions: ['exe == "nc"'] }]`)
 	require.Empty(t, problems)
 	for _, exe := range []string{"/bin/nc", "/bin/curl", "/bin/cat", "/bin/curl"} {
@@ -313,7 +313,7 @@ func TestRulesAreCounted(t *testing.T) {
 	require.Equal(t, rules.RuleStats{Rule: "tool", Kind: sensors.KindExec, Evaluated: 4, Fired: 2, Excepted: 1, Sampled: 1}, stats[0])
 }
 
-func TestAdviceIsAboutOnesOwnPackOnly(t *testing.T) {
+func TestLintWarnsOnlyAboutOwnPacks(t *testing.T) {
 	pack := "lists: { idle: [x] }\nmacros: { spare: in_container }\nrules:\n" +
 		strings.Replace(ruleYAML("net", "in_container && network.port == 7", "{ container: { id: c }, network: { port: 7 } }", "{}"), "severity: low, confidence: 0.5", "severity: high, confidence: 0.4", 1) +
 		strings.Replace(ruleYAML("loud", `exe == "loud"`, "{ process: { exe: loud } }", "{}"), "severity: low, confidence: 0.5", "severity: critical, confidence: 0.6", 1) +
@@ -333,19 +333,19 @@ func TestAdviceIsAboutOnesOwnPackOnly(t *testing.T) {
 	require.ElementsMatch(t, []string{"unused", "unused", "unsure", "no-exception", "never", "never", "wide", "reason", "forgeable"}, codes)
 }
 
-func TestARuleThatAnotherCoversIsTold(t *testing.T) {
+func TestLintReportsShadowedRule(t *testing.T) {
 	load := func(second string) []string {
 		_, problems := rules.Lint(rules.PackSource{FS: fstest.MapFS{"p.yaml": {Data: []byte("rules:\n" + ruleYAML("wide", "exe == \"x\"", "{ process: { exe: x } }", "{}") + second)}}})
 		return textList(problems)
 	}
 	narrow := ruleYAML("narrow", "process.uid == 0 && exe == \"x\"", "{ process: { exe: x } }", "{}")
 	require.Equal(t, []string{"p.yaml:4:51: warning: `wide` at p.yaml:2 fires on every event on which `narrow` does, with at least the same severity and confidence [shadowed] (remove it, or narrow the other rule)"}, load(narrow))
-	require.Empty(t, load(strings.Replace(narrow, "severity: low", "severity: medium", 1)), "it weighs more")
-	require.Len(t, load(ruleYAML("same", "exe == \"x\"", "{ process: { exe: x } }", "{}")), 1, "the later of two alike")
+	require.Empty(t, load(strings.Replace(narrow, "severity: low", "severity: medium", 1)), "a higher severity")
+	require.Len(t, load(ruleYAML("same", "exe == \"x\"", "{ process: { exe: x } }", "{}")), 1, "the later of two equal rules")
 	require.Empty(t, load(ruleYAML("other", "exe == \"y\"", "{ process: { exe: y } }", "{}")))
 }
 
-func TestTheSchemaIsOfWhatIsRead(t *testing.T) {
+func TestSchemaHasAllKeys(t *testing.T) {
 	raw, err := json.Marshal(rules.Schema())
 	require.NoError(t, err)
 	for _, key := range []string{"overrides", "macros", "append", "namespaces", "reason", "fires", "ancestors"} {

@@ -39,7 +39,7 @@ func validateAgainstSchema(t *testing.T, s *jsonschema.Schema, source []byte) er
 	return s.Validate(doc) //nolint:wrapcheck // a test
 }
 
-func TestTheShippedPacksAreOfTheSchema(t *testing.T) {
+func TestShippedPacksMatchTheSchema(t *testing.T) {
 	s := compileSchema(t)
 	files, err := filepath.Glob("*.yaml")
 	require.NoError(t, err)
@@ -54,7 +54,7 @@ func TestTheShippedPacksAreOfTheSchema(t *testing.T) {
 	}
 }
 
-func TestTheReferenceIsTrue(t *testing.T) {
+func TestLanguageReferenceIsCorrect(t *testing.T) {
 	raw, err := os.ReadFile("LANGUAGE.md")
 	require.NoError(t, err)
 	page := string(raw)

@@ -12,7 +12,7 @@ import (
 	"stanch/sensors/rules"
 )
 
-func TestEveryShippedRulePassesItsOwnTests(t *testing.T) {
+func TestShippedRulesPassTheirTests(t *testing.T) {
 	set, err := rules.LoadShipped()
 	require.NoError(t, err)
 	require.NotEmpty(t, set.Rules())
@@ -21,7 +21,7 @@ func TestEveryShippedRulePassesItsOwnTests(t *testing.T) {
 	}
 }
 
-func TestARuleThatDoesNotFireOnItsOwnEventIsAnError(t *testing.T) {
+func TestRuleThatFailsItsTestIsAnError(t *testing.T) {
 	pack := `
 rules:
   - rule: broken
@@ -70,7 +70,7 @@ rules:
 	}, lines)
 }
 
-func TestADetectionSaysWhatAndWhy(t *testing.T) {
+func TestDetectionHasTitleAndReasons(t *testing.T) {
 	set, err := rules.LoadShipped()
 	require.NoError(t, err)
 	event := sensors.Event{
@@ -79,9 +79,9 @@ func TestADetectionSaysWhatAndWhy(t *testing.T) {
 	}
 	found, errs := set.Evaluate(event)
 	require.Empty(t, errs)
-	require.GreaterOrEqual(t, len(found), 2, "the miner and the drift")
+	require.GreaterOrEqual(t, len(found), 2, "miner and drift")
 	again, _ := set.Evaluate(event)
-	require.Equal(t, found[0].ID, again[0].ID, "the id is the event's and the rule's")
+	require.Equal(t, found[0].ID, again[0].ID, "the ID depends on the event and the rule")
 	require.NotEqual(t, found[0].ID, found[1].ID)
 }
 
@@ -100,7 +100,7 @@ func loadPack(t *testing.T, pack string) (*rules.Set, []string) {
 	return set, out
 }
 
-func TestAMacroStandsForItsCondition(t *testing.T) {
+func TestMacroExpandsToItsCondition(t *testing.T) {
 	set, problems := loadPack(t, `
 lists: { shells: [sh, bash] }
 macros:
@@ -116,7 +116,7 @@ rules:
 	require.Empty(t, found)
 }
 
-func TestMacrosInACircleAreAnErrorAtTheirPlace(t *testing.T) {
+func TestMacroCycleIsAnErrorAtItsPosition(t *testing.T) {
 	set, problems := loadPack(t, `
 macros:
   a: b || in_container
@@ -134,7 +134,7 @@ rules:
 	}, problems)
 }
 
-func TestMacrosOfMacrosDoNotMultiplyWithoutEnd(t *testing.T) {
+func TestNestedMacroExpansionIsBounded(t *testing.T) {
 	pack := "macros:\n  m0: in_container || in_container\n"
 	for i := range 200 {
 		pack += fmt.Sprintf("  m%d: m%d || m%d\n", i+1, i, i)
@@ -143,7 +143,7 @@ func TestMacrosOfMacrosDoNotMultiplyWithoutEnd(t *testing.T) {
 	require.Contains(t, strings.Join(problems, "\n"), "too-large")
 }
 
-func TestARuleIsFoundByFalcosNameOfIt(t *testing.T) {
+func TestRuleIsFoundByItsFalcoName(t *testing.T) {
 	pack := strings.Replace(ruleYAML("a", "in_container", "{ container: { id: c } }", "{}"), "title: t", `aliases: ["Terminal shell in container"], title: t`, 1)
 	set, problems := loadPack(t, "rules:\n"+pack)
 	require.Empty(t, problems)

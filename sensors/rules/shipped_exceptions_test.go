@@ -8,7 +8,7 @@ import (
 )
 
 // An exception for a program's name must be limited to programs of the image, because any file can have any name.
-func TestNoShippedRuleExceptsAProgramByItsNameAlone(t *testing.T) {
+func TestShippedExceptionsRequireProgramsOfTheImage(t *testing.T) {
 	named := regexp.MustCompile(`(?m)^      - (.*\bexe (in|==) .*)$`)
 	seen := 0
 	entries, err := ShippedPacks.ReadDir(".")

@@ -239,7 +239,7 @@ func startHangingContainer(t *testing.T) (dir string, files *hangingFSProcess, s
 	return dir, files, a.Process.Pid, b.Process.Pid
 }
 
-func TestAFileThatNeverAnswersTakesNothingElseFromASnapshot(t *testing.T) {
+func TestHangingFileDoesNotAffectTheRestOfASnapshot(t *testing.T) {
 	dir, _, silent, ordinary := startHangingContainer(t)
 	began := time.Now()
 	taken, _, err := Take(context.Background(), Target{CgroupDirs: []string{dir}}, Limits{})
@@ -253,11 +253,11 @@ func TestAFileThatNeverAnswersTakesNothingElseFromASnapshot(t *testing.T) {
 		t.Errorf("hashes: %+v", taken.Processes)
 	}
 	if !strings.Contains(strings.Join(taken.Missing, "\n"), errReadStuck.Error()) {
-		t.Errorf("it does not say what is missing: %q", taken.Missing)
+		t.Errorf("the missing part is not listed: %q", taken.Missing)
 	}
 }
 
-func TestSnapshotProcessesThatCannotEndAreFew(t *testing.T) {
+func TestStuckSnapshotHelpersAreLimited(t *testing.T) {
 	dir, files, _, ordinary := startHangingContainer(t)
 	t.Setenv(snapshotHelperEnv, "1")
 	h := NewHelperPool("/proc/self/exe")
@@ -284,13 +284,13 @@ func TestSnapshotProcessesThatCannotEndAreFew(t *testing.T) {
 		}
 	}
 	files.sendCommand(t, "answer")
-	waitUntil(t, "they end when they are answered", func() bool { return len(h.slots) <= 1 })
+	waitUntil(t, "they exit after the response", func() bool { return len(h.slots) <= 1 })
 	if _, _, err := h.Take(context.Background(), target, Limits{}); err != nil {
 		t.Error(err)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	cancel()
 	if _, _, err := h.Take(ctx, target, Limits{}); err == nil {
-		t.Error("a caller that has gone is answered")
+		t.Error("a canceled call returned a result")
 	}
 }

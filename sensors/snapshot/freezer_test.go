@@ -122,7 +122,7 @@ func requireThawedOnTime(t *testing.T, dir string, until time.Time) {
 
 func waitUntilTime(t *testing.T, end time.Time) {
 	t.Helper()
-	waitUntil(t, "the end passes", func() bool { return time.Now().After(end) })
+	waitUntil(t, "the expiry passes", func() bool { return time.Now().After(end) })
 }
 
 // The sensor's pod is deleted during a freeze, and the container runtime kills every process in its cgroups.
@@ -158,7 +158,7 @@ func TestFreezeEndsOnTimeAfterEveryProcessOfTheSensorIsKilled(t *testing.T) {
 	writeFile(t, filepath.Join(pod, "cgroup.kill"), "1")
 	_ = sensor.Wait()
 	if !isFrozen(dir) {
-		t.Error("it thaws with the sensor's death")
+		t.Error("it thaws when the sensor is killed")
 	}
 	requireThawedOnTime(t, dir, until)
 	waitUntil(t, "the thawer ends", func() bool { return !isThawerRunning(m) })
@@ -174,13 +174,13 @@ func TestFreezeEndsOnTimeWhileTheSensorRuns(t *testing.T) {
 	}
 	h, ok, err := f.FindFreeze(dir)
 	if err != nil || !ok || h.LeaseID != "a" || h.TargetID != "container:c" || !h.ExpiresAt.Equal(until) {
-		t.Errorf("held for %+v, %v, %v", h, ok, err)
+		t.Errorf("frozen for %+v, %v, %v", h, ok, err)
 	}
 	requireThawedOnTime(t, dir, until)
-	waitUntil(t, "it is held for nobody", func() bool { _, ok, err := f.FindFreeze(dir); return err == nil && !ok })
+	waitUntil(t, "no freeze is reported", func() bool { _, ok, err := f.FindFreeze(dir); return err == nil && !ok })
 }
 
-func TestFreezeIsExtendedAndShortened(t *testing.T) {
+func TestFreezeCanBeExtendedAndShortened(t *testing.T) {
 	dir, f := startWorkload(t), newTestFreezer(t)
 	first := time.Now().Add(1500 * time.Millisecond)
 	freezeForTest(t, f, "a", dir, first)
@@ -189,7 +189,7 @@ func TestFreezeIsExtendedAndShortened(t *testing.T) {
 	waitUntil(t, "the first thawer ends", func() bool { return !isThawerRunning(old) })
 	waitUntilTime(t, first.Add(100*time.Millisecond))
 	if !isFrozen(dir) {
-		t.Fatal("it thaws at its first end")
+		t.Fatal("it thaws at its first expiry")
 	}
 	last := time.Now().Add(time.Second)
 	freezeForTest(t, f, "a", dir, last)
@@ -229,26 +229,26 @@ func TestPauseByAnotherProcessSurvivesTheEndOfAFreeze(t *testing.T) {
 			}
 			m := freezeMarkerOf(t, dir)
 			writeFile(t, filepath.Join(dir, "cgroup.freeze"), "1") // an operator pauses it
-			waitUntil(t, "Stanch holds it no longer", func() bool { _, ok, err := f.FindFreeze(dir); return err == nil && !ok && !isThawerRunning(m) })
+			waitUntil(t, "Stanch no longer reports a freeze", func() bool { _, ok, err := f.FindFreeze(dir); return err == nil && !ok && !isThawerRunning(m) })
 			waitUntilTime(t, until.Add(200*time.Millisecond))
 			if err := f.Thaw(t.Context(), "a"); err != nil {
 				t.Fatal(err)
 			}
 			if !isFrozen(dir) {
-				t.Error("the operator's pause was lifted")
+				t.Error("the operator's pause was removed")
 			}
 			if err := f.Freeze(t.Context(), CgroupFreeze{LeaseID: "a", CgroupDir: dir, ExpiresAt: time.Now().Add(time.Minute)}); !IsRefused(err) {
-				t.Errorf("and it can be frozen for a lease: %v", err)
+				t.Errorf("a cgroup that another process paused was frozen: %v", err)
 			}
 		})
 	}
 }
 
-func TestFreezeThatAnotherProcessThawedIsNotHeld(t *testing.T) {
+func TestFreezeThatAnotherProcessThawedIsNotReported(t *testing.T) {
 	dir, f := startWorkload(t), newTestFreezer(t)
 	freezeForTest(t, f, "a", dir, time.Now().Add(time.Minute))
 	writeFile(t, filepath.Join(dir, "cgroup.freeze"), "0")
-	waitUntil(t, "Stanch holds it no longer", func() bool { _, ok, err := f.FindFreeze(dir); return err == nil && !ok })
+	waitUntil(t, "Stanch no longer reports a freeze", func() bool { _, ok, err := f.FindFreeze(dir); return err == nil && !ok })
 	freezeForTest(t, f, "a", dir, time.Now().Add(time.Minute)) // the lease applies it again
 	if err := f.Thaw(t.Context(), "a"); err != nil || isFrozen(dir) {
 		t.Errorf("%v", err)
@@ -261,12 +261,12 @@ func TestFreezeIsRefusedWhereAnotherProcessFroze(t *testing.T) {
 			writeFile(t, filepath.Join(dir, "cgroup.freeze"), "1")
 			return filepath.Join(dir, "cgroup.freeze"), "0"
 		},
-		"a cgroup above": func(t *testing.T, dir string) (string, string) {
+		"parent cgroup": func(t *testing.T, dir string) (string, string) {
 			above := filepath.Join(filepath.Dir(dir), "cgroup.freeze")
 			writeFile(t, above, "1")
 			return above, "0"
 		},
-		"by the freezer of cgroup v1": func(t *testing.T, dir string) (string, string) {
+		"cgroup v1 freezer": func(t *testing.T, dir string) (string, string) {
 			return freezeWithCgroupV1(t, dir), "THAWED"
 		},
 	}
@@ -337,7 +337,7 @@ func freezeWithCgroupV1(t *testing.T, dir string) string {
 	return state
 }
 
-func TestFreezeIsKnownAfterARestartOfTheSensor(t *testing.T) {
+func TestFreezeIsFoundAfterSensorRestart(t *testing.T) {
 	dir, orphan, f := startWorkload(t), startWorkload(t), newTestFreezer(t)
 	until := time.Now().Add(2 * time.Second)
 	freezeForTest(t, f, "a", dir, until)
@@ -352,17 +352,17 @@ func TestFreezeIsKnownAfterARestartOfTheSensor(t *testing.T) {
 	if err := unix.Kill(dead.ThawerPID, unix.SIGKILL); err != nil {
 		t.Fatal(err)
 	}
-	waitUntil(t, "a thawer dies", func() bool { return !isThawerRunning(dead) })
+	waitUntil(t, "a thawer is killed", func() bool { return !isThawerRunning(dead) })
 
 	next := newTestFreezer(t)
 	if err := next.RecoverFreezes(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	if h, ok, err := next.FindFreeze(dir); err != nil || !ok || h.LeaseID != "a" || !h.ExpiresAt.Equal(until) {
-		t.Errorf("held for %+v, %v, %v", h, ok, err)
+		t.Errorf("frozen for %+v, %v, %v", h, ok, err)
 	}
 	if h, ok, err := next.FreezeOfLease("a"); err != nil || !ok || h.CgroupDir != dir {
-		t.Errorf("the lease holds %+v, %v, %v", h, ok, err)
+		t.Errorf("the lease has %+v, %v, %v", h, ok, err)
 	}
 	waitUntil(t, "another thawer replaces the dead one", func() bool { return isThawerRunning(freezeMarkerOf(t, orphan)) })
 	requireThawedOnTime(t, dir, until)
@@ -380,7 +380,7 @@ func TestFreezeWhoseThawerIsKilledEndsOnTime(t *testing.T) {
 	requireThawedOnTime(t, dir, until)
 }
 
-func TestFreezeIsOfTheCgroupAndNotOfItsPath(t *testing.T) {
+func TestFreezeRequiresTheCgroupID(t *testing.T) {
 	dir, f := startWorkload(t), newTestFreezer(t)
 	id, err := containermeta.CgroupID(dir)
 	if err != nil {
@@ -404,7 +404,7 @@ func TestFreezeIsOfTheCgroupAndNotOfItsPath(t *testing.T) {
 	}
 }
 
-func TestV1RootsAreTheTrueOnes(t *testing.T) {
+func TestCgroupV1RootsIgnoreOtherMounts(t *testing.T) {
 	got := cgroupV1Roots(`30 25 0:26 /../../.. /sys/fs/cgroup/freezer rw - cgroup cgroup rw,freezer
 31 25 0:27 / /sys/fs/cgroup/systemd rw - cgroup cgroup rw,xattr,name=systemd
 32 25 0:26 / /mnt/own rw - cgroup cgroup rw,freezer

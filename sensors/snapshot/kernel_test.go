@@ -80,7 +80,7 @@ func findProcess(t *testing.T, s Snapshot, pid int) Process {
 	return s.Processes[i]
 }
 
-func TestASnapshotHasWhatIsVolatileAndNoSecret(t *testing.T) {
+func TestSnapshotContainsVolatileStateButNoSecrets(t *testing.T) {
 	dir := newCgroup(t)
 	sleep, err := os.ReadFile("/bin/sleep")
 	if err != nil {
@@ -169,7 +169,7 @@ func TestASnapshotHasWhatIsVolatileAndNoSecret(t *testing.T) {
 	}
 }
 
-func TestWhatDoesNotFitIsSaid(t *testing.T) {
+func TestSnapshotListsWhatExceedsTheLimits(t *testing.T) {
 	dir := newCgroup(t)
 	sleep, err := os.ReadFile("/bin/sleep")
 	if err != nil {
@@ -202,16 +202,16 @@ func TestWhatDoesNotFitIsSaid(t *testing.T) {
 		"hash":      {Limits{MaxHashBytes: 10}, "not hashed"},
 	} {
 		if got, _ := take(context.Background(), c.lim); !strings.Contains(got, c.want) {
-			t.Errorf("%s: %q does not say %q", name, got, c.want)
+			t.Errorf("%s: %q does not contain %q", name, got, c.want)
 		}
 	}
 	ended, cancel := context.WithCancel(context.Background())
 	cancel()
 	if got, _ := take(ended, Limits{}); !strings.Contains(got, "out of time") {
-		t.Errorf("a context that ended: %q", got)
+		t.Errorf("a canceled context: %q", got)
 	}
 	if _, _, err := Take(context.Background(), Target{CgroupDirs: []string{dir + "-none"}}, Limits{}); err == nil {
-		t.Error("a cgroup that does not exist gave a snapshot")
+		t.Error("a missing cgroup returned a snapshot")
 	}
 }
 

@@ -9,7 +9,7 @@ import (
 	"stanch/sensors/yamlnode"
 )
 
-func TestNumbersThatYAMLChangesAreErrors(t *testing.T) {
+func TestNumbersThatYAMLWouldChangeAreErrors(t *testing.T) {
 	scalar := func(text string) *yaml.Node {
 		var doc yaml.Node
 		require.NoError(t, yaml.Unmarshal([]byte("v: "+text), &doc))

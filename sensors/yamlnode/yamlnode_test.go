@@ -16,7 +16,7 @@ type testStruct struct {
 	On    bool              `json:"on"`
 }
 
-func TestAStructIsReadByItsTagsAndNothingElse(t *testing.T) {
+func TestStructFieldsAreReadByTheirTags(t *testing.T) {
 	read := func(text string) (testStruct, []string) {
 		var out testStruct
 		r := &yamlnode.Reader{File: "f"}
@@ -44,7 +44,7 @@ func TestAStructIsReadByItsTagsAndNothingElse(t *testing.T) {
 	}, problems)
 }
 
-func TestAFileIsBounded(t *testing.T) {
+func TestFileSizeAndNestingAreLimited(t *testing.T) {
 	for _, c := range []struct {
 		limits     yamlnode.Limits
 		text, code string
@@ -65,7 +65,7 @@ func TestAFileIsBounded(t *testing.T) {
 	}
 }
 
-func TestTheSchemaIsThatOfTheFieldsThatAreRead(t *testing.T) {
+func TestSchemaMatchesTheFields(t *testing.T) {
 	var name string
 	fields := []yamlnode.Field{
 		yamlnode.StringField("name", "who", &name).AsRequired(),

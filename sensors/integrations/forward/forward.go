@@ -107,9 +107,9 @@ func (o Options) endpointURL() (string, error) {
 	if ip := net.ParseIP(u.Hostname()); u.Scheme == "http" && !o.Plaintext && u.Hostname() != "localhost" && (ip == nil || !ip.IsLoopback()) {
 		return "", fmt.Errorf("the token would be sent to %s unencrypted; use https, or --plaintext if nobody can intercept the connection", u.Host)
 	}
-	door := "/v1/" + o.Kind
-	if !strings.HasSuffix(u.Path, door) {
-		u.Path = strings.TrimSuffix(u.Path, "/") + door
+	path := "/v1/" + o.Kind
+	if !strings.HasSuffix(u.Path, path) {
+		u.Path = strings.TrimSuffix(u.Path, "/") + path
 	}
 	return u.String(), nil
 }

@@ -198,7 +198,7 @@ func (p *testForwarder) waitForAlerts(n int, what string) {
 	require.Eventually(p.t, func() bool { return p.gateway.distinctAlerts() == n }, 20*time.Second, 5*time.Millisecond, "%s: %d of %d\n%s", what, p.gateway.distinctAlerts(), n, p.logText())
 }
 
-func TestAFileIsFollowedAsItGrowsAndThroughItsRotations(t *testing.T) {
+func TestFileIsFollowedThroughRotations(t *testing.T) {
 	p := newTestForwarder(t)
 	end := p.start()
 	p.appendAlerts(0, 10)
@@ -230,7 +230,7 @@ func TestAFileIsFollowedAsItGrowsAndThroughItsRotations(t *testing.T) {
 	}
 }
 
-func TestReadingGoesOnWhereItEnded(t *testing.T) {
+func TestReadingResumesAtTheSavedOffset(t *testing.T) {
 	p := newTestForwarder(t)
 	p.appendAlerts(0, 5)
 	end := p.start()
@@ -279,7 +279,7 @@ func TestReadingGoesOnWhereItEnded(t *testing.T) {
 	require.ErrorContains(t, err, "remove the file to start again")
 }
 
-func TestWithoutAPlaceOnlyWhatIsNewIsRead(t *testing.T) {
+func TestOnlyNewLinesAreReadWithoutSavedState(t *testing.T) {
 	p := newTestForwarder(t)
 	p.options.Beginning = false
 	p.appendAlerts(0, 5)
@@ -301,10 +301,10 @@ func TestWithoutAPlaceOnlyWhatIsNewIsRead(t *testing.T) {
 	require.NoError(t, errors.Join(err, file.Close()))
 	s, err := forward.Run(t.Context(), p.options)
 	require.NoError(t, err)
-	require.Equal(t, 6, s.Accepted, "once, to a last line without an end")
+	require.Equal(t, 6, s.Accepted, "once, up to a last line without a newline")
 }
 
-func TestWhileTheGatewayIsAwayNothingIsLostAndNothingIsReadAhead(t *testing.T) {
+func TestUnavailableGatewayPausesReadingAndLosesNothing(t *testing.T) {
 	p := newTestForwarder(t)
 	away := true
 	p.gateway.respondWith = func(n int) int {
@@ -330,7 +330,7 @@ func TestWhileTheGatewayIsAwayNothingIsLostAndNothingIsReadAhead(t *testing.T) {
 	}()
 	end := p.start()
 	require.Eventually(t, func() bool { p.gateway.mu.Lock(); defer p.gateway.mu.Unlock(); return len(p.gateway.codes) > 20 }, 10*time.Second, 5*time.Millisecond)
-	require.Less(t, len(written), 2500, "it does not read what it cannot carry")
+	require.Less(t, len(written), 2500, "it does not read ahead of delivery")
 	p.gateway.mu.Lock()
 	away = false
 	p.gateway.mu.Unlock()
@@ -342,7 +342,7 @@ func TestWhileTheGatewayIsAwayNothingIsLostAndNothingIsReadAhead(t *testing.T) {
 	require.Contains(t, p.logText(), "accepts lines again")
 }
 
-func TestWhatIsRefusedIsToldAndCostsNothingElse(t *testing.T) {
+func TestRefusedLinesAreLoggedAndOthersAccepted(t *testing.T) {
 	p := newTestForwarder(t)
 	p.options.File, p.options.State, p.options.Beginning = "", "", false
 	p.options.Stdin = strings.NewReader(alertJSON(1) + "nonsense\x1b[2K\n\n" + `{"a":"` + strings.Repeat("a", integrations.MaxRecordBytes) + "\"}\n" + alertJSON(2) +
@@ -357,7 +357,7 @@ func TestWhatIsRefusedIsToldAndCostsNothingElse(t *testing.T) {
 	require.Contains(t, p.gateway.alertCounts, "id-3", "lines that the runtime split are joined")
 }
 
-func TestWhatWaitingCannotMendEndsIt(t *testing.T) {
+func TestPermanentErrorEndsForwarding(t *testing.T) {
 	p := newTestForwarder(t)
 	p.appendAlerts(0, 1)
 	for want, change := range map[string]func(*forward.Options){
@@ -378,7 +378,7 @@ func TestWhatWaitingCannotMendEndsIt(t *testing.T) {
 }
 
 // A rejected token that is replaced while the forwarder runs needs no restart.
-func TestATokenMayBeReplaced(t *testing.T) {
+func TestReplacedTokenIsReadAgain(t *testing.T) {
 	p := newTestForwarder(t)
 	p.appendAlerts(0, 1)
 	end := p.start()
@@ -392,7 +392,7 @@ func TestATokenMayBeReplaced(t *testing.T) {
 }
 
 // The start position is saved before the first batch is delivered, so that a rotation in between loses nothing.
-func TestWhatIsRotatedBeforeAnythingIsCarriedIsFoundAgain(t *testing.T) {
+func TestFileRotatedBeforeFirstDeliveryIsRead(t *testing.T) {
 	p := newTestForwarder(t)
 	p.gateway.respondWith = func(int) int { return http.StatusServiceUnavailable }
 	p.appendAlerts(0, 5)
@@ -410,7 +410,7 @@ func TestWhatIsRotatedBeforeAnythingIsCarriedIsFoundAgain(t *testing.T) {
 }
 
 // A kill at any moment loses nothing, and lines that are sent again have the same IDs.
-func TestKilledItLosesNothing(t *testing.T) {
+func TestKilledForwarderLosesNothing(t *testing.T) {
 	p := newTestForwarder(t)
 	away := false
 	p.gateway.hangUp = func(n int) bool { return n%7 == 0 }
@@ -464,5 +464,5 @@ func TestKilledItLosesNothing(t *testing.T) {
 	for _, n := range p.gateway.alertCounts {
 		again += n - 1
 	}
-	t.Logf("%d alerts over 8 kills, %d came again under the same id", all, again)
+	t.Logf("%d alerts over 8 kills, %d were sent again with the same ID", all, again)
 }
