@@ -15,15 +15,15 @@ func ManualContainmentPlaybook(action string, holds time.Duration) SourceFile {
 	// an incident keeps the first version of a playbook that it started, so the duration is part of the name
 	name := manualPlaybookName(action, duration.Format(holds))
 	text := fmt.Sprintf(`playbook: %s
-description: A person asked for this containment by hand.
-inputs: { asked: { type: string, default: by hand } }
+description: A person requested this containment manually.
+inputs: { requested: { type: string, default: manually } }
 steps:
   - evidence: process.snapshot
   - contain: %q
     id: contain
     for: %s
 `, name, action, holds)
-	return SourceFile{File: "by-hand/" + name + ".yaml", Content: []byte(text)}
+	return SourceFile{File: "manual/" + name + ".yaml", Content: []byte(text)}
 }
 
 func manualPlaybookName(action, holds string) string {

@@ -198,7 +198,7 @@ func serveGateway(ctx context.Context, setup agent.Config, address, certs string
 	case err != nil && node == nil:
 		return err
 	case errors.Is(err, gatewayrpc.ErrDamagedPinnedKeys): // the node still watches and reports
-		setup.Log.Error("read the pinned keys; every command is refused", "error", err)
+		setup.Log.Error("could not read the pinned keys; every command is refused", "error", err)
 	case err != nil:
 		return err
 	}

@@ -236,7 +236,7 @@ func (a *Agent) logThrottled(what string, err error) {
 		clear(a.lastLogged)
 	}
 	a.lastLogged[cause] = time.Now()
-	a.Log.Warn("the sensor continues after an error", "doing", what, "error", err)
+	a.Log.Warn("the sensor continues after an error", "operation", what, "error", err)
 }
 
 // Health is the state that a node reports to the gateway.

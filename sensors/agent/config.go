@@ -118,7 +118,7 @@ func NewFromConfig(s Config) (a *Agent, closeAll func(), err error) {
 		if len(s.ThawProgram) > 0 {
 			o.Freezer = snapshot.NewFreezer(o.Resolver.CgroupRoot(), s.Log, s.ThawProgram...)
 			if err := o.Freezer.RecoverFreezes(context.Background()); err != nil {
-				s.Log.Warn("recover the freezes of a previous sensor", "error", err)
+				s.Log.Warn("could not recover the freezes of a previous sensor", "error", err)
 			}
 			closers = append(closers, func() { _ = o.Freezer.Close() })
 		}

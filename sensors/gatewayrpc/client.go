@@ -285,7 +285,7 @@ func (s *session) sendDetections(ctx context.Context) error {
 			}
 		}
 		if err := s.Spool.Acknowledge(len(head)); err != nil {
-			s.Log.Warn("spool", "error", err)
+			s.Log.Warn("could not update the spool", "error", err)
 		}
 		sequence++
 	}
@@ -371,6 +371,6 @@ func (s *session) sendResult(cmd *gatewaypb.Command, result any, blobs []Attachm
 		}
 	}
 	if err := s.send(&gatewaypb.FromNode{Body: &gatewaypb.FromNode_Result{Result: answer}}); err != nil {
-		s.Log.Warn("send a command's result", "kind", cmd.GetKind(), "error", err)
+		s.Log.Warn("could not send the result of a command", "kind", cmd.GetKind(), "error", err)
 	}
 }

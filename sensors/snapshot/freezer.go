@@ -119,7 +119,7 @@ func (f *Freezer) replaceThawer(dir *os.File, m freezeMarker, o thawOrder) error
 		err := unix.PidfdSendSignal(pidfd, unix.SIGKILL, nil, 0)
 		_ = unix.Close(pidfd)
 		if err != nil && !errors.Is(err, unix.ESRCH) {
-			f.log.Warn("stop a replaced thawer", "pid", m.ThawerPID, "error", err)
+			f.log.Warn("could not stop a replaced thawer", "pid", m.ThawerPID, "error", err)
 		}
 	}
 	return f.watchThawer(dir)
