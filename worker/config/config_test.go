@@ -37,7 +37,7 @@ func TestParseRejectsUndefinedNames(t *testing.T) {
 	require.Equal(t, []string{
 		"the cluster: invalid phase 7 / 1 observes, 2 contains, 3 disrupts with approval",
 		"scope shop: the group `oncal` has no members / did you mean `oncall`?",
-		"scope shop: unknown person `bob` / known here: alice",
+		"scope shop: unknown person `bob` / use one of: alice",
 	}, got)
 }
 

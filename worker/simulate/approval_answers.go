@@ -105,7 +105,7 @@ func (s *simulation) addApprovalRequest(p playbook.ApprovalRequest, cfg *config.
 	s.result.ApprovalRequests = append(s.result.ApprovalRequests, q)
 	n := len(s.result.ApprovalRequests) - 1
 	s.mu.Unlock()
-	s.addEvent("question", "%s would be asked for approval, quorum %d within %s: %s Approved actions: %s", q.Approvers, q.Quorum, duration.Format(p.Approvers.Timeout), titleAsQuestion(p.Title), strings.Join(q.ProposedActions, "; "))
+	s.addEvent("approval-request", "%s would be asked for approval, quorum %d within %s: %s Approved actions: %s", q.Approvers, q.Quorum, duration.Format(p.Approvers.Timeout), titleAsQuestion(p.Title), strings.Join(q.ProposedActions, "; "))
 	for _, a := range s.votesFor(p, cfg) {
 		s.testEnvironment.RegisterDelayedCallback(func() { s.castVote(p, a, n) }, max(a.delay, time.Millisecond))
 	}
