@@ -76,7 +76,7 @@ func TestPlaybookCanUseTicketOutputs(t *testing.T) {
 	}
 	require.Empty(t, load("  - ticket: create\n    id: t\n    with: { title: \"${incident.summary}\", labels: [\"${incident.workload.name}\"] }\n"+
 		"  - notify: email\n    with: { to: [oncall@example.com], text: \"${t.url}\" }\n  - notify: webhook\n    if: t.created\n    with: { name: pager, text: \"${t.id}\" }\n"))
-	require.Contains(t, strings.Join(load("  - notify: webhook\n"), "\n"), "`webhook` needs the parameter `name`")
+	require.Contains(t, strings.Join(load("  - notify: webhook\n"), "\n"), "`webhook` requires the parameter `name`")
 	require.NotEmpty(t, load("  - notify: webhook\n    with: { name: pager, url: 'https://evil.example' }\n"), "a playbook cannot set a URL")
 	require.NotEmpty(t, load("  - ticket: webhook\n    with: { name: pager }\n"))
 }

@@ -142,14 +142,14 @@ func (l *EgressLock) AddTargets(lease string, cgroups []uint64, wires []Veth) er
 	}
 	for _, cg := range cgroups {
 		if err := l.ebpfMap(bpf.LockMapLockedObjects).Put(lockedObjectKey{ID: cg, Kind: objectCgroup}, lockedObjectValue{Lock: id}); err != nil {
-			return fmt.Errorf("egress lock: hold: %w", err)
+			return fmt.Errorf("egress lock: apply: %w", err)
 		}
 	}
 	var errs []error
 	for _, w := range wires {
 		k := lockedObjectKey{ID: uint64(w.Index), Kind: objectVeth} //nolint:gosec // an index
 		if err := l.ebpfMap(bpf.LockMapLockedObjects).Put(k, lockedObjectValue{Lock: id, MAC: w.MAC}); err != nil {
-			return fmt.Errorf("egress lock: hold: %w", err)
+			return fmt.Errorf("egress lock: apply: %w", err)
 		}
 		if err := l.attachVeth(w.Index); err != nil {
 			l.unlockObject(k)

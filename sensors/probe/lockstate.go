@@ -235,7 +235,7 @@ func (l *EgressLock) recomputeLatestExpiry() error {
 		latest = max(latest, rec.Expiry)
 	}
 	if err := l.ebpfMap(bpf.LockMapLatestExpiry).Put(uint32(0), latest); err != nil {
-		return fmt.Errorf("egress lock: write the latest end: %w", err)
+		return fmt.Errorf("egress lock: write the latest expiry: %w", err)
 	}
 	return nil
 }
