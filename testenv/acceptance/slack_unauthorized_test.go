@@ -67,7 +67,9 @@ var unauthorizedClicks = []struct {
 			p["user"] = map[string]any{"id": mallory, "team_id": slack.TeamID, "username": "\u0430lice", "name": "alice"}
 		}, "nobody in Stanch")
 	}},
-	{"a member of another group", func(t *testing.T, w *clickFixture) { w.requireApprovalRejected(t, dora, nil, "is not allowed to vote on this") }},
+	{"a member of another group", func(t *testing.T, w *clickFixture) {
+		w.requireApprovalRejected(t, dora, nil, "is not allowed to vote on this")
+	}},
 	{"a guest", func(t *testing.T, w *clickFixture) { w.requireApprovalRejected(t, guestMember, nil, "a guest") }},
 	{"somebody who has left", func(t *testing.T, w *clickFixture) {
 		w.requireApprovalRejected(t, deactivatedMember, nil, "deactivated")

@@ -17,7 +17,7 @@ const beaconInterval = 50 * time.Millisecond
 // experimentalProtocol is the IP protocol number that beacon raw uses; it is reserved for experiments.
 const experimentalProtocol = 253
 
-// sendBeacons sends "stanch-beacon KIND N" for ever. A message that fails is told once, not each time.
+// sendBeacons sends "stanch-beacon KIND N" until it is killed. It reports repeated failures only once.
 func sendBeacons(kind, address string) error {
 	open, ok := map[string]func(string) (func([]byte) error, error){
 		"tcp": newTCPSender, "tcp-new": newTCPPerMessageSender, "udp": newUDPSender, "raw": newRawIPSender, "packet": newPacketSender, "icmp": newICMPSender,
@@ -37,7 +37,7 @@ func sendBeacons(kind, address string) error {
 		}
 		if err == nil {
 			if err = send(fmt.Appendf(nil, "stanch-beacon %s %d\n", kind, n)); err != nil && kind == "tcp" {
-				send = nil // the connection is dead: another one
+				send = nil // the connection is dead: open another one
 			}
 		}
 		switch {
@@ -56,8 +56,8 @@ func sendBeacons(kind, address string) error {
 	}
 }
 
-// newTCPSender sends on one connection. While the connection hangs, a message waits at most a second: the kernel goes
-// on trying to send what it has taken.
+// newTCPSender returns a sender over one connection. While the connection hangs, a message waits at most one second;
+// the kernel keeps retransmitting what it has accepted.
 func newTCPSender(address string) (func([]byte) error, error) {
 	conn, err := net.DialTimeout("tcp", address, time.Second)
 	if err != nil {
@@ -86,12 +86,13 @@ func newUDPSender(address string) (func([]byte) error, error) {
 	return func(message []byte) error { _, err := conn.Write(message); return err }, nil
 }
 
-// newRawIPSender sends packets of an experimental IP protocol; it needs CAP_NET_RAW, as do the ones below.
+// newRawIPSender returns a sender of packets of an experimental IP protocol. It requires CAP_NET_RAW, as do the senders
+// below.
 func newRawIPSender(address string) (func([]byte) error, error) {
 	return newIPSender(address, experimentalProtocol, nil)
 }
 
-// newICMPSender sends echo requests with the message as their payload.
+// newICMPSender returns a sender of echo requests with the message as payload.
 func newICMPSender(address string) (func([]byte) error, error) {
 	return newIPSender(address, unix.IPPROTO_ICMP, func(message []byte) []byte {
 		packet := append([]byte{8, 0, 0, 0, 0x57, 0x4e, 0, 1}, message...)
@@ -118,7 +119,8 @@ func newIPSender(address string, protocol int, wrap func([]byte) []byte) (func([
 	}, nil
 }
 
-// newPacketSender writes whole Ethernet frames with a UDP datagram to the address, past the kernel's IP.
+// newPacketSender returns a sender that writes complete Ethernet frames with a UDP datagram to the address, bypassing
+// the kernel's IP stack.
 func newPacketSender(address string) (func([]byte) error, error) {
 	ip, port, err := parseIPv4Address(address)
 	if err != nil {
@@ -154,7 +156,7 @@ func buildUDPFrame(device *net.Interface, source, ip net.IP, port uint16, messag
 	return append(f, append(udp, message...)...)
 }
 
-// neighborMAC is the link address of a neighbour that this host knows, the gateway most likely, or everybody's.
+// neighborMAC returns the MAC address of a known neighbor, usually the gateway, or the broadcast address.
 func neighborMAC() net.HardwareAddr {
 	table, _ := os.ReadFile("/proc/net/arp")
 	for line := range strings.Lines(string(table)) {
@@ -167,7 +169,7 @@ func neighborMAC() net.HardwareAddr {
 	return net.HardwareAddr{0xff, 0xff, 0xff, 0xff, 0xff, 0xff}
 }
 
-// firstInterface is the first interface that is up and not the loopback, with its IPv4 address.
+// firstInterface returns the first interface that is up and not the loopback, with its IPv4 address.
 func firstInterface() (*net.Interface, net.IP, error) {
 	all, err := net.Interfaces()
 	if err != nil {
@@ -190,7 +192,7 @@ func firstInterface() (*net.Interface, net.IP, error) {
 	return nil, nil, fmt.Errorf("no interface with an IPv4 address and a link address")
 }
 
-// parseIPv4Address takes an IPv4 address with or without a port.
+// parseIPv4Address parses an IPv4 address with or without a port.
 func parseIPv4Address(address string) (net.IP, uint16, error) {
 	host, port := address, "9"
 	if h, p, err := net.SplitHostPort(address); err == nil {
@@ -204,7 +206,7 @@ func parseIPv4Address(address string) (net.IP, uint16, error) {
 	return ip, uint16(n), err
 }
 
-// checksum is the Internet's.
+// checksum returns the Internet checksum (RFC 1071).
 func checksum(b []byte) uint16 {
 	var sum uint32
 	for i := 0; i+1 < len(b); i += 2 {

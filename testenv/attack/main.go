@@ -1,9 +1,11 @@
-// Command attack does, harmlessly, what attackers do in containers: it gives the sensor something real to see.
+// Command attack imitates, harmlessly, what attackers do in containers, so that the sensor observes something real. It
+// is one static binary for pods and bare containers, and behaves the same under every name, so that an image can
+// contain it as /usr/sbin/nginx. Under the name of a tool that is not one of its commands (`nmap 10.0.0.1`) it does
+// nothing and succeeds.
 //
-// It is one static binary for pods and bare containers, and does the same under every name, so that an image may have it as
-// /usr/sbin/nginx. Under the name of a tool that is none of its commands (`nmap 10.0.0.1`) it does nothing, well. It refuses to harm: it mines nothing and burns at most a
-// twentieth of one CPU, it connects only where it is told to, it reads a token without showing it, and what it
-// writes is a copy of itself. Every command ends on SIGTERM, also as a container's first process.
+// It refuses to do harm: it mines nothing and uses at most a twentieth of one CPU, it connects only to the given
+// addresses, it reads a token without showing it, and it writes only copies of itself. Every command ends on SIGTERM,
+// also as a container's first process.
 package main
 
 import (
@@ -50,7 +52,7 @@ const usageText = `usage: attack COMMAND
 
 func main() {
 	name, args := filepath.Base(os.Args[0]), os.Args[1:]
-	if name == minerName { // what mine has become
+	if name == minerName { // set by execAsMiner
 		exit(mineUntilStopped(args))
 	}
 	if len(args) == 0 && name == "attack" {
@@ -62,7 +64,7 @@ func main() {
 	exit(runCommand(args[0], args[1:]))
 }
 
-// errUsage asks for the usage text.
+// errUsage makes main print the usage text.
 var errUsage = fmt.Errorf("%s", usageText)
 
 func isKnownCommand(command string) bool {
@@ -134,14 +136,14 @@ func exit(err error) {
 	os.Exit(1)
 }
 
-// terminationSignal is told when the process shall end: a first process of a container has no default for signals.
+// terminationSignal receives the signals that end the process: a container's first process has no default for signals.
 func terminationSignal() <-chan os.Signal {
 	signals := make(chan os.Signal, 1)
 	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT)
 	return signals
 }
 
-// waitForTermination waits to be ended, and buries orphans as a first process must.
+// waitForTermination waits for a signal, and reaps orphans as a first process must.
 func waitForTermination() error {
 	children := make(chan os.Signal, 1)
 	signal.Notify(children, syscall.SIGCHLD)

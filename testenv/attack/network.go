@@ -14,19 +14,19 @@ import (
 	"time"
 )
 
-// minerName is what a miner calls itself.
+// minerName is the process name of the miner.
 const minerName = "xmrig"
 
 const tokenPath = "/var/run/secrets/kubernetes.io/serviceaccount/token"
 
-// execAsMiner becomes a process with the command line of a miner.
+// execAsMiner executes this program with the command line of a miner.
 func execAsMiner(pool string) error {
 	return fmt.Errorf("execute itself: %w", syscall.Exec("/proc/self/exe", []string{
 		minerName, "--url", "stratum+tcp://" + pool, "--user", "harmless-drill", "--pass", "x", "--donate-level", "1",
 	}, os.Environ()))
 }
 
-// mineUntilStopped speaks to the pool of the command line for ever and burns a little time.
+// mineUntilStopped talks to the pool of the command line and uses a little CPU until it is stopped.
 func mineUntilStopped(args []string) error {
 	pool := ""
 	for i, a := range args {

@@ -17,14 +17,16 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// runChild runs a command as a child and waits for it: the child's parent is this program, under whatever name.
+// runChild runs a command as a child and waits for it, so that the child's parent is this program under its current
+// name.
 func runChild(args []string) error {
 	c := exec.Command(args[0], args[1:]...)
 	c.Stdin, c.Stdout, c.Stderr = os.Stdin, os.Stdout, os.Stderr
 	return c.Run()
 }
 
-// runChildWithOpenStdin is spawn for a program that waits on its input: it gets one that says nothing for a moment and then ends.
+// runChildWithOpenStdin is runChild for a program that reads its input: the input stays silent for a moment and then
+// ends.
 func runChildWithOpenStdin(args []string) error {
 	c := exec.Command(args[0], args[1:]...)
 	in, err := c.StdinPipe()
@@ -38,7 +40,7 @@ func runChildWithOpenStdin(args []string) error {
 	return errors.Join(in.Close(), c.Wait())
 }
 
-// execAsUser becomes another user and executes a command.
+// execAsUser changes to another user and executes a command.
 func execAsUser(args []string) error {
 	uid, err := strconv.Atoi(args[0])
 	if err != nil {
@@ -50,8 +52,8 @@ func execAsUser(args []string) error {
 	return syscall.Exec(args[1], args[1:], os.Environ())
 }
 
-// raiseCapabilityAndExec takes a right that it is permitted and had not taken, becomes root by it and executes something: to a sensor that
-// looks at what processes may do, the rights come from nowhere, as after a hole in the kernel was used.
+// raiseCapabilityAndExec raises a permitted capability, becomes root with it and executes a command. To a sensor the
+// privileges appear without a cause, as after a kernel exploit.
 func raiseCapabilityAndExec() error {
 	runtime.LockOSThread()
 	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
@@ -65,7 +67,7 @@ func raiseCapabilityAndExec() error {
 	return syscall.Exec("/bin/true", []string{"true"}, os.Environ())
 }
 
-// openListeningPort opens a port and closes it again.
+// openListeningPort listens on a port and closes it again.
 func openListeningPort(address string) error {
 	l, err := net.Listen("tcp", address)
 	if err != nil {
@@ -74,7 +76,7 @@ func openListeningPort(address string) error {
 	return l.Close()
 }
 
-// sendDNSQuery sends one question for a name to a DNS server and does not wait for an answer.
+// sendDNSQuery sends one query to a DNS server and does not wait for a response.
 func sendDNSQuery(name, server string) error {
 	c, err := net.Dial("udp", server)
 	if err != nil {
@@ -97,7 +99,7 @@ func connectUnixSocket(path string) error {
 	return c.Close()
 }
 
-// openAndClose opens a file and closes it, without a byte read or written.
+// openAndClose opens and closes a file without reading or writing a byte.
 func openAndClose(path string, flags int) error {
 	fd, err := unix.Open(path, flags|unix.O_CLOEXEC, 0)
 	if err != nil {
@@ -106,7 +108,7 @@ func openAndClose(path string, flags int) error {
 	return unix.Close(fd)
 }
 
-// startPtraceVictim is a process of this program that waits.
+// startPtraceVictim starts a process of this program that waits.
 func startPtraceVictim() (pid int, end func(), err error) {
 	c := exec.Command("/proc/self/exe", "wait")
 	if err := c.Start(); err != nil {
@@ -132,7 +134,7 @@ func ptraceAttach() error {
 	return unix.PtraceDetach(pid)
 }
 
-// accessProcessMemory reads or writes eight bytes of a waiting copy of this program, where it lies itself too.
+// accessProcessMemory reads or writes eight bytes of a waiting copy of this program.
 func accessProcessMemory(write bool) error {
 	pid, end, err := startPtraceVictim()
 	if err != nil {
@@ -159,17 +161,17 @@ func openSocket(domain, kind, protocol int) error {
 	return unix.Close(fd)
 }
 
-// openByHandle asks for a file by a handle that is none.
+// openByHandle calls open_by_handle_at with an invalid handle.
 func openByHandle() error {
 	_, err := unix.OpenByHandleAt(unix.AT_FDCWD, unix.NewFileHandle(1, make([]byte, 8)), unix.O_RDONLY)
 	fmt.Println("open_by_handle_at:", err)
 	return nil
 }
 
-// createBPFMap makes a small map and drops it.
+// createBPFMap creates and closes a small map.
 func createBPFMap() error {
 	attributes := make([]byte, 128)
-	for i, n := range []uint32{2, 4, 4, 1} { // an array with keys and values of four bytes, one of them
+	for i, n := range []uint32{2, 4, 4, 1} { // an array with one element, with keys and values of four bytes
 		binary.NativeEndian.PutUint32(attributes[4*i:], n)
 	}
 	fd, _, errno := unix.Syscall(unix.SYS_BPF, 0, uintptr(unsafe.Pointer(&attributes[0])), uintptr(len(attributes)))
@@ -180,15 +182,15 @@ func createBPFMap() error {
 	return unix.Close(int(fd))
 }
 
-// The parts of an io_uring that one open needs: offsets as the kernel's io_uring.h has them.
+// The parts of an io_uring that one open needs. The offsets are those of the kernel's io_uring.h.
 const (
 	ioUringEntries  = 4
 	ioUringSQEBytes = 64
 	ioUringOpOpenat = 18
 )
 
-// openWithIOUring sets an io_uring up, and opens a file with it if one is named, for writing if anything follows: no call of the open
-// family is made.
+// openWithIOUring sets up an io_uring and, if a file is named, opens the file with it, for writing if another argument
+// follows. It makes no system call of the open family.
 func openWithIOUring(args []string) error {
 	parameters := make([]byte, 120)
 	fd, _, errno := unix.Syscall(unix.SYS_IO_URING_SETUP, ioUringEntries, uintptr(unsafe.Pointer(&parameters[0])), 0)
@@ -231,7 +233,7 @@ func openWithIOUring(args []string) error {
 	return nil
 }
 
-// dropAndRun writes a copy of this program somewhere and does a command with it, as a child.
+// dropAndRun writes a copy of this program to a path and runs a command with it, as a child.
 func dropAndRun(args []string) error {
 	if err := writeSelfTo(args[0]); err != nil {
 		return err
@@ -239,7 +241,7 @@ func dropAndRun(args []string) error {
 	return runChild(args)
 }
 
-// execRepeatedly executes a program many times, as fast as it goes.
+// execRepeatedly executes a program many times, as fast as possible.
 func execRepeatedly(args []string) error {
 	n, err := strconv.Atoi(args[0])
 	if err != nil {
@@ -253,11 +255,11 @@ func execRepeatedly(args []string) error {
 	return nil
 }
 
-// threads does a command from a thread that is not the first of its process.
+// threads runs a command from a thread that is not the first of its process.
 func runFromThread(args []string) error {
 	done := make(chan error)
 	go func() {
-		runtime.LockOSThread() // and ends with this thread
+		runtime.LockOSThread() // the thread ends with the goroutine
 		for unix.Gettid() == unix.Getpid() {
 			next := make(chan error)
 			go func() { runtime.LockOSThread(); next <- runCommand(args[0], args[1:]) }()
@@ -269,7 +271,7 @@ func runFromThread(args []string) error {
 	return <-done
 }
 
-// rewrite overwrites this process's own command line with a harmless one and does a command.
+// rewrite overwrites this process's command line with a harmless one and runs a command.
 func rewriteArgsAndRun(args []string) error {
 	raw, err := os.ReadFile("/proc/self/stat")
 	if err != nil {

@@ -17,28 +17,28 @@ import (
 	"time"
 )
 
-// PodIdentityAssociation is an EKS Pod Identity association as the stand-in knows it.
+// PodIdentityAssociation is an EKS Pod Identity association of the fake.
 type PodIdentityAssociation struct {
 	Cluster, Namespace, ServiceAccount, RoleARN string
 	TargetRoleARN                               string
 	Untagged                                    bool
 }
 
-// CloudTrailEvent is an event that CloudTrail has.
+// CloudTrailEvent is an event in CloudTrail.
 type CloudTrailEvent struct {
 	Name, User, Key, Resource string
 	Time                      time.Time
-	RawJSON                   string // the whole event; made if empty
+	RawJSON                   string // the complete event; generated if empty
 }
 
-// FakeAWS is what Stanch talks to.
+// FakeAWS is the AWS account that Stanch connects to.
 type FakeAWS struct {
 	*Moto
-	URL string // of the stand-in; Moto.URL is moto's own
+	URL string // the fake's URL; Moto.URL is moto's own
 
 	mu           sync.Mutex
 	throttled    map[string]int
-	failing      map[string]string // action to error code
+	failing      map[string]string // error codes by action
 	calls        map[string][]time.Time
 	associations []PodIdentityAssociation
 	events       []CloudTrailEvent
@@ -46,7 +46,7 @@ type FakeAWS struct {
 	beforeCall   map[string]func()
 }
 
-// NewFake starts a stand-in of its own in front of moto.
+// NewFake starts a fake in front of moto.
 func (m *Moto) NewFake(t testing.TB) *FakeAWS {
 	t.Helper()
 	to, err := url.Parse(m.URL)
@@ -61,16 +61,16 @@ func (m *Moto) NewFake(t testing.TB) *FakeAWS {
 	return s
 }
 
-// ThrottleNext lets the next n calls of an action be throttled.
+// ThrottleNext makes the next n calls of an action fail with a throttling error.
 func (s *FakeAWS) ThrottleNext(action string, n int) { s.withLock(func() { s.throttled[action] = n }) }
 
-// DenyAction lets an action be denied, as if Stanch lacked the permission.
+// DenyAction makes an action fail as if Stanch lacked the permission.
 func (s *FakeAWS) DenyAction(action string) { s.FailAction(action, "AccessDenied") }
 
-// FailAction lets an action fail with a code; "" lets it work again.
+// FailAction makes an action fail with a code; "" restores it.
 func (s *FakeAWS) FailAction(action, code string) { s.withLock(func() { s.failing[action] = code }) }
 
-// RunBeforeNext runs something once, just before the next call of an action is passed on: another who is faster.
+// RunBeforeNext runs f once, just before the next call of an action is forwarded, as a concurrent writer would.
 func (s *FakeAWS) RunBeforeNext(action string, do func()) {
 	s.withLock(func() { s.beforeCall[action] = do })
 }
@@ -80,12 +80,12 @@ func (s *FakeAWS) AddAssociation(a PodIdentityAssociation) {
 	s.withLock(func() { s.associations = append(s.associations, a) })
 }
 
-// AddEvents adds an event to CloudTrail, which tells it in pages of so many.
+// AddEvents adds events to CloudTrail, which returns them in pages of the given size.
 func (s *FakeAWS) AddEvents(page int, events ...CloudTrailEvent) {
 	s.withLock(func() { s.events, s.pageSize = append(s.events, events...), page })
 }
 
-// CallTimes are the times at which an action was asked for.
+// CallTimes returns the times of the calls of an action.
 func (s *FakeAWS) CallTimes(action string) []time.Time {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -98,16 +98,16 @@ func (s *FakeAWS) withLock(do func()) {
 	do()
 }
 
-// maxRequestBytes bounds a request.
+// maxRequestBytes is the maximum size of a request.
 const maxRequestBytes = 1 << 20
 
-// apiRequest is one call: which protocol it speaks and what it asks.
+// apiRequest is one call, with its protocol and parameters.
 type apiRequest struct {
 	*http.Request
 	body            []byte
 	form            url.Values
 	action          string
-	isQueryProtocol bool // answers are XML
+	isQueryProtocol bool // responses are XML
 }
 
 func parseRequest(r *http.Request) (apiRequest, error) {
@@ -248,7 +248,7 @@ func (s *FakeAWS) describeAssociation(w http.ResponseWriter, r apiRequest) {
 	writeError(w, r, "ResourceNotFoundException", "there is no such association")
 }
 
-// lookupEvents answers as CloudTrail does: pages, the newest first, within the times given.
+// lookupEvents responds as CloudTrail does: in pages, newest first, within the given times.
 func (s *FakeAWS) lookupEvents(w http.ResponseWriter, r apiRequest) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -1,8 +1,8 @@
-// Package aws is an AWS account on this machine: moto_server as a real process, and in front of it a stand-in that
-// answers what moto lacks (CloudTrail's lookups, policy simulation, EKS Pod Identity) and passes everything else on.
+// Package aws is an AWS account on this machine: moto_server as a real process, and in front of it a fake that
+// implements what moto lacks (CloudTrail lookups, policy simulation, EKS Pod Identity) and forwards everything else.
 //
-// It refuses to evaluate what it does not know: a simulation over a condition that Stanch does not write is an error and
-// never a guess. It proves that policies say what they should, and not that AWS enforces them.
+// It refuses to guess: the simulation of a condition that Stanch does not write is an error. It proves that policies
+// have the right content, not that AWS enforces them.
 package aws
 
 import (
@@ -25,13 +25,13 @@ import (
 	"stanch/testenv/prereq"
 )
 
-// Region and Number are those of the account.
+// Region and Number identify the account.
 const (
 	Region    = "eu-central-1"
 	AccountID = "123456789012"
 )
 
-// The credentials that moto takes for its root.
+// The credentials of moto's root user.
 const (
 	RootAccessKeyID     = "AKIAIOSFODNN7ROOT000"
 	RootSecretAccessKey = "moto-takes-anything" //nolint:gosec // it takes anything
@@ -43,10 +43,10 @@ type Moto struct {
 	cmd *exec.Cmd
 }
 
-// ErrNoMoto says that the machine has no moto_server.
+// ErrNoMoto means that moto_server is not installed.
 var ErrNoMoto = errors.New("moto_server is missing: `make setup` installs it (pip install 'moto[server]==5.2.1')")
 
-// findMotoServer looks where `make setup` puts it, and on the path.
+// findMotoServer returns the path at which `make setup` installs it, or one on PATH.
 func findMotoServer() (string, error) {
 	home, _ := os.UserHomeDir()
 	cache := os.Getenv("STANCH_CACHE")
@@ -92,7 +92,7 @@ func Open(ctx context.Context) (*Moto, error) {
 		if time.Now().After(deadline) || ctx.Err() != nil {
 			return nil, errors.Join(fmt.Errorf("moto_server does not answer: %w", err), m.Close())
 		}
-		time.Sleep(50 * time.Millisecond) // polled until it answers
+		time.Sleep(50 * time.Millisecond) // polled until it responds
 	}
 }
 
@@ -105,14 +105,15 @@ func (m *Moto) Close() error {
 	return nil
 }
 
-// IAMClient is a client of moto itself, past the stand-in and with all rights: what a test reads there is what is there.
+// IAMClient returns a client of moto itself, without the fake and with every permission, so that a test reads the
+// actual state.
 func (m *Moto) IAMClient() *iam.Client {
 	return iam.NewFromConfig(awssdk.Config{
 		Region: Region, Credentials: credentials.NewStaticCredentialsProvider(RootAccessKeyID, RootSecretAccessKey, ""), BaseEndpoint: &m.URL,
 	})
 }
 
-// StartFake starts both for one test.
+// StartFake starts moto and a fake for one test.
 func StartFake(t testing.TB) *FakeAWS {
 	t.Helper()
 	m, err := Open(context.Background())
@@ -126,7 +127,7 @@ func StartFake(t testing.TB) *FakeAWS {
 	return m.NewFake(t)
 }
 
-// CredentialEnv are the variables by which a program finds its credentials here.
+// CredentialEnv returns the environment variables with the credentials for the account.
 func CredentialEnv() []string {
 	return []string{"AWS_ACCESS_KEY_ID=" + RootAccessKeyID, "AWS_SECRET_ACCESS_KEY=" + RootSecretAccessKey, "AWS_EC2_METADATA_DISABLED=true"}
 }

@@ -15,14 +15,14 @@ import (
 	"github.com/aws/aws-sdk-go-v2/service/iam"
 )
 
-// simulationResult is one answer of a simulation, as IAM's XML has it.
+// simulationResult is one result of a simulation, in IAM's XML form.
 type simulationResult struct {
 	EvalActionName   string `xml:"EvalActionName"`
 	EvalResourceName string `xml:"EvalResourceName"`
 	EvalDecision     string `xml:"EvalDecision"`
 }
 
-// simulatePrincipalPolicy evaluates the inline policies that moto has of the principal.
+// simulatePrincipalPolicy evaluates the principal's inline policies in moto.
 func (s *FakeAWS) simulatePrincipalPolicy(w http.ResponseWriter, r apiRequest) {
 	type body struct {
 		XMLName     xml.Name           `xml:"SimulatePrincipalPolicyResponse"`
@@ -84,7 +84,7 @@ func (s *FakeAWS) inlinePolicies(ctx context.Context, arn string) ([]string, err
 	return out, nil
 }
 
-// evaluatePolicies is IAM's order: a deny that fits wins, then an allow, and nothing is a no.
+// evaluatePolicies applies IAM's order: a matching deny wins, then an allow; without either the request is denied.
 func evaluatePolicies(policies []string, action string, session map[string]string) (string, error) {
 	decision := "implicitDeny"
 	for _, encoded := range policies {
@@ -135,7 +135,7 @@ func matchesAction(v any, action string) bool {
 	})
 }
 
-// conditionsMatch evaluates conditions; a key that the session lacks does not fit.
+// conditionsMatch evaluates conditions. A condition on a key that the session lacks does not match.
 func conditionsMatch(conditions map[string]map[string]string, session map[string]string) (bool, error) {
 	for operator, keys := range conditions {
 		for key, want := range keys {

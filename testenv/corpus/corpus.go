@@ -1,9 +1,9 @@
-// Package corpus makes recordings in the mixture that a year of incidents has: attacks, developers at work, storms,
-// several pods, actions that refuse and fail, answers that are missing. The same seed gives the same bytes, and the
-// recording of an index does not depend on how many there are.
+// Package corpus generates recordings in the mixture of a typical year: attacks, developers at work, alert floods,
+// several pods, actions that are refused or fail, missing results. The same seed gives the same bytes, and the
+// recording of an index does not depend on the number of recordings.
 //
-// It refuses to be evidence: what it makes is marked as anonymised, its cluster is called `corpus`, and its addresses
-// are of the ranges that are kept for documentation. It holds one recording at a time, however many are asked for.
+// It refuses to be evidence: its recordings are marked as anonymized, their cluster is named `corpus`, and their
+// addresses are from the ranges for documentation. It holds only one recording in memory.
 package corpus
 
 import (
@@ -17,18 +17,18 @@ import (
 	"stanch/playbooks/recording"
 )
 
-// Options say what is made. The zero value of each is what its comment says.
+// Options select the recordings. The zero value of each field has the meaning in its comment.
 type Options struct {
 	Seed uint64
-	// Count is how many; 0 is none.
+	// Count is the number of recordings.
 	Count int
-	// Kinds are those of Kinds that are made, by name; nil is all, in their proportions.
+	// Kinds selects incident kinds by name; nil selects all, in their proportions.
 	Kinds []string
-	// StormDetections is how many detections a storm has; 0 is 1000.
+	// StormDetections is the number of detections of an alert flood; 0 means 1000.
 	StormDetections int
 }
 
-// Generate gives the recordings one by one.
+// Generate returns an iterator over the recordings.
 func Generate(o Options) (iter.Seq2[int, recording.Recording], error) {
 	table, err := o.kindTable()
 	if err != nil {
@@ -43,7 +43,8 @@ func Generate(o Options) (iter.Seq2[int, recording.Recording], error) {
 	}, nil
 }
 
-// kindTable has a kind for each of a thousand indices, so that any thousand in a row have the same mixture.
+// kindTable assigns a kind to each of a thousand indices, so that any thousand consecutive indices have the same
+// mixture.
 func (o Options) kindTable() ([]IncidentKind, error) {
 	var out []IncidentKind
 	chosen := Kinds
@@ -68,7 +69,8 @@ func (o Options) kindTable() ([]IncidentKind, error) {
 	return out, nil
 }
 
-// indexStride spreads the kinds over neighbouring indices: it is prime, and so meets each place of the table once a round.
+// indexStride spreads the kinds over neighboring indices. It is prime, so it visits each entry of the table once per
+// round.
 const indexStride = 7919
 
 func generateRecording(o Options, table []IncidentKind, i int) recording.Recording {
@@ -79,12 +81,12 @@ func generateRecording(o Options, table []IncidentKind, i int) recording.Recordi
 	return s.closeIncident()
 }
 
-// openedAt is when the first incident of a corpus was opened; the others follow over a year.
+// openedAt is the time at which the first incident of a corpus opens; the others follow over a year.
 var openedAt = func(seed uint64, i int) time.Time {
 	return time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC).Add(time.Duration(seed%1000) * time.Second).Add(time.Duration(i%8760) * time.Hour)
 }
 
-// randomHex gives n random hex digits.
+// randomHex returns n random hexadecimal digits.
 func randomHex(r *rand.Rand, n int) string {
 	raw := make([]byte, (n+1)/2+8)
 	for i := 0; i < len(raw)-7; i += 8 {

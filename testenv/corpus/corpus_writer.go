@@ -9,10 +9,10 @@ import (
 	"stanch/playbooks/recording"
 )
 
-// maxFilesPerFolder bounds how many files stand in one folder.
+// maxFilesPerFolder is the maximum number of files in one directory.
 const maxFilesPerFolder = 1000
 
-// Write writes a corpus to a folder, a file a recording, and says how many bytes it has.
+// Write writes a corpus to a directory, one file per recording, and returns its size in bytes.
 func Write(o Options, dir string) (bytes int64, err error) {
 	all, err := Generate(o)
 	if err != nil {
@@ -37,7 +37,7 @@ func Write(o Options, dir string) (bytes int64, err error) {
 	return bytes, nil
 }
 
-// WriteLines writes a corpus to one file, a recording a line.
+// WriteLines writes a corpus to one file, one recording per line.
 func WriteLines(o Options, file string) (bytes int64, err error) {
 	all, err := Generate(o)
 	if err != nil {

@@ -2,7 +2,7 @@ package corpus
 
 import "stanch/sensors"
 
-// IncidentKind is one kind of incident, and how many of a thousand are of it.
+// IncidentKind is a kind of incident and its share per thousand.
 type IncidentKind struct {
 	Name     string
 	PerMille int
@@ -10,7 +10,7 @@ type IncidentKind struct {
 	build    func(*scenarioBuilder)
 }
 
-// Kinds are the kinds that are made. Most incidents of a year are people at work.
+// Kinds are the generated kinds. Most incidents of a year are people at work.
 var Kinds = []IncidentKind{
 	{"debug-shell", 200, "a developer has a terminal in a pod; low confidence, somebody is asked or nothing happens", (*scenarioBuilder).buildDebugShell},
 	{"install", 120, "a developer installs a package by kubectl exec: drift, and the registry is contacted", (*scenarioBuilder).buildPackageInstall},
@@ -37,7 +37,7 @@ func findKind(name string) (IncidentKind, bool) {
 	return IncidentKind{}, false
 }
 
-// ruleInfo is a detection rule as the shipped pack has it.
+// ruleInfo is a detection rule as in the shipped pack.
 type ruleInfo struct {
 	name, title string
 	severity    sensors.Severity
@@ -47,7 +47,7 @@ type ruleInfo struct {
 	kind        sensors.Kind
 }
 
-// shippedRules are the shipped ones.
+// shippedRules are the shipped rules that the corpus uses.
 var shippedRules = map[string]ruleInfo{
 	"terminal-shell":    {"terminal-shell", "Shell with a terminal in a container", sensors.SeverityMedium, 0.6, sensors.ObjectiveExecution, "T1059.004", sensors.KindExec},
 	"reverse-shell":     {"reverse-shell", "Shell whose input and output are a network connection", sensors.SeverityCritical, 0.95, sensors.ObjectiveCommandControl, "T1059.004", sensors.KindExec},
@@ -61,7 +61,7 @@ var shippedRules = map[string]ruleInfo{
 	"undeclared-egress": {"undeclared-egress", "Connection that the workload did not declare", sensors.SeverityMedium, 0.65, sensors.ObjectiveExfiltration, "T1041", sensors.KindConnect},
 }
 
-// the behaviour of each kind, from the first detection to what became of it.
+// the behavior of each kind, from the first detection to the outcome
 
 func (s *scenarioBuilder) buildDebugShell() {
 	s.addDetection(s.addPod(), "terminal-shell", randomElement(s.random, [][]string{{"bash"}, {"sh", "-il"}, {"ash"}, {"/bin/bash", "--login"}}), 0)
@@ -179,7 +179,7 @@ func (s *scenarioBuilder) buildFailedAction() {
 func (s *scenarioBuilder) buildMissingEvidence() {
 	p := s.addPod()
 	s.addDetection(p, "reverse-shell", []string{"nc", "-e", "sh"}, 0)
-	// It ran before there was such a playbook: nothing but the context was asked.
+	// It ran before the playbook existed: only the context was looked up.
 	s.addWorkloadResult(p)
 }
 

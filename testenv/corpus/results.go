@@ -9,7 +9,7 @@ import (
 	"stanch/playbooks/recording"
 )
 
-// What the shipped playbooks asked of actions, and what those answered.
+// The requests of the shipped playbooks to actions, and the results.
 
 func (s *scenarioBuilder) startPlaybook(name string) {
 	s.elapsedMS = max(s.elapsedMS, 5)
@@ -22,7 +22,7 @@ func (s *scenarioBuilder) currentRun() string {
 	return s.rec.Playbooks[len(s.rec.Playbooks)-1].WorkflowID
 }
 
-// addWorkloadResult is what the context of a pod was.
+// addWorkloadResult adds the context of a pod.
 func (s *scenarioBuilder) addWorkloadResult(p *podInfo) {
 	out := activities.WorkloadContext{
 		Owner: activities.Owner{Kind: s.kind, Name: s.name, UID: s.workloadUID}, Replicas: s.otherPods + len(s.pods), SameDigestPodCount: s.otherPods, SameDigestPodNames: []string{}, SameNodePodCount: s.random.IntN(20),
@@ -70,7 +70,7 @@ func (s *scenarioBuilder) addNotification() {
 	s.addActionResult(recording.ActionResult{Operation: recording.OperationObserve, Action: "log", Target: "incident:" + s.rec.Incident.ID, Params: mustMarshal(map[string]string{"text": s.rec.Incident.ID}), Outcome: playbooks.OutcomeSucceeded})
 }
 
-// addIsolation plans, is decided about, and holds or does not.
+// addIsolation adds a plan, its decision, and whether the containment was applied.
 func (s *scenarioBuilder) addIsolation(p *podInfo, held time.Duration, confidence float64) {
 	const action = "pod.isolate"
 	target, params := p.targetRef(), mustMarshal(struct{}{})
@@ -90,7 +90,7 @@ func (s *scenarioBuilder) addIsolation(p *podInfo, held time.Duration, confidenc
 	s.addEffect(plan, "isolate", held)
 }
 
-// addFreeze is what is tried where isolation is not possible.
+// addFreeze adds the fallback where isolation is not possible.
 func (s *scenarioBuilder) addFreeze(p *podInfo, confidence float64) {
 	plan := recording.ActionResult{
 		Operation: recording.OperationPlan, Action: "pod.freeze", Target: p.targetRef(), Params: mustMarshal(struct{}{}), LeaseDurationMS: 60_000, Changes: []string{"freeze the processes of " + s.describePod(p)}, PriorState: mustMarshal(map[string]bool{"frozen": false}),
@@ -114,7 +114,7 @@ func (s *scenarioBuilder) newDecision(confidence float64) *recording.GuardDecisi
 	return d
 }
 
-// addEffect is what became of a plan.
+// addEffect adds the result of a plan.
 func (s *scenarioBuilder) addEffect(plan recording.ActionResult, step string, held time.Duration) {
 	done := func(o playbooks.Outcome, reason string) {
 		s.addStepOutcome(s.currentPlaybook(), step, plan.Action, plan.Target, o, reason)
@@ -136,7 +136,7 @@ func (s *scenarioBuilder) addEffect(plan recording.ActionResult, step string, he
 		tries = 1
 	case faultEveryApply:
 		tries = 4
-	default: // the first one answers
+	default: // the first one responds
 	}
 	for range tries {
 		s.addActionResult(recording.ActionResult{Operation: recording.OperationApply, Action: plan.Action, Target: plan.Target, Params: plan.Params, FailureReason: "the node did not answer"})
@@ -162,10 +162,10 @@ func (s *scenarioBuilder) addEffect(plan recording.ActionResult, step string, he
 		ID: "LSE-" + randomHex(s.random, 20), Action: plan.Action, Target: plan.Target, Facet: "network", State: "ended", Outcome: playbooks.OutcomeChanged, Verified: true, Undone: undo.Undone,
 		At: s.rec.Incident.Opened.Add(time.Duration(s.elapsedMS) * time.Millisecond), AppliedAt: s.rec.Incident.Opened.Add(time.Duration(apply.AppliedAfterMS) * time.Millisecond),
 	}})
-	s.elapsedMS = began // the playbook went on meanwhile
+	s.elapsedMS = began // the playbook continued meanwhile
 }
 
-// addApproval asks people: two of three answer, most of them yes.
+// addApproval adds an approval request: two of three people respond, most of them with an approval.
 func (s *scenarioBuilder) addApproval(step string, plan recording.ActionResult) (bool, string) {
 	id := fmt.Sprintf("%s#%d", step, 1+len(s.rec.ApprovalRequests))
 	asked := s.elapsedMS
@@ -185,18 +185,18 @@ func (s *scenarioBuilder) addApproval(step string, plan recording.ActionResult) 
 	return true, ""
 }
 
-// combinedConfidence is what the detections say together, as the engine correlates them.
+// combinedConfidence returns the confidence of the detections as the engine correlates them.
 func (s *scenarioBuilder) combinedConfidence() float64 {
 	var signals []playbooks.CorrelationInput
 	for i, d := range s.rec.Detections {
-		if i < 100 { // more say the same
+		if i < 100 { // further detections of the same objective
 			signals = append(signals, playbooks.CorrelationInput{Rule: d.Detection.Rule, Objective: d.Detection.Objective, Confidence: d.Detection.Confidence, Severity: d.Detection.Severity})
 		}
 	}
 	return playbooks.Correlate(signals).Confidence
 }
 
-// The shipped playbooks, as far as recordings show them.
+// The shipped playbooks, as far as recordings contain them.
 
 func (s *scenarioBuilder) respondToShell(p *podInfo) {
 	s.startPlaybook("shell-in-production")
@@ -234,7 +234,7 @@ func (s *scenarioBuilder) respondToMining(pods ...*podInfo) {
 	s.addNotification()
 }
 
-// addScaleDown plans to stop the workload, behind an approval of its own.
+// addScaleDown adds a plan to scale the workload to zero, with its own approval.
 func (s *scenarioBuilder) addScaleDown() {
 	plan := recording.ActionResult{
 		Operation: recording.OperationPlan, Action: "workload.scale", Target: "workload:" + s.workloadUID, Params: mustMarshal(map[string]int{"replicas": 0}), LeaseDurationMS: (4 * time.Hour).Milliseconds(),

@@ -15,15 +15,15 @@ import (
 	"stanch/sensors"
 )
 
-// scenarioBuilder is one recording as it comes about.
+// scenarioBuilder builds one recording.
 type scenarioBuilder struct {
 	random    *rand.Rand
 	rec       recording.Recording
-	elapsedMS int64 // when the last answer was given
+	elapsedMS int64 // the time of the last result
 	pods      []*podInfo
 	stormSize int
 	faultMode faultMode
-	// The workload that it is about.
+	// The workload of the incident.
 	namespace, name, kind, image, digest string
 	workloadUID                          string
 	otherPods                            int // pods with the same image
@@ -31,15 +31,15 @@ type scenarioBuilder struct {
 	attempts                             map[string]int
 }
 
-// faultMode is what goes wrong with actions.
+// faultMode is the fault of the actions.
 type faultMode int
 
 const (
 	faultNone       faultMode = iota
 	faultFirstApply           // the first apply fails
 	faultEveryApply           // every apply fails
-	faultEvidence             // evidence cannot be taken
-	faultDrift                // somebody else changes what is held
+	faultEvidence             // evidence cannot be captured
+	faultDrift                // another writer changes a contained target
 )
 
 // podInfo is one pod of the workload.
@@ -99,7 +99,7 @@ func (s *scenarioBuilder) currentMS() int64 {
 	return 0
 }
 
-// addDetection adds a detection; one that would come before the last comes with it.
+// addDetection adds a detection. One with a time before the last detection gets the time of the last.
 func (s *scenarioBuilder) addDetection(p *podInfo, name string, args []string, after int64) {
 	r := shippedRules[name]
 	after = max(after, s.currentMS())
@@ -107,7 +107,7 @@ func (s *scenarioBuilder) addDetection(p *podInfo, name string, args []string, a
 	batch := 1
 	if n > 0 {
 		batch = s.rec.Detections[n-1].BatchNumber
-		// The gateway sends what comes within a moment together.
+		// The gateway batches detections that arrive at about the same time.
 		if after > s.rec.Detections[n-1].OffsetMS+100 || n%50 == 49 {
 			batch++
 		} else {
@@ -144,7 +144,7 @@ func (s *scenarioBuilder) addDetection(p *podInfo, name string, args []string, a
 
 func truncate(s string, n int) string { return s[:min(n, len(s))] }
 
-// addActionResult adds what an action answered.
+// addActionResult adds the result of an action.
 func (s *scenarioBuilder) addActionResult(a recording.ActionResult) {
 	key := string(a.Operation) + a.Action + a.Target
 	s.attempts[key]++
@@ -153,7 +153,7 @@ func (s *scenarioBuilder) addActionResult(a recording.ActionResult) {
 	s.rec.ActionResults = append(s.rec.ActionResults, a)
 }
 
-// addStepOutcome adds what became of a step.
+// addStepOutcome adds the outcome of a step.
 func (s *scenarioBuilder) addStepOutcome(playbook, step, action, target string, o playbooks.Outcome, reason string) {
 	s.rec.Steps = append(s.rec.Steps, recording.StepResult{Playbook: playbook, Step: step, Action: action, Target: target, Outcome: o, Reason: reason, OffsetMS: s.elapsedMS})
 }
@@ -172,7 +172,7 @@ func newArtifact(r *rand.Rand, name string) recording.Artifact {
 	return recording.Artifact{Name: name, SHA256: hex.EncodeToString(sum[:]), SizeBytes: 200 + r.Int64N(90_000)}
 }
 
-// closeIncident closes the incident after its last lease and its quiet window.
+// closeIncident closes the incident after its last lease and its idle time.
 func (s *scenarioBuilder) closeIncident() recording.Recording {
 	last := max(s.elapsedMS, s.currentMS())
 	for _, l := range s.rec.Leases {

@@ -28,10 +28,10 @@ import (
 // SocketPath is the path of the local API.
 func (s *Harness) SocketPath() string { return filepath.Join(s.DataDir, "stanch.sock") }
 
-// Get asks the local API.
+// Get sends a GET request to the local API.
 func (s *Harness) Get(path string, out any) error { return s.callAPI(http.MethodGet, path, nil, out) }
 
-// Post changes something through the local API.
+// Post sends a POST request to the local API.
 func (s *Harness) Post(path string, in, out any) error {
 	return s.callAPI(http.MethodPost, path, in, out)
 }
@@ -68,7 +68,7 @@ func (s *Harness) callAPI(method, path string, in, out any) error {
 	return nil
 }
 
-// IncidentsAbout gives the incidents, open or closed, that are about a container.
+// IncidentsAbout returns the incidents, open or closed, about a container.
 func (s *Harness) IncidentsAbout(container string) ([]playbooks.Incident, error) {
 	var list []playbooks.Incident
 	if err := s.Get("/v1/incidents", &list); err != nil {
@@ -90,7 +90,8 @@ func (s *Harness) IncidentsAbout(container string) ([]playbooks.Incident, error)
 	return out, nil
 }
 
-// WaitForIncident polls until the container's incident is as it should be, and fails with what is known if it never is.
+// WaitForIncident polls until the container's incident satisfies a condition. Otherwise the test fails with the current
+// state.
 func (s *Harness) WaitForIncident(t testing.TB, container string, limit time.Duration, what string, ok func(playbooks.Incident) bool) playbooks.Incident {
 	t.Helper()
 	var last playbooks.Incident
@@ -113,8 +114,8 @@ func (s *Harness) WaitForIncident(t testing.TB, container string, limit time.Dur
 	return last
 }
 
-// TemporalClient connects to Stanch's Temporal as somebody who has a client certificate; withKey says whether they have the
-// payload codec's key too. Nobody gets the authority's key.
+// TemporalClient connects to Stanch's Temporal with a client certificate, with or without the payload codec's key. It
+// never has the authority's key.
 func (s *Harness) TemporalClient(t testing.TB, withKey bool) client.Client {
 	t.Helper()
 	address, err := os.ReadFile(filepath.Join(s.DataDir, "temporal", "address"))
@@ -134,7 +135,7 @@ func (s *Harness) TemporalClient(t testing.TB, withKey bool) client.Client {
 	return c
 }
 
-// DataConverter reads Stanch's payloads, as whoever has the codec's key can.
+// DataConverter returns a converter that decrypts Stanch's payloads with the codec's key.
 func (s *Harness) DataConverter(t testing.TB) converter.DataConverter {
 	t.Helper()
 	c, err := worker.OpenPayloadCodec(filepath.Join(s.DataDir, "keys"))

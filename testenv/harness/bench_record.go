@@ -8,7 +8,8 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// AppendBenchRecord appends what a benchmark measured to the file that $STANCH_BENCH_OUT names, an object a line. Nothing without it.
+// AppendBenchRecord appends a benchmark's results to the file in $STANCH_BENCH_OUT, one JSON object per line. Without
+// the variable it does nothing.
 func AppendBenchRecord(b *testing.B, line map[string]any) {
 	b.Helper()
 	path := os.Getenv("STANCH_BENCH_OUT")

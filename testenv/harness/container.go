@@ -21,13 +21,14 @@ import (
 	"stanch/sensors/containermeta"
 )
 
-// ContainerIDPrefix begins the id of every container of any stand; Harness.ContainerPrefix goes on with the stand's own.
+// ContainerIDPrefix is the prefix of the container ids of all harnesses; Harness.ContainerPrefix extends it with the
+// harness's own.
 const ContainerIDPrefix = "acce97"
 
-// MinerCommand is the command line of the attack that rules see at once.
+// MinerCommand is the command line of an attack that the rules detect immediately.
 var MinerCommand = []string{"xmrig", "--url", "stratum+tcp://pool.example:3333", "--donate-level", "1"}
 
-// Container is a container of this host: a cgroup such as a runtime makes, with the host's network, and a peer that
+// Container is a container of this host: a cgroup like those of a runtime, with the host's network, and a peer that
 // counts what its processes send.
 type Container struct {
 	ID  string
@@ -40,13 +41,13 @@ type Container struct {
 	lastReceived atomic.Int64
 }
 
-// NewContainer makes an empty container. Every Stanch of this machine sees it: its id says whose it is.
+// NewContainer creates an empty container. Every Stanch on this machine observes it; the id shows its harness.
 func (s *Harness) NewContainer(t testing.TB) *Container {
 	t.Helper()
 	return createContainer(t, s.ContainerPrefix)
 }
 
-// NewContainer makes an empty container of no particular stand.
+// NewContainer creates an empty container that belongs to no harness.
 func NewContainer(t testing.TB) *Container {
 	t.Helper()
 	return createContainer(t, ContainerIDPrefix)
@@ -100,7 +101,8 @@ func (c *Container) countLines() {
 	}
 }
 
-// StartAttack starts a process in the container that sends to the peer until it is killed, under the command line given.
+// StartAttack starts a process in the container, under the given command line, that sends to the peer until it is
+// killed.
 func (c *Container) StartAttack(t testing.TB, args ...string) *exec.Cmd {
 	t.Helper()
 	if len(args) == 0 {
@@ -118,7 +120,7 @@ func (c *Container) StartAttack(t testing.TB, args ...string) *exec.Cmd {
 	return p
 }
 
-// Command is a command that runs in the container, with the test's own environment.
+// Command returns a command that runs in the container, with the test's environment.
 func (c *Container) Command(t testing.TB, name string, args ...string) *exec.Cmd {
 	t.Helper()
 	cgroup, err := os.Open(c.dir)
@@ -129,10 +131,10 @@ func (c *Container) Command(t testing.TB, name string, args ...string) *exec.Cmd
 	return p
 }
 
-// CgroupDir is the container's directory in cgroup v2.
+// CgroupDir returns the container's directory in cgroup v2.
 func (c *Container) CgroupDir() string { return c.dir }
 
-// CPUTime is the time that the container's processes have used, those that ended included.
+// CPUTime returns the CPU time of the container's processes, including those that have exited.
 func (c *Container) CPUTime(t testing.TB) time.Duration {
 	t.Helper()
 	raw, err := os.ReadFile(filepath.Join(c.dir, "cpu.stat"))
@@ -143,13 +145,13 @@ func (c *Container) CPUTime(t testing.TB) time.Duration {
 	return time.Duration(usec) * time.Microsecond
 }
 
-// ReceivedCount is how many datagrams and lines the peer got.
+// ReceivedCount returns how many datagrams and lines the peer received.
 func (c *Container) ReceivedCount() uint64 { return c.datagrams.Load() + c.lines.Load() }
 
-// LastReceived is when the last datagram came.
+// LastReceived returns when the peer received the last datagram.
 func (c *Container) LastReceived() time.Time { return time.Unix(0, c.lastReceived.Load()) }
 
-// IsSilent tells whether nothing arrives for so long, after what was on its way has arrived.
+// IsSilent reports whether nothing arrives for the duration d, after the packets in flight have arrived.
 func (c *Container) IsSilent(d time.Duration) bool {
 	time.Sleep(60 * time.Millisecond)
 	before := c.ReceivedCount()
@@ -157,7 +159,7 @@ func (c *Container) IsSilent(d time.Duration) bool {
 	return c.ReceivedCount() == before
 }
 
-// WaitForTraffic waits until something arrives again.
+// WaitForTraffic waits until traffic arrives again.
 func (c *Container) WaitForTraffic(limit time.Duration) bool {
 	before := c.datagrams.Load()
 	for deadline := time.Now().Add(limit); time.Now().Before(deadline); time.Sleep(10 * time.Millisecond) {
@@ -170,7 +172,7 @@ func (c *Container) WaitForTraffic(limit time.Duration) bool {
 
 const attackBeaconEnv = "STAND_BEACON"
 
-// RunBeaconIfRequested turns this process into the attacker if it was started as one. TestMain calls it first.
+// RunBeaconIfRequested turns this process into the attacker if it was started as one. TestMain must call it first.
 func RunBeaconIfRequested() {
 	udp, tcp, ok := strings.Cut(os.Getenv(attackBeaconEnv), " ")
 	if !ok {

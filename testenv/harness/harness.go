@@ -1,5 +1,5 @@
-// Package stand runs the real `stanch up` as a process of its own, so that a test can kill it: its data, its lock
-// directory and its containers are its own, and all of them are gone when the test ends.
+// Package harness runs the real `stanch up` as a separate process, so that a test can kill it. Its data, lock directory
+// and containers belong to the test and are removed at its end.
 //
 // It refuses to fake any part: the kernel, Temporal, the certificates and the sockets are those of the product.
 package harness
@@ -24,23 +24,23 @@ import (
 	lacking "stanch/testenv/prereq"
 )
 
-// Options say how Stanch is started. The zero value has no configuration, which is phase 1.
+// Options configure Stanch. The zero value has no configuration file, which is phase 1.
 type Options struct {
-	// Config is the text of stanch.yaml; "" starts without one. "DIR" in it stands for a folder with Playbooks.
+	// Config is the text of stanch.yaml; "" starts without one. "DIR" in it is replaced by a directory with Playbooks.
 	Config string
-	// Playbooks are written to the folder, by file name.
+	// Playbooks are written to the directory, by file name.
 	Playbooks map[string]string
-	// Args are further arguments of `stanch up`, Env further variables.
+	// Args are additional arguments of `stanch up`, and Env additional environment variables.
 	Args []string
 	Env  []string
 }
 
-// Harness is one installation of Stanch and, most of the time, a process that runs it.
+// Harness is an installation of Stanch and usually a process that runs it.
 type Harness struct {
 	DataDir         string // the data directory
 	LockDir         string // where its egress lock is pinned
-	ContainerPrefix string // begins the id of each of its containers; "MARK" in playbooks
-	ConfigDir       string // what the test wrote: configuration, playbooks, tokens
+	ContainerPrefix string // prefix of the ids of its containers; "MARK" in playbooks
+	ConfigDir       string // files of the test: configuration, playbooks, tokens
 	binary          string
 	options         Options
 	configPath      string
@@ -51,10 +51,10 @@ type Harness struct {
 	output  *syncBuffer
 }
 
-// startTimeout is how long a start may take. Much of it is Temporal's on a busy machine.
+// startTimeout bounds a start. Most of it is Temporal's on a busy machine.
 const startTimeout = 60 * time.Second
 
-// Start makes an installation and starts it. It ends with the test.
+// Start creates an installation and starts it. It stops with the test.
 func Start(t testing.TB, binary string, o Options) *Harness {
 	t.Helper()
 	s := New(t, binary, o)
@@ -62,11 +62,11 @@ func Start(t testing.TB, binary string, o Options) *Harness {
 	return s
 }
 
-// New makes an installation that is not started.
+// New creates an installation without starting it.
 func New(t testing.TB, binary string, o Options) *Harness {
 	t.Helper()
 	SkipUnlessSupported(t)
-	// A unix socket's path is short: the test's own directory may be too deep for it.
+	// The path of a Unix socket must be short; the test's own directory may be too long.
 	dir, err := os.MkdirTemp("", "stand-")
 	require.NoError(t, err)
 	s := &Harness{DataDir: filepath.Join(dir, "data"), ConfigDir: dir, LockDir: "/sys/fs/bpf/" + filepath.Base(dir), ContainerPrefix: ContainerIDPrefix + randomHex(2), binary: binary, options: o, output: &syncBuffer{}}
@@ -93,7 +93,7 @@ func New(t testing.TB, binary string, o Options) *Harness {
 	return s
 }
 
-// SkipUnlessSupported ends the test unless this machine can run all of Stanch.
+// SkipUnlessSupported skips the test, or fails it under STANCH_NO_SKIP=1, unless this machine can run all of Stanch.
 func SkipUnlessSupported(t testing.TB) {
 	t.Helper()
 	lacking.RequireRoot(t)
@@ -102,7 +102,7 @@ func SkipUnlessSupported(t testing.TB) {
 	}
 }
 
-// StartAndWait starts the process and waits until its node is connected. env is for this start only.
+// StartAndWait starts the process and waits until its node is connected. env applies to this start only.
 func (s *Harness) StartAndWait(t testing.TB, env ...string) {
 	t.Helper()
 	s.StartProcess(t, env...)
@@ -122,7 +122,7 @@ func (s *Harness) StartAndWait(t testing.TB, env ...string) {
 	}
 }
 
-// StartProcess starts the process and waits for nothing.
+// StartProcess starts the process without waiting.
 func (s *Harness) StartProcess(t testing.TB, env ...string) {
 	t.Helper()
 	args := append([]string{"up", "--kubeconfig", "none", "--lock-dir", s.LockDir, "--ui", "", "--verify-every", "2s"}, s.options.Args...)
@@ -138,7 +138,7 @@ func (s *Harness) StartProcess(t testing.TB, env ...string) {
 	go func() { _ = c.Wait(); close(ended) }()
 }
 
-// Command is a command of this installation's binary on its data, with its configuration.
+// Command returns a command of the installation's binary with its data directory and configuration.
 func (s *Harness) Command(args ...string) *exec.Cmd {
 	args = append(args, "--data", s.DataDir)
 	if s.configPath != "" {
@@ -149,7 +149,7 @@ func (s *Harness) Command(args ...string) *exec.Cmd {
 	return c
 }
 
-// Run runs a command to its end and gives what it printed and its exit code.
+// Run runs a command and returns its output and exit code.
 func (s *Harness) Run(t testing.TB, args ...string) (stdout, stderr string, code int) {
 	t.Helper()
 	c := s.Command(args...)
@@ -162,10 +162,10 @@ func (s *Harness) Run(t testing.TB, args ...string) (stdout, stderr string, code
 	return out.String(), errs.String(), c.ProcessState.ExitCode()
 }
 
-// Kill kills the process as the kernel would, and waits until it is gone.
+// Kill sends SIGKILL to the process and waits until it is gone.
 func (s *Harness) Kill() { s.signalAndWait(syscall.SIGKILL, 10*time.Second) }
 
-// Stop ends the process as an administrator would.
+// Stop stops the process as an administrator would.
 func (s *Harness) Stop() { s.signalAndWait(syscall.SIGTERM, 30*time.Second) }
 
 func (s *Harness) signalAndWait(sig syscall.Signal, limit time.Duration) {
@@ -184,7 +184,7 @@ func (s *Harness) signalAndWait(sig syscall.Signal, limit time.Duration) {
 	}
 }
 
-// WaitForExit tells whether the process has ended, after waiting for it at most so long.
+// WaitForExit waits at most timeout for the process to exit, and reports whether it did.
 func (s *Harness) WaitForExit(limit time.Duration) bool {
 	s.mu.Lock()
 	ended := s.exited
@@ -197,17 +197,17 @@ func (s *Harness) WaitForExit(limit time.Duration) bool {
 	}
 }
 
-// PID is the process's id.
+// PID returns the process ID.
 func (s *Harness) PID() int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.process.Process.Pid
 }
 
-// Output is everything that the process and those before it have printed.
+// Output returns the output of the process and of the earlier processes of the installation.
 func (s *Harness) Output() string { return s.output.String() }
 
-// ResidentBytes is the memory of the process, in bytes.
+// ResidentBytes returns the resident memory of the process in bytes.
 func (s *Harness) ResidentBytes(t testing.TB) int64 {
 	t.Helper()
 	raw, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", s.PID()))
@@ -222,7 +222,7 @@ func (s *Harness) ResidentBytes(t testing.TB) int64 {
 	return 0
 }
 
-// ActiveLocks reads the egress locks in force straight from the kernel.
+// ActiveLocks reads the egress locks in force directly from the kernel.
 func (s *Harness) ActiveLocks(t testing.TB) []probe.EgressLockState {
 	t.Helper()
 	held, err := probe.ReadLocks(s.LockDir)
@@ -230,7 +230,7 @@ func (s *Harness) ActiveLocks(t testing.TB) []probe.EgressLockState {
 	return held
 }
 
-// BuildBinary builds the binary into dir, unless STANCH_BIN names a folder that has it.
+// BuildBinary builds the binary into dir, unless STANCH_BIN names a directory that contains it.
 func BuildBinary(dir string) (string, error) {
 	if bin := os.Getenv("STANCH_BIN"); bin != "" {
 		path := filepath.Join(bin, "stanch")
@@ -269,7 +269,7 @@ func (b *syncBuffer) String() string {
 	return b.buffer.String()
 }
 
-// FreePort is a port of loopback that was free a moment ago.
+// FreePort returns a loopback port that was free a moment ago.
 func FreePort(t testing.TB) string {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0") //nolint:noctx // at once

@@ -1,6 +1,7 @@
-// Command histories writes the histories of a running `stanch up` to files, for the replay tests: every closed
-// workflow of the kinds that are replayed, and the payload key that reads them. Only ever run it on a data directory
-// that was made for it: the key goes into the repository.
+// Command histories writes the histories of a running `stanch up` to files for the replay tests: every closed workflow
+// of the replayed types, and the payload key that decrypts them.
+//
+// It must only run on a data directory that was created for this purpose: the key is committed to the repository.
 package main
 
 import (

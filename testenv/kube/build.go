@@ -16,13 +16,14 @@ import (
 	"time"
 )
 
-// Version is the Kubernetes that the lab runs.
+// Version is the Kubernetes version of the lab.
 const Version = "v1.36.3"
 
-// ErrNotBuilt says that the node's binary is not in the cache; building it takes minutes, so it is asked for.
+// ErrNotBuilt means that the node's binary is not in the cache. Building it takes minutes, so it must be requested
+// explicitly.
 var ErrNotBuilt = errors.New("the lab's node is not built; run `go run ./testenv/kube/cmd/labnode build`")
 
-// CacheDir is where built binaries are kept: $STANCH_CACHE, or stanch under the user's cache directory.
+// CacheDir returns the directory of built binaries: $STANCH_CACHE, or stanch in the user's cache directory.
 func CacheDir() string {
 	if dir := os.Getenv("STANCH_CACHE"); dir != "" {
 		return dir
@@ -34,7 +35,7 @@ func CacheDir() string {
 	return filepath.Join(base, "stanch")
 }
 
-// moduleDir is the node's module beside this file. The lab runs from a checkout, as tests do.
+// moduleDir returns the directory of the node's module beside this file. The lab runs from a checkout, as tests do.
 func moduleDir() (string, error) {
 	_, here, _, ok := runtime.Caller(0)
 	if !ok {
@@ -44,7 +45,7 @@ func moduleDir() (string, error) {
 	if _, err := os.Stat(filepath.Join(dir, "go.sum")); err == nil {
 		return dir, nil
 	}
-	// Built with -trimpath: go list knows.
+	// With -trimpath, go list finds the directory.
 	out, err := exec.Command("go", "list", "-f", "{{.Dir}}", "stanch/testenv/kube").Output()
 	if err != nil {
 		return "", fmt.Errorf("find the lab's source (run from inside the checkout): %w", err)
@@ -52,7 +53,7 @@ func moduleDir() (string, error) {
 	return filepath.Join(strings.TrimSpace(string(out)), "node"), nil
 }
 
-// binaryPath names the binary by the content that it is built from.
+// binaryPath returns the binary's path, which contains a hash of its sources.
 func binaryPath() (path, dir string, err error) {
 	dir, err = moduleDir()
 	if err != nil {
@@ -83,8 +84,8 @@ func Binary() (string, error) {
 	return path, nil
 }
 
-// Build builds the node's binary unless the cache has it, telling progress. It takes some seven minutes on two
-// cores when the Go build cache is cold. Two builds at once wait for each other.
+// Build builds the node's binary unless the cache has it, and logs its progress. It takes about seven minutes on two
+// cores with a cold Go build cache. Concurrent builds wait for each other.
 func Build(ctx context.Context, progress io.Writer) (string, error) {
 	path, module, err := binaryPath()
 	if err != nil {
@@ -124,7 +125,7 @@ func Build(ctx context.Context, progress io.Writer) (string, error) {
 	return path, nil
 }
 
-// buildProgress turns `go build -v`, a package a line, into a line every few seconds.
+// buildProgress reduces the output of `go build -v`, one package per line, to one line every few seconds.
 type buildProgress struct {
 	out                   io.Writer
 	started, lastReported time.Time
@@ -132,7 +133,7 @@ type buildProgress struct {
 	last                  []string
 }
 
-// expectedNodePackages is about how many packages the node is made of; progress only.
+// expectedNodePackages is the approximate number of packages of the node, for progress only.
 const expectedNodePackages = 2600
 
 func (c *buildProgress) Write(p []byte) (int, error) {
@@ -159,7 +160,7 @@ func (c *buildProgress) Write(p []byte) (int, error) {
 
 func (c *buildProgress) lastLines() string { return strings.Join(c.last, "\n") }
 
-// lockFile takes an exclusive lock that the kernel drops when the process ends.
+// lockFile takes an exclusive lock that the kernel releases when the process exits.
 func lockFile(path string) (unlock func(), err error) {
 	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o644)
 	if err != nil {

@@ -17,8 +17,8 @@ import (
 	"k8s.io/client-go/tools/clientcmd/api"
 )
 
-// writeCertificates writes a CA, the API server's certificate, the key that signs service account tokens, and a token and
-// kubeconfig for each part that talks to the API server.
+// writeCertificates writes a CA, the API server's certificate, the signing key of service account tokens, and a token
+// and kubeconfig for each component that connects to the API server.
 func (c *Cluster) writeCertificates() error {
 	caKey, err := newECDSAKey()
 	if err != nil {

@@ -11,7 +11,7 @@ import (
 	"time"
 )
 
-// cgroupMounts lists where cgroups are mounted: every v1 controller and v2, whichever this machine has.
+// cgroupMounts returns the mount points of cgroups: every v1 controller and v2, as far as this machine has them.
 func cgroupMounts() ([]string, error) {
 	mounts, err := os.ReadFile("/proc/self/mounts")
 	if err != nil {
@@ -27,7 +27,7 @@ func cgroupMounts() ([]string, error) {
 	return found, nil
 }
 
-// makeCgroups makes the lab's root in every hierarchy; the kubelet insists that it exists.
+// makeCgroups creates the lab's root cgroup in every hierarchy, because the kubelet requires it.
 func makeCgroups(root string) error {
 	all, err := cgroupMounts()
 	if err != nil {
@@ -37,7 +37,7 @@ func makeCgroups(root string) error {
 		if err := os.MkdirAll(h+root, 0o755); err != nil {
 			return fmt.Errorf("make the lab's cgroup: %w", err)
 		}
-		// A cpuset without CPUs and memory takes no process (v1).
+		// A v1 cpuset without CPUs and memory nodes accepts no process.
 		for _, name := range []string{"cpuset.cpus", "cpuset.mems"} {
 			if own, err := os.ReadFile(h + root + "/" + name); err == nil && strings.TrimSpace(string(own)) == "" {
 				if above, err := os.ReadFile(h + "/" + name); err == nil {
@@ -49,7 +49,7 @@ func makeCgroups(root string) error {
 	return nil
 }
 
-// killCgroups kills every process in the lab's cgroups: these are its containers and nothing else.
+// killCgroups kills every process in the lab's cgroups, which contain only its containers.
 func killCgroups(root string) error {
 	all, err := cgroupMounts()
 	if err != nil {
@@ -63,7 +63,7 @@ func killCgroups(root string) error {
 				if err != nil || !d.IsDir() {
 					return nil //nolint:nilerr // a cgroup that goes away meanwhile is what is wanted
 				}
-				// What is frozen does not die.
+				// A frozen process does not die.
 				_ = os.WriteFile(path+"/freezer.state", []byte("THAWED"), 0o644)
 				_ = os.WriteFile(path+"/cgroup.freeze", []byte("0"), 0o644)
 				procs, _ := os.ReadFile(path + "/cgroup.procs")
@@ -84,7 +84,7 @@ func killCgroups(root string) error {
 	}
 }
 
-// removeCgroups removes the lab's empty cgroups, the deepest first.
+// removeCgroups removes the lab's empty cgroups, deepest first.
 func removeCgroups(root string) error {
 	all, err := cgroupMounts()
 	if err != nil {
@@ -101,7 +101,7 @@ func removeCgroups(root string) error {
 		})
 		slices.Reverse(dirs)
 		for _, dir := range dirs {
-			// A process that was just killed may hold its cgroup for a moment.
+			// A process that was just killed can keep its cgroup busy for a moment.
 			err := os.Remove(dir)
 			for range 100 {
 				if err == nil || os.IsNotExist(err) {

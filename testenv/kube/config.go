@@ -16,7 +16,8 @@ func checkReachable(network, address string) error {
 	return conn.Close()
 }
 
-// writeContainerdConfig configures a containerd that shares nothing with the host's: own root, state, socket, network.
+// writeContainerdConfig configures a containerd that shares nothing with the host's: it has its own root, state, socket
+// and network.
 func (c *Cluster) writeContainerdConfig() error {
 	if err := os.MkdirAll(c.filePath("cni"), 0o700); err != nil {
 		return fmt.Errorf("make the CNI directory: %w", err)
@@ -57,11 +58,11 @@ disabled_plugins = ["io.containerd.snapshotter.v1.btrfs", "io.containerd.snapsho
 `)
 }
 
-// StaticPodDir is the directory from which the kubelet takes static pods; a test writes a manifest there, and removes it.
+// StaticPodDir returns the kubelet's directory for static pods. A test writes a manifest there and removes it.
 func (c *State) StaticPodDir() string { return c.filePath("static") }
 
-// writeKubeletConfig configures a kubelet that works on cgroup v1 and v2, evicts nothing and lets everybody in: the
-// lab is for tests and listens on a bridge of its own.
+// writeKubeletConfig configures a kubelet that works on cgroup v1 and v2, evicts nothing and authorizes everyone: the
+// lab is only for tests and listens on its own bridge.
 func (c *Cluster) writeKubeletConfig() error {
 	if err := os.MkdirAll(c.StaticPodDir(), 0o700); err != nil {
 		return fmt.Errorf("make the directory of static pods: %w", err)

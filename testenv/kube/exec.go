@@ -11,7 +11,7 @@ import (
 	"k8s.io/client-go/tools/remotecommand"
 )
 
-// Exec runs a command in a pod's container and returns what it wrote: its output, then its errors.
+// Exec runs a command in a pod's container and returns its standard output followed by its standard error.
 func (c *Cluster) Exec(ctx context.Context, namespace, pod, container string, command ...string) (string, error) {
 	return c.exec(ctx, false, namespace, pod, container, command)
 }
@@ -30,7 +30,7 @@ func (c *Cluster) exec(ctx context.Context, terminal bool, namespace, pod, conta
 	if err != nil {
 		return "", fmt.Errorf("exec in %s/%s: %w", namespace, pod, err)
 	}
-	var stdout, stderr bytes.Buffer // one each: they are written at the same time
+	var stdout, stderr bytes.Buffer // one buffer each, because they are written concurrently
 	options := remotecommand.StreamOptions{Stdout: &stdout, Tty: terminal}
 	if !terminal {
 		options.Stderr = &stderr
@@ -41,7 +41,7 @@ func (c *Cluster) exec(ctx context.Context, terminal bool, namespace, pod, conta
 	return stdout.String() + stderr.String(), nil
 }
 
-// Logs returns what a pod's container has written so far.
+// Logs returns the current logs of a pod's container.
 func (c *Cluster) Logs(ctx context.Context, namespace, pod, container string) (string, error) {
 	stream, err := c.client.CoreV1().Pods(namespace).GetLogs(pod, &corev1.PodLogOptions{Container: container}).Stream(ctx)
 	if err != nil {

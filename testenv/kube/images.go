@@ -21,7 +21,7 @@ import (
 	"strings"
 )
 
-// The images that every lab has. Pause holds a pod's namespaces; Busybox has a shell and all applets.
+// The images of every lab. Pause holds a pod's namespaces; Busybox has a shell and all applets.
 const (
 	PauseImage   = "stanch.lab/pause:1"
 	BusyboxImage = "stanch.lab/busybox:1"
@@ -29,29 +29,29 @@ const (
 	AttackImage = "stanch.lab/attack:1"
 )
 
-// ImageSpec says what an image is made of.
+// ImageSpec describes the content of an image.
 type ImageSpec struct {
-	Name        string               // with a tag, which is not "latest": "stanch.lab/shop:1"
-	Files       map[string]ImageFile // by absolute path in the image; parents are made
+	Name        string               // with a tag other than "latest": "stanch.lab/shop:1"
+	Files       map[string]ImageFile // by absolute path in the image; parent directories are created
 	WithBusybox bool                 // adds /bin/busybox, its applets, /etc/passwd, /etc/shadow and /tmp
 	Entrypoint  []string
 	Env         []string // NAME=value
 	User        string   // "" is root
 }
 
-// ImageFile is one file of an image; one of Data, From, Link and Same says what it holds.
+// ImageFile is one file of an image. One of Data, From, Link and Same is its content.
 type ImageFile struct {
 	Data          []byte
 	HostPath      string      // a file of the host, copied
 	SymlinkTarget string      // the target of a symbolic link
-	HardlinkTo    string      // another file of the image, of which this is one more name
+	HardlinkTo    string      // another file of the image, to which this is a hard link
 	Mode          fs.FileMode // 0 means 0755
-	// CapabilityXattr, if not "", is the extended attribute security.capability.
+	// CapabilityXattr is the extended attribute security.capability; "" for none.
 	CapabilityXattr string
 }
 
-// ImportImage makes an image of one layer and gives it to the lab's containerd under its name and by digest, so
-// that pods report the digest as they do for a pulled image. It returns the digest ("sha256:…").
+// ImportImage creates an image of one layer and imports it into the lab's containerd by name and by digest, so that
+// pods report the digest as they do for a pulled image. It returns the digest ("sha256:…").
 func (c *Cluster) ImportImage(ctx context.Context, image ImageSpec) (digest string, err error) {
 	archive, digest, err := image.ociArchive()
 	if err != nil {
@@ -75,7 +75,7 @@ func (c *Cluster) importBaseImages(ctx context.Context) error {
 
 // ImportAttack builds testenv/attack and imports it as AttackImage, returning the image's digest.
 func (c *Cluster) ImportAttack(ctx context.Context) (digest string, err error) {
-	program := c.filePath("attack-" + rand.Text()) // several test processes may share the lab
+	program := c.filePath("attack-" + rand.Text()) // several test processes can share the lab
 	defer os.Remove(program)
 	if err := BuildStatic(ctx, "stanch/testenv/attack", program); err != nil {
 		return "", err
@@ -85,7 +85,7 @@ func (c *Cluster) ImportAttack(ctx context.Context) (digest string, err error) {
 	})
 }
 
-// BuildStatic builds one of our commands so that it runs in an image that has nothing else.
+// BuildStatic builds a command of this project so that it runs in an image with no other content.
 func BuildStatic(ctx context.Context, pkg, out string) error {
 	cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-ldflags=-s -w", "-o", out, pkg)
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOFLAGS=-buildvcs=false")
@@ -124,7 +124,7 @@ func busyboxFiles() (map[string]ImageFile, error) {
 	return files, nil
 }
 
-// ociArchive makes an OCI layout in a tar with the image named twice: by tag and by digest.
+// ociArchive creates a tar with an OCI layout that names the image twice: by tag and by digest.
 func (image ImageSpec) ociArchive() (content []byte, digest string, err error) {
 	files := map[string]ImageFile{}
 	if image.WithBusybox {
@@ -180,7 +180,7 @@ func (image ImageSpec) ociArchive() (content []byte, digest string, err error) {
 
 func errOnly(_ int, err error) error { return err }
 
-// mustEncodeJSON is for values that always encode.
+// mustEncodeJSON encodes a value whose encoding cannot fail.
 func mustEncodeJSON(v any) []byte {
 	content, err := json.Marshal(v)
 	if err != nil {
@@ -189,7 +189,7 @@ func mustEncodeJSON(v any) []byte {
 	return content
 }
 
-// buildLayer makes the layer, the same bytes for the same files.
+// buildLayer creates the layer. The same files give the same bytes.
 func buildLayer(files map[string]ImageFile) ([]byte, error) {
 	for name := range maps.Clone(files) {
 		for dir := path.Dir(name); dir != "/"; dir = path.Dir(dir) {

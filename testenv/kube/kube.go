@@ -1,13 +1,13 @@
-// Package kube is the lab: a real Kubernetes node on this machine, up in seconds, for tests that must not be fooled.
+// Package kube is the lab: a real Kubernetes node on this machine that starts within seconds, for tests that need real
+// behavior. etcd, API server (with RBAC), controller manager, scheduler, kubelet, containerd and runc are the real
+// programs; pods, probes, logs, exec, tokens and events are real.
 //
-// etcd, API server (with RBAC), controller manager, scheduler, kubelet, containerd and runc are the real ones;
-// pods, probes, logs, exec, tokens and events are real. It refuses three things: to reach a registry (images are
-// made from files and imported), to be a cluster for anything but tests (its keys lie in a temporary directory
-// and its kubelet asks nobody who they are), and to leave anything behind. There is no kube-proxy and no DNS: of
-// Services only `kubernetes` can be reached, because its address is where the API server listens. The network is
-// a plain bridge, which enforces no NetworkPolicy, as on many small clusters.
+// It refuses three things: to reach a registry (images are built from files and imported), to serve anything but tests
+// (its keys are in a temporary directory and its kubelet authorizes everyone), and to leave anything behind.
 //
-// Several labs can run at once; each has its own directory, bridge, subnets and cgroup.
+// There is no kube-proxy and no DNS. The only reachable Service is `kubernetes`, because its address is the one at
+// which the API server listens. The network is a plain bridge, which does not enforce NetworkPolicies, as on many small
+// clusters. Several labs can run at once; each has its own directory, bridge, subnets and cgroup.
 package kube
 
 import (
@@ -22,23 +22,23 @@ import (
 	"k8s.io/client-go/tools/clientcmd"
 )
 
-// Options say how a lab is started; the zero value works.
+// Options configure a lab. The zero value works.
 type Options struct {
-	// Detached leaves the lab running when the process that started it ends. Without it, a lab whose starter was
-	// killed is swept by whoever starts the next one.
+	// Detached keeps the lab running after the process that started it. Without it, the next lab to start removes a lab
+	// whose starter was killed.
 	Detached bool
-	// Logf is told what happens, a line each; nil is silent.
+	// Logf receives the progress, one line per call; nil discards it.
 	Logf func(format string, args ...any)
-	// StartTimeout bounds the start; 0 means 90 s. On an idle machine 8 s are enough.
+	// StartTimeout bounds the start; 0 means 90 s. On an idle machine a start takes 8 s.
 	StartTimeout time.Duration
-	// AuditLog switches the API server's audit log on; nil leaves it off.
+	// AuditLog enables the API server's audit log; nil disables it.
 	AuditLog *AuditConfig
 }
 
-// AuditConfig is what the API server records, and the webhook that it posts it to, in the words of its own files.
+// AuditConfig is the API server's audit policy and webhook configuration, in the formats of its files.
 type AuditConfig struct {
 	Policy, Webhook string
-	Flags           []string // what else the API server is told about it
+	Flags           []string // additional audit flags of the API server
 }
 
 // Cluster is a running lab.
@@ -50,31 +50,32 @@ type Cluster struct {
 	processes []*labProcess
 }
 
-// State is what it takes to attach to a running lab, or to clean up after one; it is kept as a JSON file.
+// State identifies a running lab, or one that must be cleaned up. It is stored as a JSON file.
 type State struct {
 	ID        string `json:"id"`
 	Dir       string `json:"dir"`
 	NodeName  string `json:"node_name"`
 	NodeIP    string `json:"node_ip"`    // the host's address on the pods' bridge; pods can reach it
-	APIServer string `json:"api_server"` // https URL; the same from the host, host-network pods and pods
+	APIServer string `json:"api_server"` // https URL, the same from the host, host-network pods and pods
 	// Kubeconfig is the path of an administrator's kubeconfig (group system:masters).
 	Kubeconfig string `json:"kubeconfig"`
-	// CRISocket is the path of containerd's socket, which speaks CRI; containers are in the namespace k8s.io.
+	// CRISocket is the path of containerd's CRI socket. Containers are in the namespace k8s.io.
 	CRISocket string `json:"cri_socket"`
 	PodCIDR   string `json:"pod_cidr"`
 	Bridge    string `json:"bridge"`
 	// CgroupRoot is the parent of kubepods in each hierarchy, with a leading slash.
 	CgroupRoot  string `json:"cgroup_root"`
-	KubeletPort int    `json:"kubelet_port"` // on NodeIP, https, authorises everybody
+	KubeletPort int    `json:"kubelet_port"` // on NodeIP, https, authorizes everyone
 
 	Owner     processID         `json:"owner"`
 	Detached  bool              `json:"detached"`
 	Processes []processID       `json:"parts"`
-	Sysctls   map[string]string `json:"sysctls,omitempty"` // what they were before the kubelet
+	Sysctls   map[string]string `json:"sysctls,omitempty"` // their values before the kubelet started
 }
 
-// Start sweeps what killed labs left, then starts a lab and waits until pods can run. It needs root, the
-// binaries named by Missing, and the node's binary (see Build); ErrNotBuilt says that the last is lacking.
+// Start removes the remains of killed labs, then starts a lab and waits until pods can run. It requires root, the
+// programs that MissingPrograms lists, and the node's binary (see Build). It returns ErrNotBuilt if the binary is
+// missing.
 func Start(ctx context.Context, o Options) (_ *Cluster, err error) {
 	if o.Logf == nil {
 		o.Logf = func(string, ...any) {}
@@ -126,15 +127,14 @@ func Start(ctx context.Context, o Options) (_ *Cluster, err error) {
 	return c, nil
 }
 
-// Attach opens a lab that runs already, from its state file. Of a lab that is only half there it can do no more than
-// Stop.
+// Attach opens a running lab from its state file. If parts of the lab are missing, only Stop works.
 func Attach(path string) (*Cluster, error) {
 	c := &Cluster{}
 	if err := c.load(path); err != nil {
 		return nil, fmt.Errorf("attach to the lab %s: %w", path, err)
 	}
 	if _, err := os.Stat(c.Kubeconfig); err != nil {
-		return c, nil // half a lab: good enough to stop
+		return c, nil // an incomplete lab: sufficient for Stop
 	}
 	if err := c.connect(); err != nil {
 		return nil, err
@@ -147,19 +147,19 @@ func (c *Cluster) connect() error {
 	if err != nil {
 		return fmt.Errorf("read the lab's kubeconfig: %w", err)
 	}
-	config.QPS, config.Burst = -1, -1 // no client-side throttle
+	config.QPS, config.Burst = -1, -1 // no client-side throttling
 	c.config = config
 	c.client, err = kubernetes.NewForConfig(config)
 	return err
 }
 
-// Config is an administrator's client configuration, without client-side throttling. The caller gets a copy.
+// Config returns a copy of an administrator's client configuration, without client-side throttling.
 func (c *Cluster) Config() *rest.Config { return rest.CopyConfig(c.config) }
 
-// Client is an administrator's client.
+// Client returns an administrator's client.
 func (c *Cluster) Client() kubernetes.Interface { return c.client }
 
-// filePath is a file in the lab's directory.
+// filePath returns the path of a file in the lab's directory.
 func (c *State) filePath(name string) string { return c.Dir + "/" + name }
 
 func (c *Cluster) writeFile(name, content string) error {

@@ -11,8 +11,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// makeNetwork makes the pods' bridge before any pod needs it, because its address is the node's, and gives it the
-// address of the Service `kubernetes` as well: the API server listens there, so that in-cluster clients find it
+// makeNetwork creates the pods' bridge before any pod needs it, because its address is the node's. It also gives the
+// bridge the address of the Service `kubernetes`: the API server listens there, so that in-cluster clients reach it
 // without a kube-proxy.
 func (c *Cluster) makeNetwork() error {
 	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
@@ -37,7 +37,7 @@ func (c *Cluster) makeNetwork() error {
 	return setInterfaceUp(fd, c.Bridge, true)
 }
 
-// removeNetwork removes the bridge. Pods' interfaces are gone with their network namespaces.
+// removeNetwork removes the bridge. The pods' interfaces disappear with their network namespaces.
 func (c *State) removeNetwork() error {
 	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
@@ -105,7 +105,7 @@ func setInterfaceUp(fd int, name string, up bool) error {
 	return nil
 }
 
-// freePort finds a TCP port of ip that nothing listens on.
+// freePort returns a free TCP port of ip.
 func freePort(ip string) (int, error) {
 	l, err := net.Listen("tcp", ip+":0")
 	if err != nil {
@@ -115,7 +115,7 @@ func freePort(ip string) (int, error) {
 	return l.Addr().(*net.TCPAddr).Port, nil
 }
 
-// The kubelet sets these to its taste, and CNI the last; they are put back when the last lab ends.
+// The kubelet sets these sysctls, and CNI the last one. They are restored when the last lab stops.
 var changedSysctls = []string{
 	"vm/overcommit_memory", "vm/panic_on_oom", "kernel/panic", "kernel/panic_on_oops",
 	"kernel/keys/root_maxkeys", "kernel/keys/root_maxbytes", "net/ipv4/ip_forward",

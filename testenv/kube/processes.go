@@ -14,15 +14,15 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
-// labProcess is one process of the lab that this process started.
+// labProcess is a process of the lab that this process started.
 type labProcess struct {
 	processID
 	logPath string
-	exited  chan struct{} // closed when it has been reaped
+	exited  chan struct{} // closed when it was reaped
 }
 
-// startProcess runs a part with its output in a log file of the lab's directory, and records it in the state first of
-// all, so that a sweep finds it whatever happens.
+// startProcess runs a component with its output in a log file of the lab's directory. It records the component in the
+// state first, so that a later cleanup finds it in any case.
 func (c *Cluster) startProcess(name, program string, args ...string) error {
 	p := &labProcess{logPath: c.filePath(name + ".log"), exited: make(chan struct{})}
 	log, err := os.OpenFile(p.logPath, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
@@ -33,7 +33,7 @@ func (c *Cluster) startProcess(name, program string, args ...string) error {
 	cmd := exec.Command(program, args...)
 	cmd.Dir, cmd.Stdout, cmd.Stderr = c.Dir, log, log
 	cmd.Env = append(os.Environ(), "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true} // a Ctrl-C for the tests is not one for the lab
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true} // a Ctrl-C for the tests must not stop the lab
 	if err := cmd.Start(); err != nil {
 		return fmt.Errorf("start %s: %w", name, err)
 	}
@@ -47,7 +47,7 @@ func (c *Cluster) startProcess(name, program string, args ...string) error {
 	return c.save()
 }
 
-// startContainerdAndEtcd starts what needs nobody: the container runtime and the store.
+// startContainerdAndEtcd starts the components without dependencies: the container runtime and the store.
 func (c *Cluster) startContainerdAndEtcd(ctx context.Context, binary string) error {
 	if err := c.writeContainerdConfig(); err != nil {
 		return err
@@ -65,7 +65,7 @@ func (c *Cluster) startContainerdAndEtcd(ctx context.Context, binary string) err
 	}
 	if err := c.startProcess("etcd", binary, "etcd", "--data-dir", c.filePath("etcd"), "--unsafe-no-fsync",
 		"--listen-client-urls", "unix://"+c.filePath("etcd.sock"),
-		"--advertise-client-urls", fmt.Sprintf("http://127.0.0.1:%d", peers), // nobody asks; a socket is not accepted
+		"--advertise-client-urls", fmt.Sprintf("http://127.0.0.1:%d", peers), // unused; a socket is not accepted
 		"--listen-peer-urls", fmt.Sprintf("http://127.0.0.1:%d", peers),
 		"--initial-advertise-peer-urls", fmt.Sprintf("http://127.0.0.1:%d", peers),
 		"--initial-cluster", fmt.Sprintf("default=http://127.0.0.1:%d", peers), "--log-level", "warn"); err != nil {
@@ -124,7 +124,7 @@ func (c *Cluster) startNodeComponents(binary string) error {
 	)
 }
 
-// waitForNodeReady waits until the node takes pods and the default service account exists, without which none is made.
+// waitForNodeReady waits until the node accepts pods and the default service account exists, which pods require.
 func (c *Cluster) waitForNodeReady(ctx context.Context) error {
 	return c.pollUntil(ctx, "the node to be ready", func() error {
 		if _, err := c.client.CoreV1().ServiceAccounts("default").Get(ctx, "default", metav1.GetOptions{}); err != nil {
@@ -146,7 +146,7 @@ func (c *Cluster) waitForNodeReady(ctx context.Context) error {
 	})
 }
 
-// pollUntil tries until it works, the time is up, or a part has died.
+// pollUntil calls f until it succeeds, the time is up, or a component has exited.
 func (c *Cluster) pollUntil(ctx context.Context, what string, try func() error) error {
 	for {
 		err := try()
@@ -168,7 +168,7 @@ func (c *Cluster) pollUntil(ctx context.Context, what string, try func() error) 
 	}
 }
 
-// collectLogTails gathers the last lines of every part's log, for a start that failed.
+// collectLogTails returns the last lines of every component's log, for a failed start.
 func (c *Cluster) collectLogTails() error {
 	var all []error
 	for _, p := range c.processes {

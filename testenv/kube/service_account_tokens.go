@@ -23,7 +23,7 @@ func issueToken(ctx context.Context, client kubernetes.Interface, namespace, nam
 	return answer.Status.Token, nil
 }
 
-// checkPermission tells by an error whether the client may do the first verb on the first resource of a rule.
+// checkPermission returns an error unless the client has the first verb on the first resource of a rule.
 func checkPermission(ctx context.Context, client kubernetes.Interface, rule rbacv1.PolicyRule) error {
 	review := &authorizationv1.SelfSubjectAccessReview{}
 	switch {

@@ -10,12 +10,12 @@ import (
 	"stanch/testenv/prereq"
 )
 
-// LabStateEnv names the environment variable that holds the state file of a lab to share.
+// LabStateEnv is the environment variable with the state file of a shared lab.
 const LabStateEnv = "STANCH_LAB"
 
-// Shared returns a lab for a test: the one that STANCH_LAB names, which `make test` starts once for all packages,
-// or else one of its own that ends with the test. Tests that share a lab keep to namespaces of their own (see
-// Namespace). Where the machine lacks something the test is skipped loudly, or fails under STANCH_NO_SKIP=1.
+// Shared returns a lab for a test: the one in STANCH_LAB, which `make test` starts once for all packages, or a new one
+// that stops with the test. Tests that share a lab must use their own namespaces (see NewNamespace). If this machine
+// lacks a prerequisite, the test is skipped loudly, or fails under STANCH_NO_SKIP=1.
 func Shared(t testing.TB) *Cluster {
 	t.Helper()
 	if path := os.Getenv(LabStateEnv); path != "" {
@@ -28,7 +28,7 @@ func Shared(t testing.TB) *Cluster {
 	return StartForTest(t, Options{})
 }
 
-// StartForTest starts a lab for one test and stops it with the test.
+// StartForTest starts a lab for one test and stops it at its end.
 func StartForTest(t testing.TB, o Options) *Cluster {
 	t.Helper()
 	if lacking := MissingPrograms(); len(lacking) > 0 {
@@ -52,8 +52,8 @@ func StartForTest(t testing.TB, o Options) *Cluster {
 	return c
 }
 
-// RunTestMain is for the TestMain of a package whose tests all need a lab: they share one, as under STANCH_LAB, instead of
-// starting one each. Where a lab cannot run, each test says so itself.
+// RunTestMain is for the TestMain of a package whose tests all need a lab: they share one, as under STANCH_LAB, instead
+// of starting one each. Where a lab cannot run, each test reports that itself.
 func RunTestMain(m *testing.M) (code int) {
 	if _, err := Binary(); err != nil || os.Getenv(LabStateEnv) != "" || len(MissingPrograms()) > 0 {
 		return m.Run()

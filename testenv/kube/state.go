@@ -13,13 +13,13 @@ import (
 	"syscall"
 )
 
-// labRegistryDir holds a state file per lab of this machine, and the lock under which they come and go.
+// labRegistryDir contains a state file for each lab of this machine, and the lock that serializes starts and stops.
 const labRegistryDir = "/run/stanch-lab"
 
-// maxLabs bounds how many labs one machine runs at once; each has a number below this.
+// maxLabs is the maximum number of concurrent labs on one machine. Each has a number below it.
 const maxLabs = 64
 
-// requiredPrograms are the programs that the lab starts, with the Debian package of each.
+// requiredPrograms are the programs that the lab starts, with their Debian packages.
 var requiredPrograms = []struct{ file, from string }{
 	{"containerd", "containerd"},
 	{"ctr", "containerd"},
@@ -30,7 +30,8 @@ var requiredPrograms = []struct{ file, from string }{
 	{"busybox", "busybox-static"},
 }
 
-// MissingPrograms lists what this machine lacks for a lab, apart from the node's own binary; empty is good.
+// MissingPrograms returns the prerequisites that this machine lacks, except for the node's binary. It is empty if none
+// are missing.
 func MissingPrograms() []string {
 	var missing []string
 	if os.Geteuid() != 0 {
@@ -44,7 +45,7 @@ func MissingPrograms() []string {
 	return missing
 }
 
-// lookPath also looks into sbin, which is not on every PATH.
+// lookPath also searches the sbin directories, which are not always on PATH.
 func lookPath(file string) (string, error) {
 	if path, err := exec.LookPath(file); err == nil {
 		return path, nil
@@ -52,7 +53,7 @@ func lookPath(file string) (string, error) {
 	return exec.LookPath(filepath.Join("/usr/sbin", file))
 }
 
-// claimNumber takes the first free number and with it names and addresses that no other lab has.
+// claimNumber claims the first free lab number, and with it unique names and addresses.
 func (c *Cluster) claimNumber() error {
 	if err := os.MkdirAll(labRegistryDir, 0o755); err != nil {
 		return fmt.Errorf("make the registry of labs: %w", err)
@@ -89,7 +90,7 @@ func (c *Cluster) claimNumber() error {
 	return fmt.Errorf("all %d labs of this machine are taken; see %s", maxLabs, labRegistryDir)
 }
 
-// originalSysctls reads what another lab found when it came, or, if there is none, what is set now.
+// originalSysctls returns the values from before the first lab, or the current ones if no other lab runs.
 func originalSysctls() (map[string]string, error) {
 	labs, err := otherLabs("")
 	if err != nil || len(labs) == 0 {
@@ -98,7 +99,7 @@ func originalSysctls() (map[string]string, error) {
 	return labs[0].Sysctls, nil
 }
 
-// otherLabs reads the state of every lab of this machine except the one with this id.
+// otherLabs returns the states of all labs of this machine except the one with this id.
 func otherLabs(id string) ([]State, error) {
 	paths, err := filepath.Glob(labRegistryDir + "/*.json")
 	if err != nil {
@@ -114,7 +115,7 @@ func otherLabs(id string) ([]State, error) {
 	return labs, nil
 }
 
-// addressInUse tells whether an interface of this machine has an address that begins so.
+// addressInUse reports whether an interface of this machine has an address with the prefix.
 func addressInUse(prefixes ...string) bool {
 	addrs, _ := net.InterfaceAddrs()
 	for _, a := range addrs {
@@ -129,7 +130,7 @@ func addressInUse(prefixes ...string) bool {
 
 func statePath(id string) string { return labRegistryDir + "/" + id + ".json" }
 
-// StateFile is where the lab's state is kept: the value for STANCH_LAB.
+// StateFile returns the path of the lab's state file, the value for STANCH_LAB.
 func (c *State) StateFile() string { return statePath(c.ID) }
 
 func (c *State) save() error {
@@ -152,7 +153,7 @@ func (c *State) load(path string) error {
 	return json.Unmarshal(content, c)
 }
 
-// StopOrphanedLabs stops every lab whose starter is gone, unless it was left running on purpose.
+// StopOrphanedLabs stops every lab whose starter is gone, except for detached labs.
 func StopOrphanedLabs() error {
 	labs, err := otherLabs("")
 	all := []error{err}
@@ -164,7 +165,8 @@ func StopOrphanedLabs() error {
 	return errors.Join(all...)
 }
 
-// processID names a process by what is never reused: its id and when it started, in ticks since boot.
+// processID identifies a process by values that are never reused together: its PID and its start time in ticks since
+// boot.
 type processID struct {
 	PID        int    `json:"pid"`
 	StartTicks uint64 `json:"start"`
@@ -176,7 +178,7 @@ func identifyProcess(pid int) (processID, error) {
 	if err != nil {
 		return processID{}, fmt.Errorf("identify process %d: %w", pid, err)
 	}
-	// The name, in brackets, may hold anything; the start is the 20th field after it.
+	// The name, in parentheses, can contain anything; the start time is the 20th field after it.
 	_, rest, _ := strings.Cut(string(stat[strings.LastIndexByte(string(stat), ')'):]), " ")
 	fields := strings.Fields(rest)
 	if len(fields) < 20 || fields[0] == "Z" {
@@ -191,7 +193,7 @@ func (p processID) isAlive() bool {
 	return err == nil && now.StartTicks == p.StartTicks
 }
 
-// sendSignal is sent only if the process is still the same one.
+// sendSignal sends a signal only if the process is still the same one.
 func (p processID) sendSignal(s syscall.Signal) {
 	if p.isAlive() {
 		_ = syscall.Kill(p.PID, s)

@@ -16,9 +16,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Stop ends the lab and removes everything that it made: containers, shims, parts, mounts, cgroups, bridge,
-// directory, and its state file the last, so that a Stop that was interrupted can be made again. It works on a
-// running lab, on half of one, and on what a killed one left.
+// Stop stops the lab and removes everything that it created: containers, shims, components, mounts, cgroups, bridge,
+// directory, and finally its state file, so that an interrupted Stop can be repeated. It works on running, incomplete
+// and killed labs.
 func (c *Cluster) Stop() error {
 	unlock, err := lockFile(labRegistryDir + "/lock")
 	if err != nil {
@@ -27,14 +27,14 @@ func (c *Cluster) Stop() error {
 	defer unlock()
 	var now State
 	if err := now.load(c.StateFile()); errors.Is(err, fs.ErrNotExist) || err == nil && now.Dir != c.Dir {
-		return nil // stopped before, and perhaps another lab has its number now: hands off
+		return nil // already stopped, and another lab may have its number now
 	}
 	if now.Dir == c.Dir {
-		c.Processes = now.Processes // the starter may have added some since this was read
+		c.Processes = now.Processes // the starter may have added processes since this was read
 	}
 	var failed []error
 	for _, step := range []func() error{
-		func() error { c.killProcesses("kubelet"); return nil }, // it would start again what is killed
+		func() error { c.killProcesses("kubelet"); return nil }, // it would restart what is killed
 		func() error { return killCgroups(c.CgroupRoot) },
 		c.killShims,
 		func() error { c.killProcesses(""); return nil },
@@ -58,7 +58,7 @@ func (c *Cluster) Stop() error {
 	return os.Remove(c.StateFile())
 }
 
-// killProcesses kills the part of this name, or all for "", and waits until they are gone.
+// killProcesses kills the component with this name, or all for "", and waits until they are gone.
 func (c *Cluster) killProcesses(name string) {
 	for _, p := range c.Processes {
 		if name == "" || p.Name == name {
@@ -74,7 +74,8 @@ func waitForExit(p processID) {
 	}
 }
 
-// killShims kills the shims that serve this lab's containerd, told by their arguments, and removes their sockets.
+// killShims kills the shims of this lab's containerd, which it identifies by their arguments, and removes their
+// sockets.
 func (c *Cluster) killShims() error {
 	dirs, err := filepath.Glob("/proc/[0-9]*")
 	if err != nil {
@@ -109,9 +110,9 @@ func killPID(pid string) {
 	}
 }
 
-// unmountAll unmounts what is mounted under the lab's directory, the latest first.
+// unmountAll unmounts everything below the lab's directory, latest first.
 func (c *Cluster) unmountAll() error {
-	for range 5 { // a mount can hide another
+	for range 5 { // a mount can cover another
 		mounts, err := os.ReadFile("/proc/self/mountinfo")
 		if err != nil {
 			return fmt.Errorf("list mounts: %w", err)
@@ -133,7 +134,7 @@ func (c *Cluster) unmountAll() error {
 	return fmt.Errorf("unmount everything under %s: some mounts stay", c.Dir)
 }
 
-// removeLogLinks removes the links in /var/log/containers, a path that the kubelet lets nobody choose.
+// removeLogLinks removes the links in /var/log/containers, a path that is fixed in the kubelet.
 func (c *Cluster) removeLogLinks() error {
 	const dir = "/var/log/containers"
 	entries, err := os.ReadDir(dir)
@@ -145,11 +146,11 @@ func (c *Cluster) removeLogLinks() error {
 			_ = os.Remove(dir + "/" + e.Name())
 		}
 	}
-	_ = os.Remove(dir) // only if it is empty now
+	_ = os.Remove(dir) // only if it is empty
 	return err
 }
 
-// cniResultsDir is where CNI keeps what it gave to each pod, a path that containerd lets nobody choose.
+// cniResultsDir is where CNI stores its results for each pod, a path that is fixed in containerd.
 const cniResultsDir = "/var/lib/cni/results"
 
 func (c *Cluster) removeCNIResults() error {

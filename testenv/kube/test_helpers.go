@@ -15,7 +15,7 @@ import (
 	"k8s.io/client-go/rest"
 )
 
-// NewNamespace makes a namespace for one test, with its default service account, and deletes it afterwards without
+// NewNamespace creates a namespace for one test, with its default service account, and deletes it afterwards without
 // waiting.
 func (c *Cluster) NewNamespace(t testing.TB) string {
 	t.Helper()
@@ -26,7 +26,7 @@ func (c *Cluster) NewNamespace(t testing.TB) string {
 		t.Fatalf("make a namespace: %v", err)
 	}
 	t.Cleanup(func() {
-		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second) // the lab may be gone, on purpose
+		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second) // the lab may be stopped already
 		defer cancel()
 		now := int64(0)
 		_ = c.client.CoreV1().Pods(name).DeleteCollection(ctx, metav1.DeleteOptions{GracePeriodSeconds: &now}, metav1.ListOptions{})
@@ -39,8 +39,8 @@ func (c *Cluster) NewNamespace(t testing.TB) string {
 	return name
 }
 
-// ConfigWithRules makes a service account in the namespace that may do exactly the cluster-wide rules given, and returns a
-// client configuration with its token: the way to prove that a list of permissions suffices.
+// ConfigWithRules creates a service account in the namespace with exactly the given cluster-wide rules, and returns a
+// client configuration with its token. It proves that a list of permissions suffices.
 func (c *Cluster) ConfigWithRules(t testing.TB, namespace, name string, rules ...rbacv1.PolicyRule) *rest.Config {
 	t.Helper()
 	ctx := t.Context()
@@ -71,7 +71,7 @@ func (c *Cluster) ConfigWithRules(t testing.TB, namespace, name string, rules ..
 	if err != nil {
 		t.Fatal(err)
 	}
-	// The authoriser learns of the binding by a watch.
+	// The authorizer learns of the binding through a watch.
 	as, err := kubernetes.NewForConfig(config)
 	if err != nil {
 		t.Fatal(err)
@@ -82,7 +82,7 @@ func (c *Cluster) ConfigWithRules(t testing.TB, namespace, name string, rules ..
 	return config
 }
 
-// TokenConfig is a client configuration with a fresh token of a service account.
+// TokenConfig returns a client configuration with a fresh token of a service account.
 func (c *Cluster) TokenConfig(ctx context.Context, namespace, name string) (*rest.Config, error) {
 	token, err := issueToken(ctx, c.client, namespace, name)
 	if err != nil {
@@ -93,7 +93,7 @@ func (c *Cluster) TokenConfig(ctx context.Context, namespace, name string) (*res
 	return config, nil
 }
 
-// Eventually polls until it works; after the time given the test fails with the last error.
+// Eventually polls until f succeeds; after the given time the test fails with the last error.
 func Eventually(t testing.TB, within time.Duration, what string, try func() error) {
 	t.Helper()
 	for deadline := time.Now().Add(within); ; time.Sleep(50 * time.Millisecond) {
@@ -107,7 +107,7 @@ func Eventually(t testing.TB, within time.Duration, what string, try func() erro
 	}
 }
 
-// NewPod is a pod of one container named "main" that stops at once when told to.
+// NewPod returns a pod with one container named "main" that stops immediately on SIGTERM.
 func NewPod(name, image string, command ...string) *corev1.Pod {
 	now := int64(0)
 	return &corev1.Pod{
@@ -119,7 +119,7 @@ func NewPod(name, image string, command ...string) *corev1.Pod {
 	}
 }
 
-// RunPod creates a pod and waits until it is ready; it returns the pod as it is then.
+// RunPod creates a pod, waits until it is ready, and returns it.
 func (c *Cluster) RunPod(t testing.TB, namespace string, pod *corev1.Pod) *corev1.Pod {
 	t.Helper()
 	if _, err := c.client.CoreV1().Pods(namespace).Create(t.Context(), pod, metav1.CreateOptions{}); err != nil {
@@ -138,7 +138,7 @@ func (c *Cluster) RunPod(t testing.TB, namespace string, pod *corev1.Pod) *corev
 	return now
 }
 
-// IsPodReady tells whether the pod's Ready condition is true.
+// IsPodReady reports whether the pod's Ready condition is true.
 func IsPodReady(pod *corev1.Pod) bool {
 	for _, cond := range pod.Status.Conditions {
 		if cond.Type == corev1.PodReady {

@@ -1,7 +1,7 @@
-// Package mail is a small mail server: real SMTP with STARTTLS or TLS from the start, a login, and messages in memory.
+// Package mail is a small mail server: real SMTP with STARTTLS or implicit TLS, a login, and messages in memory.
 //
-// It refuses what a careful server refuses: mail in the clear where it has a certificate, a wrong login, and whom it is
-// told not to know.
+// It refuses what a careful server refuses: unencrypted mail where it has a certificate, a wrong login, and unknown
+// recipients.
 package mail
 
 import (
@@ -30,12 +30,12 @@ const (
 	Password = "correct-horse-battery" //nolint:gosec // a stand-in's
 )
 
-// Message is one message as it came.
+// Message is a received message.
 type Message struct {
 	From string
 	To   []string
 	Raw  string
-	// Encrypted and Login say how it came.
+	// Encrypted and Login describe the session.
 	Encrypted bool
 	Login     string
 }
@@ -52,7 +52,7 @@ type Server struct {
 	unknownRecipient string
 }
 
-// TLSMode is how the server protects its connections.
+// TLSMode is how the server encrypts its connections.
 type TLSMode int
 
 // The modes.
@@ -117,21 +117,21 @@ func (s *Server) FailNext(code int, text string) {
 	s.nextErrors = append(s.nextErrors, &smtp.SMTPError{Code: code, Message: text})
 }
 
-// RejectRecipient makes the server not know a recipient.
+// RejectRecipient makes the server reject a recipient as unknown.
 func (s *Server) RejectRecipient(address string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.unknownRecipient = address
 }
 
-// Messages are those that came.
+// Messages returns the received messages.
 func (s *Server) Messages() []Message {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return slices.Clone(s.messages)
 }
 
-// NewSession begins a connection.
+// NewSession starts a session.
 func (s *Server) NewSession(c *smtp.Conn) (smtp.Session, error) {
 	return &session{server: s, conn: c}, nil
 }
@@ -153,7 +153,7 @@ func (s *session) AuthMechanisms() []string { return []string{sasl.Plain} }
 func (s *session) Auth(string) (sasl.Server, error) {
 	return sasl.NewPlainServer(func(_, user, password string) error {
 		if user != User || password != Password {
-			// As some servers do, it repeats what it was told.
+			// Like some servers, it repeats the received credentials.
 			return &smtp.SMTPError{Code: 535, EnhancedCode: smtp.EnhancedCode{5, 7, 8}, Message: "no such login: " + user + " " + password}
 		}
 		s.login = user

@@ -1,6 +1,6 @@
 // Package otlp receives traces as a collector does: OTLP over HTTP, into memory.
 //
-// It refuses what is not OTLP, so that a test sees what a real collector would take.
+// It refuses what is not OTLP, so that a test sees what a real collector would accept.
 package otlp
 
 import (
@@ -16,7 +16,7 @@ import (
 	"google.golang.org/protobuf/proto"
 )
 
-// Receiver has what was sent to URL.
+// Receiver has the spans that were sent to URL.
 type Receiver struct {
 	URL string
 
@@ -25,22 +25,22 @@ type Receiver struct {
 	services map[string]bool
 }
 
-// Span is one span with the texts of its attributes.
+// Span is a span with its attributes as strings.
 type Span struct {
 	*tracepb.Span
 	Attributes map[string]string
 }
 
-// SpanID and Parent are the span's, as text; a root's Parent is "".
+// SpanID and Parent are IDs as strings; a root's Parent is "".
 func (s Span) SpanID() string { return hex.EncodeToString(s.GetSpanId()) }
 
-// ParentID is its parent's ID.
+// ParentID returns the ID of the parent.
 func (s Span) ParentID() string { return hex.EncodeToString(s.GetParentSpanId()) }
 
-// TraceIDText is the id of its trace.
+// TraceIDText returns the ID of the trace.
 func (s Span) TraceIDText() string { return hex.EncodeToString(s.GetTraceId()) }
 
-// Start starts one, and stops it when the test ends.
+// Start starts a receiver, and stops it when the test ends.
 func Start(t testing.TB) *Receiver {
 	t.Helper()
 	r := &Receiver{services: map[string]bool{}}
@@ -78,14 +78,14 @@ func (r *Receiver) handleTraces(w http.ResponseWriter, q *http.Request) {
 	w.Header().Set("Content-Type", "application/x-protobuf")
 }
 
-// Spans are all that came so far.
+// Spans returns the received spans.
 func (r *Receiver) Spans() []Span {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return append([]Span(nil), r.spans...)
 }
 
-// Services are the names of those that sent.
+// Services returns the service names of the senders.
 func (r *Receiver) Services() []string {
 	r.mu.Lock()
 	defer r.mu.Unlock()

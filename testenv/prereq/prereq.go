@@ -1,7 +1,7 @@
-// Package require says, loudly, what a machine lacks for a test.
+// Package prereq reports, loudly, what a machine lacks for a test. With STANCH_NO_SKIP=1, as in CI, a missing
+// prerequisite is a failure, so that a green run means that every test ran.
 //
-// It refuses to decide what is needed: the caller probes and says. With STANCH_NO_SKIP=1, as in CI, a lack is a
-// failure, so that a green run means that everything ran.
+// It refuses to decide what a test needs: the caller checks.
 package prereq
 
 import (
@@ -9,7 +9,7 @@ import (
 	"testing"
 )
 
-// SkipOrFail ends the test because the machine lacks something: it skips, or fails if STANCH_NO_SKIP=1.
+// SkipOrFail skips the test because the machine lacks something, or fails it if STANCH_NO_SKIP=1.
 func SkipOrFail(t testing.TB, format string, args ...any) {
 	t.Helper()
 	if os.Getenv("STANCH_NO_SKIP") == "1" {
@@ -18,7 +18,7 @@ func SkipOrFail(t testing.TB, format string, args ...any) {
 	t.Skipf("SKIPPED: lacking: "+format, args...)
 }
 
-// RequireRoot ends the test unless it runs as root.
+// RequireRoot skips or fails the test unless it runs as root.
 func RequireRoot(t testing.TB) {
 	t.Helper()
 	if os.Geteuid() != 0 {

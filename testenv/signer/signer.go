@@ -1,6 +1,6 @@
-// Package signer is an authority with a key of its own, for tests below the one that keeps keys on disk.
+// Package signer is an authority with its own key, for tests of packages below the one that stores keys.
 //
-// It refuses to outlive its test: nothing of it is written anywhere.
+// It refuses to outlive its test: nothing is written to disk.
 package signer
 
 import (
@@ -18,7 +18,7 @@ type Signer struct{ key attestation.SigningKey }
 
 var _ activities.Authority = (*Signer)(nil)
 
-// New makes a signer with a new key.
+// New creates a signer with a new key.
 func New(t testing.TB) *Signer {
 	t.Helper()
 	seed := make([]byte, 32)
@@ -29,7 +29,7 @@ func New(t testing.TB) *Signer {
 	return &Signer{key}
 }
 
-// Keyring verify what it signed.
+// Keyring returns the keys that verify its signatures.
 func (s *Signer) Keyring() attestation.Keyring { return attestation.NewKeyring(s.key.PublicKey()) }
 
 // Sign signs a statement.

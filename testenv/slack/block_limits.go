@@ -7,8 +7,8 @@ import (
 	"unicode/utf8"
 )
 
-// Slack's own bounds. That of all blocks together is not documented: from some 13,000 characters on messages were
-// refused, so less than that is taken here.
+// Slack's limits. The limit of all blocks together is undocumented: Slack refuses messages from about 13,000 characters
+// on, so the fake accepts less than that.
 const (
 	maxBlocks      = 50
 	maxHeaderChars = 150
@@ -16,7 +16,7 @@ const (
 	maxTotalChars  = 12_000
 )
 
-// validateBlocks is how Slack refuses blocks; nil if it takes them.
+// validateBlocks returns the error with which Slack refuses the blocks; nil if it accepts them.
 func (s *FakeSlack) validateBlocks(text string) jsonObject {
 	if text == "" {
 		return nil
@@ -30,7 +30,7 @@ func (s *FakeSlack) validateBlocks(text string) jsonObject {
 	return nil
 }
 
-// blocksError says what Slack would not take.
+// blocksError returns why Slack would refuse the blocks; "" if it would accept them.
 func blocksError(text string) string {
 	var blocks []struct {
 		Type    string `json:"type"`
@@ -77,7 +77,7 @@ func blocksError(text string) string {
 	return ""
 }
 
-// hasEmptyText tells whether a text is empty, or a section or list has nothing in it.
+// hasEmptyText reports whether a text, section or list is empty.
 func hasEmptyText(v any) bool {
 	switch v := v.(type) {
 	case []any:

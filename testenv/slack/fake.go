@@ -1,8 +1,8 @@
-// Package slack is a stand-in for Slack: the methods of its API that Stanch calls, with members, user groups and
-// messages in memory; clicks that are signed as Slack signs, or sent by Socket Mode; and outages on demand.
+// Package slack is a fake Slack: the API methods that Stanch calls, with members, user groups and messages in memory;
+// clicks that are signed as Slack signs them or sent by Socket Mode; and outages on demand.
 //
-// It refuses what Slack refuses: unknown tokens, channels and messages, blocks with a block_id twice, too many
-// blocks, too many characters in them, and texts that are empty.
+// It refuses what Slack refuses: unknown tokens, channels and messages, duplicate block_ids, too many blocks, too many
+// characters in them, and empty texts.
 package slack
 
 import (
@@ -19,7 +19,7 @@ import (
 	"time"
 )
 
-// The identities of the stand-in.
+// The identities of the fake.
 const (
 	TeamID        = "T0STANCH"
 	ChannelID     = "C0INCIDENTS"
@@ -36,7 +36,7 @@ type Member struct {
 	Bot                bool
 	Guest              bool   // restricted
 	SingleChannelGuest bool   // ultra restricted
-	External           bool   // of a connected organisation
+	External           bool   // of a connected organization
 	TeamID             string // "" is the workspace's own
 }
 
@@ -50,13 +50,13 @@ type Message struct {
 	Metadata json.RawMessage `json:"metadata,omitempty"`
 	User     string          `json:"user"`
 	Type     string          `json:"type"`
-	// EphemeralRecipient is the one member who sees an ephemeral message.
+	// EphemeralRecipient is the only member who sees an ephemeral message.
 	EphemeralRecipient string `json:"-"`
-	// EditCount counts its changes.
+	// EditCount is the number of its edits.
 	EditCount int `json:"-"`
 }
 
-// FakeSlack is the stand-in.
+// FakeSlack is a fake Slack workspace.
 type FakeSlack struct {
 	*httptest.Server
 
@@ -67,21 +67,21 @@ type FakeSlack struct {
 	ephemeralMessages []Message
 	views             []OpenedView
 	unavailable       bool
-	rateLimitedCalls  int // that many calls are answered with 429
-	maxBlockChars     int // how many characters of blocks are taken
+	rateLimitedCalls  int // that many calls return 429
+	maxBlockChars     int // maximum number of characters in blocks
 	calls             map[string]int
 	lastTimestamp     int64
 	sockets           map[*socketModeConn]bool
-	afterPost         func() // called once after a message was stored and before it is answered
+	afterPost         func() // called once after a message is stored and before the response
 }
 
-// OpenedView is a form that was opened.
+// OpenedView is a modal that was opened.
 type OpenedView struct {
 	TriggerID string
 	Payload   json.RawMessage
 }
 
-// Start starts a stand-in that ends with the test.
+// Start starts a fake that stops with the test.
 func Start(t testing.TB) *FakeSlack {
 	t.Helper()
 	s := &FakeSlack{members: map[string]Member{}, groups: map[string][]string{}, calls: map[string]int{}, lastTimestamp: time.Now().Unix(), maxBlockChars: maxTotalChars, sockets: map[*socketModeConn]bool{}}
@@ -90,64 +90,65 @@ func Start(t testing.TB) *FakeSlack {
 	return s
 }
 
-// APIURL is the address for slack.api_url.
+// APIURL returns the value of slack.api_url.
 func (s *FakeSlack) APIURL() string { return s.URL + "/api/" }
 
-// AddMember enters or changes a member.
+// AddMember adds or updates a member.
 func (s *FakeSlack) AddMember(m Member) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.members[m.ID] = m
 }
 
-// SetGroup says who is in a user group.
+// SetGroup sets the members of a user group.
 func (s *FakeSlack) SetGroup(id string, members ...string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.groups[id] = members
 }
 
-// SetUnavailable takes the API down, or up again.
+// SetUnavailable makes the API unavailable, or available again.
 func (s *FakeSlack) SetUnavailable(away bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.unavailable = away
 }
 
-// RateLimitNext answers the next n calls with 429.
+// RateLimitNext makes the next n calls return 429.
 func (s *FakeSlack) RateLimitNext(n int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.rateLimitedCalls = n
 }
 
-// SetMaxBlockChars says how many characters of blocks a message may have: nobody knows exactly how the real one counts.
+// SetMaxBlockChars sets the maximum number of characters in a message's blocks. How the real Slack counts is
+// undocumented.
 func (s *FakeSlack) SetMaxBlockChars(n int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.maxBlockChars = n
 }
 
-// AfterPost is called once, after the next message is stored and before that is answered.
+// AfterPost calls f once, after the next message is stored and before the response.
 func (s *FakeSlack) AfterPost(f func()) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.afterPost = f
 }
 
-// CallCount counts the calls of a method.
+// CallCount returns the number of calls of a method.
 func (s *FakeSlack) CallCount(method string) int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.calls[method]
 }
 
-// Messages are the channel's messages; Thread those of a message's thread.
+// Messages returns the channel's messages.
 func (s *FakeSlack) Messages() []Message {
 	return s.selectMessages(func(m *Message) bool { return m.ThreadTS == "" })
 }
 
-// ThreadMessages are the replies to a message.
+// ThreadMessages returns the replies to a message.
 func (s *FakeSlack) ThreadMessages(ts string) []Message {
 	return s.selectMessages(func(m *Message) bool { return m.ThreadTS == ts })
 }
@@ -164,21 +165,21 @@ func (s *FakeSlack) selectMessages(is func(*Message) bool) []Message {
 	return out
 }
 
-// EphemeralMessages are what was said to one member alone.
+// EphemeralMessages returns the ephemeral messages to one member.
 func (s *FakeSlack) EphemeralMessages(member string) []Message {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return slices.DeleteFunc(slices.Clone(s.ephemeralMessages), func(m Message) bool { return m.EphemeralRecipient != member })
 }
 
-// OpenedViews are the forms that were opened.
+// OpenedViews returns the modals that were opened.
 func (s *FakeSlack) OpenedViews() []OpenedView {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return slices.Clone(s.views)
 }
 
-// AllReceivedText is all that Slack was ever told, for a search.
+// AllReceivedText returns everything that Slack has received, for a search.
 func (s *FakeSlack) AllReceivedText() string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -248,7 +249,7 @@ func (s *FakeSlack) serveAPI(w http.ResponseWriter, r *http.Request) {
 
 func errorResponse(what string) jsonObject { return jsonObject{"ok": false, "error": what} }
 
-// callMethod is one method, under the lock.
+// callMethod runs one API method. The caller holds the lock.
 func (s *FakeSlack) callMethod(method string, r *http.Request) jsonObject {
 	switch method {
 	case "auth.test":
@@ -316,7 +317,7 @@ func (s *FakeSlack) updateMessage(r *http.Request) jsonObject {
 	return errorResponse("message_not_found")
 }
 
-// DeleteMessage takes a message away, as a member may.
+// DeleteMessage deletes a message, as a member can.
 func (s *FakeSlack) DeleteMessage(ts string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -330,7 +331,7 @@ func rawJSON(s string) json.RawMessage {
 	return json.RawMessage(s)
 }
 
-// listMessages lists messages, the newest first, with metadata only where it is asked for.
+// listMessages lists messages, newest first, with metadata only if requested.
 func (s *FakeSlack) listMessages(r *http.Request, is func(*Message) bool) jsonObject {
 	withMetadata := r.FormValue("include_all_metadata") == "1" || r.FormValue("include_all_metadata") == "true"
 	out := []Message{}
@@ -362,7 +363,7 @@ func (s *FakeSlack) openModal(r *http.Request) jsonObject {
 	return jsonObject{"view": jsonObject{"id": fmt.Sprintf("V%d", len(s.views))}}
 }
 
-// MemberIDs lists the ids of the members, in order.
+// MemberIDs returns the sorted ids of the members.
 func (s *FakeSlack) MemberIDs() []string {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -26,7 +26,7 @@ type Button struct {
 	BlockID  string `json:"-"`
 }
 
-// Buttons are a message's buttons, by action.
+// Buttons returns a message's buttons by action.
 func (m Message) Buttons(t testing.TB) map[string][]Button {
 	t.Helper()
 	var blocks []struct {
@@ -50,7 +50,7 @@ func (m Message) Buttons(t testing.TB) map[string][]Button {
 	return out
 }
 
-// ButtonPayload is what Slack sends when a member presses a button. change, which may be nil, forges it.
+// ButtonPayload returns what Slack sends when a member clicks a button. change, which can be nil, forges it.
 func ButtonPayload(member string, m Message, b Button, change func(map[string]any)) []byte {
 	p := map[string]any{
 		"type": "block_actions", "trigger_id": fmt.Sprintf("trigger.%d", time.Now().UnixNano()), "api_app_id": "A0STANCH", "token": "deprecated",
@@ -66,7 +66,7 @@ func ButtonPayload(member string, m Message, b Button, change func(map[string]an
 	return raw
 }
 
-// ViewSubmission is what Slack sends when a member submits a form.
+// ViewSubmission returns what Slack sends when a member submits a modal.
 func ViewSubmission(member string, v OpenedView, reason string) []byte {
 	var view map[string]any
 	_ = json.Unmarshal(v.Payload, &view)
@@ -77,14 +77,14 @@ func ViewSubmission(member string, v OpenedView, reason string) []byte {
 	return raw
 }
 
-// SignedRequest is a signed request as Slack makes it.
+// SignedRequest is a request signed as Slack signs it.
 type SignedRequest struct {
 	Body      string
 	Timestamp string
 	Signature string
 }
 
-// SignRequest makes a signed request of a payload, at a time and with a secret.
+// SignRequest signs a payload with a time and a secret.
 func SignRequest(payload []byte, at time.Time, secret string) SignedRequest {
 	r := SignedRequest{Body: url.Values{"payload": {string(payload)}}.Encode(), Timestamp: strconv.FormatInt(at.Unix(), 10)}
 	mac := hmac.New(sha256.New, []byte(secret))
@@ -93,7 +93,7 @@ func SignRequest(payload []byte, at time.Time, secret string) SignedRequest {
 	return r
 }
 
-// Send posts a signed request and gives the status and the answer.
+// Send sends a signed request and returns the status and body of the response.
 func (r SignedRequest) Send(t testing.TB, to string) (int, string) {
 	t.Helper()
 	q, err := http.NewRequestWithContext(t.Context(), http.MethodPost, to, bytes.NewBufferString(r.Body))
@@ -149,14 +149,14 @@ func (s *FakeSlack) acceptSocketMode(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// SocketModeConnections counts the Socket Mode connections.
+// SocketModeConnections returns the number of Socket Mode connections.
 func (s *FakeSlack) SocketModeConnections() int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return len(s.sockets)
 }
 
-// DropSocketModeConnections cuts every Socket Mode connection.
+// DropSocketModeConnections closes every Socket Mode connection.
 func (s *FakeSlack) DropSocketModeConnections() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -165,7 +165,7 @@ func (s *FakeSlack) DropSocketModeConnections() {
 	}
 }
 
-// PushPayload sends a payload by Socket Mode and tells whether it was acknowledged within 3 s, as Slack wants it.
+// PushPayload sends a payload by Socket Mode and reports whether it was acknowledged within 3 s, as Slack requires.
 func (s *FakeSlack) PushPayload(t testing.TB, payload []byte) (json.RawMessage, bool) {
 	t.Helper()
 	var c *socketModeConn

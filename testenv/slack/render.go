@@ -8,7 +8,7 @@ import (
 	"strings"
 )
 
-// RenderHTML draws messages roughly as Slack shows them, so that somebody can look at what was sent.
+// RenderHTML renders messages approximately as Slack shows them, for a person to review.
 func RenderHTML(messages ...Message) (string, error) {
 	var b strings.Builder
 	b.WriteString(`<!doctype html><html><head><meta charset="utf-8"><style>` + "\n" + pageStyle + `</style></head><body>`)

@@ -1,7 +1,7 @@
-// Package step runs an observing action as a playbook's step runs it: as an activity, tried again as often, in skipped
+// Package steprunner runs an observe action as a playbook step does: as an activity, with the same retries, in skipped
 // time.
 //
-// It refuses to run what changes something: that is a lease's.
+// It refuses to run actions that change something: those require a lease.
 package steprunner
 
 import (
@@ -19,10 +19,10 @@ import (
 	"stanch/playbooks"
 )
 
-// IncidentID is the id of the incident that steps are run for.
+// IncidentID is the id of the incident of the steps.
 const IncidentID = "INC-01ARZ3NDEKTSV4RRFFQ69G5FAV"
 
-// NewIncidentRef is an incident.
+// NewIncidentRef returns a sample incident.
 func NewIncidentRef() activities.IncidentRef {
 	return activities.IncidentRef{
 		ID: IncidentID, GroupingKey: "test/shop/Deployment/web", Cluster: "test", Summary: "A miner was started in shop/Deployment/web.", Scope: "web", Confidence: 0.93, Replicas: 3,
@@ -31,11 +31,11 @@ func NewIncidentRef() activities.IncidentRef {
 	}
 }
 
-// StepResult is what became of a step.
+// StepResult is the result of a step.
 type StepResult struct {
 	activities.Result
 	Err error
-	// RetryWait is how long it waited between its attempts, all together.
+	// RetryWait is the total waiting time between its attempts.
 	RetryWait time.Duration
 }
 

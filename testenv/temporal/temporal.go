@@ -1,5 +1,6 @@
-// Package temporal starts a real Temporal with workflows that a test writes. It refuses to stand in for it: what lists,
-// queries and terminates is Temporal.
+// Package temporal starts a real Temporal with the workflows of a test.
+//
+// It refuses to fake Temporal: lists, queries and terminations are its own.
 package temporal
 
 import (
@@ -24,13 +25,13 @@ import (
 	"stanch/workflows"
 )
 
-// Server is Temporal, with a worker for the workflows given.
+// Server is a Temporal server with a worker for the given workflows.
 type Server struct {
 	client.Client
 	t testing.TB
 }
 
-// Start starts it, and stops it when the test ends. kinds are workflows by the names of their types.
+// Start starts a server and stops it when the test ends. kinds are workflow functions by type name.
 func Start(t testing.TB, kinds map[string]any) *Server {
 	t.Helper()
 	dir := t.TempDir()
@@ -67,7 +68,7 @@ func (s *Server) StartWorkflow(kind, id, incident string, in ...any) client.Work
 	return run
 }
 
-// WaitUntilListed waits until so many workflows of a kind and status are listed: lists lag behind.
+// WaitUntilListed waits until n workflows of a type and status are listed, because lists lag behind.
 func (s *Server) WaitUntilListed(kind, status string, n int) {
 	s.t.Helper()
 	require.Eventually(s.t, func() bool {

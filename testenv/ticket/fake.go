@@ -1,8 +1,8 @@
-// Package ticket is a stand-in for the trackers that Stanch opens tickets in: StartGitHub, StartGitLab and Jira Cloud, each with its
-// own paths, logins, searches and answers, and issues in memory.
+// Package ticket is a fake of the trackers in which Stanch opens tickets: GitHub, GitLab and Jira Cloud, each with its
+// own paths, authentication, search and responses, and issues in memory.
 //
-// It refuses what they refuse: a wrong token, a project that is not there, a field that they do not know. It shows an
-// issue as its readers see it, and says whom it would have pinged.
+// It refuses what they refuse: a wrong token, an unknown project, an unknown field. It renders an issue as its readers
+// see it, and reports whom it would have notified.
 package ticket
 
 import (
@@ -15,7 +15,7 @@ import (
 	"time"
 )
 
-// Token is the token of every stand-in, User the login of Jira's.
+// Token is the token of every fake, and User is the login of Jira's.
 const (
 	Token = "tok-1f2e3d4c5b6a79880f1e" //nolint:gosec // a stand-in's
 	User  = "stanch@example.com"
@@ -68,42 +68,42 @@ func startServer(t testing.TB, project string, handler func(*FakeTracker) http.H
 	return s
 }
 
-// RespondNext lets the next requests be answered like this; nil answers one as usual.
+// RespondNext sets the handlers of the next requests; nil handles one as usual.
 func (s *FakeTracker) RespondNext(answers ...http.HandlerFunc) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.nextResponses = append(s.nextResponses, answers...)
 }
 
-// DropLabels behaves as for a token that may not set labels.
+// DropLabels makes the tracker ignore labels, as for a token without the permission.
 func (s *FakeTracker) DropLabels() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.dropLabels = true
 }
 
-// SetSearchLagging lets searches lag behind: they find nothing until it is undone.
+// SetSearchLagging makes searches return nothing until it is reset.
 func (s *FakeTracker) SetSearchLagging(blind bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.searchLagging = blind
 }
 
-// Issues are the issues there are.
+// Issues returns all issues.
 func (s *FakeTracker) Issues() []Issue {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return slices.Clone(s.issues)
 }
 
-// Requests are the requests that came, as method and path.
+// Requests returns the received requests as method and path.
 func (s *FakeTracker) Requests() []string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return slices.Clone(s.calls)
 }
 
-// addIssue keeps an issue; the caller holds the lock, as every handler does.
+// addIssue stores an issue. The caller holds the lock, as every handler does.
 func (s *FakeTracker) addIssue(i Issue) Issue {
 	i.Number, i.CreatedAt = len(s.issues)+1, time.Now()
 	if s.dropLabels || i.Labels == nil {
@@ -113,7 +113,7 @@ func (s *FakeTracker) addIssue(i Issue) Issue {
 	return i
 }
 
-// issuesWithLabels lists the issues that have all the labels.
+// issuesWithLabels returns the issues that have all the labels.
 func (s *FakeTracker) issuesWithLabels(labels ...string) []Issue {
 	out := []Issue{}
 	for _, i := range s.issues {
@@ -133,7 +133,7 @@ func writeJSON(w http.ResponseWriter, status int, v any) {
 	_ = json.NewEncoder(w).Encode(v)
 }
 
-// decodeStrict reads a request strictly: a field that the product does not know is one that Stanch only believes to be there.
+// decodeStrict decodes a request and rejects fields that the product does not know.
 func decodeStrict(r *http.Request, into any) error {
 	d := json.NewDecoder(r.Body)
 	d.DisallowUnknownFields()

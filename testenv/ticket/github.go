@@ -8,7 +8,7 @@ import (
 	"testing"
 )
 
-// StartGitHub starts a StartGitHub with the repository acme/incidents.
+// StartGitHub starts a fake GitHub with the repository acme/incidents.
 func StartGitHub(t testing.TB) *FakeTracker {
 	t.Helper()
 	return startServer(t, "acme/incidents", func(s *FakeTracker) http.Handler {

@@ -7,7 +7,7 @@ import (
 	"testing"
 )
 
-// StartGitLab starts a StartGitLab with the project acme/ops/incidents.
+// StartGitLab starts a fake GitLab with the project acme/ops/incidents.
 func StartGitLab(t testing.TB) *FakeTracker {
 	t.Helper()
 	return startServer(t, "acme/ops/incidents", func(s *FakeTracker) http.Handler {

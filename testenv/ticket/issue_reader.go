@@ -12,14 +12,14 @@ import (
 	"github.com/yuin/goldmark/extension"
 )
 
-// RenderedIssue is an issue as a reader has it before them.
+// RenderedIssue is an issue as a reader sees it.
 type RenderedIssue struct {
-	// CodeBlocks is what stands in code, literally; Prose is the rest.
+	// CodeBlocks are the literal code blocks; Prose is the remaining text.
 	CodeBlocks []string
 	Prose      string
 	// TableRows are the rows of its tables.
 	TableRows [][]string
-	// ActiveContent is what would have pinged, linked, embedded or done something.
+	// ActiveContent is everything that would notify, link, embed or run something.
 	ActiveContent []string
 }
 
@@ -28,11 +28,11 @@ var (
 	rowPattern  = regexp.MustCompile(`(?s)<tr>(.*?)</tr>`)
 	cellPattern = regexp.MustCompile(`(?s)<t[dh][^>]*>(.*?)</t[dh]>`)
 	tagPattern  = regexp.MustCompile(`<[^>]+>`)
-	// activeContentPattern: mentions, references of StartGitHub and StartGitLab, quick actions, links, images, raw HTML.
+	// activeContentPattern matches mentions, references of GitHub and GitLab, quick actions, links, images and raw HTML.
 	activeContentPattern = regexp.MustCompile(`(?m)(?:^|[^\w])[@#!$~%&][\w-]+|^/[a-z]+|https?://\S+|www\.\S+|<(?:a|img|input|script)\b[^>]*>|<!-- raw HTML omitted -->`)
 )
 
-// Render shows the body as StartGitHub and StartGitLab do, or Jira for a document.
+// Render renders the body as GitHub and GitLab do, or as Jira does for a document.
 func (i Issue) Render() (RenderedIssue, error) {
 	if i.Document != nil {
 		return i.renderDocument()
@@ -59,12 +59,12 @@ func (i Issue) Render() (RenderedIssue, error) {
 	return seen, nil
 }
 
-// ActiveContentInTitle is what a title would have pinged or linked.
+// ActiveContentInTitle returns what a title would notify or link.
 func (i Issue) ActiveContentInTitle() []string {
 	return activeContentPattern.FindAllString(i.Title, -1)
 }
 
-// DocumentNode is a part of an Atlassian document.
+// DocumentNode is a node of an Atlassian document.
 type DocumentNode struct {
 	Type    string          `json:"type"`
 	Version int             `json:"version"`
@@ -74,13 +74,13 @@ type DocumentNode struct {
 	Content []DocumentNode  `json:"content"`
 }
 
-// allowedChildren are the nodes that may stand in a node, of those that are known here.
+// allowedChildren are the node types that each known node type can contain.
 var allowedChildren = map[string][]string{
 	"doc": {"paragraph", "heading", "codeBlock", "table"}, "paragraph": {"text", "mention", "inlineCard", "emoji", "hardBreak"},
 	"heading": {"text"}, "codeBlock": {"text"}, "table": {"tableRow"}, "tableRow": {"tableHeader", "tableCell"}, "tableHeader": {"paragraph"}, "tableCell": {"paragraph"},
 }
 
-// validationError says why Jira would not take the document.
+// validationError returns why Jira would reject the document; "" if it would accept it.
 func (n DocumentNode) validationError() string {
 	if n.Type == "text" && (n.Text == nil || *n.Text == "") {
 		return "a text is empty"

@@ -10,7 +10,7 @@ import (
 	"testing"
 )
 
-// StartJira starts a Jira Cloud with the project OPS.
+// StartJira starts a fake Jira Cloud with the project OPS.
 func StartJira(t testing.TB) *FakeTracker {
 	t.Helper()
 	return startServer(t, "OPS", func(s *FakeTracker) http.Handler {
@@ -39,7 +39,7 @@ func writeJiraError(w http.ResponseWriter, message string, fields jsonObject) {
 	writeJSON(w, http.StatusBadRequest, jsonObject{"errorMessages": messages, "errors": fields})
 }
 
-// jqlPattern is the one form of query that this Jira knows. Its strings hold no quotes.
+// jqlPattern is the only form of query that this Jira supports. Its strings contain no quotes.
 var jqlPattern = regexp.MustCompile(`^project = "([A-Z][A-Z0-9]+)" AND labels = "([^"\\]+)" ORDER BY created ASC$`)
 
 func (s *FakeTracker) jiraSearch(w http.ResponseWriter, r *http.Request) {

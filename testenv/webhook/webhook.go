@@ -1,7 +1,7 @@
-// Package webhook is a receiver of webhooks as Standard Webhooks describes one: it checks each request's signature and
-// time itself, drops what it has seen, and answers as it is told to.
+// Package webhook is a receiver as Standard Webhooks describes it: it verifies each request's signature and time
+// itself, drops duplicates, and can be told how to respond.
 //
-// It refuses what a receiver must: a wrong signature, an old time, a repetition is not taken twice.
+// It refuses what a receiver must refuse: a wrong signature, an old time, and a duplicate.
 package webhook
 
 import (
@@ -19,11 +19,11 @@ import (
 	"time"
 )
 
-// Delivery is one request that came.
+// Delivery is a received request.
 type Delivery struct {
 	ID             string
 	Body           []byte
-	ResponseStatus int // what was answered
+	ResponseStatus int // status of the response
 }
 
 // Receiver is a running receiver.
@@ -32,13 +32,13 @@ type Receiver struct {
 	Secret string
 
 	mu                       sync.Mutex
-	nextResponses            []http.HandlerFunc // before a request is looked at
-	nextResponsesAfterAccept []http.HandlerFunc // once it was taken
+	nextResponses            []http.HandlerFunc // before a request is verified
+	nextResponsesAfterAccept []http.HandlerFunc // after it was accepted
 	deliveries               []Delivery
 	accepted                 []Delivery
 }
 
-// Start starts a receiver with a secret as Standard Webhooks writes it.
+// Start starts a receiver with a secret in the form of Standard Webhooks.
 func Start(t testing.TB, secret string) *Receiver {
 	t.Helper()
 	r := &Receiver{Secret: secret}
@@ -48,37 +48,38 @@ func Start(t testing.TB, secret string) *Receiver {
 	return r
 }
 
-// RespondNext lets the next request be answered like this, whatever its signature.
+// RespondNext sets the response to the next request, whatever its signature.
 func (r *Receiver) RespondNext(answer http.HandlerFunc) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.nextResponses = append(r.nextResponses, answer)
 }
 
-// RespondNextAfterAccept lets the next request be taken, if it is signed, and then answered like this.
+// RespondNextAfterAccept lets the next signed request be accepted, and then sets its response.
 func (r *Receiver) RespondNextAfterAccept(answer http.HandlerFunc) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.nextResponsesAfterAccept = append(r.nextResponsesAfterAccept, answer)
 }
 
-// Deliveries are all the requests.
+// Deliveries returns all received requests.
 func (r *Receiver) Deliveries() []Delivery {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return slices.Clone(r.deliveries)
 }
 
-// Accepted are the requests that were new and signed.
+// Accepted returns the new and correctly signed requests.
 func (r *Receiver) Accepted() []Delivery {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return slices.Clone(r.accepted)
 }
 
-// maxRequestAge is how old a request may be.
+// maxRequestAge is the maximum age of a request.
 const maxRequestAge = 5 * time.Minute
 
+// ServeHTTP verifies and records a request, and responds as set.
 func (r *Receiver) ServeHTTP(w http.ResponseWriter, q *http.Request) {
 	r.mu.Lock()
 	defer r.mu.Unlock()

@@ -28,6 +28,7 @@ type Finding struct {
 	Use    string // what to write instead
 }
 
+// String returns the finding as one line with its place and remedy.
 func (f Finding) String() string {
 	return fmt.Sprintf("%s:%d: %q; write %s", f.File, f.Line, f.Phrase, f.Use)
 }

@@ -1,8 +1,9 @@
-// Command node is every part of a one-node Kubernetes in one binary: the first argument says which part to be.
+// Command node is every component of a one-node Kubernetes in one binary; the first argument selects the component. It
+// exists because the lab has no registry and no release archive: the components are built unchanged from the module
+// proxy.
 //
-// It exists because the lab has no registry and no release archive to fetch: the parts are built from the
-// module proxy, unchanged. It refuses to configure anything: flags and files come from stanch/testenv/kube.
-// Its module stands apart from the product's, because the two need different versions of grpc and others.
+// It refuses to configure anything: flags and files come from stanch/testenv/kube. It is a separate module, because the
+// product requires other versions of grpc and other modules.
 package main
 
 import (

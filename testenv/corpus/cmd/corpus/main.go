@@ -1,5 +1,6 @@
-// Command corpus writes recordings of made-up incidents, for `stanch simulate` and its measurements. It refuses to
-// write over a folder that has something in it.
+// Command corpus writes recordings of synthetic incidents, for `stanch simulate` and its benchmarks.
+//
+// It refuses to write to a directory that is not empty.
 package main
 
 import (

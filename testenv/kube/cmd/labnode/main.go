@@ -1,5 +1,6 @@
-// Command labnode builds, starts and stops the lab: a real one-node Kubernetes on this machine. It configures
-// nothing: stanch/testenv/kube says how the lab is.
+// Command labnode builds, starts and stops the lab: a real one-node Kubernetes on this machine.
+//
+// It configures nothing: stanch/testenv/kube defines the lab.
 package main
 
 import (
@@ -79,7 +80,7 @@ func startLab(ctx context.Context, state string) error {
 	return nil
 }
 
-// linkStateFile makes FILE a link to the state, replacing the link of an earlier lab and nothing else.
+// linkStateFile makes FILE a link to the state file. It replaces only the link of an earlier lab.
 func linkStateFile(target, file string) error {
 	if _, err := os.Readlink(file); err == nil {
 		if _, err := os.Stat(file); err == nil {
@@ -100,7 +101,7 @@ func stopLab(state string) error {
 	cluster, err := kube.Attach(state)
 	if errors.Is(err, fs.ErrNotExist) {
 		_ = os.Remove(state)
-		return nil // stopped before
+		return nil // already stopped
 	}
 	if err != nil {
 		return err
