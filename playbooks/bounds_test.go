@@ -34,12 +34,16 @@ func allocatedBytes() uint64 {
 
 func TestDoublingValueFailsAtTheSizeLimit(t *testing.T) {
 	for name, c := range map[string]struct{ first, again, reason string }{
-		"string in a template":    {"set: { s: '${incident.summary}' }", "set: { s: '${s+s+s+s}' }", "more than 65536 bytes"},
-		"a text":                  {"set: { s: '${incident.summary + \"\"}' }", "set: { s: '${join([s, s, s, s])}' }", "more than 65536 bytes"},
-		"a list":                  {"set: { l: '${[incident.summary]}' }", "set: { l: '${concat(l, l, l, l)}' }", "bytes"},
-		"list of strings":         {"set: { l: '${[incident.summary]}' }", "set: { l: '${map(l, # + # + # + #)}' }", "more than 4096 bytes"},
-		"many parts of a string":  {"set: { s: '${join(map(1..60, incident.summary))}' }", "set: { l: '${map(split(s, \"\"), s + #)}' }", "more than 4096 "},
-		"upper case of each part": {"set: { s: '${join(map(1..60, incident.summary))}' }", "set: { l: '${map(split(s, \"\"), upper(s))}' }", "more than 4096 parts"},
+		"string in a template": {"set: { s: '${incident.summary}' }", "set: { s: '${s+s+s+s}' }", "more than 65536 bytes"},
+		"a text": {"set: { s: '${incident.summary + \"\"}' }", "set: { s: '${join([s, s, s, s])}' }",
+			"more than 65536 bytes"},
+		"a list": {"set: { l: '${[incident.summary]}' }", "set: { l: '${concat(l, l, l, l)}' }", "bytes"},
+		"list of strings": {"set: { l: '${[incident.summary]}' }", "set: { l: '${map(l, # + # + # + #)}' }",
+			"more than 4096 bytes"},
+		"many parts of a string": {"set: { s: '${join(map(1..60, incident.summary))}' }",
+			"set: { l: '${map(split(s, \"\"), s + #)}' }", "more than 4096 "},
+		"upper case of each part": {"set: { s: '${join(map(1..60, incident.summary))}' }",
+			"set: { l: '${map(split(s, \"\"), upper(s))}' }", "more than 4096 parts"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			before := allocatedBytes()

@@ -137,7 +137,8 @@ func (c *checker) compileExpr(e *Expr, names typeScope, at flowContext, want ref
 		if m := unknownNamePattern.FindStringSubmatch(message); m != nil {
 			message = fmt.Sprintf("unknown name `%s`", m[1])
 			if first, ok := c.declaredPositions[m[1]]; ok {
-				message, hint = fmt.Sprintf("`%s` has no value here", m[1]), fmt.Sprintf("it gets its value at line %d, which is later, in another branch or inside a loop", first.Line)
+				message, hint = fmt.Sprintf("`%s` has no value here", m[1]),
+					fmt.Sprintf("it gets its value at line %d, which is later, in another branch or inside a loop", first.Line)
 			}
 		}
 		c.errorf(pos, "expression", hint, "%s", message)
@@ -179,7 +180,8 @@ func (c *checker) hintForExprError(message string, names typeScope) string {
 	if m := unknownNamePattern.FindStringSubmatch(message); m != nil {
 		near := diagnostic.DidYouMean(m[1], slices.Concat(slices.Collect(maps.Keys(names)), expression.Builtins()))
 		if near == "" {
-			near = "put it in quotes if it is a string, or use one of: " + strings.Join(slices.Sorted(maps.Keys(names)), ", ") + ", and the functions in `stanch help expressions`"
+			near = "put it in quotes if it is a string, or use one of: " +
+				strings.Join(slices.Sorted(maps.Keys(names)), ", ") + ", and the functions in `stanch help expressions`"
 		}
 		return near
 	}
@@ -236,11 +238,13 @@ var exprErrorMessages = []struct{ said, means, hint string }{
 	{`unexpected token Identifier("AND")`, "", "write `&&` or `and`"},
 	{`unexpected token Identifier("OR")`, "", "write `||` or `or`"},
 	{`unexpected token EOF`, "the expression is incomplete", "close all brackets, and add the missing value"},
-	{`unexpected token Operator(".")`, "", "`.field` is a field of a list element, and is allowed only inside a function on a list: `any(incident.detections, .rule == \"drift\")`"},
+	{`unexpected token Operator(".")`, "",
+		"`.field` is a field of a list element, and is allowed only inside a function on a list: `any(incident.detections, .rule == \"drift\")`"},
 	{`unclosed`, "", "close it"},
 }
 
-var typeNameReplacer = strings.NewReplacer("float64", "number", "[]interface {}", "list", "interface {}", "any value", "bool", "true or false", "int", "integer")
+var typeNameReplacer = strings.NewReplacer("float64", "number", "[]interface {}", "list", "interface {}", "any value",
+	"bool", "true or false", "int", "integer")
 
 // explainExprError translates expr's messages about types and tokens.
 func explainExprError(message, hint string) (string, string) {

@@ -47,7 +47,8 @@ func (c *checker) checkArguments(s *Step, spec ActionSpec, names typeScope, at f
 	}
 	for _, name := range known {
 		if hasTagOption(fields[name].Tag.Get("jsonschema"), "required") && !given[name] {
-			c.errorf(s.ActionPos, "required", fmt.Sprintf("add `with: {%s: …}`", name), "`%s` requires the parameter `%s`", s.Action, name)
+			c.errorf(s.ActionPos, "required", fmt.Sprintf("add `with: {%s: …}`", name), "`%s` requires the parameter `%s`",
+				s.Action, name)
 			complete = false
 		}
 	}
@@ -84,7 +85,8 @@ func (c *checker) checkValue(v Value, want reflect.Type, tag, name string, names
 	switch {
 	case v.Expr != nil:
 		if got := c.compileExpr(v.Expr, names, at, nil); got != nil && !isAssignable(got, want) {
-			c.errorf(v.Expr.Pos, "type", "", "`%s` must be %s, but the expression returns %s", name, describeType(want), describeType(got))
+			c.errorf(v.Expr.Pos, "type", "", "`%s` must be %s, but the expression returns %s", name, describeType(want),
+				describeType(got))
 		}
 		return nil, false
 	case v.Template != nil:

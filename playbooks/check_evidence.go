@@ -124,7 +124,8 @@ func (w *safetyWalker) walkStep(s *Step, have []evidenceAttempt, in pathConditio
 		w.stepCount = new(int)
 	}
 	if *w.stepCount++; *w.stepCount == maxExpandedSteps {
-		w.errorf(s.Pos, "too-large", "call fewer playbooks", "the playbook and the playbooks that it calls have more than %d steps", maxExpandedSteps)
+		w.errorf(s.Pos, "too-large", "call fewer playbooks",
+			"the playbook and the playbooks that it calls have more than %d steps", maxExpandedSteps)
 	}
 	if *w.stepCount >= maxExpandedSteps {
 		return have
@@ -264,7 +265,8 @@ func (w *safetyWalker) checkEvidenceBeforeContainment(s *Step, have []evidenceAt
 		return
 	}
 	if spec.Class == ClassDisrupt && !in.inApproval {
-		w.reportf(s.ActionPos, "needs-approval", "put it under the `steps` of an approval", "`%s` is disruptive, so it is allowed only inside an approval", s.Action)
+		w.reportf(s.ActionPos, "needs-approval", "put it under the `steps` of an approval",
+			"`%s` is disruptive, so it is allowed only inside an approval", s.Action)
 	}
 	// A target that no detection is about has no evidence of its own: evidence of any target of the incident counts, as
 	// in the guard.

@@ -20,7 +20,8 @@ func (c *checker) checkFlow() {
 	walkSteps(c.program.Finally, func(s *Step) {
 		switch {
 		case s.Verb == VerbContain || s.Approval != nil || s.Call != nil || s.Wait != nil:
-			c.errorf(s.Pos, "finally", "put it at the end of `steps`", "`%s` is not allowed in `finally`: these steps only observe, and do not wait", s.Kind())
+			c.errorf(s.Pos, "finally", "put it at the end of `steps`",
+				"`%s` is not allowed in `finally`: these steps only observe, and do not wait", s.Kind())
 		case s.Stop != nil:
 			c.errorf(s.Pos, "finally", "remove it", "`stop` is not allowed in `finally`, because the playbook is already ending")
 		}
@@ -37,7 +38,8 @@ func (c *checker) checkStepHasRun(u exprUse, name string, h readKind) {
 	if ok && u.affectsPlan && c.isStepName(name) && h.readsOutputs {
 		for _, condition := range born.conditions {
 			if strings.HasPrefix(condition, "approved:") && slices.Contains(u.flow.conditions, condition) {
-				c.errorf(u.expr.Pos, "not-known-yet", "put that step before the approval", "the approval is requested before the step `%s` has run, so it cannot cover the outputs of that step", name)
+				c.errorf(u.expr.Pos, "not-known-yet", "put that step before the approval",
+					"the approval is requested before the step `%s` has run, so it cannot cover the outputs of that step", name)
 				return
 			}
 		}
@@ -47,7 +49,8 @@ func (c *checker) checkStepHasRun(u exprUse, name string, h readKind) {
 	}
 	for _, condition := range born.conditions {
 		if !slices.Contains(u.flow.conditions, condition) {
-			c.errorf(u.expr.Pos, "may-not-have-run", "check its outcome first: `"+name+".outcome == \"succeeded\" && …`, or put this under the same condition",
+			c.errorf(u.expr.Pos, "may-not-have-run",
+				"check its outcome first: `"+name+".outcome == \"succeeded\" && …`, or put this under the same condition",
 				"the step `%s` may not have run here: it is %s", name, describeCondition(condition))
 			return
 		}
@@ -105,7 +108,8 @@ func (c *checker) checkLoopAssignments(loop *Step) {
 	walkSteps(loop.ForEach.Steps, func(s *Step) {
 		for _, a := range s.Assignments {
 			if born, ok := c.declaredAt[a.Name]; ok && !slices.Contains(born.conditions, inside) {
-				c.errorf(a.Pos, "lost", "give it another name; values that a loop sets are not visible outside", "`%s` is also set outside the loop: the value set here is lost after each iteration", a.Name)
+				c.errorf(a.Pos, "lost", "give it another name; values that a loop sets are not visible outside",
+					"`%s` is also set outside the loop: the value set here is lost after each iteration", a.Name)
 			}
 		}
 	})

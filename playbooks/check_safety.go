@@ -42,7 +42,9 @@ func (c *checker) checkLeaseDuration(s *Step) {
 	case s.LeaseDuration > 7*24*time.Hour:
 		c.errorf(s.LeaseDurationPos, "range", "extend it before it expires", "the lease is too long; the maximum is 168h")
 	case s.LeaseDuration > 0 && s.LeaseDuration < spec.MinDuration:
-		c.errorf(s.LeaseDurationPos, "too-short", fmt.Sprintf("use a duration of at least `%s`", duration.Format(spec.MinDuration)), "`%s` for %s ends before the revoked credentials expire: they live for at least %s, and are valid again when the lease ends", s.Action, duration.Format(s.LeaseDuration), duration.Format(spec.MinDuration))
+		c.errorf(s.LeaseDurationPos, "too-short",
+			fmt.Sprintf("use a duration of at least `%s`", duration.Format(spec.MinDuration)),
+			"`%s` for %s ends before the revoked credentials expire: they live for at least %s, and are valid again when the lease ends", s.Action, duration.Format(s.LeaseDuration), duration.Format(spec.MinDuration))
 	}
 }
 
@@ -67,7 +69,9 @@ func (c *checker) checkSecrets() {
 	for i, line := range strings.Split(string(c.program.SourceText), "\n") {
 		for _, p := range secretPatterns {
 			if at := p.re.FindStringIndex(line); at != nil {
-				c.errorf(Pos{Line: i + 1, Column: len([]rune(line[:at[0]])) + 1}, "secret", "remove it, revoke it, and use a file or variable of the worker's configuration instead", "this looks like %s", p.what)
+				c.errorf(Pos{Line: i + 1, Column: len([]rune(line[:at[0]])) + 1}, "secret",
+					"remove it, revoke it, and use a file or variable of the worker's configuration instead", "this looks like %s",
+					p.what)
 				break
 			}
 		}

@@ -30,7 +30,8 @@ func (c *checker) checkTypes() {
 			continue
 		}
 		if !isOutputType(t) {
-			c.errorf(o.Expr.Pos, "type", "use a string, a number, true or false, a target, or a list of one of them", "the output `%s` is %s", o.Name, describeType(t))
+			c.errorf(o.Expr.Pos, "type", "use a string, a number, true or false, a target, or a list of one of them",
+				"the output `%s` is %s", o.Name, describeType(t))
 			continue
 		}
 		if slices.Contains(alwaysReadableFields, o.Name) {
@@ -96,7 +97,9 @@ func (c *checker) checkStepTypes(s *Step, names typeScope, at flowContext) {
 		inside := maps.Clone(names)
 		inside["live"] = Incident{}
 		if c.compileExpr(s.Wait.Until, inside, at, reflect.TypeFor[bool]()) != nil && !c.namesRead["live"] {
-			c.errorf(s.Wait.Until.Pos, "unreachable", "read `live`, the current incident: `live.total_detections > incident.total_detections`", "the condition reads nothing that can change during the wait")
+			c.errorf(s.Wait.Until.Pos, "unreachable",
+				"read `live`, the current incident: `live.total_detections > incident.total_detections`",
+				"the condition reads nothing that can change during the wait")
 		}
 		delete(c.namesRead, "live")
 	case s.Assignments != nil:
@@ -153,7 +156,8 @@ func (c *checker) checkForEach(s *Step, names typeScope, at flowContext) {
 			return // unknown type: the element's type is unknown too
 		}
 	} else if t.Kind() != reflect.Slice || t.Elem().Kind() == reflect.Interface {
-		c.errorf(f.List.Pos, "type", "use for example `incident.targets`", "`foreach` requires a list, not %s", describeType(t))
+		c.errorf(f.List.Pos, "type", "use for example `incident.targets`", "`foreach` requires a list, not %s",
+			describeType(t))
 		return
 	}
 	inside := maps.Clone(names)
@@ -191,7 +195,8 @@ func (c *checker) checkCallInputs(s *Step, names typeScope, at flowContext) {
 	}
 	for _, in := range callee.Inputs {
 		if !given[in.Name] && in.Default == nil {
-			c.errorf(s.Call.Pos, "required", fmt.Sprintf("add `with: {%s: …}`", in.Name), "the playbook `%s` requires the input `%s`", callee.Name, in.Name)
+			c.errorf(s.Call.Pos, "required", fmt.Sprintf("add `with: {%s: …}`", in.Name),
+				"the playbook `%s` requires the input `%s`", callee.Name, in.Name)
 		}
 	}
 }
@@ -204,7 +209,8 @@ func (c *checker) checkAssignmentTypes(s *Step, names typeScope, at flowContext)
 			continue
 		}
 		if first := c.program.assignedZeroValues[a.Name]; first != nil && !isAssignable(t, reflect.TypeOf(first)) {
-			c.errorf(a.Value.Pos, "type", "choose another name", "`%s` is %s since line %d, but this value is %s", a.Name, describeType(reflect.TypeOf(first)), c.declaredPositions[a.Name].Line, describeType(t))
+			c.errorf(a.Value.Pos, "type", "choose another name", "`%s` is %s since line %d, but this value is %s", a.Name,
+				describeType(reflect.TypeOf(first)), c.declaredPositions[a.Name].Line, describeType(t))
 			continue
 		}
 		if c.program.assignedZeroValues[a.Name] == nil {

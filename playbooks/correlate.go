@@ -81,7 +81,9 @@ func Correlate(signals []CorrelationInput) Correlation {
 		v.Reasons = append(v.Reasons, story)
 	}
 	if len(order) > 1 {
-		v.Reasons = append(v.Reasons, fmt.Sprintf("%d objectives in one window (%s) raise the confidence to %.2f.", len(order), strings.Join(names, ", "), v.Confidence))
+		v.Reasons = append(v.Reasons,
+			fmt.Sprintf("%d objectives in one window (%s) raise the confidence to %.2f.", len(order), strings.Join(names, ", "),
+				v.Confidence))
 	}
 	return v
 }

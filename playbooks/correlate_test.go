@@ -21,7 +21,9 @@ func TestDifferentObjectivesRaiseConfidenceMoreThanRepetition(t *testing.T) {
 	}
 	repeated := playbooks.Correlate([]playbooks.CorrelationInput{shell, shell, shell})
 	require.InDelta(t, 0.6, repeated.Confidence, 1e-9)
-	require.Equal(t, []string{"Shell with a terminal: confidence 0.60 on its own for execution. Nobody opens a shell in it."}, repeated.Reasons)
+	require.Equal(t,
+		[]string{"Shell with a terminal: confidence 0.60 on its own for execution. Nobody opens a shell in it."},
+		repeated.Reasons)
 
 	both := playbooks.Correlate([]playbooks.CorrelationInput{token, shell})
 	require.InDelta(t, 0.88, both.Confidence, 1e-9)

@@ -75,7 +75,8 @@ func (c *checker) checkInput(in *Input, names typeScope) {
 	if in.Default != nil {
 		c.checkValue(*in.Default, in.goType(), in.boundsTag(), in.Name, names, flowContext{})
 	} else if c.program.Match != nil {
-		c.errorf(in.Pos, "required", "give it a `default`, or remove `match`", "the input `%s` has no value when an incident starts the playbook", in.Name)
+		c.errorf(in.Pos, "required", "give it a `default`, or remove `match`",
+			"the input `%s` has no value when an incident starts the playbook", in.Name)
 	}
 }
 

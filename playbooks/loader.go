@@ -64,7 +64,8 @@ func loadSources(files []SourceFile, catalogue Catalog, run bool) ([]*Program, d
 		p := l.loadPlaybook(name, nil)
 		if was := l.replacedByName[name]; p == nil && was != nil {
 			// An invalid file does not remove the playbook that it replaces.
-			l.addError(l.playbooksByName[name], l.playbooksByName[name].NamePos, "replaced", "fix this playbook", fmt.Sprintf("`%s` of %s stays in use until then", name, was.File))
+			l.addError(l.playbooksByName[name], l.playbooksByName[name].NamePos, "replaced", "fix this playbook",
+				fmt.Sprintf("`%s` of %s stays in use until then", name, was.File))
 			l.playbooksByName[name], l.loadStates[name] = was, loadStateNotStarted
 			l.setInvalid(name, false)
 			p = l.loadPlaybook(name, nil)
@@ -143,10 +144,12 @@ func (l *loader) loadPlaybook(name string, path []string) *Program {
 		case l.loadStates[s.Call.Playbook] == loadStateInProgress:
 			from := slices.Index(path, s.Call.Playbook)
 			cycle := strings.Join(append(slices.Clone(path[from:]), s.Call.Playbook), " → ")
-			l.addError(book, s.Call.Pos, "cycle", "use `foreach` to repeat steps", "playbooks call each other in a cycle: "+cycle)
+			l.addError(book, s.Call.Pos, "cycle", "use `foreach` to repeat steps",
+				"playbooks call each other in a cycle: "+cycle)
 			unusable[s.Call.Playbook] = "cycle"
 		default:
-			l.addError(book, s.Call.Pos, "callee", "fix that playbook first", fmt.Sprintf("the playbook `%s` has errors", s.Call.Playbook))
+			l.addError(book, s.Call.Pos, "callee", "fix that playbook first",
+				fmt.Sprintf("the playbook `%s` has errors", s.Call.Playbook))
 			unusable[s.Call.Playbook] = "errors"
 		}
 	})

@@ -19,7 +19,8 @@ func (p *parser) parsePlaybook(n *yaml.Node, book *Playbook) {
 			named = true
 			book.Name, book.NamePos = p.parseString(v, "playbook"), nodePos(v)
 			if !identifierPattern.MatchString(strings.ReplaceAll(book.Name, "-", "_")) && v.Tag == "!!str" {
-				p.errorf(nodePos(v), "name", "use letters, digits and `-`, with a letter first", "invalid playbook name `%s`", truncate(book.Name, 40))
+				p.errorf(nodePos(v), "name", "use letters, digits and `-`, with a letter first", "invalid playbook name `%s`",
+					truncate(book.Name, 40))
 			}
 		},
 		"description": func(_, v *yaml.Node) { book.Description = p.parseString(v, "description") },
@@ -39,7 +40,8 @@ func (p *parser) parsePlaybook(n *yaml.Node, book *Playbook) {
 		p.errorf(nodePos(n), "required", "begin with `playbook: NAME`", "`playbook` (its name) is missing")
 	}
 	if book.Match == nil && book.Inputs == nil && book.Outputs == nil {
-		p.errorf(nodePos(n), "required", "add `match: {objective: …}`, or `inputs` or `outputs` if only `call` runs it", "`match` is missing")
+		p.errorf(nodePos(n), "required", "add `match: {objective: …}`, or `inputs` or `outputs` if only `call` runs it",
+			"`match` is missing")
 	}
 	if len(book.Steps) == 0 {
 		p.errorf(nodePos(n), "required", "", "`steps` is missing or empty")
@@ -52,7 +54,8 @@ const MaxGuideBytes = 2000
 func (p *parser) parseGuide(n *yaml.Node) string {
 	text := p.parseString(n, "guide")
 	if len(text) > MaxGuideBytes {
-		p.errorf(nodePos(n), "too-large", "move the rest to other documentation", "the guide has %d bytes, at most %d are allowed", len(text), MaxGuideBytes)
+		p.errorf(nodePos(n), "too-large", "move the rest to other documentation",
+			"the guide has %d bytes, at most %d are allowed", len(text), MaxGuideBytes)
 	}
 	return strings.TrimSpace(text)
 }
@@ -70,7 +73,8 @@ func (p *parser) parseMatch(n *yaml.Node) *Match {
 		"exclusive": func(_, v *yaml.Node) { m.Exclusive = p.parseBool(v, "exclusive") },
 	})
 	if given && len(m.Objectives) == 0 && m.Severity.Text == "" && m.When == nil && len(p.Problems) == 0 {
-		p.errorf(nodePos(n), "required", "add `objective`, `severity` or `when`; `when: \"true\"` matches every incident", "`match` is empty")
+		p.errorf(nodePos(n), "required", "add `objective`, `severity` or `when`; `when: \"true\"` matches every incident",
+			"`match` is empty")
 	}
 	return m
 }
@@ -96,7 +100,8 @@ func (p *parser) parseInputs(n *yaml.Node) []Input {
 		case in.Type == "":
 			p.errorf(nodePos(k), "required", "write for example `type: string`", "the input `%s` has no `type`", k.Value)
 		case !slices.Contains(InputTypes, in.Type):
-			p.errorf(in.TypePos, "value", diagnostic.DidYouMean(in.Type, InputTypes), "unknown input type `%s`", truncate(in.Type, 40))
+			p.errorf(in.TypePos, "value", diagnostic.DidYouMean(in.Type, InputTypes), "unknown input type `%s`",
+				truncate(in.Type, 40))
 			in.Type = ""
 		}
 		inputs = append(inputs, in)
@@ -116,7 +121,8 @@ func (p *parser) parseOutputs(n *yaml.Node) []Output {
 // checkIdentifier checks a name that expressions use.
 func (p *parser) checkIdentifier(k *yaml.Node, what string) {
 	if !identifierPattern.MatchString(k.Value) {
-		p.errorf(nodePos(k), "name", "use letters, digits and `_`, with a letter first", "invalid name `%s` of %s", truncate(k.Value, 40), what)
+		p.errorf(nodePos(k), "name", "use letters, digits and `_`, with a letter first", "invalid name `%s` of %s",
+			truncate(k.Value, 40), what)
 	}
 }
 

@@ -25,7 +25,8 @@ func (p *parser) parseSteps(n *yaml.Node, path string) []Step {
 	for i, item := range n.Content {
 		if p.stepCount++; p.stepCount > MaxSteps {
 			if p.stepCount == MaxSteps+1 {
-				p.errorf(nodePos(item), "too-large", "move some to another playbook and `call` it", "more than %d steps in one playbook", MaxSteps)
+				p.errorf(nodePos(item), "too-large", "move some to another playbook and `call` it",
+					"more than %d steps in one playbook", MaxSteps)
 			}
 			break
 		}
@@ -58,11 +59,13 @@ func (p *parser) parseStep(n *yaml.Node, path string) Step {
 	}
 	switch len(r.kindKeys) {
 	case 0:
-		p.errorf(r.parsedStep.Pos, "required", "add one of "+strings.Join(stepKindNames(), ", "), "the step has no action or keyword")
+		p.errorf(r.parsedStep.Pos, "required", "add one of "+strings.Join(stepKindNames(), ", "),
+			"the step has no action or keyword")
 		return r.parsedStep
 	case 1:
 	default:
-		p.errorf(r.parsedStep.Pos, "conflict", "write separate steps", "one step cannot have more than one of `%s`", strings.Join(r.kindKeys, "` and `"))
+		p.errorf(r.parsedStep.Pos, "conflict", "write separate steps", "one step cannot have more than one of `%s`",
+			strings.Join(r.kindKeys, "` and `"))
 		return r.parsedStep
 	}
 	kind := r.kindKeys[0]
@@ -120,7 +123,8 @@ func (r *stepParser) keyParsers() map[string]func(k, v *yaml.Node) {
 		"reason": func(_, v *yaml.Node) { r.stopReason = p.parseTemplate(v) },
 		"on_timeout": func(_, v *yaml.Node) {
 			if r.approval.OnTimeout = p.parseString(v, "on_timeout"); r.approval.OnTimeout != "deny" {
-				p.errorf(nodePos(v), "value", "write `on_timeout: deny`", "`on_timeout` must be `deny`: a timeout never approves anything")
+				p.errorf(nodePos(v), "value", "write `on_timeout: deny`",
+					"`on_timeout` must be `deny`: a timeout never approves anything")
 			}
 		},
 	}
@@ -166,7 +170,8 @@ func (r *stepParser) finishStep(kind string) {
 			r.errorf(s.Pos, "required", "write for example `timeout: 15m`", "`timeout` is missing")
 		}
 		if e := a.Escalate; e != nil && a.Timeout > 0 && e.After >= a.Timeout {
-			r.errorf(s.Pos, "range", "use a shorter `after`", "`escalate` starts after %s, but the approval times out after %s", duration.Format(e.After), duration.Format(a.Timeout))
+			r.errorf(s.Pos, "range", "use a shorter `after`", "`escalate` starts after %s, but the approval times out after %s",
+				duration.Format(e.After), duration.Format(a.Timeout))
 		}
 		if len(a.Steps) == 0 {
 			r.errorf(s.Pos, "required", "add the steps that it permits under `steps`", "the approval has no steps")
@@ -195,7 +200,8 @@ func (p *parser) parseWait(n *yaml.Node) *Wait {
 		"timeout": func(_, v *yaml.Node) { w.Timeout = p.parseDuration(v, "timeout") },
 	})
 	if w.Until == nil {
-		p.errorf(nodePos(n), "required", "add `until: EXPRESSION`, or use only a duration: `wait: 10m`", "`wait` has no `until`")
+		p.errorf(nodePos(n), "required", "add `until: EXPRESSION`, or use only a duration: `wait: 10m`",
+			"`wait` has no `until`")
 	}
 	if w.Timeout == 0 {
 		p.errorf(nodePos(n), "required", "add a maximum duration: `timeout: 10m`", "`wait` has no `timeout`")
@@ -206,11 +212,13 @@ func (p *parser) parseWait(n *yaml.Node) *Wait {
 func (p *parser) parseAssignments(n *yaml.Node) []Argument {
 	args := p.parseArguments(n, "`set`")
 	if n.Kind == yaml.MappingNode && len(args) == 0 {
-		p.errorf(nodePos(n), "required", "write for example `set: {wide: \"${ctx.same_digest_pod_count > 1}\"}`", "`set` is empty")
+		p.errorf(nodePos(n), "required", "write for example `set: {wide: \"${ctx.same_digest_pod_count > 1}\"}`",
+			"`set` is empty")
 	}
 	for _, a := range args {
 		if !identifierPattern.MatchString(a.Name) {
-			p.errorf(a.Pos, "name", "use letters, digits and `_`, with a letter first", "invalid name `%s` of a value", truncate(a.Name, 40))
+			p.errorf(a.Pos, "name", "use letters, digits and `_`, with a letter first", "invalid name `%s` of a value",
+				truncate(a.Name, 40))
 		}
 	}
 	if args == nil {
@@ -226,7 +234,8 @@ func (p *parser) parseStop(n *yaml.Node) *Stop {
 		for _, o := range StopOutcomes {
 			known = append(known, string(o))
 		}
-		p.errorf(nodePos(n), "value", diagnostic.DidYouMean(n.Value, known), "a playbook cannot stop with the outcome `%s`", truncate(n.Value, 40))
+		p.errorf(nodePos(n), "value", diagnostic.DidYouMean(n.Value, known), "a playbook cannot stop with the outcome `%s`",
+			truncate(n.Value, 40))
 	}
 	return s
 }

@@ -20,7 +20,8 @@ func (l *loader) markReplaced(programs []*Program) {
 	}
 	for _, name := range slices.Sorted(maps.Keys(l.playbooksByName)) {
 		if book := l.playbooksByName[name]; !book.Shipped && l.programsByName[name] == nil && shipped[book.Replaces.Text] != nil {
-			l.addError(book, book.Replaces.Pos, "replaced", "fix this playbook", fmt.Sprintf("the shipped playbook `%s` stays in use until then", book.Replaces.Text))
+			l.addError(book, book.Replaces.Pos, "replaced", "fix this playbook",
+				fmt.Sprintf("the shipped playbook `%s` stays in use until then", book.Replaces.Text))
 		}
 	}
 	for _, p := range programs {
@@ -34,13 +35,16 @@ func (l *loader) markReplaced(programs []*Program) {
 		was := shipped[name]
 		switch {
 		case was == nil && l.shippedByName[name] != nil:
-			l.addWarning(p.Playbook, p.Replaces.Pos, "replaces", "remove `replaces`", fmt.Sprintf("your playbook with the name `%s` already replaces the shipped one", name))
+			l.addWarning(p.Playbook, p.Replaces.Pos, "replaces", "remove `replaces`",
+				fmt.Sprintf("your playbook with the name `%s` already replaces the shipped one", name))
 		case was == nil && len(l.shippedByName) == 0:
 			// The library is disabled or not loaded: nothing can be replaced.
 		case was == nil:
-			l.addError(p.Playbook, p.Replaces.Pos, "replaces", diagnostic.DidYouMean(name, l.shippedPlaybookNames()), fmt.Sprintf("unknown shipped playbook `%s`", name))
+			l.addError(p.Playbook, p.Replaces.Pos, "replaces", diagnostic.DidYouMean(name, l.shippedPlaybookNames()),
+				fmt.Sprintf("unknown shipped playbook `%s`", name))
 		case was.Match == nil:
-			l.addError(p.Playbook, p.Replaces.Pos, "replaces", fmt.Sprintf("rename your playbook to `%s` to be called instead of it", name),
+			l.addError(p.Playbook, p.Replaces.Pos, "replaces",
+				fmt.Sprintf("rename your playbook to `%s` to be called instead of it", name),
 				fmt.Sprintf("`%s` cannot be replaced: no incident starts it, and other playbooks call it", name))
 		default:
 			was.ReplacedBy = p.Name
@@ -105,7 +109,8 @@ func (l *loader) warnLostSafeguards(p *Program, pos Pos, was *Playbook, program 
 	}
 	slices.Sort(missing)
 	l.addWarning(p.Playbook, pos, "replacement", "add the missing steps, or accept that they no longer run",
-		fmt.Sprintf("the playbook replaces the shipped playbook `%s`, but lacks its %s", was.Name, strings.Join(missing, ", ")))
+		fmt.Sprintf("the playbook replaces the shipped playbook `%s`, but lacks its %s", was.Name,
+			strings.Join(missing, ", ")))
 }
 
 func (l *loader) addWarning(book *Playbook, pos Pos, code, hint, message string) {

@@ -27,8 +27,9 @@ func PlaybookSchema(catalogue Catalog) any {
 		"outputs":   {"type": "object", "additionalProperties": expressionSchema("an expression; its value is the output")},
 	})
 	return schemaObject{
-		"$schema": "http://json-schema.org/draft-07/schema#", "$id": "https://stanch.dev/schema/playbook.json", "title": "A Stanch playbook",
-		"type": "object", "additionalProperties": false, "required": required, "properties": properties,
+		"$schema": "http://json-schema.org/draft-07/schema#", "$id": "https://stanch.dev/schema/playbook.json",
+		"title": "A Stanch playbook",
+		"type":  "object", "additionalProperties": false, "required": required, "properties": properties,
 		"definitions": schemaObject{"step": s.stepSchema(), "steps": schemaObject{"type": "array", "minItems": 1, "items": schemaObject{"$ref": "#/definitions/step"}}},
 	}
 }

@@ -170,10 +170,12 @@ func SelectPlaybooks(programs []*Program, incident Incident) []SelectionResult {
 		}
 		switch contains := c.CanContain(); {
 		case exclusive != nil:
-			c.Selected, c.Reason = false, fmt.Sprintf("it matches, but %s is exclusive with priority %d", exclusive.Name, exclusive.Priority())
+			c.Selected, c.Reason = false,
+				fmt.Sprintf("it matches, but %s is exclusive with priority %d", exclusive.Name, exclusive.Priority())
 		case contains && winner != nil:
 			c.Selected, c.IsFallback = false, true
-			c.Reason = fmt.Sprintf("it matches, but %s also contains and precedes it (%s)", winner.Name, winner.precedenceReason(c.Program))
+			c.Reason = fmt.Sprintf("it matches, but %s also contains and precedes it (%s)", winner.Name,
+				winner.precedenceReason(c.Program))
 		case contains:
 			winner = c
 			c.WaitsForEnrichment = c.Shipped && later

@@ -141,9 +141,11 @@ func TestShippedPlaybookWaitsForEnrichment(t *testing.T) {
 	later := newPlaybookFile("mine", "", "objective: crypto-mining, when: len(incident.changes) > 0")
 	require.False(t, selectForMining(t, enriched, library, later)["cryptominer"].WaitsForEnrichment)
 	other := newPlaybookFile("mine", "", "objective: escape, when: len(incident.changes) > 0")
-	require.False(t, selectForMining(t, miningIncident, library, other)["cryptominer"].WaitsForEnrichment, "its objective is different")
+	require.False(t, selectForMining(t, miningIncident, library, other)["cryptominer"].WaitsForEnrichment,
+		"its objective is different")
 	observing := newPlaybookFile("mine", "", "objective: crypto-mining, when: len(incident.changes) > 0", "  - notify: log\n")
-	require.False(t, selectForMining(t, miningIncident, library, observing)["cryptominer"].WaitsForEnrichment, "it has no containment")
+	require.False(t, selectForMining(t, miningIncident, library, observing)["cryptominer"].WaitsForEnrichment,
+		"it has no containment")
 }
 
 func TestReplacementWithFewerSafeguardsIsAWarning(t *testing.T) {
@@ -165,7 +167,8 @@ func TestReplacementWithFewerSafeguardsIsAWarning(t *testing.T) {
 
 	// An invalid playbook replaces nothing, and a diagnostic says so.
 	broken := newPlaybookFile("mine", "replaces: cryptominer\n", "objective: crypto-mining", "  - contain: pod.isolat\n    for: 1h\n")
-	require.Contains(t, warnings(library, broken), "mine.yaml:3:11: error: the shipped playbook `cryptominer` stays in use until then [replaced]")
+	require.Contains(t, warnings(library, broken),
+		"mine.yaml:3:11: error: the shipped playbook `cryptominer` stays in use until then [replaced]")
 }
 
 func TestOverlapsNameTheSelectedPlaybook(t *testing.T) {

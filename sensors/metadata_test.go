@@ -20,7 +20,8 @@ func TestPodMetadataOfDetectionsIsBounded(t *testing.T) {
 	annotations["stanch.dev/egress"] = "10.0.0.0/8"
 	kept := sensors.LimitLabels(labels)
 	require.Len(t, kept, 64)
-	require.Equal(t, sensors.Workload{Kind: "Deployment", Name: "shop"}, sensors.InferWorkload("shop-5d8f9c7b6d-x7k2p", kept), "it still belongs to the same workload")
+	require.Equal(t, sensors.Workload{Kind: "Deployment", Name: "shop"},
+		sensors.InferWorkload("shop-5d8f9c7b6d-x7k2p", kept), "it still belongs to the same workload")
 	require.Equal(t, kept, sensors.LimitLabels(labels), "the selection is deterministic")
 	got := sensors.LimitAnnotations(annotations)
 	require.Equal(t, "10.0.0.0/8", got["stanch.dev/egress"])

@@ -95,7 +95,8 @@ func decodeError(err error) error {
 	case errors.As(err, &syntax):
 		return fmt.Errorf("the recording is damaged at byte %d: %w", syntax.Offset, err)
 	case errors.As(err, &kind):
-		return fmt.Errorf("the recording is damaged at byte %d: `%s` has the wrong type %s", kind.Offset, kind.Field, kind.Value)
+		return fmt.Errorf("the recording is damaged at byte %d: `%s` has the wrong type %s", kind.Offset, kind.Field,
+			kind.Value)
 	}
 	return fmt.Errorf("decode the recording: %s", strings.TrimPrefix(err.Error(), "json: "))
 }
@@ -130,7 +131,8 @@ func verifyHash(raw []byte, sum string) error {
 	}
 	got := sha256.Sum256(bytes.Replace(raw, []byte(sum), []byte(zeroHash), 1))
 	if hex.EncodeToString(got[:]) != sum {
-		return fmt.Errorf("the recording was changed after it was created: its content has SHA-256 %x instead of %s", got, sum)
+		return fmt.Errorf("the recording was changed after it was created: its content has SHA-256 %x instead of %s", got,
+			sum)
 	}
 	return nil
 }

@@ -83,7 +83,9 @@ func (c *checker) checkTest(t *TestCase) {
 	}
 	for _, a := range t.ApprovalAnswers {
 		if known := slices.Concat(c.approvalTitles, slices.Collect(maps.Keys(c.stepNames))); a.RequestName != "" && !slices.Contains(known, a.RequestName) && !c.isContainment(a.RequestName) {
-			c.Errorf(a.positions["to"], "unknown-question", diagnostic.DidYouMean(a.RequestName, slices.Concat(known, c.actionNames(playbooks.VerbContain))), "unknown question, step or containment `%s`", yamlnode.Truncate(a.RequestName, 60))
+			c.Errorf(a.positions["to"], "unknown-question",
+				diagnostic.DidYouMean(a.RequestName, slices.Concat(known, c.actionNames(playbooks.VerbContain))),
+				"unknown question, step or containment `%s`", yamlnode.Truncate(a.RequestName, 60))
 		}
 	}
 	for _, s := range t.ExpectedSteps {
@@ -91,7 +93,9 @@ func (c *checker) checkTest(t *TestCase) {
 	}
 	for _, n := range t.ForbiddenActions {
 		if _, ok := c.catalog[n.Name]; !ok && !c.stepNames[n.Name] {
-			c.Errorf(n.Pos, "unknown-action", diagnostic.DidYouMean(n.Name, slices.Concat(c.actionNames(""), slices.Collect(maps.Keys(c.stepNames)))), "unknown action or step `%s`", yamlnode.Truncate(n.Name, 60))
+			c.Errorf(n.Pos, "unknown-action",
+				diagnostic.DidYouMean(n.Name, slices.Concat(c.actionNames(""), slices.Collect(maps.Keys(c.stepNames)))),
+				"unknown action or step `%s`", yamlnode.Truncate(n.Name, 60))
 		}
 	}
 	if t.ExpectedContainments != nil {
@@ -111,7 +115,8 @@ func (c *checker) checkFakeResult(f *FakeResult, spec playbooks.ActionSpec) {
 	contain := spec.Verb == playbooks.VerbContain
 	switch {
 	case f.Outcome == playbooks.OutcomeUnverified && !contain:
-		c.Errorf(f.positions["outcome"], "value", "use changed, unchanged, refused or failed", "`%s` cannot be unverified, because it changes nothing", f.Action)
+		c.Errorf(f.positions["outcome"], "value", "use changed, unchanged, refused or failed",
+			"`%s` cannot be unverified, because it changes nothing", f.Action)
 	case f.PlannedChanges != nil && !contain:
 		c.Errorf(f.positions["changes"], "conflict", "remove it", "`%s` plans no changes", f.Action)
 	case f.Outputs.Node != nil && spec.OutputType() == nil:
@@ -130,7 +135,8 @@ func (c *checker) checkExpectedStep(s *ExpectedStep) {
 		c.Errorf(s.positions["step"], "unknown-step", hint, "unknown step `%s`", yamlnode.Truncate(name, 60))
 	}
 	if s.Playbook != "" && !slices.Contains(c.playbookNames, s.Playbook) {
-		c.Errorf(s.positions["playbook"], "unknown-playbook", diagnostic.DidYouMean(s.Playbook, c.playbookNames), "unknown playbook `%s`; it is not under test here", yamlnode.Truncate(s.Playbook, 60))
+		c.Errorf(s.positions["playbook"], "unknown-playbook", diagnostic.DidYouMean(s.Playbook, c.playbookNames),
+			"unknown playbook `%s`; it is not under test here", yamlnode.Truncate(s.Playbook, 60))
 	}
 	if _, ok := c.catalog[s.Action]; s.Action != "" && !ok && !slices.Contains(nonActionStepWords, s.Action) {
 		c.reportUnknownAction(s.positions["action"], s.Action)
@@ -156,12 +162,14 @@ func (c *checker) isContainment(action string) bool {
 
 func (c *checker) checkContainmentName(at Pos, action string) {
 	if action != "" && !c.isContainment(action) {
-		c.Errorf(at, "unknown-action", diagnostic.DidYouMean(action, c.actionNames(playbooks.VerbContain)), "unknown containment `%s`", yamlnode.Truncate(action, 60))
+		c.Errorf(at, "unknown-action", diagnostic.DidYouMean(action, c.actionNames(playbooks.VerbContain)),
+			"unknown containment `%s`", yamlnode.Truncate(action, 60))
 	}
 }
 
 func (c *checker) reportUnknownAction(at Pos, action string) {
-	c.Errorf(at, "unknown-action", diagnostic.DidYouMean(action, c.actionNames("")), "unknown action `%s`", yamlnode.Truncate(action, 60))
+	c.Errorf(at, "unknown-action", diagnostic.DidYouMean(action, c.actionNames("")), "unknown action `%s`",
+		yamlnode.Truncate(action, 60))
 }
 
 // actionNames returns the actions of a verb, or all actions for "".

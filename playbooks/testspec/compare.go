@@ -33,11 +33,13 @@ func CompareWithResult(t *TestCase, h Result) []Failure {
 		if *t.ExpectedMatch {
 			c.failf(t.positions["matched"], "", "no playbook handles the incident (%s, confidence %.2f, severity %s)", h.FinalIncident.Objective, h.FinalIncident.Confidence, h.FinalIncident.Severity)
 		} else {
-			c.failf(t.positions["matched"], "", "the incident is handled by %s, but expected no playbook", strings.Join(h.Playbooks, ", "))
+			c.failf(t.positions["matched"], "", "the incident is handled by %s, but expected no playbook",
+				strings.Join(h.Playbooks, ", "))
 		}
 	}
 	if t.hasNoExpectations() {
-		c.failf(t.Pos, "", "the test has no expectations, so it can never fail; add them, or let `stanch test --update` write them")
+		c.failf(t.Pos, "",
+			"the test has no expectations, so it can never fail; add them, or let `stanch test --update` write them")
 	}
 	c.checkFakeTargets()
 	c.compareSteps()
@@ -65,7 +67,8 @@ func (c *comparison) checkFakeTargets() {
 			names = append(names, t.Name)
 		}
 		if slices.Sort(names); !fits {
-			c.failf(f.positions["target"], "", "the result of %s is for %s, which is not a target; the targets were %s", f.Action, quoteTruncated(f.Target), yamlnode.Truncate(strings.Join(slices.Compact(names), ", "), 200))
+			c.failf(f.positions["target"], "", "the result of %s is for %s, which is not a target; the targets were %s",
+				f.Action, quoteTruncated(f.Target), yamlnode.Truncate(strings.Join(slices.Compact(names), ", "), 200))
 		}
 	}
 }
@@ -163,13 +166,15 @@ func (c *comparison) compareApprovalRequests() {
 	wanted := *c.ExpectedApprovalRequests
 	for i, want := range wanted {
 		if i >= len(c.ApprovalRequests) {
-			c.failf(want.Pos, "", "the approval %s was not requested; %s", quoteTruncated(want.Title+want.Text), describeApprovalRequests(c.ApprovalRequests))
+			c.failf(want.Pos, "", "the approval %s was not requested; %s", quoteTruncated(want.Title+want.Text),
+				describeApprovalRequests(c.ApprovalRequests))
 			continue
 		}
 		got := c.ApprovalRequests[i]
 		check := func(key, text, part string) {
 			if !strings.Contains(text, part) {
-				c.failf(want.positions[key], "", "the request's %s is %s, expected it to contain %s", key, quoteTruncated(text), quoteTruncated(part))
+				c.failf(want.positions[key], "", "the request's %s is %s, expected it to contain %s", key, quoteTruncated(text),
+					quoteTruncated(part))
 			}
 		}
 		check("title", got.Title, want.Title)
@@ -184,11 +189,13 @@ func (c *comparison) compareApprovalRequests() {
 			c.failf(want.positions["quorum"], "", "the quorum is %d, expected %d", got.Quorum, want.Quorum)
 		}
 		if _, given := want.positions["within"]; given && got.AskedAt > want.NotAfter {
-			c.failf(want.positions["within"], "", "it is requested at %s, expected within %s", formatOffset(got.AskedAt), duration.Format(want.NotAfter))
+			c.failf(want.positions["within"], "", "it is requested at %s, expected within %s", formatOffset(got.AskedAt),
+				duration.Format(want.NotAfter))
 		}
 	}
 	for _, got := range c.ApprovalRequests[min(len(wanted), len(c.ApprovalRequests)):] {
-		c.failf(c.positions["asks"], "", "unexpected approval request %s at %s", quoteTruncated(got.Title), formatOffset(got.AskedAt))
+		c.failf(c.positions["asks"], "", "unexpected approval request %s at %s", quoteTruncated(got.Title),
+			formatOffset(got.AskedAt))
 	}
 }
 
@@ -209,7 +216,8 @@ func (c *comparison) checkForbiddenActions() {
 	for _, n := range c.ForbiddenActions {
 		for _, e := range c.actualContainments() {
 			if e.Action == n.Name {
-				c.failf(n.Pos, "", "%s was applied to %s at %s, which `never` forbids", n.Name, c.targetName(e.Target), formatOffset(e.AppliedAt))
+				c.failf(n.Pos, "", "%s was applied to %s at %s, which `never` forbids", n.Name, c.targetName(e.Target),
+					formatOffset(e.AppliedAt))
 			}
 		}
 		for _, s := range c.Steps {
@@ -265,7 +273,8 @@ func (c *comparison) compareContainments() {
 		}
 		switch {
 		case near < 0:
-			c.failf(want.Pos, "", "%s was not applied%s%s", want.Action, targetSuffix(want.Target), c.describeOutcome(want.Action))
+			c.failf(want.Pos, "", "%s was not applied%s%s", want.Action, targetSuffix(want.Target),
+				c.describeOutcome(want.Action))
 		case text != "":
 			c.failf(at, "", "%s on %s: %s", want.Action, c.targetName(left[near].Target), text)
 		}
@@ -274,7 +283,8 @@ func (c *comparison) compareContainments() {
 		}
 	}
 	for _, e := range left {
-		c.failf(c.positions["effects"], "", "%s was unexpectedly applied to %s at %s", e.Action, c.targetName(e.Target), formatOffset(e.AppliedAt))
+		c.failf(c.positions["effects"], "", "%s was unexpectedly applied to %s at %s", e.Action, c.targetName(e.Target),
+			formatOffset(e.AppliedAt))
 	}
 }
 
@@ -307,19 +317,23 @@ func (c *comparison) compareLeases() {
 			return l.Action == want.Action && c.matchesTarget(want.Target, l.Target)
 		})
 		if i < 0 {
-			c.failf(want.Pos, "", "missing lease of %s%s%s", want.Action, targetSuffix(want.Target), c.describeOutcome(want.Action))
+			c.failf(want.Pos, "", "missing lease of %s%s%s", want.Action, targetSuffix(want.Target),
+				c.describeOutcome(want.Action))
 			continue
 		}
 		got := left[i]
 		left = slices.Delete(left, i, i+1)
 		if want.State != "" && want.State != got.State {
-			c.failf(want.positions["state"], "", "the lease of %s on %s is %s, expected %s%s", got.Action, c.targetName(got.Target), got.State, want.State, reasonSuffix(got.Reason))
+			c.failf(want.positions["state"], "", "the lease of %s on %s is %s, expected %s%s", got.Action,
+				c.targetName(got.Target), got.State, want.State, reasonSuffix(got.Reason))
 		}
 		if want.Undone != nil && *want.Undone != got.Undone {
-			c.failf(want.positions["undone"], "", "the lease of %s on %s: undone is %v, expected %v%s", got.Action, c.targetName(got.Target), got.Undone, *want.Undone, reasonSuffix(got.Reason))
+			c.failf(want.positions["undone"], "", "the lease of %s on %s: undone is %v, expected %v%s", got.Action,
+				c.targetName(got.Target), got.Undone, *want.Undone, reasonSuffix(got.Reason))
 		}
 		if !strings.Contains(got.Reason, want.Reason) {
-			c.failf(want.positions["reason"], "", "the lease of %s on %s: the reason is %s, expected it to contain %s", got.Action, c.targetName(got.Target), quoteTruncated(got.Reason), quoteTruncated(want.Reason))
+			c.failf(want.positions["reason"], "", "the lease of %s on %s: the reason is %s, expected it to contain %s",
+				got.Action, c.targetName(got.Target), quoteTruncated(got.Reason), quoteTruncated(want.Reason))
 		}
 	}
 	for _, l := range left {
@@ -341,10 +355,12 @@ func (c *comparison) compareIncident() {
 	word("objective", string(want.Objective), string(got.Objective))
 	word("severity", string(want.Severity), string(got.Severity))
 	if want.Confidence != nil && math.Abs(*want.Confidence-got.Confidence) > 0.005 {
-		c.failf(want.positions["confidence"], "", "the incident's confidence is %.2f, expected %.2f", got.Confidence, *want.Confidence)
+		c.failf(want.positions["confidence"], "", "the incident's confidence is %.2f, expected %.2f", got.Confidence,
+			*want.Confidence)
 	}
 	if !strings.Contains(got.Summary, want.Summary) {
-		c.failf(want.positions["summary"], "", "the incident's summary is %s, expected it to contain %s", quoteTruncated(got.Summary), quoteTruncated(want.Summary))
+		c.failf(want.positions["summary"], "", "the incident's summary is %s, expected it to contain %s",
+			quoteTruncated(got.Summary), quoteTruncated(want.Summary))
 	}
 }
 
@@ -362,6 +378,7 @@ func (c *comparison) checkTimeToContain() {
 	}
 	// The simulation's clock starts at its first millisecond.
 	if took = took.Truncate(10 * time.Millisecond); took > c.TimeToContain.Limit || c.TimeToContain.IsExclusive && took >= c.TimeToContain.Limit {
-		c.failf(c.TimeToContain.Pos, "", "the first containment is in force after %s, expected %s", formatOffset(took), c.TimeToContain)
+		c.failf(c.TimeToContain.Pos, "", "the first containment is in force after %s, expected %s", formatOffset(took),
+			c.TimeToContain)
 	}
 }

@@ -36,10 +36,12 @@ func (c *comparison) compareSteps() {
 			cursor = near + 1
 		case before >= 0:
 			got := c.Steps[before]
-			c.failExpectedStepf(want.Pos, got.Step, "step %s%s ran before %s, not after it (%s at %s)", got.Step, c.targetSuffix(got), c.Steps[cursor-1].Step, got.Outcome, formatOffset(got.EndedAt))
+			c.failExpectedStepf(want.Pos, got.Step, "step %s%s ran before %s, not after it (%s at %s)", got.Step,
+				c.targetSuffix(got), c.Steps[cursor-1].Step, got.Outcome, formatOffset(got.EndedAt))
 			c.failures[len(c.failures)-1].StepMissing = true
 		default:
-			c.failExpectedStepf(want.Pos, want.StepName, "step %s did not run%s", describeExpectedStep(want), c.describeActualSteps(want))
+			c.failExpectedStepf(want.Pos, want.StepName, "step %s did not run%s", describeExpectedStep(want),
+				c.describeActualSteps(want))
 			c.failures[len(c.failures)-1].StepMissing = true
 		}
 	}
@@ -80,11 +82,16 @@ func (c *comparison) firstDifference(want *ExpectedStep, got StepRun) (key, what
 	case want.Outcome != "" && want.Outcome != got.Outcome:
 		return "outcome", fmt.Sprintf("the outcome is %s, expected %s%s", got.Outcome, want.Outcome, reasonSuffix(got.Reason))
 	case !strings.Contains(got.Reason, want.Reason):
-		return "reason", fmt.Sprintf("the reason is %s, expected it to contain %s", quoteTruncated(got.Reason), quoteTruncated(want.Reason))
+		return "reason",
+			fmt.Sprintf("the reason is %s, expected it to contain %s", quoteTruncated(got.Reason), quoteTruncated(want.Reason))
 	case within && got.EndedAt > want.NotAfter+timeTolerance/10:
-		return "within", fmt.Sprintf("it ended with %s at %s, expected within %s", got.Outcome, formatOffset(got.EndedAt), duration.Format(want.NotAfter))
+		return "within",
+			fmt.Sprintf("it ended with %s at %s, expected within %s", got.Outcome, formatOffset(got.EndedAt),
+				duration.Format(want.NotAfter))
 	case at && absDuration(got.EndedAt-want.ExpectedAt) > timeTolerance:
-		return "at", fmt.Sprintf("it ended with %s at %s, expected at %s", got.Outcome, formatOffset(got.EndedAt), duration.Format(want.ExpectedAt))
+		return "at",
+			fmt.Sprintf("it ended with %s at %s, expected at %s", got.Outcome, formatOffset(got.EndedAt),
+				duration.Format(want.ExpectedAt))
 	}
 	if want.Params.Node != nil {
 		if text := describeMissingJSON(want.Params.JSON, got.Params); text != "" {

@@ -29,7 +29,8 @@ func ParseTestFile(file string, source []byte) (*TestFile, diagnostic.Diagnostic
 		for _, t := range f.Tests {
 			t.checkConsistency(r)
 			if first, twice := seen[t.Name]; twice && t.Name != "" {
-				r.Errorf(t.positions["name"], "duplicate-name", "choose another name", "duplicate test name `%s`; the first is at line %d", yamlnode.Truncate(t.Name, 60), first.Line)
+				r.Errorf(t.positions["name"], "duplicate-name", "choose another name",
+					"duplicate test name `%s`; the first is at line %d", yamlnode.Truncate(t.Name, 60), first.Line)
 			}
 			seen[t.Name] = t.Pos
 		}
@@ -40,7 +41,8 @@ func ParseTestFile(file string, source []byte) (*TestFile, diagnostic.Diagnostic
 // Schema returns the JSON Schema of a test file, generated from the fields that ParseTestFile reads.
 func Schema() any {
 	out := yamlnode.Schema((&TestFile{}).fileFields())
-	out["$schema"], out["$id"], out["title"] = "https://json-schema.org/draft/2020-12/schema", "https://stanch.dev/schema/test.json", "Tests of Stanch playbooks"
+	out["$schema"], out["$id"], out["title"] = "https://json-schema.org/draft/2020-12/schema",
+		"https://stanch.dev/schema/test.json", "Tests of Stanch playbooks"
 	return out
 }
 
@@ -66,7 +68,9 @@ func appendParsed[T any](to *[]*T, n *yaml.Node, one *T) *T {
 
 func (f *TestFile) fileFields() []yamlnode.Field {
 	var books []string
-	file := yamlnode.StringListField("playbook", "the playbook or the playbooks under test, as paths relative to this file; default: every playbook in the directory", &books)
+	file := yamlnode.StringListField("playbook",
+		"the playbook or the playbooks under test, as paths relative to this file; default: every playbook in the directory",
+		&books)
 	read := file.Read
 	file.Read = func(r *yamlnode.Reader, key, v *yaml.Node) {
 		read(r, key, v)
@@ -92,14 +96,21 @@ func (t *TestCase) testFields() []yamlnode.Field {
 	asks, effects, leases := []*ExpectedApprovalRequest{}, []*ExpectedContainment{}, []*ExpectedLease{}
 	return withPositions(t.positions,
 		yamlnode.StringField("name", "what the test shows, in a few words", &t.Name).AsRequired(),
-		yamlnode.StringField("recording", "a recording of `stanch record`, as a path in this directory or below; its actions return the recorded results", &t.RecordingFile.Name),
+		yamlnode.StringField("recording",
+			"a recording of `stanch record`, as a path in this directory or below; its actions return the recorded results",
+			&t.RecordingFile.Name),
 		yamlnode.ListField("detections", "the detections; most fields have defaults", "detection", maxEntriesPerTest, nil, func(n *yaml.Node) []yamlnode.Field {
 			return appendParsed(&t.Detections, n, &Detection{positions: keyPositions{"": yamlnode.PositionOf(n)}}).detectionFields()
 		}),
-		yamlnode.MappingField("incident", "the context of the workload, as `enrich: workload` returns it", "`incident`", context.contextFields(), func(*yaml.Node) { t.IncidentContext = context }),
-		yamlnode.IntField("phase", "the phase: 1 observes, 2 contains, 3 disrupts with an approval; default 3, or that of the recording", &t.Phase, 1, 3),
+		yamlnode.MappingField("incident", "the context of the workload, as `enrich: workload` returns it", "`incident`",
+			context.contextFields(), func(*yaml.Node) { t.IncidentContext = context }),
+		yamlnode.IntField("phase",
+			"the phase: 1 observes, 2 contains, 3 disrupts with an approval; default 3, or that of the recording", &t.Phase, 1,
+			3),
 		yamlnode.FractionField("confidence", "the confidence threshold of the scope; default 0.8", &t.ConfidenceThreshold),
-		yamlnode.MappingField("approvers", "the scope's approvers, who are asked if the confidence is below the threshold; default: none", "`approvers`", approvers.approversFields(), func(*yaml.Node) { t.Approvers = approvers }),
+		yamlnode.MappingField("approvers",
+			"the scope's approvers, who are asked if the confidence is below the threshold; default: none", "`approvers`",
+			approvers.approversFields(), func(*yaml.Node) { t.Approvers = approvers }),
 		t.fakeResultsField(),
 		yamlnode.ListField("answers", "the answers of people; default: none, or those of the recording", "answer", maxEntriesPerTest, func(_, _ *yaml.Node) { t.ApprovalAnswers = []*ApprovalAnswer{} }, func(n *yaml.Node) []yamlnode.Field {
 			return appendParsed(&t.ApprovalAnswers, n, &ApprovalAnswer{positions: keyPositions{"": yamlnode.PositionOf(n)}}).answerFields()
@@ -117,7 +128,8 @@ func (t *TestCase) testFields() []yamlnode.Field {
 		yamlnode.ListField("leases", "all leases when the incident closes; [] for none", "lease", maxEntriesPerTest, func(_, _ *yaml.Node) { t.ExpectedLeases = &leases }, func(n *yaml.Node) []yamlnode.Field {
 			return appendParsed(&leases, n, &ExpectedLease{Pos: yamlnode.PositionOf(n), positions: keyPositions{}}).leaseFields()
 		}),
-		yamlnode.MappingField("outcome", "the incident at the end", "`outcome`", final.incidentFields(), func(*yaml.Node) { t.ExpectedIncident = final }),
+		yamlnode.MappingField("outcome", "the incident at the end", "`outcome`", final.incidentFields(),
+			func(*yaml.Node) { t.ExpectedIncident = final }),
 		yamlnode.BoolField("matched", "whether a playbook handles the incident", &t.ExpectedMatch),
 		durationBoundField("time_to_contain", "from the first detection to the first containment in force: `<= 5s` or `< 5s`", &t.TimeToContain),
 	)
@@ -148,7 +160,8 @@ func (d *Detection) detectionFields() []yamlnode.Field {
 		yamlnode.StringField("image_digest", "the image's digest; default: that of the incident", &d.Digest),
 		yamlnode.StringField("service_account", "the pod's service account; default: that of the incident", &d.Identity),
 		yamlnode.BoolField("host_network", "whether the pod uses the host's network", &d.HostNetwork),
-		yamlnode.StructField("subject", "the subject if it is not a container: kind, name and optionally namespace", &d.Subject),
+		yamlnode.StructField("subject", "the subject if it is not a container: kind, name and optionally namespace",
+			&d.Subject),
 	)
 }
 
@@ -198,7 +211,8 @@ func (a *ApprovalAnswer) answerFields() []yamlnode.Field {
 
 func (s *ExpectedStep) stepFields() []yamlnode.Field {
 	return withPositions(s.positions,
-		yamlnode.StringField("step", "the step's id or path; inside loops and calls with their names as a prefix", &s.StepName),
+		yamlnode.StringField("step", "the step's id or path; inside loops and calls with their names as a prefix",
+			&s.StepName),
 		yamlnode.StringField("playbook", "its playbook's name, if several run", &s.Playbook),
 		yamlnode.StringField("action", "its action", &s.Action),
 		yamlnode.StringField("target", "its target's name, namespace/name or id", &s.Target),
@@ -236,7 +250,8 @@ func (l *ExpectedLease) leaseFields() []yamlnode.Field {
 	return withPositions(l.positions,
 		yamlnode.StringField("action", "the action", &l.Action).AsRequired(),
 		yamlnode.StringField("target", "the target's name, namespace/name or id", &l.Target),
-		yamlnode.EnumField("state", "the state of the lease", &l.State, []string{"applying", "held", "undoing", "stuck", "ended"}),
+		yamlnode.EnumField("state", "the state of the lease", &l.State,
+			[]string{"applying", "held", "undoing", "stuck", "ended"}),
 		yamlnode.BoolField("undone", "whether it was undone", &l.Undone),
 		yamlnode.StringField("reason", "a substring of the reason", &l.Reason),
 	)
@@ -264,7 +279,8 @@ func durationBoundField(name, doc string, to **DurationBound) yamlnode.Field {
 		}
 		d, err := duration.Parse(strings.TrimSpace(text))
 		if v.Kind != yaml.ScalarNode || err != nil || d < 0 {
-			r.Errorf(b.Pos, "duration", "write for example `<= 5s`", "`%s` must be an upper limit such as <= 5s, not %s", name, yamlnode.DescribeKind(v))
+			r.Errorf(b.Pos, "duration", "write for example `<= 5s`", "`%s` must be an upper limit such as <= 5s, not %s", name,
+				yamlnode.DescribeKind(v))
 			return
 		}
 		b.Limit = d

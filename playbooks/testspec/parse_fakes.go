@@ -44,7 +44,8 @@ func (t *TestCase) fakeResultsField() yamlnode.Field {
 		for i := 0; i+1 < len(v.Content); i += 2 {
 			key, value := v.Content[i], v.Content[i+1]
 			if first, twice := seen[key.Value]; twice {
-				r.Errorf(yamlnode.PositionOf(key), "duplicate-key", "give the action a list of results", "`%s` is given twice; the first is at line %d", yamlnode.Truncate(key.Value, 60), first.Line)
+				r.Errorf(yamlnode.PositionOf(key), "duplicate-key", "give the action a list of results",
+					"`%s` is given twice; the first is at line %d", yamlnode.Truncate(key.Value, 60), first.Line)
 				continue
 			}
 			seen[key.Value] = yamlnode.PositionOf(key)
@@ -57,7 +58,8 @@ func (t *TestCase) fakeResultsField() yamlnode.Field {
 				r.ReadMapping(item, "a result of an action", f.fakeResultFields())
 			}
 			if len(t.FakeResults) > maxEntriesPerTest {
-				r.Errorf(yamlnode.PositionOf(key), "too-large", "split the test", "more than %d results of actions", maxEntriesPerTest)
+				r.Errorf(yamlnode.PositionOf(key), "too-large", "split the test", "more than %d results of actions",
+					maxEntriesPerTest)
 				return
 			}
 		}
@@ -92,11 +94,13 @@ func (t *TestCase) checkConsistency(r *yamlnode.Reader) {
 	case t.RecordingFile.Name != "" && inline:
 		r.Errorf(t.positions["detections"], "conflict", "remove one of them", "a test has a `recording` or `detections`, not both")
 	case t.RecordingFile.Name == "" && len(t.Detections) == 0:
-		r.Errorf(t.Pos, "required", "name a `recording`, or write `detections: [{objective: crypto-mining}]`", "the test has no detections")
+		r.Errorf(t.Pos, "required", "name a `recording`, or write `detections: [{objective: crypto-mining}]`",
+			"the test has no detections")
 	}
 	if c := t.IncidentContext; c != nil && c.Workload != "" {
 		if _, _, _, ok := SplitWorkload(c.Workload); !ok {
-			r.Errorf(c.positions["workload"], "value", "write for example shop/Deployment/web", "invalid workload `%s`; use namespace/Kind/name", yamlnode.Truncate(c.Workload, 60))
+			r.Errorf(c.positions["workload"], "value", "write for example shop/Deployment/web",
+				"invalid workload `%s`; use namespace/Kind/name", yamlnode.Truncate(c.Workload, 60))
 		}
 	}
 	expects := slices.ContainsFunc([]string{"expect", "asks", "never", "effects", "leases", "outcome", "matched", "time_to_contain"}, func(key string) bool {

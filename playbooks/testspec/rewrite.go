@@ -34,7 +34,9 @@ func RewriteExpectations(f *TestFile, tests map[*TestCase]Result) ([]byte, error
 			continue
 		}
 		if line := lines[t.expectSpan.keyNode.Line-1]; strings.Trim(line[:min(t.expectSpan.keyNode.Column-1, len(line))], " -") != "" || !strings.HasPrefix(line[min(t.expectSpan.keyNode.Column-1, len(line)):], "expect:") {
-			return nil, fmt.Errorf("%s:%d:%d: `expect` can be rewritten only if it starts its own line", f.File, t.expectSpan.keyNode.Line, t.expectSpan.keyNode.Column)
+			return nil,
+				fmt.Errorf("%s:%d:%d: `expect` can be rewritten only if it starts its own line", f.File, t.expectSpan.keyNode.Line,
+					t.expectSpan.keyNode.Column)
 		}
 		if lines, ok = rewriteTest(lines, t, h); !ok {
 			return nil, cannotRewriteError(f, yamlnode.PositionOf(t.expectSpan.keyNode))
@@ -75,7 +77,8 @@ func (f *TestFile) checkOnlyExpectChanged(out []byte, tests map[*TestCase]Result
 }
 
 func cannotRewriteError(f *TestFile, at Pos) error {
-	return fmt.Errorf("%s:%d:%d: `expect` cannot be rewritten without a change here or after it; change it manually", f.File, at.Line, at.Column)
+	return fmt.Errorf("%s:%d:%d: `expect` cannot be rewritten without a change here or after it; change it manually",
+		f.File, at.Line, at.Column)
 }
 
 func rewriteTest(lines []string, t *TestCase, h Result) ([]string, bool) {

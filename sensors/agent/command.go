@@ -66,7 +66,8 @@ func (a *Agent) Handle(ctx context.Context, kind gatewayrpc.CommandKind, body []
 		state, err := a.lockState(ctx, c.Target)
 		return state, nil, err
 	}
-	return nil, nil, wrapRefused(fmt.Errorf("unknown command %q; upgrade this sensor if it is older than the gateway", kind))
+	return nil, nil,
+		wrapRefused(fmt.Errorf("unknown command %q; upgrade this sensor if it is older than the gateway", kind))
 }
 
 func decodeCommand(body []byte, out any) error {
@@ -90,7 +91,9 @@ func (a *Agent) verifyToken(c gatewayrpc.ContainmentCommand, keys attestation.Ke
 	case token.ParamsHash != attestation.HashJSON(c.Params):
 		return token, fmt.Errorf("%w: the token is for other parameters", attestation.ErrUnverified)
 	case c.ExpiresAt.After(token.ExpiresAt):
-		return token, fmt.Errorf("%w: the command expires at %s, after its token at %s", attestation.ErrUnverified, c.ExpiresAt.Format(time.RFC3339), token.ExpiresAt.Format(time.RFC3339))
+		return token,
+			fmt.Errorf("%w: the command expires at %s, after its token at %s", attestation.ErrUnverified,
+				c.ExpiresAt.Format(time.RFC3339), token.ExpiresAt.Format(time.RFC3339))
 	case a.revocations.isTokenRevoked(token.LeaseID, token.IssuedAt):
 		return token, fmt.Errorf("%w: the lease was released, so its token is no longer valid", attestation.ErrUnverified)
 	}
@@ -98,7 +101,9 @@ func (a *Agent) verifyToken(c gatewayrpc.ContainmentCommand, keys attestation.Ke
 	// containment without a grant.
 	if c.ExpiresAt.Before(token.ExpiresAt.Add(-expiryTolerance)) {
 		if _, err := verifyReleaseGrant(c.Grant, c.LeaseID, keys); err != nil {
-			return token, fmt.Errorf("end a containment at %s, before its token expires at %s: %w", c.ExpiresAt.Format(time.RFC3339), token.ExpiresAt.Format(time.RFC3339), err)
+			return token,
+				fmt.Errorf("end a containment at %s, before its token expires at %s: %w", c.ExpiresAt.Format(time.RFC3339),
+					token.ExpiresAt.Format(time.RFC3339), err)
 		}
 	}
 	return token, nil
@@ -120,7 +125,8 @@ func (a *Agent) checkNotReleased(target string, token attestation.LeaseToken) er
 // verifyReleaseGrant verifies a grant that ends a containment before its expiry.
 func verifyReleaseGrant(grant *attestation.Envelope, lease string, keys attestation.Keyring) (attestation.Grant, error) {
 	if grant == nil {
-		return attestation.Grant{}, fmt.Errorf("%w: the containment has not expired, and the grant is missing", attestation.ErrUnverified)
+		return attestation.Grant{},
+			fmt.Errorf("%w: the containment has not expired, and the grant is missing", attestation.ErrUnverified)
 	}
 	g, err := keys.VerifyGrant(*grant, attestation.OperationRelease, time.Now())
 	if err != nil {

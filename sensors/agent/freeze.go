@@ -21,7 +21,8 @@ func (a *Agent) freeze(ctx context.Context, c gatewayrpc.ContainmentCommand, tok
 		return gatewayrpc.ContainmentState{}, wrapRefused(errors.New("this node cannot freeze cgroups"))
 	}
 	if time.Until(c.ExpiresAt) > maxFreezeDuration {
-		return gatewayrpc.ContainmentState{}, wrapRefused(fmt.Errorf("the freeze is too long; the maximum is %s", maxFreezeDuration))
+		return gatewayrpc.ContainmentState{},
+			wrapRefused(fmt.Errorf("the freeze is too long; the maximum is %s", maxFreezeDuration))
 	}
 	at, err := a.locateTarget(ctx, c.Target)
 	if errors.Is(err, containermeta.ErrNotFound) {

@@ -18,7 +18,8 @@ import (
 
 func (a *Agent) applyLock(ctx context.Context, c gatewayrpc.ContainmentCommand, token attestation.LeaseToken, keys attestation.Keyring) (gatewayrpc.ContainmentState, error) {
 	if a.EgressLock == nil {
-		return gatewayrpc.ContainmentState{}, wrapRefused(fmt.Errorf("the egress lock is disabled on this node: %s", a.EgressLockError))
+		return gatewayrpc.ContainmentState{},
+			wrapRefused(fmt.Errorf("the egress lock is disabled on this node: %s", a.EgressLockError))
 	}
 	at, err := a.locateTarget(ctx, c.Target)
 	if errors.Is(err, containermeta.ErrNotFound) {
@@ -49,7 +50,8 @@ func (a *Agent) applyLock(ctx context.Context, c gatewayrpc.ContainmentCommand, 
 	}
 	if a.kubeletCount.Load() == 0 && c.Target.PodUID != "" {
 		request.AnswerRootSockets = true
-		notes = append(notes, "this node's kubelet was not found, so replies to all root processes of the node are allowed to keep its probes working; set --kubelet to its program")
+		notes = append(notes,
+			"this node's kubelet was not found, so replies to all root processes of the node are allowed to keep its probes working; set --kubelet to its program")
 	}
 	if err := a.checkReplacement(c, before, request, token, keys); err != nil {
 		return gatewayrpc.ContainmentState{}, err
@@ -132,7 +134,8 @@ func (a *Agent) inspectNetwork(at targetCgroups) networkAccess {
 		n.coverageGaps = append(n.coverageGaps, others.Error())
 	}
 	if len(wires) == 0 && !n.hostNetwork {
-		n.coverageGaps = append(n.coverageGaps, "no host-side veth of the target was found: raw packet sockets are not blocked")
+		n.coverageGaps = append(n.coverageGaps,
+			"no host-side veth of the target was found: raw packet sockets are not blocked")
 	}
 	return n
 }
@@ -173,11 +176,13 @@ func (a *Agent) checkReplacement(c gatewayrpc.ContainmentCommand, before probe.E
 		return a.checkNotReleased(c.Target.ID(), token)
 	}
 	if before.TargetID != r.TargetID {
-		return wrapRefused(fmt.Errorf("lease %s already locks another target, %s; use a new lease", c.LeaseID, before.TargetID))
+		return wrapRefused(fmt.Errorf("lease %s already locks another target, %s; use a new lease", c.LeaseID,
+			before.TargetID))
 	}
 	less := ""
 	if c.ExpiresAt.Before(before.ExpiresAt.Add(-expiryTolerance)) {
-		less = fmt.Sprintf("end a lock at %s instead of %s", c.ExpiresAt.Format(time.RFC3339), before.ExpiresAt.Format(time.RFC3339))
+		less = fmt.Sprintf("end a lock at %s instead of %s", c.ExpiresAt.Format(time.RFC3339),
+			before.ExpiresAt.Format(time.RFC3339))
 	}
 	open := a.EgressLock.AllowList(c.LeaseID)
 	for _, wanted := range r.AllowList {
@@ -201,7 +206,8 @@ func toContainmentState(s probe.EgressLockState) gatewayrpc.ContainmentState {
 
 func (a *Agent) lockState(ctx context.Context, t gatewayrpc.NodeTarget) (gatewayrpc.ContainmentState, error) {
 	if a.EgressLock == nil {
-		return gatewayrpc.ContainmentState{}, wrapRefused(fmt.Errorf("the egress lock is disabled on this node: %s", a.EgressLockError))
+		return gatewayrpc.ContainmentState{},
+			wrapRefused(fmt.Errorf("the egress lock is disabled on this node: %s", a.EgressLockError))
 	}
 	at, err := a.locateTarget(ctx, t)
 	if errors.Is(err, containermeta.ErrNotFound) {
@@ -251,7 +257,8 @@ func (a *Agent) findCoveringLock(at targetCgroups) (probe.EgressLockState, error
 // containers.
 func (a *Agent) releaseLock(ctx context.Context, c gatewayrpc.ReleaseCommand, keys attestation.Keyring) (gatewayrpc.ContainmentState, error) {
 	if a.EgressLock == nil {
-		return gatewayrpc.ContainmentState{}, wrapRefused(fmt.Errorf("the egress lock is disabled on this node: %s", a.EgressLockError))
+		return gatewayrpc.ContainmentState{},
+			wrapRefused(fmt.Errorf("the egress lock is disabled on this node: %s", a.EgressLockError))
 	}
 	state, err := a.EgressLock.StateOfLease(c.LeaseID)
 	if err != nil {
@@ -359,7 +366,8 @@ func (a *Agent) extendLock(ctx context.Context, state probe.EgressLockState) err
 	if len(groups) == 0 && len(fresh) == 0 {
 		return nil
 	}
-	a.Log.Warn("a locked target has moved; extending its lock", "lease", state.LeaseID, "target", state.TargetID, "cgroups", groups, "veths", len(fresh))
+	a.Log.Warn("a locked target has moved; extending its lock", "lease", state.LeaseID, "target", state.TargetID,
+		"cgroups", groups, "veths", len(fresh))
 	if err := a.EgressLock.AddTargets(state.LeaseID, groups, fresh); err != nil {
 		return fmt.Errorf("extend the lock of %s: %w", state.TargetID, err)
 	}

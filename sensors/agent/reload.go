@@ -208,7 +208,8 @@ func (f *RuleFiles) reloadIfChanged(settle func()) *rules.Set {
 	problems := append(unread, left...)
 	if problems.HasErrors() {
 		for _, p := range problems {
-			f.log.Error("a changed rule pack has an error: the last valid version stays in use", "problem", p.String(), "hint", p.Hint)
+			f.log.Error("a changed rule pack has an error: the last valid version stays in use", "problem", p.String(), "hint",
+				p.Hint)
 		}
 		mended := now.withLastValid(f.lastValid, f.dirs, problems)
 		if set, left = mended.load(f.dirs); !f.affectsOnlyNewFiles(left) || len(set.Rules()) == 0 {

@@ -107,7 +107,8 @@ func TestInvalidPackKeepsItsLastValidVersion(t *testing.T) {
 	require.Equal(t, "third", firedRules(a, "third"), "valid rules of a new pack")
 	health := a.Health().Rules
 	require.Equal(t, before.RuleCount+1, health.RuleCount)
-	require.Contains(t, strings.Join(health.Problems, "\n"), filepath.Join(dir, "a.yaml")+":5:16: error: the condition of `mine`: unknown field, list, macro or function `exxe`")
+	require.Contains(t, strings.Join(health.Problems, "\n"),
+		filepath.Join(dir, "a.yaml")+":5:16: error: the condition of `mine`: unknown field, list, macro or function `exxe`")
 	require.Contains(t, logs.String(), "the last valid version stays in use")
 	require.Contains(t, logs.String(), "did you mean `exe`?")
 

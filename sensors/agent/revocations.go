@@ -43,7 +43,8 @@ func openRevocations(dir string) (*revocations, error) {
 		return nil, fmt.Errorf("open the node's revocations: %w", err)
 	}
 	if err := json.Unmarshal(raw, &l.byKey); err != nil {
-		return nil, fmt.Errorf("open the node's revocations: %s is damaged: %w; remove it if no lease is in force", l.path, err)
+		return nil,
+			fmt.Errorf("open the node's revocations: %s is damaged: %w; remove it if no lease is in force", l.path, err)
 	}
 	return l, nil
 }

@@ -72,7 +72,8 @@ func (a *Agent) locateTarget(ctx context.Context, t gatewayrpc.NodeTarget) (targ
 	if len(bearers) > 1 {
 		if own = a.matchPreviousPath(t, bearers); len(own) == 0 {
 			a.spoofedCgroups.record(t.ID(), nil, bearers)
-			return targetCgroups{}, wrapRefused(fmt.Errorf("%d cgroups have the name of %s, and this node detected nothing in any of them: %s; remove those that the runtime did not create", len(bearers), t.ID(), joinPaths(bearers)))
+			return targetCgroups{},
+				wrapRefused(fmt.Errorf("%d cgroups have the name of %s, and this node detected nothing in any of them: %s; remove those that the runtime did not create", len(bearers), t.ID(), joinPaths(bearers)))
 		}
 		a.spoofedCgroups.record(t.ID(), own, bearers)
 	}

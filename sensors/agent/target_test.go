@@ -177,10 +177,12 @@ func TestNetworkSharersAreListed(t *testing.T) {
 
 	st, err := n.sendCommand(gatewayrpc.CommandLockState, gatewayrpc.StateQuery{Target: gatewayrpc.NodeTarget{ContainerID: second.id}})
 	require.NoError(t, err)
-	require.Equal(t, []gatewayrpc.NetworkSharer{{ContainerID: first.id, StartedBeforeTarget: true}}, st.NetworkSharers, "it joined an existing network")
+	require.Equal(t, []gatewayrpc.NetworkSharer{{ContainerID: first.id, StartedBeforeTarget: true}}, st.NetworkSharers,
+		"it joined an existing network")
 	st, err = n.sendCommand(gatewayrpc.CommandLockState, gatewayrpc.StateQuery{Target: gatewayrpc.NodeTarget{ContainerID: first.id}})
 	require.NoError(t, err)
-	require.Equal(t, []gatewayrpc.NetworkSharer{{ContainerID: second.id}}, st.NetworkSharers, "the other one started later")
+	require.Equal(t, []gatewayrpc.NetworkSharer{{ContainerID: second.id}}, st.NetworkSharers,
+		"the other one started later")
 
 	st, err = n.sendLock(n.issueLease(t, "L", gatewayrpc.NodeTarget{ContainerID: first.id}, `{}`), nil)
 	require.NoError(t, err)

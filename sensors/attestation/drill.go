@@ -47,7 +47,8 @@ func (t LeaseToken) CheckDrillTarget(cgroup uint64) error {
 	case t.DrillTarget == nil || t.DrillTarget.ID != t.TargetID:
 		return fmt.Errorf("%w: the lease token is for a drill, but its target is not registered", ErrUnverified)
 	case t.DrillTarget.CgroupID != 0 && t.DrillTarget.CgroupID != cgroup:
-		return fmt.Errorf("%w: the drill registered cgroup %d for %s, not cgroup %d", ErrUnverified, t.DrillTarget.CgroupID, t.TargetID, cgroup)
+		return fmt.Errorf("%w: the drill registered cgroup %d for %s, not cgroup %d", ErrUnverified, t.DrillTarget.CgroupID,
+			t.TargetID, cgroup)
 	}
 	return nil
 }

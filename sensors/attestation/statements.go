@@ -60,7 +60,9 @@ func (r Keyring) VerifyAttestation(s Envelope, target string, now time.Time, max
 		return Attestation{}, fmt.Errorf("%w: the attested detection %s is about %s, not %s", ErrUnverified, a.DetectionID, a.TargetID, target)
 	}
 	if age := now.Sub(a.AcceptedAt); age > maxAge || age < -maxClockSkew {
-		return Attestation{}, fmt.Errorf("%w: the attested detection %s is %s old, more than the maximum of %s", ErrUnverified, a.DetectionID, duration.FormatApprox(age), duration.Format(maxAge))
+		return Attestation{},
+			fmt.Errorf("%w: the attested detection %s is %s old, more than the maximum of %s", ErrUnverified, a.DetectionID,
+				duration.FormatApprox(age), duration.Format(maxAge))
 	}
 	return a, nil
 }

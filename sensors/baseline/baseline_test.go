@@ -40,7 +40,8 @@ func TestNothingIsNewDuringTheLearningPeriod(t *testing.T) {
 	b := baseline.New(learningOptions(c))
 	require.Equal(t, sensors.Baseline{}, b.Compare(execEvent("c1", "/usr/sbin/nginx")))
 	c.current = c.current.Add(25 * time.Hour)
-	require.Equal(t, sensors.Baseline{LearningComplete: true}, b.Compare(execEvent("c2", "/usr/sbin/nginx")), "it was learned")
+	require.Equal(t, sensors.Baseline{LearningComplete: true}, b.Compare(execEvent("c2", "/usr/sbin/nginx")),
+		"it was learned")
 	got := b.Compare(execEvent("c2", "/bin/sh"))
 	require.Equal(t, sensors.Baseline{LearningComplete: true, NewExe: true, Reason: "Never executed in the 2 containers of this image that this node watched for a day: /bin/sh."}, got)
 	require.True(t, b.Compare(execEvent("c2", "/bin/sh")).NewExe, "an attack is not learned")

@@ -52,9 +52,12 @@ func (b *Baselines) Read(r io.Reader) (images int, err error) {
 		case !strings.HasPrefix(image.Digest, "sha256:") || len(image.Digest) > maxTextBytes:
 			return 0, fmt.Errorf("image %d: invalid digest %q", i+1, image.Digest)
 		case image.FirstSeen.IsZero() || image.FirstSeen.After(now.Add(time.Hour)) || image.LastSeen.Before(image.FirstSeen):
-			return 0, fmt.Errorf("image %s: invalid times: first seen %s, last seen %s", image.Digest, image.FirstSeen, image.LastSeen)
+			return 0,
+				fmt.Errorf("image %s: invalid times: first seen %s, last seen %s", image.Digest, image.FirstSeen, image.LastSeen)
 		case len(image.Executables) > maxExecutablesPerImage || len(image.Destinations) > maxDestinationsPerImage:
-			return 0, fmt.Errorf("image %s: more than %d executables or %d destinations", image.Digest, maxExecutablesPerImage, maxDestinationsPerImage)
+			return 0,
+				fmt.Errorf("image %s: more than %d executables or %d destinations", image.Digest, maxExecutablesPerImage,
+					maxDestinationsPerImage)
 		}
 	}
 	b.mu.Lock()

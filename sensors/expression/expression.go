@@ -131,7 +131,8 @@ func isStringNode(n ast.Node) bool {
 
 // toError returns the position of the comparison and an alternative.
 func (o *stringOrderFinder) toError(source string) *Error {
-	message := fmt.Sprintf("`%s` compares strings in alphabetical order; compare with `==` or `in [\"…\", \"…\"]`", o.found.Operator)
+	message := fmt.Sprintf("`%s` compares strings in alphabetical order; compare with `==` or `in [\"…\", \"…\"]`",
+		o.found.Operator)
 	if strings.Contains(o.found.String(), "severity") {
 		message = fmt.Sprintf("`%s` compares severities as strings, in alphabetical order; write for example `incident.severity in [\"high\", \"critical\"]`, or `match: {severity: high}`, which means at least high", o.found.Operator)
 	}

@@ -204,7 +204,8 @@ func (f *nonScalarStringFinder) Visit(node *ast.Node) {
 	case t == nil:
 	case t.Kind() == reflect.Slice, t.Kind() == reflect.Array, t.Kind() == reflect.Map, t.Kind() == reflect.Struct, t.Kind() == reflect.Interface:
 		at := b.Location()
-		f.found = &Error{Column: at.From, SourceOffset: at.From, Message: "`string` takes a number, a boolean or a string, not " + t.String() + "; use `join` for a list of strings"}
+		f.found = &Error{Column: at.From, SourceOffset: at.From,
+			Message: "`string` takes a number, a boolean or a string, not " + t.String() + "; use `join` for a list of strings"}
 	}
 }
 
@@ -216,7 +217,8 @@ type nestedUniqFinder struct{ found *Error }
 func (f *nestedUniqFinder) Visit(node *ast.Node) {
 	if b, ok := (*node).(*ast.BuiltinNode); ok && b.Name == "uniq" && f.found == nil {
 		at := b.Location()
-		f.found = &Error{Column: at.From, SourceOffset: at.From, Message: "`uniq` is not allowed inside a predicate; put it around the list, or in a `set` before"}
+		f.found = &Error{Column: at.From, SourceOffset: at.From,
+			Message: "`uniq` is not allowed inside a predicate; put it around the list, or in a `set` before"}
 	}
 }
 

@@ -104,7 +104,8 @@ func (c *Client) Run(ctx context.Context) error {
 		if time.Since(began) > 10*time.Second {
 			wait = 100 * time.Millisecond
 		}
-		c.Log.Warn("the gateway is unavailable; detections are spooled", "gateway", c.Address, "error", err, "spooled", c.Spool.Len(), "again_in", wait)
+		c.Log.Warn("the gateway is unavailable; detections are spooled", "gateway", c.Address, "error", err, "spooled",
+			c.Spool.Len(), "again_in", wait)
 		timer := time.NewTimer(wait)
 		select {
 		case <-ctx.Done():
@@ -168,7 +169,8 @@ func (c *Client) runStream(parent context.Context, gateway gatewaypb.GatewayClie
 	}
 	s.lastServerTime.Store(&serverTime{first.GetWelcome().GetTimeNs(), time.Now()})
 	if err := c.PinnedKeys.ApplyRotations(first.GetWelcome().GetKeySets()); err != nil && !errors.Is(err, ErrNoPinnedKeys) {
-		c.Log.Error("the gateway sent authority key rotations that the pinned key did not sign; they are ignored", "error", err)
+		c.Log.Error("the gateway sent authority key rotations that the pinned key did not sign; they are ignored", "error",
+			err)
 	}
 	if c.PinnedKeys != nil && !c.PinnedKeys.HasAny(first.GetWelcome().GetAuthorityKeys()) {
 		c.Log.Error("the gateway's authority is not the one that this node was enrolled with; its commands are refused", "gateway", c.Address)

@@ -97,7 +97,8 @@ func WriteKeyPair(path string, certificate, key []byte) error {
 // checkRenewal returns an error unless c has this node's name and is signed by its authority.
 func (i *NodeCertificate) checkRenewal(c *x509.Certificate) error {
 	if c.Subject.CommonName != i.current.Leaf.Subject.CommonName {
-		return fmt.Errorf("the certificate is for node %q, but this node is %q", c.Subject.CommonName, i.current.Leaf.Subject.CommonName)
+		return fmt.Errorf("the certificate is for node %q, but this node is %q", c.Subject.CommonName,
+			i.current.Leaf.Subject.CommonName)
 	}
 	_, err := c.Verify(x509.VerifyOptions{Roots: i.baseTLS.RootCAs, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}})
 	if err != nil {

@@ -39,7 +39,8 @@ func (s *session) renewCertificate(ctx context.Context) error {
 func (s *session) requestRenewal(ctx context.Context) (bool, error) {
 	csr, err := s.NodeCertificate.BeginRenewal()
 	if err != nil {
-		s.Log.Error("the node's certificate cannot be renewed", "expires", s.NodeCertificate.Certificate().NotAfter, "error", err)
+		s.Log.Error("the node's certificate cannot be renewed", "expires", s.NodeCertificate.Certificate().NotAfter, "error",
+			err)
 		return false, nil
 	}
 	if err := s.send(&gatewaypb.FromNode{Body: &gatewaypb.FromNode_Renew{Renew: &gatewaypb.Renew{Csr: csr}}}); err != nil {
@@ -55,11 +56,13 @@ func (s *session) requestRenewal(ctx context.Context) (bool, error) {
 		return false, nil
 	case answer := <-s.renewals:
 		if answer.GetError() != "" {
-			s.Log.Error("the gateway refused to issue a new certificate", "expires", s.NodeCertificate.Certificate().NotAfter, "reason", answer.GetError())
+			s.Log.Error("the gateway refused to issue a new certificate", "expires", s.NodeCertificate.Certificate().NotAfter,
+				"reason", answer.GetError())
 			return false, nil
 		}
 		if err := s.NodeCertificate.AcceptCertificate(answer.GetCertificate()); err != nil {
-			s.Log.Error("the node's new certificate was rejected", "expires", s.NodeCertificate.Certificate().NotAfter, "error", err)
+			s.Log.Error("the node's new certificate was rejected", "expires", s.NodeCertificate.Certificate().NotAfter, "error",
+				err)
 			return false, nil
 		}
 		s.Log.Info("the node's certificate was renewed", "expires", s.NodeCertificate.Certificate().NotAfter)

@@ -66,7 +66,8 @@ func loadKeySet(dir string) (attestation.KeySet, error) {
 		_, err = set.Keyring()
 	}
 	if err != nil {
-		return set, fmt.Errorf("read the authority's keys in %s: %w; create the directory again with `stanch cert node`", dir, err)
+		return set,
+			fmt.Errorf("read the authority's keys in %s: %w; create the directory again with `stanch cert node`", dir, err)
 	}
 	return set, nil
 }

@@ -23,7 +23,8 @@ func TestFalcoPluginAlertIsAboutItsAccount(t *testing.T) {
 		"a user of AWS":         {plugin("aws_cloudtrail", `"ct.name":"StopLogging","ct.user.arn":"arn:aws:iam::111122223333:user/rosa","ct.user":"rosa","ct.user.accountid":"111122223333"`), sensors.Subject{Kind: "User", Name: "arn:aws:iam::111122223333:user/rosa"}},
 		"a user without an ARN": {plugin("aws_cloudtrail", `"ct.name":"ConsoleLogin","ct.user":"rosa","ct.user.accountid":"111122223333"`), sensors.Subject{Kind: "User", Name: "111122223333/rosa"}},
 		"a role":                {plugin("aws_cloudtrail", `"ct.name":"StopLogging","ct.user.arn":"arn:aws:sts::111122223333:assumed-role/deploy/s1","ct.user.accountid":"111122223333"`), sensors.Subject{Kind: "Role", Name: "111122223333/deploy"}},
-		"account only":          {plugin("aws_cloudtrail", `"ct.name":"ConsoleLogin","ct.user.accountid":"111122223333"`), sensors.Subject{Kind: "Account", Name: "111122223333"}},
+		"account only": {plugin("aws_cloudtrail", `"ct.name":"ConsoleLogin","ct.user.accountid":"111122223333"`),
+			sensors.Subject{Kind: "Account", Name: "111122223333"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			require.Equal(t, c.want, decodeAlert(t, integrations.DecodeFalco, c.alert).Event.Subject)
@@ -69,15 +70,21 @@ func TestFailedLoginHasAnError(t *testing.T) {
 		return all[0].Cloud
 	}
 	for name, c := range map[string]struct{ event, more, want string }{
-		"a wrong password":             {"ConsoleLogin", `,"errorMessage":"Failed authentication","responseElements":{"ConsoleLogin":"Failure"}`, "Failed authentication"},
-		"failure only in the response": {"ConsoleLogin", `,"responseElements":{"ConsoleLogin":"Failure"}`, "Failed authentication"},
-		"failure only in the message":  {"ConsoleLogin", `,"errorMessage":"No username found in supplied account"`, "No username found in supplied account"},
-		"wrong second factor":          {"CheckMfa", `,"responseElements":{"CheckMfa":"Failure"}`, "Failed authentication"},
-		"rejected role":                {"SwitchRole", `,"responseElements":{"SwitchRole":"Failure"}`, "Failed authentication"},
-		"IAM Identity Center":          {"UserAuthentication", `,"serviceEventDetails":{"UserAuthentication":"Failure"}`, "Failed authentication"},
-		"a code":                       {"AssumeRole", `,"errorCode":"AccessDenied","errorMessage":"no"`, "AccessDenied"},
-		"successful login":             {"ConsoleLogin", `,"responseElements":{"ConsoleLogin":"Success"}`, ""},
-		"details in another format":    {"ConsoleLogin", `,"serviceEventDetails":[1],"responseElements":{"ConsoleLogin":"Success"}`, ""},
+		"a wrong password": {"ConsoleLogin",
+			`,"errorMessage":"Failed authentication","responseElements":{"ConsoleLogin":"Failure"}`, "Failed authentication"},
+		"failure only in the response": {"ConsoleLogin", `,"responseElements":{"ConsoleLogin":"Failure"}`,
+			"Failed authentication"},
+		"failure only in the message": {"ConsoleLogin", `,"errorMessage":"No username found in supplied account"`,
+			"No username found in supplied account"},
+		"wrong second factor": {"CheckMfa", `,"responseElements":{"CheckMfa":"Failure"}`, "Failed authentication"},
+		"rejected role": {"SwitchRole", `,"responseElements":{"SwitchRole":"Failure"}`,
+			"Failed authentication"},
+		"IAM Identity Center": {"UserAuthentication", `,"serviceEventDetails":{"UserAuthentication":"Failure"}`,
+			"Failed authentication"},
+		"a code":           {"AssumeRole", `,"errorCode":"AccessDenied","errorMessage":"no"`, "AccessDenied"},
+		"successful login": {"ConsoleLogin", `,"responseElements":{"ConsoleLogin":"Success"}`, ""},
+		"details in another format": {"ConsoleLogin",
+			`,"serviceEventDetails":[1],"responseElements":{"ConsoleLogin":"Success"}`, ""},
 	} {
 		require.Equal(t, c.want, record(c.event, c.more).ErrorCode, name)
 	}

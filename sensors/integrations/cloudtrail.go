@@ -134,7 +134,8 @@ func decodeCloudTrailEnvelope(raw []byte, depth int) ([]sensors.Event, error) {
 		return nil, errors.New("invalid CloudTrail record: too many nested envelopes")
 	}
 	if len(raw) > MaxCloudTrailBytes {
-		return nil, fmt.Errorf("invalid CloudTrail record: it has %d bytes, at most %d are read", len(raw), MaxCloudTrailBytes)
+		return nil,
+			fmt.Errorf("invalid CloudTrail record: it has %d bytes, at most %d are read", len(raw), MaxCloudTrailBytes)
 	}
 	envelope, err := splitJSONObject(raw)
 	if err != nil {

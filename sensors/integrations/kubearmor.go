@@ -87,7 +87,8 @@ func DecodeKubeArmor(raw []byte) (DecodedRecord, error) {
 	case k.Type == kubeArmorLog || k.Type == kubeArmorHostLog || k.Type == kubeArmorSystemEvent:
 		return DecodedRecord{Telemetry: true}, nil
 	case k.Level != "" && k.Policy == "":
-		return healthRecord(SensorHealth{Source: SourceKubeArmor, Node: k.HostName, Time: k.timestamp(), Message: "KubeArmor reported: " + k.Message})
+		return healthRecord(SensorHealth{Source: SourceKubeArmor, Node: k.HostName, Time: k.timestamp(),
+			Message: "KubeArmor reported: " + k.Message})
 	case k.Type != kubeArmorPolicy && k.Type != kubeArmorHostPolicy && k.Type != kubeArmorNetworkPolicy:
 		return DecodedRecord{}, fmt.Errorf("not a KubeArmor alert: its type is %q", truncateText(k.Type))
 	case k.Policy == "":

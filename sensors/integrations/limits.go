@@ -87,8 +87,10 @@ func isPlausibleTime(t time.Time) bool { return t.Year() >= 2000 && t.Year() <= 
 func finalizeAlert(d *sensors.Detection, raw []byte) (DecodedRecord, error) {
 	e, c := &d.Event, &d.Event.Container
 	for what, s := range map[string]string{
-		"rule": d.Rule, "id": d.ID, "node": d.Node, "container ID": c.ID, "container name": c.Name, "pod namespace": c.Pod.Namespace,
-		"pod name": c.Pod.Name, "pod UID": c.Pod.UID, "workload": c.Workload.Name, "workload kind": c.Workload.Kind, "technique": d.Technique,
+		"rule": d.Rule, "id": d.ID, "node": d.Node, "container ID": c.ID, "container name": c.Name,
+		"pod namespace": c.Pod.Namespace,
+		"pod name":      c.Pod.Name, "pod UID": c.Pod.UID, "workload": c.Workload.Name, "workload kind": c.Workload.Kind,
+		"technique": d.Technique,
 	} {
 		if len(s) > maxIdentifierBytes {
 			return DecodedRecord{}, tooLongError(what, s)

@@ -115,7 +115,8 @@ func TestRemovedVethIsReported(t *testing.T) {
 		t.Fatalf("%+v, %v", st, err)
 	}
 	runIPCommand(t, "link", "del", n.veths[0].Name)
-	waitUntil(t, "the veth is removed", func() bool { st, err := l.StateOfCgroup(n.podID); return err == nil && st.Active && !st.VethLocked })
+	waitUntil(t, "the veth is removed",
+		func() bool { st, err := l.StateOfCgroup(n.podID); return err == nil && st.Active && !st.VethLocked })
 	if st, err := l.Apply(r); err != nil || st.VethLocked || st.VethError == "" || !st.Active {
 		t.Errorf("%+v, %v", st, err)
 	}

@@ -60,7 +60,8 @@ func newCgroup(t *testing.T, parent string) (dir string, id uint64) {
 	}
 	t.Cleanup(func() {
 		_ = os.WriteFile(filepath.Join(dir, "cgroup.kill"), []byte("1"), 0)
-		waitUntil(t, "cgroup is removed", func() bool { err := os.Remove(dir); return err == nil || errors.Is(err, os.ErrNotExist) })
+		waitUntil(t, "cgroup is removed",
+			func() bool { err := os.Remove(dir); return err == nil || errors.Is(err, os.ErrNotExist) })
 	})
 	id, err = containermeta.CgroupID(dir)
 	if err != nil {

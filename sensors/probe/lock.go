@@ -239,7 +239,8 @@ func (l *EgressLock) Apply(r EgressLockRequest) (EgressLockState, error) {
 		return EgressLockState{}, err
 	}
 	if slices.Contains(r.Cgroups, rootID) {
-		return EgressLockState{}, errors.New("egress lock: the root cgroup is not allowed, because it contains the entire node")
+		return EgressLockState{},
+			errors.New("egress lock: the root cgroup is not allowed, because it contains the entire node")
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()

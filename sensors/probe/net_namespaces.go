@@ -88,7 +88,8 @@ func findNetNamespaces(pids []int) ([]netNamespace, error) {
 	}
 	for inode, pid := range s.mountedInodes {
 		if len(errs) < maxReportedProblems && inode != own && !ours[inode] && !slices.ContainsFunc(s.namespaces, func(n netNamespace) bool { return n.inode == inode }) {
-			errs = append(errs, fmt.Errorf("process %d has network namespace %d mounted, which was not inspected: %w", pid, inode, ErrNotSupported))
+			errs = append(errs,
+				fmt.Errorf("process %d has network namespace %d mounted, which was not inspected: %w", pid, inode, ErrNotSupported))
 		}
 	}
 	return s.namespaces, errors.Join(errs...)

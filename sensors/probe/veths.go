@@ -49,7 +49,8 @@ func FindVeths(pids ...int) ([]Veth, error) {
 	deadline := time.Now().Add(namespaceSearchTimeout)
 	for i := range spaces {
 		if spaces[i].nsid < 0 && time.Now().After(deadline) {
-			errs = append(errs, fmt.Errorf("%d network namespaces were not inspected within %s", len(spaces)-i, namespaceSearchTimeout))
+			errs = append(errs,
+				fmt.Errorf("%d network namespaces were not inspected within %s", len(spaces)-i, namespaceSearchTimeout))
 			break
 		}
 		if err := spaces[i].readInterfaces(spaces, vethEndsIn(spaces[i].nsid, here)); err != nil && len(errs) < maxReportedProblems {
@@ -79,13 +80,17 @@ func FindVeths(pids ...int) ([]Veth, error) {
 			case i.kind != "" && i.kind != "veth" && len(space.addrs[i.index]) == 0:
 			default:
 				if unheld++; unheld <= maxReportedProblems {
-					errs = append(errs, fmt.Errorf("interface %q (%s) of process %d has no host-side veth that could be locked: %w", i.name, i.kind, space.pid, ErrNotSupported))
+					errs = append(errs,
+						fmt.Errorf("interface %q (%s) of process %d has no host-side veth that could be locked: %w", i.name, i.kind,
+							space.pid, ErrNotSupported))
 				}
 			}
 		}
 	}
 	if unheld > maxReportedProblems {
-		errs = append(errs, fmt.Errorf("%d more interfaces have no host-side veth that could be locked: %w", unheld-maxReportedProblems, ErrNotSupported))
+		errs = append(errs,
+			fmt.Errorf("%d more interfaces have no host-side veth that could be locked: %w", unheld-maxReportedProblems,
+				ErrNotSupported))
 	}
 	return wires, errors.Join(errs...)
 }

@@ -108,7 +108,8 @@ func (c *constantChecker) Visit(node *ast.Node) {
 	}
 	if s, ok := arguments[1].(*ast.StringNode); ok {
 		if _, err := netip.ParsePrefix(s.Value); err != nil {
-			c.problem = &expression.Error{SourceOffset: s.Location().From, Message: fmt.Sprintf("invalid network %q; use the form 10.0.0.0/8", s.Value)}
+			c.problem = &expression.Error{SourceOffset: s.Location().From,
+				Message: fmt.Sprintf("invalid network %q; use the form 10.0.0.0/8", s.Value)}
 		}
 	}
 }

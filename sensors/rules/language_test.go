@@ -288,7 +288,8 @@ rules:
 
 func TestRuleTestWithAnotherEventKindFails(t *testing.T) {
 	_, problems := loadPack(t, "rules:\n"+ruleYAML("r", "exe == \"x\"", "{ process: { exe: x } }", "[{ name: elsewhere, kind: open }, { process: { exe: y } }]"))
-	require.Equal(t, []string{"p.yaml:3:56: error: test `elsewhere` of rule `r`: the event is of the kind `open`, but the rule evaluates `exec` [test]"}, problems)
+	require.Equal(t,
+		[]string{"p.yaml:3:56: error: test `elsewhere` of rule `r`: the event is of the kind `open`, but the rule evaluates `exec` [test]"}, problems)
 }
 
 func TestFailingExceptionDoesNotSuppressDetection(t *testing.T) {
@@ -339,9 +340,11 @@ func TestLintReportsShadowedRule(t *testing.T) {
 		return textList(problems)
 	}
 	narrow := ruleYAML("narrow", "process.uid == 0 && exe == \"x\"", "{ process: { exe: x } }", "{}")
-	require.Equal(t, []string{"p.yaml:4:51: warning: `wide` at p.yaml:2 fires on every event on which `narrow` does, with at least the same severity and confidence [shadowed] (remove it, or narrow the other rule)"}, load(narrow))
+	require.Equal(t,
+		[]string{"p.yaml:4:51: warning: `wide` at p.yaml:2 fires on every event on which `narrow` does, with at least the same severity and confidence [shadowed] (remove it, or narrow the other rule)"}, load(narrow))
 	require.Empty(t, load(strings.Replace(narrow, "severity: low", "severity: medium", 1)), "a higher severity")
-	require.Len(t, load(ruleYAML("same", "exe == \"x\"", "{ process: { exe: x } }", "{}")), 1, "the later of two equal rules")
+	require.Len(t, load(ruleYAML("same", "exe == \"x\"", "{ process: { exe: x } }", "{}")), 1,
+		"the later of two equal rules")
 	require.Empty(t, load(ruleYAML("other", "exe == \"y\"", "{ process: { exe: y } }", "{}")))
 }
 

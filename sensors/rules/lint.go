@@ -73,7 +73,8 @@ func (l *loader) lintConfidence(r *Rule) {
 	negated := &negationFinder{}
 	ast.Walk(&r.compiled.syntaxTree, negated)
 	if len(r.Exceptions) == 0 && highest.Rank() >= sensors.SeverityHigh.Rank() && r.original.confidence < 0.7 && !negated.found {
-		r.file.warnAt(r.nodes[""], "no-exception", "name in `exceptions` what does this legitimately: the workload, the image, the program",
+		r.file.warnAt(r.nodes[""], "no-exception",
+			"name in `exceptions` what does this legitimately: the workload, the image, the program",
 			"`%s` has the severity %s, a confidence below 0.7 and no exceptions", r.Name, highest)
 	}
 }
@@ -164,7 +165,8 @@ func (l *loader) lintShadowedRule(r *Rule) {
 		same := len(theirs) == len(mine)
 		if covers && (same || other.original.severity.Rank() >= r.original.severity.Rank() && other.original.confidence >= r.original.confidence) && (!same || !l.isBefore(r, other)) {
 			r.file.warnAt(r.nodes["condition"], "shadowed", "remove it, or narrow the other rule",
-				"`%s` at %s fires on every event on which `%s` does, with at least the same severity and confidence", other.Name, other.Position, r.Name)
+				"`%s` at %s fires on every event on which `%s` does, with at least the same severity and confidence", other.Name,
+				other.Position, r.Name)
 		}
 	}
 }
@@ -195,7 +197,8 @@ func lintException(f *packFile, e *Exception) {
 			// A forgeable field that only narrows another criterion is harmless; alone, it suppresses the rule for
 			// every attacker.
 			if slices.Contains(paths.found, forged.path) && !e.identifiesWorkload() && !slices.ContainsFunc(paths.found, isTrustedField) {
-				f.warnAt(e.node, "forgeable", forged.hint, "the exception depends on `%s`, which a process can set freely", forged.path)
+				f.warnAt(e.node, "forgeable", forged.hint, "the exception depends on `%s`, which a process can set freely",
+					forged.path)
 			}
 		}
 	}

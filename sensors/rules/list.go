@@ -61,13 +61,16 @@ func (l *loader) isNameAvailable(f *packFile, key *yaml.Node) bool {
 	name := key.Value
 	switch {
 	case !listNamePattern.MatchString(name):
-		f.errorf(key, "name", "use lowercase letters, digits and _, with a letter first", "invalid name `%s` of a list or macro", yamlnode.Truncate(name, 40))
+		f.errorf(key, "name", "use lowercase letters, digits and _, with a letter first",
+			"invalid name `%s` of a list or macro", yamlnode.Truncate(name, 40))
 	case slices.Contains(reservedNames(), name):
 		f.errorf(key, "name", "choose another name", "the name `%s` is reserved", name)
 	case l.lists[name] != nil:
-		f.errorf(key, "duplicate-name", "`"+name+": { append: […] }` adds to it", "the list `%s` is already defined at %s", name, l.lists[name].file.position(l.lists[name].at))
+		f.errorf(key, "duplicate-name", "`"+name+": { append: […] }` adds to it", "the list `%s` is already defined at %s",
+			name, l.lists[name].file.position(l.lists[name].at))
 	case l.macros[name] != nil:
-		f.errorf(key, "duplicate-name", "choose another name", "the macro `%s` is already defined at %s", name, l.macros[name].file.position(l.macros[name].at))
+		f.errorf(key, "duplicate-name", "choose another name", "the macro `%s` is already defined at %s", name,
+			l.macros[name].file.position(l.macros[name].at))
 	default:
 		return true
 	}
@@ -105,7 +108,9 @@ func (f *packFile) readList(key, v *yaml.Node) *namedList {
 		case item.Kind == yaml.ScalarNode && item.Tag == "!!str" && out.ints == nil:
 			out.texts = append(out.texts, item.Value)
 		default:
-			f.errorf(item, "type", "put it in quotes if it is a string", "the elements of the list `%s` must be all strings or all integers, not %s", yamlnode.Truncate(key.Value, 40), yamlnode.DescribeKind(item))
+			f.errorf(item, "type", "put it in quotes if it is a string",
+				"the elements of the list `%s` must be all strings or all integers, not %s", yamlnode.Truncate(key.Value, 40),
+				yamlnode.DescribeKind(item))
 		}
 	}
 	return out
@@ -117,9 +122,11 @@ func (l *loader) extendLists() {
 		to := l.lists[a.name]
 		switch {
 		case to == nil:
-			a.file.errorf(a.at, "unknown-list", didYouMean(a.name, sortedKeys(l.lists)), "unknown list `%s`", yamlnode.Truncate(a.name, 40))
+			a.file.errorf(a.at, "unknown-list", didYouMean(a.name, sortedKeys(l.lists)), "unknown list `%s`",
+				yamlnode.Truncate(a.name, 40))
 		case (to.ints != nil) != (a.ints != nil) && len(a.ints)+len(a.texts) > 0 && len(to.ints)+len(to.texts) > 0:
-			a.file.errorf(a.at, "type", "", "the list `%s` at %s and the appended elements must be all strings or all integers", a.name, to.file.position(to.at))
+			a.file.errorf(a.at, "type", "", "the list `%s` at %s and the appended elements must be all strings or all integers",
+				a.name, to.file.position(to.at))
 		default:
 			to.texts = append(to.texts, a.texts...)
 			to.ints = append(to.ints, a.ints...)

@@ -109,7 +109,8 @@ func (l *loader) readSource(s PackSource) {
 			l.reportUnreadable(shown, err)
 			continue
 		}
-		f := &packFile{name: shown, lines: strings.Split(string(raw), "\n"), suppressProblems: s.SuppressProblems, reader: &yamlnode.Reader{File: shown, ExampleStart: "a pack can have `lists`, `macros`, `rules` and `overrides`"}}
+		f := &packFile{name: shown, lines: strings.Split(string(raw), "\n"), suppressProblems: s.SuppressProblems,
+			reader: &yamlnode.Reader{File: shown, ExampleStart: "a pack can have `lists`, `macros`, `rules` and `overrides`"}}
 		l.files = append(l.files, f)
 		root := f.reader.ParseDocument(raw, yamlnode.Limits{MaxBytes: maxPackBytes, MaxNodes: maxPackNodes})
 		if root == nil {

@@ -95,7 +95,8 @@ func (l *loader) compileMacro(m *macro, way []string, done map[string]bool) {
 	}
 	if i := slices.Index(way, m.name); i >= 0 {
 		m.broken, done[m.name] = true, true
-		m.file.errorf(m.key, "cycle", "replace one of them with its condition", "the macro `%s` uses itself: %s", m.name, strings.Join(append(way[i:], m.name), " → "))
+		m.file.errorf(m.key, "cycle", "replace one of them with its condition", "the macro `%s` uses itself: %s", m.name,
+			strings.Join(append(way[i:], m.name), " → "))
 		return
 	}
 	m.expandedNodes = m.ownNodes
@@ -115,7 +116,8 @@ func (l *loader) compileMacro(m *macro, way []string, done map[string]bool) {
 	switch {
 	case m.expandedNodes > maxExpandedNodes:
 		m.broken = true
-		m.file.errorf(m.key, "too-large", "use fewer nested macros", "the macro `%s` has more than %d nodes when expanded", m.name, maxExpandedNodes)
+		m.file.errorf(m.key, "too-large", "use fewer nested macros", "the macro `%s` has more than %d nodes when expanded",
+			m.name, maxExpandedNodes)
 	case m.broken && len(m.usedNames) > 0: // caused by a macro that it uses
 	default:
 		m.broken = l.compileCondition(m.file, "the macro `"+m.name+"`", m.source, m.at) == nil

@@ -115,7 +115,8 @@ func (l *loader) applyOverride(o *Override) {
 		return
 	}
 	if o.Disable && strings.TrimSpace(o.Reason) == "" {
-		f.errorf(o.node, "required", "write for example `reason: we debug with it every day`", "`reason` is required to disable a rule")
+		f.errorf(o.node, "required", "write for example `reason: we debug with it every day`",
+			"`reason` is required to disable a rule")
 	}
 	if !o.Disable && o.Severity == "" && o.Namespaces == nil && o.Confidence == nil && len(o.Exceptions) == 0 && len(f.reader.Problems) == before {
 		f.errorf(o.node, "required", "add disable, severity, confidence or exceptions", "the override changes nothing")
@@ -133,7 +134,8 @@ func (l *loader) applyOverride(o *Override) {
 			{"confidence", earlier.Confidence != nil && o.Confidence != nil},
 		} {
 			if twice.both {
-				f.errorf(o.nodes[twice.key], "duplicate-override", "remove one of them", "the `%s` of `%s` is already overridden at %s", twice.key, r.Name, earlier.Position)
+				f.errorf(o.nodes[twice.key], "duplicate-override", "remove one of them",
+					"the `%s` of `%s` is already overridden at %s", twice.key, r.Name, earlier.Position)
 				return
 			}
 		}

@@ -131,7 +131,8 @@ func (l *loader) readRule(f *packFile, n *yaml.Node) {
 		}
 		switch first, twice := l.rulesByName[strings.ToLower(name)]; {
 		case twice:
-			f.errorf(at, "duplicate-rule", "choose another name; `overrides` changes a rule of another pack", "the rule `%s` is already defined at %s", yamlnode.Truncate(name, 60), first.Position)
+			f.errorf(at, "duplicate-rule", "choose another name; `overrides` changes a rule of another pack",
+				"the rule `%s` is already defined at %s", yamlnode.Truncate(name, 60), first.Position)
 		case strings.TrimSpace(name) == "" && at != nil:
 			f.errorf(at, "value", "", "a rule's name cannot be empty")
 		case slices.ContainsFunc(names[:i], func(other string) bool { return strings.EqualFold(other, name) }):
@@ -169,8 +170,9 @@ func severityField(doc string, to *sensors.Severity, namespaces *NamespaceSeveri
 			return schemaObject{"oneOf": []any{one(), schemaObject{
 				"type": "object", "additionalProperties": false,
 				"properties": schemaObject{
-					"default":    schemaObject{"enum": sensors.Severities, "description": "the severity in all other namespaces"},
-					"namespaces": schemaObject{"type": "object", "additionalProperties": one(), "description": "namespace, or pattern such as `prod-*`, and its severity; the most specific one applies"},
+					"default": schemaObject{"enum": sensors.Severities, "description": "the severity in all other namespaces"},
+					"namespaces": schemaObject{"type": "object", "additionalProperties": one(),
+						"description": "namespace, or pattern such as `prod-*`, and its severity; the most specific one applies"},
 				},
 			}}}
 		},

@@ -152,5 +152,6 @@ func TestRuleIsFoundByItsFalcoName(t *testing.T) {
 	require.Nil(t, set.Find("b"))
 	_, problems = loadPack(t, "rules:\n"+pack+strings.Replace(pack, "rule: a", "rule: b", 1))
 	require.Len(t, problems, 1)
-	require.Contains(t, problems[0], "p.yaml:4:25: error: the rule `Terminal shell in container` is already defined at p.yaml:2")
+	require.Contains(t, problems[0],
+		"p.yaml:4:25: error: the rule `Terminal shell in container` is already defined at p.yaml:2")
 }

@@ -44,7 +44,8 @@ func testsField(doc string, f *packFile, kind func() sensors.Kind, to *[]*RuleTe
 			if v.Kind == yaml.SequenceNode {
 				items = v.Content
 				if len(items) == 0 || len(items) > maxTestEvents {
-					r.Errorf(yamlnode.PositionOf(v), "range", "", "`%s` has %d events, but must have from 1 to %d", name, len(items), maxTestEvents)
+					r.Errorf(yamlnode.PositionOf(v), "range", "", "`%s` has %d events, but must have from 1 to %d", name, len(items),
+						maxTestEvents)
 				}
 			}
 			for _, n := range items {

@@ -146,7 +146,8 @@ func (f *Freezer) requestThaw(dir *os.File, m freezeMarker) error {
 			return fmt.Errorf("thaw: signal thawer %d: %w", m.ThawerPID, err)
 		}
 		if !waitForExit(pidfd, thawTimeout) {
-			return fmt.Errorf("thaw: thawer %d does not exit; thaw the cgroup %s with `echo 0 > cgroup.freeze`", m.ThawerPID, dir.Name())
+			return fmt.Errorf("thaw: thawer %d does not exit; thaw the cgroup %s with `echo 0 > cgroup.freeze`", m.ThawerPID,
+				dir.Name())
 		}
 	}
 	if now, err := readFreezeMarker(dir); errors.Is(err, errNotFrozenByStanch) || (err == nil && now.ThawerPID != m.ThawerPID) {

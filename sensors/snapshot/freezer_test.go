@@ -229,7 +229,8 @@ func TestPauseByAnotherProcessSurvivesTheEndOfAFreeze(t *testing.T) {
 			}
 			m := freezeMarkerOf(t, dir)
 			writeFile(t, filepath.Join(dir, "cgroup.freeze"), "1") // an operator pauses it
-			waitUntil(t, "Stanch no longer reports a freeze", func() bool { _, ok, err := f.FindFreeze(dir); return err == nil && !ok && !isThawerRunning(m) })
+			waitUntil(t, "Stanch no longer reports a freeze",
+				func() bool { _, ok, err := f.FindFreeze(dir); return err == nil && !ok && !isThawerRunning(m) })
 			waitUntilTime(t, until.Add(200*time.Millisecond))
 			if err := f.Thaw(t.Context(), "a"); err != nil {
 				t.Fatal(err)
@@ -248,7 +249,8 @@ func TestFreezeThatAnotherProcessThawedIsNotReported(t *testing.T) {
 	dir, f := startWorkload(t), newTestFreezer(t)
 	freezeForTest(t, f, "a", dir, time.Now().Add(time.Minute))
 	writeFile(t, filepath.Join(dir, "cgroup.freeze"), "0")
-	waitUntil(t, "Stanch no longer reports a freeze", func() bool { _, ok, err := f.FindFreeze(dir); return err == nil && !ok })
+	waitUntil(t, "Stanch no longer reports a freeze",
+		func() bool { _, ok, err := f.FindFreeze(dir); return err == nil && !ok })
 	freezeForTest(t, f, "a", dir, time.Now().Add(time.Minute)) // the lease applies it again
 	if err := f.Thaw(t.Context(), "a"); err != nil || isFrozen(dir) {
 		t.Errorf("%v", err)

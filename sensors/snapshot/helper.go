@@ -139,7 +139,8 @@ func (h *HelperPool) startProcess() (*helperProcess, error) {
 	select {
 	case h.slots <- struct{}{}:
 	default:
-		return nil, fmt.Errorf("%w (%d processes of this program); stop the containers that block them", ErrTooManyHelpers, maxHelpers)
+		return nil,
+			fmt.Errorf("%w (%d processes of this program); stop the containers that block them", ErrTooManyHelpers, maxHelpers)
 	}
 	free := func() { <-h.slots }
 	itsIn, in, err := os.Pipe()

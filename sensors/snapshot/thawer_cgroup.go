@@ -64,7 +64,8 @@ func startThawer(root string, program []string, dir *os.File, o thawOrder) error
 		return errors.Join(fmt.Errorf("start a thawer: %w", err), cmd.Process.Signal(syscall.SIGTERM))
 	}
 	if err := json.NewDecoder(r).Decode(&a); err != nil {
-		return errors.Join(fmt.Errorf("start a thawer: read its response: %w", err), ignoreProcessDone(cmd.Process.Signal(syscall.SIGTERM)))
+		return errors.Join(fmt.Errorf("start a thawer: read its response: %w", err),
+			ignoreProcessDone(cmd.Process.Signal(syscall.SIGTERM)))
 	}
 	switch {
 	case a.Refused != "":

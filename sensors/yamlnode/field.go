@@ -95,7 +95,8 @@ func Schema(fields []Field) Object {
 // ReadString returns the value of a string node. For another node it reports a problem and returns "".
 func (r *Reader) ReadString(n *yaml.Node, what string) string {
 	if n.Kind != yaml.ScalarNode || n.Tag != "!!str" {
-		r.Errorf(PositionOf(n), "type", "put it in quotes if it is a string", "`%s` must be a string, not %s", what, DescribeKind(n))
+		r.Errorf(PositionOf(n), "type", "put it in quotes if it is a string", "`%s` must be a string, not %s", what,
+			DescribeKind(n))
 		return ""
 	}
 	return n.Value

@@ -37,9 +37,11 @@ func CheckLossyScalar(n *yaml.Node) (message, hint string) {
 		}
 		decimal := strings.TrimLeft(strings.TrimLeft(strings.ReplaceAll(n.Value, "_", ""), "+-"), "0")
 		if _, err := strconv.ParseUint(decimal, 10, 64); err != nil {
-			return fmt.Sprintf("`%s` would be read as %v", written, value), fmt.Sprintf("write %v, or put it in quotes if it is a string", value)
+			return fmt.Sprintf("`%s` would be read as %v", written, value),
+				fmt.Sprintf("write %v, or put it in quotes if it is a string", value)
 		}
-		return fmt.Sprintf("`%s` would be read as %v", written, value), fmt.Sprintf("write %s, or 0o%s if it is octal, or put it in quotes if it is a string", decimal, decimal)
+		return fmt.Sprintf("`%s` would be read as %v", written, value),
+			fmt.Sprintf("write %s, or 0o%s if it is octal, or put it in quotes if it is a string", decimal, decimal)
 	case "!!float":
 		value, ok := new(big.Rat).SetString(strings.ReplaceAll(n.Value, "_", ""))
 		var read float64
@@ -47,7 +49,8 @@ func CheckLossyScalar(n *yaml.Node) (message, hint string) {
 			return "", "" // an infinity, which the reader of the value rejects
 		}
 		if back, ok := new(big.Rat).SetString(strconv.FormatFloat(read, 'g', -1, 64)); !ok || back.Cmp(value) != 0 {
-			return fmt.Sprintf("`%s` would be read as %s", written, strconv.FormatFloat(read, 'g', -1, 64)), "write fewer digits, or put it in quotes if it is a string"
+			return fmt.Sprintf("`%s` would be read as %s", written, strconv.FormatFloat(read, 'g', -1, 64)),
+				"write fewer digits, or put it in quotes if it is a string"
 		}
 		if strings.Contains(n.Value, "_") {
 			return fmt.Sprintf("`%s` has underscores, which not every YAML parser accepts", written), "write it without them"

@@ -197,7 +197,8 @@ func TestFakeResultForUnknownTargetFails(t *testing.T) {
 `)
 	require.Len(t, r.Files[0].Tests[0].Failures, 1)
 	fail := r.Files[0].Tests[0].Failures[0]
-	require.Equal(t, `the result of pod.isolate is for "nopod", which is not a target; the targets were INC-01TESTTESTTESTTESTTESTTEST, web, web-1`, fail.Message)
+	require.Equal(t,
+		`the result of pod.isolate is for "nopod", which is not a target; the targets were INC-01TESTTESTTESTTESTTESTTEST, web, web-1`, fail.Message)
 	require.Equal(t, []int{4, 39}, []int{fail.Line, fail.Column})
 	require.False(t, fail.IsExpectedStep, "--update cannot fix it")
 	require.True(t, r.Files[0].Tests[1].Passed, r.Files[0].Tests[1].Failures)

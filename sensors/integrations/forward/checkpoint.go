@@ -81,7 +81,9 @@ func loadState(path string) (*savedState, error) {
 	}
 	var s savedState
 	if err := json.Unmarshal(raw, &s); err != nil || s.Offset < 0 || s.HeadBytes < 0 || s.HeadBytes > fingerprintBytes {
-		return nil, fmt.Errorf("read the state in %s: %w; remove the file to start again", path, errors.Join(err, errors.New("not a state file of `stanch forward`")))
+		return nil,
+			fmt.Errorf("read the state in %s: %w; remove the file to start again", path,
+				errors.Join(err, errors.New("not a state file of `stanch forward`")))
 	}
 	return &s, nil
 }

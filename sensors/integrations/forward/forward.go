@@ -105,7 +105,8 @@ func (o Options) endpointURL() (string, error) {
 		return "", fmt.Errorf("invalid gateway URL %q; use the form https://stanch.example:8443", o.To)
 	}
 	if ip := net.ParseIP(u.Hostname()); u.Scheme == "http" && !o.Plaintext && u.Hostname() != "localhost" && (ip == nil || !ip.IsLoopback()) {
-		return "", fmt.Errorf("the token would be sent to %s unencrypted; use https, or --plaintext if nobody can intercept the connection", u.Host)
+		return "",
+			fmt.Errorf("the token would be sent to %s unencrypted; use https, or --plaintext if nobody can intercept the connection", u.Host)
 	}
 	path := "/v1/" + o.Kind
 	if !strings.HasSuffix(u.Path, path) {
