@@ -119,10 +119,10 @@ func TestAnIncidentIsToldAndVerified(t *testing.T) {
 	require.NoError(t, os.WriteFile(changed, []byte(strings.Replace(rec, `"severity": "high"`, `"severity": "info"`, 1)), 0o600))
 	stdout, _, code = s.Run(t, "audit", in.ID, "--verify", "--recording", changed)
 	require.Equal(t, 1, code)
-	require.Contains(t, stdout, "was changed since it was made")
+	require.Contains(t, stdout, "was changed after it was created")
 	_, stderr, code = s.Run(t, "simulate", "--playbooks", filepath.Join(s.ConfigDir, "playbooks"), "--incident", changed)
 	require.Equal(t, 1, code)
-	require.Contains(t, stderr, "was changed since it was made")
+	require.Contains(t, stderr, "was changed after it was created")
 }
 
 // flipByte changes one byte in the middle of a file, and gives what changes it back.

@@ -81,7 +81,7 @@ func TestLinesHoldTheSame(t *testing.T) {
 		n++
 		changed := bytes.Replace(line, []byte(`"batch":1`), []byte(`"batch":2`), 1)
 		_, err = recording.Decode(changed)
-		require.ErrorContains(t, err, "was changed since it was made")
+		require.ErrorContains(t, err, "was changed after it was created")
 		return nil
 	}))
 	require.Equal(t, 30, n)
