@@ -114,5 +114,5 @@ func TestAuditShowsUnrecordedActionWithReason(t *testing.T) {
 	checked, differences := c.verifyEvidence(auditedIncidentID, c.timeline)
 	require.Empty(t, differences)
 	require.Contains(t, strings.Join(checked, "\n"), "extending it (no space left on device)")
-	require.Contains(t, checked[0], "and 4 acts")
+	require.Contains(t, checked[0], "the 4 actions")
 }

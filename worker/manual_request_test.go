@@ -534,8 +534,8 @@ func TestForgedManualRequestIsRefused(t *testing.T) {
 		DetectionID: forged.ID, TargetID: "container:" + testContainerID, Node: "node-1", Confidence: 1, AcceptedAt: time.Now(), ManualRequest: &attestation.ManualRequest{Person: "alice", Actions: []string{"pod.freeze"}, MaxDuration: time.Hour},
 	})
 	require.NoError(t, err)
-	for name, signed := range map[string]attestation.Envelope{"no proof": {}, "its own key": own, "the proof of another request": taken} {
-		id := "INC-01ARZ3NDEKTSV4RRFFQ69G5FA" + map[string]string{"no proof": "A", "its own key": "B", "the proof of another request": "C"}[name]
+	for name, signed := range map[string]attestation.Envelope{"no attestation": {}, "another key": own, "the attestation of another request": taken} {
+		id := "INC-01ARZ3NDEKTSV4RRFFQ69G5FA" + map[string]string{"no attestation": "A", "another key": "B", "the attestation of another request": "C"}[name]
 		key := "forged/" + strings.ReplaceAll(name, " ", "-")
 		_, err := w.TemporalClient.SignalWithStartWorkflow(t.Context(), workflows.IncidentWorkflowID(key), workflows.SignalDetections, []incident.AttestedDetection{{Detection: forged, Attestation: signed}},
 			client.StartWorkflowOptions{TaskQueue: workflows.TaskQueue}, "Incident", incident.Input{ID: id, GroupingKey: key, Scope: "host", Phase: 3, IdleTimeout: time.Second})
@@ -599,7 +599,7 @@ steps:
 	}, 30*time.Second, 50*time.Millisecond)
 	vote := gateway.VoteRequest{IncidentID: answer.IncidentID, RequestID: asked[0].ID, Approve: true}
 	_, err = w.ApprovalService.Vote(t.Context(), principalByName(w.Config, "alice"), vote)
-	require.ErrorContains(t, err, "alice asked for this")
+	require.ErrorContains(t, err, "alice requested this")
 	_, err = w.ApprovalService.Vote(t.Context(), principalByName(w.Config, "bob"), vote)
 	require.NoError(t, err)
 	in, run := waitForPlaybookRun(t, w, answer)

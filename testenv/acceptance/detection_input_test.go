@@ -228,7 +228,7 @@ people: [{ name: ann, uid: 0, groups: [sre] }, { name: bob, uid: 65533, groups: 
 		require.Contains(t, stranger(65534, args...), "unknown user id", args)
 	}
 	require.Contains(t, stranger(65534, "drill"), "only root")
-	require.Contains(t, stranger(65533, "approve", asked.IncidentID), "may not answer")
+	require.Contains(t, stranger(65533, "approve", asked.IncidentID), "is not allowed to vote")
 	require.Empty(t, s.ActiveLocks(t))
 
 	_, stderr, code := s.Run(t, "deny", asked.IncidentID, "--reason", "a known build")

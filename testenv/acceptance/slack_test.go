@@ -307,7 +307,7 @@ func TestTheGlassIsBroken(t *testing.T) {
 	_, answer := slack.SignRequest(slack.ViewSubmission(alice, form, "no time"), time.Now(), slack.SigningSecret).Send(t, c.interactionURL())
 	require.Contains(t, answer, "is not allowed to use break-glass")
 	_, answer = slack.SignRequest(slack.ViewSubmission(grace, form, "  "), time.Now(), slack.SigningSecret).Send(t, c.interactionURL())
-	require.Contains(t, answer, "needs a reason")
+	require.Contains(t, answer, "missing reason")
 	_, answer = slack.SignRequest(slack.ViewSubmission(grace, form, "exfiltration is under way"), time.Now(), slack.SigningSecret).Send(t, c.interactionURL())
 	require.Empty(t, answer)
 	c.WaitForIncident(t, box.ID, 30*time.Second, "held", isIsolated)

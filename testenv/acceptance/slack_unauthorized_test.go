@@ -60,12 +60,12 @@ var unauthorizedClicks = []struct {
 	{"a payload that is none", func(t *testing.T, w *clickFixture) {
 		w.requireStatus(t, w.signPayload([]byte("{")), http.StatusBadRequest)
 	}},
-	{"a member whom nobody knows", func(t *testing.T, w *clickFixture) { w.requireApprovalRejected(t, mallory, nil, "nobody in Stanch") }},
+	{"a member whom nobody knows", func(t *testing.T, w *clickFixture) { w.requireApprovalRejected(t, mallory, nil, "not in Stanch's configuration") }},
 	{"a member with the name of another, in look-alike letters", func(t *testing.T, w *clickFixture) {
 		w.fakeSlack.AddMember(slack.Member{ID: mallory, Name: "\u0430lice"})
 		w.requireApprovalRejected(t, mallory, func(p map[string]any) {
 			p["user"] = map[string]any{"id": mallory, "team_id": slack.TeamID, "username": "\u0430lice", "name": "alice"}
-		}, "nobody in Stanch")
+		}, "not in Stanch's configuration")
 	}},
 	{"a member of another group", func(t *testing.T, w *clickFixture) {
 		w.requireApprovalRejected(t, dora, nil, "is not allowed to vote on this")
@@ -75,14 +75,14 @@ var unauthorizedClicks = []struct {
 		w.requireApprovalRejected(t, deactivatedMember, nil, "deactivated")
 	}},
 	{"a member of a connected organisation", func(t *testing.T, w *clickFixture) {
-		w.requireApprovalRejected(t, externalMember, nil, "another organisation")
+		w.requireApprovalRejected(t, externalMember, nil, "another organization")
 	}},
 	{"a bot", func(t *testing.T, w *clickFixture) { w.requireApprovalRejected(t, botMember, nil, "a bot") }},
 	{"another workspace", func(t *testing.T, w *clickFixture) {
 		w.requireApprovalRejected(t, alice, func(p map[string]any) { p["team"] = map[string]any{"id": "T0OTHER"} }, "another workspace")
 	}},
 	{"another channel", func(t *testing.T, w *clickFixture) {
-		w.requireApprovalRejected(t, alice, func(p map[string]any) { p["channel"] = map[string]any{"id": "C0RANDOM"} }, "own channel only")
+		w.requireApprovalRejected(t, alice, func(p map[string]any) { p["channel"] = map[string]any{"id": "C0RANDOM"} }, "only in its own channel")
 	}},
 	{"a button without a seal", func(t *testing.T, w *clickFixture) {
 		w.requireApprovalRejected(t, alice, withActionValue(strings.Split(w.approveButton().Value, ".")[0]), "not one of Stanch's")
@@ -135,7 +135,7 @@ var unauthorizedClicks = []struct {
 		text, err := os.ReadFile(file)
 		require.NoError(t, err)
 		require.NoError(t, os.WriteFile(file, bytes.Replace(text, []byte("  - { name: alice, slack: U0ALICE, groups: [responders] }\n"), nil, 1), 0o600))
-		w.requireApprovalRejected(t, alice, nil, "nobody in Stanch")
+		w.requireApprovalRejected(t, alice, nil, "not in Stanch's configuration")
 		require.NoError(t, os.WriteFile(file, append(text, "\nphase: [oops"...), 0o600))
 		w.requireApprovalRejected(t, bob, nil, "read who is allowed to approve")
 		require.NoError(t, os.WriteFile(file, append(text, '\n'), 0o600))
@@ -249,7 +249,7 @@ func TestNobodyAnswersWithoutTheRight(t *testing.T) {
 	w.message = m
 	for _, kind := range []string{"release", "extend"} {
 		w.requireActionRejected(t, dora, kind, "is not allowed to change containments")
-		w.requireActionRejected(t, mallory, kind, "nobody in Stanch")
+		w.requireActionRejected(t, mallory, kind, "not in Stanch's configuration")
 	}
 	require.True(t, box.IsSilent(500*time.Millisecond), "it holds")
 	in = c.WaitForIncident(t, box.ID, 5*time.Second, "held", isIsolated)

@@ -66,8 +66,8 @@ people:
 	writeFile(t, notAToken, "eyJhbGciOiJub25lIn0.e30.")
 	for name, c := range map[string]struct{ token, want string }{
 		"an invented token":                        {notAToken, "not valid"},
-		"a token that was made for the API server": {in.createPersonToken(t, "ann", ""), "not valid for the audience"},
-		"a token for something else":               {in.createPersonToken(t, "ann", "vault"), "not valid for the audience"},
+		"a token that was made for the API server": {in.createPersonToken(t, "ann", ""), "not for the audience"},
+		"a token for something else":               {in.createPersonToken(t, "ann", "vault"), "not for the audience"},
 		"an account that is nobody":                {in.createPersonToken(t, "eve", gateway.TokenAudience), "unknown Kubernetes user"},
 		"the worker's own account":                 {in.createPersonToken(t, manifests.WorkerName, gateway.TokenAudience), "unknown Kubernetes user"},
 		"a person without the right":               {ben, "is not allowed to vote on this"},

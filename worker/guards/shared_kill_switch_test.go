@@ -86,11 +86,11 @@ func TestKillSwitchCannotBeClearedWithoutKey(t *testing.T) {
 	put(string(lifted))
 	is(true, "an older state")
 	must(os.Remove(path))
-	is(true, "taken away")
+	is(true, "deleted")
 	put(strings.Replace(string(genuine), "\"body\":\"", "\"body\":\"e", 1))
 	is(true, "changed")
 	must(s.Resume(t.Context(), "ann"))
-	is(false, "lifted by a person in the end")
+	is(false, "resumed by a person")
 }
 
 // A change on one replica reaches all, and an outage of the cluster neither pauses nor resumes for a while.

@@ -279,7 +279,7 @@ func TestMonitorConditions(t *testing.T) {
 		e.OnSourceHealth(context.Background(), integrations.SensorHealth{Source: "falco-1", Node: "n", Dropped: 7, Message: "Syscall event drop"})
 		require.Contains(t, waitForDetection(t, server, "Source/falco-1", "source-events-dropped").Reasons[0], "lost 7 events on node n")
 		e.OnSourceHealth(context.Background(), integrations.SensorHealth{Source: "api-1", UndecodableEvents: 3, Message: "it nests deeper"})
-		require.Equal(t, []string{"3 events of the source api-1 could not be read.", "The error was: it nests deeper"}, waitForDetection(t, server, "Source/api-1", "source-events-unreadable").Reasons[:2])
+		require.Equal(t, []string{"3 events of the source api-1 could not be decoded.", "The error was: it nests deeper"}, waitForDetection(t, server, "Source/api-1", "source-events-unreadable").Reasons[:2])
 	})
 }
 

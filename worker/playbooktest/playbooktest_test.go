@@ -163,7 +163,7 @@ func TestRecordingOutsideOfTestFolderIsNotRead(t *testing.T) {
 	for path, want := range map[string]string{
 		"own.json":          "",
 		"near.json":         "",
-		"none.json":         "there is no recording none.json",
+		"none.json":         "no such recording: none.json",
 		"../secret.json":    "../secret.json is outside of the test folder",
 		"x/../../none.json": "x/../../none.json is outside of the test folder",
 		secret:              secret + " is outside of the test folder",

@@ -227,7 +227,7 @@ func TestRecordedFailuresAreReplayed(t *testing.T) {
 	require.Equal(t, "changed", outcomeOfAction(r, "pod.isolate"), "a failed attempt is retried")
 	text, err := json.Marshal(r.Events)
 	require.NoError(t, err)
-	for _, want := range []string{"the node did not answer", "somebody took it away", "would be applied again", "somebody else changed it since", "would be undone"} {
+	for _, want := range []string{"the node did not answer", "somebody took it away", "would be applied again", "somebody else changed it", "would be undone"} {
 		require.Contains(t, string(text), want)
 	}
 }
