@@ -137,6 +137,6 @@ func freeBytes(dir string) (int64, error) {
 		if err := unix.Statfs(at, &st); err != nil {
 			return 0, fmt.Errorf("read the free space of %s: %w", at, err)
 		}
-		return int64(st.Bavail) * st.Bsize, nil //nolint:gosec // a file system of 2^63 bytes
+		return int64(st.Bavail) * st.Bsize, nil
 	}
 }

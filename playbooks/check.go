@@ -34,12 +34,12 @@ type Program struct {
 
 // LoadPlaybook parses and checks one file, which may call the given callees only. The program is nil if there is an
 // error.
-func LoadPlaybook(file string, source []byte, catalogue Catalog, callees ...*Program) (*Program, diagnostic.Diagnostics) {
+func LoadPlaybook(file string, source []byte, catalog Catalog, callees ...*Program) (*Program, diagnostic.Diagnostics) {
 	book, problems := ParsePlaybook(file, source)
 	if problems.HasErrors() && len(book.Steps) == 0 {
 		return nil, problems
 	}
-	program, more := CheckPlaybook(book, catalogue, callees...)
+	program, more := CheckPlaybook(book, catalog, callees...)
 	problems = append(problems, more...).Sorted()
 	if problems.HasErrors() {
 		return nil, problems.WithoutWarnings()
@@ -63,19 +63,19 @@ var checkStages = []struct {
 
 // CheckPlaybook checks a parsed playbook: names, types, flow and safety. It reports every problem; the program is nil
 // if there is an error.
-func CheckPlaybook(book *Playbook, catalogue Catalog, callees ...*Program) (*Program, diagnostic.Diagnostics) {
-	return runCheckStages(book, catalogue, len(checkStages), callees)
+func CheckPlaybook(book *Playbook, catalog Catalog, callees ...*Program) (*Program, diagnostic.Diagnostics) {
+	return runCheckStages(book, catalog, len(checkStages), callees)
 }
 
 // stagesForActiveRun is the number of stages for a run in progress. The run was checked completely when it was
 // selected, and a rule of a later version must not end it.
 const stagesForActiveRun = 2
 
-func runCheckStages(book *Playbook, catalogue Catalog, upTo int, callees []*Program) (*Program, diagnostic.Diagnostics) {
+func runCheckStages(book *Playbook, catalog Catalog, upTo int, callees []*Program) (*Program, diagnostic.Diagnostics) {
 	c := &checker{
 		parser: parser{Reader: yamlnode.Reader{File: book.File}},
 		program: &Program{
-			Playbook: book, Callees: map[string]*Program{}, catalog: catalogue, compiledExprs: map[*Expr]*vm.Program{}, stepsReadByExpr: map[*Expr][]string{},
+			Playbook: book, Callees: map[string]*Program{}, catalog: catalog, compiledExprs: map[*Expr]*vm.Program{}, stepsReadByExpr: map[*Expr][]string{},
 			assignedZeroValues: map[string]any{}, loopElementTypes: map[*ForEach]reflect.Type{},
 		},
 		callablePrograms: map[string]*Program{}, declaredPositions: map[string]Pos{}, declaredAt: map[string]flowContext{}, stepPaths: map[string]string{}, stepsWithUnknownNames: map[*Step]bool{}, namesRead: map[string]bool{}, loopVariables: map[string]bool{},

@@ -23,8 +23,8 @@ type SourceFile struct {
 // LoadPlaybooks parses and checks files that may call each other, in the given order. If two have the same name, the
 // later one replaces the earlier one. A user's playbook may also name a shipped playbook that it `replaces`. Files with
 // errors produce no program, and neither do files that call them.
-func LoadPlaybooks(files []SourceFile, catalogue Catalog) ([]*Program, diagnostic.Diagnostics) {
-	return loadSources(files, catalogue, false)
+func LoadPlaybooks(files []SourceFile, catalog Catalog) ([]*Program, diagnostic.Diagnostics) {
+	return loadSources(files, catalog, false)
 }
 
 // fatalProblems returns the problems that prevent a playbook from running at all.
@@ -34,8 +34,8 @@ func fatalProblems(problems diagnostic.Diagnostics) diagnostic.Diagnostics {
 	})
 }
 
-func loadSources(files []SourceFile, catalogue Catalog, run bool) ([]*Program, diagnostic.Diagnostics) {
-	l := &loader{forActiveRun: run, catalog: catalogue, playbooksByName: map[string]*Playbook{}, programsByName: map[string]*Program{}, loadStates: map[string]int{}, replacedByName: map[string]*Playbook{}, shippedByName: map[string]*Playbook{}}
+func loadSources(files []SourceFile, catalog Catalog, run bool) ([]*Program, diagnostic.Diagnostics) {
+	l := &loader{forActiveRun: run, catalog: catalog, playbooksByName: map[string]*Playbook{}, programsByName: map[string]*Program{}, loadStates: map[string]int{}, replacedByName: map[string]*Playbook{}, shippedByName: map[string]*Playbook{}}
 	var order []string
 	for _, f := range files {
 		book, problems := ParsePlaybook(f.File, f.Content)
@@ -211,8 +211,8 @@ func (p *Program) CalleeSources() []SourceFile {
 
 // LoadForRun loads the playbook of a run in progress with its callees. The playbook passed all checks when it was
 // selected, so only problems that prevent it from running are errors.
-func LoadForRun(main SourceFile, called []SourceFile, catalogue Catalog) (*Program, diagnostic.Diagnostics) {
-	programs, problems := loadSources(append(slices.Clone(called), main), catalogue, true)
+func LoadForRun(main SourceFile, called []SourceFile, catalog Catalog) (*Program, diagnostic.Diagnostics) {
+	programs, problems := loadSources(append(slices.Clone(called), main), catalog, true)
 	for _, p := range programs {
 		if string(p.SourceText) == string(main.Content) && !problems.HasErrors() {
 			return p, problems

@@ -17,8 +17,8 @@ type schemaObject = map[string]any
 // PlaybookSchema returns the JSON Schema of a playbook for editors, generated from the grammar and the catalog. It
 // accepts every valid playbook. Rules that a schema cannot express (types of expressions, evidence first) are checked
 // by `stanch validate`.
-func PlaybookSchema(catalogue Catalog) any {
-	s := &schemaBuilder{catalog: catalogue, reflector: &jsonschema.Reflector{Anonymous: true, DoNotReference: true, RequiredFromJSONSchemaTags: true}}
+func PlaybookSchema(catalog Catalog) any {
+	s := &schemaBuilder{catalog: catalog, reflector: &jsonschema.Reflector{Anonymous: true, DoNotReference: true, RequiredFromJSONSchemaTags: true}}
 	properties, required := s.keyProperties(PlaybookKeys, map[string]schemaObject{
 		"playbook":  {"type": "string", "pattern": "^[A-Za-z_][A-Za-z0-9_-]{0,63}$"},
 		"max_phase": {"type": "integer", "minimum": 1, "maximum": 3, "default": 2},

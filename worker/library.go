@@ -49,8 +49,8 @@ func NewFixedLibrary(authority activities.Authority, programs ...*playbooks.Prog
 
 // LoadLibrary loads the shipped playbooks that the configuration enables, and those of its directories. A user's
 // playbook replaces the shipped one with its name, or the one that it `replaces`.
-func LoadLibrary(c *config.Config, catalogue playbooks.Catalog) (*Library, diagnostic.Diagnostics, error) {
-	l := &Library{config: c, catalog: catalogue, lastValidText: map[string][]byte{}}
+func LoadLibrary(c *config.Config, catalog playbooks.Catalog) (*Library, diagnostic.Diagnostics, error) {
+	l := &Library{config: c, catalog: catalog, lastValidText: map[string][]byte{}}
 	stamp, err := l.computeFilesStamp()
 	if err == nil {
 		err = l.loadPlaybooks(stamp)
@@ -64,7 +64,7 @@ func LoadLibrary(c *config.Config, catalogue playbooks.Catalog) (*Library, diagn
 
 // LoadWithLibrary loads the given playbooks together with those of a configuration: the enabled shipped ones, and its
 // directories. A given file in one of the directories counts once.
-func LoadWithLibrary(c *config.Config, given []playbooks.SourceFile, catalogue playbooks.Catalog) ([]*playbooks.Program, diagnostic.Diagnostics, error) {
+func LoadWithLibrary(c *config.Config, given []playbooks.SourceFile, catalog playbooks.Catalog) ([]*playbooks.Program, diagnostic.Diagnostics, error) {
 	sources, problems := shippedSources(c.Library)
 	l := &Library{config: c}
 	own, err := l.readUserPlaybooks()
@@ -81,7 +81,7 @@ func LoadWithLibrary(c *config.Config, given []playbooks.SourceFile, catalogue p
 			sources = append(sources, s)
 		}
 	}
-	programs, found := playbooks.LoadPlaybooks(append(sources, given...), catalogue)
+	programs, found := playbooks.LoadPlaybooks(append(sources, given...), catalog)
 	return programs, append(problems, found...), nil
 }
 

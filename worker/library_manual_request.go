@@ -46,13 +46,13 @@ func (l *Library) ProgramForRequest(r sensors.ManualRequest) (*playbooks.Program
 		}
 		return nil, fmt.Errorf("unknown playbook %q; %s", r.Playbook, hint)
 	}
-	catalogue := ActionCatalog()
-	spec, ok := catalogue[r.Action]
+	catalog := ActionCatalog()
+	spec, ok := catalog[r.Action]
 	if !ok || spec.Verb != playbooks.VerbContain || !spec.Reversible || spec.Class != playbooks.ClassContain || !worksOnDetectedTargets(spec) {
-		return nil, fmt.Errorf("action %q cannot contain a pod or container by request; use one of %s, or `stanch run` with a playbook", r.Action, strings.Join(requestableActions(catalogue), ", "))
+		return nil, fmt.Errorf("action %q cannot contain a pod or container by request; use one of %s, or `stanch run` with a playbook", r.Action, strings.Join(requestableActions(catalog), ", "))
 	}
 	one := playbooks.ManualContainmentPlaybook(r.Action, r.Duration)
-	programs, problems := playbooks.LoadPlaybooks([]playbooks.SourceFile{one}, catalogue)
+	programs, problems := playbooks.LoadPlaybooks([]playbooks.SourceFile{one}, catalog)
 	if len(programs) != 1 {
 		return nil, fmt.Errorf("plan %s for %s: %w", r.Action, r.Duration, problems.Err())
 	}

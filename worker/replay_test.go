@@ -34,9 +34,9 @@ func newReplayer(t *testing.T, dir string, traced ...interceptor.WorkerIntercept
 	require.NoError(t, err)
 	r, err := sdkworker.NewWorkflowReplayerWithOptions(sdkworker.WorkflowReplayerOptions{DataConverter: c.DataConverter(), FailureConverter: c.FailureConverter(), Interceptors: traced})
 	require.NoError(t, err)
-	catalogue := worker.ActionCatalog()
-	leases := &lease.Workflows{Catalog: catalogue}
-	plays := &playbook.Workflows{Catalog: catalogue, Leases: leases}
+	catalog := worker.ActionCatalog()
+	leases := &lease.Workflows{Catalog: catalog}
+	plays := &playbook.Workflows{Catalog: catalog, Leases: leases}
 	r.RegisterWorkflow(leases.Lease)
 	r.RegisterWorkflow(plays.Playbook)
 	r.RegisterWorkflow((&incident.Workflows{Playbooks: plays}).Incident)

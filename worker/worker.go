@@ -173,9 +173,9 @@ func (w *Worker) startParts(ctx context.Context) error {
 		InstallationInfo: gateway.InstallationInfo{Version: o.Version, StartedAt: time.Now(), PlaybookNames: w.playbookNames, InvalidPlaybooks: w.invalidPlaybooks},
 	}
 
-	catalogue := w.Activities.Catalog()
-	leases := &lease.Workflows{Catalog: catalogue}
-	plays := &playbook.Workflows{Catalog: catalogue, Leases: leases}
+	catalog := w.Activities.Catalog()
+	leases := &lease.Workflows{Catalog: catalog}
+	plays := &playbook.Workflows{Catalog: catalog, Leases: leases}
 	incidents := &incident.Workflows{Playbooks: plays}
 	w.Ingester = &gateway.Ingester{Temporal: o.TemporalClient, Authority: o.Authority, Config: o.Config, Kube: o.KubeClient, LeaseTiming: o.LeaseTiming, Log: o.Log, IncidentWorkflow: incidents.Incident, Tracer: o.Tracer, Failpoint: o.Failpoint, DrillRegistry: w.drills, ChatEnabled: o.Config.Slack != nil}
 	exports, err := export.Open(o.Config.Exports, o.Version, o.Log) //nolint:contextcheck // they run until Close

@@ -45,16 +45,16 @@ func (d denyAllPolicy) allConditions() map[string]map[string]string {
 }
 
 type policyStatement struct {
-	Sid       string
-	Effect    string
-	Action    string
-	Resource  string
-	Condition map[string]map[string]string `json:",omitempty"`
+	Sid       string                       `json:"Sid"`
+	Effect    string                       `json:"Effect"`
+	Action    string                       `json:"Action"`
+	Resource  string                       `json:"Resource"`
+	Condition map[string]map[string]string `json:"Condition,omitempty"`
 }
 
 type policyDocument struct {
-	Version   string
-	Statement []policyStatement
+	Version   string            `json:"Version"`
+	Statement []policyStatement `json:"Statement"`
 }
 
 func (d denyAllPolicy) render() string {

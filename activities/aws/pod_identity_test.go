@@ -153,11 +153,11 @@ func TestPodIdentity(t *testing.T) {
 		wantRefusal(t, err, "is gone")
 	})
 	t.Run("its outputs are what a playbook reads", func(t *testing.T) {
-		catalogue := playbooks.Catalog{}
+		catalog := playbooks.Catalog{}
 		for _, a := range aws.Actions(nil, nil) {
-			catalogue[a.Spec().Name] = a.Spec()
+			catalog[a.Spec().Name] = a.Spec()
 		}
-		program, problems := playbooks.LoadPlaybook("p.yaml", []byte("playbook: p\nmatch: { when: \"true\" }\nsteps:\n  - enrich: aws.identity\n    id: cloud\n  - evidence: aws.cloudtrail\n    target: cloud.role\n"), catalogue)
+		program, problems := playbooks.LoadPlaybook("p.yaml", []byte("playbook: p\nmatch: { when: \"true\" }\nsteps:\n  - enrich: aws.identity\n    id: cloud\n  - evidence: aws.cloudtrail\n    target: cloud.role\n"), catalog)
 		require.NoError(t, problems.Err())
 		raw, err := json.Marshal(e.observeIdentity(t, e.createPod(t, "read", "web")))
 		require.NoError(t, err)

@@ -271,7 +271,7 @@ func testIsolateRefusals(t *testing.T, p fixture, client kubernetes.Interface) {
 	_, refusal, err = kube.ApplyIsolate(t.Context(), client, r)
 	wantRefusal(t, kube.ReasonForeignObject, refusal, err)
 	if now, err := p.Client().CoreV1().Pods(p.namespace).Get(t.Context(), pod.Name, metav1.GetOptions{}); err != nil || now.Labels[kube.IsolateLabel] != "" {
-		t.Errorf("the pod was labelled for a refusal: %v, %v", now.Labels, err)
+		t.Errorf("the pod was labeled for a refusal: %v, %v", now.Labels, err)
 	}
 	drift, err = kube.UndoIsolate(t.Context(), client, r, true)
 	wantUndone(t, drift, err)
@@ -315,7 +315,7 @@ func testIsolateIgnoresReplacedPod(t *testing.T, p fixture, client kubernetes.In
 	wantRefusal(t, kube.ReasonNotFound, refusal, err)
 	now, err := p.Client().CoreV1().Pods(p.namespace).Get(t.Context(), "again-by-name", metav1.GetOptions{})
 	if err != nil || now.Labels[kube.IsolateLabel] != "" {
-		t.Errorf("the pod that came later is labelled: %v, %v", now.Labels, err)
+		t.Errorf("the pod that came later is labeled: %v, %v", now.Labels, err)
 	}
 	drift, err := kube.UndoIsolate(t.Context(), client, r, false)
 	wantUndone(t, drift, err)

@@ -170,7 +170,7 @@ func (s *SMTPServer) send(ctx context.Context, m *mail.Msg) error {
 	if code/100 == 5 {
 		return activities.Refusef("the mail server rejects it: %s", s.redactError(err))
 	}
-	return fmt.Errorf("send mail: %s", s.redactError(err)) //nolint:errorlint // its text may contain the password
+	return fmt.Errorf("send mail: %s", s.redactError(err))
 }
 
 func (s *SMTPServer) redactError(err error) string {

@@ -16,7 +16,7 @@ import (
 	"stanch/testenv/webhook"
 )
 
-const webhookSecret = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw" //nolint:gosec // the standard's example
+const webhookSecret = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 
 func newWebhookAction(t *testing.T, r *webhook.Receiver, secret string) *notify.WebhookAction {
 	t.Helper()

@@ -32,7 +32,7 @@ type Tracker interface {
 	// Find returns the oldest issue with a label, open or closed, or nil.
 	Find(ctx context.Context, label string) (*Issue, error)
 	// Open creates an issue.
-	Open(ctx context.Context, d TicketDraft) (Issue, error)
+	Open(ctx context.Context, d Draft) (Issue, error)
 }
 
 // ManifestReader returns an incident's manifest and its integrity problems.
@@ -188,18 +188,18 @@ func sanitizeLabels(all ...string) []string {
 }
 
 // buildDraft collects the content of the ticket.
-func (a *CreateAction) buildDraft(in activities.IncidentRef, params CreateParams, label string) (TicketDraft, error) {
+func (a *CreateAction) buildDraft(in activities.IncidentRef, params CreateParams, label string) (Draft, error) {
 	title := params.Title
 	if title == "" {
 		title = in.Workload.String() + " in " + in.Cluster
 	}
-	d := TicketDraft{Title: SanitizeTitle(in.ID + ": " + title), Labels: sanitizeLabels(append(append([]string{label}, a.Labels...), params.Labels...)...), IncidentID: in.ID, Facts: incidentFacts(in), Summary: httpclient.SanitizeText(in.Summary, maxSummaryRunes)}
+	d := Draft{Title: SanitizeTitle(in.ID + ": " + title), Labels: sanitizeLabels(append(append([]string{label}, a.Labels...), params.Labels...)...), IncidentID: in.ID, Facts: incidentFacts(in), Summary: httpclient.SanitizeText(in.Summary, maxSummaryRunes)}
 	if a.Manifests == nil {
 		return d, nil
 	}
 	lines, findings, err := a.Manifests.Manifest(in.ID)
 	if err != nil {
-		return TicketDraft{}, fmt.Errorf("read the evidence manifest: %w", err)
+		return Draft{}, fmt.Errorf("read the evidence manifest: %w", err)
 	}
 	d.ManifestEntries, d.ManifestHead = len(lines), activities.LastLineHash(lines)
 	for _, l := range lines {

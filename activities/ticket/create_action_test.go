@@ -355,7 +355,7 @@ func FuzzMarkdown(f *testing.F) {
 		f.Add(s, s)
 	}
 	f.Fuzz(func(t *testing.T, a, b string) {
-		d := ticket.TicketDraft{IncidentID: steprunner.IncidentID, Facts: [][2]string{{"workload", strings.ReplaceAll(a, "\n", " ")}}, Summary: a + "@zqroot", EvidenceRows: []ticket.EvidenceRow{{b + "@zqroot", "x", "y", "z", "1"}}, ManifestEntries: 1, ManifestHead: "abc"}
+		d := ticket.Draft{IncidentID: steprunner.IncidentID, Facts: [][2]string{{"workload", strings.ReplaceAll(a, "\n", " ")}}, Summary: a + "@zqroot", EvidenceRows: []ticket.EvidenceRow{{b + "@zqroot", "x", "y", "z", "1"}}, ManifestEntries: 1, ManifestHead: "abc"}
 		page, err := stand.Issue{Body: ticket.Markdown(d)}.Render()
 		if err != nil {
 			t.Fatal(err)

@@ -12,9 +12,9 @@ import (
 	"stanch/sensors/redact"
 )
 
-// TicketDraft is the content of a ticket before it is rendered in a tracker's markup. Its strings are sanitized but
+// Draft is the content of a ticket before it is rendered in a tracker's markup. Its strings are sanitized but
 // still attacker-controlled.
-type TicketDraft struct {
+type Draft struct {
 	Title      string
 	Labels     []string
 	IncidentID string
@@ -79,7 +79,7 @@ func newEvidenceRow(e playbooks.EvidenceRef) EvidenceRow {
 }
 
 // plainText returns the facts and the summary as lines of text.
-func (d TicketDraft) plainText() string {
+func (d Draft) plainText() string {
 	var b strings.Builder
 	for _, f := range d.Facts {
 		fmt.Fprintf(&b, "%-16s %s\n", f[0], f[1])
@@ -91,7 +91,7 @@ func (d TicketDraft) plainText() string {
 }
 
 // describeManifest returns sentences about the manifest, and its problems.
-func (d TicketDraft) describeManifest() (sentences []string, wrong string) {
+func (d Draft) describeManifest() (sentences []string, wrong string) {
 	switch d.ManifestHead {
 	case "":
 		sentences = append(sentences, "There was no evidence when this ticket was opened.")

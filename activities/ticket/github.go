@@ -79,7 +79,7 @@ func (g *GitHub) Find(ctx context.Context, label string) (*Issue, error) {
 }
 
 // Open creates an issue.
-func (g *GitHub) Open(ctx context.Context, d TicketDraft) (Issue, error) {
+func (g *GitHub) Open(ctx context.Context, d Draft) (Issue, error) {
 	body, err := json.Marshal(map[string]any{"title": d.Title, "body": Markdown(d), "labels": d.Labels})
 	if err != nil {
 		return Issue{}, fmt.Errorf("encode the issue: %w", err)

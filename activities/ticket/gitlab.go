@@ -56,7 +56,7 @@ func (g *GitLab) Find(ctx context.Context, label string) (*Issue, error) {
 }
 
 // Open creates an issue.
-func (g *GitLab) Open(ctx context.Context, d TicketDraft) (Issue, error) {
+func (g *GitLab) Open(ctx context.Context, d Draft) (Issue, error) {
 	body, err := json.Marshal(map[string]any{"title": d.Title, "description": Markdown(d), "labels": strings.Join(d.Labels, ",")})
 	if err != nil {
 		return Issue{}, fmt.Errorf("encode the issue: %w", err)

@@ -84,7 +84,7 @@ func (j *Jira) Find(ctx context.Context, label string) (*Issue, error) {
 }
 
 // Open creates an issue.
-func (j *Jira) Open(ctx context.Context, d TicketDraft) (Issue, error) {
+func (j *Jira) Open(ctx context.Context, d Draft) (Issue, error) {
 	body, err := json.Marshal(map[string]any{"fields": map[string]any{
 		"project": map[string]string{"key": j.project}, "issuetype": map[string]string{"name": j.issueType},
 		"summary": d.Title, "labels": d.Labels, "description": JiraDocument(d),

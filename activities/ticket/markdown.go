@@ -6,7 +6,7 @@ import (
 
 // Markdown renders a draft for GitHub and GitLab. Everything that is not Stanch's own text is in code blocks, in which
 // mentions, references, links and quick actions have no effect, with a fence that the text cannot close.
-func Markdown(d TicketDraft) string {
+func Markdown(d Draft) string {
 	var b strings.Builder
 	b.WriteString("Opened by Stanch.\n\n" + fencedBlock(d.plainText()) + "\n\n### Evidence\n\n")
 	if len(d.EvidenceRows) > 0 {

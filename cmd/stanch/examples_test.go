@@ -40,7 +40,7 @@ func TestOfflineExamplesSucceed(t *testing.T) {
 					continue
 				}
 				ran[e.Line] = true
-				c := exec.CommandContext(t.Context(), "sh", "-c", e.Line) //nolint:gosec // an example of the help
+				c := exec.CommandContext(t.Context(), "sh", "-c", e.Line)
 				c.Dir = dir
 				c.Env = append(os.Environ(), "PATH="+filepath.Join(dir, "bin")+string(filepath.ListSeparator)+os.Getenv("PATH"), "HEAD="+head)
 				out, err := c.CombinedOutput()
@@ -79,7 +79,7 @@ func newExampleDir(t *testing.T, stanch string, recording []byte) string {
 	} {
 		path := filepath.Join(dir, file)
 		require.NoError(t, os.MkdirAll(filepath.Dir(path), 0o755))
-		require.NoError(t, os.WriteFile(path, []byte(text), 0o755)) //nolint:gosec // scripts
+		require.NoError(t, os.WriteFile(path, []byte(text), 0o755))
 	}
 	require.NoError(t, createAuthority(data))
 	require.NoError(t, createAuthority(filepath.Join(dir, "secrets")))

@@ -112,7 +112,7 @@ func postDetectionCommand() {
 	r, err := http.NewRequestWithContext(context.Background(), http.MethodPost, os.Args[1], strings.NewReader(text))
 	exitOnError(err)
 	r.Header.Set("Authorization", "Bearer "+os.Args[2])
-	resp, err := http.DefaultClient.Do(r) //nolint:gosec // the address of the script
+	resp, err := http.DefaultClient.Do(r)
 	exitOnError(err)
 	defer func() { _ = resp.Body.Close() }()
 	if _, err := io.Copy(os.Stdout, resp.Body); err != nil || resp.StatusCode != http.StatusAccepted {

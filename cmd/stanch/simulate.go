@@ -103,7 +103,7 @@ func (g *globalFlags) runSimulation(cmd *cobra.Command, o simulateOptions) error
 			return &simulate.ProcessRunner{RecordingsPerProcess: recordingsPerProcess, Command: newSimulationSubprocess}
 		}
 	}
-	err = simulate.SimulateEach(cmd.Context(), all.entries, runner, func(one simulate.RecordingOutcome) error {
+	err = simulate.Each(cmd.Context(), all.entries, runner, func(one simulate.RecordingOutcome) error {
 		tally.AddOutcome(one)
 		shown.update(one.Result, o.output)
 		return out.Add(one)

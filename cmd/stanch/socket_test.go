@@ -11,7 +11,7 @@ import (
 )
 
 func TestSocketAccessNoteNamesPeopleWhoCannotConnect(t *testing.T) {
-	root, alice := uint32(0), uint32(1000+uint32(os.Getuid())) //nolint:gosec // a user id
+	root, alice := uint32(0), uint32(1000+uint32(os.Getuid()))
 	cfg := &config.Config{People: []config.Person{{Name: "root", UID: &root}, {Name: "alice", UID: &alice}, {Name: "bob", KubernetesUser: "bob"}}}
 	require.Equal(t, "only root can connect; alice cannot. Use --socket-group GROUP, or socket_group in stanch.yaml",
 		socketAccessNote(cfg, ""))

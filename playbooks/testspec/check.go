@@ -52,8 +52,8 @@ type checker struct {
 }
 
 // CheckTestFile checks tests against the playbooks under test. Unknown names are errors with a hint.
-func CheckTestFile(f *TestFile, programs []*playbooks.Program, catalogue playbooks.Catalog) diagnostic.Diagnostics {
-	c := &checker{Reader: yamlnode.Reader{File: f.File}, catalog: catalogue, stepNames: map[string]bool{}, stepIDsByPath: map[string]string{}}
+func CheckTestFile(f *TestFile, programs []*playbooks.Program, catalog playbooks.Catalog) diagnostic.Diagnostics {
+	c := &checker{Reader: yamlnode.Reader{File: f.File}, catalog: catalog, stepNames: map[string]bool{}, stepIDsByPath: map[string]string{}}
 	for _, p := range withCallees(programs) {
 		c.playbookNames = append(c.playbookNames, p.Name)
 		p.WalkSteps(func(s *playbooks.Step) {

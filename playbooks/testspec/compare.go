@@ -231,14 +231,14 @@ func (c *comparison) checkForbiddenActions() {
 }
 
 // actualContainments returns the containments that were applied.
-func (c *comparison) actualContainments() []ContainmentRecord { return c.Result.Containments }
+func (c *comparison) actualContainments() []ContainmentRecord { return c.Containments }
 
 func (c *comparison) compareContainments() {
-	if c.TestCase.ExpectedContainments == nil {
+	if c.ExpectedContainments == nil {
 		return
 	}
 	left := slices.Clone(c.actualContainments())
-	for _, want := range *c.TestCase.ExpectedContainments {
+	for _, want := range *c.ExpectedContainments {
 		differs := func(e ContainmentRecord) (key, what string) {
 			switch {
 			case want.Outcome != "" && want.Outcome != e.Outcome:
@@ -308,11 +308,11 @@ func (c *comparison) describeOutcome(action string) string {
 }
 
 func (c *comparison) compareLeases() {
-	if c.TestCase.ExpectedLeases == nil {
+	if c.ExpectedLeases == nil {
 		return
 	}
-	left := slices.Clone(c.Result.Leases)
-	for _, want := range *c.TestCase.ExpectedLeases {
+	left := slices.Clone(c.Leases)
+	for _, want := range *c.ExpectedLeases {
 		i := slices.IndexFunc(left, func(l playbooks.LeaseReport) bool {
 			return l.Action == want.Action && c.matchesTarget(want.Target, l.Target)
 		})

@@ -142,7 +142,7 @@ func (a *Agent) inspectNetwork(at targetCgroups) networkAccess {
 
 // removeCause removes one cause from joined errors.
 func removeCause(err, cause error) error {
-	if joined, ok := err.(interface{ Unwrap() []error }); ok { //nolint:errorlint // its parts are wanted, not a cause
+	if joined, ok := err.(interface{ Unwrap() []error }); ok {
 		var rest []error
 		for _, e := range joined.Unwrap() {
 			rest = append(rest, removeCause(e, cause))

@@ -88,7 +88,7 @@ func removeTree(dir string) error {
 func newContainerID() string {
 	b := make([]byte, 32)
 	for i := range b {
-		b[i] = byte(rand.Uint32()) //nolint:gosec // a name
+		b[i] = byte(rand.Uint32())
 	}
 	return hex.EncodeToString(b)
 }

@@ -37,4 +37,4 @@ func SelectReportedStats(all []rules.RuleStats) []rules.RuleStats {
 // little.
 func estimatedTotalCost(s rules.RuleStats) time.Duration {
 	return s.MeanEvaluationTime * time.Duration(s.Evaluated)
-} //nolint:gosec // far below the maximum
+}

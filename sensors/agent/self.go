@@ -21,7 +21,7 @@ func currentProcess() selfProcess {
 	if at, err := os.Readlink("/proc/self/ns/pid"); err != nil || at != hostPIDNamespace {
 		return selfProcess{} // in another PID namespace, the same number may be another process of the node
 	}
-	return selfProcess{uint32(os.Getpid())} //nolint:gosec // a PID fits
+	return selfProcess{uint32(os.Getpid())}
 }
 
 func (o selfProcess) caused(e *sensors.Event) bool {

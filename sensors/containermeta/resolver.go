@@ -270,8 +270,8 @@ func (r *Resolver) ListContainers(ctx context.Context) ([]sensors.Container, err
 
 // NamedCgroup is a cgroup whose name contains the ID of a pod or container.
 type NamedCgroup struct {
-	CgroupID uint64
-	Path     string // below the root, with a leading slash
+	CgroupID uint64 `json:"CgroupID"`
+	Path     string `json:"Path"` // below the root, with a leading slash
 }
 
 // FindNamedCgroups returns every populated cgroup whose name contains the pod UID or, if that is empty, the container

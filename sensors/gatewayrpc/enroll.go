@@ -116,8 +116,9 @@ func (e Enrollment) requestCertificate(ctx context.Context, pool *x509.CertPool,
 	}
 	defer func() { _ = resp.Body.Close() }()
 	var answer struct {
-		Certificate, Error string
-		Keys               attestation.KeySet
+		Certificate string             `json:"certificate"`
+		Error       string             `json:"error"`
+		Keys        attestation.KeySet `json:"keys"`
 	}
 	if err := json.NewDecoder(io.LimitReader(resp.Body, 64<<10)).Decode(&answer); err != nil {
 		return "", attestation.KeySet{}, fmt.Errorf("decode the response %s: %w", resp.Status, err)

@@ -87,13 +87,13 @@ func TestAuditRequestBecomesEvent(t *testing.T) {
 	namespace := func(verb, sent, after string) string {
 		return decodeOneAuditEvent(t, auditEventJSON(verb, "/api/v1/namespaces/shop", `{"resource":"namespaces","namespace":"shop","name":"shop"}`, `,"requestObject":`+sent+`,"responseObject":{"metadata":{"labels":`+after+`}}`)).Audit.Admission.PodSecurityLevel
 	}
-	const bare, labelled = `{"team":"a"}`, `{"pod-security.kubernetes.io/enforce":"privileged"}`
+	const bare, labeled = `{"team":"a"}`, `{"pod-security.kubernetes.io/enforce":"privileged"}`
 	require.Equal(t, "removed", namespace("patch", `[{"op":"remove","path":"/metadata/labels/pod-security.kubernetes.io~1enforce"}]`, bare))
 	require.Equal(t, "removed", namespace("patch", `[{"op":"move","from":"/metadata/labels/pod-security.kubernetes.io~1enforce","path":"/metadata/labels/x"}]`, bare))
 	require.Equal(t, "unset", namespace("patch", `[{"op":"remove","path":"/metadata/labels"}]`, `null`))
 	require.Equal(t, "unset", namespace("patch", `{"metadata":{"labels":null}}`, bare))
 	require.Equal(t, "unset", namespace("update", `{"metadata":{"labels":{"team":"a"}}}`, bare))
-	require.Empty(t, namespace("patch", `{"metadata":{"annotations":{"a":"b"}}}`, labelled), "unchanged from before")
+	require.Empty(t, namespace("patch", `{"metadata":{"annotations":{"a":"b"}}}`, labeled), "unchanged from before")
 	for _, verb := range []string{"get", "delete", "patch", "update"} {
 		require.Empty(t, decodeOneAuditEvent(t, auditEventJSON(verb, "/api/v1/namespaces/shop", `{"resource":"namespaces","name":"shop"}`, "")).Audit.Admission, "the request has no body: %s", verb)
 	}

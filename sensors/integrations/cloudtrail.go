@@ -59,17 +59,40 @@ type cloudTrailRecord struct {
 
 // cloudTrailRequest contains the names in a request.
 type cloudTrailRequest struct {
-	BucketName, Key, RoleName, UserName, GroupName, PolicyName scalar
-	PolicyARN, RoleARN, SecretID, FunctionName, InstanceID     scalar
-	KeyID, TableName, TrailName, Name, AccessKeyID             scalar
-	Names, SecretIDList                                        []scalar
-	Tags                                                       json.RawMessage
+	BucketName   scalar          `json:"bucketName"`
+	Key          scalar          `json:"key"`
+	RoleName     scalar          `json:"roleName"`
+	UserName     scalar          `json:"userName"`
+	GroupName    scalar          `json:"groupName"`
+	PolicyName   scalar          `json:"policyName"`
+	PolicyARN    scalar          `json:"policyArn"`
+	RoleARN      scalar          `json:"roleArn"`
+	SecretID     scalar          `json:"secretId"`
+	FunctionName scalar          `json:"functionName"`
+	InstanceID   scalar          `json:"instanceId"`
+	KeyID        scalar          `json:"keyId"`
+	TableName    scalar          `json:"tableName"`
+	TrailName    scalar          `json:"trailName"`
+	Name         scalar          `json:"name"`
+	AccessKeyID  scalar          `json:"accessKeyId"`
+	Names        []scalar        `json:"names"`
+	SecretIDList []scalar        `json:"secretIdList"`
+	Tags         json.RawMessage `json:"tags"`
 }
 
 type cloudTrailResponse struct {
 	// The outcome of logins, which have no errorCode. See the sign-in events in the CloudTrail user guide.
-	ConsoleLogin, CheckMfa, SwitchRole, ExitRole, RenewRole, PasswordRecoveryRequested, PasswordRecoveryCompleted scalar
-	UserAuthentication, CredentialVerification, CredentialChallenge, GetSigninToken                               scalar
+	ConsoleLogin              scalar `json:"ConsoleLogin"`
+	CheckMfa                  scalar `json:"CheckMfa"`
+	SwitchRole                scalar `json:"SwitchRole"`
+	ExitRole                  scalar `json:"ExitRole"`
+	RenewRole                 scalar `json:"RenewRole"`
+	PasswordRecoveryRequested scalar `json:"PasswordRecoveryRequested"`
+	PasswordRecoveryCompleted scalar `json:"PasswordRecoveryCompleted"`
+	UserAuthentication        scalar `json:"UserAuthentication"`
+	CredentialVerification    scalar `json:"CredentialVerification"`
+	CredentialChallenge       scalar `json:"CredentialChallenge"`
+	GetSigninToken            scalar `json:"GetSigninToken"`
 
 	Credentials struct {
 		AccessKeyID string `json:"accessKeyId"`
@@ -80,7 +103,10 @@ type cloudTrailResponse struct {
 }
 
 // cloudTrailAdditional contains the outcome of a login and whether a second factor was used.
-type cloudTrailAdditional struct{ MFAUsed, LoginResult scalar }
+type cloudTrailAdditional struct {
+	MFAUsed     scalar `json:"MFAUsed"`
+	LoginResult scalar `json:"LoginResult"`
+}
 
 type cloudTrailServiceDetails map[string]scalar
 
@@ -265,7 +291,10 @@ func (r *cloudTrailRecord) fillWorkload(c *sensors.Cloud) {
 	if r.EventName != "AssumeRole" || u.Type != "AWSService" || u.InvokedBy != podIdentityService {
 		return
 	}
-	var tags []struct{ Key, Value string }
+	var tags []struct {
+		Key   string `json:"key"`
+		Value string `json:"value"`
+	}
 	if json.Unmarshal(r.Request.Tags, &tags) != nil {
 		return
 	}

@@ -29,7 +29,9 @@ func (s *scalar) UnmarshalJSON(raw []byte) error {
 			*s = scalar(text)
 		}
 	case '{':
-		var wrapper struct{ Value scalar }
+		var wrapper struct {
+			Value scalar `json:"value"`
+		}
 		if json.Unmarshal(raw, &wrapper) == nil {
 			*s = wrapper.Value
 		}
@@ -92,7 +94,10 @@ func (i *timestamp) UnmarshalJSON(raw []byte) error {
 		}
 		return nil
 	}
-	var parts struct{ Seconds, Nanos scalar }
+	var parts struct {
+		Seconds scalar `json:"seconds"`
+		Nanos   scalar `json:"nanos"`
+	}
 	if json.Unmarshal(raw, &parts) == nil && parts.Seconds.uint64() < 1<<40 {
 		i.Time = time.Unix(int64(parts.Seconds.uint64()), int64(parts.Nanos.uint32()))
 	}

@@ -141,7 +141,7 @@ func decodeRecord(b []byte) (decodedRecord, error) {
 		e.Network = sensors.Network{Protocol: "udp", Port: dnsPort, Domain: parseDNSName(file)}
 		file = nil
 	case sensors.KindProcessBurst:
-		e.Count = int(u64(offsetValue) & 0xffffffff) //nolint:gosec // masked
+		e.Count = int(u64(offsetValue) & 0xffffffff)
 	default:
 		e.Syscall.Flags, e.Syscall.PID, e.Syscall.Detail = u64(offsetValue), u32(offsetTarget), parseCString(detail)
 	}
@@ -194,7 +194,7 @@ func parseDNSName(b []byte) string {
 }
 
 func newNetwork(b []byte, v6 bool, port int) sensors.Network {
-	n := sensors.Network{Protocol: "tcp", Port: uint16(port)} //nolint:gosec // read from 16 bits
+	n := sensors.Network{Protocol: "tcp", Port: uint16(port)}
 	if v6 {
 		n.Family, n.Address = "ipv6", netip.AddrFrom16([16]byte(b)).String()
 	} else {
@@ -213,7 +213,7 @@ func exitCode(status uint32) int {
 
 // decodeDevice converts the kernel's internal device number to the encoding of stat.
 func decodeDevice(d uint64) uint64 {
-	return unix.Mkdev(uint32(d>>20&0xfff), uint32(d&0xfffff)) //nolint:gosec // masked
+	return unix.Mkdev(uint32(d>>20&0xfff), uint32(d&0xfffff))
 }
 
 // joinPath converts NUL-terminated names, the last path element first, to a path.
@@ -259,7 +259,7 @@ type bootClock struct {
 }
 
 func (c *bootClock) toWallTime(boot uint64) time.Time {
-	t := time.Duration(boot) //nolint:gosec // 292 years
+	t := time.Duration(boot)
 	if c.wallTimeAtBoot.IsZero() || t-c.offsetReadAt > time.Second || c.offsetReadAt-t > time.Minute {
 		wall, now := c.readClocks()
 		c.wallTimeAtBoot, c.offsetReadAt = wall.Add(-now), now

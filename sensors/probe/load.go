@@ -152,7 +152,7 @@ func (p *Probe) loadPrograms() error {
 		return fmt.Errorf("read the embedded programs: %w", err)
 	}
 	if p.options.AlertRingBytes > 0 {
-		spec.Maps[bpf.ObserveMapAlerts].MaxEntries = uint32(p.options.AlertRingBytes) //nolint:gosec // a size in memory
+		spec.Maps[bpf.ObserveMapAlerts].MaxEntries = uint32(p.options.AlertRingBytes)
 	}
 	if p.options.TelemetryRingBytes > 0 {
 		spec.Maps[bpf.ObserveMapTelemetry].MaxEntries = uint32(p.options.TelemetryRingBytes) //nolint:gosec // a size in memory
@@ -259,7 +259,7 @@ func (p *Probe) Status() Status {
 	}
 	for i, reason := range []string{"alerts ring full", "telemetry ring full", "no scratch"} {
 		var perCPU []uint64
-		if err := p.collection.Maps[bpf.ObserveMapDrops].Lookup(uint32(i), &perCPU); err == nil { //nolint:gosec // three
+		if err := p.collection.Maps[bpf.ObserveMapDrops].Lookup(uint32(i), &perCPU); err == nil {
 			for _, n := range perCPU {
 				s.Drops[reason] += n
 			}

@@ -251,7 +251,7 @@ func (l *EgressLock) Apply(r EgressLockRequest) (EgressLockState, error) {
 		return EgressLockState{}, err
 	}
 	end := sinceBoot() + time.Until(r.ExpiresAt)
-	rec := lockRecord{Expiry: uint64(end), Flags: r.flags()} //nolint:gosec // in the future
+	rec := lockRecord{Expiry: uint64(end), Flags: r.flags()}
 	copy(rec.Lease[:], r.LeaseID)
 	copy(rec.Target[:], r.TargetID)
 	// Write the data that the programs read first, and the entries that activate the lock last.
@@ -283,7 +283,7 @@ func (l *EgressLock) Apply(r EgressLockRequest) (EgressLockState, error) {
 	for k, v := range l.lockedObjects() {
 		_, keep := wanted[k]
 		// A veth that still exists belongs to the pod, even if the pod hides its end of it.
-		if v.Lock == id && !keep && (k.Kind != objectVeth || !l.isVethLocked(int(k.ID))) { //nolint:gosec // an index
+		if v.Lock == id && !keep && (k.Kind != objectVeth || !l.isVethLocked(int(k.ID))) {
 			l.unlockObject(k)
 		}
 	}
@@ -291,7 +291,7 @@ func (l *EgressLock) Apply(r EgressLockRequest) (EgressLockState, error) {
 	for _, w := range r.Veths {
 		if err := l.attachVeth(w.Index); err != nil {
 			problem = fmt.Sprintf("interface %s (%d): %s", w.Name, w.Index, shortReason(err))
-			l.unlockObject(lockedObjectKey{ID: uint64(w.Index), Kind: objectVeth}) //nolint:gosec // an index
+			l.unlockObject(lockedObjectKey{ID: uint64(w.Index), Kind: objectVeth})
 		}
 	}
 	st, err := l.stateByID(id)
@@ -318,7 +318,7 @@ func (l *EgressLock) checkNotLocked(id uint64, r EgressLockRequest) error {
 		}
 	}
 	for _, w := range r.Veths {
-		if err := held(lockedObjectKey{ID: uint64(w.Index), Kind: objectVeth}); err != nil { //nolint:gosec // an index
+		if err := held(lockedObjectKey{ID: uint64(w.Index), Kind: objectVeth}); err != nil {
 			return err
 		}
 	}

@@ -246,18 +246,18 @@ func TestOnlyRootOfTheNodeCountsAsKubelet(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = os.RemoveAll(folder) })
-	if err := os.Chmod(folder, 0o755); err != nil { //nolint:gosec // another user executes its files
+	if err := os.Chmod(folder, 0o755); err != nil {
 		t.Fatal(err)
 	}
 	program := folder + "/kubelet"
-	if err := os.WriteFile(program, raw, 0o755); err != nil { //nolint:gosec // a program
+	if err := os.WriteFile(program, raw, 0o755); err != nil {
 		t.Fatal(err)
 	}
 	writable := t.TempDir() + "/kubelet"
-	if err := os.WriteFile(writable, raw, 0o700); err != nil { //nolint:gosec // a program
+	if err := os.WriteFile(writable, raw, 0o700); err != nil {
 		t.Fatal(err)
 	}
-	if err := os.Chmod(writable, 0o777); err != nil { //nolint:gosec // must be rejected
+	if err := os.Chmod(writable, 0o777); err != nil {
 		t.Fatal(err)
 	}
 	root, err := containermeta.FindCgroupRoot()

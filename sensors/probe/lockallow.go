@@ -68,7 +68,7 @@ func newAllowKey(id uint64, p netip.Prefix) allowKey {
 	if p.Addr().Is4() {
 		bits += 96
 	}
-	k := allowKey{Prefix: uint32(64 + bits), Address: p.Addr().As16()} //nolint:gosec // at most 192
+	k := allowKey{Prefix: uint32(64 + bits), Address: p.Addr().As16()}
 	// An LPM trie compares bytes in memory order. The kernel program writes the halves in the same way.
 	k.LockHigh, k.LockLow = uint32(id>>32), uint32(id&math.MaxUint32)
 	return k

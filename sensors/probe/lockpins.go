@@ -24,7 +24,7 @@ const lockLayout = "lock-3"
 func ensureBPFMount(dir string) error {
 	isBPF := func(path string) bool {
 		var st unix.Statfs_t
-		return unix.Statfs(path, &st) == nil && uint32(st.Type) == unix.BPF_FS_MAGIC //nolint:gosec // a magic number
+		return unix.Statfs(path, &st) == nil && uint32(st.Type) == unix.BPF_FS_MAGIC
 	}
 	const usual = "/sys/fs/bpf"
 	at := dir

@@ -40,7 +40,7 @@ func (l *EgressLock) RefreshNodeMACs() error {
 	wires := map[uint64][]Veth{}
 	for k, v := range l.lockedObjects() {
 		if k.Kind == objectVeth {
-			wires[v.Lock] = append(wires[v.Lock], Veth{Index: int(k.ID)}) //nolint:gosec // an index
+			wires[v.Lock] = append(wires[v.Lock], Veth{Index: int(k.ID)})
 		}
 	}
 	for id, held := range wires {
@@ -147,7 +147,7 @@ func (l *EgressLock) AddTargets(lease string, cgroups []uint64, wires []Veth) er
 	}
 	var errs []error
 	for _, w := range wires {
-		k := lockedObjectKey{ID: uint64(w.Index), Kind: objectVeth} //nolint:gosec // an index
+		k := lockedObjectKey{ID: uint64(w.Index), Kind: objectVeth}
 		if err := l.ebpfMap(bpf.LockMapLockedObjects).Put(k, lockedObjectValue{Lock: id, MAC: w.MAC}); err != nil {
 			return fmt.Errorf("egress lock: apply: %w", err)
 		}

@@ -54,7 +54,7 @@ func (l *EgressLock) WouldDeny(cgroupID uint64, to netip.AddrPort) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	var latest uint64
-	now := uint64(sinceBoot()) //nolint:gosec // positive
+	now := uint64(sinceBoot())
 	if l.ebpfMap(bpf.LockMapLatestExpiry).Lookup(uint32(0), &latest) != nil || latest <= now {
 		return false
 	}
@@ -122,7 +122,7 @@ func (l *EgressLock) stateByID(id uint64) (EgressLockState, error) {
 		return EgressLockState{}, fmt.Errorf("read the egress lock: %w", err)
 	}
 	wall, boot := readClocks()
-	left := time.Duration(rec.Expiry) - boot //nolint:gosec // 292 years
+	left := time.Duration(rec.Expiry) - boot
 	st := EgressLockState{
 		Active: left > 0, LeaseID: string(bytes.TrimRight(rec.Lease[:], "\x00")), TargetID: string(bytes.TrimRight(rec.Target[:], "\x00")), ExpiresAt: wall.Add(left).UTC(),
 		DeniedByProtocol: map[string]uint64{},
@@ -142,8 +142,8 @@ func (l *EgressLock) stateByID(id uint64) (EgressLockState, error) {
 		case v.Lock != id:
 		case k.Kind == objectCgroup:
 			st.Cgroups = append(st.Cgroups, k.ID)
-		case l.isVethLocked(int(k.ID)): //nolint:gosec // an index
-			st.VethIndexes = append(st.VethIndexes, int(k.ID)) //nolint:gosec // an index
+		case l.isVethLocked(int(k.ID)):
+			st.VethIndexes = append(st.VethIndexes, int(k.ID))
 		}
 	}
 	slices.Sort(st.Cgroups)
@@ -186,7 +186,7 @@ func deleteMatching[K comparable](m *ebpf.Map, match func(K) bool) {
 
 // removeExpired removes expired locks from the maps. The kernel already ignores them.
 func (l *EgressLock) removeExpired() {
-	now := uint64(sinceBoot()) //nolint:gosec // positive
+	now := uint64(sinceBoot())
 	for id, rec := range readMap[uint64, lockRecord](l.ebpfMap(bpf.LockMapLocks)) {
 		if rec.Expiry <= now {
 			l.removeLock(id)
@@ -211,7 +211,7 @@ func (l *EgressLock) removeLock(id uint64) {
 func (l *EgressLock) unlockObject(k lockedObjectKey) {
 	_ = l.ebpfMap(bpf.LockMapLockedObjects).Delete(k)
 	if k.Kind == objectVeth {
-		l.detachVeth(int(k.ID)) //nolint:gosec // an index
+		l.detachVeth(int(k.ID))
 	}
 }
 

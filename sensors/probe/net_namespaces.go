@@ -334,7 +334,7 @@ func namespaceID(f *os.File) (int, error) {
 	binary.NativeEndian.PutUint16(ask[6:], unix.NLM_F_REQUEST)
 	binary.NativeEndian.PutUint16(ask[20:], 8)
 	binary.NativeEndian.PutUint16(ask[22:], unix.NETNSA_FD)
-	binary.NativeEndian.PutUint32(ask[24:], uint32(f.Fd())) //nolint:gosec // a descriptor
+	binary.NativeEndian.PutUint32(ask[24:], uint32(f.Fd()))
 	if err := unix.Sendto(fd, ask, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
 		return -1, fmt.Errorf("read the ID of a network namespace: %w", err)
 	}
@@ -349,7 +349,7 @@ func namespaceID(f *os.File) (int, error) {
 	for at := unix.NLMSG_HDRLEN + 4; at+8 <= got; {
 		length := int(binary.NativeEndian.Uint16(answer[at:]))
 		if binary.NativeEndian.Uint16(answer[at+2:]) == unix.NETNSA_NSID {
-			return int(int32(binary.NativeEndian.Uint32(answer[at+4:]))), nil //nolint:gosec // the kernel's int
+			return int(int32(binary.NativeEndian.Uint32(answer[at+4:]))), nil
 		}
 		at += max((length+3)&^3, 4)
 	}

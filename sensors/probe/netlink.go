@@ -31,7 +31,7 @@ func dumpNetlink(kind uint16, body []byte, flags uint16, most int, visit func(sy
 		return err //nolint:wrapcheck // as above
 	}
 	ask := make([]byte, unix.NLMSG_HDRLEN, unix.NLMSG_HDRLEN+len(body))
-	binary.NativeEndian.PutUint32(ask, uint32(unix.NLMSG_HDRLEN+len(body))) //nolint:gosec // a few bytes
+	binary.NativeEndian.PutUint32(ask, uint32(unix.NLMSG_HDRLEN+len(body)))
 	binary.NativeEndian.PutUint16(ask[4:], kind)
 	binary.NativeEndian.PutUint16(ask[6:], unix.NLM_F_REQUEST|flags)
 	if err := unix.Sendto(fd, append(ask, body...), 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
@@ -58,7 +58,7 @@ func dumpNetlink(kind uint16, body []byte, flags uint16, most int, visit func(sy
 				if len(m.Data) < 4 {
 					return unix.EINVAL
 				}
-				return unix.Errno(-int32(binary.NativeEndian.Uint32(m.Data))) //nolint:gosec // the kernel's int
+				return unix.Errno(-int32(binary.NativeEndian.Uint32(m.Data)))
 			}
 			if seen++; seen > most {
 				return errTooManyEntries

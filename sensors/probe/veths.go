@@ -180,7 +180,7 @@ func listInterfaces(most int) ([]netInterface, error) {
 func interfaceByIndex(index int) ([]netInterface, error) {
 	var out []netInterface
 	body := make([]byte, unix.SizeofIfInfomsg)
-	binary.NativeEndian.PutUint32(body[4:], uint32(index)) //nolint:gosec // an index
+	binary.NativeEndian.PutUint32(body[4:], uint32(index))
 	err := dumpNetlink(unix.RTM_GETLINK, body, 0, 1, func(m syscall.NetlinkMessage) error { return readInterface(m, &out) })
 	if err != nil && !errors.Is(err, unix.ENODEV) {
 		return nil, fmt.Errorf("read interface %d: %w", index, err)
@@ -211,7 +211,7 @@ func readInterface(m syscall.NetlinkMessage, out *[]netInterface) error {
 			}
 		case unix.IFLA_LINK_NETNSID:
 			if len(a.Value) >= 4 {
-				f.peerNSID = int(int32(binary.NativeEndian.Uint32(a.Value))) //nolint:gosec // the kernel's int
+				f.peerNSID = int(int32(binary.NativeEndian.Uint32(a.Value)))
 			}
 		case unix.IFLA_MASTER:
 			if len(a.Value) >= 4 {
@@ -252,7 +252,7 @@ func listAllAddresses() (map[int][]netip.Prefix, error) { return listAddresses(0
 func listAddresses(index, most int) (map[int][]netip.Prefix, error) {
 	out := map[int][]netip.Prefix{}
 	body := make([]byte, unix.SizeofIfAddrmsg)
-	binary.NativeEndian.PutUint32(body[4:], uint32(index)) //nolint:gosec // an index
+	binary.NativeEndian.PutUint32(body[4:], uint32(index))
 	err := dumpNetlink(unix.RTM_GETADDR, body, unix.NLM_F_DUMP, most, func(m syscall.NetlinkMessage) error {
 		if m.Header.Type != unix.RTM_NEWADDR || len(m.Data) < unix.SizeofIfAddrmsg {
 			return nil

@@ -143,7 +143,7 @@ func toInt(v any) int {
 	case r.CanInt():
 		return int(r.Int())
 	case r.CanUint():
-		return int(r.Uint()) //nolint:gosec // the bits are what counts
+		return int(r.Uint())
 	}
 	return 0
 }

@@ -144,13 +144,13 @@ func numberField(name string) func(*conditionEnv) int {
 	// A 64-bit mask becomes an int with the same bits, as in expr.
 	switch name {
 	case "syscall.flags":
-		return func(v *conditionEnv) int { return int(v.event.Syscall.Flags) } //nolint:gosec // see above
+		return func(v *conditionEnv) int { return int(v.event.Syscall.Flags) }
 	case "syscall.pid":
 		return func(v *conditionEnv) int { return int(v.event.Syscall.PID) }
 	case "container.cgroup_id":
-		return func(v *conditionEnv) int { return int(v.event.Container.CgroupID) } //nolint:gosec // see above
+		return func(v *conditionEnv) int { return int(v.event.Container.CgroupID) }
 	case "container.pod_cgroup_id":
-		return func(v *conditionEnv) int { return int(v.event.Container.PodCgroupID) } //nolint:gosec // see above
+		return func(v *conditionEnv) int { return int(v.event.Container.PodCgroupID) }
 	}
 	return requestNumberField(name)
 }
@@ -172,13 +172,13 @@ func processNumberField(name string) func(*sensors.Process) int {
 	case "process.stdio_sockets":
 		return func(p *sensors.Process) int { return int(p.StdioSockets) }
 	case "process.capabilities":
-		return func(p *sensors.Process) int { return int(p.Capabilities) } //nolint:gosec // the same bits
+		return func(p *sensors.Process) int { return int(p.Capabilities) }
 	case "process.start_ns":
-		return func(p *sensors.Process) int { return int(p.StartNS) } //nolint:gosec // the same bits
+		return func(p *sensors.Process) int { return int(p.StartNS) }
 	case "process.inode":
-		return func(p *sensors.Process) int { return int(p.ExeInode) } //nolint:gosec // the same bits
+		return func(p *sensors.Process) int { return int(p.ExeInode) }
 	case "process.device":
-		return func(p *sensors.Process) int { return int(p.ExeDevice) } //nolint:gosec // the same bits
+		return func(p *sensors.Process) int { return int(p.ExeDevice) }
 	}
 	return nil
 }

@@ -34,7 +34,7 @@ rules:
     technique: T1059
     reason: r
     tests: { fires: { process: { uid: 8 } }, silent: { process: { uid: 9 } } }
-  - rule: misspelt
+  - rule: misspelled
     title: t
     on: exec
     condition: process.uidd == 7
@@ -64,7 +64,7 @@ rules:
 	require.Equal(t, []string{
 		"p.yaml:12:21: error: test of rule `broken`: it should fire, but the condition is false [test]",
 		"p.yaml:13:5: error: a rule has no `severity` [required]",
-		"p.yaml:16:24: error: the condition of `misspelt`: `process` has no field `uidd` [expression]",
+		"p.yaml:16:24: error: the condition of `misspelled`: `process` has no field `uidd` [expression]",
 		"p.yaml:17:5: error: a rule has no key `severty` [unknown-key]",
 		"p.yaml:26:16: error: the condition of `unknown-name`: unknown field, list, macro or function `proces` [expression]", //nolint:misspell // intentionally misspelled
 	}, lines)

@@ -44,7 +44,7 @@ func (s *Set) Stats() []RuleStats {
 			Failed: r.counters.failed.Load(), Sampled: r.counters.sampled.Load(),
 		}
 		if one.Sampled > 0 {
-			one.MeanEvaluationTime = time.Duration(r.counters.sampledNanos.Load() / one.Sampled) //nolint:gosec // fits easily
+			one.MeanEvaluationTime = time.Duration(r.counters.sampledNanos.Load() / one.Sampled)
 		}
 		out = append(out, one)
 	}

@@ -41,7 +41,7 @@ func openCgroup(path string, id uint64) (*os.File, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open cgroup %s: %w", path, err)
 	}
-	dir := os.NewFile(uintptr(fd), path) //nolint:gosec // a descriptor
+	dir := os.NewFile(uintptr(fd), path)
 	var st unix.Stat_t
 	if err := unix.Fstat(fd, &st); err != nil {
 		return nil, errors.Join(fmt.Errorf("open cgroup %s: %w", path, err), dir.Close())
@@ -54,11 +54,11 @@ func openCgroup(path string, id uint64) (*os.File, error) {
 
 // openCgroupFile opens a file in a cgroup directory.
 func openCgroupFile(dir *os.File, name string, flags int) (*os.File, error) {
-	fd, err := unix.Openat(int(dir.Fd()), name, flags|unix.O_CLOEXEC, 0) //nolint:gosec // a descriptor
+	fd, err := unix.Openat(int(dir.Fd()), name, flags|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return nil, fmt.Errorf("open %s of cgroup %s: %w", name, dir.Name(), err)
 	}
-	return os.NewFile(uintptr(fd), filepath.Join(dir.Name(), name)), nil //nolint:gosec // a descriptor
+	return os.NewFile(uintptr(fd), filepath.Join(dir.Name(), name)), nil
 }
 
 // readCgroupFile reads a small kernel file from its start.
@@ -105,7 +105,7 @@ var errNotFrozenByStanch = errors.New("not frozen by Stanch")
 func readFreezeMarker(dir *os.File) (freezeMarker, error) {
 	var m freezeMarker
 	b := make([]byte, 1024)
-	n, err := unix.Fgetxattr(int(dir.Fd()), freezeMarkerXattr, b) //nolint:gosec // a descriptor
+	n, err := unix.Fgetxattr(int(dir.Fd()), freezeMarkerXattr, b)
 	if errors.Is(err, unix.ENODATA) || isCgroupRemoved(err) {
 		return m, errNotFrozenByStanch
 	}
@@ -124,7 +124,7 @@ func writeFreezeMarker(dir *os.File, m freezeMarker, flag int) error {
 	if err != nil {
 		return fmt.Errorf("mark cgroup %s: %w", dir.Name(), err)
 	}
-	if err := unix.Fsetxattr(int(dir.Fd()), freezeMarkerXattr, b, flag); err != nil { //nolint:gosec // a descriptor
+	if err := unix.Fsetxattr(int(dir.Fd()), freezeMarkerXattr, b, flag); err != nil {
 		return fmt.Errorf("mark cgroup %s: %w", dir.Name(), err)
 	}
 	return nil
@@ -133,9 +133,9 @@ func writeFreezeMarker(dir *os.File, m freezeMarker, flag int) error {
 // removeFreezeMarker removes the marker if it belongs to the thawer pid.
 func removeFreezeMarker(dir *os.File, pid int) error {
 	if m, err := readFreezeMarker(dir); err != nil || m.ThawerPID != pid {
-		return nil //nolint:nilerr // another thawer's, or none
+		return nil
 	}
-	err := unix.Fremovexattr(int(dir.Fd()), freezeMarkerXattr) //nolint:gosec // a descriptor
+	err := unix.Fremovexattr(int(dir.Fd()), freezeMarkerXattr)
 	if err != nil && !errors.Is(err, unix.ENODATA) && !isCgroupRemoved(err) {
 		return fmt.Errorf("remove %s of cgroup %s: %w", freezeMarkerXattr, dir.Name(), err)
 	}

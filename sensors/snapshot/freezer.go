@@ -227,14 +227,14 @@ func (f *Freezer) forEachFrozen(do func(*os.File, freezeMarker) error) error {
 	var errs []error
 	err := filepath.WalkDir(f.cgroupRoot, func(path string, d fs.DirEntry, err error) error {
 		if err != nil || !d.IsDir() {
-			return nil //nolint:nilerr // removed in the meantime
+			return nil
 		}
 		if n, err := unix.Lgetxattr(path, freezeMarkerXattr, nil); err != nil || n == 0 {
-			return nil //nolint:nilerr // not frozen by Stanch
+			return nil
 		}
 		dir, err := openCgroup(path, 0)
 		if err != nil {
-			return nil //nolint:nilerr // removed in the meantime
+			return nil
 		}
 		defer dir.Close()
 		m, err := readFreezeMarker(dir)
@@ -264,7 +264,7 @@ func (f *Freezer) watchThawer(dir *os.File) error {
 	if err != nil {
 		return fmt.Errorf("watch a thawer: %w", err)
 	}
-	kept := os.NewFile(uintptr(fd), dir.Name()) //nolint:gosec // a descriptor
+	kept := os.NewFile(uintptr(fd), dir.Name())
 	go func() {
 		defer kept.Close()
 		if pidfd, ok := m.openThawerProcess(); ok {

@@ -155,7 +155,7 @@ func (h *HelperPool) startProcess() (*helperProcess, error) {
 		return nil, errors.Join(err, in.Close())
 	}
 	defer itsOut.Close()
-	cmd := exec.Command(h.executable, h.args...) //nolint:gosec,noctx // this program itself; it limits its own time
+	cmd := exec.Command(h.executable, h.args...)
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = itsIn, itsOut, os.Stderr
 	if err := cmd.Start(); err != nil {
 		free()

@@ -243,9 +243,9 @@ func (t *thawer) sawFreezeEvent(mask uint32) bool {
 // freeze.
 func (t *thawer) waitAndThaw() error {
 	polled := []unix.PollFd{
-		{Fd: int32(t.timerFD), Events: unix.POLLIN},         //nolint:gosec // a descriptor
-		{Fd: int32(t.stopSignal.Fd()), Events: unix.POLLIN}, //nolint:gosec // a descriptor
-		{Fd: int32(t.inotifyFD), Events: unix.POLLIN},       //nolint:gosec // a descriptor; the kernel skips -1
+		{Fd: int32(t.timerFD), Events: unix.POLLIN},
+		{Fd: int32(t.stopSignal.Fd()), Events: unix.POLLIN},
+		{Fd: int32(t.inotifyFD), Events: unix.POLLIN},
 	}
 	for {
 		if _, err := unix.Poll(polled, -1); err != nil && !errors.Is(err, unix.EINTR) {

@@ -88,7 +88,7 @@ func ignoreProcessDone(err error) error {
 // makeThawerCgroup creates and opens the cgroup of the thawers.
 func makeThawerCgroup(root string, adopt bool) (*os.File, error) {
 	path := filepath.Join(root, thawerCgroup)
-	if err := os.Mkdir(path, 0o755); err != nil && !errors.Is(err, os.ErrExist) { //nolint:gosec // a cgroup
+	if err := os.Mkdir(path, 0o755); err != nil && !errors.Is(err, os.ErrExist) {
 		return nil, fmt.Errorf("create the thawers' cgroup: %w", err)
 	}
 	running, err := os.ReadFile(filepath.Join(path, "cgroup.procs"))
@@ -126,7 +126,7 @@ func enterNodeNamespaces() {
 			continue
 		}
 		var a, b unix.Stat_t
-		same := unix.Fstat(int(theirs.Fd()), &a) == nil && unix.Stat("/proc/thread-self/ns/"+ns.name, &b) == nil && a.Ino == b.Ino //nolint:gosec // a descriptor
+		same := unix.Fstat(int(theirs.Fd()), &a) == nil && unix.Stat("/proc/thread-self/ns/"+ns.name, &b) == nil && a.Ino == b.Ino
 		if !same && (ns.flag != unix.CLONE_NEWNS || unix.Unshare(unix.CLONE_FS) == nil) {
 			_ = unix.Setns(int(theirs.Fd()), ns.flag) //nolint:gosec // a descriptor
 		}
@@ -206,7 +206,7 @@ func (t *thawer) checkFrozenByV1(root string) error {
 	defer f.Close()
 	list, err := readCgroupFile(f)
 	if err != nil {
-		return nil //nolint:nilerr // a threaded cgroup lists none
+		return nil
 	}
 	for _, field := range slices.Collect(strings.FieldsSeq(list))[:min(3, len(strings.Fields(list)))] {
 		pid, err := strconv.Atoi(field)

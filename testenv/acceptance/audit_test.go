@@ -132,7 +132,7 @@ func flipByte(t *testing.T, file string) (undo func()) {
 	require.NoError(t, err)
 	raw[len(raw)/2] ^= 1
 	write := func() {
-		require.NoError(t, os.Chmod(file, 0o600)) //nolint:gosec // a test's own file
+		require.NoError(t, os.Chmod(file, 0o600))
 		require.NoError(t, os.WriteFile(file, raw, 0o600))
 	}
 	write()

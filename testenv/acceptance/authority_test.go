@@ -163,7 +163,7 @@ var temporalAttacks = []struct {
 		i.waitUntilIdle(leaseWorkflowID(w.releasedTarget))
 		_ = i.TerminateWorkflow(i.timeoutContext(), leaseWorkflowID(w.releasedTarget), "", "the attack is over")
 	}},
-	{"cancelling the held lease", true, func(t *testing.T, w *attackFixture, i *intruder) {
+	{"canceling the held lease", true, func(t *testing.T, w *attackFixture, i *intruder) {
 		require.NoError(t, i.CancelWorkflow(i.timeoutContext(), leaseWorkflowID(w.isolatedTarget), ""))
 	}},
 	{"an invented incident with an unsigned attestation", false, func(_ *testing.T, w *attackFixture, i *intruder) {

@@ -18,7 +18,7 @@ import (
 	"stanch/workflows/playbook"
 )
 
-// The members of the stand-in's workspace.
+// The members of the fake's workspace.
 const (
 	alice             = "U0ALICE"
 	bob               = "U0BOB"
@@ -28,7 +28,7 @@ const (
 	mallory           = "U0MALLO"  // nobody in the configuration
 	guestMember       = "U0GUEST"  // configured, and a guest in Slack
 	deactivatedMember = "U0GONE"   // configured, and deactivated
-	externalMember    = "U0FOREIG" // configured, and of a connected organisation
+	externalMember    = "U0FOREIG" // configured, and of a connected organization
 	botMember         = "U0ROBOT"  // configured, and a bot
 )
 

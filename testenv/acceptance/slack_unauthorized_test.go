@@ -60,7 +60,9 @@ var unauthorizedClicks = []struct {
 	{"a payload that is none", func(t *testing.T, w *clickFixture) {
 		w.requireStatus(t, w.signPayload([]byte("{")), http.StatusBadRequest)
 	}},
-	{"a member whom nobody knows", func(t *testing.T, w *clickFixture) { w.requireApprovalRejected(t, mallory, nil, "not in Stanch's configuration") }},
+	{"a member whom nobody knows", func(t *testing.T, w *clickFixture) {
+		w.requireApprovalRejected(t, mallory, nil, "not in Stanch's configuration")
+	}},
 	{"a member with the name of another, in look-alike letters", func(t *testing.T, w *clickFixture) {
 		w.fakeSlack.AddMember(slack.Member{ID: mallory, Name: "\u0430lice"})
 		w.requireApprovalRejected(t, mallory, func(p map[string]any) {
@@ -74,7 +76,7 @@ var unauthorizedClicks = []struct {
 	{"somebody who has left", func(t *testing.T, w *clickFixture) {
 		w.requireApprovalRejected(t, deactivatedMember, nil, "deactivated")
 	}},
-	{"a member of a connected organisation", func(t *testing.T, w *clickFixture) {
+	{"a member of a connected organization", func(t *testing.T, w *clickFixture) {
 		w.requireApprovalRejected(t, externalMember, nil, "another organization")
 	}},
 	{"a bot", func(t *testing.T, w *clickFixture) { w.requireApprovalRejected(t, botMember, nil, "a bot") }},

@@ -34,7 +34,7 @@ const (
 // The credentials of moto's root user.
 const (
 	RootAccessKeyID     = "AKIAIOSFODNN7ROOT000"
-	RootSecretAccessKey = "moto-takes-anything" //nolint:gosec // it takes anything
+	RootSecretAccessKey = "moto-takes-anything"
 )
 
 // Moto is a running moto_server.

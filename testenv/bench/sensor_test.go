@@ -39,7 +39,7 @@ func connectStorm() {
 			os.Exit(1)
 		}
 		// No wait for the other side: a local port is free again at once.
-		_ = c.(*net.TCPConn).SetLinger(0) //nolint:forcetypeassert // dialled so
+		_ = c.(*net.TCPConn).SetLinger(0) //nolint:forcetypeassert // dialed so
 		_ = c.Close()
 	}
 	os.Exit(0)

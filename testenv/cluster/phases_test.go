@@ -38,7 +38,7 @@ func TestPhaseOneProposesAndWritesNothing(t *testing.T) {
 		t.Fatal(err)
 	}
 	if now.Labels[kubeactions.IsolateLabel] != "" {
-		t.Error("the pod is labelled")
+		t.Error("the pod is labeled")
 	}
 	policies, err := in.Client().NetworkingV1().NetworkPolicies(ns).List(t.Context(), metav1.ListOptions{})
 	if err != nil || len(policies.Items) > 0 {

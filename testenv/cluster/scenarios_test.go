@@ -126,9 +126,9 @@ func requireRefused(word string) func(playbooks.Incident) error {
 func testScenarios(t *testing.T, in *installation) {
 	t.Run("a pod on the node's network is refused, and the node stays connected", func(t *testing.T) {
 		ns, p, other := in.NewNamespace(t), in.newConnectionCounter(t), in.newConnectionCounter(t)
-		neighbour, pod := kube.NewPod("neighbour", kube.AttackImage, "/attack", "beacon", "tcp-new", other.address), minerPod("host", p)
-		neighbour.Spec.HostNetwork, pod.Spec.HostNetwork = true, true
-		in.RunPod(t, ns, neighbour)
+		neighbor, pod := kube.NewPod("neighbor", kube.AttackImage, "/attack", "beacon", "tcp-new", other.address), minerPod("host", p)
+		neighbor.Spec.HostNetwork, pod.Spec.HostNetwork = true, true
+		in.RunPod(t, ns, neighbor)
 		pod = in.RunPod(t, ns, pod)
 		in.waitForIncident(t, pod, "the refusal", requireRefused("node's network"))
 		if other.requireSilent(time.Second) == nil {

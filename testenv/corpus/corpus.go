@@ -74,7 +74,7 @@ func (o Options) kindTable() ([]IncidentKind, error) {
 const indexStride = 7919
 
 func generateRecording(o Options, table []IncidentKind, i int) recording.Recording {
-	random := rand.New(rand.NewPCG(o.Seed, uint64(i))) //nolint:gosec // a reproducible mixture, no secret
+	random := rand.New(rand.NewPCG(o.Seed, uint64(i)))
 	kind := table[(i*indexStride+int(o.Seed%uint64(len(table))))%len(table)]
 	s := newScenarioBuilder(random, o, i, kind.Name)
 	kind.build(s)

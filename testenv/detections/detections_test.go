@@ -212,7 +212,7 @@ func TestEveryRuleFiresOnItsAttack(t *testing.T) {
 	socket, err := net.Listen("unix", filepath.Join(dir, "docker.sock"))
 	require.NoError(t, err)
 	t.Cleanup(func() { _ = socket.Close() })
-	require.NoError(t, os.Chmod(dir, 0o755)) //nolint:gosec // a pod mounts it
+	require.NoError(t, os.Chmod(dir, 0o755))
 
 	plain, strong := w.startPod(t, "plain", nil), w.startPod(t, "strong", makePrivileged)
 	declared := w.startPod(t, "declared", func(p *corev1.Pod) {

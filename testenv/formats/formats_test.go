@@ -226,8 +226,7 @@ func workflowTypes() []string {
 func activityTypes() []string {
 	var out []string
 	kind := reflect.TypeFor[*activities.Activities]()
-	for i := range kind.NumMethod() {
-		method := kind.Method(i)
+	for method := range kind.Methods() {
 		if f := method.Type; f.NumIn() > 1 && f.In(1).String() == "context.Context" && f.NumOut() > 0 && f.Out(f.NumOut()-1).String() == "error" {
 			out = append(out, method.Name)
 		}

@@ -62,7 +62,7 @@ func createContainer(t testing.TB, mark string) *Container {
 	c := &Container{ID: mark + randomHex(32-len(mark)/2)}
 	parent := filepath.Join(root, "stand-"+randomHex(3))
 	c.dir = filepath.Join(parent, c.ID)
-	require.NoError(t, os.MkdirAll(c.dir, 0o755)) //nolint:gosec // a cgroup
+	require.NoError(t, os.MkdirAll(c.dir, 0o755))
 	t.Cleanup(func() { removeCgroup(c.dir); removeCgroup(parent) })
 	c.udp, err = net.ListenUDP("udp", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
 	require.NoError(t, err)
@@ -126,7 +126,7 @@ func (c *Container) Command(t testing.TB, name string, args ...string) *exec.Cmd
 	cgroup, err := os.Open(c.dir)
 	require.NoError(t, err)
 	t.Cleanup(func() { _ = cgroup.Close() })
-	p := exec.Command(name, args...) //nolint:gosec,noctx // what the test says
+	p := exec.Command(name, args...)
 	p.SysProcAttr = &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: int(cgroup.Fd()), Setsid: true, Pdeathsig: syscall.SIGKILL}
 	return p
 }

@@ -144,7 +144,7 @@ func (s *Harness) Command(args ...string) *exec.Cmd {
 	if s.configPath != "" {
 		args = append(args, "--config", s.configPath)
 	}
-	c := exec.Command(s.binary, args...) //nolint:gosec,noctx // the binary under test, killed by the stand
+	c := exec.Command(s.binary, args...)
 	c.Env = append(os.Environ(), "KUBECONFIG=")
 	return c
 }

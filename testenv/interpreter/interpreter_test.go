@@ -117,7 +117,7 @@ func (h *fakeContainment) Plan(_ context.Context, r activities.Request) (activit
 	defer h.mu.Unlock()
 	change := h.name + " " + r.Target.Name
 	if h.planCounts[change]++; h.planCounts[change] > 1 && h.changePlans {
-		return activities.Plan{Changes: []string{change + " and its neighbours"}}, nil
+		return activities.Plan{Changes: []string{change + " and its neighbors"}}, nil
 	}
 	return activities.Plan{Changes: []string{change}}, nil
 }
@@ -334,7 +334,7 @@ func TestAStalePlanIsAskedAgain(t *testing.T) {
 				again = open[0]
 				return true
 			}, 20*time.Second, 20*time.Millisecond, "it is asked again")
-			require.Equal(t, []string{"no longer planned: scale a", "now: scale a and its neighbours"}, again.ChangesSinceReplaced)
+			require.Equal(t, []string{"no longer planned: scale a", "now: scale a and its neighbors"}, again.ChangesSinceReplaced)
 			require.NotEqual(t, again.ReplacesHash, again.PlansHash)
 			// The old yes is worth nothing for the new plan.
 			stale, err := sharedTemporal.key.Sign(attestation.PayloadTypeVote, attestation.Vote{IncidentID: again.IncidentID, WorkflowID: again.WorkflowID, Step: again.ID, PlanHash: again.ReplacesHash, Person: "bob", Groups: []string{"people"}, Approved: true, DecidedAt: time.Now()})
@@ -464,9 +464,9 @@ func runScenario(t *testing.T, s testScenario) (*fakeBackend, playbook.Report) {
 	t.Cleanup(c.Close)
 	// Scenarios share Temporal and run at once: each has a namespace of queues by its own client's identity.
 	queue := workflows.TaskQueue + "/" + t.Name()
-	catalogue := set.Catalog()
-	leases := &lease.Workflows{Catalog: catalogue}
-	plays := &playbook.Workflows{Catalog: catalogue, Leases: leases}
+	catalog := set.Catalog()
+	leases := &lease.Workflows{Catalog: catalog}
+	plays := &playbook.Workflows{Catalog: catalog, Leases: leases}
 	serve := func() sdkworker.Worker {
 		work := sdkworker.New(c, queue, sdkworker.Options{})
 		work.RegisterWorkflow(leases.Lease)

@@ -27,7 +27,7 @@ import (
 // The login of the server.
 const (
 	User     = "stanch"
-	Password = "correct-horse-battery" //nolint:gosec // a stand-in's
+	Password = "correct-horse-battery" //nolint:gosec // a fake's
 )
 
 // Message is a received message.

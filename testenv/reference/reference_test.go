@@ -272,10 +272,10 @@ func typeName(t reflect.Type) (string, reflect.Type) {
 
 func (w *pageWriter) writeActions() {
 	w.writeLine("## Actions\n\n`stanch actions NAME` also lists the permissions of an action.\n")
-	catalogue := worker.ActionCatalog()
+	catalog := worker.ActionCatalog()
 	for _, verb := range playbooks.Verbs {
-		for _, name := range slices.Sorted(maps.Keys(catalogue)) {
-			spec := catalogue[name]
+		for _, name := range slices.Sorted(maps.Keys(catalog)) {
+			spec := catalog[name]
 			if spec.Verb != verb {
 				continue
 			}

@@ -32,7 +32,7 @@ func StartGitHub(t testing.TB) *FakeTracker {
 func (s *FakeTracker) githubIssueJSON(i Issue) jsonObject {
 	labels := []jsonObject{}
 	for _, l := range i.Labels {
-		labels = append(labels, jsonObject{"name": l, "color": "ededed"}) //nolint:misspell // StartGitHub's word
+		labels = append(labels, jsonObject{"name": l, "color": "ededed"})
 	}
 	return jsonObject{
 		"number": i.Number, "html_url": fmt.Sprintf("https://github.com/%s/issues/%d", s.Project, i.Number), "title": i.Title, "body": i.Body, "labels": labels, "state": "open",

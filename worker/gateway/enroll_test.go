@@ -45,13 +45,13 @@ func TestSensorEnrollsOnlyForItsOwnNode(t *testing.T) {
 	})
 	auth, err := authority.OpenOrCreate(t.TempDir())
 	require.NoError(t, err)
-	enrol := &gateway.Enroller{
+	enroll := &gateway.Enroller{
 		KeySet: auth.KeySet(), Kube: kube, Namespace: "stanch-system", ServiceAccount: "stanch-sensor", Log: slog.New(slog.DiscardHandler),
 		SignCSR: func(_ context.Context, node string, csr []byte) ([]byte, error) {
 			return pki.SignCSR(authority.RoleNode, node, csr)
 		},
 	}
-	remote := &gateway.ClusterAPI{API: gateway.API{ApprovalService: &gateway.ApprovalService{}}, Kube: kube, Enroller: enrol}
+	remote := &gateway.ClusterAPI{API: gateway.API{ApprovalService: &gateway.ApprovalService{}}, Kube: kube, Enroller: enroll}
 	server := httptest.NewUnstartedServer(remote.HTTPServer().Handler)
 	server.TLS, err = pki.RenewingTLSConfig(authority.RoleGateway, "gateway", gatewayrpc.ServerName)
 	require.NoError(t, err)
@@ -101,7 +101,7 @@ func TestSensorEnrollsOnlyForItsOwnNode(t *testing.T) {
 	// A later response with another authority does not change the pinned keys.
 	other, err := authority.OpenOrCreate(t.TempDir())
 	require.NoError(t, err)
-	enrol.KeySet = other.KeySet()
+	enroll.KeySet = other.KeySet()
 	write("token", "the-pods-token\n")
 	require.NoError(t, os.Remove(e.CertificatePath))
 	_, kept, err = e.OpenOrEnroll(t.Context())

@@ -94,7 +94,7 @@ func setSocketAccess(path string, group int) error {
 		}
 	}
 	if !shared {
-		err = errors.Join(os.Chown(dir, -1, group), os.Chmod(dir, groupTraverseMode)) //nolint:gosec // the group may pass
+		err = errors.Join(os.Chown(dir, -1, group), os.Chmod(dir, groupTraverseMode))
 	}
 	return errors.Join(err, os.Chown(path, -1, group), os.Chmod(path, 0o660)) //nolint:gosec // the group may connect
 }

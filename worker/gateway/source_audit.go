@@ -67,7 +67,7 @@ func (f *SourceServer) handleAuditLog(w http.ResponseWriter, r *http.Request) {
 	}
 	a.Accepted = len(alerts)
 	s.counts.accepted.Add(uint64(len(alerts)))
-	s.counts.telemetry.Add(uint64(a.Telemetry)) //nolint:gosec // a count
+	s.counts.telemetry.Add(uint64(a.Telemetry))
 	writeIngestResponse(w, http.StatusAccepted, a)
 }
 
@@ -75,7 +75,7 @@ func (f *SourceServer) handleAuditLog(w http.ResponseWriter, r *http.Request) {
 func (f *SourceServer) countUndecodable(ctx context.Context, s *sourceState, err error) uint64 {
 	n := uint64(1)
 	if some := (*integrations.BatchDecodeError)(nil); errors.As(err, &some) {
-		n = uint64(max(some.FailedCount, 1)) //nolint:gosec // a count
+		n = uint64(max(some.FailedCount, 1))
 	}
 	s.counts.refused.Add(n)
 	if f.HealthSink != nil {

@@ -179,7 +179,7 @@ func (f *SourceServer) ingestRecords(ctx context.Context, s *sourceState, d endp
 	}
 	a.Accepted, a.Health = len(alerts), len(spoke)
 	s.counts.accepted.Add(uint64(len(alerts)))
-	s.counts.telemetry.Add(uint64(a.Telemetry)) //nolint:gosec // a count
+	s.counts.telemetry.Add(uint64(a.Telemetry))
 	s.counts.refused.Add(uint64(len(a.Refused)))
 	switch {
 	case len(a.Refused) == 0:

@@ -337,7 +337,7 @@ func counterIncrease(now, before uint64) uint64 {
 	return now - before
 }
 
-func clampInt(n uint64) int { return int(min(n, 1<<31-1)) } //nolint:gosec // bounded
+func clampInt(n uint64) int { return int(min(n, 1<<31-1)) }
 
 func truncate(s string) string {
 	if r := []rune(s); len(r) > 120 {

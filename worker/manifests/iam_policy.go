@@ -25,18 +25,18 @@ type iamStatement struct {
 
 // WriteIAMPolicy returns exactly the policy that Stanch's own identity needs in a phase, from the actions' specs: the
 // permissions of all actions for observing and planning, and those for applying of the classes that the phase permits.
-func WriteIAMPolicy(catalogue playbooks.Catalog, phase int) ([]byte, error) {
+func WriteIAMPolicy(catalog playbooks.Catalog, phase int) ([]byte, error) {
 	if phase < 1 || phase > 3 {
 		return nil, fmt.Errorf("invalid phase %d; 1 observes, 2 contains, 3 disrupts with approval", phase)
 	}
-	raw, err := json.MarshalIndent(buildIAMPolicy(catalogue, phase), "", "  ")
+	raw, err := json.MarshalIndent(buildIAMPolicy(catalog, phase), "", "  ")
 	if err != nil {
 		return nil, fmt.Errorf("write the IAM policy: %w", err)
 	}
 	return append(raw, '\n'), nil
 }
 
-func buildIAMPolicy(catalogue playbooks.Catalog, phase int) iamPolicyDocument {
+func buildIAMPolicy(catalog playbooks.Catalog, phase int) iamPolicyDocument {
 	actions := map[string]map[string]bool{} // by resource
 	add := func(rights []playbooks.IAMPermission) {
 		for _, r := range rights {
@@ -50,7 +50,7 @@ func buildIAMPolicy(catalogue playbooks.Catalog, phase int) iamPolicyDocument {
 			}
 		}
 	}
-	for _, spec := range catalogue {
+	for _, spec := range catalog {
 		add(spec.PlanIAMPermissions)
 		if isAllowedInPhase(spec.Class, phase) {
 			add(spec.ApplyIAMPermissions)

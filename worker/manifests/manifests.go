@@ -30,18 +30,18 @@ const (
 	GatewayService = "stanch-gateway"
 	ConfigMapName  = "stanch-config"
 	EvidenceClaim  = "stanch-evidence"
-	KeysSecret     = "stanch-keys" //nolint:gosec // a name
+	KeysSecret     = "stanch-keys"
 	PKISecret      = "stanch-pki"
 	// CAConfigMap contains the authority's certificate without its key; sensors verify the gateway with it.
 	CAConfigMap    = "stanch-ca"
 	TemporalSecret = "stanch-temporal"
 	// SlackSecret contains Slack's tokens, if Slack is configured. It is mounted at SlackDir, which stanch.yaml refers
 	// to.
-	SlackSecret = "stanch-slack" //nolint:gosec // a name
+	SlackSecret = "stanch-slack"
 	SlackDir    = "/etc/stanch/slack"
 	// NotificationSecret contains the credentials of webhooks, mail and tickets, if configured. It is mounted at
 	// NotificationDir.
-	NotificationSecret = "stanch-integrations" //nolint:gosec // a name
+	NotificationSecret = "stanch-integrations"
 	NotificationDir    = "/etc/stanch/integrations"
 	// GatewayPort is where nodes dial, APIPort where people answer with a Kubernetes token.
 	GatewayPort = 7443
@@ -109,7 +109,7 @@ func (o Options) validate() error {
 }
 
 // Objects returns all objects in the order in which they must be created.
-func Objects(catalogue playbooks.Catalog, o Options) ([]runtime.Object, error) {
+func Objects(catalog playbooks.Catalog, o Options) ([]runtime.Object, error) {
 	if err := o.validate(); err != nil {
 		return nil, err
 	}
@@ -120,7 +120,7 @@ func Objects(catalogue playbooks.Catalog, o Options) ([]runtime.Object, error) {
 		}}},
 		newServiceAccount(o, WorkerName), newServiceAccount(o, SensorName),
 	}
-	out = append(out, o.rbacObjects(catalogue)...)
+	out = append(out, o.rbacObjects(catalog)...)
 	out = append(out,
 		&corev1.ConfigMap{TypeMeta: typeMeta("v1", "ConfigMap"), ObjectMeta: o.objectMeta(guards.KillSwitchConfigMap)},
 		&corev1.ConfigMap{TypeMeta: typeMeta("v1", "ConfigMap"), ObjectMeta: o.objectMeta(health.NodeRegistryConfigMap)},
@@ -134,7 +134,7 @@ func Objects(catalogue playbooks.Catalog, o Options) ([]runtime.Object, error) {
 	return append(out, o.workerDeployment(), o.sensorDaemonSet()), nil
 }
 
-func (o Options) rbacObjects(catalogue playbooks.Catalog) []runtime.Object {
+func (o Options) rbacObjects(catalog playbooks.Catalog) []runtime.Object {
 	clusterName := WorkerName
 	if o.Namespace != "stanch-system" {
 		clusterName = o.Namespace + "-" + WorkerName // two installations must not share a role
@@ -142,7 +142,7 @@ func (o Options) rbacObjects(catalogue playbooks.Catalog) []runtime.Object {
 	subject := []rbacv1.Subject{{Kind: rbacv1.ServiceAccountKind, Name: WorkerName, Namespace: o.Namespace}}
 	clusterWide := metav1.ObjectMeta{Name: clusterName, Labels: partLabels("")}
 	out := []runtime.Object{
-		&rbacv1.ClusterRole{TypeMeta: typeMeta("rbac.authorization.k8s.io/v1", "ClusterRole"), ObjectMeta: clusterWide, Rules: ClusterRules(catalogue, o.Phase)},
+		&rbacv1.ClusterRole{TypeMeta: typeMeta("rbac.authorization.k8s.io/v1", "ClusterRole"), ObjectMeta: clusterWide, Rules: ClusterRules(catalog, o.Phase)},
 		&rbacv1.ClusterRoleBinding{
 			TypeMeta: typeMeta("rbac.authorization.k8s.io/v1", "ClusterRoleBinding"), ObjectMeta: clusterWide, Subjects: subject,
 			RoleRef: rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "ClusterRole", Name: clusterName},
@@ -185,8 +185,8 @@ func newServiceAccount(o Options, name string) runtime.Object {
 }
 
 // WriteYAML returns the objects as one YAML stream, with the steps to do before as a comment.
-func WriteYAML(catalogue playbooks.Catalog, o Options) ([]byte, error) {
-	objects, err := Objects(catalogue, o)
+func WriteYAML(catalog playbooks.Catalog, o Options) ([]byte, error) {
+	objects, err := Objects(catalog, o)
 	if err != nil {
 		return nil, err
 	}

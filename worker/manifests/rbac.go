@@ -15,9 +15,9 @@ import (
 // ClusterRules returns exactly the cluster-wide rules that a worker needs in a phase: those of every action for
 // observing and planning, and those for applying of the classes that the phase permits. The rules are merged and
 // sorted.
-func ClusterRules(catalogue playbooks.Catalog, phase int) []rbacv1.PolicyRule {
+func ClusterRules(catalog playbooks.Catalog, phase int) []rbacv1.PolicyRule {
 	all := permissionSet{}
-	for _, spec := range catalogue {
+	for _, spec := range catalog {
 		all.add(spec.PlanPermissions)
 		if isAllowedInPhase(spec.Class, phase) {
 			all.add(spec.ApplyPermissions)

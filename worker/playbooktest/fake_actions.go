@@ -31,9 +31,9 @@ type fakeActions struct {
 	failedAttempts map[string]int               // attempts that failed on purpose
 }
 
-func newFakeActions(t *testspec.TestCase, catalogue playbooks.Catalog) *fakeActions {
+func newFakeActions(t *testspec.TestCase, catalog playbooks.Catalog) *fakeActions {
 	return &fakeActions{
-		test: t, context: contextWithDefaults(t), catalog: catalogue, fallBackToRecording: t.RecordingFile.Name != "",
+		test: t, context: contextWithDefaults(t), catalog: catalog, fallBackToRecording: t.RecordingFile.Name != "",
 		targetsByID: map[string]playbooks.Target{}, paramsByCall: map[string][]json.RawMessage{}, callCounts: map[string]int{}, failedAttempts: map[string]int{},
 	}
 }

@@ -30,14 +30,14 @@ func runFiles(t *testing.T, paths ...string) playbooktest.Report {
 	t.Helper()
 	files, err := playbooktest.FindTestFiles(paths)
 	require.NoError(t, err)
-	catalogue := worker.ActionCatalog()
+	catalog := worker.ActionCatalog()
 	var suites []*playbooktest.Suite
 	for _, file := range files {
-		s, err := playbooktest.LoadSuite(file, catalogue)
+		s, err := playbooktest.LoadSuite(file, catalog)
 		require.NoError(t, err)
 		suites = append(suites, s)
 	}
-	report, err := playbooktest.RunSuites(t.Context(), suites, catalogue)
+	report, err := playbooktest.RunSuites(t.Context(), suites, catalog)
 	require.NoError(t, err)
 	for _, f := range report.Files {
 		require.Empty(t, f.Problems)
@@ -186,7 +186,7 @@ func TestRecordingOutsideOfTestFolderIsNotRead(t *testing.T) {
 // A fake result for a target that the incident does not have is an error in the test.
 func TestFakeResultForUnknownTargetFails(t *testing.T) {
 	r := runPlaybookTests(t, minerPlaybook, `tests:
-  - name: misspelt
+  - name: misspelled
     detections: [{ objective: crypto-mining }]
     actions: { pod.isolate: { target: nopod, outcome: refused } }
     expect: [{ step: isolate, outcome: changed }]

@@ -58,7 +58,7 @@ type TestResult struct {
 
 // RunSuites runs the tests of every suite without problems, in parallel on all CPUs. The results are in the order of
 // the files.
-func RunSuites(ctx context.Context, suites []*Suite, catalogue playbooks.Catalog) (Report, error) {
+func RunSuites(ctx context.Context, suites []*Suite, catalog playbooks.Catalog) (Report, error) {
 	set, err := rules.LoadShipped()
 	if err != nil {
 		return Report{}, fmt.Errorf("load the shipped rules: %w", err)
@@ -78,7 +78,7 @@ func RunSuites(ctx context.Context, suites []*Suite, catalogue playbooks.Catalog
 		results := make([]TestResult, len(s.Tests.Tests))
 		report.Files[i].Tests = results
 		for k, t := range s.Tests.Tests {
-			jobs = append(jobs, func() { results[k] = runTest(ctx, s, t, known, catalogue) })
+			jobs = append(jobs, func() { results[k] = runTest(ctx, s, t, known, catalog) })
 		}
 	}
 	runConcurrently(jobs)
@@ -129,14 +129,14 @@ func unknownRules(s *Suite, known map[string]*rules.Rule) diagnostic.Diagnostics
 }
 
 // runTest runs one test.
-func runTest(ctx context.Context, s *Suite, t *testspec.TestCase, known map[string]*rules.Rule, catalogue playbooks.Catalog) TestResult {
+func runTest(ctx context.Context, s *Suite, t *testspec.TestCase, known map[string]*rules.Rule, catalog playbooks.Catalog) TestResult {
 	begun := time.Now()
 	rec, recorded := s.recordings[t.RecordingFile.Name]
 	if !recorded {
 		rec = buildRecording(t, known)
 	}
-	p := newFakeActions(t, catalogue)
-	o := simulate.Options{Catalog: catalogue, FakeResults: p.actionResult, Phase: t.Phase}
+	p := newFakeActions(t, catalog)
+	o := simulate.Options{Catalog: catalog, FakeResults: p.actionResult, Phase: t.Phase}
 	o.NewMatchFunc = func(a activities.Authority) simulate.MatchFunc {
 		return worker.NewFixedLibrary(a, s.Playbooks...).MatchPlaybooks
 	}

@@ -99,7 +99,7 @@ func isInsideRoot(root, path string) bool {
 }
 
 // LoadSuite loads a test file and the files that it references. Errors in them are in the suite's problems.
-func LoadSuite(file string, catalogue playbooks.Catalog) (*Suite, error) {
+func LoadSuite(file string, catalog playbooks.Catalog) (*Suite, error) {
 	raw, err := readBoundedFile(file, maxTestFileBytes)
 	if err != nil {
 		return nil, err
@@ -111,11 +111,11 @@ func LoadSuite(file string, catalogue playbooks.Catalog) (*Suite, error) {
 		return nil, fmt.Errorf("read the folder of %s: %w", file, err)
 	}
 	defer func() { _ = root.Close() }()
-	if err := s.loadPlaybooks(root, catalogue); err != nil {
+	if err := s.loadPlaybooks(root, catalog); err != nil {
 		return nil, err
 	}
 	if len(s.Problems) == 0 {
-		s.Problems = testspec.CheckTestFile(s.Tests, s.Playbooks, catalogue)
+		s.Problems = testspec.CheckTestFile(s.Tests, s.Playbooks, catalog)
 	}
 	for _, t := range s.Tests.Tests {
 		s.loadRecording(root, t.RecordingFile)
@@ -130,7 +130,7 @@ func (s *Suite) errorf(at testspec.Pos, code, hint, format string, args ...any) 
 }
 
 // loadPlaybooks loads the playbooks under test.
-func (s *Suite) loadPlaybooks(root *os.Root, catalogue playbooks.Catalog) error {
+func (s *Suite) loadPlaybooks(root *os.Root, catalog playbooks.Catalog) error {
 	dir := filepath.Dir(s.File)
 	beside, err := listPlaybooks(dir)
 	if err != nil {
@@ -170,7 +170,7 @@ func (s *Suite) loadPlaybooks(root *os.Root, catalogue playbooks.Catalog) error 
 		s.sourcesWithProblems[file] = source
 		sources = append(sources, playbooks.SourceFile{File: file, Content: source, Shipped: library.IsShipped(source)})
 	}
-	programs, problems := playbooks.LoadPlaybooks(sources, catalogue)
+	programs, problems := playbooks.LoadPlaybooks(sources, catalog)
 	for _, p := range programs {
 		if want[p.File] {
 			s.Playbooks = append(s.Playbooks, p)

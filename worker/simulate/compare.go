@@ -21,8 +21,8 @@ type LoadedRecording struct {
 	Recording recording.Recording
 }
 
-// SimulateAll simulates recordings in parallel, one per CPU. The results are in the order of the recordings.
-func SimulateAll(ctx context.Context, recordings []LoadedRecording, o Options) []Result {
+// All simulates recordings in parallel, one per CPU. The results are in the order of the recordings.
+func All(ctx context.Context, recordings []LoadedRecording, o Options) []Result {
 	out := make([]Result, len(recordings))
 	m, err := NewSimulator(o)
 	if err != nil {

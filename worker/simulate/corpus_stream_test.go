@@ -53,7 +53,7 @@ func corpusEntries(all []simulate.LoadedRecording) iter.Seq[simulate.CorpusEntry
 func TestCorpusCoversAllOutcomes(t *testing.T) {
 	outcomes, asked := map[string]int{}, 0
 	all := generateCorpus(t, corpus.Options{Seed: 3, Count: 400, StormDetections: 60})
-	require.NoError(t, simulate.SimulateEach(t.Context(), corpusEntries(all), newPairRunner(newSimulator(t, optionsWith(t)), nil), func(o simulate.RecordingOutcome) error {
+	require.NoError(t, simulate.Each(t.Context(), corpusEntries(all), newPairRunner(newSimulator(t, optionsWith(t)), nil), func(o simulate.RecordingOutcome) error {
 		require.Empty(t, o.Result.Error, o.Result.RecordingFile)
 		for _, s := range o.Result.Steps {
 			outcomes[string(s.Outcome)]++
@@ -71,7 +71,7 @@ func TestCorpusCoversAllOutcomes(t *testing.T) {
 func TestResultsAreInRecordingOrder(t *testing.T) {
 	all := generateCorpus(t, corpus.Options{Seed: 5, Count: 60, StormDetections: 100})
 	read := func() (names []string, steps [][]simulate.StepResult) {
-		require.NoError(t, simulate.SimulateEach(t.Context(), corpusEntries(all), newPairRunner(newSimulator(t, optionsWith(t)), nil), func(o simulate.RecordingOutcome) error {
+		require.NoError(t, simulate.Each(t.Context(), corpusEntries(all), newPairRunner(newSimulator(t, optionsWith(t)), nil), func(o simulate.RecordingOutcome) error {
 			for i := range o.Result.Steps {
 				o.Result.Steps[i].AtMS = 0 // on an overloaded machine, Temporal's test environment lets real time pass
 			}
@@ -92,7 +92,7 @@ func TestResultsAreInRecordingOrder(t *testing.T) {
 		}
 	}
 	m := newSimulator(t, optionsWith(t))
-	require.NoError(t, simulate.SimulateEach(t.Context(), corpusEntries(all), newPairRunner(m, m), func(o simulate.RecordingOutcome) error {
+	require.NoError(t, simulate.Each(t.Context(), corpusEntries(all), newPairRunner(m, m), func(o simulate.RecordingOutcome) error {
 		require.Nil(t, o.Change, "%+v", o.Change)
 		return nil
 	}))
@@ -114,7 +114,7 @@ func TestUnreadableRecordingDoesNotStopCorpus(t *testing.T) {
 	}
 	tally := simulate.NewTotals(false)
 	var errs []string
-	require.NoError(t, simulate.SimulateEach(t.Context(), broken, newPairRunner(newSimulator(t, optionsWith(t)), nil), func(o simulate.RecordingOutcome) error {
+	require.NoError(t, simulate.Each(t.Context(), broken, newPairRunner(newSimulator(t, optionsWith(t)), nil), func(o simulate.RecordingOutcome) error {
 		tally.AddOutcome(o)
 		errs = append(errs, o.Result.Error)
 		return nil
@@ -138,7 +138,7 @@ func TestRecordingsInMemoryAreLimited(t *testing.T) {
 	}
 	stop := errors.New("enough")
 	window := int64(8 * runtime.GOMAXPROCS(0))
-	err := simulate.SimulateEach(t.Context(), endless, newPairRunner(newSimulator(t, optionsWith(t)), nil), func(simulate.RecordingOutcome) error {
+	err := simulate.Each(t.Context(), endless, newPairRunner(newSimulator(t, optionsWith(t)), nil), func(simulate.RecordingOutcome) error {
 		if given.Load() == 0 { // a slow consumer: reading continues until the limit
 			require.Eventually(t, func() bool { return asked.Load() > window }, time.Minute, time.Millisecond)
 			require.Never(t, func() bool { return asked.Load() > window+3 }, 100*time.Millisecond, time.Millisecond)
@@ -162,7 +162,7 @@ func TestStreamedReportIsOneDocument(t *testing.T) {
 	w, err := simulate.NewJSONReport(&out, true)
 	require.NoError(t, err)
 	tally := simulate.NewTotals(true)
-	require.NoError(t, simulate.SimulateEach(t.Context(), corpusEntries(all), newPairRunner(now, base), func(o simulate.RecordingOutcome) error {
+	require.NoError(t, simulate.Each(t.Context(), corpusEntries(all), newPairRunner(now, base), func(o simulate.RecordingOutcome) error {
 		tally.AddOutcome(o)
 		return w.Add(o)
 	}))
@@ -172,7 +172,7 @@ func TestStreamedReportIsOneDocument(t *testing.T) {
 	decoder.DisallowUnknownFields()
 	require.NoError(t, decoder.Decode(&got))
 	require.Len(t, got.Results, 40)
-	whole := simulate.NewReport(simulate.SimulateAll(t.Context(), all, optionsWith(t, edited)), simulate.SimulateAll(t.Context(), all, optionsWith(t)))
+	whole := simulate.NewReport(simulate.All(t.Context(), all, optionsWith(t, edited)), simulate.All(t.Context(), all, optionsWith(t)))
 	require.Equal(t, whole.Summary, got.Summary)
 	require.Len(t, got.Changes, len(whole.Changes))
 	for i := range got.Changes {
@@ -245,7 +245,7 @@ func TestProcessRunnerMatchesInProcessResults(t *testing.T) {
 	}
 	m := newSimulator(t, optionsWith(t))
 	each := func(runner func() simulate.Runner) (steps [][]simulate.StepResult, broken []string) {
-		require.NoError(t, simulate.SimulateEach(t.Context(), corpusEntries(all), runner, func(o simulate.RecordingOutcome) error {
+		require.NoError(t, simulate.Each(t.Context(), corpusEntries(all), runner, func(o simulate.RecordingOutcome) error {
 			if o.Result.Error != "" {
 				broken = append(broken, o.Result.RecordingFile)
 			}
@@ -337,9 +337,9 @@ func TestMain(m *testing.M) {
 	if os.Getenv("STANCH_TEST_SERVE") == "" {
 		os.Exit(m.Run())
 	}
-	catalogue := worker.ActionCatalog()
-	programs, _ := playbooks.LoadPlaybooks(library.PlaybookSources(), catalogue)
-	now, err := simulate.NewSimulator(simulate.Options{Catalog: catalogue, NewMatchFunc: func(a activities.Authority) simulate.MatchFunc {
+	catalog := worker.ActionCatalog()
+	programs, _ := playbooks.LoadPlaybooks(library.PlaybookSources(), catalog)
+	now, err := simulate.NewSimulator(simulate.Options{Catalog: catalog, NewMatchFunc: func(a activities.Authority) simulate.MatchFunc {
 		return worker.NewFixedLibrary(a, programs...).MatchPlaybooks
 	}})
 	if err == nil {

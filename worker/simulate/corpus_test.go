@@ -26,7 +26,7 @@ func BenchmarkCorpus(b *testing.B) {
 	all := generateCorpus(b, corpus.Options{Seed: 1, Count: 1000})
 	o := optionsWith(b)
 	for b.Loop() {
-		for _, r := range simulate.SimulateAll(b.Context(), all, o) {
+		for _, r := range simulate.All(b.Context(), all, o) {
 			require.Empty(b, r.Error)
 		}
 	}

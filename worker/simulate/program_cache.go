@@ -21,7 +21,7 @@ type checkedProgram struct {
 	problems diagnostic.Diagnostics
 }
 
-func (p *programCache) loadCached(in playbook.Input, catalogue playbooks.Catalog) (*playbooks.Program, diagnostic.Diagnostics) {
+func (p *programCache) loadCached(in playbook.Input, catalog playbooks.Catalog) (*playbooks.Program, diagnostic.Diagnostics) {
 	var key strings.Builder
 	key.WriteString(in.File + "\x00" + string(in.Source))
 	for _, called := range in.Callees {
@@ -31,7 +31,7 @@ func (p *programCache) loadCached(in playbook.Input, catalogue playbooks.Catalog
 		c := was.(checkedProgram) //nolint:forcetypeassert // nothing else is stored
 		return c.program, c.problems
 	}
-	program, problems := in.LoadPlaybook(catalogue)
+	program, problems := in.LoadPlaybook(catalog)
 	p.byFileAndSource.Store(key.String(), checkedProgram{program, problems})
 	return program, problems
 }

@@ -32,7 +32,7 @@ func loadRecording(t testing.TB, name string) recording.Recording {
 // optionsWith returns options with the given playbooks, or the shipped ones.
 func optionsWith(t testing.TB, sources ...string) simulate.Options {
 	t.Helper()
-	catalogue := worker.ActionCatalog()
+	catalog := worker.ActionCatalog()
 	given := library.PlaybookSources()
 	if sources != nil {
 		given = nil
@@ -40,9 +40,9 @@ func optionsWith(t testing.TB, sources ...string) simulate.Options {
 	for _, s := range sources {
 		given = append(given, playbooks.SourceFile{File: "test.yaml", Content: []byte(s)})
 	}
-	programs, problems := playbooks.LoadPlaybooks(given, catalogue)
+	programs, problems := playbooks.LoadPlaybooks(given, catalog)
 	require.NoError(t, problems.Err())
-	return simulate.Options{Catalog: catalogue, NewMatchFunc: func(a activities.Authority) simulate.MatchFunc {
+	return simulate.Options{Catalog: catalog, NewMatchFunc: func(a activities.Authority) simulate.MatchFunc {
 		return worker.NewFixedLibrary(a, programs...).MatchPlaybooks
 	}}
 }
@@ -237,13 +237,13 @@ func TestBaselineReportsChangesOfEdit(t *testing.T) {
 	for _, name := range []string{"cryptominer", "shell", "reverse-shell"} {
 		all = append(all, simulate.LoadedRecording{File: name, Recording: loadRecording(t, name)})
 	}
-	base := simulate.SimulateAll(t.Context(), all, optionsWith(t))
-	require.Equal(t, "this edit changes 0 of 3 incidents", simulate.NewReport(base, simulate.SimulateAll(t.Context(), all, optionsWith(t))).Summary)
+	base := simulate.All(t.Context(), all, optionsWith(t))
+	require.Equal(t, "this edit changes 0 of 3 incidents", simulate.NewReport(base, simulate.All(t.Context(), all, optionsWith(t))).Summary)
 
 	shorter := "playbook: shell-in-production\nmatch: { objective: execution }\nsteps:\n  - evidence: process.snapshot\n  - contain: pod.isolate\n    for: 5m\n"
-	catalogue := worker.ActionCatalog()
+	catalog := worker.ActionCatalog()
 	edited := optionsWith(t)
-	p, _ := playbooks.LoadPlaybook("shell.yaml", []byte(shorter), catalogue)
+	p, _ := playbooks.LoadPlaybook("shell.yaml", []byte(shorter), catalog)
 	require.NotNil(t, p)
 	before := edited.NewMatchFunc
 	edited.NewMatchFunc = func(a activities.Authority) simulate.MatchFunc {
@@ -262,7 +262,7 @@ func TestBaselineReportsChangesOfEdit(t *testing.T) {
 			return append(out, mine...), err
 		}
 	}
-	report := simulate.NewReport(simulate.SimulateAll(t.Context(), all, edited), base)
+	report := simulate.NewReport(simulate.All(t.Context(), all, edited), base)
 	require.Equal(t, "this edit changes 1 of 3 incidents", report.Summary)
 	require.Equal(t, "shell", report.Changes[0].RecordingFile)
 	require.Contains(t, strings.Join(report.Changes[0].Descriptions, "\n"), "lasts 5m, instead of 30m")

@@ -58,7 +58,7 @@ func (r *playbookRun) acquireLease(ctx workflow.Context, f executionFrame, s *pl
 		}
 		// It ended between the start and the signal.
 		if err := workflow.Sleep(ctx, 100*time.Millisecond); err != nil {
-			return playbooks.LeaseReport{}, err //nolint:wrapcheck // cancelled
+			return playbooks.LeaseReport{}, err //nolint:wrapcheck // canceled
 		}
 	}
 	if early, ok := r.earlyLeaseReports[holder.ID]; ok {

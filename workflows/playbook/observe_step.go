@@ -33,8 +33,9 @@ func (r *playbookRun) runObserve(ctx workflow.Context, f executionFrame, s *play
 	if s.Action == "aws.identity" && result.Outcome.HasOutputs() {
 		// No detection is about a role: the guards use the pod through which it was found.
 		var found struct {
-			Role        playbooks.Target
-			Keys, Users []playbooks.Target
+			Role  playbooks.Target   `json:"role"`
+			Keys  []playbooks.Target `json:"keys"`
+			Users []playbooks.Target `json:"users"`
 		}
 		if r.input.Attestations != nil && json.Unmarshal(result.Outputs, &found) == nil {
 			for _, t := range slices.Concat([]playbooks.Target{found.Role}, found.Keys, found.Users) {

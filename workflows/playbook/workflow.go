@@ -62,8 +62,8 @@ type Report struct {
 }
 
 // LoadPlaybook loads the playbook of a run with its callees.
-func (in Input) LoadPlaybook(catalogue playbooks.Catalog) (*playbooks.Program, diagnostic.Diagnostics) {
-	return playbooks.LoadForRun(playbooks.SourceFile{File: in.File, Content: in.Source}, in.Callees, catalogue)
+func (in Input) LoadPlaybook(catalog playbooks.Catalog) (*playbooks.Program, diagnostic.Diagnostics) {
+	return playbooks.LoadForRun(playbooks.SourceFile{File: in.File, Content: in.Source}, in.Callees, catalog)
 }
 
 // Workflows contains the playbook workflow and the catalog for checks.
@@ -72,7 +72,7 @@ type Workflows struct {
 	// Leases is the lease workflow that containments start.
 	Leases *lease.Workflows
 	// Load parses and checks a playbook; nil means Input.LoadPlaybook. Simulation caches the result.
-	Load func(in Input, catalogue playbooks.Catalog) (*playbooks.Program, diagnostic.Diagnostics)
+	Load func(in Input, catalog playbooks.Catalog) (*playbooks.Program, diagnostic.Diagnostics)
 }
 
 // Playbook runs one playbook on one incident.

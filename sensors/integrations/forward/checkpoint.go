@@ -50,7 +50,7 @@ func hashFileHead(file *os.File, n int64) (string, error) {
 
 // matches reports whether the file at path is the one of the state, and still contains what was delivered.
 func (s *savedState) matches(path string) bool {
-	file, err := os.Open(path) //nolint:gosec // the user chooses the file
+	file, err := os.Open(path)
 	if err != nil {
 		return false
 	}
@@ -72,7 +72,7 @@ func loadState(path string) (*savedState, error) {
 	if path == "" {
 		return nil, nil //nolint:nilnil // nil means no saved state
 	}
-	raw, err := os.ReadFile(path) //nolint:gosec // the user chooses the file
+	raw, err := os.ReadFile(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil //nolint:nilnil // nil means no saved state
 	}

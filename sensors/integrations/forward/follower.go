@@ -79,7 +79,7 @@ func (f *follower) close() {
 }
 
 func (f *follower) openFile(path string, from func(*os.File, int64) int64) error {
-	file, err := os.Open(path) //nolint:gosec // the user chooses the file
+	file, err := os.Open(path)
 	if err != nil {
 		return fmt.Errorf("open %s: %w", path, err)
 	}

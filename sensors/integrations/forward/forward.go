@@ -140,7 +140,7 @@ func Run(ctx context.Context, o Options) (Summary, error) {
 		in = follower
 		defer func() {
 			stop()
-			for range lines { //nolint:revive // the file may be closed only after the reader has stopped
+			for range lines {
 			}
 			follower.close()
 		}()

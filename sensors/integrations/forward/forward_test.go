@@ -435,7 +435,7 @@ func TestKilledForwarderLosesNothing(t *testing.T) {
 	const all = 6000
 	var written int
 	for round := range 8 {
-		child := exec.Command(os.Args[0]) //nolint:gosec,noctx // itself
+		child := exec.Command(os.Args[0])
 		child.Env = append(os.Environ(), childEnv+"="+string(raw))
 		p.gateway.mu.Lock()
 		away = round%2 == 1 // the child is killed while no batch is accepted
