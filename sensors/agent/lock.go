@@ -124,8 +124,8 @@ func (a *Agent) inspectNetwork(at targetCgroups) networkAccess {
 		n.coverageGaps = append(n.coverageGaps, "the target has no process whose network could be inspected")
 		return n
 	}
-	wires, err := probe.FindVeths(at.pids...)
-	n.veths = wires
+	veths, err := probe.FindVeths(at.pids...)
+	n.veths = veths
 	if errors.Is(err, probe.ErrHostNetwork) {
 		n.hostNetwork = true
 		n.coverageGaps = append(n.coverageGaps, "the target shares the node's network: raw packet sockets are not blocked")
@@ -133,7 +133,7 @@ func (a *Agent) inspectNetwork(at targetCgroups) networkAccess {
 	if others := removeCause(err, probe.ErrHostNetwork); others != nil {
 		n.coverageGaps = append(n.coverageGaps, others.Error())
 	}
-	if len(wires) == 0 && !n.hostNetwork {
+	if len(veths) == 0 && !n.hostNetwork {
 		n.coverageGaps = append(n.coverageGaps,
 			"no host-side veth of the target was found: raw packet sockets are not blocked")
 	}

@@ -290,7 +290,7 @@ func runLockHelper(args []string) error {
 		return err
 	}
 	if !st.VethLocked {
-		return errors.New("no wire")
+		return errors.New("no veth")
 	}
 	fmt.Println("locked", filepath.Base(args[0]))
 	end := make(chan os.Signal, 1)

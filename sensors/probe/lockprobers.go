@@ -37,13 +37,13 @@ func (l *EgressLock) SetProbers(probers []Prober) error {
 func (l *EgressLock) RefreshNodeMACs() error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	wires := map[uint64][]Veth{}
+	veths := map[uint64][]Veth{}
 	for k, v := range l.lockedObjects() {
 		if k.Kind == objectVeth {
 			wires[v.Lock] = append(wires[v.Lock], Veth{Index: int(k.ID)})
 		}
 	}
-	for id, held := range wires {
+	for id, held := range veths {
 		if err := l.writeNodeMACs(id, held); err != nil {
 			return err
 		}
@@ -53,7 +53,7 @@ func (l *EgressLock) RefreshNodeMACs() error {
 
 // writeNodeMACs writes the node's MAC addresses for a lock: those of the host-side veths, of the bridges that they are
 // ports of, and of interfaces with an IP address (such as the gateway port of a virtual switch).
-func (l *EgressLock) writeNodeMACs(id uint64, wires []Veth) error {
+func (l *EgressLock) writeNodeMACs(id uint64, veths []Veth) error {
 	all, err := listAllInterfaces()
 	if err != nil {
 		return err
@@ -65,12 +65,12 @@ func (l *EgressLock) writeNodeMACs(id uint64, wires []Veth) error {
 	wanted := map[macKey]bool{}
 	masters := map[int]bool{}
 	for _, i := range all {
-		if i.master > 0 && slices.ContainsFunc(wires, func(w Veth) bool { return w.Index == i.index }) {
+		if i.master > 0 && slices.ContainsFunc(veths, func(w Veth) bool { return w.Index == i.index }) {
 			masters[i.master] = true
 		}
 	}
 	for _, i := range all {
-		held := slices.ContainsFunc(wires, func(w Veth) bool { return w.Index == i.index })
+		held := slices.ContainsFunc(veths, func(w Veth) bool { return w.Index == i.index })
 		if i.mac != [6]byte{} && (held || masters[i.index] || len(addrs[i.index]) > 0) {
 			wanted[macKey{Lock: id, MAC: i.mac}] = true
 		}
@@ -115,7 +115,7 @@ func (r *EgressLockRequest) reachesOnlyViaNode() bool {
 
 // AddTargets adds cgroups and veths to the active lock of a lease. It removes nothing, and does nothing if the lease
 // has no active lock. It returns ErrLockedByOtherLease if another lease locks one of them.
-func (l *EgressLock) AddTargets(lease string, cgroups []uint64, wires []Veth) error {
+func (l *EgressLock) AddTargets(lease string, cgroups []uint64, veths []Veth) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	id := lockID(lease)
@@ -130,10 +130,10 @@ func (l *EgressLock) AddTargets(lease string, cgroups []uint64, wires []Veth) er
 	if slices.Contains(cgroups, rootID) {
 		return errors.New("egress lock: the root cgroup is not allowed, because it contains the entire node")
 	}
-	if err := l.checkNotLocked(id, EgressLockRequest{Cgroups: cgroups, Veths: wires}); err != nil {
+	if err := l.checkNotLocked(id, EgressLockRequest{Cgroups: cgroups, Veths: veths}); err != nil {
 		return err
 	}
-	for _, w := range wires {
+	for _, w := range veths {
 		for _, a := range w.Addrs {
 			if err := l.ebpfMap(bpf.LockMapAddresses).Put(addressKey{Lock: id, Address: a.As16(), Role: addressRolePod}, uint8(1)); err != nil {
 				return fmt.Errorf("egress lock: write addresses: %w", err)

@@ -13,7 +13,7 @@ import (
 )
 
 // BenchmarkLockPacket measures the cost of the lock's programs for each packet, run by the kernel on the loopback
-// interface. "no lock" and "another's lock" are packets of an unlocked pod; "denied" and "answer" are packets of a
+// interface. "no lock" and "another's lock" are packets of an unlocked pod; "denied" and "reply" are packets of a
 // locked pod.
 func BenchmarkLockPacket(b *testing.B) {
 	newBenchCgroup(b)

@@ -24,9 +24,9 @@ func TestVethSearchIsBoundedAndFindsThePodInterface(t *testing.T) {
 	n := newNetworkLab(t)
 	found := func(t *testing.T, others ...*helperProcess) {
 		t.Helper()
-		wires, err := FindVeths(pidsOf(append(others, n.pod)...)...)
-		if len(wires) != 1 || wires[0].Index != n.veths[0].Index || wires[0].MAC != n.veths[0].MAC {
-			t.Errorf("found %+v", wires)
+		veths, err := FindVeths(pidsOf(append(others, n.pod)...)...)
+		if len(veths) != 1 || veths[0].Index != n.veths[0].Index || veths[0].MAC != n.veths[0].MAC {
+			t.Errorf("found %+v", veths)
 		}
 		if err == nil || len(err.Error()) > 4096 {
 			t.Errorf("the error must list what was not inspected, in bounded length: %v", err)
@@ -74,11 +74,11 @@ func TestVethAddressesAreLimited(t *testing.T) {
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("%v: %s", err, out)
 	}
-	wires, err := FindVeths(pidsOf(n.pod)...)
-	if err != nil || len(wires) != 1 || len(wires[0].Addrs) != maxVethAddrs {
-		t.Fatalf("%+v, %v", wires, err)
+	veths, err := FindVeths(pidsOf(n.pod)...)
+	if err != nil || len(veths) != 1 || len(veths[0].Addrs) != maxVethAddrs {
+		t.Fatalf("%+v, %v", veths, err)
 	}
-	if wires[0].Addrs[0].String() != podIP {
-		t.Errorf("the pod's own address is missing: %v", wires[0].Addrs)
+	if veths[0].Addrs[0].String() != podIP {
+		t.Errorf("the pod's own address is missing: %v", veths[0].Addrs)
 	}
 }

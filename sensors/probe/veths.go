@@ -61,7 +61,7 @@ func FindVeths(pids ...int) ([]Veth, error) {
 	for _, i := range here {
 		byIndex[i.index] = i
 	}
-	var wires []Veth
+	var veths []Veth
 	unheld := 0
 	for _, space := range spaces {
 		for _, i := range space.interfaces {
@@ -71,8 +71,8 @@ func FindVeths(pids ...int) ([]Veth, error) {
 			// The host-side end of a veth must name this interface and its namespace, because anyone who creates an
 			// interface can choose its index.
 			case i.kind == "veth" && ok && host.kind == "veth" && host.peer == i.index && host.peerNSID == space.nsid && space.nsid >= 0:
-				if !slices.ContainsFunc(wires, func(w Veth) bool { return w.Index == host.index }) {
-					wires = append(wires, space.toVeth(i, host))
+				if !slices.ContainsFunc(veths, func(w Veth) bool { return w.Index == host.index }) {
+					veths = append(veths, space.toVeth(i, host))
 				}
 			// Its traffic leaves through a veth of another namespace.
 			case i.kind == "veth" && space.isPeerInside(spaces, i):
@@ -92,7 +92,7 @@ func FindVeths(pids ...int) ([]Veth, error) {
 			fmt.Errorf("%d more interfaces have no host-side veth that could be locked: %w", unheld-maxReportedProblems,
 				ErrNotSupported))
 	}
-	return wires, errors.Join(errs...)
+	return veths, errors.Join(errs...)
 }
 
 const (

@@ -34,14 +34,14 @@ func TestFindVethsInspectsEveryProcess(t *testing.T) {
 	hidden := newHiddenHelper(t, n.podDir)
 
 	t.Run("a process that left the pod's network", func(t *testing.T) {
-		wires, err := FindVeths(pidsOf(hidden, n.pod)...)
-		if err != nil || len(wires) != 1 || wires[0].Index != n.veths[0].Index {
-			t.Errorf("%+v, %v", wires, err)
+		veths, err := FindVeths(pidsOf(hidden, n.pod)...)
+		if err != nil || len(veths) != 1 || veths[0].Index != n.veths[0].Index {
+			t.Errorf("%+v, %v", veths, err)
 		}
 	})
 	t.Run("only a process that left the network", func(t *testing.T) {
-		if wires, err := FindVeths(pidsOf(hidden)...); err != nil || len(wires) != 0 {
-			t.Errorf("%+v, %v", wires, err)
+		if veths, err := FindVeths(pidsOf(hidden)...); err != nil || len(veths) != 0 {
+			t.Errorf("%+v, %v", veths, err)
 		}
 	})
 	t.Run("one thread of a process that left", func(t *testing.T) {
@@ -49,9 +49,9 @@ func TestFindVethsInspectsEveryProcess(t *testing.T) {
 		if got := left.run(t, "enter", netNamespaceOf(t, n.pod)); got != "sent" {
 			t.Fatal(got)
 		}
-		wires, err := FindVeths(pidsOf(left)...)
-		if err != nil || len(wires) != 1 || wires[0].Index != n.veths[0].Index {
-			t.Errorf("%+v, %v", wires, err)
+		veths, err := FindVeths(pidsOf(left)...)
+		if err != nil || len(veths) != 1 || veths[0].Index != n.veths[0].Index {
+			t.Errorf("%+v, %v", veths, err)
 		}
 	})
 	t.Run("an open namespace of a process that left", func(t *testing.T) {
@@ -59,31 +59,31 @@ func TestFindVethsInspectsEveryProcess(t *testing.T) {
 		if got := left.run(t, "hold", netNamespaceOf(t, n.pod)); got != "sent" {
 			t.Fatal(got)
 		}
-		wires, err := FindVeths(pidsOf(left)...)
-		if err != nil || len(wires) != 1 || wires[0].Index != n.veths[0].Index {
-			t.Errorf("%+v, %v", wires, err)
+		veths, err := FindVeths(pidsOf(left)...)
+		if err != nil || len(veths) != 1 || veths[0].Index != n.veths[0].Index {
+			t.Errorf("%+v, %v", veths, err)
 		}
 	})
 	ns := filepath.Base(netNamespaceOf(t, n.pod))
 	t.Run("a veth with both ends in the pod", func(t *testing.T) {
 		runIPCommand(t, "-n", ns, "link", "add", "inner0", "type", "veth", "peer", "name", "inner1")
 		defer runIPCommand(t, "-n", ns, "link", "del", "inner0")
-		wires, err := FindVeths(pidsOf(n.pod)...)
-		if err != nil || len(wires) != 1 {
-			t.Errorf("%+v, %v", wires, err)
+		veths, err := FindVeths(pidsOf(n.pod)...)
+		if err != nil || len(veths) != 1 {
+			t.Errorf("%+v, %v", veths, err)
 		}
 	})
 	t.Run("a veth into another namespace of the pod", func(t *testing.T) {
 		runIPCommand(t, "-n", ns, "link", "add", "inner0", "type", "veth", "peer", "name", "inner1", "netns", pidOf(hidden))
 		defer runIPCommand(t, "-n", ns, "link", "del", "inner0")
-		wires, err := FindVeths(pidsOf(n.pod, hidden)...)
-		if err != nil || len(wires) != 1 {
-			t.Errorf("%+v, %v", wires, err)
+		veths, err := FindVeths(pidsOf(n.pod, hidden)...)
+		if err != nil || len(veths) != 1 {
+			t.Errorf("%+v, %v", veths, err)
 		}
 		// Without the other namespace the search is incomplete, and still returns what it found.
-		wires, err = FindVeths(pidsOf(n.pod)...)
-		if !errors.Is(err, ErrNotSupported) || len(wires) != 1 {
-			t.Errorf("%+v, %v", wires, err)
+		veths, err = FindVeths(pidsOf(n.pod)...)
+		if !errors.Is(err, ErrNotSupported) || len(veths) != 1 {
+			t.Errorf("%+v, %v", veths, err)
 		}
 	})
 	t.Run("a veth that imitates a neighbor's", func(t *testing.T) {
@@ -99,9 +99,9 @@ func TestFindVethsInspectsEveryProcess(t *testing.T) {
 		if out, err := add.CombinedOutput(); err != nil {
 			t.Fatalf("%v: %s", err, out)
 		}
-		wires, err := FindVeths(pidsOf(n.pod, own)...)
-		if err != nil || len(wires) != 1 || wires[0].Index != n.veths[0].Index {
-			t.Errorf("%+v, %v", wires, err)
+		veths, err := FindVeths(pidsOf(n.pod, own)...)
+		if err != nil || len(veths) != 1 || veths[0].Index != n.veths[0].Index {
+			t.Errorf("%+v, %v", veths, err)
 		}
 	})
 }
@@ -125,12 +125,12 @@ func peerIndexOf(t *testing.T, host int) int {
 func TestLockBlocksVethIfFirstProcessLeftTheNetwork(t *testing.T) {
 	n := newNetworkLab(t)
 	hidden := newHiddenHelper(t, n.podDir)
-	wires, err := FindVeths(pidsOf(hidden, n.pod)...)
+	veths, err := FindVeths(pidsOf(hidden, n.pod)...)
 	if err != nil {
 		t.Fatal(err)
 	}
 	l := openTestLock(t, newLockDir(t))
-	st, err := l.Apply(EgressLockRequest{LeaseID: "a", Cgroups: []uint64{n.podID}, Veths: wires, ExpiresAt: time.Now().Add(time.Minute)})
+	st, err := l.Apply(EgressLockRequest{LeaseID: "a", Cgroups: []uint64{n.podID}, Veths: veths, ExpiresAt: time.Now().Add(time.Minute)})
 	if err != nil || !st.VethLocked {
 		t.Fatalf("%+v, %v", st, err)
 	}
@@ -142,7 +142,7 @@ func TestLockBlocksVethIfFirstProcessLeftTheNetwork(t *testing.T) {
 	if n.peerFrameCount(t) != before {
 		t.Error("a frame passed the lock")
 	}
-	if _, err := net.InterfaceByIndex(wires[0].Index); err != nil {
+	if _, err := net.InterfaceByIndex(veths[0].Index); err != nil {
 		t.Error(err)
 	}
 }
