@@ -161,13 +161,13 @@ func (r Recording) validate() error {
 		switch a.Operation {
 		case OperationObserve, OperationPlan, OperationApply, OperationVerify, OperationUndo:
 		default:
-			return fmt.Errorf("answers[%d]: unknown operation %q", i, a.Operation)
+			return fmt.Errorf("action_results[%d]: unknown operation %q", i, a.Operation)
 		}
 		if a.Action == "" || a.AttemptNumber < 1 || a.OffsetMS > longest {
-			return fmt.Errorf("answers[%d]: missing action or attempt, or time out of range", i)
+			return fmt.Errorf("action_results[%d]: missing action or attempt, or time out of range", i)
 		}
 		if a.Outcome != "" && a.Outcome.WorseOf("") == "" {
-			return fmt.Errorf("answers[%d]: unknown outcome %q", i, a.Outcome)
+			return fmt.Errorf("action_results[%d]: unknown outcome %q", i, a.Outcome)
 		}
 	}
 	if v := r.Incident.IdleTimeoutMS; v < 0 || v > longest {

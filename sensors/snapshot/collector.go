@@ -64,7 +64,7 @@ func Take(ctx context.Context, t Target, lim Limits) (Snapshot, []ExecutableCopy
 	// Read the small and most volatile data of every process first, and copy the large executables last.
 	for i, pid := range pids {
 		if ctx.Err() != nil {
-			k.addMissing("%d of %d processes: out of time", len(pids)-i, len(pids))
+			k.addMissing("%d of %d processes: timed out", len(pids)-i, len(pids))
 			break
 		}
 		p, err := k.readProcess(pid)

@@ -32,7 +32,7 @@ func (k *collector) collectExecutables(ctx context.Context) {
 			continue
 		}
 		if ctx.Err() != nil {
-			k.addMissing("executables from process %d on: out of time", p.PID)
+			k.addMissing("executables from process %d on: timed out", p.PID)
 			return
 		}
 		if err := k.collectExecutable(ctx, p); err != nil {
@@ -136,7 +136,7 @@ func hashAndCopy(ctx context.Context, r io.Reader, room int64) (string, []byte, 
 	buf := make([]byte, 256<<10)
 	for {
 		if err := ctx.Err(); err != nil {
-			return "", nil, fmt.Errorf("out of time: %w", err)
+			return "", nil, fmt.Errorf("timed out: %w", err)
 		}
 		n, err := r.Read(buf)
 		hash.Write(buf[:n])

@@ -207,7 +207,7 @@ func TestSnapshotListsWhatExceedsTheLimits(t *testing.T) {
 	}
 	ended, cancel := context.WithCancel(context.Background())
 	cancel()
-	if got, _ := take(ended, Limits{}); !strings.Contains(got, "out of time") {
+	if got, _ := take(ended, Limits{}); !strings.Contains(got, "timed out") {
 		t.Errorf("a canceled context: %q", got)
 	}
 	if _, _, err := Take(context.Background(), Target{CgroupDirs: []string{dir + "-none"}}, Limits{}); err == nil {

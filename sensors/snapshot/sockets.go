@@ -44,7 +44,7 @@ func (k *collector) collectSockets(ctx context.Context) {
 			continue
 		}
 		if ctx.Err() != nil {
-			k.addMissing("sockets: out of time")
+			k.addMissing("sockets: timed out")
 			return
 		}
 		seen[ns] = true
