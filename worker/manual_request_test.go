@@ -349,7 +349,7 @@ func TestContainersInSharedNetworkNamespaceAreRecorded(t *testing.T) {
 	require.NoError(t, err)
 	raw, err := json.Marshal(timeline)
 	require.NoError(t, err)
-	require.Contains(t, string(raw), "But: "+warning)
+	require.Contains(t, string(raw), "Warning: "+warning)
 }
 
 // If the guards require an approval, the requester is never an approver.
