@@ -40,7 +40,7 @@ func (l *EgressLock) RefreshNodeMACs() error {
 	veths := map[uint64][]Veth{}
 	for k, v := range l.lockedObjects() {
 		if k.Kind == objectVeth {
-			wires[v.Lock] = append(wires[v.Lock], Veth{Index: int(k.ID)})
+			veths[v.Lock] = append(veths[v.Lock], Veth{Index: int(k.ID)})
 		}
 	}
 	for id, held := range veths {
@@ -146,7 +146,7 @@ func (l *EgressLock) AddTargets(lease string, cgroups []uint64, veths []Veth) er
 		}
 	}
 	var errs []error
-	for _, w := range wires {
+	for _, w := range veths {
 		k := lockedObjectKey{ID: uint64(w.Index), Kind: objectVeth}
 		if err := l.ebpfMap(bpf.LockMapLockedObjects).Put(k, lockedObjectValue{Lock: id, MAC: w.MAC}); err != nil {
 			return fmt.Errorf("egress lock: apply: %w", err)

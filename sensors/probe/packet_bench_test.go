@@ -67,15 +67,15 @@ func BenchmarkLockPacket(b *testing.B) {
 	}
 	run("cgroup/no lock", bpf.LockProgLockEgress, 1, nil)
 	run("cgroup/another's lock", bpf.LockProgLockEgress, 1, lock)
-	run("wire in/another's lock", bpf.LockProgLockVethIngress, next, lock)
-	run("wire out/another's lock", bpf.LockProgLockVethEgress, next, lock)
+	run("veth in/another's lock", bpf.LockProgLockVethIngress, next, lock)
+	run("veth out/another's lock", bpf.LockProgLockVethEgress, next, lock)
 	hold := func(b *testing.B) {
 		lock(b)
 		put(b, bpf.LockMapLockedObjects, lockedObjectKey{ID: 1, Kind: objectVeth}, lockedObjectValue{Lock: id, MAC: [6]byte(mac)})
 	}
-	run("wire in/denied", bpf.LockProgLockVethIngress, drop, hold)
-	run("wire out/to the pod", bpf.LockProgLockVethEgress, next, hold)
-	run("wire in/answer", bpf.LockProgLockVethIngress, next, func(b *testing.B) {
+	run("veth in/denied", bpf.LockProgLockVethIngress, drop, hold)
+	run("veth out/to the pod", bpf.LockProgLockVethEgress, next, hold)
+	run("veth in/reply", bpf.LockProgLockVethIngress, next, func(b *testing.B) {
 		hold(b)
 		put(b, bpf.LockMapMacs, macKey{Lock: id, MAC: [6]byte(mac)}, uint8(1))
 		end := make([]byte, 16)
