@@ -39,7 +39,7 @@ type Containment interface {
 	Apply(ctx context.Context, r Request, prior json.RawMessage, token attestation.Envelope) (Effect, error)
 	// Verify reports whether the change is in force now, with details.
 	Verify(ctx context.Context, r Request, prior json.RawMessage) (bool, string, error)
-	// Undo restores the saved state. If somebody else changed the target since, it restores nothing and returns a
+	// Undo restores the saved state. If someone else changed the target since, it restores nothing and returns a
 	// Drift.
 	Undo(ctx context.Context, r Request, prior json.RawMessage, grant *attestation.Envelope) (*Drift, error)
 }
@@ -141,7 +141,7 @@ type Effect struct {
 	AppliedAt time.Time `json:"applied_at,omitzero"`
 }
 
-// Drift describes a change by somebody else since the containment was applied.
+// Drift describes a change by someone else since the containment was applied.
 type Drift struct {
 	Detail string `json:"detail"`
 }

@@ -154,7 +154,7 @@ func (s *Activities) verifyVotes(in CountVotesInput) countedVotes {
 		var v attestation.Vote
 		if err := s.Authority.Keyring().Verify(signed, attestation.PayloadTypeVote, &v); err != nil {
 			s.Log.Warn("a vote is unverified", "incident", in.IncidentID, "step", in.RequestID, "error", err)
-			ignore("somebody", err.Error())
+			ignore("someone", err.Error())
 			continue
 		}
 		switch {

@@ -86,7 +86,7 @@ func TestVotesAreCounted(t *testing.T) {
 			b.castVote("ann", nil, "oncall")
 			b.castVote("ben", func(v *attestation.Vote) { v.Approved, v.Reason = false, "a test" }, "oncall")
 		}, false, true, "ben denied it. a test"},
-		"a no of somebody without the right": {func(b *voteFixture) { b.castVote("eve", func(v *attestation.Vote) { v.Approved = false }) }, false, false, "0 of 2"},
+		"a no of someone without the right": {func(b *voteFixture) { b.castVote("eve", func(v *attestation.Vote) { v.Approved = false }) }, false, false, "0 of 2"},
 		"a no of who asked for it": {func(b *voteFixture) {
 			b.castVote("ann", nil, "oncall")
 			b.castVote("eve", func(v *attestation.Vote) { v.Approved, v.WithdrawsRequest, v.Reason = false, true, "a mistake" })
@@ -95,7 +95,7 @@ func TestVotesAreCounted(t *testing.T) {
 			b.castVote("ann", nil, "oncall")
 			b.castVote("eve", func(v *attestation.Vote) { v.WithdrawsRequest = true })
 		}, false, false, "1 of 2"},
-		"a yes of somebody without the right": {func(b *voteFixture) { b.castVote("ann", nil, "oncall"); b.castVote("eve", nil, "interns") }, false, false, "1 of 2"},
+		"a yes of someone without the right": {func(b *voteFixture) { b.castVote("ann", nil, "oncall"); b.castVote("eve", nil, "interns") }, false, false, "1 of 2"},
 		"the second group, once it is asked":  {func(b *voteFixture) { b.castVote("ann", nil, "oncall"); b.castVote("mia", nil, "managers") }, true, false, "mia"},
 		"the second group, before it is asked": {func(b *voteFixture) {
 			b.input.AskedAt = time.Now()
@@ -118,7 +118,7 @@ func TestVotesAreCounted(t *testing.T) {
 			b.castVote("ann", nil, "oncall")
 			b.castVote("ben", func(v *attestation.Vote) { v.RejectionReason = "he triggered it" }, "oncall")
 		}, false, false, "1 of 2"},
-		"signed by somebody else": {func(b *voteFixture) {
+		"signed by someone else": {func(b *voteFixture) {
 			other := signer.New(b.t)
 			b.castVote("ann", nil, "oncall")
 			genuine := b.signer
@@ -139,7 +139,7 @@ func TestVotesAreCounted(t *testing.T) {
 			b.updateHash()
 			b.castVote("ann", nil, "oncall")
 		}, false, true, "neither those of the scope"},
-		"a namespace of somebody else's scope": {func(b *voteFixture) {
+		"a namespace of someone else's scope": {func(b *voteFixture) {
 			b.input.Targets[0].Namespace = "bank"
 			b.castVote("ann", nil, "oncall")
 			b.castVote("ben", nil, "oncall")
@@ -164,7 +164,7 @@ func TestVotesAreCounted(t *testing.T) {
 			b.usePlaybookApprover(other, "boss")
 			b.castVote("boss", nil)
 		}, false, true, "not part of this installation"},
-		"a known playbook, and somebody whom it does not ask": {func(b *voteFixture) {
+		"a known playbook, and someone whom it does not ask": {func(b *voteFixture) {
 			b.usePlaybookApprover(b.signer, "boss")
 			b.input.Approvers.Users = []string{"eve"}
 			b.updateHash()

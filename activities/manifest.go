@@ -37,7 +37,7 @@ const (
 	EntryKindEffect  ManifestEntryKind = "effect"  // a containment was applied
 	EntryKindUndo    ManifestEntryKind = "undo"    // a containment was undone
 	EntryKindArchive ManifestEntryKind = "archive" // the workflows' histories were archived
-	EntryKindAccess  ManifestEntryKind = "access"  // somebody exported an artifact
+	EntryKindAccess  ManifestEntryKind = "access"  // someone exported an artifact
 )
 
 // ManifestEntry is one line of an incident's manifest. It contains the hash of the previous line, and is signed.

@@ -122,7 +122,7 @@ func TestVerifyRejectsManifestOfAnotherKeyOrIncident(t *testing.T) {
 	require.ErrorContains(t, joinFindings(found), "belongs to the manifest of")
 }
 
-// A line that somebody inserted at the start proves nothing, and does not invalidate the lines after it.
+// A line that someone inserted at the start proves nothing, and does not invalidate the lines after it.
 func TestEachManifestEntryIsVerifiedSeparately(t *testing.T) {
 	s, a := newFilledStore(t)
 	whole, err := os.ReadFile(readManifestFile(s))

@@ -364,7 +364,7 @@ func TestRequesterCannotApproveOwnRequest(t *testing.T) {
 	}, 30*time.Second, 50*time.Millisecond)
 	vote := gateway.VoteRequest{IncidentID: answer.IncidentID, RequestID: asked[0].ID, Approve: true}
 	_, err = w.ApprovalService.Vote(t.Context(), principalByName(w.Config, "alice"), vote)
-	require.ErrorContains(t, err, "alice requested this; somebody else must approve it; withdraw it with `stanch deny`")
+	require.ErrorContains(t, err, "alice requested this; someone else must approve it; withdraw it with `stanch deny`")
 	require.Empty(t, node.lockedLeaseIDs())
 	_, err = w.ApprovalService.Vote(t.Context(), principalByName(w.Config, "bob"), vote)
 	require.NoError(t, err)
@@ -433,7 +433,7 @@ func TestRequesterCanWithdrawOwnAndVoteOnOtherRequests(t *testing.T) {
 	require.NoError(t, err)
 	vote := gateway.VoteRequest{IncidentID: long.IncidentID, RequestID: questions(long.IncidentID)[0].QualifiedID(), Approve: true, WaitForResult: true}
 	_, err = w.ApprovalService.Vote(t.Context(), root, vote)
-	require.ErrorContains(t, err, "root requested this; somebody else must approve it; withdraw it with `stanch deny`")
+	require.ErrorContains(t, err, "root requested this; someone else must approve it; withdraw it with `stanch deny`")
 	no := vote
 	no.Approve, no.Reason = false, "a mistake"
 	said, err := w.ApprovalService.Vote(t.Context(), root, no)

@@ -87,7 +87,7 @@ func (w *Worker) UndoOrphans(ctx context.Context, before time.Time) error {
 		case err != nil:
 			problems = append(problems, err)
 		case drift != nil:
-			w.Log.Error("an orphaned containment was changed by somebody else; undo it manually", "object", o.Object, "lease", o.LeaseID, "expired", o.ExpiredAt)
+			w.Log.Error("an orphaned containment was changed by another writer; undo it manually", "object", o.Object, "lease", o.LeaseID, "expired", o.ExpiredAt)
 		default:
 			w.Log.Warn("an orphaned containment was undone", "object", o.Object, "lease", o.LeaseID, "expired", o.ExpiredAt)
 		}
@@ -129,7 +129,7 @@ func (w *Worker) undoCloudOrphans(ctx context.Context, before time.Time) error {
 		case err != nil:
 			problems = append(problems, err)
 		case drift != nil:
-			w.Log.Error("an orphaned containment was changed by somebody else; undo it manually", "object", o.ObjectName, "lease", o.LeaseID, "difference", drift.Detail)
+			w.Log.Error("an orphaned containment was changed by another writer; undo it manually", "object", o.ObjectName, "lease", o.LeaseID, "difference", drift.Detail)
 		default:
 			w.Log.Warn("an orphaned containment was undone", "object", o.ObjectName, "lease", o.LeaseID, "expired", o.ExpiredAt)
 		}

@@ -2,7 +2,7 @@
 // one pod, one role, one user or one key.
 //
 // It refuses to change a role by its name alone, because names are reused and RoleIds never. It refuses to contain the
-// identities that Stanch itself uses, and to undo what somebody else changed since; it then returns the differences. A
+// identities that Stanch itself uses, and to undo what someone else changed since; it then returns the differences. A
 // deny that no simulation confirms is "unverified".
 package aws
 

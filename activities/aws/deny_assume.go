@@ -209,7 +209,7 @@ func (a *denyAssumeAction) Verify(ctx context.Context, r activities.Request, _ j
 	return true, "the trust policy denies it", nil
 }
 
-// Undo restores the saved trust policy exactly, unless somebody else changed it since.
+// Undo restores the saved trust policy exactly, unless someone else changed it since.
 func (a *denyAssumeAction) Undo(ctx context.Context, r activities.Request, raw json.RawMessage, grant *attestation.Envelope) (*activities.Drift, error) {
 	prior, err := activities.DecodePriorState[trustPrior](raw)
 	if err != nil {

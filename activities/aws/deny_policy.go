@@ -70,7 +70,7 @@ func (d denyAllPolicy) render() string {
 // maxPolicyBytes is the maximum size that is parsed. IAM's own limits are far below.
 const maxPolicyBytes = 64 << 10
 
-// parseDenyAll parses what text writes, and nothing else: any difference is a change by somebody else.
+// parseDenyAll parses what text writes, and nothing else: any difference is a change by someone else.
 func parseDenyAll(text string) (denyAllPolicy, error) {
 	var doc policyDocument
 	if len(text) > maxPolicyBytes {

@@ -230,7 +230,7 @@ func (a *disableKeyAction) Undo(ctx context.Context, r activities.Request, raw j
 	if err := refuseBeforeExpiry(s.marker.expiresAt, grant); err != nil {
 		return nil, err
 	}
-	// A key that somebody activated meanwhile stays active.
+	// A key that someone activated meanwhile stays active.
 	if s.status == types.StatusTypeInactive && s.marker.priorStatus == types.StatusTypeActive {
 		if err := a.setKeyStatus(ctx, s.user, r.Target.UID, s.marker.priorStatus); err != nil {
 			return nil, err

@@ -177,7 +177,7 @@ func (a *Account) undoPolicy(ctx context.Context, t playbooks.Target, policy str
 }
 
 // refuseBeforeExpiry refuses an end before the stamped one without a grant: requests can come from anybody who can
-// reach Temporal, the marker only from somebody who may write to the account.
+// reach Temporal, the marker only from someone who may write to the account.
 func refuseBeforeExpiry(until time.Time, grant *attestation.Envelope) error {
 	if grant == nil && time.Now().Before(until) {
 		return activities.Refusef("its recorded end (%s) has not passed, and no grant was given", until.Format(time.RFC3339))

@@ -202,7 +202,7 @@ func VerifyCordon(ctx context.Context, client kubernetes.Interface, r CordonRequ
 
 // UndoCordon restores the prior state and removes the lease's annotations. It does nothing if the node is gone or the
 // cordon was undone before. If the node is cordoned without this lease's marker, it changes nothing and returns a
-// drift. A second cordon by somebody else looks like the first; to keep a cordon after the lease, remove the marker.
+// drift. A second cordon by someone else looks like the first; to keep a cordon after the lease, remove the marker.
 func UndoCordon(ctx context.Context, client kubernetes.Interface, r CordonRequest, prior CordonPrior) (drift *Drift, err error) {
 	err = retry.RetryOnConflict(retry.DefaultBackoff, func() error {
 		drift, err = undoCordonOnce(ctx, client, r, prior)

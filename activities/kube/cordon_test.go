@@ -25,7 +25,7 @@ func TestCordon(t *testing.T) {
 		"the last node is left": testCordonRefusesLastNode,
 		"a node that is cordoned already stays so":  testCordonKeepsExistingCordon,
 		"another lease's node is left":              testCordonRefusesOtherLease,
-		"undo of what somebody changed is a drift":  testCordonUndoDrift,
+		"undo of what someone changed is a drift":  testCordonUndoDrift,
 		"planning needs no right to write":          testCordonPlanIsReadOnly,
 		"the sweeper finds what lost its lease":     testCordonOrphansFound,
 		"the node is held when the pod is gone too": testCordonAfterPodGone,
@@ -75,7 +75,7 @@ func (p fixture) getNode(t *testing.T, name string) *corev1.Node {
 
 func (p fixture) patchNode(t *testing.T, name, body string) {
 	t.Helper()
-	if _, err := p.Client().CoreV1().Nodes().Patch(t.Context(), name, types.MergePatchType, []byte(body), metav1.PatchOptions{FieldManager: "somebody"}); err != nil {
+	if _, err := p.Client().CoreV1().Nodes().Patch(t.Context(), name, types.MergePatchType, []byte(body), metav1.PatchOptions{FieldManager: "someone"}); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -136,7 +136,7 @@ func testCordonKeepsExistingCordon(t *testing.T, p fixture, client kubernetes.In
 	drift, err := kube.UndoCordon(t.Context(), client, r, plan.Prior)
 	wantUndone(t, drift, err)
 	if n := p.getNode(t, name); !n.Spec.Unschedulable || len(stanchMarkers(n)) != 0 {
-		t.Errorf("somebody's cordon was lifted; stamped %v", stanchMarkers(n))
+		t.Errorf("someone's cordon was lifted; stamped %v", stanchMarkers(n))
 	}
 }
 
@@ -158,16 +158,16 @@ func testCordonUndoDrift(t *testing.T, p fixture, client kubernetes.Interface) {
 	v, refusal, err := kube.VerifyCordon(t.Context(), client, r, plan.Prior)
 	requireNoRefusal(t, refusal, err)
 	if v.InForce || len(v.Differences) != 1 {
-		t.Errorf("uncordoned by somebody: %+v", v)
+		t.Errorf("uncordoned by someone: %+v", v)
 	}
-	for _, lease := range []string{`"mine"`, "null"} { // somebody keeps the node cordoned
+	for _, lease := range []string{`"mine"`, "null"} { // someone keeps the node cordoned
 		p.patchNode(t, name, `{"spec":{"unschedulable":true},"metadata":{"annotations":{"scheduling.stanch.dev/lease":`+lease+`}}}`)
 		drift, err := kube.UndoCordon(t.Context(), client, r, plan.Prior)
 		if err != nil || drift == nil || !strings.HasPrefix(drift.Differences[0].String(), "Node "+name+": annotation scheduling.stanch.dev/lease") {
 			t.Errorf("%s: drift %v, %v", lease, drift, err)
 		}
 		if !p.getNode(t, name).Spec.Unschedulable {
-			t.Error("somebody's cordon was lifted")
+			t.Error("someone's cordon was lifted")
 		}
 	}
 }

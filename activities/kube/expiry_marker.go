@@ -12,7 +12,7 @@ import (
 )
 
 // ExpiryMarker is the lease and the end that are stamped on a contained object. An undo without a grant depends on it:
-// requests can come from anybody who can reach Temporal, the marker only from somebody who may write to the cluster.
+// requests can come from anybody who can reach Temporal, the marker only from someone who may write to the cluster.
 type ExpiryMarker struct {
 	Present   bool      // of this request's lease
 	ExpiresAt time.Time // zero if it cannot be parsed

@@ -38,7 +38,7 @@ func (p fixture) findIsolationOrphans(t *testing.T, client kubernetes.Interface,
 func (p fixture) patchPolicy(t *testing.T, name, body string) {
 	t.Helper()
 	if _, err := p.Client().NetworkingV1().NetworkPolicies(p.namespace).Patch(t.Context(), name, types.MergePatchType,
-		[]byte(body), metav1.PatchOptions{FieldManager: "somebody"}); err != nil {
+		[]byte(body), metav1.PatchOptions{FieldManager: "someone"}); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -46,7 +46,7 @@ func (p fixture) patchPolicy(t *testing.T, name, body string) {
 func (p fixture) patchPod(t *testing.T, name, body string) {
 	t.Helper()
 	if _, err := p.Client().CoreV1().Pods(p.namespace).Patch(t.Context(), name, types.MergePatchType, []byte(body),
-		metav1.PatchOptions{FieldManager: "somebody"}); err != nil {
+		metav1.PatchOptions{FieldManager: "someone"}); err != nil {
 		t.Fatal(err)
 	}
 }

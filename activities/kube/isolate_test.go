@@ -29,12 +29,12 @@ func TestIsolate(t *testing.T) {
 		"one pod and none of its siblings":              testIsolateOnlyOnePod,
 		"planning needs no right to write":              testIsolatePlanIsReadOnly,
 		"repeating and extending":                       testIsolateRepeatAndExtend,
-		"somebody else's policies defeat it":            testIsolatePolicyConflicts,
+		"someone else's policies defeat it":            testIsolatePolicyConflicts,
 		"what is refused":                               testIsolateRefusals,
 		"a static pod is refused":                       testIsolateRefusesStaticPod,
 		"a pod that came later is not touched":          testIsolateIgnoresReplacedPod,
-		"undo of what somebody changed is a drift":      testIsolateUndoDrift,
-		"apply puts back what somebody removed":         testIsolateReappliesRemoved,
+		"undo of what someone changed is a drift":      testIsolateUndoDrift,
+		"apply puts back what someone removed":         testIsolateReappliesRemoved,
 		"undo gives up labels that others wrote too":    testIsolateUndoCoOwnedLabels,
 		"the sweeper finds what lost its lease":         testIsolateOrphansFound,
 		"undo works when the pod is gone":               testIsolateUndoAfterPodGone,
@@ -143,7 +143,7 @@ func testIsolateUndoKeepsReplacedPolicy(t *testing.T, p fixture, client kubernet
 		t.Errorf("undo answered %v, want a conflict", err)
 	}
 	if _, err := policies.Get(ctx, plan.PolicyName, metav1.GetOptions{}); err != nil {
-		t.Errorf("the policy that somebody made is gone: %v", err)
+		t.Errorf("the policy that someone made is gone: %v", err)
 	}
 	drift, err := kube.UndoIsolate(ctx, client, r, false)
 	wantDrift(t, drift, err, "NetworkPolicy")
@@ -263,7 +263,7 @@ func testIsolateRefusals(t *testing.T, p fixture, client kubernetes.Interface) {
 	drift, err := kube.UndoIsolate(t.Context(), client, r, false)
 	wantUndone(t, drift, err)
 
-	// A policy of somebody else with the same name as Stanch's is neither used nor removed.
+	// A policy of someone else with the same name as Stanch's is neither used nor removed.
 	foreign := &networkingv1.NetworkPolicy{ObjectMeta: metav1.ObjectMeta{Name: "stanch-isolate-" + kube.ShortLeaseID(r.Lease.ID)}}
 	if _, err := p.Client().NetworkingV1().NetworkPolicies(p.namespace).Create(t.Context(), foreign, metav1.CreateOptions{}); err != nil {
 		t.Fatal(err)
@@ -341,7 +341,7 @@ func testIsolateUndoDrift(t *testing.T, p fixture, client kubernetes.Interface) 
 	}
 	now, err := p.Client().CoreV1().Pods(p.namespace).Get(t.Context(), "drift", metav1.GetOptions{})
 	if err != nil || now.Labels[kube.IsolateLabel] != "mine" {
-		t.Errorf("somebody else's label after the forced undo: %v, %v", now.Labels, err)
+		t.Errorf("someone else's label after the forced undo: %v, %v", now.Labels, err)
 	}
 }
 

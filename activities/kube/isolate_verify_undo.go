@@ -41,7 +41,7 @@ func VerifyIsolate(ctx context.Context, client kubernetes.Interface, r IsolateRe
 }
 
 // UndoIsolate removes what ApplyIsolate added, and nothing else: first the pod's label, which restores its network at
-// once, then the policy. It is idempotent. If somebody changed Stanch's objects since, it changes nothing and returns a
+// once, then the policy. It is idempotent. If someone changed Stanch's objects since, it changes nothing and returns a
 // drift; with force, it removes them anyway.
 func UndoIsolate(ctx context.Context, client kubernetes.Interface, r IsolateRequest, force bool) (*Drift, error) {
 	fail := func(err error) (*Drift, error) {
@@ -69,7 +69,7 @@ func UndoIsolate(ctx context.Context, client kubernetes.Interface, r IsolateRequ
 		if ours {
 			drift.Differences = append(drift.Differences, r.policyDifferences(policy)...)
 		}
-		// A missing label is what undo wants; another value belongs to somebody else.
+		// A missing label is what undo wants; another value belongs to someone else.
 		if gone == nil && pod.Labels[IsolateLabel] != "" {
 			drift.Differences = append(drift.Differences, r.labelDifferences(pod)...)
 		}
@@ -94,7 +94,7 @@ func UndoIsolate(ctx context.Context, client kubernetes.Interface, r IsolateRequ
 	return nil, nil
 }
 
-// removeMarkers removes Stanch's label and annotations if somebody wrote the same values later: both managers then own
+// removeMarkers removes Stanch's label and annotations if someone wrote the same values later: both managers then own
 // them, and server-side apply does not remove them. The values name this lease, so they are Stanch's.
 func (r IsolateRequest) removeMarkers(ctx context.Context, client kubernetes.Interface, pod *corev1.Pod) error {
 	labels, annotations := map[string]any{}, map[string]any{}
@@ -191,7 +191,7 @@ func FindOrphanedIsolations(ctx context.Context, client kubernetes.Interface, no
 			Pod PodRef `json:"pod"`
 		}
 		if err := json.Unmarshal([]byte(p.Annotations[FacetNetwork.PriorStateAnnotation()]), &prior); err != nil || prior.Pod.UID == "" {
-			prior.Pod = findLabeledPod(pods.Items, p) // somebody tampered with it: use the label
+			prior.Pod = findLabeledPod(pods.Items, p) // someone tampered with it: use the label
 		}
 		orphans = append(orphans, Orphan{
 			Object: "NetworkPolicy " + p.Namespace + "/" + p.Name, LeaseID: lease.ID, IncidentID: lease.IncidentID, ExpiredAt: lease.ExpiresAt,

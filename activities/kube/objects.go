@@ -110,7 +110,7 @@ const (
 	// the pod uses the node's network, so isolating it would isolate the node
 	ReasonHostNetwork   RefusalReason = "host-network"
 	ReasonStaticPod     RefusalReason = "static-pod" // the kubelet owns the pod, and the API server only mirrors it
-	ReasonForeignObject RefusalReason = "foreign"    // an object or field in the way belongs to somebody else
+	ReasonForeignObject RefusalReason = "foreign"    // an object or field in the way belongs to someone else
 	// a controller would revert the change: contain the controller instead
 	ReasonControllerOwned  RefusalReason = "owned"
 	ReasonUnsupported      RefusalReason = "unsupported"       // the kind is not supported
@@ -151,7 +151,7 @@ func (d Difference) String() string {
 	return s
 }
 
-// Drift means that undo changed nothing because somebody changed the objects since. The lease is then stuck and a
+// Drift means that undo changed nothing because someone changed the objects since. The lease is then stuck and a
 // person decides: undo with force removes Stanch's parts whatever was changed.
 type Drift struct {
 	Differences []Difference `json:"differences"`

@@ -64,7 +64,7 @@ func TestPodManifest(t *testing.T) {
 		{Name: "DB_PASSWORD", Value: "hunter2-e"},
 		{Name: "DATABASE", Value: "mysql://shop:hunter2-f@db"},
 		{Name: "LOG_LEVEL", Value: "debug"},
-		{Name: "AUTHOR", Value: "somebody"},
+		{Name: "AUTHOR", Value: "someone"},
 	}
 	ref := podRef(p.RunPod(t, p.namespace, pod))
 	m, refusal, err := kube.PodManifest(t.Context(), client, ref)
@@ -73,7 +73,7 @@ func TestPodManifest(t *testing.T) {
 	if strings.Contains(text, "hunter2") || strings.Contains(text, "managedFields") {
 		t.Errorf("secrets or managed fields in:\n%s", text)
 	}
-	for _, want := range []string{"kind: Pod", "name: DB_PASSWORD", "value: debug", "value: somebody", "team: shop", "nodeName: ", "imageID: "} {
+	for _, want := range []string{"kind: Pod", "name: DB_PASSWORD", "value: debug", "value: someone", "team: shop", "nodeName: ", "imageID: "} {
 		if !strings.Contains(text, want) {
 			t.Errorf("no %q in:\n%s", want, text)
 		}

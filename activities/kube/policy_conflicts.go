@@ -10,7 +10,7 @@ import (
 	"k8s.io/apimachinery/pkg/labels"
 )
 
-// PolicyConflict is a policy of somebody else that selects the pod and allows traffic. Stanch's policy cannot deny that
+// PolicyConflict is a policy of someone else that selects the pod and allows traffic. Stanch's policy cannot deny that
 // traffic.
 type PolicyConflict struct {
 	PolicyName   string `json:"policy_name"`   // its name, in the pod's namespace

@@ -194,7 +194,7 @@ func VerifyScale(ctx context.Context, client kubernetes.Interface, r ScaleReques
 }
 
 // UndoScale restores the saved number of replicas and removes the lease's annotations. It does nothing if the workload
-// is gone or the scaling was undone before. If somebody changed the number or the annotations, it changes nothing and
+// is gone or the scaling was undone before. If someone changed the number or the annotations, it changes nothing and
 // returns a drift; with force, it sets the prior number anyway.
 func UndoScale(ctx context.Context, client kubernetes.Interface, r ScaleRequest, prior ScalePrior, force bool) (drift *Drift, err error) {
 	// The controller often writes the object's status: on a conflict everything is read and checked again.

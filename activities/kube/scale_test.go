@@ -29,7 +29,7 @@ func TestScale(t *testing.T) {
 		"repeating keeps what was saved first":    testScaleRepeatKeepsFirstPrior,
 		"an autoscaler is told of":                testScaleReportsAutoscaler,
 		"what is refused":                         testScaleRefusals,
-		"undo of what somebody scaled is a drift": testScaleUndoDrift,
+		"undo of what someone scaled is a drift": testScaleUndoDrift,
 		"the sweeper finds what lost its lease":   testScaleOrphansFound,
 		"a half-made undo is finished":            testScaleFinishesHalfUndone,
 	} {
@@ -219,10 +219,10 @@ func testScaleUndoDrift(t *testing.T, p fixture, client kubernetes.Interface) {
 	v, refusal, err := kube.VerifyScale(t.Context(), client, r)
 	requireNoRefusal(t, refusal, err)
 	if v.InForce {
-		t.Error("it holds although somebody scaled it")
+		t.Error("it holds although someone scaled it")
 	}
 	drift, err := kube.UndoScale(t.Context(), client, r, plan.Prior, false)
-	wantDrift(t, drift, err, "Deployment "+p.namespace+"/drift: spec.replicas is 1, want 0 (last written by somebody")
+	wantDrift(t, drift, err, "Deployment "+p.namespace+"/drift: spec.replicas is 1, want 0 (last written by someone")
 	p.waitForReplicas(t, "drift", 1)
 	drift, err = kube.UndoScale(t.Context(), client, r, plan.Prior, true)
 	wantUndone(t, drift, err)
@@ -279,7 +279,7 @@ func testScaleFinishesHalfUndone(t *testing.T, p fixture, client kubernetes.Inte
 func (p fixture) patchDeployment(t *testing.T, name, body string) {
 	t.Helper()
 	if _, err := p.Client().AppsV1().Deployments(p.namespace).Patch(t.Context(), name, types.MergePatchType, []byte(body),
-		metav1.PatchOptions{FieldManager: "somebody"}); err != nil {
+		metav1.PatchOptions{FieldManager: "someone"}); err != nil {
 		t.Fatal(err)
 	}
 }

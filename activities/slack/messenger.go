@@ -236,7 +236,7 @@ func (p *messageView) postOrUpdateMessage(ctx context.Context, blocks []slack.Bl
 		if err.Error() != "message_not_found" {
 			return err //nolint:wrapcheck // the caller adds context
 		}
-		// Somebody deleted the message: it is posted again.
+		// Someone deleted the message: it is posted again.
 		p.state = activities.MessageState{PostedReplies: map[string]bool{}}
 	}
 	channel, ts, err := p.SlackClient.PostMessageContext(ctx, p.Channel, options...)

@@ -171,7 +171,7 @@ func (n *testNode) sendLock(l testLease, edit func(*gatewayrpc.ContainmentComman
 func (n *testNode) sendUnlock(t *testing.T, l testLease) (gatewayrpc.ContainmentState, error) {
 	t.Helper()
 	grant, err := n.authorityKey.Sign(attestation.PayloadTypeGrant, attestation.Grant{
-		Nonce: "g", Operation: attestation.OperationRelease, LeaseID: l.id, GrantedBy: []string{"somebody"}, IssuedAt: time.Now(), ExpiresAt: time.Now().Add(time.Minute),
+		Nonce: "g", Operation: attestation.OperationRelease, LeaseID: l.id, GrantedBy: []string{"someone"}, IssuedAt: time.Now(), ExpiresAt: time.Now().Add(time.Minute),
 	})
 	require.NoError(t, err)
 	return n.sendCommand(gatewayrpc.CommandUnlock, gatewayrpc.ReleaseCommand{Target: l.target, LeaseID: l.id, Grant: &grant})

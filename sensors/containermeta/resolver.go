@@ -275,7 +275,7 @@ type NamedCgroup struct {
 }
 
 // FindNamedCgroups returns every populated cgroup whose name contains the pod UID or, if that is empty, the container
-// ID. There is one, unless somebody created another cgroup with the same name.
+// ID. There is one, unless someone created another cgroup with the same name.
 func (r *Resolver) FindNamedCgroups(ctx context.Context, podUID, containerID string) ([]NamedCgroup, error) {
 	var out []NamedCgroup
 	if podUID == "" {

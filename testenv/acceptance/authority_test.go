@@ -123,7 +123,7 @@ func forgedDetection(target playbooks.Target) sensors.Detection {
 	}
 }
 
-// Somebody who has everything of Temporal, and in most attacks the payload codec's key too, but never the authority's.
+// Someone who has everything of Temporal, and in most attacks the payload codec's key too, but never the authority's.
 func TestWhoHasTemporalCanNeitherContainNorRelease(t *testing.T) {
 	w := newAttackFixture(t)
 	for _, attack := range temporalAttacks {

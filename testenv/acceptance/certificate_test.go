@@ -51,7 +51,7 @@ func TestANodesCertificateIsGoodForThatNodeOnly(t *testing.T) {
 	require.NoError(t, say("node-a", "node-a", authority.RoleNode), "it is itself")
 	require.ErrorContains(t, say("node-a", "node-b", authority.RoleNode), "the hello message names")
 	require.ErrorContains(t, say("node-a", "", authority.RoleNode), "the hello message names")
-	require.ErrorContains(t, say("somebody", "somebody", authority.RoleTemporal), "is not a node")
+	require.ErrorContains(t, say("someone", "someone", authority.RoleTemporal), "is not a node")
 
 	address, err := os.ReadFile(filepath.Join(s.DataDir, "temporal", "address"))
 	require.NoError(t, err)

@@ -26,7 +26,7 @@ import (
 	"stanch/workflows/playbook"
 )
 
-// intruder is somebody with full access to Temporal. key is a signing key of their own, never the authority's.
+// intruder is someone with full access to Temporal. key is a signing key of their own, never the authority's.
 type intruder struct {
 	client.Client
 	t              *testing.T

@@ -98,7 +98,7 @@ func TestNobodyApprovesWhatTheyTriggered(t *testing.T) {
 	require.NoError(t, err)
 	raw, err := json.Marshal(sensors.Detection{
 		Node: host,
-		ID:   "exec-1", Rule: "exec-into-pod", Title: "somebody went into a container", Severity: sensors.SeverityHigh, Confidence: 0.9, Objective: sensors.ObjectiveCryptoMining, Time: time.Now(),
+		ID:   "exec-1", Rule: "exec-into-pod", Title: "someone went into a container", Severity: sensors.SeverityHigh, Confidence: 0.9, Objective: sensors.ObjectiveCryptoMining, Time: time.Now(),
 		Event: sensors.Event{Kind: sensors.KindExec, Actor: "kubernetes:alice@example.com", Container: sensors.Container{ID: box.ID, Name: c.ContainerPrefix + "box"}},
 	})
 	require.NoError(t, err)
@@ -112,7 +112,7 @@ func TestNobodyApprovesWhatTheyTriggered(t *testing.T) {
 	in := c.WaitForIncident(t, box.ID, 20*time.Second, "a question", func(in playbooks.Incident) bool { _, ok := c.findOpenRequest(t, in.ID); return ok })
 	m := c.waitForMessage(t, in.ID, "a question", func(m slack.Message) bool { return len(m.Buttons(t)["approve"]) > 0 })
 	_, _ = c.pressButton(t, alice, m, "approve")
-	c.waitForEphemeralMessage(t, alice, "somebody else must decide it")
+	c.waitForEphemeralMessage(t, alice, "someone else must decide it")
 	_, _ = c.pressButton(t, bob, m, "approve")
 	c.WaitForIncident(t, box.ID, 20*time.Second, "bob's counts", hasStepOutcome(playbooks.OutcomeSucceeded))
 }

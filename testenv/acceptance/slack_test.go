@@ -198,7 +198,7 @@ func (c *slackHarness) waitForEphemeralMessage(t *testing.T, member, what string
 	}, 10*time.Second, 50*time.Millisecond, "%s is told %q: %v", member, what, c.fakeSlack.EphemeralMessages(member))
 }
 
-// renderMessagePage writes what Slack shows into the folder of STANCH_PICTURES, for somebody to look at.
+// renderMessagePage writes what Slack shows into the folder of STANCH_PICTURES, for someone to look at.
 func (c *slackHarness) renderMessagePage(t *testing.T, name string, m slack.Message) {
 	t.Helper()
 	dir := os.Getenv("STANCH_PICTURES")
@@ -284,7 +284,7 @@ func TestANoIsGivenWithItsReason(t *testing.T) {
 		}
 		return len(views) > 0
 	}, 5*time.Second, 20*time.Millisecond)
-	// Somebody else submits a form of their own with the same content: it is refused in the form.
+	// Someone else submits a form of their own with the same content: it is refused in the form.
 	_, answer := slack.SignRequest(slack.ViewSubmission(mallory, form, "because"), time.Now(), slack.SigningSecret).Send(t, c.interactionURL())
 	require.Contains(t, answer, "not in Stanch's configuration")
 	code, answer = slack.SignRequest(slack.ViewSubmission(bob, form, "it is the nightly benchmark <!channel> *bold*"), time.Now(), slack.SigningSecret).Send(t, c.interactionURL())

@@ -73,7 +73,7 @@ var unauthorizedClicks = []struct {
 		w.requireApprovalRejected(t, dora, nil, "is not allowed to vote on this")
 	}},
 	{"a guest", func(t *testing.T, w *clickFixture) { w.requireApprovalRejected(t, guestMember, nil, "a guest") }},
-	{"somebody who has left", func(t *testing.T, w *clickFixture) {
+	{"someone who has left", func(t *testing.T, w *clickFixture) {
 		w.requireApprovalRejected(t, deactivatedMember, nil, "deactivated")
 	}},
 	{"a member of a connected organization", func(t *testing.T, w *clickFixture) {
@@ -128,11 +128,11 @@ var unauthorizedClicks = []struct {
 	{"taking over without the right", func(t *testing.T, w *clickFixture) {
 		w.requireActionRejected(t, dora, "assign", "is not allowed to change containments")
 	}},
-	{"somebody who left the user group a second ago", func(t *testing.T, w *clickFixture) {
+	{"someone who left the user group a second ago", func(t *testing.T, w *clickFixture) {
 		w.fakeSlack.SetGroup("S0ONCALL")
 		w.requireApprovalRejected(t, carol, nil, "is not allowed to vote on this")
 	}},
-	{"somebody who was taken off the list a second ago", func(t *testing.T, w *clickFixture) {
+	{"someone who was taken off the list a second ago", func(t *testing.T, w *clickFixture) {
 		file := filepath.Join(w.ConfigDir, "stanch.yaml")
 		text, err := os.ReadFile(file)
 		require.NoError(t, err)
@@ -142,12 +142,12 @@ var unauthorizedClicks = []struct {
 		w.requireApprovalRejected(t, bob, nil, "read who is allowed to approve")
 		require.NoError(t, os.WriteFile(file, append(text, '\n'), 0o600))
 	}},
-	{"while Slack does not say who somebody is", func(t *testing.T, w *clickFixture) {
+	{"while Slack does not say who someone is", func(t *testing.T, w *clickFixture) {
 		w.fakeSlack.SetUnavailable(true)
 		defer w.fakeSlack.SetUnavailable(false)
 		w.requireStatus(t, w.signPayload(w.approvePayload(alice, nil)), http.StatusServiceUnavailable)
 	}},
-	{"ten thousand clicks of somebody without the right", func(t *testing.T, w *clickFixture) {
+	{"ten thousand clicks of someone without the right", func(t *testing.T, w *clickFixture) {
 		var all sync.WaitGroup
 		for sender := range 20 {
 			all.Go(func() {

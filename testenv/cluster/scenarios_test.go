@@ -228,7 +228,7 @@ func testScenarios(t *testing.T, in *installation) {
 		in.runStanch(t, "release", "--all", "--data", in.data)
 	})
 
-	t.Run("what somebody else takes away is put back, and told", func(t *testing.T) {
+	t.Run("what someone else takes away is put back, and told", func(t *testing.T) {
 		ns, p := in.NewNamespace(t), in.newConnectionCounter(t)
 		pod := in.RunPod(t, ns, minerPod("fought", p))
 		in.waitForIncident(t, pod, "the lease", requireIsolated)

@@ -12,7 +12,7 @@ type IncidentKind struct {
 
 // Kinds are the generated kinds. Most incidents of a year are people at work.
 var Kinds = []IncidentKind{
-	{"debug-shell", 200, "a developer has a terminal in a pod; low confidence, somebody is asked or nothing happens", (*scenarioBuilder).buildDebugShell},
+	{"debug-shell", 200, "a developer has a terminal in a pod; low confidence, someone is asked or nothing happens", (*scenarioBuilder).buildDebugShell},
 	{"install", 120, "a developer installs a package by kubectl exec: drift, and the registry is contacted", (*scenarioBuilder).buildPackageInstall},
 	{"backup", 60, "a backup job reads its token and a credentials file as it does every night", (*scenarioBuilder).buildBackup},
 	{"miner", 130, "a miner is started in one pod", (*scenarioBuilder).buildMiner},
@@ -25,7 +25,7 @@ var Kinds = []IncidentKind{
 	{"refused", 40, "the pod uses its host's network: isolation is refused, freezing is tried", (*scenarioBuilder).buildRefusedAction},
 	{"failed", 30, "the node does not answer; some attempts fail, or all", (*scenarioBuilder).buildFailedAction},
 	{"missing", 36, "the recorded run was another playbook's: answers are missing", (*scenarioBuilder).buildMissingEvidence},
-	{"drifted", 20, "somebody else changes what is held, while it is held", (*scenarioBuilder).buildDrift},
+	{"drifted", 20, "someone else changes what is held, while it is held", (*scenarioBuilder).buildDrift},
 }
 
 func findKind(name string) (IncidentKind, bool) {

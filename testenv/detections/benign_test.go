@@ -99,7 +99,7 @@ func TestBenignLoadFiresNothingHigh(t *testing.T) {
 	for time.Now().Before(end) || len(done) < len(benignWorkloads) {
 		require.Less(t, time.Since(end), 3*time.Minute, "these loads alone were done once: %v", done)
 		for name := range benignWorkloads {
-			// Somebody looks: what `kubectl exec`, `kubectl logs` and `kubectl get` do.
+			// Someone looks: what `kubectl exec`, `kubectl logs` and `kubectl get` do.
 			_, err := w.Exec(t.Context(), w.namespace, name, "main", "ls", "/work")
 			require.NoError(t, err)
 			said, err := w.Logs(t.Context(), w.namespace, name, "main")

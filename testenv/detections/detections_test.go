@@ -40,7 +40,7 @@ type nodeFixture struct {
 	*lab.Cluster
 	namespace   string
 	agent       *agent.Agent
-	peerAddress string // an address of the host that pods reach, where somebody accepts
+	peerAddress string // an address of the host that pods reach, where someone accepts
 
 	mu         sync.Mutex
 	detections []sensors.Detection

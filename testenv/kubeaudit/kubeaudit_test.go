@@ -137,7 +137,7 @@ func (w *auditFixture) waitForRule(t *testing.T, rule string, since time.Time) s
 	}
 }
 
-// attackAction is what somebody does, and the rules that fire on it.
+// attackAction is what someone does, and the rules that fire on it.
 type attackAction struct {
 	expectedRules []string
 	run           func(ctx context.Context) error

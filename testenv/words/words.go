@@ -172,7 +172,9 @@ func checkLines(root, file string, add func(string, int, string)) error {
 }
 
 // allowed are texts in which a phrase is right.
-var allowed = []string{}
+var allowed = []string{
+	"defense evasion", // as rules of other sensors name the tactic
+}
 
 func isAllowed(text, phrase string) bool {
 	return slices.ContainsFunc(allowed, func(a string) bool { return strings.Contains(a, phrase) && strings.Contains(text, a) })

@@ -76,7 +76,7 @@ func TestOpenIncidentIsNotArchived(t *testing.T) {
 	require.ErrorContains(t, archive.Store{Dir: t.TempDir()}.Write(testIncidentID, runs, auth, time.Now()), runs[1].WorkflowID)
 }
 
-// unpackArchiveJSON returns the archive's JSON, which a test changes and packs again as somebody without the signing
+// unpackArchiveJSON returns the archive's JSON, which a test changes and packs again as someone without the signing
 // key could.
 func unpackArchiveJSON(t *testing.T, s archive.Store) map[string]any {
 	t.Helper()

@@ -141,7 +141,7 @@ type PlaybookRecord struct {
 	Error string                 `json:"error,omitempty"`
 }
 
-// Person is somebody who voted, released or extended.
+// Person is someone who voted, released or extended.
 type Person struct {
 	Name            string   `json:"name"`
 	AuthenticatedBy []string `json:"authenticated_by"`

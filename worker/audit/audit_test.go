@@ -210,7 +210,7 @@ func TestTimelineShowsTerminationAndRetries(t *testing.T) {
 		ActivityTaskStartedEventAttributes: &historypb.ActivityTaskStartedEventAttributes{ScheduledEventId: id, Attempt: 3},
 	}})
 	m.addEvent(&historypb.HistoryEvent{EventType: enumspb.EVENT_TYPE_WORKFLOW_EXECUTION_TERMINATED, Attributes: &historypb.HistoryEvent_WorkflowExecutionTerminatedEventAttributes{
-		WorkflowExecutionTerminatedEventAttributes: &historypb.WorkflowExecutionTerminatedEventAttributes{Reason: "because", Identity: "somebody@host"},
+		WorkflowExecutionTerminatedEventAttributes: &historypb.WorkflowExecutionTerminatedEventAttributes{Reason: "because", Identity: "someone@host"},
 	}})
 	text := timelineText(audit.BuildTimeline(m.runs, m.auditOptions()))
 	require.Contains(t, text, "retry: ")

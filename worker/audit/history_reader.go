@@ -164,10 +164,10 @@ func (r *historyReader) addFailureEvents(e *historypb.HistoryEvent) {
 		r.addEntry(e, KindRetry, "", "Stanch's process timed out (it was restarted or busy); the task is retried", nil)
 	case e.GetWorkflowExecutionTerminatedEventAttributes() != nil:
 		a := e.GetWorkflowExecutionTerminatedEventAttributes()
-		r.addEntry(e, KindFailure, a.GetIdentity(), "Somebody with access to Temporal terminated this workflow: "+valueOrNone(a.GetReason()), nil)
+		r.addEntry(e, KindFailure, a.GetIdentity(), "Someone with access to Temporal terminated this workflow: "+valueOrNone(a.GetReason()), nil)
 	case e.GetWorkflowExecutionCancelRequestedEventAttributes() != nil:
 		a := e.GetWorkflowExecutionCancelRequestedEventAttributes()
-		r.addEntry(e, KindFailure, a.GetIdentity(), "Somebody with access to Temporal requested the cancellation of this workflow: "+valueOrNone(a.GetCause()), nil)
+		r.addEntry(e, KindFailure, a.GetIdentity(), "Someone with access to Temporal requested the cancellation of this workflow: "+valueOrNone(a.GetCause()), nil)
 	case e.GetWorkflowExecutionFailedEventAttributes() != nil:
 		r.addEntry(e, KindFailure, "", "This workflow failed: "+r.failureText(e.GetWorkflowExecutionFailedEventAttributes().GetFailure()), nil)
 	case e.GetWorkflowExecutionTimedOutEventAttributes() != nil:

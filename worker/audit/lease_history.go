@@ -313,7 +313,7 @@ func (r *historyReader) addUndo(e *historypb.HistoryEvent, q activities.UndoInpu
 	case got.Drift != nil:
 		effect.State = "stuck"
 		details["drift"] = got.Drift.Detail
-		r.addEntry(e, KindUndo, "", fmt.Sprintf("%s was NOT undone: somebody else changed it: %s", what, got.Drift.Detail), details)
+		r.addEntry(e, KindUndo, "", fmt.Sprintf("%s was NOT undone: another writer changed it: %s", what, got.Drift.Detail), details)
 	default:
 		details["reason"] = got.RefusalReason
 		r.addEntry(e, KindRefusal, "", fmt.Sprintf("Undoing %s was refused: %s", what, got.RefusalReason), details)

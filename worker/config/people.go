@@ -10,7 +10,7 @@ import (
 	"stanch/sensors/diagnostic"
 )
 
-// Person is somebody who may vote, with the identities of each authentication method.
+// Person is someone who may vote, with the identities of each authentication method.
 type Person struct {
 	Name string  `yaml:"name" json:"name"`
 	UID  *uint32 `yaml:"uid" json:"uid,omitempty" jsonschema:"description=the user id on this machine's local socket"`

@@ -20,7 +20,7 @@ const maxAuditBurst = maxSourceRecords
 
 // handleAuditLog handles requests of an API server's audit webhook. The API server drops events on any answer but 2xx
 // or "later", and does not know 207. So readable events are accepted if others are not, and unreadable ones cause an
-// incident of their own, because somebody may create them to hide others.
+// incident of their own, because someone may create them to hide others.
 func (f *SourceServer) handleAuditLog(w http.ResponseWriter, r *http.Request) {
 	s, body := f.authenticateAndRead(w, r, endpoint{kind: config.SourceKindKubernetesAudit, maxBodyBytes: integrations.MaxAuditBytes})
 	if s == nil {

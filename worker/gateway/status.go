@@ -36,7 +36,7 @@ type Status struct {
 	LeaseCount      int                        `json:"lease_count"`
 	NextLeaseExpiry time.Time                  `json:"next_lease_expiry,omitzero"`
 	Playbooks       []string                   `json:"playbooks"`
-	// Problems lists what needs somebody, each as a sentence.
+	// Problems lists what needs someone, each as a sentence.
 	Problems []string `json:"problems"`
 }
 

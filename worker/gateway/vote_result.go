@@ -123,7 +123,7 @@ func (d *ApprovalService) checkVoteResult(ctx context.Context, s Principal, v Vo
 			a.Message += d.describeAfterApproval(ctx, a.ApprovalRequest)
 		case v.Approve == c.Granted:
 			a.Message = fmt.Sprintf("%s %s %s: it does not run", s.Name, verb, quoteRequest(a.ApprovalRequest))
-		default: // somebody else decided it in the meantime
+		default: // someone else decided it in the meantime
 			a.Message = fmt.Sprintf("%s was already %s: %s", quoteRequest(a.ApprovalRequest), what, c.Reason)
 		}
 		return true

@@ -47,7 +47,7 @@ func (s *signedState) signState(a activities.Authority, stopped bool, by, reason
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if by == "" {
-		by = "somebody"
+		by = "someone"
 	}
 	s.highestSequence = max(s.highestSequence+1, now.UnixMilli())
 	signed, err := a.Sign(attestation.PayloadTypeKillSwitch, attestation.KillSwitchState{Sequence: s.highestSequence, Paused: stopped, ChangedBy: by, ChangedAt: now.UTC(), Reason: reason})

@@ -146,7 +146,7 @@ func (g *SharedUsedGrants) RecordUse(ctx context.Context, nonce string, use Gran
 		for n, text := range m.Data {
 			var u GrantUse
 			if err := json.Unmarshal([]byte(text), &u); err != nil {
-				// somebody changed the entry: it counts as used
+				// someone changed the entry: it counts as used
 				u = GrantUse{LeaseID: "unknown", LeaseExpiresAt: now, UsedAt: now}
 			}
 			uses[n] = u

@@ -193,7 +193,7 @@ func (m *Monitor) assessMissingNode(a missingNode, e NodeExpectation, should, cl
 	switch {
 	case !cluster:
 	case e.Ready && e.SensorPodStatus == "":
-		c.reasons = append(c.reasons, "Kubernetes reports the node as ready, but no pod of the sensor is scheduled there anymore: somebody removed it.")
+		c.reasons = append(c.reasons, "Kubernetes reports the node as ready, but no pod of the sensor is scheduled there anymore: it was removed.")
 		if m.NodeRegistry != nil {
 			c.reasons = append(c.reasons, "If this was intended, remove the node from the ConfigMap "+NodeRegistryConfigMap+" and restart the worker.")
 		}

@@ -33,7 +33,7 @@ type ConfigMapNodeRegistry struct {
 
 var _ NodeRegistry = ConfigMapNodeRegistry{}
 
-// LoadNodes reads the nodes. An entry without a valid time is a node that somebody added manually.
+// LoadNodes reads the nodes. An entry without a valid time is a node that someone added manually.
 func (c ConfigMapNodeRegistry) LoadNodes(ctx context.Context) (map[string]time.Time, error) {
 	m, err := c.KubeClient.CoreV1().ConfigMaps(c.Namespace).Get(ctx, NodeRegistryConfigMap, metav1.GetOptions{})
 	if err != nil {

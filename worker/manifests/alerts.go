@@ -17,7 +17,7 @@ groups:
         expr: stanch_node_heartbeat_healthy == 0
         for: 2m
         labels: { severity: critical }
-        annotations: { summary: "The sensor of {{ $labels.node }} does not receive its own heartbeats: somebody may have detached it." }
+        annotations: { summary: "The sensor of {{ $labels.node }} does not receive its own heartbeats: it may have been detached." }
       - alert: StanchEventsDropped
         expr: increase(stanch_node_events_dropped_total[10m]) > 0
         labels: { severity: warning }

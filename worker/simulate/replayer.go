@@ -110,7 +110,7 @@ func (l *fakeObserver) Observe(ctx context.Context, r activities.Request) (activ
 		return activities.Observation{}, recordedFailure(a, fmt.Sprintf("%s of %s: ", r.Action, r.Target))
 	}
 	if n := len(a.Artifacts); n > 0 {
-		l.simulation.addEvent(string(l.spec.Verb), "%s on %s: %d pieces of evidence", r.Action, r.Target, n)
+		l.simulation.addEvent(string(l.spec.Verb), "%s on %s: %d evidence artifacts", r.Action, r.Target, n)
 	} else {
 		l.simulation.addEvent(string(l.spec.Verb), "%s on %s", r.Action, r.Target)
 	}
@@ -279,7 +279,7 @@ func (c *fakeContainment) Undo(_ context.Context, r activities.Request, _ json.R
 			c.simulation.addEvent("undo", "undoing %s on %s failed: %s", r.Action, r.Target, a.FailureReason)
 			return nil, recordedFailure(a, fmt.Sprintf("undo %s of %s: ", r.Action, r.Target))
 		case a.Drift != "":
-			c.simulation.addEvent("undo", "undoing %s on %s: somebody else changed it: %s", r.Action, r.Target, a.Drift)
+			c.simulation.addEvent("undo", "undoing %s on %s: another writer changed it: %s", r.Action, r.Target, a.Drift)
 			return &activities.Drift{Detail: a.Drift}, nil
 		}
 	}

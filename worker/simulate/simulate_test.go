@@ -219,7 +219,7 @@ func TestRecordedFailuresAreReplayed(t *testing.T) {
 	}
 	trouble := []recording.ActionResult{
 		{Operation: recording.OperationApply, Action: "pod.isolate", Target: target, AttemptNumber: 1, FailureReason: "the node did not answer"},
-		{Operation: recording.OperationVerify, Action: "pod.isolate", Target: target, AttemptNumber: 1, InForce: false, VerifyDetail: "somebody took it away"},
+		{Operation: recording.OperationVerify, Action: "pod.isolate", Target: target, AttemptNumber: 1, InForce: false, VerifyDetail: "someone took it away"},
 		{Operation: recording.OperationUndo, Action: "pod.isolate", Target: target, AttemptNumber: 1, Drift: "it is not what it was"},
 	}
 	rec.ActionResults = append(trouble, rec.ActionResults...)
@@ -227,7 +227,7 @@ func TestRecordedFailuresAreReplayed(t *testing.T) {
 	require.Equal(t, "changed", outcomeOfAction(r, "pod.isolate"), "a failed attempt is retried")
 	text, err := json.Marshal(r.Events)
 	require.NoError(t, err)
-	for _, want := range []string{"the node did not answer", "somebody took it away", "would be applied again", "somebody else changed it", "would be undone"} {
+	for _, want := range []string{"the node did not answer", "someone took it away", "would be applied again", "someone else changed it", "would be undone"} {
 		require.Contains(t, string(text), want)
 	}
 }

@@ -117,7 +117,7 @@ func TestTraceContinuesAfterRestart(t *testing.T) {
 	require.Equal(t, "refused", spanAttributes(done[1])["stanch.outcome"].AsString())
 }
 
-// Attacker-controlled text can be in reasons, errors, and in the names of what somebody with access to Temporal starts.
+// Attacker-controlled text can be in reasons, errors, and in the names of what someone with access to Temporal starts.
 func TestAttackerControlledTextIsNotTraced(t *testing.T) {
 	server := temporal.Start(t, nil)
 	spans, c, stop := startTracedWorker(t, server)

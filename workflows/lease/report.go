@@ -21,7 +21,7 @@ type OutgoingReport struct {
 
 func (m *Machine) buildReport(now time.Time) playbooks.LeaseReport {
 	reason := m.Reason
-	if m.Contested { // also while it is active: somebody repeatedly undoes it
+	if m.Contested { // also while it is active: someone repeatedly undoes it
 		reason = strings.TrimSuffix(fmt.Sprintf("another writer keeps reverting it, %d times so far: %s", m.ReapplyCount, reason), ": ")
 	}
 	return playbooks.LeaseReport{
