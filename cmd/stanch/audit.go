@@ -188,7 +188,7 @@ func printTimeline(out io.Writer, s audit.Timeline) {
 			p("%s", d)
 			day = d
 		}
-		p("%s  %-12s %s  [%s]", l.At.UTC().Format("15:04:05.000"), l.Kind, l.Text, formatReference(l.EventRef, chains))
+		p("%s  %-16s %s  [%s]", l.At.UTC().Format("15:04:05.000"), l.Kind, l.Text, formatReference(l.EventRef, chains))
 	}
 	p("")
 	for _, e := range s.Effects {

@@ -98,7 +98,7 @@ func (t *textReport) printIncident(r simulate.Result) {
 	}
 	t.printf("%s  %s  scope %s, phase %d%s  (%s)", r.IncidentID, r.Workload, r.Scope, r.Phase, drill, r.RecordingFile)
 	for _, e := range r.Events {
-		t.printf("  %10s  %-12s %s", "+"+formatOffset(e.AtMS), e.Kind, e.Text)
+		t.printf("  %10s  %-16s %s", "+"+formatOffset(e.AtMS), e.Kind, e.Text)
 	}
 	for _, s := range r.Steps {
 		target, reason := s.Target, ""

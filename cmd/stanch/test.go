@@ -205,7 +205,7 @@ func printTest(p func(string, ...any), file string, t playbooktest.TestResult, v
 		return
 	}
 	for _, e := range t.Events {
-		p("  %10s  %-12s %s", "+"+formatOffset(e.AtMS), e.Kind, e.Text)
+		p("  %10s  %-16s %s", "+"+formatOffset(e.AtMS), e.Kind, e.Text)
 	}
 	for _, s := range t.Steps {
 		reason := ""

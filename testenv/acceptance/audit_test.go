@@ -53,7 +53,7 @@ func TestAnIncidentIsToldAndVerified(t *testing.T) {
 	t.Log("\n" + stdout)
 	at := 0
 	for _, next := range []string{
-		"  opened ", "  detection ", "  playbook ", "  evidence ", "Requires approval before pod.isolate", "  question ", "alice (uid 0 on the local socket) approved \"pod.isolate\"", "  answer ", "  grant ",
+		"  opened ", "  detection ", "  playbook ", "  evidence ", "Requires approval before pod.isolate", "  approval-request ", "alice (uid 0 on the local socket) approved \"pod.isolate\"", "  approval-result ", "  grant ",
 		"  effect ", "was applied", "  verification ", "was undone and verified: it expired", "  closed ",
 		"verified: no differences",
 	} {

@@ -45,8 +45,8 @@ func TestTimelineIsInOrder(t *testing.T) {
 	text, at := timelineText(s), 0
 	for _, next := range []string{
 		"opened: Incident " + testIncidentID, "detection: Detected on node n1: Crypto-miner started on pod shop/web-1", "playbook: Playbook miner started on pod shop/web-1",
-		"evidence: Evidence was stored: processes.json", "decision: Requires approval before pod.isolate on pod shop/web-1", "question: Requested approval from responders, quorum 1",
-		`vote: alice (uid 7 on the local socket) approved "pod.isolate"`, "answer: \"pod.isolate\" (request cut#1) was approved", "grant: A grant for exactly this plan was signed", "ended: Playbook miner ended",
+		"evidence: Evidence was stored: processes.json", "decision: Requires approval before pod.isolate on pod shop/web-1", "approval-request: Requested approval from responders, quorum 1",
+		`vote: alice (uid 7 on the local socket) approved "pod.isolate"`, "approval-result: \"pod.isolate\" (request cut#1) was approved", "grant: A grant for exactly this plan was signed", "ended: Playbook miner ended",
 		"effect: pod.isolate on pod shop/web-1 was applied and verified", "Authorized by the grant of alice", "verification: Lease " + testLeaseID + " was verified 2 times", "no longer in force", "is in force",
 		"release: bob (uid 8 on the local socket) released lease", "undo: pod.isolate on pod shop/web-1 was undone and verified: released by bob", "closed: ",
 	} {
@@ -54,7 +54,7 @@ func TestTimelineIsInOrder(t *testing.T) {
 		require.GreaterOrEqual(t, i, 0, "%q is missing or not in order:\n%s", next, text)
 		at += i
 	}
-	require.Equal(t, 1, strings.Count(text, "question: "), "an approved containment is planned again without a second request")
+	require.Equal(t, 1, strings.Count(text, "approval-request: "), "an approved containment is planned again without a second request")
 	require.NotContains(t, text, "failure: ", "a signal between Stanch's own workflows is no failure")
 	require.Contains(t, text, "mark: The playbook run was suspended; it contains nothing more and requests no approvals: nothing further is contained: bob has taken it over")
 	require.Equal(t, []string{"abcdef012345"}, s.ConfigHashes)
@@ -137,8 +137,8 @@ func TestTimelineShowsUnansweredApprovalRequest(t *testing.T) {
 	m.addLocalActivity("Plan", newPlanResult())
 	m.addTimerFired(m.addTimerStarted(15 * time.Minute))
 	text := timelineText(audit.BuildTimeline(m.runs, m.auditOptions()))
-	require.Contains(t, text, "question: Requested approval from responders")
-	require.Contains(t, text, "answer: Denied, because the approvers did not decide in time")
+	require.Contains(t, text, "approval-request: Requested approval from responders")
+	require.Contains(t, text, "approval-result: Denied, because the approvers did not decide in time")
 }
 
 func TestVerifyTimelineReportsEachManipulation(t *testing.T) {
