@@ -42,7 +42,8 @@ func TestOpenMessageWorkflowDoesNotDelayArchive(t *testing.T) {
 	require.Equal(t, 1, n)
 	require.True(t, a.Archive.Exists(joinedIncidentID))
 	require.False(t, a.Archive.Exists(auditedIncidentID), "its lease is still active")
-	require.Equal(t, []string{"INC-NEW", auditedIncidentID}, a.archiveQueue.orderByLastAttempt([]string{auditedIncidentID, "INC-NEW"}), "a skipped incident is tried last")
+	require.Equal(t, []string{"INC-NEW", auditedIncidentID},
+		a.archiveQueue.orderByLastAttempt([]string{auditedIncidentID, "INC-NEW"}), "a skipped incident is tried last")
 
 	// Whether the message workflow continues or ends makes no difference to the archive.
 	live, archived, _, err := a.loadRuns(t.Context(), joinedIncidentID, true)

@@ -131,7 +131,8 @@ func (a *Auditor) Audit(ctx context.Context, incident string, verify bool) (audi
 		return timeline, nil
 	}
 	report := &audit.VerificationReport{Checked: []string{
-		fmt.Sprintf("%d histories with %d events: every payload was decrypted; every attestation, vote, grant, token and receipt is signed by the authority and matches its use", len(runs), countEvents(runs)),
+		fmt.Sprintf("%d histories with %d events: every payload was decrypted; every attestation, vote, grant, token and "+
+			"receipt is signed by the authority and matches its use", len(runs), countEvents(runs)),
 	}}
 	if timeline.Status == "closed" {
 		report.Checked = append(report.Checked, "the incident's stored summary against the histories")

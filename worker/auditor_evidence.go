@@ -40,7 +40,8 @@ func (a *Auditor) verifyEvidence(incident string, timeline audit.Timeline) (chec
 			ref := *l.Entry.Evidence
 			inManifest[key(ref)] = true
 			if !inHistory[key(ref)] {
-				differ(audit.EventRef{}, "line %d of the manifest lists evidence %s with SHA-256 %s, but no history does", l.Number, ref.Name, ref.SHA256)
+				differ(audit.EventRef{}, "line %d of the manifest lists evidence %s with SHA-256 %s, but no history does", l.Number,
+					ref.Name, ref.SHA256)
 			}
 		case l.Entry.Kind == activities.EntryKindArchive && l.Entry.AuditRecord != nil:
 			archived = append(archived, l.Entry.AuditRecord.SHA256)
@@ -55,7 +56,8 @@ func (a *Auditor) verifyEvidence(incident string, timeline audit.Timeline) (chec
 		case !inManifest[key(e.EvidenceRef)]:
 			differ(e.SourceEvent, "evidence %s with SHA-256 %s is not in the manifest", e.Name, e.SHA256)
 		case e.ManifestEntryHash != "" && !m.hasEntry(incident, e.ManifestEntryHash):
-			differ(e.SourceEvent, "the history records evidence %s as line %s of the manifest, which is missing", e.Name, e.ManifestEntryHash)
+			differ(e.SourceEvent, "the history records evidence %s as line %s of the manifest, which is missing", e.Name,
+				e.ManifestEntryHash)
 		}
 		if _, err := a.Evidence.ReadArtifact(e.SHA256); err != nil {
 			differ(e.SourceEvent, "evidence %s with SHA-256 %s: %v", e.Name, e.SHA256, err)
@@ -68,7 +70,8 @@ func (a *Auditor) verifyEvidence(incident string, timeline audit.Timeline) (chec
 			unrecorded = append(unrecorded, fmt.Sprintf("%s (%s)", act.Description, act.UnrecordedReason))
 			continue
 		case !m.hasEntry(act.IncidentID, act.EntryHash):
-			differ(act.SourceEvent, "the history records that %s was written to the manifest of %s as line %s, which is missing: the manifest was truncated or replaced", act.Description, act.IncidentID, act.EntryHash)
+			differ(act.SourceEvent, "the history records that %s was written to the manifest of %s as line %s, which is "+
+				"missing: the manifest was truncated or replaced", act.Description, act.IncidentID, act.EntryHash)
 		}
 		entered++
 	}
@@ -76,7 +79,9 @@ func (a *Auditor) verifyEvidence(incident string, timeline audit.Timeline) (chec
 		"%d evidence artifacts: their bytes against the SHA-256 in the history, the chain and signatures of the manifest's %d lines, and the manifest against the evidence and the %d actions in the history", len(timeline.Evidence), len(lines), entered,
 	)}
 	if len(unrecorded) > 0 {
-		checked = append(checked, fmt.Sprintf("%d actions could not be written to a manifest when they were done, according to the history: %s", len(unrecorded), strings.Join(unrecorded, "; ")))
+		checked = append(checked, fmt.Sprintf(
+			"%d actions could not be written to a manifest when they were done, according to the history: %s", len(unrecorded),
+			strings.Join(unrecorded, "; ")))
 	}
 	return checked, out
 }

@@ -37,7 +37,9 @@ func newAuditFixture(t *testing.T) *auditFixture {
 	ref, err := store.StoreArtifact(t.Context(), auditedIncidentID, "pod.logs", "pod:1", activities.Artifact{Name: "log.txt", Data: []byte("log")}, time.Now())
 	require.NoError(t, err)
 	c.timeline.Evidence = []audit.EvidenceRecord{{EvidenceRef: ref}}
-	for _, act := range []audit.ManifestRecord{{Description: "the decision", IncidentID: auditedIncidentID}, {Description: "applying pod.isolate", IncidentID: auditedIncidentID}, {Description: "undoing pod.isolate", IncidentID: auditedIncidentID}, {Description: "what was joined", IncidentID: joinedIncidentID}} {
+	for _, act := range []audit.ManifestRecord{{Description: "the decision", IncidentID: auditedIncidentID},
+		{Description: "applying pod.isolate", IncidentID: auditedIncidentID}, {Description: "undoing pod.isolate",
+			IncidentID: auditedIncidentID}, {Description: "what was joined", IncidentID: joinedIncidentID}} {
 		act.EntryHash, err = store.Append(act.IncidentID, activities.EntryKindEffect, activities.AuditRecord{Action: act.Description})
 		require.NoError(t, err)
 		c.timeline.ManifestRecords = append(c.timeline.ManifestRecords, act)
@@ -73,7 +75,9 @@ func TestAuditReportsTruncatedManifest(t *testing.T) {
 	c := newAuditFixture(t)
 	require.Empty(t, c.auditDifferences())
 	c.truncateManifest(2) // the lines of the archive and of the undo
-	require.Equal(t, "the history records that undoing pod.isolate was written to the manifest of "+auditedIncidentID+" as line "+c.timeline.ManifestRecords[2].EntryHash+", which is missing: the manifest was truncated or replaced\n", c.auditDifferences())
+	require.Equal(t, "the history records that undoing pod.isolate was written to the manifest of "+auditedIncidentID+" "+
+		"as line "+c.timeline.ManifestRecords[2].EntryHash+", which is missing: the manifest was truncated or replaced\n",
+		c.auditDifferences())
 	c.truncateManifest(2)
 	require.Contains(t, c.auditDifferences(), "that the decision was written")
 	require.NoError(t, os.Remove(c.manifestPath(auditedIncidentID)))
@@ -86,7 +90,8 @@ func TestAuditReportsReplacedManifest(t *testing.T) {
 	require.NoError(t, os.Remove(c.manifestPath(auditedIncidentID)))
 	_, err := c.Evidence.StoreArtifact(t.Context(), auditedIncidentID, "pod.logs", "pod:1", activities.Artifact{Name: "log.txt", Data: []byte("log")}, time.Now().Add(time.Hour))
 	require.NoError(t, err)
-	require.Contains(t, c.auditDifferences(), "the history records evidence log.txt as line "+c.timeline.Evidence[0].ManifestEntryHash)
+	require.Contains(t, c.auditDifferences(),
+		"the history records evidence log.txt as line "+c.timeline.Evidence[0].ManifestEntryHash)
 }
 
 func TestAuditReadsManifestOfJoinedLease(t *testing.T) {

@@ -256,7 +256,8 @@ func TestQueueMessageIsDeletedAfterTemporalAcceptsIt(t *testing.T) {
 	e := newCloudTrailFixture(t, false)
 	e.failingCalls.Store("kube", true)
 	e.sendMessages(t, newCloudTrailRecord("k-1", "ListBuckets", "s3", "web", "botocore-session-1", "ASIAWEB", "10.0.0.7", ""))
-	require.Eventually(t, func() bool { return e.countMessagesLeft(t) == "0+1" }, 20*time.Second, 20*time.Millisecond, "received, but not deleted while the pod lookup fails")
+	require.Eventually(t, func() bool { return e.countMessagesLeft(t) == "0+1" }, 20*time.Second, 20*time.Millisecond,
+		"received, but not deleted while the pod lookup fails")
 	require.Never(t, func() bool {
 		left, err := e.queueCounts(t.Context()) // its last lookup may outlive the test
 		return err == nil && left != "0+1"

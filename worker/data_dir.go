@@ -58,7 +58,8 @@ func checkDataFormat(dir string) error {
 	}
 	format, err := strconv.Atoi(strings.TrimSpace(string(raw)))
 	if err != nil {
-		return fmt.Errorf("read %s: invalid data format %q; restore the file from a backup, or give this Stanch a separate --data", filepath.Join(dir, dataFormatFile), strings.TrimSpace(string(raw)))
+		return fmt.Errorf("read %s: invalid data format %q; restore the file from a backup, or give this Stanch a separate "+
+			"--data", filepath.Join(dir, dataFormatFile), strings.TrimSpace(string(raw)))
 	}
 	if format != DataFormat {
 		return dataFormatError(dir, format)

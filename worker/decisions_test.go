@@ -286,7 +286,9 @@ func TestSimulationRepeatsLiveDecisions(t *testing.T) {
 	for name, want := range map[string]struct {
 		step, outcome, reason string
 	}{
-		"paused": {"pod.isolate", "refused", "new containments are paused"}, "alone": {"pod.isolate", "changed", ""}, "letgo": {"pod.isolate", "changed", ""}, "spent": {"pod.isolate", "proposed", "the budget of 6 containments per hour is used up"},
+		"paused": {"pod.isolate", "refused", "new containments are paused"}, "alone": {"pod.isolate", "changed", ""},
+		"letgo": {"pod.isolate", "changed", ""}, "spent": {"pod.isolate", "proposed",
+			"the budget of 6 containments per hour is used up"},
 		"escalated": {"pod.isolate", "changed", "approved by dave"}, "glass": {"approval", "succeeded", "broke the glass"}, "quorum": {"approval", "succeeded", "approved by alice"},
 		"denial": {"approval", "denied", "alice said no"}, "expiry": {"approval", "denied", "1 of 2 required approvals within 8s"}, "revoked": {"approval", "succeeded", "approved by alice"},
 		"judged": {"approval", "denied", "false positive"}, "first": {"pod.isolate", "changed", ""}, "next": {"pod.freeze", "refused", "it cannot be frozen"}, "replaced": {"process.snapshot", "succeeded", ""},
@@ -317,7 +319,8 @@ func TestSimulationRepeatsLiveDecisions(t *testing.T) {
 			require.Empty(t, simulate.Divergences(rec, r))
 			require.Empty(t, r.AssumedResults)
 			for _, e := range r.Effects {
-				require.Less(t, e.UndoneAtMS-e.AppliedAtMS, time.Minute.Milliseconds(), "each lease ends at its recorded end, also if people released it")
+				require.Less(t, e.UndoneAtMS-e.AppliedAtMS, time.Minute.Milliseconds(),
+					"each lease ends at its recorded end, also if people released it")
 			}
 		})
 	}

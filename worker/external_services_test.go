@@ -51,9 +51,11 @@ func TestInvalidSecretFailsStartWithoutDisclosure(t *testing.T) {
 	for name, c := range map[string]struct {
 		text, want string
 	}{
-		"a weak key":     {"webhooks: [{name: a, url: 'https://x.example', secret_file: " + writeSecretFile(t, "hunter2") + "}]", "webhook a: secret_file"},
-		"no token":       {"ticket: {kind: github, project: acme/x, token_file: /nowhere}", "ticket.token_file"},
-		"no password":    {"email: {smtp: 'x:25', from: a@example.com, to: [b@example.com], username: u, password_file: " + writeSecretFile(t, "") + "}", "email.password_file"},
+		"a weak key": {"webhooks: [{name: a, url: 'https://x.example', secret_file: " + writeSecretFile(t, "hunter2") +
+			"}]", "webhook a: secret_file"},
+		"no token": {"ticket: {kind: github, project: acme/x, token_file: /nowhere}", "ticket.token_file"},
+		"no password": {"email: {smtp: 'x:25', from: a@example.com, to: [b@example.com], username: u, password_file: " +
+			writeSecretFile(t, "") + "}", "email.password_file"},
 		"a missing file": {"webhooks: [{name: a, url: 'https://x.example', secret_file: /}]", "webhook a: secret_file"},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -106,7 +106,9 @@ func shippedSources(c config.LibrarySelection) ([]playbooks.SourceFile, diagnost
 		for _, name := range list {
 			if !slices.Contains(names, name) {
 				problems = append(problems, diagnostic.Diagnostic{
-					Severity: "error", Code: "unknown-playbook", Message: fmt.Sprintf("`library.%s` of the configuration: unknown shipped playbook `%s`", key, name), Hint: diagnostic.DidYouMean(name, names),
+					Severity: "error", Code: "unknown-playbook", Message: fmt.Sprintf(
+						"`library.%s` of the configuration: unknown shipped playbook `%s`", key, name),
+					Hint: diagnostic.DidYouMean(name, names),
 				})
 			}
 		}
@@ -248,7 +250,8 @@ func (w *Worker) invalidPlaybooks() []string {
 	for _, p := range w.Library.Problems() {
 		if p.Severity == "error" && !seen[p.File] {
 			seen[p.File] = true
-			out = append(out, fmt.Sprintf("invalid playbook; its last valid version stays in use, if there is one: %s", p.String()))
+			out = append(out, fmt.Sprintf("invalid playbook; its last valid version stays in use, if there is one: %s",
+				p.String()))
 		}
 	}
 	return out
@@ -273,7 +276,8 @@ func LogPlaybookProblems(log *slog.Logger, problems diagnostic.Diagnostics, agai
 		case p.Severity != "error":
 			log.Warn("playbook warning", "problem", p.String(), "hint", p.Hint)
 		case again:
-			log.Error("invalid playbook; its last valid version stays in use, if there is one", "problem", p.String(), "hint", p.Hint)
+			log.Error("invalid playbook; its last valid version stays in use, if there is one", "problem", p.String(), "hint",
+				p.Hint)
 		default:
 			log.Error("invalid playbook; it is not used", "problem", p.String(), "hint", p.Hint)
 		}

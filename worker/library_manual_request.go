@@ -63,7 +63,8 @@ func (l *Library) ProgramForRequest(r sensors.ManualRequest) (*playbooks.Program
 func checkRequestable(p *playbooks.Program) (*playbooks.Program, error) {
 	for _, in := range p.Inputs {
 		if in.Default == nil {
-			return nil, fmt.Errorf("playbook %s cannot be run directly: its input %s has no default; `call` it from another playbook", p.Name, in.Name)
+			return nil, fmt.Errorf("playbook %s cannot be run directly: its input %s has no default; `call` it from another "+
+				"playbook", p.Name, in.Name)
 		}
 	}
 	return p, nil

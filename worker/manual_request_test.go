@@ -222,7 +222,8 @@ func TestManualRequestContainsTarget(t *testing.T) {
 	require.NoError(t, err)
 	require.Empty(t, timeline.Verification.Differences)
 	require.Equal(t, "alice", timeline.People[0].Name)
-	require.Contains(t, timeline.People[0].Actions, "requested pod.isolate for 1h on container b0b0b0b0b0b0: beacons to 203.0.113.9")
+	require.Contains(t, timeline.People[0].Actions,
+		"requested pod.isolate for 1h on container b0b0b0b0b0b0: beacons to 203.0.113.9")
 
 	raw, err := auditor.BuildRecording(t.Context(), in.ID, false)
 	require.NoError(t, err)
@@ -487,7 +488,8 @@ steps:
 	_, _, ask = startRequestInstallation(t, manualRequestConfig+"playbooks: ['"+dir+"']\n")
 	planned, err = ask("bob", gateway.ContainRequest{Target: testContainerID, Playbook: "two", Reason: "spread", DryRun: true})
 	require.NoError(t, err)
-	require.Equal(t, []string{"only 1 of the 2 required approvers are allowed to vote, so it cannot be approved"}, planned.Targets[0].Plans[0].Plan.Warnings)
+	require.Equal(t, []string{"only 1 of the 2 required approvers are allowed to vote, so it cannot be approved"},
+		planned.Targets[0].Plans[0].Plan.Warnings)
 }
 
 func TestManualRequestIsProposedInPhaseOne(t *testing.T) {
@@ -534,8 +536,10 @@ func TestForgedManualRequestIsRefused(t *testing.T) {
 		DetectionID: forged.ID, TargetID: "container:" + testContainerID, Node: "node-1", Confidence: 1, AcceptedAt: time.Now(), ManualRequest: &attestation.ManualRequest{Person: "alice", Actions: []string{"pod.freeze"}, MaxDuration: time.Hour},
 	})
 	require.NoError(t, err)
-	for name, signed := range map[string]attestation.Envelope{"no attestation": {}, "another key": own, "the attestation of another request": taken} {
-		id := "INC-01ARZ3NDEKTSV4RRFFQ69G5FA" + map[string]string{"no attestation": "A", "another key": "B", "the attestation of another request": "C"}[name]
+	for name, signed := range map[string]attestation.Envelope{"no attestation": {}, "another key": own,
+		"the attestation of another request": taken} {
+		id := "INC-01ARZ3NDEKTSV4RRFFQ69G5FA" + map[string]string{"no attestation": "A", "another key": "B",
+			"the attestation of another request": "C"}[name]
 		key := "forged/" + strings.ReplaceAll(name, " ", "-")
 		_, err := w.TemporalClient.SignalWithStartWorkflow(t.Context(), workflows.IncidentWorkflowID(key), workflows.SignalDetections, []incident.AttestedDetection{{Detection: forged, Attestation: signed}},
 			client.StartWorkflowOptions{TaskQueue: workflows.TaskQueue}, "Incident", incident.Input{ID: id, GroupingKey: key, Scope: "host", Phase: 3, IdleTimeout: time.Second})

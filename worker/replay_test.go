@@ -75,7 +75,8 @@ func TestStoredHistoriesReplay(t *testing.T) {
 			t.Run(filepath.Base(dir)+"/"+filepath.Base(file), func(t *testing.T) {
 				same := func(s string) string { return s }
 				require.NoError(t, replayHistory(t, dir, file, same))
-				require.NoError(t, replayHistory(t, dir, file, same, traced...), "enabling tracing must not break running workflows")
+				require.NoError(t, replayHistory(t, dir, file, same, traced...),
+					"enabling tracing must not break running workflows")
 			})
 		}
 	}

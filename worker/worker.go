@@ -165,7 +165,9 @@ func (w *Worker) startParts(ctx context.Context) error {
 		return err
 	}
 	w.closers = append(w.closers, stop)
-	chain := &guards.GuardChain{Config: o.Config, Keyring: o.Authority.Keyring(), KillSwitch: killSwitch, Budget: budgets.budgetWindow, UsedGrants: grants, OwnPodUIDs: o.OwnPodUIDs, TargetResolver: &kube.TargetResolver{Client: o.KubeClient}}
+	chain := &guards.GuardChain{Config: o.Config, Keyring: o.Authority.Keyring(), KillSwitch: killSwitch,
+		Budget: budgets.budgetWindow, UsedGrants: grants, OwnPodUIDs: o.OwnPodUIDs,
+		TargetResolver: &kube.TargetResolver{Client: o.KubeClient}}
 	w.Activities.Guards, w.Activities.ScopeApprovers = chain, chain
 	o.Library.Authority = o.Authority
 	w.ApprovalService = &gateway.ApprovalService{

@@ -84,7 +84,8 @@ var unauthorizedClicks = []struct {
 		w.requireApprovalRejected(t, alice, func(p map[string]any) { p["team"] = map[string]any{"id": "T0OTHER"} }, "another workspace")
 	}},
 	{"another channel", func(t *testing.T, w *clickFixture) {
-		w.requireApprovalRejected(t, alice, func(p map[string]any) { p["channel"] = map[string]any{"id": "C0RANDOM"} }, "only in its own channel")
+		w.requireApprovalRejected(t, alice, func(p map[string]any) { p["channel"] = map[string]any{"id": "C0RANDOM"} },
+			"only in its own channel")
 	}},
 	{"a button without a seal", func(t *testing.T, w *clickFixture) {
 		w.requireApprovalRejected(t, alice, withActionValue(strings.Split(w.approveButton().Value, ".")[0]), "not one of Stanch's")

@@ -68,9 +68,11 @@ people:
 		"an invented token":                        {notAToken, "not valid"},
 		"a token that was made for the API server": {in.createPersonToken(t, "ann", ""), "not for the audience"},
 		"a token for something else":               {in.createPersonToken(t, "ann", "vault"), "not for the audience"},
-		"an account that is nobody":                {in.createPersonToken(t, "eve", gateway.TokenAudience), "unknown Kubernetes user"},
-		"the worker's own account":                 {in.createPersonToken(t, manifests.WorkerName, gateway.TokenAudience), "unknown Kubernetes user"},
-		"a person without the right":               {ben, "is not allowed to vote on this"},
+		"an account that is nobody": {in.createPersonToken(t, "eve", gateway.TokenAudience),
+			"unknown Kubernetes user"},
+		"the worker's own account": {in.createPersonToken(t, manifests.WorkerName, gateway.TokenAudience),
+			"unknown Kubernetes user"},
+		"a person without the right": {ben, "is not allowed to vote on this"},
 	} {
 		_, err := in.tryStanch(t.Context(), append([]string{"approve", asked.ID}, as(c.token)...)...)
 		if err == nil || !strings.Contains(err.Error(), c.want) {
@@ -85,7 +87,8 @@ people:
 	if err := p.requireSilent(time.Second); err != nil {
 		t.Error(err)
 	}
-	if _, err := in.tryStanch(t.Context(), append([]string{"release", "--all"}, as(ben)...)...); err == nil || !strings.Contains(err.Error(), "is not allowed to change containments") {
+	if _, err := in.tryStanch(t.Context(), append([]string{"release", "--all"}, as(ben)...)...); err == nil ||
+		!strings.Contains(err.Error(), "is not allowed to change containments") {
 		t.Errorf("ben releases: %v", err)
 	}
 	in.runStanch(t, append([]string{"release", "--all"}, as(ann)...)...)

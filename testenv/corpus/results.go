@@ -104,7 +104,8 @@ func (s *scenarioBuilder) newDecision(confidence float64) *recording.GuardDecisi
 	d := &recording.GuardDecision{Guard: "phase", Phase: s.phase, ConfigHash: "0123456789ab"}
 	switch {
 	case s.phase < 2:
-		d.Verdict, d.Reason = "propose", fmt.Sprintf("phase %d of scope %s does not allow a contain action", s.phase, s.namespace)
+		d.Verdict, d.Reason = "propose", fmt.Sprintf("phase %d of scope %s does not allow a contain action", s.phase,
+			s.namespace)
 	case confidence < 0.8:
 		d.Verdict, d.Reason = "ask", fmt.Sprintf("confidence %.2f is below the 0.80 that scope %s lets run by itself", confidence, s.namespace)
 		d.Approvers = recording.Approvers{Groups: []string{"responders"}, Quorum: 1, TimeoutMS: (15 * time.Minute).Milliseconds()}
@@ -239,10 +240,13 @@ func (s *scenarioBuilder) addScaleDown() {
 	plan := recording.ActionResult{
 		Operation: recording.OperationPlan, Action: "workload.scale", Target: "workload:" + s.workloadUID, Params: mustMarshal(map[string]int{"replicas": 0}), LeaseDurationMS: (4 * time.Hour).Milliseconds(),
 		Changes: []string{fmt.Sprintf("scale %s/%s/%s from %d to 0", s.namespace, s.kind, s.name, s.otherPods+1)}, PriorState: mustMarshal(map[string]int{"replicas": s.otherPods + 1}),
-		GuardDecision: &recording.GuardDecision{Verdict: "ask", Guard: "phase", Reason: "it requires an approval", Phase: s.phase, Approvers: recording.Approvers{Groups: []string{"responders"}, Quorum: 1, TimeoutMS: (15 * time.Minute).Milliseconds()}},
+		GuardDecision: &recording.GuardDecision{Verdict: "ask", Guard: "phase", Reason: "it requires an approval",
+			Phase: s.phase, Approvers: recording.Approvers{Groups: []string{"responders"}, Quorum: 1,
+				TimeoutMS: (15 * time.Minute).Milliseconds()}},
 	}
 	if s.phase < 3 {
-		plan.GuardDecision = &recording.GuardDecision{Verdict: "propose", Guard: "phase", Reason: fmt.Sprintf("phase %d of scope %s does not allow a disrupt action", s.phase, s.namespace), Phase: s.phase}
+		plan.GuardDecision = &recording.GuardDecision{Verdict: "propose", Guard: "phase",
+			Reason: fmt.Sprintf("phase %d of scope %s does not allow a disrupt action", s.phase, s.namespace), Phase: s.phase}
 	}
 	s.addActionResult(plan)
 	trouble := s.faultMode

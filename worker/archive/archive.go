@@ -271,7 +271,8 @@ func Decode(raw []byte, incident string, keys attestation.Keyring) (Archive, err
 		return Archive{}, fmt.Errorf("parse the archive of %s: %w", incident, err)
 	}
 	if f.Version != FormatVersion {
-		return Archive{}, fmt.Errorf("parse the archive of %s: unknown version %d; this Stanch reads version %d", incident, f.Version, FormatVersion)
+		return Archive{}, fmt.Errorf("parse the archive of %s: unknown version %d; this Stanch reads version %d", incident,
+			f.Version, FormatVersion)
 	}
 	var a Archive
 	differ := func(e HistoryEntry, format string, args ...any) {
@@ -281,7 +282,8 @@ func Decode(raw []byte, incident string, keys attestation.Keyring) (Archive, err
 		differ(HistoryEntry{}, "the archive's signed statement is invalid: %v", err)
 	}
 	if f.Incident != incident || a.Statement.IncidentID != incident {
-		differ(HistoryEntry{}, "the archive is for %s, and its statement for %s, instead of %s", f.Incident, a.Statement.IncidentID, incident)
+		differ(HistoryEntry{}, "the archive is for %s, and its statement for %s, instead of %s", f.Incident,
+			a.Statement.IncidentID, incident)
 	}
 	signed := map[HistoryEntry]bool{}
 	for _, e := range a.Statement.Histories {
@@ -291,7 +293,8 @@ func Decode(raw []byte, incident string, keys attestation.Keyring) (Archive, err
 		sum := sha256.Sum256(h.History)
 		switch hash := hex.EncodeToString(sum[:]); {
 		case hash != h.SHA256:
-			differ(h.HistoryEntry, "the archived history of %s was changed: it has SHA-256 %s, but the archive lists %s", h.WorkflowID, hash, h.SHA256)
+			differ(h.HistoryEntry, "the archived history of %s was changed: it has SHA-256 %s, but the archive lists %s",
+				h.WorkflowID, hash, h.SHA256)
 		case !signed[h.HistoryEntry]:
 			differ(h.HistoryEntry, "the archived history of %s (SHA-256 %s) is not in the signed statement", h.WorkflowID, h.SHA256)
 		}

@@ -123,12 +123,14 @@ func TestReadReportsEachChangeOfArchive(t *testing.T) {
 			a, b := histories(v)[0].(map[string]any), histories(v)[1].(map[string]any)
 			a["history"], a["sha256"] = b["history"], b["sha256"]
 		}, "is not in the signed statement"},
-		"missing history": {func(v map[string]any) { v["histories"] = histories(v)[1:] }, "missing or changed in the archive"},
+		"missing history": {func(v map[string]any) { v["histories"] = histories(v)[1:] },
+			"missing or changed in the archive"},
 		"changed statement": {func(v map[string]any) {
 			st := v["statement"].(map[string]any)
 			st["payload"] = "e30="
 		}, "signed statement is invalid"},
-		"another incident": {func(v map[string]any) { v["incident"] = "INC-01JABCDEFGHJKMNPQRSTVWXYZ9" }, "the archive is for INC-01JABCDEFGHJKMNPQRSTVWXYZ9"},
+		"another incident": {func(v map[string]any) { v["incident"] = "INC-01JABCDEFGHJKMNPQRSTVWXYZ9" },
+			"the archive is for INC-01JABCDEFGHJKMNPQRSTVWXYZ9"},
 	} {
 		v := unpackArchiveJSON(t, s)
 		c.change(v)
@@ -164,7 +166,8 @@ func TestCompareHistoriesReportsChangedEvents(t *testing.T) {
 	live[0].Events = live[0].Events[:10]
 	live = append(live, audit.WorkflowRun{WorkflowID: "extra", RunID: "x", Events: live[1].Events})
 	require.Len(t, archive.CompareHistories(live, kept.Runs), 2)
-	require.Empty(t, archive.CompareHistories(loadTestHistories(t)[1:], kept.Runs), "a history that Temporal deleted is no difference")
+	require.Empty(t, archive.CompareHistories(loadTestHistories(t)[1:], kept.Runs),
+		"a history that Temporal deleted is no difference")
 }
 
 func FuzzDecode(f *testing.F) {

@@ -56,7 +56,8 @@ func TestTimelineIsInOrder(t *testing.T) {
 	}
 	require.Equal(t, 1, strings.Count(text, "approval-request: "), "an approved containment is planned again without a second request")
 	require.NotContains(t, text, "failure: ", "a signal between Stanch's own workflows is no failure")
-	require.Contains(t, text, "mark: The playbook run was suspended; it contains nothing more and requests no approvals: nothing further is contained: bob has taken it over")
+	require.Contains(t, text, "mark: The playbook run was suspended; it contains nothing more and requests no "+
+		"approvals: nothing further is contained: bob has taken it over")
 	require.Equal(t, []string{"abcdef012345"}, s.ConfigHashes)
 	require.Len(t, s.Effects, 1)
 	require.Equal(t, "undone", s.Effects[0].State)
@@ -97,8 +98,9 @@ func TestTimelineShowsHowEachVoteCounts(t *testing.T) {
 		}
 	}
 	require.Equal(t, map[string][]string{
-		"eve": {"not counted: this person is not an approver"}, "carol": {"not counted: it was too late"}, "mallory": {"not counted: its signature is invalid"},
-		"alice": {"counted as an approval", "not counted: the same person already approved"},
+		"eve": {"not counted: this person is not an approver"}, "carol": {"not counted: it was too late"},
+		"mallory": {"not counted: its signature is invalid"},
+		"alice":   {"counted as an approval", "not counted: the same person already approved"},
 	}, counted)
 	require.Contains(t, differencesText(s.Problems), "a vote is invalid")
 	for _, p := range s.People {
@@ -119,15 +121,18 @@ func TestPeopleIncludeBreakGlassAndRejectedVotes(t *testing.T) {
 	}
 	m.buildFullIncident(func(p *incidentParts) {
 		p.votes = []attestation.Envelope{
-			cast("eve", func(v *attestation.Vote) { v.RejectionReason = "eve is not allowed to vote on this" }), cast("dana", func(v *attestation.Vote) { v.BreakGlass, v.Reason = true, "nobody else is awake" }),
+			cast("eve", func(v *attestation.Vote) { v.RejectionReason = "eve is not allowed to vote on this" }),
+			cast("dana", func(v *attestation.Vote) { v.BreakGlass, v.Reason = true, "nobody else is awake" }),
 		}
 	})
 	did := map[string][]string{}
 	for _, p := range audit.BuildTimeline(m.runs, m.auditOptions()).People {
 		did[p.Name] = p.Actions
 	}
-	require.Contains(t, did["dana"], `used break-glass for "pod.isolate" (request cut#1), alone for the complete quorum: nobody else is awake`)
-	require.Contains(t, did["eve"], `approved "pod.isolate" (request cut#1) (not counted: eve is not allowed to vote on this)`)
+	require.Contains(t, did["dana"],
+		`used break-glass for "pod.isolate" (request cut#1), alone for the complete quorum: nobody else is awake`)
+	require.Contains(t, did["eve"],
+		`approved "pod.isolate" (request cut#1) (not counted: eve is not allowed to vote on this)`)
 }
 
 // An approval request without votes has no event of its own: its plan and the timer of its deadline show it.
@@ -155,8 +160,11 @@ func TestVerifyTimelineReportsEachManipulation(t *testing.T) {
 			p := m.runs[1].Events[1].GetActivityTaskScheduledEventAttributes().GetInput().GetPayloads()[0]
 			p.Metadata, p.Data = map[string][]byte{"encoding": []byte("json/plain")}, []byte(`{}`)
 		}, want: "not encrypted"},
-		"missing event":     {after: func(m *historyBuilder) { m.runs[2].Events = append(m.runs[2].Events[:3:3], m.runs[2].Events[4:]...) }, want: "events are missing"},
-		"changed detection": {change: func(_ *historyBuilder, p *incidentParts) { p.detection.Detection.Confidence = 0.99 }, want: "or the detection was changed"},
+		"missing event": {after: func(m *historyBuilder) {
+			m.runs[2].Events = append(m.runs[2].Events[:3:3], m.runs[2].Events[4:]...)
+		}, want: "events are missing"},
+		"changed detection": {change: func(_ *historyBuilder, p *incidentParts) { p.detection.Detection.Confidence = 0.99 },
+			want: "or the detection was changed"},
 		"attestation of another key": {change: func(m *historyBuilder, p *incidentParts) {
 			other, err := authority.OpenOrCreate(m.t.TempDir())
 			require.NoError(m.t, err)
@@ -166,23 +174,33 @@ func TestVerifyTimelineReportsEachManipulation(t *testing.T) {
 		"grant for another plan": {change: func(m *historyBuilder, p *incidentParts) {
 			p.tally.GrantsByPlanHash[newPlanResult().PlanHash] = m.signGrant(func(g *attestation.Grant) { g.PlanHash = "other" })
 		}, want: "does not match its plan"},
-		"approval without votes": {change: func(_ *historyBuilder, p *incidentParts) { p.votes = nil }, want: "counted as an approval, but 0 people approved"},
+		"approval without votes": {change: func(_ *historyBuilder, p *incidentParts) { p.votes = nil },
+			want: "counted as an approval, but 0 people approved"},
 		"ignored denial": {change: func(m *historyBuilder, p *incidentParts) {
 			p.votes = append(p.votes, m.signVote("bob", false, time.Minute, "responders"))
 		}, want: "1 denied"},
-		"token of another lease": {change: func(_ *historyBuilder, p *incidentParts) { p.token.LeaseID = "LSE-OTHER" }, want: "the token is for LSE-OTHER"},
+		"token of another lease": {change: func(_ *historyBuilder, p *incidentParts) { p.token.LeaseID = "LSE-OTHER" },
+			want: "the token is for LSE-OTHER"},
 		"release of another lease": {change: func(m *historyBuilder, p *incidentParts) {
 			p.release = m.signStatement(attestation.PayloadTypeGrant, attestation.Grant{Operation: attestation.OperationRelease, LeaseID: "LSE-OTHER"})
 		}, want: "not for releasing " + testLeaseID},
-		"vote as a release":      {change: func(m *historyBuilder, p *incidentParts) { p.release = m.signVote("bob", true, time.Minute) }, want: "the grant of the release is invalid"},
-		"stored detection count": {change: func(_ *historyBuilder, p *incidentParts) { p.stored.TotalDetections = 7 }, want: "it has 7 detections, but the history has 1"},
-		"stored confidence":      {change: func(_ *historyBuilder, p *incidentParts) { p.stored.Confidence = 0.99 }, want: "with confidence 0.99"},
+		"vote as a release": {change: func(m *historyBuilder, p *incidentParts) {
+			p.release = m.signVote("bob", true, time.Minute)
+		}, want: "the grant of the release is invalid"},
+		"stored detection count": {change: func(_ *historyBuilder, p *incidentParts) { p.stored.TotalDetections = 7 },
+			want: "it has 7 detections, but the history has 1"},
+		"stored confidence": {change: func(_ *historyBuilder, p *incidentParts) { p.stored.Confidence = 0.99 },
+			want: "with confidence 0.99"},
 		"stored step": {change: func(_ *historyBuilder, p *incidentParts) {
 			p.stored.Playbooks[0].Steps = []playbooks.StepReport{{Step: "cut", Action: "pod.isolate", Outcome: playbooks.OutcomeDenied}}
 		}, want: "the steps of playbook miner are not those"},
-		"stored evidence":         {change: func(_ *historyBuilder, p *incidentParts) { p.stored.Evidence[0].SHA256 = "bb" }, want: "which no activity stored"},
-		"stored lease":            {change: func(_ *historyBuilder, p *incidentParts) { p.stored.Leases[0].ID = "LSE-OTHER" }, want: "the lease LSE-OTHER, which has no history"},
-		"another playbook source": {change: func(_ *historyBuilder, p *incidentParts) { p.report.SourceHash = "0123456789abcdef" }, want: "the report has the playbook SHA-256"},
+		"stored evidence": {change: func(_ *historyBuilder, p *incidentParts) { p.stored.Evidence[0].SHA256 = "bb" },
+			want: "which no activity stored"},
+		"stored lease": {change: func(_ *historyBuilder, p *incidentParts) { p.stored.Leases[0].ID = "LSE-OTHER" },
+			want: "the lease LSE-OTHER, which has no history"},
+		"another playbook source": {change: func(_ *historyBuilder, p *incidentParts) {
+			p.report.SourceHash = "0123456789abcdef"
+		}, want: "the report has the playbook SHA-256"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			m := newHistoryBuilder(t)
@@ -267,8 +285,10 @@ func TestTimelineListsManifestRecords(t *testing.T) {
 		require.NotZero(t, a.SourceEvent.EventID)
 		got = append(got, a.Description+" "+a.EntryHash+a.UnrecordedReason)
 	}
-	require.Equal(t, []string{`the decision on "pod.isolate" (request cut#1) aa`, "applying pod.isolate on pod shop/web-1 bb", "undoing pod.isolate on pod shop/web-1 no space left"}, got)
-	require.Empty(t, audit.BuildTimeline(newHistoryBuilder(t).buildFullIncident(nil).runs, m.auditOptions()).ManifestRecords, "histories of earlier versions have no manifest records")
+	require.Equal(t, []string{`the decision on "pod.isolate" (request cut#1) aa`,
+		"applying pod.isolate on pod shop/web-1 bb", "undoing pod.isolate on pod shop/web-1 no space left"}, got)
+	require.Empty(t, audit.BuildTimeline(newHistoryBuilder(t).buildFullIncident(nil).runs,
+		m.auditOptions()).ManifestRecords, "histories of earlier versions have no manifest records")
 }
 
 // The audit shows a resolution like every other view, while the incident is open and afterwards.
@@ -285,5 +305,6 @@ func TestTimelineShowsDisposition(t *testing.T) {
 	m = newHistoryBuilder(t).buildFullIncident(nil)
 	m.runs = m.runs[:1]
 	m.addSignal(workflows.SignalTriage, incident.TriageDecision{Kind: incident.TriageFalsePositive, Person: "anna"})
-	require.Equal(t, "closed", audit.BuildTimeline(m.runs, m.auditOptions()).StatusText(), "a triage decision without a valid grant resolves nothing")
+	require.Equal(t, "closed", audit.BuildTimeline(m.runs, m.auditOptions()).StatusText(),
+		"a triage decision without a valid grant resolves nothing")
 }

@@ -112,7 +112,8 @@ func (r *historyReader) trackStarted(e *historypb.HistoryEvent) {
 	}
 	t.started, t.attempt = e, a.GetAttempt()
 	if a.GetAttempt() > 1 {
-		r.addEntry(e, KindRetry, "", fmt.Sprintf("%s was retried (attempt %d) after: %s", r.activityLabel(t), a.GetAttempt(), r.failureText(a.GetLastFailure())),
+		r.addEntry(e, KindRetry, "", fmt.Sprintf("%s was retried (attempt %d) after: %s", r.activityLabel(t), a.GetAttempt(),
+			r.failureText(a.GetLastFailure())),
 			map[string]any{"attempt": a.GetAttempt(), "last_failure": r.failureText(a.GetLastFailure())})
 	}
 }
@@ -159,7 +160,8 @@ func (r *historyReader) addFailureEvents(e *historypb.HistoryEvent) {
 	switch {
 	case e.GetWorkflowTaskFailedEventAttributes() != nil:
 		a := e.GetWorkflowTaskFailedEventAttributes()
-		r.addEntry(e, KindFailure, "", "Stanch failed to continue this workflow and retries: "+r.failureText(a.GetFailure()), nil)
+		r.addEntry(e, KindFailure, "", "Stanch failed to continue this workflow and retries: "+r.failureText(a.GetFailure()),
+			nil)
 	case e.GetWorkflowTaskTimedOutEventAttributes() != nil:
 		r.addEntry(e, KindRetry, "", "Stanch's process timed out (it was restarted or busy); the task is retried", nil)
 	case e.GetWorkflowExecutionTerminatedEventAttributes() != nil:

@@ -97,7 +97,8 @@ func (r *historyReader) addIncidentSignal(e *historypb.HistoryEvent) {
 			r.addTriage(e, m)
 		}
 	default:
-		r.addEntry(e, KindFailure, a.GetIdentity(), fmt.Sprintf("Received the unknown signal %q from %s", a.GetSignalName(), a.GetIdentity()), nil)
+		r.addEntry(e, KindFailure, a.GetIdentity(), fmt.Sprintf("Received the unknown signal %q from %s", a.GetSignalName(),
+			a.GetIdentity()), nil)
 	}
 }
 
@@ -161,7 +162,8 @@ func (r *historyReader) addDetection(e *historypb.HistoryEvent, one incident.Att
 		r.describeManualRequest(e, d, att, attested, details)
 		return
 	}
-	what := fmt.Sprintf("Detected on node %s: %s on %s. %s (rule %s, %s, confidence %.2f)", d.Node, d.Title, target, incident.Describe(d), d.Rule, d.Severity, d.Confidence)
+	what := fmt.Sprintf("Detected on node %s: %s on %s. %s (rule %s, %s, confidence %.2f)", d.Node, d.Title, target,
+		incident.Describe(d), d.Rule, d.Severity, d.Confidence)
 	if count > 1 {
 		what += fmt.Sprintf(", %d similar", count)
 	}
@@ -210,7 +212,8 @@ func (r *historyReader) addPlaybookStarted(e *historypb.HistoryEvent) {
 	name, hash, _ := r.parsePlaybookSource(in)
 	if in.PlaybookAuthorization != nil {
 		var s attestation.PlaybookAuthorization
-		if r.verifyEnvelope(e, "the authorization of the playbook", *in.PlaybookAuthorization, attestation.PayloadTypePlaybookAuthorization, &s) && (s.SourceHash != hash || s.Playbook != name) {
+		if r.verifyEnvelope(e, "the authorization of the playbook", *in.PlaybookAuthorization,
+			attestation.PayloadTypePlaybookAuthorization, &s) && (s.SourceHash != hash || s.Playbook != name) {
 			r.addProblem(e, "the playbook that was started (%s, SHA-256 %s) is not the one that was selected (%s, %s)", name, shortHash(hash), s.Playbook, shortHash(s.SourceHash))
 		}
 	}
@@ -277,7 +280,8 @@ func (r *historyReader) addActivityEnd(e *historypb.HistoryEvent) bool {
 	case activities.TypeObserve:
 		var q activities.ObserveInput
 		var got activities.Result
-		if r.decodePayloads(t.scheduled, "the input of the observation", in, &q) && r.decodePayloads(e, "the result of the observation", result, &got) {
+		if r.decodePayloads(t.scheduled, "the input of the observation", in, &q) &&
+			r.decodePayloads(e, "the result of the observation", result, &got) {
 			r.addObservation(e, q.Request, got)
 		}
 	case activities.TypePlan:
@@ -290,14 +294,17 @@ func (r *historyReader) addActivityEnd(e *historypb.HistoryEvent) bool {
 	case activities.TypeCountVotes:
 		var q activities.CountVotesInput
 		var got activities.VoteCount
-		if r.decodePayloads(t.scheduled, "the approval request", in, &q) && r.decodePayloads(e, "the count of the votes", result, &got) {
+		if r.decodePayloads(t.scheduled, "the approval request", in, &q) && r.decodePayloads(e, "the count of the votes",
+			result, &got) {
 			r.addVoteCount(e, q, got)
-			r.addManifestRecord(e, "the decision on "+r.approvalRequestName(q.RequestID), q.IncidentID, got.ManifestEntryHash, got.UnrecordedReason)
+			r.addManifestRecord(e, "the decision on "+r.approvalRequestName(q.RequestID), q.IncidentID, got.ManifestEntryHash,
+				got.UnrecordedReason)
 		}
 	case activities.TypeApply:
 		var q activities.ApplyInput
 		var got activities.ApplyResult
-		if r.decodePayloads(t.scheduled, "the input of the effect", in, &q) && r.decodePayloads(e, "the result of the effect", result, &got) {
+		if r.decodePayloads(t.scheduled, "the input of the effect", in, &q) && r.decodePayloads(e, "the result of the effect",
+			result, &got) {
 			r.addApplied(e, q, got)
 			r.addManifestRecord(e, r.activityLabel(t), q.Request.IncidentRef.ID, got.ManifestEntryHash, got.UnrecordedReason)
 		}
@@ -309,12 +316,15 @@ func (r *historyReader) addActivityEnd(e *historypb.HistoryEvent) bool {
 	case activities.TypeUndo:
 		var q activities.UndoInput
 		var got activities.UndoResult
-		if r.decodePayloads(t.scheduled, "the input of the undo", in, &q) && r.decodePayloads(e, "the result of the undo", result, &got) {
+		if r.decodePayloads(t.scheduled, "the input of the undo", in, &q) && r.decodePayloads(e, "the result of the undo",
+			result, &got) {
 			r.addUndo(e, q, got)
 			r.addManifestRecord(e, r.activityLabel(t), q.Request.IncidentRef.ID, got.ManifestEntryHash, got.UnrecordedReason)
 		}
 	case activities.TypeRecordAttempt:
-		r.addEntry(e, KindEvidence, "", "A receipt was signed for evidence that timed out: the attempt counts, so that an attacker cannot block containment by making it hang", nil)
+		r.addEntry(e, KindEvidence, "",
+			"A receipt was signed for evidence that timed out: the attempt counts, so that an attacker cannot block "+
+				"containment by making it hang", nil)
 	default:
 		r.addEntry(e, KindNotification, "", t.name+" completed", nil)
 	}
@@ -363,7 +373,8 @@ func (r *historyReader) addObservation(e *historypb.HistoryEvent, q activities.R
 	}
 	for _, ref := range got.Evidence {
 		r.timeline.Evidence = append(r.timeline.Evidence, EvidenceRecord{EvidenceRef: ref, SourceEvent: r.eventRef(e)})
-		r.addEntry(e, KindEvidence, "", fmt.Sprintf("Evidence was stored: %s of %s, %d bytes, SHA-256 %s", ref.Name, on, ref.SizeBytes, ref.SHA256),
+		r.addEntry(e, KindEvidence, "", fmt.Sprintf("Evidence was stored: %s of %s, %d bytes, SHA-256 %s", ref.Name, on,
+			ref.SizeBytes, ref.SHA256),
 			map[string]any{"name": ref.Name, "action": ref.Action, "target": ref.Target, "sha256": ref.SHA256, "bytes": ref.SizeBytes})
 	}
 	note := ""

@@ -76,7 +76,8 @@ func (r *historyReader) addLeaseStarted(e *historypb.HistoryEvent) {
 	}
 	effect := r.effectsByLease[r.leaseState.leaseID]
 	if effect == nil {
-		effect = &ContainmentEffect{LeaseID: r.leaseState.leaseID, IncidentID: first.IncidentRef.ID, Action: first.Action, Target: r.targetName(in.Target.ID()), Params: string(first.Params), State: "requested"}
+		effect = &ContainmentEffect{LeaseID: r.leaseState.leaseID, IncidentID: first.IncidentRef.ID, Action: first.Action,
+			Target: r.targetName(in.Target.ID()), Params: string(first.Params), State: "requested"}
 		r.effectsByLease[r.leaseState.leaseID] = effect
 	}
 	r.leaseState.effect = effect
@@ -89,7 +90,8 @@ func (r *historyReader) addLeaseSignal(e *historypb.HistoryEvent) {
 		var h lease.Holder
 		if r.decodePayloads(e, "an additional holder", a.GetInput(), &h) {
 			r.flushStreak()
-			r.addEntry(e, KindLeaseJoin, "", fmt.Sprintf("Incident %s requested to join lease %s: %s for %s", h.IncidentRef.ID, r.leaseState.leaseID, h.Action, duration.FormatApprox(h.Duration)),
+			r.addEntry(e, KindLeaseJoin, "", fmt.Sprintf("Incident %s requested to join lease %s: %s for %s", h.IncidentRef.ID,
+				r.leaseState.leaseID, h.Action, duration.FormatApprox(h.Duration)),
 				map[string]any{"holder": h.ID, "incident": h.IncidentRef.ID, "lease": r.leaseState.leaseID, "params": string(h.Params)})
 		}
 	case workflows.SignalReleaseLease:
@@ -105,7 +107,8 @@ func (r *historyReader) addLeaseSignal(e *historypb.HistoryEvent) {
 			var g attestation.Grant
 			holds := r.verifyEnvelope(e, "the grant of the extension", s.Grant, attestation.PayloadTypeGrant, &g)
 			who := r.addGrantees(g.GrantedBy, "extended "+r.leaseState.leaseID)
-			what := fmt.Sprintf("%s extended lease %s until %s UTC", who, r.leaseState.leaseID, s.ExpiresAt.UTC().Format(time.DateTime))
+			what := fmt.Sprintf("%s extended lease %s until %s UTC", who, r.leaseState.leaseID,
+				s.ExpiresAt.UTC().Format(time.DateTime))
 			if !holds || g.Operation != attestation.OperationExtend || g.LeaseID != r.leaseState.leaseID {
 				what = fmt.Sprintf("An extension of lease %s was received without a grant that permits it", r.leaseState.leaseID)
 				if holds {
@@ -118,7 +121,8 @@ func (r *historyReader) addLeaseSignal(e *historypb.HistoryEvent) {
 			}
 		}
 	default:
-		r.addEntry(e, KindFailure, a.GetIdentity(), fmt.Sprintf("Received the unknown signal %q from %s", a.GetSignalName(), a.GetIdentity()), nil)
+		r.addEntry(e, KindFailure, a.GetIdentity(), fmt.Sprintf("Received the unknown signal %q from %s", a.GetSignalName(),
+			a.GetIdentity()), nil)
 	}
 }
 
@@ -153,7 +157,8 @@ func (r *historyReader) addApplied(e *historypb.HistoryEvent, q activities.Apply
 	}
 	effect := r.findOrAddEffect(q.Request)
 	if d.Verdict != activities.VerdictRun {
-		why := fmt.Sprintf("%s was not applied: immediately before the effect the guards decided %s: %s (%s)", what, d.Verdict, d.Reason, guardName(d.Guard))
+		why := fmt.Sprintf("%s was not applied: immediately before the effect the guards decided %s: %s (%s)", what,
+			d.Verdict, d.Reason, guardName(d.Guard))
 		r.addEntry(e, KindRefusal, "", why, details)
 		if effect.AppliedEvent.EventID == 0 {
 			effect.State, effect.Outcome, effect.Reason, effect.AppliedEvent = "refused", playbooks.OutcomeRefused, d.Reason, r.eventRef(e)
@@ -176,7 +181,8 @@ func (r *historyReader) addApplied(e *historypb.HistoryEvent, q activities.Apply
 	again := effect.AppliedEvent.EventID != 0
 	effect.ExpiresAt = q.Request.ExpiresAt
 	if !again {
-		effect.AppliedEvent, effect.AppliedAt, effect.Outcome, effect.Reason, effect.AuthorizedBy = r.eventRef(e), got.Effect.AppliedAt, got.Effect.Outcome, got.Effect.Reason, basis
+		effect.AppliedEvent, effect.AppliedAt, effect.Outcome, effect.Reason, effect.AuthorizedBy = r.eventRef(e),
+			got.Effect.AppliedAt, got.Effect.Outcome, got.Effect.Reason, basis
 		if effect.AppliedAt.IsZero() {
 			effect.AppliedAt = e.GetEventTime().AsTime()
 		}
@@ -210,14 +216,16 @@ func (r *historyReader) addApplied(e *historypb.HistoryEvent, q activities.Apply
 func (r *historyReader) describeAuthorization(e *historypb.HistoryEvent, q activities.ApplyInput, on string) string {
 	if q.Authorization.Grant != nil {
 		var g attestation.Grant
-		if r.verifyEnvelope(e, "the grant that authorized the effect", *q.Authorization.Grant, attestation.PayloadTypeGrant, &g) {
+		if r.verifyEnvelope(e, "the grant that authorized the effect", *q.Authorization.Grant, attestation.PayloadTypeGrant,
+			&g) {
 			return ""
 		}
 		return ", whose grant is invalid"
 	}
 	for _, s := range q.Authorization.Attestations {
 		var a attestation.Attestation
-		if r.verifyEnvelope(e, "an attestation that authorized the effect", s, attestation.PayloadTypeAttestation, &a) && a.DetectionID == on {
+		if r.verifyEnvelope(e, "an attestation that authorized the effect", s, attestation.PayloadTypeAttestation, &a) &&
+			a.DetectionID == on {
 			return fmt.Sprintf(" (the newest of rule %s)", a.Rule)
 		}
 	}
@@ -284,7 +292,9 @@ func (r *historyReader) flushStreak() {
 	if !w.inForce {
 		what = "not in force, as before"
 	}
-	r.addEntry(w.lastEvent, KindVerification, "", fmt.Sprintf("Lease %s was verified %s: %s", r.leaseState.leaseID, pluralize(len(w.eventIDs), "time", "times"), what), map[string]any{"events": slices.Clone(w.eventIDs), "count": len(w.eventIDs)})
+	r.addEntry(w.lastEvent, KindVerification, "", fmt.Sprintf("Lease %s was verified %s: %s", r.leaseState.leaseID,
+		pluralize(len(w.eventIDs), "time", "times"), what), map[string]any{"events": slices.Clone(w.eventIDs),
+		"count": len(w.eventIDs)})
 	w.eventIDs = nil
 }
 

@@ -131,9 +131,11 @@ func (r *historyReader) addDecision(e *historypb.HistoryEvent, got activities.Pl
 	case activities.VerdictRun:
 		r.addEntry(e, KindDecision, "", fmt.Sprintf("Decided to run %s: %s. It will %s", what, d.Reason, would), details)
 	case activities.VerdictAskApproval:
-		r.addEntry(e, KindDecision, "", fmt.Sprintf("Requires approval before %s: %s. It would %s", what, d.Reason, would), details)
+		r.addEntry(e, KindDecision, "", fmt.Sprintf("Requires approval before %s: %s. It would %s", what, d.Reason, would),
+			details)
 	case activities.VerdictPropose:
-		r.addEntry(e, KindDecision, "", fmt.Sprintf("Only proposed: %s. %s. It would %s", what, toSentence(d.Reason), would), details)
+		r.addEntry(e, KindDecision, "", fmt.Sprintf("Only proposed: %s. %s. It would %s", what, toSentence(d.Reason), would),
+			details)
 	case activities.VerdictRefuse:
 		r.addEntry(e, KindRefusal, "", fmt.Sprintf("Refused %s: %s (%s)", what, d.Reason, guardName(d.Guard)), details)
 	default:
@@ -179,10 +181,12 @@ func (r *historyReader) addPlaybookSignal(e *historypb.HistoryEvent) {
 	case workflows.SignalSuspend:
 		var why string
 		if r.decodePayloads(e, "the reason of the suspension", a.GetInput(), &why) {
-			r.addEntry(e, KindTriage, "", "The playbook run was suspended; it contains nothing more and requests no approvals: "+why, nil)
+			r.addEntry(e, KindTriage, "", "The playbook run was suspended; it contains nothing more and requests no "+
+				"approvals: "+why, nil)
 		}
 	default:
-		r.addEntry(e, KindFailure, a.GetIdentity(), fmt.Sprintf("Received the unknown signal %q from %s", a.GetSignalName(), a.GetIdentity()), nil)
+		r.addEntry(e, KindFailure, a.GetIdentity(), fmt.Sprintf("Received the unknown signal %q from %s", a.GetSignalName(),
+			a.GetIdentity()), nil)
 	}
 }
 
@@ -192,7 +196,8 @@ func (r *historyReader) addPlaybookEnded(e *historypb.HistoryEvent, fact *Playbo
 		return
 	}
 	if report.SourceHash != "" && report.SourceHash != fact.SourceHash {
-		r.addProblem(e, "the report has the playbook SHA-256 %s, but the playbook that ran has %s", shortHash(report.SourceHash), shortHash(fact.SourceHash))
+		r.addProblem(e, "the report has the playbook SHA-256 %s, but the playbook that ran has %s",
+			shortHash(report.SourceHash), shortHash(fact.SourceHash))
 	}
 	fact.Steps, fact.Error = report.Steps, report.Error
 	if report.Error != "" {
@@ -350,7 +355,8 @@ func (r *historyReader) addApprovalRequest(e *historypb.HistoryEvent, title stri
 // addUntimedRequest adds a request whose timer was not recognized, when its votes are first counted.
 func (a *approvalTracker) addUntimedRequest(t *activityTask) {
 	var q activities.CountVotesInput
-	if !a.decodePayloads(t.scheduled, "the approval request", t.scheduled.GetActivityTaskScheduledEventAttributes().GetInput(), &q) {
+	if !a.decodePayloads(t.scheduled, "the approval request",
+		t.scheduled.GetActivityTaskScheduledEventAttributes().GetInput(), &q) {
 		return
 	}
 	a.reverify(q)
@@ -367,6 +373,7 @@ func (a *approvalTracker) addUntimedRequest(t *activityTask) {
 // addApprovalTimeout adds the timeout of a request.
 func (a *approvalTracker) addApprovalTimeout(e *historypb.HistoryEvent) {
 	if title, ok := a.deadlineTimers[e.GetTimerFiredEventAttributes().GetStartedEventId()]; ok {
-		a.addEntry(e, KindApprovalResult, "", fmt.Sprintf("Denied, because the approvers did not decide in time: %s", title), nil)
+		a.addEntry(e, KindApprovalResult, "", fmt.Sprintf("Denied, because the approvers did not decide in time: %s", title),
+			nil)
 	}
 }

@@ -96,7 +96,8 @@ func startTime(r WorkflowRun) time.Time {
 func (r *historyReader) addEventGaps() {
 	for i, e := range r.run.Events {
 		if e.GetEventId() != int64(i+1) {
-			r.addProblem(e, "the history of %s has event %d instead of event %d; events are missing", r.run.WorkflowID, e.GetEventId(), i+1)
+			r.addProblem(e, "the history of %s has event %d instead of event %d; events are missing", r.run.WorkflowID,
+				e.GetEventId(), i+1)
 			return
 		}
 	}

@@ -38,7 +38,8 @@ func (t *timelineBuilder) compareWithStored() []Difference {
 		differ("it has %d detections, but the history has %d", stored.TotalDetections, s.DetectionCount)
 	}
 	if len(stored.Detections) < 50 && (stored.Objective != s.Objective || math.Abs(stored.Confidence-s.Confidence) > 1e-9) {
-		differ("it has the objective %s with confidence %.2f, but the detections have %s with %.2f", stored.Objective, stored.Confidence, s.Objective, s.Confidence)
+		differ("it has the objective %s with confidence %.2f, but the detections have %s with %.2f", stored.Objective,
+			stored.Confidence, s.Objective, s.Confidence)
 	}
 	for _, p := range stored.Playbooks {
 		i := slices.IndexFunc(s.Playbooks, func(f PlaybookRecord) bool { return f.PlaybookWorkflowID == p.WorkflowID })
@@ -47,7 +48,8 @@ func (t *timelineBuilder) compareWithStored() []Difference {
 			continue
 		}
 		if p.SourceHash != "" && p.SourceHash != s.Playbooks[i].SourceHash {
-			differ("it lists playbook %s with SHA-256 %s, but the playbook that ran has %s", p.Playbook, shortHash(p.SourceHash), shortHash(s.Playbooks[i].SourceHash))
+			differ("it lists playbook %s with SHA-256 %s, but the playbook that ran has %s", p.Playbook, shortHash(p.SourceHash),
+				shortHash(s.Playbooks[i].SourceHash))
 		}
 		if !slices.EqualFunc(p.Steps, s.Playbooks[i].Steps, func(a, b playbooks.StepReport) bool {
 			return a.Step == b.Step && a.Action == b.Action && a.Target == b.Target && a.Outcome == b.Outcome && a.Reason == b.Reason && a.LeaseID == b.LeaseID

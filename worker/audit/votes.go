@@ -33,7 +33,8 @@ func (r *historyReader) addVote(e *historypb.HistoryEvent, signed attestation.En
 	} else {
 		did := fmt.Sprintf("%s %s", verb, r.approvalRequestName(v.Step))
 		if v.BreakGlass && v.Approved {
-			did = fmt.Sprintf("used break-glass for %s, alone for the complete quorum: %s", r.approvalRequestName(v.Step), v.Reason)
+			did = fmt.Sprintf("used break-glass for %s, alone for the complete quorum: %s", r.approvalRequestName(v.Step),
+				v.Reason)
 		}
 		if v.RejectionReason != "" {
 			did += " (not counted: " + v.RejectionReason + ")"
@@ -175,8 +176,10 @@ func (r *historyReader) verifyVoteCount(e *historypb.HistoryEvent, q activities.
 		}
 	}
 	if enough := broke || len(yes) >= max(q.Approvers.Quorum, 1); got.Granted && (!enough || len(no) > 0) {
-		r.addProblem(e, "the votes were counted as an approval, but %s approved, %d must, and %d denied", pluralize(len(yes), "person", "people"), max(q.Approvers.Quorum, 1), len(no))
+		r.addProblem(e, "the votes were counted as an approval, but %s approved, %d must, and %d denied",
+			pluralize(len(yes), "person", "people"), max(q.Approvers.Quorum, 1), len(no))
 	} else if !got.Granted && !got.Denied && enough && len(no) == 0 {
-		r.addProblem(e, "the votes were counted as not enough, but %s approved", strings.TrimSpace(pluralize(len(yes), "person", "people")))
+		r.addProblem(e, "the votes were counted as not enough, but %s approved",
+			strings.TrimSpace(pluralize(len(yes), "person", "people")))
 	}
 }

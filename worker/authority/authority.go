@@ -122,7 +122,9 @@ func RotateSigningKey(dir string, distrust bool) (before, after string, err erro
 	}
 	// The old key is stored as retired before it is replaced. A crash in between leaves it in both files, which is
 	// harmless.
-	if err := writeFile(filepath.Join(dir, retiredKeysFile), "# Retired public keys. Their signatures are still accepted.\n"+strings.Join(retired.EncodeLines(), "\n")+"\n", len(retired) > 0); err != nil {
+	if err := writeFile(filepath.Join(dir, retiredKeysFile),
+		"# Retired public keys. Their signatures are still accepted.\n"+strings.Join(retired.EncodeLines(), "\n")+"\n",
+		len(retired) > 0); err != nil {
 		return "", "", err
 	}
 	if err := writeFile(filepath.Join(dir, seedFile), base64.StdEncoding.EncodeToString(seed)+"\n", true); err != nil {

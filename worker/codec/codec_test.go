@@ -55,6 +55,7 @@ func TestDecodeRejectsManipulatedPayload(t *testing.T) {
 		require.Error(t, c.DataConverter().FromPayload(changed, &out), "byte %d", i)
 	}
 	for n := range len(sealed.Data) {
-		require.Error(t, c.DataConverter().FromPayload(&commonpb.Payload{Metadata: sealed.Metadata, Data: sealed.Data[:n]}, &out), "truncated to %d", n)
+		require.Error(t, c.DataConverter().FromPayload(&commonpb.Payload{Metadata: sealed.Metadata, Data: sealed.Data[:n]},
+			&out), "truncated to %d", n)
 	}
 }

@@ -16,14 +16,16 @@ func (p *configParser) checkCloudTrail(c *CloudTrail) {
 		return
 	}
 	if c.QueueURL == "" && !c.UseLookup {
-		p.errorf(1, "required", "give `queue:`, the URL of an SQS queue, or `lookup: true`", "aws: `cloudtrail` has no source of events")
+		p.errorf(1, "required", "give `queue:`, the URL of an SQS queue, or `lookup: true`",
+			"aws: `cloudtrail` has no source of events")
 	}
 	if c.QueueURL == "" {
 		return
 	}
 	u, err := url.Parse(c.QueueURL)
 	if err != nil || u.Host == "" || u.Scheme != "https" && (u.Scheme != "http" || !isLoopback(u.Hostname())) {
-		p.errorf(1, "value", "such as https://sqs.eu-central-1.amazonaws.com/123456789012/cloudtrail", "aws: invalid queue URL `%s`", c.QueueURL)
+		p.errorf(1, "value", "such as https://sqs.eu-central-1.amazonaws.com/123456789012/cloudtrail",
+			"aws: invalid queue URL `%s`", c.QueueURL)
 	}
 }
 

@@ -312,7 +312,8 @@ func (p *configParser) checkAll(c *Config) {
 		if e := s.Approvers.Escalate; e != nil {
 			p.checkApproversExist("scope "+s.Name+", escalate", e.Groups, e.Users, groups, names)
 			if e.After <= 0 || s.Approvers.Timeout > 0 && e.After >= s.Approvers.Timeout || len(e.Groups)+len(e.Users) == 0 {
-				p.errorf(1, "range", "for example `escalate: {after: 5m, groups: [NAME]}`", "scope %s: invalid `escalate`: it has no approvers, or starts after the timeout", s.Name)
+				p.errorf(1, "range", "for example `escalate: {after: 5m, groups: [NAME]}`",
+					"scope %s: invalid `escalate`: it has no approvers, or starts after the timeout", s.Name)
 			}
 		}
 	}

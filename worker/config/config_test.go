@@ -25,7 +25,8 @@ people:
 		got = append(got, p.String())
 	}
 	require.Contains(t, got, "stanch.yaml:5:1: error: unknown key `namspaces` [unknown-key]")
-	require.Contains(t, got, "stanch.yaml:2:1: error: invalid duration `soon`; use a duration such as 90s, 15m or 1d [yaml]")
+	require.Contains(t, got, "stanch.yaml:2:1: error: invalid duration `soon`; use a duration such as 90s, 15m or 1d "+
+		"[yaml]")
 }
 
 func TestParseRejectsUndefinedNames(t *testing.T) {
@@ -68,18 +69,22 @@ func TestParseRejectsDuplicateUserID(t *testing.T) {
 
 func TestParseRejectsInvalidApprovers(t *testing.T) {
 	for name, c := range map[string]struct{ text, want string }{
-		"homoglyph":                  {"people: [{name: alice}, {name: \u0430lice}]", "can be mistaken"},
-		"invisible character":        {"people: [{name: \"ali\\u200bce\"}]", "can be mistaken"},
-		"same name in another case":  {"people: [{name: alice}, {name: Alice}]", "two people have the name"},
-		"duplicate Slack member":     {"people: [{name: a, slack: U0AAAA}, {name: b, slack: U0AAAA}]", "two people have the Slack member"},
-		"name instead of member id":  {"people: [{name: a, slack: '@alice'}]", "invalid Slack member id"},
-		"reserved group":             {"people: [{name: a, groups: [drill]}]", "reserved for drills"},
-		"Slack group without Slack":  {"groups: [{name: sre, slack: S0AAAA}]", "`slack:` is missing"},
-		"channel name instead of id": {"slack: {channel: '#incidents', bot_token_file: t, app_token_file: a}", "invalid channel id"},
-		"no way to receive clicks":   {"slack: {channel: C0AAAA, bot_token_file: t}", "clicks cannot be received"},
-		"escalation after timeout":   {"people: [{name: a, groups: [x]}]\nscopes: [{name: s, approvers: {groups: [x], timeout: 5m, escalate: {after: 5m, groups: [x]}}}]", "starts after the timeout"},
-		"unknown group":              {"people: [{name: a, groups: [x]}]\nscopes: [{name: s, approvers: {groups: [x], escalate: {after: 1m, groups: [y]}}}]", "the group `y` has no members"},
-		"unknown key":                {"slack: {chanel: C0AAAA}", "chanel"},
+		"homoglyph":                 {"people: [{name: alice}, {name: \u0430lice}]", "can be mistaken"},
+		"invisible character":       {"people: [{name: \"ali\\u200bce\"}]", "can be mistaken"},
+		"same name in another case": {"people: [{name: alice}, {name: Alice}]", "two people have the name"},
+		"duplicate Slack member": {"people: [{name: a, slack: U0AAAA}, {name: b, slack: U0AAAA}]",
+			"two people have the Slack member"},
+		"name instead of member id": {"people: [{name: a, slack: '@alice'}]", "invalid Slack member id"},
+		"reserved group":            {"people: [{name: a, groups: [drill]}]", "reserved for drills"},
+		"Slack group without Slack": {"groups: [{name: sre, slack: S0AAAA}]", "`slack:` is missing"},
+		"channel name instead of id": {"slack: {channel: '#incidents', bot_token_file: t, app_token_file: a}",
+			"invalid channel id"},
+		"no way to receive clicks": {"slack: {channel: C0AAAA, bot_token_file: t}", "clicks cannot be received"},
+		"escalation after timeout": {"people: [{name: a, groups: [x]}]\nscopes: [{name: s, approvers: {groups: [x], " +
+			"timeout: 5m, escalate: {after: 5m, groups: [x]}}}]", "starts after the timeout"},
+		"unknown group": {"people: [{name: a, groups: [x]}]\nscopes: [{name: s, approvers: {groups: [x], " +
+			"escalate: {after: 1m, groups: [y]}}}]", "the group `y` has no members"},
+		"unknown key": {"slack: {chanel: C0AAAA}", "chanel"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			_, problems := config.Parse("c", []byte(c.text))
@@ -109,7 +114,8 @@ func TestRosterFollowsConfigFile(t *testing.T) {
 	now, err = roster.Current()
 	require.NoError(t, err)
 	require.Equal(t, 1, now.Phase, "other keys need a restart")
-	require.Equal(t, []string{"phase", "scopes"}, roster.RestartRequiredKeys(), "changed keys that need a restart are listed")
+	require.Equal(t, []string{"phase", "scopes"}, roster.RestartRequiredKeys(),
+		"changed keys that need a restart are listed")
 	write("people: [{name: alice, uid: 1}, ")
 	_, err = roster.Current()
 	require.ErrorContains(t, err, "read who is allowed to approve")

@@ -73,7 +73,8 @@ func (p *configParser) checkNotifications(c *Config) {
 		seen[w.Name] = true
 		p.checkURL(where, w.URL)
 		if w.SecretFile == "" {
-			p.errorf(1, "required", "`echo whsec_$(openssl rand -base64 32) > FILE` creates a key", "%s: `secret_file` is missing", where)
+			p.errorf(1, "required", "`echo whsec_$(openssl rand -base64 32) > FILE` creates a key",
+				"%s: `secret_file` is missing", where)
 		}
 	}
 	p.checkEmail(c.Email)
@@ -125,7 +126,8 @@ func (p *configParser) checkEmail(e *Email) {
 	case "", "starttls", "implicit":
 	case "none":
 		if err == nil && !isLoopback(host) || e.Username != "" {
-			p.errorf(1, "tls", "use starttls or implicit", "`email.tls`: none is allowed only to a server on this machine, without a password")
+			p.errorf(1, "tls", "use starttls or implicit",
+				"`email.tls`: none is allowed only to a server on this machine, without a password")
 		}
 	default:
 		p.errorf(1, "tls", "use starttls, implicit or none", "`email.tls`: unknown mode `%s`", e.TLSMode)
@@ -158,7 +160,8 @@ func (p *configParser) checkTicket(t *TicketTracker) {
 		p.checkURL("ticket", t.APIBaseURL())
 	}
 	if !project.MatchString(t.Project) {
-		hint := map[string]string{TrackerGitHub: "OWNER/NAME", TrackerGitLab: "use a path such as group/project, or a number", TrackerJira: "use its key, such as OPS"}[t.Kind]
+		hint := map[string]string{TrackerGitHub: "OWNER/NAME", TrackerGitLab: "use a path such as group/project, or a number",
+			TrackerJira: "use its key, such as OPS"}[t.Kind]
 		p.errorf(1, "project", hint, "`ticket.project`: invalid project `%s` of %s", t.Project, t.Kind)
 	}
 	if t.TokenFile == "" {

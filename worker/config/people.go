@@ -139,7 +139,8 @@ func (p *configParser) checkPeople(c *Config) (groups, names []string) {
 			p.errorf(1, "duplicate", "", "two people have the name `%s`", person.Name)
 		}
 		if person.SlackMemberID != "" && !slackMemberPattern.MatchString(person.SlackMemberID) {
-			p.errorf(1, "slack", "it begins with U or W: in the person's profile under `Copy member ID`", "invalid Slack member id `%s` of %s", person.SlackMemberID, person.Name)
+			p.errorf(1, "slack", "it begins with U or W: in the person's profile under `Copy member ID`",
+				"invalid Slack member id `%s` of %s", person.SlackMemberID, person.Name)
 		}
 		same("Slack member", person.SlackMemberID, before, func(o Person) string { return o.SlackMemberID })
 		same("Kubernetes user", person.KubernetesUser, before, func(o Person) string { return o.KubernetesUser })
@@ -147,7 +148,8 @@ func (p *configParser) checkPeople(c *Config) (groups, names []string) {
 			p.errorf(1, "duplicate", "give each person their own", "two people have the uid %d", *person.UID)
 		}
 		if slices.Contains(person.Groups, DrillScope) {
-			p.errorf(1, "name", "choose another name", "%s is in the group `%s`, which is reserved for drills", person.Name, DrillScope)
+			p.errorf(1, "name", "choose another name", "%s is in the group `%s`, which is reserved for drills", person.Name,
+				DrillScope)
 		}
 		names, groups = append(names, person.Name), append(groups, person.Groups...)
 	}
@@ -156,9 +158,11 @@ func (p *configParser) checkPeople(c *Config) (groups, names []string) {
 		case g.Name == "" || g.Name == DrillScope || slices.ContainsFunc(c.Groups[:i], func(o Group) bool { return o.Name == g.Name }):
 			p.errorf(1, "name", "`drill` is reserved for drills", "the group name `%s` is empty or used twice", g.Name)
 		case g.SlackUserGroup != "" && !slackGroupPattern.MatchString(g.SlackUserGroup):
-			p.errorf(1, "slack", "it begins with S", "invalid Slack user group id `%s` of the group %s", g.SlackUserGroup, g.Name)
+			p.errorf(1, "slack", "it begins with S", "invalid Slack user group id `%s` of the group %s", g.SlackUserGroup,
+				g.Name)
 		case g.SlackUserGroup != "" && c.Slack == nil:
-			p.errorf(1, "slack", "add `slack:` with a bot token", "the group %s takes its members from Slack, but `slack:` is missing", g.Name)
+			p.errorf(1, "slack", "add `slack:` with a bot token",
+				"the group %s takes its members from Slack, but `slack:` is missing", g.Name)
 		}
 		groups = append(groups, g.Name)
 	}
@@ -184,12 +188,14 @@ func (p *configParser) checkSlack(s *Slack) {
 		return
 	}
 	if !slackChannelPattern.MatchString(s.Channel) {
-		p.errorf(1, "slack", "it begins with C: at the bottom of the channel's details", "`slack.channel`: invalid channel id `%s`", s.Channel)
+		p.errorf(1, "slack", "it begins with C: at the bottom of the channel's details",
+			"`slack.channel`: invalid channel id `%s`", s.Channel)
 	}
 	if s.BotTokenFile == "" {
 		p.errorf(1, "required", "write the bot token (xoxb-…) into a file that only Stanch can read", "`slack.bot_token_file` is missing")
 	}
 	if s.AppTokenFile == "" && s.SigningSecretFile == "" {
-		p.errorf(1, "required", "set `app_token_file` for Socket Mode, or `signing_secret_file` for requests to --listen", "`slack`: clicks cannot be received")
+		p.errorf(1, "required", "set `app_token_file` for Socket Mode, or `signing_secret_file` for requests to --listen",
+			"`slack`: clicks cannot be received")
 	}
 }

@@ -25,7 +25,8 @@ type Size int64
 func (s *Size) UnmarshalYAML(n *yaml.Node) error {
 	q, err := resource.ParseQuantity(n.Value)
 	if err != nil || q.Value() <= 0 {
-		return &yaml.TypeError{Errors: []string{fmt.Sprintf("line %d: invalid size `%s`; use a size such as 512Mi or 20Gi", n.Line, n.Value)}}
+		return &yaml.TypeError{Errors: []string{fmt.Sprintf("line %d: invalid size `%s`; use a size such as 512Mi or 20Gi",
+			n.Line, n.Value)}}
 	}
 	*s = Size(q.Value())
 	return nil
@@ -51,7 +52,8 @@ func (d *Duration) UnmarshalYAML(n *yaml.Node) error {
 	v, err := duration.Parse(n.Value)
 	if err != nil || v <= 0 {
 		// A TypeError is collected with the file's other errors; any other error would hide them.
-		return &yaml.TypeError{Errors: []string{fmt.Sprintf("line %d: invalid duration `%s`; use a duration such as 90s, 15m or 1d", n.Line, n.Value)}}
+		return &yaml.TypeError{Errors: []string{fmt.Sprintf(
+			"line %d: invalid duration `%s`; use a duration such as 90s, 15m or 1d", n.Line, n.Value)}}
 	}
 	*d = Duration(v)
 	return nil

@@ -39,7 +39,8 @@ func (p *configParser) checkSources(sources []Source) {
 		}
 		seen[s.Name] = true
 		if s.TokenFile == "" {
-			p.errorf(1, "required", "`openssl rand -hex 32 > FILE` creates a token", "source %s: `token_file` is missing", s.Name)
+			p.errorf(1, "required", "`openssl rand -hex 32 > FILE` creates a token", "source %s: `token_file` is missing",
+				s.Name)
 		}
 		if s.Kind != "" && !slices.Contains(kinds, s.Kind) {
 			p.errorf(1, "kind", "use one of "+strings.Join(kinds, ", "), "source %s: unknown kind `%s`", s.Name, s.Kind)

@@ -156,7 +156,8 @@ func TestDetectionsAreSentOrCounted(t *testing.T) {
 	}, 10*time.Second, 5*time.Millisecond)
 	require.Contains(t, there.receivedBodies[0], `"uuid":"a"`, "after two temporary failures")
 	require.Contains(t, there.receivedBodies[1], `"uuid":"c"`, "a permanently refused detection does not block others")
-	require.Contains(t, there.receivedBodies[0], "Detect crypto miners using the Stratum protocol", "the rule has its Falco name")
+	require.Contains(t, there.receivedBodies[0], "Detect crypto miners using the Stratum protocol",
+		"the rule has its Falco name")
 	require.Equal(t, "Bearer a token of sixteen", there.tokens[0])
 	e.Close()
 	f, err := os.Open(file)

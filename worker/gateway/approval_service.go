@@ -97,8 +97,9 @@ func (d *ApprovalService) castVote(ctx context.Context, s Principal, v VoteReque
 		return nil, err
 	}
 	if v.Approve && !v.BreakGlass && slices.Contains(open.ApprovedBy, s.Name) {
-		return &VoteResult{ApprovalRequest: *open, Result: ResultAlreadyCounted, Message: fmt.Sprintf("the approval of %s for %s was already counted: %s", s.Name, quoteRequest(*open),
-			display.DescribeApprovalProgress(open.ApprovedBy, open.Approvers.Quorum, open.Approvers.Describe()))}, nil
+		return &VoteResult{ApprovalRequest: *open, Result: ResultAlreadyCounted,
+			Message: fmt.Sprintf("the approval of %s for %s was already counted: %s", s.Name, quoteRequest(*open),
+				display.DescribeApprovalProgress(open.ApprovedBy, open.Approvers.Quorum, open.Approvers.Describe()))}, nil
 	}
 	vote := attestation.Vote{
 		IncidentID: open.IncidentID, WorkflowID: open.WorkflowID, Step: open.ID, PlanHash: open.PlansHash, Person: s.Name, AuthenticatedBy: s.AuthenticatedBy, Approved: v.Approve,
@@ -110,7 +111,8 @@ func (d *ApprovalService) castVote(ctx context.Context, s Principal, v VoteReque
 		return nil, why // it is unknown whether they may vote
 	}
 	if why != nil {
-		d.Log.Warn("rejected a vote", "person", s.Name, "authenticated_by", s.AuthenticatedBy, "incident", v.IncidentID, "step", open.ID, "reason", why.Error())
+		d.Log.Warn("rejected a vote", "person", s.Name, "authenticated_by", s.AuthenticatedBy, "incident", v.IncidentID,
+			"step", open.ID, "reason", why.Error())
 		if !d.refusedVotes.allow(open.WorkflowID+open.ID, s.RateLimitKey) {
 			return nil, why
 		}
@@ -130,7 +132,9 @@ func (d *ApprovalService) castVote(ctx context.Context, s Principal, v VoteReque
 	if v.Approve {
 		word = "approval"
 	}
-	return &VoteResult{ApprovalRequest: *open, Result: ResultRecorded, Message: fmt.Sprintf("the %s of %s for %s is recorded and will be counted; `stanch incidents %s` shows the result", word, s.Name, quoteRequest(*open), open.IncidentID)}, nil
+	return &VoteResult{ApprovalRequest: *open, Result: ResultRecorded,
+		Message: fmt.Sprintf("the %s of %s for %s is recorded and will be counted; `stanch incidents %s` shows the result",
+			word, s.Name, quoteRequest(*open), open.IncidentID)}, nil
 }
 
 // checkMayVote returns why the person's vote does not count, and adds to the vote what entitles the person.
@@ -165,7 +169,8 @@ func (d *ApprovalService) checkMayVote(ctx context.Context, cfg *config.Config, 
 		case strings.TrimSpace(vote.Reason) == "":
 			return forbidden("missing reason; break-glass requires one, for the record")
 		}
-		d.Log.Error("break-glass was used", "person", s.Name, "authenticated_by", s.AuthenticatedBy, "incident", q.IncidentID, "step", q.ID, "reason", vote.Reason)
+		d.Log.Error("break-glass was used", "person", s.Name, "authenticated_by", s.AuthenticatedBy, "incident", q.IncidentID,
+			"step", q.ID, "reason", vote.Reason)
 		return nil
 	}
 	if !q.Approvers.CanApprove(s.Name, vote.Groups, vote.DecidedAt.Sub(q.AskedAt)) {
@@ -195,7 +200,8 @@ func (d *ApprovalService) authorizeForNamespace(ctx context.Context, cfg *config
 		if namespace == "" {
 			where = "outside of a namespace"
 		}
-		return forbidden("%s is not allowed to change containments %s; allowed: %s", s.Name, where, describeApprovers(approvers))
+		return forbidden("%s is not allowed to change containments %s; allowed: %s", s.Name, where,
+			describeApprovers(approvers))
 	}
 	return nil
 }
@@ -281,7 +287,8 @@ func (d *ApprovalService) Pause(ctx context.Context, s Principal, reason string)
 	if _, err := d.authorizeCaller(s); err != nil {
 		return err
 	}
-	d.Log.Warn("new containments were paused", "by", s.Name, "authenticated_by", s.AuthenticatedBy, "reason", truncateTo(reason, maxReasonBytes))
+	d.Log.Warn("new containments were paused", "by", s.Name, "authenticated_by", s.AuthenticatedBy, "reason",
+		truncateTo(reason, maxReasonBytes))
 	d.recordInManifest(activities.JournalManifest, activities.EntryKindPause, activities.AuditRecord{People: []string{s.describe()}, Note: time.Now().UTC().Format(time.RFC3339Nano)})
 	if was, err := d.KillSwitch.State(ctx); err == nil && was.Paused {
 		return nil // the first pause keeps its person, time and reason
@@ -303,7 +310,8 @@ func (d *ApprovalService) Resume(ctx context.Context, s Principal) error {
 		}
 	}
 	if !may {
-		return forbidden("%s is not allowed to resume containments; allowed: the operator of Stanch, and the approvers of a scope", s.Name)
+		return forbidden("%s is not allowed to resume containments; allowed: the operator of Stanch, and the approvers of "+
+			"a scope", s.Name)
 	}
 	d.Log.Warn("new containments were resumed", "by", s.Name, "authenticated_by", s.AuthenticatedBy)
 	d.recordInManifest(activities.JournalManifest, activities.EntryKindResume, activities.AuditRecord{People: []string{s.describe()}, Note: time.Now().UTC().Format(time.RFC3339Nano)})
@@ -317,7 +325,8 @@ func (d *ApprovalService) recordInManifest(manifest string, kind activities.Mani
 		return
 	}
 	if _, err := d.Evidence.Append(manifest, kind, act); err != nil {
-		d.Log.Error("an action of a person could not be recorded in the manifest", "manifest", manifest, "kind", kind, "error", err)
+		d.Log.Error("an action of a person could not be recorded in the manifest", "manifest", manifest, "kind", kind,
+			"error", err)
 	}
 }
 

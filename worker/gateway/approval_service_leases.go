@@ -80,7 +80,8 @@ func (d *ApprovalService) checkSinglePersonLimit(s Principal, p leaseScope, hold
 	if approvers.Quorum <= 1 {
 		return nil
 	}
-	return forbidden("one person can extend this lease to at most %s from now; a longer time needs %d of %s: request it with `stanch contain TARGET --for %s --reason …`",
+	return forbidden("one person can extend this lease to at most %s from now; a longer time needs %d of %s: request it "+
+		"with `stanch contain TARGET --for %s --reason …`",
 		duration.Format(most), approvers.Quorum, approvers.Describe(), duration.Format(hold))
 }
 
@@ -88,7 +89,8 @@ func (d *ApprovalService) checkSinglePersonLimit(s Principal, p leaseScope, hold
 // end in the error. A repeated request asks for the same end.
 func (d *ApprovalService) Extend(ctx context.Context, s Principal, q LeaseRequest) ([]playbooks.LeaseReport, error) {
 	if q.Duration <= 0 || q.Duration > maxExtension {
-		return nil, &httpError{http.StatusBadRequest, "invalid duration; use a time from now of at most " + duration.Format(maxExtension)}
+		return nil, &httpError{http.StatusBadRequest, "invalid duration; use a time from now of at most " +
+			duration.Format(maxExtension)}
 	}
 	from := time.Now()
 	if !q.CountFrom.IsZero() && q.CountFrom.Before(from) {
@@ -97,8 +99,10 @@ func (d *ApprovalService) Extend(ctx context.Context, s Principal, q LeaseReques
 	until := from.Add(q.Duration)
 	done, err := d.forEachLease(ctx, s, q, attestation.OperationExtend, func(id, holder string, m *lease.Machine, scope leaseScope) error {
 		if end := holderExpiry(m, holder); !end.Before(until) {
-			return &httpError{http.StatusConflict, fmt.Sprintf("the lease already lasts until %s UTC, %s from now, and an extension cannot shorten it; request a longer time, or end it with `stanch release %s`",
-				end.UTC().Format(time.DateTime), duration.Format(max(time.Until(end), 0).Round(time.Second)), m.LeaseID)}
+			return &httpError{http.StatusConflict,
+				fmt.Sprintf("the lease already lasts until %s UTC, %s from now, and an extension cannot shorten it; request a "+
+					"longer time, or end it with `stanch release %s`",
+					end.UTC().Format(time.DateTime), duration.Format(max(time.Until(end), 0).Round(time.Second)), m.LeaseID)}
 		}
 		if err := d.checkSinglePersonLimit(s, scope, q.Duration); err != nil {
 			return err
@@ -143,7 +147,9 @@ func (d *ApprovalService) leaseScopeOf(s Principal, m *lease.Machine) (leaseScop
 	if s.IsOperator && s.DrillName == "" {
 		return leaseScope{namespace: m.Target.Namespace}, nil
 	}
-	return leaseScope{}, forbidden("lease %s has no valid token, so its namespace is unknown; only the operator of Stanch is allowed to change it", m.LeaseID)
+	return leaseScope{}, forbidden(
+		"lease %s has no valid token, so its namespace is unknown; only the operator of Stanch is allowed to change it",
+		m.LeaseID)
 }
 
 func (d *ApprovalService) signGrant(s Principal, operation attestation.Operation, m *lease.Machine, holder string, p leaseScope, until time.Time, reason string) (attestation.Envelope, error) {
@@ -174,11 +180,13 @@ func (d *ApprovalService) forEachLease(ctx context.Context, s Principal, q Lease
 			continue
 		}
 		if err := d.applyToLease(ctx, cfg, s, id, holders, m, do); err != nil {
-			d.Log.Warn("refused to change a lease", "operation", operation, "lease", m.LeaseID, "by", s.Name, "authenticated_by", s.AuthenticatedBy, "reason", err.Error())
+			d.Log.Warn("refused to change a lease", "operation", operation, "lease", m.LeaseID, "by", s.Name, "authenticated_by",
+				s.AuthenticatedBy, "reason", err.Error())
 			refused = errors.Join(refused, fmt.Errorf("%s: %w", m.LeaseID, err))
 			continue // the other leases are not delayed
 		}
-		d.Log.Info("a person changed a lease", "operation", operation, "lease", m.LeaseID, "by", s.Name, "authenticated_by", s.AuthenticatedBy)
+		d.Log.Info("a person changed a lease", "operation", operation, "lease", m.LeaseID, "by", s.Name, "authenticated_by",
+			s.AuthenticatedBy)
 		done = append(done, m.CurrentReport(time.Now()))
 	}
 	if err := errors.Join(refused, unread); err != nil {

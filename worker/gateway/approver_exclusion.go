@@ -88,5 +88,6 @@ func (d *ApprovalService) pausedBy(ctx context.Context) string {
 
 // pausedWarning returns the warning on approval requests while new containments are paused.
 func pausedWarning(by string) string {
-	return fmt.Sprintf("%s (%s): containments approved now are refused; run `stanch resume` first", playbooks.ReasonPaused, by)
+	return fmt.Sprintf("%s (%s): containments approved now are refused; run `stanch resume` first", playbooks.ReasonPaused,
+		by)
 }

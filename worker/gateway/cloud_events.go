@@ -192,7 +192,8 @@ func (c *CloudEventHandler) attribute(ctx context.Context, d *sensors.Detection,
 			*d = one
 			return nil
 		}
-		d.Reasons = append(d.Reasons, "It was made by the pod "+truncateText(pod.Namespace+"/"+pod.Name)+", which cannot be contained: "+truncateReason(err.Error())+".")
+		d.Reasons = append(d.Reasons, "It was made by the pod "+truncateText(
+			pod.Namespace+"/"+pod.Name)+", which cannot be contained: "+truncateReason(err.Error())+".")
 	}
 	d.Event.Subject = sensors.Subject{Kind: "User", Name: a.Principal}
 	if a.Role != "" {
@@ -213,7 +214,9 @@ func (c *CloudEventHandler) attribute(ctx context.Context, d *sensors.Detection,
 		d.Event.Container, d.TargetConfirmed = sensors.Container{Workload: owner, Pod: sensors.Pod{Namespace: pods[i].Namespace, ServiceAccount: a.ServiceAccount}}, true
 	}
 	if len(pods) > 1 {
-		d.Reasons = append(d.Reasons, fmt.Sprintf("%d pods use the service account %s/%s, and the session does not identify the pod.", len(pods), truncateText(a.Namespace), truncateText(a.ServiceAccount)))
+		d.Reasons = append(d.Reasons, fmt.Sprintf(
+			"%d pods use the service account %s/%s, and the session does not identify the pod.", len(pods),
+			truncateText(a.Namespace), truncateText(a.ServiceAccount)))
 	}
 	return nil
 }

@@ -41,7 +41,8 @@ func (m *ClusterAPI) HTTPServer() *http.Server {
 func (m *ClusterAPI) identifyTokenUser(r *http.Request) (Principal, error) {
 	token, ok := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer ")
 	if !ok || token == "" || len(token) > 16<<10 {
-		return Principal{}, &httpError{http.StatusUnauthorized, "missing token; use a Kubernetes token from `kubectl create token NAME --audience " + TokenAudience + "`"}
+		return Principal{}, &httpError{http.StatusUnauthorized,
+			"missing token; use a Kubernetes token from `kubectl create token NAME --audience " + TokenAudience + "`"}
 	}
 	// The rate limit is checked before the token review, so that a flood of invalid tokens does not reach the API
 	// server.
@@ -66,7 +67,8 @@ func (m *ClusterAPI) identifyTokenUser(r *http.Request) (Principal, error) {
 	}
 	person, known := cfg.PersonByKubernetes(name)
 	if !known {
-		return Principal{}, forbidden("unknown Kubernetes user %s; add a person with `kubernetes: %s` under `people`", truncateText(name), truncateText(name))
+		return Principal{}, forbidden("unknown Kubernetes user %s; add a person with `kubernetes: %s` under `people`",
+			truncateText(name), truncateText(name))
 	}
 	return Principal{Person: person, AuthenticatedBy: "Kubernetes user " + truncateText(name) + " by TokenReview", RateLimitKey: "kubernetes:" + name}, nil
 }

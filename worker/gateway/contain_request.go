@@ -137,7 +137,8 @@ func (d *ApprovalService) Contain(ctx context.Context, s Principal, q ContainReq
 		err = d.planDryRun(ctx, cfg, answer, program, found, permitted)
 	} else {
 		err = d.startRequests(ctx, answer, found, permitted, func(incident string) {
-			d.Log.Warn("a person requested a containment", "person", s.Name, "authenticated_by", s.AuthenticatedBy, "incident", incident, "what", requested.Describe(), "reason", q.Reason)
+			d.Log.Warn("a person requested a containment", "person", s.Name, "authenticated_by", s.AuthenticatedBy, "incident",
+				incident, "what", requested.Describe(), "reason", q.Reason)
 			d.recordInManifest(incident, activities.EntryKindTriage, activities.AuditRecord{Action: "requested " + requested.Describe(), People: []string{s.describe()}, Note: q.Reason})
 		})
 	}

@@ -187,7 +187,8 @@ func TestManualRequestFromSensorIsRefused(t *testing.T) {
 			require.NoError(t, intake.Check(t.Context(), &d, from))
 			d.TargetConfirmed = false
 			change(&d)
-			require.ErrorContains(t, intake.Check(t.Context(), &d, from), "only a person can make a manual request, not a sensor", name)
+			require.ErrorContains(t, intake.Check(t.Context(), &d, from),
+				"only a person can make a manual request, not a sensor", name)
 		}
 	}
 }

@@ -215,7 +215,8 @@ func verifyContainer(c DrillContainer, issued time.Time) error {
 	case st.Ino != c.CgroupID:
 		return forbidden("register drill container: cgroup %s has the inode %d, not %d", c.CgroupPath, st.Ino, c.CgroupID)
 	case len(pids) > 0:
-		return forbidden("register drill container: cgroup %s already has %d processes; a drill registers an empty one", c.CgroupPath, len(pids))
+		return forbidden("register drill container: cgroup %s already has %d processes; a drill registers an empty one",
+			c.CgroupPath, len(pids))
 	case created.Before(issued.Add(-time.Second)):
 		return forbidden("register drill container: cgroup %s existed before the drill", c.CgroupPath)
 	}

@@ -97,12 +97,15 @@ func TestDrillRegistersOnlyOwnTargets(t *testing.T) {
 		"parent path": {func(_ *testing.T, _ *DrillRegistry, _ *string, c *DrillContainer) {
 			c.CgroupPath = "/stanch-drill-test/../x/" + c.ID
 		}, "invalid id or cgroup path"},
-		"path of another cgroup": {func(_ *testing.T, _ *DrillRegistry, _ *string, c *DrillContainer) { c.CgroupPath = "/docker/" + c.ID }, "invalid id or cgroup path"},
+		"path of another cgroup": {func(_ *testing.T, _ *DrillRegistry, _ *string, c *DrillContainer) {
+			c.CgroupPath = "/docker/" + c.ID
+		}, "invalid id or cgroup path"},
 		"missing cgroup": {func(_ *testing.T, _ *DrillRegistry, _ *string, c *DrillContainer) {
 			c.ID = strings.Repeat("ef", 32)
 			c.CgroupPath = "/stanch-drill-test/" + c.ID
 		}, "is not on this machine"},
-		"unknown key": {func(_ *testing.T, _ *DrillRegistry, secret *string, _ *DrillContainer) { *secret = "guess" }, "unknown or expired"},
+		"unknown key": {func(_ *testing.T, _ *DrillRegistry, secret *string, _ *DrillContainer) { *secret = "guess" },
+			"unknown or expired"},
 		"expired key": {func(_ *testing.T, drills *DrillRegistry, secret *string, _ *DrillContainer) {
 			drills.keys[*secret].issuedAt = time.Now().Add(-6 * time.Minute)
 		}, "older than 5m"},

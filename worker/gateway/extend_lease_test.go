@@ -50,7 +50,8 @@ func TestExtendNeverShortensLease(t *testing.T) {
 
 	done, err := d.Extend(t.Context(), operator, gateway.LeaseRequest{LeaseID: id, Duration: 24 * time.Hour})
 	require.NoError(t, err)
-	require.WithinDuration(t, time.Now().Add(24*time.Hour), done[0].ExpiresAt, time.Minute, "the response contains the new end")
+	require.WithinDuration(t, time.Now().Add(24*time.Hour), done[0].ExpiresAt, time.Minute,
+		"the response contains the new end")
 	require.Eventually(t, func() bool { return end().Equal(done[0].ExpiresAt) }, 10*time.Second, 20*time.Millisecond)
 
 	_, err = d.Extend(t.Context(), operator, gateway.LeaseRequest{LeaseID: id, Duration: 8 * 24 * time.Hour})

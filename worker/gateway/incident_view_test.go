@@ -110,7 +110,8 @@ func TestLiveStateIsShownWhileApprovalIsPending(t *testing.T) {
 	for _, e := range in.Timeline {
 		entries = append(entries, e.Text)
 	}
-	require.Equal(t, []string{"first", "miner: pod.processes succeeded", "later"}, entries, "in order, with the running playbook")
+	require.Equal(t, []string{"first", "miner: pod.processes succeeded", "later"}, entries,
+		"in order, with the running playbook")
 
 	for who, yours := range map[string]bool{"alice": true, "eve": false} {
 		var list []gateway.IncidentView
@@ -152,7 +153,8 @@ func TestApprovalRequestShowsWarnings(t *testing.T) {
 	api.callAs(t, "alice", http.MethodGet, "/v1/incidents/"+testIncidentID, "", &in)
 	require.Equal(t, "1/steps[2]#1", in.OpenApprovals[0].Name)
 	require.True(t, in.OpenApprovals[0].ViewerCanApprove, "she requested another containment of this incident")
-	require.Equal(t, []string{"only 1 of the 2 required approvers are allowed to vote, so it cannot be approved without break-glass"}, in.OpenApprovals[0].Warnings)
+	require.Equal(t, []string{"only 1 of the 2 required approvers are allowed to vote, so it cannot be approved without " +
+		"break-glass"}, in.OpenApprovals[0].Warnings)
 	var other gateway.IncidentView
 	api.callAs(t, "bob", http.MethodGet, "/v1/incidents/"+testIncidentID, "", &other)
 	require.False(t, other.OpenApprovals[0].ViewerCanApprove)
@@ -160,7 +162,8 @@ func TestApprovalRequestShowsWarnings(t *testing.T) {
 	var done map[string]any
 	api.callAs(t, "bob", http.MethodPost, "/v1/pause", `{"reason":"migration"}`, &done)
 	api.callAs(t, "alice", http.MethodGet, "/v1/incidents/"+testIncidentID, "", &in)
-	require.Regexp(t, "^new containments are paused \\(by bob .*: migration\\): containments approved now are refused; run `stanch resume` first$", in.OpenApprovals[0].Warnings[0])
+	require.Regexp(t, "^new containments are paused \\(by bob .*: migration\\): containments approved now are refused; "+
+		"run `stanch resume` first$", in.OpenApprovals[0].Warnings[0])
 	var a gateway.VoteResult
 	api.callAs(t, "alice", http.MethodPost, "/v1/vote", `{"incident":"`+testIncidentID+`","approve":true,"wait_for_result":true}`, &a)
 	require.Equal(t, gateway.ResultCounted, a.Result)

@@ -155,9 +155,11 @@ func (i *Ingester) checkDetection(ctx context.Context, d *sensors.Detection, fro
 	case len(d.Objective) == 0 || len(d.Objective) > 64:
 		return errors.New("invalid detection: its objective is missing or too long")
 	case d.Time.After(time.Now().Add(maxClockAhead)):
-		return fmt.Errorf("invalid detection: its time %s is in the future; correct the node's clock", d.Time.Format(time.RFC3339))
+		return fmt.Errorf("invalid detection: its time %s is in the future; correct the node's clock",
+			d.Time.Format(time.RFC3339))
 	case len(d.Event.Actor) > maxActorBytes:
-		return fmt.Errorf("invalid detection: its actor has %d bytes, at most %d are accepted", len(d.Event.Actor), maxActorBytes)
+		return fmt.Errorf("invalid detection: its actor has %d bytes, at most %d are accepted", len(d.Event.Actor),
+			maxActorBytes)
 	case d.Event.Actor != "" && from != "":
 		return errors.New("invalid detection: it has an actor, which is not allowed from a node")
 	case d.Event.Subject != (sensors.Subject{}) && from != "":

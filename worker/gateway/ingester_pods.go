@@ -87,7 +87,8 @@ func (i *Ingester) dropUnverifiablePod(d *sensors.Detection) {
 	if i.Kube != nil && valid {
 		return
 	}
-	d.Reasons = append(d.Reasons, "The alert names the pod "+truncateText(pod.Namespace+"/"+pod.Name)+", which cannot be looked up.")
+	d.Reasons = append(d.Reasons, "The alert names the pod "+truncateText(
+		pod.Namespace+"/"+pod.Name)+", which cannot be looked up.")
 	c.Pod, c.Workload = sensors.Pod{}, sensors.Workload{}
 	if c.Name == "" && len(validation.IsDNS1123Subdomain(pod.Name)) == 0 {
 		c.Name = pod.Name
@@ -123,7 +124,8 @@ func (i *Ingester) verifyPodIdentity(ctx context.Context, d *sensors.Detection, 
 	case err != nil && from != "" && kube.IsUnavailable(err):
 		// During an outage of the API server, a node's claim is accepted, so that Stanch still detects attacks. It gets
 		// a separate incident, and nothing is contained for it without an approval.
-		i.Log.Warn("look up a pod: the API server is unavailable; the node's data is used", "pod", c.Pod.Namespace+"/"+c.Pod.Name, "container", c.ID, "error", err)
+		i.Log.Warn("look up a pod: the API server is unavailable; the node's data is used", "pod",
+			c.Pod.Namespace+"/"+c.Pod.Name, "container", c.ID, "error", err)
 		return nil
 	case err != nil && c.Pod.Name == "" && !kube.IsUnavailable(err) && from == "":
 		// An alert with only a container id is accepted unchanged if the pod cannot be found; guards then require an
@@ -137,7 +139,8 @@ func (i *Ingester) verifyPodIdentity(ctx context.Context, d *sensors.Detection, 
 	case from != "" && found.pod.Spec.NodeName != from:
 		return fmt.Errorf("pod %s/%s does not run on node %s", truncateText(found.pod.Namespace), truncateText(found.pod.Name), from)
 	case c.Pod.UID != "" && !kube.HasUID(found.pod, c.Pod.UID):
-		return i.fallBackToAccount(d, from, fmt.Errorf("pod %s/%s now has the UID %s, not %s", truncateText(c.Pod.Namespace), truncateText(c.Pod.Name), found.pod.UID, truncateText(c.Pod.UID)))
+		return i.fallBackToAccount(d, from, fmt.Errorf("pod %s/%s now has the UID %s, not %s", truncateText(c.Pod.Namespace),
+			truncateText(c.Pod.Name), found.pod.UID, truncateText(c.Pod.UID)))
 	case c.Pod.UID == "" && from != "" && c.Pod.Name != "":
 		return fmt.Errorf("the pod %s/%s has no UID", truncateText(c.Pod.Namespace), truncateText(c.Pod.Name))
 	}
@@ -223,7 +226,8 @@ func (i *Ingester) lookUpPod(ctx context.Context, c sensors.Container) (cachedPo
 func (i *Ingester) cachePod(ctx context.Context, got *corev1.Pod) cachedPod {
 	found := cachedPod{pod: trimPod(got), facts: kube.PodTargetFacts(ctx, i.Kube, got), cachedAt: time.Now()}
 	if found.facts.IncompleteReason != "" {
-		i.Log.Debug("not all owners of a pod are known", "pod", got.Namespace+"/"+got.Name, "reason", found.facts.IncompleteReason)
+		i.Log.Debug("not all owners of a pod are known", "pod", got.Namespace+"/"+got.Name, "reason",
+			found.facts.IncompleteReason)
 		if ctx.Err() != nil {
 			return found
 		}

@@ -31,7 +31,8 @@ func TestOperatorCanPauseWithInvalidConfiguration(t *testing.T) {
 	cfg, _, err := config.Load(file)
 	require.NoError(t, err)
 	killSwitch := &guards.FileKillSwitch{FilePath: filepath.Join(dir, "switch"), Authority: a}
-	local := &gateway.LocalAPI{API: gateway.API{ApprovalService: &gateway.ApprovalService{Authority: a, Roster: config.NewRoster(cfg, file), KillSwitch: killSwitch, Log: slog.New(slog.DiscardHandler)}}}
+	local := &gateway.LocalAPI{API: gateway.API{ApprovalService: &gateway.ApprovalService{Authority: a,
+		Roster: config.NewRoster(cfg, file), KillSwitch: killSwitch, Log: slog.New(slog.DiscardHandler)}}}
 	socket := filepath.Join(dir, "s")
 	l, err := gateway.ListenLocalSocket(socket, gateway.NoSocketGroup)
 	require.NoError(t, err)

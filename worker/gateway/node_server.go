@@ -135,7 +135,8 @@ func (h *NodeServer) Node(stream gatewaypb.Gateway_NodeServer) error {
 	}
 	hello := first.GetHello()
 	if hello == nil || hello.GetNode() != name {
-		return status.Errorf(codes.PermissionDenied, "invalid node name: the certificate is for %q, the hello message names %q", name, hello.GetNode())
+		return status.Errorf(codes.PermissionDenied,
+			"invalid node name: the certificate is for %q, the hello message names %q", name, hello.GetNode())
 	}
 	if h.NodeLimits.IsRefused(name) {
 		h.Log.Warn("refused a node: it is in `nodes: refused`", "node", name)

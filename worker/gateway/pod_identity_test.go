@@ -111,7 +111,8 @@ func (c *fakeAPIServer) newIngester(t *testing.T) *gateway.Ingester {
 // newNodeDetection returns a detection as a node sends it.
 func newNodeDetection(node, namespace, name, uid string) sensors.Detection {
 	d := sensors.Detection{ID: "1", Rule: "r", Title: "t", Severity: sensors.SeverityHigh, Confidence: 1, Objective: sensors.ObjectiveCryptoMining, Time: time.Now(), Node: node}
-	d.Event.Container = sensors.Container{ID: "c", Pod: sensors.Pod{Namespace: namespace, Name: name, UID: uid}, Workload: sensors.Workload{Kind: "Pod", Name: "a-forged"}}
+	d.Event.Container = sensors.Container{ID: "c", Pod: sensors.Pod{Namespace: namespace, Name: name, UID: uid},
+		Workload: sensors.Workload{Kind: "Pod", Name: "a-forged"}}
 	return d
 }
 
@@ -119,7 +120,8 @@ func TestNodeCannotReportPodOfAnotherNode(t *testing.T) {
 	c := newFakeAPIServer(t)
 	c.addPod("shop", "victim-0", "uid-victim", "good-node")
 	for name, pod := range map[string]string{
-		"own name": "victim-0", "no name": "", "two dots": "..", "a path": "a/b", "an escaped path": "x%2fy", "a query": "x?y", "capital letters": "Victim-0", "another pod's name": "other",
+		"own name": "victim-0", "no name": "", "two dots": "..", "a path": "a/b", "an escaped path": "x%2fy",
+		"a query": "x?y", "capital letters": "Victim-0", "another pod's name": "other",
 	} {
 		t.Run(name, func(t *testing.T) {
 			d := newNodeDetection("evil-node", "shop", pod, "uid-victim")
@@ -213,7 +215,8 @@ func TestUnconfirmedDetectionStaysOutOfOtherNodesIncident(t *testing.T) {
 		d.Event.Container = sensors.Container{ID: "0123456789abcdef"}
 		return d
 	}
-	require.NotEqual(t, i.GroupingKey(host("good-node")), i.GroupingKey(host("evil-node")), "a node reports container ids unverified")
+	require.NotEqual(t, i.GroupingKey(host("good-node")), i.GroupingKey(host("evil-node")),
+		"a node reports container ids unverified")
 }
 
 func TestPodsOfWorkloadShareIncident(t *testing.T) {

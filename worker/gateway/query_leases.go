@@ -53,7 +53,8 @@ func (r *QueryService) listLeaseWorkflows(ctx context.Context, query string) ([]
 		return found, fmt.Errorf("list the leases (%d were listed before the failure): %w", len(found), err)
 	}
 	if more {
-		return found, fmt.Errorf("list the leases: there are more than %d; these are the first; try again when some have ended", len(found))
+		return found, fmt.Errorf("list the leases: there are more than %d; these are the first; try again when some have "+
+			"ended", len(found))
 	}
 	return found, nil
 }
@@ -111,7 +112,8 @@ func (r *QueryService) queryLease(ctx context.Context, w *workflowpb.WorkflowExe
 		err = value.Get(m)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("read the lease of %s (%s): %w", strings.TrimPrefix(id, "lease/"), lease.IDFromFirstRun(run), err)
+		return nil, fmt.Errorf("read the lease of %s (%s): %w", strings.TrimPrefix(id, "lease/"), lease.IDFromFirstRun(run),
+			err)
 	}
 	return m, nil
 }

@@ -68,7 +68,8 @@ func (r *QueryService) Incident(ctx context.Context, id string) (playbooks.Incid
 // queryIncident returns the incident's own state; playbooks report to it only at their end.
 func (r *QueryService) queryIncident(ctx context.Context, id string) (playbooks.Incident, error) {
 	if !incidentIDPattern.MatchString(id) {
-		return playbooks.Incident{}, notFound("invalid incident id %q; `stanch incidents` lists the incidents", truncateText(id))
+		return playbooks.Incident{}, notFound("invalid incident id %q; `stanch incidents` lists the incidents",
+			truncateText(id))
 	}
 	found, err := r.listWorkflows(ctx, fmt.Sprintf("WorkflowType = 'Incident' AND %s = '%s'", workflows.IncidentSearchAttribute, id))
 	if err != nil {

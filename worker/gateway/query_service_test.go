@@ -91,7 +91,8 @@ func TestUnreadableLeaseDoesNotBlockOthers(t *testing.T) {
 	// All readable leases are released, and the error names the others.
 	s.WaitUntilListed("Lease", "Running", 2)
 	done, err = d.Release(t.Context(), operator, gateway.LeaseRequest{All: true})
-	require.ErrorContains(t, err, "1 leases were changed; these were not: read the lease of prod/pod:3/network ("+lease.IDFromFirstRun(damaged.GetRunID())+")")
+	require.ErrorContains(t, err, "1 leases were changed; these were not: read the lease of prod/pod:3/network "+
+		"("+lease.IDFromFirstRun(damaged.GetRunID())+")")
 	require.Len(t, done, 1)
 	require.Equal(t, "pod:2", done[0].Target)
 	s.WaitUntilListed("Lease", "Running", 1)

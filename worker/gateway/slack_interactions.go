@@ -204,8 +204,10 @@ func (s *SlackInteractions) handleInteraction(ctx context.Context, callback slac
 	}
 	var p *httpError
 	if !errors.As(err, &p) {
-		s.Log.Error("process a click", "member", truncateText(callback.User.ID), "kind", c.reference.Kind, "incident", c.reference.IncidentID, "error", err)
-		s.replyPrivately(ctx, c, "This was not recorded: Stanch is busy, or a service that it needs is unavailable. Click again in a moment.")
+		s.Log.Error("process a click", "member", truncateText(callback.User.ID), "kind", c.reference.Kind, "incident",
+			c.reference.IncidentID, "error", err)
+		s.replyPrivately(ctx, c, "This was not recorded: Stanch is busy, or a service that it needs is unavailable. Click "+
+			"again in a moment.")
 		return nil, err
 	}
 	if c.isForm {
@@ -278,9 +280,11 @@ func toSentence(s string) string {
 
 // reasonForms are the forms of buttons that ask for a reason first.
 var reasonForms = map[view.ButtonKind]struct{ title, submit, label, hint string }{
-	view.ButtonDeny:          {"Deny", "Deny", "Why not?", "shown to the requester and kept in the audit"},
-	view.ButtonBreakGlass:    {"Use break-glass", "Approve alone", "Why can this not wait for the other approvers?", "you approve alone for the complete quorum; everybody sees it"},
-	view.ButtonFalsePositive: {"False positive", "Release everything", "What caused the detection?", "the incident's leases are released, and its open approval requests are denied"},
+	view.ButtonDeny: {"Deny", "Deny", "Why not?", "shown to the requester and kept in the audit"},
+	view.ButtonBreakGlass: {"Use break-glass", "Approve alone", "Why can this not wait for the other approvers?",
+		"you approve alone for the complete quorum; everybody sees it"},
+	view.ButtonFalsePositive: {"False positive", "Release everything", "What caused the detection?",
+		"the incident's leases are released, and its open approval requests are denied"},
 }
 
 func needsReason(k view.ButtonKind) bool { _, ok := reasonForms[k]; return ok }
@@ -310,7 +314,8 @@ func (s *SlackInteractions) replyPrivately(ctx context.Context, c slackClick, wh
 	go func() {
 		defer cancel()
 		block := slack.NewRichTextBlock("", slack.NewRichTextSection(slack.NewRichTextSectionTextElement(truncateTo(what, 600), nil)))
-		if _, err := s.SlackClient.PostEphemeralContext(ctx, s.Channel, c.User.ID, slack.MsgOptionText("Reply from Stanch", true), slack.MsgOptionBlocks(block)); err != nil {
+		if _, err := s.SlackClient.PostEphemeralContext(ctx, s.Channel, c.User.ID,
+			slack.MsgOptionText("Reply from Stanch", true), slack.MsgOptionBlocks(block)); err != nil {
 			s.Log.Warn("reply to a Slack member", "member", truncateText(c.User.ID), "error", err)
 		}
 	}()
@@ -324,7 +329,8 @@ func (s *SlackInteractions) principalOf(ctx context.Context, c slack.Interaction
 	}
 	person, known := cfg.PersonBySlack(c.User.ID)
 	if !known {
-		return Principal{}, forbidden("You are not in Stanch's configuration. Ask for `slack: %s` to be added under `people`.", truncateText(c.User.ID))
+		return Principal{}, forbidden(
+			"You are not in Stanch's configuration. Ask for `slack: %s` to be added under `people`.", truncateText(c.User.ID))
 	}
 	team, err := s.botTeamID(ctx)
 	if err != nil {

@@ -41,7 +41,8 @@ func (f *SourceServer) handleAuditLog(w http.ResponseWriter, r *http.Request) {
 	if wait := s.reserveRate(min(len(events), maxAuditBurst)); wait > 0 {
 		s.counts.limited.Add(1)
 		w.Header().Set("Retry-After", strconv.Itoa(int(wait/time.Second)+1))
-		writeIngestResponse(w, http.StatusTooManyRequests, ingestResponse{Status: "the source exceeds its rate limit; send it again later"})
+		writeIngestResponse(w, http.StatusTooManyRequests,
+			ingestResponse{Status: "the source exceeds its rate limit; send it again later"})
 		return
 	}
 	var alerts []sensors.Detection
@@ -132,7 +133,8 @@ func (f *SourceServer) attribute(ctx context.Context, d sensors.Detection) ([]se
 			return err
 		}
 		if err != nil {
-			gone = append(gone, "It was about the pod "+truncateText(pod.Namespace+"/"+pod.Name)+", which cannot be contained: "+truncateReason(err.Error())+".")
+			gone = append(gone, "It was about the pod "+truncateText(
+				pod.Namespace+"/"+pod.Name)+", which cannot be contained: "+truncateReason(err.Error())+".")
 			return nil
 		}
 		out = append(out, one)

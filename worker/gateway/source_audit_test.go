@@ -61,7 +61,8 @@ func TestKubernetesAuditEvents(t *testing.T) {
 	t.Run("exec into a pod", func(t *testing.T) {
 		exec := newAuditEvent("a-1", "create", "alice", `{"resource":"pods","subresource":"exec","namespace":"shop","name":"web-7d9c4-bcdfg"}`, 101, "")
 		exec = strings.Replace(exec, `"/api/v1/x"`, `"/api/v1/namespaces/shop/pods/web-7d9c4-bcdfg/exec?container=web&command=sh&command=--token%3Dhunter2"`, 1)
-		code, s := d.post(t, endpoint, "api-server", newAuditEventList(strings.Replace(exec, "ResponseComplete", "RequestReceived", 1), strings.Replace(exec, "ResponseComplete", "ResponseStarted", 1), exec))
+		code, s := d.post(t, endpoint, "api-server", newAuditEventList(strings.Replace(exec, "ResponseComplete",
+			"RequestReceived", 1), strings.Replace(exec, "ResponseComplete", "ResponseStarted", 1), exec))
 		require.Equal(t, http.StatusAccepted, code, "%+v", s)
 		all := d.incidentDetections(t, "local/shop/Deployment/web")
 		one := named(all, "pod-exec")
@@ -70,7 +71,8 @@ func TestKubernetesAuditEvents(t *testing.T) {
 		require.Equal(t, "web", one.Event.Container.Name, "the container of the exec, not the first one")
 		require.Equal(t, "node-1", one.Node)
 		require.Equal(t, "api-server", one.Source)
-		require.Contains(t, one.Reasons[0], "alice requested create pods/exec shop/web-7d9c4-bcdfg from 10.0.0.9 with kubectl/v1.36")
+		require.Contains(t, one.Reasons[0],
+			"alice requested create pods/exec shop/web-7d9c4-bcdfg from 10.0.0.9 with kubectl/v1.36")
 		raw, err := json.Marshal(all)
 		require.NoError(t, err)
 		require.NotContains(t, string(raw), "hunter2")
@@ -80,7 +82,8 @@ func TestKubernetesAuditEvents(t *testing.T) {
 	})
 
 	t.Run("request with a pod's token", func(t *testing.T) {
-		code, _ := d.post(t, endpoint, "api-server", newAuditEventList(newAuditEvent("b-1", "list", "system:serviceaccount:shop:web", `{"resource":"secrets"}`, 200, webPodExtra)))
+		code, _ := d.post(t, endpoint, "api-server", newAuditEventList(newAuditEvent("b-1", "list",
+			"system:serviceaccount:shop:web", `{"resource":"secrets"}`, 200, webPodExtra)))
 		require.Equal(t, http.StatusAccepted, code)
 		one := named(d.incidentDetections(t, "local/shop/Deployment/web"), "secrets-listed-everywhere")
 		require.Equal(t, "web-7d9c4-bcdfg", one.Event.Container.Pod.Name)
@@ -102,7 +105,8 @@ func TestKubernetesAuditEvents(t *testing.T) {
 		require.Equal(t, http.StatusAccepted, code)
 		require.Equal(t, sensors.Subject{Kind: "User", Name: "alice"}, named(d.incidentDetections(t, "local/User/alice"), "cluster-admin-bound").Event.Subject)
 		one := named(d.incidentDetections(t, "local/ci/ServiceAccount/runner"), "pod-exec-by-account")
-		require.Contains(t, strings.Join(one.Reasons, " "), "shop/gone, which cannot be contained: pod shop/gone no longer exists")
+		require.Contains(t, strings.Join(one.Reasons, " "),
+			"shop/gone, which cannot be contained: pod shop/gone no longer exists")
 	})
 
 	t.Run("removed pod security label", func(t *testing.T) {
@@ -112,7 +116,8 @@ func TestKubernetesAuditEvents(t *testing.T) {
 		}
 		d.RuleEvaluator.AddEnforcedNamespaces("n3")
 		const label = `"pod-security.kubernetes.io/enforce":"restricted"`
-		_, s := d.post(t, endpoint, "api-server", newAuditEventList(put("n1-1", `"team":"a"`), put("n2-1", label), put("n2-2", label)))
+		_, s := d.post(t, endpoint, "api-server", newAuditEventList(put("n1-1", `"team":"a"`), put("n2-1", label),
+			put("n2-2", label)))
 		require.Equal(t, ingestResponse{Status: "accepted", Telemetry: 3}, s, "one never had the label, and one still has it")
 		_, s = d.post(t, endpoint, "api-server", newAuditEventList(put("n2-3", ""), put("n2-4", ""), put("n3-1", "")))
 		require.Equal(t, 2, s.Accepted, "each once")
@@ -141,7 +146,8 @@ func TestKubernetesAuditEvents(t *testing.T) {
 	})
 
 	t.Run("responses to the API server", func(t *testing.T) {
-		code, s := d.post(t, endpoint, "api-server", newAuditEventList(`{"auditID":"x"}`, newAuditEvent("f-1", "get", "alice", `{"resource":"pods"}`, 200, "")))
+		code, s := d.post(t, endpoint, "api-server", newAuditEventList(`{"auditID":"x"}`,
+			newAuditEvent("f-1", "get", "alice", `{"resource":"pods"}`, 200, "")))
 		require.Equal(t, http.StatusAccepted, code, "otherwise the complete list is sent again for one broken event")
 		require.Equal(t, 1, s.Telemetry)
 		require.Len(t, d.receivedHealth.reports, 1, "the undecodable event is reported")
@@ -174,7 +180,8 @@ func TestKubernetesAuditEvents(t *testing.T) {
 		require.Equal(t, http.StatusAccepted, code)
 		require.Equal(t, before+1, d.receivedHealth.messagesBySource["api-server"])
 		_, _ = d.post(t, endpoint, "api-server", `{"kind":"Pod"}`)
-		require.Equal(t, before+1, d.receivedHealth.messagesBySource["api-server"], "an undecodable request is not a heartbeat")
+		require.Equal(t, before+1, d.receivedHealth.messagesBySource["api-server"],
+			"an undecodable request is not a heartbeat")
 	})
 
 	t.Run("normal cluster activity", func(t *testing.T) {

@@ -59,11 +59,14 @@ func (f *SourceServer) authenticateAndRead(w http.ResponseWriter, r *http.Reques
 	s := f.authenticateSource(r)
 	if s == nil {
 		w.Header().Set("WWW-Authenticate", `Basic realm="stanch"`)
-		writeIngestResponse(w, http.StatusUnauthorized, ingestResponse{Status: "missing or invalid token; send the source's token as Authorization: Bearer …, or as the password of HTTP Basic"})
+		writeIngestResponse(w, http.StatusUnauthorized,
+			ingestResponse{Status: "missing or invalid token; send the source's token as Authorization: Bearer …, or as the " +
+				"password of HTTP Basic"})
 		return nil, nil
 	}
 	if s.kind != "" && s.kind != d.kind {
-		writeIngestResponse(w, http.StatusForbidden, ingestResponse{Status: fmt.Sprintf("the token belongs to a source of kind %s; post to /v1/%s", s.kind, s.kind)})
+		writeIngestResponse(w, http.StatusForbidden, ingestResponse{Status: fmt.Sprintf(
+			"the token belongs to a source of kind %s; post to /v1/%s", s.kind, s.kind)})
 		return nil, nil
 	}
 	body, code, err := d.readBody(w, r)
@@ -89,7 +92,8 @@ func (f *SourceServer) handleRecords(d endpoint) http.HandlerFunc {
 		if wait := s.reserveRate(len(records)); wait > 0 {
 			s.counts.limited.Add(1)
 			w.Header().Set("Retry-After", strconv.Itoa(int(math.Ceil(wait.Seconds()))))
-			writeIngestResponse(w, http.StatusTooManyRequests, ingestResponse{Status: "the source exceeds its rate limit; send it again later"})
+			writeIngestResponse(w, http.StatusTooManyRequests,
+				ingestResponse{Status: "the source exceeds its rate limit; send it again later"})
 			return
 		}
 		code, a := f.ingestRecords(r.Context(), s, d, records)
@@ -115,7 +119,8 @@ func (d endpoint) readBody(w http.ResponseWriter, r *http.Request) (body []byte,
 			return nil, http.StatusBadRequest, errors.New("decompress the request: it is not valid gzip")
 		}
 	default:
-		return nil, http.StatusUnsupportedMediaType, fmt.Errorf("unknown content encoding %q; send it uncompressed or as gzip", truncateText(encoding))
+		return nil, http.StatusUnsupportedMediaType, fmt.Errorf(
+			"unknown content encoding %q; send it uncompressed or as gzip", truncateText(encoding))
 	}
 	body, err = io.ReadAll(io.LimitReader(from, d.maxBodyBytes+1))
 	if limit := (*http.MaxBytesError)(nil); errors.As(err, &limit) || int64(len(body)) > d.maxBodyBytes {

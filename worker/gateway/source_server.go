@@ -81,7 +81,8 @@ func NewSourceServer(intake *Ingester, sources []config.Source, log *slog.Logger
 		}
 		token := strings.TrimSpace(string(raw))
 		if len(token) < minTokenLength {
-			return nil, fmt.Errorf("source %s: the token in %s is too short; use at least %d characters", s.Name, s.TokenFile, minTokenLength)
+			return nil, fmt.Errorf("source %s: the token in %s is too short; use at least %d characters", s.Name, s.TokenFile,
+				minTokenLength)
 		}
 		if other, taken := owners[token]; taken {
 			return nil, fmt.Errorf("source %s: its token is also the token of %s; give each source its own token", s.Name, other)
@@ -179,7 +180,8 @@ func (f *SourceServer) reportSourceHealth(ctx context.Context, s *sourceState, h
 		if !h.DroppedIsCumulative {
 			s.counts.dropped.Add(h.Dropped)
 		}
-		f.Log.Warn("a source lost events", "source", h.Source, "node", h.Node, "dropped", h.Dropped, "since_its_start", h.DroppedIsCumulative, "message", h.Message)
+		f.Log.Warn("a source lost events", "source", h.Source, "node", h.Node, "dropped", h.Dropped, "since_its_start",
+			h.DroppedIsCumulative, "message", h.Message)
 	} else {
 		f.Log.Debug("a source reported its health", "source", h.Source, "node", h.Node, "message", h.Message)
 	}

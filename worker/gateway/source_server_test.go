@@ -254,11 +254,15 @@ func TestSourceEndpoints(t *testing.T) {
 			"too many records":         {"/v1/falco", "edge", strings.Repeat("{}\n", 1001), 400},
 			"request too large":        {"/v1/falco", "edge", `{"a":"` + strings.Repeat("a", 5<<20) + `"}`, 413},
 			"record too large":         {"/v1/falco", "edge", `{"a":"` + strings.Repeat("a", 300<<10) + `"}`, 400},
-			"time in the future":       {"/v1/falco", "edge", strings.Replace(newFalcoAlert("x", "c0ffee04"), nowRFC3339, "2199-01-01T00:00:00Z", 1), 422},
-			"list of detections":       {"/v1/detections", "edge", "[]", 400},
-			"unknown pod":              {"/v1/falco", "edge", strings.Replace(newFalcoAlert("x", "c0ffee04"), `"evt.type"`, `"k8s.ns.name":"shop","k8s.pod.name":"gone","evt.type"`, 1), 422},
-			"invalid pod name":         {"/v1/falco", "edge", strings.Replace(newFalcoAlert("x", ""), `"evt.type"`, `"k8s.ns.name":"shop","k8s.pod.name":"../secrets","evt.type"`, 1), 422},
-			"UID of another pod":       {"/v1/falco", "edge", strings.Replace(newFalcoAlert("x", "c0ffee04"), `"evt.type"`, `"k8s.ns.name":"shop","k8s.pod.name":"web-7d9c4-bcdfg","k8s.pod.uid":"uid-0","evt.type"`, 1), 422},
+			"time in the future": {"/v1/falco", "edge", strings.Replace(newFalcoAlert("x", "c0ffee04"), nowRFC3339,
+				"2199-01-01T00:00:00Z", 1), 422},
+			"list of detections": {"/v1/detections", "edge", "[]", 400},
+			"unknown pod": {"/v1/falco", "edge", strings.Replace(newFalcoAlert("x", "c0ffee04"), `"evt.type"`,
+				`"k8s.ns.name":"shop","k8s.pod.name":"gone","evt.type"`, 1), 422},
+			"invalid pod name": {"/v1/falco", "edge", strings.Replace(newFalcoAlert("x", ""), `"evt.type"`,
+				`"k8s.ns.name":"shop","k8s.pod.name":"../secrets","evt.type"`, 1), 422},
+			"UID of another pod": {"/v1/falco", "edge", strings.Replace(newFalcoAlert("x", "c0ffee04"), `"evt.type"`,
+				`"k8s.ns.name":"shop","k8s.pod.name":"web-7d9c4-bcdfg","k8s.pod.uid":"uid-0","evt.type"`, 1), 422},
 		} {
 			code, s := d.post(t, c.path, c.source, c.body)
 			require.Equal(t, c.want, code, "%s: %+v", name, s)
@@ -360,8 +364,9 @@ func TestSourceTokensAreUnique(t *testing.T) {
 	}
 	for want, sources := range map[string][]config.Source{
 		"at least 16 characters": {{Name: "a", TokenFile: file("short", "short")}},
-		"also the token of a":    {{Name: "a", TokenFile: file("one", tokenForSource("a"))}, {Name: "b", TokenFile: file("two", tokenForSource("a"))}},
-		"no such file":           {{Name: "a", TokenFile: filepath.Join(dir, "none")}},
+		"also the token of a": {{Name: "a", TokenFile: file("one", tokenForSource("a"))},
+			{Name: "b", TokenFile: file("two", tokenForSource("a"))}},
+		"no such file": {{Name: "a", TokenFile: filepath.Join(dir, "none")}},
 	} {
 		_, err := gateway.NewSourceServer(nil, sources, nil)
 		require.ErrorContains(t, err, want)

@@ -22,9 +22,11 @@ func TestIngesterAcceptsDecodedDetections(t *testing.T) {
 	connected := newFakeAPIServer(t)
 	connected.addPod("shop", "web-0", "1111-2222-3333", "node-a")
 	for name, c := range map[string]struct{ kind, alert, alone, connected string }{
-		"pod":                         {integrations.SourceFalco, falco + `"source":"syscall","output_fields":{"container.id":"111122223333","k8s.ns.name":"shop","k8s.pod.name":"web-0"}}`, "Container/web-0@node-a", "shop/Pod/web-0"},
-		"invalid pod name":            {integrations.SourceFalco, falco + `"source":"syscall","output_fields":{"container.id":"999922223333","k8s.ns.name":"shop","k8s.pod.name":"../secrets"}}`, "Container/999922223333@node-a", "Container/999922223333@node-a"},
-		"container id":                {integrations.SourceFalco, falco + `"source":"syscall","output_fields":{"container.id":"111122223333"}}`, "Container/111122223333@node-a", "shop/Pod/web-0"},
+		"pod":              {integrations.SourceFalco, falco + `"source":"syscall","output_fields":{"container.id":"111122223333","k8s.ns.name":"shop","k8s.pod.name":"web-0"}}`, "Container/web-0@node-a", "shop/Pod/web-0"},
+		"invalid pod name": {integrations.SourceFalco, falco + `"source":"syscall","output_fields":{"container.id":"999922223333","k8s.ns.name":"shop","k8s.pod.name":"../secrets"}}`, "Container/999922223333@node-a", "Container/999922223333@node-a"},
+		"container id": {integrations.SourceFalco,
+			falco + `"source":"syscall","output_fields":{"container.id":"111122223333"}}`, "Container/111122223333@node-a",
+			"shop/Pod/web-0"},
 		"service account":             {integrations.SourceFalco, falco + `"source":"k8s_audit","output_fields":{"ka.verb":"get","ka.target.resource":"secrets","ka.user.name":"system:serviceaccount:ci:runner"}}`, "ci/ServiceAccount/runner", "ci/ServiceAccount/runner"},
 		"request about a pod":         {integrations.SourceFalco, falco + `"source":"k8s_audit","output_fields":{"ka.verb":"create","ka.target.resource":"pods","ka.target.subresource":"exec","ka.target.namespace":"shop","ka.target.name":"web-0","ka.user.name":"ines"}}`, "User/ines", "shop/Pod/web-0"},
 		"request about a deleted pod": {integrations.SourceFalco, falco + `"source":"k8s_audit","output_fields":{"ka.verb":"create","ka.target.resource":"pods","ka.target.subresource":"exec","ka.target.namespace":"shop","ka.target.name":"gone","ka.user.name":"ines"}}`, "User/ines", "User/ines"},

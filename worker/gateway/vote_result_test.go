@@ -143,9 +143,11 @@ func TestVoteFindsRequestAndReportsResult(t *testing.T) {
 		gateway.ResultCounted, "alice", true, " Isolate  the pod")
 	requireVoteResult(`the approval of alice for "isolate the pod" for 1h was already counted: 1 of 2 approved (alice); waiting for 1 more of responders`, gateway.ResultAlreadyCounted, "alice", true, "steps[2]")
 	fails("eve is not allowed to vote on this; allowed: responders", "eve", true, "steps[2]")
-	requireVoteResult(`bob approved "isolate the pod" for 1h: 2 of 2 approved (alice, bob); it runs now`, gateway.ResultApproved,
+	requireVoteResult(`bob approved "isolate the pod" for 1h: 2 of 2 approved (alice, bob); it runs now`,
+		gateway.ResultApproved,
 		"bob", true, "steps[2]#1")
-	requireVoteResult(`bob denied "stop the workload" for 1h: it does not run`, gateway.ResultDenied, "bob", false, "workload.scale")
+	requireVoteResult(`bob denied "stop the workload" for 1h: it does not run`, gateway.ResultDenied, "bob", false,
+		"workload.scale")
 	requireVoteResult(`alice approved "cut it off" for 1h: 1 of 2 approved (alice); waiting for 1 more of responders`,
 		gateway.ResultCounted, "alice", true, "cut")
 

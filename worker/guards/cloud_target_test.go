@@ -30,14 +30,19 @@ func TestCloudTargetHasScopeOfItsPod(t *testing.T) {
 		reason  string
 	}{
 		"valid, with any evidence of the incident": {func(*guardFixture) {}, activities.VerdictRun, "phase", "granted"},
-		"no evidence":                  {func(d *guardFixture) { d.input.Authorization.Receipts = nil }, activities.VerdictRefuse, "evidence", "no evidence"},
-		"evidence of another incident": {func(d *guardFixture) { d.input.Request.IncidentRef.ID = "INC-2" }, activities.VerdictRefuse, "evidence", "no evidence"},
+		"no evidence": {func(d *guardFixture) { d.input.Authorization.Receipts = nil },
+			activities.VerdictRefuse, "evidence", "no evidence"},
+		"evidence of another incident": {func(d *guardFixture) { d.input.Request.IncidentRef.ID = "INC-2" },
+			activities.VerdictRefuse, "evidence", "no evidence"},
 		"pod's detection without a grant": {func(d *guardFixture) {
 			d.input.Authorization.Grant, d.input.Spec.Class = nil, playbooks.ClassContain
 		}, activities.VerdictRefuse, "phase", "no attested detection"},
-		"protected name":                {func(d *guardFixture) { d.input.Request.Target.Name = "billing-eu" }, activities.VerdictRefuse, "protected", "billing-*"},
-		"protected ARN":                 {func(d *guardFixture) { d.input.Request.Target.ARN = "arn:aws:iam::1:role/pay" }, activities.VerdictRefuse, "protected", "role/pay"},
-		"namespace without a detection": {func(d *guardFixture) { d.input.Authorization.Attestations = nil }, activities.VerdictPropose, "phase", "phase 1 of scope default"},
+		"protected name": {func(d *guardFixture) { d.input.Request.Target.Name = "billing-eu" },
+			activities.VerdictRefuse, "protected", "billing-*"},
+		"protected ARN": {func(d *guardFixture) { d.input.Request.Target.ARN = "arn:aws:iam::1:role/pay" },
+			activities.VerdictRefuse, "protected", "role/pay"},
+		"namespace without a detection": {func(d *guardFixture) { d.input.Authorization.Attestations = nil },
+			activities.VerdictPropose, "phase", "phase 1 of scope default"},
 		"namespace of another attestation": {func(d *guardFixture) {
 			d.input.Request.Target.Namespace = "shop"
 			d.renewGrant("shop")

@@ -155,7 +155,8 @@ func BudgetExceededReason(f Input, hour, held int) string {
 	if f.Request.Target.Kind == playbooks.TargetPod && replicas > 1 {
 		most := int(math.Max(1, math.Floor(limit.MaxFraction*float64(replicas))))
 		if held+1 > most {
-			return fmt.Sprintf("%d of %d pods of %s are contained already; the budget allows %.0f%%", held, replicas, f.budgetWorkload(), limit.MaxFraction*100)
+			return fmt.Sprintf("%d of %d pods of %s are contained already; the budget allows %.0f%%", held, replicas,
+				f.budgetWorkload(), limit.MaxFraction*100)
 		}
 	}
 	return ""

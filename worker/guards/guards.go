@@ -153,7 +153,9 @@ func (c *GuardChain) Decide(ctx context.Context, q activities.GuardInput) (activ
 					return activities.GuardDecision{Verdict: activities.VerdictPropose, Guard: "budget", Reason: reason, Phase: f.effectivePhase(), ConfigHash: c.Config.Hash(), DecisionInputs: d.DecisionInputs}, nil
 				}
 				if err := c.recordGrantUse(ctx, f); errors.Is(err, ErrGrantUsed) {
-					return activities.GuardDecision{Verdict: activities.VerdictRefuse, Guard: "grant", Reason: err.Error() + "; a new approval is required", Phase: f.effectivePhase(), ConfigHash: c.Config.Hash(), DecisionInputs: d.DecisionInputs}, nil
+					return activities.GuardDecision{Verdict: activities.VerdictRefuse, Guard: "grant",
+						Reason: err.Error() + "; a new approval is required", Phase: f.effectivePhase(), ConfigHash: c.Config.Hash(),
+						DecisionInputs: d.DecisionInputs}, nil
 				} else if err != nil {
 					return activities.GuardDecision{}, err
 				}
@@ -337,7 +339,8 @@ const maxStartDelay = 5 * time.Minute
 func checkMatchesPlan(f Input) *activities.GuardDecision {
 	r := f.Request
 	if end := f.Now.Add(r.Duration + maxStartDelay); r.ExpiresAt.After(end) && r.ExpiresAt.After(f.HeldUntil) {
-		return newRefusal("the requested end %s is later than the planned duration of %s allows", r.ExpiresAt.UTC().Format(time.RFC3339), duration.Format(r.Duration))
+		return newRefusal("the requested end %s is later than the planned duration of %s allows",
+			r.ExpiresAt.UTC().Format(time.RFC3339), duration.Format(r.Duration))
 	}
 	return nil
 }
@@ -367,11 +370,13 @@ func checkPhase(f Input) *activities.GuardDecision {
 	case f.unknownReason() != "":
 		return newApprovalDecision(f, "%s", f.unknownReason())
 	case len(f.CorrelationInputs) == 0:
-		return newRefusal("no attested detection about %s within the last %s", f.Request.Target, duration.Format(MaxDetectionAge))
+		return newRefusal("no attested detection about %s within the last %s", f.Request.Target,
+			duration.Format(MaxDetectionAge))
 	case f.Correlation.Confidence < f.Scope.ConfidenceThreshold:
 		return newApprovalDecision(f, "confidence %.2f is below the %.2f that scope %s lets run by itself", f.Correlation.Confidence, f.Scope.ConfidenceThreshold, f.Scope.Name)
 	case f.Request.Duration > time.Duration(f.Config.Budget.MaxDuration):
-		return newApprovalDecision(f, "%s is longer than the %s that `budget.max_duration` allows without approval", duration.Format(f.Request.Duration), f.Config.Budget.MaxDuration)
+		return newApprovalDecision(f, "%s is longer than the %s that `budget.max_duration` allows without approval",
+			duration.Format(f.Request.Duration), f.Config.Budget.MaxDuration)
 	}
 	if f.ManualRequest != nil {
 		return &activities.GuardDecision{

@@ -125,22 +125,28 @@ func TestGuardDecisions(t *testing.T) {
 		guard   string
 		reason  string
 	}{
-		"valid input":            {func(*guardFixture) {}, activities.VerdictRun, "phase", "confidence 0.90"},
-		"paused":                 {func(d *guardFixture) { d.chain.KillSwitch = fixedKillSwitch{paused: true} }, activities.VerdictRefuse, "kill-switch", "by alice"},
-		"unreadable kill switch": {func(d *guardFixture) { d.chain.KillSwitch = fixedKillSwitch{err: errors.New("disk")} }, activities.VerdictRefuse, "kill-switch", "cannot be read"},
-		"protected namespace":    {func(d *guardFixture) { d.input.Request.Target.Namespace = "kube-system" }, activities.VerdictRefuse, "protected", "kube-system"},
-		"wrong namespace":        {func(d *guardFixture) { d.input.Request.Target.Namespace = "bank" }, activities.VerdictRefuse, "phase", "no attested detection"},
+		"valid input": {func(*guardFixture) {}, activities.VerdictRun, "phase", "confidence 0.90"},
+		"paused": {func(d *guardFixture) { d.chain.KillSwitch = fixedKillSwitch{paused: true} },
+			activities.VerdictRefuse, "kill-switch", "by alice"},
+		"unreadable kill switch": {func(d *guardFixture) { d.chain.KillSwitch = fixedKillSwitch{err: errors.New("disk")} },
+			activities.VerdictRefuse, "kill-switch", "cannot be read"},
+		"protected namespace": {func(d *guardFixture) { d.input.Request.Target.Namespace = "kube-system" },
+			activities.VerdictRefuse, "protected", "kube-system"},
+		"wrong namespace": {func(d *guardFixture) { d.input.Request.Target.Namespace = "bank" },
+			activities.VerdictRefuse, "phase", "no attested detection"},
 		"pod of a protected workload": {func(d *guardFixture) {
 			d.resolvedTarget = &activities.TargetFacts{Namespace: "shop", Pod: "web-1", Owners: []playbooks.WorkloadIdentity{{Namespace: "shop", Kind: "ReplicaSet", Name: "x"}, {Namespace: "shop", Kind: "Deployment", Name: "db"}}}
 		}, activities.VerdictRefuse, "protected", "shop/Deployment/db"},
 		"protected owner in the middle of the chain": {func(d *guardFixture) {
 			d.resolvedTarget = &activities.TargetFacts{Namespace: "shop", Pod: "web-1", Owners: []playbooks.WorkloadIdentity{{Namespace: "shop", Kind: "Deployment", Name: "db"}, {Namespace: "shop", Kind: "Database", Name: "main"}}}
 		}, activities.VerdictRefuse, "protected", "shop/Deployment/db"},
-		"claimed protected workload": {func(d *guardFixture) { d.input.Request.IncidentRef.Workload.Name = "db" }, activities.VerdictRun, "phase", "confidence"},
+		"claimed protected workload": {func(d *guardFixture) { d.input.Request.IncidentRef.Workload.Name = "db" },
+			activities.VerdictRun, "phase", "confidence"},
 		"unresolved target": {func(d *guardFixture) {
 			d.resolvedTarget = &activities.TargetFacts{UnresolvedReason: "no route to host"}
 		}, activities.VerdictAskApproval, "phase", "no route to host"},
-		"no resolver": {func(d *guardFixture) { d.chain.TargetResolver = nil }, activities.VerdictAskApproval, "phase", "could not be looked up"},
+		"no resolver": {func(d *guardFixture) { d.chain.TargetResolver = nil }, activities.VerdictAskApproval, "phase",
+			"could not be looked up"},
 		"unresolved target with a grant": {func(d *guardFixture) {
 			d.resolvedTarget = &activities.TargetFacts{UnresolvedReason: "no route to host"}
 			d.input.Authorization.Grant = d.grant(d.signingKey, d.validGrant())
@@ -182,25 +188,30 @@ func TestGuardDecisions(t *testing.T) {
 				DetectionID: "d", TargetID: d.target.ID(), Namespace: "shop", Node: "node-b", Rule: "r", Objective: "crypto-mining", Severity: "high", Confidence: 0.9, AcceptedAt: now,
 			})}
 		}, activities.VerdictRefuse, "phase", "no attested detection"},
-		"end after the planned duration": {func(d *guardFixture) { d.input.Request.ExpiresAt = now.Add(2 * time.Hour) }, activities.VerdictRefuse, "duration", "the planned duration of 1h"},
+		"end after the planned duration": {func(d *guardFixture) { d.input.Request.ExpiresAt = now.Add(2 * time.Hour) },
+			activities.VerdictRefuse, "duration", "the planned duration of 1h"},
 		"later end within the token": {func(d *guardFixture) {
 			d.input.Request.ExpiresAt, d.input.HeldUntil = now.Add(2*time.Hour), now.Add(2*time.Hour)
 		}, activities.VerdictRun, "phase", "confidence"},
 		"duration above the limit": {func(d *guardFixture) {
 			d.input.Request.Duration, d.input.Request.ExpiresAt = 25*time.Hour, now.Add(25*time.Hour)
 		}, activities.VerdictAskApproval, "phase", "1d that `budget.max_duration`"},
-		"plan that affects other containers": {func(d *guardFixture) { d.input.ApprovalReason = "others share its network" }, activities.VerdictAskApproval, "phase", "others share its network"},
+		"plan that affects other containers": {func(d *guardFixture) { d.input.ApprovalReason = "others share its network" },
+			activities.VerdictAskApproval, "phase", "others share its network"},
 		"plan that affects other containers with a grant": {func(d *guardFixture) {
 			d.input.ApprovalReason = "others share its network"
 			d.input.Authorization.Grant = d.grant(d.signingKey, d.validGrant())
 		}, activities.VerdictRun, "phase", "alice"},
-		"Stanch's own pod":             {func(d *guardFixture) { d.chain.OwnPodUIDs = []string{"uid-1"} }, activities.VerdictRefuse, "protected", "Stanch itself"},
-		"no evidence":                  {func(d *guardFixture) { d.input.Authorization.Receipts = nil }, activities.VerdictRefuse, "evidence", "no evidence"},
+		"Stanch's own pod": {func(d *guardFixture) { d.chain.OwnPodUIDs = []string{"uid-1"} },
+			activities.VerdictRefuse, "protected", "Stanch itself"},
+		"no evidence": {func(d *guardFixture) { d.input.Authorization.Receipts = nil },
+			activities.VerdictRefuse, "evidence", "no evidence"},
 		"evidence of another incident": {func(d *guardFixture) { d.input.Request.IncidentRef.ID = "INC-2" }, activities.VerdictRefuse, "evidence", "no evidence"},
 		"receipt signed with another key": {func(d *guardFixture) {
 			d.input.Authorization.Receipts = []attestation.Envelope{d.sign(thief, attestation.PayloadTypeEvidenceReceipt, attestation.EvidenceReceipt{IncidentID: "INC-1", TargetID: d.target.ID()})}
 		}, activities.VerdictRefuse, "evidence", "no evidence"},
-		"no attestation": {func(d *guardFixture) { d.input.Authorization.Attestations = nil }, activities.VerdictRefuse, "phase", "no attested detection"},
+		"no attestation": {func(d *guardFixture) { d.input.Authorization.Attestations = nil }, activities.VerdictRefuse,
+			"phase", "no attested detection"},
 		"attestation of another pod": {func(d *guardFixture) {
 			d.input.Authorization.Attestations = []attestation.Envelope{d.attest(d.signingKey, "pod:other", 0.9, now)}
 		}, activities.VerdictRefuse, "phase", "no attested detection"},
@@ -226,9 +237,14 @@ func TestGuardDecisions(t *testing.T) {
 			d.input.Authorization.Attestations = []attestation.Envelope{d.attest(d.signingKey, d.target.ID(), 0.6, now)}
 			d.input.Request.IncidentRef.Confidence = 1
 		}, activities.VerdictAskApproval, "phase", "0.60"},
-		"phase 1":                   {func(d *guardFixture) { d.moveToNamespace("look") }, activities.VerdictPropose, "phase", "phase 1"},
-		"max_phase of the playbook": {func(d *guardFixture) { d.input.Request.IncidentRef.MaxPhase = 1 }, activities.VerdictPropose, "phase", "phase 1"},
-		"claimed scope":             {func(d *guardFixture) { d.moveToNamespace("look"); d.input.Request.IncidentRef.Scope = "drill" }, activities.VerdictPropose, "phase", "phase 1"},
+		"phase 1": {func(d *guardFixture) { d.moveToNamespace("look") }, activities.VerdictPropose, "phase",
+			"phase 1"},
+		"max_phase of the playbook": {func(d *guardFixture) { d.input.Request.IncidentRef.MaxPhase = 1 },
+			activities.VerdictPropose, "phase", "phase 1"},
+		"claimed scope": {func(d *guardFixture) {
+			d.moveToNamespace("look")
+			d.input.Request.IncidentRef.Scope = "drill"
+		}, activities.VerdictPropose, "phase", "phase 1"},
 		"claimed drill namespace": {func(d *guardFixture) {
 			d.moveToNamespace("look")
 			d.input.Request.Target.Namespace = config.DrillNamespace
@@ -237,12 +253,17 @@ func TestGuardDecisions(t *testing.T) {
 			d.moveToNamespace("look")
 			d.input.Request.Target.Namespace = "shop"
 		}, activities.VerdictRefuse, "phase", "no attested detection"},
-		"disrupt in phase 2": {func(d *guardFixture) { d.input.Spec.Class = playbooks.ClassDisrupt }, activities.VerdictPropose, "phase", "disrupt"},
+		"disrupt in phase 2": {func(d *guardFixture) { d.input.Spec.Class = playbooks.ClassDisrupt },
+			activities.VerdictPropose, "phase", "disrupt"},
 		"disrupt in phase 2 with a grant": {func(d *guardFixture) {
 			d.input.Spec.Class = playbooks.ClassDisrupt
 			d.input.Authorization.Grant = d.grant(d.signingKey, d.validGrant())
 		}, activities.VerdictPropose, "phase", "disrupt"},
-		"disrupt in phase 3": {func(d *guardFixture) { d.moveToNamespace("bank"); d.input.Spec.Class = playbooks.ClassDisrupt }, activities.VerdictAskApproval, "phase", "requires an approval"},
+		"disrupt in phase 3": {func(d *guardFixture) {
+			d.moveToNamespace("bank")
+			d.input.Spec.Class = playbooks.ClassDisrupt
+		}, activities.VerdictAskApproval, "phase",
+			"requires an approval"},
 		"disrupt in phase 3 with a grant": {func(d *guardFixture) {
 			d.moveToNamespace("bank")
 			d.input.Spec.Class = playbooks.ClassDisrupt
@@ -278,12 +299,15 @@ func TestGuardDecisions(t *testing.T) {
 			g.Operation = attestation.OperationRelease
 			d.input.Authorization.Grant = d.grant(d.signingKey, g)
 		}, activities.VerdictRefuse, "grant", "release"},
-		"grant signed with another key": {func(d *guardFixture) { d.input.Authorization.Grant = d.grant(thief, d.validGrant()) }, activities.VerdictRefuse, "grant", "unknown key"},
+		"grant signed with another key": {func(d *guardFixture) {
+			d.input.Authorization.Grant = d.grant(thief, d.validGrant())
+		}, activities.VerdictRefuse, "grant", "unknown key"},
 		"low confidence with a grant": {func(d *guardFixture) {
 			d.input.Authorization.Attestations = nil
 			d.input.Authorization.Grant = d.grant(d.signingKey, d.validGrant())
 		}, activities.VerdictRun, "phase", "granted"},
-		"inside of an approval without a grant": {func(d *guardFixture) { d.input.Authorization.RequiresGrant = true }, activities.VerdictAskApproval, "phase", "it requires an approval"},
+		"inside of an approval without a grant": {func(d *guardFixture) { d.input.Authorization.RequiresGrant = true },
+			activities.VerdictAskApproval, "phase", "it requires an approval"},
 		"registered drill target": {func(d *guardFixture) {
 			d.chain.Config.Phase = 1
 			d.registerDrill(d.target.ID())

@@ -54,7 +54,8 @@ func (f Input) unknownReason() string {
 	case known == nil || f.DrillTarget != nil && known.UnresolvedReason != "" && f.Request.Target.Kind == playbooks.TargetContainer:
 		return "" // the drill created this container
 	case known.UnresolvedReason != "":
-		return fmt.Sprintf("%s could not be looked up, so it is unknown whether it is protected: %s", f.Request.Target, known.UnresolvedReason)
+		return fmt.Sprintf("%s could not be looked up, so it is unknown whether it is protected: %s", f.Request.Target,
+			known.UnresolvedReason)
 	case known.IncompleteReason == "":
 		return ""
 	}

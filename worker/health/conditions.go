@@ -29,11 +29,13 @@ type conditionKind struct {
 // what permits automatic containment.
 var (
 	telemetryLost = conditionKind{
-		ruleName: "telemetry-lost", title: "A node is no longer monitored", severity: sensors.SeverityHigh, confidence: 0.6, technique: "T1685",
-		reason: "Nothing on the node is detected while its sensor is stopped.",
+		ruleName: "telemetry-lost", title: "A node is no longer monitored", severity: sensors.SeverityHigh, confidence: 0.6,
+		technique: "T1685",
+		reason:    "Nothing on the node is detected while its sensor is stopped.",
 	}
 	sensorBlind = conditionKind{
-		ruleName: "heartbeat-failing", title: "A sensor runs but receives no events", severity: sensors.SeverityHigh, confidence: 0.7, technique: "T1685",
+		ruleName: "heartbeat-failing", title: "A sensor runs but receives no events", severity: sensors.SeverityHigh,
+		confidence: 0.7, technique: "T1685",
 		reason: "A sensor that responds but receives no events looks healthy from outside; an attacker may have blinded it.",
 	}
 	eventsDropped = conditionKind{
@@ -42,33 +44,42 @@ var (
 		alias:  "Falco internal: syscall event drop", repeatInterval: time.Minute,
 	}
 	eventsFlooded = conditionKind{
-		ruleName: "event-flood", title: "A container produced more events than the sensor could process", severity: sensors.SeverityMedium, confidence: 0.5, technique: "T1685",
+		ruleName: "event-flood", title: "A container produced more events than the sensor could process",
+		severity: sensors.SeverityMedium, confidence: 0.5, technique: "T1685",
 		reason: "Flooding the sensor hides other events. A busy program can cause this too.",
 		alias:  "Falco internal: syscall event drop", repeatInterval: time.Minute,
 	}
 	spoofedCgroup = conditionKind{
-		ruleName: "spoofed-cgroup", title: "A cgroup has another container's name", severity: sensors.SeverityHigh, confidence: 0.7, technique: "T1036.005",
-		reason: "No container runtime creates two cgroups with one name. An attacker who creates the second can redirect an action on the container.",
+		ruleName: "spoofed-cgroup", title: "A cgroup has another container's name", severity: sensors.SeverityHigh,
+		confidence: 0.7, technique: "T1036.005",
+		reason: "No container runtime creates two cgroups with one name. An attacker who creates the second can redirect " +
+			"an action on the container.",
 	}
 	clockSkew = conditionKind{
 		ruleName: "clock-skew", title: "A node's clock is wrong", severity: sensors.SeverityLow, confidence: 0.5, technique: "T1685",
-		reason: "Its timestamps cannot be compared with those of other nodes, and leases and certificates are checked with a wrong clock.",
+		reason: "Its timestamps cannot be compared with those of other nodes, and leases and certificates are checked with " +
+			"a wrong clock.",
 	}
 	certificateExpiring = conditionKind{
-		ruleName: "certificate-expiring", title: "A certificate expires soon and was not renewed", severity: sensors.SeverityLow, confidence: 0.5, technique: "T1685",
+		ruleName: "certificate-expiring", title: "A certificate expires soon and was not renewed",
+		severity: sensors.SeverityLow, confidence: 0.5, technique: "T1685",
 		reason: "After it expires, connections that need it fail.", repeatInterval: 24 * time.Hour,
 	}
 	nodeOverRate = conditionKind{
-		ruleName: "node-rate-limited", title: "A node exceeds its detection rate limit", severity: sensors.SeverityMedium, confidence: 0.5, technique: "T1685",
+		ruleName: "node-rate-limited", title: "A node exceeds its detection rate limit", severity: sensors.SeverityMedium,
+		confidence: 0.5, technique: "T1685",
 		reason: "While the node waits, its spool fills; detections that no longer fit are lost.",
 	}
 	sourceLost = conditionKind{
-		ruleName: "source-lost", title: "Another sensor stopped reporting", severity: sensors.SeverityMedium, confidence: 0.4, technique: "T1685",
-		reason: "It reported regularly before.",
+		ruleName: "source-lost", title: "Another sensor stopped reporting", severity: sensors.SeverityMedium, confidence: 0.4,
+		technique: "T1685",
+		reason:    "It reported regularly before.",
 	}
 	sourceEventsUndecodable = conditionKind{
-		ruleName: "source-events-unreadable", title: "Events of another source could not be decoded", severity: sensors.SeverityMedium, confidence: 0.4, technique: "T1685",
-		reason: "Events that could not be decoded were not evaluated. An attacker can craft a request that cannot be decoded, to hide it.", repeatInterval: time.Minute,
+		ruleName: "source-events-unreadable", title: "Events of another source could not be decoded",
+		severity: sensors.SeverityMedium, confidence: 0.4, technique: "T1685",
+		reason: "Events that could not be decoded were not evaluated. An attacker can craft a request that cannot be " +
+			"decoded, to hide it.", repeatInterval: time.Minute,
 	}
 	sourceEventsDropped = conditionKind{
 		ruleName: "source-events-dropped", title: "Another sensor lost events", severity: sensors.SeverityMedium, confidence: 0.4, technique: "T1685",

@@ -172,8 +172,10 @@ func TestGatewayOutageLosesNoSpooledDetections(t *testing.T) {
 	back := time.After(outageDuration(t))
 	p.readUntil(t, total-total/3)
 	<-back
-	require.Len(t, uniqueDetectionIDs(incidentDetections(t, server, "Container/storm-c@storm")), had, "no detection arrives during the outage")
+	require.Len(t, uniqueDetectionIDs(incidentDetections(t, server, "Container/storm-c@storm")), had,
+		"no detection arrives during the outage")
 	newGatewayFixture(t, server, o)
 	waitForAllDetections(t, server, total)
-	require.Empty(t, incidentDetections(t, server, "Node/storm"), "an outage of the gateway is not reported as the node's gap")
+	require.Empty(t, incidentDetections(t, server, "Node/storm"),
+		"an outage of the gateway is not reported as the node's gap")
 }

@@ -184,21 +184,26 @@ func (m *Monitor) assessMissingNode(a missingNode, e NodeExpectation, should, cl
 	c := telemetryCondition{kind: telemetryLost, subject: newNodeSubject(a.name), node: a.name, since: a.missingSince}
 	switch {
 	case a.seenBefore && a.stopped:
-		c.reasons = append(c.reasons, fmt.Sprintf("The sensor of node %s was stopped %s ago and has not reconnected.", a.name, duration.FormatApprox(away)))
+		c.reasons = append(c.reasons, fmt.Sprintf("The sensor of node %s was stopped %s ago and has not reconnected.", a.name,
+			duration.FormatApprox(away)))
 	case a.seenBefore:
-		c.reasons = append(c.reasons, fmt.Sprintf("The sensor of node %s disconnected %s ago without announcing a shutdown.", a.name, duration.FormatApprox(away)))
+		c.reasons = append(c.reasons, fmt.Sprintf("The sensor of node %s disconnected %s ago without announcing a shutdown.",
+			a.name, duration.FormatApprox(away)))
 	default:
-		c.reasons = append(c.reasons, fmt.Sprintf("The sensor of node %s has not connected for %s.", a.name, duration.FormatApprox(away)))
+		c.reasons = append(c.reasons, fmt.Sprintf("The sensor of node %s has not connected for %s.", a.name,
+			duration.FormatApprox(away)))
 	}
 	switch {
 	case !cluster:
 	case e.Ready && e.SensorPodStatus == "":
 		c.reasons = append(c.reasons, "Kubernetes reports the node as ready, but no pod of the sensor is scheduled there anymore: it was removed.")
 		if m.NodeRegistry != nil {
-			c.reasons = append(c.reasons, "If this was intended, remove the node from the ConfigMap "+NodeRegistryConfigMap+" and restart the worker.")
+			c.reasons = append(c.reasons, "If this was intended, remove the node from the ConfigMap "+NodeRegistryConfigMap+" "+
+				"and restart the worker.")
 		}
 	case e.Ready:
-		c.reasons = append(c.reasons, fmt.Sprintf("Kubernetes reports the node as ready; its sensor's pod: %s.", truncate(e.SensorPodStatus)))
+		c.reasons = append(c.reasons, fmt.Sprintf("Kubernetes reports the node as ready; its sensor's pod: %s.",
+			truncate(e.SensorPodStatus)))
 	default:
 		c.severity = sensors.SeverityMedium
 		c.reasons = append(c.reasons, "Kubernetes reports the node as not ready: the machine itself may be down.")

@@ -231,7 +231,8 @@ func (m *Monitor) reportOverflow() {
 	for _, name := range slices.Sorted(maps.Keys(lost)) {
 		// The gateway reports it, so that it has capacity; there is one report per node.
 		if m.reportCondition(telemetryCondition{kind: nodeOverRate, subject: newNodeSubject(name), node: name, count: lost[name], reasons: []string{
-			fmt.Sprintf("Node %s reported more telemetry gaps than a node is allowed to: %d of them were dropped.", name, lost[name]),
+			fmt.Sprintf("Node %s reported more telemetry gaps than a node is allowed to: %d of them were dropped.", name,
+				lost[name]),
 		}}) {
 			m.mu.Lock()
 			delete(m.droppedByNode, name)

@@ -111,7 +111,8 @@ func TestMonitorConditions(t *testing.T) {
 
 	t.Run("node above its rate", func(t *testing.T) {
 		e := newGatewayFixture(t, server, gatewayFixtureOptions{timing: short, limits: config.NodeLimits{DetectionsPerSecond: 150, DetectionBurst: 200}})
-		noisy, idle := e.connectSensor(t, fakeSensorOptions{name: "noisy-1"}), e.connectSensor(t, fakeSensorOptions{name: "idle-1"})
+		noisy, idle := e.connectSensor(t, fakeSensorOptions{name: "noisy-1"}),
+			e.connectSensor(t, fakeSensorOptions{name: "idle-1"})
 		const n = 900
 		for i := range n {
 			require.NoError(t, noisy.spool.Add(newStormDetection("noisy-1", i)))
@@ -179,14 +180,16 @@ func TestMonitorConditions(t *testing.T) {
 		timing.CertificateWarning = 100 * 24 * time.Hour
 		e := newGatewayFixture(t, server, gatewayFixtureOptions{timing: timing})
 		e.connectSensor(t, fakeSensorOptions{name: "expiring-1"})
-		require.Contains(t, waitForDetection(t, server, "Node/expiring-1", "certificate-expiring").Reasons[0], "was not renewed")
+		require.Contains(t, waitForDetection(t, server, "Node/expiring-1", "certificate-expiring").Reasons[0],
+			"was not renewed")
 	})
 
 	t.Run("blind sensor and detached hooks", func(t *testing.T) {
 		e := newGatewayFixture(t, server, gatewayFixtureOptions{timing: short})
 		var off, failing atomic.Bool
 		status := func() any {
-			r := agent.StatusReport{Health: agent.Health{Node: "blind-1", Heartbeat: agent.HeartbeatStatus{Failing: failing.Load(), ConsecutiveMisses: 3}}}
+			r := agent.StatusReport{Health: agent.Health{Node: "blind-1",
+				Heartbeat: agent.HeartbeatStatus{Failing: failing.Load(), ConsecutiveMisses: 3}}}
 			r.ProbeStatus.LoadedAt = time.Now().Truncate(time.Hour)
 			r.ProbeStatus.Hooks = []probe.HookStatus{{Hook: "exec", Enabled: !off.Load(), Reason: "it was taken away"}, {Hook: "dns", Reason: "this kernel has none"}}
 			return r
@@ -195,7 +198,8 @@ func TestMonitorConditions(t *testing.T) {
 		e.waitUntilConnected(t, "blind-1")
 		require.Empty(t, incidentDetections(t, server, "Node/blind-1"), "a hook that was never attached is not reported")
 		off.Store(true)
-		require.Contains(t, waitForDetection(t, server, "Node/blind-1", "heartbeat-failing").Reasons[0], "The hook exec of node blind-1 was attached and is now detached: it was taken away.")
+		require.Contains(t, waitForDetection(t, server, "Node/blind-1", "heartbeat-failing").Reasons[0],
+			"The hook exec of node blind-1 was attached and is now detached: it was taken away.")
 		e.connectSensor(t, fakeSensorOptions{name: "blind-2", status: func() any {
 			return agent.StatusReport{Health: agent.Health{Node: "blind-2", Heartbeat: agent.HeartbeatStatus{Failing: true, ConsecutiveMisses: 3, FailureReason: "nothing came"}}}
 		}})
@@ -279,7 +283,8 @@ func TestMonitorConditions(t *testing.T) {
 		e.OnSourceHealth(context.Background(), integrations.SensorHealth{Source: "falco-1", Node: "n", Dropped: 7, Message: "Syscall event drop"})
 		require.Contains(t, waitForDetection(t, server, "Source/falco-1", "source-events-dropped").Reasons[0], "lost 7 events on node n")
 		e.OnSourceHealth(context.Background(), integrations.SensorHealth{Source: "api-1", UndecodableEvents: 3, Message: "it nests deeper"})
-		require.Equal(t, []string{"3 events of the source api-1 could not be decoded.", "The error was: it nests deeper"}, waitForDetection(t, server, "Source/api-1", "source-events-unreadable").Reasons[:2])
+		require.Equal(t, []string{"3 events of the source api-1 could not be decoded.", "The error was: it nests deeper"},
+			waitForDetection(t, server, "Source/api-1", "source-events-unreadable").Reasons[:2])
 	})
 }
 

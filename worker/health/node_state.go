@@ -104,7 +104,8 @@ func (m *Monitor) handleRateLimited(name string, now time.Time) {
 	m.mu.Unlock()
 	if lasts := now.Sub(first); lasts >= m.Timing.OverRateAfter {
 		m.reportCondition(telemetryCondition{kind: nodeOverRate, subject: newNodeSubject(name), node: name, causedBy: name, since: first, reasons: []string{
-			fmt.Sprintf("Node %s has exceeded its detection rate limit (`nodes: rate` in stanch.yaml) for %s.", name, duration.FormatApprox(lasts)),
+			fmt.Sprintf("Node %s has exceeded its detection rate limit (`nodes: rate` in stanch.yaml) for %s.", name,
+				duration.FormatApprox(lasts)),
 		}})
 	}
 }
@@ -148,9 +149,11 @@ func (m *Monitor) reportSpoofedCgroups(name string, r agent.StatusReport) {
 	since := r.SpoofedCgroups[0].FirstSeen
 	for _, d := range r.SpoofedCgroups[:min(len(r.SpoofedCgroups), maxSpoofedCgroups)] {
 		others := strings.Join(d.SpoofedPaths[:min(len(d.SpoofedPaths), maxSpoofedCgroups)], ", ")
-		what := fmt.Sprintf("On node %s, %s is in %s. These cgroups have its name too: %s.", name, truncate(d.TargetID), truncate(strings.Join(d.GenuinePaths, ", ")), truncate(others))
+		what := fmt.Sprintf("On node %s, %s is in %s. These cgroups have its name too: %s.", name, truncate(d.TargetID),
+			truncate(strings.Join(d.GenuinePaths, ", ")), truncate(others))
 		if len(d.GenuinePaths) == 0 {
-			what = fmt.Sprintf("On node %s, several cgroups have the name of %s. The node detected nothing in any of them, so it was not contained there: %s.", name, truncate(d.TargetID), truncate(others))
+			what = fmt.Sprintf("On node %s, several cgroups have the name of %s. The node detected nothing in any of them, so "+
+				"it was not contained there: %s.", name, truncate(d.TargetID), truncate(others))
 		}
 		reasons = append(reasons, what)
 		if d.FirstSeen.Before(since) {
@@ -198,7 +201,8 @@ func (m *Monitor) checkClock(name string, c gateway.ClockSkew) {
 		direction = "behind"
 	}
 	m.reportCondition(telemetryCondition{kind: clockSkew, subject: newNodeSubject(name), node: name, causedBy: name, reasons: []string{
-		fmt.Sprintf("The timestamps of node %s are off by %s: its clock is %s the gateway's (± %s).", name, duration.FormatApprox(c.Offset.Abs()), direction, duration.FormatApprox(c.MaxError)),
+		fmt.Sprintf("The timestamps of node %s are off by %s: its clock is %s the gateway's (± %s).", name,
+			duration.FormatApprox(c.Offset.Abs()), direction, duration.FormatApprox(c.MaxError)),
 	}})
 }
 
@@ -210,13 +214,16 @@ func (m *Monitor) checkSensorBlind(name string, r agent.StatusReport, off []prob
 		if !r.Heartbeat.LastReceived.IsZero() {
 			last = "last received at " + r.Heartbeat.LastReceived.UTC().Format(time.RFC3339)
 		}
-		reasons = append(reasons, fmt.Sprintf("The sensor of node %s sent %d heartbeats and received none of them from the kernel (%s).", name, r.Heartbeat.ConsecutiveMisses, last))
+		reasons = append(reasons, fmt.Sprintf(
+			"The sensor of node %s sent %d heartbeats and received none of them from the kernel (%s).", name,
+			r.Heartbeat.ConsecutiveMisses, last))
 		if r.Heartbeat.FailureReason != "" {
 			reasons = append(reasons, "The sensor reports: "+truncate(r.Heartbeat.FailureReason))
 		}
 	}
 	for _, h := range off {
-		reasons = append(reasons, fmt.Sprintf("The hook %s of node %s was attached and is now detached: %s.", truncate(string(h.Hook)), name, truncate(h.Reason)))
+		reasons = append(reasons, fmt.Sprintf("The hook %s of node %s was attached and is now detached: %s.",
+			truncate(string(h.Hook)), name, truncate(h.Reason)))
 	}
 	if blind {
 		reasons = append(reasons, fmt.Sprintf("The sensor of node %s no longer monitors the kernel.", name))
@@ -225,7 +232,8 @@ func (m *Monitor) checkSensorBlind(name string, r agent.StatusReport, off []prob
 		m.markResolved(sensorBlind, newNodeSubject(name))
 		return
 	}
-	reported := m.reportCondition(telemetryCondition{kind: sensorBlind, subject: newNodeSubject(name), node: name, causedBy: name, since: r.Heartbeat.LastReceived, reasons: reasons})
+	reported := m.reportCondition(telemetryCondition{kind: sensorBlind, subject: newNodeSubject(name), node: name,
+		causedBy: name, since: r.Heartbeat.LastReceived, reasons: reasons})
 	if !reported {
 		return
 	}
@@ -281,7 +289,9 @@ func (m *Monitor) reportDrops(name string, before *agent.StatusReport, r agent.S
 		}
 		m.reportCondition(telemetryCondition{
 			kind: eventsFlooded, container: b.Container, node: name, sourceNode: name, causedBy: name, count: clampInt(more), since: r.Drops.EpisodeStart,
-			reasons: []string{fmt.Sprintf("%d events of this container were lost on node %s since %s: it produced more than the sensor could process.", more, name, since)},
+			reasons: []string{fmt.Sprintf(
+				"%d events of this container were lost on node %s since %s: it produced more than the sensor could process.", more,
+				name, since)},
 		})
 	}
 	if events > 0 {
@@ -297,7 +307,8 @@ func (m *Monitor) reportDrops(name string, before *agent.StatusReport, r agent.S
 	if spool > 0 {
 		severity = sensors.SeverityHigh // these events were already evaluated, and mattered
 	}
-	reported := m.reportCondition(telemetryCondition{kind: eventsDropped, subject: newNodeSubject(name), node: name, causedBy: name, since: r.Drops.EpisodeStart, count: clampInt(events + spool), severity: severity, reasons: reasons})
+	reported := m.reportCondition(telemetryCondition{kind: eventsDropped, subject: newNodeSubject(name), node: name,
+		causedBy: name, since: r.Drops.EpisodeStart, count: clampInt(events + spool), severity: severity, reasons: reasons})
 	if reported { // otherwise it is added to the next report
 		m.mu.Lock()
 		m.nodeByName(name).reportedDrops = r.Drops

@@ -37,7 +37,8 @@ var _ NodeRegistry = ConfigMapNodeRegistry{}
 func (c ConfigMapNodeRegistry) LoadNodes(ctx context.Context) (map[string]time.Time, error) {
 	m, err := c.KubeClient.CoreV1().ConfigMaps(c.Namespace).Get(ctx, NodeRegistryConfigMap, metav1.GetOptions{})
 	if err != nil {
-		return nil, fmt.Errorf("read the ConfigMap %s/%s (`stanch manifests` creates it): %w", c.Namespace, NodeRegistryConfigMap, err)
+		return nil, fmt.Errorf("read the ConfigMap %s/%s (`stanch manifests` creates it): %w", c.Namespace,
+			NodeRegistryConfigMap, err)
 	}
 	out := map[string]time.Time{}
 	for name, text := range m.Data {
@@ -64,7 +65,8 @@ func (c ConfigMapNodeRegistry) UpdateNodes(ctx context.Context, seen map[string]
 		return fmt.Errorf("write the ConfigMap %s/%s: %w", c.Namespace, NodeRegistryConfigMap, err)
 	}
 	if _, err := c.KubeClient.CoreV1().ConfigMaps(c.Namespace).Patch(ctx, NodeRegistryConfigMap, types.MergePatchType, patch, metav1.PatchOptions{FieldManager: "stanch"}); err != nil {
-		return fmt.Errorf("write the ConfigMap %s/%s (`stanch manifests` creates it and the permission to write it): %w", c.Namespace, NodeRegistryConfigMap, err)
+		return fmt.Errorf("write the ConfigMap %s/%s (`stanch manifests` creates it and the permission to write it): %w",
+			c.Namespace, NodeRegistryConfigMap, err)
 	}
 	return nil
 }

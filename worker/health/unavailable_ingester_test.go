@@ -133,11 +133,15 @@ func TestBlindSensorIsReportedUntilItRecovers(t *testing.T) {
 		wantReason string
 		times      int
 	}{
-		"detached hook":                 {probe.Status{LoadedAt: time.Now(), Hooks: []probe.HookStatus{{Hook: "exec", Reason: "it was taken away"}}}, "The hook exec", 4},
-		"unmonitored kernel":            {probe.Status{}, "no longer monitors the kernel", 4},
-		"disabled hook":                 {probe.Status{LoadedAt: time.Now(), Hooks: []probe.HookStatus{{Hook: "exec", Reason: probe.ReasonDisabled}}}, "disabled by configuration", 1},
-		"unsupported hook":              {probe.Status{LoadedAt: time.Now(), Hooks: []probe.HookStatus{{Hook: "exec", Enabled: true}, {Hook: "dns", Reason: "none"}}}, "", 0},
-		"unsupported hook among others": {probe.Status{LoadedAt: time.Now(), Hooks: []probe.HookStatus{{Hook: "dns", Reason: "none"}}}, "", 0},
+		"detached hook": {probe.Status{LoadedAt: time.Now(),
+			Hooks: []probe.HookStatus{{Hook: "exec", Reason: "it was taken away"}}}, "The hook exec", 4},
+		"unmonitored kernel": {probe.Status{}, "no longer monitors the kernel", 4},
+		"disabled hook": {probe.Status{LoadedAt: time.Now(),
+			Hooks: []probe.HookStatus{{Hook: "exec", Reason: probe.ReasonDisabled}}}, "disabled by configuration", 1},
+		"unsupported hook": {probe.Status{LoadedAt: time.Now(),
+			Hooks: []probe.HookStatus{{Hook: "exec", Enabled: true}, {Hook: "dns", Reason: "none"}}}, "", 0},
+		"unsupported hook among others": {probe.Status{LoadedAt: time.Now(),
+			Hooks: []probe.HookStatus{{Hook: "dns", Reason: "none"}}}, "", 0},
 	} {
 		t.Run(name, func(t *testing.T) {
 			d := newMonitorFixture(health.Options{})

@@ -147,14 +147,16 @@ func AuditInstructions(url string) string {
 	line := func(format string, args ...any) { fmt.Fprintf(&b, "# "+format+"\n", args...) }
 	line("Send the Kubernetes audit log to Stanch. Store the first document as %s/policy.yaml and the second as", dir)
 	line("%s/webhook.yaml on every node with an API server (mode 0600: it contains a token).", dir)
-	line("Add ca.crt, the authority's certificate, to the same directory: from secrets/pki, or from DATA/pki of `stanch up`.")
+	line("Add ca.crt, the authority's certificate, to the same directory: from secrets/pki, or from DATA/pki of `stanch " +
+		"up`.")
 	line("Create the token with `openssl rand -hex 32`; in stanch.yaml:")
 	line("  sources: [{ name: api-server, kind: kubernetes-audit, token_file: FILE, rate: 5000 }]")
 	line("kubeadm: add these flags to /etc/kubernetes/manifests/kube-apiserver.yaml, with a hostPath volume for %s:", dir)
 	for _, f := range APIServerAuditFlags(dir+"/policy.yaml", dir+"/webhook.yaml") {
 		line("  - %s", f)
 	}
-	line("k3s: add the same flags, each as `kube-apiserver-arg: [\"audit-policy-file=%s/policy.yaml\", …]` in /etc/rancher/k3s/config.yaml.", dir)
+	line("k3s: add the same flags, each as `kube-apiserver-arg: [\"audit-policy-file=%s/policy.yaml\", …]` in "+
+		"/etc/rancher/k3s/config.yaml.", dir)
 	line("EKS and GKE have no such flags: EKS writes its audit log only to CloudWatch; a subscription must post it here.")
 	b.WriteString(AuditPolicy)
 	b.WriteString("---\n")

@@ -25,7 +25,8 @@ func TestLargestAuditBatchFitsLimit(t *testing.T) {
 		return n
 	}
 	require.Less(t, flag("audit-webhook-batch-max-size")*(flag("audit-webhook-truncate-max-event-size")+100), integrations.MaxAuditBytes)
-	require.GreaterOrEqual(t, flag("audit-webhook-truncate-max-event-size"), 3*256<<10, "request, response and annotations fit")
+	require.GreaterOrEqual(t, flag("audit-webhook-truncate-max-event-size"), 3*256<<10,
+		"request, response and annotations fit")
 	require.LessOrEqual(t, 400*100<<10, integrations.MaxAuditBytes, "the default batch fits too")
 	require.Contains(t, manifests.AuditInstructions("https://gw"), "--audit-webhook-truncate-max-event-size=")
 }
@@ -75,7 +76,8 @@ func TestAuditPolicyLogsEverythingThatRulesNeed(t *testing.T) {
 		require.Equal(t, "RequestResponse", auditLevelFor(t, user.name, user.group, "create", "", "pods"))
 		require.Equal(t, "RequestResponse", auditLevelFor(t, user.name, user.group, "patch", "rbac.authorization.k8s.io", "clusterroles"))
 	}
-	require.Equal(t, "Metadata", auditLevelFor(t, "system:serviceaccount:kube-system:cilium", accounts, "list", "", "pods"), "reads with a stolen token are logged")
+	require.Equal(t, "Metadata", auditLevelFor(t, "system:serviceaccount:kube-system:cilium", accounts, "list", "",
+		"pods"), "reads with a stolen token are logged")
 	require.Equal(t, "None", auditLevelFor(t, "system:serviceaccount:kube-system:job-controller", accounts, "list", "", "pods"))
 	require.Equal(t, "None", auditLevelFor(t, "system:node:n1", "system:nodes", "watch", "", "pods"))
 }

@@ -261,7 +261,8 @@ func installNotes(o Options) string {
 		lines = append(lines, "Create a certificate for every node, and store it in "+o.NodeCertDir+" on that node only:",
 			"  stanch cert node NODE --pki secrets/pki --out NODE")
 	} else {
-		lines = append(lines, "Sensors verify the gateway with the authority's certificate, which is public, and get their own with their pods' tokens:",
+		lines = append(lines, "Sensors verify the gateway with the authority's certificate, which is public, and get their "+
+			"own with their pods' tokens:",
 			fmt.Sprintf("  kubectl -n %s create configmap %s --from-file=secrets/pki/ca.crt", o.Namespace, CAConfigMap))
 	}
 	return "# " + strings.ReplaceAll(strings.Join(lines, "\n# "), "# \n", "#\n") + "\n"

@@ -15,7 +15,8 @@ type detectionCollector struct {
 func newDetectionCollector(source DetectionCountSource) *detectionCollector {
 	return &detectionCollector{
 		source: source,
-		detections: newCounterFamily("stanch_detections_total", "Detections at the gateway: accepted, refused permanently, or deferred for a retry.",
+		detections: newCounterFamily("stanch_detections_total",
+			"Detections at the gateway: accepted, refused permanently, or deferred for a retry.",
 			"source", "severity", "outcome"),
 		queued: newGaugeFamily("stanch_detections_queued", "Detections that are waiting for Temporal."),
 	}
@@ -44,11 +45,15 @@ type sourceCollector struct {
 func newSourceCollector(source func() map[string]gateway.SourceCounts) *sourceCollector {
 	return &sourceCollector{
 		source: source,
-		records: newCounterFamily("stanch_source_records_total", "Records of another sensor: accepted as detections, telemetry that makes no detection, health reports, or refused.",
+		records: newCounterFamily("stanch_source_records_total",
+			"Records of another sensor: accepted as detections, telemetry that makes no detection, health reports, or refused.",
 			"source", "outcome"),
-		requests: newCounterFamily("stanch_source_requests_delayed_total", "Requests that were deferred: limited by the source's rate, or later because Temporal or the cluster was unavailable.",
+		requests: newCounterFamily("stanch_source_requests_delayed_total",
+			"Requests that were deferred: limited by the source's rate, or later because Temporal or the cluster was "+
+				"unavailable.",
 			"source", "reason"),
-		dropped: newCounterFamily("stanch_source_events_dropped_total", "Events that another sensor reported as lost.", "source"),
+		dropped: newCounterFamily("stanch_source_events_dropped_total", "Events that another sensor reported as lost.",
+			"source"),
 	}
 }
 
@@ -80,7 +85,8 @@ type exportCollector struct {
 }
 
 func newExportCollector(source func() map[string]export.DeliveryCounts) *exportCollector {
-	return &exportCollector{source, newCounterFamily("stanch_export_detections_total", "Detections of an export: sent, failed after all attempts, or dropped because the receiver is too slow.",
+	return &exportCollector{source, newCounterFamily("stanch_export_detections_total",
+		"Detections of an export: sent, failed after all attempts, or dropped because the receiver is too slow.",
 		"export", "outcome")}
 }
 

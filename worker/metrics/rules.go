@@ -20,8 +20,10 @@ func newRuleFamilies(prefix string, before ...string) ruleFamilies {
 		evaluated:  newCounterFamily(prefix+"_evaluations_total", "Events that a rule was evaluated on.", labels...),
 		fired:      newCounterFamily(prefix+"_fired_total", "Events on which a rule fired.", labels...),
 		exceptions: newCounterFamily(prefix+"_excepted_total", "Events on which a rule would have fired without its exceptions.", labels...),
-		failed:     newCounterFamily(prefix+"_failed_total", "Events on which a rule failed. Any increase means that the rule must be fixed.", labels...),
-		evaluationSeconds: prometheus.NewDesc(prefix+"_evaluation_seconds", "Duration of the evaluations of a rule: the sum and the number of the timed ones, which are a sample.",
+		failed: newCounterFamily(prefix+"_failed_total",
+			"Events on which a rule failed. Any increase means that the rule must be fixed.", labels...),
+		evaluationSeconds: prometheus.NewDesc(prefix+"_evaluation_seconds",
+			"Duration of the evaluations of a rule: the sum and the number of the timed ones, which are a sample.",
 			labels, nil),
 	}
 }

@@ -117,9 +117,11 @@ func unknownRules(s *Suite, known map[string]*rules.Rule) diagnostic.Diagnostics
 		for _, d := range t.Detections {
 			if known[d.Rule] == nil && d.Objective == "" {
 				at := d.PositionOf("rule")
-				message, hint := fmt.Sprintf("unknown shipped rule `%s`, and `objective` is missing", d.Rule), diagnostic.DidYouMean(d.Rule, names)
+				message, hint := fmt.Sprintf("unknown shipped rule `%s`, and `objective` is missing", d.Rule),
+					diagnostic.DidYouMean(d.Rule, names)
 				if d.Rule == "" {
-					message, hint = "the detection has no `rule` and no `objective`", "add an objective such as `objective: crypto-mining`"
+					message, hint = "the detection has no `rule` and no `objective`",
+						"add an objective such as `objective: crypto-mining`"
 				}
 				out = append(out, diagnostic.Diagnostic{File: s.File, Line: at.Line, Column: at.Column, Severity: "error", Code: "unknown-rule", Message: message, Hint: hint})
 			}

@@ -50,7 +50,8 @@ func FindTestFiles(paths []string) ([]string, error) {
 		case err != nil:
 			return nil, fmt.Errorf("no such file or folder: %s", path)
 		case !info.IsDir() && !strings.HasSuffix(path, testspec.TestFileSuffix):
-			return nil, fmt.Errorf("%s is not a test file; test files end with %s; `stanch validate` checks playbooks", path, testspec.TestFileSuffix)
+			return nil, fmt.Errorf("%s is not a test file; test files end with %s; `stanch validate` checks playbooks", path,
+				testspec.TestFileSuffix)
 		case !info.Mode().IsRegular() && !info.IsDir():
 			return nil, fmt.Errorf("%s is not a regular file", path)
 		case !info.IsDir():
@@ -161,7 +162,8 @@ func (s *Suite) loadPlaybooks(root *os.Root, catalog playbooks.Catalog) error {
 		first, twice := names[book.Name]
 		switch {
 		case twice && i < len(tested):
-			s.errorf(ref.Pos, "duplicate-name", "choose another name", "%s and %s both have the name `%s`", first, file, book.Name)
+			s.errorf(ref.Pos, "duplicate-name", "choose another name", "%s and %s both have the name `%s`", first, file,
+				book.Name)
 			continue
 		case twice:
 			continue
@@ -242,7 +244,8 @@ func (s *Suite) loadRecording(root *os.Root, ref testspec.FileRef) {
 	}
 	raw, err := readInsideRoot(root, "recording", ref.Name, recording.MaxBytes)
 	if err != nil {
-		s.errorf(ref.Pos, "no-recording", "put the recording into the test folder or a folder below; `stanch record ID > FILE` creates one", "%v", err)
+		s.errorf(ref.Pos, "no-recording",
+			"put the recording into the test folder or a folder below; `stanch record ID > FILE` creates one", "%v", err)
 		return
 	}
 	r, err := recording.Decode(raw)

@@ -60,7 +60,9 @@ func testsToRewrite(f FileResult) (map[*testspec.TestCase]testspec.Result, error
 			ok = true // it fails only because `expect` is empty
 		}
 		if !ok {
-			problems = append(problems, fmt.Errorf("%s:%d: not updated: %q would still fail: %s; change the test or the playbook manually", f.File, t.Line, t.Name, why))
+			problems = append(problems, fmt.Errorf(
+				"%s:%d: not updated: %q would still fail: %s; change the test or the playbook manually", f.File, t.Line, t.Name,
+				why))
 			continue
 		}
 		rewrites[t.Test] = t.ActualResult
@@ -82,7 +84,8 @@ func KeepPassing(updated []UpdatedFile, after Report) ([]UpdatedFile, error) {
 			kept = append(kept, u)
 			continue
 		}
-		problems = append(problems, fmt.Errorf("%s: not updated: its tests would still fail; change it manually", u.File), u.Restore())
+		problems = append(problems, fmt.Errorf("%s: not updated: its tests would still fail; change it manually", u.File),
+			u.Restore())
 	}
 	return kept, errors.Join(problems...)
 }

@@ -60,7 +60,8 @@ func FromHistories(runs []audit.WorkflowRun, incidentID string, c converter.Data
 		return r.recording, fmt.Errorf("record %s: %w", incidentID, r.firstError)
 	}
 	if r.recording.Incident.ID == "" {
-		return r.recording, fmt.Errorf("record %s: %w", incidentID, errors.New("the history of the incident itself is missing"))
+		return r.recording, fmt.Errorf("record %s: %w", incidentID,
+			errors.New("the history of the incident itself is missing"))
 	}
 	r.orderAndNumberResults()
 	return recording.Redact(r.recording), nil

@@ -48,7 +48,8 @@ const maxAnswersFileBytes = 1 << 20
 // ParseAnswers parses a file of answers strictly.
 func ParseAnswers(file string, raw []byte) (ApprovalAnswers, error) {
 	if len(raw) > maxAnswersFileBytes {
-		return ApprovalAnswers{}, fmt.Errorf("read %s: it has %d bytes, at most %d are allowed", file, len(raw), maxAnswersFileBytes)
+		return ApprovalAnswers{}, fmt.Errorf("read %s: it has %d bytes, at most %d are allowed", file, len(raw),
+			maxAnswersFileBytes)
 	}
 	var doc struct {
 		Answers []ApprovalAnswer `yaml:"answers"`
@@ -59,11 +60,13 @@ func ParseAnswers(file string, raw []byte) (ApprovalAnswers, error) {
 		return ApprovalAnswers{}, fmt.Errorf("%s: %s", file, strings.TrimPrefix(strings.ReplaceAll(err.Error(), "\n", " "), "yaml: "))
 	}
 	if len(doc.Answers) == 0 || len(doc.Answers) > 1000 {
-		return ApprovalAnswers{}, fmt.Errorf("%s: invalid number of `answers`; use 1 to 1000, each with `person` and `answer: yes` or `answer: no`", file)
+		return ApprovalAnswers{}, fmt.Errorf(
+			"%s: invalid number of `answers`; use 1 to 1000, each with `person` and `answer: yes` or `answer: no`", file)
 	}
 	for i, a := range doc.Answers {
 		if a.Person == "" || a.YesOrNo != "yes" && a.YesOrNo != "no" {
-			return ApprovalAnswers{}, fmt.Errorf("%s: invalid answers[%d]; use a `person` and `answer: yes` or `answer: no`", file, i)
+			return ApprovalAnswers{}, fmt.Errorf("%s: invalid answers[%d]; use a `person` and `answer: yes` or `answer: no`",
+				file, i)
 		}
 	}
 	return ApprovalAnswers{ExplicitAnswers: doc.Answers}, nil

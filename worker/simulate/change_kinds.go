@@ -51,13 +51,15 @@ func timelineDecisions(r Result) []timelineDecision {
 		}
 	}
 	for _, q := range r.ApprovalRequests {
-		all = append(all, timelineDecision{q.AskedAtMS, 2, fmt.Sprintf("%s: %s would be asked for approval: %s", q.Playbook, q.Approvers, q.Title)})
+		all = append(all, timelineDecision{q.AskedAtMS, 2, fmt.Sprintf("%s: %s would be asked for approval: %s", q.Playbook,
+			q.Approvers, q.Title)})
 	}
 	for _, s := range r.Steps {
 		all = append(all, timelineDecision{s.AtMS, 3, fmt.Sprintf("%s: %s is %s", s.Playbook, describeStep(s), reasonSuffix(s))})
 	}
 	for _, e := range r.Effects {
-		all = append(all, timelineDecision{e.AppliedAtMS, 4, fmt.Sprintf("%s on %s lasts %s", e.Action, shortTargetID(e.Target), describeHeldDuration(e))})
+		all = append(all, timelineDecision{e.AppliedAtMS, 4, fmt.Sprintf("%s on %s lasts %s", e.Action,
+			shortTargetID(e.Target), describeHeldDuration(e))})
 	}
 	slices.SortStableFunc(all, func(a, b timelineDecision) int {
 		return cmp.Or(cmp.Compare(a.atMS, b.atMS), cmp.Compare(a.sortOrder, b.sortOrder), strings.Compare(a.description, b.description))

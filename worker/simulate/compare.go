@@ -102,7 +102,8 @@ func compareResults(before, after Result) (what, kinds []string) {
 	case was != nil && is == nil:
 		add(ChangeTiming, fmt.Sprintf("nothing is contained; the first containment was after %s", formatMilliseconds(*was)))
 	case was != nil && max(*was-*is, *is-*was) >= 1000: // smaller differences are random
-		add(ChangeTiming, fmt.Sprintf("the first containment is after %s, instead of %s", formatMilliseconds(*is), formatMilliseconds(*was)))
+		add(ChangeTiming, fmt.Sprintf("the first containment is after %s, instead of %s", formatMilliseconds(*is),
+			formatMilliseconds(*was)))
 	}
 	return what, kinds
 }
@@ -220,10 +221,12 @@ func effectChanges(before, after Result) []string {
 			}
 			// reports round to seconds
 			if d := (e.UndoneAtMS - e.AppliedAtMS) - (b.UndoneAtMS - b.AppliedAtMS); max(d, -d) >= 1500 {
-				out = append(out, fmt.Sprintf("%s on %s lasts %s, instead of %s", e.Action, shortTargetID(e.Target), describeHeldDuration(e), describeHeldDuration(b)))
+				out = append(out, fmt.Sprintf("%s on %s lasts %s, instead of %s", e.Action, shortTargetID(e.Target),
+					describeHeldDuration(e), describeHeldDuration(b)))
 			}
 			if b.Params != e.Params {
-				out = append(out, fmt.Sprintf("%s on %s has the parameters %s, instead of %s", e.Action, shortTargetID(e.Target), cmp.Or(e.Params, "none"), cmp.Or(b.Params, "none")))
+				out = append(out, fmt.Sprintf("%s on %s has the parameters %s, instead of %s", e.Action, shortTargetID(e.Target),
+					cmp.Or(e.Params, "none"), cmp.Or(b.Params, "none")))
 			}
 			break
 		}

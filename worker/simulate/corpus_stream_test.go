@@ -200,9 +200,11 @@ func TestChangesAreReportedByKind(t *testing.T) {
 	rec := loadRecording(t, "cryptominer")
 	for _, c := range []struct{ name, after, kind, first string }{
 		{"shorter duration", strings.Replace(before, "1h", "10m", 1), simulate.ChangeEffect, "lasts 10m"},
-		{"no match", strings.Replace(before, "crypto-mining", "exfiltration", 1), simulate.ChangePlaybooks, "no playbook matches"},
+		{"no match", strings.Replace(before, "crypto-mining", "exfiltration", 1), simulate.ChangePlaybooks,
+			"no playbook matches"},
 		{"approval requested", quorumPlaybook, simulate.ChangeApprovalRequest, "playbook careful started"},
-		{"phase limit", strings.Replace(before, "steps:", "max_phase: 1\nsteps:", 1), simulate.ChangeOutcome, "would only be proposed"},
+		{"phase limit", strings.Replace(before, "steps:", "max_phase: 1\nsteps:", 1), simulate.ChangeOutcome,
+			"would only be proposed"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			got := simulate.CompareResults(runSimulation(t, rec, optionsWith(t, before)), runSimulation(t, rec, optionsWith(t, c.after)))

@@ -60,7 +60,8 @@ func (p *ProcessRunner) Run(ctx context.Context, name string, raw []byte) Record
 			p.current.kill()
 		}
 		p.Close()
-		return RecordingOutcome{Result: UnreadableResult(name, fmt.Errorf("%s: simulate in a separate process: %w", name, err))}
+		return RecordingOutcome{Result: UnreadableResult(name, fmt.Errorf("%s: simulate in a separate process: %w", name,
+			err))}
 	}
 	if p.remaining--; p.remaining <= 0 {
 		p.Close()
@@ -79,7 +80,8 @@ func (p *ProcessRunner) runInProcess(ctx context.Context, name string, raw []byt
 		return out, err //nolint:wrapcheck // the caller adds context
 	}
 	limit := cmp.Or(p.Timeout, 3*time.Minute)
-	timed, cancel := context.WithTimeoutCause(ctx, limit, fmt.Errorf("timed out after %s; the process was killed", duration.Format(limit)))
+	timed, cancel := context.WithTimeoutCause(ctx, limit, fmt.Errorf("timed out after %s; the process was killed",
+		duration.Format(limit)))
 	defer cancel()
 	unwatch := context.AfterFunc(timed, p.current.kill)
 	if _, err = p.current.stdin.Write(append(line, '\n')); err == nil {

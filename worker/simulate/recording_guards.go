@@ -53,5 +53,6 @@ func (s *simulation) isNewDecision(d GuardDecision) bool {
 
 // verdictTexts are the guards' verdicts in words.
 var verdictTexts = map[activities.Verdict]string{
-	activities.VerdictRun: "would run", activities.VerdictPropose: "would only be proposed", activities.VerdictAskApproval: "would require approval", activities.VerdictRefuse: "would be refused",
+	activities.VerdictRun: "would run", activities.VerdictPropose: "would only be proposed",
+	activities.VerdictAskApproval: "would require approval", activities.VerdictRefuse: "would be refused",
 }

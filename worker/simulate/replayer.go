@@ -164,7 +164,8 @@ func (c *fakeContainment) Plan(ctx context.Context, r activities.Request) (activ
 	}
 	plan := activities.Plan{Changes: a.Changes, Warnings: a.Warnings, PriorState: a.PriorState, NothingToDo: a.NothingToDo, AlreadyHeld: a.AlreadyHeld}
 	if ok && !isSameJSON(a.Params, r.Params) {
-		plan.Warnings = append(plan.Warnings[:len(plan.Warnings):len(plan.Warnings)], "the recorded plan has other parameters")
+		plan.Warnings = append(plan.Warnings[:len(plan.Warnings):len(plan.Warnings)],
+			"the recorded plan has other parameters")
 	}
 	return plan, nil
 }

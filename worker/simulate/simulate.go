@@ -222,7 +222,8 @@ func (s *simulation) runWorkflows() error {
 	env.SetDataConverter(s.inMemoryConverter)
 	env.SetStartWorkflowOptions(client.StartWorkflowOptions{ID: workflows.IncidentWorkflowID(in.GroupingKey), TaskQueue: workflows.TaskQueue})
 	// Reports to a workflow that has ended are not an error in production either.
-	env.OnSignalExternalWorkflow(mock.Anything, mock.Anything, mock.Anything, mock.Anything, mock.Anything).Return(errors.New("the workflow has ended"))
+	env.OnSignalExternalWorkflow(mock.Anything, mock.Anything, mock.Anything, mock.Anything,
+		mock.Anything).Return(errors.New("the workflow has ended"))
 
 	set := activities.NewActivities(s.newActions()...)
 	chain := &guards.GuardChain{Config: cfg, Keyring: s.authority.keyring}
@@ -395,7 +396,8 @@ func (s *simulation) finishResult(out playbooks.Incident, in incident.Input) {
 	}
 	s.recordRequestWaits()
 	s.result.ClosesAtMS = out.Closed.Sub(s.started).Milliseconds()
-	s.result.Events = append(s.result.Events, TimelineEvent{AtMS: s.result.ClosesAtMS, Kind: "closed", Text: fmt.Sprintf("the incident closes: idle for %s, no lease in force", in.IdleTimeout)})
+	s.result.Events = append(s.result.Events, TimelineEvent{AtMS: s.result.ClosesAtMS, Kind: "closed",
+		Text: fmt.Sprintf("the incident closes: idle for %s, no lease in force", in.IdleTimeout)})
 }
 
 // discardLogger discards the SDK's log.

@@ -137,11 +137,15 @@ func TestApprovalAnswers(t *testing.T) {
 		{"no answers", simulate.ApprovalAnswers{NoAnswers: true}, "denied", 0},
 		{"approval by all", simulate.ApprovalAnswers{ApproveAll: true}, "succeeded", 60},
 		{"below quorum", answers("answers: [{person: alice, answer: 'yes'}]"), "denied", 0},
-		{"duplicate approval", answers("answers: [{person: alice, answer: 'yes'}, {person: alice, answer: 'yes', after: 2m}]"), "denied", 0},
+		{"duplicate approval", answers(
+			"answers: [{person: alice, answer: 'yes'}, {person: alice, answer: 'yes', after: 2m}]"), "denied", 0},
 		{"not an approver", answers("answers: [{person: alice, answer: 'yes'}, {person: eve, answer: 'yes'}]"), "denied", 0},
-		{"quorum reached", answers("answers: [{person: alice, answer: 'yes'}, {person: bob, answer: 'yes', after: 5m}]"), "succeeded", 300},
-		{"late approval", answers("answers: [{person: alice, answer: 'yes'}, {person: bob, answer: 'yes', after: 16m}]"), "denied", 0},
-		{"one denial", answers("answers: [{person: alice, answer: 'no'}, {person: bob, answer: 'yes', after: 5m}]"), "denied", 0},
+		{"quorum reached", answers("answers: [{person: alice, answer: 'yes'}, {person: bob, answer: 'yes', after: 5m}]"),
+			"succeeded", 300},
+		{"late approval", answers("answers: [{person: alice, answer: 'yes'}, {person: bob, answer: 'yes', after: 16m}]"),
+			"denied", 0},
+		{"one denial", answers("answers: [{person: alice, answer: 'no'}, {person: bob, answer: 'yes', after: 5m}]"), "denied",
+			0},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			o := optionsWith(t, quorumPlaybook)

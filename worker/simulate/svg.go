@@ -158,7 +158,8 @@ func addApprovalMarks(l *timelineLane, r Result, s StepResult, a logTimeAxis) {
 		left := a.percentAt(q.AskedAtMS)
 		l.Bars = append(l.Bars, timelineBar{
 			LeftPercent: left, WidthPercent: math.Max(1.2, a.percentAt(q.AskedAtMS+q.WaitedMS)-left), CSSClass: "asked", Text: "asked, " + formatDuration(q.WaitedMS),
-			Tooltip: fmt.Sprintf("%s %s asked for approval: %s. %s", formatMoment(q.AskedAtMS), q.Approvers, q.Title, strings.Join(q.Answers, "; ")),
+			Tooltip: fmt.Sprintf("%s %s asked for approval: %s. %s", formatMoment(q.AskedAtMS), q.Approvers, q.Title,
+				strings.Join(q.Answers, "; ")),
 		})
 	}
 }

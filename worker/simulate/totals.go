@@ -91,7 +91,9 @@ func (t *Totals) AddOutcome(o RecordingOutcome) {
 func (t *Totals) Summarize() string {
 	text := fmt.Sprintf("this edit changes %d of %s", t.ChangedIncidents, pluralize(t.Incidents, "incident", "incidents"))
 	if !t.hasBaseline {
-		text = fmt.Sprintf("%s: %s, %s", pluralize(t.Incidents, "incident", "incidents"), pluralize(t.Containments, "containment", "containments"), pluralize(t.ApprovalRequests, "approval request", "approval requests"))
+		text = fmt.Sprintf("%s: %s, %s", pluralize(t.Incidents, "incident", "incidents"),
+			pluralize(t.Containments, "containment", "containments"), pluralize(t.ApprovalRequests, "approval request",
+				"approval requests"))
 		if t.AssumedResults > 0 {
 			text += fmt.Sprintf("; %d results are not in the recordings and were assumed", t.AssumedResults)
 		}

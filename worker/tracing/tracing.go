@@ -59,7 +59,8 @@ func Open(ctx context.Context, version string, log *slog.Logger) (*Traces, error
 		return nil, fmt.Errorf("unknown OTEL_EXPORTER_OTLP_PROTOCOL %q; use http/protobuf or grpc", protocol)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("create the trace exporter: %w; set OTEL_EXPORTER_OTLP_ENDPOINT to a URL such as http://127.0.0.1:4318", err)
+		return nil, fmt.Errorf("create the trace exporter: %w; set OTEL_EXPORTER_OTLP_ENDPOINT to a URL such as "+
+			"http://127.0.0.1:4318", err)
 	}
 	// The process's arguments and the host's name are not sent unless OTEL_RESOURCE_ATTRIBUTES contains them.
 	res, err := resource.New(ctx, resource.WithAttributes(attribute.String("service.name", "stanch"), attribute.String("service.version", version)), resource.WithFromEnv())
