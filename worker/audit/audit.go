@@ -161,7 +161,7 @@ type ContainmentEffect struct {
 	AppliedAt         time.Time         `json:"applied_at,omitzero"`
 	ExpiresAt         time.Time         `json:"until,omitzero"`
 	AppliedEvent      EventRef          `json:"applied_event"`
-	State             string            `json:"state"` // "in force", "undone", "stuck", "refused", "failed"
+	State             string            `json:"state"` // "requested", "in force", "undone", "stuck", "refused", "failed"
 	UndoneAt          time.Time         `json:"undone_at,omitzero"`
 	UndoneEvent       *EventRef         `json:"undone_event,omitempty"`
 	UndoReason        string            `json:"undo_reason,omitempty"`
