@@ -214,7 +214,7 @@ func (p *messageView) syncMessage(ctx context.Context) error {
 	err := p.postOrUpdateMessage(ctx, blocks)
 	if why, is := isRejected(err); is {
 		if p.Log != nil {
-			p.Log.Error("Slack rejects an incident's message; only its approval requests are shown", "incident", p.incident.ID, "error", err, "why", why, "characters", totalJSONSize(blocks))
+			p.Log.Error("Slack rejects an incident's message; only its approval requests are shown", "incident", p.incident.ID, "error", err, "reason", why, "characters", totalJSONSize(blocks))
 		}
 		err = p.postOrUpdateMessage(ctx, p.minimalMessage())
 	}

@@ -75,7 +75,7 @@ func WriteHTML(w io.Writer, s Timeline) error {
 // renderedDetailKeys are the details that the sentence or a separate table already shows.
 var renderedDetailKeys = map[string]bool{
 	"reason": true, "action": true, "target": true, "text": true, "rule": true, "node": true, "source": true, "confidence": true, "severity": true, "run": true, "file": true,
-	"playbook": true, "targets": true, "verdict": true, "lease": true, "why": true, "undone": true, "bytes": true, "name": true, "outcome": true, "scope": true, "phase": true, "key": true,
+	"playbook": true, "targets": true, "verdict": true, "lease": true, "undone": true, "bytes": true, "name": true, "outcome": true, "scope": true, "phase": true, "key": true,
 	"steps": true, "until": true, "request": true, "person": true, "vote": true, "deadline": true, "approvers": true, "changes": true, "for": true, "ends": true, "quorum": true, "missing": true, "dangerous_permissions": true, "objective": true, "reasons": true,
 }
 

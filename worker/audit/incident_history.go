@@ -64,7 +64,7 @@ func (r *historyReader) addIncidentOpened(e *historypb.HistoryEvent) {
 	if in.Drill {
 		what += ", a drill"
 	}
-	details := map[string]any{"key": in.GroupingKey, "scope": in.Scope, "phase": in.Phase, "closes_after_quiet": duration.FormatApprox(in.IdleTimeout)}
+	details := map[string]any{"key": in.GroupingKey, "scope": in.Scope, "phase": in.Phase, "idle_timeout": duration.FormatApprox(in.IdleTimeout)}
 	if in.ConfigHash != "" {
 		r.configHashes[in.ConfigHash] = true
 		details["config"] = in.ConfigHash
@@ -360,7 +360,7 @@ func (r *historyReader) addObservation(e *historypb.HistoryEvent, q activities.R
 	}
 	if got.Receipt != nil {
 		var receipt attestation.EvidenceReceipt
-		details["receipt_holds"] = r.verifyEnvelope(e, "the receipt of "+q.Action, *got.Receipt, attestation.PayloadTypeEvidenceReceipt, &receipt)
+		details["receipt_valid"] = r.verifyEnvelope(e, "the receipt of "+q.Action, *got.Receipt, attestation.PayloadTypeEvidenceReceipt, &receipt)
 	}
 	on := r.targetName(q.Target.ID())
 	switch {

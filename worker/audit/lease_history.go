@@ -171,7 +171,7 @@ func (r *historyReader) addApplied(e *historypb.HistoryEvent, q activities.Apply
 	}
 	if got.LeaseToken != nil {
 		var token attestation.LeaseToken
-		details["token_holds"] = r.verifyEnvelope(e, "the lease's token", *got.LeaseToken, attestation.PayloadTypeLeaseToken, &token)
+		details["token_valid"] = r.verifyEnvelope(e, "the lease's token", *got.LeaseToken, attestation.PayloadTypeLeaseToken, &token)
 		if token.LeaseID != q.Request.LeaseID || token.TargetID != q.Request.Target.ID() {
 			r.addProblem(e, "the token is for %s on %s, not for %s", token.LeaseID, token.TargetID, q.Request.LeaseID)
 		}
@@ -311,7 +311,7 @@ func (r *historyReader) addUndo(e *historypb.HistoryEvent, q activities.UndoInpu
 	} else if effect.State == "failed" {
 		why = "it failed after it was partly applied"
 	}
-	details := map[string]any{"lease": q.Request.LeaseID, "undone": got.Undone, "why": why}
+	details := map[string]any{"lease": q.Request.LeaseID, "undone": got.Undone, "reason": why}
 	switch {
 	case got.Undone:
 		ref := r.eventRef(e)

@@ -7,7 +7,7 @@ const AlertRules = `# Alert rules over the worker's /metrics: a rule file for Pr
 groups:
   - name: stanch
     rules:
-      - alert: StanchNodeGone
+      - alert: StanchNodeMissing
         # With several workers, one of them has a node's stream.
         expr: max by (node) (stanch_node_up) == 0
         for: 5m
@@ -26,30 +26,30 @@ groups:
         expr: increase(stanch_node_spool_dropped_detections_total[10m]) > 0
         labels: { severity: critical }
         annotations: { summary: "{{ $labels.node }} lost detections: its spool was full while the gateway was unavailable, or they were too large." }
-      - alert: StanchRuleFails
+      - alert: StanchRuleFailing
         expr: increase(stanch_node_rule_failed_total[30m]) > 0 or increase(stanch_gateway_rule_failed_total[30m]) > 0
         labels: { severity: warning }
         annotations: { summary: "Rule {{ $labels.rule }} fails on some events: run stanch rules test." }
-      - alert: StanchRulesLeftOut
+      - alert: StanchRulesInvalid
         expr: stanch_node_rule_problems > 0
         for: 5m
         labels: { severity: warning }
         annotations: { summary: "{{ $labels.node }} does not use some rules: run stanch rules lint." }
-      - alert: StanchDetectionsWait
+      - alert: StanchDetectionsDelayed
         expr: stanch_detections_queued > 1000
         for: 5m
         labels: { severity: critical }
         annotations: { summary: "{{ $value }} detections are waiting for Temporal." }
-      - alert: StanchWorkflowTaskFails
+      - alert: StanchWorkflowTasksFailing
         expr: increase(stanch_temporal_workflow_task_failed_total[10m]) > 0
         labels: { severity: critical }
         annotations: { summary: "{{ $labels.workflow_type }} is stuck ({{ $labels.failure_reason }}): roll back to the previous version; leases do not end meanwhile." }
-      - alert: StanchCertificateEnds
+      - alert: StanchCertificateExpiring
         expr: stanch_node_certificate_expiry_timestamp_seconds - time() < 7 * 86400
         for: 1h
         labels: { severity: warning }
         annotations: { summary: "The certificate of {{ $labels.node }} was not renewed and expires within a week." }
-      - alert: StanchClockOff
+      - alert: StanchClockSkew
         expr: abs(stanch_node_clock_skew_seconds) > 30
         for: 10m
         labels: { severity: warning }
