@@ -120,7 +120,8 @@ func AttestationsFromContext(ctx context.Context) []attestation.Envelope {
 func (s *Activities) Observe(ctx context.Context, in ObserveInput) (Result, error) {
 	action, ok := s.actions[in.Request.Action].(Observer)
 	if !ok {
-		return Result{Outcome: playbooks.OutcomeRefused, Reason: fmt.Sprintf("unknown observe action %q", in.Request.Action)}, nil
+		return Result{Outcome: playbooks.OutcomeRefused, Reason: fmt.Sprintf("unknown observe action %q", in.Request.Action)},
+			nil
 	}
 	spec := action.Spec()
 	defer startHeartbeat(ctx)()
@@ -131,14 +132,19 @@ func (s *Activities) Observe(ctx context.Context, in ObserveInput) (Result, erro
 	fits := len(spec.Targets) == 0 || slices.Contains(spec.Targets, in.Request.Target.Kind)
 	if spec.Verb == playbooks.VerbEvidence && fits {
 		receipt, signErr := s.Authority.Sign(attestation.PayloadTypeEvidenceReceipt, attestation.EvidenceReceipt{
-			IncidentID: in.Request.IncidentRef.ID, TargetID: in.Request.Target.ID(), Action: spec.Name, Succeeded: err == nil && result.Outcome.HasOutputs(), AttemptedAt: s.now(),
+			IncidentID: in.Request.IncidentRef.ID, TargetID: in.Request.Target.ID(), Action: spec.Name, Succeeded: err == nil &&
+				result.Outcome.HasOutputs(), AttemptedAt: s.now(),
 		})
 		if signErr != nil {
 			return Result{}, fmt.Errorf("sign the receipt: %w", signErr)
 		}
 		result.Receipt = &receipt
 		if err != nil {
-			return Result{Outcome: playbooks.OutcomeFailed, Reason: err.Error(), Receipt: &receipt}, nil //nolint:nilerr // a recorded failure stops nothing
+			return Result{
+				Outcome: playbooks.OutcomeFailed,
+				Reason:  err.Error(),
+				Receipt: &receipt,
+			}, nil //nolint:nilerr // a recorded failure stops nothing
 		}
 	}
 	if err != nil {
@@ -198,7 +204,8 @@ type PlanResult struct {
 func (s *Activities) Plan(ctx context.Context, in PlanInput) (PlanResult, error) {
 	action, ok := s.actions[in.Request.Action].(Containment)
 	if !ok {
-		return PlanResult{Decision: GuardDecision{Verdict: VerdictRefuse, Reason: fmt.Sprintf("unknown contain action %q", in.Request.Action)}}, nil
+		return PlanResult{Decision: GuardDecision{Verdict: VerdictRefuse, Reason: fmt.Sprintf("unknown contain action %q",
+			in.Request.Action)}}, nil
 	}
 	plan, err := action.Plan(ctx, in.Request)
 	if refusal, ok := AsRefusal(err); ok {
@@ -212,11 +219,15 @@ func (s *Activities) Plan(ctx context.Context, in PlanInput) (PlanResult, error)
 	plan.bindToRequest(in.Request)
 	plan.EndMechanism = action.Spec().EndMechanism
 	if most := action.Spec().MaxDuration; most > 0 && in.Request.Duration > most {
-		plan.Warnings = append(plan.Warnings, fmt.Sprintf("%s is limited to %s: %s", in.Request.Action, duration.Format(most), strings.TrimSuffix(action.Spec().Doc, ".")))
+		plan.Warnings = append(plan.Warnings, fmt.Sprintf("%s is limited to %s: %s", in.Request.Action, duration.Format(most),
+			strings.TrimSuffix(action.Spec().Doc, ".")))
 	}
 	out := PlanResult{Plan: plan, PlanHash: plan.Hash()}
 	s.hitFailpoint("planned/" + in.Request.Action)
-	out.Decision, err = s.Guards.Decide(ctx, GuardInput{Spec: action.Spec(), Request: in.Request, Authorization: in.Authorization, PlanHash: out.PlanHash, ApprovalReason: plan.ApprovalReason, Now: s.now()})
+	out.Decision, err = s.Guards.Decide(ctx, GuardInput{
+		Spec: action.Spec(), Request: in.Request,
+		Authorization: in.Authorization, PlanHash: out.PlanHash, ApprovalReason: plan.ApprovalReason, Now: s.now(),
+	})
 	if err != nil {
 		return PlanResult{}, retryableError(fmt.Errorf("guards: %w", err))
 	}

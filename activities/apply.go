@@ -39,7 +39,8 @@ func (s *Activities) Apply(ctx context.Context, in ApplyInput) (ApplyResult, err
 	r := in.Request
 	action, ok := s.actions[r.Action].(Containment)
 	if !ok {
-		return ApplyResult{Decision: GuardDecision{Verdict: VerdictRefuse, Reason: fmt.Sprintf("unknown contain action %q", r.Action)}}, nil
+		return ApplyResult{Decision: GuardDecision{Verdict: VerdictRefuse, Reason: fmt.Sprintf("unknown contain action %q",
+			r.Action)}}, nil
 	}
 	defer startHeartbeat(ctx)()
 	s.hitFailpoint("apply/before/" + r.Action)
@@ -54,7 +55,10 @@ func (s *Activities) Apply(ctx context.Context, in ApplyInput) (ApplyResult, err
 	effect, err := action.Apply(ctx, r, in.PriorState, token)
 	s.hitFailpoint("apply/after/" + r.Action)
 	if refusal, ok := AsRefusal(err); ok {
-		return ApplyResult{Decision: GuardDecision{Verdict: VerdictRefuse, Guard: "action", Reason: refusal.Reason, Phase: decision.Phase}}, nil
+		return ApplyResult{Decision: GuardDecision{
+			Verdict: VerdictRefuse, Guard: "action", Reason: refusal.Reason,
+			Phase: decision.Phase,
+		}}, nil
 	}
 	if err != nil {
 		if held {
@@ -68,14 +72,17 @@ func (s *Activities) Apply(ctx context.Context, in ApplyInput) (ApplyResult, err
 	}
 	result := ApplyResult{Effect: effect, Decision: decision, LeaseToken: &token}
 	result.ManifestEntryHash, result.UnrecordedReason = s.recordInManifest(r.IncidentRef.ID, EntryKindEffect, AuditRecord{
-		Action: r.Action, Target: r.Target.ID(), LeaseID: r.LeaseID, Outcome: effect.Outcome, BasisID: decision.BasisID, Note: "until " + r.ExpiresAt.UTC().Format(time.RFC3339),
+		Action: r.Action, Target: r.Target.ID(), LeaseID: r.LeaseID, Outcome: effect.Outcome, BasisID: decision.BasisID,
+		Note: "until " + r.ExpiresAt.UTC().Format(time.RFC3339),
 	})
 	return result, nil
 }
 
 // recordInManifest appends an audit record to the incident's manifest. A full or damaged store does not undo the
 // effect: unrecorded then says why there is no entry, and the workflow's history keeps it.
-func (s *Activities) recordInManifest(incident string, kind ManifestEntryKind, act AuditRecord) (entry, unrecorded string) {
+func (s *Activities) recordInManifest(incident string, kind ManifestEntryKind, act AuditRecord) (entry,
+	unrecorded string,
+) {
 	if s.Evidence == nil {
 		return "", "there is no evidence store"
 	}
@@ -91,8 +98,9 @@ func (s *Activities) recordInManifest(incident string, kind ManifestEntryKind, a
 // otherwise a request that is made to fail could end any lease.
 func (s *Activities) rollbackFailedApply(ctx context.Context, action Containment, in ApplyInput) (*Drift, error) {
 	grant, err := s.Authority.Sign(attestation.PayloadTypeGrant, attestation.Grant{
-		Nonce: uuid.NewString(), Operation: attestation.OperationRollback, LeaseID: in.Request.LeaseID, IncidentID: in.Request.IncidentRef.ID,
-		GrantedBy: []string{"stanch (rollback of a failed apply)"}, IssuedAt: s.now(), ExpiresAt: s.now().Add(time.Minute),
+		Nonce: uuid.NewString(), Operation: attestation.OperationRollback, LeaseID: in.Request.LeaseID,
+		IncidentID: in.Request.IncidentRef.ID,
+		GrantedBy:  []string{"stanch (rollback of a failed apply)"}, IssuedAt: s.now(), ExpiresAt: s.now().Add(time.Minute),
 	})
 	if err != nil {
 		return nil, fmt.Errorf("sign: %w", err)
@@ -104,7 +112,9 @@ func (s *Activities) rollbackFailedApply(ctx context.Context, action Containment
 
 // authorizeApply returns the token that permits the change: the lease's own token if it covers the request, otherwise a
 // new one after every guard. held reports whether an effect is already in force.
-func (s *Activities) authorizeApply(ctx context.Context, action Containment, in ApplyInput) (_ GuardDecision, _ attestation.Envelope, held bool, _ error) {
+func (s *Activities) authorizeApply(ctx context.Context, action Containment, in ApplyInput) (_ GuardDecision,
+	_ attestation.Envelope, held bool, _ error,
+) {
 	r, now := in.Request, s.now()
 	if r.ReleaseGrant != nil {
 		g, err := s.Authority.Keyring().VerifyGrant(*r.ReleaseGrant, attestation.OperationRelease, now)
@@ -120,25 +130,38 @@ func (s *Activities) authorizeApply(ctx context.Context, action Containment, in 
 		}
 		if err == nil && token.LeaseID == r.LeaseID && token.ParamsHash == attestation.HashJSON(r.Params) {
 			if r.ExpiresAt.Equal(token.ExpiresAt) || r.ReleaseGrant != nil && r.ExpiresAt.Before(token.ExpiresAt) {
-				return GuardDecision{Verdict: VerdictRun, Guard: "token", Reason: "the lease is in force", BasisID: token.AuthorizationID}, *in.LeaseToken, true, nil
+				return GuardDecision{
+					Verdict: VerdictRun, Guard: "token", Reason: "the lease is in force",
+					BasisID: token.AuthorizationID,
+				}, *in.LeaseToken, true, nil
 			}
 			if g, ok := s.validExtensionGrant(r, now); ok {
 				// The new token keeps the issue time of the old one, so that an old extension does not revive a lease
 				// that was released since.
-				signed, err := s.signLeaseToken(r, GuardDecision{BasisID: g.Nonce, AuthorizedAt: token.DetectedAt, Drill: token.DrillOnly, DrillTarget: token.DrillTarget}, token.IssuedAt)
-				return GuardDecision{Verdict: VerdictRun, Guard: "token", Reason: "extended by " + strings.Join(g.GrantedBy, ", "), BasisID: g.Nonce}, signed, true, err
+				signed, err := s.signLeaseToken(r, GuardDecision{
+					BasisID: g.Nonce, AuthorizedAt: token.DetectedAt,
+					Drill: token.DrillOnly, DrillTarget: token.DrillTarget,
+				}, token.IssuedAt)
+				return GuardDecision{
+					Verdict: VerdictRun, Guard: "token", Reason: "extended by " + strings.Join(g.GrantedBy, ", "),
+					BasisID: g.Nonce,
+				}, signed, true, err
 			}
 		}
 	}
 	plan, err := action.Plan(ctx, r)
 	if refusal, ok := AsRefusal(err); ok {
-		return GuardDecision{Verdict: VerdictRefuse, Guard: "action", Reason: refusal.Reason}, attestation.Envelope{}, false, nil
+		return GuardDecision{Verdict: VerdictRefuse, Guard: "action", Reason: refusal.Reason}, attestation.Envelope{}, false,
+			nil
 	}
 	if err != nil {
 		return GuardDecision{}, attestation.Envelope{}, false, fmt.Errorf("plan %s again: %w", r.Action, err)
 	}
 	plan.bindToRequest(r)
-	decision, err := s.Guards.Decide(ctx, GuardInput{Spec: action.Spec(), Request: r, Authorization: in.Authorization, PlanHash: plan.Hash(), ApprovalReason: plan.ApprovalReason, HeldUntil: heldUntil, Now: now, Enforce: true})
+	decision, err := s.Guards.Decide(ctx, GuardInput{
+		Spec: action.Spec(), Request: r, Authorization: in.Authorization,
+		PlanHash: plan.Hash(), ApprovalReason: plan.ApprovalReason, HeldUntil: heldUntil, Now: now, Enforce: true,
+	})
 	if err != nil {
 		return GuardDecision{}, attestation.Envelope{}, false, fmt.Errorf("guards: %w", err)
 	}
@@ -162,8 +185,10 @@ func (s *Activities) validExtensionGrant(r Request, now time.Time) (attestation.
 // active.
 func (s *Activities) signLeaseToken(r Request, d GuardDecision, issued time.Time) (attestation.Envelope, error) {
 	signed, err := s.Authority.Sign(attestation.PayloadTypeLeaseToken, attestation.LeaseToken{
-		Nonce: uuid.NewString(), LeaseID: r.LeaseID, Action: r.Action, TargetID: r.Target.ID(), ParamsHash: attestation.HashJSON(r.Params),
-		IncidentID: r.IncidentRef.ID, AuthorizationID: d.BasisID, DetectedAt: d.AuthorizedAt, Namespace: r.Target.Namespace, DrillOnly: d.Drill, DrillTarget: d.DrillTarget, IssuedAt: issued, ExpiresAt: r.ExpiresAt,
+		Nonce: uuid.NewString(), LeaseID: r.LeaseID, Action: r.Action, TargetID: r.Target.ID(),
+		ParamsHash: attestation.HashJSON(r.Params),
+		IncidentID: r.IncidentRef.ID, AuthorizationID: d.BasisID, DetectedAt: d.AuthorizedAt, Namespace: r.Target.Namespace,
+		DrillOnly: d.Drill, DrillTarget: d.DrillTarget, IssuedAt: issued, ExpiresAt: r.ExpiresAt,
 	})
 	if err != nil {
 		return attestation.Envelope{}, fmt.Errorf("sign the lease token: %w", err)

@@ -13,9 +13,15 @@ import (
 // A compromised workflow cannot show one plan and have another one approved.
 func TestApprovalRequestHashBindsPlans(t *testing.T) {
 	target := playbooks.Target{Kind: playbooks.TargetPod, Namespace: "shop", Name: "dev", UID: "1"}
-	plan := activities.Plan{Action: "pod.isolate", TargetID: target.ID(), Changes: []string{"isolate a pod"}, Duration: time.Hour}
+	plan := activities.Plan{
+		Action: "pod.isolate", TargetID: target.ID(), Changes: []string{"isolate a pod"},
+		Duration: time.Hour,
+	}
 	honest := func() activities.ApprovalRequest {
-		p := activities.ApprovalRequest{Plans: []activities.PlanResult{{Plan: plan, PlanHash: plan.Hash()}}, Targets: []playbooks.Target{target}, Approvers: activities.Approvers{Groups: []string{"oncall"}, Quorum: 2}}
+		p := activities.ApprovalRequest{
+			Plans:   []activities.PlanResult{{Plan: plan, PlanHash: plan.Hash()}},
+			Targets: []playbooks.Target{target}, Approvers: activities.Approvers{Groups: []string{"oncall"}, Quorum: 2},
+		}
 		p.PlansHash = activities.ApprovalRequestHash(p.Plans, p.Approvers)
 		return p
 	}

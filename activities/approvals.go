@@ -15,7 +15,11 @@ import (
 
 // RecordAttempt returns a signed receipt for evidence that was attempted and timed out.
 func (s *Activities) RecordAttempt(_ context.Context, r Request) (attestation.Envelope, error) {
-	signed, err := s.Authority.Sign(attestation.PayloadTypeEvidenceReceipt, attestation.EvidenceReceipt{IncidentID: r.IncidentRef.ID, TargetID: r.Target.ID(), Action: r.Action, AttemptedAt: s.now()})
+	signed, err := s.Authority.Sign(attestation.PayloadTypeEvidenceReceipt,
+		attestation.EvidenceReceipt{
+			IncidentID: r.IncidentRef.ID, TargetID: r.Target.ID(), Action: r.Action,
+			AttemptedAt: s.now(),
+		})
 	if err != nil {
 		return attestation.Envelope{}, retryableError(fmt.Errorf("sign the receipt: %w", err))
 	}
@@ -87,7 +91,8 @@ func (s *Activities) CountVotes(_ context.Context, in CountVotesInput) (VoteCoun
 		if c.denial.WithdrawsRequest {
 			said = "withdrew the request"
 		}
-		return VoteCount{Denied: true, Reason: strings.TrimSpace(fmt.Sprintf("%s %s. %s", c.denial.Person, said, c.denial.Reason)), IgnoredVotes: c.ignoredReasons}, nil
+		return VoteCount{Denied: true, Reason: strings.TrimSpace(fmt.Sprintf("%s %s. %s", c.denial.Person, said,
+			c.denial.Reason)), IgnoredVotes: c.ignoredReasons}, nil
 	}
 	out := VoteCount{ApprovedBy: slices.Sorted(maps.Keys(c.approvals)), IgnoredVotes: c.ignoredReasons}
 	quorum := max(in.Approvers.Quorum, 1)
@@ -114,7 +119,8 @@ func (s *Activities) askForbiddenReason(in CountVotesInput) string {
 	}
 	if in.PlaybookAuthorization != nil {
 		var selection attestation.PlaybookAuthorization
-		if err := s.Authority.Keyring().Verify(*in.PlaybookAuthorization, attestation.PayloadTypePlaybookAuthorization, &selection); err != nil {
+		if err := s.Authority.Keyring().Verify(*in.PlaybookAuthorization, attestation.PayloadTypePlaybookAuthorization,
+			&selection); err != nil {
 			return "the playbook that requests approval is not part of this installation: " + err.Error()
 		}
 		if slices.Contains(selection.ApproverHashes, ApproversHash(in.Approvers)) {
@@ -125,8 +131,10 @@ func (s *Activities) askForbiddenReason(in CountVotesInput) string {
 		return "no approvers are configured"
 	}
 	for _, target := range in.Targets {
-		if !sameApprovers(in.Approvers, s.ScopeApprovers.ApproversForNamespace(target.Namespace, false)) && !sameApprovers(in.Approvers, s.ScopeApprovers.ApproversForNamespace("", true)) {
-			return fmt.Sprintf("its approvers (%s) are neither those of the scope %s nor those of the playbook", truncate(in.Approvers.Describe(), 200), target)
+		if !sameApprovers(in.Approvers, s.ScopeApprovers.ApproversForNamespace(target.Namespace, false)) &&
+			!sameApprovers(in.Approvers, s.ScopeApprovers.ApproversForNamespace("", true)) {
+			return fmt.Sprintf("its approvers (%s) are neither those of the scope %s nor those of the playbook",
+				truncate(in.Approvers.Describe(), 200), target)
 		}
 	}
 	return ""
@@ -219,8 +227,10 @@ func (s *Activities) signGrants(in CountVotesInput, c countedVotes, out VoteCoun
 	issued := c.lastApprovedAt()
 	for i, p := range in.Plans {
 		grant, err := s.Authority.Sign(attestation.PayloadTypeGrant, attestation.Grant{
-			Nonce: grantNonce(in, p.PlanHash), Operation: attestation.OperationApply, PlanHash: p.PlanHash, Targets: []string{p.Plan.TargetID}, Namespace: in.Targets[i].Namespace,
-			IncidentID: in.IncidentID, Step: in.RequestID, GrantedBy: people, DrillOnly: drill, BreakGlass: c.breakGlass != nil, IssuedAt: issued, ExpiresAt: issued.Add(grantLifetime),
+			Nonce: grantNonce(in, p.PlanHash), Operation: attestation.OperationApply, PlanHash: p.PlanHash,
+			Targets: []string{p.Plan.TargetID}, Namespace: in.Targets[i].Namespace,
+			IncidentID: in.IncidentID, Step: in.RequestID, GrantedBy: people, DrillOnly: drill, BreakGlass: c.breakGlass != nil,
+			IssuedAt: issued, ExpiresAt: issued.Add(grantLifetime),
 		})
 		if err != nil {
 			return VoteCount{}, retryableError(fmt.Errorf("sign the grant: %w", err))

@@ -36,15 +36,20 @@ func newVoteFixture(t *testing.T) *voteFixture {
 	t.Helper()
 	key := signer.New(t)
 	b := &voteFixture{t: t, signer: key, scopeApprovers: activities.Approvers{
-		Groups: []string{"oncall"}, Quorum: 2, Timeout: time.Hour, Escalate: &activities.Escalation{After: 10 * time.Minute, Groups: []string{"managers"}},
+		Groups: []string{"oncall"}, Quorum: 2, Timeout: time.Hour, Escalate: &activities.Escalation{
+			After:  10 * time.Minute,
+			Groups: []string{"managers"},
+		},
 	}}
 	b.activities = activities.NewActivities()
-	b.activities.Authority, b.activities.ScopeApprovers, b.activities.Evidence = key, b, &activities.EvidenceStore{Dir: t.TempDir(), Authority: key}
+	b.activities.Authority, b.activities.ScopeApprovers, b.activities.Evidence = key, b,
+		&activities.EvidenceStore{Dir: t.TempDir(), Authority: key}
 	target := playbooks.Target{Kind: playbooks.TargetPod, Namespace: "shop", Name: "web", UID: "1"}
 	plan := activities.Plan{Action: "pod.isolate", TargetID: target.ID(), Changes: []string{"isolate it"}}
 	now := time.Now()
 	b.input = activities.CountVotesInput{
-		IncidentID: testIncidentID, WorkflowID: "playbook/1", RequestID: "ask#1", Plans: []activities.PlanResult{{Plan: plan, PlanHash: plan.Hash()}}, Targets: []playbooks.Target{target},
+		IncidentID: testIncidentID, WorkflowID: "playbook/1", RequestID: "ask#1",
+		Plans: []activities.PlanResult{{Plan: plan, PlanHash: plan.Hash()}}, Targets: []playbooks.Target{target},
 		Approvers: b.scopeApprovers, AskedAt: now.Add(-20 * time.Minute), Deadline: now.Add(40 * time.Minute),
 	}
 	b.updateHash()
@@ -57,7 +62,11 @@ func (b *voteFixture) updateHash() {
 }
 
 func (b *voteFixture) castVote(person string, change func(*attestation.Vote), groups ...string) {
-	v := attestation.Vote{IncidentID: b.input.IncidentID, WorkflowID: b.input.WorkflowID, Step: b.input.RequestID, PlanHash: b.input.PlansHash, Person: person, AuthenticatedBy: "a test", Approved: true, Groups: groups, DecidedAt: time.Now()}
+	v := attestation.Vote{
+		IncidentID: b.input.IncidentID, WorkflowID: b.input.WorkflowID, Step: b.input.RequestID,
+		PlanHash: b.input.PlansHash, Person: person, AuthenticatedBy: "a test", Approved: true, Groups: groups,
+		DecidedAt: time.Now(),
+	}
 	if change != nil {
 		change(&v)
 	}
@@ -80,13 +89,24 @@ func TestVotesAreCounted(t *testing.T) {
 		denied  bool
 		reason  string
 	}{
-		"two different people with the right": {func(b *voteFixture) { b.castVote("ann", nil, "oncall"); b.castVote("ben", nil, "oncall") }, true, false, "ann (a test), ben (a test)"},
-		"one person twice is one":             {func(b *voteFixture) { b.castVote("ann", nil, "oncall"); b.castVote("ann", nil, "oncall") }, false, false, "1 of 2"},
+		"two different people with the right": {func(b *voteFixture) {
+			b.castVote("ann", nil, "oncall")
+			b.castVote("ben",
+				nil, "oncall")
+		}, true, false, "ann (a test), ben (a test)"},
+		"one person twice is one": {func(b *voteFixture) {
+			b.castVote("ann", nil, "oncall")
+			b.castVote("ann",
+				nil, "oncall")
+		}, false, false, "1 of 2"},
 		"one no denies": {func(b *voteFixture) {
 			b.castVote("ann", nil, "oncall")
 			b.castVote("ben", func(v *attestation.Vote) { v.Approved, v.Reason = false, "a test" }, "oncall")
 		}, false, true, "ben denied it. a test"},
-		"a no of someone without the right": {func(b *voteFixture) { b.castVote("eve", func(v *attestation.Vote) { v.Approved = false }) }, false, false, "0 of 2"},
+		"a no of someone without the right": {func(b *voteFixture) {
+			b.castVote("eve",
+				func(v *attestation.Vote) { v.Approved = false })
+		}, false, false, "0 of 2"},
 		"a no of who asked for it": {func(b *voteFixture) {
 			b.castVote("ann", nil, "oncall")
 			b.castVote("eve", func(v *attestation.Vote) { v.Approved, v.WithdrawsRequest, v.Reason = false, true, "a mistake" })
@@ -95,8 +115,16 @@ func TestVotesAreCounted(t *testing.T) {
 			b.castVote("ann", nil, "oncall")
 			b.castVote("eve", func(v *attestation.Vote) { v.WithdrawsRequest = true })
 		}, false, false, "1 of 2"},
-		"a yes of someone without the right": {func(b *voteFixture) { b.castVote("ann", nil, "oncall"); b.castVote("eve", nil, "interns") }, false, false, "1 of 2"},
-		"the second group, once it is asked":  {func(b *voteFixture) { b.castVote("ann", nil, "oncall"); b.castVote("mia", nil, "managers") }, true, false, "mia"},
+		"a yes of someone without the right": {func(b *voteFixture) {
+			b.castVote("ann", nil, "oncall")
+			b.castVote("eve", nil,
+				"interns")
+		}, false, false, "1 of 2"},
+		"the second group, once it is asked": {func(b *voteFixture) {
+			b.castVote("ann", nil, "oncall")
+			b.castVote("mia",
+				nil, "managers")
+		}, true, false, "mia"},
 		"the second group, before it is asked": {func(b *voteFixture) {
 			b.input.AskedAt = time.Now()
 			b.castVote("ann", nil, "oncall")
@@ -154,7 +182,11 @@ func TestVotesAreCounted(t *testing.T) {
 			b.castVote("ann", nil, "oncall")
 			b.castVote("ben", nil, "oncall")
 		}, false, true, "does not match its hash"},
-		"another question than was answered": {func(b *voteFixture) { b.input.Approvers.Quorum = 1; b.castVote("ann", nil, "oncall") }, false, true, "not the one that people voted on"},
+		"another question than was answered": {func(b *voteFixture) {
+			b.input.Approvers.Quorum = 1
+			b.castVote("ann", nil,
+				"oncall")
+		}, false, true, "not the one that people voted on"},
 		"a known playbook's own approvers": {func(b *voteFixture) {
 			b.usePlaybookApprover(b.signer, "boss")
 			b.castVote("boss", nil)
@@ -191,7 +223,10 @@ func TestVotesAreCounted(t *testing.T) {
 func (b *voteFixture) usePlaybookApprover(by *signer.Signer, person string) {
 	b.input.Approvers = activities.Approvers{Users: []string{person}, Quorum: 1, Timeout: time.Hour}
 	b.updateHash()
-	signed, err := by.Sign(attestation.PayloadTypePlaybookAuthorization, attestation.PlaybookAuthorization{Playbook: "p", SourceHash: "h", ApproverHashes: []string{activities.ApproversHash(b.input.Approvers)}, AuthorizedAt: time.Now()})
+	signed, err := by.Sign(attestation.PayloadTypePlaybookAuthorization, attestation.PlaybookAuthorization{
+		Playbook:   "p",
+		SourceHash: "h", ApproverHashes: []string{activities.ApproversHash(b.input.Approvers)}, AuthorizedAt: time.Now(),
+	})
 	require.NoError(b.t, err)
 	b.input.PlaybookAuthorization = &signed
 }

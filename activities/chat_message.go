@@ -65,7 +65,8 @@ func (e *RetryAfterError) Unwrap() error { return e.Err }
 // RetryAfter returns err as an activity error that Temporal retries after the delay of a *RetryAfterError in its chain.
 func RetryAfter(err error) error {
 	if later, ok := errors.AsType[*RetryAfterError](err); ok {
-		return temporal.NewApplicationErrorWithOptions(err.Error(), errorTypeRetryable, temporal.ApplicationErrorOptions{NextRetryDelay: later.Delay, Cause: err})
+		return temporal.NewApplicationErrorWithOptions(err.Error(), errorTypeRetryable,
+			temporal.ApplicationErrorOptions{NextRetryDelay: later.Delay, Cause: err})
 	}
 	return retryableError(err)
 }
@@ -101,7 +102,8 @@ func (s *Activities) SyncMessage(ctx context.Context, in SyncMessageInput) (Sync
 	}
 	if s.isIncidentOver(ctx, in.IncidentID, err) {
 		if err != nil {
-			s.Log.Warn("an incident's message is no longer updated: the incident is closed, and the update failed", "incident", in.IncidentID, "error", err)
+			s.Log.Warn("an incident's message is no longer updated: the incident is closed, and the update failed", "incident",
+				in.IncidentID, "error", err)
 			out = SyncMessageResult{State: in.State}
 		}
 		out.Done = true

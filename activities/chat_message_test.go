@@ -18,7 +18,9 @@ type fakeMessenger struct {
 	syncError error
 }
 
-func (w fakeMessenger) SyncMessage(_ context.Context, in activities.SyncMessageInput) (activities.SyncMessageResult, error) {
+func (w fakeMessenger) SyncMessage(_ context.Context, in activities.SyncMessageInput) (activities.SyncMessageResult,
+	error,
+) {
 	return activities.SyncMessageResult{State: in.State}, w.syncError
 }
 
@@ -38,18 +40,47 @@ func TestMessageSyncEndsWithIncident(t *testing.T) {
 		later  time.Duration // time since the activity was scheduled
 		done   bool
 	}{
-		"open":                                     {},
-		"open, and the chat is away":               {fakeMessenger: fakeMessenger{syncError: away}},
-		"open, for days":                           {fakeMessenger: fakeMessenger{syncError: away}, later: 72 * time.Hour},
-		"terminated, and shown":                    {fakeMessenger: fakeMessenger{closure: activities.Closure{ClosedAt: ago(time.Minute), Abnormal: true}}, done: true},
-		"terminated, and the chat is away":         {fakeMessenger: fakeMessenger{closure: activities.Closure{ClosedAt: ago(time.Minute), Abnormal: true}, syncError: away}},
-		"terminated two days ago, it cannot be":    {fakeMessenger: fakeMessenger{closure: activities.Closure{ClosedAt: ago(48 * time.Hour), Abnormal: true}, syncError: away}, done: true},
-		"closed, and the chat is away":             {fakeMessenger: fakeMessenger{closure: activities.Closure{ClosedAt: ago(23 * time.Hour)}, syncError: away}},
-		"closed two days ago, the chat still away": {fakeMessenger: fakeMessenger{closure: activities.Closure{ClosedAt: ago(48 * time.Hour)}, syncError: away}, done: true},
-		"not listed yet":                           {fakeMessenger: fakeMessenger{closure: activities.Closure{NotFound: true}, syncError: away}, later: time.Minute},
-		"gone":                                     {fakeMessenger: fakeMessenger{closure: activities.Closure{NotFound: true}, syncError: away}, later: time.Hour, done: true},
-		"no chat any more, open":                   {noDesk: true},
-		"no chat any more, closed":                 {noDesk: true, fakeMessenger: fakeMessenger{closure: activities.Closure{ClosedAt: ago(time.Minute)}}, done: true},
+		"open":                       {},
+		"open, and the chat is away": {fakeMessenger: fakeMessenger{syncError: away}},
+		"open, for days":             {fakeMessenger: fakeMessenger{syncError: away}, later: 72 * time.Hour},
+		"terminated, and shown": {
+			fakeMessenger: fakeMessenger{
+				closure: activities.Closure{ClosedAt: ago(time.Minute), Abnormal: true},
+			}, done: true,
+		},
+		"terminated, and the chat is away": {
+			fakeMessenger: fakeMessenger{
+				closure: activities.Closure{ClosedAt: ago(time.Minute), Abnormal: true}, syncError: away,
+			},
+		},
+		"terminated two days ago, it cannot be": {
+			fakeMessenger: fakeMessenger{
+				closure: activities.Closure{ClosedAt: ago(48 * time.Hour), Abnormal: true}, syncError: away,
+			}, done: true,
+		},
+		"closed, and the chat is away": {
+			fakeMessenger: fakeMessenger{
+				closure: activities.Closure{ClosedAt: ago(23 * time.Hour)}, syncError: away,
+			},
+		},
+		"closed two days ago, the chat still away": {
+			fakeMessenger: fakeMessenger{
+				closure: activities.Closure{ClosedAt: ago(48 * time.Hour)}, syncError: away,
+			}, done: true,
+		},
+		"not listed yet": {fakeMessenger: fakeMessenger{
+			closure:   activities.Closure{NotFound: true},
+			syncError: away,
+		}, later: time.Minute},
+		"gone": {fakeMessenger: fakeMessenger{
+			closure:   activities.Closure{NotFound: true},
+			syncError: away,
+		}, later: time.Hour, done: true},
+		"no chat any more, open": {noDesk: true},
+		"no chat any more, closed": {
+			noDesk:        true,
+			fakeMessenger: fakeMessenger{closure: activities.Closure{ClosedAt: ago(time.Minute)}}, done: true,
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			set := activities.NewActivities()
@@ -61,7 +92,10 @@ func TestMessageSyncEndsWithIncident(t *testing.T) {
 			env := suite.NewTestActivityEnvironment()
 			env.RegisterActivity(set.SyncMessage)
 			state := activities.MessageState{MessageTS: "1.1"}
-			value, err := env.ExecuteActivity(set.SyncMessage, activities.SyncMessageInput{IncidentID: testIncidentID, State: state})
+			value, err := env.ExecuteActivity(set.SyncMessage, activities.SyncMessageInput{
+				IncidentID: testIncidentID,
+				State:      state,
+			})
 			if c.syncError != nil && !c.done {
 				require.ErrorContains(t, err, "archived")
 				return

@@ -91,7 +91,12 @@ func (s *EvidenceStore) checkQuota(incident string, size int64) error {
 			return err
 		}
 		if free-size < s.Quota.MinFreeBytes {
-			return Refusef("evidence store: the file system of %s has %d bytes free, and %d are reserved; free some space, or lower `evidence: {min_free}`", s.Dir, free, s.Quota.MinFreeBytes)
+			return Refusef(
+				"evidence store: the file system of %s has %d bytes free, and %d are reserved; free some space, or lower `evidence: {min_free}`",
+				s.Dir,
+				free,
+				s.Quota.MinFreeBytes,
+			)
 		}
 	}
 	return nil
@@ -106,7 +111,13 @@ func quotaExceededReason(used, size, most int64) string {
 	if used+size <= limit {
 		return ""
 	}
-	return fmt.Sprintf("%d of %d bytes are used and %d more do not fit (the last tenth is reserved for artifacts of up to %d bytes)", used, most, size, smallArtifactBytes)
+	return fmt.Sprintf(
+		"%d of %d bytes are used and %d more do not fit (the last tenth is reserved for artifacts of up to %d bytes)",
+		used,
+		most,
+		size,
+		smallArtifactBytes,
+	)
 }
 
 // incidentUsedBytes returns the total size of an incident's artifacts, by its manifest. Duplicates count once.

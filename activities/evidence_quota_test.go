@@ -24,7 +24,10 @@ func newArtifact(name string, size int) activities.Artifact {
 }
 
 func TestQuotaReservesRoomForSmallEvidence(t *testing.T) {
-	s := &activities.EvidenceStore{Dir: t.TempDir(), Authority: signer.New(t), Quota: activities.Quota{MaxTotalBytes: 40 * mebibyte, MaxIncidentBytes: 20 * mebibyte}}
+	s := &activities.EvidenceStore{
+		Dir: t.TempDir(), Authority: signer.New(t),
+		Quota: activities.Quota{MaxTotalBytes: 40 * mebibyte, MaxIncidentBytes: 20 * mebibyte},
+	}
 	put := func(incident string, p activities.Artifact) error {
 		_, err := s.StoreArtifact(t.Context(), incident, "process.snapshot", "pod:1", p, time.Now())
 		return err
@@ -41,18 +44,23 @@ func TestQuotaReservesRoomForSmallEvidence(t *testing.T) {
 		require.Contains(t, refusal.Reason, "max_per_incident")
 	}
 	require.Equal(t, 9, stored, "the last tenth of an incident is kept for small pieces")
-	require.NoError(t, put(junkIncidentID, newArtifact("processes", mebibyte/2)), "a snapshot of the same incident still fits")
+	require.NoError(t, put(junkIncidentID, newArtifact("processes", mebibyte/2)),
+		"a snapshot of the same incident still fits")
 	require.NoError(t, put(theftIncidentID, newArtifact("processes-2", mebibyte/2)))
 	require.NoError(t, put(theftIncidentID, newArtifact("memory", 10*mebibyte)))
 
 	require.NoError(t, put(junkIncidentID, newArtifact("junk-0", 2*mebibyte)), "what is stored already costs nothing")
 	_, err := s.StoreArtifact(t.Context(), "INC-01THIRD0000000", "a", "pod:1", newArtifact("big", 10*mebibyte), time.Now())
 	require.ErrorContains(t, err, "max_total")
-	require.NoError(t, put("INC-01THIRD0000000", newArtifact("processes-3", mebibyte/2)), "and small pieces of anybody fit into the last tenth of the store")
+	require.NoError(t, put("INC-01THIRD0000000", newArtifact("processes-3", mebibyte/2)),
+		"and small pieces of anybody fit into the last tenth of the store")
 }
 
 func TestEvidenceStoreKeepsFreeSpace(t *testing.T) {
-	s := &activities.EvidenceStore{Dir: t.TempDir(), Authority: signer.New(t), Quota: activities.Quota{MinFreeBytes: 1 << 60}}
+	s := &activities.EvidenceStore{
+		Dir: t.TempDir(), Authority: signer.New(t),
+		Quota: activities.Quota{MinFreeBytes: 1 << 60},
+	}
 	_, err := s.StoreArtifact(t.Context(), junkIncidentID, "a", "pod:1", newArtifact("p", 100), time.Now())
 	refusal, ok := activities.AsRefusal(err)
 	require.True(t, ok, err)

@@ -42,16 +42,21 @@ const maxArtifactBytes = 128 << 20
 
 // StoreArtifact stores an artifact and appends it to the incident's manifest. The artifact is written atomically, and
 // the manifest names it only after it is stored.
-func (s *EvidenceStore) StoreArtifact(_ context.Context, incident, action, target string, piece Artifact, at time.Time) (playbooks.EvidenceRef, error) {
+func (s *EvidenceStore) StoreArtifact(_ context.Context, incident, action, target string, piece Artifact,
+	at time.Time,
+) (playbooks.EvidenceRef, error) {
 	if len(piece.Data) > maxArtifactBytes {
-		return playbooks.EvidenceRef{}, Refusef("evidence %s has %d bytes; the limit is %d", piece.Name, len(piece.Data), maxArtifactBytes)
+		return playbooks.EvidenceRef{}, Refusef("evidence %s has %d bytes; the limit is %d", piece.Name, len(piece.Data),
+			maxArtifactBytes)
 	}
 	sum := sha256.Sum256(piece.Data)
 	ref := playbooks.EvidenceRef{
-		Name: piece.Name, Action: action, Target: target, SHA256: hex.EncodeToString(sum[:]), SizeBytes: int64(len(piece.Data)), CapturedAt: at.UTC(), CapturedFrom: piece.CapturedFrom,
+		Name: piece.Name, Action: action, Target: target, SHA256: hex.EncodeToString(sum[:]),
+		SizeBytes: int64(len(piece.Data)), CapturedAt: at.UTC(), CapturedFrom: piece.CapturedFrom,
 	}
 	if piece.SHA256 != "" && piece.SHA256 != ref.SHA256 {
-		return playbooks.EvidenceRef{}, fmt.Errorf("evidence %s: its SHA-256 was %s at the source (%s) and is %s here", piece.Name, truncate(piece.SHA256, 64), piece.CapturedFrom, ref.SHA256)
+		return playbooks.EvidenceRef{}, fmt.Errorf("evidence %s: its SHA-256 was %s at the source (%s) and is %s here",
+			piece.Name, truncate(piece.SHA256, 64), piece.CapturedFrom, ref.SHA256)
 	}
 	if _, err := s.ReadArtifact(ref.SHA256); err != nil { // already stored otherwise
 		if err := s.checkQuota(incident, ref.SizeBytes); err != nil {
@@ -63,7 +68,10 @@ func (s *EvidenceStore) StoreArtifact(_ context.Context, incident, action, targe
 		s.addUsedBytes(ref.SizeBytes)
 	}
 	entered := ref
-	hash, err := s.appendEntry(ManifestEntry{IncidentID: incident, Kind: EntryKindEvidence, Evidence: &entered, At: ref.CapturedAt})
+	hash, err := s.appendEntry(ManifestEntry{
+		IncidentID: incident, Kind: EntryKindEvidence, Evidence: &entered,
+		At: ref.CapturedAt,
+	})
 	if err != nil {
 		return playbooks.EvidenceRef{}, err
 	}

@@ -115,7 +115,8 @@ func (a Approvers) CanApprove(person string, groups []string, after time.Duratio
 }
 
 func isListed(person string, mine, users, groups []string) bool {
-	return slices.Contains(users, person) || slices.ContainsFunc(mine, func(g string) bool { return slices.Contains(groups, g) })
+	return slices.Contains(users, person) ||
+		slices.ContainsFunc(mine, func(g string) bool { return slices.Contains(groups, g) })
 }
 
 // IsEmpty reports whether there are no approvers.
@@ -125,7 +126,8 @@ func (a Approvers) IsEmpty() bool { return len(a.Groups)+len(a.Users) == 0 }
 func (a Approvers) Describe() string {
 	who := strings.Join(slices.Concat(a.Groups, a.Users), ", ")
 	if a.Escalate != nil {
-		who += fmt.Sprintf("; after %s: also %s", duration.Format(a.Escalate.After), strings.Join(slices.Concat(a.Escalate.Groups, a.Escalate.Users), ", "))
+		who += fmt.Sprintf("; after %s: also %s", duration.Format(a.Escalate.After),
+			strings.Join(slices.Concat(a.Escalate.Groups, a.Escalate.Users), ", "))
 	}
 	return who
 }

@@ -152,7 +152,8 @@ func (s *EvidenceStore) appendEntry(e ManifestEntry) (string, error) {
 	if last != nil {
 		before, err := parseEntryUnverified(last)
 		if err != nil {
-			return fail(fmt.Errorf("its last line is damaged: %w; run `stanch evidence verify %s` for details", err, e.IncidentID))
+			return fail(fmt.Errorf("its last line is damaged: %w; run `stanch evidence verify %s` for details", err,
+				e.IncidentID))
 		}
 		e.Sequence, e.PreviousHash = before.Sequence+1, hashLine(last)
 	}
@@ -203,7 +204,9 @@ func parseEntryUnverified(line []byte) (ManifestEntry, error) {
 }
 
 // Manifest reads an incident's manifest and returns its problems. A manifest that does not exist is empty.
-func (s *EvidenceStore) Manifest(incident string, keys attestation.Keyring) ([]ManifestLine, []IntegrityFinding, error) {
+func (s *EvidenceStore) Manifest(incident string, keys attestation.Keyring) ([]ManifestLine, []IntegrityFinding,
+	error,
+) {
 	if !incidentIDPattern.MatchString(incident) {
 		return nil, nil, Refusef("invalid incident id %q", incident)
 	}
@@ -219,7 +222,9 @@ func (s *EvidenceStore) Manifest(incident string, keys attestation.Keyring) ([]M
 }
 
 // ReadManifest parses a manifest and returns the lines and every problem of its chain and signatures.
-func ReadManifest(incident string, raw []byte, keys attestation.Keyring) (lines []ManifestLine, findings []IntegrityFinding) {
+func ReadManifest(incident string, raw []byte, keys attestation.Keyring) (lines []ManifestLine,
+	findings []IntegrityFinding,
+) {
 	prev, number := "", 0
 	for line := range bytes.Lines(raw) {
 		number++
@@ -279,7 +284,9 @@ func LastLineHash(lines []ManifestLine) string {
 
 // Verify checks an incident's manifest: its chain, its signatures and the stored artifacts. head is a LastLineHash that
 // was kept elsewhere, or "".
-func (s *EvidenceStore) Verify(incident string, keys attestation.Keyring, head string) ([]ManifestLine, []IntegrityFinding, error) {
+func (s *EvidenceStore) Verify(incident string, keys attestation.Keyring, head string) ([]ManifestLine,
+	[]IntegrityFinding, error,
+) {
 	lines, findings, err := s.Manifest(incident, keys)
 	if err != nil {
 		return nil, nil, err
@@ -291,11 +298,13 @@ func (s *EvidenceStore) Verify(incident string, keys attestation.Keyring, head s
 			continue
 		}
 		if err := s.checkArtifact(*l.Entry.Evidence); err != nil {
-			findings = append(findings, IntegrityFinding{Location: fmt.Sprintf("store, %s (%s of %s)", l.Entry.Evidence.SHA256, l.Entry.Evidence.Name, l.Entry.Evidence.Target), Problem: err.Error()})
+			findings = append(findings, IntegrityFinding{Location: fmt.Sprintf("store, %s (%s of %s)", l.Entry.Evidence.SHA256,
+				l.Entry.Evidence.Name, l.Entry.Evidence.Target), Problem: err.Error()})
 		}
 	}
 	if !known {
-		findings = append(findings, IntegrityFinding{Location: "manifest of " + incident, Problem: "no line has the head " + truncate(head, 64) + ": the entries up to it were removed or replaced"})
+		findings = append(findings, IntegrityFinding{Location: "manifest of " + incident, Problem: "no line has the head " +
+			truncate(head, 64) + ": the entries up to it were removed or replaced"})
 	}
 	return lines, findings, nil
 }

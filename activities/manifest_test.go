@@ -25,11 +25,17 @@ func newFilledStore(t testing.TB) (*activities.EvidenceStore, *signer.Signer) {
 	a := signer.New(t)
 	s := &activities.EvidenceStore{Dir: t.TempDir(), Authority: a}
 	for _, text := range []string{"first", "second", "third"} {
-		_, err := s.StoreArtifact(t.Context(), testIncidentID, "pod.logs", "pod:1", activities.Artifact{Name: text + ".txt", Data: []byte(text), CapturedFrom: "API server"}, time.Now())
+		_, err := s.StoreArtifact(t.Context(), testIncidentID, "pod.logs", "pod:1", activities.Artifact{
+			Name: text + ".txt",
+			Data: []byte(text), CapturedFrom: "API server",
+		}, time.Now())
 		require.NoError(t, err)
 	}
 	for _, kind := range []activities.ManifestEntryKind{activities.EntryKindEffect, activities.EntryKindUndo} {
-		_, err := s.Append(testIncidentID, kind, activities.AuditRecord{Action: "pod.isolate", Target: "pod:1", LeaseID: "LSE-1"})
+		_, err := s.Append(testIncidentID, kind, activities.AuditRecord{
+			Action: "pod.isolate", Target: "pod:1",
+			LeaseID: "LSE-1",
+		})
 		require.NoError(t, err)
 	}
 	return s, a
@@ -39,7 +45,9 @@ func readManifestFile(s *activities.EvidenceStore) string {
 	return filepath.Join(s.Dir, "incidents", testIncidentID+".jsonl")
 }
 
-func verifyStore(t testing.TB, s *activities.EvidenceStore, a *signer.Signer, head string) []activities.IntegrityFinding {
+func verifyStore(t testing.TB, s *activities.EvidenceStore, a *signer.Signer,
+	head string,
+) []activities.IntegrityFinding {
 	t.Helper()
 	_, found, err := s.Verify(testIncidentID, a.Keyring(), head)
 	require.NoError(t, err)
@@ -129,7 +137,10 @@ func TestEachManifestEntryIsVerifiedSeparately(t *testing.T) {
 	require.NoError(t, err)
 	stranger := signer.New(t)
 	theirs := &activities.EvidenceStore{Dir: t.TempDir(), Authority: stranger}
-	_, err = theirs.StoreArtifact(t.Context(), testIncidentID, "pod.logs", "pod:1", activities.Artifact{Name: "first.txt", Data: []byte("planted")}, time.Now())
+	_, err = theirs.StoreArtifact(t.Context(), testIncidentID, "pod.logs", "pod:1", activities.Artifact{
+		Name: "first.txt",
+		Data: []byte("planted"),
+	}, time.Now())
 	require.NoError(t, err)
 	forged, err := os.ReadFile(readManifestFile(theirs))
 	require.NoError(t, err)
@@ -140,7 +151,10 @@ func TestEachManifestEntryIsVerifiedSeparately(t *testing.T) {
 		require.Equal(t, i > 0, l.SignatureValid, "line %d", i+1)
 	}
 	// A line that is signed for another incident, or encoded differently, proves nothing either.
-	for _, c := range []struct{ of, text string }{{"INC-01ARZ3NDEKTSV4RRFFQ69G5FAW", string(whole)}, {testIncidentID, strings.ReplaceAll(string(whole), `{"payload_type"`, `{ "payload_type"`)}} {
+	for _, c := range []struct{ of, text string }{
+		{"INC-01ARZ3NDEKTSV4RRFFQ69G5FAW", string(whole)},
+		{testIncidentID, strings.ReplaceAll(string(whole), `{"payload_type"`, `{ "payload_type"`)},
+	} {
 		lines, _ = activities.ReadManifest(c.of, []byte(c.text), a.Keyring())
 		require.Len(t, lines, 5)
 		for _, l := range lines {
@@ -180,7 +194,8 @@ func TestReplicasAppendToOneManifest(t *testing.T) {
 		store := &activities.EvidenceStore{Dir: s.Dir, Authority: a}
 		all.Go(func() {
 			for i := range 10 {
-				if _, err := store.Append(testIncidentID, activities.EntryKindEffect, activities.AuditRecord{Action: strings.Repeat("x", n*10+i+1)}); err != nil {
+				if _, err := store.Append(testIncidentID, activities.EntryKindEffect,
+					activities.AuditRecord{Action: strings.Repeat("x", n*10+i+1)}); err != nil {
 					t.Error(err)
 				}
 			}
@@ -209,7 +224,10 @@ func TestManifestLockTimesOut(t *testing.T) {
 
 func TestPutRejectsArtifactWithWrongHash(t *testing.T) {
 	s, _ := newFilledStore(t)
-	_, err := s.StoreArtifact(t.Context(), testIncidentID, "process.snapshot", "pod:1", activities.Artifact{Name: "exe", Data: []byte("x"), CapturedFrom: "node a", SHA256: strings.Repeat("0", 64)}, time.Now())
+	_, err := s.StoreArtifact(t.Context(), testIncidentID, "process.snapshot", "pod:1", activities.Artifact{
+		Name: "exe",
+		Data: []byte("x"), CapturedFrom: "node a", SHA256: strings.Repeat("0", 64),
+	}, time.Now())
 	require.ErrorContains(t, err, "at the source")
 }
 
@@ -224,7 +242,10 @@ func TestFullDiskLeavesNoPartialFile(t *testing.T) {
 	t.Cleanup(func() { _ = unix.Unmount(dir, unix.MNT_DETACH) })
 	s := &activities.EvidenceStore{Dir: dir, Authority: a}
 	put := func(size int) error {
-		_, err := s.StoreArtifact(t.Context(), testIncidentID, "pod.logs", "pod:1", activities.Artifact{Name: "log", Data: bytes.Repeat([]byte("x"), size)}, time.Now())
+		_, err := s.StoreArtifact(t.Context(), testIncidentID, "pod.logs", "pod:1", activities.Artifact{
+			Name: "log",
+			Data: bytes.Repeat([]byte("x"), size),
+		}, time.Now())
 		return err
 	}
 	require.NoError(t, put(1000))
@@ -234,7 +255,8 @@ func TestFullDiskLeavesNoPartialFile(t *testing.T) {
 	require.Empty(t, left)
 	var noteErr error
 	for n := 0; n < 5000 && noteErr == nil; n++ { // until not even one line fits
-		_, noteErr = s.Append(testIncidentID, activities.EntryKindEffect, activities.AuditRecord{Note: strings.Repeat("y", n%4000)})
+		_, noteErr = s.Append(testIncidentID, activities.EntryKindEffect,
+			activities.AuditRecord{Note: strings.Repeat("y", n%4000)})
 	}
 	require.ErrorIs(t, noteErr, unix.ENOSPC)
 	_, found, err := s.Verify(testIncidentID, a.Keyring(), "")

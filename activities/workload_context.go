@@ -45,5 +45,9 @@ func (w WorkloadContext) ApplyToIncident(in *playbooks.Incident) {
 		in.Workload.Labels = w.Labels
 	}
 	in.Changes = w.Changes
-	in.BlastRadius = playbooks.BlastRadius{Replicas: w.Replicas, SameDigestPodCount: w.SameDigestPodCount, SameDigestPodNames: w.SameDigestPodNames, SameNodePodCount: w.SameNodePodCount, DangerousPermissions: w.DangerousPermissions}
+	in.BlastRadius = playbooks.BlastRadius{
+		Replicas: w.Replicas, SameDigestPodCount: w.SameDigestPodCount,
+		SameDigestPodNames: w.SameDigestPodNames, SameNodePodCount: w.SameNodePodCount,
+		DangerousPermissions: w.DangerousPermissions,
+	}
 }

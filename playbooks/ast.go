@@ -140,7 +140,12 @@ type StepBlock struct {
 
 // Blocks returns the non-empty sequences inside the step, in the order of StepBlock.Kind's values.
 func (s *Step) Blocks() []StepBlock {
-	all := []StepBlock{{"parallel", s.Parallel}, {"steps", s.nestedSteps()}, {"on_failure", s.OnFailure}, {"on_denied", s.OnDenied}}
+	all := []StepBlock{
+		{"parallel", s.Parallel},
+		{"steps", s.nestedSteps()},
+		{"on_failure", s.OnFailure},
+		{"on_denied", s.OnDenied},
+	}
 	var out []StepBlock
 	for _, b := range all {
 		if len(b.Steps) > 0 {

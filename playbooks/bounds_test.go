@@ -14,7 +14,8 @@ import (
 // evalSetSteps runs the `set` steps of a playbook in order, as the interpreter does, and returns the first error.
 func evalSetSteps(t *testing.T, steps string) error {
 	t.Helper()
-	p, problems := playbooks.LoadPlaybook("p.yaml", []byte("playbook: p\nmatch: { objective: crypto-mining }\nsteps:\n"+steps), newTestCatalog())
+	p, problems := playbooks.LoadPlaybook("p.yaml", []byte("playbook: p\nmatch: { objective: crypto-mining }\nsteps:\n"+
+		steps), newTestCatalog())
 	require.NotNil(t, p, problems)
 	env, err := p.NewEvalEnv(playbooks.Incident{Summary: strings.Repeat("s", 1000)}, nil)
 	require.NoError(t, err)
@@ -35,15 +36,23 @@ func allocatedBytes() uint64 {
 func TestDoublingValueFailsAtTheSizeLimit(t *testing.T) {
 	for name, c := range map[string]struct{ first, again, reason string }{
 		"string in a template": {"set: { s: '${incident.summary}' }", "set: { s: '${s+s+s+s}' }", "more than 65536 bytes"},
-		"a text": {"set: { s: '${incident.summary + \"\"}' }", "set: { s: '${join([s, s, s, s])}' }",
-			"more than 65536 bytes"},
+		"a text": {
+			"set: { s: '${incident.summary + \"\"}' }", "set: { s: '${join([s, s, s, s])}' }",
+			"more than 65536 bytes",
+		},
 		"a list": {"set: { l: '${[incident.summary]}' }", "set: { l: '${concat(l, l, l, l)}' }", "bytes"},
-		"list of strings": {"set: { l: '${[incident.summary]}' }", "set: { l: '${map(l, # + # + # + #)}' }",
-			"more than 4096 bytes"},
-		"many parts of a string": {"set: { s: '${join(map(1..60, incident.summary))}' }",
-			"set: { l: '${map(split(s, \"\"), s + #)}' }", "more than 4096 "},
-		"upper case of each part": {"set: { s: '${join(map(1..60, incident.summary))}' }",
-			"set: { l: '${map(split(s, \"\"), upper(s))}' }", "more than 4096 parts"},
+		"list of strings": {
+			"set: { l: '${[incident.summary]}' }", "set: { l: '${map(l, # + # + # + #)}' }",
+			"more than 4096 bytes",
+		},
+		"many parts of a string": {
+			"set: { s: '${join(map(1..60, incident.summary))}' }",
+			"set: { l: '${map(split(s, \"\"), s + #)}' }", "more than 4096 ",
+		},
+		"upper case of each part": {
+			"set: { s: '${join(map(1..60, incident.summary))}' }",
+			"set: { l: '${map(split(s, \"\"), upper(s))}' }", "more than 4096 parts",
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			before := allocatedBytes()
@@ -63,6 +72,12 @@ func TestSetValuesOfOneRunHaveATotalLimit(t *testing.T) {
 }
 
 func TestStringOfListIsAnError(t *testing.T) {
-	_, problems := playbooks.LoadPlaybook("p.yaml", []byte("playbook: p\nmatch: { objective: crypto-mining, when: 'string(incident.targets) != \"\"' }\nsteps: [{ evidence: process.snapshot }]\n"), newTestCatalog())
+	_, problems := playbooks.LoadPlaybook(
+		"p.yaml",
+		[]byte(
+			"playbook: p\nmatch: { objective: crypto-mining, when: 'string(incident.targets) != \"\"' }\nsteps: [{ evidence: process.snapshot }]\n",
+		),
+		newTestCatalog(),
+	)
 	require.Contains(t, fmt.Sprint(problems), "use `join` for a list of strings")
 }

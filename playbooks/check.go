@@ -75,10 +75,13 @@ func runCheckStages(book *Playbook, catalog Catalog, upTo int, callees []*Progra
 	c := &checker{
 		parser: parser{Reader: yamlnode.Reader{File: book.File}},
 		program: &Program{
-			Playbook: book, Callees: map[string]*Program{}, catalog: catalog, compiledExprs: map[*Expr]*vm.Program{}, stepsReadByExpr: map[*Expr][]string{},
+			Playbook: book, Callees: map[string]*Program{}, catalog: catalog, compiledExprs: map[*Expr]*vm.Program{},
+			stepsReadByExpr:    map[*Expr][]string{},
 			assignedZeroValues: map[string]any{}, loopElementTypes: map[*ForEach]reflect.Type{},
 		},
-		callablePrograms: map[string]*Program{}, declaredPositions: map[string]Pos{}, declaredAt: map[string]flowContext{}, stepPaths: map[string]string{}, stepsWithUnknownNames: map[*Step]bool{}, namesRead: map[string]bool{}, loopVariables: map[string]bool{},
+		callablePrograms: map[string]*Program{}, declaredPositions: map[string]Pos{}, declaredAt: map[string]flowContext{},
+		stepPaths: map[string]string{}, stepsWithUnknownNames: map[*Step]bool{}, namesRead: map[string]bool{},
+		loopVariables: map[string]bool{},
 	}
 	for _, callee := range callees {
 		c.callablePrograms[callee.Name] = callee
@@ -213,7 +216,18 @@ var (
 
 // incidentTypeFields returns the fields of a type that is part of an incident, by the type name that expr prints.
 func incidentTypeFields(name string) []string {
-	for _, v := range []any{WorkloadIdentity{}, BlastRadius{}, ContextStatus{}, Target{}, DetectionSummary{}, RecentChange{}, LeaseReport{}, PlaybookRun{}, StepReport{}, EvidenceRef{}} {
+	for _, v := range []any{
+		WorkloadIdentity{},
+		BlastRadius{},
+		ContextStatus{},
+		Target{},
+		DetectionSummary{},
+		RecentChange{},
+		LeaseReport{},
+		PlaybookRun{},
+		StepReport{},
+		EvidenceRef{},
+	} {
 		if t := reflect.TypeOf(v); strings.TrimPrefix(name, "*") == t.String() {
 			return exprFieldNames(t)
 		}
@@ -238,8 +252,11 @@ var exprErrorMessages = []struct{ said, means, hint string }{
 	{`unexpected token Identifier("AND")`, "", "write `&&` or `and`"},
 	{`unexpected token Identifier("OR")`, "", "write `||` or `or`"},
 	{`unexpected token EOF`, "the expression is incomplete", "close all brackets, and add the missing value"},
-	{`unexpected token Operator(".")`, "",
-		"`.field` is a field of a list element, and is allowed only inside a function on a list: `any(incident.detections, .rule == \"drift\")`"},
+	{
+		`unexpected token Operator(".")`,
+		"",
+		"`.field` is a field of a list element, and is allowed only inside a function on a list: `any(incident.detections, .rule == \"drift\")`",
+	},
 	{`unclosed`, "", "close it"},
 }
 

@@ -39,7 +39,8 @@ func (c *checker) checkArguments(s *Step, spec ActionSpec, names typeScope, at f
 			continue
 		}
 		given[arg.Name] = true
-		if v, isConstant := c.checkValue(arg.Value, field.Type, field.Tag.Get("jsonschema"), arg.Name, names, at); isConstant {
+		if v, isConstant := c.checkValue(arg.Value, field.Type, field.Tag.Get("jsonschema"), arg.Name, names,
+			at); isConstant {
 			constant[arg.Name] = v
 		} else {
 			complete = false
@@ -78,7 +79,9 @@ func (c *checker) checkArguments(s *Step, spec ActionSpec, names typeScope, at f
 func hasTagOption(tag, word string) bool { return slices.Contains(strings.Split(tag, ","), word) }
 
 // checkValue checks one value against a Go type. It returns the value and true if the value contains no expression.
-func (c *checker) checkValue(v Value, want reflect.Type, tag, name string, names typeScope, at flowContext) (any, bool) {
+func (c *checker) checkValue(v Value, want reflect.Type, tag, name string, names typeScope, at flowContext) (any,
+	bool,
+) {
 	for want.Kind() == reflect.Pointer {
 		want = want.Elem()
 	}

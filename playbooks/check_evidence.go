@@ -139,7 +139,10 @@ func (w *safetyWalker) walkStep(s *Step, have []evidenceAttempt, in pathConditio
 	}
 	switch {
 	case s.Verb == VerbEvidence:
-		have = append(have, evidenceAttempt{w.resolveStepTarget(s), in.conditions, w.currentProgram.catalog[s.Action].worksOnDetectedTargets()})
+		have = append(have, evidenceAttempt{
+			w.resolveStepTarget(s), in.conditions,
+			w.currentProgram.catalog[s.Action].worksOnDetectedTargets(),
+		})
 	case s.Verb == VerbContain:
 		w.checkEvidenceBeforeContainment(s, have, in)
 	case s.Parallel != nil:
@@ -159,7 +162,8 @@ func (w *safetyWalker) walkStep(s *Step, have []evidenceAttempt, in pathConditio
 	case s.ForEach != nil:
 		inner := w.newBlockScope()
 		inner.invalidateAssignments(s) // an earlier iteration may have set it
-		inner.nameBindings = withEntry(inner.nameBindings, s.ForEach.Variable, w.symbols.newSymbol(w.resolveExpr(s.ForEach.List)))
+		inner.nameBindings = withEntry(inner.nameBindings, s.ForEach.Variable,
+			w.symbols.newSymbol(w.resolveExpr(s.ForEach.List)))
 		inner.walkSteps(s.ForEach.Steps, have, inside.withCondition("each:"+w.pathPrefix+s.Path))
 	case s.Call != nil:
 		have = w.walkCall(s, have, inside)
@@ -276,7 +280,10 @@ func (w *safetyWalker) checkEvidenceBeforeContainment(s *Step, have []evidenceAt
 		return derived || a.coversDetectedTarget && w.symbols.evidenceCovers(a.targetExpr, target)
 	}
 	covered := slices.ContainsFunc(have, func(a evidenceAttempt) bool {
-		return covers(a) && !slices.ContainsFunc(a.conditions, func(cond string) bool { return !slices.Contains(in.conditions, cond) })
+		return covers(a) && !slices.ContainsFunc(a.conditions, func(cond string) bool {
+			return !slices.Contains(in.conditions,
+				cond)
+		})
 	})
 	if covered {
 		return

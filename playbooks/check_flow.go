@@ -32,7 +32,8 @@ func (c *checker) checkFlow() {
 func (c *checker) checkStepHasRun(u exprUse, name string, h readKind) {
 	born, ok := c.declaredAt[name]
 	if ok && h.readsOutputs && c.isStepName(name) && slices.Contains(u.flow.conditions, "failed:"+c.stepPaths[name]) {
-		c.errorf(u.expr.Pos, "may-not-have-run", "read its outcome: `"+name+".outcome`", "the step `%s` has failed here: it has no outputs", name)
+		c.errorf(u.expr.Pos, "may-not-have-run", "read its outcome: `"+name+".outcome`",
+			"the step `%s` has failed here: it has no outputs", name)
 		return
 	}
 	if ok && u.affectsPlan && c.isStepName(name) && h.readsOutputs {
@@ -44,7 +45,8 @@ func (c *checker) checkStepHasRun(u exprUse, name string, h readKind) {
 			}
 		}
 	}
-	if !ok || !h.readsOutputs || !c.isStepName(name) || h.readsOutcome || slices.Contains(u.flow.outcomeCheckedSteps, name) {
+	if !ok || !h.readsOutputs || !c.isStepName(name) || h.readsOutcome || slices.Contains(u.flow.outcomeCheckedSteps,
+		name) {
 		return
 	}
 	for _, condition := range born.conditions {
@@ -81,7 +83,8 @@ func (c *checker) checkReachable(steps []Step) {
 	for i := range steps {
 		s := &steps[i]
 		if ended != (Pos{}) {
-			c.errorf(s.Pos, "unreachable", "remove it, or give the `stop` an `if`", "this can never run: the playbook stops at line %d", ended.Line)
+			c.errorf(s.Pos, "unreachable", "remove it, or give the `stop` an `if`",
+				"this can never run: the playbook stops at line %d", ended.Line)
 			ended = Pos{}
 		}
 		if value, constant := c.evalConstantCondition(s.If); constant && !value {

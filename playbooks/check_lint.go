@@ -21,7 +21,8 @@ func (c *checker) lintPlaybook() {
 			"the playbook has no description")
 	}
 	if m := book.Match; m != nil {
-		if always, constant := c.evalConstantCondition(m.When); constant && always && len(m.Objectives) == 0 && m.Severity.Text == "" && c.hasContainment() {
+		if always, constant := c.evalConstantCondition(m.When); constant && always && len(m.Objectives) == 0 &&
+			m.Severity.Text == "" && c.hasContainment() {
 			c.warnf(m.When.Pos, "matches-everything", "name the `objective`",
 				"the playbook contains targets, and it matches every incident")
 		} else if constant && !always {

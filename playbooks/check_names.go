@@ -10,7 +10,10 @@ import (
 )
 
 // reservedNames are names that expressions already use, so no id may have them.
-var reservedNames = []string{"incident", "inputs", "live", "true", "false", "nil", "in", "and", "or", "not", "let", "if", "else", "matches", "contains"}
+var reservedNames = []string{
+	"incident", "inputs", "live", "true", "false", "nil", "in", "and", "or", "not", "let",
+	"if", "else", "matches", "contains",
+}
 
 // checkNames resolves every name in the playbook.
 func (c *checker) checkNames() {
@@ -22,7 +25,8 @@ func (c *checker) checkNames() {
 				for i, k := range sensors.Objectives {
 					known[i] = string(k)
 				}
-				c.errorf(o.Pos, "unknown-objective", diagnostic.DidYouMean(o.Text, known), "no rule has the objective `%s`", truncate(o.Text, 40))
+				c.errorf(o.Pos, "unknown-objective", diagnostic.DidYouMean(o.Text, known), "no rule has the objective `%s`",
+					truncate(o.Text, 40))
 			}
 		}
 		if s := m.Severity; s.Text != "" && sensors.Severity(s.Text).Rank() < 0 {
@@ -77,7 +81,8 @@ func (c *checker) checkNameAvailable(name string, pos Pos) bool {
 
 func (c *checker) declareName(name string, pos Pos, what string) {
 	if first, ok := c.declaredPositions[name]; ok {
-		c.errorf(pos, "duplicate-id", "choose another "+what, "the id `%s` is used twice; the first is at line %d", name, first.Line)
+		c.errorf(pos, "duplicate-id", "choose another "+what, "the id `%s` is used twice; the first is at line %d", name,
+			first.Line)
 		return
 	}
 	c.declaredPositions[name] = pos

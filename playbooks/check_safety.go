@@ -42,9 +42,15 @@ func (c *checker) checkLeaseDuration(s *Step) {
 	case s.LeaseDuration > 7*24*time.Hour:
 		c.errorf(s.LeaseDurationPos, "range", "extend it before it expires", "the lease is too long; the maximum is 168h")
 	case s.LeaseDuration > 0 && s.LeaseDuration < spec.MinDuration:
-		c.errorf(s.LeaseDurationPos, "too-short",
+		c.errorf(
+			s.LeaseDurationPos,
+			"too-short",
 			fmt.Sprintf("use a duration of at least `%s`", duration.Format(spec.MinDuration)),
-			"`%s` for %s ends before the revoked credentials expire: they live for at least %s, and are valid again when the lease ends", s.Action, duration.Format(s.LeaseDuration), duration.Format(spec.MinDuration))
+			"`%s` for %s ends before the revoked credentials expire: they live for at least %s, and are valid again when the lease ends",
+			s.Action,
+			duration.Format(s.LeaseDuration),
+			duration.Format(spec.MinDuration),
+		)
 	}
 }
 

@@ -45,7 +45,10 @@ func (c *checker) checkTypes() {
 
 // outputStructField returns the struct field of an output.
 func outputStructField(name string, t reflect.Type) reflect.StructField {
-	return reflect.StructField{Name: "Out_" + name, Type: t, Tag: reflect.StructTag(fmt.Sprintf(`json:%q expr:%q`, name, name))}
+	return reflect.StructField{
+		Name: "Out_" + name, Type: t,
+		Tag: reflect.StructTag(fmt.Sprintf(`json:%q expr:%q`, name, name)),
+	}
 }
 
 // isOutputType reports whether a playbook can return a value of a type.
@@ -187,7 +190,8 @@ func (c *checker) checkCallInputs(s *Step, names typeScope, at flowContext) {
 			if len(known) == 0 {
 				hint = "it has no inputs"
 			}
-			c.errorf(arg.Pos, "unknown-parameter", hint, "the playbook `%s` has no input `%s`", callee.Name, truncate(arg.Name, 40))
+			c.errorf(arg.Pos, "unknown-parameter", hint, "the playbook `%s` has no input `%s`", callee.Name,
+				truncate(arg.Name, 40))
 			continue
 		}
 		given[arg.Name] = true

@@ -42,7 +42,8 @@ func Correlate(signals []CorrelationInput) Correlation {
 	best := map[sensors.Objective]CorrelationInput{}
 	v := Correlation{}
 	for _, s := range signals {
-		if b, ok := best[s.Objective]; !ok || s.Confidence > b.Confidence || (s.Confidence == b.Confidence && s.Rule < b.Rule) {
+		if b, ok := best[s.Objective]; !ok || s.Confidence > b.Confidence || (s.Confidence == b.Confidence &&
+			s.Rule < b.Rule) {
 			best[s.Objective] = s
 		}
 		if s.Severity.Rank() > v.Severity.Rank() {

@@ -33,7 +33,10 @@ const (
 // NewEvalEnv returns the environment at the start of a run, in which no step has run. Inputs that are not given have
 // their defaults. It returns an error for a missing or invalid input.
 func (p *Program) NewEvalEnv(incident Incident, given map[string]any) (EvalEnv, error) {
-	e := EvalEnv{expressionValues: map[string]any{"incident": incident}, outcomes: map[string]Outcome{}, assigned: map[string]bool{}, assignedBytes: new(int)}
+	e := EvalEnv{
+		expressionValues: map[string]any{"incident": incident}, outcomes: map[string]Outcome{},
+		assigned: map[string]bool{}, assignedBytes: new(int),
+	}
 	p.WalkSteps(func(s *Step) {
 		if s.ID != "" {
 			e.expressionValues[s.ID] = newStepValue(p.stepOutputsType(s), reflect.Value{}, OutcomeSkipped, 0, nil)
@@ -78,7 +81,9 @@ func walkSteps(steps []Step, visit func(*Step)) {
 }
 
 // RecordOutcome records a step's outcome and its outputs (JSON, of the first target) for the expressions that follow.
-func (p *Program) RecordOutcome(env EvalEnv, s *Step, outcome Outcome, outputs json.RawMessage, targets int, failed ...Target) error {
+func (p *Program) RecordOutcome(env EvalEnv, s *Step, outcome Outcome, outputs json.RawMessage, targets int,
+	failed ...Target,
+) error {
 	if s.ID == "" {
 		return nil
 	}
@@ -221,7 +226,10 @@ func (e EvalEnv) Clone() EvalEnv {
 	maps.Copy(values, e.expressionValues)
 	outcomes := make(map[string]Outcome, len(e.outcomes))
 	maps.Copy(outcomes, e.outcomes)
-	return EvalEnv{expressionValues: values, outcomes: outcomes, assigned: map[string]bool{}, allowMissing: e.allowMissing, assignedBytes: e.assignedBytes}
+	return EvalEnv{
+		expressionValues: values, outcomes: outcomes, assigned: map[string]bool{}, allowMissing: e.allowMissing,
+		assignedBytes: e.assignedBytes,
+	}
 }
 
 // Merge copies what a finished branch recorded for the given step.
@@ -311,7 +319,8 @@ func (p *Program) EvalArguments(s *Step, env EvalEnv) (json.RawMessage, error) {
 		return nil, fmt.Errorf("parameters of %s: %w", s.Action, err)
 	}
 	if len(raw) > maxValueBytes {
-		return nil, fmt.Errorf("the parameters of %s have %d bytes, at most %d are allowed", s.Action, len(raw), maxValueBytes)
+		return nil, fmt.Errorf("the parameters of %s have %d bytes, at most %d are allowed", s.Action, len(raw),
+			maxValueBytes)
 	}
 	return p.catalog[s.Action].CanonicalizeParams(raw)
 }

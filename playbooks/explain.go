@@ -43,7 +43,10 @@ const (
 
 // Explain describes what a playbook does, step by step and phase by phase.
 func Explain(p *Program) Explanation {
-	e := Explanation{Playbook: p.Name, File: p.File, Description: p.Description, Guide: p.ResponderGuide, MatchSummary: p.describeMatch(), MaxPhase: p.MaxPhase, Lines: []ExplanationLine{}}
+	e := Explanation{
+		Playbook: p.Name, File: p.File, Description: p.Description, Guide: p.ResponderGuide,
+		MatchSummary: p.describeMatch(), MaxPhase: p.MaxPhase, Lines: []ExplanationLine{},
+	}
 	for _, in := range p.Inputs {
 		e.Inputs = append(e.Inputs, in.describe())
 	}
@@ -110,7 +113,10 @@ func (x *explainer) explainStep(p *Program, s *Step, depth int, inApproval bool)
 	if s.If != nil {
 		text = "If " + normalizeSpaces(s.If.Source) + ": " + lowerFirst(text)
 	}
-	x.addLine(ExplanationLine{Depth: depth, Step: s.Name(), SourceLine: s.Pos.Line, Text: text, PhaseBehaviors: x.phaseBehaviors(p, s, inApproval)})
+	x.addLine(ExplanationLine{
+		Depth: depth, Step: s.Name(), SourceLine: s.Pos.Line, Text: text,
+		PhaseBehaviors: x.phaseBehaviors(p, s, inApproval),
+	})
 	for _, text := range describeStepDetails(s) {
 		x.addLine(ExplanationLine{Depth: depth + 1, Text: text})
 	}
@@ -154,7 +160,8 @@ func (x *explainer) describeStep(p *Program, s *Step) string {
 	case s.Call != nil:
 		return "Calls the playbook " + s.Call.Playbook + describeTimeout(s) + ":"
 	case s.Wait != nil && s.Wait.Until != nil:
-		return fmt.Sprintf("Waits until %s, at most %s", normalizeSpaces(s.Wait.Until.Source), duration.Format(s.Wait.Timeout))
+		return fmt.Sprintf("Waits until %s, at most %s", normalizeSpaces(s.Wait.Until.Source),
+			duration.Format(s.Wait.Timeout))
 	case s.Wait != nil:
 		return "Waits for " + duration.Format(s.Wait.Duration)
 	case s.Assignments != nil:
@@ -199,7 +206,8 @@ func describeApprovers(a *Approval) string {
 		text = fmt.Sprintf("%d of %s", a.Quorum, text)
 	}
 	if a.Escalate != nil {
-		text += fmt.Sprintf(", and after %s also %s", duration.Format(a.Escalate.After), strings.Join(append(append([]string{}, a.Escalate.Groups...), a.Escalate.Users...), ", "))
+		text += fmt.Sprintf(", and after %s also %s", duration.Format(a.Escalate.After),
+			strings.Join(append(append([]string{}, a.Escalate.Groups...), a.Escalate.Users...), ", "))
 	}
 	return fmt.Sprintf("%s (denied after %s)", text, duration.Format(max(a.Timeout, time.Second)))
 }

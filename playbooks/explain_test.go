@@ -65,11 +65,13 @@ func TestExplanationContainsEveryValueOfThePlaybook(t *testing.T) {
 		text += "\n" + l.Text
 	}
 	for _, want := range []string{
-		"default 31", "at least 30", "at most 32", "one of kind, blunt", "id: seen", "incident.confidence > 0.11", "on incident.targets", "with tail: 1234", "with previous: ${incident.phase > 1}",
+		"default 31", "at least 30", "at most 32", "one of kind, blunt", "id: seen", "incident.confidence > 0.11",
+		"on incident.targets", "with tail: 1234", "with previous: ${incident.phase > 1}",
 		"timeout: 47s", "up to 6 attempts, 7s apart", "with text: \"failed on ${incident.id}\"",
 		"wide = ${incident.total_detections > 13}", "19s", "23m", "each victim", "3 in parallel",
 		"max: refused with more than 9", "29m", "37m",
-		"the title", "The question of ${incident.workload.name}?", "first", "second", "2 of", "after 4m also third", "14m", "with replicas: 0", "41m", `live.assignee != "nobody"`, "43m", "because of ${incident.id}",
+		"the title", "The question of ${incident.workload.name}?", "first", "second", "2 of", "after 4m also third", "14m",
+		"with replicas: 0", "41m", `live.assignee != "nobody"`, "43m", "because of ${incident.id}",
 	} {
 		require.Contains(t, text, want)
 	}

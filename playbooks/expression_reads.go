@@ -16,7 +16,8 @@ type flowContext struct {
 
 // withCondition returns the context inside a condition.
 func (p flowContext) withCondition(condition string, checked ...string) flowContext {
-	return flowContext{append(slices.Clone(p.conditions), condition), append(slices.Clone(p.outcomeCheckedSteps), checked...)}
+	return flowContext{append(slices.Clone(p.conditions), condition), append(slices.Clone(p.outcomeCheckedSteps),
+		checked...)}
 }
 
 // exprUse is an expression and its context.
@@ -33,7 +34,10 @@ type readKind struct{ readsOutcome, readsOutputs bool }
 // findReads returns the names that an expression reads. `x.outcome`, `x.targets` and `x.failed` are available for every
 // step, other fields only for a step that has run.
 func findReads(node ast.Node) map[string]readKind {
-	v := &readVisitor{readsByName: map[string]readKind{}, alwaysReadableCounts: map[string]int{}, readCounts: map[string]int{}}
+	v := &readVisitor{
+		readsByName: map[string]readKind{}, alwaysReadableCounts: map[string]int{},
+		readCounts: map[string]int{},
+	}
 	ast.Walk(&node, v)
 	for name, n := range v.readCounts {
 		h := v.readsByName[name]

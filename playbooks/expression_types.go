@@ -20,7 +20,10 @@ func stepStructType(outputs reflect.Type) reflect.Type {
 	if outputs != nil {
 		for f := range outputs.Fields() {
 			if name := jsonFieldName(f); name != "" && !slices.Contains(alwaysReadableFields, name) {
-				fields = append(fields, reflect.StructField{Name: "Out" + f.Name, Type: f.Type, Tag: reflect.StructTag(`expr:"` + name + `"`)})
+				fields = append(fields, reflect.StructField{
+					Name: "Out" + f.Name, Type: f.Type,
+					Tag: reflect.StructTag(`expr:"` + name + `"`),
+				})
 			}
 		}
 	}

@@ -39,8 +39,14 @@ func newTestCatalog() playbooks.Catalog {
 		{Name: "pod.isolate", Verb: playbooks.VerbContain, Class: playbooks.ClassContain, Targets: pod, Reversible: true},
 		{Name: "pod.freeze", Verb: playbooks.VerbContain, Class: playbooks.ClassContain, Targets: pod, Reversible: true},
 		{Name: "pod.restart", Verb: playbooks.VerbContain, Class: playbooks.ClassContain, Targets: pod},
-		{Name: "key.revoke", Verb: playbooks.VerbContain, Class: playbooks.ClassContain, Targets: pod, Reversible: true, MinDuration: time.Hour},
-		{Name: "workload.scale", Verb: playbooks.VerbContain, Class: playbooks.ClassDisrupt, Targets: pod, Reversible: true, Params: scale{}},
+		{
+			Name: "key.revoke", Verb: playbooks.VerbContain, Class: playbooks.ClassContain, Targets: pod, Reversible: true,
+			MinDuration: time.Hour,
+		},
+		{
+			Name: "workload.scale", Verb: playbooks.VerbContain, Class: playbooks.ClassDisrupt, Targets: pod, Reversible: true,
+			Params: scale{},
+		},
 		{Name: "log", Verb: playbooks.VerbNotify, Class: playbooks.ClassObserve, Targets: pod, Params: text{}},
 	} {
 		c[s.Name] = s
@@ -126,7 +132,10 @@ func checkFixtureCase(t *testing.T, dir, name string) string {
 func TestInvalidReplacementKeepsTheReplacedPlaybook(t *testing.T) {
 	good := "playbook: p\ndescription: x\nmatch: { objective: crypto-mining }\nsteps:\n  - notify: log\n"
 	for _, broken := range []string{strings.Replace(good, "log", "lag", 1), strings.Replace(good, "steps", "stebs", 1)} {
-		programs, problems := playbooks.LoadPlaybooks([]playbooks.SourceFile{{File: "shipped.yaml", Content: []byte(good)}, {File: "mine.yaml", Content: []byte(broken)}}, newTestCatalog())
+		programs, problems := playbooks.LoadPlaybooks([]playbooks.SourceFile{
+			{File: "shipped.yaml", Content: []byte(good)},
+			{File: "mine.yaml", Content: []byte(broken)},
+		}, newTestCatalog())
 		require.True(t, problems.HasErrors())
 		require.Len(t, programs, 1)
 		require.Equal(t, "shipped.yaml", programs[0].File)
@@ -138,9 +147,13 @@ func TestInvalidReplacementKeepsTheReplacedPlaybook(t *testing.T) {
 func TestActiveRunIsNotCheckedWithNewerRules(t *testing.T) {
 	for _, steps := range []string{
 		"  - enrich: workload\n    id: ctx\n    if: incident.total_detections > 1\n  - notify: log\n    if: ctx.same_digest_pod_count > 1\n",
-		"  - notify: log\n    if: \"false\"\n", "  - enrich: workload\n    id: live\n", "  - notify: log\n    with: { text: \"https://user:pass@host\" }\n",
+		"  - notify: log\n    if: \"false\"\n", "  - enrich: workload\n    id: live\n",
+		"  - notify: log\n    with: { text: \"https://user:pass@host\" }\n",
 	} {
-		source := playbooks.SourceFile{File: "p.yaml", Content: []byte("playbook: p\nmatch: { objective: crypto-mining }\nsteps:\n" + steps)}
+		source := playbooks.SourceFile{
+			File:    "p.yaml",
+			Content: []byte("playbook: p\nmatch: { objective: crypto-mining }\nsteps:\n" + steps),
+		}
 		_, problems := playbooks.LoadPlaybooks([]playbooks.SourceFile{source}, newTestCatalog())
 		require.True(t, problems.HasErrors(), steps)
 		program, problems := playbooks.LoadForRun(source, nil, newTestCatalog())
@@ -195,7 +208,10 @@ func FuzzLoad(f *testing.F) {
 		if program != nil {
 			program.Matches(playbooks.Incident{})
 			_ = playbooks.Explain(program)
-			_, _ = playbooks.LoadPlaybooks([]playbooks.SourceFile{{File: "a.yaml", Content: source}, {File: "b.yaml", Content: source}}, newTestCatalog())
+			_, _ = playbooks.LoadPlaybooks([]playbooks.SourceFile{
+				{File: "a.yaml", Content: source},
+				{File: "b.yaml", Content: source},
+			}, newTestCatalog())
 			_, err := json.Marshal(program.Name)
 			require.NoError(t, err)
 		}

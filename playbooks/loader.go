@@ -30,12 +30,19 @@ func LoadPlaybooks(files []SourceFile, catalog Catalog) ([]*Program, diagnostic.
 // fatalProblems returns the problems that prevent a playbook from running at all.
 func fatalProblems(problems diagnostic.Diagnostics) diagnostic.Diagnostics {
 	return slices.DeleteFunc(slices.Clone(problems), func(d diagnostic.Diagnostic) bool {
-		return !slices.Contains([]string{"yaml", "encoding", "empty", "alias", "expression", "unknown-action", "unknown-playbook", "cycle", "callee"}, d.Code)
+		return !slices.Contains([]string{
+			"yaml", "encoding", "empty", "alias", "expression", "unknown-action",
+			"unknown-playbook", "cycle", "callee",
+		}, d.Code)
 	})
 }
 
 func loadSources(files []SourceFile, catalog Catalog, run bool) ([]*Program, diagnostic.Diagnostics) {
-	l := &loader{forActiveRun: run, catalog: catalog, playbooksByName: map[string]*Playbook{}, programsByName: map[string]*Program{}, loadStates: map[string]int{}, replacedByName: map[string]*Playbook{}, shippedByName: map[string]*Playbook{}}
+	l := &loader{
+		forActiveRun: run, catalog: catalog, playbooksByName: map[string]*Playbook{},
+		programsByName: map[string]*Program{}, loadStates: map[string]int{}, replacedByName: map[string]*Playbook{},
+		shippedByName: map[string]*Playbook{},
+	}
 	var order []string
 	for _, f := range files {
 		book, problems := ParsePlaybook(f.File, f.Content)
@@ -162,7 +169,8 @@ func (l *loader) loadPlaybook(name string, path []string) *Program {
 		problems = fatalProblems(problems)
 	}
 	for _, p := range problems {
-		if p.Code == "unknown-playbook" && slices.ContainsFunc(slices.Sorted(maps.Keys(unusable)), func(n string) bool { return strings.HasSuffix(p.Message, "`"+n+"`") }) {
+		if p.Code == "unknown-playbook" && slices.ContainsFunc(slices.Sorted(maps.Keys(unusable)),
+			func(n string) bool { return strings.HasSuffix(p.Message, "`"+n+"`") }) {
 			continue // the cause is already reported
 		}
 		l.problems = append(l.problems, p)
@@ -233,6 +241,7 @@ func HashWithCallees(source []byte, called []SourceFile) string {
 		sums = append(sums, hex.EncodeToString(one[:]))
 	}
 	slices.Sort(sums)
-	sum = sha256.Sum256([]byte("a playbook of Stanch with those that it calls\n" + hex.EncodeToString(sum[:]) + "\n" + strings.Join(sums, "\n")))
+	sum = sha256.Sum256([]byte("a playbook of Stanch with those that it calls\n" + hex.EncodeToString(sum[:]) + "\n" +
+		strings.Join(sums, "\n")))
 	return hex.EncodeToString(sum[:])
 }

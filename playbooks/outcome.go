@@ -19,7 +19,8 @@ const (
 // Outcomes lists every outcome, best first. A step with several targets has the worst outcome of theirs, the one that
 // is later in this list.
 var Outcomes = []Outcome{
-	OutcomeSkipped, OutcomeUnchanged, OutcomeSucceeded, OutcomeChanged, OutcomeUnverified, OutcomeProposed, OutcomeDenied, OutcomeRefused, OutcomeFailed,
+	OutcomeSkipped, OutcomeUnchanged, OutcomeSucceeded, OutcomeChanged, OutcomeUnverified, OutcomeProposed, OutcomeDenied,
+	OutcomeRefused, OutcomeFailed,
 }
 
 // ReasonPaused is the prefix of the reason of every containment that was refused while new containments were paused.
@@ -62,7 +63,8 @@ func (o Outcome) RunsOnDenied() bool { return o == OutcomeDenied }
 
 // HasOutputs reports whether expressions may read the step's outputs.
 func (o Outcome) HasOutputs() bool {
-	return o == OutcomeSucceeded || o == OutcomeChanged || o == OutcomeUnverified || o == OutcomeUnchanged || o == OutcomeProposed
+	return o == OutcomeSucceeded || o == OutcomeChanged || o == OutcomeUnverified || o == OutcomeUnchanged ||
+		o == OutcomeProposed
 }
 
 // WorseOf returns the worse of two outcomes. "" is better than any other.

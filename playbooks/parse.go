@@ -55,7 +55,8 @@ func (p *parser) parseFields(n *yaml.Node, what string, readers map[string]func(
 	return p.parseEntries(n, what, func(key, value *yaml.Node) {
 		read, ok := readers[key.Value]
 		if !ok {
-			p.errorf(nodePos(key), "unknown-key", diagnostic.DidYouMean(key.Value, slices.Collect(maps.Keys(readers))), "%s has no key `%s`", what, truncate(key.Value, 40))
+			p.errorf(nodePos(key), "unknown-key", diagnostic.DidYouMean(key.Value, slices.Collect(maps.Keys(readers))),
+				"%s has no key `%s`", what, truncate(key.Value, 40))
 			return
 		}
 		read(key, value)

@@ -18,7 +18,8 @@ const MaxSteps = 500
 
 func (p *parser) parseSteps(n *yaml.Node, path string) []Step {
 	if n.Kind != yaml.SequenceNode {
-		p.errorf(nodePos(n), "type", "begin each step with `- `", "`%s` must be a list of steps, not %s", lastPathElement(path), nodeKindName(n))
+		p.errorf(nodePos(n), "type", "begin each step with `- `", "`%s` must be a list of steps, not %s",
+			lastPathElement(path), nodeKindName(n))
 		return nil
 	}
 	steps := make([]Step, 0, len(n.Content))
@@ -49,7 +50,10 @@ type stepParser struct {
 }
 
 func (p *parser) parseStep(n *yaml.Node, path string) Step {
-	r := &stepParser{parser: p, parsedStep: Step{Pos: nodePos(n), Path: path, keyPositions: map[string]Pos{}}, approval: Approval{Quorum: 1}, forEach: ForEach{Variable: "item", Concurrency: 1, MaxItems: MaxItems}}
+	r := &stepParser{
+		parser: p, parsedStep: Step{Pos: nodePos(n), Path: path, keyPositions: map[string]Pos{}},
+		approval: Approval{Quorum: 1}, forEach: ForEach{Variable: "item", Concurrency: 1, MaxItems: MaxItems},
+	}
 	readers := r.keyParsers()
 	for key, read := range readers {
 		readers[key] = func(k, v *yaml.Node) { r.parsedStep.keyPositions[key] = nodePos(k); read(k, v) }
@@ -72,7 +76,8 @@ func (p *parser) parseStep(n *yaml.Node, path string) Step {
 	for _, key := range slices.Sorted(maps.Keys(r.parsedStep.keyPositions)) {
 		if ok, kinds := kindAcceptsKey(kind, key); key != kind && !ok {
 			hint := "it is a key of " + strings.Join(kinds, ", ")
-			if len(r.parsedStep.Parallel)+len(r.nestedSteps) > 0 && slices.Contains([]string{"for", "with", "target", "retry"}, key) {
+			if len(r.parsedStep.Parallel)+len(r.nestedSteps) > 0 && slices.Contains([]string{"for", "with", "target", "retry"},
+				key) {
 				hint = "set it on the steps inside"
 			}
 			p.errorf(r.parsedStep.keyPositions[key], "conflict", hint, "`%s` is not allowed on `%s`", key, kind)

@@ -84,7 +84,8 @@ func (p *parser) parseIdentifiers(n *yaml.Node, what string) []Identifier {
 func (p *parser) parseDuration(n *yaml.Node, what string) time.Duration {
 	d, err := duration.Parse(n.Value)
 	if n.Kind != yaml.ScalarNode || err != nil || d <= 0 {
-		p.errorf(nodePos(n), "duration", "write for example `90s`, `15m` or `1d`", "`%s` must be a duration, not %s", what, nodeKindName(n))
+		p.errorf(nodePos(n), "duration", "write for example `90s`, `15m` or `1d`", "`%s` must be a duration, not %s", what,
+			nodeKindName(n))
 		return 0
 	}
 	if d > 30*24*time.Hour {

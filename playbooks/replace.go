@@ -19,7 +19,8 @@ func (l *loader) markReplaced(programs []*Program) {
 		}
 	}
 	for _, name := range slices.Sorted(maps.Keys(l.playbooksByName)) {
-		if book := l.playbooksByName[name]; !book.Shipped && l.programsByName[name] == nil && shipped[book.Replaces.Text] != nil {
+		if book := l.playbooksByName[name]; !book.Shipped && l.programsByName[name] == nil &&
+			shipped[book.Replaces.Text] != nil {
 			l.addError(book, book.Replaces.Pos, "replaced", "fix this playbook",
 				fmt.Sprintf("the shipped playbook `%s` stays in use until then", book.Replaces.Text))
 		}
@@ -132,7 +133,8 @@ func FindOverlaps(programs []*Program) []PlaybookOverlap {
 	var out []PlaybookOverlap
 	for i, a := range sorted {
 		for _, b := range sorted[i+1:] {
-			if a.Shipped && b.Shipped || !a.isSelectable() || !b.isSelectable() || !sharesObjective(a.Match.Objectives, b.Match.Objectives) {
+			if a.Shipped && b.Shipped || !a.isSelectable() || !b.isSelectable() || !sharesObjective(a.Match.Objectives,
+				b.Match.Objectives) {
 				continue
 			}
 			out = append(out, PlaybookOverlap{First: a, Second: b, Reason: a.precedenceReason(b)})

@@ -18,7 +18,10 @@ type schemaObject = map[string]any
 // accepts every valid playbook. Rules that a schema cannot express (types of expressions, evidence first) are checked
 // by `stanch validate`.
 func PlaybookSchema(catalog Catalog) any {
-	s := &schemaBuilder{catalog: catalog, reflector: &jsonschema.Reflector{Anonymous: true, DoNotReference: true, RequiredFromJSONSchemaTags: true}}
+	s := &schemaBuilder{catalog: catalog, reflector: &jsonschema.Reflector{
+		Anonymous: true, DoNotReference: true,
+		RequiredFromJSONSchemaTags: true,
+	}}
 	properties, required := s.keyProperties(PlaybookKeys, map[string]schemaObject{
 		"playbook":  {"type": "string", "pattern": "^[A-Za-z_][A-Za-z0-9_-]{0,63}$"},
 		"max_phase": {"type": "integer", "minimum": 1, "maximum": 3, "default": 2},
@@ -30,7 +33,10 @@ func PlaybookSchema(catalog Catalog) any {
 		"$schema": "http://json-schema.org/draft-07/schema#", "$id": "https://stanch.dev/schema/playbook.json",
 		"title": "A Stanch playbook",
 		"type":  "object", "additionalProperties": false, "required": required, "properties": properties,
-		"definitions": schemaObject{"step": s.stepSchema(), "steps": schemaObject{"type": "array", "minItems": 1, "items": schemaObject{"$ref": "#/definitions/step"}}},
+		"definitions": schemaObject{"step": s.stepSchema(), "steps": schemaObject{
+			"type": "array", "minItems": 1,
+			"items": schemaObject{"$ref": "#/definitions/step"},
+		}},
 	}
 }
 
@@ -56,7 +62,9 @@ func oneOrManySchema(one schemaObject) schemaObject {
 
 // keyProperties returns the schema properties of a mapping. special overrides the schema that follows from a key's
 // type.
-func (s *schemaBuilder) keyProperties(table []GrammarKey, special map[string]schemaObject) (properties schemaObject, required []string) {
+func (s *schemaBuilder) keyProperties(table []GrammarKey, special map[string]schemaObject) (properties schemaObject,
+	required []string,
+) {
 	properties = schemaObject{}
 	for _, k := range table {
 		schema, ok := special[k.Name]
@@ -123,16 +131,30 @@ func (s *schemaBuilder) inputSchema() schemaObject {
 // action.
 func (s *schemaBuilder) stepSchema() schemaObject {
 	duration := s.schemaForKeyType(GrammarKey{Type: "duration"})
-	from, _ := s.keyProperties(ApproverKeys, map[string]schemaObject{"escalate": {"type": "object", "additionalProperties": false, "required": []string{"after"}, "properties": schemaObject{
-		"after": duration, "groups": oneOrManySchema(schemaObject{"type": "string"}), "users": oneOrManySchema(schemaObject{"type": "string"}),
-	}}})
+	from, _ := s.keyProperties(ApproverKeys,
+		map[string]schemaObject{"escalate": {
+			"type": "object", "additionalProperties": false, "required": []string{"after"},
+			"properties": schemaObject{
+				"after": duration, "groups": oneOrManySchema(schemaObject{"type": "string"}),
+				"users": oneOrManySchema(schemaObject{"type": "string"}),
+			},
+		}})
 	special := map[string]schemaObject{
-		"from":  {"type": "object", "additionalProperties": false, "properties": from},
-		"retry": {"type": "object", "additionalProperties": false, "properties": schemaObject{"attempts": schemaObject{"type": "integer", "minimum": 1, "maximum": 20}, "backoff": duration}},
-		"stop":  {"enum": StopOutcomes}, "set": {"type": "object", "minProperties": 1},
-		"wait": {"anyOf": []any{duration, schemaObject{"type": "object", "additionalProperties": false, "required": []string{"until", "timeout"}, "properties": schemaObject{
-			"until": expressionSchema("the condition to wait for; `live` is the current incident"), "timeout": duration,
-		}}}},
+		"from": {"type": "object", "additionalProperties": false, "properties": from},
+		"retry": {
+			"type": "object", "additionalProperties": false,
+			"properties": schemaObject{
+				"attempts": schemaObject{"type": "integer", "minimum": 1, "maximum": 20},
+				"backoff":  duration,
+			},
+		},
+		"stop": {"enum": StopOutcomes}, "set": {"type": "object", "minProperties": 1},
+		"wait": {"anyOf": []any{duration, schemaObject{
+			"type": "object", "additionalProperties": false,
+			"required": []string{"until", "timeout"}, "properties": schemaObject{
+				"until": expressionSchema("the condition to wait for; `live` is the current incident"), "timeout": duration,
+			},
+		}}},
 	}
 	properties := schemaObject{}
 	var kinds, rules []any
@@ -150,10 +172,19 @@ func (s *schemaBuilder) stepSchema() schemaObject {
 				properties[name] = schema
 			}
 		}
-		kinds = append(kinds, schemaObject{"required": append([]string{kind.Name}, required...), "title": kind.Name, "description": kind.Doc})
-		rules = append(rules, schemaObject{"if": schemaObject{"required": []string{kind.Name}}, "then": schemaObject{"propertyNames": schemaObject{"enum": names}}})
+		kinds = append(kinds, schemaObject{
+			"required": append([]string{kind.Name}, required...), "title": kind.Name,
+			"description": kind.Doc,
+		})
+		rules = append(rules, schemaObject{
+			"if":   schemaObject{"required": []string{kind.Name}},
+			"then": schemaObject{"propertyNames": schemaObject{"enum": names}},
+		})
 	}
-	return schemaObject{"type": "object", "additionalProperties": false, "properties": properties, "oneOf": kinds, "allOf": rules}
+	return schemaObject{
+		"type": "object", "additionalProperties": false, "properties": properties, "oneOf": kinds,
+		"allOf": rules,
+	}
 }
 
 // actionNamesSchema returns the schema of the names of a verb's actions.
@@ -186,7 +217,10 @@ func (s *schemaBuilder) actionRuleSchemas(verb Verb) []any {
 		} else if verb == VerbContain {
 			then["not"] = schemaObject{"required": []string{"for"}}
 		}
-		rules = append(rules, schemaObject{"if": schemaObject{"properties": is, "required": []string{string(verb)}}, "then": then})
+		rules = append(rules, schemaObject{
+			"if":   schemaObject{"properties": is, "required": []string{string(verb)}},
+			"then": then,
+		})
 	}
 	return rules
 }
@@ -201,9 +235,15 @@ func (s *schemaBuilder) paramsSchema(spec ActionSpec) schemaObject {
 	properties := schemaObject{}
 	for pair := reflected.Properties.Oldest(); pair != nil; pair = pair.Next() {
 		doc := describeParameter(t, pair.Key)
-		properties[pair.Key] = schemaObject{"anyOf": []any{pair.Value, schemaObject{"type": "string", "pattern": `\$\{`}}, "description": doc}
+		properties[pair.Key] = schemaObject{
+			"anyOf":       []any{pair.Value, schemaObject{"type": "string", "pattern": `\$\{`}},
+			"description": doc,
+		}
 	}
-	out := schemaObject{"type": "object", "additionalProperties": false, "properties": properties, "description": "the parameters of `" + spec.Name + "`"}
+	out := schemaObject{
+		"type": "object", "additionalProperties": false, "properties": properties,
+		"description": "the parameters of `" + spec.Name + "`",
+	}
 	if len(reflected.Required) > 0 {
 		out["required"] = reflected.Required
 	}

@@ -60,7 +60,8 @@ var enrichedFields = []string{"workload", "changes", "blast_radius", "context", 
 
 // mayMatchLater reports whether the playbook does not match only because enrichment of the incident has not finished.
 func (p *Program) mayMatchLater(incident Incident) bool {
-	if p.Match == nil || p.Match.When == nil || p.ReplacedBy != "" || incident.Context.Enriched || p.mismatchReason(incident) != "" {
+	if p.Match == nil || p.Match.When == nil || p.ReplacedBy != "" || incident.Context.Enriched ||
+		p.mismatchReason(incident) != "" {
 		return false
 	}
 	tree, err := exprparser.Parse(p.Match.When.Source)
@@ -121,7 +122,8 @@ func (p *Program) Priority() int {
 
 // comparePrecedence orders playbooks: higher priority first, then users' before shipped, then exclusive ones.
 func comparePrecedence(a, b *Program) int {
-	return cmp.Or(cmp.Compare(b.Priority(), a.Priority()), compareTrueFirst(b.Shipped, a.Shipped), compareTrueFirst(a.isExclusive(), b.isExclusive()))
+	return cmp.Or(cmp.Compare(b.Priority(), a.Priority()), compareTrueFirst(b.Shipped, a.Shipped),
+		compareTrueFirst(a.isExclusive(), b.isExclusive()))
 }
 
 func (p *Program) isExclusive() bool { return p.Match != nil && p.Match.Exclusive }

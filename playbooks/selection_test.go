@@ -30,7 +30,9 @@ func markShipped(s playbooks.SourceFile) playbooks.SourceFile {
 }
 
 // selectForMining loads the sources and returns the selection result of each playbook for a cryptomining incident.
-func selectForMining(t *testing.T, in playbooks.Incident, sources ...playbooks.SourceFile) map[string]playbooks.SelectionResult {
+func selectForMining(t *testing.T, in playbooks.Incident,
+	sources ...playbooks.SourceFile,
+) map[string]playbooks.SelectionResult {
 	t.Helper()
 	programs, problems := playbooks.LoadPlaybooks(sources, newTestCatalog())
 	require.NoError(t, problems.WithoutWarnings().Err())
@@ -56,48 +58,67 @@ func TestOnlyOneContainingPlaybookStarts(t *testing.T) {
 	}{
 		{
 			"a user's comes before a shipped one",
-			[]playbooks.SourceFile{markShipped(newPlaybookFile("cryptominer", "", objective)), newPlaybookFile("mine", "", objective)},
+			[]playbooks.SourceFile{
+				markShipped(newPlaybookFile("cryptominer", "", objective)),
+				newPlaybookFile("mine", "", objective),
+			},
 			[]string{"mine"},
 			[]string{"cryptominer"},
 			map[string]string{"cryptominer": "it matches, but mine also contains and precedes it (priority 100 over 0)"},
 		},
 		{
 			"also before an exclusive one of the highest shipped priority",
-			[]playbooks.SourceFile{markShipped(newPlaybookFile("mass", "", objective+", priority: 100, exclusive: true")), newPlaybookFile("mine", "", objective)},
+			[]playbooks.SourceFile{
+				markShipped(newPlaybookFile("mass", "", objective+", priority: 100, exclusive: true")),
+				newPlaybookFile("mine", "", objective),
+			},
 			[]string{"mine"},
 			[]string{"mass"},
 			map[string]string{"mass": "it matches, but mine also contains and precedes it (same priority 100; yours precedes a shipped one)"},
 		},
 		{
 			"unless it gives a lower priority",
-			[]playbooks.SourceFile{markShipped(newPlaybookFile("cryptominer", "", objective+", priority: 20")), newPlaybookFile("mine", "", objective+", priority: 10")},
+			[]playbooks.SourceFile{
+				markShipped(newPlaybookFile("cryptominer", "", objective+", priority: 20")),
+				newPlaybookFile("mine", "", objective+", priority: 10"),
+			},
 			[]string{"cryptominer"},
 			[]string{"mine"},
 			nil,
 		},
 		{
 			"what contains nothing starts beside it",
-			[]playbooks.SourceFile{markShipped(newPlaybookFile("cryptominer", "", objective)), newPlaybookFile("mine", "", objective), newPlaybookFile("note", "", objective, "  - notify: log\n")},
+			[]playbooks.SourceFile{
+				markShipped(newPlaybookFile("cryptominer", "", objective)),
+				newPlaybookFile("mine", "", objective), newPlaybookFile("note", "", objective, "  - notify: log\n"),
+			},
 			[]string{"mine", "note"},
 			[]string{"cryptominer"},
 			nil,
 		},
 		{
 			"but not beside an exclusive one",
-			[]playbooks.SourceFile{markShipped(newPlaybookFile("note", "", objective, "  - notify: log\n")), newPlaybookFile("mine", "", objective+", exclusive: true")},
+			[]playbooks.SourceFile{
+				markShipped(newPlaybookFile("note", "", objective, "  - notify: log\n")),
+				newPlaybookFile("mine", "", objective+", exclusive: true"),
+			},
 			[]string{"mine"},
 			nil,
 			map[string]string{"note": "it matches, but mine is exclusive with priority 100"},
 		},
 		{
 			"one of the same name replaces the shipped one",
-			[]playbooks.SourceFile{markShipped(newPlaybookFile("cryptominer", "", objective)), newPlaybookFile("cryptominer", "", objective)},
+			[]playbooks.SourceFile{markShipped(newPlaybookFile("cryptominer", "", objective)), newPlaybookFile("cryptominer", "",
+				objective)},
 			[]string{"cryptominer"},
 			nil, nil,
 		},
 		{
 			"one that says so replaces it",
-			[]playbooks.SourceFile{markShipped(newPlaybookFile("cryptominer", "", objective)), newPlaybookFile("mine", "replaces: cryptominer\n", "objective: discovery")},
+			[]playbooks.SourceFile{
+				markShipped(newPlaybookFile("cryptominer", "", objective)),
+				newPlaybookFile("mine", "replaces: cryptominer\n", "objective: discovery"),
+			},
 			nil, nil,
 			map[string]string{"cryptominer": "your playbook mine replaces it"},
 		},
@@ -132,7 +153,8 @@ func TestShippedPlaybookWaitsForEnrichment(t *testing.T) {
 		`incident.confidence > 0.95`:                      false, // enrichment does not change it
 		`incident.drill`:                                  false,
 	} {
-		got := selectForMining(t, miningIncident, library, newPlaybookFile("mine", "", "objective: crypto-mining, when: "+when))
+		got := selectForMining(t, miningIncident, library, newPlaybookFile("mine", "", "objective: crypto-mining, when: "+
+			when))
 		require.True(t, got["cryptominer"].Selected, when)
 		require.Equal(t, waits, got["cryptominer"].WaitsForEnrichment, when)
 	}
@@ -143,14 +165,16 @@ func TestShippedPlaybookWaitsForEnrichment(t *testing.T) {
 	other := newPlaybookFile("mine", "", "objective: escape, when: len(incident.changes) > 0")
 	require.False(t, selectForMining(t, miningIncident, library, other)["cryptominer"].WaitsForEnrichment,
 		"its objective is different")
-	observing := newPlaybookFile("mine", "", "objective: crypto-mining, when: len(incident.changes) > 0", "  - notify: log\n")
+	observing := newPlaybookFile("mine", "", "objective: crypto-mining, when: len(incident.changes) > 0",
+		"  - notify: log\n")
 	require.False(t, selectForMining(t, miningIncident, library, observing)["cryptominer"].WaitsForEnrichment,
 		"it has no containment")
 }
 
 func TestReplacementWithFewerSafeguardsIsAWarning(t *testing.T) {
 	const asking = "  - evidence: process.snapshot\n  - approval: cut\n    ask: Really?\n    from: { groups: [a] }\n    timeout: 5m\n    on_timeout: deny\n    steps:\n      - contain: pod.isolate\n        for: 1h\n"
-	library := markShipped(newPlaybookFile("cryptominer", "", "objective: crypto-mining", asking, "  - evidence: pod.logs\n"))
+	library := markShipped(newPlaybookFile("cryptominer", "", "objective: crypto-mining", asking,
+		"  - evidence: pod.logs\n"))
 	warnings := func(sources ...playbooks.SourceFile) (out []string) {
 		_, problems := playbooks.LoadPlaybooks(sources, newTestCatalog())
 		for _, p := range problems {
@@ -159,22 +183,29 @@ func TestReplacementWithFewerSafeguardsIsAWarning(t *testing.T) {
 		return out
 	}
 	const lacks = "warning: the playbook replaces the shipped playbook `cryptominer`, but lacks its `approval`, `evidence: pod.logs` [replacement]"
-	require.Equal(t, []string{"mine.yaml:3:11: " + lacks}, warnings(library, newPlaybookFile("mine", "replaces: cryptominer\n", "objective: crypto-mining")))
-	require.Equal(t, []string{"cryptominer.yaml:1:11: " + lacks}, warnings(library, newPlaybookFile("cryptominer", "", "objective: crypto-mining")))
-	require.Empty(t, warnings(library, newPlaybookFile("mine", "replaces: cryptominer\n", "objective: crypto-mining", asking, "  - evidence: pod.logs\n")))
+	require.Equal(t, []string{"mine.yaml:3:11: " + lacks},
+		warnings(library, newPlaybookFile("mine", "replaces: cryptominer\n", "objective: crypto-mining")))
+	require.Equal(t, []string{"cryptominer.yaml:1:11: " + lacks},
+		warnings(library, newPlaybookFile("cryptominer", "", "objective: crypto-mining")))
+	require.Empty(t, warnings(library, newPlaybookFile("mine", "replaces: cryptominer\n", "objective: crypto-mining",
+		asking, "  - evidence: pod.logs\n")))
 	require.Equal(t, []string{"mine.yaml:3:11: error: unknown shipped playbook `cryptomine` [replaces]"},
 		warnings(library, newPlaybookFile("mine", "replaces: cryptomine\n", "objective: crypto-mining")))
 
 	// An invalid playbook replaces nothing, and a diagnostic says so.
-	broken := newPlaybookFile("mine", "replaces: cryptominer\n", "objective: crypto-mining", "  - contain: pod.isolat\n    for: 1h\n")
+	broken := newPlaybookFile("mine", "replaces: cryptominer\n", "objective: crypto-mining",
+		"  - contain: pod.isolat\n    for: 1h\n")
 	require.Contains(t, warnings(library, broken),
 		"mine.yaml:3:11: error: the shipped playbook `cryptominer` stays in use until then [replaced]")
 }
 
 func TestOverlapsNameTheSelectedPlaybook(t *testing.T) {
 	programs, problems := playbooks.LoadPlaybooks([]playbooks.SourceFile{
-		markShipped(newPlaybookFile("cryptominer", "", "objective: crypto-mining")), markShipped(newPlaybookFile("other", "", "objective: crypto-mining")),
-		newPlaybookFile("mine", "", "objective: [escape, crypto-mining]"), newPlaybookFile("yours", "", "objective: escape, priority: 7"), newPlaybookFile("quiet", "", "objective: escape", "  - notify: log\n"),
+		markShipped(newPlaybookFile("cryptominer", "", "objective: crypto-mining")),
+		markShipped(newPlaybookFile("other", "", "objective: crypto-mining")),
+		newPlaybookFile("mine", "", "objective: [escape, crypto-mining]"),
+		newPlaybookFile("yours", "", "objective: escape, priority: 7"), newPlaybookFile("quiet", "", "objective: escape",
+			"  - notify: log\n"),
 	}, newTestCatalog())
 	require.NoError(t, problems.WithoutWarnings().Err())
 	var got []string
@@ -182,6 +213,7 @@ func TestOverlapsNameTheSelectedPlaybook(t *testing.T) {
 		got = append(got, fmt.Sprintf("%s before %s: %s", o.First.Name, o.Second.Name, o.Reason))
 	}
 	require.Equal(t, []string{
-		"mine before yours: priority 100 over 7", "mine before cryptominer: priority 100 over 0", "mine before other: priority 100 over 0",
+		"mine before yours: priority 100 over 7", "mine before cryptominer: priority 100 over 0",
+		"mine before other: priority 100 over 0",
 	}, got)
 }

@@ -99,8 +99,9 @@ type AuditPod struct {
 
 // AuditBinding is a role and the subjects that a request grants it to.
 type AuditBinding struct {
-	Role     string   `json:"role,omitempty" expr:"role"`         // "ClusterRole/cluster-admin"
-	Subjects []string `json:"subjects,omitempty" expr:"subjects"` // "User/alice", "Group/system:masters", "ServiceAccount/shop/web"
+	Role string `json:"role,omitempty" expr:"role"` // "ClusterRole/cluster-admin"
+	// "User/alice", "Group/system:masters", "ServiceAccount/shop/web"
+	Subjects []string `json:"subjects,omitempty" expr:"subjects"`
 }
 
 // AuditRole is the part of a role that lets its subjects gain more permissions.
@@ -135,9 +136,10 @@ type Cloud struct {
 	Region    string `json:"region,omitempty" expr:"region"`
 	Account   string `json:"account,omitempty" expr:"account"`
 	// Principal is the ARN of the caller. An ARN may be reused; PrincipalID never is.
-	Principal     string `json:"principal,omitempty" expr:"principal"`
-	PrincipalID   string `json:"principal_id,omitempty" expr:"principal_id"`
-	PrincipalType string `json:"principal_type,omitempty" expr:"principal_type"` // "AssumedRole", "IAMUser", "Root", "AWSService", …
+	Principal   string `json:"principal,omitempty" expr:"principal"`
+	PrincipalID string `json:"principal_id,omitempty" expr:"principal_id"`
+	// "AssumedRole", "IAMUser", "Root", "AWSService", …
+	PrincipalType string `json:"principal_type,omitempty" expr:"principal_type"`
 	// Role and RoleID identify the role that the principal assumed. SessionName is the name of the role session.
 	Role        string `json:"role,omitempty" expr:"role"`
 	RoleID      string `json:"role_id,omitempty" expr:"role_id"`

@@ -54,7 +54,8 @@ type Subject struct {
 
 // NodeKinds lists the kinds that the node sensor produces.
 var NodeKinds = []Kind{
-	KindExec, KindExit, KindConnect, KindFileOpen, KindFileDelete, KindChmod, KindUnixConnect, KindListen, KindDNS, KindRawSocket, KindMount,
+	KindExec, KindExit, KindConnect, KindFileOpen, KindFileDelete, KindChmod, KindUnixConnect, KindListen, KindDNS,
+	KindRawSocket, KindMount,
 	KindNamespaceChange, KindProcessTrace, KindBPF, KindIOUring, KindKernelModule, KindProcessBurst,
 }
 
@@ -77,14 +78,15 @@ type Event struct {
 
 	Process   Process   `json:"process" expr:"process"`
 	Container Container `json:"container,omitzero" expr:"container"`
-	File      File      `json:"file,omitzero" expr:"file"`            // KindFileOpen, KindFileDelete, KindChmod, KindUnixConnect, KindMount
-	Network   Network   `json:"network,omitzero" expr:"network"`      // KindConnect, KindListen, KindDNS
-	Syscall   Syscall   `json:"syscall,omitzero" expr:"syscall"`      // the system call, for kinds that are about one
-	Baseline  Baseline  `json:"baseline,omitzero" expr:"baseline"`    // how usual the event is for the image
-	Audit     Audit     `json:"audit,omitzero" expr:"audit"`          // KindKubernetesAudit
-	Cloud     Cloud     `json:"cloud,omitzero" expr:"cloud"`          // KindCloudAPICall
-	ExitCode  int       `json:"exit_code,omitempty" expr:"exit_code"` // KindExit; 128+n if signal n ended the process
-	Count     int       `json:"count,omitempty" expr:"count"`         // KindProcessBurst: processes in the time window
+	// KindFileOpen, KindFileDelete, KindChmod, KindUnixConnect, KindMount
+	File     File     `json:"file,omitzero" expr:"file"`
+	Network  Network  `json:"network,omitzero" expr:"network"`      // KindConnect, KindListen, KindDNS
+	Syscall  Syscall  `json:"syscall,omitzero" expr:"syscall"`      // the system call, for kinds that are about one
+	Baseline Baseline `json:"baseline,omitzero" expr:"baseline"`    // how usual the event is for the image
+	Audit    Audit    `json:"audit,omitzero" expr:"audit"`          // KindKubernetesAudit
+	Cloud    Cloud    `json:"cloud,omitzero" expr:"cloud"`          // KindCloudAPICall
+	ExitCode int      `json:"exit_code,omitempty" expr:"exit_code"` // KindExit; 128+n if signal n ended the process
+	Count    int      `json:"count,omitempty" expr:"count"`         // KindProcessBurst: processes in the time window
 }
 
 // Process is the process that an event is about, as the kernel described it at the time of the event.

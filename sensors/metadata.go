@@ -22,7 +22,8 @@ const stanchAnnotationPrefix = "stanch.dev/"
 // detection would be added to the wrong incident.
 func workloadLabelKeys() []string {
 	return []string{
-		"pod-template-hash", "statefulset.kubernetes.io/pod-name", "batch.kubernetes.io/job-name", "controller-revision-hash", "pod-template-generation",
+		"pod-template-hash", "statefulset.kubernetes.io/pod-name", "batch.kubernetes.io/job-name", "controller-revision-hash",
+		"pod-template-generation",
 	}
 }
 
@@ -30,16 +31,18 @@ func workloadLabelKeys() []string {
 // workload first, then the others in the order of their keys, and drops a label that is longer than Kubernetes allows.
 // It returns nil if nothing is left.
 func LimitLabels(labels map[string]string) map[string]string {
-	return limitMap(labels, func(key string) bool { return slices.Contains(workloadLabelKeys(), key) }, func(key, value string) bool {
-		return len(key) <= maxLabelKeyBytes && len(value) <= maxLabelValueBytes
-	})
+	return limitMap(labels, func(key string) bool { return slices.Contains(workloadLabelKeys(), key) },
+		func(key, value string) bool {
+			return len(key) <= maxLabelKeyBytes && len(value) <= maxLabelValueBytes
+		})
 }
 
 // LimitAnnotations returns a copy of a pod's annotations, at most 64 annotations and 16 KiB. It keeps the annotations
 // that Stanch reads first, then the others in the order of their keys, so that the user's rules can match them. It
 // returns nil if nothing is left.
 func LimitAnnotations(annotations map[string]string) map[string]string {
-	return limitMap(annotations, func(key string) bool { return strings.HasPrefix(key, stanchAnnotationPrefix) }, func(string, string) bool { return true })
+	return limitMap(annotations, func(key string) bool { return strings.HasPrefix(key, stanchAnnotationPrefix) },
+		func(string, string) bool { return true })
 }
 
 func limitMap(all map[string]string, first func(key string) bool, fits func(key, value string) bool) map[string]string {

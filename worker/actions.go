@@ -27,7 +27,8 @@ type Deps struct {
 
 // AllActions returns every action.
 func AllActions(p Deps) []activities.Action {
-	return append(append(append(kube.Actions(p.KubeClient), aws.Actions(p.Account, p.KubeClient)...), p.ExternalServices.newActions()...),
+	return append(append(append(kube.Actions(p.KubeClient), aws.Actions(p.Account, p.KubeClient)...),
+		p.ExternalServices.newActions()...),
 		&node.IsolateAction{NodeClient: p.NodeClient, KubeClient: p.KubeClient},
 		&node.FreezeAction{NodeClient: p.NodeClient},
 		&node.SnapshotAction{NodeClient: p.NodeClient},

@@ -111,7 +111,10 @@ func (q *archiveQueue) recordAttempt(id string) {
 func (a *Auditor) recordArchiveInManifest(incident string) error {
 	sum, err := a.Archive.FileSHA256(incident)
 	if err == nil {
-		_, err = a.Evidence.Append(incident, activities.EntryKindArchive, activities.AuditRecord{Action: "archive", SHA256: sum})
+		_, err = a.Evidence.Append(incident, activities.EntryKindArchive, activities.AuditRecord{
+			Action: "archive",
+			SHA256: sum,
+		})
 	}
 	return err //nolint:wrapcheck // the caller adds context
 }
@@ -123,7 +126,8 @@ func (a *Auditor) listUnarchivedClosed(ctx context.Context) ([]string, error) {
 	var token []byte
 	for {
 		page, err := a.HistoryExporter.Temporal.ListWorkflow(ctx, &workflowservice.ListWorkflowExecutionsRequest{
-			Query: "WorkflowType = 'Incident' AND ExecutionStatus != 'Running' AND ExecutionStatus != 'ContinuedAsNew'", PageSize: 200, NextPageToken: token,
+			Query:    "WorkflowType = 'Incident' AND ExecutionStatus != 'Running' AND ExecutionStatus != 'ContinuedAsNew'",
+			PageSize: 200, NextPageToken: token,
 		})
 		if err != nil {
 			return nil, fmt.Errorf("list closed incidents: %w", err)
@@ -131,7 +135,8 @@ func (a *Auditor) listUnarchivedClosed(ctx context.Context) ([]string, error) {
 		for _, w := range page.GetExecutions() {
 			var id string
 			payload := w.GetSearchAttributes().GetIndexedFields()[workflows.IncidentSearchAttribute]
-			if payload != nil && converter.GetDefaultDataConverter().FromPayload(payload, &id) == nil && id != "" && !a.Archive.Exists(id) {
+			if payload != nil && converter.GetDefaultDataConverter().FromPayload(payload, &id) == nil && id != "" &&
+				!a.Archive.Exists(id) {
 				out = append(out, id)
 			}
 		}

@@ -22,12 +22,17 @@ func waitingWorkflow(ctx workflow.Context) error {
 
 // An incident's message workflow may stay open forever; incidents with an active lease wait, after all others.
 func TestOpenMessageWorkflowDoesNotDelayArchive(t *testing.T) {
-	s := temporal.Start(t, map[string]any{"Incident": endingWorkflow, "ChatMessage": waitingWorkflow, "Lease": waitingWorkflow})
+	s := temporal.Start(t, map[string]any{
+		"Incident": endingWorkflow, "ChatMessage": waitingWorkflow,
+		"Lease": waitingWorkflow,
+	})
 	auth, err := authority.OpenOrCreate(t.TempDir())
 	require.NoError(t, err)
 	a := &Auditor{
-		HistoryExporter: &archive.HistoryExporter{Temporal: s, DataConverter: converter.GetDefaultDataConverter()}, Archive: archive.Store{Dir: t.TempDir()},
-		Converter: converter.GetDefaultDataConverter(), Keyring: auth.Keyring(), Evidence: &activities.EvidenceStore{Dir: t.TempDir(), Authority: auth},
+		HistoryExporter: &archive.HistoryExporter{Temporal: s, DataConverter: converter.GetDefaultDataConverter()},
+		Archive:         archive.Store{Dir: t.TempDir()},
+		Converter:       converter.GetDefaultDataConverter(), Keyring: auth.Keyring(),
+		Evidence: &activities.EvidenceStore{Dir: t.TempDir(), Authority: auth},
 	}
 	s.StartWorkflow("Incident", "incident/a", joinedIncidentID)
 	thread := s.StartWorkflow("ChatMessage", "chat-message/a", joinedIncidentID)

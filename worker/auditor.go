@@ -48,7 +48,8 @@ func OpenAuditor(dir string) (*Auditor, error) {
 		return nil, err //nolint:wrapcheck // the error names the file
 	}
 	return &Auditor{
-		Archive: archive.Store{Dir: filepath.Join(dir, "archive")}, Converter: c.DataConverter(), Keyring: auth.Keyring(), Catalog: ActionCatalog(),
+		Archive: archive.Store{Dir: filepath.Join(dir, "archive")}, Converter: c.DataConverter(), Keyring: auth.Keyring(),
+		Catalog:  ActionCatalog(),
 		Evidence: &activities.EvidenceStore{Dir: filepath.Join(dir, "evidence")},
 	}, nil
 }
@@ -56,8 +57,10 @@ func OpenAuditor(dir string) (*Auditor, error) {
 // newAuditor returns the running worker's auditor.
 func (w *Worker) newAuditor() *Auditor {
 	return &Auditor{
-		HistoryExporter: &archive.HistoryExporter{Temporal: w.TemporalClient, DataConverter: w.dataConverter()}, Archive: archive.Store{Dir: filepath.Join(w.DataDir, "archive")},
-		Converter: w.dataConverter(), Keyring: w.Authority.Keyring(), Catalog: w.Activities.Catalog(), Evidence: w.Activities.Evidence,
+		HistoryExporter: &archive.HistoryExporter{Temporal: w.TemporalClient, DataConverter: w.dataConverter()},
+		Archive:         archive.Store{Dir: filepath.Join(w.DataDir, "archive")},
+		Converter:       w.dataConverter(), Keyring: w.Authority.Keyring(), Catalog: w.Activities.Catalog(),
+		Evidence: w.Activities.Evidence,
 	}
 }
 
@@ -72,7 +75,9 @@ func (w *Worker) dataConverter() converter.DataConverter {
 var ErrUnknownIncident = errors.New("unknown incident; `stanch incidents` lists the incidents")
 
 // loadRuns returns an incident's histories from Temporal and the archive, and the archive's own differences.
-func (a *Auditor) loadRuns(ctx context.Context, incident string, both bool) (live, archived []audit.WorkflowRun, differences []audit.Difference, err error) {
+func (a *Auditor) loadRuns(ctx context.Context, incident string, both bool) (live, archived []audit.WorkflowRun,
+	differences []audit.Difference, err error,
+) {
 	if a.HistoryExporter != nil {
 		if live, err = a.HistoryExporter.Export(ctx, incident); err != nil {
 			return nil, nil, nil, err //nolint:wrapcheck // the error says what was done
@@ -110,7 +115,10 @@ func includesIncidentRun(runs []audit.WorkflowRun) bool {
 
 // auditOptions returns the options of a timeline.
 func (a *Auditor) auditOptions(incident, source string) audit.Options {
-	return audit.Options{IncidentID: incident, DataConverter: a.Converter, Keyring: a.Keyring, Catalog: a.Catalog, HistorySource: source}
+	return audit.Options{
+		IncidentID: incident, DataConverter: a.Converter, Keyring: a.Keyring, Catalog: a.Catalog,
+		HistorySource: source,
+	}
 }
 
 // Audit returns an incident's timeline, and verifies it on request.
@@ -143,9 +151,11 @@ func (a *Auditor) Audit(ctx context.Context, incident string, verify bool) (audi
 	case archived == nil && damaged == nil:
 		report.Checked = append(report.Checked, "no archive exists yet")
 	case source == "archive":
-		report.Checked = append(report.Checked, "the archive against its signed statement (Temporal no longer has the incident)")
+		report.Checked = append(report.Checked,
+			"the archive against its signed statement (Temporal no longer has the incident)")
 	case archived != nil:
-		report.Checked = append(report.Checked, "the archive against its signed statement, and Temporal's histories against the archive")
+		report.Checked = append(report.Checked,
+			"the archive against its signed statement, and Temporal's histories against the archive")
 		report.Differences = append(report.Differences, archive.CompareHistories(live, archived)...)
 	}
 	checked, differ := a.verifyEvidence(incident, timeline)

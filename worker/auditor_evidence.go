@@ -75,9 +75,14 @@ func (a *Auditor) verifyEvidence(incident string, timeline audit.Timeline) (chec
 		}
 		entered++
 	}
-	checked = []string{fmt.Sprintf(
-		"%d evidence artifacts: their bytes against the SHA-256 in the history, the chain and signatures of the manifest's %d lines, and the manifest against the evidence and the %d actions in the history", len(timeline.Evidence), len(lines), entered,
-	)}
+	checked = []string{
+		fmt.Sprintf(
+			"%d evidence artifacts: their bytes against the SHA-256 in the history, the chain and signatures of the manifest's %d lines, and the manifest against the evidence and the %d actions in the history",
+			len(timeline.Evidence),
+			len(lines),
+			entered,
+		),
+	}
 	if len(unrecorded) > 0 {
 		checked = append(checked, fmt.Sprintf(
 			"%d actions could not be written to a manifest when they were done, according to the history: %s", len(unrecorded),

@@ -33,14 +33,25 @@ func newAuditFixture(t *testing.T) *auditFixture {
 	a, err := authority.OpenOrCreate(t.TempDir())
 	require.NoError(t, err)
 	store := &activities.EvidenceStore{Dir: t.TempDir(), Authority: a}
-	c := &auditFixture{t: t, Auditor: &Auditor{Archive: archive.Store{Dir: t.TempDir()}, Keyring: a.Keyring(), Evidence: store}}
-	ref, err := store.StoreArtifact(t.Context(), auditedIncidentID, "pod.logs", "pod:1", activities.Artifact{Name: "log.txt", Data: []byte("log")}, time.Now())
+	c := &auditFixture{t: t, Auditor: &Auditor{
+		Archive: archive.Store{Dir: t.TempDir()}, Keyring: a.Keyring(),
+		Evidence: store,
+	}}
+	ref, err := store.StoreArtifact(t.Context(), auditedIncidentID, "pod.logs", "pod:1",
+		activities.Artifact{Name: "log.txt", Data: []byte("log")}, time.Now())
 	require.NoError(t, err)
 	c.timeline.Evidence = []audit.EvidenceRecord{{EvidenceRef: ref}}
-	for _, act := range []audit.ManifestRecord{{Description: "the decision", IncidentID: auditedIncidentID},
-		{Description: "applying pod.isolate", IncidentID: auditedIncidentID}, {Description: "undoing pod.isolate",
-			IncidentID: auditedIncidentID}, {Description: "what was joined", IncidentID: joinedIncidentID}} {
-		act.EntryHash, err = store.Append(act.IncidentID, activities.EntryKindEffect, activities.AuditRecord{Action: act.Description})
+	for _, act := range []audit.ManifestRecord{
+		{Description: "the decision", IncidentID: auditedIncidentID},
+		{Description: "applying pod.isolate", IncidentID: auditedIncidentID},
+		{
+			Description: "undoing pod.isolate",
+			IncidentID:  auditedIncidentID,
+		},
+		{Description: "what was joined", IncidentID: joinedIncidentID},
+	} {
+		act.EntryHash, err = store.Append(act.IncidentID, activities.EntryKindEffect,
+			activities.AuditRecord{Action: act.Description})
 		require.NoError(t, err)
 		c.timeline.ManifestRecords = append(c.timeline.ManifestRecords, act)
 	}
@@ -81,14 +92,16 @@ func TestAuditReportsTruncatedManifest(t *testing.T) {
 	c.truncateManifest(2)
 	require.Contains(t, c.auditDifferences(), "that the decision was written")
 	require.NoError(t, os.Remove(c.manifestPath(auditedIncidentID)))
-	require.Contains(t, c.auditDifferences(), "evidence log.txt with SHA-256 "+c.timeline.Evidence[0].SHA256+" is not in the manifest")
+	require.Contains(t, c.auditDifferences(), "evidence log.txt with SHA-256 "+c.timeline.Evidence[0].SHA256+
+		" is not in the manifest")
 }
 
 // A line that is signed again with another key is not the line in the history.
 func TestAuditReportsReplacedManifest(t *testing.T) {
 	c := newAuditFixture(t)
 	require.NoError(t, os.Remove(c.manifestPath(auditedIncidentID)))
-	_, err := c.Evidence.StoreArtifact(t.Context(), auditedIncidentID, "pod.logs", "pod:1", activities.Artifact{Name: "log.txt", Data: []byte("log")}, time.Now().Add(time.Hour))
+	_, err := c.Evidence.StoreArtifact(t.Context(), auditedIncidentID, "pod.logs", "pod:1",
+		activities.Artifact{Name: "log.txt", Data: []byte("log")}, time.Now().Add(time.Hour))
 	require.NoError(t, err)
 	require.Contains(t, c.auditDifferences(),
 		"the history records evidence log.txt as line "+c.timeline.Evidence[0].ManifestEntryHash)
@@ -115,7 +128,10 @@ func TestAuditReportsMissingArchive(t *testing.T) {
 // If a full disk prevented an entry, the history says so: the timeline shows it, and it is no difference.
 func TestAuditShowsUnrecordedActionWithReason(t *testing.T) {
 	c := newAuditFixture(t)
-	c.timeline.ManifestRecords = append(c.timeline.ManifestRecords, audit.ManifestRecord{Description: "extending it", IncidentID: auditedIncidentID, UnrecordedReason: "no space left on device"})
+	c.timeline.ManifestRecords = append(c.timeline.ManifestRecords, audit.ManifestRecord{
+		Description: "extending it",
+		IncidentID:  auditedIncidentID, UnrecordedReason: "no space left on device",
+	})
 	checked, differences := c.verifyEvidence(auditedIncidentID, c.timeline)
 	require.Empty(t, differences)
 	require.Contains(t, strings.Join(checked, "\n"), "extending it (no space left on device)")

@@ -33,7 +33,9 @@ type budgetClient struct {
 }
 
 // openBudgetClient starts the budget workflow if it is not running, and reads the earlier usages.
-func openBudgetClient(ctx context.Context, temporal client.Client, cluster string, log *slog.Logger) (p *budgetClient, stop func(), err error) {
+func openBudgetClient(ctx context.Context, temporal client.Client, cluster string, log *slog.Logger) (p *budgetClient,
+	stop func(), err error,
+) {
 	p = &budgetClient{temporal: temporal, cluster: cluster, pendingUsages: make(chan budget.Usage, 10_000), log: log}
 	p.budgetWindow = guards.NewBudgetWindow(func(s budget.Usage) {
 		select {
@@ -42,7 +44,10 @@ func openBudgetClient(ctx context.Context, temporal client.Client, cluster strin
 			log.Error("dropped a durable budget entry: too many are pending", "lease", s.LeaseID)
 		}
 	})
-	w := sdkworker.New(temporal, budgetTaskQueue, sdkworker.Options{LocalActivityWorkerOnly: true, MaxConcurrentWorkflowTaskPollers: 2, StickyScheduleToStartTimeout: time.Second})
+	w := sdkworker.New(temporal, budgetTaskQueue, sdkworker.Options{
+		LocalActivityWorkerOnly:          true,
+		MaxConcurrentWorkflowTaskPollers: 2, StickyScheduleToStartTimeout: time.Second,
+	})
 	w.RegisterWorkflow(budget.Budget)
 	if err := w.Start(); err != nil {
 		return nil, nil, fmt.Errorf("store the budget: %w", err)
@@ -62,10 +67,12 @@ func openBudgetClient(ctx context.Context, temporal client.Client, cluster strin
 }
 
 func (p *budgetClient) sendUsages(ctx context.Context, batch []budget.Usage) error {
-	_, err := p.temporal.SignalWithStartWorkflow(ctx, budget.WorkflowID(p.cluster), budget.SignalUsage, batch, client.StartWorkflowOptions{
-		// Queries have no answer while a dead worker may still have the workflow's task; a short timeout limits that.
-		ID: budget.WorkflowID(p.cluster), TaskQueue: budgetTaskQueue, WorkflowTaskTimeout: 2 * time.Second, WorkflowIDReusePolicy: enumspb.WORKFLOW_ID_REUSE_POLICY_ALLOW_DUPLICATE,
-	}, budget.Budget, budget.Input{})
+	_, err := p.temporal.SignalWithStartWorkflow(ctx, budget.WorkflowID(p.cluster), budget.SignalUsage, batch,
+		client.StartWorkflowOptions{
+			// Queries have no answer while a dead worker may still have the workflow's task; a short timeout limits that.
+			ID: budget.WorkflowID(p.cluster), TaskQueue: budgetTaskQueue, WorkflowTaskTimeout: 2 * time.Second,
+			WorkflowIDReusePolicy: enumspb.WORKFLOW_ID_REUSE_POLICY_ALLOW_DUPLICATE,
+		}, budget.Budget, budget.Input{})
 	if err != nil {
 		return fmt.Errorf("store the budget: %w", err)
 	}

@@ -39,9 +39,20 @@ func (t *cloudTrailConsumer) reportHealth(ctx context.Context, unread error) {
 	case unread == nil:
 		t.healthSink.OnSourceMessage(gateway.CloudTrailSource)
 	case errors.As(unread, &some):
-		t.healthSink.OnSourceHealth(ctx, integrations.SensorHealth{Source: gateway.CloudTrailSource, Time: time.Now().UTC(), UndecodableEvents: uint64(max(some.FailedCount, 1)), Message: some.Error()}) //nolint:gosec // a count
+		t.healthSink.OnSourceHealth(
+			ctx,
+			integrations.SensorHealth{
+				Source:            gateway.CloudTrailSource,
+				Time:              time.Now().UTC(),
+				UndecodableEvents: uint64(max(some.FailedCount, 1)),
+				Message:           some.Error(),
+			},
+		) //nolint:gosec // a count
 	default:
-		t.healthSink.OnSourceHealth(ctx, integrations.SensorHealth{Source: gateway.CloudTrailSource, Time: time.Now().UTC(), UndecodableEvents: 1, Message: unread.Error()})
+		t.healthSink.OnSourceHealth(ctx, integrations.SensorHealth{
+			Source: gateway.CloudTrailSource, Time: time.Now().UTC(),
+			UndecodableEvents: 1, Message: unread.Error(),
+		})
 	}
 }
 
@@ -54,7 +65,10 @@ func (w *Worker) followCloudTrail(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	cloud := &gateway.CloudEventHandler{RuleEvaluator: w.ruleEvaluator, SourceServer: f, EKSCluster: w.Config.AWS.Cluster, Log: w.Log}
+	cloud := &gateway.CloudEventHandler{
+		RuleEvaluator: w.ruleEvaluator, SourceServer: f, EKSCluster: w.Config.AWS.Cluster,
+		Log: w.Log,
+	}
 	t := &cloudTrailConsumer{account: w.awsAccount, handleEvents: cloud.HandleEvents, worker: w}
 	if w.HealthMonitor != nil {
 		t.healthSink = w.HealthMonitor

@@ -87,18 +87,37 @@ func (h *receivedDetections) findDetection(rule, event string) *sensors.Detectio
 
 // newCloudTrailRecord returns a CloudTrail record of a role's session.
 func newCloudTrailRecord(id, event, service, role, session, key, ip, more string) string {
-	return fmt.Sprintf(`{"eventID":%q,"eventTime":%q,"eventSource":"%s.amazonaws.com","eventName":%q,"awsRegion":"eu-central-1","sourceIPAddress":%q,"userAgent":"aws-cli/2","userIdentity":{"type":"AssumedRole","principalId":"AROA1:%s","arn":"arn:aws:sts::123456789012:assumed-role/%s/%s","accountId":"123456789012","accessKeyId":%q,"sessionContext":{"sessionIssuer":{"type":"Role","principalId":"AROA1","arn":"arn:aws:iam::123456789012:role/apps/%s","userName":%q}}}%s}`,
-		id, time.Now().UTC().Format(time.RFC3339), service, event, ip, session, role, session, key, role, role, more)
+	return fmt.Sprintf(
+		`{"eventID":%q,"eventTime":%q,"eventSource":"%s.amazonaws.com","eventName":%q,"awsRegion":"eu-central-1","sourceIPAddress":%q,"userAgent":"aws-cli/2","userIdentity":{"type":"AssumedRole","principalId":"AROA1:%s","arn":"arn:aws:sts::123456789012:assumed-role/%s/%s","accountId":"123456789012","accessKeyId":%q,"sessionContext":{"sessionIssuer":{"type":"Role","principalId":"AROA1","arn":"arn:aws:iam::123456789012:role/apps/%s","userName":%q}}}%s}`,
+		id,
+		time.Now().UTC().Format(time.RFC3339),
+		service,
+		event,
+		ip,
+		session,
+		role,
+		session,
+		key,
+		role,
+		role,
+		more,
+	)
 }
 
 func newPod(name, account string, labels map[string]string) *corev1.Pod {
-	return &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: name, UID: "uid-of-pod", Labels: labels}, Spec: corev1.PodSpec{ServiceAccountName: account, NodeName: "node-1"}}
+	return &corev1.Pod{
+		ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: name, UID: "uid-of-pod", Labels: labels},
+		Spec:       corev1.PodSpec{ServiceAccountName: account, NodeName: "node-1"},
+	}
 }
 
 // newOwnedPod returns a pod with a controller that has the name of its service account.
 func newOwnedPod(name, account, kind string) *corev1.Pod {
 	p, yes := newPod(name, account, nil), true
-	p.OwnerReferences = []metav1.OwnerReference{{APIVersion: "apps/v1", Kind: kind, Name: account, UID: types.UID("uid-of-" + account), Controller: &yes}}
+	p.OwnerReferences = []metav1.OwnerReference{{
+		APIVersion: "apps/v1", Kind: kind, Name: account,
+		UID: types.UID("uid-of-" + account), Controller: &yes,
+	}}
 	return p
 }
 
@@ -122,15 +141,27 @@ func newCloudTrailFixture(t *testing.T, lookup bool) *cloudTrailFixture {
 		t.Setenv(name, value)
 	}
 	e := &cloudTrailFixture{fakeAWS: standin.StartFake(t)}
-	e.sqs = sqs.NewFromConfig(awssdk.Config{Region: standin.Region, Credentials: credentials.NewStaticCredentialsProvider(standin.RootAccessKeyID, standin.RootSecretAccessKey, ""), BaseEndpoint: &e.fakeAWS.Moto.URL})
+	e.sqs = sqs.NewFromConfig(awssdk.Config{
+		Region:       standin.Region,
+		Credentials:  credentials.NewStaticCredentialsProvider(standin.RootAccessKeyID, standin.RootSecretAccessKey, ""),
+		BaseEndpoint: &e.fakeAWS.Moto.URL,
+	})
 	made, err := e.sqs.CreateQueue(t.Context(), &sqs.CreateQueueInput{QueueName: awssdk.String("cloudtrail")})
 	require.NoError(t, err)
 	e.queueURL = *made.QueueUrl
 	e.kube = fake.NewClientset(
-		&corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "web", Annotations: map[string]string{"eks.amazonaws.com/role-arn": "arn:aws:iam::123456789012:role/apps/web"}}},
-		&corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "api", Annotations: map[string]string{"eks.amazonaws.com/role-arn": "arn:aws:iam::123456789012:role/api"}}},
-		newPod("web-1", "web", nil), newOwnedPod("db-0", "db", "StatefulSet"), &appsv1.StatefulSet{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "db", UID: "uid-of-db"}},
-		newOwnedPod("api-7d9c4-bcdfg", "api", "Deployment"), newOwnedPod("api-7d9c4-xzvwt", "api", "Deployment"), &appsv1.Deployment{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "api", UID: "uid-of-api"}},
+		&corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{
+			Namespace: "shop", Name: "web",
+			Annotations: map[string]string{"eks.amazonaws.com/role-arn": "arn:aws:iam::123456789012:role/apps/web"},
+		}},
+		&corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{
+			Namespace: "shop", Name: "api",
+			Annotations: map[string]string{"eks.amazonaws.com/role-arn": "arn:aws:iam::123456789012:role/api"},
+		}},
+		newPod("web-1", "web", nil), newOwnedPod("db-0", "db", "StatefulSet"),
+		&appsv1.StatefulSet{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "db", UID: "uid-of-db"}},
+		newOwnedPod("api-7d9c4-bcdfg", "api", "Deployment"), newOwnedPod("api-7d9c4-xzvwt", "api", "Deployment"),
+		&appsv1.Deployment{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "api", UID: "uid-of-api"}},
 	)
 	e.kube.PrependReactor("get", "pods", func(k8stesting.Action) (bool, runtime.Object, error) {
 		_, away := e.failingCalls.Load("kube")
@@ -141,14 +172,24 @@ func newCloudTrailFixture(t *testing.T, lookup bool) *cloudTrailFixture {
 	auth, err := authority.OpenOrCreate(t.TempDir())
 	require.NoError(t, err)
 	cfg := config.Default()
-	cfg.AWS = &config.AWS{Region: standin.Region, Cluster: "production", CloudTrail: &config.CloudTrail{QueueURL: e.queueURL, UseLookup: lookup}}
+	cfg.AWS = &config.AWS{
+		Region: standin.Region, Cluster: "production",
+		CloudTrail: &config.CloudTrail{QueueURL: e.queueURL, UseLookup: lookup},
+	}
 	log := slog.New(slog.DiscardHandler)
 	w := &Worker{Options: Options{Config: cfg, Log: log}, awsAccount: account}
-	w.Ingester = &gateway.Ingester{Temporal: temporal.Start(t, map[string]any{"Story": e.incidentWorkflow}), Authority: auth, Config: cfg, Kube: e.kube, Log: log, IncidentWorkflow: "Story"}
+	w.Ingester = &gateway.Ingester{
+		Temporal:  temporal.Start(t, map[string]any{"Story": e.incidentWorkflow}),
+		Authority: auth, Config: cfg, Kube: e.kube, Log: log, IncidentWorkflow: "Story",
+	}
 	set, err := rules.LoadShipped()
 	require.NoError(t, err)
-	w.ruleEvaluator = gateway.NewRuleEvaluator(func() *rules.Set { return set }, []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")}, "", log)
-	e.monitor = health.NewMonitor(health.Options{Ingester: w.Ingester, Log: log, Now: func() time.Time { return time.Now().Add(time.Duration(e.clockOffset.Load())) }})
+	w.ruleEvaluator = gateway.NewRuleEvaluator(func() *rules.Set { return set },
+		[]netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")}, "", log)
+	e.monitor = health.NewMonitor(health.Options{
+		Ingester: w.Ingester, Log: log,
+		Now: func() time.Time { return time.Now().Add(time.Duration(e.clockOffset.Load())) },
+	})
 	w.HealthMonitor = e.monitor
 	require.NoError(t, w.followCloudTrail(context.Background()))
 	t.Cleanup(w.Close)
@@ -172,19 +213,28 @@ func (e *cloudTrailFixture) countMessagesLeft(t *testing.T) string {
 }
 
 func (e *cloudTrailFixture) queueCounts(ctx context.Context) (string, error) {
-	out, err := e.sqs.GetQueueAttributes(ctx, &sqs.GetQueueAttributesInput{QueueUrl: &e.queueURL, AttributeNames: []sqstypes.QueueAttributeName{"ApproximateNumberOfMessages", "ApproximateNumberOfMessagesNotVisible"}})
+	out, err := e.sqs.GetQueueAttributes(ctx, &sqs.GetQueueAttributesInput{
+		QueueUrl: &e.queueURL,
+		AttributeNames: []sqstypes.QueueAttributeName{
+			"ApproximateNumberOfMessages",
+			"ApproximateNumberOfMessagesNotVisible",
+		},
+	})
 	if err != nil {
 		return "", err
 	}
-	return out.Attributes["ApproximateNumberOfMessages"] + "+" + out.Attributes["ApproximateNumberOfMessagesNotVisible"], nil
+	return out.Attributes["ApproximateNumberOfMessages"] + "+" + out.Attributes["ApproximateNumberOfMessagesNotVisible"],
+		nil
 }
 
 func TestCloudTrailEventsAreReceivedFromQueue(t *testing.T) {
 	e := newCloudTrailFixture(t, false)
 
 	// EKS Pod Identity names the pod of a new session; calls with its key are that pod's.
-	given := `{"detail":{"eventID":"c-1","eventTime":"` + time.Now().UTC().Format(time.RFC3339) + `","eventSource":"sts.amazonaws.com","eventName":"AssumeRole","userIdentity":{"type":"AWSService","invokedBy":"pods.eks.amazonaws.com"},"requestParameters":{"tags":[{"key":"eks-cluster-name","value":"production"},{"key":"kubernetes-namespace","value":"shop"},{"key":"kubernetes-service-account","value":"db"},{"key":"kubernetes-pod-name","value":"db-0"},{"key":"kubernetes-pod-uid","value":"uid-of-pod"}]},"responseElements":{"credentials":{"accessKeyId":"ASIADB"}}}}`
-	used, err := json.Marshal(map[string]string{"Type": "Notification", "Message": newCloudTrailRecord("c-2", "GetFederationToken", "sts", "db", "x", "ASIADB", "10.0.0.7", "")})
+	given := `{"detail":{"eventID":"c-1","eventTime":"` + time.Now().UTC().Format(time.RFC3339) +
+		`","eventSource":"sts.amazonaws.com","eventName":"AssumeRole","userIdentity":{"type":"AWSService","invokedBy":"pods.eks.amazonaws.com"},"requestParameters":{"tags":[{"key":"eks-cluster-name","value":"production"},{"key":"kubernetes-namespace","value":"shop"},{"key":"kubernetes-service-account","value":"db"},{"key":"kubernetes-pod-name","value":"db-0"},{"key":"kubernetes-pod-uid","value":"uid-of-pod"}]},"responseElements":{"credentials":{"accessKeyId":"ASIADB"}}}}`
+	used, err := json.Marshal(map[string]string{"Type": "Notification", "Message": newCloudTrailRecord("c-2",
+		"GetFederationToken", "sts", "db", "x", "ASIADB", "10.0.0.7", "")})
 	require.NoError(t, err)
 	e.sendMessages(t, given)
 	require.Eventually(t, func() bool { return e.countMessagesLeft(t) == "0+0" }, 20*time.Second, 50*time.Millisecond)
@@ -198,13 +248,15 @@ func TestCloudTrailEventsAreReceivedFromQueue(t *testing.T) {
 	// A pod of another cluster has the same name, and is ignored.
 	e.sendMessages(t, strings.NewReplacer("c-1", "c-6", "production", "staging", "ASIADB", "ASIAOTHER").Replace(given))
 	require.Eventually(t, func() bool { return e.countMessagesLeft(t) == "0+0" }, 20*time.Second, 50*time.Millisecond)
-	e.sendMessages(t, newCloudTrailRecord("c-7", "GetSessionToken", "sts", "db", "x", "ASIAOTHER", "10.0.0.7", ""), newCloudTrailRecord("c-8", "DeleteTrail", "cloudtrail", "db", "x", "ASIAOTHER", "10.0.0.7", ""))
+	e.sendMessages(t, newCloudTrailRecord("c-7", "GetSessionToken", "sts", "db", "x", "ASIAOTHER", "10.0.0.7", ""),
+		newCloudTrailRecord("c-8", "DeleteTrail", "cloudtrail", "db", "x", "ASIAOTHER", "10.0.0.7", ""))
 	one = e.waitForRule(t, "cloud-trail-stopped")
 	require.Equal(t, sensors.Subject{Kind: "Role", Name: "123456789012/db"}, one.Event.Subject)
 	require.Nil(t, e.findDetection("cloud-workload-credentials-created", "cloudtrail/c-7"))
 
 	// IRSA: the annotation names the service account, which has one pod.
-	e.sendMessages(t, newCloudTrailRecord("c-3", "ListBuckets", "s3", "web", "botocore-session-1", "ASIAWEB", "203.0.113.7", ""))
+	e.sendMessages(t, newCloudTrailRecord("c-3", "ListBuckets", "s3", "web", "botocore-session-1", "ASIAWEB",
+		"203.0.113.7", ""))
 	one = e.waitForRule(t, "workload-role-used-outside")
 	require.Equal(t, "web-1", one.Event.Container.Pod.Name)
 	require.Equal(t, sensors.SeverityCritical, one.Severity)
@@ -219,8 +271,10 @@ func TestCloudTrailEventsAreReceivedFromQueue(t *testing.T) {
 	require.Contains(t, strings.Join(one.Reasons, " "), "2 pods use the service account shop/api")
 	require.Equal(t, "shop/Deployment/api", incident.WorkloadOfDetection(one).String())
 
-	e.sendMessages(t, newCloudTrailRecord("c-4", "StopLogging", "cloudtrail", "admin", "alice", "ASIAADM", "203.0.113.7", ""))
-	require.Eventually(t, func() bool { return e.findDetection("cloud-trail-stopped", "cloudtrail/c-4") != nil }, 30*time.Second, 20*time.Millisecond)
+	e.sendMessages(t, newCloudTrailRecord("c-4", "StopLogging", "cloudtrail", "admin", "alice", "ASIAADM", "203.0.113.7",
+		""))
+	require.Eventually(t, func() bool { return e.findDetection("cloud-trail-stopped", "cloudtrail/c-4") != nil },
+		30*time.Second, 20*time.Millisecond)
 	one = *e.findDetection("cloud-trail-stopped", "cloudtrail/c-4")
 	require.Equal(t, sensors.Subject{Kind: "Role", Name: "123456789012/admin"}, one.Event.Subject, "nobody's pod")
 	require.False(t, incident.HasContainer(one))
@@ -235,7 +289,8 @@ func TestSilentCloudTrailIsReported(t *testing.T) {
 	e.clockOffset.Store(int64(-150 * time.Minute)) // detections must not be from the future
 	for n := range 2 {
 		for i := range 10 {
-			e.sendMessages(t, newCloudTrailRecord(fmt.Sprintf("s-%d-%d", n, i), "GetUser", "iam", "admin", "alice", "ASIAADM", "10.0.0.7", ""))
+			e.sendMessages(t, newCloudTrailRecord(fmt.Sprintf("s-%d-%d", n, i), "GetUser", "iam", "admin", "alice", "ASIAADM",
+				"10.0.0.7", ""))
 		}
 		require.Eventually(t, func() bool { return e.countMessagesLeft(t) == "0+0" }, 20*time.Second, 50*time.Millisecond)
 		e.clockOffset.Add(int64(11 * time.Minute))
@@ -246,7 +301,8 @@ func TestSilentCloudTrailIsReported(t *testing.T) {
 	one := e.waitForRule(t, "source-lost")
 	require.Equal(t, sensors.Subject{Kind: "Source", Name: "cloudtrail"}, one.Event.Subject)
 
-	e.sendMessages(t, `{"Records":[`+newCloudTrailRecord("s-3", "StopLogging", "cloudtrail", "admin", "alice", "ASIAADM", "10.0.0.7", "")+`,{"eventID":`+strings.Repeat("[", 600)+strings.Repeat("]", 600)+`}]}`)
+	e.sendMessages(t, `{"Records":[`+newCloudTrailRecord("s-3", "StopLogging", "cloudtrail", "admin", "alice", "ASIAADM",
+		"10.0.0.7", "")+`,{"eventID":`+strings.Repeat("[", 600)+strings.Repeat("]", 600)+`}]}`)
 	e.waitForRule(t, "cloud-trail-stopped")
 	e.monitor.CheckOnce(t.Context())
 	require.Contains(t, e.waitForRule(t, "source-events-unreadable").Reasons[0], "1 events of the source cloudtrail")
@@ -255,7 +311,8 @@ func TestSilentCloudTrailIsReported(t *testing.T) {
 func TestQueueMessageIsDeletedAfterTemporalAcceptsIt(t *testing.T) {
 	e := newCloudTrailFixture(t, false)
 	e.failingCalls.Store("kube", true)
-	e.sendMessages(t, newCloudTrailRecord("k-1", "ListBuckets", "s3", "web", "botocore-session-1", "ASIAWEB", "10.0.0.7", ""))
+	e.sendMessages(t, newCloudTrailRecord("k-1", "ListBuckets", "s3", "web", "botocore-session-1", "ASIAWEB", "10.0.0.7",
+		""))
 	require.Eventually(t, func() bool { return e.countMessagesLeft(t) == "0+1" }, 20*time.Second, 20*time.Millisecond,
 		"received, but not deleted while the pod lookup fails")
 	require.Never(t, func() bool {
@@ -268,8 +325,15 @@ func TestQueueMessageIsDeletedAfterTemporalAcceptsIt(t *testing.T) {
 func TestCloudTrailEventsAreReceivedByLookup(t *testing.T) {
 	e := newCloudTrailFixture(t, true)
 	e.fakeAWS.AddEvents(1,
-		standin.CloudTrailEvent{Name: "UpdateAssumeRolePolicy", Time: time.Now().Add(-time.Minute), RawJSON: newCloudTrailRecord("l-1", "UpdateAssumeRolePolicy", "iam", "admin", "alice", "ASIAADM", "10.0.0.7", `,"requestParameters":{"roleName":"web"}`)},
-		standin.CloudTrailEvent{Name: "DeleteDetector", Time: time.Now().Add(-2 * time.Minute), RawJSON: newCloudTrailRecord("l-2", "DeleteDetector", "guardduty", "admin", "alice", "ASIAADM", "10.0.0.7", "")},
+		standin.CloudTrailEvent{
+			Name: "UpdateAssumeRolePolicy", Time: time.Now().Add(-time.Minute),
+			RawJSON: newCloudTrailRecord("l-1", "UpdateAssumeRolePolicy", "iam", "admin", "alice", "ASIAADM", "10.0.0.7",
+				`,"requestParameters":{"roleName":"web"}`),
+		},
+		standin.CloudTrailEvent{
+			Name: "DeleteDetector", Time: time.Now().Add(-2 * time.Minute),
+			RawJSON: newCloudTrailRecord("l-2", "DeleteDetector", "guardduty", "admin", "alice", "ASIAADM", "10.0.0.7", ""),
+		},
 	)
 	one := e.waitForRule(t, "cloud-trust-changed")
 	require.Equal(t, "web", one.Event.Cloud.TargetPrincipal)

@@ -85,7 +85,10 @@ func RotateCodecKey(dir string) (before, after string, err error) {
 	}
 	// The old key is stored as retired before it is replaced. A crash in between leaves it in both files, which is
 	// harmless.
-	for _, f := range []struct{ name, text string }{{retiredCodecKeysFile, text.String()}, {codecKeyFile, base64.StdEncoding.EncodeToString(next) + "\n"}} {
+	for _, f := range []struct{ name, text string }{
+		{retiredCodecKeysFile, text.String()},
+		{codecKeyFile, base64.StdEncoding.EncodeToString(next) + "\n"},
+	} {
 		path := filepath.Join(dir, f.name)
 		if err := os.WriteFile(path+".new", []byte(f.text), 0o600); err != nil {
 			return "", "", fmt.Errorf("rotate the payload key: %w", err)

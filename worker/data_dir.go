@@ -72,5 +72,11 @@ func dataFormatError(dir string, format int) error {
 	if format > DataFormat {
 		age = "a newer"
 	}
-	return fmt.Errorf("open %s: data format %d was written by %s Stanch, and this one reads format %d; give this one an empty directory with --data, or run the Stanch that wrote it", dir, format, age, DataFormat)
+	return fmt.Errorf(
+		"open %s: data format %d was written by %s Stanch, and this one reads format %d; give this one an empty directory with --data, or run the Stanch that wrote it",
+		dir,
+		format,
+		age,
+		DataFormat,
+	)
 }

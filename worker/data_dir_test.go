@@ -15,9 +15,18 @@ func TestDataDirectoryOfAnotherFormatIsRefused(t *testing.T) {
 		prepare func(dir string) error
 		want    string
 	}{
-		"first format": {func(dir string) error { return os.Mkdir(filepath.Join(dir, "temporal"), 0o700) }, "data format 1 was written by an older Stanch, and this one reads format 2; give this one an empty directory with --data"},
-		"newer":        {func(dir string) error { return os.WriteFile(filepath.Join(dir, "format"), []byte("3\n"), 0o600) }, "data format 3 was written by a newer Stanch"},
-		"damaged":      {func(dir string) error { return os.WriteFile(filepath.Join(dir, "format"), []byte("x"), 0o600) }, `invalid data format "x"`},
+		"first format": {
+			func(dir string) error { return os.Mkdir(filepath.Join(dir, "temporal"), 0o700) },
+			"data format 1 was written by an older Stanch, and this one reads format 2; give this one an empty directory with --data",
+		},
+		"newer": {
+			func(dir string) error { return os.WriteFile(filepath.Join(dir, "format"), []byte("3\n"), 0o600) },
+			"data format 3 was written by a newer Stanch",
+		},
+		"damaged": {
+			func(dir string) error { return os.WriteFile(filepath.Join(dir, "format"), []byte("x"), 0o600) },
+			`invalid data format "x"`,
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			dir := t.TempDir()

@@ -38,7 +38,9 @@ type fakeContainmentNode struct {
 	refusedContainers map[string]bool // containers that it refuses to freeze
 }
 
-func (h *fakeContainmentNode) Handle(_ context.Context, kind gatewayrpc.CommandKind, body []byte, _ attestation.Keyring) (any, []gatewayrpc.Attachment, error) {
+func (h *fakeContainmentNode) Handle(_ context.Context, kind gatewayrpc.CommandKind, body []byte,
+	_ attestation.Keyring,
+) (any, []gatewayrpc.Attachment, error) {
 	var c gatewayrpc.ContainmentCommand
 	if err := json.Unmarshal(body, &c); err != nil {
 		return nil, nil, fmt.Errorf("decode: %w", err)
@@ -53,7 +55,10 @@ func (h *fakeContainmentNode) Handle(_ context.Context, kind gatewayrpc.CommandK
 		if kind == gatewayrpc.CommandFreeze && h.refusedContainers[key] {
 			return nil, nil, fmt.Errorf("%w: it cannot be frozen", gatewayrpc.ErrRefused)
 		}
-		h.containments[key] = gatewayrpc.ContainmentState{Active: true, LeaseID: c.LeaseID, ExpiresAt: c.ExpiresAt, VethLocked: true, AppliedAt: time.Now()}
+		h.containments[key] = gatewayrpc.ContainmentState{
+			Active: true, LeaseID: c.LeaseID, ExpiresAt: c.ExpiresAt,
+			VethLocked: true, AppliedAt: time.Now(),
+		}
 	case gatewayrpc.CommandUnlock, gatewayrpc.CommandThaw:
 		delete(h.containments, key)
 	case gatewayrpc.CommandLockState, gatewayrpc.CommandFreezeState:
@@ -94,8 +99,14 @@ steps:
 }
 
 func actionPlaybook(name, head, match, action string) string {
-	return fmt.Sprintf("playbook: %s\ndescription: For one case.\n%smatch: { objective: crypto-mining, when: incident.workload.name == %q%s }\nsteps:\n  - evidence: process.snapshot\n  - contain: %s\n    for: 5s\n",
-		strings.ReplaceAll(name, "/", "-"), head, strings.Split(name, "/")[0], match, action)
+	return fmt.Sprintf(
+		"playbook: %s\ndescription: For one case.\n%smatch: { objective: crypto-mining, when: incident.workload.name == %q%s }\nsteps:\n  - evidence: process.snapshot\n  - contain: %s\n    for: 5s\n",
+		strings.ReplaceAll(name, "/", "-"),
+		head,
+		strings.Split(name, "/")[0],
+		match,
+		action,
+	)
 }
 
 // runningInstallation is a running installation in which people make decisions.
@@ -111,8 +122,12 @@ type runningInstallation struct {
 func (l *runningInstallation) reportMiner(name string, confidence float64) {
 	l.t.Helper()
 	require.NoError(l.t, l.spool.Add(sensors.Detection{
-		ID: "d-" + name, Rule: "miner-process", Title: "A miner", Severity: sensors.SeverityHigh, Confidence: confidence, Objective: sensors.ObjectiveCryptoMining, Source: "stanch", Time: time.Now(), Node: "node-1",
-		Event: sensors.Event{ID: "d-" + name, Kind: sensors.KindExec, Time: time.Now(), Node: "node-1", Process: sensors.Process{Exe: "/tmp/miner"}, Container: sensors.Container{ID: "c-" + name, Name: name}},
+		ID: "d-" + name, Rule: "miner-process", Title: "A miner", Severity: sensors.SeverityHigh, Confidence: confidence,
+		Objective: sensors.ObjectiveCryptoMining, Source: "stanch", Time: time.Now(), Node: "node-1",
+		Event: sensors.Event{
+			ID: "d-" + name, Kind: sensors.KindExec, Time: time.Now(), Node: "node-1",
+			Process: sensors.Process{Exe: "/tmp/miner"}, Container: sensors.Container{ID: "c-" + name, Name: name},
+		},
 	}))
 }
 
@@ -175,17 +190,25 @@ func (l *runningInstallation) principal(name string) gateway.Principal {
 	require.NoError(l.t, err)
 	for _, p := range cfg.People {
 		if p.Name == name {
-			return gateway.Principal{Person: p, AuthenticatedBy: fmt.Sprintf("uid %d on the local socket", *p.UID), RateLimitKey: name}
+			return gateway.Principal{
+				Person: p, AuthenticatedBy: fmt.Sprintf("uid %d on the local socket", *p.UID),
+				RateLimitKey: name,
+			}
 		}
 	}
-	return gateway.Principal{Person: config.Person{Name: name}, AuthenticatedBy: "uid 4242 on the local socket", RateLimitKey: name, IsOperator: name == "root"}
+	return gateway.Principal{
+		Person: config.Person{Name: name}, AuthenticatedBy: "uid 4242 on the local socket",
+		RateLimitKey: name, IsOperator: name == "root",
+	}
 }
 
 // recordIncident returns the recording of a case's incident.
 func (l *runningInstallation) recordIncident(id string) recording.Recording {
 	l.t.Helper()
 	a := worker.Auditor{
-		HistoryExporter: &archive.HistoryExporter{Temporal: l.TemporalClient, DataConverter: l.DataConverter}, Archive: archive.Store{Dir: l.t.TempDir()}, Converter: l.DataConverter, Keyring: l.Authority.Keyring(), Catalog: worker.ActionCatalog(), Evidence: l.Activities.Evidence,
+		HistoryExporter: &archive.HistoryExporter{Temporal: l.TemporalClient, DataConverter: l.DataConverter},
+		Archive:         archive.Store{Dir: l.t.TempDir()}, Converter: l.DataConverter, Keyring: l.Authority.Keyring(),
+		Catalog: worker.ActionCatalog(), Evidence: l.Activities.Evidence,
 	}
 	raw, err := a.BuildRecording(l.t.Context(), id, false)
 	require.NoError(l.t, err)
@@ -204,10 +227,14 @@ func TestSimulationRepeatsLiveDecisions(t *testing.T) {
 	writePlaybook(t, dir, "expiry.yaml", approvalPlaybook("expiry", "8s"))
 	writePlaybook(t, dir, "revoked.yaml", approvalPlaybook("revoked", "40s"))
 	for name, text := range map[string]string{
-		"alone": actionPlaybook("alone", "", "", "pod.isolate"), "paused": actionPlaybook("paused", "", "", "pod.isolate"), "spent": actionPlaybook("spent", "", "", "pod.isolate"), "escalated": actionPlaybook("escalated", "", "", "pod.isolate"),
-		"first-a": actionPlaybook("first/a", "", ", priority: 60", "pod.isolate"), "first-b": actionPlaybook("first/b", "", ", priority: 70", "pod.isolate"),
+		"alone": actionPlaybook("alone", "", "", "pod.isolate"), "paused": actionPlaybook("paused", "", "", "pod.isolate"),
+		"spent": actionPlaybook("spent", "", "", "pod.isolate"), "escalated": actionPlaybook("escalated", "", "",
+			"pod.isolate"),
+		"first-a": actionPlaybook("first/a", "", ", priority: 60", "pod.isolate"), "first-b": actionPlaybook("first/b", "",
+			", priority: 70", "pod.isolate"),
 		"let-go": strings.ReplaceAll(actionPlaybook("letgo", "", "", "pod.isolate"), "for: 5s", "for: 10m"),
-		"next-a": actionPlaybook("next/a", "", ", priority: 70", "pod.freeze"), "next-b": actionPlaybook("next/b", "", ", priority: 60", "pod.isolate"),
+		"next-a": actionPlaybook("next/a", "", ", priority: 70", "pod.freeze"), "next-b": actionPlaybook("next/b", "",
+			", priority: 60", "pod.isolate"),
 		"replacing": "playbook: replacing\ndescription: x\nreplaces: lateral-movement\nmatch: { objective: lateral-movement }\nsteps:\n  - evidence: process.snapshot\n",
 	} {
 		writePlaybook(t, dir, name+".yaml", text)
@@ -217,14 +244,26 @@ func TestSimulationRepeatsLiveDecisions(t *testing.T) {
 	require.NoError(t, os.WriteFile(file, []byte(text), 0o600))
 	cfg, problems := config.Parse(file, []byte(text))
 	require.NoError(t, problems.Err())
-	w := startInstallation(t, cfg, metrics.NewTemporalMetrics(), nil, func(o *worker.Options) { o.ConfigFile, o.LeaseTiming.VerifyInterval = file, time.Second })
-	node := &fakeContainmentNode{containments: map[string]gatewayrpc.ContainmentState{}, refusedContainers: map[string]bool{"container:c-next": true}}
-	l := &runningInstallation{Worker: w, t: t, cfg: cfg, file: file, spool: connectNode(t, w, agent.Health{Node: "node-1", ProbeStatus: probe.Status{LoadedAt: time.Now()}}, node)}
+	w := startInstallation(t, cfg, metrics.NewTemporalMetrics(), nil, func(o *worker.Options) {
+		o.ConfigFile,
+			o.LeaseTiming.VerifyInterval = file, time.Second
+	})
+	node := &fakeContainmentNode{
+		containments:      map[string]gatewayrpc.ContainmentState{},
+		refusedContainers: map[string]bool{"container:c-next": true},
+	}
+	l := &runningInstallation{
+		Worker: w, t: t, cfg: cfg, file: file,
+		spool: connectNode(t, w, agent.Health{Node: "node-1", ProbeStatus: probe.Status{LoadedAt: time.Now()}}, node),
+	}
 
 	// A pause refuses one containment, and nothing bypasses it.
 	require.NoError(t, l.ApprovalService.Pause(t.Context(), l.principal("alice"), "a test"))
 	l.reportMiner("paused", 0.9)
-	l.waitForIncident("paused", "it ended", func(in playbooks.Incident) bool { return len(in.Playbooks) > 0 && !in.Playbooks[0].Ended.IsZero() })
+	l.waitForIncident("paused", "it ended", func(in playbooks.Incident) bool {
+		return len(in.Playbooks) > 0 &&
+			!in.Playbooks[0].Ended.IsZero()
+	})
 	require.NoError(t, l.ApprovalService.Resume(t.Context(), l.principal("root")))
 
 	for _, name := range []string{"alone", "first", "next", "letgo"} {
@@ -232,19 +271,29 @@ func TestSimulationRepeatsLiveDecisions(t *testing.T) {
 	}
 	for _, name := range []string{"alone", "first", "next", "letgo"} {
 		l.waitForIncident(name, "held", func(in playbooks.Incident) bool {
-			return slices.ContainsFunc(in.Leases, func(r playbooks.LeaseReport) bool { return r.Action == "pod.isolate" && r.State == "held" })
+			return slices.ContainsFunc(in.Leases, func(r playbooks.LeaseReport) bool {
+				return r.Action == "pod.isolate" &&
+					r.State == "held"
+			})
 		})
 	}
 	letgo := l.waitForIncident("letgo", "held", func(in playbooks.Incident) bool { return len(in.Leases) > 0 })
-	_, err := l.ApprovalService.Release(t.Context(), l.principal("root"), gateway.LeaseRequest{IncidentID: letgo.ID, Reason: "a known job"})
+	_, err := l.ApprovalService.Release(t.Context(), l.principal("root"), gateway.LeaseRequest{
+		IncidentID: letgo.ID,
+		Reason:     "a known job",
+	})
 	require.NoError(t, err)
 	l.reportMiner("escalated", 0.8) // below the confidence for automatic actions
 	for _, name := range []string{"glass", "quorum", "denial", "expiry", "revoked", "judged"} {
 		l.reportMiner(name, 0.9)
 	}
 	moves := sensors.Detection{
-		ID: "d-moves", Rule: "r", Title: "Moves", Severity: sensors.SeverityHigh, Confidence: 0.9, Objective: sensors.ObjectiveLateralMovement, Source: "stanch", Time: time.Now(), Node: "node-1",
-		Event: sensors.Event{ID: "d-moves", Kind: sensors.KindExec, Time: time.Now(), Node: "node-1", Process: sensors.Process{Exe: "/bin/nc"}, Container: sensors.Container{ID: "c-replaced", Name: "replaced"}},
+		ID: "d-moves", Rule: "r", Title: "Moves", Severity: sensors.SeverityHigh, Confidence: 0.9,
+		Objective: sensors.ObjectiveLateralMovement, Source: "stanch", Time: time.Now(), Node: "node-1",
+		Event: sensors.Event{
+			ID: "d-moves", Kind: sensors.KindExec, Time: time.Now(), Node: "node-1",
+			Process: sensors.Process{Exe: "/bin/nc"}, Container: sensors.Container{ID: "c-replaced", Name: "replaced"},
+		},
 	}
 	require.NoError(t, l.spool.Add(moves))
 
@@ -252,7 +301,10 @@ func TestSimulationRepeatsLiveDecisions(t *testing.T) {
 	l.castVote(id, "dave", true, true) // not an approver before the escalation
 	id = l.waitForApprovalRequest("glass")
 	l.castVote(id, "eve", true, true)
-	l.castVote(id, "grace", true, false, func(v *gateway.VoteRequest) { v.BreakGlass, v.Reason = true, "the others sleep" })
+	l.castVote(id, "grace", true, false, func(v *gateway.VoteRequest) {
+		v.BreakGlass, v.Reason = true,
+			"the others sleep"
+	})
 	id = l.waitForApprovalRequest("quorum")
 	l.castVote(id, "alice", true, false)
 	l.castVote(id, "eve", true, true)
@@ -262,12 +314,16 @@ func TestSimulationRepeatsLiveDecisions(t *testing.T) {
 	id = l.waitForApprovalRequest("expiry")
 	l.castVote(id, "alice", true, false)
 	id = l.waitForApprovalRequest("revoked")
-	require.NoError(t, os.WriteFile(file, []byte(strings.ReplaceAll(decisionsConfig, "REVOKED", "visitors")+"playbooks: ['"+dir+"']\n"), 0o600))
+	require.NoError(t, os.WriteFile(file, []byte(strings.ReplaceAll(decisionsConfig, "REVOKED", "visitors")+
+		"playbooks: ['"+dir+"']\n"), 0o600))
 	l.castVote(id, "carol", true, true)
 	l.castVote(id, "alice", true, false)
 	l.castVote(id, "bob", true, false)
 	id = l.waitForApprovalRequest("judged")
-	_, err = l.ApprovalService.Triage(t.Context(), l.principal("root"), gateway.TriageRequest{IncidentID: id, Kind: incident.TriageFalsePositive, Reason: "a test"})
+	_, err = l.ApprovalService.Triage(t.Context(), l.principal("root"), gateway.TriageRequest{
+		IncidentID: id,
+		Kind:       incident.TriageFalsePositive, Reason: "a test",
+	})
 	require.NoError(t, err)
 	id = l.waitForApprovalRequest("escalated")
 	require.Eventually(t, func() bool {
@@ -287,11 +343,18 @@ func TestSimulationRepeatsLiveDecisions(t *testing.T) {
 		step, outcome, reason string
 	}{
 		"paused": {"pod.isolate", "refused", "new containments are paused"}, "alone": {"pod.isolate", "changed", ""},
-		"letgo": {"pod.isolate", "changed", ""}, "spent": {"pod.isolate", "proposed",
-			"the budget of 6 containments per hour is used up"},
-		"escalated": {"pod.isolate", "changed", "approved by dave"}, "glass": {"approval", "succeeded", "broke the glass"}, "quorum": {"approval", "succeeded", "approved by alice"},
-		"denial": {"approval", "denied", "alice said no"}, "expiry": {"approval", "denied", "1 of 2 required approvals within 8s"}, "revoked": {"approval", "succeeded", "approved by alice"},
-		"judged": {"approval", "denied", "false positive"}, "first": {"pod.isolate", "changed", ""}, "next": {"pod.freeze", "refused", "it cannot be frozen"}, "replaced": {"process.snapshot", "succeeded", ""},
+		"letgo": {"pod.isolate", "changed", ""}, "spent": {
+			"pod.isolate", "proposed",
+			"the budget of 6 containments per hour is used up",
+		},
+		"escalated": {"pod.isolate", "changed", "approved by dave"}, "glass": {"approval", "succeeded", "broke the glass"},
+		"quorum": {"approval", "succeeded", "approved by alice"},
+		"denial": {"approval", "denied", "alice said no"}, "expiry": {
+			"approval", "denied",
+			"1 of 2 required approvals within 8s",
+		}, "revoked": {"approval", "succeeded", "approved by alice"},
+		"judged": {"approval", "denied", "false positive"}, "first": {"pod.isolate", "changed", ""},
+		"next": {"pod.freeze", "refused", "it cannot be frozen"}, "replaced": {"process.snapshot", "succeeded", ""},
 	} {
 		t.Run(name, func(t *testing.T) {
 			l.t = t
@@ -308,7 +371,8 @@ func TestSimulationRepeatsLiveDecisions(t *testing.T) {
 			}
 			found := false
 			for _, s := range rec.Steps {
-				found = found || s.Action == want.step && string(s.Outcome) == want.outcome && strings.Contains(s.Reason, want.reason)
+				found = found || s.Action == want.step && string(s.Outcome) == want.outcome &&
+					strings.Contains(s.Reason, want.reason)
 			}
 			require.True(t, found, "live: %+v", rec.Steps)
 			r := simulate.Run(t.Context(), name, rec, simulate.Options{

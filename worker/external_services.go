@@ -49,7 +49,10 @@ func OpenExternalServices(c *config.Config) (ExternalServices, error) {
 		if err != nil {
 			return o, fmt.Errorf("email.smtp: %w", err)
 		}
-		o.SMTPServer = &notify.SMTPServer{Host: host, Port: port, TLSMode: notify.MailTLSMode(e.TLSMode), FromAddress: e.FromAddress, Recipients: e.Recipients, Username: e.Username}
+		o.SMTPServer = &notify.SMTPServer{
+			Host: host, Port: port, TLSMode: notify.MailTLSMode(e.TLSMode),
+			FromAddress: e.FromAddress, Recipients: e.Recipients, Username: e.Username,
+		}
 		if e.PasswordFile != "" {
 			if o.SMTPServer.Password, err = readSecretFile("email.password_file", e.PasswordFile); err != nil {
 				return o, err
@@ -62,7 +65,10 @@ func OpenExternalServices(c *config.Config) (ExternalServices, error) {
 			return o, err
 		}
 		o.TicketLabels = t.Labels
-		at := ticket.TrackerConfig{URL: t.APIBaseURL(), Project: t.Project, Token: token, JiraUser: t.User, JiraIssueType: t.IssueType}
+		at := ticket.TrackerConfig{
+			URL: t.APIBaseURL(), Project: t.Project, Token: token, JiraUser: t.User,
+			JiraIssueType: t.IssueType,
+		}
 		switch t.Kind {
 		case config.TrackerGitHub:
 			o.Tracker = ticket.NewGitHub(at)
@@ -78,6 +84,11 @@ func OpenExternalServices(c *config.Config) (ExternalServices, error) {
 // lazyManifestReader reads the worker's evidence store, which is created after the actions that use it.
 type lazyManifestReader struct{ worker *Worker }
 
-func (r lazyManifestReader) Manifest(incident string) ([]activities.ManifestLine, []activities.IntegrityFinding, error) {
-	return r.worker.Activities.Evidence.Manifest(incident, r.worker.Authority.Keyring()) //nolint:wrapcheck // the error names the manifest
+func (r lazyManifestReader) Manifest(incident string) ([]activities.ManifestLine, []activities.IntegrityFinding,
+	error,
+) {
+	return r.worker.Activities.Evidence.Manifest(
+		incident,
+		r.worker.Authority.Keyring(),
+	) //nolint:wrapcheck // the error names the manifest
 }

@@ -29,15 +29,18 @@ func writeSecretFile(t *testing.T, text string) string {
 func TestConfigurationSetsUpNotificationsAndTickets(t *testing.T) {
 	const secret = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 	pager, tracker := webhook.Start(t, secret), stand.StartGitHub(t)
-	c, problems := config.Parse("c", []byte("webhooks: [{name: pager, url: '"+pager.URL+"', secret_file: "+writeSecretFile(t, secret)+"}]\n"+
-		"ticket: {kind: github, url: '"+tracker.URL+"', project: acme/incidents, token_file: "+writeSecretFile(t, stand.Token)+", labels: [security]}\n"))
+	c, problems := config.Parse("c", []byte("webhooks: [{name: pager, url: '"+pager.URL+"', secret_file: "+
+		writeSecretFile(t, secret)+"}]\n"+
+		"ticket: {kind: github, url: '"+tracker.URL+"', project: acme/incidents, token_file: "+writeSecretFile(t,
+		stand.Token)+", labels: [security]}\n"))
 	require.NoError(t, problems.Err())
 	outside, err := worker.OpenExternalServices(c)
 	require.NoError(t, err)
 	for _, a := range worker.AllActions(worker.Deps{ExternalServices: outside}) {
 		switch a := a.(type) {
 		case *notify.WebhookAction:
-			require.NoError(t, steprunner.Run(t, a, steprunner.NewIncidentRef(), notify.WebhookParams{ReceiverName: "pager"}).Err)
+			require.NoError(t, steprunner.Run(t, a, steprunner.NewIncidentRef(),
+				notify.WebhookParams{ReceiverName: "pager"}).Err)
 		case *ticket.CreateAction:
 			require.NoError(t, steprunner.Run(t, a, steprunner.NewIncidentRef(), ticket.CreateParams{}).Err)
 		}
@@ -70,15 +73,22 @@ func TestInvalidSecretFailsStartWithoutDisclosure(t *testing.T) {
 
 func TestPlaybookCanUseTicketOutputs(t *testing.T) {
 	load := func(steps string) (messages []string) {
-		_, problems := playbooks.LoadPlaybook("p.yaml", []byte("playbook: p\ndescription: x\nmatch: { objective: crypto-mining }\nsteps:\n"+steps), worker.ActionCatalog())
+		_, problems := playbooks.LoadPlaybook("p.yaml",
+			[]byte("playbook: p\ndescription: x\nmatch: { objective: crypto-mining }\nsteps:\n"+steps), worker.ActionCatalog())
 		for _, p := range problems {
 			messages = append(messages, p.Message)
 		}
 		return messages
 	}
-	require.Empty(t, load("  - ticket: create\n    id: t\n    with: { title: \"${incident.summary}\", labels: [\"${incident.workload.name}\"] }\n"+
-		"  - notify: email\n    with: { to: [oncall@example.com], text: \"${t.url}\" }\n  - notify: webhook\n    if: t.created\n    with: { name: pager, text: \"${t.id}\" }\n"))
+	require.Empty(
+		t,
+		load(
+			"  - ticket: create\n    id: t\n    with: { title: \"${incident.summary}\", labels: [\"${incident.workload.name}\"] }\n"+
+				"  - notify: email\n    with: { to: [oncall@example.com], text: \"${t.url}\" }\n  - notify: webhook\n    if: t.created\n    with: { name: pager, text: \"${t.id}\" }\n",
+		),
+	)
 	require.Contains(t, strings.Join(load("  - notify: webhook\n"), "\n"), "`webhook` requires the parameter `name`")
-	require.NotEmpty(t, load("  - notify: webhook\n    with: { name: pager, url: 'https://evil.example' }\n"), "a playbook cannot set a URL")
+	require.NotEmpty(t, load("  - notify: webhook\n    with: { name: pager, url: 'https://evil.example' }\n"),
+		"a playbook cannot set a URL")
 	require.NotEmpty(t, load("  - ticket: webhook\n    with: { name: pager }\n"))
 }

@@ -22,7 +22,8 @@ func (w *Worker) watchHealth(ctx context.Context) {
 	host, _ := os.Hostname()
 	w.replicaName = fmt.Sprintf("%s@%s", rand.Text()[:8], host)
 	o := health.Options{
-		Ingester: w.Ingester, ReplicaChecker: health.TaskQueuePollers{Temporal: w.TemporalClient, OwnIdentity: w.replicaName}, StateFile: filepath.Join(w.DataDir, "nodes.json"), Timing: w.HealthTiming, Log: w.Log,
+		Ingester: w.Ingester, ReplicaChecker: health.TaskQueuePollers{Temporal: w.TemporalClient, OwnIdentity: w.replicaName},
+		StateFile: filepath.Join(w.DataDir, "nodes.json"), Timing: w.HealthTiming, Log: w.Log,
 	}
 	if w.PKI != nil {
 		o.CertificateAuthority = w.PKI

@@ -15,8 +15,10 @@ import (
 func TestPlaybookWarningIsNotLoggedAsUnused(t *testing.T) {
 	var out bytes.Buffer
 	worker.LogPlaybookProblems(slog.New(slog.NewTextHandler(&out, nil)), diagnostic.Diagnostics{
-		{File: "mine.yaml", Line: 1, Column: 1, Severity: "warning", Code: "no-description",
-			Message: "the playbook has no description"},
+		{
+			File: "mine.yaml", Line: 1, Column: 1, Severity: "warning", Code: "no-description",
+			Message: "the playbook has no description",
+		},
 		{File: "bad.yaml", Line: 2, Column: 1, Severity: "error", Code: "unknown-action", Message: "there is no such action"},
 	}, false)
 	require.Regexp(t, `level=WARN msg="playbook warning" problem="mine.yaml`, out.String())

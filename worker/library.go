@@ -64,7 +64,9 @@ func LoadLibrary(c *config.Config, catalog playbooks.Catalog) (*Library, diagnos
 
 // LoadWithLibrary loads the given playbooks together with those of a configuration: the enabled shipped ones, and its
 // directories. A given file in one of the directories counts once.
-func LoadWithLibrary(c *config.Config, given []playbooks.SourceFile, catalog playbooks.Catalog) ([]*playbooks.Program, diagnostic.Diagnostics, error) {
+func LoadWithLibrary(c *config.Config, given []playbooks.SourceFile, catalog playbooks.Catalog) ([]*playbooks.Program,
+	diagnostic.Diagnostics, error,
+) {
 	sources, problems := shippedSources(c.Library)
 	l := &Library{config: c}
 	own, err := l.readUserPlaybooks()
@@ -125,7 +127,10 @@ func listPlaybookFiles(dir string) ([]string, error) {
 	if err != nil {
 		return nil, fmt.Errorf("list playbooks in %s: %w", dir, err)
 	}
-	return slices.DeleteFunc(found, func(f string) bool { return strings.HasPrefix(f, ".") || strings.HasSuffix(f, testspec.TestFileSuffix) }), nil
+	return slices.DeleteFunc(found, func(f string) bool {
+		return strings.HasPrefix(f, ".") ||
+			strings.HasSuffix(f, testspec.TestFileSuffix)
+	}), nil
 }
 
 // computeFilesStamp returns a value that changes with the name, size or time of any file of the directories.
@@ -165,7 +170,10 @@ func (l *Library) loadPlaybooks(stamp string) error {
 	kept := slices.Clone(own)
 	for i, s := range own {
 		was := l.lastValidText[s.File]
-		if slices.ContainsFunc(found, func(d diagnostic.Diagnostic) bool { return d.File == s.File && d.Severity == "error" }) {
+		if slices.ContainsFunc(found, func(d diagnostic.Diagnostic) bool {
+			return d.File == s.File &&
+				d.Severity == "error"
+		}) {
 			if was != nil {
 				kept[i].Content = was
 			}
@@ -298,7 +306,10 @@ func (l *Library) MatchPlaybooks(_ context.Context, in playbooks.Incident) ([]in
 		if !matches {
 			continue
 		}
-		selected := incident.SelectedPlaybook{Name: p.Name, CanContain: p.CanContain(), Shipped: p.Shipped, WaitsForEnrichment: choice.WaitsForEnrichment}
+		selected := incident.SelectedPlaybook{
+			Name: p.Name, CanContain: p.CanContain(), Shipped: p.Shipped,
+			WaitsForEnrichment: choice.WaitsForEnrichment,
+		}
 		if !choice.Selected {
 			selected.NotSelectedReason, selected.IsFallback = choice.Reason, choice.IsFallback
 		}
@@ -320,7 +331,11 @@ func (l *Library) signPlaybookAuthorization(p *playbooks.Program) (*attestation.
 	if l.Authority == nil {
 		return nil, nil //nolint:nilnil // nothing is signed
 	}
-	signed, err := l.Authority.Sign(attestation.PayloadTypePlaybookAuthorization, attestation.PlaybookAuthorization{Playbook: p.Name, SourceHash: p.Hash, ApproverHashes: approverHashes(p), AuthorizedAt: time.Now()})
+	signed, err := l.Authority.Sign(attestation.PayloadTypePlaybookAuthorization,
+		attestation.PlaybookAuthorization{
+			Playbook: p.Name, SourceHash: p.Hash, ApproverHashes: approverHashes(p),
+			AuthorizedAt: time.Now(),
+		})
 	if err != nil {
 		return nil, fmt.Errorf("sign the selection of %s: %w", p.Name, err)
 	}

@@ -26,7 +26,10 @@ func (l *Library) MatchManualRequest(_ context.Context, r sensors.ManualRequest)
 	if err != nil {
 		return incident.SelectedPlaybook{}, err
 	}
-	return incident.SelectedPlaybook{Name: p.Name, File: p.File, Source: p.SourceText, Callees: p.CalleeSources(), PlaybookAuthorization: signed}, nil
+	return incident.SelectedPlaybook{
+		Name: p.Name, File: p.File, Source: p.SourceText, Callees: p.CalleeSources(),
+		PlaybookAuthorization: signed,
+	}, nil
 }
 
 // ProgramForRequest returns the playbook of a request. For an unknown playbook or an action that cannot be requested,
@@ -48,8 +51,13 @@ func (l *Library) ProgramForRequest(r sensors.ManualRequest) (*playbooks.Program
 	}
 	catalog := ActionCatalog()
 	spec, ok := catalog[r.Action]
-	if !ok || spec.Verb != playbooks.VerbContain || !spec.Reversible || spec.Class != playbooks.ClassContain || !worksOnDetectedTargets(spec) {
-		return nil, fmt.Errorf("action %q cannot contain a pod or container by request; use one of %s, or `stanch run` with a playbook", r.Action, strings.Join(requestableActions(catalog), ", "))
+	if !ok || spec.Verb != playbooks.VerbContain || !spec.Reversible || spec.Class != playbooks.ClassContain ||
+		!worksOnDetectedTargets(spec) {
+		return nil, fmt.Errorf(
+			"action %q cannot contain a pod or container by request; use one of %s, or `stanch run` with a playbook",
+			r.Action,
+			strings.Join(requestableActions(catalog), ", "),
+		)
 	}
 	one := playbooks.ManualContainmentPlaybook(r.Action, r.Duration)
 	programs, problems := playbooks.LoadPlaybooks([]playbooks.SourceFile{one}, catalog)
@@ -80,7 +88,8 @@ func requestableActions(c playbooks.Catalog) []string {
 	var out []string
 	for name, s := range c {
 		if s.Verb == playbooks.VerbContain && s.Reversible && s.Class == playbooks.ClassContain && worksOnDetectedTargets(s) {
-			if programs, _ := playbooks.LoadPlaybooks([]playbooks.SourceFile{playbooks.ManualContainmentPlaybook(name, max(s.MinDuration, time.Hour))}, c); len(programs) == 1 {
+			if programs, _ := playbooks.LoadPlaybooks([]playbooks.SourceFile{playbooks.ManualContainmentPlaybook(name,
+				max(s.MinDuration, time.Hour))}, c); len(programs) == 1 {
 				out = append(out, name)
 			}
 		}

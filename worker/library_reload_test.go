@@ -123,12 +123,35 @@ func TestConfigurationSelectsShippedPlaybooks(t *testing.T) {
 		problem, hint string
 	}{
 		{"all", config.LibrarySelection{}, []string{"cryptominer", "reverse-shell", "isolate-pods"}, nil, "", ""},
-		{"none", config.LibrarySelection{Enabled: &off}, nil, []string{"cryptominer", "reverse-shell", "isolate-pods"}, "", ""},
-		{"except", config.LibrarySelection{Except: []string{"cryptominer"}}, []string{"reverse-shell", "isolate-pods"}, []string{"cryptominer"}, "", ""},
-		{"only, with callees", config.LibrarySelection{Only: []string{"lateral-movement"}},
-			[]string{"lateral-movement", "isolate-pods"}, []string{"cryptominer", "reverse-shell"}, "", ""},
-		{"unknown name", config.LibrarySelection{Except: []string{"cryptominr"}}, []string{"cryptominer"}, nil,
-			"`library.except` of the configuration: unknown shipped playbook `cryptominr`", "did you mean `cryptominer`?"},
+		{
+			"none",
+			config.LibrarySelection{Enabled: &off},
+			nil,
+			[]string{"cryptominer", "reverse-shell", "isolate-pods"},
+			"",
+			"",
+		},
+		{
+			"except",
+			config.LibrarySelection{Except: []string{"cryptominer"}},
+			[]string{"reverse-shell", "isolate-pods"},
+			[]string{"cryptominer"},
+			"", "",
+		},
+		{
+			"only, with callees",
+			config.LibrarySelection{Only: []string{"lateral-movement"}},
+			[]string{"lateral-movement", "isolate-pods"},
+			[]string{"cryptominer", "reverse-shell"},
+			"", "",
+		},
+		{
+			"unknown name",
+			config.LibrarySelection{Except: []string{"cryptominr"}},
+			[]string{"cryptominer"},
+			nil,
+			"`library.except` of the configuration: unknown shipped playbook `cryptominr`", "did you mean `cryptominer`?",
+		},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			conf := config.Default()

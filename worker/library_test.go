@@ -24,7 +24,9 @@ func TestShippedLibraryIsValid(t *testing.T) {
 
 func TestEvidenceOfPodCountsForItsRole(t *testing.T) {
 	load := func(steps string) (messages []string) {
-		_, problems := playbooks.LoadPlaybook("p.yaml", []byte("playbook: p\ndescription: x\nmatch: { objective: credential-access }\nsteps:\n"+steps), worker.ActionCatalog())
+		_, problems := playbooks.LoadPlaybook("p.yaml",
+			[]byte("playbook: p\ndescription: x\nmatch: { objective: credential-access }\nsteps:\n"+steps),
+			worker.ActionCatalog())
 		for _, p := range problems {
 			messages = append(messages, p.Message)
 		}
@@ -33,8 +35,13 @@ func TestEvidenceOfPodCountsForItsRole(t *testing.T) {
 	const contain = "  - enrich: aws.identity\n    id: cloud\n  - contain: aws.key.disable\n    target: cloud.access_keys\n    for: 1h\n"
 	require.Empty(t, load("  - evidence: process.snapshot\n"+contain))
 	require.Equal(t, []string{"`aws.key.disable` runs before any evidence of its target"}, load(contain))
-	require.Contains(t, load("  - evidence: process.snapshot\n  - enrich: aws.identity\n    id: cloud\n  - contain: aws.role.revoke-sessions\n    target: cloud.role\n    for: 12h\n"),
-		"`aws.role.revoke-sessions` is disruptive, so it is allowed only inside an approval")
+	require.Contains(
+		t,
+		load(
+			"  - evidence: process.snapshot\n  - enrich: aws.identity\n    id: cloud\n  - contain: aws.role.revoke-sessions\n    target: cloud.role\n    for: 12h\n",
+		),
+		"`aws.role.revoke-sessions` is disruptive, so it is allowed only inside an approval",
+	)
 }
 
 // Every kind of incident has a matching playbook, and the library never contains it with two playbooks.
@@ -58,10 +65,19 @@ func TestOnlyOneShippedPlaybookContainsAnIncident(t *testing.T) {
 			for _, confidence := range []float64{0.3, 0.6, 0.75, 0.9, 0.99} {
 				for _, pods := range []int{1, 2, 6} {
 					for _, shape := range []string{"", "host network", "drill", "second objective", "node not watched"} {
-						in := playbooks.Incident{Objective: objective, Confidence: confidence, Severity: sensors.SeverityHigh, Drill: shape == "drill"}
-						in.Detections = []playbooks.DetectionSummary{{Rule: "r", Objective: objective, Technique: technique, Confidence: confidence}}
+						in := playbooks.Incident{
+							Objective: objective, Confidence: confidence, Severity: sensors.SeverityHigh,
+							Drill: shape == "drill",
+						}
+						in.Detections = []playbooks.DetectionSummary{{
+							Rule: "r", Objective: objective, Technique: technique,
+							Confidence: confidence,
+						}}
 						if shape == "second objective" {
-							in.Detections = append(in.Detections, playbooks.DetectionSummary{Rule: "s", Objective: sensors.ObjectiveDiscovery, Technique: "T1082"})
+							in.Detections = append(in.Detections, playbooks.DetectionSummary{
+								Rule:      "s",
+								Objective: sensors.ObjectiveDiscovery, Technique: "T1082",
+							})
 						}
 						for _, d := range in.Detections {
 							if d.Technique != "" {
@@ -72,7 +88,10 @@ func TestOnlyOneShippedPlaybookContainsAnIncident(t *testing.T) {
 							in.Workload, pods = playbooks.WorkloadIdentity{Kind: "Node", Name: "node-a"}, 0
 						}
 						for i := range pods {
-							in.Targets = append(in.Targets, playbooks.Target{Kind: playbooks.TargetPod, UID: string(rune('a' + i)), HostNetwork: shape == "host network"})
+							in.Targets = append(in.Targets, playbooks.Target{
+								Kind: playbooks.TargetPod, UID: string(rune('a' + i)),
+								HostNetwork: shape == "host network",
+							})
 						}
 						var all, containing []string
 						for _, c := range playbooks.SelectPlaybooks(library.Programs(), in) {

@@ -44,7 +44,9 @@ type fakeLockingNode struct {
 	networkSharers []gatewayrpc.NetworkSharer // other containers in the network namespace, by container
 }
 
-func (o *fakeLockingNode) Handle(_ context.Context, kind gatewayrpc.CommandKind, body []byte, keys attestation.Keyring) (any, []gatewayrpc.Attachment, error) {
+func (o *fakeLockingNode) Handle(_ context.Context, kind gatewayrpc.CommandKind, body []byte,
+	keys attestation.Keyring,
+) (any, []gatewayrpc.Attachment, error) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	var c gatewayrpc.ContainmentCommand
@@ -65,7 +67,10 @@ func (o *fakeLockingNode) Handle(_ context.Context, kind gatewayrpc.CommandKind,
 		if o.containments[id].LeaseID != c.LeaseID {
 			o.lockedLeases = append(o.lockedLeases, c.LeaseID)
 		}
-		o.containments[id] = gatewayrpc.ContainmentState{Active: true, VethLocked: true, LeaseID: c.LeaseID, ExpiresAt: c.ExpiresAt, AppliedAt: time.Now()}
+		o.containments[id] = gatewayrpc.ContainmentState{
+			Active: true, VethLocked: true, LeaseID: c.LeaseID,
+			ExpiresAt: c.ExpiresAt, AppliedAt: time.Now(),
+		}
 	case gatewayrpc.CommandUnlock:
 		delete(o.containments, id)
 	case gatewayrpc.CommandLockState, gatewayrpc.CommandFreezeState, gatewayrpc.CommandFreeze, gatewayrpc.CommandThaw:
@@ -97,7 +102,9 @@ people:
 
 // startRequestInstallation returns an installation with one node and one container, and a function that sends a request
 // as a person.
-func startRequestInstallation(t *testing.T, text string) (*worker.Worker, *fakeLockingNode, func(person string, q gateway.ContainRequest) (*gateway.ContainResponse, error)) {
+func startRequestInstallation(t *testing.T, text string) (*worker.Worker, *fakeLockingNode,
+	func(person string, q gateway.ContainRequest) (*gateway.ContainResponse, error),
+) {
 	t.Helper()
 	cfg, problems := config.Parse("stanch.yaml", []byte(text))
 	require.NoError(t, problems.Err())
@@ -105,9 +112,13 @@ func startRequestInstallation(t *testing.T, text string) (*worker.Worker, *fakeL
 	require.NoError(t, err)
 	t.Cleanup(traces.Close)
 	w := startInstallation(t, cfg, metrics.NewTemporalMetrics(), traces)
-	node := &fakeLockingNode{containerIDs: []string{testContainerID}, containments: map[string]gatewayrpc.ContainmentState{}}
+	node := &fakeLockingNode{
+		containerIDs: []string{testContainerID},
+		containments: map[string]gatewayrpc.ContainmentState{},
+	}
 	connectNodeWithHandler(t, w, agent.Health{Node: "node-1"}, node)
-	require.Eventually(t, func() bool { return len(w.NodeServer.ConnectedNodes()) == 1 }, 10*time.Second, 20*time.Millisecond)
+	require.Eventually(t, func() bool { return len(w.NodeServer.ConnectedNodes()) == 1 }, 10*time.Second,
+		20*time.Millisecond)
 	return w, node, func(person string, q gateway.ContainRequest) (*gateway.ContainResponse, error) {
 		return w.ApprovalService.Contain(t.Context(), principalByName(cfg, person), q)
 	}
@@ -119,7 +130,9 @@ func principalByName(cfg *config.Config, name string) gateway.Principal {
 }
 
 // waitForPlaybookRun waits until the playbook of a request has ended.
-func waitForPlaybookRun(t *testing.T, w *worker.Worker, a *gateway.ContainResponse) (playbooks.Incident, playbooks.PlaybookRun) {
+func waitForPlaybookRun(t *testing.T, w *worker.Worker, a *gateway.ContainResponse) (playbooks.Incident,
+	playbooks.PlaybookRun,
+) {
 	t.Helper()
 	var in playbooks.Incident
 	var run playbooks.PlaybookRun
@@ -128,7 +141,10 @@ func waitForPlaybookRun(t *testing.T, w *worker.Worker, a *gateway.ContainRespon
 		if in, err = w.QueryService.Incident(t.Context(), a.IncidentID); err != nil {
 			return false
 		}
-		i := slices.IndexFunc(in.Playbooks, func(p playbooks.PlaybookRun) bool { return p.RequestID == a.Targets[0].RequestID && !p.Ended.IsZero() })
+		i := slices.IndexFunc(
+			in.Playbooks,
+			func(p playbooks.PlaybookRun) bool { return p.RequestID == a.Targets[0].RequestID && !p.Ended.IsZero() },
+		)
 		if i >= 0 {
 			run = in.Playbooks[i]
 		}
@@ -149,7 +165,10 @@ func outcomesByAction(run playbooks.PlaybookRun) map[string]playbooks.Outcome {
 // recording contain it, and the simulation gives the same result.
 func TestManualRequestContainsTarget(t *testing.T) {
 	w, node, ask := startRequestInstallation(t, manualRequestConfig)
-	q := gateway.ContainRequest{ID: "one", Target: testContainerID, Action: "pod.isolate", Duration: time.Hour, Reason: "beacons to 203.0.113.9"}
+	q := gateway.ContainRequest{
+		ID: "one", Target: testContainerID, Action: "pod.isolate", Duration: time.Hour,
+		Reason: "beacons to 203.0.113.9",
+	}
 
 	_, err := ask("mallory", q)
 	require.ErrorContains(t, err, "mallory is not allowed to contain container b0b0b0b0b0b0; allowed: responders")
@@ -157,7 +176,10 @@ func TestManualRequestContainsTarget(t *testing.T) {
 	nothing.Reason = " "
 	_, err = ask("alice", nothing)
 	require.ErrorContains(t, err, "missing reason")
-	for action, want := range map[string]string{"workload.scale": "pod.isolate", "pod.restart": "pod.isolate", "process.snapshot": "pod.isolate", "nothing": "pod.isolate"} {
+	for action, want := range map[string]string{
+		"workload.scale": "pod.isolate", "pod.restart": "pod.isolate",
+		"process.snapshot": "pod.isolate", "nothing": "pod.isolate",
+	} {
 		other := q
 		other.Action = action
 		_, err = ask("alice", other)
@@ -175,7 +197,8 @@ func TestManualRequestContainsTarget(t *testing.T) {
 	planned, err := ask("alice", dry)
 	require.NoError(t, err)
 	require.Equal(t, activities.VerdictRun, planned.Targets[0].Plans[0].Decision.Verdict)
-	require.Contains(t, planned.Targets[0].Plans[0].Decision.Reason, "requested by alice (uid of alice): beacons to 203.0.113.9")
+	require.Contains(t, planned.Targets[0].Plans[0].Decision.Reason,
+		"requested by alice (uid of alice): beacons to 203.0.113.9")
 	require.NotEmpty(t, planned.Targets[0].Plans[0].Plan.Changes)
 	open, err := w.QueryService.Incidents(t.Context())
 	require.NoError(t, err)
@@ -185,7 +208,10 @@ func TestManualRequestContainsTarget(t *testing.T) {
 	answer, err := ask("alice", q)
 	require.NoError(t, err)
 	in, run := waitForPlaybookRun(t, w, answer)
-	require.Equal(t, map[string]playbooks.Outcome{"process.snapshot": playbooks.OutcomeSucceeded, "pod.isolate": playbooks.OutcomeChanged}, outcomesByAction(run), "%+v", run)
+	require.Equal(t, map[string]playbooks.Outcome{
+		"process.snapshot": playbooks.OutcomeSucceeded,
+		"pod.isolate":      playbooks.OutcomeChanged,
+	}, outcomesByAction(run), "%+v", run)
 	require.Len(t, node.lockedLeaseIDs(), 1)
 	require.Equal(t, []string{"person:alice"}, in.Actors)
 	require.Contains(t, in.Summary, "beacons to 203.0.113.9")
@@ -207,7 +233,8 @@ func TestManualRequestContainsTarget(t *testing.T) {
 	require.Equal(t, "contain-pod-isolate-30m", run.Playbook)
 	require.Len(t, node.lockedLeaseIDs(), 1, "two requests, one lock")
 
-	_, err = w.ApprovalService.Release(t.Context(), principalByName(w.Config, "alice"), gateway.LeaseRequest{IncidentID: in.ID})
+	_, err = w.ApprovalService.Release(t.Context(), principalByName(w.Config, "alice"),
+		gateway.LeaseRequest{IncidentID: in.ID})
 	require.NoError(t, err)
 	require.Eventually(t, func() bool {
 		in, err = w.QueryService.Incident(t.Context(), in.ID)
@@ -215,8 +242,10 @@ func TestManualRequestContainsTarget(t *testing.T) {
 	}, 60*time.Second, 100*time.Millisecond)
 
 	auditor := &worker.Auditor{
-		HistoryExporter: &archive.HistoryExporter{Temporal: w.TemporalClient, DataConverter: w.DataConverter}, Archive: archive.Store{Dir: filepath.Join(w.DataDir, "archive")},
-		Converter: w.DataConverter, Keyring: w.Authority.Keyring(), Catalog: w.Activities.Catalog(), Evidence: w.Activities.Evidence,
+		HistoryExporter: &archive.HistoryExporter{Temporal: w.TemporalClient, DataConverter: w.DataConverter},
+		Archive:         archive.Store{Dir: filepath.Join(w.DataDir, "archive")},
+		Converter:       w.DataConverter, Keyring: w.Authority.Keyring(), Catalog: w.Activities.Catalog(),
+		Evidence: w.Activities.Evidence,
 	}
 	timeline, err := auditor.Audit(t.Context(), in.ID, true)
 	require.NoError(t, err)
@@ -236,7 +265,8 @@ func TestManualRequestContainsTarget(t *testing.T) {
 	require.Empty(t, again2.Error)
 	require.Equal(t, len(rec.Steps), len(again2.Steps))
 	for i, s := range again2.Steps {
-		require.Equal(t, rec.Steps[i].Action+" "+string(rec.Steps[i].Outcome)+" "+rec.Steps[i].Reason, s.Action+" "+string(s.Outcome)+" "+s.Reason)
+		require.Equal(t, rec.Steps[i].Action+" "+string(rec.Steps[i].Outcome)+" "+rec.Steps[i].Reason,
+			s.Action+" "+string(s.Outcome)+" "+s.Reason)
 	}
 }
 
@@ -245,7 +275,10 @@ func TestContainerIDPrefixIsAccepted(t *testing.T) {
 	w, node, ask := startRequestInstallation(t, manualRequestConfig)
 	const twin = "b0b0b0b0b0b0ffffffffffffffffffffffffffffffffffffffffffffffffffff"
 	node.containerIDs = append(node.containerIDs, twin)
-	q := gateway.ContainRequest{ID: "one", Target: testContainerID[:12], Action: "pod.isolate", Duration: time.Hour, Reason: "beacons"}
+	q := gateway.ContainRequest{
+		ID: "one", Target: testContainerID[:12], Action: "pod.isolate", Duration: time.Hour,
+		Reason: "beacons",
+	}
 	_, err := ask("alice", q)
 	require.ErrorContains(t, err, "find container b0b0b0b0b0b0: not running on any connected node; use the complete id")
 	q.Target = testContainerID
@@ -277,7 +310,10 @@ func TestContainerIDPrefixIsAccepted(t *testing.T) {
 // run warns if a freeze is longer than recommended.
 func TestDispositionListsReleasedLeasesAndDeniedRequests(t *testing.T) {
 	w, _, ask := startRequestInstallation(t, manualRequestConfig)
-	q := gateway.ContainRequest{ID: "short", Target: testContainerID, Action: "pod.isolate", Duration: 5 * time.Minute, Reason: "beacons"}
+	q := gateway.ContainRequest{
+		ID: "short", Target: testContainerID, Action: "pod.isolate", Duration: 5 * time.Minute,
+		Reason: "beacons",
+	}
 	answer, err := ask("alice", q)
 	require.NoError(t, err)
 	waitForPlaybookRun(t, w, answer)
@@ -289,7 +325,8 @@ func TestDispositionListsReleasedLeasesAndDeniedRequests(t *testing.T) {
 		return err == nil && len(asked) == 1
 	}, 30*time.Second, 50*time.Millisecond)
 	resolve := func(kind incident.TriageKind) (*gateway.TriageResult, error) {
-		return w.ApprovalService.Triage(t.Context(), principalByName(w.Config, "bob"), gateway.TriageRequest{IncidentID: answer.IncidentID, Kind: kind})
+		return w.ApprovalService.Triage(t.Context(), principalByName(w.Config, "bob"),
+			gateway.TriageRequest{IncidentID: answer.IncidentID, Kind: kind})
 	}
 	_, err = resolve("nonsense")
 	require.ErrorContains(t, err, `invalid disposition "nonsense"; use false-positive, true-positive or benign`)
@@ -313,7 +350,8 @@ func TestDispositionListsReleasedLeasesAndDeniedRequests(t *testing.T) {
 	q.DryRun, q.Action, q.Duration = true, "pod.freeze", 30*time.Minute
 	planned, err := ask("alice", q)
 	require.NoError(t, err)
-	require.Contains(t, strings.Join(planned.Targets[0].Plans[0].Plan.Warnings, "; "), "pod.freeze is limited to 2m: Freeze every process")
+	require.Contains(t, strings.Join(planned.Targets[0].Plans[0].Plan.Warnings, "; "),
+		"pod.freeze is limited to 2m: Freeze every process")
 }
 
 // A container in the target's network namespace is isolated too: the dry run, the lease and the audit say so. A dry run
@@ -322,7 +360,10 @@ func TestContainersInSharedNetworkNamespaceAreRecorded(t *testing.T) {
 	w, node, ask := startRequestInstallation(t, manualRequestConfig)
 	node.networkSharers = []gatewayrpc.NetworkSharer{{ContainerID: "a3dfa3dfa3df"}}
 	const warning = "container a3dfa3dfa3df joined its network namespace after it started and is isolated too"
-	q := gateway.ContainRequest{ID: "one", Target: testContainerID, Action: "pod.isolate", Duration: time.Hour, Reason: "beacons"}
+	q := gateway.ContainRequest{
+		ID: "one", Target: testContainerID, Action: "pod.isolate", Duration: time.Hour,
+		Reason: "beacons",
+	}
 	dry := q
 	dry.DryRun = true
 	planned, err := ask("alice", dry)
@@ -343,8 +384,10 @@ func TestContainersInSharedNetworkNamespaceAreRecorded(t *testing.T) {
 	require.WithinDuration(t, in.Leases[0].ExpiresAt, plan.HeldUntil, time.Second)
 
 	auditor := &worker.Auditor{
-		HistoryExporter: &archive.HistoryExporter{Temporal: w.TemporalClient, DataConverter: w.DataConverter}, Archive: archive.Store{Dir: filepath.Join(w.DataDir, "archive")},
-		Converter: w.DataConverter, Keyring: w.Authority.Keyring(), Catalog: w.Activities.Catalog(), Evidence: w.Activities.Evidence,
+		HistoryExporter: &archive.HistoryExporter{Temporal: w.TemporalClient, DataConverter: w.DataConverter},
+		Archive:         archive.Store{Dir: filepath.Join(w.DataDir, "archive")},
+		Converter:       w.DataConverter, Keyring: w.Authority.Keyring(), Catalog: w.Activities.Catalog(),
+		Evidence: w.Activities.Evidence,
 	}
 	timeline, err := auditor.Audit(t.Context(), in.ID, true)
 	require.NoError(t, err)
@@ -355,8 +398,12 @@ func TestContainersInSharedNetworkNamespaceAreRecorded(t *testing.T) {
 
 // If the guards require an approval, the requester is never an approver.
 func TestRequesterCannotApproveOwnRequest(t *testing.T) {
-	w, node, ask := startRequestInstallation(t, strings.ReplaceAll(manualRequestConfig, "max_duration: 2h", "max_duration: 1m"))
-	answer, err := ask("alice", gateway.ContainRequest{ID: "long", Target: testContainerID, Action: "pod.isolate", Duration: time.Hour, Reason: "beacons"})
+	w, node, ask := startRequestInstallation(t, strings.ReplaceAll(manualRequestConfig, "max_duration: 2h",
+		"max_duration: 1m"))
+	answer, err := ask("alice", gateway.ContainRequest{
+		ID: "long", Target: testContainerID, Action: "pod.isolate",
+		Duration: time.Hour, Reason: "beacons",
+	})
 	require.NoError(t, err)
 	var asked []playbook.ApprovalRequest
 	require.Eventually(t, func() bool {
@@ -380,7 +427,10 @@ func TestApprovalRequestsOfIncidentHaveUniqueNames(t *testing.T) {
 	var answer *gateway.ContainResponse
 	for id, long := range map[string]time.Duration{"first": 48 * time.Hour, "second": 144 * time.Hour} {
 		var err error
-		answer, err = ask("alice", gateway.ContainRequest{ID: id, Target: testContainerID, Action: "pod.isolate", Duration: long, Reason: id})
+		answer, err = ask("alice", gateway.ContainRequest{
+			ID: id, Target: testContainerID, Action: "pod.isolate",
+			Duration: long, Reason: id,
+		})
 		require.NoError(t, err)
 	}
 	var asked []playbook.ApprovalRequest
@@ -392,19 +442,22 @@ func TestApprovalRequestsOfIncidentHaveUniqueNames(t *testing.T) {
 	require.Equal(t, asked[0].ID, asked[1].ID, "each run numbers its own requests")
 	require.NotEqual(t, asked[0].QualifiedID(), asked[1].QualifiedID())
 	vote := func(step string) (*gateway.VoteResult, error) {
-		return w.ApprovalService.Vote(t.Context(), principalByName(w.Config, "bob"), gateway.VoteRequest{IncidentID: answer.IncidentID, RequestID: step, Approve: true, WaitForResult: true})
+		return w.ApprovalService.Vote(t.Context(), principalByName(w.Config, "bob"),
+			gateway.VoteRequest{IncidentID: answer.IncidentID, RequestID: step, Approve: true, WaitForResult: true})
 	}
 	for _, step := range []string{"", "pod.isolate", asked[0].ID} {
 		_, err := vote(step)
 		for _, q := range asked {
-			require.ErrorContains(t, err, "stanch approve "+answer.IncidentID+" '"+q.QualifiedID()+"'   pod.isolate of container b0b0b0b0b0b0"+q.DurationText(), step)
+			require.ErrorContains(t, err, "stanch approve "+answer.IncidentID+" '"+q.QualifiedID()+
+				"'   pod.isolate of container b0b0b0b0b0b0"+q.DurationText(), step)
 		}
 	}
 	i := slices.IndexFunc(asked, func(q playbook.ApprovalRequest) bool { return q.DurationText() == " for 2d" })
 	require.GreaterOrEqual(t, i, 0)
 	said, err := vote(asked[i].QualifiedID())
 	require.NoError(t, err)
-	require.Equal(t, `bob approved "pod.isolate of container b0b0b0b0b0b0" for 2d: 1 of 1 approved (bob); it runs now`, said.Message)
+	require.Equal(t, `bob approved "pod.isolate of container b0b0b0b0b0b0" for 2d: 1 of 1 approved (bob); it runs now`,
+		said.Message)
 	require.Eventually(t, func() bool { return len(node.lockedLeaseIDs()) == 1 }, 30*time.Second, 50*time.Millisecond)
 	asked, err = w.QueryService.PendingApprovals(t.Context(), answer.IncidentID)
 	require.NoError(t, err)
@@ -425,14 +478,26 @@ func TestRequesterCanWithdrawOwnAndVoteOnOtherRequests(t *testing.T) {
 		}, 30*time.Second, 50*time.Millisecond)
 		return asked
 	}
-	short, err := ask("bob", gateway.ContainRequest{ID: "short", Target: testContainerID, Action: "pod.isolate", Duration: 5 * time.Minute, Reason: "beacons"})
+	short, err := ask("bob", gateway.ContainRequest{
+		ID: "short", Target: testContainerID, Action: "pod.isolate",
+		Duration: 5 * time.Minute, Reason: "beacons",
+	})
 	require.NoError(t, err)
 	waitForPlaybookRun(t, w, short)
-	root := gateway.Principal{Person: config.Person{Name: "root"}, AuthenticatedBy: "uid 0 on the local socket", RateLimitKey: "uid:0", IsOperator: true}
-	q := gateway.ContainRequest{ID: "long", Target: testContainerID, Action: "pod.isolate", Duration: 3 * time.Hour, Reason: "longer"}
+	root := gateway.Principal{
+		Person: config.Person{Name: "root"}, AuthenticatedBy: "uid 0 on the local socket",
+		RateLimitKey: "uid:0", IsOperator: true,
+	}
+	q := gateway.ContainRequest{
+		ID: "long", Target: testContainerID, Action: "pod.isolate", Duration: 3 * time.Hour,
+		Reason: "longer",
+	}
 	long, err := w.ApprovalService.Contain(t.Context(), root, q)
 	require.NoError(t, err)
-	vote := gateway.VoteRequest{IncidentID: long.IncidentID, RequestID: questions(long.IncidentID)[0].QualifiedID(), Approve: true, WaitForResult: true}
+	vote := gateway.VoteRequest{
+		IncidentID: long.IncidentID, RequestID: questions(long.IncidentID)[0].QualifiedID(),
+		Approve: true, WaitForResult: true,
+	}
 	_, err = w.ApprovalService.Vote(t.Context(), root, vote)
 	require.ErrorContains(t, err, "root requested this; someone else must approve it; withdraw it with `stanch deny`")
 	no := vote
@@ -449,7 +514,8 @@ func TestRequesterCanWithdrawOwnAndVoteOnOtherRequests(t *testing.T) {
 	long, err = w.ApprovalService.Contain(t.Context(), root, q)
 	require.NoError(t, err)
 	vote.RequestID = questions(long.IncidentID)[0].QualifiedID()
-	_, err = w.ApprovalService.Vote(t.Context(), principalByName(w.Config, "mallory"), gateway.VoteRequest{IncidentID: vote.IncidentID, RequestID: vote.RequestID})
+	_, err = w.ApprovalService.Vote(t.Context(), principalByName(w.Config, "mallory"),
+		gateway.VoteRequest{IncidentID: vote.IncidentID, RequestID: vote.RequestID})
 	require.ErrorContains(t, err, "mallory is not allowed to vote on this")
 	said, err = w.ApprovalService.Vote(t.Context(), principalByName(w.Config, "bob"), vote)
 	require.NoError(t, err)
@@ -476,8 +542,13 @@ steps:
       - contain: pod.isolate
         for: 30m
 `), 0o600))
-	_, _, ask := startRequestInstallation(t, strings.ReplaceAll(manualRequestConfig, "approvers: { groups: [responders], timeout: 1m }", "approvers: { groups: [others], timeout: 1m }")+"playbooks: ['"+dir+"']\n")
-	planned, err := ask("mallory", gateway.ContainRequest{Target: testContainerID, Playbook: "two", Reason: "spread", DryRun: true})
+	_, _, ask := startRequestInstallation(t, strings.ReplaceAll(manualRequestConfig,
+		"approvers: { groups: [responders], timeout: 1m }", "approvers: { groups: [others], timeout: 1m }")+"playbooks: ['"+
+		dir+"']\n")
+	planned, err := ask("mallory", gateway.ContainRequest{
+		Target: testContainerID, Playbook: "two", Reason: "spread",
+		DryRun: true,
+	})
 	require.NoError(t, err)
 	plan := planned.Targets[0].Plans[0]
 	require.Equal(t, activities.VerdictAskApproval, plan.Decision.Verdict)
@@ -486,7 +557,10 @@ steps:
 	require.Empty(t, plan.Plan.Warnings)
 
 	_, _, ask = startRequestInstallation(t, manualRequestConfig+"playbooks: ['"+dir+"']\n")
-	planned, err = ask("bob", gateway.ContainRequest{Target: testContainerID, Playbook: "two", Reason: "spread", DryRun: true})
+	planned, err = ask("bob", gateway.ContainRequest{
+		Target: testContainerID, Playbook: "two", Reason: "spread",
+		DryRun: true,
+	})
 	require.NoError(t, err)
 	require.Equal(t, []string{"only 1 of the 2 required approvers are allowed to vote, so it cannot be approved"},
 		planned.Targets[0].Plans[0].Plan.Warnings)
@@ -494,7 +568,10 @@ steps:
 
 func TestManualRequestIsProposedInPhaseOne(t *testing.T) {
 	w, node, ask := startRequestInstallation(t, strings.ReplaceAll(manualRequestConfig, "phase: 2", "phase: 1"))
-	answer, err := ask("alice", gateway.ContainRequest{ID: "p1", Target: testContainerID, Action: "pod.isolate", Duration: time.Hour, Reason: "beacons"})
+	answer, err := ask("alice", gateway.ContainRequest{
+		ID: "p1", Target: testContainerID, Action: "pod.isolate",
+		Duration: time.Hour, Reason: "beacons",
+	})
 	require.NoError(t, err)
 	_, run := waitForPlaybookRun(t, w, answer)
 	require.Equal(t, playbooks.OutcomeProposed, outcomesByAction(run)["pod.isolate"])
@@ -504,22 +581,34 @@ func TestManualRequestIsProposedInPhaseOne(t *testing.T) {
 // Full access to Temporal and the codec key, without the authority's key, cannot forge a person's request or reuse its
 // proof for another: nothing is contained.
 func TestForgedManualRequestIsRefused(t *testing.T) {
-	w, node, ask := startRequestInstallation(t, strings.ReplaceAll(manualRequestConfig, "max_duration: 2h", "max_duration: 1m"))
+	w, node, ask := startRequestInstallation(t, strings.ReplaceAll(manualRequestConfig, "max_duration: 2h",
+		"max_duration: 1m"))
 	forged := sensors.Detection{
-		ID: "request/forged", Rule: sensors.RuleManualRequest, Title: "Requested by alice", Severity: sensors.SeverityHigh, Confidence: 1, Objective: sensors.ObjectiveManualRequest, Source: sensors.SourceManualRequest,
+		ID: "request/forged", Rule: sensors.RuleManualRequest, Title: "Requested by alice", Severity: sensors.SeverityHigh,
+		Confidence: 1, Objective: sensors.ObjectiveManualRequest, Source: sensors.SourceManualRequest,
 		Time: time.Now(), Node: "node-1", Reasons: []string{"alice asked for it"},
-		ManualRequest: &sensors.ManualRequest{Person: "alice", AuthenticatedBy: "uid 1001 on the local socket", Reason: "forged", Action: "pod.freeze", Duration: time.Minute},
-		Event:         sensors.Event{Kind: sensors.KindManualRequest, Node: "node-1", Container: sensors.Container{ID: testContainerID}},
+		ManualRequest: &sensors.ManualRequest{
+			Person: "alice", AuthenticatedBy: "uid 1001 on the local socket",
+			Reason: "forged", Action: "pod.freeze", Duration: time.Minute,
+		},
+		Event: sensors.Event{
+			Kind: sensors.KindManualRequest, Node: "node-1",
+			Container: sensors.Container{ID: testContainerID},
+		},
 	}
 	// A real pending request for something else: its proof can be read from Temporal.
-	answer, err := ask("alice", gateway.ContainRequest{ID: "true", Target: testContainerID, Action: "pod.isolate", Duration: time.Hour, Reason: "beacons"})
+	answer, err := ask("alice", gateway.ContainRequest{
+		ID: "true", Target: testContainerID, Action: "pod.isolate",
+		Duration: time.Hour, Reason: "beacons",
+	})
 	require.NoError(t, err)
 	require.Eventually(t, func() bool {
 		asked, err := w.QueryService.PendingApprovals(t.Context(), answer.IncidentID)
 		return err == nil && len(asked) == 1
 	}, 30*time.Second, 50*time.Millisecond)
 	var taken attestation.Envelope
-	events := w.TemporalClient.GetWorkflowHistory(t.Context(), workflows.IncidentWorkflowID(w.Config.Cluster+"/Container/"+testContainerID[:12]+"@node-1"), "", false, 0)
+	events := w.TemporalClient.GetWorkflowHistory(t.Context(), workflows.IncidentWorkflowID(w.Config.Cluster+"/Container/"+
+		testContainerID[:12]+"@node-1"), "", false, 0)
 	for events.HasNext() {
 		e, err := events.Next()
 		require.NoError(t, err)
@@ -533,23 +622,39 @@ func TestForgedManualRequestIsRefused(t *testing.T) {
 	intruder, err := authority.OpenOrCreate(t.TempDir())
 	require.NoError(t, err)
 	own, err := intruder.Sign(attestation.PayloadTypeAttestation, attestation.Attestation{
-		DetectionID: forged.ID, TargetID: "container:" + testContainerID, Node: "node-1", Confidence: 1, AcceptedAt: time.Now(), ManualRequest: &attestation.ManualRequest{Person: "alice", Actions: []string{"pod.freeze"}, MaxDuration: time.Hour},
+		DetectionID: forged.ID, TargetID: "container:" + testContainerID, Node: "node-1", Confidence: 1,
+		AcceptedAt: time.Now(), ManualRequest: &attestation.ManualRequest{
+			Person: "alice", Actions: []string{"pod.freeze"},
+			MaxDuration: time.Hour,
+		},
 	})
 	require.NoError(t, err)
-	for name, signed := range map[string]attestation.Envelope{"no attestation": {}, "another key": own,
-		"the attestation of another request": taken} {
-		id := "INC-01ARZ3NDEKTSV4RRFFQ69G5FA" + map[string]string{"no attestation": "A", "another key": "B",
-			"the attestation of another request": "C"}[name]
+	for name, signed := range map[string]attestation.Envelope{
+		"no attestation": {}, "another key": own,
+		"the attestation of another request": taken,
+	} {
+		id := "INC-01ARZ3NDEKTSV4RRFFQ69G5FA" + map[string]string{
+			"no attestation": "A", "another key": "B",
+			"the attestation of another request": "C",
+		}[name]
 		key := "forged/" + strings.ReplaceAll(name, " ", "-")
-		_, err := w.TemporalClient.SignalWithStartWorkflow(t.Context(), workflows.IncidentWorkflowID(key), workflows.SignalDetections, []incident.AttestedDetection{{Detection: forged, Attestation: signed}},
-			client.StartWorkflowOptions{TaskQueue: workflows.TaskQueue}, "Incident", incident.Input{ID: id, GroupingKey: key, Scope: "host", Phase: 3, IdleTimeout: time.Second})
+		_, err := w.TemporalClient.SignalWithStartWorkflow(t.Context(), workflows.IncidentWorkflowID(key),
+			workflows.SignalDetections, []incident.AttestedDetection{{Detection: forged, Attestation: signed}},
+			client.StartWorkflowOptions{TaskQueue: workflows.TaskQueue}, "Incident", incident.Input{
+				ID: id, GroupingKey: key,
+				Scope: "host", Phase: 3, IdleTimeout: time.Second,
+			})
 		require.NoError(t, err)
 		var in playbooks.Incident
 		require.Eventually(t, func() bool {
-			value, err := w.TemporalClient.QueryWorkflow(t.Context(), workflows.IncidentWorkflowID(key), "", workflows.QueryIncident)
+			value, err := w.TemporalClient.QueryWorkflow(t.Context(), workflows.IncidentWorkflowID(key), "",
+				workflows.QueryIncident)
 			return err == nil && value.Get(&in) == nil && len(in.Playbooks) == 1 && !in.Playbooks[0].Ended.IsZero()
 		}, 30*time.Second, 50*time.Millisecond, name)
-		require.NotContains(t, []playbooks.Outcome{playbooks.OutcomeChanged, playbooks.OutcomeUnverified, playbooks.OutcomeUnchanged}, outcomesByAction(in.Playbooks[0])["pod.freeze"], name)
+		require.NotContains(t, []playbooks.Outcome{
+			playbooks.OutcomeChanged, playbooks.OutcomeUnverified,
+			playbooks.OutcomeUnchanged,
+		}, outcomesByAction(in.Playbooks[0])["pod.freeze"], name)
 		reason := in.Playbooks[0].Steps[len(in.Playbooks[0].Steps)-1].Reason
 		require.Contains(t, reason, "no attested detection about container", name)
 	}
@@ -576,8 +681,12 @@ steps:
 `), 0o600))
 	w, node, ask := startRequestInstallation(t, manualRequestConfig+"playbooks: ['"+dir+"']\n")
 	d := sensors.Detection{
-		ID: "d-1", Rule: "miner", Title: "A miner", Severity: sensors.SeverityHigh, Confidence: 0.6, Objective: sensors.ObjectiveCryptoMining, Source: "stanch", Time: time.Now(), Node: "node-1",
-		Event: sensors.Event{ID: "d-1", Kind: sensors.KindExec, Node: "node-1", Process: sensors.Process{Exe: "/tmp/xmrig"}, Container: sensors.Container{ID: testContainerID, Name: "shop-web"}},
+		ID: "d-1", Rule: "miner", Title: "A miner", Severity: sensors.SeverityHigh, Confidence: 0.6,
+		Objective: sensors.ObjectiveCryptoMining, Source: "stanch", Time: time.Now(), Node: "node-1",
+		Event: sensors.Event{
+			ID: "d-1", Kind: sensors.KindExec, Node: "node-1", Process: sensors.Process{Exe: "/tmp/xmrig"},
+			Container: sensors.Container{ID: testContainerID, Name: "shop-web"},
+		},
 	}
 	require.NoError(t, w.Ingester.Check(t.Context(), &d, "node-1"))
 	require.NoError(t, w.Ingester.Accept(t.Context(), []sensors.Detection{d}))
@@ -590,10 +699,16 @@ steps:
 
 	_, err := ask("alice", gateway.ContainRequest{ID: "x", Target: testContainerID, Playbook: "none", Reason: "spread"})
 	require.ErrorContains(t, err, `unknown playbook "none"; `)
-	planned, err := ask("alice", gateway.ContainRequest{Target: before[0].ID, Playbook: "mine", Reason: "spread", DryRun: true})
+	planned, err := ask("alice", gateway.ContainRequest{
+		Target: before[0].ID, Playbook: "mine", Reason: "spread",
+		DryRun: true,
+	})
 	require.NoError(t, err)
 	require.Equal(t, activities.VerdictAskApproval, planned.Targets[0].Plans[0].Decision.Verdict)
-	answer, err := ask("alice", gateway.ContainRequest{ID: "x", Target: testContainerID, Playbook: "mine", Reason: "spread"})
+	answer, err := ask("alice", gateway.ContainRequest{
+		ID: "x", Target: testContainerID, Playbook: "mine",
+		Reason: "spread",
+	})
 	require.NoError(t, err)
 	require.Equal(t, before[0].ID, answer.IncidentID)
 	var asked []playbook.ApprovalRequest

@@ -34,7 +34,9 @@ import (
 )
 
 // startInstallation starts a worker on a real Temporal, as `stanch up` does, without a kernel.
-func startInstallation(t *testing.T, cfg *config.Config, counts *metrics.TemporalMetrics, traces *tracing.Traces, more ...func(*worker.Options)) *worker.Worker {
+func startInstallation(t *testing.T, cfg *config.Config, counts *metrics.TemporalMetrics, traces *tracing.Traces,
+	more ...func(*worker.Options),
+) *worker.Worker {
 	t.Helper()
 	dir, quiet := t.TempDir(), slog.New(slog.DiscardHandler)
 	pki, err := authority.OpenOrCreatePKI(filepath.Join(dir, "pki"))
@@ -42,12 +44,18 @@ func startInstallation(t *testing.T, cfg *config.Config, counts *metrics.Tempora
 	auth, err := authority.OpenOrCreate(filepath.Join(dir, "keys"))
 	require.NoError(t, err)
 	server, err := embeddedtemporal.Start(t.Context(), embeddedtemporal.Options{
-		DataDir: filepath.Join(dir, "temporal"), PKI: pki, Log: quiet, SearchAttributes: map[string]enumspb.IndexedValueType{workflows.IncidentSearchAttribute: enumspb.INDEXED_VALUE_TYPE_KEYWORD},
+		DataDir: filepath.Join(dir, "temporal"),
+		PKI:     pki,
+		Log:     quiet,
+		SearchAttributes: map[string]enumspb.IndexedValueType{
+			workflows.IncidentSearchAttribute: enumspb.INDEXED_VALUE_TYPE_KEYWORD,
+		},
 	})
 	require.NoError(t, err)
 	t.Cleanup(func() { _ = server.Stop() })
 	options, err := worker.SecureClientOptions(client.Options{
-		HostPort: server.Address, Namespace: embeddedtemporal.Namespace, ConnectionOptions: client.ConnectionOptions{TLS: server.TLS}, Logger: sdklog.NewStructuredLogger(quiet),
+		HostPort: server.Address, Namespace: embeddedtemporal.Namespace,
+		ConnectionOptions: client.ConnectionOptions{TLS: server.TLS}, Logger: sdklog.NewStructuredLogger(quiet),
 	}, filepath.Join(dir, "keys"))
 	require.NoError(t, err)
 	temporal, err := client.Dial(traces.WithTracing(counts.WithMetrics(options)))
@@ -59,7 +67,8 @@ func startInstallation(t *testing.T, cfg *config.Config, counts *metrics.Tempora
 	codec, err := worker.OpenPayloadCodec(filepath.Join(dir, "keys"))
 	require.NoError(t, err)
 	o := worker.Options{
-		Config: cfg, DataDir: dir, TemporalClient: temporal, Authority: auth, PKI: pki, Library: library, NodeListen: "127.0.0.1:0", DataConverter: codec.DataConverter(), Log: quiet, Version: "test", Tracer: traces.Tracer(),
+		Config: cfg, DataDir: dir, TemporalClient: temporal, Authority: auth, PKI: pki, Library: library,
+		NodeListen: "127.0.0.1:0", DataConverter: codec.DataConverter(), Log: quiet, Version: "test", Tracer: traces.Tracer(),
 	}
 	for _, change := range more {
 		change(&o)
@@ -72,7 +81,9 @@ func startInstallation(t *testing.T, cfg *config.Config, counts *metrics.Tempora
 
 type commandIgnoringNode struct{}
 
-func (commandIgnoringNode) Handle(context.Context, gatewayrpc.CommandKind, []byte, attestation.Keyring) (any, []gatewayrpc.Attachment, error) {
+func (commandIgnoringNode) Handle(context.Context, gatewayrpc.CommandKind, []byte, attestation.Keyring) (any,
+	[]gatewayrpc.Attachment, error,
+) {
 	return nil, nil, gatewayrpc.ErrRefused
 }
 
@@ -86,7 +97,9 @@ func connectNode(t *testing.T, w *worker.Worker, h agent.Health, handlers ...gat
 	return connectNodeWithHandler(t, w, h, handler)
 }
 
-func connectNodeWithHandler(t *testing.T, w *worker.Worker, h agent.Health, handler gatewayrpc.Handler) *gatewayrpc.Spool {
+func connectNodeWithHandler(t *testing.T, w *worker.Worker, h agent.Health,
+	handler gatewayrpc.Handler,
+) *gatewayrpc.Spool {
 	t.Helper()
 	base, err := w.PKI.MutualTLSConfig(authority.RoleNode, h.Node)
 	require.NoError(t, err)
@@ -97,8 +110,15 @@ func connectNodeWithHandler(t *testing.T, w *worker.Worker, h agent.Health, hand
 	pins, err := gatewayrpc.OpenPinnedKeys("", "", w.Authority.KeySet())
 	require.NoError(t, err)
 	c := &gatewayrpc.Client{
-		Address: w.NodeAddr, Node: h.Node, PinnedKeys: pins, Version: "test", BootID: "boot", Spool: spool, Handler: handler, NodeCertificate: identity,
-		StatusFunc: func() any { return agent.StatusReport{Health: h, Spooled: spool.Len(), SpoolDropped: spool.Dropped()} }, HealthInterval: 50 * time.Millisecond, Log: slog.New(slog.DiscardHandler),
+		Address: w.NodeAddr, Node: h.Node, PinnedKeys: pins, Version: "test", BootID: "boot", Spool: spool, Handler: handler,
+		NodeCertificate: identity,
+		StatusFunc: func() any {
+			return agent.StatusReport{
+				Health: h, Spooled: spool.Len(),
+				SpoolDropped: spool.Dropped(),
+			}
+		},
+		HealthInterval: 50 * time.Millisecond, Log: slog.New(slog.DiscardHandler),
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{})
@@ -148,13 +168,23 @@ func TestPrometheusScrapesNodeAndIncidentMetrics(t *testing.T) {
 	server := httptest.NewServer(w.MetricsHandler("v9", counts))
 	t.Cleanup(server.Close)
 	spool := connectNode(t, w, agent.Health{
-		Node: "node-1", ProbeStatus: probe.Status{LoadedAt: time.Now(), Events: map[sensors.Kind]uint64{sensors.KindExec: 41}, Drops: map[string]uint64{"alerts ring full": 3}},
-		RuleStats: []rules.RuleStats{{Rule: "miner", Evaluated: 41, Fired: 1, Sampled: 2, MeanEvaluationTime: time.Microsecond}},
+		Node: "node-1", ProbeStatus: probe.Status{
+			LoadedAt: time.Now(), Events: map[sensors.Kind]uint64{sensors.KindExec: 41},
+			Drops: map[string]uint64{"alerts ring full": 3},
+		},
+		RuleStats: []rules.RuleStats{{
+			Rule: "miner", Evaluated: 41, Fired: 1, Sampled: 2,
+			MeanEvaluationTime: time.Microsecond,
+		}},
 	})
 	for n, id := range []string{"d-1", "d-2", "d-3"} {
 		d := sensors.Detection{
-			ID: id, Rule: "miner", Title: "A miner", Severity: sensors.SeverityHigh, Confidence: 0.5, Objective: sensors.ObjectiveExecution, Source: "stanch", Time: time.Now(),
-			Event: sensors.Event{ID: id, Kind: sensors.KindExec, Process: sensors.Process{Exe: "/tmp/evil\n# HELP x", Args: []string{id}}, Container: sensors.Container{ID: "c-1", Name: "evil-name"}},
+			ID: id, Rule: "miner", Title: "A miner", Severity: sensors.SeverityHigh, Confidence: 0.5,
+			Objective: sensors.ObjectiveExecution, Source: "stanch", Time: time.Now(),
+			Event: sensors.Event{ID: id, Kind: sensors.KindExec, Process: sensors.Process{
+				Exe:  "/tmp/evil\n# HELP x",
+				Args: []string{id},
+			}, Container: sensors.Container{ID: "c-1", Name: "evil-name"}},
 		}
 		if n == 2 {
 			d.Severity = "apocalyptic"
@@ -165,12 +195,15 @@ func TestPrometheusScrapesNodeAndIncidentMetrics(t *testing.T) {
 	require.Eventually(t, func() bool {
 		seen = scrapeMetrics(t, server.URL)
 		return metricValue(seen, "stanch_detections_total", "outcome=accepted", "severity=high", "source=stanch") == 2 &&
-			metricValue(seen, "stanch_detections_total", "outcome=refused", "severity=unknown", "source=stanch") == 1 && metricValue(seen, "stanch_node_up", "node=node-1") == 1 &&
-			metricValue(seen, "stanch_node_spooled_detections", "node=node-1") == 0 && metricValue(seen, "stanch_temporal_activity_execution_seconds", "activity_type=Observe") > 0
+			metricValue(seen, "stanch_detections_total", "outcome=refused", "severity=unknown", "source=stanch") == 1 &&
+			metricValue(seen, "stanch_node_up", "node=node-1") == 1 &&
+			metricValue(seen, "stanch_node_spooled_detections", "node=node-1") == 0 &&
+			metricValue(seen, "stanch_temporal_activity_execution_seconds", "activity_type=Observe") > 0
 	}, 30*time.Second, 50*time.Millisecond)
 	require.InDelta(t, 1, metricValue(seen, "stanch_incidents_started_total"), 0, "both detections are one incident")
 	require.InDelta(t, 41, metricValue(seen, "stanch_node_events_total", "kind=exec", "node=node-1"), 0)
-	require.InDelta(t, 3, metricValue(seen, "stanch_node_events_dropped_total", "node=node-1", "reason=alerts ring full"), 0)
+	require.InDelta(t, 3, metricValue(seen, "stanch_node_events_dropped_total", "node=node-1", "reason=alerts ring full"),
+		0)
 	require.InDelta(t, 2e-6, metricValue(seen, "stanch_node_rule_evaluation_seconds", "node=node-1", "rule=miner"), 1e-12)
 	require.Positive(t, metricValue(seen, "stanch_temporal_workflow_task_execution_seconds", "workflow_type=Incident"))
 	for name, f := range seen {

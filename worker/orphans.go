@@ -87,7 +87,8 @@ func (w *Worker) UndoOrphans(ctx context.Context, before time.Time) error {
 		case err != nil:
 			problems = append(problems, err)
 		case drift != nil:
-			w.Log.Error("an orphaned containment was changed by another writer; undo it manually", "object", o.Object, "lease", o.LeaseID, "expired", o.ExpiredAt)
+			w.Log.Error("an orphaned containment was changed by another writer; undo it manually", "object", o.Object, "lease",
+				o.LeaseID, "expired", o.ExpiredAt)
 		default:
 			w.Log.Warn("an orphaned containment was undone", "object", o.Object, "lease", o.LeaseID, "expired", o.ExpiredAt)
 		}
@@ -103,7 +104,8 @@ func (w *Worker) isOrphanLeaseRunning(ctx context.Context, o kube.Orphan) (bool,
 	case o.IsolateRequest != nil:
 		target = playbooks.Target{Kind: playbooks.TargetPod, UID: o.IsolateRequest.Pod.UID}
 	case o.ScaleRequest != nil:
-		target, facet = playbooks.Target{Kind: playbooks.TargetWorkload, UID: o.ScaleRequest.Target.UID}, playbooks.FacetReplicas
+		target, facet = playbooks.Target{Kind: playbooks.TargetWorkload, UID: o.ScaleRequest.Target.UID},
+			playbooks.FacetReplicas
 	case o.CordonRequest != nil:
 		target, facet = playbooks.Target{Kind: playbooks.TargetPod, UID: o.CordonRequest.Pod.UID}, playbooks.FacetScheduling
 	}
@@ -129,7 +131,8 @@ func (w *Worker) undoCloudOrphans(ctx context.Context, before time.Time) error {
 		case err != nil:
 			problems = append(problems, err)
 		case drift != nil:
-			w.Log.Error("an orphaned containment was changed by another writer; undo it manually", "object", o.ObjectName, "lease", o.LeaseID, "difference", drift.Detail)
+			w.Log.Error("an orphaned containment was changed by another writer; undo it manually", "object", o.ObjectName,
+				"lease", o.LeaseID, "difference", drift.Detail)
 		default:
 			w.Log.Warn("an orphaned containment was undone", "object", o.ObjectName, "lease", o.LeaseID, "expired", o.ExpiredAt)
 		}
@@ -138,7 +141,9 @@ func (w *Worker) undoCloudOrphans(ctx context.Context, before time.Time) error {
 }
 
 // isTargetLeased reports whether the lease of a target's facet is running.
-func (w *Worker) isTargetLeased(ctx context.Context, target playbooks.Target, facet playbooks.Facet, object string) (bool, error) {
+func (w *Worker) isTargetLeased(ctx context.Context, target playbooks.Target, facet playbooks.Facet,
+	object string,
+) (bool, error) {
 	ids := []string{workflows.LeaseWorkflowID(w.Config.Cluster, target, facet)}
 	if target.Node != "" { // the lease may be its node's, started during an outage of the API server
 		ids = append(ids, workflows.NodeLeaseWorkflowID(w.Config.Cluster, target, facet))

@@ -31,7 +31,10 @@ func ListPlaybooks(programs []*playbooks.Program, in *playbooks.Incident) []Play
 		about = *in
 	}
 	for _, c := range playbooks.SelectPlaybooks(programs, about) {
-		row := PlaybookListEntry{Playbook: c.Name, File: c.File, Origin: playbookOrigin(c.Program), Description: c.Description, MatchSummary: playbooks.Explain(c.Program).MatchSummary}
+		row := PlaybookListEntry{
+			Playbook: c.Name, File: c.File, Origin: playbookOrigin(c.Program),
+			Description: c.Description, MatchSummary: playbooks.Explain(c.Program).MatchSummary,
+		}
 		if c.Match != nil {
 			row.Priority = c.Priority()
 		}
@@ -47,10 +50,14 @@ func ListPlaybooks(programs []*playbooks.Program, in *playbooks.Incident) []Play
 		i := slices.IndexFunc(rows, func(r PlaybookListEntry) bool { return r.Playbook == run.Playbook })
 		if i < 0 {
 			i = len(rows)
-			rows = append(rows, PlaybookListEntry{Playbook: run.Playbook, MatchSummary: "it is not among the playbooks listed here"})
+			rows = append(rows, PlaybookListEntry{
+				Playbook:     run.Playbook,
+				MatchSummary: "it is not among the playbooks listed here",
+			})
 		}
 		yes := true
-		rows[i].WouldStart, rows[i].HasRun, rows[i].Reason = &yes, true, "it matched when it started: "+display.SummarizeRun(about, run)
+		rows[i].WouldStart, rows[i].HasRun, rows[i].Reason = &yes, true, "it matched when it started: "+
+			display.SummarizeRun(about, run)
 	}
 	return rows
 }
@@ -77,7 +84,8 @@ func (w *Worker) handleListPlaybooks(r *http.Request) (any, error) {
 }
 
 // readRoutes returns the read-only routes of the API besides those of the gateway.
-func (w *Worker) readRoutes(audit map[string]func(*http.Request) (any, error)) map[string]func(*http.Request) (any, error) {
+func (w *Worker) readRoutes(audit map[string]func(*http.Request) (any, error)) map[string]func(*http.Request) (any,
+	error) {
 	audit["/v1/playbooks"] = w.handleListPlaybooks
 	return audit
 }

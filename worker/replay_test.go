@@ -32,7 +32,10 @@ func newReplayer(t *testing.T, dir string, traced ...interceptor.WorkerIntercept
 	require.NoError(t, err)
 	c, err := codec.New(worker.CodecKeyID(key), map[string][]byte{worker.CodecKeyID(key): key})
 	require.NoError(t, err)
-	r, err := sdkworker.NewWorkflowReplayerWithOptions(sdkworker.WorkflowReplayerOptions{DataConverter: c.DataConverter(), FailureConverter: c.FailureConverter(), Interceptors: traced})
+	r, err := sdkworker.NewWorkflowReplayerWithOptions(sdkworker.WorkflowReplayerOptions{
+		DataConverter:    c.DataConverter(),
+		FailureConverter: c.FailureConverter(), Interceptors: traced,
+	})
 	require.NoError(t, err)
 	catalog := worker.ActionCatalog()
 	leases := &lease.Workflows{Catalog: catalog}
@@ -44,7 +47,9 @@ func newReplayer(t *testing.T, dir string, traced ...interceptor.WorkerIntercept
 }
 
 // replayHistory replays a stored history, after a change, with its original id.
-func replayHistory(t *testing.T, dir, file string, change func(string) string, traced ...interceptor.WorkerInterceptor) error {
+func replayHistory(t *testing.T, dir, file string, change func(string) string,
+	traced ...interceptor.WorkerInterceptor,
+) error {
 	t.Helper()
 	raw, err := os.ReadFile(filepath.Join(dir, "ids"))
 	require.NoError(t, err)
@@ -54,7 +59,8 @@ func replayHistory(t *testing.T, dir, file string, change func(string) string, t
 	require.NoError(t, err)
 	history, err := client.HistoryFromJSON(strings.NewReader(change(string(raw))), client.HistoryJSONOptions{})
 	require.NoError(t, err)
-	return newReplayer(t, dir, traced...).ReplayWorkflowHistoryWithOptions(nil, history, sdkworker.ReplayWorkflowHistoryOptions{OriginalExecution: workflow.Execution{ID: ids[filepath.Base(file)]}})
+	return newReplayer(t, dir, traced...).ReplayWorkflowHistoryWithOptions(nil, history,
+		sdkworker.ReplayWorkflowHistoryOptions{OriginalExecution: workflow.Execution{ID: ids[filepath.Base(file)]}})
 }
 
 func TestStoredHistoriesReplay(t *testing.T) {

@@ -47,7 +47,8 @@ func (w *Worker) openRuleEvaluator(ctx context.Context) error {
 		}
 	}()
 	w.closers = append(w.closers, func() { stop(); <-done })
-	w.ruleEvaluator = gateway.NewRuleEvaluator(current.Load, w.Config.ClusterPrefixes(), w.stanchServiceAccount(ctx), w.Log)
+	w.ruleEvaluator = gateway.NewRuleEvaluator(current.Load, w.Config.ClusterPrefixes(), w.stanchServiceAccount(ctx),
+		w.Log)
 	w.loadEnforcedNamespaces(ctx)
 	return nil
 }
@@ -60,7 +61,8 @@ func (w *Worker) loadEnforcedNamespaces(ctx context.Context) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
-	list, err := w.KubeClient.CoreV1().Namespaces().List(ctx, metav1.ListOptions{LabelSelector: "pod-security.kubernetes.io/enforce"})
+	list, err := w.KubeClient.CoreV1().Namespaces().List(ctx,
+		metav1.ListOptions{LabelSelector: "pod-security.kubernetes.io/enforce"})
 	if err != nil {
 		w.Log.Warn("list the namespaces; the removal of a pod security label from one of them is not detected", "error", err)
 		return
@@ -87,7 +89,8 @@ func (w *Worker) stanchServiceAccount(ctx context.Context) string {
 	}
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
-	me, err := w.KubeClient.AuthenticationV1().SelfSubjectReviews().Create(ctx, &authenticationv1.SelfSubjectReview{}, metav1.CreateOptions{})
+	me, err := w.KubeClient.AuthenticationV1().SelfSubjectReviews().Create(ctx, &authenticationv1.SelfSubjectReview{},
+		metav1.CreateOptions{})
 	if err != nil {
 		w.Log.Warn("get Stanch's own service account; its own requests are evaluated like all others", "error", err)
 		return ""

@@ -39,7 +39,8 @@ func (w *Worker) openSlack() error {
 	}
 	w.slack, w.ApprovalService.GroupMembership = s, s
 	w.Activities.Messenger = &view.Messenger{
-		SlackClient: s.SlackClient, Channel: c.Channel, Reader: w.QueryService, Signer: w.Authority, MentionResolver: gateway.ApproverMentions{Roster: w.ApprovalService.Roster}, ManifestHead: w.manifestHead, Log: w.Log,
+		SlackClient: s.SlackClient, Channel: c.Channel, Reader: w.QueryService, Signer: w.Authority,
+		MentionResolver: gateway.ApproverMentions{Roster: w.ApprovalService.Roster}, ManifestHead: w.manifestHead, Log: w.Log,
 		BreakGlassEnabled: slices.ContainsFunc(w.Config.People, func(p config.Person) bool { return p.BreakGlass }),
 	}
 	return nil
@@ -76,7 +77,10 @@ func CheckSlack(ctx context.Context, c *config.Slack) (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("get Stanch's identity in Slack: %w", err)
 	}
-	if _, err := api.GetConversationHistoryContext(ctx, &slack.GetConversationHistoryParameters{ChannelID: c.Channel, Limit: 1}); err != nil {
+	if _, err := api.GetConversationHistoryContext(ctx, &slack.GetConversationHistoryParameters{
+		ChannelID: c.Channel,
+		Limit:     1,
+	}); err != nil {
 		return "", fmt.Errorf("read the channel %s: %w", c.Channel, err)
 	}
 	return fmt.Sprintf("%s in %s, channel %s", me.User, me.Team, c.Channel), nil

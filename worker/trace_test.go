@@ -24,8 +24,15 @@ func TestDetectionAndLeasePlanShareOneTrace(t *testing.T) {
 	t.Setenv("OTEL_EXPORTER_OTLP_ENDPOINT", receiver.URL)
 	t.Setenv("OTEL_BSP_SCHEDULE_DELAY", "50")
 	dir := t.TempDir()
-	require.NoError(t, os.WriteFile(filepath.Join(dir, "hold.yaml"), []byte("playbook: hold\ndescription: Hold it.\nmatch: { objective: crypto-mining }\nsteps:\n  - evidence: process.snapshot\n  - contain: pod.isolate\n    for: 5s\n"), 0o600))
-	cfg, problems := config.Parse("c", []byte("phase: 2\nlibrary: {enabled: false}\nidle_timeout: 1s\nplaybooks: ['"+dir+"']\n"))
+	require.NoError(t, os.WriteFile(
+		filepath.Join(dir, "hold.yaml"),
+		[]byte(
+			"playbook: hold\ndescription: Hold it.\nmatch: { objective: crypto-mining }\nsteps:\n  - evidence: process.snapshot\n  - contain: pod.isolate\n    for: 5s\n",
+		),
+		0o600,
+	))
+	cfg, problems := config.Parse("c", []byte("phase: 2\nlibrary: {enabled: false}\nidle_timeout: 1s\nplaybooks: ['"+dir+
+		"']\n"))
 	require.NoError(t, problems.Err())
 	traces, err := tracing.Open(t.Context(), "v9", slog.New(slog.DiscardHandler))
 	require.NoError(t, err)
@@ -34,8 +41,12 @@ func TestDetectionAndLeasePlanShareOneTrace(t *testing.T) {
 	spool := connectNode(t, w, agent.Health{Node: "node-1"})
 	at := time.Now().Add(-3 * time.Second)
 	require.NoError(t, spool.Add(sensors.Detection{
-		ID: "d-1", Rule: "miner", Title: "A miner", Severity: sensors.SeverityHigh, Confidence: 0.95, Objective: sensors.ObjectiveCryptoMining, Source: "stanch", Time: at,
-		Event: sensors.Event{ID: "d-1", Kind: sensors.KindExec, Process: sensors.Process{Exe: "/tmp/evil"}, Container: sensors.Container{ID: "c-1", Name: "evil-name"}},
+		ID: "d-1", Rule: "miner", Title: "A miner", Severity: sensors.SeverityHigh, Confidence: 0.95,
+		Objective: sensors.ObjectiveCryptoMining, Source: "stanch", Time: at,
+		Event: sensors.Event{
+			ID: "d-1", Kind: sensors.KindExec, Process: sensors.Process{Exe: "/tmp/evil"},
+			Container: sensors.Container{ID: "c-1", Name: "evil-name"},
+		},
 	}))
 	// chain returns a span with its exported parents.
 	chain := func(name string) (names []string, root otlp.Span) {
@@ -67,7 +78,8 @@ func TestDetectionAndLeasePlanShareOneTrace(t *testing.T) {
 			}
 		}
 	})
-	require.Eventually(t, func() bool { names, _ := chain(want[0]); return len(names) == len(want) }, 15*time.Second, 50*time.Millisecond)
+	require.Eventually(t, func() bool { names, _ := chain(want[0]); return len(names) == len(want) }, 15*time.Second,
+		50*time.Millisecond)
 	names, root := chain(want[0])
 	require.Equal(t, want, names)
 	require.Equal(t, "miner", root.Attributes["stanch.rule"])

@@ -118,7 +118,10 @@ func OpenAccount(ctx context.Context, c *config.Config) (*aws.Account, error) {
 		return nil, nil //nolint:nilnil // nil means no account
 	}
 	a := c.AWS
-	return aws.Open(ctx, aws.Options{Region: a.Region, Endpoint: a.Endpoint, Profile: a.Profile, RoleARN: a.RoleARN, Cluster: a.Cluster, ProtectedRoles: c.ProtectedTargets.Roles})
+	return aws.Open(ctx, aws.Options{
+		Region: a.Region, Endpoint: a.Endpoint, Profile: a.Profile, RoleARN: a.RoleARN,
+		Cluster: a.Cluster, ProtectedRoles: c.ProtectedTargets.Roles,
+	})
 }
 
 // Start starts all components. Close stops them.
@@ -134,7 +137,10 @@ func Start(ctx context.Context, o Options) (*Worker, error) {
 func (w *Worker) startParts(ctx context.Context) error {
 	o := w.Options
 	w.QueryService = &gateway.QueryService{Temporal: o.TemporalClient}
-	w.NodeServer = &gateway.NodeServer{Keyring: o.Authority.Keyring(), KeySets: o.Authority.KeySetChain(), Log: o.Log, ServeNode: w.pollNodeTaskQueue}
+	w.NodeServer = &gateway.NodeServer{
+		Keyring: o.Authority.Keyring(), KeySets: o.Authority.KeySetChain(), Log: o.Log,
+		ServeNode: w.pollNodeTaskQueue,
+	}
 	account, err := OpenAccount(ctx, o.Config)
 	if err != nil {
 		return err
@@ -149,9 +155,16 @@ func (w *Worker) startParts(ctx context.Context) error {
 		return err
 	}
 	outside.Manifests, outside.ManifestHead, outside.Failpoint = lazyManifestReader{w}, w.manifestHead, o.Failpoint
-	w.Activities = activities.NewActivities(AllActions(Deps{NodeClient: w.NodeServer, KubeClient: o.KubeClient, Account: account, Notifier: lazyNotifier{w}, ExternalServices: outside, Log: o.Log})...)
-	w.Activities.Authority, w.Activities.Log, w.Activities.Failpoint, w.Activities.ClosureReader = o.Authority, o.Log, o.Failpoint, w.QueryService
-	w.Activities.Evidence = &activities.EvidenceStore{Dir: cmp.Or(o.EvidenceDir, filepath.Join(o.DataDir, "evidence")), Authority: o.Authority, Quota: evidenceQuota(o.Config.EvidenceLimits)}
+	w.Activities = activities.NewActivities(AllActions(Deps{
+		NodeClient: w.NodeServer, KubeClient: o.KubeClient,
+		Account: account, Notifier: lazyNotifier{w}, ExternalServices: outside, Log: o.Log,
+	})...)
+	w.Activities.Authority, w.Activities.Log, w.Activities.Failpoint, w.Activities.ClosureReader = o.Authority, o.Log,
+		o.Failpoint, w.QueryService
+	w.Activities.Evidence = &activities.EvidenceStore{
+		Dir:       cmp.Or(o.EvidenceDir, filepath.Join(o.DataDir, "evidence")),
+		Authority: o.Authority, Quota: evidenceQuota(o.Config.EvidenceLimits),
+	}
 	killSwitch := o.KillSwitch
 	if killSwitch == nil {
 		killSwitch = &guards.FileKillSwitch{FilePath: filepath.Join(o.DataDir, "stopped"), Authority: o.Authority}
@@ -165,21 +178,31 @@ func (w *Worker) startParts(ctx context.Context) error {
 		return err
 	}
 	w.closers = append(w.closers, stop)
-	chain := &guards.GuardChain{Config: o.Config, Keyring: o.Authority.Keyring(), KillSwitch: killSwitch,
+	chain := &guards.GuardChain{
+		Config: o.Config, Keyring: o.Authority.Keyring(), KillSwitch: killSwitch,
 		Budget: budgets.budgetWindow, UsedGrants: grants, OwnPodUIDs: o.OwnPodUIDs,
-		TargetResolver: &kube.TargetResolver{Client: o.KubeClient}}
+		TargetResolver: &kube.TargetResolver{Client: o.KubeClient},
+	}
 	w.Activities.Guards, w.Activities.ScopeApprovers = chain, chain
 	o.Library.Authority = o.Authority
 	w.ApprovalService = &gateway.ApprovalService{
-		QueryService: w.QueryService, Authority: o.Authority, Roster: config.NewRoster(o.Config, o.ConfigFile), ScopeApprovers: chain, KillSwitch: killSwitch, Evidence: w.Activities.Evidence, Log: o.Log,
-		InstallationInfo: gateway.InstallationInfo{Version: o.Version, StartedAt: time.Now(), PlaybookNames: w.playbookNames, InvalidPlaybooks: w.invalidPlaybooks},
+		QueryService: w.QueryService, Authority: o.Authority, Roster: config.NewRoster(o.Config, o.ConfigFile),
+		ScopeApprovers: chain, KillSwitch: killSwitch, Evidence: w.Activities.Evidence, Log: o.Log,
+		InstallationInfo: gateway.InstallationInfo{
+			Version: o.Version, StartedAt: time.Now(), PlaybookNames: w.playbookNames,
+			InvalidPlaybooks: w.invalidPlaybooks,
+		},
 	}
 
 	catalog := w.Activities.Catalog()
 	leases := &lease.Workflows{Catalog: catalog}
 	plays := &playbook.Workflows{Catalog: catalog, Leases: leases}
 	incidents := &incident.Workflows{Playbooks: plays}
-	w.Ingester = &gateway.Ingester{Temporal: o.TemporalClient, Authority: o.Authority, Config: o.Config, Kube: o.KubeClient, LeaseTiming: o.LeaseTiming, Log: o.Log, IncidentWorkflow: incidents.Incident, Tracer: o.Tracer, Failpoint: o.Failpoint, DrillRegistry: w.drills, ChatEnabled: o.Config.Slack != nil}
+	w.Ingester = &gateway.Ingester{
+		Temporal: o.TemporalClient, Authority: o.Authority, Config: o.Config,
+		Kube: o.KubeClient, LeaseTiming: o.LeaseTiming, Log: o.Log, IncidentWorkflow: incidents.Incident, Tracer: o.Tracer,
+		Failpoint: o.Failpoint, DrillRegistry: w.drills, ChatEnabled: o.Config.Slack != nil,
+	}
 	exports, err := export.Open(o.Config.Exports, o.Version, o.Log) //nolint:contextcheck // they run until Close
 	if err != nil {
 		return err
@@ -189,7 +212,10 @@ func (w *Worker) startParts(ctx context.Context) error {
 	w.Ingester.OnAccepted = exports.Enqueue
 	w.NodeServer.Ingester, w.NodeServer.NodeLimits = w.Ingester, o.Config.NodeLimits
 	w.watchHealth(ctx)
-	w.ApprovalService.ManualRequests = &gateway.ManualRequests{Ingester: w.Ingester, NodeServer: w.NodeServer, ProgramForRequest: o.Library.ProgramForRequest, Plan: w.Activities.Plan}
+	w.ApprovalService.ManualRequests = &gateway.ManualRequests{
+		Ingester: w.Ingester, NodeServer: w.NodeServer,
+		ProgramForRequest: o.Library.ProgramForRequest, Plan: w.Activities.Plan,
+	}
 	if err := w.openSlack(); err != nil {
 		return err
 	}
@@ -202,8 +228,10 @@ func (w *Worker) startParts(ctx context.Context) error {
 	w.temporalWorker.RegisterWorkflow(incidents.Incident)
 	w.temporalWorker.RegisterWorkflow(chatmessage.ChatMessage)
 	w.temporalWorker.RegisterActivityWithOptions(w.Activities, activity.RegisterOptions{SkipInvalidStructFunctions: true})
-	w.temporalWorker.RegisterActivityWithOptions(o.Library.MatchPlaybooks, activity.RegisterOptions{Name: incident.MatchPlaybooksActivity})
-	w.temporalWorker.RegisterActivityWithOptions(o.Library.MatchManualRequest, activity.RegisterOptions{Name: incident.MatchManualRequestActivity})
+	w.temporalWorker.RegisterActivityWithOptions(o.Library.MatchPlaybooks,
+		activity.RegisterOptions{Name: incident.MatchPlaybooksActivity})
+	w.temporalWorker.RegisterActivityWithOptions(o.Library.MatchManualRequest,
+		activity.RegisterOptions{Name: incident.MatchManualRequestActivity})
 	// From here on, nodes can connect and be missed. Work that a crash left starts at once, and the steps above may
 	// take seconds (reading the budget right after a crash).
 	w.NodeServer.StartedAt = time.Now()
@@ -231,7 +259,10 @@ func (w *Worker) startParts(ctx context.Context) error {
 }
 
 func evidenceQuota(e config.EvidenceLimits) activities.Quota {
-	return activities.Quota{MaxTotalBytes: int64(e.MaxTotalBytes), MaxIncidentBytes: int64(e.MaxBytesPerIncident), MinFreeBytes: int64(e.MinFreeBytes)}
+	return activities.Quota{
+		MaxTotalBytes: int64(e.MaxTotalBytes), MaxIncidentBytes: int64(e.MaxBytesPerIncident),
+		MinFreeBytes: int64(e.MinFreeBytes),
+	}
 }
 
 // playbookNames returns the names of the playbooks in use.
@@ -248,7 +279,8 @@ func (w *Worker) playbookNames() []string {
 // pollNodeTaskQueue polls a node's task queue while its stream is connected here.
 func (w *Worker) pollNodeTaskQueue(name string) (func(), error) {
 	nodeWorker := sdkworker.New(w.TemporalClient, workflows.NodeTaskQueue(name), sdkworker.Options{
-		DisableWorkflowWorker: true, MaxConcurrentActivityTaskPollers: 4, WorkerStopTimeout: time.Second, Identity: w.replicaName,
+		DisableWorkflowWorker: true, MaxConcurrentActivityTaskPollers: 4, WorkerStopTimeout: time.Second,
+		Identity: w.replicaName,
 	})
 	nodeWorker.RegisterActivityWithOptions(w.Activities, activity.RegisterOptions{SkipInvalidStructFunctions: true})
 	if err := nodeWorker.Start(); err != nil {
@@ -268,7 +300,8 @@ func (w *Worker) listenNodes() error {
 	if w.NodeListen == "" {
 		return nil
 	}
-	tlsConfig, err := w.PKI.RenewingTLSConfig(authority.RoleGateway, "gateway", append(w.NodeHosts, gatewayrpc.ServerName)...)
+	tlsConfig, err := w.PKI.RenewingTLSConfig(authority.RoleGateway, "gateway",
+		append(w.NodeHosts, gatewayrpc.ServerName)...)
 	if err != nil {
 		return err
 	}
@@ -278,9 +311,13 @@ func (w *Worker) listenNodes() error {
 	}
 	w.NodeAddr = l.Addr().String()
 	l = connlimit.NewLimitedListener(l, connlimit.Limits{MaxTotal: maxNodeConnections})
-	server := grpc.NewServer(grpc.Creds(credentials.NewTLS(tlsConfig)), grpc.MaxRecvMsgSize(gatewayrpc.MaxMessageBytes+4096), grpc.MaxSendMsgSize(gatewayrpc.MaxMessageBytes+4096),
+	server := grpc.NewServer(grpc.Creds(credentials.NewTLS(tlsConfig)),
+		grpc.MaxRecvMsgSize(gatewayrpc.MaxMessageBytes+4096), grpc.MaxSendMsgSize(gatewayrpc.MaxMessageBytes+4096),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 10 * time.Second, PermitWithoutStream: true}),
-		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 20 * time.Second, Timeout: 5 * time.Second, MaxConnectionIdle: time.Minute}),
+		grpc.KeepaliveParams(keepalive.ServerParameters{
+			Time: 20 * time.Second, Timeout: 5 * time.Second,
+			MaxConnectionIdle: time.Minute,
+		}),
 		// Connections without a handshake or, see above, without a stream are closed.
 		grpc.ConnectionTimeout(handshakeTimeout), grpc.MaxConcurrentStreams(maxNodeStreams), grpc.MaxHeaderListSize(16<<10))
 	gatewaypb.RegisterGatewayServer(server, w.NodeServer)
@@ -310,7 +347,8 @@ func (w *Worker) listenSources() error {
 	w.SourceAddr = l.Addr().String()
 	l = connlimit.NewLimitedListener(l, connlimit.Limits{})
 	if w.PKI != nil {
-		tlsConfig, err := w.PKI.MutualTLSConfig(authority.RoleGateway, "gateway", append(w.NodeHosts, gatewayrpc.ServerName)...)
+		tlsConfig, err := w.PKI.MutualTLSConfig(authority.RoleGateway, "gateway",
+			append(w.NodeHosts, gatewayrpc.ServerName)...)
 		if err != nil {
 			return errors.Join(err, l.Close())
 		}
@@ -336,7 +374,10 @@ func (w *Worker) listenLocal() error {
 	if err != nil {
 		return err
 	}
-	local := &gateway.LocalAPI{API: gateway.API{ApprovalService: w.ApprovalService, NodeServer: w.NodeServer, ExtraRoutes: w.readRoutes(gateway.AuditRoutes(w.newAuditor()))}, DrillRegistry: w.drills}
+	local := &gateway.LocalAPI{API: gateway.API{
+		ApprovalService: w.ApprovalService, NodeServer: w.NodeServer,
+		ExtraRoutes: w.readRoutes(gateway.AuditRoutes(w.newAuditor())),
+	}, DrillRegistry: w.drills}
 	w.serveHTTPServer(local.HTTPServer(), connlimit.NewLimitedListener(l, connlimit.Limits{MaxTotal: 256, MaxPerPeer: 32}))
 	return nil
 }
@@ -349,7 +390,8 @@ func (w *Worker) listenAPI() error {
 	if w.KubeClient == nil {
 		return errors.New("listen for people: their tokens cannot be reviewed without a cluster")
 	}
-	tlsConfig, err := w.PKI.RenewingTLSConfig(authority.RoleGateway, "gateway", append(w.NodeHosts, gatewayrpc.ServerName)...)
+	tlsConfig, err := w.PKI.RenewingTLSConfig(authority.RoleGateway, "gateway",
+		append(w.NodeHosts, gatewayrpc.ServerName)...)
 	if err != nil {
 		return err
 	}
@@ -360,9 +402,15 @@ func (w *Worker) listenAPI() error {
 	}
 	w.APIAddr = l.Addr().String()
 	l = tls.NewListener(connlimit.NewLimitedListener(l, connlimit.Limits{}), tlsConfig)
-	remote := &gateway.ClusterAPI{API: gateway.API{ApprovalService: w.ApprovalService, NodeServer: w.NodeServer, ExtraRoutes: w.readRoutes(gateway.AuditRoutes(w.newAuditor()))}, Kube: w.KubeClient}
+	remote := &gateway.ClusterAPI{API: gateway.API{
+		ApprovalService: w.ApprovalService, NodeServer: w.NodeServer,
+		ExtraRoutes: w.readRoutes(gateway.AuditRoutes(w.newAuditor())),
+	}, Kube: w.KubeClient}
 	if w.Namespace != "" && w.NodeServer.SignCSR != nil {
-		remote.Enroller = &gateway.Enroller{Kube: w.KubeClient, Namespace: w.Namespace, ServiceAccount: sensorAccount, SignCSR: w.NodeServer.SignCSR, Log: w.Log, KeySet: w.Authority.KeySet()}
+		remote.Enroller = &gateway.Enroller{
+			Kube: w.KubeClient, Namespace: w.Namespace, ServiceAccount: sensorAccount,
+			SignCSR: w.NodeServer.SignCSR, Log: w.Log, KeySet: w.Authority.KeySet(),
+		}
 	}
 	w.serveHTTPServer(remote.HTTPServer(), l)
 	return nil

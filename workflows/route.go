@@ -29,27 +29,37 @@ func (r ActivityRoute) DefaultQueue() string { return cmp.Or(r.QueueOverride, Ta
 
 // RunActivity runs an activity in the queue of the target's node, or in the default queue if no gateway has the node's
 // stream.
-func (r ActivityRoute) RunActivity(ctx workflow.Context, target playbooks.Target, o workflow.ActivityOptions, activity, in, out any) error {
+func (r ActivityRoute) RunActivity(ctx workflow.Context, target playbooks.Target, o workflow.ActivityOptions, activity,
+	in, out any,
+) error {
 	o.TaskQueue = r.DefaultQueue()
 	if target.Node == "" || !target.Kind.IsDetectable() || r.LocalOnly {
-		return workflow.ExecuteActivity(workflow.WithActivityOptions(ctx, o), activity, in).Get(ctx, out) //nolint:wrapcheck // the caller adds context
+		return workflow.ExecuteActivity(workflow.WithActivityOptions(ctx, o), activity, in).
+			Get(ctx, out)
+		//nolint:wrapcheck // the caller adds context
 	}
 	there := o
 	there.TaskQueue, there.ScheduleToStartTimeout = NodeTaskQueue(target.Node), nodeQueueTimeout
 	err := workflow.ExecuteActivity(workflow.WithActivityOptions(ctx, there), activity, in).Get(ctx, out)
 	var timeout *temporal.TimeoutError
 	if errors.As(err, &timeout) && timeout.TimeoutType() == enumspb.TIMEOUT_TYPE_SCHEDULE_TO_START {
-		return workflow.ExecuteActivity(workflow.WithActivityOptions(ctx, o), activity, in).Get(ctx, out) //nolint:wrapcheck // the caller adds context
+		return workflow.ExecuteActivity(workflow.WithActivityOptions(ctx, o), activity, in).
+			Get(ctx, out)
+		//nolint:wrapcheck // the caller adds context
 	}
 	return err //nolint:wrapcheck // the caller adds context
 }
 
 // RunShortActivity runs an activity that only reads and takes milliseconds: as a local activity if LocalOnly is set,
 // otherwise as RunActivity does. name is the activity's name.
-func (r ActivityRoute) RunShortActivity(ctx workflow.Context, target playbooks.Target, o workflow.ActivityOptions, name string, in, out any) error {
+func (r ActivityRoute) RunShortActivity(ctx workflow.Context, target playbooks.Target, o workflow.ActivityOptions,
+	name string, in, out any,
+) error {
 	if !r.LocalOnly {
 		return r.RunActivity(ctx, target, o, name, in, out)
 	}
 	local := workflow.LocalActivityOptions{StartToCloseTimeout: o.StartToCloseTimeout, RetryPolicy: o.RetryPolicy}
-	return workflow.ExecuteLocalActivity(workflow.WithLocalActivityOptions(ctx, local), name, in).Get(ctx, out) //nolint:wrapcheck // the caller adds context
+	return workflow.ExecuteLocalActivity(workflow.WithLocalActivityOptions(ctx, local), name, in).
+		Get(ctx, out)
+	//nolint:wrapcheck // the caller adds context
 }

@@ -89,12 +89,14 @@ func Open(ctx context.Context, o Options) (*Account, error) {
 	}
 	a := &Account{Options: o, sts: []*sts.Client{sts.NewFromConfig(cfg)}}
 	if o.RoleARN != "" {
-		provider := stscreds.NewAssumeRoleProvider(a.sts[0], o.RoleARN, func(p *stscreds.AssumeRoleOptions) { p.RoleSessionName = "stanch" })
+		provider := stscreds.NewAssumeRoleProvider(a.sts[0], o.RoleARN,
+			func(p *stscreds.AssumeRoleOptions) { p.RoleSessionName = "stanch" })
 		cfg.Credentials = awssdk.NewCredentialsCache(provider)
 		a.sts = append(a.sts, sts.NewFromConfig(cfg))
 	}
 	a.sqs = sqs.NewFromConfig(cfg)
-	a.iam, a.cloudTrail, a.eks, a.credentials = iam.NewFromConfig(cfg), cloudtrail.NewFromConfig(cfg), eks.NewFromConfig(cfg), cfg.Credentials
+	a.iam, a.cloudTrail, a.eks, a.credentials = iam.NewFromConfig(cfg), cloudtrail.NewFromConfig(cfg),
+		eks.NewFromConfig(cfg), cfg.Credentials
 	return a, nil
 }
 
@@ -103,7 +105,8 @@ func Open(ctx context.Context, o Options) (*Account, error) {
 func Actions(account *Account, client kubernetes.Interface) []activities.Action {
 	return []activities.Action{
 		&identityAction{account, client}, &cloudTrailEvidence{account},
-		&revokeSessionsAction{account}, &denyPodAction{account, client}, &denyAssumeAction{account}, &disableKeyAction{account}, &denyUserAction{account},
+		&revokeSessionsAction{account}, &denyPodAction{account, client}, &denyAssumeAction{account},
+		&disableKeyAction{account}, &denyUserAction{account},
 	}
 }
 

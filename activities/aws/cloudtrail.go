@@ -41,10 +41,15 @@ const deliveryDelayCaveat = "CloudTrail delivers management events with a delay 
 func (*cloudTrailEvidence) Spec() playbooks.ActionSpec {
 	rights := []playbooks.IAMPermission{{Actions: []string{"cloudtrail:LookupEvents"}, Resources: []string{"*"}}}
 	return playbooks.ActionSpec{
-		Name: "aws.cloudtrail", Verb: playbooks.VerbEvidence, Class: playbooks.ClassObserve, AttemptTimeout: 25 * time.Second,
-		Targets: []playbooks.TargetKind{playbooks.TargetRole, playbooks.TargetUser, playbooks.TargetKey}, Params: cloudTrailParams{},
-		Doc:                "Capture CloudTrail events about the role, its sessions, the user or the key; \"none found\" does not mean \"none happened\".",
-		PlanIAMPermissions: rights, ApplyIAMPermissions: rights,
+		Name:                "aws.cloudtrail",
+		Verb:                playbooks.VerbEvidence,
+		Class:               playbooks.ClassObserve,
+		AttemptTimeout:      25 * time.Second,
+		Targets:             []playbooks.TargetKind{playbooks.TargetRole, playbooks.TargetUser, playbooks.TargetKey},
+		Params:              cloudTrailParams{},
+		Doc:                 "Capture CloudTrail events about the role, its sessions, the user or the key; \"none found\" does not mean \"none happened\".",
+		PlanIAMPermissions:  rights,
+		ApplyIAMPermissions: rights,
 	}
 }
 
@@ -86,7 +91,8 @@ func (a *cloudTrailEvidence) Observe(ctx context.Context, r activities.Request) 
 		begin = now
 	}
 	s := &trailSearch{account: a.account, seenEventIDs: map[string]bool{}, header: evidenceHeader{
-		Target: r.Target.ID(), From: begin.Add(-time.Duration(params.Hours) * time.Hour).UTC(), To: now.UTC(), Complete: true, Caveat: deliveryDelayCaveat,
+		Target: r.Target.ID(), From: begin.Add(-time.Duration(params.Hours) * time.Hour).UTC(), To: now.UTC(), Complete: true,
+		Caveat: deliveryDelayCaveat,
 	}}
 	switch r.Target.Kind {
 	case playbooks.TargetRole:
@@ -103,7 +109,10 @@ func (a *cloudTrailEvidence) Observe(ctx context.Context, r activities.Request) 
 	case playbooks.TargetKey:
 		err = s.lookup(ctx, types.LookupAttributeKeyAccessKeyId, r.Target.UID)
 	default:
-		return activities.Observation{}, activities.Refusef("%s is not a role, user or access key; use a target from `enrich: aws.identity`", r.Target)
+		return activities.Observation{}, activities.Refusef(
+			"%s is not a role, user or access key; use a target from `enrich: aws.identity`",
+			r.Target,
+		)
 	}
 	if err != nil && s.header.Events == 0 {
 		return activities.Observation{}, err
@@ -120,7 +129,8 @@ func (a *cloudTrailEvidence) Observe(ctx context.Context, r activities.Request) 
 		return activities.Observation{}, fmt.Errorf("encode the evidence: %w", err)
 	}
 	return activities.Observation{MissingNote: note, Artifacts: []activities.Artifact{{
-		Name: "cloudtrail-" + string(r.Target.Kind) + "-" + r.Target.Name + ".jsonl", Data: slices.Concat(head, []byte("\n"), s.output.Bytes()),
+		Name: "cloudtrail-" + string(r.Target.Kind) + "-" + r.Target.Name + ".jsonl", Data: slices.Concat(head, []byte("\n"),
+			s.output.Bytes()),
 	}}}, nil
 }
 
@@ -166,7 +176,10 @@ func (s *trailSearch) addEvent(e types.Event) {
 	s.seenEventIDs[id] = true
 	var event map[string]any
 	if json.Unmarshal([]byte(awssdk.ToString(e.CloudTrailEvent)), &event) != nil {
-		event = map[string]any{"eventID": id, "eventName": awssdk.ToString(e.EventName), "eventTime": e.EventTime, "unreadable": true}
+		event = map[string]any{
+			"eventID": id, "eventName": awssdk.ToString(e.EventName), "eventTime": e.EventTime,
+			"unreadable": true,
+		}
 	}
 	if response, ok := event["responseElements"].(map[string]any); ok {
 		if made, ok := response["credentials"].(map[string]any); ok {

@@ -16,7 +16,8 @@ import (
 
 func (w *fixture) observeCloudTrail(target playbooks.Target) (activities.Observation, []map[string]any) {
 	w.t.Helper()
-	seen, err := w.actions["aws.cloudtrail"].(activities.Observer).Observe(w.t.Context(), newLeaseRequest("aws.cloudtrail", target, 0, `{"hours":3}`))
+	seen, err := w.actions["aws.cloudtrail"].(activities.Observer).Observe(w.t.Context(), newLeaseRequest("aws.cloudtrail",
+		target, 0, `{"hours":3}`))
 	require.NoError(w.t, err)
 	require.Len(w.t, seen.Artifacts, 1)
 	var lines []map[string]any
@@ -30,12 +31,18 @@ func (w *fixture) observeCloudTrail(target playbooks.Target) (activities.Observa
 
 func TestCloudTrailIncludesEventsOfRoleSessions(t *testing.T) {
 	w := newFixture(t, nil)
-	role := playbooks.Target{Kind: playbooks.TargetRole, Name: "web", UID: "AROA1", ARN: "arn:aws:iam::123456789012:role/web"}
+	role := playbooks.Target{
+		Kind: playbooks.TargetRole, Name: "web", UID: "AROA1",
+		ARN: "arn:aws:iam::123456789012:role/web",
+	}
 	ago := func(d time.Duration) time.Time { return time.Now().Add(-d) }
 	const assumed = `{"eventName":"AssumeRoleForPodIdentity","responseElements":{"credentials":{"accessKeyId":"ASIA1","sessionToken":"IQoJb3Jp","expiration":"later"}}}`
 	w.AddEvents(2,
 		testaws.CloudTrailEvent{Name: "TooOld", Key: "ASIA1", Time: ago(4 * time.Hour)},
-		testaws.CloudTrailEvent{Name: "AssumeRoleForPodIdentity", Resource: role.ARN, Time: ago(50 * time.Minute), RawJSON: assumed},
+		testaws.CloudTrailEvent{
+			Name: "AssumeRoleForPodIdentity", Resource: role.ARN, Time: ago(50 * time.Minute),
+			RawJSON: assumed,
+		},
 		testaws.CloudTrailEvent{Name: "ListBuckets", Key: "ASIA1", Time: ago(40 * time.Minute)},
 		testaws.CloudTrailEvent{Name: "GetCallerIdentity", Key: "ASIA1", Time: ago(30 * time.Minute)},
 		testaws.CloudTrailEvent{Name: "CreateUser", Key: "ASIA1", Time: ago(20 * time.Minute)},
@@ -71,7 +78,10 @@ func TestCloudTrailLookupIsBounded(t *testing.T) {
 	w := newFixture(t, nil)
 	var events []testaws.CloudTrailEvent
 	for i := range 40 {
-		events = append(events, testaws.CloudTrailEvent{Name: fmt.Sprintf("E%d", i), User: "bob", Time: time.Now().Add(-time.Hour + time.Duration(i)*time.Second)})
+		events = append(events, testaws.CloudTrailEvent{
+			Name: fmt.Sprintf("E%d", i), User: "bob",
+			Time: time.Now().Add(-time.Hour + time.Duration(i)*time.Second),
+		})
 	}
 	w.AddEvents(1, events...)
 	seen, lines := w.observeCloudTrail(playbooks.Target{Kind: playbooks.TargetUser, Name: "bob", UID: "AIDA1"})
@@ -83,9 +93,15 @@ func TestCloudTrailLookupIsBounded(t *testing.T) {
 func TestCloudTrailRefusesInvalidTargets(t *testing.T) {
 	w := newFixture(t, nil)
 	observe := w.actions["aws.cloudtrail"].(activities.Observer)
-	_, err := observe.Observe(t.Context(), newLeaseRequest("aws.cloudtrail", playbooks.Target{Kind: playbooks.TargetPod, Name: "p", UID: "u"}, 0, ""))
+	_, err := observe.Observe(t.Context(), newLeaseRequest("aws.cloudtrail", playbooks.Target{
+		Kind: playbooks.TargetPod,
+		Name: "p", UID: "u",
+	}, 0, ""))
 	wantRefusal(t, err, "is not a role, user or access key")
 	w.DenyAction("LookupEvents")
-	_, err = observe.Observe(t.Context(), newLeaseRequest("aws.cloudtrail", playbooks.Target{Kind: playbooks.TargetUser, Name: "bob", UID: "AIDA1"}, 0, ""))
+	_, err = observe.Observe(t.Context(), newLeaseRequest("aws.cloudtrail", playbooks.Target{
+		Kind: playbooks.TargetUser,
+		Name: "bob", UID: "AIDA1",
+	}, 0, ""))
 	wantRefusal(t, err, "cloudtrail:LookupEvents")
 }

@@ -22,10 +22,22 @@ func TestContainmentsAreAppliedVerifiedAndUndoneExactly(t *testing.T) {
 		outcome        playbooks.Outcome
 		reason         string
 	}{
-		{"aws.role.revoke-sessions", "", func(w *fixture) playbooks.Target { return w.createRole("r", podIdentityTrustPolicy, time.Hour) }, playbooks.OutcomeChanged, "simulation says"},
-		{"aws.irsa.untrust", `{"service_accounts":["shop/web"]}`, func(w *fixture) playbooks.Target { return w.createRole("r", irsaTrustPolicy, time.Hour) }, playbooks.OutcomeUnverified, "cannot simulate trust policies"},
-		{"aws.user.deny", "", func(w *fixture) playbooks.Target { u, _ := w.createUser("u"); return u }, playbooks.OutcomeChanged, "simulation says"},
-		{"aws.key.disable", "", func(w *fixture) playbooks.Target { _, k := w.createUser("u"); return k }, playbooks.OutcomeChanged, "inactive"},
+		{"aws.role.revoke-sessions", "", func(w *fixture) playbooks.Target {
+			return w.createRole("r", podIdentityTrustPolicy,
+				time.Hour)
+		}, playbooks.OutcomeChanged, "simulation says"},
+		{"aws.irsa.untrust", `{"service_accounts":["shop/web"]}`, func(w *fixture) playbooks.Target {
+			return w.createRole("r",
+				irsaTrustPolicy, time.Hour)
+		}, playbooks.OutcomeUnverified, "cannot simulate trust policies"},
+		{
+			"aws.user.deny", "", func(w *fixture) playbooks.Target { u, _ := w.createUser("u"); return u },
+			playbooks.OutcomeChanged, "simulation says",
+		},
+		{
+			"aws.key.disable", "", func(w *fixture) playbooks.Target { _, k := w.createUser("u"); return k },
+			playbooks.OutcomeChanged, "inactive",
+		},
 	} {
 		t.Run(c.action, func(t *testing.T) {
 			w := newFixture(t, nil)
@@ -80,7 +92,8 @@ func TestUndoAfterExpiryNeedsNoGrant(t *testing.T) {
 	user, key := w.createUser("u")
 	role := w.createRole("r", irsaTrustPolicy, time.Hour)
 	for _, r := range []activities.Request{
-		newLeaseRequest("aws.user.deny", user, time.Hour, ""), newLeaseRequest("aws.key.disable", key, time.Hour, ""), newLeaseRequest("aws.irsa.untrust", role, time.Hour, `{"service_accounts":["shop/web"]}`),
+		newLeaseRequest("aws.user.deny", user, time.Hour, ""), newLeaseRequest("aws.key.disable", key, time.Hour, ""),
+		newLeaseRequest("aws.irsa.untrust", role, time.Hour, `{"service_accounts":["shop/web"]}`),
 	} {
 		before := w.principalState(r.Target)
 		r.ExpiresAt = time.Now().Add(-time.Minute)
@@ -94,7 +107,8 @@ func TestUndoAfterExpiryNeedsNoGrant(t *testing.T) {
 func TestRevocationLastsAsLongAsSessions(t *testing.T) {
 	w := newFixture(t, nil)
 	role := w.createRole("r", podIdentityTrustPolicy, 4*time.Hour)
-	_, err := w.findContainment("aws.role.revoke-sessions").Plan(t.Context(), newLeaseRequest("aws.role.revoke-sessions", role, 3*time.Hour, ""))
+	_, err := w.findContainment("aws.role.revoke-sessions").Plan(t.Context(), newLeaseRequest("aws.role.revoke-sessions",
+		role, 3*time.Hour, ""))
 	wantRefusal(t, err, "at least 4h", "stolen ones work again")
 
 	r := newLeaseRequest("aws.role.revoke-sessions", role, 4*time.Hour, "")
@@ -111,8 +125,12 @@ func TestRepeatedRevocationKeepsItsCutoffTime(t *testing.T) {
 	plan, _ := w.planAndApply(r)
 	name, first := w.stanchInlinePolicy(r.Target.Name)
 	at := regexp.MustCompile(`"aws:TokenIssueTime":"[^"]*"`)
-	hourAgo := at.ReplaceAllString(first, `"aws:TokenIssueTime":"`+time.Now().Add(-time.Hour).UTC().Format(time.RFC3339)+`"`)
-	_, err := w.iam.PutRolePolicy(t.Context(), &iam.PutRolePolicyInput{RoleName: &r.Target.Name, PolicyName: &name, PolicyDocument: &hourAgo})
+	hourAgo := at.ReplaceAllString(first, `"aws:TokenIssueTime":"`+time.Now().Add(-time.Hour).UTC().Format(time.RFC3339)+
+		`"`)
+	_, err := w.iam.PutRolePolicy(t.Context(), &iam.PutRolePolicyInput{
+		RoleName: &r.Target.Name, PolicyName: &name,
+		PolicyDocument: &hourAgo,
+	})
 	require.NoError(t, err)
 	r.ExpiresAt = r.ExpiresAt.Add(3 * time.Hour)
 	_, err = w.findContainment(r.Action).Apply(t.Context(), r, plan.PriorState, attestation.Envelope{})
@@ -128,7 +146,8 @@ func TestRepeatedRevocationKeepsItsCutoffTime(t *testing.T) {
 func TestUndoKeepsChangesOfOtherWriters(t *testing.T) {
 	t.Run("the trust policy", func(t *testing.T) {
 		w := newFixture(t, nil)
-		r := newLeaseRequest("aws.irsa.untrust", w.createRole("r", irsaTrustPolicy, time.Hour), time.Hour, `{"service_accounts":["shop/web"]}`)
+		r := newLeaseRequest("aws.irsa.untrust", w.createRole("r", irsaTrustPolicy, time.Hour), time.Hour,
+			`{"service_accounts":["shop/web"]}`)
 		plan, _ := w.planAndApply(r)
 		theirs := `{"Version":"2012-10-17","Statement":[{"Effect":"Allow","Principal":{"Service":"ec2.amazonaws.com"},"Action":"sts:AssumeRole"},` + w.trustPolicy(r.Target.Name)[len(`{"Statement":[`):]
 		theirs = theirs[:len(theirs)-len(`,"Version":"2012-10-17"}`)] + "}"
@@ -142,7 +161,8 @@ func TestUndoKeepsChangesOfOtherWriters(t *testing.T) {
 	})
 	t.Run("the trust policy, put back to what it was", func(t *testing.T) {
 		w := newFixture(t, nil)
-		r := newLeaseRequest("aws.irsa.untrust", w.createRole("r", irsaTrustPolicy, time.Hour), time.Hour, `{"service_accounts":["shop/web"]}`)
+		r := newLeaseRequest("aws.irsa.untrust", w.createRole("r", irsaTrustPolicy, time.Hour), time.Hour,
+			`{"service_accounts":["shop/web"]}`)
 		plan, _ := w.planAndApply(r)
 		w.setTrustPolicy(r.Target.Name, podIdentityTrustPolicy)
 		holds, detail := w.verify(r, plan)
@@ -156,7 +176,10 @@ func TestUndoKeepsChangesOfOtherWriters(t *testing.T) {
 		r := newLeaseRequest("aws.role.revoke-sessions", w.createRole("r", podIdentityTrustPolicy, time.Hour), time.Hour, "")
 		plan, _ := w.planAndApply(r)
 		name, _ := w.stanchInlinePolicy(r.Target.Name)
-		_, err := w.iam.PutRolePolicy(t.Context(), &iam.PutRolePolicyInput{RoleName: &r.Target.Name, PolicyName: &name, PolicyDocument: awssdk.String(unrelatedInlinePolicy)})
+		_, err := w.iam.PutRolePolicy(t.Context(), &iam.PutRolePolicyInput{
+			RoleName: &r.Target.Name, PolicyName: &name,
+			PolicyDocument: awssdk.String(unrelatedInlinePolicy),
+		})
 		require.NoError(t, err)
 		holds, detail := w.verify(r, plan)
 		require.False(t, holds)
@@ -171,7 +194,10 @@ func TestUndoKeepsChangesOfOtherWriters(t *testing.T) {
 		before := w.principalState(key)
 		r := newLeaseRequest("aws.key.disable", key, time.Hour, "")
 		plan, _ := w.planAndApply(r)
-		_, err := w.iam.UpdateAccessKey(t.Context(), &iam.UpdateAccessKeyInput{UserName: &key.Name, AccessKeyId: &key.UID, Status: types.StatusTypeActive})
+		_, err := w.iam.UpdateAccessKey(t.Context(), &iam.UpdateAccessKeyInput{
+			UserName: &key.Name, AccessKeyId: &key.UID,
+			Status: types.StatusTypeActive,
+		})
 		require.NoError(t, err)
 		holds, detail := w.verify(r, plan)
 		require.False(t, holds, detail)
@@ -181,7 +207,10 @@ func TestUndoKeepsChangesOfOtherWriters(t *testing.T) {
 	t.Run("a key that was inactive before", func(t *testing.T) {
 		w := newFixture(t, nil)
 		_, key := w.createUser("u")
-		_, err := w.iam.UpdateAccessKey(t.Context(), &iam.UpdateAccessKeyInput{UserName: &key.Name, AccessKeyId: &key.UID, Status: types.StatusTypeInactive})
+		_, err := w.iam.UpdateAccessKey(t.Context(), &iam.UpdateAccessKeyInput{
+			UserName: &key.Name, AccessKeyId: &key.UID,
+			Status: types.StatusTypeInactive,
+		})
 		require.NoError(t, err)
 		before := w.principalState(key)
 		r := newLeaseRequest("aws.key.disable", key, time.Hour, "")
@@ -197,7 +226,8 @@ func TestRecreatedRoleIsAnotherTarget(t *testing.T) {
 	for _, action := range []string{"aws.role.revoke-sessions", "aws.irsa.untrust"} {
 		t.Run(action, func(t *testing.T) {
 			w := newFixture(t, nil)
-			r := newLeaseRequest(action, w.createRole("r", irsaTrustPolicy, time.Hour), time.Hour, `{"service_accounts":["shop/web"]}`)
+			r := newLeaseRequest(action, w.createRole("r", irsaTrustPolicy, time.Hour), time.Hour,
+				`{"service_accounts":["shop/web"]}`)
 			plan, _ := w.planAndApply(r)
 			held := w.inlinePolicies(r.Target.Name)
 			trust := w.trustPolicy(r.Target.Name)
@@ -209,7 +239,10 @@ func TestRecreatedRoleIsAnotherTarget(t *testing.T) {
 
 			w.createRole("r", trust, time.Hour)
 			for name, text := range held { // even with policies of the same names
-				_, err := w.iam.PutRolePolicy(t.Context(), &iam.PutRolePolicyInput{RoleName: &r.Target.Name, PolicyName: &name, PolicyDocument: &text})
+				_, err := w.iam.PutRolePolicy(t.Context(), &iam.PutRolePolicyInput{
+					RoleName: &r.Target.Name, PolicyName: &name,
+					PolicyDocument: &text,
+				})
 				require.NoError(t, err)
 			}
 			before := w.principalState(r.Target)
@@ -267,7 +300,8 @@ func TestDeniedCallNamesThePermission(t *testing.T) {
 	} {
 		t.Run(c.call, func(t *testing.T) {
 			w := newFixture(t, nil)
-			r := newLeaseRequest(c.action, w.createRole("r", irsaTrustPolicy, time.Hour), time.Hour, `{"service_accounts":["shop/web"]}`)
+			r := newLeaseRequest(c.action, w.createRole("r", irsaTrustPolicy, time.Hour), time.Hour,
+				`{"service_accounts":["shop/web"]}`)
 			before := w.principalState(r.Target)
 			w.DenyAction(c.call)
 			plan, err := w.findContainment(r.Action).Plan(t.Context(), r)
@@ -281,7 +315,10 @@ func TestDeniedCallNamesThePermission(t *testing.T) {
 }
 
 func TestDenyIsUnverifiedWithoutPolicySimulation(t *testing.T) {
-	for code, words := range map[string]string{"AccessDenied": "iam:SimulatePrincipalPolicy", "InvalidAction": "did not answer"} {
+	for code, words := range map[string]string{
+		"AccessDenied":  "iam:SimulatePrincipalPolicy",
+		"InvalidAction": "did not answer",
+	} {
 		t.Run(code, func(t *testing.T) {
 			w := newFixture(t, nil)
 			w.FailAction("SimulatePrincipalPolicy", code)
@@ -339,7 +376,10 @@ func TestProtectedIdentitiesAndStanchAreRefused(t *testing.T) {
 	t.Setenv("AWS_ACCESS_KEY_ID", *out.AccessKey.AccessKeyId)
 	t.Setenv("AWS_SECRET_ACCESS_KEY", *out.AccessKey.SecretAccessKey)
 	as := newFixture(t, nil) // Stanch uses that user's credentials
-	for _, r := range []activities.Request{newLeaseRequest("aws.user.deny", user, time.Hour, ""), newLeaseRequest("aws.key.disable", key, time.Hour, "")} {
+	for _, r := range []activities.Request{
+		newLeaseRequest("aws.user.deny", user, time.Hour, ""),
+		newLeaseRequest("aws.key.disable", key, time.Hour, ""),
+	} {
 		_, err := as.findContainment(r.Action).Plan(t.Context(), r)
 		wantRefusal(t, err, "Stanch itself")
 	}
@@ -348,11 +388,14 @@ func TestProtectedIdentitiesAndStanchAreRefused(t *testing.T) {
 func TestUntrustDeniesOnlyNamedServiceAccounts(t *testing.T) {
 	w := newFixture(t, nil)
 	role := w.createRole("r", irsaTrustPolicy, time.Hour)
-	_, err := w.findContainment("aws.irsa.untrust").Plan(t.Context(), newLeaseRequest("aws.irsa.untrust", role, time.Hour, `{"service_accounts":["bank/vault"]}`))
+	_, err := w.findContainment("aws.irsa.untrust").Plan(t.Context(), newLeaseRequest("aws.irsa.untrust", role, time.Hour,
+		`{"service_accounts":["bank/vault"]}`))
 	wantRefusal(t, err, "does not trust system:serviceaccount:bank:vault")
-	_, err = w.findContainment("aws.irsa.untrust").Plan(t.Context(), newLeaseRequest("aws.irsa.untrust", role, time.Hour, `{"service_accounts":[]}`))
+	_, err = w.findContainment("aws.irsa.untrust").Plan(t.Context(), newLeaseRequest("aws.irsa.untrust", role, time.Hour,
+		`{"service_accounts":[]}`))
 	wantRefusal(t, err, "missing service accounts")
-	_, err = w.findContainment("aws.irsa.untrust").Plan(t.Context(), newLeaseRequest("aws.irsa.untrust", w.createRole("pods", podIdentityTrustPolicy, time.Hour), time.Hour, `{"service_accounts":["shop/web"]}`))
+	_, err = w.findContainment("aws.irsa.untrust").Plan(t.Context(), newLeaseRequest("aws.irsa.untrust",
+		w.createRole("pods", podIdentityTrustPolicy, time.Hour), time.Hour, `{"service_accounts":["shop/web"]}`))
 	wantRefusal(t, err, "not used by IRSA")
 
 	// A second holder adds its own subjects; the original text is restored exactly at the end.

@@ -37,7 +37,8 @@ const maxDeniedSubjects = 10
 // refuses it.
 func (p *denyAssumeParams) Check() (param, problem string) {
 	if len(p.ServiceAccounts) > maxDeniedSubjects {
-		return "service_accounts", fmt.Sprintf("%d service accounts; a trust policy has room for %d", len(p.ServiceAccounts), maxDeniedSubjects)
+		return "service_accounts", fmt.Sprintf("%d service accounts; a trust policy has room for %d", len(p.ServiceAccounts),
+			maxDeniedSubjects)
 	}
 	for _, s := range p.ServiceAccounts {
 		if s != "" && !serviceAccountPattern.MatchString(s) {
@@ -59,11 +60,20 @@ func (p *denyAssumeParams) subjectClaims() []string {
 
 func (*denyAssumeAction) Spec() playbooks.ActionSpec {
 	return playbooks.ActionSpec{
-		Name: "aws.irsa.untrust", Verb: playbooks.VerbContain, Class: playbooks.ClassDisrupt, Facet: playbooks.FacetTrust,
-		Targets: []playbooks.TargetKind{playbooks.TargetRole}, Reversible: true, EndMechanism: playbooks.EndByProvider, D3FENDTechnique: "D3-AL", AttemptTimeout: 30 * time.Second, Params: denyAssumeParams{},
-		Doc:                "Change the role's trust policy so that these service accounts get no new credentials for it (IRSA).",
-		PlanIAMPermissions: []playbooks.IAMPermission{rolePermission("iam:GetRole")}, ApplyIAMPermissions: []playbooks.IAMPermission{rolePermission("iam:GetRole", "iam:UpdateAssumeRolePolicy")},
-		CombineParams: unionOfSubjects,
+		Name:                "aws.irsa.untrust",
+		Verb:                playbooks.VerbContain,
+		Class:               playbooks.ClassDisrupt,
+		Facet:               playbooks.FacetTrust,
+		Targets:             []playbooks.TargetKind{playbooks.TargetRole},
+		Reversible:          true,
+		EndMechanism:        playbooks.EndByProvider,
+		D3FENDTechnique:     "D3-AL",
+		AttemptTimeout:      30 * time.Second,
+		Params:              denyAssumeParams{},
+		Doc:                 "Change the role's trust policy so that these service accounts get no new credentials for it (IRSA).",
+		PlanIAMPermissions:  []playbooks.IAMPermission{rolePermission("iam:GetRole")},
+		ApplyIAMPermissions: []playbooks.IAMPermission{rolePermission("iam:GetRole", "iam:UpdateAssumeRolePolicy")},
+		CombineParams:       unionOfSubjects,
 	}
 }
 
@@ -89,7 +99,9 @@ type trustPrior struct {
 }
 
 // readTrustPolicy reads the role and its trust policy.
-func (a *denyAssumeAction) readTrustPolicy(ctx context.Context, r activities.Request) (principal, trustPolicy, denyAssumeParams, error) {
+func (a *denyAssumeAction) readTrustPolicy(ctx context.Context, r activities.Request) (principal, trustPolicy,
+	denyAssumeParams, error,
+) {
 	params, err := activities.DecodeParams[denyAssumeParams](r)
 	if err != nil {
 		return principal{}, trustPolicy{}, params, err
@@ -131,10 +143,20 @@ func (a *denyAssumeAction) Plan(ctx context.Context, r activities.Request) (acti
 		}
 	}
 	if n := policySize(rest.withDeny(params.subjectClaims(), "x", time.Now()).render()); n > 2048 {
-		plan.Warnings = append(plan.Warnings, fmt.Sprintf("the trust policy will have %d characters; more than 2048 require a raised quota", n))
+		plan.Warnings = append(
+			plan.Warnings,
+			fmt.Sprintf("the trust policy will have %d characters; more than 2048 require a raised quota", n),
+		)
 	}
-	plan.Changes = []string{fmt.Sprintf("deny %s the right to assume %s (%s), in its trust policy", strings.Join(params.subjectClaims(), " and "), p, p.ID)}
-	plan.Warnings = append(plan.Warnings, fmt.Sprintf("existing sessions stay valid for up to %s; `aws.role.revoke-sessions` revokes them too", duration.Format(p.maxSession)))
+	plan.Changes = []string{fmt.Sprintf("deny %s the right to assume %s (%s), in its trust policy",
+		strings.Join(params.subjectClaims(), " and "), p, p.ID)}
+	plan.Warnings = append(
+		plan.Warnings,
+		fmt.Sprintf(
+			"existing sessions stay valid for up to %s; `aws.role.revoke-sessions` revokes them too",
+			duration.Format(p.maxSession),
+		),
+	)
 	plan.PriorState, err = encodePrior(trustPrior{Role: p, TrustPolicyText: originalTrustPolicy(p, t)})
 	return plan, err
 }
@@ -149,7 +171,9 @@ func originalTrustPolicy(p principal, t trustPolicy) string {
 }
 
 // Apply adds the deny and reads it back. AWS cannot simulate trust policies.
-func (a *denyAssumeAction) Apply(ctx context.Context, r activities.Request, _ json.RawMessage, _ attestation.Envelope) (activities.Effect, error) {
+func (a *denyAssumeAction) Apply(ctx context.Context, r activities.Request, _ json.RawMessage,
+	_ attestation.Envelope,
+) (activities.Effect, error) {
 	p, t, params, err := a.readTrustPolicy(ctx, r)
 	if err != nil {
 		return activities.Effect{}, refuseIfGone(err)
@@ -161,14 +185,18 @@ func (a *denyAssumeAction) Apply(ctx context.Context, r activities.Request, _ js
 	until := truncateExpiry(r.ExpiresAt)
 	for _, h := range holds {
 		if h.shortLeaseID != shortLeaseID(r.LeaseID) {
-			return activities.Effect{}, activities.Refusef("the trust policy of %s is leased by another lease until %s", p, h.expiresAt.Format(time.RFC3339))
+			return activities.Effect{}, activities.Refusef("the trust policy of %s is leased by another lease until %s", p,
+				h.expiresAt.Format(time.RFC3339))
 		}
 		if err := checkEarlyEnd(r, h.expiresAt, until); err != nil {
 			return activities.Effect{}, err
 		}
 	}
 	want := rest.withDeny(params.subjectClaims(), r.LeaseID, until).render()
-	effect := activities.Effect{Outcome: playbooks.OutcomeUnverified, AppliedAt: time.Now(), Reason: "the trust policy denies it, as read back from IAM; AWS cannot simulate trust policies"}
+	effect := activities.Effect{
+		Outcome: playbooks.OutcomeUnverified, AppliedAt: time.Now(),
+		Reason: "the trust policy denies it, as read back from IAM; AWS cannot simulate trust policies",
+	}
 	if canonicalJSON(t.render()) == canonicalJSON(want) {
 		return effect, nil
 	}
@@ -187,7 +215,10 @@ func (a *denyAssumeAction) Apply(ctx context.Context, r activities.Request, _ js
 }
 
 func (a *denyAssumeAction) putTrustPolicy(ctx context.Context, p principal, text string) error {
-	_, err := a.account.iam.UpdateAssumeRolePolicy(ctx, &iam.UpdateAssumeRolePolicyInput{RoleName: &p.Name, PolicyDocument: &text})
+	_, err := a.account.iam.UpdateAssumeRolePolicy(ctx, &iam.UpdateAssumeRolePolicyInput{
+		RoleName:       &p.Name,
+		PolicyDocument: &text,
+	})
 	return wrapError(err, "iam:UpdateAssumeRolePolicy", fmt.Sprintf("write the trust policy of %s", p))
 }
 
@@ -210,7 +241,9 @@ func (a *denyAssumeAction) Verify(ctx context.Context, r activities.Request, _ j
 }
 
 // Undo restores the saved trust policy exactly, unless someone else changed it since.
-func (a *denyAssumeAction) Undo(ctx context.Context, r activities.Request, raw json.RawMessage, grant *attestation.Envelope) (*activities.Drift, error) {
+func (a *denyAssumeAction) Undo(ctx context.Context, r activities.Request, raw json.RawMessage,
+	grant *attestation.Envelope,
+) (*activities.Drift, error) {
 	prior, err := activities.DecodePriorState[trustPrior](raw)
 	if err != nil {
 		return nil, err
@@ -235,10 +268,18 @@ func (a *denyAssumeAction) Undo(ctx context.Context, r activities.Request, raw j
 	_, _, wanted := rest.withDeny(params.subjectClaims(), r.LeaseID, holds[0].expiresAt).splitOwnStatements()
 	switch {
 	case canonicalJSON(rest.render()) != canonicalJSON(normalizeTrustPolicy(prior.TrustPolicyText)):
-		return &activities.Drift{Detail: fmt.Sprintf("the trust policy of %s was changed since: it is now %s, and was %s; remove Stanch's statements manually",
-			p, truncate(rest.render(), 400), truncate(prior.TrustPolicyText, 400))}, nil
-	case canonicalJSON(trustPolicy{statements: theirs}.render()) != canonicalJSON(trustPolicy{statements: wanted}.render()):
-		return &activities.Drift{Detail: fmt.Sprintf("the deny in the trust policy of %s was changed since: %s", p, truncate(trustPolicy{statements: theirs}.render(), 400))}, nil
+		return &activities.Drift{
+			Detail: fmt.Sprintf(
+				"the trust policy of %s was changed since: it is now %s, and was %s; remove Stanch's statements manually",
+				p,
+				truncate(rest.render(), 400),
+				truncate(prior.TrustPolicyText, 400),
+			),
+		}, nil
+	case canonicalJSON(trustPolicy{statements: theirs}.render()) !=
+		canonicalJSON(trustPolicy{statements: wanted}.render()):
+		return &activities.Drift{Detail: fmt.Sprintf("the deny in the trust policy of %s was changed since: %s", p,
+			truncate(trustPolicy{statements: theirs}.render(), 400))}, nil
 	}
 	if err := a.putTrustPolicy(ctx, p, prior.TrustPolicyText); err != nil {
 		return nil, err

@@ -31,10 +31,18 @@ var _ activities.Containment = (*denyPodAction)(nil)
 
 func (*denyPodAction) Spec() playbooks.ActionSpec {
 	return playbooks.ActionSpec{
-		Name: "aws.role.deny-pod", Verb: playbooks.VerbContain, Class: playbooks.ClassContain, Facet: playbooks.FacetIdentity,
-		Targets: []playbooks.TargetKind{playbooks.TargetPod}, Reversible: true, EndMechanism: playbooks.EndByProvider, D3FENDTechnique: "D3-AL", AttemptTimeout: 30 * time.Second,
-		Doc:             "Deny everything to the credentials that EKS Pod Identity issues to this pod; other pods with the same role are not affected.",
-		PlanPermissions: podReadPermissions(), ApplyPermissions: podReadPermissions(),
+		Name:                "aws.role.deny-pod",
+		Verb:                playbooks.VerbContain,
+		Class:               playbooks.ClassContain,
+		Facet:               playbooks.FacetIdentity,
+		Targets:             []playbooks.TargetKind{playbooks.TargetPod},
+		Reversible:          true,
+		EndMechanism:        playbooks.EndByProvider,
+		D3FENDTechnique:     "D3-AL",
+		AttemptTimeout:      30 * time.Second,
+		Doc:                 "Deny everything to the credentials that EKS Pod Identity issues to this pod; other pods with the same role are not affected.",
+		PlanPermissions:     podReadPermissions(),
+		ApplyPermissions:    podReadPermissions(),
 		PlanIAMPermissions:  append(rolePlanPermissions(), associationReadPermissions()...),
 		ApplyIAMPermissions: append(inlineRolePermissions(), associationReadPermissions()...),
 	}
@@ -44,7 +52,10 @@ func (*denyPodAction) buildDeny(uid string, r activities.Request) inlineDeny {
 	return inlineDeny{
 		prefix: denyPodPrefix,
 		buildPolicy: func(*denyAllPolicy) denyAllPolicy {
-			return denyAllPolicy{Condition: map[string]map[string]string{"StringEquals": {podUIDTagKey: uid}}, ExpiresAt: truncateExpiry(r.ExpiresAt)}
+			return denyAllPolicy{
+				Condition: map[string]map[string]string{"StringEquals": {podUIDTagKey: uid}},
+				ExpiresAt: truncateExpiry(r.ExpiresAt),
+			}
 		},
 		simulatedContext: func(denyAllPolicy) []sessionContextKey { return []sessionContextKey{podUIDContext(uid)} },
 	}
@@ -66,11 +77,18 @@ func (a *denyPodAction) podRole(ctx context.Context, r activities.Request) (prin
 		return principal{}, err
 	case found == nil:
 		return principal{}, activities.Refusef(
-			"service account %s/%s has no EKS Pod Identity association, so AWS does not know the pod; `aws.role.revoke-sessions` and `aws.irsa.untrust` apply to the whole role", pod.namespace, pod.serviceAccount)
+			"service account %s/%s has no EKS Pod Identity association, so AWS does not know the pod; `aws.role.revoke-sessions` and `aws.irsa.untrust` apply to the whole role",
+			pod.namespace,
+			pod.serviceAccount,
+		)
 	case found.sessionsUntagged:
 		return principal{}, activities.Refusef("association %s adds no session tags, so AWS does not know the pod", found.id)
 	case found.chainedRole != "":
-		return principal{}, activities.Refusef("association %s chains to role %s; it is unknown whether those sessions have the pod's tags", found.id, found.chainedRole)
+		return principal{}, activities.Refusef(
+			"association %s chains to role %s; it is unknown whether those sessions have the pod's tags",
+			found.id,
+			found.chainedRole,
+		)
 	}
 	return a.account.roleByARN(ctx, found.role)
 }
@@ -87,7 +105,8 @@ func (a *Account) roleByARN(ctx context.Context, arn string) (principal, error) 
 		return principal{}, err
 	}
 	if other := accountFromARN(arn); other != me.accountID {
-		return principal{}, activities.Refusef("%s belongs to account %s; Stanch is configured for account %s", truncate(arn, 200), truncate(valueOrNone(other), 20), me.accountID)
+		return principal{}, activities.Refusef("%s belongs to account %s; Stanch is configured for account %s",
+			truncate(arn, 200), truncate(valueOrNone(other), 20), me.accountID)
 	}
 	p, err := a.readRole(ctx, nameFromARN(arn))
 	switch {
@@ -115,17 +134,26 @@ func (a *denyPodAction) Plan(ctx context.Context, r activities.Request) (activit
 		return activities.Plan{}, err
 	}
 	plan := activities.Plan{
-		Changes: []string{fmt.Sprintf("deny all AWS requests of %s as %s (%s), with an inline policy on the role", r.Target, p, p.ID)}, AlreadyHeld: held,
+		Changes: []string{fmt.Sprintf("deny all AWS requests of %s as %s (%s), with an inline policy on the role", r.Target,
+			p, p.ID)}, AlreadyHeld: held,
 	}
 	if r.Duration < p.maxSession {
-		plan.Warnings = append(plan.Warnings, fmt.Sprintf("credentials that were stolen from the pod are valid for up to %s, and work again when the deny ends", duration.Format(p.maxSession)))
+		plan.Warnings = append(
+			plan.Warnings,
+			fmt.Sprintf(
+				"credentials that were stolen from the pod are valid for up to %s, and work again when the deny ends",
+				duration.Format(p.maxSession),
+			),
+		)
 	}
 	plan.PriorState, err = encodePrior(p)
 	return plan, err
 }
 
 // Apply puts the deny policy and verifies it.
-func (a *denyPodAction) Apply(ctx context.Context, r activities.Request, raw json.RawMessage, _ attestation.Envelope) (activities.Effect, error) {
+func (a *denyPodAction) Apply(ctx context.Context, r activities.Request, raw json.RawMessage,
+	_ attestation.Envelope,
+) (activities.Effect, error) {
 	prior, err := activities.DecodePriorState[principal](raw)
 	if err != nil {
 		return activities.Effect{}, err
@@ -139,7 +167,8 @@ func (a *denyPodAction) Apply(ctx context.Context, r activities.Request, raw jso
 		return activities.Effect{}, refuseIfGone(err)
 	}
 	if prior.ID != "" && p.ID != prior.ID {
-		return activities.Effect{}, activities.Refusef("the pod's role was %s when this was planned and is %s now", prior.ARN, p.ARN)
+		return activities.Effect{}, activities.Refusef("the pod's role was %s when this was planned and is %s now", prior.ARN,
+			p.ARN)
 	}
 	return a.account.applyInline(ctx, p, a.buildDeny(r.Target.UID, r), r)
 }
@@ -155,7 +184,9 @@ func (a *denyPodAction) Verify(ctx context.Context, r activities.Request, raw js
 }
 
 // Undo deletes the deny policy.
-func (a *denyPodAction) Undo(ctx context.Context, r activities.Request, raw json.RawMessage, grant *attestation.Envelope) (*activities.Drift, error) {
+func (a *denyPodAction) Undo(ctx context.Context, r activities.Request, raw json.RawMessage,
+	grant *attestation.Envelope,
+) (*activities.Drift, error) {
 	prior, err := a.decodePrior(raw)
 	if err != nil {
 		return nil, err

@@ -59,7 +59,8 @@ type policyDocument struct {
 
 func (d denyAllPolicy) render() string {
 	raw, err := json.Marshal(policyDocument{"2012-10-17", []policyStatement{{
-		Sid: "StanchUntil" + d.ExpiresAt.UTC().Format(expiryLayout), Effect: "Deny", Action: "*", Resource: "*", Condition: d.allConditions(),
+		Sid: "StanchUntil" + d.ExpiresAt.UTC().Format(expiryLayout), Effect: "Deny", Action: "*", Resource: "*",
+		Condition: d.allConditions(),
 	}}})
 	if err != nil {
 		panic(err) // it contains only strings

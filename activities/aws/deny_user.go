@@ -22,7 +22,8 @@ func (*denyUserAction) Spec() playbooks.ActionSpec {
 	plan := userPermission("iam:GetUser", "iam:ListUserPolicies", "iam:GetUserPolicy")
 	return playbooks.ActionSpec{
 		Name: "aws.user.deny", Verb: playbooks.VerbContain, Class: playbooks.ClassContain, Facet: playbooks.FacetIdentity,
-		Targets: []playbooks.TargetKind{playbooks.TargetUser}, Reversible: true, EndMechanism: playbooks.EndByProvider, D3FENDTechnique: "D3-AL", AttemptTimeout: 30 * time.Second,
+		Targets: []playbooks.TargetKind{playbooks.TargetUser}, Reversible: true, EndMechanism: playbooks.EndByProvider,
+		D3FENDTechnique: "D3-AL", AttemptTimeout: 30 * time.Second,
 		Doc:                "Deny everything to an IAM user, with any of its keys or passwords.",
 		PlanIAMPermissions: []playbooks.IAMPermission{plan},
 		ApplyIAMPermissions: []playbooks.IAMPermission{
@@ -64,7 +65,9 @@ func (a *denyUserAction) Plan(ctx context.Context, r activities.Request) (activi
 }
 
 // Apply puts the deny policy and verifies it.
-func (a *denyUserAction) Apply(ctx context.Context, r activities.Request, _ json.RawMessage, _ attestation.Envelope) (activities.Effect, error) {
+func (a *denyUserAction) Apply(ctx context.Context, r activities.Request, _ json.RawMessage,
+	_ attestation.Envelope,
+) (activities.Effect, error) {
 	if err := a.account.checkConfigured(); err != nil {
 		return activities.Effect{}, err
 	}
@@ -84,7 +87,9 @@ func (a *denyUserAction) Verify(ctx context.Context, r activities.Request, _ jso
 }
 
 // Undo deletes the deny policy.
-func (a *denyUserAction) Undo(ctx context.Context, r activities.Request, _ json.RawMessage, grant *attestation.Envelope) (*activities.Drift, error) {
+func (a *denyUserAction) Undo(ctx context.Context, r activities.Request, _ json.RawMessage,
+	grant *attestation.Envelope,
+) (*activities.Drift, error) {
 	if err := a.account.checkConfigured(); err != nil {
 		return nil, err
 	}

@@ -27,9 +27,13 @@ func (*disableKeyAction) Spec() playbooks.ActionSpec {
 	plan := userPermission("iam:GetUser", "iam:ListAccessKeys", "iam:ListUserTags")
 	return playbooks.ActionSpec{
 		Name: "aws.key.disable", Verb: playbooks.VerbContain, Class: playbooks.ClassContain, Facet: playbooks.FacetIdentity,
-		Targets: []playbooks.TargetKind{playbooks.TargetKey}, Reversible: true, EndMechanism: playbooks.EndByStanch, D3FENDTechnique: "D3-ACI", AttemptTimeout: 30 * time.Second,
+		Targets: []playbooks.TargetKind{playbooks.TargetKey}, Reversible: true, EndMechanism: playbooks.EndByStanch,
+		D3FENDTechnique: "D3-ACI", AttemptTimeout: 30 * time.Second,
 		Doc:                "Disable one access key; temporary credentials created with it stay valid.",
-		PlanIAMPermissions: []playbooks.IAMPermission{plan}, ApplyIAMPermissions: []playbooks.IAMPermission{plan, userPermission("iam:UpdateAccessKey", "iam:TagUser", "iam:UntagUser")},
+		PlanIAMPermissions: []playbooks.IAMPermission{plan}, ApplyIAMPermissions: []playbooks.IAMPermission{
+			plan,
+			userPermission("iam:UpdateAccessKey", "iam:TagUser", "iam:UntagUser"),
+		},
 	}
 }
 
@@ -131,9 +135,12 @@ func (a *disableKeyAction) Plan(ctx context.Context, r activities.Request) (acti
 		return activities.Plan{}, err
 	}
 	plan := activities.Plan{
-		Changes:     []string{fmt.Sprintf("deactivate %s", r.Target)},
-		Warnings:    []string{"temporary credentials that were created with the key stay valid until they expire, up to 36 hours; `aws.user.deny` denies them too"},
-		AlreadyHeld: s.marker.leaseID != "", NothingToDo: s.status == types.StatusTypeInactive,
+		Changes: []string{fmt.Sprintf("deactivate %s", r.Target)},
+		Warnings: []string{
+			"temporary credentials that were created with the key stay valid until they expire, up to 36 hours; `aws.user.deny` denies them too",
+		},
+		AlreadyHeld: s.marker.leaseID != "",
+		NothingToDo: s.status == types.StatusTypeInactive,
 	}
 	plan.PriorState, err = encodePrior(keyPriorState{User: s.user, Status: s.statusToRestore()})
 	return plan, err
@@ -148,7 +155,9 @@ func (s keyState) statusToRestore() types.StatusType {
 }
 
 // Apply first tags the user and then disables the key: a disabled key without a marker would never be restored.
-func (a *disableKeyAction) Apply(ctx context.Context, r activities.Request, _ json.RawMessage, _ attestation.Envelope) (activities.Effect, error) {
+func (a *disableKeyAction) Apply(ctx context.Context, r activities.Request, _ json.RawMessage,
+	_ attestation.Envelope,
+) (activities.Effect, error) {
 	s, err := a.readKeyState(ctx, r.Target)
 	if err != nil {
 		return activities.Effect{}, refuseIfGone(err)
@@ -156,25 +165,36 @@ func (a *disableKeyAction) Apply(ctx context.Context, r activities.Request, _ js
 	if err := a.refuseProtected(ctx, s, r.Target.UID); err != nil {
 		return activities.Effect{}, err
 	}
-	want := keyExpiryMarker{leaseID: policyName("", r.LeaseID), expiresAt: truncateExpiry(r.ExpiresAt), priorStatus: s.statusToRestore()}
+	want := keyExpiryMarker{
+		leaseID: policyName("", r.LeaseID), expiresAt: truncateExpiry(r.ExpiresAt),
+		priorStatus: s.statusToRestore(),
+	}
 	switch {
 	case s.marker.leaseID != "" && s.marker.leaseID != want.leaseID:
-		return activities.Effect{}, activities.Refusef("%s is leased by another lease, %s, until %s", r.Target, s.marker.leaseID, s.marker.expiresAt.Format(time.RFC3339))
+		return activities.Effect{}, activities.Refusef("%s is leased by another lease, %s, until %s", r.Target,
+			s.marker.leaseID, s.marker.expiresAt.Format(time.RFC3339))
 	case s.marker.leaseID != "":
 		if err := checkEarlyEnd(r, s.marker.expiresAt, want.expiresAt); err != nil {
 			return activities.Effect{}, err
 		}
 	}
 	if s.marker != want {
-		_, err := a.account.iam.TagUser(ctx, &iam.TagUserInput{UserName: &s.user.Name, Tags: []types.Tag{{Key: awssdk.String(keyTagName(r.Target.UID)), Value: awssdk.String(want.encode())}}})
+		_, err := a.account.iam.TagUser(ctx, &iam.TagUserInput{
+			UserName: &s.user.Name,
+			Tags:     []types.Tag{{Key: awssdk.String(keyTagName(r.Target.UID)), Value: awssdk.String(want.encode())}},
+		})
 		if err != nil {
 			return activities.Effect{}, wrapError(err, "iam:TagUser", fmt.Sprintf("set the expiry marker of %s", s.user))
 		}
 	}
-	effect := activities.Effect{Outcome: playbooks.OutcomeChanged, AppliedAt: time.Now(), Reason: "IAM lists the key as inactive"}
+	effect := activities.Effect{
+		Outcome: playbooks.OutcomeChanged, AppliedAt: time.Now(),
+		Reason: "IAM lists the key as inactive",
+	}
 	if s.status == types.StatusTypeInactive {
 		if s.marker.leaseID == "" {
-			effect.Outcome, effect.Reason = playbooks.OutcomeUnchanged, "it was inactive before and stays inactive when the lease ends"
+			effect.Outcome, effect.Reason = playbooks.OutcomeUnchanged,
+				"it was inactive before and stays inactive when the lease ends"
 		}
 		return effect, nil
 	}
@@ -188,8 +208,13 @@ func (a *disableKeyAction) Apply(ctx context.Context, r activities.Request, _ js
 	return effect, nil
 }
 
-func (a *disableKeyAction) setKeyStatus(ctx context.Context, user principal, key string, status types.StatusType) error {
-	_, err := a.account.iam.UpdateAccessKey(ctx, &iam.UpdateAccessKeyInput{UserName: &user.Name, AccessKeyId: &key, Status: status})
+func (a *disableKeyAction) setKeyStatus(ctx context.Context, user principal, key string,
+	status types.StatusType,
+) error {
+	_, err := a.account.iam.UpdateAccessKey(ctx, &iam.UpdateAccessKeyInput{
+		UserName: &user.Name, AccessKeyId: &key,
+		Status: status,
+	})
 	return wrapError(err, "iam:UpdateAccessKey", fmt.Sprintf("set key %s of %s to %s", key, user, status))
 }
 
@@ -209,7 +234,9 @@ func (a *disableKeyAction) Verify(ctx context.Context, r activities.Request, _ j
 }
 
 // Undo restores the key's status, and removes the marker last.
-func (a *disableKeyAction) Undo(ctx context.Context, r activities.Request, raw json.RawMessage, grant *attestation.Envelope) (*activities.Drift, error) {
+func (a *disableKeyAction) Undo(ctx context.Context, r activities.Request, raw json.RawMessage,
+	grant *attestation.Envelope,
+) (*activities.Drift, error) {
 	prior, err := activities.DecodePriorState[keyPriorState](raw)
 	if err != nil {
 		return nil, err
@@ -225,7 +252,8 @@ func (a *disableKeyAction) Undo(ctx context.Context, r activities.Request, raw j
 	case s.marker.leaseID != policyName("", r.LeaseID):
 		return nil, nil // nothing of this lease is in force; a request alone must not activate a key
 	case prior.User.ID != "" && prior.User.ID != s.user.ID:
-		return &activities.Drift{Detail: fmt.Sprintf("%s has the id %s now and had %s", s.user, s.user.ID, prior.User.ID)}, nil
+		return &activities.Drift{Detail: fmt.Sprintf("%s has the id %s now and had %s", s.user, s.user.ID, prior.User.ID)},
+			nil
 	}
 	if err := refuseBeforeExpiry(s.marker.expiresAt, grant); err != nil {
 		return nil, err
@@ -246,7 +274,10 @@ func (a *disableKeyAction) removeMarker(ctx context.Context, r activities.Reques
 	if user.Name == "" {
 		return nil
 	}
-	_, err := a.account.iam.UntagUser(ctx, &iam.UntagUserInput{UserName: &user.Name, TagKeys: []string{keyTagName(r.Target.UID)}})
+	_, err := a.account.iam.UntagUser(ctx, &iam.UntagUserInput{
+		UserName: &user.Name,
+		TagKeys:  []string{keyTagName(r.Target.UID)},
+	})
 	if isNotFound(err) {
 		return nil
 	}

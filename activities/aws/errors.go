@@ -12,7 +12,10 @@ import (
 
 // Equivalent error codes of several services.
 var (
-	accessDeniedCodes  = []string{"AccessDenied", "AccessDeniedException", "UnauthorizedOperation", "AuthorizationError", "UnauthorizedException"}
+	accessDeniedCodes = []string{
+		"AccessDenied", "AccessDeniedException", "UnauthorizedOperation", "AuthorizationError",
+		"UnauthorizedException",
+	}
 	notFoundCodes      = []string{"NoSuchEntity", "NoSuchEntityException", "ResourceNotFoundException"}
 	limitExceededCodes = []string{"LimitExceeded"}
 	unmodifiableCodes  = []string{"UnmodifiableEntity"}
@@ -40,8 +43,12 @@ func wrapError(err error, permission, doing string) error {
 	case !errors.As(err, &api):
 		return fmt.Errorf("%s: %w", doing, err)
 	case isAccessDenied(err):
-		return activities.Refusef("%s: Stanch lacks the permission %s (%s); `stanch manifests --iam` prints the required policy",
-			doing, permission, truncate(api.ErrorMessage(), 300))
+		return activities.Refusef(
+			"%s: Stanch lacks the permission %s (%s); `stanch manifests --iam` prints the required policy",
+			doing,
+			permission,
+			truncate(api.ErrorMessage(), 300),
+		)
 	case slices.Contains(limitExceededCodes, errorCode(err)):
 		return activities.Refusef("%s: an AWS quota is exceeded: %s", doing, truncate(api.ErrorMessage(), 300))
 	case slices.Contains(unmodifiableCodes, errorCode(err)):

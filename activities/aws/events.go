@@ -30,22 +30,33 @@ const (
 // ReceiveMessages waits for messages of a queue. No messages is not an error.
 func (a *Account) ReceiveMessages(ctx context.Context, queue string) ([]QueueMessage, error) {
 	out, err := a.sqs.ReceiveMessage(ctx, &sqs.ReceiveMessageInput{
-		QueueUrl: &queue, MaxNumberOfMessages: maxMessages, WaitTimeSeconds: receiveWaitSeconds, VisibilityTimeout: visibilityTimeoutSeconds,
-		MessageSystemAttributeNames: []sqstypes.MessageSystemAttributeName{sqstypes.MessageSystemAttributeNameApproximateReceiveCount},
+		QueueUrl:            &queue,
+		MaxNumberOfMessages: maxMessages,
+		WaitTimeSeconds:     receiveWaitSeconds,
+		VisibilityTimeout:   visibilityTimeoutSeconds,
+		MessageSystemAttributeNames: []sqstypes.MessageSystemAttributeName{
+			sqstypes.MessageSystemAttributeNameApproximateReceiveCount,
+		},
 	})
 	if err != nil {
 		return nil, wrapError(err, "sqs:ReceiveMessage", "read the queue "+queue)
 	}
 	messages := make([]QueueMessage, 0, len(out.Messages))
 	for _, m := range out.Messages {
-		messages = append(messages, QueueMessage{Body: awssdk.ToString(m.Body), receiptHandle: m.ReceiptHandle, ReceiveCount: m.Attributes["ApproximateReceiveCount"]})
+		messages = append(messages, QueueMessage{
+			Body: awssdk.ToString(m.Body), receiptHandle: m.ReceiptHandle,
+			ReceiveCount: m.Attributes["ApproximateReceiveCount"],
+		})
 	}
 	return messages, nil
 }
 
 // DeleteMessage deletes a processed message from its queue.
 func (a *Account) DeleteMessage(ctx context.Context, queue string, m QueueMessage) error {
-	if _, err := a.sqs.DeleteMessage(ctx, &sqs.DeleteMessageInput{QueueUrl: &queue, ReceiptHandle: m.receiptHandle}); err != nil {
+	if _, err := a.sqs.DeleteMessage(ctx, &sqs.DeleteMessageInput{
+		QueueUrl:      &queue,
+		ReceiptHandle: m.receiptHandle,
+	}); err != nil {
 		return wrapError(err, "sqs:DeleteMessage", "delete a message of the queue "+queue)
 	}
 	return nil
@@ -58,15 +69,20 @@ const maxEventPages = 40
 // LookupEvents looks up CloudTrail's write events since a time, newest first, and passes each to take. It shares
 // CloudTrail's limit of two lookups per second with the actions. complete is false if there are more events than the
 // limit.
-func (a *Account) LookupEvents(ctx context.Context, since, until time.Time, take func(event string) error) (complete bool, err error) {
+func (a *Account) LookupEvents(ctx context.Context, since, until time.Time,
+	take func(event string) error,
+) (complete bool, err error) {
 	var next *string
 	for range maxEventPages {
 		if err := a.lookupLimiter.wait(ctx, lookupInterval); err != nil {
 			return false, fmt.Errorf("wait for CloudTrail's rate limit: %w", err)
 		}
 		out, err := a.cloudTrail.LookupEvents(ctx, &cloudtrail.LookupEventsInput{
-			LookupAttributes: []types.LookupAttribute{{AttributeKey: types.LookupAttributeKeyReadOnly, AttributeValue: awssdk.String("false")}},
-			StartTime:        &since, EndTime: &until, NextToken: next,
+			LookupAttributes: []types.LookupAttribute{{
+				AttributeKey:   types.LookupAttributeKeyReadOnly,
+				AttributeValue: awssdk.String("false"),
+			}},
+			StartTime: &since, EndTime: &until, NextToken: next,
 		})
 		a.lookupLimiter.delayNext(lookupInterval)
 		if err != nil {

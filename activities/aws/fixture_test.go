@@ -60,7 +60,10 @@ func newFixture(t *testing.T, client kubernetes.Interface, protected ...string) 
 		lacking.SkipOrFail(t, "%v", testaws.ErrNoMoto)
 	}
 	s := sharedMoto.NewFake(t)
-	account, err := aws.Open(t.Context(), aws.Options{Region: testaws.Region, Endpoint: s.URL, Cluster: "shop", ProtectedRoles: protected})
+	account, err := aws.Open(t.Context(), aws.Options{
+		Region: testaws.Region, Endpoint: s.URL, Cluster: "shop",
+		ProtectedRoles: protected,
+	})
 	require.NoError(t, err)
 	w := &fixture{FakeAWS: s, t: t, iam: sharedMoto.IAMClient(), actions: map[string]activities.Action{}}
 	for _, a := range aws.Actions(account, client) {
@@ -107,7 +110,10 @@ const unrelatedInlinePolicy = `{"Version":"2012-10-17","Statement":[{"Effect":"A
 func (w *fixture) createRole(of, trust string, longest time.Duration) playbooks.Target {
 	w.t.Helper()
 	name := w.uniqueName(of)
-	out, err := w.iam.CreateRole(w.t.Context(), &iam.CreateRoleInput{RoleName: &name, AssumeRolePolicyDocument: &trust, MaxSessionDuration: awssdk.Int32(int32(longest / time.Second))})
+	out, err := w.iam.CreateRole(w.t.Context(), &iam.CreateRoleInput{
+		RoleName: &name, AssumeRolePolicyDocument: &trust,
+		MaxSessionDuration: awssdk.Int32(int32(longest / time.Second)),
+	})
 	require.NoError(w.t, err)
 	w.addInlinePolicy(name)
 	return playbooks.Target{Kind: playbooks.TargetRole, Name: name, UID: *out.Role.RoleId, ARN: *out.Role.Arn}
@@ -115,7 +121,10 @@ func (w *fixture) createRole(of, trust string, longest time.Duration) playbooks.
 
 func (w *fixture) addInlinePolicy(role string) {
 	w.t.Helper()
-	_, err := w.iam.PutRolePolicy(w.t.Context(), &iam.PutRolePolicyInput{RoleName: &role, PolicyName: awssdk.String("its-own"), PolicyDocument: awssdk.String(unrelatedInlinePolicy)})
+	_, err := w.iam.PutRolePolicy(w.t.Context(), &iam.PutRolePolicyInput{
+		RoleName:   &role,
+		PolicyName: awssdk.String("its-own"), PolicyDocument: awssdk.String(unrelatedInlinePolicy),
+	})
 	require.NoError(w.t, err)
 }
 
@@ -135,7 +144,10 @@ func (w *fixture) createUser(of string) (user, key playbooks.Target) {
 	name := w.uniqueName(of)
 	out, err := w.iam.CreateUser(w.t.Context(), &iam.CreateUserInput{UserName: &name})
 	require.NoError(w.t, err)
-	_, err = w.iam.PutUserPolicy(w.t.Context(), &iam.PutUserPolicyInput{UserName: &name, PolicyName: awssdk.String("its-own"), PolicyDocument: awssdk.String(unrelatedInlinePolicy)})
+	_, err = w.iam.PutUserPolicy(w.t.Context(), &iam.PutUserPolicyInput{
+		UserName:   &name,
+		PolicyName: awssdk.String("its-own"), PolicyDocument: awssdk.String(unrelatedInlinePolicy),
+	})
 	require.NoError(w.t, err)
 	made, err := w.iam.CreateAccessKey(w.t.Context(), &iam.CreateAccessKeyInput{UserName: &name})
 	require.NoError(w.t, err)
@@ -181,7 +193,10 @@ func (w *fixture) trustPolicy(role string) string {
 
 func (w *fixture) setTrustPolicy(role, text string) {
 	w.t.Helper()
-	_, err := w.iam.UpdateAssumeRolePolicy(w.t.Context(), &iam.UpdateAssumeRolePolicyInput{RoleName: &role, PolicyDocument: &text})
+	_, err := w.iam.UpdateAssumeRolePolicy(w.t.Context(), &iam.UpdateAssumeRolePolicyInput{
+		RoleName:       &role,
+		PolicyDocument: &text,
+	})
 	require.NoError(w.t, err)
 }
 
@@ -211,7 +226,10 @@ func (w *fixture) principalState(t playbooks.Target) string {
 // countWriteCalls returns the number of calls that changed something.
 func (w *fixture) countWriteCalls() int {
 	n := 0
-	for _, action := range []string{"PutRolePolicy", "PutUserPolicy", "DeleteRolePolicy", "DeleteUserPolicy", "UpdateAssumeRolePolicy", "UpdateAccessKey", "TagUser", "UntagUser"} {
+	for _, action := range []string{
+		"PutRolePolicy", "PutUserPolicy", "DeleteRolePolicy", "DeleteUserPolicy",
+		"UpdateAssumeRolePolicy", "UpdateAccessKey", "TagUser", "UntagUser",
+	} {
 		n += len(w.CallTimes(action))
 	}
 	return n
@@ -219,7 +237,10 @@ func (w *fixture) countWriteCalls() int {
 
 // newLeaseRequest returns a request in the form of a lease.
 func newLeaseRequest(name string, target playbooks.Target, hold time.Duration, params string) activities.Request {
-	r := activities.Request{Action: name, Target: target, Duration: hold, ExpiresAt: time.Now().Add(hold), LeaseID: "LSE-0123456789ABCDEF0123", IncidentRef: activities.IncidentRef{ID: "INC-01TEST"}}
+	r := activities.Request{
+		Action: name, Target: target, Duration: hold, ExpiresAt: time.Now().Add(hold),
+		LeaseID: "LSE-0123456789ABCDEF0123", IncidentRef: activities.IncidentRef{ID: "INC-01TEST"},
+	}
 	if params != "" {
 		r.Params = json.RawMessage(params)
 	}

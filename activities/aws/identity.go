@@ -73,7 +73,10 @@ func (*identityAction) Spec() playbooks.ActionSpec {
 		{Actions: []string{"iam:GetAccessKeyLastUsed"}, Resources: []string{"*"}},
 		userPermission("iam:GetUser"),
 	}, associationReadPermissions()...)
-	rights := append(podReadPermissions(), playbooks.KubernetesPermission{Groups: []string{""}, Resources: []string{"serviceaccounts"}, Verbs: []string{"get", "list"}})
+	rights := append(podReadPermissions(), playbooks.KubernetesPermission{
+		Groups:    []string{""},
+		Resources: []string{"serviceaccounts"}, Verbs: []string{"get", "list"},
+	})
 	return playbooks.ActionSpec{
 		Name: "aws.identity", Verb: playbooks.VerbEnrich, Class: playbooks.ClassObserve, AttemptTimeout: 30 * time.Second,
 		Targets: []playbooks.TargetKind{playbooks.TargetPod, playbooks.TargetContainer}, Outputs: Identity{},
@@ -99,7 +102,9 @@ func (a *identityAction) Observe(ctx context.Context, r activities.Request) (act
 	}
 	s := &identityInspector{identityAction: a, result: Identity{CredentialSource: credentialSourceNone}}
 	if r.Target.Kind != playbooks.TargetPod {
-		s.result.Missing = []string{"a container outside of Kubernetes has no AWS identity of its own; the identity of its machine is not examined"}
+		s.result.Missing = []string{
+			"a container outside of Kubernetes has no AWS identity of its own; the identity of its machine is not examined",
+		}
 		return activities.Observation{Outputs: s.result}, nil
 	}
 	pod, err := readPod(ctx, a.client, r.Target)
@@ -136,7 +141,8 @@ func (s *identityInspector) findRole(ctx context.Context, pod podInfo) error {
 	case arn != "":
 		s.result.CredentialSource = credentialSourceIRSA
 		if found != nil {
-			s.result.Missing = append(s.result.Missing, "the service account has EKS Pod Identity for "+truncate(found.role, 200)+" too; the annotated role takes precedence and is shown")
+			s.result.Missing = append(s.result.Missing, "the service account has EKS Pod Identity for "+truncate(found.role,
+				200)+" too; the annotated role takes precedence and is shown")
 		}
 	case found != nil:
 		s.result.CredentialSource, s.result.Association, arn = credentialSourcePodIdentity, found.id, found.role
@@ -154,7 +160,8 @@ func (s *identityInspector) findRole(ctx context.Context, pod podInfo) error {
 	s.result.Role = p.target(pod.namespace, pod.serviceAccount)
 	s.result.MaxSessionSeconds = int(p.maxSession / time.Second)
 	if used := p.role.Role.RoleLastUsed; used != nil {
-		s.result.LastUsed, s.result.LastUsedRegion = awssdk.ToTime(used.LastUsedDate), truncate(awssdk.ToString(used.Region), 30)
+		s.result.LastUsed, s.result.LastUsedRegion = awssdk.ToTime(used.LastUsedDate), truncate(awssdk.ToString(used.Region),
+			30)
 	}
 	if t, err := parseTrustPolicy(p.trustPolicyText); err != nil {
 		s.addMissing("trust policy", err)
@@ -188,7 +195,8 @@ func (s *identityInspector) readAttachedPolicies(ctx context.Context, p principa
 	}
 	for i, attached := range out.AttachedPolicies {
 		if i == maxPolicies {
-			s.addMissing("attached policies", fmt.Errorf("%d are attached, %d were examined", len(out.AttachedPolicies), maxPolicies))
+			s.addMissing("attached policies", fmt.Errorf("%d are attached, %d were examined", len(out.AttachedPolicies),
+				maxPolicies))
 			break
 		}
 		text, err := s.account.readManagedPolicy(ctx, awssdk.ToString(attached.PolicyArn))
@@ -196,7 +204,8 @@ func (s *identityInspector) readAttachedPolicies(ctx context.Context, p principa
 			return err
 		}
 		if text != "" {
-			s.result.AttachedPolicies = append(s.result.AttachedPolicies, s.assessPolicy(awssdk.ToString(attached.PolicyName), text))
+			s.result.AttachedPolicies = append(s.result.AttachedPolicies, s.assessPolicy(awssdk.ToString(attached.PolicyName),
+				text))
 		}
 	}
 	return nil
@@ -208,7 +217,10 @@ func (a *Account) readManagedPolicy(ctx context.Context, arn string) (string, er
 	if err != nil {
 		return "", wrapError(err, "iam:GetPolicy", "read policy "+arn)
 	}
-	version, err := a.iam.GetPolicyVersion(ctx, &iam.GetPolicyVersionInput{PolicyArn: &arn, VersionId: policy.Policy.DefaultVersionId})
+	version, err := a.iam.GetPolicyVersion(ctx, &iam.GetPolicyVersionInput{
+		PolicyArn: &arn,
+		VersionId: policy.Policy.DefaultVersionId,
+	})
 	if err != nil {
 		return "", wrapError(err, "iam:GetPolicyVersion", "read policy "+arn)
 	}
@@ -288,6 +300,9 @@ func (s *identityInspector) findKeyUser(ctx context.Context, pod podInfo, id str
 		s.addMissing("key "+id, err)
 		return
 	}
-	s.result.AccessKeys = append(s.result.AccessKeys, playbooks.Target{Kind: playbooks.TargetKey, Namespace: pod.namespace, Name: user.Name, UID: id, Account: accountFromARN(user.ARN)})
+	s.result.AccessKeys = append(s.result.AccessKeys, playbooks.Target{
+		Kind: playbooks.TargetKey, Namespace: pod.namespace,
+		Name: user.Name, UID: id, Account: accountFromARN(user.ARN),
+	})
 	s.result.AccessKeyUsers = append(s.result.AccessKeyUsers, user.target(pod.namespace, pod.serviceAccount))
 }

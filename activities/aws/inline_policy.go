@@ -40,7 +40,8 @@ func (a *Account) checkQuotaLeft(ctx context.Context, p principal, d inlineDeny,
 		if err != nil {
 			return false, err
 		}
-		if have, err := parseDenyAll(text); err == nil && strings.HasPrefix(name, d.prefix) && haveSameConditions(have, want) {
+		if have, err := parseDenyAll(text); err == nil && strings.HasPrefix(name, d.prefix) &&
+			haveSameConditions(have, want) {
 			held = true
 			if lease != "" && name == mine {
 				continue // it replaces itself
@@ -49,7 +50,12 @@ func (a *Account) checkQuotaLeft(ctx context.Context, p principal, d inlineDeny,
 		size += policySize(text)
 	}
 	if limit := inlinePolicyLimit[p.Kind]; size > limit {
-		return held, activities.Refusef("the inline policies of %s would have %d characters with the deny, and IAM allows %d in total; remove some of them or convert them to managed policies", p, size, limit)
+		return held, activities.Refusef(
+			"the inline policies of %s would have %d characters with the deny, and IAM allows %d in total; remove some of them or convert them to managed policies",
+			p,
+			size,
+			limit,
+		)
 	}
 	return held, nil
 }
@@ -61,12 +67,18 @@ func haveSameConditions(a, b denyAllPolicy) bool {
 		delete(out, "DateLessThan")
 		return out
 	}
-	return canonicalJSON(denyAllPolicy{Condition: strip(a)}.render()) == canonicalJSON(denyAllPolicy{Condition: strip(b)}.render()) &&
+	return canonicalJSON(
+		denyAllPolicy{Condition: strip(a)}.render(),
+	) == canonicalJSON(
+		denyAllPolicy{Condition: strip(b)}.render(),
+	) &&
 		(a.Condition["DateLessThan"] == nil) == (b.Condition["DateLessThan"] == nil)
 }
 
 // applyInline puts the deny and verifies it. Repeating the same request writes nothing.
-func (a *Account) applyInline(ctx context.Context, p principal, d inlineDeny, r activities.Request) (activities.Effect, error) {
+func (a *Account) applyInline(ctx context.Context, p principal, d inlineDeny, r activities.Request) (activities.Effect,
+	error,
+) {
 	effect := activities.Effect{Outcome: playbooks.OutcomeChanged, AppliedAt: time.Now()}
 	if err := a.refuseProtected(ctx, p); err != nil {
 		return effect, err
@@ -112,13 +124,16 @@ func (a *Account) applyInline(ctx context.Context, p principal, d inlineDeny, r 
 // checkEarlyEnd refuses an end before the stamped one, unless a release grant permits it.
 func checkEarlyEnd(r activities.Request, have, want time.Time) error {
 	if r.ReleaseGrant == nil && want.Before(have) { // the grant was verified when the request was authorized
-		return activities.Refusef("an end at %s instead of the recorded %s requires a grant", want.Format(time.RFC3339), have.Format(time.RFC3339))
+		return activities.Refusef("an end at %s instead of the recorded %s requires a grant", want.Format(time.RFC3339),
+			have.Format(time.RFC3339))
 	}
 	return nil
 }
 
 // verifyInline reports whether the deny exists unchanged, and whether a simulation denies.
-func (a *Account) verifyInline(ctx context.Context, t playbooks.Target, d inlineDeny, r activities.Request) (bool, string, error) {
+func (a *Account) verifyInline(ctx context.Context, t playbooks.Target, d inlineDeny, r activities.Request) (bool,
+	string, error,
+) {
 	p, err := a.findPrincipal(ctx, t)
 	if err != nil {
 		return false, "", err
@@ -133,7 +148,11 @@ func (a *Account) verifyInline(ctx context.Context, t playbooks.Target, d inline
 	}
 	have, err := parseDenyAll(text)
 	if err != nil || !haveSameConditions(have, d.buildPolicy(nil)) {
-		return false, fmt.Sprintf("policy %s of %s was changed by another writer", policy, p), nil //nolint:nilerr // an unreadable policy was changed
+		return false, fmt.Sprintf(
+			"policy %s of %s was changed by another writer",
+			policy,
+			p,
+		), nil //nolint:nilerr // an unreadable policy was changed
 	}
 	seen, err := a.simulateDeny(ctx, p, d.simulatedContext(have)...)
 	if err != nil {
@@ -143,12 +162,16 @@ func (a *Account) verifyInline(ctx context.Context, t playbooks.Target, d inline
 }
 
 // undoInline deletes the deny of a lease.
-func (a *Account) undoInline(ctx context.Context, t playbooks.Target, d inlineDeny, r activities.Request, grant *attestation.Envelope) (*activities.Drift, error) {
+func (a *Account) undoInline(ctx context.Context, t playbooks.Target, d inlineDeny, r activities.Request,
+	grant *attestation.Envelope,
+) (*activities.Drift, error) {
 	return a.undoPolicy(ctx, t, policyName(d.prefix, r.LeaseID), grant)
 }
 
 // undoPolicy deletes a deny if it is unchanged.
-func (a *Account) undoPolicy(ctx context.Context, t playbooks.Target, policy string, grant *attestation.Envelope) (*activities.Drift, error) {
+func (a *Account) undoPolicy(ctx context.Context, t playbooks.Target, policy string,
+	grant *attestation.Envelope,
+) (*activities.Drift, error) {
 	p, err := a.findPrincipal(ctx, t)
 	if errors.Is(err, activities.ErrTargetGone) {
 		return nil, nil // the policies were deleted with it; the name's new owner is not a target
@@ -162,7 +185,9 @@ func (a *Account) undoPolicy(ctx context.Context, t playbooks.Target, policy str
 	}
 	have, err := parseDenyAll(text)
 	if err != nil {
-		return &activities.Drift{Detail: fmt.Sprintf("policy %s of %s was changed by another writer (%v); nothing was deleted", policy, p, err)}, nil
+		return &activities.Drift{
+			Detail: fmt.Sprintf("policy %s of %s was changed by another writer (%v); nothing was deleted", policy, p, err),
+		}, nil
 	}
 	if err := refuseBeforeExpiry(have.ExpiresAt, grant); err != nil {
 		return nil, err

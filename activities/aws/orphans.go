@@ -44,12 +44,18 @@ func (a *Account) FindOrphans(ctx context.Context, before time.Time) ([]Orphan, 
 			return out, wrapError(err, "iam:GetAccountAuthorizationDetails", "search the account")
 		}
 		for _, r := range page.RoleDetailList {
-			p := principal{Kind: playbooks.TargetRole, Name: awssdk.ToString(r.RoleName), ID: awssdk.ToString(r.RoleId), ARN: awssdk.ToString(r.Arn)}
+			p := principal{
+				Kind: playbooks.TargetRole, Name: awssdk.ToString(r.RoleName), ID: awssdk.ToString(r.RoleId),
+				ARN: awssdk.ToString(r.Arn),
+			}
 			out = append(out, a.orphanedPolicies(p, r.RolePolicyList, before)...)
 			out = append(out, a.orphanedTrust(p, decodeURLEncoded(awssdk.ToString(r.AssumeRolePolicyDocument)), before)...)
 		}
 		for _, u := range page.UserDetailList {
-			p := principal{Kind: playbooks.TargetUser, Name: awssdk.ToString(u.UserName), ID: awssdk.ToString(u.UserId), ARN: awssdk.ToString(u.Arn)}
+			p := principal{
+				Kind: playbooks.TargetUser, Name: awssdk.ToString(u.UserName), ID: awssdk.ToString(u.UserId),
+				ARN: awssdk.ToString(u.Arn),
+			}
 			out = append(out, a.orphanedPolicies(p, u.UserPolicyList, before)...)
 			out = append(out, a.orphanedKeys(p, u.Tags, before)...)
 		}
@@ -65,7 +71,10 @@ func (a *Account) orphanedPolicies(p principal, policies []types.PolicyDetail, b
 		if err != nil || !isStanchPolicy(name) || !have.ExpiresAt.Before(before) {
 			continue
 		}
-		o := Orphan{ObjectName: fmt.Sprintf("policy %s of %s", name, p), Target: p.target("", ""), Facet: playbooks.FacetIdentity, ExpiredAt: have.ExpiresAt}
+		o := Orphan{
+			ObjectName: fmt.Sprintf("policy %s of %s", name, p), Target: p.target("", ""),
+			Facet: playbooks.FacetIdentity, ExpiredAt: have.ExpiresAt,
+		}
 		for _, prefix := range []string{revokePrefix, denyPodPrefix, denyUserPrefix} {
 			if lease, ok := strings.CutPrefix(name, prefix); ok {
 				o.LeaseID = lease
@@ -92,7 +101,10 @@ func (a *Account) orphanedTrust(p principal, text string, before time.Time) []Or
 	if len(holds) == 0 || slices.ContainsFunc(holds, func(h trustDeny) bool { return !h.expiresAt.Before(before) }) {
 		return nil
 	}
-	o := Orphan{ObjectName: fmt.Sprintf("the trust policy of %s", p), Target: p.target("", ""), Facet: playbooks.FacetTrust, LeaseID: holds[0].shortLeaseID, ExpiredAt: holds[0].expiresAt}
+	o := Orphan{
+		ObjectName: fmt.Sprintf("the trust policy of %s", p), Target: p.target("", ""),
+		Facet: playbooks.FacetTrust, LeaseID: holds[0].shortLeaseID, ExpiredAt: holds[0].expiresAt,
+	}
 	o.undoFunc = func(ctx context.Context) (*activities.Drift, error) {
 		now, err := a.findPrincipal(ctx, p.target("", ""))
 		if err != nil {
@@ -121,7 +133,8 @@ func (a *Account) orphanedKeys(p principal, tags []types.Tag, before time.Time) 
 		}
 		target := playbooks.Target{Kind: playbooks.TargetKey, Name: p.Name, UID: id}
 		out = append(out, Orphan{
-			ObjectName: target.String(), Target: target, Facet: playbooks.FacetIdentity, LeaseID: stamp.leaseID, ExpiredAt: stamp.expiresAt,
+			ObjectName: target.String(), Target: target, Facet: playbooks.FacetIdentity, LeaseID: stamp.leaseID,
+			ExpiredAt: stamp.expiresAt,
 			undoFunc: func(ctx context.Context) (*activities.Drift, error) {
 				return (&disableKeyAction{a}).Undo(ctx, activities.Request{Target: target, LeaseID: stamp.leaseID}, nil, nil)
 			},

@@ -16,9 +16,11 @@ import (
 func TestOrphanedContainmentsAreFoundByExpiryMarker(t *testing.T) {
 	w := newFixture(t, nil)
 	user, key := w.createUser("u")
-	trusted, revoked := w.createRole("trusted", irsaTrustPolicy, time.Hour), w.createRole("revoked", podIdentityTrustPolicy, time.Hour)
+	trusted, revoked := w.createRole("trusted", irsaTrustPolicy, time.Hour),
+		w.createRole("revoked", podIdentityTrustPolicy, time.Hour)
 	past := []activities.Request{
-		newLeaseRequest("aws.user.deny", user, time.Hour, ""), newLeaseRequest("aws.key.disable", key, time.Hour, ""), newLeaseRequest("aws.irsa.untrust", trusted, time.Hour, `{"service_accounts":["shop/web"]}`),
+		newLeaseRequest("aws.user.deny", user, time.Hour, ""), newLeaseRequest("aws.key.disable", key, time.Hour, ""),
+		newLeaseRequest("aws.irsa.untrust", trusted, time.Hour, `{"service_accounts":["shop/web"]}`),
 	}
 	before := map[string]string{}
 	for _, target := range []playbooks.Target{user, trusted} {
@@ -47,7 +49,10 @@ func TestOrphanedContainmentsAreFoundByExpiryMarker(t *testing.T) {
 			require.Nil(t, drift)
 		}
 	}
-	require.Equal(t, map[string]playbooks.Facet{user.ID(): playbooks.FacetIdentity, key.ID(): playbooks.FacetIdentity, trusted.ID(): playbooks.FacetTrust}, found)
+	require.Equal(t, map[string]playbooks.Facet{
+		user.ID(): playbooks.FacetIdentity, key.ID(): playbooks.FacetIdentity,
+		trusted.ID(): playbooks.FacetTrust,
+	}, found)
 	for _, o := range none {
 		require.NotContains(t, []string{user.UID, key.UID, trusted.UID}, o.Target.UID, "too early for it")
 	}

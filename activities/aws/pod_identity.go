@@ -26,7 +26,10 @@ func podReadPermissions() []playbooks.KubernetesPermission {
 }
 
 func associationReadPermissions() []playbooks.IAMPermission {
-	return []playbooks.IAMPermission{{Actions: []string{"eks:ListPodIdentityAssociations", "eks:DescribePodIdentityAssociation"}, Resources: []string{"*"}}}
+	return []playbooks.IAMPermission{{Actions: []string{
+		"eks:ListPodIdentityAssociations",
+		"eks:DescribePodIdentityAssociation",
+	}, Resources: []string{"*"}}}
 }
 
 // podInfo is the part of a pod that identifies it in AWS.
@@ -50,9 +53,13 @@ func readPod(ctx context.Context, client kubernetes.Interface, t playbooks.Targe
 	case err != nil:
 		return podInfo{}, fmt.Errorf("read %s: %w", t, err)
 	case string(pod.UID) != t.UID:
-		return podInfo{}, &principalGoneError{fmt.Sprintf("%s with the UID %s is gone; its namesake has the UID %s", t, t.UID, pod.UID)}
+		return podInfo{}, &principalGoneError{fmt.Sprintf("%s with the UID %s is gone; its namesake has the UID %s", t, t.UID,
+			pod.UID)}
 	}
-	return podInfo{namespace: pod.Namespace, serviceAccount: cmp.Or(pod.Spec.ServiceAccountName, "default"), accessKeyIDs: findAccessKeyIDs(pod)}, nil
+	return podInfo{
+		namespace: pod.Namespace, serviceAccount: cmp.Or(pod.Spec.ServiceAccountName, "default"),
+		accessKeyIDs: findAccessKeyIDs(pod),
+	}, nil
 }
 
 var accessKeyIDPattern = regexp.MustCompile(`^AKIA[0-9A-Z]{12,28}$`)
@@ -84,11 +91,17 @@ type podIdentityAssociation struct {
 // findAssociation returns the association of a service account; nil if there is none.
 func (a *Account) findAssociation(ctx context.Context, namespace, account string) (*podIdentityAssociation, error) {
 	if a.Cluster == "" {
-		return nil, activities.Refusef("EKS Pod Identity cannot be looked up; add `cluster:` with the EKS cluster's name to `aws:` in stanch.yaml")
+		return nil, activities.Refusef(
+			"EKS Pod Identity cannot be looked up; add `cluster:` with the EKS cluster's name to `aws:` in stanch.yaml",
+		)
 	}
-	out, err := a.eks.ListPodIdentityAssociations(ctx, &eks.ListPodIdentityAssociationsInput{ClusterName: &a.Cluster, Namespace: &namespace, ServiceAccount: &account})
+	out, err := a.eks.ListPodIdentityAssociations(ctx, &eks.ListPodIdentityAssociationsInput{
+		ClusterName: &a.Cluster,
+		Namespace:   &namespace, ServiceAccount: &account,
+	})
 	if err != nil {
-		return nil, wrapError(err, "eks:ListPodIdentityAssociations", "list the Pod Identity associations of EKS cluster "+a.Cluster)
+		return nil, wrapError(err, "eks:ListPodIdentityAssociations", "list the Pod Identity associations of EKS cluster "+
+			a.Cluster)
 	}
 	for _, s := range out.Associations {
 		if awssdk.ToString(s.Namespace) == namespace && awssdk.ToString(s.ServiceAccount) == account {
@@ -99,13 +112,17 @@ func (a *Account) findAssociation(ctx context.Context, namespace, account string
 }
 
 func (a *Account) describeAssociation(ctx context.Context, id string) (*podIdentityAssociation, error) {
-	out, err := a.eks.DescribePodIdentityAssociation(ctx, &eks.DescribePodIdentityAssociationInput{ClusterName: &a.Cluster, AssociationId: &id})
+	out, err := a.eks.DescribePodIdentityAssociation(ctx, &eks.DescribePodIdentityAssociationInput{
+		ClusterName:   &a.Cluster,
+		AssociationId: &id,
+	})
 	if err != nil {
 		return nil, wrapError(err, "eks:DescribePodIdentityAssociation", "read Pod Identity association "+truncate(id, 60))
 	}
 	found := out.Association
 	return &podIdentityAssociation{
-		id: awssdk.ToString(found.AssociationId), role: awssdk.ToString(found.RoleArn), chainedRole: awssdk.ToString(found.TargetRoleArn),
+		id: awssdk.ToString(found.AssociationId), role: awssdk.ToString(found.RoleArn),
+		chainedRole:      awssdk.ToString(found.TargetRoleArn),
 		sessionsUntagged: awssdk.ToBool(found.DisableSessionTags),
 	}, nil
 }
@@ -121,7 +138,8 @@ func (e tooManyAssociationsError) Error() string {
 func (a *Account) associationsForRole(ctx context.Context, role string) ([][2]string, error) {
 	out, err := a.eks.ListPodIdentityAssociations(ctx, &eks.ListPodIdentityAssociationsInput{ClusterName: &a.Cluster})
 	if err != nil {
-		return nil, wrapError(err, "eks:ListPodIdentityAssociations", "list the Pod Identity associations of EKS cluster "+a.Cluster)
+		return nil, wrapError(err, "eks:ListPodIdentityAssociations", "list the Pod Identity associations of EKS cluster "+
+			a.Cluster)
 	}
 	var found [][2]string
 	for i, s := range out.Associations {

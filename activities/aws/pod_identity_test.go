@@ -64,12 +64,16 @@ func (e *clusterFixture) createServiceAccount(t *testing.T, name, role string) {
 }
 
 func (e *clusterFixture) createAssociation(account, role string) {
-	e.AddAssociation(testaws.PodIdentityAssociation{Cluster: "shop", Namespace: e.namespace, ServiceAccount: account, RoleARN: role})
+	e.AddAssociation(testaws.PodIdentityAssociation{
+		Cluster: "shop", Namespace: e.namespace, ServiceAccount: account,
+		RoleARN: role,
+	})
 }
 
 func (e *clusterFixture) observeIdentity(t *testing.T, pod playbooks.Target) aws.Identity {
 	t.Helper()
-	seen, err := e.actions["aws.identity"].(activities.Observer).Observe(t.Context(), newLeaseRequest("aws.identity", pod, 0, ""))
+	seen, err := e.actions["aws.identity"].(activities.Observer).Observe(t.Context(), newLeaseRequest("aws.identity", pod,
+		0, ""))
 	require.NoError(t, err)
 	out, ok := seen.Outputs.(aws.Identity)
 	require.True(t, ok)
@@ -80,8 +84,15 @@ func TestPodIdentity(t *testing.T) {
 	cluster := lab.Shared(t)
 	e := &clusterFixture{cluster: cluster, namespace: cluster.NewNamespace(t)}
 	e.fixture = newFixture(t, e.restrictedClient(t))
-	pods, web := e.createRole("pods", podIdentityTrustPolicy, 6*time.Hour), e.createRole("web", irsaTrustPolicy, 2*time.Hour)
-	_, err := e.iam.PutRolePolicy(t.Context(), &iam.PutRolePolicyInput{RoleName: &web.Name, PolicyName: awssdk.String("admin"), PolicyDocument: awssdk.String(`{"Version":"2012-10-17","Statement":{"Effect":"Allow","Action":"*","Resource":"*"}}`)})
+	pods, web := e.createRole("pods", podIdentityTrustPolicy, 6*time.Hour), e.createRole("web", irsaTrustPolicy,
+		2*time.Hour)
+	_, err := e.iam.PutRolePolicy(t.Context(), &iam.PutRolePolicyInput{
+		RoleName: &web.Name,
+		PolicyName: awssdk.String(
+			"admin",
+		),
+		PolicyDocument: awssdk.String(`{"Version":"2012-10-17","Statement":{"Effect":"Allow","Action":"*","Resource":"*"}}`),
+	})
 	require.NoError(t, err)
 	e.createServiceAccount(t, "eks", "")
 	e.createServiceAccount(t, "eks2", "")
@@ -95,7 +106,10 @@ func TestPodIdentity(t *testing.T) {
 	t.Run("EKS Pod Identity", func(t *testing.T) {
 		got := e.observeIdentity(t, e.createPod(t, "eks", "eks"))
 		require.Equal(t, "pod-identity", got.CredentialSource)
-		require.Equal(t, playbooks.Target{Kind: playbooks.TargetRole, Namespace: e.namespace, Name: pods.Name, UID: pods.UID, ARN: pods.ARN, Account: testaws.AccountID, ServiceAccount: "eks"}, got.Role)
+		require.Equal(t, playbooks.Target{
+			Kind: playbooks.TargetRole, Namespace: e.namespace, Name: pods.Name, UID: pods.UID,
+			ARN: pods.ARN, Account: testaws.AccountID, ServiceAccount: "eks",
+		}, got.Role)
 		require.Equal(t, 6*3600, got.MaxSessionSeconds)
 		require.Equal(t, []string{e.namespace + "/eks2 (pod-identity)"}, got.SharedWith)
 		require.Equal(t, []string{"trusts pods.eks.amazonaws.com"}, got.TrustSummary)
@@ -113,7 +127,10 @@ func TestPodIdentity(t *testing.T) {
 	})
 	t.Run("none, and a key in the environment", func(t *testing.T) {
 		user, key := e.createUser("u")
-		got := e.observeIdentity(t, e.createPod(t, "plain", "plain", corev1.EnvVar{Name: "AWS_ACCESS_KEY_ID", Value: key.UID}))
+		got := e.observeIdentity(t, e.createPod(t, "plain", "plain", corev1.EnvVar{
+			Name:  "AWS_ACCESS_KEY_ID",
+			Value: key.UID,
+		}))
 		require.Equal(t, "none", got.CredentialSource)
 		require.Empty(t, got.Role.UID)
 		require.Equal(t, key.UID, got.AccessKeys[0].UID)
@@ -127,7 +144,10 @@ func TestPodIdentity(t *testing.T) {
 		require.Contains(t, got.Missing[0], "belongs to account 999999999999")
 	})
 	t.Run("an annotation that is no role", func(t *testing.T) {
-		for i, text := range []string{"x", "arn:aws:iam::123456789012:role/", "arn:aws:iam::123456789012:role/a b", "arn:aws:iam::123456789012:user/" + web.Name} {
+		for i, text := range []string{
+			"x", "arn:aws:iam::123456789012:role/", "arn:aws:iam::123456789012:role/a b",
+			"arn:aws:iam::123456789012:user/" + web.Name,
+		} {
 			account := fmt.Sprintf("odd-%d", i)
 			e.createServiceAccount(t, account, text)
 			got := e.observeIdentity(t, e.createPod(t, account, account))
@@ -149,7 +169,8 @@ func TestPodIdentity(t *testing.T) {
 	t.Run("a pod that is gone", func(t *testing.T) {
 		gone := e.createPod(t, "gone", "web")
 		gone.UID = "another"
-		_, err := e.actions["aws.identity"].(activities.Observer).Observe(t.Context(), newLeaseRequest("aws.identity", gone, 0, ""))
+		_, err := e.actions["aws.identity"].(activities.Observer).Observe(t.Context(), newLeaseRequest("aws.identity", gone,
+			0, ""))
 		wantRefusal(t, err, "is gone")
 	})
 	t.Run("its outputs are what a playbook reads", func(t *testing.T) {
@@ -157,7 +178,13 @@ func TestPodIdentity(t *testing.T) {
 		for _, a := range aws.Actions(nil, nil) {
 			catalog[a.Spec().Name] = a.Spec()
 		}
-		program, problems := playbooks.LoadPlaybook("p.yaml", []byte("playbook: p\nmatch: { when: \"true\" }\nsteps:\n  - enrich: aws.identity\n    id: cloud\n  - evidence: aws.cloudtrail\n    target: cloud.role\n"), catalog)
+		program, problems := playbooks.LoadPlaybook(
+			"p.yaml",
+			[]byte(
+				"playbook: p\nmatch: { when: \"true\" }\nsteps:\n  - enrich: aws.identity\n    id: cloud\n  - evidence: aws.cloudtrail\n    target: cloud.role\n",
+			),
+			catalog,
+		)
 		require.NoError(t, problems.Err())
 		raw, err := json.Marshal(e.observeIdentity(t, e.createPod(t, "read", "web")))
 		require.NoError(t, err)
@@ -174,7 +201,8 @@ func TestPodIdentity(t *testing.T) {
 func testDenyPod(t *testing.T, e *clusterFixture, role playbooks.Target) {
 	e.t = t
 	one, two := e.createPod(t, "one", "eks"), e.createPod(t, "two", "eks")
-	first, second := newLeaseRequest("aws.role.deny-pod", one, 6*time.Hour, ""), newLeaseRequest("aws.role.deny-pod", two, 6*time.Hour, "")
+	first, second := newLeaseRequest("aws.role.deny-pod", one, 6*time.Hour, ""), newLeaseRequest("aws.role.deny-pod", two,
+		6*time.Hour, "")
 	second.LeaseID = "LSE-SECOND"
 	before := e.principalState(role)
 
@@ -198,7 +226,8 @@ func testDenyPod(t *testing.T, e *clusterFixture, role playbooks.Target) {
 
 	// Credentials stolen from a pod outlive it, and so does the deny.
 	now := int64(0)
-	require.NoError(t, e.cluster.Client().CoreV1().Pods(e.namespace).Delete(t.Context(), "two", metav1.DeleteOptions{GracePeriodSeconds: &now}))
+	require.NoError(t, e.cluster.Client().CoreV1().Pods(e.namespace).Delete(t.Context(), "two",
+		metav1.DeleteOptions{GracePeriodSeconds: &now}))
 	lab.Eventually(t, 30*time.Second, "the pod to go", func() error {
 		if _, err := e.cluster.Client().CoreV1().Pods(e.namespace).Get(t.Context(), "two", metav1.GetOptions{}); err == nil {
 			return fmt.Errorf("it is there")
@@ -214,19 +243,34 @@ func testDenyPod(t *testing.T, e *clusterFixture, role playbooks.Target) {
 
 	short := newLeaseRequest("aws.role.deny-pod", one, time.Hour, "")
 	require.Contains(t, e.planWithoutLease(short).Warnings[0], "valid for up to 6h")
-	_, err = e.findContainment("aws.role.deny-pod").Plan(t.Context(), newLeaseRequest("aws.role.deny-pod", e.createPod(t, "irsa", "web"), 6*time.Hour, ""))
+	_, err = e.findContainment("aws.role.deny-pod").Plan(t.Context(), newLeaseRequest("aws.role.deny-pod",
+		e.createPod(t, "irsa", "web"), 6*time.Hour, ""))
 	wantRefusal(t, err, "no EKS Pod Identity association", "aws.irsa.untrust")
 
 	e.createServiceAccount(t, "untagged", "")
-	e.AddAssociation(testaws.PodIdentityAssociation{Cluster: "shop", Namespace: e.namespace, ServiceAccount: "untagged", RoleARN: role.ARN, Untagged: true})
-	_, err = e.findContainment("aws.role.deny-pod").Plan(t.Context(), newLeaseRequest("aws.role.deny-pod", e.createPod(t, "untagged", "untagged"), 6*time.Hour, ""))
+	e.AddAssociation(testaws.PodIdentityAssociation{
+		Cluster: "shop", Namespace: e.namespace, ServiceAccount: "untagged",
+		RoleARN: role.ARN, Untagged: true,
+	})
+	_, err = e.findContainment("aws.role.deny-pod").Plan(t.Context(), newLeaseRequest("aws.role.deny-pod",
+		e.createPod(t, "untagged", "untagged"), 6*time.Hour, ""))
 	wantRefusal(t, err, "no tags")
-	_, err = e.findContainment("aws.role.deny-pod").Plan(t.Context(), newLeaseRequest("aws.role.deny-pod", two, 6*time.Hour, ""))
+	_, err = e.findContainment("aws.role.deny-pod").Plan(t.Context(), newLeaseRequest("aws.role.deny-pod", two,
+		6*time.Hour, ""))
 	wantRefusal(t, err, "is gone")
 
 	big := longString(9800)
-	_, err = e.iam.PutRolePolicy(t.Context(), &iam.PutRolePolicyInput{RoleName: &role.Name, PolicyName: awssdk.String("big"), PolicyDocument: awssdk.String(`{"Version":"2012-10-17","Statement":[{"Effect":"Allow","Action":"s3:GetObject","Resource":"arn:aws:s3:::` + big + `"}]}`)})
+	_, err = e.iam.PutRolePolicy(t.Context(), &iam.PutRolePolicyInput{
+		RoleName: &role.Name,
+		PolicyName: awssdk.String(
+			"big",
+		),
+		PolicyDocument: awssdk.String(
+			`{"Version":"2012-10-17","Statement":[{"Effect":"Allow","Action":"s3:GetObject","Resource":"arn:aws:s3:::` + big + `"}]}`,
+		),
+	})
 	require.NoError(t, err)
-	_, err = e.findContainment("aws.role.deny-pod").Plan(t.Context(), newLeaseRequest("aws.role.deny-pod", one, 6*time.Hour, ""))
+	_, err = e.findContainment("aws.role.deny-pod").Plan(t.Context(), newLeaseRequest("aws.role.deny-pod", one,
+		6*time.Hour, ""))
 	wantRefusal(t, err, "allows 10240 in total")
 }

@@ -31,7 +31,10 @@ func (p principal) String() string { return fmt.Sprintf("%s %s", p.Kind, p.Name)
 
 // target returns the principal as a playbook target.
 func (p principal) target(namespace, account string) playbooks.Target {
-	return playbooks.Target{Kind: p.Kind, Namespace: namespace, Name: p.Name, UID: p.ID, Account: accountFromARN(p.ARN), ARN: p.ARN, ServiceAccount: account}
+	return playbooks.Target{
+		Kind: p.Kind, Namespace: namespace, Name: p.Name, UID: p.ID, Account: accountFromARN(p.ARN),
+		ARN: p.ARN, ServiceAccount: account,
+	}
 }
 
 // principalGoneError means that the name belongs to another principal, or to none.
@@ -70,9 +73,11 @@ func (a *Account) findPrincipal(ctx context.Context, t playbooks.Target) (princi
 	case err != nil:
 		return principal{}, err
 	case p.ID != t.UID:
-		return principal{}, &principalGoneError{fmt.Sprintf("%s with the id %s is gone; its namesake has the id %s", t, truncate(t.UID, 40), p.ID)}
+		return principal{}, &principalGoneError{fmt.Sprintf("%s with the id %s is gone; its namesake has the id %s", t,
+			truncate(t.UID, 40), p.ID)}
 	case t.ARN != "" && t.ARN != p.ARN:
-		return principal{}, activities.Refusef("%s is %s, not %s: it belongs to an account that Stanch is not configured for", t, p.ARN, truncate(t.ARN, 200))
+		return principal{}, activities.Refusef("%s is %s, not %s: it belongs to an account that Stanch is not configured for",
+			t, p.ARN, truncate(t.ARN, 200))
 	}
 	return p, nil
 }
@@ -96,8 +101,10 @@ func (a *Account) readRole(ctx context.Context, name string) (principal, error) 
 	}
 	r := out.Role
 	p := principal{
-		Kind: playbooks.TargetRole, Name: awssdk.ToString(r.RoleName), ID: awssdk.ToString(r.RoleId), ARN: awssdk.ToString(r.Arn),
-		maxSession: time.Duration(awssdk.ToInt32(r.MaxSessionDuration)) * time.Second, trustPolicyText: decodeURLEncoded(awssdk.ToString(r.AssumeRolePolicyDocument)), role: out, fetchedAt: time.Now(),
+		Kind: playbooks.TargetRole, Name: awssdk.ToString(r.RoleName), ID: awssdk.ToString(r.RoleId),
+		ARN:             awssdk.ToString(r.Arn),
+		maxSession:      time.Duration(awssdk.ToInt32(r.MaxSessionDuration)) * time.Second,
+		trustPolicyText: decodeURLEncoded(awssdk.ToString(r.AssumeRolePolicyDocument)), role: out, fetchedAt: time.Now(),
 	}
 	if p.maxSession == 0 {
 		p.maxSession = time.Hour // IAM's default
@@ -117,7 +124,10 @@ func (a *Account) readUser(ctx context.Context, name string) (principal, error) 
 		return principal{}, wrapError(err, "iam:GetUser", "read user "+name)
 	}
 	u := out.User
-	return principal{Kind: playbooks.TargetUser, Name: awssdk.ToString(u.UserName), ID: awssdk.ToString(u.UserId), ARN: awssdk.ToString(u.Arn), fetchedAt: time.Now()}, nil
+	return principal{
+		Kind: playbooks.TargetUser, Name: awssdk.ToString(u.UserName), ID: awssdk.ToString(u.UserId),
+		ARN: awssdk.ToString(u.Arn), fetchedAt: time.Now(),
+	}, nil
 }
 
 // readInlinePolicy returns an inline policy; "" if there is none.
@@ -151,9 +161,15 @@ func (a *Account) putInlinePolicy(ctx context.Context, p principal, policy, text
 	permission := "iam:PutRolePolicy"
 	if p.Kind == playbooks.TargetUser {
 		permission = "iam:PutUserPolicy"
-		_, err = a.iam.PutUserPolicy(ctx, &iam.PutUserPolicyInput{UserName: &p.Name, PolicyName: &policy, PolicyDocument: &text})
+		_, err = a.iam.PutUserPolicy(ctx, &iam.PutUserPolicyInput{
+			UserName: &p.Name, PolicyName: &policy,
+			PolicyDocument: &text,
+		})
 	} else {
-		_, err = a.iam.PutRolePolicy(ctx, &iam.PutRolePolicyInput{RoleName: &p.Name, PolicyName: &policy, PolicyDocument: &text})
+		_, err = a.iam.PutRolePolicy(ctx, &iam.PutRolePolicyInput{
+			RoleName: &p.Name, PolicyName: &policy,
+			PolicyDocument: &text,
+		})
 	}
 	if isNotFound(err) {
 		return activities.Refusef("%s is gone", p)

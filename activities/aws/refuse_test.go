@@ -18,9 +18,11 @@ func TestActionsWithoutAccountNameTheRemedy(t *testing.T) {
 		name := a.Spec().Name
 		var err error
 		if observer, ok := a.(activities.Observer); ok {
-			_, err = observer.Observe(t.Context(), newLeaseRequest(name, playbooks.Target{Kind: playbooks.TargetPod, UID: "u"}, time.Hour, ""))
+			_, err = observer.Observe(t.Context(), newLeaseRequest(name, playbooks.Target{Kind: playbooks.TargetPod, UID: "u"},
+				time.Hour, ""))
 		} else {
-			_, err = a.(activities.Containment).Plan(t.Context(), newLeaseRequest(name, playbooks.Target{Kind: playbooks.TargetPod, UID: "u"}, time.Hour, ""))
+			_, err = a.(activities.Containment).Plan(t.Context(),
+				newLeaseRequest(name, playbooks.Target{Kind: playbooks.TargetPod, UID: "u"}, time.Hour, ""))
 		}
 		wantRefusal(t, err, "AWS is not configured; add `aws:` to stanch.yaml")
 	}
@@ -29,8 +31,12 @@ func TestActionsWithoutAccountNameTheRemedy(t *testing.T) {
 func TestOversizedPolicyIsRefusedInPlan(t *testing.T) {
 	w := newFixture(t, nil)
 	user, _ := w.createUser("u")
-	big := `{"Version":"2012-10-17","Statement":[{"Effect":"Allow","Action":"s3:GetObject","Resource":"arn:aws:s3:::` + longString(1900) + `"}]}`
-	_, err := w.iam.PutUserPolicy(t.Context(), &iam.PutUserPolicyInput{UserName: &user.Name, PolicyName: awssdk.String("big"), PolicyDocument: &big})
+	big := `{"Version":"2012-10-17","Statement":[{"Effect":"Allow","Action":"s3:GetObject","Resource":"arn:aws:s3:::` +
+		longString(1900) + `"}]}`
+	_, err := w.iam.PutUserPolicy(t.Context(), &iam.PutUserPolicyInput{
+		UserName:   &user.Name,
+		PolicyName: awssdk.String("big"), PolicyDocument: &big,
+	})
 	require.NoError(t, err)
 	_, err = w.findContainment("aws.user.deny").Plan(t.Context(), newLeaseRequest("aws.user.deny", user, time.Hour, ""))
 	wantRefusal(t, err, "allows 2048 in total")

@@ -24,11 +24,19 @@ var _ activities.Containment = (*revokeSessionsAction)(nil)
 
 func (*revokeSessionsAction) Spec() playbooks.ActionSpec {
 	return playbooks.ActionSpec{
-		Name: "aws.role.revoke-sessions", Verb: playbooks.VerbContain, Class: playbooks.ClassDisrupt, Facet: playbooks.FacetIdentity,
-		Targets: []playbooks.TargetKind{playbooks.TargetRole}, Reversible: true, EndMechanism: playbooks.EndByProvider, D3FENDTechnique: "D3-ACI", AttemptTimeout: 30 * time.Second,
-		MinDuration:        time.Hour, // the minimum of a role's maximum session
-		Doc:                "Deny everything to all credentials that the role has issued until now. Every workload that shares the role must request new ones.",
-		PlanIAMPermissions: rolePlanPermissions(), ApplyIAMPermissions: inlineRolePermissions(),
+		Name:                "aws.role.revoke-sessions",
+		Verb:                playbooks.VerbContain,
+		Class:               playbooks.ClassDisrupt,
+		Facet:               playbooks.FacetIdentity,
+		Targets:             []playbooks.TargetKind{playbooks.TargetRole},
+		Reversible:          true,
+		EndMechanism:        playbooks.EndByProvider,
+		D3FENDTechnique:     "D3-ACI",
+		AttemptTimeout:      30 * time.Second,
+		MinDuration:         time.Hour, // the minimum of a role's maximum session
+		Doc:                 "Deny everything to all credentials that the role has issued until now. Every workload that shares the role must request new ones.",
+		PlanIAMPermissions:  rolePlanPermissions(),
+		ApplyIAMPermissions: inlineRolePermissions(),
 	}
 }
 
@@ -38,7 +46,8 @@ func rolePlanPermissions() []playbooks.IAMPermission {
 }
 
 func inlineRolePermissions() []playbooks.IAMPermission {
-	return []playbooks.IAMPermission{rolePermission("iam:GetRole", "iam:ListRolePolicies", "iam:GetRolePolicy", "iam:PutRolePolicy", "iam:DeleteRolePolicy", "iam:SimulatePrincipalPolicy")}
+	return []playbooks.IAMPermission{rolePermission("iam:GetRole", "iam:ListRolePolicies", "iam:GetRolePolicy",
+		"iam:PutRolePolicy", "iam:DeleteRolePolicy", "iam:SimulatePrincipalPolicy")}
 }
 
 func rolePermission(actions ...string) playbooks.IAMPermission {
@@ -64,7 +73,10 @@ func (*revokeSessionsAction) buildDeny(p principal, r activities.Request) inline
 			if last := truncateExpiry(at.Add(p.maxSession)); r.ReleaseGrant == nil && last.After(until) {
 				until = last
 			}
-			return denyAllPolicy{Condition: map[string]map[string]string{"DateLessThan": {tokenIssueTimeKey: at.UTC().Format(time.RFC3339)}}, ExpiresAt: until}
+			return denyAllPolicy{
+				Condition: map[string]map[string]string{"DateLessThan": {tokenIssueTimeKey: at.UTC().Format(time.RFC3339)}},
+				ExpiresAt: until,
+			}
 		},
 		simulatedContext: func(d denyAllPolicy) []sessionContextKey {
 			at, err := time.Parse(time.RFC3339, d.Condition["DateLessThan"][tokenIssueTimeKey])
@@ -90,7 +102,11 @@ func (a *revokeSessionsAction) Plan(ctx context.Context, r activities.Request) (
 	}
 	if r.Duration < p.maxSession {
 		return activities.Plan{}, activities.Refusef(
-			"it must last at least %s, not %s: sessions of %s are valid for so long, and stolen ones work again if the deny ends earlier", duration.Format(p.maxSession), duration.Format(r.Duration), p)
+			"it must last at least %s, not %s: sessions of %s are valid for so long, and stolen ones work again if the deny ends earlier",
+			duration.Format(p.maxSession),
+			duration.Format(r.Duration),
+			p,
+		)
 	}
 	held, err := a.account.checkQuotaLeft(ctx, p, a.buildDeny(p, r), r.LeaseID)
 	if err != nil {
@@ -98,17 +114,22 @@ func (a *revokeSessionsAction) Plan(ctx context.Context, r activities.Request) (
 	}
 	prior, err := encodePrior(p)
 	return activities.Plan{
-		Changes: []string{fmt.Sprintf("deny all requests of every session that %s (%s) has issued until then, with an inline policy", p, p.ID)},
+		Changes: []string{
+			fmt.Sprintf("deny all requests of every session that %s (%s) has issued until then, with an inline policy", p, p.ID),
+		},
 		Warnings: []string{
 			"the workload gets new credentials immediately, and so does an attacker who is still inside; also isolate the pod or deny it the role",
 			"it affects every workload that uses " + p.Name,
 		},
-		PriorState: prior, AlreadyHeld: held,
+		PriorState:  prior,
+		AlreadyHeld: held,
 	}, err
 }
 
 // Apply puts the deny policy and verifies it.
-func (a *revokeSessionsAction) Apply(ctx context.Context, r activities.Request, _ json.RawMessage, _ attestation.Envelope) (activities.Effect, error) {
+func (a *revokeSessionsAction) Apply(ctx context.Context, r activities.Request, _ json.RawMessage,
+	_ attestation.Envelope,
+) (activities.Effect, error) {
 	if err := a.account.checkConfigured(); err != nil {
 		return activities.Effect{}, err
 	}
@@ -120,7 +141,9 @@ func (a *revokeSessionsAction) Apply(ctx context.Context, r activities.Request, 
 }
 
 // Verify asks AWS whether a session from before the revocation would be denied.
-func (a *revokeSessionsAction) Verify(ctx context.Context, r activities.Request, _ json.RawMessage) (bool, string, error) {
+func (a *revokeSessionsAction) Verify(ctx context.Context, r activities.Request, _ json.RawMessage) (bool, string,
+	error,
+) {
 	if err := a.account.checkConfigured(); err != nil {
 		return false, "", err
 	}
@@ -128,7 +151,9 @@ func (a *revokeSessionsAction) Verify(ctx context.Context, r activities.Request,
 }
 
 // Undo deletes the deny policy.
-func (a *revokeSessionsAction) Undo(ctx context.Context, r activities.Request, _ json.RawMessage, grant *attestation.Envelope) (*activities.Drift, error) {
+func (a *revokeSessionsAction) Undo(ctx context.Context, r activities.Request, _ json.RawMessage,
+	grant *attestation.Envelope,
+) (*activities.Drift, error) {
 	if err := a.account.checkConfigured(); err != nil {
 		return nil, err
 	}

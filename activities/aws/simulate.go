@@ -45,7 +45,10 @@ func (a *Account) simulateDeny(ctx context.Context, p principal, keys ...session
 		if k.isDate {
 			kind = types.ContextKeyTypeEnumDate
 		}
-		in.ContextEntries = append(in.ContextEntries, types.ContextEntry{ContextKeyName: &k.name, ContextKeyType: kind, ContextKeyValues: []string{k.value}})
+		in.ContextEntries = append(in.ContextEntries, types.ContextEntry{
+			ContextKeyName: &k.name, ContextKeyType: kind,
+			ContextKeyValues: []string{k.value},
+		})
 	}
 	out, err := a.iam.SimulatePrincipalPolicy(ctx, in)
 	if ctx.Err() != nil {
@@ -53,25 +56,38 @@ func (a *Account) simulateDeny(ctx context.Context, p principal, keys ...session
 	}
 	switch {
 	case isAccessDenied(err):
-		return simulationResult{unavailable: true, detail: "Stanch is not allowed to simulate policies (iam:SimulatePrincipalPolicy), so the effect is unverified"}, nil
+		return simulationResult{
+			unavailable: true,
+			detail:      "Stanch is not allowed to simulate policies (iam:SimulatePrincipalPolicy), so the effect is unverified",
+		}, nil
 	case err != nil:
-		return simulationResult{unavailable: true, detail: "the policy simulation failed, so the effect is unverified: " + truncate(err.Error(), 300)}, nil
+		return simulationResult{unavailable: true, detail: "the policy simulation failed, so the effect is unverified: " +
+			truncate(err.Error(), 300)}, nil
 	case len(out.EvaluationResults) == 0:
-		return simulationResult{unavailable: true, detail: "the policy simulation returned no result, so the effect is unverified"}, nil
+		return simulationResult{
+			unavailable: true,
+			detail:      "the policy simulation returned no result, so the effect is unverified",
+		}, nil
 	}
 	for _, r := range out.EvaluationResults {
 		if r.EvalDecision != types.PolicyEvaluationDecisionTypeExplicitDeny {
-			return simulationResult{detail: fmt.Sprintf("according to the policy simulation, %s is %s for %s", p, r.EvalDecision, truncate(awssdk.ToString(r.EvalActionName), 60))}, nil
+			return simulationResult{detail: fmt.Sprintf("according to the policy simulation, %s is %s for %s", p, r.EvalDecision,
+				truncate(awssdk.ToString(r.EvalActionName), 60))}, nil
 		}
 	}
-	return simulationResult{denied: true, detail: "according to the policy simulation, such a session is denied everything"}, nil
+	return simulationResult{
+		denied: true,
+		detail: "according to the policy simulation, such a session is denied everything",
+	}, nil
 }
 
 // maxPropagationDelay is how long a simulation may need to see a change: IAM is eventually consistent.
 const maxPropagationDelay = 8 * time.Second
 
 // simulateUntilDenied repeats the simulation until it denies, or until maxPropagationDelay is over.
-func (a *Account) simulateUntilDenied(ctx context.Context, p principal, keys ...sessionContextKey) (simulationResult, error) {
+func (a *Account) simulateUntilDenied(ctx context.Context, p principal, keys ...sessionContextKey) (simulationResult,
+	error,
+) {
 	begin := time.Now()
 	for {
 		s, err := a.simulateDeny(ctx, p, keys...)

@@ -112,7 +112,8 @@ func (t trustPolicy) identityProviders() []string {
 	var out []string
 	for _, s := range t.statements {
 		m, _ := s.(map[string]any)
-		if m["Effect"] != "Allow" || !slices.ContainsFunc(stringOrList(m["Action"]), func(a string) bool { return matchesWildcardFold(a, assumeWithWebIdentityAction) }) {
+		if m["Effect"] != "Allow" || !slices.ContainsFunc(stringOrList(m["Action"]),
+			func(a string) bool { return matchesWildcardFold(a, assumeWithWebIdentityAction) }) {
 			continue
 		}
 		principal, _ := m["Principal"].(map[string]any)

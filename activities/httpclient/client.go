@@ -107,11 +107,13 @@ func (p *Client) responseError(answer *http.Response, body []byte) error {
 	said := p.errorMessage(body)
 	status := answer.StatusCode
 	if wait, ok := RetryDelay(answer, time.Now()); ok {
-		return &activities.RetryAfterError{Delay: wait, Err: fmt.Errorf("%s returned %d and asks to retry after %s%s", p.Name, status, duration.FormatApprox(wait), said)}
+		return &activities.RetryAfterError{Delay: wait, Err: fmt.Errorf("%s returned %d and asks to retry after %s%s", p.Name,
+			status, duration.FormatApprox(wait), said)}
 	}
 	switch {
 	case status/100 == 3:
-		return activities.Refusef("%s returned %d: redirects are not followed; configure the address that it redirects to", p.Name, status)
+		return activities.Refusef("%s returned %d: redirects are not followed; configure the address that it redirects to",
+			p.Name, status)
 	case status == http.StatusRequestTimeout || status/100 != 4:
 		return fmt.Errorf("%s returned %d%s: %w", p.Name, status, said, ErrOutcomeUnknown)
 	}
@@ -173,7 +175,8 @@ func RetryDelay(answer *http.Response, now time.Time) (time.Duration, bool) {
 		return 0, false
 	}
 	for _, name := range []string{"X-Ratelimit-Reset", "Ratelimit-Reset"} {
-		if seconds, err := strconv.ParseInt(h.Get(name), 10, 64); !said && err == nil && (h.Get("X-Ratelimit-Remaining") == "0" || name == "Ratelimit-Reset") {
+		if seconds, err := strconv.ParseInt(h.Get(name), 10, 64); !said && err == nil &&
+			(h.Get("X-Ratelimit-Remaining") == "0" || name == "Ratelimit-Reset") {
 			after, said = time.Unix(seconds, 0).Sub(now), true
 		}
 	}

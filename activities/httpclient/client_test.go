@@ -20,13 +20,25 @@ func TestRetryDelayIsBounded(t *testing.T) {
 		want   time.Duration
 		is     bool
 	}{
-		"at once":                {429, map[string]string{"Retry-After": "0"}, time.Second, true},
-		"a year":                 {429, map[string]string{"Retry-After": "31536000"}, time.Hour, true},
-		"a time that passed":     {503, map[string]string{"Retry-After": now.Add(-time.Hour).UTC().Format(http.TimeFormat)}, time.Second, true},
-		"less than nothing":      {429, map[string]string{"Retry-After": "-5"}, time.Minute, true},
-		"no number":              {429, map[string]string{"Retry-After": "soon"}, time.Minute, true},
-		"a reset long ago":       {403, map[string]string{"X-RateLimit-Remaining": "0", "X-RateLimit-Reset": "1"}, time.Second, true},
-		"a plain 403":            {403, map[string]string{"X-RateLimit-Remaining": "4000", "X-RateLimit-Reset": "1800000300"}, 0, false},
+		"at once": {429, map[string]string{"Retry-After": "0"}, time.Second, true},
+		"a year":  {429, map[string]string{"Retry-After": "31536000"}, time.Hour, true},
+		"a time that passed": {
+			503,
+			map[string]string{"Retry-After": now.Add(-time.Hour).UTC().Format(http.TimeFormat)},
+			time.Second, true,
+		},
+		"less than nothing": {429, map[string]string{"Retry-After": "-5"}, time.Minute, true},
+		"no number":         {429, map[string]string{"Retry-After": "soon"}, time.Minute, true},
+		"a reset long ago": {
+			403,
+			map[string]string{"X-RateLimit-Remaining": "0", "X-RateLimit-Reset": "1"},
+			time.Second, true,
+		},
+		"a plain 403": {
+			403,
+			map[string]string{"X-RateLimit-Remaining": "4000", "X-RateLimit-Reset": "1800000300"},
+			0, false,
+		},
 		"a plain 503":            {503, nil, 0, false},
 		"a success with a limit": {200, map[string]string{"Retry-After": "5"}, 0, false},
 	} {
@@ -44,7 +56,11 @@ func TestRetryDelayIsBounded(t *testing.T) {
 
 func TestSanitizeTextByLine(t *testing.T) {
 	require.Equal(t, "a\nb\n·[0m\u00b7c", httpclient.SanitizeText("a\r\nb\r\x1b[0m\u200bc\n\n", 100))
-	require.Equal(t, "key [redacted] end", httpclient.SanitizeText("key -----BEGIN PRIVATE KEY-----\nMIIE\nabc\n-----END PRIVATE KEY----- end", 100))
+	require.Equal(
+		t,
+		"key [redacted] end",
+		httpclient.SanitizeText("key -----BEGIN PRIVATE KEY-----\nMIIE\nabc\n-----END PRIVATE KEY----- end", 100),
+	)
 	require.Equal(t, "a b c", httpclient.SanitizeLine(" a\n\tb\r\nc ", 100))
 	require.Equal(t, "ab…", httpclient.SanitizeLine("abcd", 2))
 }
@@ -69,8 +85,12 @@ func FuzzRetryDelay(f *testing.F) {
 	f.Add(403, "Wed, 21 Oct 2026 07:28:00 GMT", "0", "x")
 	f.Add(503, "99999999999999999999", "", "-9223372036854775808")
 	f.Fuzz(func(t *testing.T, status int, after, remaining, reset string) {
-		answer := &http.Response{StatusCode: status, Header: http.Header{"Retry-After": {after}, "X-Ratelimit-Remaining": {remaining}, "X-Ratelimit-Reset": {reset}, "Ratelimit-Reset": {reset}}}
-		if wait, is := httpclient.RetryDelay(answer, time.Unix(1_800_000_000, 0)); is && (wait < time.Second || wait > time.Hour) {
+		answer := &http.Response{StatusCode: status, Header: http.Header{
+			"Retry-After":           {after},
+			"X-Ratelimit-Remaining": {remaining}, "X-Ratelimit-Reset": {reset}, "Ratelimit-Reset": {reset},
+		}}
+		if wait, is := httpclient.RetryDelay(answer, time.Unix(1_800_000_000, 0)); is &&
+			(wait < time.Second || wait > time.Hour) {
 			t.Fatal(wait)
 		}
 	})

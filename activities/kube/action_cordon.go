@@ -22,10 +22,17 @@ var _ activities.Containment = (*cordonAction)(nil)
 func (*cordonAction) Spec() playbooks.ActionSpec {
 	p := CordonPermissions()
 	return playbooks.ActionSpec{
-		Name: "node.cordon", Verb: playbooks.VerbContain, Class: playbooks.ClassDisrupt, Facet: playbooks.FacetScheduling,
-		Targets: []playbooks.TargetKind{playbooks.TargetPod}, Reversible: true, EndMechanism: playbooks.EndByStanch, D3FENDTechnique: "D3-EI",
-		Doc:             "Schedule no new pods on the pod's node; running pods are not affected. Never cordons the last node.",
-		PlanPermissions: PermissionsFromRBAC(p.PlanRules), ApplyPermissions: PermissionsFromRBAC(p.ApplyRules),
+		Name:             "node.cordon",
+		Verb:             playbooks.VerbContain,
+		Class:            playbooks.ClassDisrupt,
+		Facet:            playbooks.FacetScheduling,
+		Targets:          []playbooks.TargetKind{playbooks.TargetPod},
+		Reversible:       true,
+		EndMechanism:     playbooks.EndByStanch,
+		D3FENDTechnique:  "D3-EI",
+		Doc:              "Schedule no new pods on the pod's node; running pods are not affected. Never cordons the last node.",
+		PlanPermissions:  PermissionsFromRBAC(p.PlanRules),
+		ApplyPermissions: PermissionsFromRBAC(p.ApplyRules),
 	}
 }
 
@@ -60,7 +67,9 @@ func (a *cordonAction) Plan(ctx context.Context, r activities.Request) (activiti
 	return activities.Plan{Changes: plan.Changes, PriorState: prior, NothingToDo: len(plan.Changes) == 0}, nil
 }
 
-func (a *cordonAction) Apply(ctx context.Context, r activities.Request, raw json.RawMessage, _ attestation.Envelope) (activities.Effect, error) {
+func (a *cordonAction) Apply(ctx context.Context, r activities.Request, raw json.RawMessage,
+	_ attestation.Envelope,
+) (activities.Effect, error) {
 	request, prior, err := a.requestWithPrior(r, raw)
 	if err != nil {
 		return activities.Effect{}, err
@@ -103,7 +112,9 @@ func (a *cordonAction) Verify(ctx context.Context, r activities.Request, raw jso
 	return verified.InForce, describeDifferences(verified.Differences), nil
 }
 
-func (a *cordonAction) Undo(ctx context.Context, r activities.Request, raw json.RawMessage, grant *attestation.Envelope) (*activities.Drift, error) {
+func (a *cordonAction) Undo(ctx context.Context, r activities.Request, raw json.RawMessage,
+	grant *attestation.Envelope,
+) (*activities.Drift, error) {
 	request, prior, err := a.requestWithPrior(r, raw)
 	if err != nil {
 		return nil, err

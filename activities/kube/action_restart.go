@@ -28,10 +28,17 @@ var _ activities.Containment = (*restartAction)(nil)
 func (*restartAction) Spec() playbooks.ActionSpec {
 	p := RestartPermissions()
 	return playbooks.ActionSpec{
-		Name: "pod.restart", Verb: playbooks.VerbContain, Class: playbooks.ClassContain, Facet: playbooks.FacetExecution,
-		Targets: []playbooks.TargetKind{playbooks.TargetPod}, Params: restartParams{}, D3FENDTechnique: "D3-PT", AttemptTimeout: restartTimeout,
-		Doc:             "Evict one pod, so that its controller starts another from the image; data that exists only in the pod is lost.",
-		PlanPermissions: PermissionsFromRBAC(p.PlanRules), ApplyPermissions: PermissionsFromRBAC(p.ApplyRules),
+		Name:             "pod.restart",
+		Verb:             playbooks.VerbContain,
+		Class:            playbooks.ClassContain,
+		Facet:            playbooks.FacetExecution,
+		Targets:          []playbooks.TargetKind{playbooks.TargetPod},
+		Params:           restartParams{},
+		D3FENDTechnique:  "D3-PT",
+		AttemptTimeout:   restartTimeout,
+		Doc:              "Evict one pod, so that its controller starts another from the image; data that exists only in the pod is lost.",
+		PlanPermissions:  PermissionsFromRBAC(p.PlanRules),
+		ApplyPermissions: PermissionsFromRBAC(p.ApplyRules),
 	}
 }
 
@@ -59,7 +66,9 @@ func (a *restartAction) Plan(ctx context.Context, r activities.Request) (activit
 	return activities.Plan{Changes: plan.Changes, NothingToDo: plan.PodGone}, nil
 }
 
-func (a *restartAction) Apply(ctx context.Context, r activities.Request, _ json.RawMessage, _ attestation.Envelope) (activities.Effect, error) {
+func (a *restartAction) Apply(ctx context.Context, r activities.Request, _ json.RawMessage,
+	_ attestation.Envelope,
+) (activities.Effect, error) {
 	request, err := a.restartRequest(r)
 	if err != nil {
 		return activities.Effect{}, err
@@ -96,6 +105,8 @@ func (a *restartAction) Verify(ctx context.Context, r activities.Request, _ json
 }
 
 // Undo does nothing: the evicted pod is gone, and its controller has started another.
-func (*restartAction) Undo(context.Context, activities.Request, json.RawMessage, *attestation.Envelope) (*activities.Drift, error) {
+func (*restartAction) Undo(context.Context, activities.Request, json.RawMessage,
+	*attestation.Envelope,
+) (*activities.Drift, error) {
 	return nil, nil
 }

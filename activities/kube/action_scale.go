@@ -26,10 +26,19 @@ var _ activities.Containment = (*scaleAction)(nil)
 func (*scaleAction) Spec() playbooks.ActionSpec {
 	p := ScalePermissions()
 	return playbooks.ActionSpec{
-		Name: "workload.scale", Verb: playbooks.VerbContain, Class: playbooks.ClassDisrupt, Facet: playbooks.FacetReplicas,
-		Targets: []playbooks.TargetKind{playbooks.TargetWorkload}, Reversible: true, EndMechanism: playbooks.EndByStanch, Params: scaleParams{}, D3FENDTechnique: "D3-PT",
-		Doc:             "Scale a Deployment, StatefulSet or ReplicaSet, and restore the previous replica count when the lease ends.",
-		PlanPermissions: PermissionsFromRBAC(p.PlanRules), ApplyPermissions: PermissionsFromRBAC(p.ApplyRules), CombineParams: fewestReplicas,
+		Name:             "workload.scale",
+		Verb:             playbooks.VerbContain,
+		Class:            playbooks.ClassDisrupt,
+		Facet:            playbooks.FacetReplicas,
+		Targets:          []playbooks.TargetKind{playbooks.TargetWorkload},
+		Reversible:       true,
+		EndMechanism:     playbooks.EndByStanch,
+		Params:           scaleParams{},
+		D3FENDTechnique:  "D3-PT",
+		Doc:              "Scale a Deployment, StatefulSet or ReplicaSet, and restore the previous replica count when the lease ends.",
+		PlanPermissions:  PermissionsFromRBAC(p.PlanRules),
+		ApplyPermissions: PermissionsFromRBAC(p.ApplyRules),
+		CombineParams:    fewestReplicas,
 	}
 }
 
@@ -55,10 +64,14 @@ func (a *scaleAction) scaleRequest(r activities.Request) (ScaleRequest, error) {
 	case r.Target.Kind != playbooks.TargetWorkload:
 		return ScaleRequest{}, activities.Refusef("%s is not a workload", r.Target)
 	case r.Target.UID == "":
-		return ScaleRequest{}, activities.Refusef("the UID of %s is unknown; add `enrich: workload` before this step", r.Target)
+		return ScaleRequest{}, activities.Refusef("the UID of %s is unknown; add `enrich: workload` before this step",
+			r.Target)
 	}
 	return ScaleRequest{
-		Target:   WorkloadRef{Kind: r.Target.WorkloadKind, Namespace: r.Target.Namespace, Name: r.Target.Name, UID: r.Target.UID},
+		Target: WorkloadRef{
+			Kind: r.Target.WorkloadKind, Namespace: r.Target.Namespace, Name: r.Target.Name,
+			UID: r.Target.UID,
+		},
 		Replicas: params.Replicas, Lease: LeaseForRequest(r),
 	}, nil
 }
@@ -76,22 +89,34 @@ func (a *scaleAction) Plan(ctx context.Context, r activities.Request) (activitie
 	if err != nil {
 		return activities.Plan{}, fmt.Errorf("save the prior state: %w", err)
 	}
-	return activities.Plan{Changes: plan.Changes, Warnings: plan.Conflicts, PriorState: prior, NothingToDo: len(plan.Changes) == 0}, nil
+	return activities.Plan{
+		Changes: plan.Changes, Warnings: plan.Conflicts, PriorState: prior,
+		NothingToDo: len(plan.Changes) == 0,
+	}, nil
 }
 
-func (a *scaleAction) Apply(ctx context.Context, r activities.Request, _ json.RawMessage, _ attestation.Envelope) (activities.Effect, error) {
+func (a *scaleAction) Apply(ctx context.Context, r activities.Request, _ json.RawMessage,
+	_ attestation.Envelope,
+) (activities.Effect, error) {
 	request, err := a.scaleRequest(r)
 	if err != nil {
 		return activities.Effect{}, err
 	}
-	if err := checkEarlyEnd(ctx, r, func() (ExpiryMarker, error) { s, _, err := request.ReadExpiryMarker(ctx, a.client); return s, err }); err != nil {
+	if err := checkEarlyEnd(ctx, r, func() (ExpiryMarker, error) {
+		s, _, err := request.ReadExpiryMarker(ctx,
+			a.client)
+		return s, err
+	}); err != nil {
 		return activities.Effect{}, err
 	}
 	plan, refused, err := ApplyScale(ctx, a.client, request)
 	if err != nil || refused != nil {
 		return activities.Effect{}, firstError(err, toActivityRefusal(refused))
 	}
-	effect := activities.Effect{Outcome: playbooks.OutcomeChanged, AppliedAt: time.Now(), Reason: strings.Join(plan.Conflicts, "; ")}
+	effect := activities.Effect{
+		Outcome: playbooks.OutcomeChanged, AppliedAt: time.Now(),
+		Reason: strings.Join(plan.Conflicts, "; "),
+	}
 	// Pods take time to terminate; until then the effect is applied but not verified.
 	for ctx.Err() == nil {
 		verified, refused, err := VerifyScale(ctx, a.client, request)
@@ -142,7 +167,9 @@ func (a *scaleAction) Verify(ctx context.Context, r activities.Request, _ json.R
 	return verified.InForce, describeDifferences(verified.Differences), nil
 }
 
-func (a *scaleAction) Undo(ctx context.Context, r activities.Request, prior json.RawMessage, grant *attestation.Envelope) (*activities.Drift, error) {
+func (a *scaleAction) Undo(ctx context.Context, r activities.Request, prior json.RawMessage,
+	grant *attestation.Envelope,
+) (*activities.Drift, error) {
 	request, err := a.scaleRequest(r)
 	if err != nil {
 		return nil, err
@@ -182,7 +209,8 @@ func checkEarlyEnd(_ context.Context, r activities.Request, stamp func() (Expiry
 		return err
 	}
 	if s.Present && r.ExpiresAt.Before(s.ExpiresAt.Add(-time.Second)) {
-		return activities.Refusef("an end at %s instead of the recorded %s requires a grant", r.ExpiresAt.Format(time.RFC3339), s.ExpiresAt.Format(time.RFC3339))
+		return activities.Refusef("an end at %s instead of the recorded %s requires a grant",
+			r.ExpiresAt.Format(time.RFC3339), s.ExpiresAt.Format(time.RFC3339))
 	}
 	return nil
 }

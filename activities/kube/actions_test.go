@@ -28,13 +28,15 @@ func findContainment(t *testing.T, client kubernetes.Interface, name string) act
 func newActivityRequest(t *testing.T, ref kube.PodRef, until time.Time) activities.Request {
 	return activities.Request{
 		Target:  playbooks.Target{Kind: playbooks.TargetPod, Namespace: ref.Namespace, Name: ref.Name, UID: ref.UID},
-		LeaseID: "lab/" + t.Name(), ExpiresAt: until.Truncate(time.Second), IncidentRef: activities.IncidentRef{ID: "INC-01TEST"},
+		LeaseID: "lab/" + t.Name(), ExpiresAt: until.Truncate(time.Second),
+		IncidentRef: activities.IncidentRef{ID: "INC-01TEST"},
 	}
 }
 
 func TestActionsWithoutClusterAreRefused(t *testing.T) {
 	for _, name := range []string{"pod.restart", "node.cordon", "workload.scale"} {
-		_, err := findContainment(t, nil, name).Plan(t.Context(), newActivityRequest(t, kube.PodRef{Namespace: "shop", Name: "web-1", UID: "u"}, oneHourFromNow()))
+		_, err := findContainment(t, nil, name).Plan(t.Context(),
+			newActivityRequest(t, kube.PodRef{Namespace: "shop", Name: "web-1", UID: "u"}, oneHourFromNow()))
 		if _, refused := activities.AsRefusal(err); !refused {
 			t.Errorf("%s: %v", name, err)
 		}
@@ -63,7 +65,8 @@ func TestRestartAction(t *testing.T) {
 	if err != nil || after.Hash() != before.Hash() || !after.NothingToDo {
 		t.Errorf("planned again: %+v, %v", after, err)
 	}
-	if effect, err := a.Apply(t.Context(), r, nil, attestation.Envelope{}); err != nil || effect.Outcome != playbooks.OutcomeUnchanged {
+	if effect, err := a.Apply(t.Context(), r, nil, attestation.Envelope{}); err != nil ||
+		effect.Outcome != playbooks.OutcomeUnchanged {
 		t.Errorf("applied again: %+v, %v", effect, err)
 	}
 }
@@ -77,7 +80,8 @@ func TestCordonAction(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if effect, err := a.Apply(t.Context(), r, plan.PriorState, attestation.Envelope{}); err != nil || effect.Outcome != playbooks.OutcomeChanged {
+	if effect, err := a.Apply(t.Context(), r, plan.PriorState, attestation.Envelope{}); err != nil ||
+		effect.Outcome != playbooks.OutcomeChanged {
 		t.Fatalf("%+v, %v", effect, err)
 	}
 	var refused *activities.Refusal

@@ -30,14 +30,20 @@ func BenchmarkIsolate(b *testing.B) {
 	for i := 0; b.Loop(); i++ {
 		policy := &networkingv1.NetworkPolicy{
 			ObjectMeta: metav1.ObjectMeta{Name: fmt.Sprintf("bare-%d", i)},
-			Spec:       networkingv1.NetworkPolicySpec{PodSelector: metav1.LabelSelector{MatchLabels: map[string]string{"no": "pod"}}},
+			Spec: networkingv1.NetworkPolicySpec{
+				PodSelector: metav1.LabelSelector{MatchLabels: map[string]string{"no": "pod"}},
+			},
 		}
 		began := time.Now()
-		if _, err := client.NetworkingV1().NetworkPolicies(namespace).Create(b.Context(), policy, metav1.CreateOptions{}); err != nil {
+		if _, err := client.NetworkingV1().NetworkPolicies(namespace).Create(b.Context(), policy,
+			metav1.CreateOptions{}); err != nil {
 			b.Fatal(err)
 		}
 		bare = append(bare, time.Since(began))
-		r := kube.IsolateRequest{Pod: ref, Lease: kube.Lease{ID: fmt.Sprint(i), IncidentID: "INC-BENCH", ExpiresAt: time.Now().Add(time.Hour)}}
+		r := kube.IsolateRequest{Pod: ref, Lease: kube.Lease{
+			ID: fmt.Sprint(i), IncidentID: "INC-BENCH",
+			ExpiresAt: time.Now().Add(time.Hour),
+		}}
 		began = time.Now()
 		if _, refusal, err := kube.ApplyIsolate(b.Context(), client, r); err != nil || refusal != nil {
 			b.Fatal(refusal, err)

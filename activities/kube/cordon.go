@@ -55,7 +55,9 @@ func PlanCordon(ctx context.Context, client kubernetes.Interface, r CordonReques
 	return plan, refusal, nil
 }
 
-func (r CordonRequest) readState(ctx context.Context, client kubernetes.Interface) (*CordonPlan, *corev1.Node, *Refusal, error) {
+func (r CordonRequest) readState(ctx context.Context, client kubernetes.Interface) (*CordonPlan, *corev1.Node, *Refusal,
+	error,
+) {
 	pod, refusal, err := getPod(ctx, client, r.Pod)
 	if err != nil || refusal != nil {
 		return nil, nil, refusal, err
@@ -81,22 +83,34 @@ func (r CordonRequest) readState(ctx context.Context, client kubernetes.Interfac
 	if node == nil {
 		return nil, nil, newRefusal(ReasonNotFound, "node %s is gone", pod.Spec.NodeName), nil
 	}
-	plan := &CordonPlan{Prior: CordonPrior{Node: node.Name, UID: string(node.UID), Pod: r.Pod, WasUnschedulable: node.Spec.Unschedulable}}
+	plan := &CordonPlan{Prior: CordonPrior{
+		Node: node.Name, UID: string(node.UID), Pod: r.Pod,
+		WasUnschedulable: node.Spec.Unschedulable,
+	}}
 	switch lease := node.Annotations[FacetScheduling.LeaseAnnotation()]; lease {
 	case "":
 		plan.Changes = append(plan.Changes, fmt.Sprintf("annotate node %s with the lease", node.Name))
 	case r.Lease.ID:
 		if plan.Prior, err = readSavedCordon(node); err != nil {
-			return nil, nil, newRefusal(ReasonForeignObject, "node %s has this lease, but its saved state cannot be parsed: %v", node.Name, err), nil
+			return nil, nil, newRefusal(ReasonForeignObject, "node %s has this lease, but its saved state cannot be parsed: %v",
+				node.Name, err), nil
 		}
 	default:
 		return nil, nil, newRefusal(ReasonForeignObject, "node %s is leased by another lease, %s", node.Name, lease), nil
 	}
 	if !node.Spec.Unschedulable {
 		if others == 0 {
-			return nil, nil, newRefusal(ReasonLastNode, "node %s is the only node that is ready and schedulable; if it is cordoned, no pod can start", node.Name), nil
+			return nil, nil, newRefusal(ReasonLastNode,
+				"node %s is the only node that is ready and schedulable; if it is cordoned, no pod can start", node.Name), nil
 		}
-		plan.Changes = append(plan.Changes, fmt.Sprintf("cordon node %s: its pods keep running, and no new ones are scheduled (%d other nodes are schedulable)", node.Name, others))
+		plan.Changes = append(
+			plan.Changes,
+			fmt.Sprintf(
+				"cordon node %s: its pods keep running, and no new ones are scheduled (%d other nodes are schedulable)",
+				node.Name,
+				others,
+			),
+		)
 	}
 	return plan, node, nil, nil
 }
@@ -132,7 +146,9 @@ func isSchedulable(n *corev1.Node) bool {
 
 // ApplyCordon cordons the node and stamps the lease on it in one write. It is idempotent: the saved prior state stays,
 // only the expiry changes.
-func ApplyCordon(ctx context.Context, client kubernetes.Interface, r CordonRequest) (plan *CordonPlan, refusal *Refusal, err error) {
+func ApplyCordon(ctx context.Context, client kubernetes.Interface, r CordonRequest) (plan *CordonPlan, refusal *Refusal,
+	err error,
+) {
 	err = retry.RetryOnConflict(retry.DefaultBackoff, func() error {
 		var node *corev1.Node
 		if plan, node, refusal, err = r.readState(ctx, client); err != nil || refusal != nil {
@@ -151,7 +167,9 @@ func ApplyCordon(ctx context.Context, client kubernetes.Interface, r CordonReque
 }
 
 // patchNode patches the node at the resource version that was checked; otherwise the API server returns a conflict.
-func (r CordonRequest) patchNode(ctx context.Context, client kubernetes.Interface, node *corev1.Node, unschedulable bool, label any, annotations map[string]any) error {
+func (r CordonRequest) patchNode(ctx context.Context, client kubernetes.Interface, node *corev1.Node,
+	unschedulable bool, label any, annotations map[string]any,
+) error {
 	body, err := json.Marshal(map[string]any{
 		"metadata": map[string]any{
 			"uid": node.UID, "resourceVersion": node.ResourceVersion,
@@ -162,7 +180,8 @@ func (r CordonRequest) patchNode(ctx context.Context, client kubernetes.Interfac
 	if err != nil {
 		return err
 	}
-	_, err = client.CoreV1().Nodes().Patch(ctx, node.Name, mergePatchType, body, metav1.PatchOptions{FieldManager: r.Lease.FieldManager()})
+	_, err = client.CoreV1().Nodes().Patch(ctx, node.Name, mergePatchType, body,
+		metav1.PatchOptions{FieldManager: r.Lease.FieldManager()})
 	if apierrors.IsNotFound(err) {
 		return nil // verification reports it
 	}
@@ -182,7 +201,9 @@ func (p CordonPrior) getNode(ctx context.Context, client kubernetes.Interface) (
 }
 
 // VerifyCordon reports whether the node is cordoned and carries the lease's marker. The pod may be gone.
-func VerifyCordon(ctx context.Context, client kubernetes.Interface, r CordonRequest, prior CordonPrior) (*Verification, *Refusal, error) {
+func VerifyCordon(ctx context.Context, client kubernetes.Interface, r CordonRequest, prior CordonPrior) (*Verification,
+	*Refusal, error,
+) {
 	node, err := prior.getNode(ctx, client)
 	if err != nil {
 		return nil, nil, err
@@ -193,9 +214,13 @@ func VerifyCordon(ctx context.Context, client kubernetes.Interface, r CordonRequ
 	v := &Verification{}
 	if !node.Spec.Unschedulable {
 		by, when := lastWriter(node, r.Lease.FieldManager())
-		v.Differences = append(v.Differences, Difference{Object: prior.String(), Field: "spec.unschedulable", Want: "true", Have: "false", ChangedBy: by, ChangedAt: when})
+		v.Differences = append(v.Differences, Difference{
+			Object: prior.String(), Field: "spec.unschedulable", Want: "true",
+			Have: "false", ChangedBy: by, ChangedAt: when,
+		})
 	}
-	v.Differences = append(v.Differences, metadataDifferences(prior.String(), node, r.Lease.FieldManager(), "annotation", node.Annotations, r.Lease.leaseAnnotations(FacetScheduling))...)
+	v.Differences = append(v.Differences, metadataDifferences(prior.String(), node, r.Lease.FieldManager(), "annotation",
+		node.Annotations, r.Lease.leaseAnnotations(FacetScheduling))...)
 	v.InForce = len(v.Differences) == 0
 	return v, nil, nil
 }
@@ -203,7 +228,9 @@ func VerifyCordon(ctx context.Context, client kubernetes.Interface, r CordonRequ
 // UndoCordon restores the prior state and removes the lease's annotations. It does nothing if the node is gone or the
 // cordon was undone before. If the node is cordoned without this lease's marker, it changes nothing and returns a
 // drift. A second cordon by someone else looks like the first; to keep a cordon after the lease, remove the marker.
-func UndoCordon(ctx context.Context, client kubernetes.Interface, r CordonRequest, prior CordonPrior) (drift *Drift, err error) {
+func UndoCordon(ctx context.Context, client kubernetes.Interface, r CordonRequest, prior CordonPrior) (drift *Drift,
+	err error,
+) {
 	err = retry.RetryOnConflict(retry.DefaultBackoff, func() error {
 		drift, err = undoCordonOnce(ctx, client, r, prior)
 		return err
@@ -214,7 +241,9 @@ func UndoCordon(ctx context.Context, client kubernetes.Interface, r CordonReques
 	return drift, nil
 }
 
-func undoCordonOnce(ctx context.Context, client kubernetes.Interface, r CordonRequest, prior CordonPrior) (*Drift, error) {
+func undoCordonOnce(ctx context.Context, client kubernetes.Interface, r CordonRequest, prior CordonPrior) (*Drift,
+	error,
+) {
 	node, err := prior.getNode(ctx, client)
 	if err != nil || node == nil {
 		return nil, err
@@ -235,7 +264,9 @@ func undoCordonOnce(ctx context.Context, client kubernetes.Interface, r CordonRe
 }
 
 // ReadExpiryMarker reads the marker of a cordon, and the prior state that was saved with it.
-func (r CordonRequest) ReadExpiryMarker(ctx context.Context, client kubernetes.Interface, prior CordonPrior) (ExpiryMarker, *CordonPrior, error) {
+func (r CordonRequest) ReadExpiryMarker(ctx context.Context, client kubernetes.Interface,
+	prior CordonPrior,
+) (ExpiryMarker, *CordonPrior, error) {
 	node, err := prior.getNode(ctx, client)
 	if err != nil || node == nil {
 		return ExpiryMarker{}, nil, err
@@ -264,7 +295,10 @@ func FindOrphanedCordons(ctx context.Context, client kubernetes.Interface, now t
 		if lease.ID == "" || !expired {
 			continue
 		}
-		o := Orphan{Object: "Node " + n.Name, LeaseID: lease.ID, IncidentID: lease.IncidentID, ExpiredAt: lease.ExpiresAt, CordonRequest: &CordonRequest{Lease: lease}}
+		o := Orphan{
+			Object: "Node " + n.Name, LeaseID: lease.ID, IncidentID: lease.IncidentID, ExpiredAt: lease.ExpiresAt,
+			CordonRequest: &CordonRequest{Lease: lease},
+		}
 		if prior, err := readSavedCordon(n); err == nil {
 			o.CordonRequest.Pod, o.CordonPrior = prior.Pod, &prior
 		}

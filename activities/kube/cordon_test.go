@@ -25,7 +25,7 @@ func TestCordon(t *testing.T) {
 		"the last node is left": testCordonRefusesLastNode,
 		"a node that is cordoned already stays so":  testCordonKeepsExistingCordon,
 		"another lease's node is left":              testCordonRefusesOtherLease,
-		"undo of what someone changed is a drift":  testCordonUndoDrift,
+		"undo of what someone changed is a drift":   testCordonUndoDrift,
 		"planning needs no right to write":          testCordonPlanIsReadOnly,
 		"the sweeper finds what lost its lease":     testCordonOrphansFound,
 		"the node is held when the pod is gone too": testCordonAfterPodGone,
@@ -52,7 +52,10 @@ func (p fixture) registerNode(t *testing.T, name string) (string, kube.CordonReq
 		if node, err = nodes.Get(t.Context(), name, metav1.GetOptions{}); err != nil {
 			return err
 		}
-		node.Status.Conditions = []corev1.NodeCondition{{Type: corev1.NodeReady, Status: corev1.ConditionTrue, LastHeartbeatTime: metav1.Now()}}
+		node.Status.Conditions = []corev1.NodeCondition{{
+			Type: corev1.NodeReady, Status: corev1.ConditionTrue,
+			LastHeartbeatTime: metav1.Now(),
+		}}
 		_, err = nodes.UpdateStatus(t.Context(), node, metav1.UpdateOptions{})
 		return err
 	})
@@ -61,7 +64,10 @@ func (p fixture) registerNode(t *testing.T, name string) (string, kube.CordonReq
 	if pod, err = p.Client().CoreV1().Pods(p.namespace).Create(t.Context(), pod, metav1.CreateOptions{}); err != nil {
 		t.Fatal(err)
 	}
-	return name, kube.CordonRequest{Pod: podRef(pod), Lease: kube.Lease{ID: "lab/" + t.Name() + "/scheduling", IncidentID: "INC-01TEST", ExpiresAt: oneHourFromNow().Truncate(time.Second)}}
+	return name, kube.CordonRequest{Pod: podRef(pod), Lease: kube.Lease{
+		ID:         "lab/" + t.Name() + "/scheduling",
+		IncidentID: "INC-01TEST", ExpiresAt: oneHourFromNow().Truncate(time.Second),
+	}}
 }
 
 func (p fixture) getNode(t *testing.T, name string) *corev1.Node {
@@ -75,7 +81,8 @@ func (p fixture) getNode(t *testing.T, name string) *corev1.Node {
 
 func (p fixture) patchNode(t *testing.T, name, body string) {
 	t.Helper()
-	if _, err := p.Client().CoreV1().Nodes().Patch(t.Context(), name, types.MergePatchType, []byte(body), metav1.PatchOptions{FieldManager: "someone"}); err != nil {
+	if _, err := p.Client().CoreV1().Nodes().Patch(t.Context(), name, types.MergePatchType, []byte(body),
+		metav1.PatchOptions{FieldManager: "someone"}); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -121,7 +128,8 @@ func testCordonAndUndo(t *testing.T, p fixture, client kubernetes.Interface) {
 
 func testCordonRefusesLastNode(t *testing.T, p fixture, client kubernetes.Interface) {
 	_, ref := p.runSleeperPod(t, "on-the-only-node")
-	_, refusal, err := kube.PlanCordon(t.Context(), client, kube.CordonRequest{Pod: ref, Lease: newLease(t, oneHourFromNow())})
+	_, refusal, err := kube.PlanCordon(t.Context(), client,
+		kube.CordonRequest{Pod: ref, Lease: newLease(t, oneHourFromNow())})
 	wantRefusal(t, kube.ReasonLastNode, refusal, err)
 }
 
@@ -161,9 +169,11 @@ func testCordonUndoDrift(t *testing.T, p fixture, client kubernetes.Interface) {
 		t.Errorf("uncordoned by someone: %+v", v)
 	}
 	for _, lease := range []string{`"mine"`, "null"} { // someone keeps the node cordoned
-		p.patchNode(t, name, `{"spec":{"unschedulable":true},"metadata":{"annotations":{"scheduling.stanch.dev/lease":`+lease+`}}}`)
+		p.patchNode(t, name, `{"spec":{"unschedulable":true},"metadata":{"annotations":{"scheduling.stanch.dev/lease":`+lease+
+			`}}}`)
 		drift, err := kube.UndoCordon(t.Context(), client, r, plan.Prior)
-		if err != nil || drift == nil || !strings.HasPrefix(drift.Differences[0].String(), "Node "+name+": annotation scheduling.stanch.dev/lease") {
+		if err != nil || drift == nil || !strings.HasPrefix(drift.Differences[0].String(),
+			"Node "+name+": annotation scheduling.stanch.dev/lease") {
 			t.Errorf("%s: drift %v, %v", lease, drift, err)
 		}
 		if !p.getNode(t, name).Spec.Unschedulable {

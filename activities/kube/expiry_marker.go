@@ -57,7 +57,8 @@ func (r IsolateRequest) ReadExpiryMarker(ctx context.Context, client kubernetes.
 		return ExpiryMarker{}, fmt.Errorf("read the expiry marker of %s: %w", r.policyObjectName(), err)
 	}
 	if policy != nil {
-		if s := readExpiryMarker(policy, FacetNetwork, r.Lease.ID); s.Present && (!out.Present || s.ExpiresAt.After(out.ExpiresAt)) {
+		if s := readExpiryMarker(policy, FacetNetwork, r.Lease.ID); s.Present &&
+			(!out.Present || s.ExpiresAt.After(out.ExpiresAt)) {
 			out.Present, out.ExpiresAt = s.Present, s.ExpiresAt
 		}
 	}
@@ -65,7 +66,9 @@ func (r IsolateRequest) ReadExpiryMarker(ctx context.Context, client kubernetes.
 }
 
 // ReadExpiryMarker reads the marker of a scaling, and the number of replicas that was saved with it.
-func (r ScaleRequest) ReadExpiryMarker(ctx context.Context, client kubernetes.Interface) (ExpiryMarker, *ScalePrior, error) {
+func (r ScaleRequest) ReadExpiryMarker(ctx context.Context, client kubernetes.Interface) (ExpiryMarker, *ScalePrior,
+	error,
+) {
 	w, gone, err := r.Target.getWorkload(ctx, client)
 	if err != nil {
 		return ExpiryMarker{}, nil, fmt.Errorf("read the expiry marker of %s: %w", r.Target, err)
@@ -85,6 +88,8 @@ func (r ScaleRequest) ReadExpiryMarker(ctx context.Context, client kubernetes.In
 }
 
 // CheckEarlyIsolationEnd refuses an end before the stamped one, unless a release grant permits it.
-func CheckEarlyIsolationEnd(ctx context.Context, client kubernetes.Interface, request IsolateRequest, r activities.Request) error {
+func CheckEarlyIsolationEnd(ctx context.Context, client kubernetes.Interface, request IsolateRequest,
+	r activities.Request,
+) error {
 	return checkEarlyEnd(ctx, r, func() (ExpiryMarker, error) { return request.ReadExpiryMarker(ctx, client) })
 }

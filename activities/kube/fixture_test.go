@@ -48,7 +48,10 @@ func (p fixture) runSleeperPod(t *testing.T, name string) (*corev1.Pod, kube.Pod
 }
 
 func newLease(t *testing.T, expires time.Time) kube.Lease {
-	return kube.Lease{ID: "lab/" + t.Name() + "/network", IncidentID: "INC-01TEST", ExpiresAt: expires.Truncate(time.Second)}
+	return kube.Lease{
+		ID: "lab/" + t.Name() + "/network", IncidentID: "INC-01TEST",
+		ExpiresAt: expires.Truncate(time.Second),
+	}
 }
 
 func oneHourFromNow() time.Time { return time.Now().Add(time.Hour) }

@@ -35,9 +35,14 @@ var _ activities.Observer = (*imageAction)(nil)
 func (*imageAction) Spec() playbooks.ActionSpec {
 	p := ImagePermissions()
 	return playbooks.ActionSpec{
-		Name: "image", Verb: playbooks.VerbEnrich, Class: playbooks.ClassObserve, Targets: []playbooks.TargetKind{playbooks.TargetPod},
-		Doc:     "Look up when the image digest first appeared, who rolled it out, and which vulnerabilities and signature the cluster knows of.",
-		Outputs: activities.ImageFacts{}, PlanPermissions: PermissionsFromRBAC(p.PlanRules), ApplyPermissions: PermissionsFromRBAC(p.ApplyRules),
+		Name:             "image",
+		Verb:             playbooks.VerbEnrich,
+		Class:            playbooks.ClassObserve,
+		Targets:          []playbooks.TargetKind{playbooks.TargetPod},
+		Doc:              "Look up when the image digest first appeared, who rolled it out, and which vulnerabilities and signature the cluster knows of.",
+		Outputs:          activities.ImageFacts{},
+		PlanPermissions:  PermissionsFromRBAC(p.PlanRules),
+		ApplyPermissions: PermissionsFromRBAC(p.ApplyRules),
 	}
 }
 
@@ -45,7 +50,10 @@ func (*imageAction) Spec() playbooks.ActionSpec {
 // is installed.
 func ImagePermissions() Permissions {
 	p := WorkloadPermissions()
-	p.PlanRules = append(slices.Clone(p.PlanRules), rbacv1.PolicyRule{APIGroups: []string{"aquasecurity.github.io"}, Resources: []string{"vulnerabilityreports"}, Verbs: []string{"list"}})
+	p.PlanRules = append(slices.Clone(p.PlanRules), rbacv1.PolicyRule{
+		APIGroups: []string{"aquasecurity.github.io"},
+		Resources: []string{"vulnerabilityreports"}, Verbs: []string{"list"},
+	})
 	p.ApplyRules = p.PlanRules
 	return p
 }
@@ -57,7 +65,10 @@ func (a *imageAction) Observe(ctx context.Context, r activities.Request) (activi
 		return activities.Observation{}, err
 	}
 	// The look-back is practically unlimited, because an old digest is a fact too.
-	info, refused, err := GetWorkloadInfo(ctx, a.client, ref, WorkloadOptions{MaxListItems: 200, RecentWindow: 10 * 365 * 24 * time.Hour})
+	info, refused, err := GetWorkloadInfo(ctx, a.client, ref, WorkloadOptions{
+		MaxListItems: 200,
+		RecentWindow: 10 * 365 * 24 * time.Hour,
+	})
 	if err != nil || refused != nil {
 		return activities.Observation{}, firstError(err, toActivityRefusal(refused))
 	}
@@ -68,7 +79,10 @@ func (a *imageAction) Observe(ctx context.Context, r activities.Request) (activi
 	out := newImageFacts(info, r.Target.ContainerID)
 	out.Signature = readSignature(pod, out.Image, out.Digest)
 	if out.Signature.State == "unknown" {
-		out.Missing = append(out.Missing, "signature: the pod has no record of verification at admission; the image may still be signed")
+		out.Missing = append(
+			out.Missing,
+			"signature: the pod has no record of verification at admission; the image may still be signed",
+		)
 	}
 	if err := a.readVulnerabilities(ctx, pod.Namespace, &out); err != nil {
 		return activities.Observation{}, err
@@ -78,7 +92,8 @@ func (a *imageAction) Observe(ctx context.Context, r activities.Request) (activi
 
 // newImageFacts extracts the facts about an image from the workload's.
 func newImageFacts(info *WorkloadInfo, container string) activities.ImageFacts {
-	out := activities.ImageFacts{FirstWorkload: fmt.Sprintf("%s/%s/%s", info.Pod.Namespace, info.Owner.Kind, info.Owner.Name)}
+	out := activities.ImageFacts{FirstWorkload: fmt.Sprintf("%s/%s/%s", info.Pod.Namespace, info.Owner.Kind,
+		info.Owner.Name)}
 	for i, c := range info.Pod.Containers {
 		if c.ID == container || i == 0 {
 			out.Image, out.Digest = c.Image, c.ImageDigest
@@ -145,7 +160,8 @@ type vulnerabilityReport struct {
 // to this image, because a tag may have moved.
 func (a *imageAction) readVulnerabilities(ctx context.Context, namespace string, out *activities.ImageFacts) error {
 	missing := func(why string) { out.Missing = append(out.Missing, "vulnerabilities: "+why) }
-	raw, err := a.client.Discovery().RESTClient().Get().AbsPath("/apis/aquasecurity.github.io/v1alpha1/namespaces", namespace, "vulnerabilityreports").
+	raw, err := a.client.Discovery().RESTClient().Get().AbsPath("/apis/aquasecurity.github.io/v1alpha1/namespaces",
+		namespace, "vulnerabilityreports").
 		Param("limit", fmt.Sprint(maxReports)).DoRaw(ctx)
 	switch {
 	case apierrors.IsNotFound(err):

@@ -25,8 +25,11 @@ func TestImageFacts(t *testing.T) {
 	d := &appsv1.Deployment{ObjectMeta: metav1.ObjectMeta{Name: "web"}, Spec: appsv1.DeploymentSpec{
 		Replicas: &one, Selector: &metav1.LabelSelector{MatchLabels: map[string]string{"app": "web"}},
 		Template: corev1.PodTemplateSpec{
-			ObjectMeta: metav1.ObjectMeta{Labels: map[string]string{"app": "web"}, Annotations: map[string]string{"kyverno.io/verify-images": fmt.Sprintf(`{%q:"pass"}`, lab.BusyboxImage)}},
-			Spec:       lab.NewPod("x", lab.BusyboxImage, "/bin/sleep", "3600").Spec,
+			ObjectMeta: metav1.ObjectMeta{
+				Labels:      map[string]string{"app": "web"},
+				Annotations: map[string]string{"kyverno.io/verify-images": fmt.Sprintf(`{%q:"pass"}`, lab.BusyboxImage)},
+			},
+			Spec: lab.NewPod("x", lab.BusyboxImage, "/bin/sleep", "3600").Spec,
 		},
 	}}
 	_, err := c.Client().AppsV1().Deployments(ns).Create(ctx, d, metav1.CreateOptions{})
@@ -52,7 +55,10 @@ func TestImageFacts(t *testing.T) {
 		}
 	}
 	observe := func() activities.ImageFacts {
-		out, err := action.Observe(ctx, activities.Request{Target: playbooks.Target{Kind: playbooks.TargetPod, Namespace: ns, Name: pod.Name, UID: string(pod.UID)}})
+		out, err := action.Observe(ctx, activities.Request{Target: playbooks.Target{
+			Kind: playbooks.TargetPod, Namespace: ns,
+			Name: pod.Name, UID: string(pod.UID),
+		}})
 		require.NoError(t, err)
 		return out.Outputs.(activities.ImageFacts)
 	}
@@ -63,18 +69,35 @@ func TestImageFacts(t *testing.T) {
 	require.NotEmpty(t, facts.RolledOutBy)
 	require.WithinDuration(t, time.Now(), facts.RolledOutAt, 2*time.Minute)
 	require.False(t, facts.FirstSeen.After(pod.CreationTimestamp.Time))
-	require.Equal(t, activities.Signature{State: "verified", Source: "annotation kyverno.io/verify-images"}, facts.Signature)
+	require.Equal(t, activities.Signature{State: "verified", Source: "annotation kyverno.io/verify-images"},
+		facts.Signature)
 	require.False(t, facts.Vulnerabilities.ReportFound)
 	require.Contains(t, facts.Missing, "vulnerabilities: the cluster has no Trivy operator")
 
 	raw := c.Client().Discovery().RESTClient()
-	require.NoError(t, raw.Post().AbsPath("/apis/apiextensions.k8s.io/v1/customresourcedefinitions").Body([]byte(reportsDefinition)).Do(ctx).Error())
+	require.NoError(
+		t,
+		raw.Post().
+			AbsPath("/apis/apiextensions.k8s.io/v1/customresourcedefinitions").
+			Body([]byte(reportsDefinition)).
+			Do(ctx).
+			Error(),
+	)
 	t.Cleanup(func() {
-		_ = raw.Delete().AbsPath("/apis/apiextensions.k8s.io/v1/customresourcedefinitions/vulnerabilityreports.aquasecurity.github.io").Do(context.Background()).Error()
+		_ = raw.Delete().
+			AbsPath("/apis/apiextensions.k8s.io/v1/customresourcedefinitions/vulnerabilityreports.aquasecurity.github.io").
+			Do(context.Background()).
+			Error()
 	})
 	lab.Eventually(t, 20*time.Second, "a report", func() error {
-		return raw.Post().AbsPath("/apis/aquasecurity.github.io/v1alpha1/namespaces", ns, "vulnerabilityreports").Body([]byte(fmt.Sprintf(
-			`{"apiVersion":"aquasecurity.github.io/v1alpha1","kind":"VulnerabilityReport","metadata":{"name":"web-x"},"report":{"artifact":{"digest":%q},"vulnerabilities":[{"severity":"CRITICAL","fixedVersion":"2"},{"severity":"HIGH"},{"severity":"LOW","fixedVersion":"3"}]}}`, facts.Digest))).Do(ctx).Error()
+		return raw.Post().AbsPath("/apis/aquasecurity.github.io/v1alpha1/namespaces", ns,
+			"vulnerabilityreports").Body([]byte(fmt.Sprintf(
+			`{"apiVersion":"aquasecurity.github.io/v1alpha1","kind":"VulnerabilityReport","metadata":{"name":"web-x"},"report":{"artifact":{"digest":%q},"vulnerabilities":[{"severity":"CRITICAL","fixedVersion":"2"},{"severity":"HIGH"},{"severity":"LOW","fixedVersion":"3"}]}}`,
+			facts.Digest,
+		))).Do(ctx).Error()
 	})
-	require.Equal(t, activities.Vulnerabilities{ReportFound: true, Critical: 1, High: 1, Fixable: 1, Report: ns + "/web-x"}, observe().Vulnerabilities)
+	require.Equal(t, activities.Vulnerabilities{
+		ReportFound: true, Critical: 1, High: 1, Fixable: 1,
+		Report: ns + "/web-x",
+	}, observe().Vulnerabilities)
 }

@@ -52,7 +52,8 @@ type IsolatePrior struct {
 // IsolatePermissions returns the permissions of an isolation.
 func IsolatePermissions() Permissions {
 	return Permissions{
-		PlanRules: []rbacv1.PolicyRule{newPolicyRule("", "pods", "get"), newPolicyRule("networking.k8s.io", "networkpolicies", "list")},
+		PlanRules: []rbacv1.PolicyRule{newPolicyRule("", "pods", "get"), newPolicyRule("networking.k8s.io", "networkpolicies",
+			"list")},
 		ApplyRules: []rbacv1.PolicyRule{
 			newPolicyRule("", "pods", "get", "list", "patch"),
 			newPolicyRule("networking.k8s.io", "networkpolicies", "get", "list", "create", "update", "delete"),
@@ -108,7 +109,8 @@ func (r IsolateRequest) readState(ctx context.Context, client kubernetes.Interfa
 	case policy == nil:
 		plan.Changes = append(plan.Changes, "create "+r.policyObjectName()+" that denies "+r.describeDirections())
 	case policy.Annotations[FacetNetwork.LeaseAnnotation()] != r.Lease.ID:
-		return fail(newRefusal(ReasonForeignObject, "%s exists and does not belong to this lease; remove or rename it", r.policyObjectName()), nil)
+		return fail(newRefusal(ReasonForeignObject, "%s exists and does not belong to this lease; remove or rename it",
+			r.policyObjectName()), nil)
 	case !apiequality.Semantic.DeepEqual(policy.Spec, r.buildPolicy().Spec):
 		plan.Changes = append(plan.Changes, "restore the spec of "+r.policyObjectName())
 	}
@@ -138,11 +140,13 @@ func (r IsolateRequest) refusalReason(pod *corev1.Pod) *Refusal {
 	case pod.Spec.HostNetwork:
 		return newRefusal(ReasonHostNetwork, "pod %s uses the host network, which a NetworkPolicy does not affect", r.Pod)
 	case mirror:
-		return newRefusal(ReasonStaticPod, "pod %s is a static pod of node %s; change its manifest on the node", r.Pod, pod.Spec.NodeName)
+		return newRefusal(ReasonStaticPod, "pod %s is a static pod of node %s; change its manifest on the node", r.Pod,
+			pod.Spec.NodeName)
 	case pod.Status.Phase == corev1.PodSucceeded || pod.Status.Phase == corev1.PodFailed:
 		return newRefusal(ReasonPodCompleted, "pod %s has ended (%s)", r.Pod, pod.Status.Phase)
 	case label != "" && label != ShortLeaseID(r.Lease.ID):
-		return newRefusal(ReasonForeignObject, "pod %s already has the label %s=%s, which does not belong to this lease", r.Pod, IsolateLabel, label)
+		return newRefusal(ReasonForeignObject, "pod %s already has the label %s=%s, which does not belong to this lease",
+			r.Pod, IsolateLabel, label)
 	}
 	return nil
 }
@@ -234,7 +238,8 @@ func ApplyIsolate(ctx context.Context, client kubernetes.Interface, r IsolateReq
 // applyPodMetadata sets Stanch's labels and annotations of the pod to exactly these, by server-side apply: with none,
 // Stanch's are removed and no others. It returns the updated pod. The UID makes the API server refuse a newer pod of
 // the same name, and prevents creating one.
-func (r IsolateRequest) applyPodMetadata(ctx context.Context, client kubernetes.Interface, labels, annotations map[string]string) (
+func (r IsolateRequest) applyPodMetadata(ctx context.Context, client kubernetes.Interface, labels,
+	annotations map[string]string) (
 	*corev1.Pod, *Refusal, error,
 ) {
 	body, err := json.Marshal(map[string]any{
@@ -259,8 +264,13 @@ func (r IsolateRequest) applyPodMetadata(ctx context.Context, client kubernetes.
 
 // deletePolicy deletes exactly the policy that was read. A changed or recreated policy is a conflict, which the next
 // attempt checks again.
-func (r IsolateRequest) deletePolicy(ctx context.Context, client kubernetes.Interface, policy *networkingv1.NetworkPolicy) error {
-	only := metav1.DeleteOptions{Preconditions: &metav1.Preconditions{UID: &policy.UID, ResourceVersion: &policy.ResourceVersion}}
+func (r IsolateRequest) deletePolicy(ctx context.Context, client kubernetes.Interface,
+	policy *networkingv1.NetworkPolicy,
+) error {
+	only := metav1.DeleteOptions{Preconditions: &metav1.Preconditions{
+		UID:             &policy.UID,
+		ResourceVersion: &policy.ResourceVersion,
+	}}
 	err := client.NetworkingV1().NetworkPolicies(r.Pod.Namespace).Delete(ctx, policy.Name, only)
 	if err != nil && !apierrors.IsNotFound(err) {
 		return fmt.Errorf("delete %s: %w", r.policyObjectName(), err)

@@ -29,12 +29,12 @@ func TestIsolate(t *testing.T) {
 		"one pod and none of its siblings":              testIsolateOnlyOnePod,
 		"planning needs no right to write":              testIsolatePlanIsReadOnly,
 		"repeating and extending":                       testIsolateRepeatAndExtend,
-		"someone else's policies defeat it":            testIsolatePolicyConflicts,
+		"someone else's policies defeat it":             testIsolatePolicyConflicts,
 		"what is refused":                               testIsolateRefusals,
 		"a static pod is refused":                       testIsolateRefusesStaticPod,
 		"a pod that came later is not touched":          testIsolateIgnoresReplacedPod,
-		"undo of what someone changed is a drift":      testIsolateUndoDrift,
-		"apply puts back what someone removed":         testIsolateReappliesRemoved,
+		"undo of what someone changed is a drift":       testIsolateUndoDrift,
+		"apply puts back what someone removed":          testIsolateReappliesRemoved,
 		"undo gives up labels that others wrote too":    testIsolateUndoCoOwnedLabels,
 		"the sweeper finds what lost its lease":         testIsolateOrphansFound,
 		"undo works when the pod is gone":               testIsolateUndoAfterPodGone,
@@ -87,9 +87,11 @@ func testIsolateOnlyOnePod(t *testing.T, p fixture, client kubernetes.Interface)
 	wantUndone(t, drift, err)
 	after, err := p.Client().CoreV1().Pods(p.namespace).Get(ctx, "one", metav1.GetOptions{})
 	if err != nil || !maps.Equal(after.Labels, before.Labels) || !maps.Equal(after.Annotations, before.Annotations) {
-		t.Errorf("labels %v, annotations %v, %v; want them as before: %v, %v", after.Labels, after.Annotations, err, before.Labels, before.Annotations)
+		t.Errorf("labels %v, annotations %v, %v; want them as before: %v, %v", after.Labels, after.Annotations, err,
+			before.Labels, before.Annotations)
 	}
-	if _, err := p.Client().NetworkingV1().NetworkPolicies(p.namespace).Get(ctx, plan.PolicyName, metav1.GetOptions{}); !apierrors.IsNotFound(err) {
+	if _, err := p.Client().NetworkingV1().NetworkPolicies(p.namespace).Get(ctx, plan.PolicyName,
+		metav1.GetOptions{}); !apierrors.IsNotFound(err) {
 		t.Errorf("the policy after undo: %v", err)
 	}
 	now, err := p.Client().CoreV1().Pods(p.namespace).Get(ctx, "two", metav1.GetOptions{})
@@ -129,7 +131,10 @@ func testIsolateUndoKeepsReplacedPolicy(t *testing.T, p fixture, client kubernet
 			if err := policies.Delete(ctx, plan.PolicyName, metav1.DeleteOptions{}); err != nil {
 				t.Error(err)
 			}
-			theirs := &networkingv1.NetworkPolicy{ObjectMeta: metav1.ObjectMeta{Name: plan.PolicyName}, Spec: networkingv1.NetworkPolicySpec{PolicyTypes: []networkingv1.PolicyType{networkingv1.PolicyTypeEgress}}}
+			theirs := &networkingv1.NetworkPolicy{
+				ObjectMeta: metav1.ObjectMeta{Name: plan.PolicyName},
+				Spec:       networkingv1.NetworkPolicySpec{PolicyTypes: []networkingv1.PolicyType{networkingv1.PolicyTypeEgress}},
+			}
 			if _, err := policies.Create(ctx, theirs, metav1.CreateOptions{}); err != nil {
 				t.Error(err)
 			}
@@ -249,7 +254,8 @@ func testIsolateRefusals(t *testing.T, p fixture, client kubernetes.Interface) {
 	_, refusal, err := kube.ApplyIsolate(t.Context(), client, newIsolateRequest(t, podRef(hostPod)))
 	wantRefusal(t, kube.ReasonHostNetwork, refusal, err)
 
-	_, refusal, err = kube.PlanIsolate(t.Context(), client, newIsolateRequest(t, kube.PodRef{Namespace: p.namespace, Name: "nobody", UID: "u"}))
+	_, refusal, err = kube.PlanIsolate(t.Context(), client,
+		newIsolateRequest(t, kube.PodRef{Namespace: p.namespace, Name: "nobody", UID: "u"}))
 	wantRefusal(t, kube.ReasonNotFound, refusal, err)
 
 	pod, ref := p.runSleeperPod(t, "held")
@@ -264,18 +270,22 @@ func testIsolateRefusals(t *testing.T, p fixture, client kubernetes.Interface) {
 	wantUndone(t, drift, err)
 
 	// A policy of someone else with the same name as Stanch's is neither used nor removed.
-	foreign := &networkingv1.NetworkPolicy{ObjectMeta: metav1.ObjectMeta{Name: "stanch-isolate-" + kube.ShortLeaseID(r.Lease.ID)}}
-	if _, err := p.Client().NetworkingV1().NetworkPolicies(p.namespace).Create(t.Context(), foreign, metav1.CreateOptions{}); err != nil {
+	foreign := &networkingv1.NetworkPolicy{ObjectMeta: metav1.ObjectMeta{Name: "stanch-isolate-" +
+		kube.ShortLeaseID(r.Lease.ID)}}
+	if _, err := p.Client().NetworkingV1().NetworkPolicies(p.namespace).Create(t.Context(), foreign,
+		metav1.CreateOptions{}); err != nil {
 		t.Fatal(err)
 	}
 	_, refusal, err = kube.ApplyIsolate(t.Context(), client, r)
 	wantRefusal(t, kube.ReasonForeignObject, refusal, err)
-	if now, err := p.Client().CoreV1().Pods(p.namespace).Get(t.Context(), pod.Name, metav1.GetOptions{}); err != nil || now.Labels[kube.IsolateLabel] != "" {
+	if now, err := p.Client().CoreV1().Pods(p.namespace).Get(t.Context(), pod.Name, metav1.GetOptions{}); err != nil ||
+		now.Labels[kube.IsolateLabel] != "" {
 		t.Errorf("the pod was labeled for a refusal: %v, %v", now.Labels, err)
 	}
 	drift, err = kube.UndoIsolate(t.Context(), client, r, true)
 	wantUndone(t, drift, err)
-	if _, err := p.Client().NetworkingV1().NetworkPolicies(p.namespace).Get(t.Context(), foreign.Name, metav1.GetOptions{}); err != nil {
+	if _, err := p.Client().NetworkingV1().NetworkPolicies(p.namespace).Get(t.Context(), foreign.Name,
+		metav1.GetOptions{}); err != nil {
 		t.Errorf("the foreign policy after a forced undo: %v", err)
 	}
 }
@@ -330,13 +340,16 @@ func testIsolateUndoDrift(t *testing.T, p fixture, client kubernetes.Interface) 
 	p.patchPod(t, "drift", `{"metadata":{"labels":{"stanch.dev/isolate":"mine"}}}`)
 
 	drift, err := kube.UndoIsolate(t.Context(), client, r, false)
-	wantDrift(t, drift, err, "NetworkPolicy "+p.namespace+"/"+plan.PolicyName+": spec is ", "Pod "+ref.String()+": label stanch.dev/isolate is mine")
-	if _, err := p.Client().NetworkingV1().NetworkPolicies(p.namespace).Get(t.Context(), plan.PolicyName, metav1.GetOptions{}); err != nil {
+	wantDrift(t, drift, err, "NetworkPolicy "+p.namespace+"/"+plan.PolicyName+": spec is ", "Pod "+ref.String()+
+		": label stanch.dev/isolate is mine")
+	if _, err := p.Client().NetworkingV1().NetworkPolicies(p.namespace).Get(t.Context(), plan.PolicyName,
+		metav1.GetOptions{}); err != nil {
 		t.Errorf("a drifted undo touched the policy: %v", err)
 	}
 	drift, err = kube.UndoIsolate(t.Context(), client, r, true)
 	wantUndone(t, drift, err)
-	if _, err := p.Client().NetworkingV1().NetworkPolicies(p.namespace).Get(t.Context(), plan.PolicyName, metav1.GetOptions{}); !apierrors.IsNotFound(err) {
+	if _, err := p.Client().NetworkingV1().NetworkPolicies(p.namespace).Get(t.Context(), plan.PolicyName,
+		metav1.GetOptions{}); !apierrors.IsNotFound(err) {
 		t.Errorf("after the forced undo: %v", err)
 	}
 	now, err := p.Client().CoreV1().Pods(p.namespace).Get(t.Context(), "drift", metav1.GetOptions{})
@@ -374,7 +387,8 @@ func testIsolateUndoCoOwnedLabels(t *testing.T, p fixture, client kubernetes.Int
 	r := newIsolateRequest(t, ref)
 	_, refusal, err := kube.ApplyIsolate(t.Context(), client, r)
 	requireNoRefusal(t, refusal, err)
-	body := `{"apiVersion":"v1","kind":"Pod","metadata":{"labels":{"stanch.dev/isolate":"` + kube.ShortLeaseID(r.Lease.ID) + `"}}}`
+	body := `{"apiVersion":"v1","kind":"Pod","metadata":{"labels":{"stanch.dev/isolate":"` +
+		kube.ShortLeaseID(r.Lease.ID) + `"}}}`
 	if _, err := p.Client().CoreV1().Pods(p.namespace).Patch(t.Context(), "both", types.ApplyPatchType, []byte(body),
 		metav1.PatchOptions{FieldManager: "gitops"}); err != nil {
 		t.Fatal(err)
@@ -401,7 +415,8 @@ func testIsolateOrphansFound(t *testing.T, p fixture, client kubernetes.Interfac
 		t.Fatalf("after the expiry: %+v", found)
 	}
 	// Without the policy, the pod's label still identifies the lease.
-	if err := p.Client().NetworkingV1().NetworkPolicies(p.namespace).Delete(t.Context(), plan.PolicyName, metav1.DeleteOptions{}); err != nil {
+	if err := p.Client().NetworkingV1().NetworkPolicies(p.namespace).Delete(t.Context(), plan.PolicyName,
+		metav1.DeleteOptions{}); err != nil {
 		t.Fatal(err)
 	}
 	found = p.findIsolationOrphans(t, client, after)
@@ -423,7 +438,8 @@ func testIsolateUndoAfterPodGone(t *testing.T, p fixture, client kubernetes.Inte
 	p.deletePod(t, "gone")
 	drift, err := kube.UndoIsolate(t.Context(), client, r, false)
 	wantUndone(t, drift, err)
-	if _, err := p.Client().NetworkingV1().NetworkPolicies(p.namespace).Get(t.Context(), plan.PolicyName, metav1.GetOptions{}); !apierrors.IsNotFound(err) {
+	if _, err := p.Client().NetworkingV1().NetworkPolicies(p.namespace).Get(t.Context(), plan.PolicyName,
+		metav1.GetOptions{}); !apierrors.IsNotFound(err) {
 		t.Errorf("the policy stays: %v", err)
 	}
 }

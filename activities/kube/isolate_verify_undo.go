@@ -16,7 +16,9 @@ import (
 
 // VerifyIsolate reports whether the isolation is in place as it was applied: the policy with exactly its spec, the
 // label that it selects, and the expiry on both. For a pod that is gone, it returns a refusal.
-func VerifyIsolate(ctx context.Context, client kubernetes.Interface, r IsolateRequest) (*Verification, *Refusal, error) {
+func VerifyIsolate(ctx context.Context, client kubernetes.Interface, r IsolateRequest) (*Verification, *Refusal,
+	error,
+) {
 	pod, refusal, err := getPod(ctx, client, r.Pod)
 	if err != nil || refusal != nil {
 		return nil, refusal, err
@@ -29,13 +31,18 @@ func VerifyIsolate(ctx context.Context, client kubernetes.Interface, r IsolateRe
 		"the API server does not show whether the cluster's network enforces NetworkPolicies and closes open connections",
 	}}
 	if policy == nil {
-		v.Differences = append(v.Differences, Difference{Object: r.policyObjectName(), Field: "object", Want: "present", Have: "absent"})
+		v.Differences = append(v.Differences, Difference{
+			Object: r.policyObjectName(), Field: "object", Want: "present",
+			Have: "absent",
+		})
 	} else {
 		v.Differences = append(v.Differences, r.policyDifferences(policy)...)
-		v.Differences = append(v.Differences, r.compareEntries(r.policyObjectName(), policy, "annotation", policy.Annotations, r.Lease.leaseAnnotations(FacetNetwork))...)
+		v.Differences = append(v.Differences, r.compareEntries(r.policyObjectName(), policy, "annotation", policy.Annotations,
+			r.Lease.leaseAnnotations(FacetNetwork))...)
 	}
 	v.Differences = append(v.Differences, r.labelDifferences(pod)...)
-	v.Differences = append(v.Differences, r.compareEntries("Pod "+r.Pod.String(), pod, "annotation", pod.Annotations, r.Lease.leaseAnnotations(FacetNetwork))...)
+	v.Differences = append(v.Differences, r.compareEntries("Pod "+r.Pod.String(), pod, "annotation", pod.Annotations,
+		r.Lease.leaseAnnotations(FacetNetwork))...)
 	v.InForce = len(v.Differences) == 0
 	return v, nil, nil
 }
@@ -63,7 +70,8 @@ func UndoIsolate(ctx context.Context, client kubernetes.Interface, r IsolateRequ
 	if !force {
 		var drift Drift
 		if policy != nil && !ours {
-			drift.Differences = append(drift.Differences, r.compareEntries(r.policyObjectName(), policy, "annotation", policy.Annotations,
+			drift.Differences = append(drift.Differences, r.compareEntries(r.policyObjectName(), policy, "annotation",
+				policy.Annotations,
 				map[string]string{FacetNetwork.LeaseAnnotation(): r.Lease.ID})...)
 		}
 		if ours {
@@ -114,10 +122,13 @@ func (r IsolateRequest) removeMarkers(ctx context.Context, client kubernetes.Int
 
 // hasMarkers reports whether the pod has the label or annotations of this lease.
 func (r IsolateRequest) hasMarkers(pod *corev1.Pod) bool {
-	return pod.Labels[IsolateLabel] == ShortLeaseID(r.Lease.ID) || pod.Annotations[FacetNetwork.LeaseAnnotation()] == r.Lease.ID
+	return pod.Labels[IsolateLabel] == ShortLeaseID(r.Lease.ID) ||
+		pod.Annotations[FacetNetwork.LeaseAnnotation()] == r.Lease.ID
 }
 
-func (r IsolateRequest) getPolicy(ctx context.Context, client kubernetes.Interface) (*networkingv1.NetworkPolicy, error) {
+func (r IsolateRequest) getPolicy(ctx context.Context, client kubernetes.Interface) (*networkingv1.NetworkPolicy,
+	error,
+) {
 	policy, err := client.NetworkingV1().NetworkPolicies(r.Pod.Namespace).Get(ctx, r.policyName(), metav1.GetOptions{})
 	if apierrors.IsNotFound(err) {
 		return nil, nil
@@ -135,16 +146,20 @@ func (r IsolateRequest) policyDifferences(policy *networkingv1.NetworkPolicy) []
 	}
 	by, when := lastFieldWriter(policy, r.Lease.FieldManager(), "spec")
 	return []Difference{{
-		Object: r.policyObjectName(), Field: "spec", Want: compactJSON(want), Have: compactJSON(policy.Spec), ChangedBy: by, ChangedAt: when,
+		Object: r.policyObjectName(), Field: "spec", Want: compactJSON(want), Have: compactJSON(policy.Spec), ChangedBy: by,
+		ChangedAt: when,
 	}}
 }
 
 func (r IsolateRequest) labelDifferences(pod *corev1.Pod) []Difference {
-	return r.compareEntries("Pod "+r.Pod.String(), pod, "label", pod.Labels, map[string]string{IsolateLabel: ShortLeaseID(r.Lease.ID)})
+	return r.compareEntries("Pod "+r.Pod.String(), pod, "label", pod.Labels,
+		map[string]string{IsolateLabel: ShortLeaseID(r.Lease.ID)})
 }
 
 // compareEntries compares a map of labels or annotations with the wanted entries.
-func (r IsolateRequest) compareEntries(object string, o metav1.Object, what string, have, want map[string]string) []Difference {
+func (r IsolateRequest) compareEntries(object string, o metav1.Object, what string, have,
+	want map[string]string,
+) []Difference {
 	return metadataDifferences(object, o, r.Lease.FieldManager(), what, have, want)
 }
 
@@ -190,11 +205,13 @@ func FindOrphanedIsolations(ctx context.Context, client kubernetes.Interface, no
 		var prior struct {
 			Pod PodRef `json:"pod"`
 		}
-		if err := json.Unmarshal([]byte(p.Annotations[FacetNetwork.PriorStateAnnotation()]), &prior); err != nil || prior.Pod.UID == "" {
+		if err := json.Unmarshal([]byte(p.Annotations[FacetNetwork.PriorStateAnnotation()]), &prior); err != nil ||
+			prior.Pod.UID == "" {
 			prior.Pod = findLabeledPod(pods.Items, p) // someone tampered with it: use the label
 		}
 		orphans = append(orphans, Orphan{
-			Object: "NetworkPolicy " + p.Namespace + "/" + p.Name, LeaseID: lease.ID, IncidentID: lease.IncidentID, ExpiredAt: lease.ExpiresAt,
+			Object: "NetworkPolicy " + p.Namespace + "/" + p.Name, LeaseID: lease.ID, IncidentID: lease.IncidentID,
+			ExpiredAt:      lease.ExpiresAt,
 			IsolateRequest: &IsolateRequest{Pod: prior.Pod, Lease: lease, Ingress: len(p.Spec.PolicyTypes) > 1},
 		})
 	}

@@ -37,7 +37,9 @@ func patchMetadata(ctx context.Context, patch func(context.Context, []byte, meta
 }
 
 // metadataDifferences compares labels or annotations with the wanted entries.
-func metadataDifferences(object string, o metav1.Object, manager, what string, have, want map[string]string) []Difference {
+func metadataDifferences(object string, o metav1.Object, manager, what string, have,
+	want map[string]string,
+) []Difference {
 	var found []Difference
 	for _, key := range slices.Sorted(maps.Keys(want)) {
 		value, ok := have[key]

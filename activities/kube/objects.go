@@ -90,7 +90,8 @@ func (l Lease) FieldManager() string { return "stanch/" + l.IncidentID }
 // leaseAnnotations returns the annotations of this lease.
 func (l Lease) leaseAnnotations(f Facet) map[string]string {
 	return map[string]string{
-		f.LeaseAnnotation(): l.ID, f.IncidentAnnotation(): l.IncidentID, f.ExpiresAnnotation(): l.ExpiresAt.UTC().Format(time.RFC3339),
+		f.LeaseAnnotation(): l.ID, f.IncidentAnnotation(): l.IncidentID,
+		f.ExpiresAnnotation(): l.ExpiresAt.UTC().Format(time.RFC3339),
 	}
 }
 
@@ -201,7 +202,8 @@ func getPod(ctx context.Context, client kubernetes.Interface, ref PodRef) (*core
 		return nil, nil, fmt.Errorf("read pod %s: %w", ref, err)
 	}
 	if string(pod.UID) != ref.UID {
-		return nil, newRefusal(ReasonNotFound, "pod %s with UID %s is gone; its namesake has UID %s", ref, ref.UID, pod.UID), nil
+		return nil, newRefusal(ReasonNotFound, "pod %s with UID %s is gone; its namesake has UID %s", ref, ref.UID, pod.UID),
+			nil
 	}
 	return pod, nil, nil
 }

@@ -71,8 +71,10 @@ var _ activities.Observer = (*logsAction)(nil)
 func (*logsAction) Spec() playbooks.ActionSpec {
 	p := LogsPermissions()
 	return playbooks.ActionSpec{
-		Name: "pod.logs", Verb: playbooks.VerbEvidence, Class: playbooks.ClassObserve, Targets: []playbooks.TargetKind{playbooks.TargetPod},
-		Doc: "Capture the container's logs.", Params: logsParams{}, PlanPermissions: PermissionsFromRBAC(p.PlanRules), ApplyPermissions: PermissionsFromRBAC(p.ApplyRules),
+		Name: "pod.logs", Verb: playbooks.VerbEvidence, Class: playbooks.ClassObserve,
+		Targets: []playbooks.TargetKind{playbooks.TargetPod},
+		Doc:     "Capture the container's logs.", Params: logsParams{}, PlanPermissions: PermissionsFromRBAC(p.PlanRules),
+		ApplyPermissions: PermissionsFromRBAC(p.ApplyRules),
 	}
 }
 
@@ -93,7 +95,10 @@ func (a *logsAction) Observe(ctx context.Context, r activities.Request) (activit
 		if previous && !params.PreviousInstance {
 			break
 		}
-		logs, refused, err := PodLogs(ctx, a.client, LogsRequest{Pod: pod, Container: params.Container, TailLines: params.TailLines, PreviousInstance: previous})
+		logs, refused, err := PodLogs(ctx, a.client, LogsRequest{
+			Pod: pod, Container: params.Container,
+			TailLines: params.TailLines, PreviousInstance: previous,
+		})
 		if err != nil {
 			return out, err
 		}
@@ -108,7 +113,10 @@ func (a *logsAction) Observe(ctx context.Context, r activities.Request) (activit
 			out.MissingNote = logs.AbsentReason
 			continue
 		}
-		out.Artifacts = append(out.Artifacts, activities.Artifact{Name: name + ".txt", Data: logs.Content, CapturedFrom: "API server"})
+		out.Artifacts = append(out.Artifacts, activities.Artifact{
+			Name: name + ".txt", Data: logs.Content,
+			CapturedFrom: "API server",
+		})
 	}
 	return out, nil
 }
@@ -120,8 +128,10 @@ var _ activities.Observer = (*manifestAction)(nil)
 func (*manifestAction) Spec() playbooks.ActionSpec {
 	p := ManifestPermissions()
 	return playbooks.ActionSpec{
-		Name: "pod.manifest", Verb: playbooks.VerbEvidence, Class: playbooks.ClassObserve, Targets: []playbooks.TargetKind{playbooks.TargetPod},
-		Doc: "Capture the pod's manifest from the API server, without secret values.", PlanPermissions: PermissionsFromRBAC(p.PlanRules), ApplyPermissions: PermissionsFromRBAC(p.ApplyRules),
+		Name: "pod.manifest", Verb: playbooks.VerbEvidence, Class: playbooks.ClassObserve,
+		Targets:         []playbooks.TargetKind{playbooks.TargetPod},
+		Doc:             "Capture the pod's manifest from the API server, without secret values.",
+		PlanPermissions: PermissionsFromRBAC(p.PlanRules), ApplyPermissions: PermissionsFromRBAC(p.ApplyRules),
 	}
 }
 
@@ -134,7 +144,10 @@ func (a *manifestAction) Observe(ctx context.Context, r activities.Request) (act
 	if err != nil || refused != nil {
 		return activities.Observation{}, firstError(err, toActivityRefusal(refused))
 	}
-	out := activities.Observation{Artifacts: []activities.Artifact{{Name: "manifest.yaml", Data: manifest.YAML, CapturedFrom: "API server"}}}
+	out := activities.Observation{Artifacts: []activities.Artifact{{
+		Name: "manifest.yaml", Data: manifest.YAML,
+		CapturedFrom: "API server",
+	}}}
 	if n := len(manifest.RedactedFields); n > 0 {
 		out.MissingNote = fmt.Sprintf("%d values that look like secrets were redacted", n)
 	}
@@ -157,10 +170,14 @@ var _ activities.Observer = (*workloadAction)(nil)
 func (*workloadAction) Spec() playbooks.ActionSpec {
 	p := WorkloadPermissions()
 	return playbooks.ActionSpec{
-		Name: "workload", Verb: playbooks.VerbEnrich, Class: playbooks.ClassObserve,
-		Targets: []playbooks.TargetKind{playbooks.TargetPod, playbooks.TargetContainer},
-		Doc:     "Look up the owner, recent changes, other pods with the same image, and the permissions of the service account.",
-		Outputs: activities.WorkloadContext{}, PlanPermissions: PermissionsFromRBAC(p.PlanRules), ApplyPermissions: PermissionsFromRBAC(p.ApplyRules),
+		Name:             "workload",
+		Verb:             playbooks.VerbEnrich,
+		Class:            playbooks.ClassObserve,
+		Targets:          []playbooks.TargetKind{playbooks.TargetPod, playbooks.TargetContainer},
+		Doc:              "Look up the owner, recent changes, other pods with the same image, and the permissions of the service account.",
+		Outputs:          activities.WorkloadContext{},
+		PlanPermissions:  PermissionsFromRBAC(p.PlanRules),
+		ApplyPermissions: PermissionsFromRBAC(p.ApplyRules),
 	}
 }
 
@@ -187,7 +204,8 @@ func (a *workloadAction) Observe(ctx context.Context, r activities.Request) (act
 func newWorkloadContext(info *WorkloadInfo, container string) activities.WorkloadContext {
 	out := activities.WorkloadContext{
 		Owner:              activities.Owner{Kind: info.Owner.Kind, Name: info.Owner.Name, UID: info.Owner.UID},
-		SameDigestPodCount: info.SameDigestPods.Total, SameNodePodCount: info.SameNodePods.Total, DangerousPermissions: info.ServiceAccount.RiskyPermissions, Labels: info.Pod.Labels,
+		SameDigestPodCount: info.SameDigestPods.Total, SameNodePodCount: info.SameNodePods.Total,
+		DangerousPermissions: info.ServiceAccount.RiskyPermissions, Labels: info.Pod.Labels,
 	}
 	if info.ServiceAccount.Name != "" {
 		out.ServiceAccount = info.ServiceAccount.Namespace + "/" + info.ServiceAccount.Name

@@ -49,7 +49,10 @@ func ResolveOwners(ctx context.Context, client kubernetes.Interface, namespace s
 			return out
 		}
 		seen[string(next.UID)] = true
-		out.Workloads = append(out.Workloads, playbooks.WorkloadIdentity{Namespace: namespace, Kind: next.Kind, Name: next.Name, UID: string(next.UID)})
+		out.Workloads = append(out.Workloads, playbooks.WorkloadIdentity{
+			Namespace: namespace, Kind: next.Kind,
+			Name: next.Name, UID: string(next.UID),
+		})
 		object, replicas, err := readOwner(ctx, client, namespace, *next)
 		if err == nil && object.GetUID() != next.UID {
 			err = fmt.Errorf("its namesake has another UID")
@@ -72,7 +75,8 @@ func controllerOwner(o metav1.Object) (owner *metav1.OwnerReference, why string)
 	if refs := o.GetOwnerReferences(); owner == nil && len(refs) == 1 {
 		owner = &refs[0]
 	} else if owner == nil && len(refs) > 1 {
-		return nil, fmt.Sprintf("%s/%s has %d owners, none of which is its controller", o.GetNamespace(), o.GetName(), len(refs))
+		return nil, fmt.Sprintf("%s/%s has %d owners, none of which is its controller", o.GetNamespace(), o.GetName(),
+			len(refs))
 	}
 	if owner != nil && owner.Kind == "Node" && owner.APIVersion == "v1" {
 		return nil, ""
@@ -81,7 +85,9 @@ func controllerOwner(o metav1.Object) (owner *metav1.OwnerReference, why string)
 }
 
 // readOwner reads the metadata of an owner, and its replicas if its kind has any.
-func readOwner(ctx context.Context, client kubernetes.Interface, namespace string, ref metav1.OwnerReference) (metav1.Object, *int32, error) {
+func readOwner(ctx context.Context, client kubernetes.Interface, namespace string,
+	ref metav1.OwnerReference,
+) (metav1.Object, *int32, error) {
 	group, version, found := strings.Cut(ref.APIVersion, "/")
 	if !found {
 		group, version = "", ref.APIVersion
@@ -118,12 +124,17 @@ func readOwner(ctx context.Context, client kubernetes.Interface, namespace strin
 		}
 		return c, c.Spec.Replicas, nil
 	}
-	o, err := readCustomResource(ctx, client, namespace, schema.GroupVersionKind{Group: group, Version: version, Kind: ref.Kind}, ref.Name)
+	o, err := readCustomResource(ctx, client, namespace, schema.GroupVersionKind{
+		Group: group, Version: version,
+		Kind: ref.Kind,
+	}, ref.Name)
 	return o, nil, err
 }
 
 // readCustomResource reads the metadata of an object of any kind that the API server serves.
-func readCustomResource(ctx context.Context, client kubernetes.Interface, namespace string, kind schema.GroupVersionKind, name string) (metav1.Object, error) {
+func readCustomResource(ctx context.Context, client kubernetes.Interface, namespace string,
+	kind schema.GroupVersionKind, name string,
+) (metav1.Object, error) {
 	api := client.Discovery().RESTClient()
 	if api == nil {
 		return nil, fmt.Errorf("this client cannot read objects of the kind %s", kind)
@@ -148,7 +159,8 @@ func readCustomResource(ctx context.Context, client kubernetes.Interface, namesp
 		if r.Namespaced {
 			path = append(path, "namespaces", namespace)
 		}
-		raw, err := api.Get().AbsPath(append(path, r.Name, name)...).SetHeader("Accept", "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1,application/json").Do(ctx).Raw()
+		raw, err := api.Get().AbsPath(append(path, r.Name, name)...).SetHeader("Accept",
+			"application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1,application/json").Do(ctx).Raw()
 		if err != nil {
 			return nil, err
 		}

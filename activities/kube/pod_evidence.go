@@ -169,8 +169,10 @@ var secretNamePattern = regexp.MustCompile(`(?i)pass(word|wd|phrase)?([^a-z]|$)|
 	`access[_-]?key|private[_-]?key|auth([^a-z]|$)|connection[_-]?string|dsn$`)
 
 // secretValuePattern matches secrets whatever their name: keys, tokens, a URL with a password.
-var secretValuePattern = regexp.MustCompile(`-----BEGIN [A-Z ]*PRIVATE KEY|\bAKIA[0-9A-Z]{16}\b|\beyJ[\w-]{10,}\.[\w-]+\.[\w-]+|` +
-	`\bgh[pousr]_\w{20,}|\bxox[abprs]-[\w-]{10,}|://[^/\s:@]*:[^/\s@]+@`)
+var secretValuePattern = regexp.MustCompile(
+	`-----BEGIN [A-Z ]*PRIVATE KEY|\bAKIA[0-9A-Z]{16}\b|\beyJ[\w-]{10,}\.[\w-]+\.[\w-]+|` +
+		`\bgh[pousr]_\w{20,}|\bxox[abprs]-[\w-]{10,}|://[^/\s:@]*:[^/\s@]+@`,
+)
 
 func isSecretName(name string) bool   { return secretNamePattern.MatchString(name) }
 func isSecretValue(value string) bool { return secretValuePattern.MatchString(value) }

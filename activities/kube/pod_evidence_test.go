@@ -58,7 +58,8 @@ func TestPodLogs(t *testing.T) {
 func TestPodManifest(t *testing.T) {
 	p := newFixture(t)
 	client := p.restrictedClient(t, "stanch", kube.ManifestPermissions().PlanRules)
-	pod := lab.NewPod("keeper", lab.BusyboxImage, "sh", "-c", "exec sleep 600", "--password", "hunter2-a", "--api-key=hunter2-b", "postgres://u:hunter2-c@db/x")
+	pod := lab.NewPod("keeper", lab.BusyboxImage, "sh", "-c", "exec sleep 600", "--password", "hunter2-a",
+		"--api-key=hunter2-b", "postgres://u:hunter2-c@db/x")
 	pod.Annotations = map[string]string{corev1.LastAppliedConfigAnnotation: `{"env":"hunter2-d"}`, "team": "shop"}
 	pod.Spec.Containers[0].Env = []corev1.EnvVar{
 		{Name: "DB_PASSWORD", Value: "hunter2-e"},
@@ -73,7 +74,10 @@ func TestPodManifest(t *testing.T) {
 	if strings.Contains(text, "hunter2") || strings.Contains(text, "managedFields") {
 		t.Errorf("secrets or managed fields in:\n%s", text)
 	}
-	for _, want := range []string{"kind: Pod", "name: DB_PASSWORD", "value: debug", "value: someone", "team: shop", "nodeName: ", "imageID: "} {
+	for _, want := range []string{
+		"kind: Pod", "name: DB_PASSWORD", "value: debug", "value: someone", "team: shop",
+		"nodeName: ", "imageID: ",
+	} {
 		if !strings.Contains(text, want) {
 			t.Errorf("no %q in:\n%s", want, text)
 		}

@@ -32,7 +32,9 @@ func (d PolicyConflict) String() string {
 
 // findPolicyConflicts returns the other policies that allow traffic of a pod with these labels. It checks
 // NetworkPolicies only, not custom resources of network plugins.
-func findPolicyConflicts(policies []networkingv1.NetworkPolicy, ours string, pod map[string]string, ingress bool) ([]PolicyConflict, error) {
+func findPolicyConflicts(policies []networkingv1.NetworkPolicy, ours string, pod map[string]string,
+	ingress bool,
+) ([]PolicyConflict, error) {
 	var found []PolicyConflict
 	for _, p := range policies {
 		if p.Name == ours {
@@ -46,10 +48,16 @@ func findPolicyConflicts(policies []networkingv1.NetworkPolicy, ours string, pod
 			continue
 		}
 		if policyCoversDirection(p.Spec, networkingv1.PolicyTypeEgress) && len(p.Spec.Egress) > 0 {
-			found = append(found, PolicyConflict{p.Name, "egress", compactRules(p.Spec.Egress), selectorKeys(p.Spec.PodSelector)})
+			found = append(found, PolicyConflict{
+				p.Name, "egress", compactRules(p.Spec.Egress),
+				selectorKeys(p.Spec.PodSelector),
+			})
 		}
 		if ingress && policyCoversDirection(p.Spec, networkingv1.PolicyTypeIngress) && len(p.Spec.Ingress) > 0 {
-			found = append(found, PolicyConflict{p.Name, "ingress", compactRules(p.Spec.Ingress), selectorKeys(p.Spec.PodSelector)})
+			found = append(found, PolicyConflict{
+				p.Name, "ingress", compactRules(p.Spec.Ingress),
+				selectorKeys(p.Spec.PodSelector),
+			})
 		}
 	}
 	return found, nil

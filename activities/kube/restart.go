@@ -40,7 +40,11 @@ func RestartPermissions() Permissions {
 
 // PlanRestart returns what a restart would do, or a refusal. It only reads.
 func PlanRestart(ctx context.Context, client kubernetes.Interface, r RestartRequest) (*RestartPlan, *Refusal, error) {
-	plan := &RestartPlan{Changes: []string{fmt.Sprintf("evict pod %s (UID %s), so that its controller starts another from the image", r.Pod, r.Pod.UID)}}
+	plan := &RestartPlan{
+		Changes: []string{
+			fmt.Sprintf("evict pod %s (UID %s), so that its controller starts another from the image", r.Pod, r.Pod.UID),
+		},
+	}
 	pod, gone, err := getPod(ctx, client, r.Pod)
 	if err != nil {
 		return nil, nil, fmt.Errorf("plan to restart pod %s: %w", r.Pod, err)
@@ -69,7 +73,8 @@ func (r RestartRequest) refusalReason(pod *corev1.Pod) *Refusal {
 	owner := metav1.GetControllerOf(pod)
 	switch {
 	case mirror || owner != nil && owner.Kind == "Node":
-		return newRefusal(ReasonStaticPod, "pod %s is a static pod of node %s, which the API server only mirrors", r.Pod, pod.Spec.NodeName)
+		return newRefusal(ReasonStaticPod, "pod %s is a static pod of node %s, which the API server only mirrors", r.Pod,
+			pod.Spec.NodeName)
 	case owner == nil:
 		return newRefusal(ReasonNoController, "pod %s has no controller that would replace it; isolate it instead", r.Pod)
 	case pod.Status.Phase == corev1.PodSucceeded || pod.Status.Phase == corev1.PodFailed:
@@ -81,7 +86,9 @@ func (r RestartRequest) refusalReason(pod *corev1.Pod) *Refusal {
 // checkDisruptionBudgets refuses what the API server would refuse because of a disruption budget, by the rules of
 // pkg/registry/core/pod/storage/eviction.go, because the planning permissions do not include a dry run. The API server
 // makes the final decision.
-func (r RestartRequest) checkDisruptionBudgets(pod *corev1.Pod, budgets []policyv1.PodDisruptionBudget) (*Refusal, error) {
+func (r RestartRequest) checkDisruptionBudgets(pod *corev1.Pod, budgets []policyv1.PodDisruptionBudget) (*Refusal,
+	error,
+) {
 	if pod.Status.Phase == corev1.PodPending {
 		return nil, nil // it counts in no budget
 	}
@@ -103,7 +110,9 @@ func (r RestartRequest) checkDisruptionBudgets(pod *corev1.Pod, budgets []policy
 		for _, b := range matching {
 			names = append(names, b.Namespace+"/"+b.Name)
 		}
-		return newRefusal(ReasonDisruptionBudget, "pod %s is selected by more than one PodDisruptionBudget (%s), so the API server cannot evict it", r.Pod, strings.Join(names, ", ")), nil
+		return newRefusal(ReasonDisruptionBudget,
+			"pod %s is selected by more than one PodDisruptionBudget (%s), so the API server cannot evict it", r.Pod,
+			strings.Join(names, ", ")), nil
 	}
 	b := matching[0]
 	if !isReady(pod) {
@@ -113,7 +122,9 @@ func (r RestartRequest) checkDisruptionBudgets(pod *corev1.Pod, budgets []policy
 		}
 	}
 	if b.Status.DisruptionsAllowed < 1 && b.Status.ObservedGeneration >= b.Generation {
-		return newRefusal(ReasonDisruptionBudget, "PodDisruptionBudget %s/%s currently allows no disruption (%d of %d pods are healthy)", b.Namespace, b.Name, b.Status.CurrentHealthy, b.Status.DesiredHealthy), nil
+		return newRefusal(ReasonDisruptionBudget,
+			"PodDisruptionBudget %s/%s currently allows no disruption (%d of %d pods are healthy)", b.Namespace, b.Name,
+			b.Status.CurrentHealthy, b.Status.DesiredHealthy), nil
 	}
 	return nil, nil
 }
@@ -145,7 +156,8 @@ func ApplyRestart(ctx context.Context, client kubernetes.Interface, r RestartReq
 		}
 		return false, nil, fmt.Errorf("evict pod %s: %w", r.Pod, err)
 	case apierrors.IsTooManyRequests(err):
-		return false, newRefusal(ReasonDisruptionBudget, "a PodDisruptionBudget currently does not allow the eviction of pod %s: %v", r.Pod, err), nil
+		return false, newRefusal(ReasonDisruptionBudget,
+			"a PodDisruptionBudget currently does not allow the eviction of pod %s: %v", r.Pod, err), nil
 	case err != nil:
 		return false, nil, fmt.Errorf("evict pod %s: %w", r.Pod, err)
 	}

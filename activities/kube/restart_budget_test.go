@@ -15,11 +15,19 @@ import (
 // TestRestartIsRefusedWhereTheEvictionAPIRefuses checks the plan against the rules of the API server's eviction.go.
 func TestRestartIsRefusedWhereTheEvictionAPIRefuses(t *testing.T) {
 	always, healthy := policyv1.AlwaysAllow, policyv1.IfHealthyBudget
-	budget := func(name, label string, allowed, current int32, policy *policyv1.UnhealthyPodEvictionPolicyType) *policyv1.PodDisruptionBudget {
+	budget := func(name, label string, allowed, current int32,
+		policy *policyv1.UnhealthyPodEvictionPolicyType,
+	) *policyv1.PodDisruptionBudget {
 		return &policyv1.PodDisruptionBudget{
 			ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: name, Generation: 1},
-			Spec:       policyv1.PodDisruptionBudgetSpec{Selector: &metav1.LabelSelector{MatchLabels: map[string]string{label: "db"}}, UnhealthyPodEvictionPolicy: policy},
-			Status:     policyv1.PodDisruptionBudgetStatus{DisruptionsAllowed: allowed, ObservedGeneration: 1, CurrentHealthy: current, DesiredHealthy: 2, ExpectedPods: 3},
+			Spec: policyv1.PodDisruptionBudgetSpec{
+				Selector:                   &metav1.LabelSelector{MatchLabels: map[string]string{label: "db"}},
+				UnhealthyPodEvictionPolicy: policy,
+			},
+			Status: policyv1.PodDisruptionBudgetStatus{
+				DisruptionsAllowed: allowed, ObservedGeneration: 1,
+				CurrentHealthy: current, DesiredHealthy: 2, ExpectedPods: 3,
+			},
 		}
 	}
 	const running, pending = corev1.PodRunning, corev1.PodPending
@@ -29,15 +37,51 @@ func TestRestartIsRefusedWhereTheEvictionAPIRefuses(t *testing.T) {
 		budgets []*policyv1.PodDisruptionBudget
 		refused string
 	}{
-		"two budgets that allow it":                {running, true, []*policyv1.PodDisruptionBudget{budget("a", "app", 1, 3, nil), budget("b", "tier", 1, 3, nil)}, "shop/a, shop/b"},
-		"two budgets, a pod that is pending":       {pending, false, []*policyv1.PodDisruptionBudget{budget("a", "app", 1, 3, nil), budget("b", "tier", 1, 3, nil)}, ""},
-		"ready, none allowed":                      {running, true, []*policyv1.PodDisruptionBudget{budget("a", "app", 0, 2, nil)}, "2 of 2 are healthy"},
-		"ready, one allowed":                       {running, true, []*policyv1.PodDisruptionBudget{budget("a", "app", 1, 3, nil)}, ""},
-		"not ready, AlwaysAllow":                   {running, false, []*policyv1.PodDisruptionBudget{budget("a", "app", 0, 1, &always)}, ""},
-		"ready, AlwaysAllow":                       {running, true, []*policyv1.PodDisruptionBudget{budget("a", "app", 0, 1, &always)}, "1 of 2 are healthy"},
-		"not ready, as many healthy as wanted":     {running, false, []*policyv1.PodDisruptionBudget{budget("a", "app", 0, 2, &healthy)}, ""},
-		"not ready, fewer healthy than are wanted": {running, false, []*policyv1.PodDisruptionBudget{budget("a", "app", 0, 1, nil)}, "1 of 2 are healthy"},
-		"a budget of other pods":                   {running, true, []*policyv1.PodDisruptionBudget{budget("a", "other", 0, 2, nil)}, ""},
+		"two budgets that allow it": {
+			running, true,
+			[]*policyv1.PodDisruptionBudget{budget("a", "app", 1, 3, nil), budget("b", "tier", 1, 3, nil)},
+			"shop/a, shop/b",
+		},
+		"two budgets, a pod that is pending": {
+			pending, false,
+			[]*policyv1.PodDisruptionBudget{budget("a", "app", 1, 3, nil), budget("b", "tier", 1, 3, nil)},
+			"",
+		},
+		"ready, none allowed": {
+			running, true,
+			[]*policyv1.PodDisruptionBudget{budget("a", "app", 0, 2, nil)},
+			"2 of 2 are healthy",
+		},
+		"ready, one allowed": {
+			running, true,
+			[]*policyv1.PodDisruptionBudget{budget("a", "app", 1, 3, nil)},
+			"",
+		},
+		"not ready, AlwaysAllow": {
+			running, false,
+			[]*policyv1.PodDisruptionBudget{budget("a", "app", 0, 1, &always)},
+			"",
+		},
+		"ready, AlwaysAllow": {
+			running, true,
+			[]*policyv1.PodDisruptionBudget{budget("a", "app", 0, 1, &always)},
+			"1 of 2 are healthy",
+		},
+		"not ready, as many healthy as wanted": {
+			running, false,
+			[]*policyv1.PodDisruptionBudget{budget("a", "app", 0, 2, &healthy)},
+			"",
+		},
+		"not ready, fewer healthy than are wanted": {
+			running, false,
+			[]*policyv1.PodDisruptionBudget{budget("a", "app", 0, 1, nil)},
+			"1 of 2 are healthy",
+		},
+		"a budget of other pods": {
+			running, true,
+			[]*policyv1.PodDisruptionBudget{budget("a", "other", 0, 2, nil)},
+			"",
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			yes, ready := true, corev1.ConditionFalse
@@ -45,16 +89,27 @@ func TestRestartIsRefusedWhereTheEvictionAPIRefuses(t *testing.T) {
 				ready = corev1.ConditionTrue
 			}
 			client := fake.NewClientset(&corev1.Pod{
-				ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "db-0", UID: "u1", Labels: map[string]string{"app": "db", "tier": "db"}, OwnerReferences: []metav1.OwnerReference{{APIVersion: "apps/v1", Kind: "StatefulSet", Name: "db", UID: "o1", Controller: &yes}}},
-				Status:     corev1.PodStatus{Phase: c.phase, Conditions: []corev1.PodCondition{{Type: corev1.PodReady, Status: ready}}},
+				ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "db-0", UID: "u1", Labels: map[string]string{
+					"app":  "db",
+					"tier": "db",
+				}, OwnerReferences: []metav1.OwnerReference{{
+					APIVersion: "apps/v1", Kind: "StatefulSet", Name: "db",
+					UID: "o1", Controller: &yes,
+				}}},
+				Status: corev1.PodStatus{
+					Phase:      c.phase,
+					Conditions: []corev1.PodCondition{{Type: corev1.PodReady, Status: ready}},
+				},
 			})
 			for _, b := range c.budgets {
 				if err := client.Tracker().Add(b); err != nil {
 					t.Fatal(err)
 				}
 			}
-			_, refusal, err := kube.PlanRestart(t.Context(), client, kube.RestartRequest{Pod: kube.PodRef{Namespace: "shop", Name: "db-0", UID: "u1"}})
-			if err != nil || (refusal != nil) != (c.refused != "") || refusal != nil && !strings.Contains(refusal.Detail, c.refused) {
+			_, refusal, err := kube.PlanRestart(t.Context(), client,
+				kube.RestartRequest{Pod: kube.PodRef{Namespace: "shop", Name: "db-0", UID: "u1"}})
+			if err != nil || (refusal != nil) != (c.refused != "") || refusal != nil && !strings.Contains(refusal.Detail,
+				c.refused) {
 				t.Errorf("refusal %v, %v; want %q", refusal, err, c.refused)
 			}
 		})

@@ -98,7 +98,8 @@ func testRestartRefusesBarePod(t *testing.T, p fixture, client kubernetes.Interf
 	_, ref := p.runSleeperPod(t, "bare")
 	_, refusal, err := kube.ApplyRestart(t.Context(), client, kube.RestartRequest{Pod: ref, GracePeriod: time.Second})
 	wantRefusal(t, kube.ReasonNoController, refusal, err)
-	if pod, err := p.Client().CoreV1().Pods(p.namespace).Get(t.Context(), "bare", metav1.GetOptions{}); err != nil || pod.DeletionTimestamp != nil {
+	if pod, err := p.Client().CoreV1().Pods(p.namespace).Get(t.Context(), "bare", metav1.GetOptions{}); err != nil ||
+		pod.DeletionTimestamp != nil {
 		t.Errorf("it was evicted all the same: %v", err)
 	}
 }
@@ -108,7 +109,10 @@ func testRestartRespectsDisruptionBudget(t *testing.T, p fixture, client kuberne
 	all := intstr.FromInt32(1)
 	budgets := p.Client().PolicyV1().PodDisruptionBudgets(p.namespace)
 	if _, err := budgets.Create(t.Context(), &policyv1.PodDisruptionBudget{
-		ObjectMeta: metav1.ObjectMeta{Name: "budgeted"}, Spec: policyv1.PodDisruptionBudgetSpec{MinAvailable: &all, Selector: d.Spec.Selector},
+		ObjectMeta: metav1.ObjectMeta{Name: "budgeted"}, Spec: policyv1.PodDisruptionBudgetSpec{
+			MinAvailable: &all,
+			Selector:     d.Spec.Selector,
+		},
 	}, metav1.CreateOptions{}); err != nil {
 		t.Fatal(err)
 	}
@@ -119,7 +123,8 @@ func testRestartRespectsDisruptionBudget(t *testing.T, p fixture, client kuberne
 		}
 		return err
 	})
-	_, refusal, err := kube.ApplyRestart(t.Context(), client, kube.RestartRequest{Pod: podRef(p.findRunningPod(t, "budgeted")), GracePeriod: time.Second})
+	_, refusal, err := kube.ApplyRestart(t.Context(), client,
+		kube.RestartRequest{Pod: podRef(p.findRunningPod(t, "budgeted")), GracePeriod: time.Second})
 	wantRefusal(t, kube.ReasonDisruptionBudget, refusal, err)
 }
 

@@ -28,11 +28,24 @@ func riskyPermissions() []riskyPermission {
 		{[]string{""}, []string{"serviceaccounts/token"}, []string{"create"}, "create tokens for other accounts"},
 		{[]string{"rbac.authorization.k8s.io"}, nil, []string{"create", "update", "patch"}, "change roles and role bindings"},
 		{[]string{""}, []string{"secrets"}, []string{"get", "list", "watch"}, "read secrets"},
-		{[]string{""}, []string{"pods/exec", "pods/attach", "pods/ephemeralcontainers"}, []string{"create", "get", "update", "patch"}, "run commands in other pods"},
+		{[]string{""}, []string{"pods/exec", "pods/attach", "pods/ephemeralcontainers"}, []string{
+			"create", "get", "update",
+			"patch",
+		}, "run commands in other pods"},
 		{[]string{""}, []string{"nodes/proxy"}, []string{"get", "create"}, "access the kubelet as the API server"},
-		{[]string{""}, []string{"pods"}, []string{"create"}, "create pods, and so use any account and secret of the namespace"},
+		{
+			[]string{""},
+			[]string{"pods"},
+			[]string{"create"},
+			"create pods, and so use any account and secret of the namespace",
+		},
 		{[]string{"apps", "batch"}, nil, []string{"create", "update", "patch"}, "change workloads, and so run code in them"},
-		{[]string{"admissionregistration.k8s.io"}, nil, []string{"create", "update", "patch"}, "change admission, and so what others create"},
+		{
+			[]string{"admissionregistration.k8s.io"},
+			nil,
+			[]string{"create", "update", "patch"},
+			"change admission, and so what others create",
+		},
 		{[]string{""}, []string{"nodes"}, []string{"update", "patch", "delete"}, "change nodes"},
 	}
 }
@@ -54,7 +67,8 @@ func intersects(granted, dangerous []string) bool {
 
 // collectAccountPermissions returns what a service account may do by every binding that names it or one of its groups,
 // and which of these permissions changed recently.
-func (q *workloadQuery) collectAccountPermissions(ctx context.Context, client kubernetes.Interface, namespace, name string, since time.Time) (
+func (q *workloadQuery) collectAccountPermissions(ctx context.Context, client kubernetes.Interface, namespace,
+	name string, since time.Time) (
 	grants []GrantedRule, dangerous []string, changes []Change, err error,
 ) {
 	found := &permissionCollector{namespace: namespace, name: name, since: since, roles: map[string]*cachedRole{}}
@@ -74,7 +88,8 @@ func (q *workloadQuery) collectAccountPermissions(ctx context.Context, client ku
 	}
 	for i := range bindings.Items {
 		b := &bindings.Items[i]
-		if err := found.addBinding(ctx, client, "RoleBinding "+b.Namespace+"/"+b.Name, b.Namespace, b, b.RoleRef, b.Subjects); err != nil {
+		if err := found.addBinding(ctx, client, "RoleBinding "+b.Namespace+"/"+b.Name, b.Namespace, b, b.RoleRef,
+			b.Subjects); err != nil {
 			return nil, nil, nil, err
 		}
 	}
@@ -95,7 +110,8 @@ type cachedRole struct {
 	rules []rbacv1.PolicyRule
 }
 
-func (r *permissionCollector) addBinding(ctx context.Context, client kubernetes.Interface, label, namespace string, o metav1.Object,
+func (r *permissionCollector) addBinding(ctx context.Context, client kubernetes.Interface, label, namespace string,
+	o metav1.Object,
 	ref rbacv1.RoleRef, subjects []rbacv1.Subject,
 ) error {
 	everybody, ok := r.matchesSubjects(namespace, subjects)
@@ -157,7 +173,9 @@ func (r *permissionCollector) matchesSubjects(bindingNamespace string, subjects 
 	return everybody, ok
 }
 
-func (r *permissionCollector) resolveRole(ctx context.Context, client kubernetes.Interface, name, namespace string, ref rbacv1.RoleRef) (*cachedRole, error) {
+func (r *permissionCollector) resolveRole(ctx context.Context, client kubernetes.Interface, name, namespace string,
+	ref rbacv1.RoleRef,
+) (*cachedRole, error) {
 	if known, ok := r.roles[name]; ok {
 		return known, nil
 	}
@@ -190,9 +208,15 @@ func (r *permissionCollector) addChangeIfRecent(label string, o metav1.Object) {
 	switch {
 	case by == "kube-apiserver": // default permissions of every cluster, created at its start
 	case created.After(r.since):
-		r.changes = append(r.changes, Change{ChangedAt: created, Kind: "rights", Description: label + " was created", ChangedBy: by})
+		r.changes = append(r.changes, Change{
+			ChangedAt: created, Kind: "rights", Description: label + " was created",
+			ChangedBy: by,
+		})
 	case when.After(r.since):
-		r.changes = append(r.changes, Change{ChangedAt: when, Kind: "rights", Description: label + " was changed", ChangedBy: by})
+		r.changes = append(r.changes, Change{
+			ChangedAt: when, Kind: "rights", Description: label + " was changed",
+			ChangedBy: by,
+		})
 	}
 }
 

@@ -65,7 +65,8 @@ func (q *workloadQuery) listReplicaSets(ctx context.Context, client kubernetes.I
 		revision, _ := strconv.ParseInt(s.Annotations[revisionAnnotation], 10, 64)
 		by, _ := lastWriter(s, "")
 		all = append(all, Rollout{
-			Revision: revision, Name: s.Name, CreatedAt: s.CreationTimestamp.Time, FieldManager: by, Images: containerImages(s.Spec.Template.Spec),
+			Revision: revision, Name: s.Name, CreatedAt: s.CreationTimestamp.Time, FieldManager: by,
+			Images:       containerImages(s.Spec.Template.Spec),
 			ImageDigests: digests[s.Labels[appsv1.DefaultDeploymentUniqueLabelKey]],
 		})
 	}
@@ -101,17 +102,21 @@ func (q *workloadQuery) listControllerRevisions(ctx context.Context, client kube
 		}
 		by, _ := lastWriter(r, "")
 		all = append(all, Rollout{
-			Revision: r.Revision, Name: r.Name, CreatedAt: r.CreationTimestamp.Time, FieldManager: by, Images: containerImages(patch.Spec.Template.Spec), ImageDigests: seen,
+			Revision: r.Revision, Name: r.Name, CreatedAt: r.CreationTimestamp.Time, FieldManager: by,
+			Images: containerImages(patch.Spec.Template.Spec), ImageDigests: seen,
 		})
 	}
 	return all, nil
 }
 
 // digestsByLabel returns the image digests of the workload's pods, by the value of the label that identifies revisions.
-func (q *workloadQuery) digestsByLabel(ctx context.Context, client kubernetes.Interface, label string) (map[string][]string, error) {
+func (q *workloadQuery) digestsByLabel(ctx context.Context, client kubernetes.Interface,
+	label string,
+) (map[string][]string, error) {
 	same := labels.Set{}
 	for k, v := range q.pod.Labels {
-		if k != label && k != IsolateLabel && k != "statefulset.kubernetes.io/pod-name" && k != "apps.kubernetes.io/pod-index" && k != "pod-template-generation" {
+		if k != label && k != IsolateLabel && k != "statefulset.kubernetes.io/pod-name" &&
+			k != "apps.kubernetes.io/pod-index" && k != "pod-template-generation" {
 			same[k] = v
 		}
 	}

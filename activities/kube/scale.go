@@ -74,7 +74,9 @@ func PlanScale(ctx context.Context, client kubernetes.Interface, r ScaleRequest)
 	return plan, refusal, nil
 }
 
-func (r ScaleRequest) readState(ctx context.Context, client kubernetes.Interface) (*ScalePlan, *scalableWorkload, *Refusal, error) {
+func (r ScaleRequest) readState(ctx context.Context, client kubernetes.Interface) (*ScalePlan, *scalableWorkload,
+	*Refusal, error,
+) {
 	if r.Replicas < 0 {
 		return nil, nil, nil, fmt.Errorf("invalid replica count %d; use 0 or more", r.Replicas)
 	}
@@ -82,17 +84,23 @@ func (r ScaleRequest) readState(ctx context.Context, client kubernetes.Interface
 	if err != nil || refusal != nil {
 		return nil, nil, refusal, err
 	}
-	plan := &ScalePlan{Target: r.Target, FromReplicas: w.replicas, ToReplicas: r.Replicas, Prior: ScalePrior{Replicas: w.replicas}}
+	plan := &ScalePlan{
+		Target: r.Target, FromReplicas: w.replicas, ToReplicas: r.Replicas,
+		Prior: ScalePrior{Replicas: w.replicas},
+	}
 	if owner := metav1.GetControllerOf(w.meta); owner != nil {
-		return nil, nil, newRefusal(ReasonControllerOwned, "%s belongs to %s %s, which would scale it back; scale that instead", r.Target, owner.Kind, owner.Name), nil
+		return nil, nil, newRefusal(ReasonControllerOwned,
+			"%s belongs to %s %s, which would scale it back; scale that instead", r.Target, owner.Kind, owner.Name), nil
 	}
 	switch lease := w.meta.GetAnnotations()[FacetReplicas.LeaseAnnotation()]; lease {
 	case "":
-		plan.Changes = append(plan.Changes, fmt.Sprintf("annotate %s with the lease and its %d replicas", r.Target, w.replicas))
+		plan.Changes = append(plan.Changes, fmt.Sprintf("annotate %s with the lease and its %d replicas", r.Target,
+			w.replicas))
 	case r.Lease.ID:
 		prior, err := readSavedPrior(w.meta)
 		if err != nil {
-			return nil, nil, newRefusal(ReasonForeignObject, "%s has this lease, but its saved state cannot be parsed: %v", r.Target, err), nil
+			return nil, nil, newRefusal(ReasonForeignObject, "%s has this lease, but its saved state cannot be parsed: %v",
+				r.Target, err), nil
 		}
 		plan.Prior = prior
 	default:
@@ -119,7 +127,8 @@ func (r ScaleRequest) findConflicts(ctx context.Context, client kubernetes.Inter
 			continue
 		}
 		if r.Replicas == 0 {
-			fights = append(fights, fmt.Sprintf("HorizontalPodAutoscaler %s pauses at 0 replicas and resumes afterwards", h.Name))
+			fights = append(fights, fmt.Sprintf("HorizontalPodAutoscaler %s pauses at 0 replicas and resumes afterwards",
+				h.Name))
 		} else {
 			fights = append(fights, fmt.Sprintf("HorizontalPodAutoscaler %s will scale it back", h.Name))
 		}
@@ -130,7 +139,8 @@ func (r ScaleRequest) findConflicts(ctx context.Context, client kubernetes.Inter
 func readSavedPrior(o metav1.Object) (ScalePrior, error) {
 	n, err := strconv.ParseInt(o.GetAnnotations()[FacetReplicas.PriorStateAnnotation()], 10, 32)
 	if err != nil || n < 0 {
-		return ScalePrior{}, fmt.Errorf("invalid annotation %s: %q; expected a replica count", FacetReplicas.PriorStateAnnotation(), o.GetAnnotations()[FacetReplicas.PriorStateAnnotation()])
+		return ScalePrior{}, fmt.Errorf("invalid annotation %s: %q; expected a replica count",
+			FacetReplicas.PriorStateAnnotation(), o.GetAnnotations()[FacetReplicas.PriorStateAnnotation()])
 	}
 	return ScalePrior{Replicas: int32(n)}, nil
 }
@@ -187,7 +197,8 @@ func VerifyScale(ctx context.Context, client kubernetes.Interface, r ScaleReques
 			Want: strconv.Itoa(int(r.Replicas)), Have: strconv.Itoa(int(w.observedReplicas)),
 		})
 	}
-	v.Differences = append(v.Differences, metadataDifferences(r.Target.String(), w.meta, r.Lease.FieldManager(), "annotation",
+	v.Differences = append(v.Differences, metadataDifferences(r.Target.String(), w.meta, r.Lease.FieldManager(),
+		"annotation",
 		w.meta.GetAnnotations(), r.Lease.leaseAnnotations(FacetReplicas))...)
 	v.InForce = len(v.Differences) == 0
 	return v, nil, nil
@@ -196,7 +207,9 @@ func VerifyScale(ctx context.Context, client kubernetes.Interface, r ScaleReques
 // UndoScale restores the saved number of replicas and removes the lease's annotations. It does nothing if the workload
 // is gone or the scaling was undone before. If someone changed the number or the annotations, it changes nothing and
 // returns a drift; with force, it sets the prior number anyway.
-func UndoScale(ctx context.Context, client kubernetes.Interface, r ScaleRequest, prior ScalePrior, force bool) (drift *Drift, err error) {
+func UndoScale(ctx context.Context, client kubernetes.Interface, r ScaleRequest, prior ScalePrior,
+	force bool,
+) (drift *Drift, err error) {
 	// The controller often writes the object's status: on a conflict everything is read and checked again.
 	err = retry.RetryOnConflict(retry.DefaultBackoff, func() error {
 		drift, err = undoScaleOnce(ctx, client, r, prior, force)
@@ -205,7 +218,9 @@ func UndoScale(ctx context.Context, client kubernetes.Interface, r ScaleRequest,
 	return drift, err
 }
 
-func undoScaleOnce(ctx context.Context, client kubernetes.Interface, r ScaleRequest, prior ScalePrior, force bool) (*Drift, error) {
+func undoScaleOnce(ctx context.Context, client kubernetes.Interface, r ScaleRequest, prior ScalePrior,
+	force bool,
+) (*Drift, error) {
 	w, gone, err := r.Target.getWorkload(ctx, client)
 	if err != nil {
 		return nil, fmt.Errorf("undo the scaling of %s: %w", r.Target, err)
@@ -225,7 +240,8 @@ func undoScaleOnce(ctx context.Context, client kubernetes.Interface, r ScaleRequ
 				"annotation", w.meta.GetAnnotations(), map[string]string{FacetReplicas.LeaseAnnotation(): r.Lease.ID})...)
 		}
 		if w.replicas != r.Replicas && w.replicas != prior.Replicas {
-			drift.Differences = append(drift.Differences, r.replicasDifference("spec.replicas", r.Replicas, w.replicas, by, when))
+			drift.Differences = append(drift.Differences, r.replicasDifference("spec.replicas", r.Replicas, w.replicas, by,
+				when))
 		}
 		if len(drift.Differences) > 0 {
 			return &drift, nil

@@ -23,15 +23,15 @@ func TestScale(t *testing.T) {
 	p := newFixture(t)
 	client := p.restrictedClient(t, "stanch", kube.ScalePermissions().ApplyRules)
 	for name, scenario := range map[string]func(*testing.T, fixture, kubernetes.Interface){
-		"to zero and back":                        testScaleToZeroAndUndo,
-		"a stateful set":                          testScaleStatefulSet,
-		"planning needs no right to write":        testScalePlanIsReadOnly,
-		"repeating keeps what was saved first":    testScaleRepeatKeepsFirstPrior,
-		"an autoscaler is told of":                testScaleReportsAutoscaler,
-		"what is refused":                         testScaleRefusals,
+		"to zero and back":                       testScaleToZeroAndUndo,
+		"a stateful set":                         testScaleStatefulSet,
+		"planning needs no right to write":       testScalePlanIsReadOnly,
+		"repeating keeps what was saved first":   testScaleRepeatKeepsFirstPrior,
+		"an autoscaler is told of":               testScaleReportsAutoscaler,
+		"what is refused":                        testScaleRefusals,
 		"undo of what someone scaled is a drift": testScaleUndoDrift,
-		"the sweeper finds what lost its lease":   testScaleOrphansFound,
-		"a half-made undo is finished":            testScaleFinishesHalfUndone,
+		"the sweeper finds what lost its lease":  testScaleOrphansFound,
+		"a half-made undo is finished":           testScaleFinishesHalfUndone,
 	} {
 		t.Run(name, func(t *testing.T) { scenario(t, p, client) })
 	}
@@ -110,7 +110,10 @@ func testScaleStatefulSet(t *testing.T, p fixture, client kubernetes.Interface) 
 	if err != nil {
 		t.Fatal(err)
 	}
-	r := kube.ScaleRequest{Target: kube.WorkloadRef{Kind: "StatefulSet", Namespace: p.namespace, Name: "db", UID: string(s.UID)}, Lease: newLease(t, oneHourFromNow())}
+	r := kube.ScaleRequest{Target: kube.WorkloadRef{
+		Kind: "StatefulSet", Namespace: p.namespace, Name: "db",
+		UID: string(s.UID),
+	}, Lease: newLease(t, oneHourFromNow())}
 	plan, refusal, err := kube.ApplyScale(t.Context(), client, r)
 	requireNoRefusal(t, refusal, err)
 	lab.Eventually(t, 30*time.Second, "the stateful set to be empty", func() error {
@@ -164,12 +167,16 @@ func testScaleRepeatKeepsFirstPrior(t *testing.T, p fixture, client kubernetes.I
 
 func testScaleReportsAutoscaler(t *testing.T, p fixture, client kubernetes.Interface) {
 	d := p.createDeployment(t, "auto", 1)
-	if _, err := p.Client().AutoscalingV1().HorizontalPodAutoscalers(p.namespace).Create(t.Context(), &autoscalingv1.HorizontalPodAutoscaler{
-		ObjectMeta: metav1.ObjectMeta{Name: "grow"},
-		Spec: autoscalingv1.HorizontalPodAutoscalerSpec{
-			MaxReplicas: 3, ScaleTargetRef: autoscalingv1.CrossVersionObjectReference{Kind: "Deployment", Name: "auto", APIVersion: "apps/v1"},
-		},
-	}, metav1.CreateOptions{}); err != nil {
+	if _, err := p.Client().AutoscalingV1().HorizontalPodAutoscalers(p.namespace).Create(t.Context(),
+		&autoscalingv1.HorizontalPodAutoscaler{
+			ObjectMeta: metav1.ObjectMeta{Name: "grow"},
+			Spec: autoscalingv1.HorizontalPodAutoscalerSpec{
+				MaxReplicas: 3, ScaleTargetRef: autoscalingv1.CrossVersionObjectReference{
+					Kind: "Deployment", Name: "auto",
+					APIVersion: "apps/v1",
+				},
+			},
+		}, metav1.CreateOptions{}); err != nil {
 		t.Fatal(err)
 	}
 	for replicas, want := range map[int32]string{0: "pauses at 0 replicas", 2: "will scale it back"} {
@@ -193,12 +200,16 @@ func testScaleRefusals(t *testing.T, p fixture, client kubernetes.Interface) {
 	_, refusal, err = kube.ApplyScale(t.Context(), client, daemon)
 	wantRefusal(t, kube.ReasonUnsupported, refusal, err)
 
-	sets, err := p.Client().AppsV1().ReplicaSets(p.namespace).List(t.Context(), metav1.ListOptions{LabelSelector: "app=refused"})
+	sets, err := p.Client().AppsV1().ReplicaSets(p.namespace).List(t.Context(),
+		metav1.ListOptions{LabelSelector: "app=refused"})
 	if err != nil || len(sets.Items) != 1 {
 		t.Fatalf("replica sets: %v, %v", sets, err)
 	}
 	owned := r
-	owned.Target = kube.WorkloadRef{Kind: "ReplicaSet", Namespace: p.namespace, Name: sets.Items[0].Name, UID: string(sets.Items[0].UID)}
+	owned.Target = kube.WorkloadRef{
+		Kind: "ReplicaSet", Namespace: p.namespace, Name: sets.Items[0].Name,
+		UID: string(sets.Items[0].UID),
+	}
 	_, refusal, err = kube.ApplyScale(t.Context(), client, owned)
 	wantRefusal(t, kube.ReasonControllerOwned, refusal, err)
 
@@ -271,7 +282,8 @@ func testScaleFinishesHalfUndone(t *testing.T, p fixture, client kubernetes.Inte
 	p.patchDeployment(t, "half", `{"spec":{"replicas":1}}`)
 	drift, err := kube.UndoScale(t.Context(), client, r, plan.Prior, false)
 	wantUndone(t, drift, err)
-	if after := p.waitForReplicas(t, "half", 1); after.Annotations[kube.FacetReplicas.LeaseAnnotation()] != "" || after.Labels[kube.ScaleLabel] != "" {
+	if after := p.waitForReplicas(t, "half", 1); after.Annotations[kube.FacetReplicas.LeaseAnnotation()] != "" ||
+		after.Labels[kube.ScaleLabel] != "" {
 		t.Errorf("marks stay: %v %v", after.Annotations, after.Labels)
 	}
 }

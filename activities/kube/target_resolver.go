@@ -51,7 +51,10 @@ func ResolvePermissions() []rbacv1.PolicyRule {
 		newPolicyRule("", "pods", "get", "list"),
 		newPolicyRule("", "nodes", "get"),
 		newPolicyRule("", "replicationcontrollers", "get"),
-		{APIGroups: []string{"apps"}, Resources: []string{"deployments", "statefulsets", "daemonsets", "replicasets"}, Verbs: []string{"get"}},
+		{
+			APIGroups: []string{"apps"}, Resources: []string{"deployments", "statefulsets", "daemonsets", "replicasets"},
+			Verbs: []string{"get"},
+		},
 		{APIGroups: []string{"batch"}, Resources: []string{"jobs", "cronjobs"}, Verbs: []string{"get"}},
 		newPolicyRule("argoproj.io", "rollouts", "get"),
 	}
@@ -129,7 +132,8 @@ func (r *TargetResolver) lookUpTarget(ctx context.Context, t playbooks.Target) (
 		owners := ResolveOwners(ctx, r.Client, t.Namespace, w.meta)
 		self := playbooks.WorkloadIdentity{Namespace: t.Namespace, Kind: t.WorkloadKind, Name: t.Name, UID: t.UID}
 		return activities.TargetFacts{
-			Namespace: t.Namespace, Owners: append([]playbooks.WorkloadIdentity{self}, owners.Workloads...), IncompleteReason: owners.IncompleteReason, Replicas: int(w.replicas),
+			Namespace: t.Namespace, Owners: append([]playbooks.WorkloadIdentity{self}, owners.Workloads...),
+			IncompleteReason: owners.IncompleteReason, Replicas: int(w.replicas),
 		}, nil
 	default:
 		return activities.TargetFacts{}, fmt.Errorf("%s is not an object of the cluster", t)
@@ -144,7 +148,10 @@ func PodTargetFacts(ctx context.Context, client kubernetes.Interface, pod *corev
 		Owners: owners.Workloads, IncompleteReason: owners.IncompleteReason, Replicas: owners.Replicas,
 	}
 	if len(facts.Owners) == 0 {
-		facts.Owners = []playbooks.WorkloadIdentity{{Namespace: pod.Namespace, Kind: "Pod", Name: pod.Name, UID: string(pod.UID)}}
+		facts.Owners = []playbooks.WorkloadIdentity{{
+			Namespace: pod.Namespace, Kind: "Pod", Name: pod.Name,
+			UID: string(pod.UID),
+		}}
 	}
 	return facts
 }
@@ -154,11 +161,16 @@ const minContainerIDPrefix = 12
 
 // FindPodByContainerID returns the pod on a node with a container, whose id may be a prefix. It returns nil if there is
 // none; known reports whether the cluster has the node. It is an error if two pods match.
-func FindPodByContainerID(ctx context.Context, client kubernetes.Interface, node, id string) (pod *corev1.Pod, known bool, err error) {
+func FindPodByContainerID(ctx context.Context, client kubernetes.Interface, node, id string) (pod *corev1.Pod,
+	known bool, err error,
+) {
 	if node == "" {
 		return nil, true, fmt.Errorf("the node of container %s is unknown", id)
 	}
-	list, err := client.CoreV1().Pods("").List(ctx, metav1.ListOptions{FieldSelector: "spec.nodeName=" + node, ResourceVersion: "0"})
+	list, err := client.CoreV1().Pods("").List(ctx, metav1.ListOptions{
+		FieldSelector:   "spec.nodeName=" + node,
+		ResourceVersion: "0",
+	})
 	if err != nil {
 		return nil, true, fmt.Errorf("list the pods of node %s: %w", node, err)
 	}
@@ -172,7 +184,8 @@ func FindPodByContainerID(ctx context.Context, client kubernetes.Interface, node
 			continue
 		}
 		if pod != nil {
-			return nil, true, fmt.Errorf("ambiguous container id %s: containers of %s/%s and %s/%s begin with it", id, pod.Namespace, pod.Name, p.Namespace, p.Name)
+			return nil, true, fmt.Errorf("ambiguous container id %s: containers of %s/%s and %s/%s begin with it", id,
+				pod.Namespace, pod.Name, p.Namespace, p.Name)
 		}
 		pod = p
 	}
@@ -190,7 +203,8 @@ func FindPodByContainerID(ctx context.Context, client kubernetes.Interface, node
 // FindContainerStatus returns the container of a pod by id, which may be a prefix; without an id by name, and without a
 // name the first. It returns nil if there is none.
 func FindContainerStatus(pod *corev1.Pod, id, name string) *corev1.ContainerStatus {
-	statuses := slices.Concat(pod.Status.ContainerStatuses, pod.Status.EphemeralContainerStatuses, pod.Status.InitContainerStatuses)
+	statuses := slices.Concat(pod.Status.ContainerStatuses, pod.Status.EphemeralContainerStatuses,
+		pod.Status.InitContainerStatuses)
 	for i := range statuses {
 		if id == "" && name != "" && statuses[i].Name != name {
 			continue

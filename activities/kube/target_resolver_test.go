@@ -36,7 +36,12 @@ func (o fakeAPIServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	w.WriteHeader(code)
-	_ = json.NewEncoder(w).Encode(metav1.Status{TypeMeta: metav1.TypeMeta{Kind: "Status", APIVersion: "v1"}, Status: metav1.StatusFailure, Code: int32(code)}) //nolint:gosec // a status
+	_ = json.NewEncoder(w).
+		Encode(metav1.Status{
+			TypeMeta: metav1.TypeMeta{Kind: "Status", APIVersion: "v1"}, Status: metav1.StatusFailure, Code: int32(code),
+		})
+
+	//nolint:gosec // a status
 }
 
 func newObjectMeta(name string, owners ...string) metav1.ObjectMeta {
@@ -44,7 +49,10 @@ func newObjectMeta(name string, owners ...string) metav1.ObjectMeta {
 	yes := true
 	for _, owner := range owners {
 		parts := strings.Split(owner, " ") // apiVersion, kind, name
-		m.OwnerReferences = append(m.OwnerReferences, metav1.OwnerReference{APIVersion: parts[0], Kind: parts[1], Name: parts[2], UID: types.UID("uid-" + parts[2]), Controller: &yes})
+		m.OwnerReferences = append(m.OwnerReferences, metav1.OwnerReference{
+			APIVersion: parts[0], Kind: parts[1],
+			Name: parts[2], UID: types.UID("uid-" + parts[2]), Controller: &yes,
+		})
 	}
 	return m
 }
@@ -54,8 +62,14 @@ func TestOwnersAreResolvedToTheRoot(t *testing.T) {
 		return metav1.PartialObjectMetadata{ObjectMeta: m}
 	}
 	base := "/apis/example.com/v1/namespaces/shop/apps/"
-	kinds := metav1.APIResourceList{APIResources: []metav1.APIResource{{Name: "apps/status", Kind: "App", Namespaced: true}, {Name: "apps", Kind: "App", Namespaced: true}}}
-	chain := fakeAPIServer{"/apis/example.com/v1": kinds, "/apis/apps/v1/namespaces/shop/replicasets/rs": partial(newObjectMeta("rs", "example.com/v1 App a0"))}
+	kinds := metav1.APIResourceList{APIResources: []metav1.APIResource{{
+		Name: "apps/status", Kind: "App",
+		Namespaced: true,
+	}, {Name: "apps", Kind: "App", Namespaced: true}}}
+	chain := fakeAPIServer{
+		"/apis/example.com/v1":                         kinds,
+		"/apis/apps/v1/namespaces/shop/replicasets/rs": partial(newObjectMeta("rs", "example.com/v1 App a0")),
+	}
 	for i, name := range []string{"a0", "a1", "a2", "a3", "a4", "a5", "a6", "a7", "a8"} {
 		chain[base+name] = partial(newObjectMeta(name, "example.com/v1 App a"+string(rune('1'+i))))
 	}
@@ -65,20 +79,61 @@ func TestOwnersAreResolvedToTheRoot(t *testing.T) {
 		root       string
 		incomplete string
 	}{
-		"a bare pod":                    {newObjectMeta("p"), fakeAPIServer{}, "shop/Pod/p", ""},
-		"a custom root":                 {newObjectMeta("p", "apps/v1 ReplicaSet rs"), fakeAPIServer{"/apis/example.com/v1": kinds, "/apis/apps/v1/namespaces/shop/replicasets/rs": partial(newObjectMeta("rs", "example.com/v1 App a")), base + "a": partial(newObjectMeta("a"))}, "shop/App/a", ""},
-		"a kind of that name elsewhere": {newObjectMeta("p", "example.com/v1 App a"), fakeAPIServer{"/apis/example.com/v1": kinds, base + "a": partial(newObjectMeta("a", "other.io/v1 Deployment d")), "/apis/apps/v1/namespaces/shop/deployments/d": partial(newObjectMeta("d"))}, "shop/Deployment/d", "list the kinds of other.io/v1"},
-		"one that may not be read":      {newObjectMeta("p", "example.com/v1 App a"), fakeAPIServer{"/apis/example.com/v1": kinds, base + "a": 403}, "shop/App/a", "the owner of App shop/a is unknown"},
-		"one that is gone":              {newObjectMeta("p", "apps/v1 ReplicaSet rs"), fakeAPIServer{}, "shop/ReplicaSet/rs", "is gone"},
-		"another of its name":           {newObjectMeta("p", "example.com/v1 App a"), fakeAPIServer{"/apis/example.com/v1": kinds, base + "a": partial(metav1.ObjectMeta{Name: "a", UID: "other"})}, "shop/App/a", "another UID"},
-		"a cycle":                       {newObjectMeta("p", "example.com/v1 App a"), fakeAPIServer{"/apis/example.com/v1": kinds, base + "a": partial(newObjectMeta("a", "example.com/v1 App b")), base + "b": partial(newObjectMeta("b", "example.com/v1 App a"))}, "shop/App/b", "a cycle"},
-		"a chain without end":           {newObjectMeta("p", "apps/v1 ReplicaSet rs"), chain, "shop/App/a6", "more than 8 owners"},
-		"a static pod":                  {newObjectMeta("p", "v1 Node node-a"), fakeAPIServer{}, "shop/Pod/p", ""},
+		"a bare pod": {newObjectMeta("p"), fakeAPIServer{}, "shop/Pod/p", ""},
+		"a custom root": {
+			newObjectMeta("p", "apps/v1 ReplicaSet rs"),
+			fakeAPIServer{
+				"/apis/example.com/v1":                         kinds,
+				"/apis/apps/v1/namespaces/shop/replicasets/rs": partial(newObjectMeta("rs", "example.com/v1 App a")),
+				base + "a": partial(newObjectMeta("a")),
+			},
+			"shop/App/a", "",
+		},
+		"a kind of that name elsewhere": {
+			newObjectMeta("p", "example.com/v1 App a"),
+			fakeAPIServer{
+				"/apis/example.com/v1": kinds, base + "a": partial(newObjectMeta("a", "other.io/v1 Deployment d")),
+				"/apis/apps/v1/namespaces/shop/deployments/d": partial(newObjectMeta("d")),
+			},
+			"shop/Deployment/d",
+			"list the kinds of other.io/v1",
+		},
+		"one that may not be read": {
+			newObjectMeta("p", "example.com/v1 App a"),
+			fakeAPIServer{"/apis/example.com/v1": kinds, base + "a": 403},
+			"shop/App/a", "the owner of App shop/a is unknown",
+		},
+		"one that is gone": {
+			newObjectMeta("p", "apps/v1 ReplicaSet rs"),
+			fakeAPIServer{},
+			"shop/ReplicaSet/rs",
+			"is gone",
+		},
+		"another of its name": {
+			newObjectMeta("p", "example.com/v1 App a"),
+			fakeAPIServer{"/apis/example.com/v1": kinds, base + "a": partial(metav1.ObjectMeta{Name: "a", UID: "other"})},
+			"shop/App/a", "another UID",
+		},
+		"a cycle": {
+			newObjectMeta("p", "example.com/v1 App a"),
+			fakeAPIServer{
+				"/apis/example.com/v1": kinds, base + "a": partial(newObjectMeta("a", "example.com/v1 App b")),
+				base + "b": partial(newObjectMeta("b", "example.com/v1 App a")),
+			},
+			"shop/App/b", "a cycle",
+		},
+		"a chain without end": {
+			newObjectMeta("p", "apps/v1 ReplicaSet rs"), chain, "shop/App/a6",
+			"more than 8 owners",
+		},
+		"a static pod": {newObjectMeta("p", "v1 Node node-a"), fakeAPIServer{}, "shop/Pod/p", ""},
 	} {
 		t.Run(name, func(t *testing.T) {
 			c.objects["/api/v1/namespaces/shop/pods/p"] = corev1.Pod{ObjectMeta: c.pod, Spec: corev1.PodSpec{NodeName: "node-a"}}
-			facts := (&kube.TargetResolver{Client: newFakeClient(t, c.objects)}).ResolveTarget(t.Context(), playbooks.Target{Kind: playbooks.TargetPod, Namespace: "shop", Name: "p", UID: "uid-p"})
-			if facts.UnresolvedReason != "" || facts.Workload().String() != c.root || !strings.Contains(facts.IncompleteReason, c.incomplete) || (facts.IncompleteReason == "") != (c.incomplete == "") {
+			facts := (&kube.TargetResolver{Client: newFakeClient(t, c.objects)}).ResolveTarget(t.Context(),
+				playbooks.Target{Kind: playbooks.TargetPod, Namespace: "shop", Name: "p", UID: "uid-p"})
+			if facts.UnresolvedReason != "" || facts.Workload().String() != c.root || !strings.Contains(facts.IncompleteReason,
+				c.incomplete) || (facts.IncompleteReason == "") != (c.incomplete == "") {
 				t.Errorf("%+v; want %s, incomplete %q", facts, c.root, c.incomplete)
 			}
 		})
@@ -98,7 +153,10 @@ func newFakeClient(t *testing.T, o fakeAPIServer) kubernetes.Interface {
 
 func TestResolvedTargetIsCachedOnlyDuringOutage(t *testing.T) {
 	now := time.Now()
-	o := fakeAPIServer{"/api/v1/namespaces/shop/pods/p": corev1.Pod{ObjectMeta: newObjectMeta("p"), Spec: corev1.PodSpec{NodeName: "node-a"}}}
+	o := fakeAPIServer{"/api/v1/namespaces/shop/pods/p": corev1.Pod{
+		ObjectMeta: newObjectMeta("p"),
+		Spec:       corev1.PodSpec{NodeName: "node-a"},
+	}}
 	r := &kube.TargetResolver{Client: newFakeClient(t, o), Now: func() time.Time { return now }}
 	target := playbooks.Target{Kind: playbooks.TargetPod, Namespace: "shop", Name: "p", UID: "uid-p", Node: "node-a"}
 	resolved := func(when string, want bool) {

@@ -35,5 +35,6 @@ func IsUnavailable(err error) bool {
 // IsDefinitiveError reports whether err is the API server's final answer that the object does not exist or the request
 // is invalid. Missing permissions and overload are not final, because the cluster can change.
 func IsDefinitiveError(err error) bool {
-	return apierrors.IsNotFound(err) || apierrors.IsGone(err) || apierrors.IsBadRequest(err) || apierrors.IsInvalid(err) || apierrors.IsMethodNotSupported(err)
+	return apierrors.IsNotFound(err) || apierrors.IsGone(err) || apierrors.IsBadRequest(err) || apierrors.IsInvalid(err) ||
+		apierrors.IsMethodNotSupported(err)
 }

@@ -33,12 +33,18 @@ func WorkloadPermissions() Permissions {
 		newPolicyRule("", "pods", "get", "list"),
 		newPolicyRule("", "nodes", "get"),
 		newPolicyRule("", "serviceaccounts", "get"),
-		{APIGroups: []string{"apps"}, Resources: []string{"deployments", "statefulsets", "daemonsets"}, Verbs: []string{"get"}},
+		{
+			APIGroups: []string{"apps"}, Resources: []string{"deployments", "statefulsets", "daemonsets"},
+			Verbs: []string{"get"},
+		},
 		{APIGroups: []string{"apps"}, Resources: []string{"replicasets"}, Verbs: []string{"get", "list"}},
 		newPolicyRule("apps", "controllerrevisions", "list"),
 		{APIGroups: []string{"batch"}, Resources: []string{"jobs", "cronjobs"}, Verbs: []string{"get"}},
 		{APIGroups: []string{rbacv1.GroupName}, Resources: []string{"roles", "clusterroles"}, Verbs: []string{"get"}},
-		{APIGroups: []string{rbacv1.GroupName}, Resources: []string{"rolebindings", "clusterrolebindings"}, Verbs: []string{"list"}},
+		{
+			APIGroups: []string{rbacv1.GroupName}, Resources: []string{"rolebindings", "clusterrolebindings"},
+			Verbs: []string{"list"},
+		},
 	}
 	return Permissions{PlanRules: rules, ApplyRules: rules}
 }
@@ -53,7 +59,9 @@ type workloadQuery struct {
 // GetWorkloadInfo collects what a responder needs to know about the pod. Parts without permission are listed in
 // Missing; any other failure is an error, so that the caller retries. A deleted owner is no failure: the owner chain
 // ends there.
-func GetWorkloadInfo(ctx context.Context, client kubernetes.Interface, ref PodRef, o WorkloadOptions) (*WorkloadInfo, *Refusal, error) {
+func GetWorkloadInfo(ctx context.Context, client kubernetes.Interface, ref PodRef, o WorkloadOptions) (*WorkloadInfo,
+	*Refusal, error,
+) {
 	if o.MaxListItems == 0 {
 		o.MaxListItems = 50
 	}
@@ -120,9 +128,11 @@ func newPodInfo(pod *corev1.Pod) PodInfo {
 	for _, c := range slices.Concat(pod.Spec.InitContainers, pod.Spec.Containers) {
 		privileged[c.Name] = c.SecurityContext != nil && c.SecurityContext.Privileged != nil && *c.SecurityContext.Privileged
 	}
-	for _, s := range slices.Concat(pod.Status.InitContainerStatuses, pod.Status.ContainerStatuses, pod.Status.EphemeralContainerStatuses) {
+	for _, s := range slices.Concat(pod.Status.InitContainerStatuses, pod.Status.ContainerStatuses,
+		pod.Status.EphemeralContainerStatuses) {
 		c := ContainerInfo{
-			Name: s.Name, Image: s.Image, ImageDigest: digestFromImageID(s.ImageID), Privileged: privileged[s.Name], Ready: s.Ready, Restarts: s.RestartCount,
+			Name: s.Name, Image: s.Image, ImageDigest: digestFromImageID(s.ImageID), Privileged: privileged[s.Name],
+			Ready: s.Ready, Restarts: s.RestartCount,
 		}
 		_, c.ID, _ = strings.Cut(s.ContainerID, "://")
 		if s.State.Running != nil {
@@ -179,7 +189,8 @@ func getOwner(ctx context.Context, client kubernetes.Interface, namespace string
 	}
 	switch ref.Kind {
 	case "Deployment", "StatefulSet", "ReplicaSet":
-		w, gone, err := WorkloadRef{Kind: ref.Kind, Namespace: namespace, Name: ref.Name, UID: ref.UID}.getWorkload(ctx, client)
+		w, gone, err := WorkloadRef{Kind: ref.Kind, Namespace: namespace, Name: ref.Name, UID: ref.UID}.getWorkload(ctx,
+			client)
 		if err != nil || gone != nil {
 			return nil, nil, nil, err
 		}
@@ -264,7 +275,10 @@ func (q *workloadQuery) readAccount(ctx context.Context, client kubernetes.Inter
 	if err != nil {
 		return err
 	}
-	for _, key := range []string{"eks.amazonaws.com/role-arn", "iam.gke.io/gcp-service-account", "azure.workload.identity/client-id"} {
+	for _, key := range []string{
+		"eks.amazonaws.com/role-arn", "iam.gke.io/gcp-service-account",
+		"azure.workload.identity/client-id",
+	} {
 		if value := sa.Annotations[key]; value != "" {
 			account.CloudRoles = append(account.CloudRoles, CloudRoleAnnotation{Annotation: key, Value: value})
 		}
@@ -274,7 +288,8 @@ func (q *workloadQuery) readAccount(ctx context.Context, client kubernetes.Inter
 
 func (q *workloadQuery) readPermissions(ctx context.Context, client kubernetes.Interface) error {
 	account := &q.result.ServiceAccount
-	grants, dangerous, changes, err := q.collectAccountPermissions(ctx, client, account.Namespace, account.Name, q.recentSince())
+	grants, dangerous, changes, err := q.collectAccountPermissions(ctx, client, account.Namespace, account.Name,
+		q.recentSince())
 	if err != nil {
 		return err
 	}
@@ -300,7 +315,8 @@ func (q *workloadQuery) readNode(ctx context.Context, client kubernetes.Interfac
 		return err
 	}
 	q.result.Node = NodeInfo{
-		Name: node.Name, UID: string(node.UID), KernelVersion: node.Status.NodeInfo.KernelVersion, CreatedAt: node.CreationTimestamp.Time,
+		Name: node.Name, UID: string(node.UID), KernelVersion: node.Status.NodeInfo.KernelVersion,
+		CreatedAt:        node.CreationTimestamp.Time,
 		ContainerRuntime: node.Status.NodeInfo.ContainerRuntimeVersion, Unschedulable: node.Spec.Unschedulable,
 	}
 	return nil

@@ -28,18 +28,22 @@ type scalableWorkload struct {
 
 type scaleGetterUpdater interface {
 	GetScale(ctx context.Context, name string, o metav1.GetOptions) (*autoscalingv1.Scale, error)
-	UpdateScale(ctx context.Context, name string, s *autoscalingv1.Scale, o metav1.UpdateOptions) (*autoscalingv1.Scale, error)
+	UpdateScale(ctx context.Context, name string, s *autoscalingv1.Scale, o metav1.UpdateOptions) (*autoscalingv1.Scale,
+		error)
 }
 
 // workloadClient is the common interface of the typed clients of the three kinds.
 type workloadClient[T metav1.Object] interface {
 	scaleGetterUpdater
 	Get(ctx context.Context, name string, o metav1.GetOptions) (T, error)
-	Patch(ctx context.Context, name string, kind types.PatchType, body []byte, o metav1.PatchOptions, subresources ...string) (T, error)
+	Patch(ctx context.Context, name string, kind types.PatchType, body []byte, o metav1.PatchOptions,
+		subresources ...string) (T, error)
 }
 
 // getWorkload returns one workload; view extracts the common fields.
-func getWorkload[T metav1.Object](ctx context.Context, name string, api workloadClient[T], view func(T) scalableWorkload) (*scalableWorkload, error) {
+func getWorkload[T metav1.Object](ctx context.Context, name string, api workloadClient[T],
+	view func(T) scalableWorkload,
+) (*scalableWorkload, error) {
 	object, err := api.Get(ctx, name, metav1.GetOptions{})
 	if err != nil {
 		return nil, err //nolint:wrapcheck // the caller adds context
@@ -54,24 +58,36 @@ func getWorkload[T metav1.Object](ctx context.Context, name string, api workload
 }
 
 // getWorkload reads the workload. A reference without a UID matches any UID, which only readers may use.
-func (r WorkloadRef) getWorkload(ctx context.Context, client kubernetes.Interface) (*scalableWorkload, *Refusal, error) {
+func (r WorkloadRef) getWorkload(ctx context.Context, client kubernetes.Interface) (*scalableWorkload, *Refusal,
+	error,
+) {
 	var w *scalableWorkload
 	var err error
 	switch apps := client.AppsV1(); r.Kind {
 	case "Deployment":
 		w, err = getWorkload(ctx, r.Name, apps.Deployments(r.Namespace), func(d *appsv1.Deployment) scalableWorkload {
-			return scalableWorkload{template: &d.Spec.Template, replicas: replicasOrDefault(d.Spec.Replicas), observedReplicas: d.Status.Replicas, readyReplicas: d.Status.ReadyReplicas}
+			return scalableWorkload{
+				template: &d.Spec.Template, replicas: replicasOrDefault(d.Spec.Replicas),
+				observedReplicas: d.Status.Replicas, readyReplicas: d.Status.ReadyReplicas,
+			}
 		})
 	case "StatefulSet":
 		w, err = getWorkload(ctx, r.Name, apps.StatefulSets(r.Namespace), func(s *appsv1.StatefulSet) scalableWorkload {
-			return scalableWorkload{template: &s.Spec.Template, replicas: replicasOrDefault(s.Spec.Replicas), observedReplicas: s.Status.Replicas, readyReplicas: s.Status.ReadyReplicas}
+			return scalableWorkload{
+				template: &s.Spec.Template, replicas: replicasOrDefault(s.Spec.Replicas),
+				observedReplicas: s.Status.Replicas, readyReplicas: s.Status.ReadyReplicas,
+			}
 		})
 	case "ReplicaSet":
 		w, err = getWorkload(ctx, r.Name, apps.ReplicaSets(r.Namespace), func(s *appsv1.ReplicaSet) scalableWorkload {
-			return scalableWorkload{template: &s.Spec.Template, replicas: replicasOrDefault(s.Spec.Replicas), observedReplicas: s.Status.Replicas, readyReplicas: s.Status.ReadyReplicas}
+			return scalableWorkload{
+				template: &s.Spec.Template, replicas: replicasOrDefault(s.Spec.Replicas),
+				observedReplicas: s.Status.Replicas, readyReplicas: s.Status.ReadyReplicas,
+			}
 		})
 	default:
-		return nil, newRefusal(ReasonUnsupported, "a %s has no replica count; use a Deployment, StatefulSet or ReplicaSet", r.Kind), nil
+		return nil, newRefusal(ReasonUnsupported, "a %s has no replica count; use a Deployment, StatefulSet or ReplicaSet",
+			r.Kind), nil
 	}
 	if apierrors.IsNotFound(err) {
 		return nil, newRefusal(ReasonNotFound, "%s is gone", r), nil
@@ -80,7 +96,8 @@ func (r WorkloadRef) getWorkload(ctx context.Context, client kubernetes.Interfac
 		return nil, nil, fmt.Errorf("read %s: %w", r, err)
 	}
 	if r.UID != "" && string(w.meta.GetUID()) != r.UID {
-		return nil, newRefusal(ReasonNotFound, "%s with UID %s is gone; its namesake has UID %s", r, r.UID, w.meta.GetUID()), nil
+		return nil, newRefusal(ReasonNotFound, "%s with UID %s is gone; its namesake has UID %s", r, r.UID, w.meta.GetUID()),
+			nil
 	}
 	return w, nil, nil
 }
@@ -95,6 +112,7 @@ func replicasOrDefault(n *int32) int32 {
 
 func (r ScaleRequest) replicasDifference(field string, want, have int32, by string, when time.Time) Difference {
 	return Difference{
-		Object: r.Target.String(), Field: field, Want: strconv.Itoa(int(want)), Have: strconv.Itoa(int(have)), ChangedBy: by, ChangedAt: when,
+		Object: r.Target.String(), Field: field, Want: strconv.Itoa(int(want)), Have: strconv.Itoa(int(have)), ChangedBy: by,
+		ChangedAt: when,
 	}
 }

@@ -34,7 +34,9 @@ func TestWorkload(t *testing.T) {
 	}
 }
 
-func getWorkloadInfo(t *testing.T, client kubernetes.Interface, pod *corev1.Pod, o kube.WorkloadOptions) *kube.WorkloadInfo {
+func getWorkloadInfo(t *testing.T, client kubernetes.Interface, pod *corev1.Pod,
+	o kube.WorkloadOptions,
+) *kube.WorkloadInfo {
 	t.Helper()
 	info, refusal, err := kube.GetWorkloadInfo(t.Context(), client, podRef(pod), o)
 	requireNoRefusal(t, refusal, err)
@@ -69,7 +71,11 @@ func testWorkloadAfterRollout(t *testing.T, p fixture, client kubernetes.Interfa
 	}); err != nil {
 		t.Fatal(err)
 	}
-	p.patchDeployment(t, "shop", `{"spec":{"template":{"spec":{"containers":[{"name":"main","image":"stanch.lab/shop:2","command":["sleep","600"]}]}}}}`)
+	p.patchDeployment(
+		t,
+		"shop",
+		`{"spec":{"template":{"spec":{"containers":[{"name":"main","image":"stanch.lab/shop:2","command":["sleep","600"]}]}}}}`,
+	)
 	p.waitForReplicas(t, "shop", 2)
 	var pod *corev1.Pod
 	lab.Eventually(t, 30*time.Second, "a pod of the new revision", func() error {
@@ -82,7 +88,8 @@ func testWorkloadAfterRollout(t *testing.T, p fixture, client kubernetes.Interfa
 	if len(info.Missing) > 0 {
 		t.Errorf("missing with all rights: %+v", info.Missing)
 	}
-	if info.Owner.Kind != "Deployment" || info.Owner.UID != string(d.UID) || *info.Owner.DesiredReplicas != 2 || *info.Owner.ReadyReplicas != 2 {
+	if info.Owner.Kind != "Deployment" || info.Owner.UID != string(d.UID) || *info.Owner.DesiredReplicas != 2 ||
+		*info.Owner.ReadyReplicas != 2 {
 		t.Errorf("owner %+v", info.Owner)
 	}
 	if len(info.OwnerChain) != 2 || info.OwnerChain[0].Kind != "ReplicaSet" {
@@ -90,12 +97,14 @@ func testWorkloadAfterRollout(t *testing.T, p fixture, client kubernetes.Interfa
 	}
 	r := info.Rollouts
 	digest := info.Pod.Containers[0].ImageDigest
-	if r.Total != 2 || !r.Items[0].IsCurrent || r.Items[1].IsCurrent || !slices.Equal(r.Items[0].ImageDigests, []string{digest}) ||
+	if r.Total != 2 || !r.Items[0].IsCurrent || r.Items[1].IsCurrent || !slices.Equal(r.Items[0].ImageDigests,
+		[]string{digest}) ||
 		!slices.Equal(r.Items[1].Images, []string{lab.BusyboxImage}) {
 		t.Errorf("rollouts %+v", r)
 	}
 	if c := info.RecentChanges.Items; len(c) == 0 || !strings.Contains(c[0].Description,
-		"revision 2 of Deployment shop runs [stanch.lab/shop:2], before ["+lab.BusyboxImage+"]") || c[0].ChangedBy != "kube-controller-manager" {
+		"revision 2 of Deployment shop runs [stanch.lab/shop:2], before ["+lab.BusyboxImage+"]") ||
+		c[0].ChangedBy != "kube-controller-manager" {
 		t.Errorf("changes %+v", c)
 	}
 	if s := info.SameDigestPods; s.Total != 1 || s.Items[0].Owner.Kind != "ReplicaSet" || s.Items[0].Name == pod.Name {
@@ -112,7 +121,10 @@ func testWorkloadAfterRollout(t *testing.T, p fixture, client kubernetes.Interfa
 func testWorkloadOfCronJob(t *testing.T, p fixture, client kubernetes.Interface) {
 	pod := lab.NewPod("nightly", lab.BusyboxImage, "sleep", "600")
 	pod.Spec.RestartPolicy = corev1.RestartPolicyNever
-	template := batchv1.JobSpec{Template: corev1.PodTemplateSpec{ObjectMeta: metav1.ObjectMeta{Labels: pod.Labels}, Spec: pod.Spec}}
+	template := batchv1.JobSpec{Template: corev1.PodTemplateSpec{
+		ObjectMeta: metav1.ObjectMeta{Labels: pod.Labels},
+		Spec:       pod.Spec,
+	}}
 	cron, err := p.Client().BatchV1().CronJobs(p.namespace).Create(t.Context(), &batchv1.CronJob{
 		ObjectMeta: metav1.ObjectMeta{Name: "nightly"},
 		Spec:       batchv1.CronJobSpec{Schedule: "0 0 1 1 *", JobTemplate: batchv1.JobTemplateSpec{Spec: template}},
@@ -123,14 +135,16 @@ func testWorkloadOfCronJob(t *testing.T, p fixture, client kubernetes.Interface)
 	// `kubectl create job --from` sets an owner reference to the cron job too.
 	if _, err := p.Client().BatchV1().Jobs(p.namespace).Create(t.Context(), &batchv1.Job{
 		ObjectMeta: metav1.ObjectMeta{
-			Name:            "nightly-1",
-			OwnerReferences: []metav1.OwnerReference{*metav1.NewControllerRef(cron, batchv1.SchemeGroupVersion.WithKind("CronJob"))},
+			Name: "nightly-1",
+			OwnerReferences: []metav1.OwnerReference{*metav1.NewControllerRef(cron,
+				batchv1.SchemeGroupVersion.WithKind("CronJob"))},
 		}, Spec: template,
 	}, metav1.CreateOptions{}); err != nil {
 		t.Fatal(err)
 	}
 	info := getWorkloadInfo(t, client, p.findRunningPod(t, "nightly"), kube.WorkloadOptions{})
-	if info.Owner.Kind != "CronJob" || info.Owner.Name != "nightly" || len(info.OwnerChain) != 2 || info.Owner.DesiredReplicas != nil {
+	if info.Owner.Kind != "CronJob" || info.Owner.Name != "nightly" || len(info.OwnerChain) != 2 ||
+		info.Owner.DesiredReplicas != nil {
 		t.Errorf("owner %+v, chain %+v", info.Owner, info.OwnerChain)
 	}
 }
@@ -152,7 +166,10 @@ func testWorkloadOfDaemonSet(t *testing.T, p fixture, client kubernetes.Interfac
 
 func testWorkloadPermissions(t *testing.T, p fixture, client kubernetes.Interface) {
 	p.namespace = p.NewNamespace(t) // permissions here apply to a complete namespace
-	p.ConfigWithRules(t, p.namespace, "clerk", rbacv1.PolicyRule{APIGroups: []string{""}, Resources: []string{"configmaps"}, Verbs: []string{"get"}},
+	p.ConfigWithRules(t, p.namespace, "clerk", rbacv1.PolicyRule{
+		APIGroups: []string{""},
+		Resources: []string{"configmaps"}, Verbs: []string{"get"},
+	},
 		rbacv1.PolicyRule{APIGroups: []string{""}, Resources: []string{"secrets"}, Verbs: []string{"get", "list"}})
 	role := &rbacv1.Role{
 		ObjectMeta: metav1.ObjectMeta{Name: "handy"},
@@ -165,8 +182,12 @@ func testWorkloadPermissions(t *testing.T, p fixture, client kubernetes.Interfac
 		t.Fatal(err)
 	}
 	if _, err := p.Client().RbacV1().RoleBindings(p.namespace).Create(t.Context(), &rbacv1.RoleBinding{
-		ObjectMeta: metav1.ObjectMeta{Name: "handy"}, RoleRef: rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "Role", Name: "handy"},
-		Subjects: []rbacv1.Subject{{Kind: rbacv1.GroupKind, APIGroup: rbacv1.GroupName, Name: "system:serviceaccounts:" + p.namespace}},
+		ObjectMeta: metav1.ObjectMeta{Name: "handy"}, RoleRef: rbacv1.RoleRef{
+			APIGroup: rbacv1.GroupName, Kind: "Role",
+			Name: "handy",
+		},
+		Subjects: []rbacv1.Subject{{Kind: rbacv1.GroupKind, APIGroup: rbacv1.GroupName, Name: "system:serviceaccounts:" +
+			p.namespace}},
 	}, metav1.CreateOptions{}); err != nil {
 		t.Fatal(err)
 	}
@@ -174,9 +195,12 @@ func testWorkloadPermissions(t *testing.T, p fixture, client kubernetes.Interfac
 	pod.Spec.ServiceAccountName = "clerk"
 	info := getWorkloadInfo(t, client, p.RunPod(t, p.namespace, pod), kube.WorkloadOptions{})
 	for _, want := range []string{
-		"read secrets in every namespace (ClusterRole " + p.namespace + "-clerk by ClusterRoleBinding " + p.namespace + "-clerk)",
-		"run commands in other pods in namespace " + p.namespace + " (Role " + p.namespace + "/handy by RoleBinding " + p.namespace + "/handy)",
-		"do anything in namespace " + p.namespace + " (Role " + p.namespace + "/handy by RoleBinding " + p.namespace + "/handy)",
+		"read secrets in every namespace (ClusterRole " + p.namespace + "-clerk by ClusterRoleBinding " + p.namespace +
+			"-clerk)",
+		"run commands in other pods in namespace " + p.namespace + " (Role " + p.namespace + "/handy by RoleBinding " +
+			p.namespace + "/handy)",
+		"do anything in namespace " + p.namespace + " (Role " + p.namespace + "/handy by RoleBinding " + p.namespace +
+			"/handy)",
 	} {
 		if !slices.Contains(info.ServiceAccount.RiskyPermissions, want) {
 			t.Errorf("dangerous rights %q\nlack %q", info.ServiceAccount.RiskyPermissions, want)
@@ -195,7 +219,8 @@ func testWorkloadPermissions(t *testing.T, p fixture, client kubernetes.Interfac
 		t.Errorf("changed rights %q", rights)
 	}
 	// One month later, none of this is recent.
-	info = getWorkloadInfo(t, client, p.findRunningPod(t, "clerk"), kube.WorkloadOptions{Now: time.Now().Add(30 * 24 * time.Hour)})
+	info = getWorkloadInfo(t, client, p.findRunningPod(t, "clerk"),
+		kube.WorkloadOptions{Now: time.Now().Add(30 * 24 * time.Hour)})
 	if info.RecentChanges.Total != 0 {
 		t.Errorf("old changes are told as recent: %+v", info.RecentChanges)
 	}
@@ -203,7 +228,10 @@ func testWorkloadPermissions(t *testing.T, p fixture, client kubernetes.Interfac
 
 func testWorkloadPartialWithoutPermissions(t *testing.T, p fixture, _ kubernetes.Interface) {
 	p.createDeployment(t, "partial", 1)
-	poor := p.restrictedClient(t, "poor", []rbacv1.PolicyRule{{APIGroups: []string{""}, Resources: []string{"pods"}, Verbs: []string{"get"}}})
+	poor := p.restrictedClient(t, "poor", []rbacv1.PolicyRule{{
+		APIGroups: []string{""}, Resources: []string{"pods"},
+		Verbs: []string{"get"},
+	}})
 	info := getWorkloadInfo(t, poor, p.findRunningPod(t, "partial"), kube.WorkloadOptions{})
 	var parts []string
 	for _, m := range info.Missing {
@@ -223,7 +251,8 @@ func testWorkloadPartialWithoutPermissions(t *testing.T, p fixture, _ kubernetes
 func testWorkloadListsAreBounded(t *testing.T, p fixture, client kubernetes.Interface) {
 	p.createDeployment(t, "many", 4)
 	info := getWorkloadInfo(t, client, p.findRunningPod(t, "many"), kube.WorkloadOptions{MaxListItems: 2})
-	if len(info.SameDigestPods.Items) != 2 || info.SameDigestPods.Total < 3 || len(info.SameNodePods.Items) != 2 || info.SameNodePods.Total < 3 {
+	if len(info.SameDigestPods.Items) != 2 || info.SameDigestPods.Total < 3 || len(info.SameNodePods.Items) != 2 ||
+		info.SameNodePods.Total < 3 {
 		t.Errorf("same digest %d of %d, same node %d of %d", len(info.SameDigestPods.Items), info.SameDigestPods.Total,
 			len(info.SameNodePods.Items), info.SameNodePods.Total)
 	}

@@ -21,15 +21,25 @@ var _ activities.Containment = (*FreezeAction)(nil)
 // Spec returns the spec of pod.freeze.
 func (*FreezeAction) Spec() playbooks.ActionSpec {
 	return playbooks.ActionSpec{
-		Name: "pod.freeze", Verb: playbooks.VerbContain, Class: playbooks.ClassContain, Facet: playbooks.FacetExecution,
-		Targets: []playbooks.TargetKind{playbooks.TargetPod, playbooks.TargetContainer}, Reversible: true, EndMechanism: playbooks.EndByStanch, MaxDuration: 2 * time.Minute, D3FENDTechnique: "D3-PS",
-		Doc: "Freeze every process of the pod for some seconds. If a freeze lasts longer, probes fail and the kubelet kills the pod.",
+		Name:            "pod.freeze",
+		Verb:            playbooks.VerbContain,
+		Class:           playbooks.ClassContain,
+		Facet:           playbooks.FacetExecution,
+		Targets:         []playbooks.TargetKind{playbooks.TargetPod, playbooks.TargetContainer},
+		Reversible:      true,
+		EndMechanism:    playbooks.EndByStanch,
+		MaxDuration:     2 * time.Minute,
+		D3FENDTechnique: "D3-PS",
+		Doc:             "Freeze every process of the pod for some seconds. If a freeze lasts longer, probes fail and the kubelet kills the pod.",
 	}
 }
 
-func (a *FreezeAction) queryFreezeState(ctx context.Context, r activities.Request) (gatewayrpc.ContainmentState, error) {
+func (a *FreezeAction) queryFreezeState(ctx context.Context, r activities.Request) (gatewayrpc.ContainmentState,
+	error,
+) {
 	var state gatewayrpc.ContainmentState
-	if _, err := a.NodeClient.Call(ctx, r.Target.Node, gatewayrpc.CommandFreezeState, gatewayrpc.StateQuery{Target: activities.ToNodeTarget(r.Target)}, &state); err != nil {
+	if _, err := a.NodeClient.Call(ctx, r.Target.Node, gatewayrpc.CommandFreezeState,
+		gatewayrpc.StateQuery{Target: activities.ToNodeTarget(r.Target)}, &state); err != nil {
 		return state, fmt.Errorf("ask node %s: %w", r.Target.Node, err)
 	}
 	return state, nil
@@ -50,12 +60,21 @@ func (a *FreezeAction) Plan(ctx context.Context, r activities.Request) (activiti
 	if !state.Active && state.Note != "" {
 		return activities.Plan{}, activities.Refusef("%s: %s", r.Target, state.Note)
 	}
-	return activities.Plan{Changes: []string{fmt.Sprintf("freeze every process of %s on node %s", r.Target, r.Target.Node)}, NothingToDo: state.Active, AlreadyHeld: state.Active, HeldByLease: state.LeaseID, HeldUntil: state.ExpiresAt}, nil
+	return activities.Plan{
+		Changes: []string{fmt.Sprintf("freeze every process of %s on node %s", r.Target,
+			r.Target.Node)}, NothingToDo: state.Active, AlreadyHeld: state.Active, HeldByLease: state.LeaseID,
+		HeldUntil: state.ExpiresAt,
+	}, nil
 }
 
 // Apply freezes the target. A process on the node thaws it at the end, even if the sensor is gone.
-func (a *FreezeAction) Apply(ctx context.Context, r activities.Request, _ json.RawMessage, token attestation.Envelope) (activities.Effect, error) {
-	cmd := gatewayrpc.ContainmentCommand{Target: activities.ToNodeTarget(r.Target), Action: r.Action, LeaseID: r.LeaseID, ExpiresAt: r.ExpiresAt, Params: r.Params, Token: token, Grant: r.ReleaseGrant}
+func (a *FreezeAction) Apply(ctx context.Context, r activities.Request, _ json.RawMessage,
+	token attestation.Envelope,
+) (activities.Effect, error) {
+	cmd := gatewayrpc.ContainmentCommand{
+		Target: activities.ToNodeTarget(r.Target), Action: r.Action, LeaseID: r.LeaseID,
+		ExpiresAt: r.ExpiresAt, Params: r.Params, Token: token, Grant: r.ReleaseGrant,
+	}
 	var state gatewayrpc.ContainmentState
 	if _, err := a.NodeClient.Call(ctx, r.Target.Node, gatewayrpc.CommandFreeze, cmd, &state); err != nil {
 		return activities.Effect{}, fmt.Errorf("freeze on node %s: %w", r.Target.Node, err)
@@ -82,9 +101,12 @@ func (a *FreezeAction) Verify(ctx context.Context, r activities.Request, _ json.
 }
 
 // Undo thaws the target.
-func (a *FreezeAction) Undo(ctx context.Context, r activities.Request, _ json.RawMessage, grant *attestation.Envelope) (*activities.Drift, error) {
+func (a *FreezeAction) Undo(ctx context.Context, r activities.Request, _ json.RawMessage,
+	grant *attestation.Envelope,
+) (*activities.Drift, error) {
 	var state gatewayrpc.ContainmentState
-	_, err := a.NodeClient.Call(ctx, r.Target.Node, gatewayrpc.CommandThaw, gatewayrpc.ReleaseCommand{Target: activities.ToNodeTarget(r.Target), LeaseID: r.LeaseID, Grant: grant}, &state)
+	_, err := a.NodeClient.Call(ctx, r.Target.Node, gatewayrpc.CommandThaw,
+		gatewayrpc.ReleaseCommand{Target: activities.ToNodeTarget(r.Target), LeaseID: r.LeaseID, Grant: grant}, &state)
 	if err != nil && errors.Is(err, activities.ErrNodeNotConnected) && !time.Now().Before(r.ExpiresAt) {
 		return nil, nil // its end has passed: the node's agent thaws it
 	}

@@ -50,10 +50,19 @@ func (p *IsolateParams) Check() (param, problem string) {
 func (*IsolateAction) Spec() playbooks.ActionSpec {
 	p := kube.IsolatePermissions()
 	return playbooks.ActionSpec{
-		Name: "pod.isolate", Verb: playbooks.VerbContain, Class: playbooks.ClassContain, Facet: playbooks.FacetNetwork,
-		Targets: []playbooks.TargetKind{playbooks.TargetPod, playbooks.TargetContainer}, Reversible: true, EndMechanism: playbooks.EndByKernel, Params: IsolateParams{}, D3FENDTechnique: "D3-NI",
-		Doc:             "Isolate one pod from the network but none of its siblings: at once with the node's egress lock, and with a NetworkPolicy.",
-		PlanPermissions: kube.PermissionsFromRBAC(p.PlanRules), ApplyPermissions: kube.PermissionsFromRBAC(p.ApplyRules), CombineParams: intersectParams,
+		Name:             "pod.isolate",
+		Verb:             playbooks.VerbContain,
+		Class:            playbooks.ClassContain,
+		Facet:            playbooks.FacetNetwork,
+		Targets:          []playbooks.TargetKind{playbooks.TargetPod, playbooks.TargetContainer},
+		Reversible:       true,
+		EndMechanism:     playbooks.EndByKernel,
+		Params:           IsolateParams{},
+		D3FENDTechnique:  "D3-NI",
+		Doc:              "Isolate one pod from the network but none of its siblings: at once with the node's egress lock, and with a NetworkPolicy.",
+		PlanPermissions:  kube.PermissionsFromRBAC(p.PlanRules),
+		ApplyPermissions: kube.PermissionsFromRBAC(p.ApplyRules),
+		CombineParams:    intersectParams,
 	}
 }
 
@@ -94,8 +103,11 @@ func (a *IsolateAction) newKubeRequest(r activities.Request, p IsolateParams) ku
 }
 
 // queryLockState queries the node. away is the reason if the node's lock cannot be used.
-func (a *IsolateAction) queryLockState(ctx context.Context, r activities.Request) (state gatewayrpc.ContainmentState, away string, err error) {
-	_, err = a.NodeClient.Call(ctx, r.Target.Node, gatewayrpc.CommandLockState, gatewayrpc.StateQuery{Target: activities.ToNodeTarget(r.Target)}, &state)
+func (a *IsolateAction) queryLockState(ctx context.Context, r activities.Request) (state gatewayrpc.ContainmentState,
+	away string, err error,
+) {
+	_, err = a.NodeClient.Call(ctx, r.Target.Node, gatewayrpc.CommandLockState,
+		gatewayrpc.StateQuery{Target: activities.ToNodeTarget(r.Target)}, &state)
 	switch {
 	case errors.Is(err, activities.ErrNodeNotConnected):
 		return state, err.Error(), nil
@@ -114,7 +126,8 @@ func (a *IsolateAction) Plan(ctx context.Context, r activities.Request) (activit
 		return activities.Plan{}, err
 	}
 	if r.Target.HostNetwork {
-		return activities.Plan{}, activities.Refusef("%s uses the host network: isolating it would isolate the node", r.Target)
+		return activities.Plan{}, activities.Refusef("%s uses the host network: isolating it would isolate the node",
+			r.Target)
 	}
 	state, away, err := a.queryLockState(ctx, r)
 	if err != nil {
@@ -144,14 +157,23 @@ func (a *IsolateAction) Plan(ctx context.Context, r activities.Request) (activit
 		// A container that joined later may have done so to obstruct the isolation: the plan warns, and requires no
 		// approval for it.
 		if state.Active && other.StartedBeforeTarget {
-			plan.Warnings = append(plan.Warnings, fmt.Sprintf("container %s shares its network namespace and is isolated too", other.ContainerID))
+			plan.Warnings = append(plan.Warnings, fmt.Sprintf("container %s shares its network namespace and is isolated too",
+				other.ContainerID))
 			continue
 		}
 		if !other.StartedBeforeTarget {
-			plan.Warnings = append(plan.Warnings, fmt.Sprintf("container %s joined its network namespace after it started and is isolated too", other.ContainerID))
+			plan.Warnings = append(plan.Warnings,
+				fmt.Sprintf("container %s joined its network namespace after it started and is isolated too", other.ContainerID))
 			continue
 		}
-		plan.Changes = append(plan.Changes, fmt.Sprintf("also block all egress of container %s: it had the same network namespace when %s started", other.ContainerID, r.Target))
+		plan.Changes = append(
+			plan.Changes,
+			fmt.Sprintf(
+				"also block all egress of container %s: it had the same network namespace when %s started",
+				other.ContainerID,
+				r.Target,
+			),
+		)
 		plan.ApprovalReason = "other containers have used its network namespace since it started and would be isolated too"
 	}
 	if prior.UsesNetworkPolicy {
@@ -171,7 +193,8 @@ func (a *IsolateAction) Plan(ctx context.Context, r activities.Request) (activit
 			return plan, activities.Refusef("%s", refused.Detail)
 		}
 		// The names of the policy and the label contain the lease's id, which is not known when a plan is shown.
-		plan.Changes = append(plan.Changes, fmt.Sprintf("label %s and add a NetworkPolicy that selects only this pod", r.Target))
+		plan.Changes = append(plan.Changes, fmt.Sprintf("label %s and add a NetworkPolicy that selects only this pod",
+			r.Target))
 		plan.NothingToDo = plan.NothingToDo && len(found.Changes) == 0
 		for _, d := range found.PolicyConflicts {
 			plan.Warnings = append(plan.Warnings, d.String())
@@ -186,7 +209,9 @@ func (a *IsolateAction) Plan(ctx context.Context, r activities.Request) (activit
 // apiServerTimeout limits calls to the API server while the node's lock is in force.
 const apiServerTimeout = 1500 * time.Millisecond
 
-func (a *IsolateAction) planNetworkPolicy(ctx context.Context, r activities.Request, params IsolateParams, lockToo bool) (*kube.IsolatePlan, *kube.Refusal, error) {
+func (a *IsolateAction) planNetworkPolicy(ctx context.Context, r activities.Request, params IsolateParams,
+	lockToo bool,
+) (*kube.IsolatePlan, *kube.Refusal, error) {
 	if lockToo {
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithTimeout(ctx, apiServerTimeout)
@@ -200,7 +225,9 @@ func (a *IsolateAction) planNetworkPolicy(ctx context.Context, r activities.Requ
 }
 
 // applyNetworkPolicy adds the policy, and returns notes about its limits.
-func (a *IsolateAction) applyNetworkPolicy(ctx context.Context, r activities.Request, params IsolateParams, locked bool) (notes []string, err error) {
+func (a *IsolateAction) applyNetworkPolicy(ctx context.Context, r activities.Request, params IsolateParams,
+	locked bool,
+) (notes []string, err error) {
 	if locked {
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithTimeout(ctx, 2*apiServerTimeout)
@@ -231,7 +258,9 @@ func (a *IsolateAction) applyNetworkPolicy(ctx context.Context, r activities.Req
 }
 
 // Apply first locks egress on the node, which takes microseconds, and then adds the policy.
-func (a *IsolateAction) Apply(ctx context.Context, r activities.Request, raw json.RawMessage, token attestation.Envelope) (activities.Effect, error) {
+func (a *IsolateAction) Apply(ctx context.Context, r activities.Request, raw json.RawMessage,
+	token attestation.Envelope,
+) (activities.Effect, error) {
 	params, err := activities.DecodeParams[IsolateParams](r)
 	if err != nil {
 		return activities.Effect{}, err
@@ -267,7 +296,8 @@ func (a *IsolateAction) Apply(ctx context.Context, r activities.Request, raw jso
 		case err != nil && locked && !refused:
 			// An API server outage must not undo the lock. The next verification finds that the policy is missing, and
 			// applies it.
-			notes = append(notes, "the node's lock is in force; the NetworkPolicy follows when the API server is available: "+err.Error())
+			notes = append(notes, "the node's lock is in force; the NetworkPolicy follows when the API server is available: "+
+				err.Error())
 		case err != nil:
 			return effect, err
 		}
@@ -286,8 +316,13 @@ func (a *IsolateAction) Apply(ctx context.Context, r activities.Request, raw jso
 	return effect, nil
 }
 
-func (a *IsolateAction) applyNodeLock(ctx context.Context, r activities.Request, token attestation.Envelope) (gatewayrpc.ContainmentState, error) {
-	cmd := gatewayrpc.ContainmentCommand{Target: activities.ToNodeTarget(r.Target), Action: r.Action, LeaseID: r.LeaseID, ExpiresAt: r.ExpiresAt, Params: r.Params, Token: token, Grant: r.ReleaseGrant}
+func (a *IsolateAction) applyNodeLock(ctx context.Context, r activities.Request,
+	token attestation.Envelope,
+) (gatewayrpc.ContainmentState, error) {
+	cmd := gatewayrpc.ContainmentCommand{
+		Target: activities.ToNodeTarget(r.Target), Action: r.Action, LeaseID: r.LeaseID,
+		ExpiresAt: r.ExpiresAt, Params: r.Params, Token: token, Grant: r.ReleaseGrant,
+	}
 	var state gatewayrpc.ContainmentState
 	if _, err := a.NodeClient.Call(ctx, r.Target.Node, gatewayrpc.CommandLock, cmd, &state); err != nil {
 		return state, fmt.Errorf("lock on node %s: %w", r.Target.Node, err)
@@ -323,7 +358,8 @@ func (a *IsolateAction) Verify(ctx context.Context, r activities.Request, raw js
 			details = append(details, "the node's lock is not in force")
 		default:
 			unverified = state.UnverifiedReason
-			details = append(details, fmt.Sprintf("locked until %s, %d packets denied", state.ExpiresAt.Format(time.RFC3339), state.DeniedPackets))
+			details = append(details, fmt.Sprintf("locked until %s, %d packets denied", state.ExpiresAt.Format(time.RFC3339),
+				state.DeniedPackets))
 		}
 	}
 	if prior.UsesNetworkPolicy {
@@ -348,7 +384,9 @@ func (a *IsolateAction) Verify(ctx context.Context, r activities.Request, raw js
 }
 
 // Undo removes the lock and the policy. Parts that are gone need no undo.
-func (a *IsolateAction) Undo(ctx context.Context, r activities.Request, raw json.RawMessage, grant *attestation.Envelope) (*activities.Drift, error) {
+func (a *IsolateAction) Undo(ctx context.Context, r activities.Request, raw json.RawMessage,
+	grant *attestation.Envelope,
+) (*activities.Drift, error) {
 	params, err := activities.DecodeParams[IsolateParams](r)
 	if err != nil {
 		return nil, err
@@ -382,7 +420,8 @@ func (a *IsolateAction) Undo(ctx context.Context, r activities.Request, raw json
 		return nil, nil
 	}
 	var state gatewayrpc.ContainmentState
-	_, err = a.NodeClient.Call(ctx, r.Target.Node, gatewayrpc.CommandUnlock, gatewayrpc.ReleaseCommand{Target: activities.ToNodeTarget(r.Target), LeaseID: r.LeaseID, Grant: grant}, &state)
+	_, err = a.NodeClient.Call(ctx, r.Target.Node, gatewayrpc.CommandUnlock,
+		gatewayrpc.ReleaseCommand{Target: activities.ToNodeTarget(r.Target), LeaseID: r.LeaseID, Grant: grant}, &state)
 	if errors.Is(err, activities.ErrNodeNotConnected) && !time.Now().Before(r.ExpiresAt) {
 		return nil, nil // its end has passed: the kernel has already released it
 	}

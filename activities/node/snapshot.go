@@ -37,7 +37,10 @@ func (*SnapshotAction) Spec() playbooks.ActionSpec {
 func (a *SnapshotAction) Observe(ctx context.Context, r activities.Request) (activities.Observation, error) {
 	proofs := activities.AttestationsFromContext(ctx)
 	if len(proofs) == 0 {
-		return activities.Observation{}, activities.Refusef("%s has no attested detection, without which a node does not show its processes", r.Target)
+		return activities.Observation{}, activities.Refusef(
+			"%s has no attested detection, without which a node does not show its processes",
+			r.Target,
+		)
 	}
 	var taken json.RawMessage
 	blobs, err := a.NodeClient.Call(ctx, r.Target.Node, gatewayrpc.CommandSnapshot,
@@ -54,7 +57,10 @@ func (a *SnapshotAction) Observe(ctx context.Context, r activities.Request) (act
 	}
 	_ = json.Unmarshal(taken, &said) // an unreadable snapshot is stored as it is
 	source := "node " + r.Target.Node
-	out := activities.Observation{Artifacts: []activities.Artifact{{Name: "processes.json", Data: taken, CapturedFrom: source}}}
+	out := activities.Observation{Artifacts: []activities.Artifact{{
+		Name: "processes.json", Data: taken,
+		CapturedFrom: source,
+	}}}
 	for _, b := range blobs {
 		piece := activities.Artifact{Name: b.Name, Data: b.Data, CapturedFrom: source}
 		for _, hashed := range said.Blobs {

@@ -60,8 +60,9 @@ type EmailParams struct {
 // Spec returns the spec of email.
 func (*EmailAction) Spec() playbooks.ActionSpec {
 	return playbooks.ActionSpec{
-		Name: "email", Verb: playbooks.VerbNotify, Class: playbooks.ClassObserve, Targets: []playbooks.TargetKind{playbooks.TargetIncident},
-		Doc: "Send plain text to configured recipients.", Params: EmailParams{}, AttemptTimeout: notifyTimeout,
+		Name: "email", Verb: playbooks.VerbNotify, Class: playbooks.ClassObserve,
+		Targets: []playbooks.TargetKind{playbooks.TargetIncident},
+		Doc:     "Send plain text to configured recipients.", Params: EmailParams{}, AttemptTimeout: notifyTimeout,
 	}
 }
 
@@ -81,7 +82,8 @@ func (a *EmailAction) Observe(ctx context.Context, r activities.Request) (activi
 	}
 	for _, address := range to {
 		if !slices.Contains(a.Server.Recipients, address) {
-			return none, activities.Refusef("%q is not one of the recipients under `email.to` in stanch.yaml", httpclient.SanitizeLine(address, 80))
+			return none, activities.Refusef("%q is not one of the recipients under `email.to` in stanch.yaml",
+				httpclient.SanitizeLine(address, 80))
 		}
 	}
 	id, at := httpclient.IdempotencyKey(ctx, r, strings.Join(to, ","))
@@ -93,8 +95,10 @@ func (a *EmailAction) Observe(ctx context.Context, r activities.Request) (activi
 	m.SetMessageIDWithValue(id + "@" + strings.Trim(domain, "> "))
 	m.SetDateWithValue(at)
 	m.SetGenHeader("Auto-Submitted", "auto-generated") // suppresses automatic replies
-	m.Subject(httpclient.SanitizeLine(r.IncidentRef.ID+": "+r.IncidentRef.Workload.String()+" in "+r.IncidentRef.Cluster, 150))
-	m.SetBodyString(mail.TypeTextPlain, mailBody(r.IncidentRef, params.Text, manifestHead(a.ManifestHead, r.IncidentRef.ID)))
+	m.Subject(httpclient.SanitizeLine(r.IncidentRef.ID+": "+r.IncidentRef.Workload.String()+" in "+r.IncidentRef.Cluster,
+		150))
+	m.SetBodyString(mail.TypeTextPlain, mailBody(r.IncidentRef, params.Text,
+		manifestHead(a.ManifestHead, r.IncidentRef.ID)))
 	return none, a.Server.send(ctx, m)
 }
 
@@ -135,7 +139,10 @@ func (s *SMTPServer) send(ctx context.Context, m *mail.Msg) error {
 	ctx, cancel := context.WithTimeout(ctx, mailTimeout)
 	defer cancel()
 	options := []mail.Option{
-		mail.WithTimeout(mailTimeout), mail.WithTLSConfig(&tls.Config{ServerName: s.Host, MinVersion: tls.VersionTLS12, RootCAs: s.RootCAs}),
+		mail.WithTimeout(mailTimeout), mail.WithTLSConfig(&tls.Config{
+			ServerName: s.Host, MinVersion: tls.VersionTLS12,
+			RootCAs: s.RootCAs,
+		}),
 	}
 	switch {
 	case s.TLSMode == MailImplicitTLS:
@@ -148,7 +155,8 @@ func (s *SMTPServer) send(ctx context.Context, m *mail.Msg) error {
 		options = append(options, mail.WithTLSPolicy(mail.TLSMandatory))
 	}
 	if s.Username != "" {
-		options = append(options, mail.WithSMTPAuth(mail.SMTPAuthAutoDiscover), mail.WithUsername(s.Username), mail.WithPassword(s.Password))
+		options = append(options, mail.WithSMTPAuth(mail.SMTPAuthAutoDiscover), mail.WithUsername(s.Username),
+			mail.WithPassword(s.Password))
 	}
 	client, err := mail.NewClient(s.Host, append(options, mail.WithPort(s.Port))...)
 	if err != nil {

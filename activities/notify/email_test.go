@@ -19,8 +19,9 @@ import (
 
 func newEmailAction(s *server.Server, with notify.MailTLSMode) *notify.EmailAction {
 	return &notify.EmailAction{ManifestHead: func(string) string { return "abc123" }, Server: &notify.SMTPServer{
-		Host: s.Host, Port: s.Port, TLSMode: with, FromAddress: "Stanch <stanch@example.com>", Recipients: []string{"oncall@example.com", "bob@example.com"},
-		Username: server.User, Password: server.Password, RootCAs: s.Roots,
+		Host: s.Host, Port: s.Port, TLSMode: with, FromAddress: "Stanch <stanch@example.com>",
+		Recipients: []string{"oncall@example.com", "bob@example.com"},
+		Username:   server.User, Password: server.Password, RootCAs: s.Roots,
 	}}
 }
 
@@ -46,10 +47,14 @@ func TestMailIsSentEncryptedAndAuthenticated(t *testing.T) {
 	for name, c := range map[string]struct {
 		mode server.TLSMode
 		with notify.MailTLSMode
-	}{"STARTTLS": {server.ModeStartTLS, notify.MailStartTLS}, "TLS from the start": {server.ModeImplicitTLS, notify.MailImplicitTLS}} {
+	}{"STARTTLS": {server.ModeStartTLS, notify.MailStartTLS}, "TLS from the start": {
+		server.ModeImplicitTLS,
+		notify.MailImplicitTLS,
+	}} {
 		t.Run(name, func(t *testing.T) {
 			s := server.Start(t, c.mode)
-			ran := steprunner.Run(t, newEmailAction(s, c.with), steprunner.NewIncidentRef(), notify.EmailParams{Text: "isolated"})
+			ran := steprunner.Run(t, newEmailAction(s, c.with), steprunner.NewIncidentRef(),
+				notify.EmailParams{Text: "isolated"})
 			require.NoError(t, ran.Err)
 			require.Equal(t, playbooks.OutcomeSucceeded, ran.Outcome, ran.Reason)
 			require.Len(t, s.Messages(), 1)
@@ -99,9 +104,11 @@ func TestServerWithForgedCertificateGetsNoMail(t *testing.T) {
 
 func TestRetriedMailKeepsItsMessageID(t *testing.T) {
 	s := server.Start(t, server.ModeStartTLS)
-	require.NoError(t, steprunner.Run(t, newEmailAction(s, notify.MailStartTLS), steprunner.NewIncidentRef(), notify.EmailParams{Text: "x"}).Err)
+	require.NoError(t, steprunner.Run(t, newEmailAction(s, notify.MailStartTLS), steprunner.NewIncidentRef(),
+		notify.EmailParams{Text: "x"}).Err)
 	s.FailNext(451, "try again")
-	require.NoError(t, steprunner.Run(t, newEmailAction(s, notify.MailStartTLS), steprunner.NewIncidentRef(), notify.EmailParams{Text: "x"}).Err)
+	require.NoError(t, steprunner.Run(t, newEmailAction(s, notify.MailStartTLS), steprunner.NewIncidentRef(),
+		notify.EmailParams{Text: "x"}).Err)
 	messages := s.Messages()
 	require.Len(t, messages, 2)
 	first, _, _ := parseMail(t, messages[0])
@@ -117,7 +124,8 @@ func TestMailHeadersCannotBeInjected(t *testing.T) {
 	in.Workload.Name = "web\r\nBcc: eve@evil.example\r\n\r\n<b>hi</b>"
 	in.Cluster = "test\nX-Evil: 1"
 	in.Summary = "a process\r\n.\r\nMAIL FROM:<eve@evil.example>\r\nIncident: INC-FORGED\r\n--boundary\r\nContent-Type: text/html\r\n\r\n<script>\u202eevil</script>"
-	require.NoError(t, steprunner.Run(t, newEmailAction(s, notify.MailStartTLS), in, notify.EmailParams{Text: "ls\r\n\r\nConfidence: 0.00"}).Err)
+	require.NoError(t, steprunner.Run(t, newEmailAction(s, notify.MailStartTLS), in,
+		notify.EmailParams{Text: "ls\r\n\r\nConfidence: 0.00"}).Err)
 	require.Len(t, s.Messages(), 1)
 	m := s.Messages()[0]
 	require.Equal(t, []string{"oncall@example.com", "bob@example.com"}, m.To)
@@ -135,13 +143,18 @@ func TestMailHeadersCannotBeInjected(t *testing.T) {
 
 func TestOnlyConfiguredRecipientsGetMail(t *testing.T) {
 	s := server.Start(t, server.ModeStartTLS)
-	for _, to := range []string{"eve@evil.example", "bob@example.com\r\nBcc: eve@evil.example", "bob@example.com, eve@evil.example"} {
-		ran := steprunner.Run(t, newEmailAction(s, notify.MailStartTLS), steprunner.NewIncidentRef(), notify.EmailParams{Recipients: []string{"bob@example.com", to}})
+	for _, to := range []string{
+		"eve@evil.example", "bob@example.com\r\nBcc: eve@evil.example",
+		"bob@example.com, eve@evil.example",
+	} {
+		ran := steprunner.Run(t, newEmailAction(s, notify.MailStartTLS), steprunner.NewIncidentRef(),
+			notify.EmailParams{Recipients: []string{"bob@example.com", to}})
 		require.Equal(t, playbooks.OutcomeRefused, ran.Outcome)
 		require.Contains(t, ran.Reason, "is not one of the recipients")
 	}
 	require.Empty(t, s.Messages())
-	require.NoError(t, steprunner.Run(t, newEmailAction(s, notify.MailStartTLS), steprunner.NewIncidentRef(), notify.EmailParams{Recipients: []string{"bob@example.com"}}).Err)
+	require.NoError(t, steprunner.Run(t, newEmailAction(s, notify.MailStartTLS), steprunner.NewIncidentRef(),
+		notify.EmailParams{Recipients: []string{"bob@example.com"}}).Err)
 	require.Equal(t, []string{"bob@example.com"}, s.Messages()[0].To)
 	ran := steprunner.Run(t, &notify.EmailAction{}, steprunner.NewIncidentRef(), notify.EmailParams{})
 	require.Equal(t, "email is not configured; add `email:` to stanch.yaml", ran.Reason)

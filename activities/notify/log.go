@@ -23,8 +23,9 @@ type LogParams struct {
 // Spec returns the spec of log.
 func (*LogAction) Spec() playbooks.ActionSpec {
 	return playbooks.ActionSpec{
-		Name: "log", Verb: playbooks.VerbNotify, Class: playbooks.ClassObserve, Targets: []playbooks.TargetKind{playbooks.TargetIncident},
-		Doc: "Write a line to Stanch's log.", Params: LogParams{},
+		Name: "log", Verb: playbooks.VerbNotify, Class: playbooks.ClassObserve,
+		Targets: []playbooks.TargetKind{playbooks.TargetIncident},
+		Doc:     "Write a line to Stanch's log.", Params: LogParams{},
 	}
 }
 
@@ -37,6 +38,7 @@ func (a *LogAction) Observe(ctx context.Context, r activities.Request) (activiti
 	if params.Text == "" {
 		params.Text = r.IncidentRef.Summary
 	}
-	a.Logger.LogAttrs(ctx, slog.LevelWarn, "notify", slog.String("incident", r.IncidentRef.ID), slog.String("text", params.Text))
+	a.Logger.LogAttrs(ctx, slog.LevelWarn, "notify", slog.String("incident", r.IncidentRef.ID),
+		slog.String("text", params.Text))
 	return activities.Observation{}, nil
 }

@@ -75,8 +75,9 @@ const (
 // Spec returns the spec of webhook.
 func (*WebhookAction) Spec() playbooks.ActionSpec {
 	return playbooks.ActionSpec{
-		Name: "webhook", Verb: playbooks.VerbNotify, Class: playbooks.ClassObserve, Targets: []playbooks.TargetKind{playbooks.TargetIncident},
-		Doc: "Send a signed request to a configured receiver.", Params: WebhookParams{}, AttemptTimeout: notifyTimeout,
+		Name: "webhook", Verb: playbooks.VerbNotify, Class: playbooks.ClassObserve,
+		Targets: []playbooks.TargetKind{playbooks.TargetIncident},
+		Doc:     "Send a signed request to a configured receiver.", Params: WebhookParams{}, AttemptTimeout: notifyTimeout,
 	}
 }
 
@@ -92,13 +93,16 @@ func (a *WebhookAction) Observe(ctx context.Context, r activities.Request) (acti
 	}
 	to, ok := a.Receivers[params.ReceiverName]
 	if !ok {
-		return none, activities.Refusef("unknown webhook %q; stanch.yaml has %s", httpclient.SanitizeLine(params.ReceiverName, 60), diagnostic.DidYouMean(params.ReceiverName, slices.Collect(maps.Keys(a.Receivers))))
+		return none, activities.Refusef("unknown webhook %q; stanch.yaml has %s", httpclient.SanitizeLine(params.ReceiverName,
+			60), diagnostic.DidYouMean(params.ReceiverName, slices.Collect(maps.Keys(a.Receivers))))
 	}
 	id, at := httpclient.IdempotencyKey(ctx, r, params.ReceiverName)
 	in := r.IncidentRef
 	m := WebhookMessage{
-		Version: WebhookMessageVersion, Type: WebhookMessageType, Incident: in.ID, GroupingKey: in.GroupingKey, Cluster: in.Cluster, Summary: httpclient.SanitizeText(in.Summary, maxTextRunes),
-		Scope: in.Scope, Workload: in.Workload, Confidence: in.Confidence, Text: httpclient.SanitizeText(params.Text, maxTextRunes), SentAt: at, ManifestHead: manifestHead(a.ManifestHead, in.ID),
+		Version: WebhookMessageVersion, Type: WebhookMessageType, Incident: in.ID, GroupingKey: in.GroupingKey,
+		Cluster: in.Cluster, Summary: httpclient.SanitizeText(in.Summary, maxTextRunes),
+		Scope: in.Scope, Workload: in.Workload, Confidence: in.Confidence, Text: httpclient.SanitizeText(params.Text,
+			maxTextRunes), SentAt: at, ManifestHead: manifestHead(a.ManifestHead, in.ID),
 	}
 	if params.Text == "" {
 		m.Text = m.Summary
@@ -109,7 +113,8 @@ func (a *WebhookAction) Observe(ctx context.Context, r activities.Request) (acti
 	}
 	now := time.Now()
 	signed := http.Header{
-		"Webhook-Id": {id}, "Webhook-Timestamp": {strconv.FormatInt(now.Unix(), 10)}, "Webhook-Signature": {SignWebhook(to.SigningKey, id, now, body)},
+		"Webhook-Id": {id}, "Webhook-Timestamp": {strconv.FormatInt(now.Unix(), 10)},
+		"Webhook-Signature": {SignWebhook(to.SigningKey, id, now, body)},
 	}
 	peer := &httpclient.Client{Name: "webhook " + params.ReceiverName, BaseURL: to.URL, HTTPClient: to.HTTPClient}
 	_, err = peer.Call(ctx, http.MethodPost, "", signed, body)
@@ -134,7 +139,9 @@ const (
 func ParseSigningKey(secret string) ([]byte, error) {
 	key, err := base64.StdEncoding.DecodeString(strings.TrimPrefix(secret, "whsec_"))
 	if err != nil || len(key) < minKeyBytes || len(key) > maxKeyBytes {
-		return nil, errors.New("invalid key; use 24 to 64 bytes in base64, for example from `echo whsec_$(openssl rand -base64 32)`")
+		return nil, errors.New(
+			"invalid key; use 24 to 64 bytes in base64, for example from `echo whsec_$(openssl rand -base64 32)`",
+		)
 	}
 	return key, nil
 }

@@ -22,7 +22,10 @@ func newWebhookAction(t *testing.T, r *webhook.Receiver, secret string) *notify.
 	t.Helper()
 	key, err := notify.ParseSigningKey(secret)
 	require.NoError(t, err)
-	return &notify.WebhookAction{Receivers: map[string]notify.WebhookReceiver{"pager": {URL: r.URL, SigningKey: key}}, ManifestHead: func(string) string { return "abc123" }}
+	return &notify.WebhookAction{
+		Receivers:    map[string]notify.WebhookReceiver{"pager": {URL: r.URL, SigningKey: key}},
+		ManifestHead: func(string) string { return "abc123" },
+	}
 }
 
 func pagerParams(text string) notify.WebhookParams {
@@ -38,7 +41,8 @@ func TestSignatureFollowsStandardWebhooks(t *testing.T) {
 
 func TestWebhookDeliversIncidentAndText(t *testing.T) {
 	r := webhook.Start(t, webhookSecret)
-	ran := steprunner.Run(t, newWebhookAction(t, r, webhookSecret), steprunner.NewIncidentRef(), pagerParams("it was \x1b[31misolated; token=hunter2hunter2"))
+	ran := steprunner.Run(t, newWebhookAction(t, r, webhookSecret), steprunner.NewIncidentRef(),
+		pagerParams("it was \x1b[31misolated; token=hunter2hunter2"))
 	require.NoError(t, ran.Err)
 	require.Equal(t, playbooks.OutcomeSucceeded, ran.Outcome)
 	require.Len(t, r.Accepted(), 1)
@@ -56,7 +60,8 @@ func TestWebhookDeliversIncidentAndText(t *testing.T) {
 
 func TestWebhookWithoutTextSendsSummary(t *testing.T) {
 	r := webhook.Start(t, webhookSecret)
-	require.NoError(t, steprunner.Run(t, newWebhookAction(t, r, webhookSecret), steprunner.NewIncidentRef(), pagerParams("")).Err)
+	require.NoError(t, steprunner.Run(t, newWebhookAction(t, r, webhookSecret), steprunner.NewIncidentRef(),
+		pagerParams("")).Err)
 	var m notify.WebhookMessage
 	require.NoError(t, json.Unmarshal(r.Accepted()[0].Body, &m))
 	require.Equal(t, steprunner.NewIncidentRef().Summary, m.Text)
@@ -105,9 +110,12 @@ func TestRetryAfterIsHonored(t *testing.T) {
 		after  string
 		least  time.Duration
 	}{
-		"seconds":      {http.StatusTooManyRequests, "40", 40 * time.Second},
-		"a busy one":   {http.StatusServiceUnavailable, "20", 20 * time.Second},
-		"a date":       {http.StatusTooManyRequests, time.Now().Add(50 * time.Second).UTC().Format(http.TimeFormat), 45 * time.Second},
+		"seconds":    {http.StatusTooManyRequests, "40", 40 * time.Second},
+		"a busy one": {http.StatusServiceUnavailable, "20", 20 * time.Second},
+		"a date": {
+			http.StatusTooManyRequests, time.Now().Add(50 * time.Second).UTC().Format(http.TimeFormat),
+			45 * time.Second,
+		},
 		"without word": {http.StatusTooManyRequests, "", time.Minute},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -141,7 +149,10 @@ func TestTooLongRetryAfterFails(t *testing.T) {
 func TestRedirectIsNotFollowed(t *testing.T) {
 	r := webhook.Start(t, webhookSecret)
 	elsewhere := webhook.Start(t, webhookSecret)
-	for _, status := range []int{http.StatusMovedPermanently, http.StatusFound, http.StatusTemporaryRedirect, http.StatusPermanentRedirect} {
+	for _, status := range []int{
+		http.StatusMovedPermanently, http.StatusFound, http.StatusTemporaryRedirect,
+		http.StatusPermanentRedirect,
+	} {
 		r.RespondNext(func(w http.ResponseWriter, q *http.Request) { http.Redirect(w, q, elsewhere.URL, status) })
 		ran := steprunner.Run(t, newWebhookAction(t, r, webhookSecret), steprunner.NewIncidentRef(), pagerParams("x"))
 		require.NoError(t, ran.Err)
@@ -153,7 +164,8 @@ func TestRedirectIsNotFollowed(t *testing.T) {
 
 func TestOnlyConfiguredWebhooksAreCalled(t *testing.T) {
 	r := webhook.Start(t, webhookSecret)
-	ran := steprunner.Run(t, newWebhookAction(t, r, webhookSecret), steprunner.NewIncidentRef(), notify.WebhookParams{ReceiverName: r.URL})
+	ran := steprunner.Run(t, newWebhookAction(t, r, webhookSecret), steprunner.NewIncidentRef(),
+		notify.WebhookParams{ReceiverName: r.URL})
 	require.Equal(t, playbooks.OutcomeRefused, ran.Outcome)
 	require.Contains(t, ran.Reason, "unknown webhook")
 	ran = steprunner.Run(t, &notify.WebhookAction{}, steprunner.NewIncidentRef(), pagerParams("x"))
@@ -168,7 +180,8 @@ func TestErrorsContainNeitherURLNorSecret(t *testing.T) {
 	closed := httptest.NewServer(http.NotFoundHandler())
 	closed.Close()
 	for name, address := range map[string]string{
-		"nobody listens": closed.URL + "/services/T000/B000/sEcReTpAtH", "written otherwise": closed.URL + "/é/sEcReTpAtH", "no URL": "https://user:sEcReTpAtH@[::1/", "user info": strings.Replace(closed.URL, "://", "://u:sEcReTpAtH@", 1),
+		"nobody listens": closed.URL + "/services/T000/B000/sEcReTpAtH", "written otherwise": closed.URL + "/é/sEcReTpAtH",
+		"no URL": "https://user:sEcReTpAtH@[::1/", "user info": strings.Replace(closed.URL, "://", "://u:sEcReTpAtH@", 1),
 	} {
 		t.Run(name, func(t *testing.T) {
 			w := &notify.WebhookAction{Receivers: map[string]notify.WebhookReceiver{"pager": {URL: address, SigningKey: key}}}
@@ -199,5 +212,6 @@ func TestWebhookResponseIsBounded(t *testing.T) {
 			}
 		})
 	}
-	require.ErrorContains(t, steprunner.Run(t, newWebhookAction(t, r, webhookSecret), steprunner.NewIncidentRef(), pagerParams("x")).Err, "more than 1048576 bytes")
+	require.ErrorContains(t, steprunner.Run(t, newWebhookAction(t, r, webhookSecret), steprunner.NewIncidentRef(),
+		pagerParams("x")).Err, "more than 1048576 bytes")
 }

@@ -58,7 +58,8 @@ func (p *messageView) approvalBlocks(r *sizeBudget) (shown []*shownRequest, more
 			shown, least = append(shown, a), append(least, a.blocks...)
 		}
 		if left := len(p.approvalRequests) - n; left > 0 {
-			more = []slack.Block{textSection(fmt.Sprintf("and %d more approval requests; run `stanch incidents %s`", left, p.incident.ID))}
+			more = []slack.Block{textSection(fmt.Sprintf("and %d more approval requests; run `stanch incidents %s`", left,
+				p.incident.ID))}
 		}
 		if r.reserve(append(least, more...)...) {
 			break
@@ -113,10 +114,15 @@ func endMechanismText(e playbooks.EndMechanism) string {
 func durationLines(q activities.ApprovalRequest) []listLine {
 	var out []listLine
 	for i, result := range q.Plans {
-		if i > 0 && slices.IndexFunc(q.Plans, func(r activities.PlanResult) bool { return r.Plan.Duration != q.Plans[0].Plan.Duration }) < 0 {
+		if i > 0 &&
+			slices.IndexFunc(
+				q.Plans,
+				func(r activities.PlanResult) bool { return r.Plan.Duration != q.Plans[0].Plan.Duration },
+			) < 0 {
 			break
 		}
-		l := listLine{label: "Undone", text: "after " + duration.Format(result.Plan.Duration) + endMechanismText(result.Plan.EndMechanism)}
+		l := listLine{label: "Undone", text: "after " + duration.Format(result.Plan.Duration) +
+			endMechanismText(result.Plan.EndMechanism)}
 		if result.Plan.Duration <= 0 {
 			l.text = "not automatically"
 		}
@@ -127,7 +133,8 @@ func durationLines(q activities.ApprovalRequest) []listLine {
 	}
 	for i := range out {
 		if len(out) > 1 {
-			out[i].text = fmt.Sprintf("%s of %s: %s", sanitizeText(q.Plans[i].Plan.Action, maxPartialChangeWeight), redact.EscapeControlChars(q.Plans[i].Plan.TargetID), out[i].text)
+			out[i].text = fmt.Sprintf("%s of %s: %s", sanitizeText(q.Plans[i].Plan.Action, maxPartialChangeWeight),
+				redact.EscapeControlChars(q.Plans[i].Plan.TargetID), out[i].text)
 			out[i].neverTruncated = true
 		}
 	}
@@ -166,7 +173,8 @@ func reasonLines(q activities.ApprovalRequest, in string) []listLine {
 	}
 	out := uniqueLines("Reason", all)
 	if n := len(out) - maxReasonLines; n > 0 {
-		out = append(firstN(out, maxReasonLines), listLine{label: "Reason", text: fmt.Sprintf("and %d more reasons; run `stanch incidents %s`", n, in)})
+		out = append(firstN(out, maxReasonLines),
+			listLine{label: "Reason", text: fmt.Sprintf("and %d more reasons; run `stanch incidents %s`", n, in)})
 	}
 	return out
 }
@@ -177,7 +185,8 @@ func (p *messageView) blocksForRequest(i int, q activities.ApprovalRequest, d de
 	would := permittedChanges(q)
 	var lines []listLine
 	for _, c := range would {
-		if d >= detailExact || d == detailPartial && len(lines) < maxPartialChanges && textWeight(c) <= maxPartialChangeWeight {
+		if d >= detailExact || d == detailPartial && len(lines) < maxPartialChanges &&
+			textWeight(c) <= maxPartialChangeWeight {
 			lines = append(lines, listLine{label: "Would", text: c, neverTruncated: true})
 		}
 	}
@@ -190,7 +199,11 @@ func (p *messageView) blocksForRequest(i int, q activities.ApprovalRequest, d de
 	default:
 		lines = append(lines, listLine{label: "Not shown", neverTruncated: true, text: fmt.Sprintf(
 			"%d of %d changes, which are too long for a message. `stanch incidents %s` shows all of them; `stanch approve %s` approves them.",
-			len(would)-len(lines), len(would), p.incident.ID, p.incident.ID)})
+			len(would)-len(lines),
+			len(would),
+			p.incident.ID,
+			p.incident.ID,
+		)})
 	}
 	quorum := max(q.Approvers.Quorum, 1)
 	progress := fmt.Sprintf("%d of %d approved", len(q.ApprovedBy), quorum)
@@ -201,8 +214,12 @@ func (p *messageView) blocksForRequest(i int, q activities.ApprovalRequest, d de
 	if d < detailExact {
 		title, people = 100, 80
 	}
-	lines = append(lines, listLine{label: "Approvers", text: fmt.Sprintf("%s. %s. Without approval by %s UTC the request is denied.",
-		sanitizeText(q.Approvers.Describe(), people), sanitizeText(progress, people), q.Deadline.UTC().Format(time.TimeOnly))})
+	lines = append(lines, listLine{
+		label: "Approvers",
+		text: fmt.Sprintf("%s. %s. Without approval by %s UTC the request is denied.",
+			sanitizeText(q.Approvers.Describe(), people), sanitizeText(progress, people),
+			q.Deadline.UTC().Format(time.TimeOnly)),
+	})
 	head := listLine{label: "Asked", text: sanitizeText(q.Title, title)}
 	if q.Question != "" && d >= detailExact {
 		head.text = sanitizeText(q.Title, maxWarningWeight) + ": " + sanitizeText(q.Question, maxTextWeight)
@@ -215,12 +232,15 @@ func (p *messageView) blocksForRequest(i int, q activities.ApprovalRequest, d de
 }
 
 // answerButtons returns the buttons of a request. Denying without reading everything is harmless.
-func (p *messageView) answerButtons(i int, q activities.ApprovalRequest, would []string, quorum int, d detailLevel) slack.Block {
+func (p *messageView) answerButtons(i int, q activities.ApprovalRequest, would []string, quorum int,
+	d detailLevel,
+) slack.Block {
 	r := ButtonReference{IncidentID: p.incident.ID, RequestID: q.QualifiedID(), PlansHash: q.PlansHash}
 	value := func(k ButtonKind) string { r.Kind = k; return Sign(p.Signer, r) }
 	var buttons []slack.BlockElement
 	if d >= detailExact {
-		buttons = append(buttons, withConfirmation(newButton(value(ButtonApprove), ButtonApprove, "Approve", slack.StylePrimary), "Approve exactly this?", confirmationText(would), "Approve"))
+		buttons = append(buttons, withConfirmation(newButton(value(ButtonApprove), ButtonApprove, "Approve",
+			slack.StylePrimary), "Approve exactly this?", confirmationText(would), "Approve"))
 	}
 	buttons = append(buttons, newButton(value(ButtonDeny), ButtonDeny, "Deny…", slack.StyleDanger))
 	if d >= detailExact && p.BreakGlassEnabled && quorum > 1 {
@@ -231,8 +251,10 @@ func (p *messageView) answerButtons(i int, q activities.ApprovalRequest, would [
 
 // confirmationText returns the text of the confirmation dialog: all changes, or a reference to the list.
 func confirmationText(would []string) string {
-	if all := strings.Join(would, "; "); textWeight(all) <= maxConfirmRunes && len(would) > 0 && sanitizeText(all, maxConfirmRunes) == all {
+	if all := strings.Join(would, "; "); textWeight(all) <= maxConfirmRunes && len(would) > 0 &&
+		sanitizeText(all, maxConfirmRunes) == all {
 		return all
 	}
-	return fmt.Sprintf("Approve exactly the %s listed above.", cmp.Or(map[int]string{1: "one change"}[len(would)], fmt.Sprintf("%d changes", len(would))))
+	return fmt.Sprintf("Approve exactly the %s listed above.", cmp.Or(map[int]string{1: "one change"}[len(would)],
+		fmt.Sprintf("%d changes", len(would))))
 }

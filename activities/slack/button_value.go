@@ -50,7 +50,8 @@ func Sign(s Signer, r ButtonReference) string {
 	if err != nil {
 		panic(err) // it contains only strings
 	}
-	return base64.RawURLEncoding.EncodeToString(raw) + "." + base64.RawURLEncoding.EncodeToString(s.MAC(macPurpose, raw)[:macBytes])
+	return base64.RawURLEncoding.EncodeToString(raw) + "." + base64.RawURLEncoding.EncodeToString(s.MAC(macPurpose,
+		raw)[:macBytes])
 }
 
 // Verify decodes a button's value. It returns an error if the MAC is invalid.

@@ -25,7 +25,8 @@ const (
 
 // fallbackText returns the message in one line, for notifications, which do not show blocks.
 func (p *messageView) fallbackText() string {
-	return fmt.Sprintf("%s: %s, %s in %s", p.incident.ID, escapeMarkup(string(p.incident.Severity)), escapeMarkup(string(p.incident.Objective)), escapeMarkup(p.incident.Workload.String()))
+	return fmt.Sprintf("%s: %s, %s in %s", p.incident.ID, escapeMarkup(string(p.incident.Severity)),
+		escapeMarkup(string(p.incident.Objective)), escapeMarkup(p.incident.Workload.String()))
 }
 
 // headerBlock returns the first block of every message.
@@ -35,7 +36,8 @@ func (p *messageView) headerBlock() slack.Block {
 	if in.Drill {
 		title = "DRILL · " + title
 	}
-	return slack.NewHeaderBlock(slack.NewTextBlockObject(slack.PlainTextType, sanitizeText(title, maxHeaderWeight), false, false))
+	return slack.NewHeaderBlock(slack.NewTextBlockObject(slack.PlainTextType, sanitizeText(title, maxHeaderWeight), false,
+		false))
 }
 
 func (p *messageView) endBlocks() []slack.Block {
@@ -43,7 +45,8 @@ func (p *messageView) endBlocks() []slack.Block {
 	if p.incident.Status == "open" {
 		blocks = append(blocks, slack.NewDividerBlock(), p.triageActions())
 	}
-	return append(blocks, slack.NewContextBlock("", slack.NewTextBlockObject(slack.PlainTextType, truncateToWeight(redact.EscapeControlChars(p.footerText()), maxFooterWeight), false, false)))
+	return append(blocks, slack.NewContextBlock("", slack.NewTextBlockObject(slack.PlainTextType,
+		truncateToWeight(redact.EscapeControlChars(p.footerText()), maxFooterWeight), false, false)))
 }
 
 // fullMessage returns the complete message. Space goes first to pending approvals, then to leases, then to the state,
@@ -51,8 +54,10 @@ func (p *messageView) endBlocks() []slack.Block {
 func (p *messageView) fullMessage() []slack.Block {
 	const maxSummary = 300
 	head, end := p.headerBlock(), p.endBlocks()
-	what := []slack.RichTextElement{listLine{label: "What", text: sanitizeText(p.incident.Summary, maxSummary)}.render(maxTextWeight)}
-	left := sizeBudget(maxMessageBytes - jsonSize(head) - totalJSONSize(end) - jsonSize(slack.NewRichTextBlock("what", what...)))
+	what := []slack.RichTextElement{listLine{label: "What", text: sanitizeText(p.incident.Summary,
+		maxSummary)}.render(maxTextWeight)}
+	left := sizeBudget(maxMessageBytes - jsonSize(head) - totalJSONSize(end) - jsonSize(slack.NewRichTextBlock("what",
+		what...)))
 	questions, more := p.approvalBlocks(&left)
 	leases := p.leaseBlocks(&left)
 	p.expandDetails(&left, questions, detailTitleOnly, detailPartial)
@@ -65,7 +70,8 @@ func (p *messageView) fullMessage() []slack.Block {
 	left += kept - listOverhead
 	blocks := []slack.Block{head, slack.NewRichTextBlock("what", what...)}
 	if did := left.fitList(done, true, elsewhere); did != nil {
-		blocks = append(blocks, slack.NewRichTextBlock("did", append([]slack.RichTextElement{slack.NewRichTextSection(boldElement("What Stanch did"))}, did...)...))
+		blocks = append(blocks, slack.NewRichTextBlock("did",
+			append([]slack.RichTextElement{slack.NewRichTextSection(boldElement("What Stanch did"))}, did...)...))
 	}
 	blocks = append(blocks, leases...)
 	for _, q := range questions {
@@ -76,7 +82,11 @@ func (p *messageView) fullMessage() []slack.Block {
 
 // minimalMessage returns the essential parts, for when Slack rejects the full message.
 func (p *messageView) minimalMessage() []slack.Block {
-	blocks := []slack.Block{p.headerBlock(), textSection(fmt.Sprintf("Slack rejected parts of this message; run `stanch incidents %s` to see them", p.incident.ID))}
+	blocks := []slack.Block{
+		p.headerBlock(),
+		textSection(fmt.Sprintf("Slack rejected parts of this message; run `stanch incidents %s` to see them",
+			p.incident.ID)),
+	}
 	end := p.endBlocks()
 	left := sizeBudget(maxMinimalMessageBytes - totalJSONSize(blocks) - totalJSONSize(end))
 	questions, more := p.approvalBlocks(&left)
@@ -87,7 +97,8 @@ func (p *messageView) minimalMessage() []slack.Block {
 }
 
 func newButton(value string, kind ButtonKind, label string, style slack.Style) *slack.ButtonBlockElement {
-	b := slack.NewButtonBlockElement(string(kind), value, slack.NewTextBlockObject(slack.PlainTextType, label, false, false))
+	b := slack.NewButtonBlockElement(string(kind), value, slack.NewTextBlockObject(slack.PlainTextType, label, false,
+		false))
 	b.Style = style
 	return b
 }
@@ -96,13 +107,15 @@ func withConfirmation(b *slack.ButtonBlockElement, title, what, yes string) *sla
 	plain := func(s string, n int) *slack.TextBlockObject {
 		return slack.NewTextBlockObject(slack.PlainTextType, sanitizeText(s, n), false, false)
 	}
-	b.Confirm = slack.NewConfirmationBlockObject(plain(title, 90), plain(what, maxConfirmRunes), plain(yes, 28), plain("Cancel", 28))
+	b.Confirm = slack.NewConfirmationBlockObject(plain(title, 90), plain(what, maxConfirmRunes), plain(yes, 28),
+		plain("Cancel", 28))
 	return b
 }
 
 // leaseBlocks returns the active leases, as many as fit.
 func (p *messageView) leaseBlocks(r *sizeBudget) []slack.Block {
-	held := slices.DeleteFunc(slices.Clone(p.incident.Leases), func(l playbooks.LeaseReport) bool { return l.State == "ended" })
+	held := slices.DeleteFunc(slices.Clone(p.incident.Leases),
+		func(l playbooks.LeaseReport) bool { return l.State == "ended" })
 	if len(held) == 0 {
 		return nil
 	}
@@ -129,14 +142,16 @@ func (p *messageView) leaseBlocks(r *sizeBudget) []slack.Block {
 func (p *messageView) blocksForLease(l playbooks.LeaseReport) []slack.Block {
 	const maxTarget = 300
 	what := listLine{label: "Held: " + l.Action, text: strings.TrimSpace(fmt.Sprintf("%s  %s, until %s. %s",
-		sanitizeText(display.TargetName(p.incident, l.Target), maxTarget), display.DescribeLease(l), display.FormatTime(l.ExpiresAt), sanitizeText(l.Reason, maxTarget)))}
+		sanitizeText(display.TargetName(p.incident, l.Target), maxTarget), display.DescribeLease(l),
+		display.FormatTime(l.ExpiresAt), sanitizeText(l.Reason, maxTarget)))}
 	r := ButtonReference{IncidentID: p.incident.ID, LeaseID: l.ID}
 	release, extend := r, r
 	release.Kind, extend.Kind = ButtonRelease, ButtonExtend
 	return []slack.Block{
 		slack.NewRichTextBlock("", what.render(3*maxTarget)),
 		slack.NewActionBlock("lease/"+l.ID,
-			withConfirmation(newButton(Sign(p.Signer, release), ButtonRelease, "Release", slack.StyleDefault), "Release it now?", l.Action+" of "+l.Target+" is undone immediately.", "Release"),
+			withConfirmation(newButton(Sign(p.Signer, release), ButtonRelease, "Release", slack.StyleDefault), "Release it now?",
+				l.Action+" of "+l.Target+" is undone immediately.", "Release"),
 			newButton(Sign(p.Signer, extend), ButtonExtend, "Extend to 1 h from now", slack.StyleDefault)),
 	}
 }
@@ -153,7 +168,8 @@ func (p *messageView) triageActions() slack.Block {
 
 func (p *messageView) footerText() string {
 	in := p.incident
-	parts := []string{in.ID, "opened " + in.Opened.UTC().Format(time.DateTime) + " UTC", fmt.Sprintf("scope %s, phase %d", in.Scope, in.Phase)}
+	parts := []string{in.ID, "opened " + in.Opened.UTC().Format(time.DateTime) + " UTC", fmt.Sprintf("scope %s, phase %d",
+		in.Scope, in.Phase)}
 	if in.Status == "closed" {
 		parts = append(parts, "CLOSED "+display.FormatTime(in.Closed))
 	}

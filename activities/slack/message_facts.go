@@ -25,7 +25,10 @@ func (p *messageView) factLines() []listLine {
 		}
 	}
 	if in.Workload.Image != "" || in.Workload.ImageDigest != "" {
-		facts = append(facts, listLine{label: "Image", text: in.Workload.Image + " ", code: shortDigest(in.Workload.ImageDigest)})
+		facts = append(facts, listLine{
+			label: "Image", text: in.Workload.Image + " ",
+			code: shortDigest(in.Workload.ImageDigest),
+		})
 	}
 	add("Account", in.Workload.ServiceAccount)
 	add("Node", in.Workload.Node)
@@ -39,8 +42,10 @@ func (p *messageView) factLines() []listLine {
 	for _, c := range firstN(in.Changes, 3) {
 		add("Changed", c.Description+", "+c.ChangedAt.UTC().Format(time.DateTime)+" UTC")
 	}
-	if in.Context.Enriched && (in.BlastRadius.SameDigestPodCount+in.BlastRadius.SameNodePodCount > 0 || len(in.Context.Missing) == 0) {
-		add("Blast radius", fmt.Sprintf("%d other pods with this image, %d pods on the node", in.BlastRadius.SameDigestPodCount, in.BlastRadius.SameNodePodCount))
+	if in.Context.Enriched && (in.BlastRadius.SameDigestPodCount+in.BlastRadius.SameNodePodCount > 0 ||
+		len(in.Context.Missing) == 0) {
+		add("Blast radius", fmt.Sprintf("%d other pods with this image, %d pods on the node",
+			in.BlastRadius.SameDigestPodCount, in.BlastRadius.SameNodePodCount))
 	}
 	for _, m := range firstN(in.BlastRadius.DangerousPermissions, 4) {
 		add("Dangerous permissions", m)
@@ -86,7 +91,11 @@ func (p *messageView) stepLines() []listLine {
 		out = append(out, listLine{label: l.Action, text: what})
 	}
 	for _, r := range display.FindRefusedWhilePaused(p.incident) {
-		out = append(out, listLine{label: "Not contained", text: fmt.Sprintf("%s of %s was refused while new containments were paused; to apply it now: `%s`", r.Action, r.Target, r.RetryCommand)})
+		out = append(out, listLine{
+			label: "Not contained",
+			text: fmt.Sprintf("%s of %s was refused while new containments were paused; to apply it now: `%s`", r.Action,
+				r.Target, r.RetryCommand),
+		})
 	}
 	if e := len(p.incident.Evidence); e > 0 {
 		out = append(out, listLine{label: "evidence", text: countText(e, "piece", "kept")})

@@ -64,7 +64,9 @@ func isRetry(ctx context.Context) bool {
 }
 
 // SyncMessage updates an incident's message to its current state.
-func (d *Messenger) SyncMessage(ctx context.Context, in activities.SyncMessageInput) (activities.SyncMessageResult, error) {
+func (d *Messenger) SyncMessage(ctx context.Context, in activities.SyncMessageInput) (activities.SyncMessageResult,
+	error,
+) {
 	incident, err := d.Reader.Incident(ctx, in.IncidentID)
 	if err != nil {
 		return activities.SyncMessageResult{}, err //nolint:wrapcheck // the error names the incident
@@ -74,7 +76,10 @@ func (d *Messenger) SyncMessage(ctx context.Context, in activities.SyncMessageIn
 		return activities.SyncMessageResult{}, err //nolint:wrapcheck // the error names the incident
 	}
 	slices.SortFunc(pending, func(a, b activities.ApprovalRequest) int { return a.AskedAt.Compare(b.AskedAt) })
-	p := &messageView{Messenger: d, incident: incident, approvalRequests: pending, state: in.State, hadEarlierMessage: in.MayExistAlready}
+	p := &messageView{
+		Messenger: d, incident: incident, approvalRequests: pending, state: in.State,
+		hadEarlierMessage: in.MayExistAlready,
+	}
 	if p.state.PostedReplies == nil {
 		p.state.PostedReplies = map[string]bool{}
 	}
@@ -93,13 +98,17 @@ func (d *Messenger) SyncMessage(ctx context.Context, in activities.SyncMessageIn
 	case replyErr != nil:
 		return activities.SyncMessageResult{}, classifyError("post to the thread of "+in.IncidentID, replyErr)
 	}
-	return activities.SyncMessageResult{State: p.state, Done: incident.Status == "closed", NextSyncIn: p.nextChangeIn()}, nil
+	return activities.SyncMessageResult{State: p.state, Done: incident.Status == "closed", NextSyncIn: p.nextChangeIn()},
+		nil
 }
 
 // classifyError returns when to retry after an error.
 func classifyError(what string, err error) error {
 	if limited, ok := errors.AsType[*slack.RateLimitedError](err); ok {
-		return &activities.RetryAfterError{Delay: max(limited.RetryAfter, time.Second), Err: fmt.Errorf("%s: Slack asks to wait %s", what, duration.Format(limited.RetryAfter))}
+		return &activities.RetryAfterError{
+			Delay: max(limited.RetryAfter, time.Second),
+			Err:   fmt.Errorf("%s: Slack asks to wait %s", what, duration.Format(limited.RetryAfter)),
+		}
 	}
 	return fmt.Errorf("%s: %w", what, err)
 }
@@ -115,7 +124,8 @@ func isRejected(err error) (why string, is bool) {
 	if !ok {
 		return "", false
 	}
-	is = strings.HasPrefix(refused.Err, "invalid_blocks") || strings.HasPrefix(refused.Err, "msg_") && strings.HasSuffix(refused.Err, "too_long")
+	is = strings.HasPrefix(refused.Err, "invalid_blocks") || strings.HasPrefix(refused.Err, "msg_") &&
+		strings.HasSuffix(refused.Err, "too_long")
 	return sanitizeText(strings.Join(refused.ResponseMetadata.Messages, "; "), maxTextWeight), is
 }
 
@@ -132,7 +142,10 @@ type messageView struct {
 const metadataEventType = "stanch_incident"
 
 func (p *messageView) metadataOption(key string) slack.MsgOption {
-	return slack.MsgOptionMetadata(slack.SlackMetadata{EventType: metadataEventType, EventPayload: map[string]any{"incident": p.incident.ID, "key": key}})
+	return slack.MsgOptionMetadata(slack.SlackMetadata{
+		EventType:    metadataEventType,
+		EventPayload: map[string]any{"incident": p.incident.ID, "key": key},
+	})
 }
 
 func (p *messageView) metadataKey(m slack.Message) (string, bool) {
@@ -159,7 +172,10 @@ func (p *messageView) restoreState(ctx context.Context) error {
 			return err
 		}
 	}
-	q := &slack.GetConversationRepliesParameters{ChannelID: p.Channel, Timestamp: p.state.MessageTS, Limit: 200, IncludeAllMetadata: true}
+	q := &slack.GetConversationRepliesParameters{
+		ChannelID: p.Channel, Timestamp: p.state.MessageTS, Limit: 200,
+		IncludeAllMetadata: true,
+	}
 	for range maxHistoryPages {
 		replies, more, cursor, err := p.SlackClient.GetConversationRepliesContext(ctx, q)
 		if err != nil {
@@ -183,7 +199,8 @@ func (p *messageView) restoreState(ctx context.Context) error {
 
 func (p *messageView) findMessage(ctx context.Context) error {
 	q := &slack.GetConversationHistoryParameters{
-		ChannelID: p.Channel, Limit: 200, IncludeAllMetadata: true, Oldest: fmt.Sprintf("%d.000000", p.incident.Opened.Add(-time.Minute).Unix()),
+		ChannelID: p.Channel, Limit: 200, IncludeAllMetadata: true, Oldest: fmt.Sprintf("%d.000000",
+			p.incident.Opened.Add(-time.Minute).Unix()),
 	}
 	for range maxHistoryPages {
 		history, err := p.SlackClient.GetConversationHistoryContext(ctx, q)
@@ -214,7 +231,8 @@ func (p *messageView) syncMessage(ctx context.Context) error {
 	err := p.postOrUpdateMessage(ctx, blocks)
 	if why, is := isRejected(err); is {
 		if p.Log != nil {
-			p.Log.Error("Slack rejects an incident's message; only its approval requests are shown", "incident", p.incident.ID, "error", err, "reason", why, "characters", totalJSONSize(blocks))
+			p.Log.Error("Slack rejects an incident's message; only its approval requests are shown", "incident", p.incident.ID,
+				"error", err, "reason", why, "characters", totalJSONSize(blocks))
 		}
 		err = p.postOrUpdateMessage(ctx, p.minimalMessage())
 	}
@@ -227,7 +245,10 @@ func (p *messageView) syncMessage(ctx context.Context) error {
 
 // postOrUpdateMessage updates the message to these blocks, or posts it.
 func (p *messageView) postOrUpdateMessage(ctx context.Context, blocks []slack.Block) error {
-	options := []slack.MsgOption{slack.MsgOptionText(p.fallbackText(), true), slack.MsgOptionBlocks(blocks...), p.metadataOption(incidentMessageKey), slack.MsgOptionDisableLinkUnfurl(), slack.MsgOptionDisableMediaUnfurl()}
+	options := []slack.MsgOption{
+		slack.MsgOptionText(p.fallbackText(), true), slack.MsgOptionBlocks(blocks...),
+		p.metadataOption(incidentMessageKey), slack.MsgOptionDisableLinkUnfurl(), slack.MsgOptionDisableMediaUnfurl(),
+	}
 	if p.state.MessageTS != "" {
 		_, _, _, err := p.SlackClient.UpdateMessageContext(ctx, p.state.Channel, p.state.MessageTS, options...)
 		if err == nil {
@@ -266,12 +287,16 @@ func (p *messageView) nextChangeIn() time.Duration {
 
 // Post posts a reply into the incident's thread.
 func (d *Messenger) Post(ctx context.Context, incident activities.IncidentRef, key, text string) error {
-	p := &messageView{Messenger: d, incident: playbooks.Incident{ID: incident.ID, Opened: incident.Opened}, state: activities.MessageState{PostedReplies: map[string]bool{}}}
+	p := &messageView{
+		Messenger: d, incident: playbooks.Incident{ID: incident.ID, Opened: incident.Opened},
+		state: activities.MessageState{PostedReplies: map[string]bool{}},
+	}
 	if err := p.findMessage(ctx); err != nil {
 		return classifyError("find the message of "+incident.ID, err)
 	}
 	if p.state.MessageTS == "" {
-		return &activities.RetryAfterError{Delay: 2 * time.Second, Err: fmt.Errorf("the message of %s is not posted yet", incident.ID)}
+		return &activities.RetryAfterError{Delay: 2 * time.Second, Err: fmt.Errorf("the message of %s is not posted yet",
+			incident.ID)}
 	}
 	if err := p.restoreState(ctx); err != nil {
 		return classifyError("find the existing message", err)

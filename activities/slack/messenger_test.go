@@ -65,11 +65,13 @@ func newFixture(t *testing.T) *messengerFixture {
 	t.Helper()
 	d := &messengerFixture{slack: stand.Start(t)}
 	d.incident = playbooks.Incident{
-		ID: incidentID, Status: "open", Opened: askedAt, Severity: "critical", Objective: "impact", Summary: "a miner", Scope: "shop", Phase: 2,
+		ID: incidentID, Status: "open", Opened: askedAt, Severity: "critical", Objective: "impact", Summary: "a miner",
+		Scope: "shop", Phase: 2,
 		Workload: playbooks.WorkloadIdentity{Namespace: "shop", Kind: "Deployment", Name: "web"},
 	}
 	d.Messenger = view.Messenger{
-		SlackClient: slack.New(stand.BotToken, slack.OptionAPIURL(d.slack.APIURL())), Channel: stand.ChannelID, Reader: d, Signer: testSigner("a key of the test"), MentionResolver: d, BreakGlassEnabled: true,
+		SlackClient: slack.New(stand.BotToken, slack.OptionAPIURL(d.slack.APIURL())), Channel: stand.ChannelID, Reader: d,
+		Signer: testSigner("a key of the test"), MentionResolver: d, BreakGlassEnabled: true,
 		Log: slog.New(slog.NewTextHandler(&d.log, nil)), Now: func() time.Time { return askedAt.Add(time.Minute) },
 	}
 	return d
@@ -96,12 +98,17 @@ func (d *messengerFixture) currentMessage(t *testing.T) stand.Message {
 // newApprovalRequest returns a request with plans of one change each.
 func newApprovalRequest(n int, change func(i int) string, plans int) activities.ApprovalRequest {
 	q := activities.ApprovalRequest{
-		ID: fmt.Sprintf("contain#%d", n), IncidentID: incidentID, Title: "contain the pods", PlansHash: strings.Repeat(fmt.Sprint(n), 64),
-		Approvers: activities.Approvers{Groups: []string{"oncall"}, Quorum: 2}, AskedAt: askedAt.Add(time.Duration(n) * time.Second), Deadline: askedAt.Add(time.Hour),
+		ID: fmt.Sprintf("contain#%d", n), IncidentID: incidentID, Title: "contain the pods",
+		PlansHash: strings.Repeat(fmt.Sprint(n), 64),
+		Approvers: activities.Approvers{Groups: []string{"oncall"}, Quorum: 2},
+		AskedAt:   askedAt.Add(time.Duration(n) * time.Second), Deadline: askedAt.Add(time.Hour),
 	}
 	for i := range plans {
 		q.Plans = append(q.Plans, activities.PlanResult{
-			Plan:     activities.Plan{Action: "pod.isolate", TargetID: fmt.Sprintf("pod/%d", i), Duration: time.Hour, Changes: []string{change(i)}, Warnings: []string{"it is the only replica"}},
+			Plan: activities.Plan{
+				Action: "pod.isolate", TargetID: fmt.Sprintf("pod/%d", i), Duration: time.Hour,
+				Changes: []string{change(i)}, Warnings: []string{"it is the only replica"},
+			},
 			Decision: activities.GuardDecision{Reason: "it disrupts"},
 		})
 	}
@@ -177,8 +184,10 @@ func TestApprovalRequestShowsAllChanges(t *testing.T) {
 	m := d.currentMessage(t)
 	shown := literalTexts(t, m)
 	require.Equal(t, 2, countMatching(shown, isIsolateChange))
-	require.Equal(t, "isolate pod shop/web-0.; isolate pod shop/web-1.", confirmationDialog(t, m), "few changes are in the dialog too")
-	require.Equal(t, 1, countMatching(shown, func(s string) bool { return s == "it is the only replica" }), "a warning that both share is said once")
+	require.Equal(t, "isolate pod shop/web-0.; isolate pod shop/web-1.", confirmationDialog(t, m),
+		"few changes are in the dialog too")
+	require.Equal(t, 1, countMatching(shown, func(s string) bool { return s == "it is the only replica" }),
+		"a warning that both share is said once")
 	require.Equal(t, 1, countMatching(shown, func(s string) bool { return s == "it disrupts" }))
 	require.Equal(t, 1, countMatching(shown, func(s string) bool { return s == "after 1h, automatically" }))
 
@@ -186,14 +195,16 @@ func TestApprovalRequestShowsAllChanges(t *testing.T) {
 	m = d.currentMessage(t)
 	require.Equal(t, 12, countMatching(literalTexts(t, m), isIsolateChange), "what a person approves is what they read")
 	require.Len(t, m.Buttons(t)["approve"], 1)
-	require.Equal(t, "Approve exactly the 12 changes listed above.", confirmationDialog(t, m), "a dialog that is too small does not show a part")
+	require.Equal(t, "Approve exactly the 12 changes listed above.", confirmationDialog(t, m),
+		"a dialog that is too small does not show a part")
 }
 
 // Two ids with a common prefix must not look the same.
 func TestChangesAreNotAbbreviated(t *testing.T) {
 	d := newFixture(t)
 	ids := []string{strings.Repeat("a", 60) + "0001", strings.Repeat("a", 60) + "0002"}
-	d.approvalRequests = []activities.ApprovalRequest{newApprovalRequest(1, func(i int) string { return "freeze " + ids[i] }, 2)}
+	d.approvalRequests = []activities.ApprovalRequest{newApprovalRequest(1,
+		func(i int) string { return "freeze " + ids[i] }, 2)}
 	shown := literalTexts(t, d.currentMessage(t))
 	for _, id := range ids {
 		require.Contains(t, shown, "freeze "+id)
@@ -202,18 +213,21 @@ func TestChangesAreNotAbbreviated(t *testing.T) {
 
 func TestPlanWithoutChangesIsShown(t *testing.T) {
 	d := newFixture(t)
-	d.approvalRequests = []activities.ApprovalRequest{newApprovalRequest(1, func(i int) string { return []string{"isolate pod shop/web-0.", ""}[i] }, 2)}
+	d.approvalRequests = []activities.ApprovalRequest{newApprovalRequest(1,
+		func(i int) string { return []string{"isolate pod shop/web-0.", ""}[i] }, 2)}
 	d.approvalRequests[0].Plans[1].Plan.Duration = 2 * time.Hour
 	shown := literalTexts(t, d.currentMessage(t))
 	require.Contains(t, shown, "pod.isolate of pod/1")
-	require.Contains(t, shown, "pod.isolate of pod/0: after 1h, automatically", "what lasts unequally long is said of each")
+	require.Contains(t, shown, "pod.isolate of pod/0: after 1h, automatically",
+		"what lasts unequally long is said of each")
 	require.Contains(t, shown, "pod.isolate of pod/1: after 2h, automatically")
 }
 
 func TestTruncatedRequestHasNoApproveButton(t *testing.T) {
 	for name, q := range map[string]activities.ApprovalRequest{
-		"too many plans":       newApprovalRequest(1, isolateChange, 80),
-		"one change, too long": newApprovalRequest(1, func(int) string { return "isolate " + strings.Repeat("x", 12_000) }, 1),
+		"too many plans": newApprovalRequest(1, isolateChange, 80),
+		"one change, too long": newApprovalRequest(1, func(int) string { return "isolate " + strings.Repeat("x", 12_000) },
+			1),
 	} {
 		t.Run(name, func(t *testing.T) {
 			d := newFixture(t)
@@ -224,8 +238,17 @@ func TestTruncatedRequestHasNoApproveButton(t *testing.T) {
 			require.Len(t, m.Buttons(t)["deny"], 1, "to deny what one has not read does no harm")
 			shown := literalTexts(t, m)
 			hidden := len(q.Plans) - countMatching(shown, isIsolateChange)
-			require.Contains(t, shown, fmt.Sprintf("%d of %d changes, which are too long for a message. `stanch incidents %s` shows all of them; `stanch approve %s` approves them.",
-				hidden, len(q.Plans), incidentID, incidentID))
+			require.Contains(
+				t,
+				shown,
+				fmt.Sprintf(
+					"%d of %d changes, which are too long for a message. `stanch incidents %s` shows all of them; `stanch approve %s` approves them.",
+					hidden,
+					len(q.Plans),
+					incidentID,
+					incidentID,
+				),
+			)
 			require.Contains(t, shown, "contain the pods")
 		})
 	}
@@ -244,15 +267,24 @@ func fillWithHostileText(d *messengerFixture) {
 		in.Changes = append(in.Changes, playbooks.RecentChange{Description: long, ChangedAt: askedAt})
 		in.BlastRadius.DangerousPermissions = append(in.BlastRadius.DangerousPermissions, long)
 		in.Context.Missing = append(in.Context.Missing, long)
-		in.Leases = append(in.Leases, playbooks.LeaseReport{ID: fmt.Sprintf("L-%d", i), Action: "pod.isolate", Target: pod, State: "held", Reason: long, ExpiresAt: askedAt})
+		in.Leases = append(in.Leases, playbooks.LeaseReport{
+			ID: fmt.Sprintf("L-%d", i), Action: "pod.isolate", Target: pod,
+			State: "held", Reason: long, ExpiresAt: askedAt,
+		})
 	}
 	run := playbooks.PlaybookRun{Playbook: "miner", Error: long}
 	for range 30 {
-		run.Steps = append(run.Steps, playbooks.StepReport{Action: "process.kill", Outcome: playbooks.OutcomeFailed, Reason: long})
+		run.Steps = append(run.Steps, playbooks.StepReport{
+			Action: "process.kill", Outcome: playbooks.OutcomeFailed,
+			Reason: long,
+		})
 	}
 	in.Playbooks = []playbooks.PlaybookRun{run}
 	for n := 1; n <= 5; n++ {
-		q := newApprovalRequest(n, func(i int) string { return fmt.Sprintf("label pod %s%d and add a NetworkPolicy", pod, i) }, 10)
+		q := newApprovalRequest(n, func(i int) string {
+			return fmt.Sprintf("label pod %s%d and add a NetworkPolicy", pod,
+				i)
+		}, 10)
 		q.Title, q.Question, q.ApprovedBy = long, long, []string{long}
 		d.approvalRequests = append(d.approvalRequests, q)
 	}
@@ -266,7 +298,8 @@ func TestApprovalRequestSurvivesLongIncident(t *testing.T) {
 	require.Less(t, len(m.Blocks), 9500)
 	shown := literalTexts(t, m)
 	hint := func(s string) bool { return strings.Contains(s, "which are too long for a message. `stanch") }
-	require.Equal(t, 5, len(m.Buttons(t)["approve"])+countMatching(shown, hint), "each question can be approved or says where")
+	require.Equal(t, 5, len(m.Buttons(t)["approve"])+countMatching(shown, hint),
+		"each question can be approved or says where")
 	require.Len(t, m.Buttons(t)["deny"], 5)
 	require.Len(t, m.Buttons(t)["assign"], 1)
 
@@ -288,9 +321,16 @@ func TestApprovalRequestSurvivesLongIncident(t *testing.T) {
 // Slack rejects empty texts, and many fields of an incident may be empty.
 func TestEmptyFieldsAreOmitted(t *testing.T) {
 	d := newFixture(t)
-	d.incident = playbooks.Incident{ID: incidentID, Status: "open", Leases: []playbooks.LeaseReport{{ID: "L-1", State: "held"}, {ID: "L-2", State: "ended"}}, Detections: []playbooks.DetectionSummary{{}}, Reasons: []string{""}}
+	d.incident = playbooks.Incident{
+		ID: incidentID, Status: "open",
+		Leases:     []playbooks.LeaseReport{{ID: "L-1", State: "held"}, {ID: "L-2", State: "ended"}},
+		Detections: []playbooks.DetectionSummary{{}}, Reasons: []string{""},
+	}
 	d.incident.Playbooks = []playbooks.PlaybookRun{{Steps: []playbooks.StepReport{{}}}}
-	d.approvalRequests = []activities.ApprovalRequest{{ID: "q", PlansHash: "h", Plans: []activities.PlanResult{{}}, ChangesSinceReplaced: []string{""}}}
+	d.approvalRequests = []activities.ApprovalRequest{{
+		ID: "q", PlansHash: "h", Plans: []activities.PlanResult{{}},
+		ChangesSinceReplaced: []string{""},
+	}}
 	m := d.currentMessage(t)
 	require.Empty(t, d.log.String(), "Slack takes it at once")
 	require.Len(t, m.Buttons(t)["approve"], 1)

@@ -23,8 +23,9 @@ type NotifyParams struct {
 // Spec returns the spec of slack.
 func (*NotifyAction) Spec() playbooks.ActionSpec {
 	return playbooks.ActionSpec{
-		Name: "slack", Verb: playbooks.VerbNotify, Class: playbooks.ClassObserve, Targets: []playbooks.TargetKind{playbooks.TargetIncident},
-		Doc: "Post a message to the incident's Slack thread.", Params: NotifyParams{},
+		Name: "slack", Verb: playbooks.VerbNotify, Class: playbooks.ClassObserve,
+		Targets: []playbooks.TargetKind{playbooks.TargetIncident},
+		Doc:     "Post a message to the incident's Slack thread.", Params: NotifyParams{},
 	}
 }
 

@@ -19,11 +19,14 @@ const maxMentions = 10
 func (p *messageView) postReplies(ctx context.Context) error {
 	for _, q := range p.approvalRequests {
 		hash := q.PlansHash[:min(12, len(q.PlansHash))]
-		if err := p.mentionApprovers(ctx, "asked/"+q.QualifiedID()+"/"+hash, "your approval is requested: ", q, q.Approvers.Groups, q.Approvers.Users); err != nil {
+		if err := p.mentionApprovers(ctx, "asked/"+q.QualifiedID()+"/"+hash, "your approval is requested: ", q,
+			q.Approvers.Groups, q.Approvers.Users); err != nil {
 			return err
 		}
 		if e := q.Approvers.Escalate; e != nil && !p.now().Before(q.AskedAt.Add(e.After)) {
-			if err := p.mentionApprovers(ctx, "escalated/"+q.QualifiedID()+"/"+hash, fmt.Sprintf("there was no decision within %s, so your approval is requested too: ", duration.Format(e.After)), q, e.Groups, e.Users); err != nil {
+			if err := p.mentionApprovers(ctx, "escalated/"+q.QualifiedID()+"/"+hash,
+				fmt.Sprintf("there was no decision within %s, so your approval is requested too: ", duration.Format(e.After)), q,
+				e.Groups, e.Users); err != nil {
 				return err
 			}
 		}
@@ -32,7 +35,8 @@ func (p *messageView) postReplies(ctx context.Context) error {
 		var what string
 		switch {
 		case l.State == "held" && l.Verified:
-			what = fmt.Sprintf("%s of %s: %s; it ends automatically at %s", l.Action, display.TargetName(p.incident, l.Target), display.DescribeLease(l), display.FormatTime(l.ExpiresAt))
+			what = fmt.Sprintf("%s of %s: %s; it ends automatically at %s", l.Action, display.TargetName(p.incident, l.Target),
+				display.DescribeLease(l), display.FormatTime(l.ExpiresAt))
 		case l.State == "stuck":
 			what = fmt.Sprintf("%s of %s could NOT be undone: %s", l.Action, display.TargetName(p.incident, l.Target), l.Reason)
 		case l.State == "ended" && l.Undone:
@@ -52,7 +56,9 @@ func (p *messageView) postReplies(ctx context.Context) error {
 }
 
 // mentionApprovers mentions the approvers of a request.
-func (p *messageView) mentionApprovers(ctx context.Context, key, why string, q activities.ApprovalRequest, groups, users []string) error {
+func (p *messageView) mentionApprovers(ctx context.Context, key, why string, q activities.ApprovalRequest, groups,
+	users []string,
+) error {
 	var elements []slack.RichTextSectionElement
 	if p.MentionResolver != nil {
 		members, userGroups := p.MentionResolver.ResolveMentions(groups, users)
@@ -63,7 +69,8 @@ func (p *messageView) mentionApprovers(ctx context.Context, key, why string, q a
 			elements = append(elements, slack.NewRichTextSectionUserElement(id, nil), plainElement(" "))
 		}
 	}
-	elements = append(elements, plainElement(why+sanitizeText(q.Title, maxHeaderWeight)+". Approve or deny in the message above, or run `stanch approve "+p.incident.ID+"`."))
+	elements = append(elements, plainElement(why+sanitizeText(q.Title, maxHeaderWeight)+
+		". Approve or deny in the message above, or run `stanch approve "+p.incident.ID+"`."))
 	return p.postReplyOnce(ctx, key, why+q.Title, slack.NewRichTextBlock("", slack.NewRichTextSection(elements...)))
 }
 
@@ -72,7 +79,9 @@ func (p *messageView) postReplyOnce(ctx context.Context, key, line string, block
 	if p.state.PostedReplies[key] {
 		return nil
 	}
-	_, _, err := p.SlackClient.PostMessageContext(ctx, cmp.Or(p.state.Channel, p.Channel), slack.MsgOptionTS(p.state.MessageTS), slack.MsgOptionText(p.incident.ID+": "+escapeMarkup(line), true), slack.MsgOptionBlocks(block), p.metadataOption(key),
+	_, _, err := p.SlackClient.PostMessageContext(ctx, cmp.Or(p.state.Channel, p.Channel),
+		slack.MsgOptionTS(p.state.MessageTS), slack.MsgOptionText(p.incident.ID+": "+escapeMarkup(line), true),
+		slack.MsgOptionBlocks(block), p.metadataOption(key),
 		slack.MsgOptionDisableLinkUnfurl(), slack.MsgOptionDisableMediaUnfurl())
 	if err != nil {
 		return err //nolint:wrapcheck // the caller adds context

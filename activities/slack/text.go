@@ -54,7 +54,8 @@ func truncateToWeight(s string, n int) string {
 
 // sanitizeText returns literal text: control, invisible and direction-changing characters become dots.
 func sanitizeText(s string, n int) string {
-	return truncateToWeight(longHexPattern.ReplaceAllStringFunc(redact.EscapeControlChars(s), func(id string) string { return id[:12] + "…" }), n)
+	return truncateToWeight(longHexPattern.ReplaceAllStringFunc(redact.EscapeControlChars(s),
+		func(id string) string { return id[:12] + "…" }), n)
 }
 
 func plainElement(s string) *slack.RichTextSectionTextElement {
@@ -93,7 +94,8 @@ func (l listLine) render(n int) *slack.RichTextSection {
 		elements = append(elements, slack.NewRichTextSectionTextElement(shown(l.text), nil))
 	}
 	if l.code != "" {
-		elements = append(elements, slack.NewRichTextSectionTextElement(shown(l.code), &slack.RichTextSectionTextStyle{Code: true}))
+		elements = append(elements, slack.NewRichTextSectionTextElement(shown(l.code),
+			&slack.RichTextSectionTextStyle{Code: true}))
 	}
 	return slack.NewRichTextSection(elements...)
 }

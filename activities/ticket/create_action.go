@@ -81,9 +81,10 @@ const ticketTimeout = 5 * time.Minute
 // Spec returns the spec of create.
 func (*CreateAction) Spec() playbooks.ActionSpec {
 	return playbooks.ActionSpec{
-		Name: "create", Verb: playbooks.VerbTicket, Class: playbooks.ClassObserve, Targets: []playbooks.TargetKind{playbooks.TargetIncident},
-		Doc:    "Create a ticket with the known facts and the evidence manifest, once per incident.",
-		Params: CreateParams{}, Outputs: CreateOutputs{}, AttemptTimeout: ticketTimeout,
+		Name: "create", Verb: playbooks.VerbTicket, Class: playbooks.ClassObserve,
+		Targets: []playbooks.TargetKind{playbooks.TargetIncident},
+		Doc:     "Create a ticket with the known facts and the evidence manifest, once per incident.",
+		Params:  CreateParams{}, Outputs: CreateOutputs{}, AttemptTimeout: ticketTimeout,
 	}
 }
 
@@ -146,7 +147,8 @@ func (a *CreateAction) Observe(ctx context.Context, r activities.Request) (activ
 	d.openedIssue = &issue
 	out := activities.Observation{Outputs: CreateOutputs{URL: issue.URL, ID: issue.ID, Created: true}}
 	if !slices.Contains(issue.Labels, label) {
-		out.MissingNote = "the tracker ignored the label " + label + "; allow the token to set labels, because Stanch finds its tickets by the label"
+		out.MissingNote = "the tracker ignored the label " + label +
+			"; allow the token to set labels, because Stanch finds its tickets by the label"
 	}
 	return out, nil
 }
@@ -158,7 +160,10 @@ func (a *CreateAction) hitFailpoint(point string) {
 }
 
 func issueObservation(i Issue) activities.Observation {
-	return activities.Observation{Outputs: CreateOutputs{URL: i.URL, ID: i.ID}, Unchanged: true, MissingNote: "the incident already has this ticket"}
+	return activities.Observation{
+		Outputs: CreateOutputs{URL: i.URL, ID: i.ID}, Unchanged: true,
+		MissingNote: "the incident already has this ticket",
+	}
 }
 
 // IncidentLabel returns the label by which an incident's ticket is found.
@@ -193,7 +198,11 @@ func (a *CreateAction) buildDraft(in activities.IncidentRef, params CreateParams
 	if title == "" {
 		title = in.Workload.String() + " in " + in.Cluster
 	}
-	d := Draft{Title: SanitizeTitle(in.ID + ": " + title), Labels: sanitizeLabels(append(append([]string{label}, a.Labels...), params.Labels...)...), IncidentID: in.ID, Facts: incidentFacts(in), Summary: httpclient.SanitizeText(in.Summary, maxSummaryRunes)}
+	d := Draft{
+		Title:  SanitizeTitle(in.ID + ": " + title),
+		Labels: sanitizeLabels(append(append([]string{label}, a.Labels...), params.Labels...)...), IncidentID: in.ID,
+		Facts: incidentFacts(in), Summary: httpclient.SanitizeText(in.Summary, maxSummaryRunes),
+	}
 	if a.Manifests == nil {
 		return d, nil
 	}

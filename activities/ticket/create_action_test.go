@@ -76,7 +76,10 @@ func newManifestStore(t *testing.T, names ...string) manifestStore {
 	a := signer.New(t)
 	s := &activities.EvidenceStore{Dir: t.TempDir(), Authority: a}
 	for _, name := range names {
-		_, err := s.StoreArtifact(t.Context(), steprunner.IncidentID, "pod.logs", "pod:1", activities.Artifact{Name: name, Data: []byte(name)}, time.Now())
+		_, err := s.StoreArtifact(t.Context(), steprunner.IncidentID, "pod.logs", "pod:1", activities.Artifact{
+			Name: name,
+			Data: []byte(name),
+		}, time.Now())
 		require.NoError(t, err)
 	}
 	return manifestStore{s, a.Keyring()}
@@ -87,7 +90,8 @@ func TestTicketContainsFactsAndManifestHead(t *testing.T) {
 		a := p.newCreateAction(s)
 		r := newManifestStore(t, "processes.json", "web.log")
 		a.Manifests = r
-		ran := steprunner.Run(t, a, steprunner.NewIncidentRef(), ticket.CreateParams{Labels: []string{"team:shop", "two words"}})
+		ran := steprunner.Run(t, a, steprunner.NewIncidentRef(),
+			ticket.CreateParams{Labels: []string{"team:shop", "two words"}})
 		out := decodeOutputs(t, ran)
 		require.Equal(t, playbooks.OutcomeSucceeded, ran.Outcome)
 		require.Empty(t, ran.Reason)
@@ -98,7 +102,10 @@ func TestTicketContainsFactsAndManifestHead(t *testing.T) {
 		require.Equal(t, steprunner.IncidentID+": shop/Deployment/web in test", i.Title)
 		require.Equal(t, []string{"stanch-" + steprunner.IncidentID, "security", "team:shop", "two-words"}, i.Labels)
 		page := renderedIssue(t, i)
-		for _, fact := range []string{steprunner.IncidentID, "2026-11-23T12:00:00Z", "shop/Deployment/web", "registry.example/web:1", "sha256:1234", "node-a", "0.93", "A miner was started in shop/Deployment/web."} {
+		for _, fact := range []string{
+			steprunner.IncidentID, "2026-11-23T12:00:00Z", "shop/Deployment/web",
+			"registry.example/web:1", "sha256:1234", "node-a", "0.93", "A miner was started in shop/Deployment/web.",
+		} {
 			require.Contains(t, page.CodeBlocks[0], fact)
 		}
 		lines, _, err := r.Manifest(steprunner.IncidentID)
@@ -115,7 +122,8 @@ func TestTicketContainsFactsAndManifestHead(t *testing.T) {
 func TestOneIncidentHasOneTicket(t *testing.T) {
 	forEachTracker(t, func(t *testing.T, p trackerCase, s *stand.FakeTracker) {
 		first := decodeOutputs(t, steprunner.Run(t, p.newCreateAction(s), steprunner.NewIncidentRef(), ticket.CreateParams{}))
-		again := steprunner.Run(t, p.newCreateAction(s), steprunner.NewIncidentRef(), ticket.CreateParams{Title: "of a second playbook, in another process"})
+		again := steprunner.Run(t, p.newCreateAction(s), steprunner.NewIncidentRef(),
+			ticket.CreateParams{Title: "of a second playbook, in another process"})
 		require.Equal(t, playbooks.OutcomeUnchanged, again.Outcome)
 		require.Equal(t, ticket.CreateOutputs{URL: first.URL, ID: first.ID}, decodeOutputs(t, again))
 		require.Len(t, s.Issues(), 1)
@@ -187,10 +195,14 @@ const hostileText = "x```\n````\n@root #1 !2 ~3 %4 $5 &6\n/close\n/assign @root\
 func TestAttackerMarkupIsEscaped(t *testing.T) {
 	forEachTracker(t, func(t *testing.T, p trackerCase, s *stand.FakeTracker) {
 		in := steprunner.NewIncidentRef()
-		in.Summary, in.Workload.Name, in.Workload.Image, in.Cluster = "process "+hostileText, "web`|@root "+hostileText, hostileText, "[t](https://evil.example)"
+		in.Summary, in.Workload.Name, in.Workload.Image, in.Cluster = "process "+hostileText, "web`|@root "+hostileText,
+			hostileText, "[t](https://evil.example)"
 		a := p.newCreateAction(s)
 		a.Manifests = newManifestStore(t, "a`|@root #1 https://evil.example ``` |.log\n/close", hostileText)
-		decodeOutputs(t, steprunner.Run(t, a, in, ticket.CreateParams{Title: "see " + hostileText, Labels: []string{"a,b", "@root", hostileText}}))
+		decodeOutputs(t, steprunner.Run(t, a, in, ticket.CreateParams{
+			Title:  "see " + hostileText,
+			Labels: []string{"a,b", "@root", hostileText},
+		}))
 		i := s.Issues()[0]
 		page := renderedIssue(t, i)
 		require.Empty(t, page.ActiveContent)
@@ -242,7 +254,8 @@ func TestTicketReportsInvalidManifest(t *testing.T) {
 		r.keys = signer.New(t).Keyring()
 		a.Manifests = r
 		decodeOutputs(t, steprunner.Run(t, a, steprunner.NewIncidentRef(), ticket.CreateParams{}))
-		require.Contains(t, strings.Join(renderedIssue(t, s.Issues()[0]).CodeBlocks, "\n"), "The manifest is invalid:\nmanifest of "+steprunner.IncidentID+", line 1")
+		require.Contains(t, strings.Join(renderedIssue(t, s.Issues()[0]).CodeBlocks, "\n"),
+			"The manifest is invalid:\nmanifest of "+steprunner.IncidentID+", line 1")
 	})
 }
 
@@ -253,10 +266,17 @@ func TestRateLimitsAreHonored(t *testing.T) {
 		header map[string]string
 		least  time.Duration
 	}{
-		"Retry-After":               {http.StatusTooManyRequests, map[string]string{"Retry-After": "90"}, 90 * time.Second},
-		"GitHub's secondary limit":  {http.StatusForbidden, map[string]string{"Retry-After": "70"}, 70 * time.Second},
-		"GitHub's primary limit":    {http.StatusForbidden, map[string]string{"X-RateLimit-Remaining": "0", "X-RateLimit-Reset": soon(2 * time.Minute)}, 110 * time.Second},
-		"GitLab's RateLimit-Reset":  {http.StatusTooManyRequests, map[string]string{"RateLimit-Reset": soon(2 * time.Minute)}, 110 * time.Second},
+		"Retry-After":              {http.StatusTooManyRequests, map[string]string{"Retry-After": "90"}, 90 * time.Second},
+		"GitHub's secondary limit": {http.StatusForbidden, map[string]string{"Retry-After": "70"}, 70 * time.Second},
+		"GitHub's primary limit": {http.StatusForbidden, map[string]string{
+			"X-RateLimit-Remaining": "0",
+			"X-RateLimit-Reset":     soon(2 * time.Minute),
+		}, 110 * time.Second},
+		"GitLab's RateLimit-Reset": {
+			http.StatusTooManyRequests,
+			map[string]string{"RateLimit-Reset": soon(2 * time.Minute)},
+			110 * time.Second,
+		},
 		"a limit that says nothing": {http.StatusTooManyRequests, nil, time.Minute},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -282,7 +302,8 @@ func TestTrackerErrorsAreRefusalsWithReason(t *testing.T) {
 	forEachTracker(t, func(t *testing.T, p trackerCase, s *stand.FakeTracker) {
 		s.RespondNext(nil, func(w http.ResponseWriter, _ *http.Request) {
 			w.WriteHeader(http.StatusForbidden)
-			_, _ = w.Write([]byte(`{"message":"Resource not accessible by ` + stand.Token + `","errorMessages":["no right \u001b[31m"]}`))
+			_, _ = w.Write([]byte(`{"message":"Resource not accessible by ` + stand.Token +
+				`","errorMessages":["no right \u001b[31m"]}`))
 		})
 		ran := steprunner.Run(t, p.newCreateAction(s), steprunner.NewIncidentRef(), ticket.CreateParams{})
 		require.NoError(t, ran.Err)
@@ -296,12 +317,14 @@ func TestWrongTokenErrorOmitsToken(t *testing.T) {
 	forEachTracker(t, func(t *testing.T, p trackerCase, s *stand.FakeTracker) {
 		w := trackerConfig(s)
 		w.Token = "wrong-Tr0ub4dor"
-		ran := steprunner.Run(t, &ticket.CreateAction{Tracker: p.newTracker(w)}, steprunner.NewIncidentRef(), ticket.CreateParams{})
+		ran := steprunner.Run(t, &ticket.CreateAction{Tracker: p.newTracker(w)}, steprunner.NewIncidentRef(),
+			ticket.CreateParams{})
 		require.Equal(t, playbooks.OutcomeRefused, ran.Outcome)
 		require.Contains(t, ran.Reason, "returned 401")
 		require.NotContains(t, ran.Reason, w.Token)
 		w.URL = "http://127.0.0.1:1/" + w.Token
-		ran = steprunner.Run(t, &ticket.CreateAction{Tracker: p.newTracker(w)}, steprunner.NewIncidentRef(), ticket.CreateParams{})
+		ran = steprunner.Run(t, &ticket.CreateAction{Tracker: p.newTracker(w)}, steprunner.NewIncidentRef(),
+			ticket.CreateParams{})
 		require.ErrorContains(t, ran.Err, "connection refused")
 		require.NotContains(t, ran.Err.Error(), w.Token)
 	})
@@ -334,7 +357,8 @@ func TestInvalidSearchResponseOpensNoTicket(t *testing.T) {
 	forEachTracker(t, func(t *testing.T, p trackerCase, s *stand.FakeTracker) {
 		junk := func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte(`<html>log in first</html>`)) }
 		s.RespondNext(junk, junk, junk)
-		require.ErrorContains(t, steprunner.Run(t, p.newCreateAction(s), steprunner.NewIncidentRef(), ticket.CreateParams{}).Err, "does not have the documented form")
+		require.ErrorContains(t, steprunner.Run(t, p.newCreateAction(s), steprunner.NewIncidentRef(),
+			ticket.CreateParams{}).Err, "does not have the documented form")
 		require.Empty(t, s.Issues())
 	})
 }
@@ -355,7 +379,11 @@ func FuzzMarkdown(f *testing.F) {
 		f.Add(s, s)
 	}
 	f.Fuzz(func(t *testing.T, a, b string) {
-		d := ticket.Draft{IncidentID: steprunner.IncidentID, Facts: [][2]string{{"workload", strings.ReplaceAll(a, "\n", " ")}}, Summary: a + "@zqroot", EvidenceRows: []ticket.EvidenceRow{{b + "@zqroot", "x", "y", "z", "1"}}, ManifestEntries: 1, ManifestHead: "abc"}
+		d := ticket.Draft{
+			IncidentID: steprunner.IncidentID,
+			Facts:      [][2]string{{"workload", strings.ReplaceAll(a, "\n", " ")}}, Summary: a + "@zqroot",
+			EvidenceRows: []ticket.EvidenceRow{{b + "@zqroot", "x", "y", "z", "1"}}, ManifestEntries: 1, ManifestHead: "abc",
+		}
 		page, err := stand.Issue{Body: ticket.Markdown(d)}.Render()
 		if err != nil {
 			t.Fatal(err)

@@ -98,20 +98,23 @@ func (d Draft) describeManifest() (sentences []string, wrong string) {
 	default:
 		sentences = append(sentences,
 			fmt.Sprintf("The manifest had %d entries when this ticket was opened. Its head:", d.ManifestEntries),
-			fmt.Sprintf("Run `stanch evidence verify %s --head HEAD` to verify that the entries up to it are unchanged.", d.IncidentID))
+			fmt.Sprintf("Run `stanch evidence verify %s --head HEAD` to verify that the entries up to it are unchanged.",
+				d.IncidentID))
 	}
 	if n := len(d.EvidenceRows); n > maxRows {
 		sentences = append(sentences, fmt.Sprintf("The manifest has %d more artifacts.", n-maxRows))
 	}
 	if len(d.ManifestProblems) > 0 {
-		wrong = "The manifest is invalid:\n" + strings.Join(d.ManifestProblems[:min(len(d.ManifestProblems), maxManifestProblems)], "\n")
+		wrong = "The manifest is invalid:\n" +
+			strings.Join(d.ManifestProblems[:min(len(d.ManifestProblems), maxManifestProblems)], "\n")
 	}
 	return sentences, wrong
 }
 
 // markupChars replaces the characters that create references in a title with similar ones that do not: GitLab pings and
 // links from titles too.
-var markupChars = strings.NewReplacer("@", "＠", "#", "＃", "!", "！", "$", "＄", "%", "％", "&", "＆", "~", "～", "`", "'", "://", ":／／", "www.", "www．", "<", "‹", ">", "›", "[", "［", "]", "］", "*", "＊")
+var markupChars = strings.NewReplacer("@", "＠", "#", "＃", "!", "！", "$", "＄", "%", "％", "&", "＆", "~", "～", "`", "'",
+	"://", ":／／", "www.", "www．", "<", "‹", ">", "›", "[", "［", "]", "］", "*", "＊")
 
 // SanitizeTitle returns a string that is safe as a title.
 func SanitizeTitle(s string) string {

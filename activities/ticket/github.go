@@ -33,7 +33,10 @@ func NewGitHub(w TrackerConfig) *GitHub {
 	return &GitHub{
 		client: httpclient.Client{
 			Name: "GitHub", BaseURL: w.URL, Secrets: []string{w.Token}, HTTPClient: w.HTTPClient,
-			Header: http.Header{"Authorization": {"Bearer " + w.Token}, "Accept": {"application/vnd.github+json"}, "X-Github-Api-Version": {"2022-11-28"}},
+			Header: http.Header{
+				"Authorization": {"Bearer " + w.Token}, "Accept": {"application/vnd.github+json"},
+				"X-Github-Api-Version": {"2022-11-28"},
+			},
 		},
 		repoPath: "/repos/" + url.PathEscape(owner) + "/" + url.PathEscape(name),
 	}

@@ -20,7 +20,10 @@ type GitLab struct {
 // NewGitLab returns the tracker of a project, by its number or its path.
 func NewGitLab(w TrackerConfig) *GitLab {
 	return &GitLab{
-		client:     httpclient.Client{Name: "GitLab", BaseURL: w.URL, Secrets: []string{w.Token}, HTTPClient: w.HTTPClient, Header: http.Header{"Private-Token": {w.Token}}},
+		client: httpclient.Client{
+			Name: "GitLab", BaseURL: w.URL, Secrets: []string{w.Token}, HTTPClient: w.HTTPClient,
+			Header: http.Header{"Private-Token": {w.Token}},
+		},
 		issuesPath: "/api/v4/projects/" + url.PathEscape(w.Project) + "/issues",
 	}
 }
@@ -39,7 +42,10 @@ func (i gitlabIssue) toIssue() Issue {
 
 // Find lists the issues with a label.
 func (g *GitLab) Find(ctx context.Context, label string) (*Issue, error) {
-	query := url.Values{"labels": {label}, "state": {"all"}, "scope": {"all"}, "order_by": {"created_at"}, "sort": {"asc"}, "per_page": {"1"}}
+	query := url.Values{
+		"labels": {label}, "state": {"all"}, "scope": {"all"}, "order_by": {"created_at"}, "sort": {"asc"},
+		"per_page": {"1"},
+	}
 	raw, err := g.client.Call(ctx, http.MethodGet, g.issuesPath+"?"+query.Encode(), nil, nil)
 	if err != nil {
 		return nil, err //nolint:wrapcheck // the error names GitLab
@@ -57,7 +63,8 @@ func (g *GitLab) Find(ctx context.Context, label string) (*Issue, error) {
 
 // Open creates an issue.
 func (g *GitLab) Open(ctx context.Context, d Draft) (Issue, error) {
-	body, err := json.Marshal(map[string]any{"title": d.Title, "description": Markdown(d), "labels": strings.Join(d.Labels, ",")})
+	body, err := json.Marshal(map[string]any{"title": d.Title, "description": Markdown(d), "labels": strings.Join(d.Labels,
+		",")})
 	if err != nil {
 		return Issue{}, fmt.Errorf("encode the issue: %w", err)
 	}

@@ -50,7 +50,10 @@ type jiraIssue struct {
 }
 
 func (j *Jira) toIssue(i jiraIssue) Issue {
-	return Issue{ID: i.Key, URL: safeURL(strings.TrimRight(j.base, "/") + "/browse/" + url.PathEscape(i.Key)), Labels: i.Fields.Labels}
+	return Issue{
+		ID: i.Key, URL: safeURL(strings.TrimRight(j.base, "/") + "/browse/" + url.PathEscape(i.Key)),
+		Labels: i.Fields.Labels,
+	}
 }
 
 // quoteJQL returns a quoted JQL string.
@@ -61,7 +64,8 @@ func quoteJQL(s string) string {
 // Find searches for the issues with a label.
 func (j *Jira) Find(ctx context.Context, label string) (*Issue, error) {
 	body, err := json.Marshal(map[string]any{
-		"jql": "project = " + quoteJQL(j.project) + " AND labels = " + quoteJQL(label) + " ORDER BY created ASC", "fields": []string{"labels"}, "maxResults": 1,
+		"jql":    "project = " + quoteJQL(j.project) + " AND labels = " + quoteJQL(label) + " ORDER BY created ASC",
+		"fields": []string{"labels"}, "maxResults": 1,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("encode the search: %w", err)

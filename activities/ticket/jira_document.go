@@ -14,7 +14,14 @@ type DocumentNode struct {
 
 // JiraDocument renders a draft for Jira. Mentions, links and macros are separate node types there, and none is created.
 func JiraDocument(d Draft) DocumentNode {
-	out := DocumentNode{Type: "doc", Version: 1, Content: []DocumentNode{paragraphNode("Opened by Stanch."), codeBlockNode(d.plainText()), {Type: "heading", Attrs: map[string]any{"level": 3}, Content: []DocumentNode{textNode("Evidence")}}}}
+	out := DocumentNode{Type: "doc", Version: 1, Content: []DocumentNode{
+		paragraphNode("Opened by Stanch."),
+		codeBlockNode(d.plainText()),
+		{
+			Type: "heading", Attrs: map[string]any{"level": 3},
+			Content: []DocumentNode{textNode("Evidence")},
+		},
+	}}
 	add := func(n ...DocumentNode) { out.Content = append(out.Content, n...) }
 	if len(d.EvidenceRows) > 0 {
 		table := DocumentNode{Type: "table", Content: []DocumentNode{tableRowNode("tableHeader", EvidenceColumns)}}

@@ -10,7 +10,8 @@ func Markdown(d Draft) string {
 	var b strings.Builder
 	b.WriteString("Opened by Stanch.\n\n" + fencedBlock(d.plainText()) + "\n\n### Evidence\n\n")
 	if len(d.EvidenceRows) > 0 {
-		b.WriteString("| " + strings.Join(EvidenceColumns[:], " | ") + " |\n|" + strings.Repeat(" --- |", len(EvidenceColumns)) + "\n")
+		b.WriteString("| " + strings.Join(EvidenceColumns[:], " | ") + " |\n|" + strings.Repeat(" --- |",
+			len(EvidenceColumns)) + "\n")
 		for _, r := range d.EvidenceRows[:min(len(d.EvidenceRows), maxRows)] {
 			for _, c := range r {
 				b.WriteString("| " + inlineCode(c) + " ")

@@ -133,14 +133,19 @@ func printBaselines(w io.Writer, images []baseline.Image, all bool) error {
 	t := tabwriter.NewWriter(w, 0, 8, 2, ' ', 0)
 	fmt.Fprintln(t, "DIGEST\tIMAGE\tSINCE\tLAST\tCONTAINERS\tPROGRAMS\tDESTINATIONS")
 	for _, image := range images {
-		fmt.Fprintf(t, "%s\t%q\t%s\t%s\t%d\t%d\t%d\n", image.Digest, image.Name, image.FirstSeen.Format("2006-01-02"), image.LastSeen.Format("2006-01-02"),
+		fmt.Fprintf(t, "%s\t%q\t%s\t%s\t%d\t%d\t%d\n", image.Digest, image.Name, image.FirstSeen.Format("2006-01-02"),
+			image.LastSeen.Format("2006-01-02"),
 			image.ContainerCount, len(image.Executables), len(image.Destinations))
 		if !all {
 			continue
 		}
-		for what, facts := range map[string]map[string]baseline.Observation{"executes": image.Executables, "connects to": image.Destinations} {
+		for what, facts := range map[string]map[string]baseline.Observation{
+			"executes":    image.Executables,
+			"connects to": image.Destinations,
+		} {
 			for name, f := range facts {
-				fmt.Fprintf(t, "\t%s %q\t%s\t%s\t%d times\n", what, name, f.FirstSeen.Format("2006-01-02"), f.LastSeen.Format("2006-01-02"), f.Count)
+				fmt.Fprintf(t, "\t%s %q\t%s\t%s\t%d times\n", what, name, f.FirstSeen.Format("2006-01-02"),
+					f.LastSeen.Format("2006-01-02"), f.Count)
 			}
 		}
 	}

@@ -65,7 +65,10 @@ func exitCode(err error) int {
 }
 
 func rootCommand() *cobra.Command {
-	setup := agent.Config{SnapshotProgram: []string{"/proc/self/exe", agent.SnapshotCommand}, ThawProgram: []string{"/proc/self/exe", agent.ThawCommand}}
+	setup := agent.Config{
+		SnapshotProgram: []string{"/proc/self/exe", agent.SnapshotCommand},
+		ThawProgram:     []string{"/proc/self/exe", agent.ThawCommand},
+	}
 	var gatewayAddr, certs, output string
 	var enroll gatewayrpc.Enrollment
 	var events bool
@@ -161,11 +164,14 @@ func validateArgs(check cobra.PositionalArgs) cobra.PositionalArgs {
 // or, if that is "", by enrolling with the gateway. Renewed certificates and later keys are stored in state. With an
 // error that is gatewayrpc.ErrDamagedPinnedKeys the certificate is valid, and the node may watch but not execute
 // commands.
-func openNodeCertificate(ctx context.Context, state, certs string, enroll gatewayrpc.Enrollment) (*gatewayrpc.NodeCertificate, *gatewayrpc.PinnedKeys, error) {
+func openNodeCertificate(ctx context.Context, state, certs string,
+	enroll gatewayrpc.Enrollment,
+) (*gatewayrpc.NodeCertificate, *gatewayrpc.PinnedKeys, error) {
 	if err := os.MkdirAll(state, 0o700); err != nil {
 		return nil, nil, fmt.Errorf("open the state directory: %w", err)
 	}
-	enroll.CertificatePath, enroll.PinnedKeysPath = filepath.Join(state, "node.pem"), filepath.Join(state, gatewayrpc.AuthorityKeysFile)
+	enroll.CertificatePath, enroll.PinnedKeysPath = filepath.Join(state, "node.pem"),
+		filepath.Join(state, gatewayrpc.AuthorityKeysFile)
 	if certs == "" {
 		return enroll.OpenOrEnroll(ctx)
 	}
@@ -215,7 +221,10 @@ func serveGateway(ctx context.Context, setup agent.Config, address, certs string
 		return err
 	}
 	defer func() { _ = spool.Close() }()
-	return a.Serve(ctx, &gatewayrpc.Client{Address: address, NodeCertificate: node, PinnedKeys: pins, Node: a.Node, Version: version, Log: setup.Log}, spool)
+	return a.Serve(ctx, &gatewayrpc.Client{
+		Address: address, NodeCertificate: node, PinnedKeys: pins, Node: a.Node,
+		Version: version, Log: setup.Log,
+	}, spool)
 }
 
 // printNodeEvents prints the detections of this node or, with events, every event, until ctx ends. It applies no

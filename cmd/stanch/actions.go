@@ -38,11 +38,18 @@ type actionDoc struct {
 }
 
 func newActionDoc(s playbooks.ActionSpec) actionDoc {
-	d := actionDoc{Name: s.Name, Verb: s.Verb, Doc: s.Doc, Class: s.Class, Facet: s.Facet, Reversible: s.Reversible, PlanPermissions: s.PlanPermissions, ApplyPermissions: s.ApplyPermissions, PlanIAMPermissions: s.PlanIAMPermissions, ApplyIAMPermissions: s.ApplyIAMPermissions, D3FEND: s.D3FENDTechnique}
+	d := actionDoc{
+		Name: s.Name, Verb: s.Verb, Doc: s.Doc, Class: s.Class, Facet: s.Facet, Reversible: s.Reversible,
+		PlanPermissions: s.PlanPermissions, ApplyPermissions: s.ApplyPermissions, PlanIAMPermissions: s.PlanIAMPermissions,
+		ApplyIAMPermissions: s.ApplyIAMPermissions, D3FEND: s.D3FENDTechnique,
+	}
 	for _, t := range s.Targets {
 		d.Targets = append(d.Targets, string(t))
 	}
-	reflector := &jsonschema.Reflector{Anonymous: true, DoNotReference: true, AllowAdditionalProperties: false, RequiredFromJSONSchemaTags: true}
+	reflector := &jsonschema.Reflector{
+		Anonymous: true, DoNotReference: true, AllowAdditionalProperties: false,
+		RequiredFromJSONSchemaTags: true,
+	}
 	if s.ParamType() != nil {
 		d.Params = reflector.ReflectFromType(s.ParamType())
 	}
@@ -87,7 +94,8 @@ write its step: its parameters, its outputs, and the permissions that it require
 			}
 			if len(names) == 1 {
 				d := docs[0]
-				fmt.Fprintf(out, "%s: %s\n%s\n\nclass %s, targets %s", d.Verb, d.Name, d.Doc, d.Class, strings.Join(d.Targets, ", "))
+				fmt.Fprintf(out, "%s: %s\n%s\n\nclass %s, targets %s", d.Verb, d.Name, d.Doc, d.Class,
+					strings.Join(d.Targets, ", "))
 				if d.Reversible {
 					fmt.Fprintf(out, ", a lease on the facet %s (needs the key for)", d.Facet)
 				}

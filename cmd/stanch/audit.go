@@ -195,7 +195,8 @@ func printTimeline(out io.Writer, s audit.Timeline) {
 		p("effect     %s on %s: %s", e.Action, e.Target, formatEffect(e))
 	}
 	for _, person := range s.People {
-		p("person     %s (%s): %s", person.Name, strings.Join(person.AuthenticatedBy, "; "), strings.Join(person.Actions, ", "))
+		p("person     %s (%s): %s", person.Name, strings.Join(person.AuthenticatedBy, "; "),
+			strings.Join(person.Actions, ", "))
 	}
 	printDifferences(p, s, chains)
 }
@@ -213,7 +214,8 @@ func formatEffect(e audit.ContainmentEffect) string {
 			e.UndoneAt.UTC().Format("15:04:05"), duration.FormatApprox(e.UndoneAt.Sub(e.AppliedAt)),
 			formatCount(e.VerificationCount, "time", "times"), e.UndoReason)
 	case e.State == "in force":
-		return fmt.Sprintf("in force since %s, until %s", e.AppliedAt.UTC().Format("15:04:05"), e.ExpiresAt.UTC().Format(time.DateTime))
+		return fmt.Sprintf("in force since %s, until %s", e.AppliedAt.UTC().Format("15:04:05"),
+			e.ExpiresAt.UTC().Format(time.DateTime))
 	}
 	return e.State + ": " + e.Reason
 }

@@ -18,7 +18,11 @@ import (
 )
 
 // listenTCP listens on a TCP address.
-func listenTCP(address string) (net.Listener, error) { return net.Listen("tcp", address) } //nolint:noctx,wrapcheck // at once
+func listenTCP(
+	address string,
+) (net.Listener, error) {
+	return net.Listen("tcp", address)
+} //nolint:noctx,wrapcheck // at once
 
 func certCommand(g *globalFlags) *cobra.Command {
 	var pki, keys, out string
@@ -147,7 +151,9 @@ evidence verify --keys.`,
 func rotateKeyCommand(g *globalFlags) *cobra.Command {
 	var distrust, payload bool
 	c := &cobra.Command{
-		Use: "rotate", Short: "Rotate the signing key or the payload key", Args: validateArgs(cobra.NoArgs),
+		Use:   "rotate",
+		Short: "Rotate the signing key or the payload key",
+		Args:  validateArgs(cobra.NoArgs),
 		Long: `Create a new key that signs grants, attestations and tokens, on your rotation schedule or after a
 key leaked. Signatures of the old key stay valid: leases go on, and evidence still verifies. With
 --distrust they become invalid; use it when an attacker may have the old key. Leases in force then

@@ -52,7 +52,9 @@ func (g *globalFlags) newAPIClient() *apiClient {
 // transport returns the transport to Stanch, the base URL, and the bearer token; the token is "" on the local socket.
 func (l *apiClient) transport() (t *http.Transport, base, token string, err error) {
 	if l.server.address == "" {
-		return &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn,
+			error,
+		) {
 			return (&net.Dialer{}).DialContext(ctx, "unix", l.socketPath)
 		}}, "http://stanch", "", nil
 	}
@@ -72,7 +74,10 @@ func (l *apiClient) transport() (t *http.Transport, base, token string, err erro
 	if !pool.AppendCertsFromPEM(pem) {
 		return nil, "", "", fmt.Errorf("read the CA certificate: %s has no valid PEM certificate", l.server.caFile)
 	}
-	t = &http.Transport{DisableKeepAlives: true, TLSClientConfig: &tls.Config{MinVersion: tls.VersionTLS13, RootCAs: pool, ServerName: gatewayrpc.ServerName}}
+	t = &http.Transport{DisableKeepAlives: true, TLSClientConfig: &tls.Config{
+		MinVersion: tls.VersionTLS13, RootCAs: pool,
+		ServerName: gatewayrpc.ServerName,
+	}}
 	return t, "https://" + l.server.address, strings.TrimSpace(string(raw)), nil
 }
 
@@ -155,7 +160,11 @@ func explainSocketDenied(path string) error {
 	if u, err := user.Current(); err == nil {
 		name = u.Username
 	}
-	return fmt.Errorf("connect to Stanch at %s: permission denied; run this as root, or start Stanch with `stanch up --socket-group GROUP`, add yourself with `usermod -aG GROUP %s` and log in again", path, name)
+	return fmt.Errorf(
+		"connect to Stanch at %s: permission denied; run this as root, or start Stanch with `stanch up --socket-group GROUP`, add yourself with `usermod -aG GROUP %s` and log in again",
+		path,
+		name,
+	)
 }
 
 func (l *apiClient) get(ctx context.Context, path string, out any) error {

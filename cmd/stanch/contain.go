@@ -79,7 +79,8 @@ Exit code 0: contained. 1: refused, proposed, denied, or waiting for approval.`,
 func runCommand(g *globalFlags) *cobra.Command {
 	o := requestOptions{}
 	c := &cobra.Command{
-		Use: "run PLAYBOOK --on TARGET --reason TEXT", Short: "Run a playbook on a pod, container or incident", Args: validateArgs(cobra.ExactArgs(1)),
+		Use: "run PLAYBOOK --on TARGET --reason TEXT", Short: "Run a playbook on a pod, container or incident",
+		Args: validateArgs(cobra.ExactArgs(1)),
 		Long: `Run a playbook of the running Stanch on a target of your choice, when it did not match by itself. It
 runs through the same guards, approvals, leases and audit as a playbook that matched.
 
@@ -124,7 +125,8 @@ func submitRequest(cmd *cobra.Command, g *globalFlags, o *requestOptions, target
 		return printPlans(out, answer)
 	}
 	if o.output == "text" {
-		fmt.Fprintf(out, "%s: requested %s on %s\n", answer.IncidentID, escapeForTerminal(answer.Playbook), escapeForTerminal(formatTargets(answer)))
+		fmt.Fprintf(out, "%s: requested %s on %s\n", answer.IncidentID, escapeForTerminal(answer.Playbook),
+			escapeForTerminal(formatTargets(answer)))
 	}
 	if o.noWait {
 		if o.output == "json" {
@@ -161,8 +163,9 @@ type requestResult struct {
 	Target    string `json:"target"`
 	Contained bool   `json:"contained"`
 	// Done is true if the playbook has no containments and completed.
-	Done             bool                       `json:"done,omitempty"`
-	State            string                     `json:"state"` // "contained", "evidence captured", "done", "waiting", "running", or the outcome
+	Done bool `json:"done,omitempty"`
+	// "contained", "evidence captured", "done", "waiting", "running", or the outcome
+	State            string                     `json:"state"`
 	Steps            []playbooks.StepReport     `json:"steps"`
 	Leases           []string                   `json:"leases"`
 	PendingApprovals []playbook.ApprovalRequest `json:"pending_approvals,omitempty"`
@@ -172,7 +175,9 @@ type requestResult struct {
 }
 
 // waitForResults waits until every playbook run of a request has ended or waits for approval, at most for limit.
-func (g *globalFlags) waitForResults(ctx context.Context, answer gateway.ContainResponse, limit time.Duration) ([]requestResult, error) {
+func (g *globalFlags) waitForResults(ctx context.Context, answer gateway.ContainResponse,
+	limit time.Duration,
+) ([]requestResult, error) {
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	tick := time.NewTicker(200 * time.Millisecond)
@@ -200,10 +205,15 @@ func (g *globalFlags) waitForResults(ctx context.Context, answer gateway.Contain
 }
 
 // collectResults returns the result for each target. settled is true if every run has ended or waits for approval.
-func collectResults(answer gateway.ContainResponse, in gateway.IncidentView, pending []playbook.ApprovalRequest) (results []requestResult, settled bool) {
+func collectResults(answer gateway.ContainResponse, in gateway.IncidentView,
+	pending []playbook.ApprovalRequest,
+) (results []requestResult, settled bool) {
 	settled = true
 	for _, t := range answer.Targets {
-		r := requestResult{Incident: answer.IncidentID, Target: t.Target.String(), State: "running", Steps: []playbooks.StepReport{}, Leases: []string{}}
+		r := requestResult{
+			Incident: answer.IncidentID, Target: t.Target.String(), State: "running",
+			Steps: []playbooks.StepReport{}, Leases: []string{},
+		}
 		i := slices.IndexFunc(in.Playbooks, func(p playbooks.PlaybookRun) bool { return p.RequestID == t.RequestID })
 		if i < 0 {
 			results, settled = append(results, r), false

@@ -15,7 +15,13 @@ import (
 )
 
 func TestRequestSucceedsOnlyIfTargetIsContained(t *testing.T) {
-	answer := gateway.ContainResponse{IncidentID: "INC-1", Playbook: "contain-pod-isolate-1h", Targets: []gateway.ContainTarget{{Target: playbooks.Target{Kind: playbooks.TargetPod, Namespace: "shop", Name: "web", UID: "u"}, RequestID: "request/1"}}}
+	answer := gateway.ContainResponse{
+		IncidentID: "INC-1", Playbook: "contain-pod-isolate-1h",
+		Targets: []gateway.ContainTarget{{Target: playbooks.Target{
+			Kind: playbooks.TargetPod, Namespace: "shop", Name: "web",
+			UID: "u",
+		}, RequestID: "request/1"}},
+	}
 	step := func(outcome playbooks.Outcome, lease string) []playbooks.StepReport {
 		return []playbooks.StepReport{{Action: "pod.isolate", Outcome: outcome, Reason: "because", LeaseID: lease}}
 	}
@@ -26,9 +32,13 @@ func TestRequestSucceedsOnlyIfTargetIsContained(t *testing.T) {
 		settled, contained bool
 		want               []string
 	}{
-		"not started": {run: playbooks.PlaybookRun{RequestID: "request/other", Ended: ended}, want: []string{"not contained yet; `stanch incidents INC-1`"}},
+		"not started": {
+			run:  playbooks.PlaybookRun{RequestID: "request/other", Ended: ended},
+			want: []string{"not contained yet; `stanch incidents INC-1`"},
+		},
 		"contained": {
-			run: playbooks.PlaybookRun{RequestID: "request/1", Ended: ended, Steps: step(playbooks.OutcomeChanged, "LSE-1")}, settled: true, contained: true,
+			run:     playbooks.PlaybookRun{RequestID: "request/1", Ended: ended, Steps: step(playbooks.OutcomeChanged, "LSE-1")},
+			settled: true, contained: true,
 			want: []string{
 				"pod shop/web: contained, lease LSE-1", "warning: another is cut off too",
 				"`stanch release LSE-1`", "`stanch extend LSE-1 --for 1h`",
@@ -56,14 +66,22 @@ func TestRequestSucceedsOnlyIfTargetIsContained(t *testing.T) {
 			want: []string{"not contained: proposed, not run"},
 		},
 		"waiting for approval": {
-			run: playbooks.PlaybookRun{RequestID: "request/1", WorkflowID: "playbook/1"}, pending: []playbook.ApprovalRequest{{ID: "contain#1", WorkflowID: "playbook/1", Title: "pod.isolate of pod shop/web", Approvers: activities.Approvers{Groups: []string{"sre"}}, Deadline: ended}}, settled: true,
+			run: playbooks.PlaybookRun{RequestID: "request/1", WorkflowID: "playbook/1"},
+			pending: []playbook.ApprovalRequest{{
+				ID: "contain#1", WorkflowID: "playbook/1", Title: "pod.isolate of pod shop/web",
+				Approvers: activities.Approvers{Groups: []string{"sre"}}, Deadline: ended,
+			}}, settled: true,
 			want: []string{
 				"not contained yet: waiting for approval by sre until",
 				"approve it with `stanch approve INC-1 'contain#1'`",
 			},
 		},
 		"waiting for a quorum": {
-			run: playbooks.PlaybookRun{RequestID: "request/1", WorkflowID: "playbook/1"}, pending: []playbook.ApprovalRequest{{ID: "contain#1", WorkflowID: "playbook/1", Title: "pod.isolate of pod shop/web", Approvers: activities.Approvers{Groups: []string{"sre"}, Quorum: 2}, Deadline: ended}}, settled: true,
+			run: playbooks.PlaybookRun{RequestID: "request/1", WorkflowID: "playbook/1"},
+			pending: []playbook.ApprovalRequest{{
+				ID: "contain#1", WorkflowID: "playbook/1", Title: "pod.isolate of pod shop/web",
+				Approvers: activities.Approvers{Groups: []string{"sre"}, Quorum: 2}, Deadline: ended,
+			}}, settled: true,
 			want: []string{
 				"not contained yet: waiting for approval by 2 of sre until", "warning: only 1 of the 2",
 				"withdraw it with `stanch deny`",
@@ -71,9 +89,14 @@ func TestRequestSucceedsOnlyIfTargetIsContained(t *testing.T) {
 		},
 	} {
 		answer.Containments = []string{"pod.isolate"}
-		results, settled := collectResults(answer, gateway.IncidentView{OpenApprovals: []gateway.OpenApproval{{Name: "contain#1", Warnings: []string{"only 1 of the 2"}}}, Incident: playbooks.Incident{
-			Playbooks: []playbooks.PlaybookRun{c.run}, Leases: []playbooks.LeaseReport{{ID: "LSE-1", Warnings: []string{"another is cut off too"}}},
-		}}, c.pending)
+		results, settled := collectResults(answer,
+			gateway.IncidentView{OpenApprovals: []gateway.OpenApproval{{
+				Name:     "contain#1",
+				Warnings: []string{"only 1 of the 2"},
+			}}, Incident: playbooks.Incident{
+				Playbooks: []playbooks.PlaybookRun{c.run},
+				Leases:    []playbooks.LeaseReport{{ID: "LSE-1", Warnings: []string{"another is cut off too"}}},
+			}}, c.pending)
 		require.Equal(t, c.settled, settled, name)
 		require.Equal(t, c.contained, results[0].Contained, name)
 		var out bytes.Buffer
@@ -98,19 +121,39 @@ func TestPlaybookWithoutContainmentsSucceedsIfEvidenceIsCaptured(t *testing.T) {
 			step("process.snapshot", playbooks.OutcomeSucceeded),
 			step("pod.logs", playbooks.OutcomeRefused),
 		}, true, "evidence captured; the playbook has no containments"},
-		"none captured": {[]playbooks.StepReport{step("process.snapshot", playbooks.OutcomeFailed), step("pod.logs", playbooks.OutcomeRefused)}, false, "pod shop/web: no evidence captured"},
-		"no evidence":   {[]playbooks.StepReport{{Action: "slack", Verb: playbooks.VerbNotify, Outcome: playbooks.OutcomeRefused}}, false, "not contained: refused"},
+		"none captured": {[]playbooks.StepReport{
+			step("process.snapshot", playbooks.OutcomeFailed),
+			step("pod.logs", playbooks.OutcomeRefused),
+		}, false, "pod shop/web: no evidence captured"},
+		"no evidence": {[]playbooks.StepReport{{
+			Action: "slack", Verb: playbooks.VerbNotify,
+			Outcome: playbooks.OutcomeRefused,
+		}}, false, "not contained: refused"},
 	} {
-		answer := gateway.ContainResponse{IncidentID: "INC-1", Targets: []gateway.ContainTarget{{Target: playbooks.Target{Kind: playbooks.TargetPod, Namespace: "shop", Name: "web", UID: "u"}, RequestID: "request/1"}}}
-		run := playbooks.PlaybookRun{RequestID: "request/1", Ended: time.Now(), Outcome: playbooks.OutcomeRefused, Steps: c.steps}
-		results, settled := collectResults(answer, gateway.IncidentView{Incident: playbooks.Incident{Playbooks: []playbooks.PlaybookRun{run}}}, nil)
+		answer := gateway.ContainResponse{
+			IncidentID: "INC-1",
+			Targets: []gateway.ContainTarget{{Target: playbooks.Target{
+				Kind: playbooks.TargetPod, Namespace: "shop", Name: "web",
+				UID: "u",
+			}, RequestID: "request/1"}},
+		}
+		run := playbooks.PlaybookRun{
+			RequestID: "request/1", Ended: time.Now(), Outcome: playbooks.OutcomeRefused,
+			Steps: c.steps,
+		}
+		results, settled := collectResults(answer,
+			gateway.IncidentView{Incident: playbooks.Incident{Playbooks: []playbooks.PlaybookRun{run}}}, nil)
 		require.True(t, settled, name)
 		require.Equal(t, c.done, results[0].Done, name)
 		var out bytes.Buffer
 		printResults(&out, results)
 		require.Contains(t, out.String(), c.want, name)
 		answer.Containments = []string{"pod.isolate"}
-		results, _ = collectResults(answer, gateway.IncidentView{Incident: playbooks.Incident{Playbooks: []playbooks.PlaybookRun{run}}}, nil)
+		results, _ = collectResults(
+			answer,
+			gateway.IncidentView{Incident: playbooks.Incident{Playbooks: []playbooks.PlaybookRun{run}}},
+			nil,
+		)
 		require.False(t, results[0].Done, "%s: a playbook with containments is not done", name)
 	}
 }
@@ -122,10 +165,19 @@ func TestDryRunFailsIfNothingWouldRun(t *testing.T) {
 		activities.VerdictRefuse:      "would be refused: why",
 	} {
 		var out bytes.Buffer
-		err := printPlans(&out, gateway.ContainResponse{Containments: []string{"pod.isolate"}, Targets: []gateway.ContainTarget{{Plans: []gateway.ContainPlan{
-			{Action: "pod.isolate", Plan: activities.Plan{Changes: []string{"hold it"}, Duration: 90 * time.Minute, AlreadyHeld: true, HeldByLease: "LSE-9", HeldUntil: time.Now()}, Decision: activities.GuardDecision{Verdict: verdict, Reason: "why"}},
-			{Action: "workload.scale", UnplannableReason: "its parameters depend"},
-		}}}})
+		err := printPlans(&out, gateway.ContainResponse{
+			Containments: []string{"pod.isolate"},
+			Targets: []gateway.ContainTarget{{Plans: []gateway.ContainPlan{
+				{
+					Action: "pod.isolate", Plan: activities.Plan{
+						Changes: []string{"hold it"}, Duration: 90 * time.Minute,
+						AlreadyHeld: true, HeldByLease: "LSE-9", HeldUntil: time.Now(),
+					},
+					Decision: activities.GuardDecision{Verdict: verdict, Reason: "why"},
+				},
+				{Action: "workload.scale", UnplannableReason: "its parameters depend"},
+			}}},
+		})
 		require.Equal(t, verdict == activities.VerdictRun, err == nil, verdict)
 		for _, part := range []string{
 			"pod.isolate: " + want, "already contained by lease LSE-9, until ",
@@ -137,10 +189,21 @@ func TestDryRunFailsIfNothingWouldRun(t *testing.T) {
 }
 
 func TestTriageResultListsReleasedLeasesAndDeniedQuestions(t *testing.T) {
-	in := playbooks.Incident{Targets: []playbooks.Target{{Kind: playbooks.TargetPod, Namespace: "shop", Name: "web", UID: "u"}}}
+	in := playbooks.Incident{Targets: []playbooks.Target{{
+		Kind: playbooks.TargetPod, Namespace: "shop", Name: "web",
+		UID: "u",
+	}}}
 	var out bytes.Buffer
-	printTriageResult(&out, "INC-1", incident.TriageFalsePositive, gateway.TriageResult{Incident: in, ReleasedLeases: []playbooks.LeaseReport{{ID: "LSE-1", Action: "pod.isolate", Target: "pod:u"}}, DeniedRequests: []string{"stop it for 1h"}})
-	require.Equal(t, "INC-1: resolved as false-positive\n  released: pod.isolate of pod shop/web, lease LSE-1\n  denied: stop it for 1h\n", out.String())
+	printTriageResult(&out, "INC-1", incident.TriageFalsePositive, gateway.TriageResult{
+		Incident:       in,
+		ReleasedLeases: []playbooks.LeaseReport{{ID: "LSE-1", Action: "pod.isolate", Target: "pod:u"}},
+		DeniedRequests: []string{"stop it for 1h"},
+	})
+	require.Equal(
+		t,
+		"INC-1: resolved as false-positive\n  released: pod.isolate of pod shop/web, lease LSE-1\n  denied: stop it for 1h\n",
+		out.String(),
+	)
 	out.Reset()
 	printTriageResult(&out, "INC-1", incident.TriageFalsePositive, gateway.TriageResult{})
 	require.Contains(t, out.String(), "no lease was in force and no question was open")

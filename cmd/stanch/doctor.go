@@ -85,11 +85,13 @@ func runChecks(ctx context.Context, g *globalFlags, kubeconfig, cri string) []ch
 	_ = unix.Uname(&uts)
 	add("kernel", true, true, unix.ByteSliceToString(uts.Release[:]), "")
 	_, err := os.Stat("/sys/kernel/btf/vmlinux")
-	add("BTF", true, err == nil, "/sys/kernel/btf/vmlinux", "run a kernel with CONFIG_DEBUG_INFO_BTF, as current distributions do")
+	add("BTF", true, err == nil, "/sys/kernel/btf/vmlinux",
+		"run a kernel with CONFIG_DEBUG_INFO_BTF, as current distributions do")
 	add("root", true, os.Geteuid() == 0, fmt.Sprintf("user id %d", os.Geteuid()),
 		"run as root, or grant CAP_BPF, CAP_PERFMON, CAP_NET_ADMIN and CAP_SYS_ADMIN")
 	root, err := containermeta.FindCgroupRoot()
-	add("cgroup v2", true, err == nil, detailOrError(root, err), "mount cgroup v2: mount -t cgroup2 none /sys/fs/cgroup/unified")
+	add("cgroup v2", true, err == nil, detailOrError(root, err),
+		"mount cgroup v2: mount -t cgroup2 none /sys/fs/cgroup/unified")
 	out = append(out, checkProbeHooks()...)
 	out = append(out, checkEgressLock())
 	if resolver, err := containermeta.Open(containermeta.Options{CRISocket: cri}); err == nil {

@@ -103,7 +103,10 @@ NAME is one of (default cryptominer):
 				return usageError{fmt.Errorf("unknown drill %q; use cryptominer, shell, reverse-shell or credentials",
 					name)}
 			}
-			d := &drillRun{name: name, client: g.newAPIClient(), options: o, result: drillResult{Drill: name, Checks: []drillCheck{}, Leases: []drillLease{}}}
+			d := &drillRun{name: name, client: g.newAPIClient(), options: o, result: drillResult{
+				Drill:  name,
+				Checks: []drillCheck{}, Leases: []drillLease{},
+			}}
 			ctx, cancel := context.WithTimeout(cmd.Context(), o.timeout)
 			defer cancel()
 			if err := d.run(ctx); err != nil {
@@ -177,7 +180,8 @@ func (d *drillRun) run(ctx context.Context) error {
 	}
 	defer d.environment.Close()
 	d.followResponse(ctx)
-	d.result.OK = len(d.result.Checks) > 0 && !slices.ContainsFunc(d.result.Checks, func(c drillCheck) bool { return !c.OK })
+	d.result.OK = len(d.result.Checks) > 0 && !slices.ContainsFunc(d.result.Checks,
+		func(c drillCheck) bool { return !c.OK })
 	return nil
 }
 
@@ -216,7 +220,9 @@ func sleep(ctx context.Context, t time.Duration) error {
 
 // waitForIncident polls the drill's incident until ok accepts it, at most for limit. It returns the last state that
 // it read.
-func (d *drillRun) waitForIncident(ctx context.Context, limit time.Duration, ok func(playbooks.Incident) bool) (playbooks.Incident, bool) {
+func (d *drillRun) waitForIncident(ctx context.Context, limit time.Duration,
+	ok func(playbooks.Incident) bool,
+) (playbooks.Incident, bool) {
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	var in playbooks.Incident
@@ -265,7 +271,10 @@ func (d *drillRun) followResponse(ctx context.Context) {
 	// connection.
 	approved := false
 	in, ok = d.waitForIncident(ctx, 40*time.Second, func(in playbooks.Incident) bool {
-		if slices.ContainsFunc(in.Leases, func(l playbooks.LeaseReport) bool { return l.State == string(lease.StateHeld) && l.Verified }) {
+		if slices.ContainsFunc(in.Leases, func(l playbooks.LeaseReport) bool {
+			return l.State == string(lease.StateHeld) &&
+				l.Verified
+		}) {
 			return true
 		}
 		approved = d.approvePending(ctx, targetsOnlyPods) || approved
@@ -308,7 +317,8 @@ func targetsOnlyPods(p playbook.ApprovalRequest) bool {
 func anyApprovalRequest(playbook.ApprovalRequest) bool { return true }
 
 func isEnded(in playbooks.Incident) bool {
-	return len(in.Playbooks) > 0 && !slices.ContainsFunc(in.Playbooks, func(p playbooks.PlaybookRun) bool { return p.Ended.IsZero() })
+	return len(in.Playbooks) > 0 && !slices.ContainsFunc(in.Playbooks,
+		func(p playbooks.PlaybookRun) bool { return p.Ended.IsZero() })
 }
 
 func formatLeases(in playbooks.Incident) string {
@@ -350,13 +360,15 @@ func (d *drillRun) approvePending(ctx context.Context, fits func(playbook.Approv
 func (d *drillRun) recordLatency(in playbooks.Incident) {
 	ms := func(a, b time.Time) float64 { return float64(b.Sub(a).Microseconds()) / 1000 }
 	first := in.Trigger
-	d.result.Latency = drillLatency{EventToDetection: ms(first.Time, first.Detected), EventToIncident: ms(first.Time, in.Opened)}
+	d.result.Latency = drillLatency{EventToDetection: ms(first.Time, first.Detected), EventToIncident: ms(first.Time,
+		in.Opened)}
 	for _, l := range in.Leases {
 		if l.Facet == string(playbooks.FacetNetwork) && !l.AppliedAt.IsZero() {
 			d.result.Latency.EventToContained = ms(first.Time, l.AppliedAt)
 		}
 	}
-	d.logf("       event to detection %.1f ms, to incident %.1f ms, to contained %.1f ms", d.result.Latency.EventToDetection, d.result.Latency.EventToIncident, d.result.Latency.EventToContained)
+	d.logf("       event to detection %.1f ms, to incident %.1f ms, to contained %.1f ms",
+		d.result.Latency.EventToDetection, d.result.Latency.EventToIncident, d.result.Latency.EventToContained)
 }
 
 // checkTraffic checks that the victim sends nothing to the peer while its sibling does.
@@ -403,7 +415,8 @@ func (d *drillRun) releaseLeases(ctx context.Context) {
 	d.recordCheck("leases-undone", ok && len(in.Leases) > 0, "%s undone and verified",
 		formatCount(len(in.Leases), "lease", "leases"))
 	what := "the connection of the victim works again"
-	if scaled := slices.ContainsFunc(in.Leases, func(l playbooks.LeaseReport) bool { return l.Facet == string(playbooks.FacetReplicas) }); scaled {
+	if scaled := slices.ContainsFunc(in.Leases,
+		func(l playbooks.LeaseReport) bool { return l.Facet == string(playbooks.FacetReplicas) }); scaled {
 		what = "the new pods of the workload connect to the peer"
 	}
 	resumed := retryUntil(ctx, 20*time.Second, func() error {

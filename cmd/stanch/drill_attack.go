@@ -42,7 +42,11 @@ func runDrillAttack(args []string) int {
 		// The sibling only sends.
 		return simulateMining(address)
 	case "cryptominer":
-		err = syscall.Exec(self, []string{"xmrig", "--url", "stratum+tcp://" + address, "--donate-level", "1"}, env) //nolint:gosec // the drill's own program under a miner's name
+		err = syscall.Exec(
+			self,
+			[]string{"xmrig", "--url", "stratum+tcp://" + address, "--donate-level", "1"},
+			env,
+		) //nolint:gosec // the drill's own program under a miner's name
 	case "shell":
 		go simulateMining(address)
 		err = runTerminalShell()

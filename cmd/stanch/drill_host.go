@@ -77,7 +77,9 @@ func randomHex(n int) string {
 }
 
 // newHostEnvironment creates the victim and its sibling, and starts the attack. It needs root.
-func newHostEnvironment(ctx context.Context, kind string, register registerTargetsFunc) (_ *hostEnvironment, err error) {
+func newHostEnvironment(ctx context.Context, kind string, register registerTargetsFunc) (_ *hostEnvironment,
+	err error,
+) {
 	if os.Getuid() != 0 {
 		return nil, errors.New("create the drill's container: root is required; run the drill as root, or in a " +
 			"cluster with --kubeconfig")

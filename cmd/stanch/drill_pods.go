@@ -50,14 +50,20 @@ func (s *clusterEnvironment) podSpec(script string, env ...corev1.EnvVar) corev1
 		TerminationGracePeriodSeconds: &now, AutomountServiceAccountToken: &no, EnableServiceLinks: &no,
 		Containers: []corev1.Container{{
 			Name: "main", Image: s.image, ImagePullPolicy: corev1.PullIfNotPresent, Command: []string{"sh", "-c", script},
-			Env: append(env, corev1.EnvVar{Name: "POD", ValueFrom: &corev1.EnvVarSource{FieldRef: &corev1.ObjectFieldSelector{FieldPath: "metadata.name"}}}),
+			Env: append(env, corev1.EnvVar{
+				Name:      "POD",
+				ValueFrom: &corev1.EnvVarSource{FieldRef: &corev1.ObjectFieldSelector{FieldPath: "metadata.name"}},
+			}),
 		}},
 	}
 }
 
 func (s *clusterEnvironment) startPeer(ctx context.Context) error {
 	pods := s.client.CoreV1().Pods(config.DrillNamespace)
-	peer := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: s.resourceName("peer"), Labels: s.labels("peer")}, Spec: s.podSpec(peerScript)}
+	peer := &corev1.Pod{
+		ObjectMeta: metav1.ObjectMeta{Name: s.resourceName("peer"), Labels: s.labels("peer")},
+		Spec:       s.podSpec(peerScript),
+	}
 	err := retryUntil(ctx, 20*time.Second, func() error { // a new namespace has no service account at first
 		_, err := pods.Create(ctx, peer, metav1.CreateOptions{})
 		return err
@@ -91,7 +97,8 @@ func (s *clusterEnvironment) startDeployment(ctx context.Context) error {
 	_, err := s.client.AppsV1().Deployments(config.DrillNamespace).Create(ctx, &appsv1.Deployment{
 		ObjectMeta: metav1.ObjectMeta{Name: s.resourceName("victim"), Labels: s.labels("victim")},
 		Spec: appsv1.DeploymentSpec{
-			Replicas: &replicas, Selector: &metav1.LabelSelector{MatchLabels: map[string]string{"app": s.resourceName("victim")}},
+			Replicas: &replicas,
+			Selector: &metav1.LabelSelector{MatchLabels: map[string]string{"app": s.resourceName("victim")}},
 			Template: corev1.PodTemplateSpec{ObjectMeta: metav1.ObjectMeta{Labels: s.labels("victim")}, Spec: spec},
 		},
 	}, metav1.CreateOptions{})
@@ -99,7 +106,8 @@ func (s *clusterEnvironment) startDeployment(ctx context.Context) error {
 		return err
 	}
 	return retryUntil(ctx, time.Minute, func() error {
-		list, err := s.client.CoreV1().Pods(config.DrillNamespace).List(ctx, metav1.ListOptions{LabelSelector: "app=" + s.resourceName("victim")})
+		list, err := s.client.CoreV1().Pods(config.DrillNamespace).List(ctx,
+			metav1.ListOptions{LabelSelector: "app=" + s.resourceName("victim")})
 		if err != nil {
 			return err
 		}

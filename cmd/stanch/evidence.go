@@ -82,7 +82,8 @@ func (o *evidenceOptions) loadKeyring(g *globalFlags) (attestation.Keyring, erro
 
 func evidenceListCommand(g *globalFlags, o *evidenceOptions) *cobra.Command {
 	c := &cobra.Command{
-		Use: "list [INCIDENT]", Short: "List incidents with evidence, or one incident's manifest", Args: validateArgs(cobra.MaximumNArgs(1)),
+		Use: "list [INCIDENT]", Short: "List incidents with evidence, or one incident's manifest",
+		Args: validateArgs(cobra.MaximumNArgs(1)),
 		Long: `List the incidents that have evidence or, given an incident, the lines of its manifest: what was
 captured from where, who read it, and what was contained. The last line prints the head of the
 manifest; store it elsewhere to prove later that no line was removed.`,
@@ -162,14 +163,20 @@ func printManifestEntries(out io.Writer, lines []activities.ManifestLine) error 
 		what, target, sum := "", "", ""
 		switch e := l.Entry; {
 		case e.Evidence != nil:
-			what, target, sum = fmt.Sprintf("%s %s, %d bytes, from %s", e.Evidence.Action, e.Evidence.Name, e.Evidence.SizeBytes, e.Evidence.CapturedFrom), e.Evidence.Target, e.Evidence.SHA256
+			what, target, sum = fmt.Sprintf("%s %s, %d bytes, from %s", e.Evidence.Action, e.Evidence.Name, e.Evidence.SizeBytes,
+				e.Evidence.CapturedFrom), e.Evidence.Target, e.Evidence.SHA256
 		case e.AuditRecord != nil:
-			what, target, sum = strings.Join(strings.Fields(strings.Join([]string{e.AuditRecord.Action, string(e.AuditRecord.Outcome), e.AuditRecord.LeaseID, strings.Join(e.AuditRecord.People, ", "), e.AuditRecord.Note}, " ")), " "), e.AuditRecord.Target, e.AuditRecord.SHA256
+			what, target, sum = strings.Join(strings.Fields(strings.Join([]string{
+				e.AuditRecord.Action,
+				string(e.AuditRecord.Outcome), e.AuditRecord.LeaseID, strings.Join(e.AuditRecord.People, ", "), e.AuditRecord.Note,
+			},
+				" ")), " "), e.AuditRecord.Target, e.AuditRecord.SHA256
 		}
 		if !l.SignatureValid {
 			what = "NOT SIGNED: " + what
 		}
-		fmt.Fprintf(t, "%d\t%s\t%s\t%s\t%s\t%s\n", l.Entry.Sequence, l.Entry.At.Local().Format(time.DateTime), escapeForTerminal(string(l.Entry.Kind)), escapeForTerminal(what), escapeForTerminal(target), escapeForTerminal(sum))
+		fmt.Fprintf(t, "%d\t%s\t%s\t%s\t%s\t%s\n", l.Entry.Sequence, l.Entry.At.Local().Format(time.DateTime),
+			escapeForTerminal(string(l.Entry.Kind)), escapeForTerminal(what), escapeForTerminal(target), escapeForTerminal(sum))
 	}
 	fmt.Fprintf(t, "\nhead %s\n", activities.LastLineHash(lines))
 	return t.Flush()
@@ -210,7 +217,11 @@ access is recorded in the manifest.`,
 					return err
 				}
 				who := fmt.Sprintf("uid %d on the machine of the store", os.Getuid())
-				if _, err := store.Append(a[0], activities.EntryKindAccess, activities.AuditRecord{Action: "evidence get", SHA256: ref.SHA256, People: []string{who}, Note: ref.Name + " at " + time.Now().UTC().Format(time.RFC3339)}); err != nil {
+				if _, err := store.Append(a[0], activities.EntryKindAccess, activities.AuditRecord{
+					Action: "evidence get",
+					SHA256: ref.SHA256, People: []string{who}, Note: ref.Name + " at " +
+						time.Now().UTC().Format(time.RFC3339),
+				}); err != nil {
 					logProgress("record the access in the manifest: %v", err)
 				}
 			}
@@ -243,7 +254,8 @@ func selectArtifact(incident, wanted string, lines []activities.ManifestLine) (p
 	case len(found) > 1:
 		var each strings.Builder
 		for _, r := range found {
-			fmt.Fprintf(&each, "\n  %s  %s of %s, %s", r.SHA256, escapeForTerminal(r.Action), escapeForTerminal(r.Target), r.CapturedAt.UTC().Format(time.DateTime))
+			fmt.Fprintf(&each, "\n  %s  %s of %s, %s", r.SHA256, escapeForTerminal(r.Action), escapeForTerminal(r.Target),
+				r.CapturedAt.UTC().Format(time.DateTime))
 		}
 		return playbooks.EvidenceRef{},
 			fmt.Errorf("find artifact %q: %s has %d of that name; use the SHA-256 of one:%s", wanted, incident,
@@ -297,7 +309,10 @@ elsewhere, such as in a ticket or a chat message: pass it with --head.`,
 					"incidents with evidence", ids[0])
 			}
 			if o.output == "json" {
-				err = printJSON(cmd.OutOrStdout(), evidenceResult{ids[0], len(findings) == 0, len(lines), activities.LastLineHash(lines), append([]activities.IntegrityFinding{}, findings...)})
+				err = printJSON(cmd.OutOrStdout(), evidenceResult{
+					ids[0], len(findings) == 0, len(lines),
+					activities.LastLineHash(lines), append([]activities.IntegrityFinding{}, findings...),
+				})
 			} else {
 				for _, f := range findings {
 					fmt.Fprintln(cmd.OutOrStdout(), "INVALID  "+escapeForTerminal(f.String()))

@@ -17,7 +17,10 @@ import (
 )
 
 // offlineCommands are the commands whose examples run without a running Stanch, a cluster or another sensor.
-var offlineCommands = []string{"actions", "cert", "evidence", "explain", "manifests", "playbooks", "rules", "schema", "simulate", "test", "validate"}
+var offlineCommands = []string{
+	"actions", "cert", "evidence", "explain", "manifests", "playbooks", "rules", "schema",
+	"simulate", "test", "validate",
+}
 
 const exampleIncidentID = "INC-01JABCDEFGHJKMNPQRSTVWXYZ0"
 
@@ -42,7 +45,8 @@ func TestOfflineExamplesSucceed(t *testing.T) {
 				ran[e.Line] = true
 				c := exec.CommandContext(t.Context(), "sh", "-c", e.Line)
 				c.Dir = dir
-				c.Env = append(os.Environ(), "PATH="+filepath.Join(dir, "bin")+string(filepath.ListSeparator)+os.Getenv("PATH"), "HEAD="+head)
+				c.Env = append(os.Environ(), "PATH="+filepath.Join(dir, "bin")+string(filepath.ListSeparator)+os.Getenv("PATH"),
+					"HEAD="+head)
 				out, err := c.CombinedOutput()
 				require.NoError(t, err, "%s\n%s", e.Line, out[:min(len(out), 2000)])
 			}
@@ -51,8 +55,8 @@ func TestOfflineExamplesSucceed(t *testing.T) {
 	}
 }
 
-// newExampleDir returns a directory with the files that examples name. In its bin directory, stanch uses the data directory DIR/data
-// unless an example sets --data, and kubectl fails without input.
+// newExampleDir returns a directory with the files that examples name. In its bin directory, stanch uses the data
+// directory DIR/data unless an example sets --data, and kubectl fails without input.
 func newExampleDir(t *testing.T, stanch string, recording []byte) string {
 	t.Helper()
 	dir := t.TempDir()
@@ -62,7 +66,8 @@ func newExampleDir(t *testing.T, stanch string, recording []byte) string {
 		return "playbook: " + name + "\ndescription: Isolate miners.\nmatch: { objective: crypto-mining }\n" + isolate
 	}
 	for file, text := range map[string]string{
-		"bin/stanch":                 "#!/bin/sh\ncase \" $* \" in *' --data '*) exec '" + stanch + "' \"$@\";; esac\nexec '" + stanch + "' \"$@\" --data '" + data + "'\n",
+		"bin/stanch": "#!/bin/sh\ncase \" $* \" in *' --data '*) exec '" + stanch +
+			"' \"$@\";; esac\nexec '" + stanch + "' \"$@\" --data '" + data + "'\n",
 		"bin/kubectl":                "#!/bin/sh\n[ -n \"$(cat)\" ]\n",
 		"stanch.yaml":                "people:\n  - { name: alice, groups: [responders] }\n",
 		"mine.yaml":                  playbook("mine"),
@@ -72,8 +77,9 @@ func newExampleDir(t *testing.T, stanch string, recording []byte) string {
 		"playbooks/cryptominer.yaml": playbook("cryptominer"),
 		"playbooks/cryptominer_test.yaml": "playbook: cryptominer.yaml\ntests:\n  - name: the pod is isolated\n    detections: [{ rule: miner-process }]\n" +
 			"    expect: [{ step: isolate, outcome: changed }]\n",
-		"my-rules/pack.yaml":    "overrides:\n  - rule: terminal-shell\n    severity: low\n    reason: engineers debug builds there\n",
-		"recorded_events.jsonl": `{"id":"1","kind":"exec","process":{"exe":"/bin/sh","tty":"pts0"},"container":{"id":"c"}}` + "\n",
+		"my-rules/pack.yaml": "overrides:\n  - rule: terminal-shell\n    severity: low\n    reason: engineers debug builds there\n",
+		"recorded_events.jsonl": `{"id":"1","kind":"exec","process":{"exe":"/bin/sh","tty":"pts0"},"container":{"id":"c"}}` +
+			"\n",
 		"recording.json":        string(recording),
 		"recordings/miner.json": string(recording),
 	} {
@@ -86,19 +92,21 @@ func newExampleDir(t *testing.T, stanch string, recording []byte) string {
 	return dir
 }
 
-// storeExampleEvidence stores an artifact in a data directory, with its public keys in authority.pub and a copy in copy beside it.
-// It returns the head of the manifest.
+// storeExampleEvidence stores an artifact in a data directory, with its public keys in authority.pub and a copy in copy
+// beside it. It returns the head of the manifest.
 func storeExampleEvidence(t *testing.T, data string) string {
 	t.Helper()
 	auth, err := authority.OpenExisting(filepath.Join(data, "keys"))
 	require.NoError(t, err)
 	store := &activities.EvidenceStore{Dir: filepath.Join(data, "evidence"), Authority: auth}
-	_, err = store.StoreArtifact(t.Context(), exampleIncidentID, "process.snapshot", "pod:a", activities.Artifact{Name: "processes.json", Data: []byte("[]")}, time.Now())
+	_, err = store.StoreArtifact(t.Context(), exampleIncidentID, "process.snapshot", "pod:a",
+		activities.Artifact{Name: "processes.json", Data: []byte("[]")}, time.Now())
 	require.NoError(t, err)
 	lines, _, err := store.Manifest(exampleIncidentID, auth.Keyring())
 	require.NoError(t, err)
 	dir := filepath.Dir(data)
 	require.NoError(t, os.CopyFS(filepath.Join(dir, "copy"), os.DirFS(store.Dir)))
-	require.NoError(t, os.WriteFile(filepath.Join(dir, "authority.pub"), []byte(strings.Join(auth.Keyring().EncodeLines(), "\n")+"\n"), 0o600))
+	require.NoError(t, os.WriteFile(filepath.Join(dir, "authority.pub"),
+		[]byte(strings.Join(auth.Keyring().EncodeLines(), "\n")+"\n"), 0o600))
 	return activities.LastLineHash(lines)
 }

@@ -253,7 +253,8 @@ func (g *globalFlags) loadIncident(cmd *cobra.Command, what string) (*playbooks.
 // incidentOfRecording returns the incident of a recording, reconstructed from its detections. It has no enrichment.
 func incidentOfRecording(rec recording.Recording) playbooks.Incident {
 	in := playbooks.Incident{
-		ID: rec.Incident.ID, GroupingKey: rec.Incident.GroupingKey, Cluster: rec.Incident.Cluster, Scope: rec.Incident.Scope, Phase: rec.Incident.Phase, Drill: rec.Incident.Drill, Opened: rec.Incident.Opened,
+		ID: rec.Incident.ID, GroupingKey: rec.Incident.GroupingKey, Cluster: rec.Incident.Cluster, Scope: rec.Incident.Scope,
+		Phase: rec.Incident.Phase, Drill: rec.Incident.Drill, Opened: rec.Incident.Opened,
 	}
 	var signals []playbooks.CorrelationInput
 	for i, d := range rec.Detections {
@@ -261,7 +262,10 @@ func incidentOfRecording(rec recording.Recording) playbooks.Incident {
 			in.Trigger, in.Workload = d.Detection, incident.WorkloadOfDetection(d.Detection)
 		}
 		in.TotalDetections++
-		signals = append(signals, playbooks.CorrelationInput{Rule: d.Detection.Rule, Objective: d.Detection.Objective, Confidence: d.Detection.Confidence, Severity: d.Detection.Severity})
+		signals = append(signals, playbooks.CorrelationInput{
+			Rule: d.Detection.Rule, Objective: d.Detection.Objective,
+			Confidence: d.Detection.Confidence, Severity: d.Detection.Severity,
+		})
 		if target := incident.TargetOfDetection(d.Detection); !slices.Contains(in.Targets, target) {
 			in.Targets = append(in.Targets, target)
 		}
@@ -270,7 +274,8 @@ func incidentOfRecording(rec recording.Recording) playbooks.Incident {
 		in.Playbooks = append(in.Playbooks, playbooks.PlaybookRun{Playbook: p.Name, WorkflowID: p.WorkflowID})
 	}
 	verdict := playbooks.Correlate(signals)
-	in.Objective, in.Severity, in.Confidence, in.Reasons = verdict.Objective, verdict.Severity, verdict.Confidence, verdict.Reasons
+	in.Objective, in.Severity, in.Confidence, in.Reasons = verdict.Objective, verdict.Severity, verdict.Confidence,
+		verdict.Reasons
 	return in
 }
 
@@ -287,7 +292,8 @@ func printPlaybooks(out io.Writer, rows []worker.PlaybookListEntry, in *playbook
 			if len(handles) > 110 {
 				handles = append(handles[:109], '…') // stanch explain NAME prints the complete text
 			}
-			fmt.Fprintf(t, "%s\t%d\t%s\t%s\n", escapeForTerminal(r.Playbook), r.Priority, escapeForTerminal(r.File), string(handles))
+			fmt.Fprintf(t, "%s\t%d\t%s\t%s\n", escapeForTerminal(r.Playbook), r.Priority, escapeForTerminal(r.File),
+				string(handles))
 			continue
 		}
 		starts := "no"

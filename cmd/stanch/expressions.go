@@ -64,7 +64,8 @@ func writeFieldHelp(b *strings.Builder, prefix string, t reflect.Type, deep int)
 			inner, many = inner.Elem(), "[]"
 		}
 		fmt.Fprintf(b, "%s%s%s\n", prefix, name, many)
-		if inner.Kind() == reflect.Struct && inner.NumField() > 0 && inner.Field(0).Tag.Get("expr") != "" && deep == 0 && name != "trigger" && name != "playbooks" {
+		if inner.Kind() == reflect.Struct && inner.NumField() > 0 && inner.Field(0).Tag.Get("expr") != "" && deep == 0 &&
+			name != "trigger" && name != "playbooks" {
 			writeFieldHelp(b, prefix+name+many+".", inner, deep+1)
 		}
 	}

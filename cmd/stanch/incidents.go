@@ -145,7 +145,10 @@ func parseTimeFlag(text string, now time.Time) (time.Time, error) {
 			return t, nil
 		}
 	}
-	return time.Time{}, fmt.Errorf("invalid time %q; use a duration before now such as 1d, a date such as 2026-11-23, or a time such as 2026-11-23T15:04:05Z", text)
+	return time.Time{}, fmt.Errorf(
+		"invalid time %q; use a duration before now such as 1d, a date such as 2026-11-23, or a time such as 2026-11-23T15:04:05Z",
+		text,
+	)
 }
 
 // filter returns the incidents that match the flags, sorted and limited, and how many the limit left out.
@@ -157,9 +160,11 @@ func (l *incidentQuery) filter(all []gateway.IncidentView, now time.Time) (shown
 		switch {
 		case !since.IsZero() && in.Opened.Before(since), !until.IsZero() && !in.Opened.Before(until):
 			return true
-		case l.status == "resolved" && !resolved, l.status == "open" && (resolved || in.Status != "open"), l.status != "" && l.status != "resolved" && in.Status != l.status:
+		case l.status == "resolved" && !resolved, l.status == "open" && (resolved || in.Status != "open"), l.status != "" &&
+			l.status != "resolved" && in.Status != l.status:
 			return true
-		case l.severity != "" && in.Severity.Rank() < sensors.Severity(l.severity).Rank(), l.onlyWaiting && len(in.OpenApprovals) == 0:
+		case l.severity != "" && in.Severity.Rank() < sensors.Severity(l.severity).Rank(), l.onlyWaiting &&
+			len(in.OpenApprovals) == 0:
 			return true
 		}
 		return len(l.objectives) > 0 && !slices.Contains(l.objectives, string(in.Objective))
@@ -200,13 +205,20 @@ func printIncidentTable(out io.Writer, list []gateway.IncidentView, wide, color 
 		return
 	}
 	t := table{color: color}
-	header := []string{"INCIDENT", "STATUS", "OPENED", "SEVERITY", "OBJECTIVE", "CONFIDENCE", "WORKLOAD", "LEASES", "WAITING"}
+	header := []string{
+		"INCIDENT", "STATUS", "OPENED", "SEVERITY", "OBJECTIVE", "CONFIDENCE", "WORKLOAD", "LEASES",
+		"WAITING",
+	}
 	if wide {
 		header = append(header, "SCOPE", "HEADLINE", "OUTCOME")
 	}
 	t.addRow(header...)
 	for _, in := range list {
-		cells := []string{in.ID, in.StatusText, in.Opened.Local().Format(time.DateTime), string(in.Severity), string(in.Objective), fmt.Sprintf("%.2f", in.Confidence), in.Workload.String(), fmt.Sprint(countActiveLeases(in.Incident)), formatWaiting(in)}
+		cells := []string{
+			in.ID, in.StatusText, in.Opened.Local().Format(time.DateTime), string(in.Severity),
+			string(in.Objective), fmt.Sprintf("%.2f", in.Confidence), in.Workload.String(),
+			fmt.Sprint(countActiveLeases(in.Incident)), formatWaiting(in),
+		}
 		if wide {
 			cells = append(cells, in.Scope, in.Headline, in.OutcomeText)
 		}
@@ -274,7 +286,9 @@ func (l *incidentQuery) printOne(ctx context.Context, g *globalFlags, out io.Wri
 
 func printIncident(out io.Writer, in gateway.IncidentView, pending []playbook.ApprovalRequest, color bool) {
 	p := func(format string, a ...any) { fmt.Fprintln(out, escapeForTerminal(fmt.Sprintf(format, a...))) }
-	fmt.Fprintln(out, colorize(color, string(in.Severity), escapeForTerminal(fmt.Sprintf("%s  %s  %s, confidence %.2f  [%s]", in.ID, in.Severity, in.Objective, in.Confidence, in.StatusText))))
+	fmt.Fprintln(out, colorize(color, string(in.Severity),
+		escapeForTerminal(fmt.Sprintf("%s  %s  %s, confidence %.2f  [%s]", in.ID, in.Severity, in.Objective, in.Confidence,
+			in.StatusText))))
 	p("%s", in.Summary)
 	if in.OutcomeText != "" {
 		p("outcome     %s", in.OutcomeText)
@@ -296,7 +310,8 @@ func printIncident(out io.Writer, in gateway.IncidentView, pending []playbook.Ap
 	p("")
 	printContext(p, in.Incident)
 	for _, l := range in.Leases {
-		p("lease       %s %s of %s: %s, until %s %s", l.ID, l.Action, display.TargetName(in.Incident, l.Target), display.DescribeLease(l), l.ExpiresAt.Local().Format(time.DateTime), l.Reason)
+		p("lease       %s %s of %s: %s, until %s %s", l.ID, l.Action, display.TargetName(in.Incident, l.Target),
+			display.DescribeLease(l), l.ExpiresAt.Local().Format(time.DateTime), l.Reason)
 		for _, warning := range l.Warnings {
 			p("            warning: %s", warning)
 		}
@@ -378,8 +393,10 @@ func printApprovalRequest(p func(string, ...any), q playbook.ApprovalRequest) {
 			p("  warning: %s", warning)
 		}
 	}
-	p("  %s, until %s", display.DescribeApprovalProgress(q.ApprovedBy, q.Approvers.Quorum, q.Approvers.Describe()), q.Deadline.Local().Format(time.TimeOnly))
-	p("  stanch approve %s '%s'   or   stanch deny %s '%s' --reason …", q.IncidentID, q.QualifiedID(), q.IncidentID, q.QualifiedID())
+	p("  %s, until %s", display.DescribeApprovalProgress(q.ApprovedBy, q.Approvers.Quorum, q.Approvers.Describe()),
+		q.Deadline.Local().Format(time.TimeOnly))
+	p("  stanch approve %s '%s'   or   stanch deny %s '%s' --reason …", q.IncidentID, q.QualifiedID(), q.IncidentID,
+		q.QualifiedID())
 }
 
 // parenthesize returns s in parentheses after a space, or "" for "".

@@ -16,9 +16,12 @@ import (
 var testNow = time.Date(2026, 11, 23, 3, 0, 0, 0, time.UTC)
 
 func testViews() []gateway.IncidentView {
-	view := func(id string, severity sensors.Severity, objective sensors.Objective, age time.Duration, change func(*gateway.IncidentView)) gateway.IncidentView {
+	view := func(id string, severity sensors.Severity, objective sensors.Objective, age time.Duration,
+		change func(*gateway.IncidentView),
+	) gateway.IncidentView {
 		v := gateway.IncidentView{StatusText: "open", Incident: playbooks.Incident{
-			ID: id, Status: "open", Severity: severity, Objective: objective, Opened: testNow.Add(-age), Updated: testNow.Add(-age), Confidence: 0.5,
+			ID: id, Status: "open", Severity: severity, Objective: objective, Opened: testNow.Add(-age),
+			Updated: testNow.Add(-age), Confidence: 0.5,
 		}}
 		if change != nil {
 			change(&v)
@@ -28,7 +31,10 @@ func testViews() []gateway.IncidentView {
 	return []gateway.IncidentView{
 		view("INC-1", "low", "execution", 3*24*time.Hour, func(v *gateway.IncidentView) { v.Status = "closed" }),
 		view("INC-2", "high", "discovery", 2*time.Hour, func(v *gateway.IncidentView) {
-			v.OpenApprovals = []gateway.OpenApproval{{Title: "stop the workload", Quorum: 2, ApprovedBy: []string{"bob"}}, {Title: "isolate the pod", Quorum: 1, ViewerCanApprove: true}}
+			v.OpenApprovals = []gateway.OpenApproval{
+				{Title: "stop the workload", Quorum: 2, ApprovedBy: []string{"bob"}},
+				{Title: "isolate the pod", Quorum: 1, ViewerCanApprove: true},
+			}
 		}),
 		view("INC-3", "low", "execution", time.Hour, func(v *gateway.IncidentView) {
 			v.Disposition, v.DispositionBy, v.StatusText = "false-positive", "alice", "resolved: false-positive by alice"
@@ -112,5 +118,8 @@ func TestPauseBannerNamesTimePersonAndReason(t *testing.T) {
 	assert.Empty(t, formatPause(gateway.KillSwitchStatus{}))
 	assert.Equal(t, "PAUSED by ops in the ConfigMap: new containments are refused; `stanch resume` ends the pause",
 		formatPause(gateway.KillSwitchStatus{Paused: true, ChangedBy: "by ops in the ConfigMap"}))
-	assert.Contains(t, formatPause(gateway.KillSwitchStatus{Paused: true, ChangedBy: "alice (uid 7)", Since: testNow, Reason: "migration"}), "by alice (uid 7) (migration): ")
+	assert.Contains(t, formatPause(gateway.KillSwitchStatus{
+		Paused: true, ChangedBy: "alice (uid 7)", Since: testNow,
+		Reason: "migration",
+	}), "by alice (uid 7) (migration): ")
 }

@@ -125,7 +125,8 @@ early.`,
 				return usageError{errors.New("missing --for; use a duration from now such as --for 1h")}
 			}
 			var done []playbooks.LeaseReport
-			if err := g.newAPIClient().post(cmd.Context(), "/v1/extend", gateway.LeaseRequest{LeaseID: ids[0], Duration: d}, &done); err != nil {
+			if err := g.newAPIClient().post(cmd.Context(), "/v1/extend", gateway.LeaseRequest{LeaseID: ids[0], Duration: d},
+				&done); err != nil {
 				return err
 			}
 			for _, l := range done {
@@ -160,7 +161,10 @@ approve. The output says how your answer counts. Exit code 1 means that it does 
   stanch %[1]s INC-01JABCDEFGHJKMNPQRSTVWXYZ0 'stop the workload' --reason "confirmed with the owner"
   stanch %[1]s INC-01JABCDEFGHJKMNPQRSTVWXYZ0 pod.isolate`, word),
 		RunE: func(cmd *cobra.Command, a []string) error {
-			v := gateway.VoteRequest{IncidentID: a[0], Approve: approve, Reason: reason, BreakGlass: breakGlass, WaitForResult: true}
+			v := gateway.VoteRequest{
+				IncidentID: a[0], Approve: approve, Reason: reason, BreakGlass: breakGlass,
+				WaitForResult: true,
+			}
 			if breakGlass && strings.TrimSpace(reason) == "" {
 				return usageError{errors.New("--break-glass requires --reason, for the audit record")}
 			}

@@ -34,7 +34,8 @@ the phase instead, for the identity that Stanch runs as.`,
 					return usageError{fmt.Errorf("invalid --audit %q; use https://HOST:PORT, since an API server "+
 						"sends its token only over TLS", audit)}
 				}
-				_, err := fmt.Fprint(cmd.OutOrStdout(), manifests.AuditInstructions(strings.TrimSuffix(audit, "/")+"/v1/"+config.SourceKindKubernetesAudit))
+				_, err := fmt.Fprint(cmd.OutOrStdout(), manifests.AuditInstructions(strings.TrimSuffix(audit, "/")+"/v1/"+
+					config.SourceKindKubernetesAudit))
 				return err
 			}
 			if alerts {

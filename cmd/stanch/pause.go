@@ -20,7 +20,8 @@ too much. No new containment starts until ` + "`stanch resume`" + `, which lists
 refused in the meantime. Leases in force stay; ` + "`stanch release --all`" + ` ends them.`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			var done gateway.PauseResult
-			if err := g.newAPIClient().post(cmd.Context(), "/v1/pause", gateway.PauseRequest{Reason: reason}, &done); err != nil {
+			if err := g.newAPIClient().post(cmd.Context(), "/v1/pause", gateway.PauseRequest{Reason: reason},
+				&done); err != nil {
 				return err
 			}
 			if done.AlreadyPaused {

@@ -164,7 +164,8 @@ func printRules(out io.Writer, set *rules.Set) error {
 		if r.Disabled {
 			severity = "off*"
 		}
-		fmt.Fprintf(t, "%s\t%s\t%s\t%.2f\t%s\t%s\t%s\t%s\n", escapeForTerminal(r.Name), r.Kind, severity, r.Confidence, r.Objective, escapeForTerminal(r.Technique), escapeForTerminal(r.Title), escapeForTerminal(r.Position))
+		fmt.Fprintf(t, "%s\t%s\t%s\t%.2f\t%s\t%s\t%s\t%s\n", escapeForTerminal(r.Name), r.Kind, severity, r.Confidence,
+			r.Objective, escapeForTerminal(r.Technique), escapeForTerminal(r.Title), escapeForTerminal(r.Position))
 	}
 	if overridden {
 		fmt.Fprintln(t, "\nOVERRIDDEN\tSOURCE\tCHANGE")

@@ -74,7 +74,10 @@ before you deploy a pack. Record them with
 			return err
 		}
 		set, problems := rules.LoadSources(sources...)
-		report := rulesTestReport{Version: 1, Problems: append(diagnostic.Diagnostics{}, problems...), Tests: []rules.TestResult{}}
+		report := rulesTestReport{
+			Version: 1, Problems: append(diagnostic.Diagnostics{}, problems...),
+			Tests: []rules.TestResult{},
+		}
 		for _, t := range set.TestResults() {
 			if t.Suppressed {
 				continue
@@ -122,7 +125,8 @@ func printRulesTests(out io.Writer, r rulesTestReport, verbose bool) error {
 		if !t.ShouldFire {
 			should = "silent"
 		}
-		fmt.Fprintln(out, escapeForTerminal(strings.TrimRight(fmt.Sprintf("%s  %s:%d %s %s %s", word, t.File, t.Line, t.Rule, should, t.Name), " ")))
+		fmt.Fprintln(out, escapeForTerminal(strings.TrimRight(fmt.Sprintf("%s  %s:%d %s %s %s", word, t.File, t.Line, t.Rule,
+			should, t.Name), " ")))
 	}
 	fmt.Fprintf(out, "%s, %d passed", formatCount(len(r.Tests), "test", "tests"), r.Passed)
 	if r.Failed > 0 {
@@ -151,7 +155,8 @@ func printRulesTests(out io.Writer, r rulesTestReport, verbose bool) error {
 		if verbose {
 			at = strings.Join(f.Positions, " ")
 		}
-		fmt.Fprintf(t, "%s\t%s\t%d\t%d\t%s\n", escapeForTerminal(f.Rule), f.Severity, f.Fired, f.Excepted, escapeForTerminal(at))
+		fmt.Fprintf(t, "%s\t%s\t%d\t%d\t%s\n", escapeForTerminal(f.Rule), f.Severity, f.Fired, f.Excepted,
+			escapeForTerminal(at))
 	}
 	if err := t.Flush(); err != nil {
 		return fmt.Errorf("print: %w", err)

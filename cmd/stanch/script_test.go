@@ -47,7 +47,8 @@ func storeEvidenceCommand() {
 	auth, err := authority.OpenOrCreate(filepath.Join(os.Args[1], "keys"))
 	exitOnError(err)
 	store := &activities.EvidenceStore{Dir: filepath.Join(os.Args[1], "evidence"), Authority: auth}
-	_, err = store.StoreArtifact(context.Background(), evidenceIncidentID, "pod.logs", os.Args[2], activities.Artifact{Name: os.Args[3], Data: []byte(os.Args[4])}, time.Now())
+	_, err = store.StoreArtifact(context.Background(), evidenceIncidentID, "pod.logs", os.Args[2],
+		activities.Artifact{Name: os.Args[3], Data: []byte(os.Args[4])}, time.Now())
 	exitOnError(err)
 }
 
@@ -58,10 +59,14 @@ func plantEvidenceCommand() {
 	sum := fmt.Sprintf("%x", sha256.Sum256(data))
 	exitOnError(os.MkdirAll(filepath.Join(dir, "blobs", sum[:2]), 0o700))
 	exitOnError(os.WriteFile(filepath.Join(dir, "blobs", sum[:2], sum), data, 0o600))
-	body, err := json.Marshal(activities.ManifestEntry{IncidentID: evidenceIncidentID, Sequence: 1, Kind: "evidence", Evidence: &playbooks.EvidenceRef{Name: os.Args[2], SHA256: sum, SizeBytes: int64(len(data))}})
+	body, err := json.Marshal(activities.ManifestEntry{
+		IncidentID: evidenceIncidentID, Sequence: 1, Kind: "evidence",
+		Evidence: &playbooks.EvidenceRef{Name: os.Args[2], SHA256: sum, SizeBytes: int64(len(data))},
+	})
 	exitOnError(err)
 	spoofed, err := json.Marshal(activities.ManifestEntry{
-		IncidentID: evidenceIncidentID, Sequence: 1, Kind: "evidence\x1b[2KSPOOF", Evidence: &playbooks.EvidenceRef{Name: "spoof", SHA256: "\x1b[2KSPOOF"},
+		IncidentID: evidenceIncidentID, Sequence: 1, Kind: "evidence\x1b[2KSPOOF",
+		Evidence: &playbooks.EvidenceRef{Name: "spoof", SHA256: "\x1b[2KSPOOF"},
 	})
 	exitOnError(err)
 	path := filepath.Join(dir, "incidents", evidenceIncidentID+".jsonl")
@@ -69,7 +74,10 @@ func plantEvidenceCommand() {
 	exitOnError(err)
 	var text []byte
 	for _, b := range [][]byte{body, spoofed} {
-		line, err := json.Marshal(attestation.Envelope{PayloadType: attestation.PayloadTypeManifest, KeyID: "0011223344556677", Payload: b, Signature: []byte("x")})
+		line, err := json.Marshal(attestation.Envelope{
+			PayloadType: attestation.PayloadTypeManifest,
+			KeyID:       "0011223344556677", Payload: b, Signature: []byte("x"),
+		})
 		exitOnError(err)
 		text = append(append(text, line...), '\n')
 	}
@@ -126,13 +134,16 @@ func TestScripts(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	testscript.Run(t, testscript.Params{Dir: "testdata/script", RequireExplicitExec: true, RequireUniqueNames: true, Setup: func(e *testscript.Env) error {
-		e.Setenv("RECORDINGS", recordings)
-		l, err := net.Listen("tcp", "127.0.0.1:0") //nolint:noctx // at once
-		if err != nil {
-			return fmt.Errorf("find a free port: %w", err)
-		}
-		e.Setenv("ADDRESS", l.Addr().String())
-		return l.Close() //nolint:wrapcheck // a test
-	}, Cmds: map[string]func(*testscript.TestScript, bool, []string){"eventually": waitForOutput}})
+	testscript.Run(t, testscript.Params{
+		Dir: "testdata/script", RequireExplicitExec: true, RequireUniqueNames: true,
+		Setup: func(e *testscript.Env) error {
+			e.Setenv("RECORDINGS", recordings)
+			l, err := net.Listen("tcp", "127.0.0.1:0") //nolint:noctx // at once
+			if err != nil {
+				return fmt.Errorf("find a free port: %w", err)
+			}
+			e.Setenv("ADDRESS", l.Addr().String())
+			return l.Close() //nolint:wrapcheck // a test
+		}, Cmds: map[string]func(*testscript.TestScript, bool, []string){"eventually": waitForOutput},
+	})
 }

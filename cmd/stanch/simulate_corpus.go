@@ -42,7 +42,10 @@ func openCorpus(path string) (recordingSource, error) {
 			return recordingSource{}, fmt.Errorf("read %s: %w", path, err)
 		}
 		read := func() ([]byte, error) { return raw, nil }
-		return recordingSource{single: true, total: 1, entries: func(yield func(simulate.CorpusEntry) bool) { yield(simulate.CorpusEntry{Name: path, Read: read}) }}, nil
+		return recordingSource{
+			single: true, total: 1,
+			entries: func(yield func(simulate.CorpusEntry) bool) { yield(simulate.CorpusEntry{Name: path, Read: read}) },
+		}, nil
 	case !info.IsDir():
 		return readFiles([]string{path}), nil
 	}
@@ -75,7 +78,10 @@ func readFiles(files []string) recordingSource {
 	r.entries = func(yield func(simulate.CorpusEntry) bool) {
 		for _, file := range files {
 			if !strings.HasSuffix(file, ".jsonl") {
-				if !yield(simulate.CorpusEntry{Name: file, Read: func() ([]byte, error) { return readBounded(file, recording.MaxBytes) }}) {
+				if !yield(simulate.CorpusEntry{
+					Name: file,
+					Read: func() ([]byte, error) { return readBounded(file, recording.MaxBytes) },
+				}) {
 					return
 				}
 				continue

@@ -115,7 +115,8 @@ func (t *textReport) printIncident(r simulate.Result) {
 	}
 	for _, d := range r.Decisions {
 		if !d.AtEnforcement {
-			t.printf("  guards      %-10s %s on %s: %s (%s)", d.Verdict, d.Action, d.Target[:min(len(d.Target), 24)], d.Reason, d.Guard)
+			t.printf("  guards      %-10s %s on %s: %s (%s)", d.Verdict, d.Action, d.Target[:min(len(d.Target), 24)], d.Reason,
+				d.Guard)
 		}
 	}
 	for _, m := range r.AssumedResults {

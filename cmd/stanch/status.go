@@ -90,7 +90,8 @@ func printStatus(out io.Writer, s gateway.Status, problems []string, now time.Ti
 	if len(s.Nodes) == 0 {
 		line("sensors", "no node connected")
 	} else {
-		line("sensors", "%s connected, %s: %s", formatCount(len(s.Nodes), "node", "nodes"), health, formatNames(slices.Sorted(maps.Keys(s.Nodes))))
+		line("sensors", "%s connected, %s: %s", formatCount(len(s.Nodes), "node", "nodes"), health,
+			formatNames(slices.Sorted(maps.Keys(s.Nodes))))
 	}
 	mine := 0
 	for _, w := range s.OpenApprovals {

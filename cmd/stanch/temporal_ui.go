@@ -23,7 +23,9 @@ func (c temporalUIConfig) GetConfig() (*uiconfig.Config, error) { return &c.Conf
 
 // startTemporalUI serves Temporal's web UI, read-only, until ctx ends, and returns its address. "" starts none.
 // Payloads are encrypted: the UI shows what ran and when.
-func startTemporalUI(ctx context.Context, address string, temporal *embeddedtemporal.Server, pki *authority.PKI, dir string) (string, error) {
+func startTemporalUI(ctx context.Context, address string, temporal *embeddedtemporal.Server, pki *authority.PKI,
+	dir string,
+) (string, error) {
 	if address == "" {
 		return "", nil
 	}
@@ -46,12 +48,18 @@ func startTemporalUI(ctx context.Context, address string, temporal *embeddedtemp
 		return "", err
 	}
 	s := server.NewServer(server_options.WithConfigProvider(temporalUIConfig{uiconfig.Config{
-		TemporalGRPCAddress: temporal.Address, Host: host, Port: port, EnableUI: true, DefaultNamespace: embeddedtemporal.Namespace,
-		DisableWriteActions: true, WorkflowTerminateDisabled: true, WorkflowCancelDisabled: true, WorkflowSignalDisabled: true, WorkflowUpdateDisabled: true,
-		WorkflowResetDisabled: true, WorkflowPauseDisabled: true, BatchActionsDisabled: true, StartWorkflowDisabled: true, ActivityCommandsDisabled: true,
-		HideLogs: true, DisableNewsFetch: true,
+		TemporalGRPCAddress: temporal.Address, Host: host, Port: port, EnableUI: true,
+		DefaultNamespace:    embeddedtemporal.Namespace,
+		DisableWriteActions: true, WorkflowTerminateDisabled: true, WorkflowCancelDisabled: true,
+		WorkflowSignalDisabled: true, WorkflowUpdateDisabled: true,
+		WorkflowResetDisabled: true, WorkflowPauseDisabled: true, BatchActionsDisabled: true, StartWorkflowDisabled: true,
+		ActivityCommandsDisabled: true,
+		HideLogs:                 true, DisableNewsFetch: true,
 		CORS: uiconfig.CORS{CookieInsecure: true},
-		TLS:  uiconfig.TLS{CaFile: filepath.Join(dir, "ca.crt"), CertFile: cert, KeyFile: key, EnableHostVerification: true, ServerName: gatewayrpc.ServerName},
+		TLS: uiconfig.TLS{
+			CaFile: filepath.Join(dir, "ca.crt"), CertFile: cert, KeyFile: key, EnableHostVerification: true,
+			ServerName: gatewayrpc.ServerName,
+		},
 	}}))
 	go func() { _ = s.Start() }()
 	context.AfterFunc(ctx, s.Stop)

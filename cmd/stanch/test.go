@@ -220,12 +220,14 @@ func printCoverage(out io.Writer, r playbooktest.Report) {
 	t := tabwriter.NewWriter(out, 0, 4, 2, ' ', 0)
 	fmt.Fprintln(t, "COVERED\tOF\tPERCENT\tPLAYBOOK")
 	for _, c := range r.Coverage {
-		fmt.Fprintln(t, escapeForTerminal(fmt.Sprintf("%d\t%d\t%.0f\t%s", c.CoveredPoints, c.TotalPoints, c.Percent(), c.File)))
+		fmt.Fprintln(t, escapeForTerminal(fmt.Sprintf("%d\t%d\t%.0f\t%s", c.CoveredPoints, c.TotalPoints, c.Percent(),
+			c.File)))
 	}
 	_ = t.Flush()
 	for _, c := range r.Coverage {
 		for _, m := range c.Uncovered {
-			fmt.Fprintln(out, escapeForTerminal(fmt.Sprintf("%s:%d:%d: %s: %s", c.File, m.Line, m.Column, m.Step, m.Description)))
+			fmt.Fprintln(out, escapeForTerminal(fmt.Sprintf("%s:%d:%d: %s: %s", c.File, m.Line, m.Column, m.Step,
+				m.Description)))
 		}
 	}
 }

@@ -15,7 +15,8 @@ import (
 func resolveCommand(g *globalFlags) *cobra.Command {
 	var disposition, reason string
 	c := &cobra.Command{
-		Use: "resolve INCIDENT --as DISPOSITION", Short: "Resolve an incident with a disposition", Args: validateArgs(cobra.ExactArgs(1)),
+		Use: "resolve INCIDENT --as DISPOSITION", Short: "Resolve an incident with a disposition",
+		Args: validateArgs(cobra.ExactArgs(1)),
 		Long: `Resolve an open incident once you know what it was. The disposition is recorded with your name in
 the incident, the audit and the chat, and no further playbook starts in it. --as is one of:
 

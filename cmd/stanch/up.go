@@ -129,15 +129,20 @@ func runUp(ctx context.Context, g *globalFlags, o upOptions, out io.Writer) (err
 		return err
 	}
 	server, err := embeddedtemporal.Start(ctx, embeddedtemporal.Options{
-		DataDir: filepath.Join(g.dataDir, "temporal"), PKI: inner, Log: log,
-		SearchAttributes: map[string]enumspb.IndexedValueType{workflows.IncidentSearchAttribute: enumspb.INDEXED_VALUE_TYPE_KEYWORD},
+		DataDir: filepath.Join(g.dataDir, "temporal"),
+		PKI:     inner,
+		Log:     log,
+		SearchAttributes: map[string]enumspb.IndexedValueType{
+			workflows.IncidentSearchAttribute: enumspb.INDEXED_VALUE_TYPE_KEYWORD,
+		},
 	})
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, server.Stop()) }()
 	// Tools on this machine read the address; they authenticate with the certificate next to it.
-	if err := os.WriteFile(filepath.Join(g.dataDir, "temporal", "address"), []byte(server.Address+"\n"), 0o600); err != nil {
+	if err := os.WriteFile(filepath.Join(g.dataDir, "temporal", "address"), []byte(server.Address+"\n"),
+		0o600); err != nil {
 		return fmt.Errorf("write Temporal's address: %w", err)
 	}
 	options, err := worker.SecureClientOptions(client.Options{
@@ -163,8 +168,12 @@ func runUp(ctx context.Context, g *globalFlags, o upOptions, out io.Writer) (err
 		return err
 	}
 	w, err := startWorker(ctx, worker.Options{
-		Config: cfg, ConfigFile: g.configFile, DataDir: g.dataDir, TemporalClient: temporal, DataConverter: options.DataConverter, KubeClient: cluster, Authority: auth, PKI: pki, LeaseTiming: lease.Timing{VerifyInterval: o.verifyInterval, Route: workflows.ActivityRoute{LocalOnly: true}},
-		NodeListen: o.nodeAddress, NodeHosts: []string{"localhost", "127.0.0.1"}, SourceListen: o.detectionAddress, SocketPath: g.socketPath(), SocketGroup: group, Log: log, Failpoint: newCrashFailpoint(o.crashPoint), Version: version, Tracer: traces.Tracer(),
+		Config: cfg, ConfigFile: g.configFile, DataDir: g.dataDir, TemporalClient: temporal,
+		DataConverter: options.DataConverter, KubeClient: cluster, Authority: auth, PKI: pki,
+		LeaseTiming: lease.Timing{VerifyInterval: o.verifyInterval, Route: workflows.ActivityRoute{LocalOnly: true}},
+		NodeListen:  o.nodeAddress, NodeHosts: []string{"localhost", "127.0.0.1"}, SourceListen: o.detectionAddress,
+		SocketPath: g.socketPath(), SocketGroup: group, Log: log, Failpoint: newCrashFailpoint(o.crashPoint),
+		Version: version, Tracer: traces.Tracer(),
 	})
 	if err != nil {
 		return err
@@ -203,7 +212,9 @@ func runUp(ctx context.Context, g *globalFlags, o upOptions, out io.Writer) (err
 }
 
 // printStartupInfo prints the addresses and the next commands to run.
-func printStartupInfo(out io.Writer, g *globalFlags, cfg *config.Config, w *worker.Worker, cluster, ui, group string, sensor bool) {
+func printStartupInfo(out io.Writer, g *globalFlags, cfg *config.Config, w *worker.Worker, cluster, ui, group string,
+	sensor bool,
+) {
 	lines := []string{
 		"Stanch is up.",
 		fmt.Sprintf("  phase      %d (1 observe, 2 contain, 3 disrupt with approval)", cfg.Phase),
@@ -305,8 +316,14 @@ func apiServerAddresses(ctx context.Context, cluster kubernetes.Interface) []str
 }
 
 // runSensor runs the sensor of this machine, connected to the gateway as any other sensor, until ctx ends.
-func runSensor(ctx context.Context, g *globalFlags, cfg *config.Config, o upOptions, pki *authority.PKI, auth *authority.Authority, address string, api []string, log *slog.Logger) error {
-	setup := agent.Config{Node: o.nodeName, StateDir: filepath.Join(g.dataDir, "node"), EgressLockDir: o.lockDir, CRISocket: o.criSocket, RuleDirs: slices.Concat(cfg.Rules, o.ruleDirs), APIServers: api, Log: log, Failpoint: newCrashFailpoint(o.crashPoint), ThawProgram: []string{"/proc/self/exe", agent.ThawCommand}}
+func runSensor(ctx context.Context, g *globalFlags, cfg *config.Config, o upOptions, pki *authority.PKI,
+	auth *authority.Authority, address string, api []string, log *slog.Logger,
+) error {
+	setup := agent.Config{
+		Node: o.nodeName, StateDir: filepath.Join(g.dataDir, "node"), EgressLockDir: o.lockDir,
+		CRISocket: o.criSocket, RuleDirs: slices.Concat(cfg.Rules, o.ruleDirs), APIServers: api, Log: log,
+		Failpoint: newCrashFailpoint(o.crashPoint), ThawProgram: []string{"/proc/self/exe", agent.ThawCommand},
+	}
 	a, closeAll, err := agent.NewFromConfig(setup)
 	if err != nil {
 		return err
@@ -329,7 +346,10 @@ func runSensor(ctx context.Context, g *globalFlags, cfg *config.Config, o upOpti
 		return err
 	}
 	defer func() { _ = spool.Close() }()
-	return a.Serve(ctx, &gatewayrpc.Client{Address: address, NodeCertificate: identity, PinnedKeys: pins, Node: a.Node, Version: version, Log: log}, spool)
+	return a.Serve(ctx, &gatewayrpc.Client{
+		Address: address, NodeCertificate: identity, PinnedKeys: pins, Node: a.Node,
+		Version: version, Log: log,
+	}, spool)
 }
 
 // splitHostPort splits HOST:PORT with a numeric port.

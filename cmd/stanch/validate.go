@@ -84,7 +84,8 @@ func validateFiles(files []string, sources map[string][]byte) diagnostic.Diagnos
 		book, _ := playbooks.ParsePlaybook(file, sources[file])
 		if first, twice := names[book.Name]; twice && book.Name != "" {
 			all = append(all, diagnostic.Diagnostic{
-				File: file, Line: max(book.NamePos.Line, 1), Column: max(book.NamePos.Column, 1), Severity: "error", Code: "duplicate-name",
+				File: file, Line: max(book.NamePos.Line, 1), Column: max(book.NamePos.Column, 1), Severity: "error",
+				Code:    "duplicate-name",
 				Message: fmt.Sprintf("duplicate playbook `%s`: already defined in %s", book.Name, first),
 				Hint:    "choose another name",
 			})
@@ -99,7 +100,8 @@ func validateFiles(files []string, sources map[string][]byte) diagnostic.Diagnos
 		}
 	}
 	slices.SortStableFunc(all, func(a, b diagnostic.Diagnostic) int {
-		return cmp.Or(cmp.Compare(slices.Index(files, a.File), slices.Index(files, b.File)), cmp.Compare(a.Line, b.Line), cmp.Compare(a.Column, b.Column))
+		return cmp.Or(cmp.Compare(slices.Index(files, a.File), slices.Index(files, b.File)), cmp.Compare(a.Line, b.Line),
+			cmp.Compare(a.Column, b.Column))
 	})
 	return all
 }
@@ -151,7 +153,8 @@ func findOverlaps(programs []*playbooks.Program, sources map[string][]byte) diag
 				other.Name, other.Name)
 		}
 		out = append(out, diagnostic.Diagnostic{
-			File: mine.File, Line: max(mine.NamePos.Line, 1), Column: max(mine.NamePos.Column, 1), Severity: "warning", Code: "overlap", Hint: hint,
+			File: mine.File, Line: max(mine.NamePos.Line, 1), Column: max(mine.NamePos.Column, 1), Severity: "warning",
+			Code: "overlap", Hint: hint,
 			Message: fmt.Sprintf("`%s` and %s `%s` can match the same incident and both contain: `%s` runs (%s), "+
 				"and the other only if that one is refused or fails",
 				mine.Name, ownerLabel(other), other.Name, o.First.Name, o.Reason),
@@ -169,7 +172,9 @@ func ownerLabel(p *playbooks.Program) string {
 }
 
 // findUnknownApprovers returns an error for every approver of a playbook that the configuration does not define.
-func (g *globalFlags) findUnknownApprovers(c *config.Config, files []string, sources map[string][]byte) diagnostic.Diagnostics {
+func (g *globalFlags) findUnknownApprovers(c *config.Config, files []string,
+	sources map[string][]byte,
+) diagnostic.Diagnostics {
 	groups := c.GroupNames()
 	var people []string
 	for _, p := range c.People {
@@ -188,17 +193,20 @@ func (g *globalFlags) findUnknownApprovers(c *config.Config, files []string, sou
 			unknown := func(what, name string, known []string) {
 				if !slices.Contains(known, name) {
 					out = append(out, diagnostic.Diagnostic{
-						File: p.File, Line: s.Pos.Line, Column: s.Pos.Column, Severity: "error", Code: "unknown-" + what, Hint: diagnostic.DidYouMean(name, known),
+						File: p.File, Line: s.Pos.Line, Column: s.Pos.Column, Severity: "error", Code: "unknown-" + what,
+						Hint: diagnostic.DidYouMean(name, known),
 						Message: fmt.Sprintf("unknown %s `%s` in the approval: not defined in %s", what, name,
 							g.configFile),
 					})
 				}
 			}
-			asked := append(append([]string{}, s.Approval.Groups...), escalationNames(s.Approval, func(e *playbooks.Escalation) []string { return e.Groups })...)
+			asked := append(append([]string{}, s.Approval.Groups...),
+				escalationNames(s.Approval, func(e *playbooks.Escalation) []string { return e.Groups })...)
 			for _, name := range asked {
 				unknown("group", name, groups)
 			}
-			for _, name := range append(append([]string{}, s.Approval.Users...), escalationNames(s.Approval, func(e *playbooks.Escalation) []string { return e.Users })...) {
+			for _, name := range append(append([]string{}, s.Approval.Users...),
+				escalationNames(s.Approval, func(e *playbooks.Escalation) []string { return e.Users })...) {
 				unknown("person", name, people)
 			}
 		})
@@ -249,7 +257,8 @@ func findYAMLFiles(paths []string) ([]string, error) {
 			continue
 		}
 		err = filepath.WalkDir(path, func(p string, d fs.DirEntry, err error) error {
-			if err == nil && !d.IsDir() && (strings.HasSuffix(p, ".yaml") || strings.HasSuffix(p, ".yml")) && !strings.HasSuffix(p, "_test.yaml") {
+			if err == nil && !d.IsDir() && (strings.HasSuffix(p, ".yaml") || strings.HasSuffix(p, ".yml")) &&
+				!strings.HasSuffix(p, "_test.yaml") {
 				files = append(files, p)
 			}
 			return err

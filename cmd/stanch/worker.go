@@ -49,7 +49,9 @@ type workerOptions struct {
 func workerCommand(g *globalFlags) *cobra.Command {
 	o := workerOptions{}
 	c := &cobra.Command{
-		Use: "worker", Short: "Run the gateway and the worker with your own Temporal", Args: validateArgs(cobra.NoArgs),
+		Use:   "worker",
+		Short: "Run the gateway and the worker with your own Temporal",
+		Args:  validateArgs(cobra.NoArgs),
 		Long: `Run the gateway and the worker with your own Temporal, for an installation in a cluster. Several
 workers can run: their shared state is in Temporal, and the kill switch is in the cluster. Nodes run
 stanch-sensor, which connects to the gateway. ` + "`stanch manifests`" + ` prints the YAML that installs all
@@ -99,7 +101,10 @@ func (o *workerOptions) setDefaultPaths(data string) error {
 		o.pkiDir = filepath.Join(data, "pki")
 	}
 	// Keys are not created here: replicas with different keys would not trust each other.
-	for _, file := range []string{filepath.Join(o.keysDir, "authority.seed"), filepath.Join(o.keysDir, "codec.key"), filepath.Join(o.pkiDir, "ca.crt"), filepath.Join(o.pkiDir, "ca.key")} {
+	for _, file := range []string{
+		filepath.Join(o.keysDir, "authority.seed"), filepath.Join(o.keysDir, "codec.key"),
+		filepath.Join(o.pkiDir, "ca.crt"), filepath.Join(o.pkiDir, "ca.key"),
+	} {
 		if _, err := os.Stat(file); err != nil {
 			return fmt.Errorf("read the keys of the installation: %w; create them once for all replicas with "+
 				"`stanch cert authority --out DIR`", err)
@@ -180,7 +185,8 @@ func runWorker(ctx context.Context, g *globalFlags, o workerOptions, out io.Writ
 		return err
 	}
 	defer traces.Close()
-	temporal, err := o.dialTemporal(ctx, log, func(c client.Options) client.Options { return traces.WithTracing(counts.WithMetrics(c)) })
+	temporal, err := o.dialTemporal(ctx, log,
+		func(c client.Options) client.Options { return traces.WithTracing(counts.WithMetrics(c)) })
 	if err != nil {
 		return err
 	}
@@ -194,8 +200,12 @@ func runWorker(ctx context.Context, g *globalFlags, o workerOptions, out io.Writ
 		return err
 	}
 	options := worker.Options{
-		DataConverter: codec.DataConverter(), Config: cfg, ConfigFile: g.configFile, DataDir: g.dataDir, TemporalClient: temporal, KubeClient: cluster, Authority: auth, PKI: pki, LeaseTiming: lease.Timing{VerifyInterval: o.verifyInterval},
-		NodeListen: o.nodeAddress, SourceListen: o.detectionAddress, SocketPath: g.socketPath(), Log: log, EvidenceDir: o.evidenceStore, KillSwitch: o.protectOwnNamespace(cfg, cluster, auth), APIListen: o.apiAddress, Version: version, Namespace: o.ownNamespace, Tracer: traces.Tracer(),
+		DataConverter: codec.DataConverter(), Config: cfg, ConfigFile: g.configFile, DataDir: g.dataDir,
+		TemporalClient: temporal, KubeClient: cluster, Authority: auth, PKI: pki,
+		LeaseTiming: lease.Timing{VerifyInterval: o.verifyInterval},
+		NodeListen:  o.nodeAddress, SourceListen: o.detectionAddress, SocketPath: g.socketPath(), Log: log,
+		EvidenceDir: o.evidenceStore, KillSwitch: o.protectOwnNamespace(cfg, cluster, auth), APIListen: o.apiAddress,
+		Version: version, Namespace: o.ownNamespace, Tracer: traces.Tracer(),
 	}
 	if o.ownUID != "" {
 		options.OwnPodUIDs = []string{o.ownUID}
@@ -230,7 +240,9 @@ func startWorker(ctx context.Context, o worker.Options) (*worker.Worker, error) 
 
 // protectOwnNamespace protects Stanch's own namespace from containment, and returns the kill switch that is stored
 // there; nil outside of a cluster.
-func (o *workerOptions) protectOwnNamespace(cfg *config.Config, cluster kubernetes.Interface, auth *authority.Authority) guards.KillSwitch {
+func (o *workerOptions) protectOwnNamespace(cfg *config.Config, cluster kubernetes.Interface,
+	auth *authority.Authority,
+) guards.KillSwitch {
 	if o.ownNamespace == "" {
 		return nil
 	}
@@ -275,7 +287,8 @@ func registerSearchAttribute(ctx context.Context, temporal client.Client, namesp
 	defer cancel()
 	hint := fmt.Sprintf("; an administrator of Temporal can create it with `temporal operator search-attribute "+
 		"create --namespace %s --name %s --type Keyword`", namespace, workflows.IncidentSearchAttribute)
-	have, err := temporal.OperatorService().ListSearchAttributes(ctx, &operatorservice.ListSearchAttributesRequest{Namespace: namespace})
+	have, err := temporal.OperatorService().ListSearchAttributes(ctx,
+		&operatorservice.ListSearchAttributesRequest{Namespace: namespace})
 	var noNamespace *serviceerror.NamespaceNotFound
 	if errors.As(err, &noNamespace) {
 		return fmt.Errorf("find the namespace %s in Temporal: %w; create it with `temporal operator namespace "+
@@ -287,8 +300,10 @@ func registerSearchAttribute(ctx context.Context, temporal client.Client, namesp
 			return nil
 		}
 		_, err = temporal.OperatorService().AddSearchAttributes(ctx, &operatorservice.AddSearchAttributesRequest{
-			Namespace:        namespace,
-			SearchAttributes: map[string]enumspb.IndexedValueType{workflows.IncidentSearchAttribute: enumspb.INDEXED_VALUE_TYPE_KEYWORD},
+			Namespace: namespace,
+			SearchAttributes: map[string]enumspb.IndexedValueType{
+				workflows.IncidentSearchAttribute: enumspb.INDEXED_VALUE_TYPE_KEYWORD,
+			},
 		})
 		var there *serviceerror.AlreadyExists
 		if errors.As(err, &there) {
@@ -318,7 +333,10 @@ func serveHealth(address string, temporal client.Client, metrics http.Handler) (
 		_, _ = io.WriteString(w, "ok\n")
 	})
 	mux.Handle("GET /metrics", metrics)
-	server := &http.Server{Addr: address, Handler: mux, ReadHeaderTimeout: 2 * time.Second, ReadTimeout: 5 * time.Second, WriteTimeout: 30 * time.Second, IdleTimeout: time.Minute, MaxHeaderBytes: 16 << 10}
+	server := &http.Server{
+		Addr: address, Handler: mux, ReadHeaderTimeout: 2 * time.Second, ReadTimeout: 5 * time.Second,
+		WriteTimeout: 30 * time.Second, IdleTimeout: time.Minute, MaxHeaderBytes: 16 << 10,
+	}
 	l, err := listenTCP(address)
 	if err != nil {
 		return nil, fmt.Errorf("listen on the health address: %w", err)

@@ -36,7 +36,8 @@ func TargetName(in playbooks.Incident, id string) string {
 			return t.String()
 		}
 	}
-	if kind, uid, _ := strings.Cut(id, ":"); playbooks.TargetKind(kind) == playbooks.TargetWorkload && in.Workload.Name != "" && (in.Workload.UID == uid || uid == "") {
+	if kind, uid, _ := strings.Cut(id, ":"); playbooks.TargetKind(kind) == playbooks.TargetWorkload &&
+		in.Workload.Name != "" && (in.Workload.UID == uid || uid == "") {
 		return "workload " + in.Workload.String()
 	}
 	return ShortTargetID(id)
@@ -96,7 +97,8 @@ func IsContainmentInForce(s playbooks.StepReport) bool {
 	switch s.Outcome {
 	case playbooks.OutcomeChanged, playbooks.OutcomeUnverified, playbooks.OutcomeUnchanged:
 		return isContainment(s)
-	case playbooks.OutcomeSucceeded, playbooks.OutcomeProposed, playbooks.OutcomeDenied, playbooks.OutcomeRefused, playbooks.OutcomeFailed, playbooks.OutcomeSkipped:
+	case playbooks.OutcomeSucceeded, playbooks.OutcomeProposed, playbooks.OutcomeDenied, playbooks.OutcomeRefused,
+		playbooks.OutcomeFailed, playbooks.OutcomeSkipped:
 	}
 	return false
 }
@@ -129,7 +131,8 @@ var notConfiguredPattern = regexp.MustCompile(`^(no .* (is|are) (configured|conn
 // IsNotConfigured reports whether a step was refused only because something optional is missing, such as tickets or a
 // cluster. Such a step is a note, and not a failure of the response. It is false for containments.
 func IsNotConfigured(s playbooks.StepReport) bool {
-	return s.Outcome == playbooks.OutcomeRefused && s.Verb != playbooks.VerbContain && s.LeaseID == "" && notConfiguredPattern.MatchString(s.Reason)
+	return s.Outcome == playbooks.OutcomeRefused && s.Verb != playbooks.VerbContain && s.LeaseID == "" &&
+		notConfiguredPattern.MatchString(s.Reason)
 }
 
 // SummarizeRun returns one line about a playbook run: its containments, then refusals and failures, then notes. A run
@@ -143,7 +146,8 @@ func SummarizeRun(in playbooks.Incident, r playbooks.PlaybookRun) string {
 		case s.Action == stopActionName && s.Outcome != playbooks.OutcomeSkipped:
 			stopped = withReason("stopped, "+DescribeOutcome(s.Outcome, false), s.Reason)
 		case IsContainmentInForce(s):
-			contained = append(contained, fmt.Sprintf("%s of %s %s", what, TargetName(in, s.Target), DescribeOutcome(s.Outcome, true)))
+			contained = append(contained, fmt.Sprintf("%s of %s %s", what, TargetName(in, s.Target),
+				DescribeOutcome(s.Outcome, true)))
 		case IsNotConfigured(s):
 			notes = append(notes, fmt.Sprintf("%s skipped: %s", what, s.Reason))
 		case !s.Outcome.RunsOnFailure() && !s.Outcome.RunsOnDenied() && s.Outcome != playbooks.OutcomeProposed:
@@ -352,7 +356,8 @@ func FindRefusedWhilePaused(in playbooks.Incident) []RefusedContainment {
 			}
 			known[key] = true
 			out = append(out, RefusedContainment{
-				Playbook: r.Playbook, Action: s.Action, Target: TargetName(in, s.Target), Reason: s.Reason, At: s.At, RetryCommand: retryCommand(in, r, s),
+				Playbook: r.Playbook, Action: s.Action, Target: TargetName(in, s.Target), Reason: s.Reason, At: s.At,
+				RetryCommand: retryCommand(in, r, s),
 			})
 		}
 	}

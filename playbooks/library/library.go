@@ -33,5 +33,8 @@ func PlaybookSources() []playbooks.SourceFile {
 
 // IsShipped reports whether source is identical to a shipped playbook.
 func IsShipped(source []byte) bool {
-	return slices.ContainsFunc(PlaybookSources(), func(s playbooks.SourceFile) bool { return bytes.Equal(s.Content, source) })
+	return slices.ContainsFunc(PlaybookSources(), func(s playbooks.SourceFile) bool {
+		return bytes.Equal(s.Content,
+			source)
+	})
 }

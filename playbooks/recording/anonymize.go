@@ -14,14 +14,17 @@ import (
 // fixedVocabularyFields are the fields whose values are Stanch's own terms. They are kept even if something has the
 // same name, such as a pod named "pod".
 var fixedVocabularyFields = map[string]bool{
-	"kind": true, "operation": true, "action": true, "outcome": true, "verdict": true, "guard": true, "rule": true, "severity": true, "objective": true,
-	"technique": true, "facet": true, "state": true, "source": true, "sha256": true, "playbook": true, "hash": true, "protocol": true,
-	"family": true, "runtime": true, "config": true, "opened": true, "time": true, "detected": true,
+	"kind": true, "operation": true, "action": true, "outcome": true, "verdict": true, "guard": true, "rule": true,
+	"severity": true, "objective": true,
+	"technique": true, "facet": true, "state": true, "source": true, "sha256": true, "playbook": true, "hash": true,
+	"protocol": true,
+	"family":   true, "runtime": true, "config": true, "opened": true, "time": true, "detected": true,
 }
 
 // personFields are the fields that name people, wherever they occur. They may include the authentication method.
 var personFields = map[string]bool{
-	"person": true, "people": true, "users": true, "user_names": true, "who": true, "actor": true, "actors": true, "owner": true, "assignee": true, "judged_by": true, "by": true, "yes": true, "stopped": true,
+	"person": true, "people": true, "users": true, "user_names": true, "who": true, "actor": true, "actors": true,
+	"owner": true, "assignee": true, "judged_by": true, "by": true, "yes": true, "stopped": true,
 }
 
 // freeFormFields are the fields whose keys are data and may therefore be names.
@@ -113,11 +116,16 @@ func (n *pseudonyms) addPerson(s string) {
 }
 
 // authenticationPattern matches the authentication method that follows a name in texts.
-var authenticationPattern = regexp.MustCompile(`\((uid \d+ on the local socket|Kubernetes user [^()]+ by TokenReview|[^()]*\bSlack\b[^()]*)\)`)
+var authenticationPattern = regexp.MustCompile(
+	`\((uid \d+ on the local socket|Kubernetes user [^()]+ by TokenReview|[^()]*\bSlack\b[^()]*)\)`,
+)
 
 // collectNames collects the names in a recording; v is its decoded JSON.
 func collectNames(r Recording, v any) *pseudonyms {
-	n := &pseudonyms{replacements: map[string]string{}, foldedPersonNames: map[string]string{}, countByKind: map[string]int{}}
+	n := &pseudonyms{
+		replacements: map[string]string{}, foldedPersonNames: map[string]string{},
+		countByKind: map[string]int{},
+	}
 	for _, d := range r.Detections {
 		c := d.Detection.Event.Container
 		n.addName("host", d.Detection.Node)
@@ -178,7 +186,8 @@ func (n *pseudonyms) collectPeople(key string, v any) {
 
 // compilePattern compiles the pattern of all names as complete words, the longest first.
 func (n *pseudonyms) compilePattern() {
-	known := slices.SortedFunc(maps.Keys(n.replacements), func(a, b string) int { return cmp.Or(cmp.Compare(len(b), len(a)), cmp.Compare(a, b)) })
+	known := slices.SortedFunc(maps.Keys(n.replacements),
+		func(a, b string) int { return cmp.Or(cmp.Compare(len(b), len(a)), cmp.Compare(a, b)) })
 	var parts []string
 	for _, k := range known {
 		part := regexp.QuoteMeta(k)

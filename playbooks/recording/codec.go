@@ -90,7 +90,8 @@ func decodeError(err error) error {
 	var syntax *json.SyntaxError
 	var kind *json.UnmarshalTypeError
 	switch {
-	case errors.Is(err, io.ErrUnexpectedEOF), errors.As(err, &syntax) && strings.Contains(syntax.Error(), "unexpected end"):
+	case errors.Is(err, io.ErrUnexpectedEOF), errors.As(err, &syntax) && strings.Contains(syntax.Error(),
+		"unexpected end"):
 		return errors.New("the recording is truncated")
 	case errors.As(err, &syntax):
 		return fmt.Errorf("the recording is damaged at byte %d: %w", syntax.Offset, err)
@@ -148,12 +149,14 @@ func (r Recording) validate() error {
 		return fmt.Errorf("the recording has the invalid phase %d; use 1, 2 or 3", r.Incident.Phase)
 	case len(r.Detections) == 0:
 		return errors.New("the recording has no detection")
-	case len(r.Detections) > MaxDetections, len(r.ActionResults) > MaxActionResults, len(r.Steps)+len(r.Votes)+len(r.TriageDecisions)+len(r.ApprovalRequests)+len(r.Leases)+len(r.LeaseChanges)+len(r.Evidence) > MaxOtherEntries:
+	case len(r.Detections) > MaxDetections, len(r.ActionResults) > MaxActionResults, len(r.Steps)+len(r.Votes)+
+		len(r.TriageDecisions)+len(r.ApprovalRequests)+len(r.Leases)+len(r.LeaseChanges)+len(r.Evidence) > MaxOtherEntries:
 		return errors.New("the recording has too many entries")
 	}
 	const longest = int64(400 * 24 * 3600 * 1000) // slightly more than a year, in milliseconds
 	for i, d := range r.Detections {
-		if d.OffsetMS < 0 || d.OffsetMS > longest || d.Detection.ID == "" || i > 0 && d.OffsetMS < r.Detections[i-1].OffsetMS {
+		if d.OffsetMS < 0 || d.OffsetMS > longest || d.Detection.ID == "" || i > 0 &&
+			d.OffsetMS < r.Detections[i-1].OffsetMS {
 			return fmt.Errorf("detections[%d]: missing ID, or time out of order", i)
 		}
 	}

@@ -17,23 +17,49 @@ import (
 
 func exampleRecording() recording.Recording {
 	d := sensors.Detection{
-		ID: "d1", Rule: "miner-process", Title: "Crypto-miner started", Severity: sensors.SeverityHigh, Confidence: 0.9, Objective: sensors.ObjectiveCryptoMining, Node: "node-berlin",
+		ID: "d1", Rule: "miner-process", Title: "Crypto-miner started", Severity: sensors.SeverityHigh, Confidence: 0.9,
+		Objective: sensors.ObjectiveCryptoMining, Node: "node-berlin",
 		Time: time.Date(2026, 11, 23, 3, 0, 0, 0, time.UTC),
 		Event: sensors.Event{Kind: sensors.KindExec, Node: "node-berlin", Process: sensors.Process{
-			Exe: "/usr/bin/curl", Args: []string{"curl", "-u", "bob:hunter2", "https://x"}, Ancestors: []sensors.Ancestor{{Name: "sh", Args: []string{"sh", "-c", "TOKEN=abc env"}}}, StartNS: 1<<62 + 1,
-		}, Container: sensors.Container{ID: "c0ffee", Pod: sensors.Pod{Namespace: "payments", Name: "checkout-7f", UID: "u-1", Annotations: map[string]string{"last-applied": "password: hunter2"}}}},
+			Exe: "/usr/bin/curl", Args: []string{"curl", "-u", "bob:hunter2", "https://x"},
+			Ancestors: []sensors.Ancestor{{Name: "sh", Args: []string{"sh", "-c", "TOKEN=abc env"}}}, StartNS: 1<<62 + 1,
+		}, Container: sensors.Container{ID: "c0ffee", Pod: sensors.Pod{
+			Namespace: "payments", Name: "checkout-7f", UID: "u-1",
+			Annotations: map[string]string{"last-applied": "password: hunter2"},
+		}}},
 	}
 	return recording.Recording{
-		Version:    recording.FormatVersion,
-		Incident:   recording.Incident{ID: "INC-01JABCDEFGHJKMNPQRSTVWXYZ0", GroupingKey: "prod/payments/Pod/checkout-7f", Cluster: "prod", Scope: "web", Phase: 2, Opened: d.Time},
+		Version: recording.FormatVersion,
+		Incident: recording.Incident{
+			ID: "INC-01JABCDEFGHJKMNPQRSTVWXYZ0", GroupingKey: "prod/payments/Pod/checkout-7f",
+			Cluster: "prod", Scope: "web", Phase: 2, Opened: d.Time,
+		},
 		Detections: []recording.Detection{{OffsetMS: 0, BatchNumber: 1, Detection: d}},
-		Playbooks:  []recording.Playbook{{Name: "miner", File: "miner.yaml", SourceHash: strings.Repeat("a", 64), WorkflowID: "playbook/1"}},
-		ActionResults: []recording.ActionResult{{
-			Operation: recording.OperationObserve, Action: "pod.manifest", Target: "pod:u-1", AttemptNumber: 1, Outcome: "changed", Reason: "of checkout-7f on node-berlin",
-			Outputs: json.RawMessage(`{"env":{"DB":"hunter2"},"db_password":"hunter2","count":4611686018427387905,"note":"token=hunter2 seen"}`),
+		Playbooks: []recording.Playbook{{
+			Name: "miner", File: "miner.yaml", SourceHash: strings.Repeat("a", 64),
+			WorkflowID: "playbook/1",
 		}},
-		Votes: []recording.Vote{{WorkflowID: "playbook/1", Step: "s#1", Person: "alice", AuthenticatedBy: "uid 1000 on the local socket", Approved: true, Reason: "alice knows"}},
-		Steps: []recording.StepResult{{Playbook: "miner", Step: "s", Action: "pod.isolate", Target: "pod:u-1", Outcome: "denied", Reason: "alice (uid 1000 on the local socket) said no"}},
+		ActionResults: []recording.ActionResult{
+			{
+				Operation:     recording.OperationObserve,
+				Action:        "pod.manifest",
+				Target:        "pod:u-1",
+				AttemptNumber: 1,
+				Outcome:       "changed",
+				Reason:        "of checkout-7f on node-berlin",
+				Outputs: json.RawMessage(
+					`{"env":{"DB":"hunter2"},"db_password":"hunter2","count":4611686018427387905,"note":"token=hunter2 seen"}`,
+				),
+			},
+		},
+		Votes: []recording.Vote{{
+			WorkflowID: "playbook/1", Step: "s#1", Person: "alice",
+			AuthenticatedBy: "uid 1000 on the local socket", Approved: true, Reason: "alice knows",
+		}},
+		Steps: []recording.StepResult{{
+			Playbook: "miner", Step: "s", Action: "pod.isolate", Target: "pod:u-1",
+			Outcome: "denied", Reason: "alice (uid 1000 on the local socket) said no",
+		}},
 	}
 }
 
@@ -70,12 +96,17 @@ func TestDecodeErrorsNameTheCause(t *testing.T) {
 	}{
 		{"truncated", "truncated", raw[:len(raw)/2]},
 		{"empty", "truncated", nil},
-		{"another version", "version 7, this program supports version 2",
-			bytes.Replace(raw, []byte(`"version": 2`), []byte(`"version": 7`), 1)},
+		{
+			"another version", "version 7, this program supports version 2",
+			bytes.Replace(raw, []byte(`"version": 2`), []byte(`"version": 7`), 1),
+		},
 		{"no version", "missing version", []byte(`{}`)},
-		{"unknown key", `unknown field "extra"`, bytes.Replace(raw, []byte(`"version": 2`), []byte(`"extra": 1, "version": 2`), 1)},
-		{"changed", "was changed after it was created",
-			bytes.Replace(raw, []byte(`"confidence": 0.9`), []byte(`"confidence": 0.1`), 1)},
+		{"unknown key", `unknown field "extra"`, bytes.Replace(raw, []byte(`"version": 2`),
+			[]byte(`"extra": 1, "version": 2`), 1)},
+		{
+			"changed", "was changed after it was created",
+			bytes.Replace(raw, []byte(`"confidence": 0.9`), []byte(`"confidence": 0.1`), 1),
+		},
 		{"no hash", "has no valid SHA-256", bytes.Replace(raw, []byte(`"sha256": "`), []byte(`"sha256": "x`), 1)},
 		{"more after it", "after top-level value", append(bytes.Clone(raw), "{}"...)},
 		{"deep", "nested", []byte(strings.Repeat(`[`, 100))},
@@ -120,24 +151,49 @@ func TestAnonymizeReplacesNamesInEveryField(t *testing.T) {
 	d := r.Detections[0].Detection
 	d.ID, d.Node, d.Event.Node = "d2", "vm-hamburg", "vm-hamburg"
 	d.Event.Actor = "kubernetes:carol@example.com"
-	d.Event.Container = sensors.Container{ID: "billing-worker", Name: "billing-worker", CgroupPath: "/runc/billing-worker", Image: "registry.example/billing:7"}
+	d.Event.Container = sensors.Container{
+		ID: "billing-worker", Name: "billing-worker", CgroupPath: "/runc/billing-worker",
+		Image: "registry.example/billing:7",
+	}
 	d.Event.Process.Args = []string{"curl", "http://billing-worker.local", "--user=dave"}
 	d.Reasons = []string{"Carol started billing-worker"}
 	r.Detections = append(r.Detections, recording.Detection{OffsetMS: 5, BatchNumber: 2, Detection: d})
 	r.Playbooks[0].File = "/home/dave/playbooks/miner.yaml"
-	r.ApprovalRequests = []recording.ApprovalRequest{{WorkflowID: "playbook/INC/1/billing-worker", Step: "s", Approvers: recording.Approvers{Users: []string{"dave", "Erin Smith"}}, Actions: []string{"container.isolate on container billing-worker"}}}
+	r.ApprovalRequests = []recording.ApprovalRequest{{
+		WorkflowID: "playbook/INC/1/billing-worker", Step: "s",
+		Approvers: recording.Approvers{Users: []string{"dave", "Erin Smith"}},
+		Actions:   []string{"container.isolate on container billing-worker"},
+	}}
 	r.ActionResults = append(r.ActionResults, recording.ActionResult{
-		Operation: recording.OperationPlan, Action: "pod.isolate", Target: "container:billing-worker", AttemptNumber: 1, Changes: []string{"cut off billing-worker"},
-		GuardDecision: &recording.GuardDecision{Verdict: "run", Reason: "granted by Frank (uid 1002 on the local socket)", Approvers: recording.Approvers{Users: []string{"frank"}}},
-		PriorState:    json.RawMessage(`{"lease":"lease/prod/container:billing-worker/network","by_container":{"billing-worker":1},"kind":"billing-worker"}`),
+		Operation:     recording.OperationPlan,
+		Action:        "pod.isolate",
+		Target:        "container:billing-worker",
+		AttemptNumber: 1,
+		Changes:       []string{"cut off billing-worker"},
+		GuardDecision: &recording.GuardDecision{
+			Verdict: "run", Reason: "granted by Frank (uid 1002 on the local socket)",
+			Approvers: recording.Approvers{Users: []string{"frank"}},
+		},
+		PriorState: json.RawMessage(
+			`{"lease":"lease/prod/container:billing-worker/network","by_container":{"billing-worker":1},"kind":"billing-worker"}`,
+		),
 	})
-	r.LeaseChanges = []recording.LeaseChange{{LeaseID: "lease/prod/container:billing-worker/network", GrantedBy: []string{"grace (uid 1003 on the local socket)"}}}
-	r.Steps = append(r.Steps, recording.StepResult{Playbook: "miner", Step: "s", Action: "pod.isolate", Target: "container:billing-worker", Reason: "erin smith said no: grace and dave know /srv/billing-worker/data"})
+	r.LeaseChanges = []recording.LeaseChange{{
+		LeaseID:   "lease/prod/container:billing-worker/network",
+		GrantedBy: []string{"grace (uid 1003 on the local socket)"},
+	}}
+	r.Steps = append(r.Steps, recording.StepResult{
+		Playbook: "miner", Step: "s", Action: "pod.isolate",
+		Target: "container:billing-worker", Reason: "erin smith said no: grace and dave know /srv/billing-worker/data",
+	})
 	out, err := recording.Anonymize(recording.Redact(r))
 	require.NoError(t, err)
 	raw, err := recording.Encode(out)
 	require.NoError(t, err)
-	for _, name := range []string{"billing-worker", "carol", "dave", "erin", "frank", "grace", "alice", "vm-hamburg", "checkout-7f", "payments", "uid 100"} {
+	for _, name := range []string{
+		"billing-worker", "carol", "dave", "erin", "frank", "grace", "alice", "vm-hamburg",
+		"checkout-7f", "payments", "uid 100",
+	} {
 		require.NotContains(t, strings.ToLower(string(raw)), name)
 	}
 	require.Equal(t, "container:container-1", out.Steps[1].Target)

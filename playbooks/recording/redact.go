@@ -29,7 +29,8 @@ func Redact(r Recording) Recording {
 		a := &r.ActionResults[i]
 		a.Params, a.Outputs, a.PriorState = redactJSON(a.Params), redactJSON(a.Outputs), redactJSON(a.PriorState)
 		a.Changes, a.Warnings = redactStrings(a.Changes), redactStrings(a.Warnings)
-		a.FailureReason, a.RefusalReason, a.Reason, a.VerifyDetail, a.Drift = redact.Text(a.FailureReason), redact.Text(a.RefusalReason), redact.Text(a.Reason), redact.Text(a.VerifyDetail), redact.Text(a.Drift)
+		a.FailureReason, a.RefusalReason, a.Reason, a.VerifyDetail, a.Drift = redact.Text(a.FailureReason),
+			redact.Text(a.RefusalReason), redact.Text(a.Reason), redact.Text(a.VerifyDetail), redact.Text(a.Drift)
 	}
 	r.Votes = slices.Clone(r.Votes)
 	for i := range r.Votes {

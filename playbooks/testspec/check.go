@@ -53,7 +53,10 @@ type checker struct {
 
 // CheckTestFile checks tests against the playbooks under test. Unknown names are errors with a hint.
 func CheckTestFile(f *TestFile, programs []*playbooks.Program, catalog playbooks.Catalog) diagnostic.Diagnostics {
-	c := &checker{Reader: yamlnode.Reader{File: f.File}, catalog: catalog, stepNames: map[string]bool{}, stepIDsByPath: map[string]string{}}
+	c := &checker{
+		Reader: yamlnode.Reader{File: f.File}, catalog: catalog, stepNames: map[string]bool{},
+		stepIDsByPath: map[string]string{},
+	}
 	for _, p := range withCallees(programs) {
 		c.playbookNames = append(c.playbookNames, p.Name)
 		p.WalkSteps(func(s *playbooks.Step) {
@@ -82,7 +85,8 @@ func (c *checker) checkTest(t *TestCase) {
 		c.checkFakeResult(f, spec)
 	}
 	for _, a := range t.ApprovalAnswers {
-		if known := slices.Concat(c.approvalTitles, slices.Collect(maps.Keys(c.stepNames))); a.RequestName != "" && !slices.Contains(known, a.RequestName) && !c.isContainment(a.RequestName) {
+		if known := slices.Concat(c.approvalTitles, slices.Collect(maps.Keys(c.stepNames))); a.RequestName != "" &&
+			!slices.Contains(known, a.RequestName) && !c.isContainment(a.RequestName) {
 			c.Errorf(a.positions["to"], "unknown-question",
 				diagnostic.DidYouMean(a.RequestName, slices.Concat(known, c.actionNames(playbooks.VerbContain))),
 				"unknown question, step or containment `%s`", yamlnode.Truncate(a.RequestName, 60))

@@ -31,7 +31,8 @@ func CompareWithResult(t *TestCase, h Result) []Failure {
 	}
 	if t.ExpectedMatch != nil && *t.ExpectedMatch != (len(h.Playbooks) > 0) {
 		if *t.ExpectedMatch {
-			c.failf(t.positions["matched"], "", "no playbook handles the incident (%s, confidence %.2f, severity %s)", h.FinalIncident.Objective, h.FinalIncident.Confidence, h.FinalIncident.Severity)
+			c.failf(t.positions["matched"], "", "no playbook handles the incident (%s, confidence %.2f, severity %s)",
+				h.FinalIncident.Objective, h.FinalIncident.Confidence, h.FinalIncident.Severity)
 		} else {
 			c.failf(t.positions["matched"], "", "the incident is handled by %s, but expected no playbook",
 				strings.Join(h.Playbooks, ", "))
@@ -74,11 +75,16 @@ func (c *comparison) checkFakeTargets() {
 }
 
 func (t *TestCase) hasNoExpectations() bool {
-	return len(t.ExpectedSteps) == 0 && t.ExpectedApprovalRequests == nil && len(t.ForbiddenActions) == 0 && t.ExpectedContainments == nil && t.ExpectedLeases == nil && t.ExpectedIncident == nil && t.ExpectedMatch == nil && t.TimeToContain == nil
+	return len(t.ExpectedSteps) == 0 && t.ExpectedApprovalRequests == nil && len(t.ForbiddenActions) == 0 &&
+		t.ExpectedContainments == nil && t.ExpectedLeases == nil && t.ExpectedIncident == nil && t.ExpectedMatch == nil &&
+		t.TimeToContain == nil
 }
 
 func (c *comparison) failf(at Pos, step, format string, args ...any) {
-	c.failures = append(c.failures, Failure{Line: at.Line, Column: at.Column, Step: step, Message: fmt.Sprintf(format, args...)})
+	c.failures = append(c.failures, Failure{
+		Line: at.Line, Column: at.Column, Step: step,
+		Message: fmt.Sprintf(format, args...),
+	})
 }
 
 // targetName returns the name of a target as people write it.
@@ -181,7 +187,8 @@ func (c *comparison) compareApprovalRequests() {
 		check("text", got.Text, want.Text)
 		check("would", strings.Join(got.ProposedActions, "; "), want.ProposedAction)
 		for _, who := range want.Approvers {
-			if !slices.Contains(strings.FieldsFunc(got.Approvers, func(r rune) bool { return r == ',' || r == ' ' || r == ';' }), who) {
+			if !slices.Contains(strings.FieldsFunc(got.Approvers, func(r rune) bool { return r == ',' || r == ' ' || r == ';' }),
+				who) {
 				c.failf(want.positions["of"], "", "the approvers are %s, without %s", got.Approvers, who)
 			}
 		}
@@ -221,7 +228,8 @@ func (c *comparison) checkForbiddenActions() {
 			}
 		}
 		for _, s := range c.Steps {
-			done := s.Outcome == playbooks.OutcomeSucceeded || s.Outcome == playbooks.OutcomeChanged || s.Outcome == playbooks.OutcomeUnverified || s.Outcome == playbooks.OutcomeUnchanged
+			done := s.Outcome == playbooks.OutcomeSucceeded || s.Outcome == playbooks.OutcomeChanged ||
+				s.Outcome == playbooks.OutcomeUnverified || s.Outcome == playbooks.OutcomeUnchanged
 			took := slices.ContainsFunc(c.actualContainments(), func(e ContainmentRecord) bool { return e.Action == n.Name })
 			if done && !took && (s.Action == n.Name || LastStepName(s.Step) == n.Name) {
 				c.failf(n.Pos, s.Step, "%s ended with %s at %s, which `never` forbids", n.Name, s.Outcome, formatOffset(s.EndedAt))
@@ -243,7 +251,8 @@ func (c *comparison) compareContainments() {
 			switch {
 			case want.Outcome != "" && want.Outcome != e.Outcome:
 				return "outcome", fmt.Sprintf("the outcome is %s, expected %s", e.Outcome, want.Outcome)
-			case want.LeaseDuration > 0 && (e.UndoneAt == 0 || absDuration(e.UndoneAt-e.AppliedAt-want.LeaseDuration) > timeTolerance):
+			case want.LeaseDuration > 0 && (e.UndoneAt == 0 ||
+				absDuration(e.UndoneAt-e.AppliedAt-want.LeaseDuration) > timeTolerance):
 				held := "until it is undone manually"
 				if e.UndoneAt > 0 {
 					held = "for " + formatOffset(e.UndoneAt-e.AppliedAt)
@@ -377,7 +386,8 @@ func (c *comparison) checkTimeToContain() {
 		took = min(took, e.AppliedAt)
 	}
 	// The simulation's clock starts at its first millisecond.
-	if took = took.Truncate(10 * time.Millisecond); took > c.TimeToContain.Limit || c.TimeToContain.IsExclusive && took >= c.TimeToContain.Limit {
+	if took = took.Truncate(10 * time.Millisecond); took > c.TimeToContain.Limit || c.TimeToContain.IsExclusive &&
+		took >= c.TimeToContain.Limit {
 		c.failf(c.TimeToContain.Pos, "", "the first containment is in force after %s, expected %s", formatOffset(took),
 			c.TimeToContain)
 	}

@@ -32,7 +32,8 @@ func (c *comparison) compareSteps() {
 			cursor = fits + 1
 		case near >= 0:
 			key, what := c.firstDifference(want, c.Steps[near])
-			c.failExpectedStepf(want.positions[key], c.Steps[near].Step, "step %s%s: %s", c.Steps[near].Step, c.targetSuffix(c.Steps[near]), what)
+			c.failExpectedStepf(want.positions[key], c.Steps[near].Step, "step %s%s: %s", c.Steps[near].Step,
+				c.targetSuffix(c.Steps[near]), what)
 			cursor = near + 1
 		case before >= 0:
 			got := c.Steps[before]
@@ -70,8 +71,10 @@ func (c *comparison) targetSuffix(s StepRun) string {
 // matchesStep reports whether an actual step is the expected one. A name without loops and calls matches the step in
 // any of them.
 func (c *comparison) matchesStep(want *ExpectedStep, got StepRun) bool {
-	return (want.StepName == "" || want.StepName == got.Step || want.StepName == LastStepName(got.Step)) && (want.Action == "" || want.Action == got.Action) &&
-		(want.Playbook == "" || want.Playbook == got.Playbook) && (want.Target == "" || got.Target != "" && c.matchesTarget(want.Target, got.Target))
+	return (want.StepName == "" || want.StepName == got.Step || want.StepName == LastStepName(got.Step)) &&
+		(want.Action == "" || want.Action == got.Action) &&
+		(want.Playbook == "" || want.Playbook == got.Playbook) && (want.Target == "" || got.Target != "" &&
+		c.matchesTarget(want.Target, got.Target))
 }
 
 // firstDifference returns the first key in which a step differs, and the difference; "" if there is none.
@@ -104,10 +107,12 @@ func (c *comparison) firstDifference(want *ExpectedStep, got StepRun) (key, what
 // describeActualSteps lists the actual steps, for an expected step that is missing.
 func (c *comparison) describeActualSteps(want *ExpectedStep) string {
 	if len(c.Playbooks) == 0 {
-		return fmt.Sprintf("; no playbook handles the incident (%s, confidence %.2f, severity %s)", c.FinalIncident.Objective, c.FinalIncident.Confidence, c.FinalIncident.Severity)
+		return fmt.Sprintf("; no playbook handles the incident (%s, confidence %.2f, severity %s)", c.FinalIncident.Objective,
+			c.FinalIncident.Confidence, c.FinalIncident.Severity)
 	}
 	for _, s := range c.Steps { // the same step on another target
-		if want.Target != "" && (want.StepName == "" || want.StepName == s.Step || want.StepName == LastStepName(s.Step)) && (want.Action == "" || want.Action == s.Action) {
+		if want.Target != "" && (want.StepName == "" || want.StepName == s.Step || want.StepName == LastStepName(s.Step)) &&
+			(want.Action == "" || want.Action == s.Action) {
 			return fmt.Sprintf("; it ran on %s", c.targetName(s.Target))
 		}
 	}

@@ -61,7 +61,10 @@ func (c *Coverage) addPoint(s *playbooks.Step, what string, covered bool) {
 		c.CoveredPoints++
 		return
 	}
-	c.Uncovered = append(c.Uncovered, CoveragePoint{Line: s.Pos.Line, Column: s.Pos.Column, Step: s.Name(), Description: what})
+	c.Uncovered = append(c.Uncovered, CoveragePoint{
+		Line: s.Pos.Line, Column: s.Pos.Column, Step: s.Name(),
+		Description: what,
+	})
 }
 
 func (c *Coverage) coverStep(s *playbooks.Step, came map[string][]StepRun) {

@@ -84,24 +84,28 @@ func (f *TestFile) fileFields() []yamlnode.Field {
 	}
 	return []yamlnode.Field{
 		file,
-		yamlnode.ListField("tests", "the tests: each is one incident and the expected response", "test", maxTestsPerFile, nil, func(n *yaml.Node) []yamlnode.Field {
-			t := appendParsed(&f.Tests, n, &TestCase{Pos: yamlnode.PositionOf(n), positions: keyPositions{}})
-			return t.testFields()
-		}).AsRequired(),
+		yamlnode.ListField("tests", "the tests: each is one incident and the expected response", "test", maxTestsPerFile, nil,
+			func(n *yaml.Node) []yamlnode.Field {
+				t := appendParsed(&f.Tests, n, &TestCase{Pos: yamlnode.PositionOf(n), positions: keyPositions{}})
+				return t.testFields()
+			}).AsRequired(),
 	}
 }
 
 func (t *TestCase) testFields() []yamlnode.Field {
-	context, approvers, final := &WorkloadContext{positions: keyPositions{}}, &Approvers{}, &ExpectedIncident{positions: keyPositions{}}
+	context, approvers, final := &WorkloadContext{positions: keyPositions{}}, &Approvers{},
+		&ExpectedIncident{positions: keyPositions{}}
 	asks, effects, leases := []*ExpectedApprovalRequest{}, []*ExpectedContainment{}, []*ExpectedLease{}
 	return withPositions(t.positions,
 		yamlnode.StringField("name", "what the test shows, in a few words", &t.Name).AsRequired(),
 		yamlnode.StringField("recording",
 			"a recording of `stanch record`, as a path in this directory or below; its actions return the recorded results",
 			&t.RecordingFile.Name),
-		yamlnode.ListField("detections", "the detections; most fields have defaults", "detection", maxEntriesPerTest, nil, func(n *yaml.Node) []yamlnode.Field {
-			return appendParsed(&t.Detections, n, &Detection{positions: keyPositions{"": yamlnode.PositionOf(n)}}).detectionFields()
-		}),
+		yamlnode.ListField("detections", "the detections; most fields have defaults", "detection", maxEntriesPerTest, nil,
+			func(n *yaml.Node) []yamlnode.Field {
+				return appendParsed(&t.Detections, n,
+					&Detection{positions: keyPositions{"": yamlnode.PositionOf(n)}}).detectionFields()
+			}),
 		yamlnode.MappingField("incident", "the context of the workload, as `enrich: workload` returns it", "`incident`",
 			context.contextFields(), func(*yaml.Node) { t.IncidentContext = context }),
 		yamlnode.IntField("phase",
@@ -112,26 +116,47 @@ func (t *TestCase) testFields() []yamlnode.Field {
 			"the scope's approvers, who are asked if the confidence is below the threshold; default: none", "`approvers`",
 			approvers.approversFields(), func(*yaml.Node) { t.Approvers = approvers }),
 		t.fakeResultsField(),
-		yamlnode.ListField("answers", "the answers of people; default: none, or those of the recording", "answer", maxEntriesPerTest, func(_, _ *yaml.Node) { t.ApprovalAnswers = []*ApprovalAnswer{} }, func(n *yaml.Node) []yamlnode.Field {
-			return appendParsed(&t.ApprovalAnswers, n, &ApprovalAnswer{positions: keyPositions{"": yamlnode.PositionOf(n)}}).answerFields()
-		}),
-		yamlnode.ListField("expect", "the expected steps, in this order; other steps may run between them", "step", maxEntriesPerTest, func(key, list *yaml.Node) { t.expectSpan = &yamlSpan{key, list} }, func(n *yaml.Node) []yamlnode.Field {
-			return appendParsed(&t.ExpectedSteps, n, &ExpectedStep{Pos: yamlnode.PositionOf(n), positions: keyPositions{}, node: n}).stepFields()
-		}),
-		yamlnode.ListField("asks", "all approval requests, in order; [] for none", "question", maxEntriesPerTest, func(_, _ *yaml.Node) { t.ExpectedApprovalRequests = &asks }, func(n *yaml.Node) []yamlnode.Field {
-			return appendParsed(&asks, n, &ExpectedApprovalRequest{Pos: yamlnode.PositionOf(n), positions: keyPositions{}}).approvalRequestFields()
-		}),
+		yamlnode.ListField("answers", "the answers of people; default: none, or those of the recording", "answer",
+			maxEntriesPerTest, func(_, _ *yaml.Node) { t.ApprovalAnswers = []*ApprovalAnswer{} },
+			func(n *yaml.Node) []yamlnode.Field {
+				return appendParsed(&t.ApprovalAnswers, n,
+					&ApprovalAnswer{positions: keyPositions{"": yamlnode.PositionOf(n)}}).answerFields()
+			}),
+		yamlnode.ListField("expect", "the expected steps, in this order; other steps may run between them", "step",
+			maxEntriesPerTest, func(key, list *yaml.Node) { t.expectSpan = &yamlSpan{key, list} },
+			func(n *yaml.Node) []yamlnode.Field {
+				return appendParsed(&t.ExpectedSteps, n, &ExpectedStep{
+					Pos: yamlnode.PositionOf(n), positions: keyPositions{},
+					node: n,
+				}).stepFields()
+			}),
+		yamlnode.ListField("asks", "all approval requests, in order; [] for none", "question", maxEntriesPerTest,
+			func(_, _ *yaml.Node) { t.ExpectedApprovalRequests = &asks }, func(n *yaml.Node) []yamlnode.Field {
+				return appendParsed(&asks, n, &ExpectedApprovalRequest{
+					Pos:       yamlnode.PositionOf(n),
+					positions: keyPositions{},
+				}).approvalRequestFields()
+			}),
 		t.forbiddenActionsField(),
-		yamlnode.ListField("effects", "all containments that are applied; [] for none", "effect", maxEntriesPerTest, func(_, _ *yaml.Node) { t.ExpectedContainments = &effects }, func(n *yaml.Node) []yamlnode.Field {
-			return appendParsed(&effects, n, &ExpectedContainment{Pos: yamlnode.PositionOf(n), positions: keyPositions{}}).containmentFields()
-		}),
-		yamlnode.ListField("leases", "all leases when the incident closes; [] for none", "lease", maxEntriesPerTest, func(_, _ *yaml.Node) { t.ExpectedLeases = &leases }, func(n *yaml.Node) []yamlnode.Field {
-			return appendParsed(&leases, n, &ExpectedLease{Pos: yamlnode.PositionOf(n), positions: keyPositions{}}).leaseFields()
-		}),
+		yamlnode.ListField("effects", "all containments that are applied; [] for none", "effect", maxEntriesPerTest,
+			func(_, _ *yaml.Node) { t.ExpectedContainments = &effects }, func(n *yaml.Node) []yamlnode.Field {
+				return appendParsed(&effects, n, &ExpectedContainment{
+					Pos:       yamlnode.PositionOf(n),
+					positions: keyPositions{},
+				}).containmentFields()
+			}),
+		yamlnode.ListField("leases", "all leases when the incident closes; [] for none", "lease", maxEntriesPerTest,
+			func(_, _ *yaml.Node) { t.ExpectedLeases = &leases }, func(n *yaml.Node) []yamlnode.Field {
+				return appendParsed(&leases, n, &ExpectedLease{
+					Pos:       yamlnode.PositionOf(n),
+					positions: keyPositions{},
+				}).leaseFields()
+			}),
 		yamlnode.MappingField("outcome", "the incident at the end", "`outcome`", final.incidentFields(),
 			func(*yaml.Node) { t.ExpectedIncident = final }),
 		yamlnode.BoolField("matched", "whether a playbook handles the incident", &t.ExpectedMatch),
-		durationBoundField("time_to_contain", "from the first detection to the first containment in force: `<= 5s` or `< 5s`", &t.TimeToContain),
+		durationBoundField("time_to_contain", "from the first detection to the first containment in force: `<= 5s` or `< 5s`",
+			&t.TimeToContain),
 	)
 }
 
@@ -166,8 +191,13 @@ func (d *Detection) detectionFields() []yamlnode.Field {
 }
 
 func (c *WorkloadContext) contextFields() []yamlnode.Field {
-	return withPositions(c.positions,
-		yamlnode.StringField("workload", "namespace/Kind/name, or Container/name outside of Kubernetes; default shop/Deployment/web", &c.Workload),
+	return withPositions(
+		c.positions,
+		yamlnode.StringField(
+			"workload",
+			"namespace/Kind/name, or Container/name outside of Kubernetes; default shop/Deployment/web",
+			&c.Workload,
+		),
 		yamlnode.StringField("uid", "the workload's UID", &c.UID),
 		yamlnode.StringField("image", "its image", &c.Image),
 		yamlnode.StringField("image_digest", "its image's digest", &c.ImageDigest),
@@ -190,15 +220,20 @@ func (a *Approvers) approversFields() []yamlnode.Field {
 }
 
 func (a *ApprovalAnswer) answerFields() []yamlnode.Field {
-	answer := yamlnode.Field{Name: "answer", Doc: "yes or no", Required: true, Schema: func() yamlnode.Object { return yamlnode.Object{"enum": []any{"yes", "no", true, false}} }, Read: func(r *yamlnode.Reader, _, v *yaml.Node) {
-		switch strings.ToLower(v.Value) {
-		case "yes", "true": // editors may still treat YAML 1.1 booleans as booleans
-			a.Approves = true
-		case "no", "false":
-		default:
-			r.Errorf(yamlnode.PositionOf(v), "value", "write `answer: yes` or `answer: no`", "`answer` cannot be %s", yamlnode.DescribeKind(v))
-		}
-	}}
+	answer := yamlnode.Field{
+		Name: "answer", Doc: "yes or no", Required: true,
+		Schema: func() yamlnode.Object { return yamlnode.Object{"enum": []any{"yes", "no", true, false}} },
+		Read: func(r *yamlnode.Reader, _, v *yaml.Node) {
+			switch strings.ToLower(v.Value) {
+			case "yes", "true": // editors may still treat YAML 1.1 booleans as booleans
+				a.Approves = true
+			case "no", "false":
+			default:
+				r.Errorf(yamlnode.PositionOf(v), "value", "write `answer: yes` or `answer: no`", "`answer` cannot be %s",
+					yamlnode.DescribeKind(v))
+			}
+		},
+	}
 	return withPositions(a.positions,
 		yamlnode.StringField("person", "who", &a.Person).AsRequired(),
 		answer,

@@ -12,7 +12,10 @@ import (
 // fakeableOutcomes returns the outcomes that an action itself can return. Guards, approvals and conditions set the
 // others.
 func fakeableOutcomes() []playbooks.Outcome {
-	return []playbooks.Outcome{playbooks.OutcomeSucceeded, playbooks.OutcomeChanged, playbooks.OutcomeUnchanged, playbooks.OutcomeUnverified, playbooks.OutcomeRefused, playbooks.OutcomeFailed}
+	return []playbooks.Outcome{
+		playbooks.OutcomeSucceeded, playbooks.OutcomeChanged, playbooks.OutcomeUnchanged,
+		playbooks.OutcomeUnverified, playbooks.OutcomeRefused, playbooks.OutcomeFailed,
+	}
 }
 
 func (f *FakeResult) fakeResultFields() []yamlnode.Field {
@@ -33,37 +36,48 @@ func (f *FakeResult) fakeResultFields() []yamlnode.Field {
 func (t *TestCase) fakeResultsField() yamlnode.Field {
 	schema := func() yamlnode.Object {
 		one := yamlnode.Schema((&FakeResult{positions: keyPositions{}}).fakeResultFields())
-		return yamlnode.Object{"type": "object", "additionalProperties": yamlnode.Object{"oneOf": []any{one, yamlnode.Object{"type": "array", "items": one}}}}
-	}
-	return yamlnode.Field{Name: "actions", Doc: "the results of actions, by name; all other actions succeed without outputs", Schema: schema, Read: func(r *yamlnode.Reader, _, v *yaml.Node) {
-		if v.Kind != yaml.MappingNode {
-			r.Errorf(yamlnode.PositionOf(v), "type", "", "`actions` must be a mapping, not %s", yamlnode.DescribeKind(v))
-			return
+		return yamlnode.Object{
+			"type":                 "object",
+			"additionalProperties": yamlnode.Object{"oneOf": []any{one, yamlnode.Object{"type": "array", "items": one}}},
 		}
-		seen := map[string]Pos{}
-		for i := 0; i+1 < len(v.Content); i += 2 {
-			key, value := v.Content[i], v.Content[i+1]
-			if first, twice := seen[key.Value]; twice {
-				r.Errorf(yamlnode.PositionOf(key), "duplicate-key", "give the action a list of results",
-					"`%s` is given twice; the first is at line %d", yamlnode.Truncate(key.Value, 60), first.Line)
-				continue
-			}
-			seen[key.Value] = yamlnode.PositionOf(key)
-			items := []*yaml.Node{value}
-			if value.Kind == yaml.SequenceNode {
-				items = value.Content
-			}
-			for _, item := range items {
-				f := appendParsed(&t.FakeResults, item, &FakeResult{Action: key.Value, Pos: yamlnode.PositionOf(key), positions: keyPositions{}})
-				r.ReadMapping(item, "a result of an action", f.fakeResultFields())
-			}
-			if len(t.FakeResults) > maxEntriesPerTest {
-				r.Errorf(yamlnode.PositionOf(key), "too-large", "split the test", "more than %d results of actions",
-					maxEntriesPerTest)
+	}
+	return yamlnode.Field{
+		Name:   "actions",
+		Doc:    "the results of actions, by name; all other actions succeed without outputs",
+		Schema: schema,
+		Read: func(r *yamlnode.Reader, _, v *yaml.Node) {
+			if v.Kind != yaml.MappingNode {
+				r.Errorf(yamlnode.PositionOf(v), "type", "", "`actions` must be a mapping, not %s", yamlnode.DescribeKind(v))
 				return
 			}
-		}
-	}}
+			seen := map[string]Pos{}
+			for i := 0; i+1 < len(v.Content); i += 2 {
+				key, value := v.Content[i], v.Content[i+1]
+				if first, twice := seen[key.Value]; twice {
+					r.Errorf(yamlnode.PositionOf(key), "duplicate-key", "give the action a list of results",
+						"`%s` is given twice; the first is at line %d", yamlnode.Truncate(key.Value, 60), first.Line)
+					continue
+				}
+				seen[key.Value] = yamlnode.PositionOf(key)
+				items := []*yaml.Node{value}
+				if value.Kind == yaml.SequenceNode {
+					items = value.Content
+				}
+				for _, item := range items {
+					f := appendParsed(&t.FakeResults, item, &FakeResult{
+						Action: key.Value, Pos: yamlnode.PositionOf(key),
+						positions: keyPositions{},
+					})
+					r.ReadMapping(item, "a result of an action", f.fakeResultFields())
+				}
+				if len(t.FakeResults) > maxEntriesPerTest {
+					r.Errorf(yamlnode.PositionOf(key), "too-large", "split the test", "more than %d results of actions",
+						maxEntriesPerTest)
+					return
+				}
+			}
+		},
+	}
 }
 
 // forbiddenActionsField parses the actions that must not run.
@@ -92,7 +106,8 @@ func (t *TestCase) checkConsistency(r *yamlnode.Reader) {
 	}
 	switch _, inline := t.positions["detections"]; {
 	case t.RecordingFile.Name != "" && inline:
-		r.Errorf(t.positions["detections"], "conflict", "remove one of them", "a test has a `recording` or `detections`, not both")
+		r.Errorf(t.positions["detections"], "conflict", "remove one of them",
+			"a test has a `recording` or `detections`, not both")
 	case t.RecordingFile.Name == "" && len(t.Detections) == 0:
 		r.Errorf(t.Pos, "required", "name a `recording`, or write `detections: [{objective: crypto-mining}]`",
 			"the test has no detections")
@@ -103,7 +118,10 @@ func (t *TestCase) checkConsistency(r *yamlnode.Reader) {
 				"invalid workload `%s`; use namespace/Kind/name", yamlnode.Truncate(c.Workload, 60))
 		}
 	}
-	expects := slices.ContainsFunc([]string{"expect", "asks", "never", "effects", "leases", "outcome", "matched", "time_to_contain"}, func(key string) bool {
+	expects := slices.ContainsFunc([]string{
+		"expect", "asks", "never", "effects", "leases", "outcome", "matched",
+		"time_to_contain",
+	}, func(key string) bool {
 		_, given := t.positions[key]
 		return given
 	})

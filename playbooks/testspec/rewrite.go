@@ -33,7 +33,8 @@ func RewriteExpectations(f *TestFile, tests map[*TestCase]Result) ([]byte, error
 		if !ok || t.expectSpan == nil {
 			continue
 		}
-		if line := lines[t.expectSpan.keyNode.Line-1]; strings.Trim(line[:min(t.expectSpan.keyNode.Column-1, len(line))], " -") != "" || !strings.HasPrefix(line[min(t.expectSpan.keyNode.Column-1, len(line)):], "expect:") {
+		if line := lines[t.expectSpan.keyNode.Line-1]; strings.Trim(line[:min(t.expectSpan.keyNode.Column-1, len(line))],
+			" -") != "" || !strings.HasPrefix(line[min(t.expectSpan.keyNode.Column-1, len(line)):], "expect:") {
 			return nil,
 				fmt.Errorf("%s:%d:%d: `expect` can be rewritten only if it starts its own line", f.File, t.expectSpan.keyNode.Line,
 					t.expectSpan.keyNode.Column)
@@ -62,7 +63,8 @@ func (f *TestFile) checkOnlyExpectChanged(out []byte, tests map[*TestCase]Result
 		return cannotRewriteError(f, Pos{Line: 1, Column: 1})
 	}
 	for i, t := range f.Tests {
-		if _, ok := tests[t]; !ok && t.expectSpan != nil && (again.Tests[i].expectSpan == nil || findDifferenceOutsideExpect(t.expectSpan.valueNode, again.Tests[i].expectSpan.valueNode) != nil) {
+		if _, ok := tests[t]; !ok && t.expectSpan != nil && (again.Tests[i].expectSpan == nil ||
+			findDifferenceOutsideExpect(t.expectSpan.valueNode, again.Tests[i].expectSpan.valueNode) != nil) {
 			return cannotRewriteError(f, yamlnode.PositionOf(t.expectSpan.keyNode))
 		}
 	}
@@ -244,7 +246,8 @@ func quoteYAML(s string) string {
 // quoteYAMLIfNeeded returns s unchanged if it is a plain scalar.
 func quoteYAMLIfNeeded(s string) string {
 	plain := s != "" && strings.Trim(s, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-.") == ""
-	if plain && (s[0] >= 'a' && s[0] <= 'z' || s[0] >= 'A' && s[0] <= 'Z') && !slices.Contains([]string{"true", "false", "null", "yes", "no"}, strings.ToLower(s)) {
+	if plain && (s[0] >= 'a' && s[0] <= 'z' || s[0] >= 'A' && s[0] <= 'Z') &&
+		!slices.Contains([]string{"true", "false", "null", "yes", "no"}, strings.ToLower(s)) {
 		return s
 	}
 	return quoteYAML(s)

@@ -87,7 +87,8 @@ func TestRewriteChangesOnlyExpect(t *testing.T) {
 
 // Quotes and brackets in words and comments do not start or end anything.
 func TestRewriteStopsAtTheEndOfTheList(t *testing.T) {
-	const head, tail = "tests:\n  - name: one\n    detections: [{ objective: escape }]\n", "    never: [pod.isolate]\n    matched: true # kept\n"
+	const head, tail = "tests:\n  - name: one\n    detections: [{ objective: escape }]\n",
+		"    never: [pod.isolate]\n    matched: true # kept\n"
 	made := `      - { step: "steps[0]", outcome: changed }
       - { step: isolate, outcome: refused, reason: "host network" }
       - { step: "steps[1].on_failure[0]", outcome: changed }
@@ -137,17 +138,30 @@ func TestRewriteIsRefusedIfItWouldChangeMore(t *testing.T) {
 
 // Each key that the author chose stays, with the actual value: an update never weakens a test.
 func TestRewriteKeepsTheChosenKeys(t *testing.T) {
-	f := mustParseTests(t, "tests:\n  - name: one\n    detections: [{ objective: escape }]\n    expect:\n      - { action: pod.isolate, target: web-1, within: 1s, outcome: changed, with: { tail: 1 } }\n")
+	f := mustParseTests(
+		t,
+		"tests:\n  - name: one\n    detections: [{ objective: escape }]\n    expect:\n      - { action: pod.isolate, target: web-1, within: 1s, outcome: changed, with: { tail: 1 } }\n",
+	)
 	h := testspec.Result{
-		Playbooks: []string{"book"}, TargetsByID: map[string]playbooks.Target{"pod:u": {Kind: playbooks.TargetPod, Namespace: "shop", Name: "web-1", UID: "u"}},
+		Playbooks: []string{"book"}, TargetsByID: map[string]playbooks.Target{"pod:u": {
+			Kind:      playbooks.TargetPod,
+			Namespace: "shop", Name: "web-1", UID: "u",
+		}},
 		Steps: []testspec.StepRun{
 			{Step: "steps[0]", Action: "pod.logs", Outcome: playbooks.OutcomeChanged},
-			{Step: "steps[1]", Action: "pod.isolate", Target: "pod:u", Outcome: playbooks.OutcomeChanged, EndedAt: 2500 * time.Millisecond, Params: json.RawMessage(`{"tail":5,"more":true}`)},
+			{
+				Step: "steps[1]", Action: "pod.isolate", Target: "pod:u", Outcome: playbooks.OutcomeChanged,
+				EndedAt: 2500 * time.Millisecond, Params: json.RawMessage(`{"tail":5,"more":true}`),
+			},
 		},
 	}
 	got, err := testspec.RewriteExpectations(f, map[*testspec.TestCase]testspec.Result{f.Tests[0]: h})
 	require.NoError(t, err)
-	require.Contains(t, string(got), "    expect:\n      - { action: pod.isolate, target: web-1, within: 3s, outcome: changed, with: {\"tail\":5} }\n")
+	require.Contains(
+		t,
+		string(got),
+		"    expect:\n      - { action: pod.isolate, target: web-1, within: 3s, outcome: changed, with: {\"tail\":5} }\n",
+	)
 	require.Empty(t, testspec.CompareWithResult(mustParseTests(t, string(got)).Tests[0], h))
 }
 

@@ -76,7 +76,8 @@ func TestDiagnosticsHavePositionAndHint(t *testing.T) {
 			require.NoError(t, err)
 			f, problems := testspec.ParseTestFile(filepath.Base(file), source)
 			if !problems.HasErrors() || strings.HasSuffix(file, "unchecked.yaml") {
-				problems = append(problems, testspec.CheckTestFile(f, []*playbooks.Program{loadTestPlaybook(t)}, newTestCatalog())...).Sorted()
+				problems = append(problems, testspec.CheckTestFile(f, []*playbooks.Program{loadTestPlaybook(t)},
+					newTestCatalog())...).Sorted()
 			}
 			var got strings.Builder
 			for _, p := range problems {
@@ -103,7 +104,10 @@ func mustParseTests(t testing.TB, text string) *testspec.TestFile {
 // newTestResult returns a run in which the pod could not be isolated and was frozen, and the approval was denied.
 func newTestResult() testspec.Result {
 	ran := func(step, action, target string, o playbooks.Outcome, reason string, at time.Duration) testspec.StepRun {
-		return testspec.StepRun{Playbook: "book", Step: step, Action: action, Target: target, Outcome: o, Reason: reason, EndedAt: at}
+		return testspec.StepRun{
+			Playbook: "book", Step: step, Action: action, Target: target, Outcome: o, Reason: reason,
+			EndedAt: at,
+		}
 	}
 	const pod = "pod:u1"
 	logs := ran("steps[0]", "pod.logs", pod, playbooks.OutcomeChanged, "", 0)
@@ -116,11 +120,23 @@ func newTestResult() testspec.Result {
 			ran("steps[1].on_failure[0]", "pod.freeze", pod, playbooks.OutcomeChanged, "", 2*time.Second),
 			ran("steps[2]", "approval", "", playbooks.OutcomeDenied, "alice said no", 2*time.Minute),
 		},
-		ApprovalRequests: []testspec.ApprovalRequest{{Title: "stop the workload", Text: "Scale web to zero?", Approvers: "responders, bob", Quorum: 2, AskedAt: 2 * time.Second}},
-		Containments:     []testspec.ContainmentRecord{{Action: "pod.freeze", Target: pod, Outcome: playbooks.OutcomeChanged, AppliedAt: 2 * time.Second, UndoneAt: 62 * time.Second}},
-		Leases:           []playbooks.LeaseReport{{Action: "pod.freeze", Target: pod, State: "ended", Undone: true}},
-		FinalIncident:    playbooks.Incident{Status: "closed", Objective: "crypto-mining", Severity: "high", Confidence: 0.9, Summary: "a miner in web"},
-		TargetsByID:      map[string]playbooks.Target{pod: {Kind: playbooks.TargetPod, Namespace: "shop", Name: "web-1", UID: "u1"}},
+		ApprovalRequests: []testspec.ApprovalRequest{{
+			Title: "stop the workload", Text: "Scale web to zero?",
+			Approvers: "responders, bob", Quorum: 2, AskedAt: 2 * time.Second,
+		}},
+		Containments: []testspec.ContainmentRecord{{
+			Action: "pod.freeze", Target: pod, Outcome: playbooks.OutcomeChanged,
+			AppliedAt: 2 * time.Second, UndoneAt: 62 * time.Second,
+		}},
+		Leases: []playbooks.LeaseReport{{Action: "pod.freeze", Target: pod, State: "ended", Undone: true}},
+		FinalIncident: playbooks.Incident{
+			Status: "closed", Objective: "crypto-mining", Severity: "high", Confidence: 0.9,
+			Summary: "a miner in web",
+		},
+		TargetsByID: map[string]playbooks.Target{pod: {
+			Kind: playbooks.TargetPod, Namespace: "shop", Name: "web-1",
+			UID: "u1",
+		}},
 	}
 }
 
@@ -129,21 +145,33 @@ func TestCompareReportsDifferences(t *testing.T) {
 		{"matched: true", ""},
 		{"matched: false", "the incident is handled by book, but expected no playbook"},
 		{"expect: [{ step: isolate, outcome: refused, reason: host }, { action: pod.freeze, target: web-1, within: 2s }, { action: approval, at: 2m }]", ""},
-		{"expect: [{ step: isolate, outcome: changed }]",
-			"step isolate on pod shop/web-1: the outcome is refused, expected changed: host network"},
-		{"expect: [{ step: isolate, reason: foreign }]",
-			`step isolate on pod shop/web-1: the reason is "host network", expected it to contain "foreign"`},
-		{"expect: [{ action: pod.freeze }, { step: isolate }]",
-			"step isolate on pod shop/web-1 ran before steps[1].on_failure[0], not after it (refused at 0s)"},
-		{"expect: [{ action: pod.freeze, within: 1s }]",
-			"step steps[1].on_failure[0] on pod shop/web-1: it ended with changed at 2s, expected within 1s"},
+		{
+			"expect: [{ step: isolate, outcome: changed }]",
+			"step isolate on pod shop/web-1: the outcome is refused, expected changed: host network",
+		},
+		{
+			"expect: [{ step: isolate, reason: foreign }]",
+			`step isolate on pod shop/web-1: the reason is "host network", expected it to contain "foreign"`,
+		},
+		{
+			"expect: [{ action: pod.freeze }, { step: isolate }]",
+			"step isolate on pod shop/web-1 ran before steps[1].on_failure[0], not after it (refused at 0s)",
+		},
+		{
+			"expect: [{ action: pod.freeze, within: 1s }]",
+			"step steps[1].on_failure[0] on pod shop/web-1: it ended with changed at 2s, expected within 1s",
+		},
 		{"expect: [{ action: approval, at: 15m }]", "step steps[2]: it ended with denied at 2m, expected at 15m"},
 		{"expect: [{ action: pod.logs, with: { tail: 500 } }]", ""},
-		{"expect: [{ action: pod.logs, with: { tail: 2000 } }]",
-			"step steps[0] on pod shop/web-1: `tail` is 500, expected 2000"},
+		{
+			"expect: [{ action: pod.logs, with: { tail: 2000 } }]",
+			"step steps[0] on pod shop/web-1: `tail` is 500, expected 2000",
+		},
 		{"expect: [{ step: isolate, target: web-2 }]", "step isolate of web-2 did not run; it ran on pod shop/web-1"},
-		{"expect: [{ action: workload.scale }]",
-			"step workload.scale did not run; steps that ran: steps[0] changed, isolate refused, steps[1].on_failure[0] changed, steps[2] denied"},
+		{
+			"expect: [{ action: workload.scale }]",
+			"step workload.scale did not run; steps that ran: steps[0] changed, isolate refused, steps[1].on_failure[0] changed, steps[2] denied",
+		},
 		{"asks: [{ title: stop, text: Scale, of: [responders, bob], quorum: 2, within: 2s }]", ""},
 		{"asks: []", `unexpected approval request "stop the workload" at 2s`},
 		{"asks: [{ of: alice }]", "the approvers are responders, bob, without alice"},
@@ -153,16 +181,24 @@ func TestCompareReportsDifferences(t *testing.T) {
 		{"never: [pod.freeze]", "pod.freeze was applied to pod shop/web-1 at 2s, which `never` forbids"},
 		{"never: [pod.logs]", "pod.logs ended with changed at 0s, which `never` forbids"},
 		{"effects: [{ action: pod.freeze, target: shop/web-1, for: 60s }]", ""},
-		{"effects: [{ action: pod.freeze, for: 2h }]",
-			"pod.freeze on pod shop/web-1: it is in force for 1m, expected for 2h"},
+		{
+			"effects: [{ action: pod.freeze, for: 2h }]",
+			"pod.freeze on pod shop/web-1: it is in force for 1m, expected for 2h",
+		},
 		{"effects: []", "pod.freeze was unexpectedly applied to pod shop/web-1 at 2s"},
-		{"effects: [{ action: pod.freeze }, { action: pod.isolate }]",
-			"pod.isolate was not applied; step isolate is refused: host network"},
+		{
+			"effects: [{ action: pod.freeze }, { action: pod.isolate }]",
+			"pod.isolate was not applied; step isolate is refused: host network",
+		},
 		{"leases: [{ action: pod.freeze, state: ended, undone: true }]", ""},
-		{"leases: [{ action: pod.freeze, undone: false }]",
-			"the lease of pod.freeze on pod shop/web-1: undone is true, expected false"},
-		{"leases: [{ action: pod.isolate }, { action: pod.freeze }]",
-			"missing lease of pod.isolate; step isolate is refused: host network"},
+		{
+			"leases: [{ action: pod.freeze, undone: false }]",
+			"the lease of pod.freeze on pod shop/web-1: undone is true, expected false",
+		},
+		{
+			"leases: [{ action: pod.isolate }, { action: pod.freeze }]",
+			"missing lease of pod.isolate; step isolate is refused: host network",
+		},
 		{"leases: []", "unexpected lease of pod.freeze on pod shop/web-1: ended"},
 		{"outcome: { status: closed, objective: crypto-mining, severity: high, confidence: 0.9, summary: miner }", ""},
 		{"outcome: { severity: low }", "the incident's severity is high, expected low"},
@@ -189,8 +225,10 @@ func TestCoverageListsUncoveredBranches(t *testing.T) {
 		missing = append(missing, m.Step+": "+m.Description)
 	}
 	require.Equal(t,
-		[]string{"steps[2]: `if` is never false", "steps[2]: the approval is never granted",
-			"steps[2].steps[0]: the step never runs"}, missing)
+		[]string{
+			"steps[2]: `if` is never false", "steps[2]: the approval is never granted",
+			"steps[2].steps[0]: the step never runs",
+		}, missing)
 	require.Equal(t, 9, c.TotalPoints)
 	require.Equal(t, 6, c.CoveredPoints)
 	require.Equal(t, 11, c.Uncovered[0].Line)
@@ -220,10 +258,14 @@ steps:
 `
 
 func TestResolveStepFindsStepsInLoopsAndCalls(t *testing.T) {
-	programs, problems := playbooks.LoadPlaybooks([]playbooks.SourceFile{{File: "caller.yaml", Content: []byte(callerPlaybookYAML)}, {File: "callee.yaml", Content: []byte(calleePlaybookYAML)}}, newTestCatalog())
+	programs, problems := playbooks.LoadPlaybooks([]playbooks.SourceFile{{
+		File:    "caller.yaml",
+		Content: []byte(callerPlaybookYAML),
+	}, {File: "callee.yaml", Content: []byte(calleePlaybookYAML)}}, newTestCatalog())
 	require.NoError(t, problems.Err())
 	for name, want := range map[string]string{
-		"each": "caller.yaml each", "each[1]/logs": "caller.yaml logs", "each[1]/sub": "caller.yaml sub", "each[1]/sub/steps[1]": "callee.yaml steps[1]", "last": "caller.yaml last",
+		"each": "caller.yaml each", "each[1]/logs": "caller.yaml logs", "each[1]/sub": "caller.yaml sub",
+		"each[1]/sub/steps[1]": "callee.yaml steps[1]", "last": "caller.yaml last",
 		"each[1]/sub/steps[9]": "", "other/steps[0]": "", "": "",
 	} {
 		in, s := testspec.ResolveStep(programs[0], name)
@@ -233,9 +275,16 @@ func TestResolveStepFindsStepsInLoopsAndCalls(t *testing.T) {
 		}
 		require.Equal(t, want, got, name)
 	}
-	require.Negative(t, slices.Compare(testspec.StepOrder(programs[0], "each[2]/sub/steps[1]"), testspec.StepOrder(programs[0], "each[10]/logs")))
+	require.Negative(t, slices.Compare(testspec.StepOrder(programs[0], "each[2]/sub/steps[1]"),
+		testspec.StepOrder(programs[0], "each[10]/logs")))
 
-	h := testspec.Result{Steps: []testspec.StepRun{{Playbook: "caller", Step: "each[0]/logs", Outcome: playbooks.OutcomeChanged}, {Playbook: "caller", Step: "each[0]/sub/steps[1]", Outcome: playbooks.OutcomeChanged}}}
+	h := testspec.Result{Steps: []testspec.StepRun{{
+		Playbook: "caller", Step: "each[0]/logs",
+		Outcome: playbooks.OutcomeChanged,
+	}, {
+		Playbook: "caller", Step: "each[0]/sub/steps[1]",
+		Outcome: playbooks.OutcomeChanged,
+	}}}
 	cover := func(p *playbooks.Program) (missing []string) {
 		for _, m := range testspec.MeasureCoverage(p, programs, []testspec.Result{h}).Uncovered {
 			missing = append(missing, m.Step)
@@ -249,7 +298,10 @@ func TestResolveStepFindsStepsInLoopsAndCalls(t *testing.T) {
 func TestSchemaHasAllKeys(t *testing.T) {
 	raw, err := json.Marshal(testspec.Schema())
 	require.NoError(t, err)
-	for _, key := range []string{"playbook", "detections", "blast_radius", "ancestors", "fails", "time_to_contain", "undone", "additionalProperties"} {
+	for _, key := range []string{
+		"playbook", "detections", "blast_radius", "ancestors", "fails", "time_to_contain",
+		"undone", "additionalProperties",
+	} {
 		require.Contains(t, string(raw), `"`+key+`"`)
 	}
 	again, err := json.Marshal(testspec.Schema())

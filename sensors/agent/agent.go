@@ -101,7 +101,10 @@ func New(o Options, set *rules.Set) (*Agent, error) {
 	if o.Resolver != nil {
 		seen.trustRank = cgroupTrustRanker(o.Resolver.CgroupRoot())
 	}
-	a := &Agent{Options: o, revocations: released, detectedCgroups: seen, self: currentProcess(), lastLogged: map[string]time.Time{}}
+	a := &Agent{
+		Options: o, revocations: released, detectedCgroups: seen, self: currentProcess(),
+		lastLogged: map[string]time.Time{},
+	}
 	a.rules.Store(set)
 	a.heartbeat = &heartbeat{interval: o.HeartbeatInterval, dir: o.StateDir, log: o.Log}
 	return a, nil
@@ -152,7 +155,8 @@ func (a *Agent) ProcessEvent(e sensors.Event, event func(sensors.Event), detecti
 		return
 	}
 	if e.Kind == sensors.KindConnect {
-		e.Network.KubernetesAPI = slices.Contains(a.APIServers, net.JoinHostPort(e.Network.Address, strconv.Itoa(int(e.Network.Port))))
+		e.Network.KubernetesAPI = slices.Contains(a.APIServers, net.JoinHostPort(e.Network.Address,
+			strconv.Itoa(int(e.Network.Port))))
 	}
 	if a.Baselines != nil {
 		e.Baseline = a.Baselines.Compare(&e)
@@ -315,7 +319,10 @@ func newDeduplicator(window time.Duration, send func(sensors.Detection)) *dedupl
 }
 
 func (f *deduplicator) add(d sensors.Detection) {
-	key := strings.Join(append([]string{d.Rule, d.Event.Container.ID, d.Event.Process.Exe, d.Event.File.Path, d.Event.Network.Address}, d.Event.Process.Args...), "\x00")
+	key := strings.Join(append([]string{
+		d.Rule, d.Event.Container.ID, d.Event.Process.Exe, d.Event.File.Path,
+		d.Event.Network.Address,
+	}, d.Event.Process.Args...), "\x00")
 	f.mu.Lock()
 	if held, ok := f.entries[key]; ok {
 		held.suppressed++

@@ -21,7 +21,9 @@ const maxSnapshotDetectionAge = 24 * time.Hour
 // Handle verifies the proof of one command with keys and executes the command. It returns the result and, for a
 // snapshot, the attachments. The error wraps gatewayrpc.ErrRefused if the command is unknown, malformed or not
 // permitted.
-func (a *Agent) Handle(ctx context.Context, kind gatewayrpc.CommandKind, body []byte, keys attestation.Keyring) (any, []gatewayrpc.Attachment, error) {
+func (a *Agent) Handle(ctx context.Context, kind gatewayrpc.CommandKind, body []byte, keys attestation.Keyring) (any,
+	[]gatewayrpc.Attachment, error,
+) {
 	switch kind {
 	case gatewayrpc.CommandSnapshot:
 		var c gatewayrpc.SnapshotCommand
@@ -117,13 +119,21 @@ const expiryTolerance = time.Second
 // of its target by a person.
 func (a *Agent) checkNotReleased(target string, token attestation.LeaseToken) error {
 	if !token.DetectedAt.IsZero() && a.revocations.isTargetReleased(target, token.DetectedAt) {
-		return wrapRefused(fmt.Errorf("%w: a person released %s after its last detection; containing it again needs a new detection or a grant", attestation.ErrUnverified, target))
+		return wrapRefused(
+			fmt.Errorf(
+				"%w: a person released %s after its last detection; containing it again needs a new detection or a grant",
+				attestation.ErrUnverified,
+				target,
+			),
+		)
 	}
 	return nil
 }
 
 // verifyReleaseGrant verifies a grant that ends a containment before its expiry.
-func verifyReleaseGrant(grant *attestation.Envelope, lease string, keys attestation.Keyring) (attestation.Grant, error) {
+func verifyReleaseGrant(grant *attestation.Envelope, lease string, keys attestation.Keyring) (attestation.Grant,
+	error,
+) {
 	if grant == nil {
 		return attestation.Grant{},
 			fmt.Errorf("%w: the containment has not expired, and the grant is missing", attestation.ErrUnverified)
@@ -141,7 +151,9 @@ func verifyReleaseGrant(grant *attestation.Envelope, lease string, keys attestat
 }
 
 // endContainment removes a lock or a freeze: with a grant, or after its expiry.
-func (a *Agent) endContainment(ctx context.Context, kind gatewayrpc.CommandKind, c gatewayrpc.ReleaseCommand, keys attestation.Keyring) (gatewayrpc.ContainmentState, error) {
+func (a *Agent) endContainment(ctx context.Context, kind gatewayrpc.CommandKind, c gatewayrpc.ReleaseCommand,
+	keys attestation.Keyring,
+) (gatewayrpc.ContainmentState, error) {
 	if kind == gatewayrpc.CommandUnlock {
 		return a.releaseLock(ctx, c, keys)
 	}

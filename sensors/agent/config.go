@@ -74,17 +74,22 @@ func NewFromConfig(s Config) (a *Agent, closeAll func(), err error) {
 			closers[i]()
 		}
 	}
-	o := Options{Node: s.Node, RuleFiles: files, StateDir: s.StateDir, Log: s.Log, Failpoint: s.Failpoint, KubeletPath: s.KubeletPath, APIServers: s.APIServers, HeartbeatInterval: s.HeartbeatInterval}
+	o := Options{
+		Node: s.Node, RuleFiles: files, StateDir: s.StateDir, Log: s.Log, Failpoint: s.Failpoint,
+		KubeletPath: s.KubeletPath, APIServers: s.APIServers, HeartbeatInterval: s.HeartbeatInterval,
+	}
 	if len(s.SnapshotProgram) > 0 {
 		o.SnapshotHelper = snapshot.NewHelperPool(s.SnapshotProgram[0], s.SnapshotProgram[1:]...)
 		o.SnapshotHelper.Prewarm()
 		closers = append(closers, func() { _ = o.SnapshotHelper.Close() })
 	}
-	if host, port := os.Getenv("KUBERNETES_SERVICE_HOST"), os.Getenv("KUBERNETES_SERVICE_PORT"); host != "" && len(o.APIServers) == 0 {
+	if host, port := os.Getenv("KUBERNETES_SERVICE_HOST"), os.Getenv("KUBERNETES_SERVICE_PORT"); host != "" &&
+		len(o.APIServers) == 0 {
 		o.APIServers = []string{net.JoinHostPort(host, port)}
 	}
 	if s.StateDir != "" {
-		if o.Baselines, err = baseline.Open(BaselinePath(s.StateDir), baseline.Options{LearningPeriod: s.LearningPeriod}); err != nil {
+		if o.Baselines, err = baseline.Open(BaselinePath(s.StateDir),
+			baseline.Options{LearningPeriod: s.LearningPeriod}); err != nil {
 			s.Log.Error("the baselines of images cannot be read", "error", err)
 		}
 	}

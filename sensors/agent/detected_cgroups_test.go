@@ -31,7 +31,8 @@ func TestDecoyCgroupsDoNotEvictTheCgroupOfATarget(t *testing.T) {
 	for i := range uint64(maxCgroupsPerTarget + 1) {
 		at(i+2, fmt.Sprintf("/user.slice/%d/docker-victim.scope", i))
 	}
-	if got := s.cgroupsOf("container:victim"); !slices.ContainsFunc(got, func(b containermeta.NamedCgroup) bool { return b.CgroupID == 1 }) {
+	if got := s.cgroupsOf("container:victim"); !slices.ContainsFunc(got,
+		func(b containermeta.NamedCgroup) bool { return b.CgroupID == 1 }) {
 		t.Errorf("the target's own cgroup was evicted: %+v", got)
 	}
 }

@@ -70,7 +70,10 @@ func (a *Agent) topDropSources() []DropSource {
 		return nil
 	}
 	for _, each := range a.Probe.DropSources() {
-		out = append(out, DropSource{Container: sensors.Container{CgroupID: each.Cgroup, CgroupPath: each.Path}, Cgroup: each.Path, Dropped: each.Dropped})
+		out = append(out, DropSource{
+			Container: sensors.Container{CgroupID: each.Cgroup, CgroupPath: each.Path},
+			Cgroup:    each.Path, Dropped: each.Dropped,
+		})
 	}
 	slices.SortFunc(out, func(x, y DropSource) int { return cmp.Compare(y.Dropped, x.Dropped) })
 	out = out[:min(len(out), maxDropSources)]

@@ -16,7 +16,9 @@ import (
 // maxFreezeDuration limits a freeze: the probes of a frozen pod fail, and the kubelet then kills it.
 const maxFreezeDuration = 5 * time.Minute
 
-func (a *Agent) freeze(ctx context.Context, c gatewayrpc.ContainmentCommand, token attestation.LeaseToken) (gatewayrpc.ContainmentState, error) {
+func (a *Agent) freeze(ctx context.Context, c gatewayrpc.ContainmentCommand,
+	token attestation.LeaseToken,
+) (gatewayrpc.ContainmentState, error) {
 	if a.Freezer == nil {
 		return gatewayrpc.ContainmentState{}, wrapRefused(errors.New("this node cannot freeze cgroups"))
 	}
@@ -34,7 +36,10 @@ func (a *Agent) freeze(ctx context.Context, c gatewayrpc.ContainmentCommand, tok
 	if err := token.CheckDrillTarget(at.refs[0].CgroupID); err != nil {
 		return gatewayrpc.ContainmentState{}, wrapRefused(err)
 	}
-	h := snapshot.CgroupFreeze{LeaseID: c.LeaseID, TargetID: c.Target.ID(), CgroupDir: at.dirs[0], CgroupID: at.refs[0].CgroupID, ExpiresAt: c.ExpiresAt}
+	h := snapshot.CgroupFreeze{
+		LeaseID: c.LeaseID, TargetID: c.Target.ID(), CgroupDir: at.dirs[0],
+		CgroupID: at.refs[0].CgroupID, ExpiresAt: c.ExpiresAt,
+	}
 	held, ok, err := a.Freezer.FindFreeze(at.dirs...)
 	if err != nil {
 		return gatewayrpc.ContainmentState{}, fmt.Errorf("read the freeze: %w", err)
@@ -82,7 +87,10 @@ func (a *Agent) freezeState(ctx context.Context, t gatewayrpc.NodeTarget) (gatew
 	if err != nil {
 		return gatewayrpc.ContainmentState{}, fmt.Errorf("read the freeze: %w", err)
 	}
-	s := gatewayrpc.ContainmentState{Active: ok && state.Requested && state.Frozen, LeaseID: held.LeaseID, ExpiresAt: held.ExpiresAt}
+	s := gatewayrpc.ContainmentState{
+		Active: ok && state.Requested && state.Frozen, LeaseID: held.LeaseID,
+		ExpiresAt: held.ExpiresAt,
+	}
 	if !ok && (state.Requested || state.Frozen) {
 		s.Note = "the cgroup is already frozen, but not by Stanch"
 	}
@@ -91,7 +99,9 @@ func (a *Agent) freezeState(ctx context.Context, t gatewayrpc.NodeTarget) (gatew
 
 // thaw ends the freeze of a lease, even if its target is gone. It does not change a cgroup that another process has
 // frozen or thawed since then.
-func (a *Agent) thaw(ctx context.Context, c gatewayrpc.ReleaseCommand, keys attestation.Keyring) (gatewayrpc.ContainmentState, error) {
+func (a *Agent) thaw(ctx context.Context, c gatewayrpc.ReleaseCommand,
+	keys attestation.Keyring,
+) (gatewayrpc.ContainmentState, error) {
 	if a.Freezer == nil {
 		return gatewayrpc.ContainmentState{}, wrapRefused(errors.New("this node cannot freeze cgroups"))
 	}

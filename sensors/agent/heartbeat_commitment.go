@@ -77,11 +77,16 @@ func (y *heartbeat) isPeerHeartbeat(e *sensors.Event) bool {
 	if slices.ContainsFunc(y.peers, func(n peerHeartbeat) bool { return n.commitment == commitment }) {
 		return false
 	}
-	if y.peers = append(y.peers, peerHeartbeat{commitment: commitment, pid: e.Process.PID}); len(y.peers) > maxPeerHeartbeats {
+	if y.peers = append(y.peers, peerHeartbeat{
+		commitment: commitment,
+		pid:        e.Process.PID,
+	}); len(y.peers) > maxPeerHeartbeats {
 		y.peers = y.peers[len(y.peers)-maxPeerHeartbeats:]
 	}
 	if len(y.peers) == 1 && y.log != nil {
-		y.log.Warn("another Stanch sensor runs on this machine, so events are reported twice; run one of them with --no-sensor")
+		y.log.Warn(
+			"another Stanch sensor runs on this machine, so events are reported twice; run one of them with --no-sensor",
+		)
 	}
 	return true
 }

@@ -28,7 +28,10 @@ func startHeartbeatAgent(t *testing.T, o probe.Options, wait time.Duration) (*Ag
 	p, err := probe.Load(o)
 	require.NoError(t, err)
 	t.Cleanup(func() { _ = p.Close() })
-	a, err := New(Options{Node: "node-1", Probe: p, HeartbeatInterval: 50 * time.Millisecond, Log: slog.New(slog.DiscardHandler)}, &rules.Set{})
+	a, err := New(Options{
+		Node: "node-1", Probe: p, HeartbeatInterval: 50 * time.Millisecond,
+		Log: slog.New(slog.DiscardHandler),
+	}, &rules.Set{})
 	require.NoError(t, err)
 	a.heartbeat.timeout = wait
 	var mu sync.Mutex
@@ -60,7 +63,8 @@ func TestHeartbeatIsReceivedAndFiltered(t *testing.T) {
 	a, seen := startHeartbeatAgent(t, probe.Options{}, 0)
 	first := time.Time{}
 	for range 3 { // the heartbeat continues
-		require.Eventually(t, func() bool { return a.Health().Heartbeat.LastReceived.After(first) }, 10*time.Second, 5*time.Millisecond, "%+v", a.Health().Heartbeat)
+		require.Eventually(t, func() bool { return a.Health().Heartbeat.LastReceived.After(first) }, 10*time.Second,
+			5*time.Millisecond, "%+v", a.Health().Heartbeat)
 		first = a.Health().Heartbeat.LastReceived
 	}
 	status := a.Health().Heartbeat
@@ -82,7 +86,8 @@ func TestHeartbeatFailsWithoutItsHook(t *testing.T) {
 
 func TestHeartbeatFailsIfItsCgroupIsIgnored(t *testing.T) {
 	a, _ := startHeartbeatAgent(t, probe.Options{}, time.Second)
-	require.Eventually(t, func() bool { return !a.Health().Heartbeat.LastReceived.IsZero() }, 5*time.Second, 5*time.Millisecond)
+	require.Eventually(t, func() bool { return !a.Health().Heartbeat.LastReceived.IsZero() }, 5*time.Second,
+		5*time.Millisecond)
 	root, err := containermeta.FindCgroupRoot()
 	require.NoError(t, err)
 	id, err := containermeta.CgroupID(root + "/" + heartbeatName)
@@ -94,7 +99,10 @@ func TestHeartbeatFailsIfItsCgroupIsIgnored(t *testing.T) {
 func TestOnlyTheHeartbeatItselfIsFiltered(t *testing.T) {
 	y := &heartbeat{nonce: "word", received: make(chan struct{}), log: slog.New(slog.DiscardHandler)}
 	own := func(kind sensors.Kind, pid uint32, args ...string) *sensors.Event {
-		return &sensors.Event{Kind: kind, Process: sensors.Process{PID: pid, Args: args}, Container: sensors.Container{CgroupPath: "/" + heartbeatName}}
+		return &sensors.Event{
+			Kind: kind, Process: sensors.Process{PID: pid, Args: args},
+			Container: sensors.Container{CgroupPath: "/" + heartbeatName},
+		}
 	}
 	require.False(t, y.isHeartbeatEvent(own(sensors.KindExec, 7, heartbeatName, "guess")), "another process in its cgroup")
 	require.False(t, y.isHeartbeatEvent(own(sensors.KindExit, 7)))
@@ -122,7 +130,10 @@ func TestHeartbeatOfAnotherSensorIsRecognizedByItsCommitment(t *testing.T) {
 	t.Cleanup(func() { _ = unix.Removexattr(dir, commitmentXattrPrefix+"other") })
 	y := &heartbeat{nonce: "mine", received: make(chan struct{}), log: slog.New(slog.DiscardHandler)}
 	event := func(kind sensors.Kind, pid uint32, args ...string) *sensors.Event {
-		return &sensors.Event{Kind: kind, Process: sensors.Process{PID: pid, Args: args}, Container: sensors.Container{CgroupPath: "/" + heartbeatName}}
+		return &sensors.Event{
+			Kind: kind, Process: sensors.Process{PID: pid, Args: args},
+			Container: sensors.Container{CgroupPath: "/" + heartbeatName},
+		}
 	}
 	require.False(t, y.isHeartbeatEvent(event(sensors.KindExec, 7, heartbeatName, "guess")), "only its name")
 	require.False(t, y.isHeartbeatEvent(event(sensors.KindExec, 7, "sh", "their-nonce")), "another program")

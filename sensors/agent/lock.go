@@ -16,7 +16,9 @@ import (
 	"stanch/sensors/probe"
 )
 
-func (a *Agent) applyLock(ctx context.Context, c gatewayrpc.ContainmentCommand, token attestation.LeaseToken, keys attestation.Keyring) (gatewayrpc.ContainmentState, error) {
+func (a *Agent) applyLock(ctx context.Context, c gatewayrpc.ContainmentCommand, token attestation.LeaseToken,
+	keys attestation.Keyring,
+) (gatewayrpc.ContainmentState, error) {
 	if a.EgressLock == nil {
 		return gatewayrpc.ContainmentState{},
 			wrapRefused(fmt.Errorf("the egress lock is disabled on this node: %s", a.EgressLockError))
@@ -38,7 +40,10 @@ func (a *Agent) applyLock(ctx context.Context, c gatewayrpc.ContainmentCommand, 
 		return gatewayrpc.ContainmentState{}, fmt.Errorf("read the egress lock: %w", err)
 	}
 	a.addLockedCgroups(&at, before)
-	request := probe.EgressLockRequest{LeaseID: c.LeaseID, TargetID: c.Target.ID(), Cgroups: at.cgroupIDs(), ExpiresAt: c.ExpiresAt}
+	request := probe.EgressLockRequest{
+		LeaseID: c.LeaseID, TargetID: c.Target.ID(), Cgroups: at.cgroupIDs(),
+		ExpiresAt: c.ExpiresAt,
+	}
 	if request.AllowList, err = parseAllowList(c.Params); err != nil {
 		return gatewayrpc.ContainmentState{}, wrapRefused(err)
 	}
@@ -50,8 +55,10 @@ func (a *Agent) applyLock(ctx context.Context, c gatewayrpc.ContainmentCommand, 
 	}
 	if a.kubeletCount.Load() == 0 && c.Target.PodUID != "" {
 		request.AnswerRootSockets = true
-		notes = append(notes,
-			"this node's kubelet was not found, so replies to all root processes of the node are allowed to keep its probes working; set --kubelet to its program")
+		notes = append(
+			notes,
+			"this node's kubelet was not found, so replies to all root processes of the node are allowed to keep its probes working; set --kubelet to its program",
+		)
 	}
 	if err := a.checkReplacement(c, before, request, token, keys); err != nil {
 		return gatewayrpc.ContainmentState{}, err
@@ -171,7 +178,9 @@ func (n networkAccess) unverifiedReason(state probe.EgressLockState) string {
 
 // checkReplacement checks whether a request weakens the lock of its lease that is in force. Another target is refused.
 // An earlier end or a wider allow list requires a grant.
-func (a *Agent) checkReplacement(c gatewayrpc.ContainmentCommand, before probe.EgressLockState, r probe.EgressLockRequest, token attestation.LeaseToken, keys attestation.Keyring) error {
+func (a *Agent) checkReplacement(c gatewayrpc.ContainmentCommand, before probe.EgressLockState,
+	r probe.EgressLockRequest, token attestation.LeaseToken, keys attestation.Keyring,
+) error {
 	if !before.Active {
 		return a.checkNotReleased(c.Target.ID(), token)
 	}
@@ -201,7 +210,10 @@ func (a *Agent) checkReplacement(c gatewayrpc.ContainmentCommand, before probe.E
 }
 
 func toContainmentState(s probe.EgressLockState) gatewayrpc.ContainmentState {
-	return gatewayrpc.ContainmentState{Active: s.Active, LeaseID: s.LeaseID, ExpiresAt: s.ExpiresAt, VethLocked: s.VethLocked, DeniedPackets: s.DeniedPackets}
+	return gatewayrpc.ContainmentState{
+		Active: s.Active, LeaseID: s.LeaseID, ExpiresAt: s.ExpiresAt,
+		VethLocked: s.VethLocked, DeniedPackets: s.DeniedPackets,
+	}
 }
 
 func (a *Agent) lockState(ctx context.Context, t gatewayrpc.NodeTarget) (gatewayrpc.ContainmentState, error) {
@@ -255,7 +267,9 @@ func (a *Agent) findCoveringLock(at targetCgroups) (probe.EgressLockState, error
 
 // releaseLock removes the lock of a lease, even if its target is gone: the target's veth may be used by other
 // containers.
-func (a *Agent) releaseLock(ctx context.Context, c gatewayrpc.ReleaseCommand, keys attestation.Keyring) (gatewayrpc.ContainmentState, error) {
+func (a *Agent) releaseLock(ctx context.Context, c gatewayrpc.ReleaseCommand,
+	keys attestation.Keyring,
+) (gatewayrpc.ContainmentState, error) {
 	if a.EgressLock == nil {
 		return gatewayrpc.ContainmentState{},
 			wrapRefused(fmt.Errorf("the egress lock is disabled on this node: %s", a.EgressLockError))

@@ -41,7 +41,10 @@ func newTestNode(t *testing.T) *testNode {
 	if err != nil {
 		lacking.SkipOrFail(t, "%v", err)
 	}
-	n := &testNode{cgroupRoot: root, pinDir: "/sys/fs/bpf/stanch-agent-" + strconv.Itoa(os.Getpid()), stateDir: t.TempDir()}
+	n := &testNode{
+		cgroupRoot: root, pinDir: "/sys/fs/bpf/stanch-agent-" + strconv.Itoa(os.Getpid()),
+		stateDir: t.TempDir(),
+	}
 	n.cgroupParent, err = os.MkdirTemp(root, "stanch-agent-")
 	require.NoError(t, err)
 	t.Cleanup(func() {
@@ -126,7 +129,8 @@ func (c *testContainer) kill(t *testing.T) {
 	if err := c.cmd.Wait(); err != nil && !errors.As(err, &exit) && c.cmd.ProcessState == nil {
 		t.Error(err)
 	}
-	require.Eventually(t, func() bool { err := os.Remove(c.dir); return err == nil || os.IsNotExist(err) }, 5*time.Second, 2*time.Millisecond)
+	require.Eventually(t, func() bool { err := os.Remove(c.dir); return err == nil || os.IsNotExist(err) }, 5*time.Second,
+		2*time.Millisecond)
 }
 
 // testLease is a lease that the authority permitted for one target.
@@ -143,7 +147,8 @@ func (n *testNode) issueLease(t *testing.T, id string, target gatewayrpc.NodeTar
 	l := testLease{id: id, target: target, expiresAt: time.Now().Add(10 * time.Minute), params: json.RawMessage(params)}
 	var err error
 	l.token, err = n.authorityKey.Sign(attestation.PayloadTypeLeaseToken, attestation.LeaseToken{
-		Nonce: "n", LeaseID: id, Action: "pod.isolate", TargetID: target.ID(), ParamsHash: attestation.HashJSON(l.params), IssuedAt: time.Now(), ExpiresAt: l.expiresAt,
+		Nonce: "n", LeaseID: id, Action: "pod.isolate", TargetID: target.ID(), ParamsHash: attestation.HashJSON(l.params),
+		IssuedAt: time.Now(), ExpiresAt: l.expiresAt,
 	})
 	require.NoError(t, err)
 	return l
@@ -160,8 +165,13 @@ func (n *testNode) sendCommand(kind gatewayrpc.CommandKind, command any) (gatewa
 }
 
 // sendLock sends the lock command of a lease. edit changes the command first.
-func (n *testNode) sendLock(l testLease, edit func(*gatewayrpc.ContainmentCommand)) (gatewayrpc.ContainmentState, error) {
-	c := gatewayrpc.ContainmentCommand{Target: l.target, Action: "pod.isolate", LeaseID: l.id, ExpiresAt: l.expiresAt, Params: l.params, Token: l.token}
+func (n *testNode) sendLock(l testLease, edit func(*gatewayrpc.ContainmentCommand)) (gatewayrpc.ContainmentState,
+	error,
+) {
+	c := gatewayrpc.ContainmentCommand{
+		Target: l.target, Action: "pod.isolate", LeaseID: l.id, ExpiresAt: l.expiresAt,
+		Params: l.params, Token: l.token,
+	}
 	if edit != nil {
 		edit(&c)
 	}
@@ -171,10 +181,14 @@ func (n *testNode) sendLock(l testLease, edit func(*gatewayrpc.ContainmentComman
 func (n *testNode) sendUnlock(t *testing.T, l testLease) (gatewayrpc.ContainmentState, error) {
 	t.Helper()
 	grant, err := n.authorityKey.Sign(attestation.PayloadTypeGrant, attestation.Grant{
-		Nonce: "g", Operation: attestation.OperationRelease, LeaseID: l.id, GrantedBy: []string{"someone"}, IssuedAt: time.Now(), ExpiresAt: time.Now().Add(time.Minute),
+		Nonce: "g", Operation: attestation.OperationRelease, LeaseID: l.id, GrantedBy: []string{"someone"},
+		IssuedAt: time.Now(), ExpiresAt: time.Now().Add(time.Minute),
 	})
 	require.NoError(t, err)
-	return n.sendCommand(gatewayrpc.CommandUnlock, gatewayrpc.ReleaseCommand{Target: l.target, LeaseID: l.id, Grant: &grant})
+	return n.sendCommand(gatewayrpc.CommandUnlock, gatewayrpc.ReleaseCommand{
+		Target: l.target, LeaseID: l.id,
+		Grant: &grant,
+	})
 }
 
 func TestLockCannotBeShortenedInSmallSteps(t *testing.T) {
@@ -211,7 +225,10 @@ func TestLockAllowsOnlyDestinationsOfItsToken(t *testing.T) {
 	c := n.runContainer(t, "a", newContainerID())
 	target := gatewayrpc.NodeTarget{ContainerID: c.id}
 	closed := n.issueLease(t, "L", target, `{}`)
-	for name, params := range map[string]string{"another allow list": `{"allow":["0.0.0.0/0"]}`, "one more parameter": `{"ingress":true}`, "none": ``} {
+	for name, params := range map[string]string{
+		"another allow list": `{"allow":["0.0.0.0/0"]}`,
+		"one more parameter": `{"ingress":true}`, "none": ``,
+	} {
 		_, err := n.sendLock(closed, func(c *gatewayrpc.ContainmentCommand) { c.Params = json.RawMessage(params) })
 		require.ErrorIs(t, err, gatewayrpc.ErrRefused, name)
 		require.ErrorIs(t, err, attestation.ErrUnverified, name)

@@ -95,7 +95,10 @@ func (f *RuleFiles) recordLoaded(set *rules.Set, from packFiles, problems diagno
 	for dir, files := range from {
 		f.lastValid[dir] = maps.Clone(files)
 		maps.DeleteFunc(f.lastValid[dir], func(name string, _ []byte) bool {
-			return slices.ContainsFunc(problems, func(p diagnostic.Diagnostic) bool { return p.File == filepath.Join(dir, name) })
+			return slices.ContainsFunc(problems, func(p diagnostic.Diagnostic) bool {
+				return p.File == filepath.Join(dir,
+					name)
+			})
 		})
 	}
 	f.health = RulesHealth{LoadedAt: time.Now().UTC()}
@@ -124,7 +127,10 @@ func (f *RuleFiles) readPacks() (packFiles, diagnostic.Diagnostics) {
 	out := packFiles{}
 	var problems diagnostic.Diagnostics
 	fail := func(name string, err error) {
-		problems = append(problems, diagnostic.Diagnostic{File: name, Line: 1, Column: 1, Severity: "error", Code: "read", Message: fmt.Sprintf("cannot be read: %v", err)})
+		problems = append(problems, diagnostic.Diagnostic{
+			File: name, Line: 1, Column: 1, Severity: "error", Code: "read",
+			Message: fmt.Sprintf("cannot be read: %v", err),
+		})
 	}
 	for _, dir := range f.dirs {
 		entries, err := os.ReadDir(dir)
@@ -135,7 +141,8 @@ func (f *RuleFiles) readPacks() (packFiles, diagnostic.Diagnostics) {
 		out[dir] = map[string][]byte{}
 		for _, e := range entries {
 			name := e.Name()
-			if ext := filepath.Ext(name); e.IsDir() || ext != ".yaml" && ext != ".yml" || strings.HasPrefix(name, ".") || len(out[dir]) >= maxPacks {
+			if ext := filepath.Ext(name); e.IsDir() || ext != ".yaml" && ext != ".yml" || strings.HasPrefix(name, ".") ||
+				len(out[dir]) >= maxPacks {
 				continue
 			}
 			raw, err := readPack(filepath.Join(dir, name))
@@ -180,7 +187,10 @@ func (s packFiles) load(dirs []string) (*rules.Set, diagnostic.Diagnostics) {
 	sources := []rules.PackSource{rules.ShippedSource()}
 	for _, dir := range dirs {
 		if files := s[dir]; files != nil {
-			sources = append(sources, rules.PackSource{FS: memFS(files), Name: dir, Files: append([]string{}, slices.Sorted(maps.Keys(files))...)})
+			sources = append(sources, rules.PackSource{
+				FS: memFS(files), Name: dir,
+				Files: append([]string{}, slices.Sorted(maps.Keys(files))...),
+			})
 		}
 	}
 	return rules.LoadSources(sources...)
@@ -289,7 +299,10 @@ func (a *Agent) watchRules(ctx context.Context) {
 	defer tick.Stop()
 	hangup := make(chan os.Signal, 1)
 	// On a terminal, SIGHUP means that the terminal was closed, and must end the program.
-	if _, err := unix.IoctlGetTermios(int(os.Stdin.Fd()), unix.TCGETS); err != nil { //nolint:gosec // a descriptor is small
+	if _, err := unix.IoctlGetTermios(
+		int(os.Stdin.Fd()),
+		unix.TCGETS,
+	); err != nil { //nolint:gosec // a descriptor is small
 		signal.Notify(hangup, syscall.SIGHUP)
 		defer signal.Stop(hangup)
 	}

@@ -67,7 +67,8 @@ func newRulesAgent(t *testing.T, dirs ...string) (*Agent, *logBuffer) {
 // firedRules returns the rules that match the execution of a program with this name.
 func firedRules(a *Agent, exe string) string {
 	var names []string
-	a.ProcessEvent(sensors.Event{ID: "1", Kind: sensors.KindExec, Process: sensors.Process{Exe: "/bin/" + exe}}, nil, func(d sensors.Detection) { names = append(names, d.Rule) })
+	a.ProcessEvent(sensors.Event{ID: "1", Kind: sensors.KindExec, Process: sensors.Process{Exe: "/bin/" + exe}}, nil,
+		func(d sensors.Detection) { names = append(names, d.Rule) })
 	return strings.Join(names, " ")
 }
 
@@ -85,7 +86,8 @@ func TestChangedPackIsReloadedWithoutRestart(t *testing.T) {
 	go func() { done <- a.Watch(t.Context(), nil, nil) }()
 	writeFile(t, filepath.Join(dir, "a.yaml"), packYAML("mine", "two"))
 	writeFile(t, filepath.Join(dir, "b.yaml"), packYAML("new", "three"))
-	require.Eventually(t, func() bool { return firedRules(a, "two") == "mine" && firedRules(a, "three") == "new" }, 20*time.Second, 20*time.Millisecond)
+	require.Eventually(t, func() bool { return firedRules(a, "two") == "mine" && firedRules(a, "three") == "new" },
+		20*time.Second, 20*time.Millisecond)
 	require.Empty(t, firedRules(a, "one"))
 }
 
@@ -100,7 +102,8 @@ func TestInvalidPackKeepsItsLastValidVersion(t *testing.T) {
 
 	writeFile(t, filepath.Join(dir, "a.yaml"), strings.Replace(packYAML("mine", "two"), "exe ==", "exxe ==", 1))
 	writeFile(t, filepath.Join(dir, "b.yaml"), packYAML("other", "c"))
-	writeFile(t, filepath.Join(dir, "c.yaml"), packYAML("third", "third")+strings.Replace(packYAML("fourth", "x"), "rules:\n", "", 1)+"    oops: 1\n")
+	writeFile(t, filepath.Join(dir, "c.yaml"), packYAML("third", "third")+strings.Replace(packYAML("fourth", "x"),
+		"rules:\n", "", 1)+"    oops: 1\n")
 	require.True(t, a.ReloadRules())
 	require.Equal(t, "mine", firedRules(a, "one"), "as before the error")
 	require.Equal(t, "other", firedRules(a, "c"), "a valid pack is loaded")
@@ -177,7 +180,10 @@ func TestReloadWaitsUntilFilesAreWritten(t *testing.T) {
 	writeFile(t, filepath.Join(dir, "a.yaml"), packYAML("mine", "one"))
 	a, _ := newRulesAgent(t, dir)
 	writeFile(t, filepath.Join(dir, "a.yaml"), "")
-	require.False(t, a.reloadRulesIfChanged(func() { writeFile(t, filepath.Join(dir, "a.yaml"), packYAML("mine", "two")) }))
+	require.False(t, a.reloadRulesIfChanged(func() {
+		writeFile(t, filepath.Join(dir, "a.yaml"),
+			packYAML("mine", "two"))
+	}))
 	require.Equal(t, "mine", firedRules(a, "one"))
 	require.True(t, a.reloadRulesIfChanged(func() {}))
 	require.Equal(t, "mine", firedRules(a, "two"))

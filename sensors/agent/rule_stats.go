@@ -17,7 +17,10 @@ const (
 // SelectReportedStats returns the statistics that a node reports, sorted by rule name: at most 100 rules that matched,
 // and the 20 most expensive ones. A set can be large, and each node reports every few seconds. It reorders all.
 func SelectReportedStats(all []rules.RuleStats) []rules.RuleStats {
-	slices.SortStableFunc(all, func(a, b rules.RuleStats) int { return cmp.Compare(estimatedTotalCost(b), estimatedTotalCost(a)) })
+	slices.SortStableFunc(all, func(a, b rules.RuleStats) int {
+		return cmp.Compare(estimatedTotalCost(b),
+			estimatedTotalCost(a))
+	})
 	var out []rules.RuleStats
 	busy := 0
 	for i, s := range all {

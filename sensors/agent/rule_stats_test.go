@@ -13,7 +13,10 @@ import (
 func TestRuleStatsListOnlyBusyAndSlowRules(t *testing.T) {
 	var all []rules.RuleStats
 	for i := range 1000 {
-		s := rules.RuleStats{Rule: fmt.Sprintf("rule-%03d", i), Evaluated: 1000, Sampled: 4, MeanEvaluationTime: time.Duration(i)}
+		s := rules.RuleStats{
+			Rule: fmt.Sprintf("rule-%03d", i), Evaluated: 1000, Sampled: 4,
+			MeanEvaluationTime: time.Duration(i),
+		}
 		if i == 3 {
 			s.Fired = 1 // it is fast, and it matched
 		}

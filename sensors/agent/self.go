@@ -29,5 +29,6 @@ func (o selfProcess) caused(e *sensors.Event) bool {
 		return false
 	}
 	p := &e.Process
-	return p.PID == o.pid || p.PPID == o.pid && len(p.Args) > 1 && strings.HasPrefix(p.Args[0], "/proc/self/exe") && p.Args[1] == SnapshotCommand
+	return p.PID == o.pid || p.PPID == o.pid && len(p.Args) > 1 && strings.HasPrefix(p.Args[0], "/proc/self/exe") &&
+		p.Args[1] == SnapshotCommand
 }

@@ -73,7 +73,14 @@ func (a *Agent) locateTarget(ctx context.Context, t gatewayrpc.NodeTarget) (targ
 		if own = a.matchPreviousPath(t, bearers); len(own) == 0 {
 			a.spoofedCgroups.record(t.ID(), nil, bearers)
 			return targetCgroups{},
-				wrapRefused(fmt.Errorf("%d cgroups have the name of %s, and this node detected nothing in any of them: %s; remove those that the runtime did not create", len(bearers), t.ID(), joinPaths(bearers)))
+				wrapRefused(
+					fmt.Errorf(
+						"%d cgroups have the name of %s, and this node detected nothing in any of them: %s; remove those that the runtime did not create",
+						len(bearers),
+						t.ID(),
+						joinPaths(bearers),
+					),
+				)
 		}
 		a.spoofedCgroups.record(t.ID(), own, bearers)
 	}
@@ -91,7 +98,9 @@ func (a *Agent) locateTarget(ctx context.Context, t gatewayrpc.NodeTarget) (targ
 
 // matchPreviousPath returns the cgroups whose path is one where the target was detected: a container that restarts
 // with the same ID gets a new cgroup at the same path.
-func (a *Agent) matchPreviousPath(t gatewayrpc.NodeTarget, bearers []containermeta.NamedCgroup) []containermeta.NamedCgroup {
+func (a *Agent) matchPreviousPath(t gatewayrpc.NodeTarget,
+	bearers []containermeta.NamedCgroup,
+) []containermeta.NamedCgroup {
 	var own []containermeta.NamedCgroup
 	seen := a.detectedCgroups.cgroupsOf(t.ID())
 	for _, b := range bearers {

@@ -18,7 +18,10 @@ import (
 // recordDetection records the cgroup of a container, as a kernel event would.
 func (n *testNode) recordDetection(t *testing.T, c *testContainer) {
 	t.Helper()
-	require.NoError(t, n.detectedCgroups.record(&sensors.Container{ID: c.id, CgroupID: c.cgroup, CgroupPath: strings.TrimPrefix(c.dir, n.cgroupRoot)}))
+	require.NoError(t, n.detectedCgroups.record(&sensors.Container{
+		ID: c.id, CgroupID: c.cgroup,
+		CgroupPath: strings.TrimPrefix(c.dir, n.cgroupRoot),
+	}))
 }
 
 func (n *testNode) isLocked(t *testing.T, c *testContainer) bool {
@@ -175,11 +178,13 @@ func TestNetworkSharersAreListed(t *testing.T) {
 		return netnsInodeOfProcess(second.cmd.Process.Pid) == netnsInodeOfProcess(first.cmd.Process.Pid)
 	}, 5*time.Second, 2*time.Millisecond)
 
-	st, err := n.sendCommand(gatewayrpc.CommandLockState, gatewayrpc.StateQuery{Target: gatewayrpc.NodeTarget{ContainerID: second.id}})
+	st, err := n.sendCommand(gatewayrpc.CommandLockState,
+		gatewayrpc.StateQuery{Target: gatewayrpc.NodeTarget{ContainerID: second.id}})
 	require.NoError(t, err)
 	require.Equal(t, []gatewayrpc.NetworkSharer{{ContainerID: first.id, StartedBeforeTarget: true}}, st.NetworkSharers,
 		"it joined an existing network")
-	st, err = n.sendCommand(gatewayrpc.CommandLockState, gatewayrpc.StateQuery{Target: gatewayrpc.NodeTarget{ContainerID: first.id}})
+	st, err = n.sendCommand(gatewayrpc.CommandLockState,
+		gatewayrpc.StateQuery{Target: gatewayrpc.NodeTarget{ContainerID: first.id}})
 	require.NoError(t, err)
 	require.Equal(t, []gatewayrpc.NetworkSharer{{ContainerID: second.id}}, st.NetworkSharers,
 		"the other one started later")
@@ -187,7 +192,8 @@ func TestNetworkSharersAreListed(t *testing.T) {
 	st, err = n.sendLock(n.issueLease(t, "L", gatewayrpc.NodeTarget{ContainerID: first.id}, `{}`), nil)
 	require.NoError(t, err)
 	require.True(t, st.Active)
-	st, err = n.sendCommand(gatewayrpc.CommandLockState, gatewayrpc.StateQuery{Target: gatewayrpc.NodeTarget{ContainerID: first.id}})
+	st, err = n.sendCommand(gatewayrpc.CommandLockState,
+		gatewayrpc.StateQuery{Target: gatewayrpc.NodeTarget{ContainerID: first.id}})
 	require.NoError(t, err)
 	require.True(t, st.Active)
 	require.Equal(t, []gatewayrpc.NetworkSharer{{ContainerID: second.id}}, st.NetworkSharers, "also while it is locked")

@@ -81,7 +81,8 @@ func (k SigningKey) Sign(purpose PayloadType, body any) (Envelope, error) {
 	if err != nil {
 		return Envelope{}, fmt.Errorf("sign %s: %w", purpose, err)
 	}
-	return Envelope{PayloadType: purpose, KeyID: k.id, Payload: raw, Signature: ed25519.Sign(k.privateKey, signingInput(purpose, raw))}, nil
+	return Envelope{PayloadType: purpose, KeyID: k.id, Payload: raw, Signature: ed25519.Sign(k.privateKey,
+		signingInput(purpose, raw))}, nil
 }
 
 func signingInput(purpose PayloadType, body []byte) []byte {

@@ -51,13 +51,16 @@ func (a Attestation) Permits(action string, holds time.Duration) bool {
 
 // VerifyAttestation verifies s, and that it is about the target and was accepted at most maxAge before now. It
 // tolerates a clock skew of 30 seconds into the future. Every error wraps ErrUnverified.
-func (r Keyring) VerifyAttestation(s Envelope, target string, now time.Time, maxAge time.Duration) (Attestation, error) {
+func (r Keyring) VerifyAttestation(s Envelope, target string, now time.Time, maxAge time.Duration) (Attestation,
+	error,
+) {
 	var a Attestation
 	if err := r.Verify(s, PayloadTypeAttestation, &a); err != nil {
 		return Attestation{}, err
 	}
 	if a.TargetID != target {
-		return Attestation{}, fmt.Errorf("%w: the attested detection %s is about %s, not %s", ErrUnverified, a.DetectionID, a.TargetID, target)
+		return Attestation{}, fmt.Errorf("%w: the attested detection %s is about %s, not %s", ErrUnverified, a.DetectionID,
+			a.TargetID, target)
 	}
 	if age := now.Sub(a.AcceptedAt); age > maxAge || age < -maxClockSkew {
 		return Attestation{},
@@ -118,7 +121,8 @@ func (r Keyring) VerifyGrant(s Envelope, operation Operation, now time.Time) (Gr
 		return Grant{}, fmt.Errorf("%w: the grant permits %q, not %q", ErrUnverified, g.Operation, operation)
 	}
 	if now.After(g.ExpiresAt) || now.Before(g.IssuedAt.Add(-maxClockSkew)) {
-		return Grant{}, fmt.Errorf("%w: the grant was valid from %s to %s", ErrUnverified, g.IssuedAt.Format(time.RFC3339), g.ExpiresAt.Format(time.RFC3339))
+		return Grant{}, fmt.Errorf("%w: the grant was valid from %s to %s", ErrUnverified, g.IssuedAt.Format(time.RFC3339),
+			g.ExpiresAt.Format(time.RFC3339))
 	}
 	return g, nil
 }
@@ -166,7 +170,8 @@ func (r Keyring) VerifyLeaseToken(s Envelope, action, target string, now time.Ti
 		return LeaseToken{}, err
 	}
 	if t.Action != action || t.TargetID != target {
-		return LeaseToken{}, fmt.Errorf("%w: the lease token is for %s on %s, not %s on %s", ErrUnverified, t.Action, t.TargetID, action, target)
+		return LeaseToken{}, fmt.Errorf("%w: the lease token is for %s on %s, not %s on %s", ErrUnverified, t.Action,
+			t.TargetID, action, target)
 	}
 	if now.After(t.ExpiresAt) {
 		return LeaseToken{}, fmt.Errorf("%w: the lease token expired at %s", ErrUnverified, t.ExpiresAt.Format(time.RFC3339))

@@ -134,7 +134,8 @@ func (b *Baselines) Compare(e *sensors.Event) sensors.Baseline {
 		foreign := e.Process.ExeInUpperLayer || e.Process.ExeIsMemfd || e.Process.ExeDeleted
 		what, fresh = "executed", true
 		if name != "" && len(name) <= maxTextBytes && !foreign && !e.Process.ExecedInto {
-			fresh = b.recordObservation(image.Executables, &image.ExecutablesOverflowed, &image.executableOverflow, maxExecutablesPerImage, name, image, now)
+			fresh = b.recordObservation(image.Executables, &image.ExecutablesOverflowed, &image.executableOverflow,
+				maxExecutablesPerImage, name, image, now)
 		} else if known, ok := image.Executables[name]; ok {
 			fresh = b.isNovel(known, image, now)
 		}
@@ -146,13 +147,15 @@ func (b *Baselines) Compare(e *sensors.Event) sensors.Baseline {
 			return verdict
 		}
 		what = "connected to"
-		fresh = b.recordObservation(image.Destinations, &image.DestinationsOverflowed, &image.destinationOverflow, maxDestinationsPerImage, name, image, now)
+		fresh = b.recordObservation(image.Destinations, &image.DestinationsOverflowed, &image.destinationOverflow,
+			maxDestinationsPerImage, name, image, now)
 		verdict.NewDestination = fresh && !image.DestinationsOverflowed
 		fresh = verdict.NewDestination
 	default: // excluded above
 	}
 	if verdict.LearningComplete && fresh {
-		verdict.Reason = fmt.Sprintf("Never %s in %s of this image that this node watched for %s: %s.", what, formatContainerCount(image.ContainerCount), formatAge(now.Sub(image.FirstSeen)), name)
+		verdict.Reason = fmt.Sprintf("Never %s in %s of this image that this node watched for %s: %s.", what,
+			formatContainerCount(image.ContainerCount), formatAge(now.Sub(image.FirstSeen)), name)
 	}
 	return verdict
 }
@@ -161,7 +164,10 @@ func (b *Baselines) Compare(e *sensors.Event) sensors.Baseline {
 func (b *Baselines) findOrAddImage(digest string, e *sensors.Event, now time.Time) *Image {
 	image := b.images[digest]
 	if image == nil {
-		image = &Image{Digest: digest, FirstSeen: now, Executables: map[string]Observation{}, Destinations: map[string]Observation{}}
+		image = &Image{
+			Digest: digest, FirstSeen: now, Executables: map[string]Observation{},
+			Destinations: map[string]Observation{},
+		}
 		b.images[digest] = image
 		image.lruElement = b.lru.PushFront(digest)
 		for b.lru.Len() > b.options.MaxImages {
@@ -194,7 +200,9 @@ func (b *Baselines) evictImage(el *list.Element) {
 // recordObservation records an observation and reports whether it is novel. If the limit is reached, it evicts the
 // least frequent observations among those that are still novel or, during the learning period, among all. A burst of
 // new observations therefore evicts only itself.
-func (b *Baselines) recordObservation(facts map[string]Observation, full *bool, f *overflow, most int, name string, image *Image, now time.Time) (fresh bool) {
+func (b *Baselines) recordObservation(facts map[string]Observation, full *bool, f *overflow, most int, name string,
+	image *Image, now time.Time,
+) (fresh bool) {
 	fact, known := facts[name]
 	if !known {
 		if len(facts) >= most {

@@ -25,13 +25,15 @@ func learningOptions(c *fakeClock) baseline.Options { return baseline.Options{No
 
 func execEvent(container, exe string) *sensors.Event {
 	return &sensors.Event{
-		Kind: sensors.KindExec, Container: sensors.Container{ID: container, Image: "shop:1", ImageDigest: testImageDigest}, Process: sensors.Process{Exe: exe},
+		Kind: sensors.KindExec, Container: sensors.Container{ID: container, Image: "shop:1", ImageDigest: testImageDigest},
+		Process: sensors.Process{Exe: exe},
 	}
 }
 
 func connectEvent(address string, port uint16) *sensors.Event {
 	return &sensors.Event{
-		Kind: sensors.KindConnect, Container: sensors.Container{ID: "c", ImageDigest: testImageDigest}, Network: sensors.Network{Address: address, Port: port},
+		Kind: sensors.KindConnect, Container: sensors.Container{ID: "c", ImageDigest: testImageDigest},
+		Network: sensors.Network{Address: address, Port: port},
 	}
 }
 
@@ -43,7 +45,10 @@ func TestNothingIsNewDuringTheLearningPeriod(t *testing.T) {
 	require.Equal(t, sensors.Baseline{LearningComplete: true}, b.Compare(execEvent("c2", "/usr/sbin/nginx")),
 		"it was learned")
 	got := b.Compare(execEvent("c2", "/bin/sh"))
-	require.Equal(t, sensors.Baseline{LearningComplete: true, NewExe: true, Reason: "Never executed in the 2 containers of this image that this node watched for a day: /bin/sh."}, got)
+	require.Equal(t, sensors.Baseline{
+		LearningComplete: true, NewExe: true,
+		Reason: "Never executed in the 2 containers of this image that this node watched for a day: /bin/sh.",
+	}, got)
 	require.True(t, b.Compare(execEvent("c2", "/bin/sh")).NewExe, "an attack is not learned")
 	c.current = c.current.Add(25 * time.Hour)
 	require.False(t, b.Compare(execEvent("c2", "/bin/sh")).NewExe, "after a day it is known")
@@ -69,7 +74,8 @@ func TestDestinationsAreLearnedByNetworkAndPort(t *testing.T) {
 	b.Compare(connectEvent("10.1.2.3", 5432))
 	b.Compare(connectEvent("198.51.100.7", 443))
 	c.current = c.current.Add(48 * time.Hour)
-	require.False(t, b.Compare(connectEvent("10.9.9.9", 5432)).NewDestination, "a pod's address changes with every rollout")
+	require.False(t, b.Compare(connectEvent("10.9.9.9", 5432)).NewDestination,
+		"a pod's address changes with every rollout")
 	require.False(t, b.Compare(connectEvent("198.51.100.99", 443)).NewDestination, "the same network")
 	require.True(t, b.Compare(connectEvent("198.51.100.7", 4444)).NewDestination)
 	require.True(t, b.Compare(connectEvent("2001:db8::1", 443)).NewDestination)
@@ -80,7 +86,10 @@ func TestDestinationsAreLearnedByNetworkAndPort(t *testing.T) {
 
 // A scan connects to many destinations for a minute. It must not make later destinations usual.
 func TestScanDoesNotTeachDestinations(t *testing.T) {
-	for name, at := range map[string]time.Duration{"while the image is learnt": 20 * time.Hour, "after it": 30 * time.Hour} {
+	for name, at := range map[string]time.Duration{
+		"while the image is learnt": 20 * time.Hour,
+		"after it":                  30 * time.Hour,
+	} {
 		t.Run(name, func(t *testing.T) {
 			c := &fakeClock{time.Date(2026, 11, 1, 0, 0, 0, 0, time.UTC)}
 			b := baseline.New(learningOptions(c))
@@ -168,7 +177,10 @@ func TestBaselinesSurviveRestartsAndImports(t *testing.T) {
 }
 
 func TestNewBehaviorRaisesConfidence(t *testing.T) {
-	d := sensors.Detection{Confidence: 0.6, Reasons: []string{"A shell."}, Event: sensors.Event{Baseline: sensors.Baseline{LearningComplete: true, NewExe: true, Reason: "Never."}}}
+	d := sensors.Detection{
+		Confidence: 0.6, Reasons: []string{"A shell."},
+		Event: sensors.Event{Baseline: sensors.Baseline{LearningComplete: true, NewExe: true, Reason: "Never."}},
+	}
 	baseline.AdjustConfidence(&d)
 	require.InDelta(t, 0.72, d.Confidence, 1e-9)
 	require.Equal(t, []string{"A shell.", "Never."}, d.Reasons)
@@ -178,7 +190,9 @@ func TestNewBehaviorRaisesConfidence(t *testing.T) {
 }
 
 func FuzzRead(f *testing.F) {
-	f.Add(`{"version":1,"images":[{"digest":"sha256:a","first":"2026-11-01T00:00:00Z","last":"2026-11-02T00:00:00Z","containers":1,"executables":{"/a":{"first":"2026-11-01T00:00:00Z","last":"2026-11-01T00:00:00Z","count":1}}}]}`)
+	f.Add(
+		`{"version":1,"images":[{"digest":"sha256:a","first":"2026-11-01T00:00:00Z","last":"2026-11-02T00:00:00Z","containers":1,"executables":{"/a":{"first":"2026-11-01T00:00:00Z","last":"2026-11-01T00:00:00Z","count":1}}}]}`,
+	)
 	f.Fuzz(func(t *testing.T, text string) {
 		b := baseline.New(baseline.Options{})
 		n, err := b.Read(strings.NewReader(text))

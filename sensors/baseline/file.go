@@ -73,7 +73,8 @@ func (b *Baselines) mergeImage(image *Image) {
 	b.dirty = true
 	known := b.images[image.Digest]
 	if known == nil {
-		image.Executables, image.Destinations = mergeObservations(nil, image.Executables, maxExecutablesPerImage), mergeObservations(nil, image.Destinations, maxDestinationsPerImage)
+		image.Executables, image.Destinations = mergeObservations(nil, image.Executables, maxExecutablesPerImage),
+			mergeObservations(nil, image.Destinations, maxDestinationsPerImage)
 		b.images[image.Digest] = image
 		image.lruElement = b.lru.PushFront(image.Digest)
 		for b.lru.Len() > b.options.MaxImages {

@@ -21,7 +21,9 @@ var (
 	hexIDPattern     = regexp.MustCompile(`^[0-9a-f]{32,64}$`)
 	scopeNamePattern = regexp.MustCompile(`^(cri-containerd|crio|docker|libpod|nerdctl)-([0-9a-f]{12,64})\.scope$`)
 	podDirPattern    = regexp.MustCompile(`^pod([0-9a-fA-F]{8}-(?:[0-9a-fA-F]{4}-){3}[0-9a-fA-F]{12}|[0-9a-f]{32})$`)
-	podSlicePattern  = regexp.MustCompile(`-pod([0-9a-fA-F]{8}_(?:[0-9a-fA-F]{4}_){3}[0-9a-fA-F]{12}|[0-9a-f]{32})\.slice$`)
+	podSlicePattern  = regexp.MustCompile(
+		`-pod([0-9a-fA-F]{8}_(?:[0-9a-fA-F]{4}_){3}[0-9a-fA-F]{12}|[0-9a-f]{32})\.slice$`,
+	)
 )
 
 // runtimeOfPrefix returns the runtime that creates scopes with this prefix.

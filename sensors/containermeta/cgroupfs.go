@@ -24,7 +24,9 @@ func FindCgroupRoot() (string, error) {
 	if root := parseCgroupRoot(string(b)); root != "" {
 		return root, nil
 	}
-	return "", errors.New("find cgroup v2: its root is not mounted; mount -t cgroup2 none /sys/fs/cgroup, or in a pod mount the host path /sys/fs/cgroup")
+	return "", errors.New(
+		"find cgroup v2: its root is not mounted; mount -t cgroup2 none /sys/fs/cgroup, or in a pod mount the host path /sys/fs/cgroup",
+	)
 }
 
 // parseCgroupRoot returns the mount that shows most of the hierarchy. In a cgroup namespace, "/" is the cgroup of the
@@ -67,7 +69,8 @@ func CgroupPathByID(root string, id uint64) (string, error) {
 	defer dir.Close()
 	var handle [8]byte
 	binary.NativeEndian.PutUint64(handle[:], id)
-	fd, err := unix.OpenByHandleAt(int(dir.Fd()), unix.NewFileHandle(fileHandleTypeKernfs, handle[:]), unix.O_RDONLY|unix.O_CLOEXEC)
+	fd, err := unix.OpenByHandleAt(int(dir.Fd()), unix.NewFileHandle(fileHandleTypeKernfs, handle[:]),
+		unix.O_RDONLY|unix.O_CLOEXEC)
 	switch {
 	case err == nil:
 		defer unix.Close(fd)

@@ -30,16 +30,20 @@ func TestParsePath(t *testing.T) {
 	for path, want := range map[string]CgroupPath{
 		"/": {IsHostUnit: true},
 		"/kubepods/burstable/pod" + testPodUID + "/" + testContainerID: {
-			PodUID: testPodUID, ContainerID: testContainerID, PodPath: "/kubepods/burstable/pod" + testPodUID, ContainerPath: "/kubepods/burstable/pod" + testPodUID + "/" + testContainerID,
+			PodUID: testPodUID, ContainerID: testContainerID, PodPath: "/kubepods/burstable/pod" + testPodUID,
+			ContainerPath: "/kubepods/burstable/pod" + testPodUID + "/" + testContainerID,
 		},
 		"/kubepods/pod" + testPodUID: {PodUID: testPodUID, PodPath: "/kubepods/pod" + testPodUID},
 		"/kubepods/besteffort/pod" + testPodUID + "/" + testContainerID + "/inner/deep": {
-			PodUID: testPodUID, ContainerID: testContainerID, PodPath: "/kubepods/besteffort/pod" + testPodUID, ContainerPath: "/kubepods/besteffort/pod" + testPodUID + "/" + testContainerID,
+			PodUID: testPodUID, ContainerID: testContainerID, PodPath: "/kubepods/besteffort/pod" + testPodUID,
+			ContainerPath: "/kubepods/besteffort/pod" + testPodUID + "/" + testContainerID,
 		},
-		"/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod" + testPodUIDUnderscored + ".slice/cri-containerd-" + testContainerID + ".scope": {
+		"/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod" + testPodUIDUnderscored + ".slice/cri-containerd-" +
+			testContainerID + ".scope": {
 			Runtime: "containerd", PodUID: testPodUID, ContainerID: testContainerID,
-			PodPath:       "/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod" + testPodUIDUnderscored + ".slice",
-			ContainerPath: "/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod" + testPodUIDUnderscored + ".slice/cri-containerd-" + testContainerID + ".scope",
+			PodPath: "/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod" + testPodUIDUnderscored + ".slice",
+			ContainerPath: "/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod" + testPodUIDUnderscored +
+				".slice/cri-containerd-" + testContainerID + ".scope",
 		},
 		"/kubepods.slice/kubepods-pod" + testPodUIDUnderscored + ".slice/crio-" + testContainerID + ".scope/container": {
 			Runtime: "cri-o", PodUID: testPodUID, ContainerID: testContainerID,
@@ -48,19 +52,36 @@ func TestParsePath(t *testing.T) {
 		},
 		// The UID of a static pod is a hash.
 		"/kubelet/kubepods/pod" + strings.ReplaceAll(testPodUID, "-", "") + "/" + testContainerID: {
-			PodUID: strings.ReplaceAll(testPodUID, "-", ""), ContainerID: testContainerID, PodPath: "/kubelet/kubepods/pod" + strings.ReplaceAll(testPodUID, "-", ""),
+			PodUID: strings.ReplaceAll(testPodUID, "-", ""), ContainerID: testContainerID, PodPath: "/kubelet/kubepods/pod" +
+				strings.ReplaceAll(testPodUID, "-", ""),
 			ContainerPath: "/kubelet/kubepods/pod" + strings.ReplaceAll(testPodUID, "-", "") + "/" + testContainerID,
 		},
-		"/system.slice/docker-" + testContainerID + ".scope":            {Runtime: "docker", ContainerID: testContainerID, ContainerPath: "/system.slice/docker-" + testContainerID + ".scope"},
-		"/docker/" + testContainerID:                                    {Runtime: "docker", ContainerID: testContainerID, ContainerPath: "/docker/" + testContainerID},
-		"/machine.slice/libpod-" + testContainerID + ".scope/container": {Runtime: "podman", ContainerID: testContainerID, ContainerPath: "/machine.slice/libpod-" + testContainerID + ".scope"},
-		"/system.slice/containerd.service":                              {IsHostUnit: true},
-		"/user.slice/user-0.slice/session-1.scope":                      {IsHostUnit: true},
+		"/system.slice/docker-" + testContainerID + ".scope": {
+			Runtime: "docker", ContainerID: testContainerID,
+			ContainerPath: "/system.slice/docker-" + testContainerID + ".scope",
+		},
+		"/docker/" + testContainerID: {
+			Runtime: "docker", ContainerID: testContainerID,
+			ContainerPath: "/docker/" + testContainerID,
+		},
+		"/machine.slice/libpod-" + testContainerID + ".scope/container": {
+			Runtime: "podman", ContainerID: testContainerID,
+			ContainerPath: "/machine.slice/libpod-" + testContainerID + ".scope",
+		},
+		"/system.slice/containerd.service":         {IsHostUnit: true},
+		"/user.slice/user-0.slice/session-1.scope": {IsHostUnit: true},
 		"/init.scope":  {IsHostUnit: true},
 		"/mycontainer": {},
-		"/kubepods.slice/kubepods-burstable.slice":                                                                           {},
-		"/kubepods/burstable/pod" + testPodUID + "/crio-" + testContainerID:                                                  {Runtime: "cri-o", PodUID: testPodUID, ContainerID: testContainerID, PodPath: "/kubepods/burstable/pod" + testPodUID, ContainerPath: "/kubepods/burstable/pod" + testPodUID + "/crio-" + testContainerID},
-		"/system.slice/docker-" + testContainerID + ".scope/kubepods/pod" + testPodUID + "/" + testContainerID[:60] + "beef": {Runtime: "docker", ContainerID: testContainerID, ContainerPath: "/system.slice/docker-" + testContainerID + ".scope"},
+		"/kubepods.slice/kubepods-burstable.slice": {},
+		"/kubepods/burstable/pod" + testPodUID + "/crio-" +
+			testContainerID: {
+			Runtime: "cri-o", PodUID: testPodUID, ContainerID: testContainerID,
+			PodPath: "/kubepods/burstable/pod" + testPodUID, ContainerPath: "/kubepods/burstable/pod" + testPodUID + "/crio-" +
+				testContainerID,
+		},
+		"/system.slice/docker-" + testContainerID + ".scope/kubepods/pod" + testPodUID + "/" + testContainerID[:60] +
+			"beef": {Runtime: "docker", ContainerID: testContainerID, ContainerPath: "/system.slice/docker-" + testContainerID +
+			".scope"},
 	} {
 		if got := ParseCgroupPath(path); got != want {
 			t.Errorf("%s\n got %+v\nwant %+v", path, got, want)
@@ -115,7 +136,10 @@ func TestWorkload(t *testing.T) {
 		{pod("shop-x7k2p", "pod-template-hash", "5d8f9c7b6d"), sensors.Workload{Kind: "Pod", Name: "shop-x7k2p"}},
 		{pod("db-0", "statefulset.kubernetes.io/pod-name", "db-0"), sensors.Workload{Kind: "StatefulSet", Name: "db"}},
 		{pod("backup-2-abc", "batch.kubernetes.io/job-name", "backup-2"), sensors.Workload{Kind: "Job", Name: "backup-2"}},
-		{pod("agent-x7k2p", "controller-revision-hash", "a", "pod-template-generation", "1"), sensors.Workload{Kind: "DaemonSet", Name: "agent"}},
+		{
+			pod("agent-x7k2p", "controller-revision-hash", "a", "pod-template-generation", "1"),
+			sensors.Workload{Kind: "DaemonSet", Name: "agent"},
+		},
 		{pod("bare"), sensors.Workload{Kind: "Pod", Name: "bare"}},
 		{&sensors.Container{ID: "x"}, sensors.Workload{Kind: "Container", Name: "x"}},
 	} {
@@ -136,7 +160,9 @@ func (r *fakeRuntime) Version(context.Context, *cri.VersionRequest) (*cri.Versio
 	return &cri.VersionResponse{RuntimeName: "containerd", RuntimeVersion: "1.6.20"}, nil
 }
 
-func (r *fakeRuntime) ContainerStatus(_ context.Context, q *cri.ContainerStatusRequest) (*cri.ContainerStatusResponse, error) {
+func (r *fakeRuntime) ContainerStatus(_ context.Context, q *cri.ContainerStatusRequest) (*cri.ContainerStatusResponse,
+	error,
+) {
 	r.requests.Add(1)
 	if r.failing.Load() {
 		return nil, status.Error(codes.Unavailable, "busy")
@@ -145,7 +171,8 @@ func (r *fakeRuntime) ContainerStatus(_ context.Context, q *cri.ContainerStatusR
 		return nil, status.Error(codes.NotFound, "no such container")
 	}
 	return &cri.ContainerStatusResponse{Status: &cri.ContainerStatus{
-		Id: testContainerID, Metadata: &cri.ContainerMetadata{Name: "app"}, StartedAt: 1, Image: &cri.ImageSpec{Image: "shop:1"},
+		Id: testContainerID, Metadata: &cri.ContainerMetadata{Name: "app"}, StartedAt: 1,
+		Image:    &cri.ImageSpec{Image: "shop:1"},
 		ImageRef: "example.org/shop@sha256:" + testContainerID,
 		Labels:   map[string]string{labelPodName: "shop-5d8f9c7b6d-x7k2p", labelPodNamespace: "web", labelPodUID: testPodUID},
 	}}, nil
@@ -155,15 +182,19 @@ func (r *fakeRuntime) ListContainers(context.Context, *cri.ListContainersRequest
 	return &cri.ListContainersResponse{Containers: []*cri.Container{{Id: testContainerID, PodSandboxId: "sandbox"}}}, nil
 }
 
-func (r *fakeRuntime) PodSandboxStatus(_ context.Context, q *cri.PodSandboxStatusRequest) (*cri.PodSandboxStatusResponse, error) {
+func (r *fakeRuntime) PodSandboxStatus(_ context.Context,
+	q *cri.PodSandboxStatusRequest,
+) (*cri.PodSandboxStatusResponse, error) {
 	if q.GetPodSandboxId() != "sandbox" {
 		return nil, status.Error(codes.NotFound, "no such sandbox")
 	}
 	return &cri.PodSandboxStatusResponse{Status: &cri.PodSandboxStatus{
 		Metadata: &cri.PodSandboxMetadata{Name: "shop-5d8f9c7b6d-x7k2p", Namespace: "web", Uid: testPodUID},
 		Network:  &cri.PodSandboxNetworkStatus{Ip: "10.0.0.7"},
-		Linux:    &cri.LinuxPodSandboxStatus{Namespaces: &cri.Namespace{Options: &cri.NamespaceOption{Network: cri.NamespaceMode_POD}}},
-		Labels:   map[string]string{"app": "shop", "pod-template-hash": "5d8f9c7b6d", labelPodUID: testPodUID},
+		Linux: &cri.LinuxPodSandboxStatus{
+			Namespaces: &cri.Namespace{Options: &cri.NamespaceOption{Network: cri.NamespaceMode_POD}},
+		},
+		Labels: map[string]string{"app": "shop", "pod-template-hash": "5d8f9c7b6d", labelPodUID: testPodUID},
 		Annotations: map[string]string{
 			"stanch.dev/egress": "10.0.0.0/8", "a-pod-may-have-this-much": strings.Repeat("<", 250<<10),
 		},
@@ -232,8 +263,10 @@ func TestResolveCachesTheResponseOfTheRuntime(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if c.ID != testContainerID || c.Name != "app" || c.Runtime != "containerd" || c.Image != "shop:1" || c.ImageDigest != "sha256:"+testContainerID ||
-		c.CgroupID != id || c.PodCgroupID != podID || c.Pod.Name != "shop-5d8f9c7b6d-x7k2p" || c.Pod.Namespace != "web" || c.Pod.UID != testPodUID ||
+	if c.ID != testContainerID || c.Name != "app" || c.Runtime != "containerd" || c.Image != "shop:1" ||
+		c.ImageDigest != "sha256:"+testContainerID ||
+		c.CgroupID != id || c.PodCgroupID != podID || c.Pod.Name != "shop-5d8f9c7b6d-x7k2p" || c.Pod.Namespace != "web" ||
+		c.Pod.UID != testPodUID ||
 		c.Pod.IP != "10.0.0.7" || c.Pod.HostNetwork || c.Pod.Labels["app"] != "shop" || len(c.Pod.Labels) != 2 ||
 		c.Pod.Annotations["stanch.dev/egress"] != "10.0.0.0/8" || len(c.Pod.Annotations) != 1 ||
 		c.Workload != (sensors.Workload{Kind: "Deployment", Name: "shop"}) {
@@ -291,7 +324,8 @@ func TestResolveWorksWithoutRuntime(t *testing.T) {
 	}
 	defer r.Close()
 	id, _ := CgroupID(filepath.Join(top, "pod"+testPodUID, testContainerID))
-	if c, err := r.Resolve(id); err != nil || c.ID != testContainerID || c.Pod.UID != testPodUID || c.Workload.Kind != "Pod" {
+	if c, err := r.Resolve(id); err != nil || c.ID != testContainerID || c.Pod.UID != testPodUID ||
+		c.Workload.Kind != "Pod" {
 		t.Errorf("%+v, %v", c, err)
 	}
 	own, _ := CgroupID(top)
@@ -321,7 +355,8 @@ func TestRuncContainerIsNamedByItsStateFile(t *testing.T) {
 	}
 	path := "/" + filepath.Base(top) + "/box"
 	if err := os.WriteFile(filepath.Join(state, "state.json"),
-		[]byte(`{"id":"drill-1","created":"2026-01-02T03:04:05Z","cgroup_paths":{"memory":"/sys/fs/cgroup/memory`+path+`"}}`), 0o600); err != nil {
+		[]byte(`{"id":"drill-1","created":"2026-01-02T03:04:05Z","cgroup_paths":{"memory":"/sys/fs/cgroup/memory`+path+`"}}`),
+		0o600); err != nil {
 		t.Fatal(err)
 	}
 	r, err := Open(Options{CRISocket: "none", RuncRoot: filepath.Dir(state)})
@@ -360,7 +395,10 @@ func BenchmarkCgroupPathByID(b *testing.B) {
 func TestPrivilegesOfExitedProcessWithReusedPIDAreIgnored(t *testing.T) {
 	table := NewProcessTable(0)
 	event := func(kind sensors.Kind, pid, ppid uint32, start uint64, euid uint32) *sensors.Event {
-		e := &sensors.Event{Kind: kind, Process: sensors.Process{PID: pid, PPID: ppid, StartNS: start, UID: euid, EUID: euid, Exe: "/bin/x"}}
+		e := &sensors.Event{Kind: kind, Process: sensors.Process{
+			PID: pid, PPID: ppid, StartNS: start, UID: euid, EUID: euid,
+			Exe: "/bin/x",
+		}}
 		table.RecordEvent(e)
 		return e
 	}

@@ -88,7 +88,8 @@ func (r *criClient) connect(ctx context.Context) (cri.RuntimeServiceClient, erro
 		r.lastError = errNoRuntimeSocket
 		return nil, r.lastError
 	}
-	conn, err := grpc.NewClient("unix://"+strings.TrimPrefix(socket, "unix://"), grpc.WithTransportCredentials(insecure.NewCredentials()))
+	conn, err := grpc.NewClient("unix://"+strings.TrimPrefix(socket, "unix://"),
+		grpc.WithTransportCredentials(insecure.NewCredentials()))
 	if err != nil {
 		r.lastError = fmt.Errorf("connect to the runtime at %s: %w", socket, err)
 		return nil, r.lastError
@@ -178,9 +179,14 @@ func (r *criClient) loadPod(ctx context.Context, rt cri.RuntimeServiceClient, id
 	}
 	s := res.GetStatus()
 	pod = sensors.Pod{
-		Namespace: s.GetMetadata().GetNamespace(), Name: s.GetMetadata().GetName(), UID: s.GetMetadata().GetUid(),
-		IP: s.GetNetwork().GetIp(), HostNetwork: s.GetLinux().GetNamespaces().GetOptions().GetNetwork() == cri.NamespaceMode_NODE,
-		Labels: sensors.LimitLabels(withoutKubeletKeys(s.GetLabels())), Annotations: sensors.LimitAnnotations(withoutKubeletKeys(s.GetAnnotations())),
+		Namespace: s.GetMetadata().GetNamespace(),
+		Name:      s.GetMetadata().GetName(),
+		UID:       s.GetMetadata().GetUid(),
+		IP: s.GetNetwork().
+			GetIp(),
+		HostNetwork: s.GetLinux().GetNamespaces().GetOptions().GetNetwork() == cri.NamespaceMode_NODE,
+		Labels:      sensors.LimitLabels(withoutKubeletKeys(s.GetLabels())),
+		Annotations: sensors.LimitAnnotations(withoutKubeletKeys(s.GetAnnotations())),
 	}
 	if s.GetState() == cri.PodSandboxState_SANDBOX_READY && (pod.IP != "" || pod.HostNetwork) {
 		r.mu.Lock()

@@ -76,12 +76,16 @@ func (t *ProcessTable) RecordEvent(e *sensors.Event) {
 	} else {
 		p.PrivilegesGained = false
 	}
-	if p.EUID == 0 && (from != nil && from.euid != 0 && from.capabilities&capSetuidMask == 0 || p.HasSetIDBits && p.UID != 0 && e.Kind == sensors.KindExec) {
+	if p.EUID == 0 && (from != nil && from.euid != 0 && from.capabilities&capSetuidMask == 0 || p.HasSetIDBits &&
+		p.UID != 0 && e.Kind == sensors.KindExec) {
 		p.PrivilegesGained = true
 	}
 	switch {
 	case e.Kind == sensors.KindExec || before == nil:
-		t.store(&processInfo{pid: p.PID, name: p.Name, exe: p.Exe, args: limitArgs(p.Args), startTime: p.StartNS, executed: e.Kind == sensors.KindExec, euid: p.EUID, capabilities: p.Capabilities})
+		t.store(&processInfo{
+			pid: p.PID, name: p.Name, exe: p.Exe, args: limitArgs(p.Args), startTime: p.StartNS,
+			executed: e.Kind == sensors.KindExec, euid: p.EUID, capabilities: p.Capabilities,
+		})
 	default:
 		before.euid, before.capabilities = p.EUID, p.Capabilities
 		if len(p.Args) < len(before.args) || !slices.Equal(p.Args[:len(before.args)], before.args) {

@@ -83,7 +83,8 @@ func Open(opt Options) (*Resolver, error) {
 		opt.RuncRoot = "/run/runc"
 	}
 	return &Resolver{
-		opt: opt, criClient: newCRIClient(opt.CRISocket, opt.RuntimeTimeout), cache: map[uint64]*list.Element{}, lru: list.New(), now: time.Now,
+		opt: opt, criClient: newCRIClient(opt.CRISocket, opt.RuntimeTimeout), cache: map[uint64]*list.Element{},
+		lru: list.New(), now: time.Now,
 	}, nil
 }
 
@@ -251,7 +252,8 @@ func (r *Resolver) ListContainers(ctx context.Context) ([]sensors.Container, err
 		if pids, err := ListPIDs(full); err != nil || len(pids) == 0 {
 			return nil
 		}
-		if own, err := os.ReadFile(filepath.Join(full, "cgroup.procs")); p.ContainerID == "" && (err != nil || len(own) == 0) {
+		if own, err := os.ReadFile(filepath.Join(full, "cgroup.procs")); p.ContainerID == "" &&
+			(err != nil || len(own) == 0) {
 			return nil // contains only other cgroups
 		}
 		c, _ := r.Resolve(id) // without a response of the runtime it is still a container

@@ -17,8 +17,10 @@ import (
 
 func TestParseAcceptsDaysAndWeeks(t *testing.T) {
 	for text, want := range map[string]time.Duration{
-		"0": 0, "0s": 0, "45s": 45 * time.Second, "1d": 24 * time.Hour, "1d12h": 36 * time.Hour, "2w": 14 * 24 * time.Hour, "1w1d1h1m1s": 193*time.Hour + time.Minute + time.Second,
-		"1.5d": 36 * time.Hour, "1.5h": 90 * time.Minute, "250ms": 250 * time.Millisecond, "3650d": duration.Max, "10µs": 10 * time.Microsecond, ".5s": 500 * time.Millisecond,
+		"0": 0, "0s": 0, "45s": 45 * time.Second, "1d": 24 * time.Hour, "1d12h": 36 * time.Hour, "2w": 14 * 24 * time.Hour,
+		"1w1d1h1m1s": 193*time.Hour + time.Minute + time.Second,
+		"1.5d":       36 * time.Hour, "1.5h": 90 * time.Minute, "250ms": 250 * time.Millisecond, "3650d": duration.Max,
+		"10µs": 10 * time.Microsecond, ".5s": 500 * time.Millisecond,
 	} {
 		got, err := duration.Parse(text)
 		require.NoError(t, err, text)
@@ -27,7 +29,10 @@ func TestParseAcceptsDaysAndWeeks(t *testing.T) {
 }
 
 func TestParseErrorNamesValidForms(t *testing.T) {
-	for _, text := range []string{"", "1", "d", "1day", "-1h", "+1h", "1h ", " 1h", "1 h", "1.2.3h", "3651d", "522w", "99999999999999999999d", "9223372036854775807w", "1e3s", "1y", "1M", strings.Repeat("1h", 40)} {
+	for _, text := range []string{
+		"", "1", "d", "1day", "-1h", "+1h", "1h ", " 1h", "1 h", "1.2.3h", "3651d", "522w",
+		"99999999999999999999d", "9223372036854775807w", "1e3s", "1y", "1M", strings.Repeat("1h", 40),
+	} {
 		_, err := duration.Parse(text)
 		require.ErrorIs(t, err, duration.ErrInvalid, text)
 		assert.Regexp(t, "1d|3650d", err.Error(), "the error of %q names the remedy", text)
@@ -36,8 +41,10 @@ func TestParseErrorNamesValidForms(t *testing.T) {
 
 func TestFormatIsCanonical(t *testing.T) {
 	for want, d := range map[string]time.Duration{
-		"0s": 0, "45s": 45 * time.Second, "2h": 2 * time.Hour, "1h30m": 90 * time.Minute, "1d": 24 * time.Hour, "1d12h": 36 * time.Hour, "14d": 2 * duration.Week,
-		"1h5s": time.Hour + 5*time.Second, "250ms": 250 * time.Millisecond, "1m1.5s": time.Minute + 1500*time.Millisecond, "-1h30m": -90 * time.Minute,
+		"0s": 0, "45s": 45 * time.Second, "2h": 2 * time.Hour, "1h30m": 90 * time.Minute, "1d": 24 * time.Hour,
+		"1d12h": 36 * time.Hour, "14d": 2 * duration.Week,
+		"1h5s": time.Hour + 5*time.Second, "250ms": 250 * time.Millisecond, "1m1.5s": time.Minute + 1500*time.Millisecond,
+		"-1h30m": -90 * time.Minute,
 	} {
 		assert.Equal(t, want, duration.Format(d))
 	}
@@ -46,7 +53,8 @@ func TestFormatIsCanonical(t *testing.T) {
 
 func TestFormatApproxRounds(t *testing.T) {
 	for want, d := range map[string]time.Duration{
-		"12ms": 12345 * time.Microsecond, "1.2s": 1234 * time.Millisecond, "2m3s": 2*time.Minute + 3456*time.Millisecond, "0s": 3 * time.Microsecond,
+		"12ms": 12345 * time.Microsecond, "1.2s": 1234 * time.Millisecond, "2m3s": 2*time.Minute + 3456*time.Millisecond,
+		"0s": 3 * time.Microsecond,
 	} {
 		assert.Equal(t, want, duration.FormatApprox(d))
 	}
@@ -69,7 +77,8 @@ func TestNoOtherPackageParsesDurations(t *testing.T) {
 		if err != nil {
 			return err
 		}
-		if d.IsDir() && (d.Name() == "testenv" || d.Name() == "duration" || strings.HasPrefix(d.Name(), ".") && d.Name() != "../.." && len(d.Name()) > 2) {
+		if d.IsDir() && (d.Name() == "testenv" || d.Name() == "duration" || strings.HasPrefix(d.Name(), ".") &&
+			d.Name() != "../.." && len(d.Name()) > 2) {
 			return filepath.SkipDir
 		}
 		if !strings.HasSuffix(path, ".go") || strings.HasSuffix(path, "_test.go") {
@@ -85,7 +94,10 @@ func TestNoOtherPackageParsesDurations(t *testing.T) {
 }
 
 func FuzzParse(f *testing.F) {
-	for _, text := range []string{"0", "1d12h", "2w", "1.5h", "250ms", "-1h", "99999999999999999999d", "1µs", "µ", "5.d", "3650d1ns"} {
+	for _, text := range []string{
+		"0", "1d12h", "2w", "1.5h", "250ms", "-1h", "99999999999999999999d", "1µs", "µ", "5.d",
+		"3650d1ns",
+	} {
 		f.Add(text)
 	}
 	pattern := regexp.MustCompile(duration.Pattern)

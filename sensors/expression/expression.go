@@ -27,9 +27,11 @@ const (
 
 // allowedBuiltins is the allow-list: deterministic and typed functions without a clock, random order or side effects.
 var allowedBuiltins = []string{
-	"all", "none", "any", "one", "filter", "map", "count", "find", "findIndex", "sum", "len", "min", "max", "mean", "abs", "ceil",
+	"all", "none", "any", "one", "filter", "map", "count", "find", "findIndex", "sum", "len", "min", "max", "mean", "abs",
+	"ceil",
 	"floor", "round", "int", "float", "string", "trim", "trimPrefix", "trimSuffix", "upper", "lower", "indexOf",
-	"lastIndexOf", "hasPrefix", "hasSuffix", "first", "last", "take", "concat", "flatten", "uniq", "sort", "sortBy", "reverse",
+	"lastIndexOf", "hasPrefix", "hasSuffix", "first", "last", "take", "concat", "flatten", "uniq", "sort", "sortBy",
+	"reverse",
 }
 
 // Builtins returns the names of the functions that expressions may call, in alphabetical order.
@@ -40,7 +42,10 @@ func Builtins() []string {
 // CompileOptions returns the expr options of every expression in playbooks and rules: the allow-list of builtins and
 // the limits. env is a value of the type that contains the variables.
 func CompileOptions(env any) []expr.Option {
-	options := []expr.Option{expr.Env(env), expr.DisableAllBuiltins(), expr.MaxNodes(maxExprNodes), expr.Patch(namedStringVisitor{}), expr.Patch(&textLimitPatcher{})}
+	options := []expr.Option{
+		expr.Env(env), expr.DisableAllBuiltins(), expr.MaxNodes(maxExprNodes),
+		expr.Patch(namedStringVisitor{}), expr.Patch(&textLimitPatcher{}),
+	}
 	for _, name := range allowedBuiltins {
 		options = append(options, expr.EnableBuiltin(name))
 	}
@@ -78,7 +83,8 @@ func (e *Error) Error() string { return e.Message }
 // and deeply nested expressions, `$env`, and comparisons of strings by order. The error is an *Error.
 func Compile(source string, env any, more ...expr.Option) (*vm.Program, error) {
 	if len(source) > MaxSourceBytes {
-		return nil, &Error{Message: fmt.Sprintf("the expression has %d bytes, at most %d are allowed", len(source), MaxSourceBytes)}
+		return nil, &Error{Message: fmt.Sprintf("the expression has %d bytes, at most %d are allowed", len(source),
+			MaxSourceBytes)}
 	}
 	nesting := &nestingVisitor{}
 	options := append(CompileOptions(env), more...)
@@ -86,7 +92,10 @@ func Compile(source string, env any, more ...expr.Option) (*vm.Program, error) {
 	if err != nil {
 		var located *file.Error
 		if errors.As(err, &located) {
-			return nil, &Error{Column: located.Column, Line: max(located.Line-1, 0), SourceOffset: located.From, Message: located.Message}
+			return nil, &Error{
+				Column: located.Column, Line: max(located.Line-1, 0), SourceOffset: located.From,
+				Message: located.Message,
+			}
 		}
 		return nil, &Error{Message: firstLine(err.Error())}
 	}
@@ -99,7 +108,8 @@ func Compile(source string, env any, more ...expr.Option) (*vm.Program, error) {
 	}
 	nesting.walk(root, 0)
 	if nesting.maxDepth > maxExprNesting {
-		return nil, &Error{Message: fmt.Sprintf("predicates are nested %d deep, at most %d are allowed", nesting.maxDepth, maxExprNesting)}
+		return nil, &Error{Message: fmt.Sprintf("predicates are nested %d deep, at most %d are allowed", nesting.maxDepth,
+			maxExprNesting)}
 	}
 	ordered := &stringOrderFinder{}
 	ast.Walk(&root, ordered)
@@ -134,7 +144,10 @@ func (o *stringOrderFinder) toError(source string) *Error {
 	message := fmt.Sprintf("`%s` compares strings in alphabetical order; compare with `==` or `in [\"…\", \"…\"]`",
 		o.found.Operator)
 	if strings.Contains(o.found.String(), "severity") {
-		message = fmt.Sprintf("`%s` compares severities as strings, in alphabetical order; write for example `incident.severity in [\"high\", \"critical\"]`, or `match: {severity: high}`, which means at least high", o.found.Operator)
+		message = fmt.Sprintf(
+			"`%s` compares severities as strings, in alphabetical order; write for example `incident.severity in [\"high\", \"critical\"]`, or `match: {severity: high}`, which means at least high",
+			o.found.Operator,
+		)
 	}
 	at := o.found.Location().From
 	before := []rune(source)[:min(at, len([]rune(source)))]

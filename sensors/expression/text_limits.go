@@ -34,7 +34,8 @@ func boundedTextFunctions() []expr.Option {
 		out = append(out,
 			expr.Function("replace"+suffix, b.replace, new(func(string, string, string) string)),
 			expr.Function("split"+suffix, b.split, new(func(string, string) []string), new(func(string, string, int) []string)),
-			expr.Function("join"+suffix, b.join, new(func([]string) string), new(func([]string, string) string), new(func([]any) string), new(func([]any, string) string)),
+			expr.Function("join"+suffix, b.join, new(func([]string) string), new(func([]string, string) string),
+				new(func([]any) string), new(func([]any, string) string)),
 			expr.Function(boundedPlusName+suffix, b.concatenate, new(func(string, string) string)),
 			expr.Function(boundedUpperName+suffix, b.wrap(strings.ToUpper), new(func(string) string)),
 			expr.Function(boundedLowerName+suffix, b.wrap(strings.ToLower), new(func(string) string)),
@@ -202,10 +203,13 @@ func (f *nonScalarStringFinder) Visit(node *ast.Node) {
 	}
 	switch t := b.Arguments[0].Type(); {
 	case t == nil:
-	case t.Kind() == reflect.Slice, t.Kind() == reflect.Array, t.Kind() == reflect.Map, t.Kind() == reflect.Struct, t.Kind() == reflect.Interface:
+	case t.Kind() == reflect.Slice, t.Kind() == reflect.Array, t.Kind() == reflect.Map, t.Kind() == reflect.Struct,
+		t.Kind() == reflect.Interface:
 		at := b.Location()
-		f.found = &Error{Column: at.From, SourceOffset: at.From,
-			Message: "`string` takes a number, a boolean or a string, not " + t.String() + "; use `join` for a list of strings"}
+		f.found = &Error{
+			Column: at.From, SourceOffset: at.From,
+			Message: "`string` takes a number, a boolean or a string, not " + t.String() + "; use `join` for a list of strings",
+		}
 	}
 }
 
@@ -217,8 +221,10 @@ type nestedUniqFinder struct{ found *Error }
 func (f *nestedUniqFinder) Visit(node *ast.Node) {
 	if b, ok := (*node).(*ast.BuiltinNode); ok && b.Name == "uniq" && f.found == nil {
 		at := b.Location()
-		f.found = &Error{Column: at.From, SourceOffset: at.From,
-			Message: "`uniq` is not allowed inside a predicate; put it around the list, or in a `set` before"}
+		f.found = &Error{
+			Column: at.From, SourceOffset: at.From,
+			Message: "`uniq` is not allowed inside a predicate; put it around the list, or in a `set` before",
+		}
 	}
 }
 

@@ -34,7 +34,8 @@ type Attachment struct {
 // Handler executes commands. It must verify the proof of each command with the given keys before it changes anything.
 // It is called concurrently. An error that wraps ErrRefused means that the node refuses the command.
 type Handler interface {
-	Handle(ctx context.Context, kind CommandKind, body []byte, keys attestation.Keyring) (result any, blobs []Attachment, err error)
+	Handle(ctx context.Context, kind CommandKind, body []byte, keys attestation.Keyring) (result any, blobs []Attachment,
+		err error)
 }
 
 // Client is the node's side of the connection to the gateway. Address, Node, Spool, Handler and either TLS or
@@ -88,8 +89,12 @@ func (c *Client) Run(ctx context.Context) error {
 	}
 	conn, err := grpc.NewClient(c.Address,
 		grpc.WithTransportCredentials(credentials.NewTLS(c.TLS)),
-		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 20 * time.Second, Timeout: 5 * time.Second, PermitWithoutStream: true}),
-		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(MaxMessageBytes+4096), grpc.MaxCallSendMsgSize(MaxMessageBytes+4096)))
+		grpc.WithKeepaliveParams(keepalive.ClientParameters{
+			Time: 20 * time.Second, Timeout: 5 * time.Second,
+			PermitWithoutStream: true,
+		}),
+		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(MaxMessageBytes+4096),
+			grpc.MaxCallSendMsgSize(MaxMessageBytes+4096)))
 	if err != nil {
 		return fmt.Errorf("dial gateway %s: %w", c.Address, err)
 	}
@@ -148,16 +153,24 @@ func (c *Client) runStream(parent context.Context, gateway gatewaypb.GatewayClie
 	if err != nil {
 		return fmt.Errorf("open stream: %w", err)
 	}
-	s := &session{Client: c, stream: stream, acks: make(chan *gatewaypb.Ack, 1), renewals: make(chan *gatewaypb.Renewed, 1)}
+	s := &session{Client: c, stream: stream, acks: make(chan *gatewaypb.Ack, 1), renewals: make(chan *gatewaypb.Renewed,
+		1)}
 	defer context.AfterFunc(parent, func() {
 		timer := time.AfterFunc(shutdownGrace, cancel)
 		defer timer.Stop()
-		if s.send(&gatewaypb.FromNode{Body: &gatewaypb.FromNode_Goodbye{Goodbye: &gatewaypb.Goodbye{Reason: "the sensor was stopped"}}}) == nil {
+		if s.send(
+			&gatewaypb.FromNode{
+				Body: &gatewaypb.FromNode_Goodbye{Goodbye: &gatewaypb.Goodbye{Reason: "the sensor was stopped"}},
+			},
+		) == nil {
 			_ = stream.CloseSend()
 		}
 		<-ctx.Done()
 	})()
-	if err := s.send(&gatewaypb.FromNode{Body: &gatewaypb.FromNode_Hello{Hello: &gatewaypb.Hello{Node: c.Node, Version: c.Version, BootId: c.BootID, TimeNs: c.Now().UnixNano(), Waits: true}}}); err != nil {
+	if err := s.send(&gatewaypb.FromNode{Body: &gatewaypb.FromNode_Hello{Hello: &gatewaypb.Hello{
+		Node:    c.Node,
+		Version: c.Version, BootId: c.BootID, TimeNs: c.Now().UnixNano(), Waits: true,
+	}}}); err != nil {
 		return err
 	}
 	first, err := stream.Recv()
@@ -168,12 +181,14 @@ func (c *Client) runStream(parent context.Context, gateway gatewaypb.GatewayClie
 		return errors.New("the gateway's first message was not a welcome")
 	}
 	s.lastServerTime.Store(&serverTime{first.GetWelcome().GetTimeNs(), time.Now()})
-	if err := c.PinnedKeys.ApplyRotations(first.GetWelcome().GetKeySets()); err != nil && !errors.Is(err, ErrNoPinnedKeys) {
+	if err := c.PinnedKeys.ApplyRotations(first.GetWelcome().GetKeySets()); err != nil &&
+		!errors.Is(err, ErrNoPinnedKeys) {
 		c.Log.Error("the gateway sent authority key rotations that the pinned key did not sign; they are ignored", "error",
 			err)
 	}
 	if c.PinnedKeys != nil && !c.PinnedKeys.HasAny(first.GetWelcome().GetAuthorityKeys()) {
-		c.Log.Error("the gateway's authority is not the one that this node was enrolled with; its commands are refused", "gateway", c.Address)
+		c.Log.Error("the gateway's authority is not the one that this node was enrolled with; its commands are refused",
+			"gateway", c.Address)
 	}
 	s.keyring = c.PinnedKeys.Keyring()
 	c.Log.Info("connected to the gateway", "gateway", c.Address)
@@ -268,7 +283,11 @@ func (s *session) sendDetections(ctx context.Context) error {
 				break
 			}
 		}
-		if err := s.send(&gatewaypb.FromNode{Body: &gatewaypb.FromNode_Detections{Detections: &gatewaypb.Detections{Sequence: sequence, Detection: head}}}); err != nil {
+		if err := s.send(
+			&gatewaypb.FromNode{
+				Body: &gatewaypb.FromNode_Detections{Detections: &gatewaypb.Detections{Sequence: sequence, Detection: head}},
+			},
+		); err != nil {
 			return err
 		}
 		select {
@@ -327,7 +346,10 @@ func (s *session) sendHealth(ctx context.Context) error {
 				return fmt.Errorf("encode status: %w", err)
 			}
 			last := s.lastServerTime.Load()
-			health := &gatewaypb.Health{Status: raw, TimeNs: s.Now().UnixNano(), EchoNs: last.gatewayTime, HeldNs: time.Since(last.receivedAt).Nanoseconds()}
+			health := &gatewaypb.Health{
+				Status: raw, TimeNs: s.Now().UnixNano(), EchoNs: last.gatewayTime,
+				HeldNs: time.Since(last.receivedAt).Nanoseconds(),
+			}
 			if err := s.send(&gatewaypb.FromNode{Body: &gatewaypb.FromNode_Health{Health: health}}); err != nil {
 				return err
 			}
@@ -366,7 +388,10 @@ func (s *session) sendResult(cmd *gatewaypb.Command, result any, blobs []Attachm
 	for _, blob := range blobs {
 		for data, first := blob.Data, true; first || len(data) > 0; first = false {
 			n := min(len(data), MaxMessageBytes/2)
-			if err := s.send(&gatewaypb.FromNode{Body: &gatewaypb.FromNode_Result{Result: &gatewaypb.Result{Id: cmd.GetId(), BlobName: blob.Name, Blob: data[:n]}}}); err != nil {
+			if err := s.send(&gatewaypb.FromNode{Body: &gatewaypb.FromNode_Result{Result: &gatewaypb.Result{
+				Id:       cmd.GetId(),
+				BlobName: blob.Name, Blob: data[:n],
+			}}}); err != nil {
 				return
 			}
 			data = data[n:]

@@ -30,10 +30,15 @@ func (g *singleCommandGateway) Node(stream grpc.BidiStreamingServer[gatewaypb.Fr
 	if _, err := stream.Recv(); err != nil {
 		return err
 	}
-	if err := stream.Send(&gatewaypb.ToNode{Body: &gatewaypb.ToNode_Welcome{Welcome: &gatewaypb.Welcome{AuthorityKeys: g.keys}}}); err != nil {
+	if err := stream.Send(
+		&gatewaypb.ToNode{Body: &gatewaypb.ToNode_Welcome{Welcome: &gatewaypb.Welcome{AuthorityKeys: g.keys}}},
+	); err != nil {
 		return err
 	}
-	err := stream.Send(&gatewaypb.ToNode{Body: &gatewaypb.ToNode_Command{Command: &gatewaypb.Command{Id: "1", Kind: string(CommandSnapshot), DeadlineMs: 100}}})
+	err := stream.Send(&gatewaypb.ToNode{Body: &gatewaypb.ToNode_Command{Command: &gatewaypb.Command{
+		Id:   "1",
+		Kind: string(CommandSnapshot), DeadlineMs: 100,
+	}}})
 	g.streams <- 1
 	return err
 }
@@ -52,7 +57,10 @@ func (e blockingHandler) Handle(context.Context, CommandKind, []byte, attestatio
 func TestBlockedCommandDoesNotPreventReconnect(t *testing.T) {
 	public, private, err := ed25519.GenerateKey(rand.Reader)
 	require.NoError(t, err)
-	template := &x509.Certificate{SerialNumber: big.NewInt(1), DNSNames: []string{"gateway"}, NotAfter: time.Now().Add(time.Hour), IsCA: true, BasicConstraintsValid: true}
+	template := &x509.Certificate{
+		SerialNumber: big.NewInt(1), DNSNames: []string{"gateway"},
+		NotAfter: time.Now().Add(time.Hour), IsCA: true, BasicConstraintsValid: true,
+	}
 	der, err := x509.CreateCertificate(rand.Reader, template, template, public, private)
 	require.NoError(t, err)
 	certificate, err := x509.ParseCertificate(der)
@@ -64,8 +72,20 @@ func TestBlockedCommandDoesNotPreventReconnect(t *testing.T) {
 
 	listener, err := net.Listen("tcp", "127.0.0.1:0") //nolint:noctx // at once
 	require.NoError(t, err)
-	server := grpc.NewServer(grpc.Creds(credentials.NewTLS(&tls.Config{Certificates: []tls.Certificate{{Certificate: [][]byte{der}, PrivateKey: private}}, MinVersion: tls.VersionTLS13})))
-	gateway := &singleCommandGateway{keys: attestation.NewKeyring(key.PublicKey()).EncodeLines(), streams: make(chan int, 16)}
+	server := grpc.NewServer(
+		grpc.Creds(
+			credentials.NewTLS(
+				&tls.Config{
+					Certificates: []tls.Certificate{{Certificate: [][]byte{der}, PrivateKey: private}},
+					MinVersion:   tls.VersionTLS13,
+				},
+			),
+		),
+	)
+	gateway := &singleCommandGateway{
+		keys:    attestation.NewKeyring(key.PublicKey()).EncodeLines(),
+		streams: make(chan int, 16),
+	}
 	gatewaypb.RegisterGatewayServer(server, gateway)
 	go func() { _ = server.Serve(listener) }()
 	t.Cleanup(server.Stop)
@@ -74,7 +94,10 @@ func TestBlockedCommandDoesNotPreventReconnect(t *testing.T) {
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, spool.Close()) })
 	client := &Client{
-		Address: listener.Addr().String(), TLS: &tls.Config{RootCAs: roots, ServerName: "gateway", MinVersion: tls.VersionTLS13}, Node: "node-1",
+		Address: listener.Addr().String(), TLS: &tls.Config{
+			RootCAs: roots, ServerName: "gateway",
+			MinVersion: tls.VersionTLS13,
+		}, Node: "node-1",
 		Spool: spool, Handler: blockingHandler{make(chan struct{}, 1)}, StatusFunc: func() any { return nil },
 	}
 	ctx, cancel := context.WithCancel(t.Context())

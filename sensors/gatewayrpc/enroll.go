@@ -56,7 +56,9 @@ func (e Enrollment) OpenOrEnroll(ctx context.Context) (*NodeCertificate, *Pinned
 	return identity, pinned, nil
 }
 
-func (e Enrollment) openOrEnroll(ctx context.Context, ca []byte, anew bool, enrolled *attestation.KeySet) (*NodeCertificate, error) {
+func (e Enrollment) openOrEnroll(ctx context.Context, ca []byte, anew bool,
+	enrolled *attestation.KeySet,
+) (*NodeCertificate, error) {
 	pool := x509.NewCertPool()
 	if !pool.AppendCertsFromPEM(ca) {
 		return nil, fmt.Errorf("%s contains no certificate", e.CAFile)
@@ -90,7 +92,9 @@ func (e Enrollment) openOrEnroll(ctx context.Context, ca []byte, anew bool, enro
 	return NewNodeCertificate(MutualTLSConfig(pair, pool), e.CertificatePath)
 }
 
-func (e Enrollment) requestCertificate(ctx context.Context, pool *x509.CertPool, csr []byte) (string, attestation.KeySet, error) {
+func (e Enrollment) requestCertificate(ctx context.Context, pool *x509.CertPool, csr []byte) (string,
+	attestation.KeySet, error,
+) {
 	token, err := os.ReadFile(e.TokenFile) // The token is read for every request, because the kubelet rotates it.
 	if err != nil {
 		return "", attestation.KeySet{}, fmt.Errorf("read the sensor's token: %w", err)
@@ -101,15 +105,23 @@ func (e Enrollment) requestCertificate(ctx context.Context, pool *x509.CertPool,
 	}
 	ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
 	defer cancel()
-	r, err := http.NewRequestWithContext(ctx, http.MethodPost, strings.TrimRight(e.GatewayURL, "/")+"/v1/enroll", bytes.NewReader(body))
+	r, err := http.NewRequestWithContext(ctx, http.MethodPost, strings.TrimRight(e.GatewayURL, "/")+"/v1/enroll",
+		bytes.NewReader(body))
 	if err != nil {
 		return "", attestation.KeySet{}, fmt.Errorf("create the request: %w", err)
 	}
 	r.Header.Set("Authorization", "Bearer "+strings.TrimSpace(string(token)))
-	transport := &http.Transport{TLSClientConfig: &tls.Config{MinVersion: tls.VersionTLS13, RootCAs: pool, ServerName: ServerName}}
+	transport := &http.Transport{TLSClientConfig: &tls.Config{
+		MinVersion: tls.VersionTLS13, RootCAs: pool,
+		ServerName: ServerName,
+	}}
 	defer transport.CloseIdleConnections()
 	// Redirects are not followed, so that the token is sent to the gateway only.
-	client := &http.Client{Transport: transport, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
+	client := &http.Client{Transport: transport, CheckRedirect: func(*http.Request,
+		[]*http.Request,
+	) error {
+		return http.ErrUseLastResponse
+	}}
 	resp, err := client.Do(r)
 	if err != nil {
 		return "", attestation.KeySet{}, fmt.Errorf("send the request: %w", err)

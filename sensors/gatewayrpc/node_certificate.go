@@ -100,7 +100,10 @@ func (i *NodeCertificate) checkRenewal(c *x509.Certificate) error {
 		return fmt.Errorf("the certificate is for node %q, but this node is %q", c.Subject.CommonName,
 			i.current.Leaf.Subject.CommonName)
 	}
-	_, err := c.Verify(x509.VerifyOptions{Roots: i.baseTLS.RootCAs, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}})
+	_, err := c.Verify(x509.VerifyOptions{
+		Roots:     i.baseTLS.RootCAs,
+		KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
+	})
 	if err != nil {
 		return fmt.Errorf("the certificate does not belong to this installation: %w", err)
 	}
@@ -153,7 +156,8 @@ func NewCertificateRequest(name string) (csr []byte, key *ecdsa.PrivateKey, err 
 	if key, err = ecdsa.GenerateKey(elliptic.P256(), rand.Reader); err != nil {
 		return nil, nil, fmt.Errorf("create a key: %w", err)
 	}
-	csr, err = x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{Subject: pkix.Name{CommonName: name}}, key)
+	csr, err = x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{Subject: pkix.Name{CommonName: name}},
+		key)
 	if err != nil {
 		return nil, nil, fmt.Errorf("create a certificate request: %w", err)
 	}

@@ -34,7 +34,9 @@ var ErrNoPinnedKeys = errors.New("the authority's keys are not pinned")
 // ErrDamagedPinnedKeys is wrapped by an error for a pinned keys file that cannot be parsed. The sensor then continues
 // without keys: it sends detections, and refuses every command until an administrator removes the file. Nothing else
 // may replace the file.
-var ErrDamagedPinnedKeys = errors.New("the pinned keys are damaged; remove the file to pin those of the next enrollment")
+var ErrDamagedPinnedKeys = errors.New(
+	"the pinned keys are damaged; remove the file to pin those of the next enrollment",
+)
 
 // pinnedKeysFile is the content of the pinned keys file.
 type pinnedKeysFile struct {

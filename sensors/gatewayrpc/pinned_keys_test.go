@@ -64,16 +64,20 @@ func TestFakeGatewayCannotReplacePinnedKeys(t *testing.T) {
 	first, second, thief := newTestKey(t, 1), newTestKey(t, 2), newTestKey(t, 9)
 	for name, sets := range map[string][][]byte{
 		"set signed by an attacker": {signedRotation(t, thief, newKeySet(1, thief))},
-		"set signed by a retired key": {signedRotation(t, first, newKeySet(1, second, first)),
-			signedRotation(t, first, newKeySet(2, thief))},
+		"set signed by a retired key": {
+			signedRotation(t, first, newKeySet(1, second, first)),
+			signedRotation(t, first, newKeySet(2, thief)),
+		},
 		"set that skips a sequence number": {signedRotation(t, first, newKeySet(2, thief))},
 		"set without its active key": {signedRotation(t, first,
 			attestation.KeySet{Sequence: 1, ActiveKeyID: thief.ID(), PublicKeys: newKeySet(1, first).PublicKeys})},
 		"invalid set": {[]byte("{")},
 		"signature of another set": {append(signedRotation(t, first, newKeySet(1, second))[:20],
 			signedRotation(t, thief, newKeySet(1, thief))[20:]...)},
-		"older set as a predecessor": {signedRotation(t, thief, newKeySet(0, thief)),
-			signedRotation(t, thief, newKeySet(1, thief))},
+		"older set as a predecessor": {
+			signedRotation(t, thief, newKeySet(0, thief)),
+			signedRotation(t, thief, newKeySet(1, thief)),
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			path := filepath.Join(t.TempDir(), gatewayrpc.AuthorityKeysFile)

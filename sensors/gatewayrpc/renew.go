@@ -52,7 +52,11 @@ func (s *session) requestRenewal(ctx context.Context) (bool, error) {
 	case <-ctx.Done():
 		return false, ctx.Err()
 	case <-timer.C:
-		s.Log.Warn("the gateway did not respond to the request for a new certificate; upgrade the gateway if it is older than this node", "expires", s.NodeCertificate.Certificate().NotAfter)
+		s.Log.Warn(
+			"the gateway did not respond to the request for a new certificate; upgrade the gateway if it is older than this node",
+			"expires",
+			s.NodeCertificate.Certificate().NotAfter,
+		)
 		return false, nil
 	case answer := <-s.renewals:
 		if answer.GetError() != "" {

@@ -193,11 +193,13 @@ func (s *Spool) Add(d sensors.Detection) error {
 	defer s.mu.Unlock()
 	if len(line) > MaxDetectionBytes {
 		s.dropped++
-		return fmt.Errorf("detection %s of rule %s dropped: it has %d bytes, and a gateway accepts at most %d", d.ID, d.Rule, len(line), MaxDetectionBytes)
+		return fmt.Errorf("detection %s of rule %s dropped: it has %d bytes, and a gateway accepts at most %d", d.ID, d.Rule,
+			len(line), MaxDetectionBytes)
 	}
 	if len(s.pending) >= s.limit.MaxDetections || s.pendingBytes+int64(len(line)) > s.limit.MaxBytes {
 		s.dropped++
-		return fmt.Errorf("spool is full (%d detections, %d bytes): detection %s dropped", len(s.pending), s.pendingBytes, d.ID)
+		return fmt.Errorf("spool is full (%d detections, %d bytes): detection %s dropped", len(s.pending), s.pendingBytes,
+			d.ID)
 	}
 	s.enqueue(line)
 	s.signalReady()

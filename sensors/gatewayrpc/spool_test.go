@@ -75,7 +75,8 @@ func TestSpoolReadsOldAndTruncatedFiles(t *testing.T) {
 func TestSpoolDropsDetectionsThatAreTooLarge(t *testing.T) {
 	dir := t.TempDir()
 	// An older sensor wrote one line that fits into no message, and one that exceeds the line reader's buffer.
-	text := string(headerLine(0)) + `{"id":"a"}` + "\n" + `{"id":"b","title":"` + strings.Repeat("x", 300<<10) + `"}` + "\n" + `{"id":"c","title":"` + strings.Repeat("x", 5<<20) + `"}` + "\n" + `{"id":"d"}` + "\n"
+	text := string(headerLine(0)) + `{"id":"a"}` + "\n" + `{"id":"b","title":"` + strings.Repeat("x", 300<<10) + `"}` +
+		"\n" + `{"id":"c","title":"` + strings.Repeat("x", 5<<20) + `"}` + "\n" + `{"id":"d"}` + "\n"
 	require.NoError(t, os.WriteFile(filepath.Join(dir, "detections.spool"), []byte(text), 0o600))
 	s, err := OpenSpool(dir, SpoolLimits{})
 	require.NoError(t, err)
@@ -83,11 +84,15 @@ func TestSpoolDropsDetectionsThatAreTooLarge(t *testing.T) {
 	require.Equal(t, uint64(2), s.Dropped())
 
 	annotated := sensors.Detection{ID: "annotated"}
-	annotated.Event.Container.Pod = sensors.Pod{Name: "shop", Annotations: map[string]string{"a": strings.Repeat("<", 250<<10)}}
+	annotated.Event.Container.Pod = sensors.Pod{
+		Name:        "shop",
+		Annotations: map[string]string{"a": strings.Repeat("<", 250<<10)},
+	}
 	require.NoError(t, s.Add(annotated))
 	require.Equal(t, []string{"a", "d", "annotated"}, spooledIDs(t, s), "it is sent without its large fields")
 	require.NotEmpty(t, annotated.Event.Container.Pod.Annotations, "the caller's detection is not changed")
-	require.ErrorContains(t, s.Add(sensors.Detection{ID: "large", Reasons: []string{strings.Repeat("<", 250<<10)}}), "at most 262144")
+	require.ErrorContains(t, s.Add(sensors.Detection{ID: "large", Reasons: []string{strings.Repeat("<", 250<<10)}}),
+		"at most 262144")
 	require.Equal(t, uint64(3), s.Dropped())
 	for _, line := range s.Peek(10) {
 		require.LessOrEqual(t, len(line), MaxDetectionBytes)

@@ -223,9 +223,12 @@ func decodeCloudTrailRecord(raw []byte) (sensors.Event, error) {
 		return sensors.Event{}, errors.New("eventID, eventName or eventSource is too long")
 	}
 	c := sensors.Cloud{
-		Provider: "aws", Service: r.EventSource, EventName: r.EventName, Region: truncateForDisplay(r.Region, 64), Account: truncateForDisplay(orDefault(u.AccountID, r.RecipientID), 64),
-		Principal: principal, PrincipalID: truncateForDisplay(u.PrincipalID, maxMessageBytes), PrincipalType: truncateForDisplay(u.Type, 64), AccessKeyID: truncateForDisplay(u.AccessKeyID, 64),
-		SourceIP: truncateForDisplay(r.SourceIP, maxIdentifierBytes), UserAgent: truncateForDisplay(r.UserAgent, maxMessageBytes), ErrorCode: truncateForDisplay(r.failureReason(), maxIdentifierBytes), ReadOnly: r.ReadOnly.bool(),
+		Provider: "aws", Service: r.EventSource, EventName: r.EventName, Region: truncateForDisplay(r.Region, 64),
+		Account:   truncateForDisplay(orDefault(u.AccountID, r.RecipientID), 64),
+		Principal: principal, PrincipalID: truncateForDisplay(u.PrincipalID, maxMessageBytes),
+		PrincipalType: truncateForDisplay(u.Type, 64), AccessKeyID: truncateForDisplay(u.AccessKeyID, 64),
+		SourceIP: truncateForDisplay(r.SourceIP, maxIdentifierBytes), UserAgent: truncateForDisplay(r.UserAgent,
+			maxMessageBytes), ErrorCode: truncateForDisplay(r.failureReason(), maxIdentifierBytes), ReadOnly: r.ReadOnly.bool(),
 		MFA: u.SessionContext.Attributes.MFA.bool() || r.Additional.MFAUsed == "Yes",
 	}
 	c.Role, c.SessionName = roleOf(u.ARN)
@@ -235,7 +238,8 @@ func decodeCloudTrailRecord(raw []byte) (sensors.Event, error) {
 	if id, session, ok := strings.Cut(u.PrincipalID, ":"); ok && strings.HasPrefix(id, "AROA") {
 		c.RoleID, c.SessionName = orDefault(c.RoleID, id), orDefault(c.SessionName, session)
 	}
-	c.Role, c.RoleID, c.SessionName = truncateForDisplay(c.Role, maxIdentifierBytes), truncateForDisplay(c.RoleID, maxIdentifierBytes), truncateForDisplay(c.SessionName, maxIdentifierBytes)
+	c.Role, c.RoleID, c.SessionName = truncateForDisplay(c.Role, maxIdentifierBytes),
+		truncateForDisplay(c.RoleID, maxIdentifierBytes), truncateForDisplay(c.SessionName, maxIdentifierBytes)
 	r.fillWorkload(&c)
 	r.fillResources(&c)
 	e := sensors.Event{ID: "cloudtrail/" + r.EventID, Kind: sensors.KindCloudAPICall, Time: r.EventTime.UTC(), Cloud: c}
@@ -253,8 +257,10 @@ func (r *cloudTrailRecord) failureReason() string {
 	}
 	a := r.Response
 	answers := []scalar{
-		a.ConsoleLogin, a.CheckMfa, a.SwitchRole, a.ExitRole, a.RenewRole, a.PasswordRecoveryRequested, a.PasswordRecoveryCompleted,
-		a.UserAuthentication, a.CredentialVerification, a.CredentialChallenge, a.GetSigninToken, r.Additional.LoginResult, r.ServiceDetails[r.EventName], r.ServiceDetails["result"],
+		a.ConsoleLogin, a.CheckMfa, a.SwitchRole, a.ExitRole, a.RenewRole, a.PasswordRecoveryRequested,
+		a.PasswordRecoveryCompleted,
+		a.UserAuthentication, a.CredentialVerification, a.CredentialChallenge, a.GetSigninToken, r.Additional.LoginResult,
+		r.ServiceDetails[r.EventName], r.ServiceDetails["result"],
 	}
 	failed := slices.ContainsFunc(answers, func(s scalar) bool {
 		return strings.EqualFold(string(s), "Failure") || strings.EqualFold(string(s), "Failed")
@@ -284,7 +290,8 @@ func (r *cloudTrailRecord) fillWorkload(c *sensors.Cloud) {
 	if r.EventSource != "sts.amazonaws.com" || r.failureReason() != "" {
 		return
 	}
-	if r.EventName == "AssumeRoleWithWebIdentity" && u.Type == "WebIdentityUser" && strings.Contains(u.Provider, eksIssuerARNPart) {
+	if r.EventName == "AssumeRoleWithWebIdentity" && u.Type == "WebIdentityUser" &&
+		strings.Contains(u.Provider, eksIssuerARNPart) {
 		account := serviceAccountOf(u.UserName)
 		c.Namespace, c.ServiceAccount = account.Namespace, account.Name
 	}
@@ -325,7 +332,10 @@ func (r *cloudTrailRecord) fillResources(c *sensors.Cloud) {
 	if q.BucketName != "" {
 		all = append(all, strings.TrimSuffix("arn:aws:s3:::"+string(q.BucketName)+"/"+string(q.Key), "/"))
 	}
-	for _, name := range []scalar{q.PolicyARN, q.RoleARN, q.SecretID, q.FunctionName, q.InstanceID, q.KeyID, q.TableName, q.TrailName, q.Name, q.AccessKeyID} {
+	for _, name := range []scalar{
+		q.PolicyARN, q.RoleARN, q.SecretID, q.FunctionName, q.InstanceID, q.KeyID, q.TableName,
+		q.TrailName, q.Name, q.AccessKeyID,
+	} {
 		all = append(all, string(name))
 	}
 	for _, name := range slices.Concat(q.Names, q.SecretIDList) { // GetParameters, BatchGetSecretValue

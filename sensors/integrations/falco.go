@@ -36,9 +36,16 @@ var falcoPriorityMapping = map[string]struct {
 	severity   sensors.Severity
 	confidence float64
 }{
-	"emergency": {sensors.SeverityCritical, 0.9}, "alert": {sensors.SeverityCritical, 0.9}, "critical": {sensors.SeverityCritical, 0.85},
-	"error": {sensors.SeverityHigh, 0.7}, "warning": {sensors.SeverityMedium, 0.6}, "notice": {sensors.SeverityLow, 0.5},
-	"informational": {sensors.SeverityInfo, 0.3}, "info": {sensors.SeverityInfo, 0.3}, "debug": {sensors.SeverityInfo, 0.1},
+	"emergency": {sensors.SeverityCritical, 0.9}, "alert": {sensors.SeverityCritical, 0.9},
+	"critical": {sensors.SeverityCritical, 0.85},
+	"error":    {sensors.SeverityHigh, 0.7}, "warning": {sensors.SeverityMedium, 0.6}, "notice": {
+		sensors.SeverityLow,
+		0.5,
+	},
+	"informational": {sensors.SeverityInfo, 0.3}, "info": {sensors.SeverityInfo, 0.3}, "debug": {
+		sensors.SeverityInfo,
+		0.1,
+	},
 }
 
 // maxFalcoOutputFields is the maximum number of output fields in one alert.
@@ -58,7 +65,8 @@ func DecodeFalco(raw []byte) (DecodedRecord, error) {
 		return DecodedRecord{}, errors.New("invalid Falco alert: missing rule or priority")
 	}
 	if len(f.OutputFields) > maxFalcoOutputFields {
-		return DecodedRecord{}, fmt.Errorf("the alert has %d fields, at most %d are read", len(f.OutputFields), maxFalcoOutputFields)
+		return DecodedRecord{}, fmt.Errorf("the alert has %d fields, at most %d are read", len(f.OutputFields),
+			maxFalcoOutputFields)
 	}
 	priority, ok := falcoPriorityMapping[strings.ToLower(f.Priority)]
 	if !ok {
@@ -73,7 +81,8 @@ func DecodeFalco(raw []byte) (DecodedRecord, error) {
 	}
 	meaning, reason := mapRule("Falco", falcoRuleMappings, f.Rule, f.Tags, falcoTechnique(f.Tags))
 	d := sensors.Detection{
-		ID: f.UUID, Rule: f.Rule, Title: f.Rule, Severity: priority.severity, Confidence: priority.confidence, Source: SourceFalco, Time: at, Node: f.Hostname,
+		ID: f.UUID, Rule: f.Rule, Title: f.Rule, Severity: priority.severity, Confidence: priority.confidence,
+		Source: SourceFalco, Time: at, Node: f.Hostname,
 		Objective: meaning.objective, Technique: meaning.technique,
 		Reasons: []string{"Falco's rule fired at priority " + f.Priority + ".", reason},
 	}
@@ -120,7 +129,8 @@ func (f *falcoRecord) sensorHealth(at time.Time) (SensorHealth, bool) {
 	case f.Rule == "Falco internal: metrics snapshot":
 		// Both counters are cumulative: drops in the kernel and in Falco's output queue.
 		h.DroppedIsCumulative = true
-		h.Dropped = saturatingAdd(f.OutputFields["scap.n_drops"].uint64(), f.OutputFields["falco.outputs_queue_num_drops"].uint64())
+		h.Dropped = saturatingAdd(f.OutputFields["scap.n_drops"].uint64(),
+			f.OutputFields["falco.outputs_queue_num_drops"].uint64())
 	case strings.HasPrefix(f.Rule, "Falco internal: ") || f.Source == falcoSourceInternal:
 		h.Dropped = f.OutputFields["n_drops"].uint64()
 	case f.Rule == "Test rule" && f.Hostname == "falcosidekick" && len(f.OutputFields) <= 4:

@@ -34,11 +34,15 @@ func (f falcoFields) indexedValue(name string, n int) scalar {
 func (f falcoFields) syscallEvent() sensors.Event {
 	call := syscallName(f.firstValue("evt.type", "syscall.type"))
 	e := sensors.Event{Kind: kindOfSyscall(call), Process: f.processInfo(), Container: f.containerInfo()}
-	e.Syscall = sensors.Syscall{Name: call, Failed: f["evt.failed"].bool() || strings.HasPrefix(f.firstValue("evt.res"), "E")}
+	e.Syscall = sensors.Syscall{Name: call, Failed: f["evt.failed"].bool() || strings.HasPrefix(f.firstValue("evt.res"),
+		"E")}
 	path := f.firstValue("fs.path.name", "fd.name", "evt.arg.path", "evt.arg.name")
 	switch e.Kind {
 	case sensors.KindFileOpen:
-		e.File = sensors.File{Path: path, OpenedForWrite: f["evt.is_open_write"].bool() || strings.Contains(call, "link"), PathUnresolved: f.firstValue("fs.path.name", "fd.name") == ""}
+		e.File = sensors.File{
+			Path: path, OpenedForWrite: f["evt.is_open_write"].bool() || strings.Contains(call, "link"),
+			PathUnresolved: f.firstValue("fs.path.name", "fd.name") == "",
+		}
 	case sensors.KindFileDelete, sensors.KindChmod, sensors.KindMount:
 		e.File = sensors.File{Path: path, OpenedForWrite: true, PathUnresolved: f.firstValue("fs.path.name", "fd.name") == ""}
 	case sensors.KindExec:
@@ -57,24 +61,29 @@ func (f falcoFields) syscallEvent() sensors.Event {
 
 func (f falcoFields) processInfo() sensors.Process {
 	p := sensors.Process{
-		PID: f["proc.pid"].uint32(), PPID: f["proc.ppid"].uint32(), NSPID: f["proc.vpid"].uint32(), UID: f["user.uid"].uint32(), EUID: f["user.uid"].uint32(), GID: f["group.gid"].uint32(),
-		Name: f.firstValue("proc.name"), Exe: f.firstValue("proc.exepath"), Cwd: f.firstValue("proc.cwd"), TTY: terminalName(f.firstValue("proc.tty")),
-		ExeInUpperLayer: f["proc.is_exe_upper_layer"].bool(), ExeIsMemfd: f["proc.is_exe_from_memfd"].bool(), ExeInode: f["proc.exe_ino"].uint64(),
-		Args: strings.Fields(f.firstValue("proc.cmdline")),
+		PID: f["proc.pid"].uint32(), PPID: f["proc.ppid"].uint32(), NSPID: f["proc.vpid"].uint32(),
+		UID: f["user.uid"].uint32(), EUID: f["user.uid"].uint32(), GID: f["group.gid"].uint32(),
+		Name: f.firstValue("proc.name"), Exe: f.firstValue("proc.exepath"), Cwd: f.firstValue("proc.cwd"),
+		TTY:             terminalName(f.firstValue("proc.tty")),
+		ExeInUpperLayer: f["proc.is_exe_upper_layer"].bool(), ExeIsMemfd: f["proc.is_exe_from_memfd"].bool(),
+		ExeInode: f["proc.exe_ino"].uint64(),
+		Args:     strings.Fields(f.firstValue("proc.cmdline")),
 	}
 	if args := f.firstValue("proc.args"); len(p.Args) == 0 && args != "" {
 		p.Args = append([]string{f.firstValue("proc.exe", "proc.name")}, strings.Fields(args)...)
 	}
 	for n := 1; n <= sensors.MaxAncestors; n++ {
 		a := sensors.Ancestor{
-			PID: f.indexedValue("proc.apid", n).uint32(), Name: string(f.indexedValue("proc.aname", n)), Exe: string(f.indexedValue("proc.aexepath", n)),
+			PID: f.indexedValue("proc.apid", n).uint32(), Name: string(f.indexedValue("proc.aname", n)),
+			Exe:  string(f.indexedValue("proc.aexepath", n)),
 			Args: strings.Fields(string(f.indexedValue("proc.acmdline", n))),
 		}
 		if n == 1 {
 			if a.PID == 0 {
 				a.PID = p.PPID
 			}
-			a.Name, a.Exe = orDefault(a.Name, f.firstValue("proc.pname")), orDefault(a.Exe, f.firstValue("proc.pexepath", "proc.pexe"))
+			a.Name, a.Exe = orDefault(a.Name, f.firstValue("proc.pname")),
+				orDefault(a.Exe, f.firstValue("proc.pexepath", "proc.pexe"))
 			if len(a.Args) == 0 {
 				a.Args = strings.Fields(f.firstValue("proc.pcmdline"))
 			}
@@ -127,11 +136,14 @@ func (f falcoFields) networkInfo() sensors.Network {
 
 func (f falcoFields) containerInfo() sensors.Container {
 	c := sensors.Container{
-		ID: f.firstValue("container.full_id", "container.id"), Name: f.firstValue("container.name"), Runtime: f.firstValue("container.type"),
-		Image: f.firstValue("container.image.repository", "container.image"), ImageDigest: f.firstValue("container.image.digest"), StartedAt: f["container.start_ts"].nanoseconds(),
+		ID: f.firstValue("container.full_id", "container.id"), Name: f.firstValue("container.name"),
+		Runtime:     f.firstValue("container.type"),
+		Image:       f.firstValue("container.image.repository", "container.image"),
+		ImageDigest: f.firstValue("container.image.digest"), StartedAt: f["container.start_ts"].nanoseconds(),
 		Pod: sensors.Pod{
-			Namespace: f.firstValue("k8s.ns.name", "k8smeta.ns.name"), Name: f.firstValue("k8s.pod.name", "k8smeta.pod.name"), UID: f.firstValue("k8s.pod.uid", "k8s.pod.full_sandbox_uid", "k8smeta.pod.uid"),
-			IP: f.firstValue("k8s.pod.ip", "k8smeta.pod.ip"), Labels: parseFalcoLabels(f.firstValue("k8s.pod.labels")),
+			Namespace: f.firstValue("k8s.ns.name", "k8smeta.ns.name"), Name: f.firstValue("k8s.pod.name", "k8smeta.pod.name"),
+			UID: f.firstValue("k8s.pod.uid", "k8s.pod.full_sandbox_uid", "k8smeta.pod.uid"),
+			IP:  f.firstValue("k8s.pod.ip", "k8smeta.pod.ip"), Labels: parseFalcoLabels(f.firstValue("k8s.pod.labels")),
 		},
 	}
 	if tag := f.firstValue("container.image.tag"); tag != "" && c.Image != "" {
@@ -163,13 +175,17 @@ func parseFalcoLabels(s string) map[string]string {
 // kubernetesEvent returns the event for a Kubernetes API request, from the k8saudit plugins.
 func (f falcoFields) kubernetesEvent() sensors.Event {
 	e := sensors.Event{Kind: sensors.KindKubernetesAudit, Audit: sensors.Audit{
-		Verb: f.firstValue("ka.verb"), User: f.firstValue("ka.user.name"), ImpersonatedUser: f.firstValue("ka.impuser.name"), Resource: f.firstValue("ka.target.resource"), Subresource: f.firstValue("ka.target.subresource"),
-		Namespace: f.firstValue("ka.target.namespace"), Name: f.firstValue("ka.target.name", "ka.resp.name"), StatusCode: int(f["ka.response.code"].port()),
-		Decision: f.firstValue("ka.auth.decision"), DecisionReason: f.firstValue("ka.auth.reason"), UserAgent: f.firstValue("ka.useragent"), Stage: f.firstValue("ka.stage"),
+		Verb: f.firstValue("ka.verb"), User: f.firstValue("ka.user.name"), ImpersonatedUser: f.firstValue("ka.impuser.name"),
+		Resource: f.firstValue("ka.target.resource"), Subresource: f.firstValue("ka.target.subresource"),
+		Namespace: f.firstValue("ka.target.namespace"), Name: f.firstValue("ka.target.name", "ka.resp.name"),
+		StatusCode: int(f["ka.response.code"].port()),
+		Decision:   f.firstValue("ka.auth.decision"), DecisionReason: f.firstValue("ka.auth.reason"),
+		UserAgent: f.firstValue("ka.useragent"), Stage: f.firstValue("ka.stage"),
 	}}
 	a := &e.Audit
 	a.ServiceAccount = serviceAccountOf(a.User)
-	a.UserAgent, a.DecisionReason = truncateForDisplay(a.UserAgent, maxMessageBytes), truncateForDisplay(a.DecisionReason, maxMessageBytes)
+	a.UserAgent, a.DecisionReason = truncateForDisplay(a.UserAgent, maxMessageBytes), truncateForDisplay(a.DecisionReason,
+		maxMessageBytes)
 	a.Pod.Images = parseFalcoList(f.firstValue("ka.req.pod.containers.image"))
 	a.Binding.Role = f.firstValue("ka.req.binding.role")
 	if command := f.firstValue("ka.uri.param[command]"); command != "" {
@@ -202,9 +218,12 @@ func parseFalcoList(s string) []string {
 // cloudTrailEvent returns the event for an AWS API call, from the cloudtrail plugin.
 func (f falcoFields) cloudTrailEvent() sensors.Event {
 	e := sensors.Event{Kind: sensors.KindCloudAPICall, Cloud: sensors.Cloud{
-		Provider: "aws", Service: f.firstValue("ct.src"), EventName: f.firstValue("ct.name"), Region: f.firstValue("ct.region"), Account: f.firstValue("ct.user.accountid"),
-		Principal: f.firstValue("ct.user.arn"), PrincipalID: f.firstValue("ct.user.principalid"), PrincipalType: f.firstValue("ct.user.identitytype"),
-		SourceIP: f.firstValue("ct.srcip"), UserAgent: truncateForDisplay(f.firstValue("ct.useragent"), maxMessageBytes), ErrorCode: f.firstValue("ct.error"), ReadOnly: f["ct.readonly"].bool(),
+		Provider: "aws", Service: f.firstValue("ct.src"), EventName: f.firstValue("ct.name"),
+		Region: f.firstValue("ct.region"), Account: f.firstValue("ct.user.accountid"),
+		Principal: f.firstValue("ct.user.arn"), PrincipalID: f.firstValue("ct.user.principalid"),
+		PrincipalType: f.firstValue("ct.user.identitytype"),
+		SourceIP:      f.firstValue("ct.srcip"), UserAgent: truncateForDisplay(f.firstValue("ct.useragent"), maxMessageBytes),
+		ErrorCode: f.firstValue("ct.error"), ReadOnly: f["ct.readonly"].bool(),
 	}}
 	c := &e.Cloud
 	if c.Principal != "" {

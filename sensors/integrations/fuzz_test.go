@@ -54,7 +54,8 @@ func fuzzAlertDecoder(f *testing.F, decode integrations.Decoder) {
 			t.Fatalf("a field is missing: %s", first)
 		case d.Severity.Rank() < 0 || d.Confidence <= 0 || d.Confidence > 1 || len(d.Reasons) < 2:
 			t.Fatalf("severity or confidence is missing: %s", first)
-		case len(d.ID) > 256 || len(d.Rule) > 200 || len(d.Title) > 500 || len(c.Pod.Labels) > 64 || len(d.Event.Process.Ancestors) > sensors.MaxAncestors || len(d.Event.Process.Args) > 128:
+		case len(d.ID) > 256 || len(d.Rule) > 200 || len(d.Title) > 500 || len(c.Pod.Labels) > 64 ||
+			len(d.Event.Process.Ancestors) > sensors.MaxAncestors || len(d.Event.Process.Args) > 128:
 			t.Fatalf("it is not bounded: %s", first)
 		}
 	})
@@ -62,8 +63,10 @@ func fuzzAlertDecoder(f *testing.F, decode integrations.Decoder) {
 
 func FuzzFalco(f *testing.F) {
 	f.Add([]byte(falcoAlertSample))
-	f.Add([]byte(falcoAlert("Run shell untrusted", "k8s_audit", `"ka.user.name":"alice","ka.target.resource":"pods","ka.target.name":"web-1"`)))
-	f.Add([]byte(falcoAlert("Read sensitive file untrusted", "syscall", `"evt.type":"openat","fd.name":"/etc/shadow","proc.aname[2]":"sh","proc.tty":34816`)))
+	f.Add([]byte(falcoAlert("Run shell untrusted", "k8s_audit",
+		`"ka.user.name":"alice","ka.target.resource":"pods","ka.target.name":"web-1"`)))
+	f.Add([]byte(falcoAlert("Read sensitive file untrusted", "syscall",
+		`"evt.type":"openat","fd.name":"/etc/shadow","proc.aname[2]":"sh","proc.tty":34816`)))
 	fuzzAlertDecoder(f, integrations.DecodeFalco)
 }
 

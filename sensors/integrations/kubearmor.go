@@ -87,8 +87,10 @@ func DecodeKubeArmor(raw []byte) (DecodedRecord, error) {
 	case k.Type == kubeArmorLog || k.Type == kubeArmorHostLog || k.Type == kubeArmorSystemEvent:
 		return DecodedRecord{Telemetry: true}, nil
 	case k.Level != "" && k.Policy == "":
-		return healthRecord(SensorHealth{Source: SourceKubeArmor, Node: k.HostName, Time: k.timestamp(),
-			Message: "KubeArmor reported: " + k.Message})
+		return healthRecord(SensorHealth{
+			Source: SourceKubeArmor, Node: k.HostName, Time: k.timestamp(),
+			Message: "KubeArmor reported: " + k.Message,
+		})
 	case k.Type != kubeArmorPolicy && k.Type != kubeArmorHostPolicy && k.Type != kubeArmorNetworkPolicy:
 		return DecodedRecord{}, fmt.Errorf("not a KubeArmor alert: its type is %q", truncateText(k.Type))
 	case k.Policy == "":
@@ -106,7 +108,8 @@ func DecodeKubeArmor(raw []byte) (DecodedRecord, error) {
 	meaning, reason := k.mapPolicy(tags, technique)
 	severity, confidence := k.mapSeverity()
 	d := sensors.Detection{
-		Rule: k.Policy, Title: orDefault(k.Message, k.Policy), Severity: severity, Confidence: confidence, Source: SourceKubeArmor, Time: k.timestamp(), Node: k.HostName,
+		Rule: k.Policy, Title: orDefault(k.Message, k.Policy), Severity: severity, Confidence: confidence,
+		Source: SourceKubeArmor, Time: k.timestamp(), Node: k.HostName,
 		Objective: meaning.objective, Technique: meaning.technique,
 		Reasons: []string{fmt.Sprintf("KubeArmor's policy %s matched.", truncateText(k.Policy)), reason},
 	}
@@ -148,7 +151,8 @@ func (k *kubeArmorRecord) mapSeverity() (sensors.Severity, float64) {
 }
 
 func (k *kubeArmorRecord) toEvent() sensors.Event {
-	call := strings.ToLower(strings.TrimPrefix(orDefault(string(k.EventData["Syscall"]), k.fieldValue(k.Data, "syscall")), "SYS_"))
+	call := strings.ToLower(strings.TrimPrefix(orDefault(string(k.EventData["Syscall"]), k.fieldValue(k.Data, "syscall")),
+		"SYS_"))
 	image, digest := k.ContainerImage, ""
 	if name, d, ok := strings.Cut(image, "@"); ok {
 		image, digest = name, d
@@ -156,7 +160,8 @@ func (k *kubeArmorRecord) toEvent() sensors.Event {
 	e := sensors.Event{
 		Kind: kindOfSyscall(call), Syscall: sensors.Syscall{Name: call, Failed: k.Result != "" && k.Result != "Passed"},
 		Process: sensors.Process{
-			PID: k.HostPID.uint32(), PPID: k.HostPPID.uint32(), NSPID: k.PID.uint32(), UID: k.UID.uint32(), EUID: k.UID.uint32(), Name: baseName(k.Process), Exe: k.Process, Cwd: k.Cwd, TTY: k.TTY,
+			PID: k.HostPID.uint32(), PPID: k.HostPPID.uint32(), NSPID: k.PID.uint32(), UID: k.UID.uint32(), EUID: k.UID.uint32(),
+			Name: baseName(k.Process), Exe: k.Process, Cwd: k.Cwd, TTY: k.TTY,
 			Args: splitCommandLine(k.Source),
 		},
 		Container: sensors.Container{
@@ -170,7 +175,10 @@ func (k *kubeArmorRecord) toEvent() sensors.Event {
 		e.Container.Workload = sensors.Workload{Kind: k.Owner.Ref, Name: k.Owner.Name}
 	}
 	if k.ParentProcess != "" || k.HostPPID.uint32() != 0 {
-		e.Process.Ancestors = []sensors.Ancestor{{PID: k.HostPPID.uint32(), Name: baseName(k.ParentProcess), Exe: k.ParentProcess}}
+		e.Process.Ancestors = []sensors.Ancestor{{
+			PID: k.HostPPID.uint32(), Name: baseName(k.ParentProcess),
+			Exe: k.ParentProcess,
+		}}
 	}
 	resource, _, _ := strings.Cut(k.Resource, " ")
 	switch k.Operation {
@@ -181,7 +189,8 @@ func (k *kubeArmorRecord) toEvent() sensors.Event {
 		if _, ok := syscallKinds[call]; !ok || e.Kind == sensors.KindExec {
 			e.Kind = sensors.KindFileOpen
 		}
-		e.File = sensors.File{Path: resource, OpenedForWrite: e.Kind != sensors.KindFileOpen || strings.Contains(k.Data, "O_WRONLY") || strings.Contains(k.Data, "O_RDWR")}
+		e.File = sensors.File{Path: resource, OpenedForWrite: e.Kind != sensors.KindFileOpen ||
+			strings.Contains(k.Data, "O_WRONLY") || strings.Contains(k.Data, "O_RDWR")}
 	case "Network":
 		k.fillNetwork(&e, call)
 	default:

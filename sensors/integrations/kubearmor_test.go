@@ -17,11 +17,24 @@ func kubeArmorAlert(fields string) string {
 }
 
 var kubeArmorLines = []string{
-	kubeArmorAlert(`"ProcessName":"/usr/bin/apt","PolicyName":"harden-web-pkg-mngr-exec","Severity":"5","Tags":"NIST,process","Message":"package management denied","Source":"/bin/bash","Operation":"Process","Resource":"/usr/bin/apt update","Data":"syscall=SYS_EXECVE","Action":"Block","Result":"Permission denied"`),
-	kubeArmorAlert(`"ProcessName":"/bin/rm","PolicyName":"ours","Severity":8,"ATags":["MITRE","MITRE_T1036_masquerading"],"Source":"/bin/rm /sbin/raw","Operation":"File","Resource":"/sbin/raw","Data":"syscall=SYS_UNLINKAT flags=","Action":"Block","Result":"Permission denied"`),
-	kubeArmorAlert(`"ProcessName":"/bin/m","PolicyName":"DefaultPosture","Source":"/bin/m","Operation":"Network","Resource":"sa_family=AF_INET sin_port=3333 sin_addr=203.0.113.7","Data":"syscall=SYS_CONNECT fd=10","Action":"Audit","Result":"Passed"`),
-	kubeArmorAlert(`"ProcessName":"/bin/m","PolicyName":"no-raw","Severity":"10","Operation":"Network","Resource":"domain=AF_INET type=SOCK_RAW protocol=1","Data":"syscall=SYS_SOCKET","Action":"Audit","Result":"Passed"`),
-	strings.Replace(kubeArmorAlert(`"Operation":"File","Resource":"/etc/hosts","Data":"syscall=SYS_OPENAT","Result":"Passed"`), "MatchedPolicy", "ContainerLog", 1),
+	kubeArmorAlert(
+		`"ProcessName":"/usr/bin/apt","PolicyName":"harden-web-pkg-mngr-exec","Severity":"5","Tags":"NIST,process","Message":"package management denied","Source":"/bin/bash","Operation":"Process","Resource":"/usr/bin/apt update","Data":"syscall=SYS_EXECVE","Action":"Block","Result":"Permission denied"`,
+	),
+	kubeArmorAlert(
+		`"ProcessName":"/bin/rm","PolicyName":"ours","Severity":8,"ATags":["MITRE","MITRE_T1036_masquerading"],"Source":"/bin/rm /sbin/raw","Operation":"File","Resource":"/sbin/raw","Data":"syscall=SYS_UNLINKAT flags=","Action":"Block","Result":"Permission denied"`,
+	),
+	kubeArmorAlert(
+		`"ProcessName":"/bin/m","PolicyName":"DefaultPosture","Source":"/bin/m","Operation":"Network","Resource":"sa_family=AF_INET sin_port=3333 sin_addr=203.0.113.7","Data":"syscall=SYS_CONNECT fd=10","Action":"Audit","Result":"Passed"`,
+	),
+	kubeArmorAlert(
+		`"ProcessName":"/bin/m","PolicyName":"no-raw","Severity":"10","Operation":"Network","Resource":"domain=AF_INET type=SOCK_RAW protocol=1","Data":"syscall=SYS_SOCKET","Action":"Audit","Result":"Passed"`,
+	),
+	strings.Replace(
+		kubeArmorAlert(`"Operation":"File","Resource":"/etc/hosts","Data":"syscall=SYS_OPENAT","Result":"Passed"`),
+		"MatchedPolicy",
+		"ContainerLog",
+		1,
+	),
 	`{"Timestamp":1795402800,"UpdatedTime":"2026-11-23T03:00:00Z","ClusterName":"default","HostName":"node-1","HostIP":"10.0.0.1","Type":"","Level":"INFO","Message":"Initialized KubeArmor"}`,
 	`{"Timestamp":1795402800,"HostName":"node-1","Type":"MatchedHostPolicy","PolicyName":"sleep-deny","Severity":"5","Operation":"Process","Resource":"/usr/bin/sleep 10","Action":"Block","Result":"Permission denied"}`,
 }

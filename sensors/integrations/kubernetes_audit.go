@@ -152,7 +152,8 @@ func decodeAuditEvent(raw []byte) (sensors.Event, error) {
 		return sensors.Event{}, errors.New("missing user")
 	case !isPlausibleTime(at):
 		return sensors.Event{}, errors.New("missing or invalid time")
-	case len(a.AuditID) > 128 || len(a.Stage) > 32 || len(a.ObjectRef.Namespace) > maxIdentifierBytes || len(a.ObjectRef.Name) > 2*maxIdentifierBytes:
+	case len(a.AuditID) > 128 || len(a.Stage) > 32 || len(a.ObjectRef.Namespace) > maxIdentifierBytes ||
+		len(a.ObjectRef.Name) > 2*maxIdentifierBytes:
 		return sensors.Event{}, errors.New("a field is too long")
 	}
 	path, query := a.RequestURI, url.Values{}
@@ -163,15 +164,23 @@ func decodeAuditEvent(raw []byte) (sensors.Event, error) {
 	}
 	e := sensors.Event{
 		// All stages of a request have the same ID, so that detections at its start and at its end are identical.
-		ID: "kubernetes-audit/" + a.AuditID, Kind: sensors.KindKubernetesAudit, Time: at.UTC(), Actor: kubernetesActor(a.User.Username),
+		ID: "kubernetes-audit/" + a.AuditID, Kind: sensors.KindKubernetesAudit, Time: at.UTC(),
+		Actor: kubernetesActor(a.User.Username),
 		Audit: sensors.Audit{
-			Verb: truncateForDisplay(a.Verb, 64), User: a.User.Username, Groups: limitNames(a.User.Groups), ImpersonatedUser: a.ImpersonatedUser.Username, ImpersonatedGroups: limitNames(a.ImpersonatedUser.Groups),
-			ServiceAccount: serviceAccountOf(a.User.Username), FromPod: extraValue(a.User.Extra, extraPodName), FromPodUID: extraValue(a.User.Extra, extraPodUID), FromNode: extraValue(a.User.Extra, extraNodeName),
-			APIGroup: truncateForDisplay(a.ObjectRef.APIGroup, maxIdentifierBytes), Resource: truncateForDisplay(a.ObjectRef.Resource, maxIdentifierBytes), Subresource: truncateForDisplay(a.ObjectRef.Subresource, maxIdentifierBytes),
-			Namespace: a.ObjectRef.Namespace, Name: a.ObjectRef.Name, UID: truncateForDisplay(a.ObjectRef.UID, 64), Path: truncateForDisplay(path, maxMessageBytes), StatusCode: int(a.ResponseStatus.Code.port()),
-			Decision: truncateForDisplay(a.Annotations["authorization.k8s.io/decision"], 16), DecisionReason: truncateForDisplay(a.Annotations["authorization.k8s.io/reason"], maxMessageBytes),
-			UserAgent: truncateForDisplay(a.UserAgent, maxMessageBytes), SourceIPs: limitNames(a.SourceIPs), Stage: a.Stage, Annotations: filterAuditAnnotations(a.Annotations),
-			DryRun: query.Get("dryRun") != "", Truncated: a.Annotations["audit.k8s.io/truncated"] == "true",
+			Verb: truncateForDisplay(a.Verb, 64), User: a.User.Username, Groups: limitNames(a.User.Groups),
+			ImpersonatedUser: a.ImpersonatedUser.Username, ImpersonatedGroups: limitNames(a.ImpersonatedUser.Groups),
+			ServiceAccount: serviceAccountOf(a.User.Username), FromPod: extraValue(a.User.Extra, extraPodName),
+			FromPodUID: extraValue(a.User.Extra, extraPodUID), FromNode: extraValue(a.User.Extra, extraNodeName),
+			APIGroup:    truncateForDisplay(a.ObjectRef.APIGroup, maxIdentifierBytes),
+			Resource:    truncateForDisplay(a.ObjectRef.Resource, maxIdentifierBytes),
+			Subresource: truncateForDisplay(a.ObjectRef.Subresource, maxIdentifierBytes),
+			Namespace:   a.ObjectRef.Namespace, Name: a.ObjectRef.Name, UID: truncateForDisplay(a.ObjectRef.UID, 64),
+			Path: truncateForDisplay(path, maxMessageBytes), StatusCode: int(a.ResponseStatus.Code.port()),
+			Decision:       truncateForDisplay(a.Annotations["authorization.k8s.io/decision"], 16),
+			DecisionReason: truncateForDisplay(a.Annotations["authorization.k8s.io/reason"], maxMessageBytes),
+			UserAgent:      truncateForDisplay(a.UserAgent, maxMessageBytes), SourceIPs: limitNames(a.SourceIPs), Stage: a.Stage,
+			Annotations: filterAuditAnnotations(a.Annotations),
+			DryRun:      query.Get("dryRun") != "", Truncated: a.Annotations["audit.k8s.io/truncated"] == "true",
 		},
 	}
 	a.extractFacts(&e, query)
@@ -199,14 +208,18 @@ func (a *auditEvent) extractFacts(e *sensors.Event, query url.Values) {
 	}
 	switch kind := out.Resource; {
 	case kind == "pods" && (out.Subresource == "exec" || out.Subresource == "attach"):
-		out.Exec = sensors.AuditExec{Container: truncateForDisplay(query.Get("container"), maxIdentifierBytes), TTY: query.Get("tty") == "true", Stdin: query.Get("stdin") == "true"}
+		out.Exec = sensors.AuditExec{
+			Container: truncateForDisplay(query.Get("container"), maxIdentifierBytes),
+			TTY:       query.Get("tty") == "true", Stdin: query.Get("stdin") == "true",
+		}
 		out.Exec.Command, _ = limitArgs(redact.Args(query["command"]), false)
 	case kind == "serviceaccounts" && out.Subresource == "token":
 		if object != nil {
 			out.Token = object.tokenFacts()
 		}
 	case object == nil && kind != "namespaces":
-	case kind == "pods" && out.Subresource != "status" && out.Subresource != "binding", podTemplateResources[kind] && out.Subresource == "":
+	case kind == "pods" && out.Subresource != "status" && out.Subresource != "binding", podTemplateResources[kind] &&
+		out.Subresource == "":
 		out.Pod = object.podFacts()
 	case kind == "rolebindings" || kind == "clusterrolebindings":
 		out.Binding = object.bindingFacts()
@@ -221,7 +234,8 @@ func (a *auditEvent) extractFacts(e *sensors.Event, query url.Values) {
 		out.Webhook = object.webhookFacts()
 	}
 	if made := decodeAuditedObject(a.ResponseObject); made != nil && out.Verb == "create" && out.Subresource == "" {
-		out.Name, out.UID = orDefault(out.Name, truncateForDisplay(made.Metadata.Name, maxIdentifierBytes)), orDefault(out.UID, truncateForDisplay(made.Metadata.UID, 64))
+		out.Name, out.UID = orDefault(out.Name, truncateForDisplay(made.Metadata.Name, maxIdentifierBytes)),
+			orDefault(out.UID, truncateForDisplay(made.Metadata.UID, 64))
 	}
 	// A request about one pod is assigned to that pod, so that it joins the pod's incident.
 	if out.Resource == "pods" && out.Name != "" && out.Verb != "delete" && out.Verb != "deletecollection" {

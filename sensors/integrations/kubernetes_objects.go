@@ -93,15 +93,18 @@ type podContainer struct {
 
 // podTemplateResources are the resources that create pods.
 var podTemplateResources = map[string]bool{
-	"deployments": true, "daemonsets": true, "statefulsets": true, "replicasets": true, "replicationcontrollers": true, "jobs": true, "cronjobs": true,
+	"deployments": true, "daemonsets": true, "statefulsets": true, "replicasets": true, "replicationcontrollers": true,
+	"jobs": true, "cronjobs": true,
 }
 
 // podFacts returns what the pods of an object request, wherever the object contains the pod specification.
 func (o *auditedObject) podFacts() sensors.AuditPod {
 	var out sensors.AuditPod
 	for _, s := range []*podSpec{&o.Spec.podSpec, &o.Spec.Template.Spec, &o.Spec.JobTemplate.Spec.Template.Spec} {
-		out.HostNetwork, out.HostPID, out.HostIPC = out.HostNetwork || s.HostNetwork, out.HostPID || s.HostPID, out.HostIPC || s.HostIPC
-		out.ServiceAccount, out.Node = orDefault(out.ServiceAccount, truncateForDisplay(s.ServiceAccountName, maxIdentifierBytes)), orDefault(out.Node, truncateForDisplay(s.NodeName, maxIdentifierBytes))
+		out.HostNetwork, out.HostPID, out.HostIPC = out.HostNetwork || s.HostNetwork, out.HostPID || s.HostPID, out.HostIPC ||
+			s.HostIPC
+		out.ServiceAccount, out.Node = orDefault(out.ServiceAccount, truncateForDisplay(s.ServiceAccountName,
+			maxIdentifierBytes)), orDefault(out.Node, truncateForDisplay(s.NodeName, maxIdentifierBytes))
 		for _, v := range s.Volumes {
 			if v.HostPath != nil {
 				out.HostPaths = append(out.HostPaths, v.HostPath.Path)
@@ -117,7 +120,8 @@ func (o *auditedObject) podFacts() sensors.AuditPod {
 			out.Capabilities = append(out.Capabilities, c.SecurityContext.Capabilities.Add...)
 		}
 	}
-	out.HostPaths, out.Images, out.EphemeralImages, out.Capabilities = sortUnique(out.HostPaths), sortUnique(out.Images), sortUnique(out.EphemeralImages), sortUnique(out.Capabilities)
+	out.HostPaths, out.Images, out.EphemeralImages, out.Capabilities = sortUnique(out.HostPaths), sortUnique(out.Images),
+		sortUnique(out.EphemeralImages), sortUnique(out.Capabilities)
 	return out
 }
 
@@ -179,7 +183,8 @@ var (
 func (o *auditedObject) roleFacts() sensors.AuditRole {
 	var out sensors.AuditRole
 	for _, rule := range o.Rules[:min(len(o.Rules), 1000)] {
-		out.Wildcard = out.Wildcard || slices.Contains(rule.Verbs, "*") || slices.Contains(rule.Resources, "*") || slices.Contains(rule.Groups, "*") || slices.Contains(rule.URLs, "*")
+		out.Wildcard = out.Wildcard || slices.Contains(rule.Verbs, "*") || slices.Contains(rule.Resources, "*") ||
+			slices.Contains(rule.Groups, "*") || slices.Contains(rule.URLs, "*")
 		for _, verb := range escalatingVerbs {
 			if slices.Contains(rule.Verbs, verb) {
 				out.EscalatingPermissions = append(out.EscalatingPermissions, verb)
@@ -200,7 +205,8 @@ func (o *auditedObject) roleFacts() sensors.AuditRole {
 func (o *auditedObject) tokenFacts() sensors.AuditToken {
 	return sensors.AuditToken{
 		Audiences: limitNames(o.Spec.Audiences), ExpirationSeconds: o.Spec.ExpirationSeconds,
-		BoundTo: truncateForDisplay(strings.Trim(o.Spec.BoundObjectRef.Kind+"/"+o.Spec.BoundObjectRef.Name, "/"), maxMessageBytes),
+		BoundTo: truncateForDisplay(strings.Trim(o.Spec.BoundObjectRef.Kind+"/"+o.Spec.BoundObjectRef.Name, "/"),
+			maxMessageBytes),
 	}
 }
 

@@ -117,7 +117,8 @@ func finalizeAlert(d *sensors.Detection, raw []byte) (DecodedRecord, error) {
 	c.StartedAt = c.StartedAt.UTC()
 	for _, s := range []*string{
 		&e.Process.Name, &e.Process.Exe, &e.Process.Cwd, &e.Process.TTY, &e.File.Path, &e.Syscall.Name, &e.Syscall.Detail,
-		&e.Network.Address, &e.Network.Domain, &e.Network.Protocol, &c.Image, &c.ImageDigest, &c.Runtime, &c.Pod.IP, &c.Pod.ServiceAccount,
+		&e.Network.Address, &e.Network.Domain, &e.Network.Protocol, &c.Image, &c.ImageDigest, &c.Runtime, &c.Pod.IP,
+		&c.Pod.ServiceAccount,
 	} {
 		*s = truncateForDisplay(*s, maxTextBytes)
 	}
@@ -142,7 +143,8 @@ func finalizeAlert(d *sensors.Detection, raw []byte) (DecodedRecord, error) {
 func limitRequestFields(e *sensors.Event) {
 	a, c := &e.Audit, &e.Cloud
 	for _, s := range []*string{
-		&a.Verb, &a.Resource, &a.Subresource, &a.ImpersonatedUser, &a.Decision, &a.DecisionReason, &a.UserAgent, &a.Stage, &a.Binding.Role, &c.Service, &c.EventName, &c.Region, &c.Account,
+		&a.Verb, &a.Resource, &a.Subresource, &a.ImpersonatedUser, &a.Decision, &a.DecisionReason, &a.UserAgent, &a.Stage,
+		&a.Binding.Role, &c.Service, &c.EventName, &c.Region, &c.Account,
 		&c.PrincipalID, &c.PrincipalType, &c.SourceIP, &c.UserAgent, &c.ErrorCode, &c.Role, &c.SessionName,
 	} {
 		*s = truncateForDisplay(*s, maxMessageBytes)
@@ -173,7 +175,8 @@ func subjectOf(e sensors.Event) sensors.Subject {
 func hasSubject(e *sensors.Event) bool {
 	switch e.Kind {
 	case sensors.KindKubernetesAudit:
-		return e.Subject.Name != "" && e.Audit.Resource != "" && len(e.Audit.Name) <= maxIdentifierBytes && len(e.Audit.Namespace) <= maxIdentifierBytes
+		return e.Subject.Name != "" && e.Audit.Resource != "" && len(e.Audit.Name) <= maxIdentifierBytes &&
+			len(e.Audit.Namespace) <= maxIdentifierBytes
 	case sensors.KindCloudAPICall:
 		return e.Subject.Name != "" && e.Cloud.EventName != ""
 	default:

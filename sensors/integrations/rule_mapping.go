@@ -18,24 +18,40 @@ type ruleMapping struct {
 // techniqueObjectives maps ATT&CK techniques, without their sub-technique, to objectives.
 var techniqueObjectives = map[string]sensors.Objective{
 	"T1496": sensors.ObjectiveCryptoMining,
-	"T1611": sensors.ObjectiveEscape, "T1068": sensors.ObjectiveEscape, "T1548": sensors.ObjectiveEscape, "T1134": sensors.ObjectiveEscape,
-	"T1552": sensors.ObjectiveCredentialAccess, "T1003": sensors.ObjectiveCredentialAccess, "T1555": sensors.ObjectiveCredentialAccess,
-	"T1528": sensors.ObjectiveCredentialAccess, "T1110": sensors.ObjectiveCredentialAccess, "T1212": sensors.ObjectiveCredentialAccess, "T1040": sensors.ObjectiveCredentialAccess,
-	"T1071": sensors.ObjectiveCommandControl, "T1095": sensors.ObjectiveCommandControl, "T1105": sensors.ObjectiveCommandControl, "T1571": sensors.ObjectiveCommandControl,
-	"T1090": sensors.ObjectiveCommandControl, "T1572": sensors.ObjectiveCommandControl, "T1219": sensors.ObjectiveCommandControl,
-	"T1041": sensors.ObjectiveExfiltration, "T1048": sensors.ObjectiveExfiltration, "T1567": sensors.ObjectiveExfiltration, "T1020": sensors.ObjectiveExfiltration,
-	"T1021": sensors.ObjectiveLateralMovement, "T1563": sensors.ObjectiveLateralMovement, "T1210": sensors.ObjectiveLateralMovement, "T1550": sensors.ObjectiveLateralMovement,
-	"T1053": sensors.ObjectivePersistence, "T1543": sensors.ObjectivePersistence, "T1547": sensors.ObjectivePersistence, "T1098": sensors.ObjectivePersistence,
-	"T1136": sensors.ObjectivePersistence, "T1505": sensors.ObjectivePersistence, "T1574": sensors.ObjectivePersistence, "T1037": sensors.ObjectivePersistence,
-	"T1070": sensors.ObjectiveDefenseEvasion, "T1036": sensors.ObjectiveDefenseEvasion, "T1562": sensors.ObjectiveDefenseEvasion, "T1564": sensors.ObjectiveDefenseEvasion,
-	"T1620": sensors.ObjectiveDefenseEvasion, "T1027": sensors.ObjectiveDefenseEvasion, "T1622": sensors.ObjectiveDefenseEvasion, "T1014": sensors.ObjectiveDefenseEvasion,
+	"T1611": sensors.ObjectiveEscape, "T1068": sensors.ObjectiveEscape, "T1548": sensors.ObjectiveEscape,
+	"T1134": sensors.ObjectiveEscape,
+	"T1552": sensors.ObjectiveCredentialAccess, "T1003": sensors.ObjectiveCredentialAccess,
+	"T1555": sensors.ObjectiveCredentialAccess,
+	"T1528": sensors.ObjectiveCredentialAccess, "T1110": sensors.ObjectiveCredentialAccess,
+	"T1212": sensors.ObjectiveCredentialAccess, "T1040": sensors.ObjectiveCredentialAccess,
+	"T1071": sensors.ObjectiveCommandControl, "T1095": sensors.ObjectiveCommandControl,
+	"T1105": sensors.ObjectiveCommandControl, "T1571": sensors.ObjectiveCommandControl,
+	"T1090": sensors.ObjectiveCommandControl, "T1572": sensors.ObjectiveCommandControl,
+	"T1219": sensors.ObjectiveCommandControl,
+	"T1041": sensors.ObjectiveExfiltration, "T1048": sensors.ObjectiveExfiltration, "T1567": sensors.ObjectiveExfiltration,
+	"T1020": sensors.ObjectiveExfiltration,
+	"T1021": sensors.ObjectiveLateralMovement, "T1563": sensors.ObjectiveLateralMovement,
+	"T1210": sensors.ObjectiveLateralMovement, "T1550": sensors.ObjectiveLateralMovement,
+	"T1053": sensors.ObjectivePersistence, "T1543": sensors.ObjectivePersistence, "T1547": sensors.ObjectivePersistence,
+	"T1098": sensors.ObjectivePersistence,
+	"T1136": sensors.ObjectivePersistence, "T1505": sensors.ObjectivePersistence, "T1574": sensors.ObjectivePersistence,
+	"T1037": sensors.ObjectivePersistence,
+	"T1070": sensors.ObjectiveDefenseEvasion, "T1036": sensors.ObjectiveDefenseEvasion,
+	"T1562": sensors.ObjectiveDefenseEvasion, "T1564": sensors.ObjectiveDefenseEvasion,
+	"T1620": sensors.ObjectiveDefenseEvasion, "T1027": sensors.ObjectiveDefenseEvasion,
+	"T1622": sensors.ObjectiveDefenseEvasion, "T1014": sensors.ObjectiveDefenseEvasion,
 	"T1055": sensors.ObjectiveDefenseEvasion,
 	// The successors of T1562 in ATT&CK v19.
-	"T1685": sensors.ObjectiveDefenseEvasion, "T1686": sensors.ObjectiveDefenseEvasion, "T1687": sensors.ObjectiveDefenseEvasion,
-	"T1688": sensors.ObjectiveDefenseEvasion, "T1689": sensors.ObjectiveDefenseEvasion, "T1690": sensors.ObjectiveDefenseEvasion,
-	"T1059": sensors.ObjectiveExecution, "T1609": sensors.ObjectiveExecution, "T1610": sensors.ObjectiveExecution, "T1204": sensors.ObjectiveExecution,
-	"T1046": sensors.ObjectiveDiscovery, "T1082": sensors.ObjectiveDiscovery, "T1083": sensors.ObjectiveDiscovery, "T1613": sensors.ObjectiveDiscovery,
-	"T1087": sensors.ObjectiveDiscovery, "T1018": sensors.ObjectiveDiscovery, "T1057": sensors.ObjectiveDiscovery, "T1518": sensors.ObjectiveDiscovery,
+	"T1685": sensors.ObjectiveDefenseEvasion, "T1686": sensors.ObjectiveDefenseEvasion,
+	"T1687": sensors.ObjectiveDefenseEvasion,
+	"T1688": sensors.ObjectiveDefenseEvasion, "T1689": sensors.ObjectiveDefenseEvasion,
+	"T1690": sensors.ObjectiveDefenseEvasion,
+	"T1059": sensors.ObjectiveExecution, "T1609": sensors.ObjectiveExecution, "T1610": sensors.ObjectiveExecution,
+	"T1204": sensors.ObjectiveExecution,
+	"T1046": sensors.ObjectiveDiscovery, "T1082": sensors.ObjectiveDiscovery, "T1083": sensors.ObjectiveDiscovery,
+	"T1613": sensors.ObjectiveDiscovery,
+	"T1087": sensors.ObjectiveDiscovery, "T1018": sensors.ObjectiveDiscovery, "T1057": sensors.ObjectiveDiscovery,
+	"T1518": sensors.ObjectiveDiscovery,
 }
 
 // objectiveKeywords maps keywords in names and tags (in lower case, with spaces for - and _) to objectives. Specific
@@ -70,7 +86,9 @@ var objectiveKeywords = []struct {
 
 // mapRule returns the objective and technique of a rule, and a sentence that says how they were determined: by the
 // name of a shipped rule, by its technique, by keywords in its name and tags, or as a guess (execution).
-func mapRule(source string, shipped map[string]ruleMapping, rule string, tags []string, technique string) (ruleMapping, string) {
+func mapRule(source string, shipped map[string]ruleMapping, rule string, tags []string, technique string) (ruleMapping,
+	string,
+) {
 	if m, ok := shipped[rule]; ok {
 		if technique != "" {
 			m.technique = technique
@@ -82,7 +100,8 @@ func mapRule(source string, shipped map[string]ruleMapping, rule string, tags []
 	}
 	base, _, _ := strings.Cut(technique, ".")
 	if o, ok := techniqueObjectives[base]; ok {
-		return ruleMapping{objective: o, technique: technique}, fmt.Sprintf("Its objective follows from its ATT&CK technique %s.", technique)
+		return ruleMapping{objective: o, technique: technique},
+			fmt.Sprintf("Its objective follows from its ATT&CK technique %s.", technique)
 	}
 	text := strings.NewReplacer("_", " ", "-", " ").Replace(strings.ToLower(rule + " " + strings.Join(tags, " ")))
 	for _, m := range objectiveKeywords {
@@ -98,7 +117,10 @@ func mapRule(source string, shipped map[string]ruleMapping, rule string, tags []
 // findTechnique returns the ATT&CK technique in a tag such as "T1059", "T1059.004", "MITRE_T1036_masquerading" or
 // "attack.t1068", or "".
 func findTechnique(tag string) string {
-	for part := range strings.FieldsFuncSeq(strings.ToUpper(tag), func(r rune) bool { return r == '_' || r == '-' || r == ' ' || r == ':' || r == '/' }) {
+	for part := range strings.FieldsFuncSeq(strings.ToUpper(tag), func(r rune) bool {
+		return r == '_' || r == '-' ||
+			r == ' ' || r == ':' || r == '/'
+	}) {
 		part = strings.TrimPrefix(part, "ATTACK.")
 		number, sub, hasSub := strings.Cut(part, ".")
 		if len(number) == 5 && number[0] == 'T' && isDigits(number[1:]) && (!hasSub || len(sub) == 3 && isDigits(sub)) {
@@ -114,32 +136,53 @@ func isDigits(s string) bool {
 
 // syscallKinds maps system calls, and the kernel functions that implement them, to event kinds.
 var syscallKinds = map[string]sensors.Kind{
-	"execve": sensors.KindExec, "execveat": sensors.KindExec, "sched_process_exec": sensors.KindExec, "security_bprm_check": sensors.KindExec,
-	"security_bprm_creds_from_file": sensors.KindExec, "bprm_check_security": sensors.KindExec, "bprm_creds_from_file": sensors.KindExec,
-	"connect": sensors.KindConnect, "tcp_connect": sensors.KindConnect, "security_socket_connect": sensors.KindConnect, "socket_connect": sensors.KindConnect,
-	"net_tcp_connect": sensors.KindConnect, "tcp_sendmsg": sensors.KindConnect, "udp_sendmsg": sensors.KindConnect, "sendto": sensors.KindConnect, "sendmsg": sensors.KindConnect,
-	"open": sensors.KindFileOpen, "openat": sensors.KindFileOpen, "openat2": sensors.KindFileOpen, "creat": sensors.KindFileOpen, "fd_install": sensors.KindFileOpen, "file_open": sensors.KindFileOpen,
-	"security_file_open": sensors.KindFileOpen, "security_file_permission": sensors.KindFileOpen, "file_permission": sensors.KindFileOpen, "security_mmap_file": sensors.KindFileOpen,
-	"mmap_file": sensors.KindFileOpen, "read": sensors.KindFileOpen, "write": sensors.KindFileOpen, "link": sensors.KindFileOpen, "linkat": sensors.KindFileOpen, "symlink": sensors.KindFileOpen,
+	"execve": sensors.KindExec, "execveat": sensors.KindExec, "sched_process_exec": sensors.KindExec,
+	"security_bprm_check":           sensors.KindExec,
+	"security_bprm_creds_from_file": sensors.KindExec, "bprm_check_security": sensors.KindExec,
+	"bprm_creds_from_file": sensors.KindExec,
+	"connect":              sensors.KindConnect, "tcp_connect": sensors.KindConnect,
+	"security_socket_connect": sensors.KindConnect,
+	"socket_connect":          sensors.KindConnect,
+	"net_tcp_connect":         sensors.KindConnect, "tcp_sendmsg": sensors.KindConnect, "udp_sendmsg": sensors.KindConnect,
+	"sendto": sensors.KindConnect, "sendmsg": sensors.KindConnect,
+	"open": sensors.KindFileOpen, "openat": sensors.KindFileOpen, "openat2": sensors.KindFileOpen,
+	"creat": sensors.KindFileOpen, "fd_install": sensors.KindFileOpen, "file_open": sensors.KindFileOpen,
+	"security_file_open": sensors.KindFileOpen, "security_file_permission": sensors.KindFileOpen,
+	"file_permission": sensors.KindFileOpen, "security_mmap_file": sensors.KindFileOpen,
+	"mmap_file": sensors.KindFileOpen, "read": sensors.KindFileOpen, "write": sensors.KindFileOpen,
+	"link": sensors.KindFileOpen, "linkat": sensors.KindFileOpen, "symlink": sensors.KindFileOpen,
 	"symlinkat": sensors.KindFileOpen, "magic_write": sensors.KindFileOpen, "file_modification": sensors.KindFileOpen,
-	"unlink": sensors.KindFileDelete, "unlinkat": sensors.KindFileDelete, "rename": sensors.KindFileDelete, "renameat": sensors.KindFileDelete, "renameat2": sensors.KindFileDelete,
-	"truncate": sensors.KindFileDelete, "ftruncate": sensors.KindFileDelete, "rmdir": sensors.KindFileDelete, "security_path_truncate": sensors.KindFileDelete, "path_truncate": sensors.KindFileDelete,
-	"security_inode_unlink": sensors.KindFileDelete, "security_inode_rename": sensors.KindFileDelete, "security_path_unlink": sensors.KindFileDelete, "path_unlink": sensors.KindFileDelete,
-	"chmod": sensors.KindChmod, "fchmod": sensors.KindChmod, "fchmodat": sensors.KindChmod, "chmod_common": sensors.KindChmod,
-	"bind": sensors.KindListen, "listen": sensors.KindListen, "accept": sensors.KindListen, "accept4": sensors.KindListen, "inet_csk_listen_start": sensors.KindListen,
+	"unlink": sensors.KindFileDelete, "unlinkat": sensors.KindFileDelete, "rename": sensors.KindFileDelete,
+	"renameat": sensors.KindFileDelete, "renameat2": sensors.KindFileDelete,
+	"truncate": sensors.KindFileDelete, "ftruncate": sensors.KindFileDelete, "rmdir": sensors.KindFileDelete,
+	"security_path_truncate": sensors.KindFileDelete, "path_truncate": sensors.KindFileDelete,
+	"security_inode_unlink": sensors.KindFileDelete, "security_inode_rename": sensors.KindFileDelete,
+	"security_path_unlink": sensors.KindFileDelete, "path_unlink": sensors.KindFileDelete,
+	"chmod": sensors.KindChmod, "fchmod": sensors.KindChmod, "fchmodat": sensors.KindChmod,
+	"chmod_common": sensors.KindChmod,
+	"bind":         sensors.KindListen, "listen": sensors.KindListen, "accept": sensors.KindListen,
+	"accept4":                sensors.KindListen,
+	"inet_csk_listen_start":  sensors.KindListen,
 	"security_socket_listen": sensors.KindListen, "security_socket_bind": sensors.KindListen,
 	"socket": sensors.KindRawSocket,
-	"mount":  sensors.KindMount, "umount": sensors.KindMount, "umount2": sensors.KindMount, "move_mount": sensors.KindMount, "pivot_root": sensors.KindMount,
+	"mount":  sensors.KindMount, "umount": sensors.KindMount, "umount2": sensors.KindMount,
+	"move_mount": sensors.KindMount, "pivot_root": sensors.KindMount,
 	"fsmount": sensors.KindMount, "security_sb_mount": sensors.KindMount, "sb_mount": sensors.KindMount,
-	"setns": sensors.KindNamespaceChange, "unshare": sensors.KindNamespaceChange, "switch_task_ns": sensors.KindNamespaceChange, "create_user_ns": sensors.KindNamespaceChange,
-	"ptrace": sensors.KindProcessTrace, "process_vm_writev": sensors.KindProcessTrace, "process_vm_readv": sensors.KindProcessTrace, "security_ptrace_access_check": sensors.KindProcessTrace,
+	"setns": sensors.KindNamespaceChange, "unshare": sensors.KindNamespaceChange,
+	"switch_task_ns": sensors.KindNamespaceChange, "create_user_ns": sensors.KindNamespaceChange,
+	"ptrace": sensors.KindProcessTrace, "process_vm_writev": sensors.KindProcessTrace,
+	"process_vm_readv": sensors.KindProcessTrace, "security_ptrace_access_check": sensors.KindProcessTrace,
 	"ptrace_access_check": sensors.KindProcessTrace,
-	"bpf":                 sensors.KindBPF, "security_bpf": sensors.KindBPF, "bpf_check": sensors.KindBPF, "security_bpf_prog": sensors.KindBPF, "bpf_attach": sensors.KindBPF,
+	"bpf":                 sensors.KindBPF, "security_bpf": sensors.KindBPF, "bpf_check": sensors.KindBPF,
+	"security_bpf_prog": sensors.KindBPF, "bpf_attach": sensors.KindBPF,
 	"security_bpf_map_alloc": sensors.KindBPF,
-	"io_uring_setup":         sensors.KindIOUring, "io_uring_enter": sensors.KindIOUring, "io_uring_register": sensors.KindIOUring,
-	"init_module": sensors.KindKernelModule, "finit_module": sensors.KindKernelModule, "delete_module": sensors.KindKernelModule, "do_init_module": sensors.KindKernelModule,
-	"security_kernel_module_request": sensors.KindKernelModule, "security_kernel_read_file": sensors.KindKernelModule, "security_post_read_file": sensors.KindKernelModule,
-	"find_module_sections": sensors.KindKernelModule, "free_module": sensors.KindKernelModule,
+	"io_uring_setup":         sensors.KindIOUring, "io_uring_enter": sensors.KindIOUring,
+	"io_uring_register": sensors.KindIOUring,
+	"init_module":       sensors.KindKernelModule, "finit_module": sensors.KindKernelModule,
+	"delete_module": sensors.KindKernelModule, "do_init_module": sensors.KindKernelModule,
+	"security_kernel_module_request": sensors.KindKernelModule, "security_kernel_read_file": sensors.KindKernelModule,
+	"security_post_read_file": sensors.KindKernelModule,
+	"find_module_sections":    sensors.KindKernelModule, "free_module": sensors.KindKernelModule,
 }
 
 // syscallName returns the name of a system call without the prefixes of hooks: "openat" for "__x64_sys_openat".

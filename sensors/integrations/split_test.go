@@ -70,7 +70,9 @@ func FuzzSplit(f *testing.F) {
 // Long values are truncated, marked as truncated, and cost no more than a normal alert.
 func TestLongFieldsAreTruncated(t *testing.T) {
 	long := strings.Repeat("ä", 20_000)
-	d := decodeAlert(t, integrations.DecodeFalco, falcoAlert("Run shell untrusted", "syscall", `"evt.type":"execve","proc.cmdline":"sh -c `+long+` tail","proc.exepath":"/`+long+`","k8s.pod.labels":"a:`+long+`, b:ok"`))
+	d := decodeAlert(t, integrations.DecodeFalco, falcoAlert("Run shell untrusted", "syscall",
+		`"evt.type":"execve","proc.cmdline":"sh -c `+long+` tail","proc.exepath":"/`+long+`","k8s.pod.labels":"a:`+long+
+			`, b:ok"`))
 	require.True(t, d.Event.Process.ArgsTruncated)
 	require.Len(t, d.Event.Process.Args, 3)
 	require.LessOrEqual(t, len(strings.Join(d.Event.Process.Args, "")), 8<<10)

@@ -160,9 +160,13 @@ func (t *tetragonRecord) decodeAlert(hook *tetragonHook, raw []byte) (DecodedRec
 	where := orDefault(hook.Function, strings.Trim(hook.Subsys+"/"+hook.Event, "/"))
 	where = orDefault(where, strings.Trim(hook.Path+":"+orDefault(hook.Symbol, hook.Name), ":"))
 	d := sensors.Detection{
-		Rule: hook.Policy, Title: orDefault(hook.Message, hook.Policy), Severity: severity, Confidence: confidence, Source: SourceTetragon,
-		Time: t.Time.Time, Node: t.NodeName, Objective: meaning.objective, Technique: meaning.technique,
-		Reasons: []string{fmt.Sprintf("Tetragon's policy %s matched at %s.", truncateText(hook.Policy), truncateText(where)), reason},
+		Rule: hook.Policy, Title: orDefault(hook.Message, hook.Policy), Severity: severity, Confidence: confidence,
+		Source: SourceTetragon,
+		Time:   t.Time.Time, Node: t.NodeName, Objective: meaning.objective, Technique: meaning.technique,
+		Reasons: []string{
+			fmt.Sprintf("Tetragon's policy %s matched at %s.", truncateText(hook.Policy), truncateText(where)),
+			reason,
+		},
 	}
 	if what, ok := tetragonActions[hook.Action]; ok {
 		d.Reasons = append(d.Reasons, what)
@@ -181,14 +185,20 @@ func (hook *tetragonHook) toEvent() sensors.Event {
 	if hook.Event != "" {
 		call = syscallName(hook.Event)
 	}
-	e := sensors.Event{Kind: kindOfSyscall(call), Process: p.toProcess(), Container: p.toContainer(), Syscall: sensors.Syscall{Name: call}}
+	e := sensors.Event{
+		Kind: kindOfSyscall(call), Process: p.toProcess(), Container: p.toContainer(),
+		Syscall: sensors.Syscall{Name: call},
+	}
 	for i, ancestor := range append([]tetragonProcess{*valueOrZero(hook.Parent)}, hook.Ancestors...) {
 		a := ancestor.toProcess()
 		if i == 0 {
 			e.Process.PPID = a.PID
 		}
 		if a.Exe != "" || a.PID != 0 {
-			e.Process.Ancestors = append(e.Process.Ancestors, sensors.Ancestor{PID: a.PID, Name: a.Name, Exe: a.Exe, Args: a.Args})
+			e.Process.Ancestors = append(e.Process.Ancestors, sensors.Ancestor{
+				PID: a.PID, Name: a.Name, Exe: a.Exe,
+				Args: a.Args,
+			})
 		}
 	}
 	hook.applyArguments(&e)

@@ -75,7 +75,10 @@ func (hook *tetragonHook) applyArguments(e *sensors.Event) {
 			}
 		case firstNonNil(a.Sock, a.SKB) != nil:
 			s := firstNonNil(a.Sock, a.SKB)
-			e.Network = sensors.Network{Protocol: strings.ToLower(strings.TrimPrefix(s.Protocol, "IPPROTO_")), Port: s.Dport.port()}
+			e.Network = sensors.Network{
+				Protocol: strings.ToLower(strings.TrimPrefix(s.Protocol, "IPPROTO_")),
+				Port:     s.Dport.port(),
+			}
 			e.Network.Address, e.Network.Family = parseAddress(s.Daddr)
 			if e.Kind == sensors.KindListen {
 				e.Network.Port = s.Sport.port()

@@ -16,17 +16,38 @@ const tetragonPodJSON = `{"namespace":"shop","name":"web-7d9c4-abcde","uid":"111
 const tetragonProcessJSON = `{"exec_id":"bm9kZTox","pid":{"value":52699},"uid":0,"cwd":"/","binary":"/usr/bin/curl","arguments":"-H \"a b\" https://example.com","flags":"execve clone truncArgs","start_time":"2026-11-23T03:00:00.1Z","docker":"6b742e38ee3a212","in_init_tree":false,"pod":` + tetragonPodJSON + `}`
 
 func tetragonHookJSON(kind, fields string) string {
-	return fmt.Sprintf(`{%q:{"process":%s,"parent":{"pid":52000,"binary":"/bin/bash","arguments":"-c x"},"ancestors":[{"pid":1,"binary":"/sbin/init"}],"policy_name":"egress",%s},"node_name":"node-1","time":"2026-11-23T03:00:00.700326678Z"}`, kind, tetragonProcessJSON, fields)
+	return fmt.Sprintf(
+		`{%q:{"process":%s,"parent":{"pid":52000,"binary":"/bin/bash","arguments":"-c x"},"ancestors":[{"pid":1,"binary":"/sbin/init"}],"policy_name":"egress",%s},"node_name":"node-1","time":"2026-11-23T03:00:00.700326678Z"}`,
+		kind,
+		tetragonProcessJSON,
+		fields,
+	)
 }
 
 var tetragonLines = []string{
-	tetragonHookJSON("process_kprobe", `"function_name":"tcp_connect","args":[{"sock_arg":{"family":"AF_INET","type":"SOCK_STREAM","protocol":"IPPROTO_TCP","saddr":"10.0.0.1","daddr":"203.0.113.7","sport":34965,"dport":3333,"cookie":"18446623346735137920"}}],"action":"KPROBE_ACTION_SIGKILL","message":"pool contacted","tags":["T1496","severity.high"]`),
-	tetragonHookJSON("process_kprobe", `"function_name":"security_file_permission","args":[{"file_arg":{"path":"/etc/shadow","permission":"-rw-r-----"}},{"int_arg":2}],"return":{"int_arg":-1},"action":"KPROBE_ACTION_POST","tags":["observability.filesystem"]`),
-	tetragonHookJSON("process_tracepoint", `"subsys":"syscalls","event":"sys_enter_setns","args":[{"int_arg":3}],"action":"KPROBE_ACTION_POST"`),
-	tetragonHookJSON("process_lsm", `"function_name":"bprm_check_security","args":[{"linux_binprm_arg":{"path":"/tmp/x"}}],"tags":["observability.process"]`),
+	tetragonHookJSON(
+		"process_kprobe",
+		`"function_name":"tcp_connect","args":[{"sock_arg":{"family":"AF_INET","type":"SOCK_STREAM","protocol":"IPPROTO_TCP","saddr":"10.0.0.1","daddr":"203.0.113.7","sport":34965,"dport":3333,"cookie":"18446623346735137920"}}],"action":"KPROBE_ACTION_SIGKILL","message":"pool contacted","tags":["T1496","severity.high"]`,
+	),
+	tetragonHookJSON(
+		"process_kprobe",
+		`"function_name":"security_file_permission","args":[{"file_arg":{"path":"/etc/shadow","permission":"-rw-r-----"}},{"int_arg":2}],"return":{"int_arg":-1},"action":"KPROBE_ACTION_POST","tags":["observability.filesystem"]`,
+	),
+	tetragonHookJSON(
+		"process_tracepoint",
+		`"subsys":"syscalls","event":"sys_enter_setns","args":[{"int_arg":3}],"action":"KPROBE_ACTION_POST"`,
+	),
+	tetragonHookJSON(
+		"process_lsm",
+		`"function_name":"bprm_check_security","args":[{"linux_binprm_arg":{"path":"/tmp/x"}}],"tags":["observability.process"]`,
+	),
 	tetragonHookJSON("process_uprobe", `"path":"/bin/bash","symbol":"readline"`),
-	tetragonHookJSON("process_kprobe", `"function_name":"security_kernel_module_request","args":[{"module_arg":{"name":"rootkit"}}],"tags":["observability.privilege_escalation"]`),
-	`{"process_exec":{"process":` + tetragonProcessJSON + `,"parent":{}},"node_name":"node-1","time":"2026-11-23T03:00:00Z"}`,
+	tetragonHookJSON(
+		"process_kprobe",
+		`"function_name":"security_kernel_module_request","args":[{"module_arg":{"name":"rootkit"}}],"tags":["observability.privilege_escalation"]`,
+	),
+	`{"process_exec":{"process":` + tetragonProcessJSON +
+		`,"parent":{}},"node_name":"node-1","time":"2026-11-23T03:00:00Z"}`,
 	`{"process_exit":{"process":` + tetragonProcessJSON + `,"status":1},"time":"2026-11-23T03:00:00Z"}`,
 	`{"rate_limit_info":{"number_of_dropped_process_events":"18446744073709551615"},"node_name":"node-1","time":"2026-11-23T03:00:00Z"}`,
 	`{"process_throttle":{"type":"THROTTLE_START","cgroup":"kubepods"},"node_name":"node-1","time":"2026-11-23T03:00:00Z"}`,
@@ -48,7 +69,10 @@ func TestTetragonPolicyBecomesDetection(t *testing.T) {
 	require.Equal(t, []string{"/usr/bin/curl", "-H", "a b", "https://example.com"}, e.Process.Args)
 	require.True(t, e.Process.ArgsTruncated)
 	require.True(t, e.Process.ExecedInto, "it is outside the container's process tree")
-	require.Equal(t, []sensors.Ancestor{{PID: 52000, Name: "bash", Exe: "/bin/bash", Args: []string{"/bin/bash", "-c", "x"}}, {PID: 1, Name: "init", Exe: "/sbin/init", Args: []string{"/sbin/init"}}}, e.Process.Ancestors)
+	require.Equal(t, []sensors.Ancestor{{PID: 52000, Name: "bash", Exe: "/bin/bash", Args: []string{
+		"/bin/bash", "-c",
+		"x",
+	}}, {PID: 1, Name: "init", Exe: "/sbin/init", Args: []string{"/sbin/init"}}}, e.Process.Ancestors)
 	c := e.Container
 	require.Equal(t, "6b742e38ee3a212239e6d48b2954435a407af44b9a354bdf540db22f460ab40e", c.ID)
 	require.Equal(t, "containerd", c.Runtime)

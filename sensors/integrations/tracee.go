@@ -29,7 +29,8 @@ func DecodeTracee(raw []byte) (DecodedRecord, error) {
 		return decodeTraceeV1beta1(t, raw)
 	}
 	// Tracee writes its own log to the same stream if both are JSON.
-	if text := orDefault(t.textAt("msg"), t.textAt("M")); text != "" && (t.lookup("level").exists() || t.lookup("L").exists()) {
+	if text := orDefault(t.textAt("msg"), t.textAt("M")); text != "" && (t.lookup("level").exists() ||
+		t.lookup("L").exists()) {
 		return decodeTraceeLog(text)
 	}
 	return DecodedRecord{}, errors.New("invalid Tracee event: missing name")
@@ -40,7 +41,8 @@ func decodeTraceeLog(text string) (DecodedRecord, error) {
 	rest, lost := strings.CutPrefix(text, "Lost ")
 	count, what, _ := strings.Cut(rest, " ")
 	if n := scalar(count).uint64(); lost && n > 0 && strings.HasSuffix(strings.TrimSpace(what), "events") {
-		return healthRecord(SensorHealth{Source: SourceTracee, Dropped: n, Message: "Tracee " + strings.ToLower(text[:1]) + text[1:] + "."})
+		return healthRecord(SensorHealth{Source: SourceTracee, Dropped: n, Message: "Tracee " + strings.ToLower(text[:1]) +
+			text[1:] + "."})
 	}
 	return DecodedRecord{Telemetry: true}, nil
 }
@@ -73,7 +75,8 @@ func (f traceeFinding) toDetection() sensors.Detection {
 		level = traceeSeverities["2"]
 	}
 	d := sensors.Detection{
-		Rule: rule, Title: orDefault(f.title, f.name), Severity: level.severity, Confidence: level.confidence, Source: SourceTracee,
+		Rule: rule, Title: orDefault(f.title, f.name), Severity: level.severity, Confidence: level.confidence,
+		Source:    SourceTracee,
 		Objective: meaning.objective, Technique: meaning.technique,
 		Reasons: []string{fmt.Sprintf("Tracee's signature %s fired.", truncateText(orDefault(f.id, f.name))), reason},
 	}
@@ -90,9 +93,11 @@ func (f traceeFinding) toDetection() sensors.Detection {
 func decodeTraceeLegacy(t, meta jsonValue, raw []byte) (DecodedRecord, error) {
 	properties := meta.lookup("Properties")
 	f := traceeFinding{
-		name: orDefault(meta.textAt("EventName"), orDefault(meta.textAt("Name"), t.textAt("eventName"))), title: orDefault(properties.textAt("signatureName"), meta.textAt("Name")), description: meta.textAt("Description"),
+		name:  orDefault(meta.textAt("EventName"), orDefault(meta.textAt("Name"), t.textAt("eventName"))),
+		title: orDefault(properties.textAt("signatureName"), meta.textAt("Name")), description: meta.textAt("Description"),
 		id: orDefault(properties.textAt("signatureID"), meta.textAt("ID")), severity: properties.textAt("Severity"),
-		category: orDefault(properties.textAt("Category"), properties.textAt("MITRE ATT&CK")), technique: properties.textAt("external_id"),
+		category:  orDefault(properties.textAt("Category"), properties.textAt("MITRE ATT&CK")),
+		technique: properties.textAt("external_id"),
 	}
 	if f.id == "" && f.severity == "" {
 		return DecodedRecord{Telemetry: true}, nil
@@ -102,8 +107,11 @@ func decodeTraceeLegacy(t, meta jsonValue, raw []byte) (DecodedRecord, error) {
 	// name.
 	d.Time = t.lookup("timestamp").timestamp().Time
 	process := sensors.Process{
-		PID: t.lookup("hostProcessId").scalar().uint32(), PPID: t.lookup("hostParentProcessId").scalar().uint32(), NSPID: t.lookup("processId").scalar().uint32(),
-		UID: t.lookup("userId").scalar().uint32(), EUID: t.lookup("userId").scalar().uint32(), Name: t.textAt("processName"), Exe: t.textAt("executable", "path"),
+		PID: t.lookup("hostProcessId").scalar().uint32(), PPID: t.lookup("hostParentProcessId").scalar().uint32(),
+		NSPID: t.lookup("processId").scalar().uint32(),
+		UID:   t.lookup("userId").scalar().uint32(), EUID: t.lookup("userId").scalar().uint32(),
+		Name: t.textAt("processName"),
+		Exe:  t.textAt("executable", "path"),
 	}
 	if process.PPID != 0 {
 		process.Ancestors = []sensors.Ancestor{{PID: process.PPID}}
@@ -111,12 +119,15 @@ func decodeTraceeLegacy(t, meta jsonValue, raw []byte) (DecodedRecord, error) {
 	d.Event = sensors.Event{
 		Process: process,
 		Container: sensors.Container{
-			ID: orDefault(t.textAt("container", "id"), t.textAt("containerId")), Name: orDefault(t.textAt("container", "name"), t.textAt("containerName")),
-			Image: orDefault(t.textAt("container", "image"), t.textAt("containerImage")), ImageDigest: digestOf(t.textAt("container", "imageDigest")),
-			CgroupID: t.lookup("cgroupId").scalar().uint64(),
+			ID: orDefault(t.textAt("container", "id"), t.textAt("containerId")), Name: orDefault(t.textAt("container", "name"),
+				t.textAt("containerName")),
+			Image:       orDefault(t.textAt("container", "image"), t.textAt("containerImage")),
+			ImageDigest: digestOf(t.textAt("container", "imageDigest")),
+			CgroupID:    t.lookup("cgroupId").scalar().uint64(),
 			Pod: sensors.Pod{
 				Namespace: orDefault(t.textAt("kubernetes", "podNamespace"), t.textAt("podNamespace")),
-				Name:      orDefault(t.textAt("kubernetes", "podName"), t.textAt("podName")), UID: orDefault(t.textAt("kubernetes", "podUID"), t.textAt("podUID")),
+				Name:      orDefault(t.textAt("kubernetes", "podName"), t.textAt("podName")),
+				UID:       orDefault(t.textAt("kubernetes", "podUID"), t.textAt("podUID")),
 			},
 		},
 	}
@@ -144,19 +155,25 @@ func decodeTraceeV1beta1(t jsonValue, raw []byte) (DecodedRecord, error) {
 	}
 	properties := threat.lookup("properties")
 	d := traceeFinding{
-		name: t.textAt("name"), title: threat.textAt("name"), description: threat.textAt("description"), id: orDefault(properties.textAt("id"), properties.textAt("signatureID")),
+		name: t.textAt("name"), title: threat.textAt("name"), description: threat.textAt("description"),
+		id: orDefault(properties.textAt("id"), properties.textAt("signatureID")),
 		// Protobuf's JSON omits the first value of an enumeration: a missing severity is INFO.
-		severity: orDefault(threat.textAt("severity"), "0"), category: threat.textAt("mitre", "tactic", "name"), technique: threat.textAt("mitre", "technique", "id"),
+		severity: orDefault(threat.textAt("severity"), "0"), category: threat.textAt("mitre", "tactic", "name"),
+		technique: threat.textAt("mitre", "technique", "id"),
 	}.toDetection()
 	d.Time = t.lookup("timestamp").timestamp().Time
 	w := t.lookup("workload")
 	p := w.lookup("process")
 	process := sensors.Process{
-		PID: p.lookup("host_pid").scalar().uint32(), NSPID: p.lookup("pid").scalar().uint32(), UID: p.lookup("real_user", "id").scalar().uint32(), EUID: p.lookup("real_user", "id").scalar().uint32(),
+		PID: p.lookup("host_pid").scalar().uint32(), NSPID: p.lookup("pid").scalar().uint32(),
+		UID: p.lookup("real_user", "id").scalar().uint32(), EUID: p.lookup("real_user", "id").scalar().uint32(),
 		Name: p.textAt("thread", "name"), Exe: p.textAt("executable", "path"),
 	}
 	for _, a := range p.lookup("ancestors").elements() {
-		process.Ancestors = append(process.Ancestors, sensors.Ancestor{PID: a.lookup("host_pid").scalar().uint32(), Name: a.textAt("thread", "name"), Exe: a.textAt("executable", "path")})
+		process.Ancestors = append(process.Ancestors, sensors.Ancestor{
+			PID:  a.lookup("host_pid").scalar().uint32(),
+			Name: a.textAt("thread", "name"), Exe: a.textAt("executable", "path"),
+		})
 	}
 	if len(process.Ancestors) > 0 {
 		process.PPID = process.Ancestors[0].PID
@@ -168,7 +185,10 @@ func decodeTraceeV1beta1(t jsonValue, raw []byte) (DecodedRecord, error) {
 	}
 	d.Event = sensors.Event{Process: process, Container: sensors.Container{
 		ID: container.textAt("id"), Name: container.textAt("name"), Image: container.textAt("image", "name"),
-		Pod: sensors.Pod{Namespace: namespace, Name: pod.textAt("name"), UID: pod.textAt("uid"), Labels: pod.lookup("labels").stringMap()},
+		Pod: sensors.Pod{
+			Namespace: namespace, Name: pod.textAt("name"), UID: pod.textAt("uid"),
+			Labels: pod.lookup("labels").stringMap(),
+		},
 	}}
 	d.Event.Container.ImageDigest = digestOf(container.textAt("image", "id"))
 	for _, repo := range container.lookup("image", "repo_digests").textElements() {

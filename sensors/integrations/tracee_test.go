@@ -23,8 +23,10 @@ const traceeV2 = `{"timestamp":{"seconds":"1795402800","nanos":123456789},"id":6
 "detected_from":{"id":101,"name":"ptrace","data":[{"name":"request","int64":"0"}]}}`
 
 var traceeLines = []string{
-	traceeV1, traceeV2,
-	strings.NewReplacer("host_pid", "hostPid", "real_user", "realUser", "detected_from", "detectedFrom", "repo_digests", "repoDigests", `{"seconds":"1795402800","nanos":123456789}`, `"2026-11-23T03:00:00.123456789Z"`).Replace(traceeV2),
+	traceeV1,
+	traceeV2,
+	strings.NewReplacer("host_pid", "hostPid", "real_user", "realUser", "detected_from", "detectedFrom", "repo_digests",
+		"repoDigests", `{"seconds":"1795402800","nanos":123456789}`, `"2026-11-23T03:00:00.123456789Z"`).Replace(traceeV2),
 	`{"timestamp":1795402800123456789,"eventName":"execve","processName":"sh","containerId":"8498","args":[]}`,
 	`{"timestamp":"2026-11-23T03:00:00Z","name":"sched_process_exec","workload":{"process":{"pid":1}},"data":[]}`,
 	`{"level":"warn","ts":1677676197.8,"msg":"Lost 12 events"}`,
@@ -61,7 +63,10 @@ func TestNewerTraceeFormatIsEquivalent(t *testing.T) {
 	require.Equal(t, uint32(1000), d.Event.Process.UID)
 	require.Equal(t, uint32(44320), d.Event.Process.PPID)
 	require.Equal(t, "sha256:b121", d.Event.Container.ImageDigest)
-	require.Equal(t, sensors.Pod{Namespace: "shop", Name: "web-1", UID: "7618a938", Labels: map[string]string{"app": "web"}}, d.Event.Container.Pod)
+	require.Equal(t, sensors.Pod{
+		Namespace: "shop", Name: "web-1", UID: "7618a938",
+		Labels: map[string]string{"app": "web"},
+	}, d.Event.Container.Pod)
 	camel := decodeAlert(t, integrations.DecodeTracee, traceeLines[2])
 	camel.ID, camel.Event.ID = d.ID, d.Event.ID
 	require.Equal(t, d, camel, "camel case of protobuf is equivalent")
@@ -84,7 +89,8 @@ func TestTraceeEventsAreTelemetryAndDropsAreHealth(t *testing.T) {
 	for text, want := range map[string]string{
 		`{"hello":1}`: "invalid Tracee event: missing name",
 		`{"a":1}{}`:   "unexpected data after the first object",
-		strings.NewReplacer(`"id":"8498b67529680758",`, "", `"containerId":"8498b675",`, "", `"podName":"web-1",`, "").Replace(traceeV1): "does not identify a container",
+		strings.NewReplacer(`"id":"8498b67529680758",`, "", `"containerId":"8498b675",`, "", `"podName":"web-1",`,
+			"").Replace(traceeV1): "does not identify a container",
 	} {
 		_, err := integrations.DecodeTracee([]byte(text))
 		require.ErrorContains(t, err, want, text)

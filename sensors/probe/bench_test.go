@@ -46,7 +46,10 @@ func BenchmarkApplyLock(b *testing.B) {
 	}
 	b.Cleanup(func() { l.Close(); _ = Cleanup(dir) })
 	for b.Loop() {
-		if _, err := l.Apply(EgressLockRequest{LeaseID: "bench", Cgroups: []uint64{id}, ExpiresAt: time.Now().Add(time.Minute)}); err != nil {
+		if _, err := l.Apply(EgressLockRequest{
+			LeaseID: "bench", Cgroups: []uint64{id},
+			ExpiresAt: time.Now().Add(time.Minute),
+		}); err != nil {
 			b.Fatal(err)
 		}
 	}
@@ -55,7 +58,10 @@ func BenchmarkApplyLock(b *testing.B) {
 // BenchmarkSyscallOverhead measures a system call that is not traced, with and without the open hook.
 func BenchmarkSyscallOverhead(b *testing.B) {
 	newBenchCgroup(b)
-	for name, opt := range map[string]*Options{"no probe": nil, "without open": {DisabledHooks: []Hook{HookOpen}}, "all": {}} {
+	for name, opt := range map[string]*Options{
+		"no probe": nil, "without open": {DisabledHooks: []Hook{HookOpen}},
+		"all": {},
+	} {
 		b.Run(name, func(b *testing.B) {
 			if opt != nil {
 				p, err := Load(*opt)

@@ -40,9 +40,12 @@ const (
 
 // kindByNumber maps the numbers of bpf/src/event.h to event kinds.
 var kindByNumber = map[int]sensors.Kind{
-	1: sensors.KindExec, 2: sensors.KindExit, 3: sensors.KindConnect, 4: sensors.KindFileOpen, 5: sensors.KindFileDelete, 6: sensors.KindChmod,
-	7: sensors.KindUnixConnect, 8: sensors.KindListen, 9: sensors.KindDNS, 10: sensors.KindRawSocket, 11: sensors.KindMount, 12: sensors.KindNamespaceChange,
-	13: sensors.KindProcessTrace, 14: sensors.KindBPF, 15: sensors.KindIOUring, 16: sensors.KindKernelModule, 17: sensors.KindProcessBurst, kindCgroupCreated: "cgroup",
+	1: sensors.KindExec, 2: sensors.KindExit, 3: sensors.KindConnect, 4: sensors.KindFileOpen, 5: sensors.KindFileDelete,
+	6: sensors.KindChmod,
+	7: sensors.KindUnixConnect, 8: sensors.KindListen, 9: sensors.KindDNS, 10: sensors.KindRawSocket,
+	11: sensors.KindMount, 12: sensors.KindNamespaceChange,
+	13: sensors.KindProcessTrace, 14: sensors.KindBPF, 15: sensors.KindIOUring, 16: sensors.KindKernelModule,
+	17: sensors.KindProcessBurst, kindCgroupCreated: "cgroup",
 }
 
 // kindCgroupCreated is an internal record with the path of a new cgroup. It is never delivered as an event.
@@ -73,15 +76,21 @@ func decodeRecord(b []byte) (decodedRecord, error) {
 	u64 := func(at int) uint64 { return binary.NativeEndian.Uint64(b[at:]) }
 
 	flags := u16(offsetFlags)
-	d := decodedRecord{bootTimeNS: u64(offsetTime), cpu: u32(offsetCPU), parentOnHost: flags&flagParentOnHost != 0, exeFromPrivateMount: flags&flagExeFromPrivateMount != 0}
+	d := decodedRecord{
+		bootTimeNS: u64(offsetTime), cpu: u32(offsetCPU), parentOnHost: flags&flagParentOnHost != 0,
+		exeFromPrivateMount: flags&flagExeFromPrivateMount != 0,
+	}
 	e := &d.event
 	p := &e.Process
 	*p = sensors.Process{
-		PID: u32(offsetPID), PPID: u32(offsetPPID), StartNS: u64(offsetStart), Name: parseCString(b[offsetComm : offsetComm+16]),
-		TTY: parseCString(b[offsetTTY : offsetTTY+16]), UID: u32(offsetUID), EUID: u32(offsetEUID), GID: u32(offsetGID),
-		Capabilities: u64(offsetCapabilities), StdioSockets: b[offsetStdio] & 7, ExeInode: u64(offsetInode), ExeDevice: decodeDevice(u64(offsetDevice)),
+		PID: u32(offsetPID), PPID: u32(offsetPPID), StartNS: u64(offsetStart),
+		Name: parseCString(b[offsetComm : offsetComm+16]),
+		TTY:  parseCString(b[offsetTTY : offsetTTY+16]), UID: u32(offsetUID), EUID: u32(offsetEUID), GID: u32(offsetGID),
+		Capabilities: u64(offsetCapabilities), StdioSockets: b[offsetStdio] & 7, ExeInode: u64(offsetInode),
+		ExeDevice:       decodeDevice(u64(offsetDevice)),
 		ExeInUpperLayer: flags&flagUpperLayer != 0, ExeIsMemfd: flags&flagMemfd != 0, ExeDeleted: flags&flagDeleted != 0,
-		ArgsTruncated: flags&flagArgsTruncated != 0, HasSetIDBits: flags&flagSetid != 0, PrivilegesGained: flags&flagPrivilegesGained != 0, NSPID: u32(offsetNSPID),
+		ArgsTruncated: flags&flagArgsTruncated != 0, HasSetIDBits: flags&flagSetid != 0,
+		PrivilegesGained: flags&flagPrivilegesGained != 0, NSPID: u32(offsetNSPID),
 	}
 	e.Container.CgroupID = u64(offsetCgroup)
 
@@ -136,7 +145,11 @@ func decodeRecord(b []byte) (decodedRecord, error) {
 	case sensors.KindConnect:
 		e.Network = newNetwork(b[offsetAddress:offsetAddress+16], flags&flagIPv6 != 0, u16(offsetPort))
 	case sensors.KindListen:
-		e.Network = sensors.Network{Protocol: "tcp", Family: familyName(flags), Port: uint16(u16(offsetPort))} //nolint:gosec // read from 16 bits
+		e.Network = sensors.Network{
+			Protocol: "tcp",
+			Family:   familyName(flags),
+			Port:     uint16(u16(offsetPort)),
+		} //nolint:gosec // read from 16 bits
 	case sensors.KindDNS:
 		e.Network = sensors.Network{Protocol: "udp", Port: dnsPort, Domain: parseDNSName(file)}
 		file = nil
@@ -145,7 +158,10 @@ func decodeRecord(b []byte) (decodedRecord, error) {
 	default:
 		e.Syscall.Flags, e.Syscall.PID, e.Syscall.Detail = u64(offsetValue), u32(offsetTarget), parseCString(detail)
 	}
-	e.File = sensors.File{Path: joinPath(file, false), OpenedForWrite: flags&flagOpenedForWrite != 0, PathUnresolved: flags&flagPathUnresolved != 0}
+	e.File = sensors.File{
+		Path: joinPath(file, false), OpenedForWrite: flags&flagOpenedForWrite != 0,
+		PathUnresolved: flags&flagPathUnresolved != 0,
+	}
 	if e.File.PathUnresolved {
 		e.File.Path = resolveRequestedPath(parseCString(file), p.Cwd)
 	}

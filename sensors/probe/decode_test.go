@@ -31,13 +31,16 @@ func rawRecord(kind, flags uint16, exe, cwd, args, file string) []byte {
 }
 
 func TestDecode(t *testing.T) {
-	d, err := decodeRecord(rawRecord(4, flagOpenedForWrite, "sh\x00bin\x00", "tmp\x00", "sh\x00-c\x00\xff", "shadow\x00etc\x00"))
+	d, err := decodeRecord(rawRecord(4, flagOpenedForWrite, "sh\x00bin\x00", "tmp\x00", "sh\x00-c\x00\xff",
+		"shadow\x00etc\x00"))
 	if err != nil {
 		t.Fatal(err)
 	}
 	p := d.event.Process
-	if p.Exe != "/bin/sh" || p.Cwd != "/tmp" || strings.Join(p.Args, "|") != "sh|-c|\uFFFD" || p.TTY != "pts0" || p.Name != "sh" ||
-		d.event.File.Path != "/etc/shadow" || !d.event.File.OpenedForWrite || len(p.Ancestors) != 1 || p.Ancestors[0].Name != "parent" {
+	if p.Exe != "/bin/sh" || p.Cwd != "/tmp" || strings.Join(p.Args, "|") != "sh|-c|\uFFFD" || p.TTY != "pts0" ||
+		p.Name != "sh" ||
+		d.event.File.Path != "/etc/shadow" || !d.event.File.OpenedForWrite || len(p.Ancestors) != 1 ||
+		p.Ancestors[0].Name != "parent" {
 		t.Errorf("%+v", d.event)
 	}
 }
@@ -92,10 +95,15 @@ func TestLayout(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := map[string]int{
-		"kind": offsetKind, "flags": offsetFlags, "exe_len": offsetExeLen, "cwd_len": offsetCwdLen, "args_len": offsetArgsLen, "file_len": offsetFileLen,
-		"stdio_sockets": offsetStdio, "ancestors": offsetAncestors, "port": offsetPort, "time": offsetTime, "cgroup": offsetCgroup, "start": offsetStart,
-		"capabilities": offsetCapabilities, "inode": offsetInode, "device": offsetDevice, "pid": offsetPID, "ppid": offsetPPID, "uid": offsetUID, "euid": offsetEUID,
-		"gid": offsetGID, "cpu": offsetCPU, "exit_code": offsetExitCode, "target": offsetTarget, "value": offsetValue, "ns_pid": offsetNSPID, "call": offsetCall, "detail_len": offsetDetailLen, "address": offsetAddress, "comm": offsetComm, "tty": offsetTTY,
+		"kind": offsetKind, "flags": offsetFlags, "exe_len": offsetExeLen, "cwd_len": offsetCwdLen, "args_len": offsetArgsLen,
+		"file_len":      offsetFileLen,
+		"stdio_sockets": offsetStdio, "ancestors": offsetAncestors, "port": offsetPort, "time": offsetTime,
+		"cgroup": offsetCgroup, "start": offsetStart,
+		"capabilities": offsetCapabilities, "inode": offsetInode, "device": offsetDevice, "pid": offsetPID,
+		"ppid": offsetPPID, "uid": offsetUID, "euid": offsetEUID,
+		"gid": offsetGID, "cpu": offsetCPU, "exit_code": offsetExitCode, "target": offsetTarget, "value": offsetValue,
+		"ns_pid": offsetNSPID, "call": offsetCall, "detail_len": offsetDetailLen, "address": offsetAddress,
+		"comm": offsetComm, "tty": offsetTTY,
 		"ancestor": offsetAncestor, "data": eventHeaderSize,
 	}
 	for _, m := range s.Members {

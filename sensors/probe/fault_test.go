@@ -28,13 +28,15 @@ func TestUnsupportedHookDoesNotAffectOthers(t *testing.T) {
 	prog := spec.Programs[bpf.ObserveProgObserveOpenat]
 	maps := spec.Copy()
 	maps.Programs = nil
-	err = p.attachHook(hookAttachment{HookOpen, bpf.ObserveProgObserveOpenat, false, attachSyscall("sys_exit_nonesuch")}, maps, prog)
+	err = p.attachHook(hookAttachment{HookOpen, bpf.ObserveProgObserveOpenat, false, attachSyscall("sys_exit_nonesuch")},
+		maps, prog)
 	if err == nil || !strings.Contains(shortReason(err), "no such hook") {
 		t.Errorf("an unknown tracepoint: %v", err)
 	}
 	bad := prog.Copy()
 	bad.Instructions = bad.Instructions[len(bad.Instructions)-1:]
-	err = p.attachHook(hookAttachment{HookOpen, bpf.ObserveProgObserveOpenat, false, attachSyscall("sys_exit_openat")}, maps, bad)
+	err = p.attachHook(hookAttachment{HookOpen, bpf.ObserveProgObserveOpenat, false, attachSyscall("sys_exit_openat")},
+		maps, bad)
 	if err == nil || !strings.Contains(shortReason(err), "verifier") {
 		t.Errorf("a program that the verifier rejects: %v", err)
 	}
@@ -102,7 +104,8 @@ func TestDescribeBySelf(t *testing.T) {
 		t.Fatal(err)
 	}
 	d, err := decodeRecord(rec.RawSample)
-	if err != nil || d.event.Process.ExeName() != "probe.test" || len(d.event.Process.Args) == 0 || d.event.Process.Cwd == "" {
+	if err != nil || d.event.Process.ExeName() != "probe.test" || len(d.event.Process.Args) == 0 ||
+		d.event.Process.Cwd == "" {
 		t.Errorf("%+v, %v", d.event.Process, err)
 	}
 }
@@ -110,7 +113,10 @@ func TestDescribeBySelf(t *testing.T) {
 func TestRemovedVethIsReported(t *testing.T) {
 	n := newNetworkLab(t)
 	l := openTestLock(t, newLockDir(t))
-	r := EgressLockRequest{LeaseID: "w", Cgroups: []uint64{n.podID}, Veths: n.veths, ExpiresAt: time.Now().Add(time.Minute)}
+	r := EgressLockRequest{
+		LeaseID: "w", Cgroups: []uint64{n.podID}, Veths: n.veths,
+		ExpiresAt: time.Now().Add(time.Minute),
+	}
 	if st, err := l.Apply(r); err != nil || !st.VethLocked {
 		t.Fatalf("%+v, %v", st, err)
 	}

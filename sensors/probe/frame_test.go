@@ -100,7 +100,8 @@ func neighborSolicitation(from, to, target string, hopLimit byte, mac []byte, ed
 	pseudo := make([]byte, 8)
 	binary.BigEndian.PutUint32(pseudo, uint32(len(m)))
 	pseudo[7] = 58
-	binary.BigEndian.PutUint16(m[2:], checksum(netip.MustParseAddr(from).AsSlice(), netip.MustParseAddr(to).AsSlice(), pseudo, m))
+	binary.BigEndian.PutUint16(m[2:], checksum(netip.MustParseAddr(from).AsSlice(), netip.MustParseAddr(to).AsSlice(),
+		pseudo, m))
 	return ipv6Packet(from, to, hopLimit, m)
 }
 

@@ -128,7 +128,10 @@ func runHelperProcess() error {
 				c.Close()
 			}
 		case "raw": // a TCP segment outside of any connection, from a raw socket
-			err = sendRawPacket(unix.IPPROTO_TCP, w[1], append([]byte{0x1f, 0x90, 0x1b, 0x58, 0, 0, 0, 1, 0, 0, 0, 1, 0x50, 0x10, 0, 9, 0, 0, 0, 0}, "token"...))
+			err = sendRawPacket(unix.IPPROTO_TCP, w[1], append([]byte{
+				0x1f, 0x90, 0x1b, 0x58, 0, 0, 0, 1, 0, 0, 0, 1, 0x50, 0x10,
+				0, 9, 0, 0, 0, 0,
+			}, "token"...))
 		case "icmp":
 			err = sendRawPacket(unix.IPPROTO_ICMP, w[1], append([]byte{8, 0, 0, 0, 0, 1, 0, 1}, "token"...))
 		case "packet":
@@ -170,7 +173,8 @@ func runHelperProcess() error {
 		case "frame": // frame INTERFACE HEX TIMES
 			err = sendFrame(w[1], w[2], w[3])
 		case "pretend": // pretend SOURCE PORT DESTINATION PORT
-			err = connectFromAddress(netip.MustParseAddrPort(net.JoinHostPort(w[1], w[2])), netip.MustParseAddrPort(net.JoinHostPort(w[3], w[4])))
+			err = connectFromAddress(netip.MustParseAddrPort(net.JoinHostPort(w[1], w[2])),
+				netip.MustParseAddrPort(net.JoinHostPort(w[3], w[4])))
 		}
 		if err != nil {
 			answer = "error: " + err.Error()
@@ -232,7 +236,8 @@ func connectFromAddress(from, to netip.AddrPort) error {
 	if err := unix.Bind(fd, &unix.SockaddrInet4{Port: int(from.Port()), Addr: from.Addr().As4()}); err != nil {
 		return err
 	}
-	if err := unix.Connect(fd, &unix.SockaddrInet4{Port: int(to.Port()), Addr: to.Addr().As4()}); err != nil && !errors.Is(err, unix.EINPROGRESS) {
+	if err := unix.Connect(fd, &unix.SockaddrInet4{Port: int(to.Port()), Addr: to.Addr().As4()}); err != nil &&
+		!errors.Is(err, unix.EINPROGRESS) {
 		return err
 	}
 	return nil // the socket stays open until the helper exits
@@ -284,7 +289,8 @@ func runLockHelper(args []string) error {
 		return err
 	}
 	st, err := l.Apply(EgressLockRequest{
-		LeaseID: "owner", Cgroups: []uint64{id}, Veths: []Veth{{Index: index, MAC: [6]byte(hw)}}, ExpiresAt: time.Now().Add(d),
+		LeaseID: "owner", Cgroups: []uint64{id}, Veths: []Veth{{Index: index, MAC: [6]byte(hw)}},
+		ExpiresAt: time.Now().Add(d),
 	})
 	if err != nil {
 		return err

@@ -31,8 +31,10 @@ func TestExecAndExitAreObservedFromTheStart(t *testing.T) {
 	real, _ := filepath.EvalSymlinks("/bin/sh")
 	wd, _ := os.Getwd()
 	p := e.Process
-	if p.Exe != real || p.Name != "sh" || strings.Join(p.Args, "|") != "/bin/sh|-c|cd /tmp; /bin/sleep 0 'two words'; exit 7" || p.Cwd != wd ||
-		p.PPID != uint32(os.Getpid()) || p.UID != 0 || p.ExeInUpperLayer || p.ExeIsMemfd || p.ExeDeleted || p.StdioSockets != 0 || p.StartNS == 0 {
+	if p.Exe != real || p.Name != "sh" || strings.Join(p.Args,
+		"|") != "/bin/sh|-c|cd /tmp; /bin/sleep 0 'two words'; exit 7" || p.Cwd != wd ||
+		p.PPID != uint32(os.Getpid()) || p.UID != 0 || p.ExeInUpperLayer || p.ExeIsMemfd || p.ExeDeleted ||
+		p.StdioSockets != 0 || p.StartNS == 0 {
 		t.Errorf("exec: %+v", p)
 	}
 	var st unix.Stat_t
@@ -51,7 +53,8 @@ func TestExecAndExitAreObservedFromTheStart(t *testing.T) {
 	child := w.waitForEvent(t, "exec of sleep", func(e *sensors.Event) bool {
 		return matchKindInCgroup(sensors.KindExec, id)(e) && e.Process.ExeName() == "sleep"
 	})
-	if child.Process.Cwd != "/tmp" || child.Process.Args[2] != "two words" || child.Process.Ancestors[0].Args[0] != "/bin/sh" {
+	if child.Process.Cwd != "/tmp" || child.Process.Args[2] != "two words" ||
+		child.Process.Ancestors[0].Args[0] != "/bin/sh" {
 		t.Errorf("child: %+v", child.Process)
 	}
 	exit := w.waitForEvent(t, "exit of sh", func(e *sensors.Event) bool {
@@ -119,10 +122,14 @@ func TestMemfdDeletedExecutableAndSocketStdio(t *testing.T) {
 		if _, err := f.Write(body); err != nil {
 			t.Fatal(err)
 		}
-		if err := startCommandInCgroup(t, dir, exec.Command(fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), fd), "0")).Run(); err != nil {
+		if err := startCommandInCgroup(t, dir, exec.Command(fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), fd),
+			"0")).Run(); err != nil {
 			t.Fatal(err)
 		}
-		e := w.waitForEvent(t, "exec of a memfd", func(e *sensors.Event) bool { return matchKindInCgroup(sensors.KindExec, id)(e) && e.Process.ExeIsMemfd })
+		e := w.waitForEvent(t, "exec of a memfd", func(e *sensors.Event) bool {
+			return matchKindInCgroup(sensors.KindExec,
+				id)(e) && e.Process.ExeIsMemfd
+		})
 		if e.Process.Exe != "memfd:payload" || e.Process.ExeDeleted {
 			t.Errorf("%+v", e.Process)
 		}
@@ -140,10 +147,12 @@ func TestMemfdDeletedExecutableAndSocketStdio(t *testing.T) {
 		if err := os.Remove(path); err != nil {
 			t.Fatal(err)
 		}
-		if err := startCommandInCgroup(t, dir, exec.Command(fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), f.Fd()), "0")).Run(); err != nil {
+		if err := startCommandInCgroup(t, dir, exec.Command(fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), f.Fd()),
+			"0")).Run(); err != nil {
 			t.Fatal(err)
 		}
-		e := w.waitForEvent(t, "exec of a deleted file", func(e *sensors.Event) bool { return matchKindInCgroup(sensors.KindExec, id)(e) && e.Process.ExeDeleted })
+		e := w.waitForEvent(t, "exec of a deleted file",
+			func(e *sensors.Event) bool { return matchKindInCgroup(sensors.KindExec, id)(e) && e.Process.ExeDeleted })
 		if e.Process.Exe != path || e.Process.ExeIsMemfd {
 			t.Errorf("%+v", e.Process)
 		}
@@ -265,7 +274,8 @@ func TestConnections(t *testing.T) {
 		w.events = nil
 		w.mu.Unlock()
 		out, err := startCommandInCgroup(t, dir, selfCommand("connect", c.host, fmt.Sprint(port))).CombinedOutput()
-		e := w.waitForEvent(t, "connect to "+c.host+" "+string(out)+fmt.Sprint(err), matchKindInCgroup(sensors.KindConnect, id))
+		e := w.waitForEvent(t, "connect to "+c.host+" "+string(out)+fmt.Sprint(err), matchKindInCgroup(sensors.KindConnect,
+			id))
 		want := sensors.Network{Protocol: "tcp", Family: c.family, Address: c.address, Port: uint16(port)}
 		if e.Network != want || e.Process.Args[1] != "connect" {
 			t.Errorf("to %s: %+v by %+v", c.host, e.Network, e.Process)
@@ -282,7 +292,10 @@ func TestSensitiveFilesAreRecognizedByTheOpenedFile(t *testing.T) {
 	if err := os.MkdirAll(filepath.Join(token, "..2026_01_01"), 0o755); err != nil {
 		t.Fatal(err)
 	}
-	for name, target := range map[string]string{"..data": "..2026_01_01", "token": "..data/token", "innocent": "..data/token"} {
+	for name, target := range map[string]string{
+		"..data": "..2026_01_01", "token": "..data/token",
+		"innocent": "..data/token",
+	} {
 		if err := os.Symlink(target, filepath.Join(token, name)); err != nil {
 			t.Fatal(err)
 		}
@@ -295,11 +308,13 @@ func TestSensitiveFilesAreRecognizedByTheOpenedFile(t *testing.T) {
 		}
 	}
 	// The file is recognized under another name and by a relative path. A file that is merely named token is not.
-	if err := startCommandInCgroup(t, dir, exec.Command("/bin/cat", plain, filepath.Join(token, "innocent"))).Run(); err != nil {
+	if err := startCommandInCgroup(t, dir, exec.Command("/bin/cat", plain,
+		filepath.Join(token, "innocent"))).Run(); err != nil {
 		t.Fatal(err)
 	}
 	e := w.waitForEvent(t, "open of the token", matchKindInCgroup(sensors.KindFileOpen, id))
-	if e.File.Path != secret || e.File.SensitiveClass != sensitiveServiceAccountToken || e.File.OpenedForWrite || e.Process.ExeName() != "cat" {
+	if e.File.Path != secret || e.File.SensitiveClass != sensitiveServiceAccountToken || e.File.OpenedForWrite ||
+		e.Process.ExeName() != "cat" {
 		t.Errorf("%+v", e)
 	}
 	if err := startCommandInCgroup(t, dir, exec.Command("/bin/cat", "/etc/shadow")).Run(); err != nil {
@@ -322,7 +337,8 @@ func TestFullRingBufferCountsDrops(t *testing.T) {
 	defer p.Close()
 	dir, _ := newCgroup(t, "")
 	// The ring buffer is not read.
-	if err := startCommandInCgroup(t, dir, exec.Command("/bin/sh", "-c", "for i in $(seq 60); do /bin/true; done")).Run(); err != nil {
+	if err := startCommandInCgroup(t, dir, exec.Command("/bin/sh", "-c",
+		"for i in $(seq 60); do /bin/true; done")).Run(); err != nil {
 		t.Fatal(err)
 	}
 	if n := p.Status().Drops["alerts ring full"]; n == 0 {

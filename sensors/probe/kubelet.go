@@ -67,7 +67,8 @@ func kubeletCgroup(root string, pid int, program string) (uint64, bool) {
 	}
 	exe = strings.TrimSuffix(exe, " (deleted)") // replaced by an upgrade
 	named := exe == program || kubeletProgramNames[path.Base(exe)]
-	if !hasOnlyRootUIDs(dir) || !inSameNamespace(dir, "net", "thread-self") || !inSameNamespace(dir, "pid", "1") || !inSameNamespace(dir, "user", "1") {
+	if !hasOnlyRootUIDs(dir) || !inSameNamespace(dir, "net", "thread-self") || !inSameNamespace(dir, "pid", "1") ||
+		!inSameNamespace(dir, "user", "1") {
 		return 0, false
 	}
 	id, at, ok := processCgroup(root, pid)

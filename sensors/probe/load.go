@@ -101,7 +101,8 @@ func mountTracefs() error {
 	if _, err := os.Stat(dir + "/events"); err == nil {
 		return nil
 	}
-	if err := unix.Mount("tracefs", dir, "tracefs", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, ""); err != nil && !errors.Is(err, unix.EBUSY) {
+	if err := unix.Mount("tracefs", dir, "tracefs", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, ""); err != nil &&
+		!errors.Is(err, unix.EBUSY) {
 		return fmt.Errorf("mount tracefs at %s (needed for syscall tracepoints): %w", dir, err)
 	}
 	return nil
@@ -111,8 +112,15 @@ func mountTracefs() error {
 // this kernel does not support stays off, and Status reports why. The caller must call Close.
 func Load(opt Options) (*Probe, error) {
 	p := &Probe{
-		options: opt, loadedAt: time.Now(), processes: containermeta.NewProcessTable(0), cgroups: map[uint64]cgroupInfo{},
-		clock: bootClock{readClocks: readClocks}, eventCounts: map[sensors.Kind]*atomic.Uint64{}, loadedAtBootNS: uint64(sinceBoot()), //nolint:gosec // a time since boot
+		options:   opt,
+		loadedAt:  time.Now(),
+		processes: containermeta.NewProcessTable(0),
+		cgroups:   map[uint64]cgroupInfo{},
+		clock: bootClock{
+			readClocks: readClocks,
+		},
+		eventCounts:    map[sensors.Kind]*atomic.Uint64{},
+		loadedAtBootNS: uint64(sinceBoot()), //nolint:gosec // a time since boot
 	}
 	for _, kind := range sensors.NodeKinds {
 		p.eventCounts[kind] = new(atomic.Uint64)
@@ -155,12 +163,17 @@ func (p *Probe) loadPrograms() error {
 		spec.Maps[bpf.ObserveMapAlerts].MaxEntries = uint32(p.options.AlertRingBytes)
 	}
 	if p.options.TelemetryRingBytes > 0 {
-		spec.Maps[bpf.ObserveMapTelemetry].MaxEntries = uint32(p.options.TelemetryRingBytes) //nolint:gosec // a size in memory
+		spec.Maps[bpf.ObserveMapTelemetry].MaxEntries = uint32(
+			p.options.TelemetryRingBytes,
+		) //nolint:gosec // a size in memory
 	}
 	programs := spec.Programs
 	spec.Programs = map[string]*ebpf.ProgramSpec{}
 	if p.collection, err = ebpf.NewCollection(spec); err != nil {
-		return fmt.Errorf("create the kernel maps (root or CAP_BPF, CAP_PERFMON, CAP_NET_ADMIN and CAP_SYS_RESOURCE are required): %w", err)
+		return fmt.Errorf(
+			"create the kernel maps (root or CAP_BPF, CAP_PERFMON, CAP_NET_ADMIN and CAP_SYS_RESOURCE are required): %w",
+			err,
+		)
 	}
 	if err := p.fillMaps(); err != nil {
 		return err
@@ -229,7 +242,8 @@ func shortReason(err error) string {
 	case errors.Is(err, ebpf.ErrNotSupported), errors.Is(err, unix.ENOENT), errors.Is(err, unix.ESRCH):
 		return "this kernel has no such hook: " + firstLine(err)
 	case errors.Is(err, unix.EPERM):
-		return "not permitted (root or CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN are required, or the kernel is locked down): " + firstLine(err)
+		return "not permitted (root or CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN are required, or the kernel is locked down): " +
+			firstLine(err)
 	}
 	return firstLine(err)
 }

@@ -136,10 +136,15 @@ func (l *EgressLock) loadOrAdopt(dir string) error {
 			m.Pinning = ebpf.PinByName
 		}
 	}
-	l.collection, err = ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{Maps: ebpf.MapOptions{PinPath: l.pinDir}})
+	l.collection, err = ebpf.NewCollectionWithOptions(spec,
+		ebpf.CollectionOptions{Maps: ebpf.MapOptions{PinPath: l.pinDir}})
 	switch {
 	case errors.Is(err, ebpf.ErrMapIncompatible):
-		return fmt.Errorf("adopt the lock pinned in %s (another version created it; wait until its locks expire, then run `stanch-sensor cleanup`): %w", l.pinDir, err)
+		return fmt.Errorf(
+			"adopt the lock pinned in %s (another version created it; wait until its locks expire, then run `stanch-sensor cleanup`): %w",
+			l.pinDir,
+			err,
+		)
 	case err != nil:
 		return fmt.Errorf("load the egress lock: %w: %s", ErrNotSupported, shortReason(err))
 	}
@@ -165,7 +170,10 @@ func (l *EgressLock) attachCgroup() error {
 	if !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("adopt the pinned egress program %s: %w", pin, err)
 	}
-	made, err := link.AttachCgroup(link.CgroupOptions{Path: l.cgroupRoot, Attach: ebpf.AttachCGroupInetEgress, Program: prog})
+	made, err := link.AttachCgroup(link.CgroupOptions{
+		Path: l.cgroupRoot, Attach: ebpf.AttachCGroupInetEgress,
+		Program: prog,
+	})
 	if err != nil {
 		return fmt.Errorf("attach the egress program to %s: %w: %s", l.cgroupRoot, ErrNotSupported, shortReason(err))
 	}
@@ -258,7 +266,8 @@ func (l *EgressLock) Apply(r EgressLockRequest) (EgressLockState, error) {
 	if err := l.writeDestinations(id, r); err != nil {
 		return EgressLockState{}, err
 	}
-	if err := l.ebpfMap(bpf.LockMapCounts).Update(id, packetCountsRecord{}, ebpf.UpdateNoExist); err != nil && !errors.Is(err, ebpf.ErrKeyExist) {
+	if err := l.ebpfMap(bpf.LockMapCounts).Update(id, packetCountsRecord{}, ebpf.UpdateNoExist); err != nil &&
+		!errors.Is(err, ebpf.ErrKeyExist) {
 		return EgressLockState{}, fmt.Errorf("egress lock: create counters: %w", err)
 	}
 	if err := l.ebpfMap(bpf.LockMapLocks).Put(id, rec); err != nil {
@@ -272,7 +281,10 @@ func (l *EgressLock) Apply(r EgressLockRequest) (EgressLockState, error) {
 		wanted[lockedObjectKey{ID: cg, Kind: objectCgroup}] = lockedObjectValue{Lock: id}
 	}
 	for _, w := range r.Veths {
-		wanted[lockedObjectKey{ID: uint64(w.Index), Kind: objectVeth}] = lockedObjectValue{Lock: id, MAC: w.MAC} //nolint:gosec // an index
+		wanted[lockedObjectKey{ID: uint64(w.Index), Kind: objectVeth}] = lockedObjectValue{
+			Lock: id,
+			MAC:  w.MAC,
+		} //nolint:gosec // an index
 	}
 	for k, v := range wanted {
 		if err := l.ebpfMap(bpf.LockMapLockedObjects).Put(k, v); err != nil {

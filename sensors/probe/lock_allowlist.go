@@ -23,7 +23,10 @@ func (l *EgressLock) AllowList(lease string) []AllowedDestination {
 		}
 		for _, r := range v {
 			if r.Used == 1 {
-				open = append(open, AllowedDestination{Prefix: netip.PrefixFrom(addr, bits), Port: r.Port, Protocol: map[uint8]string{6: "tcp", 17: "udp"}[r.Protocol]})
+				open = append(open, AllowedDestination{
+					Prefix: netip.PrefixFrom(addr, bits), Port: r.Port,
+					Protocol: map[uint8]string{6: "tcp", 17: "udp"}[r.Protocol],
+				})
 			}
 		}
 	}
@@ -33,5 +36,6 @@ func (l *EgressLock) AllowList(lease string) []AllowedDestination {
 // Covers reports whether a allows all traffic that other allows.
 func (a AllowedDestination) Covers(other AllowedDestination) bool {
 	p, o := a.Prefix.Masked(), other.Prefix.Masked()
-	return p.Bits() <= o.Bits() && p.Contains(o.Addr()) && (a.Port == 0 || a.Port == other.Port) && (a.Protocol == "" || a.Protocol == other.Protocol)
+	return p.Bits() <= o.Bits() && p.Contains(o.Addr()) && (a.Port == 0 || a.Port == other.Port) &&
+		(a.Protocol == "" || a.Protocol == other.Protocol)
 }

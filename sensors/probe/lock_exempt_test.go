@@ -39,7 +39,10 @@ func newLockedLab(t *testing.T) (*networkLab, *EgressLock) {
 	n.pod.run(t, "serve", "8080")
 	l := openTestLock(t, newLockDir(t))
 	registerAsKubelet(t, l)
-	st, err := l.Apply(EgressLockRequest{LeaseID: "lease-1", Cgroups: []uint64{n.podID}, Veths: n.veths, ExpiresAt: time.Now().Add(5 * time.Minute)})
+	st, err := l.Apply(EgressLockRequest{
+		LeaseID: "lease-1", Cgroups: []uint64{n.podID}, Veths: n.veths,
+		ExpiresAt: time.Now().Add(5 * time.Minute),
+	})
 	if err != nil || !st.Active || !st.VethLocked {
 		t.Fatalf("Apply: %+v, %v", st, err)
 	}
@@ -154,7 +157,10 @@ func TestRepliesReachOnlyTheNode(t *testing.T) {
 	defer c.Close()
 	port := netip.MustParseAddrPort(c.LocalAddr().String()).Port()
 	answer := ipv4Packet(podIP, nodeIP, 6, tcpSegment(8080, port, make([]byte, 1400)))
-	t.Run("a neighbor's MAC address", func(t *testing.T) { assertFrameDenied(t, n, l, ethernetFrame(peer, pod, 0x0800, answer)) })
+	t.Run("a neighbor's MAC address", func(t *testing.T) {
+		assertFrameDenied(t, n, l, ethernetFrame(peer, pod, 0x0800,
+			answer))
+	})
 
 	t.Run("more than the bytes per second", func(t *testing.T) {
 		before, start := lockStateOf(t, l, n.podID), time.Now()
@@ -202,7 +208,8 @@ func TestOnlyKubeletConnectionsGetReplies(t *testing.T) {
 			t.Fatal(got)
 		}
 		sibling := parseMAC(t, n.sibling.run(t, "mac", "eth0"))
-		assertFrameDenied(t, n, l, ethernetFrame(sibling, n.veths[0].MAC[:], 0x0800, ipv4Packet(podIP, nodeIP, 6, tcpSegment(8080, 33333, []byte("secret")))))
+		assertFrameDenied(t, n, l, ethernetFrame(sibling, n.veths[0].MAC[:], 0x0800,
+			ipv4Packet(podIP, nodeIP, 6, tcpSegment(8080, 33333, []byte("secret")))))
 		if got := lockStateOf(t, l, n.podID).AnsweredPackets; got != before.AnsweredPackets {
 			t.Errorf("%d replies", got-before.AnsweredPackets)
 		}
@@ -218,7 +225,10 @@ func TestOnlyKubeletConnectionsGetReplies(t *testing.T) {
 	if got, _ := dialAndAsk(podIP, "8080"); got == "answer" {
 		t.Error("got a reply although no kubelet is known")
 	}
-	if _, err := l.Apply(EgressLockRequest{LeaseID: "lease-1", Cgroups: []uint64{n.podID}, Veths: n.veths, AnswerRootSockets: true, ExpiresAt: time.Now().Add(time.Minute)}); err != nil {
+	if _, err := l.Apply(EgressLockRequest{
+		LeaseID: "lease-1", Cgroups: []uint64{n.podID}, Veths: n.veths,
+		AnswerRootSockets: true, ExpiresAt: time.Now().Add(time.Minute),
+	}); err != nil {
 		t.Fatal(err)
 	}
 	if got, err := dialAndAsk(podIP, "8080"); got != "answer" {
@@ -279,12 +289,16 @@ func TestOnlyRootOfTheNodeCountsAsKubelet(t *testing.T) {
 		pod     bool
 		want    bool
 	}{
-		"root of the node":          {program: program, want: true},
-		"another user":              {program: program, attr: &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}},
+		"root of the node": {program: program, want: true},
+		"another user": {program: program, attr: &syscall.SysProcAttr{Credential: &syscall.Credential{
+			Uid: 65534,
+			Gid: 65534,
+		}}},
 		"another network namespace": {program: program, attr: &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET}},
 		"another PID namespace":     {program: program, attr: &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWPID}},
 		"another user namespace": {program: program, attr: &syscall.SysProcAttr{
-			Cloneflags: syscall.CLONE_NEWUSER, UidMappings: []syscall.SysProcIDMap{{Size: 1}}, GidMappings: []syscall.SysProcIDMap{{Size: 1}},
+			Cloneflags: syscall.CLONE_NEWUSER, UidMappings: []syscall.SysProcIDMap{{Size: 1}},
+			GidMappings: []syscall.SysProcIDMap{{Size: 1}},
 		}},
 		"a file that others can write": {program: writable},
 		"a pod's cgroup":               {program: program, pod: true},

@@ -61,7 +61,11 @@ func newNetworkLab(t *testing.T) *networkLab {
 		actor  **helperProcess
 		v4, v6 string
 		dir    string
-	}{{&n.pod, podIP, podIPv6, container}, {&n.sibling, siblingIP, "fd31:7::3", other}, {&n.peer, peerIP, peerIPv6, other}} {
+	}{
+		{&n.pod, podIP, podIPv6, container},
+		{&n.sibling, siblingIP, "fd31:7::3", other},
+		{&n.peer, peerIP, peerIPv6, other},
+	} {
 		ns, host := fmt.Sprintf("stn%s-%d", tag, i), fmt.Sprintf("stv%s-%d", tag, i)
 		runIPCommand(t, "netns", "add", ns)
 		t.Cleanup(func() { _ = exec.Command("ip", "netns", "del", ns).Run() })
@@ -260,7 +264,10 @@ func TestLockBlocksEgressAndExpires(t *testing.T) {
 	if d := st.ExpiresAt.Sub(until); d < -time.Second || d > time.Second {
 		t.Errorf("Until is off by %v", d)
 	}
-	if _, err := l.Apply(EgressLockRequest{LeaseID: "lease-2", Cgroups: []uint64{n.podID}, ExpiresAt: until}); !errors.Is(err, ErrLockedByOtherLease) {
+	if _, err := l.Apply(EgressLockRequest{
+		LeaseID: "lease-2", Cgroups: []uint64{n.podID},
+		ExpiresAt: until,
+	}); !errors.Is(err, ErrLockedByOtherLease) {
 		t.Errorf("another lease: %v", err)
 	}
 
@@ -278,7 +285,10 @@ func TestLockBlocksEgressAndExpires(t *testing.T) {
 	if all, err := l.List(); err != nil || len(all) != 0 {
 		t.Errorf("List: %+v, %v", all, err)
 	}
-	if st, err := l.Apply(EgressLockRequest{LeaseID: "lease-2", Cgroups: []uint64{n.podID}, Veths: n.veths, ExpiresAt: time.Now().Add(time.Minute)}); err != nil || !st.VethLocked {
+	if st, err := l.Apply(EgressLockRequest{
+		LeaseID: "lease-2", Cgroups: []uint64{n.podID}, Veths: n.veths,
+		ExpiresAt: time.Now().Add(time.Minute),
+	}); err != nil || !st.VethLocked {
 		t.Errorf("another lease afterwards: %+v, %v", st, err)
 	}
 	if err := l.Release("lease-2"); err != nil {
@@ -331,7 +341,10 @@ func TestLockOutlivesItsOwnerAndExpires(t *testing.T) {
 	// The next process adopts the pins and extends nothing. The expired lock is gone, and an active lock stays in
 	// force.
 	l := openTestLock(t, dir)
-	if _, err := l.Apply(EgressLockRequest{LeaseID: "x", Cgroups: []uint64{n.podID}, Veths: n.veths, ExpiresAt: time.Now().Add(time.Minute)}); err != nil {
+	if _, err := l.Apply(EgressLockRequest{
+		LeaseID: "x", Cgroups: []uint64{n.podID}, Veths: n.veths,
+		ExpiresAt: time.Now().Add(time.Minute),
+	}); err != nil {
 		t.Fatal(err)
 	}
 	_ = l.Close()
@@ -363,7 +376,10 @@ func TestLockAllowsOnlyTheAllowList(t *testing.T) {
 	l := openTestLock(t, newLockDir(t))
 	st, err := l.Apply(EgressLockRequest{
 		LeaseID: "a", Cgroups: []uint64{n.podID}, Veths: n.veths, ExpiresAt: time.Now().Add(time.Minute),
-		AllowList: []AllowedDestination{{Prefix: mustPrefix(peerIP + "/32"), Port: 7000, Protocol: "tcp"}, {Prefix: mustPrefix("10.231.7.0/28"), Port: 9, Protocol: "udp"}},
+		AllowList: []AllowedDestination{
+			{Prefix: mustPrefix(peerIP + "/32"), Port: 7000, Protocol: "tcp"},
+			{Prefix: mustPrefix("10.231.7.0/28"), Port: 9, Protocol: "udp"},
+		},
 	})
 	if err != nil || !st.VethLocked {
 		t.Fatalf("%+v, %v", st, err)
@@ -376,7 +392,10 @@ func TestLockAllowsOnlyTheAllowList(t *testing.T) {
 	if got := n.pod.run(t, "udp", peerIP, "9"); got != "sent" {
 		t.Errorf("allowed by the wider prefix: %s", got)
 	}
-	for to, want := range map[string]bool{peerIP + ":7000": false, peerIP + ":7002": true, siblingIP + ":7000": true, "127.0.0.1:1": false} {
+	for to, want := range map[string]bool{
+		peerIP + ":7000": false, peerIP + ":7002": true, siblingIP + ":7000": true,
+		"127.0.0.1:1": false,
+	} {
 		if got := l.WouldDeny(n.podID, netip.MustParseAddrPort(to)); got != want {
 			t.Errorf("Denies %s: %v, want %v", to, got, want)
 		}

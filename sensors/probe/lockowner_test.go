@@ -37,7 +37,10 @@ func TestSecondSensorCannotOpenTheLock(t *testing.T) {
 	if !errors.Is(free, ErrInUse) {
 		t.Fatalf("it is reported as unused: %v", free)
 	}
-	for _, word := range []string{dir, "--no-sensor", strconv.Itoa(os.Getpid()), "data directory " + filepath.Dir(data.Name())} {
+	for _, word := range []string{
+		dir, "--no-sensor", strconv.Itoa(os.Getpid()),
+		"data directory " + filepath.Dir(data.Name()),
+	} {
 		if !strings.Contains(err.Error(), word) || !strings.Contains(free.Error(), word) {
 			t.Errorf("%q and %q do not contain %q", err, free, word)
 		}
@@ -71,7 +74,8 @@ func TestNextSensorAdoptsLockOfKilledSensor(t *testing.T) {
 	if _, err := out.Read(make([]byte, 64)); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := OpenEgressLock(dir); !errors.Is(err, ErrInUse) || !strings.Contains(err.Error(), strconv.Itoa(owner.Process.Pid)) {
+	if _, err := OpenEgressLock(dir); !errors.Is(err, ErrInUse) || !strings.Contains(err.Error(),
+		strconv.Itoa(owner.Process.Pid)) {
 		t.Errorf("while another process uses it: %v", err)
 	}
 	if err := owner.Process.Signal(syscall.SIGKILL); err != nil {

@@ -66,7 +66,10 @@ func (l *EgressLock) attachVeth(index int) error {
 			continue
 		}
 		_ = os.Remove(pin)
-		made, err := link.AttachTCX(link.TCXOptions{Interface: index, Program: l.collection.Programs[w.program], Attach: w.at, Anchor: link.Head()})
+		made, err := link.AttachTCX(link.TCXOptions{
+			Interface: index, Program: l.collection.Programs[w.program], Attach: w.at,
+			Anchor: link.Head(),
+		})
 		if err != nil {
 			return fmt.Errorf("attach to the veth: %w", err)
 		}
@@ -131,7 +134,9 @@ func (l *EgressLock) adoptVeths() error {
 		}
 		pin := filepath.Join(l.pinDir, entry.Name())
 		var v lockedObjectValue
-		held := l.ebpfMap(bpf.LockMapLockedObjects).Lookup(lockedObjectKey{ID: uint64(index), Kind: objectVeth}, &v) == nil //nolint:gosec // an index
+		held := l.ebpfMap(bpf.LockMapLockedObjects).
+			Lookup(lockedObjectKey{ID: uint64(index), Kind: objectVeth}, &v) ==
+			nil //nolint:gosec // an index
 		if !held || !isLinkAttached(pin, index) {
 			detachAndUnpin(pin)
 			continue

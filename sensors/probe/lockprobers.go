@@ -135,13 +135,15 @@ func (l *EgressLock) AddTargets(lease string, cgroups []uint64, veths []Veth) er
 	}
 	for _, w := range veths {
 		for _, a := range w.Addrs {
-			if err := l.ebpfMap(bpf.LockMapAddresses).Put(addressKey{Lock: id, Address: a.As16(), Role: addressRolePod}, uint8(1)); err != nil {
+			if err := l.ebpfMap(bpf.LockMapAddresses).Put(addressKey{Lock: id, Address: a.As16(), Role: addressRolePod},
+				uint8(1)); err != nil {
 				return fmt.Errorf("egress lock: write addresses: %w", err)
 			}
 		}
 	}
 	for _, cg := range cgroups {
-		if err := l.ebpfMap(bpf.LockMapLockedObjects).Put(lockedObjectKey{ID: cg, Kind: objectCgroup}, lockedObjectValue{Lock: id}); err != nil {
+		if err := l.ebpfMap(bpf.LockMapLockedObjects).Put(lockedObjectKey{ID: cg, Kind: objectCgroup},
+			lockedObjectValue{Lock: id}); err != nil {
 			return fmt.Errorf("egress lock: apply: %w", err)
 		}
 	}

@@ -61,7 +61,8 @@ func (l *EgressLock) WouldDeny(cgroupID uint64, to netip.AddrPort) bool {
 	for _, id := range l.cgroupAndAncestors(cgroupID) {
 		var v lockedObjectValue
 		var rec lockRecord
-		if l.ebpfMap(bpf.LockMapLockedObjects).Lookup(lockedObjectKey{ID: id, Kind: objectCgroup}, &v) != nil || l.ebpfMap(bpf.LockMapLocks).Lookup(v.Lock, &rec) != nil {
+		if l.ebpfMap(bpf.LockMapLockedObjects).Lookup(lockedObjectKey{ID: id, Kind: objectCgroup}, &v) != nil ||
+			l.ebpfMap(bpf.LockMapLocks).Lookup(v.Lock, &rec) != nil {
 			continue
 		}
 		if rec.Expiry <= now || to.Addr().IsLoopback() && rec.Flags&lockFlagHostNetwork == 0 {
@@ -124,7 +125,8 @@ func (l *EgressLock) stateByID(id uint64) (EgressLockState, error) {
 	wall, boot := readClocks()
 	left := time.Duration(rec.Expiry) - boot
 	st := EgressLockState{
-		Active: left > 0, LeaseID: string(bytes.TrimRight(rec.Lease[:], "\x00")), TargetID: string(bytes.TrimRight(rec.Target[:], "\x00")), ExpiresAt: wall.Add(left).UTC(),
+		Active: left > 0, LeaseID: string(bytes.TrimRight(rec.Lease[:], "\x00")),
+		TargetID: string(bytes.TrimRight(rec.Target[:], "\x00")), ExpiresAt: wall.Add(left).UTC(),
 		DeniedByProtocol: map[string]uint64{},
 	}
 	var c packetCountsRecord

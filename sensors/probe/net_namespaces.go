@@ -56,7 +56,10 @@ func findNetNamespaces(pids []int) ([]netNamespace, error) {
 		return nil, fmt.Errorf("read the own network namespace: %w", err)
 	}
 	own := st.Ino
-	s := &namespaceSearch{ownInode: own, nsfsDevice: st.Dev, mountedInodes: map[uint64]int{}, knownInodes: map[uint64]bool{}}
+	s := &namespaceSearch{
+		ownInode: own, nsfsDevice: st.Dev, mountedInodes: map[uint64]int{},
+		knownInodes: map[uint64]bool{},
+	}
 	var errs []error
 	alive := 0
 	// Inspect the namespaces of all processes before those of their threads and open files: a process that creates
@@ -87,7 +90,8 @@ func findNetNamespaces(pids []int) ([]netNamespace, error) {
 		ours[inode] = true
 	}
 	for inode, pid := range s.mountedInodes {
-		if len(errs) < maxReportedProblems && inode != own && !ours[inode] && !slices.ContainsFunc(s.namespaces, func(n netNamespace) bool { return n.inode == inode }) {
+		if len(errs) < maxReportedProblems && inode != own && !ours[inode] && !slices.ContainsFunc(s.namespaces,
+			func(n netNamespace) bool { return n.inode == inode }) {
 			errs = append(errs,
 				fmt.Errorf("process %d has network namespace %d mounted, which was not inspected: %w", pid, inode, ErrNotSupported))
 		}
@@ -129,7 +133,8 @@ func (s *namespaceSearch) addByPath(pid int, path string) error {
 func (s *namespaceSearch) addFromThreads(pid int, dir string) error {
 	names, err := s.listProcDir(dir + "/task")
 	for _, name := range names {
-		if e := s.addByPath(pid, dir+"/task/"+name+"/ns/net"); e != nil && !errors.Is(e, fs.ErrNotExist) && !errors.Is(e, unix.ESRCH) {
+		if e := s.addByPath(pid, dir+"/task/"+name+"/ns/net"); e != nil && !errors.Is(e, fs.ErrNotExist) &&
+			!errors.Is(e, unix.ESRCH) {
 			err = errors.Join(err, e)
 			break
 		}
@@ -164,7 +169,8 @@ func (s *namespaceSearch) addFromOpenFiles(pid int, dir string) error {
 	for _, f := range open {
 		name := dir + "/fd/" + f
 		to, err := os.Readlink(name)
-		if err != nil || strings.HasPrefix(to, "socket:[") || strings.HasPrefix(to, "pipe:[") || strings.HasPrefix(to, "anon_inode:") {
+		if err != nil || strings.HasPrefix(to, "socket:[") || strings.HasPrefix(to, "pipe:[") ||
+			strings.HasPrefix(to, "anon_inode:") {
 			continue
 		}
 		file, inode, err := s.openNamespace(name)
@@ -226,7 +232,10 @@ func (s *namespaceSearch) add(pid int, inode uint64, open func() (*os.File, erro
 		s.withoutNSID++
 	}
 	s.knownInodes[inode] = true
-	s.namespaces = append(s.namespaces, netNamespace{pid: pid, inode: inode, file: file, nsid: number, inodeByNSID: map[int]uint64{}})
+	s.namespaces = append(s.namespaces, netNamespace{
+		pid: pid, inode: inode, file: file, nsid: number,
+		inodeByNSID: map[int]uint64{},
+	})
 	return nil
 }
 

@@ -27,7 +27,8 @@ func dumpNetlink(kind uint16, body []byte, flags uint16, most int, visit func(sy
 	if err := unix.SetsockoptInt(fd, unix.SOL_NETLINK, unix.NETLINK_GET_STRICT_CHK, 1); err != nil {
 		return err //nolint:wrapcheck // as above
 	}
-	if err := unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Sec: dumpTimeoutSeconds}); err != nil {
+	if err := unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO,
+		&unix.Timeval{Sec: dumpTimeoutSeconds}); err != nil {
 		return err //nolint:wrapcheck // as above
 	}
 	ask := make([]byte, unix.NLMSG_HDRLEN, unix.NLMSG_HDRLEN+len(body))

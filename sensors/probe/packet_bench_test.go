@@ -36,7 +36,8 @@ func BenchmarkLockPacket(b *testing.B) {
 	there, here := listener.Addr().(*net.TCPAddr).Port, c.LocalAddr().(*net.TCPAddr).Port
 
 	mac := []byte{2, 0, 0, 0, 0, 1}
-	frame := ethernetFrame(mac, mac, 0x0800, ipv4Packet("127.0.0.1", "127.0.0.1", 6, tcpSegment(uint16(there), uint16(here), make([]byte, 100))))
+	frame := ethernetFrame(mac, mac, 0x0800, ipv4Packet("127.0.0.1", "127.0.0.1", 6,
+		tcpSegment(uint16(there), uint16(here), make([]byte, 100))))
 	const times = 400 // fewer than exhaust the byte budget of a second
 	run := func(name, program string, want uint32, prepare func(b *testing.B)) {
 		b.Run(name, func(b *testing.B) {
@@ -71,7 +72,8 @@ func BenchmarkLockPacket(b *testing.B) {
 	run("veth out/another's lock", bpf.LockProgLockVethEgress, next, lock)
 	hold := func(b *testing.B) {
 		lock(b)
-		put(b, bpf.LockMapLockedObjects, lockedObjectKey{ID: 1, Kind: objectVeth}, lockedObjectValue{Lock: id, MAC: [6]byte(mac)})
+		put(b, bpf.LockMapLockedObjects, lockedObjectKey{ID: 1, Kind: objectVeth},
+			lockedObjectValue{Lock: id, MAC: [6]byte(mac)})
 	}
 	run("veth in/denied", bpf.LockProgLockVethIngress, drop, hold)
 	run("veth out/to the pod", bpf.LockProgLockVethEgress, next, hold)
@@ -80,7 +82,10 @@ func BenchmarkLockPacket(b *testing.B) {
 		put(b, bpf.LockMapMacs, macKey{Lock: id, MAC: [6]byte(mac)}, uint8(1))
 		end := make([]byte, 16)
 		end[10], end[11], end[12], end[15] = 0xff, 0xff, 127, 1
-		key := flowKey{Lock: id, Node: [16]byte(end), Pod: [16]byte(end), NodePort: swapBytes(uint16(here)), PodPort: swapBytes(uint16(there))}
+		key := flowKey{
+			Lock: id, Node: [16]byte(end), Pod: [16]byte(end), NodePort: swapBytes(uint16(here)),
+			PodPort: swapBytes(uint16(there)),
+		}
 		put(b, bpf.LockMapFlows, key, flowValue{Seen: uint64(sinceBoot()), Second: uint64(sinceBoot())})
 	})
 }

@@ -68,7 +68,10 @@ const (
 )
 
 // Hooks lists every hook.
-var Hooks = []Hook{HookExec, HookExit, HookConnect4, HookConnect6, HookOpen, HookSyscalls, HookUnixConnect, HookListen, HookDNS, HookFork, HookIOUring, HookCgroup}
+var Hooks = []Hook{
+	HookExec, HookExit, HookConnect4, HookConnect6, HookOpen, HookSyscalls, HookUnixConnect, HookListen,
+	HookDNS, HookFork, HookIOUring, HookCgroup,
+}
 
 // Status is the current state of the probe.
 type Status struct {

@@ -104,7 +104,8 @@ func (p *Probe) deliver(d *decodedRecord, f func(sensors.Event)) {
 	}
 	e.Node = p.options.Node
 	e.Time = p.clock.toWallTime(d.bootTimeNS)
-	e.ID = p.options.Node + "-" + p.bootIDPrefix + "-" + strconv.FormatUint(d.bootTimeNS, 36) + "-" + strconv.FormatUint(uint64(d.cpu), 36)
+	e.ID = p.options.Node + "-" + p.bootIDPrefix + "-" + strconv.FormatUint(d.bootTimeNS, 36) + "-" +
+		strconv.FormatUint(uint64(d.cpu), 36)
 	p.processes.RecordEvent(e)
 	p.processes.AddAncestors(e)
 	p.eventCounts[e.Kind].Add(1)

@@ -8,7 +8,10 @@ import (
 )
 
 // containerRuntimes are the programs that set up a container's process before they execute it.
-var containerRuntimes = map[string]bool{"runc": true, "crun": true, "youki": true, "runsc": true, "kata-runtime": true, "conmon": true, "conmon-rs": true, "containerd-shim-runc-v2": true}
+var containerRuntimes = map[string]bool{
+	"runc": true, "crun": true, "youki": true, "runsc": true, "kata-runtime": true,
+	"conmon": true, "conmon-rs": true, "containerd-shim-runc-v2": true,
+}
 
 // isRuntimeSetup reports whether an event belongs to the container runtime: a process that is already in the
 // container's cgroup, but has not yet executed the container's program. Like an attacker, it mounts, changes
@@ -17,7 +20,8 @@ var containerRuntimes = map[string]bool{"runc": true, "crun": true, "youki": tru
 // has, it never executed a program of the container, and it has the name of a runtime. The caller holds p.mu.
 func (p *Probe) isRuntimeSetup(d *decodedRecord) bool {
 	e := &d.event
-	if !d.parentOnHost || d.exeFromPrivateMount || e.Process.StartNS < p.loadedAtBootNS || p.processes.HasExecuted(e.Process.PID, e.Process.StartNS) {
+	if !d.parentOnHost || d.exeFromPrivateMount || e.Process.StartNS < p.loadedAtBootNS ||
+		p.processes.HasExecuted(e.Process.PID, e.Process.StartNS) {
 		return false
 	}
 	if e.Process.ExeIsMemfd {
@@ -36,7 +40,8 @@ func (p *Probe) isRuntimeSetup(d *decodedRecord) bool {
 func (p *Probe) setExecedInto(d *decodedRecord) {
 	e := &d.event
 	g, known := p.cgroups[e.Container.CgroupID]
-	if d.parentOnHost && g.hasExecuted && e.Process.NSPID != 1 && !p.processes.HasExecuted(e.Process.PID, e.Process.StartNS) {
+	if d.parentOnHost && g.hasExecuted && e.Process.NSPID != 1 && !p.processes.HasExecuted(e.Process.PID,
+		e.Process.StartNS) {
 		e.Process.ExecedInto = true
 	}
 	if known && !g.hasExecuted {

@@ -45,16 +45,26 @@ var sensitiveGroups = []struct {
 	{watchOnRead | watchOnWrite, []string{"shadow", "gshadow", "shadow-"}},
 	{watchOnRead, []string{
 		"credentials", "application_default_credentials.json", "credentials.db", "access_tokens.db", "legacy_credentials",
-		"accessTokens.json", "msal_token_cache.json", "msal_token_cache.bin", "azureProfile.json", "service_principal_entries.json",
+		"accessTokens.json", "msal_token_cache.json", "msal_token_cache.bin", "azureProfile.json",
+		"service_principal_entries.json",
 	}},
 	{watchOnRead, []string{"id_rsa", "id_dsa", "id_ecdsa", "id_ed25519", "id_ecdsa_sk", "id_ed25519_sk"}},
-	{watchOnRead, []string{"config", "kubeconfig", "admin.conf", "super-admin.conf", "kubelet.conf", "bootstrap-kubelet.conf"}},
+	{watchOnRead, []string{
+		"config", "kubeconfig", "admin.conf", "super-admin.conf", "kubelet.conf",
+		"bootstrap-kubelet.conf",
+	}},
 	{watchOnRead, []string{".netrc", ".pgpass", ".my.cnf", ".git-credentials", ".dockercfg", ".vault-token"}},
 	{watchOnRead, []string{"environ"}},
 	{watchOnRead | watchOnWrite, []string{"mem"}},
 	{watchOnRead, []string{"kcore"}},
-	{watchOnWrite, []string{"release_agent", "core_pattern", "uevent_helper", "modprobe", "register", "sysrq-trigger", "devices.allow", "kmem"}},
-	{watchOnConnect, []string{"docker.sock", "containerd.sock", "crio.sock", "podman.sock", "cri-dockerd.sock", "dockershim.sock", "buildkitd.sock"}},
+	{watchOnWrite, []string{
+		"release_agent", "core_pattern", "uevent_helper", "modprobe", "register", "sysrq-trigger",
+		"devices.allow", "kmem",
+	}},
+	{watchOnConnect, []string{
+		"docker.sock", "containerd.sock", "crio.sock", "podman.sock", "cri-dockerd.sock",
+		"dockershim.sock", "buildkitd.sock",
+	}},
 	{watchOnTruncate | watchOnDelete, logNames},
 	{watchOnTruncate | watchOnDelete, historyNames},
 	{watchOnWrite, []string{"passwd", "sudoers"}},
@@ -63,10 +73,14 @@ var sensitiveGroups = []struct {
 
 var (
 	logNames = []string{
-		"wtmp", "btmp", "utmp", "lastlog", "faillog", "auth.log", "secure", "messages", "syslog", "kern.log", "daemon.log", "cron", "maillog",
+		"wtmp", "btmp", "utmp", "lastlog", "faillog", "auth.log", "secure", "messages", "syslog", "kern.log", "daemon.log",
+		"cron", "maillog",
 		"audit.log", "access.log", "error.log", "access_log", "error_log", "dpkg.log",
 	}
-	historyNames = []string{".bash_history", ".ash_history", ".sh_history", ".zsh_history", ".history", ".python_history", ".mysql_history", ".psql_history", ".viminfo"}
+	historyNames = []string{
+		".bash_history", ".ash_history", ".sh_history", ".zsh_history", ".history", ".python_history",
+		".mysql_history", ".psql_history", ".viminfo",
+	}
 )
 
 // sensitiveNames maps each name to the operations that the kernel reports.
@@ -92,7 +106,8 @@ func sensitiveClassOfEvent(e *sensors.Event) string {
 	class := sensitiveClass(e.File.Path)
 	if class == sensitiveProcessEnviron || class == sensitiveProcessMemory {
 		// A process may read its own files.
-		if pid := procOwner(path.Dir(e.File.Path)); strings.HasSuffix(pid, "self") || pid == strconv.FormatUint(uint64(e.Process.NSPID), 10) {
+		if pid := procOwner(path.Dir(e.File.Path)); strings.HasSuffix(pid, "self") ||
+			pid == strconv.FormatUint(uint64(e.Process.NSPID), 10) {
 			return ""
 		}
 	}
@@ -103,7 +118,8 @@ func truncatedLogClass(p string) string {
 	if slices.Contains(historyNames, path.Base(p)) {
 		return sensitiveHistory
 	}
-	if strings.HasPrefix(p, "/var/log/") || strings.HasPrefix(p, "/var/run/") || strings.HasPrefix(p, "/run/") || !path.IsAbs(p) {
+	if strings.HasPrefix(p, "/var/log/") || strings.HasPrefix(p, "/var/run/") || strings.HasPrefix(p, "/run/") ||
+		!path.IsAbs(p) {
 		return sensitiveLog
 	}
 	return ""
@@ -133,13 +149,15 @@ func sensitiveClass(p string) string {
 		return only(dir == "/etc", sensitiveAccounts)
 	case "token", "azure-identity-token", "eks-pod-identity-token":
 		// A projected volume has the path …/..2026_01_02_03_04_05.123/token.
-		return only(in("/serviceaccount/", "/kubernetes.io/", "/eks.amazonaws.com/", "/azure/tokens/", "/pods.eks.amazonaws.com/") ||
+		return only(in("/serviceaccount/", "/kubernetes.io/", "/eks.amazonaws.com/", "/azure/tokens/",
+			"/pods.eks.amazonaws.com/") ||
 			strings.HasPrefix(path.Base(dir), "..2"), sensitiveServiceAccountToken)
 	case "credentials":
 		return only(in("/.aws/"), sensitiveCloud)
 	case "application_default_credentials.json", "credentials.db", "access_tokens.db", "legacy_credentials":
 		return only(in("/gcloud/"), sensitiveCloud)
-	case "accessTokens.json", "msal_token_cache.json", "msal_token_cache.bin", "azureProfile.json", "service_principal_entries.json":
+	case "accessTokens.json", "msal_token_cache.json", "msal_token_cache.bin", "azureProfile.json",
+		"service_principal_entries.json":
 		return only(in("/.azure/"), sensitiveCloud)
 	case "config":
 		return only(in("/.kube/"), sensitiveKubeconfig)

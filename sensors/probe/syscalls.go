@@ -57,7 +57,10 @@ var tracedSyscalls = []tracedSyscall{
 
 // syscallNames maps codes to the names in events.
 var syscallNames = func() map[int]string {
-	names := map[int]string{7: "clone", 19: "listen", 25: "connect", 29: "openat", 30: "openat2", 31: "open", 32: "creat", 33: "io_uring"}
+	names := map[int]string{
+		7: "clone", 19: "listen", 25: "connect", 29: "openat", 30: "openat2", 31: "open", 32: "creat",
+		33: "io_uring",
+	}
 	for _, c := range tracedSyscalls {
 		if _, ok := names[int(c.code)]; !ok {
 			names[int(c.code)] = c.name

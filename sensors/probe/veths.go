@@ -53,7 +53,8 @@ func FindVeths(pids ...int) ([]Veth, error) {
 				fmt.Errorf("%d network namespaces were not inspected within %s", len(spaces)-i, namespaceSearchTimeout))
 			break
 		}
-		if err := spaces[i].readInterfaces(spaces, vethEndsIn(spaces[i].nsid, here)); err != nil && len(errs) < maxReportedProblems {
+		if err := spaces[i].readInterfaces(spaces, vethEndsIn(spaces[i].nsid, here)); err != nil &&
+			len(errs) < maxReportedProblems {
 			errs = append(errs, fmt.Errorf("inspect the network namespace of process %d: %w", spaces[i].pid, err))
 		}
 	}
@@ -70,7 +71,8 @@ func FindVeths(pids ...int) ([]Veth, error) {
 			case i.loopback:
 			// The host-side end of a veth must name this interface and its namespace, because anyone who creates an
 			// interface can choose its index.
-			case i.kind == "veth" && ok && host.kind == "veth" && host.peer == i.index && host.peerNSID == space.nsid && space.nsid >= 0:
+			case i.kind == "veth" && ok && host.kind == "veth" && host.peer == i.index && host.peerNSID == space.nsid &&
+				space.nsid >= 0:
 				if !slices.ContainsFunc(veths, func(w Veth) bool { return w.Index == host.index }) {
 					veths = append(veths, space.toVeth(i, host))
 				}
@@ -125,7 +127,10 @@ func (n *netNamespace) isPeerInside(all []netNamespace, i netInterface) bool {
 	}
 	for _, other := range all {
 		if other.inode == inode {
-			return slices.ContainsFunc(other.interfaces, func(o netInterface) bool { return o.kind == "veth" && o.index == i.peer && o.peer == i.index })
+			return slices.ContainsFunc(other.interfaces, func(o netInterface) bool {
+				return o.kind == "veth" &&
+					o.index == i.peer && o.peer == i.index
+			})
 		}
 	}
 	return false
@@ -167,9 +172,10 @@ func listAllInterfaces() ([]netInterface, error) { return listInterfaces(math.Ma
 
 func listInterfaces(most int) ([]netInterface, error) {
 	var out []netInterface
-	err := dumpNetlink(unix.RTM_GETLINK, make([]byte, unix.SizeofIfInfomsg), unix.NLM_F_DUMP, most, func(m syscall.NetlinkMessage) error {
-		return readInterface(m, &out)
-	})
+	err := dumpNetlink(unix.RTM_GETLINK, make([]byte, unix.SizeofIfInfomsg), unix.NLM_F_DUMP, most,
+		func(m syscall.NetlinkMessage) error {
+			return readInterface(m, &out)
+		})
 	if err != nil {
 		return out, fmt.Errorf("list interfaces: %w", err)
 	}
@@ -181,7 +187,10 @@ func interfaceByIndex(index int) ([]netInterface, error) {
 	var out []netInterface
 	body := make([]byte, unix.SizeofIfInfomsg)
 	binary.NativeEndian.PutUint32(body[4:], uint32(index))
-	err := dumpNetlink(unix.RTM_GETLINK, body, 0, 1, func(m syscall.NetlinkMessage) error { return readInterface(m, &out) })
+	err := dumpNetlink(unix.RTM_GETLINK, body, 0, 1, func(m syscall.NetlinkMessage) error {
+		return readInterface(m,
+			&out)
+	})
 	if err != nil && !errors.Is(err, unix.ENODEV) {
 		return nil, fmt.Errorf("read interface %d: %w", index, err)
 	}

@@ -94,7 +94,8 @@ func TestFindVethsInspectsEveryProcess(t *testing.T) {
 		inside := peerIndexOf(t, sibling[0].Index)
 		// The index is free in a namespace that the pod created.
 		own := newHiddenHelper(t, n.podDir)
-		add := exec.Command("nsenter", "--net=/proc/"+pidOf(own)+"/ns/net", "ip", "link", "add", "inner0", "index", itoa(inside),
+		add := exec.Command("nsenter", "--net=/proc/"+pidOf(own)+"/ns/net", "ip", "link", "add", "inner0", "index",
+			itoa(inside),
 			"type", "veth", "peer", "name", "inner1", "index", itoa(sibling[0].Index))
 		if out, err := add.CombinedOutput(); err != nil {
 			t.Fatalf("%v: %s", err, out)
@@ -130,7 +131,10 @@ func TestLockBlocksVethIfFirstProcessLeftTheNetwork(t *testing.T) {
 		t.Fatal(err)
 	}
 	l := openTestLock(t, newLockDir(t))
-	st, err := l.Apply(EgressLockRequest{LeaseID: "a", Cgroups: []uint64{n.podID}, Veths: veths, ExpiresAt: time.Now().Add(time.Minute)})
+	st, err := l.Apply(EgressLockRequest{
+		LeaseID: "a", Cgroups: []uint64{n.podID}, Veths: veths,
+		ExpiresAt: time.Now().Add(time.Minute),
+	})
 	if err != nil || !st.VethLocked {
 		t.Fatalf("%+v, %v", st, err)
 	}

@@ -12,7 +12,8 @@ func EscapeControlChars(s string) string {
 		switch {
 		case r == '\t' || r == ' ':
 			return r
-		case unicode.IsControl(r), unicode.Is(unicode.Cf, r), unicode.Is(unicode.Zl, r), unicode.Is(unicode.Zp, r), r == unicode.ReplacementChar:
+		case unicode.IsControl(r), unicode.Is(unicode.Cf, r), unicode.Is(unicode.Zl, r), unicode.Is(unicode.Zp, r),
+			r == unicode.ReplacementChar:
 			return '·'
 		}
 		return r

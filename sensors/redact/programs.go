@@ -31,56 +31,170 @@ type programRule struct {
 }
 
 // registryLoginPrograms are programs that log in to a registry or a cluster with -p.
-var registryLoginPrograms = []string{"docker", "podman", "nerdctl", "buildah", "skopeo", "crane", "helm", "oras", "regctl", "oc", "az", "cf", "singularity", "apptainer"}
+var registryLoginPrograms = []string{
+	"docker", "podman", "nerdctl", "buildah", "skopeo", "crane", "helm", "oras",
+	"regctl", "oc", "az", "cf", "singularity", "apptainer",
+}
 
 // programRules is the table of programs. Options whose name reveals a secret (--password, -token) are recognized
 // without it.
 var programRules = []programRule{
-	{names: []string{"mysql*", "mariadb*"}, secretInNextArg: []string{"-p"}, secretInSameArg: []string{"-p"}, documentation: "mysql(1): -p[password]; what follows a bare -p by mistake"},
-	{names: []string{"mongo", "mongosh", "mongodump", "mongorestore", "mongoexport", "mongoimport"}, secretInNextArg: []string{"-p"}, secretInSameArg: []string{"-p"}, documentation: "mongosh(1)"},
-	{names: []string{"redis-cli", "valkey-cli", "keydb-cli"}, secretInNextArg: []string{"-a"}, secretInSameArg: []string{"-a"}, secretAfterWords: []string{"AUTH", "auth", "requirepass", "masterauth"}, documentation: "redis-cli --help"},
-	{names: []string{"sqlcmd", "bcp", "tsql", "isql", "bsqldb", "freebcp"}, secretInNextArg: []string{"-P"}, secretInSameArg: []string{"-P"}, documentation: "sqlcmd(1), tsql(1)"},
-	{names: []string{"sqlplus", "sqlldr", "rman", "expdp", "impdp"}, bareCredentials: true, separator: "/", documentation: "SQL*Plus User's Guide: user/password@connect"},
-	{names: []string{"cqlsh", "beeline", "hydra", "medusa", "nxc", "crackmapexec", "evil-winrm", "rdesktop", "ncftp*", "twine", "iscsiadm"}, secretInNextArg: []string{"-p"}, secretInSameArg: []string{"-p"}, documentation: "each one's --help"},
-	{names: []string{"mysqladmin", "mariadb-admin"}, secretAfterWords: []string{"password"}, secretInNextArg: []string{"-p"}, secretInSameArg: []string{"-p"}, documentation: "mysqladmin(1): password NEW"},
-	{names: []string{"psexec.py", "wmiexec.py", "smbexec.py", "atexec.py", "dcomexec.py", "secretsdump.py", "GetUserSPNs.py", "GetNPUsers.py", "mssqlclient.py", "smbclient.py"}, bareCredentials: true, separator: ":", documentation: "impacket: [domain/]user:password@target"},
+	{
+		names: []string{"mysql*", "mariadb*"}, secretInNextArg: []string{"-p"}, secretInSameArg: []string{"-p"},
+		documentation: "mysql(1): -p[password]; what follows a bare -p by mistake",
+	},
+	{
+		names:           []string{"mongo", "mongosh", "mongodump", "mongorestore", "mongoexport", "mongoimport"},
+		secretInNextArg: []string{"-p"}, secretInSameArg: []string{"-p"}, documentation: "mongosh(1)",
+	},
+	{
+		names: []string{"redis-cli", "valkey-cli", "keydb-cli"}, secretInNextArg: []string{"-a"},
+		secretInSameArg: []string{"-a"}, secretAfterWords: []string{"AUTH", "auth", "requirepass", "masterauth"},
+		documentation: "redis-cli --help",
+	},
+	{
+		names: []string{"sqlcmd", "bcp", "tsql", "isql", "bsqldb", "freebcp"}, secretInNextArg: []string{"-P"},
+		secretInSameArg: []string{"-P"}, documentation: "sqlcmd(1), tsql(1)",
+	},
+	{
+		names: []string{"sqlplus", "sqlldr", "rman", "expdp", "impdp"}, bareCredentials: true, separator: "/",
+		documentation: "SQL*Plus User's Guide: user/password@connect",
+	},
+	{
+		names: []string{
+			"cqlsh", "beeline", "hydra", "medusa", "nxc", "crackmapexec", "evil-winrm", "rdesktop", "ncftp*",
+			"twine", "iscsiadm",
+		}, secretInNextArg: []string{"-p"}, secretInSameArg: []string{"-p"},
+		documentation: "each one's --help",
+	},
+	{
+		names: []string{"mysqladmin", "mariadb-admin"}, secretAfterWords: []string{"password"},
+		secretInNextArg: []string{"-p"}, secretInSameArg: []string{"-p"}, documentation: "mysqladmin(1): password NEW",
+	},
+	{
+		names: []string{
+			"psexec.py", "wmiexec.py", "smbexec.py", "atexec.py", "dcomexec.py", "secretsdump.py",
+			"GetUserSPNs.py", "GetNPUsers.py", "mssqlclient.py", "smbclient.py",
+		}, bareCredentials: true, separator: ":",
+		documentation: "impacket: [domain/]user:password@target",
+	},
 	{names: []string{"cargo"}, secretPositions: map[string][]int{"login": {1}}, documentation: "cargo login TOKEN"},
 	{names: []string{"db2"}, secretAfterWords: []string{"using"}, documentation: "db2 connect to … user … using …"},
 	{names: []string{"influx"}, secretInNextArg: []string{"-t"}, documentation: "influx --help"},
 	{names: []string{"etcdctl"}, credentialPairOptions: []string{"--user"}, documentation: "etcdctl --help"},
-	{names: []string{"sshpass"}, secretInNextArg: []string{"-p"}, secretInSameArg: []string{"-p"}, documentation: "sshpass(1)"},
+	{
+		names: []string{"sshpass"}, secretInNextArg: []string{"-p"}, secretInSameArg: []string{"-p"},
+		documentation: "sshpass(1)",
+	},
 	{names: []string{"ssh-keygen"}, secretInNextArg: []string{"-N", "-P"}, documentation: "ssh-keygen(1)"},
-	{names: []string{"curl"}, credentialPairOptions: []string{"--user", "--proxy-user", "--cert", "-u", "-U", "-E"}, secretInNextArg: []string{"-b", "--pass", "--proxy-pass", "--tlspassword", "--proxy-tlspassword"}, secretInSameArg: []string{"-b"}, documentation: "curl(1)"},
-	{names: []string{"http", "https", "xh", "xhs"}, credentialPairOptions: []string{"--auth", "-a"}, documentation: "https://httpie.io/docs/cli"},
-	{names: []string{"aria2c", "axel"}, secretInNextArg: []string{"--http-passwd", "--ftp-passwd"}, documentation: "aria2c(1)"},
+	{
+		names: []string{"curl"}, credentialPairOptions: []string{"--user", "--proxy-user", "--cert", "-u", "-U", "-E"},
+		secretInNextArg: []string{"-b", "--pass", "--proxy-pass", "--tlspassword", "--proxy-tlspassword"},
+		secretInSameArg: []string{"-b"}, documentation: "curl(1)",
+	},
+	{
+		names: []string{"http", "https", "xh", "xhs"}, credentialPairOptions: []string{"--auth", "-a"},
+		documentation: "https://httpie.io/docs/cli",
+	},
+	{
+		names: []string{"aria2c", "axel"}, secretInNextArg: []string{"--http-passwd", "--ftp-passwd"},
+		documentation: "aria2c(1)",
+	},
 	{names: []string{"lftp"}, credentialPairOptions: []string{"-u"}, separator: ",", documentation: "lftp(1)"},
-	{names: registryLoginPrograms, subcommand: "login", secretInNextArg: []string{"-p"}, secretInSameArg: []string{"-p"}, documentation: "docker-login(1), podman-login(1), az login --help"},
-	{names: []string{"openssl"}, secretInNextArg: []string{"-k", "-K", "-pass", "-passin", "-passout", "-passwd", "-passcerts", "-srppass", "-psk"}, documentation: "openssl-passphrase-options(1)"},
-	{names: []string{"keytool", "jarsigner"}, secretInNextArg: []string{"-storepass", "-keypass", "-srcstorepass", "-srckeypass", "-deststorepass", "-destkeypass"}, documentation: "keytool(1)"},
+	{
+		names: registryLoginPrograms, subcommand: "login", secretInNextArg: []string{"-p"}, secretInSameArg: []string{"-p"},
+		documentation: "docker-login(1), podman-login(1), az login --help",
+	},
+	{names: []string{"openssl"}, secretInNextArg: []string{
+		"-k", "-K", "-pass", "-passin", "-passout", "-passwd",
+		"-passcerts", "-srppass", "-psk",
+	}, documentation: "openssl-passphrase-options(1)"},
+	{names: []string{"keytool", "jarsigner"}, secretInNextArg: []string{
+		"-storepass", "-keypass", "-srcstorepass",
+		"-srckeypass", "-deststorepass", "-destkeypass",
+	}, documentation: "keytool(1)"},
 	{names: []string{"gpg", "gpg2"}, secretInNextArg: []string{"--passphrase"}, documentation: "gpg(1)"},
-	{names: []string{"ldap*"}, secretInNextArg: []string{"-w", "-s", "-a"}, secretInSameArg: []string{"-w"}, documentation: "ldapsearch(1), ldappasswd(1); -s and -a are a scope and aliases elsewhere"},
-	{names: []string{"smbclient", "rpcclient", "smbget", "smbmap", "winexe", "smbcacls"}, credentialPairOptions: []string{"--user", "-U"}, separator: "%", secretInNextArg: []string{"-p"}, documentation: "smbclient(1): -U user%password"},
-	{names: []string{"net", "net.exe"}, credentialPairOptions: []string{"-U"}, separator: "%", secretPositions: map[string][]int{"use": {1, 2, 3}, "user": {2}}, documentation: "net(8); net use of Windows"},
+	{
+		names: []string{"ldap*"}, secretInNextArg: []string{"-w", "-s", "-a"}, secretInSameArg: []string{"-w"},
+		documentation: "ldapsearch(1), ldappasswd(1); -s and -a are a scope and aliases elsewhere",
+	},
+	{
+		names:                 []string{"smbclient", "rpcclient", "smbget", "smbmap", "winexe", "smbcacls"},
+		credentialPairOptions: []string{"--user", "-U"}, separator: "%", secretInNextArg: []string{"-p"},
+		documentation: "smbclient(1): -U user%password",
+	},
+	{
+		names: []string{"net", "net.exe"}, credentialPairOptions: []string{"-U"}, separator: "%",
+		secretPositions: map[string][]int{"use": {1, 2, 3}, "user": {2}}, documentation: "net(8); net use of Windows",
+	},
 	{names: []string{"ipmitool", "ipmipower"}, secretInNextArg: []string{"-P", "-p"}, documentation: "ipmitool(1)"},
 	{names: []string{"snmp*"}, secretInNextArg: []string{"-c", "-A", "-X"}, documentation: "snmpcmd(1)"},
-	{names: []string{"mosquitto_pub", "mosquitto_sub", "mosquitto_rr"}, secretInNextArg: []string{"-P"}, documentation: "mosquitto_pub(1)"},
+	{
+		names: []string{"mosquitto_pub", "mosquitto_sub", "mosquitto_rr"}, secretInNextArg: []string{"-P"},
+		documentation: "mosquitto_pub(1)",
+	},
 	{names: []string{"mosquitto_passwd"}, secretLastArgFlags: "b", documentation: "mosquitto_passwd(1)"},
-	{names: []string{"xfreerdp*", "wlfreerdp*"}, secretInSameArg: []string{"/p:", "/gp:", "/pth:"}, documentation: "xfreerdp(1)"},
-	{names: []string{"vncviewer", "x11vnc"}, secretInNextArg: []string{"-passwd", "-viewpasswd"}, documentation: "x11vnc(1)"},
+	{
+		names: []string{"xfreerdp*", "wlfreerdp*"}, secretInSameArg: []string{"/p:", "/gp:", "/pth:"},
+		documentation: "xfreerdp(1)",
+	},
+	{
+		names: []string{"vncviewer", "x11vnc"}, secretInNextArg: []string{"-passwd", "-viewpasswd"},
+		documentation: "x11vnc(1)",
+	},
 	{names: []string{"rclone"}, secretPositions: map[string][]int{"obscure": {1}}, documentation: "rclone obscure --help"},
-	{names: []string{"vault", "bao"}, secretPositions: map[string][]int{"login": {1}, "unseal": {1}}, documentation: "vault login -h"},
-	{names: []string{"mc"}, secretPositions: map[string][]int{"set": {3, 4}, "add": {3, 4}}, documentation: "mc alias set ALIAS URL ACCESSKEY SECRETKEY"},
-	{names: []string{"rabbitmqctl"}, secretPositions: map[string][]int{"add_user": {2}, "change_password": {2}, "authenticate_user": {2}}, documentation: "rabbitmqctl(8)"},
+	{
+		names: []string{"vault", "bao"}, secretPositions: map[string][]int{"login": {1}, "unseal": {1}},
+		documentation: "vault login -h",
+	},
+	{
+		names: []string{"mc"}, secretPositions: map[string][]int{"set": {3, 4}, "add": {3, 4}},
+		documentation: "mc alias set ALIAS URL ACCESSKEY SECRETKEY",
+	},
+	{names: []string{"rabbitmqctl"}, secretPositions: map[string][]int{
+		"add_user": {2}, "change_password": {2},
+		"authenticate_user": {2},
+	}, documentation: "rabbitmqctl(8)"},
 	{names: []string{"htpasswd"}, secretLastArgFlags: "b", documentation: "htpasswd(1): -b file user password"},
-	{names: []string{"htdigest", "wpa_passphrase"}, secretPositions: map[string][]int{"": {2}}, documentation: "wpa_passphrase(8)"},
-	{names: []string{"useradd", "usermod", "groupadd", "groupmod"}, secretInNextArg: []string{"-p"}, documentation: "useradd(8)"},
-	{names: []string{"nmcli"}, secretAfterWords: []string{"password", "wifi-sec.psk", "802-11-wireless-security.psk", "wep-key0"}, documentation: "nmcli(1)"},
-	{names: []string{"zip", "unzip", "zipcloak"}, secretInNextArg: []string{"-P"}, secretInSameArg: []string{"-P"}, documentation: "zip(1)"},
-	{names: []string{"7z", "7za", "7zr", "7zz", "rar", "unrar"}, secretInSameArg: []string{"-p", "-hp"}, documentation: "7z(1), rar(1)"},
-	{names: []string{"aws", "npm", "pnpm", "yarn", "git", "pip", "pip3", "composer", "gcloud", "heroku", "bundle", "cargo", "poetry"}, secretAfterWords: []string{"*"}, documentation: "`config set NAME VALUE` where NAME says that it is a secret"},
-	{names: []string{"kubectl"}, credentialPairOptions: []string{"--from-literal"}, separator: "=", documentation: "kubectl create secret --help"},
-	{names: []string{"chpasswd", "slappasswd", "mkpasswd", "grub-mkpasswd-pbkdf2"}, secretInNextArg: []string{"-s"}, secretPositions: map[string][]int{"": {1}}, documentation: "slappasswd(8), mkpasswd(1)"},
-	{names: []string{"zabbix_sender", "zabbix_get"}, secretInNextArg: []string{"--tls-psk"}, documentation: "zabbix_sender(1)"},
+	{
+		names: []string{"htdigest", "wpa_passphrase"}, secretPositions: map[string][]int{"": {2}},
+		documentation: "wpa_passphrase(8)",
+	},
+	{
+		names: []string{"useradd", "usermod", "groupadd", "groupmod"}, secretInNextArg: []string{"-p"},
+		documentation: "useradd(8)",
+	},
+	{names: []string{"nmcli"}, secretAfterWords: []string{
+		"password", "wifi-sec.psk", "802-11-wireless-security.psk",
+		"wep-key0",
+	}, documentation: "nmcli(1)"},
+	{
+		names: []string{"zip", "unzip", "zipcloak"}, secretInNextArg: []string{"-P"}, secretInSameArg: []string{"-P"},
+		documentation: "zip(1)",
+	},
+	{
+		names: []string{"7z", "7za", "7zr", "7zz", "rar", "unrar"}, secretInSameArg: []string{"-p", "-hp"},
+		documentation: "7z(1), rar(1)",
+	},
+	{
+		names: []string{
+			"aws", "npm", "pnpm", "yarn", "git", "pip", "pip3", "composer", "gcloud", "heroku", "bundle", "cargo",
+			"poetry",
+		}, secretAfterWords: []string{"*"},
+		documentation: "`config set NAME VALUE` where NAME says that it is a secret",
+	},
+	{
+		names: []string{"kubectl"}, credentialPairOptions: []string{"--from-literal"}, separator: "=",
+		documentation: "kubectl create secret --help",
+	},
+	{
+		names: []string{"chpasswd", "slappasswd", "mkpasswd", "grub-mkpasswd-pbkdf2"}, secretInNextArg: []string{"-s"},
+		secretPositions: map[string][]int{"": {1}}, documentation: "slappasswd(8), mkpasswd(1)",
+	},
+	{
+		names: []string{"zabbix_sender", "zabbix_get"}, secretInNextArg: []string{"--tls-psk"},
+		documentation: "zabbix_sender(1)",
+	},
 }
 
 // ruleIndex finds the rules of a program.
@@ -251,7 +365,8 @@ func (r *argScanner) redactPositional(a string) (string, bool) {
 
 // isSecretWordOf reports whether the argument after word is a secret.
 func isSecretWordOf(row *programRule, word string) bool {
-	return slices.Contains(row.secretAfterWords, word) || len(row.secretAfterWords) == 1 && row.secretAfterWords[0] == "*" && isSecretName(word)
+	return slices.Contains(row.secretAfterWords, word) || len(row.secretAfterWords) == 1 &&
+		row.secretAfterWords[0] == "*" && isSecretName(word)
 }
 
 // hasShortFlag reports whether one of the arguments consists of single-letter flags that include one of these letters.

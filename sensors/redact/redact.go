@@ -13,11 +13,16 @@ import (
 const Placeholder = "[redacted]"
 
 // secretNamePattern matches the names of options and variables whose value is a secret.
-var secretNamePattern = regexp.MustCompile(`(?i)(passw(or)?d|passwd|passphrase|pass$|secret|token|api[-_.]?key|access[-_.]?key|private[-_.]?key|` +
-	`credential|auth(orization)?$|bearer|session[-_.]?id|cookie|client[-_.]?key|encryption[-_.]?key|signing[-_.]?key|^-*pwd$|_pwd$|_pass$|mnemonic|wallet[-_.]?seed)`)
+var secretNamePattern = regexp.MustCompile(
+	`(?i)(passw(or)?d|passwd|passphrase|pass$|secret|token|api[-_.]?key|access[-_.]?key|private[-_.]?key|` +
+		`credential|auth(orization)?$|bearer|session[-_.]?id|cookie|client[-_.]?key|encryption[-_.]?key|signing[-_.]?key|^-*pwd$|_pwd$|_pass$|mnemonic|wallet[-_.]?seed)`,
+)
 
 // secretNameHints are substrings in lower case. Every name that secretNamePattern matches contains one of them.
-var secretNameHints = []string{"pass", "secret", "token", "key", "credential", "auth", "bearer", "session", "cookie", "pwd", "mnemonic", "wallet"}
+var secretNameHints = []string{
+	"pass", "secret", "token", "key", "credential", "auth", "bearer", "session", "cookie",
+	"pwd", "mnemonic", "wallet",
+}
 
 // secretPattern matches secrets by their form.
 type secretPattern struct {
@@ -30,20 +35,32 @@ type secretPattern struct {
 
 // secretPatterns match secrets anywhere in a text. The text that the group named keep matches stays.
 var secretPatterns = []secretPattern{
-	newSecretPattern(`(?P<keep>[a-zA-Z][a-zA-Z0-9+.-]*://)[^\s/?#@'"]+@`, "://"),                                                                                           // user info of a URL
-	newSecretPattern(`(?P<keep>(?i:bearer|basic|negotiate)\s+)[A-Za-z0-9+/=_.~-]{8,}`, "bearer", "basic", "negotiate"),                                                     // HTTP authorization
-	newSecretPattern(`(?P<keep>(?i)\b(?:proxy-)?(?:authorization|cookie)\s*:\s*(?:(?:bearer|basic|negotiate|token|digest|bot)\s+)?)[^"'\r\n]+`, "authorization", "cookie"), // HTTP headers, whatever the scheme
+	// user info of a URL
+	newSecretPattern(`(?P<keep>[a-zA-Z][a-zA-Z0-9+.-]*://)[^\s/?#@'"]+@`, "://"),
+	// HTTP authorization
+	newSecretPattern(`(?P<keep>(?i:bearer|basic|negotiate)\s+)[A-Za-z0-9+/=_.~-]{8,}`, "bearer", "basic", "negotiate"),
+	// HTTP headers, whatever the scheme
+	newSecretPattern(
+		`(?P<keep>(?i)\b(?:proxy-)?(?:authorization|cookie)\s*:\s*(?:(?:bearer|basic|negotiate|token|digest|bot)\s+)?)[^"'\r\n]+`,
+		"authorization",
+		"cookie",
+	),
 	// AWS key IDs
 	newSecretPattern(`\b(?:AKIA|ASIA|AROA|AIDA|AGPA|ANPA)[A-Z0-9]{16}\b`, "akia", "asia", "aroa", "aida", "agpa", "anpa"),
 	newSecretPattern(`\beyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{4,}(?:\.[A-Za-z0-9_-]*)?`, "eyj"), // JWT
-	newSecretPattern(`\bgh[pousr]_[A-Za-z0-9]{20,}\b|\bgithub_pat_[A-Za-z0-9_]{20,}`, "ghp_", "gho_", "ghu_", "ghs_", "ghr_", "github_pat_"),
+	newSecretPattern(`\bgh[pousr]_[A-Za-z0-9]{20,}\b|\bgithub_pat_[A-Za-z0-9_]{20,}`, "ghp_", "gho_", "ghu_", "ghs_",
+		"ghr_", "github_pat_"),
 	newSecretPattern(`\bhv[sbr]\.[A-Za-z0-9_-]{8,}`, "hvs.", "hvb.", "hvr."), // Vault
 	// SQL passwords
-	newSecretPattern(`(?P<keep>(?i)\b(?:password|identified\s+(?:with\s+\S+\s+)?by)\s+["'])[^"']+`, "password", "identified"),
+	newSecretPattern(`(?P<keep>(?i)\b(?:password|identified\s+(?:with\s+\S+\s+)?by)\s+["'])[^"']+`, "password",
+		"identified"),
 	// domain/user:password@host, the form of impacket
 	newSecretPattern(`(?P<keep>\b[\w.-]+/[\w.$-]+:)[^\s:@/'"]+@`, "/"),
-	newSecretPattern(`(?P<keep>(?i)[?&](?:key|sig|signature|pass|pwd|code)=)[^&\s"'#]+`, "key=", "sig", "pass=", "pwd=", "code="), // query of a URL
-	newSecretPattern(`(?P<keep>\bbot[0-9]{6,}:)[A-Za-z0-9_-]{30,}`, "bot"),                                                        // Telegram
+	// query of a URL
+	newSecretPattern(`(?P<keep>(?i)[?&](?:key|sig|signature|pass|pwd|code)=)[^&\s"'#]+`, "key=", "sig", "pass=", "pwd=",
+		"code="),
+	// Telegram
+	newSecretPattern(`(?P<keep>\bbot[0-9]{6,}:)[A-Za-z0-9_-]{30,}`, "bot"),
 	// Slack incoming webhooks
 	newSecretPattern(`(?P<keep>hooks\.slack\.com/(?:services|workflows)/)[A-Za-z0-9/_-]+`, "hooks.slack.com"),
 	newSecretPattern(`\bglpat-[A-Za-z0-9_-]{16,}`, "glpat-"),                                      // GitLab
@@ -51,8 +68,15 @@ var secretPatterns = []secretPattern{
 	newSecretPattern(`\b[sr]k_(?:live|test)_[A-Za-z0-9]{16,}`, "k_live_", "k_test_"),              // Stripe
 	newSecretPattern(`\bAIza[A-Za-z0-9_-]{30,}`, "aiza"),                                          // Google
 	newSecretPattern(`-----BEGIN [A-Z ]*PRIVATE KEY-----[^-]*(?:-----END [A-Z ]*PRIVATE KEY-----)?`, "private key-----"),
-	newSecretPattern(`(?P<keep>(?i)\b[\w.-]*(?:passw(?:or)?d|passphrase|secret|token|api[-_]?key|access[-_]?key|private[-_]?key|credential)[\w.-]*["']?\s*[=:]\s*["']?)[^\s"'&;,}]+`,
-		"passw", "passphrase", "secret", "token", "key", "credential"),
+	newSecretPattern(
+		`(?P<keep>(?i)\b[\w.-]*(?:passw(?:or)?d|passphrase|secret|token|api[-_]?key|access[-_]?key|private[-_]?key|credential)[\w.-]*["']?\s*[=:]\s*["']?)[^\s"'&;,}]+`,
+		"passw",
+		"passphrase",
+		"secret",
+		"token",
+		"key",
+		"credential",
+	),
 }
 
 func newSecretPattern(expression string, hints ...string) secretPattern {
@@ -103,7 +127,8 @@ func redactArgs(args []string, lines bool) []string {
 		if i == 0 {
 			out[i] = Text(a)
 			// A shell command line may begin with a variable, and a process may have any name.
-			if name, value, ok := strings.Cut(a, "="); ok && value != "" && isSecretName(name) && optionNamePattern.MatchString(name) && isWholeValue(a) {
+			if name, value, ok := strings.Cut(a, "="); ok && value != "" && isSecretName(name) &&
+				optionNamePattern.MatchString(name) && isWholeValue(a) {
 				out[i] = name + "=" + Placeholder
 			}
 			r.rules = slices.Clone(rulesByProgram.find(a))

@@ -65,7 +65,8 @@ func pipesIntoPasswordReader(rest []shellToken) bool {
 		if p.separator {
 			return false
 		}
-		if strings.HasSuffix(p.text, "-stdin") || p.text == "-S" || p.text == "chpasswd" || strings.HasSuffix(p.text, "/chpasswd") {
+		if strings.HasSuffix(p.text, "-stdin") || p.text == "-S" || p.text == "chpasswd" ||
+			strings.HasSuffix(p.text, "/chpasswd") {
 			return true
 		}
 	}

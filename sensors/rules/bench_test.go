@@ -14,13 +14,21 @@ func webServerEvent(kind sensors.Kind) sensors.Event {
 	e := sensors.Event{
 		ID: "n/b/1", Kind: kind, Time: time.Unix(1, 0), Node: "n",
 		Container: sensors.Container{
-			ID: "0123456789abcdef", Name: "web", Runtime: "containerd", CgroupID: 7, Image: "docker.io/library/nginx:1.29", ImageDigest: "sha256:0",
-			Pod:      sensors.Pod{Namespace: "shop", Name: "web-6d4cf56db6-abcde", UID: "u", Labels: map[string]string{"app": "web", "pod-template-hash": "6d4cf56db6"}},
+			ID: "0123456789abcdef", Name: "web", Runtime: "containerd", CgroupID: 7, Image: "docker.io/library/nginx:1.29",
+			ImageDigest: "sha256:0",
+			Pod: sensors.Pod{
+				Namespace: "shop", Name: "web-6d4cf56db6-abcde", UID: "u",
+				Labels: map[string]string{"app": "web", "pod-template-hash": "6d4cf56db6"},
+			},
 			Workload: sensors.Workload{Kind: "Deployment", Name: "web"},
 		},
 		Process: sensors.Process{
-			PID: 700, PPID: 699, Name: "nginx", Exe: "/usr/sbin/nginx", Args: []string{"nginx", "-g", "daemon off;"}, UID: 101, EUID: 101,
-			Ancestors: []sensors.Ancestor{{PID: 699, Name: "nginx", Exe: "/usr/sbin/nginx"}, {PID: 600, Name: "containerd-shim"}},
+			PID: 700, PPID: 699, Name: "nginx", Exe: "/usr/sbin/nginx", Args: []string{"nginx", "-g", "daemon off;"}, UID: 101,
+			EUID: 101,
+			Ancestors: []sensors.Ancestor{
+				{PID: 699, Name: "nginx", Exe: "/usr/sbin/nginx"},
+				{PID: 600, Name: "containerd-shim"},
+			},
 		},
 	}
 	switch kind {
@@ -59,7 +67,10 @@ func BenchmarkServerEvents(b *testing.B) {
 	set, err := LoadShipped()
 	require.NoError(b, err)
 	var mix []sensors.Event
-	for kind, n := range map[sensors.Kind]int{sensors.KindExec: 30, sensors.KindExit: 30, sensors.KindConnect: 25, sensors.KindFileOpen: 10, sensors.KindDNS: 5} {
+	for kind, n := range map[sensors.Kind]int{
+		sensors.KindExec: 30, sensors.KindExit: 30, sensors.KindConnect: 25,
+		sensors.KindFileOpen: 10, sensors.KindDNS: 5,
+	} {
 		for range n {
 			mix = append(mix, webServerEvent(kind))
 		}

@@ -76,7 +76,8 @@ func (l *loader) compileCondition(f *packFile, what, source string, at *yaml.Nod
 
 func (l *loader) compileSource(source string) (*compiledCondition, error) {
 	if len(source) > expression.MaxSourceBytes {
-		return nil, &expression.Error{Message: fmt.Sprintf("the expression has %d bytes, at most %d are allowed", len(source), expression.MaxSourceBytes)}
+		return nil, &expression.Error{Message: fmt.Sprintf("the expression has %d bytes, at most %d are allowed", len(source),
+			expression.MaxSourceBytes)}
 	}
 	if err := l.checkExpandable(source); err != nil {
 		return nil, err
@@ -94,7 +95,10 @@ func (l *loader) compileSource(source string) (*compiledCondition, error) {
 	if err != nil {
 		return nil, err //nolint:wrapcheck // as above
 	}
-	return &compiledCondition{program: program, syntaxTree: root, fastpath: fastpathBool(root, fastpathScope{polarity: positivePolarity})}, nil
+	return &compiledCondition{
+		program: program, syntaxTree: root,
+		fastpath: fastpathBool(root, fastpathScope{polarity: positivePolarity}),
+	}, nil
 }
 
 // constantChecker finds constant arguments with which a function would fail on every event.
@@ -108,8 +112,10 @@ func (c *constantChecker) Visit(node *ast.Node) {
 	}
 	if s, ok := arguments[1].(*ast.StringNode); ok {
 		if _, err := netip.ParsePrefix(s.Value); err != nil {
-			c.problem = &expression.Error{SourceOffset: s.Location().From,
-				Message: fmt.Sprintf("invalid network %q; use the form 10.0.0.0/8", s.Value)}
+			c.problem = &expression.Error{
+				SourceOffset: s.Location().From,
+				Message:      fmt.Sprintf("invalid network %q; use the form 10.0.0.0/8", s.Value),
+			}
 		}
 	}
 }
@@ -141,7 +147,8 @@ func (p *listPatcher) Visit(node *ast.Node) {
 		}
 	case *ast.BinaryNode:
 		constant, ok := n.Right.(*ast.ConstantNode)
-		if values, isTexts := constantTexts(constant); ok && isTexts && n.Operator == "in" && n.Left.Type() == reflect.TypeFor[string]() {
+		if values, isTexts := constantTexts(constant); ok && isTexts && n.Operator == "in" &&
+			n.Left.Type() == reflect.TypeFor[string]() {
 			set := make(map[string]struct{}, len(values))
 			for _, v := range values {
 				set[v] = struct{}{}
@@ -177,7 +184,8 @@ func (l *loader) explainError(err error) (message, hint string) {
 	if m := unknownFieldPattern.FindStringSubmatch(message); m != nil {
 		for name, t := range collectStructs(reflect.TypeFor[sensors.Event](), map[string]reflect.Type{}) {
 			if name == m[1] {
-				return fmt.Sprintf("`%s` has no field `%s`", strings.ToLower(t.Name()), m[2]), didYouMean(m[2], sortedKeys(exprFieldTypes(t)))
+				return fmt.Sprintf("`%s` has no field `%s`", strings.ToLower(t.Name()), m[2]),
+					didYouMean(m[2], sortedKeys(exprFieldTypes(t)))
 			}
 		}
 	}

@@ -43,7 +43,8 @@ type conditionEnv struct {
 
 func newConditionEnv() *conditionEnv {
 	v := &conditionEnv{}
-	v.Process, v.Container, v.File, v.Network, v.Syscall, v.Baseline = &v.event.Process, &v.event.Container, &v.event.File, &v.event.Network, &v.event.Syscall, &v.event.Baseline
+	v.Process, v.Container, v.File, v.Network, v.Syscall, v.Baseline = &v.event.Process, &v.event.Container, &v.event.File,
+		&v.event.Network, &v.event.Syscall, &v.event.Baseline
 	v.Audit, v.Cloud = &v.event.Audit, &v.event.Cloud
 	return v
 }
@@ -108,33 +109,54 @@ func Functions() []Function {
 			}
 			return isInNetwork(args[0].(string), prefix), nil
 		}, []any{new(func(string, string) bool)}},
-		{"base", "base(path): the last part of the path", func(args ...any) (any, error) { return path.Base(args[0].(string)), nil }, []any{new(func(string) string)}},
-		{"contains_any", "contains_any(text, list): whether the text contains one of the strings in the list", func(args ...any) (any, error) {
-			words, ok := args[1].([]string)
-			if !ok { // a list literal
-				for _, word := range args[1].([]any) {
-					if word, ok := word.(string); ok {
-						words = append(words, word)
+		{"base", "base(path): the last part of the path", func(args ...any) (any, error) {
+			return path.Base(args[0].(string)),
+				nil
+		}, []any{new(func(string) string)}},
+		{
+			"contains_any", "contains_any(text, list): whether the text contains one of the strings in the list",
+			func(args ...any) (any, error) {
+				words, ok := args[1].([]string)
+				if !ok { // a list literal
+					for _, word := range args[1].([]any) {
+						if word, ok := word.(string); ok {
+							words = append(words, word)
+						}
 					}
 				}
-			}
-			return containsAny(args[0].(string), words), nil
-		}, []any{new(func(string, []string) bool), new(func(string, []any) bool)}},
+				return containsAny(args[0].(string), words), nil
+			},
+			[]any{new(func(string, []string) bool), new(func(string, []any) bool)},
+		},
 		{"program", "program(ancestor): the base name of the ancestor's executable", func(args ...any) (any, error) {
 			a := args[0].(sensors.Ancestor)
 			return a.ExeName(), nil
 		}, []any{new(func(sensors.Ancestor) string)}},
-		{"has_bits", "has_bits(number, mask): whether all bits of the mask are set, as in has_bits(syscall.flags, 0x10000000)", func(args ...any) (any, error) {
-			mask := args[1].(int)
-			return toInt(args[0])&mask == mask, nil
-		}, []any{new(func(any, int) bool)}},
-		{"egress_declared", "egress_declared(container): whether the pod has the annotation " + EgressAnnotation, func(args ...any) (any, error) {
-			_, ok := args[0].(*sensors.Container).Pod.Annotations[EgressAnnotation]
-			return ok, nil
-		}, []any{new(func(*sensors.Container) bool)}},
-		{"egress_allowed", "egress_allowed(container, network): whether the annotation contains the destination", func(args ...any) (any, error) {
-			return isEgressAllowed(args[0].(*sensors.Container).Pod.Annotations[EgressAnnotation], args[1].(*sensors.Network)), nil
-		}, []any{new(func(*sensors.Container, *sensors.Network) bool)}},
+		{
+			"has_bits",
+			"has_bits(number, mask): whether all bits of the mask are set, as in has_bits(syscall.flags, 0x10000000)",
+			func(args ...any) (any, error) {
+				mask := args[1].(int)
+				return toInt(args[0])&mask == mask, nil
+			},
+			[]any{new(func(any, int) bool)},
+		},
+		{
+			"egress_declared", "egress_declared(container): whether the pod has the annotation " + EgressAnnotation,
+			func(args ...any) (any, error) {
+				_, ok := args[0].(*sensors.Container).Pod.Annotations[EgressAnnotation]
+				return ok, nil
+			},
+			[]any{new(func(*sensors.Container) bool)},
+		},
+		{
+			"egress_allowed", "egress_allowed(container, network): whether the annotation contains the destination",
+			func(args ...any) (any, error) {
+				return isEgressAllowed(args[0].(*sensors.Container).Pod.Annotations[EgressAnnotation], args[1].(*sensors.Network)),
+					nil
+			},
+			[]any{new(func(*sensors.Container, *sensors.Network) bool)},
+		},
 	}
 }
 
@@ -187,7 +209,10 @@ func envNames() []string {
 
 // reservedNames returns the names that a list or macro may not have.
 func reservedNames() []string {
-	out := slices.Concat(envNames(), expression.Builtins(), []string{"true", "false", "nil", "not", "and", "or", "in", "let", "if", "else", "matches", "contains"})
+	out := slices.Concat(envNames(), expression.Builtins(), []string{
+		"true", "false", "nil", "not", "and", "or", "in",
+		"let", "if", "else", "matches", "contains",
+	})
 	for _, f := range Functions() {
 		out = append(out, f.Name)
 	}

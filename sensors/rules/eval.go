@@ -107,7 +107,8 @@ func (r *Rule) effectiveSeverity(namespace string) (severity sensors.Severity, r
 			by = o
 		}
 		if o.Confidence != nil && *o.Confidence != r.original.confidence {
-			reasons = append(reasons, withReason(fmt.Sprintf("The confidence was %s from %.2f to %.2f by the override at %s", raisedOrLowered(*o.Confidence > r.original.confidence), r.original.confidence, r.Confidence, o.Position), o))
+			reasons = append(reasons, withReason(fmt.Sprintf("The confidence was %s from %.2f to %.2f by the override at %s",
+				raisedOrLowered(*o.Confidence > r.original.confidence), r.original.confidence, r.Confidence, o.Position), o))
 		}
 	}
 	switch {
@@ -116,9 +117,12 @@ func (r *Rule) effectiveSeverity(namespace string) (severity sensors.Severity, r
 		if special {
 			where = " in the namespace " + namespace
 		}
-		reasons = append(reasons, withReason(fmt.Sprintf("The severity was %s%s from %s to %s by the override at %s", raisedOrLowered(severity.Rank() > r.original.severity.Rank()), where, r.original.severity, severity, by.Position), by))
+		reasons = append(reasons, withReason(fmt.Sprintf("The severity was %s%s from %s to %s by the override at %s",
+			raisedOrLowered(severity.Rank() > r.original.severity.Rank()), where, r.original.severity, severity, by.Position),
+			by))
 	case special && severity != r.original.severity:
-		reasons = append(reasons, fmt.Sprintf("In the namespace %s the rule's severity is %s instead of %s.", namespace, severity, r.original.severity))
+		reasons = append(reasons, fmt.Sprintf("In the namespace %s the rule's severity is %s instead of %s.", namespace,
+			severity, r.original.severity))
 	}
 	return severity, reasons
 }

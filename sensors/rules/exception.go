@@ -93,7 +93,8 @@ func (e *Exception) fields(f *packFile) []yamlField {
 	return []yamlField{
 		yamlnode.StringField("name", "the name of the exception", &e.Name),
 		yamlnode.MappingField("workload", "the workload that owns the pod", "`workload`", []yamlField{
-			yamlnode.StringField("kind", "Deployment, StatefulSet, DaemonSet, Job, Pod, Container, or a pattern", &e.Workload.Kind),
+			yamlnode.StringField("kind", "Deployment, StatefulSet, DaemonSet, Job, Pod, Container, or a pattern",
+				&e.Workload.Kind),
 			yamlnode.StringField("name", "its name, or a pattern such as `ci-*`", &e.Workload.Name),
 		}, nil),
 		patterns("namespace", "namespaces or patterns", &e.Namespace, patternError),
@@ -109,10 +110,18 @@ func (e *Exception) fields(f *packFile) []yamlField {
 				}
 			})
 		}},
-		patterns("image", "images: `registry/name`, optionally with `:tag` or `@sha256:…`; `*` matches one part of the name, `/**` at the end everything below", &e.Image, imagePatternError),
-		{Name: "when", Doc: "an expression, as in conditions", Schema: func() schemaObject { return schemaObject{"type": "string"} }, Read: func(r *yamlReader, _, v *yaml.Node) {
-			e.When, e.whenNode = r.ReadString(v, "when"), v
-		}},
+		patterns(
+			"image",
+			"images: `registry/name`, optionally with `:tag` or `@sha256:…`; `*` matches one part of the name, `/**` at the end everything below",
+			&e.Image,
+			imagePatternError,
+		),
+		{
+			Name: "when", Doc: "an expression, as in conditions",
+			Schema: func() schemaObject { return schemaObject{"type": "string"} }, Read: func(r *yamlReader, _, v *yaml.Node) {
+				e.When, e.whenNode = r.ReadString(v, "when"), v
+			},
+		},
 		yamlnode.StringField("reason", "why this is not a threat", &e.Reason),
 	}
 }
@@ -194,5 +203,6 @@ func (w WorkloadPattern) matches(c *sensors.Container) bool {
 	if owner.Name == "" && c.Pod.Name != "" {
 		owner = sensors.InferWorkload(c.Pod.Name, c.Pod.Labels)
 	}
-	return (w.Kind == "" || matchesPattern(strings.ToLower(w.Kind), strings.ToLower(owner.Kind))) && (w.Name == "" || matchesPattern(w.Name, owner.Name))
+	return (w.Kind == "" || matchesPattern(strings.ToLower(w.Kind), strings.ToLower(owner.Kind))) &&
+		(w.Name == "" || matchesPattern(w.Name, owner.Name))
 }

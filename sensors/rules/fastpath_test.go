@@ -17,7 +17,10 @@ import (
 
 // The values of random events and conditions. There are few, so that comparisons are often true.
 var (
-	sampleWords   = []string{"", "sh", "bash", "/bin/sh", "/tmp/a (deleted)", "a/b/", "169.254.169.254", "10.1.2.3", "::1", "shadow", "tcp", "prod-eu", "memfd:x", "x.y", "é\xff"}
+	sampleWords = []string{
+		"", "sh", "bash", "/bin/sh", "/tmp/a (deleted)", "a/b/", "169.254.169.254", "10.1.2.3", "::1",
+		"shadow", "tcp", "prod-eu", "memfd:x", "x.y", "é\xff",
+	}
 	sampleNumbers = []int64{0, 1, 2, 3, 7, 80, 255, 256, 4444, -1}
 )
 
@@ -96,19 +99,29 @@ func randomComparison(r *rand.Rand, all map[string]reflect.Kind, names []string)
 	switch all[name] {
 	case reflect.String:
 		return pick(
-			name+" == "+word(), name+" != "+word(), name+" in some_words", name+" not in ["+word()+", "+word()+"]", name+" contains "+word(), name+" startsWith "+word(), name+" endsWith "+word(),
-			name+` matches "^[a-z]+$"`, "contains_any("+name+", some_words)", "cidr("+name+`, "10.0.0.0/8")`, "base("+name+") == "+word(), "lower("+name+") in ["+word()+"]", "hasPrefix("+name+", "+word()+")",
-			"container.pod.labels["+word()+"] == "+word(), "any(process.ancestors, .name == "+word()+")", "none(process.ancestors, program(#) in some_words)", "all(process.args, # contains "+word()+")", "any(some_words, hasSuffix("+name+", \"0\" + #))",
-			"any(process.args, indexOf(#, "+word()+") >= 1)", "any(process.ancestors, any(#.args, # == "+word()+"))", "any(some_words, any(process.args, # startsWith "+word()+") && # == "+name+")",
-			"any(process.ancestors, #.exe == "+name+" || len(#.args) > 1 && #.args[1] == "+word()+")", "any(process.args, "+name+" in some_words && # in [\"sh\", \"-c\"])", name+" + \"x\" == "+word(), "egress_declared(container)", "len("+name+") > 3", name+" in []",
-			"process.args[0] == "+word(), `container.pod.annotations.sh == `+word(), name+" == file.path", word()+" in process.args",
+			name+" == "+word(), name+" != "+word(), name+" in some_words", name+" not in ["+word()+", "+word()+"]",
+			name+" contains "+word(), name+" startsWith "+word(), name+" endsWith "+word(),
+			name+` matches "^[a-z]+$"`, "contains_any("+name+", some_words)", "cidr("+name+`, "10.0.0.0/8")`,
+			"base("+name+") == "+word(), "lower("+name+") in ["+word()+"]", "hasPrefix("+name+", "+word()+")",
+			"container.pod.labels["+word()+"] == "+word(), "any(process.ancestors, .name == "+word()+")",
+			"none(process.ancestors, program(#) in some_words)", "all(process.args, # contains "+word()+")",
+			"any(some_words, hasSuffix("+name+", \"0\" + #))",
+			"any(process.args, indexOf(#, "+word()+") >= 1)", "any(process.ancestors, any(#.args, # == "+word()+"))",
+			"any(some_words, any(process.args, # startsWith "+word()+") && # == "+name+")",
+			"any(process.ancestors, #.exe == "+name+" || len(#.args) > 1 && #.args[1] == "+word()+")", "any(process.args, "+name+
+				" in some_words && # in [\"sh\", \"-c\"])", name+" + \"x\" == "+word(), "egress_declared(container)",
+			"len("+name+") > 3", name+" in []",
+			"process.args[0] == "+word(), `container.pod.annotations.sh == `+word(), name+" == file.path",
+			word()+" in process.args",
 		)
 	case reflect.Bool:
 		return pick(name, "!"+name, name+" == true", name+" != false", name+" == in_container")
 	default:
 		return pick(
-			fmt.Sprintf("%s %s %d", name, pick("==", "!=", "<", "<=", ">", ">="), number()), fmt.Sprintf("%s in [%d, %d]", name, number(), number()), name+" in some_numbers",
-			fmt.Sprintf("has_bits(%s, %d)", name, max(number(), 0)), "len(process.args) >= 1", name+" in 1..3", fmt.Sprintf("%s + 1 == %d", name, number()), name+" == 1.5",
+			fmt.Sprintf("%s %s %d", name, pick("==", "!=", "<", "<=", ">", ">="), number()), fmt.Sprintf("%s in [%d, %d]", name,
+				number(), number()), name+" in some_numbers",
+			fmt.Sprintf("has_bits(%s, %d)", name, max(number(), 0)), "len(process.args) >= 1", name+" in 1..3",
+			fmt.Sprintf("%s + 1 == %d", name, number()), name+" == 1.5",
 		)
 	}
 }
@@ -118,14 +131,27 @@ func randomCondition(r *rand.Rand, all map[string]reflect.Kind, names []string, 
 		return randomComparison(r, all, names)
 	}
 	a, b := randomCondition(r, all, names, depth-1), randomCondition(r, all, names, depth-1)
-	return []string{"(" + a + ") && (" + b + ")", "(" + a + ") || (" + b + ")", "!(" + a + ")", "(" + a + ") ? (" + b + ") : in_container", "some_macro || " + a}[r.IntN(5)]
+	return []string{"(" + a + ") && (" + b + ")", "(" + a + ") || (" + b + ")", "!(" + a + ")", "(" + a + ") ? (" + b +
+		") : in_container", "some_macro || " + a}[r.IntN(5)]
 }
 
 func TestFastPathAgreesWithExprOnRandomEvents(t *testing.T) {
 	r := rand.New(rand.NewPCG(7, 11))
 	all := conditionFields()
 	names := sortedKeys(all)
-	l := loadPacks([]PackSource{{FS: fstest.MapFS{"p.yaml": {Data: []byte("lists: { some_words: [sh, shadow, \"10.1.2.3\"], some_numbers: [1, 7, 4444] }\nmacros: { some_macro: 'exe in some_words && process.uid in some_numbers' }")}}}})
+	l := loadPacks(
+		[]PackSource{
+			{
+				FS: fstest.MapFS{
+					"p.yaml": {
+						Data: []byte(
+							"lists: { some_words: [sh, shadow, \"10.1.2.3\"], some_numbers: [1, 7, 4444] }\nmacros: { some_macro: 'exe in some_words && process.uid in some_numbers' }",
+						),
+					},
+				},
+			},
+		},
+	)
 	require.Empty(t, l.problems(true))
 	v, known, answers := newConditionEnv(), 0, map[bool]int{}
 	for range 4000 {
@@ -198,5 +224,6 @@ func TestFastPathSupportsEveryField(t *testing.T) {
 		require.NoError(t, err, source)
 		require.NotEqual(t, triUnknown, c.fastpath(v), source)
 	}
-	require.True(t, slices.ContainsFunc(sortedKeys(all), func(s string) bool { return strings.HasPrefix(s, "container.pod.") }))
+	require.True(t, slices.ContainsFunc(sortedKeys(all),
+		func(s string) bool { return strings.HasPrefix(s, "container.pod.") }))
 }

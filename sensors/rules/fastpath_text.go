@@ -53,7 +53,8 @@ func textGetter(node ast.Node, at fastpathScope) func(*conditionEnv) string {
 		if len(arguments) != 1 {
 			return nil
 		}
-		if of, isPointer := arguments[0].(*ast.PointerNode); isPointer && of.Name == "" && name == "program" && at.element == ancestorElement {
+		if of, isPointer := arguments[0].(*ast.PointerNode); isPointer && of.Name == "" && name == "program" &&
+			at.element == ancestorElement {
 			return func(v *conditionEnv) string { return v.ancestorElement.ExeName() }
 		}
 		inner := textGetter(arguments[0], at)

@@ -15,10 +15,14 @@ import (
 func FuzzLoad(f *testing.F) {
 	f.Add(vendorPackYAML)
 	f.Add("lists: {a: {append: [b]}}\nmacros: {m: m || a}\noverrides: [{rule: x, disable: true}]")
-	f.Add("rules:\n" + ruleYAML("r", "any(process.ancestors, .name in [\"a\"]) && cidr(network.address, \"10.0.0.0/8\")", "{}", "[{name: x, time: 7}]"))
-	f.Add("overrides: [{rule: r, severity: {default: low, namespaces: {'[': high}}, exceptions: [{image: '**:@', labels: {a: '*'}, when: >-\n  x\n }]}]")
+	f.Add("rules:\n" + ruleYAML("r", "any(process.ancestors, .name in [\"a\"]) && cidr(network.address, \"10.0.0.0/8\")",
+		"{}", "[{name: x, time: 7}]"))
+	f.Add(
+		"overrides: [{rule: r, severity: {default: low, namespaces: {'[': high}}, exceptions: [{image: '**:@', labels: {a: '*'}, when: >-\n  x\n }]}]",
+	)
 	f.Fuzz(func(t *testing.T, text string) {
-		set, problems := rules.Lint(rules.PackSource{FS: fstest.MapFS{"a.yaml": {Data: []byte(vendorPackYAML)}}}, rules.PackSource{FS: fstest.MapFS{"p.yaml": {Data: []byte(text)}}})
+		set, problems := rules.Lint(rules.PackSource{FS: fstest.MapFS{"a.yaml": {Data: []byte(vendorPackYAML)}}},
+			rules.PackSource{FS: fstest.MapFS{"p.yaml": {Data: []byte(text)}}})
 		for _, p := range problems {
 			require.NotEmpty(t, p.Message)
 			require.Positive(t, p.Line)
@@ -26,7 +30,10 @@ func FuzzLoad(f *testing.F) {
 			_ = p.Render([]byte(text))
 		}
 		for _, kind := range rules.SupportedKinds {
-			_, _ = set.Evaluate(sensors.Event{Kind: kind, Process: sensors.Process{Exe: "/bin/nc", Args: []string{"nc"}}, Container: sensors.Container{ID: "c", Image: "a/b:c"}})
+			_, _ = set.Evaluate(sensors.Event{
+				Kind: kind, Process: sensors.Process{Exe: "/bin/nc", Args: []string{"nc"}},
+				Container: sensors.Container{ID: "c", Image: "a/b:c"},
+			})
 		}
 		_ = set.Stats()
 	})

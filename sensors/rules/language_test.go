@@ -15,7 +15,8 @@ import (
 
 // vendorPackYAML is a pack by another author with one rule and two lists.
 var vendorPackYAML = "lists: { tools: [nc, curl], ports: [3333] }\nrules:\n" +
-	strings.Replace(ruleYAML("tool", "in_container && (exe in tools || network.port in ports)", "{ container: { id: c }, process: { exe: /bin/nc } }", "{ container: { id: c }, process: { exe: /bin/cat } }"),
+	strings.Replace(ruleYAML("tool", "in_container && (exe in tools || network.port in ports)",
+		"{ container: { id: c }, process: { exe: /bin/nc } }", "{ container: { id: c }, process: { exe: /bin/cat } }"),
 		"title: t", `aliases: ["Launch Suspicious Network Tool"], title: t`, 1)
 
 // loadWithVendorPack loads the vendor pack together with own.
@@ -71,7 +72,10 @@ func TestAppendExtendsListOfAnotherPack(t *testing.T) {
 	e.Network.Port = 4444
 	requireOneDetection(t, set, e)
 
-	_, problems = loadWithVendorPack(t, "lists:\n  tols: { append: [socat] }\n  ports: { append: [x] }\n  tools: [a]\n  mixed: [a, 1]\n  exe: [b]\n")
+	_, problems = loadWithVendorPack(
+		t,
+		"lists:\n  tols: { append: [socat] }\n  ports: { append: [x] }\n  tools: [a]\n  mixed: [a, 1]\n  exe: [b]\n",
+	)
 	require.Equal(t, []string{
 		"etc/mine.yaml:2:3: error: unknown list `tols` [unknown-list] (did you mean `tools`?)",
 		"etc/mine.yaml:3:3: error: the list `ports` at theirs.yaml:1 and the appended elements must be all strings or all integers [type]",
@@ -116,14 +120,24 @@ overrides:
 		})
 	}
 	requireOneDetection(t, set, execEvent("/bin/curl", all))
-	require.Equal(t, "except workload deployment/ci-*, namespace ci or ci-*, label app=ci, image registry.example.com/ci/*, when exe == \"nc\"", set.Find("tool").Overrides[0].DescribeChanges()[0])
+	require.Equal(
+		t,
+		"except workload deployment/ci-*, namespace ci or ci-*, label app=ci, image registry.example.com/ci/*, when exe == \"nc\"",
+		set.Find("tool").Overrides[0].DescribeChanges()[0],
+	)
 	require.Equal(t, "etc/mine.yaml:3", set.Find("tool").Overrides[0].Position)
 }
 
 func TestWorkloadIsInferredFromThePod(t *testing.T) {
-	set, problems := loadWithVendorPack(t, `overrides: [{ rule: tool, exceptions: [{ workload: { kind: Deployment, name: web } }] }]`)
+	set, problems := loadWithVendorPack(
+		t,
+		`overrides: [{ rule: tool, exceptions: [{ workload: { kind: Deployment, name: web } }] }]`,
+	)
 	require.Empty(t, problems)
-	pod := sensors.Pod{Namespace: "shop", Name: "web-6d4cf56db6-bcdfg", Labels: map[string]string{"pod-template-hash": "6d4cf56db6"}}
+	pod := sensors.Pod{
+		Namespace: "shop", Name: "web-6d4cf56db6-bcdfg",
+		Labels: map[string]string{"pod-template-hash": "6d4cf56db6"},
+	}
 	requireNoDetection(t, set, execEvent("/bin/nc", sensors.Container{Pod: pod}))
 }
 
@@ -157,19 +171,27 @@ func TestImagePatternsMatchNormalizedReferences(t *testing.T) {
 		found, _ := set.Evaluate(execEvent("/bin/nc", sensors.Container{Image: c.image, ImageDigest: digest}))
 		require.Equal(t, c.matches, len(found) == 0, "%s and %s", c.pattern, c.image)
 	}
-	_, problems := loadWithVendorPack(t, "overrides: [{ rule: tool, exceptions: [{ image: '**' }, { image: ['[a'] }, {}] }]")
+	_, problems := loadWithVendorPack(
+		t,
+		"overrides: [{ rule: tool, exceptions: [{ image: '**' }, { image: ['[a'] }, {}] }]",
+	)
 	require.Len(t, problems, 3)
 }
 
 func TestMostSpecificNamespacePatternSetsSeverity(t *testing.T) {
-	own := strings.Replace(ruleYAML("mine", `exe == "x"`, "{ process: { exe: /x } }", "{}"), "severity: low", `severity: { default: medium, namespaces: { "prod-*": critical, "*": low, prod-test: info } }`, 1)
+	own := strings.Replace(ruleYAML("mine", `exe == "x"`, "{ process: { exe: /x } }", "{}"), "severity: low",
+		`severity: { default: medium, namespaces: { "prod-*": critical, "*": low, prod-test: info } }`, 1)
 	set, problems := loadWithVendorPack(t, "rules:\n"+own)
 	require.Empty(t, problems)
-	for namespace, want := range map[string]sensors.Severity{"": "medium", "dev": "low", "prod-eu": "critical", "prod-test": "info"} {
+	for namespace, want := range map[string]sensors.Severity{
+		"": "medium", "dev": "low", "prod-eu": "critical",
+		"prod-test": "info",
+	} {
 		d := requireOneDetection(t, set, execEvent("/x", sensors.Container{Pod: sensors.Pod{Namespace: namespace}}))
 		require.Equal(t, want, d.Severity, namespace)
 		if namespace == "prod-eu" {
-			require.Equal(t, []string{"r", "In the namespace prod-eu the rule's severity is critical instead of medium."}, d.Reasons)
+			require.Equal(t, []string{"r", "In the namespace prod-eu the rule's severity is critical instead of medium."},
+				d.Reasons)
 		}
 	}
 }
@@ -287,9 +309,15 @@ rules:
 }
 
 func TestRuleTestWithAnotherEventKindFails(t *testing.T) {
-	_, problems := loadPack(t, "rules:\n"+ruleYAML("r", "exe == \"x\"", "{ process: { exe: x } }", "[{ name: elsewhere, kind: open }, { process: { exe: y } }]"))
-	require.Equal(t,
-		[]string{"p.yaml:3:56: error: test `elsewhere` of rule `r`: the event is of the kind `open`, but the rule evaluates `exec` [test]"}, problems)
+	_, problems := loadPack(t, "rules:\n"+ruleYAML("r", "exe == \"x\"", "{ process: { exe: x } }",
+		"[{ name: elsewhere, kind: open }, { process: { exe: y } }]"))
+	require.Equal(
+		t,
+		[]string{
+			"p.yaml:3:56: error: test `elsewhere` of rule `r`: the event is of the kind `open`, but the rule evaluates `exec` [test]",
+		},
+		problems,
+	)
 }
 
 func TestFailingExceptionDoesNotSuppressDetection(t *testing.T) {
@@ -311,17 +339,24 @@ func TestRuleStatsCountEvaluationsAndMatches(t *testing.T) {
 	require.Equal(t, uint64(1), stats[0].Sampled)
 	require.Positive(t, stats[0].MeanEvaluationTime)
 	stats[0].MeanEvaluationTime = 0
-	require.Equal(t, rules.RuleStats{Rule: "tool", Kind: sensors.KindExec, Evaluated: 4, Fired: 2, Excepted: 1, Sampled: 1}, stats[0])
+	require.Equal(t, rules.RuleStats{
+		Rule: "tool", Kind: sensors.KindExec, Evaluated: 4, Fired: 2, Excepted: 1,
+		Sampled: 1,
+	}, stats[0])
 }
 
 func TestLintWarnsOnlyAboutOwnPacks(t *testing.T) {
 	pack := "lists: { idle: [x] }\nmacros: { spare: in_container }\nrules:\n" +
-		strings.Replace(ruleYAML("net", "in_container && network.port == 7", "{ container: { id: c }, network: { port: 7 } }", "{}"), "severity: low, confidence: 0.5", "severity: high, confidence: 0.4", 1) +
-		strings.Replace(ruleYAML("loud", `exe == "loud"`, "{ process: { exe: loud } }", "{}"), "severity: low, confidence: 0.5", "severity: critical, confidence: 0.6", 1) +
-		ruleYAML("double", "in_container && network.port == 7 && exe == \"x\"", "{ container: { id: c }, network: { port: 7 }, process: { exe: x } }", "{}") +
+		strings.Replace(ruleYAML("net", "in_container && network.port == 7", "{ container: { id: c }, network: { port: 7 } }",
+			"{}"), "severity: low, confidence: 0.5", "severity: high, confidence: 0.4", 1) +
+		strings.Replace(ruleYAML("loud", `exe == "loud"`, "{ process: { exe: loud } }", "{}"),
+			"severity: low, confidence: 0.5", "severity: critical, confidence: 0.6", 1) +
+		ruleYAML("double", "in_container && network.port == 7 && exe == \"x\"",
+			"{ container: { id: c }, network: { port: 7 }, process: { exe: x } }", "{}") +
 		"overrides: [{ rule: tool, exceptions: [{ labels: { app: x } }, 'command == \"x\"'] }]\n"
 	_, problems := rules.Lint(
-		rules.PackSource{FS: fstest.MapFS{"theirs.yaml": {Data: []byte("lists: { unused: [a] }\n" + strings.Replace(vendorPackYAML, "lists: {", "#", 1))}}, SuppressProblems: true},
+		rules.PackSource{FS: fstest.MapFS{"theirs.yaml": {Data: []byte("lists: { unused: [a] }\n" +
+			strings.Replace(vendorPackYAML, "lists: {", "#", 1))}}, SuppressProblems: true},
 		rules.PackSource{FS: fstest.MapFS{"mine.yaml": {Data: []byte(strings.ReplaceAll(pack, "rule: tool", "rule: net"))}}},
 	)
 	var codes []string
@@ -331,17 +366,26 @@ func TestLintWarnsOnlyAboutOwnPacks(t *testing.T) {
 			codes = append(codes, p.Code)
 		}
 	}
-	require.ElementsMatch(t, []string{"unused", "unused", "unsure", "no-exception", "never", "never", "wide", "reason", "forgeable"}, codes)
+	require.ElementsMatch(t, []string{
+		"unused", "unused", "unsure", "no-exception", "never", "never", "wide", "reason",
+		"forgeable",
+	}, codes)
 }
 
 func TestLintReportsShadowedRule(t *testing.T) {
 	load := func(second string) []string {
-		_, problems := rules.Lint(rules.PackSource{FS: fstest.MapFS{"p.yaml": {Data: []byte("rules:\n" + ruleYAML("wide", "exe == \"x\"", "{ process: { exe: x } }", "{}") + second)}}})
+		_, problems := rules.Lint(rules.PackSource{FS: fstest.MapFS{"p.yaml": {Data: []byte("rules:\n" + ruleYAML("wide",
+			"exe == \"x\"", "{ process: { exe: x } }", "{}") + second)}}})
 		return textList(problems)
 	}
 	narrow := ruleYAML("narrow", "process.uid == 0 && exe == \"x\"", "{ process: { exe: x } }", "{}")
-	require.Equal(t,
-		[]string{"p.yaml:4:51: warning: `wide` at p.yaml:2 fires on every event on which `narrow` does, with at least the same severity and confidence [shadowed] (remove it, or narrow the other rule)"}, load(narrow))
+	require.Equal(
+		t,
+		[]string{
+			"p.yaml:4:51: warning: `wide` at p.yaml:2 fires on every event on which `narrow` does, with at least the same severity and confidence [shadowed] (remove it, or narrow the other rule)",
+		},
+		load(narrow),
+	)
 	require.Empty(t, load(strings.Replace(narrow, "severity: low", "severity: medium", 1)), "a higher severity")
 	require.Len(t, load(ruleYAML("same", "exe == \"x\"", "{ process: { exe: x } }", "{}")), 1,
 		"the later of two equal rules")

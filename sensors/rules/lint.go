@@ -17,7 +17,8 @@ import (
 func (f *packFile) warnAt(at *yaml.Node, code, hint, format string, args ...any) {
 	pos := yamlnode.PositionOf(at)
 	f.reader.Problems = append(f.reader.Problems, diagnostic.Diagnostic{
-		File: f.name, Line: pos.Line, Column: pos.Column, Severity: "warning", Code: code, Message: fmt.Sprintf(format, args...), Hint: hint,
+		File: f.name, Line: pos.Line, Column: pos.Column, Severity: "warning", Code: code,
+		Message: fmt.Sprintf(format, args...), Hint: hint,
 	})
 }
 
@@ -72,7 +73,8 @@ func (l *loader) lintConfidence(r *Rule) {
 	}
 	negated := &negationFinder{}
 	ast.Walk(&r.compiled.syntaxTree, negated)
-	if len(r.Exceptions) == 0 && highest.Rank() >= sensors.SeverityHigh.Rank() && r.original.confidence < 0.7 && !negated.found {
+	if len(r.Exceptions) == 0 && highest.Rank() >= sensors.SeverityHigh.Rank() && r.original.confidence < 0.7 &&
+		!negated.found {
 		r.file.warnAt(r.nodes[""], "no-exception",
 			"name in `exceptions` what does this legitimately: the workload, the image, the program",
 			"`%s` has the severity %s, a confidence below 0.7 and no exceptions", r.Name, highest)
@@ -98,13 +100,21 @@ func (v *negationFinder) Visit(node *ast.Node) {
 func kindsByFieldGroup() map[string][]sensors.Kind {
 	elsewhere := []sensors.Kind{sensors.KindKubernetesAudit, sensors.KindCloudAPICall, sensors.KindSensorHealth}
 	calls := []sensors.Kind{
-		sensors.KindFileDelete, sensors.KindChmod, sensors.KindUnixConnect, sensors.KindFileOpen, sensors.KindRawSocket, sensors.KindMount, sensors.KindNamespaceChange, sensors.KindProcessTrace,
-		sensors.KindBPF, sensors.KindIOUring, sensors.KindKernelModule, sensors.KindListen, sensors.KindDNS, sensors.KindConnect,
+		sensors.KindFileDelete, sensors.KindChmod, sensors.KindUnixConnect, sensors.KindFileOpen, sensors.KindRawSocket,
+		sensors.KindMount, sensors.KindNamespaceChange, sensors.KindProcessTrace,
+		sensors.KindBPF, sensors.KindIOUring, sensors.KindKernelModule, sensors.KindListen, sensors.KindDNS,
+		sensors.KindConnect,
 	}
 	return map[string][]sensors.Kind{
-		"network":                  append([]sensors.Kind{sensors.KindConnect, sensors.KindListen, sensors.KindDNS, sensors.KindRawSocket}, elsewhere...),
-		"network.domain":           append([]sensors.Kind{sensors.KindDNS}, elsewhere...),
-		"file":                     append([]sensors.Kind{sensors.KindFileOpen, sensors.KindFileDelete, sensors.KindChmod, sensors.KindUnixConnect, sensors.KindMount, sensors.KindKernelModule, sensors.KindProcessTrace}, elsewhere...),
+		"network": append([]sensors.Kind{
+			sensors.KindConnect, sensors.KindListen, sensors.KindDNS,
+			sensors.KindRawSocket,
+		}, elsewhere...),
+		"network.domain": append([]sensors.Kind{sensors.KindDNS}, elsewhere...),
+		"file": append([]sensors.Kind{
+			sensors.KindFileOpen, sensors.KindFileDelete, sensors.KindChmod,
+			sensors.KindUnixConnect, sensors.KindMount, sensors.KindKernelModule, sensors.KindProcessTrace,
+		}, elsewhere...),
 		"syscall":                  append(calls, elsewhere...),
 		"exit_code":                {sensors.KindExit},
 		"count":                    append([]sensors.Kind{sensors.KindProcessBurst}, elsewhere...),
@@ -126,10 +136,12 @@ func (l *loader) lintKindFields(r *Rule) {
 			continue
 		}
 		i := slices.IndexFunc(paths.found, func(p string) bool { return p == group || strings.HasPrefix(p, group+".") })
-		if i < 0 || strings.Contains(group, ".") && !slices.Contains(groups[strings.Split(group, ".")[0]], r.Kind) && groups[strings.Split(group, ".")[0]] != nil {
+		if i < 0 || strings.Contains(group, ".") && !slices.Contains(groups[strings.Split(group, ".")[0]], r.Kind) &&
+			groups[strings.Split(group, ".")[0]] != nil {
 			continue
 		}
-		r.file.warnAt(r.nodes["condition"], "never", fmt.Sprintf("`%s` has a value in events of the kinds %s", group, joinWords(groups[group])),
+		r.file.warnAt(r.nodes["condition"], "never", fmt.Sprintf("`%s` has a value in events of the kinds %s", group,
+			joinWords(groups[group])),
 			"`%s` reads `%s`, which is always empty in events of the kind `%s`", r.Name, paths.found[i], r.Kind)
 	}
 }
@@ -163,7 +175,8 @@ func (l *loader) lintShadowedRule(r *Rule) {
 		theirs := splitConjuncts(other.compiled.syntaxTree)
 		covers := !slices.ContainsFunc(theirs, func(c string) bool { return !slices.Contains(mine, c) })
 		same := len(theirs) == len(mine)
-		if covers && (same || other.original.severity.Rank() >= r.original.severity.Rank() && other.original.confidence >= r.original.confidence) && (!same || !l.isBefore(r, other)) {
+		if covers && (same || other.original.severity.Rank() >= r.original.severity.Rank() &&
+			other.original.confidence >= r.original.confidence) && (!same || !l.isBefore(r, other)) {
 			r.file.warnAt(r.nodes["condition"], "shadowed", "remove it, or narrow the other rule",
 				"`%s` at %s fires on every event on which `%s` does, with at least the same severity and confidence", other.Name,
 				other.Position, r.Name)
@@ -196,14 +209,16 @@ func lintException(f *packFile, e *Exception) {
 		} {
 			// A forgeable field that only narrows another criterion is harmless; alone, it suppresses the rule for
 			// every attacker.
-			if slices.Contains(paths.found, forged.path) && !e.identifiesWorkload() && !slices.ContainsFunc(paths.found, isTrustedField) {
+			if slices.Contains(paths.found, forged.path) && !e.identifiesWorkload() && !slices.ContainsFunc(paths.found,
+				isTrustedField) {
 				f.warnAt(e.node, "forgeable", forged.hint, "the exception depends on `%s`, which a process can set freely",
 					forged.path)
 			}
 		}
 	}
 	pinned := slices.ContainsFunc(e.Image, func(p string) bool { return parseImageReference(p).digest != "" })
-	if (len(e.Image) > 0 || len(e.Labels) > 0 || e.Workload != (WorkloadPattern{})) && len(e.Namespace) == 0 && !pinned && e.When == "" {
+	if (len(e.Image) > 0 || len(e.Labels) > 0 || e.Workload != (WorkloadPattern{})) && len(e.Namespace) == 0 && !pinned &&
+		e.When == "" {
 		f.warnAt(e.node, "wide", "add the `namespace`, or a digest to the image",
 			"anyone who can create pods in any namespace can use this exception: they choose names, labels and tags")
 	}
@@ -213,5 +228,8 @@ func lintException(f *packFile, e *Exception) {
 }
 
 func isTrustedField(path string) bool {
-	return slices.Contains([]string{"exe", "process.exe", "parent", "container.image_digest", "container.pod.namespace", "process.memfd", "process.inode"}, path)
+	return slices.Contains([]string{
+		"exe", "process.exe", "parent", "container.image_digest", "container.pod.namespace",
+		"process.memfd", "process.inode",
+	}, path)
 }

@@ -36,13 +36,24 @@ type listExtension struct {
 
 func listsSchema() schemaObject {
 	values := schemaObject{"type": "array", "items": schemaObject{"type": []string{"string", "integer"}}}
-	return schemaObject{"type": []string{"object", "null"}, "propertyNames": schemaObject{"pattern": listNamePattern.String()}, "additionalProperties": schemaObject{"oneOf": []any{
-		values, schemaObject{"type": "object", "additionalProperties": false, "required": []string{"append"}, "properties": schemaObject{"append": values}},
-	}}}
+	return schemaObject{
+		"type":          []string{"object", "null"},
+		"propertyNames": schemaObject{"pattern": listNamePattern.String()},
+		"additionalProperties": schemaObject{"oneOf": []any{
+			values, schemaObject{
+				"type": "object", "additionalProperties": false, "required": []string{"append"},
+				"properties": schemaObject{"append": values},
+			},
+		}},
+	}
 }
 
 func macrosSchema() schemaObject {
-	return schemaObject{"type": []string{"object", "null"}, "propertyNames": schemaObject{"pattern": listNamePattern.String()}, "additionalProperties": schemaObject{"type": "string"}}
+	return schemaObject{
+		"type":                 []string{"object", "null"},
+		"propertyNames":        schemaObject{"pattern": listNamePattern.String()},
+		"additionalProperties": schemaObject{"type": "string"},
+	}
 }
 
 // visitNamed calls visit for each entry of a mapping whose keys are names.
@@ -88,7 +99,10 @@ func (l *loader) readLists(f *packFile, v *yaml.Node) {
 		f.reader.ReadMapping(value, "a list", []yamlField{{
 			Name: "append", Doc: "the elements to add", Required: true,
 			Read: func(_ *yamlReader, _, v *yaml.Node) {
-				l.listExtensions = append(l.listExtensions, &listExtension{name: key.Value, at: key, namedList: *f.readList(key, v)})
+				l.listExtensions = append(l.listExtensions, &listExtension{
+					name: key.Value, at: key,
+					namedList: *f.readList(key, v),
+				})
 			},
 		}})
 	})
@@ -97,7 +111,8 @@ func (l *loader) readLists(f *packFile, v *yaml.Node) {
 func (f *packFile) readList(key, v *yaml.Node) *namedList {
 	out := &namedList{file: f, at: key}
 	if v.Kind != yaml.SequenceNode {
-		f.errorf(v, "type", "write for example `[sh, bash]`", "the list `%s` must be a list, not %s", yamlnode.Truncate(key.Value, 40), yamlnode.DescribeKind(v))
+		f.errorf(v, "type", "write for example `[sh, bash]`", "the list `%s` must be a list, not %s",
+			yamlnode.Truncate(key.Value, 40), yamlnode.DescribeKind(v))
 		return out
 	}
 	for _, item := range v.Content {

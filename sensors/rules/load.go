@@ -56,8 +56,9 @@ type loader struct {
 
 func loadPacks(sources []PackSource) *loader {
 	l := &loader{
-		lists: map[string]*namedList{}, macros: map[string]*macro{}, rulesByName: map[string]*Rule{}, usedNames: map[string]bool{},
-		set: &Set{byKind: map[sensors.Kind]*kindRules{}},
+		lists: map[string]*namedList{}, macros: map[string]*macro{}, rulesByName: map[string]*Rule{},
+		usedNames: map[string]bool{},
+		set:       &Set{byKind: map[sensors.Kind]*kindRules{}},
 	}
 	for _, s := range sources {
 		l.readSource(s)
@@ -109,13 +110,16 @@ func (l *loader) readSource(s PackSource) {
 			l.reportUnreadable(shown, err)
 			continue
 		}
-		f := &packFile{name: shown, lines: strings.Split(string(raw), "\n"), suppressProblems: s.SuppressProblems,
-			reader: &yamlnode.Reader{File: shown, ExampleStart: "a pack can have `lists`, `macros`, `rules` and `overrides`"}}
+		f := &packFile{
+			name: shown, lines: strings.Split(string(raw), "\n"), suppressProblems: s.SuppressProblems,
+			reader: &yamlnode.Reader{File: shown, ExampleStart: "a pack can have `lists`, `macros`, `rules` and `overrides`"},
+		}
 		l.files = append(l.files, f)
 		root := f.reader.ParseDocument(raw, yamlnode.Limits{MaxBytes: maxPackBytes, MaxNodes: maxPackNodes})
 		if root == nil {
 			// A file that is empty or consists of comments is valid.
-			f.reader.Problems = slices.DeleteFunc(f.reader.Problems, func(d diagnostic.Diagnostic) bool { return d.Code == "empty" })
+			f.reader.Problems = slices.DeleteFunc(f.reader.Problems,
+				func(d diagnostic.Diagnostic) bool { return d.Code == "empty" })
 			continue
 		}
 		if root.Kind == yaml.ScalarNode && root.Tag == "!!null" {

@@ -142,7 +142,13 @@ func (l *loader) checkExpandable(source string) error {
 		nodes += names[name].count * m.expandedNodes
 	}
 	if nodes > maxExpandedNodes {
-		return &expression.Error{Message: fmt.Sprintf("with its macros expanded the condition has %d nodes, at most %d are allowed", nodes, maxExpandedNodes)}
+		return &expression.Error{
+			Message: fmt.Sprintf(
+				"with its macros expanded the condition has %d nodes, at most %d are allowed",
+				nodes,
+				maxExpandedNodes,
+			),
+		}
 	}
 	return nil
 }
@@ -168,7 +174,8 @@ func (p *macroPatcher) Visit(node *ast.Node) {
 	if !ok || p.loader.macros[id.Value] == nil {
 		return
 	}
-	program, err := expression.Compile(p.loader.macros[id.Value].source, &conditionEnv{}, append(p.loader.compileOptions(), expr.Optimize(false))...)
+	program, err := expression.Compile(p.loader.macros[id.Value].source, &conditionEnv{}, append(p.loader.compileOptions(),
+		expr.Optimize(false))...)
 	if err == nil { // on an error the name stays unknown, which is reported
 		ast.Patch(node, program.Node())
 	}

@@ -23,7 +23,8 @@ func (n NamespaceSeverities) SeverityOf(namespace string) (sensors.Severity, boo
 	}
 	best := ""
 	for pattern := range n {
-		if matchesPattern(pattern, namespace) && (best == "" || cmp.Or(cmp.Compare(literalLength(pattern), literalLength(best)), cmp.Compare(best, pattern)) > 0) {
+		if matchesPattern(pattern, namespace) &&
+			(best == "" || cmp.Or(cmp.Compare(literalLength(pattern), literalLength(best)), cmp.Compare(best, pattern)) > 0) {
 			best = pattern
 		}
 	}
@@ -73,10 +74,14 @@ func (o *Override) fields(f *packFile) []yamlField {
 		keep(off),
 		keep(severityField("replaces the rule's severity", &o.Severity, &o.Namespaces)),
 		keep(yamlnode.FractionField("confidence", "replaces the rule's confidence", &o.Confidence)),
-		keep(yamlField{Name: "exceptions", Doc: "exceptions in addition to the rule's own", Schema: exceptionsSchema, Read: func(_ *yamlReader, _, v *yaml.Node) {
-			o.Exceptions = readExceptions(f, v)
-		}}),
-		keep(testsField("events that test the override: some that still fire the rule, and some that no longer do", f, nil, &o.tests)),
+		keep(yamlField{
+			Name: "exceptions", Doc: "exceptions in addition to the rule's own", Schema: exceptionsSchema,
+			Read: func(_ *yamlReader, _, v *yaml.Node) {
+				o.Exceptions = readExceptions(f, v)
+			},
+		}),
+		keep(testsField("events that test the override: some that still fire the rule, and some that no longer do", f, nil,
+			&o.tests)),
 	}
 }
 
@@ -118,7 +123,8 @@ func (l *loader) applyOverride(o *Override) {
 		f.errorf(o.node, "required", "write for example `reason: we debug with it every day`",
 			"`reason` is required to disable a rule")
 	}
-	if !o.Disable && o.Severity == "" && o.Namespaces == nil && o.Confidence == nil && len(o.Exceptions) == 0 && len(f.reader.Problems) == before {
+	if !o.Disable && o.Severity == "" && o.Namespaces == nil && o.Confidence == nil && len(o.Exceptions) == 0 &&
+		len(f.reader.Problems) == before {
 		f.errorf(o.node, "required", "add disable, severity, confidence or exceptions", "the override changes nothing")
 	}
 	if len(f.reader.Problems) > before || r == nil {

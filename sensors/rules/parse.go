@@ -31,19 +31,32 @@ type (
 // packFields returns the keys of a pack file. f may be nil if only the schema is needed.
 func (l *loader) packFields(f *packFile) []yamlField {
 	return []yamlField{
-		{Name: "lists", Doc: "named lists of strings or integers; `{append: […]}` extends a list of another pack", Schema: listsSchema, Read: func(_ *yamlReader, _, v *yaml.Node) { l.readLists(f, v) }},
-		{Name: "macros", Doc: "named conditions for use in other conditions", Schema: macrosSchema, Read: func(_ *yamlReader, _, v *yaml.Node) { l.readMacros(f, v) }},
+		{
+			Name: "lists", Doc: "named lists of strings or integers; `{append: […]}` extends a list of another pack",
+			Schema: listsSchema, Read: func(_ *yamlReader, _, v *yaml.Node) { l.readLists(f, v) },
+		},
+		{
+			Name: "macros", Doc: "named conditions for use in other conditions", Schema: macrosSchema,
+			Read: func(_ *yamlReader, _, v *yaml.Node) { l.readMacros(f, v) },
+		},
 		{
 			Name: "rules", Doc: "the rules", Schema: func() schemaObject {
-				return schemaObject{"type": []string{"array", "null"}, "maxItems": maxRules, "items": yamlnode.Schema((&Rule{}).fields(nil))}
+				return schemaObject{
+					"type": []string{"array", "null"}, "maxItems": maxRules,
+					"items": yamlnode.Schema((&Rule{}).fields(nil)),
+				}
 			},
 			Read: func(_ *yamlReader, _, v *yaml.Node) {
 				f.visitItems(v, "rules", "rule", maxRules, func(n *yaml.Node) { l.readRule(f, n) })
 			},
 		},
 		{
-			Name: "overrides", Doc: "changes to rules of other packs: disabling, severities, additional exceptions", Schema: func() schemaObject {
-				return schemaObject{"type": []string{"array", "null"}, "maxItems": maxRules, "items": yamlnode.Schema((&Override{}).fields(nil))}
+			Name: "overrides", Doc: "changes to rules of other packs: disabling, severities, additional exceptions",
+			Schema: func() schemaObject {
+				return schemaObject{
+					"type": []string{"array", "null"}, "maxItems": maxRules,
+					"items": yamlnode.Schema((&Override{}).fields(nil)),
+				}
 			},
 			Read: func(_ *yamlReader, _, v *yaml.Node) {
 				f.visitItems(v, "overrides", "override", maxRules, func(n *yaml.Node) {
@@ -63,7 +76,8 @@ func (f *packFile) visitItems(v *yaml.Node, name, what string, most int, visit f
 	switch {
 	case v.Kind == yaml.ScalarNode && v.Tag == "!!null":
 	case v.Kind != yaml.SequenceNode:
-		f.errorf(v, "type", fmt.Sprintf("begin each %s with `- `", what), "`%s` must be a list, not %s", name, yamlnode.DescribeKind(v))
+		f.errorf(v, "type", fmt.Sprintf("begin each %s with `- `", what), "`%s` must be a list, not %s", name,
+			yamlnode.DescribeKind(v))
 	case len(v.Content) > most:
 		f.errorf(v, "too-large", "split the file", "`%s` has %d elements, at most %d are read", name, len(v.Content), most)
 	default:
@@ -98,16 +112,22 @@ func (r *Rule) fields(f *packFile) []yamlField {
 		keep(textList("aliases", "other names of the rule: Falco's stable rule names", &r.Aliases)),
 		keep(yamlnode.StringField("title", "what the rule detects, in a few words", &r.Title).AsRequired()),
 		keep(yamlnode.EnumField("on", "the kind of event that the rule evaluates", &r.Kind, SupportedKinds).AsRequired()),
-		keep(yamlnode.StringField("condition", "an expression that is true for the events to report", &r.Condition).AsRequired()),
-		{Name: "exceptions", Doc: "events that are not reported although the condition is true", Schema: exceptionsSchema, Read: func(_ *yamlReader, _, v *yaml.Node) {
-			r.Exceptions = readExceptions(f, v)
-		}},
+		keep(yamlnode.StringField("condition", "an expression that is true for the events to report",
+			&r.Condition).AsRequired()),
+		{
+			Name: "exceptions", Doc: "events that are not reported although the condition is true", Schema: exceptionsSchema,
+			Read: func(_ *yamlReader, _, v *yaml.Node) {
+				r.Exceptions = readExceptions(f, v)
+			},
+		},
 		keep(severityField("the severity, optionally per namespace", &r.Severity, &r.Namespaces).AsRequired()),
 		keep(sure.AsRequired()),
-		keep(yamlnode.EnumField("objective", "the suspected objective of the attacker", &r.Objective, sensors.Objectives).AsRequired()),
+		keep(yamlnode.EnumField("objective", "the suspected objective of the attacker", &r.Objective,
+			sensors.Objectives).AsRequired()),
 		keep(yamlnode.StringField("technique", "the ATT&CK technique, such as T1496", &r.Technique).AsRequired()),
 		keep(yamlnode.StringField("reason", "one sentence for the responder: why this matters", &r.Reason).AsRequired()),
-		keep(testsField("events that test the rule: some that fire it, and similar ones that do not", f, func() sensors.Kind { return r.Kind }, &r.Tests).AsRequired()),
+		keep(testsField("events that test the rule: some that fire it, and similar ones that do not", f,
+			func() sensors.Kind { return r.Kind }, &r.Tests).AsRequired()),
 	}
 }
 
@@ -118,8 +138,10 @@ func (l *loader) readRule(f *packFile, n *yaml.Node) {
 		return
 	}
 	r.buildTestEvents() // `on` may follow `tests`
-	if v := r.nodes["severity"]; v != nil && v.Kind == yaml.MappingNode && r.Severity == "" && len(f.reader.Problems) == before {
-		f.errorf(v, "required", "write for example `{ default: medium, namespaces: { \"prod-*\": high } }`", "`severity` has no `default`")
+	if v := r.nodes["severity"]; v != nil && v.Kind == yaml.MappingNode && r.Severity == "" &&
+		len(f.reader.Problems) == before {
+		f.errorf(v, "required", "write for example `{ default: medium, namespaces: { \"prod-*\": high } }`",
+			"`severity` has no `default`")
 	}
 	names := append([]string{r.Name}, r.Aliases...)
 	for i, name := range names {
@@ -171,8 +193,10 @@ func severityField(doc string, to *sensors.Severity, namespaces *NamespaceSeveri
 				"type": "object", "additionalProperties": false,
 				"properties": schemaObject{
 					"default": schemaObject{"enum": sensors.Severities, "description": "the severity in all other namespaces"},
-					"namespaces": schemaObject{"type": "object", "additionalProperties": one(),
-						"description": "namespace, or pattern such as `prod-*`, and its severity; the most specific one applies"},
+					"namespaces": schemaObject{
+						"type": "object", "additionalProperties": one(),
+						"description": "namespace, or pattern such as `prod-*`, and its severity; the most specific one applies",
+					},
 				},
 			}}}
 		},
@@ -182,14 +206,18 @@ func severityField(doc string, to *sensors.Severity, namespaces *NamespaceSeveri
 				return
 			}
 			inner := yamlnode.EnumField("default", "", to, sensors.Severities)
-			r.ReadMapping(v, "`severity`", []yamlField{inner, {Name: "namespaces", Read: func(r *yamlReader, _, v *yaml.Node) { *namespaces = readNamespaceSeverities(r, v) }}})
+			r.ReadMapping(v, "`severity`", []yamlField{
+				inner,
+				{Name: "namespaces", Read: func(r *yamlReader, _, v *yaml.Node) { *namespaces = readNamespaceSeverities(r, v) }},
+			})
 		},
 	}
 }
 
 func readNamespaceSeverities(r *yamlReader, v *yaml.Node) NamespaceSeverities {
 	if v.Kind != yaml.MappingNode {
-		r.Errorf(yamlnode.PositionOf(v), "type", "write for example `{ \"prod-*\": critical }`", "`namespaces` must be a mapping, not %s", yamlnode.DescribeKind(v))
+		r.Errorf(yamlnode.PositionOf(v), "type", "write for example `{ \"prod-*\": critical }`",
+			"`namespaces` must be a mapping, not %s", yamlnode.DescribeKind(v))
 		return nil
 	}
 	out := NamespaceSeverities{}

@@ -82,7 +82,8 @@ func matchesImage(pattern string, c *sensors.Container) bool {
 	if got.digest == "" {
 		got.digest = c.ImageDigest
 	}
-	if want.digest != "" && !matchesPattern(want.digest, got.digest) || want.tag != "" && !matchesPattern(want.tag, got.tag) {
+	if want.digest != "" && !matchesPattern(want.digest, got.digest) || want.tag != "" &&
+		!matchesPattern(want.tag, got.tag) {
 		return false
 	}
 	if base, below := strings.CutSuffix(want.path, "**"); below {

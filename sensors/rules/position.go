@@ -15,7 +15,10 @@ func (f *packFile) positionInScalar(n *yaml.Node, offset int) yamlnode.Position 
 	if n == nil || n.Line > len(f.lines) {
 		return begin
 	}
-	s := &scalarScanner{lines: f.lines, line: begin.Line - 1, text: []rune(f.lines[begin.Line-1]), column: begin.Column - 1, style: n.Style}
+	s := &scalarScanner{
+		lines: f.lines, line: begin.Line - 1, text: []rune(f.lines[begin.Line-1]),
+		column: begin.Column - 1, style: n.Style,
+	}
 	switch {
 	case n.Style&(yaml.LiteralStyle|yaml.FoldedStyle) != 0:
 		s.advance() // skip the header line
@@ -87,7 +90,8 @@ func (s *scalarScanner) skipTo(want rune) bool {
 		after = s.text[s.column+1]
 	}
 	switch {
-	case s.style&yaml.DoubleQuotedStyle != 0 && got == '\\' && (after == '"' || after == '\\' || after == '/') && after == want:
+	case s.style&yaml.DoubleQuotedStyle != 0 && got == '\\' && (after == '"' || after == '\\' || after == '/') &&
+		after == want:
 		s.column++
 	case s.style&yaml.DoubleQuotedStyle != 0 && got == '\\' && after == 0: // an escaped line break
 		return s.advance() && s.skipTo(want)

@@ -49,7 +49,10 @@ func TestShippedPacksMatchTheSchema(t *testing.T) {
 		require.NoError(t, err)
 		require.NoError(t, validateAgainstSchema(t, s, raw), file)
 	}
-	for _, bad := range []string{"rule: x", "rules: [{ rule: x }]", "overrides: [{ rule: x, condition: y }]", "lists: { X: [a] }", "overrides: [{ rule: x, severity: hihg }]"} {
+	for _, bad := range []string{
+		"rule: x", "rules: [{ rule: x }]", "overrides: [{ rule: x, condition: y }]",
+		"lists: { X: [a] }", "overrides: [{ rule: x, severity: hihg }]",
+	} {
 		require.Error(t, validateAgainstSchema(t, s, []byte(bad)), bad)
 	}
 }
@@ -71,7 +74,10 @@ func TestLanguageReferenceIsCorrect(t *testing.T) {
 		}
 		require.NoError(t, validateAgainstSchema(t, s, []byte(e)))
 	}
-	for _, fields := range [][]yamlField{(&Rule{}).fields(nil), (&Override{}).fields(nil), (&Exception{}).fields(nil), (&loader{}).packFields(nil)} {
+	for _, fields := range [][]yamlField{
+		(&Rule{}).fields(nil), (&Override{}).fields(nil), (&Exception{}).fields(nil),
+		(&loader{}).packFields(nil),
+	} {
 		for _, f := range fields {
 			require.Contains(t, page, "`"+f.Name+"`")
 		}

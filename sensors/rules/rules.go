@@ -26,7 +26,8 @@ import (
 var ShippedPacks embed.FS
 
 // SupportedKinds lists the kinds of events that a rule can match.
-var SupportedKinds = append(slices.Clone(sensors.NodeKinds), sensors.KindKubernetesAudit, sensors.KindCloudAPICall, sensors.KindSensorHealth)
+var SupportedKinds = append(slices.Clone(sensors.NodeKinds), sensors.KindKubernetesAudit, sensors.KindCloudAPICall,
+	sensors.KindSensorHealth)
 
 // PackSource is a file system with packs. For a directory, only FS is required.
 type PackSource struct {
@@ -137,7 +138,8 @@ func (s *Set) Find(name string) *Rule {
 }
 
 func (r *Rule) hasName(name string) bool {
-	return strings.EqualFold(r.Name, name) || slices.ContainsFunc(r.Aliases, func(alias string) bool { return strings.EqualFold(alias, name) })
+	return strings.EqualFold(r.Name, name) || slices.ContainsFunc(r.Aliases,
+		func(alias string) bool { return strings.EqualFold(alias, name) })
 }
 
 // Names returns the names of the rules in alphabetical order.
@@ -167,6 +169,7 @@ func (l *loader) problems(advice bool) diagnostic.Diagnostics {
 
 func (l *loader) reportUnreadable(name string, err error) {
 	l.readProblems = append(l.readProblems, diagnostic.Diagnostic{
-		File: cmp.Or(name, "."), Line: 1, Column: 1, Severity: "error", Code: "read", Message: fmt.Sprintf("cannot be read: %v", err),
+		File: cmp.Or(name, "."), Line: 1, Column: 1, Severity: "error", Code: "read",
+		Message: fmt.Sprintf("cannot be read: %v", err),
 	})
 }

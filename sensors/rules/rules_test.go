@@ -86,7 +86,8 @@ func TestDetectionHasTitleAndReasons(t *testing.T) {
 }
 
 func ruleYAML(name, condition, fires, silent string) string {
-	return "  - {rule: " + name + ", title: t, on: exec, condition: '" + condition + "', severity: low, confidence: 0.5, objective: execution, technique: T1059, reason: r,\n" +
+	return "  - {rule: " + name + ", title: t, on: exec, condition: '" + condition +
+		"', severity: low, confidence: 0.5, objective: execution, technique: T1059, reason: r,\n" +
 		"     tests: { fires: " + fires + ", silent: " + silent + " } }\n"
 }
 
@@ -144,7 +145,8 @@ func TestNestedMacroExpansionIsBounded(t *testing.T) {
 }
 
 func TestRuleIsFoundByItsFalcoName(t *testing.T) {
-	pack := strings.Replace(ruleYAML("a", "in_container", "{ container: { id: c } }", "{}"), "title: t", `aliases: ["Terminal shell in container"], title: t`, 1)
+	pack := strings.Replace(ruleYAML("a", "in_container", "{ container: { id: c } }", "{}"), "title: t",
+		`aliases: ["Terminal shell in container"], title: t`, 1)
 	set, problems := loadPack(t, "rules:\n"+pack)
 	require.Empty(t, problems)
 	require.Equal(t, "a", set.Find("terminal shell in container").Name)

@@ -39,21 +39,24 @@ type TestResult struct {
 // names.
 func testsField(doc string, f *packFile, kind func() sensors.Kind, to *[]*RuleTest) yamlField {
 	events := func(name, doc string, fires bool) yamlField {
-		return yamlField{Name: name, Doc: doc, Required: kind != nil, Schema: eventsSchema, Read: func(r *yamlReader, _, v *yaml.Node) {
-			items := []*yaml.Node{v}
-			if v.Kind == yaml.SequenceNode {
-				items = v.Content
-				if len(items) == 0 || len(items) > maxTestEvents {
-					r.Errorf(yamlnode.PositionOf(v), "range", "", "`%s` has %d events, but must have from 1 to %d", name, len(items),
-						maxTestEvents)
+		return yamlField{
+			Name: name, Doc: doc, Required: kind != nil, Schema: eventsSchema,
+			Read: func(r *yamlReader, _, v *yaml.Node) {
+				items := []*yaml.Node{v}
+				if v.Kind == yaml.SequenceNode {
+					items = v.Content
+					if len(items) == 0 || len(items) > maxTestEvents {
+						r.Errorf(yamlnode.PositionOf(v), "range", "", "`%s` has %d events, but must have from 1 to %d", name, len(items),
+							maxTestEvents)
+					}
 				}
-			}
-			for _, n := range items {
-				if t := readTest(f, n, fires); t != nil {
-					*to = append(*to, t)
+				for _, n := range items {
+					if t := readTest(f, n, fires); t != nil {
+						*to = append(*to, t)
+					}
 				}
-			}
-		}}
+			},
+		}
 	}
 	fields := []yamlField{
 		events("fires", "events on which the rule fires", true),
@@ -64,7 +67,10 @@ func testsField(doc string, f *packFile, kind func() sensors.Kind, to *[]*RuleTe
 
 func eventsSchema() schemaObject {
 	one := yamlnode.StructField("event", "", new(namedEvent)).Schema()
-	return schemaObject{"oneOf": []any{one, schemaObject{"type": "array", "minItems": 1, "maxItems": maxTestEvents, "items": one}}}
+	return schemaObject{"oneOf": []any{one, schemaObject{
+		"type": "array", "minItems": 1, "maxItems": maxTestEvents,
+		"items": one,
+	}}}
 }
 
 // namedEvent is an event with an optional name.
@@ -78,7 +84,8 @@ func readTest(f *packFile, n *yaml.Node, fires bool) *RuleTest {
 	before := len(f.reader.Problems)
 	value := f.reader.ReadValue(n)
 	if n.Kind != yaml.MappingNode {
-		f.errorf(n, "type", "write the event's fields: `{ process: { exe: /bin/sh } }`", "a test must be an event, not %s", yamlnode.DescribeKind(n))
+		f.errorf(n, "type", "write the event's fields: `{ process: { exe: /bin/sh } }`", "a test must be an event, not %s",
+			yamlnode.DescribeKind(n))
 		return nil
 	}
 	if f.reader.CheckType(n, reflect.TypeFor[namedEvent](), "an event"); len(f.reader.Problems) > before {
@@ -109,7 +116,10 @@ func (l *loader) runTests(r *Rule, tests []*RuleTest) bool {
 	v := newConditionEnv()
 	for _, t := range tests {
 		v.setEvent(t.event)
-		result := TestResult{Rule: r.Name, Name: t.Name, File: t.file.name, Line: yamlnode.PositionOf(t.node).Line, ShouldFire: t.ShouldFire, Suppressed: t.file.suppressProblems}
+		result := TestResult{
+			Rule: r.Name, Name: t.Name, File: t.file.name, Line: yamlnode.PositionOf(t.node).Line,
+			ShouldFire: t.ShouldFire, Suppressed: t.file.suppressProblems,
+		}
 		result.FailureReason = r.testFailure(t, v)
 		result.Passed = result.FailureReason == ""
 		if !result.Passed {

@@ -40,8 +40,9 @@ func (s *Set) Stats() []RuleStats {
 			continue
 		}
 		one := RuleStats{
-			Rule: r.Name, Kind: r.Kind, Evaluated: s.byKind[r.Kind].counters.evaluated.Load(), Fired: r.counters.fired.Load(), Excepted: r.counters.excepted.Load(),
-			Failed: r.counters.failed.Load(), Sampled: r.counters.sampled.Load(),
+			Rule: r.Name, Kind: r.Kind, Evaluated: s.byKind[r.Kind].counters.evaluated.Load(), Fired: r.counters.fired.Load(),
+			Excepted: r.counters.excepted.Load(),
+			Failed:   r.counters.failed.Load(), Sampled: r.counters.sampled.Load(),
 		}
 		if one.Sampled > 0 {
 			one.MeanEvaluationTime = time.Duration(r.counters.sampledNanos.Load() / one.Sampled)

@@ -14,7 +14,9 @@ const (
 )
 
 var (
-	errReadStuck         = errors.New("the read timed out; the file may be on a file system of the container that does not respond")
+	errReadStuck = errors.New(
+		"the read timed out; the file may be on a file system of the container that does not respond",
+	)
 	errTooManyStuckReads = errors.New("not read: too many other reads timed out")
 )
 

@@ -120,7 +120,8 @@ func serveHangingFS(dir string) error {
 		return err
 	}
 	s := &hangingFS{data: data, fd: fd}
-	if err := unix.Mount("stanch-test", dir, "fuse", 0, fmt.Sprintf("fd=%d,rootmode=40000,user_id=0,group_id=0,allow_other", fd)); err != nil {
+	if err := unix.Mount("stanch-test", dir, "fuse", 0,
+		fmt.Sprintf("fd=%d,rootmode=40000,user_id=0,group_id=0,allow_other", fd)); err != nil {
 		return err
 	}
 	go s.serve()
@@ -161,7 +162,8 @@ func (s *hangingFS) serve() {
 // reply implements the part of the protocol in linux/fuse.h that an executable needs.
 func (s *hangingFS) reply(request []byte) {
 	const lookup, forget, getattr, open, read, initialize, opendir = 1, 2, 3, 14, 15, 26, 27
-	opcode, unique, node := binary.NativeEndian.Uint32(request[4:]), binary.NativeEndian.Uint64(request[8:]), binary.NativeEndian.Uint64(request[16:])
+	opcode, unique, node := binary.NativeEndian.Uint32(request[4:]), binary.NativeEndian.Uint64(request[8:]),
+		binary.NativeEndian.Uint64(request[16:])
 	body, errno := []byte{}, 0
 	switch opcode {
 	case initialize:

@@ -50,7 +50,10 @@ func Take(ctx context.Context, t Target, lim Limits) (Snapshot, []ExecutableCopy
 	start := time.Now()
 	k := &collector{
 		limits: lim, pidsBySocket: map[uint64][]int{}, hashCache: map[fileID]executableHash{}, bootTime: bootTime(),
-		snapshot: Snapshot{Version: 1, TakenAt: start.UTC(), Cgroups: t.CgroupDirs, Processes: []Process{}, Sockets: []Socket{}},
+		snapshot: Snapshot{
+			Version: 1, TakenAt: start.UTC(), Cgroups: t.CgroupDirs, Processes: []Process{},
+			Sockets: []Socket{},
+		},
 	}
 	pids, err := listPIDs(t.CgroupDirs)
 	if err != nil {

@@ -42,7 +42,8 @@ func (k *collector) collectExecutables(ctx context.Context) {
 }
 
 func (k *collector) collectExecutable(ctx context.Context, p *Process) error {
-	opened, err := readWithTimeout(k, readTimeout, func() (openExecutable, error) { return openExecutableFile(procDir(p.PID) + "/exe") })
+	opened, err := readWithTimeout(k, readTimeout,
+		func() (openExecutable, error) { return openExecutableFile(procDir(p.PID) + "/exe") })
 	if err != nil {
 		return err
 	}
@@ -90,7 +91,8 @@ func (k *collector) collectExecutable(ctx context.Context, p *Process) error {
 		return nil
 	}
 	if int64(len(head)) < st.Size {
-		k.addMissing("executable %s of process %d: copied %d of %d bytes: more than the limit", p.Exe, p.PID, len(head), st.Size)
+		k.addMissing("executable %s of process %d: copied %d of %d bytes: more than the limit", p.Exe, p.PID, len(head),
+			st.Size)
 	}
 	if len(head) == 0 {
 		return nil
@@ -98,7 +100,8 @@ func (k *collector) collectExecutable(ctx context.Context, p *Process) error {
 	k.copiedBytes += int64(len(head))
 	own := sha256.Sum256(head)
 	k.executables = append(k.executables, ExecutableCopy{
-		Name: "exe-" + sum[:16], ContainerPath: p.Exe, Reason: why, SHA256: hex.EncodeToString(own[:]), FileSize: st.Size, Data: head,
+		Name: "exe-" + sum[:16], ContainerPath: p.Exe, Reason: why, SHA256: hex.EncodeToString(own[:]), FileSize: st.Size,
+		Data: head,
 	})
 	return nil
 }

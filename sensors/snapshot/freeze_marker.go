@@ -113,7 +113,8 @@ func readFreezeMarker(dir *os.File) (freezeMarker, error) {
 		return m, fmt.Errorf("read %s of cgroup %s: %w", freezeMarkerXattr, dir.Name(), err)
 	}
 	if err := json.Unmarshal(b[:n], &m); err != nil {
-		return m, fmt.Errorf("read %s of cgroup %s: %w; thaw it with `echo 0 > cgroup.freeze` and remove the attribute", freezeMarkerXattr, dir.Name(), err)
+		return m, fmt.Errorf("read %s of cgroup %s: %w; thaw it with `echo 0 > cgroup.freeze` and remove the attribute",
+			freezeMarkerXattr, dir.Name(), err)
 	}
 	return m, nil
 }
@@ -174,7 +175,10 @@ func waitForExit(pidfd int, limit time.Duration) bool {
 	deadline := time.Now().Add(limit)
 	for {
 		left := max(time.Until(deadline), 0)
-		n, err := unix.Poll([]unix.PollFd{{Fd: int32(pidfd), Events: unix.POLLIN}}, int(left.Milliseconds())) //nolint:gosec // a descriptor
+		n, err := unix.Poll(
+			[]unix.PollFd{{Fd: int32(pidfd), Events: unix.POLLIN}},
+			int(left.Milliseconds()),
+		) //nolint:gosec // a descriptor
 		if err == nil && n > 0 {
 			return true
 		}

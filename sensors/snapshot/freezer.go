@@ -104,7 +104,10 @@ func newThawOrder(h CgroupFreeze) (thawOrder, error) {
 	if err != nil {
 		return thawOrder{}, err
 	}
-	return thawOrder{LeaseID: h.LeaseID, TargetID: h.TargetID, ExpiresAt: h.ExpiresAt, ExpiryBootTimeNS: int64(now + left)}, nil
+	return thawOrder{
+		LeaseID: h.LeaseID, TargetID: h.TargetID, ExpiresAt: h.ExpiresAt,
+		ExpiryBootTimeNS: int64(now + left),
+	}, nil
 }
 
 // replaceThawer starts a new thawer with the new end for a frozen cgroup, and kills the previous thawer without a
@@ -150,7 +153,8 @@ func (f *Freezer) requestThaw(dir *os.File, m freezeMarker) error {
 				dir.Name())
 		}
 	}
-	if now, err := readFreezeMarker(dir); errors.Is(err, errNotFrozenByStanch) || (err == nil && now.ThawerPID != m.ThawerPID) {
+	if now, err := readFreezeMarker(dir); errors.Is(err, errNotFrozenByStanch) ||
+		(err == nil && now.ThawerPID != m.ThawerPID) {
 		return nil
 	}
 	return thawWithoutThawer(dir, m)
@@ -191,7 +195,8 @@ func (f *Freezer) FindFreeze(paths ...string) (h CgroupFreeze, ok bool, err erro
 		if errors.Is(err, errNotFrozenByStanch) {
 			continue
 		}
-		return CgroupFreeze{LeaseID: m.LeaseID, TargetID: m.TargetID, CgroupDir: path, ExpiresAt: m.ExpiresAt}, err == nil, err
+		return CgroupFreeze{LeaseID: m.LeaseID, TargetID: m.TargetID, CgroupDir: path, ExpiresAt: m.ExpiresAt}, err == nil,
+			err
 	}
 	return CgroupFreeze{}, false, nil
 }
@@ -312,7 +317,10 @@ func (f *Freezer) handleThawerExit(dir *os.File, m freezeMarker) error {
 		return thawWithoutThawer(dir, m)
 	}
 	f.log.Warn("a thawer was killed; another one replaces it", "lease", m.LeaseID, "pid", m.ThawerPID)
-	err = f.replaceThawer(dir, m, thawOrder{LeaseID: m.LeaseID, TargetID: m.TargetID, ExpiresAt: m.ExpiresAt, ExpiryBootTimeNS: m.ExpiryBootTimeNS})
+	err = f.replaceThawer(dir, m, thawOrder{
+		LeaseID: m.LeaseID, TargetID: m.TargetID, ExpiresAt: m.ExpiresAt,
+		ExpiryBootTimeNS: m.ExpiryBootTimeNS,
+	})
 	if errors.Is(err, errNotFrozenByStanch) {
 		return nil
 	}

@@ -46,7 +46,10 @@ func freezeForever(path, until string) {
 		os.Exit(1)
 	}
 	f := NewFreezer(root, slog.Default(), "/proc/self/exe", thawCommand)
-	if err := f.Freeze(context.Background(), CgroupFreeze{LeaseID: "L", CgroupDir: path, ExpiresAt: time.Unix(0, nanoseconds)}); err != nil {
+	if err := f.Freeze(context.Background(), CgroupFreeze{
+		LeaseID: "L", CgroupDir: path,
+		ExpiresAt: time.Unix(0, nanoseconds),
+	}); err != nil {
 		fmt.Println(err)
 		os.Exit(1)
 	}
@@ -103,7 +106,10 @@ func isThawerRunning(m freezeMarker) bool {
 
 func freezeForTest(t *testing.T, f *Freezer, lease, dir string, until time.Time) {
 	t.Helper()
-	if err := f.Freeze(t.Context(), CgroupFreeze{LeaseID: lease, TargetID: "container:c", CgroupDir: dir, ExpiresAt: until}); err != nil {
+	if err := f.Freeze(t.Context(), CgroupFreeze{
+		LeaseID: lease, TargetID: "container:c", CgroupDir: dir,
+		ExpiresAt: until,
+	}); err != nil {
 		t.Fatal(err)
 	}
 	if !isFrozen(dir) {
@@ -238,7 +244,10 @@ func TestPauseByAnotherProcessSurvivesTheEndOfAFreeze(t *testing.T) {
 			if !isFrozen(dir) {
 				t.Error("the operator's pause was removed")
 			}
-			if err := f.Freeze(t.Context(), CgroupFreeze{LeaseID: "a", CgroupDir: dir, ExpiresAt: time.Now().Add(time.Minute)}); !IsRefused(err) {
+			if err := f.Freeze(t.Context(), CgroupFreeze{
+				LeaseID: "a", CgroupDir: dir,
+				ExpiresAt: time.Now().Add(time.Minute),
+			}); !IsRefused(err) {
 				t.Errorf("a cgroup that another process paused was frozen: %v", err)
 			}
 		})
@@ -388,7 +397,10 @@ func TestFreezeRequiresTheCgroupID(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := f.Freeze(t.Context(), CgroupFreeze{LeaseID: "a", CgroupDir: dir, CgroupID: id + 1, ExpiresAt: time.Now().Add(time.Minute)}); err == nil || isFrozen(dir) {
+	if err := f.Freeze(t.Context(), CgroupFreeze{
+		LeaseID: "a", CgroupDir: dir, CgroupID: id + 1,
+		ExpiresAt: time.Now().Add(time.Minute),
+	}); err == nil || isFrozen(dir) {
 		t.Errorf("another cgroup at the same path was frozen: %v", err)
 	}
 	until := time.Now().Add(time.Second)
@@ -413,7 +425,8 @@ func TestCgroupV1RootsIgnoreOtherMounts(t *testing.T) {
 33 25 0:28 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw
 34 25 0:26 /kubepods/x /mnt/part rw - cgroup cgroup rw,freezer
 `)
-	if len(got) != 2 || got["rw,freezer"] != "/sys/fs/cgroup/freezer" || got["rw,xattr,name=systemd"] != "/sys/fs/cgroup/systemd" {
+	if len(got) != 2 || got["rw,freezer"] != "/sys/fs/cgroup/freezer" ||
+		got["rw,xattr,name=systemd"] != "/sys/fs/cgroup/systemd" {
 		t.Errorf("%v", got)
 	}
 }

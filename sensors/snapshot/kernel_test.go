@@ -40,7 +40,11 @@ func newCgroup(t *testing.T) string {
 	}
 	t.Cleanup(func() {
 		_ = os.WriteFile(filepath.Join(dir, "cgroup.kill"), []byte("1"), 0)
-		waitUntil(t, "the cgroup goes away", func() bool { err := os.Remove(dir); return err == nil || errors.Is(err, os.ErrNotExist) })
+		waitUntil(t, "the cgroup goes away", func() bool {
+			err := os.Remove(dir)
+			return err == nil ||
+				errors.Is(err, os.ErrNotExist)
+		})
 	})
 	return dir
 }
@@ -137,8 +141,10 @@ func TestSnapshotContainsVolatileStateButNoSecrets(t *testing.T) {
 		t.Fatalf("%+v, %v", s, err)
 	}
 	p := findProcess(t, s, plain.Process.Pid)
-	if !slices.Equal(p.EnvNames, []string{"API_TOKEN", "HOME"}) || p.PPID != os.Getpid() || p.ExeSHA256 == "" || p.Cwd == "" || p.State == "" ||
-		p.Cgroup != "/"+filepath.Base(dir) || time.Since(p.StartedAt) > time.Minute || time.Since(p.StartedAt) < -2*time.Second {
+	if !slices.Equal(p.EnvNames, []string{"API_TOKEN", "HOME"}) || p.PPID != os.Getpid() || p.ExeSHA256 == "" ||
+		p.Cwd == "" || p.State == "" ||
+		p.Cgroup != "/"+filepath.Base(dir) || time.Since(p.StartedAt) > time.Minute ||
+		time.Since(p.StartedAt) < -2*time.Second {
 		t.Errorf("%+v", p)
 	}
 	if m := findProcess(t, s, fileless.Process.Pid); !m.ExeIsMemfd || m.Exe != "memfd:payload" {
@@ -158,7 +164,8 @@ func TestSnapshotContainsVolatileStateButNoSecrets(t *testing.T) {
 		t.Errorf("blobs: %v", whys)
 	}
 	listening := slices.ContainsFunc(s.Sockets, func(k Socket) bool {
-		return k.Protocol == "tcp" && k.Local == ln.Addr().String() && k.State == "listen" && slices.Contains(k.PIDs, plain.Process.Pid)
+		return k.Protocol == "tcp" && k.Local == ln.Addr().String() && k.State == "listen" &&
+			slices.Contains(k.PIDs, plain.Process.Pid)
 	})
 	if !listening {
 		t.Errorf("sockets: %+v", s.Sockets)

@@ -66,7 +66,8 @@ func (k *collector) readProcess(pid int) (Process, error) {
 	if p.StartedAt, err = k.readStartTime(dir); err != nil {
 		k.addMissing("process %d: start time: %v", pid, err)
 	}
-	if b, cut, err := k.readProcFile(dir+"/cmdline", maxCmdlineBytes); errors.Is(err, errReadStuck) || errors.Is(err, errTooManyStuckReads) {
+	if b, cut, err := k.readProcFile(dir+"/cmdline", maxCmdlineBytes); errors.Is(err, errReadStuck) ||
+		errors.Is(err, errTooManyStuckReads) {
 		k.addMissing("process %d: arguments: %v", pid, err)
 	} else if err == nil && len(b) > 0 {
 		p.Args = redact.Args(strings.Split(strings.ToValidUTF8(strings.TrimSuffix(string(b), "\x00"), "\uFFFD"), "\x00"))

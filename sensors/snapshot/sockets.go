@@ -26,7 +26,8 @@ var procNetTables = []struct {
 
 // tcpStates are the names of the kernel's TCP states, by number.
 var tcpStates = []string{
-	"", "established", "syn-sent", "syn-received", "fin-wait-1", "fin-wait-2", "time-wait", "close", "close-wait", "last-ack",
+	"", "established", "syn-sent", "syn-received", "fin-wait-1", "fin-wait-2", "time-wait", "close", "close-wait",
+	"last-ack",
 	"listen", "closing", "new-syn-received",
 }
 
@@ -110,7 +111,8 @@ func parseSocketLine(f []string, protocol string, inodeAt int) (Socket, bool) {
 	if remote.Port() != 0 || !remote.Addr().IsUnspecified() {
 		s.Remote = remote.String()
 	}
-	if state, err := strconv.ParseUint(f[3], 16, 8); err == nil && (protocol == "tcp" || protocol == "tcp6") && int(state) < len(tcpStates) {
+	if state, err := strconv.ParseUint(f[3], 16, 8); err == nil && (protocol == "tcp" || protocol == "tcp6") &&
+		int(state) < len(tcpStates) {
 		s.State = tcpStates[state]
 	}
 	return s, true

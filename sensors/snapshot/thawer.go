@@ -142,11 +142,15 @@ func (t *thawer) freezeOrAdopt() error {
 	// prevent its own freeze by exhausting them: without the watch, a freeze by another process is merely not
 	// recognized.
 	if fd, err := unix.InotifyInit1(unix.IN_CLOEXEC | unix.IN_NONBLOCK); err == nil {
-		if _, err := unix.InotifyAddWatch(fd, fmt.Sprintf("/proc/self/fd/%d", t.freezeFile.Fd()), unix.IN_MODIFY|unix.IN_CLOSE_WRITE); err == nil {
+		if _, err := unix.InotifyAddWatch(fd, fmt.Sprintf("/proc/self/fd/%d", t.freezeFile.Fd()),
+			unix.IN_MODIFY|unix.IN_CLOSE_WRITE); err == nil {
 			t.inotifyFD = fd
 		}
 	}
-	own := freezeMarker{LeaseID: t.LeaseID, TargetID: t.TargetID, ExpiresAt: t.ExpiresAt, ExpiryBootTimeNS: t.ExpiryBootTimeNS, ThawerPID: os.Getpid(), ThawerStartTicks: processStartTicks(os.Getpid())}
+	own := freezeMarker{
+		LeaseID: t.LeaseID, TargetID: t.TargetID, ExpiresAt: t.ExpiresAt,
+		ExpiryBootTimeNS: t.ExpiryBootTimeNS, ThawerPID: os.Getpid(), ThawerStartTicks: processStartTicks(os.Getpid()),
+	}
 	if t.AdoptExisting {
 		return t.adoptFreeze(own)
 	}
@@ -207,7 +211,11 @@ func (t *thawer) applyFreeze() error {
 			return fmt.Errorf("freeze the cgroup: not all processes stopped within %s", duration.Format(freezeTimeout))
 		}
 		// A poll for POLLPRI returns when cgroup.events changes.
-		if _, err := unix.Poll([]unix.PollFd{{Fd: int32(t.eventsFile.Fd()), Events: unix.POLLPRI}}, 20); err != nil && !errors.Is(err, unix.EINTR) { //nolint:gosec // a descriptor
+		if _, err := unix.Poll(
+			[]unix.PollFd{{Fd: int32(t.eventsFile.Fd()), Events: unix.POLLPRI}},
+			20,
+		); err != nil &&
+			!errors.Is(err, unix.EINTR) { //nolint:gosec // a descriptor
 			return fmt.Errorf("freeze the cgroup: %w", err)
 		}
 	}

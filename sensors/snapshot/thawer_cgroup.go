@@ -32,7 +32,9 @@ const (
 // startThawer starts a thawer and waits for its response. If it returns an error, nothing stays frozen.
 func startThawer(root string, program []string, dir *os.File, o thawOrder) error {
 	if os.Getpid() == 1 {
-		return refusalError("this sensor is the first process of a PID namespace, and all processes in the namespace end with it; run it with hostPID")
+		return refusalError(
+			"this sensor is the first process of a PID namespace, and all processes in the namespace end with it; run it with hostPID",
+		)
 	}
 	place, err := makeThawerCgroup(root, o.AdoptExisting)
 	if err != nil {
@@ -48,11 +50,20 @@ func startThawer(root string, program []string, dir *os.File, o thawOrder) error
 		return fmt.Errorf("start a thawer: %w", err)
 	}
 	defer r.Close()
-	cmd := exec.Command(program[0], append(slices.Clone(program[1:]), string(text))...) //nolint:gosec,noctx // this program itself; it must outlive this one
+	cmd := exec.Command(
+		program[0],
+		append(
+			slices.Clone(program[1:]),
+			string(text),
+		)...) //nolint:gosec,noctx // this program itself; it must outlive this one
 	cmd.Dir = "/"
 	cmd.Env = []string{"GOMAXPROCS=1"} // and no secret of this process
 	cmd.ExtraFiles = []*os.File{dir, w}
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, UseCgroupFD: true, CgroupFD: int(place.Fd())} //nolint:gosec // a descriptor
+	cmd.SysProcAttr = &syscall.SysProcAttr{
+		Setsid:      true,
+		UseCgroupFD: true,
+		CgroupFD:    int(place.Fd()),
+	} //nolint:gosec // a descriptor
 	err = startInNodeNamespaces(cmd)
 	_ = w.Close()
 	if err != nil {
@@ -126,7 +137,8 @@ func enterNodeNamespaces() {
 			continue
 		}
 		var a, b unix.Stat_t
-		same := unix.Fstat(int(theirs.Fd()), &a) == nil && unix.Stat("/proc/thread-self/ns/"+ns.name, &b) == nil && a.Ino == b.Ino
+		same := unix.Fstat(int(theirs.Fd()), &a) == nil && unix.Stat("/proc/thread-self/ns/"+ns.name, &b) == nil &&
+			a.Ino == b.Ino
 		if !same && (ns.flag != unix.CLONE_NEWNS || unix.Unshare(unix.CLONE_FS) == nil) {
 			_ = unix.Setns(int(theirs.Fd()), ns.flag) //nolint:gosec // a descriptor
 		}

@@ -22,7 +22,8 @@ var (
 // base, or with more digits than the type can represent. It returns "" for all other nodes. Quoted strings are never
 // changed.
 func CheckLossyScalar(n *yaml.Node) (message, hint string) {
-	if n.Kind != yaml.ScalarNode || n.Style&(yaml.DoubleQuotedStyle|yaml.SingleQuotedStyle|yaml.LiteralStyle|yaml.FoldedStyle) != 0 {
+	if n.Kind != yaml.ScalarNode ||
+		n.Style&(yaml.DoubleQuotedStyle|yaml.SingleQuotedStyle|yaml.LiteralStyle|yaml.FoldedStyle) != 0 {
 		return "", ""
 	}
 	written := Truncate(n.Value, 40)

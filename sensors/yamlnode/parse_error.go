@@ -15,12 +15,18 @@ var errorLinePattern = regexp.MustCompile(`line (\d+):\s*`)
 
 // parseErrorExplanations maps messages of the YAML library to explanations and hints.
 var parseErrorExplanations = []struct{ said, means, hint string }{
-	{"did not find expected key", "the indentation of this line does not match the lines above",
-		"all keys of a mapping begin in the same column; indent the value of a key further"},
-	{"did not find expected '-' indicator", "the indentation of this line does not match the lines above",
-		"all items of a list begin in the same column, each with `- `"},
-	{"mapping values are not allowed", "a `:` is not allowed here",
-		"quote a value that contains `:`, or check whether the line is indented too far"},
+	{
+		"did not find expected key", "the indentation of this line does not match the lines above",
+		"all keys of a mapping begin in the same column; indent the value of a key further",
+	},
+	{
+		"did not find expected '-' indicator", "the indentation of this line does not match the lines above",
+		"all items of a list begin in the same column, each with `- `",
+	},
+	{
+		"mapping values are not allowed", "a `:` is not allowed here",
+		"quote a value that contains `:`, or check whether the line is indented too far",
+	},
 	{"cannot start any token", "the value begins with a character that YAML reserves", "put the value in quotes"},
 	{"unexpected end of stream", "a quote is not closed", "close it"},
 	{"did not find expected ',' or ']'", "a `[` is not closed, or a comma is missing", ""},

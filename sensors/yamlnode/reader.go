@@ -65,7 +65,8 @@ func PositionOf(n *yaml.Node) Position {
 func (r *Reader) Errorf(at Position, code, hint, format string, args ...any) {
 	if len(r.Problems) < maxProblems {
 		r.Problems = append(r.Problems, diagnostic.Diagnostic{
-			File: r.File, Line: max(at.Line, 1), Column: max(at.Column, 1), Severity: "error", Code: code, Message: fmt.Sprintf(format, args...), Hint: hint,
+			File: r.File, Line: max(at.Line, 1), Column: max(at.Column, 1), Severity: "error", Code: code,
+			Message: fmt.Sprintf(format, args...), Hint: hint,
 		})
 	}
 }
@@ -75,7 +76,8 @@ func (r *Reader) Errorf(at Position, code, hint, format string, args ...any) {
 func (r *Reader) ParseDocument(source []byte, limits Limits) *yaml.Node {
 	limits = limits.withDefaults()
 	if len(source) > limits.MaxBytes {
-		r.Errorf(Position{1, 1}, "too-large", "split the file", "the file has %d bytes, at most %d are read", len(source), limits.MaxBytes)
+		r.Errorf(Position{1, 1}, "too-large", "split the file", "the file has %d bytes, at most %d are read", len(source),
+			limits.MaxBytes)
 		return nil
 	}
 	if !utf8.Valid(source) {

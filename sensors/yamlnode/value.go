@@ -17,7 +17,10 @@ import (
 
 // AnyField returns a field with a value of any type, which is stored as JSON together with its node.
 func AnyField(name, doc string, to *Value) Field {
-	return Field{Name: name, Doc: doc, Schema: func() Object { return Object{} }, Read: func(r *Reader, _, v *yaml.Node) { *to = r.ReadValue(v) }}
+	return Field{
+		Name: name, Doc: doc, Schema: func() Object { return Object{} },
+		Read: func(r *Reader, _, v *yaml.Node) { *to = r.ReadValue(v) },
+	}
 }
 
 // Value is a value of any type. Node gives the positions of its parts.
@@ -118,7 +121,8 @@ func (r *Reader) checkType(n *yaml.Node, t reflect.Type, what string) {
 			key, value := n.Content[i], n.Content[i+1]
 			inner, ok := fields[key.Value]
 			if !ok {
-				r.Errorf(PositionOf(key), "unknown-key", diagnostic.DidYouMean(key.Value, slices.Collect(maps.Keys(fields))), "%s has no key `%s`", what, Truncate(key.Value, 40))
+				r.Errorf(PositionOf(key), "unknown-key", diagnostic.DidYouMean(key.Value, slices.Collect(maps.Keys(fields))),
+					"%s has no key `%s`", what, Truncate(key.Value, 40))
 				continue
 			}
 			r.checkType(value, inner, "`"+key.Value+"`")

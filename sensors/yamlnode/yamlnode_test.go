@@ -69,7 +69,8 @@ func TestSchemaMatchesTheFields(t *testing.T) {
 	var name string
 	fields := []yamlnode.Field{
 		yamlnode.StringField("name", "who", &name).AsRequired(),
-		yamlnode.ListField("all", "more", "one", 3, nil, func(*yaml.Node) []yamlnode.Field { return []yamlnode.Field{yamlnode.StringField("x", "an x", &name)} }),
+		yamlnode.ListField("all", "more", "one", 3, nil,
+			func(*yaml.Node) []yamlnode.Field { return []yamlnode.Field{yamlnode.StringField("x", "an x", &name)} }),
 	}
 	s := yamlnode.Schema(fields)
 	require.Equal(t, []string{"name"}, s["required"])

@@ -32,10 +32,14 @@ func isClosed(in playbooks.Incident) bool { return in.Status == "closed" }
 
 // From the first event to the undone lease, and then each thing that is kept of it is changed by one byte.
 func TestAnIncidentIsToldAndVerified(t *testing.T) {
-	s := harness.Start(t, stanchBinary, harness.Options{Config: approvalConfig, Playbooks: isolatePlaybook(5 * time.Second)})
+	s := harness.Start(t, stanchBinary, harness.Options{
+		Config:    approvalConfig,
+		Playbooks: isolatePlaybook(5 * time.Second),
+	})
 	c := s.NewContainer(t)
 	c.StartAttack(t)
-	in := s.WaitForIncident(t, c.ID, 30*time.Second, "started", func(in playbooks.Incident) bool { return len(in.Playbooks) > 0 })
+	in := s.WaitForIncident(t, c.ID, 30*time.Second, "started",
+		func(in playbooks.Incident) bool { return len(in.Playbooks) > 0 })
 	require.Eventually(t, func() bool {
 		_, _, code := s.Run(t, "approve", in.ID, "--reason", "a miner \u202e<script>alert(1)</script>")
 		return code == 0
@@ -53,7 +57,8 @@ func TestAnIncidentIsToldAndVerified(t *testing.T) {
 	t.Log("\n" + stdout)
 	at := 0
 	for _, next := range []string{
-		"  opened ", "  detection ", "  playbook ", "  evidence ", "Requires approval before pod.isolate", "  approval-request ", "alice (uid 0 on the local socket) approved \"pod.isolate\"", "  approval-result ", "  grant ",
+		"  opened ", "  detection ", "  playbook ", "  evidence ", "Requires approval before pod.isolate",
+		"  approval-request ", "alice (uid 0 on the local socket) approved \"pod.isolate\"", "  approval-result ", "  grant ",
 		"  effect ", "was applied", "  verification ", "was undone and verified: it expired", "  closed ",
 		"verified: no differences",
 	} {
@@ -94,7 +99,10 @@ func TestAnIncidentIsToldAndVerified(t *testing.T) {
 
 	blob := filepath.Join(s.DataDir, "evidence", "blobs", story.Evidence[0].SHA256[:2], story.Evidence[0].SHA256)
 	manifest := filepath.Join(s.DataDir, "evidence", "incidents", in.ID+".jsonl")
-	for name, what := range map[string]string{blob: story.Evidence[0].SHA256, manifest: "manifest of " + in.ID, file: "archive"} {
+	for name, what := range map[string]string{
+		blob: story.Evidence[0].SHA256, manifest: "manifest of " + in.ID,
+		file: "archive",
+	} {
 		undo := flipByte(t, name)
 		stdout, stderr, code = s.Run(t, "audit", in.ID, "--verify")
 		require.Equal(t, 1, code, name)
@@ -108,7 +116,8 @@ func TestAnIncidentIsToldAndVerified(t *testing.T) {
 	whole, err := os.ReadFile(manifest)
 	require.NoError(t, err)
 	lines := strings.SplitAfter(strings.TrimSuffix(string(whole), "\n"), "\n")
-	require.NoError(t, os.WriteFile(manifest, []byte(strings.Join(lines[:len(lines)-2], "")), 0o600)) // the archive's line, and the undoing's
+	// the archive's line, and the undoing's
+	require.NoError(t, os.WriteFile(manifest, []byte(strings.Join(lines[:len(lines)-2], "")), 0o600))
 	stdout, _, code = s.Run(t, "audit", in.ID, "--verify")
 	require.Equal(t, 1, code)
 	require.Contains(t, stdout, "undoing pod.isolate")
@@ -116,7 +125,8 @@ func TestAnIncidentIsToldAndVerified(t *testing.T) {
 	require.NoError(t, os.WriteFile(manifest, whole, 0o600))
 
 	changed := filepath.Join(t.TempDir(), "recording.json")
-	require.NoError(t, os.WriteFile(changed, []byte(strings.Replace(rec, `"severity": "high"`, `"severity": "info"`, 1)), 0o600))
+	require.NoError(t, os.WriteFile(changed, []byte(strings.Replace(rec, `"severity": "high"`, `"severity": "info"`, 1)),
+		0o600))
 	stdout, _, code = s.Run(t, "audit", in.ID, "--verify", "--recording", changed)
 	require.Equal(t, 1, code)
 	require.Contains(t, stdout, "was changed after it was created")
@@ -173,11 +183,17 @@ func assertSimulationMatches(t *testing.T, s *harness.Harness, id, name, plays s
 	file := filepath.Join(t.TempDir(), name+".json")
 	require.NoError(t, os.WriteFile(file, []byte(raw), 0o600))
 	if out := os.Getenv("STANCH_RECORDINGS"); out != "" {
-		require.NoError(t, os.WriteFile(filepath.Join(out, name+".json"), []byte(raw), 0o644)) //nolint:gosec // it is committed
+		require.NoError(
+			t,
+			os.WriteFile(filepath.Join(out, name+".json"), []byte(raw), 0o644),
+		) //nolint:gosec // it is committed
 	}
 	command := s.Command("simulate", "--playbooks", plays, "--incident", file, "-o", "json")
 	// Without its configuration: as it was is known from the recording alone.
-	command.Args = slices.DeleteFunc(command.Args, func(a string) bool { return a == "--config" || strings.HasSuffix(a, "stanch.yaml") })
+	command.Args = slices.DeleteFunc(command.Args, func(a string) bool {
+		return a == "--config" ||
+			strings.HasSuffix(a, "stanch.yaml")
+	})
 	stdout, err := command.Output()
 	require.NoError(t, err)
 	var report simulate.SimulationReport

@@ -24,8 +24,8 @@ import (
 	"stanch/workflows/playbook"
 )
 
-// attackFixture is what an intruder finds: a container that is held, one that people released, one about which there is a
-// genuine detection and that is not held, and one about which nobody ever said anything.
+// attackFixture is what an intruder finds: a container that is held, one that people released, one about which there is
+// a genuine detection and that is not held, and one about which nobody ever said anything.
 type attackFixture struct {
 	*harness.Harness
 	isolated, released, detected, undetected             *harness.Container
@@ -44,7 +44,10 @@ func (w *attackFixture) undetectedTarget() playbooks.Target {
 
 func newAttackFixture(t *testing.T) *attackFixture {
 	t.Helper()
-	w := &attackFixture{Harness: harness.Start(t, stanchBinary, harness.Options{Config: autoContainConfig, Playbooks: isolatePlaybook(30 * time.Minute)})}
+	w := &attackFixture{Harness: harness.Start(t, stanchBinary, harness.Options{
+		Config:    autoContainConfig,
+		Playbooks: isolatePlaybook(30 * time.Minute),
+	})}
 	reader := newIntruder(t, w.Harness, true)
 	w.released, w.releasedIncident = startIsolatedContainer(t, w.Harness)
 	w.releasedTarget = w.releasedIncident.Targets[0]
@@ -58,7 +61,8 @@ func newAttackFixture(t *testing.T) *attackFixture {
 	require.Zero(t, code, stderr)
 	w.detected = w.NewContainer(t)
 	w.detected.StartAttack(t)
-	w.detectedIncident = w.WaitForIncident(t, w.detected.ID, 20*time.Second, "refused by the kill switch", hasPlaybookEnded)
+	w.detectedIncident = w.WaitForIncident(t, w.detected.ID, 20*time.Second, "refused by the kill switch",
+		hasPlaybookEnded)
 	require.Empty(t, w.detectedIncident.Leases)
 	_, stderr, code = w.Run(t, "resume")
 	require.Zero(t, code, stderr)
@@ -83,7 +87,10 @@ func (w *attackFixture) requireUnchanged(t *testing.T) {
 	require.Equal(t, w.lock.LeaseID, locks[0].LeaseID)
 	require.Equal(t, w.lock.Cgroups, locks[0].Cgroups)
 	require.WithinDuration(t, w.lock.ExpiresAt, locks[0].ExpiresAt, time.Second, "its end was moved")
-	for name, c := range map[string]*harness.Container{"released": w.released, "known": w.detected, "clean": w.undetected} {
+	for name, c := range map[string]*harness.Container{
+		"released": w.released, "known": w.detected,
+		"clean": w.undetected,
+	} {
 		require.True(t, c.WaitForTraffic(time.Second), "the %s container is contained", name)
 	}
 }
@@ -103,23 +110,34 @@ func (w *attackFixture) forgedRequest(target playbooks.Target, name string) acti
 func (w *attackFixture) leaseInput(target playbooks.Target, basis activities.Authorization) lease.Input {
 	plan := activities.Plan{Action: "pod.isolate", TargetID: target.ID(), PriorState: w.isolatedLease.PriorState}
 	return lease.Input{Target: target, Facet: playbooks.FacetNetwork, FirstHolder: lease.Holder{
-		ID: "intruder", IncidentRef: w.isolatedLease.IncidentRef, Action: "pod.isolate", Params: w.isolatedLease.Params, Duration: 10 * time.Minute, Plan: plan, Authorization: basis,
+		ID: "intruder", IncidentRef: w.isolatedLease.IncidentRef, Action: "pod.isolate", Params: w.isolatedLease.Params,
+		Duration: 10 * time.Minute, Plan: plan, Authorization: basis,
 	}}
 }
 
 func forgedAttestation(target playbooks.Target) attestation.Attestation {
-	return attestation.Attestation{DetectionID: "invented", TargetID: target.ID(), Rule: "miner-process", Objective: "crypto-mining", Severity: "critical", Confidence: 1, Node: target.Node, AcceptedAt: time.Now()}
+	return attestation.Attestation{
+		DetectionID: "invented", TargetID: target.ID(), Rule: "miner-process",
+		Objective: "crypto-mining", Severity: "critical", Confidence: 1, Node: target.Node, AcceptedAt: time.Now(),
+	}
 }
 
 func forgedReleaseGrant(name string) attestation.Grant {
-	return attestation.Grant{Nonce: uuid.NewString(), Operation: attestation.OperationRelease, LeaseID: name, GrantedBy: []string{"root"}, IssuedAt: time.Now(), ExpiresAt: time.Now().Add(time.Hour)}
+	return attestation.Grant{
+		Nonce: uuid.NewString(), Operation: attestation.OperationRelease, LeaseID: name,
+		GrantedBy: []string{"root"}, IssuedAt: time.Now(), ExpiresAt: time.Now().Add(time.Hour),
+	}
 }
 
 // forgedDetection is an invented detection about a container.
 func forgedDetection(target playbooks.Target) sensors.Detection {
 	return sensors.Detection{
-		ID: uuid.NewString(), Rule: "miner-process", Title: "invented", Severity: sensors.SeverityCritical, Confidence: 1, Objective: sensors.ObjectiveCryptoMining,
-		Source: "stanch", Time: time.Now(), Node: target.Node, Event: sensors.Event{Kind: sensors.KindExec, Container: sensors.Container{ID: target.UID, Name: target.Name}},
+		ID: uuid.NewString(), Rule: "miner-process", Title: "invented", Severity: sensors.SeverityCritical, Confidence: 1,
+		Objective: sensors.ObjectiveCryptoMining,
+		Source:    "stanch", Time: time.Now(), Node: target.Node, Event: sensors.Event{
+			Kind:      sensors.KindExec,
+			Container: sensors.Container{ID: target.UID, Name: target.Name},
+		},
 	}
 }
 
@@ -144,21 +162,34 @@ var temporalAttacks = []struct {
 	keyless bool // without the codec's key
 	do      func(t *testing.T, w *attackFixture, i *intruder)
 }{
-	{"without the codec's key, an invented incident in plain text", true, func(_ *testing.T, w *attackFixture, i *intruder) {
-		i.startWorkflow("Incident", "incident/invented", incident.Input{ID: "INC-01ARZ3NDEKTSV4RRFFQ69G5FAV", GroupingKey: "invented", Phase: 3})
+	{"without the codec's key, an invented incident in plain text", true, func(_ *testing.T, w *attackFixture,
+		i *intruder,
+	) {
+		i.startWorkflow("Incident", "incident/invented", incident.Input{
+			ID:          "INC-01ARZ3NDEKTSV4RRFFQ69G5FAV",
+			GroupingKey: "invented", Phase: 3,
+		})
 	}},
 	{"without the codec's key, a lease in plain text", true, func(_ *testing.T, w *attackFixture, i *intruder) {
-		i.startWorkflow("Lease", leaseWorkflowID(w.undetectedTarget()), w.leaseInput(w.undetectedTarget(), activities.Authorization{}))
+		i.startWorkflow("Lease", leaseWorkflowID(w.undetectedTarget()), w.leaseInput(w.undetectedTarget(),
+			activities.Authorization{}))
 	}},
 	{"without the codec's key, a release in plain text", true, func(t *testing.T, w *attackFixture, i *intruder) {
-		require.NoError(t, i.SignalWorkflow(i.timeoutContext(), leaseWorkflowID(w.isolatedTarget), "", workflows.SignalReleaseLease, lease.ReleaseSignal{Grant: i.signWithOwnKey(attestation.PayloadTypeGrant, forgedReleaseGrant(w.lock.LeaseID))}))
+		require.NoError(t, i.SignalWorkflow(i.timeoutContext(), leaseWorkflowID(w.isolatedTarget), "",
+			workflows.SignalReleaseLease, lease.ReleaseSignal{Grant: i.signWithOwnKey(attestation.PayloadTypeGrant,
+				forgedReleaseGrant(w.lock.LeaseID))}))
 	}},
-	{"without the codec's key, the encrypted start of a released lease again", true, func(_ *testing.T, w *attackFixture, i *intruder) {
+	{"without the codec's key, the encrypted start of a released lease again", true, func(_ *testing.T, w *attackFixture,
+		i *intruder,
+	) {
 		var raw []any
 		for _, p := range i.readWorkflowInput(leaseWorkflowID(w.releasedTarget)) {
 			raw = append(raw, converter.NewRawValue(p))
 		}
-		run, err := i.ExecuteWorkflow(i.timeoutContext(), client.StartWorkflowOptions{ID: leaseWorkflowID(w.releasedTarget), TaskQueue: workflows.TaskQueue}, "Lease", raw...)
+		run, err := i.ExecuteWorkflow(i.timeoutContext(), client.StartWorkflowOptions{
+			ID:        leaseWorkflowID(w.releasedTarget),
+			TaskQueue: workflows.TaskQueue,
+		}, "Lease", raw...)
 		i.t.Logf("started: %v %v", run, err)
 		i.waitUntilIdle(leaseWorkflowID(w.releasedTarget))
 		_ = i.TerminateWorkflow(i.timeoutContext(), leaseWorkflowID(w.releasedTarget), "", "the attack is over")
@@ -168,20 +199,35 @@ var temporalAttacks = []struct {
 	}},
 	{"an invented incident with an unsigned attestation", false, func(_ *testing.T, w *attackFixture, i *intruder) {
 		body, _ := json.Marshal(forgedAttestation(w.undetectedTarget()))
-		i.startForgedIncident(incident.AttestedDetection{Detection: forgedDetection(w.undetectedTarget()), Attestation: attestation.Envelope{PayloadType: attestation.PayloadTypeAttestation, Payload: body}})
+		i.startForgedIncident(incident.AttestedDetection{
+			Detection:   forgedDetection(w.undetectedTarget()),
+			Attestation: attestation.Envelope{PayloadType: attestation.PayloadTypeAttestation, Payload: body},
+		})
 	}},
 	{"an invented incident with a self-signed attestation", false, func(_ *testing.T, w *attackFixture, i *intruder) {
-		i.startForgedIncident(incident.AttestedDetection{Detection: forgedDetection(w.undetectedTarget()), Attestation: i.signWithOwnKey(attestation.PayloadTypeAttestation, forgedAttestation(w.undetectedTarget()))})
+		i.startForgedIncident(incident.AttestedDetection{
+			Detection:   forgedDetection(w.undetectedTarget()),
+			Attestation: i.signWithOwnKey(attestation.PayloadTypeAttestation, forgedAttestation(w.undetectedTarget())),
+		})
 	}},
 	{"an invented incident with another target's attestation", false, func(_ *testing.T, w *attackFixture, i *intruder) {
-		i.startForgedIncident(incident.AttestedDetection{Detection: forgedDetection(w.undetectedTarget()), Attestation: w.isolatedLease.Authorization.Attestations[0]})
+		i.startForgedIncident(incident.AttestedDetection{
+			Detection:   forgedDetection(w.undetectedTarget()),
+			Attestation: w.isolatedLease.Authorization.Attestations[0],
+		})
 	}},
 	{"a playbook of one's own", false, func(_ *testing.T, w *attackFixture, i *intruder) {
 		in := w.isolatedIncident
 		in.Targets = []playbooks.Target{w.undetectedTarget()}
 		i.startWorkflow("Playbook", "playbook/"+uuid.NewString(), playbook.Input{
-			LanguageVersion: playbooks.LanguageVersion, File: "x.yaml", Source: []byte(strings.ReplaceAll(isolatePlaybook(time.Hour)["hold.yaml"], "MARK", w.ContainerPrefix)),
-			Incident: in, IncidentRef: w.isolatedLease.IncidentRef, Attestations: map[string][]attestation.Envelope{w.undetectedTarget().ID(): w.isolatedLease.Authorization.Attestations},
+			LanguageVersion: playbooks.LanguageVersion,
+			File:            "x.yaml",
+			Source:          []byte(strings.ReplaceAll(isolatePlaybook(time.Hour)["hold.yaml"], "MARK", w.ContainerPrefix)),
+			Incident:        in,
+			IncidentRef:     w.isolatedLease.IncidentRef,
+			Attestations: map[string][]attestation.Envelope{
+				w.undetectedTarget().ID(): w.isolatedLease.Authorization.Attestations,
+			},
 		})
 	}},
 	{"a lease with another target's attestation and token", false, func(_ *testing.T, w *attackFixture, i *intruder) {
@@ -193,20 +239,52 @@ var temporalAttacks = []struct {
 	}},
 	{"applying with a self-signed attestation and receipt", false, func(_ *testing.T, w *attackFixture, i *intruder) {
 		r := w.forgedRequest(w.undetectedTarget(), "LSE-INVENTED")
-		i.orderApply(r, activities.Authorization{Attestations: []attestation.Envelope{i.signWithOwnKey(attestation.PayloadTypeAttestation, forgedAttestation(r.Target))}}, w, nil)
+		i.orderApply(
+			r,
+			activities.Authorization{
+				Attestations: []attestation.Envelope{
+					i.signWithOwnKey(attestation.PayloadTypeAttestation, forgedAttestation(r.Target)),
+				},
+			},
+			w,
+			nil,
+		)
 	}},
-	{"applying with an attestation that pretends to the authority's key", false, func(_ *testing.T, w *attackFixture, i *intruder) {
+	{"applying with an attestation that pretends to the authority's key", false, func(_ *testing.T, w *attackFixture,
+		i *intruder,
+	) {
 		r := w.forgedRequest(w.undetectedTarget(), "LSE-INVENTED")
-		i.orderApply(r, activities.Authorization{Attestations: []attestation.Envelope{i.signWithForgedKeyID(*w.isolatedLease.LeaseToken, attestation.PayloadTypeAttestation, forgedAttestation(r.Target))}}, w, nil)
+		i.orderApply(
+			r,
+			activities.Authorization{
+				Attestations: []attestation.Envelope{
+					i.signWithForgedKeyID(
+						*w.isolatedLease.LeaseToken,
+						attestation.PayloadTypeAttestation,
+						forgedAttestation(r.Target),
+					),
+				},
+			},
+			w,
+			nil,
+		)
 	}},
 	{"applying with a self-signed grant", false, func(_ *testing.T, w *attackFixture, i *intruder) {
 		r := w.forgedRequest(w.undetectedTarget(), "LSE-INVENTED")
-		grant := i.signWithOwnKey(attestation.PayloadTypeGrant, attestation.Grant{Nonce: "x", Operation: attestation.OperationApply, Targets: []string{r.Target.ID()}, GrantedBy: []string{"root"}, IssuedAt: time.Now(), ExpiresAt: time.Now().Add(time.Hour)})
+		grant := i.signWithOwnKey(attestation.PayloadTypeGrant,
+			attestation.Grant{
+				Nonce: "x", Operation: attestation.OperationApply, Targets: []string{r.Target.ID()},
+				GrantedBy: []string{"root"}, IssuedAt: time.Now(), ExpiresAt: time.Now().Add(time.Hour),
+			})
 		i.orderApply(r, activities.Authorization{Grant: &grant}, w, nil)
 	}},
 	{"applying with a self-signed token", false, func(_ *testing.T, w *attackFixture, i *intruder) {
 		r := w.forgedRequest(w.undetectedTarget(), "LSE-INVENTED")
-		token := i.signWithOwnKey(attestation.PayloadTypeLeaseToken, attestation.LeaseToken{Nonce: "x", LeaseID: r.LeaseID, Action: r.Action, TargetID: r.Target.ID(), ParamsHash: attestation.HashJSON(r.Params), IssuedAt: time.Now(), ExpiresAt: r.ExpiresAt})
+		token := i.signWithOwnKey(attestation.PayloadTypeLeaseToken, attestation.LeaseToken{
+			Nonce: "x", LeaseID: r.LeaseID,
+			Action: r.Action, TargetID: r.Target.ID(), ParamsHash: attestation.HashJSON(r.Params), IssuedAt: time.Now(),
+			ExpiresAt: r.ExpiresAt,
+		})
 		i.orderApply(r, activities.Authorization{}, w, &token)
 	}},
 	{"applying with an attestation dressed up as a token", false, func(_ *testing.T, w *attackFixture, i *intruder) {
@@ -218,11 +296,16 @@ var temporalAttacks = []struct {
 		r := w.forgedRequest(w.undetectedTarget(), "LSE-INVENTED")
 		plan := activities.Plan{Action: r.Action, TargetID: r.Target.ID(), Params: r.Params}
 		in := activities.CountVotesInput{
-			IncidentID: r.IncidentRef.ID, WorkflowID: "x", RequestID: "x", PlansHash: "x", Plans: []activities.PlanResult{{Plan: plan, PlanHash: plan.Hash()}},
+			IncidentID: r.IncidentRef.ID, WorkflowID: "x", RequestID: "x", PlansHash: "x",
+			Plans:     []activities.PlanResult{{Plan: plan, PlanHash: plan.Hash()}},
 			Approvers: activities.Approvers{Users: []string{"root"}, Quorum: 1}, Deadline: time.Now().Add(time.Hour),
 		}
 		in.PlansHash = activities.ApprovalRequestHash(in.Plans, in.Approvers)
-		in.Votes = []attestation.Envelope{i.signWithOwnKey(attestation.PayloadTypeVote, attestation.Vote{IncidentID: in.IncidentID, WorkflowID: "x", Step: "x", PlanHash: in.PlansHash, Person: "root", Approved: true, DecidedAt: time.Now()})}
+		in.Votes = []attestation.Envelope{i.signWithOwnKey(attestation.PayloadTypeVote,
+			attestation.Vote{
+				IncidentID: in.IncidentID, WorkflowID: "x", Step: "x", PlanHash: in.PlansHash, Person: "root",
+				Approved: true, DecidedAt: time.Now(),
+			})}
 		raw, err := i.orderActivity("CountVotes", in)
 		require.NoError(t, err)
 		var tally activities.VoteCount
@@ -230,11 +313,14 @@ var temporalAttacks = []struct {
 		require.False(t, tally.Granted)
 	}},
 	{"a release with a self-signed grant", false, func(t *testing.T, w *attackFixture, i *intruder) {
-		require.NoError(t, i.SignalWorkflow(i.timeoutContext(), leaseWorkflowID(w.isolatedTarget), "", workflows.SignalReleaseLease, lease.ReleaseSignal{Grant: i.signWithOwnKey(attestation.PayloadTypeGrant, forgedReleaseGrant(w.lock.LeaseID))}))
+		require.NoError(t, i.SignalWorkflow(i.timeoutContext(), leaseWorkflowID(w.isolatedTarget), "",
+			workflows.SignalReleaseLease, lease.ReleaseSignal{Grant: i.signWithOwnKey(attestation.PayloadTypeGrant,
+				forgedReleaseGrant(w.lock.LeaseID))}))
 		i.waitUntilIdle(leaseWorkflowID(w.isolatedTarget))
 	}},
 	{"a release with the genuine grant of another lease", false, func(t *testing.T, w *attackFixture, i *intruder) {
-		require.NoError(t, i.SignalWorkflow(i.timeoutContext(), leaseWorkflowID(w.isolatedTarget), "", workflows.SignalReleaseLease, lease.ReleaseSignal{Grant: w.releaseGrant}))
+		require.NoError(t, i.SignalWorkflow(i.timeoutContext(), leaseWorkflowID(w.isolatedTarget), "",
+			workflows.SignalReleaseLease, lease.ReleaseSignal{Grant: w.releaseGrant}))
 		i.waitUntilIdle(leaseWorkflowID(w.isolatedTarget))
 	}},
 	{"an undo whose end is claimed to have passed", false, func(_ *testing.T, w *attackFixture, i *intruder) {
@@ -244,14 +330,23 @@ var temporalAttacks = []struct {
 	}},
 	{"an undo with a self-signed grant", false, func(_ *testing.T, w *attackFixture, i *intruder) {
 		grant := i.signWithForgedKeyID(w.releaseGrant, attestation.PayloadTypeGrant, forgedReleaseGrant(w.lock.LeaseID))
-		_, _ = i.orderActivity("Undo", activities.UndoInput{Request: w.isolatedRequest(), PriorState: w.isolatedLease.PriorState, ReleaseGrant: &grant})
+		_, _ = i.orderActivity("Undo", activities.UndoInput{
+			Request:    w.isolatedRequest(),
+			PriorState: w.isolatedLease.PriorState, ReleaseGrant: &grant,
+		})
 	}},
 	{"an undo with the genuine grant of another lease", false, func(_ *testing.T, w *attackFixture, i *intruder) {
-		_, _ = i.orderActivity("Undo", activities.UndoInput{Request: w.isolatedRequest(), PriorState: w.isolatedLease.PriorState, ReleaseGrant: &w.releaseGrant})
+		_, _ = i.orderActivity("Undo", activities.UndoInput{
+			Request:    w.isolatedRequest(),
+			PriorState: w.isolatedLease.PriorState, ReleaseGrant: &w.releaseGrant,
+		})
 	}},
-	{"a lease whose carried state says that the held one is being undone", false, func(_ *testing.T, w *attackFixture, i *intruder) {
+	{"a lease whose carried state says that the held one is being undone", false, func(_ *testing.T, w *attackFixture,
+		i *intruder,
+	) {
 		m := *w.isolatedLease
-		m.State, m.StampedUntil, m.NextCheckAt, m.Timing = lease.StateUndoing, time.Now().Add(-time.Hour), time.Time{}, lease.Timing{UndoRetryInitial: time.Second, UndoRetryMax: time.Second}
+		m.State, m.StampedUntil, m.NextCheckAt, m.Timing = lease.StateUndoing, time.Now().Add(-time.Hour), time.Time{},
+			lease.Timing{UndoRetryInitial: time.Second, UndoRetryMax: time.Second}
 		in := w.leaseInput(w.isolatedTarget, w.isolatedLease.Authorization)
 		in.Resume = &m
 		i.startWorkflow("Lease", "lease/invented", in)
@@ -263,13 +358,18 @@ var temporalAttacks = []struct {
 		i.orderApply(r, activities.Authorization{}, w, w.isolatedLease.LeaseToken)
 		require.True(i.t, w.isolated.IsSilent(4*time.Second), "it was let go at the earlier end")
 	}},
-	{"applying the held lease with a later end than was planned", false, func(_ *testing.T, w *attackFixture, i *intruder) {
+	{"applying the held lease with a later end than was planned", false, func(_ *testing.T, w *attackFixture,
+		i *intruder,
+	) {
 		r := w.isolatedRequest()
 		r.ExpiresAt = time.Now().Add(30 * 24 * time.Hour)
 		i.orderApply(r, activities.Authorization{Attestations: w.isolatedLease.Authorization.Attestations}, w, nil)
-		i.orderApply(r, activities.Authorization{Attestations: w.isolatedLease.Authorization.Attestations}, w, w.isolatedLease.LeaseToken)
+		i.orderApply(r, activities.Authorization{Attestations: w.isolatedLease.Authorization.Attestations}, w,
+			w.isolatedLease.LeaseToken)
 	}},
-	{"applying the held lease for longer than runs without a person", false, func(_ *testing.T, w *attackFixture, i *intruder) {
+	{"applying the held lease for longer than runs without a person", false, func(_ *testing.T, w *attackFixture,
+		i *intruder,
+	) {
 		r := w.isolatedRequest()
 		r.Duration, r.ExpiresAt = 30*24*time.Hour, time.Now().Add(30*24*time.Hour)
 		i.orderApply(r, activities.Authorization{Attestations: w.isolatedLease.Authorization.Attestations}, w, nil)
@@ -282,10 +382,13 @@ var temporalAttacks = []struct {
 	{"joining the held lease with everything allowed", false, func(t *testing.T, w *attackFixture, i *intruder) {
 		h := w.leaseInput(w.isolatedTarget, w.isolatedLease.Authorization).FirstHolder
 		h.Params, h.Duration = json.RawMessage(`{"allow":["0.0.0.0/0"]}`), time.Minute
-		require.NoError(t, i.SignalWorkflow(i.timeoutContext(), leaseWorkflowID(w.isolatedTarget), "", workflows.SignalJoinLease, h))
+		require.NoError(t, i.SignalWorkflow(i.timeoutContext(), leaseWorkflowID(w.isolatedTarget), "",
+			workflows.SignalJoinLease, h))
 		i.waitUntilIdle(leaseWorkflowID(w.isolatedTarget))
 	}},
-	{"applying the held lease so that it fails and is rolled back", false, func(_ *testing.T, w *attackFixture, i *intruder) {
+	{"applying the held lease so that it fails and is rolled back", false, func(_ *testing.T, w *attackFixture,
+		i *intruder,
+	) {
 		r := w.isolatedRequest()
 		var many []string
 		for n := range 80_000 {
@@ -297,7 +400,8 @@ var temporalAttacks = []struct {
 	{"applying the held lease to another target", false, func(_ *testing.T, w *attackFixture, i *intruder) {
 		target := w.detectedIncident.Targets[0]
 		r := w.forgedRequest(target, w.lock.LeaseID)
-		i.orderApply(r, activities.Authorization{Attestations: i.readAttestations(w.detectedIncident.Playbooks[0].WorkflowID, target)}, w, nil)
+		i.orderApply(r, activities.Authorization{Attestations: i.readAttestations(w.detectedIncident.Playbooks[0].WorkflowID,
+			target)}, w, nil)
 	}},
 	{"applying a released lease again with its own token", false, func(_ *testing.T, w *attackFixture, i *intruder) {
 		i.orderApply(w.releasedLease.ActivityRequest(), w.releasedLease.Authorization, w, w.releasedLease.LeaseToken)
@@ -305,13 +409,19 @@ var temporalAttacks = []struct {
 	{"applying a released lease again with its own attestation", false, func(_ *testing.T, w *attackFixture, i *intruder) {
 		i.orderApply(w.releasedLease.ActivityRequest(), w.releasedLease.Authorization, w, nil)
 	}},
-	{"a new lease on a released target with the old attestation", false, func(_ *testing.T, w *attackFixture, i *intruder) {
+	{"a new lease on a released target with the old attestation", false, func(_ *testing.T, w *attackFixture,
+		i *intruder,
+	) {
 		i.orderApply(w.forgedRequest(w.releasedTarget, "LSE-INVENTED"), w.releasedLease.Authorization, w, nil)
 	}},
 	{"an extension with a self-signed grant", false, func(t *testing.T, w *attackFixture, i *intruder) {
 		g := forgedReleaseGrant(w.lock.LeaseID)
 		g.Operation, g.NewEnd = attestation.OperationExtend, time.Now().Add(10*time.Hour)
-		require.NoError(t, i.SignalWorkflow(i.timeoutContext(), leaseWorkflowID(w.isolatedTarget), "", workflows.SignalExtendLease, lease.ExtendSignal{ExpiresAt: g.NewEnd, Grant: i.signWithOwnKey(attestation.PayloadTypeGrant, g)}))
+		require.NoError(t, i.SignalWorkflow(i.timeoutContext(), leaseWorkflowID(w.isolatedTarget), "",
+			workflows.SignalExtendLease, lease.ExtendSignal{
+				ExpiresAt: g.NewEnd,
+				Grant:     i.signWithOwnKey(attestation.PayloadTypeGrant, g),
+			}))
 		i.waitUntilIdle(leaseWorkflowID(w.isolatedTarget))
 	}},
 	{"answering the node's and the workers' tasks falsely", false, func(_ *testing.T, w *attackFixture, i *intruder) {
@@ -319,7 +429,8 @@ var temporalAttacks = []struct {
 	}},
 }
 
-// waitUntilIdle polls until a workflow has done what the last signal led to: no task and no activity of it is under way.
+// waitUntilIdle polls until a workflow has done what the last signal led to: no task and no activity of it is under
+// way.
 func (i *intruder) waitUntilIdle(id string) {
 	i.t.Helper()
 	quiet := 0
@@ -336,8 +447,13 @@ func (i *intruder) waitUntilIdle(id string) {
 func (i *intruder) startForgedIncident(a incident.AttestedDetection) {
 	i.t.Helper()
 	key := "local/Container/" + a.Detection.Event.Container.Name
-	_, err := i.SignalWithStartWorkflow(i.timeoutContext(), workflows.IncidentWorkflowID(key), workflows.SignalDetections, []incident.AttestedDetection{a},
-		client.StartWorkflowOptions{TaskQueue: workflows.TaskQueue}, "Incident", incident.Input{ID: "INC-01ARZ3NDEKTSV4RRFFQ69G5FAV", GroupingKey: key, Cluster: "local", Scope: "drill", Phase: 3, Drill: true})
+	_, err := i.SignalWithStartWorkflow(i.timeoutContext(), workflows.IncidentWorkflowID(key), workflows.SignalDetections,
+		[]incident.AttestedDetection{a},
+		client.StartWorkflowOptions{TaskQueue: workflows.TaskQueue}, "Incident",
+		incident.Input{
+			ID: "INC-01ARZ3NDEKTSV4RRFFQ69G5FAV", GroupingKey: key, Cluster: "local", Scope: "drill", Phase: 3,
+			Drill: true,
+		})
 	require.NoError(i.t, err)
 	require.Eventually(i.t, func() bool {
 		value, err := i.QueryWorkflow(i.timeoutContext(), workflows.IncidentWorkflowID(key), "", workflows.QueryIncident)
@@ -348,9 +464,14 @@ func (i *intruder) startForgedIncident(a incident.AttestedDetection) {
 }
 
 // orderApply orders the Apply activity.
-func (i *intruder) orderApply(r activities.Request, basis activities.Authorization, w *attackFixture, token *attestation.Envelope) {
+func (i *intruder) orderApply(r activities.Request, basis activities.Authorization, w *attackFixture,
+	token *attestation.Envelope,
+) {
 	i.t.Helper()
 	// A receipt is had for the asking: what refuses must be something better.
 	basis.Receipts = append(i.requestEvidenceReceipt(r), basis.Receipts...)
-	_, _ = i.orderActivity("Apply", activities.ApplyInput{Request: r, Authorization: basis, PriorState: w.isolatedLease.PriorState, LeaseToken: token})
+	_, _ = i.orderActivity("Apply", activities.ApplyInput{
+		Request: r, Authorization: basis,
+		PriorState: w.isolatedLease.PriorState, LeaseToken: token,
+	})
 }

@@ -15,20 +15,25 @@ import (
 // name, each answer says what it came to, and the end says first what was contained.
 func TestAResponderSeesWhatIsUnderWay(t *testing.T) {
 	plays := approvalPlaybook(2, "10m")
-	plays["ask.yaml"] = strings.Replace(plays["ask.yaml"], "        for: 20m\n", "        for: 20m\n  - ticket: create\n", 1)
-	s := harness.Start(t, stanchBinary, harness.Options{Playbooks: plays, Config: autoContainConfig + "people: [{ name: alice, uid: 0, groups: [responders], break_glass: true }]\n"})
+	plays["ask.yaml"] = strings.Replace(plays["ask.yaml"], "        for: 20m\n", "        for: 20m\n  - ticket: create\n",
+		1)
+	s := harness.Start(t, stanchBinary, harness.Options{Playbooks: plays, Config: autoContainConfig +
+		"people: [{ name: alice, uid: 0, groups: [responders], break_glass: true }]\n"})
 	c := s.NewContainer(t)
 	c.StartAttack(t)
-	in := s.WaitForIncident(t, c.ID, 30*time.Second, "evidence is shown while it is asked", func(in playbooks.Incident) bool {
-		return len(in.Evidence) > 0 && len(in.Playbooks) > 0 && in.Playbooks[0].Ended.IsZero() && len(in.Playbooks[0].Steps) > 0
-	})
+	in := s.WaitForIncident(t, c.ID, 30*time.Second, "evidence is shown while it is asked",
+		func(in playbooks.Incident) bool {
+			return len(in.Evidence) > 0 && len(in.Playbooks) > 0 && in.Playbooks[0].Ended.IsZero() &&
+				len(in.Playbooks[0].Steps) > 0
+		})
 	shown := func(args ...string) string {
 		t.Helper()
 		stdout, stderr, code := s.Run(t, args...)
 		require.Zero(t, code, stderr)
 		return stdout
 	}
-	require.Eventually(t, func() bool { return strings.Contains(shown("incidents"), "for you: isolate the miner") }, 20*time.Second, 100*time.Millisecond)
+	require.Eventually(t, func() bool { return strings.Contains(shown("incidents"), "for you: isolate the miner") },
+		20*time.Second, 100*time.Millisecond)
 	text := shown("incidents", in.ID)
 	require.Contains(t, text, "waiting     isolate the miner for 20m: 0 of 2 approved; waiting for 2 of "+
 		"responders; waiting for you")
@@ -57,6 +62,9 @@ func TestAResponderSeesWhatIsUnderWay(t *testing.T) {
 	require.Contains(t, stderr, "an extension cannot shorten it")
 	require.Contains(t, shown("extend", in.Leases[0].ID, "--for", "1d"), "1d from now")
 	require.Contains(t, shown("resolve", in.ID, "--as", "false-positive", "--reason", "a test"), in.ID)
-	require.Eventually(t, func() bool { return strings.Contains(shown("incidents", in.ID), "[resolved: false-positive by alice]") }, 10*time.Second, 100*time.Millisecond)
+	require.Eventually(t, func() bool {
+		return strings.Contains(shown("incidents", in.ID),
+			"[resolved: false-positive by alice]")
+	}, 10*time.Second, 100*time.Millisecond)
 	require.Contains(t, shown("incidents"), "resolved: false-positive by alice")
 }

@@ -42,7 +42,9 @@ func TestANodesCertificateIsGoodForThatNodeOnly(t *testing.T) {
 		if err != nil {
 			return err //nolint:wrapcheck // the test shows it
 		}
-		if err := stream.Send(&gatewaypb.FromNode{Body: &gatewaypb.FromNode_Hello{Hello: &gatewaypb.Hello{Node: hello}}}); err != nil {
+		if err := stream.Send(
+			&gatewaypb.FromNode{Body: &gatewaypb.FromNode_Hello{Hello: &gatewaypb.Hello{Node: hello}}},
+		); err != nil {
 			return err //nolint:wrapcheck // the test shows it
 		}
 		_, err = stream.Recv()
@@ -57,11 +59,13 @@ func TestANodesCertificateIsGoodForThatNodeOnly(t *testing.T) {
 	require.NoError(t, err)
 	// Not even the installation's authority itself opens Temporal, which trusts one of its own.
 	for _, role := range []string{authority.RoleNode, authority.RoleGateway, authority.RoleTemporal} {
-		require.Error(t, dialTemporalWithRole(t, pki, role, strings.TrimSpace(string(address))), "Temporal takes a certificate of the role %s", role)
+		require.Error(t, dialTemporalWithRole(t, pki, role, strings.TrimSpace(string(address))),
+			"Temporal takes a certificate of the role %s", role)
 	}
 	inner, err := authority.OpenOrCreatePKI(filepath.Join(s.DataDir, "pki", "temporal"))
 	require.NoError(t, err)
-	require.NoError(t, dialTemporalWithRole(t, inner, authority.RoleTemporal, strings.TrimSpace(string(address))), "its own opens it")
+	require.NoError(t, dialTemporalWithRole(t, inner, authority.RoleTemporal, strings.TrimSpace(string(address))),
+		"its own opens it")
 }
 
 // dialTemporalWithRole asks Temporal for something with a certificate.
@@ -69,7 +73,10 @@ func dialTemporalWithRole(t *testing.T, pki *authority.PKI, role, address string
 	t.Helper()
 	tlsConfig, err := pki.MutualTLSConfig(role, "node-a")
 	require.NoError(t, err)
-	c, err := client.Dial(client.Options{HostPort: address, Namespace: embeddedtemporal.Namespace, ConnectionOptions: client.ConnectionOptions{TLS: tlsConfig}})
+	c, err := client.Dial(client.Options{
+		HostPort: address, Namespace: embeddedtemporal.Namespace,
+		ConnectionOptions: client.ConnectionOptions{TLS: tlsConfig},
+	})
 	if err == nil {
 		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
 		defer cancel()

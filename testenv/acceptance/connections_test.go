@@ -17,7 +17,8 @@ func TestSilentConnectionsAreClosed(t *testing.T) {
 	address := harness.FreePort(t)
 	s := harness.New(t, stanchBinary, harness.Options{Args: []string{"--no-sensor", "--listen-nodes", address}})
 	s.StartProcess(t)
-	require.Eventually(t, func() bool { var nodes map[string]any; return s.Get("/v1/nodes", &nodes) == nil }, time.Minute, 50*time.Millisecond)
+	require.Eventually(t, func() bool { var nodes map[string]any; return s.Get("/v1/nodes", &nodes) == nil }, time.Minute,
+		50*time.Millisecond)
 	var open []net.Conn
 	for range 500 {
 		c, err := (&net.Dialer{}).DialContext(t.Context(), "tcp", address)

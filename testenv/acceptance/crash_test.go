@@ -46,7 +46,10 @@ func TestDeathAtAnyPointLosesNothing(t *testing.T) {
 	}
 	victims := make([]victim, len(crashPoints))
 	for i, point := range crashPoints {
-		s := harness.New(t, stanchBinary, harness.Options{Config: autoContainConfig, Playbooks: isolatePlaybook(10 * time.Minute)})
+		s := harness.New(t, stanchBinary, harness.Options{
+			Config:    autoContainConfig,
+			Playbooks: isolatePlaybook(10 * time.Minute),
+		})
 		s.StartAndWait(t, "STANCH_CRASH_AT="+point.name, "STANCH_CRASH_MARKER="+filepath.Join(s.ConfigDir, "crashed"))
 		c := s.NewContainer(t)
 		c.StartAttack(t)
@@ -109,7 +112,10 @@ func TestDeathAtAnyMoment(t *testing.T) {
 		require.NoError(t, err)
 		kills = n
 	}
-	s := harness.Start(t, stanchBinary, harness.Options{Config: autoContainConfig, Playbooks: isolatePlaybook(10 * time.Minute)})
+	s := harness.Start(t, stanchBinary, harness.Options{
+		Config:    autoContainConfig,
+		Playbooks: isolatePlaybook(10 * time.Minute),
+	})
 	var slowest time.Duration
 	stages := map[string]int{}
 	for n := range kills {
@@ -124,7 +130,8 @@ func TestDeathAtAnyMoment(t *testing.T) {
 		s.StartAndWait(t)
 		// A detection that nobody had written down dies with the process; the attacker goes on and is seen again.
 		c.StartAttack(t)
-		in := s.WaitForIncident(t, c.ID, 90*time.Second, "held or already released", func(in playbooks.Incident) bool { return isIsolated(in) || isUndone(in) })
+		in := s.WaitForIncident(t, c.ID, 90*time.Second, "held or already released",
+			func(in playbooks.Incident) bool { return isIsolated(in) || isUndone(in) })
 		if isIsolated(in) {
 			requireLockedOnce(t, s, c, in)
 			var done json.RawMessage
@@ -135,7 +142,8 @@ func TestDeathAtAnyMoment(t *testing.T) {
 		slowest = max(slowest, time.Since(began))
 		t.Logf("kill %d after %s: back and undone after %s", n+1, after, time.Since(began).Round(100*time.Millisecond))
 	}
-	t.Logf("%d kills, the slowest was back and undone after %s; killed at %v", kills, slowest.Round(100*time.Millisecond), stages)
+	t.Logf("%d kills, the slowest was back and undone after %s; killed at %v", kills, slowest.Round(100*time.Millisecond),
+		stages)
 }
 
 // trafficState says how far it had come, by what the kernel says.

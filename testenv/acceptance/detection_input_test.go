@@ -34,14 +34,22 @@ type detectionEndpoint struct {
 func newDetectionEndpoint(t *testing.T) *detectionEndpoint {
 	t.Helper()
 	address := harness.FreePort(t)
-	s := harness.New(t, stanchBinary, harness.Options{Config: autoContainConfig + "sources: [{ name: elsewhere, token_file: DIR/token }]\n", Playbooks: isolatePlaybook(10 * time.Minute), Args: []string{"--listen", address}})
+	s := harness.New(t, stanchBinary, harness.Options{
+		Config: autoContainConfig +
+			"sources: [{ name: elsewhere, token_file: DIR/token }]\n", Playbooks: isolatePlaybook(10 * time.Minute),
+		Args: []string{"--listen", address},
+	})
 	require.NoError(t, os.WriteFile(filepath.Join(s.ConfigDir, "token"), []byte(testSourceToken), 0o600))
 	s.StartAndWait(t)
 	return &detectionEndpoint{s, "http://" + address}
 }
 
 func (d *detectionEndpoint) post(c *http.Client, path, token string, body []byte) (int, string, error) {
-	r, err := http.NewRequest(http.MethodPost, d.url+path, bytes.NewReader(body)) //nolint:noctx // the client has a timeout
+	r, err := http.NewRequest(
+		http.MethodPost,
+		d.url+path,
+		bytes.NewReader(body),
+	) //nolint:noctx // the client has a timeout
 	if err != nil {
 		return 0, "", err
 	}
@@ -59,8 +67,9 @@ func (d *detectionEndpoint) post(c *http.Client, path, token string, body []byte
 
 func thirdPartyDetection(container string, n int) []byte {
 	raw, err := json.Marshal(sensors.Detection{
-		ID: fmt.Sprintf("elsewhere-%d", n), Rule: "odd", Title: "odd", Severity: sensors.SeverityLow, Confidence: 0.3, Objective: sensors.ObjectiveDiscovery,
-		Time: time.Now(), Event: sensors.Event{Kind: sensors.KindExec, Container: sensors.Container{ID: container}},
+		ID: fmt.Sprintf("elsewhere-%d", n), Rule: "odd", Title: "odd", Severity: sensors.SeverityLow, Confidence: 0.3,
+		Objective: sensors.ObjectiveDiscovery,
+		Time:      time.Now(), Event: sensors.Event{Kind: sensors.KindExec, Container: sensors.Container{ID: container}},
 	})
 	if err != nil {
 		panic(err)
@@ -75,20 +84,28 @@ func TestWhatIsMalformedIsRefusedAndDoesNothing(t *testing.T) {
 		path, token, body string
 		want              int
 	}{
-		"no token":                   {"/v1/detections", "", good, 401},
-		"a wrong token":              {"/v1/detections", testSourceToken + "x", good, 401},
-		"no token at Falco's door":   {"/v1/falco", "", "{}", 401},
-		"no JSON":                    {"/v1/detections", testSourceToken, "{", 400},
-		"an unknown field":           {"/v1/detections", testSourceToken, strings.Replace(good, `"rule"`, `"rules"`, 1), 400},
-		"a list":                     {"/v1/detections", testSourceToken, "[" + good + "]", 400},
-		"nothing":                    {"/v1/detections", testSourceToken, "", 400},
-		"too large":                  {"/v1/detections", testSourceToken, `{"id":"` + strings.Repeat("x", 10<<20) + `"}`, 413},
-		"deeply nested":              {"/v1/falco", testSourceToken, strings.Repeat(`{"a":`, 20_000) + "1" + strings.Repeat("}", 20_000), 400},
-		"no container":               {"/v1/detections", testSourceToken, strings.Replace(good, `"id":"aa11"`, `"name":"x"`, 1), 422},
-		"an unknown severity":        {"/v1/detections", testSourceToken, strings.Replace(good, `"low"`, `"odd"`, 1), 422},
-		"a confidence of two":        {"/v1/detections", testSourceToken, strings.Replace(good, `0.3`, `2`, 1), 422},
-		"Falco's about no container": {"/v1/falco", testSourceToken, `{"rule":"r","priority":"Critical","output_fields":{"container.id":"host"}}`, 400},
-		"another method's path":      {"/v1/incidents", testSourceToken, good, 404},
+		"no token":                 {"/v1/detections", "", good, 401},
+		"a wrong token":            {"/v1/detections", testSourceToken + "x", good, 401},
+		"no token at Falco's door": {"/v1/falco", "", "{}", 401},
+		"no JSON":                  {"/v1/detections", testSourceToken, "{", 400},
+		"an unknown field":         {"/v1/detections", testSourceToken, strings.Replace(good, `"rule"`, `"rules"`, 1), 400},
+		"a list":                   {"/v1/detections", testSourceToken, "[" + good + "]", 400},
+		"nothing":                  {"/v1/detections", testSourceToken, "", 400},
+		"too large": {
+			"/v1/detections", testSourceToken, `{"id":"` + strings.Repeat("x", 10<<20) + `"}`,
+			413,
+		},
+		"deeply nested": {"/v1/falco", testSourceToken, strings.Repeat(`{"a":`, 20_000) + "1" +
+			strings.Repeat("}", 20_000), 400},
+		"no container": {"/v1/detections", testSourceToken, strings.Replace(good, `"id":"aa11"`, `"name":"x"`,
+			1), 422},
+		"an unknown severity": {"/v1/detections", testSourceToken, strings.Replace(good, `"low"`, `"odd"`, 1), 422},
+		"a confidence of two": {"/v1/detections", testSourceToken, strings.Replace(good, `0.3`, `2`, 1), 422},
+		"Falco's about no container": {
+			"/v1/falco", testSourceToken,
+			`{"rule":"r","priority":"Critical","output_fields":{"container.id":"host"}}`, 400,
+		},
+		"another method's path": {"/v1/incidents", testSourceToken, good, 404},
 	} {
 		code, text, err := d.post(&http.Client{Timeout: 10 * time.Second}, c.path, c.token, []byte(c.body))
 		if c.want == 413 && err != nil {
@@ -108,7 +125,10 @@ func TestTenThousandAlikeAreOneIncident(t *testing.T) {
 	const n, connections = 10_000, 50
 	d := newDetectionEndpoint(t)
 	container := d.ContainerPrefix + "flood"
-	client := &http.Client{Timeout: 30 * time.Second, Transport: &http.Transport{MaxIdleConnsPerHost: connections, MaxConnsPerHost: connections}}
+	client := &http.Client{Timeout: 30 * time.Second, Transport: &http.Transport{
+		MaxIdleConnsPerHost: connections,
+		MaxConnsPerHost:     connections,
+	}}
 	before := d.ResidentBytes(t)
 	peak := before
 	work := make(chan int)
@@ -140,11 +160,13 @@ func TestTenThousandAlikeAreOneIncident(t *testing.T) {
 	took := time.Since(began)
 	peak = max(peak, d.ResidentBytes(t))
 	require.Equal(t, map[int]int{http.StatusAccepted: n}, codes)
-	d.WaitForIncident(t, container, 20*time.Second, "all are counted", func(in playbooks.Incident) bool { return in.TotalDetections == n })
+	d.WaitForIncident(t, container, 20*time.Second, "all are counted",
+		func(in playbooks.Incident) bool { return in.TotalDetections == n })
 	found, err := d.IncidentsAbout(container)
 	require.NoError(t, err)
 	require.Len(t, found, 1, "one incident")
-	t.Logf("%d in %s (%.0f a second), memory grew from %d to %d MiB", n, took.Round(time.Millisecond), n/took.Seconds(), before>>20, peak>>20)
+	t.Logf("%d in %s (%.0f a second), memory grew from %d to %d MiB", n, took.Round(time.Millisecond), n/took.Seconds(),
+		before>>20, peak>>20)
 	require.Less(t, peak-before, int64(150<<20), "bounded memory")
 }
 
@@ -157,7 +179,10 @@ func TestASecondStanchOnTheSameDataRefuses(t *testing.T) {
 }
 
 func TestTheKillSwitchStopsWhatIsNewAndUndoesNothing(t *testing.T) {
-	s := harness.Start(t, stanchBinary, harness.Options{Config: autoContainConfig, Playbooks: isolatePlaybook(10 * time.Minute)})
+	s := harness.Start(t, stanchBinary, harness.Options{
+		Config:    autoContainConfig,
+		Playbooks: isolatePlaybook(10 * time.Minute),
+	})
 	first, _ := startIsolatedContainer(t, s)
 	_, stderr, code := s.Run(t, "pause")
 	require.Zero(t, code, stderr)
@@ -195,9 +220,16 @@ func TestTheKillSwitchStopsWhatIsNewAndUndoesNothing(t *testing.T) {
 }
 
 func TestWhoSaysNoIsObeyedAndAStrangerIsNot(t *testing.T) {
-	s := harness.Start(t, stanchBinary, harness.Options{Playbooks: isolatePlaybook(10 * time.Minute), Config: autoContainConfig + `scopes: [{ name: host, namespaces: ["*"], phase: 2, confidence: 0.99, approvers: { groups: [sre], timeout: 1m } }]
+	s := harness.Start(
+		t,
+		stanchBinary,
+		harness.Options{
+			Playbooks: isolatePlaybook(10 * time.Minute),
+			Config: autoContainConfig + `scopes: [{ name: host, namespaces: ["*"], phase: 2, confidence: 0.99, approvers: { groups: [sre], timeout: 1m } }]
 people: [{ name: ann, uid: 0, groups: [sre] }, { name: bob, uid: 65533, groups: [devs] }]
-`})
+`,
+		},
+	)
 	c := s.NewContainer(t)
 	c.StartAttack(t)
 	var asked playbook.ApprovalRequest
@@ -242,11 +274,16 @@ people: [{ name: ann, uid: 0, groups: [sre] }, { name: bob, uid: 65533, groups: 
 
 // What an attacker's command line holds is redacted before it leaves the node: it is in no file that Stanch keeps.
 func TestASecretInACommandLineIsKeptNowhere(t *testing.T) {
-	s := harness.Start(t, stanchBinary, harness.Options{Config: autoContainConfig, Playbooks: isolatePlaybook(10 * time.Minute)})
+	s := harness.Start(t, stanchBinary, harness.Options{
+		Config:    autoContainConfig,
+		Playbooks: isolatePlaybook(10 * time.Minute),
+	})
 	secrets := []string{"hunter2-PLANTED", "AKIAIOSFODNNPLANTED7", "ghp_PLANTED0123456789abcdefghijklmnopqrs"}
 	c := s.NewContainer(t)
-	c.StartAttack(t, "xmrig", "--password="+secrets[0], "--url", "stratum+tcp://user:"+secrets[0]+"@pool.example:3333", secrets[1], "--token", secrets[2])
-	in := s.WaitForIncident(t, c.ID, 30*time.Second, "held, with evidence", func(in playbooks.Incident) bool { return isIsolated(in) && hasPlaybookEnded(in) })
+	c.StartAttack(t, "xmrig", "--password="+secrets[0], "--url", "stratum+tcp://user:"+secrets[0]+"@pool.example:3333",
+		secrets[1], "--token", secrets[2])
+	in := s.WaitForIncident(t, c.ID, 30*time.Second, "held, with evidence",
+		func(in playbooks.Incident) bool { return isIsolated(in) && hasPlaybookEnded(in) })
 	require.NotEmpty(t, in.Evidence)
 	story, err := json.Marshal(in)
 	require.NoError(t, err)

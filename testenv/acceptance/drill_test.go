@@ -33,7 +33,8 @@ func sortedKeys(t *testing.T, raw json.RawMessage) []string {
 func TestEachDrillHolds(t *testing.T) {
 	harness.SkipUnlessSupported(t)
 	if pid := otherStanchPID(); pid != "" {
-		lacking.SkipOrFail(t, "a host of its own: process %s is another Stanch, which contains the drill too and for longer", pid)
+		lacking.SkipOrFail(t, "a host of its own: process %s is another Stanch, which contains the drill too and for longer",
+			pid)
 	}
 	s := harness.Start(t, stanchBinary, harness.Options{})
 	for _, name := range []string{"cryptominer", "shell", "reverse-shell", "credentials"} {

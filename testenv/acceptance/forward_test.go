@@ -19,7 +19,10 @@ import (
 func TestAFileOfAnotherSensorIsCarried(t *testing.T) {
 	d := newDetectionEndpoint(t)
 	container, now := d.ContainerPrefix+"tetragon", time.Now().UTC().Format(time.RFC3339Nano)
-	process := fmt.Sprintf(`"process":{"pid":7,"binary":"/bin/curl","arguments":"--token hunter2-PLANTED https://x","docker":%q}`, container)
+	process := fmt.Sprintf(
+		`"process":{"pid":7,"binary":"/bin/curl","arguments":"--token hunter2-PLANTED https://x","docker":%q}`,
+		container,
+	)
 	file := filepath.Join(d.ConfigDir, "tetragon.log")
 	require.NoError(t, os.WriteFile(file, []byte(strings.Join([]string{
 		`{"process_exec":{` + process + `},"node_name":"n","time":"` + now + `"}`,
@@ -27,11 +30,13 @@ func TestAFileOfAnotherSensorIsCarried(t *testing.T) {
 		`{"rate_limit_info":{"number_of_dropped_process_events":"12"},"node_name":"n","time":"` + now + `"}`,
 		"nonsense",
 	}, "\n")), 0o600))
-	_, stderr, code := d.Run(t, "forward", "--from", "tetragon", "--to", d.url, "--token-file", filepath.Join(d.ConfigDir, "token"), "--once", file)
+	_, stderr, code := d.Run(t, "forward", "--from", "tetragon", "--to", d.url, "--token-file",
+		filepath.Join(d.ConfigDir, "token"), "--once", file)
 	require.Zero(t, code, stderr)
 	require.Contains(t, stderr, "4 lines: 1 alerts accepted, 1 telemetry, 1 about health, 1 refused")
 	require.Contains(t, stderr, "invalid Tetragon JSON")
-	in := d.WaitForIncident(t, container, 20*time.Second, "its alert", func(in playbooks.Incident) bool { return in.TotalDetections == 1 })
+	in := d.WaitForIncident(t, container, 20*time.Second, "its alert",
+		func(in playbooks.Incident) bool { return in.TotalDetections == 1 })
 	require.Equal(t, "elsewhere", in.Trigger.Source)
 	require.Equal(t, "crypto-mining", string(in.Objective))
 	require.NotContains(t, fmt.Sprintf("%+v", in), "hunter2")

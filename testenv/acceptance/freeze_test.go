@@ -64,7 +64,10 @@ func thawerPID(t *testing.T, c *harness.Container) int {
 
 func TestFreezeEndsOnTimeAfterStanchIsKilled(t *testing.T) {
 	harness.SkipUnlessSupported(t)
-	s := harness.Start(t, stanchBinary, harness.Options{Config: autoContainConfig, Playbooks: freezePlaybook(10 * time.Second)})
+	s := harness.Start(t, stanchBinary, harness.Options{
+		Config:    autoContainConfig,
+		Playbooks: freezePlaybook(10 * time.Second),
+	})
 	c, lease := startFrozenContainer(t, s)
 	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", thawerPID(t, c)))
 	require.NoError(t, err)
@@ -85,13 +88,17 @@ func TestFreezeEndsOnTimeAfterStanchIsKilled(t *testing.T) {
 
 func TestFreezeGoesOnAfterARestartAndIsReleased(t *testing.T) {
 	harness.SkipUnlessSupported(t)
-	s := harness.Start(t, stanchBinary, harness.Options{Config: autoContainConfig, Playbooks: freezePlaybook(2 * time.Minute)})
+	s := harness.Start(t, stanchBinary, harness.Options{
+		Config:    autoContainConfig,
+		Playbooks: freezePlaybook(2 * time.Minute),
+	})
 	c, lease := startFrozenContainer(t, s)
 	for _, end := range []func(){s.Stop, s.Kill} {
 		end()
 		require.True(t, isFrozen(t, c))
 		s.StartAndWait(t)
-		in := s.WaitForIncident(t, c.ID, 30*time.Second, "held", func(in playbooks.Incident) bool { return in.Leases[0].State == "held" && in.Leases[0].Verified })
+		in := s.WaitForIncident(t, c.ID, 30*time.Second, "held",
+			func(in playbooks.Incident) bool { return in.Leases[0].State == "held" && in.Leases[0].Verified })
 		require.WithinDuration(t, lease.ExpiresAt, in.Leases[0].ExpiresAt, time.Second)
 	}
 	_, stderr, code := s.Run(t, "release", lease.ID)
@@ -102,7 +109,10 @@ func TestFreezeGoesOnAfterARestartAndIsReleased(t *testing.T) {
 
 func TestPauseByAnOperatorSurvivesTheEndOfAFreeze(t *testing.T) {
 	harness.SkipUnlessSupported(t)
-	s := harness.Start(t, stanchBinary, harness.Options{Config: autoContainConfig, Playbooks: freezePlaybook(8 * time.Second)})
+	s := harness.Start(t, stanchBinary, harness.Options{
+		Config:    autoContainConfig,
+		Playbooks: freezePlaybook(8 * time.Second),
+	})
 	c, lease := startFrozenContainer(t, s)
 	require.NoError(t, os.WriteFile(filepath.Join(c.CgroupDir(), "cgroup.freeze"), []byte("1"), 0))
 	in := s.WaitForIncident(t, c.ID, 60*time.Second, "ended", func(in playbooks.Incident) bool {

@@ -95,7 +95,10 @@ func truncate(s string) string { return s[:min(len(s), 400)] }
 // startWorkflow starts one of Stanch's own workflow types and waits a moment for what it does.
 func (i *intruder) startWorkflow(kind, id string, input any) {
 	i.t.Helper()
-	run, err := i.ExecuteWorkflow(i.timeoutContext(), client.StartWorkflowOptions{ID: id, TaskQueue: workflows.TaskQueue, WorkflowExecutionTimeout: 20 * time.Second}, kind, input)
+	run, err := i.ExecuteWorkflow(i.timeoutContext(), client.StartWorkflowOptions{
+		ID: id, TaskQueue: workflows.TaskQueue,
+		WorkflowExecutionTimeout: 20 * time.Second,
+	}, kind, input)
 	if err != nil {
 		i.t.Logf("start %s: %v", kind, err)
 		return
@@ -114,7 +117,9 @@ func (i *intruder) signWithOwnKey(purpose attestation.PayloadType, body any) att
 }
 
 // signWithForgedKeyID signs with the intruder's key and claims that it was the authority's.
-func (i *intruder) signWithForgedKeyID(genuine attestation.Envelope, purpose attestation.PayloadType, body any) attestation.Envelope {
+func (i *intruder) signWithForgedKeyID(genuine attestation.Envelope, purpose attestation.PayloadType,
+	body any,
+) attestation.Envelope {
 	s := i.signWithOwnKey(purpose, body)
 	s.KeyID = genuine.KeyID
 	return s

@@ -11,7 +11,10 @@ import (
 
 // Everything is killed, the sensor included, and nothing is started again before the end: the kernel holds alone.
 func TestALockOutlivesEveryProcessAndLapsesAtItsEnd(t *testing.T) {
-	s := harness.Start(t, stanchBinary, harness.Options{Config: autoContainConfig, Playbooks: isolatePlaybook(8 * time.Second)})
+	s := harness.Start(t, stanchBinary, harness.Options{
+		Config:    autoContainConfig,
+		Playbooks: isolatePlaybook(8 * time.Second),
+	})
 	c, in := startIsolatedContainer(t, s)
 	locks := s.ActiveLocks(t)
 	require.Len(t, locks, 1)
@@ -21,7 +24,8 @@ func TestALockOutlivesEveryProcessAndLapsesAtItsEnd(t *testing.T) {
 	s.Kill()
 	heard := c.ReceivedCount()
 	for time.Now().Before(end.Add(-200 * time.Millisecond)) {
-		require.Equal(t, heard, c.ReceivedCount(), "something arrived %s before the end, with nobody left to hold it", time.Until(end))
+		require.Equal(t, heard, c.ReceivedCount(), "something arrived %s before the end, with nobody left to hold it",
+			time.Until(end))
 		time.Sleep(20 * time.Millisecond)
 	}
 	require.True(t, c.WaitForTraffic(2*time.Second), "the lock lapses at its end, with nobody left to lift it")
@@ -36,7 +40,10 @@ func TestALockOutlivesEveryProcessAndLapsesAtItsEnd(t *testing.T) {
 
 // A restart in the middle neither lifts the lock nor applies it again; the lease ends by a person's word.
 func TestALeaseGoesOnAfterARestartAndIsReleased(t *testing.T) {
-	s := harness.Start(t, stanchBinary, harness.Options{Config: autoContainConfig, Playbooks: isolatePlaybook(10 * time.Minute)})
+	s := harness.Start(t, stanchBinary, harness.Options{
+		Config:    autoContainConfig,
+		Playbooks: isolatePlaybook(10 * time.Minute),
+	})
 	c, in := startIsolatedContainer(t, s)
 	before := s.ActiveLocks(t)
 	s.Kill()

@@ -41,7 +41,8 @@ func runTests(m *testing.M) int {
 	return m.Run()
 }
 
-// autoContainConfig is a configuration in which containments of this host run by themselves, for the stand's containers only.
+// autoContainConfig is a configuration in which containments of this host run by themselves, for the stand's containers
+// only.
 const autoContainConfig = "phase: 2\nlibrary: {enabled: false}\nplaybooks: [DIR/playbooks]\nbudget: {per_hour: 1000}\n"
 
 // isolatePlaybook is a playbook that isolates the stand's containers for so long.
@@ -59,7 +60,8 @@ steps:
 
 // isIsolated: the containers of these tests share this machine's network, so their locks hold and are never verified.
 func isIsolated(in playbooks.Incident) bool {
-	return len(in.Leases) > 0 && in.Leases[0].State == "held" && (in.Leases[0].Verified || in.Leases[0].Outcome == playbooks.OutcomeUnverified)
+	return len(in.Leases) > 0 && in.Leases[0].State == "held" &&
+		(in.Leases[0].Verified || in.Leases[0].Outcome == playbooks.OutcomeUnverified)
 }
 
 func isUndone(in playbooks.Incident) bool {

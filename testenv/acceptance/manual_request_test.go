@@ -38,7 +38,8 @@ func TestAResponderContainsByHand(t *testing.T) {
 	require.Len(t, s.ActiveLocks(t), 1)
 	_, rest, _ := strings.Cut(out, "end it with `")
 	release, _, _ := strings.Cut(rest, "`")
-	in := s.WaitForIncident(t, c.ID, 20*time.Second, "it is in the incident", func(in playbooks.Incident) bool { return len(in.Leases) == 1 })
+	in := s.WaitForIncident(t, c.ID, 20*time.Second, "it is in the incident",
+		func(in playbooks.Incident) bool { return len(in.Leases) == 1 })
 	require.Contains(t, in.Summary, "beacons to 203.0.113.9")
 
 	// What is requested again joins the lease; an unknown playbook is refused.

@@ -16,15 +16,19 @@ import (
 	"stanch/testenv/harness"
 )
 
-// A second Stanch with a sensor on one machine is refused at its start, with the process and the data directory of the first
-// and the way out; without a sensor it starts. One that was killed blocks nobody.
+// A second Stanch with a sensor on one machine is refused at its start, with the process and the data directory of the
+// first and the way out; without a sensor it starts. One that was killed blocks nobody.
 func TestASecondSensorOnAMachineIsRefused(t *testing.T) {
 	s := harness.Start(t, stanchBinary, harness.Options{})
 	dir, err := os.MkdirTemp("", "second-")
 	require.NoError(t, err)
 	t.Cleanup(func() { _ = os.RemoveAll(dir) })
 	second := func(args ...string) *exec.Cmd {
-		c := exec.Command(stanchBinary, append([]string{"up", "--data", filepath.Join(dir, "data"), "--lock-dir", s.LockDir, "--kubeconfig", "none", "--ui", ""}, args...)...) //nolint:noctx // it is waited for
+		c := exec.Command(
+			stanchBinary,
+			append(
+				[]string{"up", "--data", filepath.Join(dir, "data"), "--lock-dir", s.LockDir, "--kubeconfig", "none", "--ui", ""},
+				args...)...) //nolint:noctx // it is waited for
 		c.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 		return c
 	}
@@ -33,7 +37,10 @@ func TestASecondSensorOnAMachineIsRefused(t *testing.T) {
 	c.Stdout, c.Stderr = &out, &out
 	require.Error(t, c.Run())
 	require.Equal(t, 1, c.ProcessState.ExitCode(), out.String())
-	for _, part := range []string{"start a sensor on this machine", "process " + strconv.Itoa(s.PID()), "data directory " + s.DataDir, "--no-sensor"} {
+	for _, part := range []string{
+		"start a sensor on this machine", "process " + strconv.Itoa(s.PID()),
+		"data directory " + s.DataDir, "--no-sensor",
+	} {
 		require.Contains(t, out.String(), part)
 	}
 

@@ -30,7 +30,8 @@ func TestRacingClicksGrantOnce(t *testing.T) {
 	for n := range 10 {
 		for _, member := range []string{alice, bob} {
 			all.Go(func() {
-				r := slack.SignRequest(slack.ButtonPayload(member, m, m.Buttons(t)["approve"][0], nil), time.Now().Add(-time.Duration(n)*time.Second), slack.SigningSecret)
+				r := slack.SignRequest(slack.ButtonPayload(member, m, m.Buttons(t)["approve"][0], nil),
+					time.Now().Add(-time.Duration(n)*time.Second), slack.SigningSecret)
 				if code, body := r.Send(t, c.interactionURL()); code != http.StatusOK {
 					t.Errorf("%s: %d %s", member, code, body)
 				}
@@ -74,14 +75,16 @@ func TestAClickAfterTheTimeIsLate(t *testing.T) {
 // When nobody decides, a second group is called, and may answer from then on and not before.
 func TestAQuestionEscalates(t *testing.T) {
 	plays := approvalPlaybook(1, "10m")
-	plays["ask.yaml"] = strings.Replace(plays["ask.yaml"], "quorum: 1 }", "quorum: 1, escalate: { after: 8s, groups: [managers] } }", 1)
+	plays["ask.yaml"] = strings.Replace(plays["ask.yaml"], "quorum: 1 }",
+		"quorum: 1, escalate: { after: 8s, groups: [managers] } }", 1)
 	c := newSlackHarness(t, plays)
 	box, _, m := c.attackAndWaitForRequest(t)
 	_, _ = c.pressButton(t, dora, m, "approve")
 	c.waitForEphemeralMessage(t, dora, "is not allowed to vote on this")
 	require.Eventually(t, func() bool {
 		thread, err := json.Marshal(c.fakeSlack.ThreadMessages(m.TS))
-		return err == nil && strings.Contains(string(thread), "there was no decision within 8s") && strings.Contains(string(thread), dora)
+		return err == nil && strings.Contains(string(thread), "there was no decision within 8s") &&
+			strings.Contains(string(thread), dora)
 	}, 30*time.Second, 100*time.Millisecond, "the second group is called")
 	_, _ = c.pressButton(t, dora, m, "approve")
 	c.WaitForIncident(t, box.ID, 30*time.Second, "held", isIsolated)
@@ -89,27 +92,37 @@ func TestAQuestionEscalates(t *testing.T) {
 
 // Nobody approves what they triggered.
 func TestNobodyApprovesWhatTheyTriggered(t *testing.T) {
-	c := newSlackHarnessWith(t, approvalPlaybook(1, "10m"), "sources: [{ name: elsewhere, token_file: DIR/token }]\n", func(config string) string {
-		return strings.Replace(config, "name: alice,", "name: alice, kubernetes: alice@example.com,", 1)
-	}, map[string]string{"token": testSourceToken})
+	c := newSlackHarnessWith(t, approvalPlaybook(1, "10m"), "sources: [{ name: elsewhere, token_file: DIR/token }]\n",
+		func(config string) string {
+			return strings.Replace(config, "name: alice,", "name: alice, kubernetes: alice@example.com,", 1)
+		}, map[string]string{"token": testSourceToken})
 	box := c.NewContainer(t)
 	box.StartAttack(t, "web-server")
 	host, err := os.Hostname()
 	require.NoError(t, err)
 	raw, err := json.Marshal(sensors.Detection{
 		Node: host,
-		ID:   "exec-1", Rule: "exec-into-pod", Title: "someone went into a container", Severity: sensors.SeverityHigh, Confidence: 0.9, Objective: sensors.ObjectiveCryptoMining, Time: time.Now(),
-		Event: sensors.Event{Kind: sensors.KindExec, Actor: "kubernetes:alice@example.com", Container: sensors.Container{ID: box.ID, Name: c.ContainerPrefix + "box"}},
+		ID:   "exec-1", Rule: "exec-into-pod", Title: "someone went into a container", Severity: sensors.SeverityHigh,
+		Confidence: 0.9, Objective: sensors.ObjectiveCryptoMining, Time: time.Now(),
+		Event: sensors.Event{
+			Kind: sensors.KindExec, Actor: "kubernetes:alice@example.com",
+			Container: sensors.Container{ID: box.ID, Name: c.ContainerPrefix + "box"},
+		},
 	})
 	require.NoError(t, err)
-	r, err := http.NewRequestWithContext(t.Context(), http.MethodPost, "http://"+c.listenAddress+"/v1/detections", bytes.NewReader(raw))
+	r, err := http.NewRequestWithContext(t.Context(), http.MethodPost, "http://"+c.listenAddress+"/v1/detections",
+		bytes.NewReader(raw))
 	require.NoError(t, err)
 	r.Header.Set("Authorization", "Bearer "+testSourceToken)
 	resp, err := http.DefaultClient.Do(r)
 	require.NoError(t, err)
 	require.NoError(t, resp.Body.Close())
 	require.Less(t, resp.StatusCode, 300)
-	in := c.WaitForIncident(t, box.ID, 20*time.Second, "a question", func(in playbooks.Incident) bool { _, ok := c.findOpenRequest(t, in.ID); return ok })
+	in := c.WaitForIncident(t, box.ID, 20*time.Second, "a question", func(in playbooks.Incident) bool {
+		_,
+			ok := c.findOpenRequest(t, in.ID)
+		return ok
+	})
 	m := c.waitForMessage(t, in.ID, "a question", func(m slack.Message) bool { return len(m.Buttons(t)["approve"]) > 0 })
 	_, _ = c.pressButton(t, alice, m, "approve")
 	c.waitForEphemeralMessage(t, alice, "someone else must decide it")
@@ -117,7 +130,8 @@ func TestNobodyApprovesWhatTheyTriggered(t *testing.T) {
 	c.WaitForIncident(t, box.ID, 20*time.Second, "bob's counts", hasStepOutcome(playbooks.OutcomeSucceeded))
 }
 
-// A new signing key: what holds under the old one goes on, is observed, extended and released, and its evidence verifies.
+// A new signing key: what holds under the old one goes on, is observed, extended and released, and its evidence
+// verifies.
 func TestKeysRotateWhileALeaseHolds(t *testing.T) {
 	c := newSlackHarness(t, approvalPlaybook(1, "10m"))
 	box, q, m := c.attackAndWaitForRequest(t)
@@ -147,7 +161,8 @@ func TestKeysRotateWhileALeaseHolds(t *testing.T) {
 	require.Zero(t, code, stderr)
 	c.WaitForIncident(t, box.ID, 30*time.Second, "undone", isUndone)
 	require.True(t, box.WaitForTraffic(2*time.Second))
-	require.Equal(t, map[string]int{"evidence": 1, "approval": 1, "effect": 2, "extend": 1, "release": 1, "undo": 1}, c.countManifestEntries(t, q.IncidentID))
+	require.Equal(t, map[string]int{"evidence": 1, "approval": 1, "effect": 2, "extend": 1, "release": 1, "undo": 1},
+		c.countManifestEntries(t, q.IncidentID))
 }
 
 // Deaths while a question is open: no question and no answer is lost, and none is granted twice.
@@ -180,7 +195,8 @@ func TestDeathWhileAQuestionIsOpen(t *testing.T) {
 		require.Equal(t, q.ID, open.ID, "the question is open as it was")
 		require.Equal(t, q.PlansHash, open.PlansHash)
 		if code == http.StatusOK { // what was acknowledged is not lost
-			require.Eventually(t, func() bool { return len(c.requireOpenRequest(t, q.IncidentID).ApprovedBy) == 1 }, 60*time.Second, 50*time.Millisecond, "the acknowledged answer counts")
+			require.Eventually(t, func() bool { return len(c.requireOpenRequest(t, q.IncidentID).ApprovedBy) == 1 },
+				60*time.Second, 50*time.Millisecond, "the acknowledged answer counts")
 		} else {
 			code, body := c.pressButton(t, alice, m, "approve")
 			require.Equal(t, http.StatusOK, code, body)
@@ -216,15 +232,20 @@ func TestDeathWhileAQuestionIsOpen(t *testing.T) {
 // database, nor the logs, the evidence, or Slack.
 func TestPlantedSecretsStayOnTheNode(t *testing.T) {
 	secrets := map[string]string{
-		"password": "pLaNtEd-PaSsWoRd-0001", "aws": "AKIAPLANTED000000001", "token": "ghp_PLANTED0000000000000000000000000001",
-		"url": "pLaNtEdUrLpAsS0001", "jwt": "eyJhbGciPLANTED1.eyJzdWIiOiPLANTED1.c2lnbmF0dXJl", "env": "pLaNtEd-EnV-vAlUe-0001",
+		"password": "pLaNtEd-PaSsWoRd-0001", "aws": "AKIAPLANTED000000001",
+		"token": "ghp_PLANTED0000000000000000000000000001",
+		"url":   "pLaNtEdUrLpAsS0001", "jwt": "eyJhbGciPLANTED1.eyJzdWIiOiPLANTED1.c2lnbmF0dXJl",
+		"env": "pLaNtEd-EnV-vAlUe-0001",
 	}
 	c := newSlackHarness(t, approvalPlaybook(1, "10m"))
 	box := c.NewContainer(t)
 	t.Setenv("DATABASE_PASSWORD", secrets["env"])
-	box.StartAttack(t, append(append([]string{}, "xmrig"), "--url", "stratum+tcp://wallet:"+secrets["url"]+"@pool.example:3333", "--donate-level", "1",
-		"--password", secrets["password"], "AWS_ACCESS_KEY_ID="+secrets["aws"], "--auth="+secrets["token"], secrets["jwt"])...)
-	in := c.WaitForIncident(t, box.ID, 30*time.Second, "an incident", func(in playbooks.Incident) bool { return in.ID != "" })
+	box.StartAttack(t, append(append([]string{}, "xmrig"), "--url", "stratum+tcp://wallet:"+secrets["url"]+
+		"@pool.example:3333", "--donate-level", "1",
+		"--password", secrets["password"], "AWS_ACCESS_KEY_ID="+secrets["aws"], "--auth="+secrets["token"],
+		secrets["jwt"])...)
+	in := c.WaitForIncident(t, box.ID, 30*time.Second, "an incident",
+		func(in playbooks.Incident) bool { return in.ID != "" })
 	m := c.waitForMessage(t, in.ID, "a question", func(m slack.Message) bool { return len(m.Buttons(t)["approve"]) > 0 })
 	require.Contains(t, string(m.Blocks), "xmrig", "the command line is shown")
 	_, _ = c.pressButton(t, alice, m, "approve")
@@ -246,7 +267,11 @@ func TestPlantedSecretsStayOnTheNode(t *testing.T) {
 	require.Greater(t, files, 5)
 	// What Temporal stores is encrypted: a search of its file alone would find nothing of anything. So what is in it is
 	// searched as people read it, too, and a word that is no secret must be found.
-	for _, command := range [][]string{{"incidents", in.ID, "-o", "json"}, {"audit", in.ID, "-o", "json"}, {"record", in.ID}} {
+	for _, command := range [][]string{
+		{"incidents", in.ID, "-o", "json"},
+		{"audit", in.ID, "-o", "json"},
+		{"record", in.ID},
+	} {
 		stdout, stderr, code := c.Run(t, command...)
 		require.Zero(t, code, stderr)
 		require.Contains(t, stdout, "donate-level", "%s", command)

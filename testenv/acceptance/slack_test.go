@@ -98,7 +98,9 @@ func newSlackHarness(t *testing.T, playbooks map[string]string) *slackHarness {
 }
 
 // newSlackHarnessWith adds to the configuration, changes it, and writes further files.
-func newSlackHarnessWith(t *testing.T, playbooks map[string]string, more string, change func(string) string, files map[string]string) *slackHarness {
+func newSlackHarnessWith(t *testing.T, playbooks map[string]string, more string, change func(string) string,
+	files map[string]string,
+) *slackHarness {
 	t.Helper()
 	c := &slackHarness{fakeSlack: slack.Start(t), listenAddress: freePort(t)}
 	for _, m := range []slack.Member{
@@ -116,8 +118,15 @@ func newSlackHarnessWith(t *testing.T, playbooks map[string]string, more string,
 		c.fakeSlack.AddMember(m)
 	}
 	c.fakeSlack.SetGroup("S0ONCALL", carol)
-	c.Harness = harness.New(t, stanchBinary, harness.Options{Config: change(strings.ReplaceAll(slackConfig, "API", c.fakeSlack.APIURL())) + more, Playbooks: playbooks, Args: []string{"--listen", c.listenAddress}})
-	for name, secret := range map[string]string{"bot": slack.BotToken, "app": slack.AppToken, "secret": slack.SigningSecret} {
+	c.Harness = harness.New(t, stanchBinary,
+		harness.Options{
+			Config:    change(strings.ReplaceAll(slackConfig, "API", c.fakeSlack.APIURL())) + more,
+			Playbooks: playbooks, Args: []string{"--listen", c.listenAddress},
+		})
+	for name, secret := range map[string]string{
+		"bot": slack.BotToken, "app": slack.AppToken,
+		"secret": slack.SigningSecret,
+	} {
 		require.NoError(t, os.WriteFile(filepath.Join(c.ConfigDir, name), []byte(secret), 0o600))
 	}
 	for name, text := range files {
@@ -149,12 +158,16 @@ func (c *slackHarness) waitForMessage(t *testing.T, incident, what string, ok fu
 }
 
 // attackAndWaitForRequest attacks in a new container and waits until Slack shows the question.
-func (c *slackHarness) attackAndWaitForRequest(t *testing.T) (*harness.Container, playbook.ApprovalRequest, slack.Message) {
+func (c *slackHarness) attackAndWaitForRequest(t *testing.T) (*harness.Container, playbook.ApprovalRequest,
+	slack.Message,
+) {
 	t.Helper()
 	box := c.NewContainer(t)
 	box.StartAttack(t)
-	in := c.WaitForIncident(t, box.ID, 30*time.Second, "an incident", func(in playbooks.Incident) bool { return in.ID != "" })
-	m := c.waitForMessage(t, in.ID, "a question with buttons", func(m slack.Message) bool { return len(m.Buttons(t)["approve"]) > 0 })
+	in := c.WaitForIncident(t, box.ID, 30*time.Second, "an incident",
+		func(in playbooks.Incident) bool { return in.ID != "" })
+	m := c.waitForMessage(t, in.ID, "a question with buttons",
+		func(m slack.Message) bool { return len(m.Buttons(t)["approve"]) > 0 })
 	return box, c.requireOpenRequest(t, in.ID), m
 }
 
@@ -182,7 +195,8 @@ func (c *slackHarness) pressButton(t *testing.T, member string, m slack.Message,
 	t.Helper()
 	buttons := m.Buttons(t)[kind]
 	require.NotEmpty(t, buttons, "no button %s in %s", kind, m.Blocks)
-	return slack.SignRequest(slack.ButtonPayload(member, m, buttons[0], nil), time.Now(), slack.SigningSecret).Send(t, c.interactionURL())
+	return slack.SignRequest(slack.ButtonPayload(member, m, buttons[0], nil), time.Now(), slack.SigningSecret).Send(t,
+		c.interactionURL())
 }
 
 // waitForEphemeralMessage waits for what is said to one member alone.
@@ -237,7 +251,8 @@ func TestPeopleDecideInSlack(t *testing.T) {
 	code, body := c.pressButton(t, alice, m, "approve")
 	require.Equal(t, http.StatusOK, code, body)
 	c.waitForEphemeralMessage(t, alice, "recorded")
-	m = c.waitForMessage(t, q.IncidentID, "one of two", func(m slack.Message) bool { return strings.Contains(string(m.Blocks), "1 of 2 approved (alice)") })
+	m = c.waitForMessage(t, q.IncidentID, "one of two",
+		func(m slack.Message) bool { return strings.Contains(string(m.Blocks), "1 of 2 approved (alice)") })
 	c.renderMessagePage(t, "slack-asked", m)
 	// The same person again, by Socket Mode this time, is still one person.
 	_, acked := c.fakeSlack.PushPayload(t, slack.ButtonPayload(alice, m, m.Buttons(t)["approve"][0], nil))
@@ -249,7 +264,8 @@ func TestPeopleDecideInSlack(t *testing.T) {
 	in := c.WaitForIncident(t, box.ID, 30*time.Second, "held", isIsolated)
 	require.True(t, box.IsSilent(300*time.Millisecond))
 	m = c.waitForMessage(t, in.ID, "what holds, with its buttons", func(m slack.Message) bool {
-		return len(m.Buttons(t)["release"]) == 1 && len(m.Buttons(t)["approve"]) == 0 && strings.Contains(string(m.Blocks), "in force, ")
+		return len(m.Buttons(t)["release"]) == 1 && len(m.Buttons(t)["approve"]) == 0 && strings.Contains(string(m.Blocks),
+			"in force, ")
 	})
 	require.Contains(t, string(m.Blocks), "approved by alice (Slack member U0ALICE), carol (Slack member U0CAROL)")
 
@@ -285,15 +301,18 @@ func TestANoIsGivenWithItsReason(t *testing.T) {
 		return len(views) > 0
 	}, 5*time.Second, 20*time.Millisecond)
 	// Someone else submits a form of their own with the same content: it is refused in the form.
-	_, answer := slack.SignRequest(slack.ViewSubmission(mallory, form, "because"), time.Now(), slack.SigningSecret).Send(t, c.interactionURL())
+	_, answer := slack.SignRequest(slack.ViewSubmission(mallory, form, "because"), time.Now(), slack.SigningSecret).Send(t,
+		c.interactionURL())
 	require.Contains(t, answer, "not in Stanch's configuration")
-	code, answer = slack.SignRequest(slack.ViewSubmission(bob, form, "it is the nightly benchmark <!channel> *bold*"), time.Now(), slack.SigningSecret).Send(t, c.interactionURL())
+	code, answer = slack.SignRequest(slack.ViewSubmission(bob, form, "it is the nightly benchmark <!channel> *bold*"),
+		time.Now(), slack.SigningSecret).Send(t, c.interactionURL())
 	require.Equal(t, http.StatusOK, code, answer)
 	c.WaitForIncident(t, box.ID, 20*time.Second, "denied", hasStepOutcome(playbooks.OutcomeDenied))
 	c.waitForMessage(t, q.IncidentID, "the reason is shown as text", func(m slack.Message) bool {
 		return strings.Contains(string(m.Blocks), "bob said no. it is the nightly benchmark")
 	})
-	require.NotContains(t, string(c.waitForMessage(t, q.IncidentID, "", func(slack.Message) bool { return true }).Blocks), `"mrkdwn"`)
+	require.NotContains(t, string(c.waitForMessage(t, q.IncidentID, "", func(slack.Message) bool { return true }).Blocks),
+		`"mrkdwn"`)
 	require.False(t, box.IsSilent(200*time.Millisecond), "nothing was contained")
 }
 
@@ -304,11 +323,14 @@ func TestTheGlassIsBroken(t *testing.T) {
 	_, _ = c.pressButton(t, grace, m, "break-glass")
 	require.Eventually(t, func() bool { return len(c.fakeSlack.OpenedViews()) == 1 }, 5*time.Second, 20*time.Millisecond)
 	form := c.fakeSlack.OpenedViews()[0]
-	_, answer := slack.SignRequest(slack.ViewSubmission(alice, form, "no time"), time.Now(), slack.SigningSecret).Send(t, c.interactionURL())
+	_, answer := slack.SignRequest(slack.ViewSubmission(alice, form, "no time"), time.Now(), slack.SigningSecret).Send(t,
+		c.interactionURL())
 	require.Contains(t, answer, "is not allowed to use break-glass")
-	_, answer = slack.SignRequest(slack.ViewSubmission(grace, form, "  "), time.Now(), slack.SigningSecret).Send(t, c.interactionURL())
+	_, answer = slack.SignRequest(slack.ViewSubmission(grace, form, "  "), time.Now(), slack.SigningSecret).Send(t,
+		c.interactionURL())
 	require.Contains(t, answer, "missing reason")
-	_, answer = slack.SignRequest(slack.ViewSubmission(grace, form, "exfiltration is under way"), time.Now(), slack.SigningSecret).Send(t, c.interactionURL())
+	_, answer = slack.SignRequest(slack.ViewSubmission(grace, form, "exfiltration is under way"), time.Now(),
+		slack.SigningSecret).Send(t, c.interactionURL())
 	require.Empty(t, answer)
 	c.WaitForIncident(t, box.ID, 30*time.Second, "held", isIsolated)
 	c.waitForMessage(t, q.IncidentID, "said to everybody", func(m slack.Message) bool {
@@ -329,9 +351,13 @@ func TestAFalsePositiveLetsGo(t *testing.T) {
 	c.WaitForIncident(t, box.ID, 30*time.Second, "held", isIsolated)
 	_, _ = c.pressButton(t, bob, m, "false-positive")
 	require.Eventually(t, func() bool { return len(c.fakeSlack.OpenedViews()) == 1 }, 5*time.Second, 20*time.Millisecond)
-	code, answer := slack.SignRequest(slack.ViewSubmission(bob, c.fakeSlack.OpenedViews()[0], "our own load test"), time.Now(), slack.SigningSecret).Send(t, c.interactionURL())
+	code, answer := slack.SignRequest(slack.ViewSubmission(bob, c.fakeSlack.OpenedViews()[0], "our own load test"),
+		time.Now(), slack.SigningSecret).Send(t, c.interactionURL())
 	require.Equal(t, http.StatusOK, code, answer)
-	in := c.WaitForIncident(t, box.ID, 30*time.Second, "undone", func(in playbooks.Incident) bool { return isUndone(in) && in.Disposition == "false-positive" })
+	in := c.WaitForIncident(t, box.ID, 30*time.Second, "undone", func(in playbooks.Incident) bool {
+		return isUndone(in) &&
+			in.Disposition == "false-positive"
+	})
 	require.Equal(t, "bob", in.DispositionBy)
 	require.True(t, box.WaitForTraffic(2*time.Second))
 	c.waitForMessage(t, q.IncidentID, "shown", func(m slack.Message) bool {
@@ -346,8 +372,10 @@ func TestSlackIsAwayAndStanchDies(t *testing.T) {
 	box := c.NewContainer(t)
 	box.StartAttack(t)
 	in := c.WaitForIncident(t, box.ID, 30*time.Second, "asked", func(in playbooks.Incident) bool { return in.ID != "" })
-	require.Eventually(t, func() bool { _, ok := c.findOpenRequest(t, in.ID); return ok }, 20*time.Second, 50*time.Millisecond)
-	require.Eventually(t, func() bool { return c.fakeSlack.CallCount("chat.postMessage") > 0 }, 20*time.Second, 50*time.Millisecond)
+	require.Eventually(t, func() bool { _, ok := c.findOpenRequest(t, in.ID); return ok }, 20*time.Second,
+		50*time.Millisecond)
+	require.Eventually(t, func() bool { return c.fakeSlack.CallCount("chat.postMessage") > 0 }, 20*time.Second,
+		50*time.Millisecond)
 	c.Kill()
 	c.fakeSlack.SetUnavailable(false)
 	c.fakeSlack.RateLimitNext(2)
@@ -361,7 +389,8 @@ func TestSlackIsAwayAndStanchDies(t *testing.T) {
 	}
 	c.StartAndWait(t)
 	m := c.waitForMessage(t, in.ID, "the question", func(m slack.Message) bool { return len(m.Buttons(t)["approve"]) > 0 })
-	require.Eventually(t, func() bool { return len(c.fakeSlack.ThreadMessages(m.TS)) > 0 }, 90*time.Second, 100*time.Millisecond, "the thread goes on")
+	require.Eventually(t, func() bool { return len(c.fakeSlack.ThreadMessages(m.TS)) > 0 }, 90*time.Second,
+		100*time.Millisecond, "the thread goes on")
 	require.Len(t, c.fakeSlack.Messages(), 1, "it is written once")
 	code, body := c.pressButton(t, alice, m, "approve")
 	require.Equal(t, http.StatusOK, code, body)

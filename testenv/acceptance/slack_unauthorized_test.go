@@ -33,10 +33,12 @@ var unauthorizedClicks = []struct {
 		w.requireStatus(t, slack.SignRequest(w.approvePayload(alice, nil), time.Now(), "another"), http.StatusUnauthorized)
 	}},
 	{"a signature that is six minutes old", func(t *testing.T, w *clickFixture) {
-		w.requireStatus(t, slack.SignRequest(w.approvePayload(alice, nil), time.Now().Add(-6*time.Minute), slack.SigningSecret), http.StatusUnauthorized)
+		w.requireStatus(t, slack.SignRequest(w.approvePayload(alice, nil), time.Now().Add(-6*time.Minute),
+			slack.SigningSecret), http.StatusUnauthorized)
 	}},
 	{"a signature from the future", func(t *testing.T, w *clickFixture) {
-		w.requireStatus(t, slack.SignRequest(w.approvePayload(alice, nil), time.Now().Add(6*time.Minute), slack.SigningSecret), http.StatusUnauthorized)
+		w.requireStatus(t, slack.SignRequest(w.approvePayload(alice, nil), time.Now().Add(6*time.Minute),
+			slack.SigningSecret), http.StatusUnauthorized)
 	}},
 	{"a time that was moved after signing", func(t *testing.T, w *clickFixture) {
 		r := slack.SignRequest(w.approvePayload(alice, nil), time.Now().Add(-6*time.Minute), slack.SigningSecret)
@@ -81,14 +83,16 @@ var unauthorizedClicks = []struct {
 	}},
 	{"a bot", func(t *testing.T, w *clickFixture) { w.requireApprovalRejected(t, botMember, nil, "a bot") }},
 	{"another workspace", func(t *testing.T, w *clickFixture) {
-		w.requireApprovalRejected(t, alice, func(p map[string]any) { p["team"] = map[string]any{"id": "T0OTHER"} }, "another workspace")
+		w.requireApprovalRejected(t, alice, func(p map[string]any) { p["team"] = map[string]any{"id": "T0OTHER"} },
+			"another workspace")
 	}},
 	{"another channel", func(t *testing.T, w *clickFixture) {
 		w.requireApprovalRejected(t, alice, func(p map[string]any) { p["channel"] = map[string]any{"id": "C0RANDOM"} },
 			"only in its own channel")
 	}},
 	{"a button without a seal", func(t *testing.T, w *clickFixture) {
-		w.requireApprovalRejected(t, alice, withActionValue(strings.Split(w.approveButton().Value, ".")[0]), "not one of Stanch's")
+		w.requireApprovalRejected(t, alice, withActionValue(strings.Split(w.approveButton().Value, ".")[0]),
+			"not one of Stanch's")
 	}},
 	{"a button with a seal of another button", func(t *testing.T, w *clickFixture) {
 		_, seal, _ := strings.Cut(w.message.Buttons(t)["deny"][0].Value, ".")
@@ -103,7 +107,16 @@ var unauthorizedClicks = []struct {
 		w.requireApprovalRejected(t, alice, withActionValue(forged+"."+seal), "not one of Stanch's")
 	}},
 	{"a button of another installation", func(t *testing.T, w *clickFixture) {
-		w.requireApprovalRejected(t, alice, withActionValue(base64.RawURLEncoding.EncodeToString([]byte(`{"k":"approve","i":"`+w.request.IncidentID+`"}`))+".AAAAAAAAAAAAAAAAAAAAAA"), "not one of Stanch's")
+		w.requireApprovalRejected(
+			t,
+			alice,
+			withActionValue(
+				base64.RawURLEncoding.EncodeToString(
+					[]byte(`{"k":"approve","i":"`+w.request.IncidentID+`"}`),
+				)+".AAAAAAAAAAAAAAAAAAAAAA",
+			),
+			"not one of Stanch's",
+		)
 	}},
 	{"an approval of the question of another incident", func(t *testing.T, w *clickFixture) {
 		// Its genuine button answers its own question and never this one.
@@ -116,13 +129,15 @@ var unauthorizedClicks = []struct {
 		})), http.StatusOK)
 	}},
 	{"a form that nobody opened", func(t *testing.T, w *clickFixture) {
-		form := slack.OpenedView{Payload: json.RawMessage(`{"private_metadata":"` + w.approveButton().Value + `x","callback_id":"stanch"}`)}
+		form := slack.OpenedView{Payload: json.RawMessage(`{"private_metadata":"` + w.approveButton().Value +
+			`x","callback_id":"stanch"}`)}
 		code, answer := w.signPayload(slack.ViewSubmission(alice, form, "because")).Send(t, w.interactionURL())
 		require.Equal(t, http.StatusOK, code)
 		require.Contains(t, answer, "not one of Stanch")
 	}},
 	{"breaking the glass without the right", func(t *testing.T, w *clickFixture) {
-		form := slack.OpenedView{Payload: json.RawMessage(`{"private_metadata":"` + w.message.Buttons(t)["break-glass"][0].Value + `"}`)}
+		form := slack.OpenedView{Payload: json.RawMessage(`{"private_metadata":"` +
+			w.message.Buttons(t)["break-glass"][0].Value + `"}`)}
 		_, answer := w.signPayload(slack.ViewSubmission(alice, form, "because")).Send(t, w.interactionURL())
 		require.Contains(t, answer, "is not allowed to use break-glass")
 	}},
@@ -137,7 +152,8 @@ var unauthorizedClicks = []struct {
 		file := filepath.Join(w.ConfigDir, "stanch.yaml")
 		text, err := os.ReadFile(file)
 		require.NoError(t, err)
-		require.NoError(t, os.WriteFile(file, bytes.Replace(text, []byte("  - { name: alice, slack: U0ALICE, groups: [responders] }\n"), nil, 1), 0o600))
+		require.NoError(t, os.WriteFile(file, bytes.Replace(text,
+			[]byte("  - { name: alice, slack: U0ALICE, groups: [responders] }\n"), nil, 1), 0o600))
 		w.requireApprovalRejected(t, alice, nil, "not in Stanch's configuration")
 		require.NoError(t, os.WriteFile(file, append(text, "\nphase: [oops"...), 0o600))
 		w.requireApprovalRejected(t, bob, nil, "read who is allowed to approve")
@@ -153,7 +169,8 @@ var unauthorizedClicks = []struct {
 		for sender := range 20 {
 			all.Go(func() {
 				for n := range 500 {
-					r := slack.SignRequest(w.approvePayload(dora, nil), time.Now().Add(-time.Duration((sender*500+n)%200)*time.Second), slack.SigningSecret)
+					r := slack.SignRequest(w.approvePayload(dora, nil), time.Now().Add(-time.Duration((sender*500+n)%200)*time.Second),
+						slack.SigningSecret)
 					if code, _ := r.Send(t, w.interactionURL()); code != http.StatusOK && code != http.StatusConflict {
 						t.Errorf("answered with %d", code)
 						return
@@ -214,7 +231,8 @@ func (w *clickFixture) requireApprovalRejected(t *testing.T, member string, chan
 
 func (w *clickFixture) requireActionRejected(t *testing.T, member, kind, why string) {
 	t.Helper()
-	w.requireStatus(t, w.signPayload(slack.ButtonPayload(member, w.message, w.message.Buttons(t)[kind][0], nil)), http.StatusOK)
+	w.requireStatus(t, w.signPayload(slack.ButtonPayload(member, w.message, w.message.Buttons(t)[kind][0], nil)),
+		http.StatusOK)
 	w.waitForEphemeralMessage(t, member, why)
 }
 
@@ -228,8 +246,10 @@ func TestNobodyAnswersWithoutTheRight(t *testing.T) {
 	_, earlier, before := c.attackAndWaitForRequest(t)
 	_, _ = c.pressButton(t, bob, before, "deny")
 	require.Eventually(t, func() bool { return len(c.fakeSlack.OpenedViews()) == 1 }, 10*time.Second, 20*time.Millisecond)
-	_, _ = slack.SignRequest(slack.ViewSubmission(bob, c.fakeSlack.OpenedViews()[0], "no"), time.Now(), slack.SigningSecret).Send(t, c.interactionURL())
-	require.Eventually(t, func() bool { _, ok := c.findOpenRequest(t, earlier.IncidentID); return !ok }, 10*time.Second, 50*time.Millisecond)
+	_, _ = slack.SignRequest(slack.ViewSubmission(bob, c.fakeSlack.OpenedViews()[0], "no"), time.Now(),
+		slack.SigningSecret).Send(t, c.interactionURL())
+	require.Eventually(t, func() bool { _, ok := c.findOpenRequest(t, earlier.IncidentID); return !ok }, 10*time.Second,
+		50*time.Millisecond)
 
 	box, q, m := c.attackAndWaitForRequest(t)
 	w := &clickFixture{slackHarness: c, t: t, request: q, message: m, expiredButton: before.Buttons(t)["approve"][0]}

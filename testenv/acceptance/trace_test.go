@@ -29,8 +29,9 @@ func TestAnAttackIsOneTraceFromItsAcceptanceToTheLeasesEnd(t *testing.T) {
 	harness.SkipUnlessSupported(t)
 	receiver, metrics := otlp.Start(t), freeAddress(t)
 	s := harness.Start(t, stanchBinary, harness.Options{
-		Config: autoContainConfig + "idle_timeout: 2s\n", Playbooks: isolatePlaybook(6 * time.Second), Args: []string{"--metrics", metrics},
-		Env: []string{"OTEL_EXPORTER_OTLP_ENDPOINT=" + receiver.URL, "OTEL_BSP_SCHEDULE_DELAY=100"},
+		Config: autoContainConfig + "idle_timeout: 2s\n", Playbooks: isolatePlaybook(6 * time.Second),
+		Args: []string{"--metrics", metrics},
+		Env:  []string{"OTEL_EXPORTER_OTLP_ENDPOINT=" + receiver.URL, "OTEL_BSP_SCHEDULE_DELAY=100"},
 	})
 	c, in := startIsolatedContainer(t, s)
 	s.WaitForIncident(t, c.ID, 40*time.Second, "the lease ended as undone", isUndone)
@@ -51,14 +52,16 @@ func TestAnAttackIsOneTraceFromItsAcceptanceToTheLeasesEnd(t *testing.T) {
 	}
 	find := func(name, action string) (found []otlp.Span) {
 		for _, s := range receiver.Spans() {
-			if s.GetName() == name && (action == "" || s.Attributes["stanch.action"] == action && s.Attributes["stanch.incident"] == in.ID) {
+			if s.GetName() == name && (action == "" || s.Attributes["stanch.action"] == action &&
+				s.Attributes["stanch.incident"] == in.ID) {
 				found = append(found, s)
 			}
 		}
 		return found
 	}
 	lease := []string{
-		"StartActivity:PART", "RunWorkflow:Lease", "StartChildWorkflow:Lease", "RunWorkflow:Playbook", "StartChildWorkflow:Playbook", "RunWorkflow:Incident",
+		"StartActivity:PART", "RunWorkflow:Lease", "StartChildWorkflow:Lease", "RunWorkflow:Playbook",
+		"StartChildWorkflow:Playbook", "RunWorkflow:Incident",
 		"SignalWithStartWorkflow:Incident", "gateway.accept",
 	}
 	traces := map[string]bool{}
@@ -74,7 +77,10 @@ func TestAnAttackIsOneTraceFromItsAcceptanceToTheLeasesEnd(t *testing.T) {
 	}
 	evidence := find("RunActivity:Observe", "process.snapshot")
 	require.NotEmpty(t, evidence)
-	require.Equal(t, []string{"RunActivity:Observe", "StartActivity:Observe", "RunWorkflow:Playbook", "StartChildWorkflow:Playbook"}, chain(evidence[0].SpanID())[:4])
+	require.Equal(t, []string{
+		"RunActivity:Observe", "StartActivity:Observe", "RunWorkflow:Playbook",
+		"StartChildWorkflow:Playbook",
+	}, chain(evidence[0].SpanID())[:4])
 	traces[evidence[0].TraceIDText()] = true
 	require.Len(t, traces, 1, "all of it is one trace")
 
@@ -91,7 +97,12 @@ func TestAnAttackIsOneTraceFromItsAcceptanceToTheLeasesEnd(t *testing.T) {
 	require.NoError(t, err)
 	for _, a := range accepted.GetAttributes() {
 		if a.GetKey() == "stanch.delay_seconds" {
-			require.InDelta(t, time.Unix(0, int64(accepted.GetStartTimeUnixNano())).Sub(at).Seconds(), a.GetValue().GetDoubleValue(), 0.01) //nolint:gosec // a time of this century
+			require.InDelta(
+				t,
+				time.Unix(0, int64(accepted.GetStartTimeUnixNano())).Sub(at).Seconds(),
+				a.GetValue().GetDoubleValue(),
+				0.01,
+			) //nolint:gosec // a time of this century
 		}
 	}
 	require.Equal(t, []string{"stanch"}, receiver.Services())

@@ -26,7 +26,8 @@ type goPackage struct {
 
 func listPackages(t *testing.T, args ...string) []goPackage {
 	t.Helper()
-	cmd := exec.CommandContext(t.Context(), "go", append([]string{"list", "-json=ImportPath,Doc,Imports,Deps,GoFiles"}, args...)...)
+	cmd := exec.CommandContext(t.Context(), "go", append([]string{"list", "-json=ImportPath,Doc,Imports,Deps,GoFiles"},
+		args...)...)
 	cmd.Dir = filepath.Join("..", "..")
 	cmd.Stderr = os.Stderr
 	raw, err := cmd.Output()
@@ -44,7 +45,10 @@ func listPackages(t *testing.T, args ...string) []goPackage {
 }
 
 // layers in the order in which they may know each other: a package imports its own layer and those before it.
-var layers = []string{"stanch/bpf", "stanch/sensors", "stanch/playbooks", "stanch/activities", "stanch/workflows", "stanch/worker", "stanch/cmd"}
+var layers = []string{
+	"stanch/bpf", "stanch/sensors", "stanch/playbooks", "stanch/activities", "stanch/workflows",
+	"stanch/worker", "stanch/cmd",
+}
 
 func layerIndex(path string) int {
 	return slices.IndexFunc(layers, func(l string) bool { return path == l || strings.HasPrefix(path, l+"/") })
@@ -73,17 +77,20 @@ func TestOnlyTheProbeUsesEBPFAndOnlyTheEngineTemporalsServer(t *testing.T) {
 	for _, p := range listPackages(t, "./...") {
 		for _, i := range p.Imports {
 			if strings.HasPrefix(i, "github.com/cilium/ebpf") {
-				require.True(t, strings.HasPrefix(p.ImportPath, "stanch/sensors/probe") || p.ImportPath == "stanch/bpf", "%s imports %s", p.ImportPath, i)
+				require.True(t, strings.HasPrefix(p.ImportPath, "stanch/sensors/probe") || p.ImportPath == "stanch/bpf",
+					"%s imports %s", p.ImportPath, i)
 			}
 			if strings.HasPrefix(i, "go.temporal.io/server") {
-				require.True(t, p.ImportPath == "stanch/worker/embeddedtemporal" || strings.HasPrefix(p.ImportPath, "stanch/testenv/"), "%s imports %s", p.ImportPath, i)
+				require.True(t, p.ImportPath == "stanch/worker/embeddedtemporal" || strings.HasPrefix(p.ImportPath,
+					"stanch/testenv/"), "%s imports %s", p.ImportPath, i)
 			}
 		}
 	}
 }
 
 func TestSensorsAndPlaybooksAreUsedAlone(t *testing.T) {
-	for _, p := range listPackages(t, "./sensors", "./sensors/rules", "./sensors/attestation", "./sensors/integrations", "./playbooks") {
+	for _, p := range listPackages(t, "./sensors", "./sensors/rules", "./sensors/attestation", "./sensors/integrations",
+		"./playbooks") {
 		for _, d := range p.Deps {
 			for _, foreign := range []string{"go.temporal.io/", "k8s.io/", "github.com/cilium/ebpf"} {
 				require.False(t, strings.HasPrefix(d, foreign), "%s depends on %s", p.ImportPath, d)
@@ -95,7 +102,8 @@ func TestSensorsAndPlaybooksAreUsedAlone(t *testing.T) {
 func TestTheSensorLinksNoTemporalAndNoKubernetesClient(t *testing.T) {
 	for _, p := range listPackages(t, "./cmd/stanch-sensor") {
 		for _, d := range p.Deps {
-			require.False(t, strings.HasPrefix(d, "go.temporal.io/") || strings.HasPrefix(d, "k8s.io/client-go"), "the sensor links %s", d)
+			require.False(t, strings.HasPrefix(d, "go.temporal.io/") || strings.HasPrefix(d, "k8s.io/client-go"),
+				"the sensor links %s", d)
 		}
 	}
 }

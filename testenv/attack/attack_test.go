@@ -147,9 +147,12 @@ func testMiner(t *testing.T, p *podFixture) {
 
 func testSecretAccess(t *testing.T, p *podFixture) {
 	l := p.listenTCP(t)
-	server := &http.Server{ReadHeaderTimeout: time.Second, Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		fmt.Fprint(w, strings.Repeat("x", len(r.URL.Path)))
-	})}
+	server := &http.Server{
+		ReadHeaderTimeout: time.Second,
+		Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			fmt.Fprint(w, strings.Repeat("x", len(r.URL.Path)))
+		}),
+	}
 	go func() { _ = server.Serve(l) }()
 	p.startPod(t, "token", "token")
 	p.startPod(t, "shadow", "shadow")

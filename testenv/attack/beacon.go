@@ -20,7 +20,8 @@ const experimentalProtocol = 253
 // sendBeacons sends "stanch-beacon KIND N" until it is killed. It reports repeated failures only once.
 func sendBeacons(kind, address string) error {
 	open, ok := map[string]func(string) (func([]byte) error, error){
-		"tcp": newTCPSender, "tcp-new": newTCPPerMessageSender, "udp": newUDPSender, "raw": newRawIPSender, "packet": newPacketSender, "icmp": newICMPSender,
+		"tcp": newTCPSender, "tcp-new": newTCPPerMessageSender, "udp": newUDPSender, "raw": newRawIPSender,
+		"packet": newPacketSender, "icmp": newICMPSender,
 	}[kind]
 	if !ok {
 		return errUsage

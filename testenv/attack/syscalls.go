@@ -203,11 +203,13 @@ func openWithIOUring(args []string) error {
 	}
 	u32 := func(at int) int { return int(binary.NativeEndian.Uint32(parameters[at:])) }
 	tail, array := u32(40+4), u32(40+24) // sq_off.tail, sq_off.array
-	ring, err := unix.Mmap(int(fd), 0, array+4*ioUringEntries, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED|unix.MAP_POPULATE)
+	ring, err := unix.Mmap(int(fd), 0, array+4*ioUringEntries, unix.PROT_READ|unix.PROT_WRITE,
+		unix.MAP_SHARED|unix.MAP_POPULATE)
 	if err != nil {
 		return fmt.Errorf("map the ring: %w", err)
 	}
-	entries, err := unix.Mmap(int(fd), 0x10000000, ioUringSQEBytes*ioUringEntries, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED|unix.MAP_POPULATE)
+	entries, err := unix.Mmap(int(fd), 0x10000000, ioUringSQEBytes*ioUringEntries, unix.PROT_READ|unix.PROT_WRITE,
+		unix.MAP_SHARED|unix.MAP_POPULATE)
 	if err != nil {
 		return fmt.Errorf("map the entries: %w", err)
 	}

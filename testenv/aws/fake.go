@@ -53,9 +53,15 @@ func (m *Moto) NewFake(t testing.TB) *FakeAWS {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := &FakeAWS{Moto: m, throttled: map[string]int{}, failing: map[string]string{}, calls: map[string][]time.Time{}, beforeCall: map[string]func(){}, pageSize: 50}
+	s := &FakeAWS{
+		Moto: m, throttled: map[string]int{}, failing: map[string]string{}, calls: map[string][]time.Time{},
+		beforeCall: map[string]func(){}, pageSize: 50,
+	}
 	proxy := httputil.NewSingleHostReverseProxy(to)
-	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { s.serveRequest(w, r, proxy) }))
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		s.serveRequest(w, r,
+			proxy)
+	}))
 	t.Cleanup(server.Close)
 	s.URL = server.URL
 	return s
@@ -221,8 +227,12 @@ func (s *FakeAWS) listAssociations(w http.ResponseWriter, r apiRequest) {
 	namespace, account := r.URL.Query().Get("namespace"), r.URL.Query().Get("serviceAccount")
 	found := []map[string]string{}
 	for i, a := range s.associations {
-		if a.Cluster == cluster && (namespace == "" || a.Namespace == namespace) && (account == "" || a.ServiceAccount == account) {
-			found = append(found, map[string]string{"clusterName": a.Cluster, "namespace": a.Namespace, "serviceAccount": a.ServiceAccount, "associationId": a.id(i)})
+		if a.Cluster == cluster && (namespace == "" || a.Namespace == namespace) &&
+			(account == "" || a.ServiceAccount == account) {
+			found = append(found, map[string]string{
+				"clusterName": a.Cluster, "namespace": a.Namespace,
+				"serviceAccount": a.ServiceAccount, "associationId": a.id(i),
+			})
 		}
 	}
 	writeResponse(w, http.StatusOK, "application/json", mustJSON(map[string]any{"associations": found}))
@@ -271,7 +281,10 @@ func (s *FakeAWS) lookupEvents(w http.ResponseWriter, r apiRequest) {
 	}
 	var found []map[string]any
 	for _, e := range slices.Backward(s.events) {
-		value := map[string]string{"ResourceName": e.Resource, "Username": e.User, "AccessKeyId": e.Key, "ReadOnly": "false"}[in.LookupAttributes[0].AttributeKey]
+		value := map[string]string{
+			"ResourceName": e.Resource, "Username": e.User, "AccessKeyId": e.Key,
+			"ReadOnly": "false",
+		}[in.LookupAttributes[0].AttributeKey]
 		at := float64(e.Time.UnixMilli()) / 1000
 		if value == "" || value != in.LookupAttributes[0].AttributeValue || at < in.StartTime || at > in.EndTime {
 			continue
@@ -280,7 +293,10 @@ func (s *FakeAWS) lookupEvents(w http.ResponseWriter, r apiRequest) {
 		if raw == "" {
 			raw = string(mustJSON(map[string]string{"eventName": e.Name}))
 		}
-		found = append(found, map[string]any{"EventId": fmt.Sprintf("%s-%d", e.Name, e.Time.UnixNano()), "EventName": e.Name, "Username": e.User, "EventTime": at, "CloudTrailEvent": raw})
+		found = append(found, map[string]any{
+			"EventId": fmt.Sprintf("%s-%d", e.Name, e.Time.UnixNano()), "EventName": e.Name,
+			"Username": e.User, "EventTime": at, "CloudTrailEvent": raw,
+		})
 	}
 	out := map[string]any{"Events": found[min(first, len(found)):min(first+s.pageSize, len(found))]}
 	if first+s.pageSize < len(found) {

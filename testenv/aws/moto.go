@@ -53,7 +53,10 @@ func findMotoServer() (string, error) {
 	if cache == "" {
 		cache = filepath.Join(home, ".cache", "stanch")
 	}
-	for _, candidate := range []string{filepath.Join(cache, "moto", "bin", "moto_server"), "moto_server", filepath.Join(home, ".pyenv", "shims", "moto_server")} {
+	for _, candidate := range []string{
+		filepath.Join(cache, "moto", "bin", "moto_server"), "moto_server",
+		filepath.Join(home, ".pyenv", "shims", "moto_server"),
+	} {
 		if path, err := exec.LookPath(candidate); err == nil {
 			return path, nil
 		}
@@ -73,7 +76,10 @@ func Open(ctx context.Context) (*Moto, error) {
 	}
 	_, port, _ := net.SplitHostPort(l.Addr().String())
 	_ = l.Close()
-	m := &Moto{URL: "http://127.0.0.1:" + port, cmd: exec.Command(path, "-H", "127.0.0.1", "-p", port)} //nolint:noctx // it is killed by Close
+	m := &Moto{
+		URL: "http://127.0.0.1:" + port,
+		cmd: exec.Command(path, "-H", "127.0.0.1", "-p", port),
+	} //nolint:noctx // it is killed by Close
 	m.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	if err := m.cmd.Start(); err != nil {
 		return nil, fmt.Errorf("start moto_server: %w", err)
@@ -109,7 +115,8 @@ func (m *Moto) Close() error {
 // actual state.
 func (m *Moto) IAMClient() *iam.Client {
 	return iam.NewFromConfig(awssdk.Config{
-		Region: Region, Credentials: credentials.NewStaticCredentialsProvider(RootAccessKeyID, RootSecretAccessKey, ""), BaseEndpoint: &m.URL,
+		Region: Region, Credentials: credentials.NewStaticCredentialsProvider(RootAccessKeyID, RootSecretAccessKey, ""),
+		BaseEndpoint: &m.URL,
 	})
 }
 
@@ -129,5 +136,8 @@ func StartFake(t testing.TB) *FakeAWS {
 
 // CredentialEnv returns the environment variables with the credentials for the account.
 func CredentialEnv() []string {
-	return []string{"AWS_ACCESS_KEY_ID=" + RootAccessKeyID, "AWS_SECRET_ACCESS_KEY=" + RootSecretAccessKey, "AWS_EC2_METADATA_DISABLED=true"}
+	return []string{
+		"AWS_ACCESS_KEY_ID=" + RootAccessKeyID, "AWS_SECRET_ACCESS_KEY=" + RootSecretAccessKey,
+		"AWS_EC2_METADATA_DISABLED=true",
+	}
 }

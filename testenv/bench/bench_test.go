@@ -69,7 +69,10 @@ func reportPercentiles(b *testing.B, name string, s measurementsMS, more ...any)
 	b.Helper()
 	b.ReportMetric(s.percentile(0.5), name+"_p50_ms")
 	b.ReportMetric(s.percentile(0.99), name+"_p99_ms")
-	line := map[string]any{"name": name, "n": len(s), "p50_ms": s.percentile(0.5), "p99_ms": s.percentile(0.99), "min_ms": s.percentile(0)}
+	line := map[string]any{
+		"name": name, "n": len(s), "p50_ms": s.percentile(0.5), "p99_ms": s.percentile(0.99),
+		"min_ms": s.percentile(0),
+	}
 	for i := 0; i+1 < len(more); i += 2 {
 		line[more[i].(string)] = more[i+1]
 	}
@@ -92,7 +95,8 @@ steps:
 // From the kernel's event to the egress lock in force, on the durable path.
 func BenchmarkEventToLocked(b *testing.B) {
 	s := harness.Start(b, stanchBinary, harness.Options{
-		Config: benchConfig, Playbooks: minimalContainPlaybook(`incident.workload.name startsWith "` + harness.ContainerIDPrefix + `"`),
+		Config: benchConfig, Playbooks: minimalContainPlaybook(`incident.workload.name startsWith "` +
+			harness.ContainerIDPrefix + `"`),
 		Args: []string{},
 	})
 	require.NoError(b, os.WriteFile(filepath.Join(s.ConfigDir, "token"), []byte("0123456789abcdef"), 0o600))
@@ -125,8 +129,12 @@ func BenchmarkEventToLocked(b *testing.B) {
 // A step of a playbook against a bare Temporal activity on the same server.
 func BenchmarkStepVersusBareActivity(b *testing.B) {
 	const steps = 10
-	text := "playbook: ten\nmatch: { when: 'incident.workload.name startsWith \"" + harness.ContainerIDPrefix + "\"' }\nsteps:\n" + strings.Repeat("  - notify: log\n", steps)
-	s := harness.Start(b, stanchBinary, harness.Options{Config: strings.Split(benchConfig, "sources")[0], Playbooks: map[string]string{"ten.yaml": text}})
+	text := "playbook: ten\nmatch: { when: 'incident.workload.name startsWith \"" + harness.ContainerIDPrefix +
+		"\"' }\nsteps:\n" + strings.Repeat("  - notify: log\n", steps)
+	s := harness.Start(b, stanchBinary, harness.Options{
+		Config:    strings.Split(benchConfig, "sources")[0],
+		Playbooks: map[string]string{"ten.yaml": text},
+	})
 	c := s.TemporalClient(b, true)
 	w := sdkworker.New(c, "bench", sdkworker.Options{})
 	w.RegisterWorkflow(bareWorkflow)
@@ -137,11 +145,13 @@ func BenchmarkStepVersusBareActivity(b *testing.B) {
 	for i := 0; b.Loop(); i++ {
 		container := harness.NewContainer(b)
 		attack := container.StartAttack(b)
-		in := s.WaitForIncident(b, container.ID, time.Minute, "ended", func(in playbooks.Incident) bool { return len(in.Playbooks) > 0 && !in.Playbooks[0].Ended.IsZero() })
+		in := s.WaitForIncident(b, container.ID, time.Minute, "ended",
+			func(in playbooks.Incident) bool { return len(in.Playbooks) > 0 && !in.Playbooks[0].Ended.IsZero() })
 		ours = append(ours, msPerActivity(b, c, in.Playbooks[0].WorkflowID))
 		_ = attack.Process.Kill()
 		id := fmt.Sprintf("bench-%d", i)
-		_, err := c.ExecuteWorkflow(context.Background(), client.StartWorkflowOptions{ID: id, TaskQueue: "bench"}, bareWorkflow, steps)
+		_, err := c.ExecuteWorkflow(context.Background(), client.StartWorkflowOptions{ID: id, TaskQueue: "bench"},
+			bareWorkflow, steps)
 		require.NoError(b, err)
 		require.Eventually(b, func() bool {
 			d, err := c.DescribeWorkflowExecution(context.Background(), id, "")
@@ -150,7 +160,8 @@ func BenchmarkStepVersusBareActivity(b *testing.B) {
 		theirs = append(theirs, msPerActivity(b, c, id))
 	}
 	reportPercentiles(b, "bare_activity", theirs)
-	reportPercentiles(b, "step", ours, "baseline", "bare_activity", "ratio_p50", ours.percentile(0.5)/theirs.percentile(0.5))
+	reportPercentiles(b, "step", ours, "baseline", "bare_activity", "ratio_p50",
+		ours.percentile(0.5)/theirs.percentile(0.5))
 	b.ReportMetric(ours.percentile(0.5)/theirs.percentile(0.5), "ratio_p50")
 }
 
@@ -171,7 +182,8 @@ func msPerActivity(b *testing.B, c client.Client, id string) float64 {
 	b.Helper()
 	var first, last time.Time
 	n := 0
-	for it := c.GetWorkflowHistory(context.Background(), id, "", false, enumspb.HISTORY_EVENT_FILTER_TYPE_ALL_EVENT); it.HasNext(); {
+	for it := c.GetWorkflowHistory(context.Background(), id, "", false,
+		enumspb.HISTORY_EVENT_FILTER_TYPE_ALL_EVENT); it.HasNext(); {
 		event, err := it.Next()
 		require.NoError(b, err)
 		if event.GetEventType() == enumspb.EVENT_TYPE_ACTIVITY_TASK_SCHEDULED && first.IsZero() {
@@ -194,7 +206,10 @@ func BenchmarkPostedToPolicyVisible(b *testing.B) {
 	address := harness.FreePort(b)
 	s := harness.New(b, stanchBinary, harness.Options{
 		Config: benchConfig, Playbooks: minimalContainPlaybook(fmt.Sprintf("incident.workload.namespace == %q", namespace)),
-		Args: []string{"--kubeconfig", cluster.Kubeconfig, "--cri", cluster.CRISocket, "--node", cluster.NodeName, "--listen", address},
+		Args: []string{
+			"--kubeconfig", cluster.Kubeconfig, "--cri", cluster.CRISocket, "--node", cluster.NodeName, "--listen",
+			address,
+		},
 	})
 	require.NoError(b, os.WriteFile(filepath.Join(s.ConfigDir, "token"), []byte("0123456789abcdef"), 0o600))
 	s.StartAndWait(b)
@@ -203,13 +218,18 @@ func BenchmarkPostedToPolicyVisible(b *testing.B) {
 		pod := lab.NewPod(fmt.Sprintf("victim-%d", i), lab.BusyboxImage, "sleep", "3600")
 		cluster.RunPod(b, namespace, pod)
 		event := map[string]any{
-			"rule": "Detect crypto miners using the Stratum protocol", "priority": "Critical", "time": time.Now(), "tags": []string{"mitre_impact"},
-			"output_fields": map[string]any{"k8s.ns.name": namespace, "k8s.pod.name": pod.Name, "proc.name": "xmrig", "proc.cmdline": "xmrig -o stratum+tcp://pool:3333"},
+			"rule": "Detect crypto miners using the Stratum protocol", "priority": "Critical", "time": time.Now(),
+			"tags": []string{"mitre_impact"},
+			"output_fields": map[string]any{
+				"k8s.ns.name": namespace, "k8s.pod.name": pod.Name, "proc.name": "xmrig",
+				"proc.cmdline": "xmrig -o stratum+tcp://pool:3333",
+			},
 		}
 		body, err := json.Marshal(event)
 		require.NoError(b, err)
 		posted = append(posted, timeUntilPolicyVisible(b, api, namespace, func() {
-			r, err := http.NewRequestWithContext(context.Background(), http.MethodPost, "http://"+address+"/v1/falco", bytes.NewReader(body))
+			r, err := http.NewRequestWithContext(context.Background(), http.MethodPost, "http://"+address+"/v1/falco",
+				bytes.NewReader(body))
 			require.NoError(b, err)
 			r.Header.Set("Authorization", "Bearer 0123456789abcdef")
 			resp, err := http.DefaultClient.Do(r)
@@ -219,15 +239,20 @@ func BenchmarkPostedToPolicyVisible(b *testing.B) {
 		}))
 		created = append(created, timeUntilPolicyVisible(b, api, namespace, func() {
 			_, err := api.NetworkingV1().NetworkPolicies(namespace).Create(context.Background(), &networkingv1.NetworkPolicy{
-				ObjectMeta: metav1.ObjectMeta{GenerateName: "bare-"}, Spec: networkingv1.NetworkPolicySpec{PodSelector: metav1.LabelSelector{MatchLabels: map[string]string{"bare": "x"}}},
+				ObjectMeta: metav1.ObjectMeta{GenerateName: "bare-"},
+				Spec: networkingv1.NetworkPolicySpec{
+					PodSelector: metav1.LabelSelector{MatchLabels: map[string]string{"bare": "x"}},
+				},
 			}, metav1.CreateOptions{})
 			require.NoError(b, err)
 		}))
 		zero := int64(0)
-		require.NoError(b, api.CoreV1().Pods(namespace).Delete(context.Background(), pod.Name, metav1.DeleteOptions{GracePeriodSeconds: &zero}))
+		require.NoError(b, api.CoreV1().Pods(namespace).Delete(context.Background(), pod.Name,
+			metav1.DeleteOptions{GracePeriodSeconds: &zero}))
 	}
 	reportPercentiles(b, "bare_create_to_visible", created)
-	reportPercentiles(b, "posted_to_policy_visible", posted, "baseline", "bare_create_to_visible", "ratio_p50", posted.percentile(0.5)/created.percentile(0.5))
+	reportPercentiles(b, "posted_to_policy_visible", posted, "baseline", "bare_create_to_visible", "ratio_p50",
+		posted.percentile(0.5)/created.percentile(0.5))
 }
 
 // timeUntilPolicyVisible measures from just before do to the moment at which a watch shows a new policy.
@@ -235,7 +260,8 @@ func timeUntilPolicyVisible(b *testing.B, api kubernetes.Interface, namespace st
 	b.Helper()
 	list, err := api.NetworkingV1().NetworkPolicies(namespace).List(context.Background(), metav1.ListOptions{})
 	require.NoError(b, err)
-	watch, err := api.NetworkingV1().NetworkPolicies(namespace).Watch(context.Background(), metav1.ListOptions{ResourceVersion: list.ResourceVersion})
+	watch, err := api.NetworkingV1().NetworkPolicies(namespace).Watch(context.Background(),
+		metav1.ListOptions{ResourceVersion: list.ResourceVersion})
 	require.NoError(b, err)
 	defer watch.Stop()
 	begin := time.Now()

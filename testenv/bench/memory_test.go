@@ -20,19 +20,28 @@ import (
 // The node agent's memory: as a process of its own against a gateway, after a storm of processes in a container.
 func BenchmarkSensorMemory(b *testing.B) {
 	address := harness.FreePort(b)
-	s := harness.New(b, stanchBinary, harness.Options{Config: strings.Split(benchConfig, "sources")[0], Args: []string{"--no-sensor", "--listen-nodes", address}})
+	s := harness.New(b, stanchBinary, harness.Options{
+		Config: strings.Split(benchConfig, "sources")[0],
+		Args:   []string{"--no-sensor", "--listen-nodes", address},
+	})
 	s.StartProcess(b)
-	require.Eventually(b, func() bool { var nodes map[string]any; return s.Get("/v1/nodes", &nodes) == nil }, time.Minute, 50*time.Millisecond)
+	require.Eventually(b, func() bool { var nodes map[string]any; return s.Get("/v1/nodes", &nodes) == nil }, time.Minute,
+		50*time.Millisecond)
 	certs := filepath.Join(s.ConfigDir, "node")
 	_, stderr, code := s.Run(b, "cert", "node", "bench", "--out", certs)
 	require.Zero(b, code, stderr)
 	lockDir := s.LockDir + "-sensor"
 	b.Cleanup(func() { _ = probe.Cleanup(lockDir); _ = os.RemoveAll(lockDir) })
-	sensor := exec.CommandContext(b.Context(), sensorBinary(b), "--gateway", address, "--certs", certs, "--state", filepath.Join(s.ConfigDir, "sensor"), "--node", "bench", "--lock-dir", lockDir)
+	sensor := exec.CommandContext(b.Context(), sensorBinary(b), "--gateway", address, "--certs", certs, "--state",
+		filepath.Join(s.ConfigDir, "sensor"), "--node", "bench", "--lock-dir", lockDir)
 	sensor.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	require.NoError(b, sensor.Start())
 	defer func() { _ = sensor.Process.Kill(); _ = sensor.Wait() }()
-	require.Eventually(b, func() bool { var nodes map[string]any; return s.Get("/v1/nodes", &nodes) == nil && len(nodes) == 1 }, time.Minute, 50*time.Millisecond)
+	require.Eventually(b, func() bool {
+		var nodes map[string]any
+		return s.Get("/v1/nodes", &nodes) == nil &&
+			len(nodes) == 1
+	}, time.Minute, 50*time.Millisecond)
 	rest := residentBytes(b, sensor.Process.Pid)
 	container := harness.NewContainer(b)
 	for b.Loop() {
@@ -41,7 +50,10 @@ func BenchmarkSensorMemory(b *testing.B) {
 			_ = attack.Process.Kill()
 		}
 	}
-	harness.AppendBenchRecord(b, map[string]any{"name": "memory_sensor", "bytes_at_rest": rest, "bytes_after_storm": residentBytes(b, sensor.Process.Pid)})
+	harness.AppendBenchRecord(b, map[string]any{
+		"name": "memory_sensor", "bytes_at_rest": rest,
+		"bytes_after_storm": residentBytes(b, sensor.Process.Pid),
+	})
 	b.ReportMetric(float64(residentBytes(b, sensor.Process.Pid))/(1<<20), "sensor_MiB")
 	harness.AppendBenchRecord(b, map[string]any{"name": "memory_worker_with_temporal", "bytes": s.ResidentBytes(b)})
 }

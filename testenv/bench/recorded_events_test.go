@@ -19,9 +19,10 @@ import (
 // recordedRunsPerLoad is how many programs a container starts, and how many connections it makes, for a record.
 const recordedRunsPerLoad = "400"
 
-// BenchmarkRecordedEvents records the rings while a container starts programs, opens files and connects, and then takes the
-// same bytes again and again through what the node does with them: decoding, naming the container, baselines, and every
-// shipped rule. One goroutine does it, as in production; records/cpu-s counts what its collector takes beside it, too.
+// BenchmarkRecordedEvents records the rings while a container starts programs, opens files and connects, and then takes
+// the same bytes again and again through what the node does with them: decoding, naming the container, baselines, and
+// every shipped rule. One goroutine does it, as in production; records/cpu-s counts what its collector takes beside it,
+// too.
 func BenchmarkRecordedEvents(b *testing.B) {
 	harness.SkipUnlessSupported(b)
 	var (
@@ -45,8 +46,10 @@ func BenchmarkRecordedEvents(b *testing.B) {
 		out, err := c.Command(b, name, args...).CombinedOutput()
 		require.NoError(b, err, string(out))
 	}
-	run("/bin/sh", "-c", "i=0; while [ $i -lt "+recordedRunsPerLoad+" ]; do /bin/cat /etc/hostname >/dev/null; i=$((i+1)); done")
-	run("/bin/bash", "-c", "for i in $(seq "+recordedRunsPerLoad+"); do (: < /dev/tcp/127.0.0.1/9) 2>/dev/null; done; for i in $(seq 40); do head -c 1 /etc/shadow >/dev/null; done")
+	run("/bin/sh", "-c", "i=0; while [ $i -lt "+recordedRunsPerLoad+
+		" ]; do /bin/cat /etc/hostname >/dev/null; i=$((i+1)); done")
+	run("/bin/bash", "-c", "for i in $(seq "+recordedRunsPerLoad+
+		"); do (: < /dev/tcp/127.0.0.1/9) 2>/dev/null; done; for i in $(seq 40); do head -c 1 /etc/shadow >/dev/null; done")
 	require.Eventually(b, func() bool {
 		seen := a.Probe.Status().Events
 		return seen[sensors.KindExit] >= seen[sensors.KindExec]
@@ -64,7 +67,8 @@ func BenchmarkRecordedEvents(b *testing.B) {
 	b.ReportAllocs()
 	b.ResetTimer()
 	for b.Loop() {
-		a.Probe.ReplayRecord(records[i%len(records)], func(e sensors.Event) { a.ProcessEvent(e, nil, func(sensors.Detection) { found++ }) })
+		a.Probe.ReplayRecord(records[i%len(records)],
+			func(e sensors.Event) { a.ProcessEvent(e, nil, func(sensors.Detection) { found++ }) })
 		i++
 	}
 	took := b.Elapsed()
@@ -77,7 +81,10 @@ func BenchmarkRecordedEvents(b *testing.B) {
 		handled += n - before[kind]
 	}
 	require.Positive(b, found, "the rules were asked")
-	harness.AppendBenchRecord(b, map[string]any{"name": "recorded_events", "records": len(records), "records_s": rate, "records_cpu_s": float64(i) / used, "became_events": float64(handled) / float64(i), "kinds": kinds})
+	harness.AppendBenchRecord(b, map[string]any{
+		"name": "recorded_events", "records": len(records), "records_s": rate,
+		"records_cpu_s": float64(i) / used, "became_events": float64(handled) / float64(i), "kinds": kinds,
+	})
 }
 
 func cpuTime(b *testing.B) time.Duration {

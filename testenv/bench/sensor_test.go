@@ -95,7 +95,10 @@ func containerLoads(b *testing.B) []containerLoad {
 			server := c.Command(b, "redis-server", "--port", port, "--save", "", "--dir", b.TempDir())
 			require.NoError(b, server.Start())
 			defer func() { _ = server.Process.Kill(); _ = server.Wait() }()
-			require.Eventually(b, func() bool { return exec.CommandContext(b.Context(), "redis-cli", "-p", port, "ping").Run() == nil }, 10*time.Second, 20*time.Millisecond)
+			require.Eventually(b, func() bool {
+				return exec.CommandContext(b.Context(), "redis-cli", "-p", port,
+					"ping").Run() == nil
+			}, 10*time.Second, 20*time.Millisecond)
 			runCommand(b, c.Command(b, "redis-benchmark", "-q", "-p", port, "-n", "200000", "-c", "20", "-t", "set,get"))
 		}})
 	}
@@ -103,7 +106,11 @@ func containerLoads(b *testing.B) []containerLoad {
 		all = append(all, containerLoad{"nginx", func(b *testing.B, c *harness.Container) {
 			dir, port := b.TempDir(), freePort(b)
 			conf := filepath.Join(dir, "nginx.conf")
-			text := fmt.Sprintf("worker_processes 1; daemon off; pid %[1]s/pid; error_log /dev/null; user root; events {} http { access_log off; client_body_temp_path %[1]s/a; proxy_temp_path %[1]s/b; fastcgi_temp_path %[1]s/c; uwsgi_temp_path %[1]s/d; scgi_temp_path %[1]s/e; server { listen 127.0.0.1:%[2]s; location / { return 200 ok; } } }", dir, port)
+			text := fmt.Sprintf(
+				"worker_processes 1; daemon off; pid %[1]s/pid; error_log /dev/null; user root; events {} http { access_log off; client_body_temp_path %[1]s/a; proxy_temp_path %[1]s/b; fastcgi_temp_path %[1]s/c; uwsgi_temp_path %[1]s/d; scgi_temp_path %[1]s/e; server { listen 127.0.0.1:%[2]s; location / { return 200 ok; } } }",
+				dir,
+				port,
+			)
 			require.NoError(b, os.WriteFile(conf, []byte(text), 0o600))
 			server := c.Command(b, "nginx", "-c", conf, "-p", dir)
 			require.NoError(b, server.Start())
@@ -235,9 +242,9 @@ func (w *observerProcess) stop() {
 	_ = w.cmd.Wait()
 }
 
-// What the sensor costs: each load without it, with it, and with bpftrace printing the same execs and connects, one after the
-// other and as many times as STANCH_BENCH_PAIRS says (3). CPU seconds are those of the load's cgroup, which pay for the
-// kernel's programs too; the watcher's own are beside them.
+// What the sensor costs: each load without it, with it, and with bpftrace printing the same execs and connects, one
+// after the other and as many times as STANCH_BENCH_PAIRS says (3). CPU seconds are those of the load's cgroup, which
+// pay for the kernel's programs too; the watcher's own are beside them.
 func BenchmarkSensorCost(b *testing.B) {
 	harness.SkipUnlessSupported(b)
 	stats, err := ebpf.EnableStats(uint32(unix.BPF_STATS_RUN_TIME))
@@ -295,15 +302,16 @@ func measureLoad(b *testing.B, l containerLoad, watchers []string, pairs int) {
 	for _, which := range watchers[1:] {
 		share := (kernel[which].percentile(0.5) + own[which].percentile(0.5)) / off
 		line[which] = map[string]float64{
-			"cpu_s": used[which].percentile(0.5), "bpf_s": kernel[which].percentile(0.5), "process_s": own[which].percentile(0.5), "share": share, "cpu_ratio": used[which].percentile(0.5) / off,
+			"cpu_s": used[which].percentile(0.5), "bpf_s": kernel[which].percentile(0.5),
+			"process_s": own[which].percentile(0.5), "share": share, "cpu_ratio": used[which].percentile(0.5) / off,
 		}
 		b.ReportMetric(100*share, which+"_%")
 	}
 	harness.AppendBenchRecord(b, line)
 }
 
-// What a storm does to the ring: connections as fast as two processes make them, counted; with the shipped size, and with one
-// so small that events are lost, which must be counted too.
+// What a storm does to the ring: connections as fast as two processes make them, counted; with the shipped size, and
+// with one so small that events are lost, which must be counted too.
 func BenchmarkRingStorm(b *testing.B) {
 	harness.SkipUnlessSupported(b)
 	for name, size := range map[string]int{"shipped": 0, "tiny": 64 << 10} {
@@ -363,7 +371,10 @@ func BenchmarkRingStorm(b *testing.B) {
 				rate := float64(each*processes) / took.Seconds()
 				b.ReportMetric(rate, "events/s")
 				b.ReportMetric(float64(lost), "lost")
-				harness.AppendBenchRecord(b, map[string]any{"name": "ring_storm", "ring": name, "events": each * processes, "events_s": rate, "seen": seen.Load(), "lost": lost})
+				harness.AppendBenchRecord(b, map[string]any{
+					"name": "ring_storm", "ring": name, "events": each * processes,
+					"events_s": rate, "seen": seen.Load(), "lost": lost,
+				})
 			}
 		})
 	}
@@ -378,7 +389,10 @@ func BenchmarkSensorIdle(b *testing.B) {
 		const rest = 10 * time.Second
 		time.Sleep(rest)
 		used := processTime(b, w.cmd.Process.Pid) - before
-		harness.AppendBenchRecord(b, map[string]any{"name": "sensor_at_rest", "cpu_percent": 100 * used.Seconds() / rest.Seconds(), "rss_bytes": residentBytes(b, w.cmd.Process.Pid)})
+		harness.AppendBenchRecord(b, map[string]any{
+			"name":        "sensor_at_rest",
+			"cpu_percent": 100 * used.Seconds() / rest.Seconds(), "rss_bytes": residentBytes(b, w.cmd.Process.Pid),
+		})
 		b.ReportMetric(100*used.Seconds()/rest.Seconds(), "cpu_%")
 		w.stop()
 	}

@@ -106,10 +106,13 @@ func BenchmarkSimulate(b *testing.B) {
 		rate := float64(n) / all.wall.Seconds()
 		cost := func(m runMeasurement, n int) float64 { return toMilliseconds(m.cpu) / float64(n) }
 		harness.AppendBenchRecord(b, map[string]any{
-			"name": "simulate", "incidents": n, "incidents_per_second": rate, "cpu_ms_per_incident": cost(all, n), "peak_bytes": all.peakBytes, "processors": runtime.GOMAXPROCS(0),
-			"activities_per_incident": activities, "baseline": "bare TestWorkflowEnvironment with as many activities", "baseline_per_second": bareRate, "baseline_cpu_ms": bareCPU,
+			"name": "simulate", "incidents": n, "incidents_per_second": rate, "cpu_ms_per_incident": cost(all, n),
+			"peak_bytes": all.peakBytes, "processors": runtime.GOMAXPROCS(0),
+			"activities_per_incident": activities, "baseline": "bare TestWorkflowEnvironment with as many activities",
+			"baseline_per_second": bareRate, "baseline_cpu_ms": bareCPU,
 			"ratio": rate / bareRate, "ratio_cpu": bareCPU / cost(all, n),
-			"tenth_cpu_ms_per_incident": cost(tenth, n/10), "tenth_peak_bytes": tenth.peakBytes, "growth_of_cost": cost(all, n) / cost(tenth, n/10),
+			"tenth_cpu_ms_per_incident": cost(tenth, n/10), "tenth_peak_bytes": tenth.peakBytes,
+			"growth_of_cost": cost(all, n) / cost(tenth, n/10),
 		})
 		b.ReportMetric(rate, "incidents/s")
 		b.ReportMetric(cost(all, n), "cpu-ms/incident")

@@ -24,9 +24,11 @@ const (
 
 var (
 	// flagPlaceholderPattern matches the placeholder of a flag: a type name of pflag, or one word in capitals.
-	flagPlaceholderPattern = regexp.MustCompile(`^(|int|int32|float|uint|string|strings|duration|[A-Z][A-Z0-9]*(:[A-Z]+)?)$`)
-	incidentIDPattern      = regexp.MustCompile(`^INC-[0-9A-HJKMNP-TV-Z]{26}$`)
-	leaseIDPattern         = regexp.MustCompile(`^LSE-[0-9A-F]{20}$`)
+	flagPlaceholderPattern = regexp.MustCompile(
+		`^(|int|int32|float|uint|string|strings|duration|[A-Z][A-Z0-9]*(:[A-Z]+)?)$`,
+	)
+	incidentIDPattern = regexp.MustCompile(`^INC-[0-9A-HJKMNP-TV-Z]{26}$`)
+	leaseIDPattern    = regexp.MustCompile(`^LSE-[0-9A-F]{20}$`)
 )
 
 // Example is one example line in the help of a command.
@@ -164,8 +166,8 @@ func checkWidth(t *testing.T, path, text string, columns int) {
 	}
 }
 
-// checkFlag checks the description of a flag. pflag takes the first words in backquotes as the placeholder: a quoted command
-// there would be shown as `--listen-nodes stanch cert`.
+// checkFlag checks the description of a flag. pflag takes the first words in backquotes as the placeholder: a quoted
+// command there would be shown as `--listen-nodes stanch cert`.
 func checkFlag(t *testing.T, path string, f *pflag.Flag) {
 	t.Helper()
 	placeholder, usage := pflag.UnquoteUsage(f)
@@ -175,8 +177,8 @@ func checkFlag(t *testing.T, path string, f *pflag.Flag) {
 	assert.False(t, strings.HasSuffix(usage, "."), "%s: the description has no period", path)
 }
 
-// CheckExamples checks that every example calls commands and flags that exist, with valid arguments. newRoot returns a new
-// command tree for each call, since parsing changes it.
+// CheckExamples checks that every example calls commands and flags that exist, with valid arguments. newRoot returns a
+// new command tree for each call, since parsing changes it.
 func CheckExamples(t *testing.T, newRoot func() *cobra.Command) {
 	t.Helper()
 	examples, err := Examples(newRoot())
@@ -195,7 +197,8 @@ func checkCall(root *cobra.Command, args []string) error {
 		switch {
 		case strings.Contains(a, "…"):
 			return fmt.Errorf("invalid argument %q: it cannot be typed", a)
-		case strings.HasPrefix(a, "INC-") && !incidentIDPattern.MatchString(a), strings.HasPrefix(a, "LSE-") && !leaseIDPattern.MatchString(a):
+		case strings.HasPrefix(a, "INC-") && !incidentIDPattern.MatchString(a), strings.HasPrefix(a, "LSE-") &&
+			!leaseIDPattern.MatchString(a):
 			return fmt.Errorf("invalid id %q", a)
 		}
 	}

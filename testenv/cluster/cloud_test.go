@@ -38,7 +38,10 @@ type awsAccount struct {
 
 func (a awsAccount) createRole(name, trust string) string {
 	a.t.Helper()
-	out, err := a.IAMClient().CreateRole(a.t.Context(), &iam.CreateRoleInput{RoleName: &name, AssumeRolePolicyDocument: &trust})
+	out, err := a.IAMClient().CreateRole(a.t.Context(), &iam.CreateRoleInput{
+		RoleName:                 &name,
+		AssumeRolePolicyDocument: &trust,
+	})
 	if err != nil {
 		a.t.Fatal(err)
 	}
@@ -92,15 +95,27 @@ func TestTheDrillTakesThePodsRoleAway(t *testing.T) {
 	// What a terminated workflow left is looked for when Stanch starts: one whose end has come, and one whose has not.
 	a.createRole("orphaned", podIdentityTrustPolicy)
 	for name, year := range map[string]string{"stanch-revoke-LSE-OLD": "2026", "stanch-revoke-LSE-NEW": "2100"} {
-		doc := `{"Version":"2012-10-17","Statement":[{"Sid":"StanchUntil` + year + `0101T000000Z","Effect":"Deny","Action":"*","Resource":"*","Condition":{"DateLessThan":{"aws:CurrentTime":"` +
+		doc := `{"Version":"2012-10-17","Statement":[{"Sid":"StanchUntil` + year +
+			`0101T000000Z","Effect":"Deny","Action":"*","Resource":"*","Condition":{"DateLessThan":{"aws:CurrentTime":"` +
 			year + `-01-01T00:00:00Z","aws:TokenIssueTime":"2026-01-01T00:00:00Z"}}}]}`
-		if _, err := a.IAMClient().PutRolePolicy(t.Context(), &iam.PutRolePolicyInput{RoleName: awssdk.String("orphaned"), PolicyName: &name, PolicyDocument: &doc}); err != nil {
+		if _, err := a.IAMClient().PutRolePolicy(t.Context(), &iam.PutRolePolicyInput{
+			RoleName:   awssdk.String("orphaned"),
+			PolicyName: &name, PolicyDocument: &doc,
+		}); err != nil {
 			t.Fatal(err)
 		}
 	}
 	s := harness.Start(t, filepath.Join(programDir, "stanch"), harness.Options{
-		Config: fmt.Sprintf("phase: 2\nscopes: [{name: hosts, namespaces: [\"\"], phase: 1}]\naws: {region: %s, endpoint: \"%s\", cluster: lab}\n", aws.Region, a.URL),
-		Env:    aws.CredentialEnv(), Args: []string{"--kubeconfig", lab.Kubeconfig, "--cri", lab.CRISocket, "--node", lab.NodeName},
+		Config: fmt.Sprintf(
+			"phase: 2\nscopes: [{name: hosts, namespaces: [\"\"], phase: 1}]\naws: {region: %s, endpoint: \"%s\", cluster: lab}\n",
+			aws.Region,
+			a.URL,
+		),
+		Env: aws.CredentialEnv(),
+		Args: []string{
+			"--kubeconfig", lab.Kubeconfig, "--cri", lab.CRISocket, "--node",
+			lab.NodeName,
+		},
 	})
 	drill := func(t *testing.T, role string) (drillOutput, []string) {
 		t.Helper()
@@ -142,17 +157,21 @@ func TestTheDrillTakesThePodsRoleAway(t *testing.T) {
 		return fmt.Errorf("%s was not %s and undone: %+v", action, outcome, got.Leases)
 	}
 
-	kube.Eventually(t, 20*time.Second, "the sweeper to take away what its end has come for, and nothing else", func() error {
-		now, err := a.roleState(t.Context(), "orphaned")
-		if err == nil && (strings.Contains(now, "LSE-OLD") || !strings.Contains(now, "LSE-NEW")) {
-			err = fmt.Errorf("it is %s", now)
-		}
-		return err
-	})
+	kube.Eventually(t, 20*time.Second, "the sweeper to take away what its end has come for, and nothing else",
+		func() error {
+			now, err := a.roleState(t.Context(), "orphaned")
+			if err == nil && (strings.Contains(now, "LSE-OLD") || !strings.Contains(now, "LSE-NEW")) {
+				err = fmt.Errorf("it is %s", now)
+			}
+			return err
+		})
 
 	t.Run("by EKS Pod Identity, from this pod alone", func(t *testing.T) {
 		role := "pods-of-the-drill"
-		a.AddAssociation(aws.PodIdentityAssociation{Cluster: "lab", Namespace: config.DrillNamespace, ServiceAccount: "default", RoleARN: a.createRole(role, podIdentityTrustPolicy)})
+		a.AddAssociation(aws.PodIdentityAssociation{
+			Cluster: "lab", Namespace: config.DrillNamespace,
+			ServiceAccount: "default", RoleARN: a.createRole(role, podIdentityTrustPolicy),
+		})
 		got, states := drill(t, role)
 		if err := held(got, "aws.role.deny-pod", "changed"); err != nil {
 			t.Error(err)
@@ -174,12 +193,14 @@ func TestTheDrillTakesThePodsRoleAway(t *testing.T) {
 	t.Run("by IRSA, the whole role behind approval", func(t *testing.T) {
 		role := config.DrillRolePrefix + "irsa"
 		arn := a.createRole(role, irsaTrustPolicy)
-		_, err := lab.Client().CoreV1().Namespaces().Create(t.Context(), &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: config.DrillNamespace}}, metav1.CreateOptions{})
+		_, err := lab.Client().CoreV1().Namespaces().Create(t.Context(),
+			&corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: config.DrillNamespace}}, metav1.CreateOptions{})
 		if err != nil {
 			t.Fatal(err)
 		}
 		defer func() {
-			_ = lab.Client().CoreV1().Namespaces().Delete(context.WithoutCancel(t.Context()), config.DrillNamespace, metav1.DeleteOptions{})
+			_ = lab.Client().CoreV1().Namespaces().Delete(context.WithoutCancel(t.Context()), config.DrillNamespace,
+				metav1.DeleteOptions{})
 		}()
 		accounts := lab.Client().CoreV1().ServiceAccounts(config.DrillNamespace)
 		kube.Eventually(t, 20*time.Second, "the service account", func() error {
@@ -192,7 +213,10 @@ func TestTheDrillTakesThePodsRoleAway(t *testing.T) {
 			return err
 		})
 		got, states := drill(t, role)
-		for action, outcome := range map[string]string{"aws.irsa.untrust": "unverified", "aws.role.revoke-sessions": "changed"} {
+		for action, outcome := range map[string]string{
+			"aws.irsa.untrust":         "unverified",
+			"aws.role.revoke-sessions": "changed",
+		} {
 			if err := held(got, action, outcome); err != nil {
 				t.Error(err)
 			}

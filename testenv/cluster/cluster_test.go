@@ -67,7 +67,8 @@ func TestInstalled(t *testing.T) {
 	in := install(t, kube.Shared(t), 3, podsOnlyConfig)
 
 	for name, actions := range map[string][]string{
-		"cryptominer": {"pod.isolate", "workload.scale"}, "shell": {"pod.isolate"}, "reverse-shell": {"pod.isolate"}, "credentials": {"pod.isolate"},
+		"cryptominer": {"pod.isolate", "workload.scale"}, "shell": {"pod.isolate"}, "reverse-shell": {"pod.isolate"},
+		"credentials": {"pod.isolate"},
 	} {
 		t.Run("drill "+name, func(t *testing.T) { in.runDrill(t, name, actions) })
 	}
@@ -128,7 +129,8 @@ func (in *installation) runDrill(t *testing.T, name string, actions []string) {
 	defer cancel()
 	seen := make(chan bool, 1)
 	go func() { seen <- in.waitForPolicy(ctx) }()
-	raw, err := in.tryStanch(ctx, "drill", name, "--data", in.data, "--kubeconfig", in.Kubeconfig, "--image", kube.AttackImage, "-o", "json")
+	raw, err := in.tryStanch(ctx, "drill", name, "--data", in.data, "--kubeconfig", in.Kubeconfig, "--image",
+		kube.AttackImage, "-o", "json")
 	cancel()
 	var got drillOutput
 	if jsonErr := json.Unmarshal(raw, &got); jsonErr != nil {
@@ -168,7 +170,8 @@ func (in *installation) runDrill(t *testing.T, name string, actions []string) {
 // waitForPolicy watches for a policy of Stanch's in the drill's namespace until ctx ends.
 func (in *installation) waitForPolicy(ctx context.Context) bool {
 	for ctx.Err() == nil {
-		found, err := in.Client().NetworkingV1().NetworkPolicies(config.DrillNamespace).List(ctx, metav1.ListOptions{LabelSelector: "app.kubernetes.io/managed-by=stanch"})
+		found, err := in.Client().NetworkingV1().NetworkPolicies(config.DrillNamespace).List(ctx,
+			metav1.ListOptions{LabelSelector: "app.kubernetes.io/managed-by=stanch"})
 		if err == nil && len(found.Items) > 0 {
 			return true
 		}

@@ -49,9 +49,12 @@ func TestFreezeEndsOnTimeAfterSensorAndWorkerAreDeleted(t *testing.T) {
 
 	now := int64(0)
 	for what, err := range map[string]error{
-		"the sensor": in.Client().AppsV1().DaemonSets(in.namespace).Delete(t.Context(), manifests.SensorName, metav1.DeleteOptions{}),
-		"the worker": in.Client().AppsV1().Deployments(in.namespace).Delete(t.Context(), manifests.WorkerName, metav1.DeleteOptions{}),
-		"the pods":   in.Client().CoreV1().Pods(in.namespace).DeleteCollection(t.Context(), metav1.DeleteOptions{GracePeriodSeconds: &now}, metav1.ListOptions{}),
+		"the sensor": in.Client().AppsV1().DaemonSets(in.namespace).Delete(t.Context(), manifests.SensorName,
+			metav1.DeleteOptions{}),
+		"the worker": in.Client().AppsV1().Deployments(in.namespace).Delete(t.Context(), manifests.WorkerName,
+			metav1.DeleteOptions{}),
+		"the pods": in.Client().CoreV1().Pods(in.namespace).DeleteCollection(t.Context(),
+			metav1.DeleteOptions{GracePeriodSeconds: &now}, metav1.ListOptions{}),
 	} {
 		if err != nil {
 			t.Fatalf("delete %s: %v", what, err)
@@ -67,7 +70,8 @@ func TestFreezeEndsOnTimeAfterSensorAndWorkerAreDeleted(t *testing.T) {
 		}
 		return err
 	})
-	if state, err := snapshot.ReadFreezeState(hold.CgroupDir); err != nil || !state.Frozen || !time.Now().Before(lease.ExpiresAt) {
+	if state, err := snapshot.ReadFreezeState(hold.CgroupDir); err != nil || !state.Frozen ||
+		!time.Now().Before(lease.ExpiresAt) {
 		t.Fatalf("the freeze ended with the sensor, %s before its end: %+v, %v", time.Until(lease.ExpiresAt), state, err)
 	}
 	kube.Eventually(t, 90*time.Second, "the pod to thaw", func() error {

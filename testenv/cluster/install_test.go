@@ -63,9 +63,12 @@ func install(t *testing.T, lab *kube.Cluster, phase int, config string) *install
 	temporal := in.startTemporal(t)
 
 	args := []string{
-		"manifests", "--phase", fmt.Sprint(phase), "--namespace", in.namespace, "--image", "stanch.lab/stanch:1", "--sensor-image", "stanch.lab/stanch-sensor:1",
-		"--temporal", temporal, "--temporal-namespace", embeddedtemporal.Namespace, "--temporal-tls", "--host-network", "--data-path", in.data,
-		"--gateway", fmt.Sprintf("%s:%d", in.NodeIP, manifests.GatewayPort), "--cri", in.CRISocket, "--node-cert", node, "--lock-dir", in.lockDir,
+		"manifests", "--phase", fmt.Sprint(phase), "--namespace", in.namespace, "--image", "stanch.lab/stanch:1",
+		"--sensor-image", "stanch.lab/stanch-sensor:1",
+		"--temporal", temporal, "--temporal-namespace", embeddedtemporal.Namespace, "--temporal-tls", "--host-network",
+		"--data-path", in.data,
+		"--gateway", fmt.Sprintf("%s:%d", in.NodeIP, manifests.GatewayPort), "--cri", in.CRISocket, "--node-cert", node,
+		"--lock-dir", in.lockDir,
 	}
 	if config != "" {
 		file := filepath.Join(in.dir, "stanch.yaml")
@@ -74,7 +77,8 @@ func install(t *testing.T, lab *kube.Cluster, phase int, config string) *install
 	}
 	t.Cleanup(func() { in.uninstall(t) })
 	in.applyManifests(t, in.runStanch(t, args...), map[string]string{
-		manifests.KeysSecret: filepath.Join(secrets, "keys"), manifests.PKISecret: filepath.Join(secrets, "pki"), manifests.TemporalSecret: filepath.Join(in.dir, "tls"),
+		manifests.KeysSecret: filepath.Join(secrets, "keys"), manifests.PKISecret: filepath.Join(secrets, "pki"),
+		manifests.TemporalSecret: filepath.Join(in.dir, "tls"),
 	})
 	in.waitReady(t)
 	return in
@@ -87,12 +91,16 @@ func (in *installation) startTemporal(t *testing.T) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	server, err := embeddedtemporal.Start(t.Context(), embeddedtemporal.Options{DataDir: filepath.Join(in.dir, "temporal"), PKI: pki, Log: slog.New(slog.DiscardHandler)})
+	server, err := embeddedtemporal.Start(t.Context(), embeddedtemporal.Options{
+		DataDir: filepath.Join(in.dir, "temporal"),
+		PKI:     pki, Log: slog.New(slog.DiscardHandler),
+	})
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = server.Stop() })
-	if _, _, err := pki.WriteCertificateFiles(filepath.Join(in.dir, "tls"), "tls", authority.RoleTemporal, "stanch"); err != nil {
+	if _, _, err := pki.WriteCertificateFiles(filepath.Join(in.dir, "tls"), "tls", authority.RoleTemporal,
+		"stanch"); err != nil {
 		t.Fatal(err)
 	}
 	return server.Address
@@ -121,8 +129,10 @@ func (in *installation) tryStanch(ctx context.Context, args ...string) ([]byte, 
 
 // resourcePlurals are the plurals of what manifests may hold.
 var resourcePlurals = map[string]string{
-	"Namespace": "namespaces", "ServiceAccount": "serviceaccounts", "ClusterRole": "clusterroles", "ClusterRoleBinding": "clusterrolebindings",
-	"Role": "roles", "RoleBinding": "rolebindings", "ConfigMap": "configmaps", "Service": "services", "Deployment": "deployments", "DaemonSet": "daemonsets",
+	"Namespace": "namespaces", "ServiceAccount": "serviceaccounts", "ClusterRole": "clusterroles",
+	"ClusterRoleBinding": "clusterrolebindings",
+	"Role":               "roles", "RoleBinding": "rolebindings", "ConfigMap": "configmaps", "Service": "services",
+	"Deployment": "deployments", "DaemonSet": "daemonsets",
 }
 
 // applyManifests makes what the manifests say, as kubectl would; the secrets as soon as there is a namespace for them.
@@ -180,7 +190,8 @@ func shortenObserveInterval(t *testing.T, deployment *unstructured.Unstructured)
 	worker, _ := containers[0].(map[string]any)
 	args, _ := worker["args"].([]any)
 	worker["args"] = append(args, "--verify-every", "1s")
-	if err := unstructured.SetNestedSlice(deployment.Object, containers, "spec", "template", "spec", "containers"); err != nil {
+	if err := unstructured.SetNestedSlice(deployment.Object, containers, "spec", "template", "spec",
+		"containers"); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -252,7 +263,8 @@ func (in *installation) uninstall(t *testing.T) {
 	now := int64(0)
 	_ = in.Client().AppsV1().DaemonSets(in.namespace).Delete(ctx, manifests.SensorName, metav1.DeleteOptions{})
 	_ = in.Client().AppsV1().Deployments(in.namespace).Delete(ctx, manifests.WorkerName, metav1.DeleteOptions{})
-	_ = in.Client().CoreV1().Pods(in.namespace).DeleteCollection(ctx, metav1.DeleteOptions{GracePeriodSeconds: &now}, metav1.ListOptions{})
+	_ = in.Client().CoreV1().Pods(in.namespace).DeleteCollection(ctx, metav1.DeleteOptions{GracePeriodSeconds: &now},
+		metav1.ListOptions{})
 	_ = in.Client().CoreV1().Namespaces().Delete(ctx, in.namespace, metav1.DeleteOptions{})
 	kube.Eventually(t, 30*time.Second, "the pods to be gone", func() error {
 		pods, err := in.Client().CoreV1().Pods(in.namespace).List(ctx, metav1.ListOptions{})
@@ -278,12 +290,16 @@ func (in *installation) importProgramImage(t *testing.T, name, program, at strin
 			}
 		}
 	}
-	if _, err := in.ImportImage(t.Context(), kube.ImageSpec{Name: name, Files: files, Entrypoint: []string{at}}); err != nil {
+	if _, err := in.ImportImage(t.Context(), kube.ImageSpec{
+		Name: name, Files: files,
+		Entrypoint: []string{at},
+	}); err != nil {
 		t.Fatal(err)
 	}
 }
 
-// buildPrograms builds as `make` does, so that both share what was compiled; a cold build embeds Temporal and takes minutes.
+// buildPrograms builds as `make` does, so that both share what was compiled; a cold build embeds Temporal and takes
+// minutes.
 func buildPrograms(dir string) error {
 	cmd := exec.Command("go", "build", "-ldflags=-s -w", "-o", dir+"/", "stanch/cmd/stanch", "stanch/cmd/stanch-sensor")
 	if said, err := cmd.CombinedOutput(); err != nil {

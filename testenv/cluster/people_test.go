@@ -21,12 +21,14 @@ import (
 func (in *installation) createPersonToken(t *testing.T, name, audience string) string {
 	t.Helper()
 	accounts := in.Client().CoreV1().ServiceAccounts(in.namespace)
-	_, _ = accounts.Create(t.Context(), &corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Name: name}}, metav1.CreateOptions{})
+	_, _ = accounts.Create(t.Context(), &corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Name: name}},
+		metav1.CreateOptions{})
 	spec := authenticationv1.TokenRequestSpec{}
 	if audience != "" {
 		spec.Audiences = []string{audience}
 	}
-	answer, err := accounts.CreateToken(t.Context(), name, &authenticationv1.TokenRequest{Spec: spec}, metav1.CreateOptions{})
+	answer, err := accounts.CreateToken(t.Context(), name, &authenticationv1.TokenRequest{Spec: spec},
+		metav1.CreateOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -48,7 +50,10 @@ people:
   - { name: ben, kubernetes: "system:serviceaccount:NAMESPACE:ben" }
 `)
 	as := func(file string) []string {
-		return []string{"--server", fmt.Sprintf("%s:%d", in.NodeIP, manifests.APIPort), "--token-file", file, "--server-ca", filepath.Join(in.dir, "secrets", "pki", "ca.crt")}
+		return []string{
+			"--server", fmt.Sprintf("%s:%d", in.NodeIP, manifests.APIPort), "--token-file", file, "--server-ca",
+			filepath.Join(in.dir, "secrets", "pki", "ca.crt"),
+		}
 	}
 	ns, p := in.NewNamespace(t), in.newConnectionCounter(t)
 	pod := in.RunPod(t, ns, minerPod("asked", p))
@@ -61,17 +66,22 @@ people:
 		}
 		return err
 	})
-	ann, ben := in.createPersonToken(t, "ann", gateway.TokenAudience), in.createPersonToken(t, "ben", gateway.TokenAudience)
+	ann, ben := in.createPersonToken(t, "ann", gateway.TokenAudience), in.createPersonToken(t, "ben",
+		gateway.TokenAudience)
 	notAToken := filepath.Join(in.dir, "invented")
 	writeFile(t, notAToken, "eyJhbGciOiJub25lIn0.e30.")
 	for name, c := range map[string]struct{ token, want string }{
 		"an invented token":                        {notAToken, "not valid"},
 		"a token that was made for the API server": {in.createPersonToken(t, "ann", ""), "not for the audience"},
 		"a token for something else":               {in.createPersonToken(t, "ann", "vault"), "not for the audience"},
-		"an account that is nobody": {in.createPersonToken(t, "eve", gateway.TokenAudience),
-			"unknown Kubernetes user"},
-		"the worker's own account": {in.createPersonToken(t, manifests.WorkerName, gateway.TokenAudience),
-			"unknown Kubernetes user"},
+		"an account that is nobody": {
+			in.createPersonToken(t, "eve", gateway.TokenAudience),
+			"unknown Kubernetes user",
+		},
+		"the worker's own account": {
+			in.createPersonToken(t, manifests.WorkerName, gateway.TokenAudience),
+			"unknown Kubernetes user",
+		},
 		"a person without the right": {ben, "is not allowed to vote on this"},
 	} {
 		_, err := in.tryStanch(t.Context(), append([]string{"approve", asked.ID}, as(c.token)...)...)

@@ -52,7 +52,8 @@ func TestTheAPIServerIsAway(t *testing.T) {
 	in := install(t, lab, 3, podsOnlyConfig)
 	ns, p := in.NewNamespace(t), in.newConnectionCounter(t)
 	pod := minerPod("meanwhile", p)
-	pod.Spec.Containers[0].Command[2] = "/attack beacon tcp-new " + p.address + " >/dev/null & sleep 4; exec /attack mine " + p.address
+	pod.Spec.Containers[0].Command[2] = "/attack beacon tcp-new " + p.address +
+		" >/dev/null & sleep 4; exec /attack mine " + p.address
 	pod = in.RunPod(t, ns, pod)
 
 	api := findAPIServer(t, lab)
@@ -67,7 +68,8 @@ func TestTheAPIServerIsAway(t *testing.T) {
 	t.Logf("the incident was there %s after the API server went", time.Since(stopped).Round(time.Millisecond))
 	i := in.waitForIncident(t, pod, "the lease", requireIsolated)
 	for _, l := range i.Leases {
-		t.Logf("%s %s, in force %s after the API server went: %s", l.Action, l.Outcome, l.AppliedAt.Sub(stopped).Round(time.Millisecond), l.Reason)
+		t.Logf("%s %s, in force %s after the API server went: %s", l.Action, l.Outcome,
+			l.AppliedAt.Sub(stopped).Round(time.Millisecond), l.Reason)
 	}
 	if err := p.requireSilent(time.Second); err != nil {
 		t.Error(err)

@@ -61,7 +61,8 @@ people:
 		return names, first
 	}
 	before, pod := ready()
-	if _, err := in.Exec(t.Context(), ns, pod.Name, "main", "sh", "-c", "cp /bin/busybox /tmp/sleep && /tmp/sleep 1"); err != nil {
+	if _, err := in.Exec(t.Context(), ns, pod.Name, "main", "sh", "-c",
+		"cp /bin/busybox /tmp/sleep && /tmp/sleep 1"); err != nil {
 		t.Fatal(err)
 	}
 	in.waitForIncident(t, pod, "an open question", func(i playbooks.Incident) error {
@@ -73,7 +74,8 @@ people:
 	})
 	held := in.waitForIncident(t, pod, "the lease", requireIsolated)
 	in.runStanch(t, "approve", held.ID, "--server", fmt.Sprintf("%s:%d", in.NodeIP, manifests.APIPort),
-		"--token-file", in.createPersonToken(t, "ann", gateway.TokenAudience), "--server-ca", filepath.Join(in.dir, "secrets", "pki", "ca.crt"))
+		"--token-file", in.createPersonToken(t, "ann", gateway.TokenAudience), "--server-ca", filepath.Join(in.dir, "secrets",
+			"pki", "ca.crt"))
 	in.waitForIncident(t, pod, "the restart", func(i playbooks.Incident) error {
 		for _, run := range i.Playbooks {
 			for _, s := range run.Steps {

@@ -62,14 +62,17 @@ func (p *connectionCounter) requireSilent(d time.Duration) error {
 
 // minerPod is a pod that becomes a miner, and opens a new connection to the peer all the time.
 func minerPod(name string, p *connectionCounter) *corev1.Pod {
-	pod := kube.NewPod(name, kube.AttackImage, "sh", "-c", "/attack beacon tcp-new "+p.address+" >/dev/null & exec /attack mine "+p.address)
+	pod := kube.NewPod(name, kube.AttackImage, "sh", "-c", "/attack beacon tcp-new "+p.address+
+		" >/dev/null & exec /attack mine "+p.address)
 	no := false
 	pod.Spec.AutomountServiceAccountToken = &no
 	return pod
 }
 
 // waitForIncident waits until the newest incident about a pod is as wanted.
-func (in *installation) waitForIncident(t *testing.T, pod *corev1.Pod, what string, ok func(playbooks.Incident) error) playbooks.Incident {
+func (in *installation) waitForIncident(t *testing.T, pod *corev1.Pod, what string,
+	ok func(playbooks.Incident) error,
+) playbooks.Incident {
 	t.Helper()
 	var found playbooks.Incident
 	kube.Eventually(t, 45*time.Second, what, func() error {
@@ -126,7 +129,8 @@ func requireRefused(word string) func(playbooks.Incident) error {
 func testScenarios(t *testing.T, in *installation) {
 	t.Run("a pod on the node's network is refused, and the node stays connected", func(t *testing.T) {
 		ns, p, other := in.NewNamespace(t), in.newConnectionCounter(t), in.newConnectionCounter(t)
-		neighbor, pod := kube.NewPod("neighbor", kube.AttackImage, "/attack", "beacon", "tcp-new", other.address), minerPod("host", p)
+		neighbor, pod := kube.NewPod("neighbor", kube.AttackImage, "/attack", "beacon", "tcp-new", other.address),
+			minerPod("host", p)
 		neighbor.Spec.HostNetwork, pod.Spec.HostNetwork = true, true
 		in.RunPod(t, ns, neighbor)
 		pod = in.RunPod(t, ns, pod)
@@ -146,7 +150,8 @@ func testScenarios(t *testing.T, in *installation) {
 		defer cancel()
 		go func() { _, _ = in.Exec(ctx, ns, pod.Name, "main", "/attack", "mine", p.address) }()
 		in.waitForIncident(t, pod, "the incident", func(playbooks.Incident) error { return nil })
-		if err := in.Client().CoreV1().Pods(ns).Delete(t.Context(), pod.Name, metav1.DeleteOptions{GracePeriodSeconds: &now}); err != nil {
+		if err := in.Client().CoreV1().Pods(ns).Delete(t.Context(), pod.Name,
+			metav1.DeleteOptions{GracePeriodSeconds: &now}); err != nil {
 			t.Fatal(err)
 		}
 		in.waitForIncident(t, pod, "an answer, and no lease", func(i playbooks.Incident) error {
@@ -166,7 +171,8 @@ func testScenarios(t *testing.T, in *installation) {
 			t.Fatalf("locked: %v", err)
 		}
 		// The container's end may take the command with it, which is then killed (137): the restart is what counts.
-		if _, err := in.Exec(t.Context(), ns, pod.Name, "main", "kill", "1"); err != nil && !strings.Contains(err.Error(), "exit code 137") {
+		if _, err := in.Exec(t.Context(), ns, pod.Name, "main", "kill", "1"); err != nil && !strings.Contains(err.Error(),
+			"exit code 137") {
 			t.Fatal(err)
 		}
 		kube.Eventually(t, 30*time.Second, "the container's restart", func() error {
@@ -183,15 +189,18 @@ func testScenarios(t *testing.T, in *installation) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		now.Spec.EphemeralContainers = append(now.Spec.EphemeralContainers, corev1.EphemeralContainer{EphemeralContainerCommon: corev1.EphemeralContainerCommon{
-			Name: "joins", Image: kube.AttackImage, Command: []string{"/attack", "beacon", "tcp-new", p.address},
-		}})
-		if _, err := in.Client().CoreV1().Pods(ns).UpdateEphemeralContainers(t.Context(), pod.Name, now, metav1.UpdateOptions{}); err != nil {
+		now.Spec.EphemeralContainers = append(now.Spec.EphemeralContainers,
+			corev1.EphemeralContainer{EphemeralContainerCommon: corev1.EphemeralContainerCommon{
+				Name: "joins", Image: kube.AttackImage, Command: []string{"/attack", "beacon", "tcp-new", p.address},
+			}})
+		if _, err := in.Client().CoreV1().Pods(ns).UpdateEphemeralContainers(t.Context(), pod.Name, now,
+			metav1.UpdateOptions{}); err != nil {
 			t.Fatal(err)
 		}
 		kube.Eventually(t, 30*time.Second, "the joining container to run", func() error {
 			now, err := in.Client().CoreV1().Pods(ns).Get(t.Context(), pod.Name, metav1.GetOptions{})
-			if err == nil && (len(now.Status.EphemeralContainerStatuses) == 0 || now.Status.EphemeralContainerStatuses[0].State.Running == nil) {
+			if err == nil && (len(now.Status.EphemeralContainerStatuses) == 0 ||
+				now.Status.EphemeralContainerStatuses[0].State.Running == nil) {
 				err = fmt.Errorf("%+v", now.Status.EphemeralContainerStatuses)
 			}
 			return err
@@ -212,7 +221,10 @@ func testScenarios(t *testing.T, in *installation) {
 		ns, p := in.NewNamespace(t), in.newConnectionCounter(t)
 		_, err := in.Client().NetworkingV1().NetworkPolicies(ns).Create(t.Context(), &networkingv1.NetworkPolicy{
 			ObjectMeta: metav1.ObjectMeta{Name: "let-everything-out"},
-			Spec:       networkingv1.NetworkPolicySpec{PolicyTypes: []networkingv1.PolicyType{networkingv1.PolicyTypeEgress}, Egress: []networkingv1.NetworkPolicyEgressRule{{}}},
+			Spec: networkingv1.NetworkPolicySpec{
+				PolicyTypes: []networkingv1.PolicyType{networkingv1.PolicyTypeEgress},
+				Egress:      []networkingv1.NetworkPolicyEgressRule{{}},
+			},
 		}, metav1.CreateOptions{})
 		if err != nil {
 			t.Fatal(err)
@@ -254,7 +266,8 @@ func (in *installation) removeAndWaitForRepair(t *testing.T, ns, pod string, rou
 	ours := metav1.ListOptions{LabelSelector: kubeactions.ManagedByLabel + "=" + kubeactions.ManagedBy}
 	var err error
 	if round == 1 {
-		_, err = in.Client().CoreV1().Pods(ns).Patch(t.Context(), pod, types.MergePatchType, []byte(`{"metadata":{"labels":{"`+kubeactions.IsolateLabel+`":null}}}`), metav1.PatchOptions{})
+		_, err = in.Client().CoreV1().Pods(ns).Patch(t.Context(), pod, types.MergePatchType,
+			[]byte(`{"metadata":{"labels":{"`+kubeactions.IsolateLabel+`":null}}}`), metav1.PatchOptions{})
 	} else {
 		err = policies.DeleteCollection(t.Context(), metav1.DeleteOptions{}, ours)
 	}

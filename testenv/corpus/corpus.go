@@ -83,7 +83,8 @@ func generateRecording(o Options, table []IncidentKind, i int) recording.Recordi
 
 // openedAt is the time at which the first incident of a corpus opens; the others follow over a year.
 var openedAt = func(seed uint64, i int) time.Time {
-	return time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC).Add(time.Duration(seed%1000) * time.Second).Add(time.Duration(i%8760) * time.Hour)
+	return time.Date(2026, 1, 1, 0, 0, 0, 0,
+		time.UTC).Add(time.Duration(seed%1000) * time.Second).Add(time.Duration(i%8760) * time.Hour)
 }
 
 // randomHex returns n random hexadecimal digits.

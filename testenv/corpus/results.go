@@ -14,7 +14,8 @@ import (
 func (s *scenarioBuilder) startPlaybook(name string) {
 	s.elapsedMS = max(s.elapsedMS, 5)
 	s.rec.Playbooks = append(s.rec.Playbooks, recording.Playbook{
-		Name: name, File: "library/" + name + ".yaml", SourceHash: randomHex(s.random, 64), WorkflowID: fmt.Sprintf("playbook/%s/%d/%s", s.rec.Incident.ID, 1+len(s.rec.Playbooks), name), OffsetMS: s.elapsedMS,
+		Name: name, File: "library/" + name + ".yaml", SourceHash: randomHex(s.random, 64),
+		WorkflowID: fmt.Sprintf("playbook/%s/%d/%s", s.rec.Incident.ID, 1+len(s.rec.Playbooks), name), OffsetMS: s.elapsedMS,
 	})
 }
 
@@ -25,25 +26,41 @@ func (s *scenarioBuilder) currentRun() string {
 // addWorkloadResult adds the context of a pod.
 func (s *scenarioBuilder) addWorkloadResult(p *podInfo) {
 	out := activities.WorkloadContext{
-		Owner: activities.Owner{Kind: s.kind, Name: s.name, UID: s.workloadUID}, Replicas: s.otherPods + len(s.pods), SameDigestPodCount: s.otherPods, SameDigestPodNames: []string{}, SameNodePodCount: s.random.IntN(20),
-		ServiceAccount: s.name, DangerousPermissions: []string{}, Image: s.image, ImageDigest: s.digest, Labels: map[string]string{"app": s.name}, Changes: []playbooks.RecentChange{}, Missing: []string{},
+		Owner: activities.Owner{Kind: s.kind, Name: s.name, UID: s.workloadUID}, Replicas: s.otherPods + len(s.pods),
+		SameDigestPodCount: s.otherPods, SameDigestPodNames: []string{}, SameNodePodCount: s.random.IntN(20),
+		ServiceAccount: s.name, DangerousPermissions: []string{}, Image: s.image, ImageDigest: s.digest,
+		Labels: map[string]string{"app": s.name}, Changes: []playbooks.RecentChange{}, Missing: []string{},
 	}
 	for i := range s.otherPods {
-		out.SameDigestPodNames = append(out.SameDigestPodNames, fmt.Sprintf("%s/%s-sibling-%d on node-%d", s.namespace, s.name, i, i))
+		out.SameDigestPodNames = append(out.SameDigestPodNames, fmt.Sprintf("%s/%s-sibling-%d on node-%d", s.namespace,
+			s.name, i, i))
 	}
 	if s.random.IntN(4) == 0 {
 		out.DangerousPermissions = []string{"read secrets of its namespace"}
 	}
 	if s.random.IntN(3) == 0 {
-		out.Changes = []playbooks.RecentChange{{ChangedAt: s.rec.Incident.Opened.Add(-time.Duration(s.random.IntN(3000)) * time.Second), Description: "rollout of " + s.image}}
+		out.Changes = []playbooks.RecentChange{
+			{
+				ChangedAt:   s.rec.Incident.Opened.Add(-time.Duration(s.random.IntN(3000)) * time.Second),
+				Description: "rollout of " + s.image,
+			},
+		}
 	}
-	s.addActionResult(recording.ActionResult{Operation: recording.OperationObserve, Action: "workload", Target: p.targetRef(), Outcome: playbooks.OutcomeSucceeded, Outputs: mustMarshal(out)})
+	s.addActionResult(recording.ActionResult{
+		Operation: recording.OperationObserve, Action: "workload",
+		Target: p.targetRef(), Outcome: playbooks.OutcomeSucceeded, Outputs: mustMarshal(out),
+	})
 }
 
 func (s *scenarioBuilder) addSnapshotResult(p *podInfo) {
-	a := recording.ActionResult{Operation: recording.OperationObserve, Action: "process.snapshot", Target: p.targetRef(), Params: mustMarshal(struct{}{}), Outcome: playbooks.OutcomeSucceeded, Artifacts: []recording.Artifact{newArtifact(s.random, "processes.json")}}
+	a := recording.ActionResult{
+		Operation: recording.OperationObserve, Action: "process.snapshot", Target: p.targetRef(),
+		Params: mustMarshal(struct{}{}), Outcome: playbooks.OutcomeSucceeded,
+		Artifacts: []recording.Artifact{newArtifact(s.random, "processes.json")},
+	}
 	if s.faultMode == faultEvidence {
-		a.Outcome, a.Artifacts, a.FailureReason = playbooks.OutcomeFailed, nil, "process.snapshot of "+s.describePod(p)+": the node did not answer within 10s"
+		a.Outcome, a.Artifacts, a.FailureReason = playbooks.OutcomeFailed, nil, "process.snapshot of "+s.describePod(p)+
+			": the node did not answer within 10s"
 	}
 	s.addActionResult(a)
 	s.addStepOutcome(s.currentPlaybook(), "steps[0]", a.Action, a.Target, a.Outcome, a.FailureReason)
@@ -55,35 +72,59 @@ func (s *scenarioBuilder) currentPlaybook() string {
 
 func (s *scenarioBuilder) addLogsResult(p *podInfo, tail int, previous bool) {
 	s.addWorkloadResult(p)
-	s.addStepOutcome(s.currentPlaybook(), "steps[2].parallel[0]", "workload", p.targetRef(), playbooks.OutcomeSucceeded, "")
+	s.addStepOutcome(s.currentPlaybook(), "steps[2].parallel[0]", "workload", p.targetRef(), playbooks.OutcomeSucceeded,
+		"")
 	params := map[string]any{"previous": previous, "tail": tail}
 	if s.random.IntN(12) == 0 {
 		const gone = "the pod is gone"
-		s.addActionResult(recording.ActionResult{Operation: recording.OperationObserve, Action: "pod.logs", Target: p.targetRef(), Params: mustMarshal(params), RefusalReason: gone, Outcome: playbooks.OutcomeRefused, Reason: gone})
+		s.addActionResult(recording.ActionResult{
+			Operation: recording.OperationObserve, Action: "pod.logs",
+			Target: p.targetRef(), Params: mustMarshal(params), RefusalReason: gone, Outcome: playbooks.OutcomeRefused,
+			Reason: gone,
+		})
 	} else {
-		s.addActionResult(recording.ActionResult{Operation: recording.OperationObserve, Action: "pod.logs", Target: p.targetRef(), Params: mustMarshal(params), Outcome: playbooks.OutcomeSucceeded, Artifacts: []recording.Artifact{newArtifact(s.random, "app.log")}})
+		s.addActionResult(recording.ActionResult{
+			Operation: recording.OperationObserve, Action: "pod.logs",
+			Target: p.targetRef(), Params: mustMarshal(params), Outcome: playbooks.OutcomeSucceeded,
+			Artifacts: []recording.Artifact{newArtifact(s.random, "app.log")},
+		})
 	}
-	s.addActionResult(recording.ActionResult{Operation: recording.OperationObserve, Action: "pod.manifest", Target: p.targetRef(), Params: mustMarshal(struct{}{}), Outcome: playbooks.OutcomeSucceeded, Artifacts: []recording.Artifact{newArtifact(s.random, "pod.yaml")}})
+	s.addActionResult(recording.ActionResult{
+		Operation: recording.OperationObserve, Action: "pod.manifest",
+		Target: p.targetRef(), Params: mustMarshal(struct{}{}), Outcome: playbooks.OutcomeSucceeded,
+		Artifacts: []recording.Artifact{newArtifact(s.random, "pod.yaml")},
+	})
 }
 
 func (s *scenarioBuilder) addNotification() {
-	s.addActionResult(recording.ActionResult{Operation: recording.OperationObserve, Action: "log", Target: "incident:" + s.rec.Incident.ID, Params: mustMarshal(map[string]string{"text": s.rec.Incident.ID}), Outcome: playbooks.OutcomeSucceeded})
+	s.addActionResult(recording.ActionResult{
+		Operation: recording.OperationObserve, Action: "log", Target: "incident:" +
+			s.rec.Incident.ID, Params: mustMarshal(map[string]string{"text": s.rec.Incident.ID}),
+		Outcome: playbooks.OutcomeSucceeded,
+	})
 }
 
 // addIsolation adds a plan, its decision, and whether the containment was applied.
 func (s *scenarioBuilder) addIsolation(p *podInfo, held time.Duration, confidence float64) {
 	const action = "pod.isolate"
 	target, params := p.targetRef(), mustMarshal(struct{}{})
-	plan := recording.ActionResult{Operation: recording.OperationPlan, Action: action, Target: target, Params: params, LeaseDurationMS: held.Milliseconds()}
+	plan := recording.ActionResult{
+		Operation: recording.OperationPlan, Action: action, Target: target, Params: params,
+		LeaseDurationMS: held.Milliseconds(),
+	}
 	if p.hostNetwork {
-		plan.RefusalReason = fmt.Sprintf("pod %s/%s has its node's network: isolating it would isolate the node", s.namespace, p.name)
+		plan.RefusalReason = fmt.Sprintf("pod %s/%s has its node's network: isolating it would isolate the node", s.namespace,
+			p.name)
 		plan.GuardDecision = &recording.GuardDecision{Verdict: "refuse", Guard: "action", Reason: plan.RefusalReason}
 		s.addActionResult(plan)
 		s.addStepOutcome(s.currentPlaybook(), "isolate", action, target, playbooks.OutcomeRefused, plan.RefusalReason)
 		s.addFreeze(p, confidence)
 		return
 	}
-	plan.Changes = []string{"block all egress of " + s.describePod(p) + " on node " + p.node, "create networkpolicy stanch-" + p.uid[:8] + " that denies egress and ingress"}
+	plan.Changes = []string{
+		"block all egress of " + s.describePod(p) + " on node " + p.node,
+		"create networkpolicy stanch-" + p.uid[:8] + " that denies egress and ingress",
+	}
 	plan.PriorState = mustMarshal(map[string]bool{"uses_node_lock": true, "uses_network_policy": true})
 	plan.GuardDecision = s.newDecision(confidence)
 	s.addActionResult(plan)
@@ -93,7 +134,9 @@ func (s *scenarioBuilder) addIsolation(p *podInfo, held time.Duration, confidenc
 // addFreeze adds the fallback where isolation is not possible.
 func (s *scenarioBuilder) addFreeze(p *podInfo, confidence float64) {
 	plan := recording.ActionResult{
-		Operation: recording.OperationPlan, Action: "pod.freeze", Target: p.targetRef(), Params: mustMarshal(struct{}{}), LeaseDurationMS: 60_000, Changes: []string{"freeze the processes of " + s.describePod(p)}, PriorState: mustMarshal(map[string]bool{"frozen": false}),
+		Operation: recording.OperationPlan, Action: "pod.freeze", Target: p.targetRef(), Params: mustMarshal(struct{}{}),
+		LeaseDurationMS: 60_000, Changes: []string{"freeze the processes of " + s.describePod(p)},
+		PriorState:    mustMarshal(map[string]bool{"frozen": false}),
 		GuardDecision: s.newDecision(confidence),
 	}
 	s.addActionResult(plan)
@@ -107,8 +150,12 @@ func (s *scenarioBuilder) newDecision(confidence float64) *recording.GuardDecisi
 		d.Verdict, d.Reason = "propose", fmt.Sprintf("phase %d of scope %s does not allow a contain action", s.phase,
 			s.namespace)
 	case confidence < 0.8:
-		d.Verdict, d.Reason = "ask", fmt.Sprintf("confidence %.2f is below the 0.80 that scope %s lets run by itself", confidence, s.namespace)
-		d.Approvers = recording.Approvers{Groups: []string{"responders"}, Quorum: 1, TimeoutMS: (15 * time.Minute).Milliseconds()}
+		d.Verdict, d.Reason = "ask", fmt.Sprintf("confidence %.2f is below the 0.80 that scope %s lets run by itself",
+			confidence, s.namespace)
+		d.Approvers = recording.Approvers{
+			Groups: []string{"responders"}, Quorum: 1,
+			TimeoutMS: (15 * time.Minute).Milliseconds(),
+		}
 	default:
 		d.Verdict, d.Reason = "run", fmt.Sprintf("phase %d, confidence %.2f from attested detections", s.phase, confidence)
 	}
@@ -130,7 +177,10 @@ func (s *scenarioBuilder) addEffect(plan recording.ActionResult, step string, he
 			return
 		}
 	}
-	apply := recording.ActionResult{Operation: recording.OperationApply, Action: plan.Action, Target: plan.Target, Params: plan.Params, Outcome: playbooks.OutcomeChanged, GuardDecision: plan.GuardDecision}
+	apply := recording.ActionResult{
+		Operation: recording.OperationApply, Action: plan.Action, Target: plan.Target,
+		Params: plan.Params, Outcome: playbooks.OutcomeChanged, GuardDecision: plan.GuardDecision,
+	}
 	tries := 0
 	switch s.faultMode {
 	case faultFirstApply:
@@ -140,7 +190,10 @@ func (s *scenarioBuilder) addEffect(plan recording.ActionResult, step string, he
 	default: // the first one responds
 	}
 	for range tries {
-		s.addActionResult(recording.ActionResult{Operation: recording.OperationApply, Action: plan.Action, Target: plan.Target, Params: plan.Params, FailureReason: "the node did not answer"})
+		s.addActionResult(recording.ActionResult{
+			Operation: recording.OperationApply, Action: plan.Action,
+			Target: plan.Target, Params: plan.Params, FailureReason: "the node did not answer",
+		})
 	}
 	if s.faultMode == faultEveryApply {
 		done(playbooks.OutcomeFailed, "the node did not answer")
@@ -150,18 +203,26 @@ func (s *scenarioBuilder) addEffect(plan recording.ActionResult, step string, he
 	s.addActionResult(apply)
 	done(playbooks.OutcomeChanged, "")
 	if s.faultMode == faultDrift {
-		s.addActionResult(recording.ActionResult{Operation: recording.OperationVerify, Action: plan.Action, Target: plan.Target, VerifyDetail: "the network policy was removed"})
+		s.addActionResult(recording.ActionResult{
+			Operation: recording.OperationVerify, Action: plan.Action,
+			Target: plan.Target, VerifyDetail: "the network policy was removed",
+		})
 	}
 	began := s.elapsedMS
 	s.elapsedMS += held.Milliseconds()
-	undo := recording.ActionResult{Operation: recording.OperationUndo, Action: plan.Action, Target: plan.Target, Params: plan.Params, Undone: true}
+	undo := recording.ActionResult{
+		Operation: recording.OperationUndo, Action: plan.Action, Target: plan.Target,
+		Params: plan.Params, Undone: true,
+	}
 	if s.faultMode == faultDrift && s.random.IntN(2) == 0 {
 		undo.Undone, undo.Drift = false, "the network policy was changed by another writer"
 	}
 	s.addActionResult(undo)
 	s.rec.Leases = append(s.rec.Leases, recording.LeaseReport{OffsetMS: s.elapsedMS, Report: playbooks.LeaseReport{
-		ID: "LSE-" + randomHex(s.random, 20), Action: plan.Action, Target: plan.Target, Facet: "network", State: "ended", Outcome: playbooks.OutcomeChanged, Verified: true, Undone: undo.Undone,
-		At: s.rec.Incident.Opened.Add(time.Duration(s.elapsedMS) * time.Millisecond), AppliedAt: s.rec.Incident.Opened.Add(time.Duration(apply.AppliedAfterMS) * time.Millisecond),
+		ID: "LSE-" + randomHex(s.random, 20), Action: plan.Action, Target: plan.Target, Facet: "network", State: "ended",
+		Outcome: playbooks.OutcomeChanged, Verified: true, Undone: undo.Undone,
+		At:        s.rec.Incident.Opened.Add(time.Duration(s.elapsedMS) * time.Millisecond),
+		AppliedAt: s.rec.Incident.Opened.Add(time.Duration(apply.AppliedAfterMS) * time.Millisecond),
 	}})
 	s.elapsedMS = began // the playbook continued meanwhile
 }
@@ -171,14 +232,20 @@ func (s *scenarioBuilder) addApproval(step string, plan recording.ActionResult) 
 	id := fmt.Sprintf("%s#%d", step, 1+len(s.rec.ApprovalRequests))
 	asked := s.elapsedMS
 	s.rec.ApprovalRequests = append(s.rec.ApprovalRequests, recording.ApprovalRequest{
-		OffsetMS: asked, WorkflowID: s.currentRun(), Step: id, Approvers: plan.GuardDecision.Approvers, DeadlineAfterMS: asked + plan.GuardDecision.Approvers.TimeoutMS, Actions: []string{plan.Action + " on " + plan.Target},
+		OffsetMS: asked, WorkflowID: s.currentRun(), Step: id, Approvers: plan.GuardDecision.Approvers,
+		DeadlineAfterMS: asked + plan.GuardDecision.Approvers.TimeoutMS,
+		Actions:         []string{plan.Action + " on " + plan.Target},
 	})
 	if s.random.IntN(3) == 0 {
 		s.elapsedMS += plan.GuardDecision.Approvers.TimeoutMS
 		return false, "no approver voted within 15m"
 	}
 	s.elapsedMS += 20_000 + s.random.Int64N(600_000)
-	v := recording.Vote{OffsetMS: s.elapsedMS, WorkflowID: s.currentRun(), Step: id, Person: randomElement(s.random, samplePeople), AuthenticatedBy: "uid 1000 on the local socket", Groups: []string{"responders"}, Approved: s.random.IntN(4) > 0}
+	v := recording.Vote{
+		OffsetMS: s.elapsedMS, WorkflowID: s.currentRun(), Step: id, Person: randomElement(s.random,
+			samplePeople), AuthenticatedBy: "uid 1000 on the local socket", Groups: []string{"responders"},
+		Approved: s.random.IntN(4) > 0,
+	}
 	s.rec.Votes = append(s.rec.Votes, v)
 	if !v.Approved {
 		return false, v.Person + " (uid 1000 on the local socket) said no"
@@ -191,7 +258,10 @@ func (s *scenarioBuilder) combinedConfidence() float64 {
 	var signals []playbooks.CorrelationInput
 	for i, d := range s.rec.Detections {
 		if i < 100 { // further detections of the same objective
-			signals = append(signals, playbooks.CorrelationInput{Rule: d.Detection.Rule, Objective: d.Detection.Objective, Confidence: d.Detection.Confidence, Severity: d.Detection.Severity})
+			signals = append(signals, playbooks.CorrelationInput{
+				Rule: d.Detection.Rule, Objective: d.Detection.Objective,
+				Confidence: d.Detection.Confidence, Severity: d.Detection.Severity,
+			})
 		}
 	}
 	return playbooks.Correlate(signals).Confidence
@@ -238,15 +308,23 @@ func (s *scenarioBuilder) respondToMining(pods ...*podInfo) {
 // addScaleDown adds a plan to scale the workload to zero, with its own approval.
 func (s *scenarioBuilder) addScaleDown() {
 	plan := recording.ActionResult{
-		Operation: recording.OperationPlan, Action: "workload.scale", Target: "workload:" + s.workloadUID, Params: mustMarshal(map[string]int{"replicas": 0}), LeaseDurationMS: (4 * time.Hour).Milliseconds(),
-		Changes: []string{fmt.Sprintf("scale %s/%s/%s from %d to 0", s.namespace, s.kind, s.name, s.otherPods+1)}, PriorState: mustMarshal(map[string]int{"replicas": s.otherPods + 1}),
-		GuardDecision: &recording.GuardDecision{Verdict: "ask", Guard: "phase", Reason: "it requires an approval",
-			Phase: s.phase, Approvers: recording.Approvers{Groups: []string{"responders"}, Quorum: 1,
-				TimeoutMS: (15 * time.Minute).Milliseconds()}},
+		Operation: recording.OperationPlan, Action: "workload.scale", Target: "workload:" + s.workloadUID,
+		Params: mustMarshal(map[string]int{"replicas": 0}), LeaseDurationMS: (4 * time.Hour).Milliseconds(),
+		Changes:    []string{fmt.Sprintf("scale %s/%s/%s from %d to 0", s.namespace, s.kind, s.name, s.otherPods+1)},
+		PriorState: mustMarshal(map[string]int{"replicas": s.otherPods + 1}),
+		GuardDecision: &recording.GuardDecision{
+			Verdict: "ask", Guard: "phase", Reason: "it requires an approval",
+			Phase: s.phase, Approvers: recording.Approvers{
+				Groups: []string{"responders"}, Quorum: 1,
+				TimeoutMS: (15 * time.Minute).Milliseconds(),
+			},
+		},
 	}
 	if s.phase < 3 {
-		plan.GuardDecision = &recording.GuardDecision{Verdict: "propose", Guard: "phase",
-			Reason: fmt.Sprintf("phase %d of scope %s does not allow a disrupt action", s.phase, s.namespace), Phase: s.phase}
+		plan.GuardDecision = &recording.GuardDecision{
+			Verdict: "propose", Guard: "phase",
+			Reason: fmt.Sprintf("phase %d of scope %s does not allow a disrupt action", s.phase, s.namespace), Phase: s.phase,
+		}
 	}
 	s.addActionResult(plan)
 	trouble := s.faultMode
@@ -262,6 +340,10 @@ func (s *scenarioBuilder) respondToStolenCredentials(p *podInfo) {
 	s.addIsolation(p, 2*time.Hour, s.combinedConfidence())
 	s.addLogsResult(p, 2000, false)
 	const none = "no AWS account is configured: `aws:` in stanch.yaml"
-	s.addActionResult(recording.ActionResult{Operation: recording.OperationObserve, Action: "aws.identity", Target: p.targetRef(), Params: mustMarshal(struct{}{}), RefusalReason: none, Outcome: playbooks.OutcomeRefused, Reason: none})
+	s.addActionResult(recording.ActionResult{
+		Operation: recording.OperationObserve, Action: "aws.identity",
+		Target: p.targetRef(), Params: mustMarshal(struct{}{}), RefusalReason: none, Outcome: playbooks.OutcomeRefused,
+		Reason: none,
+	})
 	s.addNotification()
 }

@@ -54,8 +54,11 @@ func (s *scenarioBuilder) describePod(p *podInfo) string {
 }
 
 var (
-	sampleNamespaces    = []string{"shop", "payments", "web", "ci", "data", "internal-tools"}
-	sampleNames         = []string{"checkout", "api", "runner", "search", "cart", "billing", "reports", "frontend", "ingest", "auth"}
+	sampleNamespaces = []string{"shop", "payments", "web", "ci", "data", "internal-tools"}
+	sampleNames      = []string{
+		"checkout", "api", "runner", "search", "cart", "billing", "reports", "frontend",
+		"ingest", "auth",
+	}
 	sampleWorkloadKinds = []string{"Deployment", "Deployment", "Deployment", "StatefulSet", "DaemonSet"}
 	samplePeople        = []string{"alice", "bob", "carol", "dan"}
 )
@@ -65,16 +68,20 @@ func newScenarioBuilder(random *rand.Rand, o Options, i int, kind string) *scena
 	if s.stormSize == 0 {
 		s.stormSize = 1000
 	}
-	s.namespace, s.name, s.kind = randomElement(random, sampleNamespaces), randomElement(random, sampleNames), randomElement(random, sampleWorkloadKinds)
+	s.namespace, s.name, s.kind = randomElement(random, sampleNamespaces), randomElement(random, sampleNames),
+		randomElement(random, sampleWorkloadKinds)
 	s.digest = "sha256:" + randomHex(random, 64)
 	s.image = fmt.Sprintf("registry.example/%s/%s:%d.%d", s.namespace, s.name, 1+random.IntN(9), random.IntN(40))
 	s.workloadUID = randomUID(random)
 	s.otherPods = max(0, random.IntN(6)-2)
 	s.phase = randomElement(random, []int{1, 2, 2, 2, 3, 3})
 	s.rec = recording.Recording{Version: recording.FormatVersion, Anonymized: true, Incident: recording.Incident{
-		ID:          fmt.Sprintf("INC-%026s", strings.ToUpper(fmt.Sprintf("%x%06x%s", o.Seed&0xffff, i, randomHex(random, 14)))),
-		GroupingKey: fmt.Sprintf("corpus/%s/%s/%s", s.namespace, s.kind, s.name), Cluster: "corpus", Scope: s.namespace, Phase: s.phase,
-		Opened: openedAt(o.Seed, i).Add(time.Duration(random.IntN(3600)) * time.Second), IdleTimeoutMS: (15 * time.Minute).Milliseconds(), VerifyIntervalMS: 60_000, ConfigHash: "corpus:" + kind,
+		ID: fmt.Sprintf("INC-%026s", strings.ToUpper(fmt.Sprintf("%x%06x%s", o.Seed&0xffff, i,
+			randomHex(random, 14)))),
+		GroupingKey: fmt.Sprintf("corpus/%s/%s/%s", s.namespace, s.kind, s.name), Cluster: "corpus", Scope: s.namespace,
+		Phase:         s.phase,
+		Opened:        openedAt(o.Seed, i).Add(time.Duration(random.IntN(3600)) * time.Second),
+		IdleTimeoutMS: (15 * time.Minute).Milliseconds(), VerifyIntervalMS: 60_000, ConfigHash: "corpus:" + kind,
 	}}
 	s.rec.Incident.ID = strings.ReplaceAll(s.rec.Incident.ID, " ", "0")
 	return s
@@ -87,7 +94,10 @@ func randomUID(r *rand.Rand) string {
 
 // addPod adds a pod to the workload.
 func (s *scenarioBuilder) addPod() *podInfo {
-	p := &podInfo{name: fmt.Sprintf("%s-%s-%s", s.name, randomHex(s.random, 9), randomHex(s.random, 5)), uid: randomUID(s.random), container: randomHex(s.random, 64), node: fmt.Sprintf("node-%d", 1+s.random.IntN(12))}
+	p := &podInfo{
+		name: fmt.Sprintf("%s-%s-%s", s.name, randomHex(s.random, 9), randomHex(s.random, 5)),
+		uid:  randomUID(s.random), container: randomHex(s.random, 64), node: fmt.Sprintf("node-%d", 1+s.random.IntN(12)),
+	}
 	s.pods = append(s.pods, p)
 	return p
 }
@@ -119,27 +129,46 @@ func (s *scenarioBuilder) addDetection(p *podInfo, name string, args []string, a
 	e := sensors.Event{
 		ID: fmt.Sprintf("%s-%s-%d", p.node, randomHex(s.random, 8), n), Kind: r.kind, Time: at, Node: p.node,
 		Process: sensors.Process{
-			PID: pid, PPID: pid - 7, StartNS: s.random.Uint64() >> 12, Name: truncate(args[0], 15), Exe: "/usr/bin/" + strings.TrimPrefix(args[0], "./"), Args: args, ExeInUpperLayer: name == "drift", ExeIsMemfd: name == "fileless",
-			UID: uint32(s.random.IntN(2) * 1000), ExeInode: s.random.Uint64() >> 40, ExeDevice: 65024,
-			Ancestors: []sensors.Ancestor{{PID: pid - 7, Name: "sh", Exe: "/bin/sh"}, {PID: 1, Name: s.name, Exe: "/app/" + s.name}},
+			PID: pid, PPID: pid - 7, StartNS: s.random.Uint64() >> 12, Name: truncate(args[0], 15),
+			Exe: "/usr/bin/" + strings.TrimPrefix(args[0], "./"), Args: args, ExeInUpperLayer: name == "drift",
+			ExeIsMemfd: name == "fileless",
+			UID:        uint32(s.random.IntN(2) * 1000), ExeInode: s.random.Uint64() >> 40, ExeDevice: 65024,
+			Ancestors: []sensors.Ancestor{
+				{PID: pid - 7, Name: "sh", Exe: "/bin/sh"},
+				{PID: 1, Name: s.name, Exe: "/app/" + s.name},
+			},
 		},
 		Container: sensors.Container{
-			ID: p.container, Name: "app", Runtime: "containerd", CgroupID: s.random.Uint64() >> 44, CgroupPath: "/kubepods/burstable/pod" + p.uid + "/" + p.container, Image: s.image, ImageDigest: s.digest,
-			Pod:      sensors.Pod{Namespace: s.namespace, Name: p.name, UID: p.uid, IP: fmt.Sprintf("192.0.2.%d", 1+s.random.IntN(254)), HostNetwork: p.hostNetwork, ServiceAccount: s.name, Labels: map[string]string{"app": s.name}},
+			ID: p.container, Name: "app", Runtime: "containerd", CgroupID: s.random.Uint64() >> 44,
+			CgroupPath: "/kubepods/burstable/pod" + p.uid + "/" + p.container, Image: s.image, ImageDigest: s.digest,
+			Pod: sensors.Pod{
+				Namespace: s.namespace, Name: p.name, UID: p.uid,
+				IP: fmt.Sprintf("192.0.2.%d", 1+s.random.IntN(254)), HostNetwork: p.hostNetwork, ServiceAccount: s.name,
+				Labels: map[string]string{"app": s.name},
+			},
 			Workload: sensors.Workload{Kind: s.kind, Name: s.name},
 		},
 	}
 	switch r.kind {
 	case sensors.KindConnect:
-		e.Network = sensors.Network{Protocol: "tcp", Family: "ipv4", Address: fmt.Sprintf("198.51.100.%d", 1+s.random.IntN(254)), Port: randomElement(s.random, []uint16{80, 443, 3333, 4444, 14444})}
+		e.Network = sensors.Network{Protocol: "tcp", Family: "ipv4", Address: fmt.Sprintf("198.51.100.%d",
+			1+s.random.IntN(254)), Port: randomElement(s.random, []uint16{80, 443, 3333, 4444, 14444})}
 	case sensors.KindFileOpen:
-		e.File = sensors.File{Path: "/var/run/secrets/kubernetes.io/serviceaccount/token", SensitiveClass: "service-account-token"}
+		e.File = sensors.File{
+			Path:           "/var/run/secrets/kubernetes.io/serviceaccount/token",
+			SensitiveClass: "service-account-token",
+		}
 	default: // the process alone
 	}
-	s.rec.Detections = append(s.rec.Detections, recording.Detection{OffsetMS: after, BatchNumber: batch, Detection: sensors.Detection{
-		ID: randomHex(s.random, 24), Rule: r.name, Title: r.title, Severity: r.severity, Confidence: r.confidence, Objective: r.objective, Technique: r.technique,
-		Reasons: []string{r.title + "."}, Source: "stanch", Time: at, Detected: at.Add(time.Millisecond), Node: p.node, Event: e,
-	}})
+	s.rec.Detections = append(s.rec.Detections, recording.Detection{
+		OffsetMS: after, BatchNumber: batch,
+		Detection: sensors.Detection{
+			ID: randomHex(s.random, 24), Rule: r.name, Title: r.title, Severity: r.severity, Confidence: r.confidence,
+			Objective: r.objective, Technique: r.technique,
+			Reasons: []string{r.title + "."}, Source: "stanch", Time: at, Detected: at.Add(time.Millisecond), Node: p.node,
+			Event: e,
+		},
+	})
 }
 
 func truncate(s string, n int) string { return s[:min(n, len(s))] }
@@ -155,7 +184,10 @@ func (s *scenarioBuilder) addActionResult(a recording.ActionResult) {
 
 // addStepOutcome adds the outcome of a step.
 func (s *scenarioBuilder) addStepOutcome(playbook, step, action, target string, o playbooks.Outcome, reason string) {
-	s.rec.Steps = append(s.rec.Steps, recording.StepResult{Playbook: playbook, Step: step, Action: action, Target: target, Outcome: o, Reason: reason, OffsetMS: s.elapsedMS})
+	s.rec.Steps = append(s.rec.Steps, recording.StepResult{
+		Playbook: playbook, Step: step, Action: action, Target: target,
+		Outcome: o, Reason: reason, OffsetMS: s.elapsedMS,
+	})
 }
 
 func mustMarshal(v any) json.RawMessage {
@@ -179,6 +211,7 @@ func (s *scenarioBuilder) closeIncident() recording.Recording {
 		last = max(last, l.OffsetMS)
 	}
 	s.rec.Incident.ClosedAfterMS = last + s.rec.Incident.IdleTimeoutMS
-	slices.SortStableFunc(s.rec.ActionResults, func(a, b recording.ActionResult) int { return int(a.OffsetMS - b.OffsetMS) })
+	slices.SortStableFunc(s.rec.ActionResults,
+		func(a, b recording.ActionResult) int { return int(a.OffsetMS - b.OffsetMS) })
 	return s.rec
 }

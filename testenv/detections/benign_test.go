@@ -22,7 +22,8 @@ import (
 // toolsImage has no programs of its own: it uses the node's /usr, as a toolbox does, read-only.
 const toolsImage = "stanch.lab/tools:1"
 
-// benignWorkloads are the honest loads of a small cluster. Each is a shell's line that ends soon and is done again and again.
+// benignWorkloads are the honest loads of a small cluster. Each is a shell's line that ends soon and is done again and
+// again.
 var benignWorkloads = map[string]string{
 	// A package is built: a compiler, an archiver, a program that is run after it was made, a Debian package.
 	"build": `set -e; rm -rf /work/b; mkdir -p /work/b/pkg/DEBIAN /work/b/pkg/usr/bin; cd /work/b
@@ -47,14 +48,17 @@ redis-benchmark -q -n 5000 -c 10 -t set,get,incr >/dev/null; redis-cli set a 1; 
 	"service": `set -e; cat /etc/hosts /etc/resolv.conf /proc/self/status >/dev/null; ls -la / /tmp; id; date; env | sort >/dev/null; ps aux >/dev/null; df -h >/dev/null; cp /etc/hosts /tmp/h; sed -i s/a/b/ /tmp/h; rm /tmp/h; getent hosts localhost; curl -s -o /dev/null http://127.0.0.1:1/ || true`,
 }
 
-// TestBenignLoadFiresNothingHigh runs honest loads for a while (STANCH_BENIGN, 25 s if not set) in pods, with probes that
-// execute in them and people who look, and until each was done at least once, and wants no detection of a high severity.
-// `make soak` gives it ten minutes.
+// TestBenignLoadFiresNothingHigh runs honest loads for a while (STANCH_BENIGN, 25 s if not set) in pods, with probes
+// that execute in them and people who look, and until each was done at least once, and wants no detection of a high
+// severity. `make soak` gives it ten minutes.
 func TestBenignLoadFiresNothingHigh(t *testing.T) {
 	said, err := exec.CommandContext(t.Context(), "go", "env", "GOROOT").Output()
 	require.NoError(t, err)
 	goroot := strings.TrimSpace(string(said))
-	for _, program := range []string{"/usr/bin/gcc", "/usr/bin/git", "/usr/sbin/nginx", "/usr/bin/redis-server", "/usr/bin/ab"} {
+	for _, program := range []string{
+		"/usr/bin/gcc", "/usr/bin/git", "/usr/sbin/nginx", "/usr/bin/redis-server",
+		"/usr/bin/ab",
+	} {
 		if _, err := os.Stat(program); err != nil {
 			lacking.SkipOrFail(t, "%s (see `make setup`)", program)
 		}
@@ -66,25 +70,39 @@ func TestBenignLoadFiresNothingHigh(t *testing.T) {
 	}
 	w := newNodeFixture(t)
 	files := map[string]lab.ImageFile{
-		"/bin": {SymlinkTarget: "usr/bin"}, "/sbin": {SymlinkTarget: "usr/sbin"}, "/lib": {SymlinkTarget: "usr/lib"}, "/lib64": {SymlinkTarget: "usr/lib64"},
-		"/usr/.keep": {Data: []byte("\n"), Mode: 0o644}, "/work/.keep": {Data: []byte("\n"), Mode: 0o644}, "/go/.keep": {Data: []byte("\n"), Mode: 0o644},
-		"/etc/passwd":          {Data: []byte("root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\n"), Mode: 0o644},
+		"/bin": {SymlinkTarget: "usr/bin"}, "/sbin": {SymlinkTarget: "usr/sbin"}, "/lib": {SymlinkTarget: "usr/lib"},
+		"/lib64":     {SymlinkTarget: "usr/lib64"},
+		"/usr/.keep": {Data: []byte("\n"), Mode: 0o644}, "/work/.keep": {Data: []byte("\n"), Mode: 0o644},
+		"/go/.keep": {Data: []byte("\n"), Mode: 0o644},
+		"/etc/passwd": {
+			Data: []byte("root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\n"),
+			Mode: 0o644,
+		},
 		"/etc/group":           {Data: []byte("root:x:0:\nnogroup:x:65534:\n"), Mode: 0o644},
 		"/tmp":                 {Mode: os.ModeDir | os.ModeSticky | 0o777},
 		"/var/lib/nginx/.keep": {Data: []byte("\n"), Mode: 0o644}, "/var/log/nginx/.keep": {Data: []byte("\n"), Mode: 0o644},
 	}
-	_, err = w.ImportImage(t.Context(), lab.ImageSpec{Name: toolsImage, Files: files, Env: []string{"PATH=/usr/sbin:/usr/bin"}})
+	_, err = w.ImportImage(t.Context(), lab.ImageSpec{
+		Name: toolsImage, Files: files,
+		Env: []string{"PATH=/usr/sbin:/usr/bin"},
+	})
 	require.NoError(t, err)
 	end := time.Now().Add(during)
 	for name, line := range benignWorkloads {
-		pod := lab.NewPod(name, toolsImage, "/usr/bin/bash", "-c", "while true; do ( "+line+"\n) > /tmp/said 2>&1 && echo DONE || { echo FAILED; cat /tmp/said; }; sleep 1; done")
+		pod := lab.NewPod(name, toolsImage, "/usr/bin/bash", "-c", "while true; do ( "+line+
+			"\n) > /tmp/said 2>&1 && echo DONE || { echo FAILED; cat /tmp/said; }; sleep 1; done")
 		pod.Spec.Volumes = []corev1.Volume{
 			{Name: "usr", VolumeSource: corev1.VolumeSource{HostPath: &corev1.HostPathVolumeSource{Path: "/usr"}}},
 			{Name: "go", VolumeSource: corev1.VolumeSource{HostPath: &corev1.HostPathVolumeSource{Path: goroot}}},
-			{Name: "alternatives", VolumeSource: corev1.VolumeSource{HostPath: &corev1.HostPathVolumeSource{Path: "/etc/alternatives"}}},
+			{
+				Name:         "alternatives",
+				VolumeSource: corev1.VolumeSource{HostPath: &corev1.HostPathVolumeSource{Path: "/etc/alternatives"}},
+			},
 		}
 		pod.Spec.Containers[0].VolumeMounts = []corev1.VolumeMount{
-			{Name: "usr", MountPath: "/usr", ReadOnly: true}, {Name: "go", MountPath: "/go", ReadOnly: true}, {Name: "alternatives", MountPath: "/etc/alternatives", ReadOnly: true},
+			{Name: "usr", MountPath: "/usr", ReadOnly: true},
+			{Name: "go", MountPath: "/go", ReadOnly: true},
+			{Name: "alternatives", MountPath: "/etc/alternatives", ReadOnly: true},
 		}
 		// The machine has other things to do.
 		share := "150m"
@@ -92,7 +110,10 @@ func TestBenignLoadFiresNothingHigh(t *testing.T) {
 			share = "1" // it compiles
 		}
 		pod.Spec.Containers[0].Resources.Limits = corev1.ResourceList{corev1.ResourceCPU: resource.MustParse(share)}
-		pod.Spec.Containers[0].LivenessProbe = &corev1.Probe{PeriodSeconds: 5, TimeoutSeconds: 5, ProbeHandler: corev1.ProbeHandler{Exec: &corev1.ExecAction{Command: []string{"/bin/sh", "-c", "test -d /work"}}}}
+		pod.Spec.Containers[0].LivenessProbe = &corev1.Probe{
+			PeriodSeconds: 5, TimeoutSeconds: 5,
+			ProbeHandler: corev1.ProbeHandler{Exec: &corev1.ExecAction{Command: []string{"/bin/sh", "-c", "test -d /work"}}},
+		}
 		w.RunPod(t, w.namespace, pod)
 	}
 	done := map[string]bool{}
@@ -120,7 +141,8 @@ func TestBenignLoadFiresNothingHigh(t *testing.T) {
 	for _, d := range w.detections {
 		counts[fmt.Sprintf("%s %s in %s", d.Severity, d.Rule, d.Event.Container.Pod.Name)] += max(d.Count, 1)
 		if d.Severity.Rank() >= sensors.SeverityHigh.Rank() {
-			t.Errorf("%s (%s) fired on an honest load: %s %q under %v", d.Rule, d.Severity, d.Event.Process.Exe, d.Event.Process.Args, d.Event.Process.Ancestors)
+			t.Errorf("%s (%s) fired on an honest load: %s %q under %v", d.Rule, d.Severity, d.Event.Process.Exe,
+				d.Event.Process.Args, d.Event.Process.Ancestors)
 		}
 	}
 	var lines []string

@@ -1,5 +1,5 @@
-// Package detections_test does what every shipped rule is about, for real, in containers of a real node, and sees the rule
-// fire there: with the probe in this kernel, the production agent and the runtime's own words.
+// Package detections_test does what every shipped rule is about, for real, in containers of a real node, and sees the
+// rule fire there: with the probe in this kernel, the production agent and the runtime's own words.
 package detections_test
 
 import (
@@ -29,9 +29,11 @@ func TestMain(m *testing.M) { os.Exit(lab.RunTestMain(m)) }
 
 const attackImage = "stanch.lab/detections:1"
 
-// attackProgramPaths are what the attack's program is called in the image: for rules, what a program is called is what it is.
+// attackProgramPaths are what the attack's program is called in the image: for rules, what a program is called is what
+// it is.
 var attackProgramPaths = []string{
-	"/usr/sbin/nginx", "/usr/bin/python3.11", "/usr/bin/nmap", "/usr/bin/kubectl", "/usr/bin/scp", "/usr/bin/apt-get", "/usr/bin/make", "/usr/bin/curl",
+	"/usr/sbin/nginx", "/usr/bin/python3.11", "/usr/bin/nmap", "/usr/bin/kubectl", "/usr/bin/scp", "/usr/bin/apt-get",
+	"/usr/bin/make", "/usr/bin/curl",
 	"/usr/bin/ssh", "/usr/sbin/debugfs", "/sbin/mkfs.ext4", "/bin/bash", "/bin/zsh", "/usr/bin/gcc", "/usr/bin/psql",
 }
 
@@ -99,7 +101,8 @@ func importAttackImage(t *testing.T, c *lab.Cluster) {
 		"/attack":       {HostPath: program},
 		"/usr/bin/sudo": {HostPath: program, Mode: 0o755 | os.ModeSetuid},
 		// May become any user, once it says so: the right is permitted and not effective.
-		"/usr/bin/permitted": {HostPath: program, CapabilityXattr: "\x00\x00\x00\x02\x80\x00\x00\x00" + strings.Repeat("\x00", 12)},
+		"/usr/bin/permitted": {HostPath: program, CapabilityXattr: "\x00\x00\x00\x02\x80\x00\x00\x00" + strings.Repeat("\x00",
+			12)},
 		"/root/.ssh/id_rsa":  {Data: []byte("no key\n"), Mode: 0o600},
 		"/root/.ash_history": {Data: []byte("ls\n"), Mode: 0o600},
 		"/var/log/auth.log":  {Data: []byte("nothing\n"), Mode: 0o600},
@@ -115,7 +118,10 @@ func importAttackImage(t *testing.T, c *lab.Cluster) {
 	}
 	files["/usr/bin/python3"] = lab.ImageFile{SymlinkTarget: "python3.11"} // as distributions have it
 	files["/runc"] = lab.ImageFile{HardlinkTo: "/attack"}
-	_, err := c.ImportImage(t.Context(), lab.ImageSpec{Name: attackImage, WithBusybox: true, Files: files, Entrypoint: []string{"/attack", "wait"}})
+	_, err := c.ImportImage(t.Context(), lab.ImageSpec{
+		Name: attackImage, WithBusybox: true, Files: files,
+		Entrypoint: []string{"/attack", "wait"},
+	})
 	require.NoError(t, err)
 }
 
@@ -141,7 +147,10 @@ func acceptConnections(t *testing.T, host string) string {
 func (w *nodeFixture) startPod(t *testing.T, name string, change func(*corev1.Pod)) string {
 	t.Helper()
 	p := lab.NewPod(name, attackImage, "/attack", "wait")
-	p.Spec.Volumes = []corev1.Volume{{Name: "tmp", VolumeSource: corev1.VolumeSource{EmptyDir: &corev1.EmptyDirVolumeSource{}}}}
+	p.Spec.Volumes = []corev1.Volume{{
+		Name:         "tmp",
+		VolumeSource: corev1.VolumeSource{EmptyDir: &corev1.EmptyDirVolumeSource{}},
+	}}
 	p.Spec.Containers[0].VolumeMounts = []corev1.VolumeMount{{Name: "tmp", MountPath: "/var/tmp"}}
 	if change != nil {
 		change(p)
@@ -219,9 +228,19 @@ func TestEveryRuleFiresOnItsAttack(t *testing.T) {
 		p.Annotations = map[string]string{rules.EgressAnnotation: "10.0.0.0/8:443"}
 	})
 	sock := w.startPod(t, "sock", func(p *corev1.Pod) {
-		p.Spec.Volumes = append(p.Spec.Volumes, corev1.Volume{Name: "run", VolumeSource: corev1.VolumeSource{HostPath: &corev1.HostPathVolumeSource{Path: dir}}})
-		p.Spec.Volumes = append(p.Spec.Volumes, corev1.Volume{Name: "shm", VolumeSource: corev1.VolumeSource{EmptyDir: &corev1.EmptyDirVolumeSource{Medium: corev1.StorageMediumMemory}}})
-		p.Spec.Containers[0].VolumeMounts = append(p.Spec.Containers[0].VolumeMounts, corev1.VolumeMount{Name: "run", MountPath: "/host"}, corev1.VolumeMount{Name: "shm", MountPath: "/dev/shm"})
+		p.Spec.Volumes = append(p.Spec.Volumes,
+			corev1.Volume{Name: "run", VolumeSource: corev1.VolumeSource{HostPath: &corev1.HostPathVolumeSource{Path: dir}}})
+		p.Spec.Volumes = append(
+			p.Spec.Volumes,
+			corev1.Volume{
+				Name:         "shm",
+				VolumeSource: corev1.VolumeSource{EmptyDir: &corev1.EmptyDirVolumeSource{Medium: corev1.StorageMediumMemory}},
+			},
+		)
+		p.Spec.Containers[0].VolumeMounts = append(p.Spec.Containers[0].VolumeMounts, corev1.VolumeMount{
+			Name:      "run",
+			MountPath: "/host",
+		}, corev1.VolumeMount{Name: "shm", MountPath: "/dev/shm"})
 	})
 	host, _, err := net.SplitHostPort(w.peerAddress)
 	require.NoError(t, err)
@@ -259,7 +278,10 @@ func TestEveryRuleFiresOnItsAttack(t *testing.T) {
 		{"sensitive-file", plain, []string{"/bin/cat", "/etc/shadow"}, false},
 		{"undeclared-egress", declared, shellCommand("timeout 1 /attack connect " + w.peerAddress + "; true"), false},
 		{"kubernetes-api", plain, shellCommand("timeout 1 /usr/bin/curl connect " + api.Host + "; true"), false},
-		{"ssh-unusual-port", plain, shellCommand("/usr/bin/ssh connect " + net.JoinHostPort(host, "2222") + " || true"), false},
+		{
+			"ssh-unusual-port", plain, shellCommand("/usr/bin/ssh connect " + net.JoinHostPort(host, "2222") + " || true"),
+			false,
+		},
 		{"key-search", plain, shellCommand("find / -xdev -name id_rsa"), false},
 		{"cloud-key-search", plain, shellCommand("grep -r aws_secret_access_key /root"), false},
 		{"private-key-read", plain, []string{"/bin/cat", "/root/.ssh/id_rsa"}, false},
@@ -328,18 +350,22 @@ var rulesTestedElsewhere = []string{
 	"module", // this kernel has no modules, and so no such call; the decoder's test has the record
 }
 
-// TestWhatAnImageNeverDidIsUnusual learns an image for a few seconds and then lets one of its containers do something new.
+// TestWhatAnImageNeverDidIsUnusual learns an image for a few seconds and then lets one of its containers do something
+// new.
 func TestWhatAnImageNeverDidIsUnusual(t *testing.T) {
 	state := t.TempDir()
 	const learn = 6 * time.Second
 	w := newNodeFixture(t, func(s *agent.Config) { s.StateDir, s.LearningPeriod = state, learn })
 	since := time.Now()
 	w.startPod(t, "learnt", func(p *corev1.Pod) {
-		p.Spec.Containers[0].Command = shellCommand("i=0; while [ $i -lt 12 ]; do /bin/sleep 1; i=$((i+1)); /attack connect " + w.peerAddress + " & done; /usr/bin/psql; /attack connect 192.0.2.1:443")
+		p.Spec.Containers[0].Command = shellCommand(
+			"i=0; while [ $i -lt 12 ]; do /bin/sleep 1; i=$((i+1)); /attack connect " + w.peerAddress + " & done; /usr/bin/psql; /attack connect 192.0.2.1:443",
+		)
 	})
 	d := w.waitForRule(t, "unusual-program", "learnt", since)
 	require.Equal(t, "/usr/bin/psql", d.Event.Process.Exe)
-	require.Contains(t, d.Reasons[len(d.Reasons)-1], "Never executed in one container of this image that this node watched for ")
+	require.Contains(t, d.Reasons[len(d.Reasons)-1],
+		"Never executed in one container of this image that this node watched for ")
 	d = w.waitForRule(t, "unusual-egress", "learnt", since)
 	require.Equal(t, "192.0.2.1", d.Event.Network.Address, "where it went all the time is usual")
 	require.Greater(t, d.Confidence, 0.5)

@@ -38,7 +38,8 @@ func TestTricksOfAttackersAreAnswered(t *testing.T) {
 	t.Run("links and relative paths lead to the same file", func(t *testing.T) {
 		d := do(t, plain, "sensitive-file", "/bin/sh", "-c", "ln -s /etc /srv/e; cd /srv/e/../tmp; cat ../srv/e/./shadow")
 		require.Equal(t, "/etc/shadow", d.Event.File.Path)
-		d = do(t, plain, "sensitive-file", "/bin/sh", "-c", "ln /etc/shadow /srv/hard 2>/dev/null; ln -s /etc/shadow /srv/soft; head -1 /srv/soft")
+		d = do(t, plain, "sensitive-file", "/bin/sh", "-c",
+			"ln /etc/shadow /srv/hard 2>/dev/null; ln -s /etc/shadow /srv/soft; head -1 /srv/soft")
 		require.Equal(t, "/etc/shadow", d.Event.File.Path)
 	})
 	t.Run("an open by io_uring makes no call and is seen", func(t *testing.T) {
@@ -66,11 +67,17 @@ func TestTricksOfAttackersAreAnswered(t *testing.T) {
 		d := do(t, plain, "sensitive-file", "/runc", "open", "/etc/shadow")
 		require.Equal(t, "/runc", d.Event.Process.Exe)
 		since := time.Now()
-		w.startPod(t, "runc", func(p *corev1.Pod) { p.Spec.Containers[0].Command = []string{"/runc", "drop-to", "/srv/x", "wait"} })
+		w.startPod(t, "runc", func(p *corev1.Pod) {
+			p.Spec.Containers[0].Command = []string{
+				"/runc", "drop-to", "/srv/x",
+				"wait",
+			}
+		})
 		w.waitForRule(t, "drift", "runc", since)
 	})
 	t.Run("busybox is the applet that it finds", func(t *testing.T) {
-		d := do(t, plain, "token-read", "/bin/busybox", "busybox", "cat", "/var/run/secrets/kubernetes.io/serviceaccount/token")
+		d := do(t, plain, "token-read", "/bin/busybox", "busybox", "cat",
+			"/var/run/secrets/kubernetes.io/serviceaccount/token")
 		require.Equal(t, "cat", d.Event.Process.ExeName())
 	})
 	t.Run("a link to an interpreter is the interpreter", func(t *testing.T) {
@@ -81,7 +88,8 @@ func TestTricksOfAttackersAreAnswered(t *testing.T) {
 		do(t, plain, "process-memory", "/attack", "drop-to", "/srv/gdb", "open", "/proc/1/mem")
 	})
 	t.Run("a script called configure builds nothing", func(t *testing.T) {
-		do(t, plain, "drift", "/bin/sh", "-c", "cp /bin/busybox /srv/ls; echo '/srv/ls; true' > /tmp/configure; sh /tmp/configure")
+		do(t, plain, "drift", "/bin/sh", "-c",
+			"cp /bin/busybox /srv/ls; echo '/srv/ls; true' > /tmp/configure; sh /tmp/configure")
 	})
 	t.Run("a program under another name is a new program", func(t *testing.T) {
 		do(t, plain, "drift", "/bin/sh", "-c", "cp /bin/busybox /srv/nginx; /srv/nginx true")
@@ -96,8 +104,14 @@ func TestTricksOfAttackersAreAnswered(t *testing.T) {
 		require.Equal(t, []string{"/attack", "thread", "open", "/etc/shadow"}, d.Event.Process.Args)
 	})
 	t.Run("a cgroup made inside of a container is still the container", func(t *testing.T) {
-		d := do(t, strong, "private-key-read", "/bin/sh", "-c",
-			`mkdir -p /srv/cg && mount -t cgroup2 none /srv/cg && d="/srv/cg$(sed -n s/^0:://p /proc/self/cgroup)/nested/deeper" && mkdir -p "$d" && echo $$ > "$d/cgroup.procs" && /bin/cat /root/.ssh/id_rsa`)
+		d := do(
+			t,
+			strong,
+			"private-key-read",
+			"/bin/sh",
+			"-c",
+			`mkdir -p /srv/cg && mount -t cgroup2 none /srv/cg && d="/srv/cg$(sed -n s/^0:://p /proc/self/cgroup)/nested/deeper" && mkdir -p "$d" && echo $$ > "$d/cgroup.procs" && /bin/cat /root/.ssh/id_rsa`,
+		)
 		require.Equal(t, strong, d.Event.Container.Pod.Name)
 		require.NotEmpty(t, d.Event.Container.ImageDigest)
 	})

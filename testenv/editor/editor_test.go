@@ -63,7 +63,8 @@ func startServer(t *testing.T) *languageServer {
 	dir := t.TempDir()
 	raw, err := json.Marshal(playbooks.PlaybookSchema(worker.ActionCatalog()))
 	require.NoError(t, err)
-	s := &languageServer{schema: filepath.Join(dir, "playbook.schema.json"), file: "file://" + filepath.Join(dir, "playbook.yaml"), diagnostics: map[string][]diagnostic{}}
+	s := &languageServer{schema: filepath.Join(dir, "playbook.schema.json"), file: "file://" + filepath.Join(dir,
+		"playbook.yaml"), diagnostics: map[string][]diagnostic{}}
 	require.NoError(t, os.WriteFile(s.schema, raw, 0o600))
 
 	cmd := exec.CommandContext(t.Context(), program, "--stdio")
@@ -74,13 +75,21 @@ func startServer(t *testing.T) *languageServer {
 	require.NoError(t, err)
 	require.NoError(t, cmd.Start())
 	t.Cleanup(func() { _ = cmd.Process.Kill(); _ = cmd.Wait() })
-	s.conn = jsonrpc2.NewConn(context.Background(), jsonrpc2.NewBufferedStream(stdio{out, in}, jsonrpc2.VSCodeObjectCodec{}), jsonrpc2.HandlerWithError(s.handleRequest))
+	s.conn = jsonrpc2.NewConn(context.Background(), jsonrpc2.NewBufferedStream(stdio{out, in},
+		jsonrpc2.VSCodeObjectCodec{}), jsonrpc2.HandlerWithError(s.handleRequest))
 	root := (&url.URL{Scheme: "file", Path: dir}).String()
 	s.callMethod(t, "initialize", jsonObject{
 		"processId": os.Getpid(), "rootUri": root, "workspaceFolders": []any{jsonObject{"uri": root, "name": "test"}},
 		"capabilities": jsonObject{
-			"workspace":    jsonObject{"configuration": true, "workspaceFolders": true, "didChangeConfiguration": jsonObject{"dynamicRegistration": true}},
-			"textDocument": jsonObject{"completion": jsonObject{"completionItem": jsonObject{"documentationFormat": []string{"markdown"}}}, "hover": jsonObject{"contentFormat": []string{"markdown"}}, "publishDiagnostics": jsonObject{}},
+			"workspace": jsonObject{
+				"configuration": true, "workspaceFolders": true,
+				"didChangeConfiguration": jsonObject{"dynamicRegistration": true},
+			},
+			"textDocument": jsonObject{
+				"completion":         jsonObject{"completionItem": jsonObject{"documentationFormat": []string{"markdown"}}},
+				"hover":              jsonObject{"contentFormat": []string{"markdown"}},
+				"publishDiagnostics": jsonObject{},
+			},
 		},
 	}, nil)
 	s.sendNotification(t, "initialized", jsonObject{})
@@ -89,7 +98,10 @@ func startServer(t *testing.T) *languageServer {
 }
 
 func (s *languageServer) clientSettings() jsonObject {
-	return jsonObject{"yaml": jsonObject{"schemas": jsonObject{"file://" + s.schema: "*.yaml"}, "validate": true, "hover": true, "completion": true, "schemaStore": jsonObject{"enable": false}}}
+	return jsonObject{"yaml": jsonObject{
+		"schemas": jsonObject{"file://" + s.schema: "*.yaml"}, "validate": true,
+		"hover": true, "completion": true, "schemaStore": jsonObject{"enable": false},
+	}}
 }
 
 // handleRequest answers what the server asks, and keeps what it finds.
@@ -136,7 +148,10 @@ func (s *languageServer) sendNotification(t *testing.T, method string, in any) {
 func (s *languageServer) openDocument(t *testing.T, name, text string) (uri string, found []diagnostic) {
 	t.Helper()
 	uri = strings.TrimSuffix(s.file, "playbook.yaml") + name
-	s.sendNotification(t, "textDocument/didOpen", jsonObject{"textDocument": jsonObject{"uri": uri, "languageId": "yaml", "version": 1, "text": text}})
+	s.sendNotification(t, "textDocument/didOpen", jsonObject{"textDocument": jsonObject{
+		"uri": uri, "languageId": "yaml",
+		"version": 1, "text": text,
+	}})
 	require.Eventually(t, func() bool {
 		s.mu.Lock()
 		defer s.mu.Unlock()
@@ -165,7 +180,8 @@ func (s *languageServer) completionsAt(t *testing.T, name, text string) map[stri
 			Documentation json.RawMessage
 		}
 	}
-	s.callMethod(t, "textDocument/completion", jsonObject{"textDocument": jsonObject{"uri": uri}, "position": position}, &list)
+	s.callMethod(t, "textDocument/completion", jsonObject{"textDocument": jsonObject{"uri": uri}, "position": position},
+		&list)
 	out := map[string]string{}
 	for _, item := range list.Items {
 		out[item.Label] = string(item.Documentation)
@@ -203,9 +219,10 @@ func TestAnEditorHelpsToWriteAPlaybook(t *testing.T) {
 			"a parameter that is none":      playbookHeader + "  - evidence: pod.logs\n    with: { tial: 5 }‸\n",
 			"a parameter out of its bounds": playbookHeader + "  - evidence: pod.logs\n    with: { tail: 0 }‸\n",
 			"a key of another kind":         playbookHeader + "  - wait: 5m\n    with: { tail: 0 }‸\n",
-			"an approval without people":    playbookHeader + "  - approval: sure‸\n    timeout: 5m\n    on_timeout: deny\n    steps: [{ notify: log }]\n",
-			"an objective that is none":     "playbook: p\nmatch: { objective: crypto-minig }‸\nsteps: [{ notify: log }]\n",
-			"an outcome that is none":       playbookHeader + "  - stop: suceeded‸\n",
+			"an approval without people": playbookHeader +
+				"  - approval: sure‸\n    timeout: 5m\n    on_timeout: deny\n    steps: [{ notify: log }]\n",
+			"an objective that is none": "playbook: p\nmatch: { objective: crypto-minig }‸\nsteps: [{ notify: log }]\n",
+			"an outcome that is none":   playbookHeader + "  - stop: suceeded‸\n",
 		} {
 			clean, position := splitAtCursor(text)
 			_, found := s.openDocument(t, name+".yaml", clean)
@@ -234,9 +251,13 @@ func TestAnEditorHelpsToWriteAPlaybook(t *testing.T) {
 		require.Contains(t, objectives, "crypto-mining")
 	})
 	t.Run("it says what a word means", func(t *testing.T) {
-		require.Contains(t, s.hoverTextAt(t, "h1.yaml", playbookHeader+"  - contain: pod.iso‸late\n    for: 1h\n"), "Isolate one pod from the network")
-		require.Contains(t, s.hoverTextAt(t, "h2.yaml", playbookHeader+"  - evidence: pod.logs\n    with: { ta‸il: 5 }\n"), "lines from the end")
-		require.Contains(t, s.hoverTextAt(t, "h3.yaml", playbookHeader+"  - forea‸ch: incident.targets\n    steps: [{ notify: log }]\n"), "for each element of a list")
-		require.Contains(t, s.hoverTextAt(t, "h4.yaml", "playbook: p\nmax_ph‸ase: 2\n"), "the maximum phase of this playbook")
+		require.Contains(t, s.hoverTextAt(t, "h1.yaml", playbookHeader+"  - contain: pod.iso‸late\n    for: 1h\n"),
+			"Isolate one pod from the network")
+		require.Contains(t, s.hoverTextAt(t, "h2.yaml", playbookHeader+"  - evidence: pod.logs\n    with: { ta‸il: 5 }\n"),
+			"lines from the end")
+		require.Contains(t, s.hoverTextAt(t, "h3.yaml",
+			playbookHeader+"  - forea‸ch: incident.targets\n    steps: [{ notify: log }]\n"), "for each element of a list")
+		require.Contains(t, s.hoverTextAt(t, "h4.yaml", "playbook: p\nmax_ph‸ase: 2\n"),
+			"the maximum phase of this playbook")
 	})
 }

@@ -43,7 +43,12 @@ func TestNamesOnWireAndDiskAreTheListedOnes(t *testing.T) {
 	}
 	want, err := os.ReadFile("formats.txt")
 	require.NoError(t, err)
-	require.Equal(t, string(want), is, "a name on a wire or on a disk changed: an older Stanch's data may not be readable; if that is meant, run: go test ./testenv/formats -update")
+	require.Equal(
+		t,
+		string(want),
+		is,
+		"a name on a wire or on a disk changed: an older Stanch's data may not be readable; if that is meant, run: go test ./testenv/formats -update",
+	)
 }
 
 func listFormats(t *testing.T) string {
@@ -80,8 +85,11 @@ func parseProducts(t *testing.T) []sourceFile {
 	root := filepath.Join("..", "..")
 	var out []sourceFile
 	for _, product := range products {
-		require.NoError(t, filepath.WalkDir(filepath.Join(root, product), func(path string, entry os.DirEntry, err error) error {
-			if err != nil || !strings.HasSuffix(path, ".go") || strings.HasSuffix(path, "_test.go") || strings.HasSuffix(path, "_bpfel.go") || strings.HasSuffix(path, ".pb.go") {
+		require.NoError(t, filepath.WalkDir(filepath.Join(root, product), func(path string, entry os.DirEntry,
+			err error,
+		) error {
+			if err != nil || !strings.HasSuffix(path, ".go") || strings.HasSuffix(path, "_test.go") ||
+				strings.HasSuffix(path, "_bpfel.go") || strings.HasSuffix(path, ".pb.go") {
 				return err
 			}
 			syntax, err := parser.ParseFile(token.NewFileSet(), path, nil, 0)
@@ -215,7 +223,10 @@ func literal(n ast.Node) (string, bool) {
 
 func workflowTypes() []string {
 	var out []string
-	for _, function := range []any{budget.Budget, (*incident.Workflows)(nil).Incident, (*lease.Workflows)(nil).Lease, (*playbook.Workflows)(nil).Playbook, chatmessage.ChatMessage} {
+	for _, function := range []any{
+		budget.Budget, (*incident.Workflows)(nil).Incident, (*lease.Workflows)(nil).Lease,
+		(*playbook.Workflows)(nil).Playbook, chatmessage.ChatMessage,
+	} {
 		name := strings.TrimSuffix(runtime.FuncForPC(reflect.ValueOf(function).Pointer()).Name(), "-fm")
 		out = append(out, name[strings.LastIndex(name, ".")+1:])
 	}
@@ -227,7 +238,8 @@ func activityTypes() []string {
 	var out []string
 	kind := reflect.TypeFor[*activities.Activities]()
 	for method := range kind.Methods() {
-		if f := method.Type; f.NumIn() > 1 && f.In(1).String() == "context.Context" && f.NumOut() > 0 && f.Out(f.NumOut()-1).String() == "error" {
+		if f := method.Type; f.NumIn() > 1 && f.In(1).String() == "context.Context" && f.NumOut() > 0 &&
+			f.Out(f.NumOut()-1).String() == "error" {
 			out = append(out, method.Name)
 		}
 	}

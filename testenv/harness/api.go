@@ -37,9 +37,12 @@ func (s *Harness) Post(path string, in, out any) error {
 }
 
 func (s *Harness) callAPI(method, path string, in, out any) error {
-	c := &http.Client{Timeout: 20 * time.Second, Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-		return (&net.Dialer{}).DialContext(ctx, "unix", s.SocketPath())
-	}}}
+	c := &http.Client{Timeout: 20 * time.Second, Transport: &http.Transport{
+		DisableKeepAlives: true,
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return (&net.Dialer{}).DialContext(ctx, "unix", s.SocketPath())
+		},
+	}}
 	raw, err := json.Marshal(in)
 	if err != nil {
 		return fmt.Errorf("encode: %w", err)
@@ -92,7 +95,9 @@ func (s *Harness) IncidentsAbout(container string) ([]playbooks.Incident, error)
 
 // WaitForIncident polls until the container's incident satisfies a condition. Otherwise the test fails with the current
 // state.
-func (s *Harness) WaitForIncident(t testing.TB, container string, limit time.Duration, what string, ok func(playbooks.Incident) bool) playbooks.Incident {
+func (s *Harness) WaitForIncident(t testing.TB, container string, limit time.Duration, what string,
+	ok func(playbooks.Incident) bool,
+) playbooks.Incident {
 	t.Helper()
 	var last playbooks.Incident
 	var lastErr error
@@ -124,7 +129,10 @@ func (s *Harness) TemporalClient(t testing.TB, withKey bool) client.Client {
 	require.NoError(t, err)
 	tlsConfig, err := pki.MutualTLSConfig(authority.RoleTemporal, "intruder")
 	require.NoError(t, err)
-	o := client.Options{HostPort: strings.TrimSpace(string(address)), Namespace: embeddedtemporal.Namespace, Logger: discardLogger{}, ConnectionOptions: client.ConnectionOptions{TLS: tlsConfig}}
+	o := client.Options{
+		HostPort: strings.TrimSpace(string(address)), Namespace: embeddedtemporal.Namespace,
+		Logger: discardLogger{}, ConnectionOptions: client.ConnectionOptions{TLS: tlsConfig},
+	}
 	if withKey {
 		o, err = worker.SecureClientOptions(o, filepath.Join(s.DataDir, "keys"))
 		require.NoError(t, err)

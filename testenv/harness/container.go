@@ -113,8 +113,12 @@ func (c *Container) StartAttack(t testing.TB, args ...string) *exec.Cmd {
 	defer func() { _ = cgroup.Close() }()
 	self, err := os.Executable()
 	require.NoError(t, err)
-	p := &exec.Cmd{Path: self, Args: args, Env: []string{"PATH=/usr/bin:/bin", attackBeaconEnv + "=" + c.udp.LocalAddr().String() + " " + c.tcp.Addr().String()}}
-	p.SysProcAttr = &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: int(cgroup.Fd()), Setsid: true, Pdeathsig: syscall.SIGKILL}
+	p := &exec.Cmd{Path: self, Args: args, Env: []string{"PATH=/usr/bin:/bin", attackBeaconEnv + "=" +
+		c.udp.LocalAddr().String() + " " + c.tcp.Addr().String()}}
+	p.SysProcAttr = &syscall.SysProcAttr{
+		UseCgroupFD: true, CgroupFD: int(cgroup.Fd()), Setsid: true,
+		Pdeathsig: syscall.SIGKILL,
+	}
 	require.NoError(t, p.Start())
 	t.Cleanup(func() { _ = p.Process.Kill(); _ = p.Wait() })
 	return p
@@ -127,7 +131,10 @@ func (c *Container) Command(t testing.TB, name string, args ...string) *exec.Cmd
 	require.NoError(t, err)
 	t.Cleanup(func() { _ = cgroup.Close() })
 	p := exec.Command(name, args...)
-	p.SysProcAttr = &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: int(cgroup.Fd()), Setsid: true, Pdeathsig: syscall.SIGKILL}
+	p.SysProcAttr = &syscall.SysProcAttr{
+		UseCgroupFD: true, CgroupFD: int(cgroup.Fd()), Setsid: true,
+		Pdeathsig: syscall.SIGKILL,
+	}
 	return p
 }
 

@@ -69,7 +69,10 @@ func New(t testing.TB, binary string, o Options) *Harness {
 	// The path of a Unix socket must be short; the test's own directory may be too long.
 	dir, err := os.MkdirTemp("", "stand-")
 	require.NoError(t, err)
-	s := &Harness{DataDir: filepath.Join(dir, "data"), ConfigDir: dir, LockDir: "/sys/fs/bpf/" + filepath.Base(dir), ContainerPrefix: ContainerIDPrefix + randomHex(2), binary: binary, options: o, output: &syncBuffer{}}
+	s := &Harness{
+		DataDir: filepath.Join(dir, "data"), ConfigDir: dir, LockDir: "/sys/fs/bpf/" + filepath.Base(dir),
+		ContainerPrefix: ContainerIDPrefix + randomHex(2), binary: binary, options: o, output: &syncBuffer{},
+	}
 	t.Cleanup(func() {
 		s.Kill()
 		if t.Failed() {
@@ -84,7 +87,8 @@ func New(t testing.TB, binary string, o Options) *Harness {
 	plays := filepath.Join(dir, "playbooks")
 	require.NoError(t, os.MkdirAll(plays, 0o700))
 	for name, text := range o.Playbooks {
-		require.NoError(t, os.WriteFile(filepath.Join(plays, name), []byte(strings.ReplaceAll(text, "MARK", s.ContainerPrefix)), 0o600))
+		require.NoError(t, os.WriteFile(filepath.Join(plays, name),
+			[]byte(strings.ReplaceAll(text, "MARK", s.ContainerPrefix)), 0o600))
 	}
 	if o.Config != "" {
 		s.configPath = filepath.Join(dir, "stanch.yaml")
@@ -125,7 +129,8 @@ func (s *Harness) StartAndWait(t testing.TB, env ...string) {
 // StartProcess starts the process without waiting.
 func (s *Harness) StartProcess(t testing.TB, env ...string) {
 	t.Helper()
-	args := append([]string{"up", "--kubeconfig", "none", "--lock-dir", s.LockDir, "--ui", "", "--verify-every", "2s"}, s.options.Args...)
+	args := append([]string{"up", "--kubeconfig", "none", "--lock-dir", s.LockDir, "--ui", "", "--verify-every", "2s"},
+		s.options.Args...)
 	c := s.Command(args...)
 	c.Env = append(append(c.Env, s.options.Env...), env...)
 	c.Stdout, c.Stderr = s.output, s.output
@@ -240,7 +245,9 @@ func BuildBinary(dir string) (string, error) {
 		return path, nil
 	}
 	path := filepath.Join(dir, "stanch")
-	out, err := exec.CommandContext(context.Background(), "go", "build", "-o", path, "stanch/cmd/stanch").CombinedOutput() //nolint:gosec // fixed words
+	out, err := exec.CommandContext(context.Background(), "go", "build", "-o", path, "stanch/cmd/stanch").
+		CombinedOutput()
+		//nolint:gosec // fixed words
 	if err != nil {
 		return "", fmt.Errorf("build stanch: %w: %s", err, out)
 	}

@@ -46,7 +46,10 @@ func writeHistories(ctx context.Context, data, out string) error {
 	if err != nil {
 		return fmt.Errorf("find Temporal: %w", err)
 	}
-	c, err := client.DialContext(ctx, client.Options{HostPort: strings.TrimSpace(string(address)), Namespace: embeddedtemporal.Namespace, ConnectionOptions: client.ConnectionOptions{TLS: tlsConfig}})
+	c, err := client.DialContext(ctx, client.Options{
+		HostPort:  strings.TrimSpace(string(address)),
+		Namespace: embeddedtemporal.Namespace, ConnectionOptions: client.ConnectionOptions{TLS: tlsConfig},
+	})
 	if err != nil {
 		return fmt.Errorf("connect to Temporal: %w", err)
 	}
@@ -61,14 +64,18 @@ func writeHistories(ctx context.Context, data, out string) error {
 	if err := os.WriteFile(filepath.Join(out, "codec.key"), key, 0o600); err != nil {
 		return fmt.Errorf("write histories: %w", err)
 	}
-	list, err := c.ListWorkflow(ctx, &workflowservice.ListWorkflowExecutionsRequest{Query: "WorkflowType IN ('Incident', 'Playbook', 'Lease')"})
+	list, err := c.ListWorkflow(
+		ctx,
+		&workflowservice.ListWorkflowExecutionsRequest{Query: "WorkflowType IN ('Incident', 'Playbook', 'Lease')"},
+	)
 	if err != nil {
 		return fmt.Errorf("list workflows: %w", err)
 	}
 	ids := map[string]string{}
 	for i, w := range list.GetExecutions() {
 		history := &historypb.History{}
-		for it := c.GetWorkflowHistory(ctx, w.GetExecution().GetWorkflowId(), w.GetExecution().GetRunId(), false, enums.HISTORY_EVENT_FILTER_TYPE_ALL_EVENT); it.HasNext(); {
+		for it := c.GetWorkflowHistory(ctx, w.GetExecution().GetWorkflowId(), w.GetExecution().GetRunId(), false,
+			enums.HISTORY_EVENT_FILTER_TYPE_ALL_EVENT); it.HasNext(); {
 			event, err := it.Next()
 			if err != nil {
 				return fmt.Errorf("read a history: %w", err)

@@ -33,7 +33,8 @@ steps:
     for: 1h
 `
 
-// Each line of `want` is a line of the report: the step's name, its action, its outcome and the beginning of its reason.
+// Each line of `want` is a line of the report: the step's name, its action, its outcome and the beginning of its
+// reason.
 func TestEveryConstructRuns(t *testing.T) {
 	for name, s := range map[string]struct {
 		testScenario
@@ -60,7 +61,8 @@ func TestEveryConstructRuns(t *testing.T) {
     if: each.outcome == "changed" && each.targets == 2
 `,
 				wantLines: []string{
-					"steps[0] snapshot succeeded", "steps[0] snapshot succeeded", "each[0]/c ctx succeeded", "each[0]/steps[1].steps[1] isolate changed",
+					"steps[0] snapshot succeeded", "steps[0] snapshot succeeded", "each[0]/c ctx succeeded",
+					"each[0]/steps[1].steps[1] isolate changed",
 					"each[1]/c ctx succeeded", "each[1]/steps[1].steps[1] isolate changed", "steps[2] tell succeeded",
 				},
 			}, outcome: "changed", inOrder: true,
@@ -80,7 +82,8 @@ func TestEveryConstructRuns(t *testing.T) {
         target: incident.targets[0]
 `,
 				wantLines: []string{
-					"steps[0] snapshot succeeded", "steps[0] snapshot succeeded", "steps[1][0]/steps[1].steps[0] isolate refused (host network)",
+					"steps[0] snapshot succeeded", "steps[0] snapshot succeeded",
+					"steps[1][0]/steps[1].steps[0] isolate refused (host network)",
 					"steps[1][1]/steps[1].steps[0] isolate changed", "steps[1].on_failure[0] tell succeeded",
 				},
 			}, outcome: "succeeded", inOrder: true,
@@ -89,15 +92,21 @@ func TestEveryConstructRuns(t *testing.T) {
 			testScenario: testScenario{
 				errorsByAction: map[string][]error{"isolate": {activities.Refusef("host network"), nil}},
 				stepsYAML:      "\n  - evidence: snapshot\n  - contain: isolate\n    id: hold\n    for: 1h\n    on_failure:\n      - contain: freeze\n        for: 1h\n        target: hold.failed\n",
-				wantLines:      []string{"steps[0] snapshot succeeded", "steps[0] snapshot succeeded", "hold isolate refused", "hold isolate changed", "steps[1].on_failure[0] freeze changed"},
-				check:          func(t *testing.T, w *fakeBackend) { require.Len(t, w.heldTargets, 2) },
+				wantLines: []string{
+					"steps[0] snapshot succeeded", "steps[0] snapshot succeeded", "hold isolate refused",
+					"hold isolate changed", "steps[1].on_failure[0] freeze changed",
+				},
+				check: func(t *testing.T, w *fakeBackend) { require.Len(t, w.heldTargets, 2) },
 			}, outcome: "changed",
 		},
 		"a called playbook keeps its own ceiling": {
 			testScenario: testScenario{
 				callablePlaybooks: []string{"playbook: sub\nmax_phase: 1\ninputs: {}\nsteps:\n  - contain: isolate\n    target: incident.targets[0]\n    for: 1h\n"},
 				stepsYAML:         "\n  - evidence: snapshot\n  - call: sub\n",
-				wantLines:         []string{"steps[0] snapshot succeeded", "steps[0] snapshot succeeded", "steps[1]/steps[0] isolate proposed", "steps[1] call proposed"},
+				wantLines: []string{
+					"steps[0] snapshot succeeded", "steps[0] snapshot succeeded",
+					"steps[1]/steps[0] isolate proposed", "steps[1] call proposed",
+				},
 			}, outcome: "proposed",
 		},
 		"a value keeps what the branch gave it that set it": {
@@ -112,19 +121,26 @@ func TestEveryConstructRuns(t *testing.T) {
     target: incident.targets[0]
     if: bad
 `,
-				wantLines: []string{"steps[0] set succeeded", "steps[1].parallel[0] set succeeded", "steps[1].parallel[1] set skipped", "steps[2] tell succeeded"},
+				wantLines: []string{
+					"steps[0] set succeeded", "steps[1].parallel[0] set succeeded",
+					"steps[1].parallel[1] set skipped", "steps[2] tell succeeded",
+				},
 			}, outcome: "succeeded",
 		},
 		"evidence is taken although what it asks for cannot be known": {
 			testScenario: testScenario{
 				errorsByAction: map[string][]error{"ctx": {activities.Refusef("away")}},
 				stepsYAML:      "\n  - enrich: ctx\n    id: c\n    target: incident.targets[0]\n  - evidence: snapshot\n    target: filter(incident.targets, c.count > 3)\n  - contain: isolate\n    for: 1h\n    target: incident.targets[0]\n",
-				wantLines:      []string{"c ctx refused", "steps[1] snapshot succeeded", "steps[1] snapshot succeeded", "steps[2] isolate changed"},
+				wantLines: []string{
+					"c ctx refused", "steps[1] snapshot succeeded", "steps[1] snapshot succeeded",
+					"steps[2] isolate changed",
+				},
 			}, outcome: "refused",
 		},
 		"what is planned twice is asked once, and what is set under a false if is not planned": {
 			testScenario: testScenario{
-				decisionsByAction: map[string]activities.GuardDecision{"scale": {Verdict: activities.VerdictAskApproval}}, approverVote: voteYes(),
+				decisionsByAction: map[string]activities.GuardDecision{"scale": {Verdict: activities.VerdictAskApproval}},
+				approverVote:      voteYes(),
 				stepsYAML: `
   - evidence: snapshot
   - approval: sure
@@ -145,7 +161,8 @@ func TestEveryConstructRuns(t *testing.T) {
         for: 1h
 `,
 				wantLines: []string{
-					"steps[0] snapshot succeeded", "steps[0] snapshot succeeded", "steps[1] approval succeeded", "steps[1].steps[0] set succeeded", "steps[1].steps[1] set skipped",
+					"steps[0] snapshot succeeded", "steps[0] snapshot succeeded", "steps[1] approval succeeded",
+					"steps[1].steps[0] set succeeded", "steps[1].steps[1] set skipped",
 					"steps[1].steps[2] scale changed", "steps[1].steps[3] scale skipped",
 				},
 				check: func(t *testing.T, w *fakeBackend) {
@@ -157,7 +174,10 @@ func TestEveryConstructRuns(t *testing.T) {
 		"a list that is too long is refused before anything runs": {
 			testScenario: testScenario{
 				stepsYAML: "\n  - foreach: incident.targets\n    max: 1\n    steps:\n      - enrich: ctx\n        target: item\n    on_failure:\n      - notify: tell\n        target: incident.targets[0]\n",
-				wantLines: []string{"steps[0] foreach refused (the list has 2 elements, at most 1 are allowed)", "steps[0].on_failure[0] tell succeeded"},
+				wantLines: []string{
+					"steps[0] foreach refused (the list has 2 elements, at most 1 are allowed)",
+					"steps[0].on_failure[0] tell succeeded",
+				},
 			}, outcome: "succeeded",
 		},
 		"a loop over nothing is skipped": {
@@ -179,14 +199,16 @@ func TestEveryConstructRuns(t *testing.T) {
     if: sub.found == 7 && sub.many
 `,
 				wantLines: []string{
-					"steps[0] snapshot succeeded", "steps[0] snapshot succeeded", "sub/seen ctx succeeded", "sub/seen ctx succeeded", "sub/hold isolate changed", "sub/hold isolate changed",
+					"steps[0] snapshot succeeded", "steps[0] snapshot succeeded", "sub/seen ctx succeeded", "sub/seen ctx succeeded",
+					"sub/hold isolate changed", "sub/hold isolate changed",
 					"sub call changed", "steps[2] tell succeeded",
 				},
 			}, outcome: "changed",
 		},
 		"a call that fails runs on_failure, and its outputs cannot be read": {
 			testScenario: testScenario{
-				callablePlaybooks: []string{counterPlaybook}, errorsByAction: map[string][]error{"isolate": {activities.Refusef("no")}},
+				callablePlaybooks: []string{counterPlaybook},
+				errorsByAction:    map[string][]error{"isolate": {activities.Refusef("no")}},
 				stepsYAML: `
   - evidence: snapshot
   - call: counter
@@ -199,8 +221,10 @@ func TestEveryConstructRuns(t *testing.T) {
     if: sub.many
 `,
 				wantLines: []string{
-					"steps[0] snapshot succeeded", "steps[0] snapshot succeeded", "sub/seen ctx succeeded", "sub/hold isolate refused (no)", "sub call refused (no)",
-					"steps[1].on_failure[0] tell succeeded", "steps[2] tell failed (`if`: the outputs of step sub cannot be read: its outcome is refused)",
+					"steps[0] snapshot succeeded", "steps[0] snapshot succeeded", "sub/seen ctx succeeded",
+					"sub/hold isolate refused (no)", "sub call refused (no)",
+					"steps[1].on_failure[0] tell succeeded",
+					"steps[2] tell failed (`if`: the outputs of step sub cannot be read: its outcome is refused)",
 				},
 			}, outcome: "failed", inOrder: true,
 		},
@@ -223,7 +247,10 @@ func TestEveryConstructRuns(t *testing.T) {
 			testScenario: testScenario{
 				callablePlaybooks: []string{"playbook: early\ninputs: {}\nsteps:\n  - parallel:\n      - stop: skipped\n      - wait: 1s\n  - enrich: ctx\n"},
 				stepsYAML:         "\n  - call: early\n    id: sub\n  - notify: tell\n    target: incident.targets[0]\n    if: sub.outcome == \"skipped\"\n",
-				wantLines:         []string{"sub/steps[0].parallel[0] stop skipped", "sub/steps[0].parallel[1] wait succeeded (waited for 1s)", "sub call skipped", "steps[1] tell succeeded"},
+				wantLines: []string{
+					"sub/steps[0].parallel[0] stop skipped",
+					"sub/steps[0].parallel[1] wait succeeded (waited for 1s)", "sub call skipped", "steps[1] tell succeeded",
+				},
 			}, outcome: "succeeded",
 		},
 		"values keep their names, through branches and not out of loops": {
@@ -244,8 +271,10 @@ func TestEveryConstructRuns(t *testing.T) {
     if: wide && why startsWith "nobody"
 `,
 				wantLines: []string{
-					"steps[0] set succeeded (wide, why)", "steps[1].parallel[0] set succeeded (wide)", "steps[1].parallel[1] ctx succeeded", "steps[1].parallel[1] ctx succeeded",
-					"steps[2][0]/steps[2].steps[0] set succeeded (name)", "steps[2][0]/steps[2].steps[1] tell skipped", "steps[2][1]/steps[2].steps[0] set succeeded (name)",
+					"steps[0] set succeeded (wide, why)", "steps[1].parallel[0] set succeeded (wide)",
+					"steps[1].parallel[1] ctx succeeded", "steps[1].parallel[1] ctx succeeded",
+					"steps[2][0]/steps[2].steps[0] set succeeded (name)", "steps[2][0]/steps[2].steps[1] tell skipped",
+					"steps[2][1]/steps[2].steps[0] set succeeded (name)",
 					"steps[2][1]/steps[2].steps[1] tell succeeded", "steps[3] tell succeeded",
 				},
 			}, outcome: "succeeded",
@@ -254,7 +283,8 @@ func TestEveryConstructRuns(t *testing.T) {
 			testScenario: testScenario{
 				stepsYAML: "\n  - parallel:\n      - wait: 1h\n      - enrich: ctx\n        target: incident.targets[0]\n    timeout: 1s\n    on_failure:\n      - notify: tell\n        target: incident.targets[0]\n",
 				wantLines: []string{
-					"steps[0].parallel[1] ctx succeeded", "steps[0].parallel[0] wait failed (interrupted)", "steps[0] parallel failed (timed out after 1s",
+					"steps[0].parallel[1] ctx succeeded", "steps[0].parallel[0] wait failed (interrupted)",
+					"steps[0] parallel failed (timed out after 1s",
 					"steps[0].on_failure[0] tell succeeded",
 				},
 			}, outcome: "succeeded", inOrder: true,
@@ -263,19 +293,32 @@ func TestEveryConstructRuns(t *testing.T) {
 			testScenario: testScenario{
 				errorsByAction: map[string][]error{"isolate": {activities.Refusef("no")}},
 				stepsYAML:      "\n  - evidence: snapshot\n    target: incident.targets[0]\n  - parallel:\n      - contain: isolate\n        for: 1h\n        target: incident.targets[0]\n      - wait: 10ms\n    on_failure:\n      - stop: refused\n        reason: no\n",
-				wantLines:      []string{"steps[0] snapshot succeeded", "steps[1].parallel[0] isolate refused (no)", "steps[1].parallel[1] wait succeeded", "steps[1].on_failure[0] stop refused (no)"},
+				wantLines: []string{
+					"steps[0] snapshot succeeded", "steps[1].parallel[0] isolate refused (no)",
+					"steps[1].parallel[1] wait succeeded", "steps[1].on_failure[0] stop refused (no)",
+				},
 			}, outcome: "refused",
 		},
 		"a run that began with the first version goes on with it": {
 			testScenario: testScenario{
-				languageVersion: 1, errorsByAction: map[string][]error{"isolate": {activities.Refusef("no")}, "ctx": {errUnavailable, errUnavailable, errUnavailable}},
+				languageVersion: 1, errorsByAction: map[string][]error{
+					"isolate": {activities.Refusef("no")},
+					"ctx":     {errUnavailable, errUnavailable, errUnavailable},
+				},
 				stepsYAML: "\n  - evidence: snapshot\n    target: incident.targets[0]\n  - parallel:\n      - contain: isolate\n        for: 1h\n        target: incident.targets[0]\n      - enrich: ctx\n        id: c\n        target: incident.targets[0]\n    on_failure:\n      - stop: refused\n  - notify: tell\n    if: c.count > 0\n",
-				wantLines: []string{"steps[0] snapshot succeeded", "steps[1].parallel[0] isolate refused (no)", "c ctx failed", "steps[2] tell skipped"},
+				wantLines: []string{
+					"steps[0] snapshot succeeded", "steps[1].parallel[0] isolate refused (no)", "c ctx failed",
+					"steps[2] tell skipped",
+				},
 			}, outcome: "succeeded",
 		},
 		"an approval permits what a loop and a call inside of it hold": {
 			testScenario: testScenario{
-				callablePlaybooks: []string{counterPlaybook}, decisionsByAction: map[string]activities.GuardDecision{"isolate": {Verdict: activities.VerdictAskApproval}, "scale": {Verdict: activities.VerdictAskApproval}}, approverVote: voteYes(),
+				callablePlaybooks: []string{counterPlaybook},
+				decisionsByAction: map[string]activities.GuardDecision{
+					"isolate": {Verdict: activities.VerdictAskApproval},
+					"scale":   {Verdict: activities.VerdictAskApproval},
+				}, approverVote: voteYes(),
 				stepsYAML: `
   - evidence: snapshot
   - approval: all of it
@@ -296,15 +339,20 @@ func TestEveryConstructRuns(t *testing.T) {
             for: 1h
 `,
 				wantLines: []string{
-					"steps[0] snapshot succeeded", "steps[0] snapshot succeeded", "steps[1] approval succeeded", "sub/seen ctx succeeded", "sub/seen ctx succeeded", "sub/hold isolate changed",
-					"sub/hold isolate changed", "sub call changed", "steps[1].steps[1][0]/steps[1].steps[1].steps[0] scale changed", "steps[1].steps[1][1]/steps[1].steps[1].steps[0] scale changed",
+					"steps[0] snapshot succeeded", "steps[0] snapshot succeeded", "steps[1] approval succeeded",
+					"sub/seen ctx succeeded", "sub/seen ctx succeeded", "sub/hold isolate changed",
+					"sub/hold isolate changed", "sub call changed", "steps[1].steps[1][0]/steps[1].steps[1].steps[0] scale changed",
+					"steps[1].steps[1][1]/steps[1].steps[1].steps[0] scale changed",
 				},
 			}, outcome: "succeeded",
 		},
 		"a wait for what never holds fails": {
 			testScenario: testScenario{
 				stepsYAML: "\n  - wait: { until: live.total_detections > 3, timeout: 1s }\n    on_failure:\n      - stop: failed\n        reason: it is over\n",
-				wantLines: []string{"steps[0] wait failed (the condition was not true within 1s)", "steps[0].on_failure[0] stop failed (it is over)"},
+				wantLines: []string{
+					"steps[0] wait failed (the condition was not true within 1s)",
+					"steps[0].on_failure[0] stop failed (it is over)",
+				},
 			}, outcome: "failed",
 		},
 		"a wait ends when the incident is as it waits for": {
@@ -313,7 +361,8 @@ func TestEveryConstructRuns(t *testing.T) {
 				wantLines: []string{"steps[0] wait succeeded (the condition is true after", "steps[1] tell succeeded"},
 				afterStart: func(t *testing.T, c client.Client, id string, _ func(func())) {
 					for total := range 3 {
-						require.NoError(t, c.SignalWorkflow(t.Context(), id, "", workflows.SignalIncidentState, playbooks.Incident{TotalDetections: total}))
+						require.NoError(t, c.SignalWorkflow(t.Context(), id, "", workflows.SignalIncidentState,
+							playbooks.Incident{TotalDetections: total}))
 					}
 				},
 			}, outcome: "succeeded", inOrder: true,
@@ -327,11 +376,13 @@ func TestEveryConstructRuns(t *testing.T) {
 			}
 			var got []string
 			for _, step := range report.Steps {
-				got = append(got, strings.TrimSuffix(fmt.Sprintf("%s %s %s (%s)", step.Step, step.Action, step.Outcome, step.Reason), " ()"))
+				got = append(got, strings.TrimSuffix(fmt.Sprintf("%s %s %s (%s)", step.Step, step.Action, step.Outcome,
+					step.Reason), " ()"))
 			}
 			compareLines(t, s.wantLines, got)
 			for i := range got {
-				require.True(t, !s.inOrder || strings.HasPrefix(got[i], s.wantLines[i]), "line %d is %q, not %q", i, got[i], s.wantLines[i])
+				require.True(t, !s.inOrder || strings.HasPrefix(got[i], s.wantLines[i]), "line %d is %q, not %q", i, got[i],
+					s.wantLines[i])
 			}
 			require.Equal(t, s.outcome, report.Outcome, report.Reason)
 		})

@@ -95,7 +95,10 @@ type fakeObservation struct {
 }
 
 func (l *fakeObserver) Spec() playbooks.ActionSpec {
-	return playbooks.ActionSpec{Name: l.name, Verb: l.verb, Class: playbooks.ClassObserve, Targets: []playbooks.TargetKind{playbooks.TargetPod}, Outputs: fakeObservation{}}
+	return playbooks.ActionSpec{
+		Name: l.name, Verb: l.verb, Class: playbooks.ClassObserve,
+		Targets: []playbooks.TargetKind{playbooks.TargetPod}, Outputs: fakeObservation{},
+	}
 }
 
 func (l *fakeObserver) Observe(_ context.Context, r activities.Request) (activities.Observation, error) {
@@ -109,7 +112,10 @@ type fakeContainment struct {
 }
 
 func (h *fakeContainment) Spec() playbooks.ActionSpec {
-	return playbooks.ActionSpec{Name: h.name, Verb: playbooks.VerbContain, Class: h.class, Facet: playbooks.Facet(h.name), Targets: []playbooks.TargetKind{playbooks.TargetPod}, Reversible: true}
+	return playbooks.ActionSpec{
+		Name: h.name, Verb: playbooks.VerbContain, Class: h.class, Facet: playbooks.Facet(h.name),
+		Targets: []playbooks.TargetKind{playbooks.TargetPod}, Reversible: true,
+	}
 }
 
 func (h *fakeContainment) Plan(_ context.Context, r activities.Request) (activities.Plan, error) {
@@ -122,7 +128,9 @@ func (h *fakeContainment) Plan(_ context.Context, r activities.Request) (activit
 	return activities.Plan{Changes: []string{change}}, nil
 }
 
-func (h *fakeContainment) Apply(_ context.Context, r activities.Request, _ json.RawMessage, _ attestation.Envelope) (activities.Effect, error) {
+func (h *fakeContainment) Apply(_ context.Context, r activities.Request, _ json.RawMessage,
+	_ attestation.Envelope,
+) (activities.Effect, error) {
 	if err := h.recordCall(h.name, r.Target.Name); err != nil {
 		return activities.Effect{}, err
 	}
@@ -138,7 +146,9 @@ func (h *fakeContainment) Verify(_ context.Context, r activities.Request, _ json
 	return h.heldTargets[r.Target.Name], "", nil
 }
 
-func (h *fakeContainment) Undo(_ context.Context, r activities.Request, _ json.RawMessage, _ *attestation.Envelope) (*activities.Drift, error) {
+func (h *fakeContainment) Undo(_ context.Context, r activities.Request, _ json.RawMessage,
+	_ *attestation.Envelope,
+) (*activities.Drift, error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.heldTargets[r.Target.Name] = false
@@ -148,8 +158,10 @@ func (h *fakeContainment) Undo(_ context.Context, r activities.Request, _ json.R
 // fakeActions are what the scenarios' playbooks call.
 func (w *fakeBackend) fakeActions() []activities.Action {
 	return []activities.Action{
-		&fakeObserver{w, "ctx", playbooks.VerbEnrich}, &fakeObserver{w, "snapshot", playbooks.VerbEvidence}, &fakeObserver{w, "tell", playbooks.VerbNotify},
-		&fakeContainment{w, "isolate", playbooks.ClassContain}, &fakeContainment{w, "freeze", playbooks.ClassContain}, &fakeContainment{w, "scale", playbooks.ClassDisrupt},
+		&fakeObserver{w, "ctx", playbooks.VerbEnrich}, &fakeObserver{w, "snapshot", playbooks.VerbEvidence},
+		&fakeObserver{w, "tell", playbooks.VerbNotify},
+		&fakeContainment{w, "isolate", playbooks.ClassContain}, &fakeContainment{w, "freeze", playbooks.ClassContain},
+		&fakeContainment{w, "scale", playbooks.ClassDisrupt},
 	}
 }
 
@@ -187,13 +199,20 @@ func (l *temporalFixture) start(dir string) error {
 		return err
 	}
 	server, err := embeddedtemporal.Start(context.Background(), embeddedtemporal.Options{
-		DataDir: dir, PKI: pki, Log: slog.New(slog.DiscardHandler),
-		SearchAttributes: map[string]enumspb.IndexedValueType{workflows.IncidentSearchAttribute: enumspb.INDEXED_VALUE_TYPE_KEYWORD},
+		DataDir: dir,
+		PKI:     pki,
+		Log:     slog.New(slog.DiscardHandler),
+		SearchAttributes: map[string]enumspb.IndexedValueType{
+			workflows.IncidentSearchAttribute: enumspb.INDEXED_VALUE_TYPE_KEYWORD,
+		},
 	})
 	if err != nil {
 		return err
 	}
-	l.options, err = worker.SecureClientOptions(client.Options{HostPort: server.Address, Namespace: embeddedtemporal.Namespace, ConnectionOptions: client.ConnectionOptions{TLS: server.TLS}}, dir)
+	l.options, err = worker.SecureClientOptions(client.Options{
+		HostPort:  server.Address,
+		Namespace: embeddedtemporal.Namespace, ConnectionOptions: client.ConnectionOptions{TLS: server.TLS},
+	}, dir)
 	return err
 }
 
@@ -240,26 +259,44 @@ func TestTheOutcomeTable(t *testing.T) {
 		"a refusal runs on_failure": {
 			stepsYAML:      "\n  - evidence: snapshot\n  - contain: isolate\n    for: 1h\n    target: incident.targets[0]\n    on_failure:\n      - notify: tell\n",
 			errorsByAction: map[string][]error{"isolate": {activities.Refusef("host network")}},
-			wantLines:      []string{"snapshot a succeeded", "snapshot b succeeded", "isolate a refused (host network)", "tell a succeeded", "tell b succeeded"},
+			wantLines: []string{
+				"snapshot a succeeded", "snapshot b succeeded", "isolate a refused (host network)",
+				"tell a succeeded", "tell b succeeded",
+			},
 		},
 		"one target that fails makes the step fail, the other is held": {
 			stepsYAML:      "\n  - evidence: snapshot\n  - contain: isolate\n    id: i\n    for: 1h\n  - notify: tell\n    if: i.outcome == \"refused\" && i.targets == 2\n",
 			errorsByAction: map[string][]error{"isolate": {activities.Refusef("no"), nil}},
-			wantLines:      []string{"snapshot a succeeded", "snapshot b succeeded", "isolate ? refused (no)", "isolate ? changed", "tell a succeeded", "tell b succeeded"},
+			wantLines: []string{
+				"snapshot a succeeded", "snapshot b succeeded", "isolate ? refused (no)",
+				"isolate ? changed", "tell a succeeded", "tell b succeeded",
+			},
 		},
 		"evidence that fails does not stop the containment": {
-			stepsYAML:      "\n  - evidence: snapshot\n    timeout: 2s\n  - contain: isolate\n    for: 1h\n    target: incident.targets[0]\n",
-			errorsByAction: map[string][]error{"snapshot": {errUnavailable, errUnavailable, errUnavailable, errUnavailable, errUnavailable, errUnavailable, errUnavailable, errUnavailable}},
-			wantLines:      []string{"snapshot a failed", "snapshot b failed", "isolate a changed"},
+			stepsYAML: "\n  - evidence: snapshot\n    timeout: 2s\n  - contain: isolate\n    for: 1h\n    target: incident.targets[0]\n",
+			errorsByAction: map[string][]error{"snapshot": {
+				errUnavailable, errUnavailable, errUnavailable, errUnavailable,
+				errUnavailable, errUnavailable, errUnavailable, errUnavailable,
+			}},
+			wantLines: []string{"snapshot a failed", "snapshot b failed", "isolate a changed"},
 		},
 		"what the phase does not let run is proposed, and on_failure does not run": {
-			stepsYAML:         "\n  - evidence: snapshot\n  - contain: isolate\n    for: 1h\n    target: incident.targets[0]\n    on_failure:\n      - notify: tell\n",
-			decisionsByAction: map[string]activities.GuardDecision{"isolate": {Verdict: activities.VerdictPropose, Reason: "phase 1"}},
-			wantLines:         []string{"snapshot a succeeded", "snapshot b succeeded", "isolate a proposed (would isolate a (phase 1))"},
+			stepsYAML: "\n  - evidence: snapshot\n  - contain: isolate\n    for: 1h\n    target: incident.targets[0]\n    on_failure:\n      - notify: tell\n",
+			decisionsByAction: map[string]activities.GuardDecision{"isolate": {
+				Verdict: activities.VerdictPropose,
+				Reason:  "phase 1",
+			}},
+			wantLines: []string{
+				"snapshot a succeeded", "snapshot b succeeded",
+				"isolate a proposed (would isolate a (phase 1))",
+			},
 		},
 		"an if that is false skips": {
 			stepsYAML: "\n  - enrich: ctx\n    id: c\n  - notify: tell\n    if: c.count > 100\n  - notify: tell\n    if: c.count == 7\n",
-			wantLines: []string{"ctx a succeeded", "ctx b succeeded", "tell  skipped (`if` is false)", "tell a succeeded", "tell b succeeded"},
+			wantLines: []string{
+				"ctx a succeeded", "ctx b succeeded", "tell  skipped (`if` is false)", "tell a succeeded",
+				"tell b succeeded",
+			},
 		},
 		"a retry tries again": {
 			stepsYAML:      "\n  - enrich: ctx\n    target: incident.targets[0]\n    retry: { attempts: 2, backoff: 10ms }\n",
@@ -268,36 +305,64 @@ func TestTheOutcomeTable(t *testing.T) {
 		},
 		"parallel branches are joined before what follows": {
 			stepsYAML: "\n  - parallel:\n      - enrich: ctx\n        id: c\n      - evidence: snapshot\n  - notify: tell\n    if: c.count == 7\n",
-			wantLines: []string{"ctx a succeeded", "ctx b succeeded", "snapshot a succeeded", "snapshot b succeeded", "tell a succeeded", "tell b succeeded"},
+			wantLines: []string{
+				"ctx a succeeded", "ctx b succeeded", "snapshot a succeeded", "snapshot b succeeded",
+				"tell a succeeded", "tell b succeeded",
+			},
 		},
 		"an approval that is given runs its steps": {
-			stepsYAML: approval, decisionsByAction: map[string]activities.GuardDecision{"scale": {Verdict: activities.VerdictAskApproval}}, approverVote: voteYes(),
-			wantLines: []string{"snapshot a succeeded", "snapshot b succeeded", "approval  succeeded", "scale a changed", "scale b changed"},
+			stepsYAML:         approval,
+			decisionsByAction: map[string]activities.GuardDecision{"scale": {Verdict: activities.VerdictAskApproval}},
+			approverVote:      voteYes(),
+			wantLines: []string{
+				"snapshot a succeeded", "snapshot b succeeded", "approval  succeeded", "scale a changed",
+				"scale b changed",
+			},
 		},
 		"an approval that is refused runs on_denied and nothing else": {
-			stepsYAML: approval, decisionsByAction: map[string]activities.GuardDecision{"scale": {Verdict: activities.VerdictAskApproval}}, approverVote: voteNo(),
-			wantLines: []string{"snapshot a succeeded", "snapshot b succeeded", "approval  denied", "tell a succeeded", "tell b succeeded"},
-			check:     func(t *testing.T, w *fakeBackend) { require.Zero(t, w.countCalls("scale a")) },
+			stepsYAML:         approval,
+			decisionsByAction: map[string]activities.GuardDecision{"scale": {Verdict: activities.VerdictAskApproval}},
+			approverVote:      voteNo(),
+			wantLines: []string{
+				"snapshot a succeeded", "snapshot b succeeded", "approval  denied", "tell a succeeded",
+				"tell b succeeded",
+			},
+			check: func(t *testing.T, w *fakeBackend) { require.Zero(t, w.countCalls("scale a")) },
 		},
 		"silence denies": {
-			stepsYAML: approval, decisionsByAction: map[string]activities.GuardDecision{"scale": {Verdict: activities.VerdictAskApproval}},
-			wantLines: []string{"snapshot a succeeded", "snapshot b succeeded", "approval  denied", "tell a succeeded", "tell b succeeded"},
+			stepsYAML:         approval,
+			decisionsByAction: map[string]activities.GuardDecision{"scale": {Verdict: activities.VerdictAskApproval}},
+			wantLines: []string{
+				"snapshot a succeeded", "snapshot b succeeded", "approval  denied", "tell a succeeded",
+				"tell b succeeded",
+			},
 		},
 		"where the phase lets nothing run nobody is asked": {
-			stepsYAML: approval, decisionsByAction: map[string]activities.GuardDecision{"scale": {Verdict: activities.VerdictPropose, Reason: "phase 2"}}, approverVote: voteYes(),
-			wantLines: []string{"snapshot a succeeded", "snapshot b succeeded", "approval  proposed (would request approval: phase 2)", "scale a proposed", "scale b proposed"},
-			check:     func(t *testing.T, w *fakeBackend) { require.Zero(t, w.countCalls("scale a")) },
+			stepsYAML:         approval,
+			decisionsByAction: map[string]activities.GuardDecision{"scale": {Verdict: activities.VerdictPropose, Reason: "phase 2"}},
+			approverVote:      voteYes(),
+			wantLines: []string{
+				"snapshot a succeeded", "snapshot b succeeded",
+				"approval  proposed (would request approval: phase 2)", "scale a proposed", "scale b proposed",
+			},
+			check: func(t *testing.T, w *fakeBackend) { require.Zero(t, w.countCalls("scale a")) },
 		},
 		"a scope that wants its approvers asked asks them": {
-			stepsYAML:         "\n  - evidence: snapshot\n  - contain: isolate\n    for: 1h\n    target: incident.targets[0]\n",
-			decisionsByAction: map[string]activities.GuardDecision{"isolate": {Verdict: activities.VerdictAskApproval, Approvers: activities.Approvers{Groups: []string{"people"}, Quorum: 1, Timeout: 5 * time.Second}}},
-			approverVote:      voteYes(),
-			wantLines:         []string{"snapshot a succeeded", "snapshot b succeeded", "isolate a changed (approved by "},
+			stepsYAML: "\n  - evidence: snapshot\n  - contain: isolate\n    for: 1h\n    target: incident.targets[0]\n",
+			decisionsByAction: map[string]activities.GuardDecision{"isolate": {
+				Verdict:   activities.VerdictAskApproval,
+				Approvers: activities.Approvers{Groups: []string{"people"}, Quorum: 1, Timeout: 5 * time.Second},
+			}},
+			approverVote: voteYes(),
+			wantLines:    []string{"snapshot a succeeded", "snapshot b succeeded", "isolate a changed (approved by "},
 		},
 		"a scope without approvers denies": {
-			stepsYAML:         "\n  - evidence: snapshot\n  - contain: isolate\n    for: 1h\n    target: incident.targets[0]\n",
-			decisionsByAction: map[string]activities.GuardDecision{"isolate": {Verdict: activities.VerdictAskApproval, Approvers: activities.Approvers{Quorum: 1, Timeout: 5 * time.Second}}},
-			wantLines:         []string{"snapshot a succeeded", "snapshot b succeeded", "isolate a denied (nobody may approve"},
+			stepsYAML: "\n  - evidence: snapshot\n  - contain: isolate\n    for: 1h\n    target: incident.targets[0]\n",
+			decisionsByAction: map[string]activities.GuardDecision{"isolate": {
+				Verdict:   activities.VerdictAskApproval,
+				Approvers: activities.Approvers{Quorum: 1, Timeout: 5 * time.Second},
+			}},
+			wantLines: []string{"snapshot a succeeded", "snapshot b succeeded", "isolate a denied (nobody may approve"},
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -306,7 +371,8 @@ func TestTheOutcomeTable(t *testing.T) {
 			got := make([]string, 0, len(report.Steps))
 			names := map[string]string{"pod:" + t.Name() + "/a": "a", "pod:" + t.Name() + "/b": "b"}
 			for _, step := range report.Steps {
-				got = append(got, strings.TrimSuffix(fmt.Sprintf("%s %s %s (%s)", step.Action, names[step.Target], step.Outcome, step.Reason), " ()"))
+				got = append(got, strings.TrimSuffix(fmt.Sprintf("%s %s %s (%s)", step.Action, names[step.Target], step.Outcome,
+					step.Reason), " ()"))
 			}
 			compareLines(t, s.wantLines, got)
 			if s.check != nil {
@@ -320,7 +386,9 @@ func TestTheOutcomeTable(t *testing.T) {
 func TestAStalePlanIsAskedAgain(t *testing.T) {
 	t.Parallel()
 	_, report := runScenario(t, testScenario{
-		changePlans: true, decisionsByAction: map[string]activities.GuardDecision{"scale": {Verdict: activities.VerdictAskApproval}}, approverVote: voteYes(),
+		changePlans:       true,
+		decisionsByAction: map[string]activities.GuardDecision{"scale": {Verdict: activities.VerdictAskApproval}},
+		approverVote:      voteYes(),
 		stepsYAML: "\n  - evidence: snapshot\n  - approval: sure\n    from: { groups: [people] }\n    timeout: 5s\n    on_timeout: deny\n    steps:\n" +
 			"      - contain: scale\n        for: 1h\n        target: incident.targets[0]\n",
 		afterStart: func(t *testing.T, c client.Client, id string, _ func(func())) {
@@ -334,10 +402,15 @@ func TestAStalePlanIsAskedAgain(t *testing.T) {
 				again = open[0]
 				return true
 			}, 20*time.Second, 20*time.Millisecond, "it is asked again")
-			require.Equal(t, []string{"no longer planned: scale a", "now: scale a and its neighbors"}, again.ChangesSinceReplaced)
+			require.Equal(t, []string{"no longer planned: scale a", "now: scale a and its neighbors"},
+				again.ChangesSinceReplaced)
 			require.NotEqual(t, again.ReplacesHash, again.PlansHash)
 			// The old yes is worth nothing for the new plan.
-			stale, err := sharedTemporal.key.Sign(attestation.PayloadTypeVote, attestation.Vote{IncidentID: again.IncidentID, WorkflowID: again.WorkflowID, Step: again.ID, PlanHash: again.ReplacesHash, Person: "bob", Groups: []string{"people"}, Approved: true, DecidedAt: time.Now()})
+			stale, err := sharedTemporal.key.Sign(attestation.PayloadTypeVote, attestation.Vote{
+				IncidentID: again.IncidentID,
+				WorkflowID: again.WorkflowID, Step: again.ID, PlanHash: again.ReplacesHash, Person: "bob",
+				Groups: []string{"people"}, Approved: true, DecidedAt: time.Now(),
+			})
 			require.NoError(t, err)
 			require.NoError(t, c.SignalWorkflow(t.Context(), id, "", workflows.SignalVote, stale))
 			answerWhenAsked(t, c, id, true)
@@ -361,7 +434,11 @@ func waitForApprovalRequest(t *testing.T, c client.Client, id string) playbook.A
 // sendVote signs and sends a vote as the gateway does.
 func sendVote(t *testing.T, c client.Client, p playbook.ApprovalRequest, person string, approve bool) {
 	t.Helper()
-	signed, err := sharedTemporal.key.Sign(attestation.PayloadTypeVote, attestation.Vote{IncidentID: p.IncidentID, WorkflowID: p.WorkflowID, Step: p.ID, PlanHash: p.PlansHash, Person: person, Groups: []string{"people"}, Approved: approve, DecidedAt: time.Now()})
+	signed, err := sharedTemporal.key.Sign(attestation.PayloadTypeVote, attestation.Vote{
+		IncidentID: p.IncidentID,
+		WorkflowID: p.WorkflowID, Step: p.ID, PlanHash: p.PlansHash, Person: person, Groups: []string{"people"},
+		Approved: approve, DecidedAt: time.Now(),
+	})
 	require.NoError(t, err)
 	require.NoError(t, c.SignalWorkflow(t.Context(), p.WorkflowID, "", workflows.SignalVote, signed))
 }
@@ -383,7 +460,8 @@ func TestAnAnswerInTimeCountsLate(t *testing.T) {
 		away(func() {
 			sendVote(t, c, q, "alice", true)
 			require.Less(t, time.Now(), q.Deadline)
-			require.Eventually(t, func() bool { return time.Now().After(q.Deadline.Add(time.Second)) }, 20*time.Second, 50*time.Millisecond)
+			require.Eventually(t, func() bool { return time.Now().After(q.Deadline.Add(time.Second)) }, 20*time.Second,
+				50*time.Millisecond)
 		})
 	}
 	_, report := runScenario(t, s)
@@ -414,7 +492,8 @@ func TestAHaltIsHeard(t *testing.T) {
 	s := approvalScenario("  - contain: isolate\n    for: 1h\n")
 	s.afterStart = func(t *testing.T, c client.Client, id string, _ func(func())) {
 		q := waitForApprovalRequest(t, c, id)
-		require.NoError(t, c.SignalWorkflow(t.Context(), id, "", workflows.SignalSuspend, "bob says that it is a false positive"))
+		require.NoError(t, c.SignalWorkflow(t.Context(), id, "", workflows.SignalSuspend,
+			"bob says that it is a false positive"))
 		sendVote(t, c, q, "alice", true)
 	}
 	w, report := runScenario(t, s)
@@ -425,7 +504,8 @@ func TestAHaltIsHeard(t *testing.T) {
 	}
 }
 
-// compareLines wants each line to be there, in the order of the steps; targets and branches of one step may change places.
+// compareLines wants each line to be there, in the order of the steps; targets and branches of one step may change
+// places.
 func compareLines(t *testing.T, want, got []string) {
 	t.Helper()
 	require.Len(t, got, len(want), strings.Join(got, "\n"))
@@ -450,12 +530,16 @@ func (w *fakeBackend) ApproversForNamespace(string, bool) activities.Approvers {
 // runScenario runs a scenario's playbook on a task queue of its own.
 func runScenario(t *testing.T, s testScenario) (*fakeBackend, playbook.Report) {
 	t.Helper()
-	w := &fakeBackend{errorsByAction: s.errorsByAction, heldTargets: map[string]bool{}, decisionsByAction: s.decisionsByAction, planCounts: map[string]int{}, changePlans: s.changePlans, quorum: s.quorum}
+	w := &fakeBackend{
+		errorsByAction: s.errorsByAction, heldTargets: map[string]bool{},
+		decisionsByAction: s.decisionsByAction, planCounts: map[string]int{}, changePlans: s.changePlans, quorum: s.quorum,
+	}
 	if w.errorsByAction == nil {
 		w.errorsByAction = map[string][]error{}
 	}
 	set := activities.NewActivities(w.fakeActions()...)
-	set.Guards, set.ScopeApprovers, set.Authority, set.Evidence = w, w, sharedTemporal.key, &activities.EvidenceStore{Dir: t.TempDir(), Authority: sharedTemporal.key}
+	set.Guards, set.ScopeApprovers, set.Authority, set.Evidence = w, w, sharedTemporal.key,
+		&activities.EvidenceStore{Dir: t.TempDir(), Authority: sharedTemporal.key}
 
 	options := sharedTemporal.options
 	options.Logger = discardLogger{}
@@ -482,14 +566,22 @@ func runScenario(t *testing.T, s testScenario) (*fakeBackend, playbook.Report) {
 		return playbooks.Target{Kind: playbooks.TargetPod, Namespace: "shop", Name: name, UID: t.Name() + "/" + name}
 	}
 	in := playbook.Input{
-		LanguageVersion: cmp.Or(s.languageVersion, playbooks.LanguageVersion), File: "scenario.yaml", Source: []byte("playbook: scenario\nmatch: { when: \"true\" }\n" + s.headerYAML + "steps:" + strings.ReplaceAll(s.stepsYAML, "{ groups: [people] }", fmt.Sprintf("{ groups: [people], quorum: %d }", max(s.quorum, 1)))),
-		Incident:    playbooks.Incident{ID: "INC-01JAAAAAAAAAAAAAAAAAAAAAAA", Targets: []playbooks.Target{target("a"), target("b")}},
-		IncidentRef: activities.IncidentRef{ID: "INC-01JAAAAAAAAAAAAAAAAAAAAAAA", GroupingKey: t.Name(), Cluster: t.Name()}, LeaseTiming: lease.Timing{Route: workflows.ActivityRoute{QueueOverride: queue}},
+		LanguageVersion: cmp.Or(s.languageVersion, playbooks.LanguageVersion), File: "scenario.yaml",
+		Source: []byte("playbook: scenario\nmatch: { when: \"true\" }\n" + s.headerYAML + "steps:" +
+			strings.ReplaceAll(s.stepsYAML, "{ groups: [people] }", fmt.Sprintf("{ groups: [people], quorum: %d }",
+				max(s.quorum, 1)))),
+		Incident: playbooks.Incident{ID: "INC-01JAAAAAAAAAAAAAAAAAAAAAAA", Targets: []playbooks.Target{
+			target("a"),
+			target("b"),
+		}},
+		IncidentRef: activities.IncidentRef{ID: "INC-01JAAAAAAAAAAAAAAAAAAAAAAA", GroupingKey: t.Name(), Cluster: t.Name()},
+		LeaseTiming: lease.Timing{Route: workflows.ActivityRoute{QueueOverride: queue}},
 	}
 	for _, source := range s.callablePlaybooks {
 		in.Callees = append(in.Callees, playbooks.SourceFile{File: "called.yaml", Content: []byte(source)})
 	}
-	run, err := c.ExecuteWorkflow(t.Context(), client.StartWorkflowOptions{ID: "playbook/" + t.Name(), TaskQueue: queue}, plays.Playbook, in)
+	run, err := c.ExecuteWorkflow(t.Context(), client.StartWorkflowOptions{ID: "playbook/" + t.Name(), TaskQueue: queue},
+		plays.Playbook, in)
 	require.NoError(t, err)
 	if s.approverVote != nil {
 		answerWhenAsked(t, c, run.GetID(), *s.approverVote)
@@ -525,10 +617,15 @@ func answerWhenAsked(t *testing.T, c client.Client, id string, approve bool) {
 			return false
 		}
 		d, err := c.DescribeWorkflowExecution(t.Context(), id, "")
-		return len(open) > 0 || err == nil && d.GetWorkflowExecutionInfo().GetStatus() != enumspb.WORKFLOW_EXECUTION_STATUS_RUNNING
+		return len(open) > 0 ||
+			err == nil && d.GetWorkflowExecutionInfo().GetStatus() != enumspb.WORKFLOW_EXECUTION_STATUS_RUNNING
 	}, 30*time.Second, 20*time.Millisecond)
 	for _, p := range open {
-		signed, err := sharedTemporal.key.Sign(attestation.PayloadTypeVote, attestation.Vote{IncidentID: p.IncidentID, WorkflowID: p.WorkflowID, Step: p.ID, PlanHash: p.PlansHash, Person: "alice", Groups: []string{"people"}, Approved: approve, DecidedAt: time.Now()})
+		signed, err := sharedTemporal.key.Sign(attestation.PayloadTypeVote, attestation.Vote{
+			IncidentID: p.IncidentID,
+			WorkflowID: p.WorkflowID, Step: p.ID, PlanHash: p.PlansHash, Person: "alice", Groups: []string{"people"},
+			Approved: approve, DecidedAt: time.Now(),
+		})
 		require.NoError(t, err)
 		require.NoError(t, c.SignalWorkflow(t.Context(), id, "", workflows.SignalVote, signed))
 	}

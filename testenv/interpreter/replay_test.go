@@ -27,8 +27,8 @@ import (
 	"stanch/workflows/playbook"
 )
 
-// historiesDir is where the history of each construct's scenario is stored, as the version wrote it that had it first. With
-// STANCH_HISTORIES=1 the scenarios write theirs anew: only ever for constructs that have none yet.
+// historiesDir is where the history of each construct's scenario is stored, as the version wrote it that had it first.
+// With STANCH_HISTORIES=1 the scenarios write theirs anew: only ever for constructs that have none yet.
 const historiesDir = "testdata/histories"
 
 var unsafeFileChars = regexp.MustCompile(`[^a-z0-9]+`)
@@ -39,12 +39,14 @@ func storeHistory(t *testing.T, c client.Client, id string) {
 	if os.Getenv("STANCH_HISTORIES") == "" {
 		return
 	}
-	dir := filepath.Join(historiesDir, unsafeFileChars.ReplaceAllString(strings.ToLower(strings.TrimPrefix(t.Name(), "Test")), "-"))
+	dir := filepath.Join(historiesDir, unsafeFileChars.ReplaceAllString(strings.ToLower(strings.TrimPrefix(t.Name(),
+		"Test")), "-"))
 	if _, err := os.Stat(dir); err == nil {
 		return
 	}
 	all := &historypb.History{}
-	events := c.GetWorkflowHistory(context.WithoutCancel(t.Context()), id, "", false, enumspb.HISTORY_EVENT_FILTER_TYPE_ALL_EVENT)
+	events := c.GetWorkflowHistory(context.WithoutCancel(t.Context()), id, "", false,
+		enumspb.HISTORY_EVENT_FILTER_TYPE_ALL_EVENT)
 	for events.HasNext() {
 		e, err := events.Next()
 		require.NoError(t, err)
@@ -75,7 +77,10 @@ func replayHistory(t *testing.T, dir string, interpreter any) error {
 	require.NoError(t, err)
 	c, err := codec.New(worker.CodecKeyID(key), map[string][]byte{worker.CodecKeyID(key): key})
 	require.NoError(t, err)
-	r, err := sdkworker.NewWorkflowReplayerWithOptions(sdkworker.WorkflowReplayerOptions{DataConverter: c.DataConverter(), FailureConverter: c.FailureConverter()})
+	r, err := sdkworker.NewWorkflowReplayerWithOptions(sdkworker.WorkflowReplayerOptions{
+		DataConverter:    c.DataConverter(),
+		FailureConverter: c.FailureConverter(),
+	})
 	require.NoError(t, err)
 	r.RegisterWorkflowWithOptions(interpreter, workflow.RegisterOptions{Name: "Playbook"})
 	f, err := os.Open(filepath.Join(dir, "history.json.gz"))
@@ -89,7 +94,8 @@ func replayHistory(t *testing.T, dir string, interpreter any) error {
 	require.NoError(t, err)
 	id, err := os.ReadFile(filepath.Join(dir, "id"))
 	require.NoError(t, err)
-	return r.ReplayWorkflowHistoryWithOptions(discardLogger{}, history, sdkworker.ReplayWorkflowHistoryOptions{OriginalExecution: workflow.Execution{ID: string(id)}})
+	return r.ReplayWorkflowHistoryWithOptions(discardLogger{}, history,
+		sdkworker.ReplayWorkflowHistoryOptions{OriginalExecution: workflow.Execution{ID: string(id)}})
 }
 
 // A run outlives an upgrade: this version does with every construct what the version did that began the run. And a
@@ -97,7 +103,8 @@ func replayHistory(t *testing.T, dir string, interpreter any) error {
 func TestStoredRunsOfEveryConstructReplay(t *testing.T) {
 	dirs, err := filepath.Glob(filepath.Join(historiesDir, "*"))
 	require.NoError(t, err)
-	require.GreaterOrEqual(t, len(dirs), 25, "histories are missing: STANCH_HISTORIES=1 go test ./testenv/interpreter writes those of new scenarios")
+	require.GreaterOrEqual(t, len(dirs), 25,
+		"histories are missing: STANCH_HISTORIES=1 go test ./testenv/interpreter writes those of new scenarios")
 	w := &fakeBackend{}
 	set := activities.NewActivities(w.fakeActions()...)
 	plays := &playbook.Workflows{Catalog: set.Catalog(), Leases: &lease.Workflows{Catalog: set.Catalog()}}

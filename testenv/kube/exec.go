@@ -17,11 +17,15 @@ func (c *Cluster) Exec(ctx context.Context, namespace, pod, container string, co
 }
 
 // ExecTerminal is Exec on a terminal, as `kubectl exec -t` does.
-func (c *Cluster) ExecTerminal(ctx context.Context, namespace, pod, container string, command ...string) (string, error) {
+func (c *Cluster) ExecTerminal(ctx context.Context, namespace, pod, container string, command ...string) (string,
+	error,
+) {
 	return c.exec(ctx, true, namespace, pod, container, command)
 }
 
-func (c *Cluster) exec(ctx context.Context, terminal bool, namespace, pod, container string, command []string) (string, error) {
+func (c *Cluster) exec(ctx context.Context, terminal bool, namespace, pod, container string, command []string) (string,
+	error,
+) {
 	request := c.client.CoreV1().RESTClient().Post().Resource("pods").Namespace(namespace).Name(pod).SubResource("exec").
 		VersionedParams(&corev1.PodExecOptions{
 			Container: container, Command: command, Stdout: true, Stderr: !terminal, TTY: terminal,

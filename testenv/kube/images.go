@@ -81,7 +81,8 @@ func (c *Cluster) ImportAttack(ctx context.Context) (digest string, err error) {
 		return "", err
 	}
 	return c.ImportImage(ctx, ImageSpec{
-		Name: AttackImage, WithBusybox: true, Files: map[string]ImageFile{"/attack": {HostPath: program}}, Entrypoint: []string{"/attack"},
+		Name: AttackImage, WithBusybox: true, Files: map[string]ImageFile{"/attack": {HostPath: program}},
+		Entrypoint: []string{"/attack"},
 	})
 }
 
@@ -110,11 +111,14 @@ func busyboxFiles() (map[string]ImageFile, error) {
 	}
 	files := map[string]ImageFile{
 		"/bin/busybox": {HostPath: program},
-		"/etc/passwd":  {Data: []byte("root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\n"), Mode: 0o644},
-		"/etc/group":   {Data: []byte("root:x:0:\nnobody:x:65534:\n"), Mode: 0o644},
-		"/etc/shadow":  {Data: []byte("root:*:19000:0:99999:7:::\n"), Mode: 0o600},
-		"/tmp":         {Mode: fs.ModeDir | fs.ModeSticky | 0o777},
-		"/root":        {Mode: fs.ModeDir | 0o700},
+		"/etc/passwd": {
+			Data: []byte("root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\n"),
+			Mode: 0o644,
+		},
+		"/etc/group":  {Data: []byte("root:x:0:\nnobody:x:65534:\n"), Mode: 0o644},
+		"/etc/shadow": {Data: []byte("root:*:19000:0:99999:7:::\n"), Mode: 0o600},
+		"/tmp":        {Mode: fs.ModeDir | fs.ModeSticky | 0o777},
+		"/root":       {Mode: fs.ModeDir | 0o700},
 	}
 	for applet := range strings.FieldsSeq(string(applets)) {
 		if applet != "busybox" {

@@ -146,7 +146,8 @@ func testPodsReachAPIServer(t *testing.T, c *lab.Cluster, namespace string) {
 		c.RunPod(t, namespace, pod)
 		lab.Eventually(t, 20*time.Second, "the pod to connect", func() error {
 			logs, err := c.Logs(t.Context(), namespace, pod.Name, "main")
-			if err == nil && (!strings.Contains(logs, "connected to 10.232.") || !strings.Contains(logs, "bytes of /var/run/secrets")) {
+			if err == nil && (!strings.Contains(logs, "connected to 10.232.") ||
+				!strings.Contains(logs, "bytes of /var/run/secrets")) {
 				err = fmt.Errorf("logs %q", logs)
 			}
 			return err
@@ -252,7 +253,8 @@ func requireNoLeftovers(t *testing.T, s lab.State) {
 			t.Errorf("a link to a log is left: %s", link)
 		}
 	}
-	if rules, err := exec.Command("/usr/sbin/iptables-save").Output(); err == nil && strings.Contains(string(rules), s.NodeName) {
+	if rules, err := exec.Command("/usr/sbin/iptables-save").Output(); err == nil && strings.Contains(string(rules),
+		s.NodeName) {
 		t.Error("iptables rules are left")
 	}
 }
@@ -263,15 +265,22 @@ func testPrivilegedPods(t *testing.T, c *lab.Cluster, namespace string) {
 	yes := true
 	pod.Spec.HostPID, pod.Spec.HostNetwork = true, true
 	pod.Spec.Containers[0].SecurityContext = &corev1.SecurityContext{Privileged: &yes}
-	for name, path := range map[string]string{"bpf": "/sys/fs/bpf", "cgroup": "/sys/fs/cgroup", "runtime": filepath.Dir(c.CRISocket)} {
+	for name, path := range map[string]string{
+		"bpf": "/sys/fs/bpf", "cgroup": "/sys/fs/cgroup",
+		"runtime": filepath.Dir(c.CRISocket),
+	} {
 		pod.Spec.Volumes = append(pod.Spec.Volumes, corev1.Volume{
 			Name: name, VolumeSource: corev1.VolumeSource{HostPath: &corev1.HostPathVolumeSource{Path: path}},
 		})
-		pod.Spec.Containers[0].VolumeMounts = append(pod.Spec.Containers[0].VolumeMounts, corev1.VolumeMount{Name: name, MountPath: path})
+		pod.Spec.Containers[0].VolumeMounts = append(pod.Spec.Containers[0].VolumeMounts, corev1.VolumeMount{
+			Name:      name,
+			MountPath: path,
+		})
 	}
 	c.RunPod(t, namespace, pod)
 	for _, check := range []string{
-		"test -S " + c.CRISocket, "test -r /sys/kernel/btf/vmlinux", "mount | grep -q /sys/fs/cgroup", "test -d /proc/" + fmt.Sprint(os.Getpid()),
+		"test -S " + c.CRISocket, "test -r /sys/kernel/btf/vmlinux", "mount | grep -q /sys/fs/cgroup",
+		"test -d /proc/" + fmt.Sprint(os.Getpid()),
 	} {
 		if out, err := c.Exec(t.Context(), namespace, "agent", "main", "sh", "-c", check); err != nil {
 			t.Errorf("%s: %v %s", check, err, out)
@@ -302,7 +311,8 @@ func callAPIServerAsPod(t *testing.T, c *lab.Cluster, namespace, pod string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	who, err := client.AuthenticationV1().SelfSubjectReviews().Create(t.Context(), &authenticationv1.SelfSubjectReview{}, metav1.CreateOptions{})
+	who, err := client.AuthenticationV1().SelfSubjectReviews().Create(t.Context(), &authenticationv1.SelfSubjectReview{},
+		metav1.CreateOptions{})
 	if err != nil || who.Status.UserInfo.Username != "system:serviceaccount:"+namespace+":default" {
 		t.Errorf("the API server sees %v, %v", who, err)
 	}

@@ -69,7 +69,8 @@ func bridgeIoctl(fd int, request uint, name string) error {
 	if err != nil {
 		return err
 	}
-	if _, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), uintptr(request), uintptr(unsafe.Pointer(bytes))); errno != 0 {
+	if _, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), uintptr(request),
+		uintptr(unsafe.Pointer(bytes))); errno != 0 {
 		return errno
 	}
 	return nil

@@ -79,11 +79,13 @@ func (c *Cluster) startContainerdAndEtcd(ctx context.Context, binary string) err
 func (c *Cluster) startAPIServer(binary string, audit *AuditConfig) error {
 	var more []string
 	if audit != nil {
-		if err := errors.Join(c.writeFile("audit-policy.yaml", audit.Policy), c.writeFile("audit-webhook.yaml", audit.Webhook)); err != nil {
+		if err := errors.Join(c.writeFile("audit-policy.yaml", audit.Policy), c.writeFile("audit-webhook.yaml",
+			audit.Webhook)); err != nil {
 			return err
 		}
 		more = []string{
-			"--audit-policy-file=" + c.filePath("audit-policy.yaml"), "--audit-webhook-config-file=" + c.filePath("audit-webhook.yaml"),
+			"--audit-policy-file=" + c.filePath("audit-policy.yaml"), "--audit-webhook-config-file=" +
+				c.filePath("audit-webhook.yaml"),
 			"--audit-webhook-batch-max-wait=200ms", "--audit-webhook-initial-backoff=500ms",
 		}
 		more = append(more, audit.Flags...)
@@ -113,12 +115,14 @@ func (c *Cluster) startNodeComponents(binary string) error {
 		return err
 	}
 	return errors.Join(
-		c.startProcess("kube-controller-manager", binary, "kube-controller-manager", "--kubeconfig="+c.filePath("controllers.kubeconfig"),
+		c.startProcess("kube-controller-manager", binary, "kube-controller-manager",
+			"--kubeconfig="+c.filePath("controllers.kubeconfig"),
 			"--leader-elect=false", "--secure-port=0", "--root-ca-file="+c.filePath("ca.crt"),
 			"--service-account-private-key-file="+c.filePath("sa.key")),
 		c.startProcess("kube-scheduler", binary, "kube-scheduler", "--kubeconfig="+c.filePath("scheduler.kubeconfig"),
 			"--leader-elect=false", "--secure-port=0"),
-		c.startProcess("kubelet", binary, "kubelet", "--config="+c.filePath("kubelet.yaml"), "--kubeconfig="+c.filePath("kubelet.kubeconfig"),
+		c.startProcess("kubelet", binary, "kubelet", "--config="+c.filePath("kubelet.yaml"),
+			"--kubeconfig="+c.filePath("kubelet.kubeconfig"),
 			"--root-dir="+c.filePath("kubelet"), "--cert-dir="+c.filePath("kubelet-pki"), "--hostname-override="+c.NodeName,
 			"--node-ip="+c.NodeIP),
 	)

@@ -28,7 +28,10 @@ func checkPermission(ctx context.Context, client kubernetes.Interface, rule rbac
 	review := &authorizationv1.SelfSubjectAccessReview{}
 	switch {
 	case len(rule.NonResourceURLs) > 0:
-		review.Spec.NonResourceAttributes = &authorizationv1.NonResourceAttributes{Path: rule.NonResourceURLs[0], Verb: rule.Verbs[0]}
+		review.Spec.NonResourceAttributes = &authorizationv1.NonResourceAttributes{
+			Path: rule.NonResourceURLs[0],
+			Verb: rule.Verbs[0],
+		}
 	default:
 		resource, sub := splitResource(rule.Resources[0])
 		review.Spec.ResourceAttributes = &authorizationv1.ResourceAttributes{

@@ -29,7 +29,8 @@ func (c *Cluster) NewNamespace(t testing.TB) string {
 		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second) // the lab may be stopped already
 		defer cancel()
 		now := int64(0)
-		_ = c.client.CoreV1().Pods(name).DeleteCollection(ctx, metav1.DeleteOptions{GracePeriodSeconds: &now}, metav1.ListOptions{})
+		_ = c.client.CoreV1().Pods(name).DeleteCollection(ctx, metav1.DeleteOptions{GracePeriodSeconds: &now},
+			metav1.ListOptions{})
 		_ = c.client.CoreV1().Namespaces().Delete(ctx, name, metav1.DeleteOptions{})
 	})
 	Eventually(t, 20*time.Second, "the namespace's default service account", func() error {
@@ -77,7 +78,8 @@ func (c *Cluster) ConfigWithRules(t testing.TB, namespace, name string, rules ..
 		t.Fatal(err)
 	}
 	if len(rules) > 0 {
-		Eventually(t, 10*time.Second, "the binding to be in force", func() error { return checkPermission(ctx, as, rules[len(rules)-1]) })
+		Eventually(t, 10*time.Second, "the binding to be in force",
+			func() error { return checkPermission(ctx, as, rules[len(rules)-1]) })
 	}
 	return config
 }

@@ -54,19 +54,27 @@ func (w *auditFixture) newTestClients(t *testing.T) testClients {
 	running := w.RunPod(t, w.namespace, pod)
 	strong := w.ConfigWithRules(t, w.namespace, "strong", allPermissions)
 	binding := &rbacv1.ClusterRoleBinding{
-		ObjectMeta: metav1.ObjectMeta{Name: w.namespace + "-default"}, RoleRef: rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "ClusterRole", Name: "edit"},
+		ObjectMeta: metav1.ObjectMeta{Name: w.namespace + "-default"}, RoleRef: rbacv1.RoleRef{
+			APIGroup: rbacv1.GroupName,
+			Kind:     "ClusterRole", Name: "edit",
+		},
 		Subjects: []rbacv1.Subject{{Kind: rbacv1.ServiceAccountKind, Namespace: w.namespace, Name: "default"}},
 	}
 	_, err := w.Client().RbacV1().ClusterRoleBindings().Create(t.Context(), binding, metav1.CreateOptions{})
 	require.NoError(t, err)
-	out, err := w.Client().CoreV1().ServiceAccounts(w.namespace).CreateToken(t.Context(), "default", &authenticationv1.TokenRequest{Spec: authenticationv1.TokenRequestSpec{
-		BoundObjectRef: &authenticationv1.BoundObjectReference{Kind: "Pod", APIVersion: "v1", Name: "plain", UID: running.UID},
-	}}, metav1.CreateOptions{})
+	out, err := w.Client().CoreV1().ServiceAccounts(w.namespace).CreateToken(t.Context(), "default",
+		&authenticationv1.TokenRequest{Spec: authenticationv1.TokenRequestSpec{
+			BoundObjectRef: &authenticationv1.BoundObjectReference{
+				Kind: "Pod", APIVersion: "v1", Name: "plain",
+				UID: running.UID,
+			},
+		}}, metav1.CreateOptions{})
 	require.NoError(t, err)
 	stolen := rest.AnonymousClientConfig(w.Config())
 	none := rest.CopyConfig(stolen)
 	stolen.BearerToken = out.Status.Token
-	return testClients{clusterAdmin: w.Client(), privilegedAccount: newClient(t, strong), unprivilegedAccount: newClient(t, w.ConfigWithRules(t, w.namespace, "weak")), podAccount: newClient(t, stolen), anonymous: newClient(t, none)}
+	return testClients{clusterAdmin: w.Client(), privilegedAccount: newClient(t, strong), unprivilegedAccount: newClient(t,
+		w.ConfigWithRules(t, w.namespace, "weak")), podAccount: newClient(t, stolen), anonymous: newClient(t, none)}
 }
 
 // runBenignActivity is what a cluster does all day: nothing of it is high.
@@ -77,23 +85,35 @@ func (w *auditFixture) runBenignActivity(t *testing.T) {
 	two := int32(2)
 	d := &appsv1.Deployment{ObjectMeta: metav1.ObjectMeta{Name: "shop"}, Spec: appsv1.DeploymentSpec{
 		Replicas: &two, Selector: &metav1.LabelSelector{MatchLabels: map[string]string{"app": "shop"}},
-		Template: corev1.PodTemplateSpec{ObjectMeta: metav1.ObjectMeta{Labels: map[string]string{"app": "shop"}}, Spec: lab.NewPod("x", lab.BusyboxImage, "/bin/sleep", "3600").Spec},
+		Template: corev1.PodTemplateSpec{
+			ObjectMeta: metav1.ObjectMeta{Labels: map[string]string{"app": "shop"}},
+			Spec:       lab.NewPod("x", lab.BusyboxImage, "/bin/sleep", "3600").Spec,
+		},
 	}}
-	_, err := c.CoreV1().Secrets(w.namespace).Create(ctx, &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Name: "db"}}, metav1.CreateOptions{})
+	_, err := c.CoreV1().Secrets(w.namespace).Create(ctx, &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Name: "db"}},
+		metav1.CreateOptions{})
 	require.NoError(t, err)
-	d.Spec.Template.Spec.Volumes = []corev1.Volume{{Name: "s", VolumeSource: corev1.VolumeSource{Secret: &corev1.SecretVolumeSource{SecretName: "db"}}}}
+	d.Spec.Template.Spec.Volumes = []corev1.Volume{{
+		Name:         "s",
+		VolumeSource: corev1.VolumeSource{Secret: &corev1.SecretVolumeSource{SecretName: "db"}},
+	}}
 	_, err = c.AppsV1().Deployments(w.namespace).Create(ctx, d, metav1.CreateOptions{})
 	require.NoError(t, err)
 	ready := func() error {
 		now, err := c.AppsV1().Deployments(w.namespace).Get(ctx, "shop", metav1.GetOptions{})
-		if err == nil && (now.Status.ReadyReplicas != *now.Spec.Replicas || now.Status.UpdatedReplicas != *now.Spec.Replicas) {
+		if err == nil && (now.Status.ReadyReplicas != *now.Spec.Replicas ||
+			now.Status.UpdatedReplicas != *now.Spec.Replicas) {
 			err = fmt.Errorf("%d of %d are ready", now.Status.ReadyReplicas, *now.Spec.Replicas)
 		}
 		return err
 	}
 	lab.Eventually(t, 60*time.Second, "the deployment", ready)
-	for _, patch := range []string{`{"spec":{"replicas":3}}`, `{"spec":{"template":{"metadata":{"annotations":{"restarted":"now"}}}}}`} {
-		_, err := c.AppsV1().Deployments(w.namespace).Patch(ctx, "shop", types.StrategicMergePatchType, []byte(patch), metav1.PatchOptions{})
+	for _, patch := range []string{
+		`{"spec":{"replicas":3}}`,
+		`{"spec":{"template":{"metadata":{"annotations":{"restarted":"now"}}}}}`,
+	} {
+		_, err := c.AppsV1().Deployments(w.namespace).Patch(ctx, "shop", types.StrategicMergePatchType, []byte(patch),
+			metav1.PatchOptions{})
 		require.NoError(t, err)
 		lab.Eventually(t, 60*time.Second, "the deployment", ready)
 	}
@@ -122,7 +142,9 @@ func (w *auditFixture) attackActions(t *testing.T, p testClients) []attackAction
 	list := metav1.ListOptions{}
 	role := func(name string, rule rbacv1.PolicyRule) func(context.Context) error {
 		return func(ctx context.Context) error {
-			_, err := p.clusterAdmin.RbacV1().ClusterRoles().Create(ctx, &rbacv1.ClusterRole{ObjectMeta: metav1.ObjectMeta{Name: ns + name}, Rules: []rbacv1.PolicyRule{rule}}, metav1.CreateOptions{})
+			_, err := p.clusterAdmin.RbacV1().ClusterRoles().Create(ctx,
+				&rbacv1.ClusterRole{ObjectMeta: metav1.ObjectMeta{Name: ns + name}, Rules: []rbacv1.PolicyRule{rule}},
+				metav1.CreateOptions{})
 			return err
 		}
 	}
@@ -151,7 +173,8 @@ func (w *auditFixture) attackActions(t *testing.T, p testClients) []attackAction
 		{expectedRules: []string{"secrets-bulk-read"}, run: func(ctx context.Context) error {
 			for i := range 10 {
 				name := fmt.Sprint("s", i)
-				_, first := p.clusterAdmin.CoreV1().Secrets(ns).Create(ctx, &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Name: name}}, metav1.CreateOptions{})
+				_, first := p.clusterAdmin.CoreV1().Secrets(ns).Create(ctx,
+					&corev1.Secret{ObjectMeta: metav1.ObjectMeta{Name: name}}, metav1.CreateOptions{})
 				_, second := p.privilegedAccount.CoreV1().Secrets(ns).Get(ctx, name, metav1.GetOptions{})
 				if err := errors.Join(first, second); err != nil {
 					return err
@@ -170,16 +193,22 @@ func (w *auditFixture) attackActions(t *testing.T, p testClients) []attackAction
 			return err
 		}},
 		{expectedRules: []string{"permissions-enumerated"}, run: func(ctx context.Context) error {
-			_, err := p.unprivilegedAccount.AuthorizationV1().SelfSubjectRulesReviews().Create(ctx, &authorizationv1.SelfSubjectRulesReview{Spec: authorizationv1.SelfSubjectRulesReviewSpec{Namespace: ns}}, metav1.CreateOptions{})
+			_, err := p.unprivilegedAccount.AuthorizationV1().SelfSubjectRulesReviews().Create(ctx,
+				&authorizationv1.SelfSubjectRulesReview{Spec: authorizationv1.SelfSubjectRulesReviewSpec{Namespace: ns}},
+				metav1.CreateOptions{})
 			return err
 		}},
 		{expectedRules: []string{"token-requested"}, run: func(ctx context.Context) error {
-			_, err := p.clusterAdmin.CoreV1().ServiceAccounts(ns).CreateToken(ctx, "weak", &authenticationv1.TokenRequest{}, metav1.CreateOptions{})
+			_, err := p.clusterAdmin.CoreV1().ServiceAccounts(ns).CreateToken(ctx, "weak", &authenticationv1.TokenRequest{},
+				metav1.CreateOptions{})
 			return err
 		}},
 		{expectedRules: []string{"public-role-binding", "anonymous-allowed"}, run: func(ctx context.Context) error {
 			_, err := p.clusterAdmin.RbacV1().RoleBindings(ns).Create(ctx, &rbacv1.RoleBinding{
-				ObjectMeta: metav1.ObjectMeta{Name: "open"}, RoleRef: rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "ClusterRole", Name: "view"},
+				ObjectMeta: metav1.ObjectMeta{Name: "open"}, RoleRef: rbacv1.RoleRef{
+					APIGroup: rbacv1.GroupName,
+					Kind:     "ClusterRole", Name: "view",
+				},
 				Subjects: []rbacv1.Subject{{Kind: rbacv1.UserKind, APIGroup: rbacv1.GroupName, Name: "system:anonymous"}},
 			}, metav1.CreateOptions{})
 			for err == nil { // the binding is in force a moment later
@@ -190,29 +219,50 @@ func (w *auditFixture) attackActions(t *testing.T, p testClients) []attackAction
 			}
 			return err
 		}},
-		{expectedRules: []string{"pod-exec"}, run: func(ctx context.Context) error { _, err := w.Exec(ctx, ns, "plain", "main", "/bin/true"); return err }},
-		{expectedRules: []string{"pod-exec-by-account"}, run: func(ctx context.Context) error { return w.execWithToken(ctx, ns) }},
+		{expectedRules: []string{"pod-exec"}, run: func(ctx context.Context) error {
+			_, err := w.Exec(ctx, ns, "plain",
+				"main", "/bin/true")
+			return err
+		}},
+		{expectedRules: []string{"pod-exec-by-account"}, run: func(ctx context.Context) error {
+			return w.execWithToken(ctx,
+				ns)
+		}},
 		{expectedRules: []string{"port-forward"}, run: w.portForward},
 		{expectedRules: []string{"ephemeral-container"}, run: func(ctx context.Context) error {
 			pod, err := p.clusterAdmin.CoreV1().Pods(ns).Get(ctx, "plain", metav1.GetOptions{})
 			if err != nil {
 				return err
 			}
-			pod.Spec.EphemeralContainers = []corev1.EphemeralContainer{{EphemeralContainerCommon: corev1.EphemeralContainerCommon{Name: "debug", Image: lab.BusyboxImage, Command: []string{"/bin/true"}}}}
+			pod.Spec.EphemeralContainers = []corev1.EphemeralContainer{
+				{
+					EphemeralContainerCommon: corev1.EphemeralContainerCommon{
+						Name:    "debug",
+						Image:   lab.BusyboxImage,
+						Command: []string{"/bin/true"},
+					},
+				},
+			}
 			_, err = p.clusterAdmin.CoreV1().Pods(ns).UpdateEphemeralContainers(ctx, "plain", pod, metav1.UpdateOptions{})
 			return err
 		}},
 		{expectedRules: []string{"node-proxy"}, run: func(ctx context.Context) error {
-			return p.clusterAdmin.CoreV1().RESTClient().Get().AbsPath("/api/v1/nodes/" + w.NodeName + "/proxy/pods").Do(ctx).Error()
+			return p.clusterAdmin.CoreV1().RESTClient().Get().AbsPath("/api/v1/nodes/" + w.NodeName +
+				"/proxy/pods").Do(ctx).Error()
 		}},
-		{expectedRules: []string{"node-proxy"}, run: func(ctx context.Context) error { // by an account of kube-system, in which nearly all is daily work
+		// by an account of kube-system, in which nearly all is daily work
+		{expectedRules: []string{"node-proxy"}, run: func(ctx context.Context) error {
 			const system = "kube-system"
-			_, err := p.clusterAdmin.CoreV1().ServiceAccounts(system).Create(ctx, &corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Name: "agent"}}, metav1.CreateOptions{})
+			_, err := p.clusterAdmin.CoreV1().ServiceAccounts(system).Create(ctx,
+				&corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Name: "agent"}}, metav1.CreateOptions{})
 			if err != nil {
 				return err
 			}
 			_, err = p.clusterAdmin.RbacV1().ClusterRoleBindings().Create(ctx, &rbacv1.ClusterRoleBinding{
-				ObjectMeta: metav1.ObjectMeta{Name: "agent"}, RoleRef: rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "ClusterRole", Name: "cluster-admin"},
+				ObjectMeta: metav1.ObjectMeta{Name: "agent"}, RoleRef: rbacv1.RoleRef{
+					APIGroup: rbacv1.GroupName,
+					Kind:     "ClusterRole", Name: "cluster-admin",
+				},
 				Subjects: []rbacv1.Subject{{Kind: rbacv1.ServiceAccountKind, Namespace: system, Name: "agent"}},
 			}, metav1.CreateOptions{})
 			if err != nil {
@@ -233,24 +283,49 @@ func (w *auditFixture) attackActions(t *testing.T, p testClients) []attackAction
 		}},
 		{expectedRules: []string{"cluster-admin-bound"}, run: func(ctx context.Context) error {
 			_, err := p.clusterAdmin.RbacV1().ClusterRoleBindings().Create(ctx, &rbacv1.ClusterRoleBinding{
-				ObjectMeta: metav1.ObjectMeta{Name: ns + "-own"}, RoleRef: rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "ClusterRole", Name: "cluster-admin"},
+				ObjectMeta: metav1.ObjectMeta{Name: ns + "-own"}, RoleRef: rbacv1.RoleRef{
+					APIGroup: rbacv1.GroupName,
+					Kind:     "ClusterRole", Name: "cluster-admin",
+				},
 				Subjects: []rbacv1.Subject{{Kind: rbacv1.UserKind, APIGroup: rbacv1.GroupName, Name: "mallory"}},
 			}, metav1.CreateOptions{})
 			return err
 		}},
-		{expectedRules: []string{"role-escalates-privileges"}, run: role("-escalate", rbacv1.PolicyRule{APIGroups: []string{""}, Resources: []string{"users"}, Verbs: []string{"impersonate"}})},
+		{
+			expectedRules: []string{"role-escalates-privileges"},
+			run: role("-escalate", rbacv1.PolicyRule{
+				APIGroups: []string{""}, Resources: []string{"users"},
+				Verbs: []string{"impersonate"},
+			}),
+		},
 		{expectedRules: []string{"role-wildcard"}, run: role("-star", allPermissions)},
-		{expectedRules: []string{"role-pod-exec"}, run: role("-exec", rbacv1.PolicyRule{APIGroups: []string{""}, Resources: []string{"pods/exec"}, Verbs: []string{"create"}})},
+		{expectedRules: []string{"role-pod-exec"}, run: role("-exec", rbacv1.PolicyRule{
+			APIGroups: []string{""},
+			Resources: []string{"pods/exec"}, Verbs: []string{"create"},
+		})},
 		{expectedRules: []string{"system-role-changed"}, run: func(ctx context.Context) error {
-			_, err := p.clusterAdmin.RbacV1().ClusterRoles().Patch(ctx, "system:basic-user", types.MergePatchType, []byte(`{"metadata":{"labels":{"changed":"true"}}}`), metav1.PatchOptions{})
+			_, err := p.clusterAdmin.RbacV1().ClusterRoles().Patch(ctx, "system:basic-user", types.MergePatchType,
+				[]byte(`{"metadata":{"labels":{"changed":"true"}}}`), metav1.PatchOptions{})
 			return err
 		}},
-		{expectedRules: []string{"admin-impersonation", "impersonation"}, run: impersonate(rest.ImpersonationConfig{UserName: "root", Groups: []string{"system:masters"}})},
-		{expectedRules: []string{"privileged-pod", "host-mount", "host-pid", "host-ipc", "host-network", "capabilities-requested"}, run: func(ctx context.Context) error {
+		{
+			expectedRules: []string{"admin-impersonation", "impersonation"},
+			run:           impersonate(rest.ImpersonationConfig{UserName: "root", Groups: []string{"system:masters"}}),
+		},
+		{expectedRules: []string{
+			"privileged-pod", "host-mount", "host-pid", "host-ipc", "host-network",
+			"capabilities-requested",
+		}, run: func(ctx context.Context) error {
 			pod, yes := lab.NewPod("strong", lab.BusyboxImage, "/bin/true"), true
 			pod.Spec.HostPID, pod.Spec.HostIPC, pod.Spec.HostNetwork = true, true, true
-			pod.Spec.Volumes = []corev1.Volume{{Name: "host", VolumeSource: corev1.VolumeSource{HostPath: &corev1.HostPathVolumeSource{Path: "/"}}}}
-			pod.Spec.Containers[0].SecurityContext = &corev1.SecurityContext{Privileged: &yes, Capabilities: &corev1.Capabilities{Add: []corev1.Capability{"SYS_ADMIN"}}}
+			pod.Spec.Volumes = []corev1.Volume{{
+				Name:         "host",
+				VolumeSource: corev1.VolumeSource{HostPath: &corev1.HostPathVolumeSource{Path: "/"}},
+			}}
+			pod.Spec.Containers[0].SecurityContext = &corev1.SecurityContext{
+				Privileged:   &yes,
+				Capabilities: &corev1.Capabilities{Add: []corev1.Capability{"SYS_ADMIN"}},
+			}
 			pod.Spec.NodeSelector = map[string]string{"none": "such"} // it is asked for and never runs
 			_, err := p.clusterAdmin.CoreV1().Pods(ns).Create(ctx, pod, metav1.CreateOptions{})
 			return err
@@ -271,28 +346,51 @@ func (w *auditFixture) attackActions(t *testing.T, p testClients) []attackAction
 			_, err := p.clusterAdmin.CoreV1().Pods(ns).Create(ctx, pod, metav1.CreateOptions{})
 			return err
 		}},
-		{expectedRules: []string{"cluster-namespace-changed", "cluster-config-changed"}, run: func(ctx context.Context) error {
-			_, err := p.clusterAdmin.CoreV1().ConfigMaps("kube-system").Create(ctx, &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: "coredns-custom"}}, metav1.CreateOptions{})
-			return errors.Join(err, p.clusterAdmin.CoreV1().ConfigMaps("kube-system").Delete(ctx, "coredns-custom", metav1.DeleteOptions{}))
-		}},
-		{expectedRules: []string{"admission-webhook-external", "admission-weakened", "admission-removed"}, run: func(ctx context.Context) error {
-			url, ignore, none := "https://203.0.113.7/", admissionv1.Ignore, admissionv1.SideEffectClassNone
-			_, err := hooks.Create(ctx, &admissionv1.ValidatingWebhookConfiguration{ObjectMeta: metav1.ObjectMeta{Name: ns}, Webhooks: []admissionv1.ValidatingWebhook{{
-				Name: "x.example.com", ClientConfig: admissionv1.WebhookClientConfig{URL: &url}, FailurePolicy: &ignore, SideEffects: &none, AdmissionReviewVersions: []string{"v1"},
-				Rules: []admissionv1.RuleWithOperations{{Operations: []admissionv1.OperationType{admissionv1.Create}, Rule: admissionv1.Rule{APIGroups: []string{"none.example.com"}, APIVersions: []string{"v1"}, Resources: []string{"things"}}}},
-			}}}, metav1.CreateOptions{})
-			return errors.Join(err, hooks.Delete(ctx, ns, metav1.DeleteOptions{}))
-		}},
+		{
+			expectedRules: []string{"cluster-namespace-changed", "cluster-config-changed"},
+			run: func(ctx context.Context) error {
+				_, err := p.clusterAdmin.CoreV1().ConfigMaps("kube-system").Create(ctx,
+					&corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: "coredns-custom"}}, metav1.CreateOptions{})
+				return errors.Join(err, p.clusterAdmin.CoreV1().ConfigMaps("kube-system").Delete(ctx, "coredns-custom",
+					metav1.DeleteOptions{}))
+			},
+		},
+		{
+			expectedRules: []string{"admission-webhook-external", "admission-weakened", "admission-removed"},
+			run: func(ctx context.Context) error {
+				url, ignore, none := "https://203.0.113.7/", admissionv1.Ignore, admissionv1.SideEffectClassNone
+				_, err := hooks.Create(ctx, &admissionv1.ValidatingWebhookConfiguration{
+					ObjectMeta: metav1.ObjectMeta{Name: ns},
+					Webhooks: []admissionv1.ValidatingWebhook{{
+						Name: "x.example.com", ClientConfig: admissionv1.WebhookClientConfig{URL: &url}, FailurePolicy: &ignore,
+						SideEffects: &none, AdmissionReviewVersions: []string{"v1"},
+						Rules: []admissionv1.RuleWithOperations{{
+							Operations: []admissionv1.OperationType{admissionv1.Create},
+							Rule: admissionv1.Rule{
+								APIGroups: []string{"none.example.com"}, APIVersions: []string{"v1"},
+								Resources: []string{"things"},
+							},
+						}},
+					}},
+				}, metav1.CreateOptions{})
+				return errors.Join(err, hooks.Delete(ctx, ns, metav1.DeleteOptions{}))
+			},
+		},
 		{expectedRules: []string{"pod-security-lowered"}, run: func(ctx context.Context) error {
-			_, err := p.clusterAdmin.CoreV1().Namespaces().Patch(ctx, ns, types.MergePatchType, []byte(`{"metadata":{"labels":{"pod-security.kubernetes.io/enforce":"privileged"}}}`), metav1.PatchOptions{})
+			_, err := p.clusterAdmin.CoreV1().Namespaces().Patch(ctx, ns, types.MergePatchType,
+				[]byte(`{"metadata":{"labels":{"pod-security.kubernetes.io/enforce":"privileged"}}}`), metav1.PatchOptions{})
 			return err
 		}},
-		{expectedRules: []string{"pod-security-lowered"}, run: func(ctx context.Context) error { // by a JSON patch, which names the label in a path
-			_, err := p.clusterAdmin.CoreV1().Namespaces().Patch(ctx, ns, types.JSONPatchType, []byte(`[{"op":"remove","path":"/metadata/labels/pod-security.kubernetes.io~1enforce"}]`), metav1.PatchOptions{})
+		// by a JSON patch, which names the label in a path
+		{expectedRules: []string{"pod-security-lowered"}, run: func(ctx context.Context) error {
+			_, err := p.clusterAdmin.CoreV1().Namespaces().Patch(ctx, ns, types.JSONPatchType,
+				[]byte(`[{"op":"remove","path":"/metadata/labels/pod-security.kubernetes.io~1enforce"}]`), metav1.PatchOptions{})
 			return err
 		}},
-		{expectedRules: []string{"pod-security-lowered"}, run: func(ctx context.Context) error { // by sending all of it without the label
-			at, err := p.clusterAdmin.CoreV1().Namespaces().Patch(ctx, ns, types.MergePatchType, []byte(`{"metadata":{"labels":{"pod-security.kubernetes.io/enforce":"baseline"}}}`), metav1.PatchOptions{})
+		// by sending all of it without the label
+		{expectedRules: []string{"pod-security-lowered"}, run: func(ctx context.Context) error {
+			at, err := p.clusterAdmin.CoreV1().Namespaces().Patch(ctx, ns, types.MergePatchType,
+				[]byte(`{"metadata":{"labels":{"pod-security.kubernetes.io/enforce":"baseline"}}}`), metav1.PatchOptions{})
 			if err != nil {
 				return err
 			}
@@ -300,7 +398,10 @@ func (w *auditFixture) attackActions(t *testing.T, p testClients) []attackAction
 			_, err = p.clusterAdmin.CoreV1().Namespaces().Update(ctx, at, metav1.UpdateOptions{})
 			return err
 		}},
-		{expectedRules: []string{"certificate-approved"}, run: func(ctx context.Context) error { return approveCSR(ctx, p.clusterAdmin, ns) }},
+		{expectedRules: []string{"certificate-approved"}, run: func(ctx context.Context) error {
+			return approveCSR(ctx,
+				p.clusterAdmin, ns)
+		}},
 	}
 }
 
@@ -311,7 +412,8 @@ func (w *auditFixture) execWithToken(ctx context.Context, ns string) error {
 		return err
 	}
 	request := w.Client().CoreV1().RESTClient().Post().Resource("pods").Namespace(ns).Name("plain").SubResource("exec").
-		VersionedParams(&corev1.PodExecOptions{Container: "main", Command: []string{"/bin/true"}, Stdout: true}, scheme.ParameterCodec)
+		VersionedParams(&corev1.PodExecOptions{Container: "main", Command: []string{"/bin/true"}, Stdout: true},
+			scheme.ParameterCodec)
 	executor, err := remotecommand.NewSPDYExecutor(as, http.MethodPost, request.URL())
 	if err != nil {
 		return err
@@ -328,9 +430,18 @@ func (w *auditFixture) portForward(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	url := w.Client().CoreV1().RESTClient().Post().Resource("pods").Namespace(w.namespace).Name("plain").SubResource("portforward").URL()
+	url := w.Client().
+		CoreV1().
+		RESTClient().
+		Post().
+		Resource("pods").
+		Namespace(w.namespace).
+		Name("plain").
+		SubResource("portforward").
+		URL()
 	stop, ready := make(chan struct{}), make(chan struct{})
-	forwarder, err := portforward.New(spdy.NewDialer(upgrade, &http.Client{Transport: round}, http.MethodPost, url), []string{"0:80"}, stop, ready, nil, nil)
+	forwarder, err := portforward.New(spdy.NewDialer(upgrade, &http.Client{Transport: round}, http.MethodPost, url),
+		[]string{"0:80"}, stop, ready, nil, nil)
 	if err != nil {
 		return err
 	}
@@ -353,17 +464,27 @@ func approveCSR(ctx context.Context, c kubernetes.Interface, name string) error 
 	if err != nil {
 		return err
 	}
-	der, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{Subject: pkix.Name{CommonName: "mallory", Organization: []string{"team"}}}, key)
+	der, err := x509.CreateCertificateRequest(rand.Reader,
+		&x509.CertificateRequest{Subject: pkix.Name{CommonName: "mallory", Organization: []string{"team"}}}, key)
 	if err != nil {
 		return err
 	}
-	made, err := c.CertificatesV1().CertificateSigningRequests().Create(ctx, &certificatesv1.CertificateSigningRequest{ObjectMeta: metav1.ObjectMeta{Name: name}, Spec: certificatesv1.CertificateSigningRequestSpec{
-		Request: pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: der}), SignerName: "kubernetes.io/kube-apiserver-client", Usages: []certificatesv1.KeyUsage{certificatesv1.UsageClientAuth},
-	}}, metav1.CreateOptions{})
+	made, err := c.CertificatesV1().CertificateSigningRequests().Create(ctx,
+		&certificatesv1.CertificateSigningRequest{
+			ObjectMeta: metav1.ObjectMeta{Name: name},
+			Spec: certificatesv1.CertificateSigningRequestSpec{
+				Request:    pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: der}),
+				SignerName: "kubernetes.io/kube-apiserver-client",
+				Usages:     []certificatesv1.KeyUsage{certificatesv1.UsageClientAuth},
+			},
+		}, metav1.CreateOptions{})
 	if err != nil {
 		return err
 	}
-	made.Status.Conditions = []certificatesv1.CertificateSigningRequestCondition{{Type: certificatesv1.CertificateApproved, Status: corev1.ConditionTrue, Reason: "Test"}}
+	made.Status.Conditions = []certificatesv1.CertificateSigningRequestCondition{{
+		Type:   certificatesv1.CertificateApproved,
+		Status: corev1.ConditionTrue, Reason: "Test",
+	}}
 	_, err = c.CertificatesV1().CertificateSigningRequests().UpdateApproval(ctx, name, made, metav1.UpdateOptions{})
 	return err
 }

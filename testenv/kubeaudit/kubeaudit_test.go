@@ -81,12 +81,16 @@ func newAuditFixture(t *testing.T) *auditFixture {
 	auth, err := authority.OpenOrCreate(t.TempDir())
 	require.NoError(t, err)
 	intake := &gateway.Ingester{
-		Temporal: temporal.Start(t, map[string]any{"Story": w.detections.recordIncident}), Authority: auth, Config: config.Default(), Log: slog.New(slog.DiscardHandler), IncidentWorkflow: "Story",
+		Temporal: temporal.Start(t, map[string]any{"Story": w.detections.recordIncident}), Authority: auth,
+		Config: config.Default(), Log: slog.New(slog.DiscardHandler), IncidentWorkflow: "Story",
 	}
 	file := filepath.Join(t.TempDir(), "token")
 	require.NoError(t, os.WriteFile(file, []byte(webhookToken), 0o600))
 	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn}))
-	f, err := gateway.NewSourceServer(intake, []config.Source{{Name: "api-server", Kind: config.SourceKindKubernetesAudit, TokenFile: file}}, log)
+	f, err := gateway.NewSourceServer(intake, []config.Source{{
+		Name: "api-server", Kind: config.SourceKindKubernetesAudit,
+		TokenFile: file,
+	}}, log)
 	require.NoError(t, err)
 	// The gateway needs the cluster and the cluster the gateway's address: until it is there, the webhook is told to wait.
 	var door atomic.Pointer[http.Handler]
@@ -105,11 +109,15 @@ func newAuditFixture(t *testing.T) *auditFixture {
 	web.Start()
 	t.Cleanup(web.Close)
 	address := "https://" + web.Listener.Addr().String() + "/v1/kubernetes-audit"
-	w.Cluster = lab.StartForTest(t, lab.Options{AuditLog: &lab.AuditConfig{Policy: manifests.AuditPolicy, Flags: manifests.AuditLimitFlags(), Webhook: manifests.AuditWebhookConfig(address, pki.CACertPEM(), webhookToken)}})
+	w.Cluster = lab.StartForTest(t, lab.Options{AuditLog: &lab.AuditConfig{
+		Policy: manifests.AuditPolicy,
+		Flags:  manifests.AuditLimitFlags(), Webhook: manifests.AuditWebhookConfig(address, pki.CACertPEM(), webhookToken),
+	}})
 	intake.Kube = w.Client()
 	set, err := rules.LoadShipped()
 	require.NoError(t, err)
-	f.RuleEvaluator = gateway.NewRuleEvaluator(func() *rules.Set { return set }, []netip.Prefix{netip.MustParsePrefix(w.PodCIDR)}, "", log)
+	f.RuleEvaluator = gateway.NewRuleEvaluator(func() *rules.Set { return set },
+		[]netip.Prefix{netip.MustParsePrefix(w.PodCIDR)}, "", log)
 	handler := f.HTTPServer().Handler
 	door.Store(&handler)
 	w.namespace = w.NewNamespace(t)

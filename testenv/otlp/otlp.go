@@ -53,7 +53,8 @@ func Start(t testing.TB) *Receiver {
 func (r *Receiver) handleTraces(w http.ResponseWriter, q *http.Request) {
 	raw, err := io.ReadAll(io.LimitReader(q.Body, 16<<20))
 	var in collector.ExportTraceServiceRequest
-	if err != nil || q.URL.Path != "/v1/traces" || q.Header.Get("Content-Type") != "application/x-protobuf" || proto.Unmarshal(raw, &in) != nil {
+	if err != nil || q.URL.Path != "/v1/traces" || q.Header.Get("Content-Type") != "application/x-protobuf" ||
+		proto.Unmarshal(raw, &in) != nil {
 		http.Error(w, "this is no OTLP", http.StatusBadRequest)
 		return
 	}

@@ -84,7 +84,10 @@ type OpenedView struct {
 // Start starts a fake that stops with the test.
 func Start(t testing.TB) *FakeSlack {
 	t.Helper()
-	s := &FakeSlack{members: map[string]Member{}, groups: map[string][]string{}, calls: map[string]int{}, lastTimestamp: time.Now().Unix(), maxBlockChars: maxTotalChars, sockets: map[*socketModeConn]bool{}}
+	s := &FakeSlack{
+		members: map[string]Member{}, groups: map[string][]string{}, calls: map[string]int{},
+		lastTimestamp: time.Now().Unix(), maxBlockChars: maxTotalChars, sockets: map[*socketModeConn]bool{},
+	}
 	s.Server = httptest.NewServer(http.HandlerFunc(s.serveAPI))
 	t.Cleanup(s.Close)
 	return s
@@ -169,7 +172,8 @@ func (s *FakeSlack) selectMessages(is func(*Message) bool) []Message {
 func (s *FakeSlack) EphemeralMessages(member string) []Message {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return slices.DeleteFunc(slices.Clone(s.ephemeralMessages), func(m Message) bool { return m.EphemeralRecipient != member })
+	return slices.DeleteFunc(slices.Clone(s.ephemeralMessages),
+		func(m Message) bool { return m.EphemeralRecipient != member })
 }
 
 // OpenedViews returns the modals that were opened.
@@ -199,7 +203,10 @@ func (s *FakeSlack) serveAPI(w http.ResponseWriter, r *http.Request) {
 		s.acceptSocketMode(w, r)
 		return
 	}
-	if err := r.ParseMultipartForm(2 << 20); err != nil && err != http.ErrNotMultipart { //nolint:errorlint // as the library says
+	if err := r.ParseMultipartForm(
+		2 << 20,
+	); err != nil &&
+		err != http.ErrNotMultipart { //nolint:errorlint // as the library says
 		http.Error(w, err.Error(), http.StatusBadRequest)
 		return
 	}
@@ -253,18 +260,27 @@ func errorResponse(what string) jsonObject { return jsonObject{"ok": false, "err
 func (s *FakeSlack) callMethod(method string, r *http.Request) jsonObject {
 	switch method {
 	case "auth.test":
-		return jsonObject{"team_id": TeamID, "user_id": "U0BOT", "bot_id": "B0BOT", "team": "stand-in", "user": "stanch", "url": s.URL}
+		return jsonObject{
+			"team_id": TeamID, "user_id": "U0BOT", "bot_id": "B0BOT", "team": "stand-in", "user": "stanch",
+			"url": s.URL,
+		}
 	case "chat.postMessage":
 		return s.postMessage(r)
 	case "chat.update":
 		return s.updateMessage(r)
 	case "chat.postEphemeral":
-		s.ephemeralMessages = append(s.ephemeralMessages, Message{Channel: r.FormValue("channel"), Text: r.FormValue("text"), Blocks: json.RawMessage(r.FormValue("blocks")), EphemeralRecipient: r.FormValue("user")})
+		s.ephemeralMessages = append(s.ephemeralMessages, Message{
+			Channel: r.FormValue("channel"), Text: r.FormValue("text"),
+			Blocks: json.RawMessage(r.FormValue("blocks")), EphemeralRecipient: r.FormValue("user"),
+		})
 		return jsonObject{"message_ts": s.nextTimestamp()}
 	case "conversations.history":
 		return s.listMessages(r, func(m *Message) bool { return m.ThreadTS == "" && m.TS >= r.FormValue("oldest") })
 	case "conversations.replies":
-		return s.listMessages(r, func(m *Message) bool { return m.ThreadTS == r.FormValue("ts") || m.TS == r.FormValue("ts") })
+		return s.listMessages(r, func(m *Message) bool {
+			return m.ThreadTS == r.FormValue("ts") ||
+				m.TS == r.FormValue("ts")
+		})
 	case "users.info":
 		m, ok := s.members[r.FormValue("user")]
 		if !ok {
@@ -274,7 +290,10 @@ func (s *FakeSlack) callMethod(method string, r *http.Request) jsonObject {
 		if team == "" {
 			team = TeamID
 		}
-		return jsonObject{"user": jsonObject{"id": m.ID, "team_id": team, "name": m.Name, "deleted": m.Deleted, "is_bot": m.Bot, "is_restricted": m.Guest, "is_ultra_restricted": m.SingleChannelGuest, "is_stranger": m.External}}
+		return jsonObject{"user": jsonObject{
+			"id": m.ID, "team_id": team, "name": m.Name, "deleted": m.Deleted,
+			"is_bot": m.Bot, "is_restricted": m.Guest, "is_ultra_restricted": m.SingleChannelGuest, "is_stranger": m.External,
+		}}
 	case "usergroups.users.list":
 		users, ok := s.groups[r.FormValue("usergroup")]
 		if !ok {
@@ -299,7 +318,10 @@ func (s *FakeSlack) postMessage(r *http.Request) jsonObject {
 	if refused := s.validateBlocks(r.FormValue("blocks")); refused != nil {
 		return refused
 	}
-	m := &Message{Channel: ChannelID, TS: s.nextTimestamp(), ThreadTS: r.FormValue("thread_ts"), Text: r.FormValue("text"), Blocks: rawJSON(r.FormValue("blocks")), Metadata: rawJSON(r.FormValue("metadata")), User: "U0BOT", Type: "message"}
+	m := &Message{
+		Channel: ChannelID, TS: s.nextTimestamp(), ThreadTS: r.FormValue("thread_ts"), Text: r.FormValue("text"),
+		Blocks: rawJSON(r.FormValue("blocks")), Metadata: rawJSON(r.FormValue("metadata")), User: "U0BOT", Type: "message",
+	}
 	s.messages = append(s.messages, m)
 	return jsonObject{"channel": ChannelID, "ts": m.TS, "message": m}
 }

@@ -53,11 +53,21 @@ func (m Message) Buttons(t testing.TB) map[string][]Button {
 // ButtonPayload returns what Slack sends when a member clicks a button. change, which can be nil, forges it.
 func ButtonPayload(member string, m Message, b Button, change func(map[string]any)) []byte {
 	p := map[string]any{
-		"type": "block_actions", "trigger_id": fmt.Sprintf("trigger.%d", time.Now().UnixNano()), "api_app_id": "A0STANCH", "token": "deprecated",
-		"team": map[string]any{"id": TeamID}, "user": map[string]any{"id": member, "team_id": TeamID, "username": "whatever"},
-		"channel": map[string]any{"id": m.Channel}, "container": map[string]any{"type": "message", "message_ts": m.TS, "channel_id": m.Channel},
+		"type": "block_actions", "trigger_id": fmt.Sprintf("trigger.%d", time.Now().UnixNano()), "api_app_id": "A0STANCH",
+		"token": "deprecated",
+		"team":  map[string]any{"id": TeamID}, "user": map[string]any{
+			"id": member, "team_id": TeamID,
+			"username": "whatever",
+		},
+		"channel": map[string]any{"id": m.Channel}, "container": map[string]any{
+			"type": "message", "message_ts": m.TS,
+			"channel_id": m.Channel,
+		},
 		"message": map[string]any{"ts": m.TS}, "response_url": "http://127.0.0.1:1/never",
-		"actions": []any{map[string]any{"type": "button", "action_id": b.ActionID, "block_id": b.BlockID, "value": b.Value, "action_ts": fmt.Sprintf("%d.%06d", time.Now().Unix(), time.Now().Nanosecond()/1000)}},
+		"actions": []any{map[string]any{
+			"type": "button", "action_id": b.ActionID, "block_id": b.BlockID, "value": b.Value,
+			"action_ts": fmt.Sprintf("%d.%06d", time.Now().Unix(), time.Now().Nanosecond()/1000),
+		}},
 	}
 	if change != nil {
 		change(p)
@@ -70,9 +80,16 @@ func ButtonPayload(member string, m Message, b Button, change func(map[string]an
 func ViewSubmission(member string, v OpenedView, reason string) []byte {
 	var view map[string]any
 	_ = json.Unmarshal(v.Payload, &view)
-	view["state"] = map[string]any{"values": map[string]any{"reason": map[string]any{"text": map[string]any{"type": "plain_text_input", "value": reason}}}}
+	view["state"] = map[string]any{
+		"values": map[string]any{
+			"reason": map[string]any{"text": map[string]any{"type": "plain_text_input", "value": reason}},
+		},
+	}
 	raw, _ := json.Marshal(map[string]any{
-		"type": "view_submission", "team": map[string]any{"id": TeamID}, "user": map[string]any{"id": member, "team_id": TeamID}, "view": view, "trigger_id": "t",
+		"type": "view_submission", "team": map[string]any{"id": TeamID}, "user": map[string]any{
+			"id":      member,
+			"team_id": TeamID,
+		}, "view": view, "trigger_id": "t",
 	})
 	return raw
 }
@@ -86,7 +103,8 @@ type SignedRequest struct {
 
 // SignRequest signs a payload with a time and a secret.
 func SignRequest(payload []byte, at time.Time, secret string) SignedRequest {
-	r := SignedRequest{Body: url.Values{"payload": {string(payload)}}.Encode(), Timestamp: strconv.FormatInt(at.Unix(), 10)}
+	r := SignedRequest{Body: url.Values{"payload": {string(payload)}}.Encode(), Timestamp: strconv.FormatInt(at.Unix(),
+		10)}
 	mac := hmac.New(sha256.New, []byte(secret))
 	_, _ = fmt.Fprintf(mac, "v0:%s:%s", r.Timestamp, r.Body)
 	r.Signature = "v0=" + hex.EncodeToString(mac.Sum(nil))
@@ -123,7 +141,10 @@ func (s *FakeSlack) acceptSocketMode(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	c := &socketModeConn{conn: conn, acks: map[string]chan json.RawMessage{}}
-	_ = conn.WriteJSON(jsonObject{"type": "hello", "num_connections": 1, "connection_info": jsonObject{"app_id": "A0STANCH"}})
+	_ = conn.WriteJSON(jsonObject{
+		"type": "hello", "num_connections": 1,
+		"connection_info": jsonObject{"app_id": "A0STANCH"},
+	})
 	s.mu.Lock()
 	s.sockets[c] = true
 	s.mu.Unlock()
@@ -179,7 +200,10 @@ func (s *FakeSlack) PushPayload(t testing.TB, payload []byte) (json.RawMessage, 
 	got := make(chan json.RawMessage, 1)
 	c.mu.Lock()
 	c.acks[id] = got
-	err := c.conn.WriteJSON(jsonObject{"type": "interactive", "envelope_id": id, "accepts_response_payload": true, "payload": json.RawMessage(payload)})
+	err := c.conn.WriteJSON(jsonObject{
+		"type": "interactive", "envelope_id": id, "accepts_response_payload": true,
+		"payload": json.RawMessage(payload),
+	})
 	c.mu.Unlock()
 	require.NoError(t, err)
 	select {

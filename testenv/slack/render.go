@@ -21,7 +21,11 @@ func RenderHTML(messages ...Message) (string, error) {
 		if m.ThreadTS != "" {
 			class += " reply"
 		}
-		fmt.Fprintf(&b, `<div class=%q><div class="avatar">S</div><div class="body"><div class="who">Stanch <span>APP</span></div>`, class)
+		fmt.Fprintf(
+			&b,
+			`<div class=%q><div class="avatar">S</div><div class="body"><div class="who">Stanch <span>APP</span></div>`,
+			class,
+		)
 		for _, block := range blocks {
 			renderBlock(&b, block)
 		}

@@ -25,9 +25,13 @@ const IncidentID = "INC-01ARZ3NDEKTSV4RRFFQ69G5FAV"
 // NewIncidentRef returns a sample incident.
 func NewIncidentRef() activities.IncidentRef {
 	return activities.IncidentRef{
-		ID: IncidentID, GroupingKey: "test/shop/Deployment/web", Cluster: "test", Summary: "A miner was started in shop/Deployment/web.", Scope: "web", Confidence: 0.93, Replicas: 3,
-		Workload: playbooks.WorkloadIdentity{Namespace: "shop", Kind: "Deployment", Name: "web", Image: "registry.example/web:1", ImageDigest: "sha256:1234", ServiceAccount: "web", Node: "node-a"},
-		Opened:   time.Date(2026, 11, 23, 12, 0, 0, 0, time.UTC),
+		ID: IncidentID, GroupingKey: "test/shop/Deployment/web", Cluster: "test",
+		Summary: "A miner was started in shop/Deployment/web.", Scope: "web", Confidence: 0.93, Replicas: 3,
+		Workload: playbooks.WorkloadIdentity{
+			Namespace: "shop", Kind: "Deployment", Name: "web",
+			Image: "registry.example/web:1", ImageDigest: "sha256:1234", ServiceAccount: "web", Node: "node-a",
+		},
+		Opened: time.Date(2026, 11, 23, 12, 0, 0, 0, time.UTC),
 	}
 }
 
@@ -56,11 +60,15 @@ func Run(t testing.TB, action activities.Observer, in activities.IncidentRef, pa
 	env.ExecuteWorkflow(func(ctx workflow.Context) error {
 		ctx = workflow.WithActivityOptions(ctx, workflow.ActivityOptions{
 			StartToCloseTimeout: spec.AttemptTimeout, ScheduleToCloseTimeout: spec.AttemptTimeout + 5*time.Second,
-			RetryPolicy: &temporal.RetryPolicy{InitialInterval: 200 * time.Millisecond, BackoffCoefficient: 2, MaximumInterval: 5 * time.Second, MaximumAttempts: 3},
+			RetryPolicy: &temporal.RetryPolicy{
+				InitialInterval: 200 * time.Millisecond, BackoffCoefficient: 2,
+				MaximumInterval: 5 * time.Second, MaximumAttempts: 3,
+			},
 		})
 		began := workflow.Now(ctx)
 		ran.Err = workflow.ExecuteActivity(ctx, set.Observe, activities.ObserveInput{Request: activities.Request{
-			Action: spec.Name, Params: raw, Target: playbooks.Target{Kind: playbooks.TargetIncident, Name: in.ID, UID: in.ID}, IncidentRef: in,
+			Action: spec.Name, Params: raw, Target: playbooks.Target{Kind: playbooks.TargetIncident, Name: in.ID, UID: in.ID},
+			IncidentRef: in,
 		}}).Get(ctx, &ran.Result)
 		ran.RetryWait = workflow.Now(ctx).Sub(began)
 		return nil

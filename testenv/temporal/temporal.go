@@ -38,12 +38,19 @@ func Start(t testing.TB, kinds map[string]any) *Server {
 	pki, err := authority.OpenOrCreatePKI(filepath.Join(dir, "pki"))
 	require.NoError(t, err)
 	server, err := embeddedtemporal.Start(context.Background(), embeddedtemporal.Options{
-		DataDir: dir, PKI: pki, Log: slog.New(slog.DiscardHandler), SearchAttributes: map[string]enumspb.IndexedValueType{workflows.IncidentSearchAttribute: enumspb.INDEXED_VALUE_TYPE_KEYWORD},
+		DataDir: dir,
+		PKI:     pki,
+		Log:     slog.New(slog.DiscardHandler),
+		SearchAttributes: map[string]enumspb.IndexedValueType{
+			workflows.IncidentSearchAttribute: enumspb.INDEXED_VALUE_TYPE_KEYWORD,
+		},
 	})
 	require.NoError(t, err)
 	t.Cleanup(func() { _ = server.Stop() })
 	c, err := client.Dial(client.Options{
-		HostPort: server.Address, Namespace: embeddedtemporal.Namespace, ConnectionOptions: client.ConnectionOptions{TLS: server.TLS}, Logger: sdklog.NewStructuredLogger(slog.New(slog.DiscardHandler)),
+		HostPort: server.Address, Namespace: embeddedtemporal.Namespace,
+		ConnectionOptions: client.ConnectionOptions{TLS: server.TLS},
+		Logger:            sdklog.NewStructuredLogger(slog.New(slog.DiscardHandler)),
 	})
 	require.NoError(t, err)
 	t.Cleanup(c.Close)
@@ -61,7 +68,9 @@ func (s *Server) StartWorkflow(kind, id, incident string, in ...any) client.Work
 	s.t.Helper()
 	o := client.StartWorkflowOptions{ID: id, TaskQueue: workflows.TaskQueue}
 	if incident != "" {
-		o.TypedSearchAttributes = temporal.NewSearchAttributes(temporal.NewSearchAttributeKeyKeyword(workflows.IncidentSearchAttribute).ValueSet(incident))
+		o.TypedSearchAttributes = temporal.NewSearchAttributes(
+			temporal.NewSearchAttributeKeyKeyword(workflows.IncidentSearchAttribute).ValueSet(incident),
+		)
 	}
 	run, err := s.ExecuteWorkflow(context.Background(), o, kind, in...)
 	require.NoError(s.t, err)
@@ -72,7 +81,9 @@ func (s *Server) StartWorkflow(kind, id, incident string, in ...any) client.Work
 func (s *Server) WaitUntilListed(kind, status string, n int) {
 	s.t.Helper()
 	require.Eventually(s.t, func() bool {
-		page, err := s.ListWorkflow(context.Background(), &workflowservice.ListWorkflowExecutionsRequest{Query: fmt.Sprintf("WorkflowType = '%s' AND ExecutionStatus = '%s'", kind, status)})
+		page, err := s.ListWorkflow(context.Background(),
+			&workflowservice.ListWorkflowExecutionsRequest{Query: fmt.Sprintf("WorkflowType = '%s' AND ExecutionStatus = '%s'",
+				kind, status)})
 		return err == nil && len(page.GetExecutions()) == n
 	}, 20*time.Second, 50*time.Millisecond, "%d %s are listed as %s", n, kind, status)
 }

@@ -17,11 +17,20 @@ func StartGitHub(t testing.TB) *FakeTracker {
 		mux.HandleFunc("POST /repos/acme/incidents/issues", s.githubCreate)
 		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			if r.Header.Get("Authorization") != "Bearer "+Token {
-				writeJSON(w, http.StatusUnauthorized, jsonObject{"message": "Bad credentials", "documentation_url": "https://docs.github.com/rest", "status": "401"})
+				writeJSON(w, http.StatusUnauthorized, jsonObject{
+					"message":           "Bad credentials",
+					"documentation_url": "https://docs.github.com/rest", "status": "401",
+				})
 				return
 			}
 			if r.Header.Get("User-Agent") == "" {
-				writeJSON(w, http.StatusForbidden, jsonObject{"message": "Request forbidden by administrative rules. Please make sure your request has a User-Agent header"})
+				writeJSON(
+					w,
+					http.StatusForbidden,
+					jsonObject{
+						"message": "Request forbidden by administrative rules. Please make sure your request has a User-Agent header",
+					},
+				)
 				return
 			}
 			mux.ServeHTTP(w, r)
@@ -35,7 +44,8 @@ func (s *FakeTracker) githubIssueJSON(i Issue) jsonObject {
 		labels = append(labels, jsonObject{"name": l, "color": "ededed"})
 	}
 	return jsonObject{
-		"number": i.Number, "html_url": fmt.Sprintf("https://github.com/%s/issues/%d", s.Project, i.Number), "title": i.Title, "body": i.Body, "labels": labels, "state": "open",
+		"number": i.Number, "html_url": fmt.Sprintf("https://github.com/%s/issues/%d", s.Project, i.Number), "title": i.Title,
+		"body": i.Body, "labels": labels, "state": "open",
 	}
 }
 
@@ -59,7 +69,10 @@ func (s *FakeTracker) githubCreate(w http.ResponseWriter, r *http.Request) {
 		Labels []string `json:"labels"`
 	}
 	if err := decodeStrict(r, &q); err != nil || q.Title == "" || len(q.Body) > 65536 {
-		writeJSON(w, http.StatusUnprocessableEntity, jsonObject{"message": "Validation Failed", "errors": []jsonObject{{"resource": "Issue", "code": "invalid"}}})
+		writeJSON(w, http.StatusUnprocessableEntity, jsonObject{
+			"message": "Validation Failed",
+			"errors":  []jsonObject{{"resource": "Issue", "code": "invalid"}},
+		})
 		return
 	}
 	writeJSON(w, http.StatusCreated, s.githubIssueJSON(s.addIssue(Issue{Title: q.Title, Body: q.Body, Labels: q.Labels})))

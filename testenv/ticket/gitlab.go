@@ -14,7 +14,11 @@ func StartGitLab(t testing.TB) *FakeTracker {
 		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			switch {
 			case r.Header.Get("Private-Token") != Token:
-				writeJSON(w, http.StatusUnauthorized, jsonObject{"message": "401 Unauthorized"}) //nolint:misspell // StartGitLab's words
+				writeJSON(
+					w,
+					http.StatusUnauthorized,
+					jsonObject{"message": "401 Unauthorized"},
+				) //nolint:misspell // StartGitLab's words
 			case r.URL.EscapedPath() != "/api/v4/projects/acme%2Fops%2Fincidents/issues": // a path is one segment
 				writeJSON(w, http.StatusNotFound, jsonObject{"message": "404 Project Not Found"})
 			case r.Method == http.MethodGet:
@@ -30,7 +34,8 @@ func StartGitLab(t testing.TB) *FakeTracker {
 
 func (s *FakeTracker) gitlabIssueJSON(i Issue) jsonObject {
 	return jsonObject{
-		"id": 1000 + i.Number, "iid": i.Number, "web_url": fmt.Sprintf("https://gitlab.com/%s/-/issues/%d", s.Project, i.Number), "title": i.Title,
+		"id": 1000 + i.Number, "iid": i.Number, "web_url": fmt.Sprintf("https://gitlab.com/%s/-/issues/%d", s.Project,
+			i.Number), "title": i.Title,
 		"description": i.Body, "labels": i.Labels, "state": "opened",
 	}
 }
@@ -53,5 +58,8 @@ func (s *FakeTracker) gitlabCreate(w http.ResponseWriter, r *http.Request) {
 		writeJSON(w, http.StatusBadRequest, jsonObject{"message": jsonObject{"title": []string{"can't be blank"}}})
 		return
 	}
-	writeJSON(w, http.StatusCreated, s.gitlabIssueJSON(s.addIssue(Issue{Title: q.Title, Body: q.Description, Labels: strings.Split(q.Labels, ",")})))
+	writeJSON(w, http.StatusCreated, s.gitlabIssueJSON(s.addIssue(Issue{
+		Title: q.Title, Body: q.Description,
+		Labels: strings.Split(q.Labels, ","),
+	})))
 }

@@ -29,7 +29,9 @@ var (
 	cellPattern = regexp.MustCompile(`(?s)<t[dh][^>]*>(.*?)</t[dh]>`)
 	tagPattern  = regexp.MustCompile(`<[^>]+>`)
 	// activeContentPattern matches mentions, references of GitHub and GitLab, quick actions, links, images and raw HTML.
-	activeContentPattern = regexp.MustCompile(`(?m)(?:^|[^\w])[@#!$~%&][\w-]+|^/[a-z]+|https?://\S+|www\.\S+|<(?:a|img|input|script)\b[^>]*>|<!-- raw HTML omitted -->`)
+	activeContentPattern = regexp.MustCompile(
+		`(?m)(?:^|[^\w])[@#!$~%&][\w-]+|^/[a-z]+|https?://\S+|www\.\S+|<(?:a|img|input|script)\b[^>]*>|<!-- raw HTML omitted -->`,
+	)
 )
 
 // Render renders the body as GitHub and GitLab do, or as Jira does for a document.
@@ -76,8 +78,12 @@ type DocumentNode struct {
 
 // allowedChildren are the node types that each known node type can contain.
 var allowedChildren = map[string][]string{
-	"doc": {"paragraph", "heading", "codeBlock", "table"}, "paragraph": {"text", "mention", "inlineCard", "emoji", "hardBreak"},
-	"heading": {"text"}, "codeBlock": {"text"}, "table": {"tableRow"}, "tableRow": {"tableHeader", "tableCell"}, "tableHeader": {"paragraph"}, "tableCell": {"paragraph"},
+	"doc": {"paragraph", "heading", "codeBlock", "table"}, "paragraph": {
+		"text", "mention", "inlineCard", "emoji",
+		"hardBreak",
+	},
+	"heading": {"text"}, "codeBlock": {"text"}, "table": {"tableRow"}, "tableRow": {"tableHeader", "tableCell"},
+	"tableHeader": {"paragraph"}, "tableCell": {"paragraph"},
 }
 
 // validationError returns why Jira would reject the document; "" if it would accept it.

@@ -18,12 +18,22 @@ func StartJira(t testing.TB) *FakeTracker {
 		mux.HandleFunc("POST /rest/api/3/search/jql", s.jiraSearch)
 		mux.HandleFunc("POST /rest/api/3/issue", s.jiraCreate)
 		mux.HandleFunc("/rest/api/3/search", func(w http.ResponseWriter, _ *http.Request) {
-			writeJSON(w, http.StatusGone, jsonObject{"errorMessages": []string{"The requested API has been removed. Please migrate to the /rest/api/3/search/jql API."}})
+			writeJSON(
+				w,
+				http.StatusGone,
+				jsonObject{
+					"errorMessages": []string{"The requested API has been removed. Please migrate to the /rest/api/3/search/jql API."},
+				},
+			)
 		})
 		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			if user, token, ok := r.BasicAuth(); !ok || user != User || token != Token {
 				w.Header().Set("Www-Authenticate", "OAuth realm=\"jira\"")
-				writeJSON(w, http.StatusUnauthorized, jsonObject{"errorMessages": []string{"Client must be authenticated to access this resource."}, "errors": jsonObject{}})
+				writeJSON(w, http.StatusUnauthorized,
+					jsonObject{
+						"errorMessages": []string{"Client must be authenticated to access this resource."},
+						"errors":        jsonObject{},
+					})
 				return
 			}
 			mux.ServeHTTP(w, r)
@@ -59,7 +69,8 @@ func (s *FakeTracker) jiraSearch(w http.ResponseWriter, r *http.Request) {
 	}
 	out := []jsonObject{}
 	for _, i := range s.issuesWithLabels(m[2]) {
-		out = append(out, jsonObject{"id": fmt.Sprint(10000 + i.Number), "key": i.Key, "self": s.URL + "/rest/api/3/issue/" + i.Key, "fields": jsonObject{"labels": i.Labels}})
+		out = append(out, jsonObject{"id": fmt.Sprint(10000 + i.Number), "key": i.Key, "self": s.URL + "/rest/api/3/issue/" +
+			i.Key, "fields": jsonObject{"labels": i.Labels}})
 	}
 	writeJSON(w, http.StatusOK, jsonObject{"issues": out, "isLast": true})
 }
@@ -90,9 +101,19 @@ func (s *FakeTracker) jiraCreate(w http.ResponseWriter, r *http.Request) {
 	case slices.ContainsFunc(f.Labels, func(l string) bool { return strings.ContainsAny(l, " \t") }):
 		writeJiraError(w, "", jsonObject{"labels": "The label contains spaces which is invalid."})
 	case json.Unmarshal(f.Description, &doc) != nil || doc.Version != 1 || doc.validationError() != "":
-		writeJiraError(w, "", jsonObject{"description": "Operation value must be an Atlassian Document (see the Atlassian Document Format)"})
+		writeJiraError(
+			w,
+			"",
+			jsonObject{"description": "Operation value must be an Atlassian Document (see the Atlassian Document Format)"},
+		)
 	default:
-		made := s.addIssue(Issue{Key: fmt.Sprintf("%s-%d", s.Project, len(s.issues)+1), Title: f.Summary, Document: f.Description, Labels: f.Labels})
-		writeJSON(w, http.StatusCreated, jsonObject{"id": fmt.Sprint(10000 + made.Number), "key": made.Key, "self": s.URL + "/rest/api/3/issue/" + made.Key})
+		made := s.addIssue(Issue{
+			Key: fmt.Sprintf("%s-%d", s.Project, len(s.issues)+1), Title: f.Summary,
+			Document: f.Description, Labels: f.Labels,
+		})
+		writeJSON(w, http.StatusCreated, jsonObject{
+			"id": fmt.Sprint(10000 + made.Number), "key": made.Key,
+			"self": s.URL + "/rest/api/3/issue/" + made.Key,
+		})
 	}
 }

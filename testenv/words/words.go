@@ -47,7 +47,8 @@ var replacements = []replacement{
 	// Headless and impersonal sentences.
 	instead(`is none|are none|is nobody's|is no one's`, `"invalid", "unknown" or "missing"`),
 	instead(`is not known|are not known|is not told`, `"is unknown" or "is missing"`),
-	instead(`may not (?:be|do|use|read|see|change|answer|approve|run|ask|write|lift|release|break)`, `"cannot" or "is not allowed to"`),
+	instead(`may not (?:be|do|use|read|see|change|answer|approve|run|ask|write|lift|release|break)`,
+		`"cannot" or "is not allowed to"`),
 	instead(`somebody`, `"another writer", "another process" or "someone"`),
 	instead(`by hand(?: of)?`, `"manually"`),
 	instead(`of (?:its|their) own accord`, `"automatically"`),
@@ -177,5 +178,8 @@ var allowed = []string{
 }
 
 func isAllowed(text, phrase string) bool {
-	return slices.ContainsFunc(allowed, func(a string) bool { return strings.Contains(a, phrase) && strings.Contains(text, a) })
+	return slices.ContainsFunc(allowed, func(a string) bool {
+		return strings.Contains(a, phrase) &&
+			strings.Contains(text, a)
+	})
 }

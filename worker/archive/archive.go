@@ -136,7 +136,10 @@ type Signer interface {
 // AllRunsClosed reports whether all workflows of an incident have closed, except for its chat message: an unavailable
 // chat would delay the archive until Temporal has deleted the histories.
 func AllRunsClosed(runs []audit.WorkflowRun) bool {
-	return !slices.ContainsFunc(runs, func(r audit.WorkflowRun) bool { return r.IsOpen && r.WorkflowType != audit.TypeChatMessage })
+	return !slices.ContainsFunc(runs, func(r audit.WorkflowRun) bool {
+		return r.IsOpen &&
+			r.WorkflowType != audit.TypeChatMessage
+	})
 }
 
 // Write archives an incident whose workflows have all closed, without its chat message. It does not change an existing
@@ -173,7 +176,8 @@ func (s Store) Write(incident string, runs []audit.WorkflowRun, signer Signer, n
 		return fmt.Errorf("archive %s: %w", incident, err)
 	}
 	if len(raw) > maxUnpackedBytes {
-		return fmt.Errorf("archive %s: its histories have %d bytes, at most %d are archived", incident, len(raw), maxUnpackedBytes)
+		return fmt.Errorf("archive %s: its histories have %d bytes, at most %d are archived", incident, len(raw),
+			maxUnpackedBytes)
 	}
 	return writeArchiveFile(path, raw)
 }
@@ -184,7 +188,10 @@ func packHistory(r audit.WorkflowRun) (storedHistory, error) {
 		return storedHistory{}, fmt.Errorf("pack %s: %w", r.WorkflowID, err)
 	}
 	sum := sha256.Sum256(raw)
-	return storedHistory{HistoryEntry: HistoryEntry{WorkflowID: r.WorkflowID, RunID: r.RunID, WorkflowType: r.WorkflowType, EventCount: len(r.Events), SHA256: hex.EncodeToString(sum[:])}, History: raw}, nil
+	return storedHistory{HistoryEntry: HistoryEntry{
+		WorkflowID: r.WorkflowID, RunID: r.RunID, WorkflowType: r.WorkflowType,
+		EventCount: len(r.Events), SHA256: hex.EncodeToString(sum[:]),
+	}, History: raw}, nil
 }
 
 func writeArchiveFile(path string, raw []byte) error {
@@ -276,7 +283,10 @@ func Decode(raw []byte, incident string, keys attestation.Keyring) (Archive, err
 	}
 	var a Archive
 	differ := func(e HistoryEntry, format string, args ...any) {
-		a.Differences = append(a.Differences, audit.Difference{Description: fmt.Sprintf(format, args...), EventRef: audit.EventRef{WorkflowID: e.WorkflowID, RunID: e.RunID}})
+		a.Differences = append(a.Differences, audit.Difference{
+			Description: fmt.Sprintf(format, args...),
+			EventRef:    audit.EventRef{WorkflowID: e.WorkflowID, RunID: e.RunID},
+		})
 	}
 	if err := keys.Verify(f.Statement, PayloadType, &a.Statement); err != nil {
 		differ(HistoryEntry{}, "the archive's signed statement is invalid: %v", err)
@@ -296,7 +306,8 @@ func Decode(raw []byte, incident string, keys attestation.Keyring) (Archive, err
 			differ(h.HistoryEntry, "the archived history of %s was changed: it has SHA-256 %s, but the archive lists %s",
 				h.WorkflowID, hash, h.SHA256)
 		case !signed[h.HistoryEntry]:
-			differ(h.HistoryEntry, "the archived history of %s (SHA-256 %s) is not in the signed statement", h.WorkflowID, h.SHA256)
+			differ(h.HistoryEntry, "the archived history of %s (SHA-256 %s) is not in the signed statement", h.WorkflowID,
+				h.SHA256)
 		}
 		delete(signed, h.HistoryEntry)
 		var history historypb.History
@@ -304,7 +315,10 @@ func Decode(raw []byte, incident string, keys attestation.Keyring) (Archive, err
 			differ(h.HistoryEntry, "the archived history of %s cannot be decoded: %v", h.WorkflowID, err)
 			continue
 		}
-		a.Runs = append(a.Runs, audit.WorkflowRun{WorkflowID: h.WorkflowID, RunID: h.RunID, WorkflowType: h.WorkflowType, Events: history.GetEvents()})
+		a.Runs = append(a.Runs, audit.WorkflowRun{
+			WorkflowID: h.WorkflowID, RunID: h.RunID, WorkflowType: h.WorkflowType,
+			Events: history.GetEvents(),
+		})
 	}
 	for _, e := range a.Statement.Histories {
 		if signed[e] {
@@ -318,7 +332,10 @@ func Decode(raw []byte, incident string, keys attestation.Keyring) (Archive, err
 func CompareHistories(live, archived []audit.WorkflowRun) []audit.Difference {
 	var out []audit.Difference
 	differ := func(r audit.WorkflowRun, event int64, format string, args ...any) {
-		out = append(out, audit.Difference{Description: fmt.Sprintf(format, args...), EventRef: audit.EventRef{WorkflowID: r.WorkflowID, RunID: r.RunID, EventID: event}})
+		out = append(out, audit.Difference{
+			Description: fmt.Sprintf(format, args...),
+			EventRef:    audit.EventRef{WorkflowID: r.WorkflowID, RunID: r.RunID, EventID: event},
+		})
 	}
 	kept := map[string]audit.WorkflowRun{}
 	for _, r := range archived {
@@ -339,7 +356,8 @@ func CompareHistories(live, archived []audit.WorkflowRun) []audit.Difference {
 		}
 		for i := range min(len(r.Events), len(old.Events)) {
 			if !pb.Equal(r.Events[i], old.Events[i]) {
-				differ(r, r.Events[i].GetEventId(), "event %d of %s differs between Temporal and the archive", r.Events[i].GetEventId(), r.WorkflowID)
+				differ(r, r.Events[i].GetEventId(), "event %d of %s differs between Temporal and the archive",
+					r.Events[i].GetEventId(), r.WorkflowID)
 			}
 		}
 	}

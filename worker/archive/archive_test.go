@@ -34,7 +34,10 @@ func loadTestHistories(t testing.TB) []audit.WorkflowRun {
 		h, err := client.HistoryFromJSON(bytes.NewReader(raw), client.HistoryJSONOptions{})
 		require.NoError(t, err)
 		name := strings.TrimSuffix(filepath.Base(file), ".json")
-		runs = append(runs, audit.WorkflowRun{WorkflowID: name, RunID: "run-" + name, WorkflowType: "Incident", Events: h.GetEvents()})
+		runs = append(runs, audit.WorkflowRun{
+			WorkflowID: name, RunID: "run-" + name, WorkflowType: "Incident",
+			Events: h.GetEvents(),
+		})
 	}
 	return runs
 }
@@ -73,7 +76,8 @@ func TestOpenIncidentIsNotArchived(t *testing.T) {
 	require.NoError(t, err)
 	runs := loadTestHistories(t)
 	runs[1].IsOpen = true
-	require.ErrorContains(t, archive.Store{Dir: t.TempDir()}.Write(testIncidentID, runs, auth, time.Now()), runs[1].WorkflowID)
+	require.ErrorContains(t, archive.Store{Dir: t.TempDir()}.Write(testIncidentID, runs, auth, time.Now()),
+		runs[1].WorkflowID)
 }
 
 // unpackArchiveJSON returns the archive's JSON, which a test changes and packs again as someone without the signing
@@ -123,14 +127,18 @@ func TestReadReportsEachChangeOfArchive(t *testing.T) {
 			a, b := histories(v)[0].(map[string]any), histories(v)[1].(map[string]any)
 			a["history"], a["sha256"] = b["history"], b["sha256"]
 		}, "is not in the signed statement"},
-		"missing history": {func(v map[string]any) { v["histories"] = histories(v)[1:] },
-			"missing or changed in the archive"},
+		"missing history": {
+			func(v map[string]any) { v["histories"] = histories(v)[1:] },
+			"missing or changed in the archive",
+		},
 		"changed statement": {func(v map[string]any) {
 			st := v["statement"].(map[string]any)
 			st["payload"] = "e30="
 		}, "signed statement is invalid"},
-		"another incident": {func(v map[string]any) { v["incident"] = "INC-01JABCDEFGHJKMNPQRSTVWXYZ9" },
-			"the archive is for INC-01JABCDEFGHJKMNPQRSTVWXYZ9"},
+		"another incident": {
+			func(v map[string]any) { v["incident"] = "INC-01JABCDEFGHJKMNPQRSTVWXYZ9" },
+			"the archive is for INC-01JABCDEFGHJKMNPQRSTVWXYZ9",
+		},
 	} {
 		v := unpackArchiveJSON(t, s)
 		c.change(v)
@@ -172,7 +180,9 @@ func TestCompareHistoriesReportsChangedEvents(t *testing.T) {
 
 func FuzzDecode(f *testing.F) {
 	f.Add([]byte(`{"version":1}`))
-	f.Add([]byte(`{"version":1,"incident":"INC-01JABCDEFGHJKMNPQRSTVWXYZ0","statement":{},"histories":[{"history":"AA=="}]}`))
+	f.Add(
+		[]byte(`{"version":1,"incident":"INC-01JABCDEFGHJKMNPQRSTVWXYZ0","statement":{},"histories":[{"history":"AA=="}]}`),
+	)
 	f.Fuzz(func(t *testing.T, raw []byte) {
 		got, err := archive.Decode(raw, testIncidentID, nil)
 		require.True(t, err != nil || len(got.Differences) > 0, "nothing verifies without a key")

@@ -45,7 +45,8 @@ func (c *HistoryExporter) Export(ctx context.Context, incident string) ([]audit.
 		return nil, fmt.Errorf("invalid incident id %q", incident)
 	}
 	g := &historyExport{HistoryExporter: c, seenRunIDs: map[string]bool{}}
-	if err := g.addListedRuns(ctx, fmt.Sprintf("%s = '%s'", workflows.IncidentSearchAttribute, incident), nil); err != nil {
+	if err := g.addListedRuns(ctx, fmt.Sprintf("%s = '%s'", workflows.IncidentSearchAttribute, incident),
+		nil); err != nil {
 		return nil, err
 	}
 	// Visibility may lag behind: children are also found from the histories themselves.
@@ -63,7 +64,10 @@ func (c *HistoryExporter) Export(ctx context.Context, incident string) ([]audit.
 func (g *historyExport) addListedRuns(ctx context.Context, query string, fits func(audit.WorkflowRun) bool) error {
 	var token []byte
 	for {
-		page, err := g.Temporal.ListWorkflow(ctx, &workflowservice.ListWorkflowExecutionsRequest{Query: query, PageSize: 100, NextPageToken: token})
+		page, err := g.Temporal.ListWorkflow(ctx, &workflowservice.ListWorkflowExecutionsRequest{
+			Query: query, PageSize: 100,
+			NextPageToken: token,
+		})
 		if err != nil {
 			return fmt.Errorf("list the incident's workflows in Temporal: %w", err)
 		}
@@ -87,7 +91,8 @@ func (g *historyExport) addRun(ctx context.Context, workflow, run string, fits f
 		return fmt.Errorf("the incident has more than %d workflows", maxRunsPerIncident)
 	}
 	r := audit.WorkflowRun{WorkflowID: workflow, RunID: run, IsOpen: true}
-	for it := g.Temporal.GetWorkflowHistory(ctx, workflow, run, false, enumspb.HISTORY_EVENT_FILTER_TYPE_ALL_EVENT); it.HasNext(); {
+	for it := g.Temporal.GetWorkflowHistory(ctx, workflow, run, false,
+		enumspb.HISTORY_EVENT_FILTER_TYPE_ALL_EVENT); it.HasNext(); {
 		e, err := it.Next()
 		var gone *serviceerror.NotFound
 		if errors.As(err, &gone) {
@@ -106,8 +111,10 @@ func (g *historyExport) addRun(ctx context.Context, workflow, run string, fits f
 	}
 	r.WorkflowType = r.Events[0].GetWorkflowExecutionStartedEventAttributes().GetWorkflowType().GetName()
 	switch r.Events[len(r.Events)-1].GetEventType() { //nolint:exhaustive // only those that end a run
-	case enumspb.EVENT_TYPE_WORKFLOW_EXECUTION_COMPLETED, enumspb.EVENT_TYPE_WORKFLOW_EXECUTION_FAILED, enumspb.EVENT_TYPE_WORKFLOW_EXECUTION_TIMED_OUT,
-		enumspb.EVENT_TYPE_WORKFLOW_EXECUTION_CANCELED, enumspb.EVENT_TYPE_WORKFLOW_EXECUTION_TERMINATED, enumspb.EVENT_TYPE_WORKFLOW_EXECUTION_CONTINUED_AS_NEW:
+	case enumspb.EVENT_TYPE_WORKFLOW_EXECUTION_COMPLETED, enumspb.EVENT_TYPE_WORKFLOW_EXECUTION_FAILED,
+		enumspb.EVENT_TYPE_WORKFLOW_EXECUTION_TIMED_OUT,
+		enumspb.EVENT_TYPE_WORKFLOW_EXECUTION_CANCELED, enumspb.EVENT_TYPE_WORKFLOW_EXECUTION_TERMINATED,
+		enumspb.EVENT_TYPE_WORKFLOW_EXECUTION_CONTINUED_AS_NEW:
 		r.IsOpen = false
 	}
 	if fits != nil && !fits(r) {
@@ -123,7 +130,8 @@ func (g *historyExport) addChildRuns(ctx context.Context, i int) error {
 	r := g.runs[i]
 	for _, e := range r.Events {
 		if a := e.GetChildWorkflowExecutionStartedEventAttributes(); a != nil {
-			if err := g.addRun(ctx, a.GetWorkflowExecution().GetWorkflowId(), a.GetWorkflowExecution().GetRunId(), nil); err != nil {
+			if err := g.addRun(ctx, a.GetWorkflowExecution().GetWorkflowId(), a.GetWorkflowExecution().GetRunId(),
+				nil); err != nil {
 				return err
 			}
 		}
@@ -170,7 +178,8 @@ func (g *historyExport) addJoinedLeases(ctx context.Context) error {
 		if len(ids) == 0 || strings.ContainsAny(workflow, "'\"") {
 			continue
 		}
-		if err := g.addListedRuns(ctx, fmt.Sprintf("WorkflowId = '%s'", workflow), func(r audit.WorkflowRun) bool { return slices.Contains(ids, leaseIDOfRun(r)) }); err != nil {
+		if err := g.addListedRuns(ctx, fmt.Sprintf("WorkflowId = '%s'", workflow),
+			func(r audit.WorkflowRun) bool { return slices.Contains(ids, leaseIDOfRun(r)) }); err != nil {
 			return err
 		}
 	}

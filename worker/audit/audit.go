@@ -127,7 +127,10 @@ type Timeline struct {
 
 // StatusText returns the status of the incident, in the same words as all other views.
 func (s Timeline) StatusText() string {
-	return display.DescribeStatus(playbooks.Incident{Status: s.Status, Assignee: s.Assignee, Disposition: s.Disposition, DispositionBy: s.DispositionBy})
+	return display.DescribeStatus(playbooks.Incident{
+		Status: s.Status, Assignee: s.Assignee, Disposition: s.Disposition,
+		DispositionBy: s.DispositionBy,
+	})
 }
 
 // PlaybookRecord is one run of a playbook.

@@ -44,17 +44,24 @@ func TestTimelineIsInOrder(t *testing.T) {
 	require.Empty(t, differences, differencesText(differences))
 	text, at := timelineText(s), 0
 	for _, next := range []string{
-		"opened: Incident " + testIncidentID, "detection: Detected on node n1: Crypto-miner started on pod shop/web-1", "playbook: Playbook miner started on pod shop/web-1",
-		"evidence: Evidence was stored: processes.json", "decision: Requires approval before pod.isolate on pod shop/web-1", "approval-request: Requested approval from responders, quorum 1",
-		`vote: alice (uid 7 on the local socket) approved "pod.isolate"`, "approval-result: \"pod.isolate\" (request cut#1) was approved", "grant: A grant for exactly this plan was signed", "ended: Playbook miner ended",
-		"effect: pod.isolate on pod shop/web-1 was applied and verified", "Authorized by the grant of alice", "verification: Lease " + testLeaseID + " was verified 2 times", "no longer in force", "is in force",
-		"release: bob (uid 8 on the local socket) released lease", "undo: pod.isolate on pod shop/web-1 was undone and verified: released by bob", "closed: ",
+		"opened: Incident " + testIncidentID, "detection: Detected on node n1: Crypto-miner started on pod shop/web-1",
+		"playbook: Playbook miner started on pod shop/web-1",
+		"evidence: Evidence was stored: processes.json", "decision: Requires approval before pod.isolate on pod shop/web-1",
+		"approval-request: Requested approval from responders, quorum 1",
+		`vote: alice (uid 7 on the local socket) approved "pod.isolate"`,
+		"approval-result: \"pod.isolate\" (request cut#1) was approved", "grant: A grant for exactly this plan was signed",
+		"ended: Playbook miner ended",
+		"effect: pod.isolate on pod shop/web-1 was applied and verified", "Authorized by the grant of alice",
+		"verification: Lease " + testLeaseID + " was verified 2 times", "no longer in force", "is in force",
+		"release: bob (uid 8 on the local socket) released lease",
+		"undo: pod.isolate on pod shop/web-1 was undone and verified: released by bob", "closed: ",
 	} {
 		i := strings.Index(text[at:], next)
 		require.GreaterOrEqual(t, i, 0, "%q is missing or not in order:\n%s", next, text)
 		at += i
 	}
-	require.Equal(t, 1, strings.Count(text, "approval-request: "), "an approved containment is planned again without a second request")
+	require.Equal(t, 1, strings.Count(text, "approval-request: "),
+		"an approved containment is planned again without a second request")
 	require.NotContains(t, text, "failure: ", "a signal between Stanch's own workflows is no failure")
 	require.Contains(t, text, "mark: The playbook run was suspended; it contains nothing more and requests no "+
 		"approvals: nothing further is contained: bob has taken it over")
@@ -113,8 +120,10 @@ func TestPeopleIncludeBreakGlassAndRejectedVotes(t *testing.T) {
 	m := newHistoryBuilder(t)
 	cast := func(person string, change func(*attestation.Vote)) attestation.Envelope {
 		v := attestation.Vote{
-			IncidentID: testIncidentID, WorkflowID: playbookWorkflowID, Step: "cut#1", PlanHash: activities.ApprovalRequestHash([]activities.PlanResult{newPlanResult()}, testApprovers), Person: person, AuthenticatedBy: "uid 9 on the local socket",
-			Approved: true, DecidedAt: startTime.Add(time.Minute),
+			IncidentID: testIncidentID, WorkflowID: playbookWorkflowID, Step: "cut#1",
+			PlanHash: activities.ApprovalRequestHash([]activities.PlanResult{newPlanResult()}, testApprovers), Person: person,
+			AuthenticatedBy: "uid 9 on the local socket",
+			Approved:        true, DecidedAt: startTime.Add(time.Minute),
 		}
 		change(&v)
 		return m.signStatement(attestation.PayloadTypeVote, v)
@@ -138,7 +147,10 @@ func TestPeopleIncludeBreakGlassAndRejectedVotes(t *testing.T) {
 // An approval request without votes has no event of its own: its plan and the timer of its deadline show it.
 func TestTimelineShowsUnansweredApprovalRequest(t *testing.T) {
 	m := newHistoryBuilder(t)
-	m.startHistory(audit.TypePlaybook, playbookWorkflowID, map[string]any{"file": "miner.yaml", "source": []byte(testPlaybookSource)})
+	m.startHistory(audit.TypePlaybook, playbookWorkflowID, map[string]any{
+		"file":   "miner.yaml",
+		"source": []byte(testPlaybookSource),
+	})
 	m.addLocalActivity("Plan", newPlanResult())
 	m.addTimerFired(m.addTimerStarted(15 * time.Minute))
 	text := timelineText(audit.BuildTimeline(m.runs, m.auditOptions()))
@@ -163,41 +175,62 @@ func TestVerifyTimelineReportsEachManipulation(t *testing.T) {
 		"missing event": {after: func(m *historyBuilder) {
 			m.runs[2].Events = append(m.runs[2].Events[:3:3], m.runs[2].Events[4:]...)
 		}, want: "events are missing"},
-		"changed detection": {change: func(_ *historyBuilder, p *incidentParts) { p.detection.Detection.Confidence = 0.99 },
-			want: "or the detection was changed"},
+		"changed detection": {
+			change: func(_ *historyBuilder, p *incidentParts) { p.detection.Detection.Confidence = 0.99 },
+			want:   "or the detection was changed",
+		},
 		"attestation of another key": {change: func(m *historyBuilder, p *incidentParts) {
 			other, err := authority.OpenOrCreate(m.t.TempDir())
 			require.NoError(m.t, err)
-			p.detection.Attestation, err = other.Sign(attestation.PayloadTypeAttestation, attestation.Attestation{DetectionID: "d1"})
+			p.detection.Attestation, err = other.Sign(attestation.PayloadTypeAttestation,
+				attestation.Attestation{DetectionID: "d1"})
 			require.NoError(m.t, err)
 		}, want: "the attestation of detection d1 is invalid"},
 		"grant for another plan": {change: func(m *historyBuilder, p *incidentParts) {
 			p.tally.GrantsByPlanHash[newPlanResult().PlanHash] = m.signGrant(func(g *attestation.Grant) { g.PlanHash = "other" })
 		}, want: "does not match its plan"},
-		"approval without votes": {change: func(_ *historyBuilder, p *incidentParts) { p.votes = nil },
-			want: "counted as an approval, but 0 people approved"},
+		"approval without votes": {
+			change: func(_ *historyBuilder, p *incidentParts) { p.votes = nil },
+			want:   "counted as an approval, but 0 people approved",
+		},
 		"ignored denial": {change: func(m *historyBuilder, p *incidentParts) {
 			p.votes = append(p.votes, m.signVote("bob", false, time.Minute, "responders"))
 		}, want: "1 denied"},
-		"token of another lease": {change: func(_ *historyBuilder, p *incidentParts) { p.token.LeaseID = "LSE-OTHER" },
-			want: "the token is for LSE-OTHER"},
+		"token of another lease": {
+			change: func(_ *historyBuilder, p *incidentParts) { p.token.LeaseID = "LSE-OTHER" },
+			want:   "the token is for LSE-OTHER",
+		},
 		"release of another lease": {change: func(m *historyBuilder, p *incidentParts) {
-			p.release = m.signStatement(attestation.PayloadTypeGrant, attestation.Grant{Operation: attestation.OperationRelease, LeaseID: "LSE-OTHER"})
+			p.release = m.signStatement(attestation.PayloadTypeGrant, attestation.Grant{
+				Operation: attestation.OperationRelease,
+				LeaseID:   "LSE-OTHER",
+			})
 		}, want: "not for releasing " + testLeaseID},
 		"vote as a release": {change: func(m *historyBuilder, p *incidentParts) {
 			p.release = m.signVote("bob", true, time.Minute)
 		}, want: "the grant of the release is invalid"},
-		"stored detection count": {change: func(_ *historyBuilder, p *incidentParts) { p.stored.TotalDetections = 7 },
-			want: "it has 7 detections, but the history has 1"},
-		"stored confidence": {change: func(_ *historyBuilder, p *incidentParts) { p.stored.Confidence = 0.99 },
-			want: "with confidence 0.99"},
+		"stored detection count": {
+			change: func(_ *historyBuilder, p *incidentParts) { p.stored.TotalDetections = 7 },
+			want:   "it has 7 detections, but the history has 1",
+		},
+		"stored confidence": {
+			change: func(_ *historyBuilder, p *incidentParts) { p.stored.Confidence = 0.99 },
+			want:   "with confidence 0.99",
+		},
 		"stored step": {change: func(_ *historyBuilder, p *incidentParts) {
-			p.stored.Playbooks[0].Steps = []playbooks.StepReport{{Step: "cut", Action: "pod.isolate", Outcome: playbooks.OutcomeDenied}}
+			p.stored.Playbooks[0].Steps = []playbooks.StepReport{{
+				Step: "cut", Action: "pod.isolate",
+				Outcome: playbooks.OutcomeDenied,
+			}}
 		}, want: "the steps of playbook miner are not those"},
-		"stored evidence": {change: func(_ *historyBuilder, p *incidentParts) { p.stored.Evidence[0].SHA256 = "bb" },
-			want: "which no activity stored"},
-		"stored lease": {change: func(_ *historyBuilder, p *incidentParts) { p.stored.Leases[0].ID = "LSE-OTHER" },
-			want: "the lease LSE-OTHER, which has no history"},
+		"stored evidence": {
+			change: func(_ *historyBuilder, p *incidentParts) { p.stored.Evidence[0].SHA256 = "bb" },
+			want:   "which no activity stored",
+		},
+		"stored lease": {
+			change: func(_ *historyBuilder, p *incidentParts) { p.stored.Leases[0].ID = "LSE-OTHER" },
+			want:   "the lease LSE-OTHER, which has no history",
+		},
 		"another playbook source": {change: func(_ *historyBuilder, p *incidentParts) {
 			p.report.SourceHash = "0123456789abcdef"
 		}, want: "the report has the playbook SHA-256"},
@@ -221,15 +254,31 @@ func TestVerifyTimelineReportsEachManipulation(t *testing.T) {
 func TestTimelineShowsTerminationAndRetries(t *testing.T) {
 	m := newHistoryBuilder(t)
 	m.startHistory(audit.TypeLease, leaseWorkflowID, map[string]any{"target": testTarget})
-	id := m.addEvent(&historypb.HistoryEvent{EventType: enumspb.EVENT_TYPE_ACTIVITY_TASK_SCHEDULED, Attributes: &historypb.HistoryEvent_ActivityTaskScheduledEventAttributes{
-		ActivityTaskScheduledEventAttributes: &historypb.ActivityTaskScheduledEventAttributes{Input: m.encodePayloads(activities.ApplyInput{Request: activities.Request{Action: "pod.isolate", Target: testTarget}})},
-	}})
-	m.addEvent(&historypb.HistoryEvent{EventType: enumspb.EVENT_TYPE_ACTIVITY_TASK_STARTED, Attributes: &historypb.HistoryEvent_ActivityTaskStartedEventAttributes{
-		ActivityTaskStartedEventAttributes: &historypb.ActivityTaskStartedEventAttributes{ScheduledEventId: id, Attempt: 3},
-	}})
-	m.addEvent(&historypb.HistoryEvent{EventType: enumspb.EVENT_TYPE_WORKFLOW_EXECUTION_TERMINATED, Attributes: &historypb.HistoryEvent_WorkflowExecutionTerminatedEventAttributes{
-		WorkflowExecutionTerminatedEventAttributes: &historypb.WorkflowExecutionTerminatedEventAttributes{Reason: "because", Identity: "someone@host"},
-	}})
+	id := m.addEvent(&historypb.HistoryEvent{
+		EventType: enumspb.EVENT_TYPE_ACTIVITY_TASK_SCHEDULED,
+		Attributes: &historypb.HistoryEvent_ActivityTaskScheduledEventAttributes{
+			ActivityTaskScheduledEventAttributes: &historypb.ActivityTaskScheduledEventAttributes{
+				Input: m.encodePayloads(
+					activities.ApplyInput{Request: activities.Request{Action: "pod.isolate", Target: testTarget}},
+				),
+			},
+		},
+	})
+	m.addEvent(&historypb.HistoryEvent{
+		EventType: enumspb.EVENT_TYPE_ACTIVITY_TASK_STARTED,
+		Attributes: &historypb.HistoryEvent_ActivityTaskStartedEventAttributes{
+			ActivityTaskStartedEventAttributes: &historypb.ActivityTaskStartedEventAttributes{ScheduledEventId: id, Attempt: 3},
+		},
+	})
+	m.addEvent(&historypb.HistoryEvent{
+		EventType: enumspb.EVENT_TYPE_WORKFLOW_EXECUTION_TERMINATED,
+		Attributes: &historypb.HistoryEvent_WorkflowExecutionTerminatedEventAttributes{
+			WorkflowExecutionTerminatedEventAttributes: &historypb.WorkflowExecutionTerminatedEventAttributes{
+				Reason:   "because",
+				Identity: "someone@host",
+			},
+		},
+	})
 	text := timelineText(audit.BuildTimeline(m.runs, m.auditOptions()))
 	require.Contains(t, text, "retry: ")
 	require.Contains(t, text, "attempt 3")
@@ -268,7 +317,10 @@ func TestHTMLFitsNarrowScreen(t *testing.T) {
 	_, narrow, ok := strings.Cut(b.String(), "@media screen and (max-width: 720px)")
 	require.True(t, ok)
 	narrow, _, _ = strings.Cut(narrow, "</style>")
-	for _, rule := range []string{"table, tbody, tr, td { display: block; }", "thead { display: none; }", "white-space: normal", "overflow-wrap: anywhere", "content: attr(data-th)"} {
+	for _, rule := range []string{
+		"table, tbody, tr, td { display: block; }", "thead { display: none; }",
+		"white-space: normal", "overflow-wrap: anywhere", "content: attr(data-th)",
+	} {
 		require.Contains(t, narrow, rule)
 	}
 }
@@ -285,8 +337,10 @@ func TestTimelineListsManifestRecords(t *testing.T) {
 		require.NotZero(t, a.SourceEvent.EventID)
 		got = append(got, a.Description+" "+a.EntryHash+a.UnrecordedReason)
 	}
-	require.Equal(t, []string{`the decision on "pod.isolate" (request cut#1) aa`,
-		"applying pod.isolate on pod shop/web-1 bb", "undoing pod.isolate on pod shop/web-1 no space left"}, got)
+	require.Equal(t, []string{
+		`the decision on "pod.isolate" (request cut#1) aa`,
+		"applying pod.isolate on pod shop/web-1 bb", "undoing pod.isolate on pod shop/web-1 no space left",
+	}, got)
 	require.Empty(t, audit.BuildTimeline(newHistoryBuilder(t).buildFullIncident(nil).runs,
 		m.auditOptions()).ManifestRecords, "histories of earlier versions have no manifest records")
 }
@@ -296,11 +350,16 @@ func TestTimelineShowsDisposition(t *testing.T) {
 	m := newHistoryBuilder(t).buildFullIncident(nil)
 	runs := m.runs
 	m.runs = runs[:1]
-	m.addSignal(workflows.SignalTriage, incident.TriageDecision{Kind: incident.TriageFalsePositive, Person: "anna", Grant: m.signStatement(attestation.PayloadTypeGrant, attestation.Grant{
-		Operation: attestation.OperationTriage, IncidentID: testIncidentID, GrantedBy: []string{"anna (uid 7 on the local socket)"},
-	})})
+	m.addSignal(workflows.SignalTriage, incident.TriageDecision{
+		Kind: incident.TriageFalsePositive, Person: "anna",
+		Grant: m.signStatement(attestation.PayloadTypeGrant, attestation.Grant{
+			Operation: attestation.OperationTriage, IncidentID: testIncidentID,
+			GrantedBy: []string{"anna (uid 7 on the local socket)"},
+		}),
+	})
 	m.runs = append(m.runs[:1:1], runs[1:]...)
-	require.Equal(t, "closed, resolved: false-positive by anna", audit.BuildTimeline(m.runs, m.auditOptions()).StatusText())
+	require.Equal(t, "closed, resolved: false-positive by anna",
+		audit.BuildTimeline(m.runs, m.auditOptions()).StatusText())
 
 	m = newHistoryBuilder(t).buildFullIncident(nil)
 	m.runs = m.runs[:1]

@@ -36,15 +36,23 @@ type activityTask struct {
 }
 
 func (r *historyReader) eventRef(e *historypb.HistoryEvent) EventRef {
-	return EventRef{WorkflowID: r.run.WorkflowID, RunID: r.run.RunID, EventID: e.GetEventId(), EventType: strings.TrimPrefix(e.GetEventType().String(), "EVENT_TYPE_")}
+	return EventRef{
+		WorkflowID: r.run.WorkflowID, RunID: r.run.RunID, EventID: e.GetEventId(),
+		EventType: strings.TrimPrefix(e.GetEventType().String(), "EVENT_TYPE_"),
+	}
 }
 
 func (r *historyReader) addProblem(e *historypb.HistoryEvent, format string, args ...any) {
-	r.timeline.Problems = append(r.timeline.Problems, Difference{Description: fmt.Sprintf(format, args...), EventRef: r.eventRef(e)})
+	r.timeline.Problems = append(r.timeline.Problems, Difference{
+		Description: fmt.Sprintf(format, args...),
+		EventRef:    r.eventRef(e),
+	})
 }
 
 // decodePayloads decodes payloads into out. If they cannot be decrypted, it records a problem of the event.
-func (r *historyReader) decodePayloads(e *historypb.HistoryEvent, what string, payloads *commonpb.Payloads, out any) bool {
+func (r *historyReader) decodePayloads(e *historypb.HistoryEvent, what string, payloads *commonpb.Payloads,
+	out any,
+) bool {
 	if payloads == nil {
 		r.addProblem(e, "%s is missing", what)
 		return false
@@ -57,7 +65,9 @@ func (r *historyReader) decodePayloads(e *historypb.HistoryEvent, what string, p
 }
 
 // verifyEnvelope verifies and decodes a signed statement. An invalid one is decoded too, and recorded as a problem.
-func (r *historyReader) verifyEnvelope(e *historypb.HistoryEvent, what string, s attestation.Envelope, purpose attestation.PayloadType, out any) bool {
+func (r *historyReader) verifyEnvelope(e *historypb.HistoryEvent, what string, s attestation.Envelope,
+	purpose attestation.PayloadType, out any,
+) bool {
 	if err := r.options.Keyring.Verify(s, purpose, out); err != nil {
 		r.addProblem(e, "%s is invalid: %v", what, err)
 		_ = decodeUnverified(s, out)
@@ -67,7 +77,10 @@ func (r *historyReader) verifyEnvelope(e *historypb.HistoryEvent, what string, s
 }
 
 func (r *historyReader) addEntry(e *historypb.HistoryEvent, kind EntryKind, who, what string, details map[string]any) {
-	r.timeline.Entries = append(r.timeline.Entries, TimelineEntry{At: e.GetEventTime().AsTime(), Kind: kind, Text: what, Actor: who, EventRef: r.eventRef(e), Details: details})
+	r.timeline.Entries = append(r.timeline.Entries, TimelineEntry{
+		At: e.GetEventTime().AsTime(), Kind: kind, Text: what,
+		Actor: who, EventRef: r.eventRef(e), Details: details,
+	})
 }
 
 // failureText returns a failure's message with its causes. The message of an encrypted failure is in its attributes.
@@ -120,7 +133,10 @@ func (r *historyReader) trackStarted(e *historypb.HistoryEvent) {
 
 // activityLabel returns an activity's label: its action and target, if it has any.
 func (r *historyReader) activityLabel(t *activityTask) string {
-	verb := map[string]string{activities.TypeObserve: "", activities.TypePlan: "planning ", activities.TypeApply: "applying ", activities.TypeVerify: "observing ", activities.TypeUndo: "undoing "}[t.name]
+	verb := map[string]string{
+		activities.TypeObserve: "", activities.TypePlan: "planning ",
+		activities.TypeApply: "applying ", activities.TypeVerify: "observing ", activities.TypeUndo: "undoing ",
+	}[t.name]
 	var in struct {
 		Request struct {
 			Action string `json:"action"`
@@ -130,7 +146,8 @@ func (r *historyReader) activityLabel(t *activityTask) string {
 			} `json:"target"`
 		} `json:"request"`
 	}
-	if r.options.DataConverter.FromPayloads(t.scheduled.GetActivityTaskScheduledEventAttributes().GetInput(), &in) != nil || in.Request.Action == "" {
+	if r.options.DataConverter.FromPayloads(t.scheduled.GetActivityTaskScheduledEventAttributes().GetInput(),
+		&in) != nil || in.Request.Action == "" {
 		switch t.name {
 		case activities.TypeCountVotes:
 			return "counting the votes"
@@ -149,7 +166,8 @@ func (r *historyReader) readLocalActivityMarker(e *historypb.HistoryEvent) (name
 		Attempt      int32
 	}
 	a := e.GetMarkerRecordedEventAttributes()
-	if a.GetMarkerName() != "LocalActivity" || !r.decodePayloads(e, "the record of a local activity", a.GetDetails()["data"], &data) {
+	if a.GetMarkerName() != "LocalActivity" || !r.decodePayloads(e, "the record of a local activity",
+		a.GetDetails()["data"], &data) {
 		return "", 0
 	}
 	return data.ActivityType, data.Attempt
@@ -166,12 +184,15 @@ func (r *historyReader) addFailureEvents(e *historypb.HistoryEvent) {
 		r.addEntry(e, KindRetry, "", "Stanch's process timed out (it was restarted or busy); the task is retried", nil)
 	case e.GetWorkflowExecutionTerminatedEventAttributes() != nil:
 		a := e.GetWorkflowExecutionTerminatedEventAttributes()
-		r.addEntry(e, KindFailure, a.GetIdentity(), "Someone with access to Temporal terminated this workflow: "+valueOrNone(a.GetReason()), nil)
+		r.addEntry(e, KindFailure, a.GetIdentity(), "Someone with access to Temporal terminated this workflow: "+
+			valueOrNone(a.GetReason()), nil)
 	case e.GetWorkflowExecutionCancelRequestedEventAttributes() != nil:
 		a := e.GetWorkflowExecutionCancelRequestedEventAttributes()
-		r.addEntry(e, KindFailure, a.GetIdentity(), "Someone with access to Temporal requested the cancellation of this workflow: "+valueOrNone(a.GetCause()), nil)
+		r.addEntry(e, KindFailure, a.GetIdentity(),
+			"Someone with access to Temporal requested the cancellation of this workflow: "+valueOrNone(a.GetCause()), nil)
 	case e.GetWorkflowExecutionFailedEventAttributes() != nil:
-		r.addEntry(e, KindFailure, "", "This workflow failed: "+r.failureText(e.GetWorkflowExecutionFailedEventAttributes().GetFailure()), nil)
+		r.addEntry(e, KindFailure, "", "This workflow failed: "+
+			r.failureText(e.GetWorkflowExecutionFailedEventAttributes().GetFailure()), nil)
 	case e.GetWorkflowExecutionTimedOutEventAttributes() != nil:
 		r.addEntry(e, KindFailure, "", "This workflow timed out", nil)
 	}

@@ -74,9 +74,13 @@ func WriteHTML(w io.Writer, s Timeline) error {
 
 // renderedDetailKeys are the details that the sentence or a separate table already shows.
 var renderedDetailKeys = map[string]bool{
-	"reason": true, "action": true, "target": true, "text": true, "rule": true, "node": true, "source": true, "confidence": true, "severity": true, "run": true, "file": true,
-	"playbook": true, "targets": true, "verdict": true, "lease": true, "undone": true, "bytes": true, "name": true, "outcome": true, "scope": true, "phase": true, "key": true,
-	"steps": true, "until": true, "request": true, "person": true, "vote": true, "deadline": true, "approvers": true, "changes": true, "for": true, "ends": true, "quorum": true, "missing": true, "dangerous_permissions": true, "objective": true, "reasons": true,
+	"reason": true, "action": true, "target": true, "text": true, "rule": true, "node": true, "source": true,
+	"confidence": true, "severity": true, "run": true, "file": true,
+	"playbook": true, "targets": true, "verdict": true, "lease": true, "undone": true, "bytes": true, "name": true,
+	"outcome": true, "scope": true, "phase": true, "key": true,
+	"steps": true, "until": true, "request": true, "person": true, "vote": true, "deadline": true, "approvers": true,
+	"changes": true, "for": true, "ends": true, "quorum": true, "missing": true, "dangerous_permissions": true,
+	"objective": true, "reasons": true,
 }
 
 // extraDetails returns the details that an auditor compares with other records.
@@ -95,7 +99,8 @@ func extraDetails(l TimelineEntry) []string {
 			}
 			text = strings.Join(parts, "; ")
 		}
-		if renderedDetailKeys[k] || text == "" || text == "<nil>" || text == "null" || text == "false" && k == "gone" || text == "{}" || strings.Contains(l.Text, text) {
+		if renderedDetailKeys[k] || text == "" || text == "<nil>" || text == "null" || text == "false" && k == "gone" ||
+			text == "{}" || strings.Contains(l.Text, text) {
 			continue
 		}
 		out = append(out, redact.EscapeControlChars(strings.ReplaceAll(k, "_", " ")+": "+text))

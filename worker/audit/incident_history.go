@@ -59,12 +59,17 @@ func (r *historyReader) addIncidentOpened(e *historypb.HistoryEvent) {
 		return // a later run of the chain
 	}
 	s := r.timeline
-	s.IncidentID, s.GroupingKey, s.Cluster, s.Scope, s.Phase, s.Drill, s.Opened = in.ID, in.GroupingKey, in.Cluster, in.Scope, in.Phase, in.Drill, e.GetEventTime().AsTime()
-	what := fmt.Sprintf("Incident %s was opened for %s: scope %s, phase %d", in.ID, strings.TrimPrefix(in.GroupingKey, in.Cluster+"/"), in.Scope, in.Phase)
+	s.IncidentID, s.GroupingKey, s.Cluster, s.Scope, s.Phase, s.Drill, s.Opened = in.ID, in.GroupingKey, in.Cluster,
+		in.Scope, in.Phase, in.Drill, e.GetEventTime().AsTime()
+	what := fmt.Sprintf("Incident %s was opened for %s: scope %s, phase %d", in.ID, strings.TrimPrefix(in.GroupingKey,
+		in.Cluster+"/"), in.Scope, in.Phase)
 	if in.Drill {
 		what += ", a drill"
 	}
-	details := map[string]any{"key": in.GroupingKey, "scope": in.Scope, "phase": in.Phase, "idle_timeout": duration.FormatApprox(in.IdleTimeout)}
+	details := map[string]any{
+		"key": in.GroupingKey, "scope": in.Scope, "phase": in.Phase,
+		"idle_timeout": duration.FormatApprox(in.IdleTimeout),
+	}
 	if in.ConfigHash != "" {
 		r.configHashes[in.ConfigHash] = true
 		details["config"] = in.ConfigHash
@@ -105,7 +110,8 @@ func (r *historyReader) addIncidentSignal(e *historypb.HistoryEvent) {
 // addTriage adds a person's decision about the incident.
 func (r *historyReader) addTriage(e *historypb.HistoryEvent, m incident.TriageDecision) {
 	var g attestation.Grant
-	holds := r.verifyEnvelope(e, "the grant of a triage decision", m.Grant, attestation.PayloadTypeGrant, &g) && g.Operation == attestation.OperationTriage && g.IncidentID == r.timeline.IncidentID
+	holds := r.verifyEnvelope(e, "the grant of a triage decision", m.Grant, attestation.PayloadTypeGrant, &g) &&
+		g.Operation == attestation.OperationTriage && g.IncidentID == r.timeline.IncidentID
 	who := r.addGrantees(g.GrantedBy, string(m.Kind))
 	what := "Assigned to " + who + ": no further playbook starts"
 	if m.Kind.IsDisposition() {
@@ -133,14 +139,18 @@ func (r *historyReader) addDetection(e *historypb.HistoryEvent, one incident.Att
 	target := incident.TargetOfDetection(d)
 	r.rememberTarget(target)
 	var att attestation.Attestation
-	attested := r.verifyEnvelope(e, "the attestation of detection "+d.ID, one.Attestation, attestation.PayloadTypeAttestation, &att)
-	if attested && (att.DetectionID != d.ID || att.DetectionHash != attestation.HashJSON(d) || att.TargetID != target.ID()) {
+	attested := r.verifyEnvelope(e, "the attestation of detection "+d.ID, one.Attestation,
+		attestation.PayloadTypeAttestation, &att)
+	if attested && (att.DetectionID != d.ID || att.DetectionHash != attestation.HashJSON(d) ||
+		att.TargetID != target.ID()) {
 		r.addProblem(e, "the attestation is not for detection %s, or the detection was changed", d.ID)
 		attested = false
 	}
 	details := map[string]any{
-		"detection": d.ID, "rule": d.Rule, "target": target.ID(), "node": d.Node, "source": d.Source, "happened": d.Time.UTC().Format(time.RFC3339Nano),
-		"confidence": d.Confidence, "severity": string(d.Severity), "objective": string(d.Objective), "technique": d.Technique, "attested": attested, "reasons": d.Reasons,
+		"detection": d.ID, "rule": d.Rule, "target": target.ID(), "node": d.Node, "source": d.Source,
+		"happened":   d.Time.UTC().Format(time.RFC3339Nano),
+		"confidence": d.Confidence, "severity": string(d.Severity), "objective": string(d.Objective),
+		"technique": d.Technique, "attested": attested, "reasons": d.Reasons,
 	}
 	count := max(d.Count, 1)
 	if r.seenDetections[d.ID] {
@@ -156,7 +166,10 @@ func (r *historyReader) addDetection(e *historypb.HistoryEvent, one incident.Att
 	}
 	key := d.Rule + "\x00" + target.ID()
 	if _, known := r.correlationInputs[key]; !known {
-		r.correlationInputs[key] = playbooks.CorrelationInput{Rule: d.Rule, Objective: d.Objective, Confidence: d.Confidence, Severity: d.Severity, Title: d.Title, DetectedAt: d.Time}
+		r.correlationInputs[key] = playbooks.CorrelationInput{
+			Rule: d.Rule, Objective: d.Objective, Confidence: d.Confidence,
+			Severity: d.Severity, Title: d.Title, DetectedAt: d.Time,
+		}
 	}
 	if d.ManualRequest != nil {
 		r.describeManualRequest(e, d, att, attested, details)
@@ -174,16 +187,20 @@ func (r *historyReader) addDetection(e *historypb.HistoryEvent, one incident.Att
 }
 
 // describeManualRequest describes a manual request, and compares it with the gateway's attestation.
-func (r *historyReader) describeManualRequest(e *historypb.HistoryEvent, d sensors.Detection, att attestation.Attestation, attested bool, details map[string]any) {
+func (r *historyReader) describeManualRequest(e *historypb.HistoryEvent, d sensors.Detection,
+	att attestation.Attestation, attested bool, details map[string]any,
+) {
 	q := *d.ManualRequest
-	if attested && (att.ManualRequest == nil || att.ManualRequest.Person != q.Person || att.ManualRequest.AuthenticatedBy != q.AuthenticatedBy || att.ManualRequest.Reason != q.Reason) {
+	if attested && (att.ManualRequest == nil || att.ManualRequest.Person != q.Person ||
+		att.ManualRequest.AuthenticatedBy != q.AuthenticatedBy || att.ManualRequest.Reason != q.Reason) {
 		r.addProblem(e, "the request %s is not the one that the gateway attested", d.ID)
 		attested = false
 	}
 	who := display.FormatPerson(q.Person, q.AuthenticatedBy)
 	what := fmt.Sprintf("%s requested %s on %s: %s", who, q.Describe(), incident.TargetOfDetection(d), q.Reason)
 	if attested {
-		r.addGrantees([]string{who}, fmt.Sprintf("requested %s on %s: %s", q.Describe(), incident.TargetOfDetection(d), q.Reason))
+		r.addGrantees([]string{who}, fmt.Sprintf("requested %s on %s: %s", q.Describe(), incident.TargetOfDetection(d),
+			q.Reason))
 	} else {
 		what += ". Its attestation is invalid"
 	}
@@ -202,7 +219,8 @@ func (r *historyReader) addMatchFailure(e *historypb.HistoryEvent) {
 func (r *historyReader) addPlaybookStarted(e *historypb.HistoryEvent) {
 	a := e.GetStartChildWorkflowExecutionInitiatedEventAttributes()
 	if a.GetWorkflowType().GetName() != TypePlaybook {
-		r.addEntry(e, KindNotification, "", fmt.Sprintf("%s was started: %s", a.GetWorkflowType().GetName(), a.GetWorkflowId()), nil)
+		r.addEntry(e, KindNotification, "", fmt.Sprintf("%s was started: %s", a.GetWorkflowType().GetName(),
+			a.GetWorkflowId()), nil)
 		return
 	}
 	var in playbook.Input
@@ -214,7 +232,8 @@ func (r *historyReader) addPlaybookStarted(e *historypb.HistoryEvent) {
 		var s attestation.PlaybookAuthorization
 		if r.verifyEnvelope(e, "the authorization of the playbook", *in.PlaybookAuthorization,
 			attestation.PayloadTypePlaybookAuthorization, &s) && (s.SourceHash != hash || s.Playbook != name) {
-			r.addProblem(e, "the playbook that was started (%s, SHA-256 %s) is not the one that was selected (%s, %s)", name, shortHash(hash), s.Playbook, shortHash(s.SourceHash))
+			r.addProblem(e, "the playbook that was started (%s, SHA-256 %s) is not the one that was selected (%s, %s)", name,
+				shortHash(hash), s.Playbook, shortHash(s.SourceHash))
 		}
 	}
 	var targets []string
@@ -222,7 +241,8 @@ func (r *historyReader) addPlaybookStarted(e *historypb.HistoryEvent) {
 		r.rememberTarget(t)
 		targets = append(targets, t.String())
 	}
-	r.addEntry(e, KindPlaybook, "", fmt.Sprintf("Playbook %s started on %s (%s, SHA-256 %s)", name, strings.Join(targets, ", "), in.File, shortHash(hash)),
+	r.addEntry(e, KindPlaybook, "", fmt.Sprintf("Playbook %s started on %s (%s, SHA-256 %s)", name,
+		strings.Join(targets, ", "), in.File, shortHash(hash)),
 		map[string]any{"playbook": name, "file": in.File, "sha256": hash, "run": a.GetWorkflowId(), "targets": targets})
 }
 
@@ -271,7 +291,8 @@ func (r *historyReader) addActivityEnd(e *historypb.HistoryEvent) bool {
 		if t.name == "Verify" {
 			r.flushStreak()
 		}
-		r.addEntry(e, KindFailure, "", fmt.Sprintf("%s failed: %s", r.activityLabel(t), failed), map[string]any{"reason": failed, "attempt": t.attempt})
+		r.addEntry(e, KindFailure, "", fmt.Sprintf("%s failed: %s", r.activityLabel(t), failed),
+			map[string]any{"reason": failed, "attempt": t.attempt})
 		r.addFailedEffect(e, t, failed)
 		return true
 	}
@@ -340,7 +361,10 @@ func (r *historyReader) addManifestRecord(e *historypb.HistoryEvent, what, incid
 	if incident == "" {
 		incident = r.options.IncidentID
 	}
-	r.timeline.ManifestRecords = append(r.timeline.ManifestRecords, ManifestRecord{Description: what, IncidentID: incident, EntryHash: entry, UnrecordedReason: unrecorded, SourceEvent: r.eventRef(e)})
+	r.timeline.ManifestRecords = append(r.timeline.ManifestRecords, ManifestRecord{
+		Description: what, IncidentID: incident,
+		EntryHash: entry, UnrecordedReason: unrecorded, SourceEvent: r.eventRef(e),
+	})
 }
 
 // addObservation adds the result of an action without side effects.
@@ -360,7 +384,8 @@ func (r *historyReader) addObservation(e *historypb.HistoryEvent, q activities.R
 	}
 	if got.Receipt != nil {
 		var receipt attestation.EvidenceReceipt
-		details["receipt_valid"] = r.verifyEnvelope(e, "the receipt of "+q.Action, *got.Receipt, attestation.PayloadTypeEvidenceReceipt, &receipt)
+		details["receipt_valid"] = r.verifyEnvelope(e, "the receipt of "+q.Action, *got.Receipt,
+			attestation.PayloadTypeEvidenceReceipt, &receipt)
 	}
 	on := r.targetName(q.Target.ID())
 	switch {
@@ -375,7 +400,10 @@ func (r *historyReader) addObservation(e *historypb.HistoryEvent, q activities.R
 		r.timeline.Evidence = append(r.timeline.Evidence, EvidenceRecord{EvidenceRef: ref, SourceEvent: r.eventRef(e)})
 		r.addEntry(e, KindEvidence, "", fmt.Sprintf("Evidence was stored: %s of %s, %d bytes, SHA-256 %s", ref.Name, on,
 			ref.SizeBytes, ref.SHA256),
-			map[string]any{"name": ref.Name, "action": ref.Action, "target": ref.Target, "sha256": ref.SHA256, "bytes": ref.SizeBytes})
+			map[string]any{
+				"name": ref.Name, "action": ref.Action, "target": ref.Target, "sha256": ref.SHA256,
+				"bytes": ref.SizeBytes,
+			})
 	}
 	note := ""
 	if got.Reason != "" {

@@ -64,7 +64,8 @@ func (r *historyReader) addLeaseStarted(e *historypb.HistoryEvent) {
 	}
 	in := r.leaseState.input
 	r.rememberTarget(in.Target)
-	r.leaseState.leaseID = "LSE-" + strings.ToUpper(strings.ReplaceAll(a.GetFirstExecutionRunId(), "-", ""))[:min(20, len(strings.ReplaceAll(a.GetFirstExecutionRunId(), "-", "")))]
+	r.leaseState.leaseID = "LSE-" + strings.ToUpper(strings.ReplaceAll(a.GetFirstExecutionRunId(), "-", ""))[:min(20,
+		len(strings.ReplaceAll(a.GetFirstExecutionRunId(), "-", "")))]
 	first := in.FirstHolder
 	if in.Resume != nil {
 		r.leaseState.leaseID = in.Resume.LeaseID
@@ -76,8 +77,10 @@ func (r *historyReader) addLeaseStarted(e *historypb.HistoryEvent) {
 	}
 	effect := r.effectsByLease[r.leaseState.leaseID]
 	if effect == nil {
-		effect = &ContainmentEffect{LeaseID: r.leaseState.leaseID, IncidentID: first.IncidentRef.ID, Action: first.Action,
-			Target: r.targetName(in.Target.ID()), Params: string(first.Params), State: "requested"}
+		effect = &ContainmentEffect{
+			LeaseID: r.leaseState.leaseID, IncidentID: first.IncidentRef.ID, Action: first.Action,
+			Target: r.targetName(in.Target.ID()), Params: string(first.Params), State: "requested",
+		}
 		r.effectsByLease[r.leaseState.leaseID] = effect
 	}
 	r.leaseState.effect = effect
@@ -92,7 +95,10 @@ func (r *historyReader) addLeaseSignal(e *historypb.HistoryEvent) {
 			r.flushStreak()
 			r.addEntry(e, KindLeaseJoin, "", fmt.Sprintf("Incident %s requested to join lease %s: %s for %s", h.IncidentRef.ID,
 				r.leaseState.leaseID, h.Action, duration.FormatApprox(h.Duration)),
-				map[string]any{"holder": h.ID, "incident": h.IncidentRef.ID, "lease": r.leaseState.leaseID, "params": string(h.Params)})
+				map[string]any{
+					"holder": h.ID, "incident": h.IncidentRef.ID, "lease": r.leaseState.leaseID,
+					"params": string(h.Params),
+				})
 		}
 	case workflows.SignalReleaseLease:
 		var s lease.ReleaseSignal
@@ -115,7 +121,10 @@ func (r *historyReader) addLeaseSignal(e *historypb.HistoryEvent) {
 					r.addProblem(e, "the grant is for %s of %s, not for extending %s", g.Operation, g.LeaseID, r.leaseState.leaseID)
 				}
 			}
-			r.addEntry(e, KindExtension, who, what, map[string]any{"lease": r.leaseState.leaseID, "until": s.ExpiresAt.UTC(), "valid": holds})
+			r.addEntry(e, KindExtension, who, what, map[string]any{
+				"lease": r.leaseState.leaseID, "until": s.ExpiresAt.UTC(),
+				"valid": holds,
+			})
 			if holds && r.leaseState.effect != nil {
 				r.leaseState.effect.ExpiresAt = s.ExpiresAt
 			}
@@ -140,7 +149,10 @@ func (r *historyReader) addRelease(e *historypb.HistoryEvent, s lease.ReleaseSig
 	} else {
 		r.leaseState.undoReason = "released by " + who
 	}
-	r.addEntry(e, KindRelease, who, what, map[string]any{"lease": r.leaseState.leaseID, "holder": s.HolderID, "nonce": g.Nonce, "people": g.GrantedBy, "valid": permits})
+	r.addEntry(e, KindRelease, who, what, map[string]any{
+		"lease": r.leaseState.leaseID, "holder": s.HolderID,
+		"nonce": g.Nonce, "people": g.GrantedBy, "valid": permits,
+	})
 }
 
 // addApplied adds an effect and its authorization.
@@ -148,7 +160,8 @@ func (r *historyReader) addApplied(e *historypb.HistoryEvent, q activities.Apply
 	r.rememberTarget(q.Request.Target)
 	d, what := got.Decision, q.Request.Action+" on "+r.targetName(q.Request.Target.ID())
 	details := map[string]any{
-		"action": q.Request.Action, "target": q.Request.Target.ID(), "lease": q.Request.LeaseID, "verdict": string(d.Verdict), "guard": d.Guard, "reason": d.Reason, "phase": d.Phase,
+		"action": q.Request.Action, "target": q.Request.Target.ID(), "lease": q.Request.LeaseID, "verdict": string(d.Verdict),
+		"guard": d.Guard, "reason": d.Reason, "phase": d.Phase,
 		"outcome": string(got.Effect.Outcome), "until": q.Request.ExpiresAt.UTC(), "params": string(q.Request.Params),
 	}
 	if d.ConfigHash != "" {
@@ -161,7 +174,8 @@ func (r *historyReader) addApplied(e *historypb.HistoryEvent, q activities.Apply
 			d.Verdict, d.Reason, guardName(d.Guard))
 		r.addEntry(e, KindRefusal, "", why, details)
 		if effect.AppliedEvent.EventID == 0 {
-			effect.State, effect.Outcome, effect.Reason, effect.AppliedEvent = "refused", playbooks.OutcomeRefused, d.Reason, r.eventRef(e)
+			effect.State, effect.Outcome, effect.Reason, effect.AppliedEvent = "refused", playbooks.OutcomeRefused, d.Reason,
+				r.eventRef(e)
 		}
 		return
 	}
@@ -171,7 +185,8 @@ func (r *historyReader) addApplied(e *historypb.HistoryEvent, q activities.Apply
 	}
 	if got.LeaseToken != nil {
 		var token attestation.LeaseToken
-		details["token_valid"] = r.verifyEnvelope(e, "the lease's token", *got.LeaseToken, attestation.PayloadTypeLeaseToken, &token)
+		details["token_valid"] = r.verifyEnvelope(e, "the lease's token", *got.LeaseToken, attestation.PayloadTypeLeaseToken,
+			&token)
 		if token.LeaseID != q.Request.LeaseID || token.TargetID != q.Request.Target.ID() {
 			r.addProblem(e, "the token is for %s on %s, not for %s", token.LeaseID, token.TargetID, q.Request.LeaseID)
 		}
@@ -237,7 +252,10 @@ func (r *historyReader) findOrAddEffect(q activities.Request) *ContainmentEffect
 	if effect := r.effectsByLease[q.LeaseID]; effect != nil {
 		return effect
 	}
-	effect := &ContainmentEffect{LeaseID: q.LeaseID, IncidentID: q.IncidentRef.ID, Action: q.Action, Target: r.targetName(q.Target.ID()), Params: string(q.Params)}
+	effect := &ContainmentEffect{
+		LeaseID: q.LeaseID, IncidentID: q.IncidentRef.ID, Action: q.Action,
+		Target: r.targetName(q.Target.ID()), Params: string(q.Params),
+	}
 	r.effectsByLease[q.LeaseID] = effect
 	return effect
 }
@@ -247,7 +265,8 @@ func (r *historyReader) addFailedEffect(e *historypb.HistoryEvent, t *activityTa
 		return
 	}
 	if effect := r.leaseState.effect; effect.AppliedEvent.EventID == 0 {
-		effect.State, effect.Outcome, effect.Reason, effect.AppliedEvent = "failed", playbooks.OutcomeFailed, why, r.eventRef(e)
+		effect.State, effect.Outcome, effect.Reason, effect.AppliedEvent = "failed", playbooks.OutcomeFailed, why,
+			r.eventRef(e)
 	}
 }
 
@@ -278,7 +297,10 @@ func (r *historyReader) addVerification(e *historypb.HistoryEvent, got activitie
 	if got.Detail != "" {
 		what += ": " + got.Detail
 	}
-	r.addEntry(e, KindVerification, "", what, map[string]any{"in_force": got.InForce, "gone": got.TargetGone, "lease": r.leaseState.leaseID})
+	r.addEntry(e, KindVerification, "", what, map[string]any{
+		"in_force": got.InForce, "gone": got.TargetGone,
+		"lease": r.leaseState.leaseID,
+	})
 	w.started, w.inForce, w.targetGone = true, got.InForce, got.TargetGone
 }
 
@@ -293,8 +315,10 @@ func (r *historyReader) flushStreak() {
 		what = "not in force, as before"
 	}
 	r.addEntry(w.lastEvent, KindVerification, "", fmt.Sprintf("Lease %s was verified %s: %s", r.leaseState.leaseID,
-		pluralize(len(w.eventIDs), "time", "times"), what), map[string]any{"events": slices.Clone(w.eventIDs),
-		"count": len(w.eventIDs)})
+		pluralize(len(w.eventIDs), "time", "times"), what), map[string]any{
+		"events": slices.Clone(w.eventIDs),
+		"count":  len(w.eventIDs),
+	})
 	w.eventIDs = nil
 }
 
@@ -323,7 +347,8 @@ func (r *historyReader) addUndo(e *historypb.HistoryEvent, q activities.UndoInpu
 	case got.Drift != nil:
 		effect.State = "stuck"
 		details["drift"] = got.Drift.Detail
-		r.addEntry(e, KindUndo, "", fmt.Sprintf("%s was NOT undone: another writer changed it: %s", what, got.Drift.Detail), details)
+		r.addEntry(e, KindUndo, "", fmt.Sprintf("%s was NOT undone: another writer changed it: %s", what, got.Drift.Detail),
+			details)
 	default:
 		details["reason"] = got.RefusalReason
 		r.addEntry(e, KindRefusal, "", fmt.Sprintf("Undoing %s was refused: %s", what, got.RefusalReason), details)

@@ -86,7 +86,10 @@ func (r *historyReader) addDecision(e *historypb.HistoryEvent, got activities.Pl
 	if got.PlanHash != "" && p.Hash() != got.PlanHash {
 		r.addProblem(e, "the plan of %s does not match its hash", p.Action)
 	}
-	details := map[string]any{"verdict": string(d.Verdict), "guard": d.Guard, "reason": d.Reason, "phase": d.Phase, "action": p.Action, "target": p.TargetID}
+	details := map[string]any{
+		"verdict": string(d.Verdict), "guard": d.Guard, "reason": d.Reason, "phase": d.Phase,
+		"action": p.Action, "target": p.TargetID,
+	}
 	if got.PlanHash != "" {
 		details["plan_hash"] = got.PlanHash
 	}
@@ -192,7 +195,8 @@ func (r *historyReader) addPlaybookSignal(e *historypb.HistoryEvent) {
 
 func (r *historyReader) addPlaybookEnded(e *historypb.HistoryEvent, fact *PlaybookRecord) {
 	var report playbook.Report
-	if !r.decodePayloads(e, "the playbook's report", e.GetWorkflowExecutionCompletedEventAttributes().GetResult(), &report) {
+	if !r.decodePayloads(e, "the playbook's report", e.GetWorkflowExecutionCompletedEventAttributes().GetResult(),
+		&report) {
 		return
 	}
 	if report.SourceHash != "" && report.SourceHash != fact.SourceHash {
@@ -214,7 +218,8 @@ func (r *historyReader) addPlaybookEnded(e *historypb.HistoryEvent, fact *Playbo
 		steps = append(steps, s.Step+": "+text)
 		parts = append(parts, s.Action+" "+string(s.Outcome))
 	}
-	r.addEntry(e, KindPlaybookEnded, "", fmt.Sprintf("Playbook %s ended: %s", fact.Name, strings.Join(parts, ", ")), map[string]any{"steps": steps})
+	r.addEntry(e, KindPlaybookEnded, "", fmt.Sprintf("Playbook %s ended: %s", fact.Name, strings.Join(parts, ", ")),
+		map[string]any{"steps": steps})
 }
 
 // approvalRequestName returns the name of an approval request: its step's title or action, from the playbook.
@@ -289,7 +294,8 @@ func (a *approvalTracker) addTimedRequest(e *historypb.HistoryEvent) {
 			return
 		}
 		about = a.openPlans[i : i+1]
-		approvers, title = about[0].plan.Decision.Approvers, about[0].plan.Plan.Action+" of "+a.targetName(about[0].plan.Plan.TargetID)
+		approvers, title = about[0].plan.Decision.Approvers, about[0].plan.Plan.Action+" of "+
+			a.targetName(about[0].plan.Plan.TargetID)
 		a.openPlans = slices.Delete(slices.Clone(a.openPlans), i, i+1)
 	}
 	var plans []activities.PlanResult
@@ -327,15 +333,19 @@ func (a *approvalTracker) findApprovalStep(limit time.Duration) *playbooks.Appro
 // containsAction reports whether an action is among the steps or in what they call.
 func containsAction(book *playbooks.Program, steps []playbooks.Step, action string) bool {
 	return slices.ContainsFunc(steps, func(s playbooks.Step) bool {
-		if s.Call != nil && book.Callees[s.Call.Playbook] != nil && containsAction(book.Callees[s.Call.Playbook], book.Callees[s.Call.Playbook].Steps, action) {
+		if s.Call != nil && book.Callees[s.Call.Playbook] != nil && containsAction(book.Callees[s.Call.Playbook],
+			book.Callees[s.Call.Playbook].Steps, action) {
 			return true
 		}
-		return s.Action == action || slices.ContainsFunc(s.Blocks(), func(b playbooks.StepBlock) bool { return containsAction(book, b.Steps, action) })
+		return s.Action == action || slices.ContainsFunc(s.Blocks(),
+			func(b playbooks.StepBlock) bool { return containsAction(book, b.Steps, action) })
 	})
 }
 
 // addApprovalRequest adds one request.
-func (r *historyReader) addApprovalRequest(e *historypb.HistoryEvent, title string, plans []activities.PlanResult, approvers activities.Approvers, deadline time.Time) {
+func (r *historyReader) addApprovalRequest(e *historypb.HistoryEvent, title string, plans []activities.PlanResult,
+	approvers activities.Approvers, deadline time.Time,
+) {
 	var would []string
 	for _, p := range plans {
 		text := strings.Join(p.Plan.Changes, "; ")
@@ -348,8 +358,23 @@ func (r *historyReader) addApprovalRequest(e *historypb.HistoryEvent, title stri
 		would = append(would, text)
 	}
 	of := approvers.Describe()
-	r.addEntry(e, KindApprovalRequest, "", fmt.Sprintf("Requested approval from %s, quorum %d, until %s UTC: %s? It would %s", of, max(approvers.Quorum, 1), deadline.UTC().Format("15:04:05"), title, strings.Join(would, "; ")),
-		map[string]any{"approvers": of, "quorum": max(approvers.Quorum, 1), "deadline": deadline.UTC().Format(time.RFC3339), "changes": would, "plan_hash": activities.ApprovalRequestHash(plans, approvers)})
+	r.addEntry(
+		e,
+		KindApprovalRequest,
+		"",
+		fmt.Sprintf(
+			"Requested approval from %s, quorum %d, until %s UTC: %s? It would %s",
+			of,
+			max(approvers.Quorum, 1),
+			deadline.UTC().Format("15:04:05"),
+			title,
+			strings.Join(would, "; "),
+		),
+		map[string]any{
+			"approvers": of, "quorum": max(approvers.Quorum, 1), "deadline": deadline.UTC().Format(time.RFC3339),
+			"changes": would, "plan_hash": activities.ApprovalRequestHash(plans, approvers),
+		},
+	)
 }
 
 // addUntimedRequest adds a request whose timer was not recognized, when its votes are first counted.

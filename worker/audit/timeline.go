@@ -43,11 +43,15 @@ func BuildTimeline(runs []WorkflowRun, o Options) Timeline {
 
 func newTimelineBuilder(runs []WorkflowRun, o Options) *timelineBuilder {
 	t := &timelineBuilder{
-		options: o, targetNames: map[string]string{}, correlationInputs: map[string]playbooks.CorrelationInput{}, seenDetections: map[string]bool{}, personsByName: map[string]*Person{}, configHashes: map[string]bool{},
+		options: o, targetNames: map[string]string{}, correlationInputs: map[string]playbooks.CorrelationInput{},
+		seenDetections: map[string]bool{}, personsByName: map[string]*Person{}, configHashes: map[string]bool{},
 		effectsByLease: map[string]*ContainmentEffect{}, playbookReportRefs: map[string]EventRef{},
 		timeline: &Timeline{
-			Version: FormatVersion, IncidentID: o.IncidentID, Status: "open", Source: o.HistorySource, Reasons: []string{}, ConfigHashes: []string{}, Playbooks: []PlaybookRecord{},
-			People: []Person{}, Effects: []ContainmentEffect{}, Evidence: []EvidenceRecord{}, ManifestRecords: []ManifestRecord{}, Entries: []TimelineEntry{}, Histories: []HistoryRecord{}, Problems: []Difference{},
+			Version: FormatVersion, IncidentID: o.IncidentID, Status: "open", Source: o.HistorySource, Reasons: []string{},
+			ConfigHashes: []string{}, Playbooks: []PlaybookRecord{},
+			People: []Person{}, Effects: []ContainmentEffect{}, Evidence: []EvidenceRecord{},
+			ManifestRecords: []ManifestRecord{}, Entries: []TimelineEntry{}, Histories: []HistoryRecord{},
+			Problems: []Difference{},
 		},
 	}
 	// Incidents come first because they contain the names of targets, then the order of their starts.
@@ -60,8 +64,15 @@ func newTimelineBuilder(runs []WorkflowRun, o Options) *timelineBuilder {
 		return startTime(a).Compare(startTime(b))
 	})
 	for i := range runs {
-		r := &historyReader{timelineBuilder: t, run: &runs[i], scheduledActivities: map[int64]*activityTask{}, decidedPlans: map[string]bool{}}
-		t.timeline.Histories = append(t.timeline.Histories, HistoryRecord{WorkflowID: runs[i].WorkflowID, RunID: runs[i].RunID, WorkflowType: runs[i].WorkflowType, EventCount: len(runs[i].Events), IsOpen: runs[i].IsOpen})
+		r := &historyReader{
+			timelineBuilder: t, run: &runs[i], scheduledActivities: map[int64]*activityTask{},
+			decidedPlans: map[string]bool{},
+		}
+		t.timeline.Histories = append(t.timeline.Histories, HistoryRecord{
+			WorkflowID: runs[i].WorkflowID,
+			RunID:      runs[i].RunID, WorkflowType: runs[i].WorkflowType, EventCount: len(runs[i].Events),
+			IsOpen: runs[i].IsOpen,
+		})
 		r.addEventGaps()
 		switch runs[i].WorkflowType {
 		case TypeIncident:
@@ -102,7 +113,8 @@ func (r *historyReader) addEventGaps() {
 		}
 	}
 	if len(r.run.Events) == 0 {
-		r.timeline.Problems = append(r.timeline.Problems, Difference{Description: "the history of " + r.run.WorkflowID + " is empty", EventRef: EventRef{WorkflowID: r.run.WorkflowID, RunID: r.run.RunID}})
+		r.timeline.Problems = append(r.timeline.Problems, Difference{Description: "the history of " + r.run.WorkflowID +
+			" is empty", EventRef: EventRef{WorkflowID: r.run.WorkflowID, RunID: r.run.RunID}})
 	}
 }
 
@@ -129,13 +141,17 @@ func (t *timelineBuilder) finishTimeline() {
 }
 
 func entryOrder(k EntryKind) int {
-	return slices.Index([]EntryKind{KindOpened, KindDetection, KindPlaybook, KindContext, KindEvidence, KindDecision, KindApprovalRequest, KindVote, KindApprovalResult, KindGrant, KindEffect}, k)
+	return slices.Index([]EntryKind{
+		KindOpened, KindDetection, KindPlaybook, KindContext, KindEvidence, KindDecision,
+		KindApprovalRequest, KindVote, KindApprovalResult, KindGrant, KindEffect,
+	}, k)
 }
 
 // correlateDetections recomputes the correlation of the detections, in the order of their arrival.
 func (t *timelineBuilder) correlateDetections() {
 	signals := make([]playbooks.CorrelationInput, 0, len(t.correlationInputs))
-	detected := slices.ContainsFunc(slices.Collect(maps.Values(t.correlationInputs)), func(s playbooks.CorrelationInput) bool { return s.Rule != sensors.RuleManualRequest })
+	detected := slices.ContainsFunc(slices.Collect(maps.Values(t.correlationInputs)),
+		func(s playbooks.CorrelationInput) bool { return s.Rule != sensors.RuleManualRequest })
 	for _, key := range slices.Sorted(maps.Keys(t.correlationInputs)) {
 		if detected && t.correlationInputs[key].Rule == sensors.RuleManualRequest {
 			continue // a manual request says nothing about the attacker's objective
@@ -188,7 +204,12 @@ func (t *timelineBuilder) rememberTarget(target playbooks.Target) {
 }
 
 // decodeUnverified decodes a statement's body without verifying the signature.
-func decodeUnverified(s attestation.Envelope, out any) error { return json.Unmarshal(s.Payload, out) } //nolint:wrapcheck // shown as unverified
+func decodeUnverified(
+	s attestation.Envelope,
+	out any,
+) error {
+	return json.Unmarshal(s.Payload, out)
+} //nolint:wrapcheck // shown as unverified
 
 func startedAttributes(e *historypb.HistoryEvent) *historypb.WorkflowExecutionStartedEventAttributes {
 	return e.GetWorkflowExecutionStartedEventAttributes()

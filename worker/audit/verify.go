@@ -29,7 +29,8 @@ func (t *timelineBuilder) compareWithStored() []Difference {
 		}
 	}
 	differ := func(format string, args ...any) {
-		out = append(out, Difference{Description: "the stored incident differs from its history: " + fmt.Sprintf(format, args...), EventRef: at})
+		out = append(out, Difference{Description: "the stored incident differs from its history: " + fmt.Sprintf(format,
+			args...), EventRef: at})
 	}
 	if stored.ID != s.IncidentID {
 		differ("its id is %s, but the history is of %s", stored.ID, s.IncidentID)
@@ -37,7 +38,8 @@ func (t *timelineBuilder) compareWithStored() []Difference {
 	if stored.TotalDetections != s.DetectionCount {
 		differ("it has %d detections, but the history has %d", stored.TotalDetections, s.DetectionCount)
 	}
-	if len(stored.Detections) < 50 && (stored.Objective != s.Objective || math.Abs(stored.Confidence-s.Confidence) > 1e-9) {
+	if len(stored.Detections) < 50 && (stored.Objective != s.Objective ||
+		math.Abs(stored.Confidence-s.Confidence) > 1e-9) {
 		differ("it has the objective %s with confidence %.2f, but the detections have %s with %.2f", stored.Objective,
 			stored.Confidence, s.Objective, s.Confidence)
 	}
@@ -52,7 +54,8 @@ func (t *timelineBuilder) compareWithStored() []Difference {
 				shortHash(s.Playbooks[i].SourceHash))
 		}
 		if !slices.EqualFunc(p.Steps, s.Playbooks[i].Steps, func(a, b playbooks.StepReport) bool {
-			return a.Step == b.Step && a.Action == b.Action && a.Target == b.Target && a.Outcome == b.Outcome && a.Reason == b.Reason && a.LeaseID == b.LeaseID
+			return a.Step == b.Step && a.Action == b.Action && a.Target == b.Target && a.Outcome == b.Outcome &&
+				a.Reason == b.Reason && a.LeaseID == b.LeaseID
 		}) {
 			differ("the steps of playbook %s are not those that its run reported", p.Playbook)
 		}

@@ -25,7 +25,10 @@ func (r *historyReader) addVote(e *historypb.HistoryEvent, signed attestation.En
 	if v.Reason != "" {
 		what += ": " + v.Reason
 	}
-	details := map[string]any{"person": v.Person, "authenticated_by": v.AuthenticatedBy, "groups": v.Groups, "vote": answer, "reason": v.Reason, "step": v.Step, "plan_hash": v.PlanHash, "valid": proved}
+	details := map[string]any{
+		"person": v.Person, "authenticated_by": v.AuthenticatedBy, "groups": v.Groups,
+		"vote": answer, "reason": v.Reason, "step": v.Step, "plan_hash": v.PlanHash, "valid": proved,
+	}
 	if !proved {
 		what = fmt.Sprintf("A vote with an invalid signature in the name of %q was not counted", v.Person)
 		who = ""
@@ -43,7 +46,10 @@ func (r *historyReader) addVote(e *historypb.HistoryEvent, signed attestation.En
 	}
 	r.addEntry(e, KindVote, who, what, details)
 	if proved {
-		r.castVotes = append(r.castVotes, provedVote{entryIndex: len(r.timeline.Entries) - 1, vote: v, workflowID: r.run.WorkflowID})
+		r.castVotes = append(r.castVotes, provedVote{
+			entryIndex: len(r.timeline.Entries) - 1, vote: v,
+			workflowID: r.run.WorkflowID,
+		})
 	}
 }
 
@@ -120,14 +126,18 @@ func DescribeVoteResult(v attestation.Vote, q activities.CountVotesInput, again 
 }
 
 // addVoteCount adds the result of a count.
-func (r *historyReader) addVoteCount(e *historypb.HistoryEvent, q activities.CountVotesInput, got activities.VoteCount) {
+func (r *historyReader) addVoteCount(e *historypb.HistoryEvent, q activities.CountVotesInput,
+	got activities.VoteCount,
+) {
 	r.reverify(q)
 	r.verifyVoteCount(e, q, got)
 	switch {
 	case got.Denied:
-		r.addEntry(e, KindApprovalResult, "", fmt.Sprintf("%s was denied: %s", r.approvalRequestName(q.RequestID), got.Reason), map[string]any{"request": q.RequestID})
+		r.addEntry(e, KindApprovalResult, "", fmt.Sprintf("%s was denied: %s", r.approvalRequestName(q.RequestID),
+			got.Reason), map[string]any{"request": q.RequestID})
 	case got.Granted:
-		r.addEntry(e, KindApprovalResult, "", fmt.Sprintf("%s was approved: %s", r.approvalRequestName(q.RequestID), got.Reason), map[string]any{"request": q.RequestID})
+		r.addEntry(e, KindApprovalResult, "", fmt.Sprintf("%s was approved: %s", r.approvalRequestName(q.RequestID),
+			got.Reason), map[string]any{"request": q.RequestID})
 		if r.grantedPlanHashes == nil {
 			r.grantedPlanHashes = map[string]bool{}
 		}
@@ -146,16 +156,33 @@ func (r *historyReader) addVoteCount(e *historypb.HistoryEvent, q activities.Cou
 				}
 			}
 			who := r.addGrantees(g.GrantedBy, "")
-			r.addEntry(e, KindGrant, who, fmt.Sprintf("A grant for exactly this plan was signed: %s on %s, approved by %s, valid until %s UTC", p.Plan.Action, r.targetName(p.Plan.TargetID), who, g.ExpiresAt.UTC().Format("15:04:05")),
-				map[string]any{"nonce": g.Nonce, "plan_hash": g.PlanHash, "people": g.GrantedBy, "expires": g.ExpiresAt.UTC(), "valid": holds})
+			r.addEntry(
+				e,
+				KindGrant,
+				who,
+				fmt.Sprintf(
+					"A grant for exactly this plan was signed: %s on %s, approved by %s, valid until %s UTC",
+					p.Plan.Action,
+					r.targetName(p.Plan.TargetID),
+					who,
+					g.ExpiresAt.UTC().Format("15:04:05"),
+				),
+				map[string]any{
+					"nonce": g.Nonce, "plan_hash": g.PlanHash, "people": g.GrantedBy, "expires": g.ExpiresAt.UTC(),
+					"valid": holds,
+				},
+			)
 		}
 	default:
-		r.addEntry(e, KindApprovalResult, "", fmt.Sprintf("Not enough people approved %s: %s", r.approvalRequestName(q.RequestID), got.Reason), map[string]any{"request": q.RequestID})
+		r.addEntry(e, KindApprovalResult, "", fmt.Sprintf("Not enough people approved %s: %s",
+			r.approvalRequestName(q.RequestID), got.Reason), map[string]any{"request": q.RequestID})
 	}
 }
 
 // verifyVoteCount counts the votes again and reports a different result.
-func (r *historyReader) verifyVoteCount(e *historypb.HistoryEvent, q activities.CountVotesInput, got activities.VoteCount) {
+func (r *historyReader) verifyVoteCount(e *historypb.HistoryEvent, q activities.CountVotesInput,
+	got activities.VoteCount,
+) {
 	if q.PlansHash != activities.ApprovalRequestHash(q.Plans, q.Approvers) {
 		r.addProblem(e, "the approval request that was counted is not the one that people were asked")
 		return

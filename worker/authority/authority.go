@@ -111,13 +111,17 @@ func RotateSigningKey(dir string, distrust bool) (before, after string, err erro
 	if distrust {
 		delete(retired, old.signingKey.ID())
 	}
-	set := attestation.KeySet{Sequence: int64(len(old.keySetChain)) + 1, ActiveKeyID: next.ID(), PublicKeys: append([]string{encodePublicKey(next)}, retired.EncodeLines()...), RotatedAt: time.Now().UTC()}
+	set := attestation.KeySet{
+		Sequence: int64(len(old.keySetChain)) + 1, ActiveKeyID: next.ID(),
+		PublicKeys: append([]string{encodePublicKey(next)}, retired.EncodeLines()...), RotatedAt: time.Now().UTC(),
+	}
 	signed, err := old.signingKey.Sign(attestation.PayloadTypeKeySet, set)
 	if err != nil {
 		return "", "", fmt.Errorf("sign the new key: %w", err)
 	}
 	// The chain is written first: if the process dies before the key exists, the next attempt replaces the extra set.
-	if err := writeKeySetChain(filepath.Join(dir, keySetChainFile), append(slices.Clone(old.keySetChain), signed)); err != nil {
+	if err := writeKeySetChain(filepath.Join(dir, keySetChainFile), append(slices.Clone(old.keySetChain),
+		signed)); err != nil {
 		return "", "", err
 	}
 	// The old key is stored as retired before it is replaced. A crash in between leaves it in both files, which is

@@ -32,7 +32,10 @@ func (p *PKI) signPublicKey(role, name string, key any, hosts ...string) ([]byte
 	template := &x509.Certificate{
 		SerialNumber: newSerialNumber(), Subject: pkix.Name{CommonName: name, OrganizationalUnit: []string{role}},
 		NotBefore: now.Add(-time.Hour), NotAfter: ends,
-		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
+		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{
+			x509.ExtKeyUsageServerAuth,
+			x509.ExtKeyUsageClientAuth,
+		},
 	}
 	if role == RoleNode {
 		template.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth} // nodes are clients only

@@ -70,8 +70,10 @@ func (p *PKI) createCA() error {
 		return fmt.Errorf("create a key: %w", err)
 	}
 	template := &x509.Certificate{
-		SerialNumber: newSerialNumber(), Subject: pkix.Name{CommonName: "Stanch"}, NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().AddDate(10, 0, 0),
-		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign | x509.KeyUsageDigitalSignature, MaxPathLenZero: true,
+		SerialNumber: newSerialNumber(), Subject: pkix.Name{CommonName: "Stanch"}, NotBefore: time.Now().Add(-time.Hour),
+		NotAfter: time.Now().AddDate(10, 0, 0),
+		IsCA:     true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign | x509.KeyUsageDigitalSignature,
+		MaxPathLenZero: true,
 	}
 	der, err := x509.CreateCertificate(rand.Reader, template, template, &key.PublicKey, key)
 	if err != nil {

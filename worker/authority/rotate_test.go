@@ -83,5 +83,6 @@ func TestOlderStanchStopsWithSentence(t *testing.T) {
 	var signed struct{ Body []byte }
 	require.NoError(t, json.Unmarshal(raw, &signed))
 	var set struct{ At time.Time }
-	require.ErrorContains(t, json.Unmarshal(signed.Body, &set), "data format 2 requires a newer Stanch; run the one that wrote this directory")
+	require.ErrorContains(t, json.Unmarshal(signed.Body, &set),
+		"data format 2 requires a newer Stanch; run the one that wrote this directory")
 }

@@ -112,5 +112,8 @@ func (c *Codec) DataConverter() converter.DataConverter {
 // FailureConverter returns a converter that also encrypts the messages and stack traces of failures, which may contain
 // attacker-controlled strings.
 func (c *Codec) FailureConverter() converter.FailureConverter {
-	return temporal.NewDefaultFailureConverter(temporal.DefaultFailureConverterOptions{DataConverter: c.DataConverter(), EncodeCommonAttributes: true})
+	return temporal.NewDefaultFailureConverter(temporal.DefaultFailureConverterOptions{
+		DataConverter:          c.DataConverter(),
+		EncodeCommonAttributes: true,
+	})
 }

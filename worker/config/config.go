@@ -100,7 +100,10 @@ type LibrarySelection struct {
 
 // JSONSchema returns the schema of the text form of a size.
 func (Size) JSONSchema() *jsonschema.Schema {
-	return &jsonschema.Schema{Pattern: `^[0-9]+(\.[0-9]+)?([kMGTPE]|[KMGTPE]i)?$`, Examples: []any{"512Mi", "20Gi"}, OneOf: []*jsonschema.Schema{{Type: "string"}, {Type: "integer", Minimum: "1"}}}
+	return &jsonschema.Schema{
+		Pattern: `^[0-9]+(\.[0-9]+)?([kMGTPE]|[KMGTPE]i)?$`, Examples: []any{"512Mi", "20Gi"},
+		OneOf: []*jsonschema.Schema{{Type: "string"}, {Type: "integer", Minimum: "1"}},
+	}
 }
 
 // AWS is the account for aws.* actions. Credentials come from the SDK's default sources, never from this file.
@@ -188,7 +191,10 @@ func (c *Config) ScopeForNamespace(namespace string) Scope {
 			}
 		}
 	}
-	return Scope{Name: "default", Phase: c.Phase, ConfidenceThreshold: 0.8, Approvers: Approvers{Quorum: 1, Timeout: Duration(15 * time.Minute)}}
+	return Scope{Name: "default", Phase: c.Phase, ConfidenceThreshold: 0.8, Approvers: Approvers{
+		Quorum:  1,
+		Timeout: Duration(15 * time.Minute),
+	}}
 }
 
 // Load reads and parses a file. A missing file is an error.
@@ -254,7 +260,10 @@ type configParser struct {
 }
 
 func (p *configParser) errorf(line int, code, hint, format string, args ...any) {
-	p.problems = append(p.problems, diagnostic.Diagnostic{File: p.file, Line: line, Column: 1, Severity: "error", Code: code, Message: fmt.Sprintf(format, args...), Hint: hint})
+	p.problems = append(p.problems, diagnostic.Diagnostic{
+		File: p.file, Line: line, Column: 1, Severity: "error",
+		Code: code, Message: fmt.Sprintf(format, args...), Hint: hint,
+	})
 }
 
 // checkLossyNumbers reports numbers whose parsed value differs from the text.

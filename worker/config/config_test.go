@@ -30,7 +30,12 @@ people:
 }
 
 func TestParseRejectsUndefinedNames(t *testing.T) {
-	_, problems := config.Parse("c", []byte("phase: 7\nscopes: [{name: shop, approvers: {groups: [oncal], users: [bob]}}]\npeople: [{name: alice, groups: [oncall]}]\n"))
+	_, problems := config.Parse(
+		"c",
+		[]byte(
+			"phase: 7\nscopes: [{name: shop, approvers: {groups: [oncal], users: [bob]}}]\npeople: [{name: alice, groups: [oncall]}]\n",
+		),
+	)
 	var got []string
 	for _, p := range problems {
 		got = append(got, p.Message+" / "+p.Hint)
@@ -72,13 +77,17 @@ func TestParseRejectsInvalidApprovers(t *testing.T) {
 		"homoglyph":                 {"people: [{name: alice}, {name: \u0430lice}]", "can be mistaken"},
 		"invisible character":       {"people: [{name: \"ali\\u200bce\"}]", "can be mistaken"},
 		"same name in another case": {"people: [{name: alice}, {name: Alice}]", "two people have the name"},
-		"duplicate Slack member": {"people: [{name: a, slack: U0AAAA}, {name: b, slack: U0AAAA}]",
-			"two people have the Slack member"},
+		"duplicate Slack member": {
+			"people: [{name: a, slack: U0AAAA}, {name: b, slack: U0AAAA}]",
+			"two people have the Slack member",
+		},
 		"name instead of member id": {"people: [{name: a, slack: '@alice'}]", "invalid Slack member id"},
 		"reserved group":            {"people: [{name: a, groups: [drill]}]", "reserved for drills"},
 		"Slack group without Slack": {"groups: [{name: sre, slack: S0AAAA}]", "`slack:` is missing"},
-		"channel name instead of id": {"slack: {channel: '#incidents', bot_token_file: t, app_token_file: a}",
-			"invalid channel id"},
+		"channel name instead of id": {
+			"slack: {channel: '#incidents', bot_token_file: t, app_token_file: a}",
+			"invalid channel id",
+		},
 		"no way to receive clicks": {"slack: {channel: C0AAAA, bot_token_file: t}", "clicks cannot be received"},
 		"escalation after timeout": {"people: [{name: a, groups: [x]}]\nscopes: [{name: s, approvers: {groups: [x], " +
 			"timeout: 5m, escalate: {after: 5m, groups: [x]}}}]", "starts after the timeout"},
@@ -125,7 +134,12 @@ func TestRosterFollowsConfigFile(t *testing.T) {
 }
 
 func TestParseRejectsInvalidAWSConfig(t *testing.T) {
-	c, problems := config.Parse("c", []byte("aws: { region: eu-central-1, cluster: shop, endpoint: \"http://127.0.0.1:5000\" }\nprotected: { roles: [\"billing-*\"] }\n"))
+	c, problems := config.Parse(
+		"c",
+		[]byte(
+			"aws: { region: eu-central-1, cluster: shop, endpoint: \"http://127.0.0.1:5000\" }\nprotected: { roles: [\"billing-*\"] }\n",
+		),
+	)
 	require.Empty(t, problems)
 	require.Equal(t, "shop", c.AWS.Cluster)
 	require.Nil(t, config.Default().AWS, "AWS is disabled by default")
@@ -134,7 +148,12 @@ func TestParseRejectsInvalidAWSConfig(t *testing.T) {
 	require.Equal(t, "c:2:1: error: unknown key `regio` [unknown-key]", problems[len(problems)-1].String())
 	require.Contains(t, problems[len(problems)-1].Hint, "did you mean `region`?")
 
-	_, problems = config.Parse("c", []byte("aws: { region: Frankfurt, role_arn: stanch, cluster: \"arn:aws:eks:x\", endpoint: \"http://aws.example\" }\nprotected: { roles: [\"[\"] }\n"))
+	_, problems = config.Parse(
+		"c",
+		[]byte(
+			"aws: { region: Frankfurt, role_arn: stanch, cluster: \"arn:aws:eks:x\", endpoint: \"http://aws.example\" }\nprotected: { roles: [\"[\"] }\n",
+		),
+	)
 	var got []string
 	for _, p := range problems {
 		got = append(got, p.Message)

@@ -40,7 +40,11 @@ func (p *configParser) checkNodes(n NodeLimits) {
 	for _, c := range []struct {
 		key               string
 		value, least, top int
-	}{{"rate", n.DetectionsPerSecond, 1, 100_000}, {"burst", n.DetectionBurst, 1, 1_000_000}, {"bytes", n.BytesPerSecond, 64 << 10, 1 << 30}} {
+	}{
+		{"rate", n.DetectionsPerSecond, 1, 100_000},
+		{"burst", n.DetectionBurst, 1, 1_000_000},
+		{"bytes", n.BytesPerSecond, 64 << 10, 1 << 30},
+	} {
 		if c.value != 0 && (c.value < c.least || c.value > c.top) {
 			p.errorf(1, "range", "", "nodes: invalid `%s` %d; use %d to %d", c.key, c.value, c.least, c.top)
 		}

@@ -48,7 +48,10 @@ type TicketTracker struct {
 
 // APIBaseURL returns the address of the tracker's API.
 func (t *TicketTracker) APIBaseURL() string {
-	return cmp.Or(t.URL, map[string]string{TrackerGitHub: "https://api.github.com", TrackerGitLab: "https://gitlab.com"}[t.Kind])
+	return cmp.Or(t.URL, map[string]string{
+		TrackerGitHub: "https://api.github.com",
+		TrackerGitLab: "https://gitlab.com",
+	}[t.Kind])
 }
 
 // SMTPHostPort returns the mail server's host and port.
@@ -160,8 +163,10 @@ func (p *configParser) checkTicket(t *TicketTracker) {
 		p.checkURL("ticket", t.APIBaseURL())
 	}
 	if !project.MatchString(t.Project) {
-		hint := map[string]string{TrackerGitHub: "OWNER/NAME", TrackerGitLab: "use a path such as group/project, or a number",
-			TrackerJira: "use its key, such as OPS"}[t.Kind]
+		hint := map[string]string{
+			TrackerGitHub: "OWNER/NAME", TrackerGitLab: "use a path such as group/project, or a number",
+			TrackerJira: "use its key, such as OPS",
+		}[t.Kind]
 		p.errorf(1, "project", hint, "`ticket.project`: invalid project `%s` of %s", t.Project, t.Kind)
 	}
 	if t.TokenFile == "" {

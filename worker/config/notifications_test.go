@@ -26,43 +26,65 @@ ticket: {kind: gitlab, project: acme/ops/incidents, token_file: /t, labels: [sec
 func TestParseRejectsInvalidNotifications(t *testing.T) {
 	const mail = "from: s@example.com, to: [o@example.com]"
 	for name, c := range map[string]struct{ text, want string }{
-		"http to another machine": {"webhooks: [{name: a, url: 'http://pager.example', secret_file: s}]",
-			"http is allowed only to this machine"},
-		"invalid URL": {"webhooks: [{name: a, url: 'file:///etc/passwd', secret_file: s}]",
-			"`url` is not an https URL"},
-		"password in URL": {"webhooks: [{name: a, url: 'https://u:p4ss@pager.example', secret_file: s}]",
-			"contains a user or a password"},
+		"http to another machine": {
+			"webhooks: [{name: a, url: 'http://pager.example', secret_file: s}]",
+			"http is allowed only to this machine",
+		},
+		"invalid URL": {
+			"webhooks: [{name: a, url: 'file:///etc/passwd', secret_file: s}]",
+			"`url` is not an https URL",
+		},
+		"password in URL": {
+			"webhooks: [{name: a, url: 'https://u:p4ss@pager.example', secret_file: s}]",
+			"contains a user or a password",
+		},
 		"duplicate name": {"webhooks: [{name: a, url: 'https://x.example', secret_file: s}, {name: a, url: " +
 			"'https://y.example', secret_file: s}]", "used twice"},
 		"webhook without secret": {"webhooks: [{name: a, url: 'https://x.example'}]", "`secret_file` is missing"},
 		"unknown key":            {"webhooks: [{name: a, uri: 'https://x.example'}]", "unknown key `uri`"},
 		"server without port":    {"email: {smtp: smtp.example.com, " + mail + "}", "use HOST:PORT"},
 		"no recipients":          {"email: {smtp: 'x:25', from: s@example.com}", "`email.to` is missing"},
-		"two addresses in one": {"email: {smtp: 'x:25', from: s@example.com, to: ['a@example.com, b@example.com']}",
-			"`email.to`: invalid address"},
+		"two addresses in one": {
+			"email: {smtp: 'x:25', from: s@example.com, to: ['a@example.com, b@example.com']}",
+			"`email.to`: invalid address",
+		},
 		"header injection": {"email: {smtp: 'x:25', from: \"s@example.com\\r\\nBcc: e@example.com\", to: " +
 			"[a@example.com]}", "`email.from`"},
-		"mail without TLS": {"email: {smtp: 'smtp.example.com:25', tls: none, " + mail + "}",
-			"is allowed only to a server on this machine"},
+		"mail without TLS": {
+			"email: {smtp: 'smtp.example.com:25', tls: none, " + mail + "}",
+			"is allowed only to a server on this machine",
+		},
 		"password without TLS": {"email: {smtp: '127.0.0.1:25', tls: none, username: u, password_file: p, " + mail +
 			"}", "without a password"},
 		"unknown TLS mode": {"email: {smtp: 'x:25', tls: ssl, " + mail + "}", "unknown mode `ssl`"},
-		"user without password file": {"email: {smtp: 'x:25', username: u, " + mail + "}",
-			"`username` or `password_file` is missing"},
+		"user without password file": {
+			"email: {smtp: 'x:25', username: u, " + mail + "}",
+			"`username` or `password_file` is missing",
+		},
 		"unknown tracker": {"ticket: {kind: bugzilla, project: x, token_file: t}", "unknown tracker `bugzilla`"},
-		"path traversal in project": {"ticket: {kind: github, project: 'acme/../../user', token_file: t}",
-			"invalid project `acme/../../user` of github"},
+		"path traversal in project": {
+			"ticket: {kind: github, project: 'acme/../../user', token_file: t}",
+			"invalid project `acme/../../user` of github",
+		},
 		"JQL in project": {"ticket: {kind: jira, url: 'https://x.example', user: u, project: 'A\" OR 1', " +
 			"token_file: t}", "of jira"},
-		"Jira without URL": {"ticket: {kind: jira, user: u, project: OPS, token_file: t}",
-			"`ticket.url` is missing"},
-		"Jira without user": {"ticket: {kind: jira, url: 'https://x.example', project: OPS, token_file: t}",
-			"`ticket.user` is missing"},
+		"Jira without URL": {
+			"ticket: {kind: jira, user: u, project: OPS, token_file: t}",
+			"`ticket.url` is missing",
+		},
+		"Jira without user": {
+			"ticket: {kind: jira, url: 'https://x.example', project: OPS, token_file: t}",
+			"`ticket.user` is missing",
+		},
 		"no token": {"ticket: {kind: github, project: acme/x}", "`ticket.token_file` is missing"},
-		"token over http": {"ticket: {kind: github, url: 'http://ghe.example', project: acme/x, token_file: t}",
-			"http is allowed only to this machine"},
-		"Jira key for GitHub": {"ticket: {kind: github, project: acme/x, token_file: t, issue_type: Bug}",
-			"are allowed only for Jira"},
+		"token over http": {
+			"ticket: {kind: github, url: 'http://ghe.example', project: acme/x, token_file: t}",
+			"http is allowed only to this machine",
+		},
+		"Jira key for GitHub": {
+			"ticket: {kind: github, project: acme/x, token_file: t, issue_type: Bug}",
+			"are allowed only for Jira",
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			_, problems := config.Parse("c", []byte(c.text))

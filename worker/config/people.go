@@ -26,7 +26,8 @@ type Person struct {
 
 // MatchesActor reports whether a source's name of an actor is this person.
 func (p Person) MatchesActor(actor string) bool {
-	return actor == sensors.ActorPersonPrefix+p.Name || p.KubernetesUser != "" && actor == "kubernetes:"+p.KubernetesUser || p.AWSPrincipal != "" && actor == "aws:"+p.AWSPrincipal
+	return actor == sensors.ActorPersonPrefix+p.Name || p.KubernetesUser != "" && actor == "kubernetes:"+
+		p.KubernetesUser || p.AWSPrincipal != "" && actor == "aws:"+p.AWSPrincipal
 }
 
 // Group adds the members of a Slack user group to the people with this group. Its members must be configured people
@@ -134,7 +135,8 @@ func (p *configParser) checkPeople(c *Config) (groups, names []string) {
 		case person.Name == "":
 			p.errorf(1, "required", "", "a person's name is missing")
 		case !usesSingleScript(person.Name) || strings.TrimSpace(person.Name) != person.Name:
-			p.errorf(1, "name", "write it in one alphabet, without invisible characters", "the name `%s` can be mistaken for another", person.Name)
+			p.errorf(1, "name", "write it in one alphabet, without invisible characters",
+				"the name `%s` can be mistaken for another", person.Name)
 		case slices.ContainsFunc(before, func(o Person) bool { return strings.EqualFold(o.Name, person.Name) }):
 			p.errorf(1, "duplicate", "", "two people have the name `%s`", person.Name)
 		}
@@ -144,7 +146,10 @@ func (p *configParser) checkPeople(c *Config) (groups, names []string) {
 		}
 		same("Slack member", person.SlackMemberID, before, func(o Person) string { return o.SlackMemberID })
 		same("Kubernetes user", person.KubernetesUser, before, func(o Person) string { return o.KubernetesUser })
-		if person.UID != nil && slices.ContainsFunc(before, func(o Person) bool { return o.UID != nil && *o.UID == *person.UID }) {
+		if person.UID != nil && slices.ContainsFunc(before, func(o Person) bool {
+			return o.UID != nil &&
+				*o.UID == *person.UID
+		}) {
 			p.errorf(1, "duplicate", "give each person their own", "two people have the uid %d", *person.UID)
 		}
 		if slices.Contains(person.Groups, DrillScope) {
@@ -155,7 +160,8 @@ func (p *configParser) checkPeople(c *Config) (groups, names []string) {
 	}
 	for i, g := range c.Groups {
 		switch {
-		case g.Name == "" || g.Name == DrillScope || slices.ContainsFunc(c.Groups[:i], func(o Group) bool { return o.Name == g.Name }):
+		case g.Name == "" || g.Name == DrillScope || slices.ContainsFunc(c.Groups[:i],
+			func(o Group) bool { return o.Name == g.Name }):
 			p.errorf(1, "name", "`drill` is reserved for drills", "the group name `%s` is empty or used twice", g.Name)
 		case g.SlackUserGroup != "" && !slackGroupPattern.MatchString(g.SlackUserGroup):
 			p.errorf(1, "slack", "it begins with S", "invalid Slack user group id `%s` of the group %s", g.SlackUserGroup,
@@ -192,7 +198,8 @@ func (p *configParser) checkSlack(s *Slack) {
 			"`slack.channel`: invalid channel id `%s`", s.Channel)
 	}
 	if s.BotTokenFile == "" {
-		p.errorf(1, "required", "write the bot token (xoxb-…) into a file that only Stanch can read", "`slack.bot_token_file` is missing")
+		p.errorf(1, "required", "write the bot token (xoxb-…) into a file that only Stanch can read",
+			"`slack.bot_token_file` is missing")
 	}
 	if s.AppTokenFile == "" && s.SigningSecretFile == "" {
 		p.errorf(1, "required", "set `app_token_file` for Socket Mode, or `signing_secret_file` for requests to --listen",

@@ -49,7 +49,8 @@ func changedKeys(a, b *Config) []string {
 	var keys []string
 	for i, f := range reflect.VisibleFields(reflect.TypeFor[Config]()) {
 		key := f.Tag.Get("yaml")
-		if key != "people" && key != "groups" && !reflect.DeepEqual(reflect.ValueOf(*a).Field(i).Interface(), reflect.ValueOf(*b).Field(i).Interface()) {
+		if key != "people" && key != "groups" && !reflect.DeepEqual(reflect.ValueOf(*a).Field(i).Interface(),
+			reflect.ValueOf(*b).Field(i).Interface()) {
 			keys = append(keys, key)
 		}
 	}

@@ -9,12 +9,20 @@ import (
 )
 
 func TestParseRejectsInvalidSources(t *testing.T) {
-	c, problems := config.Parse("c", []byte("sources: [{ name: falco, kind: falco, token_file: t, rate: 10 }, { name: any, token_file: u }]\n"))
+	c, problems := config.Parse(
+		"c",
+		[]byte("sources: [{ name: falco, kind: falco, token_file: t, rate: 10 }, { name: any, token_file: u }]\n"),
+	)
 	require.Empty(t, problems)
 	require.Equal(t, 10, c.Sources[0].EffectiveRate())
 	require.Equal(t, 2000, c.Sources[1].EffectiveRate())
 
-	_, problems = config.Parse("c", []byte("sources:\n  - { name: falco, kind: falko, token_file: t }\n  - { name: falco, token_file: t, rate: -1 }\n  - { name: x }\n"))
+	_, problems = config.Parse(
+		"c",
+		[]byte(
+			"sources:\n  - { name: falco, kind: falko, token_file: t }\n  - { name: falco, token_file: t, rate: -1 }\n  - { name: x }\n",
+		),
+	)
 	var got []string
 	for _, p := range problems {
 		got = append(got, p.Message)

@@ -62,7 +62,8 @@ func Start(ctx context.Context, o Options) (*Server, error) {
 	if err := os.MkdirAll(o.DataDir, 0o700); err != nil {
 		return nil, fmt.Errorf("start Temporal: %w", err)
 	}
-	cert, key, err := o.PKI.WriteCertificateFiles(filepath.Join(o.DataDir, "tls"), "temporal", authority.RoleTemporal, "temporal", "127.0.0.1", gatewayrpc.ServerName)
+	cert, key, err := o.PKI.WriteCertificateFiles(filepath.Join(o.DataDir, "tls"), "temporal", authority.RoleTemporal,
+		"temporal", "127.0.0.1", gatewayrpc.ServerName)
 	if err != nil {
 		return nil, fmt.Errorf("start Temporal: %w", err)
 	}
@@ -102,7 +103,10 @@ func (s *Server) waitUntilReady(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, 60*time.Second)
 	defer cancel()
 	for {
-		c, err := client.DialContext(ctx, client.Options{HostPort: s.Address, Namespace: Namespace, ConnectionOptions: client.ConnectionOptions{TLS: s.TLS}, Logger: nopLogger{}})
+		c, err := client.DialContext(ctx, client.Options{
+			HostPort: s.Address, Namespace: Namespace,
+			ConnectionOptions: client.ConnectionOptions{TLS: s.TLS}, Logger: nopLogger{},
+		})
 		if err == nil {
 			_, err = c.CheckHealth(ctx, &client.CheckHealthRequest{})
 			c.Close()
@@ -176,7 +180,10 @@ func newServerConfig(o Options, cert, key, ca string) (*config.Config, error) {
 	}
 	cfg := &config.Config{}
 	cfg.Global.Membership = config.Membership{MaxJoinDuration: 30 * time.Second, BroadcastAddress: "127.0.0.1"}
-	cfg.Global.TLS = config.RootTLS{Internode: group, Frontend: group, SystemWorker: config.WorkerTLS{CertFile: cert, KeyFile: key, Client: group.Client}}
+	cfg.Global.TLS = config.RootTLS{Internode: group, Frontend: group, SystemWorker: config.WorkerTLS{
+		CertFile: cert,
+		KeyFile:  key, Client: group.Client,
+	}}
 	cfg.Persistence = config.Persistence{
 		DefaultStore: sqliteplugin.PluginName, VisibilityStore: sqliteplugin.PluginName, NumHistoryShards: 1,
 		DataStores: map[string]config.DataStore{sqliteplugin.PluginName: {SQL: &config.SQL{
@@ -188,10 +195,16 @@ func newServerConfig(o Options, cert, key, ca string) (*config.Config, error) {
 	}
 	cfg.ClusterMetadata = &cluster.Config{
 		FailoverVersionIncrement: 10, MasterClusterName: "active", CurrentClusterName: "active",
-		ClusterInformation: map[string]cluster.ClusterInformation{"active": {Enabled: true, InitialFailoverVersion: 1, RPCAddress: address}},
+		ClusterInformation: map[string]cluster.ClusterInformation{"active": {
+			Enabled: true, InitialFailoverVersion: 1,
+			RPCAddress: address,
+		}},
 	}
 	cfg.DCRedirectionPolicy = config.DCRedirectionPolicy{Policy: "noop"}
-	cfg.Services = map[string]config.Service{"frontend": service(0), "history": service(1), "matching": service(2), "worker": service(3)}
+	cfg.Services = map[string]config.Service{
+		"frontend": service(0), "history": service(1), "matching": service(2),
+		"worker": service(3),
+	}
 	cfg.Archival.History.State, cfg.Archival.Visibility.State = "disabled", "disabled"
 	cfg.NamespaceDefaults.Archival.History.State, cfg.NamespaceDefaults.Archival.Visibility.State = "disabled", "disabled"
 	cfg.PublicClient = config.PublicClient{HostPort: address}

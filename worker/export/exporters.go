@@ -72,7 +72,10 @@ func Open(targets []config.Export, version string, log *slog.Logger) (*Exporters
 		}
 	}
 	for _, c := range targets {
-		t := &exportTarget{Export: c, falcoRuleNames: names, queue: make(chan sensors.Detection, maxQueuedDetections), log: log, initialRetryDelay: initialRetryDelay, productVersion: version}
+		t := &exportTarget{
+			Export: c, falcoRuleNames: names, queue: make(chan sensors.Detection, maxQueuedDetections),
+			log: log, initialRetryDelay: initialRetryDelay, productVersion: version,
+		}
 		switch {
 		case c.File != "":
 			f, err := os.OpenFile(c.File, os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o600)
@@ -82,7 +85,11 @@ func Open(targets []config.Export, version string, log *slog.Logger) (*Exporters
 			}
 			t.file = f
 		default:
-			t.client = &http.Client{Timeout: sendTimeout, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
+			t.client = &http.Client{Timeout: sendTimeout, CheckRedirect: func(*http.Request,
+				[]*http.Request,
+			) error {
+				return http.ErrUseLastResponse
+			}}
 			t.readToken = func() (string, error) {
 				if c.TokenFile == "" {
 					return "", nil

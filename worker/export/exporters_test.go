@@ -25,12 +25,22 @@ import (
 func newDetection(id string) sensors.Detection {
 	at := time.Date(2026, 11, 23, 3, 0, 0, 5, time.UTC)
 	return sensors.Detection{
-		ID: id, Rule: "miner-process", Title: "Crypto-miner started", Severity: sensors.SeverityHigh, Confidence: 0.9, Objective: sensors.ObjectiveCryptoMining,
+		ID: id, Rule: "miner-process", Title: "Crypto-miner started", Severity: sensors.SeverityHigh, Confidence: 0.9,
+		Objective: sensors.ObjectiveCryptoMining,
 		Technique: "T1496.001", Reasons: []string{"The program is a miner."}, Source: "stanch", Time: at, Node: "n1",
 		Event: sensors.Event{
 			ID: id, Kind: sensors.KindExec, Time: at, Node: "n1",
-			Process:   sensors.Process{PID: 7, PPID: 5, Exe: "/tmp/xmrig", Name: "xmrig", Args: []string{"xmrig", "-o", "pool:3333"}, Ancestors: []sensors.Ancestor{{PID: 5, Name: "sh", Exe: "/bin/sh"}}},
-			Container: sensors.Container{ID: "c1", Name: "main", Image: "registry:5000/shop:2", ImageDigest: "sha256:ab", Pod: sensors.Pod{Namespace: "shop", Name: "web-1", UID: "u1"}, Workload: sensors.Workload{Kind: "Deployment", Name: "web"}},
+			Process: sensors.Process{
+				PID: 7, PPID: 5, Exe: "/tmp/xmrig", Name: "xmrig",
+				Args: []string{"xmrig", "-o", "pool:3333"}, Ancestors: []sensors.Ancestor{{PID: 5, Name: "sh", Exe: "/bin/sh"}},
+			},
+			Container: sensors.Container{
+				ID: "c1", Name: "main", Image: "registry:5000/shop:2", ImageDigest: "sha256:ab",
+				Pod: sensors.Pod{Namespace: "shop", Name: "web-1", UID: "u1"}, Workload: sensors.Workload{
+					Kind: "Deployment",
+					Name: "web",
+				},
+			},
 		},
 	}
 }
@@ -47,13 +57,19 @@ func decodeJSON(t *testing.T, v any) map[string]any {
 
 func TestOCSFDetectionFinding(t *testing.T) {
 	o := decodeJSON(t, export.OCSFDetectionFinding(newDetection("d1"), "v1"))
-	for name, want := range map[string]float64{"class_uid": 2004, "category_uid": 2, "activity_id": 1, "type_uid": 200401, "severity_id": 4, "confidence_id": 3, "confidence_score": 90} {
+	for name, want := range map[string]float64{
+		"class_uid": 2004, "category_uid": 2, "activity_id": 1, "type_uid": 200401,
+		"severity_id": 4, "confidence_id": 3, "confidence_score": 90,
+	} {
 		require.InDelta(t, want, o[name], 0, name)
 	}
 	require.InDelta(t, float64(newDetection("").Time.UnixMilli()), o["time"], 0)
 	info := o["finding_info"].(map[string]any)
 	require.Equal(t, "d1", info["uid"])
-	require.Equal(t, []any{map[string]any{"technique": map[string]any{"uid": "T1496.001"}, "tactic": map[string]any{"uid": "TA0040", "name": "Impact"}}}, info["attacks"])
+	require.Equal(t, []any{map[string]any{
+		"technique": map[string]any{"uid": "T1496.001"},
+		"tactic":    map[string]any{"uid": "TA0040", "name": "Impact"},
+	}}, info["attacks"])
 	evidence := o["evidences"].([]any)[0].(map[string]any)
 	require.Equal(t, "xmrig -o pool:3333", evidence["process"].(map[string]any)["cmd_line"])
 	require.Equal(t, "sha256:ab", evidence["container"].(map[string]any)["image"].(map[string]any)["uid"])
@@ -64,20 +80,31 @@ func TestOCSFTechniquesHaveTheirTactic(t *testing.T) {
 	stolen := playbooks.DetectionSummary{Objective: sensors.ObjectiveCredentialAccess, Technique: "T1552.007"}
 	mined := playbooks.DetectionSummary{Objective: sensors.ObjectiveCryptoMining, Technique: "T1496.001"}
 	out := export.OCSFIncident(playbooks.Incident{
-		ID: "INC-1", Objective: sensors.ObjectiveCredentialAccess, Techniques: []string{"T1552.007", "T1496.001"}, Detections: []playbooks.DetectionSummary{stolen, mined, stolen},
+		ID: "INC-1", Objective: sensors.ObjectiveCredentialAccess, Techniques: []string{"T1552.007", "T1496.001"},
+		Detections: []playbooks.DetectionSummary{stolen, mined, stolen},
 	}, "v1")
 	require.Equal(t, []any{
-		map[string]any{"technique": map[string]any{"uid": "T1552.007"}, "tactic": map[string]any{"uid": "TA0006", "name": "Credential Access"}},
-		map[string]any{"technique": map[string]any{"uid": "T1496.001"}, "tactic": map[string]any{"uid": "TA0040", "name": "Impact"}},
+		map[string]any{"technique": map[string]any{"uid": "T1552.007"}, "tactic": map[string]any{
+			"uid":  "TA0006",
+			"name": "Credential Access",
+		}},
+		map[string]any{"technique": map[string]any{"uid": "T1496.001"}, "tactic": map[string]any{
+			"uid":  "TA0040",
+			"name": "Impact",
+		}},
 	}, decodeJSON(t, out[0])["finding_info"].(map[string]any)["attacks"])
 }
 
 func TestOCSFIncidentHasFindingAndRemediations(t *testing.T) {
 	at := time.Date(2026, 11, 23, 3, 0, 0, 0, time.UTC)
 	out := export.OCSFIncident(playbooks.Incident{
-		ID: "INC-1", Opened: at, Updated: at, Closed: at.Add(time.Hour), Severity: sensors.SeverityHigh, Objective: sensors.ObjectiveEscape, Techniques: []string{"T1611", "T1068"}, Confidence: 0.6,
+		ID: "INC-1", Opened: at, Updated: at, Closed: at.Add(time.Hour), Severity: sensors.SeverityHigh,
+		Objective: sensors.ObjectiveEscape, Techniques: []string{"T1611", "T1068"}, Confidence: 0.6,
 		Leases: []playbooks.LeaseReport{
-			{ID: "l1", Action: "pod.isolate", Facet: "network", Target: "pod shop/web", Outcome: playbooks.OutcomeChanged, State: "held", At: at},
+			{
+				ID: "l1", Action: "pod.isolate", Facet: "network", Target: "pod shop/web", Outcome: playbooks.OutcomeChanged,
+				State: "held", At: at,
+			},
 			{ID: "l2", Action: "pod.label", Facet: "labels", Outcome: playbooks.OutcomeFailed, Reason: "gone", At: at},
 		},
 	}, "v1")
@@ -138,14 +165,18 @@ func (r *fakeReceiver) receivedCount() int {
 }
 
 func TestDetectionsAreSentOrCounted(t *testing.T) {
-	there := &fakeReceiver{statusCodes: []int{http.StatusServiceUnavailable, http.StatusTooManyRequests, http.StatusOK, http.StatusBadRequest}}
+	there := &fakeReceiver{statusCodes: []int{
+		http.StatusServiceUnavailable, http.StatusTooManyRequests, http.StatusOK,
+		http.StatusBadRequest,
+	}}
 	server := httptest.NewServer(there)
 	defer server.Close()
 	dir := t.TempDir()
 	token, file := filepath.Join(dir, "token"), filepath.Join(dir, "out.jsonl")
 	require.NoError(t, os.WriteFile(token, []byte("a token of sixteen\n"), 0o600))
 	e, err := export.Open([]config.Export{
-		{Name: "siem", Format: config.ExportFormatFalco, URL: server.URL, TokenFile: token}, {Name: "file", Format: config.ExportFormatOCSF, File: file},
+		{Name: "siem", Format: config.ExportFormatFalco, URL: server.URL, TokenFile: token},
+		{Name: "file", Format: config.ExportFormatOCSF, File: file},
 	}, "v1", slog.New(slog.DiscardHandler))
 	require.NoError(t, err)
 	for _, id := range []string{"a", "b", "c"} {
@@ -175,7 +206,8 @@ func TestHangingReceiverDoesNotBlock(t *testing.T) {
 	server := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { <-release }))
 	defer server.Close()
 	defer close(release)
-	e, err := export.Open([]config.Export{{Name: "slow", Format: config.ExportFormatStanch, URL: server.URL}}, "v1", slog.New(slog.DiscardHandler))
+	e, err := export.Open([]config.Export{{Name: "slow", Format: config.ExportFormatStanch, URL: server.URL}}, "v1",
+		slog.New(slog.DiscardHandler))
 	require.NoError(t, err)
 	began := time.Now()
 	for range 12_000 {
@@ -190,9 +222,13 @@ func TestHangingReceiverDoesNotBlock(t *testing.T) {
 }
 
 func TestOpenReportsInvalidTarget(t *testing.T) {
-	_, err := export.Open([]config.Export{{Name: "x", Format: config.ExportFormatOCSF, File: "/nowhere/at/all"}}, "", slog.New(slog.DiscardHandler))
+	_, err := export.Open([]config.Export{{Name: "x", Format: config.ExportFormatOCSF, File: "/nowhere/at/all"}}, "",
+		slog.New(slog.DiscardHandler))
 	require.ErrorContains(t, err, "export x")
-	_, err = export.Open([]config.Export{{Name: "x", Format: config.ExportFormatOCSF, URL: "https://127.0.0.1:1", TokenFile: "/nowhere"}}, "", slog.New(slog.DiscardHandler))
+	_, err = export.Open([]config.Export{{
+		Name: "x", Format: config.ExportFormatOCSF, URL: "https://127.0.0.1:1",
+		TokenFile: "/nowhere",
+	}}, "", slog.New(slog.DiscardHandler))
 	require.ErrorContains(t, err, "export x")
 }
 
@@ -209,7 +245,8 @@ func TestCloseCompletesRequestInProgress(t *testing.T) {
 		}
 	}))
 	t.Cleanup(server.Close)
-	e, err := export.Open([]config.Export{{Name: "slow", Format: config.ExportFormatStanch, URL: server.URL}}, "test", slog.New(slog.DiscardHandler))
+	e, err := export.Open([]config.Export{{Name: "slow", Format: config.ExportFormatStanch, URL: server.URL}}, "test",
+		slog.New(slog.DiscardHandler))
 	require.NoError(t, err)
 	e.Enqueue(sensors.Detection{ID: "a"})
 	<-began

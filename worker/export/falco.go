@@ -11,13 +11,16 @@ import (
 
 // falcoPriorities are Falco's priorities, by severity.
 var falcoPriorities = map[sensors.Severity]string{
-	sensors.SeverityInfo: "Informational", sensors.SeverityLow: "Notice", sensors.SeverityMedium: "Warning", sensors.SeverityHigh: "Error", sensors.SeverityCritical: "Critical",
+	sensors.SeverityInfo: "Informational", sensors.SeverityLow: "Notice", sensors.SeverityMedium: "Warning",
+	sensors.SeverityHigh: "Error", sensors.SeverityCritical: "Critical",
 }
 
 // falcoEventTypes are the system calls that Falco uses as event types.
 var falcoEventTypes = map[sensors.Kind]string{
-	sensors.KindExec: "execve", sensors.KindExit: "procexit", sensors.KindConnect: "connect", sensors.KindFileOpen: "openat", sensors.KindFileDelete: "unlinkat",
-	sensors.KindChmod: "fchmodat", sensors.KindUnixConnect: "connect", sensors.KindListen: "listen", sensors.KindDNS: "sendto", sensors.KindRawSocket: "socket",
+	sensors.KindExec: "execve", sensors.KindExit: "procexit", sensors.KindConnect: "connect",
+	sensors.KindFileOpen: "openat", sensors.KindFileDelete: "unlinkat",
+	sensors.KindChmod: "fchmodat", sensors.KindUnixConnect: "connect", sensors.KindListen: "listen",
+	sensors.KindDNS: "sendto", sensors.KindRawSocket: "socket",
 }
 
 // FalcoEvent returns a detection in Falco's JSON output format. rule is Falco's name of the rule; "" means Stanch's
@@ -96,8 +99,10 @@ func FalcoEvent(d sensors.Detection, rule string) any {
 	slices.Sort(tags)
 	priority := falcoPriorities[d.Severity]
 	return map[string]any{
-		"uuid": d.ID, "output": fmt.Sprintf("%s: %s %s (%s)", d.Time.UTC().Format("15:04:05.000000000"), priority, d.Title, strings.Join(d.Reasons, " ")),
-		"priority": priority, "rule": rule, "time": d.Time.UTC().Format(time.RFC3339Nano), "source": source, "tags": tags, "hostname": d.Node, "output_fields": fields,
+		"uuid": d.ID, "output": fmt.Sprintf("%s: %s %s (%s)", d.Time.UTC().Format("15:04:05.000000000"), priority, d.Title,
+			strings.Join(d.Reasons, " ")),
+		"priority": priority, "rule": rule, "time": d.Time.UTC().Format(time.RFC3339Nano), "source": source, "tags": tags,
+		"hostname": d.Node, "output_fields": fields,
 	}
 }
 

@@ -35,12 +35,16 @@ func (o ocsfObject) setIfKnown(name string, v any) {
 }
 
 var ocsfSeverities = map[sensors.Severity]int{
-	sensors.SeverityInfo: 1, sensors.SeverityLow: 2, sensors.SeverityMedium: 3, sensors.SeverityHigh: 4, sensors.SeverityCritical: 5,
+	sensors.SeverityInfo: 1, sensors.SeverityLow: 2, sensors.SeverityMedium: 3, sensors.SeverityHigh: 4,
+	sensors.SeverityCritical: 5,
 }
 
 func ocsfMetadata(uid, version string) ocsfObject {
 	return ocsfObject{
-		"version": OCSFVersion, "uid": uid, "product": ocsfObject{"name": "Stanch", "vendor_name": "Stanch", "version": cmp.Or(version, "dev")},
+		"version": OCSFVersion, "uid": uid, "product": ocsfObject{
+			"name": "Stanch", "vendor_name": "Stanch",
+			"version": cmp.Or(version, "dev"),
+		},
 	}
 }
 
@@ -96,11 +100,16 @@ func ocsfConfidence(of float64) (id, score int) {
 func OCSFDetectionFinding(d sensors.Detection, version string) any {
 	level, score := ocsfConfidence(d.Confidence)
 	o := ocsfObject{
-		"class_uid": 2004, "class_name": "Detection Finding", "category_uid": 2, "category_name": "Findings", "activity_id": 1, "activity_name": "Create",
-		"type_uid": 200401, "time": d.Time.UnixMilli(), "severity_id": ocsfSeverities[d.Severity], "severity": string(d.Severity), "status_id": 1, "is_alert": true,
+		"class_uid": 2004, "class_name": "Detection Finding", "category_uid": 2, "category_name": "Findings",
+		"activity_id": 1, "activity_name": "Create",
+		"type_uid": 200401, "time": d.Time.UnixMilli(), "severity_id": ocsfSeverities[d.Severity],
+		"severity": string(d.Severity), "status_id": 1, "is_alert": true,
 		"confidence_id": level, "confidence_score": score, "metadata": ocsfMetadata(d.ID, version),
 	}
-	info := ocsfObject{"uid": d.ID, "title": d.Title, "analytic": ocsfObject{"uid": d.Rule, "name": d.Title, "type_id": 1, "type": "Rule"}}
+	info := ocsfObject{"uid": d.ID, "title": d.Title, "analytic": ocsfObject{
+		"uid": d.Rule, "name": d.Title, "type_id": 1,
+		"type": "Rule",
+	}}
 	info.setIfKnown("desc", strings.Join(d.Reasons, " "))
 	info.setIfKnown("attacks", ocsfAttacks(d.Objective, d.Technique))
 	info.setIfKnown("created_time", d.Time.UnixMilli())
@@ -141,7 +150,10 @@ func ocsfEvidences(e sensors.Event) []ocsfObject {
 		ev["process"] = p
 	}
 	if e.File.Path != "" {
-		ev["file"] = ocsfObject{"path": e.File.Path, "name": e.File.Path[strings.LastIndexByte(e.File.Path, '/')+1:], "type_id": 1}
+		ev["file"] = ocsfObject{
+			"path": e.File.Path, "name": e.File.Path[strings.LastIndexByte(e.File.Path, '/')+1:],
+			"type_id": 1,
+		}
 	}
 	if e.Network.Address != "" {
 		ev["dst_endpoint"] = ocsfObject{"ip": e.Network.Address, "port": int(e.Network.Port)}
@@ -202,15 +214,24 @@ func OCSFIncident(in playbooks.Incident, version string) []any {
 		activity, status = 3, 4 // close, resolved
 	}
 	o := ocsfObject{
-		"class_uid": 2004, "class_name": "Detection Finding", "category_uid": 2, "category_name": "Findings", "activity_id": activity, "type_uid": 200400 + activity,
-		"time": in.Updated.UnixMilli(), "start_time": in.Opened.UnixMilli(), "severity_id": ocsfSeverities[in.Severity], "severity": string(in.Severity), "status_id": status,
-		"is_alert": true, "confidence_id": level, "confidence_score": score, "confidence": strings.Join(in.Reasons, " "), "message": in.Summary, "metadata": ocsfMetadata(in.ID, version),
+		"class_uid": 2004, "class_name": "Detection Finding", "category_uid": 2, "category_name": "Findings",
+		"activity_id": activity, "type_uid": 200400 + activity,
+		"time": in.Updated.UnixMilli(), "start_time": in.Opened.UnixMilli(), "severity_id": ocsfSeverities[in.Severity],
+		"severity": string(in.Severity), "status_id": status,
+		"is_alert": true, "confidence_id": level, "confidence_score": score, "confidence": strings.Join(in.Reasons, " "),
+		"message": in.Summary, "metadata": ocsfMetadata(in.ID, version),
 	}
-	info := ocsfObject{"uid": in.ID, "title": cmp.Or(incidentTitle(in), in.ID), "desc": in.Summary, "first_seen_time": in.Opened.UnixMilli(), "last_seen_time": in.Updated.UnixMilli()}
+	info := ocsfObject{
+		"uid": in.ID, "title": cmp.Or(incidentTitle(in), in.ID), "desc": in.Summary,
+		"first_seen_time": in.Opened.UnixMilli(), "last_seen_time": in.Updated.UnixMilli(),
+	}
 	info.setIfKnown("attacks", incidentAttacks(in))
 	var related []ocsfObject
 	for _, d := range in.Detections {
-		related = append(related, ocsfObject{"uid": d.ID, "type": d.Rule, "title": d.Title, "count": max(d.Count, 1), "first_seen_time": d.FirstSeen.UnixMilli(), "last_seen_time": d.LastSeen.UnixMilli()})
+		related = append(related, ocsfObject{
+			"uid": d.ID, "type": d.Rule, "title": d.Title, "count": max(d.Count, 1),
+			"first_seen_time": d.FirstSeen.UnixMilli(), "last_seen_time": d.LastSeen.UnixMilli(),
+		})
 	}
 	info.setIfKnown("related_events", related)
 	o["finding_info"] = info
@@ -229,7 +250,10 @@ func OCSFIncident(in playbooks.Incident, version string) []any {
 var ocsfRemediations = map[string]struct {
 	id   int
 	name string
-}{"network": {1, "Isolate"}, "execution": {2, "Evict"}, "replicas": {2, "Evict"}, "identity": {4, "Harden"}, "scheduling": {4, "Harden"}, "image": {4, "Harden"}}
+}{
+	"network": {1, "Isolate"}, "execution": {2, "Evict"}, "replicas": {2, "Evict"}, "identity": {4, "Harden"},
+	"scheduling": {4, "Harden"}, "image": {4, "Harden"},
+}
 
 // leaseRemediationActivity returns the remediation activity of a lease.
 func leaseRemediationActivity(in playbooks.Incident, l playbooks.LeaseReport, version string) ocsfObject {
@@ -249,9 +273,12 @@ func leaseRemediationActivity(in playbooks.Incident, l playbooks.LeaseReport, ve
 		status, name = 2, "Failure"
 	}
 	o := ocsfObject{
-		"class_uid": 7003, "class_name": "Remediation Activity", "category_uid": 7, "category_name": "Remediation", "activity_id": does.id, "activity_name": does.name,
-		"type_uid": 700300 + does.id, "time": l.At.UnixMilli(), "severity_id": ocsfSeverities[in.Severity], "severity": string(in.Severity), "status_id": status, "status": name,
-		"command_uid": l.ID, "metadata": ocsfMetadata(in.ID+"/"+l.ID, version), "message": l.Action + " of " + l.Target + " is " + l.State,
+		"class_uid": 7003, "class_name": "Remediation Activity", "category_uid": 7, "category_name": "Remediation",
+		"activity_id": does.id, "activity_name": does.name,
+		"type_uid": 700300 + does.id, "time": l.At.UnixMilli(), "severity_id": ocsfSeverities[in.Severity],
+		"severity": string(in.Severity), "status_id": status, "status": name,
+		"command_uid": l.ID, "metadata": ocsfMetadata(in.ID+"/"+l.ID, version), "message": l.Action + " of " + l.Target +
+			" is " + l.State,
 		"finding_info": ocsfObject{"uid": in.ID, "title": cmp.Or(incidentTitle(in), in.ID)},
 		"unmapped":     ocsfObject{"state": l.State, "until": l.ExpiresAt, "verified": l.Verified, "undone": l.Undone},
 	}

@@ -65,19 +65,38 @@ func (a *API) Handler() http.Handler {
 	for pattern, f := range a.ExtraRoutes {
 		read(pattern, f)
 	}
-	mux.HandleFunc("POST /v1/vote", handleChange(a, func(r *http.Request, s Principal, q VoteRequest) (*VoteResult, error) {
+	mux.HandleFunc("POST /v1/vote", handleChange(a, func(r *http.Request, s Principal, q VoteRequest) (*VoteResult,
+		error,
+	) {
 		return a.Vote(r.Context(), s, q)
 	}))
-	mux.HandleFunc("POST /v1/release", handleChange(a, func(r *http.Request, s Principal, q LeaseRequest) (any, error) { return a.Release(r.Context(), s, q) }))
-	mux.HandleFunc("POST /v1/extend", handleChange(a, func(r *http.Request, s Principal, q LeaseRequest) (any, error) { return a.Extend(r.Context(), s, q) }))
-	mux.HandleFunc("POST /v1/triage", handleChange(a, func(r *http.Request, s Principal, q TriageRequest) (any, error) { return a.Triage(r.Context(), s, q) }))
-	mux.HandleFunc("POST /v1/contain", handleChange(a, func(r *http.Request, s Principal, q ContainRequest) (any, error) { return a.Contain(r.Context(), s, q) }))
+	mux.HandleFunc("POST /v1/release", handleChange(a, func(r *http.Request, s Principal, q LeaseRequest) (any,
+		error,
+	) {
+		return a.Release(r.Context(), s, q)
+	}))
+	mux.HandleFunc("POST /v1/extend", handleChange(a, func(r *http.Request, s Principal, q LeaseRequest) (any,
+		error,
+	) {
+		return a.Extend(r.Context(), s, q)
+	}))
+	mux.HandleFunc("POST /v1/triage", handleChange(a, func(r *http.Request, s Principal, q TriageRequest) (any,
+		error,
+	) {
+		return a.Triage(r.Context(), s, q)
+	}))
+	mux.HandleFunc("POST /v1/contain", handleChange(a, func(r *http.Request, s Principal, q ContainRequest) (any,
+		error,
+	) {
+		return a.Contain(r.Context(), s, q)
+	}))
 	mux.HandleFunc("POST /v1/pause", handleChange(a, func(r *http.Request, s Principal, q PauseRequest) (any, error) {
 		before := a.killSwitchStatus(r.Context())
 		if err := a.Pause(r.Context(), s, q.Reason); err != nil {
 			return nil, err
 		}
-		return PauseResult{KillSwitchStatus: a.killSwitchStatus(r.Context()), AlreadyPaused: before.Paused && before.Error == ""}, nil
+		return PauseResult{KillSwitchStatus: a.killSwitchStatus(r.Context()), AlreadyPaused: before.Paused &&
+			before.Error == ""}, nil
 	}))
 	mux.HandleFunc("POST /v1/resume", handleChange(a, func(r *http.Request, s Principal, _ any) (any, error) {
 		if err := a.Resume(r.Context(), s); err != nil {

@@ -97,13 +97,17 @@ func (d *ApprovalService) castVote(ctx context.Context, s Principal, v VoteReque
 		return nil, err
 	}
 	if v.Approve && !v.BreakGlass && slices.Contains(open.ApprovedBy, s.Name) {
-		return &VoteResult{ApprovalRequest: *open, Result: ResultAlreadyCounted,
+		return &VoteResult{
+			ApprovalRequest: *open, Result: ResultAlreadyCounted,
 			Message: fmt.Sprintf("the approval of %s for %s was already counted: %s", s.Name, quoteRequest(*open),
-				display.DescribeApprovalProgress(open.ApprovedBy, open.Approvers.Quorum, open.Approvers.Describe()))}, nil
+				display.DescribeApprovalProgress(open.ApprovedBy, open.Approvers.Quorum, open.Approvers.Describe())),
+		}, nil
 	}
 	vote := attestation.Vote{
-		IncidentID: open.IncidentID, WorkflowID: open.WorkflowID, Step: open.ID, PlanHash: open.PlansHash, Person: s.Name, AuthenticatedBy: s.AuthenticatedBy, Approved: v.Approve,
-		Reason: truncateTo(v.Reason, maxReasonBytes), DecidedAt: time.Now(), DrillOnly: s.DrillName != "", BreakGlass: v.BreakGlass,
+		IncidentID: open.IncidentID, WorkflowID: open.WorkflowID, Step: open.ID, PlanHash: open.PlansHash, Person: s.Name,
+		AuthenticatedBy: s.AuthenticatedBy, Approved: v.Approve,
+		Reason: truncateTo(v.Reason, maxReasonBytes), DecidedAt: time.Now(), DrillOnly: s.DrillName != "",
+		BreakGlass: v.BreakGlass,
 	}
 	why := d.checkMayVote(ctx, cfg, s, *open, &vote)
 	var no *httpError
@@ -132,13 +136,17 @@ func (d *ApprovalService) castVote(ctx context.Context, s Principal, v VoteReque
 	if v.Approve {
 		word = "approval"
 	}
-	return &VoteResult{ApprovalRequest: *open, Result: ResultRecorded,
+	return &VoteResult{
+		ApprovalRequest: *open, Result: ResultRecorded,
 		Message: fmt.Sprintf("the %s of %s for %s is recorded and will be counted; `stanch incidents %s` shows the result",
-			word, s.Name, quoteRequest(*open), open.IncidentID)}, nil
+			word, s.Name, quoteRequest(*open), open.IncidentID),
+	}, nil
 }
 
 // checkMayVote returns why the person's vote does not count, and adds to the vote what entitles the person.
-func (d *ApprovalService) checkMayVote(ctx context.Context, cfg *config.Config, s Principal, q playbook.ApprovalRequest, vote *attestation.Vote) error {
+func (d *ApprovalService) checkMayVote(ctx context.Context, cfg *config.Config, s Principal, q playbook.ApprovalRequest,
+	vote *attestation.Vote,
+) error {
 	in, err := d.QueryService.queryIncident(ctx, q.IncidentID)
 	if err != nil {
 		return err
@@ -180,7 +188,9 @@ func (d *ApprovalService) checkMayVote(ctx context.Context, cfg *config.Config, 
 }
 
 // authorizeForNamespace returns an error unless the person may change containments in a namespace.
-func (d *ApprovalService) authorizeForNamespace(ctx context.Context, cfg *config.Config, s Principal, namespace string, drill bool) error {
+func (d *ApprovalService) authorizeForNamespace(ctx context.Context, cfg *config.Config, s Principal, namespace string,
+	drill bool,
+) error {
 	if s.IsOperator && s.DrillName == "" {
 		return nil
 	}
@@ -252,8 +262,10 @@ func (d *ApprovalService) Triage(ctx context.Context, s Principal, q TriageReque
 	}
 	mark := incident.TriageDecision{Kind: q.Kind, Person: s.Name, Reason: truncateTo(q.Reason, maxReasonBytes)}
 	mark.Grant, err = d.Authority.Sign(attestation.PayloadTypeGrant, attestation.Grant{
-		Nonce: uuid.NewString(), Operation: attestation.OperationTriage, IncidentID: in.ID, Step: string(q.Kind), Namespace: in.Workload.Namespace,
-		Reason: mark.Reason, GrantedBy: []string{s.describe()}, IssuedAt: time.Now(), ExpiresAt: time.Now().Add(releaseGrantLifetime),
+		Nonce: uuid.NewString(), Operation: attestation.OperationTriage, IncidentID: in.ID, Step: string(q.Kind),
+		Namespace: in.Workload.Namespace,
+		Reason:    mark.Reason, GrantedBy: []string{s.describe()}, IssuedAt: time.Now(),
+		ExpiresAt: time.Now().Add(releaseGrantLifetime),
 	})
 	if err != nil {
 		return nil, fmt.Errorf("sign the triage decision: %w", err)
@@ -265,10 +277,14 @@ func (d *ApprovalService) Triage(ctx context.Context, s Principal, q TriageReque
 			done.DeniedRequests = append(done.DeniedRequests, p.Title+p.DurationText())
 		}
 	}
-	if err := d.QueryService.Temporal.SignalWorkflow(ctx, workflows.IncidentWorkflowID(in.GroupingKey), "", workflows.SignalTriage, mark); err != nil {
+	if err := d.QueryService.Temporal.SignalWorkflow(ctx, workflows.IncidentWorkflowID(in.GroupingKey), "",
+		workflows.SignalTriage, mark); err != nil {
 		return nil, fmt.Errorf("send the triage decision to %s: %w", in.ID, err)
 	}
-	d.recordInManifest(in.ID, activities.EntryKindTriage, activities.AuditRecord{Action: string(q.Kind), People: []string{s.describe()}, Note: mark.Reason})
+	d.recordInManifest(in.ID, activities.EntryKindTriage, activities.AuditRecord{
+		Action: string(q.Kind),
+		People: []string{s.describe()}, Note: mark.Reason,
+	})
 	if q.Kind.ReleasesLeases() { // the incident itself denies its pending requests
 		done.ReleasedLeases, err = d.Release(ctx, s, LeaseRequest{IncidentID: in.ID})
 	}
@@ -289,7 +305,8 @@ func (d *ApprovalService) Pause(ctx context.Context, s Principal, reason string)
 	}
 	d.Log.Warn("new containments were paused", "by", s.Name, "authenticated_by", s.AuthenticatedBy, "reason",
 		truncateTo(reason, maxReasonBytes))
-	d.recordInManifest(activities.JournalManifest, activities.EntryKindPause, activities.AuditRecord{People: []string{s.describe()}, Note: time.Now().UTC().Format(time.RFC3339Nano)})
+	d.recordInManifest(activities.JournalManifest, activities.EntryKindPause,
+		activities.AuditRecord{People: []string{s.describe()}, Note: time.Now().UTC().Format(time.RFC3339Nano)})
 	if was, err := d.KillSwitch.State(ctx); err == nil && was.Paused {
 		return nil // the first pause keeps its person, time and reason
 	}
@@ -305,7 +322,8 @@ func (d *ApprovalService) Resume(ctx context.Context, s Principal) error {
 	may := s.IsOperator && s.DrillName == ""
 	for _, scope := range cfg.Scopes {
 		a := guards.ApproversOfScope(scope)
-		if groups, err := d.groupsForApprovers(ctx, cfg, s, a); s.DrillName == "" && err == nil && a.CanApprove(s.Name, groups, 1<<62) {
+		if groups, err := d.groupsForApprovers(ctx, cfg, s, a); s.DrillName == "" && err == nil &&
+			a.CanApprove(s.Name, groups, 1<<62) {
 			may = true
 		}
 	}
@@ -314,13 +332,16 @@ func (d *ApprovalService) Resume(ctx context.Context, s Principal) error {
 			"a scope", s.Name)
 	}
 	d.Log.Warn("new containments were resumed", "by", s.Name, "authenticated_by", s.AuthenticatedBy)
-	d.recordInManifest(activities.JournalManifest, activities.EntryKindResume, activities.AuditRecord{People: []string{s.describe()}, Note: time.Now().UTC().Format(time.RFC3339Nano)})
+	d.recordInManifest(activities.JournalManifest, activities.EntryKindResume,
+		activities.AuditRecord{People: []string{s.describe()}, Note: time.Now().UTC().Format(time.RFC3339Nano)})
 	return d.KillSwitch.Resume(ctx, s.describe())
 }
 
 // recordInManifest appends a person's action to a manifest. A failure is logged and blocks nothing: the signed
 // statement is in the history too.
-func (d *ApprovalService) recordInManifest(manifest string, kind activities.ManifestEntryKind, act activities.AuditRecord) {
+func (d *ApprovalService) recordInManifest(manifest string, kind activities.ManifestEntryKind,
+	act activities.AuditRecord,
+) {
 	if d.Evidence == nil {
 		return
 	}

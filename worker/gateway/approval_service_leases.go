@@ -56,15 +56,21 @@ const maxExtension = 7 * 24 * time.Hour
 
 // Release ends leases now. It returns the leases that it changed, and an error for those that it could not.
 func (d *ApprovalService) Release(ctx context.Context, s Principal, q LeaseRequest) ([]playbooks.LeaseReport, error) {
-	return d.forEachLease(ctx, s, q, attestation.OperationRelease, func(id, holder string, m *lease.Machine, scope leaseScope) error {
+	return d.forEachLease(ctx, s, q, attestation.OperationRelease, func(id, holder string, m *lease.Machine,
+		scope leaseScope,
+	) error {
 		grant, err := d.signGrant(s, attestation.OperationRelease, m, holder, scope, time.Time{}, q.Reason)
 		if err != nil {
 			return err
 		}
-		if err := d.QueryService.Temporal.SignalWorkflow(ctx, id, "", workflows.SignalReleaseLease, lease.ReleaseSignal{HolderID: holder, Grant: grant}); err != nil {
+		if err := d.QueryService.Temporal.SignalWorkflow(ctx, id, "", workflows.SignalReleaseLease,
+			lease.ReleaseSignal{HolderID: holder, Grant: grant}); err != nil {
 			return fmt.Errorf("release %s: %w", m.LeaseID, err)
 		}
-		d.recordInManifest(m.IncidentRef.ID, activities.EntryKindRelease, activities.AuditRecord{LeaseID: m.LeaseID, Action: m.Action, Target: m.Target.ID(), People: []string{s.describe()}, Note: truncateTo(q.Reason, maxReasonBytes)})
+		d.recordInManifest(m.IncidentRef.ID, activities.EntryKindRelease, activities.AuditRecord{
+			LeaseID: m.LeaseID,
+			Action:  m.Action, Target: m.Target.ID(), People: []string{s.describe()}, Note: truncateTo(q.Reason, maxReasonBytes),
+		})
 		return nil
 	})
 }
@@ -97,12 +103,16 @@ func (d *ApprovalService) Extend(ctx context.Context, s Principal, q LeaseReques
 		from = q.CountFrom
 	}
 	until := from.Add(q.Duration)
-	done, err := d.forEachLease(ctx, s, q, attestation.OperationExtend, func(id, holder string, m *lease.Machine, scope leaseScope) error {
+	done, err := d.forEachLease(ctx, s, q, attestation.OperationExtend, func(id, holder string, m *lease.Machine,
+		scope leaseScope,
+	) error {
 		if end := holderExpiry(m, holder); !end.Before(until) {
-			return &httpError{http.StatusConflict,
+			return &httpError{
+				http.StatusConflict,
 				fmt.Sprintf("the lease already lasts until %s UTC, %s from now, and an extension cannot shorten it; request a "+
 					"longer time, or end it with `stanch release %s`",
-					end.UTC().Format(time.DateTime), duration.Format(max(time.Until(end), 0).Round(time.Second)), m.LeaseID)}
+					end.UTC().Format(time.DateTime), duration.Format(max(time.Until(end), 0).Round(time.Second)), m.LeaseID),
+			}
 		}
 		if err := d.checkSinglePersonLimit(s, scope, q.Duration); err != nil {
 			return err
@@ -111,10 +121,15 @@ func (d *ApprovalService) Extend(ctx context.Context, s Principal, q LeaseReques
 		if err != nil {
 			return err
 		}
-		if err := d.QueryService.Temporal.SignalWorkflow(ctx, id, "", workflows.SignalExtendLease, lease.ExtendSignal{HolderID: holder, ExpiresAt: until, Grant: grant}); err != nil {
+		if err := d.QueryService.Temporal.SignalWorkflow(ctx, id, "", workflows.SignalExtendLease,
+			lease.ExtendSignal{HolderID: holder, ExpiresAt: until, Grant: grant}); err != nil {
 			return fmt.Errorf("extend %s: %w", m.LeaseID, err)
 		}
-		d.recordInManifest(m.IncidentRef.ID, activities.EntryKindExtend, activities.AuditRecord{LeaseID: m.LeaseID, Action: m.Action, Target: m.Target.ID(), People: []string{s.describe()}, Note: "until " + until.UTC().Format(time.RFC3339)})
+		d.recordInManifest(m.IncidentRef.ID, activities.EntryKindExtend, activities.AuditRecord{
+			LeaseID: m.LeaseID,
+			Action:  m.Action, Target: m.Target.ID(), People: []string{s.describe()},
+			Note: "until " + until.UTC().Format(time.RFC3339),
+		})
 		return nil
 	})
 	for i := range done {
@@ -141,7 +156,8 @@ type leaseScope struct {
 // lease.
 func (d *ApprovalService) leaseScopeOf(s Principal, m *lease.Machine) (leaseScope, error) {
 	var token attestation.LeaseToken
-	if m.LeaseToken != nil && d.Authority.Keyring().Verify(*m.LeaseToken, attestation.PayloadTypeLeaseToken, &token) == nil && token.LeaseID == m.LeaseID && token.TargetID == m.Target.ID() {
+	if m.LeaseToken != nil && d.Authority.Keyring().Verify(*m.LeaseToken, attestation.PayloadTypeLeaseToken,
+		&token) == nil && token.LeaseID == m.LeaseID && token.TargetID == m.Target.ID() {
 		return leaseScope{token.Namespace, token.DrillOnly}, nil
 	}
 	if s.IsOperator && s.DrillName == "" {
@@ -152,10 +168,14 @@ func (d *ApprovalService) leaseScopeOf(s Principal, m *lease.Machine) (leaseScop
 		m.LeaseID)
 }
 
-func (d *ApprovalService) signGrant(s Principal, operation attestation.Operation, m *lease.Machine, holder string, p leaseScope, until time.Time, reason string) (attestation.Envelope, error) {
+func (d *ApprovalService) signGrant(s Principal, operation attestation.Operation, m *lease.Machine, holder string,
+	p leaseScope, until time.Time, reason string,
+) (attestation.Envelope, error) {
 	signed, err := d.Authority.Sign(attestation.PayloadTypeGrant, attestation.Grant{
-		Nonce: uuid.NewString(), Operation: operation, LeaseID: m.LeaseID, Holder: holder, NewEnd: until, IncidentID: m.IncidentRef.ID, Namespace: p.namespace, DrillOnly: p.drill,
-		Reason: truncateTo(reason, maxReasonBytes), Targets: []string{m.Target.ID()}, GrantedBy: []string{s.describe()}, IssuedAt: time.Now(), ExpiresAt: time.Now().Add(releaseGrantLifetime),
+		Nonce: uuid.NewString(), Operation: operation, LeaseID: m.LeaseID, Holder: holder, NewEnd: until,
+		IncidentID: m.IncidentRef.ID, Namespace: p.namespace, DrillOnly: p.drill,
+		Reason: truncateTo(reason, maxReasonBytes), Targets: []string{m.Target.ID()}, GrantedBy: []string{s.describe()},
+		IssuedAt: time.Now(), ExpiresAt: time.Now().Add(releaseGrantLifetime),
 	})
 	if err != nil {
 		return attestation.Envelope{}, fmt.Errorf("sign the grant: %w", err)
@@ -163,7 +183,10 @@ func (d *ApprovalService) signGrant(s Principal, operation attestation.Operation
 	return signed, nil
 }
 
-func (d *ApprovalService) forEachLease(ctx context.Context, s Principal, q LeaseRequest, operation attestation.Operation, do func(id, holder string, m *lease.Machine, p leaseScope) error) ([]playbooks.LeaseReport, error) {
+func (d *ApprovalService) forEachLease(ctx context.Context, s Principal, q LeaseRequest,
+	operation attestation.Operation, do func(id, holder string, m *lease.Machine,
+		p leaseScope) error,
+) ([]playbooks.LeaseReport, error) {
 	cfg, err := d.authorizeCaller(s)
 	if err != nil {
 		return nil, err
@@ -202,7 +225,9 @@ func (d *ApprovalService) forEachLease(ctx context.Context, s Principal, q Lease
 	return done, nil
 }
 
-func (d *ApprovalService) applyToLease(ctx context.Context, cfg *config.Config, s Principal, id string, holders []string, m *lease.Machine, do func(id, holder string, m *lease.Machine, p leaseScope) error) error {
+func (d *ApprovalService) applyToLease(ctx context.Context, cfg *config.Config, s Principal, id string,
+	holders []string, m *lease.Machine, do func(id, holder string, m *lease.Machine, p leaseScope) error,
+) error {
 	p, err := d.leaseScopeOf(s, m)
 	if err != nil {
 		return err

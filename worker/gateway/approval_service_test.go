@@ -26,8 +26,10 @@ scopes:
 	a, err := authority.OpenOrCreate(t.TempDir())
 	require.NoError(t, err)
 	killSwitch := &guards.FileKillSwitch{FilePath: filepath.Join(t.TempDir(), "switch"), Authority: a}
-	d := &gateway.ApprovalService{Authority: a, Roster: config.NewRoster(cfg, ""), KillSwitch: killSwitch,
-		Log: slog.New(slog.DiscardHandler)}
+	d := &gateway.ApprovalService{
+		Authority: a, Roster: config.NewRoster(cfg, ""), KillSwitch: killSwitch,
+		Log: slog.New(slog.DiscardHandler),
+	}
 	who := func(name string) gateway.Principal {
 		for _, p := range cfg.People {
 			if p.Name == name {

@@ -42,10 +42,13 @@ func exclusionReason(in playbooks.Incident, q playbook.ApprovalRequest, p config
 
 // tooFewApproversReason returns why a request cannot be approved, or "": fewer people than the quorum may approve it.
 // It says nothing about groups that another system manages.
-func (d *ApprovalService) tooFewApproversReason(cfg *config.Config, a activities.Approvers, excluded func(config.Person) bool) string {
+func (d *ApprovalService) tooFewApproversReason(cfg *config.Config, a activities.Approvers,
+	excluded func(config.Person) bool,
+) string {
 	may, alone := 0, false
 	for _, g := range cfg.Groups {
-		if d.GroupMembership != nil && g.SlackUserGroup != "" && (slices.Contains(a.Groups, g.Name) || a.Escalate != nil && slices.Contains(a.Escalate.Groups, g.Name)) {
+		if d.GroupMembership != nil && g.SlackUserGroup != "" && (slices.Contains(a.Groups, g.Name) || a.Escalate != nil &&
+			slices.Contains(a.Escalate.Groups, g.Name)) {
 			return ""
 		}
 	}

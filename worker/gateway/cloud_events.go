@@ -77,7 +77,8 @@ func (c *CloudEventHandler) HandleEvents(ctx context.Context, events []sensors.E
 
 // rememberSession records the workload of a new session: EKS Pod Identity names the pod, IRSA the service account.
 func (c *CloudEventHandler) rememberSession(e sensors.Cloud) {
-	if !strings.HasPrefix(e.EventName, "AssumeRole") || e.ServiceAccount == "" || e.ErrorCode != "" || c.isOtherCluster(e) {
+	if !strings.HasPrefix(e.EventName, "AssumeRole") || e.ServiceAccount == "" || e.ErrorCode != "" ||
+		c.isOtherCluster(e) {
 		return
 	}
 	c.mu.Lock()
@@ -128,7 +129,8 @@ func (c *CloudEventHandler) attachWorkload(ctx context.Context, e *sensors.Event
 	if a.Pod != "" || kube == nil {
 		return nil, nil
 	}
-	list, err := kube.CoreV1().Pods(a.Namespace).List(ctx, metav1.ListOptions{FieldSelector: "spec.serviceAccountName=" + a.ServiceAccount, ResourceVersion: "0", Limit: 500})
+	list, err := kube.CoreV1().Pods(a.Namespace).List(ctx, metav1.ListOptions{FieldSelector: "spec.serviceAccountName=" +
+		a.ServiceAccount, ResourceVersion: "0", Limit: 500})
 	if err != nil {
 		c.Log.Warn("list the pods of a role", "namespace", a.Namespace, "account", a.ServiceAccount, "error", err)
 		return nil, nil
@@ -147,7 +149,8 @@ func (c *CloudEventHandler) accountsForRole(ctx context.Context, a *sensors.Clou
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.accountsByRole == nil || time.Since(c.rolesReadAt) > rolesCacheTTL {
-		list, err := c.SourceServer.Ingester.Kube.CoreV1().ServiceAccounts("").List(ctx, metav1.ListOptions{ResourceVersion: "0", Limit: 5000})
+		list, err := c.SourceServer.Ingester.Kube.CoreV1().ServiceAccounts("").List(ctx,
+			metav1.ListOptions{ResourceVersion: "0", Limit: 5000})
 		if err != nil {
 			c.Log.Warn("list the service accounts; the workload of the role stays unknown", "error", err)
 			c.rolesReadAt = time.Now()
@@ -156,7 +159,10 @@ func (c *CloudEventHandler) accountsForRole(ctx context.Context, a *sensors.Clou
 		c.accountsByRole, c.rolesReadAt = map[string][]sessionWorkload{}, time.Now()
 		for _, s := range list.Items {
 			if arn := s.Annotations[roleAnnotation]; arn != "" {
-				c.accountsByRole[roleKey(arn)] = append(c.accountsByRole[roleKey(arn)], sessionWorkload{namespace: s.Namespace, serviceAccount: s.Name})
+				c.accountsByRole[roleKey(arn)] = append(c.accountsByRole[roleKey(arn)], sessionWorkload{
+					namespace:      s.Namespace,
+					serviceAccount: s.Name,
+				})
 			}
 		}
 	}
@@ -211,7 +217,10 @@ func (c *CloudEventHandler) attribute(ctx context.Context, d *sensors.Detection,
 			d.Event.Container, d.TargetConfirmed = sensors.Container{}, false
 			break
 		}
-		d.Event.Container, d.TargetConfirmed = sensors.Container{Workload: owner, Pod: sensors.Pod{Namespace: pods[i].Namespace, ServiceAccount: a.ServiceAccount}}, true
+		d.Event.Container, d.TargetConfirmed = sensors.Container{
+			Workload: owner,
+			Pod:      sensors.Pod{Namespace: pods[i].Namespace, ServiceAccount: a.ServiceAccount},
+		}, true
 	}
 	if len(pods) > 1 {
 		d.Reasons = append(d.Reasons, fmt.Sprintf(
@@ -227,7 +236,8 @@ func describeCloudCall(a sensors.Cloud) string {
 	if who == "" {
 		who = "the account " + a.Account
 	}
-	s := fmt.Sprintf("%s called %s of %s", truncateText(who), truncateText(a.EventName), truncateText(strings.TrimSuffix(a.Service, ".amazonaws.com")))
+	s := fmt.Sprintf("%s called %s of %s", truncateText(who), truncateText(a.EventName),
+		truncateText(strings.TrimSuffix(a.Service, ".amazonaws.com")))
 	if len(a.Resources) > 0 {
 		s += " on " + truncateText(a.Resources[0])
 	}

@@ -35,14 +35,19 @@ func (m *ClusterAPI) HTTPServer() *http.Server {
 		mux.Handle("/", handler)
 		handler = mux
 	}
-	return &http.Server{Handler: handler, ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 20 * time.Second, WriteTimeout: 5 * time.Minute, IdleTimeout: time.Minute, MaxHeaderBytes: 64 << 10}
+	return &http.Server{
+		Handler: handler, ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 20 * time.Second,
+		WriteTimeout: 5 * time.Minute, IdleTimeout: time.Minute, MaxHeaderBytes: 64 << 10,
+	}
 }
 
 func (m *ClusterAPI) identifyTokenUser(r *http.Request) (Principal, error) {
 	token, ok := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer ")
 	if !ok || token == "" || len(token) > 16<<10 {
-		return Principal{}, &httpError{http.StatusUnauthorized,
-			"missing token; use a Kubernetes token from `kubectl create token NAME --audience " + TokenAudience + "`"}
+		return Principal{}, &httpError{
+			http.StatusUnauthorized,
+			"missing token; use a Kubernetes token from `kubectl create token NAME --audience " + TokenAudience + "`",
+		}
 	}
 	// The rate limit is checked before the token review, so that a flood of invalid tokens does not reach the API
 	// server.
@@ -70,7 +75,10 @@ func (m *ClusterAPI) identifyTokenUser(r *http.Request) (Principal, error) {
 		return Principal{}, forbidden("unknown Kubernetes user %s; add a person with `kubernetes: %s` under `people`",
 			truncateText(name), truncateText(name))
 	}
-	return Principal{Person: person, AuthenticatedBy: "Kubernetes user " + truncateText(name) + " by TokenReview", RateLimitKey: "kubernetes:" + name}, nil
+	return Principal{
+		Person: person, AuthenticatedBy: "Kubernetes user " + truncateText(name) + " by TokenReview",
+		RateLimitKey: "kubernetes:" + name,
+	}, nil
 }
 
 func hostFromAddress(address string) string {

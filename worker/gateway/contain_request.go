@@ -115,7 +115,10 @@ func (d *ApprovalService) Contain(ctx context.Context, s Principal, q ContainReq
 	case (q.Action == "") == (q.Playbook == ""):
 		return nil, badRequest("request either an action or a playbook")
 	}
-	requested := sensors.ManualRequest{Person: s.Name, AuthenticatedBy: s.AuthenticatedBy, Reason: q.Reason, Action: q.Action, Duration: q.Duration, Playbook: q.Playbook}
+	requested := sensors.ManualRequest{
+		Person: s.Name, AuthenticatedBy: s.AuthenticatedBy, Reason: q.Reason,
+		Action: q.Action, Duration: q.Duration, Playbook: q.Playbook,
+	}
 	program, err := d.ManualRequests.ProgramForRequest(requested)
 	if err != nil {
 		return nil, badRequest("%v", err)
@@ -139,7 +142,8 @@ func (d *ApprovalService) Contain(ctx context.Context, s Principal, q ContainReq
 		err = d.startRequests(ctx, answer, found, permitted, func(incident string) {
 			d.Log.Warn("a person requested a containment", "person", s.Name, "authenticated_by", s.AuthenticatedBy, "incident",
 				incident, "what", requested.Describe(), "reason", q.Reason)
-			d.recordInManifest(incident, activities.EntryKindTriage, activities.AuditRecord{Action: "requested " + requested.Describe(), People: []string{s.describe()}, Note: q.Reason})
+			d.recordInManifest(incident, activities.EntryKindTriage,
+				activities.AuditRecord{Action: "requested " + requested.Describe(), People: []string{s.describe()}, Note: q.Reason})
 		})
 	}
 	if err != nil {
@@ -150,7 +154,9 @@ func (d *ApprovalService) Contain(ctx context.Context, s Principal, q ContainReq
 
 // authorizeContain returns an error unless the person is an approver of the target's scope or the operator, who runs
 // Stanch on this machine.
-func (d *ApprovalService) authorizeContain(ctx context.Context, cfg *config.Config, s Principal, target playbooks.Target) error {
+func (d *ApprovalService) authorizeContain(ctx context.Context, cfg *config.Config, s Principal,
+	target playbooks.Target,
+) error {
 	if s.IsOperator {
 		return nil
 	}
@@ -181,7 +187,9 @@ func toManualRequestDetection(d sensors.Detection, r sensors.ManualRequest, s Pr
 
 // startRequests sends the request to the incidents of its targets, and calls note for each incident. With an error, it
 // says how many targets were requested before.
-func (d *ApprovalService) startRequests(ctx context.Context, answer *ContainResponse, found []sensors.Detection, permitted *attestation.ManualRequest, note func(incident string)) error {
+func (d *ApprovalService) startRequests(ctx context.Context, answer *ContainResponse, found []sensors.Detection,
+	permitted *attestation.ManualRequest, note func(incident string),
+) error {
 	for n, one := range found {
 		in, err := d.startRequest(ctx, one, permitted)
 		if in.ID != "" && in.ID != answer.IncidentID {
@@ -195,15 +203,21 @@ func (d *ApprovalService) startRequests(ctx context.Context, answer *ContainResp
 		if err != nil {
 			return err
 		}
-		answer.Targets = append(answer.Targets, ContainTarget{Target: incident.TargetOfDetection(one), Scope: in.Scope, Phase: in.Phase, RequestID: one.ID})
+		answer.Targets = append(answer.Targets, ContainTarget{
+			Target: incident.TargetOfDetection(one), Scope: in.Scope,
+			Phase: in.Phase, RequestID: one.ID,
+		})
 	}
 	return nil
 }
 
 // startRequest sends the request to the incident of one target.
-func (d *ApprovalService) startRequest(ctx context.Context, one sensors.Detection, permitted *attestation.ManualRequest) (in playbooks.Incident, err error) {
+func (d *ApprovalService) startRequest(ctx context.Context, one sensors.Detection,
+	permitted *attestation.ManualRequest,
+) (in playbooks.Incident, err error) {
 	key := d.ManualRequests.Ingester.GroupingKey(one)
-	if open, err := d.latestIncident(ctx, key); err == nil && open.Status == "open" && len(open.Playbooks) >= maxRunsPerIncident {
+	if open, err := d.latestIncident(ctx, key); err == nil && open.Status == "open" &&
+		len(open.Playbooks) >= maxRunsPerIncident {
 		return in, &httpError{
 			http.StatusConflict,
 			fmt.Sprintf("incident %s has %d playbook runs and accepts no more requests; use `stanch extend` to "+
@@ -222,7 +236,8 @@ func (d *ApprovalService) startRequest(ctx context.Context, one sensors.Detectio
 // latestIncident reads the latest incident of a grouping key.
 func (d *ApprovalService) latestIncident(ctx context.Context, key string) (playbooks.Incident, error) {
 	var in playbooks.Incident
-	value, err := d.QueryService.Temporal.QueryWorkflow(ctx, workflows.IncidentWorkflowID(key), "", workflows.QueryIncident)
+	value, err := d.QueryService.Temporal.QueryWorkflow(ctx, workflows.IncidentWorkflowID(key), "",
+		workflows.QueryIncident)
 	if err == nil {
 		err = value.Get(&in)
 	}
@@ -231,7 +246,9 @@ func (d *ApprovalService) latestIncident(ctx context.Context, key string) (playb
 
 // planDryRun adds to answer what each containment of the playbook would change, and what the guards decide. It has no
 // effect.
-func (d *ApprovalService) planDryRun(ctx context.Context, cfg *config.Config, answer *ContainResponse, program *playbooks.Program, found []sensors.Detection, permitted *attestation.ManualRequest) error {
+func (d *ApprovalService) planDryRun(ctx context.Context, cfg *config.Config, answer *ContainResponse,
+	program *playbooks.Program, found []sensors.Detection, permitted *attestation.ManualRequest,
+) error {
 	for _, one := range found {
 		signed, err := d.ManualRequests.Ingester.signAttestation(one, time.Now(), permitted)
 		if err != nil {
@@ -241,7 +258,9 @@ func (d *ApprovalService) planDryRun(ctx context.Context, cfg *config.Config, an
 		scope, phase, _ := d.ManualRequests.Ingester.scopeOfDetection(one)
 		out := ContainTarget{Target: target, Scope: scope, Phase: phase}
 		brief := activities.IncidentRef{
-			ID: "dry-run", GroupingKey: d.ManualRequests.Ingester.GroupingKey(one), Cluster: d.ManualRequests.Ingester.Config.Cluster, Scope: scope, Workload: incident.WorkloadOfDetection(one), Confidence: 1, MaxPhase: program.MaxPhase,
+			ID: "dry-run", GroupingKey: d.ManualRequests.Ingester.GroupingKey(one),
+			Cluster: d.ManualRequests.Ingester.Config.Cluster, Scope: scope, Workload: incident.WorkloadOfDetection(one),
+			Confidence: 1, MaxPhase: program.MaxPhase,
 		}
 		for _, step := range containmentSteps(program) {
 			plan := ContainPlan{Action: step.Action}
@@ -250,7 +269,10 @@ func (d *ApprovalService) planDryRun(ctx context.Context, cfg *config.Config, an
 				plan.UnplannableReason = "its parameters or target depend on earlier steps"
 			} else {
 				basis := activities.Authorization{Attestations: []attestation.Envelope{signed}, RequiresGrant: step.approval != nil}
-				request := activities.Request{Action: step.Action, Target: target, Params: params, IncidentRef: brief, Duration: step.LeaseDuration, ExpiresAt: time.Now().Add(step.LeaseDuration)}
+				request := activities.Request{
+					Action: step.Action, Target: target, Params: params, IncidentRef: brief,
+					Duration: step.LeaseDuration, ExpiresAt: time.Now().Add(step.LeaseDuration),
+				}
 				planned, err := d.ManualRequests.Plan(ctx, activities.PlanInput{Request: request, Authorization: basis})
 				if err != nil {
 					return fmt.Errorf("plan %s of %s: %w", step.Action, target, err)
@@ -260,7 +282,8 @@ func (d *ApprovalService) planDryRun(ctx context.Context, cfg *config.Config, an
 					if step.approval != nil {
 						plan.Decision.Approvers = playbook.ApproversOfStep(step.approval) // instead of those of the scope
 					}
-					if why := d.tooFewApproversReason(cfg, plan.Decision.Approvers, func(p config.Person) bool { return p.Name == permitted.Person }); why != "" {
+					if why := d.tooFewApproversReason(cfg, plan.Decision.Approvers,
+						func(p config.Person) bool { return p.Name == permitted.Person }); why != "" {
 						plan.Plan.Warnings = append(plan.Plan.Warnings, why)
 					}
 				}

@@ -65,7 +65,8 @@ func (d *ApprovalService) completeContainerID(ctx context.Context, id string) (s
 	var found []string
 	for _, in := range known {
 		for _, t := range in.Targets {
-			if full := t.ContainerID; strings.HasPrefix(full, id) && containerIDPattern.MatchString(full) && !slices.Contains(found, full) {
+			if full := t.ContainerID; strings.HasPrefix(full, id) && containerIDPattern.MatchString(full) &&
+				!slices.Contains(found, full) {
 				found = append(found, full)
 			}
 		}
@@ -163,7 +164,10 @@ func (d *ApprovalService) matchDetectedName(ctx context.Context, one sensors.Det
 	}
 	target := incident.TargetOfDetection(one)
 	for _, in := range open {
-		i := slices.IndexFunc(in.Targets, func(t playbooks.Target) bool { return t.ID() == target.ID() && t.Node == one.Node })
+		i := slices.IndexFunc(in.Targets, func(t playbooks.Target) bool {
+			return t.ID() == target.ID() &&
+				t.Node == one.Node
+		})
 		if in.Status != "open" || i < 0 {
 			continue
 		}

@@ -29,8 +29,14 @@ func (fixedScopeApprovers) ApproversForNamespace(string, bool) activities.Approv
 
 // webPodIncidentWorkflow is an open incident about the pod shop/web with the UID u-1.
 func webPodIncidentWorkflow(ctx workflow.Context, _ string) error {
-	in := playbooks.Incident{ID: testIncidentID, Status: "open", Targets: []playbooks.Target{{Kind: playbooks.TargetPod, Namespace: "shop", Name: "web", UID: "u-1", Node: "node-a"}}}
-	if err := workflow.SetQueryHandler(ctx, workflows.QueryIncident, func() (playbooks.Incident, error) { return in, nil }); err != nil {
+	in := playbooks.Incident{
+		ID: testIncidentID, Status: "open",
+		Targets: []playbooks.Target{{Kind: playbooks.TargetPod, Namespace: "shop", Name: "web", UID: "u-1", Node: "node-a"}},
+	}
+	if err := workflow.SetQueryHandler(ctx, workflows.QueryIncident, func() (playbooks.Incident, error) {
+		return in,
+			nil
+	}); err != nil {
 		return err
 	}
 	workflow.GetSignalChannel(ctx, "close").Receive(ctx, nil)
@@ -47,25 +53,37 @@ func TestManualRequestTargetsPodUID(t *testing.T) {
 	auth, err := authority.OpenOrCreate(t.TempDir())
 	require.NoError(t, err)
 	var planned []activities.PlanInput
-	programs, problems := playbooks.LoadPlaybooks([]playbooks.SourceFile{playbooks.ManualContainmentPlaybook("pod.isolate", time.Hour)}, playbooks.Catalog{
-		"pod.isolate":      {Name: "pod.isolate", Verb: playbooks.VerbContain, Class: playbooks.ClassContain, Reversible: true, Facet: playbooks.FacetNetwork},
+	programs, problems := playbooks.LoadPlaybooks([]playbooks.SourceFile{playbooks.ManualContainmentPlaybook("pod.isolate",
+		time.Hour)}, playbooks.Catalog{
+		"pod.isolate": {
+			Name: "pod.isolate", Verb: playbooks.VerbContain, Class: playbooks.ClassContain,
+			Reversible: true, Facet: playbooks.FacetNetwork,
+		},
 		"process.snapshot": {Name: "process.snapshot", Verb: playbooks.VerbEvidence, Class: playbooks.ClassObserve},
 	})
 	require.NoError(t, problems.Err())
 	intake := api.newIngester(t)
 	intake.Authority = auth
 	d := &gateway.ApprovalService{
-		QueryService: &gateway.QueryService{Temporal: server}, Authority: auth, Roster: config.NewRoster(config.Default(), ""), ScopeApprovers: fixedScopeApprovers{}, Log: slog.New(slog.DiscardHandler),
+		QueryService: &gateway.QueryService{Temporal: server}, Authority: auth, Roster: config.NewRoster(config.Default(),
+			""), ScopeApprovers: fixedScopeApprovers{}, Log: slog.New(slog.DiscardHandler),
 		ManualRequests: &gateway.ManualRequests{
-			Ingester: intake, NodeServer: &gateway.NodeServer{}, ProgramForRequest: func(sensors.ManualRequest) (*playbooks.Program, error) { return programs[0], nil },
+			Ingester: intake, NodeServer: &gateway.NodeServer{},
+			ProgramForRequest: func(sensors.ManualRequest) (*playbooks.Program, error) { return programs[0], nil },
 			Plan: func(_ context.Context, in activities.PlanInput) (activities.PlanResult, error) {
 				planned = append(planned, in)
 				return activities.PlanResult{}, nil
 			},
 		},
 	}
-	ann := gateway.Principal{Person: config.Person{Name: "ann", Groups: []string{"sre"}}, AuthenticatedBy: "a test", RateLimitKey: "ann"}
-	dry := gateway.ContainRequest{Target: "pod/shop/web", Action: "pod.isolate", Duration: time.Hour, Reason: "beacons", DryRun: true}
+	ann := gateway.Principal{
+		Person: config.Person{Name: "ann", Groups: []string{"sre"}}, AuthenticatedBy: "a test",
+		RateLimitKey: "ann",
+	}
+	dry := gateway.ContainRequest{
+		Target: "pod/shop/web", Action: "pod.isolate", Duration: time.Hour, Reason: "beacons",
+		DryRun: true,
+	}
 	found, err := d.Contain(t.Context(), ann, dry)
 	require.NoError(t, err)
 	require.Equal(t, "u-1", found.Targets[0].Target.UID)
@@ -96,7 +114,10 @@ func TestManualRequestTargetsPodUID(t *testing.T) {
 	for _, s := range []gateway.Principal{
 		{Person: config.Person{Name: "ben", Groups: []string{"interns"}}, RateLimitKey: "ben"},
 		{RateLimitKey: "nobody"},
-		{Person: config.Person{Name: "drill", Groups: []string{"sre"}}, RateLimitKey: "drill", DrillName: "cryptominer", IsOperator: true},
+		{
+			Person: config.Person{Name: "drill", Groups: []string{"sre"}}, RateLimitKey: "drill", DrillName: "cryptominer",
+			IsOperator: true,
+		},
 	} {
 		_, err = d.Contain(t.Context(), s, dry)
 		require.ErrorContains(t, err, "contain", s.Name)
@@ -106,9 +127,13 @@ func TestManualRequestTargetsPodUID(t *testing.T) {
 	for _, in := range planned {
 		uids = append(uids, in.Request.Target.UID)
 		require.Equal(t, "pod.isolate", in.Request.Action)
-		attested, err := auth.Keyring().VerifyAttestation(in.Authorization.Attestations[0], "pod:"+in.Request.Target.UID, time.Now(), time.Minute)
+		attested, err := auth.Keyring().VerifyAttestation(in.Authorization.Attestations[0], "pod:"+in.Request.Target.UID,
+			time.Now(), time.Minute)
 		require.NoError(t, err)
-		require.Equal(t, &attestation.ManualRequest{Person: "ann", AuthenticatedBy: "a test", Reason: "beacons", Actions: []string{"pod.isolate"}, MaxDuration: time.Hour}, attested.ManualRequest)
+		require.Equal(t, &attestation.ManualRequest{
+			Person: "ann", AuthenticatedBy: "a test", Reason: "beacons",
+			Actions: []string{"pod.isolate"}, MaxDuration: time.Hour,
+		}, attested.ManualRequest)
 	}
 	require.Equal(t, []string{"u-1", "u-1", "u-2"}, uids, "refused requests are not sent")
 }
@@ -116,12 +141,16 @@ func TestManualRequestTargetsPodUID(t *testing.T) {
 // podPairIncidentWorkflow is the incident of two pods, or one with the maximum number of manual runs.
 func podPairIncidentWorkflow(ctx workflow.Context, id string) error {
 	in := playbooks.Incident{ID: id, Status: "open", Targets: []playbooks.Target{
-		{Kind: playbooks.TargetPod, Namespace: "shop", Name: "web", UID: "u-1"}, {Kind: playbooks.TargetPod, Namespace: "shop", Name: "db", UID: "u-2"},
+		{Kind: playbooks.TargetPod, Namespace: "shop", Name: "web", UID: "u-1"},
+		{Kind: playbooks.TargetPod, Namespace: "shop", Name: "db", UID: "u-2"},
 	}}
 	if id != testIncidentID {
 		in.Playbooks = make([]playbooks.PlaybookRun, 200)
 	}
-	if err := workflow.SetQueryHandler(ctx, workflows.QueryIncident, func() (playbooks.Incident, error) { return in, nil }); err != nil {
+	if err := workflow.SetQueryHandler(ctx, workflows.QueryIncident, func() (playbooks.Incident, error) {
+		return in,
+			nil
+	}); err != nil {
 		return err
 	}
 	workflow.GetSignalChannel(ctx, "close").Receive(ctx, nil)
@@ -139,29 +168,51 @@ func TestManualRequestsPerIncidentAreLimited(t *testing.T) {
 	require.NoError(t, err)
 	intake := api.newIngester(t)
 	intake.Authority, intake.Temporal, intake.IncidentWorkflow = auth, server, "Incident"
-	program, problems := playbooks.LoadPlaybooks([]playbooks.SourceFile{{File: "p.yaml", Content: []byte("playbook: p\ninputs: { x: { type: string, default: y } }\nsteps:\n  - notify: log\n")}}, playbooks.Catalog{"log": {Name: "log", Verb: playbooks.VerbNotify, Class: playbooks.ClassObserve}})
+	program, problems := playbooks.LoadPlaybooks([]playbooks.SourceFile{{
+		File:    "p.yaml",
+		Content: []byte("playbook: p\ninputs: { x: { type: string, default: y } }\nsteps:\n  - notify: log\n"),
+	}},
+		playbooks.Catalog{"log": {Name: "log", Verb: playbooks.VerbNotify, Class: playbooks.ClassObserve}})
 	require.NoError(t, problems.Err())
 	var log bytes.Buffer
 	d := &gateway.ApprovalService{
-		QueryService: &gateway.QueryService{Temporal: server}, Authority: auth, Roster: config.NewRoster(config.Default(), ""), ScopeApprovers: fixedScopeApprovers{}, Log: slog.New(slog.NewTextHandler(&log, nil)),
-		ManualRequests: &gateway.ManualRequests{Ingester: intake, NodeServer: &gateway.NodeServer{}, ProgramForRequest: func(sensors.ManualRequest) (*playbooks.Program, error) { return program[0], nil }},
+		QueryService: &gateway.QueryService{Temporal: server}, Authority: auth, Roster: config.NewRoster(config.Default(),
+			""), ScopeApprovers: fixedScopeApprovers{}, Log: slog.New(slog.NewTextHandler(&log, nil)),
+		ManualRequests: &gateway.ManualRequests{
+			Ingester: intake, NodeServer: &gateway.NodeServer{},
+			ProgramForRequest: func(sensors.ManualRequest) (*playbooks.Program, error) { return program[0], nil },
+		},
 	}
 	keyOf := func(name, uid string) string {
-		one := sensors.Detection{ID: "x", Rule: "r", Title: "t", Severity: sensors.SeverityHigh, Objective: sensors.ObjectiveEscape, Event: sensors.Event{Container: sensors.Container{Pod: sensors.Pod{Namespace: "shop", Name: name, UID: uid}}}}
+		one := sensors.Detection{
+			ID:        "x",
+			Rule:      "r",
+			Title:     "t",
+			Severity:  sensors.SeverityHigh,
+			Objective: sensors.ObjectiveEscape,
+			Event:     sensors.Event{Container: sensors.Container{Pod: sensors.Pod{Namespace: "shop", Name: name, UID: uid}}},
+		}
 		require.NoError(t, intake.Check(t.Context(), &one, ""))
 		return workflows.IncidentWorkflowID(intake.GroupingKey(one))
 	}
 	server.StartWorkflow("Incident", keyOf("web", "u-1"), testIncidentID, testIncidentID)
 	server.StartWorkflow("Incident", keyOf("db", "u-2"), full, full)
 	server.WaitUntilListed("Incident", "Running", 2)
-	ann := gateway.Principal{Person: config.Person{Name: "ann", Groups: []string{"sre"}}, AuthenticatedBy: "a test", RateLimitKey: "ann"}
-	ask := gateway.ContainRequest{ID: "one", Target: "pod/shop/db", Action: "pod.isolate", Duration: time.Hour, Reason: "beacons"}
+	ann := gateway.Principal{
+		Person: config.Person{Name: "ann", Groups: []string{"sre"}}, AuthenticatedBy: "a test",
+		RateLimitKey: "ann",
+	}
+	ask := gateway.ContainRequest{
+		ID: "one", Target: "pod/shop/db", Action: "pod.isolate", Duration: time.Hour,
+		Reason: "beacons",
+	}
 	_, err = d.Contain(t.Context(), ann, ask)
 	require.ErrorContains(t, err, "incident "+full+" has 200 playbook runs and accepts no more requests")
 	require.Empty(t, log.String())
 	ask.Target = testIncidentID
 	_, err = d.Contain(t.Context(), ann, ask)
-	require.ErrorContains(t, err, "1 of 2 targets were requested, the last in "+testIncidentID+"; request pod shop/db: incident "+full)
+	require.ErrorContains(t, err, "1 of 2 targets were requested, the last in "+testIncidentID+
+		"; request pod shop/db: incident "+full)
 	require.Contains(t, log.String(), `msg="a person requested a containment" person=ann`)
 }
 
@@ -181,8 +232,12 @@ func TestManualRequestFromSensorIsRefused(t *testing.T) {
 	} {
 		for _, from := range []string{"", "node-a"} {
 			d := sensors.Detection{
-				ID: "1", Rule: "r", Title: "t", Severity: sensors.SeverityHigh, Confidence: 0.9, Objective: sensors.ObjectiveEscape, Time: time.Now(), Node: "node-a",
-				Event: sensors.Event{Container: sensors.Container{ID: "c0ffee", Pod: sensors.Pod{Namespace: "shop", Name: "web", UID: "u-1"}}},
+				ID: "1", Rule: "r", Title: "t", Severity: sensors.SeverityHigh, Confidence: 0.9, Objective: sensors.ObjectiveEscape,
+				Time: time.Now(), Node: "node-a",
+				Event: sensors.Event{Container: sensors.Container{ID: "c0ffee", Pod: sensors.Pod{
+					Namespace: "shop", Name: "web",
+					UID: "u-1",
+				}}},
 			}
 			require.NoError(t, intake.Check(t.Context(), &d, from))
 			d.TargetConfirmed = false

@@ -48,7 +48,8 @@ type detectionCounters struct {
 
 func (i *Ingester) countDetection(d sensors.Detection, o DetectionOutcome) {
 	kind := DetectionKind{Source: d.Source, Severity: d.Severity, Outcome: o}
-	if kind.Source != SourceStanch && (i.Config == nil || !slices.ContainsFunc(i.Config.Sources, func(f config.Source) bool { return f.Name == d.Source })) {
+	if kind.Source != SourceStanch && (i.Config == nil || !slices.ContainsFunc(i.Config.Sources,
+		func(f config.Source) bool { return f.Name == d.Source })) {
 		kind.Source = otherSource
 	}
 	if kind.Severity.Rank() < 0 {

@@ -85,7 +85,8 @@ func (d *DrillRegistry) IssueKey(name string) (string, error) {
 		}
 	}
 	if len(d.keys) >= maxDrills {
-		return "", &httpError{429, fmt.Sprintf("start drill: %d drills were started within %s; wait until their keys expire", maxDrills, duration.Format(drillKeyLifetime))}
+		return "", &httpError{429, fmt.Sprintf("start drill: %d drills were started within %s; wait until their keys expire",
+			maxDrills, duration.Format(drillKeyLifetime))}
 	}
 	secret := uuid.NewString()
 	d.keys[secret] = &drillKey{name: name, issuedAt: time.Now()}
@@ -117,7 +118,9 @@ func (d *DrillRegistry) NameForKey(secret string) (string, bool) {
 }
 
 // Register adds targets to the scope of the drill with this key: once, and for five minutes.
-func (d *DrillRegistry) Register(ctx context.Context, secret string, targets DrillTargets) (*attestation.DrillRegistration, error) {
+func (d *DrillRegistry) Register(ctx context.Context, secret string,
+	targets DrillTargets,
+) (*attestation.DrillRegistration, error) {
 	k, issued, err := d.reserveRegistration(secret, targets)
 	if err != nil {
 		return nil, err
@@ -130,7 +133,10 @@ func (d *DrillRegistry) Register(ctx context.Context, secret string, targets Dri
 		return nil, err
 	}
 	now := time.Now()
-	k.registration = &attestation.DrillRegistration{Name: k.name, Targets: registered, RegisteredAt: now, ExpiresAt: now.Add(drillRegistrationLifetime)}
+	k.registration = &attestation.DrillRegistration{
+		Name: k.name, Targets: registered, RegisteredAt: now,
+		ExpiresAt: now.Add(drillRegistrationLifetime),
+	}
 	return k.registration, nil
 }
 
@@ -141,19 +147,29 @@ func (d *DrillRegistry) reserveRegistration(secret string, targets DrillTargets)
 	k := d.findKey(secret)
 	switch n := len(targets.Containers) + len(targets.Pods) + len(targets.Deployments) + len(targets.Roles); {
 	case k == nil:
-		return nil, time.Time{}, forbidden("register drill targets: the drill's key is unknown or expired; start the drill again")
+		return nil, time.Time{}, forbidden(
+			"register drill targets: the drill's key is unknown or expired; start the drill again",
+		)
 	case k.registering:
-		return nil, time.Time{}, forbidden("register drill targets: this drill registered its targets already; start another drill")
+		return nil, time.Time{}, forbidden(
+			"register drill targets: this drill registered its targets already; start another drill",
+		)
 	case time.Since(k.issuedAt) > drillRegistrationLifetime:
-		return nil, time.Time{}, forbidden("register drill targets: the key is older than %s; start the drill again", duration.Format(drillRegistrationLifetime))
+		return nil, time.Time{}, forbidden("register drill targets: the key is older than %s; start the drill again",
+			duration.Format(drillRegistrationLifetime))
 	case n == 0 || n > maxDrillTargets:
-		return nil, time.Time{}, &httpError{400, fmt.Sprintf("register drill targets: %d targets are not allowed; name 1 to %d", n, maxDrillTargets)}
+		return nil, time.Time{}, &httpError{
+			400,
+			fmt.Sprintf("register drill targets: %d targets are not allowed; name 1 to %d", n, maxDrillTargets),
+		}
 	}
 	k.registering = true
 	return k, k.issuedAt, nil
 }
 
-func (d *DrillRegistry) verifyTargets(ctx context.Context, targets DrillTargets, issued time.Time) ([]attestation.DrillTarget, error) {
+func (d *DrillRegistry) verifyTargets(ctx context.Context, targets DrillTargets,
+	issued time.Time,
+) ([]attestation.DrillTarget, error) {
 	var out []attestation.DrillTarget
 	for _, c := range targets.Containers {
 		if err := verifyContainer(c, issued); err != nil {
@@ -177,7 +193,11 @@ func (d *DrillRegistry) verifyTargets(ctx context.Context, targets DrillTargets,
 	}
 	for _, name := range targets.Roles {
 		if d.RoleID == nil || !strings.HasPrefix(name, config.DrillRolePrefix) {
-			return nil, forbidden("register drill role %q: not allowed; its name must begin with %q, and `aws:` must be configured", truncateText(name), config.DrillRolePrefix)
+			return nil, forbidden(
+				"register drill role %q: not allowed; its name must begin with %q, and `aws:` must be configured",
+				truncateText(name),
+				config.DrillRolePrefix,
+			)
 		}
 		id, err := d.RoleID(ctx, name)
 		if err != nil {
@@ -196,8 +216,10 @@ var (
 // verifyContainer checks that a cgroup of this machine is empty and newer than the drill's key: a running container, or
 // one with other processes, is never a drill's. It must be below the root of the tree, where only root creates cgroups.
 func verifyContainer(c DrillContainer, issued time.Time) error {
-	if !drillContainerIDPattern.MatchString(c.ID) || !drillCgroupPathPattern.MatchString(c.CgroupPath) || filepath.Base(c.CgroupPath) != c.ID {
-		return &httpError{400, fmt.Sprintf("register drill container %q: invalid id or cgroup path %q", truncateText(c.ID), truncateText(c.CgroupPath))}
+	if !drillContainerIDPattern.MatchString(c.ID) || !drillCgroupPathPattern.MatchString(c.CgroupPath) ||
+		filepath.Base(c.CgroupPath) != c.ID {
+		return &httpError{400, fmt.Sprintf("register drill container %q: invalid id or cgroup path %q", truncateText(c.ID),
+			truncateText(c.CgroupPath))}
 	}
 	root, err := containermeta.FindCgroupRoot()
 	if err != nil {
@@ -206,7 +228,8 @@ func verifyContainer(c DrillContainer, issued time.Time) error {
 	dir := filepath.Join(root, c.CgroupPath)
 	var st unix.Stat_t
 	if err := unix.Stat(dir, &st); err != nil {
-		return forbidden("register drill container: cgroup %s is not on this machine (%v); run the drill where Stanch runs", c.CgroupPath, err)
+		return forbidden("register drill container: cgroup %s is not on this machine (%v); run the drill where Stanch runs",
+			c.CgroupPath, err)
 	}
 	pids, err := containermeta.ListPIDs(dir)
 	switch created := time.Unix(st.Mtim.Unix()); {

@@ -93,7 +93,10 @@ func TestDrillRegistersOnlyOwnTargets(t *testing.T) {
 		"cgroup older than the drill": {func(_ *testing.T, drills *DrillRegistry, secret *string, _ *DrillContainer) {
 			drills.keys[*secret].issuedAt = time.Now().Add(time.Minute)
 		}, "existed before the drill"},
-		"another inode": {func(_ *testing.T, _ *DrillRegistry, _ *string, c *DrillContainer) { c.CgroupID++ }, "has the inode"},
+		"another inode": {
+			func(_ *testing.T, _ *DrillRegistry, _ *string, c *DrillContainer) { c.CgroupID++ },
+			"has the inode",
+		},
 		"parent path": {func(_ *testing.T, _ *DrillRegistry, _ *string, c *DrillContainer) {
 			c.CgroupPath = "/stanch-drill-test/../x/" + c.ID
 		}, "invalid id or cgroup path"},
@@ -104,8 +107,10 @@ func TestDrillRegistersOnlyOwnTargets(t *testing.T) {
 			c.ID = strings.Repeat("ef", 32)
 			c.CgroupPath = "/stanch-drill-test/" + c.ID
 		}, "is not on this machine"},
-		"unknown key": {func(_ *testing.T, _ *DrillRegistry, secret *string, _ *DrillContainer) { *secret = "guess" },
-			"unknown or expired"},
+		"unknown key": {
+			func(_ *testing.T, _ *DrillRegistry, secret *string, _ *DrillContainer) { *secret = "guess" },
+			"unknown or expired",
+		},
 		"expired key": {func(_ *testing.T, drills *DrillRegistry, secret *string, _ *DrillContainer) {
 			drills.keys[*secret].issuedAt = time.Now().Add(-6 * time.Minute)
 		}, "older than 5m"},

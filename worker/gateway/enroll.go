@@ -83,8 +83,10 @@ func (e *Enroller) enroll(r *http.Request) (*EnrollResponse, error) {
 		return nil, err
 	}
 	if !e.renewalLimiter.allow(node) {
-		return nil, &httpError{http.StatusTooManyRequests,
-			"too many requests: this node just received a certificate; wait a moment"}
+		return nil, &httpError{
+			http.StatusTooManyRequests,
+			"too many requests: this node just received a certificate; wait a moment",
+		}
 	}
 	certificate, err := e.SignCSR(ctx, node, q.CSR)
 	if err != nil {

@@ -26,19 +26,27 @@ import (
 func TestSensorEnrollsOnlyForItsOwnNode(t *testing.T) {
 	pki, err := authority.OpenOrCreatePKI(t.TempDir())
 	require.NoError(t, err)
-	kube := fake.NewClientset(&corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "stanch-system", Name: "sensor-a", UID: "uid-a"}, Spec: corev1.PodSpec{NodeName: "node-a", ServiceAccountName: "stanch-sensor"}})
+	kube := fake.NewClientset(&corev1.Pod{ObjectMeta: metav1.ObjectMeta{
+		Namespace: "stanch-system", Name: "sensor-a",
+		UID: "uid-a",
+	}, Spec: corev1.PodSpec{NodeName: "node-a", ServiceAccountName: "stanch-sensor"}})
 	good := func() authenticationv1.TokenReviewStatus {
-		return authenticationv1.TokenReviewStatus{Authenticated: true, Audiences: []string{gateway.EnrollAudience}, User: authenticationv1.UserInfo{
-			Username: "system:serviceaccount:stanch-system:stanch-sensor",
-			Extra: map[string]authenticationv1.ExtraValue{
-				"authentication.kubernetes.io/pod-name": {"sensor-a"}, "authentication.kubernetes.io/pod-uid": {"uid-a"}, "authentication.kubernetes.io/node-name": {"node-a"},
+		return authenticationv1.TokenReviewStatus{
+			Authenticated: true, Audiences: []string{gateway.EnrollAudience},
+			User: authenticationv1.UserInfo{
+				Username: "system:serviceaccount:stanch-system:stanch-sensor",
+				Extra: map[string]authenticationv1.ExtraValue{
+					"authentication.kubernetes.io/pod-name": {"sensor-a"}, "authentication.kubernetes.io/pod-uid": {"uid-a"},
+					"authentication.kubernetes.io/node-name": {"node-a"},
+				},
 			},
-		}}
+		}
 	}
 	status := good()
 	kube.PrependReactor("create", "tokenreviews", func(a k8stesting.Action) (bool, runtime.Object, error) {
 		review := a.(k8stesting.CreateAction).GetObject().(*authenticationv1.TokenReview)
-		if review.Spec.Token != "the-pods-token" || len(review.Spec.Audiences) != 1 || review.Spec.Audiences[0] != gateway.EnrollAudience {
+		if review.Spec.Token != "the-pods-token" || len(review.Spec.Audiences) != 1 ||
+			review.Spec.Audiences[0] != gateway.EnrollAudience {
 			return true, &authenticationv1.TokenReview{}, nil
 		}
 		return true, &authenticationv1.TokenReview{Status: status}, nil
@@ -46,12 +54,16 @@ func TestSensorEnrollsOnlyForItsOwnNode(t *testing.T) {
 	auth, err := authority.OpenOrCreate(t.TempDir())
 	require.NoError(t, err)
 	enroll := &gateway.Enroller{
-		KeySet: auth.KeySet(), Kube: kube, Namespace: "stanch-system", ServiceAccount: "stanch-sensor", Log: slog.New(slog.DiscardHandler),
+		KeySet: auth.KeySet(), Kube: kube, Namespace: "stanch-system", ServiceAccount: "stanch-sensor",
+		Log: slog.New(slog.DiscardHandler),
 		SignCSR: func(_ context.Context, node string, csr []byte) ([]byte, error) {
 			return pki.SignCSR(authority.RoleNode, node, csr)
 		},
 	}
-	remote := &gateway.ClusterAPI{API: gateway.API{ApprovalService: &gateway.ApprovalService{}}, Kube: kube, Enroller: enroll}
+	remote := &gateway.ClusterAPI{
+		API: gateway.API{ApprovalService: &gateway.ApprovalService{}}, Kube: kube,
+		Enroller: enroll,
+	}
 	server := httptest.NewUnstartedServer(remote.HTTPServer().Handler)
 	server.TLS, err = pki.RenewingTLSConfig(authority.RoleGateway, "gateway", gatewayrpc.ServerName)
 	require.NoError(t, err)
@@ -65,15 +77,25 @@ func TestSensorEnrollsOnlyForItsOwnNode(t *testing.T) {
 		require.NoError(t, os.WriteFile(path, []byte(text), 0o600))
 		return path
 	}
-	e := gatewayrpc.Enrollment{GatewayURL: server.URL, TokenFile: write("token", "the-pods-token\n"), CAFile: write("ca.crt", string(pki.CACertPEM())), CertificatePath: filepath.Join(dir, "node.pem"), PinnedKeysPath: filepath.Join(dir, gatewayrpc.AuthorityKeysFile)}
+	e := gatewayrpc.Enrollment{
+		GatewayURL: server.URL, TokenFile: write("token", "the-pods-token\n"),
+		CAFile: write("ca.crt", string(pki.CACertPEM())), CertificatePath: filepath.Join(dir, "node.pem"),
+		PinnedKeysPath: filepath.Join(dir, gatewayrpc.AuthorityKeysFile),
+	}
 
 	for want, bend := range map[string]func(){
-		"not for the audience":    func() { status.Authenticated = false },
-		"not the sensor's":        func() { status.User.Username = "system:serviceaccount:shop:web" },
-		"not bound to a pod":      func() { delete(status.User.Extra, "authentication.kubernetes.io/pod-uid") },
-		"no longer exists":        func() { status.User.Extra["authentication.kubernetes.io/pod-uid"] = []string{"uid-before"} },
-		"not the node of its pod": func() { status.User.Extra["authentication.kubernetes.io/node-name"] = []string{"node-b"} },
-		"get the token's pod":     func() { status.User.Extra["authentication.kubernetes.io/pod-name"] = []string{"other"} },
+		"not for the audience": func() { status.Authenticated = false },
+		"not the sensor's":     func() { status.User.Username = "system:serviceaccount:shop:web" },
+		"not bound to a pod":   func() { delete(status.User.Extra, "authentication.kubernetes.io/pod-uid") },
+		"no longer exists": func() {
+			status.User.Extra["authentication.kubernetes.io/pod-uid"] = []string{"uid-before"}
+		},
+		"not the node of its pod": func() {
+			status.User.Extra["authentication.kubernetes.io/node-name"] = []string{"node-b"}
+		},
+		"get the token's pod": func() {
+			status.User.Extra["authentication.kubernetes.io/pod-name"] = []string{"other"}
+		},
 	} {
 		status = good()
 		bend()

@@ -17,9 +17,15 @@ import (
 
 // extendableLeaseWorkflow is a lease that runs for a time and accepts extensions.
 func extendableLeaseWorkflow(ctx workflow.Context, d time.Duration) error {
-	m := &lease.Machine{LeaseID: lease.IDFromFirstRun(workflow.GetInfo(ctx).FirstRunID), State: lease.StateHeld, Action: "pod.isolate", Target: playbooks.Target{Kind: playbooks.TargetPod, UID: "1"}}
+	m := &lease.Machine{
+		LeaseID: lease.IDFromFirstRun(workflow.GetInfo(ctx).FirstRunID), State: lease.StateHeld,
+		Action: "pod.isolate", Target: playbooks.Target{Kind: playbooks.TargetPod, UID: "1"},
+	}
 	m.Holders = map[string]*lease.Holder{"one": {ID: "one", ExpiresAt: workflow.Now(ctx).Add(d)}}
-	if err := workflow.SetQueryHandler(ctx, workflows.QueryLease, func() (*lease.Machine, error) { return m, nil }); err != nil {
+	if err := workflow.SetQueryHandler(ctx, workflows.QueryLease, func() (*lease.Machine, error) {
+		return m,
+			nil
+	}); err != nil {
 		return err
 	}
 	for {
@@ -32,7 +38,10 @@ func extendableLeaseWorkflow(ctx workflow.Context, d time.Duration) error {
 // `--for` counts from now: a lease with a later end is unchanged, and the response names its end.
 func TestExtendNeverShortensLease(t *testing.T) {
 	s := temporal.Start(t, map[string]any{"Lease": extendableLeaseWorkflow})
-	d, operator := newApprovalService(t, s), gateway.Principal{Person: config.Person{Name: "ann"}, AuthenticatedBy: "uid 7", IsOperator: true}
+	d, operator := newApprovalService(t, s), gateway.Principal{
+		Person:          config.Person{Name: "ann"},
+		AuthenticatedBy: "uid 7", IsOperator: true,
+	}
 	run := s.StartWorkflow("Lease", "lease/prod/pod:1/network", "", 4*time.Hour)
 	s.WaitUntilListed("Lease", "Running", 1)
 	id := lease.IDFromFirstRun(run.GetRunID())

@@ -25,7 +25,8 @@ func (h *NodeServer) nodesRunningContainer(ctx context.Context, container, node 
 	for _, name := range names {
 		all.Go(func() {
 			var state gatewayrpc.ContainmentState
-			_, err := h.Call(ctx, name, gatewayrpc.CommandLockState, gatewayrpc.StateQuery{Target: gatewayrpc.NodeTarget{ContainerID: container}}, &state)
+			_, err := h.Call(ctx, name, gatewayrpc.CommandLockState,
+				gatewayrpc.StateQuery{Target: gatewayrpc.NodeTarget{ContainerID: container}}, &state)
 			if err != nil || state.TargetGone {
 				return
 			}

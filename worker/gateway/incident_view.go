@@ -142,17 +142,24 @@ func (a *API) viewIncidents(r *http.Request) ([]IncidentView, error) {
 }
 
 // buildView returns an incident with its pending approval requests, for the viewer.
-func (v *viewBuilder) buildView(ctx context.Context, in playbooks.Incident, pending []activities.ApprovalRequest) IncidentView {
+func (v *viewBuilder) buildView(ctx context.Context, in playbooks.Incident,
+	pending []activities.ApprovalRequest,
+) IncidentView {
 	worst, _ := display.HeadlineDetection(in)
-	out := IncidentView{Incident: in, StatusText: display.DescribeStatus(in), Headline: worst.Title, OutcomeText: display.SummarizeOutcomes(in)}
+	out := IncidentView{
+		Incident: in, StatusText: display.DescribeStatus(in), Headline: worst.Title,
+		OutcomeText: display.SummarizeOutcomes(in),
+	}
 	if in.Status == "open" && in.Disposition == "" {
 		out.RefusedWhilePaused = display.FindRefusedWhilePaused(in)
 	}
 	for _, q := range pending {
 		if q.IncidentID == in.ID {
 			out.OpenApprovals = append(out.OpenApprovals, OpenApproval{
-				Name: q.QualifiedID(), Title: q.Title + q.DurationText(), Approvers: q.Approvers.Describe(), ApprovedBy: q.ApprovedBy, Quorum: max(q.Approvers.Quorum, 1), Deadline: q.Deadline, ViewerCanApprove: v.wouldVoteCount(ctx, in, q),
-				Warnings: v.warnings(in, q),
+				Name: q.QualifiedID(), Title: q.Title + q.DurationText(), Approvers: q.Approvers.Describe(),
+				ApprovedBy: q.ApprovedBy, Quorum: max(q.Approvers.Quorum, 1), Deadline: q.Deadline,
+				ViewerCanApprove: v.wouldVoteCount(ctx, in, q),
+				Warnings:         v.warnings(in, q),
 			})
 		}
 	}
@@ -190,7 +197,10 @@ func (v *viewBuilder) warnings(in playbooks.Incident, q activities.ApprovalReque
 	if v.config == nil || in.Drill {
 		return out
 	}
-	if why := v.tooFewApproversReason(v.config, q.Approvers, func(p config.Person) bool { return in.ActorsTruncated || exclusionReason(in, q, p) != "" }); why != "" {
+	if why := v.tooFewApproversReason(v.config, q.Approvers, func(p config.Person) bool {
+		return in.ActorsTruncated ||
+			exclusionReason(in, q, p) != ""
+	}); why != "" {
 		out = append(out, why)
 	}
 	return out
@@ -199,7 +209,8 @@ func (v *viewBuilder) warnings(in playbooks.Incident, q activities.ApprovalReque
 // wouldVoteCount reports whether an approval of the viewer would count. It is a hint: the vote itself is checked again.
 func (v *viewBuilder) wouldVoteCount(ctx context.Context, in playbooks.Incident, q activities.ApprovalRequest) bool {
 	s := v.principal
-	if !v.authenticated || in.ActorsTruncated || exclusionReason(in, q, s.Person) != "" || slices.Contains(q.ApprovedBy, s.Name) || s.DrillName != "" && !in.Drill {
+	if !v.authenticated || in.ActorsTruncated || exclusionReason(in, q, s.Person) != "" ||
+		slices.Contains(q.ApprovedBy, s.Name) || s.DrillName != "" && !in.Drill {
 		return false
 	}
 	since := time.Since(q.AskedAt)

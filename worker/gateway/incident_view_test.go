@@ -24,7 +24,10 @@ import (
 
 // knownIncidentWorkflow is an open incident as its workflow knows it.
 func knownIncidentWorkflow(ctx workflow.Context, in playbooks.Incident) (playbooks.Incident, error) {
-	if err := workflow.SetQueryHandler(ctx, workflows.QueryIncident, func() (playbooks.Incident, error) { return in, nil }); err != nil {
+	if err := workflow.SetQueryHandler(ctx, workflows.QueryIncident, func() (playbooks.Incident, error) {
+		return in,
+			nil
+	}); err != nil {
 		return in, err
 	}
 	workflow.GetSignalChannel(ctx, "close").Receive(ctx, nil)
@@ -37,10 +40,17 @@ func runningPlaybookWorkflow(ctx workflow.Context, report playbook.Report, reque
 	for _, a := range requests {
 		open = append(open, a.approvalRequest(workflow.GetInfo(ctx).WorkflowExecution.ID))
 	}
-	if err := workflow.SetQueryHandler(ctx, workflows.QueryPendingApprovals, func() ([]activities.ApprovalRequest, error) { return open, nil }); err != nil {
+	if err := workflow.SetQueryHandler(ctx, workflows.QueryPendingApprovals, func() ([]activities.ApprovalRequest,
+		error,
+	) {
+		return open, nil
+	}); err != nil {
 		return err
 	}
-	if err := workflow.SetQueryHandler(ctx, workflows.QuerySteps, func() (playbook.Report, error) { return report, nil }); err != nil {
+	if err := workflow.SetQueryHandler(ctx, workflows.QuerySteps, func() (playbook.Report, error) {
+		return report,
+			nil
+	}); err != nil {
 		return err
 	}
 	workflow.GetSignalChannel(ctx, "end").Receive(ctx, nil)
@@ -58,7 +68,10 @@ func newServedAPI(t *testing.T, s *temporal.Server) *servedAPI {
 	d, who := newResponderFixture(t, s)
 	d.KillSwitch = &guards.FileKillSwitch{FilePath: filepath.Join(t.TempDir(), "switch"), Authority: d.Authority}
 	d.Log = slog.New(slog.DiscardHandler)
-	d.InstallationInfo = gateway.InstallationInfo{Version: "v0", StartedAt: time.Now(), PlaybookNames: func() []string { return []string{"miner"} }}
+	d.InstallationInfo = gateway.InstallationInfo{
+		Version: "v0", StartedAt: time.Now(),
+		PlaybookNames: func() []string { return []string{"miner"} },
+	}
 	api := &gateway.API{ApprovalService: d, Identify: func(r *http.Request) (gateway.Principal, error) {
 		speaker := who(r.Header.Get("Who"))
 		speaker.IsOperator = speaker.Name == "alice"
@@ -89,14 +102,21 @@ func TestLiveStateIsShownWhileApprovalIsPending(t *testing.T) {
 	opened := time.Now().UTC().Truncate(time.Second)
 	pod := playbooks.Target{Kind: playbooks.TargetPod, Namespace: "shop", Name: "web-1", UID: "1"}
 	s.StartWorkflow("Incident", "incident/a", testIncidentID, playbooks.Incident{
-		ID: testIncidentID, Status: "open", TotalDetections: 2, Opened: opened, Targets: []playbooks.Target{pod}, Playbooks: []playbooks.PlaybookRun{{Playbook: "miner", WorkflowID: "playbook/a/1", Started: opened}},
-		Detections: []playbooks.DetectionSummary{{Title: "Connection to a mining pool's port", Severity: "medium"}, {Title: "Reverse shell", Severity: "critical"}},
-		Timeline:   []playbooks.TimelineEntry{{At: opened.Add(2 * time.Second), Text: "later"}, {At: opened, Text: "first"}},
+		ID: testIncidentID, Status: "open", TotalDetections: 2, Opened: opened, Targets: []playbooks.Target{pod},
+		Playbooks: []playbooks.PlaybookRun{{Playbook: "miner", WorkflowID: "playbook/a/1", Started: opened}},
+		Detections: []playbooks.DetectionSummary{
+			{Title: "Connection to a mining pool's port", Severity: "medium"},
+			{Title: "Reverse shell", Severity: "critical"},
+		},
+		Timeline: []playbooks.TimelineEntry{{At: opened.Add(2 * time.Second), Text: "later"}, {At: opened, Text: "first"}},
 	})
 	evidence := playbooks.EvidenceRef{Name: "processes.json", Action: "pod.processes", SHA256: "ab"}
 	s.StartWorkflow("Playbook", "playbook/a/1", testIncidentID, playbook.Report{
 		WorkflowID: "playbook/a/1", Playbook: "miner", Evidence: []playbooks.EvidenceRef{evidence},
-		Steps: []playbooks.StepReport{{Step: "steps[0]", Action: "pod.processes", Verb: playbooks.VerbEvidence, Outcome: playbooks.OutcomeSucceeded, At: opened.Add(time.Second)}},
+		Steps: []playbooks.StepReport{{
+			Step: "steps[0]", Action: "pod.processes", Verb: playbooks.VerbEvidence,
+			Outcome: playbooks.OutcomeSucceeded, At: opened.Add(time.Second),
+		}},
 	}, []testRequest{{"steps[2]#1", "steps[2]", "isolate the pod", "pod.isolate"}})
 	s.WaitUntilListed("Incident", "Running", 1)
 	s.WaitUntilListed("Playbook", "Running", 1)
@@ -143,10 +163,17 @@ func TestApprovalRequestShowsWarnings(t *testing.T) {
 	api := newServedAPI(t, s)
 	run := "playbook/" + testIncidentID + "/1/mine"
 	s.StartWorkflow("Incident", "incident/a", testIncidentID, playbooks.Incident{
-		ID: testIncidentID, Status: "open", TotalDetections: 1, Opened: time.Now(), Actors: []string{"person:bob", "person:alice"},
-		Playbooks: []playbooks.PlaybookRun{{Playbook: "mine", WorkflowID: run, Started: time.Now(), RequestID: "request/1", RequestedBy: "bob"}},
+		ID: testIncidentID, Status: "open", TotalDetections: 1, Opened: time.Now(), Actors: []string{
+			"person:bob",
+			"person:alice",
+		},
+		Playbooks: []playbooks.PlaybookRun{{
+			Playbook: "mine", WorkflowID: run, Started: time.Now(), RequestID: "request/1",
+			RequestedBy: "bob",
+		}},
 	})
-	s.StartWorkflow("Playbook", run, testIncidentID, []testRequest{{"steps[2]#1", "steps[2]", "isolate the pod", "pod.isolate"}})
+	s.StartWorkflow("Playbook", run, testIncidentID,
+		[]testRequest{{"steps[2]#1", "steps[2]", "isolate the pod", "pod.isolate"}})
 	s.WaitUntilListed("Incident", "Running", 1)
 	s.WaitUntilListed("Playbook", "Running", 1)
 	var in gateway.IncidentView
@@ -165,10 +192,12 @@ func TestApprovalRequestShowsWarnings(t *testing.T) {
 	require.Regexp(t, "^new containments are paused \\(by bob .*: migration\\): containments approved now are refused; "+
 		"run `stanch resume` first$", in.OpenApprovals[0].Warnings[0])
 	var a gateway.VoteResult
-	api.callAs(t, "alice", http.MethodPost, "/v1/vote", `{"incident":"`+testIncidentID+`","approve":true,"wait_for_result":true}`, &a)
+	api.callAs(t, "alice", http.MethodPost, "/v1/vote", `{"incident":"`+testIncidentID+
+		`","approve":true,"wait_for_result":true}`, &a)
 	require.Equal(t, gateway.ResultCounted, a.Result)
 	require.Contains(t, a.Message, "waiting for 1 more of responders; new containments are paused (")
-	api.callAs(t, "alice", http.MethodPost, "/v1/vote", `{"incident":"`+testIncidentID+`","approve":true,"wait_for_result":true,"break_glass":true,"reason":"nobody else"}`, &a)
+	api.callAs(t, "alice", http.MethodPost, "/v1/vote", `{"incident":"`+testIncidentID+
+		`","approve":true,"wait_for_result":true,"break_glass":true,"reason":"nobody else"}`, &a)
 	require.Equal(t, gateway.ResultApproved, a.Result)
 	require.NotContains(t, a.Message, "goes ahead")
 	require.Contains(t, a.Message, "alone with break-glass, for the complete quorum; it is refused, since new "+
@@ -194,12 +223,24 @@ func TestResumeListsContainmentsRefusedWhilePaused(t *testing.T) {
 		return playbooks.Target{Kind: playbooks.TargetPod, Namespace: "shop", Name: "web-" + n, UID: n}
 	}
 	refused := func(n string) playbooks.StepReport {
-		return playbooks.StepReport{Action: "pod.isolate", Verb: playbooks.VerbContain, Target: "pod:" + n, Outcome: playbooks.OutcomeRefused, Reason: playbooks.ReasonPaused + " (by bob); …", At: time.Now()}
+		return playbooks.StepReport{
+			Action: "pod.isolate", Verb: playbooks.VerbContain, Target: "pod:" + n,
+			Outcome: playbooks.OutcomeRefused, Reason: playbooks.ReasonPaused + " (by bob); …", At: time.Now(),
+		}
 	}
-	contained := playbooks.StepReport{Action: "pod.isolate", Verb: playbooks.VerbContain, Target: "pod:2", LeaseID: "LSE-1", Outcome: playbooks.OutcomeChanged, At: time.Now().Add(time.Minute)}
+	contained := playbooks.StepReport{
+		Action: "pod.isolate", Verb: playbooks.VerbContain, Target: "pod:2",
+		LeaseID: "LSE-1", Outcome: playbooks.OutcomeChanged, At: time.Now().Add(time.Minute),
+	}
 	in := playbooks.Incident{
-		ID: testIncidentID, Status: "open", TotalDetections: 1, Opened: time.Now(), Targets: []playbooks.Target{pod("1"), pod("2")},
-		Playbooks: []playbooks.PlaybookRun{{Playbook: "miner", Ended: time.Now(), Steps: []playbooks.StepReport{refused("1"), refused("1"), refused("2"), contained}}},
+		ID: testIncidentID, Status: "open", TotalDetections: 1, Opened: time.Now(), Targets: []playbooks.Target{
+			pod("1"),
+			pod("2"),
+		},
+		Playbooks: []playbooks.PlaybookRun{{Playbook: "miner", Ended: time.Now(), Steps: []playbooks.StepReport{
+			refused("1"),
+			refused("1"), refused("2"), contained,
+		}}},
 	}
 	s.StartWorkflow("Incident", "incident/a", testIncidentID, in)
 	other := in
@@ -221,7 +262,8 @@ func TestResumeListsContainmentsRefusedWhilePaused(t *testing.T) {
 	require.Len(t, done.RefusedContainments, 1, "listed once, without contained targets and resolved incidents")
 	require.Equal(t, testIncidentID, done.RefusedContainments[0].IncidentID)
 	require.Equal(t, "pod shop/web-1", done.RefusedContainments[0].Target)
-	require.Equal(t, "stanch run miner --on pod/shop/web-1 --reason 'refused while paused'", done.RefusedContainments[0].RetryCommand)
+	require.Equal(t, "stanch run miner --on pod/shop/web-1 --reason 'refused while paused'",
+		done.RefusedContainments[0].RetryCommand)
 
 	var view gateway.IncidentView
 	api.callAs(t, "alice", http.MethodGet, "/v1/incidents/"+testIncidentID, "", &view)

@@ -134,7 +134,8 @@ func (i *Ingester) Check(ctx context.Context, d *sensors.Detection, from string)
 }
 
 func (i *Ingester) checkDetection(ctx context.Context, d *sensors.Detection, from string) error {
-	if d.ManualRequest != nil || d.Rule == sensors.RuleManualRequest || d.Objective == sensors.ObjectiveManualRequest || d.Event.Kind == sensors.KindManualRequest || strings.HasPrefix(d.Event.Actor, sensors.ActorPersonPrefix) {
+	if d.ManualRequest != nil || d.Rule == sensors.RuleManualRequest || d.Objective == sensors.ObjectiveManualRequest ||
+		d.Event.Kind == sensors.KindManualRequest || strings.HasPrefix(d.Event.Actor, sensors.ActorPersonPrefix) {
 		return errors.New("invalid detection: only a person can make a manual request, not a sensor")
 	}
 	if from == "" {
@@ -220,7 +221,9 @@ func (i *Ingester) GroupingKey(d sensors.Detection) string {
 }
 
 // ingestManualRequest sends a person's request to the incident of its target, with its attestation.
-func (i *Ingester) ingestManualRequest(ctx context.Context, d sensors.Detection, requested *attestation.ManualRequest) error {
+func (i *Ingester) ingestManualRequest(ctx context.Context, d sensors.Detection,
+	requested *attestation.ManualRequest,
+) error {
 	wait, err := i.enqueue(d, requested)
 	if err != nil {
 		return err
@@ -262,7 +265,10 @@ func (i *Ingester) enqueue(d sensors.Detection, requested *attestation.ManualReq
 	if i.queuedCount >= maxQueuedDetections {
 		return nil, &TemporaryError{fmt.Errorf("%d detections are waiting for Temporal; send it again later", i.queuedCount)}
 	}
-	q.waiting = append(q.waiting, &queuedDetection{detection: d, manualRequest: requested, sizeBytes: len(raw), results: []chan error{wait}, receivedAt: time.Now()})
+	q.waiting = append(q.waiting, &queuedDetection{
+		detection: d, manualRequest: requested, sizeBytes: len(raw),
+		results: []chan error{wait}, receivedAt: time.Now(),
+	})
 	i.queuedCount++
 	if !q.draining {
 		q.draining = true
@@ -272,8 +278,12 @@ func (i *Ingester) enqueue(d sensors.Detection, requested *attestation.ManualReq
 }
 
 func isSameDetection(a, b sensors.Detection) bool {
-	return a.Rule == b.Rule && a.Source == b.Source && a.Event.Container.ID == b.Event.Container.ID && a.Event.Container.Pod.UID == b.Event.Container.Pod.UID &&
-		a.Event.Actor == b.Event.Actor && a.Event.Subject == b.Event.Subject && a.Event.Kind == b.Event.Kind && a.Event.Syscall == b.Event.Syscall && a.Event.Process.Exe == b.Event.Process.Exe && a.Event.Network == b.Event.Network && a.Event.File == b.Event.File && slices.Equal(a.Event.Process.Args, b.Event.Process.Args)
+	return a.Rule == b.Rule && a.Source == b.Source && a.Event.Container.ID == b.Event.Container.ID &&
+		a.Event.Container.Pod.UID == b.Event.Container.Pod.UID &&
+		a.Event.Actor == b.Event.Actor && a.Event.Subject == b.Event.Subject && a.Event.Kind == b.Event.Kind &&
+		a.Event.Syscall == b.Event.Syscall && a.Event.Process.Exe == b.Event.Process.Exe &&
+		a.Event.Network == b.Event.Network && a.Event.File == b.Event.File && slices.Equal(a.Event.Process.Args,
+		b.Event.Process.Args)
 }
 
 // drainQueue sends an incident its waiting detections until there are none.
@@ -318,20 +328,28 @@ func (i *Ingester) signalIncident(key string, batch []*queuedDetection) error {
 	}
 	i.hitFailpoint("intake/attested")
 	id := "INC-" + ulid.MustNew(ulid.Timestamp(now), rand.Reader).String()
-	in := incident.Input{ID: id, GroupingKey: key, Cluster: i.Config.Cluster, Scope: scope, Phase: phase, Drill: inDrill, IdleTimeout: time.Duration(i.Config.IdleTimeout), LeaseTiming: i.LeaseTiming, ChatEnabled: i.ChatEnabled, ConfigHash: i.Config.Hash()}
+	in := incident.Input{
+		ID: id, GroupingKey: key, Cluster: i.Config.Cluster, Scope: scope, Phase: phase, Drill: inDrill,
+		IdleTimeout: time.Duration(i.Config.IdleTimeout), LeaseTiming: i.LeaseTiming, ChatEnabled: i.ChatEnabled,
+		ConfigHash: i.Config.Hash(),
+	}
 	if inDrill {
 		in.IdleTimeout = 30 * time.Second
 	}
 	options := client.StartWorkflowOptions{
-		ID: workflows.IncidentWorkflowID(key), TaskQueue: workflows.TaskQueue,
+		ID:                    workflows.IncidentWorkflowID(key),
+		TaskQueue:             workflows.TaskQueue,
 		WorkflowIDReusePolicy: enumspb.WORKFLOW_ID_REUSE_POLICY_ALLOW_DUPLICATE,
-		TypedSearchAttributes: temporal.NewSearchAttributes(temporal.NewSearchAttributeKeyKeyword(workflows.IncidentSearchAttribute).ValueSet(id)),
+		TypedSearchAttributes: temporal.NewSearchAttributes(
+			temporal.NewSearchAttributeKeyKeyword(workflows.IncidentSearchAttribute).ValueSet(id),
+		),
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
 	defer cancel()
 	ctx, span := i.startBatchSpan(ctx, batch)
 	defer span.End()
-	if _, err := i.Temporal.SignalWithStartWorkflow(ctx, workflows.IncidentWorkflowID(key), workflows.SignalDetections, attested, options, i.IncidentWorkflow, in); err != nil {
+	if _, err := i.Temporal.SignalWithStartWorkflow(ctx, workflows.IncidentWorkflowID(key), workflows.SignalDetections,
+		attested, options, i.IncidentWorkflow, in); err != nil {
 		span.SetStatus(codes.Error, "")
 		return &TemporaryError{fmt.Errorf("send %d detections to incident %s: %w", len(batch), key, err)}
 	}
@@ -340,12 +358,16 @@ func (i *Ingester) signalIncident(key string, batch []*queuedDetection) error {
 }
 
 // signAttestation signs that a detection was accepted or, with requested, that a person requested something.
-func (i *Ingester) signAttestation(d sensors.Detection, now time.Time, requested *attestation.ManualRequest) (attestation.Envelope, error) {
+func (i *Ingester) signAttestation(d sensors.Detection, now time.Time,
+	requested *attestation.ManualRequest,
+) (attestation.Envelope, error) {
 	scope, _, drill := i.scopeOfDetection(d)
 	signed, err := i.Authority.Sign(attestation.PayloadTypeAttestation, attestation.Attestation{
-		DetectionID: d.ID, DetectionHash: attestation.HashJSON(d), TargetID: incident.TargetOfDetection(d).ID(), Rule: d.Rule, Objective: string(d.Objective),
-		Severity: string(d.Severity), Confidence: d.Confidence, Node: d.Node, Namespace: d.Event.Container.Pod.Namespace,
-		Workload: incident.WorkloadOfDetection(d).String(), Scope: scope, Drill: drill, AcceptedAt: now, TargetConfirmed: d.TargetConfirmed, ManualRequest: requested,
+		DetectionID: d.ID, DetectionHash: attestation.HashJSON(d), TargetID: incident.TargetOfDetection(d).ID(), Rule: d.Rule,
+		Objective: string(d.Objective),
+		Severity:  string(d.Severity), Confidence: d.Confidence, Node: d.Node, Namespace: d.Event.Container.Pod.Namespace,
+		Workload: incident.WorkloadOfDetection(d).String(), Scope: scope, Drill: drill, AcceptedAt: now,
+		TargetConfirmed: d.TargetConfirmed, ManualRequest: requested,
 	})
 	if err != nil {
 		return signed, fmt.Errorf("attest detection %s: %w", d.ID, err)
@@ -360,7 +382,9 @@ func (i *Ingester) hitFailpoint(point string) {
 }
 
 // scopeOfDetection returns the scope of a detection's target, and the drill that registered it; nil outside of drills.
-func (i *Ingester) scopeOfDetection(d sensors.Detection) (name string, phase int, drill *attestation.DrillRegistration) {
+func (i *Ingester) scopeOfDetection(d sensors.Detection) (name string, phase int,
+	drill *attestation.DrillRegistration,
+) {
 	if drill := i.DrillRegistry.RegistrationFor(d, incident.TargetOfDetection(d).ID()); drill != nil {
 		return config.DrillScope, 3, drill
 	}

@@ -64,12 +64,14 @@ func checkNames(d sensors.Detection) error {
 	case pod.UID != "" && !podUIDPattern.MatchString(pod.UID):
 		return fmt.Errorf("invalid pod UID %q", truncateText(pod.UID))
 	case (pod.UID != "" || pod.Name != "") && (pod.Name == "" || pod.Namespace == ""):
-		return fmt.Errorf("incomplete pod identity: name %q, namespace %q, UID %q", truncateText(pod.Name), truncateText(pod.Namespace), truncateText(pod.UID))
+		return fmt.Errorf("incomplete pod identity: name %q, namespace %q, UID %q", truncateText(pod.Name),
+			truncateText(pod.Namespace), truncateText(pod.UID))
 	case c.ID != "" && !containerIDPattern.MatchString(c.ID):
 		return fmt.Errorf("invalid container id %q", truncateText(c.ID))
 	}
 	// Machines outside a cluster may have capital letters and underscores in their names.
-	if node := strings.ReplaceAll(strings.ToLower(d.Node), "_", "-"); node != "" && len(validation.IsDNS1123Subdomain(node)) > 0 {
+	if node := strings.ReplaceAll(strings.ToLower(d.Node), "_", "-"); node != "" &&
+		len(validation.IsDNS1123Subdomain(node)) > 0 {
 		return fmt.Errorf("invalid node name %q", truncateText(d.Node))
 	}
 	return nil
@@ -137,7 +139,8 @@ func (i *Ingester) verifyPodIdentity(ctx context.Context, d *sensors.Detection, 
 	case found.pod == nil:
 		return nil
 	case from != "" && found.pod.Spec.NodeName != from:
-		return fmt.Errorf("pod %s/%s does not run on node %s", truncateText(found.pod.Namespace), truncateText(found.pod.Name), from)
+		return fmt.Errorf("pod %s/%s does not run on node %s", truncateText(found.pod.Namespace),
+			truncateText(found.pod.Name), from)
 	case c.Pod.UID != "" && !kube.HasUID(found.pod, c.Pod.UID):
 		return i.fallBackToAccount(d, from, fmt.Errorf("pod %s/%s now has the UID %s, not %s", truncateText(c.Pod.Namespace),
 			truncateText(c.Pod.Name), found.pod.UID, truncateText(c.Pod.UID)))
@@ -164,7 +167,8 @@ func (i *Ingester) fallBackToAccount(d *sensors.Detection, from string, err erro
 	}
 	pod := d.Event.Container.Pod
 	d.Event.Container = sensors.Container{}
-	d.Reasons = append(d.Reasons, "It was about the pod "+truncateText(pod.Namespace+"/"+pod.Name)+", which cannot be contained: "+truncateReason(err.Error())+".")
+	d.Reasons = append(d.Reasons, "It was about the pod "+truncateText(pod.Namespace+"/"+pod.Name)+
+		", which cannot be contained: "+truncateReason(err.Error())+".")
 	return nil
 }
 
@@ -184,7 +188,8 @@ func identityLookupError(c sensors.Container, err error) error {
 func applyVerifiedPod(d *sensors.Detection, found cachedPod) {
 	got, c := found.pod, &d.Event.Container
 	pod := &c.Pod
-	pod.Namespace, pod.Name, pod.UID, pod.HostNetwork, pod.ServiceAccount, pod.Labels = got.Namespace, got.Name, string(got.UID), got.Spec.HostNetwork, got.Spec.ServiceAccountName, sensors.LimitLabels(got.Labels)
+	pod.Namespace, pod.Name, pod.UID, pod.HostNetwork, pod.ServiceAccount, pod.Labels = got.Namespace, got.Name,
+		string(got.UID), got.Spec.HostNetwork, got.Spec.ServiceAccountName, sensors.LimitLabels(got.Labels)
 	if got.Status.PodIP != "" {
 		pod.IP = got.Status.PodIP
 	}
@@ -208,7 +213,8 @@ func (i *Ingester) lookUpPod(ctx context.Context, c sensors.Container) (cachedPo
 	i.podCache.mu.Lock()
 	kept, ok := i.podCache.byUID[key]
 	i.podCache.mu.Unlock()
-	same := ok && (c.Pod.UID != "" && kube.HasUID(kept.pod, c.Pod.UID) || c.Pod.UID == "" && c.ID != "" && kube.FindContainerStatus(kept.pod, c.ID, "") != nil)
+	same := ok && (c.Pod.UID != "" && kube.HasUID(kept.pod, c.Pod.UID) || c.Pod.UID == "" && c.ID != "" &&
+		kube.FindContainerStatus(kept.pod, c.ID, "") != nil)
 	if same && time.Since(kept.cachedAt) < podCacheTTL {
 		return kept, nil
 	}
@@ -291,10 +297,18 @@ func trimPod(p *corev1.Pod) *corev1.Pod {
 		}
 	}
 	return &corev1.Pod{
-		ObjectMeta: metav1.ObjectMeta{Namespace: p.Namespace, Name: p.Name, UID: p.UID, Labels: p.Labels, Annotations: annotations},
-		Spec:       corev1.PodSpec{NodeName: p.Spec.NodeName, HostNetwork: p.Spec.HostNetwork, ServiceAccountName: p.Spec.ServiceAccountName},
+		ObjectMeta: metav1.ObjectMeta{
+			Namespace: p.Namespace, Name: p.Name, UID: p.UID, Labels: p.Labels,
+			Annotations: annotations,
+		},
+		Spec: corev1.PodSpec{
+			NodeName: p.Spec.NodeName, HostNetwork: p.Spec.HostNetwork,
+			ServiceAccountName: p.Spec.ServiceAccountName,
+		},
 		Status: corev1.PodStatus{
-			PodIP: p.Status.PodIP, ContainerStatuses: p.Status.ContainerStatuses, InitContainerStatuses: p.Status.InitContainerStatuses, EphemeralContainerStatuses: p.Status.EphemeralContainerStatuses,
+			PodIP: p.Status.PodIP, ContainerStatuses: p.Status.ContainerStatuses,
+			InitContainerStatuses:      p.Status.InitContainerStatuses,
+			EphemeralContainerStatuses: p.Status.EphemeralContainerStatuses,
 		},
 	}
 }

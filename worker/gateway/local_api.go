@@ -39,7 +39,8 @@ func (l *LocalAPI) HTTPServer() *http.Server {
 		l.IssueDrillKey, l.RegisterDrillTargets = l.issueDrillKey, l.registerDrillTargets
 	}
 	return &http.Server{
-		Handler: l.Handler(), ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 20 * time.Second, WriteTimeout: 5 * time.Minute, IdleTimeout: time.Minute, MaxHeaderBytes: 64 << 10,
+		Handler: l.Handler(), ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 20 * time.Second,
+		WriteTimeout: 5 * time.Minute, IdleTimeout: time.Minute, MaxHeaderBytes: 64 << 10,
 		ConnContext: func(ctx context.Context, c net.Conn) context.Context {
 			uid, err := peerUID(c)
 			if err != nil {
@@ -65,7 +66,10 @@ func peerUID(c net.Conn) (uint32, error) {
 	}
 	var cred *unix.Ucred
 	var credErr error
-	if err := raw.Control(func(fd uintptr) { cred, credErr = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED) }); err != nil {
+	if err := raw.Control(func(fd uintptr) {
+		cred, credErr = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET,
+			unix.SO_PEERCRED)
+	}); err != nil {
 		return 0, fmt.Errorf("read peer credentials: %w", err)
 	}
 	if credErr != nil {
@@ -82,7 +86,8 @@ func (l *LocalAPI) identifyPeer(r *http.Request) (Principal, error) {
 	if !ok {
 		return Principal{}, forbidden("the socket has no peer credentials")
 	}
-	s := Principal{AuthenticatedBy: fmt.Sprintf("uid %d on the local socket", uid), RateLimitKey: fmt.Sprintf("uid:%d", uid), IsOperator: isOperator(uid)}
+	s := Principal{AuthenticatedBy: fmt.Sprintf("uid %d on the local socket", uid), RateLimitKey: fmt.Sprintf("uid:%d",
+		uid), IsOperator: isOperator(uid)}
 	if key := r.Header.Get("Stanch-Drill"); key != "" {
 		if name, ok := l.DrillRegistry.NameForKey(key); ok {
 			s.DrillName, s.AuthenticatedBy = name, "the key of drill "+name

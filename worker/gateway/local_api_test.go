@@ -31,8 +31,10 @@ func TestOperatorCanPauseWithInvalidConfiguration(t *testing.T) {
 	cfg, _, err := config.Load(file)
 	require.NoError(t, err)
 	killSwitch := &guards.FileKillSwitch{FilePath: filepath.Join(dir, "switch"), Authority: a}
-	local := &gateway.LocalAPI{API: gateway.API{ApprovalService: &gateway.ApprovalService{Authority: a,
-		Roster: config.NewRoster(cfg, file), KillSwitch: killSwitch, Log: slog.New(slog.DiscardHandler)}}}
+	local := &gateway.LocalAPI{API: gateway.API{ApprovalService: &gateway.ApprovalService{
+		Authority: a,
+		Roster:    config.NewRoster(cfg, file), KillSwitch: killSwitch, Log: slog.New(slog.DiscardHandler),
+	}}}
 	socket := filepath.Join(dir, "s")
 	l, err := gateway.ListenLocalSocket(socket, gateway.NoSocketGroup)
 	require.NoError(t, err)
@@ -40,7 +42,9 @@ func TestOperatorCanPauseWithInvalidConfiguration(t *testing.T) {
 	go func() { _ = server.Serve(l) }()
 	t.Cleanup(func() { _ = server.Close() })
 	post := func(path, body string) (int, string) {
-		c := &http.Client{Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		c := &http.Client{Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _,
+			_ string,
+		) (net.Conn, error) {
 			return (&net.Dialer{}).DialContext(ctx, "unix", socket)
 		}}}
 		r, err := http.NewRequestWithContext(t.Context(), http.MethodPost, "http://stanch"+path, strings.NewReader(body))

@@ -24,7 +24,12 @@ func LookUpSocketGroup(name string) (int, error) {
 	}
 	g, err := user.LookupGroup(name)
 	if unknown := user.UnknownGroupError(""); errors.As(err, &unknown) {
-		return 0, fmt.Errorf("unknown socket group %q; create it with `groupadd --system %s` and add each approver with `usermod -aG %s USER`", name, name, name)
+		return 0, fmt.Errorf(
+			"unknown socket group %q; create it with `groupadd --system %s` and add each approver with `usermod -aG %s USER`",
+			name,
+			name,
+			name,
+		)
 	}
 	if err != nil {
 		return 0, fmt.Errorf("look up the socket group %q: %w", name, err)
@@ -139,5 +144,6 @@ func checkGroupCanTraverse(dir string, group int) error {
 	if mode&0o001 != 0 || int(st.Gid) == group && mode&0o010 != 0 {
 		return nil
 	}
-	return fmt.Errorf("the socket group cannot pass through %s (mode %04o); run `chmod o+x %s`, or choose another --data", dir, mode, dir)
+	return fmt.Errorf("the socket group cannot pass through %s (mode %04o); run `chmod o+x %s`, or choose another --data",
+		dir, mode, dir)
 }

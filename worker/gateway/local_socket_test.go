@@ -52,9 +52,18 @@ func TestSocketGroupCanConnectButNotReadData(t *testing.T) {
 	const group, uid = 54321, 54322
 	dir := newSocketDir(t)
 	secret, key := filepath.Join(dir, "secret"), filepath.Join(dir, "keys")
-	require.NoError(t, os.WriteFile(secret, []byte("x"), 0o644))                     //nolint:gosec // as an earlier version did
-	require.NoError(t, os.Mkdir(key, 0o755))                                         //nolint:gosec // as an earlier version did
-	require.NoError(t, os.WriteFile(filepath.Join(key, "seed"), []byte("x"), 0o644)) //nolint:gosec // protected by its directory
+	require.NoError(
+		t,
+		os.WriteFile(secret, []byte("x"), 0o644),
+	) //nolint:gosec // as an earlier version did
+	require.NoError(
+		t,
+		os.Mkdir(key, 0o755),
+	) //nolint:gosec // as an earlier version did
+	require.NoError(
+		t,
+		os.WriteFile(filepath.Join(key, "seed"), []byte("x"), 0o644),
+	) //nolint:gosec // protected by its directory
 	socket := filepath.Join(dir, "stanch.sock")
 	l, err := gateway.ListenLocalSocket(socket, group)
 	require.NoError(t, err)
@@ -109,7 +118,11 @@ func TestUnreachableSocketIsReported(t *testing.T) {
 
 func TestUnknownSocketGroupErrorHasRemedy(t *testing.T) {
 	_, err := gateway.LookUpSocketGroup("no-such-group")
-	require.EqualError(t, err, "unknown socket group \"no-such-group\"; create it with `groupadd --system no-such-group` and add each approver with `usermod -aG no-such-group USER`")
+	require.EqualError(
+		t,
+		err,
+		"unknown socket group \"no-such-group\"; create it with `groupadd --system no-such-group` and add each approver with `usermod -aG no-such-group USER`",
+	)
 	gid, err := gateway.LookUpSocketGroup("root")
 	require.NoError(t, err)
 	require.Zero(t, gid)

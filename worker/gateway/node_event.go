@@ -63,7 +63,8 @@ const maxRoundTrip = 10 * time.Second
 // measureClockSkew measures the difference of the clocks with one health report: half of the round trip, without the
 // time that the node needed to answer. A node can lie about its own clock only.
 func measureClockSkew(health *gatewaypb.Health, sent, now time.Time) *ClockSkew {
-	if health.GetTimeNs() == 0 || health.GetEchoNs() == 0 || health.GetEchoNs() != sent.UnixNano() || health.GetHeldNs() < 0 {
+	if health.GetTimeNs() == 0 || health.GetEchoNs() == 0 || health.GetEchoNs() != sent.UnixNano() ||
+		health.GetHeldNs() < 0 {
 		return nil
 	}
 	trip := now.Sub(sent) - time.Duration(health.GetHeldNs())

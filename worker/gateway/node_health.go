@@ -40,7 +40,9 @@ func (h *NodeServer) handleHealthReport(n *nodeConnection, health *gatewaypb.Hea
 		return nil // an older sensor, which does not know the response
 	}
 	n.timeSentAt = time.Now()
-	return n.sendMessage(&gatewaypb.ToNode{Body: &gatewaypb.ToNode_Heard{Heard: &gatewaypb.Heard{TimeNs: n.timeSentAt.UnixNano()}}})
+	return n.sendMessage(
+		&gatewaypb.ToNode{Body: &gatewaypb.ToNode_Heard{Heard: &gatewaypb.Heard{TimeNs: n.timeSentAt.UnixNano()}}},
+	)
 }
 
 func (h *NodeServer) rateLimitFor(name string) *nodeRateLimit {
@@ -52,7 +54,9 @@ func (h *NodeServer) rateLimitFor(name string) *nodeRateLimit {
 
 // throttle tells a node above its rate how long to wait, and returns that time. A node that ignores it is not read for
 // so long.
-func (h *NodeServer) throttle(ctx context.Context, n *nodeConnection, batch *gatewaypb.Detections) (time.Duration, error) {
+func (h *NodeServer) throttle(ctx context.Context, n *nodeConnection, batch *gatewaypb.Detections) (time.Duration,
+	error,
+) {
 	if early := n.rateLimit.remainingWait(time.Now()); early > earlyTolerance {
 		if err := sleep(ctx, early); err != nil {
 			return 0, err
@@ -68,7 +72,13 @@ func (h *NodeServer) throttle(ctx context.Context, n *nodeConnection, batch *gat
 	}
 	h.notifyMonitor(NodeEvent{Node: n.name, Kind: NodeRateLimited})
 	if n.supportsThrottle {
-		return wait, n.sendMessage(&gatewaypb.ToNode{Body: &gatewaypb.ToNode_Ack{Ack: &gatewaypb.Ack{Sequence: batch.GetSequence(), RetryAfterMs: wait.Milliseconds() + 1}}})
+		return wait, n.sendMessage(
+			&gatewaypb.ToNode{
+				Body: &gatewaypb.ToNode_Ack{
+					Ack: &gatewaypb.Ack{Sequence: batch.GetSequence(), RetryAfterMs: wait.Milliseconds() + 1},
+				},
+			},
+		)
 	}
 	// An older sensor would treat the message as an acknowledgment and drop the batch, so the real acknowledgment is
 	// delayed instead.
@@ -98,7 +108,10 @@ func (h *NodeServer) ConnectedNodes() map[string]json.RawMessage {
 	out := map[string]json.RawMessage{}
 	for name, n := range h.nodes {
 		n.mu.Lock()
-		state := NodeStreamState{ConnectedSince: n.connectedAt, CertificateExpiresAt: n.certificateExpiry, ClockSkew: n.clockSkew}
+		state := NodeStreamState{
+			ConnectedSince: n.connectedAt, CertificateExpiresAt: n.certificateExpiry,
+			ClockSkew: n.clockSkew,
+		}
 		health := n.lastHealth
 		n.mu.Unlock()
 		n.rateLimit.mu.Lock()

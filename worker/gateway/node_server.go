@@ -143,17 +143,32 @@ func (h *NodeServer) Node(stream gatewaypb.Gateway_NodeServer) error {
 		return status.Errorf(codes.PermissionDenied, "node %q is not allowed: it is in `nodes: refused`", name)
 	}
 	var send sync.Mutex
-	n := &nodeConnection{name: name, done: ctx.Done(), replaced: make(chan struct{}), pendingCalls: map[string]*pendingCall{}, connectedAt: time.Now(), supportsThrottle: hello.GetWaits(), certificateExpiry: certificate.NotAfter, rateLimit: h.rateLimitFor(name), sendMessage: func(m *gatewaypb.ToNode) error {
-		send.Lock()
-		defer send.Unlock()
-		return stream.Send(m) //nolint:wrapcheck // the caller adds context
-	}}
+	n := &nodeConnection{
+		name: name, done: ctx.Done(), replaced: make(chan struct{}),
+		pendingCalls: map[string]*pendingCall{}, connectedAt: time.Now(), supportsThrottle: hello.GetWaits(),
+		certificateExpiry: certificate.NotAfter, rateLimit: h.rateLimitFor(name),
+		sendMessage: func(m *gatewaypb.ToNode) error {
+			send.Lock()
+			defer send.Unlock()
+			return stream.Send(m) //nolint:wrapcheck // the caller adds context
+		},
+	}
 	n.timeSentAt = time.Now()
 	keySets, err := encodeKeySets(h.KeySets)
 	if err != nil {
 		return status.Error(codes.Internal, err.Error())
 	}
-	if err := n.sendMessage(&gatewaypb.ToNode{Body: &gatewaypb.ToNode_Welcome{Welcome: &gatewaypb.Welcome{AuthorityKeys: h.Keyring.EncodeLines(), TimeNs: n.timeSentAt.UnixNano(), KeySets: keySets}}}); err != nil {
+	if err := n.sendMessage(
+		&gatewaypb.ToNode{
+			Body: &gatewaypb.ToNode_Welcome{
+				Welcome: &gatewaypb.Welcome{
+					AuthorityKeys: h.Keyring.EncodeLines(),
+					TimeNs:        n.timeSentAt.UnixNano(),
+					KeySets:       keySets,
+				},
+			},
+		},
+	); err != nil {
 		return err
 	}
 	h.addNode(n)
@@ -322,7 +337,10 @@ func (n *nodeConnection) deliverResult(r *gatewaypb.Result) {
 			if last := len(c.attachments) - 1; last >= 0 && c.attachments[last].Name == r.GetBlobName() {
 				c.attachments[last].Data = append(c.attachments[last].Data, r.GetBlob()...)
 			} else {
-				c.attachments = append(c.attachments, gatewayrpc.Attachment{Name: r.GetBlobName(), Data: append([]byte(nil), r.GetBlob()...)})
+				c.attachments = append(c.attachments, gatewayrpc.Attachment{
+					Name: r.GetBlobName(),
+					Data: append([]byte(nil), r.GetBlob()...),
+				})
 			}
 		}
 		n.mu.Unlock()
@@ -353,7 +371,9 @@ func (h *NodeServer) waitForNode(ctx context.Context, name string) *nodeConnecti
 }
 
 // Call sends a command to a node that is connected here, and waits for the result. It implements activities.NodeClient.
-func (h *NodeServer) Call(ctx context.Context, name string, kind gatewayrpc.CommandKind, body, out any) ([]gatewayrpc.Attachment, error) {
+func (h *NodeServer) Call(ctx context.Context, name string, kind gatewayrpc.CommandKind, body,
+	out any,
+) ([]gatewayrpc.Attachment, error) {
 	n := h.waitForNode(ctx, name)
 	if n == nil {
 		return nil, fmt.Errorf("%s: %w", name, activities.ErrNodeNotConnected)
@@ -364,7 +384,8 @@ func (h *NodeServer) Call(ctx context.Context, name string, kind gatewayrpc.Comm
 	}
 	// otherwise the stream's error would look as if the node were disconnected
 	if len(raw) > gatewayrpc.MaxMessageBytes {
-		return nil, fmt.Errorf("%w: %s has %d bytes, at most %d fit into a command; give it smaller parameters", gatewayrpc.ErrRefused, kind, len(raw), gatewayrpc.MaxMessageBytes)
+		return nil, fmt.Errorf("%w: %s has %d bytes, at most %d fit into a command; give it smaller parameters",
+			gatewayrpc.ErrRefused, kind, len(raw), gatewayrpc.MaxMessageBytes)
 	}
 	limit := 30 * time.Second
 	if deadline, ok := ctx.Deadline(); ok {
@@ -380,7 +401,10 @@ func (h *NodeServer) Call(ctx context.Context, name string, kind gatewayrpc.Comm
 		delete(n.pendingCalls, id)
 		n.mu.Unlock()
 	}()
-	if err := n.sendMessage(&gatewaypb.ToNode{Body: &gatewaypb.ToNode_Command{Command: &gatewaypb.Command{Id: id, Kind: string(kind), Body: raw, DeadlineMs: limit.Milliseconds()}}}); err != nil {
+	if err := n.sendMessage(&gatewaypb.ToNode{Body: &gatewaypb.ToNode_Command{Command: &gatewaypb.Command{
+		Id:   id,
+		Kind: string(kind), Body: raw, DeadlineMs: limit.Milliseconds(),
+	}}}); err != nil {
 		return nil, fmt.Errorf("%s: %w: %w", name, activities.ErrNodeNotConnected, err)
 	}
 	timer := time.NewTimer(limit + 50*time.Millisecond)

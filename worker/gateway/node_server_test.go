@@ -14,9 +14,13 @@ import (
 
 func TestTooLargeCommandIsRefused(t *testing.T) {
 	sent := 0
-	n := &nodeConnection{name: "n", pendingCalls: map[string]*pendingCall{}, done: make(chan struct{}), sendMessage: func(*gatewaypb.ToNode) error { sent++; return context.Canceled }}
+	n := &nodeConnection{
+		name: "n", pendingCalls: map[string]*pendingCall{}, done: make(chan struct{}),
+		sendMessage: func(*gatewaypb.ToNode) error { sent++; return context.Canceled },
+	}
 	h := &NodeServer{nodes: map[string]*nodeConnection{"n": n}}
-	_, err := h.Call(t.Context(), "n", gatewayrpc.CommandLock, map[string]string{"params": strings.Repeat("x", gatewayrpc.MaxMessageBytes)}, nil)
+	_, err := h.Call(t.Context(), "n", gatewayrpc.CommandLock,
+		map[string]string{"params": strings.Repeat("x", gatewayrpc.MaxMessageBytes)}, nil)
 	require.ErrorIs(t, err, gatewayrpc.ErrRefused)
 	require.NotErrorIs(t, err, activities.ErrNodeNotConnected)
 	require.Zero(t, sent)

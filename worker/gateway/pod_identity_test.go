@@ -58,7 +58,10 @@ func (c *fakeAPIServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("Content-Type", "application/json")
 	if code := int(c.failStatus.Load()); code != 0 {
 		w.WriteHeader(code)
-		_ = json.NewEncoder(w).Encode(metav1.Status{TypeMeta: metav1.TypeMeta{Kind: "Status", APIVersion: "v1"}, Status: metav1.StatusFailure, Code: int32(code)})
+		_ = json.NewEncoder(w).Encode(metav1.Status{
+			TypeMeta: metav1.TypeMeta{Kind: "Status", APIVersion: "v1"},
+			Status:   metav1.StatusFailure, Code: int32(code),
+		})
 		return
 	}
 	if object, ok := c.objects[r.URL.Path]; ok {
@@ -76,28 +79,41 @@ func (c *fakeAPIServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	w.WriteHeader(http.StatusNotFound)
-	_ = json.NewEncoder(w).Encode(metav1.Status{TypeMeta: metav1.TypeMeta{Kind: "Status", APIVersion: "v1"}, Status: metav1.StatusFailure, Reason: metav1.StatusReasonNotFound, Code: 404})
+	_ = json.NewEncoder(w).Encode(metav1.Status{
+		TypeMeta: metav1.TypeMeta{Kind: "Status", APIVersion: "v1"},
+		Status:   metav1.StatusFailure, Reason: metav1.StatusReasonNotFound, Code: 404,
+	})
 }
 
 // newOwnerReference returns a reference to a controller; its UID is derived from its name.
 func newOwnerReference(apiVersion, kind, name string) metav1.OwnerReference {
 	yes := true
-	return metav1.OwnerReference{APIVersion: apiVersion, Kind: kind, Name: name, UID: types.UID("uid-" + name), Controller: &yes}
+	return metav1.OwnerReference{
+		APIVersion: apiVersion, Kind: kind, Name: name, UID: types.UID("uid-" + name),
+		Controller: &yes,
+	}
 }
 
 // addOwner adds an owner, which may have an owner itself.
 func (c *fakeAPIServer) addOwner(below, apiVersion, kind, name string, owners ...metav1.OwnerReference) {
 	namespace, _, _ := strings.Cut(strings.SplitAfter(below, "/namespaces/")[1], "/")
 	c.addObject(below, name, metav1.PartialObjectMetadata{
-		TypeMeta: metav1.TypeMeta{Kind: kind, APIVersion: apiVersion}, ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: name, UID: types.UID("uid-" + name), OwnerReferences: owners},
+		TypeMeta: metav1.TypeMeta{Kind: kind, APIVersion: apiVersion}, ObjectMeta: metav1.ObjectMeta{
+			Namespace: namespace,
+			Name:      name, UID: types.UID("uid-" + name), OwnerReferences: owners,
+		},
 	})
 }
 
 func (c *fakeAPIServer) addPod(namespace, name, uid, node string, owners ...metav1.OwnerReference) {
 	c.addObject("/api/v1/namespaces/"+namespace+"/pods", name, corev1.Pod{
-		TypeMeta: metav1.TypeMeta{Kind: "Pod", APIVersion: "v1"}, ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: name, UID: types.UID(uid), OwnerReferences: owners},
-		Spec:   corev1.PodSpec{NodeName: node},
-		Status: corev1.PodStatus{ContainerStatuses: []corev1.ContainerStatus{{Name: "app", ContainerID: "containerd://" + strings.Repeat(strings.ReplaceAll(uid, "-", "")+"0", 8)}}},
+		TypeMeta: metav1.TypeMeta{Kind: "Pod", APIVersion: "v1"}, ObjectMeta: metav1.ObjectMeta{
+			Namespace: namespace,
+			Name:      name, UID: types.UID(uid), OwnerReferences: owners,
+		},
+		Spec: corev1.PodSpec{NodeName: node},
+		Status: corev1.PodStatus{ContainerStatuses: []corev1.ContainerStatus{{Name: "app", ContainerID: "containerd://" +
+			strings.Repeat(strings.ReplaceAll(uid, "-", "")+"0", 8)}}},
 	})
 }
 
@@ -110,9 +126,14 @@ func (c *fakeAPIServer) newIngester(t *testing.T) *gateway.Ingester {
 
 // newNodeDetection returns a detection as a node sends it.
 func newNodeDetection(node, namespace, name, uid string) sensors.Detection {
-	d := sensors.Detection{ID: "1", Rule: "r", Title: "t", Severity: sensors.SeverityHigh, Confidence: 1, Objective: sensors.ObjectiveCryptoMining, Time: time.Now(), Node: node}
-	d.Event.Container = sensors.Container{ID: "c", Pod: sensors.Pod{Namespace: namespace, Name: name, UID: uid},
-		Workload: sensors.Workload{Kind: "Pod", Name: "a-forged"}}
+	d := sensors.Detection{
+		ID: "1", Rule: "r", Title: "t", Severity: sensors.SeverityHigh, Confidence: 1,
+		Objective: sensors.ObjectiveCryptoMining, Time: time.Now(), Node: node,
+	}
+	d.Event.Container = sensors.Container{
+		ID: "c", Pod: sensors.Pod{Namespace: namespace, Name: name, UID: uid},
+		Workload: sensors.Workload{Kind: "Pod", Name: "a-forged"},
+	}
 	return d
 }
 
@@ -150,7 +171,9 @@ func TestPodUIDWithAnotherNameIsRefused(t *testing.T) {
 		require.NoError(t, i.Check(t.Context(), &d, "evil-node"))
 		require.True(t, d.TargetConfirmed)
 		for _, other := range []sensors.Detection{
-			newNodeDetection("evil-node", "stanch-drill", "own", "uid-own"), newNodeDetection("evil-node", "shop", "own", "uid-own"), newNodeDetection("evil-node", "evil", "own2", "uid-own"), newNodeDetection("evil-node", "evil", "own", "uid-2"), newNodeDetection("good-node", "evil", "own", "uid-own"),
+			newNodeDetection("evil-node", "stanch-drill", "own", "uid-own"), newNodeDetection("evil-node", "shop", "own",
+				"uid-own"), newNodeDetection("evil-node", "evil", "own2", "uid-own"), newNodeDetection("evil-node", "evil", "own",
+				"uid-2"), newNodeDetection("good-node", "evil", "own", "uid-own"),
 		} {
 			require.Error(t, i.Check(t.Context(), &other, other.Node), "%+v", other.Event.Container.Pod)
 		}
@@ -223,18 +246,25 @@ func TestPodsOfWorkloadShareIncident(t *testing.T) {
 	// so long that its pods' names lack the end of the hash and the dash
 	const long = "customer-notification-delivery-scheduler-production"
 	c := newFakeAPIServer(t)
-	apps, batch, argo := "/apis/apps/v1/namespaces/shop/", "/apis/batch/v1/namespaces/shop/", "/apis/argoproj.io/v1alpha1/namespaces/shop/"
-	c.addOwner(apps+"replicasets", "apps/v1", "ReplicaSet", long+"-5f7c9d8b64", newOwnerReference("apps/v1", "Deployment", long))
+	apps, batch, argo := "/apis/apps/v1/namespaces/shop/", "/apis/batch/v1/namespaces/shop/",
+		"/apis/argoproj.io/v1alpha1/namespaces/shop/"
+	c.addOwner(apps+"replicasets", "apps/v1", "ReplicaSet", long+"-5f7c9d8b64", newOwnerReference("apps/v1", "Deployment",
+		long))
 	c.addOwner(apps+"deployments", "apps/v1", "Deployment", long)
-	c.addOwner(apps+"replicasets", "apps/v1", "ReplicaSet", "web-7d6b5f4c9", newOwnerReference("argoproj.io/v1alpha1", "Rollout", "web"))
-	c.addObject("/apis/argoproj.io", "v1alpha1", metav1.APIResourceList{APIResources: []metav1.APIResource{{Name: "rollouts", Kind: "Rollout", Namespaced: true}}})
-	c.addOwner(argo+"rollouts", "argoproj.io/v1alpha1", "Rollout", "web", newOwnerReference("argoproj.io/v1alpha1", "Application", "storefront"))
+	c.addOwner(apps+"replicasets", "apps/v1", "ReplicaSet", "web-7d6b5f4c9", newOwnerReference("argoproj.io/v1alpha1",
+		"Rollout", "web"))
+	c.addObject("/apis/argoproj.io", "v1alpha1",
+		metav1.APIResourceList{APIResources: []metav1.APIResource{{Name: "rollouts", Kind: "Rollout", Namespaced: true}}})
+	c.addOwner(argo+"rollouts", "argoproj.io/v1alpha1", "Rollout", "web", newOwnerReference("argoproj.io/v1alpha1",
+		"Application", "storefront"))
 	for _, job := range []string{"report-29318400", "report-29318405"} {
 		c.addOwner(batch+"jobs", "batch/v1", "Job", job, newOwnerReference("batch/v1", "CronJob", "report"))
 	}
 	c.addOwner(batch+"cronjobs", "batch/v1", "CronJob", "report")
-	c.addPod("shop", long+"-5f7c9dq2x7k", "uid-1", "node-1", newOwnerReference("apps/v1", "ReplicaSet", long+"-5f7c9d8b64"))
-	c.addPod("shop", long+"-5f7c9dm9fzb", "uid-2", "node-2", newOwnerReference("apps/v1", "ReplicaSet", long+"-5f7c9d8b64"))
+	c.addPod("shop", long+"-5f7c9dq2x7k", "uid-1", "node-1", newOwnerReference("apps/v1", "ReplicaSet",
+		long+"-5f7c9d8b64"))
+	c.addPod("shop", long+"-5f7c9dm9fzb", "uid-2", "node-2", newOwnerReference("apps/v1", "ReplicaSet",
+		long+"-5f7c9d8b64"))
 	c.addPod("shop", "web-7d6b5f4c9-b4k9z", "uid-3", "node-1", newOwnerReference("apps/v1", "ReplicaSet", "web-7d6b5f4c9"))
 	c.addPod("shop", "web-7d6b5f4c9-h2wxm", "uid-4", "node-1", newOwnerReference("apps/v1", "ReplicaSet", "web-7d6b5f4c9"))
 	c.addPod("shop", "report-29318400-gq7xd", "uid-5", "node-1", newOwnerReference("batch/v1", "Job", "report-29318400"))
@@ -258,7 +288,8 @@ func TestPodsOfWorkloadShareIncident(t *testing.T) {
 	}
 	require.Len(t, keys, 3)
 	require.Len(t, keys["local/shop/Deployment/"+long], 4)
-	require.Len(t, keys["local/shop/Application/storefront"], 4, "custom owners count up to the root, also where the root itself cannot be read")
+	require.Len(t, keys["local/shop/Application/storefront"], 4,
+		"custom owners count up to the root, also where the root itself cannot be read")
 	require.Len(t, keys["local/shop/CronJob/report"], 4)
 }
 
@@ -289,8 +320,9 @@ func TestStaticPodIsIdentifiedByManifestHash(t *testing.T) {
 	c.addObject("/api/v1/namespaces/kube-system/pods", "etcd-node-a", corev1.Pod{
 		TypeMeta: metav1.TypeMeta{Kind: "Pod", APIVersion: "v1"}, Spec: corev1.PodSpec{NodeName: "node-a", HostNetwork: true},
 		ObjectMeta: metav1.ObjectMeta{
-			Namespace: "kube-system", Name: "etcd-node-a", UID: "uid-mirror", OwnerReferences: []metav1.OwnerReference{newOwnerReference("v1", "Node", "node-a")},
-			Annotations: map[string]string{"kubernetes.io/config.hash": hash, "kubernetes.io/config.mirror": hash},
+			Namespace: "kube-system", Name: "etcd-node-a", UID: "uid-mirror",
+			OwnerReferences: []metav1.OwnerReference{newOwnerReference("v1", "Node", "node-a")},
+			Annotations:     map[string]string{"kubernetes.io/config.hash": hash, "kubernetes.io/config.mirror": hash},
 		},
 	})
 	i := c.newIngester(t)

@@ -89,14 +89,17 @@ func (r *refusedVoteCounter) allow(question, person string) bool {
 }
 
 // groupsForApprovers returns the caller's groups among those of the approvers.
-func (d *ApprovalService) groupsForApprovers(ctx context.Context, cfg *config.Config, s Principal, a activities.Approvers) ([]string, error) {
+func (d *ApprovalService) groupsForApprovers(ctx context.Context, cfg *config.Config, s Principal,
+	a activities.Approvers,
+) ([]string, error) {
 	groups := s.Groups
 	if d.GroupMembership == nil || s.DrillName != "" {
 		return groups, nil
 	}
 	var wanted []config.Group
 	for _, g := range cfg.Groups {
-		if g.SlackUserGroup != "" && (slices.Contains(a.Groups, g.Name) || a.Escalate != nil && slices.Contains(a.Escalate.Groups, g.Name)) && !slices.Contains(groups, g.Name) {
+		if g.SlackUserGroup != "" && (slices.Contains(a.Groups, g.Name) || a.Escalate != nil &&
+			slices.Contains(a.Escalate.Groups, g.Name)) && !slices.Contains(groups, g.Name) {
 			wanted = append(wanted, g)
 		}
 	}

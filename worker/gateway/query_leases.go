@@ -33,7 +33,8 @@ const (
 func (r *QueryService) RunningLeases(ctx context.Context, named string) (map[string]*lease.Machine, error) {
 	found, problem := r.listLeaseWorkflows(ctx, runningLeasesQuery)
 	for _, w := range found {
-		if id := w.GetExecution().GetWorkflowId(); named != "" && (id == named || lease.IDFromFirstRun(w.GetExecution().GetRunId()) == named) {
+		if id := w.GetExecution().GetWorkflowId(); named != "" &&
+			(id == named || lease.IDFromFirstRun(w.GetExecution().GetRunId()) == named) {
 			return r.queryLeases(ctx, []*workflowpb.WorkflowExecutionInfo{w})
 		}
 	}
@@ -47,7 +48,9 @@ func (r *QueryService) RunningLeases(ctx context.Context, named string) (map[str
 }
 
 // listLeaseWorkflows lists leases, and returns an error if there are more than the limit.
-func (r *QueryService) listLeaseWorkflows(ctx context.Context, query string) ([]*workflowpb.WorkflowExecutionInfo, error) {
+func (r *QueryService) listLeaseWorkflows(ctx context.Context, query string) ([]*workflowpb.WorkflowExecutionInfo,
+	error,
+) {
 	found, more, err := r.listWorkflowsUpTo(ctx, query, maxLeasesPerRequest)
 	if err != nil {
 		return found, fmt.Errorf("list the leases (%d were listed before the failure): %w", len(found), err)
@@ -60,7 +63,9 @@ func (r *QueryService) listLeaseWorkflows(ctx context.Context, query string) ([]
 }
 
 // queryLeases queries the state of each lease.
-func (r *QueryService) queryLeases(ctx context.Context, found []*workflowpb.WorkflowExecutionInfo) (map[string]*lease.Machine, error) {
+func (r *QueryService) queryLeases(ctx context.Context,
+	found []*workflowpb.WorkflowExecutionInfo,
+) (map[string]*lease.Machine, error) {
 	out := map[string]*lease.Machine{}
 	var problems []error
 	r.queryEachLease(ctx, found, func(w *workflowpb.WorkflowExecutionInfo, m *lease.Machine, err error) {
@@ -79,7 +84,9 @@ func (r *QueryService) queryLeases(ctx context.Context, found []*workflowpb.Work
 
 // queryEachLease queries leases in parallel, and passes the results to take, one at a time. A lease that Temporal has
 // deleted has no result.
-func (r *QueryService) queryEachLease(ctx context.Context, found []*workflowpb.WorkflowExecutionInfo, take func(*workflowpb.WorkflowExecutionInfo, *lease.Machine, error)) {
+func (r *QueryService) queryEachLease(ctx context.Context, found []*workflowpb.WorkflowExecutionInfo,
+	take func(*workflowpb.WorkflowExecutionInfo, *lease.Machine, error),
+) {
 	var all sync.WaitGroup
 	var taking sync.Mutex
 	free := make(chan struct{}, concurrentLeaseQueries)

@@ -39,10 +39,15 @@ func (r *QueryService) listWorkflows(ctx context.Context, query string) ([]*work
 
 // listWorkflowsUpTo lists workflows up to a limit, and reports whether there are more. With an error, it returns what
 // it listed before.
-func (r *QueryService) listWorkflowsUpTo(ctx context.Context, query string, most int) (out []*workflowpb.WorkflowExecutionInfo, more bool, err error) {
+func (r *QueryService) listWorkflowsUpTo(ctx context.Context, query string,
+	most int,
+) (out []*workflowpb.WorkflowExecutionInfo, more bool, err error) {
 	var token []byte
 	for len(out) < most {
-		page, err := r.Temporal.ListWorkflow(ctx, &workflowservice.ListWorkflowExecutionsRequest{Query: query, PageSize: 100, NextPageToken: token})
+		page, err := r.Temporal.ListWorkflow(ctx, &workflowservice.ListWorkflowExecutionsRequest{
+			Query: query, PageSize: 100,
+			NextPageToken: token,
+		})
 		if err != nil {
 			return out, true, fmt.Errorf("list workflows in Temporal: %w", err)
 		}
@@ -71,7 +76,8 @@ func (r *QueryService) queryIncident(ctx context.Context, id string) (playbooks.
 		return playbooks.Incident{}, notFound("invalid incident id %q; `stanch incidents` lists the incidents",
 			truncateText(id))
 	}
-	found, err := r.listWorkflows(ctx, fmt.Sprintf("WorkflowType = 'Incident' AND %s = '%s'", workflows.IncidentSearchAttribute, id))
+	found, err := r.listWorkflows(ctx, fmt.Sprintf("WorkflowType = 'Incident' AND %s = '%s'",
+		workflows.IncidentSearchAttribute, id))
 	if err != nil {
 		return playbooks.Incident{}, err
 	}
@@ -84,15 +90,19 @@ func (r *QueryService) queryIncident(ctx context.Context, id string) (playbooks.
 	return playbooks.Incident{}, notFound("unknown incident %s; `stanch incidents` lists the incidents", id)
 }
 
-func (r *QueryService) readIncident(ctx context.Context, w *workflowpb.WorkflowExecutionInfo) (playbooks.Incident, error) {
+func (r *QueryService) readIncident(ctx context.Context, w *workflowpb.WorkflowExecutionInfo) (playbooks.Incident,
+	error,
+) {
 	var in playbooks.Incident
 	if w.GetStatus() == enumspb.WORKFLOW_EXECUTION_STATUS_COMPLETED {
-		if err := r.Temporal.GetWorkflow(ctx, w.GetExecution().GetWorkflowId(), w.GetExecution().GetRunId()).Get(ctx, &in); err != nil {
+		if err := r.Temporal.GetWorkflow(ctx, w.GetExecution().GetWorkflowId(), w.GetExecution().GetRunId()).Get(ctx,
+			&in); err != nil {
 			return in, fmt.Errorf("read %s: %w", w.GetExecution().GetWorkflowId(), err)
 		}
 		return in, nil
 	}
-	value, err := r.Temporal.QueryWorkflow(ctx, w.GetExecution().GetWorkflowId(), w.GetExecution().GetRunId(), workflows.QueryIncident)
+	value, err := r.Temporal.QueryWorkflow(ctx, w.GetExecution().GetWorkflowId(), w.GetExecution().GetRunId(),
+		workflows.QueryIncident)
 	if err == nil {
 		err = value.Get(&in)
 	}
@@ -113,7 +123,8 @@ func (r *QueryService) Closure(ctx context.Context, id string) (activities.Closu
 	if !incidentIDPattern.MatchString(id) {
 		return activities.Closure{}, notFound("invalid incident id %q", truncateText(id))
 	}
-	found, err := r.listWorkflows(ctx, fmt.Sprintf("WorkflowType = 'Incident' AND %s = '%s'", workflows.IncidentSearchAttribute, id))
+	found, err := r.listWorkflows(ctx, fmt.Sprintf("WorkflowType = 'Incident' AND %s = '%s'",
+		workflows.IncidentSearchAttribute, id))
 	if err != nil {
 		return activities.Closure{}, err
 	}
@@ -121,7 +132,8 @@ func (r *QueryService) Closure(ctx context.Context, id string) (activities.Closu
 		switch w.GetStatus() {
 		case enumspb.WORKFLOW_EXECUTION_STATUS_CONTINUED_AS_NEW:
 			continue
-		case enumspb.WORKFLOW_EXECUTION_STATUS_TERMINATED, enumspb.WORKFLOW_EXECUTION_STATUS_FAILED, enumspb.WORKFLOW_EXECUTION_STATUS_CANCELED, enumspb.WORKFLOW_EXECUTION_STATUS_TIMED_OUT:
+		case enumspb.WORKFLOW_EXECUTION_STATUS_TERMINATED, enumspb.WORKFLOW_EXECUTION_STATUS_FAILED,
+			enumspb.WORKFLOW_EXECUTION_STATUS_CANCELED, enumspb.WORKFLOW_EXECUTION_STATUS_TIMED_OUT:
 			return activities.Closure{ClosedAt: w.GetCloseTime().AsTime(), Abnormal: true}, nil
 		case enumspb.WORKFLOW_EXECUTION_STATUS_COMPLETED:
 			return activities.Closure{ClosedAt: w.GetCloseTime().AsTime()}, nil
@@ -152,7 +164,10 @@ func (r *QueryService) Incidents(ctx context.Context) ([]playbooks.Incident, err
 			in, err := r.readIncident(ctx, w)
 			if err != nil {
 				// An unreadable incident must not hide the others.
-				in = playbooks.Incident{GroupingKey: w.GetExecution().GetWorkflowId(), Opened: w.GetStartTime().AsTime(), Status: "unreadable", Summary: err.Error()}
+				in = playbooks.Incident{
+					GroupingKey: w.GetExecution().GetWorkflowId(), Opened: w.GetStartTime().AsTime(),
+					Status: "unreadable", Summary: err.Error(),
+				}
 			} else {
 				r.addRunningPlaybooks(ctx, &in)
 			}
@@ -175,7 +190,14 @@ func (r *QueryService) PendingApprovals(ctx context.Context, incident string) ([
 	if !incidentIDPattern.MatchString(incident) {
 		return nil, notFound("invalid incident id %q", truncateText(incident))
 	}
-	return r.queryPendingApprovals(ctx, fmt.Sprintf("WorkflowType = 'Playbook' AND ExecutionStatus = 'Running' AND %s = '%s'", workflows.IncidentSearchAttribute, incident))
+	return r.queryPendingApprovals(
+		ctx,
+		fmt.Sprintf(
+			"WorkflowType = 'Playbook' AND ExecutionStatus = 'Running' AND %s = '%s'",
+			workflows.IncidentSearchAttribute,
+			incident,
+		),
+	)
 }
 
 // AllPendingApprovals returns every pending approval request.
@@ -191,7 +213,8 @@ func (r *QueryService) queryPendingApprovals(ctx context.Context, query string) 
 	out := []playbook.ApprovalRequest{}
 	var problems []error
 	for _, w := range found {
-		value, err := r.Temporal.QueryWorkflow(ctx, w.GetExecution().GetWorkflowId(), w.GetExecution().GetRunId(), workflows.QueryPendingApprovals)
+		value, err := r.Temporal.QueryWorkflow(ctx, w.GetExecution().GetWorkflowId(), w.GetExecution().GetRunId(),
+			workflows.QueryPendingApprovals)
 		var gone *serviceerror.NotFound
 		if errors.As(err, &gone) {
 			continue

@@ -30,7 +30,10 @@ func leaseWorkflow(ctx workflow.Context, name string, damaged bool) error {
 		if damaged {
 			return nil, errors.New("its state is damaged")
 		}
-		return &lease.Machine{LeaseID: id, State: lease.StateHeld, Action: "pod.isolate", Target: playbooks.Target{Kind: playbooks.TargetPod, UID: name}}, nil
+		return &lease.Machine{
+			LeaseID: id, State: lease.StateHeld, Action: "pod.isolate",
+			Target: playbooks.Target{Kind: playbooks.TargetPod, UID: name},
+		}, nil
 	}); err != nil {
 		return err
 	}
@@ -42,7 +45,10 @@ func leaseWorkflow(ctx workflow.Context, name string, damaged bool) error {
 func openIncidentWorkflow(ctx workflow.Context, readable bool) (playbooks.Incident, error) {
 	in := playbooks.Incident{ID: testIncidentID, Status: "open"}
 	if readable {
-		if err := workflow.SetQueryHandler(ctx, workflows.QueryIncident, func() (playbooks.Incident, error) { return in, nil }); err != nil {
+		if err := workflow.SetQueryHandler(ctx, workflows.QueryIncident, func() (playbooks.Incident, error) {
+			return in,
+				nil
+		}); err != nil {
 			return in, err
 		}
 	}
@@ -59,12 +65,18 @@ func newApprovalService(t *testing.T, s *temporal.Server) *gateway.ApprovalServi
 	require.NoError(t, os.WriteFile(file, []byte("phase: 2\n"), 0o600))
 	cfg, _, err := config.Load(file)
 	require.NoError(t, err)
-	return &gateway.ApprovalService{QueryService: &gateway.QueryService{Temporal: s}, Authority: auth, Roster: config.NewRoster(cfg, file), Log: slog.New(slog.DiscardHandler)}
+	return &gateway.ApprovalService{
+		QueryService: &gateway.QueryService{Temporal: s}, Authority: auth,
+		Roster: config.NewRoster(cfg, file), Log: slog.New(slog.DiscardHandler),
+	}
 }
 
 func TestUnreadableLeaseDoesNotBlockOthers(t *testing.T) {
 	s := temporal.Start(t, map[string]any{"Lease": leaseWorkflow})
-	d, operator := newApprovalService(t, s), gateway.Principal{Person: config.Person{Name: "ann"}, AuthenticatedBy: "uid 7", IsOperator: true}
+	d, operator := newApprovalService(t, s), gateway.Principal{
+		Person:          config.Person{Name: "ann"},
+		AuthenticatedBy: "uid 7", IsOperator: true,
+	}
 	one := s.StartWorkflow("Lease", "lease/prod/pod:1/network", "", "1", false)
 	s.StartWorkflow("Lease", "lease/prod/pod:2/network", "", "2", false)
 	damaged := s.StartWorkflow("Lease", "lease/prod/pod:3/network", "", "3", true)

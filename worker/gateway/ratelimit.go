@@ -46,7 +46,8 @@ func (p *nodeRateLimits) forNode(node string) *nodeRateLimit {
 	if p.byNode[node] == nil {
 		c := p.config.WithDefaults()
 		p.byNode[node] = &nodeRateLimit{
-			detections: rate.NewLimiter(rate.Limit(c.DetectionsPerSecond), c.DetectionBurst), bytes: rate.NewLimiter(rate.Limit(c.BytesPerSecond), c.BytesPerSecond*sourceBurstSeconds),
+			detections:    rate.NewLimiter(rate.Limit(c.DetectionsPerSecond), c.DetectionBurst),
+			bytes:         rate.NewLimiter(rate.Limit(c.BytesPerSecond), c.BytesPerSecond*sourceBurstSeconds),
 			healthReports: rate.NewLimiter(healthReportsPerSecond, healthReportBurst),
 		}
 	}

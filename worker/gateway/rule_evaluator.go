@@ -53,7 +53,10 @@ func NewRuleEvaluator(set func() *rules.Set, inside []netip.Prefix, self string,
 		self = "" // people use their account interactively too
 	}
 	w := func() *distinctcount.Counter { return distinctcount.New(distinctcount.Options{}) }
-	return &RuleEvaluator{Rules: set, ClusterPrefixes: inside, StanchServiceAccount: self, Log: log, secretReads: w(), deniedRequests: w(), cloudReads: w(), deniedCloudCalls: w(), enforcedNamespaces: map[string]bool{}}
+	return &RuleEvaluator{
+		Rules: set, ClusterPrefixes: inside, StanchServiceAccount: self, Log: log, secretReads: w(),
+		deniedRequests: w(), cloudReads: w(), deniedCloudCalls: w(), enforcedNamespaces: map[string]bool{},
+	}
 }
 
 // Evaluate returns the detections of one event.
@@ -61,7 +64,8 @@ func (j *RuleEvaluator) Evaluate(e sensors.Event) []sensors.Detection {
 	switch e.Kind {
 	case sensors.KindKubernetesAudit:
 		j.enrichAuditEvent(&e)
-		if j.StanchServiceAccount != "" && e.Audit.User == j.StanchServiceAccount && e.Audit.ImpersonatedUser == "" && !e.Audit.FromOutsideCluster {
+		if j.StanchServiceAccount != "" && e.Audit.User == j.StanchServiceAccount && e.Audit.ImpersonatedUser == "" &&
+			!e.Audit.FromOutsideCluster {
 			return nil
 		}
 	case sensors.KindCloudAPICall:
@@ -81,7 +85,8 @@ func (j *RuleEvaluator) enrichAuditEvent(e *sensors.Event) {
 	what := a.Namespace + "/" + a.Name
 	switch {
 	case a.StatusCode == 403:
-		a.RecentDeniedRequests = j.deniedRequests.Add(a.User, strings.Join([]string{a.Verb, a.APIGroup, a.Resource, a.Subresource, what}, " "), e.Time)
+		a.RecentDeniedRequests = j.deniedRequests.Add(a.User,
+			strings.Join([]string{a.Verb, a.APIGroup, a.Resource, a.Subresource, what}, " "), e.Time)
 	case a.Resource == "secrets" && a.Verb == "get" && a.StatusCode < 400:
 		a.RecentSecretReads = j.secretReads.Add(a.User, what, e.Time)
 	}
@@ -136,5 +141,6 @@ func (j *RuleEvaluator) isOutsideCluster(address string) bool {
 		return false
 	}
 	addr = addr.Unmap()
-	return !addr.IsLoopback() && !slices.ContainsFunc(j.ClusterPrefixes, func(p netip.Prefix) bool { return p.Contains(addr) })
+	return !addr.IsLoopback() && !slices.ContainsFunc(j.ClusterPrefixes,
+		func(p netip.Prefix) bool { return p.Contains(addr) })
 }

@@ -21,11 +21,17 @@ func TestCloudReadsAreCountedPerResource(t *testing.T) {
 		j := gateway.NewRuleEvaluator(func() *rules.Set { return set }, nil, "", slog.New(slog.DiscardHandler))
 		n := 0
 		for i := range calls {
-			c := sensors.Cloud{Provider: "aws", Service: "x.amazonaws.com", EventName: event, Principal: "arn:aws:sts::1:assumed-role/web/s", ReadOnly: event != "BatchGetSecretValue"}
+			c := sensors.Cloud{
+				Provider: "aws", Service: "x.amazonaws.com", EventName: event,
+				Principal: "arn:aws:sts::1:assumed-role/web/s", ReadOnly: event != "BatchGetSecretValue",
+			}
 			for k := range each {
 				c.Resources = append(c.Resources, fmt.Sprintf("%d-%d", i, k))
 			}
-			for _, d := range j.Evaluate(sensors.Event{ID: fmt.Sprint(i), Kind: sensors.KindCloudAPICall, Time: time.Now(), Cloud: c}) {
+			for _, d := range j.Evaluate(sensors.Event{
+				ID: fmt.Sprint(i), Kind: sensors.KindCloudAPICall, Time: time.Now(),
+				Cloud: c,
+			}) {
 				if d.Rule == "cloud-bulk-read" {
 					n++
 				}

@@ -150,7 +150,9 @@ func (s *SlackInteractions) runConnection(ctx context.Context) {
 	}
 }
 
-func (s *SlackInteractions) handleSocketRequest(ctx context.Context, client *socketmode.Client, request *socketmode.Request, callback slack.InteractionCallback) {
+func (s *SlackInteractions) handleSocketRequest(ctx context.Context, client *socketmode.Client,
+	request *socketmode.Request, callback slack.InteractionCallback,
+) {
 	if request == nil || !s.replayCache.isFirst(request.EnvelopeID, time.Now()) {
 		return
 	}
@@ -250,7 +252,8 @@ func (s *SlackInteractions) performClick(ctx context.Context, c *slackClick) (st
 	switch ref.Kind {
 	case view.ButtonApprove, view.ButtonDeny, view.ButtonBreakGlass:
 		a, err := s.Vote(ctx, speaker, VoteRequest{
-			IncidentID: ref.IncidentID, RequestID: ref.RequestID, PlansHash: ref.PlansHash, Approve: ref.Kind != view.ButtonDeny, Reason: c.reason, BreakGlass: ref.Kind == view.ButtonBreakGlass,
+			IncidentID: ref.IncidentID, RequestID: ref.RequestID, PlansHash: ref.PlansHash, Approve: ref.Kind != view.ButtonDeny,
+			Reason: c.reason, BreakGlass: ref.Kind == view.ButtonBreakGlass,
 		})
 		if err != nil {
 			return "", err
@@ -266,7 +269,10 @@ func (s *SlackInteractions) performClick(ctx context.Context, c *slackClick) (st
 		_, err = s.Triage(ctx, speaker, TriageRequest{IncidentID: ref.IncidentID, Kind: incident.TriageAssigned})
 		return "The incident is assigned to you. Stanch starts nothing new in it; its leases continue until they end.", err
 	case view.ButtonFalsePositive:
-		_, err = s.Triage(ctx, speaker, TriageRequest{IncidentID: ref.IncidentID, Kind: incident.TriageFalsePositive, Reason: c.reason})
+		_, err = s.Triage(ctx, speaker, TriageRequest{
+			IncidentID: ref.IncidentID, Kind: incident.TriageFalsePositive,
+			Reason: c.reason,
+		})
 		return "The incident's leases are released, and its open approval requests are denied.", err
 	}
 	return "", forbidden("This button has no action.")
@@ -281,10 +287,14 @@ func toSentence(s string) string {
 // reasonForms are the forms of buttons that ask for a reason first.
 var reasonForms = map[view.ButtonKind]struct{ title, submit, label, hint string }{
 	view.ButtonDeny: {"Deny", "Deny", "Why not?", "shown to the requester and kept in the audit"},
-	view.ButtonBreakGlass: {"Use break-glass", "Approve alone", "Why can this not wait for the other approvers?",
-		"you approve alone for the complete quorum; everybody sees it"},
-	view.ButtonFalsePositive: {"False positive", "Release everything", "What caused the detection?",
-		"the incident's leases are released, and its open approval requests are denied"},
+	view.ButtonBreakGlass: {
+		"Use break-glass", "Approve alone", "Why can this not wait for the other approvers?",
+		"you approve alone for the complete quorum; everybody sees it",
+	},
+	view.ButtonFalsePositive: {
+		"False positive", "Release everything", "What caused the detection?",
+		"the incident's leases are released, and its open approval requests are denied",
+	},
 }
 
 func needsReason(k view.ButtonKind) bool { _, ok := reasonForms[k]; return ok }
@@ -313,7 +323,8 @@ func (s *SlackInteractions) replyPrivately(ctx context.Context, c slackClick, wh
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
 	go func() {
 		defer cancel()
-		block := slack.NewRichTextBlock("", slack.NewRichTextSection(slack.NewRichTextSectionTextElement(truncateTo(what, 600), nil)))
+		block := slack.NewRichTextBlock("", slack.NewRichTextSection(slack.NewRichTextSectionTextElement(truncateTo(what,
+			600), nil)))
 		if _, err := s.SlackClient.PostEphemeralContext(ctx, s.Channel, c.User.ID,
 			slack.MsgOptionText("Reply from Stanch", true), slack.MsgOptionBlocks(block)); err != nil {
 			s.Log.Warn("reply to a Slack member", "member", truncateText(c.User.ID), "error", err)
@@ -369,7 +380,9 @@ func (s *SlackInteractions) botTeamID(ctx context.Context) (string, error) {
 }
 
 // GroupsOfPerson asks Slack which of the user groups a person is in now.
-func (s *SlackInteractions) GroupsOfPerson(ctx context.Context, p config.Person, wanted []config.Group) ([]string, error) {
+func (s *SlackInteractions) GroupsOfPerson(ctx context.Context, p config.Person, wanted []config.Group) ([]string,
+	error,
+) {
 	if p.SlackMemberID == "" {
 		return nil, nil
 	}
@@ -401,7 +414,8 @@ func (c ApproverMentions) ResolveMentions(groups, users []string) (members, user
 		}
 	}
 	for _, p := range cfg.People {
-		if p.SlackMemberID != "" && (slices.Contains(users, p.Name) || slices.ContainsFunc(p.Groups, func(g string) bool { return slices.Contains(groups, g) })) {
+		if p.SlackMemberID != "" && (slices.Contains(users, p.Name) ||
+			slices.ContainsFunc(p.Groups, func(g string) bool { return slices.Contains(groups, g) })) {
 			members = append(members, p.SlackMemberID)
 		}
 	}

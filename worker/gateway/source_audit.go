@@ -22,7 +22,10 @@ const maxAuditBurst = maxSourceRecords
 // or "later", and does not know 207. So readable events are accepted if others are not, and unreadable ones cause an
 // incident of their own, because someone may create them to hide others.
 func (f *SourceServer) handleAuditLog(w http.ResponseWriter, r *http.Request) {
-	s, body := f.authenticateAndRead(w, r, endpoint{kind: config.SourceKindKubernetesAudit, maxBodyBytes: integrations.MaxAuditBytes})
+	s, body := f.authenticateAndRead(w, r, endpoint{
+		kind:         config.SourceKindKubernetesAudit,
+		maxBodyBytes: integrations.MaxAuditBytes,
+	})
 	if s == nil {
 		return
 	}
@@ -31,7 +34,10 @@ func (f *SourceServer) handleAuditLog(w http.ResponseWriter, r *http.Request) {
 		unread := f.countUndecodable(r.Context(), s, err)
 		f.Log.Warn("parse audit events", "source", s.name, "events", unread, "error", truncateReason(err.Error()))
 		if len(events) == 0 {
-			writeIngestResponse(w, http.StatusBadRequest, ingestResponse{Status: truncateReason(err.Error()), Refused: []refusedRecord{{Line: 1, Reason: truncateReason(err.Error())}}})
+			writeIngestResponse(w, http.StatusBadRequest, ingestResponse{
+				Status:  truncateReason(err.Error()),
+				Refused: []refusedRecord{{Line: 1, Reason: truncateReason(err.Error())}},
+			})
 			return
 		}
 	}
@@ -80,7 +86,10 @@ func (f *SourceServer) countUndecodable(ctx context.Context, s *sourceState, err
 	}
 	s.counts.refused.Add(n)
 	if f.HealthSink != nil {
-		f.HealthSink.OnSourceHealth(ctx, integrations.SensorHealth{Source: s.name, Time: time.Now().UTC(), UndecodableEvents: n, Message: truncateReason(err.Error())})
+		f.HealthSink.OnSourceHealth(ctx, integrations.SensorHealth{
+			Source: s.name, Time: time.Now().UTC(),
+			UndecodableEvents: n, Message: truncateReason(err.Error()),
+		})
 	}
 	return n
 }
@@ -94,7 +103,9 @@ func (f *SourceServer) respondRetryLater(w http.ResponseWriter, s *sourceState, 
 
 // evaluateAuditEvent returns the detections of one request, each with its subject. An error means that everything must
 // be sent again.
-func (f *SourceServer) evaluateAuditEvent(ctx context.Context, s *sourceState, e sensors.Event) ([]sensors.Detection, error) {
+func (f *SourceServer) evaluateAuditEvent(ctx context.Context, s *sourceState, e sensors.Event) ([]sensors.Detection,
+	error,
+) {
 	if e.Audit.Stage == "RequestReceived" {
 		return nil, nil // it is sent again with its response
 	}
@@ -142,11 +153,13 @@ func (f *SourceServer) attribute(ctx context.Context, d sensors.Detection) ([]se
 	}
 	target := d.Event.Container.Pod
 	if target.Name != "" && a.StatusCode < 400 {
-		if err := about(sensors.Pod{Namespace: target.Namespace, Name: target.Name, UID: target.UID}, a.Exec.Container, d.ID); err != nil {
+		if err := about(sensors.Pod{Namespace: target.Namespace, Name: target.Name, UID: target.UID}, a.Exec.Container,
+			d.ID); err != nil {
 			return nil, err
 		}
 	}
-	if from := (sensors.Pod{Namespace: a.ServiceAccount.Namespace, Name: a.FromPod, UID: a.FromPodUID}); from.Name != "" && from.Namespace != "" &&
+	if from := (sensors.Pod{Namespace: a.ServiceAccount.Namespace, Name: a.FromPod, UID: a.FromPodUID}); from.Name != "" &&
+		from.Namespace != "" &&
 		(from.Namespace != target.Namespace || from.Name != target.Name) {
 		if err := about(from, "", d.ID+"-from"); err != nil {
 			return nil, err
@@ -159,7 +172,10 @@ func (f *SourceServer) attribute(ctx context.Context, d sensors.Detection) ([]se
 	d.Reasons = append(d.Reasons, gone...)
 	d.Event.Subject = sensors.Subject{Kind: "User", Name: a.User}
 	if a.ServiceAccount.Name != "" {
-		d.Event.Subject = sensors.Subject{Kind: "ServiceAccount", Namespace: a.ServiceAccount.Namespace, Name: a.ServiceAccount.Name}
+		d.Event.Subject = sensors.Subject{
+			Kind: "ServiceAccount", Namespace: a.ServiceAccount.Namespace,
+			Name: a.ServiceAccount.Name,
+		}
 	}
 	return []sensors.Detection{d}, nil
 }

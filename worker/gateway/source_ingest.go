@@ -86,7 +86,10 @@ func (f *SourceServer) handleRecords(d endpoint) http.HandlerFunc {
 		records, err := d.splitRecords(body)
 		if err != nil {
 			s.counts.refused.Add(1)
-			writeIngestResponse(w, http.StatusBadRequest, ingestResponse{Status: err.Error(), Refused: []refusedRecord{{Line: 1, Reason: err.Error()}}})
+			writeIngestResponse(w, http.StatusBadRequest, ingestResponse{
+				Status:  err.Error(),
+				Refused: []refusedRecord{{Line: 1, Reason: err.Error()}},
+			})
 			return
 		}
 		if wait := s.reserveRate(len(records)); wait > 0 {
@@ -146,7 +149,9 @@ func (s *sourceState) reserveRate(n int) time.Duration {
 }
 
 // ingestRecords ingests the records of one request.
-func (f *SourceServer) ingestRecords(ctx context.Context, s *sourceState, d endpoint, records []integrations.RawRecord) (int, ingestResponse) {
+func (f *SourceServer) ingestRecords(ctx context.Context, s *sourceState, d endpoint,
+	records []integrations.RawRecord,
+) (int, ingestResponse) {
 	a := ingestResponse{Status: "accepted"}
 	var alerts []sensors.Detection
 	var sizes []int

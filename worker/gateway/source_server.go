@@ -89,7 +89,10 @@ func NewSourceServer(intake *Ingester, sources []config.Source, log *slog.Logger
 		}
 		owners[token] = s.Name
 		perSecond := s.EffectiveRate()
-		f.sources[s.Name] = &sourceState{name: s.Name, kind: s.Kind, token: token, limiter: rate.NewLimiter(rate.Limit(perSecond), max(sourceBurstSeconds*perSecond, maxSourceRecords))}
+		f.sources[s.Name] = &sourceState{
+			name: s.Name, kind: s.Kind, token: token,
+			limiter: rate.NewLimiter(rate.Limit(perSecond), max(sourceBurstSeconds*perSecond, maxSourceRecords)),
+		}
 	}
 	return f, nil
 }
@@ -122,7 +125,10 @@ func (f *SourceServer) HTTPServer() *http.Server {
 	if f.Slack != nil {
 		mux.Handle("/slack/interactions", f.Slack)
 	}
-	return &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 15 * time.Second, WriteTimeout: 2 * time.Minute, IdleTimeout: time.Minute, MaxHeaderBytes: 16 << 10}
+	return &http.Server{
+		Handler: mux, ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 15 * time.Second,
+		WriteTimeout: 2 * time.Minute, IdleTimeout: time.Minute, MaxHeaderBytes: 16 << 10,
+	}
 }
 
 // CountsBySource returns the counters by source.
@@ -131,7 +137,8 @@ func (f *SourceServer) CountsBySource() map[string]SourceCounts {
 	for name, s := range f.sources {
 		c := &s.counts
 		out[name] = SourceCounts{
-			Accepted: c.accepted.Load(), Telemetry: c.telemetry.Load(), Health: c.health.Load(), Dropped: c.dropped.Load(), Refused: c.refused.Load(),
+			Accepted: c.accepted.Load(), Telemetry: c.telemetry.Load(), Health: c.health.Load(), Dropped: c.dropped.Load(),
+			Refused:     c.refused.Load(),
 			RateLimited: c.limited.Load(), RetryLater: c.later.Load(),
 		}
 	}

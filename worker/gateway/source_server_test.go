@@ -99,16 +99,29 @@ func newSourceServerFixture(t *testing.T, server *temporal.Server, sources ...co
 	require.NoError(t, err)
 	d := &sourceServerFixture{server: server, receivedHealth: &receivedHealth{}}
 	kube := fake.NewClientset(&corev1.Pod{
-		ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "web-7d9c4-bcdfg", UID: "uid-1", Labels: map[string]string{"pod-template-hash": "7d9c4"}, OwnerReferences: []metav1.OwnerReference{newOwnerReference("apps/v1", "ReplicaSet", "web-7d9c4")}},
-		Spec:       corev1.PodSpec{NodeName: "node-1", ServiceAccountName: "web"},
+		ObjectMeta: metav1.ObjectMeta{
+			Namespace: "shop", Name: "web-7d9c4-bcdfg", UID: "uid-1",
+			Labels:          map[string]string{"pod-template-hash": "7d9c4"},
+			OwnerReferences: []metav1.OwnerReference{newOwnerReference("apps/v1", "ReplicaSet", "web-7d9c4")},
+		},
+		Spec: corev1.PodSpec{NodeName: "node-1", ServiceAccountName: "web"},
 		Status: corev1.PodStatus{PodIP: "10.1.0.4", ContainerStatuses: []corev1.ContainerStatus{
 			{Name: "sidecar", ContainerID: "containerd://ffff0000ffff0000"},
 			{Name: "web", ContainerID: "containerd://abcdef0123456789", Image: "shop/web:7", ImageID: "shop/web@sha256:0b3f"},
 		}},
-	}, &appsv1.ReplicaSet{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "web-7d9c4", UID: "uid-web-7d9c4", OwnerReferences: []metav1.OwnerReference{newOwnerReference("apps/v1", "Deployment", "web")}}},
+	}, &appsv1.ReplicaSet{ObjectMeta: metav1.ObjectMeta{
+		Namespace: "shop", Name: "web-7d9c4", UID: "uid-web-7d9c4",
+		OwnerReferences: []metav1.OwnerReference{newOwnerReference("apps/v1", "Deployment", "web")},
+	}},
 		&appsv1.Deployment{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "web", UID: "uid-web"}})
-	kube.PrependReactor("get", "pods", func(k8stesting.Action) (bool, runtime.Object, error) { return d.failKube != nil, nil, d.failKube })
-	d.ingester = &gateway.Ingester{Temporal: server, Authority: auth, Config: config.Default(), Kube: kube, Log: slog.New(slog.DiscardHandler), IncidentWorkflow: "Story"}
+	kube.PrependReactor("get", "pods", func(k8stesting.Action) (bool, runtime.Object, error) {
+		return d.failKube != nil,
+			nil, d.failKube
+	})
+	d.ingester = &gateway.Ingester{
+		Temporal: server, Authority: auth, Config: config.Default(), Kube: kube,
+		Log: slog.New(slog.DiscardHandler), IncidentWorkflow: "Story",
+	}
 	d.SourceServer, err = gateway.NewSourceServer(d.ingester, sources, slog.New(slog.DiscardHandler))
 	require.NoError(t, err)
 	d.HealthSink = d.receivedHealth
@@ -165,7 +178,14 @@ func (d *sourceServerFixture) incidentDetections(t *testing.T, workload string) 
 var nowRFC3339 = time.Now().UTC().Format(time.RFC3339)
 
 func newFalcoAlert(id, container string) string {
-	return fmt.Sprintf(`{"uuid":%q,"priority":"Warning","rule":"Run shell untrusted","time":%q,"output_fields":{"container.id":%q,"proc.exepath":"/bin/%s","proc.cmdline":"curl --token %s-hunter2","evt.type":"execve"}}`, id, nowRFC3339, container, id, id)
+	return fmt.Sprintf(
+		`{"uuid":%q,"priority":"Warning","rule":"Run shell untrusted","time":%q,"output_fields":{"container.id":%q,"proc.exepath":"/bin/%s","proc.cmdline":"curl --token %s-hunter2","evt.type":"execve"}}`,
+		id,
+		nowRFC3339,
+		container,
+		id,
+		id,
+	)
 }
 
 func gzipped(t *testing.T, s string) string {
@@ -180,14 +200,17 @@ func gzipped(t *testing.T, s string) string {
 
 func TestSourceEndpoints(t *testing.T) {
 	server := temporal.Start(t, map[string]any{"Story": incidentWorkflow})
-	d := newSourceServerFixture(t, server, config.Source{Name: "edge"}, config.Source{Name: "t1", Kind: "tetragon"}, config.Source{Name: "slow", RatePerSecond: 1})
+	d := newSourceServerFixture(t, server, config.Source{Name: "edge"}, config.Source{Name: "t1", Kind: "tetragon"},
+		config.Source{Name: "slow", RatePerSecond: 1})
 
 	t.Run("one alert of each source", func(t *testing.T) {
 		for path, body := range map[string]string{
-			"/v1/falco":     newFalcoAlert("f-1", "c0ffee01"),
-			"/v1/tetragon":  `{"process_kprobe":{"process":{"pid":7,"binary":"/bin/x","docker":"c0ffee01"},"function_name":"tcp_connect","policy_name":"egress"},"time":"` + nowRFC3339 + `"}`,
-			"/v1/tracee":    `{"timestamp":"` + nowRFC3339 + `","eventName":"fileless_execution","containerId":"c0ffee01","metadata":{"Properties":{"signatureID":"TRC-105","Severity":3}}}`,
-			"/v1/kubearmor": `{"UpdatedTime":"` + nowRFC3339 + `","Type":"MatchedPolicy","PolicyName":"p","ContainerID":"c0ffee01","Operation":"Process","Resource":"/bin/x"}`,
+			"/v1/falco":    newFalcoAlert("f-1", "c0ffee01"),
+			"/v1/tetragon": `{"process_kprobe":{"process":{"pid":7,"binary":"/bin/x","docker":"c0ffee01"},"function_name":"tcp_connect","policy_name":"egress"},"time":"` + nowRFC3339 + `"}`,
+			"/v1/tracee": `{"timestamp":"` + nowRFC3339 +
+				`","eventName":"fileless_execution","containerId":"c0ffee01","metadata":{"Properties":{"signatureID":"TRC-105","Severity":3}}}`,
+			"/v1/kubearmor": `{"UpdatedTime":"` + nowRFC3339 +
+				`","Type":"MatchedPolicy","PolicyName":"p","ContainerID":"c0ffee01","Operation":"Process","Resource":"/bin/x"}`,
 		} {
 			code, s := d.post(t, path, "edge", body)
 			require.Equal(t, http.StatusAccepted, code, "%s: %+v", path, s)
@@ -204,8 +227,11 @@ func TestSourceEndpoints(t *testing.T) {
 
 	t.Run("separate results per line", func(t *testing.T) {
 		body := strings.Join([]string{
-			newFalcoAlert("g-1", "c0ffee02"), "nonsense", "", `{"rule":"Falco internal: syscall event drop","priority":"Critical","hostname":"node-9","time":"` + nowRFC3339 + `","output_fields":{"n_drops":"7"}}`,
-			strings.Replace(newFalcoAlert("g-2", "c0ffee02"), nowRFC3339, "2199-01-01T00:00:00Z", 1), newFalcoAlert("g-3", "c0ffee02"),
+			newFalcoAlert("g-1", "c0ffee02"), "nonsense", "",
+			`{"rule":"Falco internal: syscall event drop","priority":"Critical","hostname":"node-9","time":"` + nowRFC3339 +
+				`","output_fields":{"n_drops":"7"}}`,
+			strings.Replace(newFalcoAlert("g-2", "c0ffee02"), nowRFC3339, "2199-01-01T00:00:00Z", 1),
+			newFalcoAlert("g-3", "c0ffee02"),
 		}, "\n")
 		code, s := d.post(t, "/v1/falco", "edge", body)
 		require.Equal(t, http.StatusMultiStatus, code)
@@ -221,7 +247,8 @@ func TestSourceEndpoints(t *testing.T) {
 		require.Equal(t, uint64(7), d.receivedHealth.reports[0].Dropped)
 		require.Equal(t, uint64(7), d.CountsBySource()["edge"].Dropped)
 
-		code, s = d.post(t, "/v1/falco", "edge", "["+newFalcoAlert("g-1", "c0ffee02")+","+newFalcoAlert("g-3", "c0ffee02")+"]")
+		code, s = d.post(t, "/v1/falco", "edge", "["+newFalcoAlert("g-1", "c0ffee02")+","+newFalcoAlert("g-3", "c0ffee02")+
+			"]")
 		require.Equal(t, http.StatusAccepted, code, "a retry as a list")
 		require.Equal(t, 2, s.Accepted)
 		var ids []string
@@ -233,7 +260,8 @@ func TestSourceEndpoints(t *testing.T) {
 	})
 
 	t.Run("telemetry", func(t *testing.T) {
-		code, s := d.post(t, "/v1/tetragon", "t1", `{"process_exec":{"process":{"binary":"/bin/ls","docker":"c0ffee03"}},"time":"`+nowRFC3339+`"}`)
+		code, s := d.post(t, "/v1/tetragon", "t1",
+			`{"process_exec":{"process":{"binary":"/bin/ls","docker":"c0ffee03"}},"time":"`+nowRFC3339+`"}`)
 		require.Equal(t, http.StatusAccepted, code)
 		require.Equal(t, ingestResponse{Status: "accepted", Telemetry: 1}, s)
 		_, err := server.DescribeWorkflowExecution(t.Context(), workflows.IncidentWorkflowID("local/Container/c0ffee03"), "")
@@ -295,7 +323,8 @@ func TestSourceEndpoints(t *testing.T) {
 	})
 
 	t.Run("pod data from the API server", func(t *testing.T) {
-		line := strings.Replace(newFalcoAlert("p-1", "abcdef012345"), `"evt.type"`, `"k8s.ns.name":"shop","k8s.pod.name":"web-7d9c4-bcdfg","evt.type"`, 1)
+		line := strings.Replace(newFalcoAlert("p-1", "abcdef012345"), `"evt.type"`,
+			`"k8s.ns.name":"shop","k8s.pod.name":"web-7d9c4-bcdfg","evt.type"`, 1)
 		code, s := d.post(t, "/v1/falco", "edge", line+"\n"+strings.ReplaceAll(line, "p-1", "p-2"))
 		require.Equal(t, http.StatusAccepted, code, "%+v", s)
 		all := d.incidentDetections(t, "local/shop/Deployment/web")
@@ -313,7 +342,8 @@ func TestSourceEndpoints(t *testing.T) {
 	t.Run("API server outage", func(t *testing.T) {
 		d.failKube = apierrors.NewServiceUnavailable("away")
 		defer func() { d.failKube = nil }()
-		code, s := d.post(t, "/v1/falco", "edge", strings.Replace(newFalcoAlert("q-1", "0a0a0a"), `"evt.type"`, `"k8s.ns.name":"shop","k8s.pod.name":"other","evt.type"`, 1))
+		code, s := d.post(t, "/v1/falco", "edge", strings.Replace(newFalcoAlert("q-1", "0a0a0a"), `"evt.type"`,
+			`"k8s.ns.name":"shop","k8s.pod.name":"other","evt.type"`, 1))
 		require.Equal(t, http.StatusServiceUnavailable, code)
 		require.Equal(t, "5", s.retryAfter)
 		require.Equal(t, uint64(1), d.CountsBySource()["edge"].RetryLater)
@@ -337,7 +367,9 @@ func TestSourceEndpoints(t *testing.T) {
 // unavailableTemporal is a Temporal that is unavailable.
 type unavailableTemporal struct{ client.Client }
 
-func (unavailableTemporal) SignalWithStartWorkflow(context.Context, string, string, any, client.StartWorkflowOptions, any, ...any) (client.WorkflowRun, error) {
+func (unavailableTemporal) SignalWithStartWorkflow(context.Context, string, string, any, client.StartWorkflowOptions,
+	any, ...any,
+) (client.WorkflowRun, error) {
 	return nil, fmt.Errorf("no route")
 }
 
@@ -345,7 +377,8 @@ func TestTemporalOutageDefersDetections(t *testing.T) {
 	server := temporal.Start(t, map[string]any{"Story": incidentWorkflow})
 	d := newSourceServerFixture(t, server, config.Source{Name: "edge"})
 	d.ingester.Temporal = unavailableTemporal{server}
-	health := `{"rule":"Falco internal: syscall event drop","priority":"Critical","time":"` + nowRFC3339 + `","output_fields":{"n_drops":"7"}}`
+	health := `{"rule":"Falco internal: syscall event drop","priority":"Critical","time":"` + nowRFC3339 +
+		`","output_fields":{"n_drops":"7"}}`
 	code, s := d.post(t, "/v1/falco", "edge", newFalcoAlert("a-1", "c0ffee")+"\n"+health)
 	require.Equal(t, http.StatusServiceUnavailable, code)
 	require.NotEmpty(t, s.retryAfter)
@@ -364,8 +397,10 @@ func TestSourceTokensAreUnique(t *testing.T) {
 	}
 	for want, sources := range map[string][]config.Source{
 		"at least 16 characters": {{Name: "a", TokenFile: file("short", "short")}},
-		"also the token of a": {{Name: "a", TokenFile: file("one", tokenForSource("a"))},
-			{Name: "b", TokenFile: file("two", tokenForSource("a"))}},
+		"also the token of a": {
+			{Name: "a", TokenFile: file("one", tokenForSource("a"))},
+			{Name: "b", TokenFile: file("two", tokenForSource("a"))},
+		},
 		"no such file": {{Name: "a", TokenFile: filepath.Join(dir, "none")}},
 	} {
 		_, err := gateway.NewSourceServer(nil, sources, nil)

@@ -49,7 +49,11 @@ type IncidentApproval struct {
 // status collects the state of the installation. Anything that cannot be read is a problem of its own, and hides
 // nothing else.
 func (a *API) status(r *http.Request) (Status, error) {
-	s := Status{Version: a.InstallationInfo.Version, StartedAt: a.InstallationInfo.StartedAt, KillSwitch: a.killSwitchStatus(r.Context()), Nodes: map[string]json.RawMessage{}, OpenApprovals: []IncidentApproval{}, Playbooks: []string{}, Problems: []string{}}
+	s := Status{
+		Version: a.InstallationInfo.Version, StartedAt: a.InstallationInfo.StartedAt,
+		KillSwitch: a.killSwitchStatus(r.Context()), Nodes: map[string]json.RawMessage{}, OpenApprovals: []IncidentApproval{},
+		Playbooks: []string{}, Problems: []string{},
+	}
 	problem := func(format string, args ...any) { s.Problems = append(s.Problems, fmt.Sprintf(format, args...)) }
 	cfg, err := a.Roster.Current()
 	if err != nil {
@@ -113,7 +117,8 @@ func (a *API) status(r *http.Request) (Status, error) {
 			continue
 		}
 		s.LeaseCount++
-		if end := m.LastExpiry(); m.State == lease.StateHeld && (s.NextLeaseExpiry.IsZero() || end.Before(s.NextLeaseExpiry)) {
+		if end := m.LastExpiry(); m.State == lease.StateHeld && (s.NextLeaseExpiry.IsZero() ||
+			end.Before(s.NextLeaseExpiry)) {
 			s.NextLeaseExpiry = end
 		}
 		if m.State == lease.StateStuck {

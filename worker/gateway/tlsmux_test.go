@@ -39,7 +39,8 @@ func TestPlainHTTPFromAnotherMachineIsRefused(t *testing.T) {
 	web.Listener = gateway.NewTLSMux(remoteListener{web.Listener}, certificate)
 	web.Start()
 	t.Cleanup(web.Close)
-	r, err := http.NewRequestWithContext(t.Context(), http.MethodPost, "http://"+web.Listener.Addr().String()+"/v1/falco", http.NoBody)
+	r, err := http.NewRequestWithContext(t.Context(), http.MethodPost, "http://"+web.Listener.Addr().String()+"/v1/falco",
+		http.NoBody)
 	require.NoError(t, err)
 	r.Header.Set("Authorization", "Bearer 0123456789abcdef")
 	resp, err := http.DefaultClient.Do(r)
@@ -51,7 +52,10 @@ func TestPlainHTTPFromAnotherMachineIsRefused(t *testing.T) {
 	require.Contains(t, string(text), "use https")
 	require.False(t, handled)
 
-	trusted := &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: pki.CertPool(), ServerName: gatewayrpc.ServerName, MinVersion: tls.VersionTLS13}}}
+	trusted := &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{
+		RootCAs:    pki.CertPool(),
+		ServerName: gatewayrpc.ServerName, MinVersion: tls.VersionTLS13,
+	}}}
 	r, err = http.NewRequestWithContext(t.Context(), http.MethodPost, "https://"+web.Listener.Addr().String(), http.NoBody)
 	require.NoError(t, err)
 	resp, err = trusted.Do(r)
@@ -65,14 +69,23 @@ func TestListenerServesTLSAndPlainHTTP(t *testing.T) {
 	require.NoError(t, err)
 	certificate, err := pki.MutualTLSConfig(authority.RoleGateway, "gateway", gatewayrpc.ServerName)
 	require.NoError(t, err)
-	web := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { _, _ = io.Copy(w, r.Body) }))
+	web := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		_,
+			_ = io.Copy(w, r.Body)
+	}))
 	web.Listener = gateway.NewTLSMux(web.Listener, certificate)
 	web.Start()
 	t.Cleanup(web.Close)
 	address := web.Listener.Addr().String()
 
-	trusted := &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: pki.CertPool(), ServerName: gatewayrpc.ServerName, MinVersion: tls.VersionTLS13}}}
-	stranger := &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{ServerName: gatewayrpc.ServerName, MinVersion: tls.VersionTLS13}}}
+	trusted := &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{
+		RootCAs:    pki.CertPool(),
+		ServerName: gatewayrpc.ServerName, MinVersion: tls.VersionTLS13,
+	}}}
+	stranger := &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{
+		ServerName: gatewayrpc.ServerName,
+		MinVersion: tls.VersionTLS13,
+	}}}
 	for url, c := range map[string]*http.Client{"https://" + address: trusted, "http://" + address: http.DefaultClient} {
 		for range 2 { // the connection is reused
 			r, err := http.NewRequestWithContext(t.Context(), http.MethodPost, url, http.NoBody)

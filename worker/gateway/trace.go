@@ -19,7 +19,8 @@ func (i *Ingester) startBatchSpan(ctx context.Context, batch []*queuedDetection)
 		return ctx, noop.Span{}
 	}
 	first := batch[0]
-	ctx, span := i.Tracer.Start(ctx, "gateway.accept", trace.WithNewRoot(), trace.WithTimestamp(first.receivedAt), trace.WithSpanKind(trace.SpanKindServer),
+	ctx, span := i.Tracer.Start(ctx, "gateway.accept", trace.WithNewRoot(), trace.WithTimestamp(first.receivedAt),
+		trace.WithSpanKind(trace.SpanKindServer),
 		trace.WithAttributes(append(first.traceAttributes(), attribute.Int("stanch.detections", len(batch)))...))
 	for _, it := range batch[1:min(len(batch), maxTracedDetections)] {
 		span.AddEvent("detection", trace.WithTimestamp(it.receivedAt), trace.WithAttributes(it.traceAttributes()...))
@@ -34,7 +35,9 @@ func (it *queuedDetection) traceAttributes() []attribute.KeyValue {
 		return attribute.String(key, strings.ToValidUTF8(truncateText(value), "?"))
 	}
 	return []attribute.KeyValue{
-		text("stanch.rule", d.Rule), text("stanch.severity", string(d.Severity)), text("stanch.source", d.Source), text("stanch.node", d.Node), text("stanch.detection", d.ID),
-		attribute.String("stanch.event_time", d.Time.UTC().Format(time.RFC3339Nano)), attribute.Float64("stanch.delay_seconds", it.receivedAt.Sub(d.Time).Seconds()),
+		text("stanch.rule", d.Rule), text("stanch.severity", string(d.Severity)), text("stanch.source", d.Source),
+		text("stanch.node", d.Node), text("stanch.detection", d.ID),
+		attribute.String("stanch.event_time", d.Time.UTC().Format(time.RFC3339Nano)),
+		attribute.Float64("stanch.delay_seconds", it.receivedAt.Sub(d.Time).Seconds()),
 	}
 }

@@ -83,7 +83,8 @@ func (d *ApprovalService) checkVoteResult(ctx context.Context, s Principal, v Vo
 		// A break-glass vote may follow a normal one.
 		case v.Approve && !v.BreakGlass && slices.Contains(q.ApprovedBy, s.Name):
 			a.ApprovalRequest, a.Result = q, ResultCounted
-			a.Message = fmt.Sprintf("%s approved %s: %s", s.Name, quoteRequest(q), display.DescribeApprovalProgress(q.ApprovedBy, q.Approvers.Quorum, q.Approvers.Describe()))
+			a.Message = fmt.Sprintf("%s approved %s: %s", s.Name, quoteRequest(q), display.DescribeApprovalProgress(q.ApprovedBy,
+				q.Approvers.Quorum, q.Approvers.Describe()))
 			if by := d.pausedBy(ctx); by != "" && len(q.Plans) > 0 {
 				a.Message += "; " + pausedWarning(by)
 			}
@@ -115,7 +116,8 @@ func (d *ApprovalService) checkVoteResult(ctx context.Context, s Principal, v Vo
 		}
 		switch {
 		case v.Approve == c.Granted && c.Granted:
-			a.Message = fmt.Sprintf("%s %s %s: %s", s.Name, verb, quoteRequest(a.ApprovalRequest), display.DescribeApprovalProgress(c.ApprovedBy, a.Approvers.Quorum, ""))
+			a.Message = fmt.Sprintf("%s %s %s: %s", s.Name, verb, quoteRequest(a.ApprovalRequest),
+				display.DescribeApprovalProgress(c.ApprovedBy, a.Approvers.Quorum, ""))
 			if v.BreakGlass {
 				a.Message = fmt.Sprintf("%s approved %s alone with break-glass, for the complete quorum", s.Name,
 					quoteRequest(a.ApprovalRequest))
@@ -243,10 +245,12 @@ func (d *ApprovalService) findRequest(ctx context.Context, v VoteRequest) (*play
 // case and spacing.
 func matchesRequest(q playbook.ApprovalRequest, text string) bool {
 	same := func(name string) bool {
-		return name != "" && strings.EqualFold(strings.Join(strings.Fields(name), " "), strings.Join(strings.Fields(text), " "))
+		return name != "" && strings.EqualFold(strings.Join(strings.Fields(name), " "), strings.Join(strings.Fields(text),
+			" "))
 	}
 	title, _, _ := strings.Cut(q.Title, " (the plan changed since")
-	if same(q.ID) || same(q.Step) || same(testspec.LastStepName(q.Step)) || same(q.Title) || same(title) || same(q.Question) {
+	if same(q.ID) || same(q.Step) || same(testspec.LastStepName(q.Step)) || same(q.Title) || same(title) ||
+		same(q.Question) {
 		return true
 	}
 	return slices.ContainsFunc(q.Plans, func(p activities.PlanResult) bool { return same(p.Plan.Action) })
@@ -267,7 +271,9 @@ func describeOpenRequests(incident string, approve bool, all []*playbook.Approva
 }
 
 // noOpenRequestError returns why no pending request matches: others are pending, it was answered, or none was made.
-func (d *ApprovalService) noOpenRequestError(ctx context.Context, v VoteRequest, pending []playbook.ApprovalRequest) error {
+func (d *ApprovalService) noOpenRequestError(ctx context.Context, v VoteRequest,
+	pending []playbook.ApprovalRequest,
+) error {
 	if len(pending) > 0 {
 		var all []*playbook.ApprovalRequest
 		for i := range pending {

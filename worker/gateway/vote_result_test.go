@@ -27,10 +27,15 @@ type testRequest struct{ ID, Step, Title, Action string }
 
 func (a testRequest) approvalRequest(run string) activities.ApprovalRequest {
 	target := playbooks.Target{Kind: playbooks.TargetPod, Namespace: "shop", Name: "web-1", UID: "1"}
-	plan := activities.Plan{Action: a.Action, TargetID: target.ID(), Duration: time.Hour, Changes: []string{"isolate it: " + a.ID}}
+	plan := activities.Plan{
+		Action: a.Action, TargetID: target.ID(), Duration: time.Hour,
+		Changes: []string{"isolate it: " + a.ID},
+	}
 	q := activities.ApprovalRequest{
-		ID: a.ID, WorkflowID: run, IncidentID: testIncidentID, Step: a.Step, Title: a.Title, Plans: []activities.PlanResult{{Plan: plan, PlanHash: plan.Hash()}}, Targets: []playbooks.Target{target},
-		Approvers: activities.Approvers{Groups: []string{"responders"}, Quorum: 2, Timeout: time.Hour}, Deadline: time.Now().Add(time.Hour),
+		ID: a.ID, WorkflowID: run, IncidentID: testIncidentID, Step: a.Step, Title: a.Title,
+		Plans: []activities.PlanResult{{Plan: plan, PlanHash: plan.Hash()}}, Targets: []playbooks.Target{target},
+		Approvers: activities.Approvers{Groups: []string{"responders"}, Quorum: 2, Timeout: time.Hour},
+		Deadline:  time.Now().Add(time.Hour),
 	}
 	q.PlansHash = activities.ApprovalRequestHash(q.Plans, q.Approvers)
 	return q
@@ -43,10 +48,18 @@ func approvalWorkflow(ctx workflow.Context, requests []testRequest) error {
 	for _, a := range requests {
 		open = append(open, a.approvalRequest(workflow.GetInfo(ctx).WorkflowExecution.ID))
 	}
-	if err := workflow.SetQueryHandler(ctx, workflows.QueryPendingApprovals, func() ([]activities.ApprovalRequest, error) { return open, nil }); err != nil {
+	if err := workflow.SetQueryHandler(ctx, workflows.QueryPendingApprovals, func() ([]activities.ApprovalRequest,
+		error,
+	) {
+		return open, nil
+	}); err != nil {
 		return err
 	}
-	if err := workflow.SetQueryHandler(ctx, workflows.QueryAnsweredApprovals, func() ([]activities.ApprovalOutcome, error) { return closed, nil }); err != nil {
+	if err := workflow.SetQueryHandler(ctx, workflows.QueryAnsweredApprovals, func() ([]activities.ApprovalOutcome,
+		error,
+	) {
+		return closed, nil
+	}); err != nil {
 		return err
 	}
 	for {
@@ -75,7 +88,10 @@ func approvalWorkflow(ctx workflow.Context, requests []testRequest) error {
 		}
 		if !v.Approved || v.BreakGlass || len(q.ApprovedBy) >= 2 {
 			reason := fmt.Sprintf("%s decided", v.Person)
-			closed = append(closed, activities.ApprovalOutcome{ID: q.ID, Title: q.Title, Granted: v.Approved, ApprovedBy: q.ApprovedBy, Reason: reason})
+			closed = append(closed, activities.ApprovalOutcome{
+				ID: q.ID, Title: q.Title, Granted: v.Approved,
+				ApprovedBy: q.ApprovedBy, Reason: reason,
+			})
 			open = slices.Delete(open, i, i+1)
 		}
 	}
@@ -113,12 +129,18 @@ func TestVoteFindsRequestAndReportsResult(t *testing.T) {
 	d, who := newResponderFixture(t, s)
 	s.StartWorkflow("Incident", "incident/a", testIncidentID, true)
 	s.StartWorkflow("Playbook", "playbook/a/1", testIncidentID, []testRequest{
-		{"steps[2]#1", "steps[2]", "isolate the pod", "pod.isolate"}, {"each[0]/cut#2", "each[0]/cut", "cut it off", "pod.isolate"}, {"steps[4]#3", "steps[4]", "stop the workload", "workload.scale"},
+		{"steps[2]#1", "steps[2]", "isolate the pod", "pod.isolate"}, {
+			"each[0]/cut#2", "each[0]/cut", "cut it off",
+			"pod.isolate",
+		}, {"steps[4]#3", "steps[4]", "stop the workload", "workload.scale"},
 	})
 	s.WaitUntilListed("Incident", "Running", 1)
 	s.WaitUntilListed("Playbook", "Running", 1)
 	vote := func(name string, approve bool, step string) (*gateway.VoteResult, error) {
-		return d.Vote(t.Context(), who(name), gateway.VoteRequest{IncidentID: testIncidentID, RequestID: step, Approve: approve, WaitForResult: true})
+		return d.Vote(t.Context(), who(name), gateway.VoteRequest{
+			IncidentID: testIncidentID, RequestID: step,
+			Approve: approve, WaitForResult: true,
+		})
 	}
 	requireVoteResult := func(want string, result gateway.VoteResultKind, name string, approve bool, step string) {
 		t.Helper()
@@ -136,12 +158,19 @@ func TestVoteFindsRequestAndReportsResult(t *testing.T) {
 	fails("has 3 open questions; choose one:\n  stanch approve "+testIncidentID+" 'steps[2]#1'   isolate the pod "+
 		"for 1h\n", "alice", true, "")
 	fails(`"pod.isolate" matches 2 open questions`, "alice", true, "pod.isolate")
-	fails("unknown question \"isolate\" in incident "+testIncidentID+"; open questions:\n  stanch deny "+testIncidentID+" 'steps[2]#1'   isolate the pod for 1h\n", "alice", false, "isolate")
+	fails("unknown question \"isolate\" in incident "+testIncidentID+"; open questions:\n  stanch deny "+testIncidentID+
+		" 'steps[2]#1'   isolate the pod for 1h\n", "alice", false, "isolate")
 
 	// By title, in any case and spacing, by step, and by action.
 	requireVoteResult(`alice approved "isolate the pod" for 1h: 1 of 2 approved (alice); waiting for 1 more of responders`,
 		gateway.ResultCounted, "alice", true, " Isolate  the pod")
-	requireVoteResult(`the approval of alice for "isolate the pod" for 1h was already counted: 1 of 2 approved (alice); waiting for 1 more of responders`, gateway.ResultAlreadyCounted, "alice", true, "steps[2]")
+	requireVoteResult(
+		`the approval of alice for "isolate the pod" for 1h was already counted: 1 of 2 approved (alice); waiting for 1 more of responders`,
+		gateway.ResultAlreadyCounted,
+		"alice",
+		true,
+		"steps[2]",
+	)
 	fails("eve is not allowed to vote on this; allowed: responders", "eve", true, "steps[2]")
 	requireVoteResult(`bob approved "isolate the pod" for 1h: 2 of 2 approved (alice, bob); it runs now`,
 		gateway.ResultApproved,
@@ -152,9 +181,13 @@ func TestVoteFindsRequestAndReportsResult(t *testing.T) {
 		gateway.ResultCounted, "alice", true, "cut")
 
 	// Break-glass is possible after a normal approval.
-	a, err := d.Vote(t.Context(), who("alice"), gateway.VoteRequest{IncidentID: testIncidentID, Approve: true, BreakGlass: true, Reason: "nobody else is awake", WaitForResult: true})
+	a, err := d.Vote(t.Context(), who("alice"), gateway.VoteRequest{
+		IncidentID: testIncidentID, Approve: true,
+		BreakGlass: true, Reason: "nobody else is awake", WaitForResult: true,
+	})
 	require.NoError(t, err)
-	require.Equal(t, `alice approved "cut it off" for 1h alone with break-glass, for the complete quorum; it runs now`, a.Message)
+	require.Equal(t, `alice approved "cut it off" for 1h alone with break-glass, for the complete quorum; it runs now`,
+		a.Message)
 	fails("has no open question", "bob", true, "cut")
 	require.False(t, strings.Contains(a.Message, "\n"))
 }

@@ -149,8 +149,13 @@ func BudgetExceededReason(f Input, hour, held int) string {
 		return fmt.Sprintf("the budget of %d containments per hour is used up", limit.MaxPerHour)
 	}
 	replicas := f.workloadReplicas()
-	if f.Request.Target.Kind == playbooks.TargetPod && replicas <= 0 && held > 0 && (f.ResolvedTarget == nil || !f.ResolvedTarget.IgnoreReplicas) {
-		return fmt.Sprintf("%d pods of %s are contained already and its number of replicas is unknown; the budget allows one until it is known", held, f.budgetWorkload())
+	if f.Request.Target.Kind == playbooks.TargetPod && replicas <= 0 && held > 0 &&
+		(f.ResolvedTarget == nil || !f.ResolvedTarget.IgnoreReplicas) {
+		return fmt.Sprintf(
+			"%d pods of %s are contained already and its number of replicas is unknown; the budget allows one until it is known",
+			held,
+			f.budgetWorkload(),
+		)
 	}
 	if f.Request.Target.Kind == playbooks.TargetPod && replicas > 1 {
 		most := int(math.Max(1, math.Floor(limit.MaxFraction*float64(replicas))))
@@ -174,7 +179,10 @@ func (w *BudgetWindow) Spend(f Input) string {
 			return ""
 		}
 	}
-	s := budget.Usage{AppliedAt: f.Now, LeaseID: f.Request.LeaseID, TargetID: f.Request.Target.ID(), Workload: f.budgetWorkload(), ExpiresAt: f.Request.ExpiresAt}
+	s := budget.Usage{
+		AppliedAt: f.Now, LeaseID: f.Request.LeaseID, TargetID: f.Request.Target.ID(),
+		Workload: f.budgetWorkload(), ExpiresAt: f.Request.ExpiresAt,
+	}
 	if f.DrillTarget != nil {
 		return ""
 	}

@@ -63,7 +63,10 @@ var (
 
 // drillScope returns the scope of drills: phase 3 with the drill's own approver, for the drill's own targets.
 func drillScope() config.Scope {
-	return config.Scope{Name: config.DrillScope, Phase: 3, ConfidenceThreshold: 0.8, Approvers: config.Approvers{Groups: []string{config.DrillScope}, Quorum: 1, Timeout: config.Duration(time.Minute)}}
+	return config.Scope{
+		Name: config.DrillScope, Phase: 3, ConfidenceThreshold: 0.8,
+		Approvers: config.Approvers{Groups: []string{config.DrillScope}, Quorum: 1, Timeout: config.Duration(time.Minute)},
+	}
 }
 
 // ApproversForNamespace returns the approvers of the scope with a namespace, or those of drills.
@@ -137,7 +140,8 @@ func (c *GuardChain) Decide(ctx context.Context, q activities.GuardInput) (activ
 			if d.Verdict == activities.VerdictRun && f.ApprovalReason != "" && f.Grant == nil {
 				d = newApprovalDecision(f, "%s", f.ApprovalReason)
 			}
-			d.Guard, d.Phase, d.Drill, d.DrillTarget, d.ConfigHash = g.name, f.effectivePhase(), f.DrillTarget != nil, f.DrillTarget, c.Config.Hash()
+			d.Guard, d.Phase, d.Drill, d.DrillTarget, d.ConfigHash = g.name, f.effectivePhase(), f.DrillTarget != nil,
+				f.DrillTarget, c.Config.Hash()
 			d.TargetConfirmed = f.isTargetVerified()
 			d.DecisionInputs = f.decisionInputs()
 			if d.BudgetReplicas = f.workloadReplicas(); d.BudgetReplicas == 0 && q.Request.Target.Kind == playbooks.TargetPod {
@@ -150,12 +154,17 @@ func (c *GuardChain) Decide(ctx context.Context, q activities.GuardInput) (activ
 			}
 			if d.Verdict == activities.VerdictRun && q.Enforce {
 				if reason := c.Budget.Spend(f); reason != "" && f.Grant == nil {
-					return activities.GuardDecision{Verdict: activities.VerdictPropose, Guard: "budget", Reason: reason, Phase: f.effectivePhase(), ConfigHash: c.Config.Hash(), DecisionInputs: d.DecisionInputs}, nil
+					return activities.GuardDecision{
+						Verdict: activities.VerdictPropose, Guard: "budget", Reason: reason,
+						Phase: f.effectivePhase(), ConfigHash: c.Config.Hash(), DecisionInputs: d.DecisionInputs,
+					}, nil
 				}
 				if err := c.recordGrantUse(ctx, f); errors.Is(err, ErrGrantUsed) {
-					return activities.GuardDecision{Verdict: activities.VerdictRefuse, Guard: "grant",
+					return activities.GuardDecision{
+						Verdict: activities.VerdictRefuse, Guard: "grant",
 						Reason: err.Error() + "; a new approval is required", Phase: f.effectivePhase(), ConfigHash: c.Config.Hash(),
-						DecisionInputs: d.DecisionInputs}, nil
+						DecisionInputs: d.DecisionInputs,
+					}, nil
 				} else if err != nil {
 					return activities.GuardDecision{}, err
 				}
@@ -172,7 +181,10 @@ func (c *GuardChain) recordGrantUse(ctx context.Context, f Input) error {
 	if f.Grant == nil || c.UsedGrants == nil {
 		return nil
 	}
-	return c.UsedGrants.RecordUse(ctx, f.Grant.Nonce, GrantUse{LeaseID: f.Request.LeaseID, LeaseExpiresAt: f.Request.ExpiresAt}, f.Now)
+	return c.UsedGrants.RecordUse(ctx, f.Grant.Nonce, GrantUse{
+		LeaseID:        f.Request.LeaseID,
+		LeaseExpiresAt: f.Request.ExpiresAt,
+	}, f.Now)
 }
 
 func (c *GuardChain) verifyInput(ctx context.Context, q activities.GuardInput) (Input, error) {
@@ -200,14 +212,18 @@ func (c *GuardChain) verifyInput(ctx context.Context, q activities.GuardInput) (
 		if a.AcceptedAt.After(f.NewestDetectionAt) {
 			f.NewestDetectionAt = a.AcceptedAt
 		}
-		f.CorrelationInputs = append(f.CorrelationInputs, playbooks.CorrelationInput{Rule: a.Rule, Objective: sensors.Objective(a.Objective), Confidence: a.Confidence, Severity: sensors.Severity(a.Severity)})
+		f.CorrelationInputs = append(f.CorrelationInputs, playbooks.CorrelationInput{
+			Rule:      a.Rule,
+			Objective: sensors.Objective(a.Objective), Confidence: a.Confidence, Severity: sensors.Severity(a.Severity),
+		})
 		f.AttestedWorkloads = append(f.AttestedWorkloads, a.Workload)
 		f.BasisID = a.DetectionID
 	}
 	f.Correlation = playbooks.Correlate(f.CorrelationInputs)
 	for _, s := range q.Authorization.Receipts {
 		var r attestation.EvidenceReceipt
-		if c.Keyring.Verify(s, attestation.PayloadTypeEvidenceReceipt, &r) == nil && r.IncidentID == q.Request.IncidentRef.ID {
+		if c.Keyring.Verify(s, attestation.PayloadTypeEvidenceReceipt, &r) == nil &&
+			r.IncidentID == q.Request.IncidentRef.ID {
 			f.Receipts = append(f.Receipts, r)
 		}
 	}
@@ -262,7 +278,8 @@ func (c *GuardChain) targetScope(q activities.GuardInput) config.Scope {
 	}
 	for _, s := range q.Authorization.Attestations {
 		var a attestation.Attestation
-		if c.Keyring.Verify(s, attestation.PayloadTypeAttestation, &a) != nil || a.Namespace != target.Namespace || !a.TargetConfirmed || !a.Permits(q.Request.Action, q.Request.Duration) {
+		if c.Keyring.Verify(s, attestation.PayloadTypeAttestation, &a) != nil || a.Namespace != target.Namespace ||
+			!a.TargetConfirmed || !a.Permits(q.Request.Action, q.Request.Duration) {
 			continue
 		}
 		if age := q.Now.Sub(a.AcceptedAt); age < maxLocationAttestationAge && age > -maxStartDelay {
@@ -295,7 +312,10 @@ func newProposal(format string, args ...any) *activities.GuardDecision {
 }
 
 func newApprovalDecision(f Input, format string, args ...any) *activities.GuardDecision {
-	return &activities.GuardDecision{Verdict: activities.VerdictAskApproval, Reason: fmt.Sprintf(format, args...), Approvers: ApproversOfScope(f.Scope)}
+	return &activities.GuardDecision{
+		Verdict: activities.VerdictAskApproval, Reason: fmt.Sprintf(format, args...),
+		Approvers: ApproversOfScope(f.Scope),
+	}
 }
 
 func checkKillSwitch(f Input) *activities.GuardDecision {
@@ -364,7 +384,8 @@ func checkPhase(f Input) *activities.GuardDecision {
 	case p < 2 || class == playbooks.ClassDisrupt && p < 3:
 		return newProposal("phase %d of scope %s does not allow a %s action", p, f.Scope.Name, class)
 	case f.Grant != nil:
-		return &activities.GuardDecision{Verdict: activities.VerdictRun, Reason: "granted by " + strings.Join(f.Grant.GrantedBy, ", "), BasisID: f.BasisID}
+		return &activities.GuardDecision{Verdict: activities.VerdictRun, Reason: "granted by " +
+			strings.Join(f.Grant.GrantedBy, ", "), BasisID: f.BasisID}
 	case class == playbooks.ClassDisrupt || f.Authorization.RequiresGrant:
 		return newApprovalDecision(f, "it requires an approval")
 	case f.unknownReason() != "":
@@ -373,7 +394,8 @@ func checkPhase(f Input) *activities.GuardDecision {
 		return newRefusal("no attested detection about %s within the last %s", f.Request.Target,
 			duration.Format(MaxDetectionAge))
 	case f.Correlation.Confidence < f.Scope.ConfidenceThreshold:
-		return newApprovalDecision(f, "confidence %.2f is below the %.2f that scope %s lets run by itself", f.Correlation.Confidence, f.Scope.ConfidenceThreshold, f.Scope.Name)
+		return newApprovalDecision(f, "confidence %.2f is below the %.2f that scope %s lets run by itself",
+			f.Correlation.Confidence, f.Scope.ConfidenceThreshold, f.Scope.Name)
 	case f.Request.Duration > time.Duration(f.Config.Budget.MaxDuration):
 		return newApprovalDecision(f, "%s is longer than the %s that `budget.max_duration` allows without approval",
 			duration.Format(f.Request.Duration), f.Config.Budget.MaxDuration)
@@ -381,7 +403,8 @@ func checkPhase(f Input) *activities.GuardDecision {
 	if f.ManualRequest != nil {
 		return &activities.GuardDecision{
 			Verdict: activities.VerdictRun, BasisID: f.BasisID,
-			Reason: fmt.Sprintf("phase %d, requested by %s: %s", p, display.FormatPerson(f.ManualRequest.Person, f.ManualRequest.AuthenticatedBy), f.ManualRequest.Reason),
+			Reason: fmt.Sprintf("phase %d, requested by %s: %s", p, display.FormatPerson(f.ManualRequest.Person,
+				f.ManualRequest.AuthenticatedBy), f.ManualRequest.Reason),
 		}
 	}
 	return &activities.GuardDecision{

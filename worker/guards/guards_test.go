@@ -45,7 +45,10 @@ func (d *guardFixture) ResolveTarget(_ context.Context, t playbooks.Target) acti
 	if d.resolvedTarget != nil {
 		return *d.resolvedTarget
 	}
-	return activities.TargetFacts{Namespace: t.Namespace, Pod: t.Name, Node: t.Node, Owners: []playbooks.WorkloadIdentity{{Namespace: t.Namespace, Kind: "Deployment", Name: "web"}}}
+	return activities.TargetFacts{
+		Namespace: t.Namespace, Pod: t.Name, Node: t.Node,
+		Owners: []playbooks.WorkloadIdentity{{Namespace: t.Namespace, Kind: "Deployment", Name: "web"}},
+	}
 }
 
 type fixedKillSwitch struct {
@@ -71,18 +74,29 @@ budget: { per_hour: 3, max_fraction: 0.5 }
 `))
 	require.Empty(t, problems)
 	k := newSigningKey(t, 1)
-	d := &guardFixture{t: t, signingKey: k, target: playbooks.Target{Kind: playbooks.TargetPod, Namespace: "shop", Name: "web-1", UID: "uid-1"}}
-	d.chain = &guards.GuardChain{Config: cfg, Keyring: attestation.NewKeyring(k.PublicKey()), KillSwitch: fixedKillSwitch{}, Budget: guards.NewBudgetWindow(nil)}
+	d := &guardFixture{t: t, signingKey: k, target: playbooks.Target{
+		Kind: playbooks.TargetPod, Namespace: "shop",
+		Name: "web-1", UID: "uid-1",
+	}}
+	d.chain = &guards.GuardChain{
+		Config: cfg, Keyring: attestation.NewKeyring(k.PublicKey()),
+		KillSwitch: fixedKillSwitch{}, Budget: guards.NewBudgetWindow(nil),
+	}
 	d.chain.TargetResolver = d
 	d.input = activities.GuardInput{
-		Spec: playbooks.ActionSpec{Name: "pod.isolate", Class: playbooks.ClassContain, Facet: playbooks.FacetNetwork}, PlanHash: "plan", Now: now, Enforce: true,
-		Request: activities.Request{Target: d.target, LeaseID: "LSE-1", Duration: time.Hour, ExpiresAt: now.Add(time.Hour), IncidentRef: activities.IncidentRef{
-			ID:       "INC-1",
-			Workload: playbooks.WorkloadIdentity{Namespace: "shop", Kind: "Deployment", Name: "web"},
-		}},
+		Spec:     playbooks.ActionSpec{Name: "pod.isolate", Class: playbooks.ClassContain, Facet: playbooks.FacetNetwork},
+		PlanHash: "plan", Now: now, Enforce: true,
+		Request: activities.Request{
+			Target: d.target, LeaseID: "LSE-1", Duration: time.Hour, ExpiresAt: now.Add(time.Hour),
+			IncidentRef: activities.IncidentRef{
+				ID:       "INC-1",
+				Workload: playbooks.WorkloadIdentity{Namespace: "shop", Kind: "Deployment", Name: "web"},
+			},
+		},
 	}
 	d.input.Authorization.Attestations = []attestation.Envelope{d.attest(k, d.target.ID(), 0.9, now.Add(-time.Minute))}
-	d.input.Authorization.Receipts = []attestation.Envelope{d.sign(k, attestation.PayloadTypeEvidenceReceipt, attestation.EvidenceReceipt{IncidentID: "INC-1", TargetID: d.target.ID(), AttemptedAt: now})}
+	d.input.Authorization.Receipts = []attestation.Envelope{d.sign(k, attestation.PayloadTypeEvidenceReceipt,
+		attestation.EvidenceReceipt{IncidentID: "INC-1", TargetID: d.target.ID(), AttemptedAt: now})}
 	return d
 }
 
@@ -92,9 +106,12 @@ func (d *guardFixture) sign(k attestation.SigningKey, purpose attestation.Payloa
 	return s
 }
 
-func (d *guardFixture) attest(k attestation.SigningKey, target string, confidence float64, at time.Time) attestation.Envelope {
+func (d *guardFixture) attest(k attestation.SigningKey, target string, confidence float64,
+	at time.Time,
+) attestation.Envelope {
 	return d.sign(k, attestation.PayloadTypeAttestation, attestation.Attestation{
-		DetectionID: "d", TargetID: target, Namespace: d.target.Namespace, TargetConfirmed: true, Rule: "r", Objective: "crypto-mining", Severity: "high", Confidence: confidence, AcceptedAt: at,
+		DetectionID: "d", TargetID: target, Namespace: d.target.Namespace, TargetConfirmed: true, Rule: "r",
+		Objective: "crypto-mining", Severity: "high", Confidence: confidence, AcceptedAt: at,
 		Drill: d.drill,
 	})
 }
@@ -108,7 +125,10 @@ func (d *guardFixture) grant(k attestation.SigningKey, g attestation.Grant) *att
 }
 
 func (d *guardFixture) validGrant() attestation.Grant {
-	return attestation.Grant{Nonce: "n", Operation: attestation.OperationApply, PlanHash: "plan", Targets: []string{d.target.ID()}, Namespace: d.target.Namespace, GrantedBy: []string{"alice", "bob"}}
+	return attestation.Grant{
+		Nonce: "n", Operation: attestation.OperationApply, PlanHash: "plan",
+		Targets: []string{d.target.ID()}, Namespace: d.target.Namespace, GrantedBy: []string{"alice", "bob"},
+	}
 }
 
 func (d *guardFixture) decide() activities.GuardDecision {
@@ -126,27 +146,51 @@ func TestGuardDecisions(t *testing.T) {
 		reason  string
 	}{
 		"valid input": {func(*guardFixture) {}, activities.VerdictRun, "phase", "confidence 0.90"},
-		"paused": {func(d *guardFixture) { d.chain.KillSwitch = fixedKillSwitch{paused: true} },
-			activities.VerdictRefuse, "kill-switch", "by alice"},
-		"unreadable kill switch": {func(d *guardFixture) { d.chain.KillSwitch = fixedKillSwitch{err: errors.New("disk")} },
-			activities.VerdictRefuse, "kill-switch", "cannot be read"},
-		"protected namespace": {func(d *guardFixture) { d.input.Request.Target.Namespace = "kube-system" },
-			activities.VerdictRefuse, "protected", "kube-system"},
-		"wrong namespace": {func(d *guardFixture) { d.input.Request.Target.Namespace = "bank" },
-			activities.VerdictRefuse, "phase", "no attested detection"},
+		"paused": {
+			func(d *guardFixture) { d.chain.KillSwitch = fixedKillSwitch{paused: true} },
+			activities.VerdictRefuse, "kill-switch", "by alice",
+		},
+		"unreadable kill switch": {
+			func(d *guardFixture) { d.chain.KillSwitch = fixedKillSwitch{err: errors.New("disk")} },
+			activities.VerdictRefuse, "kill-switch", "cannot be read",
+		},
+		"protected namespace": {
+			func(d *guardFixture) { d.input.Request.Target.Namespace = "kube-system" },
+			activities.VerdictRefuse, "protected", "kube-system",
+		},
+		"wrong namespace": {
+			func(d *guardFixture) { d.input.Request.Target.Namespace = "bank" },
+			activities.VerdictRefuse, "phase", "no attested detection",
+		},
 		"pod of a protected workload": {func(d *guardFixture) {
-			d.resolvedTarget = &activities.TargetFacts{Namespace: "shop", Pod: "web-1", Owners: []playbooks.WorkloadIdentity{{Namespace: "shop", Kind: "ReplicaSet", Name: "x"}, {Namespace: "shop", Kind: "Deployment", Name: "db"}}}
+			d.resolvedTarget = &activities.TargetFacts{
+				Namespace: "shop", Pod: "web-1",
+				Owners: []playbooks.WorkloadIdentity{
+					{Namespace: "shop", Kind: "ReplicaSet", Name: "x"},
+					{Namespace: "shop", Kind: "Deployment", Name: "db"},
+				},
+			}
 		}, activities.VerdictRefuse, "protected", "shop/Deployment/db"},
 		"protected owner in the middle of the chain": {func(d *guardFixture) {
-			d.resolvedTarget = &activities.TargetFacts{Namespace: "shop", Pod: "web-1", Owners: []playbooks.WorkloadIdentity{{Namespace: "shop", Kind: "Deployment", Name: "db"}, {Namespace: "shop", Kind: "Database", Name: "main"}}}
+			d.resolvedTarget = &activities.TargetFacts{
+				Namespace: "shop", Pod: "web-1",
+				Owners: []playbooks.WorkloadIdentity{
+					{Namespace: "shop", Kind: "Deployment", Name: "db"},
+					{Namespace: "shop", Kind: "Database", Name: "main"},
+				},
+			}
 		}, activities.VerdictRefuse, "protected", "shop/Deployment/db"},
-		"claimed protected workload": {func(d *guardFixture) { d.input.Request.IncidentRef.Workload.Name = "db" },
-			activities.VerdictRun, "phase", "confidence"},
+		"claimed protected workload": {
+			func(d *guardFixture) { d.input.Request.IncidentRef.Workload.Name = "db" },
+			activities.VerdictRun, "phase", "confidence",
+		},
 		"unresolved target": {func(d *guardFixture) {
 			d.resolvedTarget = &activities.TargetFacts{UnresolvedReason: "no route to host"}
 		}, activities.VerdictAskApproval, "phase", "no route to host"},
-		"no resolver": {func(d *guardFixture) { d.chain.TargetResolver = nil }, activities.VerdictAskApproval, "phase",
-			"could not be looked up"},
+		"no resolver": {
+			func(d *guardFixture) { d.chain.TargetResolver = nil }, activities.VerdictAskApproval, "phase",
+			"could not be looked up",
+		},
 		"unresolved target with a grant": {func(d *guardFixture) {
 			d.resolvedTarget = &activities.TargetFacts{UnresolvedReason: "no route to host"}
 			d.input.Authorization.Grant = d.grant(d.signingKey, d.validGrant())
@@ -156,11 +200,19 @@ func TestGuardDecisions(t *testing.T) {
 			d.input.Request.IncidentRef.Workload.Name = "db"
 		}, activities.VerdictRefuse, "protected", "shop/Deployment/db"},
 		"unreadable owner that may be protected": {func(d *guardFixture) {
-			d.resolvedTarget = &activities.TargetFacts{Namespace: "shop", Pod: "web-1", Owners: []playbooks.WorkloadIdentity{{Namespace: "shop", Kind: "Cluster", Name: "x"}}, IncompleteReason: "forbidden"}
+			d.resolvedTarget = &activities.TargetFacts{
+				Namespace: "shop", Pod: "web-1",
+				Owners:           []playbooks.WorkloadIdentity{{Namespace: "shop", Kind: "Cluster", Name: "x"}},
+				IncompleteReason: "forbidden",
+			}
 		}, activities.VerdictAskApproval, "phase", "may belong to the protected workload shop/Deployment/db"},
 		"unreadable owner without protected workloads": {func(d *guardFixture) {
 			d.moveToNamespace("bank")
-			d.resolvedTarget = &activities.TargetFacts{Namespace: "bank", Pod: "web-1", Owners: []playbooks.WorkloadIdentity{{Namespace: "bank", Kind: "Cluster", Name: "x"}}, IncompleteReason: "forbidden"}
+			d.resolvedTarget = &activities.TargetFacts{
+				Namespace: "bank", Pod: "web-1",
+				Owners:           []playbooks.WorkloadIdentity{{Namespace: "bank", Kind: "Cluster", Name: "x"}},
+				IncompleteReason: "forbidden",
+			}
 		}, activities.VerdictRun, "phase", "confidence"},
 		"pod in another namespace": {func(d *guardFixture) {
 			d.resolvedTarget = &activities.TargetFacts{Namespace: "kube-system", Pod: "web-1"}
@@ -184,48 +236,68 @@ func TestGuardDecisions(t *testing.T) {
 			d.resolvedTarget = &activities.TargetFacts{OutsideCluster: true, Node: "node-a"}
 		}, activities.VerdictRun, "phase", "confidence"},
 		"detection from another node": {func(d *guardFixture) {
-			d.input.Authorization.Attestations = []attestation.Envelope{d.sign(d.signingKey, attestation.PayloadTypeAttestation, attestation.Attestation{
-				DetectionID: "d", TargetID: d.target.ID(), Namespace: "shop", Node: "node-b", Rule: "r", Objective: "crypto-mining", Severity: "high", Confidence: 0.9, AcceptedAt: now,
-			})}
+			d.input.Authorization.Attestations = []attestation.Envelope{d.sign(d.signingKey, attestation.PayloadTypeAttestation,
+				attestation.Attestation{
+					DetectionID: "d", TargetID: d.target.ID(), Namespace: "shop", Node: "node-b", Rule: "r",
+					Objective: "crypto-mining",
+					Severity:  "high", Confidence: 0.9, AcceptedAt: now,
+				})}
 		}, activities.VerdictRefuse, "phase", "no attested detection"},
-		"end after the planned duration": {func(d *guardFixture) { d.input.Request.ExpiresAt = now.Add(2 * time.Hour) },
-			activities.VerdictRefuse, "duration", "the planned duration of 1h"},
+		"end after the planned duration": {
+			func(d *guardFixture) { d.input.Request.ExpiresAt = now.Add(2 * time.Hour) },
+			activities.VerdictRefuse, "duration", "the planned duration of 1h",
+		},
 		"later end within the token": {func(d *guardFixture) {
 			d.input.Request.ExpiresAt, d.input.HeldUntil = now.Add(2*time.Hour), now.Add(2*time.Hour)
 		}, activities.VerdictRun, "phase", "confidence"},
 		"duration above the limit": {func(d *guardFixture) {
 			d.input.Request.Duration, d.input.Request.ExpiresAt = 25*time.Hour, now.Add(25*time.Hour)
 		}, activities.VerdictAskApproval, "phase", "1d that `budget.max_duration`"},
-		"plan that affects other containers": {func(d *guardFixture) { d.input.ApprovalReason = "others share its network" },
-			activities.VerdictAskApproval, "phase", "others share its network"},
+		"plan that affects other containers": {
+			func(d *guardFixture) { d.input.ApprovalReason = "others share its network" },
+			activities.VerdictAskApproval, "phase", "others share its network",
+		},
 		"plan that affects other containers with a grant": {func(d *guardFixture) {
 			d.input.ApprovalReason = "others share its network"
 			d.input.Authorization.Grant = d.grant(d.signingKey, d.validGrant())
 		}, activities.VerdictRun, "phase", "alice"},
-		"Stanch's own pod": {func(d *guardFixture) { d.chain.OwnPodUIDs = []string{"uid-1"} },
-			activities.VerdictRefuse, "protected", "Stanch itself"},
-		"no evidence": {func(d *guardFixture) { d.input.Authorization.Receipts = nil },
-			activities.VerdictRefuse, "evidence", "no evidence"},
-		"evidence of another incident": {func(d *guardFixture) { d.input.Request.IncidentRef.ID = "INC-2" }, activities.VerdictRefuse, "evidence", "no evidence"},
+		"Stanch's own pod": {
+			func(d *guardFixture) { d.chain.OwnPodUIDs = []string{"uid-1"} },
+			activities.VerdictRefuse, "protected", "Stanch itself",
+		},
+		"no evidence": {
+			func(d *guardFixture) { d.input.Authorization.Receipts = nil },
+			activities.VerdictRefuse, "evidence", "no evidence",
+		},
+		"evidence of another incident": {
+			func(d *guardFixture) { d.input.Request.IncidentRef.ID = "INC-2" },
+			activities.VerdictRefuse, "evidence", "no evidence",
+		},
 		"receipt signed with another key": {func(d *guardFixture) {
-			d.input.Authorization.Receipts = []attestation.Envelope{d.sign(thief, attestation.PayloadTypeEvidenceReceipt, attestation.EvidenceReceipt{IncidentID: "INC-1", TargetID: d.target.ID()})}
+			d.input.Authorization.Receipts = []attestation.Envelope{d.sign(thief, attestation.PayloadTypeEvidenceReceipt,
+				attestation.EvidenceReceipt{IncidentID: "INC-1", TargetID: d.target.ID()})}
 		}, activities.VerdictRefuse, "evidence", "no evidence"},
-		"no attestation": {func(d *guardFixture) { d.input.Authorization.Attestations = nil }, activities.VerdictRefuse,
-			"phase", "no attested detection"},
+		"no attestation": {
+			func(d *guardFixture) { d.input.Authorization.Attestations = nil }, activities.VerdictRefuse,
+			"phase", "no attested detection",
+		},
 		"attestation of another pod": {func(d *guardFixture) {
 			d.input.Authorization.Attestations = []attestation.Envelope{d.attest(d.signingKey, "pod:other", 0.9, now)}
 		}, activities.VerdictRefuse, "phase", "no attested detection"},
 		"old attestation": {func(d *guardFixture) {
-			d.input.Authorization.Attestations = []attestation.Envelope{d.attest(d.signingKey, d.target.ID(), 0.9, now.Add(-16*time.Minute))}
+			d.input.Authorization.Attestations = []attestation.Envelope{d.attest(d.signingKey, d.target.ID(), 0.9,
+				now.Add(-16*time.Minute))}
 		}, activities.VerdictRefuse, "phase", "no attested detection"},
 		"attestation from the future": {func(d *guardFixture) {
-			d.input.Authorization.Attestations = []attestation.Envelope{d.attest(d.signingKey, d.target.ID(), 0.9, now.Add(time.Hour))}
+			d.input.Authorization.Attestations = []attestation.Envelope{d.attest(d.signingKey, d.target.ID(), 0.9,
+				now.Add(time.Hour))}
 		}, activities.VerdictRefuse, "phase", "no attested detection"},
 		"attestation signed with another key": {func(d *guardFixture) {
 			d.input.Authorization.Attestations = []attestation.Envelope{d.attest(thief, d.target.ID(), 0.9, now)}
 		}, activities.VerdictRefuse, "phase", "no attested detection"},
 		"changed attestation": {func(d *guardFixture) {
-			d.input.Authorization.Attestations[0].Payload = bytes.Replace(d.input.Authorization.Attestations[0].Payload, []byte("0.9"), []byte("1.0"), 1)
+			d.input.Authorization.Attestations[0].Payload = bytes.Replace(d.input.Authorization.Attestations[0].Payload,
+				[]byte("0.9"), []byte("1.0"), 1)
 		}, activities.VerdictRefuse, "phase", "no attested detection"},
 		"grant as attestation": {func(d *guardFixture) {
 			d.input.Authorization.Attestations = []attestation.Envelope{*d.grant(d.signingKey, d.validGrant())}
@@ -237,10 +309,14 @@ func TestGuardDecisions(t *testing.T) {
 			d.input.Authorization.Attestations = []attestation.Envelope{d.attest(d.signingKey, d.target.ID(), 0.6, now)}
 			d.input.Request.IncidentRef.Confidence = 1
 		}, activities.VerdictAskApproval, "phase", "0.60"},
-		"phase 1": {func(d *guardFixture) { d.moveToNamespace("look") }, activities.VerdictPropose, "phase",
-			"phase 1"},
-		"max_phase of the playbook": {func(d *guardFixture) { d.input.Request.IncidentRef.MaxPhase = 1 },
-			activities.VerdictPropose, "phase", "phase 1"},
+		"phase 1": {
+			func(d *guardFixture) { d.moveToNamespace("look") }, activities.VerdictPropose, "phase",
+			"phase 1",
+		},
+		"max_phase of the playbook": {
+			func(d *guardFixture) { d.input.Request.IncidentRef.MaxPhase = 1 },
+			activities.VerdictPropose, "phase", "phase 1",
+		},
 		"claimed scope": {func(d *guardFixture) {
 			d.moveToNamespace("look")
 			d.input.Request.IncidentRef.Scope = "drill"
@@ -253,17 +329,21 @@ func TestGuardDecisions(t *testing.T) {
 			d.moveToNamespace("look")
 			d.input.Request.Target.Namespace = "shop"
 		}, activities.VerdictRefuse, "phase", "no attested detection"},
-		"disrupt in phase 2": {func(d *guardFixture) { d.input.Spec.Class = playbooks.ClassDisrupt },
-			activities.VerdictPropose, "phase", "disrupt"},
+		"disrupt in phase 2": {
+			func(d *guardFixture) { d.input.Spec.Class = playbooks.ClassDisrupt },
+			activities.VerdictPropose, "phase", "disrupt",
+		},
 		"disrupt in phase 2 with a grant": {func(d *guardFixture) {
 			d.input.Spec.Class = playbooks.ClassDisrupt
 			d.input.Authorization.Grant = d.grant(d.signingKey, d.validGrant())
 		}, activities.VerdictPropose, "phase", "disrupt"},
-		"disrupt in phase 3": {func(d *guardFixture) {
-			d.moveToNamespace("bank")
-			d.input.Spec.Class = playbooks.ClassDisrupt
-		}, activities.VerdictAskApproval, "phase",
-			"requires an approval"},
+		"disrupt in phase 3": {
+			func(d *guardFixture) {
+				d.moveToNamespace("bank")
+				d.input.Spec.Class = playbooks.ClassDisrupt
+			}, activities.VerdictAskApproval, "phase",
+			"requires an approval",
+		},
 		"disrupt in phase 3 with a grant": {func(d *guardFixture) {
 			d.moveToNamespace("bank")
 			d.input.Spec.Class = playbooks.ClassDisrupt
@@ -306,8 +386,10 @@ func TestGuardDecisions(t *testing.T) {
 			d.input.Authorization.Attestations = nil
 			d.input.Authorization.Grant = d.grant(d.signingKey, d.validGrant())
 		}, activities.VerdictRun, "phase", "granted"},
-		"inside of an approval without a grant": {func(d *guardFixture) { d.input.Authorization.RequiresGrant = true },
-			activities.VerdictAskApproval, "phase", "it requires an approval"},
+		"inside of an approval without a grant": {
+			func(d *guardFixture) { d.input.Authorization.RequiresGrant = true },
+			activities.VerdictAskApproval, "phase", "it requires an approval",
+		},
 		"registered drill target": {func(d *guardFixture) {
 			d.chain.Config.Phase = 1
 			d.registerDrill(d.target.ID())
@@ -319,7 +401,10 @@ func TestGuardDecisions(t *testing.T) {
 		}, activities.VerdictPropose, "phase", "phase 1 of scope default"},
 		"unregistered workload in the drill namespace": {func(d *guardFixture) {
 			d.chain.Config.Phase = 1
-			d.target = playbooks.Target{Kind: playbooks.TargetWorkload, Namespace: config.DrillNamespace, WorkloadKind: "Deployment", Name: "victim", UID: "uid-w"}
+			d.target = playbooks.Target{
+				Kind: playbooks.TargetWorkload, Namespace: config.DrillNamespace,
+				WorkloadKind: "Deployment", Name: "victim", UID: "uid-w",
+			}
 			d.input.Request.Target = d.target
 			d.moveToNamespace(config.DrillNamespace)
 		}, activities.VerdictPropose, "phase", "phase 1 of scope default"},
@@ -342,21 +427,26 @@ func TestGuardDecisions(t *testing.T) {
 // registerDrill attests that a drill registered a target.
 func (d *guardFixture) registerDrill(id string) {
 	d.drill = &attestation.DrillRegistration{Name: "cryptominer", Targets: []attestation.DrillTarget{{ID: id}}}
-	d.input.Authorization.Attestations = []attestation.Envelope{d.attest(d.signingKey, d.target.ID(), 0.9, now.Add(-time.Minute))}
+	d.input.Authorization.Attestations = []attestation.Envelope{d.attest(d.signingKey, d.target.ID(), 0.9,
+		now.Add(-time.Minute))}
 }
 
 // useContainerTarget makes the target a container without a known pod.
 func (d *guardFixture) useContainerTarget() {
 	d.target = playbooks.Target{Kind: playbooks.TargetContainer, Name: "c1", UID: "c1"}
 	d.input.Request.Target = d.target
-	d.input.Authorization.Attestations = []attestation.Envelope{d.attest(d.signingKey, d.target.ID(), 0.9, now.Add(-time.Minute))}
-	d.input.Authorization.Receipts = []attestation.Envelope{d.sign(d.signingKey, attestation.PayloadTypeEvidenceReceipt, attestation.EvidenceReceipt{IncidentID: "INC-1", TargetID: d.target.ID(), AttemptedAt: now})}
+	d.input.Authorization.Attestations = []attestation.Envelope{d.attest(d.signingKey, d.target.ID(), 0.9,
+		now.Add(-time.Minute))}
+	d.input.Authorization.Receipts = []attestation.Envelope{d.sign(d.signingKey, attestation.PayloadTypeEvidenceReceipt,
+		attestation.EvidenceReceipt{IncidentID: "INC-1", TargetID: d.target.ID(), AttemptedAt: now})}
 }
 
 // moveToNamespace moves the target to another namespace.
 func (d *guardFixture) moveToNamespace(namespace string) {
-	d.target.Namespace, d.input.Request.Target.Namespace, d.input.Request.IncidentRef.Workload.Namespace = namespace, namespace, namespace
-	d.input.Authorization.Attestations = []attestation.Envelope{d.attest(d.signingKey, d.target.ID(), 0.9, now.Add(-time.Minute))}
+	d.target.Namespace, d.input.Request.Target.Namespace, d.input.Request.IncidentRef.Workload.Namespace = namespace,
+		namespace, namespace
+	d.input.Authorization.Attestations = []attestation.Envelope{d.attest(d.signingKey, d.target.ID(), 0.9,
+		now.Add(-time.Minute))}
 }
 
 func TestBudgetLimitsContainmentsWithoutApproval(t *testing.T) {
@@ -390,7 +480,8 @@ func TestUnknownReplicasAllowOneContainedPod(t *testing.T) {
 		uid := fmt.Sprintf("uid-%d", i)
 		d.input.Request.Target.UID, d.input.Request.LeaseID = uid, "LSE-"+uid
 		d.input.Authorization.Attestations = []attestation.Envelope{d.attest(d.signingKey, "pod:"+uid, 0.9, now)}
-		d.input.Authorization.Receipts = []attestation.Envelope{d.sign(d.signingKey, attestation.PayloadTypeEvidenceReceipt, attestation.EvidenceReceipt{IncidentID: "INC-1", TargetID: "pod:" + uid, AttemptedAt: now})}
+		d.input.Authorization.Receipts = []attestation.Envelope{d.sign(d.signingKey, attestation.PayloadTypeEvidenceReceipt,
+			attestation.EvidenceReceipt{IncidentID: "INC-1", TargetID: "pod:" + uid, AttemptedAt: now})}
 		got := d.decide()
 		require.Equal(t, want, got.Verdict, got.Reason)
 	}
@@ -404,7 +495,8 @@ func TestBudgetLimitsFractionOfWorkload(t *testing.T) {
 		uid := fmt.Sprintf("uid-%d", i)
 		d.input.Request.Target.UID, d.input.Request.LeaseID = uid, "LSE-"+uid
 		d.input.Authorization.Attestations = []attestation.Envelope{d.attest(d.signingKey, "pod:"+uid, 0.9, now)}
-		d.input.Authorization.Receipts = []attestation.Envelope{d.sign(d.signingKey, attestation.PayloadTypeEvidenceReceipt, attestation.EvidenceReceipt{IncidentID: "INC-1", TargetID: "pod:" + uid, AttemptedAt: now})}
+		d.input.Authorization.Receipts = []attestation.Envelope{d.sign(d.signingKey, attestation.PayloadTypeEvidenceReceipt,
+			attestation.EvidenceReceipt{IncidentID: "INC-1", TargetID: "pod:" + uid, AttemptedAt: now})}
 		require.Equal(t, want, d.decide().Verdict, uid)
 	}
 }
@@ -413,12 +505,16 @@ func TestBudgetFractionUsesResolvedOwner(t *testing.T) {
 	d := newGuardFixture(t)
 	for i, want := range []activities.Verdict{activities.VerdictRun, activities.VerdictRun, activities.VerdictPropose} {
 		uid := fmt.Sprintf("uid-%d", i)
-		d.resolvedTarget = &activities.TargetFacts{Namespace: "shop", Pod: uid, Replicas: 4, Owners: []playbooks.WorkloadIdentity{{Namespace: "shop", Kind: "Deployment", Name: "web"}}}
+		d.resolvedTarget = &activities.TargetFacts{
+			Namespace: "shop", Pod: uid, Replicas: 4,
+			Owners: []playbooks.WorkloadIdentity{{Namespace: "shop", Kind: "Deployment", Name: "web"}},
+		}
 		// derived from a name only
 		d.input.Request.IncidentRef.Workload = playbooks.WorkloadIdentity{Namespace: "shop", Kind: "Pod", Name: uid}
 		d.input.Request.Target.UID, d.input.Request.LeaseID = uid, "LSE-"+uid
 		d.input.Authorization.Attestations = []attestation.Envelope{d.attest(d.signingKey, "pod:"+uid, 0.9, now)}
-		d.input.Authorization.Receipts = []attestation.Envelope{d.sign(d.signingKey, attestation.PayloadTypeEvidenceReceipt, attestation.EvidenceReceipt{IncidentID: "INC-1", TargetID: "pod:" + uid, AttemptedAt: now})}
+		d.input.Authorization.Receipts = []attestation.Envelope{d.sign(d.signingKey, attestation.PayloadTypeEvidenceReceipt,
+			attestation.EvidenceReceipt{IncidentID: "INC-1", TargetID: "pod:" + uid, AttemptedAt: now})}
 		require.Equal(t, want, d.decide().Verdict, uid)
 	}
 }

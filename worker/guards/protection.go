@@ -48,8 +48,10 @@ func (f Input) protectionRule() activities.ProtectionRule {
 // decisionInputs returns the inputs of the decision, so that a simulation can use the same.
 func (f Input) decisionInputs() *activities.DecisionInputs {
 	in := &activities.DecisionInputs{
-		ConfidenceThreshold: f.Scope.ConfidenceThreshold, MaxDuration: time.Duration(f.Config.Budget.MaxDuration), Approvers: ApproversOfScope(f.Scope), PausedBy: f.PausedBy,
-		MaxPerHour: f.Config.Budget.MaxPerHour, MaxFraction: f.Config.Budget.MaxFraction, ProtectedBy: f.protectionRule(), TargetFacts: f.ResolvedTarget,
+		ConfidenceThreshold: f.Scope.ConfidenceThreshold, MaxDuration: time.Duration(f.Config.Budget.MaxDuration),
+		Approvers: ApproversOfScope(f.Scope), PausedBy: f.PausedBy,
+		MaxPerHour: f.Config.Budget.MaxPerHour, MaxFraction: f.Config.Budget.MaxFraction, ProtectedBy: f.protectionRule(),
+		TargetFacts: f.ResolvedTarget,
 	}
 	in.UsedLastHour, in.ContainedSiblings = f.Budget.UsedCounts(f)
 	return in

@@ -83,7 +83,8 @@ func (s *SharedKillSwitch) IsPaused(ctx context.Context) (bool, string, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.now().Sub(s.readAt) >= switchCacheTTL {
-		if err := s.refreshState(ctx); err != nil && (s.readAt.IsZero() || s.now().Sub(s.readAt) >= switchStaleMaxAge || !kube.IsUnavailable(err) && !apierrors.IsTooManyRequests(err)) {
+		if err := s.refreshState(ctx); err != nil && (s.readAt.IsZero() || s.now().Sub(s.readAt) >= switchStaleMaxAge ||
+			!kube.IsUnavailable(err) && !apierrors.IsTooManyRequests(err)) {
 			return true, "", fmt.Errorf("read the kill switch %s/%s: %w", s.Namespace, KillSwitchConfigMap, err)
 		}
 	}
@@ -131,7 +132,8 @@ func (s *SharedKillSwitch) writeState(ctx context.Context, what string, stopped 
 	if err != nil {
 		return fail(err)
 	}
-	if _, err := s.KubeClient.CoreV1().ConfigMaps(s.Namespace).Patch(ctx, KillSwitchConfigMap, types.MergePatchType, patch, metav1.PatchOptions{FieldManager: "stanch"}); err != nil {
+	if _, err := s.KubeClient.CoreV1().ConfigMaps(s.Namespace).Patch(ctx, KillSwitchConfigMap, types.MergePatchType, patch,
+		metav1.PatchOptions{FieldManager: "stanch"}); err != nil {
 		return fail(err)
 	}
 	s.readAt = time.Time{} // the cached state is outdated

@@ -95,7 +95,10 @@ func TestKillSwitchCannotBeClearedWithoutKey(t *testing.T) {
 
 // A change on one replica reaches all, and an outage of the cluster neither pauses nor resumes for a while.
 func TestSharedKillSwitch(t *testing.T) {
-	client := fake.NewClientset(&corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Namespace: "stanch-system", Name: KillSwitchConfigMap}})
+	client := fake.NewClientset(&corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{
+		Namespace: "stanch-system",
+		Name:      KillSwitchConfigMap,
+	}})
 	holder := newTestAuthority(t)
 	now := time.Now()
 	clock := func() time.Time { return now }
@@ -124,19 +127,26 @@ func TestSharedKillSwitch(t *testing.T) {
 	is(a, false, "resumed at the other")
 
 	var away error = &url.Error{Op: "Get", URL: "https://10.0.0.1/api", Err: syscall.ECONNREFUSED}
-	client.PrependReactor("get", "configmaps", func(ktesting.Action) (bool, runtime.Object, error) { return away != nil, nil, away })
+	client.PrependReactor("get", "configmaps", func(ktesting.Action) (bool, runtime.Object, error) {
+		return away != nil,
+			nil, away
+	})
 	now = now.Add(time.Minute)
 	is(a, false, "the API server is away for a minute")
 	now = now.Add(switchStaleMaxAge)
 	if stopped, _, err := a.IsPaused(t.Context()); !stopped || err == nil {
 		t.Errorf("long outage: stopped is %t (%v), want an error that counts as stopped", stopped, err)
 	}
-	if stopped, _, err := (&SharedKillSwitch{KubeClient: client, Namespace: "stanch-system", Authority: holder}).IsPaused(t.Context()); !stopped || err == nil {
+	if stopped, _, err := (&SharedKillSwitch{
+		KubeClient: client, Namespace: "stanch-system",
+		Authority: holder,
+	}).IsPaused(t.Context()); !stopped || err == nil {
 		t.Errorf("never read: stopped is %t (%v), want an error that counts as stopped", stopped, err)
 	}
 	away = nil
 	is(a, false, "it is back")
-	if err := client.CoreV1().ConfigMaps("stanch-system").Delete(t.Context(), KillSwitchConfigMap, metav1.DeleteOptions{}); err != nil {
+	if err := client.CoreV1().ConfigMaps("stanch-system").Delete(t.Context(), KillSwitchConfigMap,
+		metav1.DeleteOptions{}); err != nil {
 		t.Fatal(err)
 	}
 	now = now.Add(switchCacheTTL)

@@ -43,14 +43,19 @@ func (s *signedState) readState(text string, keys attestation.Keyring) attestati
 }
 
 // signState signs a new state. Its sequence number is the time in milliseconds, so that replicas need not agree on one.
-func (s *signedState) signState(a activities.Authority, stopped bool, by, reason string, now time.Time) (string, error) {
+func (s *signedState) signState(a activities.Authority, stopped bool, by, reason string, now time.Time) (string,
+	error,
+) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if by == "" {
 		by = "someone"
 	}
 	s.highestSequence = max(s.highestSequence+1, now.UnixMilli())
-	signed, err := a.Sign(attestation.PayloadTypeKillSwitch, attestation.KillSwitchState{Sequence: s.highestSequence, Paused: stopped, ChangedBy: by, ChangedAt: now.UTC(), Reason: reason})
+	signed, err := a.Sign(attestation.PayloadTypeKillSwitch, attestation.KillSwitchState{
+		Sequence: s.highestSequence,
+		Paused:   stopped, ChangedBy: by, ChangedAt: now.UTC(), Reason: reason,
+	})
 	if err != nil {
 		return "", fmt.Errorf("sign: %w", err)
 	}

@@ -51,7 +51,8 @@ func checkResolvedTarget(f Input) *activities.GuardDecision {
 func (f Input) unknownReason() string {
 	known := f.ResolvedTarget
 	switch {
-	case known == nil || f.DrillTarget != nil && known.UnresolvedReason != "" && f.Request.Target.Kind == playbooks.TargetContainer:
+	case known == nil || f.DrillTarget != nil && known.UnresolvedReason != "" &&
+		f.Request.Target.Kind == playbooks.TargetContainer:
 		return "" // the drill created this container
 	case known.UnresolvedReason != "":
 		return fmt.Sprintf("%s could not be looked up, so it is unknown whether it is protected: %s", f.Request.Target,

@@ -56,7 +56,8 @@ func addGrantUse(uses map[string]GrantUse, nonce string, use GrantUse, now time.
 	case before.LeaseID != use.LeaseID:
 		return nil, fmt.Errorf("%w for lease %s", ErrGrantUsed, before.LeaseID)
 	case now.After(before.LeaseExpiresAt):
-		return nil, fmt.Errorf("%w for lease %s, which ended at %s", ErrGrantUsed, before.LeaseID, before.LeaseExpiresAt.UTC().Format(time.RFC3339))
+		return nil, fmt.Errorf("%w for lease %s, which ended at %s", ErrGrantUsed, before.LeaseID,
+			before.LeaseExpiresAt.UTC().Format(time.RFC3339))
 	}
 	return out, nil
 }
@@ -91,7 +92,11 @@ func (g *FileUsedGrants) RecordUse(_ context.Context, nonce string, use GrantUse
 		return fmt.Errorf("read the used grants: %w", err)
 	default:
 		if err := json.Unmarshal(raw, &uses); err != nil {
-			return fmt.Errorf("read the used grants: %s is damaged: %w; remove it once no approval of the last two hours is open", g.FilePath, err)
+			return fmt.Errorf(
+				"read the used grants: %s is damaged: %w; remove it once no approval of the last two hours is open",
+				g.FilePath,
+				err,
+			)
 		}
 	}
 	uses, err = addGrantUse(uses, nonce, use, now)
@@ -120,7 +125,10 @@ func grantsPatch(m *corev1.ConfigMap, uses map[string]GrantUse) ([]byte, error) 
 		}
 		data[n] = string(raw)
 	}
-	patch, err := json.Marshal(map[string]any{"metadata": map[string]any{"resourceVersion": m.ResourceVersion}, "data": data})
+	patch, err := json.Marshal(map[string]any{
+		"metadata": map[string]any{"resourceVersion": m.ResourceVersion},
+		"data":     data,
+	})
 	if err != nil {
 		return nil, fmt.Errorf("encode the uses: %w", err)
 	}
@@ -158,11 +166,13 @@ func (g *SharedUsedGrants) RecordUse(ctx context.Context, nonce string, use Gran
 		if err != nil {
 			return err
 		}
-		_, err = maps.Patch(ctx, UsedGrantsConfigMap, types.MergePatchType, patch, metav1.PatchOptions{FieldManager: "stanch"})
+		_, err = maps.Patch(ctx, UsedGrantsConfigMap, types.MergePatchType, patch,
+			metav1.PatchOptions{FieldManager: "stanch"})
 		return err //nolint:wrapcheck // retried by its type, wrapped below
 	})
 	if err != nil && !errors.Is(err, ErrGrantUsed) {
-		return fmt.Errorf("record the used grant in the ConfigMap %s/%s (`stanch manifests` creates it): %w", g.Namespace, UsedGrantsConfigMap, err)
+		return fmt.Errorf("record the used grant in the ConfigMap %s/%s (`stanch manifests` creates it): %w", g.Namespace,
+			UsedGrantsConfigMap, err)
 	}
 	return err //nolint:wrapcheck // the error names the use
 }

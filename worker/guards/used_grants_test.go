@@ -18,7 +18,10 @@ import (
 // usedGrantStores returns the stores of used grants. Each call opens the store again, as a restarted worker does.
 func usedGrantStores(t *testing.T) map[string]func() guards.UsedGrants {
 	path := filepath.Join(t.TempDir(), "grants.json")
-	client := fake.NewClientset(&corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Namespace: "stanch-system", Name: guards.UsedGrantsConfigMap}})
+	client := fake.NewClientset(&corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{
+		Namespace: "stanch-system",
+		Name:      guards.UsedGrantsConfigMap,
+	}})
 	return map[string]func() guards.UsedGrants{
 		"file": func() guards.UsedGrants { return &guards.FileUsedGrants{FilePath: path} },
 		"ConfigMap": func() guards.UsedGrants {

@@ -34,14 +34,19 @@ func (m *Monitor) reportExpiringCertificates() {
 			reasons = append(reasons, "Its sensor did not request a renewal; a sensor older than this gateway cannot. `stanch "+
 				"cert node "+e.name+"` issues a certificate manually.")
 		}
-		m.reportCondition(telemetryCondition{kind: certificateExpiring, subject: newNodeSubject(e.name), node: e.name,
-			severity: expirySeverity(e.expiresAt, now), reasons: reasons})
+		m.reportCondition(telemetryCondition{
+			kind: certificateExpiring, subject: newNodeSubject(e.name), node: e.name,
+			severity: expirySeverity(e.expiresAt, now), reasons: reasons,
+		})
 	}
 	if m.CertificateAuthority == nil {
 		return
 	}
 	if ends := m.CertificateAuthority.ExpiresAt(); ends.Sub(now) < m.Timing.CertificateWarning {
-		m.reportCondition(telemetryCondition{kind: certificateExpiring, subject: sensors.Subject{Kind: "Authority", Name: "certificates"}, severity: expirySeverity(ends, now), reasons: []string{
+		m.reportCondition(telemetryCondition{kind: certificateExpiring, subject: sensors.Subject{
+			Kind: "Authority",
+			Name: "certificates",
+		}, severity: expirySeverity(ends, now), reasons: []string{
 			fmt.Sprintf("The installation's certificate authority expires at %s, and every certificate with it.",
 				ends.UTC().Format(time.RFC3339)),
 			"Create a new one with `stanch cert authority`, and enroll the nodes again.",

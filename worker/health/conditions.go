@@ -39,9 +39,10 @@ var (
 		reason: "A sensor that responds but receives no events looks healthy from outside; an attacker may have blinded it.",
 	}
 	eventsDropped = conditionKind{
-		ruleName: "events-dropped", title: "Events were lost on a node", severity: sensors.SeverityMedium, confidence: 0.5, technique: "T1685",
-		reason: "Lost events were not evaluated: an attacker may have hidden one event in a flood of others.",
-		alias:  "Falco internal: syscall event drop", repeatInterval: time.Minute,
+		ruleName: "events-dropped", title: "Events were lost on a node", severity: sensors.SeverityMedium, confidence: 0.5,
+		technique: "T1685",
+		reason:    "Lost events were not evaluated: an attacker may have hidden one event in a flood of others.",
+		alias:     "Falco internal: syscall event drop", repeatInterval: time.Minute,
 	}
 	eventsFlooded = conditionKind{
 		ruleName: "event-flood", title: "A container produced more events than the sensor could process",
@@ -56,7 +57,8 @@ var (
 			"an action on the container.",
 	}
 	clockSkew = conditionKind{
-		ruleName: "clock-skew", title: "A node's clock is wrong", severity: sensors.SeverityLow, confidence: 0.5, technique: "T1685",
+		ruleName: "clock-skew", title: "A node's clock is wrong", severity: sensors.SeverityLow, confidence: 0.5,
+		technique: "T1685",
 		reason: "Its timestamps cannot be compared with those of other nodes, and leases and certificates are checked with " +
 			"a wrong clock.",
 	}
@@ -82,7 +84,8 @@ var (
 			"decoded, to hide it.", repeatInterval: time.Minute,
 	}
 	sourceEventsDropped = conditionKind{
-		ruleName: "source-events-dropped", title: "Another sensor lost events", severity: sensors.SeverityMedium, confidence: 0.4, technique: "T1685",
+		ruleName: "source-events-dropped", title: "Another sensor lost events", severity: sensors.SeverityMedium,
+		confidence: 0.4, technique: "T1685",
 		reason: "Lost events were not evaluated.", alias: "Falco internal: syscall event drop", repeatInterval: time.Minute,
 	}
 )
@@ -90,7 +93,10 @@ var (
 // RuleNames returns the names of the rules, for the documentation.
 func RuleNames() []string {
 	var out []string
-	for _, k := range []conditionKind{telemetryLost, sensorBlind, eventsDropped, eventsFlooded, spoofedCgroup, clockSkew, certificateExpiring, nodeOverRate, sourceLost, sourceEventsDropped, sourceEventsUndecodable} {
+	for _, k := range []conditionKind{
+		telemetryLost, sensorBlind, eventsDropped, eventsFlooded, spoofedCgroup, clockSkew,
+		certificateExpiring, nodeOverRate, sourceLost, sourceEventsDropped, sourceEventsUndecodable,
+	} {
 		out = append(out, k.ruleName)
 	}
 	return out
@@ -112,7 +118,8 @@ type telemetryCondition struct {
 }
 
 func (c telemetryCondition) dedupKey() string {
-	return strings.Join([]string{c.kind.ruleName, c.subject.Kind, c.subject.Name, c.container.ID, c.container.Pod.UID}, "\x00")
+	return strings.Join([]string{c.kind.ruleName, c.subject.Kind, c.subject.Name, c.container.ID, c.container.Pod.UID},
+		"\x00")
 }
 
 // reporter returns the key of the reporter's capacity: a node's reports about its containers count separately from
@@ -142,10 +149,12 @@ func (c telemetryCondition) toDetection(now time.Time, again time.Duration) sens
 		reasons = append(reasons, "Falco calls this “"+c.kind.alias+"”.")
 	}
 	return sensors.Detection{
-		ID: id, Rule: c.kind.ruleName, Title: c.kind.title, Severity: severity, Confidence: c.kind.confidence, Objective: sensors.ObjectiveDefenseEvasion,
+		ID: id, Rule: c.kind.ruleName, Title: c.kind.title, Severity: severity, Confidence: c.kind.confidence,
+		Objective: sensors.ObjectiveDefenseEvasion,
 		Technique: c.kind.technique, Reasons: reasons, Source: "stanch", Time: since, Detected: now, Node: c.node,
 		Event: sensors.Event{
-			ID: id, Kind: sensors.KindSensorHealth, Time: since, Node: c.node, Subject: c.subject, Container: c.container, Count: c.count,
+			ID: id, Kind: sensors.KindSensorHealth, Time: since, Node: c.node, Subject: c.subject, Container: c.container,
+			Count:   c.count,
 			Syscall: sensors.Syscall{Name: c.kind.ruleName},
 		},
 	}

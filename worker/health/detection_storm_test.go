@@ -35,7 +35,10 @@ func runStormSensor(dir string) error {
 	if err != nil {
 		return err
 	}
-	c := &gatewayrpc.Client{Address: os.Getenv("STANCH_TEST_GATEWAY"), TLS: base, Node: "storm", Spool: spool, Handler: noopHandler{}, Log: slog.New(slog.DiscardHandler)}
+	c := &gatewayrpc.Client{
+		Address: os.Getenv("STANCH_TEST_GATEWAY"), TLS: base, Node: "storm", Spool: spool,
+		Handler: noopHandler{}, Log: slog.New(slog.DiscardHandler),
+	}
 	go func() { _ = c.Run(context.Background()) }()
 	from, err := strconv.Atoi(os.Getenv("STANCH_TEST_FROM"))
 	if err != nil {
@@ -67,7 +70,8 @@ func startStormProcess(t *testing.T, dir, address string, from, to int) *stormPr
 	exe, err := os.Executable()
 	require.NoError(t, err)
 	cmd := exec.Command(exe)
-	cmd.Env = append(os.Environ(), "STANCH_TEST_SENSOR="+dir, "STANCH_TEST_GATEWAY="+address, "STANCH_TEST_FROM="+strconv.Itoa(from), "STANCH_TEST_TO="+strconv.Itoa(to))
+	cmd.Env = append(os.Environ(), "STANCH_TEST_SENSOR="+dir, "STANCH_TEST_GATEWAY="+address, "STANCH_TEST_FROM="+
+		strconv.Itoa(from), "STANCH_TEST_TO="+strconv.Itoa(to))
 	cmd.Stderr = os.Stderr
 	out, err := cmd.StdoutPipe()
 	require.NoError(t, err)
@@ -114,14 +118,18 @@ func newNodeDir(t *testing.T, pki *authority.PKI) string {
 
 func TestKilledSensorLosesNoSpooledDetections(t *testing.T) {
 	server := temporal.Start(t, map[string]any{"Story": incidentWorkflow})
-	e := newGatewayFixture(t, server, gatewayFixtureOptions{limits: config.NodeLimits{DetectionsPerSecond: 100_000, DetectionBurst: 100_000}})
+	e := newGatewayFixture(t, server, gatewayFixtureOptions{limits: config.NodeLimits{
+		DetectionsPerSecond: 100_000,
+		DetectionBurst:      100_000,
+	}})
 	dir := newNodeDir(t, e.pki)
 	const total, kills = 6000, 4
 	next := 0
 	for k := range kills {
 		p := startStormProcess(t, dir, e.address, next, total)
 		next = p.kill(t, p.readUntil(t, total/(kills+1))) + 1
-		t.Logf("kill %d after detection %d, %d had arrived", k+1, next-1, len(incidentDetections(t, server, "Container/storm-c@storm")))
+		t.Logf("kill %d after detection %d, %d had arrived", k+1, next-1,
+			len(incidentDetections(t, server, "Container/storm-c@storm")))
 	}
 	p := startStormProcess(t, dir, e.address, next, total)
 	p.readUntil(t, total-next)
@@ -161,7 +169,11 @@ func TestGatewayOutageLosesNoSpooledDetections(t *testing.T) {
 	require.NoError(t, err)
 	auth, err := authority.OpenOrCreate(t.TempDir())
 	require.NoError(t, err)
-	o := gatewayFixtureOptions{limits: config.NodeLimits{DetectionsPerSecond: 100_000, DetectionBurst: 100_000}, pki: pki, authority: auth, address: address, file: filepath.Join(t.TempDir(), "nodes.json"), timing: health.Timing{LostAfter: 30 * time.Second}}
+	o := gatewayFixtureOptions{
+		limits: config.NodeLimits{DetectionsPerSecond: 100_000, DetectionBurst: 100_000}, pki: pki,
+		authority: auth, address: address, file: filepath.Join(t.TempDir(), "nodes.json"),
+		timing: health.Timing{LostAfter: 30 * time.Second},
+	}
 	e := newGatewayFixture(t, server, o)
 	const total = 9000
 	p := startStormProcess(t, newNodeDir(t, pki), address, 0, total)

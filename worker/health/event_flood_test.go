@@ -42,7 +42,8 @@ func newContainerCgroup(t *testing.T) (id, dir string) {
 	require.NoError(t, os.MkdirAll(dir, 0o755))
 	t.Cleanup(func() {
 		_ = os.WriteFile(filepath.Join(dir, "cgroup.kill"), []byte("1"), 0)
-		require.Eventually(t, func() bool { err := os.Remove(dir); return err == nil || os.IsNotExist(err) }, 10*time.Second, 5*time.Millisecond)
+		require.Eventually(t, func() bool { err := os.Remove(dir); return err == nil || os.IsNotExist(err) }, 10*time.Second,
+			5*time.Millisecond)
 		_ = os.Remove(parent) // unless others use it
 	})
 	return id, dir
@@ -63,7 +64,10 @@ func runInCgroup(t *testing.T, dir string, command ...string) {
 func TestEventFloodIsIncidentOfItsContainer(t *testing.T) {
 	lacking.RequireRoot(t)
 	server := temporal.Start(t, map[string]any{"Story": incidentWorkflow})
-	e := newGatewayFixture(t, server, gatewayFixtureOptions{timing: health.Timing{CheckInterval: 20 * time.Millisecond, RepeatInterval: 500 * time.Millisecond}})
+	e := newGatewayFixture(t, server, gatewayFixtureOptions{timing: health.Timing{
+		CheckInterval:  20 * time.Millisecond,
+		RepeatInterval: 500 * time.Millisecond,
+	}})
 	base, err := e.pki.MutualTLSConfig(authority.RoleNode, "flooded-1")
 	require.NoError(t, err)
 	dir := t.TempDir()
@@ -78,7 +82,10 @@ func TestEventFloodIsIncidentOfItsContainer(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
 	go func() {
-		done <- a.Serve(ctx, &gatewayrpc.Client{Address: e.address, TLS: base, Node: a.Node, HealthInterval: 200 * time.Millisecond, Log: slog.New(slog.DiscardHandler)}, spool)
+		done <- a.Serve(ctx, &gatewayrpc.Client{
+			Address: e.address, TLS: base, Node: a.Node,
+			HealthInterval: 200 * time.Millisecond, Log: slog.New(slog.DiscardHandler),
+		}, spool)
 	}()
 	defer func() { cancel(); <-done }()
 	e.waitUntilConnected(t, "flooded-1")
@@ -87,14 +94,16 @@ func TestEventFloodIsIncidentOfItsContainer(t *testing.T) {
 	// Many processes at once overflow the ring buffer, and hide an attack among them. How many are needed depends on
 	// the machine.
 	require.Eventually(t, func() bool {
-		runInCgroup(t, cgroup, "/bin/sh", "-c", "for j in $(seq 48); do (for i in $(seq 40); do /bin/true; done) & done; /bin/cat /dev/null; wait")
+		runInCgroup(t, cgroup, "/bin/sh", "-c",
+			"for j in $(seq 48); do (for i in $(seq 40); do /bin/true; done) & done; /bin/cat /dev/null; wait")
 		return a.Report(0, 0).Drops.KernelEvents > 0
 	}, time.Minute, time.Millisecond, "the ring must have been too small")
 
 	// Other containers of this machine may lose events too, because the ring buffer is small.
 	require.Eventually(t, func() bool {
 		return slices.ContainsFunc(incidentDetections(t, server, "Node/flooded-1"), func(d sensors.Detection) bool {
-			return d.Rule == "events-dropped" && d.Event.Count > 0 && strings.Contains(fmt.Sprint(d.Reasons), "container "+id[:12])
+			return d.Rule == "events-dropped" && d.Event.Count > 0 && strings.Contains(fmt.Sprint(d.Reasons),
+				"container "+id[:12])
 		})
 	}, 20*time.Second, 50*time.Millisecond)
 	d := waitForDetection(t, server, "Container/"+id[:12]+"@flooded-1", "event-flood")

@@ -59,10 +59,16 @@ func (k *KubernetesCluster) ExpectedNodes(ctx context.Context) (map[string]NodeE
 	}
 	out := map[string]NodeExpectation{}
 	for _, n := range nodes {
-		out[n.Name] = NodeExpectation{Ready: isReady(n), Cordoned: n.Spec.Unschedulable, ExpectedSince: n.CreationTimestamp.Time}
+		out[n.Name] = NodeExpectation{
+			Ready: isReady(n), Cordoned: n.Spec.Unschedulable,
+			ExpectedSince: n.CreationTimestamp.Time,
+		}
 	}
 	for next := ""; ; {
-		page, err := k.KubeClient.CoreV1().Pods(k.Namespace).List(ctx, metav1.ListOptions{LabelSelector: k.Selector, Limit: pageSize, Continue: next})
+		page, err := k.KubeClient.CoreV1().Pods(k.Namespace).List(ctx, metav1.ListOptions{
+			LabelSelector: k.Selector,
+			Limit:         pageSize, Continue: next,
+		})
 		if err != nil {
 			return nil, fmt.Errorf("list the sensor's pods: %w", err)
 		}
@@ -72,7 +78,8 @@ func (k *KubernetesCluster) ExpectedNodes(ctx context.Context) (map[string]NodeE
 			if !exists || p.DeletionTimestamp != nil && e.SensorPodStatus != "" {
 				continue
 			}
-			e.SensorPodStatus, e.ExpectedSince = describePodState(p), laterTime(nodes[name].CreationTimestamp.Time, p.CreationTimestamp.Time)
+			e.SensorPodStatus, e.ExpectedSince = describePodState(p), laterTime(nodes[name].CreationTimestamp.Time,
+				p.CreationTimestamp.Time)
 			out[name] = e
 		}
 		if next = page.Continue; next == "" {
@@ -88,7 +95,8 @@ func (k *KubernetesCluster) ExpectedNodes(ctx context.Context) (map[string]NodeE
 
 // nodeOfDaemonPod returns the node of a DaemonSet's pod, which its affinity names before it is scheduled.
 func nodeOfDaemonPod(p corev1.Pod) string {
-	if p.Spec.NodeName != "" || p.Spec.Affinity == nil || p.Spec.Affinity.NodeAffinity == nil || p.Spec.Affinity.NodeAffinity.RequiredDuringSchedulingIgnoredDuringExecution == nil {
+	if p.Spec.NodeName != "" || p.Spec.Affinity == nil || p.Spec.Affinity.NodeAffinity == nil ||
+		p.Spec.Affinity.NodeAffinity.RequiredDuringSchedulingIgnoredDuringExecution == nil {
 		return p.Spec.NodeName
 	}
 	for _, term := range p.Spec.Affinity.NodeAffinity.RequiredDuringSchedulingIgnoredDuringExecution.NodeSelectorTerms {

@@ -100,15 +100,22 @@ func newGatewayFixture(t *testing.T, server *temporal.Server, o gatewayFixtureOp
 	}
 	quiet := slog.New(slog.DiscardHandler)
 	e := &gatewayFixture{pki: o.pki, server: server}
-	e.ingester = &gateway.Ingester{Temporal: server, Authority: o.authority, Config: config.Default(), Kube: o.kube, Log: quiet, IncidentWorkflow: "Story"}
+	e.ingester = &gateway.Ingester{
+		Temporal: server, Authority: o.authority, Config: config.Default(), Kube: o.kube,
+		Log: quiet, IncidentWorkflow: "Story",
+	}
 	if o.timing.CheckInterval == 0 {
 		o.timing.CheckInterval = 20 * time.Millisecond
 	}
 	e.Monitor = health.NewMonitor(health.Options{
-		Ingester: e.ingester, ClusterNodes: o.cluster, ReplicaChecker: health.TaskQueuePollers{Temporal: server, OwnIdentity: o.name}, CertificateAuthority: o.pki, Timing: o.timing, Log: quiet, StateFile: o.file,
+		Ingester: e.ingester, ClusterNodes: o.cluster, ReplicaChecker: health.TaskQueuePollers{
+			Temporal:    server,
+			OwnIdentity: o.name,
+		}, CertificateAuthority: o.pki, Timing: o.timing, Log: quiet, StateFile: o.file,
 	})
 	e.nodeServer = &gateway.NodeServer{
-		Keyring: o.authority.Keyring(), Ingester: e.ingester, Log: quiet, NodeLimits: o.limits, Monitor: e.Monitor, StartedAt: time.Now(),
+		Keyring: o.authority.Keyring(), Ingester: e.ingester, Log: quiet, NodeLimits: o.limits, Monitor: e.Monitor,
+		StartedAt: time.Now(),
 		ServeNode: func(node string) (func(), error) { return func() {}, nil },
 		SignCSR: func(_ context.Context, node string, csr []byte) ([]byte, error) {
 			return o.pki.SignCSR(authority.RoleNode, node, csr)
@@ -155,7 +162,9 @@ type fakeSensorOptions struct {
 
 type noopHandler struct{}
 
-func (noopHandler) Handle(context.Context, gatewayrpc.CommandKind, []byte, attestation.Keyring) (any, []gatewayrpc.Attachment, error) {
+func (noopHandler) Handle(context.Context, gatewayrpc.CommandKind, []byte, attestation.Keyring) (any,
+	[]gatewayrpc.Attachment, error,
+) {
 	return nil, nil, gatewayrpc.ErrRefused
 }
 
@@ -181,8 +190,10 @@ func (e *gatewayFixture) connectSensor(t *testing.T, o fakeSensorOptions) *fakeS
 	}
 	proxy := newProxy(t, e.address)
 	s := &fakeSensor{spool: spool, Client: &gatewayrpc.Client{
-		Address: proxy.address, Node: o.name, Version: "test", BootID: "boot", Spool: spool, Handler: noopHandler{}, NodeCertificate: identity,
-		StatusFunc: o.status, HealthInterval: o.healthInterval, Log: slog.New(slog.NewTextHandler(o.log, nil)), Now: o.now,
+		Address: proxy.address, Node: o.name, Version: "test", BootID: "boot", Spool: spool, Handler: noopHandler{},
+		NodeCertificate: identity,
+		StatusFunc:      o.status, HealthInterval: o.healthInterval, Log: slog.New(slog.NewTextHandler(o.log, nil)),
+		Now: o.now,
 	}}
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{})

@@ -141,7 +141,8 @@ func (m *Monitor) findMissingNodes(now time.Time, expected map[string]NodeExpect
 			continue
 		}
 		_, should := expected[name]
-		if !should && now.Sub(n.lastSeen) > nodeForgetAfter || expected != nil && !should && now.Sub(n.disconnectedAt) > m.Timing.LostAfter {
+		if !should && now.Sub(n.lastSeen) > nodeForgetAfter || expected != nil && !should &&
+			now.Sub(n.disconnectedAt) > m.Timing.LostAfter {
 			delete(m.nodes, name) // the node was deleted
 			continue
 		}
@@ -165,7 +166,9 @@ func (m *Monitor) findMissingNodes(now time.Time, expected map[string]NodeExpect
 }
 
 // assessMissingNode decides whether a missing node is a condition, and its severity.
-func (m *Monitor) assessMissingNode(a missingNode, e NodeExpectation, should, cluster bool, now time.Time) (telemetryCondition, bool) {
+func (m *Monitor) assessMissingNode(a missingNode, e NodeExpectation, should, cluster bool,
+	now time.Time,
+) (telemetryCondition, bool) {
 	away := now.Sub(a.missingSince)
 	limit := m.Timing.LostAfter
 	if a.stopped || cluster && e.SensorPodStatus == "" {
@@ -196,7 +199,10 @@ func (m *Monitor) assessMissingNode(a missingNode, e NodeExpectation, should, cl
 	switch {
 	case !cluster:
 	case e.Ready && e.SensorPodStatus == "":
-		c.reasons = append(c.reasons, "Kubernetes reports the node as ready, but no pod of the sensor is scheduled there anymore: it was removed.")
+		c.reasons = append(
+			c.reasons,
+			"Kubernetes reports the node as ready, but no pod of the sensor is scheduled there anymore: it was removed.",
+		)
 		if m.NodeRegistry != nil {
 			c.reasons = append(c.reasons, "If this was intended, remove the node from the ConfigMap "+NodeRegistryConfigMap+" "+
 				"and restart the worker.")

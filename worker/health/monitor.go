@@ -143,7 +143,10 @@ func NewMonitor(o Options) *Monitor {
 		o.Now = time.Now
 	}
 	o.Timing = o.Timing.withDefaults()
-	m := &Monitor{Options: o, startedAt: o.Now(), nodes: map[string]*nodeState{}, sources: map[string]*sourceActivity{}, repeatAfter: map[string]time.Time{}, pendingByReporter: map[string]int{}, droppedByNode: map[string]int{}}
+	m := &Monitor{
+		Options: o, startedAt: o.Now(), nodes: map[string]*nodeState{}, sources: map[string]*sourceActivity{},
+		repeatAfter: map[string]time.Time{}, pendingByReporter: map[string]int{}, droppedByNode: map[string]int{},
+	}
 	if err := m.loadNodeRecords(); err != nil {
 		o.Log.Warn("read the nodes that were connected before", "error", err)
 	}
@@ -230,10 +233,13 @@ func (m *Monitor) reportOverflow() {
 	}
 	for _, name := range slices.Sorted(maps.Keys(lost)) {
 		// The gateway reports it, so that it has capacity; there is one report per node.
-		if m.reportCondition(telemetryCondition{kind: nodeOverRate, subject: newNodeSubject(name), node: name, count: lost[name], reasons: []string{
-			fmt.Sprintf("Node %s reported more telemetry gaps than a node is allowed to: %d of them were dropped.", name,
-				lost[name]),
-		}}) {
+		if m.reportCondition(telemetryCondition{
+			kind: nodeOverRate, subject: newNodeSubject(name), node: name,
+			count: lost[name], reasons: []string{
+				fmt.Sprintf("Node %s reported more telemetry gaps than a node is allowed to: %d of them were dropped.", name,
+					lost[name]),
+			},
+		}) {
 			m.mu.Lock()
 			delete(m.droppedByNode, name)
 			m.mu.Unlock()

@@ -29,7 +29,10 @@ import (
 
 func TestMonitorConditions(t *testing.T) {
 	server := temporal.Start(t, map[string]any{"Story": incidentWorkflow})
-	short := health.Timing{CheckInterval: 20 * time.Millisecond, LostAfter: 300 * time.Millisecond, StoppedAfter: 600 * time.Millisecond, OverRateAfter: 300 * time.Millisecond}
+	short := health.Timing{
+		CheckInterval: 20 * time.Millisecond, LostAfter: 300 * time.Millisecond,
+		StoppedAfter: 600 * time.Millisecond, OverRateAfter: 300 * time.Millisecond,
+	}
 
 	t.Run("disconnected node", func(t *testing.T) {
 		e := newGatewayFixture(t, server, gatewayFixtureOptions{timing: short})
@@ -51,7 +54,8 @@ func TestMonitorConditions(t *testing.T) {
 		e.waitUntilConnected(t, "stopped-1")
 		e.waitUntilConnected(t, "gone-2")
 		s.shutDown()
-		require.Eventually(t, func() bool { return e.nodeServer.ConnectedNodes()["stopped-1"] == nil }, 5*time.Second, 5*time.Millisecond)
+		require.Eventually(t, func() bool { return e.nodeServer.ConnectedNodes()["stopped-1"] == nil }, 5*time.Second,
+			5*time.Millisecond)
 		time.AfterFunc(short.StoppedAfter, other.breakConnection) // so that the wait is long enough for both
 		waitForDetection(t, server, "Node/gone-2", "telemetry-lost")
 		require.Empty(t, incidentDetections(t, server, "Node/stopped-1"))
@@ -64,7 +68,8 @@ func TestMonitorConditions(t *testing.T) {
 		node := e.connectSensor(t, fakeSensorOptions{name: "gone-3"})
 		e.waitUntilConnected(t, "gone-3")
 		node.breakConnection()
-		require.Eventually(t, func() bool { return len(incidentDetections(t, server, "Node/gone-3")) == 3 }, 20*time.Second, 20*time.Millisecond)
+		require.Eventually(t, func() bool { return len(incidentDetections(t, server, "Node/gone-3")) == 3 }, 20*time.Second,
+			20*time.Millisecond)
 		ids := map[string]bool{}
 		for _, d := range incidentDetections(t, server, "Node/gone-3") {
 			ids[d.ID] = true
@@ -73,7 +78,10 @@ func TestMonitorConditions(t *testing.T) {
 	})
 
 	t.Run("refused node", func(t *testing.T) {
-		e := newGatewayFixture(t, server, gatewayFixtureOptions{timing: short, limits: config.NodeLimits{RefusedNodes: []string{"taken-over"}}})
+		e := newGatewayFixture(t, server, gatewayFixtureOptions{
+			timing: short,
+			limits: config.NodeLimits{RefusedNodes: []string{"taken-over"}},
+		})
 		said, write := io.Pipe()
 		t.Cleanup(func() { _ = write.Close() })
 		e.connectSensor(t, fakeSensorOptions{name: "taken-over", log: write})
@@ -90,7 +98,10 @@ func TestMonitorConditions(t *testing.T) {
 
 	t.Run("clock skew", func(t *testing.T) {
 		e := newGatewayFixture(t, server, gatewayFixtureOptions{timing: short})
-		e.connectSensor(t, fakeSensorOptions{name: "late-1", now: func() time.Time { return time.Now().Add(-90 * time.Second) }})
+		e.connectSensor(t, fakeSensorOptions{
+			name: "late-1",
+			now:  func() time.Time { return time.Now().Add(-90 * time.Second) },
+		})
 		e.connectSensor(t, fakeSensorOptions{name: "right-1"})
 		d := waitForDetection(t, server, "Node/late-1", "clock-skew")
 		require.Regexp(t, `off by 1m30s: its clock is behind`, d.Reasons[0])
@@ -110,7 +121,10 @@ func TestMonitorConditions(t *testing.T) {
 	})
 
 	t.Run("node above its rate", func(t *testing.T) {
-		e := newGatewayFixture(t, server, gatewayFixtureOptions{timing: short, limits: config.NodeLimits{DetectionsPerSecond: 150, DetectionBurst: 200}})
+		e := newGatewayFixture(t, server, gatewayFixtureOptions{
+			timing: short,
+			limits: config.NodeLimits{DetectionsPerSecond: 150, DetectionBurst: 200},
+		})
 		noisy, idle := e.connectSensor(t, fakeSensorOptions{name: "noisy-1"}),
 			e.connectSensor(t, fakeSensorOptions{name: "idle-1"})
 		const n = 900
@@ -154,7 +168,8 @@ func TestMonitorConditions(t *testing.T) {
 		require.NoError(t, s.spool.Add(d))
 		require.NoError(t, s.spool.Add(newStormDetection("large-1", 1)))
 		require.Eventually(t, func() bool { return s.spool.Len() == 0 }, 30*time.Second, 5*time.Millisecond)
-		require.ElementsMatch(t, stormDetectionIDs("large-1", 2), uniqueDetectionIDs(incidentDetections(t, server, "Container/large-1-c@large-1")))
+		require.ElementsMatch(t, stormDetectionIDs("large-1", 2),
+			uniqueDetectionIDs(incidentDetections(t, server, "Container/large-1-c@large-1")))
 		var many []sensors.Detection
 		for i := range 30 { // of several nodes, more than Temporal accepts at once
 			d := newStormDetection("large-2", i)
@@ -168,7 +183,8 @@ func TestMonitorConditions(t *testing.T) {
 		e := newGatewayFixture(t, server, gatewayFixtureOptions{timing: short})
 		s := e.connectSensor(t, fakeSensorOptions{name: "aging-1", certificateHalfExpired: true})
 		first := s.NodeCertificate.Certificate()
-		require.Eventually(t, func() bool { return s.NodeCertificate.Certificate() != first }, 10*time.Second, 5*time.Millisecond)
+		require.Eventually(t, func() bool { return s.NodeCertificate.Certificate() != first }, 10*time.Second,
+			5*time.Millisecond)
 		second := s.NodeCertificate.Certificate()
 		require.Equal(t, "aging-1", second.Subject.CommonName)
 		require.Equal(t, []string{authority.RoleNode}, second.Subject.OrganizationalUnit)
@@ -188,10 +204,15 @@ func TestMonitorConditions(t *testing.T) {
 		e := newGatewayFixture(t, server, gatewayFixtureOptions{timing: short})
 		var off, failing atomic.Bool
 		status := func() any {
-			r := agent.StatusReport{Health: agent.Health{Node: "blind-1",
-				Heartbeat: agent.HeartbeatStatus{Failing: failing.Load(), ConsecutiveMisses: 3}}}
+			r := agent.StatusReport{Health: agent.Health{
+				Node:      "blind-1",
+				Heartbeat: agent.HeartbeatStatus{Failing: failing.Load(), ConsecutiveMisses: 3},
+			}}
 			r.ProbeStatus.LoadedAt = time.Now().Truncate(time.Hour)
-			r.ProbeStatus.Hooks = []probe.HookStatus{{Hook: "exec", Enabled: !off.Load(), Reason: "it was taken away"}, {Hook: "dns", Reason: "this kernel has none"}}
+			r.ProbeStatus.Hooks = []probe.HookStatus{
+				{Hook: "exec", Enabled: !off.Load(), Reason: "it was taken away"},
+				{Hook: "dns", Reason: "this kernel has none"},
+			}
 			return r
 		}
 		e.connectSensor(t, fakeSensorOptions{name: "blind-1", status: status})
@@ -201,7 +222,10 @@ func TestMonitorConditions(t *testing.T) {
 		require.Contains(t, waitForDetection(t, server, "Node/blind-1", "heartbeat-failing").Reasons[0],
 			"The hook exec of node blind-1 was attached and is now detached: it was taken away.")
 		e.connectSensor(t, fakeSensorOptions{name: "blind-2", status: func() any {
-			return agent.StatusReport{Health: agent.Health{Node: "blind-2", Heartbeat: agent.HeartbeatStatus{Failing: true, ConsecutiveMisses: 3, FailureReason: "nothing came"}}}
+			return agent.StatusReport{Health: agent.Health{Node: "blind-2", Heartbeat: agent.HeartbeatStatus{
+				Failing:           true,
+				ConsecutiveMisses: 3, FailureReason: "nothing came",
+			}}}
 		}})
 		require.Contains(t, waitForDetection(t, server, "Node/blind-2", "heartbeat-failing").Reasons[1], "nothing came")
 	})
@@ -210,7 +234,10 @@ func TestMonitorConditions(t *testing.T) {
 		e := newGatewayFixture(t, server, gatewayFixtureOptions{timing: short})
 		e.connectSensor(t, fakeSensorOptions{name: "decoy-1", status: func() any {
 			return agent.StatusReport{Health: agent.Health{Node: "decoy-1", SpoofedCgroups: []agent.SpoofedCgroup{
-				{TargetID: "container:c0ffee", GenuinePaths: []string{"/docker/c0ffee"}, SpoofedPaths: []string{"/a/docker/c0ffee"}, FirstSeen: time.Now()},
+				{
+					TargetID: "container:c0ffee", GenuinePaths: []string{"/docker/c0ffee"}, SpoofedPaths: []string{"/a/docker/c0ffee"},
+					FirstSeen: time.Now(),
+				},
 				{TargetID: "pod:uid-1", SpoofedPaths: []string{"/a/poduid-1", "/b/poduid-1"}, FirstSeen: time.Now()},
 			}}}
 		}})
@@ -226,10 +253,13 @@ func TestMonitorConditions(t *testing.T) {
 		status := func() any {
 			r := agent.StatusReport{Health: agent.Health{Node: "lossy-1"}}
 			r.ProbeStatus.LoadedAt, r.ProbeStatus.Drops = began, map[string]uint64{"alerts ring full": lost.Load()}
-			r.Drops = agent.DropStats{CountingSince: began, KernelEvents: lost.Load(), EpisodeStart: began, LastDropAt: time.Now(), TopSources: []agent.DropSource{
-				{Container: sensors.Container{ID: "f100d", CgroupPath: "/f100d"}, Cgroup: "/f100d", Dropped: lost.Load()},
-				{Cgroup: "/host.service", Dropped: 1},
-			}}
+			r.Drops = agent.DropStats{
+				CountingSince: began, KernelEvents: lost.Load(), EpisodeStart: began,
+				LastDropAt: time.Now(), TopSources: []agent.DropSource{
+					{Container: sensors.Container{ID: "f100d", CgroupPath: "/f100d"}, Cgroup: "/f100d", Dropped: lost.Load()},
+					{Cgroup: "/host.service", Dropped: 1},
+				},
+			}
 			return r
 		}
 		e.connectSensor(t, fakeSensorOptions{name: "lossy-1", status: status})
@@ -251,9 +281,16 @@ func TestMonitorConditions(t *testing.T) {
 		require.NoError(t, err)
 		auth, err := authority.OpenOrCreate(t.TempDir())
 		require.NoError(t, err)
-		one := newGatewayFixture(t, server, gatewayFixtureOptions{timing: short, pki: pki, authority: auth, pollNodeQueues: true, name: "one"})
-		two := newGatewayFixture(t, server, gatewayFixtureOptions{timing: short, pki: pki, authority: auth, pollNodeQueues: true, name: "two"})
-		s, other := one.connectSensor(t, fakeSensorOptions{name: "moved-1"}), one.connectSensor(t, fakeSensorOptions{name: "gone-4"})
+		one := newGatewayFixture(t, server, gatewayFixtureOptions{
+			timing: short, pki: pki, authority: auth,
+			pollNodeQueues: true, name: "one",
+		})
+		two := newGatewayFixture(t, server, gatewayFixtureOptions{
+			timing: short, pki: pki, authority: auth,
+			pollNodeQueues: true, name: "two",
+		})
+		s, other := one.connectSensor(t, fakeSensorOptions{name: "moved-1"}),
+			one.connectSensor(t, fakeSensorOptions{name: "gone-4"})
 		one.waitUntilConnected(t, "moved-1")
 		one.waitUntilConnected(t, "gone-4")
 		s.breakConnection()
@@ -265,13 +302,29 @@ func TestMonitorConditions(t *testing.T) {
 	})
 
 	t.Run("one detection of two gateways", func(t *testing.T) {
-		node := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "never-1"}, Status: corev1.NodeStatus{Conditions: []corev1.NodeCondition{{Type: corev1.NodeReady, Status: corev1.ConditionTrue}}}}
-		pod := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "stanch-system", Name: "s", Labels: map[string]string{"app": "sensor"}}, Spec: corev1.PodSpec{NodeName: "never-1"}, Status: corev1.PodStatus{Phase: corev1.PodRunning}}
+		node := &corev1.Node{
+			ObjectMeta: metav1.ObjectMeta{Name: "never-1"},
+			Status: corev1.NodeStatus{Conditions: []corev1.NodeCondition{{
+				Type:   corev1.NodeReady,
+				Status: corev1.ConditionTrue,
+			}}},
+		}
+		pod := &corev1.Pod{
+			ObjectMeta: metav1.ObjectMeta{
+				Namespace: "stanch-system", Name: "s",
+				Labels: map[string]string{"app": "sensor"},
+			}, Spec: corev1.PodSpec{NodeName: "never-1"},
+			Status: corev1.PodStatus{Phase: corev1.PodRunning},
+		}
 		kube := fake.NewClientset(node, pod)
 		for _, name := range []string{"one", "two"} {
-			newGatewayFixture(t, server, gatewayFixtureOptions{timing: short, name: name, cluster: &health.KubernetesCluster{KubeClient: kube, Namespace: "stanch-system", Selector: "app=sensor"}})
+			newGatewayFixture(t, server, gatewayFixtureOptions{
+				timing: short, name: name,
+				cluster: &health.KubernetesCluster{KubeClient: kube, Namespace: "stanch-system", Selector: "app=sensor"},
+			})
 		}
-		require.Eventually(t, func() bool { return len(incidentDetections(t, server, "Node/never-1")) == 2 }, 20*time.Second, 20*time.Millisecond)
+		require.Eventually(t, func() bool { return len(incidentDetections(t, server, "Node/never-1")) == 2 }, 20*time.Second,
+			20*time.Millisecond)
 		all := incidentDetections(t, server, "Node/never-1")
 		require.Equal(t, all[0].ID, all[1].ID)
 		require.Contains(t, all[0].Reasons[0], "has not connected")
@@ -280,9 +333,16 @@ func TestMonitorConditions(t *testing.T) {
 
 	t.Run("dropped events of another source", func(t *testing.T) {
 		e := newGatewayFixture(t, server, gatewayFixtureOptions{timing: short})
-		e.OnSourceHealth(context.Background(), integrations.SensorHealth{Source: "falco-1", Node: "n", Dropped: 7, Message: "Syscall event drop"})
-		require.Contains(t, waitForDetection(t, server, "Source/falco-1", "source-events-dropped").Reasons[0], "lost 7 events on node n")
-		e.OnSourceHealth(context.Background(), integrations.SensorHealth{Source: "api-1", UndecodableEvents: 3, Message: "it nests deeper"})
+		e.OnSourceHealth(context.Background(), integrations.SensorHealth{
+			Source: "falco-1", Node: "n", Dropped: 7,
+			Message: "Syscall event drop",
+		})
+		require.Contains(t, waitForDetection(t, server, "Source/falco-1", "source-events-dropped").Reasons[0],
+			"lost 7 events on node n")
+		e.OnSourceHealth(context.Background(), integrations.SensorHealth{
+			Source: "api-1", UndecodableEvents: 3,
+			Message: "it nests deeper",
+		})
 		require.Equal(t, []string{"3 events of the source api-1 could not be decoded.", "The error was: it nests deeper"},
 			waitForDetection(t, server, "Source/api-1", "source-events-unreadable").Reasons[:2])
 	})
@@ -304,8 +364,12 @@ func (l *healthEventCounter) OnNodeEvent(n gateway.NodeEvent) {
 func newStormDetection(node string, n int) sensors.Detection {
 	id := fmt.Sprintf("%s-%d", node, n)
 	return sensors.Detection{
-		ID: id, Rule: "storm", Title: "One of many", Severity: sensors.SeverityLow, Confidence: 0.5, Objective: sensors.ObjectiveExecution, Source: "stanch", Time: time.Now(),
-		Event: sensors.Event{ID: id, Kind: sensors.KindExec, Process: sensors.Process{Exe: "/bin/true", Args: []string{id}}, Container: sensors.Container{ID: node + "-c"}},
+		ID: id, Rule: "storm", Title: "One of many", Severity: sensors.SeverityLow, Confidence: 0.5,
+		Objective: sensors.ObjectiveExecution, Source: "stanch", Time: time.Now(),
+		Event: sensors.Event{
+			ID: id, Kind: sensors.KindExec, Process: sensors.Process{Exe: "/bin/true", Args: []string{id}},
+			Container: sensors.Container{ID: node + "-c"},
+		},
 	}
 }
 

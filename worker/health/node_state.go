@@ -103,10 +103,13 @@ func (m *Monitor) handleRateLimited(name string, now time.Time) {
 	first := n.overRateSince
 	m.mu.Unlock()
 	if lasts := now.Sub(first); lasts >= m.Timing.OverRateAfter {
-		m.reportCondition(telemetryCondition{kind: nodeOverRate, subject: newNodeSubject(name), node: name, causedBy: name, since: first, reasons: []string{
-			fmt.Sprintf("Node %s has exceeded its detection rate limit (`nodes: rate` in stanch.yaml) for %s.", name,
-				duration.FormatApprox(lasts)),
-		}})
+		m.reportCondition(telemetryCondition{
+			kind: nodeOverRate, subject: newNodeSubject(name), node: name, causedBy: name,
+			since: first, reasons: []string{
+				fmt.Sprintf("Node %s has exceeded its detection rate limit (`nodes: rate` in stanch.yaml) for %s.", name,
+					duration.FormatApprox(lasts)),
+			},
+		})
 	}
 }
 
@@ -160,7 +163,10 @@ func (m *Monitor) reportSpoofedCgroups(name string, r agent.StatusReport) {
 			since = d.FirstSeen
 		}
 	}
-	m.reportCondition(telemetryCondition{kind: spoofedCgroup, subject: newNodeSubject(name), node: name, causedBy: name, since: since, reasons: reasons})
+	m.reportCondition(telemetryCondition{
+		kind: spoofedCgroup, subject: newNodeSubject(name), node: name, causedBy: name,
+		since: since, reasons: reasons,
+	})
 }
 
 // maxHooks is the maximum number of hooks of a node.
@@ -200,10 +206,13 @@ func (m *Monitor) checkClock(name string, c gateway.ClockSkew) {
 	if c.Offset < 0 {
 		direction = "behind"
 	}
-	m.reportCondition(telemetryCondition{kind: clockSkew, subject: newNodeSubject(name), node: name, causedBy: name, reasons: []string{
-		fmt.Sprintf("The timestamps of node %s are off by %s: its clock is %s the gateway's (± %s).", name,
-			duration.FormatApprox(c.Offset.Abs()), direction, duration.FormatApprox(c.MaxError)),
-	}})
+	m.reportCondition(telemetryCondition{
+		kind: clockSkew, subject: newNodeSubject(name), node: name, causedBy: name,
+		reasons: []string{
+			fmt.Sprintf("The timestamps of node %s are off by %s: its clock is %s the gateway's (± %s).", name,
+				duration.FormatApprox(c.Offset.Abs()), direction, duration.FormatApprox(c.MaxError)),
+		},
+	})
 }
 
 // checkSensorBlind reports a sensor that no longer observes the kernel.
@@ -232,8 +241,10 @@ func (m *Monitor) checkSensorBlind(name string, r agent.StatusReport, off []prob
 		m.markResolved(sensorBlind, newNodeSubject(name))
 		return
 	}
-	reported := m.reportCondition(telemetryCondition{kind: sensorBlind, subject: newNodeSubject(name), node: name,
-		causedBy: name, since: r.Heartbeat.LastReceived, reasons: reasons})
+	reported := m.reportCondition(telemetryCondition{
+		kind: sensorBlind, subject: newNodeSubject(name), node: name,
+		causedBy: name, since: r.Heartbeat.LastReceived, reasons: reasons,
+	})
 	if !reported {
 		return
 	}
@@ -266,7 +277,8 @@ func (m *Monitor) reportDrops(name string, before *agent.StatusReport, r agent.S
 	}
 	old := n.reportedDrops
 	m.mu.Unlock()
-	events, spool := counterIncrease(r.Drops.KernelEvents, old.KernelEvents), counterIncrease(r.Drops.SpooledDetections, old.SpooledDetections)
+	events, spool := counterIncrease(r.Drops.KernelEvents, old.KernelEvents), counterIncrease(r.Drops.SpooledDetections,
+		old.SpooledDetections)
 	if events+spool == 0 {
 		return
 	}
@@ -275,7 +287,10 @@ func (m *Monitor) reportDrops(name string, before *agent.StatusReport, r agent.S
 	blamed := 0
 	for _, b := range r.Drops.TopSources[:min(len(r.Drops.TopSources), 20)] {
 		had := uint64(0)
-		if i := slices.IndexFunc(old.TopSources, func(o agent.DropSource) bool { return o.Cgroup == b.Cgroup && o.Container.ID == b.Container.ID }); i >= 0 {
+		if i := slices.IndexFunc(old.TopSources, func(o agent.DropSource) bool {
+			return o.Cgroup == b.Cgroup &&
+				o.Container.ID == b.Container.ID
+		}); i >= 0 {
 			had = old.TopSources[i].Dropped
 		}
 		more := counterIncrease(b.Dropped, had)
@@ -288,17 +303,26 @@ func (m *Monitor) reportDrops(name string, before *agent.StatusReport, r agent.S
 			continue
 		}
 		m.reportCondition(telemetryCondition{
-			kind: eventsFlooded, container: b.Container, node: name, sourceNode: name, causedBy: name, count: clampInt(more), since: r.Drops.EpisodeStart,
+			kind: eventsFlooded, container: b.Container, node: name, sourceNode: name, causedBy: name, count: clampInt(more),
+			since: r.Drops.EpisodeStart,
 			reasons: []string{fmt.Sprintf(
 				"%d events of this container were lost on node %s since %s: it produced more than the sensor could process.", more,
 				name, since)},
 		})
 	}
 	if events > 0 {
-		reasons = append(reasons, fmt.Sprintf("%d events were lost on node %s since %s%s.", events, name, since, dropCauses(r)))
+		reasons = append(reasons, fmt.Sprintf("%d events were lost on node %s since %s%s.", events, name, since,
+			dropCauses(r)))
 	}
 	if spool > 0 {
-		reasons = append(reasons, fmt.Sprintf("%d detections were lost on node %s: its spool was full, or they were too large to be sent.", spool, name))
+		reasons = append(
+			reasons,
+			fmt.Sprintf(
+				"%d detections were lost on node %s: its spool was full, or they were too large to be sent.",
+				spool,
+				name,
+			),
+		)
 	}
 	if len(names) > 0 {
 		reasons = append(reasons, "Most of them were produced by "+strings.Join(names, ", ")+".")
@@ -307,8 +331,10 @@ func (m *Monitor) reportDrops(name string, before *agent.StatusReport, r agent.S
 	if spool > 0 {
 		severity = sensors.SeverityHigh // these events were already evaluated, and mattered
 	}
-	reported := m.reportCondition(telemetryCondition{kind: eventsDropped, subject: newNodeSubject(name), node: name,
-		causedBy: name, since: r.Drops.EpisodeStart, count: clampInt(events + spool), severity: severity, reasons: reasons})
+	reported := m.reportCondition(telemetryCondition{
+		kind: eventsDropped, subject: newNodeSubject(name), node: name,
+		causedBy: name, since: r.Drops.EpisodeStart, count: clampInt(events + spool), severity: severity, reasons: reasons,
+	})
 	if reported { // otherwise it is added to the next report
 		m.mu.Lock()
 		m.nodeByName(name).reportedDrops = r.Drops

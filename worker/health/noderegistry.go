@@ -64,7 +64,8 @@ func (c ConfigMapNodeRegistry) UpdateNodes(ctx context.Context, seen map[string]
 	if err != nil {
 		return fmt.Errorf("write the ConfigMap %s/%s: %w", c.Namespace, NodeRegistryConfigMap, err)
 	}
-	if _, err := c.KubeClient.CoreV1().ConfigMaps(c.Namespace).Patch(ctx, NodeRegistryConfigMap, types.MergePatchType, patch, metav1.PatchOptions{FieldManager: "stanch"}); err != nil {
+	if _, err := c.KubeClient.CoreV1().ConfigMaps(c.Namespace).Patch(ctx, NodeRegistryConfigMap, types.MergePatchType,
+		patch, metav1.PatchOptions{FieldManager: "stanch"}); err != nil {
 		return fmt.Errorf("write the ConfigMap %s/%s (`stanch manifests` creates it and the permission to write it): %w",
 			c.Namespace, NodeRegistryConfigMap, err)
 	}
@@ -102,7 +103,8 @@ func (m *Monitor) syncRegistry(ctx context.Context, now time.Time, expected map[
 	m.mu.Lock()
 	for name, n := range m.nodes {
 		_, known := m.registryNodes[name]
-		if _, exists := expected[name]; n.connected && exists && !known && len(seen) < maxRegistryChange && len(m.registryNodes)+len(seen) < maxRegistryNodes {
+		if _, exists := expected[name]; n.connected && exists && !known && len(seen) < maxRegistryChange &&
+			len(m.registryNodes)+len(seen) < maxRegistryNodes {
 			seen[name] = now
 		}
 	}

@@ -22,12 +22,21 @@ func TestRemovedSensorIsReportedAfterGatewayRestart(t *testing.T) {
 		&corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "watched"}, Status: ready},
 		&corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "deleted"}, Status: ready},
 		&corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "never"}, Status: ready}, // no sensor is expected there
-		&corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: "a", Labels: labels}, Spec: corev1.PodSpec{NodeName: "watched"}},
-		&corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: "b", Labels: labels}, Spec: corev1.PodSpec{NodeName: "deleted"}},
+		&corev1.Pod{
+			ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: "a", Labels: labels},
+			Spec:       corev1.PodSpec{NodeName: "watched"},
+		},
+		&corev1.Pod{
+			ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: "b", Labels: labels},
+			Spec:       corev1.PodSpec{NodeName: "deleted"},
+		},
 	)
 	replica := func() *monitorFixture { // with an empty directory, as in a new pod
 		return newMonitorFixture(health.Options{
-			ClusterNodes: &health.KubernetesCluster{KubeClient: kube, Namespace: namespace, Selector: "app=sensor", CacheTTL: time.Nanosecond},
+			ClusterNodes: &health.KubernetesCluster{
+				KubeClient: kube, Namespace: namespace, Selector: "app=sensor",
+				CacheTTL: time.Nanosecond,
+			},
 			NodeRegistry: health.ConfigMapNodeRegistry{KubeClient: kube, Namespace: namespace},
 		})
 	}
@@ -62,7 +71,8 @@ func TestRemovedSensorIsReportedAfterGatewayRestart(t *testing.T) {
 	require.NotContains(t, kept(), "deleted", "a deleted node is removed")
 
 	// A person removes the node from the registry, and no report follows.
-	require.NoError(t, health.ConfigMapNodeRegistry{KubeClient: kube, Namespace: namespace}.UpdateNodes(t.Context(), nil, []string{"watched"}))
+	require.NoError(t, health.ConfigMapNodeRegistry{KubeClient: kube, Namespace: namespace}.UpdateNodes(t.Context(), nil,
+		[]string{"watched"}))
 	four := replica()
 	four.now = four.now.Add(6 * time.Minute)
 	four.CheckOnce(t.Context())

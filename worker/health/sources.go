@@ -90,20 +90,26 @@ func (m *Monitor) reportSilentSources() {
 	}
 	m.mu.Unlock()
 	for _, l := range all {
-		m.reportCondition(telemetryCondition{kind: sourceLost, subject: newSourceSubject(l.name), since: l.lastMessageAt, reasons: []string{
-			fmt.Sprintf("The source %s has sent nothing for %s. Before, its longest pause in %d messages was %s.", l.name,
-				duration.FormatApprox(now.Sub(l.lastMessageAt)), l.messageCount, duration.FormatApprox(l.longestGap)),
-		}})
+		m.reportCondition(telemetryCondition{
+			kind: sourceLost, subject: newSourceSubject(l.name), since: l.lastMessageAt,
+			reasons: []string{
+				fmt.Sprintf("The source %s has sent nothing for %s. Before, its longest pause in %d messages was %s.", l.name,
+					duration.FormatApprox(now.Sub(l.lastMessageAt)), l.messageCount, duration.FormatApprox(l.longestGap)),
+			},
+		})
 	}
 }
 
 // OnSourceHealth handles another sensor's report about itself, and the gateway's decoding errors.
 func (m *Monitor) OnSourceHealth(_ context.Context, h integrations.SensorHealth) {
 	if h.UndecodableEvents > 0 {
-		m.reportCondition(telemetryCondition{kind: sourceEventsUndecodable, subject: newSourceSubject(h.Source), since: h.Time, count: clampInt(h.UndecodableEvents), reasons: []string{
-			fmt.Sprintf("%d events of the source %s could not be decoded.", h.UndecodableEvents, h.Source),
-			"The error was: " + truncate(h.Message),
-		}})
+		m.reportCondition(telemetryCondition{
+			kind: sourceEventsUndecodable, subject: newSourceSubject(h.Source),
+			since: h.Time, count: clampInt(h.UndecodableEvents), reasons: []string{
+				fmt.Sprintf("%d events of the source %s could not be decoded.", h.UndecodableEvents, h.Source),
+				"The error was: " + truncate(h.Message),
+			},
+		})
 	}
 	if h.Dropped == 0 {
 		return
@@ -133,5 +139,8 @@ func (m *Monitor) OnSourceHealth(_ context.Context, h integrations.SensorHealth)
 	if h.Message != "" {
 		reasons = append(reasons, "It reports: "+truncate(h.Message))
 	}
-	m.reportCondition(telemetryCondition{kind: sourceEventsDropped, subject: newSourceSubject(h.Source), causedBy: "source " + h.Source, since: h.Time, count: clampInt(more), reasons: reasons})
+	m.reportCondition(telemetryCondition{
+		kind: sourceEventsDropped, subject: newSourceSubject(h.Source),
+		causedBy: "source " + h.Source, since: h.Time, count: clampInt(more), reasons: reasons,
+	})
 }

@@ -40,7 +40,10 @@ func (i *fakeIngester) Accept(_ context.Context, d []sensors.Detection) error {
 }
 
 func (i *fakeIngester) findDetections(rule, node string) []sensors.Detection {
-	return slices.DeleteFunc(slices.Clone(i.accepted), func(d sensors.Detection) bool { return d.Rule != rule || d.Node != node })
+	return slices.DeleteFunc(slices.Clone(i.accepted), func(d sensors.Detection) bool {
+		return d.Rule != rule ||
+			d.Node != node
+	})
 }
 
 // monitorFixture is a monitor with a clock that the test controls.
@@ -73,10 +76,16 @@ func TestFakeGapsOfNodeDoNotHideOtherReports(t *testing.T) {
 	d.OnNodeEvent(gateway.NodeEvent{Node: "victim", Kind: gateway.NodeDisconnected})
 	began := d.now
 	for n := range 3000 {
-		r := agent.StatusReport{Drops: agent.DropStats{CountingSince: began, EpisodeStart: began, LastDropAt: d.now, KernelEvents: uint64(n+1) * 5}}
+		r := agent.StatusReport{Drops: agent.DropStats{
+			CountingSince: began, EpisodeStart: began, LastDropAt: d.now,
+			KernelEvents: uint64(n+1) * 5,
+		}}
 		for c := range 5 {
 			id := fmt.Sprintf("invented-%d-%d", n, c)
-			r.Drops.TopSources = append(r.Drops.TopSources, agent.DropSource{Container: sensors.Container{ID: id}, Cgroup: id, Dropped: 5})
+			r.Drops.TopSources = append(r.Drops.TopSources, agent.DropSource{
+				Container: sensors.Container{ID: id}, Cgroup: id,
+				Dropped: 5,
+			})
 		}
 		d.sendNodeReport(t, "liar", r)
 		if n%100 == 0 {
@@ -102,9 +111,16 @@ func TestFakeGapsOfNodeDoNotHideOtherReports(t *testing.T) {
 
 	// With free capacity, it is reported again.
 	d.now = d.now.Add(2 * time.Minute)
-	d.sendNodeReport(t, "liar", agent.StatusReport{Drops: agent.DropStats{CountingSince: began, EpisodeStart: began, LastDropAt: d.now, KernelEvents: 20_000, TopSources: []agent.DropSource{{Container: sensors.Container{ID: "true"}, Dropped: 5000}}}})
+	d.sendNodeReport(t, "liar", agent.StatusReport{Drops: agent.DropStats{
+		CountingSince: began, EpisodeStart: began,
+		LastDropAt: d.now, KernelEvents: 20_000, TopSources: []agent.DropSource{{
+			Container: sensors.Container{ID: "true"},
+			Dropped:   5000,
+		}},
+	}})
 	d.CheckOnce(t.Context())
-	require.Equal(t, "true", d.ingester.accepted[len(d.ingester.accepted)-1].Event.Container.ID+d.ingester.accepted[len(d.ingester.accepted)-2].Event.Container.ID)
+	require.Equal(t, "true", d.ingester.accepted[len(d.ingester.accepted)-1].Event.Container.ID+
+		d.ingester.accepted[len(d.ingester.accepted)-2].Event.Container.ID)
 }
 
 func TestUnsentConditionStaysPending(t *testing.T) {
@@ -133,15 +149,23 @@ func TestBlindSensorIsReportedUntilItRecovers(t *testing.T) {
 		wantReason string
 		times      int
 	}{
-		"detached hook": {probe.Status{LoadedAt: time.Now(),
-			Hooks: []probe.HookStatus{{Hook: "exec", Reason: "it was taken away"}}}, "The hook exec", 4},
+		"detached hook": {probe.Status{
+			LoadedAt: time.Now(),
+			Hooks:    []probe.HookStatus{{Hook: "exec", Reason: "it was taken away"}},
+		}, "The hook exec", 4},
 		"unmonitored kernel": {probe.Status{}, "no longer monitors the kernel", 4},
-		"disabled hook": {probe.Status{LoadedAt: time.Now(),
-			Hooks: []probe.HookStatus{{Hook: "exec", Reason: probe.ReasonDisabled}}}, "disabled by configuration", 1},
-		"unsupported hook": {probe.Status{LoadedAt: time.Now(),
-			Hooks: []probe.HookStatus{{Hook: "exec", Enabled: true}, {Hook: "dns", Reason: "none"}}}, "", 0},
-		"unsupported hook among others": {probe.Status{LoadedAt: time.Now(),
-			Hooks: []probe.HookStatus{{Hook: "dns", Reason: "none"}}}, "", 0},
+		"disabled hook": {probe.Status{
+			LoadedAt: time.Now(),
+			Hooks:    []probe.HookStatus{{Hook: "exec", Reason: probe.ReasonDisabled}},
+		}, "disabled by configuration", 1},
+		"unsupported hook": {probe.Status{
+			LoadedAt: time.Now(),
+			Hooks:    []probe.HookStatus{{Hook: "exec", Enabled: true}, {Hook: "dns", Reason: "none"}},
+		}, "", 0},
+		"unsupported hook among others": {probe.Status{
+			LoadedAt: time.Now(),
+			Hooks:    []probe.HookStatus{{Hook: "dns", Reason: "none"}},
+		}, "", 0},
 	} {
 		t.Run(name, func(t *testing.T) {
 			d := newMonitorFixture(health.Options{})
@@ -163,7 +187,12 @@ func TestBlindSensorIsReportedUntilItRecovers(t *testing.T) {
 			sendReport(healthy)
 			d.now = d.now.Add(10 * time.Minute)
 			sendReport(healthy)
-			require.Equal(t, c.times, len(d.ingester.findDetections("heartbeat-failing", "n")), "the sensor recovered") //nolint:testifylint // see above
+			require.Equal(
+				t,
+				c.times,
+				len(d.ingester.findDetections("heartbeat-failing", "n")),
+				"the sensor recovered",
+			) //nolint:testifylint // see above
 		})
 	}
 }

@@ -128,7 +128,10 @@ const (
 
 // APIServerAuditFlags returns the API server's flags.
 func APIServerAuditFlags(policy, webhook string) []string {
-	return append([]string{"--audit-policy-file=" + policy, "--audit-webhook-config-file=" + webhook, "--audit-webhook-batch-max-wait=5s"}, AuditLimitFlags()...)
+	return append([]string{
+		"--audit-policy-file=" + policy, "--audit-webhook-config-file=" + webhook,
+		"--audit-webhook-batch-max-wait=5s",
+	}, AuditLimitFlags()...)
 }
 
 // AuditLimitFlags returns those of the flags that limit batches.
@@ -136,7 +139,8 @@ func AuditLimitFlags() []string {
 	return []string{
 		"--audit-webhook-mode=batch", "--audit-webhook-version=audit.k8s.io/v1",
 		"--audit-webhook-truncate-enabled", fmt.Sprintf("--audit-webhook-truncate-max-event-size=%d", MaxAuditEventBytes),
-		fmt.Sprintf("--audit-webhook-batch-max-size=%d", AuditBatchSize), "--audit-webhook-batch-throttle-qps=100", "--audit-webhook-batch-throttle-burst=150",
+		fmt.Sprintf("--audit-webhook-batch-max-size=%d", AuditBatchSize), "--audit-webhook-batch-throttle-qps=100",
+		"--audit-webhook-batch-throttle-burst=150",
 	}
 }
 

@@ -24,7 +24,8 @@ func TestLargestAuditBatchFitsLimit(t *testing.T) {
 		require.NoError(t, err)
 		return n
 	}
-	require.Less(t, flag("audit-webhook-batch-max-size")*(flag("audit-webhook-truncate-max-event-size")+100), integrations.MaxAuditBytes)
+	require.Less(t, flag("audit-webhook-batch-max-size")*(flag("audit-webhook-truncate-max-event-size")+100),
+		integrations.MaxAuditBytes)
 	require.GreaterOrEqual(t, flag("audit-webhook-truncate-max-event-size"), 3*256<<10,
 		"request, response and annotations fit")
 	require.LessOrEqual(t, 400*100<<10, integrations.MaxAuditBytes, "the default batch fits too")
@@ -52,7 +53,8 @@ func auditLevelFor(t *testing.T, user, group, verb, apiGroup, resource string) s
 	for _, r := range policy.Rules {
 		matches := len(r.Resources) == 0
 		for _, g := range r.Resources {
-			matches = matches || g.Group == apiGroup && (slices.Contains(g.Resources, resource) || slices.Contains(g.Resources, "*"))
+			matches = matches || g.Group == apiGroup && (slices.Contains(g.Resources, resource) ||
+				slices.Contains(g.Resources, "*"))
 		}
 		if matches && len(r.NonResourceURLs) == 0 && has(r.Verbs, verb) && has(r.Users, user) && has(r.UserGroups, group) {
 			return r.Level
@@ -71,13 +73,16 @@ func TestAuditPolicyLogsEverythingThatRulesNeed(t *testing.T) {
 		{"system:kube-controller-manager", ""},
 	} {
 		for _, entered := range []string{"pods/exec", "pods/attach", "pods/portforward", "nodes/proxy", "secrets"} {
-			require.Equal(t, "Metadata", auditLevelFor(t, user.name, user.group, "get", "", entered), "%s %s", user.name, entered)
+			require.Equal(t, "Metadata", auditLevelFor(t, user.name, user.group, "get", "", entered), "%s %s", user.name,
+				entered)
 		}
 		require.Equal(t, "RequestResponse", auditLevelFor(t, user.name, user.group, "create", "", "pods"))
-		require.Equal(t, "RequestResponse", auditLevelFor(t, user.name, user.group, "patch", "rbac.authorization.k8s.io", "clusterroles"))
+		require.Equal(t, "RequestResponse", auditLevelFor(t, user.name, user.group, "patch", "rbac.authorization.k8s.io",
+			"clusterroles"))
 	}
 	require.Equal(t, "Metadata", auditLevelFor(t, "system:serviceaccount:kube-system:cilium", accounts, "list", "",
 		"pods"), "reads with a stolen token are logged")
-	require.Equal(t, "None", auditLevelFor(t, "system:serviceaccount:kube-system:job-controller", accounts, "list", "", "pods"))
+	require.Equal(t, "None", auditLevelFor(t, "system:serviceaccount:kube-system:job-controller", accounts, "list", "",
+		"pods"))
 	require.Equal(t, "None", auditLevelFor(t, "system:node:n1", "system:nodes", "watch", "", "pods"))
 }

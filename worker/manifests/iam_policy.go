@@ -74,7 +74,10 @@ func buildIAMPolicy(catalog playbooks.Catalog, phase int) iamPolicyDocument {
 			actions []string
 		}{{"Reads", reads}, {"Writes", writes}} {
 			if len(part.actions) > 0 {
-				out.Statement = append(out.Statement, iamStatement{Sid: "Stanch" + part.word + statementName(resource), Effect: "Allow", Action: part.actions, Resource: []string{resource}})
+				out.Statement = append(out.Statement, iamStatement{
+					Sid:    "Stanch" + part.word + statementName(resource),
+					Effect: "Allow", Action: part.actions, Resource: []string{resource},
+				})
 			}
 		}
 	}
@@ -82,12 +85,16 @@ func buildIAMPolicy(catalog playbooks.Catalog, phase int) iamPolicyDocument {
 }
 
 // orphanReadPermissions are the permissions of the orphan sweep.
-var orphanReadPermissions = []playbooks.IAMPermission{{Actions: []string{"iam:GetAccountAuthorizationDetails"}, Resources: []string{"*"}}}
+var orphanReadPermissions = []playbooks.IAMPermission{{
+	Actions:   []string{"iam:GetAccountAuthorizationDetails"},
+	Resources: []string{"*"},
+}}
 
 // isReadOnly reports whether an action changes nothing, by the verb in its name.
 func isReadOnly(action string) bool {
 	_, name, _ := strings.Cut(action, ":")
-	return slices.ContainsFunc([]string{"Get", "List", "Describe", "Lookup", "Simulate"}, func(verb string) bool { return strings.HasPrefix(name, verb) })
+	return slices.ContainsFunc([]string{"Get", "List", "Describe", "Lookup", "Simulate"},
+		func(verb string) bool { return strings.HasPrefix(name, verb) })
 }
 
 // statementName returns a statement's name, derived from its resource.

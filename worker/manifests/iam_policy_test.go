@@ -68,8 +68,14 @@ func isWrite(action string) bool {
 func TestIAMPolicyMatchesPhase(t *testing.T) {
 	for phase, want := range map[int][]string{
 		1: nil,
-		2: {"iam:DeleteRolePolicy", "iam:DeleteUserPolicy", "iam:PutRolePolicy", "iam:PutUserPolicy", "iam:TagUser", "iam:UntagUser", "iam:UpdateAccessKey"},
-		3: {"iam:DeleteRolePolicy", "iam:DeleteUserPolicy", "iam:PutRolePolicy", "iam:PutUserPolicy", "iam:TagUser", "iam:UntagUser", "iam:UpdateAccessKey", "iam:UpdateAssumeRolePolicy"},
+		2: {
+			"iam:DeleteRolePolicy", "iam:DeleteUserPolicy", "iam:PutRolePolicy", "iam:PutUserPolicy", "iam:TagUser",
+			"iam:UntagUser", "iam:UpdateAccessKey",
+		},
+		3: {
+			"iam:DeleteRolePolicy", "iam:DeleteUserPolicy", "iam:PutRolePolicy", "iam:PutUserPolicy", "iam:TagUser",
+			"iam:UntagUser", "iam:UpdateAccessKey", "iam:UpdateAssumeRolePolicy",
+		},
 	} {
 		got := slices.DeleteFunc(iamActions(t, phase), func(a string) bool { return !isWrite(a) })
 		slices.Sort(got)

@@ -115,9 +115,12 @@ func Objects(catalog playbooks.Catalog, o Options) ([]runtime.Object, error) {
 	}
 	o = o.withDefaults()
 	out := []runtime.Object{
-		&corev1.Namespace{TypeMeta: typeMeta("v1", "Namespace"), ObjectMeta: metav1.ObjectMeta{Name: o.Namespace, Labels: map[string]string{
-			"pod-security.kubernetes.io/enforce": "privileged", // the sensor loads programs into the kernel
-		}}},
+		&corev1.Namespace{TypeMeta: typeMeta("v1", "Namespace"), ObjectMeta: metav1.ObjectMeta{
+			Name: o.Namespace,
+			Labels: map[string]string{
+				"pod-security.kubernetes.io/enforce": "privileged", // the sensor loads programs into the kernel
+			},
+		}},
 		newServiceAccount(o, WorkerName), newServiceAccount(o, SensorName),
 	}
 	out = append(out, o.rbacObjects(catalog)...)
@@ -125,7 +128,10 @@ func Objects(catalog playbooks.Catalog, o Options) ([]runtime.Object, error) {
 		&corev1.ConfigMap{TypeMeta: typeMeta("v1", "ConfigMap"), ObjectMeta: o.objectMeta(guards.KillSwitchConfigMap)},
 		&corev1.ConfigMap{TypeMeta: typeMeta("v1", "ConfigMap"), ObjectMeta: o.objectMeta(health.NodeRegistryConfigMap)},
 		&corev1.ConfigMap{TypeMeta: typeMeta("v1", "ConfigMap"), ObjectMeta: o.objectMeta(guards.UsedGrantsConfigMap)},
-		&corev1.ConfigMap{TypeMeta: typeMeta("v1", "ConfigMap"), ObjectMeta: o.objectMeta(ConfigMapName), Data: map[string]string{"stanch.yaml": o.Config}},
+		&corev1.ConfigMap{
+			TypeMeta: typeMeta("v1", "ConfigMap"), ObjectMeta: o.objectMeta(ConfigMapName),
+			Data: map[string]string{"stanch.yaml": o.Config},
+		},
 		o.gatewayService(),
 	)
 	if o.DataPath == "" {
@@ -142,7 +148,10 @@ func (o Options) rbacObjects(catalog playbooks.Catalog) []runtime.Object {
 	subject := []rbacv1.Subject{{Kind: rbacv1.ServiceAccountKind, Name: WorkerName, Namespace: o.Namespace}}
 	clusterWide := metav1.ObjectMeta{Name: clusterName, Labels: partLabels("")}
 	out := []runtime.Object{
-		&rbacv1.ClusterRole{TypeMeta: typeMeta("rbac.authorization.k8s.io/v1", "ClusterRole"), ObjectMeta: clusterWide, Rules: ClusterRules(catalog, o.Phase)},
+		&rbacv1.ClusterRole{
+			TypeMeta: typeMeta("rbac.authorization.k8s.io/v1", "ClusterRole"), ObjectMeta: clusterWide,
+			Rules: ClusterRules(catalog, o.Phase),
+		},
 		&rbacv1.ClusterRoleBinding{
 			TypeMeta: typeMeta("rbac.authorization.k8s.io/v1", "ClusterRoleBinding"), ObjectMeta: clusterWide, Subjects: subject,
 			RoleRef: rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "ClusterRole", Name: clusterName},
@@ -151,12 +160,19 @@ func (o Options) rbacObjects(catalog playbooks.Catalog) []runtime.Object {
 	// Permission to change these objects by name, in Stanch's own namespace, but not to create or delete any.
 	for _, name := range []string{guards.KillSwitchConfigMap, health.NodeRegistryConfigMap, guards.UsedGrantsConfigMap} {
 		out = append(out,
-			&rbacv1.Role{TypeMeta: typeMeta("rbac.authorization.k8s.io/v1", "Role"), ObjectMeta: o.objectMeta(name), Rules: []rbacv1.PolicyRule{
-				{APIGroups: []string{""}, Resources: []string{"configmaps"}, ResourceNames: []string{name}, Verbs: []string{"get", "patch"}},
-			}},
+			&rbacv1.Role{
+				TypeMeta: typeMeta("rbac.authorization.k8s.io/v1", "Role"), ObjectMeta: o.objectMeta(name),
+				Rules: []rbacv1.PolicyRule{
+					{
+						APIGroups: []string{""}, Resources: []string{"configmaps"}, ResourceNames: []string{name},
+						Verbs: []string{"get", "patch"},
+					},
+				},
+			},
 			&rbacv1.RoleBinding{
-				TypeMeta: typeMeta("rbac.authorization.k8s.io/v1", "RoleBinding"), ObjectMeta: o.objectMeta(name), Subjects: subject,
-				RoleRef: rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "Role", Name: name},
+				TypeMeta: typeMeta("rbac.authorization.k8s.io/v1", "RoleBinding"), ObjectMeta: o.objectMeta(name),
+				Subjects: subject,
+				RoleRef:  rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "Role", Name: name},
 			})
 	}
 	return out
@@ -181,7 +197,10 @@ func (o Options) objectMeta(name string) metav1.ObjectMeta {
 
 func newServiceAccount(o Options, name string) runtime.Object {
 	no := false // pods that need the token mount it explicitly
-	return &corev1.ServiceAccount{TypeMeta: typeMeta("v1", "ServiceAccount"), ObjectMeta: o.objectMeta(name), AutomountServiceAccountToken: &no}
+	return &corev1.ServiceAccount{
+		TypeMeta: typeMeta("v1", "ServiceAccount"), ObjectMeta: o.objectMeta(name),
+		AutomountServiceAccountToken: &no,
+	}
 }
 
 // WriteYAML returns the objects as one YAML stream, with the steps to do before as a comment.
@@ -251,7 +270,14 @@ func installNotes(o Options) string {
 		fmt.Sprintf("  kubectl -n %s create secret generic %s --from-file=secrets/pki", o.Namespace, PKISecret),
 	}
 	if o.TemporalTLS {
-		lines = append(lines, fmt.Sprintf("  kubectl -n %s create secret generic %s --from-file=tls.crt=CERT --from-file=tls.key=KEY --from-file=ca.crt=CA", o.Namespace, TemporalSecret))
+		lines = append(
+			lines,
+			fmt.Sprintf(
+				"  kubectl -n %s create secret generic %s --from-file=tls.crt=CERT --from-file=tls.key=KEY --from-file=ca.crt=CA",
+				o.Namespace,
+				TemporalSecret,
+			),
+		)
 	}
 	lines = append(lines, "If stanch.yaml has `slack:`, create the tokens that it expects in "+SlackDir+":",
 		fmt.Sprintf("  kubectl -n %s create secret generic %s --from-file=bot=… --from-file=app=…", o.Namespace, SlackSecret),

@@ -23,15 +23,22 @@ import (
 var updateGolden = flag.Bool("update", false, "update the golden files")
 
 func optionsForPhase(phase int) manifests.Options {
-	return manifests.Options{Phase: phase, Image: "stanch:1", SensorImage: "stanch-sensor:1", TemporalAddress: "temporal.example:7233"}
+	return manifests.Options{
+		Phase: phase, Image: "stanch:1", SensorImage: "stanch-sensor:1",
+		TemporalAddress: "temporal.example:7233",
+	}
 }
 
 // The objects of each phase are compared with a golden file, so that they change only on purpose.
 func TestManifestsMatchGoldenFiles(t *testing.T) {
-	cases := map[string]manifests.Options{"phase1": optionsForPhase(1), "phase2": optionsForPhase(2), "phase3": optionsForPhase(3)}
+	cases := map[string]manifests.Options{
+		"phase1": optionsForPhase(1), "phase2": optionsForPhase(2),
+		"phase3": optionsForPhase(3),
+	}
 	all := optionsForPhase(3)
 	all.Namespace, all.Replicas, all.TemporalTLS, all.TemporalServerName = "security", 3, true, "temporal.internal"
-	all.Config, all.GatewayAddress, all.CRISocket, all.NodeCertDir, all.LockDir = "phase: 3\ncluster: shop\n", "stanch.example:7443", "/run/k3s/containerd/containerd.sock", "/srv/stanch", "/sys/fs/bpf/other"
+	all.Config, all.GatewayAddress, all.CRISocket, all.NodeCertDir, all.LockDir = "phase: 3\ncluster: shop\n",
+		"stanch.example:7443", "/run/k3s/containerd/containerd.sock", "/srv/stanch", "/sys/fs/bpf/other"
 	cases["everything"] = all
 	host := optionsForPhase(2)
 	host.HostNetwork, host.DataPath = true, "/var/lib/stanch-worker"
@@ -92,7 +99,9 @@ func listWritePermissions(t *testing.T, phase int) []string {
 
 func TestPhaseOneWritesOnlyOwnState(t *testing.T) {
 	// A TokenReview is created to identify a token, and is not stored.
-	if got, want := listWritePermissions(t, 1), []string{"create tokenreviews []", "patch configmaps [" + guards.KillSwitchConfigMap + "]", "patch configmaps [" + guards.UsedGrantsConfigMap + "]", "patch configmaps [" + health.NodeRegistryConfigMap + "]"}; !slices.Equal(got, want) {
+	if got, want := listWritePermissions(t, 1), []string{"create tokenreviews []", "patch configmaps [" +
+		guards.KillSwitchConfigMap + "]", "patch configmaps [" + guards.UsedGrantsConfigMap + "]", "patch configmaps [" +
+		health.NodeRegistryConfigMap + "]"}; !slices.Equal(got, want) {
 		t.Errorf("phase 1 can %q, want only %q", got, want)
 	}
 }
@@ -112,7 +121,8 @@ func TestOnlyPhaseThreeCanScale(t *testing.T) {
 func TestPermissionsAreNarrow(t *testing.T) {
 	for _, r := range manifests.ClusterRules(worker.ActionCatalog(), 3) {
 		for _, word := range append(slices.Concat(r.APIGroups, r.Resources), r.Verbs...) {
-			if strings.Contains(word, "*") || word == "secrets" || word == "escalate" || word == "bind" || word == "impersonate" {
+			if strings.Contains(word, "*") || word == "secrets" || word == "escalate" || word == "bind" ||
+				word == "impersonate" {
 				t.Errorf("the rule %v is too broad", r)
 			}
 		}
@@ -174,7 +184,10 @@ func TestOptionsAreValidated(t *testing.T) {
 		"invalid phase 4":          optionsForPhase(4),
 		"missing Temporal address": {Phase: 1, Image: "a", SensorImage: "b"},
 		"missing image":            {Phase: 1, TemporalAddress: "a:1"},
-		"cannot share a folder of": {Phase: 1, Image: "a", SensorImage: "b", TemporalAddress: "a:1", Replicas: 2, DataPath: "/a"},
+		"cannot share a folder of": {
+			Phase: 1, Image: "a", SensorImage: "b", TemporalAddress: "a:1", Replicas: 2,
+			DataPath: "/a",
+		},
 	} {
 		if _, err := manifests.WriteYAML(worker.ActionCatalog(), o); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("got %v, want an error with %q", err, want)

@@ -15,13 +15,16 @@ import (
 )
 
 func (o Options) gatewayService() runtime.Object {
-	return &corev1.Service{TypeMeta: typeMeta("v1", "Service"), ObjectMeta: o.objectMeta(GatewayService), Spec: corev1.ServiceSpec{
-		Selector: map[string]string{"app.kubernetes.io/name": WorkerName},
-		Ports: []corev1.ServicePort{
-			{Name: "nodes", Port: GatewayPort, TargetPort: intstr.FromString("nodes")},
-			{Name: "people", Port: APIPort, TargetPort: intstr.FromString("people")},
+	return &corev1.Service{
+		TypeMeta: typeMeta("v1", "Service"), ObjectMeta: o.objectMeta(GatewayService),
+		Spec: corev1.ServiceSpec{
+			Selector: map[string]string{"app.kubernetes.io/name": WorkerName},
+			Ports: []corev1.ServicePort{
+				{Name: "nodes", Port: GatewayPort, TargetPort: intstr.FromString("nodes")},
+				{Name: "people", Port: APIPort, TargetPort: intstr.FromString("people")},
+			},
 		},
-	}}
+	}
 }
 
 func (o Options) evidenceClaim() runtime.Object {
@@ -29,10 +32,15 @@ func (o Options) evidenceClaim() runtime.Object {
 	if o.Replicas > 1 {
 		mode = corev1.ReadWriteMany
 	}
-	return &corev1.PersistentVolumeClaim{TypeMeta: typeMeta("v1", "PersistentVolumeClaim"), ObjectMeta: o.objectMeta(EvidenceClaim), Spec: corev1.PersistentVolumeClaimSpec{
-		AccessModes: []corev1.PersistentVolumeAccessMode{mode},
-		Resources:   corev1.VolumeResourceRequirements{Requests: corev1.ResourceList{corev1.ResourceStorage: resource.MustParse("10Gi")}},
-	}}
+	return &corev1.PersistentVolumeClaim{
+		TypeMeta:   typeMeta("v1", "PersistentVolumeClaim"),
+		ObjectMeta: o.objectMeta(EvidenceClaim), Spec: corev1.PersistentVolumeClaimSpec{
+			AccessModes: []corev1.PersistentVolumeAccessMode{mode},
+			Resources: corev1.VolumeResourceRequirements{
+				Requests: corev1.ResourceList{corev1.ResourceStorage: resource.MustParse("10Gi")},
+			},
+		},
+	}
 }
 
 // mountedVolume is a volume with its mount.
@@ -60,13 +68,19 @@ func hostPathVolume(path string, t corev1.HostPathType) corev1.VolumeSource {
 }
 
 func fieldEnvVar(name, path string) corev1.EnvVar {
-	return corev1.EnvVar{Name: name, ValueFrom: &corev1.EnvVarSource{FieldRef: &corev1.ObjectFieldSelector{FieldPath: path}}}
+	return corev1.EnvVar{
+		Name:      name,
+		ValueFrom: &corev1.EnvVarSource{FieldRef: &corev1.ObjectFieldSelector{FieldPath: path}},
+	}
 }
 
 func resourceRequirements(cpu, memory, limit string) corev1.ResourceRequirements {
 	return corev1.ResourceRequirements{
-		Requests: corev1.ResourceList{corev1.ResourceCPU: resource.MustParse(cpu), corev1.ResourceMemory: resource.MustParse(memory)},
-		Limits:   corev1.ResourceList{corev1.ResourceMemory: resource.MustParse(limit)},
+		Requests: corev1.ResourceList{
+			corev1.ResourceCPU:    resource.MustParse(cpu),
+			corev1.ResourceMemory: resource.MustParse(memory),
+		},
+		Limits: corev1.ResourceList{corev1.ResourceMemory: resource.MustParse(limit)},
 	}
 }
 
@@ -83,8 +97,10 @@ func (o Options) workerDeployment() runtime.Object {
 		user, group = 0, 0 // a directory of the node belongs to root
 	}
 	args := []string{
-		"worker", "--config", "/etc/stanch/config/stanch.yaml", "--data", "/var/lib/stanch", "--keys", "/etc/stanch/keys", "--pki", "/etc/stanch/pki",
-		"--temporal", o.TemporalAddress, "--namespace", o.TemporalNamespace, "--listen-nodes", fmt.Sprintf(":%d", GatewayPort), "--health", fmt.Sprintf(":%d", healthPort),
+		"worker", "--config", "/etc/stanch/config/stanch.yaml", "--data", "/var/lib/stanch", "--keys", "/etc/stanch/keys",
+		"--pki", "/etc/stanch/pki",
+		"--temporal", o.TemporalAddress, "--namespace", o.TemporalNamespace, "--listen-nodes",
+		fmt.Sprintf(":%d", GatewayPort), "--health", fmt.Sprintf(":%d", healthPort),
 		"--listen-api", fmt.Sprintf(":%d", APIPort),
 	}
 	if o.TemporalTLS {
@@ -95,25 +111,50 @@ func (o Options) workerDeployment() runtime.Object {
 	}
 	pod := corev1.PodSpec{
 		ServiceAccountName: WorkerName, AutomountServiceAccountToken: &yes, HostNetwork: o.HostNetwork,
-		SecurityContext: &corev1.PodSecurityContext{RunAsUser: &user, RunAsGroup: &group, FSGroup: &group, SeccompProfile: &corev1.SeccompProfile{Type: corev1.SeccompProfileTypeRuntimeDefault}},
+		SecurityContext: &corev1.PodSecurityContext{
+			RunAsUser: &user, RunAsGroup: &group, FSGroup: &group,
+			SeccompProfile: &corev1.SeccompProfile{Type: corev1.SeccompProfileTypeRuntimeDefault},
+		},
 		Containers: []corev1.Container{{
-			Name: "worker", Image: o.Image, ImagePullPolicy: corev1.PullIfNotPresent, Args: args, Resources: resourceRequirements("100m", "128Mi", "1Gi"),
-			Env:   []corev1.EnvVar{fieldEnvVar("POD_NAMESPACE", "metadata.namespace"), fieldEnvVar("POD_UID", "metadata.uid")},
-			Ports: []corev1.ContainerPort{{Name: "nodes", ContainerPort: GatewayPort}, {Name: "people", ContainerPort: APIPort}, {Name: "health", ContainerPort: healthPort}},
+			Name: "worker", Image: o.Image, ImagePullPolicy: corev1.PullIfNotPresent, Args: args,
+			Resources: resourceRequirements("100m", "128Mi", "1Gi"),
+			Env: []corev1.EnvVar{
+				fieldEnvVar("POD_NAMESPACE", "metadata.namespace"),
+				fieldEnvVar("POD_UID", "metadata.uid"),
+			},
+			Ports: []corev1.ContainerPort{
+				{Name: "nodes", ContainerPort: GatewayPort},
+				{Name: "people", ContainerPort: APIPort},
+				{Name: "health", ContainerPort: healthPort},
+			},
 			ReadinessProbe: &corev1.Probe{
 				PeriodSeconds: 5, TimeoutSeconds: 3,
-				ProbeHandler: corev1.ProbeHandler{HTTPGet: &corev1.HTTPGetAction{Path: "/healthz", Port: intstr.FromString("health")}},
+				ProbeHandler: corev1.ProbeHandler{HTTPGet: &corev1.HTTPGetAction{
+					Path: "/healthz",
+					Port: intstr.FromString("health"),
+				}},
 			},
-			SecurityContext: &corev1.SecurityContext{AllowPrivilegeEscalation: &no, ReadOnlyRootFilesystem: &yes, Capabilities: &corev1.Capabilities{Drop: []corev1.Capability{"ALL"}}},
+			SecurityContext: &corev1.SecurityContext{
+				AllowPrivilegeEscalation: &no, ReadOnlyRootFilesystem: &yes,
+				Capabilities: &corev1.Capabilities{Drop: []corev1.Capability{"ALL"}},
+			},
 		}},
 	}
 	if o.HostNetwork {
 		pod.DNSPolicy = corev1.DNSClusterFirstWithHostNet
 	}
-	addVolumes(&pod,
-		mountedVolume{"config", corev1.VolumeSource{ConfigMap: &corev1.ConfigMapVolumeSource{LocalObjectReference: corev1.LocalObjectReference{Name: ConfigMapName}}}, corev1.VolumeMount{MountPath: "/etc/stanch/config", ReadOnly: true}},
+	addVolumes(
+		&pod,
+		mountedVolume{
+			"config",
+			corev1.VolumeSource{
+				ConfigMap: &corev1.ConfigMapVolumeSource{LocalObjectReference: corev1.LocalObjectReference{Name: ConfigMapName}},
+			},
+			corev1.VolumeMount{MountPath: "/etc/stanch/config", ReadOnly: true},
+		},
 		mountedVolume{"keys", secretVolume(KeysSecret), corev1.VolumeMount{MountPath: "/etc/stanch/keys", ReadOnly: true}},
-		mountedVolume{"pki", secretVolume(PKISecret), corev1.VolumeMount{MountPath: "/etc/stanch/pki", ReadOnly: true}})
+		mountedVolume{"pki", secretVolume(PKISecret), corev1.VolumeMount{MountPath: "/etc/stanch/pki", ReadOnly: true}},
+	)
 	for _, v := range []mountedVolume{
 		{"slack", secretVolume(SlackSecret), corev1.VolumeMount{MountPath: SlackDir, ReadOnly: true}},
 		{"integrations", secretVolume(NotificationSecret), corev1.VolumeMount{MountPath: NotificationDir, ReadOnly: true}},
@@ -122,18 +163,37 @@ func (o Options) workerDeployment() runtime.Object {
 		addVolumes(&pod, v)
 	}
 	if o.TemporalTLS {
-		addVolumes(&pod, mountedVolume{"temporal", secretVolume(TemporalSecret), corev1.VolumeMount{MountPath: "/etc/stanch/temporal", ReadOnly: true}})
+		addVolumes(&pod, mountedVolume{
+			"temporal", secretVolume(TemporalSecret),
+			corev1.VolumeMount{MountPath: "/etc/stanch/temporal", ReadOnly: true},
+		})
 	}
 	if o.DataPath != "" {
-		addVolumes(&pod, mountedVolume{"data", hostPathVolume(o.DataPath, corev1.HostPathDirectoryOrCreate), corev1.VolumeMount{MountPath: "/var/lib/stanch"}})
+		addVolumes(&pod, mountedVolume{
+			"data", hostPathVolume(o.DataPath, corev1.HostPathDirectoryOrCreate),
+			corev1.VolumeMount{MountPath: "/var/lib/stanch"},
+		})
 	} else {
-		addVolumes(&pod, // the local socket is each replica's own; the evidence is shared
-			mountedVolume{"data", corev1.VolumeSource{EmptyDir: &corev1.EmptyDirVolumeSource{}}, corev1.VolumeMount{MountPath: "/var/lib/stanch"}},
-			mountedVolume{"evidence", corev1.VolumeSource{PersistentVolumeClaim: &corev1.PersistentVolumeClaimVolumeSource{ClaimName: EvidenceClaim}}, corev1.VolumeMount{MountPath: "/var/lib/stanch/evidence"}})
+		addVolumes(
+			&pod, // the local socket is each replica's own; the evidence is shared
+			mountedVolume{
+				"data",
+				corev1.VolumeSource{EmptyDir: &corev1.EmptyDirVolumeSource{}},
+				corev1.VolumeMount{MountPath: "/var/lib/stanch"},
+			},
+			mountedVolume{
+				"evidence",
+				corev1.VolumeSource{PersistentVolumeClaim: &corev1.PersistentVolumeClaimVolumeSource{ClaimName: EvidenceClaim}},
+				corev1.VolumeMount{MountPath: "/var/lib/stanch/evidence"},
+			},
+		)
 	}
 	selector, podTemplate := newPodTemplate(WorkerName, pod)
 	// The usual annotations of Prometheus, which need no objects of their own in the cluster.
-	podTemplate.Annotations = map[string]string{"prometheus.io/scrape": "true", "prometheus.io/port": strconv.Itoa(healthPort), "prometheus.io/path": "/metrics"}
+	podTemplate.Annotations = map[string]string{
+		"prometheus.io/scrape": "true",
+		"prometheus.io/port":   strconv.Itoa(healthPort), "prometheus.io/path": "/metrics",
+	}
 	strategy := appsv1.DeploymentStrategy{}
 	if o.Replicas == 1 {
 		strategy.Type = appsv1.RecreateDeploymentStrategyType // two pods must not use the same volume
@@ -150,7 +210,10 @@ func (o Options) sensorDaemonSet() runtime.Object {
 	yes, no := true, false
 	both := corev1.MountPropagationBidirectional
 	args := []string{"--gateway", o.GatewayAddress, "--certs", "/etc/stanch/node", "--cri", o.CRISocket}
-	identity := []mountedVolume{{"certificate", hostPathVolume(o.NodeCertDir, corev1.HostPathDirectory), corev1.VolumeMount{MountPath: "/etc/stanch/node", ReadOnly: true}}}
+	identity := []mountedVolume{{
+		"certificate", hostPathVolume(o.NodeCertDir, corev1.HostPathDirectory),
+		corev1.VolumeMount{MountPath: "/etc/stanch/node", ReadOnly: true},
+	}}
 	if o.NodeCertDir == "" {
 		args = []string{"--gateway", o.GatewayAddress, "--enroll", o.enrollURL(), "--cri", o.CRISocket}
 		identity = enrollmentVolumes()
@@ -160,27 +223,50 @@ func (o Options) sensorDaemonSet() runtime.Object {
 	}
 	runtimeDir := filepath.Dir(o.CRISocket)
 	pod := corev1.PodSpec{
-		ServiceAccountName: SensorName, AutomountServiceAccountToken: &no, EnableServiceLinks: &no, HostPID: true, HostNetwork: true,
-		DNSPolicy: corev1.DNSClusterFirstWithHostNet, PriorityClassName: "system-node-critical",
+		ServiceAccountName: SensorName, AutomountServiceAccountToken: &no, EnableServiceLinks: &no, HostPID: true,
+		HostNetwork: true,
+		DNSPolicy:   corev1.DNSClusterFirstWithHostNet, PriorityClassName: "system-node-critical",
 		Tolerations: []corev1.Toleration{{Operator: corev1.TolerationOpExists}},
 		Containers: []corev1.Container{{
-			Name: "sensor", Image: o.SensorImage, ImagePullPolicy: corev1.PullIfNotPresent, Args: args, Resources: resourceRequirements("50m", "64Mi", "256Mi"),
+			Name: "sensor", Image: o.SensorImage, ImagePullPolicy: corev1.PullIfNotPresent, Args: args,
+			Resources:       resourceRequirements("50m", "64Mi", "256Mi"),
 			Env:             []corev1.EnvVar{fieldEnvVar("NODE_NAME", "spec.nodeName")},
 			SecurityContext: &corev1.SecurityContext{Privileged: &yes, ReadOnlyRootFilesystem: &yes},
 		}},
 	}
 	addVolumes(&pod, identity...)
 	addVolumes(&pod,
-		mountedVolume{"state", hostPathVolume("/var/lib/stanch-sensor", corev1.HostPathDirectoryOrCreate), corev1.VolumeMount{MountPath: "/var/lib/stanch-sensor"}},
-		mountedVolume{"cgroup", hostPathVolume("/sys/fs/cgroup", corev1.HostPathDirectory), corev1.VolumeMount{MountPath: "/sys/fs/cgroup"}},
+		mountedVolume{
+			"state", hostPathVolume("/var/lib/stanch-sensor", corev1.HostPathDirectoryOrCreate),
+			corev1.VolumeMount{MountPath: "/var/lib/stanch-sensor"},
+		},
+		mountedVolume{
+			"cgroup", hostPathVolume("/sys/fs/cgroup", corev1.HostPathDirectory),
+			corev1.VolumeMount{MountPath: "/sys/fs/cgroup"},
+		},
 		// The lock is pinned here and outlives the pod, even if the pod is the first to mount it.
-		mountedVolume{"bpf", hostPathVolume("/sys/fs/bpf", corev1.HostPathDirectory), corev1.VolumeMount{MountPath: "/sys/fs/bpf", MountPropagation: &both}},
-		mountedVolume{"tracing", hostPathVolume("/sys/kernel/tracing", corev1.HostPathDirectory), corev1.VolumeMount{MountPath: "/sys/kernel/tracing"}},
-		mountedVolume{"runtime", hostPathVolume(runtimeDir, corev1.HostPathDirectory), corev1.VolumeMount{MountPath: runtimeDir}},
-		mountedVolume{"runc", hostPathVolume("/run/runc", corev1.HostPathDirectoryOrCreate), corev1.VolumeMount{MountPath: "/run/runc", ReadOnly: true}},
+		mountedVolume{
+			"bpf", hostPathVolume("/sys/fs/bpf", corev1.HostPathDirectory),
+			corev1.VolumeMount{MountPath: "/sys/fs/bpf", MountPropagation: &both},
+		},
+		mountedVolume{
+			"tracing", hostPathVolume("/sys/kernel/tracing", corev1.HostPathDirectory),
+			corev1.VolumeMount{MountPath: "/sys/kernel/tracing"},
+		},
+		mountedVolume{
+			"runtime", hostPathVolume(runtimeDir, corev1.HostPathDirectory),
+			corev1.VolumeMount{MountPath: runtimeDir},
+		},
+		mountedVolume{
+			"runc", hostPathVolume("/run/runc", corev1.HostPathDirectoryOrCreate),
+			corev1.VolumeMount{MountPath: "/run/runc", ReadOnly: true},
+		},
 	)
 	selector, podTemplate := newPodTemplate(SensorName, pod)
-	return &appsv1.DaemonSet{TypeMeta: typeMeta("apps/v1", "DaemonSet"), ObjectMeta: o.objectMeta(SensorName), Spec: appsv1.DaemonSetSpec{Selector: selector, Template: podTemplate}}
+	return &appsv1.DaemonSet{
+		TypeMeta: typeMeta("apps/v1", "DaemonSet"), ObjectMeta: o.objectMeta(SensorName),
+		Spec: appsv1.DaemonSetSpec{Selector: selector, Template: podTemplate},
+	}
 }
 
 // enrollURL returns the address of the gateway's API on the host for sensors.
@@ -200,9 +286,23 @@ const enrollAudience = "stanch-gateway"
 func enrollmentVolumes() []mountedVolume {
 	seconds := int64(600)
 	return []mountedVolume{
-		{"token", corev1.VolumeSource{Projected: &corev1.ProjectedVolumeSource{Sources: []corev1.VolumeProjection{{ServiceAccountToken: &corev1.ServiceAccountTokenProjection{
-			Audience: enrollAudience, ExpirationSeconds: &seconds, Path: "token",
-		}}}}}, corev1.VolumeMount{MountPath: "/var/run/secrets/stanch", ReadOnly: true}},
-		{"ca", corev1.VolumeSource{ConfigMap: &corev1.ConfigMapVolumeSource{LocalObjectReference: corev1.LocalObjectReference{Name: CAConfigMap}}}, corev1.VolumeMount{MountPath: "/etc/stanch/ca", ReadOnly: true}},
+		{
+			"token",
+			corev1.VolumeSource{
+				Projected: &corev1.ProjectedVolumeSource{
+					Sources: []corev1.VolumeProjection{{ServiceAccountToken: &corev1.ServiceAccountTokenProjection{
+						Audience: enrollAudience, ExpirationSeconds: &seconds, Path: "token",
+					}}},
+				},
+			},
+			corev1.VolumeMount{MountPath: "/var/run/secrets/stanch", ReadOnly: true},
+		},
+		{
+			"ca",
+			corev1.VolumeSource{
+				ConfigMap: &corev1.ConfigMapVolumeSource{LocalObjectReference: corev1.LocalObjectReference{Name: CAConfigMap}},
+			},
+			corev1.VolumeMount{MountPath: "/etc/stanch/ca", ReadOnly: true},
+		},
 	}
 }

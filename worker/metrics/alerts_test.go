@@ -29,7 +29,8 @@ func TestAlertRulesUseExistingMetrics(t *testing.T) {
 	require.NoError(t, yaml.Unmarshal([]byte(manifests.AlertRules), &file))
 	described := make(chan *prometheus.Desc, 1000)
 	metrics.NewRegistry(metrics.MetricSources{
-		NodeStatus: fakeNodeStatus{connected: map[string]json.RawMessage{}}, Detections: &gateway.Ingester{}, Temporal: metrics.NewTemporalMetrics(), RuleStats: func() []rules.RuleStats { return nil },
+		NodeStatus: fakeNodeStatus{connected: map[string]json.RawMessage{}}, Detections: &gateway.Ingester{},
+		Temporal: metrics.NewTemporalMetrics(), RuleStats: func() []rules.RuleStats { return nil },
 	}).Describe(described)
 	close(described)
 	have := map[string]bool{}

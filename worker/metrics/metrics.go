@@ -55,10 +55,11 @@ var (
 // NewRegistry returns a separate registry for the sources.
 func NewRegistry(s MetricSources) *prometheus.Registry {
 	r := prometheus.NewRegistry()
-	r.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), prometheus.NewGaugeFunc(prometheus.GaugeOpts{
-		Name: "stanch_build_info", Help: "The build of Stanch; always 1.",
-		ConstLabels: prometheus.Labels{"version": labelText(s.Version), "goversion": runtime.Version()},
-	}, func() float64 { return 1 }))
+	r.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
+		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+			Name: "stanch_build_info", Help: "The build of Stanch; always 1.",
+			ConstLabels: prometheus.Labels{"version": labelText(s.Version), "goversion": runtime.Version()},
+		}, func() float64 { return 1 }))
 	if s.NodeStatus != nil {
 		r.MustRegister(newNodeCollector(s.NodeStatus))
 	}

@@ -44,17 +44,32 @@ func defaultNodeReport(t *testing.T) json.RawMessage {
 	at := time.Unix(1_800_000_000, 0)
 	return nodeReport(t, agent.StatusReport{
 		Health: agent.Health{
-			Node:        "node-1",
-			ProbeStatus: probe.Status{LoadedAt: at, Events: map[sensors.Kind]uint64{sensors.KindExec: 7}, Drops: map[string]uint64{"alerts ring full": 3}, DropsByCgroup: map[string]uint64{"/evil\"path": 3}},
-			Heartbeat:   agent.HeartbeatStatus{LastReceived: at, LatencyMS: 12},
-			RuleStats:   []rules.RuleStats{{Rule: "miner", Evaluated: 512, Fired: 2, Sampled: 2, MeanEvaluationTime: 250 * time.Nanosecond}},
+			Node: "node-1",
+			ProbeStatus: probe.Status{
+				LoadedAt: at, Events: map[sensors.Kind]uint64{sensors.KindExec: 7},
+				Drops: map[string]uint64{"alerts ring full": 3}, DropsByCgroup: map[string]uint64{"/evil\"path": 3},
+			},
+			Heartbeat: agent.HeartbeatStatus{LastReceived: at, LatencyMS: 12},
+			RuleStats: []rules.RuleStats{{
+				Rule: "miner", Evaluated: 512, Fired: 2, Sampled: 2,
+				MeanEvaluationTime: 250 * time.Nanosecond,
+			}},
 		},
 		Spooled: 4, SpoolDropped: 5,
-	}, gateway.NodeStreamState{ConnectedSince: at, CertificateExpiresAt: at, ClockSkew: &gateway.ClockSkew{Offset: -1500 * time.Millisecond, MaxError: time.Millisecond}, LimitedBatches: 6})
+	}, gateway.NodeStreamState{
+		ConnectedSince: at, CertificateExpiresAt: at,
+		ClockSkew: &gateway.ClockSkew{Offset: -1500 * time.Millisecond, MaxError: time.Millisecond}, LimitedBatches: 6,
+	})
 }
 
 func TestNodeHealthIsExported(t *testing.T) {
-	r := metrics.NewRegistry(metrics.MetricSources{Version: "v1", NodeStatus: fakeNodeStatus{connected: map[string]json.RawMessage{"node-1": defaultNodeReport(t)}, disconnected: []string{"node-2", "node-1"}}})
+	r := metrics.NewRegistry(metrics.MetricSources{
+		Version: "v1",
+		NodeStatus: fakeNodeStatus{
+			connected:    map[string]json.RawMessage{"node-1": defaultNodeReport(t)},
+			disconnected: []string{"node-2", "node-1"},
+		},
+	})
 	require.NoError(t, testutil.GatherAndCompare(r, strings.NewReader(`
 # HELP stanch_node_up Whether the node's sensor is connected to this gateway; 0 for a day after it disconnected.
 # TYPE stanch_node_up gauge
@@ -79,7 +94,8 @@ stanch_node_rule_evaluation_seconds_count{node="node-1",rule="miner"} 2
 func TestMetricNamesFollowPrometheusConventions(t *testing.T) {
 	intake := &gateway.Ingester{}
 	r := metrics.NewRegistry(metrics.MetricSources{
-		Version: "v1", NodeStatus: fakeNodeStatus{connected: map[string]json.RawMessage{"node-1": defaultNodeReport(t)}}, Detections: intake, Temporal: metrics.NewTemporalMetrics(),
+		Version: "v1", NodeStatus: fakeNodeStatus{connected: map[string]json.RawMessage{"node-1": defaultNodeReport(t)}},
+		Detections: intake, Temporal: metrics.NewTemporalMetrics(),
 		SourceCounts: func() map[string]gateway.SourceCounts {
 			return map[string]gateway.SourceCounts{"falco": {Accepted: 1}}
 		},
@@ -88,22 +104,28 @@ func TestMetricNamesFollowPrometheusConventions(t *testing.T) {
 	problems, err := testutil.GatherAndLint(r)
 	require.NoError(t, err)
 	require.Empty(t, problems)
-	n, err := testutil.GatherAndCount(r, "stanch_gateway_rule_fired_total", "stanch_source_records_total", "stanch_incidents_started_total")
+	n, err := testutil.GatherAndCount(r, "stanch_gateway_rule_fired_total", "stanch_source_records_total",
+		"stanch_incidents_started_total")
 	require.NoError(t, err)
 	require.Equal(t, 1+4+1, n)
 }
 
 // A compromised node may report anything: the others' numbers stay, and its own series are limited.
 func TestMaliciousNodeReportIsContained(t *testing.T) {
-	r := agent.StatusReport{Health: agent.Health{Node: "liar", ProbeStatus: probe.Status{LoadedAt: time.Now(), Events: map[sensors.Kind]uint64{}, Drops: map[string]uint64{}}}}
+	r := agent.StatusReport{Health: agent.Health{Node: "liar", ProbeStatus: probe.Status{
+		LoadedAt: time.Now(),
+		Events:   map[sensors.Kind]uint64{}, Drops: map[string]uint64{},
+	}}}
 	for i := range 3000 {
 		r.ProbeStatus.Events[sensors.Kind(fmt.Sprint("kind", i))] = 1
 		r.ProbeStatus.Drops[fmt.Sprint("reason\xff", i)] = 1
 		r.ProbeStatus.Hooks = append(r.ProbeStatus.Hooks, probe.HookStatus{Hook: probe.Hook(fmt.Sprint("hook", i%2000))})
-		r.RuleStats = append(r.RuleStats, rules.RuleStats{Rule: fmt.Sprint(i, strings.Repeat("é", i)), Fired: 1}, rules.RuleStats{Rule: "twice", MeanEvaluationTime: -5, Sampled: 1 << 62})
+		r.RuleStats = append(r.RuleStats, rules.RuleStats{Rule: fmt.Sprint(i, strings.Repeat("é", i)), Fired: 1},
+			rules.RuleStats{Rule: "twice", MeanEvaluationTime: -5, Sampled: 1 << 62})
 	}
 	registry := metrics.NewRegistry(metrics.MetricSources{NodeStatus: fakeNodeStatus{connected: map[string]json.RawMessage{
-		"liar": nodeReport(t, r, gateway.NodeStreamState{}), "node-1": defaultNodeReport(t), "mute": nil, "odd": json.RawMessage(`{"node":7,"probe":[],"gateway":"x"}`),
+		"liar": nodeReport(t, r, gateway.NodeStreamState{}), "node-1": defaultNodeReport(t), "mute": nil,
+		"odd": json.RawMessage(`{"node":7,"probe":[],"gateway":"x"}`),
 	}}})
 	families, err := registry.Gather()
 	require.NoError(t, err)
@@ -127,13 +149,16 @@ func TestMaliciousNodeReportIsContained(t *testing.T) {
 func TestWorkflowLabelsAreBounded(t *testing.T) {
 	counts := metrics.NewTemporalMetrics()
 	for i := range 1000 {
-		h := counts.ClientHandler().WithTags(map[string]string{"namespace": "stanch"}).WithTags(map[string]string{"workflow_type": fmt.Sprint("Made", i)})
+		h := counts.ClientHandler().
+			WithTags(map[string]string{"namespace": "stanch"}).
+			WithTags(map[string]string{"workflow_type": fmt.Sprint("Made", i)})
 		h.Counter("temporal_workflow_failed").Inc(1)
 		h.Timer("temporal_workflow_task_execution_latency").Record(time.Second)
 		h.Counter("temporal_nobody_knows").Inc(1)
 		h.Gauge("temporal_num_pollers").Update(1)
 	}
-	n, err := testutil.GatherAndCount(metrics.NewRegistry(metrics.MetricSources{Temporal: counts}), "stanch_temporal_workflow_failed_total")
+	n, err := testutil.GatherAndCount(metrics.NewRegistry(metrics.MetricSources{Temporal: counts}),
+		"stanch_temporal_workflow_failed_total")
 	require.NoError(t, err)
 	require.Equal(t, 65, n)
 }

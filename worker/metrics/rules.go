@@ -17,9 +17,10 @@ type ruleFamilies struct {
 func newRuleFamilies(prefix string, before ...string) ruleFamilies {
 	labels := append(slices.Clone(before), "rule")
 	return ruleFamilies{
-		evaluated:  newCounterFamily(prefix+"_evaluations_total", "Events that a rule was evaluated on.", labels...),
-		fired:      newCounterFamily(prefix+"_fired_total", "Events on which a rule fired.", labels...),
-		exceptions: newCounterFamily(prefix+"_excepted_total", "Events on which a rule would have fired without its exceptions.", labels...),
+		evaluated: newCounterFamily(prefix+"_evaluations_total", "Events that a rule was evaluated on.", labels...),
+		fired:     newCounterFamily(prefix+"_fired_total", "Events on which a rule fired.", labels...),
+		exceptions: newCounterFamily(prefix+"_excepted_total",
+			"Events on which a rule would have fired without its exceptions.", labels...),
 		failed: newCounterFamily(prefix+"_failed_total",
 			"Events on which a rule failed. Any increase means that the rule must be fixed.", labels...),
 		evaluationSeconds: prometheus.NewDesc(prefix+"_evaluation_seconds",
@@ -45,7 +46,8 @@ func (f ruleFamilies) sendStats(out chan<- prometheus.Metric, all []rules.RuleSt
 		f.fired.sendMetric(out, float64(s.Fired), labels...)
 		f.exceptions.sendMetric(out, float64(s.Excepted), labels...)
 		f.failed.sendMetric(out, float64(s.Failed), labels...)
-		out <- prometheus.MustNewConstSummary(f.evaluationSeconds, s.Sampled, s.MeanEvaluationTime.Seconds()*float64(s.Sampled), nil, labels...)
+		out <- prometheus.MustNewConstSummary(f.evaluationSeconds, s.Sampled,
+			s.MeanEvaluationTime.Seconds()*float64(s.Sampled), nil, labels...)
 	}
 }
 

@@ -31,8 +31,12 @@ const maxValuesPerLabel = 64
 // NewTemporalMetrics returns the counters. WithMetrics adds them to a client.
 func NewTemporalMetrics() *TemporalMetrics {
 	t := &TemporalMetrics{
-		counters: map[string]*prometheus.CounterVec{}, timers: map[string]*prometheus.HistogramVec{}, labels: map[string][]string{}, knownLabelValues: map[string]map[string]bool{},
-		incidentsStarted: prometheus.NewCounter(prometheus.CounterOpts{Name: "stanch_incidents_started_total", Help: "Incidents that this gateway opened."}),
+		counters: map[string]*prometheus.CounterVec{}, timers: map[string]*prometheus.HistogramVec{},
+		labels: map[string][]string{}, knownLabelValues: map[string]map[string]bool{},
+		incidentsStarted: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "stanch_incidents_started_total",
+			Help: "Incidents that this gateway opened.",
+		}),
 	}
 	for _, c := range []struct {
 		from, name, help string
@@ -41,14 +45,25 @@ func NewTemporalMetrics() *TemporalMetrics {
 		{"temporal_workflow_completed", "workflow_completed", "Workflows that succeeded.", []string{"workflow_type"}},
 		{"temporal_workflow_canceled", "workflow_canceled", "Workflows that were canceled.", []string{"workflow_type"}},
 		{"temporal_workflow_failed", "workflow_failed", "Workflows that failed.", []string{"workflow_type"}},
-		{"temporal_workflow_task_execution_failed", "workflow_task_failed",
+		{
+			"temporal_workflow_task_execution_failed", "workflow_task_failed",
 			"Workflow tasks that failed; NonDeterminismError means a failed upgrade.",
-			[]string{"workflow_type", "failure_reason"}},
-		{"temporal_activity_execution_failed", "activity_failed", "Attempts of activities that failed.", []string{"activity_type"}},
+			[]string{"workflow_type", "failure_reason"},
+		},
+		{
+			"temporal_activity_execution_failed", "activity_failed", "Attempts of activities that failed.",
+			[]string{"activity_type"},
+		},
 		{"temporal_request_failure", "request_failed", "Requests to Temporal that failed.", []string{"operation"}},
-		{"temporal_long_request_failure", "long_request_failed", "Long polls of Temporal that failed.", []string{"operation"}},
+		{
+			"temporal_long_request_failure", "long_request_failed", "Long polls of Temporal that failed.",
+			[]string{"operation"},
+		},
 	} {
-		t.counters[c.from] = prometheus.NewCounterVec(prometheus.CounterOpts{Name: "stanch_temporal_" + c.name + "_total", Help: c.help}, c.labels)
+		t.counters[c.from] = prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "stanch_temporal_" + c.name + "_total",
+			Help: c.help,
+		}, c.labels)
 		t.labels[c.from] = c.labels
 	}
 	quick := []float64{.001, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30}
@@ -56,13 +71,28 @@ func NewTemporalMetrics() *TemporalMetrics {
 		from, name, help string
 		labels           []string
 	}{
-		{"temporal_workflow_task_schedule_to_start_latency", "workflow_task_schedule_to_start", "How long a workflow task waited for a worker.", nil},
-		{"temporal_workflow_task_execution_latency", "workflow_task_execution", "How long a workflow task took.", []string{"workflow_type"}},
-		{"temporal_activity_schedule_to_start_latency", "activity_schedule_to_start", "How long an activity waited for a worker.", nil},
-		{"temporal_activity_execution_latency", "activity_execution", "How long an attempt of an activity took.", []string{"activity_type"}},
+		{
+			"temporal_workflow_task_schedule_to_start_latency", "workflow_task_schedule_to_start",
+			"How long a workflow task waited for a worker.", nil,
+		},
+		{
+			"temporal_workflow_task_execution_latency", "workflow_task_execution", "How long a workflow task took.",
+			[]string{"workflow_type"},
+		},
+		{
+			"temporal_activity_schedule_to_start_latency", "activity_schedule_to_start",
+			"How long an activity waited for a worker.", nil,
+		},
+		{
+			"temporal_activity_execution_latency", "activity_execution", "How long an attempt of an activity took.",
+			[]string{"activity_type"},
+		},
 		{"temporal_request_latency", "request", "How long a request to Temporal took.", []string{"operation"}},
 	} {
-		t.timers[h.from] = prometheus.NewHistogramVec(prometheus.HistogramOpts{Name: "stanch_temporal_" + h.name + "_seconds", Help: h.help, Buckets: quick}, h.labels)
+		t.timers[h.from] = prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Name: "stanch_temporal_" + h.name + "_seconds",
+			Help: h.help, Buckets: quick,
+		}, h.labels)
 		t.labels[h.from] = h.labels
 	}
 	return t
@@ -98,12 +128,15 @@ func (t *TemporalMetrics) ClientHandler() client.MetricsHandler {
 // WithMetrics returns a client's options with the counters.
 func (t *TemporalMetrics) WithMetrics(o client.Options) client.Options {
 	o.MetricsHandler = t.ClientHandler()
-	o.ConnectionOptions.DialOptions = append(o.ConnectionOptions.DialOptions, grpc.WithChainUnaryInterceptor(t.countStartedIncidents))
+	o.ConnectionOptions.DialOptions = append(o.ConnectionOptions.DialOptions,
+		grpc.WithChainUnaryInterceptor(t.countStartedIncidents))
 	return o
 }
 
 // countStartedIncidents counts new incidents: the SDK does not report whether a signal started a workflow.
-func (t *TemporalMetrics) countStartedIncidents(ctx context.Context, method string, req, reply any, conn *grpc.ClientConn, invoke grpc.UnaryInvoker, opts ...grpc.CallOption) error {
+func (t *TemporalMetrics) countStartedIncidents(ctx context.Context, method string, req, reply any,
+	conn *grpc.ClientConn, invoke grpc.UnaryInvoker, opts ...grpc.CallOption,
+) error {
 	err := invoke(ctx, method, req, reply, conn, opts...)
 	if err != nil {
 		return err

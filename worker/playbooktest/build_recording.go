@@ -46,14 +46,18 @@ func contextWithDefaults(t *testspec.TestCase) testspec.WorkloadContext {
 func buildRecording(t *testspec.TestCase, known map[string]*rules.Rule) recording.Recording {
 	c := contextWithDefaults(t)
 	r := recording.Recording{Version: recording.FormatVersion, Incident: recording.Incident{
-		ID: defaultIncidentID, GroupingKey: defaultCluster + "/" + c.Workload, Cluster: defaultCluster, Scope: defaultScope, Phase: cmp.Or(t.Phase, 3), Opened: incidentOpenedAt(),
+		ID: defaultIncidentID, GroupingKey: defaultCluster + "/" + c.Workload, Cluster: defaultCluster, Scope: defaultScope,
+		Phase: cmp.Or(t.Phase, 3), Opened: incidentOpenedAt(),
 	}}
 	batches := map[time.Duration]int{}
 	for i, d := range t.Detections {
 		if _, ok := batches[d.Offset]; !ok {
 			batches[d.Offset] = len(batches) + 1
 		}
-		r.Detections = append(r.Detections, recording.Detection{OffsetMS: d.Offset.Milliseconds(), BatchNumber: batches[d.Offset], Detection: buildDetection(i, d, c, known[d.Rule])})
+		r.Detections = append(r.Detections, recording.Detection{
+			OffsetMS:    d.Offset.Milliseconds(),
+			BatchNumber: batches[d.Offset], Detection: buildDetection(i, d, c, known[d.Rule]),
+		})
 	}
 	slices.SortStableFunc(r.Detections, func(a, b recording.Detection) int { return cmp.Compare(a.OffsetMS, b.OffsetMS) })
 	return r
@@ -61,12 +65,15 @@ func buildRecording(t *testspec.TestCase, known map[string]*rules.Rule) recordin
 
 func buildDetection(i int, d *testspec.Detection, c testspec.WorkloadContext, rule *rules.Rule) sensors.Detection {
 	out := sensors.Detection{
-		ID: fmt.Sprintf("test-%d", i+1), Rule: d.Rule, Title: d.Title, Severity: d.Severity, Objective: d.Objective, Technique: d.Technique,
-		Reasons: d.Reasons, Source: cmp.Or(d.Source, "stanch"), Time: incidentOpenedAt().Add(d.Offset), Detected: incidentOpenedAt().Add(d.Offset), Node: cmp.Or(d.Node, c.Node), Count: d.Count,
+		ID: fmt.Sprintf("test-%d", i+1), Rule: d.Rule, Title: d.Title, Severity: d.Severity, Objective: d.Objective,
+		Technique: d.Technique,
+		Reasons:   d.Reasons, Source: cmp.Or(d.Source, "stanch"), Time: incidentOpenedAt().Add(d.Offset),
+		Detected: incidentOpenedAt().Add(d.Offset), Node: cmp.Or(d.Node, c.Node), Count: d.Count,
 	}
 	sure := defaultConfidence
 	if rule != nil {
-		out.Title, out.Severity, out.Objective, out.Technique = cmp.Or(out.Title, rule.Title), cmp.Or(out.Severity, rule.Severity), cmp.Or(out.Objective, rule.Objective), cmp.Or(out.Technique, rule.Technique)
+		out.Title, out.Severity, out.Objective, out.Technique = cmp.Or(out.Title, rule.Title),
+			cmp.Or(out.Severity, rule.Severity), cmp.Or(out.Objective, rule.Objective), cmp.Or(out.Technique, rule.Technique)
 		sure = rule.Confidence
 		if out.Reasons == nil && rule.Reason != "" {
 			out.Reasons = []string{rule.Reason}
@@ -76,10 +83,14 @@ func buildDetection(i int, d *testspec.Detection, c testspec.WorkloadContext, ru
 		sure = *d.Confidence
 	}
 	out.Confidence = sure
-	out.Severity, out.Objective = cmp.Or(out.Severity, sensors.SeverityHigh), cmp.Or(out.Objective, sensors.ObjectiveExecution)
+	out.Severity, out.Objective = cmp.Or(out.Severity, sensors.SeverityHigh),
+		cmp.Or(out.Objective, sensors.ObjectiveExecution)
 	out.Rule = cmp.Or(out.Rule, "test-"+string(out.Objective)) // two with the same rule would count as one
 	out.Title = cmp.Or(out.Title, "Sign of "+string(out.Objective))
-	out.Event = sensors.Event{ID: out.ID, Kind: d.Kind, Time: out.Time, Node: out.Node, Actor: d.Actor, Process: d.Process, File: d.FileOpened, Network: d.Network, Container: detectionContainer(d, c)}
+	out.Event = sensors.Event{
+		ID: out.ID, Kind: d.Kind, Time: out.Time, Node: out.Node, Actor: d.Actor, Process: d.Process,
+		File: d.FileOpened, Network: d.Network, Container: detectionContainer(d, c),
+	}
 	if d.Subject.Kind != "" {
 		out.Event.Subject, out.Event.Container = d.Subject, sensors.Container{}
 		out.Event.Kind = cmp.Or(out.Event.Kind, sensors.KindSensorHealth)
@@ -105,8 +116,9 @@ func buildDetection(i int, d *testspec.Detection, c testspec.WorkloadContext, ru
 func detectionContainer(d *testspec.Detection, c testspec.WorkloadContext) sensors.Container {
 	namespace, kind, name, _ := testspec.SplitWorkload(c.Workload)
 	out := sensors.Container{
-		Name: cmp.Or(d.Container, defaultContainer), Runtime: "containerd", Image: cmp.Or(d.Image, c.Image), ImageDigest: cmp.Or(d.Digest, c.ImageDigest),
-		Workload: sensors.Workload{Kind: kind, Name: name},
+		Name: cmp.Or(d.Container, defaultContainer), Runtime: "containerd", Image: cmp.Or(d.Image, c.Image),
+		ImageDigest: cmp.Or(d.Digest, c.ImageDigest),
+		Workload:    sensors.Workload{Kind: kind, Name: name},
 	}
 	pod := cmp.Or(d.Pod, name+"-1")
 	if namespace == "" {
@@ -114,7 +126,8 @@ func detectionContainer(d *testspec.Detection, c testspec.WorkloadContext) senso
 		pod = ""
 	} else {
 		out.Pod = sensors.Pod{
-			Namespace: namespace, Name: pod, UID: "uid-" + pod, ServiceAccount: cmp.Or(d.Identity, c.ServiceAccount), Labels: c.Labels,
+			Namespace: namespace, Name: pod, UID: "uid-" + pod, ServiceAccount: cmp.Or(d.Identity, c.ServiceAccount),
+			Labels:      c.Labels,
 			HostNetwork: d.HostNetwork != nil && *d.HostNetwork,
 		}
 	}
@@ -124,7 +137,9 @@ func detectionContainer(d *testspec.Detection, c testspec.WorkloadContext) senso
 }
 
 // guardConfigAndAnswers returns the guards' configuration and the answers; nil means as recorded.
-func guardConfigAndAnswers(t *testspec.TestCase, rec recording.Recording, programs []*playbooks.Program) (*config.Config, simulate.ApprovalAnswers) {
+func guardConfigAndAnswers(t *testspec.TestCase, rec recording.Recording,
+	programs []*playbooks.Program,
+) (*config.Config, simulate.ApprovalAnswers) {
 	groups := initiallyAskedGroups(t, programs)
 	answers := simulate.ApprovalAnswers{NoAnswers: t.ApprovalAnswers != nil || t.RecordingFile.Name == ""}
 	var people []config.Person
@@ -138,7 +153,10 @@ func guardConfigAndAnswers(t *testspec.TestCase, rec recording.Recording, progra
 			answer = "yes"
 		}
 		answers.NoAnswers = false
-		answers.ExplicitAnswers = append(answers.ExplicitAnswers, simulate.ApprovalAnswer{Person: a.Person, YesOrNo: answer, AnswerDelay: config.Duration(a.After), RequestName: a.RequestName, Reason: a.Reason, Groups: mine})
+		answers.ExplicitAnswers = append(answers.ExplicitAnswers, simulate.ApprovalAnswer{
+			Person: a.Person, YesOrNo: answer,
+			AnswerDelay: config.Duration(a.After), RequestName: a.RequestName, Reason: a.Reason, Groups: mine,
+		})
 		people = append(people, config.Person{Name: a.Person, Groups: mine})
 	}
 	if t.RecordingFile.Name != "" && t.Approvers == nil && t.ConfidenceThreshold == nil {
@@ -152,7 +170,10 @@ func guardConfigAndAnswers(t *testspec.TestCase, rec recording.Recording, progra
 		own.ConfidenceThreshold = *t.ConfidenceThreshold
 	}
 	if a := t.Approvers; a != nil {
-		own.Approvers = config.Approvers{Groups: a.Groups, Users: a.Users, Quorum: max(a.Quorum, 1), Timeout: cmp.Or(config.Duration(a.Timeout), own.Approvers.Timeout)}
+		own.Approvers = config.Approvers{
+			Groups: a.Groups, Users: a.Users, Quorum: max(a.Quorum, 1),
+			Timeout: cmp.Or(config.Duration(a.Timeout), own.Approvers.Timeout),
+		}
 	}
 	c.Scopes = []config.Scope{own}
 	return c, answers

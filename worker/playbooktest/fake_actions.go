@@ -34,7 +34,8 @@ type fakeActions struct {
 func newFakeActions(t *testspec.TestCase, catalog playbooks.Catalog) *fakeActions {
 	return &fakeActions{
 		test: t, context: contextWithDefaults(t), catalog: catalog, fallBackToRecording: t.RecordingFile.Name != "",
-		targetsByID: map[string]playbooks.Target{}, paramsByCall: map[string][]json.RawMessage{}, callCounts: map[string]int{}, failedAttempts: map[string]int{},
+		targetsByID: map[string]playbooks.Target{}, paramsByCall: map[string][]json.RawMessage{},
+		callCounts: map[string]int{}, failedAttempts: map[string]int{},
 	}
 }
 
@@ -81,7 +82,8 @@ func (p *fakeActions) actionResult(c simulate.FakeCall) (recording.ActionResult,
 // matchingFake returns the test's first fake result that matches.
 func (p *fakeActions) matchingFake(r activities.Request, call int) *testspec.FakeResult {
 	for _, f := range p.test.FakeResults {
-		if f.Action == r.Action && (f.Target == "" || testspec.TargetMatchesName(f.Target, r.Target)) && (f.CallNumber == 0 || f.CallNumber == call) {
+		if f.Action == r.Action && (f.Target == "" || testspec.TargetMatchesName(f.Target, r.Target)) &&
+			(f.CallNumber == 0 || f.CallNumber == call) {
 			return f
 		}
 	}
@@ -97,7 +99,10 @@ func (p *fakeActions) resultFromFake(f *testspec.FakeResult, c simulate.FakeCall
 			outcome = playbooks.OutcomeSucceeded
 		}
 	}
-	a := recording.ActionResult{Operation: c.Operation, Action: f.Action, Target: c.Request.Target.ID(), AttemptNumber: c.Attempt, Params: c.Request.Params}
+	a := recording.ActionResult{
+		Operation: c.Operation, Action: f.Action, Target: c.Request.Target.ID(),
+		AttemptNumber: c.Attempt, Params: c.Request.Params,
+	}
 	refused := outcome == playbooks.OutcomeRefused
 	if c.Operation == recording.OperationPlan {
 		if refused {
@@ -163,8 +168,10 @@ func (p *fakeActions) workloadContext() activities.WorkloadContext {
 	c := p.context
 	_, kind, name, _ := testspec.SplitWorkload(c.Workload)
 	w := activities.WorkloadContext{
-		Owner: activities.Owner{Kind: kind, Name: name, UID: cmp.Or(c.UID, "uid-"+name)}, Replicas: c.BlastRadius.Replicas, SameDigestPodCount: c.BlastRadius.SameDigestPodCount, SameDigestPodNames: c.BlastRadius.SameDigestPodNames,
-		SameNodePodCount: c.BlastRadius.SameNodePodCount, DangerousPermissions: c.BlastRadius.DangerousPermissions, ServiceAccount: c.ServiceAccount, Image: c.Image, ImageDigest: c.ImageDigest, Labels: c.Labels, Missing: c.Missing,
+		Owner: activities.Owner{Kind: kind, Name: name, UID: cmp.Or(c.UID, "uid-"+name)}, Replicas: c.BlastRadius.Replicas,
+		SameDigestPodCount: c.BlastRadius.SameDigestPodCount, SameDigestPodNames: c.BlastRadius.SameDigestPodNames,
+		SameNodePodCount: c.BlastRadius.SameNodePodCount, DangerousPermissions: c.BlastRadius.DangerousPermissions,
+		ServiceAccount: c.ServiceAccount, Image: c.Image, ImageDigest: c.ImageDigest, Labels: c.Labels, Missing: c.Missing,
 	}
 	for _, what := range c.Changes {
 		w.Changes = append(w.Changes, playbooks.RecentChange{ChangedAt: incidentOpenedAt(), Description: what})

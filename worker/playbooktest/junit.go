@@ -56,16 +56,23 @@ func WriteJUnit(w io.Writer, r Report) error {
 			for i, p := range f.Problems {
 				lines[i] = redact.EscapeControlChars(p.String())
 			}
-			s.Cases = append(s.Cases, junitCase{Name: "is valid", Class: f.File, File: f.File, Line: 1, Time: "0", Error: &junitFailure{Message: lines[0], Type: "invalid", Text: strings.Join(lines, "\n")}})
+			s.Cases = append(s.Cases, junitCase{
+				Name: "is valid", Class: f.File, File: f.File, Line: 1, Time: "0",
+				Error: &junitFailure{Message: lines[0], Type: "invalid", Text: strings.Join(lines, "\n")},
+			})
 			s.Errors++
 		}
 		for _, t := range f.Tests {
 			whole += t.WallTime
-			c := junitCase{Name: redact.EscapeControlChars(t.Name), Class: f.File, File: f.File, Line: t.Line, Time: fmt.Sprintf("%.3f", t.WallTime.Seconds())}
+			c := junitCase{
+				Name: redact.EscapeControlChars(t.Name), Class: f.File, File: f.File, Line: t.Line,
+				Time: fmt.Sprintf("%.3f", t.WallTime.Seconds()),
+			}
 			if !t.Passed {
 				var lines []string
 				for _, fail := range t.Failures {
-					lines = append(lines, redact.EscapeControlChars(fmt.Sprintf("%s:%d:%d: %s", f.File, fail.Line, fail.Column, fail.Message)))
+					lines = append(lines, redact.EscapeControlChars(fmt.Sprintf("%s:%d:%d: %s", f.File, fail.Line, fail.Column,
+						fail.Message)))
 				}
 				c.Failure = &junitFailure{Message: lines[0], Type: "expectation", Text: strings.Join(lines, "\n")}
 				s.Failures++

@@ -170,7 +170,8 @@ func TestRecordingOutsideOfTestFolderIsNotRead(t *testing.T) {
 		"link.json":         "link.json cannot be read, or points outside of the test folder",
 	} {
 		file := filepath.Join(in, "book_test.yaml")
-		require.NoError(t, os.WriteFile(file, []byte("tests:\n  - name: one\n    recording: "+path+"\n    matched: true\n"), 0o600))
+		require.NoError(t, os.WriteFile(file, []byte("tests:\n  - name: one\n    recording: "+path+"\n    matched: true\n"),
+			0o600))
 		s, err := playbooktest.LoadSuite(file, worker.ActionCatalog())
 		require.NoError(t, err)
 		if want == "" {
@@ -197,8 +198,11 @@ func TestFakeResultForUnknownTargetFails(t *testing.T) {
 `)
 	require.Len(t, r.Files[0].Tests[0].Failures, 1)
 	fail := r.Files[0].Tests[0].Failures[0]
-	require.Equal(t,
-		`the result of pod.isolate is for "nopod", which is not a target; the targets were INC-01TESTTESTTESTTESTTESTTEST, web, web-1`, fail.Message)
+	require.Equal(
+		t,
+		`the result of pod.isolate is for "nopod", which is not a target; the targets were INC-01TESTTESTTESTTESTTESTTEST, web, web-1`,
+		fail.Message,
+	)
 	require.Equal(t, []int{4, 39}, []int{fail.Line, fail.Column})
 	require.False(t, fail.IsExpectedStep, "--update cannot fix it")
 	require.True(t, r.Files[0].Tests[1].Passed, r.Files[0].Tests[1].Failures)
@@ -275,7 +279,8 @@ func TestReportIsReproducible(t *testing.T) {
 		for i := range r.Files {
 			// If detections arrive within milliseconds, real time on a busy machine may pass the next one during an
 			// action.
-			r.Files[i].Tests = slices.DeleteFunc(r.Files[i].Tests, func(one playbooktest.TestResult) bool { return one.Test.RecordingFile.Name != "" })
+			r.Files[i].Tests = slices.DeleteFunc(r.Files[i].Tests,
+				func(one playbooktest.TestResult) bool { return one.Test.RecordingFile.Name != "" })
 		}
 		raw, err := json.Marshal(r)
 		require.NoError(t, err)
@@ -288,12 +293,14 @@ func TestReportIsReproducible(t *testing.T) {
 		for at < min(len(first), len(again)) && first[at] == again[at] {
 			at++
 		}
-		require.True(t, first == again, "it was …%s, and is …%s", first[max(0, at-200):min(len(first), at+100)], again[max(0, at-200):min(len(again), at+100)])
+		require.True(t, first == again, "it was …%s, and is …%s", first[max(0, at-200):min(len(first), at+100)],
+			again[max(0, at-200):min(len(again), at+100)])
 	}
 }
 
 func TestJUnitReportIsValid(t *testing.T) {
-	r := runPlaybookTests(t, minerPlaybook, "tests:\n  - name: <one> & \"two\"\n    detections: [{ objective: escape }]\n    matched: true\n")
+	r := runPlaybookTests(t, minerPlaybook,
+		"tests:\n  - name: <one> & \"two\"\n    detections: [{ objective: escape }]\n    matched: true\n")
 	require.Equal(t, 1, r.Failed)
 	var b bytes.Buffer
 	require.NoError(t, playbooktest.WriteJUnit(&b, r))
@@ -311,7 +318,8 @@ func TestJUnitReportIsValid(t *testing.T) {
 	require.NoError(t, xml.Unmarshal(b.Bytes(), &got))
 	require.Equal(t, 1, got.Failures)
 	require.Equal(t, `<one> & "two"`, got.Suites[0].Cases[0].Name)
-	require.Contains(t, got.Suites[0].Cases[0].Failure.Message, "no playbook handles the incident (escape, confidence 0.90, severity high)")
+	require.Contains(t, got.Suites[0].Cases[0].Failure.Message,
+		"no playbook handles the incident (escape, confidence 0.90, severity high)")
 }
 
 const loopPlaybook = `playbook: loops
@@ -354,7 +362,8 @@ steps:
 // Steps in loops and calls are expected, faked and covered like any other step.
 func TestLoopsAndCallsAreCovered(t *testing.T) {
 	dir := t.TempDir()
-	for name, text := range map[string]string{"loops.yaml": loopPlaybook, "hold.yaml": containPlaybook, "loops_test.yaml": `
+	for name, text := range map[string]string{
+		"loops.yaml": loopPlaybook, "hold.yaml": containPlaybook, "loops_test.yaml": `
 tests:
   - name: each pod is held
     detections:
@@ -375,7 +384,8 @@ tests:
       - { action: stop, outcome: refused, reason: too many }
       - { step: last }
     never: ["steps[3]"]
-`} {
+`,
+	} {
 		require.NoError(t, os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600))
 	}
 	r := runFiles(t, dir)

@@ -71,7 +71,10 @@ func RunSuites(ctx context.Context, suites []*Suite, catalog playbooks.Catalog) 
 	var jobs []func()
 	for i, s := range suites {
 		s.Problems = sortProblems(append(s.Problems, unknownRules(s, known)...))
-		report.Files[i] = FileResult{File: s.File, Problems: append(diagnostic.Diagnostics{}, s.Problems...), Tests: []TestResult{}, Suite: s}
+		report.Files[i] = FileResult{
+			File: s.File, Problems: append(diagnostic.Diagnostics{}, s.Problems...),
+			Tests: []TestResult{}, Suite: s,
+		}
 		if s.Problems.HasErrors() {
 			continue
 		}
@@ -123,7 +126,10 @@ func unknownRules(s *Suite, known map[string]*rules.Rule) diagnostic.Diagnostics
 					message, hint = "the detection has no `rule` and no `objective`",
 						"add an objective such as `objective: crypto-mining`"
 				}
-				out = append(out, diagnostic.Diagnostic{File: s.File, Line: at.Line, Column: at.Column, Severity: "error", Code: "unknown-rule", Message: message, Hint: hint})
+				out = append(out, diagnostic.Diagnostic{
+					File: s.File, Line: at.Line, Column: at.Column, Severity: "error",
+					Code: "unknown-rule", Message: message, Hint: hint,
+				})
 			}
 		}
 	}
@@ -131,7 +137,9 @@ func unknownRules(s *Suite, known map[string]*rules.Rule) diagnostic.Diagnostics
 }
 
 // runTest runs one test.
-func runTest(ctx context.Context, s *Suite, t *testspec.TestCase, known map[string]*rules.Rule, catalog playbooks.Catalog) TestResult {
+func runTest(ctx context.Context, s *Suite, t *testspec.TestCase, known map[string]*rules.Rule,
+	catalog playbooks.Catalog,
+) TestResult {
 	begun := time.Now()
 	rec, recorded := s.recordings[t.RecordingFile.Name]
 	if !recorded {
@@ -153,7 +161,8 @@ func runTest(ctx context.Context, s *Suite, t *testspec.TestCase, known map[stri
 	r := simulate.Run(ctx, s.File, rec, o)
 	h := toTestspecResult(r, p, s.Playbooks)
 	out := TestResult{
-		Name: t.Name, Line: t.Pos.Line, Failures: testspec.CompareWithResult(t, h), Playbooks: h.Playbooks, Steps: h.Steps, ApprovalRequests: h.ApprovalRequests, Containments: h.Containments, ClosesAtMS: r.ClosesAtMS,
+		Name: t.Name, Line: t.Pos.Line, Failures: testspec.CompareWithResult(t, h), Playbooks: h.Playbooks, Steps: h.Steps,
+		ApprovalRequests: h.ApprovalRequests, Containments: h.Containments, ClosesAtMS: r.ClosesAtMS,
 		Test: t, ActualResult: h, Events: r.Events, WallTime: time.Since(begun),
 	}
 	out.Passed = len(out.Failures) == 0
@@ -169,7 +178,11 @@ func toTestspecResult(r simulate.Result, p *fakeActions, programs []*playbooks.P
 	for _, name := range r.Playbooks {
 		ran = append(ran, testspec.LastStepName(name))
 	}
-	h := testspec.Result{Playbooks: ran, Steps: []testspec.StepRun{}, ApprovalRequests: []testspec.ApprovalRequest{}, Containments: []testspec.ContainmentRecord{}, Leases: r.FinalIncident.Leases, FinalIncident: r.FinalIncident, TargetsByID: p.targetsByID, Error: r.Error}
+	h := testspec.Result{
+		Playbooks: ran, Steps: []testspec.StepRun{}, ApprovalRequests: []testspec.ApprovalRequest{},
+		Containments: []testspec.ContainmentRecord{}, Leases: r.FinalIncident.Leases, FinalIncident: r.FinalIncident,
+		TargetsByID: p.targetsByID, Error: r.Error,
+	}
 	ms := func(n int64) time.Duration { return time.Duration(n) * time.Millisecond }
 	order := map[string][]int{}
 	for _, step := range r.Steps {
@@ -183,25 +196,37 @@ func toTestspecResult(r simulate.Result, p *fakeActions, programs []*playbooks.P
 	slices.SortStableFunc(r.Steps, func(a, b simulate.StepResult) int {
 		return cmp.Or(
 			cmp.Compare(a.AtMS, b.AtMS), cmp.Compare(a.Playbook, b.Playbook),
-			slices.Compare(order[callKey(a.Playbook, a.Step)], order[callKey(b.Playbook, b.Step)]), cmp.Compare(a.Target, b.Target),
+			slices.Compare(order[callKey(a.Playbook, a.Step)], order[callKey(b.Playbook, b.Step)]),
+			cmp.Compare(a.Target, b.Target),
 		)
 	})
 	paramsOf := p.paramsByStep()
 	for _, s := range r.Steps {
-		ran := testspec.StepRun{Playbook: s.Playbook, Step: s.Step, Action: s.Action, Target: s.Target, Outcome: s.Outcome, Reason: s.Reason, EndedAt: ms(s.AtMS), EndedAtMS: s.AtMS}
+		ran := testspec.StepRun{
+			Playbook: s.Playbook, Step: s.Step, Action: s.Action, Target: s.Target, Outcome: s.Outcome,
+			Reason: s.Reason, EndedAt: ms(s.AtMS), EndedAtMS: s.AtMS,
+		}
 		if s.Target != "" {
 			ran.Params = paramsOf(s.Action, s.Target)
 		}
 		h.Steps = append(h.Steps, ran)
 	}
 	for _, q := range r.ApprovalRequests {
-		h.ApprovalRequests = append(h.ApprovalRequests, testspec.ApprovalRequest{Title: q.Title, Text: q.Question, ProposedActions: q.ProposedActions, Approvers: q.Approvers, Quorum: q.Quorum, ApprovalAnswers: q.Answers, AskedAt: ms(q.AskedAtMS), AskedAtMS: q.AskedAtMS})
+		h.ApprovalRequests = append(h.ApprovalRequests, testspec.ApprovalRequest{
+			Title: q.Title, Text: q.Question,
+			ProposedActions: q.ProposedActions, Approvers: q.Approvers, Quorum: q.Quorum, ApprovalAnswers: q.Answers,
+			AskedAt: ms(q.AskedAtMS), AskedAtMS: q.AskedAtMS,
+		})
 	}
 	slices.SortStableFunc(r.Effects, func(a, b simulate.ContainmentEffect) int {
-		return cmp.Or(cmp.Compare(a.AppliedAtMS, b.AppliedAtMS), cmp.Compare(a.Action, b.Action), cmp.Compare(a.Target, b.Target))
+		return cmp.Or(cmp.Compare(a.AppliedAtMS, b.AppliedAtMS), cmp.Compare(a.Action, b.Action),
+			cmp.Compare(a.Target, b.Target))
 	})
 	for _, e := range r.Effects {
-		held := testspec.ContainmentRecord{Action: e.Action, Target: e.Target, Outcome: e.Outcome, AppliedAt: ms(e.AppliedAtMS), UndoneAt: ms(e.UndoneAtMS), AppliedAtMS: e.AppliedAtMS, UndoneAtMS: e.UndoneAtMS}
+		held := testspec.ContainmentRecord{
+			Action: e.Action, Target: e.Target, Outcome: e.Outcome,
+			AppliedAt: ms(e.AppliedAtMS), UndoneAt: ms(e.UndoneAtMS), AppliedAtMS: e.AppliedAtMS, UndoneAtMS: e.UndoneAtMS,
+		}
 		if json.Valid([]byte(e.Params)) {
 			held.Params = json.RawMessage(e.Params)
 		}

@@ -80,7 +80,8 @@ func FindTestFiles(paths []string) ([]string, error) {
 	}
 	slices.Sort(out)
 	if out = slices.Compact(out); len(out) == 0 {
-		return nil, fmt.Errorf("no tests (*%s) in %s; put one beside a playbook, `stanch test --help` shows how", testspec.TestFileSuffix, strings.Join(paths, ", "))
+		return nil, fmt.Errorf("no tests (*%s) in %s; put one beside a playbook, `stanch test --help` shows how",
+			testspec.TestFileSuffix, strings.Join(paths, ", "))
 	}
 	return out, nil
 }
@@ -105,7 +106,10 @@ func LoadSuite(file string, catalog playbooks.Catalog) (*Suite, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Suite{File: file, sourcesWithProblems: map[string][]byte{file: raw}, recordings: map[string]recording.Recording{}}
+	s := &Suite{
+		File: file, sourcesWithProblems: map[string][]byte{file: raw},
+		recordings: map[string]recording.Recording{},
+	}
 	s.Tests, s.Problems = testspec.ParseTestFile(file, raw)
 	root, err := os.OpenRoot(filepath.Dir(file))
 	if err != nil {
@@ -126,7 +130,8 @@ func LoadSuite(file string, catalog playbooks.Catalog) (*Suite, error) {
 
 func (s *Suite) errorf(at testspec.Pos, code, hint, format string, args ...any) {
 	s.Problems = append(s.Problems, diagnostic.Diagnostic{
-		File: s.File, Line: max(at.Line, 1), Column: max(at.Column, 1), Severity: "error", Code: code, Message: fmt.Sprintf(format, args...), Hint: hint,
+		File: s.File, Line: max(at.Line, 1), Column: max(at.Column, 1), Severity: "error", Code: code,
+		Message: fmt.Sprintf(format, args...), Hint: hint,
 	})
 }
 
@@ -208,7 +213,8 @@ func listPlaybooks(dir string) ([]testspec.FileRef, error) {
 	}
 	var out []testspec.FileRef
 	for _, e := range entries {
-		if ext := filepath.Ext(e.Name()); !e.IsDir() && (ext == ".yaml" || ext == ".yml") && !strings.HasSuffix(e.Name(), testspec.TestFileSuffix) {
+		if ext := filepath.Ext(e.Name()); !e.IsDir() && (ext == ".yaml" || ext == ".yml") &&
+			!strings.HasSuffix(e.Name(), testspec.TestFileSuffix) {
 			out = append(out, testspec.FileRef{Name: e.Name()})
 		}
 	}

@@ -80,7 +80,8 @@ func KeepPassing(updated []UpdatedFile, after Report) ([]UpdatedFile, error) {
 	var problems []error
 	for _, u := range updated {
 		i := slices.IndexFunc(after.Files, func(f FileResult) bool { return f.File == u.File })
-		if i >= 0 && !after.Files[i].Problems.HasErrors() && !slices.ContainsFunc(after.Files[i].Tests, func(t TestResult) bool { return !t.Passed }) {
+		if i >= 0 && !after.Files[i].Problems.HasErrors() && !slices.ContainsFunc(after.Files[i].Tests,
+			func(t TestResult) bool { return !t.Passed }) {
 			kept = append(kept, u)
 			continue
 		}

@@ -7,7 +7,8 @@ import (
 
 func toGuardDecision(d activities.GuardDecision) *recording.GuardDecision {
 	return &recording.GuardDecision{
-		Verdict: string(d.Verdict), Guard: d.Guard, Reason: d.Reason, Phase: d.Phase, ConfigHash: d.ConfigHash, Approvers: toApprovers(d.Approvers), BudgetReplicas: d.BudgetReplicas, GuardInputs: toGuardInputs(d.DecisionInputs),
+		Verdict: string(d.Verdict), Guard: d.Guard, Reason: d.Reason, Phase: d.Phase, ConfigHash: d.ConfigHash,
+		Approvers: toApprovers(d.Approvers), BudgetReplicas: d.BudgetReplicas, GuardInputs: toGuardInputs(d.DecisionInputs),
 	}
 }
 
@@ -16,15 +17,21 @@ func toGuardInputs(in *activities.DecisionInputs) *recording.GuardInputs {
 		return nil
 	}
 	out := &recording.GuardInputs{
-		ConfidenceThreshold: in.ConfidenceThreshold, MaxDurationMS: in.MaxDuration.Milliseconds(), Approvers: toApprovers(in.Approvers), PausedBy: in.PausedBy,
-		MaxPerHour: in.MaxPerHour, MaxFraction: in.MaxFraction, UsedLastHour: in.UsedLastHour, ContainedSiblings: in.ContainedSiblings,
+		ConfidenceThreshold: in.ConfidenceThreshold, MaxDurationMS: in.MaxDuration.Milliseconds(),
+		Approvers: toApprovers(in.Approvers), PausedBy: in.PausedBy,
+		MaxPerHour: in.MaxPerHour, MaxFraction: in.MaxFraction, UsedLastHour: in.UsedLastHour,
+		ContainedSiblings: in.ContainedSiblings,
 	}
 	if p := in.ProtectedBy; p != (activities.ProtectionRule{}) {
-		out.ProtectedBy = &recording.ProtectionRule{Namespace: p.Namespace, Workload: p.Workload, Role: p.Role, IsStanch: p.IsStanch}
+		out.ProtectedBy = &recording.ProtectionRule{
+			Namespace: p.Namespace, Workload: p.Workload, Role: p.Role,
+			IsStanch: p.IsStanch,
+		}
 	}
 	if t := in.TargetFacts; t != nil {
 		out.TargetFacts = &recording.TargetFacts{
-			UnresolvedReason: t.UnresolvedReason, OutsideCluster: t.OutsideCluster, Namespace: t.Namespace, Pod: t.Pod, Node: t.Node, HostNetwork: t.HostNetwork,
+			UnresolvedReason: t.UnresolvedReason, OutsideCluster: t.OutsideCluster, Namespace: t.Namespace, Pod: t.Pod,
+			Node: t.Node, HostNetwork: t.HostNetwork,
 			Owners: t.Owners, IncompleteReason: t.IncompleteReason, Replicas: t.Replicas,
 		}
 	}

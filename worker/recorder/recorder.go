@@ -38,10 +38,16 @@ type recorder struct {
 }
 
 // FromHistories returns a redacted recording. recording.Anonymize removes names as well.
-func FromHistories(runs []audit.WorkflowRun, incidentID string, c converter.DataConverter) (recording.Recording, error) {
-	r := &recorder{converter: c, attemptCounts: map[string]int{}, recordedRequests: map[string]bool{}, incidentID: incidentID, recording: recording.Recording{
-		Version: recording.FormatVersion, Detections: []recording.Detection{}, Playbooks: []recording.Playbook{}, ActionResults: []recording.ActionResult{}, Steps: []recording.StepResult{},
-	}}
+func FromHistories(runs []audit.WorkflowRun, incidentID string, c converter.DataConverter) (recording.Recording,
+	error,
+) {
+	r := &recorder{
+		converter: c, attemptCounts: map[string]int{}, recordedRequests: map[string]bool{},
+		incidentID: incidentID, recording: recording.Recording{
+			Version: recording.FormatVersion, Detections: []recording.Detection{}, Playbooks: []recording.Playbook{},
+			ActionResults: []recording.ActionResult{}, Steps: []recording.StepResult{},
+		},
+	}
 	runs = slices.Clone(runs)
 	order := map[string]int{audit.TypeIncident: -3, audit.TypePlaybook: -2, audit.TypeLease: -1}
 	slices.SortStableFunc(runs, func(a, b audit.WorkflowRun) int {
@@ -145,8 +151,10 @@ func (r *recorder) recordIncidentOpened(e *historypb.HistoryEvent) {
 		return
 	}
 	r.recording.Incident = recording.Incident{
-		ID: in.ID, GroupingKey: in.GroupingKey, Cluster: in.Cluster, Scope: in.Scope, Phase: in.Phase, Drill: in.Drill, Opened: e.GetEventTime().AsTime(),
-		IdleTimeoutMS: in.IdleTimeout.Milliseconds(), VerifyIntervalMS: in.LeaseTiming.VerifyInterval.Milliseconds(), ConfigHash: in.ConfigHash,
+		ID: in.ID, GroupingKey: in.GroupingKey, Cluster: in.Cluster, Scope: in.Scope, Phase: in.Phase, Drill: in.Drill,
+		Opened:        e.GetEventTime().AsTime(),
+		IdleTimeoutMS: in.IdleTimeout.Milliseconds(), VerifyIntervalMS: in.LeaseTiming.VerifyInterval.Milliseconds(),
+		ConfigHash: in.ConfigHash,
 	}
 }
 
@@ -159,7 +167,10 @@ func (r *recorder) recordSignal(run audit.WorkflowRun, e *historypb.HistoryEvent
 			r.batchNumber++
 			for _, one := range batch {
 				r.recordDrillTargets(one.Attestation)
-				r.recording.Detections = append(r.recording.Detections, recording.Detection{OffsetMS: after, BatchNumber: r.batchNumber, Detection: one.Detection})
+				r.recording.Detections = append(r.recording.Detections, recording.Detection{
+					OffsetMS:    after,
+					BatchNumber: r.batchNumber, Detection: one.Detection,
+				})
 			}
 		}
 	case workflows.SignalLeaseReport:
@@ -172,12 +183,19 @@ func (r *recorder) recordSignal(run audit.WorkflowRun, e *historypb.HistoryEvent
 		var signed attestation.Envelope
 		var v attestation.Vote
 		if r.decodePayloads(e, a.GetInput(), &signed) && audit.DecodeUnverified(signed, &v) == nil {
-			r.recording.Votes = append(r.recording.Votes, recording.Vote{OffsetMS: after, WorkflowID: v.WorkflowID, Step: v.Step, Person: v.Person, AuthenticatedBy: v.AuthenticatedBy, Groups: v.Groups, Approved: v.Approved, Reason: v.Reason, BreakGlass: v.BreakGlass, WithdrawsRequest: v.WithdrawsRequest, RejectionReason: v.RejectionReason})
+			r.recording.Votes = append(r.recording.Votes, recording.Vote{
+				OffsetMS: after, WorkflowID: v.WorkflowID, Step: v.Step,
+				Person: v.Person, AuthenticatedBy: v.AuthenticatedBy, Groups: v.Groups, Approved: v.Approved, Reason: v.Reason,
+				BreakGlass: v.BreakGlass, WithdrawsRequest: v.WithdrawsRequest, RejectionReason: v.RejectionReason,
+			})
 		}
 	case workflows.SignalTriage:
 		var m incident.TriageDecision
 		if run.WorkflowType == audit.TypeIncident && r.decodePayloads(e, a.GetInput(), &m) {
-			r.recording.TriageDecisions = append(r.recording.TriageDecisions, recording.TriageDecision{OffsetMS: after, Kind: string(m.Kind), Person: m.Person, Reason: m.Reason})
+			r.recording.TriageDecisions = append(r.recording.TriageDecisions, recording.TriageDecision{
+				OffsetMS: after,
+				Kind:     string(m.Kind), Person: m.Person, Reason: m.Reason,
+			})
 		}
 	case workflows.SignalReleaseLease:
 		var s lease.ReleaseSignal
@@ -225,14 +243,19 @@ func (r *recorder) recordPlaybookStarted(e *historypb.HistoryEvent) {
 		return
 	}
 	book, _ := playbooks.ParsePlaybook(in.File, in.Source)
-	r.recording.Playbooks = append(r.recording.Playbooks, recording.Playbook{Name: book.Name, File: in.File, SourceHash: playbooks.HashWithCallees(in.Source, in.Callees), WorkflowID: a.GetWorkflowId(), OffsetMS: r.offsetMS(e.GetEventTime().AsTime())})
+	r.recording.Playbooks = append(r.recording.Playbooks, recording.Playbook{
+		Name: book.Name, File: in.File,
+		SourceHash: playbooks.HashWithCallees(in.Source, in.Callees), WorkflowID: a.GetWorkflowId(),
+		OffsetMS: r.offsetMS(e.GetEventTime().AsTime()),
+	})
 }
 
 // recordLocalPlan records a plan of a local activity.
 func (r *recorder) recordLocalPlan(e *historypb.HistoryEvent) {
 	a := e.GetMarkerRecordedEventAttributes()
 	var data struct{ ActivityType string }
-	if a.GetMarkerName() != "LocalActivity" || !r.decodePayloads(e, a.GetDetails()["data"], &data) || data.ActivityType != "Plan" || a.GetFailure() != nil {
+	if a.GetMarkerName() != "LocalActivity" || !r.decodePayloads(e, a.GetDetails()["data"], &data) ||
+		data.ActivityType != "Plan" || a.GetFailure() != nil {
 		return
 	}
 	var got activities.PlanResult
@@ -242,7 +265,9 @@ func (r *recorder) recordLocalPlan(e *historypb.HistoryEvent) {
 }
 
 // recordActivityEnd records the end of one attempt of an activity.
-func (r *recorder) recordActivityEnd(p scheduledActivity, e *historypb.HistoryEvent, result *commonpb.Payloads, failure string) {
+func (r *recorder) recordActivityEnd(p scheduledActivity, e *historypb.HistoryEvent, result *commonpb.Payloads,
+	failure string,
+) {
 	var q struct {
 		Request activities.Request `json:"request"`
 	}
@@ -259,7 +284,8 @@ func (r *recorder) recordActivityEnd(p scheduledActivity, e *historypb.HistoryEv
 	}
 	answer := recording.ActionResult{
 		Action: q.Request.Action, Target: q.Request.Target.ID(), Params: q.Request.Params, FailureReason: failure,
-		OffsetMS: r.offsetMS(e.GetEventTime().AsTime()), DurationMS: e.GetEventTime().AsTime().Sub(p.event.GetEventTime().AsTime()).Milliseconds(),
+		OffsetMS:   r.offsetMS(e.GetEventTime().AsTime()),
+		DurationMS: e.GetEventTime().AsTime().Sub(p.event.GetEventTime().AsTime()).Milliseconds(),
 	}
 	switch p.name {
 	case activities.TypeObserve:
@@ -276,7 +302,10 @@ func (r *recorder) recordActivityEnd(p scheduledActivity, e *historypb.HistoryEv
 			for _, ref := range got.Evidence {
 				piece := recording.Artifact{Name: ref.Name, SHA256: ref.SHA256, SizeBytes: ref.SizeBytes}
 				answer.Artifacts = append(answer.Artifacts, piece)
-				r.recording.Evidence = append(r.recording.Evidence, recording.EvidenceArtifact{Artifact: piece, Action: ref.Action, Target: ref.Target})
+				r.recording.Evidence = append(r.recording.Evidence, recording.EvidenceArtifact{
+					Artifact: piece, Action: ref.Action,
+					Target: ref.Target,
+				})
 			}
 		}
 	case activities.TypePlan:
@@ -318,13 +347,18 @@ func (r *recorder) recordActivityEnd(p scheduledActivity, e *historypb.HistoryEv
 	r.recording.ActionResults = append(r.recording.ActionResults, answer)
 }
 
-func (r *recorder) recordPlan(e *historypb.HistoryEvent, action, target string, got activities.PlanResult, failure string) {
+func (r *recorder) recordPlan(e *historypb.HistoryEvent, action, target string, got activities.PlanResult,
+	failure string,
+) {
 	if action == "" {
 		return // a refusal of an earlier version, which does not name its operation
 	}
 	answer := recording.ActionResult{
-		Operation: recording.OperationPlan, Action: action, Target: target, OffsetMS: r.offsetMS(e.GetEventTime().AsTime()), Params: got.Plan.Params, FailureReason: failure,
-		Changes: got.Plan.Changes, Warnings: got.Plan.Warnings, PriorState: got.Plan.PriorState, NothingToDo: got.Plan.NothingToDo, AlreadyHeld: got.Plan.AlreadyHeld, LeaseDurationMS: got.Plan.Duration.Milliseconds(),
+		Operation: recording.OperationPlan, Action: action, Target: target, OffsetMS: r.offsetMS(e.GetEventTime().AsTime()),
+		Params: got.Plan.Params, FailureReason: failure,
+		Changes: got.Plan.Changes, Warnings: got.Plan.Warnings, PriorState: got.Plan.PriorState,
+		NothingToDo: got.Plan.NothingToDo, AlreadyHeld: got.Plan.AlreadyHeld,
+		LeaseDurationMS: got.Plan.Duration.Milliseconds(),
 	}
 	if failure == "" {
 		answer.GuardDecision = toGuardDecision(got.Decision)
@@ -342,7 +376,8 @@ func (r *recorder) recordApprovalRequest(p scheduledActivity) {
 	}
 	r.recordedRequests[q.WorkflowID+"\x00"+q.RequestID] = true
 	out := recording.ApprovalRequest{
-		OffsetMS: r.offsetMS(q.Deadline.Add(-q.Approvers.Timeout)), WorkflowID: q.WorkflowID, Step: q.RequestID, Approvers: toApprovers(q.Approvers), DeadlineAfterMS: r.offsetMS(q.Deadline), Actions: []string{},
+		OffsetMS: r.offsetMS(q.Deadline.Add(-q.Approvers.Timeout)), WorkflowID: q.WorkflowID, Step: q.RequestID,
+		Approvers: toApprovers(q.Approvers), DeadlineAfterMS: r.offsetMS(q.Deadline), Actions: []string{},
 	}
 	for _, plan := range q.Plans {
 		out.Actions = append(out.Actions, plan.Plan.Action+" on "+plan.Plan.TargetID)
@@ -365,19 +400,28 @@ func (r *recorder) recordWorkflowCompleted(run audit.WorkflowRun, e *historypb.H
 			return
 		}
 		for _, s := range report.Steps {
-			r.recording.Steps = append(r.recording.Steps, recording.StepResult{Playbook: report.Playbook, Step: s.Step, Action: s.Action, Target: s.Target, Outcome: s.Outcome, Reason: s.Reason, OffsetMS: r.offsetMS(s.At)})
+			r.recording.Steps = append(r.recording.Steps, recording.StepResult{
+				Playbook: report.Playbook, Step: s.Step,
+				Action: s.Action, Target: s.Target, Outcome: s.Outcome, Reason: s.Reason, OffsetMS: r.offsetMS(s.At),
+			})
 		}
 	}
 }
 
 // orderAndNumberResults sorts the results by time, and numbers each action's attempts.
 func (r *recorder) orderAndNumberResults() {
-	slices.SortStableFunc(r.recording.ActionResults, func(a, b recording.ActionResult) int { return cmp.Compare(a.OffsetMS, b.OffsetMS) })
+	slices.SortStableFunc(r.recording.ActionResults, func(a, b recording.ActionResult) int {
+		return cmp.Compare(a.OffsetMS,
+			b.OffsetMS)
+	})
 	for i := range r.recording.ActionResults {
 		a := &r.recording.ActionResults[i]
 		key := strings.Join([]string{string(a.Operation), a.Action, a.Target}, "\x00")
 		r.attemptCounts[key]++
 		a.AttemptNumber = r.attemptCounts[key]
 	}
-	slices.SortStableFunc(r.recording.Detections, func(a, b recording.Detection) int { return cmp.Compare(a.OffsetMS, b.OffsetMS) })
+	slices.SortStableFunc(r.recording.Detections, func(a, b recording.Detection) int {
+		return cmp.Compare(a.OffsetMS,
+			b.OffsetMS)
+	})
 }

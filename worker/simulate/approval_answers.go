@@ -57,7 +57,8 @@ func ParseAnswers(file string, raw []byte) (ApprovalAnswers, error) {
 	decoder := yaml.NewDecoder(bytes.NewReader(raw))
 	decoder.KnownFields(true)
 	if err := decoder.Decode(&doc); err != nil && !errors.Is(err, io.EOF) {
-		return ApprovalAnswers{}, fmt.Errorf("%s: %s", file, strings.TrimPrefix(strings.ReplaceAll(err.Error(), "\n", " "), "yaml: "))
+		return ApprovalAnswers{}, fmt.Errorf("%s: %s", file, strings.TrimPrefix(strings.ReplaceAll(err.Error(), "\n", " "),
+			"yaml: "))
 	}
 	if len(doc.Answers) == 0 || len(doc.Answers) > 1000 {
 		return ApprovalAnswers{}, fmt.Errorf(
@@ -98,7 +99,9 @@ func (s *simulation) answerNewRequests(cfg *config.Config) {
 // addApprovalRequest records a request and schedules its answers.
 func (s *simulation) addApprovalRequest(p playbook.ApprovalRequest, cfg *config.Config) {
 	q := ApprovalRequest{
-		AskedAtMS: s.elapsedMS(), Playbook: playbookNameOfRun(p.WorkflowID), RunNumber: playbookRunNumber(p.WorkflowID), Step: p.Step, Title: p.Title, Question: p.Question, ProposedActions: []string{}, Approvers: p.Approvers.Describe(), Quorum: max(p.Approvers.Quorum, 1),
+		AskedAtMS: s.elapsedMS(), Playbook: playbookNameOfRun(p.WorkflowID), RunNumber: playbookRunNumber(p.WorkflowID),
+		Step: p.Step, Title: p.Title, Question: p.Question, ProposedActions: []string{}, Approvers: p.Approvers.Describe(),
+		Quorum:    max(p.Approvers.Quorum, 1),
 		TimeoutMS: p.Approvers.Timeout.Milliseconds(), Answers: []string{},
 	}
 	for _, plan := range p.Plans {
@@ -108,7 +111,9 @@ func (s *simulation) addApprovalRequest(p playbook.ApprovalRequest, cfg *config.
 	s.result.ApprovalRequests = append(s.result.ApprovalRequests, q)
 	n := len(s.result.ApprovalRequests) - 1
 	s.mu.Unlock()
-	s.addEvent("approval-request", "%s would be asked for approval, quorum %d within %s: %s Approved actions: %s", q.Approvers, q.Quorum, duration.Format(p.Approvers.Timeout), titleAsQuestion(p.Title), strings.Join(q.ProposedActions, "; "))
+	s.addEvent("approval-request", "%s would be asked for approval, quorum %d within %s: %s Approved actions: %s",
+		q.Approvers, q.Quorum, duration.Format(p.Approvers.Timeout), titleAsQuestion(p.Title), strings.Join(q.ProposedActions,
+			"; "))
 	for _, a := range s.votesFor(p, cfg) {
 		s.testEnvironment.RegisterDelayedCallback(func() { s.castVote(p, a, n) }, max(a.delay, time.Millisecond))
 	}
@@ -132,12 +137,16 @@ func (s *simulation) votesFor(p playbook.ApprovalRequest, cfg *config.Config) []
 	case s.options.ApprovalAnswers.ApproveAll:
 		for _, who := range eligibleApprovers(p.Approvers, cfg) {
 			if len(out) < max(p.Approvers.Quorum, 1) {
-				out = append(out, scheduledVote{person: who.Name, groups: who.Groups, authenticatedBy: "simulated", approve: true, delay: defaultAnswerDelay})
+				out = append(out, scheduledVote{
+					person: who.Name, groups: who.Groups, authenticatedBy: "simulated", approve: true,
+					delay: defaultAnswerDelay,
+				})
 			}
 		}
 	case len(s.options.ApprovalAnswers.ExplicitAnswers) > 0:
 		for _, a := range s.options.ApprovalAnswers.ExplicitAnswers {
-			if a.RequestName != "" && a.RequestName != p.Title && a.RequestName != p.Step && a.RequestName != p.ID && !slices.ContainsFunc(p.Plans, func(r activities.PlanResult) bool { return r.Plan.Action == a.RequestName }) {
+			if a.RequestName != "" && a.RequestName != p.Title && a.RequestName != p.Step && a.RequestName != p.ID &&
+				!slices.ContainsFunc(p.Plans, func(r activities.PlanResult) bool { return r.Plan.Action == a.RequestName }) {
 				continue
 			}
 			groups := a.Groups
@@ -150,7 +159,10 @@ func (s *simulation) votesFor(p playbook.ApprovalRequest, cfg *config.Config) []
 			if after == 0 {
 				after = defaultAnswerDelay
 			}
-			out = append(out, scheduledVote{person: a.Person, groups: groups, authenticatedBy: "simulated", reason: a.Reason, approve: a.YesOrNo == "yes", delay: after})
+			out = append(out, scheduledVote{
+				person: a.Person, groups: groups, authenticatedBy: "simulated", reason: a.Reason,
+				approve: a.YesOrNo == "yes", delay: after,
+			})
 		}
 	default:
 		out = s.recordedVotes(p, cfg)
@@ -162,7 +174,8 @@ func (s *simulation) votesFor(p playbook.ApprovalRequest, cfg *config.Config) []
 // the same playbook.
 func (s *simulation) recordedVotes(p playbook.ApprovalRequest, cfg *config.Config) []scheduledVote {
 	same := func(run, step string) bool { return step == p.ID && run == p.WorkflowID }
-	if !slices.ContainsFunc(s.recording.ApprovalRequests, func(q recording.ApprovalRequest) bool { return same(q.WorkflowID, q.Step) }) {
+	if !slices.ContainsFunc(s.recording.ApprovalRequests,
+		func(q recording.ApprovalRequest) bool { return same(q.WorkflowID, q.Step) }) {
 		same = func(run, step string) bool {
 			return step == p.ID && playbookNameOfRun(run) == playbookNameOfRun(p.WorkflowID)
 		}
@@ -185,7 +198,11 @@ func (s *simulation) recordedVotes(p playbook.ApprovalRequest, cfg *config.Confi
 		if asked >= 0 {
 			after = time.Duration(max(v.OffsetMS-asked, 1)) * time.Millisecond
 		}
-		b := scheduledVote{person: v.Person, authenticatedBy: v.AuthenticatedBy, reason: v.Reason, groups: v.Groups, approve: v.Approved, breakGlass: v.BreakGlass, withdrawsRequest: v.WithdrawsRequest, rejectionReason: v.RejectionReason, delay: after}
+		b := scheduledVote{
+			person: v.Person, authenticatedBy: v.AuthenticatedBy, reason: v.Reason, groups: v.Groups,
+			approve: v.Approved, breakGlass: v.BreakGlass, withdrawsRequest: v.WithdrawsRequest,
+			rejectionReason: v.RejectionReason, delay: after,
+		}
 		// anonymized people keep their recorded entitlement
 		if s.options.Config != nil && !s.recording.Anonymized && !v.WithdrawsRequest {
 			b.applyConfig(cfg)
@@ -258,11 +275,14 @@ func (s *simulation) castVote(p playbook.ApprovalRequest, b scheduledVote, n int
 		note = fmt.Sprintf(" (not counted: %s)", b.rejectionReason)
 	case s.testEnvironment.Now().After(p.Deadline):
 		note = " (too late)"
-	case !b.breakGlass && !b.withdrawsRequest && !p.Approvers.CanApprove(b.person, b.groups, s.testEnvironment.Now().Sub(p.AskedAt)):
+	case !b.breakGlass && !b.withdrawsRequest && !p.Approvers.CanApprove(b.person, b.groups,
+		s.testEnvironment.Now().Sub(p.AskedAt)):
 		note = " (not counted: not an approver)"
 	}
 	signed, err := s.authority.Sign(attestation.PayloadTypeVote, attestation.Vote{
-		IncidentID: p.IncidentID, WorkflowID: p.WorkflowID, Step: p.ID, PlanHash: p.PlansHash, Person: b.person, AuthenticatedBy: b.authenticatedBy, Approved: b.approve, Reason: b.reason, Groups: b.groups, DecidedAt: s.testEnvironment.Now(),
+		IncidentID: p.IncidentID, WorkflowID: p.WorkflowID, Step: p.ID, PlanHash: p.PlansHash, Person: b.person,
+		AuthenticatedBy: b.authenticatedBy, Approved: b.approve, Reason: b.reason, Groups: b.groups,
+		DecidedAt:  s.testEnvironment.Now(),
 		BreakGlass: b.breakGlass, WithdrawsRequest: b.withdrawsRequest, RejectionReason: b.rejectionReason,
 	})
 	if err == nil {

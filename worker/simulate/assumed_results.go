@@ -18,7 +18,9 @@ const (
 
 // assumeResult returns a result for an operation that was not recorded, by the action's spec: an empty observation, a
 // plan with the action's name, an unverified effect. It is marked in every report.
-func (t *replayer) assumeResult(op recording.Operation, spec playbooks.ActionSpec, r activities.Request) recording.ActionResult {
+func (t *replayer) assumeResult(op recording.Operation, spec playbooks.ActionSpec,
+	r activities.Request,
+) recording.ActionResult {
 	s := t.simulation
 	what := fmt.Sprintf("%s of %s on %s", op, r.Action, r.Target)
 	s.mu.Lock()
@@ -31,7 +33,10 @@ func (t *replayer) assumeResult(op recording.Operation, spec playbooks.ActionSpe
 	if first {
 		s.addEvent("assumed", "%s: the recording has no result", what)
 	}
-	a := recording.ActionResult{Operation: op, Action: r.Action, Target: r.Target.ID(), Params: r.Params, Reason: resultNotRecorded}
+	a := recording.ActionResult{
+		Operation: op, Action: r.Action, Target: r.Target.ID(), Params: r.Params,
+		Reason: resultNotRecorded,
+	}
 	if len(spec.Targets) > 0 && !slices.Contains(spec.Targets, r.Target.Kind) {
 		a.RefusalReason = fmt.Sprintf("%s is not allowed on a %s", r.Action, r.Target.Kind)
 		return a

@@ -33,7 +33,10 @@ func CompareResults(before, after Result) *IncidentChange {
 	if len(what) == 0 {
 		return nil
 	}
-	return &IncidentChange{RecordingFile: after.RecordingFile, IncidentID: after.IncidentID, Kinds: kinds, FirstDifference: findFirstDifference(before, after), Descriptions: what}
+	return &IncidentChange{
+		RecordingFile: after.RecordingFile, IncidentID: after.IncidentID, Kinds: kinds,
+		FirstDifference: findFirstDifference(before, after), Descriptions: what,
+	}
 }
 
 // timelineDecisions returns the decisions in the order of time: which playbooks run, the guards' decisions, approval
@@ -47,7 +50,8 @@ func timelineDecisions(r Result) []timelineDecision {
 	}
 	for _, d := range r.Decisions {
 		if !d.AtEnforcement {
-			all = append(all, timelineDecision{d.AtMS, 1, fmt.Sprintf("%s on %s: %s (%s: %s)", d.Action, shortTargetID(d.Target), verdictTexts[d.Verdict], d.Guard, d.Reason)})
+			all = append(all, timelineDecision{d.AtMS, 1, fmt.Sprintf("%s on %s: %s (%s: %s)", d.Action, shortTargetID(d.Target),
+				verdictTexts[d.Verdict], d.Guard, d.Reason)})
 		}
 	}
 	for _, q := range r.ApprovalRequests {
@@ -55,14 +59,16 @@ func timelineDecisions(r Result) []timelineDecision {
 			q.Approvers, q.Title)})
 	}
 	for _, s := range r.Steps {
-		all = append(all, timelineDecision{s.AtMS, 3, fmt.Sprintf("%s: %s is %s", s.Playbook, describeStep(s), reasonSuffix(s))})
+		all = append(all, timelineDecision{s.AtMS, 3, fmt.Sprintf("%s: %s is %s", s.Playbook, describeStep(s),
+			reasonSuffix(s))})
 	}
 	for _, e := range r.Effects {
 		all = append(all, timelineDecision{e.AppliedAtMS, 4, fmt.Sprintf("%s on %s lasts %s", e.Action,
 			shortTargetID(e.Target), describeHeldDuration(e))})
 	}
 	slices.SortStableFunc(all, func(a, b timelineDecision) int {
-		return cmp.Or(cmp.Compare(a.atMS, b.atMS), cmp.Compare(a.sortOrder, b.sortOrder), strings.Compare(a.description, b.description))
+		return cmp.Or(cmp.Compare(a.atMS, b.atMS), cmp.Compare(a.sortOrder, b.sortOrder), strings.Compare(a.description,
+			b.description))
 	})
 	return all
 }

@@ -112,7 +112,8 @@ func approvalChanges(before, after Result) []string {
 	asked := func(r Result) []string {
 		var all []string
 		for _, q := range r.ApprovalRequests {
-			all = append(all, fmt.Sprintf("%q of %s, quorum %d, within %s", q.Title, q.Approvers, q.Quorum, formatMilliseconds(q.TimeoutMS)))
+			all = append(all, fmt.Sprintf("%q of %s, quorum %d, within %s", q.Title, q.Approvers, q.Quorum,
+				formatMilliseconds(q.TimeoutMS)))
 		}
 		slices.Sort(all)
 		return all
@@ -188,7 +189,8 @@ func stepChanges(before, after Result) []string {
 				out = append(out, fmt.Sprintf("%s: %s no longer runs (it was %s)", s.Playbook, describeStep(s), s.Outcome))
 			case was[k][i].Outcome != is[k][i].Outcome:
 				s := is[k][i]
-				out = append(out, fmt.Sprintf("%s: %s was %s, now %s", s.Playbook, describeStep(s), was[k][i].Outcome, reasonSuffix(s)))
+				out = append(out, fmt.Sprintf("%s: %s was %s, now %s", s.Playbook, describeStep(s), was[k][i].Outcome,
+					reasonSuffix(s)))
 			}
 		}
 	}

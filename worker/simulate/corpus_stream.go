@@ -57,7 +57,9 @@ const maxInFlightPerCPU = 8
 
 // Each simulates recordings on every CPU, and passes the outcomes to each in the order of the entries. It keeps
 // only a limited number in memory. runner is called once per CPU. An error of each ends it.
-func Each(ctx context.Context, entries iter.Seq[CorpusEntry], runner func() Runner, each func(RecordingOutcome) error) error {
+func Each(ctx context.Context, entries iter.Seq[CorpusEntry], runner func() Runner,
+	each func(RecordingOutcome) error,
+) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	type job struct {

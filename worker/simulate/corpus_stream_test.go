@@ -42,7 +42,10 @@ func newPairRunner(now, base *simulate.Simulator) func() simulate.Runner {
 func corpusEntries(all []simulate.LoadedRecording) iter.Seq[simulate.CorpusEntry] {
 	return func(yield func(simulate.CorpusEntry) bool) {
 		for _, l := range all {
-			if !yield(simulate.CorpusEntry{Name: l.File, Read: func() ([]byte, error) { return recording.Encode(l.Recording) }}) {
+			if !yield(simulate.CorpusEntry{
+				Name: l.File,
+				Read: func() ([]byte, error) { return recording.Encode(l.Recording) },
+			}) {
 				return
 			}
 		}
@@ -53,14 +56,15 @@ func corpusEntries(all []simulate.LoadedRecording) iter.Seq[simulate.CorpusEntry
 func TestCorpusCoversAllOutcomes(t *testing.T) {
 	outcomes, asked := map[string]int{}, 0
 	all := generateCorpus(t, corpus.Options{Seed: 3, Count: 400, StormDetections: 60})
-	require.NoError(t, simulate.Each(t.Context(), corpusEntries(all), newPairRunner(newSimulator(t, optionsWith(t)), nil), func(o simulate.RecordingOutcome) error {
-		require.Empty(t, o.Result.Error, o.Result.RecordingFile)
-		for _, s := range o.Result.Steps {
-			outcomes[string(s.Outcome)]++
-		}
-		asked += len(o.Result.ApprovalRequests)
-		return nil
-	}))
+	require.NoError(t, simulate.Each(t.Context(), corpusEntries(all), newPairRunner(newSimulator(t, optionsWith(t)), nil),
+		func(o simulate.RecordingOutcome) error {
+			require.Empty(t, o.Result.Error, o.Result.RecordingFile)
+			for _, s := range o.Result.Steps {
+				outcomes[string(s.Outcome)]++
+			}
+			asked += len(o.Result.ApprovalRequests)
+			return nil
+		}))
 	for _, want := range []string{"changed", "proposed", "denied", "refused", "failed", "skipped", "unverified"} {
 		require.Positive(t, outcomes[want], "%s in %v", want, outcomes)
 	}
@@ -71,13 +75,14 @@ func TestCorpusCoversAllOutcomes(t *testing.T) {
 func TestResultsAreInRecordingOrder(t *testing.T) {
 	all := generateCorpus(t, corpus.Options{Seed: 5, Count: 60, StormDetections: 100})
 	read := func() (names []string, steps [][]simulate.StepResult) {
-		require.NoError(t, simulate.Each(t.Context(), corpusEntries(all), newPairRunner(newSimulator(t, optionsWith(t)), nil), func(o simulate.RecordingOutcome) error {
-			for i := range o.Result.Steps {
-				o.Result.Steps[i].AtMS = 0 // on an overloaded machine, Temporal's test environment lets real time pass
-			}
-			names, steps = append(names, o.Result.IncidentID), append(steps, o.Result.Steps)
-			return nil
-		}))
+		require.NoError(t, simulate.Each(t.Context(), corpusEntries(all), newPairRunner(newSimulator(t, optionsWith(t)), nil),
+			func(o simulate.RecordingOutcome) error {
+				for i := range o.Result.Steps {
+					o.Result.Steps[i].AtMS = 0 // on an overloaded machine, Temporal's test environment lets real time pass
+				}
+				names, steps = append(names, o.Result.IncidentID), append(steps, o.Result.Steps)
+				return nil
+			}))
 		return names, steps
 	}
 	names, steps := read()
@@ -92,10 +97,11 @@ func TestResultsAreInRecordingOrder(t *testing.T) {
 		}
 	}
 	m := newSimulator(t, optionsWith(t))
-	require.NoError(t, simulate.Each(t.Context(), corpusEntries(all), newPairRunner(m, m), func(o simulate.RecordingOutcome) error {
-		require.Nil(t, o.Change, "%+v", o.Change)
-		return nil
-	}))
+	require.NoError(t, simulate.Each(t.Context(), corpusEntries(all), newPairRunner(m, m),
+		func(o simulate.RecordingOutcome) error {
+			require.Nil(t, o.Change, "%+v", o.Change)
+			return nil
+		}))
 }
 
 // An unreadable recording is reported, and the others continue.
@@ -105,7 +111,10 @@ func TestUnreadableRecordingDoesNotStopCorpus(t *testing.T) {
 		n := 0
 		for e := range corpusEntries(all) {
 			if n++; n == 2 {
-				e = simulate.CorpusEntry{Name: "b.json", Read: func() ([]byte, error) { return nil, errors.New("b.json: it is damaged") }}
+				e = simulate.CorpusEntry{Name: "b.json", Read: func() ([]byte, error) {
+					return nil,
+						errors.New("b.json: it is damaged")
+				}}
 			}
 			if !yield(e) {
 				return
@@ -114,11 +123,12 @@ func TestUnreadableRecordingDoesNotStopCorpus(t *testing.T) {
 	}
 	tally := simulate.NewTotals(false)
 	var errs []string
-	require.NoError(t, simulate.Each(t.Context(), broken, newPairRunner(newSimulator(t, optionsWith(t)), nil), func(o simulate.RecordingOutcome) error {
-		tally.AddOutcome(o)
-		errs = append(errs, o.Result.Error)
-		return nil
-	}))
+	require.NoError(t, simulate.Each(t.Context(), broken, newPairRunner(newSimulator(t, optionsWith(t)), nil),
+		func(o simulate.RecordingOutcome) error {
+			tally.AddOutcome(o)
+			errs = append(errs, o.Result.Error)
+			return nil
+		}))
 	require.Equal(t, []string{"", "b.json: it is damaged", ""}, errs)
 	require.Contains(t, tally.Summarize(), "3 incidents")
 	require.Contains(t, tally.Summarize(), "1 could not be simulated to the end")
@@ -138,16 +148,17 @@ func TestRecordingsInMemoryAreLimited(t *testing.T) {
 	}
 	stop := errors.New("enough")
 	window := int64(8 * runtime.GOMAXPROCS(0))
-	err := simulate.Each(t.Context(), endless, newPairRunner(newSimulator(t, optionsWith(t)), nil), func(simulate.RecordingOutcome) error {
-		if given.Load() == 0 { // a slow consumer: reading continues until the limit
-			require.Eventually(t, func() bool { return asked.Load() > window }, time.Minute, time.Millisecond)
-			require.Never(t, func() bool { return asked.Load() > window+3 }, 100*time.Millisecond, time.Millisecond)
-		}
-		if given.Add(1) == 50 {
-			return stop
-		}
-		return nil
-	})
+	err := simulate.Each(t.Context(), endless, newPairRunner(newSimulator(t, optionsWith(t)), nil),
+		func(simulate.RecordingOutcome) error {
+			if given.Load() == 0 { // a slow consumer: reading continues until the limit
+				require.Eventually(t, func() bool { return asked.Load() > window }, time.Minute, time.Millisecond)
+				require.Never(t, func() bool { return asked.Load() > window+3 }, 100*time.Millisecond, time.Millisecond)
+			}
+			if given.Add(1) == 50 {
+				return stop
+			}
+			return nil
+		})
 	require.ErrorIs(t, err, stop)
 	require.LessOrEqual(t, most.Load(), window+3)
 	require.Less(t, asked.Load(), int64(300))
@@ -162,17 +173,19 @@ func TestStreamedReportIsOneDocument(t *testing.T) {
 	w, err := simulate.NewJSONReport(&out, true)
 	require.NoError(t, err)
 	tally := simulate.NewTotals(true)
-	require.NoError(t, simulate.Each(t.Context(), corpusEntries(all), newPairRunner(now, base), func(o simulate.RecordingOutcome) error {
-		tally.AddOutcome(o)
-		return w.Add(o)
-	}))
+	require.NoError(t, simulate.Each(t.Context(), corpusEntries(all), newPairRunner(now, base),
+		func(o simulate.RecordingOutcome) error {
+			tally.AddOutcome(o)
+			return w.Add(o)
+		}))
 	require.NoError(t, w.Close(tally))
 	var got simulate.SimulationReport
 	decoder := json.NewDecoder(&out)
 	decoder.DisallowUnknownFields()
 	require.NoError(t, decoder.Decode(&got))
 	require.Len(t, got.Results, 40)
-	whole := simulate.NewReport(simulate.All(t.Context(), all, optionsWith(t, edited)), simulate.All(t.Context(), all, optionsWith(t)))
+	whole := simulate.NewReport(simulate.All(t.Context(), all, optionsWith(t, edited)), simulate.All(t.Context(), all,
+		optionsWith(t)))
 	require.Equal(t, whole.Summary, got.Summary)
 	require.Len(t, got.Changes, len(whole.Changes))
 	for i := range got.Changes {
@@ -200,21 +213,27 @@ func TestChangesAreReportedByKind(t *testing.T) {
 	rec := loadRecording(t, "cryptominer")
 	for _, c := range []struct{ name, after, kind, first string }{
 		{"shorter duration", strings.Replace(before, "1h", "10m", 1), simulate.ChangeEffect, "lasts 10m"},
-		{"no match", strings.Replace(before, "crypto-mining", "exfiltration", 1), simulate.ChangePlaybooks,
-			"no playbook matches"},
+		{
+			"no match", strings.Replace(before, "crypto-mining", "exfiltration", 1), simulate.ChangePlaybooks,
+			"no playbook matches",
+		},
 		{"approval requested", quorumPlaybook, simulate.ChangeApprovalRequest, "playbook careful started"},
-		{"phase limit", strings.Replace(before, "steps:", "max_phase: 1\nsteps:", 1), simulate.ChangeOutcome,
-			"would only be proposed"},
+		{
+			"phase limit", strings.Replace(before, "steps:", "max_phase: 1\nsteps:", 1), simulate.ChangeOutcome,
+			"would only be proposed",
+		},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			got := simulate.CompareResults(runSimulation(t, rec, optionsWith(t, before)), runSimulation(t, rec, optionsWith(t, c.after)))
+			got := simulate.CompareResults(runSimulation(t, rec, optionsWith(t, before)),
+				runSimulation(t, rec, optionsWith(t, c.after)))
 			require.NotNil(t, got)
 			require.Contains(t, got.Kinds, c.kind)
 			require.Contains(t, got.FirstDifference.Current, c.first)
 			require.NotEqual(t, got.FirstDifference.Baseline, got.FirstDifference.Current)
 		})
 	}
-	require.Nil(t, simulate.CompareResults(runSimulation(t, rec, optionsWith(t, before)), runSimulation(t, rec, optionsWith(t, before))))
+	require.Nil(t, simulate.CompareResults(runSimulation(t, rec, optionsWith(t, before)),
+		runSimulation(t, rec, optionsWith(t, before))))
 }
 
 // The page of a corpus has a limited size.
@@ -296,12 +315,15 @@ func TestHangingProcessIsKilled(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			p := &simulate.ProcessRunner{RecordingsPerProcess: 7, Timeout: c.limit, Command: func(ctx context.Context) *exec.Cmd {
-				if c.script == "" {
-					return exec.CommandContext(ctx, "/nonexistent/stanch")
-				}
-				return exec.CommandContext(ctx, "sh", "-c", c.script)
-			}}
+			p := &simulate.ProcessRunner{
+				RecordingsPerProcess: 7, Timeout: c.limit,
+				Command: func(ctx context.Context) *exec.Cmd {
+					if c.script == "" {
+						return exec.CommandContext(ctx, "/nonexistent/stanch")
+					}
+					return exec.CommandContext(ctx, "sh", "-c", c.script)
+				},
+			}
 			began := time.Now()
 			for range 2 {
 				require.Contains(t, p.Run(t.Context(), "one.json", c.raw).Result.Error, c.wantError)
@@ -341,11 +363,15 @@ func TestMain(m *testing.M) {
 	}
 	catalog := worker.ActionCatalog()
 	programs, _ := playbooks.LoadPlaybooks(library.PlaybookSources(), catalog)
-	now, err := simulate.NewSimulator(simulate.Options{Catalog: catalog, NewMatchFunc: func(a activities.Authority) simulate.MatchFunc {
-		return worker.NewFixedLibrary(a, programs...).MatchPlaybooks
-	}})
+	now, err := simulate.NewSimulator(simulate.Options{
+		Catalog: catalog,
+		NewMatchFunc: func(a activities.Authority) simulate.MatchFunc {
+			return worker.NewFixedLibrary(a, programs...).MatchPlaybooks
+		},
+	})
 	if err == nil {
-		err = simulate.ServeProcess(context.Background(), os.Stdin, os.Stdout, crashingRunner{simulate.BaselinePair{Current: now}, os.Getenv("STANCH_TEST_DIES")})
+		err = simulate.ServeProcess(context.Background(), os.Stdin, os.Stdout,
+			crashingRunner{simulate.BaselinePair{Current: now}, os.Getenv("STANCH_TEST_DIES")})
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)

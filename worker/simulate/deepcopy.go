@@ -52,11 +52,13 @@ func (c *deepCopier) buildCopyFunc(t reflect.Type) copyFunc {
 	case t == reflect.TypeFor[time.Time]():
 		return copyTime
 	case pointer.Implements(reflect.TypeFor[json.Marshaler]()), pointer.Implements(reflect.TypeFor[json.Unmarshaler]()),
-		pointer.Implements(reflect.TypeFor[interface{ MarshalText() ([]byte, error) }]()), pointer.Implements(reflect.TypeFor[interface{ UnmarshalText([]byte) error }]()):
+		pointer.Implements(reflect.TypeFor[interface{ MarshalText() ([]byte, error) }]()),
+		pointer.Implements(reflect.TypeFor[interface{ UnmarshalText([]byte) error }]()):
 		return copyWithJSONMethods
 	}
 	switch t.Kind() {
-	case reflect.Bool, reflect.Int, reflect.Int8, reflect.Int16, reflect.Int32, reflect.Int64, reflect.Uint, reflect.Uint8, reflect.Uint16, reflect.Uint32, reflect.Uint64, reflect.Float64:
+	case reflect.Bool, reflect.Int, reflect.Int8, reflect.Int16, reflect.Int32, reflect.Int64, reflect.Uint, reflect.Uint8,
+		reflect.Uint16, reflect.Uint32, reflect.Uint64, reflect.Float64:
 		return copyDirectly
 	case reflect.String:
 		return copyString
@@ -195,7 +197,10 @@ func (c *deepCopier) copyStruct(t reflect.Type) copyFunc {
 			return copyWithJSONMethods // encoding/json decides which of the two counts
 		}
 		names[strings.ToLower(name)] = true
-		fields = append(fields, jsonField{i, c.forType(f.Type), strings.Contains(options, "omitempty"), strings.Contains(options, "omitzero")})
+		fields = append(fields, jsonField{
+			i, c.forType(f.Type), strings.Contains(options, "omitempty"),
+			strings.Contains(options, "omitzero"),
+		})
 	}
 	return func(to, from reflect.Value) error {
 		to.SetZero()

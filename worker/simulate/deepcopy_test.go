@@ -82,10 +82,17 @@ func TestDeepCopyEqualsJSONRoundTrip(t *testing.T) {
 func fillRandom(r *rand.Rand, v reflect.Value, depth int) {
 	switch v.Type() {
 	case reflect.TypeFor[time.Time]():
-		v.Set(reflect.ValueOf([]time.Time{{}, time.Unix(r.Int64N(1e9), r.Int64N(1e9)).UTC(), time.Now(), time.Now().UTC(), time.Unix(5, 0).In(time.FixedZone("", 3600))}[r.IntN(5)]))
+		v.Set(reflect.ValueOf([]time.Time{
+			{},
+			time.Unix(r.Int64N(1e9), r.Int64N(1e9)).UTC(), time.Now(), time.Now().UTC(),
+			time.Unix(5, 0).In(time.FixedZone("", 3600)),
+		}[r.IntN(5)]))
 		return
 	case reflect.TypeFor[json.RawMessage]():
-		v.Set(reflect.ValueOf([]json.RawMessage{nil, json.RawMessage(`{"a": "<b>",  "c": [1, 2]}`), json.RawMessage(`null`)}[r.IntN(3)]))
+		v.Set(reflect.ValueOf([]json.RawMessage{
+			nil, json.RawMessage(`{"a": "<b>",  "c": [1, 2]}`),
+			json.RawMessage(`null`),
+		}[r.IntN(3)]))
 		return
 	}
 	switch v.Kind() {

@@ -13,10 +13,12 @@ import (
 func Divergences(rec recording.Recording, r Result) []string {
 	var was, is []string
 	for _, s := range rec.Steps {
-		was = append(was, fmt.Sprintf("%s: %s %s on %q was %s: %s", s.Playbook, s.Step, s.Action, s.Target, s.Outcome, s.Reason))
+		was = append(was, fmt.Sprintf("%s: %s %s on %q was %s: %s", s.Playbook, s.Step, s.Action, s.Target, s.Outcome,
+			s.Reason))
 	}
 	for _, s := range r.Steps {
-		is = append(is, fmt.Sprintf("%s: %s %s on %q was %s: %s", s.Playbook, s.Step, s.Action, s.Target, s.Outcome, s.Reason))
+		is = append(is, fmt.Sprintf("%s: %s %s on %q was %s: %s", s.Playbook, s.Step, s.Action, s.Target, s.Outcome,
+			s.Reason))
 	}
 	for _, p := range rec.Playbooks {
 		was = append(was, fmt.Sprintf("the playbook %s was started", p.Name))
@@ -41,7 +43,8 @@ func Divergences(rec recording.Recording, r Result) []string {
 		if a.Operation == recording.OperationApply && a.RefusalReason != "" {
 			refused[a.Action+" "+a.Target]++
 		}
-		if d := a.GuardDecision; (a.Operation == recording.OperationPlan || a.Operation == recording.OperationApply) && d != nil && (a.RefusalReason == "" || d.Guard != "" && d.Guard != "action") {
+		if d := a.GuardDecision; (a.Operation == recording.OperationPlan || a.Operation == recording.OperationApply) &&
+			d != nil && (a.RefusalReason == "" || d.Guard != "" && d.Guard != "action") {
 			was = append(was, said(string(a.Operation), a.Action, a.Target, d.Verdict, d.Guard, d.Reason, d.Phase))
 		}
 	}

@@ -26,7 +26,9 @@ type FakeCall struct {
 type FakeFunc func(FakeCall) (recording.ActionResult, bool)
 
 // resultFor returns the fake result, or the recording's next one.
-func (t *replayer) resultFor(ctx context.Context, op recording.Operation, r activities.Request) (recording.ActionResult, bool) {
+func (t *replayer) resultFor(ctx context.Context, op recording.Operation, r activities.Request) (recording.ActionResult,
+	bool,
+) {
 	if a, ok := t.fakedResult(ctx, op, r); ok {
 		return a, true
 	}
@@ -38,7 +40,9 @@ const wakeSignal = "simulation-wake"
 
 type durationContextKey struct{}
 
-func (t *replayer) fakedResult(ctx context.Context, op recording.Operation, r activities.Request) (recording.ActionResult, bool) {
+func (t *replayer) fakedResult(ctx context.Context, op recording.Operation,
+	r activities.Request,
+) (recording.ActionResult, bool) {
 	if t.simulation.options.FakeResults == nil {
 		return recording.ActionResult{}, false
 	}

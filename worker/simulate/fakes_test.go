@@ -38,13 +38,16 @@ func TestFakeReplacesRecordedResult(t *testing.T) {
 	require.Equal(t, playbooks.OutcomeRefused, step(refused, "pod.isolate").Outcome)
 	require.NotEmpty(t, step(refused, "pod.freeze").Outcome, "on_failure runs")
 
-	slow := step(with(only(recording.OperationObserve, "process.snapshot", recording.ActionResult{Outcome: playbooks.OutcomeSucceeded, DurationMS: 4000})), "process.snapshot")
+	slow := step(with(only(recording.OperationObserve, "process.snapshot",
+		recording.ActionResult{Outcome: playbooks.OutcomeSucceeded, DurationMS: 4000})), "process.snapshot")
 	require.Equal(t, playbooks.OutcomeSucceeded, slow.Outcome)
 	require.InDelta(t, 4000, slow.AtMS, 500, "on a busy machine the simulated clock advances")
 
-	hung := with(only(recording.OperationObserve, "process.snapshot", recording.ActionResult{Outcome: playbooks.OutcomeSucceeded, DurationMS: 3_600_000}))
+	hung := with(only(recording.OperationObserve, "process.snapshot",
+		recording.ActionResult{Outcome: playbooks.OutcomeSucceeded, DurationMS: 3_600_000}))
 	require.Equal(t, playbooks.OutcomeFailed, step(hung, "process.snapshot").Outcome)
-	require.Equal(t, playbooks.OutcomeChanged, step(hung, "pod.isolate").Outcome, "evidence that hangs does not stop a containment")
+	require.Equal(t, playbooks.OutcomeChanged, step(hung, "pod.isolate").Outcome,
+		"evidence that hangs does not stop a containment")
 
 	tries := 0
 	again := with(func(c simulate.FakeCall) (recording.ActionResult, bool) {

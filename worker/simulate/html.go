@@ -76,7 +76,11 @@ type barSegment struct {
 // Close writes the page.
 func (p *HTMLReport) Close(all *Totals) error {
 	t, err := template.New("report").Funcs(template.FuncMap{
-		"plain": redact.EscapeControlChars, "short": func(s string) string { return redact.EscapeControlChars(shortTargetID(s)) }, "at": formatMoment, "span": formatDuration, "held": describeHeldDuration,
+		"plain":   redact.EscapeControlChars,
+		"short":   func(s string) string { return redact.EscapeControlChars(shortTargetID(s)) },
+		"at":      formatMoment,
+		"span":    formatDuration,
+		"held":    describeHeldDuration,
 		"verdict": func(d GuardDecision) string { return verdictTexts[d.Verdict] },
 	}).Parse(pageTemplate)
 	if err != nil {
@@ -94,14 +98,21 @@ func (p *HTMLReport) Close(all *Totals) error {
 	}
 	for _, k := range ChangeKinds {
 		if of := all.ChangesByKind[k.Name]; of.Incidents > 0 {
-			kinds = append(kinds, barSegment{k.Name, k.Doc, of.Incidents, 100 * float64(of.Incidents) / float64(max(1, all.Incidents)), of.FirstRecordings})
+			kinds = append(kinds, barSegment{
+				k.Name, k.Doc, of.Incidents,
+				100 * float64(of.Incidents) / float64(max(1, all.Incidents)), of.FirstRecordings,
+			})
 		}
 	}
 	for _, name := range slices.Sorted(maps.Keys(all.PlaybookRuns)) {
-		ran = append(ran, barSegment{Name: name, Count: all.PlaybookRuns[name], Percent: 100 * float64(all.PlaybookRuns[name]) / float64(max(1, all.Incidents))})
+		ran = append(ran, barSegment{
+			Name: name, Count: all.PlaybookRuns[name],
+			Percent: 100 * float64(all.PlaybookRuns[name]) / float64(max(1, all.Incidents)),
+		})
 	}
 	err = t.Execute(p.w, map[string]any{
-		"Summary": all.Summarize(), "Totals": all, "Against": p.hasBaseline, "Outcomes": outcomes, "Kinds": kinds, "Playbooks": ran, "Incidents": p.timelines, "Rows": p.rows, "More": p.omittedRows, "Corpus": all.Incidents > 1,
+		"Summary": all.Summarize(), "Totals": all, "Against": p.hasBaseline, "Outcomes": outcomes, "Kinds": kinds,
+		"Playbooks": ran, "Incidents": p.timelines, "Rows": p.rows, "More": p.omittedRows, "Corpus": all.Incidents > 1,
 	})
 	if err != nil {
 		return fmt.Errorf("write the page: %w", err)
@@ -114,7 +125,10 @@ func WriteHTML(w io.Writer, r SimulationReport) error {
 	p, t := NewHTMLReport(w, r.Changes != nil), NewTotals(r.Changes != nil)
 	for _, one := range r.Results {
 		o := RecordingOutcome{Result: one}
-		if i := slices.IndexFunc(r.Changes, func(c IncidentChange) bool { return c.RecordingFile == one.RecordingFile }); i >= 0 {
+		if i := slices.IndexFunc(
+			r.Changes,
+			func(c IncidentChange) bool { return c.RecordingFile == one.RecordingFile },
+		); i >= 0 {
 			o.Change = &r.Changes[i]
 		}
 		t.AddOutcome(o)

@@ -51,7 +51,10 @@ func (k *inMemoryConverter) ToPayload(value any) (*commonpb.Payload, error) {
 	defer k.mu.Unlock()
 	k.storedValues = append(k.storedValues, kept)
 	data := binary.BigEndian.AppendUint64(nil, uint64(len(k.storedValues)-1))
-	return &commonpb.Payload{Metadata: map[string][]byte{converter.MetadataEncoding: []byte(inMemoryEncoding)}, Data: data}, nil
+	return &commonpb.Payload{
+		Metadata: map[string][]byte{converter.MetadataEncoding: []byte(inMemoryEncoding)},
+		Data:     data,
+	}, nil
 }
 
 // FromPayload returns a copy of the stored value.

@@ -40,7 +40,8 @@ func (s *simulation) scheduleLeaseChanges(r activities.Request) {
 			if known || release.LeaseID != l.Report.ID {
 				continue
 			}
-			s.testEnvironment.RegisterDelayedCallback(func() { s.applyLeaseChange(r, release) }, max(time.Duration(release.OffsetMS-min(applied, now))*time.Millisecond, time.Millisecond))
+			s.testEnvironment.RegisterDelayedCallback(func() { s.applyLeaseChange(r, release) },
+				max(time.Duration(release.OffsetMS-min(applied, now))*time.Millisecond, time.Millisecond))
 		}
 	}
 }
@@ -53,18 +54,22 @@ func (s *simulation) applyLeaseChange(r activities.Request, was recording.LeaseC
 	for _, id := range ids {
 		var m lease.Machine
 		value, err := s.testEnvironment.QueryWorkflowByID(id, workflows.QueryLease)
-		if err != nil || value.Get(&m) != nil || m.Action != r.Action || m.Target.ID() != r.Target.ID() || m.State != lease.StateHeld {
+		if err != nil || value.Get(&m) != nil || m.Action != r.Action || m.Target.ID() != r.Target.ID() ||
+			m.State != lease.StateHeld {
 			continue
 		}
 		now := s.testEnvironment.Now()
 		g := attestation.Grant{
-			Nonce: fmt.Sprintf("simulated-%s-%d", m.LeaseID, was.OffsetMS), Operation: attestation.OperationRelease, LeaseID: m.LeaseID, IncidentID: m.IncidentRef.ID, Namespace: m.Target.Namespace, DrillOnly: s.recording.Incident.Drill,
-			Targets: []string{m.Target.ID()}, GrantedBy: was.GrantedBy, IssuedAt: now, ExpiresAt: now.Add(time.Hour),
+			Nonce: fmt.Sprintf("simulated-%s-%d", m.LeaseID, was.OffsetMS), Operation: attestation.OperationRelease,
+			LeaseID: m.LeaseID, IncidentID: m.IncidentRef.ID, Namespace: m.Target.Namespace,
+			DrillOnly: s.recording.Incident.Drill,
+			Targets:   []string{m.Target.ID()}, GrantedBy: was.GrantedBy, IssuedAt: now, ExpiresAt: now.Add(time.Hour),
 		}
 		who := strings.Join(was.GrantedBy, ", ")
 		if was.ExtendedUntilMS == 0 {
 			signed, err := s.authority.Sign(attestation.PayloadTypeGrant, g)
-			if err == nil && s.testEnvironment.SignalWorkflowByID(id, workflows.SignalReleaseLease, lease.ReleaseSignal{Grant: signed}) == nil {
+			if err == nil && s.testEnvironment.SignalWorkflowByID(id, workflows.SignalReleaseLease,
+				lease.ReleaseSignal{Grant: signed}) == nil {
 				s.addEvent("release", "%s releases %s on %s", who, r.Action, r.Target)
 			}
 			continue
@@ -72,7 +77,8 @@ func (s *simulation) applyLeaseChange(r activities.Request, was recording.LeaseC
 		until := now.Add(time.Duration(was.ExtendedUntilMS-was.OffsetMS) * time.Millisecond)
 		g.Operation, g.NewEnd = attestation.OperationExtend, until
 		signed, err := s.authority.Sign(attestation.PayloadTypeGrant, g)
-		if err == nil && s.testEnvironment.SignalWorkflowByID(id, workflows.SignalExtendLease, lease.ExtendSignal{ExpiresAt: until, Grant: signed}) == nil {
+		if err == nil && s.testEnvironment.SignalWorkflowByID(id, workflows.SignalExtendLease,
+			lease.ExtendSignal{ExpiresAt: until, Grant: signed}) == nil {
 			s.addEvent("release", "%s extends %s on %s by %s", who, r.Action, r.Target, duration.Format(until.Sub(now)))
 		}
 	}

@@ -19,7 +19,9 @@ type ManualRequestMatcher interface {
 // noManualRequests is a library without manual requests.
 type noManualRequests struct{}
 
-func (noManualRequests) MatchManualRequest(_ context.Context, r sensors.ManualRequest) (incident.SelectedPlaybook, error) {
+func (noManualRequests) MatchManualRequest(_ context.Context, r sensors.ManualRequest) (incident.SelectedPlaybook,
+	error,
+) {
 	return incident.SelectedPlaybook{}, fmt.Errorf("%s is not in this simulation", r.Describe())
 }
 
@@ -32,7 +34,10 @@ func (s *simulation) manualRequestOf(d sensors.Detection) *attestation.ManualReq
 	if d.ManualRequest == nil {
 		return nil
 	}
-	out := &attestation.ManualRequest{Person: d.ManualRequest.Person, AuthenticatedBy: d.ManualRequest.AuthenticatedBy, Reason: d.ManualRequest.Reason}
+	out := &attestation.ManualRequest{
+		Person: d.ManualRequest.Person, AuthenticatedBy: d.ManualRequest.AuthenticatedBy,
+		Reason: d.ManualRequest.Reason,
+	}
 	program, err := s.requestMatcher.ProgramForRequest(*d.ManualRequest)
 	if err != nil {
 		s.addEvent("error", "%v", err)

@@ -21,7 +21,9 @@ type checkedProgram struct {
 	problems diagnostic.Diagnostics
 }
 
-func (p *programCache) loadCached(in playbook.Input, catalog playbooks.Catalog) (*playbooks.Program, diagnostic.Diagnostics) {
+func (p *programCache) loadCached(in playbook.Input, catalog playbooks.Catalog) (*playbooks.Program,
+	diagnostic.Diagnostics,
+) {
 	var key strings.Builder
 	key.WriteString(in.File + "\x00" + string(in.Source))
 	for _, called := range in.Callees {

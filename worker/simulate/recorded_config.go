@@ -19,7 +19,8 @@ import (
 func (s *simulation) guardConfigAndInput() (*config.Config, incident.Input) {
 	was := s.recording.Incident
 	in := incident.Input{
-		ID: was.ID, GroupingKey: was.GroupingKey, Cluster: was.Cluster, Scope: was.Scope, Phase: was.Phase, Drill: was.Drill, IdleTimeout: time.Duration(was.IdleTimeoutMS) * time.Millisecond,
+		ID: was.ID, GroupingKey: was.GroupingKey, Cluster: was.Cluster, Scope: was.Scope, Phase: was.Phase, Drill: was.Drill,
+		IdleTimeout: time.Duration(was.IdleTimeoutMS) * time.Millisecond,
 		LeaseTiming: lease.Timing{VerifyInterval: s.verifyInterval(), Route: workflows.ActivityRoute{LocalOnly: true}},
 	}
 	namespace := s.recording.Detections[0].Detection.Event.Container.Pod.Namespace
@@ -43,7 +44,8 @@ func (s *simulation) guardConfigAndInput() (*config.Config, incident.Input) {
 		scope := cfg.ScopeForNamespace(namespace)
 		in.Drill, in.Phase, in.Scope = false, s.options.Phase, scope.Name
 	}
-	s.result.Phase, s.result.Scope, s.result.Drill, s.result.Workload = in.Phase, in.Scope, in.Drill, strings.TrimPrefix(in.GroupingKey, in.Cluster+"/")
+	s.result.Phase, s.result.Scope, s.result.Drill, s.result.Workload = in.Phase, in.Scope, in.Drill,
+		strings.TrimPrefix(in.GroupingKey, in.Cluster+"/")
 	return cfg, in
 }
 
@@ -114,7 +116,10 @@ func applyRecordedConfig(c *config.Config, scope *config.Scope, rec recording.Re
 		if len(in.Approvers.Groups)+len(in.Approvers.Users) > 0 && !rec.Incident.Drill {
 			scope.Approvers = toConfigApprovers(in.Approvers)
 		}
-		c.Budget = config.Budget{MaxPerHour: in.MaxPerHour, MaxFraction: in.MaxFraction, MaxDuration: config.Duration(time.Duration(in.MaxDurationMS) * time.Millisecond)}
+		c.Budget = config.Budget{
+			MaxPerHour: in.MaxPerHour, MaxFraction: in.MaxFraction,
+			MaxDuration: config.Duration(time.Duration(in.MaxDurationMS) * time.Millisecond),
+		}
 		if p := in.ProtectedBy; p != nil {
 			c.ProtectedTargets.Namespaces = appendUnique(c.ProtectedTargets.Namespaces, p.Namespace)
 			c.ProtectedTargets.Workloads = appendUnique(c.ProtectedTargets.Workloads, p.Workload)
@@ -131,9 +136,15 @@ func appendUnique(list []string, one string) []string {
 }
 
 func toConfigApprovers(a recording.Approvers) config.Approvers {
-	out := config.Approvers{Groups: a.Groups, Users: a.Users, Quorum: a.Quorum, Timeout: config.Duration(time.Duration(a.TimeoutMS) * time.Millisecond)}
+	out := config.Approvers{
+		Groups: a.Groups, Users: a.Users, Quorum: a.Quorum,
+		Timeout: config.Duration(time.Duration(a.TimeoutMS) * time.Millisecond),
+	}
 	if e := a.Escalate; e != nil {
-		out.Escalate = &config.Escalation{After: config.Duration(time.Duration(e.EscalateAfterMS) * time.Millisecond), Groups: e.Groups, Users: e.Users}
+		out.Escalate = &config.Escalation{
+			After:  config.Duration(time.Duration(e.EscalateAfterMS) * time.Millisecond),
+			Groups: e.Groups, Users: e.Users,
+		}
 	}
 	return out
 }

@@ -96,7 +96,8 @@ func (b simulatedBudget) CheckLeft(f guards.Input) string {
 		return ""
 	}
 	hour, held := b.UsedCounts(f)
-	return guards.BudgetExceededReason(f, max(hour, b.recordedInputs.UsedLastHour), max(held, b.recordedInputs.ContainedSiblings))
+	return guards.BudgetExceededReason(f, max(hour, b.recordedInputs.UsedLastHour),
+		max(held, b.recordedInputs.ContainedSiblings))
 }
 
 // Spend uses the budget for one containment, or returns why it is used up.
@@ -120,7 +121,8 @@ func (r recordedTargets) ResolveTarget(_ context.Context, t playbooks.Target) ac
 	if r.recordedInputs != nil && r.recordedInputs.TargetFacts != nil {
 		f := r.recordedInputs.TargetFacts
 		return activities.TargetFacts{
-			UnresolvedReason: f.UnresolvedReason, OutsideCluster: f.OutsideCluster, Namespace: f.Namespace, Pod: f.Pod, Node: f.Node, HostNetwork: f.HostNetwork,
+			UnresolvedReason: f.UnresolvedReason, OutsideCluster: f.OutsideCluster, Namespace: f.Namespace, Pod: f.Pod,
+			Node: f.Node, HostNetwork: f.HostNetwork,
 			Owners: f.Owners, IncompleteReason: f.IncompleteReason, Replicas: f.Replicas,
 		}
 	}
@@ -153,7 +155,8 @@ func (r recordedTargets) ResolveTarget(_ context.Context, t playbooks.Target) ac
 func (s *simulation) scheduleTriage() {
 	s.sentTriage = make([]bool, len(s.recording.TriageDecisions))
 	for i, m := range s.recording.TriageDecisions {
-		s.testEnvironment.RegisterDelayedCallback(func() { s.sendTriage(i) }, max(time.Duration(m.OffsetMS)*time.Millisecond, time.Millisecond))
+		s.testEnvironment.RegisterDelayedCallback(func() { s.sendTriage(i) }, max(time.Duration(m.OffsetMS)*time.Millisecond,
+			time.Millisecond))
 	}
 }
 
@@ -168,7 +171,8 @@ func (s *simulation) scheduleTriageAfterRequest(askedMS int64) {
 	}
 	for i, m := range s.recording.TriageDecisions {
 		if m.OffsetMS >= askedMS && (next < 0 || m.OffsetMS < next) {
-			s.testEnvironment.RegisterDelayedCallback(func() { s.sendTriage(i) }, max(time.Duration(m.OffsetMS-askedMS)*time.Millisecond, time.Millisecond))
+			s.testEnvironment.RegisterDelayedCallback(func() { s.sendTriage(i) },
+				max(time.Duration(m.OffsetMS-askedMS)*time.Millisecond, time.Millisecond))
 		}
 	}
 }
@@ -184,5 +188,8 @@ func (s *simulation) sendTriage(i int) {
 		what = m.Person + " resolves the incident as " + kind.Describe()
 	}
 	s.addEvent("triage", "%s", what)
-	s.testEnvironment.SignalWorkflow(workflows.SignalTriage, incident.TriageDecision{Kind: incident.TriageKind(m.Kind), Person: m.Person, Reason: m.Reason})
+	s.testEnvironment.SignalWorkflow(workflows.SignalTriage, incident.TriageDecision{
+		Kind:   incident.TriageKind(m.Kind),
+		Person: m.Person, Reason: m.Reason,
+	})
 }

@@ -20,7 +20,8 @@ var _ activities.Guards = (*recordingGuards)(nil)
 func (h *recordingGuards) Decide(ctx context.Context, q activities.GuardInput) (activities.GuardDecision, error) {
 	in := h.simulation.inputsFor(q)
 	chain := *h.GuardChain
-	chain.KillSwitch, chain.Budget, chain.TargetResolver = recordedKillSwitch{in}, simulatedBudget{h.budgetWindow, in}, recordedTargets{h.simulation, in}
+	chain.KillSwitch, chain.Budget, chain.TargetResolver = recordedKillSwitch{in}, simulatedBudget{h.budgetWindow, in},
+		recordedTargets{h.simulation, in}
 	if in != nil && in.ProtectedBy != nil && in.ProtectedBy.IsStanch {
 		chain.OwnPodUIDs = []string{q.Request.Target.UID}
 	}
@@ -31,12 +32,16 @@ func (h *recordingGuards) Decide(ctx context.Context, q activities.GuardInput) (
 	s := h.simulation
 	s.rememberTarget(q.Request.Target)
 	target := q.Request.Target.ID()
-	one := GuardDecision{Action: q.Request.Action, Target: target, Verdict: d.Verdict, Guard: d.Guard, Reason: d.Reason, Phase: d.Phase, AtMS: s.elapsedMS(), AtEnforcement: q.Enforce}
+	one := GuardDecision{
+		Action: q.Request.Action, Target: target, Verdict: d.Verdict, Guard: d.Guard, Reason: d.Reason,
+		Phase: d.Phase, AtMS: s.elapsedMS(), AtEnforcement: q.Enforce,
+	}
 	s.mu.Lock()
 	s.result.Decisions = append(s.result.Decisions, one)
 	s.mu.Unlock()
 	if s.isNewDecision(one) {
-		s.addEvent("decision", "%s on %s: %s (guard %s: %s)", q.Request.Action, s.targetName(target), verdictTexts[d.Verdict], d.Guard, d.Reason)
+		s.addEvent("decision", "%s on %s: %s (guard %s: %s)", q.Request.Action, s.targetName(target), verdictTexts[d.Verdict],
+			d.Guard, d.Reason)
 	}
 	return d, nil
 }

@@ -31,7 +31,10 @@ func resultKey(op recording.Operation, action, target string) string {
 
 // newActions returns one replaying action for each action of the catalog.
 func (s *simulation) newActions() []activities.Action {
-	t := &replayer{simulation: s, resultsByKey: map[string][]recording.ActionResult{}, nextIndex: map[string]int{}, effectIndex: map[string]int{}}
+	t := &replayer{
+		simulation: s, resultsByKey: map[string][]recording.ActionResult{}, nextIndex: map[string]int{},
+		effectIndex: map[string]int{},
+	}
 	s.replayer = t
 	for _, a := range s.recording.ActionResults {
 		k := resultKey(a.Operation, a.Action, a.Target)
@@ -162,7 +165,10 @@ func (c *fakeContainment) Plan(ctx context.Context, r activities.Request) (activ
 	case a.FailureReason != "":
 		return activities.Plan{}, recordedFailure(a, fmt.Sprintf("plan %s of %s: ", r.Action, r.Target))
 	}
-	plan := activities.Plan{Changes: a.Changes, Warnings: a.Warnings, PriorState: a.PriorState, NothingToDo: a.NothingToDo, AlreadyHeld: a.AlreadyHeld}
+	plan := activities.Plan{
+		Changes: a.Changes, Warnings: a.Warnings, PriorState: a.PriorState, NothingToDo: a.NothingToDo,
+		AlreadyHeld: a.AlreadyHeld,
+	}
 	if ok && !isSameJSON(a.Params, r.Params) {
 		plan.Warnings = append(plan.Warnings[:len(plan.Warnings):len(plan.Warnings)],
 			"the recorded plan has other parameters")
@@ -198,7 +204,9 @@ func isSameJSON(a, b json.RawMessage) bool {
 
 // Apply returns the recorded effect. If there is a plan without an effect, because nobody permitted it, the effect is
 // assumed and marked.
-func (c *fakeContainment) Apply(ctx context.Context, r activities.Request, _ json.RawMessage, _ attestation.Envelope) (activities.Effect, error) {
+func (c *fakeContainment) Apply(ctx context.Context, r activities.Request, _ json.RawMessage,
+	_ attestation.Envelope,
+) (activities.Effect, error) {
 	a, ok := c.resultFor(ctx, recording.OperationApply, r)
 	assumed := false
 	if !ok || a.GuardDecision != nil && a.GuardDecision.Verdict != string(activities.VerdictRun) && a.RefusalReason == "" {
@@ -232,7 +240,10 @@ func (c *fakeContainment) rememberEffect(r activities.Request, a recording.Actio
 		return
 	}
 	c.simulation.mu.Lock()
-	c.simulation.result.Effects = append(c.simulation.result.Effects, ContainmentEffect{Action: r.Action, Target: r.Target.ID(), Params: string(r.Params), Outcome: a.Outcome, AppliedAtMS: at, Assumed: assumed})
+	c.simulation.result.Effects = append(c.simulation.result.Effects, ContainmentEffect{
+		Action: r.Action,
+		Target: r.Target.ID(), Params: string(r.Params), Outcome: a.Outcome, AppliedAtMS: at, Assumed: assumed,
+	})
 	n := len(c.simulation.result.Effects)
 	c.simulation.mu.Unlock()
 	c.mu.Lock()
@@ -250,7 +261,8 @@ func (c *fakeContainment) rememberEffect(r activities.Request, a recording.Actio
 func (c *fakeContainment) Verify(_ context.Context, r activities.Request, _ json.RawMessage) (bool, string, error) {
 	c.mu.Lock()
 	held := c.effectIndex[r.Action+"\x00"+r.Target.ID()] > 0
-	left := c.nextIndex[resultKey(recording.OperationVerify, r.Action, r.Target.ID())] < len(c.resultsByKey[resultKey(recording.OperationVerify, r.Action, r.Target.ID())])
+	left := c.nextIndex[resultKey(recording.OperationVerify, r.Action,
+		r.Target.ID())] < len(c.resultsByKey[resultKey(recording.OperationVerify, r.Action, r.Target.ID())])
 	c.mu.Unlock()
 	if !held || !left {
 		return held, "", nil
@@ -269,7 +281,9 @@ func (c *fakeContainment) Verify(_ context.Context, r activities.Request, _ json
 }
 
 // Undo undoes the effect, after the recorded failures.
-func (c *fakeContainment) Undo(_ context.Context, r activities.Request, _ json.RawMessage, _ *attestation.Envelope) (*activities.Drift, error) {
+func (c *fakeContainment) Undo(_ context.Context, r activities.Request, _ json.RawMessage,
+	_ *attestation.Envelope,
+) (*activities.Drift, error) {
 	c.mu.Lock()
 	k := resultKey(recording.OperationUndo, r.Action, r.Target.ID())
 	left := c.nextIndex[k] < len(c.resultsByKey[k])

@@ -24,9 +24,12 @@ func withUserPlaybooks(t testing.TB, own ...string) simulate.Options {
 	}
 	programs, problems := playbooks.LoadPlaybooks(sources, worker.ActionCatalog())
 	require.NoError(t, problems.WithoutWarnings().Err())
-	return simulate.Options{Catalog: worker.ActionCatalog(), Phase: 3, NewMatchFunc: func(a activities.Authority) simulate.MatchFunc {
-		return worker.NewFixedLibrary(a, programs...).MatchPlaybooks
-	}}
+	return simulate.Options{
+		Catalog: worker.ActionCatalog(), Phase: 3,
+		NewMatchFunc: func(a activities.Authority) simulate.MatchFunc {
+			return worker.NewFixedLibrary(a, programs...).MatchPlaybooks
+		},
+	}
 }
 
 const twoApproverPlaybook = `playbook: four-eyes
@@ -52,7 +55,8 @@ func TestShippedPlaybookYieldsToUserPlaybook(t *testing.T) {
 	require.Equal(t, "denied", outcomeOfAction(r, "approval"))
 	require.Len(t, r.FinalIncident.NotSelected, 1)
 	require.Equal(t, "cryptominer", r.FinalIncident.NotSelected[0].Playbook)
-	require.Equal(t, "it matches, but four-eyes also contains and precedes it (priority 100 over 0)", r.FinalIncident.NotSelected[0].Reason)
+	require.Equal(t, "it matches, but four-eyes also contains and precedes it (priority 100 over 0)",
+		r.FinalIncident.NotSelected[0].Reason)
 }
 
 // refuseEffect makes an action refuse its effect, long after enrichment has ended.
@@ -85,7 +89,10 @@ func TestFallbackPlaybookRunsWhenFirstContainsNothing(t *testing.T) {
 // What a phase, the kill switch or people deny to one playbook is denied to all.
 func TestFallbackPlaybookCannotBypassDenial(t *testing.T) {
 	o := withUserPlaybooks(t, twoApproverPlaybook)
-	o.ApprovalAnswers.ExplicitAnswers = []simulate.ApprovalAnswer{{Person: "alice", YesOrNo: "no", Groups: []string{"responders"}}}
+	o.ApprovalAnswers.ExplicitAnswers = []simulate.ApprovalAnswer{{
+		Person: "alice", YesOrNo: "no",
+		Groups: []string{"responders"},
+	}}
 	r := runSimulation(t, loadRecording(t, "cryptominer"), o)
 	require.Equal(t, []string{"four-eyes"}, r.Playbooks)
 	require.Empty(t, r.Effects)
@@ -99,10 +106,16 @@ func TestFallbackPlaybookCannotBypassDenial(t *testing.T) {
 	paused := loadRecording(t, "cryptominer")
 	for i := range paused.ActionResults {
 		if d := paused.ActionResults[i].GuardDecision; d != nil {
-			d.GuardInputs = &recording.GuardInputs{ConfidenceThreshold: 0.8, MaxPerHour: 20, MaxFraction: 0.5, MaxDurationMS: time.Hour.Milliseconds() * 24, PausedBy: "alice (uid 1000)"}
+			d.GuardInputs = &recording.GuardInputs{
+				ConfidenceThreshold: 0.8, MaxPerHour: 20, MaxFraction: 0.5,
+				MaxDurationMS: time.Hour.Milliseconds() * 24, PausedBy: "alice (uid 1000)",
+			}
 		}
 	}
-	o = withUserPlaybooks(t, "playbook: plain\nmatch: { objective: crypto-mining }\nsteps:\n  - evidence: process.snapshot\n  - contain: pod.isolate\n    for: 1m\n")
+	o = withUserPlaybooks(
+		t,
+		"playbook: plain\nmatch: { objective: crypto-mining }\nsteps:\n  - evidence: process.snapshot\n  - contain: pod.isolate\n    for: 1m\n",
+	)
 	r = runSimulation(t, paused, o)
 	require.Equal(t, []string{"plain"}, r.Playbooks)
 	require.Equal(t, "refused", outcomeOfAction(r, "pod.isolate"))
@@ -113,7 +126,10 @@ func TestFallbackPlaybookCannotBypassDenial(t *testing.T) {
 func delayEnrichment(took time.Duration) simulate.FakeFunc {
 	return func(c simulate.FakeCall) (recording.ActionResult, bool) {
 		if c.Operation == recording.OperationObserve && c.Request.Action == "workload" && c.AtMS < 100 {
-			return recording.ActionResult{DurationMS: took.Milliseconds(), Outputs: []byte(`{"replicas": 3, "same_digest_pod_count": 7}`)}, true
+			return recording.ActionResult{
+				DurationMS: took.Milliseconds(),
+				Outputs:    []byte(`{"replicas": 3, "same_digest_pod_count": 7}`),
+			}, true
 		}
 		return recording.ActionResult{}, false
 	}

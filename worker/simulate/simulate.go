@@ -153,14 +153,19 @@ func UnreadableResult(file string, err error) Result {
 
 func emptyResult(file string) Result {
 	return Result{
-		RecordingFile: file, Playbooks: []string{}, Steps: []StepResult{}, Effects: []ContainmentEffect{}, Events: []TimelineEvent{}, ApprovalRequests: []ApprovalRequest{}, AssumedResults: []string{}, Decisions: []GuardDecision{},
+		RecordingFile: file, Playbooks: []string{}, Steps: []StepResult{}, Effects: []ContainmentEffect{},
+		Events: []TimelineEvent{}, ApprovalRequests: []ApprovalRequest{}, AssumedResults: []string{},
+		Decisions: []GuardDecision{},
 	}
 }
 
 // Run simulates one recording. Errors are in the result.
 func (m *Simulator) Run(ctx context.Context, file string, rec recording.Recording) (result Result) {
 	s := &simulation{
-		Simulator: m, recording: rec, started: rec.Incident.Opened, seenRequests: map[string]bool{}, targetNames: map[string]string{}, runningPrograms: map[string]*playbooks.Program{}, lastVerdicts: map[string]activities.Verdict{}, assumedActions: map[string]bool{}, recordedInputs: newRecordedInputs(rec), scheduledLeaseChanges: map[int]bool{},
+		Simulator: m, recording: rec, started: rec.Incident.Opened, seenRequests: map[string]bool{},
+		targetNames: map[string]string{}, runningPrograms: map[string]*playbooks.Program{},
+		lastVerdicts: map[string]activities.Verdict{}, assumedActions: map[string]bool{},
+		recordedInputs: newRecordedInputs(rec), scheduledLeaseChanges: map[int]bool{},
 	}
 	s.result = emptyResult(file)
 	s.result.IncidentID = rec.Incident.ID
@@ -220,23 +225,32 @@ func (s *simulation) runWorkflows() error {
 	env.SetWorkerOptions(sdkworker.Options{DeadlockDetectionTimeout: limit, BuildID: "simulation"})
 	s.inMemoryConverter = newInMemoryConverter(&s.deepCopier)
 	env.SetDataConverter(s.inMemoryConverter)
-	env.SetStartWorkflowOptions(client.StartWorkflowOptions{ID: workflows.IncidentWorkflowID(in.GroupingKey), TaskQueue: workflows.TaskQueue})
+	env.SetStartWorkflowOptions(client.StartWorkflowOptions{
+		ID:        workflows.IncidentWorkflowID(in.GroupingKey),
+		TaskQueue: workflows.TaskQueue,
+	})
 	// Reports to a workflow that has ended are not an error in production either.
 	env.OnSignalExternalWorkflow(mock.Anything, mock.Anything, mock.Anything, mock.Anything,
 		mock.Anything).Return(errors.New("the workflow has ended"))
 
 	set := activities.NewActivities(s.newActions()...)
 	chain := &guards.GuardChain{Config: cfg, Keyring: s.authority.keyring}
-	set.Guards, set.ScopeApprovers, set.Authority, set.Now, set.Log = &recordingGuards{GuardChain: chain, budgetWindow: guards.NewBudgetWindow(nil), simulation: s}, chain, s.authority, env.Now, slog.New(slog.DiscardHandler)
+	set.Guards, set.ScopeApprovers, set.Authority, set.Now, set.Log = &recordingGuards{
+		GuardChain:   chain,
+		budgetWindow: guards.NewBudgetWindow(nil), simulation: s,
+	}, chain, s.authority, env.Now, slog.New(slog.DiscardHandler)
 	leases := &lease.Workflows{Catalog: s.options.Catalog}
 	plays := &playbook.Workflows{Catalog: s.options.Catalog, Leases: leases, Load: s.programCache.loadCached}
 	incidents := &incident.Workflows{Playbooks: plays}
 	env.RegisterWorkflow(leases.Lease)
 	env.RegisterWorkflow(plays.Playbook)
 	env.RegisterWorkflow(incidents.Incident)
-	env.RegisterActivityWithOptions(&delayedActivities{Activities: set, simulation: s}, activity.RegisterOptions{SkipInvalidStructFunctions: true})
-	env.RegisterActivityWithOptions((func(context.Context, playbooks.Incident) ([]incident.SelectedPlaybook, error))(s.matchPlaybooks), activity.RegisterOptions{Name: incident.MatchPlaybooksActivity})
-	env.RegisterActivityWithOptions(s.requestMatcher.MatchManualRequest, activity.RegisterOptions{Name: incident.MatchManualRequestActivity})
+	env.RegisterActivityWithOptions(&delayedActivities{Activities: set, simulation: s},
+		activity.RegisterOptions{SkipInvalidStructFunctions: true})
+	env.RegisterActivityWithOptions((func(context.Context, playbooks.Incident) ([]incident.SelectedPlaybook,
+		error))(s.matchPlaybooks), activity.RegisterOptions{Name: incident.MatchPlaybooksActivity})
+	env.RegisterActivityWithOptions(s.requestMatcher.MatchManualRequest,
+		activity.RegisterOptions{Name: incident.MatchManualRequestActivity})
 	s.watchWorkflows(cfg)
 	s.sendDetections(in)
 	s.scheduleTriage()
@@ -282,8 +296,10 @@ func (s *simulation) sendDetections(in incident.Input) {
 					drill = s.drillRegistration(target.ID())
 				}
 				signed, err := s.authority.Sign(attestation.PayloadTypeAttestation, attestation.Attestation{
-					DetectionID: d.ID, DetectionHash: attestation.HashJSON(d), TargetID: target.ID(), Rule: d.Rule, Objective: string(d.Objective), Severity: string(d.Severity), Confidence: d.Confidence,
-					Node: d.Node, Namespace: d.Event.Container.Pod.Namespace, Workload: incident.WorkloadOfDetection(d).String(), Scope: scope, Drill: drill, AcceptedAt: now, TargetConfirmed: d.Event.Container.Pod.Namespace != "",
+					DetectionID: d.ID, DetectionHash: attestation.HashJSON(d), TargetID: target.ID(), Rule: d.Rule,
+					Objective: string(d.Objective), Severity: string(d.Severity), Confidence: d.Confidence,
+					Node: d.Node, Namespace: d.Event.Container.Pod.Namespace, Workload: incident.WorkloadOfDetection(d).String(),
+					Scope: scope, Drill: drill, AcceptedAt: now, TargetConfirmed: d.Event.Container.Pod.Namespace != "",
 					ManualRequest: s.manualRequestOf(d),
 				})
 				if err != nil {
@@ -291,7 +307,8 @@ func (s *simulation) sendDetections(in incident.Input) {
 					continue
 				}
 				attested = append(attested, incident.AttestedDetection{Detection: d, Attestation: signed})
-				alike.add(fmt.Sprintf("%s on %s: %s (rule %s, confidence %.2f)", d.Title, target, incident.Describe(d), d.Rule, d.Confidence), max(d.Count, 1))
+				alike.add(fmt.Sprintf("%s on %s: %s (rule %s, confidence %.2f)", d.Title, target, incident.Describe(d), d.Rule,
+					d.Confidence), max(d.Count, 1))
 			}
 			for _, what := range alike.countedTexts() {
 				s.addEvent("detection", "%s", what)
@@ -313,7 +330,9 @@ func (s *simulation) drillRegistration(target string) *attestation.DrillRegistra
 
 // watchWorkflows detects playbooks that start and approval requests that are made.
 func (s *simulation) watchWorkflows(cfg *config.Config) {
-	s.testEnvironment.SetOnChildWorkflowStartedListener(func(info *workflow.Info, _ workflow.Context, args converter.EncodedValues) {
+	s.testEnvironment.SetOnChildWorkflowStartedListener(func(info *workflow.Info, _ workflow.Context,
+		args converter.EncodedValues,
+	) {
 		if info.WorkflowType.Name == "Lease" {
 			s.mu.Lock()
 			s.leaseWorkflowIDs = append(s.leaseWorkflowIDs, info.WorkflowExecution.ID)
@@ -384,7 +403,9 @@ func (s *simulation) finishResult(out playbooks.Incident, in incident.Input) {
 	for _, p := range out.Playbooks {
 		for _, step := range p.Steps {
 			s.result.Steps = append(s.result.Steps, StepResult{
-				Playbook: p.Playbook, RunNumber: playbookRunNumber(p.WorkflowID), Step: step.Step, Action: step.Action, Target: step.Target, Outcome: step.Outcome, Reason: step.Reason, AtMS: step.At.Sub(s.started).Milliseconds(), Assumed: s.assumedActions[step.Action+"\x00"+step.Target],
+				Playbook: p.Playbook, RunNumber: playbookRunNumber(p.WorkflowID), Step: step.Step, Action: step.Action,
+				Target: step.Target, Outcome: step.Outcome, Reason: step.Reason, AtMS: step.At.Sub(s.started).Milliseconds(),
+				Assumed: s.assumedActions[step.Action+"\x00"+step.Target],
 			})
 		}
 		if p.Error != "" {
@@ -396,8 +417,10 @@ func (s *simulation) finishResult(out playbooks.Incident, in incident.Input) {
 	}
 	s.recordRequestWaits()
 	s.result.ClosesAtMS = out.Closed.Sub(s.started).Milliseconds()
-	s.result.Events = append(s.result.Events, TimelineEvent{AtMS: s.result.ClosesAtMS, Kind: "closed",
-		Text: fmt.Sprintf("the incident closes: idle for %s, no lease in force", in.IdleTimeout)})
+	s.result.Events = append(s.result.Events, TimelineEvent{
+		AtMS: s.result.ClosesAtMS, Kind: "closed",
+		Text: fmt.Sprintf("the incident closes: idle for %s, no lease in force", in.IdleTimeout),
+	})
 }
 
 // discardLogger discards the SDK's log.

@@ -122,7 +122,11 @@ func TestApprovalAnswers(t *testing.T) {
 	rec := loadRecording(t, "cryptominer")
 	cfg := config.Default()
 	cfg.Cluster, cfg.Phase = rec.Incident.Cluster, 3
-	cfg.People = []config.Person{{Name: "alice", Groups: []string{"responders"}}, {Name: "bob", Groups: []string{"responders"}}, {Name: "eve", Groups: []string{"visitors"}}}
+	cfg.People = []config.Person{
+		{Name: "alice", Groups: []string{"responders"}},
+		{Name: "bob", Groups: []string{"responders"}},
+		{Name: "eve", Groups: []string{"visitors"}},
+	}
 	answers := func(text string) simulate.ApprovalAnswers {
 		a, err := simulate.ParseAnswers("answers.yaml", []byte(text))
 		require.NoError(t, err)
@@ -140,12 +144,18 @@ func TestApprovalAnswers(t *testing.T) {
 		{"duplicate approval", answers(
 			"answers: [{person: alice, answer: 'yes'}, {person: alice, answer: 'yes', after: 2m}]"), "denied", 0},
 		{"not an approver", answers("answers: [{person: alice, answer: 'yes'}, {person: eve, answer: 'yes'}]"), "denied", 0},
-		{"quorum reached", answers("answers: [{person: alice, answer: 'yes'}, {person: bob, answer: 'yes', after: 5m}]"),
-			"succeeded", 300},
-		{"late approval", answers("answers: [{person: alice, answer: 'yes'}, {person: bob, answer: 'yes', after: 16m}]"),
-			"denied", 0},
-		{"one denial", answers("answers: [{person: alice, answer: 'no'}, {person: bob, answer: 'yes', after: 5m}]"), "denied",
-			0},
+		{
+			"quorum reached", answers("answers: [{person: alice, answer: 'yes'}, {person: bob, answer: 'yes', after: 5m}]"),
+			"succeeded", 300,
+		},
+		{
+			"late approval", answers("answers: [{person: alice, answer: 'yes'}, {person: bob, answer: 'yes', after: 16m}]"),
+			"denied", 0,
+		},
+		{
+			"one denial", answers("answers: [{person: alice, answer: 'no'}, {person: bob, answer: 'yes', after: 5m}]"), "denied",
+			0,
+		},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			o := optionsWith(t, quorumPlaybook)
@@ -175,7 +185,10 @@ func TestRecordedVoteIsRepeated(t *testing.T) {
 
 // Results that were not recorded are assumed from the action's spec, and marked in every report.
 func TestUnrecordedResultIsAssumedAndMarked(t *testing.T) {
-	o := optionsWith(t, "playbook: freezer\nmatch: { objective: crypto-mining }\nsteps:\n  - evidence: process.snapshot\n  - contain: pod.freeze\n    for: 30s\n")
+	o := optionsWith(
+		t,
+		"playbook: freezer\nmatch: { objective: crypto-mining }\nsteps:\n  - evidence: process.snapshot\n  - contain: pod.freeze\n    for: 30s\n",
+	)
 	r := runSimulation(t, loadRecording(t, "cryptominer"), o)
 	require.Equal(t, "unverified", outcomeOfAction(r, "pod.freeze"))
 	require.NotEmpty(t, r.AssumedResults)
@@ -190,7 +203,10 @@ func TestUnrecordedResultIsAssumedAndMarked(t *testing.T) {
 	require.Contains(t, page.String(), "Assumed, because the recording has no result")
 
 	// An unsupported target is refused as in production.
-	o = optionsWith(t, "playbook: scaler\nmatch: { objective: crypto-mining }\nsteps:\n  - evidence: process.snapshot\n  - approval: stop it\n    from: { groups: [responders] }\n    timeout: 5m\n    on_timeout: deny\n    steps:\n      - contain: workload.scale\n        target: incident.targets\n        with: { replicas: 0 }\n        for: 1h\n")
+	o = optionsWith(
+		t,
+		"playbook: scaler\nmatch: { objective: crypto-mining }\nsteps:\n  - evidence: process.snapshot\n  - approval: stop it\n    from: { groups: [responders] }\n    timeout: 5m\n    on_timeout: deny\n    steps:\n      - contain: workload.scale\n        target: incident.targets\n        with: { replicas: 0 }\n        for: 1h\n",
+	)
 	r = runSimulation(t, loadRecording(t, "cryptominer"), o)
 	require.Empty(t, r.Effects)
 	require.Equal(t, "refused", outcomeOfAction(r, "workload.scale"))
@@ -222,16 +238,28 @@ func TestRecordedFailuresAreReplayed(t *testing.T) {
 		}
 	}
 	trouble := []recording.ActionResult{
-		{Operation: recording.OperationApply, Action: "pod.isolate", Target: target, AttemptNumber: 1, FailureReason: "the node did not answer"},
-		{Operation: recording.OperationVerify, Action: "pod.isolate", Target: target, AttemptNumber: 1, InForce: false, VerifyDetail: "someone took it away"},
-		{Operation: recording.OperationUndo, Action: "pod.isolate", Target: target, AttemptNumber: 1, Drift: "it is not what it was"},
+		{
+			Operation: recording.OperationApply, Action: "pod.isolate", Target: target, AttemptNumber: 1,
+			FailureReason: "the node did not answer",
+		},
+		{
+			Operation: recording.OperationVerify, Action: "pod.isolate", Target: target, AttemptNumber: 1, InForce: false,
+			VerifyDetail: "someone took it away",
+		},
+		{
+			Operation: recording.OperationUndo, Action: "pod.isolate", Target: target, AttemptNumber: 1,
+			Drift: "it is not what it was",
+		},
 	}
 	rec.ActionResults = append(trouble, rec.ActionResults...)
 	r := runSimulation(t, rec, optionsWith(t))
 	require.Equal(t, "changed", outcomeOfAction(r, "pod.isolate"), "a failed attempt is retried")
 	text, err := json.Marshal(r.Events)
 	require.NoError(t, err)
-	for _, want := range []string{"the node did not answer", "someone took it away", "would be applied again", "someone else changed it", "would be undone"} {
+	for _, want := range []string{
+		"the node did not answer", "someone took it away", "would be applied again",
+		"someone else changed it", "would be undone",
+	} {
 		require.Contains(t, string(text), want)
 	}
 }
@@ -242,7 +270,8 @@ func TestBaselineReportsChangesOfEdit(t *testing.T) {
 		all = append(all, simulate.LoadedRecording{File: name, Recording: loadRecording(t, name)})
 	}
 	base := simulate.All(t.Context(), all, optionsWith(t))
-	require.Equal(t, "this edit changes 0 of 3 incidents", simulate.NewReport(base, simulate.All(t.Context(), all, optionsWith(t))).Summary)
+	require.Equal(t, "this edit changes 0 of 3 incidents",
+		simulate.NewReport(base, simulate.All(t.Context(), all, optionsWith(t))).Summary)
 
 	shorter := "playbook: shell-in-production\nmatch: { objective: execution }\nsteps:\n  - evidence: process.snapshot\n  - contain: pod.isolate\n    for: 5m\n"
 	catalog := worker.ActionCatalog()
@@ -274,7 +303,10 @@ func TestBaselineReportsChangesOfEdit(t *testing.T) {
 }
 
 func TestParseAnswersRejectsInvalidInput(t *testing.T) {
-	for _, text := range []string{"", "answers: []", "answers: [{person: a}]", "answers: [{person: a, answer: maybe}]", "answers: [{person: a, answer: 'yes', when: 2m}]", "answers: [{person: a, answer: 'yes', after: -2m}]"} {
+	for _, text := range []string{
+		"", "answers: []", "answers: [{person: a}]", "answers: [{person: a, answer: maybe}]",
+		"answers: [{person: a, answer: 'yes', when: 2m}]", "answers: [{person: a, answer: 'yes', after: -2m}]",
+	} {
 		_, err := simulate.ParseAnswers("a.yaml", []byte(text))
 		require.ErrorContains(t, err, "a.yaml", text)
 	}

@@ -68,7 +68,17 @@ func (a logTimeAxis) roundTicks(end int64) []timelineMark {
 	for _, t := range []struct {
 		ms   int64
 		text string
-	}{{0, "0"}, {1000, "1 s"}, {10_000, "10 s"}, {60_000, "1 min"}, {600_000, "10 min"}, {3_600_000, "1 h"}, {4 * 3_600_000, "4 h"}, {12 * 3_600_000, "12 h"}, {48 * 3_600_000, "2 d"}} {
+	}{
+		{0, "0"},
+		{1000, "1 s"},
+		{10_000, "10 s"},
+		{60_000, "1 min"},
+		{600_000, "10 min"},
+		{3_600_000, "1 h"},
+		{4 * 3_600_000, "4 h"},
+		{12 * 3_600_000, "12 h"},
+		{48 * 3_600_000, "2 d"},
+	} {
 		if x := a.percentAt(t.ms); t.ms <= end && x-last >= 9 && x < 97 {
 			out = append(out, timelineMark{LeftPercent: x, Text: t.text})
 			last = x
@@ -83,7 +93,8 @@ func newIncidentTimeline(o RecordingOutcome, n int) incidentTimeline {
 	a := newAxis(r.ClosesAtMS)
 	p.Ticks = a.roundTicks(r.ClosesAtMS)
 	if r.FirstContainmentMS != nil {
-		p.FirstContainment = &timelineMark{LeftPercent: a.percentAt(*r.FirstContainmentMS), Text: "first containment " + formatMoment(*r.FirstContainmentMS)}
+		p.FirstContainment = &timelineMark{LeftPercent: a.percentAt(*r.FirstContainmentMS), Text: "first containment " +
+			formatMoment(*r.FirstContainmentMS)}
 	}
 	p.Lanes = append(p.Lanes, detectionLane(r, a))
 	byKey := map[string]int{}
@@ -108,8 +119,12 @@ func newIncidentTimeline(o RecordingOutcome, n int) incidentTimeline {
 			addApprovalMarks(&p.Lanes[i], r, s, a)
 			addEffectBars(&p.Lanes[i], r, s, a)
 		}
-		p.Lanes[i].Marks = append(p.Lanes[i].Marks, timelineMark{LeftPercent: a.percentAt(s.AtMS), CSSClass: string(s.Outcome), Tooltip: strings.TrimSpace(formatMoment(s.AtMS) + " " + reasonSuffix(s))})
-		if text := stepOutcomeText(s); !slices.ContainsFunc(p.Lanes[i].OutcomeMarks, func(m timelineMark) bool { return m.Text == text }) {
+		p.Lanes[i].Marks = append(p.Lanes[i].Marks, timelineMark{
+			LeftPercent: a.percentAt(s.AtMS),
+			CSSClass:    string(s.Outcome), Tooltip: strings.TrimSpace(formatMoment(s.AtMS) + " " + reasonSuffix(s)),
+		})
+		if text := stepOutcomeText(s); !slices.ContainsFunc(p.Lanes[i].OutcomeMarks,
+			func(m timelineMark) bool { return m.Text == text }) {
 			p.Lanes[i].OutcomeMarks = append(p.Lanes[i].OutcomeMarks, timelineMark{CSSClass: string(s.Outcome), Text: text})
 		}
 	}
@@ -142,7 +157,8 @@ func detectionLane(r Result, a logTimeAxis) timelineLane {
 			}
 			continue
 		}
-		l.Marks = append(l.Marks, timelineMark{LeftPercent: x, CSSClass: "detection", Tooltip: formatMoment(e.AtMS) + " " + e.Text})
+		l.Marks = append(l.Marks, timelineMark{LeftPercent: x, CSSClass: "detection", Tooltip: formatMoment(e.AtMS) + " " +
+			e.Text})
 	}
 	if n := len(l.Marks); n > 1 {
 		l.Subtitle = fmt.Sprintf("at %d times", n)
@@ -157,7 +173,8 @@ func addApprovalMarks(l *timelineLane, r Result, s StepResult, a logTimeAxis) {
 		}
 		left := a.percentAt(q.AskedAtMS)
 		l.Bars = append(l.Bars, timelineBar{
-			LeftPercent: left, WidthPercent: math.Max(1.2, a.percentAt(q.AskedAtMS+q.WaitedMS)-left), CSSClass: "asked", Text: "asked, " + formatDuration(q.WaitedMS),
+			LeftPercent: left, WidthPercent: math.Max(1.2, a.percentAt(q.AskedAtMS+q.WaitedMS)-left), CSSClass: "asked",
+			Text: "asked, " + formatDuration(q.WaitedMS),
 			Tooltip: fmt.Sprintf("%s %s asked for approval: %s. %s", formatMoment(q.AskedAtMS), q.Approvers, q.Title,
 				strings.Join(q.Answers, "; ")),
 		})
@@ -166,7 +183,8 @@ func addApprovalMarks(l *timelineLane, r Result, s StepResult, a logTimeAxis) {
 
 func addEffectBars(l *timelineLane, r Result, s StepResult, a logTimeAxis) {
 	for _, e := range r.Effects {
-		if e.Action != s.Action || e.Target != s.Target || e.AppliedAtMS > s.AtMS+1000 || s.Outcome == playbooks.OutcomeSkipped {
+		if e.Action != s.Action || e.Target != s.Target || e.AppliedAtMS > s.AtMS+1000 ||
+			s.Outcome == playbooks.OutcomeSkipped {
 			continue
 		}
 		to, class, text := e.UndoneAtMS, "held", "in force "+describeHeldDuration(e)
@@ -178,7 +196,11 @@ func addEffectBars(l *timelineLane, r Result, s StepResult, a logTimeAxis) {
 			text += ", assumed"
 		}
 		left := a.percentAt(e.AppliedAtMS)
-		l.Bars = append(l.Bars, timelineBar{LeftPercent: left, WidthPercent: math.Max(1.2, a.percentAt(to)-left), CSSClass: class, Text: text, Tooltip: fmt.Sprintf("%s on %s from %s to %s", e.Action, shortTargetID(e.Target), formatMoment(e.AppliedAtMS), formatMoment(to))})
+		l.Bars = append(l.Bars, timelineBar{
+			LeftPercent: left, WidthPercent: math.Max(1.2, a.percentAt(to)-left),
+			CSSClass: class, Text: text, Tooltip: fmt.Sprintf("%s on %s from %s to %s", e.Action, shortTargetID(e.Target),
+				formatMoment(e.AppliedAtMS), formatMoment(to)),
+		})
 	}
 }
 

@@ -40,7 +40,10 @@ const maxNamedRecordings = 5
 
 // NewTotals returns empty totals; against means that there is a baseline.
 func NewTotals(against bool) *Totals {
-	return &Totals{StepOutcomes: map[string]int{}, PlaybookRuns: map[string]int{}, ChangesByKind: map[string]ChangeTotals{}, hasBaseline: against}
+	return &Totals{
+		StepOutcomes: map[string]int{}, PlaybookRuns: map[string]int{},
+		ChangesByKind: map[string]ChangeTotals{}, hasBaseline: against,
+	}
 }
 
 // AddOutcome counts one outcome.

@@ -16,12 +16,16 @@ import (
 type outcomeInterceptor struct{ interceptor.InterceptorBase }
 
 // InterceptWorkflow implements interceptor.WorkerInterceptor.
-func (*outcomeInterceptor) InterceptWorkflow(_ workflow.Context, next interceptor.WorkflowInboundInterceptor) interceptor.WorkflowInboundInterceptor {
+func (*outcomeInterceptor) InterceptWorkflow(_ workflow.Context,
+	next interceptor.WorkflowInboundInterceptor,
+) interceptor.WorkflowInboundInterceptor {
 	return &tracedWorkflow{interceptor.WorkflowInboundInterceptorBase{Next: next}}
 }
 
 // InterceptActivity implements interceptor.WorkerInterceptor.
-func (*outcomeInterceptor) InterceptActivity(_ context.Context, next interceptor.ActivityInboundInterceptor) interceptor.ActivityInboundInterceptor {
+func (*outcomeInterceptor) InterceptActivity(_ context.Context,
+	next interceptor.ActivityInboundInterceptor,
+) interceptor.ActivityInboundInterceptor {
 	return &tracedActivity{interceptor.ActivityInboundInterceptorBase{Next: next}}
 }
 
@@ -48,7 +52,8 @@ func (a *tracedActivity) ExecuteActivity(ctx context.Context, in *interceptor.Ex
 	s := trace.SpanFromContext(ctx)
 	for _, arg := range in.Args {
 		if r, ok := requestFromArg(arg); ok {
-			s.SetAttributes(textAttribute("stanch.incident", r.IncidentRef.ID), textAttribute("stanch.action", r.Action), textAttribute("stanch.target.kind", string(r.Target.Kind)))
+			s.SetAttributes(textAttribute("stanch.incident", r.IncidentRef.ID), textAttribute("stanch.action", r.Action),
+				textAttribute("stanch.target.kind", string(r.Target.Kind)))
 			if r.LeaseID != "" {
 				s.SetAttributes(textAttribute("stanch.lease", r.LeaseID))
 			}
@@ -83,9 +88,15 @@ func outcomeAttributes(out any) []attribute.KeyValue {
 	case activities.Result:
 		return []attribute.KeyValue{textAttribute("stanch.outcome", string(r.Outcome))}
 	case activities.PlanResult:
-		return []attribute.KeyValue{textAttribute("stanch.verdict", string(r.Decision.Verdict)), textAttribute("stanch.guard", r.Decision.Guard)}
+		return []attribute.KeyValue{
+			textAttribute("stanch.verdict", string(r.Decision.Verdict)),
+			textAttribute("stanch.guard", r.Decision.Guard),
+		}
 	case activities.ApplyResult:
-		return []attribute.KeyValue{textAttribute("stanch.verdict", string(r.Decision.Verdict)), textAttribute("stanch.guard", r.Decision.Guard)}
+		return []attribute.KeyValue{
+			textAttribute("stanch.verdict", string(r.Decision.Verdict)),
+			textAttribute("stanch.guard", r.Decision.Guard),
+		}
 	case activities.VerifyResult:
 		return []attribute.KeyValue{attribute.Bool("stanch.in_force", r.InForce)}
 	case activities.UndoResult:

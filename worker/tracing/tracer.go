@@ -34,7 +34,8 @@ const runWorkflowOperation = "RunWorkflow"
 // could write it. Signals, queries and updates are not traced: they are many and say little.
 func (t temporalTracer) Options() interceptor.TracerOptions {
 	return interceptor.TracerOptions{
-		SpanContextKey: spanContextKey{}, HeaderKey: "_tracer-data", DisableSignalTracing: true, DisableQueryTracing: true, DisableUpdateTracing: true, AllowInvalidParentSpans: true,
+		SpanContextKey: spanContextKey{}, HeaderKey: "_tracer-data", DisableSignalTracing: true, DisableQueryTracing: true,
+		DisableUpdateTracing: true, AllowInvalidParentSpans: true,
 	}
 }
 
@@ -97,7 +98,8 @@ func (t temporalTracer) StartSpan(o *interceptor.TracerStartSpanOptions) (interc
 	for k, v := range o.Tags {
 		attributes = append(attributes, textAttribute(k, v))
 	}
-	_, s := t.otelTracer.Start(ctx, spanName(o), trace.WithTimestamp(at), trace.WithSpanKind(kind), trace.WithAttributes(attributes...))
+	_, s := t.otelTracer.Start(ctx, spanName(o), trace.WithTimestamp(at), trace.WithSpanKind(kind),
+		trace.WithAttributes(attributes...))
 	// A workflow's own span ends with the workflow, not when it is evicted from the cache.
 	return &recordedSpan{Span: s, dropUnlessDone: o.Operation == runWorkflowOperation}, nil
 }

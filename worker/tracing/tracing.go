@@ -63,11 +63,13 @@ func Open(ctx context.Context, version string, log *slog.Logger) (*Traces, error
 			"http://127.0.0.1:4318", err)
 	}
 	// The process's arguments and the host's name are not sent unless OTEL_RESOURCE_ATTRIBUTES contains them.
-	res, err := resource.New(ctx, resource.WithAttributes(attribute.String("service.name", "stanch"), attribute.String("service.version", version)), resource.WithFromEnv())
+	res, err := resource.New(ctx, resource.WithAttributes(attribute.String("service.name", "stanch"),
+		attribute.String("service.version", version)), resource.WithFromEnv())
 	if err != nil {
 		return nil, fmt.Errorf("read OTEL_RESOURCE_ATTRIBUTES: %w", err)
 	}
-	return NewTraces(sdktrace.WithBatcher(&nonblockingExporter{SpanExporter: exporter, log: log}), sdktrace.WithResource(res)), nil
+	return NewTraces(sdktrace.WithBatcher(&nonblockingExporter{SpanExporter: exporter, log: log}),
+		sdktrace.WithResource(res)), nil
 }
 
 // IsEnabled reports whether the standard variables name a receiver.
@@ -81,8 +83,12 @@ func IsEnabled() bool {
 // NewTraces returns traces with a tracer provider that has these options.
 func NewTraces(o ...sdktrace.TracerProviderOption) *Traces {
 	limits := sdktrace.NewSpanLimits()
-	limits.AttributeValueLengthLimit, limits.AttributeCountLimit, limits.EventCountLimit = maxAttributeBytes, maxSpanAttributes, maxSpanEvents
-	provider := sdktrace.NewTracerProvider(append([]sdktrace.TracerProviderOption{sdktrace.WithRawSpanLimits(limits), sdktrace.WithIDGenerator(deterministicIDGenerator{})}, o...)...)
+	limits.AttributeValueLengthLimit, limits.AttributeCountLimit, limits.EventCountLimit = maxAttributeBytes,
+		maxSpanAttributes, maxSpanEvents
+	provider := sdktrace.NewTracerProvider(append([]sdktrace.TracerProviderOption{
+		sdktrace.WithRawSpanLimits(limits),
+		sdktrace.WithIDGenerator(deterministicIDGenerator{}),
+	}, o...)...)
 	return &Traces{provider: provider, tracer: provider.Tracer("stanch")}
 }
 
@@ -97,7 +103,8 @@ func (t *Traces) Tracer() trace.Tracer {
 // WithTracing returns a client's options with tracing, which also applies to the workers of the client.
 func (t *Traces) WithTracing(o client.Options) client.Options {
 	if t != nil {
-		o.Interceptors = append(o.Interceptors, interceptor.NewTracingInterceptor(temporalTracer{otelTracer: t.tracer}), &outcomeInterceptor{})
+		o.Interceptors = append(o.Interceptors, interceptor.NewTracingInterceptor(temporalTracer{otelTracer: t.tracer}),
+			&outcomeInterceptor{})
 	}
 	return o
 }

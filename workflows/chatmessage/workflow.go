@@ -64,9 +64,14 @@ func syncMessage(ctx workflow.Context, in Input, state *activities.MessageState)
 	var out activities.SyncMessageResult
 	o := workflow.ActivityOptions{
 		TaskQueue: workflows.TaskQueue, StartToCloseTimeout: 45 * time.Second, HeartbeatTimeout: activities.HeartbeatTimeout,
-		RetryPolicy: &temporal.RetryPolicy{InitialInterval: time.Second, BackoffCoefficient: 2, MaximumInterval: 30 * time.Second},
+		RetryPolicy: &temporal.RetryPolicy{
+			InitialInterval: time.Second, BackoffCoefficient: 2,
+			MaximumInterval: 30 * time.Second,
+		},
 	}
-	if err := workflow.ExecuteActivity(workflow.WithActivityOptions(ctx, o), set.SyncMessage, activities.SyncMessageInput{IncidentID: in.IncidentID, State: *state, MayExistAlready: in.MayExistAlready}).Get(ctx, &out); err != nil {
+	if err := workflow.ExecuteActivity(workflow.WithActivityOptions(ctx, o), set.SyncMessage,
+		activities.SyncMessageInput{IncidentID: in.IncidentID, State: *state, MayExistAlready: in.MayExistAlready}).Get(ctx,
+		&out); err != nil {
 		workflow.GetLogger(ctx).Error("an incident's message cannot be updated", "error", err)
 		return retryDelay
 	}

@@ -30,15 +30,27 @@ type signalInterceptor struct {
 	beforeSignal func(ctx workflow.Context)
 }
 
-func (o *signalInterceptor) InterceptWorkflow(_ workflow.Context, next interceptor.WorkflowInboundInterceptor) interceptor.WorkflowInboundInterceptor {
-	return &signalInterceptor{WorkflowInboundInterceptorBase: interceptor.WorkflowInboundInterceptorBase{Next: next}, beforeSignal: o.beforeSignal}
+func (o *signalInterceptor) InterceptWorkflow(_ workflow.Context,
+	next interceptor.WorkflowInboundInterceptor,
+) interceptor.WorkflowInboundInterceptor {
+	return &signalInterceptor{
+		WorkflowInboundInterceptorBase: interceptor.WorkflowInboundInterceptorBase{Next: next},
+		beforeSignal:                   o.beforeSignal,
+	}
 }
 
 func (o *signalInterceptor) Init(next interceptor.WorkflowOutboundInterceptor) error {
-	return o.WorkflowInboundInterceptorBase.Next.Init(&signalInterceptor{WorkflowOutboundInterceptorBase: interceptor.WorkflowOutboundInterceptorBase{Next: next}, beforeSignal: o.beforeSignal}) //nolint:wrapcheck // the library's error
+	return o.WorkflowInboundInterceptorBase.Next.Init(
+		&signalInterceptor{
+			WorkflowOutboundInterceptorBase: interceptor.WorkflowOutboundInterceptorBase{Next: next},
+			beforeSignal:                    o.beforeSignal,
+		},
+	) //nolint:wrapcheck // the library's error
 }
 
-func (o *signalInterceptor) SignalExternalWorkflow(ctx workflow.Context, id, run, name string, arg any) workflow.Future {
+func (o *signalInterceptor) SignalExternalWorkflow(ctx workflow.Context, id, run, name string,
+	arg any,
+) workflow.Future {
 	o.beforeSignal(ctx)
 	sent, set := workflow.NewFuture(ctx)
 	workflow.Go(ctx, func(ctx workflow.Context) {
@@ -56,7 +68,10 @@ func TestDetectionDuringCloseReopensIncident(t *testing.T) {
 	env.RegisterWorkflow(chatmessage.ChatMessage)
 	var set *activities.Activities
 	env.RegisterActivity(set.Observe)
-	env.RegisterActivityWithOptions(func(context.Context, playbooks.Incident) ([]SelectedPlaybook, error) { return nil, nil }, activity.RegisterOptions{Name: MatchPlaybooksActivity})
+	env.RegisterActivityWithOptions(func(context.Context, playbooks.Incident) ([]SelectedPlaybook, error) {
+		return nil,
+			nil
+	}, activity.RegisterOptions{Name: MatchPlaybooksActivity})
 	env.OnActivity(set.Observe, mock.Anything, mock.Anything).Return(activities.Result{}, nil)
 	env.OnWorkflow(chatmessage.ChatMessage, mock.Anything, mock.Anything).After(1000 * time.Hour).Return(nil)
 	detected := func(id string) {
@@ -66,12 +81,16 @@ func TestDetectionDuringCloseReopensIncident(t *testing.T) {
 	}
 	env.RegisterDelayedCallback(func() { detected("first") }, 0)
 	begin, second := env.Now(), false
-	env.SetWorkerOptions(worker.Options{DeadlockDetectionTimeout: time.Minute, Interceptors: []interceptor.WorkerInterceptor{&signalInterceptor{beforeSignal: func(ctx workflow.Context) {
-		if quiet := workflow.Now(ctx).Sub(begin) >= 15*time.Minute; quiet && !second && workflow.GetInfo(ctx).WorkflowType.Name == "Incident" {
-			second = true
-			detected("second")
-		}
-	}}}})
+	env.SetWorkerOptions(worker.Options{
+		DeadlockDetectionTimeout: time.Minute,
+		Interceptors: []interceptor.WorkerInterceptor{&signalInterceptor{beforeSignal: func(ctx workflow.Context) {
+			if quiet := workflow.Now(ctx).Sub(begin) >= 15*time.Minute; quiet && !second &&
+				workflow.GetInfo(ctx).WorkflowType.Name == "Incident" {
+				second = true
+				detected("second")
+			}
+		}}},
+	})
 	env.ExecuteWorkflow(w.Incident, Input{ID: "INC-1", GroupingKey: "key", ChatEnabled: true})
 	var in playbooks.Incident
 	require.NoError(t, env.GetWorkflowResult(&in))

@@ -25,10 +25,12 @@ func (r *incidentRun) startManualRequests(ctx workflow.Context, asked []Attested
 			ScheduleToCloseTimeout: 10 * time.Second, RetryPolicy: &temporal.RetryPolicy{MaximumAttempts: 3},
 		})
 		var selected SelectedPlaybook
-		if err := workflow.ExecuteLocalActivity(local, MatchManualRequestActivity, *d.ManualRequest).Get(ctx, &selected); err != nil {
+		if err := workflow.ExecuteLocalActivity(local, MatchManualRequestActivity, *d.ManualRequest).Get(ctx,
+			&selected); err != nil {
 			r.addTimeline(workflow.Now(ctx), "what "+d.ManualRequest.Person+" requested could not be started: "+err.Error())
 			r.Incident.Playbooks = append(r.Incident.Playbooks, playbooks.PlaybookRun{
-				Playbook: d.ManualRequest.Playbook, RequestID: d.ID, RequestedBy: d.ManualRequest.Person, Started: workflow.Now(ctx), Ended: workflow.Now(ctx), Outcome: playbooks.OutcomeFailed, Error: err.Error(),
+				Playbook: d.ManualRequest.Playbook, RequestID: d.ID, RequestedBy: d.ManualRequest.Person,
+				Started: workflow.Now(ctx), Ended: workflow.Now(ctx), Outcome: playbooks.OutcomeFailed, Error: err.Error(),
 			})
 			continue
 		}

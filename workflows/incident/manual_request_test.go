@@ -25,7 +25,8 @@ import (
 func newManualRequest(id string, at time.Time) AttestedDetection {
 	a := newAttestedDetection(id, "Requested by alice", "high", 1, sensors.ObjectiveManualRequest, at)
 	a.Detection.Rule, a.Detection.Reasons = sensors.RuleManualRequest, []string{"alice asked for it"}
-	a.Detection.ManualRequest, a.Attestation = &sensors.ManualRequest{Person: "alice", Playbook: "mine"}, attestation.Envelope{KeyID: id}
+	a.Detection.ManualRequest, a.Attestation = &sensors.ManualRequest{Person: "alice", Playbook: "mine"},
+		attestation.Envelope{KeyID: id}
 	return a
 }
 
@@ -40,7 +41,8 @@ func TestRequestsNeverBlockDetections(t *testing.T) {
 	s.recompute()
 	require.True(t, s.isManualOnly())
 	require.Len(t, s.Incident.Detections, maxManualRequestSummaries)
-	require.Equal(t, fmt.Sprint(3*maxDetectionSummaries-1), s.Incident.Detections[maxManualRequestSummaries-1].ID, "the newest are kept")
+	require.Equal(t, fmt.Sprint(3*maxDetectionSummaries-1), s.Incident.Detections[maxManualRequestSummaries-1].ID,
+		"the newest are kept")
 	s.addDetection(newAttestedDetection("shell", "Reverse shell", "critical", 0.9, "execution", at), at)
 	s.recompute()
 	require.False(t, s.isManualOnly(), "playbooks start")
@@ -69,7 +71,9 @@ func TestRequestPermitsOnlyItsOwnRun(t *testing.T) {
 	}, activity.RegisterOptions{Name: MatchManualRequestActivity})
 	env.OnActivity(set.Observe, mock.Anything, mock.Anything).Return(activities.Result{}, nil)
 	var started []playbook.Input
-	env.OnWorkflow(plays.Playbook, mock.Anything, mock.Anything).Return(func(_ workflow.Context, in playbook.Input) (playbook.Report, error) {
+	env.OnWorkflow(plays.Playbook, mock.Anything, mock.Anything).Return(func(_ workflow.Context,
+		in playbook.Input,
+	) (playbook.Report, error) {
 		started = append(started, in)
 		return playbook.Report{}, errors.New("ended")
 	})
@@ -84,7 +88,10 @@ func TestRequestPermitsOnlyItsOwnRun(t *testing.T) {
 	env.RegisterDelayedCallback(func() { text = "corrected" }, 2*time.Second)
 	signal(3*time.Second, newManualRequest("request", time.Now()))
 	signal(4*time.Second, shell)
-	env.SetStartWorkflowOptions(client.StartWorkflowOptions{ID: workflows.IncidentWorkflowID("key"), TaskQueue: workflows.TaskQueue})
+	env.SetStartWorkflowOptions(client.StartWorkflowOptions{
+		ID:        workflows.IncidentWorkflowID("key"),
+		TaskQueue: workflows.TaskQueue,
+	})
 	env.ExecuteWorkflow(w.Incident, Input{ID: "INC-1", GroupingKey: "key"})
 	require.NoError(t, env.GetWorkflowError())
 

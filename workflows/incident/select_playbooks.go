@@ -47,7 +47,9 @@ const maxEnrichmentWait = 500 * time.Millisecond
 
 // assignTargets returns the targets on which a playbook starts now: those that it does not cover yet and, if it
 // contains, that no playbook before it contains. It records why it omits others.
-func (r *incidentRun) assignTargets(ctx workflow.Context, s SelectedPlaybook, all []SelectedPlaybook) []playbooks.Target {
+func (r *incidentRun) assignTargets(ctx workflow.Context, s SelectedPlaybook,
+	all []SelectedPlaybook,
+) []playbooks.Target {
 	if s.NotSelectedReason != "" && !s.IsFallback {
 		r.recordNotSelected(ctx, s.Name, s.NotSelectedReason)
 		return nil
@@ -79,7 +81,8 @@ func (r *incidentRun) containmentConflict(s SelectedPlaybook, t playbooks.Target
 		if first.Name == s.Name {
 			break
 		}
-		if first.CanContain && (first.NotSelectedReason == "" || first.IsFallback) && !r.RefusedTargets[first.Name+"\x00"+t.ID()] {
+		if first.CanContain && (first.NotSelectedReason == "" || first.IsFallback) &&
+			!r.RefusedTargets[first.Name+"\x00"+t.ID()] {
 			return s.NotSelectedReason
 		}
 	}
@@ -88,7 +91,12 @@ func (r *incidentRun) containmentConflict(s SelectedPlaybook, t playbooks.Target
 		if s.Shipped {
 			return fmt.Sprintf("your playbook %s contains %s already", by.Playbook, t)
 		}
-		return fmt.Sprintf("the shipped playbook %s contains %s already; to prevent that, add `replaces: %s` to yours or use `library.except` in the configuration", by.Playbook, t, by.Playbook)
+		return fmt.Sprintf(
+			"the shipped playbook %s contains %s already; to prevent that, add `replaces: %s` to yours or use `library.except` in the configuration",
+			by.Playbook,
+			t,
+			by.Playbook,
+		)
 	}
 	return ""
 }
@@ -170,7 +178,8 @@ func (r *incidentRun) endedWithoutContainment(report playbook.Report) bool {
 		case playbooks.OutcomeDenied:
 			return false
 		case playbooks.OutcomeSkipped:
-		case playbooks.OutcomeSucceeded, playbooks.OutcomeChanged, playbooks.OutcomeUnverified, playbooks.OutcomeUnchanged, playbooks.OutcomeProposed:
+		case playbooks.OutcomeSucceeded, playbooks.OutcomeChanged, playbooks.OutcomeUnverified, playbooks.OutcomeUnchanged,
+			playbooks.OutcomeProposed:
 			if !asked { // steps inside an approval are reported too
 				return false
 			}
@@ -186,7 +195,10 @@ func (r *incidentRun) recordNotSelected(ctx workflow.Context, name, reason strin
 		return
 	}
 	now := workflow.Now(ctx)
-	r.Incident.NotSelected = append(r.Incident.NotSelected, playbooks.NotSelectedPlaybook{Playbook: name, Reason: reason, At: now})
+	r.Incident.NotSelected = append(r.Incident.NotSelected, playbooks.NotSelectedPlaybook{
+		Playbook: name, Reason: reason,
+		At: now,
+	})
 	r.addTimeline(now, fmt.Sprintf("playbook %s not selected: %s", name, reason))
 }
 

@@ -22,22 +22,34 @@ import (
 
 // runSelection runs an incident with several containers, the first at 0 and each further one a minute later, and
 // returns the inputs of the started runs. match returns the matching playbooks, report the report of each run.
-func runSelection(t *testing.T, containers int, match func(in playbooks.Incident) []SelectedPlaybook, report func(playbook.Input) playbook.Report) (playbooks.Incident, []playbook.Input) {
+func runSelection(t *testing.T, containers int, match func(in playbooks.Incident) []SelectedPlaybook,
+	report func(playbook.Input) playbook.Report,
+) (playbooks.Incident, []playbook.Input) {
 	t.Helper()
 	env := (&testsuite.WorkflowTestSuite{}).NewTestWorkflowEnvironment()
-	w := &Workflows{Playbooks: &playbook.Workflows{Catalog: playbooks.Catalog{"pod.isolate": {Name: "pod.isolate", Verb: playbooks.VerbContain}}}}
+	w := &Workflows{Playbooks: &playbook.Workflows{Catalog: playbooks.Catalog{"pod.isolate": {
+		Name: "pod.isolate",
+		Verb: playbooks.VerbContain,
+	}}}}
 	env.RegisterWorkflow(w.Incident)
 	env.RegisterWorkflow(w.Playbooks.Playbook)
 	var set *activities.Activities
 	env.RegisterActivity(set.Observe)
-	env.RegisterActivityWithOptions(func(_ context.Context, in playbooks.Incident) ([]SelectedPlaybook, error) { return match(in), nil }, activity.RegisterOptions{Name: MatchPlaybooksActivity})
+	env.RegisterActivityWithOptions(func(_ context.Context, in playbooks.Incident) ([]SelectedPlaybook,
+		error,
+	) {
+		return match(in), nil
+	}, activity.RegisterOptions{Name: MatchPlaybooksActivity})
 	env.OnActivity(set.Observe, mock.Anything, mock.Anything).Return(activities.Result{}, nil)
 	var runs []playbook.Input
-	env.OnWorkflow(w.Playbooks.Playbook, mock.Anything, mock.Anything).Return(func(ctx workflow.Context, in playbook.Input) (playbook.Report, error) {
+	env.OnWorkflow(w.Playbooks.Playbook, mock.Anything, mock.Anything).Return(func(ctx workflow.Context,
+		in playbook.Input,
+	) (playbook.Report, error) {
 		runs = append(runs, in)
 		r := report(in)
 		r.WorkflowID, r.Playbook, r.Ended = workflow.GetInfo(ctx).WorkflowExecution.ID, in.File, workflow.Now(ctx)
-		return r, workflow.SignalExternalWorkflow(ctx, workflows.IncidentWorkflowID("key"), "", workflows.SignalPlaybookReport, r).Get(ctx, nil)
+		return r, workflow.SignalExternalWorkflow(ctx, workflows.IncidentWorkflowID("key"), "",
+			workflows.SignalPlaybookReport, r).Get(ctx, nil)
 	})
 	for i := range containers {
 		env.RegisterDelayedCallback(func() {
@@ -46,7 +58,10 @@ func runSelection(t *testing.T, containers int, match func(in playbooks.Incident
 			env.SignalWorkflow(workflows.SignalDetections, []AttestedDetection{{Detection: d}})
 		}, time.Duration(i)*time.Minute)
 	}
-	env.SetStartWorkflowOptions(client.StartWorkflowOptions{ID: workflows.IncidentWorkflowID("key"), TaskQueue: workflows.TaskQueue})
+	env.SetStartWorkflowOptions(client.StartWorkflowOptions{
+		ID:        workflows.IncidentWorkflowID("key"),
+		TaskQueue: workflows.TaskQueue,
+	})
 	env.ExecuteWorkflow(w.Incident, Input{ID: "INC-1", GroupingKey: "key"})
 	var in playbooks.Incident
 	require.NoError(t, env.GetWorkflowResult(&in))
@@ -78,33 +93,53 @@ func TestOutcomesThatAllowNextPlaybookToContain(t *testing.T) {
 		err   string
 		next  bool
 	}{
-		"refused by its action":             {steps: []playbooks.StepReport{newStepReport(playbooks.OutcomeRefused, "action")}, next: true},
-		"failed":                            {steps: []playbooks.StepReport{newStepReport(playbooks.OutcomeFailed, "")}, next: true},
-		"could not run":                     {err: "it could not be started", next: true},
-		"refused, and another step held":    {steps: []playbooks.StepReport{newStepReport(playbooks.OutcomeRefused, "action"), newStepReport(playbooks.OutcomeChanged, "")}},
-		"held":                              {steps: []playbooks.StepReport{newStepReport(playbooks.OutcomeChanged, "")}},
-		"held, unverified":                  {steps: []playbooks.StepReport{newStepReport(playbooks.OutcomeUnverified, "")}},
-		"it was so already":                 {steps: []playbooks.StepReport{newStepReport(playbooks.OutcomeUnchanged, "")}},
-		"denied by people":                  {steps: []playbooks.StepReport{newStepReport(playbooks.OutcomeDenied, "")}},
-		"an approval that was denied":       {steps: []playbooks.StepReport{newStepReport(playbooks.OutcomeRefused, "action"), {Action: "approval", Outcome: playbooks.OutcomeDenied}}},
-		"proposed by the phase":             {steps: []playbooks.StepReport{newStepReport(playbooks.OutcomeProposed, "phase")}},
-		"refused by the kill switch":        {steps: []playbooks.StepReport{newStepReport(playbooks.OutcomeRefused, playbooks.GuardKillSwitch)}},
-		"refused since it is protected":     {steps: []playbooks.StepReport{newStepReport(playbooks.OutcomeRefused, "protected")}},
-		"its condition was false":           {steps: []playbooks.StepReport{newStepReport(playbooks.OutcomeSkipped, "")}},
-		"only something else was refused":   {steps: []playbooks.StepReport{{Action: "create", Outcome: playbooks.OutcomeRefused}}},
+		"refused by its action": {steps: []playbooks.StepReport{newStepReport(playbooks.OutcomeRefused,
+			"action")}, next: true},
+		"failed": {
+			steps: []playbooks.StepReport{newStepReport(playbooks.OutcomeFailed, "")},
+			next:  true,
+		},
+		"could not run": {err: "it could not be started", next: true},
+		"refused, and another step held": {steps: []playbooks.StepReport{
+			newStepReport(playbooks.OutcomeRefused, "action"),
+			newStepReport(playbooks.OutcomeChanged, ""),
+		}},
+		"held":              {steps: []playbooks.StepReport{newStepReport(playbooks.OutcomeChanged, "")}},
+		"held, unverified":  {steps: []playbooks.StepReport{newStepReport(playbooks.OutcomeUnverified, "")}},
+		"it was so already": {steps: []playbooks.StepReport{newStepReport(playbooks.OutcomeUnchanged, "")}},
+		"denied by people":  {steps: []playbooks.StepReport{newStepReport(playbooks.OutcomeDenied, "")}},
+		"an approval that was denied": {steps: []playbooks.StepReport{
+			newStepReport(playbooks.OutcomeRefused, "action"),
+			{Action: "approval", Outcome: playbooks.OutcomeDenied},
+		}},
+		"proposed by the phase": {steps: []playbooks.StepReport{newStepReport(playbooks.OutcomeProposed,
+			"phase")}},
+		"refused by the kill switch": {steps: []playbooks.StepReport{newStepReport(playbooks.OutcomeRefused,
+			playbooks.GuardKillSwitch)}},
+		"refused since it is protected": {steps: []playbooks.StepReport{newStepReport(playbooks.OutcomeRefused,
+			"protected")}},
+		"its condition was false": {steps: []playbooks.StepReport{newStepReport(playbooks.OutcomeSkipped, "")}},
+		"only something else was refused": {steps: []playbooks.StepReport{{
+			Action:  "create",
+			Outcome: playbooks.OutcomeRefused,
+		}}},
 		"nothing was contained or hindered": {},
 	} {
 		t.Run(name, func(t *testing.T) {
 			both := []SelectedPlaybook{
 				{Name: "mine", File: "mine", CanContain: true},
-				{Name: "shipped", File: "shipped", CanContain: true, Shipped: true, NotSelectedReason: "mine comes first", IsFallback: true},
+				{
+					Name: "shipped", File: "shipped", CanContain: true, Shipped: true, NotSelectedReason: "mine comes first",
+					IsFallback: true,
+				},
 			}
-			in, runs := runSelection(t, 1, func(playbooks.Incident) []SelectedPlaybook { return both }, func(in playbook.Input) playbook.Report {
-				if in.File == "mine" {
-					return playbook.Report{Steps: c.steps, Error: c.err}
-				}
-				return playbook.Report{Steps: []playbooks.StepReport{newStepReport(playbooks.OutcomeChanged, "")}}
-			})
+			in, runs := runSelection(t, 1, func(playbooks.Incident) []SelectedPlaybook { return both },
+				func(in playbook.Input) playbook.Report {
+					if in.File == "mine" {
+						return playbook.Report{Steps: c.steps, Error: c.err}
+					}
+					return playbook.Report{Steps: []playbooks.StepReport{newStepReport(playbooks.OutcomeChanged, "")}}
+				})
 			want := []string{"mine"}
 			if c.next {
 				want = append(want, "shipped")

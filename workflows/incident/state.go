@@ -68,7 +68,10 @@ func TargetOfDetection(d sensors.Detection) playbooks.Target {
 	if name == "" {
 		name = shortID(c.ID)
 	}
-	return playbooks.Target{Kind: playbooks.TargetContainer, Name: name, UID: c.ID, Node: d.Node, ContainerID: c.ID, ContainerName: c.Name}
+	return playbooks.Target{
+		Kind: playbooks.TargetContainer, Name: name, UID: c.ID, Node: d.Node, ContainerID: c.ID,
+		ContainerName: c.Name,
+	}
 }
 
 // HasContainer reports whether a detection is about a container, and so has a target that can be contained.
@@ -118,7 +121,8 @@ func (s *incidentState) addDetection(a AttestedDetection, now time.Time) bool {
 	if in.Trigger.ID == "" {
 		in.Trigger, in.Workload = d, WorkloadOfDetection(d)
 	}
-	if i := slices.IndexFunc(in.Targets, func(t playbooks.Target) bool { return t.ID() == target.ID() }); i < 0 && target.Kind != "" && len(in.Targets) < maxTargets {
+	if i := slices.IndexFunc(in.Targets, func(t playbooks.Target) bool { return t.ID() == target.ID() }); i < 0 &&
+		target.Kind != "" && len(in.Targets) < maxTargets {
 		in.Targets = append(in.Targets, target)
 	}
 	if target.Kind != "" && d.ManualRequest == nil { // a request's attestation is for its own run only
@@ -134,8 +138,10 @@ func (s *incidentState) addDetection(a AttestedDetection, now time.Time) bool {
 		in.Detections[i].LastSeen = d.Time
 	} else if len(in.Detections) < maxDetectionSummaries {
 		in.Detections = append(in.Detections, playbooks.DetectionSummary{
-			ID: d.ID, Rule: d.Rule, Title: d.Title, Severity: d.Severity, Confidence: d.Confidence, Objective: d.Objective, Technique: d.Technique,
-			Source: d.Source, Target: target.ID(), Description: Describe(d), Reasons: d.Reasons, FirstSeen: d.Time, LastSeen: d.Time, Count: count,
+			ID: d.ID, Rule: d.Rule, Title: d.Title, Severity: d.Severity, Confidence: d.Confidence, Objective: d.Objective,
+			Technique: d.Technique,
+			Source:    d.Source, Target: target.ID(), Description: Describe(d), Reasons: d.Reasons, FirstSeen: d.Time,
+			LastSeen: d.Time, Count: count,
 		})
 		if target.Kind == "" {
 			s.addTimeline(d.Time, fmt.Sprintf("%s: %s", d.Title, Describe(d)))
@@ -213,7 +219,8 @@ func Describe(d sensors.Detection) string {
 		what = fmt.Sprintf("%s queried the name %s", process, e.Network.Domain)
 	case sensors.KindProcessBurst:
 		what = fmt.Sprintf("%s and others: %d new processes within seconds", process, e.Count)
-	case sensors.KindMount, sensors.KindNamespaceChange, sensors.KindProcessTrace, sensors.KindRawSocket, sensors.KindBPF, sensors.KindIOUring, sensors.KindKernelModule:
+	case sensors.KindMount, sensors.KindNamespaceChange, sensors.KindProcessTrace, sensors.KindRawSocket, sensors.KindBPF,
+		sensors.KindIOUring, sensors.KindKernelModule:
 		what = describeSyscall(process, e)
 	case sensors.KindKubernetesAudit, sensors.KindCloudAPICall, sensors.KindSensorHealth:
 		if what = d.Title; len(d.Reasons) > 0 {
@@ -260,7 +267,10 @@ func (s *incidentState) recompute() {
 		if detected && d.Rule == sensors.RuleManualRequest {
 			continue // a manual request says nothing about the attacker's objective
 		}
-		signals = append(signals, playbooks.CorrelationInput{Rule: d.Rule, Objective: d.Objective, Confidence: d.Confidence, Severity: d.Severity, Title: d.Title, DetectedAt: d.FirstSeen, Reason: firstReason(d.Reasons)})
+		signals = append(signals, playbooks.CorrelationInput{
+			Rule: d.Rule, Objective: d.Objective, Confidence: d.Confidence,
+			Severity: d.Severity, Title: d.Title, DetectedAt: d.FirstSeen, Reason: firstReason(d.Reasons),
+		})
 		if d.Technique != "" && !techniques[d.Technique] {
 			techniques[d.Technique] = true
 			in.Techniques = append(in.Techniques, d.Technique)
@@ -311,7 +321,8 @@ func Summarize(in playbooks.Incident) string {
 		fmt.Fprintf(&b, " The same image runs in %d other pods.", in.BlastRadius.SameDigestPodCount)
 	}
 	if len(in.BlastRadius.DangerousPermissions) > 0 {
-		fmt.Fprintf(&b, " Dangerous permissions of its service account: %s.", strings.Join(in.BlastRadius.DangerousPermissions, ", "))
+		fmt.Fprintf(&b, " Dangerous permissions of its service account: %s.",
+			strings.Join(in.BlastRadius.DangerousPermissions, ", "))
 	}
 	if len(in.Changes) > 0 {
 		fmt.Fprintf(&b, " Changed recently: %s.", in.Changes[0].Description)
@@ -329,5 +340,9 @@ func describeKindCount(n int) string {
 // incidentRef returns the part of the incident that actions use.
 func (s *incidentState) incidentRef() activities.IncidentRef {
 	in := s.Incident
-	return activities.IncidentRef{ID: in.ID, GroupingKey: in.GroupingKey, Cluster: in.Cluster, Summary: in.Summary, Scope: in.Scope, Workload: in.Workload, Confidence: in.Confidence, Opened: in.Opened, Replicas: in.BlastRadius.Replicas}
+	return activities.IncidentRef{
+		ID: in.ID, GroupingKey: in.GroupingKey, Cluster: in.Cluster, Summary: in.Summary,
+		Scope: in.Scope, Workload: in.Workload, Confidence: in.Confidence, Opened: in.Opened,
+		Replicas: in.BlastRadius.Replicas,
+	}
 }

@@ -129,17 +129,24 @@ func (r *incidentRun) keepMessageSynced(ctx workflow.Context) {
 // notifyChatMessage starts or signals the message workflow. If it was terminated, a new one is started.
 func (r *incidentRun) notifyChatMessage(ctx workflow.Context) {
 	id := workflows.ChatMessageWorkflowID(r.Incident.ID)
-	if r.ChatMessageStarted && workflow.SignalExternalWorkflow(ctx, id, "", workflows.SignalSyncMessage, nil).Get(ctx, nil) == nil {
+	if r.ChatMessageStarted && workflow.SignalExternalWorkflow(ctx, id, "", workflows.SignalSyncMessage, nil).Get(ctx,
+		nil) == nil {
 		return
 	}
 	before := r.ChatMessageStarted
 	r.ChatMessageStarted = true
 	childCtx := workflow.WithChildOptions(ctx, workflow.ChildWorkflowOptions{
-		WorkflowID: id, ParentClosePolicy: enumspb.PARENT_CLOSE_POLICY_ABANDON,
+		WorkflowID:            id,
+		ParentClosePolicy:     enumspb.PARENT_CLOSE_POLICY_ABANDON,
 		WorkflowIDReusePolicy: enumspb.WORKFLOW_ID_REUSE_POLICY_ALLOW_DUPLICATE,
-		TypedSearchAttributes: temporal.NewSearchAttributes(temporal.NewSearchAttributeKeyKeyword(workflows.IncidentSearchAttribute).ValueSet(r.Incident.ID)),
+		TypedSearchAttributes: temporal.NewSearchAttributes(
+			temporal.NewSearchAttributeKeyKeyword(workflows.IncidentSearchAttribute).ValueSet(r.Incident.ID),
+		),
 	})
-	if err := workflow.ExecuteChildWorkflow(childCtx, chatmessage.ChatMessage, chatmessage.Input{IncidentID: r.Incident.ID, MayExistAlready: before}).GetChildWorkflowExecution().Get(ctx, nil); err != nil {
+	if err := workflow.ExecuteChildWorkflow(childCtx, chatmessage.ChatMessage, chatmessage.Input{
+		IncidentID:      r.Incident.ID,
+		MayExistAlready: before,
+	}).GetChildWorkflowExecution().Get(ctx, nil); err != nil {
 		workflow.GetLogger(ctx).Error("the incident's message could not be started", "error", err)
 	}
 }
@@ -170,7 +177,8 @@ func (s *incidentState) addActor(d sensors.Detection) {
 // notStartedReason returns why a matching playbook does not run.
 func notStartedReason(in playbooks.Incident) string {
 	if in.Disposition != "" {
-		return fmt.Sprintf("nothing further is contained: %s resolved the incident as %s", in.DispositionBy, TriageKind(in.Disposition).Describe())
+		return fmt.Sprintf("nothing further is contained: %s resolved the incident as %s", in.DispositionBy,
+			TriageKind(in.Disposition).Describe())
 	}
 	return fmt.Sprintf("nothing further is contained: the incident is assigned to %s", in.Assignee)
 }

@@ -20,7 +20,10 @@ func (r *incidentRun) handleWatch(ctx workflow.Context, id string, watches bool)
 		r.WatcherWorkflowIDs = slices.DeleteFunc(r.WatcherWorkflowIDs, func(other string) bool { return other == id })
 		return
 	}
-	mine := slices.ContainsFunc(r.Incident.Playbooks, func(p playbooks.PlaybookRun) bool { return p.WorkflowID == id && p.Ended.IsZero() })
+	mine := slices.ContainsFunc(r.Incident.Playbooks, func(p playbooks.PlaybookRun) bool {
+		return p.WorkflowID == id &&
+			p.Ended.IsZero()
+	})
 	if !mine || slices.Contains(r.WatcherWorkflowIDs, id) {
 		return
 	}
@@ -53,7 +56,10 @@ func (r *incidentRun) runWatcherLoop(ctx workflow.Context) {
 
 func (r *incidentRun) notifyWatchers(ctx workflow.Context) {
 	r.WatcherWorkflowIDs = slices.DeleteFunc(r.WatcherWorkflowIDs, func(id string) bool {
-		return slices.ContainsFunc(r.Incident.Playbooks, func(p playbooks.PlaybookRun) bool { return p.WorkflowID == id && !p.Ended.IsZero() })
+		return slices.ContainsFunc(r.Incident.Playbooks, func(p playbooks.PlaybookRun) bool {
+			return p.WorkflowID == id &&
+				!p.Ended.IsZero()
+		})
 	})
 	now := r.Incident
 	now.Timeline, now.Playbooks, now.Evidence = nil, nil, nil

@@ -24,7 +24,9 @@ import (
 
 // runWatchedIncident runs an incident whose playbook waits for enough detections. It returns the incident, the outcome
 // of the wait, and the number of notifications that the incident sent.
-func runWatchedIncident(t *testing.T, enough int, then string, detections []time.Duration) (in playbooks.Incident, wait playbooks.StepReport, spoken int) {
+func runWatchedIncident(t *testing.T, enough int, then string, detections []time.Duration) (in playbooks.Incident,
+	wait playbooks.StepReport, spoken int,
+) {
 	t.Helper()
 	env := (&testsuite.WorkflowTestSuite{}).NewTestWorkflowEnvironment()
 	plays := &playbook.Workflows{Catalog: playbooks.Catalog{}}
@@ -33,7 +35,12 @@ func runWatchedIncident(t *testing.T, enough int, then string, detections []time
 	env.RegisterWorkflow(plays.Playbook)
 	var set *activities.Activities
 	env.RegisterActivity(set.Observe)
-	source := fmt.Appendf(nil, "playbook: p\ndescription: x\nmatch: { when: \"true\" }\nsteps:\n  - wait: { until: live.total_detections >= %d, timeout: 20m }\n%s", enough, then)
+	source := fmt.Appendf(
+		nil,
+		"playbook: p\ndescription: x\nmatch: { when: \"true\" }\nsteps:\n  - wait: { until: live.total_detections >= %d, timeout: 20m }\n%s",
+		enough,
+		then,
+	)
 	env.RegisterActivityWithOptions(func(context.Context, playbooks.Incident) ([]SelectedPlaybook, error) {
 		return []SelectedPlaybook{{Name: "p", File: "p.yaml", Source: source}}, nil
 	}, activity.RegisterOptions{Name: MatchPlaybooksActivity})
@@ -45,12 +52,18 @@ func runWatchedIncident(t *testing.T, enough int, then string, detections []time
 			env.SignalWorkflow(workflows.SignalDetections, []AttestedDetection{{Detection: d}})
 		}, after)
 	}
-	env.SetStartWorkflowOptions(client.StartWorkflowOptions{ID: workflows.IncidentWorkflowID("key"), TaskQueue: workflows.TaskQueue})
-	env.SetWorkerOptions(worker.Options{DeadlockDetectionTimeout: time.Minute, Interceptors: []interceptor.WorkerInterceptor{&signalInterceptor{beforeSignal: func(ctx workflow.Context) {
-		if workflow.GetInfo(ctx).WorkflowType.Name == "Incident" {
-			spoken++
-		}
-	}}}})
+	env.SetStartWorkflowOptions(client.StartWorkflowOptions{
+		ID:        workflows.IncidentWorkflowID("key"),
+		TaskQueue: workflows.TaskQueue,
+	})
+	env.SetWorkerOptions(worker.Options{
+		DeadlockDetectionTimeout: time.Minute,
+		Interceptors: []interceptor.WorkerInterceptor{&signalInterceptor{beforeSignal: func(ctx workflow.Context) {
+			if workflow.GetInfo(ctx).WorkflowType.Name == "Incident" {
+				spoken++
+			}
+		}}},
+	})
 	env.ExecuteWorkflow(w.Incident, Input{ID: "INC-1", GroupingKey: "key"})
 	require.NoError(t, env.GetWorkflowResult(&in))
 	require.Len(t, in.Playbooks, 1)
@@ -60,7 +73,10 @@ func runWatchedIncident(t *testing.T, enough int, then string, detections []time
 
 // A playbook that waits for more detections is notified of them.
 func TestWaitingPlaybookIsNotifiedOfDetections(t *testing.T) {
-	in, wait, _ := runWatchedIncident(t, 5, "", []time.Duration{0, time.Minute, 2 * time.Minute, 3 * time.Minute, 4 * time.Minute})
+	in, wait, _ := runWatchedIncident(t, 5, "", []time.Duration{
+		0, time.Minute, 2 * time.Minute, 3 * time.Minute,
+		4 * time.Minute,
+	})
 	require.Equal(t, playbooks.OutcomeSucceeded, wait.Outcome, wait.Reason)
 	require.WithinDuration(t, in.Opened.Add(4*time.Minute), wait.At, 10*time.Second)
 }

@@ -59,13 +59,18 @@ func (w *Workflows) Incident(ctx workflow.Context, in Input) (playbooks.Incident
 	r := &incidentRun{workflows: w, input: in, incidentState: in.Resume}
 	if r.incidentState == nil {
 		now := workflow.Now(ctx)
-		r.incidentState = &incidentState{LastDetectionAt: now, CoveredTargets: map[string]bool{}, Attestations: map[string][]attestation.Envelope{}, Incident: playbooks.Incident{
-			Version: playbooks.IncidentVersion, ID: in.ID, GroupingKey: in.GroupingKey, Cluster: in.Cluster, Status: "open", Opened: now, Updated: now,
-			Scope: in.Scope, Phase: in.Phase, Drill: in.Drill,
-		}}
+		r.incidentState = &incidentState{
+			LastDetectionAt: now, CoveredTargets: map[string]bool{},
+			Attestations: map[string][]attestation.Envelope{}, Incident: playbooks.Incident{
+				Version: playbooks.IncidentVersion, ID: in.ID, GroupingKey: in.GroupingKey, Cluster: in.Cluster, Status: "open",
+				Opened: now, Updated: now,
+				Scope: in.Scope, Phase: in.Phase, Drill: in.Drill,
+			},
+		}
 	}
 	r.input.IdleTimeout = cmp.Or(in.IdleTimeout, 15*time.Minute)
-	if err := workflow.SetQueryHandler(ctx, workflows.QueryIncident, func() (playbooks.Incident, error) { return r.Incident, nil }); err != nil {
+	if err := workflow.SetQueryHandler(ctx, workflows.QueryIncident,
+		func() (playbooks.Incident, error) { return r.Incident, nil }); err != nil {
 		return playbooks.Incident{}, err //nolint:wrapcheck // a programming error
 	}
 	if r.enriched = r.Incident.Context.Enriched; in.Resume != nil {
@@ -189,7 +194,10 @@ func (r *incidentRun) waitForWork(ctx workflow.Context) {
 		idle = max(idle, r.input.IdleTimeout)
 	}
 	s := workflow.NewSelector(ctx).AddFuture(workflow.NewTimer(timerCtx, idle), func(workflow.Future) {})
-	for _, name := range []string{workflows.SignalDetections, workflows.SignalTriage, workflows.SignalPlaybookReport, workflows.SignalLeaseReport, workflows.SignalWatchIncident, workflows.SignalUnwatchIncident} {
+	for _, name := range []string{
+		workflows.SignalDetections, workflows.SignalTriage, workflows.SignalPlaybookReport,
+		workflows.SignalLeaseReport, workflows.SignalWatchIncident, workflows.SignalUnwatchIncident,
+	} {
 		s.AddReceive(workflow.GetSignalChannel(ctx, name), func(workflow.ReceiveChannel, bool) {})
 	}
 	s.Select(ctx)
@@ -214,7 +222,8 @@ func (r *incidentRun) isIdle(time.Time) bool {
 }
 
 func (r *incidentRun) canClose(now time.Time) bool {
-	return r.isIdle(now) && !now.Before(r.LastDetectionAt.Add(r.input.IdleTimeout)) && r.Incident.TotalDetections > 0 || r.Incident.TotalDetections == 0 && !now.Before(r.LastDetectionAt.Add(r.input.IdleTimeout))
+	return r.isIdle(now) && !now.Before(r.LastDetectionAt.Add(r.input.IdleTimeout)) && r.Incident.TotalDetections > 0 ||
+		r.Incident.TotalDetections == 0 && !now.Before(r.LastDetectionAt.Add(r.input.IdleTimeout))
 }
 
 // startMatchingPlaybooks starts every matching playbook on the targets that it does not cover yet.
@@ -229,7 +238,8 @@ func (r *incidentRun) startMatchingPlaybooks(ctx workflow.Context) {
 		}
 		return
 	}
-	local := workflow.WithLocalActivityOptions(ctx, workflow.LocalActivityOptions{ScheduleToCloseTimeout: 10 * time.Second})
+	local := workflow.WithLocalActivityOptions(ctx,
+		workflow.LocalActivityOptions{ScheduleToCloseTimeout: 10 * time.Second})
 	var selected []SelectedPlaybook
 	if err := workflow.ExecuteLocalActivity(local, MatchPlaybooksActivity, r.Incident).Get(ctx, &selected); err != nil {
 		r.addTimeline(workflow.Now(ctx), "playbooks could not be matched: "+err.Error())
@@ -247,7 +257,8 @@ func (r *incidentRun) startMatchingPlaybooks(ctx workflow.Context) {
 // runsWithoutTargets reports whether a playbook runs once on an incident without targets, which is about the telemetry
 // itself: people are notified and nothing is contained. No older history contains such incidents.
 func (r *incidentRun) runsWithoutTargets(name string) bool {
-	if len(r.Incident.Targets) > 0 || r.Incident.Trigger.Event.Kind != sensors.KindSensorHealth || r.CoveredTargets[name+"\x00"] {
+	if len(r.Incident.Targets) > 0 || r.Incident.Trigger.Event.Kind != sensors.KindSensorHealth ||
+		r.CoveredTargets[name+"\x00"] {
 		return false
 	}
 	r.CoveredTargets[name+"\x00"] = true
@@ -255,11 +266,14 @@ func (r *incidentRun) runsWithoutTargets(name string) bool {
 }
 
 // startPlaybook starts a playbook on targets. attested are attestations for this run alone.
-func (r *incidentRun) startPlaybook(ctx workflow.Context, s SelectedPlaybook, targets []playbooks.Target, attested ...attestation.Envelope) {
+func (r *incidentRun) startPlaybook(ctx workflow.Context, s SelectedPlaybook, targets []playbooks.Target,
+	attested ...attestation.Envelope,
+) {
 	r.RunCount++
 	snapshot := r.Incident
 	snapshot.Targets = targets
-	snapshot.Timeline, snapshot.Playbooks, snapshot.Leases, snapshot.Evidence, snapshot.NotSelected = nil, nil, nil, nil, nil
+	snapshot.Timeline, snapshot.Playbooks, snapshot.Leases, snapshot.Evidence, snapshot.NotSelected = nil, nil, nil, nil,
+		nil
 	attestations := map[string][]attestation.Envelope{}
 	for _, t := range targets {
 		r.CoveredTargets[s.Name+"\x00"+t.ID()] = true
@@ -268,23 +282,39 @@ func (r *incidentRun) startPlaybook(ctx workflow.Context, s SelectedPlaybook, ta
 	id := fmt.Sprintf("playbook/%s/%d/%s", r.Incident.ID, r.RunCount, s.Name)
 	r.recordContainingRun(s, id, targets)
 	childCtx := workflow.WithChildOptions(ctx, workflow.ChildWorkflowOptions{
-		WorkflowID: id, ParentClosePolicy: enumspb.PARENT_CLOSE_POLICY_ABANDON,
-		TypedSearchAttributes: temporal.NewSearchAttributes(temporal.NewSearchAttributeKeyKeyword(workflows.IncidentSearchAttribute).ValueSet(r.Incident.ID)),
+		WorkflowID:        id,
+		ParentClosePolicy: enumspb.PARENT_CLOSE_POLICY_ABANDON,
+		TypedSearchAttributes: temporal.NewSearchAttributes(
+			temporal.NewSearchAttributeKeyKeyword(workflows.IncidentSearchAttribute).ValueSet(r.Incident.ID),
+		),
 	})
-	input := playbook.Input{LanguageVersion: playbooks.LanguageVersion, File: s.File, Source: s.Source, Callees: s.Callees, Incident: snapshot, IncidentRef: r.incidentRef(), Attestations: attestations, LeaseTiming: r.input.LeaseTiming, PlaybookAuthorization: s.PlaybookAuthorization, ChatEnabled: r.input.ChatEnabled, LeasePerNode: true}
+	input := playbook.Input{
+		LanguageVersion: playbooks.LanguageVersion, File: s.File, Source: s.Source, Callees: s.Callees,
+		Incident: snapshot, IncidentRef: r.incidentRef(), Attestations: attestations, LeaseTiming: r.input.LeaseTiming,
+		PlaybookAuthorization: s.PlaybookAuthorization, ChatEnabled: r.input.ChatEnabled, LeasePerNode: true,
+	}
 	child := workflow.ExecuteChildWorkflow(childCtx, r.workflows.Playbooks.Playbook, input)
-	r.Incident.Playbooks = append(r.Incident.Playbooks, playbooks.PlaybookRun{Playbook: s.Name, WorkflowID: id, Started: workflow.Now(ctx)})
+	r.Incident.Playbooks = append(r.Incident.Playbooks, playbooks.PlaybookRun{
+		Playbook: s.Name, WorkflowID: id,
+		Started: workflow.Now(ctx),
+	})
 	r.addTimeline(workflow.Now(ctx), "playbook "+s.Name+" started")
 	workflow.Go(ctx, func(ctx workflow.Context) {
 		if err := child.GetChildWorkflowExecution().Get(ctx, nil); err != nil {
-			r.handlePlaybookReport(playbook.Report{WorkflowID: id, Playbook: s.Name, Ended: workflow.Now(ctx), Error: "it failed to start: " + err.Error()}, workflow.Now(ctx))
+			r.handlePlaybookReport(playbook.Report{
+				WorkflowID: id, Playbook: s.Name, Ended: workflow.Now(ctx),
+				Error: "it failed to start: " + err.Error(),
+			}, workflow.Now(ctx))
 			r.startFallback(ctx)
 			return
 		}
 		// A terminated run reports nothing, but the end of the child workflow is received.
 		var report playbook.Report
 		if err := child.Get(ctx, &report); err != nil && ctx.Err() == nil {
-			r.handlePlaybookReport(playbook.Report{WorkflowID: id, Playbook: s.Name, Ended: workflow.Now(ctx), Error: err.Error()}, workflow.Now(ctx))
+			r.handlePlaybookReport(playbook.Report{
+				WorkflowID: id, Playbook: s.Name, Ended: workflow.Now(ctx),
+				Error: err.Error(),
+			}, workflow.Now(ctx))
 			r.startFallback(ctx)
 		}
 	})
@@ -295,7 +325,8 @@ func (r *incidentRun) startPlaybook(ctx workflow.Context, s SelectedPlaybook, ta
 const maxStepReports = 1500
 
 func (r *incidentRun) handlePlaybookReport(report playbook.Report, now time.Time) {
-	i := slices.IndexFunc(r.Incident.Playbooks, func(p playbooks.PlaybookRun) bool { return p.WorkflowID == report.WorkflowID })
+	i := slices.IndexFunc(r.Incident.Playbooks,
+		func(p playbooks.PlaybookRun) bool { return p.WorkflowID == report.WorkflowID })
 	if i < 0 || !r.Incident.Playbooks[i].Ended.IsZero() {
 		return
 	}
@@ -304,7 +335,8 @@ func (r *incidentRun) handlePlaybookReport(report playbook.Report, now time.Time
 		report.Steps = report.Steps[:min(len(report.Steps), max(0, maxStepReports-len(other.Steps)))]
 	}
 	p := &r.Incident.Playbooks[i]
-	p.SourceHash, p.Steps, p.Error, p.Ended, p.Outcome, p.Reason, p.ResponderGuide = report.SourceHash, report.Steps, report.Error, report.Ended, report.Outcome, report.Reason, report.ResponderGuide
+	p.SourceHash, p.Steps, p.Error, p.Ended, p.Outcome, p.Reason, p.ResponderGuide = report.SourceHash, report.Steps,
+		report.Error, report.Ended, report.Outcome, report.Reason, report.ResponderGuide
 	r.Incident.Evidence = append(r.Incident.Evidence, report.Evidence...)
 	for _, step := range report.Steps {
 		r.addTimeline(step.At, display.StepTimelineText(report.Playbook, step))
@@ -319,7 +351,8 @@ func (r *incidentRun) handlePlaybookReport(report playbook.Report, now time.Time
 }
 
 func (r *incidentRun) handleLeaseReport(l playbooks.LeaseReport) {
-	text := fmt.Sprintf("lease %s of %s on %s: %s", l.ID, l.Action, display.TargetName(r.Incident, l.Target), display.DescribeLease(l))
+	text := fmt.Sprintf("lease %s of %s on %s: %s", l.ID, l.Action, display.TargetName(r.Incident, l.Target),
+		display.DescribeLease(l))
 	if l.Reason != "" {
 		text += ": " + l.Reason
 	}
@@ -354,7 +387,10 @@ func (r *incidentRun) enrichContext(ctx workflow.Context) {
 			RetryPolicy: &temporal.RetryPolicy{InitialInterval: time.Second, MaximumAttempts: 3},
 		}
 		err := workflow.ExecuteActivity(workflow.WithActivityOptions(ctx, o), set.Observe,
-			activities.ObserveInput{Request: activities.Request{Action: "workload", Target: target, IncidentRef: r.incidentRef()}}).Get(ctx, &result)
+			activities.ObserveInput{Request: activities.Request{
+				Action: "workload", Target: target,
+				IncidentRef: r.incidentRef(),
+			}}).Get(ctx, &result)
 		if err != nil || !result.Outcome.HasOutputs() {
 			reason := result.Reason
 			if err != nil {

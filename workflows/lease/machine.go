@@ -119,9 +119,15 @@ type Command struct {
 }
 
 // NewMachine returns the machine of a new lease with its first holder.
-func NewMachine(lease string, target playbooks.Target, facet playbooks.Facet, first Holder, now time.Time, timing Timing) *Machine {
-	m := &Machine{LeaseID: lease, Target: target, Facet: facet, State: StateApplying, Holders: map[string]*Holder{}, Timing: timing.withDefaults()}
-	m.Action, m.Params, m.IncidentRef, m.PriorState, m.Authorization, m.Duration = first.Action, first.Params, first.IncidentRef, first.Plan.PriorState, first.Authorization, first.Duration
+func NewMachine(lease string, target playbooks.Target, facet playbooks.Facet, first Holder, now time.Time,
+	timing Timing,
+) *Machine {
+	m := &Machine{
+		LeaseID: lease, Target: target, Facet: facet, State: StateApplying, Holders: map[string]*Holder{},
+		Timing: timing.withDefaults(),
+	}
+	m.Action, m.Params, m.IncidentRef, m.PriorState, m.Authorization, m.Duration = first.Action, first.Params,
+		first.IncidentRef, first.Plan.PriorState, first.Authorization, first.Duration
 	first.ExpiresAt = now.Add(first.Duration)
 	m.Holders[first.ID] = &first
 	return m
@@ -176,7 +182,11 @@ func (m *Machine) ActivityRequest() activities.Request {
 	if until.IsZero() {
 		until = m.LastExpiry()
 	}
-	return activities.Request{Action: m.Action, Params: m.Params, Target: m.Target, IncidentRef: m.IncidentRef, LeaseID: m.LeaseID, Duration: m.Duration, ExpiresAt: until, ReleaseGrant: m.ReleaseGrant, ExtensionGrant: m.ExtensionGrant}
+	return activities.Request{
+		Action: m.Action, Params: m.Params, Target: m.Target, IncidentRef: m.IncidentRef,
+		LeaseID: m.LeaseID, Duration: m.Duration, ExpiresAt: until, ReleaseGrant: m.ReleaseGrant,
+		ExtensionGrant: m.ExtensionGrant,
+	}
 }
 
 // Join adds a holder. It refuses another action on the same facet, and any holder if the lease is ending.
@@ -209,7 +219,8 @@ func (m *Machine) Join(h Holder, now time.Time, combine func(a, b json.RawMessag
 		// The token stays valid for what it covers, without new guard decisions. Without a token, the end is that of
 		// the longest holder.
 		longest := max(m.Duration, h.Duration)
-		if m.Params, m.NeedsReapply, m.Authorization, m.Duration = params, true, h.Authorization, h.Duration; m.LeaseToken == nil {
+		if m.Params, m.NeedsReapply, m.Authorization, m.Duration = params, true, h.Authorization,
+			h.Duration; m.LeaseToken == nil {
 			m.Duration = longest
 		}
 	}

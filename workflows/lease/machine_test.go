@@ -20,7 +20,10 @@ var startTime = time.Date(2026, 11, 23, 3, 0, 0, 0, time.UTC)
 func atOffset(d time.Duration) time.Time { return startTime.Add(d) }
 
 func newHolder(id string, d time.Duration) lease.Holder {
-	return lease.Holder{ID: id, ReportToWorkflow: "playbook/" + id, IncidentRef: activities.IncidentRef{ID: "INC-" + id, GroupingKey: "k-" + id}, Action: "pod.isolate", Params: json.RawMessage(`{}`), Duration: d}
+	return lease.Holder{ID: id, ReportToWorkflow: "playbook/" + id, IncidentRef: activities.IncidentRef{
+		ID:          "INC-" + id,
+		GroupingKey: "k-" + id,
+	}, Action: "pod.isolate", Params: json.RawMessage(`{}`), Duration: d}
 }
 
 func combineEqualParams(a, b json.RawMessage) (json.RawMessage, error) {
@@ -31,11 +34,15 @@ func combineEqualParams(a, b json.RawMessage) (json.RawMessage, error) {
 }
 
 func newMachine() *lease.Machine {
-	return lease.NewMachine("LSE-1", playbooks.Target{Kind: playbooks.TargetPod, UID: "u"}, playbooks.FacetNetwork, newHolder("a", time.Hour), startTime, lease.Timing{})
+	return lease.NewMachine("LSE-1", playbooks.Target{Kind: playbooks.TargetPod, UID: "u"}, playbooks.FacetNetwork,
+		newHolder("a", time.Hour), startTime, lease.Timing{})
 }
 
 func appliedResult() activities.ApplyResult {
-	return activities.ApplyResult{Decision: activities.GuardDecision{Verdict: activities.VerdictRun}, Effect: activities.Effect{Outcome: playbooks.OutcomeChanged}, LeaseToken: &attestation.Envelope{KeyID: "k"}}
+	return activities.ApplyResult{
+		Decision: activities.GuardDecision{Verdict: activities.VerdictRun},
+		Effect:   activities.Effect{Outcome: playbooks.OutcomeChanged}, LeaseToken: &attestation.Envelope{KeyID: "k"},
+	}
 }
 
 // newHeldMachine returns a machine whose containment is in force.
@@ -63,11 +70,13 @@ func TestLeaseIsAppliedVerifiedAndUndoneAtExpiry(t *testing.T) {
 	m := newMachine()
 	require.Equal(t, lease.CommandApply, m.NextCommand(startTime).Kind)
 	m.OnApplied(appliedResult(), m.ActivityRequest().ExpiresAt, startTime)
-	require.Equal(t, []playbooks.Outcome{playbooks.OutcomeChanged}, reportedOutcomes(m, "playbook/a"), "the holder is told once")
+	require.Equal(t, []playbooks.Outcome{playbooks.OutcomeChanged}, reportedOutcomes(m, "playbook/a"),
+		"the holder is told once")
 	require.Equal(t, []playbooks.Outcome{playbooks.OutcomeChanged}, reportedOutcomes(m, "incident/k-a"))
 
 	cmd := m.NextCommand(atOffset(time.Second))
-	require.Equal(t, lease.Command{Kind: lease.CommandWait, Until: atOffset(30 * time.Second)}, cmd, "it waits for the next verification")
+	require.Equal(t, lease.Command{Kind: lease.CommandWait, Until: atOffset(30 * time.Second)}, cmd,
+		"it waits for the next verification")
 	require.Equal(t, lease.CommandVerify, m.NextCommand(atOffset(30*time.Second)).Kind)
 	m.OnVerified(activities.VerifyResult{InForce: true}, nil, atOffset(30*time.Second))
 	require.True(t, m.Verified)
@@ -82,7 +91,8 @@ func TestLeaseIsAppliedVerifiedAndUndoneAtExpiry(t *testing.T) {
 func TestUnverifiedLeaseHasReason(t *testing.T) {
 	m := newHeldMachine(t)
 	m.PendingReports = nil
-	m.OnVerified(activities.VerifyResult{InForce: true, UnverifiedReason: "no network interface was found"}, nil, atOffset(30*time.Second))
+	m.OnVerified(activities.VerifyResult{InForce: true, UnverifiedReason: "no network interface was found"}, nil,
+		atOffset(30*time.Second))
 	require.Equal(t, lease.StateHeld, m.State)
 	require.False(t, m.Verified)
 	require.False(t, m.NeedsReapply, "what is in force is not applied again")
@@ -97,10 +107,12 @@ func TestUnverifiedLeaseHasReason(t *testing.T) {
 
 func TestRefusedLeaseEndsWithGuardReason(t *testing.T) {
 	for verdict, want := range map[activities.Verdict]playbooks.Outcome{
-		activities.VerdictRefuse: playbooks.OutcomeRefused, activities.VerdictPropose: playbooks.OutcomeProposed, activities.VerdictAskApproval: playbooks.OutcomeProposed,
+		activities.VerdictRefuse: playbooks.OutcomeRefused, activities.VerdictPropose: playbooks.OutcomeProposed,
+		activities.VerdictAskApproval: playbooks.OutcomeProposed,
 	} {
 		m := newMachine()
-		m.OnApplied(activities.ApplyResult{Decision: activities.GuardDecision{Verdict: verdict, Reason: "because"}}, atOffset(time.Hour), startTime)
+		m.OnApplied(activities.ApplyResult{Decision: activities.GuardDecision{Verdict: verdict, Reason: "because"}},
+			atOffset(time.Hour), startTime)
 		require.Equal(t, []playbooks.Outcome{want}, reportedOutcomes(m, "playbook/a"))
 		require.Equal(t, "because", m.Reason)
 		require.Equal(t, lease.CommandEnd, m.NextCommand(startTime).Kind)
@@ -157,7 +169,10 @@ func TestSecondActionOnLeasedFacetIsRefused(t *testing.T) {
 func TestDeniedExtensionLeavesLeaseUnchanged(t *testing.T) {
 	m := newHeldMachine(t)
 	m.Join(newHolder("b", 5*time.Hour), startTime, combineEqualParams)
-	m.OnApplied(activities.ApplyResult{Decision: activities.GuardDecision{Verdict: activities.VerdictRefuse, Reason: "stopped"}}, m.ActivityRequest().ExpiresAt, startTime)
+	m.OnApplied(activities.ApplyResult{Decision: activities.GuardDecision{
+		Verdict: activities.VerdictRefuse,
+		Reason:  "stopped",
+	}}, m.ActivityRequest().ExpiresAt, startTime)
 	require.Equal(t, []playbooks.Outcome{playbooks.OutcomeRefused}, reportedOutcomes(m, "playbook/b"))
 	require.Equal(t, lease.StateHeld, m.State)
 	require.Equal(t, atOffset(time.Hour), m.LastExpiry(), "it ends when it was stamped to end")
@@ -257,7 +272,8 @@ func FuzzMachine(f *testing.F) {
 					m.OnApplied(appliedResult(), m.ActivityRequest().ExpiresAt, now)
 					inForce = true
 				default:
-					m.OnApplied(activities.ApplyResult{Decision: activities.GuardDecision{Verdict: activities.VerdictRefuse}}, m.ActivityRequest().ExpiresAt, now)
+					m.OnApplied(activities.ApplyResult{Decision: activities.GuardDecision{Verdict: activities.VerdictRefuse}},
+						m.ActivityRequest().ExpiresAt, now)
 				}
 			case lease.CommandVerify:
 				m.OnVerified(activities.VerifyResult{InForce: b%2 == 0}, nil, now)

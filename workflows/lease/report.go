@@ -22,11 +22,14 @@ type OutgoingReport struct {
 func (m *Machine) buildReport(now time.Time) playbooks.LeaseReport {
 	reason := m.Reason
 	if m.Contested { // also while it is active: someone repeatedly undoes it
-		reason = strings.TrimSuffix(fmt.Sprintf("another writer keeps reverting it, %d times so far: %s", m.ReapplyCount, reason), ": ")
+		reason = strings.TrimSuffix(fmt.Sprintf("another writer keeps reverting it, %d times so far: %s", m.ReapplyCount,
+			reason), ": ")
 	}
 	return playbooks.LeaseReport{
-		ID: m.LeaseID, Action: m.Action, Target: m.Target.ID(), Facet: string(m.Facet), State: string(m.State), Outcome: m.Outcome,
-		Verified: m.Verified, Undone: m.Undone, ExpiresAt: m.LastExpiry(), Reason: reason, At: now, AppliedAt: m.AppliedAt, Guard: m.Guard,
+		ID: m.LeaseID, Action: m.Action, Target: m.Target.ID(), Facet: string(m.Facet), State: string(m.State),
+		Outcome:  m.Outcome,
+		Verified: m.Verified, Undone: m.Undone, ExpiresAt: m.LastExpiry(), Reason: reason, At: now, AppliedAt: m.AppliedAt,
+		Guard:    m.Guard,
 		Warnings: m.planWarnings(),
 	}
 }

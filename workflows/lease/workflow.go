@@ -44,7 +44,8 @@ func (w *Workflows) Lease(ctx workflow.Context, in Input) error {
 	ctx, _ = workflow.NewDisconnectedContext(ctx)
 	m := in.Resume
 	if m == nil {
-		m = NewMachine(leaseIDFromRun(workflow.GetInfo(ctx)), in.Target, in.Facet, in.FirstHolder, workflow.Now(ctx), in.Timing)
+		m = NewMachine(leaseIDFromRun(workflow.GetInfo(ctx)), in.Target, in.Facet, in.FirstHolder, workflow.Now(ctx),
+			in.Timing)
 	}
 	if err := workflow.SetQueryHandler(ctx, workflows.QueryLease, func() (*Machine, error) { return m, nil }); err != nil {
 		return err //nolint:wrapcheck // a programming error
@@ -127,7 +128,8 @@ func (l *workflowLoop) receiveSignals(ctx workflow.Context) {
 // error.
 func (l *workflowLoop) sendReports(ctx workflow.Context) {
 	for _, r := range l.PendingReports {
-		l.pendingSends = append(l.pendingSends, workflow.SignalExternalWorkflow(ctx, r.WorkflowID, "", workflows.SignalLeaseReport, r))
+		l.pendingSends = append(l.pendingSends, workflow.SignalExternalWorkflow(ctx, r.WorkflowID, "",
+			workflows.SignalLeaseReport, r))
 	}
 	l.PendingReports = nil
 }
@@ -146,7 +148,8 @@ func (l *workflowLoop) waitForSends(ctx workflow.Context) {
 func (l *workflowLoop) waitUntil(ctx workflow.Context, until time.Time) {
 	timerCtx, cancel := workflow.WithCancel(ctx)
 	defer cancel()
-	woken := workflow.NewSelector(ctx).AddFuture(workflow.NewTimer(timerCtx, until.Sub(workflow.Now(ctx))), func(workflow.Future) {})
+	woken := workflow.NewSelector(ctx).AddFuture(workflow.NewTimer(timerCtx, until.Sub(workflow.Now(ctx))),
+		func(workflow.Future) {})
 	for _, name := range []string{workflows.SignalJoinLease, workflows.SignalReleaseLease, workflows.SignalExtendLease} {
 		woken.AddReceive(workflow.GetSignalChannel(ctx, name), func(workflow.ReceiveChannel, bool) {})
 	}
@@ -155,17 +158,30 @@ func (l *workflowLoop) waitUntil(ctx workflow.Context, until time.Time) {
 
 // runActivity runs an activity for the lease's target.
 func (l *workflowLoop) runActivity(ctx workflow.Context, attempts int32, activity, in, out any) error {
-	return l.Timing.Route.RunActivity(ctx, l.Target, workflow.ActivityOptions{ //nolint:wrapcheck // the state machine adds context
-		StartToCloseTimeout: 30 * time.Second, HeartbeatTimeout: activities.HeartbeatTimeout,
-		RetryPolicy: &temporal.RetryPolicy{InitialInterval: 200 * time.Millisecond, BackoffCoefficient: 2, MaximumInterval: 10 * time.Second, MaximumAttempts: attempts},
-	}, activity, in, out)
+	return l.Timing.Route.RunActivity(
+		ctx,
+		l.Target,
+		workflow.ActivityOptions{ //nolint:wrapcheck // the state machine adds context
+			StartToCloseTimeout: 30 * time.Second, HeartbeatTimeout: activities.HeartbeatTimeout,
+			RetryPolicy: &temporal.RetryPolicy{
+				InitialInterval: 200 * time.Millisecond, BackoffCoefficient: 2,
+				MaximumInterval: 10 * time.Second, MaximumAttempts: attempts,
+			},
+		},
+		activity,
+		in,
+		out,
+	)
 }
 
 func (l *workflowLoop) runApply(ctx workflow.Context) {
 	var set *activities.Activities
 	r := l.ActivityRequest()
 	var result activities.ApplyResult
-	err := l.runActivity(ctx, 4, set.Apply, activities.ApplyInput{Request: r, Authorization: l.Authorization, PriorState: l.PriorState, LeaseToken: l.LeaseToken}, &result)
+	err := l.runActivity(ctx, 4, set.Apply, activities.ApplyInput{
+		Request: r, Authorization: l.Authorization,
+		PriorState: l.PriorState, LeaseToken: l.LeaseToken,
+	}, &result)
 	if err != nil {
 		l.OnApplyFailed(err, workflow.Now(ctx))
 		return
@@ -176,13 +192,19 @@ func (l *workflowLoop) runApply(ctx workflow.Context) {
 func (l *workflowLoop) runVerify(ctx workflow.Context) {
 	var set *activities.Activities
 	var result activities.VerifyResult
-	err := l.runActivity(ctx, 2, set.Verify, activities.VerifyInput{Request: l.ActivityRequest(), PriorState: l.PriorState}, &result)
+	err := l.runActivity(ctx, 2, set.Verify, activities.VerifyInput{
+		Request:    l.ActivityRequest(),
+		PriorState: l.PriorState,
+	}, &result)
 	l.OnVerified(result, err, workflow.Now(ctx))
 }
 
 func (l *workflowLoop) runUndo(ctx workflow.Context) {
 	var set *activities.Activities
 	var result activities.UndoResult
-	err := l.runActivity(ctx, 3, set.Undo, activities.UndoInput{Request: l.ActivityRequest(), PriorState: l.PriorState, ReleaseGrant: l.ReleaseGrant}, &result)
+	err := l.runActivity(ctx, 3, set.Undo, activities.UndoInput{
+		Request: l.ActivityRequest(), PriorState: l.PriorState,
+		ReleaseGrant: l.ReleaseGrant,
+	}, &result)
 	l.OnUndone(result, err, workflow.Now(ctx))
 }

@@ -22,11 +22,15 @@ const leaseReportTimeout = 3 * time.Minute
 
 // acquireLease starts the lease of the target's facet, or joins the active one, and waits for its first report. The
 // lease outlives this run.
-func (r *playbookRun) acquireLease(ctx workflow.Context, f executionFrame, s *playbooks.Step, request activities.Request, planned activities.PlanResult, basis activities.Authorization) (playbooks.LeaseReport, error) {
+func (r *playbookRun) acquireLease(ctx workflow.Context, f executionFrame, s *playbooks.Step,
+	request activities.Request, planned activities.PlanResult, basis activities.Authorization) (playbooks.LeaseReport,
+	error,
+) {
 	r.holderCount++
 	holder := lease.Holder{
-		ID: fmt.Sprintf("%s/%s%s/%d", r.workflowID, f.stepPrefix, s.Path, r.holderCount), ReportToWorkflow: r.workflowID, IncidentRef: r.incidentRef,
-		Action: s.Action, Params: request.Params, Duration: s.LeaseDuration, Plan: planned.Plan, Authorization: basis,
+		ID: fmt.Sprintf("%s/%s%s/%d", r.workflowID, f.stepPrefix, s.Path, r.holderCount), ReportToWorkflow: r.workflowID,
+		IncidentRef: r.incidentRef,
+		Action:      s.Action, Params: request.Params, Duration: s.LeaseDuration, Plan: planned.Plan, Authorization: basis,
 	}
 	facet := r.Catalog[s.Action].Facet
 	id := workflows.LeaseWorkflowID(r.incidentRef.Cluster, request.Target, facet)
@@ -38,11 +42,17 @@ func (r *playbookRun) acquireLease(ctx workflow.Context, f executionFrame, s *pl
 
 	for try := range 5 {
 		childCtx := workflow.WithChildOptions(ctx, workflow.ChildWorkflowOptions{
-			WorkflowID: id, ParentClosePolicy: enumspb.PARENT_CLOSE_POLICY_ABANDON,
+			WorkflowID:            id,
+			ParentClosePolicy:     enumspb.PARENT_CLOSE_POLICY_ABANDON,
 			WorkflowIDReusePolicy: enumspb.WORKFLOW_ID_REUSE_POLICY_ALLOW_DUPLICATE,
-			TypedSearchAttributes: temporal.NewSearchAttributes(temporal.NewSearchAttributeKeyKeyword(workflows.IncidentSearchAttribute).ValueSet(r.incidentRef.ID)),
+			TypedSearchAttributes: temporal.NewSearchAttributes(
+				temporal.NewSearchAttributeKeyKeyword(workflows.IncidentSearchAttribute).ValueSet(r.incidentRef.ID),
+			),
 		})
-		child := workflow.ExecuteChildWorkflow(childCtx, r.Leases.Lease, lease.Input{Target: request.Target, Facet: facet, FirstHolder: holder, Timing: r.input.LeaseTiming})
+		child := workflow.ExecuteChildWorkflow(childCtx, r.Leases.Lease, lease.Input{
+			Target: request.Target, Facet: facet,
+			FirstHolder: holder, Timing: r.input.LeaseTiming,
+		})
 		err := child.GetChildWorkflowExecution().Get(ctx, nil)
 		var running *temporal.ChildWorkflowExecutionAlreadyStartedError
 		var started *serviceerror.WorkflowExecutionAlreadyStarted // the error of the SDK's test environment
@@ -67,13 +77,18 @@ func (r *playbookRun) acquireLease(ctx workflow.Context, f executionFrame, s *pl
 	timerCtx, cancel := workflow.WithCancel(ctx)
 	defer cancel()
 	var report playbooks.LeaseReport
-	err := fmt.Errorf("the lease %s did not report within %s; `stanch leases` shows it", id, duration.Format(leaseReportTimeout))
+	err := fmt.Errorf("the lease %s did not report within %s; `stanch leases` shows it", id,
+		duration.Format(leaseReportTimeout))
 	workflow.NewSelector(ctx).
 		AddFuture(heard, func(f workflow.Future) { err = f.Get(ctx, &report) }).
-		AddFuture(workflow.NewTimer(timerCtx, leaseReportTimeout), func(workflow.Future) { delete(r.waitingHolders, holder.ID) }).
+		AddFuture(workflow.NewTimer(timerCtx, leaseReportTimeout),
+			func(workflow.Future) { delete(r.waitingHolders, holder.ID) }).
 		Select(ctx)
 	if ctx.Err() != nil && err != nil {
-		return report, fmt.Errorf("its block timed out before the lease %s reported; the lease continues and ends automatically", id)
+		return report, fmt.Errorf(
+			"its block timed out before the lease %s reported; the lease continues and ends automatically",
+			id,
+		)
 	}
 	return report, err
 }

@@ -37,7 +37,8 @@ const maxVotesPerRequest = 100
 func (r *playbookRun) receiveVote(v attestation.Envelope) {
 	says := voteContentOf(v)
 	p := r.openRequests[says.Step]
-	if p == nil || len(p.Votes) >= maxVotesPerRequest || slices.ContainsFunc(p.Votes, func(o attestation.Envelope) bool { return voteContentOf(o) == says }) {
+	if p == nil || len(p.Votes) >= maxVotesPerRequest ||
+		slices.ContainsFunc(p.Votes, func(o attestation.Envelope) bool { return voteContentOf(o) == says }) {
 		return
 	}
 	p.Votes = append(p.Votes, v)
@@ -69,7 +70,8 @@ func (r *playbookRun) yieldToVoteReceiver(ctx workflow.Context) {
 // requestMessageSync notifies the message workflow of a change. It does not wait: the message also syncs regularly.
 func (r *playbookRun) requestMessageSync(ctx workflow.Context) {
 	if r.input.ChatEnabled {
-		workflow.SignalExternalWorkflow(ctx, workflows.ChatMessageWorkflowID(r.incidentRef.ID), "", workflows.SignalSyncMessage, nil)
+		workflow.SignalExternalWorkflow(ctx, workflows.ChatMessageWorkflowID(r.incidentRef.ID), "",
+			workflows.SignalSyncMessage, nil)
 	}
 }
 
@@ -109,7 +111,11 @@ func (r *playbookRun) waitForApproval(ctx workflow.Context, q ApprovalRequest) (
 	r.requestMessageSync(ctx)
 	defer func() {
 		delete(r.openRequests, p.ID)
-		r.answeredRequests = lastN(append(r.answeredRequests, activities.ApprovalOutcome{ID: p.ID, Step: p.Step, Title: p.Title, Granted: got.granted, Reason: got.reason, ApprovedBy: p.ApprovedBy, DecidedAt: workflow.Now(ctx)}), maxAnsweredRequests)
+		r.answeredRequests = lastN(append(r.answeredRequests, activities.ApprovalOutcome{
+			ID: p.ID, Step: p.Step,
+			Title: p.Title, Granted: got.granted, Reason: got.reason, ApprovedBy: p.ApprovedBy, DecidedAt: workflow.Now(ctx),
+		}),
+			maxAnsweredRequests)
 		r.requestMessageSync(ctx)
 	}()
 	timerCtx, cancel := workflow.WithCancel(ctx)
@@ -126,14 +132,16 @@ func (r *playbookRun) waitForApproval(ctx workflow.Context, q ApprovalRequest) (
 		}
 		nobody := approvalResult{reason: fmt.Sprintf("no approver voted within %s", duration.Format(p.Approvers.Timeout))}
 		if n := len(p.ApprovedBy); n > 0 {
-			nobody.reason = fmt.Sprintf("%d of %d required approvals within %s", n, max(p.Approvers.Quorum, 1), duration.Format(p.Approvers.Timeout))
+			nobody.reason = fmt.Sprintf("%d of %d required approvals within %s", n, max(p.Approvers.Quorum, 1),
+				duration.Format(p.Approvers.Timeout))
 		}
 		// Votes that arrived in time count, even if no worker was available to count them before.
 		if r.yieldToVoteReceiver(ctx); ctx.Err() != nil || late && len(p.Votes) == p.countedVotes {
 			return nobody
 		}
 		t, err := r.countVotes(ctx, p)
-		for err != nil && workflow.Now(ctx).Before(p.Deadline.Add(recountWindow)) && workflow.Sleep(ctx, recountInterval) == nil {
+		for err != nil && workflow.Now(ctx).Before(p.Deadline.Add(recountWindow)) &&
+			workflow.Sleep(ctx, recountInterval) == nil {
 			t, err = r.countVotes(ctx, p)
 		}
 		if err == nil {
@@ -157,9 +165,13 @@ func (r *playbookRun) countVotes(ctx workflow.Context, p *openRequest) (activiti
 	p.countedVotes = len(p.Votes)
 	var set *activities.Activities
 	var t activities.VoteCount
-	o := workflow.ActivityOptions{TaskQueue: r.input.LeaseTiming.Route.DefaultQueue(), StartToCloseTimeout: 10 * time.Second, ScheduleToCloseTimeout: time.Minute}
+	o := workflow.ActivityOptions{
+		TaskQueue:           r.input.LeaseTiming.Route.DefaultQueue(),
+		StartToCloseTimeout: 10 * time.Second, ScheduleToCloseTimeout: time.Minute,
+	}
 	in := activities.CountVotesInput{
-		IncidentID: r.incidentRef.ID, WorkflowID: r.workflowID, RequestID: p.ID, PlansHash: p.PlansHash, Plans: p.Plans, Targets: p.Targets, Approvers: p.Approvers,
+		IncidentID: r.incidentRef.ID, WorkflowID: r.workflowID, RequestID: p.ID, PlansHash: p.PlansHash, Plans: p.Plans,
+		Targets: p.Targets, Approvers: p.Approvers,
 		Votes: p.Votes, AskedAt: p.AskedAt, Deadline: p.Deadline, PlaybookAuthorization: r.input.PlaybookAuthorization,
 	}
 	err := workflow.ExecuteActivity(workflow.WithActivityOptions(ctx, o), set.CountVotes, in).Get(ctx, &t)
@@ -180,12 +192,17 @@ func (r *playbookRun) runApproval(ctx workflow.Context, f executionFrame, s *pla
 	w := &planner{playbookRun: r, plannedKeys: map[string]bool{}}
 	plans, reasons := w.planSteps(ctx, planning, a.Steps)
 	if w.limitExceeded {
-		plans, reasons = plannedActions{}, []string{fmt.Sprintf("it would request approval of more than %d changes at once; split the step", maxPlansPerApproval)}
+		plans, reasons = plannedActions{}, []string{
+			fmt.Sprintf("it would request approval of more than %d changes at once; split the step", maxPlansPerApproval),
+		}
 	}
 	runnable := plans.runnableIfApproved()
 	if len(plans.plans) > 0 && len(runnable.plans) == 0 {
 		reason := plans.plans[0].Decision.Reason
-		r.recordStepReport(ctx, f, s, playbooks.StepReport{Outcome: playbooks.OutcomeProposed, Reason: "would request approval: " + reason})
+		r.recordStepReport(ctx, f, s, playbooks.StepReport{
+			Outcome: playbooks.OutcomeProposed,
+			Reason:  "would request approval: " + reason,
+		})
 		r.runSteps(ctx, f.withApproval(&approvedGrants{approval: a, proposeOnly: true, title: a.Title}), a.Steps)
 		return stepOutcome{Outcome: playbooks.OutcomeProposed, reason: reason}
 	}
@@ -194,11 +211,15 @@ func (r *playbookRun) runApproval(ctx workflow.Context, f executionFrame, s *pla
 		reasons = append(reasons, "`ask`: "+err.Error())
 	}
 	if len(reasons) > 0 {
-		r.recordStepReport(ctx, f, s, playbooks.StepReport{Outcome: playbooks.OutcomeFailed, Reason: strings.Join(reasons, "; ")})
+		r.recordStepReport(ctx, f, s, playbooks.StepReport{
+			Outcome: playbooks.OutcomeFailed,
+			Reason:  strings.Join(reasons, "; "),
+		})
 		return stepOutcome{Outcome: playbooks.OutcomeFailed, reason: reasons[0]}
 	}
 	got := r.waitForApproval(ctx, ApprovalRequest{
-		Step: f.stepName(s), Title: a.Title, Question: text, Plans: runnable.plans, Targets: runnable.targets, Approvers: ApproversOfStep(a),
+		Step: f.stepName(s), Title: a.Title, Question: text, Plans: runnable.plans, Targets: runnable.targets,
+		Approvers: ApproversOfStep(a),
 	})
 	if r.suspendedReason != "" {
 		got = approvalResult{reason: r.suspendedReason}
@@ -208,7 +229,10 @@ func (r *playbookRun) runApproval(ctx workflow.Context, f executionFrame, s *pla
 		return stepOutcome{Outcome: playbooks.OutcomeDenied, reason: got.reason}
 	}
 	r.recordStepReport(ctx, f, s, playbooks.StepReport{Outcome: playbooks.OutcomeSucceeded, Reason: got.reason})
-	r.runSteps(ctx, f.withApproval(&approvedGrants{approval: a, grants: got.grants, title: a.Title, approvedPlans: runnable}), a.Steps)
+	r.runSteps(ctx, f.withApproval(&approvedGrants{
+		approval: a, grants: got.grants, title: a.Title,
+		approvedPlans: runnable,
+	}), a.Steps)
 	return stepOutcome{Outcome: playbooks.OutcomeSucceeded, reason: got.reason}
 }
 
@@ -255,7 +279,9 @@ type planner struct {
 
 // planSteps plans the containments inside an approval, through loops and calls. Steps under `on_failure` or an `if` are
 // planned too: approvers see everything that their approval may cause.
-func (w *planner) planSteps(ctx workflow.Context, f executionFrame, steps []playbooks.Step) (plans plannedActions, problems []string) {
+func (w *planner) planSteps(ctx workflow.Context, f executionFrame, steps []playbooks.Step) (plans plannedActions,
+	problems []string,
+) {
 	r := w.playbookRun
 	inner := func(f executionFrame) executionFrame {
 		if r.input.LanguageVersion < 2 {
@@ -264,7 +290,8 @@ func (w *planner) planSteps(ctx workflow.Context, f executionFrame, steps []play
 		return f.branchFrame() // values set inside are not visible outside
 	}
 	take := func(p plannedActions, q []string) {
-		plans.plans, plans.targets, problems = append(plans.plans, p.plans...), append(plans.targets, p.targets...), append(problems, q...)
+		plans.plans, plans.targets, problems = append(plans.plans, p.plans...), append(plans.targets, p.targets...),
+			append(problems, q...)
 	}
 	for i := range steps {
 		s := &steps[i]
@@ -306,7 +333,9 @@ func (w *planner) planSteps(ctx workflow.Context, f executionFrame, steps []play
 }
 
 // planAction plans one containment on each of its targets. It skips what is already planned.
-func (w *planner) planAction(ctx workflow.Context, f executionFrame, s *playbooks.Step) (plans plannedActions, problems []string) {
+func (w *planner) planAction(ctx workflow.Context, f executionFrame, s *playbooks.Step) (plans plannedActions,
+	problems []string,
+) {
 	r := w.playbookRun
 	params, err := f.EvalArguments(s, f.env)
 	if err != nil {
@@ -327,7 +356,10 @@ func (w *planner) planAction(ctx workflow.Context, f executionFrame, s *playbook
 		}
 		request := r.newRequest(f, s, params, target)
 		request.Duration, request.ExpiresAt = s.LeaseDuration, workflow.Now(ctx).Add(s.LeaseDuration)
-		result, err := r.planContainment(ctx, s, request, activities.Authorization{RequiresGrant: true, Receipts: r.allEvidenceReceipts(), Attestations: r.attestationsFor(target)})
+		result, err := r.planContainment(ctx, s, request, activities.Authorization{
+			RequiresGrant: true,
+			Receipts:      r.allEvidenceReceipts(), Attestations: r.attestationsFor(target),
+		})
 		if err != nil {
 			problems = append(problems, activityErrorText(err))
 			continue

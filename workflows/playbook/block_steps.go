@@ -14,7 +14,8 @@ import (
 
 // blockRunner returns the function that runs a step with nested steps, a call, or a step without outside effects; nil
 // for an action.
-func (r *playbookRun) blockRunner(s *playbooks.Step) func(workflow.Context, executionFrame, *playbooks.Step) stepOutcome {
+func (r *playbookRun) blockRunner(s *playbooks.Step) func(workflow.Context, executionFrame,
+	*playbooks.Step) stepOutcome {
 	switch {
 	case s.Parallel != nil:
 		return r.runParallel
@@ -33,7 +34,9 @@ func (r *playbookRun) blockRunner(s *playbooks.Step) func(workflow.Context, exec
 }
 
 // runWithTimeout runs a block, and cancels it when its timeout is over. It always waits for the block to end.
-func (r *playbookRun) runWithTimeout(ctx workflow.Context, f executionFrame, s *playbooks.Step, block func(workflow.Context, executionFrame, *playbooks.Step) stepOutcome) stepOutcome {
+func (r *playbookRun) runWithTimeout(ctx workflow.Context, f executionFrame, s *playbooks.Step,
+	block func(workflow.Context, executionFrame, *playbooks.Step) stepOutcome,
+) stepOutcome {
 	if s.Timeout == 0 || r.input.LanguageVersion < 2 {
 		return block(ctx, f, s)
 	}
@@ -53,7 +56,8 @@ func (r *playbookRun) runWithTimeout(ctx workflow.Context, f executionFrame, s *
 	stopTimer()
 	done.Receive(ctx, nil)
 	if over {
-		return r.recordStepEnd(ctx, f, s, playbooks.OutcomeFailed, fmt.Sprintf("timed out after %s; its leases continue and end automatically", duration.Format(s.Timeout)))
+		return r.recordStepEnd(ctx, f, s, playbooks.OutcomeFailed,
+			fmt.Sprintf("timed out after %s; its leases continue and end automatically", duration.Format(s.Timeout)))
 	}
 	return out
 }
@@ -88,7 +92,8 @@ func (r *playbookRun) runForEach(ctx workflow.Context, f executionFrame, s *play
 	case err != nil:
 		return r.recordStepEnd(ctx, f, s, playbooks.OutcomeFailed, err.Error())
 	case len(items) > loop.MaxItems:
-		return r.recordStepEnd(ctx, f, s, playbooks.OutcomeRefused, fmt.Sprintf("the list has %d elements, at most %d are allowed", len(items), loop.MaxItems))
+		return r.recordStepEnd(ctx, f, s, playbooks.OutcomeRefused,
+			fmt.Sprintf("the list has %d elements, at most %d are allowed", len(items), loop.MaxItems))
 	case len(items) == 0:
 		return r.recordStepEnd(ctx, f, s, playbooks.OutcomeSkipped, "the list is empty")
 	}
@@ -130,7 +135,14 @@ func (f executionFrame) calleeFrame(s *playbooks.Step) (executionFrame, error) {
 		return executionFrame{}, err //nolint:wrapcheck // the error names the input
 	}
 	env, err := program.NewEvalEnv(f.env.Incident(), given)
-	return executionFrame{Program: program, env: env, approvedBy: f.approvedBy, stepPrefix: f.stepName(s) + "/", ending: &playbookEnd{}, phaseCeiling: min(f.phaseCeiling, program.MaxPhase)}, err //nolint:wrapcheck // the error names the input
+	return executionFrame{
+		Program:      program,
+		env:          env,
+		approvedBy:   f.approvedBy,
+		stepPrefix:   f.stepName(s) + "/",
+		ending:       &playbookEnd{},
+		phaseCeiling: min(f.phaseCeiling, program.MaxPhase),
+	}, err //nolint:wrapcheck // the error names the input
 }
 
 func (r *playbookRun) runCall(ctx workflow.Context, f executionFrame, s *playbooks.Step) stepOutcome {
@@ -194,7 +206,8 @@ func (r *playbookRun) runWait(ctx workflow.Context, f executionFrame, s *playboo
 				return r.recordStepEnd(ctx, f, s, playbooks.OutcomeFailed, "`until`: "+err.Error())
 			}
 			if holds {
-				return r.recordStepEnd(ctx, f, s, playbooks.OutcomeSucceeded, "the condition is true after "+duration.Format(workflow.Now(ctx).Sub(began).Round(time.Second)))
+				return r.recordStepEnd(ctx, f, s, playbooks.OutcomeSucceeded, "the condition is true after "+
+					duration.Format(workflow.Now(ctx).Sub(began).Round(time.Second)))
 			}
 		}
 		over := false
@@ -205,7 +218,8 @@ func (r *playbookRun) runWait(ctx workflow.Context, f executionFrame, s *playboo
 			AddFuture(timer, func(workflow.Future) { over = true }).
 			Select(ctx)
 		if over {
-			return r.recordStepEnd(ctx, f, s, playbooks.OutcomeFailed, fmt.Sprintf("the condition was not true within %s", duration.Format(w.Timeout)))
+			return r.recordStepEnd(ctx, f, s, playbooks.OutcomeFailed, fmt.Sprintf("the condition was not true within %s",
+				duration.Format(w.Timeout)))
 		}
 	}
 }
@@ -247,7 +261,8 @@ func (r *playbookRun) unwatchIncident(ctx workflow.Context) {
 }
 
 func (r *playbookRun) signalIncident(ctx workflow.Context, signal string) {
-	err := workflow.SignalExternalWorkflow(ctx, workflows.IncidentWorkflowID(r.input.IncidentRef.GroupingKey), "", signal, r.workflowID).Get(ctx, nil)
+	err := workflow.SignalExternalWorkflow(ctx, workflows.IncidentWorkflowID(r.input.IncidentRef.GroupingKey), "", signal,
+		r.workflowID).Get(ctx, nil)
 	if err != nil {
 		workflow.GetLogger(ctx).Info("the incident's state cannot be watched", "error", err)
 	}

@@ -12,17 +12,23 @@ import (
 )
 
 // runContain plans a containment, asks the guards, and acquires a lease.
-func (r *playbookRun) runContain(ctx workflow.Context, f executionFrame, s *playbooks.Step, request activities.Request) stepOutcome {
+func (r *playbookRun) runContain(ctx workflow.Context, f executionFrame, s *playbooks.Step,
+	request activities.Request,
+) stepOutcome {
 	target, under := request.Target.ID(), f.approvedBy
 	guard, permitted := "", "" // the guard that refused, and the people who approved if the guards asked
 	done := func(o playbooks.Outcome, reason, leaseID string) stepOutcome {
 		if permitted != "" {
 			reason = strings.TrimPrefix(reason+"; "+permitted, "; ")
 		}
-		r.recordStepReport(ctx, f, s, playbooks.StepReport{Target: target, Outcome: o, Reason: reason, LeaseID: leaseID, Guard: guard})
+		r.recordStepReport(ctx, f, s, playbooks.StepReport{
+			Target: target, Outcome: o, Reason: reason, LeaseID: leaseID,
+			Guard: guard,
+		})
 		return stepOutcome{Outcome: o, reason: reason}
 	}
-	basis := activities.Authorization{Attestations: r.attestationsFor(request.Target), Receipts: lastN(r.receipts[target], 2), RequiresGrant: under != nil}
+	basis := activities.Authorization{Attestations: r.attestationsFor(request.Target), Receipts: lastN(r.receipts[target],
+		2), RequiresGrant: under != nil}
 	if len(basis.Receipts) == 0 {
 		// The evidence of a workload is that of its pods.
 		for _, t := range r.input.Incident.Targets {
@@ -39,14 +45,16 @@ func (r *playbookRun) runContain(ctx workflow.Context, f executionFrame, s *play
 	}
 	var before *activities.PlanResult // the approved plan, if it has changed since
 	for range 3 {
-		if guard = ""; planned.Decision.Verdict == activities.VerdictRefuse || planned.Decision.Verdict == activities.VerdictPropose {
+		if guard = ""; planned.Decision.Verdict == activities.VerdictRefuse ||
+			planned.Decision.Verdict == activities.VerdictPropose {
 			guard = planned.Decision.Guard
 		}
 		if planned.Decision.Verdict == activities.VerdictRefuse {
 			return done(playbooks.OutcomeRefused, planned.Decision.Reason, "")
 		}
 		if under != nil && under.proposeOnly || planned.Decision.Verdict == activities.VerdictPropose {
-			return done(playbooks.OutcomeProposed, "would "+strings.Join(planned.Plan.Changes, "; ")+" ("+planned.Decision.Reason+")", "")
+			return done(playbooks.OutcomeProposed, "would "+strings.Join(planned.Plan.Changes, "; ")+" ("+
+				planned.Decision.Reason+")", "")
 		}
 		if under == nil && planned.Decision.Verdict == activities.VerdictRun {
 			break
@@ -58,16 +66,22 @@ func (r *playbookRun) runContain(ctx workflow.Context, f executionFrame, s *play
 			}
 		}
 		// The scope requires an approval, or the approved plan has changed since: request approval of the current plan.
-		q := ApprovalRequest{Step: f.stepName(s), Title: s.Action + " of " + request.Target.String(), Plans: []activities.PlanResult{planned}, Targets: []playbooks.Target{request.Target}, Approvers: planned.Decision.Approvers}
+		q := ApprovalRequest{
+			Step: f.stepName(s), Title: s.Action + " of " + request.Target.String(),
+			Plans: []activities.PlanResult{planned}, Targets: []playbooks.Target{request.Target},
+			Approvers: planned.Decision.Approvers,
+		}
 		if under != nil {
 			q.Approvers = ApproversOfStep(under.approval)
 			q.Title = under.title + " (the plan changed since it was approved)"
 			if was, ok := under.approvedPlans.findPlan(target, s.Action); ok {
-				q.ReplacesHash, q.ChangesSinceReplaced = activities.ApprovalRequestHash(under.approvedPlans.plans, q.Approvers), planned.Plan.Diff(was.Plan)
+				q.ReplacesHash, q.ChangesSinceReplaced = activities.ApprovalRequestHash(under.approvedPlans.plans, q.Approvers),
+					planned.Plan.Diff(was.Plan)
 			}
 		} else if before != nil {
 			q.Title += " (the plan changed since it was approved)"
-			q.ReplacesHash, q.ChangesSinceReplaced = activities.ApprovalRequestHash([]activities.PlanResult{*before}, q.Approvers), planned.Plan.Diff(before.Plan)
+			q.ReplacesHash, q.ChangesSinceReplaced = activities.ApprovalRequestHash([]activities.PlanResult{*before},
+				q.Approvers), planned.Plan.Diff(before.Plan)
 		}
 		before = &planned
 		answer := r.waitForApproval(ctx, q)
@@ -103,18 +117,26 @@ func (r *playbookRun) runContain(ctx workflow.Context, f executionFrame, s *play
 	return done(report.Outcome, report.Reason, report.ID)
 }
 
-func (r *playbookRun) planContainment(ctx workflow.Context, s *playbooks.Step, request activities.Request, basis activities.Authorization) (activities.PlanResult, error) {
+func (r *playbookRun) planContainment(ctx workflow.Context, s *playbooks.Step, request activities.Request,
+	basis activities.Authorization,
+) (activities.PlanResult, error) {
 	var planned activities.PlanResult
-	err := r.input.LeaseTiming.Route.RunShortActivity(ctx, request.Target, r.activityOptions(s), "Plan", activities.PlanInput{Request: request, Authorization: basis}, &planned)
+	err := r.input.LeaseTiming.Route.RunShortActivity(ctx, request.Target, r.activityOptions(s), "Plan",
+		activities.PlanInput{Request: request, Authorization: basis}, &planned)
 	return planned, err
 }
 
 // runIrreversible runs an irreversible action. It returns the outcome with its reason, and the guard that refused it.
-func (r *playbookRun) runIrreversible(ctx workflow.Context, f executionFrame, s *playbooks.Step, request activities.Request, planned activities.PlanResult, basis activities.Authorization) (o playbooks.Outcome, reason, guard string) {
+func (r *playbookRun) runIrreversible(ctx workflow.Context, f executionFrame, s *playbooks.Step,
+	request activities.Request, planned activities.PlanResult, basis activities.Authorization) (o playbooks.Outcome,
+	reason, guard string,
+) {
 	var set *activities.Activities
 	var result activities.ApplyResult
-	request.LeaseID, request.ExpiresAt = fmt.Sprintf("ACT-%s-%s-%s", r.incidentRef.ID, f.stepName(s), request.Target.UID), workflow.Now(ctx).Add(5*time.Minute)
-	err := r.input.LeaseTiming.Route.RunActivity(ctx, request.Target, r.activityOptions(s), set.Apply, activities.ApplyInput{Request: request, Authorization: basis, PriorState: planned.Plan.PriorState}, &result)
+	request.LeaseID, request.ExpiresAt = fmt.Sprintf("ACT-%s-%s-%s", r.incidentRef.ID, f.stepName(s), request.Target.UID),
+		workflow.Now(ctx).Add(5*time.Minute)
+	err := r.input.LeaseTiming.Route.RunActivity(ctx, request.Target, r.activityOptions(s), set.Apply,
+		activities.ApplyInput{Request: request, Authorization: basis, PriorState: planned.Plan.PriorState}, &result)
 	switch {
 	case err != nil:
 		return playbooks.OutcomeFailed, activityErrorText(err), ""

@@ -13,11 +13,14 @@ import (
 )
 
 // runObserve runs an action without side effects, and keeps what later steps need.
-func (r *playbookRun) runObserve(ctx workflow.Context, f executionFrame, s *playbooks.Step, request activities.Request) stepOutcome {
+func (r *playbookRun) runObserve(ctx workflow.Context, f executionFrame, s *playbooks.Step,
+	request activities.Request,
+) stepOutcome {
 	var set *activities.Activities
 	var result activities.Result
 	in := activities.ObserveInput{Request: request, Attestations: lastN(r.input.Attestations[request.Target.ID()], 1)}
-	if err := r.input.LeaseTiming.Route.RunActivity(ctx, request.Target, r.activityOptions(s), set.Observe, in, &result); err != nil {
+	if err := r.input.LeaseTiming.Route.RunActivity(ctx, request.Target, r.activityOptions(s), set.Observe, in,
+		&result); err != nil {
 		result = activities.Result{Outcome: playbooks.OutcomeFailed, Reason: activityErrorText(err)}
 		if s.Verb == playbooks.VerbEvidence {
 			result.Receipt = r.recordTimedOutEvidence(ctx, request)
@@ -40,7 +43,8 @@ func (r *playbookRun) runObserve(ctx workflow.Context, f executionFrame, s *play
 		if r.input.Attestations != nil && json.Unmarshal(result.Outputs, &found) == nil {
 			for _, t := range slices.Concat([]playbooks.Target{found.Role}, found.Keys, found.Users) {
 				if t.UID != "" && t.Kind.IsCloud() {
-					r.input.Attestations[t.ID()] = append(r.input.Attestations[t.ID()], lastN(r.input.Attestations[request.Target.ID()], 1)...)
+					r.input.Attestations[t.ID()] = append(r.input.Attestations[t.ID()],
+						lastN(r.input.Attestations[request.Target.ID()], 1)...)
 				}
 			}
 		}
@@ -48,8 +52,12 @@ func (r *playbookRun) runObserve(ctx workflow.Context, f executionFrame, s *play
 	if result.Receipt != nil {
 		r.receipts[request.Target.ID()] = append(r.receipts[request.Target.ID()], *result.Receipt)
 	}
-	r.report.Evidence = append(r.report.Evidence, result.Evidence[:min(len(result.Evidence), max(0, maxEvidenceRefs-len(r.report.Evidence)))]...)
-	r.recordStepReport(ctx, f, s, playbooks.StepReport{Target: request.Target.ID(), Outcome: result.Outcome, Reason: result.Reason})
+	r.report.Evidence = append(r.report.Evidence,
+		result.Evidence[:min(len(result.Evidence), max(0, maxEvidenceRefs-len(r.report.Evidence)))]...)
+	r.recordStepReport(ctx, f, s, playbooks.StepReport{
+		Target: request.Target.ID(), Outcome: result.Outcome,
+		Reason: result.Reason,
+	})
 	return stepOutcome{Outcome: result.Outcome, reason: result.Reason, outputs: result.Outputs}
 }
 
@@ -58,8 +66,12 @@ func (r *playbookRun) runObserve(ctx workflow.Context, f executionFrame, s *play
 func (r *playbookRun) recordTimedOutEvidence(ctx workflow.Context, request activities.Request) *attestation.Envelope {
 	var set *activities.Activities
 	var receipt attestation.Envelope
-	o := workflow.ActivityOptions{TaskQueue: r.input.LeaseTiming.Route.DefaultQueue(), StartToCloseTimeout: 10 * time.Second}
-	if err := workflow.ExecuteActivity(workflow.WithActivityOptions(ctx, o), set.RecordAttempt, request).Get(ctx, &receipt); err != nil {
+	o := workflow.ActivityOptions{
+		TaskQueue:           r.input.LeaseTiming.Route.DefaultQueue(),
+		StartToCloseTimeout: 10 * time.Second,
+	}
+	if err := workflow.ExecuteActivity(workflow.WithActivityOptions(ctx, o), set.RecordAttempt, request).Get(ctx,
+		&receipt); err != nil {
 		return nil
 	}
 	return &receipt

@@ -70,10 +70,14 @@ func (r *playbookRun) runMainPlaybook(ctx workflow.Context, program *playbooks.P
 	if r.input.LanguageVersion < 2 {
 		env = env.AllowMissing()
 	}
-	out := r.runPlaybook(ctx, executionFrame{Program: program, env: env, ending: &playbookEnd{}, phaseCeiling: program.MaxPhase})
+	out := r.runPlaybook(ctx, executionFrame{
+		Program: program, env: env, ending: &playbookEnd{},
+		phaseCeiling: program.MaxPhase,
+	})
 	r.report.Outcome, r.report.Reason = out.Outcome, truncateReason(out.reason)
 	if r.unreportedLines > 0 {
-		r.report.Reason = truncateReason(fmt.Sprintf("%d more lines are only in the workflow history. %s", r.unreportedLines, out.reason))
+		r.report.Reason = truncateReason(fmt.Sprintf("%d more lines are only in the workflow history. %s", r.unreportedLines,
+			out.reason))
 	}
 }
 
@@ -122,7 +126,9 @@ func (r *playbookRun) runStep(ctx workflow.Context, f executionFrame, s *playboo
 }
 
 // recordStepEnd records and returns the outcome of a step without targets.
-func (r *playbookRun) recordStepEnd(ctx workflow.Context, f executionFrame, s *playbooks.Step, o playbooks.Outcome, reason string) stepOutcome {
+func (r *playbookRun) recordStepEnd(ctx workflow.Context, f executionFrame, s *playbooks.Step, o playbooks.Outcome,
+	reason string,
+) stepOutcome {
 	r.recordStepReport(ctx, f, s, playbooks.StepReport{Outcome: o, Reason: reason})
 	return stepOutcome{Outcome: o, reason: reason}
 }
@@ -166,13 +172,17 @@ func (r *playbookRun) runWithRetry(ctx workflow.Context, f executionFrame, s *pl
 }
 
 // recordStepReport adds the result of a step on one target to the report.
-func (r *playbookRun) recordStepReport(ctx workflow.Context, f executionFrame, s *playbooks.Step, report playbooks.StepReport) {
+func (r *playbookRun) recordStepReport(ctx workflow.Context, f executionFrame, s *playbooks.Step,
+	report playbooks.StepReport,
+) {
 	report.Reason = truncateReason(report.Reason)
-	if r.reportedBytes += len(report.Reason) + len(f.stepPrefix) + len(report.Target) + 200; r.reportedBytes > maxReportBytes {
+	if r.reportedBytes += len(report.Reason) + len(f.stepPrefix) + len(report.Target) +
+		200; r.reportedBytes > maxReportBytes {
 		r.unreportedLines++
 		return
 	}
-	report.Step, report.Action, report.Verb, report.At = f.stepName(s), cmp.Or(s.Action, s.Kind()), s.Verb, workflow.Now(ctx)
+	report.Step, report.Action, report.Verb, report.At = f.stepName(s), cmp.Or(s.Action, s.Kind()), s.Verb,
+		workflow.Now(ctx)
 	r.report.Steps = append(r.report.Steps, report)
 }
 
@@ -242,7 +252,9 @@ func (r *playbookRun) runAction(ctx workflow.Context, f executionFrame, s *playb
 }
 
 // newRequest returns an action's request for a step, with the lowest maximum phase of the call path.
-func (r *playbookRun) newRequest(f executionFrame, s *playbooks.Step, params json.RawMessage, target playbooks.Target) activities.Request {
+func (r *playbookRun) newRequest(f executionFrame, s *playbooks.Step, params json.RawMessage,
+	target playbooks.Target,
+) activities.Request {
 	brief := r.incidentRef
 	brief.MaxPhase = f.phaseCeiling
 	return activities.Request{Action: s.Action, Params: params, Target: target, IncidentRef: brief}
@@ -263,7 +275,10 @@ func (r *playbookRun) resolveTargets(f executionFrame, s *playbooks.Step) ([]pla
 		return nil, nil
 	case len(kinds) > 0 && kinds[0] == playbooks.TargetWorkload:
 		w := r.input.Incident.Workload
-		return []playbooks.Target{{Kind: playbooks.TargetWorkload, Namespace: w.Namespace, WorkloadKind: w.Kind, Name: w.Name, UID: w.UID, Node: w.Node}}, nil
+		return []playbooks.Target{{
+			Kind: playbooks.TargetWorkload, Namespace: w.Namespace, WorkloadKind: w.Kind, Name: w.Name,
+			UID: w.UID, Node: w.Node,
+		}}, nil
 	}
 	return targets, nil
 }
@@ -281,8 +296,12 @@ func (r *playbookRun) activityOptions(s *playbooks.Step) workflow.ActivityOption
 		limit = s.Timeout
 	}
 	o := workflow.ActivityOptions{
-		StartToCloseTimeout: limit, ScheduleToCloseTimeout: limit + 5*time.Second, HeartbeatTimeout: activities.HeartbeatTimeout,
-		RetryPolicy: &temporal.RetryPolicy{InitialInterval: 200 * time.Millisecond, BackoffCoefficient: 2, MaximumInterval: 5 * time.Second, MaximumAttempts: 3},
+		StartToCloseTimeout: limit, ScheduleToCloseTimeout: limit + 5*time.Second,
+		HeartbeatTimeout: activities.HeartbeatTimeout,
+		RetryPolicy: &temporal.RetryPolicy{
+			InitialInterval: 200 * time.Millisecond, BackoffCoefficient: 2,
+			MaximumInterval: 5 * time.Second, MaximumAttempts: 3,
+		},
 	}
 	return o
 }

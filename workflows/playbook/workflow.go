@@ -79,7 +79,8 @@ type Workflows struct {
 func (w *Workflows) Playbook(ctx workflow.Context, in Input) (Report, error) {
 	if in.LanguageVersion > playbooks.LanguageVersion {
 		// This worker is older than the run: panicking makes Temporal retry the task until a newer worker receives it.
-		panic(fmt.Sprintf("the run needs version %d of the playbook language; this worker supports %d", in.LanguageVersion, playbooks.LanguageVersion))
+		panic(fmt.Sprintf("the run needs version %d of the playbook language; this worker supports %d", in.LanguageVersion,
+			playbooks.LanguageVersion))
 	}
 	load := w.Load
 	if load == nil {
@@ -95,7 +96,8 @@ func (w *Workflows) Playbook(ctx workflow.Context, in Input) (Report, error) {
 	report.Playbook, report.SourceHash, report.ResponderGuide = program.Name, program.Hash, program.ResponderGuide
 	r := &playbookRun{
 		Workflows: w, input: in, workflowID: info.WorkflowExecution.ID, report: &report,
-		waitingHolders: map[string]workflow.Settable{}, earlyLeaseReports: map[string]playbooks.LeaseReport{}, receipts: map[string][]attestation.Envelope{}, openRequests: map[string]*openRequest{},
+		waitingHolders: map[string]workflow.Settable{}, earlyLeaseReports: map[string]playbooks.LeaseReport{},
+		receipts: map[string][]attestation.Envelope{}, openRequests: map[string]*openRequest{},
 	}
 	r.incidentRef = in.IncidentRef
 	r.incidentRef.MaxPhase = program.MaxPhase
@@ -110,7 +112,8 @@ func (w *Workflows) Playbook(ctx workflow.Context, in Input) (Report, error) {
 func reportToIncident(ctx workflow.Context, in Input, report Report) error {
 	ctx, cancel := workflow.NewDisconnectedContext(ctx)
 	defer cancel()
-	err := workflow.SignalExternalWorkflow(ctx, workflows.IncidentWorkflowID(in.IncidentRef.GroupingKey), "", workflows.SignalPlaybookReport, report).Get(ctx, nil)
+	err := workflow.SignalExternalWorkflow(ctx, workflows.IncidentWorkflowID(in.IncidentRef.GroupingKey), "",
+		workflows.SignalPlaybookReport, report).Get(ctx, nil)
 	if err != nil {
 		workflow.GetLogger(ctx).Info("the incident ended before its playbook", "error", err)
 	}
@@ -144,7 +147,10 @@ type playbookRun struct {
 
 // registerHandlers registers the queries, and starts the branches that receive signals.
 func (r *playbookRun) registerHandlers(ctx workflow.Context) error {
-	if err := workflow.SetQueryHandler(ctx, workflows.QuerySteps, func() (Report, error) { return *r.report, nil }); err != nil {
+	if err := workflow.SetQueryHandler(ctx, workflows.QuerySteps, func() (Report, error) {
+		return *r.report,
+			nil
+	}); err != nil {
 		return err //nolint:wrapcheck // a programming error
 	}
 	if err := workflow.SetQueryHandler(ctx, workflows.QueryPendingApprovals, func() ([]ApprovalRequest, error) {
@@ -156,7 +162,11 @@ func (r *playbookRun) registerHandlers(ctx workflow.Context) error {
 	}); err != nil {
 		return err //nolint:wrapcheck // a programming error
 	}
-	if err := workflow.SetQueryHandler(ctx, workflows.QueryAnsweredApprovals, func() ([]activities.ApprovalOutcome, error) { return r.answeredRequests, nil }); err != nil {
+	if err := workflow.SetQueryHandler(ctx, workflows.QueryAnsweredApprovals, func() ([]activities.ApprovalOutcome,
+		error,
+	) {
+		return r.answeredRequests, nil
+	}); err != nil {
 		return err //nolint:wrapcheck // a programming error
 	}
 	workflow.Go(ctx, func(ctx workflow.Context) {

@@ -34,7 +34,10 @@ type savedState struct {
 
 func fileIdentityOf(info fs.FileInfo) fileIdentity {
 	if s, ok := info.Sys().(*syscall.Stat_t); ok {
-		return fileIdentity{Device: uint64(s.Dev), Inode: s.Ino} //nolint:unconvert,nolintlint // its type differs between architectures
+		return fileIdentity{
+			Device: uint64(s.Dev),
+			Inode:  s.Ino,
+		} //nolint:unconvert,nolintlint // its type differs between architectures
 	}
 	return fileIdentity{}
 }

@@ -68,7 +68,10 @@ func openFollower(o Options) (*follower, error) {
 			return f, f.openFile(path, func(*os.File, int64) int64 { return kept.Offset })
 		}
 	}
-	o.Logf("the file that was read last is missing: lines that were written to it since then are lost; reading %s from its beginning", o.File)
+	o.Logf(
+		"the file that was read last is missing: lines that were written to it since then are lost; reading %s from its beginning",
+		o.File,
+	)
 	return f, nil
 }
 
@@ -223,7 +226,8 @@ func (f *follower) wait(ctx context.Context) error {
 // nextRotatedFile returns the file that follows a rotated one: the oldest of the files that were written after it.
 func (f *follower) nextRotatedFile(own fs.FileInfo) string {
 	for _, path := range listRotatedFiles(f.File) {
-		if s, err := os.Stat(path); err == nil && fileIdentityOf(s) != fileIdentityOf(own) && s.ModTime().After(own.ModTime()) {
+		if s, err := os.Stat(path); err == nil && fileIdentityOf(s) != fileIdentityOf(own) &&
+			s.ModTime().After(own.ModTime()) {
 			return path
 		}
 	}
@@ -254,9 +258,11 @@ func listRotatedFiles(path string) []string {
 	var all []rotated
 	for _, e := range entries {
 		name := e.Name()
-		dated := strings.HasPrefix(name, stem) && strings.HasSuffix(name, ext) && len(name) > len(stem) && name[len(stem)] >= '0' && name[len(stem)] <= '9'
+		dated := strings.HasPrefix(name, stem) && strings.HasSuffix(name, ext) && len(name) > len(stem) &&
+			name[len(stem)] >= '0' && name[len(stem)] <= '9'
 		info, err := e.Info()
-		if err != nil || !info.Mode().IsRegular() || strings.HasSuffix(name, ".gz") || !dated && !strings.HasPrefix(name, base+".") {
+		if err != nil || !info.Mode().IsRegular() || strings.HasSuffix(name, ".gz") || !dated &&
+			!strings.HasPrefix(name, base+".") {
 			continue
 		}
 		all = append(all, rotated{filepath.Join(dir, name), info.ModTime()})

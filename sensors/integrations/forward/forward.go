@@ -66,7 +66,8 @@ type Summary struct {
 
 // String returns the summary as a sentence.
 func (s Summary) String() string {
-	return fmt.Sprintf("%d lines: %d alerts accepted, %d telemetry, %d about health, %d refused", s.Lines, s.Accepted, s.Telemetry, s.Health, s.Refused)
+	return fmt.Sprintf("%d lines: %d alerts accepted, %d telemetry, %d about health, %d refused", s.Lines, s.Accepted,
+		s.Telemetry, s.Health, s.Refused)
 }
 
 // The limits of a batch. They are below the limits of one request to the gateway.
@@ -101,12 +102,17 @@ func (o Options) endpointURL() (string, error) {
 		return "", fmt.Errorf("unknown sensor %q; use one of: %s", o.Kind, strings.Join(integrations.SourceKinds(), ", "))
 	}
 	u, err := url.Parse(o.To)
-	if err != nil || u.Host == "" || u.Scheme != "https" && u.Scheme != "http" || u.RawQuery != "" || u.Fragment != "" || u.User != nil {
+	if err != nil || u.Host == "" || u.Scheme != "https" && u.Scheme != "http" || u.RawQuery != "" || u.Fragment != "" ||
+		u.User != nil {
 		return "", fmt.Errorf("invalid gateway URL %q; use the form https://stanch.example:8443", o.To)
 	}
-	if ip := net.ParseIP(u.Hostname()); u.Scheme == "http" && !o.Plaintext && u.Hostname() != "localhost" && (ip == nil || !ip.IsLoopback()) {
+	if ip := net.ParseIP(u.Hostname()); u.Scheme == "http" && !o.Plaintext && u.Hostname() != "localhost" &&
+		(ip == nil || !ip.IsLoopback()) {
 		return "",
-			fmt.Errorf("the token would be sent to %s unencrypted; use https, or --plaintext if nobody can intercept the connection", u.Host)
+			fmt.Errorf(
+				"the token would be sent to %s unencrypted; use https, or --plaintext if nobody can intercept the connection",
+				u.Host,
+			)
 	}
 	path := "/v1/" + o.Kind
 	if !strings.HasSuffix(u.Path, path) {

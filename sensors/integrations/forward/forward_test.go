@@ -140,8 +140,10 @@ func newTestForwarder(t *testing.T) *testForwarder {
 	p := &testForwarder{t: t, dir: t.TempDir(), gateway: newFakeGateway(t)}
 	require.NoError(t, os.WriteFile(filepath.Join(p.dir, "token"), []byte("the-token\n"), 0o600))
 	p.options = forward.Options{
-		Kind: "falco", To: p.gateway.URL, TokenFile: filepath.Join(p.dir, "token"), File: filepath.Join(p.dir, "events.log"), State: filepath.Join(p.dir, "state"), Beginning: true,
-		Poll: 2 * time.Millisecond, Linger: 2 * time.Millisecond, BackoffMin: time.Millisecond, BackoffMax: 4 * time.Millisecond,
+		Kind: "falco", To: p.gateway.URL, TokenFile: filepath.Join(p.dir, "token"), File: filepath.Join(p.dir, "events.log"),
+		State: filepath.Join(p.dir, "state"), Beginning: true,
+		Poll: 2 * time.Millisecond, Linger: 2 * time.Millisecond, BackoffMin: time.Millisecond,
+		BackoffMax: 4 * time.Millisecond,
 		Logf: func(format string, args ...any) {
 			p.logs.Lock()
 			defer p.logs.Unlock()
@@ -158,7 +160,11 @@ func (p *testForwarder) logText() string {
 }
 
 func alertJSON(n int) string {
-	return fmt.Sprintf(`{"uuid":"id-%d","priority":"Warning","rule":"Run shell untrusted","time":"2026-11-23T03:00:00Z","output_fields":{"container.id":"abc","n":"%d"}}`, n, n) + "\n"
+	return fmt.Sprintf(
+		`{"uuid":"id-%d","priority":"Warning","rule":"Run shell untrusted","time":"2026-11-23T03:00:00Z","output_fields":{"container.id":"abc","n":"%d"}}`,
+		n,
+		n,
+	) + "\n"
 }
 
 // appendAlerts appends the alerts with the numbers from (inclusive) to to (exclusive).
@@ -195,7 +201,8 @@ func (p *testForwarder) start() (end func() forward.Summary) {
 
 func (p *testForwarder) waitForAlerts(n int, what string) {
 	p.t.Helper()
-	require.Eventually(p.t, func() bool { return p.gateway.distinctAlerts() == n }, 20*time.Second, 5*time.Millisecond, "%s: %d of %d\n%s", what, p.gateway.distinctAlerts(), n, p.logText())
+	require.Eventually(p.t, func() bool { return p.gateway.distinctAlerts() == n }, 20*time.Second, 5*time.Millisecond,
+		"%s: %d of %d\n%s", what, p.gateway.distinctAlerts(), n, p.logText())
 }
 
 func TestFileIsFollowedThroughRotations(t *testing.T) {
@@ -329,7 +336,12 @@ func TestUnavailableGatewayPausesReadingAndLosesNothing(t *testing.T) {
 		_ = writer.Close()
 	}()
 	end := p.start()
-	require.Eventually(t, func() bool { p.gateway.mu.Lock(); defer p.gateway.mu.Unlock(); return len(p.gateway.codes) > 20 }, 10*time.Second, 5*time.Millisecond)
+	require.Eventually(
+		t,
+		func() bool { p.gateway.mu.Lock(); defer p.gateway.mu.Unlock(); return len(p.gateway.codes) > 20 },
+		10*time.Second,
+		5*time.Millisecond,
+	)
 	require.Less(t, len(written), 2500, "it does not read ahead of delivery")
 	p.gateway.mu.Lock()
 	away = false
@@ -345,7 +357,8 @@ func TestUnavailableGatewayPausesReadingAndLosesNothing(t *testing.T) {
 func TestRefusedLinesAreLoggedAndOthersAccepted(t *testing.T) {
 	p := newTestForwarder(t)
 	p.options.File, p.options.State, p.options.Beginning = "", "", false
-	p.options.Stdin = strings.NewReader(alertJSON(1) + "nonsense\x1b[2K\n\n" + `{"a":"` + strings.Repeat("a", integrations.MaxRecordBytes) + "\"}\n" + alertJSON(2) +
+	p.options.Stdin = strings.NewReader(alertJSON(1) + "nonsense\x1b[2K\n\n" + `{"a":"` + strings.Repeat("a",
+		integrations.MaxRecordBytes) + "\"}\n" + alertJSON(2) +
 		"2026-11-23T03:00:00.1Z stdout P " + alertJSON(3)[:50] + "\n2026-11-23T03:00:00.1Z stdout F " + alertJSON(3)[50:])
 	s, err := forward.Run(t.Context(), p.options)
 	require.NoError(t, err)

@@ -126,7 +126,8 @@ func parseContainerLogLine(text []byte) (rest []byte, partial, ok bool) {
 		return nil, false, false
 	}
 	fields := bytes.SplitN(text, []byte(" "), 4)
-	if len(fields) != 4 || string(fields[1]) != "stdout" && string(fields[1]) != "stderr" || len(fields[2]) == 0 || !bytes.Contains(fields[0], []byte("T")) {
+	if len(fields) != 4 || string(fields[1]) != "stdout" && string(fields[1]) != "stderr" || len(fields[2]) == 0 ||
+		!bytes.Contains(fields[0], []byte("T")) {
 		return nil, false, false
 	}
 	return fields[3], fields[2][0] == 'P', fields[2][0] == 'P' || fields[2][0] == 'F'

@@ -55,7 +55,11 @@ const (
 )
 
 func newSender(o Options, target string) (*sender, error) {
-	transport := &http.Transport{Proxy: http.ProxyFromEnvironment, TLSClientConfig: &tls.Config{MinVersion: tls.VersionTLS12}, TLSHandshakeTimeout: 10 * time.Second, IdleConnTimeout: 30 * time.Second}
+	transport := &http.Transport{
+		Proxy:           http.ProxyFromEnvironment,
+		TLSClientConfig: &tls.Config{MinVersion: tls.VersionTLS12}, TLSHandshakeTimeout: 10 * time.Second,
+		IdleConnTimeout: 30 * time.Second,
+	}
 	if o.CA != "" {
 		pem, err := os.ReadFile(o.CA)
 		if err != nil {
@@ -210,13 +214,17 @@ func (s *sender) post(ctx context.Context, part []line) (wait time.Duration, why
 }
 
 // handleResponse applies a response of the gateway to the lines that were sent.
-func (s *sender) handleResponse(resp *http.Response, part []line, a gatewayResponse, readable bool) (wait time.Duration, why string, err error) {
+func (s *sender) handleResponse(resp *http.Response, part []line, a gatewayResponse, readable bool) (wait time.Duration,
+	why string, err error,
+) {
 	why = fmt.Sprintf("the gateway responded %s: %s", resp.Status, strconv.Quote(a.Status))
 	switch code := resp.StatusCode; {
-	case readable && (code == http.StatusAccepted || code == http.StatusMultiStatus || (code == http.StatusBadRequest || code == http.StatusUnprocessableEntity) && coversAllLines(part, a)):
+	case readable && (code == http.StatusAccepted || code == http.StatusMultiStatus || (code == http.StatusBadRequest ||
+		code == http.StatusUnprocessableEntity) && coversAllLines(part, a)):
 		s.everAnswered = true
 		s.summary.Batches++
-		s.summary.Accepted, s.summary.Telemetry, s.summary.Health = s.summary.Accepted+a.Accepted, s.summary.Telemetry+a.Telemetry, s.summary.Health+a.Health
+		s.summary.Accepted, s.summary.Telemetry, s.summary.Health = s.summary.Accepted+a.Accepted, s.summary.Telemetry+
+			a.Telemetry, s.summary.Health+a.Health
 		for _, r := range a.Refused {
 			s.countRefused(r.Reason)
 		}
@@ -228,7 +236,8 @@ func (s *sender) handleResponse(resp *http.Response, part []line, a gatewayRespo
 			wait = min(time.Duration(min(n, 3600))*time.Second, maxRetryAfter)
 		}
 		return wait, why, nil
-	case readable && (code == http.StatusBadRequest || code == http.StatusUnprocessableEntity || code == http.StatusRequestEntityTooLarge):
+	case readable && (code == http.StatusBadRequest || code == http.StatusUnprocessableEntity ||
+		code == http.StatusRequestEntityTooLarge):
 		if len(part) > 1 {
 			return s.splitBatch(resp.Request.Context(), part)
 		}

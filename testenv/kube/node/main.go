@@ -47,6 +47,10 @@ func main() {
 }
 
 func fail(why string) {
-	fmt.Fprintf(os.Stderr, "node: %s; want one of etcd, kube-apiserver, kube-controller-manager, kube-scheduler, kubelet\n", why)
+	fmt.Fprintf(
+		os.Stderr,
+		"node: %s; want one of etcd, kube-apiserver, kube-controller-manager, kube-scheduler, kubelet\n",
+		why,
+	)
 	os.Exit(2)
 }

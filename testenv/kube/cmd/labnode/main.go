@@ -48,7 +48,8 @@ func rootCommand() *cobra.Command {
 		RunE: func(*cobra.Command, []string) error { return stopLab(state) },
 	}
 	for _, c := range []*cobra.Command{up, down} {
-		c.Flags().StringVar(&state, "state", "", "a file to keep the lab's state in; tests attach with "+kube.LabStateEnv+"=FILE")
+		c.Flags().StringVar(&state, "state", "", "a file to keep the lab's state in; tests attach with "+kube.LabStateEnv+
+			"=FILE")
 	}
 	root.AddCommand(build, up, down)
 	return root
