@@ -63,7 +63,7 @@ generate: ## regenerate the kernel objects (clang-16) and the gateway protocol
 
 FUZZ := playbooks/testspec:FuzzParse playbooks/recording:FuzzDecode worker/archive:FuzzDecode worker/simulate:FuzzParseAnswers activities:FuzzReadManifest playbooks:FuzzLoad worker/config:FuzzParse workflows/lease:FuzzMachine sensors/integrations:FuzzFalco sensors/probe:FuzzDecodeRecord \
 	sensors/integrations:FuzzTetragon sensors/integrations:FuzzTracee sensors/integrations:FuzzKubeArmor sensors/integrations:FuzzSplit sensors/integrations:FuzzDecodeKubernetesAudit sensors/integrations:FuzzDecodeCloudTrail \
-	activities/aws:FuzzReadTrust activities/aws:FuzzReadDenyAll activities/httpclient:FuzzText activities/httpclient:FuzzWait activities/ticket:FuzzMarkdown \
+	activities/aws:FuzzReadTrust activities/aws:FuzzReadDenyAll activities/httpclient:FuzzSanitizeText activities/httpclient:FuzzRetryDelay activities/ticket:FuzzMarkdown \
 	sensors/containermeta:FuzzParseCgroupPath sensors/snapshot:FuzzParseSocketLine sensors/redact:FuzzArgs sensors/rules:FuzzLoad sensors/baseline:FuzzRead
 
 fuzz: ## fuzz every parser for a minute each

@@ -347,9 +347,9 @@ func TestSimulationRepeatsLiveDecisions(t *testing.T) {
 			"pod.isolate", "proposed",
 			"the budget of 6 containments per hour is used up",
 		},
-		"escalated": {"pod.isolate", "changed", "approved by dave"}, "glass": {"approval", "succeeded", "broke the glass"},
+		"escalated": {"pod.isolate", "changed", "approved by dave"}, "glass": {"approval", "succeeded", "used break-glass"},
 		"quorum": {"approval", "succeeded", "approved by alice"},
-		"denial": {"approval", "denied", "alice said no"}, "expiry": {
+		"denial": {"approval", "denied", "alice denied it"}, "expiry": {
 			"approval", "denied",
 			"1 of 2 required approvals within 8s",
 		}, "revoked": {"approval", "succeeded", "approved by alice"},

@@ -121,7 +121,7 @@ func durationLines(q activities.ApprovalRequest) []listLine {
 			) < 0 {
 			break
 		}
-		l := listLine{label: "Undone", text: "after " + duration.Format(result.Plan.Duration) +
+		l := listLine{label: "Undo", text: "after " + duration.Format(result.Plan.Duration) +
 			endMechanismText(result.Plan.EndMechanism)}
 		if result.Plan.Duration <= 0 {
 			l.text = "not automatically"
@@ -187,7 +187,7 @@ func (p *messageView) blocksForRequest(i int, q activities.ApprovalRequest, d de
 	for _, c := range would {
 		if d >= detailExact || d == detailPartial && len(lines) < maxPartialChanges &&
 			textWeight(c) <= maxPartialChangeWeight {
-			lines = append(lines, listLine{label: "Would", text: c, neverTruncated: true})
+			lines = append(lines, listLine{label: "Change", text: c, neverTruncated: true})
 		}
 	}
 	switch {
@@ -220,7 +220,7 @@ func (p *messageView) blocksForRequest(i int, q activities.ApprovalRequest, d de
 			sanitizeText(q.Approvers.Describe(), people), sanitizeText(progress, people),
 			q.Deadline.UTC().Format(time.TimeOnly)),
 	})
-	head := listLine{label: "Asked", text: sanitizeText(q.Title, title)}
+	head := listLine{label: "Approval", text: sanitizeText(q.Title, title)}
 	if q.Question != "" && d >= detailExact {
 		head.text = sanitizeText(q.Title, maxWarningWeight) + ": " + sanitizeText(q.Question, maxTextWeight)
 	}

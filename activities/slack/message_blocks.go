@@ -54,7 +54,7 @@ func (p *messageView) endBlocks() []slack.Block {
 func (p *messageView) fullMessage() []slack.Block {
 	const maxSummary = 300
 	head, end := p.headerBlock(), p.endBlocks()
-	what := []slack.RichTextElement{listLine{label: "What", text: sanitizeText(p.incident.Summary,
+	what := []slack.RichTextElement{listLine{label: "Summary", text: sanitizeText(p.incident.Summary,
 		maxSummary)}.render(maxTextWeight)}
 	left := sizeBudget(maxMessageBytes - jsonSize(head) - totalJSONSize(end) - jsonSize(slack.NewRichTextBlock("what",
 		what...)))
@@ -141,7 +141,7 @@ func (p *messageView) leaseBlocks(r *sizeBudget) []slack.Block {
 // blocksForLease shows a lease, with the buttons that end and extend it.
 func (p *messageView) blocksForLease(l playbooks.LeaseReport) []slack.Block {
 	const maxTarget = 300
-	what := listLine{label: "Held: " + l.Action, text: strings.TrimSpace(fmt.Sprintf("%s  %s, until %s. %s",
+	what := listLine{label: "In force: " + l.Action, text: strings.TrimSpace(fmt.Sprintf("%s  %s, until %s. %s",
 		sanitizeText(display.TargetName(p.incident, l.Target), maxTarget), display.DescribeLease(l),
 		display.FormatTime(l.ExpiresAt), sanitizeText(l.Reason, maxTarget)))}
 	r := ButtonReference{IncidentID: p.incident.ID, LeaseID: l.ID}

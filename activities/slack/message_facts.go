@@ -30,14 +30,14 @@ func (p *messageView) factLines() []listLine {
 			code: shortDigest(in.Workload.ImageDigest),
 		})
 	}
-	add("Account", in.Workload.ServiceAccount)
+	add("Service account", in.Workload.ServiceAccount)
 	add("Node", in.Workload.Node)
 	for _, d := range firstN(in.Detections, 3) {
-		facts = append(facts, listLine{label: "Seen", text: fmt.Sprintf("%s ×%d: ", d.Title, d.Count), code: d.Description})
+		facts = append(facts, listLine{label: "Detection", text: fmt.Sprintf("%s ×%d: ", d.Title, d.Count), code: d.Description})
 	}
 	add("Confidence", fmt.Sprintf("%.2f", in.Confidence))
 	for _, r := range firstN(in.Reasons, maxReasonLines) {
-		add("Why", r)
+		add("Confidence reason", r)
 	}
 	for _, c := range firstN(in.Changes, 3) {
 		add("Changed", c.Description+", "+c.ChangedAt.UTC().Format(time.DateTime)+" UTC")
@@ -98,7 +98,7 @@ func (p *messageView) stepLines() []listLine {
 		})
 	}
 	if e := len(p.incident.Evidence); e > 0 {
-		out = append(out, listLine{label: "evidence", text: countText(e, "piece", "kept")})
+		out = append(out, listLine{label: "evidence", text: countText(e, "artifact", "stored")})
 	}
 	return out[max(0, len(out)-maxStepLines):]
 }

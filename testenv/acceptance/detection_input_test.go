@@ -267,7 +267,7 @@ people: [{ name: ann, uid: 0, groups: [sre] }, { name: bob, uid: 65533, groups: 
 	require.Zero(t, code, stderr)
 	in := s.WaitForIncident(t, c.ID, 20*time.Second, "its playbook ended", hasPlaybookEnded)
 	require.Equal(t, playbooks.OutcomeDenied, in.Playbooks[0].Steps[1].Outcome)
-	require.Contains(t, in.Playbooks[0].Steps[1].Reason, "ann said no. a known build")
+	require.Contains(t, in.Playbooks[0].Steps[1].Reason, "ann denied it. a known build")
 	require.Empty(t, s.ActiveLocks(t))
 	require.True(t, c.WaitForTraffic(time.Second))
 }

@@ -309,7 +309,7 @@ func TestANoIsGivenWithItsReason(t *testing.T) {
 	require.Equal(t, http.StatusOK, code, answer)
 	c.WaitForIncident(t, box.ID, 20*time.Second, "denied", hasStepOutcome(playbooks.OutcomeDenied))
 	c.waitForMessage(t, q.IncidentID, "the reason is shown as text", func(m slack.Message) bool {
-		return strings.Contains(string(m.Blocks), "bob said no. it is the nightly benchmark")
+		return strings.Contains(string(m.Blocks), "bob denied it. it is the nightly benchmark")
 	})
 	require.NotContains(t, string(c.waitForMessage(t, q.IncidentID, "", func(slack.Message) bool { return true }).Blocks),
 		`"mrkdwn"`)
@@ -397,7 +397,7 @@ func TestSlackIsAwayAndStanchDies(t *testing.T) {
 	c.WaitForIncident(t, box.ID, 60*time.Second, "held", isIsolated)
 	calls := 0
 	for _, reply := range c.fakeSlack.ThreadMessages(m.TS) {
-		if strings.Contains(string(reply.Blocks), "you are asked") {
+		if strings.Contains(string(reply.Blocks), "your approval is requested") {
 			calls++
 		}
 	}

@@ -150,7 +150,7 @@ func (s *scenarioBuilder) newDecision(confidence float64) *recording.GuardDecisi
 		d.Verdict, d.Reason = "propose", fmt.Sprintf("phase %d of scope %s does not allow a contain action", s.phase,
 			s.namespace)
 	case confidence < 0.8:
-		d.Verdict, d.Reason = "ask", fmt.Sprintf("confidence %.2f is below the 0.80 that scope %s lets run by itself",
+		d.Verdict, d.Reason = "ask", fmt.Sprintf("confidence %.2f is below the 0.80 that scope %s requires to run without approval",
 			confidence, s.namespace)
 		d.Approvers = recording.Approvers{
 			Groups: []string{"responders"}, Quorum: 1,
@@ -248,7 +248,7 @@ func (s *scenarioBuilder) addApproval(step string, plan recording.ActionResult) 
 	}
 	s.rec.Votes = append(s.rec.Votes, v)
 	if !v.Approved {
-		return false, v.Person + " (uid 1000 on the local socket) said no"
+		return false, v.Person + " (uid 1000 on the local socket) denied it"
 	}
 	return true, ""
 }

@@ -483,7 +483,7 @@ func TestNobodyMutesTheOthers(t *testing.T) {
 	_, report := runScenario(t, s)
 	last := report.Steps[len(report.Steps)-1]
 	require.Equal(t, playbooks.OutcomeDenied, last.Outcome, report.Steps)
-	require.Contains(t, last.Reason, "bob said no")
+	require.Contains(t, last.Reason, "bob denied it")
 }
 
 // A person who says that it is a false positive is heard by what runs: it asks on for nothing and contains nothing.

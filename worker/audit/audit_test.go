@@ -63,7 +63,7 @@ func TestTimelineIsInOrder(t *testing.T) {
 	require.Equal(t, 1, strings.Count(text, "approval-request: "),
 		"an approved containment is planned again without a second request")
 	require.NotContains(t, text, "failure: ", "a signal between Stanch's own workflows is no failure")
-	require.Contains(t, text, "mark: The playbook run was suspended; it contains nothing more and requests no "+
+	require.Contains(t, text, "triage: The playbook run was suspended; it contains nothing more and requests no "+
 		"approvals: nothing further is contained: bob has taken it over")
 	require.Equal(t, []string{"abcdef012345"}, s.ConfigHashes)
 	require.Len(t, s.Effects, 1)

@@ -182,7 +182,7 @@ func (h *NodeServer) renewCertificate(ctx context.Context, n *nodeConnection, r 
 		n.mu.Lock()
 		n.certificateExpiry = ends
 		n.mu.Unlock()
-		h.Log.Info("a node's certificate was renewed", "node", n.name, "ends", ends)
+		h.Log.Info("a node's certificate was renewed", "node", n.name, "expires", ends)
 		h.notifyMonitor(NodeEvent{Node: n.name, Kind: NodeCertificateRenewed, CertificateExpiresAt: ends})
 	}
 	return n.sendMessage(&gatewaypb.ToNode{Body: &gatewaypb.ToNode_Renewed{Renewed: answer}})

@@ -184,7 +184,7 @@ func TestKubernetesAuditEvents(t *testing.T) {
 		require.Len(t, d.receivedHealth.reports, 1, "the undecodable event is reported")
 		require.Equal(t, uint64(1), d.receivedHealth.reports[0].UndecodableEvents)
 		require.Equal(t, "api-server", d.receivedHealth.reports[0].Source)
-		require.Contains(t, d.receivedHealth.reports[0].Message, "audit event 1: it has no auditID")
+		require.Contains(t, d.receivedHealth.reports[0].Message, "audit event 1: missing auditID")
 		for name, c := range map[string]struct {
 			source, body string
 			want         int

@@ -394,7 +394,7 @@ func checkPhase(f Input) *activities.GuardDecision {
 		return newRefusal("no attested detection about %s within the last %s", f.Request.Target,
 			duration.Format(MaxDetectionAge))
 	case f.Correlation.Confidence < f.Scope.ConfidenceThreshold:
-		return newApprovalDecision(f, "confidence %.2f is below the %.2f that scope %s lets run by itself",
+		return newApprovalDecision(f, "confidence %.2f is below the %.2f that scope %s requires to run without approval",
 			f.Correlation.Confidence, f.Scope.ConfidenceThreshold, f.Scope.Name)
 	case f.Request.Duration > time.Duration(f.Config.Budget.MaxDuration):
 		return newApprovalDecision(f, "%s is longer than the %s that `budget.max_duration` allows without approval",

@@ -66,7 +66,7 @@ func TestRemovedSensorIsReportedAfterGatewayRestart(t *testing.T) {
 	require.Len(t, three.ingester.accepted, 1)
 	require.Equal(t, "watched", three.ingester.accepted[0].Node)
 	require.Equal(t, "telemetry-lost", three.ingester.accepted[0].Rule)
-	require.Contains(t, three.ingester.accepted[0].Reasons[1], "someone removed it")
+	require.Contains(t, three.ingester.accepted[0].Reasons[1], "it was removed")
 	require.Contains(t, three.ingester.accepted[0].Reasons[2], health.NodeRegistryConfigMap)
 	require.NotContains(t, kept(), "deleted", "a deleted node is removed")
 

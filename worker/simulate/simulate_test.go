@@ -258,7 +258,7 @@ func TestRecordedFailuresAreReplayed(t *testing.T) {
 	require.NoError(t, err)
 	for _, want := range []string{
 		"the node did not answer", "someone took it away", "would be applied again",
-		"someone else changed it", "would be undone",
+		"another writer changed it", "would be undone",
 	} {
 		require.Contains(t, string(text), want)
 	}
