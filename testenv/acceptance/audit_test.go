@@ -30,8 +30,8 @@ people: [{ name: alice, uid: 0, groups: [responders] }]
 
 func isClosed(in playbooks.Incident) bool { return in.Status == "closed" }
 
-// From the first event to the undone lease, and then each thing that is kept of it is changed by one byte.
-func TestAnIncidentIsToldAndVerified(t *testing.T) {
+// The audit of an incident verifies, and a change of one byte in any of its records is detected.
+func TestAuditVerifiesIncidentAndDetectsTampering(t *testing.T) {
 	s := harness.Start(t, stanchBinary, harness.Options{
 		Config:    approvalConfig,
 		Playbooks: isolatePlaybook(5 * time.Second),
@@ -149,8 +149,8 @@ func flipByte(t *testing.T, file string) (undo func()) {
 	return func() { raw[len(raw)/2] ^= 1; write() }
 }
 
-// Each drill, recorded, goes in a simulation as it went. With STANCH_RECORDINGS the recordings are written there.
-func TestADrillIsRecordedAndSimulatedAlike(t *testing.T) {
+// The simulation of each recorded drill repeats what happened. With STANCH_RECORDINGS the recordings are written there.
+func TestRecordedDrillSimulatesIdentically(t *testing.T) {
 	harness.SkipUnlessSupported(t)
 	out := os.Getenv("STANCH_RECORDINGS")
 	s := harness.Start(t, stanchBinary, harness.Options{})

@@ -141,8 +141,8 @@ func forgedDetection(target playbooks.Target) sensors.Detection {
 	}
 }
 
-// Someone who has everything of Temporal, and in most attacks the payload codec's key too, but never the authority's.
-func TestWhoHasTemporalCanNeitherContainNorRelease(t *testing.T) {
+// An attacker with full access to Temporal and, in most attacks, the payload codec's key, but never the authority's.
+func TestTemporalAccessCanNeitherContainNorRelease(t *testing.T) {
 	w := newAttackFixture(t)
 	for _, attack := range temporalAttacks {
 		t.Run(attack.name, func(t *testing.T) {

@@ -11,9 +11,9 @@ import (
 	"stanch/testenv/harness"
 )
 
-// What a responder meets: while a question is open everything that was done is shown, the question is answered by its
-// name, each answer says what it came to, and the end says first what was contained.
-func TestAResponderSeesWhatIsUnderWay(t *testing.T) {
+// While an approval request is open, everything that was done is shown. The request is approved by its name, each
+// command reports its result, and the final report starts with the containments.
+func TestOpenApprovalRequestShowsProgress(t *testing.T) {
 	plays := approvalPlaybook(2, "10m")
 	plays["ask.yaml"] = strings.Replace(plays["ask.yaml"], "        for: 20m\n", "        for: 20m\n  - ticket: create\n",
 		1)

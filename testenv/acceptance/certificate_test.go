@@ -21,8 +21,8 @@ import (
 	"stanch/worker/embeddedtemporal"
 )
 
-// A node that was taken over has its own certificate and nothing else: it is no other node, and no client of Temporal.
-func TestANodesCertificateIsGoodForThatNodeOnly(t *testing.T) {
+// A compromised node has only its own certificate: it can neither impersonate another node nor connect to Temporal.
+func TestNodeCertificateIsLimitedToItsNode(t *testing.T) {
 	s := harness.Start(t, stanchBinary, harness.Options{})
 	pki, err := authority.OpenOrCreatePKI(filepath.Join(s.DataDir, "pki"))
 	require.NoError(t, err)

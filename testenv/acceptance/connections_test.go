@@ -12,7 +12,7 @@ import (
 	"stanch/testenv/harness"
 )
 
-// Whoever opens connections to the nodes' port and says nothing keeps none of them, and keeps nobody out.
+// Silent connections to the node port are closed, and do not block other clients.
 func TestSilentConnectionsAreClosed(t *testing.T) {
 	address := harness.FreePort(t)
 	s := harness.New(t, stanchBinary, harness.Options{Args: []string{"--no-sensor", "--listen-nodes", address}})

@@ -36,9 +36,9 @@ var crashPoints = []struct {
 	{name: "undo/after/pod.isolate", release: true},
 }
 
-// After a death and a new start it all goes on to its end: one incident, one lock, one undo. All die first and are
-// followed then: most of the time they wait for Temporal to notice.
-func TestDeathAtAnyPointLosesNothing(t *testing.T) {
+// After a crash and a restart everything continues to its end: one incident, one lock, one undo. All instances are
+// killed first and followed afterwards, because most of the time is spent waiting for Temporal's timeouts.
+func TestCrashAtAnyFailpointLosesNothing(t *testing.T) {
 	harness.SkipUnlessSupported(t)
 	type victim struct {
 		*harness.Harness
@@ -104,8 +104,8 @@ func requireUndoneOnce(t *testing.T, s *harness.Harness, c *harness.Container) {
 	require.Len(t, all[0].Leases, 1, "one lease, of which nothing was applied twice")
 }
 
-// Death at any moment, over and over on the same data, while attacks are contained and released.
-func TestDeathAtAnyMoment(t *testing.T) {
+// Stanch is killed at random moments, repeatedly on the same data, while attacks are contained and released.
+func TestRandomCrashesLoseNothing(t *testing.T) {
 	kills := 5
 	if text := os.Getenv("STANCH_KILLS"); text != "" {
 		n, err := strconv.Atoi(text)

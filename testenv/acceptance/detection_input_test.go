@@ -77,7 +77,7 @@ func thirdPartyDetection(container string, n int) []byte {
 	return raw
 }
 
-func TestWhatIsMalformedIsRefusedAndDoesNothing(t *testing.T) {
+func TestMalformedDetectionsAreRefused(t *testing.T) {
 	d := newDetectionEndpoint(t)
 	good := string(thirdPartyDetection("aa11", 1))
 	for name, c := range map[string]struct {
@@ -121,7 +121,7 @@ func TestWhatIsMalformedIsRefusedAndDoesNothing(t *testing.T) {
 	}
 }
 
-func TestTenThousandAlikeAreOneIncident(t *testing.T) {
+func TestTenThousandDuplicatesAreOneIncident(t *testing.T) {
 	const n, connections = 10_000, 50
 	d := newDetectionEndpoint(t)
 	container := d.ContainerPrefix + "flood"
@@ -170,7 +170,7 @@ func TestTenThousandAlikeAreOneIncident(t *testing.T) {
 	require.Less(t, peak-before, int64(150<<20), "bounded memory")
 }
 
-func TestASecondStanchOnTheSameDataRefuses(t *testing.T) {
+func TestSecondStanchOnSameDataIsRefused(t *testing.T) {
 	s := harness.Start(t, stanchBinary, harness.Options{Config: autoContainConfig})
 	_, stderr, code := s.Run(t, "up", "--kubeconfig", "none", "--no-sensor")
 	require.Equal(t, 1, code)
@@ -178,7 +178,7 @@ func TestASecondStanchOnTheSameDataRefuses(t *testing.T) {
 	require.False(t, s.WaitForExit(0), "the first goes on")
 }
 
-func TestTheKillSwitchStopsWhatIsNewAndUndoesNothing(t *testing.T) {
+func TestPauseStopsNewContainmentsOnly(t *testing.T) {
 	s := harness.Start(t, stanchBinary, harness.Options{
 		Config:    autoContainConfig,
 		Playbooks: isolatePlaybook(10 * time.Minute),
@@ -219,7 +219,7 @@ func TestTheKillSwitchStopsWhatIsNewAndUndoesNothing(t *testing.T) {
 	require.Empty(t, s.ActiveLocks(t))
 }
 
-func TestWhoSaysNoIsObeyedAndAStrangerIsNot(t *testing.T) {
+func TestDenialOfApproverCountsAndOfStrangerDoesNot(t *testing.T) {
 	s := harness.Start(
 		t,
 		stanchBinary,
@@ -272,8 +272,8 @@ people: [{ name: ann, uid: 0, groups: [sre] }, { name: bob, uid: 65533, groups: 
 	require.True(t, c.WaitForTraffic(time.Second))
 }
 
-// What an attacker's command line holds is redacted before it leaves the node: it is in no file that Stanch keeps.
-func TestASecretInACommandLineIsKeptNowhere(t *testing.T) {
+// Secrets in an attacker's command line are redacted before they leave the node: no file of Stanch contains them.
+func TestSecretInCommandLineIsNeverStored(t *testing.T) {
 	s := harness.Start(t, stanchBinary, harness.Options{
 		Config:    autoContainConfig,
 		Playbooks: isolatePlaybook(10 * time.Minute),

@@ -30,7 +30,7 @@ func sortedKeys(t *testing.T, raw json.RawMessage) []string {
 	return slices.Sorted(maps.Keys(fields))
 }
 
-func TestEachDrillHolds(t *testing.T) {
+func TestEveryDrillSucceeds(t *testing.T) {
 	harness.SkipUnlessSupported(t)
 	if pid := otherStanchPID(); pid != "" {
 		lacking.SkipOrFail(t, "a host of its own: process %s is another Stanch, which contains the drill too and for longer",

@@ -14,9 +14,9 @@ import (
 	"stanch/playbooks"
 )
 
-// A file of Tetragon's is carried by `stanch forward`: what a policy of its users matched is an incident, the processes
-// that start are not, and what it lost is told.
-func TestAFileOfAnotherSensorIsCarried(t *testing.T) {
+// `stanch forward` sends a Tetragon file: a match of a user's policy is an incident, started processes are not, and
+// lost events are reported.
+func TestForwardSendsFileOfAnotherSensor(t *testing.T) {
 	d := newDetectionEndpoint(t)
 	container, now := d.ContainerPrefix+"tetragon", time.Now().UTC().Format(time.RFC3339Nano)
 	process := fmt.Sprintf(

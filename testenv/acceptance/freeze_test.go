@@ -86,7 +86,7 @@ func TestFreezeEndsOnTimeAfterStanchIsKilled(t *testing.T) {
 	s.WaitForIncident(t, c.ID, 70*time.Second, "undone", isUndone)
 }
 
-func TestFreezeGoesOnAfterARestartAndIsReleased(t *testing.T) {
+func TestFreezeSurvivesRestartAndIsReleased(t *testing.T) {
 	harness.SkipUnlessSupported(t)
 	s := harness.Start(t, stanchBinary, harness.Options{
 		Config:    autoContainConfig,

@@ -9,8 +9,9 @@ import (
 	"stanch/testenv/harness"
 )
 
-// Everything is killed, the sensor included, and nothing is started again before the end: the kernel holds alone.
-func TestALockOutlivesEveryProcessAndLapsesAtItsEnd(t *testing.T) {
+// Every process is killed, including the sensor, and nothing restarts before the expiry: the kernel alone keeps the
+// lock in force.
+func TestEgressLockSurvivesAllProcessesUntilExpiry(t *testing.T) {
 	s := harness.Start(t, stanchBinary, harness.Options{
 		Config:    autoContainConfig,
 		Playbooks: isolatePlaybook(8 * time.Second),
@@ -38,8 +39,8 @@ func TestALockOutlivesEveryProcessAndLapsesAtItsEnd(t *testing.T) {
 	require.True(t, c.WaitForTraffic(time.Second), "nothing was locked again")
 }
 
-// A restart in the middle neither lifts the lock nor applies it again; the lease ends by a person's word.
-func TestALeaseGoesOnAfterARestartAndIsReleased(t *testing.T) {
+// A restart in between neither removes nor repeats the lock; a person releases the lease.
+func TestLeaseSurvivesRestartAndIsReleased(t *testing.T) {
 	s := harness.Start(t, stanchBinary, harness.Options{
 		Config:    autoContainConfig,
 		Playbooks: isolatePlaybook(10 * time.Minute),

@@ -13,9 +13,9 @@ import (
 	"stanch/testenv/harness"
 )
 
-// A responder contains a container of this host in which no rule saw anything: the command line says what would happen,
-// does it, and names the lease; what the container sends stops, and goes on once it is released.
-func TestAResponderContainsByHand(t *testing.T) {
+// A responder contains a container of this host without a detection: the command shows the plan, applies it, and names
+// the lease. The container's traffic stops, and resumes after the release.
+func TestResponderContainsManually(t *testing.T) {
 	s := harness.Start(t, stanchBinary, harness.Options{Config: autoContainConfig})
 	c := s.NewContainer(t)
 	c.StartAttack(t, "web-server") // nothing that a rule knows

@@ -16,9 +16,9 @@ import (
 	"stanch/testenv/harness"
 )
 
-// A second Stanch with a sensor on one machine is refused at its start, with the process and the data directory of the
-// first and the way out; without a sensor it starts. One that was killed blocks nobody.
-func TestASecondSensorOnAMachineIsRefused(t *testing.T) {
+// A second Stanch with a sensor on the same machine is refused at its start, with the process and data directory of the
+// first and the remedy. Without a sensor it starts. A killed Stanch does not block another.
+func TestSecondSensorOnMachineIsRefused(t *testing.T) {
 	s := harness.Start(t, stanchBinary, harness.Options{})
 	dir, err := os.MkdirTemp("", "second-")
 	require.NoError(t, err)

@@ -22,8 +22,8 @@ import (
 	"stanch/testenv/slack"
 )
 
-// Two people click at once, many times each: one grant comes of it, and one effect.
-func TestRacingClicksGrantOnce(t *testing.T) {
+// Two people click at the same time, many times each: the result is one grant and one effect.
+func TestConcurrentClicksGrantOnce(t *testing.T) {
 	c := newSlackHarness(t, approvalPlaybook(2, "10m"))
 	box, q, m := c.attackAndWaitForRequest(t)
 	var all sync.WaitGroup
@@ -62,7 +62,7 @@ func (c *slackHarness) countManifestEntries(t *testing.T, incident string) map[s
 	return kinds
 }
 
-func TestAClickAfterTheTimeIsLate(t *testing.T) {
+func TestClickAfterDeadlineIsRejected(t *testing.T) {
 	c := newSlackHarness(t, approvalPlaybook(1, "4s"))
 	box, _, m := c.attackAndWaitForRequest(t)
 	c.WaitForIncident(t, box.ID, 20*time.Second, "denied by silence", hasStepOutcome(playbooks.OutcomeDenied))
@@ -72,8 +72,8 @@ func TestAClickAfterTheTimeIsLate(t *testing.T) {
 	require.False(t, box.IsSilent(300*time.Millisecond), "nothing is contained")
 }
 
-// When nobody decides, a second group is called, and may answer from then on and not before.
-func TestAQuestionEscalates(t *testing.T) {
+// Without a decision a second group is mentioned, which can approve from then on and not before.
+func TestApprovalRequestEscalates(t *testing.T) {
 	plays := approvalPlaybook(1, "10m")
 	plays["ask.yaml"] = strings.Replace(plays["ask.yaml"], "quorum: 1 }",
 		"quorum: 1, escalate: { after: 8s, groups: [managers] } }", 1)
@@ -90,8 +90,8 @@ func TestAQuestionEscalates(t *testing.T) {
 	c.WaitForIncident(t, box.ID, 30*time.Second, "held", isIsolated)
 }
 
-// Nobody approves what they triggered.
-func TestNobodyApprovesWhatTheyTriggered(t *testing.T) {
+// A person cannot approve a containment that they triggered.
+func TestTriggeringPersonCannotApprove(t *testing.T) {
 	c := newSlackHarnessWith(t, approvalPlaybook(1, "10m"), "sources: [{ name: elsewhere, token_file: DIR/token }]\n",
 		func(config string) string {
 			return strings.Replace(config, "name: alice,", "name: alice, kubernetes: alice@example.com,", 1)
@@ -130,9 +130,9 @@ func TestNobodyApprovesWhatTheyTriggered(t *testing.T) {
 	c.WaitForIncident(t, box.ID, 20*time.Second, "bob's counts", hasStepOutcome(playbooks.OutcomeSucceeded))
 }
 
-// A new signing key: what holds under the old one goes on, is observed, extended and released, and its evidence
-// verifies.
-func TestKeysRotateWhileALeaseHolds(t *testing.T) {
+// After a rotation of the signing key, leases under the old key are still verified, extended and released, and their
+// evidence verifies.
+func TestSigningKeyRotatesDuringLease(t *testing.T) {
 	c := newSlackHarness(t, approvalPlaybook(1, "10m"))
 	box, q, m := c.attackAndWaitForRequest(t)
 	_, _ = c.pressButton(t, alice, m, "approve")
@@ -165,8 +165,8 @@ func TestKeysRotateWhileALeaseHolds(t *testing.T) {
 		c.countManifestEntries(t, q.IncidentID))
 }
 
-// Deaths while a question is open: no question and no answer is lost, and none is granted twice.
-func TestDeathWhileAQuestionIsOpen(t *testing.T) {
+// Stanch is killed while an approval request is open: no request and no vote is lost, and nothing is granted twice.
+func TestCrashDuringApprovalLosesNoVote(t *testing.T) {
 	kills := 2
 	if text := os.Getenv("STANCH_KILLS"); text != "" {
 		n, err := strconv.Atoi(text)
@@ -228,8 +228,7 @@ func TestDeathWhileAQuestionIsOpen(t *testing.T) {
 	t.Logf("%d rounds of two kills: %v", kills, answered)
 }
 
-// Secrets that an attacker or a careless user put into command lines and environments reach neither Temporal's
-// database, nor the logs, the evidence, or Slack.
+// Secrets in command lines and environments reach neither Temporal's database nor logs, evidence or Slack.
 func TestPlantedSecretsStayOnTheNode(t *testing.T) {
 	secrets := map[string]string{
 		"password": "pLaNtEd-PaSsWoRd-0001", "aws": "AKIAPLANTED000000001",

@@ -237,8 +237,8 @@ func hasStepOutcome(outcome playbooks.Outcome) func(playbooks.Incident) bool {
 	}
 }
 
-// The way of an incident that people decide in Slack: one message, kept at what is so, from the question to the end.
-func TestPeopleDecideInSlack(t *testing.T) {
+// An incident that people decide in Slack: one message, updated in place, from the approval request to the end.
+func TestIncidentIsDecidedInSlack(t *testing.T) {
 	c := newSlackHarness(t, approvalPlaybook(2, "10m"))
 	box, q, m := c.attackAndWaitForRequest(t)
 	require.False(t, box.IsSilent(200*time.Millisecond), "nothing is contained before people agree")
@@ -286,8 +286,8 @@ func TestPeopleDecideInSlack(t *testing.T) {
 	c.renderMessagePage(t, "slack-undone", m)
 }
 
-// A no needs a reason, which is asked for in a form, and denies.
-func TestANoIsGivenWithItsReason(t *testing.T) {
+// A denial requires a reason, which a modal asks for.
+func TestDenialInSlackRequiresReason(t *testing.T) {
 	c := newSlackHarness(t, approvalPlaybook(2, "10m"))
 	box, q, m := c.attackAndWaitForRequest(t)
 	code, body := c.pressButton(t, bob, m, "deny")
@@ -316,8 +316,9 @@ func TestANoIsGivenWithItsReason(t *testing.T) {
 	require.False(t, box.IsSilent(200*time.Millisecond), "nothing was contained")
 }
 
-// One person who may, and says why, answers alone; it stands in a record of its own.
-func TestTheGlassIsBroken(t *testing.T) {
+// A person with the permission for break-glass gives a reason and approves alone; the manifest has a separate entry for
+// it.
+func TestBreakGlassInSlack(t *testing.T) {
 	c := newSlackHarness(t, approvalPlaybook(2, "10m"))
 	box, q, m := c.attackAndWaitForRequest(t)
 	_, _ = c.pressButton(t, grace, m, "break-glass")
@@ -343,8 +344,8 @@ func TestTheGlassIsBroken(t *testing.T) {
 	require.Zero(t, code)
 }
 
-// A person calls it a false positive: what holds is released, and nothing new starts.
-func TestAFalsePositiveLetsGo(t *testing.T) {
+// A person resolves the incident as a false positive: its leases are released, and nothing new starts.
+func TestFalsePositiveReleasesLeases(t *testing.T) {
 	c := newSlackHarness(t, approvalPlaybook(1, "10m"))
 	box, q, m := c.attackAndWaitForRequest(t)
 	_, _ = c.pressButton(t, alice, m, "approve")
@@ -365,8 +366,9 @@ func TestAFalsePositiveLetsGo(t *testing.T) {
 	})
 }
 
-// Slack is away, slow and forgetful, and Stanch dies in the middle: the message is there once, and an answer counts.
-func TestSlackIsAwayAndStanchDies(t *testing.T) {
+// Slack is unavailable, slow, and loses responses, and Stanch is killed in between: one message exists, and a vote
+// counts.
+func TestSlackOutageAndCrashLeaveOneMessage(t *testing.T) {
 	c := newSlackHarness(t, approvalPlaybook(1, "10m"))
 	c.fakeSlack.SetUnavailable(true)
 	box := c.NewContainer(t)

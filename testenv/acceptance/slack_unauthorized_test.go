@@ -240,7 +240,7 @@ func withActionValue(v string) func(map[string]any) {
 	return func(p map[string]any) { p["actions"].([]any)[0].(map[string]any)["value"] = v }
 }
 
-func TestNobodyAnswersWithoutTheRight(t *testing.T) {
+func TestUnauthorizedClicksAreRejected(t *testing.T) {
 	c := newSlackHarness(t, approvalPlaybook(2, "20m"))
 	// An earlier question, which was answered: its buttons are genuine and spent.
 	_, earlier, before := c.attackAndWaitForRequest(t)

@@ -24,8 +24,8 @@ func freeAddress(t *testing.T) string {
 	return l.Addr().String()
 }
 
-// A real attack is one trace: who looks at it sees what came of what, and how long each part took.
-func TestAnAttackIsOneTraceFromItsAcceptanceToTheLeasesEnd(t *testing.T) {
+// A real attack is one trace that shows causes and durations.
+func TestAttackIsOneTraceUntilLeaseEnds(t *testing.T) {
 	harness.SkipUnlessSupported(t)
 	receiver, metrics := otlp.Start(t), freeAddress(t)
 	s := harness.Start(t, stanchBinary, harness.Options{

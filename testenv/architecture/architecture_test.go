@@ -73,7 +73,7 @@ func TestImportsGoOneWay(t *testing.T) {
 	}
 }
 
-func TestOnlyTheProbeUsesEBPFAndOnlyTheEngineTemporalsServer(t *testing.T) {
+func TestEBPFAndTemporalServerHaveOneImporter(t *testing.T) {
 	for _, p := range listPackages(t, "./...") {
 		for _, i := range p.Imports {
 			if strings.HasPrefix(i, "github.com/cilium/ebpf") {
@@ -88,7 +88,7 @@ func TestOnlyTheProbeUsesEBPFAndOnlyTheEngineTemporalsServer(t *testing.T) {
 	}
 }
 
-func TestSensorsAndPlaybooksAreUsedAlone(t *testing.T) {
+func TestSensorsAndPlaybooksHaveNoHeavyDependencies(t *testing.T) {
 	for _, p := range listPackages(t, "./sensors", "./sensors/rules", "./sensors/attestation", "./sensors/integrations",
 		"./playbooks") {
 		for _, d := range p.Deps {
@@ -99,7 +99,7 @@ func TestSensorsAndPlaybooksAreUsedAlone(t *testing.T) {
 	}
 }
 
-func TestTheSensorLinksNoTemporalAndNoKubernetesClient(t *testing.T) {
+func TestSensorLinksNeitherTemporalNorKubernetesClient(t *testing.T) {
 	for _, p := range listPackages(t, "./cmd/stanch-sensor") {
 		for _, d := range p.Deps {
 			require.False(t, strings.HasPrefix(d, "go.temporal.io/") || strings.HasPrefix(d, "k8s.io/client-go"),
@@ -108,7 +108,7 @@ func TestTheSensorLinksNoTemporalAndNoKubernetesClient(t *testing.T) {
 	}
 }
 
-func TestEveryPackageSaysWhatItIs(t *testing.T) {
+func TestEveryPackageHasComment(t *testing.T) {
 	for _, p := range listPackages(t, "./...") {
 		if len(p.GoFiles) > 0 && !strings.HasSuffix(p.ImportPath, "/gatewaypb") {
 			require.NotEmpty(t, p.Doc, "%s has no package comment", p.ImportPath)
@@ -116,7 +116,7 @@ func TestEveryPackageSaysWhatItIs(t *testing.T) {
 	}
 }
 
-func TestNothingIsReplaced(t *testing.T) {
+func TestModuleHasNoReplaceDirectives(t *testing.T) {
 	raw, err := os.ReadFile(filepath.Join("..", "..", "go.mod"))
 	require.NoError(t, err)
 	require.NotContains(t, string(raw), "replace ")

@@ -16,8 +16,8 @@ import (
 	lab "stanch/testenv/kube"
 )
 
-// TestAttacksAreReal runs each attack in a pod of a real node and observes it from outside.
-func TestAttacksAreReal(t *testing.T) {
+// TestAttackActionsAreReal runs each attack in a pod of a real node and observes it from outside.
+func TestAttackActionsAreReal(t *testing.T) {
 	c := lab.Shared(t)
 	if _, err := c.ImportAttack(t.Context()); err != nil {
 		t.Fatal(err)

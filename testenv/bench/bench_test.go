@@ -92,7 +92,7 @@ steps:
 `, match)}
 }
 
-// From the kernel's event to the egress lock in force, on the durable path.
+// From the kernel event to the egress lock in force, on the durable path.
 func BenchmarkEventToLocked(b *testing.B) {
 	s := harness.Start(b, stanchBinary, harness.Options{
 		Config: benchConfig, Playbooks: minimalContainPlaybook(`incident.workload.name startsWith "` +
@@ -126,7 +126,7 @@ func BenchmarkEventToLocked(b *testing.B) {
 	harness.AppendBenchRecord(b, map[string]any{"name": "memory_all_in_one", "bytes": s.ResidentBytes(b)})
 }
 
-// A step of a playbook against a bare Temporal activity on the same server.
+// A playbook step compared with a bare Temporal activity on the same server.
 func BenchmarkStepVersusBareActivity(b *testing.B) {
 	const steps = 10
 	text := "playbook: ten\nmatch: { when: 'incident.workload.name startsWith \"" + harness.ContainerIDPrefix +
@@ -197,8 +197,7 @@ func msPerActivity(b *testing.B, c client.Client, id string) float64 {
 	return toMilliseconds(last.Sub(first)) / float64(n)
 }
 
-// From a posted event of Falco's shape to the NetworkPolicy visible at the API server, against the bare creation of
-// a policy.
+// From a posted Falco event to the NetworkPolicy at the API server, compared with the bare creation of a policy.
 func BenchmarkPostedToPolicyVisible(b *testing.B) {
 	cluster := lab.Shared(b)
 	api := cluster.Client()

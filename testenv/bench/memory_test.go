@@ -17,7 +17,7 @@ import (
 	"stanch/testenv/harness"
 )
 
-// The node agent's memory: as a process of its own against a gateway, after a storm of processes in a container.
+// The memory of the sensor as a separate process, connected to a gateway, after many short processes in a container.
 func BenchmarkSensorMemory(b *testing.B) {
 	address := harness.FreePort(b)
 	s := harness.New(b, stanchBinary, harness.Options{

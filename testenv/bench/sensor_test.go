@@ -242,9 +242,9 @@ func (w *observerProcess) stop() {
 	_ = w.cmd.Wait()
 }
 
-// What the sensor costs: each load without it, with it, and with bpftrace printing the same execs and connects, one
-// after the other and as many times as STANCH_BENCH_PAIRS says (3). CPU seconds are those of the load's cgroup, which
-// pay for the kernel's programs too; the watcher's own are beside them.
+// The cost of the sensor: each load without it, with it, and with bpftrace printing the same execs and connects,
+// STANCH_BENCH_PAIRS times in turn (default 3). CPU seconds are those of the load's cgroup, which include the kernel
+// programs; the sensor's own are reported separately.
 func BenchmarkSensorCost(b *testing.B) {
 	harness.SkipUnlessSupported(b)
 	stats, err := ebpf.EnableStats(uint32(unix.BPF_STATS_RUN_TIME))
@@ -310,8 +310,8 @@ func measureLoad(b *testing.B, l containerLoad, watchers []string, pairs int) {
 	harness.AppendBenchRecord(b, line)
 }
 
-// What a storm does to the ring: connections as fast as two processes make them, counted; with the shipped size, and
-// with one so small that events are lost, which must be counted too.
+// The ring buffer under load: two processes connect as fast as possible, with the shipped size and with one so small
+// that events are lost, which must be counted.
 func BenchmarkRingStorm(b *testing.B) {
 	harness.SkipUnlessSupported(b)
 	for name, size := range map[string]int{"shipped": 0, "tiny": 64 << 10} {
@@ -380,7 +380,7 @@ func BenchmarkRingStorm(b *testing.B) {
 	}
 }
 
-// The sensor when nothing happens.
+// The idle sensor.
 func BenchmarkSensorIdle(b *testing.B) {
 	harness.SkipUnlessSupported(b)
 	for range b.N { //nolint:intrange // a rest is what is repeated

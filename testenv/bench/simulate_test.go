@@ -52,7 +52,7 @@ func runMeasured(b *testing.B, args ...string) runMeasurement {
 	return m
 }
 
-// How long it takes to check a thousand playbooks.
+// The time to validate a thousand playbooks.
 func BenchmarkValidate(b *testing.B) {
 	const n = 1000
 	dir := b.TempDir()
@@ -84,8 +84,8 @@ func corpusSize(b *testing.B) int {
 	return max(n, 10)
 }
 
-// A corpus through `stanch simulate`: how many a second, in how much memory, what each costs as the corpus grows
-// tenfold, and how that compares with the bare test environment of Temporal's SDK with as many activities.
+// A corpus in `stanch simulate`: incidents per second, memory, the cost per incident as the corpus grows tenfold, and
+// the comparison with the bare test environment of Temporal's SDK with as many activities.
 func BenchmarkSimulate(b *testing.B) {
 	n := corpusSize(b)
 	small, large := filepath.Join(b.TempDir(), "small"), filepath.Join(b.TempDir(), "large")

@@ -85,7 +85,7 @@ func (a awsAccount) collectRoleStates(ctx context.Context, name string) []string
 	return out
 }
 
-func TestTheDrillTakesThePodsRoleAway(t *testing.T) {
+func TestDrillDeniesPodRole(t *testing.T) {
 	lab := kube.Shared(t)
 	harness.SkipUnlessSupported(t)
 	if _, err := lab.ImportAttack(t.Context()); err != nil {

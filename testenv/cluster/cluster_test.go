@@ -63,7 +63,7 @@ type drillOutput struct {
 	} `json:"leases"`
 }
 
-func TestInstalled(t *testing.T) {
+func TestInstallation(t *testing.T) {
 	in := install(t, kube.Shared(t), 3, podsOnlyConfig)
 
 	for name, actions := range map[string][]string{

@@ -37,8 +37,8 @@ func (in *installation) createPersonToken(t *testing.T, name, audience string) s
 	return file
 }
 
-// In a cluster people answer with a Kubernetes token that was made for Stanch; the API server says whose it is.
-func TestPeopleAnswerWithATokenOfTheCluster(t *testing.T) {
+// In a cluster, people authenticate with a Kubernetes token for Stanch's audience; the API server verifies it.
+func TestKubernetesTokenAuthenticatesApprovers(t *testing.T) {
 	lab := kube.Shared(t)
 	// The namespace of the installation is only known once it is installed: the name of the person is put in later.
 	in := install(t, lab, 2, `phase: 2

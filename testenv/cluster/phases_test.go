@@ -46,8 +46,8 @@ func TestPhaseOneProposesAndWritesNothing(t *testing.T) {
 	}
 }
 
-// The attack begins while the API server is away for ten seconds: nothing dies of it, and the pod is held in the end.
-func TestTheAPIServerIsAway(t *testing.T) {
+// The attack starts during a ten-second outage of the API server: nothing crashes, and the pod is isolated in the end.
+func TestPodIsIsolatedDespiteAPIServerOutage(t *testing.T) {
 	lab := kube.StartForTest(t, kube.Options{}) // a shared one is not ours to stop
 	in := install(t, lab, 3, podsOnlyConfig)
 	ns, p := in.NewNamespace(t), in.newConnectionCounter(t)

@@ -19,8 +19,9 @@ import (
 	"stanch/worker/manifests"
 )
 
-// A program that came after the image runs in a pod: the shipped playbook holds the pod, asks, and starts it anew.
-func TestAForeignProgramIsWipedWhenAPersonSaysSo(t *testing.T) {
+// A pod runs a program that is not in its image: the shipped playbook isolates the pod, requests approval, and restarts
+// it.
+func TestApprovedRestartRemovesDroppedProgram(t *testing.T) {
 	in := install(t, kube.Shared(t), 3, `phase: 3
 idle_timeout: 5m
 scopes:

@@ -25,16 +25,16 @@ func writeAndReadBack(t *testing.T, o corpus.Options) [][]byte {
 	return out
 }
 
-// The same seed gives the same bytes, and a recording does not depend on how many follow it.
-func TestTheSameSeedGivesTheSameBytes(t *testing.T) {
+// The same seed gives the same bytes, and a recording does not depend on the number of recordings.
+func TestCorpusIsReproducible(t *testing.T) {
 	a := writeAndReadBack(t, corpus.Options{Seed: 7, Count: 50})
 	require.Equal(t, a, writeAndReadBack(t, corpus.Options{Seed: 7, Count: 50}))
 	require.Equal(t, a[:20], writeAndReadBack(t, corpus.Options{Seed: 7, Count: 20}))
 	require.NotEqual(t, a[0], writeAndReadBack(t, corpus.Options{Seed: 8, Count: 1})[0])
 }
 
-// What is made is read as what `stanch record` makes, and each has an id of its own.
-func TestEveryRecordingIsWhole(t *testing.T) {
+// Generated recordings are read like those of `stanch record`, and each has a unique id.
+func TestRecordingsAreValidAndUnique(t *testing.T) {
 	ids := map[string]bool{}
 	for i, raw := range writeAndReadBack(t, corpus.Options{Seed: 1, Count: 1000, StormDetections: 50}) {
 		r, err := recording.Decode(raw)
@@ -45,8 +45,8 @@ func TestEveryRecordingIsWhole(t *testing.T) {
 	}
 }
 
-// Any thousand in a row have every kind in its proportion.
-func TestTheMixtureIsAsItSays(t *testing.T) {
+// Any thousand consecutive recordings contain every kind in its proportion.
+func TestMixtureOfKindsIsExact(t *testing.T) {
 	all, err := corpus.Generate(corpus.Options{Seed: 9, Count: 1000, StormDetections: 5})
 	require.NoError(t, err)
 	got, sum := map[string]int{}, 0
@@ -62,8 +62,8 @@ func TestTheMixtureIsAsItSays(t *testing.T) {
 	require.ErrorContains(t, err, `no kind "peace"`)
 }
 
-// A file with a recording a line holds what a folder of them does.
-func TestLinesHoldTheSame(t *testing.T) {
+// A file with one recording per line has the same content as a directory.
+func TestLinesFileEqualsDirectory(t *testing.T) {
 	o := corpus.Options{Seed: 4, Count: 30, StormDetections: 10}
 	file := filepath.Join(t.TempDir(), "all.jsonl")
 	_, err := corpus.WriteLines(o, file)

@@ -48,10 +48,10 @@ redis-benchmark -q -n 5000 -c 10 -t set,get,incr >/dev/null; redis-cli set a 1; 
 	"service": `set -e; cat /etc/hosts /etc/resolv.conf /proc/self/status >/dev/null; ls -la / /tmp; id; date; env | sort >/dev/null; ps aux >/dev/null; df -h >/dev/null; cp /etc/hosts /tmp/h; sed -i s/a/b/ /tmp/h; rm /tmp/h; getent hosts localhost; curl -s -o /dev/null http://127.0.0.1:1/ || true`,
 }
 
-// TestBenignLoadFiresNothingHigh runs honest loads for a while (STANCH_BENIGN, 25 s if not set) in pods, with probes
-// that execute in them and people who look, and until each was done at least once, and wants no detection of a high
-// severity. `make soak` gives it ten minutes.
-func TestBenignLoadFiresNothingHigh(t *testing.T) {
+// TestBenignLoadHasNoHighSeverityDetection runs benign loads in pods (for STANCH_BENIGN, by default 25 s), with exec
+// probes and people who debug, until each load has run at least once. It expects no detection of high severity. `make
+// soak` runs it for ten minutes.
+func TestBenignLoadHasNoHighSeverityDetection(t *testing.T) {
 	said, err := exec.CommandContext(t.Context(), "go", "env", "GOROOT").Output()
 	require.NoError(t, err)
 	goroot := strings.TrimSpace(string(said))

@@ -214,8 +214,8 @@ type ruleAttack struct {
 
 func shellCommand(line string) []string { return []string{"/bin/sh", "-c", line} }
 
-// TestEveryRuleFiresOnItsAttack is a real attack for each rule that Stanch ships.
-func TestEveryRuleFiresOnItsAttack(t *testing.T) {
+// TestEveryRuleDetectsItsAttack runs a real attack for each shipped rule.
+func TestEveryRuleDetectsItsAttack(t *testing.T) {
 	w := newNodeFixture(t)
 	dir := t.TempDir()
 	socket, err := net.Listen("unix", filepath.Join(dir, "docker.sock"))
@@ -346,13 +346,13 @@ func TestEveryRuleFiresOnItsAttack(t *testing.T) {
 
 // rulesTestedElsewhere are rules that fire in tests of their own, or cannot here.
 var rulesTestedElsewhere = []string{
-	"unusual-egress", "unusual-program", // see TestWhatAnImageNeverDidIsUnusual
+	"unusual-egress", "unusual-program", // see TestBaselineDetectsNewBehaviorOfImage
 	"module", // this kernel has no modules, and so no such call; the decoder's test has the record
 }
 
-// TestWhatAnImageNeverDidIsUnusual learns an image for a few seconds and then lets one of its containers do something
+// TestBaselineDetectsNewBehaviorOfImage learns an image for a few seconds, and then one of its containers does something
 // new.
-func TestWhatAnImageNeverDidIsUnusual(t *testing.T) {
+func TestBaselineDetectsNewBehaviorOfImage(t *testing.T) {
 	state := t.TempDir()
 	const learn = 6 * time.Second
 	w := newNodeFixture(t, func(s *agent.Config) { s.StateDir, s.LearningPeriod = state, learn })

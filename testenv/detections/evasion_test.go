@@ -13,8 +13,8 @@ import (
 	lab "stanch/testenv/kube"
 )
 
-// TestTricksOfAttackersAreAnswered tries the ways round a sensor that attackers know.
-func TestTricksOfAttackersAreAnswered(t *testing.T) {
+// TestEvasionsAreDetected tries known techniques to evade a sensor.
+func TestEvasionsAreDetected(t *testing.T) {
 	w := newNodeFixture(t)
 	plain, strong := w.startPod(t, "plain", nil), w.startPod(t, "strong", makePrivileged)
 	do := func(t *testing.T, pod, rule string, command ...string) sensors.Detection {

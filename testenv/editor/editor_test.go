@@ -201,7 +201,7 @@ func (s *languageServer) hoverTextAt(t *testing.T, name, text string) string {
 
 const playbookHeader = "playbook: p\ndescription: d\nmatch: { objective: crypto-mining }\nsteps:\n"
 
-func TestAnEditorHelpsToWriteAPlaybook(t *testing.T) {
+func TestLanguageServerCompletesAndValidatesPlaybooks(t *testing.T) {
 	s := startServer(t)
 	t.Run("valid playbooks have no mistakes", func(t *testing.T) {
 		for _, source := range library.PlaybookSources() {

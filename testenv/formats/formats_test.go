@@ -33,10 +33,10 @@ import (
 
 var update = flag.Bool("update", false, "write formats.txt again")
 
-// products are the folders whose names leave the process. Test environments store nothing that must be read later.
+// products are the directories whose names leave the process. Test environments store nothing that must be read later.
 var products = []string{"bpf", "sensors", "playbooks", "activities", "workflows", "worker", "cmd"}
 
-func TestNamesOnWireAndDiskAreTheListedOnes(t *testing.T) {
+func TestWireAndDiskNamesAreListed(t *testing.T) {
 	is := listFormats(t)
 	if *update {
 		require.NoError(t, os.WriteFile("formats.txt", []byte(is), 0o600))

@@ -33,8 +33,7 @@ steps:
     for: 1h
 `
 
-// Each line of `want` is a line of the report: the step's name, its action, its outcome and the beginning of its
-// reason.
+// Each line of wantLines is a line of the report: the step's name, its action, its outcome and the start of its reason.
 func TestEveryConstructRuns(t *testing.T) {
 	for name, s := range map[string]struct {
 		testScenario
@@ -389,8 +388,8 @@ func TestEveryConstructRuns(t *testing.T) {
 	}
 }
 
-// A worker of an earlier version leaves a run of a later one alone: it waits for a worker that knows its language.
-func TestARunOfALaterLanguageWaits(t *testing.T) {
+// A worker of an older version does not run a playbook of a newer language version, which waits for a newer worker.
+func TestRunOfNewerLanguageVersionWaits(t *testing.T) {
 	t.Parallel()
 	began := time.Now()
 	s := testScenario{languageVersion: playbooks.LanguageVersion + 1, stepsYAML: "\n  - enrich: ctx\n"}

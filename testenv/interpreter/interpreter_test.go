@@ -238,7 +238,7 @@ func voteNo() *bool  { v := false; return &v }
 
 var errUnavailable = errors.New("it is away")
 
-func TestTheOutcomeTable(t *testing.T) {
+func TestStepOutcomes(t *testing.T) {
 	const approval = `
   - evidence: snapshot
   - approval: sure
@@ -382,8 +382,8 @@ func TestTheOutcomeTable(t *testing.T) {
 	}
 }
 
-// What was approved has changed when it is about to be done: it is asked anew, and says what is different.
-func TestAStalePlanIsAskedAgain(t *testing.T) {
+// An approved plan has changed before its effect: approval is requested again, with the differences.
+func TestChangedPlanIsRequestedAgain(t *testing.T) {
 	t.Parallel()
 	_, report := runScenario(t, testScenario{
 		changePlans:       true,
@@ -451,8 +451,8 @@ func approvalScenario(steps string) testScenario {
 	}
 }
 
-// What was given in time counts, though no worker was there to count it before the time was over.
-func TestAnAnswerInTimeCountsLate(t *testing.T) {
+// A vote before the deadline counts, even if no worker could count it before the deadline.
+func TestVoteBeforeDeadlineIsCountedAfterOutage(t *testing.T) {
 	t.Parallel()
 	s := approvalScenario("")
 	s.afterStart = func(t *testing.T, c client.Client, id string, away func(func())) {
@@ -468,8 +468,8 @@ func TestAnAnswerInTimeCountsLate(t *testing.T) {
 	require.Equal(t, playbooks.OutcomeChanged, report.Steps[len(report.Steps)-1].Outcome, report.Steps)
 }
 
-// One who says the same again and again fills nobody's place.
-func TestNobodyMutesTheOthers(t *testing.T) {
+// A person who votes repeatedly does not crowd out the votes of others.
+func TestRepeatedVotesDoNotCrowdOutOthers(t *testing.T) {
 	t.Parallel()
 	s := approvalScenario("")
 	s.quorum = 2
@@ -486,8 +486,8 @@ func TestNobodyMutesTheOthers(t *testing.T) {
 	require.Contains(t, last.Reason, "bob denied it")
 }
 
-// A person who says that it is a false positive is heard by what runs: it asks on for nothing and contains nothing.
-func TestAHaltIsHeard(t *testing.T) {
+// A disposition as false positive suspends running playbooks: they request no further approvals and contain nothing.
+func TestFalsePositiveSuspendsRunningPlaybook(t *testing.T) {
 	t.Parallel()
 	s := approvalScenario("  - contain: isolate\n    for: 1h\n")
 	s.afterStart = func(t *testing.T, c client.Client, id string, _ func(func())) {

@@ -98,8 +98,8 @@ func replayHistory(t *testing.T, dir string, interpreter any) error {
 		sdkworker.ReplayWorkflowHistoryOptions{OriginalExecution: workflow.Execution{ID: string(id)}})
 }
 
-// A run outlives an upgrade: this version does with every construct what the version did that began the run. And a
-// version that does anything else is found out, whichever the construct.
+// A run continues after an upgrade: this version replays every construct as the version that started the run. A version
+// that behaves differently is detected for every construct.
 func TestStoredRunsOfEveryConstructReplay(t *testing.T) {
 	dirs, err := filepath.Glob(filepath.Join(historiesDir, "*"))
 	require.NoError(t, err)

@@ -39,7 +39,7 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-func TestLabRunsWorkloadsAndLeavesNothing(t *testing.T) {
+func TestLabRunsWorkloadsAndCleansUp(t *testing.T) {
 	var state lab.State
 	t.Run("lab", func(t *testing.T) {
 		c := lab.StartForTest(t, lab.Options{})
@@ -172,7 +172,7 @@ func testRBACIsEnforced(t *testing.T, c *lab.Cluster, namespace string) {
 	}
 }
 
-func TestLabOfAKilledStarterIsSwept(t *testing.T) {
+func TestLabOfKilledStarterIsRemoved(t *testing.T) {
 	if lacking := lab.MissingPrograms(); len(lacking) > 0 {
 		t.Skip("SKIPPED: told by the other test")
 	}

@@ -153,7 +153,7 @@ type attackAction struct {
 	expectRefused bool
 }
 
-func TestEveryRuleFiresOnARealAPIServer(t *testing.T) {
+func TestAuditRulesDetectAttacksOnRealAPIServer(t *testing.T) {
 	w := newAuditFixture(t)
 	w.runBenignActivity(t)
 	people := w.newTestClients(t)

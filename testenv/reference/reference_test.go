@@ -33,7 +33,7 @@ const (
 	examplesDir = "../../playbooks/testdata/constructs"
 )
 
-func TestTheReferencePageIsWhatTheCodeSays(t *testing.T) {
+func TestReferencePageMatchesCode(t *testing.T) {
 	got := renderPage(t)
 	if *updateFlag {
 		require.NoError(t, os.WriteFile(pagePath, []byte(got), 0o600))
@@ -44,7 +44,7 @@ func TestTheReferencePageIsWhatTheCodeSays(t *testing.T) {
 }
 
 // Each example of the page is valid with the real actions, and runs through the production workflows to its end.
-func TestTheExamplesRun(t *testing.T) {
+func TestReferenceExamplesRun(t *testing.T) {
 	raw, err := os.ReadFile("../recordings/cryptominer.json")
 	require.NoError(t, err)
 	recorded, err := recording.Decode(raw)
