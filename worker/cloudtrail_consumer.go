@@ -47,7 +47,7 @@ func (t *cloudTrailConsumer) reportHealth(ctx context.Context, unread error) {
 				UndecodableEvents: uint64(max(some.FailedCount, 1)),
 				Message:           some.Error(),
 			},
-		) //nolint:gosec // a count
+		)
 	default:
 		t.healthSink.OnSourceHealth(ctx, integrations.SensorHealth{
 			Source: gateway.CloudTrailSource, Time: time.Now().UTC(),

@@ -41,7 +41,6 @@ func (o fakeAPIServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			TypeMeta: metav1.TypeMeta{Kind: "Status", APIVersion: "v1"}, Status: metav1.StatusFailure, Code: int32(code),
 		})
 
-	//nolint:gosec // a status
 }
 
 func newObjectMeta(name string, owners ...string) metav1.ObjectMeta {

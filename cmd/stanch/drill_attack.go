@@ -46,7 +46,7 @@ func runDrillAttack(args []string) int {
 			self,
 			[]string{"xmrig", "--url", "stratum+tcp://" + address, "--donate-level", "1"},
 			env,
-		) //nolint:gosec // the drill's own program under a miner's name
+		)
 	case "shell":
 		go simulateMining(address)
 		err = runTerminalShell()

@@ -302,7 +302,7 @@ func (a *Agent) watchRules(ctx context.Context) {
 	if _, err := unix.IoctlGetTermios(
 		int(os.Stdin.Fd()),
 		unix.TCGETS,
-	); err != nil { //nolint:gosec // a descriptor is small
+	); err != nil {
 		signal.Notify(hangup, syscall.SIGHUP)
 		defer signal.Stop(hangup)
 	}

@@ -149,7 +149,7 @@ func decodeRecord(b []byte) (decodedRecord, error) {
 			Protocol: "tcp",
 			Family:   familyName(flags),
 			Port:     uint16(u16(offsetPort)),
-		} //nolint:gosec // read from 16 bits
+		}
 	case sensors.KindDNS:
 		e.Network = sensors.Network{Protocol: "udp", Port: dnsPort, Domain: parseDNSName(file)}
 		file = nil

@@ -120,7 +120,7 @@ func Load(opt Options) (*Probe, error) {
 			readClocks: readClocks,
 		},
 		eventCounts:    map[sensors.Kind]*atomic.Uint64{},
-		loadedAtBootNS: uint64(sinceBoot()), //nolint:gosec // a time since boot
+		loadedAtBootNS: uint64(sinceBoot()),
 	}
 	for _, kind := range sensors.NodeKinds {
 		p.eventCounts[kind] = new(atomic.Uint64)
@@ -165,7 +165,7 @@ func (p *Probe) loadPrograms() error {
 	if p.options.TelemetryRingBytes > 0 {
 		spec.Maps[bpf.ObserveMapTelemetry].MaxEntries = uint32(
 			p.options.TelemetryRingBytes,
-		) //nolint:gosec // a size in memory
+		)
 	}
 	programs := spec.Programs
 	spec.Programs = map[string]*ebpf.ProgramSpec{}

@@ -284,7 +284,7 @@ func (l *EgressLock) Apply(r EgressLockRequest) (EgressLockState, error) {
 		wanted[lockedObjectKey{ID: uint64(w.Index), Kind: objectVeth}] = lockedObjectValue{
 			Lock: id,
 			MAC:  w.MAC,
-		} //nolint:gosec // an index
+		}
 	}
 	for k, v := range wanted {
 		if err := l.ebpfMap(bpf.LockMapLockedObjects).Put(k, v); err != nil {

@@ -136,7 +136,7 @@ func (l *EgressLock) adoptVeths() error {
 		var v lockedObjectValue
 		held := l.ebpfMap(bpf.LockMapLockedObjects).
 			Lookup(lockedObjectKey{ID: uint64(index), Kind: objectVeth}, &v) ==
-			nil //nolint:gosec // an index
+			nil
 		if !held || !isLinkAttached(pin, index) {
 			detachAndUnpin(pin)
 			continue

@@ -178,7 +178,7 @@ func waitForExit(pidfd int, limit time.Duration) bool {
 		n, err := unix.Poll(
 			[]unix.PollFd{{Fd: int32(pidfd), Events: unix.POLLIN}},
 			int(left.Milliseconds()),
-		) //nolint:gosec // a descriptor
+		)
 		if err == nil && n > 0 {
 			return true
 		}

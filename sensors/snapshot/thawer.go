@@ -215,7 +215,7 @@ func (t *thawer) applyFreeze() error {
 			[]unix.PollFd{{Fd: int32(t.eventsFile.Fd()), Events: unix.POLLPRI}},
 			20,
 		); err != nil &&
-			!errors.Is(err, unix.EINTR) { //nolint:gosec // a descriptor
+			!errors.Is(err, unix.EINTR) {
 			return fmt.Errorf("freeze the cgroup: %w", err)
 		}
 	}

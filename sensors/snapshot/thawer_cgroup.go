@@ -55,7 +55,7 @@ func startThawer(root string, program []string, dir *os.File, o thawOrder) error
 		append(
 			slices.Clone(program[1:]),
 			string(text),
-		)...) //nolint:gosec,noctx // this program itself; it must outlive this one
+		)...)
 	cmd.Dir = "/"
 	cmd.Env = []string{"GOMAXPROCS=1"} // and no secret of this process
 	cmd.ExtraFiles = []*os.File{dir, w}
@@ -63,7 +63,7 @@ func startThawer(root string, program []string, dir *os.File, o thawOrder) error
 		Setsid:      true,
 		UseCgroupFD: true,
 		CgroupFD:    int(place.Fd()),
-	} //nolint:gosec // a descriptor
+	}
 	err = startInNodeNamespaces(cmd)
 	_ = w.Close()
 	if err != nil {
@@ -140,7 +140,7 @@ func enterNodeNamespaces() {
 		same := unix.Fstat(int(theirs.Fd()), &a) == nil && unix.Stat("/proc/thread-self/ns/"+ns.name, &b) == nil &&
 			a.Ino == b.Ino
 		if !same && (ns.flag != unix.CLONE_NEWNS || unix.Unshare(unix.CLONE_FS) == nil) {
-			_ = unix.Setns(int(theirs.Fd()), ns.flag) //nolint:gosec // a descriptor
+			_ = unix.Setns(int(theirs.Fd()), ns.flag)
 		}
 		_ = theirs.Close()
 	}

@@ -186,7 +186,7 @@ func assertSimulationMatches(t *testing.T, s *harness.Harness, id, name, plays s
 		require.NoError(
 			t,
 			os.WriteFile(filepath.Join(out, name+".json"), []byte(raw), 0o644),
-		) //nolint:gosec // it is committed
+		)
 	}
 	command := s.Command("simulate", "--playbooks", plays, "--incident", file, "-o", "json")
 	// Without its configuration: as it was is known from the recording alone.

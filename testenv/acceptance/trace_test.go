@@ -102,7 +102,7 @@ func TestAttackIsOneTraceUntilLeaseEnds(t *testing.T) {
 				time.Unix(0, int64(accepted.GetStartTimeUnixNano())).Sub(at).Seconds(),
 				a.GetValue().GetDoubleValue(),
 				0.01,
-			) //nolint:gosec // a time of this century
+			)
 		}
 	}
 	require.Equal(t, []string{"stanch"}, receiver.Services())

@@ -247,7 +247,6 @@ func BuildBinary(dir string) (string, error) {
 	path := filepath.Join(dir, "stanch")
 	out, err := exec.CommandContext(context.Background(), "go", "build", "-o", path, "stanch/cmd/stanch").
 		CombinedOutput()
-		//nolint:gosec // fixed words
 	if err != nil {
 		return "", fmt.Errorf("build stanch: %w: %s", err, out)
 	}

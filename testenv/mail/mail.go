@@ -27,7 +27,7 @@ import (
 // The login of the server.
 const (
 	User     = "stanch"
-	Password = "correct-horse-battery" //nolint:gosec // a fake's
+	Password = "correct-horse-battery"
 )
 
 // Message is a received message.

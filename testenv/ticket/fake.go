@@ -17,7 +17,7 @@ import (
 
 // Token is the token of every fake, and User is the login of Jira's.
 const (
-	Token = "tok-1f2e3d4c5b6a79880f1e" //nolint:gosec // a fake's
+	Token = "tok-1f2e3d4c5b6a79880f1e"
 	User  = "stanch@example.com"
 )
 

@@ -18,7 +18,7 @@ func StartGitLab(t testing.TB) *FakeTracker {
 					w,
 					http.StatusUnauthorized,
 					jsonObject{"message": "401 Unauthorized"},
-				) //nolint:misspell // StartGitLab's words
+				)
 			case r.URL.EscapedPath() != "/api/v4/projects/acme%2Fops%2Fincidents/issues": // a path is one segment
 				writeJSON(w, http.StatusNotFound, jsonObject{"message": "404 Project Not Found"})
 			case r.Method == http.MethodGet:

@@ -108,7 +108,7 @@ func (m *historyBuilder) addSignal(name string, v any) {
 	m.addEvent(
 		&historypb.HistoryEvent{
 			EventType: enumspb.EVENT_TYPE_WORKFLOW_EXECUTION_SIGNALED,
-			Attributes: &historypb.HistoryEvent_WorkflowExecutionSignaledEventAttributes{ //nolint:misspell // Temporal's spelling
+			Attributes: &historypb.HistoryEvent_WorkflowExecutionSignaledEventAttributes{
 				WorkflowExecutionSignaledEventAttributes: &historypb.WorkflowExecutionSignaledEventAttributes{
 					SignalName: name,
 					Input:      m.encodePayloads(v),

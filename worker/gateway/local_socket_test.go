@@ -55,15 +55,15 @@ func TestSocketGroupCanConnectButNotReadData(t *testing.T) {
 	require.NoError(
 		t,
 		os.WriteFile(secret, []byte("x"), 0o644),
-	) //nolint:gosec // as an earlier version did
+	)
 	require.NoError(
 		t,
 		os.Mkdir(key, 0o755),
-	) //nolint:gosec // as an earlier version did
+	)
 	require.NoError(
 		t,
 		os.WriteFile(filepath.Join(key, "seed"), []byte("x"), 0o644),
-	) //nolint:gosec // protected by its directory
+	)
 	socket := filepath.Join(dir, "stanch.sock")
 	l, err := gateway.ListenLocalSocket(socket, group)
 	require.NoError(t, err)
