@@ -204,7 +204,7 @@ func DecodeParams[T any](r Request) (T, error) {
 		return p, nil
 	}
 	if err := json.Unmarshal(r.Params, &p); err != nil {
-		return p, fmt.Errorf("parameters of %s: %w", r.Action, err)
+		return p, fmt.Errorf("read the parameters of %s: %w", r.Action, err)
 	}
 	return p, nil
 }
@@ -216,7 +216,7 @@ func DecodePriorState[T any](raw json.RawMessage) (T, error) {
 		return p, nil
 	}
 	if err := json.Unmarshal(raw, &p); err != nil {
-		return p, fmt.Errorf("saved prior state: %w", err)
+		return p, fmt.Errorf("read the saved prior state: %w", err)
 	}
 	return p, nil
 }

@@ -159,7 +159,7 @@ func (s *Activities) runObserver(ctx context.Context, action Observer, r Request
 		return Result{Outcome: playbooks.OutcomeRefused, Reason: refusal.Reason}, nil
 	}
 	if err != nil {
-		return Result{}, fmt.Errorf("%s of %s: %w", r.Action, r.Target, err)
+		return Result{}, fmt.Errorf("run %s on %s: %w", r.Action, r.Target, err)
 	}
 	result := Result{Outcome: playbooks.OutcomeSucceeded, Reason: seen.MissingNote}
 	if seen.Unchanged {
@@ -181,7 +181,7 @@ func (s *Activities) runObserver(ctx context.Context, action Observer, r Request
 	}
 	if seen.Outputs != nil {
 		if result.Outputs, err = json.Marshal(seen.Outputs); err != nil {
-			return Result{}, fmt.Errorf("outputs of %s: %w", r.Action, err)
+			return Result{}, fmt.Errorf("read the outputs of %s: %w", r.Action, err)
 		}
 	}
 	return result, nil
@@ -214,7 +214,7 @@ func (s *Activities) Plan(ctx context.Context, in PlanInput) (PlanResult, error)
 		return refused, nil
 	}
 	if err != nil {
-		return PlanResult{}, retryableError(fmt.Errorf("plan %s of %s: %w", in.Request.Action, in.Request.Target, err))
+		return PlanResult{}, retryableError(fmt.Errorf("plan %s on %s: %w", in.Request.Action, in.Request.Target, err))
 	}
 	plan.bindToRequest(in.Request)
 	plan.EndMechanism = action.Spec().EndMechanism
@@ -229,7 +229,7 @@ func (s *Activities) Plan(ctx context.Context, in PlanInput) (PlanResult, error)
 		Authorization: in.Authorization, PlanHash: out.PlanHash, ApprovalReason: plan.ApprovalReason, Now: s.now(),
 	})
 	if err != nil {
-		return PlanResult{}, retryableError(fmt.Errorf("guards: %w", err))
+		return PlanResult{}, retryableError(fmt.Errorf("check the guards: %w", err))
 	}
 	return out, nil
 }
@@ -290,7 +290,7 @@ func (s *Activities) Verify(ctx context.Context, in VerifyInput) (VerifyResult, 
 		return VerifyResult{InForce: true, Detail: detail, UnverifiedReason: unverified.Reason}, nil
 	}
 	if err != nil {
-		return VerifyResult{}, retryableError(fmt.Errorf("verify %s of %s: %w", in.Request.Action, in.Request.Target, err))
+		return VerifyResult{}, retryableError(fmt.Errorf("verify %s on %s: %w", in.Request.Action, in.Request.Target, err))
 	}
 	return VerifyResult{InForce: inForce, Detail: detail}, nil
 }
@@ -338,7 +338,7 @@ func (s *Activities) Undo(ctx context.Context, in UndoInput) (UndoResult, error)
 		return UndoResult{RefusalReason: refusal.Reason}, nil
 	}
 	if err != nil {
-		return UndoResult{}, retryableError(fmt.Errorf("undo %s of %s: %w", r.Action, r.Target, err))
+		return UndoResult{}, retryableError(fmt.Errorf("undo %s on %s: %w", r.Action, r.Target, err))
 	}
 	if drift != nil {
 		return UndoResult{Drift: drift}, nil
@@ -348,10 +348,10 @@ func (s *Activities) Undo(ctx context.Context, in UndoInput) (UndoResult, error)
 		return s.recordUndo(in, "the target is gone"), nil // the target is gone, so nothing can be in force
 	}
 	if err != nil {
-		return UndoResult{}, retryableError(fmt.Errorf("verify that %s of %s is undone: %w", r.Action, r.Target, err))
+		return UndoResult{}, retryableError(fmt.Errorf("verify that %s on %s is undone: %w", r.Action, r.Target, err))
 	}
 	if inForce {
-		return UndoResult{}, retryableError(fmt.Errorf("undo %s of %s: still in force: %s", r.Action, r.Target, detail))
+		return UndoResult{}, retryableError(fmt.Errorf("undo %s on %s: it is still active: %s", r.Action, r.Target, detail))
 	}
 	return s.recordUndo(in, ""), nil
 }

@@ -84,7 +84,7 @@ func (s *Activities) recordInManifest(incident string, kind ManifestEntryKind, a
 	unrecorded string,
 ) {
 	if s.Evidence == nil {
-		return "", "there is no evidence store"
+		return "", "no evidence store is configured"
 	}
 	entry, err := s.Evidence.Append(incident, kind, act)
 	if err != nil {
@@ -103,7 +103,7 @@ func (s *Activities) rollbackFailedApply(ctx context.Context, action Containment
 		GrantedBy:  []string{"stanch (rollback of a failed apply)"}, IssuedAt: s.now(), ExpiresAt: s.now().Add(time.Minute),
 	})
 	if err != nil {
-		return nil, fmt.Errorf("sign: %w", err)
+		return nil, fmt.Errorf("sign the manifest entry: %w", err)
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
 	defer cancel()
@@ -163,7 +163,7 @@ func (s *Activities) authorizeApply(ctx context.Context, action Containment, in 
 		PlanHash: plan.Hash(), ApprovalReason: plan.ApprovalReason, HeldUntil: heldUntil, Now: now, Enforce: true,
 	})
 	if err != nil {
-		return GuardDecision{}, attestation.Envelope{}, false, fmt.Errorf("guards: %w", err)
+		return GuardDecision{}, attestation.Envelope{}, false, fmt.Errorf("check the guards: %w", err)
 	}
 	if decision.Verdict != VerdictRun {
 		return decision, attestation.Envelope{}, false, nil

@@ -73,7 +73,7 @@ func (s *EvidenceStore) checkQuota(incident string, size int64) error {
 			return err
 		}
 		if reason := quotaExceededReason(total, size, s.Quota.MaxTotalBytes); reason != "" {
-			return Refusef("evidence store: %s; archive and remove old evidence, or raise `evidence: {max_total}`", reason)
+			return Refusef("store evidence: %s; archive and remove old evidence, or raise `evidence: {max_total}`", reason)
 		}
 	}
 	if s.Quota.MaxIncidentBytes > 0 {
@@ -82,7 +82,7 @@ func (s *EvidenceStore) checkQuota(incident string, size int64) error {
 			return err
 		}
 		if reason := quotaExceededReason(used, size, s.Quota.MaxIncidentBytes); reason != "" {
-			return Refusef("evidence of %s: %s; raise `evidence: {max_per_incident}` if it needs more", incident, reason)
+			return Refusef("store evidence of %s: %s; raise `evidence: {max_per_incident}` if it needs more", incident, reason)
 		}
 	}
 	if s.Quota.MinFreeBytes > 0 {
@@ -92,7 +92,7 @@ func (s *EvidenceStore) checkQuota(incident string, size int64) error {
 		}
 		if free-size < s.Quota.MinFreeBytes {
 			return Refusef(
-				"evidence store: the file system of %s has %d bytes free, and %d are reserved; free some space, or lower `evidence: {min_free}`",
+				"store evidence: the file system of %s has %d bytes free, and %d are reserved; free some space, or lower `evidence: {min_free}`",
 				s.Dir,
 				free,
 				s.Quota.MinFreeBytes,

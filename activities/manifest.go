@@ -152,7 +152,7 @@ func (s *EvidenceStore) appendEntry(e ManifestEntry) (string, error) {
 	if last != nil {
 		before, err := parseEntryUnverified(last)
 		if err != nil {
-			return fail(fmt.Errorf("its last line is damaged: %w; run `stanch evidence verify %s` for details", err,
+			return fail(fmt.Errorf("its last line is corrupted: %w; run `stanch evidence verify %s` for details", err,
 				e.IncidentID))
 		}
 		e.Sequence, e.PreviousHash = before.Sequence+1, hashLine(last)
@@ -185,7 +185,7 @@ func lockFile(f *os.File, until time.Time) error {
 		case err == nil:
 			return nil
 		case !errors.Is(err, unix.EWOULDBLOCK):
-			return fmt.Errorf("lock it: %w", err)
+			return fmt.Errorf("lock the manifest: %w", err)
 		case time.Now().After(until):
 			return fmt.Errorf("another process has locked it for %s", manifestLockTimeout)
 		}
@@ -303,7 +303,7 @@ func (s *EvidenceStore) Verify(incident string, keys attestation.Keyring, head s
 		}
 	}
 	if !known {
-		findings = append(findings, IntegrityFinding{Location: "manifest of " + incident, Problem: "no line has the head " +
+		findings = append(findings, IntegrityFinding{Location: "manifest of " + incident, Problem: "no line matches the head" +
 			truncate(head, 64) + ": the entries up to it were removed or replaced"})
 	}
 	return lines, findings, nil

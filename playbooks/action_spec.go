@@ -167,7 +167,7 @@ func (s ActionSpec) ParamsCombiner() func(a, b json.RawMessage) (json.RawMessage
 	}
 	return func(a, b json.RawMessage) (json.RawMessage, error) {
 		if string(a) != string(b) {
-			return nil, fmt.Errorf("%s is in force with other parameters (%s)", s.Name, a)
+			return nil, fmt.Errorf("%s is already active with different parameters (%s)", s.Name, a)
 		}
 		return a, nil
 	}

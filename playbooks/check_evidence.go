@@ -183,7 +183,7 @@ func (w *safetyWalker) walkCall(s *Step, have []evidenceAttempt, in pathConditio
 		return have
 	}
 	if w.callDepth >= maxCallDepth {
-		w.reportf(s.Pos, "too-deep", "", "calls of playbooks are nested deeper than %d", maxCallDepth)
+		w.reportf(s.Pos, "too-deep", "", "playbook calls are nested more than %d levels deep", maxCallDepth)
 		return have
 	}
 	inner := *w

@@ -24,7 +24,7 @@ func (c *checker) lintPlaybook() {
 		if always, constant := c.evalConstantCondition(m.When); constant && always && len(m.Objectives) == 0 &&
 			m.Severity.Text == "" && c.hasContainment() {
 			c.warnf(m.When.Pos, "matches-everything", "name the `objective`",
-				"the playbook contains targets, and it matches every incident")
+				"the playbook has containment steps and matches every incident")
 		} else if constant && !always {
 			c.warnf(m.When.Pos, "matches-nothing", "", "the playbook never matches: its `when` is always false")
 		}
@@ -69,7 +69,7 @@ func (c *checker) lintStep(s *Step) {
 			fmt.Sprintf("use a duration of at most `%s`", duration.Format(spec.MaxDuration)), "`%s` for %s: %s", s.Action,
 			duration.Format(s.LeaseDuration), lowerFirst(spec.Doc))
 	case spec.Reversible && s.LeaseDuration > 24*time.Hour:
-		c.warnf(s.LeaseDurationPos, "long-lease", "use a duration of hours, and extend the lease with `stanch extend`",
+		c.warnf(s.LeaseDurationPos, "long-lease", "use a duration of a few hours, and extend the lease with `stanch extend`",
 			"a lease of %s is too long", duration.Format(s.LeaseDuration))
 	case s.Verb == VerbContain && !spec.Reversible && s.Retry != nil:
 		c.warnf(s.keyPositions["retry"], "retried-act", "remove it", "`%s` has no undo: a retry may apply it twice", s.Action)
@@ -86,7 +86,7 @@ func (c *checker) lintStep(s *Step) {
 func (c *checker) lintApproval(a *Approval, s *Step) {
 	if a.Question == nil {
 		c.warnf(s.keyPositions["approval"], "no-question", "describe what is known and what an approval does: `ask: …`",
-			"the approval has no question")
+			"the approval has no `ask` text")
 	}
 	if a.Timeout < time.Minute {
 		c.warnf(s.keyPositions["timeout"], "short-timeout", "use at least a few minutes",

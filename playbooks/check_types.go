@@ -145,7 +145,7 @@ func (c *checker) checkTarget(s *Step, names typeScope, at flowContext) {
 		return
 	}
 	if t := c.compileExpr(s.Target, names, at, nil); t != nil && !isTargetListType(t) {
-		c.errorf(s.Target.Pos, "type", "use for example `incident.targets` or `filter(incident.targets, .name == \"web\")`",
+		c.errorf(s.Target.Pos, "type", "for example, use `incident.targets` or `filter(incident.targets, .name == \"web\")`",
 			"`target` must return targets, not %s", describeType(t))
 	}
 }
@@ -159,7 +159,7 @@ func (c *checker) checkForEach(s *Step, names typeScope, at flowContext) {
 			return // unknown type: the element's type is unknown too
 		}
 	} else if t.Kind() != reflect.Slice || t.Elem().Kind() == reflect.Interface {
-		c.errorf(f.List.Pos, "type", "use for example `incident.targets`", "`foreach` requires a list, not %s",
+		c.errorf(f.List.Pos, "type", "for example, use `incident.targets`", "`foreach` requires a list, not %s",
 			describeType(t))
 		return
 	}
@@ -213,7 +213,7 @@ func (c *checker) checkAssignmentTypes(s *Step, names typeScope, at flowContext)
 			continue
 		}
 		if first := c.program.assignedZeroValues[a.Name]; first != nil && !isAssignable(t, reflect.TypeOf(first)) {
-			c.errorf(a.Value.Pos, "type", "choose another name", "`%s` is %s since line %d, but this value is %s", a.Name,
+			c.errorf(a.Value.Pos, "type", "choose another name", "`%s` has been %s since line %d, but this value is %s", a.Name,
 				describeType(reflect.TypeOf(first)), c.declaredPositions[a.Name].Line, describeType(t))
 			continue
 		}

@@ -118,7 +118,7 @@ func (p *Program) EvalAssignments(s *Step, env EvalEnv) error {
 		}
 		got[a.Name] = value.Interface()
 		if *env.assignedBytes += expression.EstimateSize(got[a.Name], maxValueBytes); *env.assignedBytes > maxAssignedBytes {
-			return fmt.Errorf("`%s`: the values that this run sets have more than %d bytes in total", a.Name, maxAssignedBytes)
+			return fmt.Errorf("`%s`: the values that this run sets exceed %d bytes in total", a.Name, maxAssignedBytes)
 		}
 	}
 	maps.Copy(env.expressionValues, got)
@@ -175,10 +175,10 @@ func (p *Program) EvalOutputs(env EvalEnv) (json.RawMessage, error) {
 	}
 	raw, err := json.Marshal(out)
 	if err != nil {
-		return nil, fmt.Errorf("outputs of %s: %w", p.Name, err)
+		return nil, fmt.Errorf("read the outputs of %s: %w", p.Name, err)
 	}
 	if len(raw) > maxValueBytes {
-		return nil, fmt.Errorf("the outputs of %s have %d bytes, at most %d are allowed", p.Name, len(raw), maxValueBytes)
+		return nil, fmt.Errorf("the outputs of %s are %d bytes; the maximum is %d", p.Name, len(raw), maxValueBytes)
 	}
 	return raw, nil
 }
@@ -205,7 +205,7 @@ func (p *Program) evalExpr(e *Expr, env EvalEnv) (any, error) {
 		return nil, err //nolint:wrapcheck // the error says so
 	}
 	if expression.EstimateSize(out, maxValueBytes) > maxValueBytes {
-		return nil, fmt.Errorf("the value has more than %d bytes", maxValueBytes)
+		return nil, fmt.Errorf("the value is larger than %d bytes", maxValueBytes)
 	}
 	return out, nil
 }
@@ -298,7 +298,7 @@ func (p *Program) RenderTemplate(t *Template, env EvalEnv) (string, error) {
 			b.Write(raw)
 		}
 		if b.Len() > maxRenderedTextBytes {
-			return "", fmt.Errorf("the text has more than %d bytes", maxRenderedTextBytes)
+			return "", fmt.Errorf("the text is longer than %d bytes", maxRenderedTextBytes)
 		}
 	}
 	return b.String(), nil
@@ -316,10 +316,10 @@ func (p *Program) EvalArguments(s *Step, env EvalEnv) (json.RawMessage, error) {
 	}
 	raw, err := json.Marshal(values)
 	if err != nil {
-		return nil, fmt.Errorf("parameters of %s: %w", s.Action, err)
+		return nil, fmt.Errorf("read the parameters of %s: %w", s.Action, err)
 	}
 	if len(raw) > maxValueBytes {
-		return nil, fmt.Errorf("the parameters of %s have %d bytes, at most %d are allowed", s.Action, len(raw),
+		return nil, fmt.Errorf("the parameters of %s are %d bytes; the maximum is %d", s.Action, len(raw),
 			maxValueBytes)
 	}
 	return p.catalog[s.Action].CanonicalizeParams(raw)
@@ -337,7 +337,7 @@ func (s ActionSpec) CanonicalizeParams(raw json.RawMessage) (json.RawMessage, er
 		decoder := json.NewDecoder(strings.NewReader(string(raw)))
 		decoder.DisallowUnknownFields()
 		if err := decoder.Decode(value.Interface()); err != nil {
-			return nil, fmt.Errorf("parameters of %s: %w", s.Name, err)
+			return nil, fmt.Errorf("read the parameters of %s: %w", s.Name, err)
 		}
 	}
 	if check, ok := value.Interface().(ParamsChecker); ok {
@@ -347,7 +347,7 @@ func (s ActionSpec) CanonicalizeParams(raw json.RawMessage) (json.RawMessage, er
 	}
 	out, err := json.Marshal(value.Interface())
 	if err != nil {
-		return nil, fmt.Errorf("parameters of %s: %w", s.Name, err)
+		return nil, fmt.Errorf("read the parameters of %s: %w", s.Name, err)
 	}
 	return out, nil
 }
@@ -392,7 +392,7 @@ func (p *Program) EvalTargets(s *Step, env EvalEnv) ([]Target, error) {
 	if s.Target != nil {
 		out, err := p.evalExpr(s.Target, env)
 		if err != nil {
-			return nil, fmt.Errorf("target: %w", err)
+			return nil, fmt.Errorf("evaluate the target: %w", err)
 		}
 		switch v := out.(type) {
 		case Target:
@@ -404,16 +404,16 @@ func (p *Program) EvalTargets(s *Step, env EvalEnv) ([]Target, error) {
 			for _, item := range v {
 				t, ok := item.(Target)
 				if !ok {
-					return nil, fmt.Errorf("target: an element is %T, not a target", item)
+					return nil, fmt.Errorf("evaluate the target: an element is %T, not a target", item)
 				}
 				targets = append(targets, t)
 			}
 		default:
-			return nil, fmt.Errorf("target: %T is not a target", out)
+			return nil, fmt.Errorf("evaluate the target: %T is not a target", out)
 		}
 	}
 	if len(targets) > MaxTargets {
-		return nil, fmt.Errorf("target: %d targets, at most %d are allowed", len(targets), MaxTargets)
+		return nil, fmt.Errorf("evaluate the target: it returns %d targets; the maximum is %d", len(targets), MaxTargets)
 	}
 	return targets, nil
 }

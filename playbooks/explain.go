@@ -57,7 +57,7 @@ func Explain(p *Program) Explanation {
 	x.phaseCeiling = p.MaxPhase
 	x.explainSteps(p, p.Steps, 0, false)
 	if len(p.Finally) > 0 {
-		x.addLine(ExplanationLine{Text: "At the end, in any case:"})
+		x.addLine(ExplanationLine{Text: "At the end, always:"})
 		x.explainSteps(p, p.Finally, 1, false)
 	}
 	return e
@@ -88,7 +88,7 @@ func (p *Program) describeMatch() string {
 		text += fmt.Sprintf("; priority %d", *m.Priority)
 	}
 	if m.Exclusive {
-		text += "; exclusive: no later playbook also starts"
+		text += "; exclusive: no lower-priority playbook starts"
 	}
 	return text
 }

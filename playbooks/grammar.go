@@ -23,7 +23,7 @@ var (
 	keyID = GrammarKey{
 		Name: "id",
 		Type: "name",
-		Doc:  "the name under which later steps read this one: `NAME.outcome`, `NAME.targets` (their number), `NAME.failed` (the targets that failed or were refused), and its outputs",
+		Doc:  "the name by which later steps refer to this one: `NAME.outcome`, `NAME.targets` (their number), `NAME.failed` (the targets that failed or were refused), and its outputs",
 	}
 	keyIf = GrammarKey{
 		Name: "if", Type: "expression",
@@ -31,7 +31,7 @@ var (
 	}
 	keyTarget = GrammarKey{
 		Name: "target", Type: "expression",
-		Doc: "one target or a list; by default each pod or container with a detection of its own",
+		Doc: "one target or a list; by default, each pod or container that has its own detection",
 	}
 	keyWith    = GrammarKey{Name: "with", Type: "mapping", Doc: "the parameters; a value may be `${expression}`"}
 	keyTimeout = GrammarKey{
@@ -58,7 +58,7 @@ var PlaybookKeys = []GrammarKey{
 	{
 		Name: "match",
 		Type: "mapping",
-		Doc:  "which incidents the playbook handles; without it (and with `inputs` or `outputs`) only `call` runs the playbook",
+		Doc:  "which incidents the playbook handles; if it is omitted (and `inputs` or `outputs` is given), the playbook runs only through `call`",
 	},
 	{
 		Name: "replaces",
@@ -80,11 +80,11 @@ var MatchKeys = []GrammarKey{
 	{
 		Name: "priority",
 		Type: "0 to 1000",
-		Doc:  "if several playbooks match and contain, only the one with the highest priority runs; the next one runs only if the first was refused or failed before it contained anything. Default: 100 for yours, 0 for a shipped one; among equals yours comes first",
+		Doc:  "if several matching playbooks include containments, only the one with the highest priority runs; the next one runs only if the first was refused or failed before it contained anything. Default: 100 for yours, 0 for a shipped one; in a tie, yours comes first",
 	},
 	{
 		Name: "exclusive", Type: "true or false",
-		Doc: "if it matches, no playbook with a lower rank starts, not even one that contains nothing",
+		Doc: "if it matches, no playbook with a lower rank starts, not even one without containment steps",
 	},
 }
 
@@ -94,7 +94,7 @@ var InputKeys = []GrammarKey{
 		Name: "type", Type: "type", Doc: "`string`, `integer`, `number`, `boolean`, `strings`, `target` or `targets`",
 		Required: true,
 	},
-	{Name: "default", Type: "value", Doc: "the value if the caller gives none"},
+	{Name: "default", Type: "value", Doc: "the value if the caller passes none"},
 	{Name: "enum", Type: "list", Doc: "the allowed values of a string"},
 	{Name: "minimum", Type: "number", Doc: "the minimum of a number"},
 	{Name: "maximum", Type: "number", Doc: "the maximum of a number"},
@@ -112,7 +112,7 @@ var ApproverKeys = []GrammarKey{
 	{
 		Name: "escalate",
 		Type: "mapping",
-		Doc:  "additional approvers (`groups`, `users`) that are asked if there is no decision `after` this duration",
+		Doc:  "additional approvers (`groups`, `users`) who are asked if there is no decision `after` this duration",
 	},
 }
 
@@ -152,7 +152,7 @@ func StepKinds() []StepKind {
 		{
 			Name: "approval",
 			Type: "title",
-			Doc:  "Requests an approval, and runs its steps if it is granted. The approval covers exactly the plan that was shown.",
+			Doc:  "Requests an approval, and runs its steps if it is granted. The approval covers only the exact plan that was shown.",
 			Keys: []GrammarKey{
 				keyID,
 				keyIf,
@@ -173,18 +173,18 @@ func StepKinds() []StepKind {
 		{
 			Name: "parallel",
 			Type: "steps",
-			Doc:  "Runs its steps concurrently, each isolated from the others, and waits for all of them. Its outcome is the worst of theirs.",
+			Doc:  "Runs its steps concurrently, each isolated from the others, and waits for all of them. Its outcome is the worst outcome among its steps.",
 			Keys: []GrammarKey{keyID, keyIf, keyTimeout, keyOnFailure, keyOnDenied},
 		},
 		{
 			Name: "foreach",
 			Type: "expression",
-			Doc:  "Runs its steps for each element of a list. Its outcome is the worst of theirs.",
+			Doc:  "Runs its steps for each element of a list. Its outcome is the worst outcome among its steps.",
 			Keys: []GrammarKey{
 				keyID, keyIf,
 				{Name: "as", Type: "name", Doc: "the name of the element inside the loop; default `item`"},
 				{Name: "concurrency", Type: "1 to 10", Doc: "how many elements are processed at once; default 1"},
-				{Name: "max", Type: "1 to 50", Doc: "a longer list is `refused` before anything runs; default 50"},
+				{Name: "max", Type: "1 to 50", Doc: "if the list is longer, the step's outcome is `refused` before anything runs; default 50"},
 				{Name: "steps", Type: "steps", Doc: "the steps for each element", Required: true},
 				keyTimeout, keyOnFailure, keyOnDenied,
 			},
@@ -205,7 +205,7 @@ func StepKinds() []StepKind {
 		{
 			Name: "wait",
 			Type: "duration or mapping",
-			Doc:  "Waits for a duration, or `until` an expression on `live` (the current incident) is true. After `timeout` the outcome is `failed`.",
+			Doc:  "Waits for a duration, or `until` an expression on `live` (the current incident) is true; if it is not true by `timeout`, the outcome is `failed`.",
 			Keys: []GrammarKey{keyID, keyIf, keyOnFailure},
 		},
 		{Name: "set", Type: "mapping", Doc: "Assigns values to names that later steps read.", Keys: []GrammarKey{keyIf}},

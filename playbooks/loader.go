@@ -72,7 +72,7 @@ func loadSources(files []SourceFile, catalog Catalog, run bool) ([]*Program, dia
 		if was := l.replacedByName[name]; p == nil && was != nil {
 			// An invalid file does not remove the playbook that it replaces.
 			l.addError(l.playbooksByName[name], l.playbooksByName[name].NamePos, "replaced", "fix this playbook",
-				fmt.Sprintf("`%s` of %s stays in use until then", name, was.File))
+				fmt.Sprintf("the version of `%s` from %s stays in use until then", name, was.File))
 			l.playbooksByName[name], l.loadStates[name] = was, loadStateNotStarted
 			l.setInvalid(name, false)
 			p = l.loadPlaybook(name, nil)
@@ -241,7 +241,7 @@ func HashWithCallees(source []byte, called []SourceFile) string {
 		sums = append(sums, hex.EncodeToString(one[:]))
 	}
 	slices.Sort(sums)
-	sum = sha256.Sum256([]byte("a playbook of Stanch with those that it calls\n" + hex.EncodeToString(sum[:]) + "\n" +
+	sum = sha256.Sum256([]byte("a Stanch playbook and the playbooks that it calls\n" + hex.EncodeToString(sum[:]) + "\n" +
 		strings.Join(sums, "\n")))
 	return hex.EncodeToString(sum[:])
 }

@@ -34,7 +34,7 @@ const GuardKillSwitch = "kill-switch"
 func (o Outcome) Description() string {
 	switch o {
 	case OutcomeSucceeded:
-		return "done; it changes nothing, so there is no effect to verify"
+		return "done; the action changes nothing, so there is no effect to verify"
 	case OutcomeChanged:
 		return "applied, and the effect was verified"
 	case OutcomeUnverified:

@@ -55,7 +55,7 @@ func (p *parser) parseGuide(n *yaml.Node) string {
 	text := p.parseString(n, "guide")
 	if len(text) > MaxGuideBytes {
 		p.errorf(nodePos(n), "too-large", "move the rest to other documentation",
-			"the guide has %d bytes, at most %d are allowed", len(text), MaxGuideBytes)
+			"the guide is %d bytes; the maximum is %d", len(text), MaxGuideBytes)
 	}
 	return strings.TrimSpace(text)
 }
@@ -98,7 +98,7 @@ func (p *parser) parseInputs(n *yaml.Node) []Input {
 		switch {
 		case !ok:
 		case in.Type == "":
-			p.errorf(nodePos(k), "required", "write for example `type: string`", "the input `%s` has no `type`", k.Value)
+			p.errorf(nodePos(k), "required", "for example, write `type: string`", "the input `%s` has no `type`", k.Value)
 		case !slices.Contains(InputTypes, in.Type):
 			p.errorf(in.TypePos, "value", diagnostic.DidYouMean(in.Type, InputTypes), "unknown input type `%s`",
 				truncate(in.Type, 40))
@@ -121,7 +121,7 @@ func (p *parser) parseOutputs(n *yaml.Node) []Output {
 // checkIdentifier checks a name that expressions use.
 func (p *parser) checkIdentifier(k *yaml.Node, what string) {
 	if !identifierPattern.MatchString(k.Value) {
-		p.errorf(nodePos(k), "name", "use letters, digits and `_`, with a letter first", "invalid name `%s` of %s",
+		p.errorf(nodePos(k), "name", "use letters, digits and `_`, with a letter first", "invalid name `%s` for %s",
 			truncate(k.Value, 40), what)
 	}
 }

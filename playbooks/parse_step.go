@@ -172,7 +172,7 @@ func (r *stepParser) finishStep(kind string) {
 			r.errorf(s.Pos, "required", "write `on_timeout: deny`", "`on_timeout` is missing: the denial must be explicit")
 		}
 		if !given("timeout") {
-			r.errorf(s.Pos, "required", "write for example `timeout: 15m`", "`timeout` is missing")
+			r.errorf(s.Pos, "required", "for example, write `timeout: 15m`", "`timeout` is missing")
 		}
 		if e := a.Escalate; e != nil && a.Timeout > 0 && e.After >= a.Timeout {
 			r.errorf(s.Pos, "range", "use a shorter `after`", "`escalate` starts after %s, but the approval times out after %s",
@@ -217,12 +217,12 @@ func (p *parser) parseWait(n *yaml.Node) *Wait {
 func (p *parser) parseAssignments(n *yaml.Node) []Argument {
 	args := p.parseArguments(n, "`set`")
 	if n.Kind == yaml.MappingNode && len(args) == 0 {
-		p.errorf(nodePos(n), "required", "write for example `set: {wide: \"${ctx.same_digest_pod_count > 1}\"}`",
+		p.errorf(nodePos(n), "required", "for example, write `set: {wide: \"${ctx.same_digest_pod_count > 1}\"}`",
 			"`set` is empty")
 	}
 	for _, a := range args {
 		if !identifierPattern.MatchString(a.Name) {
-			p.errorf(a.Pos, "name", "use letters, digits and `_`, with a letter first", "invalid name `%s` of a value",
+			p.errorf(a.Pos, "name", "use letters, digits and `_`, with a letter first", "invalid value name `%s`",
 				truncate(a.Name, 40))
 		}
 	}

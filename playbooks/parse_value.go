@@ -22,7 +22,7 @@ func (p *parser) parseStrings(n *yaml.Node, what string) []string {
 		return []string{p.parseString(n, what)}
 	}
 	if n.Kind != yaml.SequenceNode {
-		p.errorf(nodePos(n), "type", "", "`%s` must be a string or a list of strings, not %s", what, nodeKindName(n))
+		p.errorf(nodePos(n), "type", "", "`%s` must be a string or a list of stringss, not %s", what, nodeKindName(n))
 		return nil
 	}
 	var out []string
@@ -84,7 +84,7 @@ func (p *parser) parseIdentifiers(n *yaml.Node, what string) []Identifier {
 func (p *parser) parseDuration(n *yaml.Node, what string) time.Duration {
 	d, err := duration.Parse(n.Value)
 	if n.Kind != yaml.ScalarNode || err != nil || d <= 0 {
-		p.errorf(nodePos(n), "duration", "write for example `90s`, `15m` or `1d`", "`%s` must be a duration, not %s", what,
+		p.errorf(nodePos(n), "duration", "for example, write `90s`, `15m` or `1d`", "`%s` must be a duration, not %s", what,
 			nodeKindName(n))
 		return 0
 	}

@@ -45,7 +45,7 @@ func (l *loader) markReplaced(programs []*Program) {
 				fmt.Sprintf("unknown shipped playbook `%s`", name))
 		case was.Match == nil:
 			l.addError(p.Playbook, p.Replaces.Pos, "replaces",
-				fmt.Sprintf("rename your playbook to `%s` to be called instead of it", name),
+				fmt.Sprintf("rename your playbook to `%s`, so that callers run yours instead", name),
 				fmt.Sprintf("`%s` cannot be replaced: no incident starts it, and other playbooks call it", name))
 		default:
 			was.ReplacedBy = p.Name

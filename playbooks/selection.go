@@ -176,7 +176,7 @@ func SelectPlaybooks(programs []*Program, incident Incident) []SelectionResult {
 				fmt.Sprintf("it matches, but %s is exclusive with priority %d", exclusive.Name, exclusive.Priority())
 		case contains && winner != nil:
 			c.Selected, c.IsFallback = false, true
-			c.Reason = fmt.Sprintf("it matches, but %s also contains and precedes it (%s)", winner.Name,
+			c.Reason = fmt.Sprintf("it matches, but %s also includes a containment and takes precedence (%s)", winner.Name,
 				winner.precedenceReason(c.Program))
 		case contains:
 			winner = c
@@ -195,7 +195,7 @@ func (p *Program) precedenceReason(other *Program) string {
 	case p.Priority() != other.Priority():
 		return fmt.Sprintf("priority %d over %d", p.Priority(), other.Priority())
 	case p.Shipped != other.Shipped:
-		return fmt.Sprintf("same priority %d; yours precedes a shipped one", p.Priority())
+		return fmt.Sprintf("same priority %d; your playbook takes precedence over a shipped one", p.Priority())
 	}
 	return fmt.Sprintf("same priority %d; it is listed first", p.Priority())
 }

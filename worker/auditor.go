@@ -36,7 +36,7 @@ type Auditor struct {
 func OpenAuditor(dir string) (*Auditor, error) {
 	for _, file := range []string{"authority.seed", "codec.key"} {
 		if _, err := os.Stat(filepath.Join(dir, "keys", file)); err != nil {
-			return nil, fmt.Errorf("find the keys of the archive: %w", err)
+			return nil, fmt.Errorf("find the archive's keys: %w", err)
 		}
 	}
 	c, err := OpenPayloadCodec(filepath.Join(dir, "keys"))
@@ -89,7 +89,7 @@ func (a *Auditor) loadRuns(ctx context.Context, incident string, both bool) (liv
 	kept, err := a.Archive.Read(incident, a.Keyring)
 	if errors.Is(err, archive.ErrNotFound) {
 		if len(live) == 0 {
-			return nil, nil, nil, fmt.Errorf("incident %s: %w", incident, ErrUnknownIncident)
+			return nil, nil, nil, fmt.Errorf("audit incident %s: %w", incident, ErrUnknownIncident)
 		}
 		return live, nil, nil, nil
 	}
@@ -149,7 +149,7 @@ func (a *Auditor) Audit(ctx context.Context, incident string, verify bool) (audi
 	report.Differences = append(report.Differences, damaged...)
 	switch {
 	case archived == nil && damaged == nil:
-		report.Checked = append(report.Checked, "no archive exists yet")
+		report.Checked = append(report.Checked, "the archive was not checked: none exists yet")
 	case source == "archive":
 		report.Checked = append(report.Checked,
 			"the archive against its signed statement (Temporal no longer has the incident)")

@@ -20,10 +20,10 @@ func (a *Auditor) verifyEvidence(incident string, timeline audit.Timeline) (chec
 	}
 	lines, findings, err := a.Evidence.Verify(incident, a.Keyring, "")
 	if err != nil {
-		differ(audit.EventRef{}, "the manifest of the evidence cannot be read: %v", err)
+		differ(audit.EventRef{}, "the evidence manifest cannot be read: %v", err)
 	}
 	for _, f := range findings {
-		differ(audit.EventRef{}, "evidence: %s", f)
+		differ(audit.EventRef{}, "verify the evidence: %s", f)
 	}
 	key := func(ref playbooks.EvidenceRef) string { return ref.Action + " " + ref.Target + " " + ref.SHA256 }
 	var archived []string
@@ -77,7 +77,7 @@ func (a *Auditor) verifyEvidence(incident string, timeline audit.Timeline) (chec
 	}
 	checked = []string{
 		fmt.Sprintf(
-			"%d evidence artifacts: their bytes against the SHA-256 in the history, the chain and signatures of the manifest's %d lines, and the manifest against the evidence and the %d actions in the history",
+			"%d evidence artifact(s): their bytes against the SHA-256 (the audit prints \"1 evidence artifacts\") in the history, the chain and signatures of the manifest's %d lines, and the manifest against the evidence and the %d actions in the history",
 			len(timeline.Evidence),
 			len(lines),
 			entered,

@@ -117,7 +117,7 @@ func (t *cloudTrailConsumer) consumeQueue(ctx context.Context, url string) {
 func (t *cloudTrailConsumer) handleMessage(ctx context.Context, url string, m aws.QueueMessage) error {
 	events, err := integrations.DecodeCloudTrail([]byte(m.Body))
 	if err != nil {
-		t.worker.Log.Error("parse a message of the CloudTrail queue; send events by EventBridge or SNS, not S3 notifications",
+		t.worker.Log.Error("parse a message from the CloudTrail queue; send events through EventBridge or SNS, not as S3 notifications",
 			"events", len(events), "received", m.ReceiveCount, "error", err)
 	}
 	t.reportHealth(ctx, err)

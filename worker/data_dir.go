@@ -33,7 +33,7 @@ func LockDir(dir string) (unlock func(), err error) {
 	}
 	if err := lockFileExclusive(f); err != nil {
 		_ = f.Close()
-		return nil, fmt.Errorf("another Stanch runs on %s; stop it, or give this one a separate --data", dir)
+		return nil, fmt.Errorf("open %s: another Stanch instance is using it; stop that instance, or start this one with a different --data", dir)
 	}
 	if err := os.WriteFile(filepath.Join(dir, dataFormatFile), []byte(strconv.Itoa(DataFormat)+"\n"), 0o600); err != nil {
 		_ = f.Close()
@@ -58,7 +58,7 @@ func checkDataFormat(dir string) error {
 	}
 	format, err := strconv.Atoi(strings.TrimSpace(string(raw)))
 	if err != nil {
-		return fmt.Errorf("read %s: invalid data format %q; restore the file from a backup, or give this Stanch a separate "+
+		return fmt.Errorf("read %s: invalid data format %q; restore the file from a backup, or start this Stanch instance with a different "+
 			"--data", filepath.Join(dir, dataFormatFile), strings.TrimSpace(string(raw)))
 	}
 	if format != DataFormat {
@@ -73,7 +73,7 @@ func dataFormatError(dir string, format int) error {
 		age = "a newer"
 	}
 	return fmt.Errorf(
-		"open %s: data format %d was written by %s Stanch, and this one reads format %d; give this one an empty directory with --data, or run the Stanch that wrote it",
+		"open %s: data format %d was written by %s version of Stanch, and this version reads format %d; use --data with an empty directory, or run the version that wrote it",
 		dir,
 		format,
 		age,

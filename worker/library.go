@@ -109,7 +109,7 @@ func shippedSources(c config.LibrarySelection) ([]playbooks.SourceFile, diagnost
 			if !slices.Contains(names, name) {
 				problems = append(problems, diagnostic.Diagnostic{
 					Severity: "error", Code: "unknown-playbook", Message: fmt.Sprintf(
-						"`library.%s` of the configuration: unknown shipped playbook `%s`", key, name),
+						"`library.%s` in the configuration: unknown shipped playbook `%s`", key, name),
 					Hint: diagnostic.DidYouMean(name, names),
 				})
 			}

@@ -54,7 +54,7 @@ func (l *Library) ProgramForRequest(r sensors.ManualRequest) (*playbooks.Program
 	if !ok || spec.Verb != playbooks.VerbContain || !spec.Reversible || spec.Class != playbooks.ClassContain ||
 		!worksOnDetectedTargets(spec) {
 		return nil, fmt.Errorf(
-			"action %q cannot contain a pod or container by request; use one of %s, or `stanch run` with a playbook",
+			"contain a pod or container: action %q cannot be requested for it; use one of %s, or `stanch run` with a playbook",
 			r.Action,
 			strings.Join(requestableActions(catalog), ", "),
 		)

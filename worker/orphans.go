@@ -59,7 +59,7 @@ func (w *Worker) UndoOrphans(ctx context.Context, before time.Time) error {
 	}
 	scaled, err := kube.FindOrphanedScalings(ctx, w.KubeClient, before)
 	if err != nil {
-		return fmt.Errorf("find orphaned scalings: %w", err)
+		return fmt.Errorf("find orphaned scale-downs: %w", err)
 	}
 	var problems []error
 	cordoned, err := kube.FindOrphanedCordons(ctx, w.KubeClient, before)

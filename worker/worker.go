@@ -323,7 +323,7 @@ func (w *Worker) listenNodes() error {
 	gatewaypb.RegisterGatewayServer(server, w.NodeServer)
 	go func() {
 		if err := server.Serve(l); err != nil {
-			w.Log.Error("the gateway for nodes stopped", "error", err)
+			w.Log.Error("the node gateway stopped", "error", err)
 		}
 	}()
 	w.closers = append(w.closers, server.Stop)
@@ -342,7 +342,7 @@ func (w *Worker) listenSources() error {
 	foreign.RuleEvaluator = w.ruleEvaluator
 	l, err := net.Listen("tcp", w.SourceListen) //nolint:noctx // returns at once
 	if err != nil {
-		return fmt.Errorf("listen for detections of other sources: %w", err)
+		return fmt.Errorf("listen for detections from other sources: %w", err)
 	}
 	w.SourceAddr = l.Addr().String()
 	l = connlimit.NewLimitedListener(l, connlimit.Limits{})
@@ -388,7 +388,7 @@ func (w *Worker) listenAPI() error {
 		return nil
 	}
 	if w.KubeClient == nil {
-		return errors.New("listen for people: their tokens cannot be reviewed without a cluster")
+		return errors.New("listen for API requests: their tokens cannot be reviewed without a cluster")
 	}
 	tlsConfig, err := w.PKI.RenewingTLSConfig(authority.RoleGateway, "gateway",
 		append(w.NodeHosts, gatewayrpc.ServerName)...)
@@ -398,7 +398,7 @@ func (w *Worker) listenAPI() error {
 	tlsConfig.ClientAuth, tlsConfig.ClientCAs = tls.NoClientCert, nil // people authenticate with a token
 	l, err := net.Listen("tcp", w.APIListen)                          //nolint:noctx // returns at once
 	if err != nil {
-		return fmt.Errorf("listen for people: %w", err)
+		return fmt.Errorf("listen for API requests: %w", err)
 	}
 	w.APIAddr = l.Addr().String()
 	l = tls.NewListener(connlimit.NewLimitedListener(l, connlimit.Limits{}), tlsConfig)

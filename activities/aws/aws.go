@@ -85,7 +85,7 @@ func Open(ctx context.Context, o Options) (*Account, error) {
 	}
 	cfg, err := config.LoadDefaultConfig(ctx, options...)
 	if err != nil {
-		return nil, fmt.Errorf("read the configuration of AWS: %w; see `aws:` in stanch.yaml", err)
+		return nil, fmt.Errorf("read the AWS configuration: %w; see `aws:` in stanch.yaml", err)
 	}
 	a := &Account{Options: o, sts: []*sts.Client{sts.NewFromConfig(cfg)}}
 	if o.RoleARN != "" {

@@ -23,7 +23,7 @@ var _ activities.Observer = (*cloudTrailEvidence)(nil)
 
 // cloudTrailParams are the parameters of aws.cloudtrail.
 type cloudTrailParams struct {
-	Hours int `json:"hours,omitempty" jsonschema:"minimum=1,maximum=168" doc:"hours before the start of the incident; default 2"`
+	Hours int `json:"hours,omitempty" jsonschema:"minimum=1,maximum=168" doc:"how many hours before the start of the incident to search; default 2"`
 }
 
 // Limits: CloudTrail allows two lookups per second and account, and the step must end.
@@ -36,7 +36,7 @@ const (
 )
 
 // deliveryDelayCaveat is part of every result from CloudTrail.
-const deliveryDelayCaveat = "CloudTrail delivers management events with a delay of some minutes, and no data events; events that are not listed here may still have happened"
+const deliveryDelayCaveat = "CloudTrail delivers management events with a delay of a few minutes, and does not deliver data events; events that are not listed here may still have happened"
 
 func (*cloudTrailEvidence) Spec() playbooks.ActionSpec {
 	rights := []playbooks.IAMPermission{{Actions: []string{"cloudtrail:LookupEvents"}, Resources: []string{"*"}}}

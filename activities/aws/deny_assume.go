@@ -70,7 +70,7 @@ func (*denyAssumeAction) Spec() playbooks.ActionSpec {
 		D3FENDTechnique:     "D3-AL",
 		AttemptTimeout:      30 * time.Second,
 		Params:              denyAssumeParams{},
-		Doc:                 "Change the role's trust policy so that these service accounts get no new credentials for it (IRSA).",
+		Doc:                 "Change the role's trust policy so that these service accounts can no longer obtain credentials for it (IRSA).",
 		PlanIAMPermissions:  []playbooks.IAMPermission{rolePermission("iam:GetRole")},
 		ApplyIAMPermissions: []playbooks.IAMPermission{rolePermission("iam:GetRole", "iam:UpdateAssumeRolePolicy")},
 		CombineParams:       unionOfSubjects,
@@ -145,7 +145,7 @@ func (a *denyAssumeAction) Plan(ctx context.Context, r activities.Request) (acti
 	if n := policySize(rest.withDeny(params.subjectClaims(), "x", time.Now()).render()); n > 2048 {
 		plan.Warnings = append(
 			plan.Warnings,
-			fmt.Sprintf("the trust policy will have %d characters; more than 2048 require a raised quota", n),
+			fmt.Sprintf("the trust policy will have %d characters; more than 2048 requires a quota increase", n),
 		)
 	}
 	plan.Changes = []string{fmt.Sprintf("deny %s the right to assume %s (%s), in its trust policy",
@@ -185,7 +185,7 @@ func (a *denyAssumeAction) Apply(ctx context.Context, r activities.Request, _ js
 	until := truncateExpiry(r.ExpiresAt)
 	for _, h := range holds {
 		if h.shortLeaseID != shortLeaseID(r.LeaseID) {
-			return activities.Effect{}, activities.Refusef("the trust policy of %s is leased by another lease until %s", p,
+			return activities.Effect{}, activities.Refusef("the trust policy of %s is held by another lease until %s", p,
 				h.expiresAt.Format(time.RFC3339))
 		}
 		if err := checkEarlyEnd(r, h.expiresAt, until); err != nil {
@@ -209,7 +209,7 @@ func (a *denyAssumeAction) Apply(ctx context.Context, r activities.Request, _ js
 		return effect, refuseIfGone(err)
 	}
 	if err == nil && canonicalJSON(again.trustPolicyText) != canonicalJSON(want) {
-		err = fmt.Errorf("the trust policy of %s differs from what was just written; another writer changes it too", p)
+		err = fmt.Errorf("the trust policy of %s differs from what was just written; another writer is also changing it", p)
 	}
 	return effect, err
 }
@@ -270,7 +270,7 @@ func (a *denyAssumeAction) Undo(ctx context.Context, r activities.Request, raw j
 	case canonicalJSON(rest.render()) != canonicalJSON(normalizeTrustPolicy(prior.TrustPolicyText)):
 		return &activities.Drift{
 			Detail: fmt.Sprintf(
-				"the trust policy of %s was changed since: it is now %s, and was %s; remove Stanch's statements manually",
+				"the trust policy of %s has been changed since then: it is now %s, but was %s; remove Stanch's statements manually",
 				p,
 				truncate(rest.render(), 400),
 				truncate(prior.TrustPolicyText, 400),
@@ -278,7 +278,7 @@ func (a *denyAssumeAction) Undo(ctx context.Context, r activities.Request, raw j
 		}, nil
 	case canonicalJSON(trustPolicy{statements: theirs}.render()) !=
 		canonicalJSON(trustPolicy{statements: wanted}.render()):
-		return &activities.Drift{Detail: fmt.Sprintf("the deny in the trust policy of %s was changed since: %s", p,
+		return &activities.Drift{Detail: fmt.Sprintf("the deny in the trust policy of %s has been changed since then: %s", p,
 			truncate(trustPolicy{statements: theirs}.render(), 400))}, nil
 	}
 	if err := a.putTrustPolicy(ctx, p, prior.TrustPolicyText); err != nil {
@@ -286,7 +286,7 @@ func (a *denyAssumeAction) Undo(ctx context.Context, r activities.Request, raw j
 	}
 	again, err := a.account.findPrincipal(ctx, p.target("", ""))
 	if err == nil && canonicalJSON(again.trustPolicyText) != canonicalJSON(prior.TrustPolicyText) {
-		err = fmt.Errorf("the trust policy of %s differs from what was restored; another writer changes it too", p)
+		err = fmt.Errorf("the trust policy of %s differs from what was restored; another writer is also changing it", p)
 	}
 	if errors.Is(err, activities.ErrTargetGone) {
 		err = nil

@@ -40,7 +40,7 @@ func (*denyPodAction) Spec() playbooks.ActionSpec {
 		EndMechanism:        playbooks.EndByProvider,
 		D3FENDTechnique:     "D3-AL",
 		AttemptTimeout:      30 * time.Second,
-		Doc:                 "Deny everything to the credentials that EKS Pod Identity issues to this pod; other pods with the same role are not affected.",
+		Doc:                 "Deny all actions to the credentials that EKS Pod Identity issues to this pod; other pods with the same role are not affected.",
 		PlanPermissions:     podReadPermissions(),
 		ApplyPermissions:    podReadPermissions(),
 		PlanIAMPermissions:  append(rolePlanPermissions(), associationReadPermissions()...),
@@ -134,7 +134,7 @@ func (a *denyPodAction) Plan(ctx context.Context, r activities.Request) (activit
 		return activities.Plan{}, err
 	}
 	plan := activities.Plan{
-		Changes: []string{fmt.Sprintf("deny all AWS requests of %s as %s (%s), with an inline policy on the role", r.Target,
+		Changes: []string{fmt.Sprintf("deny all AWS requests from %s as %s (%s), with an inline policy on the role", r.Target,
 			p, p.ID)}, AlreadyHeld: held,
 	}
 	if r.Duration < p.maxSession {

@@ -24,7 +24,7 @@ func (*denyUserAction) Spec() playbooks.ActionSpec {
 		Name: "aws.user.deny", Verb: playbooks.VerbContain, Class: playbooks.ClassContain, Facet: playbooks.FacetIdentity,
 		Targets: []playbooks.TargetKind{playbooks.TargetUser}, Reversible: true, EndMechanism: playbooks.EndByProvider,
 		D3FENDTechnique: "D3-AL", AttemptTimeout: 30 * time.Second,
-		Doc:                "Deny everything to an IAM user, with any of its keys or passwords.",
+		Doc:                "Deny all actions to an IAM user, whether it authenticates with an access key or a password.",
 		PlanIAMPermissions: []playbooks.IAMPermission{plan},
 		ApplyIAMPermissions: []playbooks.IAMPermission{
 			plan, userPermission("iam:PutUserPolicy", "iam:DeleteUserPolicy", "iam:SimulatePrincipalPolicy"),
@@ -58,7 +58,7 @@ func (a *denyUserAction) Plan(ctx context.Context, r activities.Request) (activi
 	}
 	prior, err := encodePrior(p)
 	return activities.Plan{
-		Changes:    []string{fmt.Sprintf("deny all requests of %s (%s), with an inline policy", p, p.ID)},
+		Changes:    []string{fmt.Sprintf("deny all requests from %s (%s), with an inline policy", p, p.ID)},
 		Warnings:   []string{"sessions of roles that it has assumed stay valid until they expire"},
 		PriorState: prior, AlreadyHeld: held,
 	}, err

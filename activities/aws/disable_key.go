@@ -81,7 +81,7 @@ func (a *disableKeyAction) readKeyState(ctx context.Context, t playbooks.Target)
 		return keyState{}, err
 	}
 	if t.Kind != playbooks.TargetKey || t.UID == "" || t.Name == "" {
-		return keyState{}, activities.Refusef("%s is not an access key with its user", t)
+		return keyState{}, activities.Refusef("%s does not identify an access key and its user", t)
 	}
 	user, err := a.account.readUser(ctx, t.Name)
 	if isNotFound(err) {
@@ -171,7 +171,7 @@ func (a *disableKeyAction) Apply(ctx context.Context, r activities.Request, _ js
 	}
 	switch {
 	case s.marker.leaseID != "" && s.marker.leaseID != want.leaseID:
-		return activities.Effect{}, activities.Refusef("%s is leased by another lease, %s, until %s", r.Target,
+		return activities.Effect{}, activities.Refusef("%s is held by another lease, %s, until %s", r.Target,
 			s.marker.leaseID, s.marker.expiresAt.Format(time.RFC3339))
 	case s.marker.leaseID != "":
 		if err := checkEarlyEnd(r, s.marker.expiresAt, want.expiresAt); err != nil {
@@ -252,7 +252,7 @@ func (a *disableKeyAction) Undo(ctx context.Context, r activities.Request, raw j
 	case s.marker.leaseID != policyName("", r.LeaseID):
 		return nil, nil // nothing of this lease is in force; a request alone must not activate a key
 	case prior.User.ID != "" && prior.User.ID != s.user.ID:
-		return &activities.Drift{Detail: fmt.Sprintf("%s has the id %s now and had %s", s.user, s.user.ID, prior.User.ID)},
+		return &activities.Drift{Detail: fmt.Sprintf("%s now has ID %s, but had ID %s", s.user, s.user.ID, prior.User.ID)},
 			nil
 	}
 	if err := refuseBeforeExpiry(s.marker.expiresAt, grant); err != nil {

@@ -57,7 +57,7 @@ func (a *Account) DeleteMessage(ctx context.Context, queue string, m QueueMessag
 		QueueUrl:      &queue,
 		ReceiptHandle: m.receiptHandle,
 	}); err != nil {
-		return wrapError(err, "sqs:DeleteMessage", "delete a message of the queue "+queue)
+		return wrapError(err, "sqs:DeleteMessage", "delete a message from the queue "+queue)
 	}
 	return nil
 }

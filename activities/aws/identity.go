@@ -141,7 +141,7 @@ func (s *identityInspector) findRole(ctx context.Context, pod podInfo) error {
 	case arn != "":
 		s.result.CredentialSource = credentialSourceIRSA
 		if found != nil {
-			s.result.Missing = append(s.result.Missing, "the service account has EKS Pod Identity for "+truncate(found.role,
+			s.result.Missing = append(s.result.Missing, "the service account also has an EKS Pod Identity association with "+truncate(found.role,
 				200)+" too; the annotated role takes precedence and is shown")
 		}
 	case found != nil:
@@ -195,7 +195,7 @@ func (s *identityInspector) readAttachedPolicies(ctx context.Context, p principa
 	}
 	for i, attached := range out.AttachedPolicies {
 		if i == maxPolicies {
-			s.addMissing("attached policies", fmt.Errorf("%d are attached, %d were examined", len(out.AttachedPolicies),
+			s.addMissing("attached policies", fmt.Errorf("%d are attached; only %d were examined", len(out.AttachedPolicies),
 				maxPolicies))
 			break
 		}
@@ -234,7 +234,7 @@ func (s *identityInspector) readInlinePolicies(ctx context.Context, p principal)
 	}
 	for i, name := range names {
 		if i == maxPolicies {
-			s.addMissing("inline policies", fmt.Errorf("%d exist, %d were examined", len(names), maxPolicies))
+			s.addMissing("inline policies", fmt.Errorf("%d exist; only %d were examined", len(names), maxPolicies))
 			break
 		}
 		text, err := s.account.readInlinePolicy(ctx, p, name)
@@ -249,7 +249,7 @@ func (s *identityInspector) readInlinePolicies(ctx context.Context, p principal)
 func (s *identityInspector) assessPolicy(name, text string) Policy {
 	p := Policy{Name: truncate(name, 128), RiskyPermissions: describeRiskyPermissions(text)}
 	for _, words := range p.RiskyPermissions {
-		s.result.RiskyPermissions = append(s.result.RiskyPermissions, fmt.Sprintf("%s by policy %s", words, p.Name))
+		s.result.RiskyPermissions = append(s.result.RiskyPermissions, fmt.Sprintf("%s through policy %s", words, p.Name))
 	}
 	return p
 }
@@ -282,10 +282,10 @@ func (s *identityInspector) findSharedAccounts(ctx context.Context, pod podInfo,
 	}
 	var more tooManyAssociationsError
 	if errors.As(err, &more) {
-		s.addMissing("other service accounts with the role by EKS Pod Identity", err)
+		s.addMissing("other service accounts that get the role through EKS Pod Identity", err)
 		return nil
 	}
-	return s.tolerateDenied("other service accounts with the role by EKS Pod Identity", err)
+	return s.tolerateDenied("other service accounts that get the role through EKS Pod Identity", err)
 }
 
 // findKeyUser finds the user of an access key.

@@ -124,7 +124,7 @@ func (a *Account) applyInline(ctx context.Context, p principal, d inlineDeny, r 
 // checkEarlyEnd refuses an end before the stamped one, unless a release grant permits it.
 func checkEarlyEnd(r activities.Request, have, want time.Time) error {
 	if r.ReleaseGrant == nil && want.Before(have) { // the grant was verified when the request was authorized
-		return activities.Refusef("an end at %s instead of the recorded %s requires a grant", want.Format(time.RFC3339),
+		return activities.Refusef("ending it at %s instead of the recorded %s requires a grant", want.Format(time.RFC3339),
 			have.Format(time.RFC3339))
 	}
 	return nil

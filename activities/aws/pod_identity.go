@@ -53,7 +53,7 @@ func readPod(ctx context.Context, client kubernetes.Interface, t playbooks.Targe
 	case err != nil:
 		return podInfo{}, fmt.Errorf("read %s: %w", t, err)
 	case string(pod.UID) != t.UID:
-		return podInfo{}, &principalGoneError{fmt.Sprintf("%s with the UID %s is gone; its namesake has the UID %s", t, t.UID,
+		return podInfo{}, &principalGoneError{fmt.Sprintf("%s with the UID %s is gone; a different object with the same name has the UID %s", t, t.UID,
 			pod.UID)}
 	}
 	return podInfo{
@@ -131,7 +131,7 @@ func (a *Account) describeAssociation(ctx context.Context, id string) (*podIdent
 type tooManyAssociationsError int
 
 func (e tooManyAssociationsError) Error() string {
-	return fmt.Sprintf("the cluster has at least %d associations, %d were examined", int(e), maxAssociations)
+	return fmt.Sprintf("the cluster has at least %d associations; only %d were examined", int(e), maxAssociations)
 }
 
 // associationsForRole returns the service accounts, as namespace and name, with an association to a role.

@@ -73,7 +73,7 @@ func (a *Account) findPrincipal(ctx context.Context, t playbooks.Target) (princi
 	case err != nil:
 		return principal{}, err
 	case p.ID != t.UID:
-		return principal{}, &principalGoneError{fmt.Sprintf("%s with the id %s is gone; its namesake has the id %s", t,
+		return principal{}, &principalGoneError{fmt.Sprintf("%s with the id %s is gone; a different object with the same name has the id %s", t,
 			truncate(t.UID, 40), p.ID)}
 	case t.ARN != "" && t.ARN != p.ARN:
 		return principal{}, activities.Refusef("%s is %s, not %s: it belongs to an account that Stanch is not configured for",

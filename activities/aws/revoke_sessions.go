@@ -34,7 +34,7 @@ func (*revokeSessionsAction) Spec() playbooks.ActionSpec {
 		D3FENDTechnique:     "D3-ACI",
 		AttemptTimeout:      30 * time.Second,
 		MinDuration:         time.Hour, // the minimum of a role's maximum session
-		Doc:                 "Deny everything to all credentials that the role has issued until now. Every workload that shares the role must request new ones.",
+		Doc:                 "Deny all actions to every credential issued for the role so far. Every workload that shares the role must request new ones.",
 		PlanIAMPermissions:  rolePlanPermissions(),
 		ApplyIAMPermissions: inlineRolePermissions(),
 	}
@@ -102,7 +102,7 @@ func (a *revokeSessionsAction) Plan(ctx context.Context, r activities.Request) (
 	}
 	if r.Duration < p.maxSession {
 		return activities.Plan{}, activities.Refusef(
-			"it must last at least %s, not %s: sessions of %s are valid for so long, and stolen ones work again if the deny ends earlier",
+			"it must last at least %s, not %s: sessions of %s are valid for that long, and stolen ones would work again if the deny ended earlier",
 			duration.Format(p.maxSession),
 			duration.Format(r.Duration),
 			p,
@@ -115,7 +115,7 @@ func (a *revokeSessionsAction) Plan(ctx context.Context, r activities.Request) (
 	prior, err := encodePrior(p)
 	return activities.Plan{
 		Changes: []string{
-			fmt.Sprintf("deny all requests of every session that %s (%s) has issued until then, with an inline policy", p, p.ID),
+			fmt.Sprintf("deny all requests from every session issued for %s (%s) until then, with an inline policy", p, p.ID),
 		},
 		Warnings: []string{
 			"the workload gets new credentials immediately, and so does an attacker who is still inside; also isolate the pod or deny it the role",

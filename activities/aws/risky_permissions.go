@@ -17,13 +17,13 @@ type riskyPermission struct {
 func riskyPermissions() []riskyPermission {
 	return []riskyPermission{
 		{"*", true, "do anything"},
-		{"iam:CreatePolicyVersion", false, "change IAM, and so grant itself any permission"},
-		{"iam:PutRolePolicy", false, "change IAM, and so grant itself any permission"},
-		{"iam:AttachRolePolicy", false, "change IAM, and so grant itself any permission"},
-		{"iam:AttachUserPolicy", false, "change IAM, and so grant itself any permission"},
+		{"iam:CreatePolicyVersion", false, "change IAM, and thereby grant itself any permission"},
+		{"iam:PutRolePolicy", false, "change IAM, and thereby grant itself any permission"},
+		{"iam:AttachRolePolicy", false, "change IAM, and thereby grant itself any permission"},
+		{"iam:AttachUserPolicy", false, "change IAM, and thereby grant itself any permission"},
 		{"iam:UpdateAssumeRolePolicy", false, "change who can assume a role"},
 		{"iam:CreateAccessKey", false, "create access keys, which outlive a session"},
-		{"iam:PassRole", true, "pass any role to what it starts"},
+		{"iam:PassRole", true, "pass any role to the resources that it starts"},
 		{"sts:AssumeRole", true, "assume any role that trusts it"},
 		{"sts:AssumeRole", false, "assume other roles, whose sessions a deny of this role does not affect"},
 		{"secretsmanager:GetSecretValue", true, "read every secret"},
@@ -51,7 +51,7 @@ func describeRiskyPermissions(text string) []string {
 		}
 		if words := assessStatement(s); words != "" {
 			if _, conditional := s["Condition"]; conditional {
-				words += ", under a condition"
+				words += ", subject to a condition"
 			}
 			if !slices.Contains(out, words) {
 				out = append(out, words)

@@ -67,7 +67,7 @@ func (p *Client) Call(ctx context.Context, method, path string, header http.Head
 	}
 	request, err := http.NewRequestWithContext(ctx, method, address, bytes.NewReader(body))
 	if err != nil {
-		return nil, activities.Refusef("invalid URL of %s", p.Name) // err would contain it
+		return nil, activities.Refusef("invalid URL for %s", p.Name) // err would contain it
 	}
 	for _, from := range []http.Header{p.Header, header} {
 		maps.Copy(request.Header, from)
@@ -95,9 +95,9 @@ func (p *Client) Call(ctx context.Context, method, path string, header http.Head
 	case answer.StatusCode/100 != 2:
 		return nil, p.responseError(answer, data)
 	case err != nil:
-		return nil, fmt.Errorf("read the response of %s: %s: %w", p.Name, p.redactSecrets(err.Error()), ErrOutcomeUnknown)
+		return nil, fmt.Errorf("read the response from %s: %s: %w", p.Name, p.redactSecrets(err.Error()), ErrOutcomeUnknown)
 	case len(data) > maxResponseBytes:
-		return nil, fmt.Errorf("the response of %s has more than %d bytes", p.Name, maxResponseBytes)
+		return nil, fmt.Errorf("the response from %s is larger than %d bytes", p.Name, maxResponseBytes)
 	}
 	return data, nil
 }

@@ -209,7 +209,7 @@ func checkEarlyEnd(_ context.Context, r activities.Request, stamp func() (Expiry
 		return err
 	}
 	if s.Present && r.ExpiresAt.Before(s.ExpiresAt.Add(-time.Second)) {
-		return activities.Refusef("an end at %s instead of the recorded %s requires a grant",
+		return activities.Refusef("ending it at %s instead of the recorded %s requires a grant",
 			r.ExpiresAt.Format(time.RFC3339), s.ExpiresAt.Format(time.RFC3339))
 	}
 	return nil

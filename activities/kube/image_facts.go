@@ -39,7 +39,7 @@ func (*imageAction) Spec() playbooks.ActionSpec {
 		Verb:             playbooks.VerbEnrich,
 		Class:            playbooks.ClassObserve,
 		Targets:          []playbooks.TargetKind{playbooks.TargetPod},
-		Doc:              "Look up when the image digest first appeared, who rolled it out, and which vulnerabilities and signature the cluster knows of.",
+		Doc:              "Look up when the image digest first appeared, who rolled it out, and which vulnerabilities and signature are known in the cluster.",
 		Outputs:          activities.ImageFacts{},
 		PlanPermissions:  PermissionsFromRBAC(p.PlanRules),
 		ApplyPermissions: PermissionsFromRBAC(p.ApplyRules),

@@ -140,7 +140,7 @@ func (r IsolateRequest) refusalReason(pod *corev1.Pod) *Refusal {
 	case pod.Spec.HostNetwork:
 		return newRefusal(ReasonHostNetwork, "pod %s uses the host network, which a NetworkPolicy does not affect", r.Pod)
 	case mirror:
-		return newRefusal(ReasonStaticPod, "pod %s is a static pod of node %s; change its manifest on the node", r.Pod,
+		return newRefusal(ReasonStaticPod, "pod %s is a static pod on node %s; change its manifest on the node", r.Pod,
 			pod.Spec.NodeName)
 	case pod.Status.Phase == corev1.PodSucceeded || pod.Status.Phase == corev1.PodFailed:
 		return newRefusal(ReasonPodCompleted, "pod %s has ended (%s)", r.Pod, pod.Status.Phase)

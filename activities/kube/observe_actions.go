@@ -60,7 +60,7 @@ func LeaseForRequest(r activities.Request) Lease {
 // logsParams are the parameters of pod.logs.
 type logsParams struct {
 	TailLines        int64  `json:"tail,omitempty" jsonschema:"minimum=1,maximum=100000" doc:"lines from the end; default all"`
-	PreviousInstance bool   `json:"previous,omitempty" doc:"also the logs before the last restart of the container"`
+	PreviousInstance bool   `json:"previous,omitempty" doc:"also capture the logs from before the container's last restart"`
 	Container        string `json:"container,omitempty" doc:"one container; default the detection's container"`
 }
 

@@ -55,7 +55,7 @@ func ResolveOwners(ctx context.Context, client kubernetes.Interface, namespace s
 		})
 		object, replicas, err := readOwner(ctx, client, namespace, *next)
 		if err == nil && object.GetUID() != next.UID {
-			err = fmt.Errorf("its namesake has another UID")
+			err = fmt.Errorf("a different object with the same name has another UID")
 		}
 		if err != nil {
 			out.IncompleteReason = fmt.Sprintf("the owner of %s %s/%s is unknown: %v", next.Kind, namespace, next.Name, err)
@@ -137,7 +137,7 @@ func readCustomResource(ctx context.Context, client kubernetes.Interface, namesp
 ) (metav1.Object, error) {
 	api := client.Discovery().RESTClient()
 	if api == nil {
-		return nil, fmt.Errorf("this client cannot read objects of the kind %s", kind)
+		return nil, fmt.Errorf("this client cannot read objects of kind %s", kind)
 	}
 	root := []string{"apis", kind.Group, kind.Version}
 	if kind.Group == "" {

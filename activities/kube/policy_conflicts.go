@@ -23,7 +23,7 @@ type PolicyConflict struct {
 
 // String returns the conflict in one sentence.
 func (d PolicyConflict) String() string {
-	by := "every pod of the namespace"
+	by := "every pod in the namespace"
 	if len(d.SelectorKeys) > 0 {
 		by = "by " + strings.Join(d.SelectorKeys, ", ")
 	}

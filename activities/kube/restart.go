@@ -73,7 +73,7 @@ func (r RestartRequest) refusalReason(pod *corev1.Pod) *Refusal {
 	owner := metav1.GetControllerOf(pod)
 	switch {
 	case mirror || owner != nil && owner.Kind == "Node":
-		return newRefusal(ReasonStaticPod, "pod %s is a static pod of node %s, which the API server only mirrors", r.Pod,
+		return newRefusal(ReasonStaticPod, "pod %s is a static pod on node %s, which the API server only mirrors", r.Pod,
 			pod.Spec.NodeName)
 	case owner == nil:
 		return newRefusal(ReasonNoController, "pod %s has no controller that would replace it; isolate it instead", r.Pod)

@@ -37,14 +37,14 @@ func riskyPermissions() []riskyPermission {
 			[]string{""},
 			[]string{"pods"},
 			[]string{"create"},
-			"create pods, and so use any account and secret of the namespace",
+			"create pods, and thereby use any service account and secret in the namespace",
 		},
-		{[]string{"apps", "batch"}, nil, []string{"create", "update", "patch"}, "change workloads, and so run code in them"},
+		{[]string{"apps", "batch"}, nil, []string{"create", "update", "patch"}, "change workloads, and thereby run code in them"},
 		{
 			[]string{"admissionregistration.k8s.io"},
 			nil,
 			[]string{"create", "update", "patch"},
-			"change admission, and so what others create",
+			"change admission control, and thereby what others create",
 		},
 		{[]string{""}, []string{"nodes"}, []string{"update", "patch", "delete"}, "change nodes"},
 	}
@@ -140,7 +140,7 @@ func (r *permissionCollector) addBinding(ctx context.Context, client kubernetes.
 			if d.matchesRule(rule) {
 				said := fmt.Sprintf("%s %s (%s by %s)", d.description, g.describeScope(), name, label)
 				if len(rule.ResourceNames) > 0 {
-					said += fmt.Sprintf(", of %d names only", len(rule.ResourceNames))
+					said += fmt.Sprintf(", limited to %d named objects", len(rule.ResourceNames))
 				}
 				if !slices.Contains(r.risky, said) {
 					r.risky = append(r.risky, said)

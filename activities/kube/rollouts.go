@@ -39,7 +39,7 @@ func (q *workloadQuery) readRollouts(ctx context.Context, client kubernetes.Inte
 		}
 		what := fmt.Sprintf("revision %d of %s %s runs %v", r.Revision, q.result.Owner.Kind, q.result.Owner.Name, r.Images)
 		if i+1 < len(all) && !slices.Equal(all[i+1].Images, r.Images) {
-			what += fmt.Sprintf(", before %v", all[i+1].Images)
+			what += fmt.Sprintf(", previously %v", all[i+1].Images)
 		}
 		q.addChange(Change{ChangedAt: r.CreatedAt, Kind: "rollout", Description: what, ChangedBy: r.FieldManager})
 	}

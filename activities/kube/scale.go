@@ -104,7 +104,7 @@ func (r ScaleRequest) readState(ctx context.Context, client kubernetes.Interface
 		}
 		plan.Prior = prior
 	default:
-		return nil, nil, newRefusal(ReasonForeignObject, "%s is leased by another lease, %s", r.Target, lease), nil
+		return nil, nil, newRefusal(ReasonForeignObject, "%s is held by another lease, %s", r.Target, lease), nil
 	}
 	if w.replicas != r.Replicas {
 		plan.Changes = append(plan.Changes, fmt.Sprintf("scale %s from %d to %d", r.Target, w.replicas, r.Replicas))
@@ -165,7 +165,7 @@ func ApplyScale(ctx context.Context, client kubernetes.Interface, r ScaleRequest
 	}
 	label := map[string]any{ScaleLabel: ShortLeaseID(r.Lease.ID)}
 	if err := patchMetadata(ctx, w.patch, r.Target.UID, r.Lease.FieldManager(), label, annotations); err != nil {
-		return fail(fmt.Errorf("annotate it: %w", err))
+		return fail(fmt.Errorf("annotate the workload: %w", err))
 	}
 	if err := retry.RetryOnConflict(retry.DefaultBackoff, func() error {
 		scale, err := w.scaleClient.GetScale(ctx, r.Target.Name, metav1.GetOptions{})

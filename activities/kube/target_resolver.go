@@ -136,7 +136,7 @@ func (r *TargetResolver) lookUpTarget(ctx context.Context, t playbooks.Target) (
 			IncompleteReason: owners.IncompleteReason, Replicas: int(w.replicas),
 		}, nil
 	default:
-		return activities.TargetFacts{}, fmt.Errorf("%s is not an object of the cluster", t)
+		return activities.TargetFacts{}, fmt.Errorf("%s is not an object in the cluster", t)
 	}
 }
 

@@ -40,7 +40,6 @@ func (o fakeAPIServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		Encode(metav1.Status{
 			TypeMeta: metav1.TypeMeta{Kind: "Status", APIVersion: "v1"}, Status: metav1.StatusFailure, Code: int32(code),
 		})
-
 }
 
 func newObjectMeta(name string, owners ...string) metav1.ObjectMeta {

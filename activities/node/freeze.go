@@ -30,7 +30,7 @@ func (*FreezeAction) Spec() playbooks.ActionSpec {
 		EndMechanism:    playbooks.EndByStanch,
 		MaxDuration:     2 * time.Minute,
 		D3FENDTechnique: "D3-PS",
-		Doc:             "Freeze every process of the pod for some seconds. If a freeze lasts longer, probes fail and the kubelet kills the pod.",
+		Doc:             "Freeze every process in the pod for a few seconds. If a freeze lasts longer, probes fail and the kubelet kills the pod.",
 	}
 }
 

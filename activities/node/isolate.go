@@ -59,7 +59,7 @@ func (*IsolateAction) Spec() playbooks.ActionSpec {
 		EndMechanism:     playbooks.EndByKernel,
 		Params:           IsolateParams{},
 		D3FENDTechnique:  "D3-NI",
-		Doc:              "Isolate one pod from the network but none of its siblings: at once with the node's egress lock, and with a NetworkPolicy.",
+		Doc:              "Isolate one pod, but none of its siblings, from the network: immediately with the node's egress lock, and also with a NetworkPolicy.",
 		PlanPermissions:  kube.PermissionsFromRBAC(p.PlanRules),
 		ApplyPermissions: kube.PermissionsFromRBAC(p.ApplyRules),
 		CombineParams:    intersectParams,
@@ -70,7 +70,7 @@ func (*IsolateAction) Spec() playbooks.ActionSpec {
 func intersectParams(a, b json.RawMessage) (json.RawMessage, error) {
 	var x, y IsolateParams
 	if err := errors.Join(json.Unmarshal(a, &x), json.Unmarshal(b, &y)); err != nil {
-		return nil, fmt.Errorf("parameters of pod.isolate: %w", err)
+		return nil, fmt.Errorf("read the parameters of pod.isolate: %w", err)
 	}
 	both := IsolateParams{DenyIngress: x.DenyIngress || y.DenyIngress}
 	for _, cidr := range x.AllowCIDRs {
@@ -82,7 +82,7 @@ func intersectParams(a, b json.RawMessage) (json.RawMessage, error) {
 	}
 	raw, err := json.Marshal(both)
 	if err != nil {
-		return nil, fmt.Errorf("parameters of pod.isolate: %w", err)
+		return nil, fmt.Errorf("read the parameters of pod.isolate: %w", err)
 	}
 	return raw, nil
 }
@@ -147,7 +147,7 @@ func (a *IsolateAction) Plan(ctx context.Context, r activities.Request) (activit
 	}
 	plan.AlreadyHeld, plan.HeldByLease, plan.HeldUntil = state.Active, state.LeaseID, state.ExpiresAt
 	if prior.UsesNodeLock {
-		change := fmt.Sprintf("block all egress of %s on node %s", r.Target, r.Target.Node)
+		change := fmt.Sprintf("block all egress from %s on node %s", r.Target, r.Target.Node)
 		if len(params.AllowCIDRs) > 0 {
 			change += ", except to " + strings.Join(params.AllowCIDRs, ", ")
 		}
@@ -169,7 +169,7 @@ func (a *IsolateAction) Plan(ctx context.Context, r activities.Request) (activit
 		plan.Changes = append(
 			plan.Changes,
 			fmt.Sprintf(
-				"also block all egress of container %s: it had the same network namespace when %s started",
+				"also block all egress from container %s: it had the same network namespace when %s started",
 				other.ContainerID,
 				r.Target,
 			),
@@ -183,7 +183,7 @@ func (a *IsolateAction) Plan(ctx context.Context, r activities.Request) (activit
 			// Neither an API server outage nor a policy that cannot be planned delays the node's lock.
 			why := "the NetworkPolicy cannot be planned, so only the node's lock applies: "
 			if kube.IsUnavailable(err) {
-				why = "the API server is unavailable; the NetworkPolicy follows when it is available: "
+				why = "the API server is unavailable; the NetworkPolicy will be applied when it is available again: "
 			}
 			plan.Warnings = append(plan.Warnings, why+err.Error())
 			found = &kube.IsolatePlan{Changes: []string{"unknown"}}
@@ -296,7 +296,7 @@ func (a *IsolateAction) Apply(ctx context.Context, r activities.Request, raw jso
 		case err != nil && locked && !refused:
 			// An API server outage must not undo the lock. The next verification finds that the policy is missing, and
 			// applies it.
-			notes = append(notes, "the node's lock is in force; the NetworkPolicy follows when the API server is available: "+
+			notes = append(notes, "the node's lock is in force; the NetworkPolicy will be applied when the API server is available: "+
 				err.Error())
 		case err != nil:
 			return effect, err

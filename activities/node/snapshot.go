@@ -38,7 +38,7 @@ func (a *SnapshotAction) Observe(ctx context.Context, r activities.Request) (act
 	proofs := activities.AttestationsFromContext(ctx)
 	if len(proofs) == 0 {
 		return activities.Observation{}, activities.Refusef(
-			"%s has no attested detection, without which a node does not show its processes",
+			"%s has no attested detection; a node reveals a target's processes only if it has one",
 			r.Target,
 		)
 	}

@@ -150,7 +150,7 @@ func (s *SMTPServer) send(ctx context.Context, m *mail.Msg) error {
 	case s.TLSMode == MailNoTLS && isLoopback(s.Host) && s.Username == "":
 		options = append(options, mail.WithTLSPolicy(mail.NoTLS))
 	case s.TLSMode == MailNoTLS:
-		return activities.Refusef("email: `tls: none` is for a server on this machine without a password")
+		return activities.Refusef("configure email: `tls: none` is allowed only for a server on this machine, without a password")
 	default:
 		options = append(options, mail.WithTLSPolicy(mail.TLSMandatory))
 	}
@@ -160,7 +160,7 @@ func (s *SMTPServer) send(ctx context.Context, m *mail.Msg) error {
 	}
 	client, err := mail.NewClient(s.Host, append(options, mail.WithPort(s.Port))...)
 	if err != nil {
-		return activities.Refusef("email: %s", s.redactError(err))
+		return activities.Refusef("send the email: %s", s.redactError(err))
 	}
 	err = client.DialAndSendWithContext(ctx, m)
 	if err == nil {
@@ -176,7 +176,7 @@ func (s *SMTPServer) send(ctx context.Context, m *mail.Msg) error {
 		code = sending.ErrorCode()
 	}
 	if code/100 == 5 {
-		return activities.Refusef("the mail server rejects it: %s", s.redactError(err))
+		return activities.Refusef("the mail server rejected the message: %s", s.redactError(err))
 	}
 	return fmt.Errorf("send mail: %s", s.redactError(err))
 }

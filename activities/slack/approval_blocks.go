@@ -162,7 +162,7 @@ func warningLines(q activities.ApprovalRequest) []listLine {
 	for _, result := range q.Plans {
 		all = append(all, result.Plan.Warnings...)
 	}
-	return append(uniqueLines("Changed since", q.ChangesSinceReplaced), uniqueLines("But", all)...)
+	return append(uniqueLines("Changed since the last request", q.ChangesSinceReplaced), uniqueLines("But", all)...)
 }
 
 // reasonLines returns why the approval is requested.
@@ -216,7 +216,7 @@ func (p *messageView) blocksForRequest(i int, q activities.ApprovalRequest, d de
 	}
 	lines = append(lines, listLine{
 		label: "Approvers",
-		text: fmt.Sprintf("%s. %s. Without approval by %s UTC the request is denied.",
+		text: fmt.Sprintf("%s. %s. If it is not approved by %s UTC, the request is denied.",
 			sanitizeText(q.Approvers.Describe(), people), sanitizeText(progress, people),
 			q.Deadline.UTC().Format(time.TimeOnly)),
 	})
@@ -240,7 +240,7 @@ func (p *messageView) answerButtons(i int, q activities.ApprovalRequest, would [
 	var buttons []slack.BlockElement
 	if d >= detailExact {
 		buttons = append(buttons, withConfirmation(newButton(value(ButtonApprove), ButtonApprove, "Approve",
-			slack.StylePrimary), "Approve exactly this?", confirmationText(would), "Approve"))
+			slack.StylePrimary), "Approve exactly these changes?", confirmationText(would), "Approve"))
 	}
 	buttons = append(buttons, newButton(value(ButtonDeny), ButtonDeny, "Deny…", slack.StyleDanger))
 	if d >= detailExact && p.BreakGlassEnabled && quorum > 1 {

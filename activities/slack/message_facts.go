@@ -93,7 +93,7 @@ func (p *messageView) stepLines() []listLine {
 	for _, r := range display.FindRefusedWhilePaused(p.incident) {
 		out = append(out, listLine{
 			label: "Not contained",
-			text: fmt.Sprintf("%s of %s was refused while new containments were paused; to apply it now: `%s`", r.Action,
+			text: fmt.Sprintf("%s on %s was refused while new containments were paused; to apply it now: `%s`", r.Action,
 				r.Target, r.RetryCommand),
 		})
 	}

@@ -107,7 +107,7 @@ func classifyError(what string, err error) error {
 	if limited, ok := errors.AsType[*slack.RateLimitedError](err); ok {
 		return &activities.RetryAfterError{
 			Delay: max(limited.RetryAfter, time.Second),
-			Err:   fmt.Errorf("%s: Slack asks to wait %s", what, duration.Format(limited.RetryAfter)),
+			Err:   fmt.Errorf("%s: Slack asked Stanch to wait %s", what, duration.Format(limited.RetryAfter)),
 		}
 	}
 	return fmt.Errorf("%s: %w", what, err)
@@ -231,7 +231,7 @@ func (p *messageView) syncMessage(ctx context.Context) error {
 	err := p.postOrUpdateMessage(ctx, blocks)
 	if why, is := isRejected(err); is {
 		if p.Log != nil {
-			p.Log.Error("Slack rejects an incident's message; only its approval requests are shown", "incident", p.incident.ID,
+			p.Log.Error("Slack rejected an incident's message; only its approval requests are shown", "incident", p.incident.ID,
 				"error", err, "reason", why, "characters", totalJSONSize(blocks))
 		}
 		err = p.postOrUpdateMessage(ctx, p.minimalMessage())

@@ -35,10 +35,10 @@ func (p *messageView) postReplies(ctx context.Context) error {
 		var what string
 		switch {
 		case l.State == "held" && l.Verified:
-			what = fmt.Sprintf("%s of %s: %s; it ends automatically at %s", l.Action, display.TargetName(p.incident, l.Target),
+			what = fmt.Sprintf("%s on %s: %s; it ends automatically at %s", l.Action, display.TargetName(p.incident, l.Target),
 				display.DescribeLease(l), display.FormatTime(l.ExpiresAt))
 		case l.State == "stuck":
-			what = fmt.Sprintf("%s of %s could NOT be undone: %s", l.Action, display.TargetName(p.incident, l.Target), l.Reason)
+			what = fmt.Sprintf("%s on %s could NOT be undone: %s", l.Action, display.TargetName(p.incident, l.Target), l.Reason)
 		case l.State == "ended" && l.Undone:
 			what = fmt.Sprintf("%s of %s: %s", l.Action, display.TargetName(p.incident, l.Target), display.DescribeLease(l))
 		default:

@@ -232,4 +232,4 @@ func safeURL(s string) string {
 }
 
 // errUnexpectedResponse means that a tracker's response does not match its documentation.
-var errUnexpectedResponse = errors.New("the response does not have the documented form")
+var errUnexpectedResponse = errors.New("the response does not have the documented format")

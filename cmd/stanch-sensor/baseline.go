@@ -16,13 +16,12 @@ import (
 // baselineCommand returns `stanch-sensor baseline`, which reads the state directory of config.
 func baselineCommand(setup *agent.Config) *cobra.Command {
 	root := &cobra.Command{
-		Use: "baseline", Short: "Manage what this node learned about images",
+		Use: "baseline", Short: "Manage this node's image baselines",
 		Long: `List, export and import the baselines of this node: for each image, the programs that its containers
 execute and the destinations that they connect to. After --learning-period any other program or
-destination counts as new for a day. It raises the confidence of detections, and fires the rules
-unusual-program and unusual-egress.
+destination counts as new for a day. New behavior raises the confidence of detections and triggers the rules unusual-program and unusual-egress.
 
-Export and import move baselines to new nodes, so that these need no learning period. The state
+Export and import move baselines to new nodes, so that the new nodes need no learning period. The state
 directory of ` + "`stanch up`" + ` is DATA/node.`,
 		Example: `  stanch-sensor baseline list --state /var/lib/stanch-sensor
   stanch-sensor baseline export > baselines.json
@@ -32,7 +31,7 @@ directory of ` + "`stanch up`" + ` is DATA/node.`,
 	list := &cobra.Command{
 		Use: "list [DIGEST]", Short: "List images, or show the baseline of one",
 		Args: validateArgs(cobra.MaximumNArgs(1)),
-		Long: `List the images that this node learned or, given the digest of one, its programs and destinations.`,
+		Long: `List the images that this node has learned or, given the digest of one, its programs and destinations.`,
 		Example: `  stanch-sensor baseline list
   stanch-sensor baseline list sha256:9b2f0c4c6d1f7f3f6f2f4b8b2a1f0e9d8c7b6a5f4e3d2c1b0a9f8e7d6c5b4a39 -o json`,
 		RunE: func(cmd *cobra.Command, args []string) error {

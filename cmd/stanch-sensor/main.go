@@ -73,10 +73,10 @@ func rootCommand() *cobra.Command {
 	var enroll gatewayrpc.Enrollment
 	var events bool
 	root := &cobra.Command{
-		Use: "stanch-sensor", Short: "Watch and contain the containers of this node",
+		Use: "stanch-sensor", Short: "Watch and contain the containers on this node",
 		Long: `Watch the containers of this node through eBPF, report detections to the gateway, and execute
-containment commands that the authority signed. Run it on every node of an installation with stanch
-worker; stanch up has its own sensor. It connects to the gateway, and opens no port.`,
+containment commands that the authority signed. Run it on every node of an installation that uses
+stanch worker; stanch up has its own sensor. It connects to the gateway, and opens no port.`,
 		Example: `  stanch-sensor --gateway stanch.example:7443 --certs /etc/stanch/node
   stanch-sensor watch -o json
   stanch-sensor cleanup`,
@@ -107,7 +107,7 @@ worker; stanch up has its own sensor. It connects to the gateway, and opens no p
 		"the `DIR` of the detection spool, the baselines and the list of frozen cgroups; watch stores nothing "+
 			"unless it is set")
 	f.Var(duration.NewFlag(&setup.LearningPeriod, 24*time.Hour), "learning-period",
-		"how long an image is observed before its new behavior is unusual")
+		"how long an image is observed before new behavior counts as unusual")
 	root.Flags().StringVar(&enroll.GatewayURL, "enroll", "",
 		"the `URL` to get the first certificate from, with the token of this pod: https://HOST:PORT of the "+
 			"gateway's --listen-api")
@@ -117,7 +117,7 @@ worker; stanch up has its own sensor. It connects to the gateway, and opens no p
 		"the `FILE` with the CA certificate of the installation")
 
 	watch := &cobra.Command{
-		Use: "watch", Short: "Print detections of this node", Args: validateArgs(cobra.NoArgs),
+		Use: "watch", Short: "Print detections from this node", Args: validateArgs(cobra.NoArgs),
 		Long: `Print the detections of this node, one per line, without a gateway, to try the sensor or your rules.
 With --events print every event instead: record them with -o json for stanch rules test --events.`,
 		Example: "  stanch-sensor watch\n  stanch-sensor watch --events -o json | head",
@@ -135,8 +135,8 @@ With --events print every event instead: record them with -o json for stanch rul
 	watch.Flags().StringVarP(&output, "output", "o", "text", "the output `FORMAT`: text or json")
 	cleanup := &cobra.Command{
 		Use: "cleanup", Short: "Remove all containments from this node", Args: validateArgs(cobra.NoArgs),
-		Long: `Remove every egress lock, freeze, eBPF program and pin of Stanch from this node, after you stopped
-and uninstalled the sensor. While a sensor is running, cleanup is refused.`,
+		Long: `Remove every egress lock, freeze, eBPF program and pin of Stanch from this node, after you stop
+and uninstall the sensor. While a sensor is running, cleanup is refused.`,
 		Example: "  stanch-sensor cleanup",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := errors.Join(probe.Cleanup(setup.EgressLockDir), thawAllCgroups(cmd.Context())); err != nil {

@@ -62,7 +62,7 @@ func newActionDoc(s playbooks.ActionSpec) actionDoc {
 func actionsCommand() *cobra.Command {
 	var output string
 	c := &cobra.Command{
-		Use: "actions [NAME]", Short: "List the actions of playbook steps, or describe one",
+		Use: "actions [NAME]", Short: "List the actions that playbook steps can run, or describe one",
 		Args: validateArgs(cobra.MaximumNArgs(1)),
 		Long: `List the actions that the steps of a playbook can run. Given a name, describe one action while you
 write its step: its parameters, its outputs, and the permissions that it requires.`,
@@ -97,7 +97,7 @@ write its step: its parameters, its outputs, and the permissions that it require
 				fmt.Fprintf(out, "%s: %s\n%s\n\nclass %s, targets %s", d.Verb, d.Name, d.Doc, d.Class,
 					strings.Join(d.Targets, ", "))
 				if d.Reversible {
-					fmt.Fprintf(out, ", a lease on the facet %s (needs the key for)", d.Facet)
+					fmt.Fprintf(out, ", leases the %s facet (requires the key `for`)", d.Facet)
 				}
 				fmt.Fprintln(out)
 				if t := worker.ActionCatalog()[d.Name].ParamType(); t != nil {

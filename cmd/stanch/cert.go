@@ -34,11 +34,10 @@ its nodes. stanch up creates its own keys.`,
 	}
 	node := &cobra.Command{
 		Use: "node NAME", Short: "Issue a certificate for the sensor of a node", Args: validateArgs(cobra.ExactArgs(1)),
-		Long: `Issue node.crt, node.key, ca.crt and authority.json for one node, when its sensor does not get a
-certificate from the gateway by itself (stanch-sensor --enroll). NAME is the node's name in
+		Long: `Issue node.crt, node.key, ca.crt and authority.json for one node, when its sensor does not get a certificate from the gateway automatically (stanch-sensor --enroll). NAME is the node's name in
 Kubernetes: the gateway accepts detections about a pod only from the node that the pod runs on.
 authority.json has the public keys that sign commands to the node; each later key must be signed by
-an earlier one. Copy the directory to that node and to no other.`,
+an earlier one. Copy the directory only to that node.`,
 		Example: "  stanch cert node worker-7 --pki ./secrets/pki --out ./worker-7",
 		RunE: func(cmd *cobra.Command, names []string) error {
 			if out == "" {
@@ -71,7 +70,7 @@ an earlier one. Copy the directory to that node and to no other.`,
 			if err := writeKeySet(filepath.Join(out, gatewayrpc.AuthorityKeysFile), auth.KeySet()); err != nil {
 				return err
 			}
-			fmt.Fprintf(cmd.OutOrStdout(), "%s has the certificate of node %s, valid for 90 days\n", out, names[0])
+			fmt.Fprintf(cmd.OutOrStdout(), "%s contains the certificate for node %s, valid for 90 days\n", out, names[0])
 			return nil
 		},
 	}
@@ -92,7 +91,7 @@ authority) before the first start of stanch worker. Existing keys are kept.`,
 				return err
 			}
 			_, err := fmt.Fprintf(cmd.OutOrStdout(),
-				"%s has the keys; `stanch manifests` prints how to make Kubernetes secrets of them. Keep a copy "+
+				"%s contains the keys; `stanch manifests` shows how to create Kubernetes secrets from them. Keep a copy "+
 					"offline:\n"+
 					"without codec.key incidents cannot be read; without authority.seed leases cannot be released "+
 					"before they end.\n", out)
@@ -154,17 +153,15 @@ func rotateKeyCommand(g *globalFlags) *cobra.Command {
 		Use:   "rotate",
 		Short: "Rotate the signing key or the payload key",
 		Args:  validateArgs(cobra.NoArgs),
-		Long: `Create a new key that signs grants, attestations and tokens, on your rotation schedule or after a
-key leaked. Signatures of the old key stay valid: leases go on, and evidence still verifies. With
---distrust they become invalid; use it when an attacker may have the old key. Leases in force then
-end by themselves.
+		Long: `Create a new key that signs grants, attestations and tokens, on your rotation schedule or after a key leak. Signatures made with the old key stay valid: leases continue, and evidence still verifies. With
+--distrust they become invalid; use it when an attacker may have the old key. Active leases then end automatically.
 
-With --payload create a new key that encrypts what Temporal stores; the old key still decrypts.
+With --payload, create a new key to encrypt what Temporal stores; the old key still decrypts.
 Restart every worker after either rotation.`,
 		Example: "  stanch cert rotate\n  stanch cert rotate --payload\n  stanch cert rotate --distrust --keys ./secrets/keys",
 	}
 	dir := addKeysFlag(c, g)
-	c.Flags().BoolVar(&distrust, "distrust", false, "make every signature of the old key invalid")
+	c.Flags().BoolVar(&distrust, "distrust", false, "invalidate every signature made with the old key")
 	c.Flags().BoolVar(&payload, "payload", false, "rotate the key that encrypts payloads, instead of the signing key")
 	c.RunE = func(cmd *cobra.Command, _ []string) error {
 		rotate := func() (string, string, error) { return authority.RotateSigningKey(dir(), distrust) }

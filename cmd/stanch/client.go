@@ -115,7 +115,7 @@ func (l *apiClient) doRequest(ctx context.Context, method, path string, in, out 
 		}
 		if _, statErr := os.Stat(l.socketPath); errors.Is(statErr, fs.ErrNotExist) {
 			if l.socketPath != systemSocket && socketExists(systemSocket) {
-				return fmt.Errorf("connect to Stanch: no socket at %s; for the Stanch of this machine use --data %s",
+				return fmt.Errorf("connect to Stanch: no socket at %s; to use the Stanch instance on this machine, set --data %s",
 					l.socketPath, filepath.Dir(systemSocket))
 			}
 			return fmt.Errorf("connect to Stanch: no socket at %s; start `stanch up`, or set --data", l.socketPath)
@@ -125,7 +125,7 @@ func (l *apiClient) doRequest(ctx context.Context, method, path string, in, out 
 	defer func() { _ = resp.Body.Close() }()
 	raw, err := io.ReadAll(resp.Body)
 	if err != nil {
-		return fmt.Errorf("read the response of Stanch: %w", err)
+		return fmt.Errorf("read the response from Stanch: %w", err)
 	}
 	if resp.StatusCode >= 400 {
 		var problem struct {
@@ -140,7 +140,7 @@ func (l *apiClient) doRequest(ctx context.Context, method, path string, in, out 
 		return nil
 	}
 	if err := json.Unmarshal(raw, out); err != nil {
-		return fmt.Errorf("read the response of Stanch: %w", err)
+		return fmt.Errorf("read the response from Stanch: %w", err)
 	}
 	return nil
 }
@@ -180,7 +180,7 @@ func printJSON(w io.Writer, v any) error {
 	encoder.SetEscapeHTML(false)
 	encoder.SetIndent("", "  ")
 	if err := encoder.Encode(v); err != nil {
-		return fmt.Errorf("print: %w", err)
+		return fmt.Errorf("print the output: %w", err)
 	}
 	return nil
 }

@@ -30,19 +30,19 @@ type requestOptions struct {
 
 func (o *requestOptions) addFlags(c *cobra.Command) {
 	f := c.Flags()
-	f.StringVar(&o.Reason, "reason", "", "the reason, for the incident, the audit and the chat (required)")
+	f.StringVar(&o.Reason, "reason", "", "the reason, shown in the incident, the audit log and the chat (required)")
 	f.BoolVar(&o.DryRun, "dry-run", false, "print what would change and what the guards decide, and change nothing")
 	f.BoolVar(&o.noWait, "no-wait", false, "do not wait for the result")
 	f.Var(duration.NewFlag(&o.waitTimeout, 2*time.Minute), "wait", "how long to wait for the result")
 	f.StringVar(&o.UID, "uid", "", "the UID of the pod: a pod of that name with another UID is refused")
-	f.StringVar(&o.Node, "node", "", "the node of a container outside of a cluster, when several nodes run it")
+	f.StringVar(&o.Node, "node", "", "the node of a container outside a cluster, if the container ID exists on several nodes")
 	addOutputFlag(c, &o.output)
 }
 
 const targetHelp = `TARGET is one of:
 
-  pod/NAMESPACE/NAME   a pod, also NAMESPACE/NAME; the API server resolves the name to the UID that is then contained
-  container/ID         a container, also ID; the first 12 digits suffice if an incident names the container
+  pod/NAMESPACE/NAME   a pod, or just NAMESPACE/NAME; the API server resolves the name to the UID that is then contained
+  container/ID         a container, or just ID; the first 12 characters are enough if an incident names the container
   INC-…                all pods and containers of an incident`
 
 func containCommand(g *globalFlags) *cobra.Command {
@@ -51,13 +51,12 @@ func containCommand(g *globalFlags) *cobra.Command {
 		Use: "contain TARGET --for 1h --reason TEXT", Short: "Contain a pod or container manually",
 		Args: validateArgs(cobra.ExactArgs(1)),
 		Long: `Contain an attack that no rule detected. Evidence is captured first, then the containment is applied
-through the same guards, approvals, lease and audit as after a detection. The lease ends by itself
-after --for.
+through the same guards, approvals, lease and audit as after a detection. The lease ends automatically after the duration in --for.
 
 ` + targetHelp + `
 
 Approvers of the target's scope may contain it, and so may the user who runs Stanch on this machine.
-In a scope of phase 1 the containment is only proposed. Nobody approves their own request.
+In a phase 1 scope, the containment is only proposed. Nobody approves their own request.
 
 Exit code 0: contained. 1: refused, proposed, denied, or waiting for approval.`,
 		Example: `  stanch contain pod/shop/web-7d9f --for 1h --reason "beacons to 203.0.113.9"
@@ -71,7 +70,7 @@ Exit code 0: contained. 1: refused, proposed, denied, or waiting for approval.`,
 		},
 	}
 	c.Flags().StringVar(&o.Action, "action", "pod.isolate", "the reversible containment to apply, such as pod.freeze")
-	c.Flags().Var(duration.NewFlag(&o.Duration, 0), "for", "how long the containment stays in force (required)")
+	c.Flags().Var(duration.NewFlag(&o.Duration, 0), "for", "how long the containment lasts (required)")
 	o.addFlags(c)
 	return c
 }
@@ -81,7 +80,7 @@ func runCommand(g *globalFlags) *cobra.Command {
 	c := &cobra.Command{
 		Use: "run PLAYBOOK --on TARGET --reason TEXT", Short: "Run a playbook on a pod, container or incident",
 		Args: validateArgs(cobra.ExactArgs(1)),
-		Long: `Run a playbook of the running Stanch on a target of your choice, when it did not match by itself. It
+		Long: `Run one of the running Stanch installation's playbooks on a target of your choice, if it did not match automatically. It
 runs through the same guards, approvals, leases and audit as a playbook that matched.
 
 ` + targetHelp + `
@@ -90,7 +89,7 @@ runs through the same guards, approvals, leases and audit as a playbook that mat
 steps. ` + "`stanch explain PLAYBOOK`" + ` shows every step.
 
 Exit code 0: contained, or evidence captured by a playbook without containments. 1: any other result.`,
-		Example: `  stanch run cryptominer --on pod/shop/web-7d9f --reason "high load without a deployment"
+		Example: `  stanch run cryptominer --on pod/shop/web-7d9f --reason "high load with no recent deployment"
   stanch run cryptominer --on INC-01JABCDEFGHJKMNPQRSTVWXYZ0 --reason "more pods affected" --dry-run`,
 		RunE: func(cmd *cobra.Command, names []string) error {
 			if o.Target == "" {
@@ -288,7 +287,7 @@ func printResults(out io.Writer, results []requestResult) {
 				p("  warning: %s", warning)
 			}
 			for _, lease := range r.Leases {
-				p("  end it with `stanch release %s`, prolong it with `stanch extend %s --for 1h`", lease, lease)
+				p("  end it with `stanch release %s`, extend it with `stanch extend %s --for 1h`", lease, lease)
 			}
 		case r.Done:
 			p("%s: %s; the playbook has no containments", r.Target, r.State)

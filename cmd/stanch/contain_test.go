@@ -206,7 +206,7 @@ func TestTriageResultListsReleasedLeasesAndDeniedQuestions(t *testing.T) {
 	)
 	out.Reset()
 	printTriageResult(&out, "INC-1", incident.TriageFalsePositive, gateway.TriageResult{})
-	require.Contains(t, out.String(), "no lease was in force and no question was open")
+	require.Contains(t, out.String(), "there were no active leases and no pending approval requests")
 	out.Reset()
 	printTriageResult(&out, "INC-1", incident.TriageTruePositive, gateway.TriageResult{})
 	require.Equal(t, "INC-1: resolved as true-positive\n", out.String())

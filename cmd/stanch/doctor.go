@@ -31,10 +31,10 @@ type checkResult struct {
 func doctorCommand(g *globalFlags) *cobra.Command {
 	var output, kubeconfig, cri string
 	c := &cobra.Command{
-		Use: "doctor", Short: "Check what Stanch needs on this machine, and how to fix it",
+		Use: "doctor", Short: "Check this machine's prerequisites and suggest fixes",
 		Args: validateArgs(cobra.NoArgs),
 		Long: `Check the kernel, permissions, container runtime, cluster, cloud, chat, disk and connected nodes,
-before the first start or when something does not work. Every failed check names its fix. Exit code
+before the first start or when something does not work. Each failed check suggests a fix. Exit code
 1 means that a required check failed.`,
 		Example: "  stanch doctor\n  stanch doctor -o json",
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -169,7 +169,7 @@ func checkProbeHooks() []checkResult {
 	if err != nil {
 		return []checkResult{{
 			Name: "probes", Required: true, Detail: err.Error(),
-			Remedy: "without probes, only detections of other sensors are processed",
+			Remedy: "without probes, only detections from other sensors are processed",
 		}}
 	}
 	defer func() { _ = p.Close() }()
@@ -226,7 +226,7 @@ func checkCluster(ctx context.Context, kubeconfig string) checkResult {
 const minFreeDiskBytes = 2 << 30
 
 func checkDisk(dir string) checkResult {
-	f := checkResult{Name: "disk", Required: true, Remedy: "free some space, or set another --data"}
+	f := checkResult{Name: "disk", Required: true, Remedy: "free some space, or set a different --data directory"}
 	at := dir
 	for {
 		if _, err := os.Stat(at); err == nil || at == "/" {

@@ -38,7 +38,7 @@ func checkNodes(nodes map[string]nodeHealth) []checkResult {
 			}
 		}
 		if ends := n.Gateway.CertificateExpiresAt; !ends.IsZero() {
-			details = append(details, "certificate until "+ends.UTC().Format(time.DateOnly))
+			details = append(details, "certificate valid until"+ends.UTC().Format(time.DateOnly))
 			if time.Until(ends) < certExpiryWarning {
 				remedies = append(remedies, "its certificate was not renewed; check the log of its sensor")
 			}
@@ -52,7 +52,7 @@ func checkNodes(nodes map[string]nodeHealth) []checkResult {
 				n.Heartbeat.LastReceived.UTC().Format(time.TimeOnly), n.Heartbeat.LatencyMS))
 		}
 		if lost := n.Drops.KernelEvents + n.Drops.SpooledDetections; lost > 0 {
-			details = append(details, fmt.Sprintf("lost %d events and %d detections since its start",
+			details = append(details, fmt.Sprintf("lost %d events and %d detections since it started",
 				n.Drops.KernelEvents, n.Drops.SpooledDetections))
 		}
 		out = append(out, checkResult{

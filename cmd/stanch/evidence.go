@@ -31,8 +31,8 @@ func evidenceCommand(g *globalFlags) *cobra.Command {
 	o := &evidenceOptions{}
 	c := &cobra.Command{
 		Use: "evidence", Short: "List, read and verify evidence",
-		Long: `Work with the evidence of incidents, also without a running Stanch. Artifacts are stored by their
-SHA-256, and each incident has a manifest: one signed line for each artifact and each action, with
+		Long: `Work with the evidence of incidents, even while Stanch is not running. Artifacts are stored under
+their SHA-256 hash, and each incident has a manifest: one signed line for each artifact and each action, with
 the hash of the line before it. The directory can be copied, and verified on another machine with
 the public keys.`,
 		Example: `  stanch evidence list
@@ -54,7 +54,7 @@ func (o *evidenceOptions) openStore(g *globalFlags) (*activities.EvidenceStore, 
 		dir = filepath.Join(g.dataDir, "evidence")
 	}
 	if _, err := os.Stat(dir); err != nil {
-		return nil, fmt.Errorf("open the evidence: no directory %s; set --dir, or the --data of the Stanch that "+
+		return nil, fmt.Errorf("open the evidence: no directory %s; set --dir, or set --data to the data directory of the Stanch instance that "+
 			"stores it", dir)
 	}
 	return &activities.EvidenceStore{Dir: dir}, nil
@@ -85,7 +85,7 @@ func evidenceListCommand(g *globalFlags, o *evidenceOptions) *cobra.Command {
 		Use: "list [INCIDENT]", Short: "List incidents with evidence, or one incident's manifest",
 		Args: validateArgs(cobra.MaximumNArgs(1)),
 		Long: `List the incidents that have evidence or, given an incident, the lines of its manifest: what was
-captured from where, who read it, and what was contained. The last line prints the head of the
+captured and from where, who read it, and what was contained. The last line prints the head of the
 manifest; store it elsewhere to prove later that no line was removed.`,
 		Example: "  stanch evidence list\n  stanch evidence list INC-01JABCDEFGHJKMNPQRSTVWXYZ0 -o json",
 	}
@@ -187,8 +187,7 @@ func evidenceGetCommand(g *globalFlags, o *evidenceOptions) *cobra.Command {
 		Use: "get INCIDENT NAME|SHA256", Short: "Write one artifact to standard output",
 		Args: validateArgs(cobra.ExactArgs(2)),
 		Long: `Write one artifact to standard output, after verifying its hash and signature. Artifacts may be
-malicious: do not run them, and analyze them in a sandbox. With the keys of the data directory, the
-access is recorded in the manifest.`,
+malicious: do not run them, and analyze them in a sandbox. If the data directory has the signing keys, the access is recorded in the manifest.`,
 		Example: "  stanch evidence get INC-01JABCDEFGHJKMNPQRSTVWXYZ0 processes.json > processes.json",
 		RunE: func(cmd *cobra.Command, a []string) error {
 			store, err := o.openStore(g)
@@ -216,7 +215,7 @@ access is recorded in the manifest.`,
 				if store.Authority, err = authority.OpenExisting(filepath.Join(g.dataDir, "keys")); err != nil {
 					return err
 				}
-				who := fmt.Sprintf("uid %d on the machine of the store", os.Getuid())
+				who := fmt.Sprintf("uid %d on the machine that holds the evidence store", os.Getuid())
 				if _, err := store.Append(a[0], activities.EntryKindAccess, activities.AuditRecord{
 					Action: "evidence get",
 					SHA256: ref.SHA256, People: []string{who}, Note: ref.Name + " at " +
@@ -258,7 +257,7 @@ func selectArtifact(incident, wanted string, lines []activities.ManifestLine) (p
 				r.CapturedAt.UTC().Format(time.DateTime))
 		}
 		return playbooks.EvidenceRef{},
-			fmt.Errorf("find artifact %q: %s has %d of that name; use the SHA-256 of one:%s", wanted, incident,
+			fmt.Errorf("find artifact %q: %s has %d artifacts with that name; use the SHA-256 of one:%s", wanted, incident,
 				len(found), each.String())
 	case unsigned > 0:
 		return playbooks.EvidenceRef{},

@@ -30,9 +30,9 @@ func explainCommand() *cobra.Command {
 		Long: `Describe what a playbook does, step by step, before you enable it or raise a phase. For each phase
 it shows whether a step:
 
-  runs       runs
-  runs/asks  runs if the incident's confidence is high (0.80, unless the scope sets another limit), and otherwise needs
-             approval by the scope's approvers; without approvers it is denied
+  runs       runs without approval
+  runs/asks  runs if the incident's confidence is high (0.80, unless the scope sets another threshold), and otherwise needs
+approval from the scope's approvers; without approvers it is denied
   asks       needs approval first
   proposed   is planned and recorded, and does not run`,
 		Example: `  stanch explain mine.yaml
@@ -134,7 +134,7 @@ func printExplanation(out io.Writer, e playbooks.Explanation) error {
 		fmt.Fprintf(t, "%s\t%s%s\n", phases, strings.Repeat("  ", l.Depth), escapeForTerminal(l.Text))
 	}
 	if err := t.Flush(); err != nil {
-		return fmt.Errorf("write: %w", err)
+		return fmt.Errorf("write the explanation: %w", err)
 	}
 	return nil
 }
@@ -145,14 +145,14 @@ func playbooksCommand(g *globalFlags) *cobra.Command {
 	c := &cobra.Command{
 		Use: "playbooks [INCIDENT|FILE]", Short: "List playbooks, or explain which would start for an incident",
 		Args: validateArgs(cobra.MaximumNArgs(1)),
-		Long: `List the playbooks of the running Stanch. If none is running, or with --config or --playbooks, list
-the playbooks that it would load: the library, and the directories of the configuration.
+		Long: `List the playbooks of the running Stanch instance. If Stanch is not running, or with --config or
+--playbooks, list the playbooks that it would load: the library, and the directories of the configuration.
 
 Given an incident, show for each playbook whether it ran or would start, and why. The incident is an
 id, or a file with a recording or with the output of ` + "`stanch incidents ID -o json`" + `. Use it when the
 expected playbook did not start.`,
 		Example: `  stanch playbooks
-  stanch playbooks --data /srv/stanch            # the playbooks of another Stanch
+  stanch playbooks --data /srv/stanch            # the playbooks of another Stanch instance
   stanch playbooks INC-01JABCDEFGHJKMNPQRSTVWXYZ0
   stanch playbooks recording.json --playbooks ./mine`,
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -162,7 +162,7 @@ expected playbook did not start.`,
 				return g.printRunningPlaybooks(cmd, args, output)
 			} else if running && (file || cmd.Flags().Changed("data")) {
 				fmt.Fprintln(cmd.ErrOrStderr(),
-					"showing the playbooks of the default configuration, not of a running Stanch; set --config to "+
+					"showing the playbooks of the default configuration, not those of a running Stanch instance; set --config to "+
 						"use another")
 			}
 			config, err := g.loadConfig()
@@ -306,7 +306,7 @@ func printPlaybooks(out io.Writer, rows []worker.PlaybookListEntry, in *playbook
 		fmt.Fprintf(t, "%s\t%s\t%s\n", r.Playbook, starts, escapeForTerminal(r.Reason))
 	}
 	if err := t.Flush(); err != nil {
-		return fmt.Errorf("write: %w", err)
+		return fmt.Errorf("write the explanation: %w", err)
 	}
 	return nil
 }

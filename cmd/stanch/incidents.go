@@ -50,9 +50,9 @@ func incidentsCommand(g *globalFlags) *cobra.Command {
 	var l incidentQuery
 	c := &cobra.Command{
 		Use: "incidents [ID]", Short: "List incidents, or show one", Args: validateArgs(cobra.MaximumNArgs(1)),
-		Long: `List incidents, newest first, to find what needs you. Given an ID, show that incident with its
-current state: steps and evidence of running playbooks, open questions, leases, and containments
-that were refused while automation was paused.
+		Long: `List incidents, newest first, to find what needs your attention. Given an ID, show that incident with its
+current state: steps and evidence of running playbooks, pending approval requests, leases, and
+containments that were refused while automation was paused.
 
 --since and --until accept a duration before now (1d, 2h), a date, or a time such as
 2006-01-02T15:04:05Z.`,
@@ -90,10 +90,10 @@ that were refused while automation was paused.
 	f.StringVar(&l.severity, "severity", "",
 		"only incidents of at least this `SEVERITY`: info, low, medium, high or critical")
 	f.StringSliceVar(&l.objectives, "objective", nil, "only incidents with one of these `OBJECTIVES`")
-	f.BoolVar(&l.onlyWaiting, "waiting", false, "only incidents with an open question")
+	f.BoolVar(&l.onlyWaiting, "waiting", false, "only incidents with a pending approval request")
 	f.StringVar(&l.sort, "sort", "opened", "the sort `ORDER`: opened, updated, severity or confidence")
 	f.IntVar(&l.limit, "limit", 50, "list at most this `NUMBER`; 0 lists all")
-	f.BoolVar(&l.watch, "watch", false, "print again whenever something changes, until interrupted")
+	f.BoolVar(&l.watch, "watch", false, "reprint the list whenever something changes, until interrupted")
 	f.StringVarP(&l.output, "output", "o", "text",
 		"the output `FORMAT`: text, wide or json; for one incident also ocsf (Detection Finding and Remediation "+
 			"Activity, one JSON object per line)")
@@ -379,7 +379,7 @@ func printApprovalRequest(p func(string, ...any), q playbook.ApprovalRequest) {
 		p("  %s", q.Question)
 	}
 	for _, change := range q.ChangesSinceReplaced {
-		p("  changed since the question was asked: %s", change)
+		p("  changed since approval was requested: %s", change)
 	}
 	for _, plan := range q.Plans {
 		for _, change := range plan.Plan.Changes {

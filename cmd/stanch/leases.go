@@ -27,8 +27,8 @@ func leasesCommand(g *globalFlags) *cobra.Command {
 	var output string
 	var all bool
 	c := &cobra.Command{
-		Use: "leases", Short: "List the containments in force", Args: validateArgs(cobra.NoArgs),
-		Long: `List the containments in force, the next to end first, when you want to know what Stanch currently
+		Use: "leases", Short: "List active containments", Args: validateArgs(cobra.NoArgs),
+		Long: `List active containments, those that end soonest first, when you want to know what Stanch currently
 blocks and until when.`,
 		Example: "  stanch leases\n  stanch leases --all -o json",
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -87,7 +87,7 @@ func releaseCommand(g *globalFlags) *cobra.Command {
 	var all bool
 	c := &cobra.Command{
 		Use: "release LEASE", Short: "End a containment now", Args: validateArgs(cobra.MaximumNArgs(1)),
-		Long: `End a containment before its time, once the target is clean or was contained by mistake. The prior
+		Long: `End a containment early, once the target is clean or was contained by mistake. The prior
 state is restored; ` + "`stanch leases --all`" + ` shows when that is done.`,
 		Example: "  stanch release LSE-0A1B2C3D4E5F6A7B8C9D\n  stanch release --all",
 		RunE: func(cmd *cobra.Command, ids []string) error {
@@ -116,7 +116,7 @@ func extendCommand(g *globalFlags) *cobra.Command {
 	c := &cobra.Command{
 		Use: "extend LEASE --for 1h", Short: "Extend a containment", Args: validateArgs(cobra.ExactArgs(1)),
 		Example: "  stanch extend LSE-0A1B2C3D4E5F6A7B8C9D --for 2h\n  stanch extend LSE-0A1B2C3D4E5F6A7B8C9D --for 1d",
-		Long: `Extend a containment when you need more time: it then ends --for from now. A lease that already ends
+		Long: `Extend a containment when you need more time: it then ends after the duration in --for, counted from now. A lease that already ends
 later is never shortened, and the command prints its end. If the scope requires several approvers,
 one approver alone can extend to at most budget.max_duration from now. ` + "`stanch release`" + ` ends a lease
 early.`,
@@ -141,22 +141,22 @@ early.`,
 }
 
 func approvalCommand(g *globalFlags, approve bool) *cobra.Command {
-	word, short := "approve", "Approve an open question of an incident"
+	word, short := "approve", "Approve a pending request in an incident"
 	if !approve {
-		word, short = "deny", "Deny an open question of an incident"
+		word, short = "deny", "Deny a pending request in an incident"
 	}
 	var reason string
 	var breakGlass bool
 	c := &cobra.Command{
 		Use: word + " INCIDENT [STEP]", Short: short, Args: validateArgs(cobra.RangeArgs(1, 2)),
-		Long: short + `, when stanch status or the chat shows that it waits for you.
+		Long: short + `, when stanch status or the chat shows that it is waiting for you.
 
-STEP is the title of the question, the id or path of its step, or an action that it asks about. It can
-be left out if only one question is open. If STEP matches several questions, use the unique name that
+STEP is the title of the approval request, the ID or path of its step, or an action that it covers. It can
+be omitted if only one request is pending. If STEP matches several requests, use the unique name that
 ` + "`stanch incidents INCIDENT`" + ` shows, such as 2/contain#1.
 
 You are identified by the kernel, or with --server by the cluster; the configuration says what you may
-approve. The output says how your answer counts. Exit code 1 means that it does not count.`,
+approve. The output says whether your answer was counted. Exit code 1 means that it was not.`,
 		Example: fmt.Sprintf(`  stanch %[1]s INC-01JABCDEFGHJKMNPQRSTVWXYZ0
   stanch %[1]s INC-01JABCDEFGHJKMNPQRSTVWXYZ0 'stop the workload' --reason "confirmed with the owner"
   stanch %[1]s INC-01JABCDEFGHJKMNPQRSTVWXYZ0 pod.isolate`, word),
@@ -189,7 +189,7 @@ approve. The output says how your answer counts. Exit code 1 means that it does 
 	c.Flags().StringVar(&reason, "reason", "", "the reason, for the audit record")
 	if approve {
 		c.Flags().BoolVar(&breakGlass, "break-glass", false,
-			"approve alone for the complete quorum, if the configuration allows you to; it is recorded")
+			"approve alone in place of the full quorum, if the configuration allows it; this is recorded")
 	}
 	return c
 }

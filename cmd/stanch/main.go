@@ -75,8 +75,7 @@ func rootCommand() *cobra.Command {
 	g := &globalFlags{}
 	root := &cobra.Command{
 		Use: "stanch", Short: "Detect and contain attacks on containers",
-		Long: `Stanch detects attacks on containers in the kernel, contains them with leases that end by
-themselves, and records every decision as a verifiable incident.
+		Long: `Stanch detects attacks on containers in the kernel, contains them with leases that expire automatically, and records every decision as a verifiable incident.
 
 Start with:
   stanch up       run everything on this machine, in one process
@@ -90,9 +89,9 @@ Start with:
 	root.PersistentFlags().StringVar(&g.dataDir, "data", defaultDataDir(),
 		"the data `DIR`: keys, evidence, and the database of the embedded Temporal")
 	root.PersistentFlags().StringVar(&g.configFile, "config", "",
-		"the configuration `FILE`, stanch.yaml (default: phase 1, and only you may approve)")
+		"the configuration `FILE`, stanch.yaml (default: phase 1; only the user running Stanch can approve)")
 	root.PersistentFlags().StringVar(&g.remoteServer.address, "server", os.Getenv("STANCH_SERVER"),
-		"connect to the Stanch in a cluster at `HOST:PORT` instead of the one on this machine")
+		"connect to the Stanch instance in a cluster at `HOST:PORT` instead of the one on this machine")
 	root.PersistentFlags().StringVar(&g.remoteServer.tokenFile, "token-file", os.Getenv("STANCH_TOKEN_FILE"),
 		"with --server: a `FILE` with a Kubernetes token for the audience stanch")
 	root.PersistentFlags().StringVar(&g.remoteServer.caFile, "server-ca", os.Getenv("STANCH_SERVER_CA"),

@@ -20,8 +20,8 @@ func manifestsCommand(g *globalFlags) *cobra.Command {
 	c := &cobra.Command{
 		Use: "manifests", Short: "Print the manifests that install Stanch in a cluster",
 		Args: validateArgs(cobra.NoArgs),
-		Long: `Print the Kubernetes YAML that installs the worker and the sensors with the least privileges of a
-phase: the permissions that its actions declare. In phase 1 only the kill switch can be written. The
+		Long: `Print the Kubernetes YAML that installs the worker and the sensors with the least privileges that
+a phase needs: the permissions that its actions declare. In phase 1, the only thing Stanch can write is the kill switch. The
 YAML has no secrets; comments at its top say how to create them. With --iam print the AWS policy of
 the phase instead, for the identity that Stanch runs as.`,
 		Example: `  stanch manifests --phase 1 --temporal temporal.temporal.svc:7233 | kubectl apply -f -
@@ -85,17 +85,17 @@ the phase instead, for the identity that Stanch runs as.`,
 	f.StringVar(&o.Image, "image", "stanch:"+version, "the `IMAGE` of the worker")
 	f.StringVar(&o.SensorImage, "sensor-image", "stanch-sensor:"+version, "the `IMAGE` of the sensor")
 	f.StringVar(&o.TemporalAddress, "temporal", "",
-		"the `HOST:PORT` of Temporal's frontend, as pods reach it (required to install)")
+		"the `HOST:PORT` of Temporal's frontend, as seen from pods (required to install)")
 	f.StringVar(&o.TemporalNamespace, "temporal-namespace", "stanch", "the `NAMESPACE` in Temporal")
 	f.BoolVar(&o.TemporalTLS, "temporal-tls", false,
 		"connect to Temporal with the certificate in the secret "+manifests.TemporalSecret)
 	f.StringVar(&o.TemporalServerName, "temporal-server-name", "",
 		"the `NAME` in Temporal's certificate (default: the host of --temporal)")
 	f.Int32Var(&o.Replicas, "replicas", 1,
-		"the number of workers; more than one require a ReadWriteMany volume for evidence")
+		"the number of workers; more than one requires a ReadWriteMany volume for evidence")
 	f.StringVar(&o.GatewayAddress, "gateway", "", "the `HOST:PORT` that sensors connect to (default: the Service)")
 	f.BoolVar(&o.HostNetwork, "host-network", false,
-		"run the worker in the network of its node, for a Temporal that is reachable only from there")
+		"run the worker in the network of its node, for a Temporal server that is reachable only from there")
 	f.StringVar(&o.DataPath, "data-path", "",
 		"store the data of the worker in this `DIR` of its node, instead of a volume claim")
 	f.StringVar(&o.CRISocket, "cri", "/run/containerd/containerd.sock",

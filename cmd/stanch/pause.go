@@ -15,7 +15,7 @@ func pauseCommand(g *globalFlags) *cobra.Command {
 	c := &cobra.Command{
 		Use: "pause", Short: "Pause new containments with the kill switch", Args: validateArgs(cobra.NoArgs),
 		Example: "  stanch pause --reason \"migration until 18:00\"",
-		Long: `Set the kill switch when automation must not act, such as during maintenance or when Stanch contains
+		Long: `Engage the kill switch when automation must not act, such as during maintenance or when Stanch is containing
 too much. No new containment starts until ` + "`stanch resume`" + `, which lists the containments that were
 refused in the meantime. Leases in force stay; ` + "`stanch release --all`" + ` ends them.`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -35,7 +35,7 @@ refused in the meantime. Leases in force stay; ` + "`stanch release --all`" + ` 
 			return nil
 		},
 	}
-	c.Flags().StringVar(&reason, "reason", "", "the reason, shown to everybody while new containments are paused")
+	c.Flags().StringVar(&reason, "reason", "", "the reason, shown to everyone while new containments are paused")
 	return c
 }
 

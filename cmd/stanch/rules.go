@@ -18,7 +18,7 @@ func rulesCommand(g *globalFlags) *cobra.Command {
 	c := rulesListCommand(g)
 	c.Use, c.Short = "rules", "List, lint and test detection rules"
 	c.Args = validateArgs(cobra.NoArgs)
-	c.Long = `List the detection rules in force: the shipped rules and those of the configuration's directories,
+	c.Long = `List the active detection rules: the shipped rules and those of the configuration's directories,
 with their overrides. Use lint and test while you write a rule pack.
 
 A rule pack adds rules, and overrides shipped rules without copying them:
@@ -30,7 +30,7 @@ A rule pack adds rules, and overrides shipped rules without copying them:
           workload: { kind: Deployment, name: "runner-*" }
           reason: engineers debug builds there
 
-` + "`stanch schema rules`" + ` documents every key. A running Stanch reloads a changed pack.`
+` + "`stanch schema rules`" + ` documents every key. A running Stanch instance reloads packs when they change.`
 	c.Example = `  stanch rules
   stanch rules lint my-rules/
   stanch rules test my-rules/ --events recorded_events.jsonl`
@@ -180,7 +180,7 @@ func printRules(out io.Writer, set *rules.Set) error {
 		}
 	}
 	if err := t.Flush(); err != nil {
-		return fmt.Errorf("print: %w", err)
+		return fmt.Errorf("print the output: %w", err)
 	}
 	return nil
 }
@@ -189,10 +189,10 @@ func rulesLintCommand(g *globalFlags) *cobra.Command {
 	var output string
 	var s ruleSources
 	c := &cobra.Command{
-		Use: "lint PATH…", Short: "Check rule packs for errors and bad practice",
+		Use: "lint PATH…", Short: "Check rule packs for errors and bad practices",
 		Args: validateArgs(cobra.MinimumNArgs(1)),
-		Long: `Check rule packs before you deploy them. Every error is reported at once, with its position and fix.
-Warnings report fields that the kind of event never has, exceptions that an attacker can satisfy,
+		Long: `Check rule packs before you deploy them. All errors are reported at once, each with its position and a fix.
+Warnings report fields that the event kind never sets, exceptions that an attacker can satisfy,
 rules that another rule covers, and unused lists and macros. Exit code 1 means that there is an
 error or, with --strict, a warning.`,
 		Example: "  stanch rules lint my-rules/\n  stanch rules lint my-rules/ -o json --strict",

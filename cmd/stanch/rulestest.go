@@ -52,9 +52,8 @@ func rulesTestCommand(g *globalFlags) *cobra.Command {
 	var events []string
 	var s ruleSources
 	c := &cobra.Command{
-		Use: "test [PATH…]", Short: "Run the tests of rules, also on recorded events",
-		Long: `Run the tests of rule packs, or of the shipped rules without a PATH. The tests of a rule or an
-override are events on which it fires, and events on which it is silent:
+		Use: "test [PATH…]", Short: "Run the tests of rules, and optionally replay recorded events",
+		Long: `Run the tests of rule packs, or of the shipped rules without a PATH. A rule or override test lists events that must make it fire and events that must not:
 
   tests:
     fires: { container: { id: c1 }, process: { exe: /bin/bash, tty: pts0 } }
@@ -146,7 +145,7 @@ func printRulesTests(out io.Writer, r rulesTestReport, verbose bool) error {
 		return nil
 	}
 	t := tabwriter.NewWriter(out, 0, 4, 2, ' ', 0)
-	fmt.Fprintln(t, "RULE\tSEVERITY\tFIRED\tEXCEPTED\tFIRST AT")
+	fmt.Fprintln(t, "RULE\tSEVERITY\tFIRED\tSUPPRESSED\tFIRST AT")
 	for _, f := range r.Events.Firings {
 		at := "-"
 		if len(f.Positions) > 0 {
@@ -159,7 +158,7 @@ func printRulesTests(out io.Writer, r rulesTestReport, verbose bool) error {
 			escapeForTerminal(at))
 	}
 	if err := t.Flush(); err != nil {
-		return fmt.Errorf("print: %w", err)
+		return fmt.Errorf("print the output: %w", err)
 	}
 	return nil
 }

@@ -34,10 +34,10 @@ func simulateCommand(g *globalFlags) *cobra.Command {
 	o := simulateOptions{}
 	c := &cobra.Command{
 		Use:   "simulate --playbooks PATH --incident FILE|DIR",
-		Short: "Show what playbooks would do in recorded incidents", Args: validateArgs(cobra.NoArgs),
+		Short: "Show what playbooks would do for recorded incidents", Args: validateArgs(cobra.NoArgs),
 		Long: `Run recorded incidents through the production workflow code with time skipped, before you deploy a
-playbook or raise a phase. It shows what would run, need approval, be proposed and be refused, and
-when. Nothing is touched: the recording provides the results of actions. A result that is not in the
+playbook or raise a phase. It shows what would run, need approval, be proposed, or be refused, and
+when. Nothing is changed: the recording provides the results of actions. A result that is not in the
 recording is assumed from the action's specification and marked as assumed. Actions take no time in
 a simulation; waits do.
 
@@ -63,13 +63,13 @@ With --baseline compare two versions of the playbooks. Only the given playbooks 
 			"(required)")
 	f.StringVar(&o.baselinePath, "baseline", "", "the `PATH` of other playbooks to compare with")
 	f.BoolVar(&o.library, "library", false,
-		"also select the playbooks of the configuration, as a running Stanch does: shipped ones and its directories")
+		"also select the playbooks of the configuration, as a running Stanch instance does: the shipped playbooks and those in its directories")
 	f.StringVar(&o.approvalPolicy, "approve", "",
 		"how people answer, `ANSWERS`: all, none, or a file (default: as recorded)")
 	f.IntVar(&o.phase, "phase", 0, "the phase of every incident: 1, 2 or 3 (default: as configured, else as recorded)")
 	f.BoolVar(&o.fullTimelines, "full", false,
 		"in text output, print the timeline of every incident instead of one line each")
-	f.BoolVar(&o.isSubprocess, "subprocess", false, "simulate recordings of a parent process from standard input")
+	f.BoolVar(&o.isSubprocess, "subprocess", false, "simulate the recordings that a parent process writes to standard input")
 	_ = f.MarkHidden("subprocess")
 	addFormatFlag(c, &o.output, "text", "json", "html")
 	return c

@@ -18,10 +18,10 @@ import (
 func statusCommand(g *globalFlags) *cobra.Command {
 	var output string
 	c := &cobra.Command{
-		Use: "status", Short: "Show the state of Stanch and what needs you", Args: validateArgs(cobra.NoArgs),
+		Use: "status", Short: "Show Stanch's status and what needs your attention", Args: validateArgs(cobra.NoArgs),
 		Example: "  stanch status\n  stanch status -o json",
 		Long: `Show in about ten lines whether the sensors are healthy, whether new containments are paused, which
-approvals wait, what is contained, which playbooks are in use, and which problems need attention.
+approvals are pending, what is contained, which playbooks are in use, and which problems need attention.
 Exit code 1 means that there are problems.`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			var s gateway.Status

@@ -28,9 +28,9 @@ type testOptions struct {
 func testCommand() *cobra.Command {
 	o := testOptions{}
 	c := &cobra.Command{
-		Use: "test PATH…", Short: "Run the tests of playbooks", Args: validateArgs(cobra.MinimumNArgs(1)),
-		Long: `Run the tests of playbooks (*_test.yaml files) through the production workflow code, with time
-skipped and nothing touched. A test defines detections, the results of actions and the answers of
+		Use: "test PATH…", Short: "Run playbook tests", Args: validateArgs(cobra.MinimumNArgs(1)),
+		Long: `Run playbook tests (*_test.yaml files) through the production workflow code, with time
+skipping and without changing anything. A test defines detections, the results of actions and the answers of
 people, and expects outcomes. For example cryptominer_test.yaml, next to cryptominer.yaml:
 
   playbook: cryptominer.yaml
@@ -46,8 +46,7 @@ people, and expects outcomes. For example cryptominer_test.yaml, next to cryptom
 
 Actions that are not listed succeed. ` + "`stanch schema test`" + ` documents every key.
 
---update replaces the expectations of steps that ran with what happened, in the keys that a test
-already uses. A file is left unchanged, with an error, if one of its tests would still fail: an
+For steps that ran, --update replaces the expected values of the keys that a test already uses with the actual values. A file is left unchanged, with an error, if one of its tests would still fail: an
 expected step did not run, or another expectation is not met.`,
 		Example: `  stanch test playbooks/
   stanch test playbooks/ --min-coverage 50 --junit report.xml
@@ -59,7 +58,7 @@ expected step did not run, or another expectation is not met.`,
 	f := c.Flags()
 	f.StringVar(&o.junit, "junit", "", "also write the results to this `FILE` as JUnit XML")
 	f.BoolVar(&o.update, "update", false,
-		"update the expectations of failing tests with what happened, if they then pass")
+		"update the expectations of failing tests to match what happened, if the tests then pass")
 	f.BoolVar(&o.coverage, "coverage", false, "show the branches of playbooks that no test covers")
 	f.IntVar(&o.minCoverage, "min-coverage", 0, "fail if less than this `PERCENT` of a playbook is covered")
 	f.BoolVarP(&o.verbose, "verbose", "v", false, "print the timeline of every test")

@@ -61,8 +61,8 @@ func upCommand(g *globalFlags) *cobra.Command {
 	c := &cobra.Command{
 		Use: "up", Short: "Run everything on this machine, in one process", Args: validateArgs(cobra.NoArgs),
 		Long: `Run Temporal, the gateway, the worker and the sensor of this machine in one process, to try Stanch
-or to protect a single host. It uses the cluster of the kubeconfig if there is one, and otherwise
-protects the containers of this host. Use stanch worker for an installation in a cluster.`,
+or to protect a single host. It uses the kubeconfig's cluster if there is one; otherwise it
+protects the containers on this host. Use stanch worker for an installation in a cluster.`,
 		Example: `  stanch up
   stanch up --config stanch.yaml --listen 127.0.0.1:7480
   stanch up --config stanch.yaml --socket-group stanch   # members of this group can use the command line`,
@@ -70,7 +70,7 @@ protects the containers of this host. Use stanch worker for an installation in a
 	}
 	f := c.Flags()
 	f.StringVar(&o.detectionAddress, "listen", "",
-		"the `ADDRESS` where other sensors, such as Falco, post detections with a token of the configuration")
+		"the `ADDRESS` where other sensors, such as Falco, post detections, using a token from the configuration")
 	f.StringVar(&o.nodeAddress, "listen-nodes", "127.0.0.1:0",
 		"the `ADDRESS` that sensors of other nodes connect to, with a certificate from stanch cert")
 	f.StringVar(&o.kubeconfig, "kubeconfig", os.Getenv("KUBECONFIG"),
@@ -82,7 +82,7 @@ protects the containers of this host. Use stanch worker for an installation in a
 	f.StringVar(&o.lockDir, "lock-dir", "", "the `DIR` where the egress lock is pinned")
 	f.Var(duration.NewFlag(&o.verifyInterval, 0), "verify-every",
 		"how often a lease verifies its containment (default 30s)")
-	f.BoolVar(&o.noSensor, "no-sensor", false, "do not watch this machine, if stanch-sensor or another Stanch does")
+	f.BoolVar(&o.noSensor, "no-sensor", false, "do not watch this machine; use it if stanch-sensor or another Stanch instance already does")
 	f.StringVar(&o.socketGroup, "socket-group", "",
 		"the Unix `GROUP` whose members can connect to the local socket, in addition to root; people are still "+
 			"identified by uid (default: socket_group of the configuration)")
@@ -197,14 +197,14 @@ func runUp(ctx context.Context, g *globalFlags, o upOptions, out io.Writer) (err
 	printStartupInfo(out, g, cfg, w, clusterName, ui, group, !o.noSensor)
 	select {
 	case <-ctx.Done():
-		fmt.Fprintln(out, "stopping; leases stay in force and continue at the next start")
+		fmt.Fprintln(out, "stopping; leases stay active and continue after the next start")
 		return nil
 	case err := <-sensorDone:
 		if errors.Is(err, probe.ErrInUse) {
 			return err // another sensor started: two on one machine would report and contain everything twice
 		}
 		if err != nil {
-			log.Error("the sensor of this machine ended; other components continue", "error", err)
+			log.Error("the sensor on this machine stopped; the other components continue", "error", err)
 		}
 		<-ctx.Done()
 		return nil
@@ -262,12 +262,12 @@ func socketAccessNote(cfg *config.Config, group string) string {
 // name. The client is nil without a cluster.
 func connectCluster(kubeconfig string) (kubernetes.Interface, string, error) {
 	if kubeconfig == "none" {
-		return nil, "none; protecting containers of this host", nil
+		return nil, "none; protecting the containers on this host", nil
 	}
 	cfg, err := clusterConfig(kubeconfig)
 	if err != nil {
 		if kubeconfig == "" {
-			return nil, "none (no kubeconfig); protecting containers of this host", nil
+			return nil, "none (no kubeconfig); protecting the containers on this host", nil
 		}
 		return nil, "", fmt.Errorf("%w; use --kubeconfig none to run without a cluster", err)
 	}

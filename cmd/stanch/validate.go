@@ -23,11 +23,11 @@ func validateCommand(g *globalFlags) *cobra.Command {
 	c := &cobra.Command{
 		Use: "validate PATH…", Short: "Check playbooks for errors", Args: validateArgs(cobra.MinimumNArgs(1)),
 		Long: `Check the syntax, names, types, control flow and safety of playbooks while you write them and in
-your CI. All problems are reported at once, with their positions. Warnings of a file are reported
-once it has no errors.
+your CI. All problems are reported at once, with their positions. Warnings for a file are
+reported only once it has no errors.
 
 With --config also check that the approvers exist, and which playbooks can match the same incident:
-of those that contain, only the first runs, and a warning names it.`,
+of the playbooks that have containment steps, only the first runs, and a warning names it.`,
 		Example: `  stanch validate playbooks/
   stanch validate playbooks/cryptominer.yaml -o json
   stanch validate playbooks/ --config stanch.yaml`,
@@ -141,7 +141,7 @@ func toSources(files []string, sources map[string][]byte) []playbooks.SourceFile
 func findOverlaps(programs []*playbooks.Program, sources map[string][]byte) diagnostic.Diagnostics {
 	var out diagnostic.Diagnostics
 	for _, o := range playbooks.FindOverlaps(programs) {
-		mine, other, hint := o.First, o.Second, "set another `priority` to change the order"
+		mine, other, hint := o.First, o.Second, "set a different `priority` to change the order"
 		if sources[mine.File] == nil {
 			mine, other = o.Second, o.First
 		}
@@ -155,7 +155,7 @@ func findOverlaps(programs []*playbooks.Program, sources map[string][]byte) diag
 		out = append(out, diagnostic.Diagnostic{
 			File: mine.File, Line: max(mine.NamePos.Line, 1), Column: max(mine.NamePos.Column, 1), Severity: "warning",
 			Code: "overlap", Hint: hint,
-			Message: fmt.Sprintf("`%s` and %s `%s` can match the same incident and both contain: `%s` runs (%s), "+
+			Message: fmt.Sprintf("`%s` and %s `%s` can match the same incident and both include containments: `%s` runs (%s), "+
 				"and the other only if that one is refused or fails",
 				mine.Name, ownerLabel(other), other.Name, o.First.Name, o.Reason),
 		})

@@ -55,7 +55,7 @@ func workerCommand(g *globalFlags) *cobra.Command {
 		Long: `Run the gateway and the worker with your own Temporal, for an installation in a cluster. Several
 workers can run: their shared state is in Temporal, and the kill switch is in the cluster. Nodes run
 stanch-sensor, which connects to the gateway. ` + "`stanch manifests`" + ` prints the YAML that installs all
-of it, and ` + "`stanch cert authority`" + ` creates the keys.`,
+of these components, and ` + "`stanch cert authority`" + ` creates the keys.`,
 		Example: `  stanch worker --temporal temporal.example:7233 --namespace stanch --keys /etc/stanch/keys --pki /etc/stanch/pki`,
 		RunE:    func(cmd *cobra.Command, _ []string) error { return runWorker(cmd.Context(), g, o, cmd.ErrOrStderr()) },
 	}
@@ -74,18 +74,18 @@ of it, and ` + "`stanch cert authority`" + ` creates the keys.`,
 	f.StringVar(&o.nodeAddress, "listen-nodes", ":7443",
 		"the `ADDRESS` that sensors connect to, with a certificate from stanch cert")
 	f.StringVar(&o.detectionAddress, "listen", "",
-		"the `ADDRESS` where other sensors, such as Falco, post detections with a token of the configuration")
+		"the `ADDRESS` where other sensors, such as Falco, post detections, using a token from the configuration")
 	f.StringVar(&o.apiAddress, "listen-api", "",
 		"the `ADDRESS` of the API for people with a Kubernetes token (stanch --server)")
 	f.StringVar(&o.healthAddress, "health", "",
 		"the `ADDRESS` of /healthz, which fails while Temporal is unreachable, and of /metrics for Prometheus; "+
 			"\"\" for none")
 	f.StringVar(&o.kubeconfig, "kubeconfig", os.Getenv("KUBECONFIG"),
-		"the kubeconfig `FILE` of the cluster (default: the one that this runs in); \"none\" for no cluster")
+		"the kubeconfig `FILE` of the cluster (default: the cluster that the worker runs in); \"none\" for no cluster")
 	f.StringVar(&o.ownNamespace, "own-namespace", os.Getenv("POD_NAMESPACE"),
 		"the `NAMESPACE` that Stanch runs in; it is protected from containment, and stores the kill switch")
 	f.StringVar(&o.ownUID, "own-uid", os.Getenv("POD_UID"),
-		"the `UID` of the pod that this runs in; it is never contained")
+		"the `UID` of the worker's own pod, which is never contained")
 	f.StringVar(&o.evidenceStore, "evidence", "", "the `DIR` where evidence is stored (default: DATA/evidence)")
 	f.Var(duration.NewFlag(&o.verifyInterval, 0), "verify-every",
 		"how often a lease verifies its containment (default 30s)")
@@ -223,7 +223,7 @@ func runWorker(ctx context.Context, g *globalFlags, o workerOptions, out io.Writ
 	fmt.Fprintf(out, "the worker is running: cluster %s, Temporal %s, nodes connect to %s\n", clusterName,
 		o.temporalAddress, w.NodeAddr)
 	<-ctx.Done()
-	fmt.Fprintln(out, "stopping; leases stay in force and continue at the next start")
+	fmt.Fprintln(out, "stopping; leases stay active and continue after the next start")
 	return nil
 }
 

@@ -39,7 +39,7 @@ func Encode(r Recording) ([]byte, error) {
 	}
 	raw := b.Bytes()
 	if len(raw) > MaxBytes {
-		return nil, fmt.Errorf("the recording has %d bytes, at most %d are allowed", len(raw), MaxBytes)
+		return nil, fmt.Errorf("the recording is %d bytes; the maximum is %d", len(raw), MaxBytes)
 	}
 	sum := sha256.Sum256(raw)
 	return bytes.Replace(raw, []byte(zeroHash), []byte(hex.EncodeToString(sum[:])), 1), nil
@@ -50,7 +50,7 @@ func Encode(r Recording) ([]byte, error) {
 func Decode(raw []byte) (Recording, error) {
 	var r Recording
 	if len(raw) > MaxBytes {
-		return r, fmt.Errorf("the recording has %d bytes, at most %d are read", len(raw), MaxBytes)
+		return r, fmt.Errorf("the recording is %d bytes; the maximum is %d", len(raw), MaxBytes)
 	}
 	if err := checkNestingDepth(raw); err != nil {
 		return r, err
@@ -67,7 +67,7 @@ func Decode(raw []byte) (Recording, error) {
 	case head.Version == nil:
 		return r, errors.New("not a recording: missing version; create one with `stanch record`")
 	case *head.Version != FormatVersion:
-		return r, fmt.Errorf("the recording has version %d, this program supports version %d", *head.Version, FormatVersion)
+		return r, fmt.Errorf("the recording has version %d; this program supports version %d", *head.Version, FormatVersion)
 	}
 	decoder := json.NewDecoder(bytes.NewReader(raw))
 	decoder.DisallowUnknownFields()
@@ -94,9 +94,9 @@ func decodeError(err error) error {
 		"unexpected end"):
 		return errors.New("the recording is truncated")
 	case errors.As(err, &syntax):
-		return fmt.Errorf("the recording is damaged at byte %d: %w", syntax.Offset, err)
+		return fmt.Errorf("the recording is corrupted at byte %d: %w", syntax.Offset, err)
 	case errors.As(err, &kind):
-		return fmt.Errorf("the recording is damaged at byte %d: `%s` has the wrong type %s", kind.Offset, kind.Field,
+		return fmt.Errorf("the recording is corrupted at byte %d: `%s` has the wrong type %s", kind.Offset, kind.Field,
 			kind.Value)
 	}
 	return fmt.Errorf("decode the recording: %s", strings.TrimPrefix(err.Error(), "json: "))
@@ -128,7 +128,7 @@ func checkNestingDepth(raw []byte) error {
 // verifyHash compares the file's bytes with the hash in the file.
 func verifyHash(raw []byte, sum string) error {
 	if len(sum) != len(zeroHash) || strings.Trim(sum, "0123456789abcdef") != "" {
-		return errors.New("the recording has no valid SHA-256 of its content")
+		return errors.New("the recording does not contain a valid SHA-256 hash of its content")
 	}
 	got := sha256.Sum256(bytes.Replace(raw, []byte(sum), []byte(zeroHash), 1))
 	if hex.EncodeToString(got[:]) != sum {
@@ -144,9 +144,9 @@ func (r Recording) validate() error {
 	case r.Incident.ID == "" || r.Incident.GroupingKey == "" || r.Incident.Cluster == "":
 		return errors.New("the recording has no incident ID, grouping key or cluster")
 	case r.Incident.Opened.IsZero():
-		return errors.New("the recording has no time at which its incident was opened")
+		return errors.New("the recording does not say when its incident was opened")
 	case r.Incident.Phase < 1 || r.Incident.Phase > 3:
-		return fmt.Errorf("the recording has the invalid phase %d; use 1, 2 or 3", r.Incident.Phase)
+		return fmt.Errorf("the recording has an invalid phase, %d; use 1, 2 or 3", r.Incident.Phase)
 	case len(r.Detections) == 0:
 		return errors.New("the recording has no detection")
 	case len(r.Detections) > MaxDetections, len(r.ActionResults) > MaxActionResults, len(r.Steps)+len(r.Votes)+

@@ -25,7 +25,7 @@ func EncodeLine(r Recording) ([]byte, error) {
 		return nil, fmt.Errorf("write the recording: %w", err)
 	}
 	if b.Len() > MaxBytes {
-		return nil, fmt.Errorf("the recording has %d bytes, at most %d are allowed", b.Len(), MaxBytes)
+		return nil, fmt.Errorf("the recording is %d bytes; the maximum is %d", b.Len(), MaxBytes)
 	}
 	sum := sha256.Sum256(b.Bytes())
 	return bytes.Replace(b.Bytes(), []byte(zeroHash), []byte(hex.EncodeToString(sum[:])), 1), nil
@@ -41,7 +41,7 @@ func ReadLines(r io.Reader, each func(n int, line []byte) error) error {
 			part, err := in.ReadSlice('\n')
 			line = append(line, part...)
 			if len(line) > MaxBytes {
-				return fmt.Errorf("line %d has more than %d bytes, which is the maximum", n, MaxBytes)
+				return fmt.Errorf("line %d exceeds the maximum of %d bytes", n, MaxBytes)
 			}
 			if errors.Is(err, bufio.ErrBufferFull) {
 				continue

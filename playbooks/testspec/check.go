@@ -89,7 +89,7 @@ func (c *checker) checkTest(t *TestCase) {
 			!slices.Contains(known, a.RequestName) && !c.isContainment(a.RequestName) {
 			c.Errorf(a.positions["to"], "unknown-question",
 				diagnostic.DidYouMean(a.RequestName, slices.Concat(known, c.actionNames(playbooks.VerbContain))),
-				"unknown question, step or containment `%s`", yamlnode.Truncate(a.RequestName, 60))
+				"unknown approval request, step or containment `%s`", yamlnode.Truncate(a.RequestName, 60))
 		}
 	}
 	for _, s := range t.ExpectedSteps {

@@ -34,7 +34,7 @@ func CompareWithResult(t *TestCase, h Result) []Failure {
 			c.failf(t.positions["matched"], "", "no playbook handles the incident (%s, confidence %.2f, severity %s)",
 				h.FinalIncident.Objective, h.FinalIncident.Confidence, h.FinalIncident.Severity)
 		} else {
-			c.failf(t.positions["matched"], "", "the incident is handled by %s, but expected no playbook",
+			c.failf(t.positions["matched"], "", "the incident is handled by %s, but no playbook was expected",
 				strings.Join(h.Playbooks, ", "))
 		}
 	}
@@ -257,7 +257,7 @@ func (c *comparison) compareContainments() {
 				if e.UndoneAt > 0 {
 					held = "for " + formatOffset(e.UndoneAt-e.AppliedAt)
 				}
-				return "for", fmt.Sprintf("it is in force %s, expected for %s", held, duration.Format(want.LeaseDuration))
+				return "for", fmt.Sprintf("it is active %s, but should be active for %s", held, duration.Format(want.LeaseDuration))
 			case want.Params.Node != nil:
 				return "with", describeMissingJSON(want.Params.JSON, e.Params)
 			}

@@ -99,7 +99,7 @@ func (t *TestCase) testFields() []yamlnode.Field {
 	return withPositions(t.positions,
 		yamlnode.StringField("name", "what the test shows, in a few words", &t.Name).AsRequired(),
 		yamlnode.StringField("recording",
-			"a recording of `stanch record`, as a path in this directory or below; its actions return the recorded results",
+			"the path of a recording from `stanch record`, in this directory or below; its actions return the recorded results",
 			&t.RecordingFile.Name),
 		yamlnode.ListField("detections", "the detections; most fields have defaults", "detection", maxEntriesPerTest, nil,
 			func(n *yaml.Node) []yamlnode.Field {
@@ -109,14 +109,14 @@ func (t *TestCase) testFields() []yamlnode.Field {
 		yamlnode.MappingField("incident", "the context of the workload, as `enrich: workload` returns it", "`incident`",
 			context.contextFields(), func(*yaml.Node) { t.IncidentContext = context }),
 		yamlnode.IntField("phase",
-			"the phase: 1 observes, 2 contains, 3 disrupts with an approval; default 3, or that of the recording", &t.Phase, 1,
+			"the phase: 1 observes, 2 contains, 3 disrupts with an approval; default: 3, or the recording's phase", &t.Phase, 1,
 			3),
 		yamlnode.FractionField("confidence", "the confidence threshold of the scope; default 0.8", &t.ConfidenceThreshold),
 		yamlnode.MappingField("approvers",
 			"the scope's approvers, who are asked if the confidence is below the threshold; default: none", "`approvers`",
 			approvers.approversFields(), func(*yaml.Node) { t.Approvers = approvers }),
 		t.fakeResultsField(),
-		yamlnode.ListField("answers", "the answers of people; default: none, or those of the recording", "answer",
+		yamlnode.ListField("answers", "the answers of people; default: none, or the recorded answers", "answer",
 			maxEntriesPerTest, func(_, _ *yaml.Node) { t.ApprovalAnswers = []*ApprovalAnswer{} },
 			func(n *yaml.Node) []yamlnode.Field {
 				return appendParsed(&t.ApprovalAnswers, n,
@@ -166,7 +166,7 @@ func (d *Detection) detectionFields() []yamlnode.Field {
 		yamlnode.DurationField("at", "the time of the detection, after the incident starts", &d.Offset),
 		yamlnode.StringField("rule", "the rule; missing fields are those of the shipped rule with this name", &d.Rule),
 		yamlnode.StringField("title", "the rule's title", &d.Title),
-		yamlnode.EnumField("objective", "the suspected objective of the attacker", &d.Objective, sensors.Objectives),
+		yamlnode.EnumField("objective", "the attacker's suspected objective", &d.Objective, sensors.Objectives),
 		yamlnode.EnumField("severity", "the severity; default high", &d.Severity, sensors.Severities),
 		yamlnode.FractionField("confidence", "the confidence of the rule; default 0.9", &d.Confidence),
 		yamlnode.StringField("technique", "the ATT&CK technique", &d.Technique),
@@ -178,12 +178,12 @@ func (d *Detection) detectionFields() []yamlnode.Field {
 		yamlnode.StructField("process", "the process", &d.Process),
 		yamlnode.StructField("network", "the connection", &d.Network),
 		yamlnode.StructField("file", "the file", &d.FileOpened),
-		yamlnode.StringField("pod", "the pod's name; default: that of the workload with the suffix -1", &d.Pod),
+		yamlnode.StringField("pod", "the pod's name; default: the workload's name with the suffix -1", &d.Pod),
 		yamlnode.StringField("container", "the container's name; default app", &d.Container),
-		yamlnode.StringField("node", "the node; default: that of the incident", &d.Node),
-		yamlnode.StringField("image", "the image; default: that of the incident", &d.Image),
-		yamlnode.StringField("image_digest", "the image's digest; default: that of the incident", &d.Digest),
-		yamlnode.StringField("service_account", "the pod's service account; default: that of the incident", &d.Identity),
+		yamlnode.StringField("node", "the node; default: the incident's", &d.Node),
+		yamlnode.StringField("image", "the image; default: the incident's", &d.Image),
+		yamlnode.StringField("image_digest", "the image's digest; default: the incident's", &d.Digest),
+		yamlnode.StringField("service_account", "the pod's service account; default: the incident's", &d.Identity),
 		yamlnode.BoolField("host_network", "whether the pod uses the host's network", &d.HostNetwork),
 		yamlnode.StructField("subject", "the subject if it is not a container: kind, name and optionally namespace",
 			&d.Subject),
@@ -295,7 +295,7 @@ func (l *ExpectedLease) leaseFields() []yamlnode.Field {
 func (f *ExpectedIncident) incidentFields() []yamlnode.Field {
 	return withPositions(f.positions,
 		yamlnode.EnumField("status", "the status of the incident", &f.Status, []string{"open", "closed"}),
-		yamlnode.EnumField("objective", "the suspected objective of the attacker", &f.Objective, sensors.Objectives),
+		yamlnode.EnumField("objective", "the attacker's suspected objective", &f.Objective, sensors.Objectives),
 		yamlnode.EnumField("severity", "the severity", &f.Severity, sensors.Severities),
 		yamlnode.FractionField("confidence", "the confidence, to two decimal places", &f.Confidence),
 		yamlnode.StringField("summary", "a substring of the summary", &f.Summary),
@@ -314,7 +314,7 @@ func durationBoundField(name, doc string, to **DurationBound) yamlnode.Field {
 		}
 		d, err := duration.Parse(strings.TrimSpace(text))
 		if v.Kind != yaml.ScalarNode || err != nil || d < 0 {
-			r.Errorf(b.Pos, "duration", "write for example `<= 5s`", "`%s` must be an upper limit such as <= 5s, not %s", name,
+			r.Errorf(b.Pos, "duration", "for example, write `<= 5s`", "`%s` must be an upper limit such as <= 5s, not %s", name,
 				yamlnode.DescribeKind(v))
 			return
 		}

@@ -21,7 +21,7 @@ func fakeableOutcomes() []playbooks.Outcome {
 func (f *FakeResult) fakeResultFields() []yamlnode.Field {
 	return withPositions(f.positions,
 		yamlnode.StringField("target", "only for this target: its name, namespace/name or id", &f.Target),
-		yamlnode.IntField("call", "only for this call of the action on a target, from 1", &f.CallNumber, 1, 1000),
+		yamlnode.IntField("call", "apply only to this call of the action on a target, counted from 1", &f.CallNumber, 1, 1000),
 		yamlnode.EnumField("outcome", "the outcome; default changed", &f.Outcome, fakeableOutcomes()),
 		yamlnode.StringField("reason", "why", &f.Reason),
 		yamlnode.AnyField("outputs", "the outputs; missing fields are empty", &f.Outputs),
@@ -102,7 +102,7 @@ func (t *TestCase) forbiddenActionsField() yamlnode.Field {
 func (t *TestCase) checkConsistency(r *yamlnode.Reader) {
 	t.RecordingFile.Pos = t.positions["recording"]
 	if len([]rune(t.Name)) > maxNameRunes {
-		r.Errorf(t.positions["name"], "too-large", "", "a name has at most %d characters", maxNameRunes)
+		r.Errorf(t.positions["name"], "too-large", "", "a name can have at most %d characters", maxNameRunes)
 	}
 	switch _, inline := t.positions["detections"]; {
 	case t.RecordingFile.Name != "" && inline:
@@ -114,7 +114,7 @@ func (t *TestCase) checkConsistency(r *yamlnode.Reader) {
 	}
 	if c := t.IncidentContext; c != nil && c.Workload != "" {
 		if _, _, _, ok := SplitWorkload(c.Workload); !ok {
-			r.Errorf(c.positions["workload"], "value", "write for example shop/Deployment/web",
+			r.Errorf(c.positions["workload"], "value", "for example, write shop/Deployment/web",
 				"invalid workload `%s`; use namespace/Kind/name", yamlnode.Truncate(c.Workload, 60))
 		}
 	}

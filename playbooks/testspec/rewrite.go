@@ -79,7 +79,7 @@ func (f *TestFile) checkOnlyExpectChanged(out []byte, tests map[*TestCase]Result
 }
 
 func cannotRewriteError(f *TestFile, at Pos) error {
-	return fmt.Errorf("%s:%d:%d: `expect` cannot be rewritten without a change here or after it; change it manually",
+	return fmt.Errorf("%s:%d:%d: `expect` cannot be rewritten without also changing this line or the lines after it; change it manually",
 		f.File, at.Line, at.Column)
 }
 

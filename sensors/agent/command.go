@@ -91,7 +91,7 @@ func (a *Agent) verifyToken(c gatewayrpc.ContainmentCommand, keys attestation.Ke
 	case token.LeaseID != c.LeaseID:
 		return token, fmt.Errorf("%w: the token is for lease %s", attestation.ErrUnverified, token.LeaseID)
 	case token.ParamsHash != attestation.HashJSON(c.Params):
-		return token, fmt.Errorf("%w: the token is for other parameters", attestation.ErrUnverified)
+		return token, fmt.Errorf("%w: the token is for different parameters", attestation.ErrUnverified)
 	case c.ExpiresAt.After(token.ExpiresAt):
 		return token,
 			fmt.Errorf("%w: the command expires at %s, after its token at %s", attestation.ErrUnverified,

@@ -90,7 +90,7 @@ func NewFromConfig(s Config) (a *Agent, closeAll func(), err error) {
 	if s.StateDir != "" {
 		if o.Baselines, err = baseline.Open(BaselinePath(s.StateDir),
 			baseline.Options{LearningPeriod: s.LearningPeriod}); err != nil {
-			s.Log.Error("the baselines of images cannot be read", "error", err)
+			s.Log.Error("the image baselines cannot be read", "error", err)
 		}
 	}
 	if o.Resolver, err = containermeta.Open(containermeta.Options{CRISocket: s.CRISocket}); err != nil {
@@ -128,7 +128,7 @@ func NewFromConfig(s Config) (a *Agent, closeAll func(), err error) {
 			closers = append(closers, func() { _ = o.Freezer.Close() })
 		}
 	} else {
-		o.EgressLockError = "this sensor only watches"
+		o.EgressLockError = "this sensor runs in watch-only mode and cannot contain anything"
 	}
 	a, err = New(o, set)
 	if err != nil {

@@ -100,7 +100,7 @@ func (y *heartbeat) sendAndWait(ctx context.Context, wait time.Duration) error {
 	nonce := y.nonce
 	y.mu.Unlock()
 	if err := y.execute(nonce); err != nil {
-		return fmt.Errorf("execute a heartbeat: %w", err)
+		return fmt.Errorf("run the heartbeat program: %w", err)
 	}
 	timer := time.NewTimer(wait)
 	defer timer.Stop()
@@ -172,7 +172,7 @@ func (y *heartbeat) execute(nonce string) error {
 	}
 	dir := filepath.Join(root, heartbeatName)
 	if err := os.Mkdir(dir, 0o755); err != nil && !errors.Is(err, os.ErrExist) {
-		return fmt.Errorf("create its cgroup: %w", err)
+		return fmt.Errorf("create the heartbeat's cgroup: %w", err)
 	}
 	if y.sensorID == "" {
 		y.sensorID = rand.Text()
@@ -182,7 +182,7 @@ func (y *heartbeat) execute(nonce string) error {
 	}
 	cgroup, err := os.Open(dir)
 	if err != nil {
-		return fmt.Errorf("open its cgroup: %w", err)
+		return fmt.Errorf("open the heartbeat's cgroup: %w", err)
 	}
 	defer func() { _ = cgroup.Close() }()
 	program, err := y.openProgram()
@@ -196,7 +196,7 @@ func (y *heartbeat) execute(nonce string) error {
 		// Some hosts forbid executing memory files.
 		path := filepath.Join(y.dir, heartbeatName)
 		if err := os.WriteFile(path, heartbeatProgram(), 0o700); err != nil { //nolint:gosec // it must be executable
-			return fmt.Errorf("write its program: %w", err)
+			return fmt.Errorf("write the heartbeat program: %w", err)
 		}
 		err = startInCgroup(path, nonce, int(cgroup.Fd()))
 	}
@@ -209,10 +209,10 @@ func startInCgroup(path, nonce string, cgroup int) error {
 		Env: []string{}, Sys: &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: cgroup, Pdeathsig: syscall.SIGKILL},
 	})
 	if err != nil {
-		return fmt.Errorf("execute it: %w", err)
+		return fmt.Errorf("run the heartbeat program: %w", err)
 	}
 	if _, err := process.Wait(); err != nil {
-		return fmt.Errorf("wait for it: %w", err)
+		return fmt.Errorf("wait for the heartbeat program: %w", err)
 	}
 	return nil
 }
@@ -229,7 +229,7 @@ func (y *heartbeat) openProgram() (*os.File, error) {
 	f := os.NewFile(uintptr(fd), heartbeatName)
 	if _, err := f.Write(heartbeatProgram()); err != nil {
 		_ = f.Close()
-		return nil, fmt.Errorf("write its program: %w", err)
+		return nil, fmt.Errorf("write the heartbeat program: %w", err)
 	}
 	return f, nil
 }

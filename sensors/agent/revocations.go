@@ -44,7 +44,7 @@ func openRevocations(dir string) (*revocations, error) {
 	}
 	if err := json.Unmarshal(raw, &l.byKey); err != nil {
 		return nil,
-			fmt.Errorf("open the node's revocations: %s is damaged: %w; remove it if no lease is in force", l.path, err)
+			fmt.Errorf("open the node's revocations: %s is corrupted: %w; remove it if no lease is active", l.path, err)
 	}
 	return l, nil
 }

@@ -55,7 +55,7 @@ type SigningKey struct {
 // NewSigningKey returns the signing key for a 32-byte seed. A seed of another length is an error.
 func NewSigningKey(seed []byte) (SigningKey, error) {
 	if len(seed) != ed25519.SeedSize {
-		return SigningKey{}, fmt.Errorf("authority key: the seed has %d bytes, want %d", len(seed), ed25519.SeedSize)
+		return SigningKey{}, fmt.Errorf("read the authority key: the seed has %d bytes, expected %d", len(seed), ed25519.SeedSize)
 	}
 	private := ed25519.NewKeyFromSeed(seed)
 	public := private.Public().(ed25519.PublicKey)
@@ -115,12 +115,12 @@ func ParseKeyring(lines []string) (Keyring, error) {
 		}
 		raw, err := base64.StdEncoding.DecodeString(line)
 		if err != nil || len(raw) != ed25519.PublicKeySize {
-			return nil, fmt.Errorf("authority keys, line %d: not a base64 ed25519 public key", i+1)
+			return nil, fmt.Errorf("read the authority keys: line %d is not a base64-encoded Ed25519 public key", i+1)
 		}
 		ring[KeyID(raw)] = raw
 	}
 	if len(ring) == 0 {
-		return nil, errors.New("authority keys: missing key")
+		return nil, errors.New("read the authority keys: the file contains no key")
 	}
 	return ring, nil
 }

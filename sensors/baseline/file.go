@@ -44,7 +44,7 @@ func (b *Baselines) Read(r io.Reader) (images int, err error) {
 		return 0, fmt.Errorf("invalid baselines: %w; create them with `stanch-sensor baseline export`", err)
 	}
 	if d.Version != FileVersion {
-		return 0, fmt.Errorf("the baselines have version %d, this program supports version %d", d.Version, FileVersion)
+		return 0, fmt.Errorf("the baselines have version %d; this program supports version %d", d.Version, FileVersion)
 	}
 	now := b.options.Now()
 	for i, image := range d.Images {
@@ -134,7 +134,7 @@ func Open(file string, o Options) (*Baselines, error) {
 		if renamed := os.Rename(file, aside); renamed != nil {
 			return b, errors.Join(err, renamed)
 		}
-		return b, fmt.Errorf("%s was moved to %s, and learning starts again: %w", file, aside, err)
+		return b, fmt.Errorf("%s was moved to %s, and learning restarts: %w", file, aside, err)
 	}
 	b.dirty = false
 	return b, nil

@@ -83,7 +83,7 @@ func (e *Error) Error() string { return e.Message }
 // and deeply nested expressions, `$env`, and comparisons of strings by order. The error is an *Error.
 func Compile(source string, env any, more ...expr.Option) (*vm.Program, error) {
 	if len(source) > MaxSourceBytes {
-		return nil, &Error{Message: fmt.Sprintf("the expression has %d bytes, at most %d are allowed", len(source),
+		return nil, &Error{Message: fmt.Sprintf("the expression is %d bytes long; the maximum is %d", len(source),
 			MaxSourceBytes)}
 	}
 	nesting := &nestingVisitor{}
@@ -108,7 +108,7 @@ func Compile(source string, env any, more ...expr.Option) (*vm.Program, error) {
 	}
 	nesting.walk(root, 0)
 	if nesting.maxDepth > maxExprNesting {
-		return nil, &Error{Message: fmt.Sprintf("predicates are nested %d deep, at most %d are allowed", nesting.maxDepth,
+		return nil, &Error{Message: fmt.Sprintf("predicates are nested %d levels deep; the maximum is %d", nesting.maxDepth,
 			maxExprNesting)}
 	}
 	ordered := &stringOrderFinder{}
@@ -145,7 +145,7 @@ func (o *stringOrderFinder) toError(source string) *Error {
 		o.found.Operator)
 	if strings.Contains(o.found.String(), "severity") {
 		message = fmt.Sprintf(
-			"`%s` compares severities as strings, in alphabetical order; write for example `incident.severity in [\"high\", \"critical\"]`, or `match: {severity: high}`, which means at least high",
+			"`%s` compares severities as strings, in alphabetical order; for example, write `incident.severity in [\"high\", \"critical\"]`, or `match: {severity: high}`, which means at least high",
 			o.found.Operator,
 		)
 	}

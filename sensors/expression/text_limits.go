@@ -208,7 +208,7 @@ func (f *nonScalarStringFinder) Visit(node *ast.Node) {
 		at := b.Location()
 		f.found = &Error{
 			Column: at.From, SourceOffset: at.From,
-			Message: "`string` takes a number, a boolean or a string, not " + t.String() + "; use `join` for a list of strings",
+			Message: "`string` takes a number, a boolean or a string, not " + t.String() + "; use `join` for a list of stringss",
 		}
 	}
 }
@@ -223,7 +223,7 @@ func (f *nestedUniqFinder) Visit(node *ast.Node) {
 		at := b.Location()
 		f.found = &Error{
 			Column: at.From, SourceOffset: at.From,
-			Message: "`uniq` is not allowed inside a predicate; put it around the list, or in a `set` before",
+			Message: "`uniq` is not allowed inside a predicate; apply it to the whole list outside the predicate, or in an earlier `set` step",
 		}
 	}
 }

@@ -178,7 +178,7 @@ func (c *Client) runStream(parent context.Context, gateway gatewaypb.GatewayClie
 		return fmt.Errorf("wait for welcome: %w", err)
 	}
 	if first.GetWelcome() == nil {
-		return errors.New("the gateway's first message was not a welcome")
+		return errors.New("the gateway's first message was not a welcome message")
 	}
 	s.lastServerTime.Store(&serverTime{first.GetWelcome().GetTimeNs(), time.Now()})
 	if err := c.PinnedKeys.ApplyRotations(first.GetWelcome().GetKeySets()); err != nil &&
@@ -369,7 +369,7 @@ func (s *session) execute(ctx context.Context, cmd *gatewaypb.Command) {
 	result, blobs, err := func() (result any, blobs []Attachment, err error) {
 		defer func() {
 			if p := recover(); p != nil {
-				err = fmt.Errorf("the node failed on %s: %v", cmd.GetKind(), p)
+				err = fmt.Errorf("the node could not execute %s: %v", cmd.GetKind(), p)
 			}
 		}()
 		return s.Handler.Handle(ctx, CommandKind(cmd.GetKind()), cmd.GetBody(), s.keyring)

@@ -67,7 +67,7 @@ func ReadKeyPair(path string) (tls.Certificate, error) {
 	}
 	pair, err := tls.X509KeyPair(raw, raw)
 	if err != nil {
-		return tls.Certificate{}, fmt.Errorf("the renewed certificate in %s is damaged: %w", path, err)
+		return tls.Certificate{}, fmt.Errorf("the renewed certificate in %s is corrupted: %w", path, err)
 	}
 	return pair, nil
 }

@@ -35,7 +35,7 @@ var ErrNoPinnedKeys = errors.New("the authority's keys are not pinned")
 // without keys: it sends detections, and refuses every command until an administrator removes the file. Nothing else
 // may replace the file.
 var ErrDamagedPinnedKeys = errors.New(
-	"the pinned keys are damaged; remove the file to pin those of the next enrollment",
+	"the pinned keys file is corrupted; remove the file to pin those of the next enrollment",
 )
 
 // pinnedKeysFile is the content of the pinned keys file.

@@ -161,7 +161,7 @@ func decodeCloudTrailEnvelope(raw []byte, depth int) ([]sensors.Event, error) {
 	}
 	if len(raw) > MaxCloudTrailBytes {
 		return nil,
-			fmt.Errorf("invalid CloudTrail record: it has %d bytes, at most %d are read", len(raw), MaxCloudTrailBytes)
+			fmt.Errorf("invalid CloudTrail record: it is %d bytes long; the maximum is %d", len(raw), MaxCloudTrailBytes)
 	}
 	envelope, err := splitJSONObject(raw)
 	if err != nil {
@@ -186,7 +186,7 @@ func decodeCloudTrailEnvelope(raw []byte, depth int) ([]sensors.Event, error) {
 			return nil, fmt.Errorf("invalid CloudTrail file: %w", err)
 		}
 		if len(records) > maxCloudTrailEvents {
-			return nil, fmt.Errorf("%d records at once, at most %d are read", len(records), maxCloudTrailEvents)
+			return nil, fmt.Errorf("%d records at once; the maximum is %d", len(records), maxCloudTrailEvents)
 		}
 	}
 	var out []sensors.Event

@@ -65,7 +65,7 @@ func DecodeFalco(raw []byte) (DecodedRecord, error) {
 		return DecodedRecord{}, errors.New("invalid Falco alert: missing rule or priority")
 	}
 	if len(f.OutputFields) > maxFalcoOutputFields {
-		return DecodedRecord{}, fmt.Errorf("the alert has %d fields, at most %d are read", len(f.OutputFields),
+		return DecodedRecord{}, fmt.Errorf("the alert has %d fields; the maximum is %d", len(f.OutputFields),
 			maxFalcoOutputFields)
 	}
 	priority, ok := falcoPriorityMapping[strings.ToLower(f.Priority)]

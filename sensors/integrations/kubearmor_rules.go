@@ -45,7 +45,7 @@ func (k *kubeArmorRecord) mapPolicy(tags []string, technique string) (ruleMappin
 	// The message of a policy is as informative as its tags.
 	m, reason := mapRule("KubeArmor", nil, k.Policy+" "+k.Message, tags, technique)
 	if strings.HasSuffix(reason, "is a guess.") && k.Policy == "DefaultPosture" {
-		reason = "It is not on the workload's allowlist; its purpose is unknown, and the objective execution is a guess."
+		reason = "It is not on the workload's allowlist; its purpose is unknown, and the objective \"execution\" is a guess."
 	}
 	return m, reason
 }

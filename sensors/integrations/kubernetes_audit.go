@@ -75,7 +75,7 @@ const (
 // hide those of others.
 func DecodeKubernetesAudit(raw []byte) ([]sensors.Event, error) {
 	if len(raw) > MaxAuditBytes {
-		return nil, fmt.Errorf("not an audit event: the record has %d bytes, at most %d are read", len(raw), MaxAuditBytes)
+		return nil, fmt.Errorf("not an audit event: the record is %d bytes long; the maximum is %d", len(raw), MaxAuditBytes)
 	}
 	all, err := splitJSONObject(raw)
 	if err != nil {
@@ -93,7 +93,7 @@ func DecodeKubernetesAudit(raw []byte) ([]sensors.Event, error) {
 			return nil, fmt.Errorf("not a list of audit events: %w", err)
 		}
 		if len(items) > maxAuditEvents {
-			return nil, fmt.Errorf("%d audit events at once, at most %d are read", len(items), maxAuditEvents)
+			return nil, fmt.Errorf("%d audit events at once; the maximum is %d", len(items), maxAuditEvents)
 		}
 	}
 	var out []sensors.Event

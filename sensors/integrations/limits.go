@@ -34,7 +34,7 @@ func checkLimits(raw []byte) error { return checkJSONLimits(raw, MaxRecordBytes,
 
 func checkJSONLimits(raw []byte, most, deepest, widest int) error {
 	if len(raw) > most {
-		return fmt.Errorf("the record has %d bytes, at most %d are read", len(raw), most)
+		return fmt.Errorf("the record is %d bytes long; the maximum is %d", len(raw), most)
 	}
 	if trimmed := bytes.TrimSpace(raw); len(trimmed) == 0 || trimmed[0] != '{' {
 		return errors.New("not a JSON object")
@@ -77,7 +77,7 @@ func truncateForDisplay(s string, most int) string {
 func truncateText(s string) string { return truncateForDisplay(s, 60) }
 
 func tooLongError(what, s string) error {
-	return fmt.Errorf("the %s has %d bytes, at most %d are allowed: %q", what, len(s), maxIdentifierBytes, truncateText(s))
+	return fmt.Errorf("the %s is %d bytes long; the maximum is %d: %q", what, len(s), maxIdentifierBytes, truncateText(s))
 }
 
 // isPlausibleTime rejects times that no clock reports or that JSON cannot represent.

@@ -101,17 +101,17 @@ func mapRule(source string, shipped map[string]ruleMapping, rule string, tags []
 	base, _, _ := strings.Cut(technique, ".")
 	if o, ok := techniqueObjectives[base]; ok {
 		return ruleMapping{objective: o, technique: technique},
-			fmt.Sprintf("Its objective follows from its ATT&CK technique %s.", technique)
+			fmt.Sprintf("Its objective was inferred from its ATT&CK technique %s.", technique)
 	}
 	text := strings.NewReplacer("_", " ", "-", " ").Replace(strings.ToLower(rule + " " + strings.Join(tags, " ")))
 	for _, m := range objectiveKeywords {
 		if strings.Contains(text, m.words) {
 			return ruleMapping{objective: m.objective, technique: technique},
-				fmt.Sprintf("Its objective follows from the words %q in its name and tags.", m.words)
+				fmt.Sprintf("Its objective was inferred from the words %q in its name and tags.", m.words)
 		}
 	}
 	return ruleMapping{objective: sensors.ObjectiveExecution, technique: technique},
-		"Its purpose is unknown: the objective execution is a guess."
+		"Its purpose is unknown: the objective \"execution\" is a guess."
 }
 
 // findTechnique returns the ATT&CK technique in a tag such as "T1059", "T1059.004", "MITRE_T1036_masquerading" or

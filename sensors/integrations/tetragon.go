@@ -149,7 +149,7 @@ func (t *tetragonRecord) decodeAlert(hook *tetragonHook, raw []byte) (DecodedRec
 	}
 	meaning, reason := mapRule("Tetragon", nil, hook.Policy, hook.Tags, "")
 	if o, ok := tetragonObjective(hook.Tags); ok && strings.HasSuffix(reason, "is a guess.") {
-		meaning.objective, reason = o, "Its objective follows from the tag of its policy."
+		meaning.objective, reason = o, "Its objective was inferred from its policy's tag."
 	}
 	severity, confidence := sensors.SeverityMedium, 0.5
 	for _, tag := range hook.Tags {

@@ -271,7 +271,7 @@ func (p *Probe) Status() Status {
 	for kind, n := range p.eventCounts {
 		s.Events[kind] = n.Load()
 	}
-	for i, reason := range []string{"alerts ring full", "telemetry ring full", "no scratch"} {
+	for i, reason := range []string{"alerts ring full", "telemetry ring full", "no scratch buffer"} {
 		var perCPU []uint64
 		if err := p.collection.Maps[bpf.ObserveMapDrops].Lookup(uint32(i), &perCPU); err == nil {
 			for _, n := range perCPU {

@@ -120,9 +120,9 @@ func (l *EgressLock) loadOrAdopt(dir string) error {
 	}
 	var err error
 	if l.ownerFile, err = acquirePinDir(dir, handoverTimeout); errors.Is(err, ErrInUse) {
-		return fmt.Errorf("open the egress lock: %w%s", err, inUseRemedy)
+		return fmt.Errorf("open the apply the egress lock: %w%s", err, inUseRemedy)
 	} else if err != nil {
-		return fmt.Errorf("open the egress lock: %w", err)
+		return fmt.Errorf("open the apply the egress lock: %w", err)
 	}
 	if err := os.MkdirAll(l.pinDir, 0o700); err != nil {
 		return fmt.Errorf("create the lock's directory: %w", err)
@@ -146,7 +146,7 @@ func (l *EgressLock) loadOrAdopt(dir string) error {
 			err,
 		)
 	case err != nil:
-		return fmt.Errorf("load the egress lock: %w: %s", ErrNotSupported, shortReason(err))
+		return fmt.Errorf("load the apply the egress lock: %w: %s", ErrNotSupported, shortReason(err))
 	}
 	if err := l.attachCgroup(); err != nil {
 		return err
@@ -213,11 +213,11 @@ func (r *EgressLockRequest) flags() uint32 {
 func (r *EgressLockRequest) validate() error {
 	switch {
 	case r.LeaseID == "" || len(r.LeaseID) >= len(lockRecord{}.Lease):
-		return fmt.Errorf("egress lock: the lease ID must have 1 to %d bytes", len(lockRecord{}.Lease)-1)
+		return fmt.Errorf("apply the egress lock: the lease ID must be 1 to %d bytes long", len(lockRecord{}.Lease)-1)
 	case len(r.TargetID) >= len(lockRecord{}.Target):
 		return fmt.Errorf("egress lock: the target must have at most %d bytes", len(lockRecord{}.Target)-1)
 	case len(r.Cgroups) == 0:
-		return errors.New("egress lock: missing cgroup")
+		return errors.New("apply the egress lock: missing cgroup")
 	case !r.ExpiresAt.After(time.Now()):
 		return fmt.Errorf("egress lock: the expiry %s has passed", r.ExpiresAt.Format(time.RFC3339))
 	case len(r.Cgroups) > 64 || len(r.Veths) > 64 || len(r.AllowList) > 4096:
@@ -268,7 +268,7 @@ func (l *EgressLock) Apply(r EgressLockRequest) (EgressLockState, error) {
 	}
 	if err := l.ebpfMap(bpf.LockMapCounts).Update(id, packetCountsRecord{}, ebpf.UpdateNoExist); err != nil &&
 		!errors.Is(err, ebpf.ErrKeyExist) {
-		return EgressLockState{}, fmt.Errorf("egress lock: create counters: %w", err)
+		return EgressLockState{}, fmt.Errorf("apply the egress lock: create its counters: %w", err)
 	}
 	if err := l.ebpfMap(bpf.LockMapLocks).Put(id, rec); err != nil {
 		return EgressLockState{}, fmt.Errorf("egress lock: write: %w", err)
@@ -289,7 +289,7 @@ func (l *EgressLock) Apply(r EgressLockRequest) (EgressLockState, error) {
 	for k, v := range wanted {
 		if err := l.ebpfMap(bpf.LockMapLockedObjects).Put(k, v); err != nil {
 			l.removeLock(id)
-			return EgressLockState{}, fmt.Errorf("egress lock: apply: %w", err)
+			return EgressLockState{}, fmt.Errorf("apply the apply the egress lock: %w", err)
 		}
 	}
 	for k, v := range l.lockedObjects() {

@@ -179,16 +179,16 @@ func Cleanup(dir string) error {
 		return nil
 	}
 	if errors.Is(err, ErrInUse) {
-		return fmt.Errorf("cleanup: %w; stop that sensor first", err)
+		return fmt.Errorf("clean up this node: %w; stop that sensor first", err)
 	}
 	if err != nil {
-		return fmt.Errorf("cleanup: %w", err)
+		return fmt.Errorf("clean up this node: %w", err)
 	}
 	defer owned.Close()
 	var errs []error
 	layouts, err := os.ReadDir(dir)
 	if err != nil {
-		return fmt.Errorf("cleanup: %w", err)
+		return fmt.Errorf("clean up this node: %w", err)
 	}
 	for _, layout := range layouts {
 		if !layout.IsDir() || !strings.HasPrefix(layout.Name(), "lock-") {
@@ -197,7 +197,7 @@ func Cleanup(dir string) error {
 		at := filepath.Join(dir, layout.Name())
 		pins, err := os.ReadDir(at)
 		if err != nil {
-			errs = append(errs, fmt.Errorf("cleanup: %w", err))
+			errs = append(errs, fmt.Errorf("clean up this node: %w", err))
 			continue
 		}
 		for _, pin := range pins {
@@ -206,7 +206,7 @@ func Cleanup(dir string) error {
 			}
 		}
 		if err := os.RemoveAll(at); err != nil {
-			errs = append(errs, fmt.Errorf("cleanup: %w", err))
+			errs = append(errs, fmt.Errorf("clean up this node: %w", err))
 		}
 	}
 	_ = os.Remove(dir) // succeeds only if it is empty

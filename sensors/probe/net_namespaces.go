@@ -53,7 +53,7 @@ type namespaceSearch struct {
 func findNetNamespaces(pids []int) ([]netNamespace, error) {
 	var st unix.Stat_t
 	if err := unix.Stat(ownNetNS, &st); err != nil {
-		return nil, fmt.Errorf("read the own network namespace: %w", err)
+		return nil, fmt.Errorf("read this process's network namespace: %w", err)
 	}
 	own := st.Ino
 	s := &namespaceSearch{
@@ -146,7 +146,7 @@ func (s *namespaceSearch) addFromThreads(pid int, dir string) error {
 func (s *namespaceSearch) listProcDir(dir string) ([]string, error) {
 	left := maxSearchedHandles - s.handles
 	if left <= 0 {
-		return nil, fmt.Errorf("more than %d in %s and others", maxSearchedHandles, filepath.Base(dir))
+		return nil, fmt.Errorf("more than %d network namespaces in %s and elsewhere", maxSearchedHandles, filepath.Base(dir))
 	}
 	f, err := os.Open(dir)
 	if err != nil {
@@ -158,7 +158,7 @@ func (s *namespaceSearch) listProcDir(dir string) ([]string, error) {
 		return nil, err
 	}
 	if s.handles += len(names); len(names) > left {
-		return names[:left], fmt.Errorf("more than %d in %s and others", maxSearchedHandles, filepath.Base(dir))
+		return names[:left], fmt.Errorf("more than %d network namespaces in %s and elsewhere", maxSearchedHandles, filepath.Base(dir))
 	}
 	return names, nil
 }

@@ -125,7 +125,7 @@ var programRules = []programRule{
 	},
 	{
 		names: []string{"net", "net.exe"}, credentialPairOptions: []string{"-U"}, separator: "%",
-		secretPositions: map[string][]int{"use": {1, 2, 3}, "user": {2}}, documentation: "net(8); net use of Windows",
+		secretPositions: map[string][]int{"use": {1, 2, 3}, "user": {2}}, documentation: "net(8); Windows net use",
 	},
 	{names: []string{"ipmitool", "ipmipower"}, secretInNextArg: []string{"-P", "-p"}, documentation: "ipmitool(1)"},
 	{names: []string{"snmp*"}, secretInNextArg: []string{"-c", "-A", "-X"}, documentation: "snmpcmd(1)"},
@@ -181,7 +181,7 @@ var programRules = []programRule{
 			"aws", "npm", "pnpm", "yarn", "git", "pip", "pip3", "composer", "gcloud", "heroku", "bundle", "cargo",
 			"poetry",
 		}, secretAfterWords: []string{"*"},
-		documentation: "`config set NAME VALUE` where NAME says that it is a secret",
+		documentation: "`config set NAME VALUE` where NAME indicates a secret",
 	},
 	{
 		names: []string{"kubectl"}, credentialPairOptions: []string{"--from-literal"}, separator: "=",

@@ -76,7 +76,7 @@ func (l *loader) compileCondition(f *packFile, what, source string, at *yaml.Nod
 
 func (l *loader) compileSource(source string) (*compiledCondition, error) {
 	if len(source) > expression.MaxSourceBytes {
-		return nil, &expression.Error{Message: fmt.Sprintf("the expression has %d bytes, at most %d are allowed", len(source),
+		return nil, &expression.Error{Message: fmt.Sprintf("the expression is %d bytes long; the maximum is %d", len(source),
 			expression.MaxSourceBytes)}
 	}
 	if err := l.checkExpandable(source); err != nil {

@@ -84,7 +84,7 @@ func (e *Exception) fields(f *packFile) []yamlField {
 					at = v.Content[i]
 				}
 				if problem := bad(p); problem != "" {
-					r.Errorf(yamlnode.PositionOf(at), "pattern", "`*` matches any characters, `?` one", "%s", problem)
+					r.Errorf(yamlnode.PositionOf(at), "pattern", "`*` matches any sequence of characters; `?` matches one character", "%s", problem)
 				}
 			}
 		}
@@ -112,7 +112,7 @@ func (e *Exception) fields(f *packFile) []yamlField {
 		}},
 		patterns(
 			"image",
-			"images: `registry/name`, optionally with `:tag` or `@sha256:…`; `*` matches one part of the name, `/**` at the end everything below",
+			"images: `registry/name`, optionally with `:tag` or `@sha256:…`; `*` matches one part of the name; a trailing `/**` matches everything below",
 			&e.Image,
 			imagePatternError,
 		),
@@ -145,7 +145,7 @@ func readExceptions(f *packFile, v *yaml.Node) []*Exception {
 		f.reader.ReadMapping(n, "an exception", e.fields(f))
 		for what, p := range map[string]string{"kind": e.Workload.Kind, "name": e.Workload.Name} {
 			if p != "" && patternError(p) != "" {
-				f.errorf(n, "pattern", "`*` matches any characters, `?` one", "workload %s: %s", what, patternError(p))
+				f.errorf(n, "pattern", "`*` matches any sequence of characters; `?` matches one character", "workload %s: %s", what, patternError(p))
 			}
 		}
 		if len(f.reader.Problems) == before && !e.hasCriteria() {

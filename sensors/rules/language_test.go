@@ -251,7 +251,7 @@ overrides:
     tests: { silent: { process: { exe: /bin/nc } }, fires: { container: { id: c }, process: { exe: /bin/nc } } }
 `)
 	require.Equal(t, []string{
-		"etc/mine.yaml:3:5: error: `reason` is required to disable a rule [required] (write for example `reason: we debug with it every day`)",
+		"etc/mine.yaml:3:5: error: `reason` is required to disable a rule [required] (for example, write `reason: we debug with it every day`)",
 		"etc/mine.yaml:3:11: error: unknown rule `tol` [unknown-rule] (did you mean `tool`?)",
 		"etc/mine.yaml:6:15: error: `severity` cannot be `hihg` [value] (did you mean `high`?)",
 		"etc/mine.yaml:8:5: error: an override has no key `condition` [unknown-key] (use one of: confidence, disable, exceptions, reason, rule, severity, tests)",

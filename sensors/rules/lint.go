@@ -76,7 +76,7 @@ func (l *loader) lintConfidence(r *Rule) {
 	if len(r.Exceptions) == 0 && highest.Rank() >= sensors.SeverityHigh.Rank() && r.original.confidence < 0.7 &&
 		!negated.found {
 		r.file.warnAt(r.nodes[""], "no-exception",
-			"name in `exceptions` what does this legitimately: the workload, the image, the program",
+			"list in `exceptions` the workload, image, or program that does this legitimately",
 			"`%s` has the severity %s, a confidence below 0.7 and no exceptions", r.Name, highest)
 	}
 }
@@ -140,7 +140,7 @@ func (l *loader) lintKindFields(r *Rule) {
 			groups[strings.Split(group, ".")[0]] != nil {
 			continue
 		}
-		r.file.warnAt(r.nodes["condition"], "never", fmt.Sprintf("`%s` has a value in events of the kinds %s", group,
+		r.file.warnAt(r.nodes["condition"], "never", fmt.Sprintf("`%s` is set only in events of kind %s", group,
 			joinWords(groups[group])),
 			"`%s` reads `%s`, which is always empty in events of the kind `%s`", r.Name, paths.found[i], r.Kind)
 	}
@@ -223,7 +223,7 @@ func lintException(f *packFile, e *Exception) {
 			"anyone who can create pods in any namespace can use this exception: they choose names, labels and tags")
 	}
 	if !e.conditionOnly && e.Reason == "" {
-		f.warnAt(e.node, "reason", "write for example `reason: the build's own compiler`", "the exception has no reason")
+		f.warnAt(e.node, "reason", "for example, write `reason: the build's own compiler`", "the exception has no reason")
 	}
 }
 

@@ -61,7 +61,7 @@ func (f *packFile) visitNamed(v *yaml.Node, what string, visit func(key, value *
 	switch {
 	case v.Kind == yaml.ScalarNode && v.Tag == "!!null":
 	case v.Kind != yaml.MappingNode:
-		f.errorf(v, "type", "", "`%s` must be a mapping from names, not %s", what, yamlnode.DescribeKind(v))
+		f.errorf(v, "type", "", "`%s` must be a mapping keyed by name, not %s", what, yamlnode.DescribeKind(v))
 	default:
 		f.reader.VisitKeys(v, visit)
 	}
@@ -73,7 +73,7 @@ func (l *loader) isNameAvailable(f *packFile, key *yaml.Node) bool {
 	switch {
 	case !listNamePattern.MatchString(name):
 		f.errorf(key, "name", "use lowercase letters, digits and _, with a letter first",
-			"invalid name `%s` of a list or macro", yamlnode.Truncate(name, 40))
+			"invalid list or macro name `%s`", yamlnode.Truncate(name, 40))
 	case slices.Contains(reservedNames(), name):
 		f.errorf(key, "name", "choose another name", "the name `%s` is reserved", name)
 	case l.lists[name] != nil:
@@ -111,7 +111,7 @@ func (l *loader) readLists(f *packFile, v *yaml.Node) {
 func (f *packFile) readList(key, v *yaml.Node) *namedList {
 	out := &namedList{file: f, at: key}
 	if v.Kind != yaml.SequenceNode {
-		f.errorf(v, "type", "write for example `[sh, bash]`", "the list `%s` must be a list, not %s",
+		f.errorf(v, "type", "for example, write `[sh, bash]`", "the list `%s` must be a list, not %s",
 			yamlnode.Truncate(key.Value, 40), yamlnode.DescribeKind(v))
 		return out
 	}

@@ -144,7 +144,7 @@ func (l *loader) checkExpandable(source string) error {
 	if nodes > maxExpandedNodes {
 		return &expression.Error{
 			Message: fmt.Sprintf(
-				"with its macros expanded the condition has %d nodes, at most %d are allowed",
+				"with its macros expanded, the condition has %d nodes; the maximum is %d",
 				nodes,
 				maxExpandedNodes,
 			),

@@ -120,7 +120,7 @@ func (l *loader) applyOverride(o *Override) {
 		return
 	}
 	if o.Disable && strings.TrimSpace(o.Reason) == "" {
-		f.errorf(o.node, "required", "write for example `reason: we debug with it every day`",
+		f.errorf(o.node, "required", "for example, write `reason: we debug with it every day`",
 			"`reason` is required to disable a rule")
 	}
 	if !o.Disable && o.Severity == "" && o.Namespaces == nil && o.Confidence == nil && len(o.Exceptions) == 0 &&

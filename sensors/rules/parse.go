@@ -32,7 +32,7 @@ type (
 func (l *loader) packFields(f *packFile) []yamlField {
 	return []yamlField{
 		{
-			Name: "lists", Doc: "named lists of strings or integers; `{append: […]}` extends a list of another pack",
+			Name: "lists", Doc: "named lists of strings or integers; `{append: […]}` extends a list from another pack",
 			Schema: listsSchema, Read: func(_ *yamlReader, _, v *yaml.Node) { l.readLists(f, v) },
 		},
 		{
@@ -51,7 +51,7 @@ func (l *loader) packFields(f *packFile) []yamlField {
 			},
 		},
 		{
-			Name: "overrides", Doc: "changes to rules of other packs: disabling, severities, additional exceptions",
+			Name: "overrides", Doc: "changes to rules in other packs: disabling, severities, additional exceptions",
 			Schema: func() schemaObject {
 				return schemaObject{
 					"type": []string{"array", "null"}, "maxItems": maxRules,
@@ -79,7 +79,7 @@ func (f *packFile) visitItems(v *yaml.Node, name, what string, most int, visit f
 		f.errorf(v, "type", fmt.Sprintf("begin each %s with `- `", what), "`%s` must be a list, not %s", name,
 			yamlnode.DescribeKind(v))
 	case len(v.Content) > most:
-		f.errorf(v, "too-large", "split the file", "`%s` has %d elements, at most %d are read", name, len(v.Content), most)
+		f.errorf(v, "too-large", "split the file", "`%s` has %d elements; the maximum is %d", name, len(v.Content), most)
 	default:
 		for _, n := range v.Content {
 			visit(n)
@@ -109,20 +109,20 @@ func (r *Rule) fields(f *packFile) []yamlField {
 	}
 	return []yamlField{
 		keep(yamlnode.StringField("rule", "the rule's name, unique across all packs", &r.Name).AsRequired()),
-		keep(textList("aliases", "other names of the rule: Falco's stable rule names", &r.Aliases)),
+		keep(textList("aliases", "other names for the rule, such as Falco's stable rule name", &r.Aliases)),
 		keep(yamlnode.StringField("title", "what the rule detects, in a few words", &r.Title).AsRequired()),
 		keep(yamlnode.EnumField("on", "the kind of event that the rule evaluates", &r.Kind, SupportedKinds).AsRequired()),
 		keep(yamlnode.StringField("condition", "an expression that is true for the events to report",
 			&r.Condition).AsRequired()),
 		{
-			Name: "exceptions", Doc: "events that are not reported although the condition is true", Schema: exceptionsSchema,
+			Name: "exceptions", Doc: "events that are not reported even if the condition is true", Schema: exceptionsSchema,
 			Read: func(_ *yamlReader, _, v *yaml.Node) {
 				r.Exceptions = readExceptions(f, v)
 			},
 		},
 		keep(severityField("the severity, optionally per namespace", &r.Severity, &r.Namespaces).AsRequired()),
 		keep(sure.AsRequired()),
-		keep(yamlnode.EnumField("objective", "the suspected objective of the attacker", &r.Objective,
+		keep(yamlnode.EnumField("objective", "the attacker's suspected objective", &r.Objective,
 			sensors.Objectives).AsRequired()),
 		keep(yamlnode.StringField("technique", "the ATT&CK technique, such as T1496", &r.Technique).AsRequired()),
 		keep(yamlnode.StringField("reason", "one sentence for the responder: why this matters", &r.Reason).AsRequired()),
@@ -140,7 +140,7 @@ func (l *loader) readRule(f *packFile, n *yaml.Node) {
 	r.buildTestEvents() // `on` may follow `tests`
 	if v := r.nodes["severity"]; v != nil && v.Kind == yaml.MappingNode && r.Severity == "" &&
 		len(f.reader.Problems) == before {
-		f.errorf(v, "required", "write for example `{ default: medium, namespaces: { \"prod-*\": high } }`",
+		f.errorf(v, "required", "for example, write `{ default: medium, namespaces: { \"prod-*\": high } }`",
 			"`severity` has no `default`")
 	}
 	names := append([]string{r.Name}, r.Aliases...)
@@ -158,7 +158,7 @@ func (l *loader) readRule(f *packFile, n *yaml.Node) {
 		case strings.TrimSpace(name) == "" && at != nil:
 			f.errorf(at, "value", "", "a rule's name cannot be empty")
 		case slices.ContainsFunc(names[:i], func(other string) bool { return strings.EqualFold(other, name) }):
-			f.errorf(at, "duplicate-rule", "remove one of them", "the rule has the name `%s` twice", yamlnode.Truncate(name, 60))
+			f.errorf(at, "duplicate-rule", "remove one of them", "the rule lists the name `%s` twice", yamlnode.Truncate(name, 60))
 		}
 	}
 	for _, name := range names {
@@ -216,14 +216,14 @@ func severityField(doc string, to *sensors.Severity, namespaces *NamespaceSeveri
 
 func readNamespaceSeverities(r *yamlReader, v *yaml.Node) NamespaceSeverities {
 	if v.Kind != yaml.MappingNode {
-		r.Errorf(yamlnode.PositionOf(v), "type", "write for example `{ \"prod-*\": critical }`",
+		r.Errorf(yamlnode.PositionOf(v), "type", "for example, write `{ \"prod-*\": critical }`",
 			"`namespaces` must be a mapping, not %s", yamlnode.DescribeKind(v))
 		return nil
 	}
 	out := NamespaceSeverities{}
 	r.VisitKeys(v, func(key, value *yaml.Node) {
 		if problem := patternError(key.Value); problem != "" {
-			r.Errorf(yamlnode.PositionOf(key), "pattern", "`*` matches any characters, `?` one", "%s", problem)
+			r.Errorf(yamlnode.PositionOf(key), "pattern", "`*` matches any sequence of characters; `?` matches one character", "%s", problem)
 			return
 		}
 		var s sensors.Severity

@@ -46,7 +46,7 @@ func testsField(doc string, f *packFile, kind func() sensors.Kind, to *[]*RuleTe
 				if v.Kind == yaml.SequenceNode {
 					items = v.Content
 					if len(items) == 0 || len(items) > maxTestEvents {
-						r.Errorf(yamlnode.PositionOf(v), "range", "", "`%s` has %d events, but must have from 1 to %d", name, len(items),
+						r.Errorf(yamlnode.PositionOf(v), "range", "", "`%s` has %d events; it must have between 1 and %d", name, len(items),
 							maxTestEvents)
 					}
 				}
@@ -138,7 +138,7 @@ func (l *loader) runTests(r *Rule, tests []*RuleTest) bool {
 // testFailure says why a test fails, or returns "" if it passes.
 func (r *Rule) testFailure(t *RuleTest, v *conditionEnv) string {
 	if t.event.Kind != r.Kind {
-		return fmt.Sprintf("the event is of the kind `%s`, but the rule evaluates `%s`", t.event.Kind, r.Kind)
+		return fmt.Sprintf("the event is of kind `%s`, but the rule evaluates `%s`", t.event.Kind, r.Kind)
 	}
 	if r.Disabled {
 		if t.ShouldFire {

@@ -15,7 +15,7 @@ const (
 
 var (
 	errReadStuck = errors.New(
-		"the read timed out; the file may be on a file system of the container that does not respond",
+		"the read timed out; the file may be on a container file system that is not responding",
 	)
 	errTooManyStuckReads = errors.New("not read: too many other reads timed out")
 )

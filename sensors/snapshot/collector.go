@@ -73,7 +73,7 @@ func Take(ctx context.Context, t Target, lim Limits) (Snapshot, []ExecutableCopy
 		p, err := k.readProcess(pid)
 		switch {
 		case errors.Is(err, fs.ErrNotExist):
-			k.addMissing("process %d: ended while the snapshot was taken", pid)
+			k.addMissing("process %d: exited while the snapshot was being taken", pid)
 		case err != nil:
 			k.addMissing("process %d: %v", pid, err)
 		default:
@@ -89,7 +89,7 @@ func Take(ctx context.Context, t Target, lim Limits) (Snapshot, []ExecutableCopy
 
 func listPIDs(dirs []string) ([]int, error) {
 	if len(dirs) == 0 {
-		return nil, errors.New("snapshot: missing cgroup")
+		return nil, errors.New("take a snapshot: missing cgroup")
 	}
 	var pids []int
 	var errs []error
@@ -101,7 +101,7 @@ func listPIDs(dirs []string) ([]int, error) {
 		pids = append(pids, got...)
 	}
 	if len(errs) == len(dirs) {
-		return nil, fmt.Errorf("snapshot: %w", errors.Join(errs...))
+		return nil, fmt.Errorf("take a snapshot: %w", errors.Join(errs...))
 	}
 	slices.Sort(pids)
 	return slices.Compact(pids), nil
@@ -115,7 +115,7 @@ func (k *collector) addMissing(format string, args ...any) {
 	case n < maxMissingNotes:
 		k.snapshot.Missing = append(k.snapshot.Missing, fmt.Sprintf(format, args...))
 	case n == maxMissingNotes:
-		k.snapshot.Missing = append(k.snapshot.Missing, "more gaps that are not listed")
+		k.snapshot.Missing = append(k.snapshot.Missing, "more missing items that are not listed")
 	}
 }
 

@@ -32,7 +32,7 @@ func (k *collector) collectExecutables(ctx context.Context) {
 			continue
 		}
 		if ctx.Err() != nil {
-			k.addMissing("executables from process %d on: timed out", p.PID)
+			k.addMissing("executables of process %d and all later processes: timed out", p.PID)
 			return
 		}
 		if err := k.collectExecutable(ctx, p); err != nil {
@@ -70,7 +70,7 @@ func (k *collector) collectExecutable(ctx context.Context, p *Process) error {
 	}
 	if st.Size > k.limits.MaxHashBytes {
 		_ = f.Close()
-		return fmt.Errorf("%d bytes are more than the limit of %d: not hashed", st.Size, k.limits.MaxHashBytes)
+		return fmt.Errorf("%d bytes exceed the limit of %d: not hashed", st.Size, k.limits.MaxHashBytes)
 	}
 	room := min(k.limits.MaxExecutableBytes, k.limits.MaxTotalBytes-k.copiedBytes)
 	if why == "" {

@@ -56,7 +56,7 @@ type CgroupFreeze struct {
 // cgroup, or if 16 cgroups of the node are frozen already.
 func (f *Freezer) Freeze(ctx context.Context, h CgroupFreeze) error {
 	if h.LeaseID == "" {
-		return errors.New("freeze: missing lease id")
+		return errors.New("freeze the cgroup: missing lease ID")
 	}
 	o, err := newThawOrder(h)
 	if err != nil {
@@ -64,19 +64,19 @@ func (f *Freezer) Freeze(ctx context.Context, h CgroupFreeze) error {
 	}
 	dir, err := openCgroup(h.CgroupDir, h.CgroupID)
 	if err != nil {
-		return fmt.Errorf("freeze: %w", err)
+		return fmt.Errorf("freeze the cgroup: %w", err)
 	}
 	defer dir.Close()
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if err := ctx.Err(); err != nil {
-		return fmt.Errorf("freeze: %w", err)
+		return fmt.Errorf("freeze the cgroup: %w", err)
 	}
 	m, err := readFreezeMarker(dir)
 	switch {
 	case errors.Is(err, errNotFrozenByStanch):
 	case err != nil:
-		return fmt.Errorf("freeze: %w", err)
+		return fmt.Errorf("freeze the cgroup: %w", err)
 	case m.LeaseID != h.LeaseID && time.Now().Before(m.ExpiresAt):
 		return fmt.Errorf("%w: %s until %s", ErrFrozenByOtherLease, m.LeaseID, m.ExpiresAt.Format(time.RFC3339))
 	case m.LeaseID != h.LeaseID:
@@ -90,7 +90,7 @@ func (f *Freezer) Freeze(ctx context.Context, h CgroupFreeze) error {
 		}
 	}
 	if err := startThawer(f.cgroupRoot, f.thawerCommand, dir, o); err != nil {
-		return fmt.Errorf("freeze: %w", err)
+		return fmt.Errorf("freeze the cgroup: %w", err)
 	}
 	return f.watchThawer(dir)
 }
@@ -115,7 +115,7 @@ func newThawOrder(h CgroupFreeze) (thawOrder, error) {
 func (f *Freezer) replaceThawer(dir *os.File, m freezeMarker, o thawOrder) error {
 	o.AdoptExisting = true
 	if err := startThawer(f.cgroupRoot, f.thawerCommand, dir, o); err != nil {
-		return fmt.Errorf("extend a freeze: %w", err)
+		return fmt.Errorf("extend a freeze the cgroup: %w", err)
 	}
 	if pidfd, ok := m.openThawerProcess(); ok {
 		// Its marker is replaced, so it would not thaw and is no longer needed.
@@ -170,11 +170,11 @@ func thawWithoutThawer(dir *os.File, m freezeMarker) error {
 		return nil
 	}
 	if err != nil {
-		return fmt.Errorf("thaw: %w", err)
+		return fmt.Errorf("thaw the cgroup: %w", err)
 	}
 	defer freeze.Close()
 	if err := writeFreeze(freeze, "0"); err != nil {
-		return fmt.Errorf("thaw: %w", err)
+		return fmt.Errorf("thaw the cgroup: %w", err)
 	}
 	return removeFreezeMarker(dir, m.ThawerPID)
 }

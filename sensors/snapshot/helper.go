@@ -38,7 +38,7 @@ const (
 )
 
 // ErrTooManyHelpers means that the helpers of earlier snapshots have not exited.
-var ErrTooManyHelpers = errors.New("previous snapshots are still waiting for files of containers")
+var ErrTooManyHelpers = errors.New("previous snapshots are still waiting for container files")
 
 // NewHelperPool returns a pool whose helpers run the given command line, which must call ServeHelper.
 func NewHelperPool(program string, args ...string) *HelperPool {

@@ -107,7 +107,7 @@ func makeThawerCgroup(root string, adopt bool) (*os.File, error) {
 		return nil, fmt.Errorf("count the thawers: %w", err)
 	}
 	if n := strings.Count(string(running), "\n"); n >= maxThawers && !adopt {
-		return nil, refusalError(fmt.Sprintf("%d cgroups of this node are already frozen, which is the maximum", n))
+		return nil, refusalError(fmt.Sprintf("%d cgroups on this node are already frozen, which is the maximum", n))
 	}
 	return openCgroup(path, 0)
 }

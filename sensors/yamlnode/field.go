@@ -219,7 +219,7 @@ func DurationField(name, doc string, to *time.Duration) Field {
 	}, Read: func(r *Reader, _, v *yaml.Node) {
 		d, err := duration.Parse(strings.TrimSpace(v.Value))
 		if v.Kind != yaml.ScalarNode || err != nil || d < 0 || d > maxDuration {
-			r.Errorf(PositionOf(v), "duration", "write for example `90s`, `15m` or `1d`",
+			r.Errorf(PositionOf(v), "duration", "for example, write `90s`, `15m` or `1d`",
 				"`%s` must be a duration of at most 30 days, not %s", name, DescribeKind(v))
 			return
 		}
@@ -265,7 +265,7 @@ func ListField(name, doc, what string, most int, begin func(key, list *yaml.Node
 				return
 			}
 			if len(v.Content) > most {
-				r.Errorf(PositionOf(v), "too-large", "split the file", "`%s` has %d elements, at most %d are read", name,
+				r.Errorf(PositionOf(v), "too-large", "split the file", "`%s` has %d elements; the maximum is %d", name,
 					len(v.Content), most)
 				return
 			}

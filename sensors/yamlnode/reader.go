@@ -76,7 +76,7 @@ func (r *Reader) Errorf(at Position, code, hint, format string, args ...any) {
 func (r *Reader) ParseDocument(source []byte, limits Limits) *yaml.Node {
 	limits = limits.withDefaults()
 	if len(source) > limits.MaxBytes {
-		r.Errorf(Position{1, 1}, "too-large", "split the file", "the file has %d bytes, at most %d are read", len(source),
+		r.Errorf(Position{1, 1}, "too-large", "split the file", "the file is %d bytes; the maximum is %d", len(source),
 			limits.MaxBytes)
 		return nil
 	}

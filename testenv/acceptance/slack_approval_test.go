@@ -125,7 +125,7 @@ func TestTriggeringPersonCannotApprove(t *testing.T) {
 	})
 	m := c.waitForMessage(t, in.ID, "a question", func(m slack.Message) bool { return len(m.Buttons(t)["approve"]) > 0 })
 	_, _ = c.pressButton(t, alice, m, "approve")
-	c.waitForEphemeralMessage(t, alice, "someone else must decide it")
+	c.waitForEphemeralMessage(t, alice, "someone else must decide")
 	_, _ = c.pressButton(t, bob, m, "approve")
 	c.WaitForIncident(t, box.ID, 20*time.Second, "bob's counts", hasStepOutcome(playbooks.OutcomeSucceeded))
 }

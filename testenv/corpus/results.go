@@ -313,7 +313,7 @@ func (s *scenarioBuilder) addScaleDown() {
 		Changes:    []string{fmt.Sprintf("scale %s/%s/%s from %d to 0", s.namespace, s.kind, s.name, s.otherPods+1)},
 		PriorState: mustMarshal(map[string]int{"replicas": s.otherPods + 1}),
 		GuardDecision: &recording.GuardDecision{
-			Verdict: "ask", Guard: "phase", Reason: "it requires an approval",
+			Verdict: "ask", Guard: "phase", Reason: "this action requires approval",
 			Phase: s.phase, Approvers: recording.Approvers{
 				Groups: []string{"responders"}, Quorum: 1,
 				TimeoutMS: (15 * time.Minute).Milliseconds(),

@@ -161,7 +161,7 @@ func renderPage(t *testing.T) string {
 	w.writeLine("## A playbook\n")
 	w.writeKeys(playbooks.PlaybookKeys)
 	w.writeLine(
-		"Durations are written `45s`, `15m`, `1h30m`, `1d12h`, or `2w`, also in the configuration and in flags. A day is 24 hours.\n",
+		"Durations are written `45s`, `15m`, `1h30m`, `1d12h`, or `2w`, here, in the configuration, and in flags. A day is 24 hours.\n",
 	)
 	w.writeLine("### match\n\nAll given conditions must be true.\n")
 	w.writeKeys(playbooks.MatchKeys)
@@ -207,7 +207,7 @@ func (w *pageWriter) writeOutcomes() {
 		"\nA step with several targets, and a step that contains other steps, has the worst of their outcomes (the lowest in this",
 	)
 	w.writeLine(
-		"table). If `on_failure` or `on_denied` ran, its outcome counts instead. After a failed step the playbook continues; `stop` ends it.\n",
+		"table). If `on_failure` or `on_denied` ran, its outcome replaces the step's outcome. After a failed step the playbook continues; `stop` ends it.\n",
 	)
 	w.writeLine("### Outputs of steps that may not have run\n")
 	w.writeLine(
@@ -346,7 +346,7 @@ func (w *pageWriter) writeLimits() {
 		playbooks.MaxFileBytes>>10, playbooks.MaxNodes, playbooks.MaxDepth, playbooks.MaxSteps))
 	w.writeRow("step", fmt.Sprintf("%d targets", playbooks.MaxTargets))
 	w.writeRow("loop", fmt.Sprintf("%d elements", playbooks.MaxItems))
-	w.writeRow("expression", "4 KiB, 400 nodes, predicates nested two deep")
+	w.writeRow("expression", "4 KiB, 400 nodes, predicates nested at most two levels deep")
 	w.writeRow("one evaluation", "5,000 elements, strings of 64 KiB (4 KiB inside a predicate), a value of 256 KiB")
 	w.writeRow("all values that a run sets", "4 MiB in total")
 	w.writeRow("calls", "8 levels, 2,000 steps when expanded")

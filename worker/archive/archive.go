@@ -176,7 +176,7 @@ func (s Store) Write(incident string, runs []audit.WorkflowRun, signer Signer, n
 		return fmt.Errorf("archive %s: %w", incident, err)
 	}
 	if len(raw) > maxUnpackedBytes {
-		return fmt.Errorf("archive %s: its histories have %d bytes, at most %d are archived", incident, len(raw),
+		return fmt.Errorf("archive %s: its histories are %d bytes; the maximum is %d", incident, len(raw),
 			maxUnpackedBytes)
 	}
 	return writeArchiveFile(path, raw)
@@ -248,7 +248,7 @@ func readUnpacked(path string) ([]byte, error) {
 		return nil, ErrNotFound
 	}
 	if err == nil && info.Size() > maxPackedBytes {
-		return nil, fmt.Errorf("read the archive: %s has %d bytes, at most %d are allowed", path, info.Size(), maxPackedBytes)
+		return nil, fmt.Errorf("read the archive: %s is %d bytes; the maximum is %d", path, info.Size(), maxPackedBytes)
 	}
 	f, err := os.Open(path)
 	if err != nil {
@@ -257,11 +257,11 @@ func readUnpacked(path string) ([]byte, error) {
 	defer func() { _ = f.Close() }()
 	z, err := gzip.NewReader(f)
 	if err != nil {
-		return nil, fmt.Errorf("the archive %s is damaged: %w", path, err)
+		return nil, fmt.Errorf("the archive %s is corrupted: %w", path, err)
 	}
 	raw, err := io.ReadAll(io.LimitReader(z, maxUnpackedBytes+1))
 	if err != nil {
-		return nil, fmt.Errorf("the archive %s is damaged: %w", path, err)
+		return nil, fmt.Errorf("the archive %s is corrupted: %w", path, err)
 	}
 	if len(raw) > maxUnpackedBytes {
 		return nil, fmt.Errorf("read the archive: %s has more than %d bytes uncompressed", path, maxUnpackedBytes)
@@ -278,7 +278,7 @@ func Decode(raw []byte, incident string, keys attestation.Keyring) (Archive, err
 		return Archive{}, fmt.Errorf("parse the archive of %s: %w", incident, err)
 	}
 	if f.Version != FormatVersion {
-		return Archive{}, fmt.Errorf("parse the archive of %s: unknown version %d; this Stanch reads version %d", incident,
+		return Archive{}, fmt.Errorf("parse the archive of %s: unknown version %d; this version of Stanch reads version %d", incident,
 			f.Version, FormatVersion)
 	}
 	var a Archive

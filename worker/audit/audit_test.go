@@ -49,7 +49,7 @@ func TestTimelineIsInOrder(t *testing.T) {
 		"evidence: Evidence was stored: processes.json", "decision: Requires approval before pod.isolate on pod shop/web-1",
 		"approval-request: Requested approval from responders, quorum 1",
 		`vote: alice (uid 7 on the local socket) approved "pod.isolate"`,
-		"approval-result: \"pod.isolate\" (request cut#1) was approved", "grant: A grant for exactly this plan was signed",
+		"approval-result: \"pod.isolate\" (request cut#1) was approved", "grant: A grant for this exact plan was signed",
 		"ended: Playbook miner ended",
 		"effect: pod.isolate on pod shop/web-1 was applied and verified", "Authorized by the grant of alice",
 		"verification: Lease " + testLeaseID + " was verified 2 times", "no longer in force", "is in force",
@@ -63,7 +63,7 @@ func TestTimelineIsInOrder(t *testing.T) {
 	require.Equal(t, 1, strings.Count(text, "approval-request: "),
 		"an approved containment is planned again without a second request")
 	require.NotContains(t, text, "failure: ", "a signal between Stanch's own workflows is no failure")
-	require.Contains(t, text, "triage: The playbook run was suspended; it contains nothing more and requests no "+
+	require.Contains(t, text, "triage: The playbook run was suspended; it starts no further containments and requests no "+
 		"approvals: nothing further is contained: bob has taken it over")
 	require.Equal(t, []string{"abcdef012345"}, s.ConfigHashes)
 	require.Len(t, s.Effects, 1)

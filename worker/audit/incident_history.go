@@ -113,9 +113,9 @@ func (r *historyReader) addTriage(e *historypb.HistoryEvent, m incident.TriageDe
 	holds := r.verifyEnvelope(e, "the grant of a triage decision", m.Grant, attestation.PayloadTypeGrant, &g) &&
 		g.Operation == attestation.OperationTriage && g.IncidentID == r.timeline.IncidentID
 	who := r.addGrantees(g.GrantedBy, string(m.Kind))
-	what := "Assigned to " + who + ": no further playbook starts"
+	what := "Assigned to " + who + ": no further playbooks will start"
 	if m.Kind.IsDisposition() {
-		what = who + " resolved the incident as " + m.Kind.Describe() + ": no further playbook starts"
+		what = who + " resolved the incident as " + m.Kind.Describe() + ": no further playbooks will start"
 	}
 	if m.Reason != "" {
 		what += ". " + m.Reason
@@ -129,7 +129,7 @@ func (r *historyReader) addTriage(e *historypb.HistoryEvent, m incident.TriageDe
 	}
 	if !holds {
 		what += ". Its grant is not valid"
-		r.addProblem(e, "%s in the name of %s was received without a grant that permits it", m.Kind, m.Person)
+		r.addProblem(e, "%s on behalf of %s was received without a grant that permits it", m.Kind, m.Person)
 	}
 	r.addEntry(e, KindTriage, who, what, map[string]any{"kind": string(m.Kind), "reason": m.Reason, "valid": holds})
 }
@@ -441,7 +441,7 @@ func describeWorkload(on string, outputs json.RawMessage, details map[string]any
 		what.WriteString("; changed recently: " + c.Description)
 	}
 	if len(w.Missing) > 0 {
-		what.WriteString("; not known: " + strings.Join(w.Missing, ", "))
+		what.WriteString("; unknown:" + strings.Join(w.Missing, ", "))
 		details["missing"] = w.Missing
 	}
 	return what.String()
@@ -454,5 +454,5 @@ func (r *historyReader) addIncidentClosed(e *historypb.HistoryEvent) {
 	if r.decodePayloads(e, "the closed incident", e.GetWorkflowExecutionCompletedEventAttributes().GetResult(), &stored) {
 		r.storedIncident = &stored
 	}
-	r.addEntry(e, KindClosed, "", "The incident was closed: it was idle and has no lease in force", nil)
+	r.addEntry(e, KindClosed, "", "The incident was closed: it was idle and had no active lease", nil)
 }

@@ -118,7 +118,7 @@ func (r *historyReader) addLeaseSignal(e *historypb.HistoryEvent) {
 			if !holds || g.Operation != attestation.OperationExtend || g.LeaseID != r.leaseState.leaseID {
 				what = fmt.Sprintf("An extension of lease %s was received without a grant that permits it", r.leaseState.leaseID)
 				if holds {
-					r.addProblem(e, "the grant is for %s of %s, not for extending %s", g.Operation, g.LeaseID, r.leaseState.leaseID)
+					r.addProblem(e, "the grant is to %s %s, not to extend %s", g.Operation, g.LeaseID, r.leaseState.leaseID)
 				}
 			}
 			r.addEntry(e, KindExtension, who, what, map[string]any{
@@ -144,7 +144,7 @@ func (r *historyReader) addRelease(e *historypb.HistoryEvent, s lease.ReleaseSig
 	if !permits {
 		what = fmt.Sprintf("A release of lease %s was received without a grant that permits it", r.leaseState.leaseID)
 		if holds {
-			r.addProblem(e, "the grant is for %s of %s, not for releasing %s", g.Operation, g.LeaseID, r.leaseState.leaseID)
+			r.addProblem(e, "the grant is to %s %s, not to release %s", g.Operation, g.LeaseID, r.leaseState.leaseID)
 		}
 	} else {
 		r.leaseState.undoReason = "released by " + who
@@ -310,9 +310,9 @@ func (r *historyReader) flushStreak() {
 		return
 	}
 	w := &r.leaseState.streak
-	what := "in force, as before"
+	what := "still in force"
 	if !w.inForce {
-		what = "not in force, as before"
+		what = "still not in force"
 	}
 	r.addEntry(w.lastEvent, KindVerification, "", fmt.Sprintf("Lease %s was verified %s: %s", r.leaseState.leaseID,
 		pluralize(len(w.eventIDs), "time", "times"), what), map[string]any{

@@ -184,7 +184,7 @@ func (r *historyReader) addPlaybookSignal(e *historypb.HistoryEvent) {
 	case workflows.SignalSuspend:
 		var why string
 		if r.decodePayloads(e, "the reason of the suspension", a.GetInput(), &why) {
-			r.addEntry(e, KindTriage, "", "The playbook run was suspended; it contains nothing more and requests no "+
+			r.addEntry(e, KindTriage, "", "The playbook run was suspended; it starts no further containments and requests no "+
 				"approvals: "+why, nil)
 		}
 	default:
@@ -363,7 +363,7 @@ func (r *historyReader) addApprovalRequest(e *historypb.HistoryEvent, title stri
 		KindApprovalRequest,
 		"",
 		fmt.Sprintf(
-			"Requested approval from %s, quorum %d, until %s UTC: %s? It would %s",
+			"Requested approval from %s (quorum %d, deadline %s UTC): %s? It would %s",
 			of,
 			max(approvers.Quorum, 1),
 			deadline.UTC().Format("15:04:05"),

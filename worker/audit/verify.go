@@ -33,7 +33,7 @@ func (t *timelineBuilder) compareWithStored() []Difference {
 			args...), EventRef: at})
 	}
 	if stored.ID != s.IncidentID {
-		differ("its id is %s, but the history is of %s", stored.ID, s.IncidentID)
+		differ("its ID is %s, but the history is for %s", stored.ID, s.IncidentID)
 	}
 	if stored.TotalDetections != s.DetectionCount {
 		differ("it has %d detections, but the history has %d", stored.TotalDetections, s.DetectionCount)

@@ -30,13 +30,13 @@ func (r *historyReader) addVote(e *historypb.HistoryEvent, signed attestation.En
 		"vote": answer, "reason": v.Reason, "step": v.Step, "plan_hash": v.PlanHash, "valid": proved,
 	}
 	if !proved {
-		what = fmt.Sprintf("A vote with an invalid signature in the name of %q was not counted", v.Person)
+		what = fmt.Sprintf("A vote with an invalid signature on behalf of %q was not counted", v.Person)
 		who = ""
 		details["counted"] = "not counted: its signature is invalid"
 	} else {
 		did := fmt.Sprintf("%s %s", verb, r.approvalRequestName(v.Step))
 		if v.BreakGlass && v.Approved {
-			did = fmt.Sprintf("used break-glass for %s, alone for the complete quorum: %s", r.approvalRequestName(v.Step),
+			did = fmt.Sprintf("used break-glass for %s, alone in place of the full quorum: %s", r.approvalRequestName(v.Step),
 				v.Reason)
 		}
 		if v.RejectionReason != "" {
@@ -97,7 +97,7 @@ func (r *historyReader) markUnassignedVotes() {
 const (
 	countedYes        = "counted as an approval"
 	countedNo         = "counted as a denial"
-	countedBreakGlass = "counted as the complete quorum: this person used break-glass"
+	countedBreakGlass = "counted as the full quorum: this person used break-glass"
 )
 
 // DescribeVoteResult returns how a vote with a valid signature counts for a request, by the rules of counting.
@@ -161,7 +161,7 @@ func (r *historyReader) addVoteCount(e *historypb.HistoryEvent, q activities.Cou
 				KindGrant,
 				who,
 				fmt.Sprintf(
-					"A grant for exactly this plan was signed: %s on %s, approved by %s, valid until %s UTC",
+					"A grant for this exact plan was signed: %s on %s, approved by %s, valid until %s UTC",
 					p.Plan.Action,
 					r.targetName(p.Plan.TargetID),
 					who,
@@ -184,7 +184,7 @@ func (r *historyReader) verifyVoteCount(e *historypb.HistoryEvent, q activities.
 	got activities.VoteCount,
 ) {
 	if q.PlansHash != activities.ApprovalRequestHash(q.Plans, q.Approvers) {
-		r.addProblem(e, "the approval request that was counted is not the one that people were asked")
+		r.addProblem(e, "the approval request that was counted is not the one that people were asked to decide on")
 		return
 	}
 	yes, no, broke := map[string]bool{}, []string{}, false
@@ -203,10 +203,10 @@ func (r *historyReader) verifyVoteCount(e *historypb.HistoryEvent, q activities.
 		}
 	}
 	if enough := broke || len(yes) >= max(q.Approvers.Quorum, 1); got.Granted && (!enough || len(no) > 0) {
-		r.addProblem(e, "the votes were counted as an approval, but %s approved, %d must, and %d denied",
+		r.addProblem(e, "the votes were counted as an approval, but %s approved, %d approvals were required, and %d denied",
 			pluralize(len(yes), "person", "people"), max(q.Approvers.Quorum, 1), len(no))
 	} else if !got.Granted && !got.Denied && enough && len(no) == 0 {
-		r.addProblem(e, "the votes were counted as not enough, but %s approved",
+		r.addProblem(e, "the votes were counted as insufficient, but %s approved",
 			strings.TrimSpace(pluralize(len(yes), "person", "people")))
 	}
 }

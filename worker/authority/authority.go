@@ -144,7 +144,7 @@ func readKeySetChain(path, active string) ([]attestation.Envelope, error) {
 		return nil, nil
 	}
 	if err != nil {
-		return nil, fmt.Errorf("read the rotations of the key: %w", err)
+		return nil, fmt.Errorf("read the key rotations: %w", err)
 	}
 	var chain []attestation.Envelope
 	last := 0
@@ -152,10 +152,10 @@ func readKeySetChain(path, active string) ([]attestation.Envelope, error) {
 		var s attestation.Envelope
 		var set attestation.KeySet
 		if err := json.Unmarshal([]byte(line), &s); err != nil {
-			return nil, fmt.Errorf("%s is damaged: %w", path, err)
+			return nil, fmt.Errorf("%s is corrupted: %w", path, err)
 		}
 		if err := json.Unmarshal(s.Payload, &set); err != nil {
-			return nil, fmt.Errorf("%s is damaged: %w", path, err)
+			return nil, fmt.Errorf("%s is corrupted: %w", path, err)
 		}
 		if chain = append(chain, s); set.ActiveKeyID == active {
 			last = len(chain)
@@ -170,7 +170,7 @@ func writeKeySetChain(path string, chain []attestation.Envelope) error {
 	for _, s := range chain {
 		raw, err := json.Marshal(s)
 		if err != nil {
-			return fmt.Errorf("write the rotations of the key: %w", err)
+			return fmt.Errorf("write the key rotations: %w", err)
 		}
 		text.Write(append(raw, '\n'))
 	}
@@ -255,7 +255,7 @@ func readSecret(path string, n int) ([]byte, error) {
 	}
 	secret, err := base64.StdEncoding.DecodeString(strings.TrimSpace(string(raw)))
 	if err != nil || len(secret) != n {
-		return nil, fmt.Errorf("%s is damaged: want %d bytes as base64", path, n)
+		return nil, fmt.Errorf("%s is corrupted: expected %d base64-encoded bytes", path, n)
 	}
 	return secret, nil
 }

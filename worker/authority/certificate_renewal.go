@@ -49,7 +49,7 @@ func (p *PKI) signPublicKey(role, name string, key any, hosts ...string) ([]byte
 	}
 	der, err := x509.CreateCertificate(rand.Reader, template, p.caCert, key, p.caKey)
 	if err != nil {
-		return nil, fmt.Errorf("issue a certificate for %s: %w", name, err)
+		return nil, fmt.Errorf("issue a issue a certificate for %s: %w", name, err)
 	}
 	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), nil
 }
@@ -58,7 +58,7 @@ func (p *PKI) signPublicKey(role, name string, key any, hosts ...string) ([]byte
 // and times in the request are ignored.
 func (p *PKI) SignCSR(role, name string, csr []byte) ([]byte, error) {
 	if len(csr) > maxCSRBytes {
-		return nil, fmt.Errorf("the certificate request has %d bytes, at most %d are accepted", len(csr), maxCSRBytes)
+		return nil, fmt.Errorf("the certificate request is %d bytes; the maximum is %d", len(csr), maxCSRBytes)
 	}
 	request, err := x509.ParseCertificateRequest(csr)
 	if err != nil {
@@ -92,7 +92,7 @@ func (p *PKI) RenewingTLSConfig(role, name string, hosts ...string) (*tls.Config
 		}
 		pair, err := tls.X509KeyPair(certPEM, keyPEM)
 		if err != nil {
-			return nil, fmt.Errorf("certificate for %s: %w", name, err)
+			return nil, fmt.Errorf("issue a certificate for %s: %w", name, err)
 		}
 		return &pair, nil
 	}}

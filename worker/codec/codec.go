@@ -39,18 +39,18 @@ func New(current string, keys map[string][]byte) (*Codec, error) {
 	c := &Codec{currentKeyID: current, ciphersByKeyID: map[string]cipher.AEAD{}}
 	for id, key := range keys {
 		if len(key) != 32 {
-			return nil, fmt.Errorf("codec key %s: %d bytes, want 32", id, len(key))
+			return nil, fmt.Errorf("read the payload key %s: it has %d bytes, expected 32", id, len(key))
 		}
 		block, err := aes.NewCipher(key)
 		if err != nil {
-			return nil, fmt.Errorf("codec key %s: %w", id, err)
+			return nil, fmt.Errorf("read the payload key %s: %w", id, err)
 		}
 		if c.ciphersByKeyID[id], err = cipher.NewGCM(block); err != nil {
-			return nil, fmt.Errorf("codec key %s: %w", id, err)
+			return nil, fmt.Errorf("read the payload key %s: %w", id, err)
 		}
 	}
 	if c.ciphersByKeyID[current] == nil {
-		return nil, fmt.Errorf("codec: unknown current key %s", current)
+		return nil, fmt.Errorf("load the payload keys: the current key %s is unknown", current)
 	}
 	return c, nil
 }
@@ -89,7 +89,7 @@ func (c *Codec) Decode(payloads []*commonpb.Payload) ([]*commonpb.Payload, error
 			return nil, fmt.Errorf("decrypt a payload: unknown key %q", id)
 		}
 		if len(p.GetData()) < aead.NonceSize() {
-			return nil, fmt.Errorf("decrypt a payload: %d bytes are too short", len(p.GetData()))
+			return nil, fmt.Errorf("decrypt a payload: it is too short (%d bytes)", len(p.GetData()))
 		}
 		nonce, sealed := p.GetData()[:aead.NonceSize()], p.GetData()[aead.NonceSize():]
 		plain, err := aead.Open(nil, nonce, sealed, []byte(id))

@@ -108,7 +108,7 @@ func (Size) JSONSchema() *jsonschema.Schema {
 
 // AWS is the account for aws.* actions. Credentials come from the SDK's default sources, never from this file.
 type AWS struct {
-	Region   string `yaml:"region" json:"region" jsonschema:"required,description=such as eu-central-1"`
+	Region   string `yaml:"region" json:"region" jsonschema:"required,description=use a region such as eu-central-1"`
 	Endpoint string `yaml:"endpoint" json:"endpoint,omitempty" jsonschema:"description=https URL of a private endpoint; default AWS's own"`
 	Profile  string `yaml:"profile" json:"profile,omitempty" jsonschema:"description=profile of the shared configuration files"`
 	RoleARN  string `yaml:"role_arn" json:"role_arn,omitempty" jsonschema:"description=the role that Stanch assumes"`
@@ -292,7 +292,7 @@ func (p *configParser) checkAll(c *Config) {
 	p.checkNodes(c.NodeLimits)
 	p.checkNetworks(c.Networks)
 	if l := c.Library; len(l.Only) > 0 && (len(l.Except) > 0 || l.Enabled != nil && !*l.Enabled) {
-		p.errorf(1, "library", "keep one of them", "library: `only` excludes `except` and `enabled: false`")
+		p.errorf(1, "library", "keep one of them", "library: `only` cannot be combined with `except` or `enabled: false`")
 	}
 	phase := func(what string, n int) {
 		if n < 0 || n > 3 {
@@ -346,12 +346,12 @@ func (p *configParser) checkAWS(c *Config) {
 	}
 	switch {
 	case a.Region == "":
-		p.errorf(1, "required", "add `region:`, such as eu-central-1", "aws: the region is missing")
+		p.errorf(1, "required", "add `region:`, use a region such as eu-central-1", "aws: the region is missing")
 	case !awsRegionPattern.MatchString(a.Region):
-		p.errorf(1, "value", "such as eu-central-1", "aws: invalid region `%s`", a.Region)
+		p.errorf(1, "value", "use a region such as eu-central-1", "aws: invalid region `%s`", a.Region)
 	}
 	if a.RoleARN != "" && !roleARNPattern.MatchString(a.RoleARN) {
-		p.errorf(1, "value", "such as arn:aws:iam::123456789012:role/stanch", "aws: invalid role ARN `%s`", a.RoleARN)
+		p.errorf(1, "value", "use an ARN such as arn:aws:iam::123456789012:role/stanch", "aws: invalid role ARN `%s`", a.RoleARN)
 	}
 	if a.Cluster != "" && !eksClusterPattern.MatchString(a.Cluster) {
 		p.errorf(1, "value", "use its name, not its ARN", "aws: invalid EKS cluster name `%s`", a.Cluster)
@@ -363,7 +363,7 @@ func (p *configParser) checkAWS(c *Config) {
 	u, err := url.Parse(a.Endpoint)
 	switch {
 	case err != nil || u.Host == "" || u.Scheme != "https" && u.Scheme != "http":
-		p.errorf(1, "value", "such as https://vpce-….amazonaws.com", "aws: invalid URL `%s`", a.Endpoint)
+		p.errorf(1, "value", "use a URL such as https://vpce-….amazonaws.com", "aws: invalid URL `%s`", a.Endpoint)
 	case u.Scheme == "http" && !isLoopback(u.Hostname()):
 		p.errorf(1, "value", "use https", "aws: credentials would be sent to %s in clear text", u.Host)
 	}

@@ -35,7 +35,7 @@ func (p *configParser) checkExports(all []Export) {
 		}
 		switch {
 		case (e.URL == "") == (e.File == ""):
-			p.errorf(1, "required", "give one of them", "%s: exactly one of `url` and `file` is required", where)
+			p.errorf(1, "required", "specify exactly one of them", "%s: exactly one of `url` and `file` is required", where)
 		case e.URL != "":
 			p.checkURL(where, e.URL)
 		case e.TokenFile != "":

@@ -90,11 +90,11 @@ func (p *configParser) checkURL(where, address string) {
 	u, err := url.Parse(address)
 	switch {
 	case err != nil || u.Host == "" || u.Scheme != "https" && u.Scheme != "http":
-		p.errorf(1, "url", "such as https://example.com/path", "%s: `url` is not an https URL", where)
+		p.errorf(1, "url", "use a URL such as https://example.com/path", "%s: `url` is not an https URL", where)
 	case u.User != nil:
 		p.errorf(1, "url", "put secrets into files", "%s: `url` contains a user or a password", where)
 	case u.Fragment != "":
-		p.errorf(1, "url", "remove the part from # on", "%s: `url` has a fragment", where)
+		p.errorf(1, "url", "remove everything from the # onward", "%s: `url` has a fragment", where)
 	case u.Scheme == "http" && !isLoopback(u.Hostname()):
 		p.errorf(1, "url", "use https", "%s: http is allowed only to this machine", where)
 	}
@@ -112,10 +112,10 @@ func (p *configParser) checkEmail(e *Email) {
 	}
 	host, _, err := e.SMTPHostPort()
 	if err != nil {
-		p.errorf(1, "address", "such as smtp.example.com:587", "`email.smtp`: %v", err)
+		p.errorf(1, "address", "use an address such as smtp.example.com:587", "`email.smtp`: %v", err)
 	}
 	if !isSingleAddress(e.FromAddress) {
-		p.errorf(1, "address", "such as stanch@example.com", "`email.from`: invalid address `%s`", e.FromAddress)
+		p.errorf(1, "address", "use an address such as stanch@example.com", "`email.from`: invalid address `%s`", e.FromAddress)
 	}
 	if len(e.Recipients) == 0 {
 		p.errorf(1, "required", "such as `to: [oncall@example.com]`", "`email.to` is missing")
@@ -130,13 +130,13 @@ func (p *configParser) checkEmail(e *Email) {
 	case "none":
 		if err == nil && !isLoopback(host) || e.Username != "" {
 			p.errorf(1, "tls", "use starttls or implicit",
-				"`email.tls`: none is allowed only to a server on this machine, without a password")
+				"`email.tls`: `none` is allowed only for a server on this machine, without a password")
 		}
 	default:
 		p.errorf(1, "tls", "use starttls, implicit or none", "`email.tls`: unknown mode `%s`", e.TLSMode)
 	}
 	if (e.Username == "") != (e.PasswordFile == "") {
-		p.errorf(1, "required", "give both, or neither", "`email`: `username` or `password_file` is missing")
+		p.errorf(1, "required", "specify both or neither", "`email`: `username` or `password_file` is missing")
 	}
 }
 
@@ -158,7 +158,7 @@ func (p *configParser) checkTicket(t *TicketTracker) {
 	}
 	switch {
 	case t.APIBaseURL() == "":
-		p.errorf(1, "required", "such as https://example.atlassian.net", "`ticket.url` is missing")
+		p.errorf(1, "required", "add a URL such as https://example.atlassian.net", "`ticket.url` is missing")
 	default:
 		p.checkURL("ticket", t.APIBaseURL())
 	}
@@ -167,7 +167,7 @@ func (p *configParser) checkTicket(t *TicketTracker) {
 			TrackerGitHub: "OWNER/NAME", TrackerGitLab: "use a path such as group/project, or a number",
 			TrackerJira: "use its key, such as OPS",
 		}[t.Kind]
-		p.errorf(1, "project", hint, "`ticket.project`: invalid project `%s` of %s", t.Project, t.Kind)
+		p.errorf(1, "project", hint, "`ticket.project`: invalid project `%s` for %s", t.Project, t.Kind)
 	}
 	if t.TokenFile == "" {
 		p.errorf(1, "required", "write the token into a file that only Stanch can read", "`ticket.token_file` is missing")

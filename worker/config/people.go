@@ -135,13 +135,13 @@ func (p *configParser) checkPeople(c *Config) (groups, names []string) {
 		case person.Name == "":
 			p.errorf(1, "required", "", "a person's name is missing")
 		case !usesSingleScript(person.Name) || strings.TrimSpace(person.Name) != person.Name:
-			p.errorf(1, "name", "write it in one alphabet, without invisible characters",
+			p.errorf(1, "name", "use a single script, without invisible characters",
 				"the name `%s` can be mistaken for another", person.Name)
 		case slices.ContainsFunc(before, func(o Person) bool { return strings.EqualFold(o.Name, person.Name) }):
 			p.errorf(1, "duplicate", "", "two people have the name `%s`", person.Name)
 		}
 		if person.SlackMemberID != "" && !slackMemberPattern.MatchString(person.SlackMemberID) {
-			p.errorf(1, "slack", "it begins with U or W: in the person's profile under `Copy member ID`",
+			p.errorf(1, "slack", "use the ID from `Copy member ID` in the person's profile; it begins with U or W",
 				"invalid Slack member id `%s` of %s", person.SlackMemberID, person.Name)
 		}
 		same("Slack member", person.SlackMemberID, before, func(o Person) string { return o.SlackMemberID })
@@ -194,7 +194,7 @@ func (p *configParser) checkSlack(s *Slack) {
 		return
 	}
 	if !slackChannelPattern.MatchString(s.Channel) {
-		p.errorf(1, "slack", "it begins with C: at the bottom of the channel's details",
+		p.errorf(1, "slack", "use the ID at the bottom of the channel's details; it begins with C",
 			"`slack.channel`: invalid channel id `%s`", s.Channel)
 	}
 	if s.BotTokenFile == "" {

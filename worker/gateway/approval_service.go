@@ -175,7 +175,7 @@ func (d *ApprovalService) checkMayVote(ctx context.Context, cfg *config.Config, 
 		case !s.BreakGlass:
 			return forbidden("%s is not allowed to use break-glass: `break_glass` is not set for them", s.Name)
 		case strings.TrimSpace(vote.Reason) == "":
-			return forbidden("missing reason; break-glass requires one, for the record")
+			return forbidden("missing reason; break-glass requires one, for the audit log")
 		}
 		d.Log.Error("break-glass was used", "person", s.Name, "authenticated_by", s.AuthenticatedBy, "incident", q.IncidentID,
 			"step", q.ID, "reason", vote.Reason)
@@ -346,7 +346,7 @@ func (d *ApprovalService) recordInManifest(manifest string, kind activities.Mani
 		return
 	}
 	if _, err := d.Evidence.Append(manifest, kind, act); err != nil {
-		d.Log.Error("an action of a person could not be recorded in the manifest", "manifest", manifest, "kind", kind,
+		d.Log.Error("a person's action could not be recorded in the manifest", "manifest", manifest, "kind", kind,
 			"error", err)
 	}
 }

@@ -86,7 +86,7 @@ func (d *ApprovalService) checkSinglePersonLimit(s Principal, p leaseScope, hold
 	if approvers.Quorum <= 1 {
 		return nil
 	}
-	return forbidden("one person can extend this lease to at most %s from now; a longer time needs %d of %s: request it "+
+	return forbidden("one person can extend this lease to at most %s from now; a longer extension requires %d approvals from %s: request it "+
 		"with `stanch contain TARGET --for %s --reason …`",
 		duration.Format(most), approvers.Quorum, approvers.Describe(), duration.Format(hold))
 }
@@ -220,7 +220,7 @@ func (d *ApprovalService) forEachLease(ctx context.Context, s Principal, q Lease
 		return done, fmt.Errorf("%d leases were changed; these were not: %w", len(done), err)
 	}
 	if len(done) == 0 && q.LeaseID != "" {
-		return nil, notFound("unknown lease %s, or it ended; `stanch leases` lists the leases", truncateText(q.LeaseID))
+		return nil, notFound("lease %s is unknown or has ended; `stanch leases` lists the leases", truncateText(q.LeaseID))
 	}
 	return done, nil
 }

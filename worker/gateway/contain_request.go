@@ -95,7 +95,7 @@ func badRequest(format string, args ...any) error {
 // Contain checks that the person may contain the target, and starts the request or, for a dry run, plans it.
 func (d *ApprovalService) Contain(ctx context.Context, s Principal, q ContainRequest) (*ContainResponse, error) {
 	if d.ManualRequests == nil {
-		return nil, notFound("manual requests are not supported by this Stanch")
+		return nil, notFound("this Stanch installation does not support manual requests")
 	}
 	if !d.rateLimiter.allow(s.RateLimitKey) {
 		return nil, &httpError{http.StatusTooManyRequests, "too many requests; try again in a moment"}
@@ -107,9 +107,9 @@ func (d *ApprovalService) Contain(ctx context.Context, s Principal, q ContainReq
 	q.Reason = strings.TrimSpace(truncateTo(q.Reason, maxReasonBytes))
 	switch {
 	case s.DrillName != "":
-		return nil, forbidden("a drill's key is not allowed to contain")
+		return nil, forbidden("a drill's key cannot be used to request a containment")
 	case q.Reason == "":
-		return nil, badRequest("missing reason; it is recorded in the incident, the audit and the chat")
+		return nil, badRequest("missing reason; it is recorded in the incident, the audit log and the chat")
 	case !q.DryRun && (q.ID == "" || len(q.ID) > maxRequestIDBytes):
 		return nil, badRequest("invalid request id; use 1 to %d characters", maxRequestIDBytes)
 	case (q.Action == "") == (q.Playbook == ""):
@@ -197,7 +197,7 @@ func (d *ApprovalService) startRequests(ctx context.Context, answer *ContainResp
 			answer.IncidentID = in.ID
 		}
 		if err != nil && n > 0 {
-			return fmt.Errorf("%d of %d targets were requested, the last in %s; request %s: %w", n, len(found),
+			return fmt.Errorf("containment of %d of %d targets was requested, the last one in incident %s; request %s: %w", n, len(found),
 				answer.IncidentID, incident.TargetOfDetection(one), err)
 		}
 		if err != nil {
@@ -275,7 +275,7 @@ func (d *ApprovalService) planDryRun(ctx context.Context, cfg *config.Config, an
 				}
 				planned, err := d.ManualRequests.Plan(ctx, activities.PlanInput{Request: request, Authorization: basis})
 				if err != nil {
-					return fmt.Errorf("plan %s of %s: %w", step.Action, target, err)
+					return fmt.Errorf("plan %s on %s: %w", step.Action, target, err)
 				}
 				plan.Plan, plan.Decision = planned.Plan, planned.Decision
 				if plan.Decision.Verdict == activities.VerdictAskApproval {

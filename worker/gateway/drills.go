@@ -152,7 +152,7 @@ func (d *DrillRegistry) reserveRegistration(secret string, targets DrillTargets)
 		)
 	case k.registering:
 		return nil, time.Time{}, forbidden(
-			"register drill targets: this drill registered its targets already; start another drill",
+			"register drill targets: this drill has already registered its targets; start another drill",
 		)
 	case time.Since(k.issuedAt) > drillRegistrationLifetime:
 		return nil, time.Time{}, forbidden("register drill targets: the key is older than %s; start the drill again",
@@ -236,7 +236,7 @@ func verifyContainer(c DrillContainer, issued time.Time) error {
 	case err != nil:
 		return fmt.Errorf("register drill container: %w", err)
 	case st.Ino != c.CgroupID:
-		return forbidden("register drill container: cgroup %s has the inode %d, not %d", c.CgroupPath, st.Ino, c.CgroupID)
+		return forbidden("register drill container: cgroup %s has inode %d, not %d", c.CgroupPath, st.Ino, c.CgroupID)
 	case len(pids) > 0:
 		return forbidden("register drill container: cgroup %s already has %d processes; a drill registers an empty one",
 			c.CgroupPath, len(pids))

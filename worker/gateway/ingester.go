@@ -109,7 +109,7 @@ func countFittingSignal(waiting []*queuedDetection) int {
 func DecodeDetection(raw []byte) (sensors.Detection, error) {
 	var d sensors.Detection
 	if len(raw) > maxDetectionBytes {
-		return d, fmt.Errorf("the detection has %d bytes, at most %d are accepted", len(raw), maxDetectionBytes)
+		return d, fmt.Errorf("the detection is %d bytes; the maximum is %d", len(raw), maxDetectionBytes)
 	}
 	decoder := json.NewDecoder(bytes.NewReader(raw))
 	decoder.DisallowUnknownFields()
@@ -159,7 +159,7 @@ func (i *Ingester) checkDetection(ctx context.Context, d *sensors.Detection, fro
 		return fmt.Errorf("invalid detection: its time %s is in the future; correct the node's clock",
 			d.Time.Format(time.RFC3339))
 	case len(d.Event.Actor) > maxActorBytes:
-		return fmt.Errorf("invalid detection: its actor has %d bytes, at most %d are accepted", len(d.Event.Actor),
+		return fmt.Errorf("invalid detection: its actor is %d bytes; the maximum is %d", len(d.Event.Actor),
 			maxActorBytes)
 	case d.Event.Actor != "" && from != "":
 		return errors.New("invalid detection: it has an actor, which is not allowed from a node")
@@ -351,7 +351,7 @@ func (i *Ingester) signalIncident(key string, batch []*queuedDetection) error {
 	if _, err := i.Temporal.SignalWithStartWorkflow(ctx, workflows.IncidentWorkflowID(key), workflows.SignalDetections,
 		attested, options, i.IncidentWorkflow, in); err != nil {
 		span.SetStatus(codes.Error, "")
-		return &TemporaryError{fmt.Errorf("send %d detections to incident %s: %w", len(batch), key, err)}
+		return &TemporaryError{fmt.Errorf("send %d detections to audit incident %s: %w", len(batch), key, err)}
 	}
 	i.hitFailpoint("intake/given")
 	return nil

@@ -48,7 +48,7 @@ func LookUpSocketGroup(name string) (int, error) {
 func ListenLocalSocket(path string, group int) (net.Listener, error) {
 	if c, err := net.Dial("unix", path); err == nil { //nolint:noctx // local
 		_ = c.Close()
-		return nil, fmt.Errorf("open the local socket: another Stanch listens on %s", path)
+		return nil, fmt.Errorf("open the local socket: another Stanch instance is listening on %s", path)
 	}
 	_ = os.Remove(path)
 	l, err := net.Listen("unix", path) //nolint:noctx // local
@@ -144,6 +144,6 @@ func checkGroupCanTraverse(dir string, group int) error {
 	if mode&0o001 != 0 || int(st.Gid) == group && mode&0o010 != 0 {
 		return nil
 	}
-	return fmt.Errorf("the socket group cannot pass through %s (mode %04o); run `chmod o+x %s`, or choose another --data",
+	return fmt.Errorf("the socket group cannot traverse %s (mode %04o); run `chmod o+x %s`, or choose another --data",
 		dir, mode, dir)
 }

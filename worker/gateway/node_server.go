@@ -384,7 +384,7 @@ func (h *NodeServer) Call(ctx context.Context, name string, kind gatewayrpc.Comm
 	}
 	// otherwise the stream's error would look as if the node were disconnected
 	if len(raw) > gatewayrpc.MaxMessageBytes {
-		return nil, fmt.Errorf("%w: %s has %d bytes, at most %d fit into a command; give it smaller parameters",
+		return nil, fmt.Errorf("%w: %s is %d bytes, but a command can hold at most %d; use smaller parameters",
 			gatewayrpc.ErrRefused, kind, len(raw), gatewayrpc.MaxMessageBytes)
 	}
 	limit := 30 * time.Second

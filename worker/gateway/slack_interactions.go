@@ -146,7 +146,7 @@ func (s *SlackInteractions) runConnection(ctx context.Context) {
 		}
 	}()
 	if err := client.RunContext(ctx); err != nil && ctx.Err() == nil {
-		s.Log.Warn("the connection to Slack ended; reconnecting", "error", err)
+		s.Log.Warn("the connection to Slack was closed; reconnecting", "error", err)
 	}
 }
 
@@ -261,13 +261,13 @@ func (s *SlackInteractions) performClick(ctx context.Context, c *slackClick) (st
 		return toSentence(a.Message), nil
 	case view.ButtonRelease:
 		_, err = s.Release(ctx, speaker, LeaseRequest{LeaseID: ref.LeaseID})
-		return "The lease is being released; the message shows when it is undone.", err
+		return "The lease is being released; the message shows when the containment is undone.", err
 	case view.ButtonExtend:
 		_, err = s.Extend(ctx, speaker, LeaseRequest{LeaseID: ref.LeaseID, Duration: time.Hour, CountFrom: c.clickedAt})
 		return "The lease now lasts until one hour from now.", err
 	case view.ButtonAssign:
 		_, err = s.Triage(ctx, speaker, TriageRequest{IncidentID: ref.IncidentID, Kind: incident.TriageAssigned})
-		return "The incident is assigned to you. Stanch starts nothing new in it; its leases continue until they end.", err
+		return "The incident is assigned to you. Stanch will not start anything new in this incident; its leases continue until they end.", err
 	case view.ButtonFalsePositive:
 		_, err = s.Triage(ctx, speaker, TriageRequest{
 			IncidentID: ref.IncidentID, Kind: incident.TriageFalsePositive,
@@ -286,10 +286,10 @@ func toSentence(s string) string {
 
 // reasonForms are the forms of buttons that ask for a reason first.
 var reasonForms = map[view.ButtonKind]struct{ title, submit, label, hint string }{
-	view.ButtonDeny: {"Deny", "Deny", "Why not?", "shown to the requester and kept in the audit"},
+	view.ButtonDeny: {"Deny", "Deny", "Why not?", "shown to the requester and kept in the audit log"},
 	view.ButtonBreakGlass: {
-		"Use break-glass", "Approve alone", "Why can this not wait for the other approvers?",
-		"you approve alone for the complete quorum; everybody sees it",
+		"Use break-glass", "Approve alone", "Why can't this wait for the other approvers?",
+		"you approve alone in place of the full quorum; everyone can see this",
 	},
 	view.ButtonFalsePositive: {
 		"False positive", "Release everything", "What caused the detection?",
@@ -356,7 +356,7 @@ func (s *SlackInteractions) principalOf(ctx context.Context, c slack.Interaction
 	}
 	for why, is := range map[string]bool{
 		"deactivated": user.Deleted, "a bot": user.IsBot, "a guest": user.IsRestricted || user.IsUltraRestricted,
-		"of another organization": user.IsStranger || user.TeamID != "" && user.TeamID != team,
+		"from another organization": user.IsStranger || user.TeamID != "" && user.TeamID != team,
 	} {
 		if is || user.ID != c.User.ID {
 			return Principal{}, forbidden("Your account is %s and is not allowed to vote.", why)

@@ -48,7 +48,7 @@ func (f *SourceServer) handleAuditLog(w http.ResponseWriter, r *http.Request) {
 		s.counts.limited.Add(1)
 		w.Header().Set("Retry-After", strconv.Itoa(int(wait/time.Second)+1))
 		writeIngestResponse(w, http.StatusTooManyRequests,
-			ingestResponse{Status: "the source exceeds its rate limit; send it again later"})
+			ingestResponse{Status: "the source exceeded its rate limit; resend the request later"})
 		return
 	}
 	var alerts []sensors.Detection

@@ -96,7 +96,7 @@ func (f *SourceServer) handleRecords(d endpoint) http.HandlerFunc {
 			s.counts.limited.Add(1)
 			w.Header().Set("Retry-After", strconv.Itoa(int(math.Ceil(wait.Seconds()))))
 			writeIngestResponse(w, http.StatusTooManyRequests,
-				ingestResponse{Status: "the source exceeds its rate limit; send it again later"})
+				ingestResponse{Status: "the source exceeded its rate limit; resend the request later"})
 			return
 		}
 		code, a := f.ingestRecords(r.Context(), s, d, records)

@@ -77,11 +77,11 @@ func NewSourceServer(intake *Ingester, sources []config.Source, log *slog.Logger
 	for _, s := range sources {
 		raw, err := os.ReadFile(s.TokenFile)
 		if err != nil {
-			return nil, fmt.Errorf("source %s: %w", s.Name, err)
+			return nil, fmt.Errorf("load source %s: %w", s.Name, err)
 		}
 		token := strings.TrimSpace(string(raw))
 		if len(token) < minTokenLength {
-			return nil, fmt.Errorf("source %s: the token in %s is too short; use at least %d characters", s.Name, s.TokenFile,
+			return nil, fmt.Errorf("load source %s: the token in %s is too short; use at least %d characters", s.Name, s.TokenFile,
 				minTokenLength)
 		}
 		if other, taken := owners[token]; taken {

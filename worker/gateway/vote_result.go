@@ -90,7 +90,7 @@ func (d *ApprovalService) checkVoteResult(ctx context.Context, s Principal, v Vo
 			}
 		case len(ignored) > len(ignoredVoteReasons(a.ApprovalRequest, s.Name)):
 			a.ApprovalRequest, a.Result = q, ResultNotCounted
-			a.Message = fmt.Sprintf("the vote of %s on %s does not count: %s", s.Name, quoteRequest(q),
+			a.Message = fmt.Sprintf("the vote by %s on %s was not counted: %s", s.Name, quoteRequest(q),
 				ignored[len(ignored)-1])
 		default:
 			return false
@@ -119,12 +119,12 @@ func (d *ApprovalService) checkVoteResult(ctx context.Context, s Principal, v Vo
 			a.Message = fmt.Sprintf("%s %s %s: %s", s.Name, verb, quoteRequest(a.ApprovalRequest),
 				display.DescribeApprovalProgress(c.ApprovedBy, a.Approvers.Quorum, ""))
 			if v.BreakGlass {
-				a.Message = fmt.Sprintf("%s approved %s alone with break-glass, for the complete quorum", s.Name,
+				a.Message = fmt.Sprintf("%s approved %s alone with break-glass, in place of the full quorum", s.Name,
 					quoteRequest(a.ApprovalRequest))
 			}
 			a.Message += d.describeAfterApproval(ctx, a.ApprovalRequest)
 		case v.Approve == c.Granted:
-			a.Message = fmt.Sprintf("%s %s %s: it does not run", s.Name, verb, quoteRequest(a.ApprovalRequest))
+			a.Message = fmt.Sprintf("%s %s %s: it will not run", s.Name, verb, quoteRequest(a.ApprovalRequest))
 		default: // someone else decided it in the meantime
 			a.Message = fmt.Sprintf("%s was already %s: %s", quoteRequest(a.ApprovalRequest), what, c.Reason)
 		}
@@ -201,8 +201,8 @@ func (d *ApprovalService) findRequest(ctx context.Context, v VoteRequest) (*play
 			if p.ReplacesHash == v.PlansHash {
 				return nil, &httpError{
 					http.StatusConflict,
-					"the plan changed since the question was asked (" + strings.Join(p.ChangesSinceReplaced,
-						"; ") + "); answer the new question",
+					"the plan has changed since approval was requested (" + strings.Join(p.ChangesSinceReplaced,
+						"; ") + "); answer the new request",
 				}
 			}
 			continue
@@ -226,15 +226,15 @@ func (d *ApprovalService) findRequest(ctx context.Context, v VoteRequest) (*play
 	case v.PlansHash != "" && len(found) == 0:
 		return nil, &httpError{
 			http.StatusConflict,
-			"the question is closed: it was answered, it expired, or its plan changed",
+			"the approval request is closed: it was answered, it expired, or its plan changed",
 		}
 	case len(found) > 1 && v.RequestID == "":
-		return nil, &httpError{http.StatusConflict, fmt.Sprintf("incident %s has %d open questions; choose one:%s",
+		return nil, &httpError{http.StatusConflict, fmt.Sprintf("incident %s has %d pending approval requests; choose one:%s",
 			v.IncidentID, len(found), describeOpenRequests(v.IncidentID, v.Approve, found))}
 	case len(found) > 1:
 		return nil, &httpError{
 			http.StatusConflict,
-			fmt.Sprintf("%q matches %d open questions of incident %s; choose one:%s", truncateText(v.RequestID),
+			fmt.Sprintf("%q matches %d pending approval requests in incident %s; choose one:%s", truncateText(v.RequestID),
 				len(found), v.IncidentID, describeOpenRequests(v.IncidentID, v.Approve, found)),
 		}
 	}
@@ -279,7 +279,7 @@ func (d *ApprovalService) noOpenRequestError(ctx context.Context, v VoteRequest,
 		for i := range pending {
 			all = append(all, &pending[i])
 		}
-		return notFound("unknown question %[2]q in incident %[1]s; open questions:%[3]s", v.IncidentID,
+		return notFound("unknown approval request %[2]q in incident %[1]s; pending requests:%[3]s", v.IncidentID,
 			truncateText(v.RequestID), describeOpenRequests(v.IncidentID, v.Approve, all))
 	}
 	in, err := d.QueryService.Incident(ctx, v.IncidentID)
@@ -295,8 +295,8 @@ func (d *ApprovalService) noOpenRequestError(ctx context.Context, v VoteRequest,
 		}
 	}
 	if len(before) > 0 {
-		return &httpError{http.StatusConflict, fmt.Sprintf("incident %s has no open question; already answered: %s",
+		return &httpError{http.StatusConflict, fmt.Sprintf("incident %s has no pending approval request; already answered: %s",
 			v.IncidentID, truncateReason(strings.Join(before, "; ")))}
 	}
-	return notFound("incident %s has no open question; see `stanch incidents %s`", v.IncidentID, v.IncidentID)
+	return notFound("incident %s has no pending approval request; see `stanch incidents %s`", v.IncidentID, v.IncidentID)
 }

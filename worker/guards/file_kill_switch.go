@@ -152,7 +152,7 @@ func BudgetExceededReason(f Input, hour, held int) string {
 	if f.Request.Target.Kind == playbooks.TargetPod && replicas <= 0 && held > 0 &&
 		(f.ResolvedTarget == nil || !f.ResolvedTarget.IgnoreReplicas) {
 		return fmt.Sprintf(
-			"%d pods of %s are contained already and its number of replicas is unknown; the budget allows one until it is known",
+			"%d pods of %s are already contained and its number of replicas is unknown; the budget allows one until it is known",
 			held,
 			f.budgetWorkload(),
 		)
@@ -160,7 +160,7 @@ func BudgetExceededReason(f Input, hour, held int) string {
 	if f.Request.Target.Kind == playbooks.TargetPod && replicas > 1 {
 		most := int(math.Max(1, math.Floor(limit.MaxFraction*float64(replicas))))
 		if held+1 > most {
-			return fmt.Sprintf("%d of %d pods of %s are contained already; the budget allows %.0f%%", held, replicas,
+			return fmt.Sprintf("%d of %d pods of %s are already contained; the budget allows %.0f%%", held, replicas,
 				f.budgetWorkload(), limit.MaxFraction*100)
 		}
 	}

@@ -334,7 +334,7 @@ func checkEvidence(f Input) *activities.GuardDecision {
 			return nil
 		}
 	}
-	return newRefusal("no evidence of %s was captured or attempted before", f.Request.Target)
+	return newRefusal("no attempt to capture evidence of %s was made before the containment", f.Request.Target)
 }
 
 func checkGrantValid(f Input) *activities.GuardDecision {
@@ -387,7 +387,7 @@ func checkPhase(f Input) *activities.GuardDecision {
 		return &activities.GuardDecision{Verdict: activities.VerdictRun, Reason: "granted by " +
 			strings.Join(f.Grant.GrantedBy, ", "), BasisID: f.BasisID}
 	case class == playbooks.ClassDisrupt || f.Authorization.RequiresGrant:
-		return newApprovalDecision(f, "it requires an approval")
+		return newApprovalDecision(f, "this action requires approval")
 	case f.unknownReason() != "":
 		return newApprovalDecision(f, "%s", f.unknownReason())
 	case len(f.CorrelationInputs) == 0:

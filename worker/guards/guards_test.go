@@ -388,7 +388,7 @@ func TestGuardDecisions(t *testing.T) {
 		}, activities.VerdictRun, "phase", "granted"},
 		"inside of an approval without a grant": {
 			func(d *guardFixture) { d.input.Authorization.RequiresGrant = true },
-			activities.VerdictAskApproval, "phase", "it requires an approval",
+			activities.VerdictAskApproval, "phase", "this action requires approval",
 		},
 		"registered drill target": {func(d *guardFixture) {
 			d.chain.Config.Phase = 1

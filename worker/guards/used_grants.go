@@ -93,7 +93,7 @@ func (g *FileUsedGrants) RecordUse(_ context.Context, nonce string, use GrantUse
 	default:
 		if err := json.Unmarshal(raw, &uses); err != nil {
 			return fmt.Errorf(
-				"read the used grants: %s is damaged: %w; remove it once no approval of the last two hours is open",
+				"read the used grants: %s is corrupted: %w; remove it once no approval from the last two hours is pending",
 				g.FilePath,
 				err,
 			)

@@ -34,9 +34,9 @@ var (
 		reason:    "Nothing on the node is detected while its sensor is stopped.",
 	}
 	sensorBlind = conditionKind{
-		ruleName: "heartbeat-failing", title: "A sensor runs but receives no events", severity: sensors.SeverityHigh,
+		ruleName: "heartbeat-failing", title: "A sensor is running but not receiving events", severity: sensors.SeverityHigh,
 		confidence: 0.7, technique: "T1685",
-		reason: "A sensor that responds but receives no events looks healthy from outside; an attacker may have blinded it.",
+		reason: "A sensor that responds but receives no events looks healthy from the outside; an attacker may have blinded it.",
 	}
 	eventsDropped = conditionKind{
 		ruleName: "events-dropped", title: "Events were lost on a node", severity: sensors.SeverityMedium, confidence: 0.5,
@@ -53,14 +53,14 @@ var (
 	spoofedCgroup = conditionKind{
 		ruleName: "spoofed-cgroup", title: "A cgroup has another container's name", severity: sensors.SeverityHigh,
 		confidence: 0.7, technique: "T1036.005",
-		reason: "No container runtime creates two cgroups with one name. An attacker who creates the second can redirect " +
+		reason: "No container runtime creates two cgroups with the same name. An attacker who creates the second can redirect " +
 			"an action on the container.",
 	}
 	clockSkew = conditionKind{
 		ruleName: "clock-skew", title: "A node's clock is wrong", severity: sensors.SeverityLow, confidence: 0.5,
 		technique: "T1685",
-		reason: "Its timestamps cannot be compared with those of other nodes, and leases and certificates are checked with " +
-			"a wrong clock.",
+		reason: "Its timestamps cannot be compared with those of other nodes, and leases and certificates are checked against " +
+			"an incorrect clock.",
 	}
 	certificateExpiring = conditionKind{
 		ruleName: "certificate-expiring", title: "A certificate expires soon and was not renewed",

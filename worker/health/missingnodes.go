@@ -119,7 +119,7 @@ func (m *Monitor) reportMissingNodes(ctx context.Context) {
 		if m.ReplicaChecker != nil {
 			served, err := m.ReplicaChecker.ServesNode(ctx, a.name)
 			if err != nil {
-				m.Log.Warn("find out whether another gateway serves a node", "node", a.name, "error", err)
+				m.Log.Warn("check whether another gateway serves a node", "node", a.name, "error", err)
 				continue // Temporal is unavailable, so nothing could be reported
 			}
 			if served {
@@ -187,13 +187,13 @@ func (m *Monitor) assessMissingNode(a missingNode, e NodeExpectation, should, cl
 	c := telemetryCondition{kind: telemetryLost, subject: newNodeSubject(a.name), node: a.name, since: a.missingSince}
 	switch {
 	case a.seenBefore && a.stopped:
-		c.reasons = append(c.reasons, fmt.Sprintf("The sensor of node %s was stopped %s ago and has not reconnected.", a.name,
+		c.reasons = append(c.reasons, fmt.Sprintf("The sensor on node %s was stopped %s ago and has not reconnected.", a.name,
 			duration.FormatApprox(away)))
 	case a.seenBefore:
-		c.reasons = append(c.reasons, fmt.Sprintf("The sensor of node %s disconnected %s ago without announcing a shutdown.",
+		c.reasons = append(c.reasons, fmt.Sprintf("The sensor on node %s disconnected %s ago without announcing a shutdown.",
 			a.name, duration.FormatApprox(away)))
 	default:
-		c.reasons = append(c.reasons, fmt.Sprintf("The sensor of node %s has not connected for %s.", a.name,
+		c.reasons = append(c.reasons, fmt.Sprintf("The sensor on node %s has not connected for %s.", a.name,
 			duration.FormatApprox(away)))
 	}
 	switch {

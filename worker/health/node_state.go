@@ -152,10 +152,10 @@ func (m *Monitor) reportSpoofedCgroups(name string, r agent.StatusReport) {
 	since := r.SpoofedCgroups[0].FirstSeen
 	for _, d := range r.SpoofedCgroups[:min(len(r.SpoofedCgroups), maxSpoofedCgroups)] {
 		others := strings.Join(d.SpoofedPaths[:min(len(d.SpoofedPaths), maxSpoofedCgroups)], ", ")
-		what := fmt.Sprintf("On node %s, %s is in %s. These cgroups have its name too: %s.", name, truncate(d.TargetID),
+		what := fmt.Sprintf("On node %s, %s is in %s. These cgroups have the same name: %s.", name, truncate(d.TargetID),
 			truncate(strings.Join(d.GenuinePaths, ", ")), truncate(others))
 		if len(d.GenuinePaths) == 0 {
-			what = fmt.Sprintf("On node %s, several cgroups have the name of %s. The node detected nothing in any of them, so "+
+			what = fmt.Sprintf("On node %s, several cgroups have the same name as %s. The node detected nothing in any of them, so "+
 				"it was not contained there: %s.", name, truncate(d.TargetID), truncate(others))
 		}
 		reasons = append(reasons, what)
@@ -224,18 +224,18 @@ func (m *Monitor) checkSensorBlind(name string, r agent.StatusReport, off []prob
 			last = "last received at " + r.Heartbeat.LastReceived.UTC().Format(time.RFC3339)
 		}
 		reasons = append(reasons, fmt.Sprintf(
-			"The sensor of node %s sent %d heartbeats and received none of them from the kernel (%s).", name,
+			"The sensor on node %s sent %d heartbeats and received none of them from the kernel (%s).", name,
 			r.Heartbeat.ConsecutiveMisses, last))
 		if r.Heartbeat.FailureReason != "" {
 			reasons = append(reasons, "The sensor reports: "+truncate(r.Heartbeat.FailureReason))
 		}
 	}
 	for _, h := range off {
-		reasons = append(reasons, fmt.Sprintf("The hook %s of node %s was attached and is now detached: %s.",
+		reasons = append(reasons, fmt.Sprintf("The hook %s on node %s was attached and is now detached: %s.",
 			truncate(string(h.Hook)), name, truncate(h.Reason)))
 	}
 	if blind {
-		reasons = append(reasons, fmt.Sprintf("The sensor of node %s no longer monitors the kernel.", name))
+		reasons = append(reasons, fmt.Sprintf("The sensor on node %s no longer monitors the kernel.", name))
 	}
 	if len(reasons) == 0 {
 		m.markResolved(sensorBlind, newNodeSubject(name))
@@ -345,7 +345,7 @@ func (m *Monitor) reportDrops(name string, before *agent.StatusReport, r agent.S
 // dropCauses returns why events were lost.
 func dropCauses(r agent.StatusReport) string {
 	var out []string
-	for _, why := range []string{"alerts ring full", "telemetry ring full", "no scratch", "undecodable"} {
+	for _, why := range []string{"alerts ring full", "telemetry ring full", "no scratch buffer", "undecodable"} {
 		if r.ProbeStatus.Drops[why] > 0 {
 			out = append(out, why)
 		}

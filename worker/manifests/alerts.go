@@ -2,7 +2,7 @@ package manifests
 
 // AlertRules are alert rules for Prometheus: conditions in which Stanch cannot detect or act, each with where to look.
 // They use only metrics of worker/metrics, which a test checks.
-const AlertRules = `# Alert rules over the worker's /metrics: a rule file for Prometheus. Missing telemetry comes first, because
+const AlertRules = `# Alert rules for the worker's /metrics: a rule file for Prometheus. Missing telemetry comes first, because
 # Stanch cannot alert on what it does not receive.
 groups:
   - name: stanch
@@ -17,7 +17,7 @@ groups:
         expr: stanch_node_heartbeat_healthy == 0
         for: 2m
         labels: { severity: critical }
-        annotations: { summary: "The sensor of {{ $labels.node }} does not receive its own heartbeats: it may have been detached." }
+        annotations: { summary: "The sensor on {{ $labels.node }} is not receiving its own heartbeats: it may have been detached." }
       - alert: StanchEventsDropped
         expr: increase(stanch_node_events_dropped_total[10m]) > 0
         labels: { severity: warning }
@@ -34,7 +34,7 @@ groups:
         expr: stanch_node_rule_problems > 0
         for: 5m
         labels: { severity: warning }
-        annotations: { summary: "{{ $labels.node }} does not use some rules: run stanch rules lint." }
+        annotations: { summary: "{{ $labels.node }} is not using some of its rules: run stanch rules lint." }
       - alert: StanchDetectionsDelayed
         expr: stanch_detections_queued > 1000
         for: 5m
@@ -43,7 +43,7 @@ groups:
       - alert: StanchWorkflowTasksFailing
         expr: increase(stanch_temporal_workflow_task_failed_total[10m]) > 0
         labels: { severity: critical }
-        annotations: { summary: "{{ $labels.workflow_type }} is stuck ({{ $labels.failure_reason }}): roll back to the previous version; leases do not end meanwhile." }
+        annotations: { summary: "{{ $labels.workflow_type }} is stuck ({{ $labels.failure_reason }}): roll back to the previous version; leases do not end in the meantime." }
       - alert: StanchCertificateExpiring
         expr: stanch_node_certificate_expiry_timestamp_seconds - time() < 7 * 86400
         for: 1h

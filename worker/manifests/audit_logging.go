@@ -24,7 +24,7 @@ rules:
     verbs: [create]
     resources:
       - { group: "", resources: [serviceaccounts/token] }
-  # Everybody who enters a pod or a kubelet: newer clients use GET, which looks like reading.
+  # Everyone who opens a session in a pod or through a kubelet: newer clients use GET, which looks like a read.
   - level: Metadata
     resources:
       - { group: "", resources: [pods/exec, pods/attach, pods/portforward, pods/proxy, services/proxy, nodes/proxy] }
@@ -151,7 +151,7 @@ func AuditInstructions(url string) string {
 	line := func(format string, args ...any) { fmt.Fprintf(&b, "# "+format+"\n", args...) }
 	line("Send the Kubernetes audit log to Stanch. Store the first document as %s/policy.yaml and the second as", dir)
 	line("%s/webhook.yaml on every node with an API server (mode 0600: it contains a token).", dir)
-	line("Add ca.crt, the authority's certificate, to the same directory: from secrets/pki, or from DATA/pki of `stanch " +
+	line("Add ca.crt, the CA certificate, to the same directory: from secrets/pki, or from DATA/pki of `stanch " +
 		"up`.")
 	line("Create the token with `openssl rand -hex 32`; in stanch.yaml:")
 	line("  sources: [{ name: api-server, kind: kubernetes-audit, token_file: FILE, rate: 5000 }]")

@@ -103,7 +103,7 @@ func (o Options) validate() error {
 	case o.TemporalAddress == "":
 		return fmt.Errorf("missing Temporal address; set the address at which pods reach Temporal")
 	case o.DataPath != "" && o.Replicas > 1:
-		return fmt.Errorf("%d workers cannot share a folder of one node; use one worker", o.Replicas)
+		return fmt.Errorf("run %d workers: they cannot share a folder on one node; use one worker", o.Replicas)
 	}
 	return nil
 }
@@ -258,10 +258,10 @@ func installNotes(o Options) string {
 	lines := []string{
 		fmt.Sprintf("Stanch in phase %d: %s.", o.Phase, []string{
 			"it observes, and can write only its own kill switch",
-			"it contains, reversibly", "it contains, and disrupts with approval",
+			"it runs reversible containments", "it runs containments, and disruptive actions with approval",
 		}[o.Phase-1]),
 		"Before you raise or lower the phase, apply the manifests of the new one. Before you lower it, run",
-		"`stanch release --all`, or leases in force can no longer be undone.",
+		"`stanch release --all`, otherwise, active leases can no longer be undone.",
 		"",
 		"Create the secrets once, in a safe place:",
 		"  stanch cert authority --out secrets",

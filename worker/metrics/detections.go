@@ -46,10 +46,10 @@ func newSourceCollector(source func() map[string]gateway.SourceCounts) *sourceCo
 	return &sourceCollector{
 		source: source,
 		records: newCounterFamily("stanch_source_records_total",
-			"Records of another sensor: accepted as detections, telemetry that makes no detection, health reports, or refused.",
+			"Records of another sensor: accepted as detections, telemetry that produces no detection, health reports, or refused.",
 			"source", "outcome"),
 		requests: newCounterFamily("stanch_source_requests_delayed_total",
-			"Requests that were deferred: limited by the source's rate, or later because Temporal or the cluster was "+
+			"Requests that were deferred: rate-limited for the source, or postponed because Temporal or the cluster was "+
 				"unavailable.",
 			"source", "reason"),
 		dropped: newCounterFamily("stanch_source_events_dropped_total", "Events that another sensor reported as lost.",

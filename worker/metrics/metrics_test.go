@@ -75,7 +75,7 @@ func TestNodeHealthIsExported(t *testing.T) {
 # TYPE stanch_node_up gauge
 stanch_node_up{node="node-1"} 1
 stanch_node_up{node="node-2"} 0
-# HELP stanch_node_events_dropped_total Events that the node's sensor lost, by reason. Any increase is telemetry that is missing.
+# HELP stanch_node_events_dropped_total Events that the node's sensor lost, by reason. Any increase means that telemetry is missing.
 # TYPE stanch_node_events_dropped_total counter
 stanch_node_events_dropped_total{node="node-1",reason="alerts ring full"} 3
 # HELP stanch_node_clock_skew_seconds How far the node's clock is ahead of the gateway's; negative is behind.
@@ -84,7 +84,7 @@ stanch_node_clock_skew_seconds{node="node-1"} -1.5
 # HELP stanch_node_spool_dropped_detections_total Detections that the node's spool refused: it was full, or they were too large.
 # TYPE stanch_node_spool_dropped_detections_total counter
 stanch_node_spool_dropped_detections_total{node="node-1"} 5
-# HELP stanch_node_rule_evaluation_seconds Duration of the evaluations of a rule: the sum and the number of the timed ones, which are a sample.
+# HELP stanch_node_rule_evaluation_seconds Evaluation time of a rule: the sum and count of a sample of evaluations.
 # TYPE stanch_node_rule_evaluation_seconds summary
 stanch_node_rule_evaluation_seconds_sum{node="node-1",rule="miner"} 5e-07
 stanch_node_rule_evaluation_seconds_count{node="node-1",rule="miner"} 2

@@ -24,7 +24,7 @@ func newRuleFamilies(prefix string, before ...string) ruleFamilies {
 		failed: newCounterFamily(prefix+"_failed_total",
 			"Events on which a rule failed. Any increase means that the rule must be fixed.", labels...),
 		evaluationSeconds: prometheus.NewDesc(prefix+"_evaluation_seconds",
-			"Duration of the evaluations of a rule: the sum and the number of the timed ones, which are a sample.",
+			"Evaluation time of a rule: the sum and count of a sample of evaluations.",
 			labels, nil),
 	}
 }

@@ -51,12 +51,12 @@ func NewTemporalMetrics() *TemporalMetrics {
 			[]string{"workflow_type", "failure_reason"},
 		},
 		{
-			"temporal_activity_execution_failed", "activity_failed", "Attempts of activities that failed.",
+			"temporal_activity_execution_failed", "activity_failed", "Activity attempts that failed.",
 			[]string{"activity_type"},
 		},
 		{"temporal_request_failure", "request_failed", "Requests to Temporal that failed.", []string{"operation"}},
 		{
-			"temporal_long_request_failure", "long_request_failed", "Long polls of Temporal that failed.",
+			"temporal_long_request_failure", "long_request_failed", "Long polls to Temporal that failed.",
 			[]string{"operation"},
 		},
 	} {
@@ -84,7 +84,7 @@ func NewTemporalMetrics() *TemporalMetrics {
 			"How long an activity waited for a worker.", nil,
 		},
 		{
-			"temporal_activity_execution_latency", "activity_execution", "How long an attempt of an activity took.",
+			"temporal_activity_execution_latency", "activity_execution", "How long an activity attempt took.",
 			[]string{"activity_type"},
 		},
 		{"temporal_request_latency", "request", "How long a request to Temporal took.", []string{"operation"}},

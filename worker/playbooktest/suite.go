@@ -80,7 +80,7 @@ func FindTestFiles(paths []string) ([]string, error) {
 	}
 	slices.Sort(out)
 	if out = slices.Compact(out); len(out) == 0 {
-		return nil, fmt.Errorf("no tests (*%s) in %s; put one beside a playbook, `stanch test --help` shows how",
+		return nil, fmt.Errorf("no tests (*%s) in %s; add one next to a playbook (`stanch test --help` shows how)",
 			testspec.TestFileSuffix, strings.Join(paths, ", "))
 	}
 	return out, nil
@@ -251,7 +251,7 @@ func (s *Suite) loadRecording(root *os.Root, ref testspec.FileRef) {
 	raw, err := readInsideRoot(root, "recording", ref.Name, recording.MaxBytes)
 	if err != nil {
 		s.errorf(ref.Pos, "no-recording",
-			"put the recording into the test folder or a folder below; `stanch record ID > FILE` creates one", "%v", err)
+			"put the recording in the test folder or a subfolder; `stanch record ID > FILE` creates one", "%v", err)
 		return
 	}
 	r, err := recording.Decode(raw)

@@ -38,7 +38,7 @@ func UpdateExpectations(r Report) ([]UpdatedFile, error) {
 			err = writeFileAtomically(f.File, text)
 		}
 		if err != nil {
-			problems = append(problems, fmt.Errorf("update: %w", err))
+			problems = append(problems, fmt.Errorf("update the expectations: %w", err))
 			continue
 		}
 		changed = append(changed, UpdatedFile{File: f.File, originalText: f.Suite.Tests.Source})
@@ -98,7 +98,7 @@ func writeFileAtomically(file string, text []byte) error {
 		return fmt.Errorf("update %s: %w", file, err)
 	}
 	if file, err = filepath.EvalSymlinks(file); err != nil {
-		return fmt.Errorf("update: %w", err)
+		return fmt.Errorf("update the expectations: %w", err)
 	}
 	next, err := os.CreateTemp(filepath.Dir(file), ".update-*")
 	if err != nil {

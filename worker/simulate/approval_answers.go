@@ -48,7 +48,7 @@ const maxAnswersFileBytes = 1 << 20
 // ParseAnswers parses a file of answers strictly.
 func ParseAnswers(file string, raw []byte) (ApprovalAnswers, error) {
 	if len(raw) > maxAnswersFileBytes {
-		return ApprovalAnswers{}, fmt.Errorf("read %s: it has %d bytes, at most %d are allowed", file, len(raw),
+		return ApprovalAnswers{}, fmt.Errorf("read %s: it is %d bytes; the maximum is %d", file, len(raw),
 			maxAnswersFileBytes)
 	}
 	var doc struct {

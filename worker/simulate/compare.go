@@ -98,7 +98,7 @@ func compareResults(before, after Result) (what, kinds []string) {
 	was, is := before.FirstContainmentMS, after.FirstContainmentMS
 	switch {
 	case was == nil && is != nil:
-		add(ChangeTiming, fmt.Sprintf("the first containment is after %s, instead of never", formatMilliseconds(*is)))
+		add(ChangeTiming, fmt.Sprintf("now first contained after %s; it was never contained before", formatMilliseconds(*is)))
 	case was != nil && is == nil:
 		add(ChangeTiming, fmt.Sprintf("nothing is contained; the first containment was after %s", formatMilliseconds(*was)))
 	case was != nil && max(*was-*is, *is-*was) >= 1000: // smaller differences are random

@@ -35,7 +35,7 @@ func Divergences(rec recording.Recording, r Result) []string {
 		}
 	}
 	said := func(operation, action, target, verdict, guard, reason string, phase int) string {
-		return fmt.Sprintf("the guards decided at the %s of %s on %s: %s (%s, phase %d): %s", operation, action, target,
+		return fmt.Sprintf("the guards decided, during %s of %s on %s: %s (%s, phase %d): %s", operation, action, target,
 			verdict, guard, phase, reason)
 	}
 	refused := map[string]int{} // effects that the action refused after the guards permitted them

@@ -135,7 +135,7 @@ func (c *nonblockingExporter) ExportSpans(ctx context.Context, spans []sdktrace.
 	err := c.SpanExporter.ExportSpans(ctx, spans)
 	now, last := time.Now().Unix(), c.lastLogged.Load()
 	if err != nil && now-last >= 60 && c.lastLogged.CompareAndSwap(last, now) {
-		c.log.Warn("traces are lost: their receiver does not accept them", "spans", len(spans), "error", err)
+		c.log.Warn("traces are lost: the collector rejects them", "spans", len(spans), "error", err)
 	}
 	return nil
 }

@@ -89,10 +89,10 @@ func (r *incidentRun) containmentConflict(s SelectedPlaybook, t playbooks.Target
 	// A user's playbook and a shipped one never both contain a target for the same objective.
 	if by, ok := r.ContainingRuns[r.containmentKey(t)]; ok && by.Playbook != s.Name && by.Shipped != s.Shipped {
 		if s.Shipped {
-			return fmt.Sprintf("your playbook %s contains %s already", by.Playbook, t)
+			return fmt.Sprintf("your playbook %s already contains %s", by.Playbook, t)
 		}
 		return fmt.Sprintf(
-			"the shipped playbook %s contains %s already; to prevent that, add `replaces: %s` to yours or use `library.except` in the configuration",
+			"the shipped playbook %s already contains %s; to prevent that, add `replaces: %s` to yours or use `library.except` in the configuration",
 			by.Playbook,
 			t,
 			by.Playbook,

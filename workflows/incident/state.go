@@ -227,7 +227,7 @@ func Describe(d sensors.Detection) string {
 			what = d.Reasons[0]
 		}
 	default:
-		what = fmt.Sprintf("%s executed as %q", process, strings.Join(e.Process.Args, " "))
+		what = fmt.Sprintf("%s ran as %q", process, strings.Join(e.Process.Args, " "))
 	}
 	if len(e.Process.Ancestors) > 0 {
 		what += " under " + e.Process.Ancestors[0].Name

@@ -90,7 +90,7 @@ func (w *Workflows) Incident(ctx workflow.Context, in Input) (playbooks.Incident
 			if r.finalSync(ctx) && r.receiveSignals(ctx) {
 				// The signal arrived during the final sync: it must not be lost when the workflow closes.
 				r.Incident.Status, r.Incident.Closed = "open", time.Time{}
-				r.addTimeline(workflow.Now(ctx), "reopened: a detection arrived while it closed")
+				r.addTimeline(workflow.Now(ctx), "reopened: a detection arrived while it was closing")
 				continue
 			}
 			return r.Incident, nil

@@ -205,7 +205,7 @@ func (m *Machine) Join(h Holder, now time.Time, combine func(a, b json.RawMessag
 		refuse("the lease of %s on %s is ending; try again", m.Facet, m.Target)
 		return
 	case h.Action != m.Action:
-		refuse("%s of %s is leased by %s for %s", m.Facet, m.Target, m.Action, m.IncidentRef.ID)
+		refuse("%s of %s is held by lease %s for %s", m.Facet, m.Target, m.Action, m.IncidentRef.ID)
 		return
 	}
 	params, err := combine(m.Params, h.Params)
@@ -364,7 +364,7 @@ func (m *Machine) OnUndone(r activities.UndoResult, err error, now time.Time) {
 	case err != nil:
 		m.Reason = "undo failed: " + err.Error()
 	case r.Drift != nil:
-		m.Reason = "another writer changed it since: " + r.Drift.Detail
+		m.Reason = "another writer has changed it since then: " + r.Drift.Detail
 	default:
 		m.Reason = "undo was refused: " + r.RefusalReason
 	}

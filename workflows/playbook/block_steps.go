@@ -93,7 +93,7 @@ func (r *playbookRun) runForEach(ctx workflow.Context, f executionFrame, s *play
 		return r.recordStepEnd(ctx, f, s, playbooks.OutcomeFailed, err.Error())
 	case len(items) > loop.MaxItems:
 		return r.recordStepEnd(ctx, f, s, playbooks.OutcomeRefused,
-			fmt.Sprintf("the list has %d elements, at most %d are allowed", len(items), loop.MaxItems))
+			fmt.Sprintf("the list has %d elements; the maximum is %d", len(items), loop.MaxItems))
 	case len(items) == 0:
 		return r.recordStepEnd(ctx, f, s, playbooks.OutcomeSkipped, "the list is empty")
 	}
@@ -206,7 +206,7 @@ func (r *playbookRun) runWait(ctx workflow.Context, f executionFrame, s *playboo
 				return r.recordStepEnd(ctx, f, s, playbooks.OutcomeFailed, "`until`: "+err.Error())
 			}
 			if holds {
-				return r.recordStepEnd(ctx, f, s, playbooks.OutcomeSucceeded, "the condition is true after "+
+				return r.recordStepEnd(ctx, f, s, playbooks.OutcomeSucceeded, "the condition became true after"+
 					duration.Format(workflow.Now(ctx).Sub(began).Round(time.Second)))
 			}
 		}

@@ -69,7 +69,7 @@ func openFollower(o Options) (*follower, error) {
 		}
 	}
 	o.Logf(
-		"the file that was read last is missing: lines that were written to it since then are lost; reading %s from its beginning",
+		"the previously read file is missing, so any lines written to it since then are lost; reading %s from its beginning",
 		o.File,
 	)
 	return f, nil

@@ -111,14 +111,14 @@ func (s *sender) send(ctx context.Context, batch []line) error {
 			return ctx.Err()
 		case why == "":
 			if complained {
-				s.Logf("the gateway accepts lines again, after %s", duration.FormatApprox(time.Since(since)))
+				s.Logf("the gateway is accepting lines again after %s", duration.FormatApprox(time.Since(since)))
 			}
 			backoff, since, complained = s.BackoffMin, time.Now(), false
 			continue
 		}
 		s.summary.Retries++
 		if !complained {
-			s.Logf("%s; retrying until it succeeds, reading is paused", why)
+			s.Logf("%s; retrying until it succeeds; reading is paused", why)
 			complained = true
 		}
 		if wait == 0 {
