@@ -29,7 +29,7 @@ type SyncMessageInput struct {
 // SyncMessageResult is the result of SyncMessage.
 type SyncMessageResult struct {
 	State MessageState `json:"state"`
-	// Done means that no update is needed any more: the incident is closed and its message shows that, or the incident
+	// Done means that no update is needed anymore: the incident is closed and its message shows that, or the incident
 	// can no longer be shown.
 	Done bool `json:"done,omitempty"`
 	// NextSyncIn is when to sync again if nothing happens before; with zero, the workflow chooses.

@@ -76,8 +76,8 @@ func TestMessageSyncEndsWithIncident(t *testing.T) {
 			closure:   activities.Closure{NotFound: true},
 			syncError: away,
 		}, later: time.Hour, done: true},
-		"no chat any more, open": {noDesk: true},
-		"no chat any more, closed": {
+		"no chat anymore, open": {noDesk: true},
+		"no chat anymore, closed": {
 			noDesk:        true,
 			fakeMessenger: fakeMessenger{closure: activities.Closure{ClosedAt: ago(time.Minute)}}, done: true,
 		},

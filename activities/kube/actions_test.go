@@ -99,7 +99,7 @@ func TestCordonAction(t *testing.T) {
 		t.Errorf("another lease's undo: %v, %v", drift, err)
 	}
 	if !p.getNode(t, name).Spec.Unschedulable {
-		t.Fatal("it is not cordoned any more")
+		t.Fatal("it is not cordoned anymore")
 	}
 	if drift, err := a.Undo(t.Context(), r, plan.PriorState, &attestation.Envelope{}); err != nil || drift != nil {
 		t.Errorf("undo with a grant: %v, %v", drift, err)

@@ -27,7 +27,7 @@ type RestartRequest struct {
 // action that was approved.
 type RestartPlan struct {
 	Changes []string `json:"changes"`
-	// PodGone means that no pod with this UID exists any more.
+	// PodGone means that no pod with this UID exists anymore.
 	PodGone bool `json:"pod_gone,omitempty"`
 }
 

@@ -338,7 +338,7 @@ func (d *drillRun) explainFailure(in playbooks.Incident) {
 	}
 }
 
-// approvePending approves the open questions of the incident that fits accepts, with the drill's key. It reports
+// approvePending approves the pending requests of the incident that fits accepts, with the drill's key. It reports
 // whether it approved any.
 func (d *drillRun) approvePending(ctx context.Context, fits func(playbook.ApprovalRequest) bool) bool {
 	var pending []playbook.ApprovalRequest

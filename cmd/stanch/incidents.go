@@ -237,7 +237,7 @@ func countActiveLeases(in playbooks.Incident) (n int) {
 	return n
 }
 
-// formatWaiting returns the WAITING cell of an incident: its first open question, preferring one that the viewer can
+// formatWaiting returns the WAITING cell of an incident: its first pending approval request, preferring one that the viewer can
 // approve.
 func formatWaiting(in gateway.IncidentView) string {
 	if len(in.OpenApprovals) == 0 {

@@ -117,7 +117,7 @@ func mergeObservations(into, from map[string]Observation, most int) map[string]O
 	return into
 }
 
-// Open reads a baseline file. If it does not exist, the baselines are empty. If it is damaged, Open renames it, and
+// Open reads a baseline file. If it does not exist, the baselines are empty. If it is corrupted, Open renames it, and
 // returns empty baselines and an error that says where the file is: learning starts again.
 func Open(file string, o Options) (*Baselines, error) {
 	b := New(o)

@@ -70,7 +70,7 @@ const (
 	maxSearchBytes = 8 << 20
 )
 
-// firstInvalidLine returns the first line with which the text cannot be valid YAML any more: the line after the
+// firstInvalidLine returns the first line with which the text cannot be valid YAML anymore: the line after the
 // longest valid prefix. said is the line that the library reports.
 func firstInvalidLine(lines []string, said int) int {
 	last, read := max(said-2, 0), 0

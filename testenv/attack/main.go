@@ -23,7 +23,7 @@ const usageText = `usage: attack COMMAND
   revshell ADDR           connects and becomes /bin/sh with descriptors 0 to 2 on the socket
   shell [LINE…]           runs /bin/sh on a terminal of its own, types the lines, and stays until the shell ends
   memfd [COMMAND…]        becomes itself from an anonymous memory file, then does COMMAND (default: wait)
-  deleted [COMMAND…]      becomes a copy of itself that has no name any more, then does COMMAND
+  deleted [COMMAND…]      becomes a copy of itself that has no name anymore, then does COMMAND
   drop [COMMAND…]         writes a copy of itself to /tmp/dropped and becomes it, then does COMMAND
   token                   reads the service account's token, tells its length
   shadow                  reads /etc/shadow, tells its length

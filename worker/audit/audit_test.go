@@ -64,7 +64,7 @@ func TestTimelineIsInOrder(t *testing.T) {
 		"an approved containment is planned again without a second request")
 	require.NotContains(t, text, "failure: ", "a signal between Stanch's own workflows is no failure")
 	require.Contains(t, text, "triage: The playbook run was suspended; it starts no further containments and requests no "+
-		"approvals: nothing further is contained: bob has taken it over")
+		"approvals: no further containments start: bob has taken it over")
 	require.Equal(t, []string{"abcdef012345"}, s.ConfigHashes)
 	require.Len(t, s.Effects, 1)
 	require.Equal(t, "undone", s.Effects[0].State)

@@ -342,7 +342,7 @@ func (m *historyBuilder) buildFullIncident(change func(*incidentParts)) *history
 	m.addActivity("CountVotes", m.newCountVotesInput(p.votes...), p.tally)
 	m.addLocalActivity("Plan", newPlanResult()) // again, before its effect
 	m.addTimerStarted(15 * time.Minute)         // not the timer of an approval request
-	for signal, with := range map[string]any{workflows.SignalSuspend: "nothing further is contained: bob has taken it over", workflows.SignalIncidentState: playbooks.Incident{}} {
+	for signal, with := range map[string]any{workflows.SignalSuspend: "no further containments start: bob has taken it over", workflows.SignalIncidentState: playbooks.Incident{}} {
 		m.addSignal(signal, with)
 	}
 	m.addWorkflowCompleted(p.report)

@@ -102,7 +102,7 @@ func TestParseRejectsInvalidApprovers(t *testing.T) {
 	}
 }
 
-// A person who was removed from the file may not vote any more at once, and while the file is invalid nobody may.
+// A person who was removed from the file may not vote anymore at once, and while the file is invalid nobody may.
 func TestRosterFollowsConfigFile(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "stanch.yaml")
 	write := func(text string) { require.NoError(t, os.WriteFile(file, []byte(text), 0o600)) }

@@ -9,7 +9,7 @@ import (
 )
 
 // Roster contains the people who may vote now: those in the current configuration file. A person who was removed from
-// the file may not vote any more, without a restart. It is safe for concurrent use.
+// the file may not vote anymore, without a restart. It is safe for concurrent use.
 type Roster struct {
 	// File is the configuration file; "" uses the initial configuration.
 	File string

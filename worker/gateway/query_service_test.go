@@ -28,7 +28,7 @@ func leaseWorkflow(ctx workflow.Context, name string, damaged bool) error {
 	id := lease.IDFromFirstRun(workflow.GetInfo(ctx).FirstRunID)
 	if err := workflow.SetQueryHandler(ctx, workflows.QueryLease, func() (*lease.Machine, error) {
 		if damaged {
-			return nil, errors.New("its state is damaged")
+			return nil, errors.New("its state is corrupted")
 		}
 		return &lease.Machine{
 			LeaseID: id, State: lease.StateHeld, Action: "pod.isolate",
@@ -98,7 +98,7 @@ func TestUnreadableLeaseDoesNotBlockOthers(t *testing.T) {
 	require.Len(t, done, 1)
 	require.NoError(t, one.Get(t.Context(), nil))
 	_, err = d.Release(t.Context(), operator, gateway.LeaseRequest{LeaseID: lease.IDFromFirstRun(damaged.GetRunID())})
-	require.ErrorContains(t, err, "its state is damaged")
+	require.ErrorContains(t, err, "its state is corrupted")
 
 	// All readable leases are released, and the error names the others.
 	s.WaitUntilListed("Lease", "Running", 2)

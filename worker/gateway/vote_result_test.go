@@ -155,10 +155,10 @@ func TestVoteFindsRequestAndReportsResult(t *testing.T) {
 		require.ErrorContains(t, err, want)
 	}
 	// An ambiguous name lists the candidates, with the command for each.
-	fails("has 3 open questions; choose one:\n  stanch approve "+testIncidentID+" 'steps[2]#1'   isolate the pod "+
+	fails("has 3 pending approval requests; choose one:\n  stanch approve "+testIncidentID+" 'steps[2]#1'   isolate the pod "+
 		"for 1h\n", "alice", true, "")
-	fails(`"pod.isolate" matches 2 open questions`, "alice", true, "pod.isolate")
-	fails("unknown question \"isolate\" in incident "+testIncidentID+"; open questions:\n  stanch deny "+testIncidentID+
+	fails(`"pod.isolate" matches 2 pending approval requests`, "alice", true, "pod.isolate")
+	fails("unknown question \"isolate\" in incident "+testIncidentID+"; pending approval requests:\n  stanch deny "+testIncidentID+
 		" 'steps[2]#1'   isolate the pod for 1h\n", "alice", false, "isolate")
 
 	// By title, in any case and spacing, by step, and by action.
@@ -188,6 +188,6 @@ func TestVoteFindsRequestAndReportsResult(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, `alice approved "cut it off" for 1h alone with break-glass, for the complete quorum; it runs now`,
 		a.Message)
-	fails("has no open question", "bob", true, "cut")
+	fails("has no pending approval request", "bob", true, "cut")
 	require.False(t, strings.Contains(a.Message, "\n"))
 }

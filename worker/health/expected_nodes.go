@@ -31,7 +31,7 @@ var _ ClusterNodes = (*KubernetesCluster)(nil)
 const pageSize = 500
 
 // ExpectedNodes returns the existing nodes, with the state of the sensor's pod. A node whose pod cannot start should
-// still have a sensor; a node that had a sensor and has no pod any more may have been blinded on purpose.
+// still have a sensor; a node that had a sensor and has no pod anymore may have been blinded on purpose.
 func (k *KubernetesCluster) ExpectedNodes(ctx context.Context) (map[string]NodeExpectation, error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()

@@ -113,7 +113,7 @@ func TestUnreadableRecordingDoesNotStopCorpus(t *testing.T) {
 			if n++; n == 2 {
 				e = simulate.CorpusEntry{Name: "b.json", Read: func() ([]byte, error) {
 					return nil,
-						errors.New("b.json: it is damaged")
+						errors.New("b.json: it is corrupted")
 				}}
 			}
 			if !yield(e) {
@@ -129,7 +129,7 @@ func TestUnreadableRecordingDoesNotStopCorpus(t *testing.T) {
 			errs = append(errs, o.Result.Error)
 			return nil
 		}))
-	require.Equal(t, []string{"", "b.json: it is damaged", ""}, errs)
+	require.Equal(t, []string{"", "b.json: it is corrupted", ""}, errs)
 	require.Contains(t, tally.Summarize(), "3 incidents")
 	require.Contains(t, tally.Summarize(), "1 could not be simulated to the end")
 }

@@ -21,7 +21,7 @@ type TriageKind string
 
 // The triage kinds. After each of them no further playbook starts in the incident.
 const (
-	// TriageAssigned assigns the incident to the person. Its running playbooks contain nothing further and their
+	// TriageAssigned assigns the incident to the person. Its running playbooks start no further containments, and their
 	// pending approval requests are denied; leases stay in force until they end.
 	TriageAssigned TriageKind = "assigned"
 	// TriageFalsePositive resolves the incident: what was detected did not happen. Its leases are released and its
@@ -78,7 +78,7 @@ func (r *incidentRun) handleTriage(ctx workflow.Context, m TriageDecision) {
 	switch {
 	case m.Kind == TriageAssigned:
 		r.Incident.Assignee = m.Person
-		text = "assigned to " + m.Person + ": nothing further is contained automatically"
+		text = "assigned to " + m.Person + ": no further containments start automatically"
 	case m.Kind.IsDisposition():
 		r.Incident.Disposition, r.Incident.DispositionBy = string(m.Kind), m.Person
 		text = m.Person + " resolved the incident as " + m.Kind.Describe()
@@ -177,8 +177,8 @@ func (s *incidentState) addActor(d sensors.Detection) {
 // notStartedReason returns why a matching playbook does not run.
 func notStartedReason(in playbooks.Incident) string {
 	if in.Disposition != "" {
-		return fmt.Sprintf("nothing further is contained: %s resolved the incident as %s", in.DispositionBy,
+		return fmt.Sprintf("no further containments start: %s resolved the incident as %s", in.DispositionBy,
 			TriageKind(in.Disposition).Describe())
 	}
-	return fmt.Sprintf("nothing further is contained: the incident is assigned to %s", in.Assignee)
+	return fmt.Sprintf("no further containments start: the incident is assigned to %s", in.Assignee)
 }

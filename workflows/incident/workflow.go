@@ -1,5 +1,5 @@
 // Package incident runs one incident: it receives detections by signal, correlates them, requests the context, starts
-// every selected playbook, and closes after an idle timeout when no lease is active any more.
+// every selected playbook, and closes after an idle timeout when no lease is active anymore.
 //
 // It never contains by itself: playbooks and leases do, and report to it. It loses no report: playbooks and leases are
 // abandoned children, and continue-as-new carries the complete state over.
@@ -111,7 +111,7 @@ type incidentRun struct {
 	enriched              bool
 	activeEnrichments     int
 	messageUpToDate       bool // the message workflow was notified of everything so far
-	suspensionNoted       bool // the timeline says that nothing starts any more
+	suspensionNoted       bool // the timeline says that nothing starts anymore
 	watcherLoopRunning    bool // the loop that notifies watchers is running
 	enrichmentWaitRunning bool // a shipped playbook waits for enrichment, because a user's may match after it
 	enrichmentWaitOver    bool // maxEnrichmentWait has passed

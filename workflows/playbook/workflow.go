@@ -141,7 +141,7 @@ type playbookRun struct {
 	reportedBytes   int // in bytes
 	unreportedLines int // number of timeline lines
 	activeWaits     int
-	suspendedReason string // why nothing is contained any more: a person decides
+	suspendedReason string // why nothing is contained anymore: a person decides
 	holderCount     int
 }
 
