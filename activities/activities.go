@@ -140,11 +140,8 @@ func (s *Activities) Observe(ctx context.Context, in ObserveInput) (Result, erro
 		}
 		result.Receipt = &receipt
 		if err != nil {
-			return Result{
-				Outcome: playbooks.OutcomeFailed,
-				Reason:  err.Error(),
-				Receipt: &receipt,
-			}, nil //nolint:nilerr // a recorded failure stops nothing
+			failed := Result{Outcome: playbooks.OutcomeFailed, Reason: err.Error(), Receipt: &receipt}
+			return failed, nil // a recorded failure stops nothing
 		}
 	}
 	if err != nil {

@@ -148,11 +148,8 @@ func (a *Account) verifyInline(ctx context.Context, t playbooks.Target, d inline
 	}
 	have, err := parseDenyAll(text)
 	if err != nil || !haveSameConditions(have, d.buildPolicy(nil)) {
-		return false, fmt.Sprintf(
-			"policy %s of %s was changed by another writer",
-			policy,
-			p,
-		), nil //nolint:nilerr // an unreadable policy was changed
+		detail := fmt.Sprintf("policy %s of %s was changed by another writer", policy, p)
+		return false, detail, nil //nolint:nilerr // an unreadable policy was changed
 	}
 	seen, err := a.simulateDeny(ctx, p, d.simulatedContext(have)...)
 	if err != nil {

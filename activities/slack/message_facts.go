@@ -33,7 +33,8 @@ func (p *messageView) factLines() []listLine {
 	add("Service account", in.Workload.ServiceAccount)
 	add("Node", in.Workload.Node)
 	for _, d := range firstN(in.Detections, 3) {
-		facts = append(facts, listLine{label: "Detection", text: fmt.Sprintf("%s ×%d: ", d.Title, d.Count), code: d.Description})
+		text := fmt.Sprintf("%s ×%d: ", d.Title, d.Count)
+		facts = append(facts, listLine{label: "Detection", text: text, code: d.Description})
 	}
 	add("Confidence", fmt.Sprintf("%.2f", in.Confidence))
 	for _, r := range firstN(in.Reasons, maxReasonLines) {

@@ -338,9 +338,11 @@ func TestStepOutcomes(t *testing.T) {
 			},
 		},
 		"where the phase lets nothing run nobody is asked": {
-			stepsYAML:         approval,
-			decisionsByAction: map[string]activities.GuardDecision{"scale": {Verdict: activities.VerdictPropose, Reason: "phase 2"}},
-			approverVote:      voteYes(),
+			stepsYAML: approval,
+			decisionsByAction: map[string]activities.GuardDecision{
+				"scale": {Verdict: activities.VerdictPropose, Reason: "phase 2"},
+			},
+			approverVote: voteYes(),
 			wantLines: []string{
 				"snapshot a succeeded", "snapshot b succeeded",
 				"approval  proposed (would request approval: phase 2)", "scale a proposed", "scale b proposed",

@@ -12,15 +12,15 @@ import (
 
 // iamPolicyDocument is an IAM policy in AWS's format.
 type iamPolicyDocument struct {
-	Version   string
-	Statement []iamStatement
+	Version   string         `json:"Version"`
+	Statement []iamStatement `json:"Statement"`
 }
 
 type iamStatement struct {
-	Sid      string
-	Effect   string
-	Action   []string
-	Resource []string
+	Sid      string   `json:"Sid"`
+	Effect   string   `json:"Effect"`
+	Action   []string `json:"Action"`
+	Resource []string `json:"Resource"`
 }
 
 // WriteIAMPolicy returns exactly the policy that Stanch's own identity needs in a phase, from the actions' specs: the
