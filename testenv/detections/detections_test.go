@@ -350,7 +350,7 @@ var rulesTestedElsewhere = []string{
 	"module", // this kernel has no modules, and so no such call; the decoder's test has the record
 }
 
-// TestBaselineDetectsNewBehaviorOfImage learns an image for a few seconds. Then one of its containers does something new.
+// TestBaselineDetectsNewBehaviorOfImage learns an image for some seconds. Then one of its containers does something new.
 func TestBaselineDetectsNewBehaviorOfImage(t *testing.T) {
 	state := t.TempDir()
 	const learn = 6 * time.Second
