@@ -83,6 +83,7 @@ var falcoRuleMappings = map[string]ruleMapping{
 	"Pod Created in Kube Namespace":                    {sensors.ObjectiveDefenseEvasion, "T1610", 0.5},
 	"K8s Secret Get Successfully":                      {sensors.ObjectiveCredentialAccess, "T1552.007", 0.4},
 	"K8s Secret Get Unsuccessfully Tried":              {sensors.ObjectiveCredentialAccess, "T1552.007", 0.4},
+
 	// AWS CloudTrail (cloudtrail plugin).
 	"Console Login Without MFA":      {sensors.ObjectivePersistence, "T1078.004", 0.5},
 	"Console Root Login Without MFA": {sensors.ObjectivePersistence, "T1078.004", 0.7},
@@ -92,6 +93,7 @@ var falcoRuleMappings = map[string]ruleMapping{
 	"Create Group":                   {sensors.ObjectivePersistence, "T1136.003", 0.3},
 	"CloudTrail Trail Created":       {sensors.ObjectiveDiscovery, "T1580", 0.2},
 	"CloudTrail Logging Disabled":    {sensors.ObjectiveDefenseEvasion, "T1685.002", 0.8},
+
 	"Create a Network ACL Entry Allowing Ingress Open to the World": {sensors.ObjectiveDefenseEvasion, "T1686.001", 0.5},
 	"Delete Bucket Encryption":                                      {sensors.ObjectiveDefenseEvasion, "T1685", 0.5},
 	"Delete Bucket Public Access Block":                             {sensors.ObjectiveExfiltration, "T1530", 0.6},
