@@ -185,7 +185,7 @@ func (a *denyAssumeAction) Apply(ctx context.Context, r activities.Request, _ js
 	until := truncateExpiry(r.ExpiresAt)
 	for _, h := range holds {
 		if h.shortLeaseID != shortLeaseID(r.LeaseID) {
-			return activities.Effect{}, activities.Refusef("the trust policy of %s is held by another lease until %s", p,
+			return activities.Effect{}, activities.Refusef("the trust policy of %s is under another lease until %s", p,
 				h.expiresAt.Format(time.RFC3339))
 		}
 		if err := checkEarlyEnd(r, h.expiresAt, until); err != nil {

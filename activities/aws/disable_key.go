@@ -171,7 +171,7 @@ func (a *disableKeyAction) Apply(ctx context.Context, r activities.Request, _ js
 	}
 	switch {
 	case s.marker.leaseID != "" && s.marker.leaseID != want.leaseID:
-		return activities.Effect{}, activities.Refusef("%s is held by another lease, %s, until %s", r.Target,
+		return activities.Effect{}, activities.Refusef("%s is under another lease, %s, until %s", r.Target,
 			s.marker.leaseID, s.marker.expiresAt.Format(time.RFC3339))
 	case s.marker.leaseID != "":
 		if err := checkEarlyEnd(r, s.marker.expiresAt, want.expiresAt); err != nil {

@@ -96,7 +96,7 @@ func (r CordonRequest) readState(ctx context.Context, client kubernetes.Interfac
 				node.Name, err), nil
 		}
 	default:
-		return nil, nil, newRefusal(ReasonForeignObject, "node %s is held by another lease, %s", node.Name, lease), nil
+		return nil, nil, newRefusal(ReasonForeignObject, "node %s is under another lease, %s", node.Name, lease), nil
 	}
 	if !node.Spec.Unschedulable {
 		if others == 0 {

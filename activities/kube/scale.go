@@ -104,7 +104,7 @@ func (r ScaleRequest) readState(ctx context.Context, client kubernetes.Interface
 		}
 		plan.Prior = prior
 	default:
-		return nil, nil, newRefusal(ReasonForeignObject, "%s is held by another lease, %s", r.Target, lease), nil
+		return nil, nil, newRefusal(ReasonForeignObject, "%s is under another lease, %s", r.Target, lease), nil
 	}
 	if w.replicas != r.Replicas {
 		plan.Changes = append(plan.Changes, fmt.Sprintf("scale %s from %d to %d", r.Target, w.replicas, r.Replicas))

@@ -205,7 +205,7 @@ func (m *Machine) Join(h Holder, now time.Time, combine func(a, b json.RawMessag
 		refuse("the lease of %s on %s is ending; try again", m.Facet, m.Target)
 		return
 	case h.Action != m.Action:
-		refuse("%s of %s is held by lease %s for %s", m.Facet, m.Target, m.Action, m.IncidentRef.ID)
+		refuse("%s of %s is already under a lease of %s for %s", m.Facet, m.Target, m.Action, m.IncidentRef.ID)
 		return
 	}
 	params, err := combine(m.Params, h.Params)
