@@ -64,7 +64,7 @@ func TestOnlyOneContainingPlaybookStarts(t *testing.T) {
 			},
 			[]string{"mine"},
 			[]string{"cryptominer"},
-			map[string]string{"cryptominer": "it matches, but mine also contains and precedes it (priority 100 over 0)"},
+			map[string]string{"cryptominer": "it matches, but mine also includes a containment and takes precedence (priority 100 over 0)"},
 		},
 		{
 			"also before an exclusive one of the highest shipped priority",
@@ -74,7 +74,7 @@ func TestOnlyOneContainingPlaybookStarts(t *testing.T) {
 			},
 			[]string{"mine"},
 			[]string{"mass"},
-			map[string]string{"mass": "it matches, but mine also contains and precedes it (same priority 100; yours precedes a shipped one)"},
+			map[string]string{"mass": "it matches, but mine also includes a containment and takes precedence (same priority 100; your playbook takes precedence over a shipped one)"},
 		},
 		{
 			"unless it gives a lower priority",

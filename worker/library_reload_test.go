@@ -150,7 +150,7 @@ func TestConfigurationSelectsShippedPlaybooks(t *testing.T) {
 			config.LibrarySelection{Except: []string{"cryptominr"}},
 			[]string{"cryptominer"},
 			nil,
-			"`library.except` of the configuration: unknown shipped playbook `cryptominr`", "did you mean `cryptominer`?",
+			"`library.except` in the configuration: unknown shipped playbook `cryptominr`", "did you mean `cryptominer`?",
 		},
 	} {
 		t.Run(c.name, func(t *testing.T) {

@@ -143,7 +143,7 @@ func newTestResult() testspec.Result {
 func TestCompareReportsDifferences(t *testing.T) {
 	for _, c := range []struct{ expects, want string }{
 		{"matched: true", ""},
-		{"matched: false", "the incident is handled by book, but expected no playbook"},
+		{"matched: false", "the incident is handled by book, but no playbook was expected"},
 		{"expect: [{ step: isolate, outcome: refused, reason: host }, { action: pod.freeze, target: web-1, within: 2s }, { action: approval, at: 2m }]", ""},
 		{
 			"expect: [{ step: isolate, outcome: changed }]",
@@ -183,7 +183,7 @@ func TestCompareReportsDifferences(t *testing.T) {
 		{"effects: [{ action: pod.freeze, target: shop/web-1, for: 60s }]", ""},
 		{
 			"effects: [{ action: pod.freeze, for: 2h }]",
-			"pod.freeze on pod shop/web-1: it is in force for 1m, expected for 2h",
+			"pod.freeze on pod shop/web-1: it is active for 1m, but should be active for 2h",
 		},
 		{"effects: []", "pod.freeze was unexpectedly applied to pod shop/web-1 at 2s"},
 		{

@@ -314,7 +314,7 @@ func TestRuleTestWithAnotherEventKindFails(t *testing.T) {
 	require.Equal(
 		t,
 		[]string{
-			"p.yaml:3:56: error: test `elsewhere` of rule `r`: the event is of the kind `open`, but the rule evaluates `exec` [test]",
+			"p.yaml:3:56: error: test `elsewhere` of rule `r`: the event is of kind `open`, but the rule evaluates `exec` [test]",
 		},
 		problems,
 	)

@@ -122,7 +122,7 @@ func (s *scenarioBuilder) addIsolation(p *podInfo, held time.Duration, confidenc
 		return
 	}
 	plan.Changes = []string{
-		"block all egress of " + s.describePod(p) + " on node " + p.node,
+		"block all egress from " + s.describePod(p) + " on node " + p.node,
 		"create networkpolicy stanch-" + p.uid[:8] + " that denies egress and ingress",
 	}
 	plan.PriorState = mustMarshal(map[string]bool{"uses_node_lock": true, "uses_network_policy": true})

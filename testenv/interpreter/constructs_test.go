@@ -174,7 +174,7 @@ func TestEveryConstructRuns(t *testing.T) {
 			testScenario: testScenario{
 				stepsYAML: "\n  - foreach: incident.targets\n    max: 1\n    steps:\n      - enrich: ctx\n        target: item\n    on_failure:\n      - notify: tell\n        target: incident.targets[0]\n",
 				wantLines: []string{
-					"steps[0] foreach refused (the list has 2 elements, at most 1 are allowed)",
+					"steps[0] foreach refused (the list has 2 elements; the maximum is 1)",
 					"steps[0].on_failure[0] tell succeeded",
 				},
 			}, outcome: "succeeded",

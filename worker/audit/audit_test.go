@@ -139,7 +139,7 @@ func TestPeopleIncludeBreakGlassAndRejectedVotes(t *testing.T) {
 		did[p.Name] = p.Actions
 	}
 	require.Contains(t, did["dana"],
-		`used break-glass for "pod.isolate" (request cut#1), alone for the complete quorum: nobody else is awake`)
+		`used break-glass for "pod.isolate" (request cut#1), alone in place of the full quorum: nobody else is awake`)
 	require.Contains(t, did["eve"],
 		`approved "pod.isolate" (request cut#1) (not counted: eve is not allowed to vote on this)`)
 }

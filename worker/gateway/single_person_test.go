@@ -24,7 +24,7 @@ func TestOnePersonCannotExtendPastQuorumLimit(t *testing.T) {
 	bob := Principal{Person: config.Person{Name: "bob", Groups: []string{"responders"}}}
 	require.NoError(t, d.checkSinglePersonLimit(bob, leaseScope{namespace: "shop"}, 24*time.Hour))
 	require.ErrorContains(t, d.checkSinglePersonLimit(bob, leaseScope{namespace: "shop"}, 7*24*time.Hour),
-		"one person can extend this lease to at most 1d from now; a longer time needs 2 of responders: request it with "+
+		"one person can extend this lease to at most 1d from now; a longer extension requires 2 approvals from responders: request it with "+
 			"`stanch contain TARGET --for 7d --reason …`")
 	require.Error(t, d.checkSinglePersonLimit(Principal{IsOperator: true, DrillName: "cryptominer"}, leaseScope{},
 		7*24*time.Hour), "a drill's key is not the operator")

@@ -162,10 +162,10 @@ func TestVoteFindsRequestAndReportsResult(t *testing.T) {
 		" 'steps[2]#1'   isolate the pod for 1h\n", "alice", false, "isolate")
 
 	// By title, in any case and spacing, by step, and by action.
-	requireVoteResult(`alice approved "isolate the pod" for 1h: 1 of 2 approved (alice); waiting for 1 more of responders`,
+	requireVoteResult(`alice approved "isolate the pod" for 1h: 1 of 2 approved (alice); waiting for 1 more approvals from responders`,
 		gateway.ResultCounted, "alice", true, " Isolate  the pod")
 	requireVoteResult(
-		`the approval of alice for "isolate the pod" for 1h was already counted: 1 of 2 approved (alice); waiting for 1 more of responders`,
+		`the approval of alice for "isolate the pod" for 1h was already counted: 1 of 2 approved (alice); waiting for 1 more approvals from responders`,
 		gateway.ResultAlreadyCounted,
 		"alice",
 		true,
@@ -175,9 +175,9 @@ func TestVoteFindsRequestAndReportsResult(t *testing.T) {
 	requireVoteResult(`bob approved "isolate the pod" for 1h: 2 of 2 approved (alice, bob); it runs now`,
 		gateway.ResultApproved,
 		"bob", true, "steps[2]#1")
-	requireVoteResult(`bob denied "stop the workload" for 1h: it does not run`, gateway.ResultDenied, "bob", false,
+	requireVoteResult(`bob denied "stop the workload" for 1h: it will not run`, gateway.ResultDenied, "bob", false,
 		"workload.scale")
-	requireVoteResult(`alice approved "cut it off" for 1h: 1 of 2 approved (alice); waiting for 1 more of responders`,
+	requireVoteResult(`alice approved "cut it off" for 1h: 1 of 2 approved (alice); waiting for 1 more approvals from responders`,
 		gateway.ResultCounted, "alice", true, "cut")
 
 	// Break-glass is possible after a normal approval.
@@ -186,7 +186,7 @@ func TestVoteFindsRequestAndReportsResult(t *testing.T) {
 		BreakGlass: true, Reason: "nobody else is awake", WaitForResult: true,
 	})
 	require.NoError(t, err)
-	require.Equal(t, `alice approved "cut it off" for 1h alone with break-glass, for the complete quorum; it runs now`,
+	require.Equal(t, `alice approved "cut it off" for 1h alone with break-glass, in place of the full quorum; it runs now`,
 		a.Message)
 	fails("has no pending approval request", "bob", true, "cut")
 	require.False(t, strings.Contains(a.Message, "\n"))

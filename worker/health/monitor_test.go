@@ -220,7 +220,7 @@ func TestMonitorConditions(t *testing.T) {
 		require.Empty(t, incidentDetections(t, server, "Node/blind-1"), "a hook that was never attached is not reported")
 		off.Store(true)
 		require.Contains(t, waitForDetection(t, server, "Node/blind-1", "heartbeat-failing").Reasons[0],
-			"The hook exec of node blind-1 was attached and is now detached: it was taken away.")
+			"The hook exec on node blind-1 was attached and is now detached: it was taken away.")
 		e.connectSensor(t, fakeSensorOptions{name: "blind-2", status: func() any {
 			return agent.StatusReport{Health: agent.Health{Node: "blind-2", Heartbeat: agent.HeartbeatStatus{
 				Failing:           true,

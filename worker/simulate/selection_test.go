@@ -55,7 +55,7 @@ func TestShippedPlaybookYieldsToUserPlaybook(t *testing.T) {
 	require.Equal(t, "denied", outcomeOfAction(r, "approval"))
 	require.Len(t, r.FinalIncident.NotSelected, 1)
 	require.Equal(t, "cryptominer", r.FinalIncident.NotSelected[0].Playbook)
-	require.Equal(t, "it matches, but four-eyes also contains and precedes it (priority 100 over 0)",
+	require.Equal(t, "it matches, but four-eyes also includes a containment and takes precedence (priority 100 over 0)",
 		r.FinalIncident.NotSelected[0].Reason)
 }
 

@@ -172,5 +172,5 @@ func TestLatePlaybookDoesNotContainAgain(t *testing.T) {
 	require.Equal(t, "mine", runs[1].File)
 	require.Len(t, runs[1].Incident.Targets, 1)
 	require.Equal(t, "container-1", runs[1].Incident.Targets[0].UID, "what nothing contains yet is the user's")
-	require.Contains(t, in.NotSelected[0].Reason, "the shipped playbook shipped contains container container-0 already")
+	require.Contains(t, in.NotSelected[0].Reason, "the shipped playbook shipped already contains container container-0")
 }
