@@ -139,7 +139,7 @@ func TestInvalidReplacementKeepsTheReplacedPlaybook(t *testing.T) {
 		require.True(t, problems.HasErrors())
 		require.Len(t, programs, 1)
 		require.Equal(t, "shipped.yaml", programs[0].File)
-		require.ErrorContains(t, problems.Err(), "`p` of shipped.yaml stays in use")
+		require.ErrorContains(t, problems.Err(), "`p` from shipped.yaml stays in use")
 	}
 }
 

@@ -22,7 +22,7 @@ func (p *parser) parseStrings(n *yaml.Node, what string) []string {
 		return []string{p.parseString(n, what)}
 	}
 	if n.Kind != yaml.SequenceNode {
-		p.errorf(nodePos(n), "type", "", "`%s` must be a string or a list of stringss, not %s", what, nodeKindName(n))
+		p.errorf(nodePos(n), "type", "", "`%s` must be a string or a list of strings, not %s", what, nodeKindName(n))
 		return nil
 	}
 	var out []string

@@ -77,7 +77,7 @@ func (a *Auditor) verifyEvidence(incident string, timeline audit.Timeline) (chec
 	}
 	checked = []string{
 		fmt.Sprintf(
-			"%d evidence artifact(s): their bytes against the SHA-256 (the audit prints \"1 evidence artifacts\") in the history, the chain and signatures of the manifest's %d lines, and the manifest against the evidence and the %d actions in the history",
+			"%d evidence artifact(s): their bytes against the SHA-256 in the history, the chain and signatures of the manifest's %d lines, and the manifest against the evidence and the %d actions in the history",
 			len(timeline.Evidence),
 			len(lines),
 			entered,

@@ -213,5 +213,5 @@ func TestWebhookResponseIsBounded(t *testing.T) {
 		})
 	}
 	require.ErrorContains(t, steprunner.Run(t, newWebhookAction(t, r, webhookSecret), steprunner.NewIncidentRef(),
-		pagerParams("x")).Err, "more than 1048576 bytes")
+		pagerParams("x")).Err, "larger than 1048576 bytes")
 }

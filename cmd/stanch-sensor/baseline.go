@@ -17,12 +17,13 @@ import (
 func baselineCommand(setup *agent.Config) *cobra.Command {
 	root := &cobra.Command{
 		Use: "baseline", Short: "Manage this node's image baselines",
-		Long: `List, export and import the baselines of this node: for each image, the programs that its containers
-execute and the destinations that they connect to. After --learning-period any other program or
-destination counts as new for a day. New behavior raises the confidence of detections and triggers the rules unusual-program and unusual-egress.
+		Long: `List, export and import the baselines of this node: for each image, the programs that its
+containers execute and the destinations that they connect to. After --learning-period any
+other program or destination counts as new for a day. New behavior raises the confidence of
+detections and triggers the rules unusual-program and unusual-egress.
 
-Export and import move baselines to new nodes, so that the new nodes need no learning period. The state
-directory of ` + "`stanch up`" + ` is DATA/node.`,
+Export and import move baselines to new nodes, so that the new nodes need no learning
+period. The state directory of ` + "`stanch up`" + ` is DATA/node.`,
 		Example: `  stanch-sensor baseline list --state /var/lib/stanch-sensor
   stanch-sensor baseline export > baselines.json
   stanch-sensor baseline import baselines.json`,
@@ -31,7 +32,8 @@ directory of ` + "`stanch up`" + ` is DATA/node.`,
 	list := &cobra.Command{
 		Use: "list [DIGEST]", Short: "List images, or show the baseline of one",
 		Args: validateArgs(cobra.MaximumNArgs(1)),
-		Long: `List the images that this node has learned or, given the digest of one, its programs and destinations.`,
+		Long: `List the images that this node has learned or, given the digest of one, its programs and
+destinations.`,
 		Example: `  stanch-sensor baseline list
   stanch-sensor baseline list sha256:9b2f0c4c6d1f7f3f6f2f4b8b2a1f0e9d8c7b6a5f4e3d2c1b0a9f8e7d6c5b4a39 -o json`,
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -66,8 +68,8 @@ sensor stores them every minute.`,
 	}
 	importCmd := &cobra.Command{
 		Use: "import FILE|-", Short: "Import the baselines of another node", Args: validateArgs(cobra.ExactArgs(1)),
-		Long: `Add the baselines of another node, from a file or from standard input. The sensor reads them within
-a minute, or when it starts.`,
+		Long: `Add the baselines of another node, from a file or from standard input. The sensor reads them
+within a minute, or when it starts.`,
 		Example: `  stanch-sensor baseline import baselines.json
   ssh other-node stanch-sensor baseline export | stanch-sensor baseline import -`,
 		RunE: func(cmd *cobra.Command, args []string) error {

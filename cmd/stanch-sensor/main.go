@@ -74,9 +74,10 @@ func rootCommand() *cobra.Command {
 	var events bool
 	root := &cobra.Command{
 		Use: "stanch-sensor", Short: "Watch and contain the containers on this node",
-		Long: `Watch the containers of this node through eBPF, report detections to the gateway, and execute
-containment commands that the authority signed. Run it on every node of an installation that uses
-stanch worker; stanch up has its own sensor. It connects to the gateway, and opens no port.`,
+		Long: `Watch the containers of this node through eBPF, report detections to the gateway, and
+execute containment commands that the authority signed. Run it on every node of an
+installation that uses stanch worker; stanch up has its own sensor. It connects to the
+gateway, and opens no port.`,
 		Example: `  stanch-sensor --gateway stanch.example:7443 --certs /etc/stanch/node
   stanch-sensor watch -o json
   stanch-sensor cleanup`,
@@ -118,8 +119,9 @@ stanch worker; stanch up has its own sensor. It connects to the gateway, and ope
 
 	watch := &cobra.Command{
 		Use: "watch", Short: "Print detections from this node", Args: validateArgs(cobra.NoArgs),
-		Long: `Print the detections of this node, one per line, without a gateway, to try the sensor or your rules.
-With --events print every event instead: record them with -o json for stanch rules test --events.`,
+		Long: `Print the detections of this node, one per line, without a gateway, to try the sensor or
+your rules. With --events print every event instead: record them with -o json for stanch
+rules test --events.`,
 		Example: "  stanch-sensor watch\n  stanch-sensor watch --events -o json | head",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if output != "text" && output != "json" {

@@ -64,8 +64,8 @@ func actionsCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use: "actions [NAME]", Short: "List the actions that playbook steps can run, or describe one",
 		Args: validateArgs(cobra.MaximumNArgs(1)),
-		Long: `List the actions that the steps of a playbook can run. Given a name, describe one action while you
-write its step: its parameters, its outputs, and the permissions that it requires.`,
+		Long: `List the actions that the steps of a playbook can run. Given a name, describe one action
+while you write its step: its parameters, its outputs, and the permissions that it requires.`,
 		Example: "  stanch actions\n  stanch actions pod.isolate\n  stanch actions -o json",
 		RunE: func(cmd *cobra.Command, names []string) error {
 			out := cmd.OutOrStdout()
@@ -150,8 +150,8 @@ func schemaCommand() *cobra.Command {
 	return &cobra.Command{
 		Use: "schema playbook|test|rules|config|incident|recording", Short: "Print the JSON Schema of a file format",
 		Args: validateArgs(requireOneSchemaName),
-		Long: `Print the JSON Schema of a file format, for editors and pipelines. An editor with the YAML language
-server completes and checks a file that begins with:
+		Long: `Print the JSON Schema of a file format, for editors and pipelines. An editor with the YAML
+language server completes and checks a file that begins with:
 
   # yaml-language-server: $schema=playbook.schema.json`,
 		ValidArgs: []string{"playbook", "test", "rules", "config", "incident", "recording"},

@@ -26,14 +26,14 @@ func auditCommand(g *globalFlags) *cobra.Command {
 	c := &cobra.Command{
 		Use: "audit ID", Short: "Show an incident's audit timeline, and verify it",
 		Args: validateArgs(cobra.ExactArgs(1)),
-		Long: `Show what happened in an incident, from the first event to the last undone lease, for reviewing or
-reporting it. The timeline is reconstructed from the workflow histories in Temporal or, once Temporal
-has deleted them, from the archive in the data directory. Every line ends with the history event
-that records it.
+		Long: `Show what happened in an incident, from the first event to the last undone lease, for
+reviewing or reporting it. The timeline is reconstructed from the workflow histories in
+Temporal or, once Temporal has deleted them, from the archive in the data directory. Every
+line ends with the history event that records it.
 
-With --verify also check that every payload decrypts, that every signature is valid, and that the
-stored incident, the archive and the evidence agree with the histories. All differences are listed;
-exit code 1 means that there was at least one.`,
+With --verify also check that every payload decrypts, that every signature is valid, and
+that the stored incident, the archive and the evidence agree with the histories. All
+differences are listed; exit code 1 means that there was at least one.`,
 		Example: `  stanch audit INC-01JABCDEFGHJKMNPQRSTVWXYZ0
   stanch audit INC-01JABCDEFGHJKMNPQRSTVWXYZ0 --verify
   stanch audit INC-01JABCDEFGHJKMNPQRSTVWXYZ0 --verify --recording miner.json

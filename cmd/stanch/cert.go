@@ -28,16 +28,17 @@ func certCommand(g *globalFlags) *cobra.Command {
 	var pki, keys, out string
 	c := &cobra.Command{
 		Use: "cert", Short: "Create an installation's keys and node certificates",
-		Long: `Create and rotate the keys of an installation that runs stanch worker, and issue certificates for
-its nodes. stanch up creates its own keys.`,
+		Long: `Create and rotate the keys of an installation that runs stanch worker, and issue
+certificates for its nodes. stanch up creates its own keys.`,
 		Example: "  stanch cert authority --out ./secrets\n  stanch cert node worker-7 --pki ./secrets/pki --out ./worker-7",
 	}
 	node := &cobra.Command{
 		Use: "node NAME", Short: "Issue a certificate for the sensor of a node", Args: validateArgs(cobra.ExactArgs(1)),
-		Long: `Issue node.crt, node.key, ca.crt and authority.json for one node, when its sensor does not get a certificate from the gateway automatically (stanch-sensor --enroll). NAME is the node's name in
-Kubernetes: the gateway accepts detections about a pod only from the node that the pod runs on.
-authority.json has the public keys that sign commands to the node; each later key must be signed by
-an earlier one. Copy the directory only to that node.`,
+		Long: `Issue node.crt, node.key, ca.crt and authority.json for one node, when its sensor does not
+get a certificate from the gateway automatically (stanch-sensor --enroll). NAME is the
+node's name in Kubernetes: the gateway accepts detections about a pod only from the node
+that the pod runs on. authority.json has the public keys that sign commands to the node;
+each later key must be signed by an earlier one. Copy the directory only to that node.`,
 		Example: "  stanch cert node worker-7 --pki ./secrets/pki --out ./worker-7",
 		RunE: func(cmd *cobra.Command, names []string) error {
 			if out == "" {
@@ -129,8 +130,8 @@ func addKeysFlag(c *cobra.Command, g *globalFlags) func() string {
 func publicKeyCommand(g *globalFlags) *cobra.Command {
 	c := &cobra.Command{
 		Use: "public", Short: "Print the authority's public keys", Args: validateArgs(cobra.NoArgs),
-		Long: `Print the authority's public keys, one per line, to verify evidence on another machine with stanch
-evidence verify --keys.`,
+		Long: `Print the authority's public keys, one per line, to verify evidence on another machine with
+stanch evidence verify --keys.`,
 		Example: "  stanch cert public > authority.pub",
 	}
 	dir := addKeysFlag(c, g)
@@ -153,8 +154,10 @@ func rotateKeyCommand(g *globalFlags) *cobra.Command {
 		Use:   "rotate",
 		Short: "Rotate the signing key or the payload key",
 		Args:  validateArgs(cobra.NoArgs),
-		Long: `Create a new key that signs grants, attestations and tokens, on your rotation schedule or after a key leak. Signatures made with the old key stay valid: leases continue, and evidence still verifies. With
---distrust they become invalid; use it when an attacker may have the old key. Active leases then end automatically.
+		Long: `Create a new key that signs grants, attestations and tokens, on your rotation schedule or
+after a key leak. Signatures made with the old key stay valid: leases continue, and evidence
+still verifies. With --distrust they become invalid; use it when an attacker may have the old
+key. Active leases then end automatically.
 
 With --payload, create a new key to encrypt what Temporal stores; the old key still decrypts.
 Restart every worker after either rotation.`,

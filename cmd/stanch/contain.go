@@ -50,8 +50,9 @@ func containCommand(g *globalFlags) *cobra.Command {
 	c := &cobra.Command{
 		Use: "contain TARGET --for 1h --reason TEXT", Short: "Contain a pod or container manually",
 		Args: validateArgs(cobra.ExactArgs(1)),
-		Long: `Contain an attack that no rule detected. Evidence is captured first, then the containment is applied
-through the same guards, approvals, lease and audit as after a detection. The lease ends automatically after the duration in --for.
+		Long: `Contain an attack that no rule detected. Evidence is captured first, then the containment is
+applied through the same guards, approvals, lease and audit as after a detection. The lease
+ends automatically after the duration in --for.
 
 ` + targetHelp + `
 
@@ -80,8 +81,9 @@ func runCommand(g *globalFlags) *cobra.Command {
 	c := &cobra.Command{
 		Use: "run PLAYBOOK --on TARGET --reason TEXT", Short: "Run a playbook on a pod, container or incident",
 		Args: validateArgs(cobra.ExactArgs(1)),
-		Long: `Run one of the running Stanch installation's playbooks on a target of your choice, if it did not match automatically. It
-runs through the same guards, approvals, leases and audit as a playbook that matched.
+		Long: `Run one of the running Stanch installation's playbooks on a target of your choice, if it did
+not match automatically. It runs through the same guards, approvals, leases and audit as a
+playbook that matched.
 
 ` + targetHelp + `
 

@@ -33,9 +33,9 @@ func doctorCommand(g *globalFlags) *cobra.Command {
 	c := &cobra.Command{
 		Use: "doctor", Short: "Check this machine's prerequisites and suggest fixes",
 		Args: validateArgs(cobra.NoArgs),
-		Long: `Check the kernel, permissions, container runtime, cluster, cloud, chat, disk and connected nodes,
-before the first start or when something does not work. Each failed check suggests a fix. Exit code
-1 means that a required check failed.`,
+		Long: `Check the kernel, permissions, container runtime, cluster, cloud, chat, disk and connected
+nodes, before the first start or when something does not work. Each failed check suggests a
+fix. Exit code 1 means that a required check failed.`,
 		Example: "  stanch doctor\n  stanch doctor -o json",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			results := runChecks(cmd.Context(), g, kubeconfig, cri)

@@ -79,10 +79,11 @@ func drillCommand(g *globalFlags) *cobra.Command {
 		Use: "drill [NAME]", Short: "Run a safe, real attack and check the response end to end",
 		Args:      validateArgs(cobra.MaximumNArgs(1)),
 		ValidArgs: []string{"cryptominer", "shell", "reverse-shell", "credentials"},
-		Long: `Run a safe, real attack in a container made for it, after installing or changing Stanch, and check
-every step of the response: the attack is detected and opens one incident, evidence is captured, the
-container is contained and its egress blocked, a sibling is unaffected, the lease is undone, and the
-connection is restored. Stanch must be running. Exit code 0 means that every check passed.
+		Long: `Run a safe, real attack in a container made for it, after installing or changing Stanch, and
+check every step of the response: the attack is detected and opens one incident, evidence is
+captured, the container is contained and its egress blocked, a sibling is unaffected, the
+lease is undone, and the connection is restored. Stanch must be running. Exit code 0 means
+that every check passed.
 
 NAME is one of (default cryptominer):
 

@@ -31,10 +31,10 @@ func evidenceCommand(g *globalFlags) *cobra.Command {
 	o := &evidenceOptions{}
 	c := &cobra.Command{
 		Use: "evidence", Short: "List, read and verify evidence",
-		Long: `Work with the evidence of incidents, even while Stanch is not running. Artifacts are stored under
-their SHA-256 hash, and each incident has a manifest: one signed line for each artifact and each action, with
-the hash of the line before it. The directory can be copied, and verified on another machine with
-the public keys.`,
+		Long: `Work with the evidence of incidents, even while Stanch is not running. Artifacts are stored
+under their SHA-256 hash, and each incident has a manifest: one signed line for each
+artifact and each action, with the hash of the line before it. The directory can be copied,
+and verified on another machine with the public keys.`,
 		Example: `  stanch evidence list
   stanch evidence list INC-01JABCDEFGHJKMNPQRSTVWXYZ0
   stanch evidence verify INC-01JABCDEFGHJKMNPQRSTVWXYZ0 --head "$HEAD"
@@ -84,9 +84,9 @@ func evidenceListCommand(g *globalFlags, o *evidenceOptions) *cobra.Command {
 	c := &cobra.Command{
 		Use: "list [INCIDENT]", Short: "List incidents with evidence, or one incident's manifest",
 		Args: validateArgs(cobra.MaximumNArgs(1)),
-		Long: `List the incidents that have evidence or, given an incident, the lines of its manifest: what was
-captured and from where, who read it, and what was contained. The last line prints the head of the
-manifest; store it elsewhere to prove later that no line was removed.`,
+		Long: `List the incidents that have evidence or, given an incident, the lines of its manifest: what
+was captured and from where, who read it, and what was contained. The last line prints the
+head of the manifest; store it elsewhere to prove later that no line was removed.`,
 		Example: "  stanch evidence list\n  stanch evidence list INC-01JABCDEFGHJKMNPQRSTVWXYZ0 -o json",
 	}
 	c.RunE = func(cmd *cobra.Command, ids []string) error {
@@ -186,8 +186,9 @@ func evidenceGetCommand(g *globalFlags, o *evidenceOptions) *cobra.Command {
 	return &cobra.Command{
 		Use: "get INCIDENT NAME|SHA256", Short: "Write one artifact to standard output",
 		Args: validateArgs(cobra.ExactArgs(2)),
-		Long: `Write one artifact to standard output, after verifying its hash and signature. Artifacts may be
-malicious: do not run them, and analyze them in a sandbox. If the data directory has the signing keys, the access is recorded in the manifest.`,
+		Long: `Write one artifact to standard output, after verifying its hash and signature. Artifacts may
+be malicious: do not run them, and analyze them in a sandbox. If the data directory has the
+signing keys, the access is recorded in the manifest.`,
 		Example: "  stanch evidence get INC-01JABCDEFGHJKMNPQRSTVWXYZ0 processes.json > processes.json",
 		RunE: func(cmd *cobra.Command, a []string) error {
 			store, err := o.openStore(g)
@@ -286,8 +287,8 @@ func evidenceVerifyCommand(g *globalFlags, o *evidenceOptions) *cobra.Command {
 		Long: `Verify an incident's manifest before you rely on its evidence: the hash chain, the signature of
 every line, and the content of every artifact. Exit code 1 means that something was changed.
 
-Lines that were removed from the end of the manifest are detected only with a head that was stored
-elsewhere, such as in a ticket or a chat message: pass it with --head.`,
+Lines that were removed from the end of the manifest are detected only with a head that was
+stored elsewhere, such as in a ticket or a chat message: pass it with --head.`,
 		Example: `  stanch evidence verify INC-01JABCDEFGHJKMNPQRSTVWXYZ0
   stanch evidence verify INC-01JABCDEFGHJKMNPQRSTVWXYZ0 --dir ./copy --keys authority.pub --head "$HEAD"`,
 		RunE: func(cmd *cobra.Command, ids []string) error {

@@ -27,12 +27,13 @@ func explainCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use: "explain FILE|NAME", Short: "Describe what a playbook does in each phase",
 		Args: validateArgs(cobra.ExactArgs(1)),
-		Long: `Describe what a playbook does, step by step, before you enable it or raise a phase. For each phase
-it shows whether a step:
+		Long: `Describe what a playbook does, step by step, before you enable it or raise a phase. For each
+phase it shows whether a step:
 
   runs       runs without approval
-  runs/asks  runs if the incident's confidence is high (0.80, unless the scope sets another threshold), and otherwise needs
-approval from the scope's approvers; without approvers it is denied
+  runs/asks  runs if the incident's confidence is high (0.80, unless the scope sets another
+             threshold); otherwise it needs approval from the scope's approvers, and without
+             approvers it is denied
   asks       needs approval first
   proposed   is planned and recorded, and does not run`,
 		Example: `  stanch explain mine.yaml
@@ -145,12 +146,13 @@ func playbooksCommand(g *globalFlags) *cobra.Command {
 	c := &cobra.Command{
 		Use: "playbooks [INCIDENT|FILE]", Short: "List playbooks, or explain which would start for an incident",
 		Args: validateArgs(cobra.MaximumNArgs(1)),
-		Long: `List the playbooks of the running Stanch instance. If Stanch is not running, or with --config or
---playbooks, list the playbooks that it would load: the library, and the directories of the configuration.
+		Long: `List the playbooks of the running Stanch instance. If Stanch is not running, or with --config
+or --playbooks, list the playbooks that it would load: the library, and the directories of the
+configuration.
 
-Given an incident, show for each playbook whether it ran or would start, and why. The incident is an
-id, or a file with a recording or with the output of ` + "`stanch incidents ID -o json`" + `. Use it when the
-expected playbook did not start.`,
+Given an incident, show for each playbook whether it ran or would start, and why. The incident
+is an id, or a file with a recording or with the output of ` + "`stanch incidents ID -o json`" + `. Use
+it when the expected playbook did not start.`,
 		Example: `  stanch playbooks
   stanch playbooks --data /srv/stanch            # the playbooks of another Stanch instance
   stanch playbooks INC-01JABCDEFGHJKMNPQRSTVWXYZ0

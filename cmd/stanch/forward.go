@@ -19,15 +19,16 @@ func forwardCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "forward --from KIND --to URL --token-file FILE [FILE|-]",
 		Short: "Forward the events of another sensor to Stanch",
-		Long: `Forward lines from a file or pipe to a Stanch gateway that accepts events from other sensors (--listen of stanch
-up or stanch worker). Use it for sensors that cannot post events themselves. Stanch's
-configuration names the source and its token:
+		Long: `Forward lines from a file or pipe to a Stanch gateway that accepts events from other sensors
+(--listen of stanch up or stanch worker). Use it for sensors that cannot post events
+themselves. Stanch's configuration names the source and its token:
 
   sources:
     - { name: tetragon, kind: tetragon, token_file: /etc/stanch/tetragon.token }
 
-A file is followed as it grows and rotates. With --state, forwarding resumes where it left off. While the gateway is unreachable, reading pauses, so no line is lost as long as the file or the pipe still holds it.
-Rejected lines are reported on standard error.
+A file is followed as it grows and rotates. With --state, forwarding resumes where it left
+off. While the gateway is unreachable, reading pauses, so no line is lost as long as the
+file or the pipe still holds it. Rejected lines are reported on standard error.
 
 Supported sensors: ` + strings.Join(integrations.SourceKinds(), ", ") + `.
 Falco needs forwarding only if it cannot use http_output to post to

@@ -50,9 +50,9 @@ func incidentsCommand(g *globalFlags) *cobra.Command {
 	var l incidentQuery
 	c := &cobra.Command{
 		Use: "incidents [ID]", Short: "List incidents, or show one", Args: validateArgs(cobra.MaximumNArgs(1)),
-		Long: `List incidents, newest first, to find what needs your attention. Given an ID, show that incident with its
-current state: steps and evidence of running playbooks, pending approval requests, leases, and
-containments that were refused while automation was paused.
+		Long: `List incidents, newest first, to find what needs your attention. Given an ID, show that
+incident with its current state: steps and evidence of running playbooks, pending approval
+requests, leases, and containments that were refused while automation was paused.
 
 --since and --until accept a duration before now (1d, 2h), a date, or a time such as
 2006-01-02T15:04:05Z.`,

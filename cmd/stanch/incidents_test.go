@@ -106,7 +106,7 @@ func TestIncidentShowsOpenQuestionsAndOutcome(t *testing.T) {
 	assert.Contains(t, text, "[open]")
 	assert.NotContains(t, text, "\x1b")
 	assert.Contains(t, text, "outcome     miner: contained: pod.isolate of pod shop/web-1")
-	assert.Contains(t, text, "waiting     stop the workload: 1 of 2 approved (bob); waiting for 1 more of")
+	assert.Contains(t, text, "waiting     stop the workload: 1 of 2 approved (bob); waiting for 1 more from")
 	assert.Contains(t, text, "waiting for you")
 	v = testViews()[2]
 	out.Reset()

@@ -28,8 +28,8 @@ func leasesCommand(g *globalFlags) *cobra.Command {
 	var all bool
 	c := &cobra.Command{
 		Use: "leases", Short: "List active containments", Args: validateArgs(cobra.NoArgs),
-		Long: `List active containments, those that end soonest first, when you want to know what Stanch currently
-blocks and until when.`,
+		Long: `List active containments, those that end soonest first, when you want to know what Stanch
+currently blocks and until when.`,
 		Example: "  stanch leases\n  stanch leases --all -o json",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			path := "/v1/leases"
@@ -116,9 +116,10 @@ func extendCommand(g *globalFlags) *cobra.Command {
 	c := &cobra.Command{
 		Use: "extend LEASE --for 1h", Short: "Extend a containment", Args: validateArgs(cobra.ExactArgs(1)),
 		Example: "  stanch extend LSE-0A1B2C3D4E5F6A7B8C9D --for 2h\n  stanch extend LSE-0A1B2C3D4E5F6A7B8C9D --for 1d",
-		Long: `Extend a containment when you need more time: it then ends after the duration in --for, counted from now. A lease that already ends
-later is never shortened, and the command prints its end. If the scope requires several approvers,
-one approver alone can extend to at most budget.max_duration from now. ` + "`stanch release`" + ` ends a lease
+		Long: `Extend a containment when you need more time: it then ends after the duration in --for,
+counted from now. A lease that already ends later is never shortened, and the command prints
+its end. If the scope requires several approvers, one approver alone can extend to at most
+budget.max_duration from now. ` + "`stanch release`" + ` ends a lease
 early.`,
 		RunE: func(cmd *cobra.Command, ids []string) error {
 			if d <= 0 {
@@ -151,12 +152,13 @@ func approvalCommand(g *globalFlags, approve bool) *cobra.Command {
 		Use: word + " INCIDENT [STEP]", Short: short, Args: validateArgs(cobra.RangeArgs(1, 2)),
 		Long: short + `, when stanch status or the chat shows that it is waiting for you.
 
-STEP is the title of the approval request, the ID or path of its step, or an action that it covers. It can
-be omitted if only one request is pending. If STEP matches several requests, use the unique name that
-` + "`stanch incidents INCIDENT`" + ` shows, such as 2/contain#1.
+STEP is the title of the approval request, the ID or path of its step, or an action that it
+covers. It can be omitted if only one request is pending. If STEP matches several requests,
+use the unique name that ` + "`stanch incidents INCIDENT`" + ` shows, such as 2/contain#1.
 
-You are identified by the kernel, or with --server by the cluster; the configuration says what you may
-approve. The output says whether your answer was counted. Exit code 1 means that it was not.`,
+You are identified by the kernel, or with --server by the cluster; the configuration says what
+you may approve. The output says whether your answer was counted. Exit code 1 means that it
+was not.`,
 		Example: fmt.Sprintf(`  stanch %[1]s INC-01JABCDEFGHJKMNPQRSTVWXYZ0
   stanch %[1]s INC-01JABCDEFGHJKMNPQRSTVWXYZ0 'stop the workload' --reason "confirmed with the owner"
   stanch %[1]s INC-01JABCDEFGHJKMNPQRSTVWXYZ0 pod.isolate`, word),

@@ -75,7 +75,8 @@ func rootCommand() *cobra.Command {
 	g := &globalFlags{}
 	root := &cobra.Command{
 		Use: "stanch", Short: "Detect and contain attacks on containers",
-		Long: `Stanch detects attacks on containers in the kernel, contains them with leases that expire automatically, and records every decision as a verifiable incident.
+		Long: `Stanch detects attacks on containers in the kernel, contains them with leases that expire
+automatically, and records every decision as a verifiable incident.
 
 Start with:
   stanch up       run everything on this machine, in one process

@@ -20,10 +20,11 @@ func manifestsCommand(g *globalFlags) *cobra.Command {
 	c := &cobra.Command{
 		Use: "manifests", Short: "Print the manifests that install Stanch in a cluster",
 		Args: validateArgs(cobra.NoArgs),
-		Long: `Print the Kubernetes YAML that installs the worker and the sensors with the least privileges that
-a phase needs: the permissions that its actions declare. In phase 1, the only thing Stanch can write is the kill switch. The
-YAML has no secrets; comments at its top say how to create them. With --iam print the AWS policy of
-the phase instead, for the identity that Stanch runs as.`,
+		Long: `Print the Kubernetes YAML that installs the worker and the sensors with the least privileges
+that a phase needs: the permissions that its actions declare. In phase 1, the only thing
+Stanch can write is the kill switch. The YAML has no secrets; comments at its top say how to
+create them. With --iam print the AWS policy of the phase instead, for the identity that
+Stanch runs as.`,
 		Example: `  stanch manifests --phase 1 --temporal temporal.temporal.svc:7233 | kubectl apply -f -
   stanch manifests --phase 3 --config stanch.yaml --temporal temporal.example:7233 --temporal-tls > stanch-install.yaml
   stanch manifests --phase 2 --iam > stanch-policy.json

@@ -15,9 +15,10 @@ func pauseCommand(g *globalFlags) *cobra.Command {
 	c := &cobra.Command{
 		Use: "pause", Short: "Pause new containments with the kill switch", Args: validateArgs(cobra.NoArgs),
 		Example: "  stanch pause --reason \"migration until 18:00\"",
-		Long: `Engage the kill switch when automation must not act, such as during maintenance or when Stanch is containing
-too much. No new containment starts until ` + "`stanch resume`" + `, which lists the containments that were
-refused in the meantime. Leases in force stay; ` + "`stanch release --all`" + ` ends them.`,
+		Long: `Engage the kill switch when automation must not act, such as during maintenance or when Stanch
+is containing too much. No new containment starts until ` + "`stanch resume`" + `, which lists the
+containments that were refused in the meantime. Leases in force stay; ` + "`stanch release --all`" + `
+ends them.`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			var done gateway.PauseResult
 			if err := g.newAPIClient().post(cmd.Context(), "/v1/pause", gateway.PauseRequest{Reason: reason},

@@ -16,11 +16,14 @@ func recordCommand(g *globalFlags) *cobra.Command {
 	var anonymize bool
 	c := &cobra.Command{
 		Use: "record ID", Short: "Export an incident as a recording", Args: validateArgs(cobra.ExactArgs(1)),
-		Long: `Print an incident as a recording to replay with stanch simulate or stanch test: its detections, the
-results of all actions, the decisions and who made them, and the outcome of each step.
+		Long: `Print an incident as a recording to replay with stanch simulate or stanch test: its
+detections, the results of all actions, the decisions and who made them, and the outcome of
+each step.
 
-A recording has no signatures, and strings that look like secrets are removed. --anonymize also
-replaces the names of people, pods, containers, workloads and hosts. Generated IDs, addresses, program paths and the rest of each reason's text remain: review a recording before you share it.`,
+A recording has no signatures, and strings that look like secrets are removed. --anonymize
+also replaces the names of people, pods, containers, workloads and hosts. Generated IDs,
+addresses, program paths and the rest of each reason's text remain: review a recording
+before you share it.`,
 		Example: "  stanch record INC-01JABCDEFGHJKMNPQRSTVWXYZ0 > miner.json\n  stanch record " +
 			"INC-01JABCDEFGHJKMNPQRSTVWXYZ0 --anonymize > miner.json",
 		RunE: func(cmd *cobra.Command, ids []string) error {

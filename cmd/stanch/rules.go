@@ -117,9 +117,9 @@ func rulesListCommand(g *globalFlags) *cobra.Command {
 	var s ruleSources
 	c := &cobra.Command{
 		Use: "list [PATH…]", Short: "List the rules in force and their overrides",
-		Long: `List the rules in force: the shipped rules, those of the configuration's directories, and those of
-PATH. An overridden rule is marked with *, and a disabled rule is shown as off*. Use it to see the
-effect of a pack before you deploy it.`,
+		Long: `List the rules in force: the shipped rules, those of the configuration's directories, and
+those of PATH. An overridden rule is marked with *, and a disabled rule is shown as off*.
+Use it to see the effect of a pack before you deploy it.`,
 		Example: "  stanch rules list\n  stanch rules list my-rules/ -o json",
 		RunE: func(cmd *cobra.Command, paths []string) error {
 			s.paths = paths
@@ -191,10 +191,10 @@ func rulesLintCommand(g *globalFlags) *cobra.Command {
 	c := &cobra.Command{
 		Use: "lint PATH…", Short: "Check rule packs for errors and bad practices",
 		Args: validateArgs(cobra.MinimumNArgs(1)),
-		Long: `Check rule packs before you deploy them. All errors are reported at once, each with its position and a fix.
-Warnings report fields that the event kind never sets, exceptions that an attacker can satisfy,
-rules that another rule covers, and unused lists and macros. Exit code 1 means that there is an
-error or, with --strict, a warning.`,
+		Long: `Check rule packs before you deploy them. All errors are reported at once, each with its
+position and a fix. Warnings report fields that the event kind never sets, exceptions that
+an attacker can satisfy, rules that another rule covers, and unused lists and macros. Exit
+code 1 means that there is an error or, with --strict, a warning.`,
 		Example: "  stanch rules lint my-rules/\n  stanch rules lint my-rules/ -o json --strict",
 	}
 	var strict bool

@@ -53,7 +53,8 @@ func rulesTestCommand(g *globalFlags) *cobra.Command {
 	var s ruleSources
 	c := &cobra.Command{
 		Use: "test [PATH…]", Short: "Run the tests of rules, and optionally replay recorded events",
-		Long: `Run the tests of rule packs, or of the shipped rules without a PATH. A rule or override test lists events that must make it fire and events that must not:
+		Long: `Run the tests of rule packs, or of the shipped rules without a PATH. A rule or override test
+lists events that must make it fire and events that must not:
 
   tests:
     fires: { container: { id: c1 }, process: { exe: /bin/bash, tty: pts0 } }
@@ -61,8 +62,8 @@ func rulesTestCommand(g *globalFlags) *cobra.Command {
       - { name: a script, container: { id: c1 }, process: { exe: /bin/bash } }
       - { name: on the host, process: { exe: /bin/bash, tty: pts0 } }
 
-With --events it also shows which rules would fire on events of your nodes, to find false positives
-before you deploy a pack. Record them with
+With --events it also shows which rules would fire on events of your nodes, to find false
+positives before you deploy a pack. Record them with
 ` + "`stanch-sensor watch --events -o json > recorded_events.jsonl`" + `.`,
 		Example: "  stanch rules test my-rules/\n  stanch rules test my-rules/ -v --events recorded_events.jsonl",
 	}

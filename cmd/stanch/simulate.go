@@ -35,11 +35,11 @@ func simulateCommand(g *globalFlags) *cobra.Command {
 	c := &cobra.Command{
 		Use:   "simulate --playbooks PATH --incident FILE|DIR",
 		Short: "Show what playbooks would do for recorded incidents", Args: validateArgs(cobra.NoArgs),
-		Long: `Run recorded incidents through the production workflow code with time skipped, before you deploy a
-playbook or raise a phase. It shows what would run, need approval, be proposed, or be refused, and
-when. Nothing is changed: the recording provides the results of actions. A result that is not in the
-recording is assumed from the action's specification and marked as assumed. Actions take no time in
-a simulation; waits do.
+		Long: `Run recorded incidents through the production workflow code with time skipped, before you
+deploy a playbook or raise a phase. It shows what would run, need approval, be proposed, or
+be refused, and when. Nothing is changed: the recording provides the results of actions. A
+result that is not in the recording is assumed from the action's specification and marked as
+assumed. Actions take no time in a simulation; waits do.
 
 --incident is a recording, a directory searched recursively, or a .jsonl file with one recording per
 line. A recording that cannot be read is reported and skipped; the exit code is then 1.

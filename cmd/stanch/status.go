@@ -20,9 +20,9 @@ func statusCommand(g *globalFlags) *cobra.Command {
 	c := &cobra.Command{
 		Use: "status", Short: "Show Stanch's status and what needs your attention", Args: validateArgs(cobra.NoArgs),
 		Example: "  stanch status\n  stanch status -o json",
-		Long: `Show in about ten lines whether the sensors are healthy, whether new containments are paused, which
-approvals are pending, what is contained, which playbooks are in use, and which problems need attention.
-Exit code 1 means that there are problems.`,
+		Long: `Show in about ten lines whether the sensors are healthy, whether new containments are
+paused, which approvals are pending, what is contained, which playbooks are in use, and
+which problems need attention. Exit code 1 means that there are problems.`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			var s gateway.Status
 			if err := g.newAPIClient().get(cmd.Context(), "/v1/status", &s); err != nil {

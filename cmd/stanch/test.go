@@ -30,8 +30,9 @@ func testCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use: "test PATH…", Short: "Run playbook tests", Args: validateArgs(cobra.MinimumNArgs(1)),
 		Long: `Run playbook tests (*_test.yaml files) through the production workflow code, with time
-skipping and without changing anything. A test defines detections, the results of actions and the answers of
-people, and expects outcomes. For example cryptominer_test.yaml, next to cryptominer.yaml:
+skipping and without changing anything. A test defines detections, the results of actions
+and the answers of people, and expects outcomes. For example cryptominer_test.yaml, next to
+cryptominer.yaml:
 
   playbook: cryptominer.yaml
   tests:
@@ -46,8 +47,9 @@ people, and expects outcomes. For example cryptominer_test.yaml, next to cryptom
 
 Actions that are not listed succeed. ` + "`stanch schema test`" + ` documents every key.
 
-For steps that ran, --update replaces the expected values of the keys that a test already uses with the actual values. A file is left unchanged, with an error, if one of its tests would still fail: an
-expected step did not run, or another expectation is not met.`,
+For steps that ran, --update replaces the expected values of the keys that a test already uses
+with the actual values. A file is left unchanged, with an error, if one of its tests would
+still fail: an expected step did not run, or another expectation is not met.`,
 		Example: `  stanch test playbooks/
   stanch test playbooks/ --min-coverage 50 --junit report.xml
   stanch test playbooks/cryptominer_test.yaml --update`,

@@ -17,12 +17,14 @@ func resolveCommand(g *globalFlags) *cobra.Command {
 	c := &cobra.Command{
 		Use: "resolve INCIDENT --as DISPOSITION", Short: "Resolve an incident with a disposition",
 		Args: validateArgs(cobra.ExactArgs(1)),
-		Long: `Resolve an open incident once you know what it was. The disposition is recorded with your name in the incident, the audit log and the chat, and no further playbook starts in it. --as is one of:
+		Long: `Resolve an open incident once you know what it was. The disposition is recorded with your
+name in the incident, the audit log and the chat, and no further playbook starts in it. --as
+is one of:
 
   false-positive   it did not happen: leases are released, and pending requests are denied
   benign           it happened and is permitted, such as a penetration test: leases are released,
-                   pending requests are
-denied    it was an attack: nothing is released or denied; leases stay in force until they
+                   and pending requests are denied
+  true-positive    it was an attack: nothing is released or denied; leases stay in force until they
                    end, and running playbooks finish`,
 		Example: `  stanch resolve INC-01JABCDEFGHJKMNPQRSTVWXYZ0 --as benign --reason "the nightly build"
   stanch resolve INC-01JABCDEFGHJKMNPQRSTVWXYZ0 --as false-positive
@@ -53,10 +55,10 @@ func assignCommand(g *globalFlags) *cobra.Command {
 	var reason string
 	c := &cobra.Command{
 		Use: "assign INCIDENT", Short: "Assign an incident to yourself", Args: validateArgs(cobra.ExactArgs(1)),
-		Long: `Assign an open incident to yourself when you want to handle it without further automation. No
-further playbook starts in it, running playbooks start no further containments, and pending
-requests are denied. Active leases stay until they expire; release or extend them yourself. Use resolve once you
-know what it was.`,
+		Long: `Assign an open incident to yourself when you want to handle it without further automation.
+No further playbook starts in it, running playbooks start no further containments, and
+pending requests are denied. Active leases stay until they expire; release or extend them
+yourself. Use resolve once you know what it was.`,
 		Example: `  stanch assign INC-01JABCDEFGHJKMNPQRSTVWXYZ0
   stanch assign INC-01JABCDEFGHJKMNPQRSTVWXYZ0 --reason "I know this service"`,
 		RunE: func(cmd *cobra.Command, ids []string) error {

@@ -60,9 +60,10 @@ func upCommand(g *globalFlags) *cobra.Command {
 	o := upOptions{}
 	c := &cobra.Command{
 		Use: "up", Short: "Run everything on this machine, in one process", Args: validateArgs(cobra.NoArgs),
-		Long: `Run Temporal, the gateway, the worker and the sensor of this machine in one process, to try Stanch
-or to protect a single host. It uses the kubeconfig's cluster if there is one; otherwise it
-protects the containers on this host. Use stanch worker for an installation in a cluster.`,
+		Long: `Run Temporal, the gateway, the worker and the sensor of this machine in one process, to try
+Stanch or to protect a single host. It uses the kubeconfig's cluster if there is one;
+otherwise it protects the containers on this host. Use stanch worker for an installation in
+a cluster.`,
 		Example: `  stanch up
   stanch up --config stanch.yaml --listen 127.0.0.1:7480
   stanch up --config stanch.yaml --socket-group stanch   # members of this group can use the command line`,

@@ -26,8 +26,9 @@ func validateCommand(g *globalFlags) *cobra.Command {
 your CI. All problems are reported at once, with their positions. Warnings for a file are
 reported only once it has no errors.
 
-With --config also check that the approvers exist, and which playbooks can match the same incident:
-of the playbooks that have containment steps, only the first runs, and a warning names it.`,
+With --config also check that the approvers exist, and which playbooks can match the same
+incident: of the playbooks that have containment steps, only the first runs, and a warning
+names it.`,
 		Example: `  stanch validate playbooks/
   stanch validate playbooks/cryptominer.yaml -o json
   stanch validate playbooks/ --config stanch.yaml`,

@@ -52,10 +52,10 @@ func workerCommand(g *globalFlags) *cobra.Command {
 		Use:   "worker",
 		Short: "Run the gateway and the worker with your own Temporal",
 		Args:  validateArgs(cobra.NoArgs),
-		Long: `Run the gateway and the worker with your own Temporal, for an installation in a cluster. Several
-workers can run: their shared state is in Temporal, and the kill switch is in the cluster. Nodes run
-stanch-sensor, which connects to the gateway. ` + "`stanch manifests`" + ` prints the YAML that installs all
-of these components, and ` + "`stanch cert authority`" + ` creates the keys.`,
+		Long: `Run the gateway and the worker with your own Temporal, for an installation in a cluster.
+Several workers can run: their shared state is in Temporal, and the kill switch is in the
+cluster. Nodes run stanch-sensor, which connects to the gateway. ` + "`stanch manifests`" + ` prints the
+YAML that installs all of these components, and ` + "`stanch cert authority`" + ` creates the keys.`,
 		Example: `  stanch worker --temporal temporal.example:7233 --namespace stanch --keys /etc/stanch/keys --pki /etc/stanch/pki`,
 		RunE:    func(cmd *cobra.Command, _ []string) error { return runWorker(cmd.Context(), g, o, cmd.ErrOrStderr()) },
 	}

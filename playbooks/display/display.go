@@ -271,9 +271,9 @@ func DescribeApprovalProgress(approvedBy []string, quorum int, of string) string
 	}
 	switch more := quorum - len(approvedBy); {
 	case more > 0 && len(approvedBy) > 0:
-		return fmt.Sprintf("%s; waiting for %d more approvals from %s", text, more, of)
+		return fmt.Sprintf("%s; waiting for %d more from %s", text, more, of)
 	case more > 0:
-		return fmt.Sprintf("%s; waiting for %d approvals from %s", text, more, of)
+		return fmt.Sprintf("%s; waiting for %d from %s", text, more, of)
 	}
 	return text
 }

@@ -143,11 +143,11 @@ func TestStatusNamesWhoResolvedTheIncident(t *testing.T) {
 }
 
 func TestApprovalProgressNamesMissingApprovers(t *testing.T) {
-	assert.Equal(t, "0 of 1 approved; waiting for 1 approvals from responders",
+	assert.Equal(t, "0 of 1 approved; waiting for 1 from responders",
 		display.DescribeApprovalProgress(nil, 0, "responders"))
-	assert.Equal(t, "1 of 2 approved (alice); waiting for 1 more approvals from responders",
+	assert.Equal(t, "1 of 2 approved (alice); waiting for 1 more from responders",
 		display.DescribeApprovalProgress([]string{"alice"}, 2, "responders"))
-	assert.Equal(t, "1 of 3 approved (alice); waiting for 2 more approvals from responders",
+	assert.Equal(t, "1 of 3 approved (alice); waiting for 2 more from responders",
 		display.DescribeApprovalProgress([]string{"alice"}, 3, "responders"))
 	assert.Equal(t, "2 of 2 approved (alice, bob)", display.DescribeApprovalProgress([]string{"alice", "bob"}, 2,
 		"responders"))

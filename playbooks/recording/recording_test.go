@@ -97,7 +97,7 @@ func TestDecodeErrorsNameTheCause(t *testing.T) {
 		{"truncated", "truncated", raw[:len(raw)/2]},
 		{"empty", "truncated", nil},
 		{
-			"another version", "version 7, this program supports version 2",
+			"another version", "version 7; this program supports version 2",
 			bytes.Replace(raw, []byte(`"version": 2`), []byte(`"version": 7`), 1),
 		},
 		{"no version", "missing version", []byte(`{}`)},
@@ -107,7 +107,7 @@ func TestDecodeErrorsNameTheCause(t *testing.T) {
 			"changed", "was changed after it was created",
 			bytes.Replace(raw, []byte(`"confidence": 0.9`), []byte(`"confidence": 0.1`), 1),
 		},
-		{"no hash", "has no valid SHA-256", bytes.Replace(raw, []byte(`"sha256": "`), []byte(`"sha256": "x`), 1)},
+		{"no hash", "a valid SHA-256 hash", bytes.Replace(raw, []byte(`"sha256": "`), []byte(`"sha256": "x`), 1)},
 		{"more after it", "after top-level value", append(bytes.Clone(raw), "{}"...)},
 		{"deep", "nested", []byte(strings.Repeat(`[`, 100))},
 	} {

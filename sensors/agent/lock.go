@@ -37,7 +37,7 @@ func (a *Agent) applyLock(ctx context.Context, c gatewayrpc.ContainmentCommand, 
 	}
 	before, err := a.EgressLock.StateOfLease(c.LeaseID)
 	if err != nil {
-		return gatewayrpc.ContainmentState{}, fmt.Errorf("read the apply the egress lock: %w", err)
+		return gatewayrpc.ContainmentState{}, fmt.Errorf("read the egress lock: %w", err)
 	}
 	a.addLockedCgroups(&at, before)
 	request := probe.EgressLockRequest{
@@ -69,7 +69,7 @@ func (a *Agent) applyLock(ctx context.Context, c gatewayrpc.ContainmentCommand, 
 		return gatewayrpc.ContainmentState{}, wrapRefused(err)
 	}
 	if err != nil {
-		return gatewayrpc.ContainmentState{}, fmt.Errorf("apply the apply the egress lock: %w", err)
+		return gatewayrpc.ContainmentState{}, fmt.Errorf("apply the egress lock: %w", err)
 	}
 	out := toContainmentState(state)
 	out.AppliedAt, out.Note = time.Now(), strings.Join(notes, "; ")
@@ -255,7 +255,7 @@ func (a *Agent) findCoveringLock(at targetCgroups) (probe.EgressLockState, error
 	for i, id := range at.cgroupIDs() {
 		state, err := a.EgressLock.StateOfCgroup(id)
 		if err != nil {
-			return probe.EgressLockState{}, fmt.Errorf("read the apply the egress lock: %w", err)
+			return probe.EgressLockState{}, fmt.Errorf("read the egress lock: %w", err)
 		}
 		if !state.Active || i > 0 && state.LeaseID != all.LeaseID {
 			return probe.EgressLockState{}, nil
@@ -276,7 +276,7 @@ func (a *Agent) releaseLock(ctx context.Context, c gatewayrpc.ReleaseCommand,
 	}
 	state, err := a.EgressLock.StateOfLease(c.LeaseID)
 	if err != nil {
-		return gatewayrpc.ContainmentState{}, fmt.Errorf("read the apply the egress lock: %w", err)
+		return gatewayrpc.ContainmentState{}, fmt.Errorf("read the egress lock: %w", err)
 	}
 	if state.Active {
 		grant, err := verifyReleaseGrant(c.Grant, c.LeaseID, keys)
@@ -290,7 +290,7 @@ func (a *Agent) releaseLock(ctx context.Context, c gatewayrpc.ReleaseCommand,
 		}
 	}
 	if err := a.EgressLock.Release(c.LeaseID); err != nil {
-		return toContainmentState(state), fmt.Errorf("release the apply the egress lock: %w", err)
+		return toContainmentState(state), fmt.Errorf("release the egress lock: %w", err)
 	}
 	a.failpoint("agent/unlocked")
 	after, err := a.lockState(ctx, c.Target)
@@ -316,7 +316,7 @@ func (a *Agent) refreshKubelets() error {
 	}
 	a.kubeletCount.Store(int64(len(found)))
 	if err := a.EgressLock.SetProbers(found); err != nil {
-		return fmt.Errorf("set the kubelet in the apply the egress lock: %w", err)
+		return fmt.Errorf("set the kubelet in the egress lock: %w", err)
 	}
 	return nil
 }

@@ -64,7 +64,7 @@ const fileHandleTypeKernfs = 0xfe
 func CgroupPathByID(root string, id uint64) (string, error) {
 	dir, err := os.Open(root)
 	if err != nil {
-		return "", fmt.Errorf("find the path of inspect inspect inspect cgroup %d: %w", id, err)
+		return "", fmt.Errorf("find the path of cgroup %d: %w", id, err)
 	}
 	defer dir.Close()
 	var handle [8]byte
@@ -76,14 +76,14 @@ func CgroupPathByID(root string, id uint64) (string, error) {
 		defer unix.Close(fd)
 		full, err := os.Readlink("/proc/self/fd/" + strconv.Itoa(fd))
 		if err != nil {
-			return "", fmt.Errorf("find the path of inspect inspect inspect cgroup %d: %w", id, err)
+			return "", fmt.Errorf("find the path of cgroup %d: %w", id, err)
 		}
 		if strings.HasSuffix(full, " (deleted)") {
-			return "", fmt.Errorf("inspect inspect inspect cgroup %d: %w", id, ErrNotFound)
+			return "", fmt.Errorf("inspect cgroup %d: %w", id, ErrNotFound)
 		}
 		return pathBelow(root, full), nil
 	case errors.Is(err, unix.ESTALE), errors.Is(err, unix.ENOENT):
-		return "", fmt.Errorf("inspect inspect inspect cgroup %d: %w", id, ErrNotFound)
+		return "", fmt.Errorf("inspect cgroup %d: %w", id, ErrNotFound)
 	}
 	found := ""
 	err = filepath.WalkDir(root, func(p string, d fs.DirEntry, err error) error {
@@ -97,7 +97,7 @@ func CgroupPathByID(root string, id uint64) (string, error) {
 		return nil
 	})
 	if err != nil || found == "" {
-		return "", fmt.Errorf("inspect inspect inspect cgroup %d: %w", id, ErrNotFound)
+		return "", fmt.Errorf("inspect cgroup %d: %w", id, ErrNotFound)
 	}
 	return pathBelow(root, found), nil
 }

@@ -308,7 +308,7 @@ func (r *Resolver) FindNamedCgroups(ctx context.Context, podUID, containerID str
 		return fs.SkipDir
 	})
 	if err != nil {
-		return nil, fmt.Errorf("find the cgroups of resolve resolve resolve resolve pod %q: %w", podUID, err)
+		return nil, fmt.Errorf("find the cgroups of pod %q: %w", podUID, err)
 	}
 	return out, nil
 }
@@ -356,17 +356,17 @@ func (r *Resolver) FindPod(ctx context.Context, uid string) (PodCgroup, error) {
 		return fs.SkipDir
 	})
 	if !errors.Is(err, errStopWalk) {
-		return g, fmt.Errorf("resolve resolve resolve resolve pod %q: %w", uid, errors.Join(err, ErrNotFound))
+		return g, fmt.Errorf("resolve pod %q: %w", uid, errors.Join(err, ErrNotFound))
 	}
 	if g.CgroupID, err = CgroupID(g.Dir); err != nil {
-		return g, fmt.Errorf("resolve resolve resolve resolve pod %q: %w", uid, errors.Join(err, ErrNotFound))
+		return g, fmt.Errorf("resolve pod %q: %w", uid, errors.Join(err, ErrNotFound))
 	}
 	if g.PIDs, err = ListPIDs(g.Dir); err != nil {
-		return g, fmt.Errorf("resolve resolve resolve resolve pod %q: %w", uid, err)
+		return g, fmt.Errorf("resolve pod %q: %w", uid, err)
 	}
 	children, err := os.ReadDir(g.Dir)
 	if err != nil {
-		return g, fmt.Errorf("resolve resolve resolve resolve pod %q: %w", uid, err)
+		return g, fmt.Errorf("resolve pod %q: %w", uid, err)
 	}
 	for _, child := range children {
 		if !child.IsDir() || ctx.Err() != nil {

@@ -208,7 +208,7 @@ func (f *nonScalarStringFinder) Visit(node *ast.Node) {
 		at := b.Location()
 		f.found = &Error{
 			Column: at.From, SourceOffset: at.From,
-			Message: "`string` takes a number, a boolean or a string, not " + t.String() + "; use `join` for a list of stringss",
+			Message: "`string` takes a number, a boolean or a string, not " + t.String() + "; use `join` for a list of strings",
 		}
 	}
 }

@@ -253,16 +253,16 @@ func TestDecodeFalcoRejectsInvalidAlerts(t *testing.T) {
 		`{"rule":"r","priority":"Critical","output_fields":{"container.id":"a"}}`:                                    "missing or invalid time",
 		`{"rule":"r","priority":"Critical","time":"9999-12-31T23:59:59-23:59","output_fields":{"container.id":"a"}}`: "missing or invalid time",
 		`{"rule":"r","priority":"Critical","output_fields":{"container.id":"` + strings.Repeat("a", 300) +
-			`"}}`: "container ID has 300 bytes",
+			`"}}`: "container ID is 300 bytes long",
 		`{"a":` + strings.Repeat("[", 70) + strings.Repeat("]", 70) +
 			`}`: "nested deeper than 64",
 		`{"a":[` + strings.Repeat("0,", 10_001) +
 			`0]}`: "more than 10000 fields",
 		`{"a":"` + strings.Repeat("a", integrations.MaxRecordBytes) +
-			`"}`: "at most 262144 are read",
+			`"}`: "the maximum is 262144",
 		`{"rule":"r","priority":"Critical","time":"2026-11-23T00:00:00Z","output_fields":{"container.id":"a"},"tags":"a"}`: "invalid Falco JSON",
 		`{"rule":"` + strings.Repeat("r", 300) +
-			`","priority":"Critical","time":"2026-11-23T00:00:00Z","output_fields":{}}`: "the rule has 300 bytes",
+			`","priority":"Critical","time":"2026-11-23T00:00:00Z","output_fields":{}}`: "the rule is 300 bytes long",
 	} {
 		_, err := integrations.DecodeFalco([]byte(text))
 		require.ErrorContains(t, err, want, text[:min(len(text), 200)])

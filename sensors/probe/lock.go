@@ -120,9 +120,9 @@ func (l *EgressLock) loadOrAdopt(dir string) error {
 	}
 	var err error
 	if l.ownerFile, err = acquirePinDir(dir, handoverTimeout); errors.Is(err, ErrInUse) {
-		return fmt.Errorf("open the apply the egress lock: %w%s", err, inUseRemedy)
+		return fmt.Errorf("open the egress lock: %w%s", err, inUseRemedy)
 	} else if err != nil {
-		return fmt.Errorf("open the apply the egress lock: %w", err)
+		return fmt.Errorf("open the egress lock: %w", err)
 	}
 	if err := os.MkdirAll(l.pinDir, 0o700); err != nil {
 		return fmt.Errorf("create the lock's directory: %w", err)
@@ -146,7 +146,7 @@ func (l *EgressLock) loadOrAdopt(dir string) error {
 			err,
 		)
 	case err != nil:
-		return fmt.Errorf("load the apply the egress lock: %w: %s", ErrNotSupported, shortReason(err))
+		return fmt.Errorf("load the egress lock: %w: %s", ErrNotSupported, shortReason(err))
 	}
 	if err := l.attachCgroup(); err != nil {
 		return err
@@ -289,7 +289,7 @@ func (l *EgressLock) Apply(r EgressLockRequest) (EgressLockState, error) {
 	for k, v := range wanted {
 		if err := l.ebpfMap(bpf.LockMapLockedObjects).Put(k, v); err != nil {
 			l.removeLock(id)
-			return EgressLockState{}, fmt.Errorf("apply the apply the egress lock: %w", err)
+			return EgressLockState{}, fmt.Errorf("apply the egress lock: %w", err)
 		}
 	}
 	for k, v := range l.lockedObjects() {

@@ -144,14 +144,14 @@ func (l *EgressLock) AddTargets(lease string, cgroups []uint64, veths []Veth) er
 	for _, cg := range cgroups {
 		if err := l.ebpfMap(bpf.LockMapLockedObjects).Put(lockedObjectKey{ID: cg, Kind: objectCgroup},
 			lockedObjectValue{Lock: id}); err != nil {
-			return fmt.Errorf("apply the apply the egress lock: %w", err)
+			return fmt.Errorf("apply the egress lock: %w", err)
 		}
 	}
 	var errs []error
 	for _, w := range veths {
 		k := lockedObjectKey{ID: uint64(w.Index), Kind: objectVeth}
 		if err := l.ebpfMap(bpf.LockMapLockedObjects).Put(k, lockedObjectValue{Lock: id, MAC: w.MAC}); err != nil {
-			return fmt.Errorf("apply the apply the egress lock: %w", err)
+			return fmt.Errorf("apply the egress lock: %w", err)
 		}
 		if err := l.attachVeth(w.Index); err != nil {
 			l.unlockObject(k)

@@ -120,7 +120,7 @@ func (l *EgressLock) stateByID(id uint64) (EgressLockState, error) {
 	case errors.Is(err, ebpf.ErrKeyNotExist):
 		return EgressLockState{}, nil
 	case err != nil:
-		return EgressLockState{}, fmt.Errorf("read the apply the egress lock: %w", err)
+		return EgressLockState{}, fmt.Errorf("read the egress lock: %w", err)
 	}
 	wall, boot := readClocks()
 	left := time.Duration(rec.Expiry) - boot

@@ -115,7 +115,7 @@ func newThawOrder(h CgroupFreeze) (thawOrder, error) {
 func (f *Freezer) replaceThawer(dir *os.File, m freezeMarker, o thawOrder) error {
 	o.AdoptExisting = true
 	if err := startThawer(f.cgroupRoot, f.thawerCommand, dir, o); err != nil {
-		return fmt.Errorf("extend a freeze the cgroup: %w", err)
+		return fmt.Errorf("extend the freeze of the cgroup: %w", err)
 	}
 	if pidfd, ok := m.openThawerProcess(); ok {
 		// Its marker is replaced, so it would not thaw and is no longer needed.

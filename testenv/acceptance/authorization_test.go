@@ -35,14 +35,14 @@ func TestOpenApprovalRequestShowsProgress(t *testing.T) {
 	require.Eventually(t, func() bool { return strings.Contains(shown("incidents"), "for you: isolate the miner") },
 		20*time.Second, 100*time.Millisecond)
 	text := shown("incidents", in.ID)
-	require.Contains(t, text, "waiting     isolate the miner for 20m: 0 of 2 approved; waiting for 2 approvals from "+
+	require.Contains(t, text, "waiting     isolate the miner for 20m: 0 of 2 approved; waiting for 2 from "+
 		"responders; waiting for you")
 	require.Contains(t, text, "process.snapshot succeeded")
 	require.Contains(t, text, "evidence    process.snapshot ")
 	require.Contains(t, shown("status"), "1 approval waiting, 1 for you")
 
 	require.Contains(t, shown("approve", in.ID, "isolate the miner"),
-		`alice approved "isolate the miner" for 20m: 1 of 2 approved (alice); waiting for 1 more approvals from responders`)
+		`alice approved "isolate the miner" for 20m: 1 of 2 approved (alice); waiting for 1 more from responders`)
 	require.Contains(t, shown("approve", in.ID, "isolate the miner"),
 		`the approval of alice for "isolate the miner" for 20m was already counted: 1 of 2`)
 	require.Contains(t, shown("incidents"), "1 of 2 approved: isolate the miner")

@@ -47,7 +47,7 @@ func TestTimelineIsInOrder(t *testing.T) {
 		"opened: Incident " + testIncidentID, "detection: Detected on node n1: Crypto-miner started on pod shop/web-1",
 		"playbook: Playbook miner started on pod shop/web-1",
 		"evidence: Evidence was stored: processes.json", "decision: Requires approval before pod.isolate on pod shop/web-1",
-		"approval-request: Requested approval from responders, quorum 1",
+		"approval-request: Requested approval from responders (quorum 1, ",
 		`vote: alice (uid 7 on the local socket) approved "pod.isolate"`,
 		"approval-result: \"pod.isolate\" (request cut#1) was approved", "grant: A grant for this exact plan was signed",
 		"ended: Playbook miner ended",
@@ -205,7 +205,7 @@ func TestVerifyTimelineReportsEachManipulation(t *testing.T) {
 				Operation: attestation.OperationRelease,
 				LeaseID:   "LSE-OTHER",
 			})
-		}, want: "not for releasing " + testLeaseID},
+		}, want: "not to release " + testLeaseID},
 		"vote as a release": {change: func(m *historyBuilder, p *incidentParts) {
 			p.release = m.signVote("bob", true, time.Minute)
 		}, want: "the grant of the release is invalid"},

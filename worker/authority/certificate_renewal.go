@@ -49,7 +49,7 @@ func (p *PKI) signPublicKey(role, name string, key any, hosts ...string) ([]byte
 	}
 	der, err := x509.CreateCertificate(rand.Reader, template, p.caCert, key, p.caKey)
 	if err != nil {
-		return nil, fmt.Errorf("issue a issue a certificate for %s: %w", name, err)
+		return nil, fmt.Errorf("issue a certificate for %s: %w", name, err)
 	}
 	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), nil
 }

@@ -126,7 +126,7 @@ const certLifetime = 90 * 24 * time.Hour
 func (p *PKI) IssueCertificate(role, name string, hosts ...string) (certPEM, keyPEM []byte, err error) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
-		return nil, nil, fmt.Errorf("issue a issue a certificate for %s: %w", name, err)
+		return nil, nil, fmt.Errorf("issue a certificate for %s: %w", name, err)
 	}
 	if certPEM, err = p.signPublicKey(role, name, &key.PublicKey, hosts...); err != nil {
 		return nil, nil, err
@@ -158,12 +158,12 @@ func (p *PKI) WriteCertificateFiles(dir, base, role, name string, hosts ...strin
 		return "", "", err
 	}
 	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return "", "", fmt.Errorf("write the issue a certificate for %s: %w", name, err)
+		return "", "", fmt.Errorf("write the certificate for %s: %w", name, err)
 	}
 	cert, key = filepath.Join(dir, base+".crt"), filepath.Join(dir, base+".key")
 	for path, data := range map[string][]byte{cert: certPEM, key: keyPEM, filepath.Join(dir, "ca.crt"): p.caPEM} {
 		if err := os.WriteFile(path, data, 0o600); err != nil {
-			return "", "", fmt.Errorf("write the issue a certificate for %s: %w", name, err)
+			return "", "", fmt.Errorf("write the certificate for %s: %w", name, err)
 		}
 	}
 	return cert, key, nil

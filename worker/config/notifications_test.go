@@ -52,7 +52,7 @@ func TestParseRejectsInvalidNotifications(t *testing.T) {
 			"[a@example.com]}", "`email.from`"},
 		"mail without TLS": {
 			"email: {smtp: 'smtp.example.com:25', tls: none, " + mail + "}",
-			"is allowed only to a server on this machine",
+			"is allowed only for a server on this machine",
 		},
 		"password without TLS": {"email: {smtp: '127.0.0.1:25', tls: none, username: u, password_file: p, " + mail +
 			"}", "without a password"},
@@ -64,10 +64,10 @@ func TestParseRejectsInvalidNotifications(t *testing.T) {
 		"unknown tracker": {"ticket: {kind: bugzilla, project: x, token_file: t}", "unknown tracker `bugzilla`"},
 		"path traversal in project": {
 			"ticket: {kind: github, project: 'acme/../../user', token_file: t}",
-			"invalid project `acme/../../user` of github",
+			"invalid project `acme/../../user` for github",
 		},
 		"JQL in project": {"ticket: {kind: jira, url: 'https://x.example', user: u, project: 'A\" OR 1', " +
-			"token_file: t}", "of jira"},
+			"token_file: t}", "for jira"},
 		"Jira without URL": {
 			"ticket: {kind: jira, user: u, project: OPS, token_file: t}",
 			"`ticket.url` is missing",

@@ -162,10 +162,10 @@ func TestVoteFindsRequestAndReportsResult(t *testing.T) {
 		" 'steps[2]#1'   isolate the pod for 1h\n", "alice", false, "isolate")
 
 	// By title, in any case and spacing, by step, and by action.
-	requireVoteResult(`alice approved "isolate the pod" for 1h: 1 of 2 approved (alice); waiting for 1 more approvals from responders`,
+	requireVoteResult(`alice approved "isolate the pod" for 1h: 1 of 2 approved (alice); waiting for 1 more from responders`,
 		gateway.ResultCounted, "alice", true, " Isolate  the pod")
 	requireVoteResult(
-		`the approval of alice for "isolate the pod" for 1h was already counted: 1 of 2 approved (alice); waiting for 1 more approvals from responders`,
+		`the approval of alice for "isolate the pod" for 1h was already counted: 1 of 2 approved (alice); waiting for 1 more from responders`,
 		gateway.ResultAlreadyCounted,
 		"alice",
 		true,
@@ -177,7 +177,7 @@ func TestVoteFindsRequestAndReportsResult(t *testing.T) {
 		"bob", true, "steps[2]#1")
 	requireVoteResult(`bob denied "stop the workload" for 1h: it will not run`, gateway.ResultDenied, "bob", false,
 		"workload.scale")
-	requireVoteResult(`alice approved "cut it off" for 1h: 1 of 2 approved (alice); waiting for 1 more approvals from responders`,
+	requireVoteResult(`alice approved "cut it off" for 1h: 1 of 2 approved (alice); waiting for 1 more from responders`,
 		gateway.ResultCounted, "alice", true, "cut")
 
 	// Break-glass is possible after a normal approval.

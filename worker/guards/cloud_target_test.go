@@ -36,13 +36,13 @@ func TestCloudTargetHasScopeOfItsPod(t *testing.T) {
 		reason  string
 	}{
 		"valid, with any evidence of the incident": {func(*guardFixture) {}, activities.VerdictRun, "phase", "granted"},
-		"no evidence": {
+		"no attempt to capture evidence": {
 			func(d *guardFixture) { d.input.Authorization.Receipts = nil },
-			activities.VerdictRefuse, "evidence", "no evidence",
+			activities.VerdictRefuse, "evidence", "no attempt to capture evidence",
 		},
 		"evidence of another incident": {
 			func(d *guardFixture) { d.input.Request.IncidentRef.ID = "INC-2" },
-			activities.VerdictRefuse, "evidence", "no evidence",
+			activities.VerdictRefuse, "evidence", "no attempt to capture evidence",
 		},
 		"pod's detection without a grant": {func(d *guardFixture) {
 			d.input.Authorization.Grant, d.input.Spec.Class = nil, playbooks.ClassContain

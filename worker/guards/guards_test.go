@@ -265,18 +265,18 @@ func TestGuardDecisions(t *testing.T) {
 			func(d *guardFixture) { d.chain.OwnPodUIDs = []string{"uid-1"} },
 			activities.VerdictRefuse, "protected", "Stanch itself",
 		},
-		"no evidence": {
+		"no attempt to capture evidence": {
 			func(d *guardFixture) { d.input.Authorization.Receipts = nil },
-			activities.VerdictRefuse, "evidence", "no evidence",
+			activities.VerdictRefuse, "evidence", "no attempt to capture evidence",
 		},
 		"evidence of another incident": {
 			func(d *guardFixture) { d.input.Request.IncidentRef.ID = "INC-2" },
-			activities.VerdictRefuse, "evidence", "no evidence",
+			activities.VerdictRefuse, "evidence", "no attempt to capture evidence",
 		},
 		"receipt signed with another key": {func(d *guardFixture) {
 			d.input.Authorization.Receipts = []attestation.Envelope{d.sign(thief, attestation.PayloadTypeEvidenceReceipt,
 				attestation.EvidenceReceipt{IncidentID: "INC-1", TargetID: d.target.ID()})}
-		}, activities.VerdictRefuse, "evidence", "no evidence"},
+		}, activities.VerdictRefuse, "evidence", "no attempt to capture evidence"},
 		"no attestation": {
 			func(d *guardFixture) { d.input.Authorization.Attestations = nil }, activities.VerdictRefuse,
 			"phase", "no attested detection",
@@ -342,7 +342,7 @@ func TestGuardDecisions(t *testing.T) {
 				d.moveToNamespace("bank")
 				d.input.Spec.Class = playbooks.ClassDisrupt
 			}, activities.VerdictAskApproval, "phase",
-			"requires an approval",
+			"requires approval",
 		},
 		"disrupt in phase 3 with a grant": {func(d *guardFixture) {
 			d.moveToNamespace("bank")
@@ -394,7 +394,7 @@ func TestGuardDecisions(t *testing.T) {
 			d.chain.Config.Phase = 1
 			d.registerDrill(d.target.ID())
 			d.input.Spec.Class, d.input.Authorization.RequiresGrant = playbooks.ClassDisrupt, true
-		}, activities.VerdictAskApproval, "phase", "requires an approval"},
+		}, activities.VerdictAskApproval, "phase", "requires approval"},
 		"unregistered pod in the drill namespace": {func(d *guardFixture) {
 			d.chain.Config.Phase = 1
 			d.moveToNamespace(config.DrillNamespace)

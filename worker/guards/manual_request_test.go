@@ -55,7 +55,7 @@ func TestManualRequestPermitsOnlyWhatWasRequested(t *testing.T) {
 		},
 		"another pod": {
 			func(d *guardFixture) { d.input.Request.Target.UID = "uid-2" }, activities.VerdictRefuse,
-			"no evidence",
+			"no attempt to capture evidence",
 		},
 		"old request": {
 			func(d *guardFixture) { d.useManualRequest(now.Add(-time.Hour)) },
@@ -63,7 +63,7 @@ func TestManualRequestPermitsOnlyWhatWasRequested(t *testing.T) {
 		},
 		"without evidence": {
 			func(d *guardFixture) { d.input.Authorization.Receipts = nil }, activities.VerdictRefuse,
-			"no evidence",
+			"no attempt to capture evidence",
 		},
 		"while paused": {
 			func(d *guardFixture) { d.chain.KillSwitch = fixedKillSwitch{paused: true} },
@@ -77,7 +77,7 @@ func TestManualRequestPermitsOnlyWhatWasRequested(t *testing.T) {
 			d.moveToNamespace("bank")
 			d.useManualRequest(now)
 			d.input.Spec.Class = playbooks.ClassDisrupt
-		}, activities.VerdictAskApproval, "requires an approval"},
+		}, activities.VerdictAskApproval, "requires approval"},
 		"granted action on a role of the pod": {func(d *guardFixture) {
 			d.useCloudTarget()
 			d.useManualRequest(now)

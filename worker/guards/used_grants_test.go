@@ -67,5 +67,5 @@ func TestGrantPermitsOneContainment(t *testing.T) {
 
 	require.NoError(t, os.WriteFile(path, []byte("{"), 0o600))
 	_, err := d.chain.Decide(t.Context(), d.input)
-	require.ErrorContains(t, err, "is damaged", "an unrecorded use is refused")
+	require.ErrorContains(t, err, "is corrupted", "an unrecorded use is refused")
 }

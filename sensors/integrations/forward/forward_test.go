@@ -351,7 +351,7 @@ func TestUnavailableGatewayPausesReadingAndLosesNothing(t *testing.T) {
 	require.Equal(t, 3000, s.Lines)
 	require.Positive(t, s.Retries)
 	require.Contains(t, p.logText(), "retrying until it succeeds")
-	require.Contains(t, p.logText(), "accepts lines again")
+	require.Contains(t, p.logText(), "is accepting lines again")
 }
 
 func TestRefusedLinesAreLoggedAndOthersAccepted(t *testing.T) {
