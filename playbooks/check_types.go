@@ -30,7 +30,7 @@ func (c *checker) checkTypes() {
 			continue
 		}
 		if !isOutputType(t) {
-			c.errorf(o.Expr.Pos, "type", "use a string, a number, true or false, a target, or a list of one of them",
+			c.errorf(o.Expr.Pos, "type", "use a string, a number, true or false, a target, or a list of these",
 				"the output `%s` is %s", o.Name, describeType(t))
 			continue
 		}

@@ -95,7 +95,7 @@ func describeStrongestRule(s CorrelationInput) string {
 	if name == "" {
 		name = "The rule " + s.Rule
 	}
-	text := fmt.Sprintf("%s: this detection alone gives confidence %.2f for %s.", name, s.Confidence, s.Objective)
+	text := fmt.Sprintf("%s: this detection alone gives a confidence of %.2f for %s.", name, s.Confidence, s.Objective)
 	if s.Reason != "" {
 		text += " " + s.Reason
 	}

@@ -24,15 +24,15 @@ func TestDifferentObjectivesRaiseConfidenceMoreThanRepetition(t *testing.T) {
 	repeated := playbooks.Correlate([]playbooks.CorrelationInput{shell, shell, shell})
 	require.InDelta(t, 0.6, repeated.Confidence, 1e-9)
 	require.Equal(t,
-		[]string{"Shell with a terminal: this detection alone gives confidence 0.60 for execution. Nobody opens a shell in it."},
+		[]string{"Shell with a terminal: this detection alone gives a confidence of 0.60 for execution. Nobody opens a shell in it."},
 		repeated.Reasons)
 
 	both := playbooks.Correlate([]playbooks.CorrelationInput{token, shell})
 	require.InDelta(t, 0.88, both.Confidence, 1e-9)
 	require.Equal(t, sensors.ObjectiveCredentialAccess, both.Objective)
 	require.Equal(t, []string{
-		"Token read: this detection alone gives confidence 0.70 for credential-access.",
-		"Shell with a terminal: this detection alone gives confidence 0.60 for execution. Nobody opens a shell in it.",
+		"Token read: this detection alone gives a confidence of 0.70 for credential-access.",
+		"Shell with a terminal: this detection alone gives a confidence of 0.60 for execution. Nobody opens a shell in it.",
 		"They form a chain, within 1m30s: Shell with a terminal (execution) → Token read (credential-access).",
 		"2 objectives in one window (credential-access, execution) raise the confidence to 0.88.",
 	}, both.Reasons)
@@ -41,6 +41,6 @@ func TestDifferentObjectivesRaiseConfidenceMoreThanRepetition(t *testing.T) {
 		{Rule: "a", Objective: "x", Confidence: 0.5},
 		{Rule: "b", Objective: "y", Confidence: 0.5},
 	})
-	require.Equal(t, "The rule a: this detection alone gives confidence 0.50 for x.", bare.Reasons[0], "missing fields are not invented")
+	require.Equal(t, "The rule a: this detection alone gives a confidence of 0.50 for x.", bare.Reasons[0], "missing fields are not invented")
 	require.Len(t, bare.Reasons, 3)
 }

@@ -23,7 +23,7 @@ var (
 	keyID = GrammarKey{
 		Name: "id",
 		Type: "name",
-		Doc:  "the name by which later steps refer to this one: `NAME.outcome`, `NAME.targets` (their number), `NAME.failed` (the targets that failed or were refused), and its outputs",
+		Doc:  "the name by which later steps refer to this one: `NAME.outcome`, `NAME.targets` (the number of targets), `NAME.failed` (the targets that failed or were refused), and its outputs",
 	}
 	keyIf = GrammarKey{
 		Name: "if", Type: "expression",
@@ -84,7 +84,7 @@ var MatchKeys = []GrammarKey{
 	},
 	{
 		Name: "exclusive", Type: "true or false",
-		Doc: "if it matches, no playbook with a lower rank starts, not even one without containment steps",
+		Doc: "if it matches, no playbook with a lower priority starts, not even one without containment steps",
 	},
 }
 

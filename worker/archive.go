@@ -33,7 +33,7 @@ func (w *Worker) archiveClosed(ctx context.Context) {
 		defer tick.Stop()
 		for {
 			if n, err := a.ArchiveClosed(ctx, w.Authority); err != nil && ctx.Err() == nil {
-				w.Log.Warn("archive closed incidents; the failed ones are retried", "error", err)
+				w.Log.Warn("could not archive some closed incidents; retrying", "error", err)
 			} else if n > 0 {
 				w.Log.Info("closed incidents were archived", "incidents", n)
 			}

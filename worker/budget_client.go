@@ -59,7 +59,7 @@ func openBudgetClient(ctx context.Context, temporal client.Client, cluster strin
 	if err := p.refreshUsages(ctx); err != nil {
 		// After a crash, Temporal may still wait for the dead worker's answer. That must not delay Stanch's start: the
 		// budget is read again within seconds.
-		log.Warn("read the shared budget; continuing with the local state", "error", err)
+		log.Warn("could not read the shared budget; continuing with the local state", "error", err)
 	}
 	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	go p.syncUntilDone(ctx)
@@ -109,14 +109,14 @@ func (p *budgetClient) syncUntilDone(ctx context.Context) {
 			batch = append(batch, s)
 		case <-refresh.C:
 			if err := p.refreshUsages(ctx); err != nil && ctx.Err() == nil {
-				p.log.Warn("read the shared budget; continuing with the local state", "error", err)
+				p.log.Warn("could not read the shared budget; continuing with the local state", "error", err)
 			}
 		case <-flush.C:
 			if len(batch) == 0 {
 				continue
 			}
 			if err := p.sendUsages(ctx, batch); err != nil {
-				p.log.Warn("store the budget; retrying", "error", err)
+				p.log.Warn("could not store the budget; retrying", "error", err)
 				continue
 			}
 			batch = nil

@@ -53,7 +53,7 @@ func readRetiredCodecKeys(dir string) ([][]byte, error) {
 	for i, line := range strings.Split(strings.TrimSpace(string(raw)), "\n") {
 		key, err := base64.StdEncoding.DecodeString(line)
 		if err != nil || len(key) != codecKeyBytes {
-			return nil, fmt.Errorf("%s, line %d: want %d bytes as base64", path, i+1, codecKeyBytes)
+			return nil, fmt.Errorf("%s, line %d: expected %d base64-encoded bytes", path, i+1, codecKeyBytes)
 		}
 		keys = append(keys, key)
 	}

@@ -343,7 +343,7 @@ func TestDispositionListsReleasedLeasesAndDeniedRequests(t *testing.T) {
 	require.Len(t, asked, 1, "a true positive denies no approval request")
 	done, err = resolve(incident.TriageFalsePositive)
 	require.NoError(t, err)
-	require.Equal(t, []string{"pod.isolate of container b0b0b0b0b0b0 for 3h"}, done.DeniedRequests)
+	require.Equal(t, []string{"pod.isolate on container b0b0b0b0b0b0 for 3h"}, done.DeniedRequests)
 	require.Len(t, done.ReleasedLeases, 1)
 	require.Equal(t, "pod.isolate", done.ReleasedLeases[0].Action)
 
@@ -449,14 +449,14 @@ func TestApprovalRequestsOfIncidentHaveUniqueNames(t *testing.T) {
 		_, err := vote(step)
 		for _, q := range asked {
 			require.ErrorContains(t, err, "stanch approve "+answer.IncidentID+" '"+q.QualifiedID()+
-				"'   pod.isolate of container b0b0b0b0b0b0"+q.DurationText(), step)
+				"'   pod.isolate on container b0b0b0b0b0b0"+q.DurationText(), step)
 		}
 	}
 	i := slices.IndexFunc(asked, func(q playbook.ApprovalRequest) bool { return q.DurationText() == " for 2d" })
 	require.GreaterOrEqual(t, i, 0)
 	said, err := vote(asked[i].QualifiedID())
 	require.NoError(t, err)
-	require.Equal(t, `bob approved "pod.isolate of container b0b0b0b0b0b0" for 2d: 1 of 1 approved (bob); it runs now`,
+	require.Equal(t, `bob approved "pod.isolate on container b0b0b0b0b0b0" for 2d: 1 of 1 approved (bob); it runs now`,
 		said.Message)
 	require.Eventually(t, func() bool { return len(node.lockedLeaseIDs()) == 1 }, 30*time.Second, 50*time.Millisecond)
 	asked, err = w.QueryService.PendingApprovals(t.Context(), answer.IncidentID)

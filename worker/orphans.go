@@ -33,11 +33,11 @@ func (w *Worker) undoOrphansPeriodically(ctx context.Context) {
 			// in phase 1 Stanch contains nothing there
 			if w.awsAccount != nil && w.Config.Phase > 1 && round%cloudOrphanCheckRounds == 0 {
 				if err := w.undoCloudOrphans(ctx, time.Now().Add(-orphanCheckInterval)); err != nil && ctx.Err() == nil {
-					w.Log.Warn("undo orphaned containments in AWS; retrying", "error", err)
+					w.Log.Warn("could not undo orphaned containments in AWS; retrying", "error", err)
 				}
 			}
 			if err := w.UndoOrphans(ctx, time.Now().Add(-30*time.Second)); err != nil && ctx.Err() == nil {
-				w.Log.Warn("undo orphaned containments; retrying", "error", err)
+				w.Log.Warn("could not undo orphaned containments; retrying", "error", err)
 			}
 			select {
 			case <-ctx.Done():

@@ -64,7 +64,7 @@ func (w *Worker) loadEnforcedNamespaces(ctx context.Context) {
 	list, err := w.KubeClient.CoreV1().Namespaces().List(ctx,
 		metav1.ListOptions{LabelSelector: "pod-security.kubernetes.io/enforce"})
 	if err != nil {
-		w.Log.Warn("list the namespaces; the removal of a pod security label from one of them is not detected", "error", err)
+		w.Log.Warn("could not list the namespaces; the removal of a pod security label is not detected", "error", err)
 		return
 	}
 	for _, n := range list.Items {
@@ -92,7 +92,7 @@ func (w *Worker) stanchServiceAccount(ctx context.Context) string {
 	me, err := w.KubeClient.AuthenticationV1().SelfSubjectReviews().Create(ctx, &authenticationv1.SelfSubjectReview{},
 		metav1.CreateOptions{})
 	if err != nil {
-		w.Log.Warn("get Stanch's own service account; its own requests are evaluated like all others", "error", err)
+		w.Log.Warn("could not get Stanch's own service account; Stanch's requests are evaluated like all others", "error", err)
 		return ""
 	}
 	return me.Status.UserInfo.Username

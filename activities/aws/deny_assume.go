@@ -81,7 +81,7 @@ func (*denyAssumeAction) Spec() playbooks.ActionSpec {
 func unionOfSubjects(a, b json.RawMessage) (json.RawMessage, error) {
 	var x, y denyAssumeParams
 	if err := errors.Join(json.Unmarshal(a, &x), json.Unmarshal(b, &y)); err != nil {
-		return nil, fmt.Errorf("parameters of aws.irsa.untrust: %w", err)
+		return nil, fmt.Errorf("read the parameters of aws.irsa.untrust: %w", err)
 	}
 	x.ServiceAccounts = append(x.ServiceAccounts, y.ServiceAccounts...)
 	slices.Sort(x.ServiceAccounts)

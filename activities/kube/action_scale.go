@@ -46,7 +46,7 @@ func (*scaleAction) Spec() playbooks.ActionSpec {
 func fewestReplicas(a, b json.RawMessage) (json.RawMessage, error) {
 	var x, y scaleParams
 	if err := firstError(json.Unmarshal(a, &x), json.Unmarshal(b, &y)); err != nil {
-		return nil, fmt.Errorf("parameters of workload.scale: %w", err)
+		return nil, fmt.Errorf("read the parameters of workload.scale: %w", err)
 	}
 	if y.Replicas < x.Replicas {
 		return b, nil

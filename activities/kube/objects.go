@@ -145,7 +145,7 @@ type Difference struct {
 
 // String returns the difference in one sentence.
 func (d Difference) String() string {
-	s := fmt.Sprintf("%s: %s is %s, want %s", d.Object, d.Field, d.Have, d.Want)
+	s := fmt.Sprintf("%s: %s is %s, expected %s", d.Object, d.Field, d.Have, d.Want)
 	if d.ChangedBy != "" {
 		s += fmt.Sprintf(" (last written by %s at %s)", d.ChangedBy, d.ChangedAt.Format(time.RFC3339))
 	}

@@ -133,7 +133,7 @@ func durationLines(q activities.ApprovalRequest) []listLine {
 	}
 	for i := range out {
 		if len(out) > 1 {
-			out[i].text = fmt.Sprintf("%s of %s: %s", sanitizeText(q.Plans[i].Plan.Action, maxPartialChangeWeight),
+			out[i].text = fmt.Sprintf("%s on %s: %s", sanitizeText(q.Plans[i].Plan.Action, maxPartialChangeWeight),
 				redact.EscapeControlChars(q.Plans[i].Plan.TargetID), out[i].text)
 			out[i].neverTruncated = true
 		}

@@ -141,9 +141,9 @@ func (p *messageView) leaseBlocks(r *sizeBudget) []slack.Block {
 // blocksForLease shows a lease, with the buttons that end and extend it.
 func (p *messageView) blocksForLease(l playbooks.LeaseReport) []slack.Block {
 	const maxTarget = 300
-	what := listLine{label: "In force: " + l.Action, text: strings.TrimSpace(fmt.Sprintf("%s  %s, until %s. %s",
+	what := listLine{label: "Lease: " + l.Action, text: strings.TrimSuffix(fmt.Sprintf("%s  %s, until %s; %s",
 		sanitizeText(display.TargetName(p.incident, l.Target), maxTarget), display.DescribeLease(l),
-		display.FormatTime(l.ExpiresAt), sanitizeText(l.Reason, maxTarget)))}
+		display.FormatTime(l.ExpiresAt), sanitizeText(l.Reason, maxTarget)), "; ")}
 	r := ButtonReference{IncidentID: p.incident.ID, LeaseID: l.ID}
 	release, extend := r, r
 	release.Kind, extend.Kind = ButtonRelease, ButtonExtend

@@ -217,10 +217,10 @@ func TestPlanWithoutChangesIsShown(t *testing.T) {
 		func(i int) string { return []string{"isolate pod shop/web-0.", ""}[i] }, 2)}
 	d.approvalRequests[0].Plans[1].Plan.Duration = 2 * time.Hour
 	shown := literalTexts(t, d.currentMessage(t))
-	require.Contains(t, shown, "pod.isolate of pod/1")
-	require.Contains(t, shown, "pod.isolate of pod/0: after 1h, automatically",
+	require.Contains(t, shown, "pod.isolate on pod/1")
+	require.Contains(t, shown, "pod.isolate on pod/0: after 1h, automatically",
 		"what lasts unequally long is said of each")
-	require.Contains(t, shown, "pod.isolate of pod/1: after 2h, automatically")
+	require.Contains(t, shown, "pod.isolate on pod/1: after 2h, automatically")
 }
 
 func TestTruncatedRequestHasNoApproveButton(t *testing.T) {

@@ -40,7 +40,7 @@ func (p *messageView) postReplies(ctx context.Context) error {
 		case l.State == "stuck":
 			what = fmt.Sprintf("%s on %s could NOT be undone: %s", l.Action, display.TargetName(p.incident, l.Target), l.Reason)
 		case l.State == "ended" && l.Undone:
-			what = fmt.Sprintf("%s of %s: %s", l.Action, display.TargetName(p.incident, l.Target), display.DescribeLease(l))
+			what = fmt.Sprintf("%s on %s: %s", l.Action, display.TargetName(p.incident, l.Target), display.DescribeLease(l))
 		default:
 			continue
 		}

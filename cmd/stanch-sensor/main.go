@@ -96,8 +96,7 @@ gateway, and opens no port.`,
 		"the `NAME` of this node (default: $NODE_NAME, else the host name)")
 	f.StringVar(&setup.CRISocket, "cri", "", "the CRI `SOCKET` of the container runtime (default: the common paths)")
 	f.StringVar(&setup.KubeletPath, "kubelet", "",
-		"the `PATH` of the kubelet's program, if its name is unusual; contained pods still answer the probes of "+
-			"the kubelet")
+		"the `PATH` of the kubelet binary, if it has a nonstandard name; contained pods still answer its probes")
 	f.StringArrayVar(&setup.RuleDirs, "rules", nil, "a `DIR` with rule packs, in addition to the shipped ones")
 	f.StringVar(&setup.EgressLockDir, "lock-dir", "",
 		"the `DIR` where the egress lock is pinned (default "+probe.DefaultEgressLockDir+")")

@@ -64,8 +64,9 @@ func actionsCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use: "actions [NAME]", Short: "List the actions that playbook steps can run, or describe one",
 		Args: validateArgs(cobra.MaximumNArgs(1)),
-		Long: `List the actions that the steps of a playbook can run. Given a name, describe one action
-while you write its step: its parameters, its outputs, and the permissions that it requires.`,
+		Long: `List the actions that the steps of a playbook can run. Given a name, describe that
+action: its parameters, its outputs, and the
+permissions that it requires.`,
 		Example: "  stanch actions\n  stanch actions pod.isolate\n  stanch actions -o json",
 		RunE: func(cmd *cobra.Command, names []string) error {
 			out := cmd.OutOrStdout()

@@ -42,7 +42,7 @@ each later key must be signed by an earlier one. Copy the directory only to that
 		Example: "  stanch cert node worker-7 --pki ./secrets/pki --out ./worker-7",
 		RunE: func(cmd *cobra.Command, names []string) error {
 			if out == "" {
-				return usageError{errors.New("missing --out; name the directory to write")}
+				return usageError{errors.New("missing --out; name the directory to write to")}
 			}
 			if !nodeNamePattern.MatchString(names[0]) {
 				return usageError{fmt.Errorf("invalid node name %q; `kubectl get nodes` lists the names", names[0])}
@@ -86,7 +86,7 @@ authority) before the first start of stanch worker. Existing keys are kept.`,
 		Example: "  stanch cert authority --out ./secrets",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if out == "" {
-				return usageError{errors.New("missing --out; name the directory to write")}
+				return usageError{errors.New("missing --out; name the directory to write to")}
 			}
 			if err := createAuthority(out); err != nil {
 				return err

@@ -81,8 +81,8 @@ func runCommand(g *globalFlags) *cobra.Command {
 	c := &cobra.Command{
 		Use: "run PLAYBOOK --on TARGET --reason TEXT", Short: "Run a playbook on a pod, container or incident",
 		Args: validateArgs(cobra.ExactArgs(1)),
-		Long: `Run one of the running Stanch installation's playbooks on a target of your choice, if it did
-not match automatically. It runs through the same guards, approvals, leases and audit as a
+		Long: `Run a playbook of the running Stanch instance on a target of your choice, when the playbook
+did not match automatically. It runs through the same guards, approvals, leases and audit as a
 playbook that matched.
 
 ` + targetHelp + `

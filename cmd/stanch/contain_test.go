@@ -68,7 +68,7 @@ func TestRequestSucceedsOnlyIfTargetIsContained(t *testing.T) {
 		"waiting for approval": {
 			run: playbooks.PlaybookRun{RequestID: "request/1", WorkflowID: "playbook/1"},
 			pending: []playbook.ApprovalRequest{{
-				ID: "contain#1", WorkflowID: "playbook/1", Title: "pod.isolate of pod shop/web",
+				ID: "contain#1", WorkflowID: "playbook/1", Title: "pod.isolate on pod shop/web",
 				Approvers: activities.Approvers{Groups: []string{"sre"}}, Deadline: ended,
 			}}, settled: true,
 			want: []string{
@@ -79,7 +79,7 @@ func TestRequestSucceedsOnlyIfTargetIsContained(t *testing.T) {
 		"waiting for a quorum": {
 			run: playbooks.PlaybookRun{RequestID: "request/1", WorkflowID: "playbook/1"},
 			pending: []playbook.ApprovalRequest{{
-				ID: "contain#1", WorkflowID: "playbook/1", Title: "pod.isolate of pod shop/web",
+				ID: "contain#1", WorkflowID: "playbook/1", Title: "pod.isolate on pod shop/web",
 				Approvers: activities.Approvers{Groups: []string{"sre"}, Quorum: 2}, Deadline: ended,
 			}}, settled: true,
 			want: []string{
@@ -201,7 +201,7 @@ func TestTriageResultListsReleasedLeasesAndDeniedQuestions(t *testing.T) {
 	})
 	require.Equal(
 		t,
-		"INC-1: resolved as false-positive\n  released: pod.isolate of pod shop/web, lease LSE-1\n  denied: stop it for 1h\n",
+		"INC-1: resolved as false-positive\n  released: pod.isolate on pod shop/web, lease LSE-1\n  denied: stop it for 1h\n",
 		out.String(),
 	)
 	out.Reset()

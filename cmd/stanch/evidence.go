@@ -329,7 +329,7 @@ stored elsewhere, such as in a ticket or a chat message: pass it with --head.`,
 			return err
 		},
 	}
-	c.Flags().StringVar(&head, "head", "", "the `HASH` of a line that must be in the manifest, stored elsewhere")
+	c.Flags().StringVar(&head, "head", "", "the `HASH`, stored elsewhere, of a line that must be in the manifest")
 	addOutputFlag(c, &o.output)
 	return c
 }

@@ -14,13 +14,13 @@ import (
 // expressionsHelpTopic returns the help topic of `stanch help expressions`.
 func expressionsHelpTopic() *cobra.Command {
 	var b strings.Builder
-	b.WriteString(`Playbooks use expressions in when, if, target, foreach and until, and in ${…} within texts and
+	b.WriteString(`Playbooks use expressions in when, if, target, foreach and until, and in ${…} within text and
 parameters. The language is expr (https://expr-lang.org). Expressions are compiled and type-checked
 before anything runs.
 
   compare     ==  !=  <  <=  >  >=  in  contains  startsWith  endsWith  matches
   combine     &&  ||  !   (or: and, or, not)   cond ? a : b   a ?? b
-  texts       "in double or single quotes"; in YAML quote an expression that contains : # ! or {
+  strings     "in double or single quotes"; in YAML quote an expression that contains : # ! or {
   lists       incident.targets[0]   filter(incident.targets, .name == "web")
               any(incident.detections, .rule == "drift")
               in the second argument, .field is a field of the element, and # is the element
@@ -29,8 +29,8 @@ Names:
   incident          the incident when the playbook matched
   live              the current incident; only in until
   inputs.NAME       an input of the playbook
-  ID.outcome        the outcome of an earlier step: changed, unverified, unchanged, proposed, denied,
-                    refused, failed or skipped
+  ID.outcome        the outcome of an earlier step: succeeded, changed, unverified, unchanged,
+                    proposed, denied, refused, failed or skipped
   ID.targets        the number of its targets;   ID.failed: how many of them failed or were refused
   ID.OUTPUT         an output (of its first target), if it succeeded; ` + "`stanch actions NAME`" + ` lists the outputs
 

@@ -304,13 +304,13 @@ func printIncident(out io.Writer, in gateway.IncidentView, pending []playbook.Ap
 		}
 	}
 	for _, r := range in.RefusedWhilePaused {
-		p("refused     %s of %s while new containments were paused; to contain now: %s", r.Action, r.Target,
+		p("refused     %s on %s while new containments were paused; to contain now: %s", r.Action, r.Target,
 			r.RetryCommand)
 	}
 	p("")
 	printContext(p, in.Incident)
 	for _, l := range in.Leases {
-		p("lease       %s %s of %s: %s, until %s %s", l.ID, l.Action, display.TargetName(in.Incident, l.Target),
+		p("lease       %s %s on %s: %s, until %s %s", l.ID, l.Action, display.TargetName(in.Incident, l.Target),
 			display.DescribeLease(l), l.ExpiresAt.Local().Format(time.DateTime), l.Reason)
 		for _, warning := range l.Warnings {
 			p("            warning: %s", warning)

@@ -99,13 +99,13 @@ func TestIncidentTableAlignsWithAndWithoutColors(t *testing.T) {
 func TestIncidentShowsOpenQuestionsAndOutcome(t *testing.T) {
 	v := testViews()[1]
 	v.Summary = "a \x1b[2Jminer"
-	v.OutcomeText = "miner: contained: pod.isolate of pod shop/web-1 applied and verified"
+	v.OutcomeText = "miner: contained: pod.isolate on pod shop/web-1 applied and verified"
 	var out bytes.Buffer
 	printIncident(&out, v, nil, false)
 	text := out.String()
 	assert.Contains(t, text, "[open]")
 	assert.NotContains(t, text, "\x1b")
-	assert.Contains(t, text, "outcome     miner: contained: pod.isolate of pod shop/web-1")
+	assert.Contains(t, text, "outcome     miner: contained: pod.isolate on pod shop/web-1")
 	assert.Contains(t, text, "waiting     stop the workload: 1 of 2 approved (bob); waiting for 1 more from")
 	assert.Contains(t, text, "waiting for you")
 	v = testViews()[2]

@@ -28,7 +28,7 @@ func leasesCommand(g *globalFlags) *cobra.Command {
 	var all bool
 	c := &cobra.Command{
 		Use: "leases", Short: "List active containments", Args: validateArgs(cobra.NoArgs),
-		Long: `List active containments, those that end soonest first, when you want to know what Stanch
+		Long: `List active containments, soonest to end first, to see what Stanch
 currently blocks and until when.`,
 		Example: "  stanch leases\n  stanch leases --all -o json",
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -117,8 +117,8 @@ func extendCommand(g *globalFlags) *cobra.Command {
 		Use: "extend LEASE --for 1h", Short: "Extend a containment", Args: validateArgs(cobra.ExactArgs(1)),
 		Example: "  stanch extend LSE-0A1B2C3D4E5F6A7B8C9D --for 2h\n  stanch extend LSE-0A1B2C3D4E5F6A7B8C9D --for 1d",
 		Long: `Extend a containment when you need more time: it then ends after the duration in --for,
-counted from now. A lease that already ends later is never shortened, and the command prints
-its end. If the scope requires several approvers, one approver alone can extend to at most
+counted from now. A lease that already ends later is not shortened; the command prints when
+it ends. If the scope requires several approvers, one approver alone can extend to at most
 budget.max_duration from now. ` + "`stanch release`" + ` ends a lease
 early.`,
 		RunE: func(cmd *cobra.Command, ids []string) error {
@@ -131,7 +131,7 @@ early.`,
 				return err
 			}
 			for _, l := range done {
-				fmt.Fprintf(cmd.OutOrStdout(), "%s: %s of %s is in force until %s, %s from now\n", l.ID, l.Action,
+				fmt.Fprintf(cmd.OutOrStdout(), "%s: %s on %s is in force until %s, %s from now\n", l.ID, l.Action,
 					escapeForTerminal(l.Target), l.ExpiresAt.Local().Format(time.DateTime), duration.Format(d))
 			}
 			return nil

@@ -76,7 +76,7 @@ func rootCommand() *cobra.Command {
 	root := &cobra.Command{
 		Use: "stanch", Short: "Detect and contain attacks on containers",
 		Long: `Stanch detects attacks on containers in the kernel, contains them with leases that expire
-automatically, and records every decision as a verifiable incident.
+automatically, and records every decision in a verifiable audit trail.
 
 Start with:
   stanch up       run everything on this machine, in one process

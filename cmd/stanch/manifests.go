@@ -80,8 +80,8 @@ Stanch runs as.`,
 	f.BoolVar(&iam, "iam", false, "print only the IAM policy of the phase, as JSON")
 	f.BoolVar(&alerts, "alerts", false, "print only Prometheus alert rules for the metrics of the worker")
 	f.StringVar(&audit, "audit", "",
-		"print only how to enable the audit log of the API server; the `URL` of --listen as the API server reaches "+
-			"it, https://HOST:PORT")
+		"print only instructions for sending the API server's audit log to this `URL`: the --listen address as "+
+			"the API server reaches it, https://HOST:PORT")
 	f.StringVar(&o.Namespace, "namespace", "stanch-system", "the `NAMESPACE` to install in")
 	f.StringVar(&o.Image, "image", "stanch:"+version, "the `IMAGE` of the worker")
 	f.StringVar(&o.SensorImage, "sensor-image", "stanch-sensor:"+version, "the `IMAGE` of the sensor")
@@ -102,8 +102,8 @@ Stanch runs as.`,
 	f.StringVar(&o.CRISocket, "cri", "/run/containerd/containerd.sock",
 		"the CRI `SOCKET` of the container runtime on the nodes")
 	f.StringVar(&o.NodeCertDir, "node-cert", "",
-		"a `DIR` on each node with a certificate from stanch cert node (default: sensors enroll at the gateway "+
-			"with the token of their pod)")
+		"a `DIR` on each node with a certificate from stanch cert node (default: sensors enroll with the "+
+			"gateway, using their pod's token)")
 	f.StringVar(&o.LockDir, "lock-dir", "", "the `DIR` where the egress lock is pinned")
 	return c
 }

@@ -61,7 +61,7 @@ automatically.`,
 					formatCount(n, "containment of an open incident was", "containments of open incidents were"))
 			}
 			for _, r := range done.RefusedContainments {
-				fmt.Fprintln(out, escapeForTerminal(fmt.Sprintf("  %s  %s of %s; to contain now: %s", r.IncidentID,
+				fmt.Fprintln(out, escapeForTerminal(fmt.Sprintf("  %s  %s on %s; to contain now: %s", r.IncidentID,
 					r.Action, r.Target, r.RetryCommand)))
 			}
 			return nil

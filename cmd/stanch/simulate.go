@@ -44,8 +44,8 @@ assumed. Actions take no time in a simulation; waits do.
 --incident is a recording, a directory searched recursively, or a .jsonl file with one recording per
 line. A recording that cannot be read is reported and skipped; the exit code is then 1.
 
-People answer as recorded. With --approve they approve everything, answer nothing, or answer as in a
-file:
+People answer as recorded. With --approve they approve everything, do not answer, or answer as a file
+specifies:
   answers:
     - { person: alice, answer: yes, after: 2m, to: "stop the workload" }
 

@@ -31,7 +31,8 @@ func testCommand() *cobra.Command {
 		Use: "test PATH…", Short: "Run playbook tests", Args: validateArgs(cobra.MinimumNArgs(1)),
 		Long: `Run playbook tests (*_test.yaml files) through the production workflow code, with time
 skipping and without changing anything. A test defines detections, the results of actions
-and the answers of people, and expects outcomes. For example cryptominer_test.yaml, next to
+and people's
+answers, and expects outcomes. For example cryptominer_test.yaml, next to
 cryptominer.yaml:
 
   playbook: cryptominer.yaml

@@ -96,7 +96,7 @@ func printTriageResult(out io.Writer, id string, kind incident.TriageKind, done 
 		p("%s: assigned to you", id)
 	}
 	for _, l := range done.ReleasedLeases {
-		p("  released: %s of %s, lease %s", l.Action, display.TargetName(done.Incident, l.Target), l.ID)
+		p("  released: %s on %s, lease %s", l.Action, display.TargetName(done.Incident, l.Target), l.ID)
 	}
 	for _, title := range done.DeniedRequests {
 		p("  denied: %s", title)

@@ -27,8 +27,8 @@ your CI. All problems are reported at once, with their positions. Warnings for a
 reported only once it has no errors.
 
 With --config also check that the approvers exist, and which playbooks can match the same
-incident: of the playbooks that have containment steps, only the first runs, and a warning
-names it.`,
+incident: only the first of the playbooks with containment steps runs; a warning says
+which one.`,
 		Example: `  stanch validate playbooks/
   stanch validate playbooks/cryptominer.yaml -o json
   stanch validate playbooks/ --config stanch.yaml`,

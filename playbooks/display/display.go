@@ -146,14 +146,14 @@ func SummarizeRun(in playbooks.Incident, r playbooks.PlaybookRun) string {
 		case s.Action == stopActionName && s.Outcome != playbooks.OutcomeSkipped:
 			stopped = withReason("stopped, "+DescribeOutcome(s.Outcome, false), s.Reason)
 		case IsContainmentInForce(s):
-			contained = append(contained, fmt.Sprintf("%s of %s %s", what, TargetName(in, s.Target),
+			contained = append(contained, fmt.Sprintf("%s on %s %s", what, TargetName(in, s.Target),
 				DescribeOutcome(s.Outcome, true)))
 		case IsNotConfigured(s):
 			notes = append(notes, fmt.Sprintf("%s skipped: %s", what, s.Reason))
 		case !s.Outcome.RunsOnFailure() && !s.Outcome.RunsOnDenied() && s.Outcome != playbooks.OutcomeProposed:
 			last = s
 		case isContainment(s) && s.Target != "":
-			notContained = append(notContained, fmt.Sprintf("%s of %s %s", what, TargetName(in, s.Target),
+			notContained = append(notContained, fmt.Sprintf("%s on %s %s", what, TargetName(in, s.Target),
 				withReason(DescribeOutcome(s.Outcome, true), s.Reason)))
 		case isContainment(s):
 			notContained = append(notContained, what+" "+withReason(DescribeOutcome(s.Outcome, true), s.Reason))

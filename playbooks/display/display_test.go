@@ -85,15 +85,15 @@ func TestRunSummaryStartsWithContainments(t *testing.T) {
 		{
 			[]playbooks.StepReport{ticket, contained},
 			at,
-			"contained: pod.isolate of pod shop/web-1 applied and verified; note: ticket skipped: tickets are not " +
+			"contained: pod.isolate on pod shop/web-1 applied and verified; note: ticket skipped: tickets are not " +
 				"configured; add `ticket:` to stanch.yaml",
 		},
 		{
 			[]playbooks.StepReport{mail, contained},
 			at,
-			"contained: pod.isolate of pod shop/web-1 applied and verified; email failed: the server is away",
+			"contained: pod.isolate on pod shop/web-1 applied and verified; email failed: the server is away",
 		},
-		{[]playbooks.StepReport{refused}, at, "pod.isolate of pod shop/web-1 refused: no budget is configured for it"},
+		{[]playbooks.StepReport{refused}, at, "pod.isolate on pod shop/web-1 refused: no budget is configured for it"},
 		{
 			[]playbooks.StepReport{{Action: "stop", Outcome: playbooks.OutcomeDenied, Reason: "known build job"}},
 			at,
@@ -110,7 +110,7 @@ func TestRunSummaryStartsWithContainments(t *testing.T) {
 				Reason: "no cluster is connected",
 			}, refused},
 			at,
-			"pod.isolate of pod shop/web-1 refused: no budget is configured for it; note: pod.manifest skipped: no " +
+			"pod.isolate on pod shop/web-1 refused: no budget is configured for it; note: pod.manifest skipped: no " +
 				"cluster is connected",
 		},
 		{nil, at, "done, nothing contained"},
@@ -126,7 +126,7 @@ func TestRunSummaryStartsWithContainments(t *testing.T) {
 	}
 	assert.Equal(
 		t,
-		"hold: contained: pod.isolate of pod shop/web-1 applied and verified; tell: email failed: the server is away",
+		"hold: contained: pod.isolate on pod shop/web-1 applied and verified; tell: email failed: the server is away",
 		display.SummarizeOutcomes(in),
 	)
 }

@@ -116,7 +116,7 @@ func (t *TestCase) testFields() []yamlnode.Field {
 			"the scope's approvers, who are asked if the confidence is below the threshold; default: none", "`approvers`",
 			approvers.approversFields(), func(*yaml.Node) { t.Approvers = approvers }),
 		t.fakeResultsField(),
-		yamlnode.ListField("answers", "the answers of people; default: none, or the recorded answers", "answer",
+		yamlnode.ListField("answers", "people's answers; default: none, or the recorded answers", "answer",
 			maxEntriesPerTest, func(_, _ *yaml.Node) { t.ApprovalAnswers = []*ApprovalAnswer{} },
 			func(n *yaml.Node) []yamlnode.Field {
 				return appendParsed(&t.ApprovalAnswers, n,

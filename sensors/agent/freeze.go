@@ -42,7 +42,7 @@ func (a *Agent) freeze(ctx context.Context, c gatewayrpc.ContainmentCommand,
 	}
 	held, ok, err := a.Freezer.FindFreeze(at.dirs...)
 	if err != nil {
-		return gatewayrpc.ContainmentState{}, fmt.Errorf("read the freeze: %w", err)
+		return gatewayrpc.ContainmentState{}, fmt.Errorf("read the freeze state: %w", err)
 	}
 	if !ok || held.LeaseID != c.LeaseID {
 		if err := a.checkNotReleased(c.Target.ID(), token); err != nil {
@@ -78,14 +78,14 @@ func (a *Agent) freezeState(ctx context.Context, t gatewayrpc.NodeTarget) (gatew
 	}
 	held, ok, err := a.Freezer.FindFreeze(at.dirs...)
 	if err != nil {
-		return gatewayrpc.ContainmentState{}, fmt.Errorf("read the freeze: %w", err)
+		return gatewayrpc.ContainmentState{}, fmt.Errorf("read the freeze state: %w", err)
 	}
 	if !ok {
 		held.CgroupDir = at.dirs[0]
 	}
 	state, err := snapshot.ReadFreezeState(held.CgroupDir)
 	if err != nil {
-		return gatewayrpc.ContainmentState{}, fmt.Errorf("read the freeze: %w", err)
+		return gatewayrpc.ContainmentState{}, fmt.Errorf("read the freeze state: %w", err)
 	}
 	s := gatewayrpc.ContainmentState{
 		Active: ok && state.Requested && state.Frozen, LeaseID: held.LeaseID,
@@ -107,7 +107,7 @@ func (a *Agent) thaw(ctx context.Context, c gatewayrpc.ReleaseCommand,
 	}
 	held, ok, err := a.Freezer.FreezeOfLease(c.LeaseID)
 	if err != nil {
-		return gatewayrpc.ContainmentState{}, fmt.Errorf("read the freeze: %w", err)
+		return gatewayrpc.ContainmentState{}, fmt.Errorf("read the freeze state: %w", err)
 	}
 	if !ok {
 		return gatewayrpc.ContainmentState{}, nil

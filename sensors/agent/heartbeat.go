@@ -224,7 +224,7 @@ func (y *heartbeat) openProgram() (*os.File, error) {
 		fd, err = unix.MemfdCreate(heartbeatName, unix.MFD_CLOEXEC)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("create a memfd for its program: %w", err)
+		return nil, fmt.Errorf("create a memfd for the heartbeat program: %w", err)
 	}
 	f := os.NewFile(uintptr(fd), heartbeatName)
 	if _, err := f.Write(heartbeatProgram()); err != nil {

@@ -215,20 +215,20 @@ func (r *EgressLockRequest) validate() error {
 	case r.LeaseID == "" || len(r.LeaseID) >= len(lockRecord{}.Lease):
 		return fmt.Errorf("apply the egress lock: the lease ID must be 1 to %d bytes long", len(lockRecord{}.Lease)-1)
 	case len(r.TargetID) >= len(lockRecord{}.Target):
-		return fmt.Errorf("egress lock: the target must have at most %d bytes", len(lockRecord{}.Target)-1)
+		return fmt.Errorf("apply the egress lock: the target must be at most %d bytes long", len(lockRecord{}.Target)-1)
 	case len(r.Cgroups) == 0:
 		return errors.New("apply the egress lock: missing cgroup")
 	case !r.ExpiresAt.After(time.Now()):
-		return fmt.Errorf("egress lock: the expiry %s has passed", r.ExpiresAt.Format(time.RFC3339))
+		return fmt.Errorf("apply the egress lock: the expiry %s has passed", r.ExpiresAt.Format(time.RFC3339))
 	case len(r.Cgroups) > 64 || len(r.Veths) > 64 || len(r.AllowList) > 4096:
-		return errors.New("egress lock: more than 64 cgroups, 64 veths or 4096 destinations")
+		return errors.New("apply the egress lock: more than 64 cgroups, 64 veths or 4096 destinations")
 	}
 	for _, a := range r.AllowList {
 		if !a.Prefix.IsValid() {
-			return errors.New("egress lock: an allowed destination has no prefix")
+			return errors.New("apply the egress lock: an allowed destination has no prefix")
 		}
 		if a.Protocol != "" && a.Protocol != "tcp" && a.Protocol != "udp" {
-			return fmt.Errorf("egress lock: invalid protocol %q; use tcp or udp, or omit it", a.Protocol)
+			return fmt.Errorf("apply the egress lock: invalid protocol %q; use tcp or udp, or omit it", a.Protocol)
 		}
 	}
 	return nil
@@ -248,7 +248,7 @@ func (l *EgressLock) Apply(r EgressLockRequest) (EgressLockState, error) {
 	}
 	if slices.Contains(r.Cgroups, rootID) {
 		return EgressLockState{},
-			errors.New("egress lock: the root cgroup is not allowed, because it contains the entire node")
+			errors.New("apply the egress lock: the root cgroup is not allowed, because it contains the entire node")
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -271,7 +271,7 @@ func (l *EgressLock) Apply(r EgressLockRequest) (EgressLockState, error) {
 		return EgressLockState{}, fmt.Errorf("apply the egress lock: create its counters: %w", err)
 	}
 	if err := l.ebpfMap(bpf.LockMapLocks).Put(id, rec); err != nil {
-		return EgressLockState{}, fmt.Errorf("egress lock: write: %w", err)
+		return EgressLockState{}, fmt.Errorf("write the egress lock: %w", err)
 	}
 	if err := l.extendLatestExpiry(rec.Expiry); err != nil {
 		return EgressLockState{}, err

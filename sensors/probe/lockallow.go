@@ -36,14 +36,14 @@ func (l *EgressLock) writeDestinations(id uint64, r EgressLockRequest) error {
 		k := newAllowKey(id, a.Prefix)
 		v := allow[k]
 		if !v.add(a) {
-			return fmt.Errorf("egress lock: more than %d ports of %s", len(v), a.Prefix)
+			return fmt.Errorf("apply the egress lock: more than %d ports for %s", len(v), a.Prefix)
 		}
 		allow[k] = v
 	}
 	propagatePorts(allow)
 	for k := range addrs {
 		if err := l.ebpfMap(bpf.LockMapAddresses).Put(k, uint8(1)); err != nil {
-			return fmt.Errorf("egress lock: write addresses: %w", err)
+			return fmt.Errorf("write the addresses of the egress lock: %w", err)
 		}
 	}
 	if err := l.writeNodeMACs(id, r.Veths); err != nil {
@@ -51,7 +51,7 @@ func (l *EgressLock) writeDestinations(id uint64, r EgressLockRequest) error {
 	}
 	for k, v := range allow {
 		if err := l.ebpfMap(bpf.LockMapAllow).Put(k, v); err != nil {
-			return fmt.Errorf("egress lock: write the allow list: %w", err)
+			return fmt.Errorf("write the allow list of the egress lock: %w", err)
 		}
 	}
 	deleteMatching(l.ebpfMap(bpf.LockMapAddresses), func(k addressKey) bool { return k.Lock == id && !addrs[k] })

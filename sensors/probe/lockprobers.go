@@ -25,7 +25,7 @@ func (l *EgressLock) SetProbers(probers []Prober) error {
 		k := proberKey{Cgroup: p.Cgroup, UID: p.UID}
 		wanted[k] = true
 		if err := m.Put(k, uint8(1)); err != nil {
-			return fmt.Errorf("egress lock: write the kubelet's cgroup: %w", err)
+			return fmt.Errorf("write the kubelet's cgroup to the egress lock: %w", err)
 		}
 	}
 	deleteMatching(m, func(k proberKey) bool { return !wanted[k] })
@@ -78,7 +78,7 @@ func (l *EgressLock) writeNodeMACs(id uint64, veths []Veth) error {
 	m := l.ebpfMap(bpf.LockMapMacs)
 	for k := range wanted {
 		if err := m.Put(k, uint8(1)); err != nil {
-			return fmt.Errorf("egress lock: write the node's MAC addresses: %w", err)
+			return fmt.Errorf("write the node's MAC addresses to the egress lock: %w", err)
 		}
 	}
 	deleteMatching(m, func(k macKey) bool { return k.Lock == id && !wanted[k] })
@@ -128,7 +128,7 @@ func (l *EgressLock) AddTargets(lease string, cgroups []uint64, veths []Veth) er
 		return fmt.Errorf("apply the egress lock: %w", err)
 	}
 	if slices.Contains(cgroups, rootID) {
-		return errors.New("egress lock: the root cgroup is not allowed, because it contains the entire node")
+		return errors.New("apply the egress lock: the root cgroup is not allowed, because it contains the entire node")
 	}
 	if err := l.checkNotLocked(id, EgressLockRequest{Cgroups: cgroups, Veths: veths}); err != nil {
 		return err
@@ -137,7 +137,7 @@ func (l *EgressLock) AddTargets(lease string, cgroups []uint64, veths []Veth) er
 		for _, a := range w.Addrs {
 			if err := l.ebpfMap(bpf.LockMapAddresses).Put(addressKey{Lock: id, Address: a.As16(), Role: addressRolePod},
 				uint8(1)); err != nil {
-				return fmt.Errorf("egress lock: write addresses: %w", err)
+				return fmt.Errorf("write the addresses of the egress lock: %w", err)
 			}
 		}
 	}

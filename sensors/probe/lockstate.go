@@ -225,7 +225,7 @@ func (l *EgressLock) extendLatestExpiry(end uint64) error {
 		return nil
 	}
 	if err := m.Put(uint32(0), end); err != nil {
-		return fmt.Errorf("egress lock: write the latest expiry: %w", err)
+		return fmt.Errorf("write the latest expiry of the egress lock: %w", err)
 	}
 	return nil
 }
@@ -237,7 +237,7 @@ func (l *EgressLock) recomputeLatestExpiry() error {
 		latest = max(latest, rec.Expiry)
 	}
 	if err := l.ebpfMap(bpf.LockMapLatestExpiry).Put(uint32(0), latest); err != nil {
-		return fmt.Errorf("egress lock: write the latest expiry: %w", err)
+		return fmt.Errorf("write the latest expiry of the egress lock: %w", err)
 	}
 	return nil
 }

@@ -23,11 +23,11 @@ type FreezeState struct {
 func ReadFreezeState(cgroupDir string) (FreezeState, error) {
 	asked, err := os.ReadFile(filepath.Join(cgroupDir, "cgroup.freeze"))
 	if err != nil {
-		return FreezeState{}, fmt.Errorf("read the freeze of cgroup %s: %w", cgroupDir, err)
+		return FreezeState{}, fmt.Errorf("read the freeze state of cgroup %s: %w", cgroupDir, err)
 	}
 	events, err := os.ReadFile(filepath.Join(cgroupDir, "cgroup.events"))
 	if err != nil {
-		return FreezeState{}, fmt.Errorf("read the freeze of cgroup %s: %w", cgroupDir, err)
+		return FreezeState{}, fmt.Errorf("read the freeze state of cgroup %s: %w", cgroupDir, err)
 	}
 	return FreezeState{
 		Requested: strings.TrimSpace(string(asked)) == "1", Frozen: strings.Contains("\n"+string(events), "\nfrozen 1"),

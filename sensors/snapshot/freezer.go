@@ -98,7 +98,7 @@ func (f *Freezer) Freeze(ctx context.Context, h CgroupFreeze) error {
 func newThawOrder(h CgroupFreeze) (thawOrder, error) {
 	left := time.Until(h.ExpiresAt)
 	if left <= 0 {
-		return thawOrder{}, fmt.Errorf("freeze: the expiry %s has passed", h.ExpiresAt.Format(time.RFC3339))
+		return thawOrder{}, fmt.Errorf("freeze the cgroup: the expiry %s has passed", h.ExpiresAt.Format(time.RFC3339))
 	}
 	now, err := sinceBoot()
 	if err != nil {
@@ -146,10 +146,10 @@ func (f *Freezer) requestThaw(dir *os.File, m freezeMarker) error {
 	if pidfd, ok := m.openThawerProcess(); ok {
 		defer unix.Close(pidfd)
 		if err := unix.PidfdSendSignal(pidfd, unix.SIGTERM, nil, 0); err != nil && !errors.Is(err, unix.ESRCH) {
-			return fmt.Errorf("thaw: signal thawer %d: %w", m.ThawerPID, err)
+			return fmt.Errorf("thaw the cgroup: signal thawer %d: %w", m.ThawerPID, err)
 		}
 		if !waitForExit(pidfd, thawTimeout) {
-			return fmt.Errorf("thaw: thawer %d does not exit; thaw the cgroup %s with `echo 0 > cgroup.freeze`", m.ThawerPID,
+			return fmt.Errorf("thaw the cgroup: thawer %d did not exit; thaw cgroup %s with `echo 0 > cgroup.freeze`", m.ThawerPID,
 				dir.Name())
 		}
 	}
@@ -280,7 +280,7 @@ func (f *Freezer) watchThawer(dir *os.File) error {
 			}
 		}
 		if err := f.handleThawerExit(kept, m); err != nil {
-			f.log.Error("a frozen cgroup lost its thawer", "lease", m.LeaseID, "cgroup", kept.Name(), "error", err)
+			f.log.Error("the process that thaws a frozen cgroup at its expiry has died", "lease", m.LeaseID, "cgroup", kept.Name(), "error", err)
 		}
 	}()
 	return nil
@@ -316,7 +316,7 @@ func (f *Freezer) handleThawerExit(dir *os.File, m freezeMarker) error {
 	if int64(boot) >= m.ExpiryBootTimeNS {
 		return thawWithoutThawer(dir, m)
 	}
-	f.log.Warn("a thawer was killed; another one replaces it", "lease", m.LeaseID, "pid", m.ThawerPID)
+	f.log.Warn("a thaw process was killed; a new one takes over", "lease", m.LeaseID, "pid", m.ThawerPID)
 	err = f.replaceThawer(dir, m, thawOrder{
 		LeaseID: m.LeaseID, TargetID: m.TargetID, ExpiresAt: m.ExpiresAt,
 		ExpiryBootTimeNS: m.ExpiryBootTimeNS,

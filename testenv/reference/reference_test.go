@@ -301,17 +301,17 @@ func (w *pageWriter) writeActions() {
 				continue
 			}
 			w.writeLine("### %s: %s\n\n%s\n", verb, name, spec.Doc)
-			kind := fmt.Sprintf("Class `%s`", spec.Class)
+			kind := fmt.Sprintf("Class: `%s`", spec.Class)
 			if len(spec.Targets) > 0 {
-				kind += ", on " + string(spec.Targets[0])
+				kind += "; target: " + string(spec.Targets[0])
 			}
 			switch {
 			case spec.Reversible:
-				kind += fmt.Sprintf("; a lease of its %s", spec.Facet)
+				kind += fmt.Sprintf("; leases its %s facet", spec.Facet)
 			case verb == playbooks.VerbContain:
 				kind += "; cannot be undone"
 			}
-			w.writeLine("%s.\n", kind)
+			w.writeLine("%s\n", kind)
 			w.writeParams("parameter", spec.ParamType(), true)
 			w.writeParams("output", spec.OutputType(), false)
 		}

@@ -67,7 +67,7 @@ func (t *timelineBuilder) compareWithStored() []Difference {
 			continue
 		}
 		if undone := effect.State == "undone"; l.Undone && !undone && effect.UndoneEvent == nil {
-			differ("it reports lease %s as undone, but its history as %s", l.ID, effect.State)
+			differ("it reports lease %s as undone, but the lease's history reports it as %s", l.ID, effect.State)
 		}
 	}
 	for _, ref := range stored.Evidence {

@@ -346,7 +346,7 @@ func (p *configParser) checkAWS(c *Config) {
 	}
 	switch {
 	case a.Region == "":
-		p.errorf(1, "required", "add `region:`, use a region such as eu-central-1", "aws: the region is missing")
+		p.errorf(1, "required", "add `region:` with a region such as eu-central-1", "aws: the region is missing")
 	case !awsRegionPattern.MatchString(a.Region):
 		p.errorf(1, "value", "use a region such as eu-central-1", "aws: invalid region `%s`", a.Region)
 	}

@@ -74,7 +74,7 @@ func (r *Roster) Current() (*Config, error) {
 	}
 	info, err := os.Stat(r.File)
 	if err != nil {
-		return nil, fmt.Errorf("read who is allowed to approve: %w", err)
+		return nil, fmt.Errorf("read the approvers: %w", err)
 	}
 	if info.ModTime().Equal(r.modTime) && info.Size() == r.fileSize {
 		return r.current, nil
@@ -84,7 +84,7 @@ func (r *Roster) Current() (*Config, error) {
 		err = problems.Err()
 	}
 	if err != nil {
-		return nil, fmt.Errorf("read who is allowed to approve: %w", err)
+		return nil, fmt.Errorf("read the approvers: %w", err)
 	}
 	// The other settings stay as they were at the start of this process.
 	next := *r.current

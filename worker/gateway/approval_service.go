@@ -99,7 +99,7 @@ func (d *ApprovalService) castVote(ctx context.Context, s Principal, v VoteReque
 	if v.Approve && !v.BreakGlass && slices.Contains(open.ApprovedBy, s.Name) {
 		return &VoteResult{
 			ApprovalRequest: *open, Result: ResultAlreadyCounted,
-			Message: fmt.Sprintf("the approval of %s for %s was already counted: %s", s.Name, quoteRequest(*open),
+			Message: fmt.Sprintf("the approval by %s for %s was already counted: %s", s.Name, quoteRequest(*open),
 				display.DescribeApprovalProgress(open.ApprovedBy, open.Approvers.Quorum, open.Approvers.Describe())),
 		}, nil
 	}
@@ -138,7 +138,7 @@ func (d *ApprovalService) castVote(ctx context.Context, s Principal, v VoteReque
 	}
 	return &VoteResult{
 		ApprovalRequest: *open, Result: ResultRecorded,
-		Message: fmt.Sprintf("the %s of %s for %s is recorded and will be counted; `stanch incidents %s` shows the result",
+		Message: fmt.Sprintf("the %s by %s for %s is recorded and will be counted; `stanch incidents %s` shows the result",
 			word, s.Name, quoteRequest(*open), open.IncidentID),
 	}, nil
 }

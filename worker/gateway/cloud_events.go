@@ -152,7 +152,7 @@ func (c *CloudEventHandler) accountsForRole(ctx context.Context, a *sensors.Clou
 		list, err := c.SourceServer.Ingester.Kube.CoreV1().ServiceAccounts("").List(ctx,
 			metav1.ListOptions{ResourceVersion: "0", Limit: 5000})
 		if err != nil {
-			c.Log.Warn("list the service accounts; the workload of the role stays unknown", "error", err)
+			c.Log.Warn("could not list the service accounts; the role's workload remains unknown", "error", err)
 			c.rolesReadAt = time.Now()
 			return nil, nil
 		}

@@ -197,7 +197,7 @@ func (d *ApprovalService) startRequests(ctx context.Context, answer *ContainResp
 			answer.IncidentID = in.ID
 		}
 		if err != nil && n > 0 {
-			return fmt.Errorf("containment of %d of %d targets was requested, the last one in incident %s; request %s: %w", n, len(found),
+			return fmt.Errorf("containment of %d of %d targets was requested, the last one in incident %s; %s could not be requested: %w", n, len(found),
 				answer.IncidentID, incident.TargetOfDetection(one), err)
 		}
 		if err != nil {
@@ -228,7 +228,7 @@ func (d *ApprovalService) startRequest(ctx context.Context, one sensors.Detectio
 		return in, err
 	}
 	if in, err = d.latestIncident(ctx, key); err != nil {
-		return in, fmt.Errorf("the request was accepted; read its incident: %w", err)
+		return in, fmt.Errorf("the request was accepted, but its incident could not be read: %w", err)
 	}
 	return in, nil
 }

@@ -148,7 +148,7 @@ func TestLiveStateIsShownWhileApprovalIsPending(t *testing.T) {
 	require.Equal(t, testIncidentID, status.OpenApprovals[0].IncidentID)
 	require.True(t, status.OpenApprovals[0].ViewerCanApprove)
 	require.Equal(t, []string{"miner"}, status.Playbooks)
-	require.Equal(t, []string{"no sensor is connected: nothing is detected or contained on a node"}, status.Problems)
+	require.Equal(t, []string{"no sensor is connected: nothing is detected or contained on any node"}, status.Problems)
 
 	// Slack shows the same.
 	shown, err := api.QueryService.Incident(t.Context(), testIncidentID)

@@ -351,7 +351,7 @@ func (i *Ingester) signalIncident(key string, batch []*queuedDetection) error {
 	if _, err := i.Temporal.SignalWithStartWorkflow(ctx, workflows.IncidentWorkflowID(key), workflows.SignalDetections,
 		attested, options, i.IncidentWorkflow, in); err != nil {
 		span.SetStatus(codes.Error, "")
-		return &TemporaryError{fmt.Errorf("send %d detections to audit incident %s: %w", len(batch), key, err)}
+		return &TemporaryError{fmt.Errorf("send %d detections to incident %s: %w", len(batch), key, err)}
 	}
 	i.hitFailpoint("intake/given")
 	return nil

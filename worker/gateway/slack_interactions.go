@@ -137,7 +137,7 @@ func (s *SlackInteractions) runConnection(ctx context.Context) {
 				case slack.InteractionCallback:
 					go s.handleSocketRequest(ctx, client, e.Request, data)
 				case *slack.ConnectionErrorEvent:
-					s.Log.Warn("connect to Slack; retrying", "error", data.ErrorObj, "attempt", data.Attempt)
+					s.Log.Warn("could not connect to Slack; retrying", "error", data.ErrorObj, "attempt", data.Attempt)
 					if data.Backoff > maxRedialDelay {
 						end()
 					}

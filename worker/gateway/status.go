@@ -69,7 +69,7 @@ func (a *API) status(r *http.Request) (Status, error) {
 		s.Nodes = a.NodeServer.ConnectedNodes()
 	}
 	if len(s.Nodes) == 0 {
-		problem("no sensor is connected: nothing is detected or contained on a node")
+		problem("no sensor is connected: nothing is detected or contained on any node")
 	}
 	if a.InstallationInfo.InvalidPlaybooks != nil {
 		for _, what := range a.InstallationInfo.InvalidPlaybooks() {

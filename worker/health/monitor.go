@@ -277,7 +277,7 @@ func (m *Monitor) deliverReports(ctx context.Context) {
 			err = m.Ingester.Accept(limited, []sensors.Detection{r.detection})
 			cancel()
 			if err != nil {
-				m.Log.Warn("report a telemetry gap; it is retried", "detection", r.detection.ID, "error", err)
+				m.Log.Warn("could not report a telemetry gap; retrying", "detection", r.detection.ID, "error", err)
 				m.mu.Lock()
 				m.pendingReports = append(waiting[n:], m.pendingReports...)
 				m.mu.Unlock()

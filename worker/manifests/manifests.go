@@ -261,7 +261,7 @@ func installNotes(o Options) string {
 			"it runs reversible containments", "it runs containments, and disruptive actions with approval",
 		}[o.Phase-1]),
 		"Before you raise or lower the phase, apply the manifests of the new one. Before you lower it, run",
-		"`stanch release --all`, otherwise, active leases can no longer be undone.",
+		"`stanch release --all`; otherwise, active leases can no longer be undone.",
 		"",
 		"Create the secrets once, in a safe place:",
 		"  stanch cert authority --out secrets",

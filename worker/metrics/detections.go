@@ -86,7 +86,7 @@ type exportCollector struct {
 
 func newExportCollector(source func() map[string]export.DeliveryCounts) *exportCollector {
 	return &exportCollector{source, newCounterFamily("stanch_export_detections_total",
-		"Detections of an export: sent, failed after all attempts, or dropped because the receiver is too slow.",
+		"Detections for an export: sent, failed after all attempts, or dropped because the receiver is too slow.",
 		"export", "outcome")}
 }
 

@@ -110,7 +110,7 @@ func (p *fakeActions) resultFromFake(f *testspec.FakeResult, c simulate.FakeCall
 		}
 		a.Changes, a.NothingToDo = f.PlannedChanges, outcome == playbooks.OutcomeUnchanged
 		if a.Changes == nil {
-			a.Changes = []string{fmt.Sprintf("%s of %s", f.Action, c.Request.Target)}
+			a.Changes = []string{fmt.Sprintf("%s on %s", f.Action, c.Request.Target)}
 		}
 		return a
 	}

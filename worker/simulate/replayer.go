@@ -94,7 +94,7 @@ func (l *fakeObserver) Observe(ctx context.Context, r activities.Request) (activ
 		case a.RefusalReason != "":
 			return activities.Observation{}, activities.Refusef("%s", a.RefusalReason)
 		case a.FailureReason != "":
-			return activities.Observation{}, recordedFailure(a, fmt.Sprintf("%s of %s: ", r.Action, r.Target))
+			return activities.Observation{}, recordedFailure(a, fmt.Sprintf("%s on %s: ", r.Action, r.Target))
 		}
 		l.simulation.addEvent("notification", "%s would send: %s", r.Action, notificationText(r.Params))
 		return toObservation(a), nil
@@ -110,7 +110,7 @@ func (l *fakeObserver) Observe(ctx context.Context, r activities.Request) (activ
 		return activities.Observation{}, activities.Refusef("%s", a.RefusalReason)
 	case a.FailureReason != "":
 		l.simulation.addEvent(string(l.spec.Verb), "%s on %s failed: %s", r.Action, r.Target, a.FailureReason)
-		return activities.Observation{}, recordedFailure(a, fmt.Sprintf("%s of %s: ", r.Action, r.Target))
+		return activities.Observation{}, recordedFailure(a, fmt.Sprintf("%s on %s: ", r.Action, r.Target))
 	}
 	if n := len(a.Artifacts); n > 0 {
 		l.simulation.addEvent(string(l.spec.Verb), "%s on %s: %d evidence artifacts", r.Action, r.Target, n)

@@ -195,7 +195,7 @@ func (m *Simulator) Run(ctx context.Context, file string, rec recording.Recordin
 
 // newSimulatedAuthority returns an authority for one simulation. Its signatures are valid nowhere else.
 func newSimulatedAuthority() (simulatedAuthority, error) {
-	key, err := attestation.NewSigningKey([]byte("a simulation's key: proves nothing"[:32]))
+	key, err := attestation.NewSigningKey([]byte("simulation key; its signatures prove nothing"[:32]))
 	if err != nil {
 		return simulatedAuthority{}, err //nolint:wrapcheck // a programming error
 	}

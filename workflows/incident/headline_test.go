@@ -85,7 +85,7 @@ func TestTimelineIsSortedByEventTime(t *testing.T) {
 		"playbook hold started", "hold: pod.processes succeeded",
 		"lease LSE-1 of pod.isolate on pod u-1: in force, verified", "hold: pod.isolate applied and verified",
 		"hold: ticket refused: tickets are not configured; add `ticket:` to stanch.yaml",
-		"playbook hold ended: contained: pod.isolate of pod u-1 applied and verified; note: ticket skipped: " +
+		"playbook hold ended: contained: pod.isolate on pod u-1 applied and verified; note: ticket skipped: " +
 			"tickets are not configured; add `ticket:` to stanch.yaml",
 	}, story)
 }

@@ -147,7 +147,7 @@ func (r *incidentRun) notifyChatMessage(ctx workflow.Context) {
 		IncidentID:      r.Incident.ID,
 		MayExistAlready: before,
 	}).GetChildWorkflowExecution().Get(ctx, nil); err != nil {
-		workflow.GetLogger(ctx).Error("the incident's message could not be started", "error", err)
+		workflow.GetLogger(ctx).Error("the workflow that posts the incident's message could not be started", "error", err)
 	}
 }
 
