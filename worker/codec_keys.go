@@ -65,7 +65,7 @@ func readRetiredCodecKeys(dir string) ([][]byte, error) {
 func RotateCodecKey(dir string) (before, after string, err error) {
 	current := filepath.Join(dir, codecKeyFile)
 	if _, err := os.Stat(current); err != nil {
-		return "", "", fmt.Errorf("rotate the payload key: %w; name the folder that holds it with --keys", err)
+		return "", "", fmt.Errorf("rotate the payload key: %w; name the directory that holds it with --keys", err)
 	}
 	old, err := authority.LoadOrCreateSecret(current, codecKeyBytes)
 	if err != nil {

@@ -239,7 +239,7 @@ func (l *Library) ReloadPeriodically(ctx context.Context, every time.Duration, l
 		changed, problems, err := l.Reload()
 		switch {
 		case err != nil && err.Error() != unreadable:
-			log.Error("could not read the playbook folders; the loaded playbooks stay in use", "error", err)
+			log.Error("could not read the playbook directories; the loaded playbooks stay in use", "error", err)
 		case changed:
 			LogPlaybookProblems(log, problems, true)
 			log.Info("playbooks reloaded", "playbooks", len(l.Programs()))

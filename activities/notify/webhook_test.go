@@ -142,7 +142,7 @@ func TestTooLongRetryAfterFails(t *testing.T) {
 		w.WriteHeader(http.StatusTooManyRequests)
 	})
 	ran := steprunner.Run(t, newWebhookAction(t, r, webhookSecret), steprunner.NewIncidentRef(), pagerParams("x"))
-	require.ErrorContains(t, ran.Err, "asks to retry after 1h")
+	require.ErrorContains(t, ran.Err, "requests a retry after 1h")
 	require.Empty(t, r.Accepted())
 }
 

@@ -96,7 +96,7 @@ func permittedChanges(q activities.ApprovalRequest) []string {
 			}
 		}
 		if len(out) == before {
-			out = append(out, redact.EscapeControlChars(result.Plan.Action+" of "+result.Plan.TargetID))
+			out = append(out, redact.EscapeControlChars(result.Plan.Action+" on "+result.Plan.TargetID))
 		}
 	}
 	return out

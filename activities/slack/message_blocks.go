@@ -151,7 +151,7 @@ func (p *messageView) blocksForLease(l playbooks.LeaseReport) []slack.Block {
 		slack.NewRichTextBlock("", what.render(3*maxTarget)),
 		slack.NewActionBlock("lease/"+l.ID,
 			withConfirmation(newButton(Sign(p.Signer, release), ButtonRelease, "Release", slack.StyleDefault), "Release it now?",
-				l.Action+" of "+l.Target+" is undone immediately.", "Release"),
+				l.Action+" on "+l.Target+" is undone immediately.", "Release"),
 			newButton(Sign(p.Signer, extend), ButtonExtend, "Extend to 1 h from now", slack.StyleDefault)),
 	}
 }

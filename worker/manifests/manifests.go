@@ -103,7 +103,7 @@ func (o Options) validate() error {
 	case o.TemporalAddress == "":
 		return fmt.Errorf("missing Temporal address; set the address at which pods reach Temporal")
 	case o.DataPath != "" && o.Replicas > 1:
-		return fmt.Errorf("run %d workers: they cannot share a folder on one node; use one worker", o.Replicas)
+		return fmt.Errorf("run %d workers: they cannot share a directory on one node; use one worker", o.Replicas)
 	}
 	return nil
 }

@@ -184,7 +184,7 @@ func TestOptionsAreValidated(t *testing.T) {
 		"invalid phase 4":          optionsForPhase(4),
 		"missing Temporal address": {Phase: 1, Image: "a", SensorImage: "b"},
 		"missing image":            {Phase: 1, TemporalAddress: "a:1"},
-		"cannot share a folder on": {
+		"cannot share a directory on": {
 			Phase: 1, Image: "a", SensorImage: "b", TemporalAddress: "a:1", Replicas: 2,
 			DataPath: "/a",
 		},

@@ -164,10 +164,10 @@ func TestRecordingOutsideOfTestFolderIsNotRead(t *testing.T) {
 		"own.json":          "",
 		"near.json":         "",
 		"none.json":         "no such recording: none.json",
-		"../secret.json":    "../secret.json is outside of the test folder",
-		"x/../../none.json": "x/../../none.json is outside of the test folder",
-		secret:              secret + " is outside of the test folder",
-		"link.json":         "link.json cannot be read, or points outside of the test folder",
+		"../secret.json":    "../secret.json is outside of the test directory",
+		"x/../../none.json": "x/../../none.json is outside of the test directory",
+		secret:              secret + " is outside of the test directory",
+		"link.json":         "link.json cannot be read, or points outside of the test directory",
 	} {
 		file := filepath.Join(in, "book_test.yaml")
 		require.NoError(t, os.WriteFile(file, []byte("tests:\n  - name: one\n    recording: "+path+"\n    matched: true\n"),

@@ -48,7 +48,7 @@ func FindTestFiles(paths []string) ([]string, error) {
 		info, err := os.Stat(path)
 		switch {
 		case err != nil:
-			return nil, fmt.Errorf("no such file or folder: %s", path)
+			return nil, fmt.Errorf("no such file or directory: %s", path)
 		case !info.IsDir() && !strings.HasSuffix(path, testspec.TestFileSuffix):
 			return nil, fmt.Errorf("%s is not a test file; test files end with %s; `stanch validate` checks playbooks", path,
 				testspec.TestFileSuffix)
@@ -113,7 +113,7 @@ func LoadSuite(file string, catalog playbooks.Catalog) (*Suite, error) {
 	s.Tests, s.Problems = testspec.ParseTestFile(file, raw)
 	root, err := os.OpenRoot(filepath.Dir(file))
 	if err != nil {
-		return nil, fmt.Errorf("read the folder of %s: %w", file, err)
+		return nil, fmt.Errorf("read the directory of %s: %w", file, err)
 	}
 	defer func() { _ = root.Close() }()
 	if err := s.loadPlaybooks(root, catalog); err != nil {
@@ -209,7 +209,7 @@ func countTrue(set map[string]bool) int {
 func listPlaybooks(dir string) ([]testspec.FileRef, error) {
 	entries, err := os.ReadDir(dir)
 	if err != nil {
-		return nil, fmt.Errorf("read the folder %s: %w", dir, err)
+		return nil, fmt.Errorf("read the directory %s: %w", dir, err)
 	}
 	var out []testspec.FileRef
 	for _, e := range entries {
@@ -224,14 +224,14 @@ func listPlaybooks(dir string) ([]testspec.FileRef, error) {
 // readInsideRoot reads a file in a directory. It returns an error for a path that leads out of it.
 func readInsideRoot(root *os.Root, what, path string, most int64) ([]byte, error) {
 	if !filepath.IsLocal(path) {
-		return nil, fmt.Errorf("%s is outside of the test folder", path)
+		return nil, fmt.Errorf("%s is outside of the test directory", path)
 	}
 	info, err := root.Stat(path)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		return nil, fmt.Errorf("no such %s: %s", what, path)
 	case err != nil:
-		return nil, fmt.Errorf("%s cannot be read, or points outside of the test folder", path)
+		return nil, fmt.Errorf("%s cannot be read, or points outside of the test directory", path)
 	case !info.Mode().IsRegular():
 		return nil, fmt.Errorf("%s is not a regular file", path)
 	}
@@ -251,7 +251,7 @@ func (s *Suite) loadRecording(root *os.Root, ref testspec.FileRef) {
 	raw, err := readInsideRoot(root, "recording", ref.Name, recording.MaxBytes)
 	if err != nil {
 		s.errorf(ref.Pos, "no-recording",
-			"put the recording in the test folder or a subfolder; `stanch record ID > FILE` creates one", "%v", err)
+			"put the recording in the test directory or a subdirectory; `stanch record ID > FILE` creates one", "%v", err)
 		return
 	}
 	r, err := recording.Decode(raw)
