@@ -88,9 +88,9 @@ func (commandIgnoringNode) Handle(context.Context, gatewayrpc.CommandKind, []byt
 }
 
 // connectNode connects a node that sends the given health report, and refuses commands unless handlers are given.
-func connectNode(t *testing.T, w *worker.Worker, h agent.Health, handlers ...gatewayrpc.Handler) *gatewayrpc.Spool {
+func connectNode(t *testing.T, w *worker.Worker, h agent.Health, handlers ...gatewayrpc.CommandHandler) *gatewayrpc.Spool {
 	t.Helper()
-	var handler gatewayrpc.Handler = commandIgnoringNode{}
+	var handler gatewayrpc.CommandHandler = commandIgnoringNode{}
 	for _, given := range handlers {
 		handler = given
 	}
@@ -98,7 +98,7 @@ func connectNode(t *testing.T, w *worker.Worker, h agent.Health, handlers ...gat
 }
 
 func connectNodeWithHandler(t *testing.T, w *worker.Worker, h agent.Health,
-	handler gatewayrpc.Handler,
+	handler gatewayrpc.CommandHandler,
 ) *gatewayrpc.Spool {
 	t.Helper()
 	base, err := w.PKI.MutualTLSConfig(authority.RoleNode, h.Node)

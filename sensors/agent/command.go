@@ -13,7 +13,7 @@ import (
 	"stanch/sensors/snapshot"
 )
 
-var _ gatewayrpc.Handler = (*Agent)(nil)
+var _ gatewayrpc.CommandHandler = (*Agent)(nil)
 
 // maxSnapshotDetectionAge is the maximum age of an attested detection that permits a snapshot of its target.
 const maxSnapshotDetectionAge = 24 * time.Hour

@@ -22,7 +22,7 @@ import (
 // MaxMessageBytes is the maximum size of one gRPC message between a node and the gateway, in bytes (1 MiB).
 const MaxMessageBytes = 1 << 20
 
-// ErrRefused is wrapped by an error of a Handler if the node refuses the command, as opposed to failing at it.
+// ErrRefused is wrapped by an error of a CommandHandler if the node refuses the command, as opposed to failing at it.
 var ErrRefused = errors.New("refused by the node")
 
 // Attachment is a named evidence file that is sent with the result of a command.
@@ -31,9 +31,9 @@ type Attachment struct {
 	Data []byte
 }
 
-// Handler executes commands. It must verify the proof of each command with the given keys before it changes anything.
+// CommandHandler executes commands. It must verify the proof of each command with the given keys before it changes anything.
 // It is called concurrently. An error that wraps ErrRefused means that the node refuses the command.
-type Handler interface {
+type CommandHandler interface {
 	Handle(ctx context.Context, kind CommandKind, body []byte, keys attestation.Keyring) (result any, blobs []Attachment,
 		err error)
 }
@@ -48,7 +48,7 @@ type Client struct {
 	Version string
 	BootID  string
 	Spool   *Spool
-	Handler Handler
+	Handler CommandHandler
 	// NodeCertificate renews the node's certificate and replaces TLS. If it is nil, the certificate in TLS is used
 	// until it expires.
 	NodeCertificate *NodeCertificate

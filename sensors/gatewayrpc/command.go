@@ -2,7 +2,7 @@
 // connection, and the spool that keeps detections until the gateway acknowledges them.
 //
 // It refuses to open a port, to hold credentials other than the node's certificate, and to act on a command: it passes
-// each command to a Handler, which verifies the proof of the command before it executes it.
+// each command to a CommandHandler, which verifies the proof of the command before it executes it.
 package gatewayrpc
 
 //go:generate protoc --go_out=gatewaypb --go_opt=paths=source_relative --go-grpc_out=gatewaypb --go-grpc_opt=paths=source_relative gateway.proto
