@@ -31,8 +31,8 @@ type Attachment struct {
 	Data []byte
 }
 
-// CommandHandler executes commands. It must verify the proof of each command with the given keys before it changes anything.
-// It is called concurrently. An error that wraps ErrRefused means that the node refuses the command.
+// CommandHandler executes commands. It must verify the proof of each command with the given keys before it changes
+// anything. It is called concurrently. An error that wraps ErrRefused means that the node refuses the command.
 type CommandHandler interface {
 	Handle(ctx context.Context, kind CommandKind, body []byte, keys attestation.Keyring) (result any, blobs []Attachment,
 		err error)
