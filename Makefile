@@ -53,7 +53,7 @@ bench: build setup ## run benchmarks; results in bench.json (one JSON object per
 	@bash scripts/setup.sh $(BENCH)
 	@bash scripts/bench.sh "$(LAB)"
 
-check: ## check format, vet, lint, import direction, workflow determinism, and generated code
+check: ## check format, vet, lint, words, import direction, workflow determinism, and generated code
 	@bash scripts/check.sh
 
 lint: check

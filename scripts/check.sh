@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Checks format, vet, lint (with the import direction), and that generated code is up to date. tools/go.mod pins the tools.
+# Checks format, vet, lint (with the import direction), words, and that generated code is up to date. tools/go.mod pins
+# the tools.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 tool() { go tool -modfile=tools/go.mod "$@"; }
@@ -13,8 +14,14 @@ print_step golangci-lint
 tool golangci-lint run ./...
 print_step workflowcheck
 tool workflowcheck -config .workflowcheck.yaml ./workflows/...
-print_step architecture
-go test -count 1 ./testenv/architecture ./testenv/formats ./testenv/clihelp
+print_step "architecture, formats, help texts and replaced words"
+go test -count 1 ./testenv/architecture ./testenv/formats ./testenv/clihelp ./testenv/words
+if command -v clang-format-16 >/dev/null; then
+	print_step clang-format
+	clang-format-16 --dry-run --Werror bpf/src/*.[ch]
+else
+	echo "SKIPPED: format of bpf/src not compared: clang-format-16 is missing; run apt-get install clang-format-16"
+fi
 if command -v clang-16 >/dev/null; then
 	print_step "generated kernel objects"
 	before=$(git ls-files -s bpf | sha256sum; sha256sum bpf/*.o bpf/*_bpfel.go)
