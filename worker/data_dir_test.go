@@ -17,11 +17,11 @@ func TestDataDirectoryOfAnotherFormatIsRefused(t *testing.T) {
 	}{
 		"first format": {
 			func(dir string) error { return os.Mkdir(filepath.Join(dir, "temporal"), 0o700) },
-			"data format 1 was written by an older Stanch, and this one reads format 2; give this one an empty directory with --data",
+			"data format 1 was written by an older version of Stanch, and this version reads format 2; use --data with an empty directory",
 		},
 		"newer": {
 			func(dir string) error { return os.WriteFile(filepath.Join(dir, "format"), []byte("3\n"), 0o600) },
-			"data format 3 was written by a newer Stanch",
+			"data format 3 was written by a newer version of Stanch",
 		},
 		"damaged": {
 			func(dir string) error { return os.WriteFile(filepath.Join(dir, "format"), []byte("x"), 0o600) },
@@ -48,7 +48,7 @@ func TestDataDirectoryCanBeReopened(t *testing.T) {
 		unlock, err := worker.LockDir(dir)
 		require.NoError(t, err)
 		_, err = worker.LockDir(dir)
-		require.ErrorContains(t, err, "another Stanch runs on")
+		require.ErrorContains(t, err, "another Stanch instance is using it")
 		require.NoError(t, os.MkdirAll(filepath.Join(dir, "temporal"), 0o700))
 		unlock()
 	}

@@ -47,7 +47,7 @@ func TestEditedPlaybooksApplyImmediately(t *testing.T) {
 	writePlaybook(t, dir, "mine.yaml", userPlaybook)
 	got := matchByName(t, l, mining)
 	require.Empty(t, got["mine"].NotSelectedReason)
-	require.Contains(t, got["cryptominer"].NotSelectedReason, "mine also contains and precedes it")
+	require.Contains(t, got["cryptominer"].NotSelectedReason, "mine also includes a containment and takes precedence")
 	require.True(t, got["cryptominer"].IsFallback)
 
 	writePlaybook(t, dir, "mine.yaml", userPlaybook+"    nonsense: 1\n")

@@ -127,7 +127,7 @@ func TestRosterFollowsConfigFile(t *testing.T) {
 		"changed keys that need a restart are listed")
 	write("people: [{name: alice, uid: 1}, ")
 	_, err = roster.Current()
-	require.ErrorContains(t, err, "read who is allowed to approve")
+	require.ErrorContains(t, err, "read the approvers")
 	require.NoError(t, os.Remove(file))
 	_, err = roster.Current()
 	require.Error(t, err)

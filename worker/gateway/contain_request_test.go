@@ -211,8 +211,8 @@ func TestManualRequestsPerIncidentAreLimited(t *testing.T) {
 	require.Empty(t, log.String())
 	ask.Target = testIncidentID
 	_, err = d.Contain(t.Context(), ann, ask)
-	require.ErrorContains(t, err, "1 of 2 targets were requested, the last in "+testIncidentID+
-		"; request pod shop/db: incident "+full)
+	require.ErrorContains(t, err, "containment of 1 of 2 targets was requested, the last one in incident "+testIncidentID+
+		"; pod shop/db could not be requested: incident "+full)
 	require.Contains(t, log.String(), `msg="a person requested a containment" person=ann`)
 }
 

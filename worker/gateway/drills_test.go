@@ -69,7 +69,7 @@ func TestOnlyRegisteredCgroupIsInDrillScope(t *testing.T) {
 	require.Nil(t, drill, "the drill namespace alone is not registered")
 
 	_, err = drills.Register(context.Background(), secret, DrillTargets{Containers: []DrillContainer{c}})
-	require.ErrorContains(t, err, "registered its targets already")
+	require.ErrorContains(t, err, "already registered its targets")
 
 	drills.keys[secret].registration.ExpiresAt = time.Now().Add(-time.Second)
 	_, _, drill = i.scopeOfDetection(newContainerDetection(c))
@@ -95,7 +95,7 @@ func TestDrillRegistersOnlyOwnTargets(t *testing.T) {
 		}, "existed before the drill"},
 		"another inode": {
 			func(_ *testing.T, _ *DrillRegistry, _ *string, c *DrillContainer) { c.CgroupID++ },
-			"has the inode",
+			"has inode",
 		},
 		"parent path": {func(_ *testing.T, _ *DrillRegistry, _ *string, c *DrillContainer) {
 			c.CgroupPath = "/stanch-drill-test/../x/" + c.ID

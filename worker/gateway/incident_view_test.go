@@ -195,7 +195,7 @@ func TestApprovalRequestShowsWarnings(t *testing.T) {
 	api.callAs(t, "alice", http.MethodPost, "/v1/vote", `{"incident":"`+testIncidentID+
 		`","approve":true,"wait_for_result":true}`, &a)
 	require.Equal(t, gateway.ResultCounted, a.Result)
-	require.Contains(t, a.Message, "waiting for 1 more of responders; new containments are paused (")
+	require.Contains(t, a.Message, "waiting for 1 more from responders; new containments are paused (")
 	api.callAs(t, "alice", http.MethodPost, "/v1/vote", `{"incident":"`+testIncidentID+
 		`","approve":true,"wait_for_result":true,"break_glass":true,"reason":"nobody else"}`, &a)
 	require.Equal(t, gateway.ResultApproved, a.Result)

@@ -64,5 +64,5 @@ func TestOperatorCanPauseWithInvalidConfiguration(t *testing.T) {
 	require.True(t, stopped)
 	code, text = post("/v1/vote", `{"incident":"INC-01ARZ3NDEKTSV4RRFFQ69G5FAV","approve":true}`)
 	require.Equal(t, http.StatusForbidden, code)
-	require.Contains(t, text, "read who is allowed to approve")
+	require.Contains(t, text, "read the approvers")
 }

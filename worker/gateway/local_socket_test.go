@@ -113,7 +113,7 @@ func TestUnreachableSocketIsReported(t *testing.T) {
 	dir := filepath.Join(newSocketDir(t), "data") // in a directory with mode 0700
 	require.NoError(t, os.Mkdir(dir, 0o700))
 	_, err := gateway.ListenLocalSocket(filepath.Join(dir, "stanch.sock"), 54321)
-	require.ErrorContains(t, err, "the socket group cannot pass through "+filepath.Dir(dir)+" (mode 0700); run `chmod o+x")
+	require.ErrorContains(t, err, "the socket group cannot traverse "+filepath.Dir(dir)+" (mode 0700); run `chmod o+x")
 }
 
 func TestUnknownSocketGroupErrorHasRemedy(t *testing.T) {

@@ -158,7 +158,7 @@ func TestVoteFindsRequestAndReportsResult(t *testing.T) {
 	fails("has 3 pending approval requests; choose one:\n  stanch approve "+testIncidentID+" 'steps[2]#1'   isolate the pod "+
 		"for 1h\n", "alice", true, "")
 	fails(`"pod.isolate" matches 2 pending approval requests`, "alice", true, "pod.isolate")
-	fails("unknown question \"isolate\" in incident "+testIncidentID+"; pending approval requests:\n  stanch deny "+testIncidentID+
+	fails("unknown approval request \"isolate\" in incident "+testIncidentID+"; pending requests:\n  stanch deny "+testIncidentID+
 		" 'steps[2]#1'   isolate the pod for 1h\n", "alice", false, "isolate")
 
 	// By title, in any case and spacing, by step, and by action.

@@ -67,7 +67,7 @@ func (r *playbookRun) runContain(ctx workflow.Context, f executionFrame, s *play
 		}
 		// The scope requires an approval, or the approved plan has changed since: request approval of the current plan.
 		q := ApprovalRequest{
-			Step: f.stepName(s), Title: s.Action + " of " + request.Target.String(),
+			Step: f.stepName(s), Title: s.Action + " on " + request.Target.String(),
 			Plans: []activities.PlanResult{planned}, Targets: []playbooks.Target{request.Target},
 			Approvers: planned.Decision.Approvers,
 		}
