@@ -44,7 +44,7 @@ func TestOpenApprovalRequestShowsProgress(t *testing.T) {
 	require.Contains(t, shown("approve", in.ID, "isolate the miner"),
 		`alice approved "isolate the miner" for 20m: 1 of 2 approved (alice); waiting for 1 more from responders`)
 	require.Contains(t, shown("approve", in.ID, "isolate the miner"),
-		`the approval of alice for "isolate the miner" for 20m was already counted: 1 of 2`)
+		`the approval by alice for "isolate the miner" for 20m was already counted: 1 of 2`)
 	require.Contains(t, shown("incidents"), "1 of 2 approved: isolate the miner")
 	require.Contains(t, shown("approve", in.ID, "pod.isolate", "--break-glass", "--reason", "nobody else is awake"),
 		`alice approved "isolate the miner" for 20m`)

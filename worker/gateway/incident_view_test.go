@@ -200,7 +200,7 @@ func TestApprovalRequestShowsWarnings(t *testing.T) {
 		`","approve":true,"wait_for_result":true,"break_glass":true,"reason":"nobody else"}`, &a)
 	require.Equal(t, gateway.ResultApproved, a.Result)
 	require.NotContains(t, a.Message, "goes ahead")
-	require.Contains(t, a.Message, "alone with break-glass, for the complete quorum; it is refused, since new "+
+	require.Contains(t, a.Message, "alone with break-glass, in place of the full quorum; it is refused, since new "+
 		"containments are paused (")
 }
 

@@ -165,7 +165,7 @@ func TestVoteFindsRequestAndReportsResult(t *testing.T) {
 	requireVoteResult(`alice approved "isolate the pod" for 1h: 1 of 2 approved (alice); waiting for 1 more from responders`,
 		gateway.ResultCounted, "alice", true, " Isolate  the pod")
 	requireVoteResult(
-		`the approval of alice for "isolate the pod" for 1h was already counted: 1 of 2 approved (alice); waiting for 1 more from responders`,
+		`the approval by alice for "isolate the pod" for 1h was already counted: 1 of 2 approved (alice); waiting for 1 more from responders`,
 		gateway.ResultAlreadyCounted,
 		"alice",
 		true,
