@@ -48,5 +48,5 @@ func TestForwardSendsFileOfAnotherSensor(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, http.StatusMultiStatus, got, text)
 	require.Contains(t, text, `"accepted":1`)
-	require.Contains(t, text, `{"line":1,"reason":"not an event of Tetragon`)
+	require.Contains(t, text, `{"line":1,"reason":"unknown kind of Tetragon event`)
 }

@@ -25,7 +25,7 @@ func TestResponderContainsManually(t *testing.T) {
 	require.Zero(t, code, out+errs)
 	require.Contains(t, out, "Dry run: nothing is changed")
 	require.Contains(t, out, "pod.isolate: would run: phase 2, requested by")
-	require.Contains(t, out, "would block all egress of container "+c.ID[:12])
+	require.Contains(t, out, "would block all egress from container "+c.ID[:12])
 	require.Empty(t, s.ActiveLocks(t))
 	about, err := s.IncidentsAbout(c.ID)
 	require.NoError(t, err)

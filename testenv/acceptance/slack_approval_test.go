@@ -68,7 +68,7 @@ func TestClickAfterDeadlineIsRejected(t *testing.T) {
 	c.WaitForIncident(t, box.ID, 20*time.Second, "denied by silence", hasStepOutcome(playbooks.OutcomeDenied))
 	code, _ := c.pressButton(t, alice, m, "approve")
 	require.Equal(t, http.StatusOK, code)
-	c.waitForEphemeralMessage(t, alice, "the question is closed")
+	c.waitForEphemeralMessage(t, alice, "the approval request is closed")
 	require.False(t, box.IsSilent(300*time.Millisecond), "nothing is contained")
 }
 

@@ -92,19 +92,19 @@ var unauthorizedClicks = []struct {
 	}},
 	{"a button without a seal", func(t *testing.T, w *clickFixture) {
 		w.requireApprovalRejected(t, alice, withActionValue(strings.Split(w.approveButton().Value, ".")[0]),
-			"not one of Stanch's")
+			"this button is invalid")
 	}},
 	{"a button with a seal of another button", func(t *testing.T, w *clickFixture) {
 		_, seal, _ := strings.Cut(w.message.Buttons(t)["deny"][0].Value, ".")
 		body, _, _ := strings.Cut(w.approveButton().Value, ".")
-		w.requireApprovalRejected(t, alice, withActionValue(body+"."+seal), "not one of Stanch's")
+		w.requireApprovalRejected(t, alice, withActionValue(body+"."+seal), "this button is invalid")
 	}},
 	{"a deny button made into an approval", func(t *testing.T, w *clickFixture) {
 		body, seal, _ := strings.Cut(w.message.Buttons(t)["deny"][0].Value, ".")
 		raw, err := base64.RawURLEncoding.DecodeString(body)
 		require.NoError(t, err)
 		forged := base64.RawURLEncoding.EncodeToString(bytes.Replace(raw, []byte(`"deny"`), []byte(`"approve"`), 1))
-		w.requireApprovalRejected(t, alice, withActionValue(forged+"."+seal), "not one of Stanch's")
+		w.requireApprovalRejected(t, alice, withActionValue(forged+"."+seal), "this button is invalid")
 	}},
 	{"a button of another installation", func(t *testing.T, w *clickFixture) {
 		w.requireApprovalRejected(
@@ -115,12 +115,12 @@ var unauthorizedClicks = []struct {
 					[]byte(`{"k":"approve","i":"`+w.request.IncidentID+`"}`),
 				)+".AAAAAAAAAAAAAAAAAAAAAA",
 			),
-			"not one of Stanch's",
+			"this button is invalid",
 		)
 	}},
 	{"an approval of the question of another incident", func(t *testing.T, w *clickFixture) {
 		// Its genuine button answers its own question and never this one.
-		w.requireApprovalRejected(t, alice, withActionValue(w.expiredButton.Value), "the question is closed")
+		w.requireApprovalRejected(t, alice, withActionValue(w.expiredButton.Value), "the approval request is closed")
 	}},
 	{"two buttons in one click", func(t *testing.T, w *clickFixture) {
 		w.requireStatus(t, w.signPayload(w.approvePayload(alice, func(p map[string]any) {
@@ -156,7 +156,7 @@ var unauthorizedClicks = []struct {
 			[]byte("  - { name: alice, slack: U0ALICE, groups: [responders] }\n"), nil, 1), 0o600))
 		w.requireApprovalRejected(t, alice, nil, "not in Stanch's configuration")
 		require.NoError(t, os.WriteFile(file, append(text, "\nphase: [oops"...), 0o600))
-		w.requireApprovalRejected(t, bob, nil, "read who is allowed to approve")
+		w.requireApprovalRejected(t, bob, nil, "read the approvers")
 		require.NoError(t, os.WriteFile(file, append(text, '\n'), 0o600))
 	}},
 	{"while Slack does not say who someone is", func(t *testing.T, w *clickFixture) {
