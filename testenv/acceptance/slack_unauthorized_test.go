@@ -133,7 +133,7 @@ var unauthorizedClicks = []struct {
 			`x","callback_id":"stanch"}`)}
 		code, answer := w.signPayload(slack.ViewSubmission(alice, form, "because")).Send(t, w.interactionURL())
 		require.Equal(t, http.StatusOK, code)
-		require.Contains(t, answer, "not one of Stanch")
+		require.Contains(t, answer, "this button is invalid")
 	}},
 	{"breaking the glass without the right", func(t *testing.T, w *clickFixture) {
 		form := slack.OpenedView{Payload: json.RawMessage(`{"private_metadata":"` +
