@@ -38,7 +38,7 @@ func checkNodes(nodes map[string]nodeHealth) []checkResult {
 			}
 		}
 		if ends := n.Gateway.CertificateExpiresAt; !ends.IsZero() {
-			details = append(details, "certificate valid until"+ends.UTC().Format(time.DateOnly))
+			details = append(details, "certificate valid until "+ends.UTC().Format(time.DateOnly))
 			if time.Until(ends) < certExpiryWarning {
 				remedies = append(remedies, "its certificate was not renewed; check the log of its sensor")
 			}

@@ -357,7 +357,7 @@ func TestEveryConstructRuns(t *testing.T) {
 		"a wait ends when the incident is as it waits for": {
 			testScenario: testScenario{
 				stepsYAML: "\n  - wait: { until: live.total_detections > incident.total_detections + 1, timeout: 1m }\n  - notify: tell\n    target: incident.targets[0]\n",
-				wantLines: []string{"steps[0] wait succeeded (the condition is true after", "steps[1] tell succeeded"},
+				wantLines: []string{"steps[0] wait succeeded (the condition became true after", "steps[1] tell succeeded"},
 				afterStart: func(t *testing.T, c client.Client, id string, _ func(func())) {
 					for total := range 3 {
 						require.NoError(t, c.SignalWorkflow(t.Context(), id, "", workflows.SignalIncidentState,

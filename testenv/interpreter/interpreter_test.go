@@ -364,7 +364,7 @@ func TestStepOutcomes(t *testing.T) {
 				Verdict:   activities.VerdictAskApproval,
 				Approvers: activities.Approvers{Quorum: 1, Timeout: 5 * time.Second},
 			}},
-			wantLines: []string{"snapshot a succeeded", "snapshot b succeeded", "isolate a denied (nobody may approve"},
+			wantLines: []string{"snapshot a succeeded", "snapshot b succeeded", "isolate a denied (the scope has no approvers"},
 		},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -441,7 +441,7 @@ func describeWorkload(on string, outputs json.RawMessage, details map[string]any
 		what.WriteString("; changed recently: " + c.Description)
 	}
 	if len(w.Missing) > 0 {
-		what.WriteString("; unknown:" + strings.Join(w.Missing, ", "))
+		what.WriteString("; unknown: " + strings.Join(w.Missing, ", "))
 		details["missing"] = w.Missing
 	}
 	return what.String()

@@ -163,7 +163,7 @@ func (c *fakeContainment) Plan(ctx context.Context, r activities.Request) (activ
 	case a.RefusalReason != "":
 		return activities.Plan{}, activities.Refusef("%s", a.RefusalReason)
 	case a.FailureReason != "":
-		return activities.Plan{}, recordedFailure(a, fmt.Sprintf("plan %s on %s:", r.Action, r.Target))
+		return activities.Plan{}, recordedFailure(a, fmt.Sprintf("plan %s on %s: ", r.Action, r.Target))
 	}
 	plan := activities.Plan{
 		Changes: a.Changes, Warnings: a.Warnings, PriorState: a.PriorState, NothingToDo: a.NothingToDo,
@@ -270,7 +270,7 @@ func (c *fakeContainment) Verify(_ context.Context, r activities.Request, _ json
 	a, _ := c.nextResult(recording.OperationVerify, r)
 	switch {
 	case a.FailureReason != "":
-		return false, "", recordedFailure(a, fmt.Sprintf("verify %s on %s:", r.Action, r.Target))
+		return false, "", recordedFailure(a, fmt.Sprintf("verify %s on %s: ", r.Action, r.Target))
 	case a.TargetGone:
 		c.simulation.addEvent("verification", "%s no longer exists", r.Target)
 		return false, "", activities.ErrTargetGone
@@ -292,7 +292,7 @@ func (c *fakeContainment) Undo(_ context.Context, r activities.Request, _ json.R
 		switch a, _ := c.nextResult(recording.OperationUndo, r); {
 		case a.FailureReason != "":
 			c.simulation.addEvent("undo", "undoing %s on %s failed: %s", r.Action, r.Target, a.FailureReason)
-			return nil, recordedFailure(a, fmt.Sprintf("undo %s on %s:", r.Action, r.Target))
+			return nil, recordedFailure(a, fmt.Sprintf("undo %s on %s: ", r.Action, r.Target))
 		case a.Drift != "":
 			c.simulation.addEvent("undo", "undoing %s on %s: another writer changed it: %s", r.Action, r.Target, a.Drift)
 			return &activities.Drift{Detail: a.Drift}, nil

@@ -206,7 +206,7 @@ func (r *playbookRun) runWait(ctx workflow.Context, f executionFrame, s *playboo
 				return r.recordStepEnd(ctx, f, s, playbooks.OutcomeFailed, "`until`: "+err.Error())
 			}
 			if holds {
-				return r.recordStepEnd(ctx, f, s, playbooks.OutcomeSucceeded, "the condition became true after"+
+				return r.recordStepEnd(ctx, f, s, playbooks.OutcomeSucceeded, "the condition became true after "+
 					duration.Format(workflow.Now(ctx).Sub(began).Round(time.Second)))
 			}
 		}
