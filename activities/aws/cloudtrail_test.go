@@ -87,7 +87,7 @@ func TestCloudTrailLookupIsBounded(t *testing.T) {
 	seen, lines := w.observeCloudTrail(playbooks.Target{Kind: playbooks.TargetUser, Name: "bob", UID: "AIDA1"})
 	require.Len(t, lines, 17)
 	require.Equal(t, false, lines[0]["complete"])
-	require.Contains(t, seen.MissingNote, "there are more")
+	require.Contains(t, seen.MissingNote, "more events exist")
 }
 
 func TestCloudTrailRefusesInvalidTargets(t *testing.T) {

@@ -25,14 +25,14 @@ func TestContainmentsAreAppliedVerifiedAndUndoneExactly(t *testing.T) {
 		{"aws.role.revoke-sessions", "", func(w *fixture) playbooks.Target {
 			return w.createRole("r", podIdentityTrustPolicy,
 				time.Hour)
-		}, playbooks.OutcomeChanged, "simulation says"},
+		}, playbooks.OutcomeChanged, "policy simulation"},
 		{"aws.irsa.untrust", `{"service_accounts":["shop/web"]}`, func(w *fixture) playbooks.Target {
 			return w.createRole("r",
 				irsaTrustPolicy, time.Hour)
 		}, playbooks.OutcomeUnverified, "cannot simulate trust policies"},
 		{
 			"aws.user.deny", "", func(w *fixture) playbooks.Target { u, _ := w.createUser("u"); return u },
-			playbooks.OutcomeChanged, "simulation says",
+			playbooks.OutcomeChanged, "policy simulation",
 		},
 		{
 			"aws.key.disable", "", func(w *fixture) playbooks.Target { _, k := w.createUser("u"); return k },
@@ -109,7 +109,7 @@ func TestRevocationLastsAsLongAsSessions(t *testing.T) {
 	role := w.createRole("r", podIdentityTrustPolicy, 4*time.Hour)
 	_, err := w.findContainment("aws.role.revoke-sessions").Plan(t.Context(), newLeaseRequest("aws.role.revoke-sessions",
 		role, 3*time.Hour, ""))
-	wantRefusal(t, err, "at least 4h", "stolen ones work again")
+	wantRefusal(t, err, "at least 4h", "stolen ones would work again")
 
 	r := newLeaseRequest("aws.role.revoke-sessions", role, 4*time.Hour, "")
 	r.ExpiresAt = time.Now().Add(-time.Second) // as if it had been approved long before it ran
@@ -167,7 +167,7 @@ func TestUndoKeepsChangesOfOtherWriters(t *testing.T) {
 		w.setTrustPolicy(r.Target.Name, podIdentityTrustPolicy)
 		holds, detail := w.verify(r, plan)
 		require.False(t, holds)
-		require.Contains(t, detail, "taken away")
+		require.Contains(t, detail, "was removed")
 		require.Nil(t, w.undo(r, plan, releaseGrant))
 		require.Equal(t, podIdentityTrustPolicy, w.trustPolicy(r.Target.Name))
 	})
@@ -247,7 +247,7 @@ func TestRecreatedRoleIsAnotherTarget(t *testing.T) {
 			}
 			before := w.principalState(r.Target)
 			_, err = w.findContainment(action).Plan(t.Context(), r)
-			wantRefusal(t, err, "is gone", "now has the id")
+			wantRefusal(t, err, "is gone", "a different object with the same name has the id")
 			_, err = w.findContainment(action).Apply(t.Context(), r, plan.PriorState, attestation.Envelope{})
 			wantRefusal(t, err, "is gone")
 			_, _, err = w.findContainment(action).Verify(t.Context(), r, plan.PriorState)
@@ -267,7 +267,7 @@ func TestUndoDoesNotRestoreStateToRecreatedRole(t *testing.T) {
 		w.createRole("r", podIdentityTrustPolicy, time.Hour)
 	})
 	_, err := w.findContainment(r.Action).Apply(t.Context(), r, plan.PriorState, attestation.Envelope{})
-	wantRefusal(t, err, "now has the id")
+	wantRefusal(t, err, "a different object with the same name has the id")
 	name, _ := w.stanchInlinePolicy(r.Target.Name)
 	require.Empty(t, name)
 }
@@ -317,7 +317,7 @@ func TestDeniedCallNamesThePermission(t *testing.T) {
 func TestDenyIsUnverifiedWithoutPolicySimulation(t *testing.T) {
 	for code, words := range map[string]string{
 		"AccessDenied":  "iam:SimulatePrincipalPolicy",
-		"InvalidAction": "did not answer",
+		"InvalidAction": "the policy simulation failed",
 	} {
 		t.Run(code, func(t *testing.T) {
 			w := newFixture(t, nil)
@@ -381,7 +381,7 @@ func TestProtectedIdentitiesAndStanchAreRefused(t *testing.T) {
 		newLeaseRequest("aws.key.disable", key, time.Hour, ""),
 	} {
 		_, err := as.findContainment(r.Action).Plan(t.Context(), r)
-		wantRefusal(t, err, "Stanch itself")
+		wantRefusal(t, err, "Stanch's own identity")
 	}
 }
 
@@ -396,7 +396,7 @@ func TestUntrustDeniesOnlyNamedServiceAccounts(t *testing.T) {
 	wantRefusal(t, err, "missing service accounts")
 	_, err = w.findContainment("aws.irsa.untrust").Plan(t.Context(), newLeaseRequest("aws.irsa.untrust",
 		w.createRole("pods", podIdentityTrustPolicy, time.Hour), time.Hour, `{"service_accounts":["shop/web"]}`))
-	wantRefusal(t, err, "not used by IRSA")
+	wantRefusal(t, err, "IRSA does not use it")
 
 	// A second holder adds its own subjects; the original text is restored exactly at the end.
 	combine := w.findContainment("aws.irsa.untrust").Spec().CombineParams

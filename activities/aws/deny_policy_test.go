@@ -19,7 +19,7 @@ func TestRiskyPermissionsAreDescribed(t *testing.T) {
 		`{"Statement":[{"Effect":"Allow","Action":"sqs:*","Resource":"*","Condition":{"Bool":{"a":"b"}}}]}`: "do anything in sqs, subject to a condition",
 		`{"Statement":[{"Effect":"Allow","Action":"s3:GetObject","Resource":"arn:aws:s3:::a/*"}]}`:          "",
 		`{"Statement":[{"Effect":"Deny","Action":"*","Resource":"*"}]}`:                                     "",
-		`not json`: "cannot be parsed",
+		`not json`: "unknown permissions: the policy cannot be parsed",
 	} {
 		require.Equal(t, want, strings.Join(describeRiskyPermissions(policy), "; "), policy)
 	}

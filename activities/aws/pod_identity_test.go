@@ -122,7 +122,7 @@ func TestPodIdentity(t *testing.T) {
 		require.Equal(t, web.UID, got.Role.UID)
 		require.Equal(t, e.namespace+"/web", got.ServiceAccount)
 		require.Equal(t, []string{e.namespace + "/web2 (irsa)"}, got.SharedWith)
-		require.Contains(t, got.RiskyPermissions, "do anything (*) by policy admin")
+		require.Contains(t, got.RiskyPermissions, "do anything (*) through policy admin")
 		require.Contains(t, got.TrustSummary[0], "system:serviceaccount:shop:cart, system:serviceaccount:shop:web")
 	})
 	t.Run("none, and a key in the environment", func(t *testing.T) {
@@ -254,7 +254,7 @@ func testDenyPod(t *testing.T, e *clusterFixture, role playbooks.Target) {
 	})
 	_, err = e.findContainment("aws.role.deny-pod").Plan(t.Context(), newLeaseRequest("aws.role.deny-pod",
 		e.createPod(t, "untagged", "untagged"), 6*time.Hour, ""))
-	wantRefusal(t, err, "no tags")
+	wantRefusal(t, err, "no session tags")
 	_, err = e.findContainment("aws.role.deny-pod").Plan(t.Context(), newLeaseRequest("aws.role.deny-pod", two,
 		6*time.Hour, ""))
 	wantRefusal(t, err, "is gone")

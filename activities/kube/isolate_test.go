@@ -372,7 +372,7 @@ func testIsolateReappliesRemoved(t *testing.T, p fixture, client kubernetes.Inte
 	}
 	plan, refusal, err = kube.ApplyIsolate(t.Context(), client, r)
 	requireNoRefusal(t, refusal, err)
-	if len(plan.Changes) != 2 || !strings.HasPrefix(plan.Changes[0], "put back") {
+	if len(plan.Changes) != 2 || !strings.HasPrefix(plan.Changes[0], "restore") {
 		t.Errorf("changes %q", plan.Changes)
 	}
 	v, refusal, err = kube.VerifyIsolate(t.Context(), client, r)

@@ -50,7 +50,7 @@ func TestRestartIsRefusedWhereTheEvictionAPIRefuses(t *testing.T) {
 		"ready, none allowed": {
 			running, true,
 			[]*policyv1.PodDisruptionBudget{budget("a", "app", 0, 2, nil)},
-			"2 of 2 are healthy",
+			"2 of 2 pods are healthy",
 		},
 		"ready, one allowed": {
 			running, true,
@@ -65,7 +65,7 @@ func TestRestartIsRefusedWhereTheEvictionAPIRefuses(t *testing.T) {
 		"ready, AlwaysAllow": {
 			running, true,
 			[]*policyv1.PodDisruptionBudget{budget("a", "app", 0, 1, &always)},
-			"1 of 2 are healthy",
+			"1 of 2 pods are healthy",
 		},
 		"not ready, as many healthy as wanted": {
 			running, false,
@@ -75,7 +75,7 @@ func TestRestartIsRefusedWhereTheEvictionAPIRefuses(t *testing.T) {
 		"not ready, fewer healthy than are wanted": {
 			running, false,
 			[]*policyv1.PodDisruptionBudget{budget("a", "app", 0, 1, nil)},
-			"1 of 2 are healthy",
+			"1 of 2 pods are healthy",
 		},
 		"a budget of other pods": {
 			running, true,

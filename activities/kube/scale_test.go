@@ -233,7 +233,7 @@ func testScaleUndoDrift(t *testing.T, p fixture, client kubernetes.Interface) {
 		t.Error("it holds although someone scaled it")
 	}
 	drift, err := kube.UndoScale(t.Context(), client, r, plan.Prior, false)
-	wantDrift(t, drift, err, "Deployment "+p.namespace+"/drift: spec.replicas is 1, want 0 (last written by someone")
+	wantDrift(t, drift, err, "Deployment "+p.namespace+"/drift: spec.replicas is 1, expected 0 (last written by someone")
 	p.waitForReplicas(t, "drift", 1)
 	drift, err = kube.UndoScale(t.Context(), client, r, plan.Prior, true)
 	wantUndone(t, drift, err)

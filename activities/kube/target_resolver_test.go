@@ -121,7 +121,7 @@ func TestOwnersAreResolvedToTheRoot(t *testing.T) {
 		},
 		"a chain without end": {
 			newObjectMeta("p", "apps/v1 ReplicaSet rs"), chain, "shop/App/a6",
-			"more than 8 owners",
+			"longer than 8",
 		},
 		"a static pod": {newObjectMeta("p", "v1 Node node-a"), fakeAPIServer{}, "shop/Pod/p", ""},
 	} {

@@ -103,7 +103,7 @@ func testWorkloadAfterRollout(t *testing.T, p fixture, client kubernetes.Interfa
 		t.Errorf("rollouts %+v", r)
 	}
 	if c := info.RecentChanges.Items; len(c) == 0 || !strings.Contains(c[0].Description,
-		"revision 2 of Deployment shop runs [stanch.lab/shop:2], before ["+lab.BusyboxImage+"]") ||
+		"revision 2 of Deployment shop runs [stanch.lab/shop:2], previously ["+lab.BusyboxImage+"]") ||
 		c[0].ChangedBy != "kube-controller-manager" {
 		t.Errorf("changes %+v", c)
 	}

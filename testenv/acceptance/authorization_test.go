@@ -53,7 +53,7 @@ func TestOpenApprovalRequestShowsProgress(t *testing.T) {
 	s.WaitForIncident(t, c.ID, 30*time.Second, "its playbook ended", hasPlaybookEnded)
 	text = shown("incidents", in.ID)
 	require.Contains(t, text, "outcome     ask: contained: pod.isolate on container ")
-	require.Contains(t, text, "note: ticket skipped: no tickets are configured")
+	require.Contains(t, text, "note: ticket skipped: tickets are not configured")
 	require.NotContains(t, text, "stopped, refused")
 	require.Contains(t, shown("audit", in.ID), "used break-glass for ")
 

@@ -100,7 +100,7 @@ func evaluatePolicies(policies []string, action string, session map[string]strin
 			}
 		}
 		if err := json.Unmarshal([]byte(text), &doc); err != nil {
-			return "", fmt.Errorf("the stand-in cannot read %s: %w", text, err)
+			return "", fmt.Errorf("the fake cannot read %s: %w", text, err)
 		}
 		for _, s := range doc.Statement {
 			fits, err := conditionsMatch(s.Condition, session)
@@ -154,7 +154,7 @@ func conditionsMatch(conditions map[string]map[string]string, session map[string
 				}
 				ok = a.Before(b)
 			default:
-				return false, fmt.Errorf("the stand-in does not know the operator %s", operator)
+				return false, fmt.Errorf("the fake does not know the operator %s", operator)
 			}
 			if !ok {
 				return false, nil
