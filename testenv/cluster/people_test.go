@@ -71,7 +71,7 @@ people:
 	notAToken := filepath.Join(in.dir, "invented")
 	writeFile(t, notAToken, "eyJhbGciOiJub25lIn0.e30.")
 	for name, c := range map[string]struct{ token, want string }{
-		"an invented token":                        {notAToken, "not valid"},
+		"an invented token":                        {notAToken, "invalid token"},
 		"a token that was made for the API server": {in.createPersonToken(t, "ann", ""), "not for the audience"},
 		"a token for something else":               {in.createPersonToken(t, "ann", "vault"), "not for the audience"},
 		"an account that is nobody": {

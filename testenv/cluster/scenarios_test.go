@@ -127,14 +127,14 @@ func requireRefused(word string) func(playbooks.Incident) error {
 }
 
 func testScenarios(t *testing.T, in *installation) {
-	t.Run("a pod on the node's network is refused, and the node stays connected", func(t *testing.T) {
+	t.Run("a pod on the host network is refused, and the node stays connected", func(t *testing.T) {
 		ns, p, other := in.NewNamespace(t), in.newConnectionCounter(t), in.newConnectionCounter(t)
 		neighbor, pod := kube.NewPod("neighbor", kube.AttackImage, "/attack", "beacon", "tcp-new", other.address),
 			minerPod("host", p)
 		neighbor.Spec.HostNetwork, pod.Spec.HostNetwork = true, true
 		in.RunPod(t, ns, neighbor)
 		pod = in.RunPod(t, ns, pod)
-		in.waitForIncident(t, pod, "the refusal", requireRefused("node's network"))
+		in.waitForIncident(t, pod, "the refusal", requireRefused("host network"))
 		if other.requireSilent(time.Second) == nil {
 			t.Error("the node's network is cut")
 		}
@@ -240,16 +240,16 @@ func testScenarios(t *testing.T, in *installation) {
 		in.runStanch(t, "release", "--all", "--data", in.data)
 	})
 
-	t.Run("what someone else takes away is put back, and told", func(t *testing.T) {
+	t.Run("what another writer removes is reapplied and reported", func(t *testing.T) {
 		ns, p := in.NewNamespace(t), in.newConnectionCounter(t)
 		pod := in.RunPod(t, ns, minerPod("fought", p))
 		in.waitForIncident(t, pod, "the lease", requireIsolated)
 		for round := range 3 {
 			in.removeAndWaitForRepair(t, ns, pod.Name, round)
 		}
-		in.waitForIncident(t, pod, "the lease to say that it is fought over", func(i playbooks.Incident) error {
+		in.waitForIncident(t, pod, "the lease to say that another writer reverts it", func(i playbooks.Incident) error {
 			for _, l := range i.Leases {
-				if strings.Contains(l.Reason, "fought over") {
+				if strings.Contains(l.Reason, "keeps reverting it") {
 					return nil
 				}
 			}
