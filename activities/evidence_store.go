@@ -46,7 +46,8 @@ func (s *EvidenceStore) StoreArtifact(_ context.Context, incident, action, targe
 	at time.Time,
 ) (playbooks.EvidenceRef, error) {
 	if len(piece.Data) > maxArtifactBytes {
-		return playbooks.EvidenceRef{}, Refusef("store evidence %s: it is %d bytes; the limit is %d", piece.Name, len(piece.Data),
+		return playbooks.EvidenceRef{}, Refusef("store evidence %s: it is %d bytes; the limit is %d", piece.Name,
+			len(piece.Data),
 			maxArtifactBytes)
 	}
 	sum := sha256.Sum256(piece.Data)

@@ -303,8 +303,11 @@ func (s *EvidenceStore) Verify(incident string, keys attestation.Keyring, head s
 		}
 	}
 	if !known {
-		findings = append(findings, IntegrityFinding{Location: "manifest of " + incident, Problem: "no line matches the head " +
-			truncate(head, 64) + ": the entries up to it were removed or replaced"})
+		findings = append(findings, IntegrityFinding{
+			Location: "manifest of " + incident,
+			Problem: "no line matches the head " +
+				truncate(head, 64) + ": the entries up to it were removed or replaced",
+		})
 	}
 	return lines, findings, nil
 }

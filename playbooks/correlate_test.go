@@ -41,6 +41,7 @@ func TestDifferentObjectivesRaiseConfidenceMoreThanRepetition(t *testing.T) {
 		{Rule: "a", Objective: "x", Confidence: 0.5},
 		{Rule: "b", Objective: "y", Confidence: 0.5},
 	})
-	require.Equal(t, "The rule a: this detection alone gives a confidence of 0.50 for x.", bare.Reasons[0], "missing fields are not invented")
+	require.Equal(t, "The rule a: this detection alone gives a confidence of 0.50 for x.", bare.Reasons[0],
+		"missing fields are not invented")
 	require.Len(t, bare.Reasons, 3)
 }

@@ -183,7 +183,8 @@ func TestManualRequestContainsTarget(t *testing.T) {
 		other := q
 		other.Action = action
 		_, err = ask("alice", other)
-		require.ErrorContains(t, err, `contain a pod or container: action "`+action+`" cannot be requested for it; use one of `)
+		require.ErrorContains(t, err, `contain a pod or container: action "`+action+
+			`" cannot be requested for it; use one of `)
 		require.ErrorContains(t, err, want)
 	}
 	gone := q

@@ -88,7 +88,9 @@ func (commandIgnoringNode) Handle(context.Context, gatewayrpc.CommandKind, []byt
 }
 
 // connectNode connects a node that sends the given health report, and refuses commands unless handlers are given.
-func connectNode(t *testing.T, w *worker.Worker, h agent.Health, handlers ...gatewayrpc.CommandHandler) *gatewayrpc.Spool {
+func connectNode(t *testing.T, w *worker.Worker, h agent.Health,
+	handlers ...gatewayrpc.CommandHandler,
+) *gatewayrpc.Spool {
 	t.Helper()
 	var handler gatewayrpc.CommandHandler = commandIgnoringNode{}
 	for _, given := range handlers {

@@ -92,7 +92,8 @@ func (w *Worker) stanchServiceAccount(ctx context.Context) string {
 	me, err := w.KubeClient.AuthenticationV1().SelfSubjectReviews().Create(ctx, &authenticationv1.SelfSubjectReview{},
 		metav1.CreateOptions{})
 	if err != nil {
-		w.Log.Warn("could not get Stanch's own service account; Stanch's requests are evaluated like all others", "error", err)
+		w.Log.Warn("could not get Stanch's own service account; Stanch's requests are evaluated like all others", "error",
+			err)
 		return ""
 	}
 	return me.Status.UserInfo.Username

@@ -141,8 +141,9 @@ func (s *identityInspector) findRole(ctx context.Context, pod podInfo) error {
 	case arn != "":
 		s.result.CredentialSource = credentialSourceIRSA
 		if found != nil {
-			s.result.Missing = append(s.result.Missing, "the service account also has an EKS Pod Identity association with "+truncate(found.role,
-				200)+" too; the annotated role takes precedence and is shown")
+			s.result.Missing = append(s.result.Missing, "the service account also has an EKS Pod Identity association with "+
+				truncate(found.role,
+					200)+" too; the annotated role takes precedence and is shown")
 		}
 	case found != nil:
 		s.result.CredentialSource, s.result.Association, arn = credentialSourcePodIdentity, found.id, found.role

@@ -266,7 +266,8 @@ func testDenyPod(t *testing.T, e *clusterFixture, role playbooks.Target) {
 			"big",
 		),
 		PolicyDocument: awssdk.String(
-			`{"Version":"2012-10-17","Statement":[{"Effect":"Allow","Action":"s3:GetObject","Resource":"arn:aws:s3:::` + big + `"}]}`,
+			`{"Version":"2012-10-17","Statement":[{"Effect":"Allow","Action":"s3:GetObject","Resource":"arn:aws:s3:::` + big +
+				`"}]}`,
 		),
 	})
 	require.NoError(t, err)

@@ -107,7 +107,8 @@ func (p *Client) responseError(answer *http.Response, body []byte) error {
 	said := p.errorMessage(body)
 	status := answer.StatusCode
 	if wait, ok := RetryDelay(answer, time.Now()); ok {
-		return &activities.RetryAfterError{Delay: wait, Err: fmt.Errorf("%s returned %d and requests a retry after %s%s", p.Name,
+		return &activities.RetryAfterError{Delay: wait, Err: fmt.Errorf("%s returned %d and requests a retry after %s%s",
+			p.Name,
 			status, duration.FormatApprox(wait), said)}
 	}
 	switch {

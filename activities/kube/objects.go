@@ -202,7 +202,8 @@ func getPod(ctx context.Context, client kubernetes.Interface, ref PodRef) (*core
 		return nil, nil, fmt.Errorf("read pod %s: %w", ref, err)
 	}
 	if string(pod.UID) != ref.UID {
-		return nil, newRefusal(ReasonNotFound, "pod %s with UID %s is gone; a different object with the same name has UID %s", ref, ref.UID, pod.UID),
+		return nil, newRefusal(ReasonNotFound, "pod %s with UID %s is gone; a different object with the same name has UID %s",
+				ref, ref.UID, pod.UID),
 			nil
 	}
 	return pod, nil, nil

@@ -39,7 +39,12 @@ func riskyPermissions() []riskyPermission {
 			[]string{"create"},
 			"create pods, and thereby use any service account and secret in the namespace",
 		},
-		{[]string{"apps", "batch"}, nil, []string{"create", "update", "patch"}, "change workloads, and thereby run code in them"},
+		{
+			[]string{"apps", "batch"},
+			nil,
+			[]string{"create", "update", "patch"},
+			"change workloads, and thereby run code in them",
+		},
 		{
 			[]string{"admissionregistration.k8s.io"},
 			nil,

@@ -96,7 +96,8 @@ func (r WorkloadRef) getWorkload(ctx context.Context, client kubernetes.Interfac
 		return nil, nil, fmt.Errorf("read %s: %w", r, err)
 	}
 	if r.UID != "" && string(w.meta.GetUID()) != r.UID {
-		return nil, newRefusal(ReasonNotFound, "%s with UID %s is gone; a different object with the same name has UID %s", r, r.UID, w.meta.GetUID()),
+		return nil, newRefusal(ReasonNotFound, "%s with UID %s is gone; a different object with the same name has UID %s", r,
+				r.UID, w.meta.GetUID()),
 			nil
 	}
 	return w, nil, nil

@@ -237,8 +237,8 @@ func countActiveLeases(in playbooks.Incident) (n int) {
 	return n
 }
 
-// formatWaiting returns the WAITING cell of an incident: its first pending approval request, preferring one that the viewer can
-// approve.
+// formatWaiting returns the WAITING cell of an incident: its first pending approval request, preferring one that the
+// viewer can approve.
 func formatWaiting(in gateway.IncidentView) string {
 	if len(in.OpenApprovals) == 0 {
 		if len(in.RefusedWhilePaused) > 0 {

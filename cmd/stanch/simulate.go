@@ -69,7 +69,8 @@ With --baseline compare two versions of the playbooks. Only the given playbooks 
 	f.IntVar(&o.phase, "phase", 0, "the phase of every incident: 1, 2 or 3 (default: as configured, else as recorded)")
 	f.BoolVar(&o.fullTimelines, "full", false,
 		"in text output, print the timeline of every incident instead of one line each")
-	f.BoolVar(&o.isSubprocess, "subprocess", false, "simulate the recordings that a parent process writes to standard input")
+	f.BoolVar(&o.isSubprocess, "subprocess", false,
+		"simulate the recordings that a parent process writes to standard input")
 	_ = f.MarkHidden("subprocess")
 	addFormatFlag(c, &o.output, "text", "json", "html")
 	return c

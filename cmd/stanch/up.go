@@ -83,7 +83,8 @@ a cluster.`,
 	f.StringVar(&o.lockDir, "lock-dir", "", "the `DIR` where the egress lock is pinned")
 	f.Var(duration.NewFlag(&o.verifyInterval, 0), "verify-every",
 		"how often a lease verifies its containment (default 30s)")
-	f.BoolVar(&o.noSensor, "no-sensor", false, "do not watch this machine; use it if stanch-sensor or another Stanch instance already does")
+	f.BoolVar(&o.noSensor, "no-sensor", false,
+		"do not watch this machine; use it if stanch-sensor or another Stanch instance already does")
 	f.StringVar(&o.socketGroup, "socket-group", "",
 		"the Unix `GROUP` whose members can connect to the local socket, in addition to root; people are still "+
 			"identified by uid (default: socket_group of the configuration)")

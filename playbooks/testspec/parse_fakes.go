@@ -21,7 +21,8 @@ func fakeableOutcomes() []playbooks.Outcome {
 func (f *FakeResult) fakeResultFields() []yamlnode.Field {
 	return withPositions(f.positions,
 		yamlnode.StringField("target", "only for this target: its name, namespace/name or id", &f.Target),
-		yamlnode.IntField("call", "apply only to this call of the action on a target, counted from 1", &f.CallNumber, 1, 1000),
+		yamlnode.IntField("call", "apply only to this call of the action on a target, counted from 1", &f.CallNumber, 1,
+			1000),
 		yamlnode.EnumField("outcome", "the outcome; default changed", &f.Outcome, fakeableOutcomes()),
 		yamlnode.StringField("reason", "why", &f.Reason),
 		yamlnode.AnyField("outputs", "the outputs; missing fields are empty", &f.Outputs),

@@ -55,7 +55,8 @@ type SigningKey struct {
 // NewSigningKey returns the signing key for a 32-byte seed. A seed of another length is an error.
 func NewSigningKey(seed []byte) (SigningKey, error) {
 	if len(seed) != ed25519.SeedSize {
-		return SigningKey{}, fmt.Errorf("read the authority key: the seed has %d bytes, expected %d", len(seed), ed25519.SeedSize)
+		return SigningKey{}, fmt.Errorf("read the authority key: the seed has %d bytes, expected %d", len(seed),
+			ed25519.SeedSize)
 	}
 	private := ed25519.NewKeyFromSeed(seed)
 	public := private.Public().(ed25519.PublicKey)

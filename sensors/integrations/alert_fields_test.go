@@ -88,7 +88,8 @@ func TestFailedLoginHasAnError(t *testing.T) {
 	record := func(event, more string) sensors.Cloud {
 		all, err := integrations.DecodeCloudTrail(
 			[]byte(
-				`{"eventID":"c1","eventTime":"2026-11-29T06:00:00Z","eventSource":"signin.amazonaws.com","eventName":"` + event + `","userIdentity":{"type":"IAMUser","userName":"nadia","accountId":"111122223333"}` + more + `}`,
+				`{"eventID":"c1","eventTime":"2026-11-29T06:00:00Z","eventSource":"signin.amazonaws.com","eventName":"` + event +
+					`","userIdentity":{"type":"IAMUser","userName":"nadia","accountId":"111122223333"}` + more + `}`,
 			),
 		)
 		require.NoError(t, err)

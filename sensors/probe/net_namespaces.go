@@ -158,7 +158,8 @@ func (s *namespaceSearch) listProcDir(dir string) ([]string, error) {
 		return nil, err
 	}
 	if s.handles += len(names); len(names) > left {
-		return names[:left], fmt.Errorf("more than %d network namespaces in %s and elsewhere", maxSearchedHandles, filepath.Base(dir))
+		return names[:left], fmt.Errorf("more than %d network namespaces in %s and elsewhere", maxSearchedHandles,
+			filepath.Base(dir))
 	}
 	return names, nil
 }

@@ -84,7 +84,8 @@ func (e *Exception) fields(f *packFile) []yamlField {
 					at = v.Content[i]
 				}
 				if problem := bad(p); problem != "" {
-					r.Errorf(yamlnode.PositionOf(at), "pattern", "`*` matches any sequence of characters; `?` matches one character", "%s", problem)
+					r.Errorf(yamlnode.PositionOf(at), "pattern", "`*` matches any sequence of characters; `?` matches one character",
+						"%s", problem)
 				}
 			}
 		}
@@ -145,7 +146,8 @@ func readExceptions(f *packFile, v *yaml.Node) []*Exception {
 		f.reader.ReadMapping(n, "an exception", e.fields(f))
 		for what, p := range map[string]string{"kind": e.Workload.Kind, "name": e.Workload.Name} {
 			if p != "" && patternError(p) != "" {
-				f.errorf(n, "pattern", "`*` matches any sequence of characters; `?` matches one character", "workload %s: %s", what, patternError(p))
+				f.errorf(n, "pattern", "`*` matches any sequence of characters; `?` matches one character", "workload %s: %s", what,
+					patternError(p))
 			}
 		}
 		if len(f.reader.Problems) == before && !e.hasCriteria() {

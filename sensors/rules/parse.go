@@ -158,7 +158,8 @@ func (l *loader) readRule(f *packFile, n *yaml.Node) {
 		case strings.TrimSpace(name) == "" && at != nil:
 			f.errorf(at, "value", "", "a rule's name cannot be empty")
 		case slices.ContainsFunc(names[:i], func(other string) bool { return strings.EqualFold(other, name) }):
-			f.errorf(at, "duplicate-rule", "remove one of them", "the rule lists the name `%s` twice", yamlnode.Truncate(name, 60))
+			f.errorf(at, "duplicate-rule", "remove one of them", "the rule lists the name `%s` twice",
+				yamlnode.Truncate(name, 60))
 		}
 	}
 	for _, name := range names {
@@ -223,7 +224,8 @@ func readNamespaceSeverities(r *yamlReader, v *yaml.Node) NamespaceSeverities {
 	out := NamespaceSeverities{}
 	r.VisitKeys(v, func(key, value *yaml.Node) {
 		if problem := patternError(key.Value); problem != "" {
-			r.Errorf(yamlnode.PositionOf(key), "pattern", "`*` matches any sequence of characters; `?` matches one character", "%s", problem)
+			r.Errorf(yamlnode.PositionOf(key), "pattern", "`*` matches any sequence of characters; `?` matches one character",
+				"%s", problem)
 			return
 		}
 		var s sensors.Severity

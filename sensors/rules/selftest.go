@@ -46,7 +46,8 @@ func testsField(doc string, f *packFile, kind func() sensors.Kind, to *[]*RuleTe
 				if v.Kind == yaml.SequenceNode {
 					items = v.Content
 					if len(items) == 0 || len(items) > maxTestEvents {
-						r.Errorf(yamlnode.PositionOf(v), "range", "", "`%s` has %d events; it must have between 1 and %d", name, len(items),
+						r.Errorf(yamlnode.PositionOf(v), "range", "", "`%s` has %d events; it must have between 1 and %d", name,
+							len(items),
 							maxTestEvents)
 					}
 				}

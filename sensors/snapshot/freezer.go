@@ -149,7 +149,8 @@ func (f *Freezer) requestThaw(dir *os.File, m freezeMarker) error {
 			return fmt.Errorf("thaw the cgroup: signal thawer %d: %w", m.ThawerPID, err)
 		}
 		if !waitForExit(pidfd, thawTimeout) {
-			return fmt.Errorf("thaw the cgroup: thawer %d did not exit; thaw cgroup %s with `echo 0 > cgroup.freeze`", m.ThawerPID,
+			return fmt.Errorf("thaw the cgroup: thawer %d did not exit; thaw cgroup %s with `echo 0 > cgroup.freeze`",
+				m.ThawerPID,
 				dir.Name())
 		}
 	}
@@ -280,7 +281,8 @@ func (f *Freezer) watchThawer(dir *os.File) error {
 			}
 		}
 		if err := f.handleThawerExit(kept, m); err != nil {
-			f.log.Error("the process that thaws a frozen cgroup at its expiry has died", "lease", m.LeaseID, "cgroup", kept.Name(), "error", err)
+			f.log.Error("the process that thaws a frozen cgroup at its expiry has died", "lease", m.LeaseID, "cgroup",
+				kept.Name(), "error", err)
 		}
 	}()
 	return nil

@@ -350,7 +350,8 @@ var rulesTestedElsewhere = []string{
 	"module", // this kernel has no modules, and so no such call; the decoder's test has the record
 }
 
-// TestBaselineDetectsNewBehaviorOfImage learns an image for some seconds. Then one of its containers does something new.
+// TestBaselineDetectsNewBehaviorOfImage learns an image for seconds. Then one of its containers does something
+// new.
 func TestBaselineDetectsNewBehaviorOfImage(t *testing.T) {
 	state := t.TempDir()
 	const learn = 6 * time.Second
@@ -358,7 +359,8 @@ func TestBaselineDetectsNewBehaviorOfImage(t *testing.T) {
 	since := time.Now()
 	w.startPod(t, "learnt", func(p *corev1.Pod) {
 		p.Spec.Containers[0].Command = shellCommand(
-			"i=0; while [ $i -lt 12 ]; do /bin/sleep 1; i=$((i+1)); /attack connect " + w.peerAddress + " & done; /usr/bin/psql; /attack connect 192.0.2.1:443",
+			"i=0; while [ $i -lt 12 ]; do /bin/sleep 1; i=$((i+1)); /attack connect " + w.peerAddress +
+				" & done; /usr/bin/psql; /attack connect 192.0.2.1:443",
 		)
 	})
 	d := w.waitForRule(t, "unusual-program", "learnt", since)

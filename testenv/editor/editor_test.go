@@ -252,7 +252,7 @@ func TestLanguageServerCompletesAndValidatesPlaybooks(t *testing.T) {
 	})
 	t.Run("it says what a word means", func(t *testing.T) {
 		require.Contains(t, s.hoverTextAt(t, "h1.yaml", playbookHeader+"  - contain: pod.iso‸late\n    for: 1h\n"),
-			"Isolate one pod from the network")
+			"Isolate one pod, but none of its siblings")
 		require.Contains(t, s.hoverTextAt(t, "h2.yaml", playbookHeader+"  - evidence: pod.logs\n    with: { ta‸il: 5 }\n"),
 			"lines from the end")
 		require.Contains(t, s.hoverTextAt(t, "h3.yaml",

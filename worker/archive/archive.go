@@ -278,7 +278,8 @@ func Decode(raw []byte, incident string, keys attestation.Keyring) (Archive, err
 		return Archive{}, fmt.Errorf("parse the archive of %s: %w", incident, err)
 	}
 	if f.Version != FormatVersion {
-		return Archive{}, fmt.Errorf("parse the archive of %s: unknown version %d; this version of Stanch reads version %d", incident,
+		return Archive{}, fmt.Errorf("parse the archive of %s: unknown version %d; this version of Stanch reads version %d",
+			incident,
 			f.Version, FormatVersion)
 	}
 	var a Archive

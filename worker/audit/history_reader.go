@@ -178,7 +178,8 @@ func (r *historyReader) addFailureEvents(e *historypb.HistoryEvent) {
 	switch {
 	case e.GetWorkflowTaskFailedEventAttributes() != nil:
 		a := e.GetWorkflowTaskFailedEventAttributes()
-		r.addEntry(e, KindFailure, "", "Stanch failed to continue this workflow and is retrying: "+r.failureText(a.GetFailure()),
+		r.addEntry(e, KindFailure, "", "Stanch failed to continue this workflow and is retrying: "+
+			r.failureText(a.GetFailure()),
 			nil)
 	case e.GetWorkflowTaskTimedOutEventAttributes() != nil:
 		r.addEntry(e, KindRetry, "", "Stanch's process timed out (it was restarted or busy); the task is retried", nil)

@@ -32,7 +32,8 @@ func (p *configParser) checkCloudTrail(c *CloudTrail) {
 func (p *configParser) checkNetworks(all []string) {
 	for _, s := range all {
 		if _, err := ParseNetwork(s); err != nil {
-			p.errorf(1, "value", "use an address or network such as 10.0.0.0/8 or 203.0.113.7", "networks: invalid network or address `%s`", s)
+			p.errorf(1, "value", "use an address or network such as 10.0.0.0/8 or 203.0.113.7",
+				"networks: invalid network or address `%s`", s)
 		}
 	}
 }

@@ -351,7 +351,8 @@ func (p *configParser) checkAWS(c *Config) {
 		p.errorf(1, "value", "use a region such as eu-central-1", "aws: invalid region `%s`", a.Region)
 	}
 	if a.RoleARN != "" && !roleARNPattern.MatchString(a.RoleARN) {
-		p.errorf(1, "value", "use an ARN such as arn:aws:iam::123456789012:role/stanch", "aws: invalid role ARN `%s`", a.RoleARN)
+		p.errorf(1, "value", "use an ARN such as arn:aws:iam::123456789012:role/stanch", "aws: invalid role ARN `%s`",
+			a.RoleARN)
 	}
 	if a.Cluster != "" && !eksClusterPattern.MatchString(a.Cluster) {
 		p.errorf(1, "value", "use its name, not its ARN", "aws: invalid EKS cluster name `%s`", a.Cluster)

@@ -115,7 +115,8 @@ func (p *configParser) checkEmail(e *Email) {
 		p.errorf(1, "address", "use an address such as smtp.example.com:587", "`email.smtp`: %v", err)
 	}
 	if !isSingleAddress(e.FromAddress) {
-		p.errorf(1, "address", "use an address such as stanch@example.com", "`email.from`: invalid address `%s`", e.FromAddress)
+		p.errorf(1, "address", "use an address such as stanch@example.com", "`email.from`: invalid address `%s`",
+			e.FromAddress)
 	}
 	if len(e.Recipients) == 0 {
 		p.errorf(1, "required", "such as `to: [oncall@example.com]`", "`email.to` is missing")

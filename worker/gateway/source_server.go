@@ -81,7 +81,8 @@ func NewSourceServer(intake *Ingester, sources []config.Source, log *slog.Logger
 		}
 		token := strings.TrimSpace(string(raw))
 		if len(token) < minTokenLength {
-			return nil, fmt.Errorf("load source %s: the token in %s is too short; use at least %d characters", s.Name, s.TokenFile,
+			return nil, fmt.Errorf("load source %s: the token in %s is too short; use at least %d characters", s.Name,
+				s.TokenFile,
 				minTokenLength)
 		}
 		if other, taken := owners[token]; taken {

@@ -295,8 +295,11 @@ func (d *ApprovalService) noOpenRequestError(ctx context.Context, v VoteRequest,
 		}
 	}
 	if len(before) > 0 {
-		return &httpError{http.StatusConflict, fmt.Sprintf("incident %s has no pending approval request; already answered: %s",
-			v.IncidentID, truncateReason(strings.Join(before, "; ")))}
+		return &httpError{
+			http.StatusConflict,
+			fmt.Sprintf("incident %s has no pending approval request; already answered: %s",
+				v.IncidentID, truncateReason(strings.Join(before, "; "))),
+		}
 	}
 	return notFound("incident %s has no pending approval request; see `stanch incidents %s`", v.IncidentID, v.IncidentID)
 }

@@ -155,10 +155,12 @@ func TestVoteFindsRequestAndReportsResult(t *testing.T) {
 		require.ErrorContains(t, err, want)
 	}
 	// An ambiguous name lists the candidates, with the command for each.
-	fails("has 3 pending approval requests; choose one:\n  stanch approve "+testIncidentID+" 'steps[2]#1'   isolate the pod "+
+	fails("has 3 pending approval requests; choose one:\n  stanch approve "+testIncidentID+
+		" 'steps[2]#1'   isolate the pod "+
 		"for 1h\n", "alice", true, "")
 	fails(`"pod.isolate" matches 2 pending approval requests`, "alice", true, "pod.isolate")
-	fails("unknown approval request \"isolate\" in incident "+testIncidentID+"; pending requests:\n  stanch deny "+testIncidentID+
+	fails("unknown approval request \"isolate\" in incident "+testIncidentID+"; pending requests:\n  stanch deny "+
+		testIncidentID+
 		" 'steps[2]#1'   isolate the pod for 1h\n", "alice", false, "isolate")
 
 	// By title, in any case and spacing, by step, and by action.

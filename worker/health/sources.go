@@ -93,7 +93,8 @@ func (m *Monitor) reportSilentSources() {
 		m.reportCondition(telemetryCondition{
 			kind: sourceLost, subject: newSourceSubject(l.name), since: l.lastMessageAt,
 			reasons: []string{
-				fmt.Sprintf("The source %s has sent nothing for %s. Before that, the longest gap between its %d messages was %s.", l.name,
+				fmt.Sprintf("The source %s has sent nothing for %s. Before that, the longest gap between its %d messages was %s.",
+					l.name,
 					duration.FormatApprox(now.Sub(l.lastMessageAt)), l.messageCount, duration.FormatApprox(l.longestGap)),
 			},
 		})
