@@ -142,8 +142,7 @@ func (s *identityInspector) findRole(ctx context.Context, pod podInfo) error {
 		s.result.CredentialSource = credentialSourceIRSA
 		if found != nil {
 			s.result.Missing = append(s.result.Missing, "the service account also has an EKS Pod Identity association with "+
-				truncate(found.role,
-					200)+" too; the annotated role takes precedence and is shown")
+				truncate(found.role, 200)+"; the annotated role takes precedence and is shown")
 		}
 	case found != nil:
 		s.result.CredentialSource, s.result.Association, arn = credentialSourcePodIdentity, found.id, found.role
