@@ -297,7 +297,7 @@ func (d *drillRun) followResponse(ctx context.Context) {
 		d.recordCheck("approved", true, "the approver of the scope approved with the drill's key")
 	}
 	d.result.Evidence = len(in.Evidence)
-	d.recordCheck("evidence-captured", len(in.Evidence) > 0, "%s", formatCount(len(in.Evidence), "piece", "pieces"))
+	d.recordCheck("evidence-captured", len(in.Evidence) > 0, "%s", formatCount(len(in.Evidence), "artifact", "artifacts"))
 	if !d.recordCheck("playbook-completed", ok, "%s", formatLeases(in)) {
 		d.explainFailure(in)
 	}
