@@ -27,7 +27,7 @@ func TestScale(t *testing.T) {
 		"a stateful set":                         testScaleStatefulSet,
 		"planning needs no right to write":       testScalePlanIsReadOnly,
 		"repeating keeps what was saved first":   testScaleRepeatKeepsFirstPrior,
-		"an autoscaler is told of":               testScaleReportsAutoscaler,
+		"an autoscaler is reported":              testScaleReportsAutoscaler,
 		"what is refused":                        testScaleRefusals,
 		"undo of what someone scaled is a drift": testScaleUndoDrift,
 		"the sweeper finds what lost its lease":  testScaleOrphansFound,

@@ -161,7 +161,7 @@ func (s *FakeAWS) serveRequest(w http.ResponseWriter, raw *http.Request, moto ht
 	}
 	switch {
 	case code != "":
-		writeError(w, r, code, "the fake was told to answer "+r.action+" with this")
+		writeError(w, r, code, "the fake is set to return this for "+r.action)
 	case r.action == "SimulatePrincipalPolicy":
 		s.simulatePrincipalPolicy(w, r)
 	case r.action == "LookupEvents":

@@ -221,8 +221,8 @@ func TestLanguageServerCompletesAndValidatesPlaybooks(t *testing.T) {
 			"a key of another kind":         playbookHeader + "  - wait: 5m\n    with: { tail: 0 }‸\n",
 			"an approval without people": playbookHeader +
 				"  - approval: sure‸\n    timeout: 5m\n    on_timeout: deny\n    steps: [{ notify: log }]\n",
-			"an objective that is none": "playbook: p\nmatch: { objective: crypto-minig }‸\nsteps: [{ notify: log }]\n",
-			"an outcome that is none":   playbookHeader + "  - stop: suceeded‸\n",
+			"an unknown objective": "playbook: p\nmatch: { objective: crypto-minig }‸\nsteps: [{ notify: log }]\n",
+			"an unknown outcome":   playbookHeader + "  - stop: suceeded‸\n",
 		} {
 			clean, position := splitAtCursor(text)
 			_, found := s.openDocument(t, name+".yaml", clean)
