@@ -47,6 +47,8 @@ require (
 	sigs.k8s.io/json v0.0.0-20250730193827-2d320260d730
 )
 
+require github.com/hashicorp/golang-lru/v2 v2.0.7 // indirect
+
 require (
 	github.com/google/renameio/v2 v2.0.2
 	golang.org/x/term v0.47.0 // indirect

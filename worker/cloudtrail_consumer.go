@@ -61,12 +61,8 @@ func (w *Worker) followCloudTrail(ctx context.Context) error {
 	if w.awsAccount == nil || w.Config.AWS.CloudTrail == nil {
 		return nil
 	}
-	f, err := gateway.NewSourceServer(w.Ingester, nil, w.Log)
-	if err != nil {
-		return err
-	}
 	cloud := &gateway.CloudEventHandler{
-		RuleEvaluator: w.ruleEvaluator, SourceServer: f, EKSCluster: w.Config.AWS.Cluster,
+		RuleEvaluator: w.ruleEvaluator, Ingester: w.Ingester, EKSCluster: w.Config.AWS.Cluster,
 		Log: w.Log,
 	}
 	t := &cloudTrailConsumer{account: w.awsAccount, handleEvents: cloud.HandleEvents, worker: w}

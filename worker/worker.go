@@ -188,10 +188,6 @@ func (w *Worker) startParts(ctx context.Context) error {
 	w.ApprovalService = &gateway.ApprovalService{
 		QueryService: w.QueryService, Authority: o.Authority, Roster: config.NewRoster(o.Config, o.ConfigFile),
 		ScopeApprovers: chain, KillSwitch: killSwitch, Evidence: w.Activities.Evidence, Log: o.Log,
-		InstallationInfo: gateway.InstallationInfo{
-			Version: o.Version, StartedAt: time.Now(), PlaybookNames: w.playbookNames,
-			InvalidPlaybooks: w.invalidPlaybooks,
-		},
 	}
 
 	catalog := w.Activities.Catalog()
@@ -262,6 +258,14 @@ func evidenceQuota(e config.EvidenceLimits) activities.Quota {
 	return activities.Quota{
 		MaxTotalBytes: int64(e.MaxTotalBytes), MaxIncidentBytes: int64(e.MaxBytesPerIncident),
 		MinFreeBytes: int64(e.MinFreeBytes),
+	}
+}
+
+// installationInfo describes this installation.
+func (w *Worker) installationInfo() gateway.InstallationInfo {
+	return gateway.InstallationInfo{
+		Version: w.Version, StartedAt: w.NodeServer.StartedAt, PlaybookNames: w.playbookNames,
+		InvalidPlaybooks: w.invalidPlaybooks,
 	}
 }
 
@@ -339,7 +343,9 @@ func (w *Worker) listenSources() error {
 		return err
 	}
 	foreign.HealthSink = w.HealthMonitor
-	foreign.RuleEvaluator = w.ruleEvaluator
+	if w.ruleEvaluator != nil {
+		foreign.AuditEvents = &gateway.ClusterEvents{RuleEvaluator: w.ruleEvaluator, Ingester: w.Ingester, Log: w.Log}
+	}
 	l, err := net.Listen("tcp", w.SourceListen) //nolint:noctx // returns at once
 	if err != nil {
 		return fmt.Errorf("listen for detections from other sources: %w", err)
@@ -375,7 +381,7 @@ func (w *Worker) listenLocal() error {
 		return err
 	}
 	local := &gateway.LocalAPI{API: gateway.API{
-		ApprovalService: w.ApprovalService, NodeServer: w.NodeServer,
+		ApprovalService: w.ApprovalService, NodeServer: w.NodeServer, InstallationInfo: w.installationInfo(),
 		ExtraRoutes: w.readRoutes(gateway.AuditRoutes(w.newAuditor())),
 	}, DrillRegistry: w.drills}
 	w.serveHTTPServer(local.HTTPServer(), connlimit.NewLimitedListener(l, connlimit.Limits{MaxTotal: 256, MaxPerPeer: 32}))
@@ -403,7 +409,7 @@ func (w *Worker) listenAPI() error {
 	w.APIAddr = l.Addr().String()
 	l = tls.NewListener(connlimit.NewLimitedListener(l, connlimit.Limits{}), tlsConfig)
 	remote := &gateway.ClusterAPI{API: gateway.API{
-		ApprovalService: w.ApprovalService, NodeServer: w.NodeServer,
+		ApprovalService: w.ApprovalService, NodeServer: w.NodeServer, InstallationInfo: w.installationInfo(),
 		ExtraRoutes: w.readRoutes(gateway.AuditRoutes(w.newAuditor())),
 	}, Kube: w.KubeClient}
 	if w.Namespace != "" && w.NodeServer.SignCSR != nil {

@@ -2,32 +2,17 @@ package gateway
 
 import (
 	"encoding/json"
-	"errors"
-	"fmt"
 	"net/http"
+	"stanch/worker/httpserver"
 )
-
-// httpError is an error with its HTTP status.
-type httpError struct {
-	status  int
-	message string
-}
-
-func (p *httpError) Error() string { return p.message }
-
-func forbidden(format string, args ...any) error {
-	return &httpError{http.StatusForbidden, fmt.Sprintf(format, args...)}
-}
-
-func notFound(format string, args ...any) error {
-	return &httpError{http.StatusNotFound, fmt.Sprintf(format, args...)}
-}
 
 // API is the API of the command line: on the local socket and, in a cluster, over TLS. The two differ in how they
 // authenticate the caller.
 type API struct {
 	*ApprovalService
 	NodeServer *NodeServer
+	// InstallationInfo describes this installation, for its status.
+	InstallationInfo InstallationInfo
 	// Identify authenticates the caller.
 	Identify func(r *http.Request) (Principal, error)
 	// AuthorizeRead returns an error if the caller may not read; nil lets every authenticated caller read.
@@ -123,7 +108,7 @@ func handleChange[Q, A any](a *API, f func(*http.Request, Principal, Q) (A, erro
 			decoder := json.NewDecoder(r.Body)
 			decoder.DisallowUnknownFields()
 			if err := decoder.Decode(&q); err != nil {
-				return nil, &httpError{http.StatusBadRequest, "parse the request: " + err.Error()}
+				return nil, httpserver.BadRequest("parse the request: %v", err)
 			}
 		}
 		out, err := f(r, s, q)
@@ -139,18 +124,11 @@ func (a *API) handleRead(f func(*http.Request) (any, error)) http.HandlerFunc {
 		out, err := f(r)
 		w.Header().Set("Content-Type", "application/json")
 		if err != nil {
-			w.WriteHeader(httpStatusOf(err))
+			w.WriteHeader(httpserver.StatusOf(err))
 			out = map[string]string{"error": err.Error()}
 		}
 		if err := json.NewEncoder(w).Encode(out); err != nil {
 			a.Log.Warn("answer a request", "path", r.URL.Path, "error", err)
 		}
 	}
-}
-
-func httpStatusOf(err error) int {
-	if p, ok := errors.AsType[*httpError](err); ok {
-		return p.status
-	}
-	return http.StatusInternalServerError
 }

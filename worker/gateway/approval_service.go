@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"net/http"
 	"slices"
 	"strings"
 	"time"
@@ -16,9 +15,12 @@ import (
 	"stanch/playbooks"
 	"stanch/playbooks/display"
 	"stanch/sensors/attestation"
+	"stanch/sensors/truncate"
 	"stanch/worker/authority"
 	"stanch/worker/config"
 	"stanch/worker/guards"
+	"stanch/worker/httpserver"
+	"stanch/worker/ratelimit"
 	"stanch/workflows"
 	"stanch/workflows/incident"
 	"stanch/workflows/playbook"
@@ -36,10 +38,8 @@ type ApprovalService struct {
 	GroupMembership GroupMembership // nil: only the configuration's groups
 	ManualRequests  *ManualRequests // nil: manual requests are disabled
 	Log             *slog.Logger
-	// InstallationInfo describes this installation, for its status.
-	InstallationInfo InstallationInfo
 
-	rateLimiter  principalRateLimiter
+	rateLimiter  ratelimit.PerCaller
 	refusedVotes refusedVoteCounter
 }
 
@@ -59,17 +59,22 @@ type VoteRequest struct {
 	WaitForResult bool `json:"wait_for_result,omitempty"`
 }
 
+// AllowRequest reports whether a caller may make another request now.
+func (d *ApprovalService) AllowRequest(key string) bool {
+	return d.rateLimiter.Allow(key, ratelimit.People())
+}
+
 // authorizeCaller does the checks that every request of a person starts with.
 func (d *ApprovalService) authorizeCaller(s Principal) (*config.Config, error) {
-	if !d.rateLimiter.allow(s.RateLimitKey) {
-		return nil, &httpError{http.StatusTooManyRequests, "too many requests; wait a moment"}
+	if !d.AllowRequest(s.RateLimitKey) {
+		return nil, httpserver.TooManyRequests("too many requests; wait a moment")
 	}
 	cfg, err := d.Roster.Current()
 	if err != nil && s.IsOperator && s.DrillName == "" {
 		return d.Roster.LastRead(), nil // the operator can pause and release even if the configuration is invalid
 	}
 	if err != nil {
-		return nil, forbidden("%v", err)
+		return nil, httpserver.Forbidden("%v", err)
 	}
 	return cfg, nil
 }
@@ -90,7 +95,7 @@ func (d *ApprovalService) castVote(ctx context.Context, s Principal, v VoteReque
 	}
 	cfg, err := d.Roster.Current()
 	if err != nil {
-		return nil, forbidden("%v", err)
+		return nil, httpserver.Forbidden("%v", err)
 	}
 	open, err := d.findRequest(ctx, v)
 	if err != nil {
@@ -106,11 +111,11 @@ func (d *ApprovalService) castVote(ctx context.Context, s Principal, v VoteReque
 	vote := attestation.Vote{
 		IncidentID: open.IncidentID, WorkflowID: open.WorkflowID, Step: open.ID, PlanHash: open.PlansHash, Person: s.Name,
 		AuthenticatedBy: s.AuthenticatedBy, Approved: v.Approve,
-		Reason: truncateTo(v.Reason, maxReasonBytes), DecidedAt: time.Now(), DrillOnly: s.DrillName != "",
+		Reason: truncate.Runes(v.Reason, maxReasonBytes), DecidedAt: time.Now(), DrillOnly: s.DrillName != "",
 		BreakGlass: v.BreakGlass,
 	}
 	why := d.checkMayVote(ctx, cfg, s, *open, &vote)
-	var no *httpError
+	var no *httpserver.Error
 	if why != nil && !errors.As(why, &no) {
 		return nil, why // it is unknown whether they may vote
 	}
@@ -152,20 +157,20 @@ func (d *ApprovalService) checkMayVote(ctx context.Context, cfg *config.Config, 
 		return err
 	}
 	if s.DrillName != "" && !in.Drill {
-		return forbidden("a drill's key can only vote in drills")
+		return httpserver.Forbidden("a drill's key can only vote in drills")
 	}
 	if vote.DecidedAt.After(q.Deadline) {
-		return forbidden("the approval request expired at %s", q.Deadline.UTC().Format(time.RFC3339))
+		return httpserver.Forbidden("the approval request expired at %s", q.Deadline.UTC().Format(time.RFC3339))
 	}
 	if !vote.Approved && isRequestedBy(in, q, s.Person) {
 		vote.WithdrawsRequest = true // people may withdraw their own request
 		return nil
 	}
 	if in.ActorsTruncated {
-		return forbidden("too many people or accounts triggered this to determine who is allowed to vote")
+		return httpserver.Forbidden("too many people or accounts triggered this to determine who is allowed to vote")
 	}
 	if why := exclusionReason(in, q, s.Person); why != "" {
-		return forbidden("%s", why)
+		return httpserver.Forbidden("%s", why)
 	}
 	if vote.Groups, err = d.groupsForApprovers(ctx, cfg, s, q.Approvers); err != nil {
 		return err
@@ -173,16 +178,16 @@ func (d *ApprovalService) checkMayVote(ctx context.Context, cfg *config.Config, 
 	if vote.BreakGlass {
 		switch {
 		case !s.BreakGlass:
-			return forbidden("%s is not allowed to use break-glass: `break_glass` is not set for them", s.Name)
+			return httpserver.Forbidden("%s is not allowed to use break-glass: `break_glass` is not set for them", s.Name)
 		case strings.TrimSpace(vote.Reason) == "":
-			return forbidden("missing reason; break-glass requires one, for the audit log")
+			return httpserver.Forbidden("missing reason; break-glass requires one, for the audit log")
 		}
 		d.Log.Error("break-glass was used", "person", s.Name, "authenticated_by", s.AuthenticatedBy, "incident", q.IncidentID,
 			"step", q.ID, "reason", vote.Reason)
 		return nil
 	}
 	if !q.Approvers.CanApprove(s.Name, vote.Groups, vote.DecidedAt.Sub(q.AskedAt)) {
-		return forbidden("%s is not allowed to vote on this; allowed: %s", s.Name, q.Approvers.Describe())
+		return httpserver.Forbidden("%s is not allowed to vote on this; allowed: %s", s.Name, q.Approvers.Describe())
 	}
 	return nil
 }
@@ -196,7 +201,7 @@ func (d *ApprovalService) authorizeForNamespace(ctx context.Context, cfg *config
 	}
 	if s.DrillName != "" {
 		if !drill {
-			return forbidden("a drill's key can only change leases of drills")
+			return httpserver.Forbidden("a drill's key can only change leases of drills")
 		}
 		return nil
 	}
@@ -206,11 +211,11 @@ func (d *ApprovalService) authorizeForNamespace(ctx context.Context, cfg *config
 		return err
 	}
 	if !approvers.CanApprove(s.Name, groups, 1<<62) {
-		where := "in " + truncateText(namespace)
+		where := "in " + truncate.Name(namespace)
 		if namespace == "" {
 			where = "outside of a namespace"
 		}
-		return forbidden("%s is not allowed to change containments %s; allowed: %s", s.Name, where,
+		return httpserver.Forbidden("%s is not allowed to change containments %s; allowed: %s", s.Name, where,
 			describeApprovers(approvers))
 	}
 	return nil
@@ -247,7 +252,7 @@ func (d *ApprovalService) Triage(ctx context.Context, s Principal, q TriageReque
 		return nil, err
 	}
 	if q.Kind != incident.TriageAssigned && !q.Kind.IsDisposition() {
-		return nil, badRequest("invalid disposition %q; use %s, %s or %s", truncateText(string(q.Kind)),
+		return nil, httpserver.BadRequest("invalid disposition %q; use %s, %s or %s", truncate.Name(string(q.Kind)),
 			incident.TriageFalsePositive, incident.TriageTruePositive, incident.TriageBenign)
 	}
 	in, err := d.QueryService.Incident(ctx, q.IncidentID)
@@ -255,12 +260,12 @@ func (d *ApprovalService) Triage(ctx context.Context, s Principal, q TriageReque
 		return nil, err
 	}
 	if in.Status != "open" {
-		return nil, &httpError{http.StatusConflict, fmt.Sprintf("incident %s is closed and cannot be changed", in.ID)}
+		return nil, httpserver.Conflict("incident %s is closed and cannot be changed", in.ID)
 	}
 	if err := d.authorizeForNamespace(ctx, cfg, s, in.Workload.Namespace, in.Drill); err != nil {
 		return nil, err
 	}
-	mark := incident.TriageDecision{Kind: q.Kind, Person: s.Name, Reason: truncateTo(q.Reason, maxReasonBytes)}
+	mark := incident.TriageDecision{Kind: q.Kind, Person: s.Name, Reason: truncate.Runes(q.Reason, maxReasonBytes)}
 	mark.Grant, err = d.Authority.Sign(attestation.PayloadTypeGrant, attestation.Grant{
 		Nonce: uuid.NewString(), Operation: attestation.OperationTriage, IncidentID: in.ID, Step: string(q.Kind),
 		Namespace: in.Workload.Namespace,
@@ -304,13 +309,13 @@ func (d *ApprovalService) Pause(ctx context.Context, s Principal, reason string)
 		return err
 	}
 	d.Log.Warn("new containments were paused", "by", s.Name, "authenticated_by", s.AuthenticatedBy, "reason",
-		truncateTo(reason, maxReasonBytes))
+		truncate.Runes(reason, maxReasonBytes))
 	d.recordInManifest(activities.JournalManifest, activities.EntryKindPause,
 		activities.AuditRecord{People: []string{s.describe()}, Note: time.Now().UTC().Format(time.RFC3339Nano)})
 	if was, err := d.KillSwitch.State(ctx); err == nil && was.Paused {
 		return nil // the first pause keeps its person, time and reason
 	}
-	return d.KillSwitch.Pause(ctx, s.describe(), truncateTo(reason, maxReasonBytes))
+	return d.KillSwitch.Pause(ctx, s.describe(), truncate.Runes(reason, maxReasonBytes))
 }
 
 // Resume resumes new containments. The operator may, and everybody who is an approver of some scope.
@@ -328,7 +333,7 @@ func (d *ApprovalService) Resume(ctx context.Context, s Principal) error {
 		}
 	}
 	if !may {
-		return forbidden("%s is not allowed to resume containments; allowed: the operator of Stanch, and the approvers of "+
+		return httpserver.Forbidden("%s is not allowed to resume containments; allowed: the operator of Stanch, and the approvers of "+
 			"a scope", s.Name)
 	}
 	d.Log.Warn("new containments were resumed", "by", s.Name, "authenticated_by", s.AuthenticatedBy)
@@ -349,11 +354,4 @@ func (d *ApprovalService) recordInManifest(manifest string, kind activities.Mani
 		d.Log.Error("a person's action could not be recorded in the manifest", "manifest", manifest, "kind", kind,
 			"error", err)
 	}
-}
-
-func truncateTo(s string, n int) string {
-	if r := []rune(s); len(r) > n {
-		return string(r[:n])
-	}
-	return s
 }

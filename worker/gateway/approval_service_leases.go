@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net/http"
 	"time"
 
 	"github.com/google/uuid"
@@ -13,7 +12,9 @@ import (
 	"stanch/playbooks"
 	"stanch/sensors/attestation"
 	"stanch/sensors/duration"
+	"stanch/sensors/truncate"
 	"stanch/worker/config"
+	"stanch/worker/httpserver"
 	"stanch/workflows"
 	"stanch/workflows/lease"
 )
@@ -69,7 +70,7 @@ func (d *ApprovalService) Release(ctx context.Context, s Principal, q LeaseReque
 		}
 		d.recordInManifest(m.IncidentRef.ID, activities.EntryKindRelease, activities.AuditRecord{
 			LeaseID: m.LeaseID,
-			Action:  m.Action, Target: m.Target.ID(), People: []string{s.describe()}, Note: truncateTo(q.Reason, maxReasonBytes),
+			Action:  m.Action, Target: m.Target.ID(), People: []string{s.describe()}, Note: truncate.Runes(q.Reason, maxReasonBytes),
 		})
 		return nil
 	})
@@ -86,7 +87,7 @@ func (d *ApprovalService) checkSinglePersonLimit(s Principal, p leaseScope, hold
 	if approvers.Quorum <= 1 {
 		return nil
 	}
-	return forbidden("one person can extend this lease to at most %s from now; a longer extension requires %d approvals from %s: request it "+
+	return httpserver.Forbidden("one person can extend this lease to at most %s from now; a longer extension requires %d approvals from %s: request it "+
 		"with `stanch contain TARGET --for %s --reason …`",
 		duration.Format(most), approvers.Quorum, approvers.Describe(), duration.Format(hold))
 }
@@ -95,8 +96,8 @@ func (d *ApprovalService) checkSinglePersonLimit(s Principal, p leaseScope, hold
 // end in the error. A repeated request asks for the same end.
 func (d *ApprovalService) Extend(ctx context.Context, s Principal, q LeaseRequest) ([]playbooks.LeaseReport, error) {
 	if q.Duration <= 0 || q.Duration > maxExtension {
-		return nil, &httpError{http.StatusBadRequest, "invalid duration; use a time from now of at most " +
-			duration.Format(maxExtension)}
+		return nil, httpserver.BadRequest("%s", "invalid duration; use a time from now of at most "+
+			duration.Format(maxExtension))
 	}
 	from := time.Now()
 	if !q.CountFrom.IsZero() && q.CountFrom.Before(from) {
@@ -107,12 +108,9 @@ func (d *ApprovalService) Extend(ctx context.Context, s Principal, q LeaseReques
 		scope leaseScope,
 	) error {
 		if end := holderExpiry(m, holder); !end.Before(until) {
-			return &httpError{
-				http.StatusConflict,
-				fmt.Sprintf("the lease already lasts until %s UTC, %s from now, and an extension cannot shorten it; request a "+
-					"longer time, or end it with `stanch release %s`",
-					end.UTC().Format(time.DateTime), duration.Format(max(time.Until(end), 0).Round(time.Second)), m.LeaseID),
-			}
+			return httpserver.Conflict("the lease already lasts until %s UTC, %s from now, and an extension cannot shorten it; request a "+
+				"longer time, or end it with `stanch release %s`",
+				end.UTC().Format(time.DateTime), duration.Format(max(time.Until(end), 0).Round(time.Second)), m.LeaseID)
 		}
 		if err := d.checkSinglePersonLimit(s, scope, q.Duration); err != nil {
 			return err
@@ -163,7 +161,7 @@ func (d *ApprovalService) leaseScopeOf(s Principal, m *lease.Machine) (leaseScop
 	if s.IsOperator && s.DrillName == "" {
 		return leaseScope{namespace: m.Target.Namespace}, nil
 	}
-	return leaseScope{}, forbidden(
+	return leaseScope{}, httpserver.Forbidden(
 		"lease %s has no valid token, so its namespace is unknown; only the operator of Stanch is allowed to change it",
 		m.LeaseID)
 }
@@ -174,7 +172,7 @@ func (d *ApprovalService) signGrant(s Principal, operation attestation.Operation
 	signed, err := d.Authority.Sign(attestation.PayloadTypeGrant, attestation.Grant{
 		Nonce: uuid.NewString(), Operation: operation, LeaseID: m.LeaseID, Holder: holder, NewEnd: until,
 		IncidentID: m.IncidentRef.ID, Namespace: p.namespace, DrillOnly: p.drill,
-		Reason: truncateTo(reason, maxReasonBytes), Targets: []string{m.Target.ID()}, GrantedBy: []string{s.describe()},
+		Reason: truncate.Runes(reason, maxReasonBytes), Targets: []string{m.Target.ID()}, GrantedBy: []string{s.describe()},
 		IssuedAt: time.Now(), ExpiresAt: time.Now().Add(releaseGrantLifetime),
 	})
 	if err != nil {
@@ -192,7 +190,7 @@ func (d *ApprovalService) forEachLease(ctx context.Context, s Principal, q Lease
 		return nil, err
 	}
 	if !q.All && q.LeaseID == "" && q.IncidentID == "" {
-		return nil, &httpError{http.StatusBadRequest, "missing lease; name a lease, an incident, or all"}
+		return nil, httpserver.BadRequest("missing lease; name a lease, an incident, or all")
 	}
 	machines, unread := d.QueryService.RunningLeases(ctx, q.LeaseID)
 	done := []playbooks.LeaseReport{}
@@ -220,7 +218,7 @@ func (d *ApprovalService) forEachLease(ctx context.Context, s Principal, q Lease
 		return done, fmt.Errorf("%d leases were changed; these were not: %w", len(done), err)
 	}
 	if len(done) == 0 && q.LeaseID != "" {
-		return nil, notFound("lease %s is unknown or has ended; `stanch leases` lists the leases", truncateText(q.LeaseID))
+		return nil, httpserver.NotFound("lease %s is unknown or has ended; `stanch leases` lists the leases", truncate.Name(q.LeaseID))
 	}
 	return done, nil
 }

@@ -9,6 +9,7 @@ import (
 	"stanch/activities"
 	"stanch/playbooks"
 	"stanch/sensors"
+	"stanch/sensors/truncate"
 	"stanch/worker/config"
 	"stanch/workflows/playbook"
 )
@@ -31,7 +32,7 @@ func isRequestedBy(in playbooks.Incident, q playbook.ApprovalRequest, p config.P
 func exclusionReason(in playbooks.Incident, q playbook.ApprovalRequest, p config.Person) string {
 	for _, actor := range in.Actors {
 		if !strings.HasPrefix(actor, sensors.ActorPersonPrefix) && p.MatchesActor(actor) {
-			return fmt.Sprintf("%s triggered this (%s); someone else must decide", p.Name, truncateText(actor))
+			return fmt.Sprintf("%s triggered this (%s); someone else must decide", p.Name, truncate.Name(actor))
 		}
 	}
 	if isRequestedBy(in, q, p) {

@@ -4,7 +4,9 @@ import (
 	"context"
 	"net/http"
 
+	"stanch/sensors/truncate"
 	"stanch/worker/audit"
+	"stanch/worker/httpserver"
 )
 
 // Auditor returns timelines, verifies evidence and records incidents.
@@ -17,8 +19,8 @@ type Auditor interface {
 // AuditRoutes returns the routes that read an incident's timeline and recording.
 func AuditRoutes(a Auditor) map[string]func(*http.Request) (any, error) {
 	known := func(id string) error {
-		if !incidentIDPattern.MatchString(id) {
-			return notFound("invalid incident id %q; `stanch incidents` lists the incidents", truncateText(id))
+		if !IsIncidentID(id) {
+			return httpserver.NotFound("invalid incident id %q; `stanch incidents` lists the incidents", truncate.Name(id))
 		}
 		return nil
 	}

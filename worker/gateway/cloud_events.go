@@ -13,14 +13,14 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"stanch/sensors"
+	"stanch/sensors/truncate"
 )
 
 // CloudEventHandler handles calls to AWS: it finds the pod that made them, evaluates the rules, and sends detections to
 // their incidents.
 type CloudEventHandler struct {
 	RuleEvaluator *RuleEvaluator
-	// SourceServer looks up pods and has the ingester.
-	SourceServer *SourceServer
+	Ingester      *Ingester
 	// EKSCluster is the name of this cluster at EKS; sessions of other clusters are ignored. "" accepts those of any.
 	EKSCluster string
 	Log        *slog.Logger
@@ -61,18 +61,14 @@ func (c *CloudEventHandler) HandleEvents(ctx context.Context, events []sensors.E
 			if err := c.attribute(ctx, &d, pods); err != nil {
 				return err
 			}
-			if err := c.SourceServer.Ingester.Check(ctx, &d, ""); err != nil {
+			if err := c.Ingester.Check(ctx, &d, ""); err != nil {
 				c.Log.Warn("refused a cloud detection", "rule", d.Rule, "error", err)
 				continue
 			}
 			out = append(out, d)
 		}
 	}
-	sizes := make([]int, len(out))
-	for i := range sizes {
-		sizes[i] = maxChunkBytes / maxBatchDetections
-	}
-	return c.SourceServer.acceptAlerts(ctx, out, sizes)
+	return c.Ingester.AcceptChunks(ctx, out, nil)
 }
 
 // rememberSession records the workload of a new session: EKS Pod Identity names the pod, IRSA the service account.
@@ -111,7 +107,7 @@ func (c *CloudEventHandler) attachWorkload(ctx context.Context, e *sensors.Event
 	if !known && a.ServiceAccount != "" {
 		w, known = sessionWorkload{a.Namespace, a.ServiceAccount, a.Pod, a.PodUID}, true
 	}
-	kube := c.SourceServer.Ingester.Kube
+	kube := c.Ingester.Kube
 	if !known && a.Role != "" && kube != nil {
 		accounts, err := c.accountsForRole(ctx, a)
 		if err != nil {
@@ -149,7 +145,7 @@ func (c *CloudEventHandler) accountsForRole(ctx context.Context, a *sensors.Clou
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.accountsByRole == nil || time.Since(c.rolesReadAt) > rolesCacheTTL {
-		list, err := c.SourceServer.Ingester.Kube.CoreV1().ServiceAccounts("").List(ctx,
+		list, err := c.Ingester.Kube.CoreV1().ServiceAccounts("").List(ctx,
 			metav1.ListOptions{ResourceVersion: "0", Limit: 5000})
 		if err != nil {
 			c.Log.Warn("could not list the service accounts; the role's workload remains unknown", "error", err)
@@ -190,7 +186,7 @@ func (c *CloudEventHandler) attribute(ctx context.Context, d *sensors.Detection,
 	if pod.Name != "" {
 		one := *d
 		one.Event.Container.Pod = pod
-		err := c.SourceServer.Ingester.completePod(ctx, &one)
+		err := c.Ingester.completePod(ctx, &one)
 		if later := (*TemporaryError)(nil); errors.As(err, &later) {
 			return err
 		}
@@ -198,8 +194,8 @@ func (c *CloudEventHandler) attribute(ctx context.Context, d *sensors.Detection,
 			*d = one
 			return nil
 		}
-		d.Reasons = append(d.Reasons, "It was made by the pod "+truncateText(
-			pod.Namespace+"/"+pod.Name)+", which cannot be contained: "+truncateReason(err.Error())+".")
+		d.Reasons = append(d.Reasons, "It was made by the pod "+truncate.Name(
+			pod.Namespace+"/"+pod.Name)+", which cannot be contained: "+truncate.Reason(err.Error())+".")
 	}
 	d.Event.Subject = sensors.Subject{Kind: "User", Name: a.Principal}
 	if a.Role != "" {
@@ -210,7 +206,7 @@ func (c *CloudEventHandler) attribute(ctx context.Context, d *sensors.Detection,
 		d.Event.Subject = sensors.Subject{Kind: "Account", Name: a.Account}
 	}
 	for i := range pods {
-		w := c.SourceServer.Ingester.podOwner(ctx, &pods[i])
+		w := c.Ingester.podOwner(ctx, &pods[i])
 		owner := sensors.Workload{Kind: w.Kind, Name: w.Name}
 		if i > 0 && owner != d.Event.Container.Workload {
 			// pods of several workloads use this service account
@@ -225,7 +221,7 @@ func (c *CloudEventHandler) attribute(ctx context.Context, d *sensors.Detection,
 	if len(pods) > 1 {
 		d.Reasons = append(d.Reasons, fmt.Sprintf(
 			"%d pods use the service account %s/%s, and the session does not identify the pod.", len(pods),
-			truncateText(a.Namespace), truncateText(a.ServiceAccount)))
+			truncate.Name(a.Namespace), truncate.Name(a.ServiceAccount)))
 	}
 	return nil
 }
@@ -236,16 +232,16 @@ func describeCloudCall(a sensors.Cloud) string {
 	if who == "" {
 		who = "the account " + a.Account
 	}
-	s := fmt.Sprintf("%s called %s of %s", truncateText(who), truncateText(a.EventName),
-		truncateText(strings.TrimSuffix(a.Service, ".amazonaws.com")))
+	s := fmt.Sprintf("%s called %s of %s", truncate.Name(who), truncate.Name(a.EventName),
+		truncate.Name(strings.TrimSuffix(a.Service, ".amazonaws.com")))
 	if len(a.Resources) > 0 {
-		s += " on " + truncateText(a.Resources[0])
+		s += " on " + truncate.Name(a.Resources[0])
 	}
 	if a.SourceIP != "" {
-		s += " from " + truncateText(a.SourceIP)
+		s += " from " + truncate.Name(a.SourceIP)
 	}
 	if a.ErrorCode != "" {
-		return s + "; the response was " + truncateText(a.ErrorCode) + "."
+		return s + "; the response was " + truncate.Name(a.ErrorCode) + "."
 	}
 	return s + "."
 }

@@ -4,6 +4,8 @@ import (
 	"context"
 	"net/http"
 	"slices"
+	"stanch/sensors/truncate"
+	"stanch/worker/httpserver"
 	"strings"
 	"time"
 
@@ -44,15 +46,12 @@ func (m *ClusterAPI) HTTPServer() *http.Server {
 func (m *ClusterAPI) identifyTokenUser(r *http.Request) (Principal, error) {
 	token, ok := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer ")
 	if !ok || token == "" || len(token) > 16<<10 {
-		return Principal{}, &httpError{
-			http.StatusUnauthorized,
-			"missing token; use a Kubernetes token from `kubectl create token NAME --audience " + TokenAudience + "`",
-		}
+		return Principal{}, httpserver.Errorf(http.StatusUnauthorized, "%s", "missing token; use a Kubernetes token from `kubectl create token NAME --audience "+TokenAudience+"`")
 	}
 	// The rate limit is checked before the token review, so that a flood of invalid tokens does not reach the API
 	// server.
-	if !m.rateLimiter.allow("address:" + hostFromAddress(r.RemoteAddr)) {
-		return Principal{}, &httpError{http.StatusTooManyRequests, "too many requests; wait a moment"}
+	if !m.AllowRequest("address:" + httpserver.PeerHost(r)) {
+		return Principal{}, httpserver.TooManyRequests("too many requests; wait a moment")
 	}
 	ctx, cancel := context.WithTimeout(r.Context(), 5*time.Second)
 	defer cancel()
@@ -60,30 +59,23 @@ func (m *ClusterAPI) identifyTokenUser(r *http.Request) (Principal, error) {
 		Spec: authenticationv1.TokenReviewSpec{Token: token, Audiences: []string{TokenAudience}},
 	}, metav1.CreateOptions{})
 	if err != nil {
-		return Principal{}, forbidden("review the token: %v", err)
+		return Principal{}, httpserver.Forbidden("review the token: %v", err)
 	}
 	if !review.Status.Authenticated || !slices.Contains(review.Status.Audiences, TokenAudience) {
-		return Principal{}, &httpError{http.StatusUnauthorized, "invalid token: it is not for the audience " + TokenAudience}
+		return Principal{}, httpserver.Errorf(http.StatusUnauthorized, "%s", "invalid token: it is not for the audience "+TokenAudience)
 	}
 	name := review.Status.User.Username
 	cfg, err := m.Roster.Current()
 	if err != nil {
-		return Principal{}, forbidden("%v", err)
+		return Principal{}, httpserver.Forbidden("%v", err)
 	}
 	person, known := cfg.PersonByKubernetes(name)
 	if !known {
-		return Principal{}, forbidden("unknown Kubernetes user %s; add a person with `kubernetes: %s` under `people`",
-			truncateText(name), truncateText(name))
+		return Principal{}, httpserver.Forbidden("unknown Kubernetes user %s; add a person with `kubernetes: %s` under `people`",
+			truncate.Name(name), truncate.Name(name))
 	}
 	return Principal{
-		Person: person, AuthenticatedBy: "Kubernetes user " + truncateText(name) + " by TokenReview",
+		Person: person, AuthenticatedBy: "Kubernetes user " + truncate.Name(name) + " by TokenReview",
 		RateLimitKey: "kubernetes:" + name,
 	}, nil
-}
-
-func hostFromAddress(address string) string {
-	if i := strings.LastIndexByte(address, ':'); i > 0 {
-		return address[:i]
-	}
-	return address
 }

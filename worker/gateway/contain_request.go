@@ -3,7 +3,6 @@ package gateway
 import (
 	"context"
 	"fmt"
-	"net/http"
 	"regexp"
 	"strings"
 	"time"
@@ -13,7 +12,9 @@ import (
 	"stanch/playbooks/display"
 	"stanch/sensors"
 	"stanch/sensors/attestation"
+	"stanch/sensors/truncate"
 	"stanch/worker/config"
+	"stanch/worker/httpserver"
 	"stanch/workflows"
 	"stanch/workflows/incident"
 	"stanch/workflows/playbook"
@@ -87,33 +88,28 @@ const (
 	maxRunsPerIncident = 200
 )
 
-// badRequest returns an error with the HTTP status 400.
-func badRequest(format string, args ...any) error {
-	return &httpError{http.StatusBadRequest, fmt.Sprintf(format, args...)}
-}
-
 // Contain checks that the person may contain the target, and starts the request or, for a dry run, plans it.
 func (d *ApprovalService) Contain(ctx context.Context, s Principal, q ContainRequest) (*ContainResponse, error) {
 	if d.ManualRequests == nil {
-		return nil, notFound("this Stanch installation does not support manual requests")
+		return nil, httpserver.NotFound("this Stanch installation does not support manual requests")
 	}
-	if !d.rateLimiter.allow(s.RateLimitKey) {
-		return nil, &httpError{http.StatusTooManyRequests, "too many requests; try again in a moment"}
+	if !d.AllowRequest(s.RateLimitKey) {
+		return nil, httpserver.TooManyRequests("too many requests; try again in a moment")
 	}
 	cfg, err := d.Roster.Current()
 	if err != nil {
-		return nil, forbidden("%v", err)
+		return nil, httpserver.Forbidden("%v", err)
 	}
-	q.Reason = strings.TrimSpace(truncateTo(q.Reason, maxReasonBytes))
+	q.Reason = strings.TrimSpace(truncate.Runes(q.Reason, maxReasonBytes))
 	switch {
 	case s.DrillName != "":
-		return nil, forbidden("a drill's key cannot be used to request a containment")
+		return nil, httpserver.Forbidden("a drill's key cannot be used to request a containment")
 	case q.Reason == "":
-		return nil, badRequest("missing reason; it is recorded in the incident, the audit log and the chat")
+		return nil, httpserver.BadRequest("missing reason; it is recorded in the incident, the audit log and the chat")
 	case !q.DryRun && (q.ID == "" || len(q.ID) > maxRequestIDBytes):
-		return nil, badRequest("invalid request id; use 1 to %d characters", maxRequestIDBytes)
+		return nil, httpserver.BadRequest("invalid request id; use 1 to %d characters", maxRequestIDBytes)
 	case (q.Action == "") == (q.Playbook == ""):
-		return nil, badRequest("request either an action or a playbook")
+		return nil, httpserver.BadRequest("request either an action or a playbook")
 	}
 	requested := sensors.ManualRequest{
 		Person: s.Name, AuthenticatedBy: s.AuthenticatedBy, Reason: q.Reason,
@@ -121,7 +117,7 @@ func (d *ApprovalService) Contain(ctx context.Context, s Principal, q ContainReq
 	}
 	program, err := d.ManualRequests.ProgramForRequest(requested)
 	if err != nil {
-		return nil, badRequest("%v", err)
+		return nil, httpserver.BadRequest("%v", err)
 	}
 	found, err := d.resolveTargets(ctx, q)
 	if err != nil {
@@ -166,7 +162,7 @@ func (d *ApprovalService) authorizeContain(ctx context.Context, cfg *config.Conf
 		return err
 	}
 	if !approvers.CanApprove(s.Name, groups, 1<<62) {
-		return forbidden("%s is not allowed to contain %s; allowed: %s", s.Name, target, describeApprovers(approvers))
+		return httpserver.Forbidden("%s is not allowed to contain %s; allowed: %s", s.Name, target, describeApprovers(approvers))
 	}
 	return nil
 }
@@ -218,11 +214,8 @@ func (d *ApprovalService) startRequest(ctx context.Context, one sensors.Detectio
 	key := d.ManualRequests.Ingester.GroupingKey(one)
 	if open, err := d.latestIncident(ctx, key); err == nil && open.Status == "open" &&
 		len(open.Playbooks) >= maxRunsPerIncident {
-		return in, &httpError{
-			http.StatusConflict,
-			fmt.Sprintf("incident %s has %d playbook runs and accepts no more requests; use `stanch extend` to "+
-				"extend a lease, or release its leases so that the incident closes", open.ID, len(open.Playbooks)),
-		}
+		return in, httpserver.Conflict("incident %s has %d playbook runs and accepts no more requests; use `stanch extend` to "+
+			"extend a lease, or release its leases so that the incident closes", open.ID, len(open.Playbooks))
 	}
 	if err := d.ManualRequests.Ingester.ingestManualRequest(ctx, one, permitted); err != nil {
 		return in, err

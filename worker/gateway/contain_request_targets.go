@@ -3,7 +3,6 @@ package gateway
 import (
 	"context"
 	"errors"
-	"fmt"
 	"net/http"
 	"slices"
 	"strings"
@@ -11,6 +10,8 @@ import (
 
 	"stanch/playbooks"
 	"stanch/sensors"
+	"stanch/sensors/truncate"
+	"stanch/worker/httpserver"
 	"stanch/workflows/incident"
 )
 
@@ -25,7 +26,7 @@ func (d *ApprovalService) resolveTargets(ctx context.Context, q ContainRequest) 
 	}
 	var one sensors.Detection
 	switch {
-	case incidentIDPattern.MatchString(q.Target):
+	case IsIncidentID(q.Target):
 		return d.incidentTargets(ctx, q)
 	case isPod && !isContainer && namespace != "" && pod != "" && !strings.Contains(pod, "/"):
 		one.Event.Container.Pod = sensors.Pod{Namespace: namespace, Name: pod, UID: q.UID}
@@ -36,9 +37,9 @@ func (d *ApprovalService) resolveTargets(ctx context.Context, q ContainRequest) 
 			return nil, unresolvedTargetError(q.Target, errors.New("not confirmed by the API server"))
 		}
 		return []sensors.Detection{one}, nil
-	case isPod && !isContainer || !containerIDPattern.MatchString(container):
-		return nil, badRequest("invalid target %q; use pod/NAMESPACE/NAME, container/ID or an incident id",
-			truncateText(q.Target))
+	case isPod && !isContainer || !IsContainerID(container):
+		return nil, httpserver.BadRequest("invalid target %q; use pod/NAMESPACE/NAME, container/ID or an incident id",
+			truncate.Name(q.Target))
 	}
 	container, err := d.completeContainerID(ctx, container)
 	if err != nil {
@@ -65,7 +66,7 @@ func (d *ApprovalService) completeContainerID(ctx context.Context, id string) (s
 	var found []string
 	for _, in := range known {
 		for _, t := range in.Targets {
-			if full := t.ContainerID; strings.HasPrefix(full, id) && containerIDPattern.MatchString(full) &&
+			if full := t.ContainerID; strings.HasPrefix(full, id) && IsContainerID(full) &&
 				!slices.Contains(found, full) {
 				found = append(found, full)
 			}
@@ -76,7 +77,7 @@ func (d *ApprovalService) completeContainerID(ctx context.Context, id string) (s
 		return found[0], nil
 	case len(found) > 1:
 		slices.Sort(found)
-		return "", badRequest("container id %s matches %d containers; use the complete id of one:\n  container/%s",
+		return "", httpserver.BadRequest("container id %s matches %d containers; use the complete id of one:\n  container/%s",
 			id, len(found), strings.Join(found[:min(len(found), maxRequestTargets)], "\n  container/"))
 	}
 	return id, nil
@@ -85,12 +86,9 @@ func (d *ApprovalService) completeContainerID(ctx context.Context, id string) (s
 // unresolvedTargetError returns status 503 for an error that is temporary, and 404 for others.
 func unresolvedTargetError(target string, err error) error {
 	if later := (*TemporaryError)(nil); errors.As(err, &later) {
-		return &httpError{
-			http.StatusServiceUnavailable,
-			fmt.Sprintf("find %s: %v; nothing was contained; try again", truncateText(target), err),
-		}
+		return httpserver.Errorf(http.StatusServiceUnavailable, "find %s: %v; nothing was contained; try again", truncate.Name(target), err)
 	}
-	return notFound("find %s: %v", truncateText(target), err)
+	return httpserver.NotFound("find %s: %v", truncate.Name(target), err)
 }
 
 // incidentTargets resolves the pods and containers of an incident. A pod whose UID changed is an error.
@@ -120,7 +118,7 @@ func (d *ApprovalService) incidentTargets(ctx context.Context, q ContainRequest)
 		out = append(out, one)
 	}
 	if len(out) == 0 {
-		return nil, notFound("incident %s has no pod or container to contain", q.Target)
+		return nil, httpserver.NotFound("incident %s has no pod or container to contain", q.Target)
 	}
 	return out, nil
 }
@@ -139,10 +137,10 @@ func (d *ApprovalService) resolveContainer(ctx context.Context, id, node string)
 		if shortContainerIDPattern.MatchString(id) {
 			hint = "use the complete id, since no incident has a container with this prefix, or "
 		}
-		return one, notFound("find container %s: not running on any connected node; %suse pod/NAMESPACE/NAME",
-			truncateText(id), hint)
+		return one, httpserver.NotFound("find container %s: not running on any connected node; %suse pod/NAMESPACE/NAME",
+			truncate.Name(id), hint)
 	case len(found) > 1:
-		return one, badRequest("find container %s: it runs on %s; set --node", truncateText(id),
+		return one, httpserver.BadRequest("find container %s: it runs on %s; set --node", truncate.Name(id),
 			strings.Join(found, " and "))
 	}
 	one.Node, one.Event.Node, one.Event.Container.ID = found[0], found[0], id

@@ -19,7 +19,9 @@ import (
 	"stanch/sensors/attestation"
 	"stanch/sensors/containermeta"
 	"stanch/sensors/duration"
+	"stanch/sensors/truncate"
 	"stanch/worker/config"
+	"stanch/worker/httpserver"
 )
 
 // Limits of drills.
@@ -85,8 +87,8 @@ func (d *DrillRegistry) IssueKey(name string) (string, error) {
 		}
 	}
 	if len(d.keys) >= maxDrills {
-		return "", &httpError{429, fmt.Sprintf("start drill: %d drills were started within %s; wait until their keys expire",
-			maxDrills, duration.Format(drillKeyLifetime))}
+		return "", httpserver.TooManyRequests("start drill: %d drills were started within %s; wait until their keys expire",
+			maxDrills, duration.Format(drillKeyLifetime))
 	}
 	secret := uuid.NewString()
 	d.keys[secret] = &drillKey{name: name, issuedAt: time.Now()}
@@ -147,21 +149,18 @@ func (d *DrillRegistry) reserveRegistration(secret string, targets DrillTargets)
 	k := d.findKey(secret)
 	switch n := len(targets.Containers) + len(targets.Pods) + len(targets.Deployments) + len(targets.Roles); {
 	case k == nil:
-		return nil, time.Time{}, forbidden(
+		return nil, time.Time{}, httpserver.Forbidden(
 			"register drill targets: the drill's key is unknown or expired; start the drill again",
 		)
 	case k.registering:
-		return nil, time.Time{}, forbidden(
+		return nil, time.Time{}, httpserver.Forbidden(
 			"register drill targets: this drill has already registered its targets; start another drill",
 		)
 	case time.Since(k.issuedAt) > drillRegistrationLifetime:
-		return nil, time.Time{}, forbidden("register drill targets: the key is older than %s; start the drill again",
+		return nil, time.Time{}, httpserver.Forbidden("register drill targets: the key is older than %s; start the drill again",
 			duration.Format(drillRegistrationLifetime))
 	case n == 0 || n > maxDrillTargets:
-		return nil, time.Time{}, &httpError{
-			400,
-			fmt.Sprintf("register drill targets: %d targets are not allowed; name 1 to %d", n, maxDrillTargets),
-		}
+		return nil, time.Time{}, httpserver.BadRequest("register drill targets: %d targets are not allowed; name 1 to %d", n, maxDrillTargets)
 	}
 	k.registering = true
 	return k, k.issuedAt, nil
@@ -193,15 +192,15 @@ func (d *DrillRegistry) verifyTargets(ctx context.Context, targets DrillTargets,
 	}
 	for _, name := range targets.Roles {
 		if d.RoleID == nil || !strings.HasPrefix(name, config.DrillRolePrefix) {
-			return nil, forbidden(
+			return nil, httpserver.Forbidden(
 				"register drill role %q: not allowed; its name must begin with %q, and `aws:` must be configured",
-				truncateText(name),
+				truncate.Name(name),
 				config.DrillRolePrefix,
 			)
 		}
 		id, err := d.RoleID(ctx, name)
 		if err != nil {
-			return nil, fmt.Errorf("register drill role %q: %w", truncateText(name), err)
+			return nil, fmt.Errorf("register drill role %q: %w", truncate.Name(name), err)
 		}
 		out = append(out, attestation.DrillTarget{ID: "role:" + id})
 	}
@@ -218,8 +217,8 @@ var (
 func verifyContainer(c DrillContainer, issued time.Time) error {
 	if !drillContainerIDPattern.MatchString(c.ID) || !drillCgroupPathPattern.MatchString(c.CgroupPath) ||
 		filepath.Base(c.CgroupPath) != c.ID {
-		return &httpError{400, fmt.Sprintf("register drill container %q: invalid id or cgroup path %q", truncateText(c.ID),
-			truncateText(c.CgroupPath))}
+		return httpserver.BadRequest("register drill container %q: invalid id or cgroup path %q", truncate.Name(c.ID),
+			truncate.Name(c.CgroupPath))
 	}
 	root, err := containermeta.FindCgroupRoot()
 	if err != nil {
@@ -228,7 +227,7 @@ func verifyContainer(c DrillContainer, issued time.Time) error {
 	dir := filepath.Join(root, c.CgroupPath)
 	var st unix.Stat_t
 	if err := unix.Stat(dir, &st); err != nil {
-		return forbidden("register drill container: cgroup %s is not on this machine (%v); run the drill where Stanch runs",
+		return httpserver.Forbidden("register drill container: cgroup %s is not on this machine (%v); run the drill where Stanch runs",
 			c.CgroupPath, err)
 	}
 	pids, err := containermeta.ListPIDs(dir)
@@ -236,12 +235,12 @@ func verifyContainer(c DrillContainer, issued time.Time) error {
 	case err != nil:
 		return fmt.Errorf("register drill container: %w", err)
 	case st.Ino != c.CgroupID:
-		return forbidden("register drill container: cgroup %s has inode %d, not %d", c.CgroupPath, st.Ino, c.CgroupID)
+		return httpserver.Forbidden("register drill container: cgroup %s has inode %d, not %d", c.CgroupPath, st.Ino, c.CgroupID)
 	case len(pids) > 0:
-		return forbidden("register drill container: cgroup %s already has %d processes; a drill registers an empty one",
+		return httpserver.Forbidden("register drill container: cgroup %s already has %d processes; a drill registers an empty one",
 			c.CgroupPath, len(pids))
 	case created.Before(issued.Add(-time.Second)):
-		return forbidden("register drill container: cgroup %s existed before the drill", c.CgroupPath)
+		return httpserver.Forbidden("register drill container: cgroup %s existed before the drill", c.CgroupPath)
 	}
 	return nil
 }
@@ -249,27 +248,27 @@ func verifyContainer(c DrillContainer, issued time.Time) error {
 // verifyObject checks that a pod or a Deployment was created by a drill after its key was issued, and returns its id.
 func (d *DrillRegistry) verifyObject(ctx context.Context, kind, name string, issued time.Time) (string, error) {
 	if d.Kube == nil {
-		return "", forbidden("register drill %s %q: no cluster is connected", kind, truncateText(name))
+		return "", httpserver.Forbidden("register drill %s %q: no cluster is connected", kind, truncate.Name(name))
 	}
 	var meta metav1.ObjectMeta
 	if kind == "pod" {
 		got, err := d.Kube.CoreV1().Pods(config.DrillNamespace).Get(ctx, name, metav1.GetOptions{})
 		if err != nil {
-			return "", fmt.Errorf("register drill pod %q: %w", truncateText(name), err)
+			return "", fmt.Errorf("register drill pod %q: %w", truncate.Name(name), err)
 		}
 		meta = got.ObjectMeta
 	} else {
 		got, err := d.Kube.AppsV1().Deployments(config.DrillNamespace).Get(ctx, name, metav1.GetOptions{})
 		if err != nil {
-			return "", fmt.Errorf("register drill Deployment %q: %w", truncateText(name), err)
+			return "", fmt.Errorf("register drill Deployment %q: %w", truncate.Name(name), err)
 		}
 		meta = got.ObjectMeta
 	}
 	switch {
 	case meta.Labels[drillLabel] == "":
-		return "", forbidden("register drill %s %q: it has no label %s", kind, truncateText(name), drillLabel)
+		return "", httpserver.Forbidden("register drill %s %q: it has no label %s", kind, truncate.Name(name), drillLabel)
 	case meta.CreationTimestamp.Time.Before(issued.Add(-drillClockSkew)):
-		return "", forbidden("register drill %s %q: it existed before the drill", kind, truncateText(name))
+		return "", httpserver.Forbidden("register drill %s %q: it existed before the drill", kind, truncate.Name(name))
 	}
 	return kind + ":" + string(meta.UID), nil
 }

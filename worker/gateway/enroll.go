@@ -17,6 +17,9 @@ import (
 	"k8s.io/client-go/kubernetes"
 
 	"stanch/sensors/attestation"
+	"stanch/sensors/truncate"
+	"stanch/worker/httpserver"
+	"stanch/worker/ratelimit"
 )
 
 // EnrollAudience is the audience of a sensor's token. The API server accepts such a token for nothing.
@@ -33,8 +36,8 @@ type Enroller struct {
 	// KeySet contains the authority's keys, which the node pins.
 	KeySet attestation.KeySet
 
-	addressLimiter principalRateLimiter
-	renewalLimiter renewalLimiter
+	addressLimiter ratelimit.PerCaller
+	renewalLimiter ratelimit.PerCaller
 }
 
 // EnrollRequest is the body that a sensor posts; its token is in the header.
@@ -55,26 +58,26 @@ func (e *Enroller) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	answer, err := e.enroll(r)
 	w.Header().Set("Content-Type", "application/json")
 	if err != nil {
-		e.Log.Warn("refused to enroll a sensor", "from", hostFromAddress(r.RemoteAddr), "error", err)
-		w.WriteHeader(httpStatusOf(err))
+		e.Log.Warn("refused to enroll a sensor", "from", httpserver.PeerHost(r), "error", err)
+		w.WriteHeader(httpserver.StatusOf(err))
 		_ = json.NewEncoder(w).Encode(map[string]string{"error": err.Error()})
 		return
 	}
-	e.Log.Info("a sensor was enrolled", "node", answer.Node, "from", hostFromAddress(r.RemoteAddr))
+	e.Log.Info("a sensor was enrolled", "node", answer.Node, "from", httpserver.PeerHost(r))
 	_ = json.NewEncoder(w).Encode(answer)
 }
 
 func (e *Enroller) enroll(r *http.Request) (*EnrollResponse, error) {
 	token, ok := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer ")
 	if !ok || token == "" || len(token) > 16<<10 {
-		return nil, &httpError{http.StatusUnauthorized, "missing token; send the sensor's service account token"}
+		return nil, httpserver.Errorf(http.StatusUnauthorized, "missing token; send the sensor's service account token")
 	}
-	if !e.addressLimiter.allow("address:" + hostFromAddress(r.RemoteAddr)) {
-		return nil, &httpError{http.StatusTooManyRequests, "too many requests; wait a moment"}
+	if !e.addressLimiter.Allow(httpserver.PeerHost(r), ratelimit.People()) {
+		return nil, httpserver.TooManyRequests("too many requests; wait a moment")
 	}
 	var q EnrollRequest
 	if err := json.NewDecoder(http.MaxBytesReader(nil, r.Body, 16<<10)).Decode(&q); err != nil {
-		return nil, &httpError{http.StatusBadRequest, "parse the request: " + err.Error()}
+		return nil, httpserver.BadRequest("parse the request: %v", err)
 	}
 	ctx, cancel := context.WithTimeout(r.Context(), 10*time.Second)
 	defer cancel()
@@ -82,15 +85,12 @@ func (e *Enroller) enroll(r *http.Request) (*EnrollResponse, error) {
 	if err != nil {
 		return nil, err
 	}
-	if !e.renewalLimiter.allow(node) {
-		return nil, &httpError{
-			http.StatusTooManyRequests,
-			"too many requests: this node just received a certificate; wait a moment",
-		}
+	if !e.renewalLimiter.Allow(node, renewalLimit()) {
+		return nil, httpserver.TooManyRequests("too many requests: this node just received a certificate; wait a moment")
 	}
 	certificate, err := e.SignCSR(ctx, node, q.CSR)
 	if err != nil {
-		return nil, &httpError{http.StatusBadRequest, err.Error()}
+		return nil, httpserver.BadRequest("%v", err)
 	}
 	return &EnrollResponse{Node: node, Certificate: string(certificate), Keys: e.KeySet}, nil
 }
@@ -108,30 +108,30 @@ func (e *Enroller) nodeForToken(ctx context.Context, token string) (string, erro
 		Spec: authenticationv1.TokenReviewSpec{Token: token, Audiences: []string{EnrollAudience}},
 	}, metav1.CreateOptions{})
 	if err != nil {
-		return "", &httpError{http.StatusServiceUnavailable, "review the token: the API server is unavailable"}
+		return "", httpserver.Errorf(http.StatusServiceUnavailable, "review the token: the API server is unavailable")
 	}
 	s := review.Status
 	if !s.Authenticated || !slices.Contains(s.Audiences, EnrollAudience) {
-		return "", &httpError{http.StatusUnauthorized, "invalid token: it is not for the audience " + EnrollAudience}
+		return "", httpserver.Errorf(http.StatusUnauthorized, "%s", "invalid token: it is not for the audience "+EnrollAudience)
 	}
 	if want := fmt.Sprintf("system:serviceaccount:%s:%s", e.Namespace, e.ServiceAccount); s.User.Username != want {
-		return "", forbidden("invalid token: %s is not the sensor's service account", truncateText(s.User.Username))
+		return "", httpserver.Forbidden("invalid token: %s is not the sensor's service account", truncate.Name(s.User.Username))
 	}
 	name, uid := singleValue(s.User.Extra[extraPodName]), singleValue(s.User.Extra[extraPodUID])
 	if name == "" || uid == "" {
-		return "", forbidden("invalid token: it is not bound to a pod")
+		return "", httpserver.Forbidden("invalid token: it is not bound to a pod")
 	}
 	pod, err := e.Kube.CoreV1().Pods(e.Namespace).Get(ctx, name, metav1.GetOptions{})
 	if err != nil {
-		return "", &httpError{http.StatusServiceUnavailable, "get the token's pod: the API server does not return it"}
+		return "", httpserver.Errorf(http.StatusServiceUnavailable, "get the token's pod: the API server does not return it")
 	}
 	switch said := singleValue(s.User.Extra[extraNodeName]); {
 	case string(pod.UID) != uid:
-		return "", forbidden("invalid token: its pod no longer exists")
+		return "", httpserver.Forbidden("invalid token: its pod no longer exists")
 	case pod.Spec.ServiceAccountName != e.ServiceAccount || pod.Spec.NodeName == "":
-		return "", forbidden("invalid token: its pod is not a sensor's pod on a node")
+		return "", httpserver.Forbidden("invalid token: its pod is not a sensor's pod on a node")
 	case said != "" && said != pod.Spec.NodeName:
-		return "", forbidden("invalid token: its node is not the node of its pod")
+		return "", httpserver.Forbidden("invalid token: its node is not the node of its pod")
 	}
 	return pod.Spec.NodeName, nil
 }

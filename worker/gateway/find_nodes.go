@@ -7,6 +7,8 @@ import (
 	"sync"
 
 	"stanch/sensors/gatewayrpc"
+	"stanch/sensors/truncate"
+	"stanch/worker/httpserver"
 )
 
 // nodesRunningContainer returns the nodes connected here that run a container: the given one, or any. It asks the
@@ -15,7 +17,7 @@ func (h *NodeServer) nodesRunningContainer(ctx context.Context, container, node 
 	names := slices.Sorted(maps.Keys(h.ConnectedNodes()))
 	if node != "" {
 		if !slices.Contains(names, node) {
-			return nil, notFound("node %s is not connected here; `stanch doctor` lists the nodes", truncateText(node))
+			return nil, httpserver.NotFound("node %s is not connected here; `stanch doctor` lists the nodes", truncate.Name(node))
 		}
 		names = []string{node}
 	}

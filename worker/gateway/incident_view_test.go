@@ -68,18 +68,17 @@ func newServedAPI(t *testing.T, s *temporal.Server) *servedAPI {
 	d, who := newResponderFixture(t, s)
 	d.KillSwitch = &guards.FileKillSwitch{FilePath: filepath.Join(t.TempDir(), "switch"), Authority: d.Authority}
 	d.Log = slog.New(slog.DiscardHandler)
-	d.InstallationInfo = gateway.InstallationInfo{
+	served := &gateway.API{ApprovalService: d, InstallationInfo: gateway.InstallationInfo{
 		Version: "v0", StartedAt: time.Now(),
 		PlaybookNames: func() []string { return []string{"miner"} },
-	}
-	api := &gateway.API{ApprovalService: d, Identify: func(r *http.Request) (gateway.Principal, error) {
+	}, Identify: func(r *http.Request) (gateway.Principal, error) {
 		speaker := who(r.Header.Get("Who"))
 		speaker.IsOperator = speaker.Name == "alice"
 		return speaker, nil
 	}}
-	server := httptest.NewServer(api.Handler())
+	server := httptest.NewServer(served.Handler())
 	t.Cleanup(server.Close)
-	return &servedAPI{API: api, url: server.URL}
+	return &servedAPI{API: served, url: server.URL}
 }
 
 // callAs calls the API as a person and decodes the response.
@@ -98,7 +97,7 @@ func (s *servedAPI) callAs(t *testing.T, who, method, path, body string, out any
 // While a playbook waits for an approval, everybody sees its steps, its request, and the approvers.
 func TestLiveStateIsShownWhileApprovalIsPending(t *testing.T) {
 	s := temporal.Start(t, map[string]any{"Incident": knownIncidentWorkflow, "Playbook": runningPlaybookWorkflow})
-	api := newServedAPI(t, s)
+	served := newServedAPI(t, s)
 	opened := time.Now().UTC().Truncate(time.Second)
 	pod := playbooks.Target{Kind: playbooks.TargetPod, Namespace: "shop", Name: "web-1", UID: "1"}
 	s.StartWorkflow("Incident", "incident/a", testIncidentID, playbooks.Incident{
@@ -122,7 +121,7 @@ func TestLiveStateIsShownWhileApprovalIsPending(t *testing.T) {
 	s.WaitUntilListed("Playbook", "Running", 1)
 
 	var in gateway.IncidentView
-	api.callAs(t, "alice", http.MethodGet, "/v1/incidents/"+testIncidentID, "", &in)
+	served.callAs(t, "alice", http.MethodGet, "/v1/incidents/"+testIncidentID, "", &in)
 	require.Equal(t, []playbooks.EvidenceRef{evidence}, in.Evidence)
 	require.Equal(t, "pod.processes", in.Playbooks[0].Steps[0].Action)
 	require.Equal(t, "Reverse shell", in.Headline)
@@ -135,7 +134,7 @@ func TestLiveStateIsShownWhileApprovalIsPending(t *testing.T) {
 
 	for who, yours := range map[string]bool{"alice": true, "eve": false} {
 		var list []gateway.IncidentView
-		api.callAs(t, who, http.MethodGet, "/v1/incidents", "", &list)
+		served.callAs(t, who, http.MethodGet, "/v1/incidents", "", &list)
 		require.Len(t, list, 1)
 		require.Len(t, list[0].OpenApprovals, 1)
 		require.Equal(t, "isolate the pod for 1h", list[0].OpenApprovals[0].Title)
@@ -143,7 +142,7 @@ func TestLiveStateIsShownWhileApprovalIsPending(t *testing.T) {
 		require.NotEmpty(t, list[0].Evidence)
 	}
 	var status gateway.Status
-	api.callAs(t, "alice", http.MethodGet, "/v1/status", "", &status)
+	served.callAs(t, "alice", http.MethodGet, "/v1/status", "", &status)
 	require.Equal(t, 1, status.OpenIncidents)
 	require.Equal(t, testIncidentID, status.OpenApprovals[0].IncidentID)
 	require.True(t, status.OpenApprovals[0].ViewerCanApprove)
@@ -151,7 +150,7 @@ func TestLiveStateIsShownWhileApprovalIsPending(t *testing.T) {
 	require.Equal(t, []string{"no sensor is connected: nothing is detected or contained on any node"}, status.Problems)
 
 	// Slack shows the same.
-	shown, err := api.QueryService.Incident(t.Context(), testIncidentID)
+	shown, err := served.QueryService.Incident(t.Context(), testIncidentID)
 	require.NoError(t, err)
 	require.Equal(t, in.Evidence, shown.Evidence)
 	require.Equal(t, in.Timeline, shown.Timeline)
@@ -160,7 +159,7 @@ func TestLiveStateIsShownWhileApprovalIsPending(t *testing.T) {
 // A request that too few people may approve, or that is approved while new containments are paused, shows a warning.
 func TestApprovalRequestShowsWarnings(t *testing.T) {
 	s := temporal.Start(t, map[string]any{"Incident": knownIncidentWorkflow, "Playbook": approvalWorkflow})
-	api := newServedAPI(t, s)
+	served := newServedAPI(t, s)
 	run := "playbook/" + testIncidentID + "/1/mine"
 	s.StartWorkflow("Incident", "incident/a", testIncidentID, playbooks.Incident{
 		ID: testIncidentID, Status: "open", TotalDetections: 1, Opened: time.Now(), Actors: []string{
@@ -177,26 +176,26 @@ func TestApprovalRequestShowsWarnings(t *testing.T) {
 	s.WaitUntilListed("Incident", "Running", 1)
 	s.WaitUntilListed("Playbook", "Running", 1)
 	var in gateway.IncidentView
-	api.callAs(t, "alice", http.MethodGet, "/v1/incidents/"+testIncidentID, "", &in)
+	served.callAs(t, "alice", http.MethodGet, "/v1/incidents/"+testIncidentID, "", &in)
 	require.Equal(t, "1/steps[2]#1", in.OpenApprovals[0].Name)
 	require.True(t, in.OpenApprovals[0].ViewerCanApprove, "she requested another containment of this incident")
 	require.Equal(t, []string{"only 1 of the 2 required approvers are allowed to vote, so it cannot be approved without " +
 		"break-glass"}, in.OpenApprovals[0].Warnings)
 	var other gateway.IncidentView
-	api.callAs(t, "bob", http.MethodGet, "/v1/incidents/"+testIncidentID, "", &other)
+	served.callAs(t, "bob", http.MethodGet, "/v1/incidents/"+testIncidentID, "", &other)
 	require.False(t, other.OpenApprovals[0].ViewerCanApprove)
 
 	var done map[string]any
-	api.callAs(t, "bob", http.MethodPost, "/v1/pause", `{"reason":"migration"}`, &done)
-	api.callAs(t, "alice", http.MethodGet, "/v1/incidents/"+testIncidentID, "", &in)
+	served.callAs(t, "bob", http.MethodPost, "/v1/pause", `{"reason":"migration"}`, &done)
+	served.callAs(t, "alice", http.MethodGet, "/v1/incidents/"+testIncidentID, "", &in)
 	require.Regexp(t, "^new containments are paused \\(by bob .*: migration\\): containments approved now are refused; "+
 		"run `stanch resume` first$", in.OpenApprovals[0].Warnings[0])
 	var a gateway.VoteResult
-	api.callAs(t, "alice", http.MethodPost, "/v1/vote", `{"incident":"`+testIncidentID+
+	served.callAs(t, "alice", http.MethodPost, "/v1/vote", `{"incident":"`+testIncidentID+
 		`","approve":true,"wait_for_result":true}`, &a)
 	require.Equal(t, gateway.ResultCounted, a.Result)
 	require.Contains(t, a.Message, "waiting for 1 more from responders; new containments are paused (")
-	api.callAs(t, "alice", http.MethodPost, "/v1/vote", `{"incident":"`+testIncidentID+
+	served.callAs(t, "alice", http.MethodPost, "/v1/vote", `{"incident":"`+testIncidentID+
 		`","approve":true,"wait_for_result":true,"break_glass":true,"reason":"nobody else"}`, &a)
 	require.Equal(t, gateway.ResultApproved, a.Result)
 	require.NotContains(t, a.Message, "goes ahead")
@@ -207,13 +206,13 @@ func TestApprovalRequestShowsWarnings(t *testing.T) {
 // Containments that were refused while paused are listed at the resume.
 func TestResumeListsContainmentsRefusedWhilePaused(t *testing.T) {
 	s := temporal.Start(t, map[string]any{"Incident": knownIncidentWorkflow, "Lease": extendableLeaseWorkflow})
-	api := newServedAPI(t, s)
+	served := newServedAPI(t, s)
 	var paused gateway.KillSwitchStatus
-	api.callAs(t, "bob", http.MethodGet, "/v1/kill-switch", "", &paused)
+	served.callAs(t, "bob", http.MethodGet, "/v1/kill-switch", "", &paused)
 	require.False(t, paused.Paused)
 	var answer map[string]any
-	api.callAs(t, "bob", http.MethodPost, "/v1/pause", `{"reason":"migration"}`, &answer)
-	api.callAs(t, "bob", http.MethodGet, "/v1/kill-switch", "", &paused)
+	served.callAs(t, "bob", http.MethodPost, "/v1/pause", `{"reason":"migration"}`, &answer)
+	served.callAs(t, "bob", http.MethodGet, "/v1/kill-switch", "", &paused)
 	require.True(t, paused.Paused)
 	require.Equal(t, "bob (a test)", paused.ChangedBy)
 	require.Equal(t, "migration", paused.Reason)
@@ -251,14 +250,14 @@ func TestResumeListsContainmentsRefusedWhilePaused(t *testing.T) {
 	s.WaitUntilListed("Lease", "Running", 1)
 
 	var status gateway.Status
-	api.callAs(t, "alice", http.MethodGet, "/v1/status", "", &status)
+	served.callAs(t, "alice", http.MethodGet, "/v1/status", "", &status)
 	require.True(t, status.KillSwitch.Paused)
 	require.Equal(t, 1, status.LeaseCount)
 	require.WithinDuration(t, time.Now().Add(time.Hour), status.NextLeaseExpiry, time.Minute)
 	require.Contains(t, strings.Join(status.Problems, "\n"), "containments of open incidents refused while paused: 1")
 
 	var done gateway.ResumeResult
-	api.callAs(t, "alice", http.MethodPost, "/v1/resume", "", &done)
+	served.callAs(t, "alice", http.MethodPost, "/v1/resume", "", &done)
 	require.Len(t, done.RefusedContainments, 1, "listed once, without contained targets and resolved incidents")
 	require.Equal(t, testIncidentID, done.RefusedContainments[0].IncidentID)
 	require.Equal(t, "pod shop/web-1", done.RefusedContainments[0].Target)
@@ -266,8 +265,8 @@ func TestResumeListsContainmentsRefusedWhilePaused(t *testing.T) {
 		done.RefusedContainments[0].RetryCommand)
 
 	var view gateway.IncidentView
-	api.callAs(t, "alice", http.MethodGet, "/v1/incidents/"+testIncidentID, "", &view)
+	served.callAs(t, "alice", http.MethodGet, "/v1/incidents/"+testIncidentID, "", &view)
 	require.Len(t, view.RefusedWhilePaused, 1, "the incident still lists it after the resume")
-	api.callAs(t, "alice", http.MethodGet, "/v1/incidents/"+other.ID, "", &view)
+	served.callAs(t, "alice", http.MethodGet, "/v1/incidents/"+other.ID, "", &view)
 	require.Equal(t, "resolved: false-positive by alice", view.StatusText)
 }

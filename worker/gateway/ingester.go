@@ -24,6 +24,8 @@ import (
 	"stanch/sensors"
 	"stanch/sensors/attestation"
 	"stanch/sensors/gatewayrpc"
+	"stanch/sensors/redact"
+	"stanch/sensors/truncate"
 	"stanch/worker/authority"
 	"stanch/worker/config"
 	"stanch/workflows"
@@ -150,7 +152,7 @@ func (i *Ingester) checkDetection(ctx context.Context, d *sensors.Detection, fro
 	case d.Rule == "" || len(d.Rule) > 200 || d.Title == "" || len(d.Title) > 500:
 		return errors.New("invalid detection: its rule or its title is missing or too long")
 	case d.Severity.Rank() < 0:
-		return fmt.Errorf("invalid detection: unknown severity %q", truncateText(string(d.Severity)))
+		return fmt.Errorf("invalid detection: unknown severity %q", truncate.Name(string(d.Severity)))
 	case d.Confidence < 0 || d.Confidence > 1:
 		return fmt.Errorf("invalid detection: confidence %v; use 0 to 1", d.Confidence)
 	case len(d.Objective) == 0 || len(d.Objective) > 64:
@@ -240,7 +242,7 @@ func (i *Ingester) enqueue(d sensors.Detection, requested *attestation.ManualReq
 	key, wait := i.GroupingKey(d), make(chan error, 1)
 	raw, err := json.Marshal(d)
 	if err != nil {
-		return nil, fmt.Errorf("encode detection %s: %w", truncateText(d.ID), err)
+		return nil, fmt.Errorf("encode detection %s: %w", truncate.Name(d.ID), err)
 	}
 	i.mu.Lock()
 	defer i.mu.Unlock()
@@ -392,9 +394,43 @@ func (i *Ingester) scopeOfDetection(d sensors.Detection) (name string, phase int
 	return s.Name, s.Phase, nil
 }
 
-func truncateText(s string) string {
-	if r := []rune(s); len(r) > 80 {
-		return string(r[:80]) + "…"
+// maxChunkBytes is the maximum size of what AcceptChunks sends to Temporal at once, in bytes as received.
+const maxChunkBytes = 512 << 10
+
+// AcceptChunks sends detections to their incidents in chunks, because the size of a signal is limited. sizes are the
+// bytes of each as received; nil takes an equal share of a chunk for each.
+func (i *Ingester) AcceptChunks(ctx context.Context, detections []sensors.Detection, sizes []int) error {
+	size := func(n int) int {
+		if sizes == nil {
+			return maxChunkBytes / maxBatchDetections
+		}
+		return sizes[n]
 	}
-	return s
+	for from := 0; from < len(detections); {
+		to, bytes := from, 0
+		for to < len(detections) && to-from < maxBatchDetections && (to == from || bytes+size(to) <= maxChunkBytes) {
+			bytes += size(to)
+			to++
+		}
+		if err := i.Accept(ctx, detections[from:to]); err != nil {
+			return err
+		}
+		from = to
+	}
+	return nil
+}
+
+// RedactDetection redacts detections of other sensors as the node redacts its own.
+func RedactDetection(d *sensors.Detection) {
+	e := &d.Event
+	e.Process.Args = redact.Args(e.Process.Args)
+	for i := range e.Process.Ancestors {
+		e.Process.Ancestors[i].Args = redact.Args(e.Process.Ancestors[i].Args)
+	}
+	e.Audit.Exec.Command = redact.Args(e.Audit.Exec.Command)
+	e.Syscall.Detail = redact.Text(e.Syscall.Detail)
+	for i := range d.Reasons {
+		d.Reasons[i] = redact.Text(d.Reasons[i])
+	}
+	d.Title = redact.Text(d.Title)
 }

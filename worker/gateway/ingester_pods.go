@@ -10,6 +10,7 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/validation"
 
@@ -17,6 +18,7 @@ import (
 	"stanch/activities/kube"
 	"stanch/playbooks"
 	"stanch/sensors"
+	"stanch/sensors/truncate"
 )
 
 // podCache caches pods with their owners, so that a hundred alerts about one pod cause one call to the API server. The
@@ -50,6 +52,9 @@ const (
 // separators.
 var containerIDPattern = regexp.MustCompile(`^[0-9A-Za-z][0-9A-Za-z_.:-]{0,127}$`)
 
+// IsContainerID reports whether s has the form of a container id.
+func IsContainerID(s string) bool { return containerIDPattern.MatchString(s) }
+
 var podUIDPattern = regexp.MustCompile(`^[0-9A-Za-z][0-9A-Za-z_.-]{0,127}$`)
 
 // checkNames refuses invalid names. They are part of paths at the API server and of workflow ids, and an error of the
@@ -58,21 +63,21 @@ func checkNames(d sensors.Detection) error {
 	c := d.Event.Container
 	switch pod := c.Pod; {
 	case pod.Name != "" && len(validation.IsDNS1123Subdomain(pod.Name)) > 0:
-		return fmt.Errorf("invalid pod name %q", truncateText(pod.Name))
+		return fmt.Errorf("invalid pod name %q", truncate.Name(pod.Name))
 	case pod.Namespace != "" && len(validation.IsDNS1123Label(pod.Namespace)) > 0:
-		return fmt.Errorf("invalid namespace %q", truncateText(pod.Namespace))
+		return fmt.Errorf("invalid namespace %q", truncate.Name(pod.Namespace))
 	case pod.UID != "" && !podUIDPattern.MatchString(pod.UID):
-		return fmt.Errorf("invalid pod UID %q", truncateText(pod.UID))
+		return fmt.Errorf("invalid pod UID %q", truncate.Name(pod.UID))
 	case (pod.UID != "" || pod.Name != "") && (pod.Name == "" || pod.Namespace == ""):
-		return fmt.Errorf("incomplete pod identity: name %q, namespace %q, UID %q", truncateText(pod.Name),
-			truncateText(pod.Namespace), truncateText(pod.UID))
+		return fmt.Errorf("incomplete pod identity: name %q, namespace %q, UID %q", truncate.Name(pod.Name),
+			truncate.Name(pod.Namespace), truncate.Name(pod.UID))
 	case c.ID != "" && !containerIDPattern.MatchString(c.ID):
-		return fmt.Errorf("invalid container id %q", truncateText(c.ID))
+		return fmt.Errorf("invalid container id %q", truncate.Name(c.ID))
 	}
 	// Machines outside a cluster may have capital letters and underscores in their names.
 	if node := strings.ReplaceAll(strings.ToLower(d.Node), "_", "-"); node != "" &&
 		len(validation.IsDNS1123Subdomain(node)) > 0 {
-		return fmt.Errorf("invalid node name %q", truncateText(d.Node))
+		return fmt.Errorf("invalid node name %q", truncate.Name(d.Node))
 	}
 	return nil
 }
@@ -89,7 +94,7 @@ func (i *Ingester) dropUnverifiablePod(d *sensors.Detection) {
 	if i.Kube != nil && valid {
 		return
 	}
-	d.Reasons = append(d.Reasons, "The alert names the pod "+truncateText(
+	d.Reasons = append(d.Reasons, "The alert names the pod "+truncate.Name(
 		pod.Namespace+"/"+pod.Name)+", which cannot be looked up.")
 	c.Pod, c.Workload = sensors.Pod{}, sensors.Workload{}
 	if c.Name == "" && len(validation.IsDNS1123Subdomain(pod.Name)) == 0 {
@@ -132,20 +137,20 @@ func (i *Ingester) verifyPodIdentity(ctx context.Context, d *sensors.Detection, 
 	case err != nil && c.Pod.Name == "" && !kube.IsUnavailable(err) && from == "":
 		// An alert with only a container id is accepted unchanged if the pod cannot be found; guards then require an
 		// approval.
-		i.Log.Warn("find the pod of a container", "container", truncateText(c.ID), "node", truncateText(d.Node), "error", err)
+		i.Log.Warn("find the pod of a container", "container", truncate.Name(c.ID), "node", truncate.Name(d.Node), "error", err)
 		return nil
 	case err != nil:
 		return i.fallBackToAccount(d, from, identityLookupError(*c, err))
 	case found.pod == nil:
 		return nil
 	case from != "" && found.pod.Spec.NodeName != from:
-		return fmt.Errorf("pod %s/%s does not run on node %s", truncateText(found.pod.Namespace),
-			truncateText(found.pod.Name), from)
+		return fmt.Errorf("pod %s/%s does not run on node %s", truncate.Name(found.pod.Namespace),
+			truncate.Name(found.pod.Name), from)
 	case c.Pod.UID != "" && !kube.HasUID(found.pod, c.Pod.UID):
-		return i.fallBackToAccount(d, from, fmt.Errorf("pod %s/%s now has the UID %s, not %s", truncateText(c.Pod.Namespace),
-			truncateText(c.Pod.Name), found.pod.UID, truncateText(c.Pod.UID)))
+		return i.fallBackToAccount(d, from, fmt.Errorf("pod %s/%s now has the UID %s, not %s", truncate.Name(c.Pod.Namespace),
+			truncate.Name(c.Pod.Name), found.pod.UID, truncate.Name(c.Pod.UID)))
 	case c.Pod.UID == "" && from != "" && c.Pod.Name != "":
-		return fmt.Errorf("the pod %s/%s has no UID", truncateText(c.Pod.Namespace), truncateText(c.Pod.Name))
+		return fmt.Errorf("the pod %s/%s has no UID", truncate.Name(c.Pod.Namespace), truncate.Name(c.Pod.Name))
 	}
 	applyVerifiedPod(d, found)
 	return nil
@@ -167,17 +172,17 @@ func (i *Ingester) fallBackToAccount(d *sensors.Detection, from string, err erro
 	}
 	pod := d.Event.Container.Pod
 	d.Event.Container = sensors.Container{}
-	d.Reasons = append(d.Reasons, "It was about the pod "+truncateText(pod.Namespace+"/"+pod.Name)+
-		", which cannot be contained: "+truncateReason(err.Error())+".")
+	d.Reasons = append(d.Reasons, "It was about the pod "+truncate.Name(pod.Namespace+"/"+pod.Name)+
+		", which cannot be contained: "+truncate.Reason(err.Error())+".")
 	return nil
 }
 
 // identityLookupError returns the sender's error: to send it again, or a final refusal.
 func identityLookupError(c sensors.Container, err error) error {
-	what := fmt.Errorf("look up pod %s/%s: %w", truncateText(c.Pod.Namespace), truncateText(c.Pod.Name), err)
+	what := fmt.Errorf("look up pod %s/%s: %w", truncate.Name(c.Pod.Namespace), truncate.Name(c.Pod.Name), err)
 	switch {
-	case isNotFound(err):
-		return fmt.Errorf("pod %s/%s no longer exists", truncateText(c.Pod.Namespace), truncateText(c.Pod.Name))
+	case apierrors.IsNotFound(err):
+		return fmt.Errorf("pod %s/%s no longer exists", truncate.Name(c.Pod.Namespace), truncate.Name(c.Pod.Name))
 	case kube.IsDefinitiveError(err):
 		return what
 	}

@@ -13,13 +13,10 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
-	apierrors "k8s.io/apimachinery/pkg/api/errors"
 
 	"stanch/worker/config"
+	"stanch/worker/httpserver"
 )
-
-// isNotFound reports whether err is a NotFound error of the Kubernetes API.
-func isNotFound(err error) bool { return apierrors.IsNotFound(err) }
 
 // LocalAPI is the API on the local Unix socket. The kernel identifies the caller (SO_PEERCRED), and the configuration
 // says what that person may do.
@@ -84,7 +81,7 @@ func isOperator(uid uint32) bool { return uid == 0 || int(uid) == os.Getuid() }
 func (l *LocalAPI) identifyPeer(r *http.Request) (Principal, error) {
 	uid, ok := r.Context().Value(peerUIDContextKey{}).(uint32)
 	if !ok {
-		return Principal{}, forbidden("the socket has no peer credentials")
+		return Principal{}, httpserver.Forbidden("the socket has no peer credentials")
 	}
 	s := Principal{AuthenticatedBy: fmt.Sprintf("uid %d on the local socket", uid), RateLimitKey: fmt.Sprintf("uid:%d",
 		uid), IsOperator: isOperator(uid)}
@@ -98,7 +95,7 @@ func (l *LocalAPI) identifyPeer(r *http.Request) (Principal, error) {
 	cfg, err := l.Roster.Current()
 	if err != nil {
 		if !s.IsOperator {
-			return Principal{}, forbidden("%v", err)
+			return Principal{}, httpserver.Forbidden("%v", err)
 		}
 		// The operator can pause and release also while the configuration is invalid.
 		s.Person = config.Person{Name: fmt.Sprintf("uid %d", uid)}
@@ -118,7 +115,7 @@ func (l *LocalAPI) identifyPeer(r *http.Request) (Principal, error) {
 		// The operator may pause and release, and may approve only if the configuration says so.
 		person = config.Person{Name: fmt.Sprintf("uid %d", uid)}
 	default:
-		return Principal{}, forbidden("unknown user id %d; add a person with `uid: %d` under `people` in the "+
+		return Principal{}, httpserver.Forbidden("unknown user id %d; add a person with `uid: %d` under `people` in the "+
 			"configuration", uid, uid)
 	}
 	s.Person = person
@@ -129,13 +126,13 @@ func (l *LocalAPI) identifyPeer(r *http.Request) (Principal, error) {
 func (l *LocalAPI) issueDrillKey(r *http.Request) (any, error) {
 	uid, ok := r.Context().Value(peerUIDContextKey{}).(uint32)
 	if !ok || !isOperator(uid) {
-		return nil, forbidden("only root and the user who runs Stanch are allowed to run a drill")
+		return nil, httpserver.Forbidden("only root and the user who runs Stanch are allowed to run a drill")
 	}
 	var q struct {
 		Name string `json:"name"`
 	}
 	if err := json.NewDecoder(r.Body).Decode(&q); err != nil {
-		return nil, &httpError{http.StatusBadRequest, "parse the request: " + err.Error()}
+		return nil, httpserver.BadRequest("parse the request: %v", err)
 	}
 	secret, err := l.DrillRegistry.IssueKey(q.Name)
 	if err != nil {
@@ -149,13 +146,13 @@ func (l *LocalAPI) issueDrillKey(r *http.Request) (any, error) {
 func (l *LocalAPI) registerDrillTargets(r *http.Request) (any, error) {
 	uid, ok := r.Context().Value(peerUIDContextKey{}).(uint32)
 	if !ok || !isOperator(uid) {
-		return nil, forbidden("only root and the user who runs Stanch are allowed to run a drill")
+		return nil, httpserver.Forbidden("only root and the user who runs Stanch are allowed to run a drill")
 	}
 	var q DrillTargets
 	decoder := json.NewDecoder(r.Body)
 	decoder.DisallowUnknownFields()
 	if err := decoder.Decode(&q); err != nil {
-		return nil, &httpError{http.StatusBadRequest, "parse the request: " + err.Error()}
+		return nil, httpserver.BadRequest("parse the request: %v", err)
 	}
 	return l.DrillRegistry.Register(r.Context(), r.Header.Get("Stanch-Drill"), q)
 }

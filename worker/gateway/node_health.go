@@ -4,13 +4,13 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"sync"
 	"time"
 
 	"golang.org/x/time/rate"
 
 	"stanch/sensors/duration"
 	"stanch/sensors/gatewayrpc/gatewaypb"
+	"stanch/worker/ratelimit"
 )
 
 // maxHealthBytes is the maximum size of a health report.
@@ -144,28 +144,15 @@ func (h *NodeServer) DisconnectedNodes(within time.Duration) []string {
 	return out
 }
 
-// renewalLimiter limits how often each node may request a certificate.
-type renewalLimiter struct {
-	mu     sync.Mutex
-	byNode map[string]*rate.Limiter
-}
-
+// renewalInterval and renewalBurst are far more than a node needs, which renews every few weeks.
 const (
-	// renewalInterval and renewalBurst are far more than a node needs, which renews every few weeks.
 	renewalInterval = 10 * time.Minute
 	renewalBurst    = 3
 )
 
-func (r *renewalLimiter) allow(node string) bool {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if r.byNode == nil || len(r.byNode) > maxNodeRateLimits {
-		r.byNode = map[string]*rate.Limiter{}
-	}
-	if r.byNode[node] == nil {
-		r.byNode[node] = rate.NewLimiter(rate.Every(renewalInterval), renewalBurst)
-	}
-	return r.byNode[node].Allow()
+// renewalLimit limits how often each node may request a certificate.
+func renewalLimit() ratelimit.Limit {
+	return ratelimit.Limit{Rate: rate.Every(renewalInterval), Burst: renewalBurst}
 }
 
 // renewCertificate issues a certificate for the node's own name and role, whatever its request says.
@@ -192,7 +179,7 @@ func (h *NodeServer) signCertificate(ctx context.Context, name string, csr []byt
 	if h.SignCSR == nil {
 		return nil, fmt.Errorf("this gateway issues no certificates")
 	}
-	if !h.renewalLimiter.allow(name) {
+	if !h.renewalLimiter.Allow(name, renewalLimit()) {
 		return nil, fmt.Errorf("too many requests; wait %s", duration.Format(renewalInterval))
 	}
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)

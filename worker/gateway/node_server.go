@@ -31,6 +31,7 @@ import (
 	"stanch/sensors/gatewayrpc/gatewaypb"
 	"stanch/worker/authority"
 	"stanch/worker/config"
+	"stanch/worker/ratelimit"
 )
 
 // maxAttachmentBytes is the maximum size of the attachments of one command's result.
@@ -60,7 +61,7 @@ type NodeServer struct {
 	nodes          map[string]*nodeConnection
 	disconnectedAt map[string]time.Time // when a node's last stream ended
 	rateLimits     nodeRateLimits
-	renewalLimiter renewalLimiter
+	renewalLimiter ratelimit.PerCaller
 }
 
 // reconnectGrace is how long calls wait for a node that was connected a moment ago, or that may not have reconnected

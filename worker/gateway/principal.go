@@ -6,10 +6,9 @@ import (
 	"sync"
 	"time"
 
-	"golang.org/x/time/rate"
-
 	"stanch/activities"
 	"stanch/worker/config"
+	"stanch/worker/httpserver"
 )
 
 // Principal is an authenticated caller.
@@ -30,31 +29,6 @@ type Principal struct {
 type GroupMembership interface {
 	// GroupsOfPerson returns which of the wanted groups the person is in. With an error, the membership is unknown.
 	GroupsOfPerson(ctx context.Context, p config.Person, wanted []config.Group) ([]string, error)
-}
-
-// principalRateLimiter limits how often each identity may call.
-type principalRateLimiter struct {
-	mu    sync.Mutex
-	byKey map[string]*rate.Limiter
-}
-
-const (
-	requestBurst      = 60
-	requestsPerSecond = 2
-	// maxRateLimiters is the maximum number of identities; beyond it all limiters start anew.
-	maxRateLimiters = 10_000
-)
-
-func (l *principalRateLimiter) allow(key string) bool {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.byKey == nil || len(l.byKey) > maxRateLimiters {
-		l.byKey = map[string]*rate.Limiter{}
-	}
-	if l.byKey[key] == nil {
-		l.byKey[key] = rate.NewLimiter(requestsPerSecond, requestBurst)
-	}
-	return l.byKey[key].Allow()
 }
 
 // refusedVoteCounter limits how many refused votes of a request are recorded, per person and in total.
@@ -110,7 +84,7 @@ func (d *ApprovalService) groupsForApprovers(ctx context.Context, cfg *config.Co
 	defer cancel()
 	more, err := d.GroupMembership.GroupsOfPerson(ctx, s.Person, wanted)
 	if err != nil {
-		return nil, forbidden("look up the members of the group: %v; try again", err)
+		return nil, httpserver.Forbidden("look up the members of the group: %v; try again", err)
 	}
 	return append(append([]string{}, groups...), more...), nil
 }

@@ -15,6 +15,8 @@ import (
 
 	"stanch/activities"
 	"stanch/playbooks"
+	"stanch/sensors/truncate"
+	"stanch/worker/httpserver"
 	"stanch/workflows"
 	"stanch/workflows/playbook"
 )
@@ -61,6 +63,9 @@ func (r *QueryService) listWorkflowsUpTo(ctx context.Context, query string,
 
 var incidentIDPattern = regexp.MustCompile(`^INC-[0-9A-HJKMNP-TV-Z]{26}$`)
 
+// IsIncidentID reports whether s has the form of an incident id.
+func IsIncidentID(s string) bool { return incidentIDPattern.MatchString(s) }
+
 // Incident returns one incident in its current state, including the steps of its running playbooks so far.
 func (r *QueryService) Incident(ctx context.Context, id string) (playbooks.Incident, error) {
 	in, err := r.queryIncident(ctx, id)
@@ -73,8 +78,8 @@ func (r *QueryService) Incident(ctx context.Context, id string) (playbooks.Incid
 // queryIncident returns the incident's own state; playbooks report to it only at their end.
 func (r *QueryService) queryIncident(ctx context.Context, id string) (playbooks.Incident, error) {
 	if !incidentIDPattern.MatchString(id) {
-		return playbooks.Incident{}, notFound("invalid incident id %q; `stanch incidents` lists the incidents",
-			truncateText(id))
+		return playbooks.Incident{}, httpserver.NotFound("invalid incident id %q; `stanch incidents` lists the incidents",
+			truncate.Name(id))
 	}
 	found, err := r.listWorkflows(ctx, fmt.Sprintf("WorkflowType = 'Incident' AND %s = '%s'",
 		workflows.IncidentSearchAttribute, id))
@@ -87,7 +92,7 @@ func (r *QueryService) queryIncident(ctx context.Context, id string) (playbooks.
 		}
 		return r.readIncident(ctx, w)
 	}
-	return playbooks.Incident{}, notFound("unknown incident %s; `stanch incidents` lists the incidents", id)
+	return playbooks.Incident{}, httpserver.NotFound("unknown incident %s; `stanch incidents` lists the incidents", id)
 }
 
 func (r *QueryService) readIncident(ctx context.Context, w *workflowpb.WorkflowExecutionInfo) (playbooks.Incident,
@@ -121,7 +126,7 @@ var _ activities.ClosureReader = (*QueryService)(nil)
 // Closure returns how an incident ended.
 func (r *QueryService) Closure(ctx context.Context, id string) (activities.Closure, error) {
 	if !incidentIDPattern.MatchString(id) {
-		return activities.Closure{}, notFound("invalid incident id %q", truncateText(id))
+		return activities.Closure{}, httpserver.NotFound("invalid incident id %q", truncate.Name(id))
 	}
 	found, err := r.listWorkflows(ctx, fmt.Sprintf("WorkflowType = 'Incident' AND %s = '%s'",
 		workflows.IncidentSearchAttribute, id))
@@ -188,7 +193,7 @@ func (r *QueryService) Incidents(ctx context.Context) ([]playbooks.Incident, err
 // error, which names the others.
 func (r *QueryService) PendingApprovals(ctx context.Context, incident string) ([]playbook.ApprovalRequest, error) {
 	if !incidentIDPattern.MatchString(incident) {
-		return nil, notFound("invalid incident id %q", truncateText(incident))
+		return nil, httpserver.NotFound("invalid incident id %q", truncate.Name(incident))
 	}
 	return r.queryPendingApprovals(
 		ctx,

@@ -37,6 +37,9 @@ const (
 // maxNodeRateLimits is the maximum number of nodes; beyond it all limits start anew.
 const maxNodeRateLimits = 10_000
 
+// nodeBurstSeconds is how many seconds' worth of bytes a node may send at once after a pause.
+const nodeBurstSeconds = 10
+
 func (p *nodeRateLimits) forNode(node string) *nodeRateLimit {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -47,7 +50,7 @@ func (p *nodeRateLimits) forNode(node string) *nodeRateLimit {
 		c := p.config.WithDefaults()
 		p.byNode[node] = &nodeRateLimit{
 			detections:    rate.NewLimiter(rate.Limit(c.DetectionsPerSecond), c.DetectionBurst),
-			bytes:         rate.NewLimiter(rate.Limit(c.BytesPerSecond), c.BytesPerSecond*sourceBurstSeconds),
+			bytes:         rate.NewLimiter(rate.Limit(c.BytesPerSecond), c.BytesPerSecond*nodeBurstSeconds),
 			healthReports: rate.NewLimiter(healthReportsPerSecond, healthReportBurst),
 		}
 	}

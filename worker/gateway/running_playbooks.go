@@ -2,9 +2,11 @@ package gateway
 
 import (
 	"context"
+	"fmt"
 	"slices"
 	"time"
 
+	"stanch/activities"
 	"stanch/playbooks"
 	"stanch/playbooks/display"
 	"stanch/workflows"
@@ -41,4 +43,25 @@ func (r *QueryService) addRunningPlaybook(ctx context.Context, in *playbooks.Inc
 			in.Evidence = append(in.Evidence, e)
 		}
 	}
+}
+
+// openRequests returns the pending approval requests of one playbook run.
+func (r *QueryService) openRequests(ctx context.Context, run string) (out []playbook.ApprovalRequest, err error) {
+	return out, r.queryWorkflow(ctx, run, workflows.QueryPendingApprovals, &out)
+}
+
+// closedRequests returns the most recently closed requests of one playbook run.
+func (r *QueryService) closedRequests(ctx context.Context, run string) (out []activities.ApprovalOutcome, err error) {
+	return out, r.queryWorkflow(ctx, run, workflows.QueryAnsweredApprovals, &out)
+}
+
+func (r *QueryService) queryWorkflow(ctx context.Context, workflow, query string, out any) error {
+	value, err := r.Temporal.QueryWorkflow(ctx, workflow, "", query)
+	if err == nil {
+		err = value.Get(out)
+	}
+	if err != nil {
+		return fmt.Errorf("query %s of workflow %s: %w", query, workflow, err)
+	}
+	return nil
 }

@@ -21,7 +21,9 @@ import (
 	"github.com/slack-go/slack/socketmode"
 
 	view "stanch/activities/slack"
+	"stanch/sensors/truncate"
 	"stanch/worker/config"
+	"stanch/worker/httpserver"
 	"stanch/workflows/incident"
 )
 
@@ -72,8 +74,8 @@ func (s *SlackInteractions) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	if err != nil || verifier.Ensure() != nil {
 		// The library's error contains the valid signature, so it is neither shown nor logged.
-		if s.rateLimiter.allow("slack: bad signature") {
-			s.Log.Warn("refused a request without a valid Slack signature", "from", hostFromAddress(r.RemoteAddr))
+		if s.AllowRequest("slack: bad signature") {
+			s.Log.Warn("refused a request without a valid Slack signature", "from", httpserver.PeerHost(r))
 		}
 		http.Error(w, "invalid or expired Slack signature", http.StatusUnauthorized)
 		return
@@ -204,19 +206,19 @@ func (s *SlackInteractions) handleInteraction(ctx context.Context, callback slac
 		}
 		return nil, nil
 	}
-	var p *httpError
+	var p *httpserver.Error
 	if !errors.As(err, &p) {
-		s.Log.Error("process a click", "member", truncateText(callback.User.ID), "kind", c.reference.Kind, "incident",
+		s.Log.Error("process a click", "member", truncate.Name(callback.User.ID), "kind", c.reference.Kind, "incident",
 			c.reference.IncidentID, "error", err)
 		s.replyPrivately(ctx, c, "This was not recorded: Stanch is busy, or a service that it needs is unavailable. Click "+
 			"again in a moment.")
 		return nil, err
 	}
 	if c.isForm {
-		return slack.NewErrorsViewSubmissionResponse(map[string]string{reasonBlockID: truncateTo(p.message, 140)}), nil
+		return slack.NewErrorsViewSubmissionResponse(map[string]string{reasonBlockID: truncate.Runes(p.Message, 140)}), nil
 	}
-	if s.rateLimiter.allow("slack: answers to " + c.User.ID) {
-		s.replyPrivately(ctx, c, p.message)
+	if s.AllowRequest("slack: answers to " + c.User.ID) {
+		s.replyPrivately(ctx, c, p.Message)
 	}
 	return nil, nil
 }
@@ -231,16 +233,16 @@ func parseSlackTimestamp(ts string) time.Time {
 
 // performClick performs the button's action, if the member may.
 func (s *SlackInteractions) performClick(ctx context.Context, c *slackClick) (string, error) {
-	if !s.rateLimiter.allow("slack:" + c.User.ID) {
-		return "", &httpError{http.StatusTooManyRequests, "Too many clicks; wait a moment."}
+	if !s.AllowRequest("slack:" + c.User.ID) {
+		return "", httpserver.TooManyRequests("Too many clicks; wait a moment.")
 	}
 	ref, err := view.Verify(s.Authority, c.buttonValue)
 	if err != nil {
-		return "", forbidden("%v", err)
+		return "", httpserver.Forbidden("%v", err)
 	}
 	c.reference = ref
 	if !c.isForm && c.Channel.ID != s.Channel {
-		return "", forbidden("Stanch accepts clicks only in its own channel.")
+		return "", httpserver.Forbidden("Stanch accepts clicks only in its own channel.")
 	}
 	if !c.isForm && needsReason(ref.Kind) {
 		return "", s.openReasonForm(ctx, c)
@@ -275,7 +277,7 @@ func (s *SlackInteractions) performClick(ctx context.Context, c *slackClick) (st
 		})
 		return "The incident's leases are released, and its open approval requests are denied.", err
 	}
-	return "", forbidden("This button has no action.")
+	return "", httpserver.Forbidden("This button has no action.")
 }
 
 // toSentence returns a clause as a sentence.
@@ -323,11 +325,11 @@ func (s *SlackInteractions) replyPrivately(ctx context.Context, c slackClick, wh
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
 	go func() {
 		defer cancel()
-		block := slack.NewRichTextBlock("", slack.NewRichTextSection(slack.NewRichTextSectionTextElement(truncateTo(what,
+		block := slack.NewRichTextBlock("", slack.NewRichTextSection(slack.NewRichTextSectionTextElement(truncate.Runes(what,
 			600), nil)))
 		if _, err := s.SlackClient.PostEphemeralContext(ctx, s.Channel, c.User.ID,
 			slack.MsgOptionText("Reply from Stanch", true), slack.MsgOptionBlocks(block)); err != nil {
-			s.Log.Warn("reply to a Slack member", "member", truncateText(c.User.ID), "error", err)
+			s.Log.Warn("reply to a Slack member", "member", truncate.Name(c.User.ID), "error", err)
 		}
 	}()
 }
@@ -336,30 +338,30 @@ func (s *SlackInteractions) replyPrivately(ctx context.Context, c slackClick, wh
 func (s *SlackInteractions) principalOf(ctx context.Context, c slack.InteractionCallback) (Principal, error) {
 	cfg, err := s.Roster.Current()
 	if err != nil {
-		return Principal{}, forbidden("%v", err)
+		return Principal{}, httpserver.Forbidden("%v", err)
 	}
 	person, known := cfg.PersonBySlack(c.User.ID)
 	if !known {
-		return Principal{}, forbidden(
-			"You are not in Stanch's configuration. Ask for `slack: %s` to be added under `people`.", truncateText(c.User.ID))
+		return Principal{}, httpserver.Forbidden(
+			"You are not in Stanch's configuration. Ask for `slack: %s` to be added under `people`.", truncate.Name(c.User.ID))
 	}
 	team, err := s.botTeamID(ctx)
 	if err != nil {
 		return Principal{}, err
 	}
 	if c.Team.ID != team {
-		return Principal{}, forbidden("Stanch belongs to another workspace.")
+		return Principal{}, httpserver.Forbidden("Stanch belongs to another workspace.")
 	}
 	user, err := s.SlackClient.GetUserInfoContext(ctx, c.User.ID)
 	if err != nil {
-		return Principal{}, fmt.Errorf("get Slack member %s: %w", truncateText(c.User.ID), err)
+		return Principal{}, fmt.Errorf("get Slack member %s: %w", truncate.Name(c.User.ID), err)
 	}
 	for why, is := range map[string]bool{
 		"deactivated": user.Deleted, "a bot": user.IsBot, "a guest": user.IsRestricted || user.IsUltraRestricted,
 		"from another organization": user.IsStranger || user.TeamID != "" && user.TeamID != team,
 	} {
 		if is || user.ID != c.User.ID {
-			return Principal{}, forbidden("Your account is %s and is not allowed to vote.", why)
+			return Principal{}, httpserver.Forbidden("Your account is %s and is not allowed to vote.", why)
 		}
 	}
 	return Principal{Person: person, AuthenticatedBy: "Slack member " + c.User.ID, RateLimitKey: "slack:" + c.User.ID}, nil

@@ -135,7 +135,7 @@ func TestKubernetesAuditEvents(t *testing.T) {
 			return strings.TrimSuffix(r, "}") + `,"requestObject":{"metadata":{"labels":{` + labels +
 				`}}},"responseObject":{"metadata":{"labels":{` + labels + `}}}}`
 		}
-		d.RuleEvaluator.AddEnforcedNamespaces("n3")
+		d.AuditEvents.RuleEvaluator.AddEnforcedNamespaces("n3")
 		const label = `"pod-security.kubernetes.io/enforce":"restricted"`
 		_, s := d.post(t, endpoint, "api-server", newAuditEventList(put("n1-1", `"team":"a"`), put("n2-1", label),
 			put("n2-2", label)))

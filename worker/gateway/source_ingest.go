@@ -14,6 +14,7 @@ import (
 
 	"stanch/sensors"
 	"stanch/sensors/integrations"
+	"stanch/sensors/truncate"
 )
 
 // endpoint is one path to which sensors post.
@@ -41,11 +42,7 @@ type refusedRecord struct {
 	Reason string `json:"reason"`
 }
 
-const (
-	retryAfterDelay = 5 * time.Second
-	// maxChunkBytes is the maximum size of what is sent to Temporal at once, in bytes as received.
-	maxChunkBytes = 512 << 10
-)
+const retryAfterDelay = 5 * time.Second
 
 func writeIngestResponse(w http.ResponseWriter, code int, a ingestResponse) {
 	w.Header().Set("Content-Type", "application/json")
@@ -123,7 +120,7 @@ func (d endpoint) readBody(w http.ResponseWriter, r *http.Request) (body []byte,
 		}
 	default:
 		return nil, http.StatusUnsupportedMediaType, fmt.Errorf(
-			"unknown content encoding %q; send it uncompressed or as gzip", truncateText(encoding))
+			"unknown content encoding %q; send it uncompressed or as gzip", truncate.Name(encoding))
 	}
 	body, err = io.ReadAll(io.LimitReader(from, d.maxBodyBytes+1))
 	if limit := (*http.MaxBytesError)(nil); errors.As(err, &limit) || int64(len(body)) > d.maxBodyBytes {
@@ -177,10 +174,10 @@ func (f *SourceServer) ingestRecords(ctx context.Context, s *sourceState, d endp
 			return http.StatusServiceUnavailable, ingestResponse{Status: "send it again later"}
 		}
 		if err != nil {
-			a.Refused = append(a.Refused, refusedRecord{Line: record.Line, Reason: truncateReason(err.Error())})
+			a.Refused = append(a.Refused, refusedRecord{Line: record.Line, Reason: truncate.Reason(err.Error())})
 		}
 	}
-	if err := f.acceptAlerts(ctx, alerts, sizes); err != nil {
+	if err := f.Ingester.AcceptChunks(ctx, alerts, sizes); err != nil {
 		f.Log.Error("send detections of a source to Temporal", "source", s.name, "error", err)
 		return http.StatusServiceUnavailable, ingestResponse{Status: "send it again later"}
 	}
@@ -210,29 +207,6 @@ func (f *SourceServer) completeAlert(ctx context.Context, s *sourceState, d *sen
 	d.Source = s.name
 	// Only the node's own sensor knows cgroups.
 	d.Event.Container.CgroupPath, d.Event.Container.CgroupID, d.Event.Container.PodCgroupID = "", 0, 0
-	redactDetection(d)
+	RedactDetection(d)
 	return f.Ingester.Check(ctx, d, "")
-}
-
-// acceptAlerts sends alerts to their incidents in chunks, because the size of a signal is limited.
-func (f *SourceServer) acceptAlerts(ctx context.Context, alerts []sensors.Detection, sizes []int) error {
-	for from := 0; from < len(alerts); {
-		to, bytes := from, 0
-		for to < len(alerts) && to-from < maxBatchDetections && (to == from || bytes+sizes[to] <= maxChunkBytes) {
-			bytes += sizes[to]
-			to++
-		}
-		if err := f.Ingester.Accept(ctx, alerts[from:to]); err != nil {
-			return err
-		}
-		from = to
-	}
-	return nil
-}
-
-func truncateReason(s string) string {
-	if r := []rune(s); len(r) > 300 {
-		return string(r[:300]) + "…"
-	}
-	return s
 }

@@ -13,7 +13,7 @@ import (
 
 	"golang.org/x/time/rate"
 
-	"stanch/sensors"
+	"stanch/sensors/gatewayrpc"
 	"stanch/sensors/integrations"
 	"stanch/sensors/redact"
 	"stanch/worker/config"
@@ -32,12 +32,12 @@ type SourceServer struct {
 	Ingester *Ingester
 	Log      *slog.Logger
 	// Slack handles signed clicks at /slack/interactions; nil disables it.
-	Slack *SlackInteractions
+	Slack http.Handler
 	// HealthSink receives sensors' reports about themselves; with nil they are only logged.
 	HealthSink SourceHealthSink
-	// RuleEvaluator handles the audit log of Kubernetes at /v1/kubernetes-audit; nil disables it.
-	RuleEvaluator *RuleEvaluator
-	sources       map[string]*sourceState
+	// AuditEvents evaluates the audit log of Kubernetes at /v1/kubernetes-audit; nil disables it.
+	AuditEvents *ClusterEvents
+	sources     map[string]*sourceState
 }
 
 // sourceState is one sender with a token.
@@ -111,7 +111,7 @@ func (f *SourceServer) HTTPServer() *http.Server {
 		}))
 	}
 	mux.HandleFunc("POST /v1/detections", f.handleRecords(endpoint{
-		kind: config.SourceKindDetections, maxBodyBytes: maxDetectionBytes,
+		kind: config.SourceKindDetections, maxBodyBytes: gatewayrpc.MaxDetectionBytes,
 		splitRecords: func(body []byte) ([]integrations.RawRecord, error) {
 			return []integrations.RawRecord{{Line: 1, Raw: body}}, nil
 		},
@@ -120,7 +120,7 @@ func (f *SourceServer) HTTPServer() *http.Server {
 			return integrations.DecodedRecord{Alert: &d}, err
 		},
 	}))
-	if f.RuleEvaluator != nil {
+	if f.AuditEvents != nil {
 		mux.HandleFunc("POST /v1/"+config.SourceKindKubernetesAudit, f.handleAuditLog)
 	}
 	if f.Slack != nil {
@@ -163,21 +163,6 @@ func (f *SourceServer) authenticateSource(r *http.Request) *sourceState {
 		}
 	}
 	return found
-}
-
-// redactDetection redacts detections of other sensors as the node redacts its own.
-func redactDetection(d *sensors.Detection) {
-	e := &d.Event
-	e.Process.Args = redact.Args(e.Process.Args)
-	for i := range e.Process.Ancestors {
-		e.Process.Ancestors[i].Args = redact.Args(e.Process.Ancestors[i].Args)
-	}
-	e.Audit.Exec.Command = redact.Args(e.Audit.Exec.Command)
-	e.Syscall.Detail = redact.Text(e.Syscall.Detail)
-	for i := range d.Reasons {
-		d.Reasons[i] = redact.Text(d.Reasons[i])
-	}
-	d.Title = redact.Text(d.Title)
 }
 
 // reportSourceHealth forwards a sensor's report about itself.

@@ -131,7 +131,9 @@ func newSourceServerFixture(t *testing.T, server *temporal.Server, sources ...co
 
 func (d *sourceServerFixture) serveHTTP(t *testing.T, judge *gateway.RuleEvaluator) {
 	t.Helper()
-	d.RuleEvaluator = judge
+	if judge != nil {
+		d.AuditEvents = &gateway.ClusterEvents{RuleEvaluator: judge, Ingester: d.Ingester, Log: d.Log}
+	}
 	web := httptest.NewServer(d.HTTPServer().Handler)
 	t.Cleanup(web.Close)
 	d.url = web.URL

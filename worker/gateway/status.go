@@ -9,6 +9,7 @@ import (
 	"strings"
 	"time"
 
+	"stanch/sensors/truncate"
 	"stanch/workflows/lease"
 )
 
@@ -92,7 +93,7 @@ func (a *API) status(r *http.Request) (Status, error) {
 	refused := 0
 	for _, in := range list {
 		if in.Status == "unreadable" {
-			problem("an incident cannot be read: %s", truncateReason(in.Summary))
+			problem("an incident cannot be read: %s", truncate.Reason(in.Summary))
 		}
 		for _, w := range in.OpenApprovals { // also of resolved incidents: a running playbook or a person may ask
 			s.OpenApprovals = append(s.OpenApprovals, IncidentApproval{IncidentID: in.ID, OpenApproval: w})
@@ -122,7 +123,7 @@ func (a *API) status(r *http.Request) (Status, error) {
 			s.NextLeaseExpiry = end
 		}
 		if m.State == lease.StateStuck {
-			problem("lease %s cannot be undone: %s", m.LeaseID, truncateReason(m.Reason))
+			problem("lease %s cannot be undone: %s", m.LeaseID, truncate.Reason(m.Reason))
 		}
 	}
 	return s, nil

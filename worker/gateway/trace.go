@@ -2,6 +2,7 @@ package gateway
 
 import (
 	"context"
+	"stanch/sensors/truncate"
 	"strings"
 	"time"
 
@@ -32,7 +33,7 @@ func (i *Ingester) startBatchSpan(ctx context.Context, batch []*queuedDetection)
 func (it *queuedDetection) traceAttributes() []attribute.KeyValue {
 	d := it.detection
 	text := func(key, value string) attribute.KeyValue {
-		return attribute.String(key, strings.ToValidUTF8(truncateText(value), "?"))
+		return attribute.String(key, strings.ToValidUTF8(truncate.Name(value), "?"))
 	}
 	return []attribute.KeyValue{
 		text("stanch.rule", d.Rule), text("stanch.severity", string(d.Severity)), text("stanch.source", d.Source),

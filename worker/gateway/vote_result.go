@@ -5,7 +5,6 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"net/http"
 	"slices"
 	"strings"
 	"time"
@@ -15,7 +14,8 @@ import (
 	"stanch/playbooks/display"
 	"stanch/playbooks/testspec"
 	"stanch/sensors/attestation"
-	"stanch/workflows"
+	"stanch/sensors/truncate"
+	"stanch/worker/httpserver"
 	"stanch/workflows/playbook"
 )
 
@@ -163,28 +163,7 @@ func ignoredVoteReasons(q playbook.ApprovalRequest, name string) (reasons []stri
 
 // quoteRequest returns the title of a request in quotes, with its duration.
 func quoteRequest(q playbook.ApprovalRequest) string {
-	return fmt.Sprintf("%q", truncateText(cmp.Or(q.Title, q.Step))) + q.DurationText()
-}
-
-// openRequests returns the pending approval requests of one playbook run.
-func (r *QueryService) openRequests(ctx context.Context, run string) (out []playbook.ApprovalRequest, err error) {
-	return out, r.queryWorkflow(ctx, run, workflows.QueryPendingApprovals, &out)
-}
-
-// closedRequests returns the most recently closed requests of one playbook run.
-func (r *QueryService) closedRequests(ctx context.Context, run string) (out []activities.ApprovalOutcome, err error) {
-	return out, r.queryWorkflow(ctx, run, workflows.QueryAnsweredApprovals, &out)
-}
-
-func (r *QueryService) queryWorkflow(ctx context.Context, workflow, query string, out any) error {
-	value, err := r.Temporal.QueryWorkflow(ctx, workflow, "", query)
-	if err == nil {
-		err = value.Get(out)
-	}
-	if err != nil {
-		return fmt.Errorf("query %s of workflow %s: %w", query, workflow, err)
-	}
-	return nil
+	return fmt.Sprintf("%q", truncate.Name(cmp.Or(q.Title, q.Step))) + q.DurationText()
 }
 
 // findRequest finds the request that a vote is for: by its qualified id, or by its id, title, step or action if that
@@ -199,11 +178,8 @@ func (d *ApprovalService) findRequest(ctx context.Context, v VoteRequest) (*play
 		p := &pending[i]
 		if v.PlansHash != "" && p.PlansHash != v.PlansHash {
 			if p.ReplacesHash == v.PlansHash {
-				return nil, &httpError{
-					http.StatusConflict,
-					"the plan has changed since approval was requested (" + strings.Join(p.ChangesSinceReplaced,
-						"; ") + "); answer the new request",
-				}
+				return nil, httpserver.Conflict("%s", "the plan has changed since approval was requested ("+strings.Join(p.ChangesSinceReplaced,
+					"; ")+"); answer the new request")
 			}
 			continue
 		}
@@ -224,19 +200,13 @@ func (d *ApprovalService) findRequest(ctx context.Context, v VoteRequest) (*play
 	case len(found) == 1:
 		return found[0], nil
 	case v.PlansHash != "" && len(found) == 0:
-		return nil, &httpError{
-			http.StatusConflict,
-			"the approval request is closed: it was answered, it expired, or its plan changed",
-		}
+		return nil, httpserver.Conflict("the approval request is closed: it was answered, it expired, or its plan changed")
 	case len(found) > 1 && v.RequestID == "":
-		return nil, &httpError{http.StatusConflict, fmt.Sprintf("incident %s has %d pending approval requests; choose one:%s",
-			v.IncidentID, len(found), describeOpenRequests(v.IncidentID, v.Approve, found))}
+		return nil, httpserver.Conflict("incident %s has %d pending approval requests; choose one:%s",
+			v.IncidentID, len(found), describeOpenRequests(v.IncidentID, v.Approve, found))
 	case len(found) > 1:
-		return nil, &httpError{
-			http.StatusConflict,
-			fmt.Sprintf("%q matches %d pending approval requests in incident %s; choose one:%s", truncateText(v.RequestID),
-				len(found), v.IncidentID, describeOpenRequests(v.IncidentID, v.Approve, found)),
-		}
+		return nil, httpserver.Conflict("%q matches %d pending approval requests in incident %s; choose one:%s", truncate.Name(v.RequestID),
+			len(found), v.IncidentID, describeOpenRequests(v.IncidentID, v.Approve, found))
 	}
 	return nil, d.noOpenRequestError(ctx, v, pending)
 }
@@ -264,7 +234,7 @@ func describeOpenRequests(incident string, approve bool, all []*playbook.Approva
 	}
 	var b strings.Builder
 	for _, q := range all {
-		fmt.Fprintf(&b, "\n  stanch %s %s '%s'   %s%s", command, incident, q.QualifiedID(), truncateText(q.Title),
+		fmt.Fprintf(&b, "\n  stanch %s %s '%s'   %s%s", command, incident, q.QualifiedID(), truncate.Name(q.Title),
 			q.DurationText())
 	}
 	return b.String()
@@ -279,8 +249,8 @@ func (d *ApprovalService) noOpenRequestError(ctx context.Context, v VoteRequest,
 		for i := range pending {
 			all = append(all, &pending[i])
 		}
-		return notFound("unknown approval request %[2]q in incident %[1]s; pending requests:%[3]s", v.IncidentID,
-			truncateText(v.RequestID), describeOpenRequests(v.IncidentID, v.Approve, all))
+		return httpserver.NotFound("unknown approval request %[2]q in incident %[1]s; pending requests:%[3]s", v.IncidentID,
+			truncate.Name(v.RequestID), describeOpenRequests(v.IncidentID, v.Approve, all))
 	}
 	in, err := d.QueryService.Incident(ctx, v.IncidentID)
 	if err != nil {
@@ -295,11 +265,8 @@ func (d *ApprovalService) noOpenRequestError(ctx context.Context, v VoteRequest,
 		}
 	}
 	if len(before) > 0 {
-		return &httpError{
-			http.StatusConflict,
-			fmt.Sprintf("incident %s has no pending approval request; already answered: %s",
-				v.IncidentID, truncateReason(strings.Join(before, "; "))),
-		}
+		return httpserver.Conflict("incident %s has no pending approval request; already answered: %s",
+			v.IncidentID, truncate.Reason(strings.Join(before, "; ")))
 	}
-	return notFound("incident %s has no pending approval request; see `stanch incidents %s`", v.IncidentID, v.IncidentID)
+	return httpserver.NotFound("incident %s has no pending approval request; see `stanch incidents %s`", v.IncidentID, v.IncidentID)
 }
