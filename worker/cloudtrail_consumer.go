@@ -8,7 +8,8 @@ import (
 	"stanch/activities/aws"
 	"stanch/sensors"
 	"stanch/sensors/integrations"
-	"stanch/worker/gateway"
+	"stanch/worker/auditevents"
+	"stanch/worker/sourceserver"
 )
 
 // How CloudTrail is read.
@@ -25,7 +26,7 @@ const (
 type cloudTrailConsumer struct {
 	account      *aws.Account
 	handleEvents func(context.Context, []sensors.Event) error
-	healthSink   gateway.SourceHealthSink // nil receives nothing
+	healthSink   sourceserver.HealthSink // nil receives nothing
 	worker       *Worker
 }
 
@@ -37,12 +38,12 @@ func (t *cloudTrailConsumer) reportHealth(ctx context.Context, unread error) {
 	some := (*integrations.BatchDecodeError)(nil)
 	switch {
 	case unread == nil:
-		t.healthSink.OnSourceMessage(gateway.CloudTrailSource)
+		t.healthSink.OnSourceMessage(auditevents.CloudTrailSource)
 	case errors.As(unread, &some):
 		t.healthSink.OnSourceHealth(
 			ctx,
 			integrations.SensorHealth{
-				Source:            gateway.CloudTrailSource,
+				Source:            auditevents.CloudTrailSource,
 				Time:              time.Now().UTC(),
 				UndecodableEvents: uint64(max(some.FailedCount, 1)),
 				Message:           some.Error(),
@@ -50,7 +51,7 @@ func (t *cloudTrailConsumer) reportHealth(ctx context.Context, unread error) {
 		)
 	default:
 		t.healthSink.OnSourceHealth(ctx, integrations.SensorHealth{
-			Source: gateway.CloudTrailSource, Time: time.Now().UTC(),
+			Source: auditevents.CloudTrailSource, Time: time.Now().UTC(),
 			UndecodableEvents: 1, Message: unread.Error(),
 		})
 	}
@@ -61,7 +62,7 @@ func (w *Worker) followCloudTrail(ctx context.Context) error {
 	if w.awsAccount == nil || w.Config.AWS.CloudTrail == nil {
 		return nil
 	}
-	cloud := &gateway.CloudEventHandler{
+	cloud := &auditevents.CloudEvents{
 		RuleEvaluator: w.ruleEvaluator, Ingester: w.Ingester, EKSCluster: w.Config.AWS.Cluster,
 		Log: w.Log,
 	}

@@ -32,10 +32,11 @@ import (
 	"stanch/sensors/rules"
 	standin "stanch/testenv/aws"
 	"stanch/testenv/temporal"
+	"stanch/worker/auditevents"
 	"stanch/worker/authority"
 	"stanch/worker/config"
-	"stanch/worker/gateway"
 	"stanch/worker/health"
+	"stanch/worker/ingest"
 	"stanch/workflows"
 	"stanch/workflows/incident"
 )
@@ -178,13 +179,13 @@ func newCloudTrailFixture(t *testing.T, lookup bool) *cloudTrailFixture {
 	}
 	log := slog.New(slog.DiscardHandler)
 	w := &Worker{Options: Options{Config: cfg, Log: log}, awsAccount: account}
-	w.Ingester = &gateway.Ingester{
+	w.Ingester = &ingest.Ingester{
 		Temporal:  temporal.Start(t, map[string]any{"Story": e.incidentWorkflow}),
 		Authority: auth, Config: cfg, Kube: e.kube, Log: log, IncidentWorkflow: "Story",
 	}
 	set, err := rules.LoadShipped()
 	require.NoError(t, err)
-	w.ruleEvaluator = gateway.NewRuleEvaluator(func() *rules.Set { return set },
+	w.ruleEvaluator = auditevents.NewRuleEvaluator(func() *rules.Set { return set },
 		[]netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")}, "", log)
 	e.monitor = health.NewMonitor(health.Options{
 		Ingester: w.Ingester, Log: log,

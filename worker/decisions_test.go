@@ -25,7 +25,7 @@ import (
 	"stanch/worker"
 	"stanch/worker/archive"
 	"stanch/worker/config"
-	"stanch/worker/gateway"
+	"stanch/worker/decisions"
 	"stanch/worker/metrics"
 	"stanch/worker/simulate"
 	"stanch/workflows/incident"
@@ -170,9 +170,9 @@ func (l *runningInstallation) waitForApprovalRequest(name string) string {
 }
 
 // castVote votes on the request of a case; with refused, the vote must not count.
-func (l *runningInstallation) castVote(id, person string, approve, refused bool, more ...func(*gateway.VoteRequest)) {
+func (l *runningInstallation) castVote(id, person string, approve, refused bool, more ...func(*decisions.VoteRequest)) {
 	l.t.Helper()
-	v := gateway.VoteRequest{IncidentID: id, Approve: approve}
+	v := decisions.VoteRequest{IncidentID: id, Approve: approve}
 	for _, change := range more {
 		change(&v)
 	}
@@ -185,18 +185,18 @@ func (l *runningInstallation) castVote(id, person string, approve, refused bool,
 }
 
 // principal returns a person with the current entitlement by the configuration.
-func (l *runningInstallation) principal(name string) gateway.Principal {
+func (l *runningInstallation) principal(name string) decisions.Principal {
 	cfg, err := l.ApprovalService.Roster.Current()
 	require.NoError(l.t, err)
 	for _, p := range cfg.People {
 		if p.Name == name {
-			return gateway.Principal{
+			return decisions.Principal{
 				Person: p, AuthenticatedBy: fmt.Sprintf("uid %d on the local socket", *p.UID),
 				RateLimitKey: name,
 			}
 		}
 	}
-	return gateway.Principal{
+	return decisions.Principal{
 		Person: config.Person{Name: name}, AuthenticatedBy: "uid 4242 on the local socket",
 		RateLimitKey: name, IsOperator: name == "root",
 	}
@@ -278,7 +278,7 @@ func TestSimulationRepeatsLiveDecisions(t *testing.T) {
 		})
 	}
 	letgo := l.waitForIncident("letgo", "held", func(in playbooks.Incident) bool { return len(in.Leases) > 0 })
-	_, err := l.ApprovalService.Release(t.Context(), l.principal("root"), gateway.LeaseRequest{
+	_, err := l.ApprovalService.Release(t.Context(), l.principal("root"), decisions.LeaseRequest{
 		IncidentID: letgo.ID,
 		Reason:     "a known job",
 	})
@@ -301,7 +301,7 @@ func TestSimulationRepeatsLiveDecisions(t *testing.T) {
 	l.castVote(id, "dave", true, true) // not an approver before the escalation
 	id = l.waitForApprovalRequest("glass")
 	l.castVote(id, "eve", true, true)
-	l.castVote(id, "grace", true, false, func(v *gateway.VoteRequest) {
+	l.castVote(id, "grace", true, false, func(v *decisions.VoteRequest) {
 		v.BreakGlass, v.Reason = true,
 			"the others sleep"
 	})
@@ -310,7 +310,7 @@ func TestSimulationRepeatsLiveDecisions(t *testing.T) {
 	l.castVote(id, "eve", true, true)
 	l.castVote(id, "bob", true, false)
 	id = l.waitForApprovalRequest("denial")
-	l.castVote(id, "alice", false, false, func(v *gateway.VoteRequest) { v.Reason = "a known job" })
+	l.castVote(id, "alice", false, false, func(v *decisions.VoteRequest) { v.Reason = "a known job" })
 	id = l.waitForApprovalRequest("expiry")
 	l.castVote(id, "alice", true, false)
 	id = l.waitForApprovalRequest("revoked")
@@ -320,14 +320,14 @@ func TestSimulationRepeatsLiveDecisions(t *testing.T) {
 	l.castVote(id, "alice", true, false)
 	l.castVote(id, "bob", true, false)
 	id = l.waitForApprovalRequest("judged")
-	_, err = l.ApprovalService.Triage(t.Context(), l.principal("root"), gateway.TriageRequest{
+	_, err = l.ApprovalService.Triage(t.Context(), l.principal("root"), decisions.TriageRequest{
 		IncidentID: id,
 		Kind:       incident.TriageFalsePositive, Reason: "a test",
 	})
 	require.NoError(t, err)
 	id = l.waitForApprovalRequest("escalated")
 	require.Eventually(t, func() bool {
-		_, err := l.ApprovalService.Vote(t.Context(), l.principal("dave"), gateway.VoteRequest{IncidentID: id, Approve: true})
+		_, err := l.ApprovalService.Vote(t.Context(), l.principal("dave"), decisions.VoteRequest{IncidentID: id, Approve: true})
 		return err == nil
 	}, 20*time.Second, 200*time.Millisecond)
 

@@ -26,7 +26,7 @@ import (
 	"stanch/worker/archive"
 	"stanch/worker/authority"
 	"stanch/worker/config"
-	"stanch/worker/gateway"
+	"stanch/worker/decisions"
 	"stanch/worker/metrics"
 	"stanch/worker/simulate"
 	"stanch/worker/tracing"
@@ -103,7 +103,7 @@ people:
 // startRequestInstallation returns an installation with one node and one container, and a function that sends a request
 // as a person.
 func startRequestInstallation(t *testing.T, text string) (*worker.Worker, *fakeLockingNode,
-	func(person string, q gateway.ContainRequest) (*gateway.ContainResponse, error),
+	func(person string, q decisions.ContainRequest) (*decisions.ContainResponse, error),
 ) {
 	t.Helper()
 	cfg, problems := config.Parse("stanch.yaml", []byte(text))
@@ -119,18 +119,18 @@ func startRequestInstallation(t *testing.T, text string) (*worker.Worker, *fakeL
 	connectNodeWithHandler(t, w, agent.Health{Node: "node-1"}, node)
 	require.Eventually(t, func() bool { return len(w.NodeServer.ConnectedNodes()) == 1 }, 10*time.Second,
 		20*time.Millisecond)
-	return w, node, func(person string, q gateway.ContainRequest) (*gateway.ContainResponse, error) {
+	return w, node, func(person string, q decisions.ContainRequest) (*decisions.ContainResponse, error) {
 		return w.ApprovalService.Contain(t.Context(), principalByName(cfg, person), q)
 	}
 }
 
-func principalByName(cfg *config.Config, name string) gateway.Principal {
+func principalByName(cfg *config.Config, name string) decisions.Principal {
 	p, _ := cfg.FindPerson(func(p config.Person) bool { return p.Name == name })
-	return gateway.Principal{Person: p, AuthenticatedBy: "uid of " + name, RateLimitKey: name}
+	return decisions.Principal{Person: p, AuthenticatedBy: "uid of " + name, RateLimitKey: name}
 }
 
 // waitForPlaybookRun waits until the playbook of a request has ended.
-func waitForPlaybookRun(t *testing.T, w *worker.Worker, a *gateway.ContainResponse) (playbooks.Incident,
+func waitForPlaybookRun(t *testing.T, w *worker.Worker, a *decisions.ContainResponse) (playbooks.Incident,
 	playbooks.PlaybookRun,
 ) {
 	t.Helper()
@@ -165,7 +165,7 @@ func outcomesByAction(run playbooks.PlaybookRun) map[string]playbooks.Outcome {
 // recording contain it, and the simulation gives the same result.
 func TestManualRequestContainsTarget(t *testing.T) {
 	w, node, ask := startRequestInstallation(t, manualRequestConfig)
-	q := gateway.ContainRequest{
+	q := decisions.ContainRequest{
 		ID: "one", Target: testContainerID, Action: "pod.isolate", Duration: time.Hour,
 		Reason: "beacons to 203.0.113.9",
 	}
@@ -235,7 +235,7 @@ func TestManualRequestContainsTarget(t *testing.T) {
 	require.Len(t, node.lockedLeaseIDs(), 1, "two requests, one lock")
 
 	_, err = w.ApprovalService.Release(t.Context(), principalByName(w.Config, "alice"),
-		gateway.LeaseRequest{IncidentID: in.ID})
+		decisions.LeaseRequest{IncidentID: in.ID})
 	require.NoError(t, err)
 	require.Eventually(t, func() bool {
 		in, err = w.QueryService.Incident(t.Context(), in.ID)
@@ -276,7 +276,7 @@ func TestContainerIDPrefixIsAccepted(t *testing.T) {
 	w, node, ask := startRequestInstallation(t, manualRequestConfig)
 	const twin = "b0b0b0b0b0b0ffffffffffffffffffffffffffffffffffffffffffffffffffff"
 	node.containerIDs = append(node.containerIDs, twin)
-	q := gateway.ContainRequest{
+	q := decisions.ContainRequest{
 		ID: "one", Target: testContainerID[:12], Action: "pod.isolate", Duration: time.Hour,
 		Reason: "beacons",
 	}
@@ -311,7 +311,7 @@ func TestContainerIDPrefixIsAccepted(t *testing.T) {
 // run warns if a freeze is longer than recommended.
 func TestDispositionListsReleasedLeasesAndDeniedRequests(t *testing.T) {
 	w, _, ask := startRequestInstallation(t, manualRequestConfig)
-	q := gateway.ContainRequest{
+	q := decisions.ContainRequest{
 		ID: "short", Target: testContainerID, Action: "pod.isolate", Duration: 5 * time.Minute,
 		Reason: "beacons",
 	}
@@ -325,9 +325,9 @@ func TestDispositionListsReleasedLeasesAndDeniedRequests(t *testing.T) {
 		asked, err := w.QueryService.PendingApprovals(t.Context(), answer.IncidentID)
 		return err == nil && len(asked) == 1
 	}, 30*time.Second, 50*time.Millisecond)
-	resolve := func(kind incident.TriageKind) (*gateway.TriageResult, error) {
+	resolve := func(kind incident.TriageKind) (*decisions.TriageResult, error) {
 		return w.ApprovalService.Triage(t.Context(), principalByName(w.Config, "bob"),
-			gateway.TriageRequest{IncidentID: answer.IncidentID, Kind: kind})
+			decisions.TriageRequest{IncidentID: answer.IncidentID, Kind: kind})
 	}
 	_, err = resolve("nonsense")
 	require.ErrorContains(t, err, `invalid disposition "nonsense"; use false-positive, true-positive or benign`)
@@ -361,7 +361,7 @@ func TestContainersInSharedNetworkNamespaceAreRecorded(t *testing.T) {
 	w, node, ask := startRequestInstallation(t, manualRequestConfig)
 	node.networkSharers = []gatewayrpc.NetworkSharer{{ContainerID: "a3dfa3dfa3df"}}
 	const warning = "container a3dfa3dfa3df joined its network namespace after it started and is isolated too"
-	q := gateway.ContainRequest{
+	q := decisions.ContainRequest{
 		ID: "one", Target: testContainerID, Action: "pod.isolate", Duration: time.Hour,
 		Reason: "beacons",
 	}
@@ -401,7 +401,7 @@ func TestContainersInSharedNetworkNamespaceAreRecorded(t *testing.T) {
 func TestRequesterCannotApproveOwnRequest(t *testing.T) {
 	w, node, ask := startRequestInstallation(t, strings.ReplaceAll(manualRequestConfig, "max_duration: 2h",
 		"max_duration: 1m"))
-	answer, err := ask("alice", gateway.ContainRequest{
+	answer, err := ask("alice", decisions.ContainRequest{
 		ID: "long", Target: testContainerID, Action: "pod.isolate",
 		Duration: time.Hour, Reason: "beacons",
 	})
@@ -411,7 +411,7 @@ func TestRequesterCannotApproveOwnRequest(t *testing.T) {
 		asked, err = w.QueryService.PendingApprovals(t.Context(), answer.IncidentID)
 		return err == nil && len(asked) == 1
 	}, 30*time.Second, 50*time.Millisecond)
-	vote := gateway.VoteRequest{IncidentID: answer.IncidentID, RequestID: asked[0].ID, Approve: true}
+	vote := decisions.VoteRequest{IncidentID: answer.IncidentID, RequestID: asked[0].ID, Approve: true}
 	_, err = w.ApprovalService.Vote(t.Context(), principalByName(w.Config, "alice"), vote)
 	require.ErrorContains(t, err, "alice requested this; someone else must approve it; withdraw it with `stanch deny`")
 	require.Empty(t, node.lockedLeaseIDs())
@@ -425,10 +425,10 @@ func TestRequesterCannotApproveOwnRequest(t *testing.T) {
 // Two requests for one target have two approval requests with different names; an ambiguous name is refused.
 func TestApprovalRequestsOfIncidentHaveUniqueNames(t *testing.T) {
 	w, node, ask := startRequestInstallation(t, manualRequestConfig)
-	var answer *gateway.ContainResponse
+	var answer *decisions.ContainResponse
 	for id, long := range map[string]time.Duration{"first": 48 * time.Hour, "second": 144 * time.Hour} {
 		var err error
-		answer, err = ask("alice", gateway.ContainRequest{
+		answer, err = ask("alice", decisions.ContainRequest{
 			ID: id, Target: testContainerID, Action: "pod.isolate",
 			Duration: long, Reason: id,
 		})
@@ -442,9 +442,9 @@ func TestApprovalRequestsOfIncidentHaveUniqueNames(t *testing.T) {
 	}, 30*time.Second, 50*time.Millisecond)
 	require.Equal(t, asked[0].ID, asked[1].ID, "each run numbers its own requests")
 	require.NotEqual(t, asked[0].QualifiedID(), asked[1].QualifiedID())
-	vote := func(step string) (*gateway.VoteResult, error) {
+	vote := func(step string) (*decisions.VoteResult, error) {
 		return w.ApprovalService.Vote(t.Context(), principalByName(w.Config, "bob"),
-			gateway.VoteRequest{IncidentID: answer.IncidentID, RequestID: step, Approve: true, WaitForResult: true})
+			decisions.VoteRequest{IncidentID: answer.IncidentID, RequestID: step, Approve: true, WaitForResult: true})
 	}
 	for _, step := range []string{"", "pod.isolate", asked[0].ID} {
 		_, err := vote(step)
@@ -479,23 +479,23 @@ func TestRequesterCanWithdrawOwnAndVoteOnOtherRequests(t *testing.T) {
 		}, 30*time.Second, 50*time.Millisecond)
 		return asked
 	}
-	short, err := ask("bob", gateway.ContainRequest{
+	short, err := ask("bob", decisions.ContainRequest{
 		ID: "short", Target: testContainerID, Action: "pod.isolate",
 		Duration: 5 * time.Minute, Reason: "beacons",
 	})
 	require.NoError(t, err)
 	waitForPlaybookRun(t, w, short)
-	root := gateway.Principal{
+	root := decisions.Principal{
 		Person: config.Person{Name: "root"}, AuthenticatedBy: "uid 0 on the local socket",
 		RateLimitKey: "uid:0", IsOperator: true,
 	}
-	q := gateway.ContainRequest{
+	q := decisions.ContainRequest{
 		ID: "long", Target: testContainerID, Action: "pod.isolate", Duration: 3 * time.Hour,
 		Reason: "longer",
 	}
 	long, err := w.ApprovalService.Contain(t.Context(), root, q)
 	require.NoError(t, err)
-	vote := gateway.VoteRequest{
+	vote := decisions.VoteRequest{
 		IncidentID: long.IncidentID, RequestID: questions(long.IncidentID)[0].QualifiedID(),
 		Approve: true, WaitForResult: true,
 	}
@@ -505,7 +505,7 @@ func TestRequesterCanWithdrawOwnAndVoteOnOtherRequests(t *testing.T) {
 	no.Approve, no.Reason = false, "a mistake"
 	said, err := w.ApprovalService.Vote(t.Context(), root, no)
 	require.NoError(t, err)
-	require.Equal(t, gateway.ResultDenied, said.Result, said.Message)
+	require.Equal(t, decisions.ResultDenied, said.Result, said.Message)
 	_, run := waitForPlaybookRun(t, w, long)
 	require.Equal(t, playbooks.OutcomeDenied, outcomesByAction(run)["pod.isolate"])
 	require.Contains(t, run.Steps[len(run.Steps)-1].Reason, "root withdrew the request. a mistake")
@@ -516,11 +516,11 @@ func TestRequesterCanWithdrawOwnAndVoteOnOtherRequests(t *testing.T) {
 	require.NoError(t, err)
 	vote.RequestID = questions(long.IncidentID)[0].QualifiedID()
 	_, err = w.ApprovalService.Vote(t.Context(), principalByName(w.Config, "mallory"),
-		gateway.VoteRequest{IncidentID: vote.IncidentID, RequestID: vote.RequestID})
+		decisions.VoteRequest{IncidentID: vote.IncidentID, RequestID: vote.RequestID})
 	require.ErrorContains(t, err, "mallory is not allowed to vote on this")
 	said, err = w.ApprovalService.Vote(t.Context(), principalByName(w.Config, "bob"), vote)
 	require.NoError(t, err)
-	require.Equal(t, gateway.ResultApproved, said.Result)
+	require.Equal(t, decisions.ResultApproved, said.Result)
 	_, run = waitForPlaybookRun(t, w, long)
 	require.NotEqual(t, playbooks.OutcomeDenied, outcomesByAction(run)["pod.isolate"])
 	require.Len(t, node.lockedLeaseIDs(), 1)
@@ -546,7 +546,7 @@ steps:
 	_, _, ask := startRequestInstallation(t, strings.ReplaceAll(manualRequestConfig,
 		"approvers: { groups: [responders], timeout: 1m }", "approvers: { groups: [others], timeout: 1m }")+"playbooks: ['"+
 		dir+"']\n")
-	planned, err := ask("mallory", gateway.ContainRequest{
+	planned, err := ask("mallory", decisions.ContainRequest{
 		Target: testContainerID, Playbook: "two", Reason: "spread",
 		DryRun: true,
 	})
@@ -558,7 +558,7 @@ steps:
 	require.Empty(t, plan.Plan.Warnings)
 
 	_, _, ask = startRequestInstallation(t, manualRequestConfig+"playbooks: ['"+dir+"']\n")
-	planned, err = ask("bob", gateway.ContainRequest{
+	planned, err = ask("bob", decisions.ContainRequest{
 		Target: testContainerID, Playbook: "two", Reason: "spread",
 		DryRun: true,
 	})
@@ -569,7 +569,7 @@ steps:
 
 func TestManualRequestIsProposedInPhaseOne(t *testing.T) {
 	w, node, ask := startRequestInstallation(t, strings.ReplaceAll(manualRequestConfig, "phase: 2", "phase: 1"))
-	answer, err := ask("alice", gateway.ContainRequest{
+	answer, err := ask("alice", decisions.ContainRequest{
 		ID: "p1", Target: testContainerID, Action: "pod.isolate",
 		Duration: time.Hour, Reason: "beacons",
 	})
@@ -598,7 +598,7 @@ func TestForgedManualRequestIsRefused(t *testing.T) {
 		},
 	}
 	// A real pending request for something else: its proof can be read from Temporal.
-	answer, err := ask("alice", gateway.ContainRequest{
+	answer, err := ask("alice", decisions.ContainRequest{
 		ID: "true", Target: testContainerID, Action: "pod.isolate",
 		Duration: time.Hour, Reason: "beacons",
 	})
@@ -698,15 +698,15 @@ steps:
 		return err == nil && len(before) == 1
 	}, 20*time.Second, 50*time.Millisecond)
 
-	_, err := ask("alice", gateway.ContainRequest{ID: "x", Target: testContainerID, Playbook: "none", Reason: "spread"})
+	_, err := ask("alice", decisions.ContainRequest{ID: "x", Target: testContainerID, Playbook: "none", Reason: "spread"})
 	require.ErrorContains(t, err, `unknown playbook "none"; `)
-	planned, err := ask("alice", gateway.ContainRequest{
+	planned, err := ask("alice", decisions.ContainRequest{
 		Target: before[0].ID, Playbook: "mine", Reason: "spread",
 		DryRun: true,
 	})
 	require.NoError(t, err)
 	require.Equal(t, activities.VerdictAskApproval, planned.Targets[0].Plans[0].Decision.Verdict)
-	answer, err := ask("alice", gateway.ContainRequest{
+	answer, err := ask("alice", decisions.ContainRequest{
 		ID: "x", Target: testContainerID, Playbook: "mine",
 		Reason: "spread",
 	})
@@ -717,7 +717,7 @@ steps:
 		asked, err = w.QueryService.PendingApprovals(t.Context(), answer.IncidentID)
 		return err == nil && len(asked) == 1
 	}, 30*time.Second, 50*time.Millisecond)
-	vote := gateway.VoteRequest{IncidentID: answer.IncidentID, RequestID: asked[0].ID, Approve: true}
+	vote := decisions.VoteRequest{IncidentID: answer.IncidentID, RequestID: asked[0].ID, Approve: true}
 	_, err = w.ApprovalService.Vote(t.Context(), principalByName(w.Config, "alice"), vote)
 	require.ErrorContains(t, err, "alice requested this")
 	_, err = w.ApprovalService.Vote(t.Context(), principalByName(w.Config, "bob"), vote)

@@ -10,8 +10,8 @@ import (
 
 	"stanch/sensors/agent"
 	"stanch/sensors/rules"
+	"stanch/worker/auditevents"
 	"stanch/worker/config"
-	"stanch/worker/gateway"
 )
 
 // ruleReloadInterval is how often rule packs are checked for changes.
@@ -47,7 +47,7 @@ func (w *Worker) openRuleEvaluator(ctx context.Context) error {
 		}
 	}()
 	w.closers = append(w.closers, func() { stop(); <-done })
-	w.ruleEvaluator = gateway.NewRuleEvaluator(current.Load, w.Config.ClusterPrefixes(), w.stanchServiceAccount(ctx),
+	w.ruleEvaluator = auditevents.NewRuleEvaluator(current.Load, w.Config.ClusterPrefixes(), w.stanchServiceAccount(ctx),
 		w.Log)
 	w.loadEnforcedNamespaces(ctx)
 	return nil

@@ -14,7 +14,7 @@ import (
 	"stanch/activities"
 	view "stanch/activities/slack"
 	"stanch/worker/config"
-	"stanch/worker/gateway"
+	"stanch/worker/slackendpoint"
 )
 
 // openSlack creates the messenger and the receiver of clicks, if Slack is configured. It makes no calls to Slack, so
@@ -28,7 +28,7 @@ func (w *Worker) openSlack() error {
 	if err != nil {
 		return err
 	}
-	s := &gateway.SlackInteractions{ApprovalService: w.ApprovalService, SlackClient: api, Channel: c.Channel}
+	s := &slackendpoint.Endpoint{Service: w.ApprovalService, SlackClient: api, Channel: c.Channel}
 	if c.SigningSecretFile != "" {
 		if s.SigningSecret, err = readSecretFile("slack.signing_secret_file", c.SigningSecretFile); err != nil {
 			return err
@@ -40,7 +40,7 @@ func (w *Worker) openSlack() error {
 	w.slack, w.ApprovalService.GroupMembership = s, s
 	w.Activities.Messenger = &view.Messenger{
 		SlackClient: s.SlackClient, Channel: c.Channel, Reader: w.QueryService, Signer: w.Authority,
-		MentionResolver: gateway.ApproverMentions{Roster: w.ApprovalService.Roster}, ManifestHead: w.manifestHead, Log: w.Log,
+		MentionResolver: slackendpoint.ApproverMentions{Roster: w.ApprovalService.Roster}, ManifestHead: w.manifestHead, Log: w.Log,
 		BreakGlassEnabled: slices.ContainsFunc(w.Config.People, func(p config.Person) bool { return p.BreakGlass }),
 	}
 	return nil

@@ -31,13 +31,21 @@ import (
 	"stanch/activities/kube"
 	"stanch/sensors/gatewayrpc"
 	"stanch/sensors/gatewayrpc/gatewaypb"
+	"stanch/worker/api"
+	"stanch/worker/auditevents"
 	"stanch/worker/authority"
 	"stanch/worker/config"
 	"stanch/worker/connlimit"
+	"stanch/worker/decisions"
+	"stanch/worker/drills"
 	"stanch/worker/export"
-	"stanch/worker/gateway"
 	"stanch/worker/guards"
 	"stanch/worker/health"
+	"stanch/worker/ingest"
+	"stanch/worker/nodeserver"
+	"stanch/worker/queries"
+	"stanch/worker/slackendpoint"
+	"stanch/worker/sourceserver"
 	"stanch/workflows"
 	"stanch/workflows/chatmessage"
 	"stanch/workflows/incident"
@@ -91,13 +99,13 @@ type Options struct {
 // Worker is a running installation without Temporal itself.
 type Worker struct {
 	Options
-	NodeServer      *gateway.NodeServer
-	Ingester        *gateway.Ingester
+	NodeServer      *nodeserver.Server
+	Ingester        *ingest.Ingester
 	HealthMonitor   *health.Monitor
-	QueryService    *gateway.QueryService
-	ApprovalService *gateway.ApprovalService
+	QueryService    *queries.Service
+	ApprovalService *decisions.Service
 	Activities      *activities.Activities
-	SourceServer    *gateway.SourceServer // nil without external sources
+	SourceServer    *sourceserver.Server // nil without external sources
 	Exporters       *export.Exporters
 	NodeAddr        string // address for nodes, as it was bound
 	SourceAddr      string
@@ -106,9 +114,9 @@ type Worker struct {
 	awsAccount     *aws.Account // nil without an account
 	replicaName    string       // identity of this replica's polls in Temporal
 	temporalWorker sdkworker.Worker
-	slack          *gateway.SlackInteractions // nil without a configuration
-	drills         *gateway.DrillRegistry
-	ruleEvaluator  *gateway.RuleEvaluator // nil if no events need rules
+	slack          *slackendpoint.Endpoint // nil without a configuration
+	drills         *drills.Registry
+	ruleEvaluator  *auditevents.RuleEvaluator // nil if no events need rules
 	closers        []func()
 }
 
@@ -136,8 +144,8 @@ func Start(ctx context.Context, o Options) (*Worker, error) {
 
 func (w *Worker) startParts(ctx context.Context) error {
 	o := w.Options
-	w.QueryService = &gateway.QueryService{Temporal: o.TemporalClient}
-	w.NodeServer = &gateway.NodeServer{
+	w.QueryService = &queries.Service{Temporal: o.TemporalClient}
+	w.NodeServer = &nodeserver.Server{
 		Keyring: o.Authority.Keyring(), KeySets: o.Authority.KeySetChain(), Log: o.Log,
 		ServeNode: w.pollNodeTaskQueue,
 	}
@@ -146,7 +154,7 @@ func (w *Worker) startParts(ctx context.Context) error {
 		return err
 	}
 	w.awsAccount = account
-	w.drills = &gateway.DrillRegistry{Kube: o.KubeClient}
+	w.drills = &drills.Registry{Kube: o.KubeClient}
 	if account != nil {
 		w.drills.RoleID = account.LookupRoleID
 	}
@@ -185,8 +193,8 @@ func (w *Worker) startParts(ctx context.Context) error {
 	}
 	w.Activities.Guards, w.Activities.ScopeApprovers = chain, chain
 	o.Library.Authority = o.Authority
-	w.ApprovalService = &gateway.ApprovalService{
-		QueryService: w.QueryService, Authority: o.Authority, Roster: config.NewRoster(o.Config, o.ConfigFile),
+	w.ApprovalService = &decisions.Service{
+		Queries: w.QueryService, Authority: o.Authority, Roster: config.NewRoster(o.Config, o.ConfigFile),
 		ScopeApprovers: chain, KillSwitch: killSwitch, Evidence: w.Activities.Evidence, Log: o.Log,
 	}
 
@@ -194,7 +202,7 @@ func (w *Worker) startParts(ctx context.Context) error {
 	leases := &lease.Workflows{Catalog: catalog}
 	plays := &playbook.Workflows{Catalog: catalog, Leases: leases}
 	incidents := &incident.Workflows{Playbooks: plays}
-	w.Ingester = &gateway.Ingester{
+	w.Ingester = &ingest.Ingester{
 		Temporal: o.TemporalClient, Authority: o.Authority, Config: o.Config,
 		Kube: o.KubeClient, LeaseTiming: o.LeaseTiming, Log: o.Log, IncidentWorkflow: incidents.Incident, Tracer: o.Tracer,
 		Failpoint: o.Failpoint, DrillRegistry: w.drills, ChatEnabled: o.Config.Slack != nil,
@@ -208,7 +216,7 @@ func (w *Worker) startParts(ctx context.Context) error {
 	w.Ingester.OnAccepted = exports.Enqueue
 	w.NodeServer.Ingester, w.NodeServer.NodeLimits = w.Ingester, o.Config.NodeLimits
 	w.watchHealth(ctx)
-	w.ApprovalService.ManualRequests = &gateway.ManualRequests{
+	w.ApprovalService.ManualRequests = &decisions.ManualRequests{
 		Ingester: w.Ingester, NodeServer: w.NodeServer,
 		ProgramForRequest: o.Library.ProgramForRequest, Plan: w.Activities.Plan,
 	}
@@ -262,8 +270,8 @@ func evidenceQuota(e config.EvidenceLimits) activities.Quota {
 }
 
 // installationInfo describes this installation.
-func (w *Worker) installationInfo() gateway.InstallationInfo {
-	return gateway.InstallationInfo{
+func (w *Worker) installationInfo() api.InstallationInfo {
+	return api.InstallationInfo{
 		Version: w.Version, StartedAt: w.NodeServer.StartedAt, PlaybookNames: w.playbookNames,
 		InvalidPlaybooks: w.invalidPlaybooks,
 	}
@@ -338,13 +346,13 @@ func (w *Worker) listenSources() error {
 	if w.SourceListen == "" {
 		return nil
 	}
-	foreign, err := gateway.NewSourceServer(w.Ingester, w.Config.Sources, w.Log)
+	foreign, err := sourceserver.New(w.Ingester, w.Config.Sources, w.Log)
 	if err != nil {
 		return err
 	}
 	foreign.HealthSink = w.HealthMonitor
 	if w.ruleEvaluator != nil {
-		foreign.AuditEvents = &gateway.ClusterEvents{RuleEvaluator: w.ruleEvaluator, Ingester: w.Ingester, Log: w.Log}
+		foreign.AuditEvents = &auditevents.ClusterEvents{RuleEvaluator: w.ruleEvaluator, Ingester: w.Ingester, Log: w.Log}
 	}
 	l, err := net.Listen("tcp", w.SourceListen) //nolint:noctx // returns at once
 	if err != nil {
@@ -358,7 +366,7 @@ func (w *Worker) listenSources() error {
 		if err != nil {
 			return errors.Join(err, l.Close())
 		}
-		l = gateway.NewTLSMux(l, tlsConfig)
+		l = sourceserver.NewTLSMux(l, tlsConfig)
 	}
 	if w.slack != nil && w.slack.SigningSecret != "" {
 		foreign.Slack = w.slack
@@ -372,17 +380,17 @@ func (w *Worker) listenLocal() error {
 	if w.SocketPath == "" {
 		return nil
 	}
-	group, err := gateway.LookUpSocketGroup(cmp.Or(w.SocketGroup, w.Config.SocketGroup))
+	group, err := api.LookUpSocketGroup(cmp.Or(w.SocketGroup, w.Config.SocketGroup))
 	if err != nil {
 		return err
 	}
-	l, err := gateway.ListenLocalSocket(w.SocketPath, group)
+	l, err := api.ListenLocalSocket(w.SocketPath, group)
 	if err != nil {
 		return err
 	}
-	local := &gateway.LocalAPI{API: gateway.API{
-		ApprovalService: w.ApprovalService, NodeServer: w.NodeServer, InstallationInfo: w.installationInfo(),
-		ExtraRoutes: w.readRoutes(gateway.AuditRoutes(w.newAuditor())),
+	local := &api.Local{API: api.API{
+		Service: w.ApprovalService, NodeServer: w.NodeServer, InstallationInfo: w.installationInfo(),
+		ExtraRoutes: w.readRoutes(api.AuditRoutes(w.newAuditor())),
 	}, DrillRegistry: w.drills}
 	w.serveHTTPServer(local.HTTPServer(), connlimit.NewLimitedListener(l, connlimit.Limits{MaxTotal: 256, MaxPerPeer: 32}))
 	return nil
@@ -408,12 +416,12 @@ func (w *Worker) listenAPI() error {
 	}
 	w.APIAddr = l.Addr().String()
 	l = tls.NewListener(connlimit.NewLimitedListener(l, connlimit.Limits{}), tlsConfig)
-	remote := &gateway.ClusterAPI{API: gateway.API{
-		ApprovalService: w.ApprovalService, NodeServer: w.NodeServer, InstallationInfo: w.installationInfo(),
-		ExtraRoutes: w.readRoutes(gateway.AuditRoutes(w.newAuditor())),
+	remote := &api.Cluster{API: api.API{
+		Service: w.ApprovalService, NodeServer: w.NodeServer, InstallationInfo: w.installationInfo(),
+		ExtraRoutes: w.readRoutes(api.AuditRoutes(w.newAuditor())),
 	}, Kube: w.KubeClient}
 	if w.Namespace != "" && w.NodeServer.SignCSR != nil {
-		remote.Enroller = &gateway.Enroller{
+		remote.Enroller = &nodeserver.Enroller{
 			Kube: w.KubeClient, Namespace: w.Namespace, ServiceAccount: sensorAccount,
 			SignCSR: w.NodeServer.SignCSR, Log: w.Log, KeySet: w.Authority.KeySet(),
 		}

@@ -15,8 +15,8 @@ import (
 	"stanch/sensors/diagnostic"
 	"stanch/sensors/rules"
 	"stanch/worker"
+	"stanch/worker/api"
 	"stanch/worker/config"
-	"stanch/worker/gateway"
 )
 
 // actionDoc is one action in the output of `stanch actions -o json`.
@@ -170,7 +170,7 @@ language server completes and checks a file that begins with:
 			case "config":
 				schema = reflector.Reflect(config.Config{})
 			case "incident":
-				schema = reflector.Reflect(gateway.IncidentView{}) // the output of `stanch incidents ID -o json`
+				schema = reflector.Reflect(api.IncidentView{}) // the output of `stanch incidents ID -o json`
 			case "recording":
 				schema = recording.Schema()
 			default:

@@ -16,13 +16,14 @@ import (
 	"stanch/playbooks"
 	"stanch/playbooks/display"
 	"stanch/sensors/duration"
-	"stanch/worker/gateway"
+	"stanch/worker/api"
+	"stanch/worker/decisions"
 	"stanch/workflows/playbook"
 )
 
 // requestOptions holds the flags that contain and run share.
 type requestOptions struct {
-	gateway.ContainRequest
+	decisions.ContainRequest
 	noWait      bool
 	waitTimeout time.Duration
 	output      string
@@ -114,7 +115,7 @@ func submitRequest(cmd *cobra.Command, g *globalFlags, o *requestOptions, target
 	}
 	q := o.ContainRequest
 	q.Target, q.ID = target, uuid.NewString()
-	var answer gateway.ContainResponse
+	var answer decisions.ContainResponse
 	if err := g.newAPIClient().post(cmd.Context(), "/v1/contain", q, &answer); err != nil {
 		return err
 	}
@@ -150,7 +151,7 @@ func submitRequest(cmd *cobra.Command, g *globalFlags, o *requestOptions, target
 	return err
 }
 
-func formatTargets(a gateway.ContainResponse) string {
+func formatTargets(a decisions.ContainResponse) string {
 	var out []string
 	for _, t := range a.Targets {
 		out = append(out, t.Target.String())
@@ -176,7 +177,7 @@ type requestResult struct {
 }
 
 // waitForResults waits until every playbook run of a request has ended or waits for approval, at most for limit.
-func (g *globalFlags) waitForResults(ctx context.Context, answer gateway.ContainResponse,
+func (g *globalFlags) waitForResults(ctx context.Context, answer decisions.ContainResponse,
 	limit time.Duration,
 ) ([]requestResult, error) {
 	ctx, cancel := context.WithTimeout(ctx, limit)
@@ -184,7 +185,7 @@ func (g *globalFlags) waitForResults(ctx context.Context, answer gateway.Contain
 	tick := time.NewTicker(200 * time.Millisecond)
 	defer tick.Stop()
 	for {
-		var in gateway.IncidentView
+		var in api.IncidentView
 		var pending []playbook.ApprovalRequest
 		err := g.newAPIClient().get(ctx, "/v1/incidents/"+answer.IncidentID, &in)
 		if err == nil {
@@ -206,7 +207,7 @@ func (g *globalFlags) waitForResults(ctx context.Context, answer gateway.Contain
 }
 
 // collectResults returns the result for each target. settled is true if every run has ended or waits for approval.
-func collectResults(answer gateway.ContainResponse, in gateway.IncidentView,
+func collectResults(answer decisions.ContainResponse, in api.IncidentView,
 	pending []playbook.ApprovalRequest,
 ) (results []requestResult, settled bool) {
 	settled = true
@@ -324,7 +325,7 @@ func formatQuorum(a activities.Approvers) string {
 }
 
 // printPlans prints the result of a dry run. It returns errReported if nothing would run.
-func printPlans(out io.Writer, a gateway.ContainResponse) error {
+func printPlans(out io.Writer, a decisions.ContainResponse) error {
 	p := func(format string, args ...any) { fmt.Fprintln(out, escapeForTerminal(fmt.Sprintf(format, args...))) }
 	runs := false
 	p("Dry run: nothing is changed, and no incident is opened.")

@@ -9,15 +9,16 @@ import (
 
 	"stanch/activities"
 	"stanch/playbooks"
-	"stanch/worker/gateway"
+	"stanch/worker/api"
+	"stanch/worker/decisions"
 	"stanch/workflows/incident"
 	"stanch/workflows/playbook"
 )
 
 func TestRequestSucceedsOnlyIfTargetIsContained(t *testing.T) {
-	answer := gateway.ContainResponse{
+	answer := decisions.ContainResponse{
 		IncidentID: "INC-1", Playbook: "contain-pod-isolate-1h",
-		Targets: []gateway.ContainTarget{{Target: playbooks.Target{
+		Targets: []decisions.ContainTarget{{Target: playbooks.Target{
 			Kind: playbooks.TargetPod, Namespace: "shop", Name: "web",
 			UID: "u",
 		}, RequestID: "request/1"}},
@@ -90,7 +91,7 @@ func TestRequestSucceedsOnlyIfTargetIsContained(t *testing.T) {
 	} {
 		answer.Containments = []string{"pod.isolate"}
 		results, settled := collectResults(answer,
-			gateway.IncidentView{OpenApprovals: []gateway.OpenApproval{{
+			api.IncidentView{OpenApprovals: []api.OpenApproval{{
 				Name:     "contain#1",
 				Warnings: []string{"only 1 of the 2"},
 			}}, Incident: playbooks.Incident{
@@ -130,9 +131,9 @@ func TestPlaybookWithoutContainmentsSucceedsIfEvidenceIsCaptured(t *testing.T) {
 			Outcome: playbooks.OutcomeRefused,
 		}}, false, "not contained: refused"},
 	} {
-		answer := gateway.ContainResponse{
+		answer := decisions.ContainResponse{
 			IncidentID: "INC-1",
-			Targets: []gateway.ContainTarget{{Target: playbooks.Target{
+			Targets: []decisions.ContainTarget{{Target: playbooks.Target{
 				Kind: playbooks.TargetPod, Namespace: "shop", Name: "web",
 				UID: "u",
 			}, RequestID: "request/1"}},
@@ -142,7 +143,7 @@ func TestPlaybookWithoutContainmentsSucceedsIfEvidenceIsCaptured(t *testing.T) {
 			Steps: c.steps,
 		}
 		results, settled := collectResults(answer,
-			gateway.IncidentView{Incident: playbooks.Incident{Playbooks: []playbooks.PlaybookRun{run}}}, nil)
+			api.IncidentView{Incident: playbooks.Incident{Playbooks: []playbooks.PlaybookRun{run}}}, nil)
 		require.True(t, settled, name)
 		require.Equal(t, c.done, results[0].Done, name)
 		var out bytes.Buffer
@@ -151,7 +152,7 @@ func TestPlaybookWithoutContainmentsSucceedsIfEvidenceIsCaptured(t *testing.T) {
 		answer.Containments = []string{"pod.isolate"}
 		results, _ = collectResults(
 			answer,
-			gateway.IncidentView{Incident: playbooks.Incident{Playbooks: []playbooks.PlaybookRun{run}}},
+			api.IncidentView{Incident: playbooks.Incident{Playbooks: []playbooks.PlaybookRun{run}}},
 			nil,
 		)
 		require.False(t, results[0].Done, "%s: a playbook with containments is not done", name)
@@ -165,9 +166,9 @@ func TestDryRunFailsIfNothingWouldRun(t *testing.T) {
 		activities.VerdictRefuse:      "would be refused: why",
 	} {
 		var out bytes.Buffer
-		err := printPlans(&out, gateway.ContainResponse{
+		err := printPlans(&out, decisions.ContainResponse{
 			Containments: []string{"pod.isolate"},
-			Targets: []gateway.ContainTarget{{Plans: []gateway.ContainPlan{
+			Targets: []decisions.ContainTarget{{Plans: []decisions.ContainPlan{
 				{
 					Action: "pod.isolate", Plan: activities.Plan{
 						Changes: []string{"hold it"}, Duration: 90 * time.Minute,
@@ -194,7 +195,7 @@ func TestTriageResultListsReleasedLeasesAndDeniedQuestions(t *testing.T) {
 		UID: "u",
 	}}}
 	var out bytes.Buffer
-	printTriageResult(&out, "INC-1", incident.TriageFalsePositive, gateway.TriageResult{
+	printTriageResult(&out, "INC-1", incident.TriageFalsePositive, decisions.TriageResult{
 		Incident:       in,
 		ReleasedLeases: []playbooks.LeaseReport{{ID: "LSE-1", Action: "pod.isolate", Target: "pod:u"}},
 		DeniedRequests: []string{"stop it for 1h"},
@@ -205,12 +206,12 @@ func TestTriageResultListsReleasedLeasesAndDeniedQuestions(t *testing.T) {
 		out.String(),
 	)
 	out.Reset()
-	printTriageResult(&out, "INC-1", incident.TriageFalsePositive, gateway.TriageResult{})
+	printTriageResult(&out, "INC-1", incident.TriageFalsePositive, decisions.TriageResult{})
 	require.Contains(t, out.String(), "there were no active leases and no pending approval requests")
 	out.Reset()
-	printTriageResult(&out, "INC-1", incident.TriageTruePositive, gateway.TriageResult{})
+	printTriageResult(&out, "INC-1", incident.TriageTruePositive, decisions.TriageResult{})
 	require.Equal(t, "INC-1: resolved as true-positive\n", out.String())
 	out.Reset()
-	printTriageResult(&out, "INC-1", incident.TriageAssigned, gateway.TriageResult{})
+	printTriageResult(&out, "INC-1", incident.TriageAssigned, decisions.TriageResult{})
 	require.Equal(t, "INC-1: assigned to you\n", out.String())
 }

@@ -9,13 +9,13 @@ import (
 
 	"stanch/sensors/agent"
 	"stanch/sensors/duration"
-	"stanch/worker/gateway"
+	"stanch/worker/nodeserver"
 )
 
 // nodeHealth is the report of a node, with what the gateway measured of its connection.
 type nodeHealth struct {
 	agent.StatusReport
-	Gateway gateway.NodeStreamState `json:"gateway"`
+	Gateway nodeserver.NodeStreamState `json:"gateway"`
 }
 
 const (

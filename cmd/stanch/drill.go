@@ -15,7 +15,8 @@ import (
 	"stanch/activities"
 	"stanch/playbooks"
 	"stanch/sensors/duration"
-	"stanch/worker/gateway"
+	"stanch/worker/decisions"
+	"stanch/worker/drills"
 	"stanch/workflows/lease"
 	"stanch/workflows/playbook"
 )
@@ -187,7 +188,7 @@ func (d *drillRun) run(ctx context.Context) error {
 }
 
 // registerDrillTargets adds the targets that the drill created to its scope, before the attack starts.
-func (d *drillRun) registerDrillTargets(ctx context.Context, targets gateway.DrillTargets) error {
+func (d *drillRun) registerDrillTargets(ctx context.Context, targets drills.Targets) error {
 	targets.Roles = d.options.roles
 	return d.client.post(ctx, "/v1/drill/targets", targets, nil)
 }
@@ -349,7 +350,7 @@ func (d *drillRun) approvePending(ctx context.Context, fits func(playbook.Approv
 	approved := false
 	for _, p := range pending {
 		if p.IncidentID == d.result.Incident && len(p.Votes) == 0 && fits(p) {
-			approved = d.client.post(ctx, "/v1/vote", gateway.VoteRequest{
+			approved = d.client.post(ctx, "/v1/vote", decisions.VoteRequest{
 				IncidentID: p.IncidentID,
 				RequestID:  p.QualifiedID(), Approve: true, Reason: "drill",
 			}, nil) == nil || approved
@@ -400,7 +401,7 @@ func (d *drillRun) releaseLeases(ctx context.Context) {
 		if l.State == string(lease.StateEnded) {
 			continue
 		}
-		if err := d.client.post(ctx, "/v1/release", gateway.LeaseRequest{LeaseID: l.ID}, nil); err != nil {
+		if err := d.client.post(ctx, "/v1/release", decisions.LeaseRequest{LeaseID: l.ID}, nil); err != nil {
 			d.recordCheck("leases-released", false, "%s: %v", l.ID, err)
 		}
 	}

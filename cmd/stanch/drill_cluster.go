@@ -22,7 +22,7 @@ import (
 
 	"stanch/activities/kube"
 	"stanch/worker/config"
-	"stanch/worker/gateway"
+	"stanch/worker/drills"
 )
 
 // drillLabel marks the objects of a drill; its value is the random suffix of the drill.
@@ -104,7 +104,7 @@ func newClusterEnvironment(ctx context.Context, o drillOptions, kind string,
 		{"start the drill's pods", s.startDeployment},
 		{"wait for the pods' traffic", s.waitForTraffic},
 		{"register the drill's pod", func(ctx context.Context) error {
-			return register(ctx, gateway.DrillTargets{
+			return register(ctx, drills.Targets{
 				Pods:        []string{s.victim.Name},
 				Deployments: []string{s.resourceName("victim")},
 			})

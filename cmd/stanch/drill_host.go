@@ -22,7 +22,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"stanch/sensors/containermeta"
-	"stanch/worker/gateway"
+	"stanch/worker/drills"
 )
 
 // drillEnvironment is what a drill attacks in: a victim and a sibling made for it, and the peer that both send lines
@@ -50,7 +50,7 @@ type hostEnvironment struct {
 }
 
 // registerTargetsFunc registers the targets that a drill created, before its attack starts.
-type registerTargetsFunc func(ctx context.Context, targets gateway.DrillTargets) error
+type registerTargetsFunc func(ctx context.Context, targets drills.Targets) error
 
 // TargetID returns the id of the victim's container.
 func (s *hostEnvironment) TargetID() string { return s.id }
@@ -126,8 +126,8 @@ func (s *hostEnvironment) startContainer(ctx context.Context, root, name, port, 
 		if err != nil {
 			return "", fmt.Errorf("register the drill's container: %w", err)
 		}
-		container := gateway.DrillContainer{ID: id, CgroupPath: "/" + name + "/" + id, CgroupID: inode}
-		if err := s.register(ctx, gateway.DrillTargets{Containers: []gateway.DrillContainer{container}}); err != nil {
+		container := drills.Container{ID: id, CgroupPath: "/" + name + "/" + id, CgroupID: inode}
+		if err := s.register(ctx, drills.Targets{Containers: []drills.Container{container}}); err != nil {
 			return "", err
 		}
 	}

@@ -18,8 +18,8 @@ import (
 	"stanch/playbooks/display"
 	"stanch/sensors"
 	"stanch/sensors/duration"
+	"stanch/worker/api"
 	"stanch/worker/export"
-	"stanch/worker/gateway"
 	"stanch/workflows/playbook"
 )
 
@@ -34,12 +34,12 @@ type incidentQuery struct {
 }
 
 // sortOrders returns the comparison function for each value of --sort.
-func sortOrders() map[string]func(a, b gateway.IncidentView) int {
-	return map[string]func(a, b gateway.IncidentView) int{
-		"opened":     func(a, b gateway.IncidentView) int { return b.Opened.Compare(a.Opened) },
-		"updated":    func(a, b gateway.IncidentView) int { return b.Updated.Compare(a.Updated) },
-		"severity":   func(a, b gateway.IncidentView) int { return cmp.Compare(b.Severity.Rank(), a.Severity.Rank()) },
-		"confidence": func(a, b gateway.IncidentView) int { return cmp.Compare(b.Confidence, a.Confidence) },
+func sortOrders() map[string]func(a, b api.IncidentView) int {
+	return map[string]func(a, b api.IncidentView) int{
+		"opened":     func(a, b api.IncidentView) int { return b.Opened.Compare(a.Opened) },
+		"updated":    func(a, b api.IncidentView) int { return b.Updated.Compare(a.Updated) },
+		"severity":   func(a, b api.IncidentView) int { return cmp.Compare(b.Severity.Rank(), a.Severity.Rank()) },
+		"confidence": func(a, b api.IncidentView) int { return cmp.Compare(b.Confidence, a.Confidence) },
 	}
 }
 
@@ -152,10 +152,10 @@ func parseTimeFlag(text string, now time.Time) (time.Time, error) {
 }
 
 // filter returns the incidents that match the flags, sorted and limited, and how many the limit left out.
-func (l *incidentQuery) filter(all []gateway.IncidentView, now time.Time) (shown []gateway.IncidentView, more int) {
+func (l *incidentQuery) filter(all []api.IncidentView, now time.Time) (shown []api.IncidentView, more int) {
 	since, _ := parseTimeFlag(l.since, now)
 	until, _ := parseTimeFlag(l.until, now)
-	shown = slices.DeleteFunc(slices.Clone(all), func(in gateway.IncidentView) bool {
+	shown = slices.DeleteFunc(slices.Clone(all), func(in api.IncidentView) bool {
 		resolved := in.Disposition != ""
 		switch {
 		case !since.IsZero() && in.Opened.Before(since), !until.IsZero() && !in.Opened.Before(until):
@@ -170,7 +170,7 @@ func (l *incidentQuery) filter(all []gateway.IncidentView, now time.Time) (shown
 		return len(l.objectives) > 0 && !slices.Contains(l.objectives, string(in.Objective))
 	})
 	order := sortOrders()[l.sort]
-	slices.SortStableFunc(shown, func(a, b gateway.IncidentView) int {
+	slices.SortStableFunc(shown, func(a, b api.IncidentView) int {
 		return cmp.Or(order(a, b), b.Opened.Compare(a.Opened), cmp.Compare(a.ID, b.ID))
 	})
 	if l.limit > 0 && len(shown) > l.limit {
@@ -180,13 +180,13 @@ func (l *incidentQuery) filter(all []gateway.IncidentView, now time.Time) (shown
 }
 
 func (l *incidentQuery) printList(ctx context.Context, g *globalFlags, out io.Writer, color bool) error {
-	var all []gateway.IncidentView
+	var all []api.IncidentView
 	if err := g.newAPIClient().get(ctx, "/v1/incidents", &all); err != nil {
 		return err
 	}
 	shown, more := l.filter(all, time.Now())
 	if l.output == "json" {
-		return printJSON(out, append([]gateway.IncidentView{}, shown...))
+		return printJSON(out, append([]api.IncidentView{}, shown...))
 	}
 	printIncidentTable(out, shown, l.output == "wide", color)
 	switch {
@@ -200,7 +200,7 @@ func (l *incidentQuery) printList(ctx context.Context, g *globalFlags, out io.Wr
 	return nil
 }
 
-func printIncidentTable(out io.Writer, list []gateway.IncidentView, wide, color bool) {
+func printIncidentTable(out io.Writer, list []api.IncidentView, wide, color bool) {
 	if len(list) == 0 {
 		return
 	}
@@ -239,7 +239,7 @@ func countActiveLeases(in playbooks.Incident) (n int) {
 
 // formatWaiting returns the WAITING cell of an incident: its first pending approval request, preferring one that the
 // viewer can approve.
-func formatWaiting(in gateway.IncidentView) string {
+func formatWaiting(in api.IncidentView) string {
 	if len(in.OpenApprovals) == 0 {
 		if len(in.RefusedWhilePaused) > 0 {
 			return fmt.Sprintf("%d refused while paused", len(in.RefusedWhilePaused))
@@ -247,7 +247,7 @@ func formatWaiting(in gateway.IncidentView) string {
 		return ""
 	}
 	w := in.OpenApprovals[0]
-	if i := slices.IndexFunc(in.OpenApprovals, func(w gateway.OpenApproval) bool { return w.ViewerCanApprove }); i >= 0 {
+	if i := slices.IndexFunc(in.OpenApprovals, func(w api.OpenApproval) bool { return w.ViewerCanApprove }); i >= 0 {
 		w = in.OpenApprovals[i]
 	}
 	text := fmt.Sprintf("%d of %d approved: %s", len(w.ApprovedBy), w.Quorum, w.Title)
@@ -261,7 +261,7 @@ func formatWaiting(in gateway.IncidentView) string {
 }
 
 func (l *incidentQuery) printOne(ctx context.Context, g *globalFlags, out io.Writer, id string, color bool) error {
-	var in gateway.IncidentView
+	var in api.IncidentView
 	if err := g.newAPIClient().get(ctx, "/v1/incidents/"+id, &in); err != nil {
 		return err
 	}
@@ -284,7 +284,7 @@ func (l *incidentQuery) printOne(ctx context.Context, g *globalFlags, out io.Wri
 	return nil
 }
 
-func printIncident(out io.Writer, in gateway.IncidentView, pending []playbook.ApprovalRequest, color bool) {
+func printIncident(out io.Writer, in api.IncidentView, pending []playbook.ApprovalRequest, color bool) {
 	p := func(format string, a ...any) { fmt.Fprintln(out, escapeForTerminal(fmt.Sprintf(format, a...))) }
 	fmt.Fprintln(out, colorize(color, string(in.Severity),
 		escapeForTerminal(fmt.Sprintf("%s  %s  %s, confidence %.2f  [%s]", in.ID, in.Severity, in.Objective, in.Confidence,

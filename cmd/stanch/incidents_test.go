@@ -10,16 +10,16 @@ import (
 
 	"stanch/playbooks"
 	"stanch/sensors"
-	"stanch/worker/gateway"
+	"stanch/worker/api"
 )
 
 var testNow = time.Date(2026, 11, 23, 3, 0, 0, 0, time.UTC)
 
-func testViews() []gateway.IncidentView {
+func testViews() []api.IncidentView {
 	view := func(id string, severity sensors.Severity, objective sensors.Objective, age time.Duration,
-		change func(*gateway.IncidentView),
-	) gateway.IncidentView {
-		v := gateway.IncidentView{StatusText: "open", Incident: playbooks.Incident{
+		change func(*api.IncidentView),
+	) api.IncidentView {
+		v := api.IncidentView{StatusText: "open", Incident: playbooks.Incident{
 			ID: id, Status: "open", Severity: severity, Objective: objective, Opened: testNow.Add(-age),
 			Updated: testNow.Add(-age), Confidence: 0.5,
 		}}
@@ -28,18 +28,18 @@ func testViews() []gateway.IncidentView {
 		}
 		return v
 	}
-	return []gateway.IncidentView{
-		view("INC-1", "low", "execution", 3*24*time.Hour, func(v *gateway.IncidentView) { v.Status = "closed" }),
-		view("INC-2", "high", "discovery", 2*time.Hour, func(v *gateway.IncidentView) {
-			v.OpenApprovals = []gateway.OpenApproval{
+	return []api.IncidentView{
+		view("INC-1", "low", "execution", 3*24*time.Hour, func(v *api.IncidentView) { v.Status = "closed" }),
+		view("INC-2", "high", "discovery", 2*time.Hour, func(v *api.IncidentView) {
+			v.OpenApprovals = []api.OpenApproval{
 				{Title: "stop the workload", Quorum: 2, ApprovedBy: []string{"bob"}},
 				{Title: "isolate the pod", Quorum: 1, ViewerCanApprove: true},
 			}
 		}),
-		view("INC-3", "low", "execution", time.Hour, func(v *gateway.IncidentView) {
+		view("INC-3", "low", "execution", time.Hour, func(v *api.IncidentView) {
 			v.Disposition, v.DispositionBy, v.StatusText = "false-positive", "alice", "resolved: false-positive by alice"
 		}),
-		view("INC-4", "high", "execution", time.Minute, func(v *gateway.IncidentView) { v.Confidence = 0.9 }),
+		view("INC-4", "high", "execution", time.Minute, func(v *api.IncidentView) { v.Confidence = 0.9 }),
 	}
 }
 
@@ -115,10 +115,10 @@ func TestIncidentShowsOpenQuestionsAndOutcome(t *testing.T) {
 }
 
 func TestPauseBannerNamesTimePersonAndReason(t *testing.T) {
-	assert.Empty(t, formatPause(gateway.KillSwitchStatus{}))
+	assert.Empty(t, formatPause(api.KillSwitchStatus{}))
 	assert.Equal(t, "PAUSED by ops in the ConfigMap: new containments are refused; `stanch resume` ends the pause",
-		formatPause(gateway.KillSwitchStatus{Paused: true, ChangedBy: "by ops in the ConfigMap"}))
-	assert.Contains(t, formatPause(gateway.KillSwitchStatus{
+		formatPause(api.KillSwitchStatus{Paused: true, ChangedBy: "by ops in the ConfigMap"}))
+	assert.Contains(t, formatPause(api.KillSwitchStatus{
 		Paused: true, ChangedBy: "alice (uid 7)", Since: testNow,
 		Reason: "migration",
 	}), "by alice (uid 7) (migration): ")

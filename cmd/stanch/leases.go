@@ -16,7 +16,7 @@ import (
 	"stanch/playbooks/display"
 	"stanch/sensors/duration"
 	"stanch/sensors/redact"
-	"stanch/worker/gateway"
+	"stanch/worker/decisions"
 	"stanch/workflows/lease"
 )
 
@@ -94,7 +94,7 @@ state is restored; ` + "`stanch leases --all`" + ` shows when that is done.`,
 			if all == (len(ids) == 1) {
 				return usageError{errors.New("use either LEASE or --all")}
 			}
-			q := gateway.LeaseRequest{All: all}
+			q := decisions.LeaseRequest{All: all}
 			if !all {
 				q.LeaseID = ids[0]
 			}
@@ -126,7 +126,7 @@ early.`,
 				return usageError{errors.New("missing --for; use a duration from now such as --for 1h")}
 			}
 			var done []playbooks.LeaseReport
-			if err := g.newAPIClient().post(cmd.Context(), "/v1/extend", gateway.LeaseRequest{LeaseID: ids[0], Duration: d},
+			if err := g.newAPIClient().post(cmd.Context(), "/v1/extend", decisions.LeaseRequest{LeaseID: ids[0], Duration: d},
 				&done); err != nil {
 				return err
 			}
@@ -163,7 +163,7 @@ was not.`,
   stanch %[1]s INC-01JABCDEFGHJKMNPQRSTVWXYZ0 'stop the workload' --reason "confirmed with the owner"
   stanch %[1]s INC-01JABCDEFGHJKMNPQRSTVWXYZ0 pod.isolate`, word),
 		RunE: func(cmd *cobra.Command, a []string) error {
-			v := gateway.VoteRequest{
+			v := decisions.VoteRequest{
 				IncidentID: a[0], Approve: approve, Reason: reason, BreakGlass: breakGlass,
 				WaitForResult: true,
 			}
@@ -173,7 +173,7 @@ was not.`,
 			if len(a) == 2 {
 				v.RequestID = a[1]
 			}
-			var answer gateway.VoteResult
+			var answer decisions.VoteResult
 			err := g.newAPIClient().post(cmd.Context(), "/v1/vote", v, &answer)
 			if r, ok := errors.AsType[*apiError](err); ok && r.statusCode == http.StatusForbidden {
 				return fmt.Errorf("%s %s: not allowed: %w", word, a[0], err)
@@ -182,7 +182,7 @@ was not.`,
 				return err
 			}
 			fmt.Fprintf(cmd.OutOrStdout(), "%s: %s\n", a[0], escapeForTerminal(answer.Message))
-			if answer.Result == gateway.ResultNotCounted {
+			if answer.Result == decisions.ResultNotCounted {
 				return errReported
 			}
 			return nil

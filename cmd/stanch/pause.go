@@ -7,7 +7,8 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"stanch/worker/gateway"
+	"stanch/worker/api"
+	"stanch/worker/decisions"
 )
 
 func pauseCommand(g *globalFlags) *cobra.Command {
@@ -20,8 +21,8 @@ is containing too much. No new containment starts until ` + "`stanch resume`" + 
 containments that were refused in the meantime. Leases in force stay; ` + "`stanch release --all`" + `
 ends them.`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			var done gateway.PauseResult
-			if err := g.newAPIClient().post(cmd.Context(), "/v1/pause", gateway.PauseRequest{Reason: reason},
+			var done api.PauseResult
+			if err := g.newAPIClient().post(cmd.Context(), "/v1/pause", decisions.PauseRequest{Reason: reason},
 				&done); err != nil {
 				return err
 			}
@@ -47,7 +48,7 @@ func resumeCommand(g *globalFlags) *cobra.Command {
 refused while paused, each with the command to contain the target now; nothing is retried
 automatically.`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			var done gateway.ResumeResult
+			var done api.ResumeResult
 			if err := g.newAPIClient().post(cmd.Context(), "/v1/resume", nil, &done); err != nil {
 				return err
 			}
@@ -78,7 +79,7 @@ func formatCount(n int, one, many string) string {
 }
 
 // formatPause returns a sentence with the time, person and reason of a pause, and how to end it; "" if not paused.
-func formatPause(p gateway.KillSwitchStatus) string {
+func formatPause(p api.KillSwitchStatus) string {
 	if !p.Paused {
 		return ""
 	}
@@ -97,10 +98,10 @@ func formatPause(p gateway.KillSwitchStatus) string {
 
 // pauseState returns the state of the kill switch. If it cannot be read it returns the zero value: the command then
 // fails with the same error itself.
-func (g *globalFlags) pauseState(ctx context.Context) gateway.KillSwitchStatus {
-	var p gateway.KillSwitchStatus
+func (g *globalFlags) pauseState(ctx context.Context) api.KillSwitchStatus {
+	var p api.KillSwitchStatus
 	if g.newAPIClient().get(ctx, "/v1/kill-switch", &p) != nil {
-		return gateway.KillSwitchStatus{}
+		return api.KillSwitchStatus{}
 	}
 	return p
 }

@@ -12,7 +12,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"stanch/sensors/duration"
-	"stanch/worker/gateway"
+	"stanch/worker/api"
 )
 
 func statusCommand(g *globalFlags) *cobra.Command {
@@ -24,7 +24,7 @@ func statusCommand(g *globalFlags) *cobra.Command {
 paused, which approvals are pending, what is contained, which playbooks are in use, and
 which problems need attention. Exit code 1 means that there are problems.`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			var s gateway.Status
+			var s api.Status
 			if err := g.newAPIClient().get(cmd.Context(), "/v1/status", &s); err != nil {
 				return err
 			}
@@ -68,7 +68,7 @@ func nodeProblems(nodes map[string]json.RawMessage) []string {
 }
 
 // printStatus prints the status of an installation, with at most two of its problems.
-func printStatus(out io.Writer, s gateway.Status, problems []string, now time.Time) {
+func printStatus(out io.Writer, s api.Status, problems []string, now time.Time) {
 	line := func(name, format string, a ...any) {
 		fmt.Fprintf(out, "%-11s %s\n", name, escapeForTerminal(fmt.Sprintf(format, a...)))
 	}

@@ -8,7 +8,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"stanch/playbooks/display"
-	"stanch/worker/gateway"
+	"stanch/worker/decisions"
 	"stanch/workflows/incident"
 )
 
@@ -37,7 +37,7 @@ is one of:
 			case !kind.IsDisposition():
 				return usageError{fmt.Errorf("invalid --as %q; use %s", disposition, formatDispositions())}
 			}
-			return submitTriage(cmd, g, gateway.TriageRequest{IncidentID: ids[0], Kind: kind, Reason: reason})
+			return submitTriage(cmd, g, decisions.TriageRequest{IncidentID: ids[0], Kind: kind, Reason: reason})
 		},
 	}
 	c.Flags().StringVar(&disposition, "as", "", "the `DISPOSITION`: "+formatDispositions()+" (required)")
@@ -62,7 +62,7 @@ yourself. Use resolve once you know what it was.`,
 		Example: `  stanch assign INC-01JABCDEFGHJKMNPQRSTVWXYZ0
   stanch assign INC-01JABCDEFGHJKMNPQRSTVWXYZ0 --reason "I know this service"`,
 		RunE: func(cmd *cobra.Command, ids []string) error {
-			return submitTriage(cmd, g, gateway.TriageRequest{IncidentID: ids[0], Kind: incident.TriageAssigned, Reason: reason})
+			return submitTriage(cmd, g, decisions.TriageRequest{IncidentID: ids[0], Kind: incident.TriageAssigned, Reason: reason})
 		},
 	}
 	c.Flags().StringVar(&reason, "reason", "", "the reason, for the audit record")
@@ -78,8 +78,8 @@ func formatDispositions() string {
 	return strings.Join(names, ", ")
 }
 
-func submitTriage(cmd *cobra.Command, g *globalFlags, q gateway.TriageRequest) error {
-	var done gateway.TriageResult
+func submitTriage(cmd *cobra.Command, g *globalFlags, q decisions.TriageRequest) error {
+	var done decisions.TriageResult
 	err := g.newAPIClient().post(cmd.Context(), "/v1/triage", q, &done)
 	if err == nil {
 		printTriageResult(cmd.OutOrStdout(), q.IncidentID, q.Kind, done)
@@ -88,7 +88,7 @@ func submitTriage(cmd *cobra.Command, g *globalFlags, q gateway.TriageRequest) e
 }
 
 // printTriageResult prints the decision, and which leases and questions it ended.
-func printTriageResult(out io.Writer, id string, kind incident.TriageKind, done gateway.TriageResult) {
+func printTriageResult(out io.Writer, id string, kind incident.TriageKind, done decisions.TriageResult) {
 	p := func(format string, args ...any) { fmt.Fprintln(out, escapeForTerminal(fmt.Sprintf(format, args...))) }
 	if kind.IsDisposition() {
 		p("%s: resolved as %s", id, kind)

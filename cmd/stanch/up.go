@@ -29,10 +29,10 @@ import (
 	"stanch/sensors/gatewayrpc"
 	"stanch/sensors/probe"
 	"stanch/worker"
+	"stanch/worker/api"
 	"stanch/worker/authority"
 	"stanch/worker/config"
 	"stanch/worker/embeddedtemporal"
-	"stanch/worker/gateway"
 	"stanch/worker/metrics"
 	"stanch/worker/tracing"
 	"stanch/workflows"
@@ -104,7 +104,7 @@ func runUp(ctx context.Context, g *globalFlags, o upOptions, out io.Writer) (err
 		return err
 	}
 	group := cmp.Or(o.socketGroup, cfg.SocketGroup)
-	if _, err := gateway.LookUpSocketGroup(group); err != nil {
+	if _, err := api.LookUpSocketGroup(group); err != nil {
 		return err
 	}
 	unlock, err := worker.LockDir(g.dataDir)

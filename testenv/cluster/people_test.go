@@ -13,7 +13,7 @@ import (
 
 	"stanch/playbooks"
 	"stanch/testenv/kube"
-	"stanch/worker/gateway"
+	"stanch/worker/api"
 	"stanch/worker/manifests"
 )
 
@@ -66,8 +66,8 @@ people:
 		}
 		return err
 	})
-	ann, ben := in.createPersonToken(t, "ann", gateway.TokenAudience), in.createPersonToken(t, "ben",
-		gateway.TokenAudience)
+	ann, ben := in.createPersonToken(t, "ann", api.TokenAudience), in.createPersonToken(t, "ben",
+		api.TokenAudience)
 	notAToken := filepath.Join(in.dir, "invented")
 	writeFile(t, notAToken, "eyJhbGciOiJub25lIn0.e30.")
 	for name, c := range map[string]struct{ token, want string }{
@@ -75,11 +75,11 @@ people:
 		"a token that was made for the API server": {in.createPersonToken(t, "ann", ""), "not for the audience"},
 		"a token for something else":               {in.createPersonToken(t, "ann", "vault"), "not for the audience"},
 		"an account that is nobody": {
-			in.createPersonToken(t, "eve", gateway.TokenAudience),
+			in.createPersonToken(t, "eve", api.TokenAudience),
 			"unknown Kubernetes user",
 		},
 		"the worker's own account": {
-			in.createPersonToken(t, manifests.WorkerName, gateway.TokenAudience),
+			in.createPersonToken(t, manifests.WorkerName, api.TokenAudience),
 			"unknown Kubernetes user",
 		},
 		"a person without the right": {ben, "is not allowed to vote on this"},

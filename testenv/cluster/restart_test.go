@@ -15,7 +15,7 @@ import (
 
 	"stanch/playbooks"
 	"stanch/testenv/kube"
-	"stanch/worker/gateway"
+	"stanch/worker/api"
 	"stanch/worker/manifests"
 )
 
@@ -75,7 +75,7 @@ people:
 	})
 	held := in.waitForIncident(t, pod, "the lease", requireIsolated)
 	in.runStanch(t, "approve", held.ID, "--server", fmt.Sprintf("%s:%d", in.NodeIP, manifests.APIPort),
-		"--token-file", in.createPersonToken(t, "ann", gateway.TokenAudience), "--server-ca", filepath.Join(in.dir, "secrets",
+		"--token-file", in.createPersonToken(t, "ann", api.TokenAudience), "--server-ca", filepath.Join(in.dir, "secrets",
 			"pki", "ca.crt"))
 	in.waitForIncident(t, pod, "the restart", func(i playbooks.Incident) error {
 		for _, run := range i.Playbooks {

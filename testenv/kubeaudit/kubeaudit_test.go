@@ -26,10 +26,12 @@ import (
 	lab "stanch/testenv/kube"
 	lacking "stanch/testenv/prereq"
 	"stanch/testenv/temporal"
+	"stanch/worker/auditevents"
 	"stanch/worker/authority"
 	"stanch/worker/config"
-	"stanch/worker/gateway"
+	"stanch/worker/ingest"
 	"stanch/worker/manifests"
+	"stanch/worker/sourceserver"
 	"stanch/workflows"
 	"stanch/workflows/incident"
 )
@@ -80,14 +82,14 @@ func newAuditFixture(t *testing.T) *auditFixture {
 	w := &auditFixture{detections: &detectionLog{}}
 	auth, err := authority.OpenOrCreate(t.TempDir())
 	require.NoError(t, err)
-	intake := &gateway.Ingester{
+	intake := &ingest.Ingester{
 		Temporal: temporal.Start(t, map[string]any{"Story": w.detections.recordIncident}), Authority: auth,
 		Config: config.Default(), Log: slog.New(slog.DiscardHandler), IncidentWorkflow: "Story",
 	}
 	file := filepath.Join(t.TempDir(), "token")
 	require.NoError(t, os.WriteFile(file, []byte(webhookToken), 0o600))
 	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn}))
-	f, err := gateway.NewSourceServer(intake, []config.Source{{
+	f, err := sourceserver.New(intake, []config.Source{{
 		Name: "api-server", Kind: config.SourceKindKubernetesAudit,
 		TokenFile: file,
 	}}, log)
@@ -105,7 +107,7 @@ func newAuditFixture(t *testing.T) *auditFixture {
 		}
 		rw.WriteHeader(http.StatusServiceUnavailable)
 	}))
-	web.Listener = gateway.NewTLSMux(web.Listener, certificate)
+	web.Listener = sourceserver.NewTLSMux(web.Listener, certificate)
 	web.Start()
 	t.Cleanup(web.Close)
 	address := "https://" + web.Listener.Addr().String() + "/v1/kubernetes-audit"
@@ -116,8 +118,8 @@ func newAuditFixture(t *testing.T) *auditFixture {
 	intake.Kube = w.Client()
 	set, err := rules.LoadShipped()
 	require.NoError(t, err)
-	f.RuleEvaluator = gateway.NewRuleEvaluator(func() *rules.Set { return set },
-		[]netip.Prefix{netip.MustParsePrefix(w.PodCIDR)}, "", log)
+	f.AuditEvents = &auditevents.ClusterEvents{Ingester: intake, Log: log, RuleEvaluator: auditevents.NewRuleEvaluator(
+		func() *rules.Set { return set }, []netip.Prefix{netip.MustParsePrefix(w.PodCIDR)}, "", log)}
 	handler := f.HTTPServer().Handler
 	door.Store(&handler)
 	w.namespace = w.NewNamespace(t)

@@ -28,8 +28,9 @@ import (
 	"stanch/testenv/temporal"
 	"stanch/worker/authority"
 	"stanch/worker/config"
-	"stanch/worker/gateway"
 	"stanch/worker/health"
+	"stanch/worker/ingest"
+	"stanch/worker/nodeserver"
 	"stanch/workflows"
 	"stanch/workflows/incident"
 )
@@ -65,8 +66,8 @@ func TestMain(m *testing.M) {
 // gatewayFixture is a gateway for nodes with its monitor, on a real Temporal, over real mutual TLS.
 type gatewayFixture struct {
 	*health.Monitor
-	nodeServer *gateway.NodeServer
-	ingester   *gateway.Ingester
+	nodeServer *nodeserver.Server
+	ingester   *ingest.Ingester
 	pki        *authority.PKI
 	server     *temporal.Server
 	address    string
@@ -100,7 +101,7 @@ func newGatewayFixture(t *testing.T, server *temporal.Server, o gatewayFixtureOp
 	}
 	quiet := slog.New(slog.DiscardHandler)
 	e := &gatewayFixture{pki: o.pki, server: server}
-	e.ingester = &gateway.Ingester{
+	e.ingester = &ingest.Ingester{
 		Temporal: server, Authority: o.authority, Config: config.Default(), Kube: o.kube,
 		Log: quiet, IncidentWorkflow: "Story",
 	}
@@ -113,7 +114,7 @@ func newGatewayFixture(t *testing.T, server *temporal.Server, o gatewayFixtureOp
 			OwnIdentity: o.name,
 		}, CertificateAuthority: o.pki, Timing: o.timing, Log: quiet, StateFile: o.file,
 	})
-	e.nodeServer = &gateway.NodeServer{
+	e.nodeServer = &nodeserver.Server{
 		Keyring: o.authority.Keyring(), Ingester: e.ingester, Log: quiet, NodeLimits: o.limits, Monitor: e.Monitor,
 		StartedAt: time.Now(),
 		ServeNode: func(node string) (func(), error) { return func() {}, nil },

@@ -17,7 +17,8 @@ import (
 	"time"
 
 	"stanch/sensors"
-	"stanch/worker/gateway"
+	"stanch/worker/ingest"
+	"stanch/worker/nodeserver"
 )
 
 // Timing contains the time limits. The zero value means the defaults.
@@ -116,7 +117,7 @@ type Monitor struct {
 	droppedOwnReports int            // the gateway's own reports that were dropped since the last check
 }
 
-var _ gateway.NodeMonitor = (*Monitor)(nil)
+var _ nodeserver.Monitor = (*Monitor)(nil)
 
 // pendingReport is a pending detection and its reporting node; "" is the gateway.
 type pendingReport struct {
@@ -286,7 +287,7 @@ func (m *Monitor) deliverReports(ctx context.Context) {
 			m.forgetReport(r)
 			continue
 		}
-		if temporary := (*gateway.TemporaryError)(nil); errors.As(err, &temporary) {
+		if temporary := (*ingest.TemporaryError)(nil); errors.As(err, &temporary) {
 			m.mu.Lock()
 			m.pendingReports = append(m.pendingReports, r)
 			m.mu.Unlock()

@@ -23,8 +23,8 @@ import (
 	"stanch/testenv/temporal"
 	"stanch/worker/authority"
 	"stanch/worker/config"
-	"stanch/worker/gateway"
 	"stanch/worker/health"
+	"stanch/worker/nodeserver"
 )
 
 func TestMonitorConditions(t *testing.T) {
@@ -147,7 +147,7 @@ func TestMonitorConditions(t *testing.T) {
 
 	t.Run("rate of health reports", func(t *testing.T) {
 		e := newGatewayFixture(t, server, gatewayFixtureOptions{timing: short})
-		heard := &healthEventCounter{NodeMonitor: e.nodeServer.Monitor}
+		heard := &healthEventCounter{Monitor: e.nodeServer.Monitor}
 		e.nodeServer.Monitor = heard
 		var said atomic.Int64
 		began := time.Now()
@@ -350,15 +350,15 @@ func TestMonitorConditions(t *testing.T) {
 
 // healthEventCounter counts the node events that a monitor receives.
 type healthEventCounter struct {
-	gateway.NodeMonitor
+	nodeserver.Monitor
 	healthEvents atomic.Int64
 }
 
-func (l *healthEventCounter) OnNodeEvent(n gateway.NodeEvent) {
-	if n.Kind == gateway.NodeReported {
+func (l *healthEventCounter) OnNodeEvent(n nodeserver.Event) {
+	if n.Kind == nodeserver.Reported {
 		l.healthEvents.Add(1)
 	}
-	l.NodeMonitor.OnNodeEvent(n)
+	l.Monitor.OnNodeEvent(n)
 }
 
 func newStormDetection(node string, n int) sensors.Detection {

@@ -13,7 +13,7 @@ import (
 	"stanch/sensors/agent"
 	"stanch/sensors/duration"
 	"stanch/sensors/probe"
-	"stanch/worker/gateway"
+	"stanch/worker/nodeserver"
 )
 
 // nodeState is the monitor's state of one node.
@@ -61,34 +61,34 @@ func (m *Monitor) nodeByName(name string) *nodeState {
 }
 
 // OnNodeEvent handles an event of a node's connection.
-func (m *Monitor) OnNodeEvent(note gateway.NodeEvent) {
+func (m *Monitor) OnNodeEvent(note nodeserver.Event) {
 	now := m.Now()
 	m.mu.Lock()
 	n := m.nodeByName(note.Node)
 	n.lastSeen = now
 	switch note.Kind {
-	case gateway.NodeConnected:
+	case nodeserver.Connected:
 		n.connected, n.stopped, n.certificateExpiresAt, n.renewalFailure = true, false, note.CertificateExpiresAt, ""
-	case gateway.NodeDisconnected, gateway.NodeShutDown:
-		n.connected, n.disconnectedAt, n.stopped = false, now, note.Kind == gateway.NodeShutDown
-	case gateway.NodeCertificateRenewed:
+	case nodeserver.Disconnected, nodeserver.ShutDown:
+		n.connected, n.disconnectedAt, n.stopped = false, now, note.Kind == nodeserver.ShutDown
+	case nodeserver.CertificateRenewed:
 		n.certificateExpiresAt, n.renewalFailure = note.CertificateExpiresAt, ""
-	case gateway.NodeRenewalFailed:
+	case nodeserver.RenewalFailed:
 		n.renewalFailure = note.Reason
-	case gateway.NodeRateLimited, gateway.NodeReported:
+	case nodeserver.RateLimited, nodeserver.Reported:
 	}
 	m.mu.Unlock()
 	switch note.Kind {
-	case gateway.NodeConnected:
+	case nodeserver.Connected:
 		m.markResolved(telemetryLost, newNodeSubject(note.Node))
 		m.saveNodeRecords()
-	case gateway.NodeShutDown:
+	case nodeserver.ShutDown:
 		m.saveNodeRecords()
-	case gateway.NodeRateLimited:
+	case nodeserver.RateLimited:
 		m.handleRateLimited(note.Node, now)
-	case gateway.NodeReported:
+	case nodeserver.Reported:
 		m.handleNodeReport(note, now)
-	case gateway.NodeDisconnected, gateway.NodeCertificateRenewed, gateway.NodeRenewalFailed:
+	case nodeserver.Disconnected, nodeserver.CertificateRenewed, nodeserver.RenewalFailed:
 	}
 }
 
@@ -115,7 +115,7 @@ func (m *Monitor) handleRateLimited(name string, now time.Time) {
 
 // handleNodeReport evaluates a node's health report. A report is untrusted: it is limited, and used only against the
 // node itself.
-func (m *Monitor) handleNodeReport(note gateway.NodeEvent, now time.Time) {
+func (m *Monitor) handleNodeReport(note nodeserver.Event, now time.Time) {
 	if note.ClockSkew != nil {
 		m.checkClock(note.Node, *note.ClockSkew)
 	}
@@ -196,7 +196,7 @@ func (n *nodeState) updateKnownHooks(s probe.Status) []probe.HookStatus {
 }
 
 // checkClock reports a wrong clock; nothing is corrected.
-func (m *Monitor) checkClock(name string, c gateway.ClockSkew) {
+func (m *Monitor) checkClock(name string, c nodeserver.ClockSkew) {
 	off := c.Offset.Abs() - c.MaxError // the certain part
 	if off < m.Timing.MaxClockSkew {
 		m.markResolved(clockSkew, newNodeSubject(name))

@@ -9,8 +9,8 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes/fake"
 
-	"stanch/worker/gateway"
 	"stanch/worker/health"
+	"stanch/worker/nodeserver"
 )
 
 func TestRemovedSensorIsReportedAfterGatewayRestart(t *testing.T) {
@@ -46,9 +46,9 @@ func TestRemovedSensorIsReportedAfterGatewayRestart(t *testing.T) {
 		return m.Data
 	}
 	one, two := replica(), replica()
-	one.OnNodeEvent(gateway.NodeEvent{Node: "watched", Kind: gateway.NodeConnected})
-	one.OnNodeEvent(gateway.NodeEvent{Node: "not-in-this-cluster", Kind: gateway.NodeConnected})
-	two.OnNodeEvent(gateway.NodeEvent{Node: "deleted", Kind: gateway.NodeConnected})
+	one.OnNodeEvent(nodeserver.Event{Node: "watched", Kind: nodeserver.Connected})
+	one.OnNodeEvent(nodeserver.Event{Node: "not-in-this-cluster", Kind: nodeserver.Connected})
+	two.OnNodeEvent(nodeserver.Event{Node: "deleted", Kind: nodeserver.Connected})
 	two.CheckOnce(t.Context())
 	one.CheckOnce(t.Context())
 	require.Len(t, kept(), 2, "replicas do not overwrite each other")

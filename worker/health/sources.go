@@ -10,10 +10,10 @@ import (
 	"stanch/sensors"
 	"stanch/sensors/duration"
 	"stanch/sensors/integrations"
-	"stanch/worker/gateway"
+	"stanch/worker/sourceserver"
 )
 
-var _ gateway.SourceHealthSink = (*Monitor)(nil)
+var _ sourceserver.HealthSink = (*Monitor)(nil)
 
 // sourceActivity is how regularly an external source sends messages.
 type sourceActivity struct {

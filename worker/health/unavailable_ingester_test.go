@@ -16,8 +16,8 @@ import (
 	"stanch/sensors"
 	"stanch/sensors/agent"
 	"stanch/sensors/probe"
-	"stanch/worker/gateway"
 	"stanch/worker/health"
+	"stanch/worker/nodeserver"
 )
 
 // fakeIngester is an ingester that accepts nothing while Temporal is unavailable.
@@ -64,16 +64,16 @@ func (d *monitorFixture) sendNodeReport(t *testing.T, node string, r agent.Statu
 	t.Helper()
 	raw, err := json.Marshal(r)
 	require.NoError(t, err)
-	d.OnNodeEvent(gateway.NodeEvent{Node: node, Kind: gateway.NodeReported, Status: raw})
+	d.OnNodeEvent(nodeserver.Event{Node: node, Kind: nodeserver.Reported, Status: raw})
 }
 
 func TestFakeGapsOfNodeDoNotHideOtherReports(t *testing.T) {
 	d := newMonitorFixture(health.Options{})
 	d.ingester.unavailable = true
 	for _, name := range []string{"victim", "liar"} {
-		d.OnNodeEvent(gateway.NodeEvent{Node: name, Kind: gateway.NodeConnected})
+		d.OnNodeEvent(nodeserver.Event{Node: name, Kind: nodeserver.Connected})
 	}
-	d.OnNodeEvent(gateway.NodeEvent{Node: "victim", Kind: gateway.NodeDisconnected})
+	d.OnNodeEvent(nodeserver.Event{Node: "victim", Kind: nodeserver.Disconnected})
 	began := d.now
 	for n := range 3000 {
 		r := agent.StatusReport{Drops: agent.DropStats{
@@ -128,7 +128,7 @@ func TestUnsentConditionStaysPending(t *testing.T) {
 	d.ingester.unavailable = true
 	const n = 2100 // more than the capacity
 	for i := range n {
-		d.OnNodeEvent(gateway.NodeEvent{Node: fmt.Sprintf("n-%d", i), Kind: gateway.NodeDisconnected})
+		d.OnNodeEvent(nodeserver.Event{Node: fmt.Sprintf("n-%d", i), Kind: nodeserver.Disconnected})
 	}
 	d.now = d.now.Add(2 * time.Minute)
 	d.CheckOnce(t.Context())

@@ -25,10 +25,14 @@ func Errorf(status int, format string, args ...any) error {
 }
 
 // BadRequest returns an error with the status 400.
-func BadRequest(format string, args ...any) error { return Errorf(http.StatusBadRequest, format, args...) }
+func BadRequest(format string, args ...any) error {
+	return Errorf(http.StatusBadRequest, format, args...)
+}
 
 // Forbidden returns an error with the status 403.
-func Forbidden(format string, args ...any) error { return Errorf(http.StatusForbidden, format, args...) }
+func Forbidden(format string, args ...any) error {
+	return Errorf(http.StatusForbidden, format, args...)
+}
 
 // NotFound returns an error with the status 404.
 func NotFound(format string, args ...any) error { return Errorf(http.StatusNotFound, format, args...) }

@@ -14,10 +14,10 @@ import (
 	rbacv1 "k8s.io/api/rbac/v1"
 
 	"stanch/worker"
-	"stanch/worker/gateway"
 	"stanch/worker/guards"
 	"stanch/worker/health"
 	"stanch/worker/manifests"
+	"stanch/worker/nodeserver"
 )
 
 var updateGolden = flag.Bool("update", false, "update the golden files")
@@ -152,7 +152,7 @@ func TestSensorHasNoClusterCredentials(t *testing.T) {
 				}
 				for _, source := range v.Projected.Sources {
 					// The API server does not accept a token for the gateway.
-					if token := source.ServiceAccountToken; token == nil || token.Audience != gateway.EnrollAudience {
+					if token := source.ServiceAccountToken; token == nil || token.Audience != nodeserver.EnrollAudience {
 						t.Errorf("the sensor mounts %s, which is not a token for the gateway only", v.Name)
 					}
 				}

@@ -10,7 +10,7 @@ import (
 	"go.yaml.in/yaml/v3"
 
 	"stanch/sensors/rules"
-	"stanch/worker/gateway"
+	"stanch/worker/ingest"
 	"stanch/worker/manifests"
 	"stanch/worker/metrics"
 )
@@ -29,7 +29,7 @@ func TestAlertRulesUseExistingMetrics(t *testing.T) {
 	require.NoError(t, yaml.Unmarshal([]byte(manifests.AlertRules), &file))
 	described := make(chan *prometheus.Desc, 1000)
 	metrics.NewRegistry(metrics.MetricSources{
-		NodeStatus: fakeNodeStatus{connected: map[string]json.RawMessage{}}, Detections: &gateway.Ingester{},
+		NodeStatus: fakeNodeStatus{connected: map[string]json.RawMessage{}}, Detections: &ingest.Ingester{},
 		Temporal: metrics.NewTemporalMetrics(), RuleStats: func() []rules.RuleStats { return nil },
 	}).Describe(described)
 	close(described)

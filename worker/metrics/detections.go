@@ -4,7 +4,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"stanch/worker/export"
-	"stanch/worker/gateway"
+	"stanch/worker/sourceserver"
 )
 
 type detectionCollector struct {
@@ -38,11 +38,11 @@ func (i *detectionCollector) Collect(out chan<- prometheus.Metric) {
 
 // sourceCollector collects the counts of other sensors. Its sources are those of the configuration.
 type sourceCollector struct {
-	source                     func() map[string]gateway.SourceCounts
+	source                     func() map[string]sourceserver.Counts
 	records, requests, dropped metricFamily
 }
 
-func newSourceCollector(source func() map[string]gateway.SourceCounts) *sourceCollector {
+func newSourceCollector(source func() map[string]sourceserver.Counts) *sourceCollector {
 	return &sourceCollector{
 		source: source,
 		records: newCounterFamily("stanch_source_records_total",

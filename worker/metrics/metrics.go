@@ -17,7 +17,9 @@ import (
 
 	"stanch/sensors/rules"
 	"stanch/worker/export"
-	"stanch/worker/gateway"
+	"stanch/worker/ingest"
+	"stanch/worker/nodeserver"
+	"stanch/worker/sourceserver"
 )
 
 // MetricSources are read at each scrape. Nil sources are omitted.
@@ -26,7 +28,7 @@ type MetricSources struct {
 	NodeStatus NodeStatusSource
 	Detections DetectionCountSource
 	// SourceCounts returns the counts of other sensors, by the source's name in the configuration.
-	SourceCounts func() map[string]gateway.SourceCounts
+	SourceCounts func() map[string]sourceserver.Counts
 	// ExportCounts returns the counts of exports, by the export's name in the configuration.
 	ExportCounts func() map[string]export.DeliveryCounts
 	// RuleStats returns the statistics of the rules that the gateway evaluates.
@@ -43,13 +45,13 @@ type NodeStatusSource interface {
 
 // DetectionCountSource returns the results of detections.
 type DetectionCountSource interface {
-	DetectionCounts() []gateway.DetectionCount
+	DetectionCounts() []ingest.DetectionCount
 	QueuedDetections() int
 }
 
 var (
-	_ NodeStatusSource     = (*gateway.NodeServer)(nil)
-	_ DetectionCountSource = (*gateway.Ingester)(nil)
+	_ NodeStatusSource     = (*nodeserver.Server)(nil)
+	_ DetectionCountSource = (*ingest.Ingester)(nil)
 )
 
 // NewRegistry returns a separate registry for the sources.

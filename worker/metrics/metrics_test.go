@@ -14,8 +14,10 @@ import (
 	"stanch/sensors/agent"
 	"stanch/sensors/probe"
 	"stanch/sensors/rules"
-	"stanch/worker/gateway"
+	"stanch/worker/ingest"
 	"stanch/worker/metrics"
+	"stanch/worker/nodeserver"
+	"stanch/worker/sourceserver"
 )
 
 // fakeNodeStatus is the node data of a fake gateway.
@@ -27,7 +29,7 @@ type fakeNodeStatus struct {
 func (k fakeNodeStatus) ConnectedNodes() map[string]json.RawMessage { return k.connected }
 func (k fakeNodeStatus) DisconnectedNodes(time.Duration) []string   { return k.disconnected }
 
-func nodeReport(t *testing.T, r agent.StatusReport, state gateway.NodeStreamState) json.RawMessage {
+func nodeReport(t *testing.T, r agent.StatusReport, state nodeserver.NodeStreamState) json.RawMessage {
 	t.Helper()
 	raw, err := json.Marshal(r)
 	require.NoError(t, err)
@@ -56,9 +58,9 @@ func defaultNodeReport(t *testing.T) json.RawMessage {
 			}},
 		},
 		Spooled: 4, SpoolDropped: 5,
-	}, gateway.NodeStreamState{
+	}, nodeserver.NodeStreamState{
 		ConnectedSince: at, CertificateExpiresAt: at,
-		ClockSkew: &gateway.ClockSkew{Offset: -1500 * time.Millisecond, MaxError: time.Millisecond}, LimitedBatches: 6,
+		ClockSkew: &nodeserver.ClockSkew{Offset: -1500 * time.Millisecond, MaxError: time.Millisecond}, LimitedBatches: 6,
 	})
 }
 
@@ -92,12 +94,12 @@ stanch_node_rule_evaluation_seconds_count{node="node-1",rule="miner"} 2
 }
 
 func TestMetricNamesFollowPrometheusConventions(t *testing.T) {
-	intake := &gateway.Ingester{}
+	intake := &ingest.Ingester{}
 	r := metrics.NewRegistry(metrics.MetricSources{
 		Version: "v1", NodeStatus: fakeNodeStatus{connected: map[string]json.RawMessage{"node-1": defaultNodeReport(t)}},
 		Detections: intake, Temporal: metrics.NewTemporalMetrics(),
-		SourceCounts: func() map[string]gateway.SourceCounts {
-			return map[string]gateway.SourceCounts{"falco": {Accepted: 1}}
+		SourceCounts: func() map[string]sourceserver.Counts {
+			return map[string]sourceserver.Counts{"falco": {Accepted: 1}}
 		},
 		RuleStats: func() []rules.RuleStats { return []rules.RuleStats{{Rule: "secret-read"}} },
 	})
@@ -124,7 +126,7 @@ func TestMaliciousNodeReportIsContained(t *testing.T) {
 			rules.RuleStats{Rule: "twice", MeanEvaluationTime: -5, Sampled: 1 << 62})
 	}
 	registry := metrics.NewRegistry(metrics.MetricSources{NodeStatus: fakeNodeStatus{connected: map[string]json.RawMessage{
-		"liar": nodeReport(t, r, gateway.NodeStreamState{}), "node-1": defaultNodeReport(t), "mute": nil,
+		"liar": nodeReport(t, r, nodeserver.NodeStreamState{}), "node-1": defaultNodeReport(t), "mute": nil,
 		"odd": json.RawMessage(`{"node":7,"probe":[],"gateway":"x"}`),
 	}}})
 	families, err := registry.Gather()

@@ -10,7 +10,7 @@ import (
 
 	"stanch/sensors"
 	"stanch/sensors/agent"
-	"stanch/worker/gateway"
+	"stanch/worker/nodeserver"
 )
 
 // disconnectedShownFor is how long a disconnected node is exported: long enough for any alert, and not forever.
@@ -115,7 +115,7 @@ func (n *nodeCollector) Collect(out chan<- prometheus.Metric) {
 // collectNode collects the health report of one node. It omits the parts that cannot be decoded.
 func (n *nodeCollector) collectNode(out chan<- prometheus.Metric, name string, raw json.RawMessage) {
 	var state struct {
-		Gateway gateway.NodeStreamState `json:"gateway"`
+		Gateway nodeserver.NodeStreamState `json:"gateway"`
 	}
 	if json.Unmarshal(raw, &state) == nil {
 		g := state.Gateway
