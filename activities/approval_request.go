@@ -10,6 +10,7 @@ import (
 	"stanch/playbooks"
 	"stanch/sensors/attestation"
 	"stanch/sensors/duration"
+	"stanch/sensors/truncate"
 )
 
 // ApprovalRequest is a pending request for approval.
@@ -80,7 +81,7 @@ func (p ApprovalRequest) Validate() error {
 	}
 	for i, r := range p.Plans {
 		if r.Plan.Hash() != r.PlanHash || r.Plan.TargetID != p.Targets[i].ID() {
-			return fmt.Errorf("the plan for %s does not match its hash", truncate(r.Plan.TargetID, 80))
+			return fmt.Errorf("the plan for %s does not match its hash", truncate.Text(r.Plan.TargetID, 80))
 		}
 	}
 	return nil

@@ -11,6 +11,7 @@ import (
 	"stanch/playbooks"
 	"stanch/playbooks/display"
 	"stanch/sensors/attestation"
+	"stanch/sensors/truncate"
 )
 
 // RecordAttempt returns a signed receipt for evidence that was attempted and timed out.
@@ -134,7 +135,7 @@ func (s *Activities) askForbiddenReason(in CountVotesInput) string {
 		if !sameApprovers(in.Approvers, s.ScopeApprovers.ApproversForNamespace(target.Namespace, false)) &&
 			!sameApprovers(in.Approvers, s.ScopeApprovers.ApproversForNamespace("", true)) {
 			return fmt.Sprintf("its approvers (%s) are neither those of the scope %s nor those of the playbook",
-				truncate(in.Approvers.Describe(), 200), target)
+				truncate.Text(in.Approvers.Describe(), 200), target)
 		}
 	}
 	return ""
@@ -157,7 +158,7 @@ type countedVotes struct {
 
 func (s *Activities) verifyVotes(in CountVotesInput) countedVotes {
 	c := countedVotes{approvals: map[string]attestation.Vote{}}
-	ignore := func(who, why string) { c.ignoredReasons = append(c.ignoredReasons, truncate(who, 80)+": "+why) }
+	ignore := func(who, why string) { c.ignoredReasons = append(c.ignoredReasons, truncate.Text(who, 80)+": "+why) }
 	for _, signed := range in.Votes {
 		var v attestation.Vote
 		if err := s.Authority.Keyring().Verify(signed, attestation.PayloadTypeVote, &v); err != nil {

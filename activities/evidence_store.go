@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"stanch/playbooks"
+	"stanch/sensors/truncate"
 )
 
 // EvidenceStore stores evidence by content in a directory, blobs/<sha256>, with a manifest for each incident: a
@@ -57,7 +58,7 @@ func (s *EvidenceStore) StoreArtifact(_ context.Context, incident, action, targe
 	}
 	if piece.SHA256 != "" && piece.SHA256 != ref.SHA256 {
 		return playbooks.EvidenceRef{}, fmt.Errorf("evidence %s: its SHA-256 was %s at the source (%s) and is %s here",
-			piece.Name, truncate(piece.SHA256, 64), piece.CapturedFrom, ref.SHA256)
+			piece.Name, truncate.Text(piece.SHA256, 64), piece.CapturedFrom, ref.SHA256)
 	}
 	if _, err := s.ReadArtifact(ref.SHA256); err != nil { // already stored otherwise
 		if err := s.checkQuota(incident, ref.SizeBytes); err != nil {
@@ -111,7 +112,7 @@ var ErrCorrupted = errors.New("it differs from what was stored")
 // ReadArtifact returns an artifact. It returns ErrCorrupted if its content does not match its hash.
 func (s *EvidenceStore) ReadArtifact(sum string) ([]byte, error) {
 	if !sha256Pattern.MatchString(sum) {
-		return nil, Refusef("invalid SHA-256 %q; use 64 hexadecimal digits", truncate(sum, 80))
+		return nil, Refusef("invalid SHA-256 %q; use 64 hexadecimal digits", truncate.Text(sum, 80))
 	}
 	data, err := os.ReadFile(s.blobPath(sum))
 	if errors.Is(err, fs.ErrNotExist) {

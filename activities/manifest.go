@@ -17,6 +17,7 @@ import (
 
 	"stanch/playbooks"
 	"stanch/sensors/attestation"
+	"stanch/sensors/truncate"
 )
 
 // ManifestEntryKind is what an entry of a manifest records.
@@ -260,7 +261,7 @@ func ReadManifest(incident string, raw []byte, keys attestation.Keyring) (lines 
 		}
 		switch {
 		case l.Entry.IncidentID != incident:
-			find("it belongs to the manifest of %s", truncate(l.Entry.IncidentID, 40))
+			find("it belongs to the manifest of %s", truncate.Text(l.Entry.IncidentID, 40))
 		case l.Entry.Sequence != number:
 			find("it is entry %d: entries are missing, duplicated or out of order", l.Entry.Sequence)
 		case l.Entry.PreviousHash != prev:
@@ -306,7 +307,7 @@ func (s *EvidenceStore) Verify(incident string, keys attestation.Keyring, head s
 		findings = append(findings, IntegrityFinding{
 			Location: "manifest of " + incident,
 			Problem: "no line matches the head " +
-				truncate(head, 64) + ": the entries up to it were removed or replaced",
+				truncate.Text(head, 64) + ": the entries up to it were removed or replaced",
 		})
 	}
 	return lines, findings, nil
@@ -322,11 +323,4 @@ func (s *EvidenceStore) checkArtifact(ref playbooks.EvidenceRef) error {
 		return fmt.Errorf("it has %d bytes; %d were recorded", len(data), ref.SizeBytes)
 	}
 	return nil
-}
-
-func truncate(text string, n int) string {
-	if r := []rune(text); len(r) > n {
-		return string(r[:n]) + "…"
-	}
-	return text
 }

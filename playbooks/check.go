@@ -13,6 +13,7 @@ import (
 
 	"stanch/sensors/diagnostic"
 	"stanch/sensors/expression"
+	"stanch/sensors/truncate"
 	"stanch/sensors/yamlnode"
 )
 
@@ -158,7 +159,7 @@ func (c *checker) compileExpr(e *Expr, names typeScope, at flowContext, want ref
 		for _, o := range Outcomes {
 			known = append(known, string(o))
 		}
-		c.errorf(e.Pos, "value", diagnostic.DidYouMean(word, known), "unknown outcome `%s`", truncate(word, 40))
+		c.errorf(e.Pos, "value", diagnostic.DidYouMean(word, known), "unknown outcome `%s`", truncate.Text(word, 40))
 	}
 	found := findReads(program.Node())
 	c.expressionUses = append(c.expressionUses, exprUse{e, found, at, c.affectsPlan})

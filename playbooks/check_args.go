@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"stanch/sensors/diagnostic"
+	"stanch/sensors/truncate"
 )
 
 // checkArguments checks `with` against the action's parameters: names, types, bounds.
@@ -34,7 +35,7 @@ func (c *checker) checkArguments(s *Step, spec ActionSpec, names typeScope, at f
 			if len(known) == 0 {
 				hint = "it has no parameters"
 			}
-			c.errorf(arg.Pos, "unknown-parameter", hint, "`%s` has no parameter `%s`", s.Action, truncate(arg.Name, 40))
+			c.errorf(arg.Pos, "unknown-parameter", hint, "`%s` has no parameter `%s`", s.Action, truncate.Text(arg.Name, 40))
 			complete = false
 			continue
 		}
@@ -162,7 +163,7 @@ func (c *checker) checkLiteral(v Value, want reflect.Type, tag, name string) boo
 		}
 	}
 	if text, ok := v.Literal.(string); ok && len(enum) > 0 && !slices.Contains(enum, text) {
-		c.errorf(v.Pos, "value", diagnostic.DidYouMean(text, enum), "`%s` cannot be `%s`", name, truncate(text, 40))
+		c.errorf(v.Pos, "value", diagnostic.DidYouMean(text, enum), "`%s` cannot be `%s`", name, truncate.Text(text, 40))
 		return false
 	}
 	return true

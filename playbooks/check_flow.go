@@ -6,6 +6,7 @@ import (
 	"strings"
 
 	"stanch/sensors/expression"
+	"stanch/sensors/truncate"
 )
 
 // checkFlow checks that every step is reachable, and that expressions read only steps that have run.
@@ -74,7 +75,7 @@ func describeCondition(condition string) string {
 	case "finally":
 		return "in `finally`"
 	}
-	return "under `if: " + truncate(condition, 60) + "`"
+	return "under `if: " + truncate.Text(condition, 60) + "`"
 }
 
 // checkReachable reports steps that can never run.

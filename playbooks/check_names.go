@@ -7,6 +7,7 @@ import (
 
 	"stanch/sensors"
 	"stanch/sensors/diagnostic"
+	"stanch/sensors/truncate"
 )
 
 // reservedNames are names that expressions already use, so no id may have them.
@@ -26,11 +27,11 @@ func (c *checker) checkNames() {
 					known[i] = string(k)
 				}
 				c.errorf(o.Pos, "unknown-objective", diagnostic.DidYouMean(o.Text, known), "no rule has the objective `%s`",
-					truncate(o.Text, 40))
+					truncate.Text(o.Text, 40))
 			}
 		}
 		if s := m.Severity; s.Text != "" && sensors.Severity(s.Text).Rank() < 0 {
-			c.errorf(s.Pos, "value", "use info, low, medium, high or critical", "unknown severity `%s`", truncate(s.Text, 40))
+			c.errorf(s.Pos, "value", "use info, low, medium, high or critical", "unknown severity `%s`", truncate.Text(s.Text, 40))
 		}
 	}
 	for _, steps := range [][]Step{book.Steps, book.Finally} {
@@ -104,7 +105,7 @@ func (c *checker) checkActionName(s *Step) {
 	if ok {
 		hint = fmt.Sprintf("write `%s: %s`", spec.Verb, s.Action)
 	}
-	c.errorf(s.ActionPos, "unknown-action", hint, "unknown `%s` action `%s`", s.Verb, truncate(s.Action, 60))
+	c.errorf(s.ActionPos, "unknown-action", hint, "unknown `%s` action `%s`", s.Verb, truncate.Text(s.Action, 60))
 }
 
 func (c *checker) checkCalledPlaybook(s *Step) {
@@ -115,7 +116,7 @@ func (c *checker) checkCalledPlaybook(s *Step) {
 	}
 	c.stepsWithUnknownNames[s] = true
 	if name == c.program.Name {
-		c.errorf(s.Call.Pos, "cycle", "use `foreach` to repeat steps", "the playbook `%s` calls itself", truncate(name, 40))
+		c.errorf(s.Call.Pos, "cycle", "use `foreach` to repeat steps", "the playbook `%s` calls itself", truncate.Text(name, 40))
 		return
 	}
 	var known []string
@@ -126,7 +127,7 @@ func (c *checker) checkCalledPlaybook(s *Step) {
 	if hint == "" {
 		hint = "put its file in the same directory; `stanch playbooks` lists all playbooks"
 	}
-	c.errorf(s.Call.Pos, "unknown-playbook", hint, "unknown playbook `%s`", truncate(name, 40))
+	c.errorf(s.Call.Pos, "unknown-playbook", hint, "unknown playbook `%s`", truncate.Text(name, 40))
 }
 
 // quoteList formats names for a message.

@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"stanch/sensors/diagnostic"
+	"stanch/sensors/truncate"
 )
 
 // checkTypes compiles every expression and checks every parameter.
@@ -191,7 +192,7 @@ func (c *checker) checkCallInputs(s *Step, names typeScope, at flowContext) {
 				hint = "it has no inputs"
 			}
 			c.errorf(arg.Pos, "unknown-parameter", hint, "the playbook `%s` has no input `%s`", callee.Name,
-				truncate(arg.Name, 40))
+				truncate.Text(arg.Name, 40))
 			continue
 		}
 		given[arg.Name] = true

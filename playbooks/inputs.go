@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"reflect"
 	"slices"
+	"stanch/sensors/truncate"
 	"strconv"
 	"strings"
 )
@@ -115,7 +116,7 @@ func (in Input) checkBounds(v reflect.Value) error {
 	case v.CanFloat():
 		number = v.Float()
 	case v.Kind() == reflect.String && in.Enum != nil && !slices.Contains(in.Enum, v.String()):
-		return fmt.Errorf("cannot be %q; use one of %s", truncate(v.String(), 60), quoteList(in.Enum))
+		return fmt.Errorf("cannot be %q; use one of %s", truncate.Text(v.String(), 60), quoteList(in.Enum))
 	}
 	if in.Minimum != nil && number < *in.Minimum {
 		return fmt.Errorf("must be at least %v, not %v", *in.Minimum, number)

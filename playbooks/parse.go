@@ -5,6 +5,7 @@ import (
 	"slices"
 
 	"stanch/sensors/diagnostic"
+	"stanch/sensors/truncate"
 	"stanch/sensors/yamlnode"
 
 	"go.yaml.in/yaml/v3"
@@ -56,7 +57,7 @@ func (p *parser) parseFields(n *yaml.Node, what string, readers map[string]func(
 		read, ok := readers[key.Value]
 		if !ok {
 			p.errorf(nodePos(key), "unknown-key", diagnostic.DidYouMean(key.Value, slices.Collect(maps.Keys(readers))),
-				"%s has no key `%s`", what, truncate(key.Value, 40))
+				"%s has no key `%s`", what, truncate.Text(key.Value, 40))
 			return
 		}
 		read(key, value)
@@ -64,5 +65,3 @@ func (p *parser) parseFields(n *yaml.Node, what string, readers map[string]func(
 }
 
 func nodeKindName(n *yaml.Node) string { return yamlnode.DescribeKind(n) }
-
-func truncate(s string, n int) string { return yamlnode.Truncate(s, n) }

@@ -6,6 +6,7 @@ import (
 	"strings"
 
 	"stanch/sensors/diagnostic"
+	"stanch/sensors/truncate"
 
 	"go.yaml.in/yaml/v3"
 )
@@ -20,7 +21,7 @@ func (p *parser) parsePlaybook(n *yaml.Node, book *Playbook) {
 			book.Name, book.NamePos = p.parseString(v, "playbook"), nodePos(v)
 			if !identifierPattern.MatchString(strings.ReplaceAll(book.Name, "-", "_")) && v.Tag == "!!str" {
 				p.errorf(nodePos(v), "name", "use letters, digits and `-`, with a letter first", "invalid playbook name `%s`",
-					truncate(book.Name, 40))
+					truncate.Text(book.Name, 40))
 			}
 		},
 		"description": func(_, v *yaml.Node) { book.Description = p.parseString(v, "description") },
@@ -101,7 +102,7 @@ func (p *parser) parseInputs(n *yaml.Node) []Input {
 			p.errorf(nodePos(k), "required", "for example, write `type: string`", "the input `%s` has no `type`", k.Value)
 		case !slices.Contains(InputTypes, in.Type):
 			p.errorf(in.TypePos, "value", diagnostic.DidYouMean(in.Type, InputTypes), "unknown input type `%s`",
-				truncate(in.Type, 40))
+				truncate.Text(in.Type, 40))
 			in.Type = ""
 		}
 		inputs = append(inputs, in)
@@ -122,7 +123,7 @@ func (p *parser) parseOutputs(n *yaml.Node) []Output {
 func (p *parser) checkIdentifier(k *yaml.Node, what string) {
 	if !identifierPattern.MatchString(k.Value) {
 		p.errorf(nodePos(k), "name", "use letters, digits and `_`, with a letter first", "invalid name `%s` for %s",
-			truncate(k.Value, 40), what)
+			truncate.Text(k.Value, 40), what)
 	}
 }
 

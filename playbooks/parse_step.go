@@ -9,6 +9,7 @@ import (
 
 	"stanch/sensors/diagnostic"
 	"stanch/sensors/duration"
+	"stanch/sensors/truncate"
 
 	"go.yaml.in/yaml/v3"
 )
@@ -223,7 +224,7 @@ func (p *parser) parseAssignments(n *yaml.Node) []Argument {
 	for _, a := range args {
 		if !identifierPattern.MatchString(a.Name) {
 			p.errorf(a.Pos, "name", "use letters, digits and `_`, with a letter first", "invalid value name `%s`",
-				truncate(a.Name, 40))
+				truncate.Text(a.Name, 40))
 		}
 	}
 	if args == nil {
@@ -240,7 +241,7 @@ func (p *parser) parseStop(n *yaml.Node) *Stop {
 			known = append(known, string(o))
 		}
 		p.errorf(nodePos(n), "value", diagnostic.DidYouMean(n.Value, known), "a playbook cannot stop with the outcome `%s`",
-			truncate(n.Value, 40))
+			truncate.Text(n.Value, 40))
 	}
 	return s
 }

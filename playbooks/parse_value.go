@@ -7,6 +7,7 @@ import (
 	"go.yaml.in/yaml/v3"
 
 	"stanch/sensors/duration"
+	"stanch/sensors/truncate"
 )
 
 func (p *parser) parseString(n *yaml.Node, what string) string {
@@ -245,7 +246,7 @@ func (p *parser) parseValue(n *yaml.Node) Value {
 		case "!!int":
 			var i int
 			if n.Decode(&i) != nil {
-				p.errorf(v.Pos, "range", "", "the number %s is out of range", truncate(n.Value, 40))
+				p.errorf(v.Pos, "range", "", "the number %s is out of range", truncate.Text(n.Value, 40))
 			}
 			v.Literal = i
 		case "!!float":

@@ -141,13 +141,13 @@ func (l *runningInstallation) waitForIncident(name, what string, ok func(playboo
 		}
 	}()
 	require.Eventually(l.t, func() bool {
-		all, err := l.QueryService.Incidents(l.t.Context())
+		all, err := l.Queries.Incidents(l.t.Context())
 		if err != nil {
 			return false
 		}
 		for _, in := range all {
 			if in.Workload.Name == name {
-				if last, err = l.QueryService.Incident(l.t.Context(), in.ID); err == nil && ok(last) {
+				if last, err = l.Queries.Incident(l.t.Context(), in.ID); err == nil && ok(last) {
 					return true
 				}
 			}
@@ -162,7 +162,7 @@ func (l *runningInstallation) waitForApprovalRequest(name string) string {
 	l.t.Helper()
 	var id string
 	l.waitForIncident(name, "a question", func(in playbooks.Incident) bool {
-		open, err := l.QueryService.PendingApprovals(l.t.Context(), in.ID)
+		open, err := l.Queries.PendingApprovals(l.t.Context(), in.ID)
 		id = in.ID
 		return err == nil && len(open) > 0
 	})
@@ -176,7 +176,7 @@ func (l *runningInstallation) castVote(id, person string, approve, refused bool,
 	for _, change := range more {
 		change(&v)
 	}
-	_, err := l.ApprovalService.Vote(l.t.Context(), l.principal(person), v)
+	_, err := l.Decisions.Vote(l.t.Context(), l.principal(person), v)
 	if refused {
 		require.Error(l.t, err)
 	} else {
@@ -186,7 +186,7 @@ func (l *runningInstallation) castVote(id, person string, approve, refused bool,
 
 // principal returns a person with the current entitlement by the configuration.
 func (l *runningInstallation) principal(name string) decisions.Principal {
-	cfg, err := l.ApprovalService.Roster.Current()
+	cfg, err := l.Decisions.Roster.Current()
 	require.NoError(l.t, err)
 	for _, p := range cfg.People {
 		if p.Name == name {
@@ -258,13 +258,13 @@ func TestSimulationRepeatsLiveDecisions(t *testing.T) {
 	}
 
 	// A pause refuses one containment, and nothing bypasses it.
-	require.NoError(t, l.ApprovalService.Pause(t.Context(), l.principal("alice"), "a test"))
+	require.NoError(t, l.Decisions.Pause(t.Context(), l.principal("alice"), "a test"))
 	l.reportMiner("paused", 0.9)
 	l.waitForIncident("paused", "it ended", func(in playbooks.Incident) bool {
 		return len(in.Playbooks) > 0 &&
 			!in.Playbooks[0].Ended.IsZero()
 	})
-	require.NoError(t, l.ApprovalService.Resume(t.Context(), l.principal("root")))
+	require.NoError(t, l.Decisions.Resume(t.Context(), l.principal("root")))
 
 	for _, name := range []string{"alone", "first", "next", "letgo"} {
 		l.reportMiner(name, 0.9)
@@ -278,7 +278,7 @@ func TestSimulationRepeatsLiveDecisions(t *testing.T) {
 		})
 	}
 	letgo := l.waitForIncident("letgo", "held", func(in playbooks.Incident) bool { return len(in.Leases) > 0 })
-	_, err := l.ApprovalService.Release(t.Context(), l.principal("root"), decisions.LeaseRequest{
+	_, err := l.Decisions.Release(t.Context(), l.principal("root"), decisions.LeaseRequest{
 		IncidentID: letgo.ID,
 		Reason:     "a known job",
 	})
@@ -320,14 +320,14 @@ func TestSimulationRepeatsLiveDecisions(t *testing.T) {
 	l.castVote(id, "alice", true, false)
 	l.castVote(id, "bob", true, false)
 	id = l.waitForApprovalRequest("judged")
-	_, err = l.ApprovalService.Triage(t.Context(), l.principal("root"), decisions.TriageRequest{
+	_, err = l.Decisions.Triage(t.Context(), l.principal("root"), decisions.TriageRequest{
 		IncidentID: id,
 		Kind:       incident.TriageFalsePositive, Reason: "a test",
 	})
 	require.NoError(t, err)
 	id = l.waitForApprovalRequest("escalated")
 	require.Eventually(t, func() bool {
-		_, err := l.ApprovalService.Vote(t.Context(), l.principal("dave"), decisions.VoteRequest{IncidentID: id, Approve: true})
+		_, err := l.Decisions.Vote(t.Context(), l.principal("dave"), decisions.VoteRequest{IncidentID: id, Approve: true})
 		return err == nil
 	}, 20*time.Second, 200*time.Millisecond)
 

@@ -120,7 +120,7 @@ func startRequestInstallation(t *testing.T, text string) (*worker.Worker, *fakeL
 	require.Eventually(t, func() bool { return len(w.NodeServer.ConnectedNodes()) == 1 }, 10*time.Second,
 		20*time.Millisecond)
 	return w, node, func(person string, q decisions.ContainRequest) (*decisions.ContainResponse, error) {
-		return w.ApprovalService.Contain(t.Context(), principalByName(cfg, person), q)
+		return w.Decisions.Contain(t.Context(), principalByName(cfg, person), q)
 	}
 }
 
@@ -138,7 +138,7 @@ func waitForPlaybookRun(t *testing.T, w *worker.Worker, a *decisions.ContainResp
 	var run playbooks.PlaybookRun
 	require.Eventually(t, func() bool {
 		var err error
-		if in, err = w.QueryService.Incident(t.Context(), a.IncidentID); err != nil {
+		if in, err = w.Queries.Incident(t.Context(), a.IncidentID); err != nil {
 			return false
 		}
 		i := slices.IndexFunc(
@@ -201,7 +201,7 @@ func TestManualRequestContainsTarget(t *testing.T) {
 	require.Contains(t, planned.Targets[0].Plans[0].Decision.Reason,
 		"requested by alice (uid of alice): beacons to 203.0.113.9")
 	require.NotEmpty(t, planned.Targets[0].Plans[0].Plan.Changes)
-	open, err := w.QueryService.Incidents(t.Context())
+	open, err := w.Queries.Incidents(t.Context())
 	require.NoError(t, err)
 	require.Empty(t, open)
 	require.Empty(t, node.lockedLeaseIDs())
@@ -234,11 +234,11 @@ func TestManualRequestContainsTarget(t *testing.T) {
 	require.Equal(t, "contain-pod-isolate-30m", run.Playbook)
 	require.Len(t, node.lockedLeaseIDs(), 1, "two requests, one lock")
 
-	_, err = w.ApprovalService.Release(t.Context(), principalByName(w.Config, "alice"),
+	_, err = w.Decisions.Release(t.Context(), principalByName(w.Config, "alice"),
 		decisions.LeaseRequest{IncidentID: in.ID})
 	require.NoError(t, err)
 	require.Eventually(t, func() bool {
-		in, err = w.QueryService.Incident(t.Context(), in.ID)
+		in, err = w.Queries.Incident(t.Context(), in.ID)
 		return err == nil && in.Status == "closed"
 	}, 60*time.Second, 100*time.Millisecond)
 
@@ -322,11 +322,11 @@ func TestDispositionListsReleasedLeasesAndDeniedRequests(t *testing.T) {
 	_, err = ask("alice", q)
 	require.NoError(t, err)
 	require.Eventually(t, func() bool {
-		asked, err := w.QueryService.PendingApprovals(t.Context(), answer.IncidentID)
+		asked, err := w.Queries.PendingApprovals(t.Context(), answer.IncidentID)
 		return err == nil && len(asked) == 1
 	}, 30*time.Second, 50*time.Millisecond)
 	resolve := func(kind incident.TriageKind) (*decisions.TriageResult, error) {
-		return w.ApprovalService.Triage(t.Context(), principalByName(w.Config, "bob"),
+		return w.Decisions.Triage(t.Context(), principalByName(w.Config, "bob"),
 			decisions.TriageRequest{IncidentID: answer.IncidentID, Kind: kind})
 	}
 	_, err = resolve("nonsense")
@@ -336,10 +336,10 @@ func TestDispositionListsReleasedLeasesAndDeniedRequests(t *testing.T) {
 	require.Empty(t, done.ReleasedLeases)
 	require.Empty(t, done.DeniedRequests)
 	require.Eventually(t, func() bool {
-		in, err := w.QueryService.Incident(t.Context(), answer.IncidentID)
+		in, err := w.Queries.Incident(t.Context(), answer.IncidentID)
 		return err == nil && in.Disposition == "true-positive" && in.DispositionBy == "bob"
 	}, 30*time.Second, 50*time.Millisecond)
-	asked, err := w.QueryService.PendingApprovals(t.Context(), answer.IncidentID)
+	asked, err := w.Queries.PendingApprovals(t.Context(), answer.IncidentID)
 	require.NoError(t, err)
 	require.Len(t, asked, 1, "a true positive denies no approval request")
 	done, err = resolve(incident.TriageFalsePositive)
@@ -408,14 +408,14 @@ func TestRequesterCannotApproveOwnRequest(t *testing.T) {
 	require.NoError(t, err)
 	var asked []playbook.ApprovalRequest
 	require.Eventually(t, func() bool {
-		asked, err = w.QueryService.PendingApprovals(t.Context(), answer.IncidentID)
+		asked, err = w.Queries.PendingApprovals(t.Context(), answer.IncidentID)
 		return err == nil && len(asked) == 1
 	}, 30*time.Second, 50*time.Millisecond)
 	vote := decisions.VoteRequest{IncidentID: answer.IncidentID, RequestID: asked[0].ID, Approve: true}
-	_, err = w.ApprovalService.Vote(t.Context(), principalByName(w.Config, "alice"), vote)
+	_, err = w.Decisions.Vote(t.Context(), principalByName(w.Config, "alice"), vote)
 	require.ErrorContains(t, err, "alice requested this; someone else must approve it; withdraw it with `stanch deny`")
 	require.Empty(t, node.lockedLeaseIDs())
-	_, err = w.ApprovalService.Vote(t.Context(), principalByName(w.Config, "bob"), vote)
+	_, err = w.Decisions.Vote(t.Context(), principalByName(w.Config, "bob"), vote)
 	require.NoError(t, err)
 	_, run := waitForPlaybookRun(t, w, answer)
 	require.Equal(t, playbooks.OutcomeChanged, outcomesByAction(run)["pod.isolate"])
@@ -437,13 +437,13 @@ func TestApprovalRequestsOfIncidentHaveUniqueNames(t *testing.T) {
 	var asked []playbook.ApprovalRequest
 	require.Eventually(t, func() bool {
 		var err error
-		asked, err = w.QueryService.PendingApprovals(t.Context(), answer.IncidentID)
+		asked, err = w.Queries.PendingApprovals(t.Context(), answer.IncidentID)
 		return err == nil && len(asked) == 2
 	}, 30*time.Second, 50*time.Millisecond)
 	require.Equal(t, asked[0].ID, asked[1].ID, "each run numbers its own requests")
 	require.NotEqual(t, asked[0].QualifiedID(), asked[1].QualifiedID())
 	vote := func(step string) (*decisions.VoteResult, error) {
-		return w.ApprovalService.Vote(t.Context(), principalByName(w.Config, "bob"),
+		return w.Decisions.Vote(t.Context(), principalByName(w.Config, "bob"),
 			decisions.VoteRequest{IncidentID: answer.IncidentID, RequestID: step, Approve: true, WaitForResult: true})
 	}
 	for _, step := range []string{"", "pod.isolate", asked[0].ID} {
@@ -460,7 +460,7 @@ func TestApprovalRequestsOfIncidentHaveUniqueNames(t *testing.T) {
 	require.Equal(t, `bob approved "pod.isolate on container b0b0b0b0b0b0" for 2d: 1 of 1 approved (bob); it runs now`,
 		said.Message)
 	require.Eventually(t, func() bool { return len(node.lockedLeaseIDs()) == 1 }, 30*time.Second, 50*time.Millisecond)
-	asked, err = w.QueryService.PendingApprovals(t.Context(), answer.IncidentID)
+	asked, err = w.Queries.PendingApprovals(t.Context(), answer.IncidentID)
 	require.NoError(t, err)
 	require.Len(t, asked, 1)
 	require.Equal(t, " for 6d", asked[0].DurationText(), "the other request is still open")
@@ -474,7 +474,7 @@ func TestRequesterCanWithdrawOwnAndVoteOnOtherRequests(t *testing.T) {
 		var asked []playbook.ApprovalRequest
 		require.Eventually(t, func() bool {
 			var err error
-			asked, err = w.QueryService.PendingApprovals(t.Context(), incident)
+			asked, err = w.Queries.PendingApprovals(t.Context(), incident)
 			return err == nil && len(asked) > 0
 		}, 30*time.Second, 50*time.Millisecond)
 		return asked
@@ -493,17 +493,17 @@ func TestRequesterCanWithdrawOwnAndVoteOnOtherRequests(t *testing.T) {
 		ID: "long", Target: testContainerID, Action: "pod.isolate", Duration: 3 * time.Hour,
 		Reason: "longer",
 	}
-	long, err := w.ApprovalService.Contain(t.Context(), root, q)
+	long, err := w.Decisions.Contain(t.Context(), root, q)
 	require.NoError(t, err)
 	vote := decisions.VoteRequest{
 		IncidentID: long.IncidentID, RequestID: questions(long.IncidentID)[0].QualifiedID(),
 		Approve: true, WaitForResult: true,
 	}
-	_, err = w.ApprovalService.Vote(t.Context(), root, vote)
+	_, err = w.Decisions.Vote(t.Context(), root, vote)
 	require.ErrorContains(t, err, "root requested this; someone else must approve it; withdraw it with `stanch deny`")
 	no := vote
 	no.Approve, no.Reason = false, "a mistake"
-	said, err := w.ApprovalService.Vote(t.Context(), root, no)
+	said, err := w.Decisions.Vote(t.Context(), root, no)
 	require.NoError(t, err)
 	require.Equal(t, decisions.ResultDenied, said.Result, said.Message)
 	_, run := waitForPlaybookRun(t, w, long)
@@ -512,13 +512,13 @@ func TestRequesterCanWithdrawOwnAndVoteOnOtherRequests(t *testing.T) {
 
 	// Another person's request: bob, who requested something before, approves it.
 	q.ID = "again"
-	long, err = w.ApprovalService.Contain(t.Context(), root, q)
+	long, err = w.Decisions.Contain(t.Context(), root, q)
 	require.NoError(t, err)
 	vote.RequestID = questions(long.IncidentID)[0].QualifiedID()
-	_, err = w.ApprovalService.Vote(t.Context(), principalByName(w.Config, "mallory"),
+	_, err = w.Decisions.Vote(t.Context(), principalByName(w.Config, "mallory"),
 		decisions.VoteRequest{IncidentID: vote.IncidentID, RequestID: vote.RequestID})
 	require.ErrorContains(t, err, "mallory is not allowed to vote on this")
-	said, err = w.ApprovalService.Vote(t.Context(), principalByName(w.Config, "bob"), vote)
+	said, err = w.Decisions.Vote(t.Context(), principalByName(w.Config, "bob"), vote)
 	require.NoError(t, err)
 	require.Equal(t, decisions.ResultApproved, said.Result)
 	_, run = waitForPlaybookRun(t, w, long)
@@ -604,7 +604,7 @@ func TestForgedManualRequestIsRefused(t *testing.T) {
 	})
 	require.NoError(t, err)
 	require.Eventually(t, func() bool {
-		asked, err := w.QueryService.PendingApprovals(t.Context(), answer.IncidentID)
+		asked, err := w.Queries.PendingApprovals(t.Context(), answer.IncidentID)
 		return err == nil && len(asked) == 1
 	}, 30*time.Second, 50*time.Millisecond)
 	var taken attestation.Envelope
@@ -694,7 +694,7 @@ steps:
 	var before []playbooks.Incident
 	require.Eventually(t, func() bool {
 		var err error
-		before, err = w.QueryService.Incidents(t.Context())
+		before, err = w.Queries.Incidents(t.Context())
 		return err == nil && len(before) == 1
 	}, 20*time.Second, 50*time.Millisecond)
 
@@ -714,13 +714,13 @@ steps:
 	require.Equal(t, before[0].ID, answer.IncidentID)
 	var asked []playbook.ApprovalRequest
 	require.Eventually(t, func() bool {
-		asked, err = w.QueryService.PendingApprovals(t.Context(), answer.IncidentID)
+		asked, err = w.Queries.PendingApprovals(t.Context(), answer.IncidentID)
 		return err == nil && len(asked) == 1
 	}, 30*time.Second, 50*time.Millisecond)
 	vote := decisions.VoteRequest{IncidentID: answer.IncidentID, RequestID: asked[0].ID, Approve: true}
-	_, err = w.ApprovalService.Vote(t.Context(), principalByName(w.Config, "alice"), vote)
+	_, err = w.Decisions.Vote(t.Context(), principalByName(w.Config, "alice"), vote)
 	require.ErrorContains(t, err, "alice requested this")
-	_, err = w.ApprovalService.Vote(t.Context(), principalByName(w.Config, "bob"), vote)
+	_, err = w.Decisions.Vote(t.Context(), principalByName(w.Config, "bob"), vote)
 	require.NoError(t, err)
 	in, run := waitForPlaybookRun(t, w, answer)
 	require.Equal(t, playbooks.OutcomeChanged, outcomesByAction(run)["pod.isolate"])

@@ -76,7 +76,7 @@ func (w *Worker) handleListPlaybooks(r *http.Request) (any, error) {
 	if id == "" {
 		return ListPlaybooks(w.Library.Programs(), nil), nil
 	}
-	in, err := w.QueryService.Incident(r.Context(), id)
+	in, err := w.Queries.Incident(r.Context(), id)
 	if err != nil {
 		return nil, err //nolint:wrapcheck // the error names the incident and has the status
 	}

@@ -28,7 +28,7 @@ func (w *Worker) openSlack() error {
 	if err != nil {
 		return err
 	}
-	s := &slackendpoint.Endpoint{Service: w.ApprovalService, SlackClient: api, Channel: c.Channel}
+	s := &slackendpoint.Endpoint{Service: w.Decisions, SlackClient: api, Channel: c.Channel}
 	if c.SigningSecretFile != "" {
 		if s.SigningSecret, err = readSecretFile("slack.signing_secret_file", c.SigningSecretFile); err != nil {
 			return err
@@ -37,10 +37,10 @@ func (w *Worker) openSlack() error {
 			return fmt.Errorf("slack.signing_secret_file: missing --listen ADDRESS, to which Slack sends its requests")
 		}
 	}
-	w.slack, w.ApprovalService.GroupMembership = s, s
+	w.slack, w.Decisions.GroupMembership = s, s
 	w.Activities.Messenger = &view.Messenger{
-		SlackClient: s.SlackClient, Channel: c.Channel, Reader: w.QueryService, Signer: w.Authority,
-		MentionResolver: slackendpoint.ApproverMentions{Roster: w.ApprovalService.Roster}, ManifestHead: w.manifestHead, Log: w.Log,
+		SlackClient: s.SlackClient, Channel: c.Channel, Reader: w.Queries, Signer: w.Authority,
+		MentionResolver: slackendpoint.ApproverMentions{Roster: w.Decisions.Roster}, ManifestHead: w.manifestHead, Log: w.Log,
 		BreakGlassEnabled: slices.ContainsFunc(w.Config.People, func(p config.Person) bool { return p.BreakGlass }),
 	}
 	return nil

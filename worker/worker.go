@@ -99,17 +99,17 @@ type Options struct {
 // Worker is a running installation without Temporal itself.
 type Worker struct {
 	Options
-	NodeServer      *nodeserver.Server
-	Ingester        *ingest.Ingester
-	HealthMonitor   *health.Monitor
-	QueryService    *queries.Service
-	ApprovalService *decisions.Service
-	Activities      *activities.Activities
-	SourceServer    *sourceserver.Server // nil without external sources
-	Exporters       *export.Exporters
-	NodeAddr        string // address for nodes, as it was bound
-	SourceAddr      string
-	APIAddr         string
+	NodeServer    *nodeserver.Server
+	Ingester      *ingest.Ingester
+	HealthMonitor *health.Monitor
+	Queries       *queries.Service
+	Decisions     *decisions.Service
+	Activities    *activities.Activities
+	SourceServer  *sourceserver.Server // nil without external sources
+	Exporters     *export.Exporters
+	NodeAddr      string // address for nodes, as it was bound
+	SourceAddr    string
+	APIAddr       string
 
 	awsAccount     *aws.Account // nil without an account
 	replicaName    string       // identity of this replica's polls in Temporal
@@ -144,7 +144,7 @@ func Start(ctx context.Context, o Options) (*Worker, error) {
 
 func (w *Worker) startParts(ctx context.Context) error {
 	o := w.Options
-	w.QueryService = &queries.Service{Temporal: o.TemporalClient}
+	w.Queries = &queries.Service{Temporal: o.TemporalClient}
 	w.NodeServer = &nodeserver.Server{
 		Keyring: o.Authority.Keyring(), KeySets: o.Authority.KeySetChain(), Log: o.Log,
 		ServeNode: w.pollNodeTaskQueue,
@@ -168,7 +168,7 @@ func (w *Worker) startParts(ctx context.Context) error {
 		Account: account, Notifier: lazyNotifier{w}, ExternalServices: outside, Log: o.Log,
 	})...)
 	w.Activities.Authority, w.Activities.Log, w.Activities.Failpoint, w.Activities.ClosureReader = o.Authority, o.Log,
-		o.Failpoint, w.QueryService
+		o.Failpoint, w.Queries
 	w.Activities.Evidence = &activities.EvidenceStore{
 		Dir:       cmp.Or(o.EvidenceDir, filepath.Join(o.DataDir, "evidence")),
 		Authority: o.Authority, Quota: evidenceQuota(o.Config.EvidenceLimits),
@@ -193,8 +193,8 @@ func (w *Worker) startParts(ctx context.Context) error {
 	}
 	w.Activities.Guards, w.Activities.ScopeApprovers = chain, chain
 	o.Library.Authority = o.Authority
-	w.ApprovalService = &decisions.Service{
-		Queries: w.QueryService, Authority: o.Authority, Roster: config.NewRoster(o.Config, o.ConfigFile),
+	w.Decisions = &decisions.Service{
+		Queries: w.Queries, Authority: o.Authority, Roster: config.NewRoster(o.Config, o.ConfigFile),
 		ScopeApprovers: chain, KillSwitch: killSwitch, Evidence: w.Activities.Evidence, Log: o.Log,
 	}
 
@@ -216,7 +216,7 @@ func (w *Worker) startParts(ctx context.Context) error {
 	w.Ingester.OnAccepted = exports.Enqueue
 	w.NodeServer.Ingester, w.NodeServer.NodeLimits = w.Ingester, o.Config.NodeLimits
 	w.watchHealth(ctx)
-	w.ApprovalService.ManualRequests = &decisions.ManualRequests{
+	w.Decisions.ManualRequests = &decisions.ManualRequests{
 		Ingester: w.Ingester, NodeServer: w.NodeServer,
 		ProgramForRequest: o.Library.ProgramForRequest, Plan: w.Activities.Plan,
 	}
@@ -389,7 +389,7 @@ func (w *Worker) listenLocal() error {
 		return err
 	}
 	local := &api.Local{API: api.API{
-		Service: w.ApprovalService, NodeServer: w.NodeServer, InstallationInfo: w.installationInfo(),
+		Service: w.Decisions, NodeServer: w.NodeServer, InstallationInfo: w.installationInfo(),
 		ExtraRoutes: w.readRoutes(api.AuditRoutes(w.newAuditor())),
 	}, DrillRegistry: w.drills}
 	w.serveHTTPServer(local.HTTPServer(), connlimit.NewLimitedListener(l, connlimit.Limits{MaxTotal: 256, MaxPerPeer: 32}))
@@ -417,7 +417,7 @@ func (w *Worker) listenAPI() error {
 	w.APIAddr = l.Addr().String()
 	l = tls.NewListener(connlimit.NewLimitedListener(l, connlimit.Limits{}), tlsConfig)
 	remote := &api.Cluster{API: api.API{
-		Service: w.ApprovalService, NodeServer: w.NodeServer, InstallationInfo: w.installationInfo(),
+		Service: w.Decisions, NodeServer: w.NodeServer, InstallationInfo: w.installationInfo(),
 		ExtraRoutes: w.readRoutes(api.AuditRoutes(w.newAuditor())),
 	}, Kube: w.KubeClient}
 	if w.Namespace != "" && w.NodeServer.SignCSR != nil {

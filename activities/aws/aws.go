@@ -28,6 +28,7 @@ import (
 	"k8s.io/client-go/kubernetes"
 
 	"stanch/activities"
+	"stanch/sensors/truncate"
 )
 
 // Options selects an account and how to reach it. The zero value uses the SDK's default credentials.
@@ -224,18 +225,14 @@ func sleep(ctx context.Context, d time.Duration) error {
 	}
 }
 
-// truncate truncates text from a service or an attacker.
-func truncate(s string, n int) string {
-	s = strings.Map(func(r rune) rune {
+// plainText returns text from a service or an attacker on one line, with at most n characters.
+func plainText(s string, n int) string {
+	return truncate.Text(strings.Map(func(r rune) rune {
 		if r < ' ' || r == 0x7f {
 			return ' '
 		}
 		return r
-	}, s)
-	if r := []rune(s); len(r) > n {
-		return string(r[:n]) + "…"
-	}
-	return s
+	}, s), n)
 }
 
 func valueOrNone(s string) string { return cmp.Or(s, "none") }

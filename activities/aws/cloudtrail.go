@@ -120,7 +120,7 @@ func (a *cloudTrailEvidence) Observe(ctx context.Context, r activities.Request) 
 	note := fmt.Sprintf("%d events since %s. %s", s.header.Events, s.header.From.Format(time.RFC3339), deliveryDelayCaveat)
 	if err != nil { // events found before are kept
 		s.header.Complete = false
-		note += "; the lookup failed: " + truncate(err.Error(), 200)
+		note += "; the lookup failed: " + plainText(err.Error(), 200)
 	} else if !s.header.Complete {
 		note += "; more events exist, but the limit of this step is reached"
 	}

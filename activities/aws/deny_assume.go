@@ -42,7 +42,7 @@ func (p *denyAssumeParams) Check() (param, problem string) {
 	}
 	for _, s := range p.ServiceAccounts {
 		if s != "" && !serviceAccountPattern.MatchString(s) {
-			return "service_accounts", fmt.Sprintf("invalid service account `%s`; use the form namespace/name", truncate(s, 60))
+			return "service_accounts", fmt.Sprintf("invalid service account `%s`; use the form namespace/name", plainText(s, 60))
 		}
 	}
 	return "", ""
@@ -272,14 +272,14 @@ func (a *denyAssumeAction) Undo(ctx context.Context, r activities.Request, raw j
 			Detail: fmt.Sprintf(
 				"the trust policy of %s has been changed since then: it is now %s, but was %s; remove Stanch's statements manually",
 				p,
-				truncate(rest.render(), 400),
-				truncate(prior.TrustPolicyText, 400),
+				plainText(rest.render(), 400),
+				plainText(prior.TrustPolicyText, 400),
 			),
 		}, nil
 	case canonicalJSON(trustPolicy{statements: theirs}.render()) !=
 		canonicalJSON(trustPolicy{statements: wanted}.render()):
 		return &activities.Drift{Detail: fmt.Sprintf("the deny in the trust policy of %s has been changed since then: %s", p,
-			truncate(trustPolicy{statements: theirs}.render(), 400))}, nil
+			plainText(trustPolicy{statements: theirs}.render(), 400))}, nil
 	}
 	if err := a.putTrustPolicy(ctx, p, prior.TrustPolicyText); err != nil {
 		return nil, err

@@ -98,7 +98,7 @@ var roleARNPattern = regexp.MustCompile(`^arn:aws[a-z-]*:iam::[0-9]{12}:role/([\
 // roleByARN reads a role by an ARN from elsewhere. An annotation may contain anything.
 func (a *Account) roleByARN(ctx context.Context, arn string) (principal, error) {
 	if !roleARNPattern.MatchString(arn) {
-		return principal{}, activities.Refusef("invalid role ARN %q", truncate(arn, 200))
+		return principal{}, activities.Refusef("invalid role ARN %q", plainText(arn, 200))
 	}
 	me, err := a.resolveCallerIdentity(ctx)
 	if err != nil {
@@ -106,16 +106,16 @@ func (a *Account) roleByARN(ctx context.Context, arn string) (principal, error) 
 	}
 	if other := accountFromARN(arn); other != me.accountID {
 		return principal{}, activities.Refusef("%s belongs to account %s; Stanch is configured for account %s",
-			truncate(arn, 200), truncate(valueOrNone(other), 20), me.accountID)
+			plainText(arn, 200), plainText(valueOrNone(other), 20), me.accountID)
 	}
 	p, err := a.readRole(ctx, nameFromARN(arn))
 	switch {
 	case isNotFound(err):
-		return principal{}, activities.Refusef("role %s is gone", truncate(arn, 200))
+		return principal{}, activities.Refusef("role %s is gone", plainText(arn, 200))
 	case err != nil:
 		return principal{}, err
 	case p.ARN != arn:
-		return principal{}, activities.Refusef("the role is %s, not %s", p.ARN, truncate(arn, 200))
+		return principal{}, activities.Refusef("the role is %s, not %s", p.ARN, plainText(arn, 200))
 	}
 	return p, nil
 }

@@ -66,11 +66,11 @@ func (s keyExpiryMarker) encode() string {
 func parseKeyExpiryMarker(text string) (keyExpiryMarker, error) {
 	parts := strings.Split(text, "/")
 	if len(parts) != 3 || parts[2] != string(types.StatusTypeActive) && parts[2] != string(types.StatusTypeInactive) {
-		return keyExpiryMarker{}, fmt.Errorf("the tag says %q", truncate(text, 60))
+		return keyExpiryMarker{}, fmt.Errorf("the tag says %q", plainText(text, 60))
 	}
 	until, err := time.Parse(expiryLayout, parts[1])
 	if err != nil {
-		return keyExpiryMarker{}, fmt.Errorf("the tag says %q", truncate(text, 60))
+		return keyExpiryMarker{}, fmt.Errorf("the tag says %q", plainText(text, 60))
 	}
 	return keyExpiryMarker{leaseID: parts[0], expiresAt: until, priorStatus: types.StatusType(parts[2])}, nil
 }

@@ -47,12 +47,12 @@ func wrapError(err error, permission, doing string) error {
 			"%s: Stanch lacks the permission %s (%s); `stanch manifests --iam` prints the required policy",
 			doing,
 			permission,
-			truncate(api.ErrorMessage(), 300),
+			plainText(api.ErrorMessage(), 300),
 		)
 	case slices.Contains(limitExceededCodes, errorCode(err)):
-		return activities.Refusef("%s: an AWS quota is exceeded: %s", doing, truncate(api.ErrorMessage(), 300))
+		return activities.Refusef("%s: an AWS quota is exceeded: %s", doing, plainText(api.ErrorMessage(), 300))
 	case slices.Contains(unmodifiableCodes, errorCode(err)):
-		return activities.Refusef("%s: only AWS can change it: %s", doing, truncate(api.ErrorMessage(), 300))
+		return activities.Refusef("%s: only AWS can change it: %s", doing, plainText(api.ErrorMessage(), 300))
 	}
 	return fmt.Errorf("%s: %w", doing, err)
 }

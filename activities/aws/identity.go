@@ -92,7 +92,7 @@ type identityInspector struct {
 }
 
 func (s *identityInspector) addMissing(what string, err error) {
-	s.result.Missing = append(s.result.Missing, what+": "+truncate(err.Error(), 300))
+	s.result.Missing = append(s.result.Missing, what+": "+plainText(err.Error(), 300))
 }
 
 // Observe returns the identity of a pod. It fails only for errors that a retry may resolve.
@@ -142,7 +142,7 @@ func (s *identityInspector) findRole(ctx context.Context, pod podInfo) error {
 		s.result.CredentialSource = credentialSourceIRSA
 		if found != nil {
 			s.result.Missing = append(s.result.Missing, "the service account also has an EKS Pod Identity association with "+
-				truncate(found.role, 200)+"; the annotated role takes precedence and is shown")
+				plainText(found.role, 200)+"; the annotated role takes precedence and is shown")
 		}
 	case found != nil:
 		s.result.CredentialSource, s.result.Association, arn = credentialSourcePodIdentity, found.id, found.role
@@ -152,7 +152,7 @@ func (s *identityInspector) findRole(ctx context.Context, pod podInfo) error {
 	default:
 		return nil
 	}
-	s.result.ARN, s.result.Account = truncate(arn, 300), truncate(accountFromARN(arn), 20)
+	s.result.ARN, s.result.Account = plainText(arn, 300), plainText(accountFromARN(arn), 20)
 	p, err := s.account.roleByARN(ctx, arn)
 	if err != nil {
 		return s.tolerateDenied("role", err)
@@ -160,7 +160,7 @@ func (s *identityInspector) findRole(ctx context.Context, pod podInfo) error {
 	s.result.Role = p.target(pod.namespace, pod.serviceAccount)
 	s.result.MaxSessionSeconds = int(p.maxSession / time.Second)
 	if used := p.role.Role.RoleLastUsed; used != nil {
-		s.result.LastUsed, s.result.LastUsedRegion = awssdk.ToTime(used.LastUsedDate), truncate(awssdk.ToString(used.Region),
+		s.result.LastUsed, s.result.LastUsedRegion = awssdk.ToTime(used.LastUsedDate), plainText(awssdk.ToString(used.Region),
 			30)
 	}
 	if t, err := parseTrustPolicy(p.trustPolicyText); err != nil {
@@ -247,7 +247,7 @@ func (s *identityInspector) readInlinePolicies(ctx context.Context, p principal)
 }
 
 func (s *identityInspector) assessPolicy(name, text string) Policy {
-	p := Policy{Name: truncate(name, 128), RiskyPermissions: describeRiskyPermissions(text)}
+	p := Policy{Name: plainText(name, 128), RiskyPermissions: describeRiskyPermissions(text)}
 	for _, words := range p.RiskyPermissions {
 		s.result.RiskyPermissions = append(s.result.RiskyPermissions, fmt.Sprintf("%s through policy %s", words, p.Name))
 	}

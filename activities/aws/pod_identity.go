@@ -117,7 +117,7 @@ func (a *Account) describeAssociation(ctx context.Context, id string) (*podIdent
 		AssociationId: &id,
 	})
 	if err != nil {
-		return nil, wrapError(err, "eks:DescribePodIdentityAssociation", "read Pod Identity association "+truncate(id, 60))
+		return nil, wrapError(err, "eks:DescribePodIdentityAssociation", "read Pod Identity association "+plainText(id, 60))
 	}
 	found := out.Association
 	return &podIdentityAssociation{

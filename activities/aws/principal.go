@@ -74,10 +74,10 @@ func (a *Account) findPrincipal(ctx context.Context, t playbooks.Target) (princi
 		return principal{}, err
 	case p.ID != t.UID:
 		return principal{}, &principalGoneError{fmt.Sprintf("%s with the id %s is gone; a different object with the same name has the id %s", t,
-			truncate(t.UID, 40), p.ID)}
+			plainText(t.UID, 40), p.ID)}
 	case t.ARN != "" && t.ARN != p.ARN:
 		return principal{}, activities.Refusef("%s is %s, not %s: it belongs to an account that Stanch is not configured for",
-			t, p.ARN, truncate(t.ARN, 200))
+			t, p.ARN, plainText(t.ARN, 200))
 	}
 	return p, nil
 }

@@ -78,7 +78,7 @@ func policyStatements(doc map[string]any) []map[string]any {
 
 func assessStatement(s map[string]any) string {
 	if not := stringOrList(s["NotAction"]); len(not) > 0 {
-		return "do anything except " + truncate(strings.Join(not, ", "), 80)
+		return "do anything except " + plainText(strings.Join(not, ", "), 80)
 	}
 	broad := slices.Contains(stringOrList(s["Resource"]), "*") || len(stringOrList(s["NotResource"])) > 0
 	actions := stringOrList(s["Action"])
@@ -89,13 +89,13 @@ func assessStatement(s map[string]any) string {
 		for _, a := range actions {
 			// "*" in the table matches only itself; in a policy it allows everything.
 			if d.action == "*" && (a == "*" || a == "*:*") || d.action != "*" && matchesWildcardFold(a, d.action) {
-				return fmt.Sprintf("%s (%s)", d.description, truncate(a, 60))
+				return fmt.Sprintf("%s (%s)", d.description, plainText(a, 60))
 			}
 		}
 	}
 	for _, a := range actions {
 		if service, rest, ok := strings.Cut(a, ":"); ok && rest == "*" && broad {
-			return "do anything in " + truncate(service, 40)
+			return "do anything in " + plainText(service, 40)
 		}
 	}
 	return ""
@@ -110,12 +110,12 @@ func (t trustPolicy) summarize() []string {
 		line := map[string]string{"Allow": "trusts ", "Deny": "denies "}[effect]
 		switch principal := m["Principal"].(type) {
 		case string:
-			line += truncate(principal, 100)
+			line += plainText(principal, 100)
 		case map[string]any:
 			var who []string
 			for _, kind := range []string{"Federated", "Service", "AWS", "CanonicalUser"} {
 				for _, w := range stringOrList(principal[kind]) {
-					who = append(who, truncate(w, 120))
+					who = append(who, plainText(w, 120))
 				}
 			}
 			line += strings.Join(who, ", ")
@@ -132,7 +132,7 @@ func (t trustPolicy) summarize() []string {
 		}
 		slices.Sort(subjects)
 		if len(subjects) > 0 {
-			line += " for " + truncate(strings.Join(subjects, ", "), 200)
+			line += " for " + plainText(strings.Join(subjects, ", "), 200)
 		}
 		if out = append(out, line); len(out) == 10 {
 			break

@@ -62,7 +62,7 @@ func (a *Account) simulateDeny(ctx context.Context, p principal, keys ...session
 		}, nil
 	case err != nil:
 		return simulationResult{unavailable: true, detail: "the policy simulation failed, so the effect is unverified: " +
-			truncate(err.Error(), 300)}, nil
+			plainText(err.Error(), 300)}, nil
 	case len(out.EvaluationResults) == 0:
 		return simulationResult{
 			unavailable: true,
@@ -72,7 +72,7 @@ func (a *Account) simulateDeny(ctx context.Context, p principal, keys ...session
 	for _, r := range out.EvaluationResults {
 		if r.EvalDecision != types.PolicyEvaluationDecisionTypeExplicitDeny {
 			return simulationResult{detail: fmt.Sprintf("according to the policy simulation, %s is %s for %s", p, r.EvalDecision,
-				truncate(awssdk.ToString(r.EvalActionName), 60))}, nil
+				plainText(awssdk.ToString(r.EvalActionName), 60))}, nil
 		}
 	}
 	return simulationResult{

@@ -11,11 +11,12 @@ import (
 
 	"stanch/activities"
 	"stanch/sensors/redact"
+	"stanch/sensors/truncate"
 )
 
 // SanitizeLine returns an attacker-controlled string as one printable line of at most the given number of characters.
 func SanitizeLine(s string, most int) string {
-	return truncate(redact.Text(redact.EscapeControlChars(strings.Join(strings.Fields(s), " "))), most)
+	return truncate.Text(redact.Text(redact.EscapeControlChars(strings.Join(strings.Fields(s), " "))), most)
 }
 
 // SanitizeText returns an attacker-controlled string as printable text; it keeps line breaks.
@@ -25,14 +26,7 @@ func SanitizeText(s string, most int) string {
 	for i, l := range lines {
 		lines[i] = redact.EscapeControlChars(l)
 	}
-	return truncate(strings.TrimRight(redact.Text(strings.Join(lines, "\n")), "\n"), most)
-}
-
-func truncate(s string, most int) string {
-	if r := []rune(s); len(r) > most {
-		return string(r[:most]) + "…"
-	}
-	return s
+	return truncate.Text(strings.TrimRight(redact.Text(strings.Join(lines, "\n")), "\n"), most)
 }
 
 // IdempotencyKey returns an id of a step's message, so that a receiver can drop repetitions. It is the same for every

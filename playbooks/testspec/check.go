@@ -8,6 +8,7 @@ import (
 
 	"stanch/playbooks"
 	"stanch/sensors/diagnostic"
+	"stanch/sensors/truncate"
 	"stanch/sensors/yamlnode"
 )
 
@@ -89,7 +90,7 @@ func (c *checker) checkTest(t *TestCase) {
 			!slices.Contains(known, a.RequestName) && !c.isContainment(a.RequestName) {
 			c.Errorf(a.positions["to"], "unknown-question",
 				diagnostic.DidYouMean(a.RequestName, slices.Concat(known, c.actionNames(playbooks.VerbContain))),
-				"unknown approval request, step or containment `%s`", yamlnode.Truncate(a.RequestName, 60))
+				"unknown approval request, step or containment `%s`", truncate.Text(a.RequestName, 60))
 		}
 	}
 	for _, s := range t.ExpectedSteps {
@@ -99,7 +100,7 @@ func (c *checker) checkTest(t *TestCase) {
 		if _, ok := c.catalog[n.Name]; !ok && !c.stepNames[n.Name] {
 			c.Errorf(n.Pos, "unknown-action",
 				diagnostic.DidYouMean(n.Name, slices.Concat(c.actionNames(""), slices.Collect(maps.Keys(c.stepNames)))),
-				"unknown action or step `%s`", yamlnode.Truncate(n.Name, 60))
+				"unknown action or step `%s`", truncate.Text(n.Name, 60))
 		}
 	}
 	if t.ExpectedContainments != nil {
@@ -136,11 +137,11 @@ func (c *checker) checkExpectedStep(s *ExpectedStep) {
 		if id, ok := c.stepIDsByPath[name]; ok {
 			hint = fmt.Sprintf("use its ID `%s`", id)
 		}
-		c.Errorf(s.positions["step"], "unknown-step", hint, "unknown step `%s`", yamlnode.Truncate(name, 60))
+		c.Errorf(s.positions["step"], "unknown-step", hint, "unknown step `%s`", truncate.Text(name, 60))
 	}
 	if s.Playbook != "" && !slices.Contains(c.playbookNames, s.Playbook) {
 		c.Errorf(s.positions["playbook"], "unknown-playbook", diagnostic.DidYouMean(s.Playbook, c.playbookNames),
-			"unknown playbook `%s`; it is not under test here", yamlnode.Truncate(s.Playbook, 60))
+			"unknown playbook `%s`; it is not under test here", truncate.Text(s.Playbook, 60))
 	}
 	if _, ok := c.catalog[s.Action]; s.Action != "" && !ok && !slices.Contains(nonActionStepWords, s.Action) {
 		c.reportUnknownAction(s.positions["action"], s.Action)
@@ -167,13 +168,13 @@ func (c *checker) isContainment(action string) bool {
 func (c *checker) checkContainmentName(at Pos, action string) {
 	if action != "" && !c.isContainment(action) {
 		c.Errorf(at, "unknown-action", diagnostic.DidYouMean(action, c.actionNames(playbooks.VerbContain)),
-			"unknown containment `%s`", yamlnode.Truncate(action, 60))
+			"unknown containment `%s`", truncate.Text(action, 60))
 	}
 }
 
 func (c *checker) reportUnknownAction(at Pos, action string) {
 	c.Errorf(at, "unknown-action", diagnostic.DidYouMean(action, c.actionNames("")), "unknown action `%s`",
-		yamlnode.Truncate(action, 60))
+		truncate.Text(action, 60))
 }
 
 // actionNames returns the actions of a verb, or all actions for "".

@@ -10,7 +10,7 @@ import (
 
 	"stanch/playbooks"
 	"stanch/sensors/duration"
-	"stanch/sensors/yamlnode"
+	"stanch/sensors/truncate"
 )
 
 // timeTolerance is the maximum difference between an expected and an actual time, because people write full seconds.
@@ -69,7 +69,7 @@ func (c *comparison) checkFakeTargets() {
 		}
 		if slices.Sort(names); !fits {
 			c.failf(f.positions["target"], "", "the result of %s is for %s, which is not a target; the targets were %s",
-				f.Action, quoteTruncated(f.Target), yamlnode.Truncate(strings.Join(slices.Compact(names), ", "), 200))
+				f.Action, quoteTruncated(f.Target), truncate.Text(strings.Join(slices.Compact(names), ", "), 200))
 		}
 	}
 }
@@ -151,7 +151,7 @@ func truncatedJSON(v any) string {
 	if err != nil {
 		return "?"
 	}
-	return yamlnode.Truncate(string(raw), 80)
+	return truncate.Text(string(raw), 80)
 }
 
 // reasonSuffix returns ": REASON", or "".
@@ -159,7 +159,7 @@ func reasonSuffix(reason string) string {
 	if reason == "" {
 		return ""
 	}
-	return ": " + yamlnode.Truncate(reason, 300)
+	return ": " + truncate.Text(reason, 300)
 }
 
 // formatOffset formats an offset, rounded to 100 ms.
@@ -206,7 +206,7 @@ func (c *comparison) compareApprovalRequests() {
 	}
 }
 
-func quoteTruncated(s string) string { return fmt.Sprintf("%q", yamlnode.Truncate(s, 100)) }
+func quoteTruncated(s string) string { return fmt.Sprintf("%q", truncate.Text(s, 100)) }
 
 func describeApprovalRequests(all []ApprovalRequest) string {
 	if len(all) == 0 {

@@ -9,6 +9,7 @@ import (
 	"stanch/sensors"
 	"stanch/sensors/diagnostic"
 	"stanch/sensors/duration"
+	"stanch/sensors/truncate"
 	"stanch/sensors/yamlnode"
 )
 
@@ -30,7 +31,7 @@ func ParseTestFile(file string, source []byte) (*TestFile, diagnostic.Diagnostic
 			t.checkConsistency(r)
 			if first, twice := seen[t.Name]; twice && t.Name != "" {
 				r.Errorf(t.positions["name"], "duplicate-name", "choose another name",
-					"duplicate test name `%s`; the first is at line %d", yamlnode.Truncate(t.Name, 60), first.Line)
+					"duplicate test name `%s`; the first is at line %d", truncate.Text(t.Name, 60), first.Line)
 			}
 			seen[t.Name] = t.Pos
 		}

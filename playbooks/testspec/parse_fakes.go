@@ -6,6 +6,7 @@ import (
 	"go.yaml.in/yaml/v3"
 
 	"stanch/playbooks"
+	"stanch/sensors/truncate"
 	"stanch/sensors/yamlnode"
 )
 
@@ -56,7 +57,7 @@ func (t *TestCase) fakeResultsField() yamlnode.Field {
 				key, value := v.Content[i], v.Content[i+1]
 				if first, twice := seen[key.Value]; twice {
 					r.Errorf(yamlnode.PositionOf(key), "duplicate-key", "give the action a list of results",
-						"`%s` is given twice; the first is at line %d", yamlnode.Truncate(key.Value, 60), first.Line)
+						"`%s` is given twice; the first is at line %d", truncate.Text(key.Value, 60), first.Line)
 					continue
 				}
 				seen[key.Value] = yamlnode.PositionOf(key)
@@ -116,7 +117,7 @@ func (t *TestCase) checkConsistency(r *yamlnode.Reader) {
 	if c := t.IncidentContext; c != nil && c.Workload != "" {
 		if _, _, _, ok := SplitWorkload(c.Workload); !ok {
 			r.Errorf(c.positions["workload"], "value", "for example, write shop/Deployment/web",
-				"invalid workload `%s`; use namespace/Kind/name", yamlnode.Truncate(c.Workload, 60))
+				"invalid workload `%s`; use namespace/Kind/name", truncate.Text(c.Workload, 60))
 		}
 	}
 	expects := slices.ContainsFunc([]string{

@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"stanch/sensors"
+	"stanch/sensors/truncate"
 )
 
 // cloudTrailRecord is the part of a CloudTrail record that Stanch reads. Of the request and response it contains only
@@ -223,12 +224,12 @@ func decodeCloudTrailRecord(raw []byte) (sensors.Event, error) {
 		return sensors.Event{}, errors.New("eventID, eventName or eventSource is too long")
 	}
 	c := sensors.Cloud{
-		Provider: "aws", Service: r.EventSource, EventName: r.EventName, Region: truncateForDisplay(r.Region, 64),
-		Account:   truncateForDisplay(orDefault(u.AccountID, r.RecipientID), 64),
-		Principal: principal, PrincipalID: truncateForDisplay(u.PrincipalID, maxMessageBytes),
-		PrincipalType: truncateForDisplay(u.Type, 64), AccessKeyID: truncateForDisplay(u.AccessKeyID, 64),
-		SourceIP: truncateForDisplay(r.SourceIP, maxIdentifierBytes), UserAgent: truncateForDisplay(r.UserAgent,
-			maxMessageBytes), ErrorCode: truncateForDisplay(r.failureReason(), maxIdentifierBytes), ReadOnly: r.ReadOnly.bool(),
+		Provider: "aws", Service: r.EventSource, EventName: r.EventName, Region: truncate.Bytes(r.Region, 64),
+		Account:   truncate.Bytes(orDefault(u.AccountID, r.RecipientID), 64),
+		Principal: principal, PrincipalID: truncate.Bytes(u.PrincipalID, maxMessageBytes),
+		PrincipalType: truncate.Bytes(u.Type, 64), AccessKeyID: truncate.Bytes(u.AccessKeyID, 64),
+		SourceIP: truncate.Bytes(r.SourceIP, maxIdentifierBytes), UserAgent: truncate.Bytes(r.UserAgent,
+			maxMessageBytes), ErrorCode: truncate.Bytes(r.failureReason(), maxIdentifierBytes), ReadOnly: r.ReadOnly.bool(),
 		MFA: u.SessionContext.Attributes.MFA.bool() || r.Additional.MFAUsed == "Yes",
 	}
 	c.Role, c.SessionName = roleOf(u.ARN)
@@ -238,8 +239,8 @@ func decodeCloudTrailRecord(raw []byte) (sensors.Event, error) {
 	if id, session, ok := strings.Cut(u.PrincipalID, ":"); ok && strings.HasPrefix(id, "AROA") {
 		c.RoleID, c.SessionName = orDefault(c.RoleID, id), orDefault(c.SessionName, session)
 	}
-	c.Role, c.RoleID, c.SessionName = truncateForDisplay(c.Role, maxIdentifierBytes),
-		truncateForDisplay(c.RoleID, maxIdentifierBytes), truncateForDisplay(c.SessionName, maxIdentifierBytes)
+	c.Role, c.RoleID, c.SessionName = truncate.Bytes(c.Role, maxIdentifierBytes),
+		truncate.Bytes(c.RoleID, maxIdentifierBytes), truncate.Bytes(c.SessionName, maxIdentifierBytes)
 	r.fillWorkload(&c)
 	r.fillResources(&c)
 	e := sensors.Event{ID: "cloudtrail/" + r.EventID, Kind: sensors.KindCloudAPICall, Time: r.EventTime.UTC(), Cloud: c}
@@ -306,7 +307,7 @@ func (r *cloudTrailRecord) fillWorkload(c *sensors.Cloud) {
 		return
 	}
 	for _, tag := range tags[:min(len(tags), maxLabels)] {
-		value := truncateForDisplay(tag.Value, maxIdentifierBytes)
+		value := truncate.Bytes(tag.Value, maxIdentifierBytes)
 		switch tag.Key {
 		case "eks-cluster-name":
 			c.Cluster = value
@@ -345,6 +346,6 @@ func (r *cloudTrailRecord) fillResources(c *sensors.Cloud) {
 	all = append(all, r.Response.Credentials.AccessKeyID, r.Response.AccessKey.AccessKeyID)
 	c.Resources = sortUnique(all)
 	for _, name := range []scalar{q.UserName, q.RoleName, q.GroupName, q.RoleARN, q.PolicyARN, q.PolicyName} {
-		c.TargetPrincipal = orDefault(c.TargetPrincipal, truncateForDisplay(string(name), maxMessageBytes))
+		c.TargetPrincipal = orDefault(c.TargetPrincipal, truncate.Bytes(string(name), maxMessageBytes))
 	}
 }

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"stanch/sensors"
+	"stanch/sensors/truncate"
 )
 
 // falcoRecord is an alert in the JSON format of Falco or of Falcosidekick.
@@ -70,7 +71,7 @@ func DecodeFalco(raw []byte) (DecodedRecord, error) {
 	}
 	priority, ok := falcoPriorityMapping[strings.ToLower(f.Priority)]
 	if !ok {
-		return DecodedRecord{}, fmt.Errorf("unknown Falco priority %q", truncateText(f.Priority))
+		return DecodedRecord{}, fmt.Errorf("unknown Falco priority %q", truncate.Bytes(f.Priority, 60))
 	}
 	at := f.Time.Time
 	if at.IsZero() {
@@ -100,7 +101,7 @@ func DecodeFalco(raw []byte) (DecodedRecord, error) {
 	default:
 		// A plugin that Stanch does not support can still report on a container.
 		if d.Event = fields.syscallEvent(); d.Event.Container.ID == "" && d.Event.Container.Pod.Name == "" {
-			return DecodedRecord{}, fmt.Errorf("unsupported Falco source %q", truncateText(f.Source))
+			return DecodedRecord{}, fmt.Errorf("unsupported Falco source %q", truncate.Bytes(f.Source, 60))
 		}
 	}
 	d.Event.Subject = subjectOf(d.Event)

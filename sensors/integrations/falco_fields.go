@@ -6,6 +6,7 @@ import (
 	"strings"
 
 	"stanch/sensors"
+	"stanch/sensors/truncate"
 )
 
 // falcoFields are the output fields of an alert, by their names in Falco.
@@ -184,12 +185,12 @@ func (f falcoFields) kubernetesEvent() sensors.Event {
 	}}
 	a := &e.Audit
 	a.ServiceAccount = serviceAccountOf(a.User)
-	a.UserAgent, a.DecisionReason = truncateForDisplay(a.UserAgent, maxMessageBytes), truncateForDisplay(a.DecisionReason,
+	a.UserAgent, a.DecisionReason = truncate.Bytes(a.UserAgent, maxMessageBytes), truncate.Bytes(a.DecisionReason,
 		maxMessageBytes)
 	a.Pod.Images = parseFalcoList(f.firstValue("ka.req.pod.containers.image"))
 	a.Binding.Role = f.firstValue("ka.req.binding.role")
 	if command := f.firstValue("ka.uri.param[command]"); command != "" {
-		a.Exec.Command = []string{truncateForDisplay(command, maxTextBytes)}
+		a.Exec.Command = []string{truncate.Bytes(command, maxTextBytes)}
 	}
 	if a.User != "" {
 		e.Actor = "kubernetes:" + a.User
@@ -210,7 +211,7 @@ func parseFalcoList(s string) []string {
 	out := strings.Split(s, ",")
 	out = out[:min(len(out), maxLabels)]
 	for i := range out {
-		out[i] = truncateForDisplay(strings.TrimSpace(out[i]), maxMessageBytes)
+		out[i] = truncate.Bytes(strings.TrimSpace(out[i]), maxMessageBytes)
 	}
 	return out
 }
@@ -222,7 +223,7 @@ func (f falcoFields) cloudTrailEvent() sensors.Event {
 		Region: f.firstValue("ct.region"), Account: f.firstValue("ct.user.accountid"),
 		Principal: f.firstValue("ct.user.arn"), PrincipalID: f.firstValue("ct.user.principalid"),
 		PrincipalType: f.firstValue("ct.user.identitytype"),
-		SourceIP:      f.firstValue("ct.srcip"), UserAgent: truncateForDisplay(f.firstValue("ct.useragent"), maxMessageBytes),
+		SourceIP:      f.firstValue("ct.srcip"), UserAgent: truncate.Bytes(f.firstValue("ct.useragent"), maxMessageBytes),
 		ErrorCode: f.firstValue("ct.error"), ReadOnly: f["ct.readonly"].bool(),
 	}}
 	c := &e.Cloud
@@ -235,7 +236,7 @@ func (f falcoFields) cloudTrailEvent() sensors.Event {
 		e.Actor = "aws:" + c.Principal
 	}
 	if bucket := f.firstValue("s3.bucket"); bucket != "" {
-		c.Resources = []string{truncateForDisplay("arn:aws:s3:::"+bucket, maxMessageBytes)}
+		c.Resources = []string{truncate.Bytes("arn:aws:s3:::"+bucket, maxMessageBytes)}
 	}
 	return e
 }

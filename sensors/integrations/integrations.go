@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"stanch/sensors"
+	"stanch/sensors/truncate"
 )
 
 // DecodedRecord is the content of one record of another sensor. Exactly one of its fields is set.
@@ -72,7 +73,7 @@ func DecoderForKind(kind string) Decoder {
 var errNotAboutContainer = errors.New("the alert does not identify a container")
 
 func healthRecord(h SensorHealth) (DecodedRecord, error) {
-	h.Message = truncateForDisplay(h.Message, maxMessageBytes)
+	h.Message = truncate.Bytes(h.Message, maxMessageBytes)
 	if len(h.Node) > maxIdentifierBytes {
 		return DecodedRecord{}, tooLongError("node", h.Node)
 	}

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"stanch/sensors"
+	"stanch/sensors/truncate"
 )
 
 // kubeArmorRecord is an alert, a log or a message of KubeArmor's relay.
@@ -92,7 +93,7 @@ func DecodeKubeArmor(raw []byte) (DecodedRecord, error) {
 			Message: "KubeArmor reported: " + k.Message,
 		})
 	case k.Type != kubeArmorPolicy && k.Type != kubeArmorHostPolicy && k.Type != kubeArmorNetworkPolicy:
-		return DecodedRecord{}, fmt.Errorf("not a KubeArmor alert: its type is %q", truncateText(k.Type))
+		return DecodedRecord{}, fmt.Errorf("not a KubeArmor alert: its type is %q", truncate.Bytes(k.Type, 60))
 	case k.Policy == "":
 		return DecodedRecord{}, errors.New("invalid KubeArmor alert: missing policy")
 	}
@@ -111,7 +112,7 @@ func DecodeKubeArmor(raw []byte) (DecodedRecord, error) {
 		Rule: k.Policy, Title: orDefault(k.Message, k.Policy), Severity: severity, Confidence: confidence,
 		Source: SourceKubeArmor, Time: k.timestamp(), Node: k.HostName,
 		Objective: meaning.objective, Technique: meaning.technique,
-		Reasons: []string{fmt.Sprintf("KubeArmor's policy %s matched.", truncateText(k.Policy)), reason},
+		Reasons: []string{fmt.Sprintf("KubeArmor's policy %s matched.", truncate.Bytes(k.Policy, 60)), reason},
 	}
 	switch {
 	case strings.Contains(k.Action, "Block") && k.Result != "Passed":

@@ -13,6 +13,7 @@ import (
 
 	"stanch/sensors"
 	"stanch/sensors/redact"
+	"stanch/sensors/truncate"
 )
 
 // auditEvent is an Event of audit.k8s.io/v1.
@@ -87,7 +88,7 @@ func DecodeKubernetesAudit(raw []byte) ([]sensors.Event, error) {
 	switch {
 	case kind == "Event":
 	case kind != "EventList":
-		return nil, fmt.Errorf("not an audit event: its kind is %q", truncateText(kind))
+		return nil, fmt.Errorf("not an audit event: its kind is %q", truncate.Bytes(kind, 60))
 	default:
 		if items, err = splitJSONArray(all["items"]); err != nil {
 			return nil, fmt.Errorf("not a list of audit events: %w", err)
@@ -144,7 +145,7 @@ func decodeAuditEvent(raw []byte) (sensors.Event, error) {
 	switch {
 	// The items of a list may omit the version.
 	case a.APIVersion != "" && a.APIVersion != "audit.k8s.io/v1":
-		return sensors.Event{}, fmt.Errorf("unsupported version %q; use audit.k8s.io/v1", truncateText(a.APIVersion))
+		return sensors.Event{}, fmt.Errorf("unsupported version %q; use audit.k8s.io/v1", truncate.Bytes(a.APIVersion, 60))
 	case a.AuditID == "" || a.Verb == "":
 		return sensors.Event{}, errors.New("missing auditID or verb")
 	// The API server records a request with failed authentication without a user.
@@ -167,18 +168,18 @@ func decodeAuditEvent(raw []byte) (sensors.Event, error) {
 		ID: "kubernetes-audit/" + a.AuditID, Kind: sensors.KindKubernetesAudit, Time: at.UTC(),
 		Actor: kubernetesActor(a.User.Username),
 		Audit: sensors.Audit{
-			Verb: truncateForDisplay(a.Verb, 64), User: a.User.Username, Groups: limitNames(a.User.Groups),
+			Verb: truncate.Bytes(a.Verb, 64), User: a.User.Username, Groups: limitNames(a.User.Groups),
 			ImpersonatedUser: a.ImpersonatedUser.Username, ImpersonatedGroups: limitNames(a.ImpersonatedUser.Groups),
 			ServiceAccount: serviceAccountOf(a.User.Username), FromPod: extraValue(a.User.Extra, extraPodName),
 			FromPodUID: extraValue(a.User.Extra, extraPodUID), FromNode: extraValue(a.User.Extra, extraNodeName),
-			APIGroup:    truncateForDisplay(a.ObjectRef.APIGroup, maxIdentifierBytes),
-			Resource:    truncateForDisplay(a.ObjectRef.Resource, maxIdentifierBytes),
-			Subresource: truncateForDisplay(a.ObjectRef.Subresource, maxIdentifierBytes),
-			Namespace:   a.ObjectRef.Namespace, Name: a.ObjectRef.Name, UID: truncateForDisplay(a.ObjectRef.UID, 64),
-			Path: truncateForDisplay(path, maxMessageBytes), StatusCode: int(a.ResponseStatus.Code.port()),
-			Decision:       truncateForDisplay(a.Annotations["authorization.k8s.io/decision"], 16),
-			DecisionReason: truncateForDisplay(a.Annotations["authorization.k8s.io/reason"], maxMessageBytes),
-			UserAgent:      truncateForDisplay(a.UserAgent, maxMessageBytes), SourceIPs: limitNames(a.SourceIPs), Stage: a.Stage,
+			APIGroup:    truncate.Bytes(a.ObjectRef.APIGroup, maxIdentifierBytes),
+			Resource:    truncate.Bytes(a.ObjectRef.Resource, maxIdentifierBytes),
+			Subresource: truncate.Bytes(a.ObjectRef.Subresource, maxIdentifierBytes),
+			Namespace:   a.ObjectRef.Namespace, Name: a.ObjectRef.Name, UID: truncate.Bytes(a.ObjectRef.UID, 64),
+			Path: truncate.Bytes(path, maxMessageBytes), StatusCode: int(a.ResponseStatus.Code.port()),
+			Decision:       truncate.Bytes(a.Annotations["authorization.k8s.io/decision"], 16),
+			DecisionReason: truncate.Bytes(a.Annotations["authorization.k8s.io/reason"], maxMessageBytes),
+			UserAgent:      truncate.Bytes(a.UserAgent, maxMessageBytes), SourceIPs: limitNames(a.SourceIPs), Stage: a.Stage,
 			Annotations: filterAuditAnnotations(a.Annotations),
 			DryRun:      query.Get("dryRun") != "", Truncated: a.Annotations["audit.k8s.io/truncated"] == "true",
 		},
@@ -209,7 +210,7 @@ func (a *auditEvent) extractFacts(e *sensors.Event, query url.Values) {
 	switch kind := out.Resource; {
 	case kind == "pods" && (out.Subresource == "exec" || out.Subresource == "attach"):
 		out.Exec = sensors.AuditExec{
-			Container: truncateForDisplay(query.Get("container"), maxIdentifierBytes),
+			Container: truncate.Bytes(query.Get("container"), maxIdentifierBytes),
 			TTY:       query.Get("tty") == "true", Stdin: query.Get("stdin") == "true",
 		}
 		out.Exec.Command, _ = limitArgs(redact.Args(query["command"]), false)
@@ -234,8 +235,8 @@ func (a *auditEvent) extractFacts(e *sensors.Event, query url.Values) {
 		out.Webhook = object.webhookFacts()
 	}
 	if made := decodeAuditedObject(a.ResponseObject); made != nil && out.Verb == "create" && out.Subresource == "" {
-		out.Name, out.UID = orDefault(out.Name, truncateForDisplay(made.Metadata.Name, maxIdentifierBytes)),
-			orDefault(out.UID, truncateForDisplay(made.Metadata.UID, 64))
+		out.Name, out.UID = orDefault(out.Name, truncate.Bytes(made.Metadata.Name, maxIdentifierBytes)),
+			orDefault(out.UID, truncate.Bytes(made.Metadata.UID, 64))
 	}
 	// A request about one pod is assigned to that pod, so that it joins the pod's incident.
 	if out.Resource == "pods" && out.Name != "" && out.Verb != "delete" && out.Verb != "deletecollection" {
@@ -247,14 +248,14 @@ func extraValue(all map[string][]string, key string) string {
 	if len(all[key]) == 0 {
 		return ""
 	}
-	return truncateForDisplay(all[key][0], maxIdentifierBytes)
+	return truncate.Bytes(all[key][0], maxIdentifierBytes)
 }
 
 // limitNames limits the length of a list and of its names, in place.
 func limitNames(all []string) []string {
 	all = all[:min(len(all), maxLabels)]
 	for i, s := range all {
-		all[i] = truncateForDisplay(s, maxMessageBytes)
+		all[i] = truncate.Bytes(s, maxMessageBytes)
 	}
 	return all
 }
@@ -264,7 +265,7 @@ func filterAuditAnnotations(all map[string]string) map[string]string {
 	out := map[string]string{}
 	for k, v := range all {
 		if len(k) <= maxIdentifierBytes && !strings.HasPrefix(k, "patch.webhook.admission.k8s.io/") {
-			out[k] = truncateForDisplay(v, maxMessageBytes)
+			out[k] = truncate.Bytes(v, maxMessageBytes)
 		}
 	}
 	if len(out) == 0 || len(out) > maxLabels {

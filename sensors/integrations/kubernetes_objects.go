@@ -5,6 +5,7 @@ import (
 	"strings"
 
 	"stanch/sensors"
+	"stanch/sensors/truncate"
 )
 
 // auditedObject is the part of an object in a request that Stanch reads. It has no field for the data of a Secret or
@@ -103,8 +104,8 @@ func (o *auditedObject) podFacts() sensors.AuditPod {
 	for _, s := range []*podSpec{&o.Spec.podSpec, &o.Spec.Template.Spec, &o.Spec.JobTemplate.Spec.Template.Spec} {
 		out.HostNetwork, out.HostPID, out.HostIPC = out.HostNetwork || s.HostNetwork, out.HostPID || s.HostPID, out.HostIPC ||
 			s.HostIPC
-		out.ServiceAccount, out.Node = orDefault(out.ServiceAccount, truncateForDisplay(s.ServiceAccountName,
-			maxIdentifierBytes)), orDefault(out.Node, truncateForDisplay(s.NodeName, maxIdentifierBytes))
+		out.ServiceAccount, out.Node = orDefault(out.ServiceAccount, truncate.Bytes(s.ServiceAccountName,
+			maxIdentifierBytes)), orDefault(out.Node, truncate.Bytes(s.NodeName, maxIdentifierBytes))
 		for _, v := range s.Volumes {
 			if v.HostPath != nil {
 				out.HostPaths = append(out.HostPaths, v.HostPath.Path)
@@ -139,7 +140,7 @@ func sortUnique(names []string) []string {
 func (o *auditedObject) bindingFacts() sensors.AuditBinding {
 	var out sensors.AuditBinding
 	if o.RoleRef.Name != "" {
-		out.Role = truncateForDisplay(o.RoleRef.Kind+"/"+o.RoleRef.Name, maxMessageBytes)
+		out.Role = truncate.Bytes(o.RoleRef.Kind+"/"+o.RoleRef.Name, maxMessageBytes)
 	}
 	for _, s := range o.Subjects {
 		name := s.Kind + "/" + s.Name
@@ -205,7 +206,7 @@ func (o *auditedObject) roleFacts() sensors.AuditRole {
 func (o *auditedObject) tokenFacts() sensors.AuditToken {
 	return sensors.AuditToken{
 		Audiences: limitNames(o.Spec.Audiences), ExpirationSeconds: o.Spec.ExpirationSeconds,
-		BoundTo: truncateForDisplay(strings.Trim(o.Spec.BoundObjectRef.Kind+"/"+o.Spec.BoundObjectRef.Name, "/"),
+		BoundTo: truncate.Bytes(strings.Trim(o.Spec.BoundObjectRef.Kind+"/"+o.Spec.BoundObjectRef.Name, "/"),
 			maxMessageBytes),
 	}
 }
@@ -239,7 +240,7 @@ func (o *auditedObject) admissionFacts() sensors.AuditAdmission {
 		case key == podSecurityLabel && value == nil:
 			out.PodSecurityLevel = "removed"
 		case key == podSecurityLabel:
-			out.PodSecurityLevel = truncateForDisplay(*value, 64)
+			out.PodSecurityLevel = truncate.Bytes(*value, 64)
 		case known && value != nil && (want == "" || want == *value):
 			out.ExemptionLabels = append(out.ExemptionLabels, key)
 		}

@@ -8,9 +8,9 @@ import (
 	"fmt"
 	"strings"
 	"time"
-	"unicode/utf8"
 
 	"stanch/sensors"
+	"stanch/sensors/truncate"
 )
 
 // The limits of one record. They are far above what the supported sensors send.
@@ -62,22 +62,8 @@ func checkJSONLimits(raw []byte, most, deepest, widest int) error {
 	return nil
 }
 
-// truncateForDisplay shortens a text for display to at most most bytes.
-func truncateForDisplay(s string, most int) string {
-	if len(s) <= most {
-		return s
-	}
-	s = s[:most-len("…")]
-	for len(s) > 0 && !utf8.ValidString(s[max(0, len(s)-utf8.UTFMax):]) {
-		s = s[:len(s)-1]
-	}
-	return s + "…"
-}
-
-func truncateText(s string) string { return truncateForDisplay(s, 60) }
-
 func tooLongError(what, s string) error {
-	return fmt.Errorf("the %s is %d bytes long; the maximum is %d: %q", what, len(s), maxIdentifierBytes, truncateText(s))
+	return fmt.Errorf("the %s is %d bytes long; the maximum is %d: %q", what, len(s), maxIdentifierBytes, truncate.Bytes(s, 60))
 }
 
 // isPlausibleTime rejects times that no clock reports or that JSON cannot represent.
@@ -109,7 +95,7 @@ func finalizeAlert(d *sensors.Detection, raw []byte) (DecodedRecord, error) {
 		sum := sha256.Sum256(raw)
 		d.ID = d.Source + "-" + hex.EncodeToString(sum[:12])
 	}
-	d.Rule, d.Title = truncateForDisplay(d.Rule, 200), truncateForDisplay(orDefault(d.Title, d.Rule), maxMessageBytes)
+	d.Rule, d.Title = truncate.Bytes(d.Rule, 200), truncate.Bytes(orDefault(d.Title, d.Rule), maxMessageBytes)
 	e.ID, e.Time, e.Node = d.ID, d.Time, d.Node
 	if !isPlausibleTime(c.StartedAt) {
 		c.StartedAt = time.Time{}
@@ -120,19 +106,19 @@ func finalizeAlert(d *sensors.Detection, raw []byte) (DecodedRecord, error) {
 		&e.Network.Address, &e.Network.Domain, &e.Network.Protocol, &c.Image, &c.ImageDigest, &c.Runtime, &c.Pod.IP,
 		&c.Pod.ServiceAccount,
 	} {
-		*s = truncateForDisplay(*s, maxTextBytes)
+		*s = truncate.Bytes(*s, maxTextBytes)
 	}
 	limitRequestFields(e)
 	e.Process.Args, e.Process.ArgsTruncated = limitArgs(e.Process.Args, e.Process.ArgsTruncated)
 	e.Process.Ancestors = e.Process.Ancestors[:min(len(e.Process.Ancestors), sensors.MaxAncestors)]
 	for i := range e.Process.Ancestors {
 		a := &e.Process.Ancestors[i]
-		a.Name, a.Exe = truncateForDisplay(a.Name, maxTextBytes), truncateForDisplay(a.Exe, maxTextBytes)
+		a.Name, a.Exe = truncate.Bytes(a.Name, maxTextBytes), truncate.Bytes(a.Exe, maxTextBytes)
 		a.Args, _ = limitArgs(a.Args, false)
 	}
 	c.Pod.Labels, c.Pod.Annotations = validLabels(c.Pod.Labels), validLabels(c.Pod.Annotations)
 	for i := range d.Reasons {
-		d.Reasons[i] = truncateForDisplay(d.Reasons[i], maxMessageBytes)
+		d.Reasons[i] = truncate.Bytes(d.Reasons[i], maxMessageBytes)
 	}
 	return DecodedRecord{Alert: d}, nil
 }
@@ -147,9 +133,9 @@ func limitRequestFields(e *sensors.Event) {
 		&a.Binding.Role, &c.Service, &c.EventName, &c.Region, &c.Account,
 		&c.PrincipalID, &c.PrincipalType, &c.SourceIP, &c.UserAgent, &c.ErrorCode, &c.Role, &c.SessionName,
 	} {
-		*s = truncateForDisplay(*s, maxMessageBytes)
+		*s = truncate.Bytes(*s, maxMessageBytes)
 	}
-	a.User, c.Principal = truncateForDisplay(a.User, maxTextBytes), truncateForDisplay(c.Principal, maxTextBytes)
+	a.User, c.Principal = truncate.Bytes(a.User, maxTextBytes), truncate.Bytes(c.Principal, maxTextBytes)
 }
 
 // subjectOf returns the account that made a Kubernetes or cloud API request. It is the subject of a detection that is
@@ -160,13 +146,13 @@ func subjectOf(e sensors.Event) sensors.Subject {
 	case e.Kind == sensors.KindKubernetesAudit && a.ServiceAccount.Name != "":
 		return sensors.Subject{Kind: "ServiceAccount", Namespace: a.ServiceAccount.Namespace, Name: a.ServiceAccount.Name}
 	case e.Kind == sensors.KindKubernetesAudit && a.User != "":
-		return sensors.Subject{Kind: "User", Name: truncateForDisplay(a.User, maxIdentifierBytes)}
+		return sensors.Subject{Kind: "User", Name: truncate.Bytes(a.User, maxIdentifierBytes)}
 	case e.Kind == sensors.KindCloudAPICall && c.Role != "":
-		return sensors.Subject{Kind: "Role", Name: truncateForDisplay(c.Account+"/"+c.Role, maxIdentifierBytes)}
+		return sensors.Subject{Kind: "Role", Name: truncate.Bytes(c.Account+"/"+c.Role, maxIdentifierBytes)}
 	case e.Kind == sensors.KindCloudAPICall && c.Principal != "":
-		return sensors.Subject{Kind: "User", Name: truncateForDisplay(c.Principal, maxIdentifierBytes)}
+		return sensors.Subject{Kind: "User", Name: truncate.Bytes(c.Principal, maxIdentifierBytes)}
 	case e.Kind == sensors.KindCloudAPICall && c.Account != "":
-		return sensors.Subject{Kind: "Account", Name: truncateForDisplay(c.Account, maxIdentifierBytes)}
+		return sensors.Subject{Kind: "Account", Name: truncate.Bytes(c.Account, maxIdentifierBytes)}
 	}
 	return sensors.Subject{}
 }
@@ -193,7 +179,7 @@ func limitArgs(args []string, cut bool) ([]string, bool) {
 	left := maxCommandBytes
 	for i, a := range args {
 		if len(a) > left {
-			args[i] = truncateForDisplay(a, max(left, len("…")))
+			args[i] = truncate.Bytes(a, max(left, len("…")))
 			return args[:i+1], true
 		}
 		left -= len(a)

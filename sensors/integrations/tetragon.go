@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	"stanch/sensors"
+	"stanch/sensors/truncate"
 )
 
 // tetragonRecord is one line of Tetragon's JSON export: GetEventsResponse in protobuf's JSON encoding.
@@ -125,10 +126,10 @@ func DecodeTetragon(raw []byte) (DecodedRecord, error) {
 		h.Dropped, h.Message = t.RateLimit.Dropped.uint64(), "Tetragon's export is rate-limited and dropped events."
 		return healthRecord(h)
 	case t.Throttle != nil && t.Throttle.Type == "THROTTLE_START":
-		h.Message = "Tetragon started to throttle the events of the cgroup " + truncateText(t.Throttle.Cgroup) + "."
+		h.Message = "Tetragon started to throttle the events of the cgroup " + truncate.Bytes(t.Throttle.Cgroup, 60) + "."
 		return healthRecord(h)
 	case t.Throttle != nil:
-		h.Message = "Tetragon stopped throttling the events of the cgroup " + truncateText(t.Throttle.Cgroup) + "."
+		h.Message = "Tetragon stopped throttling the events of the cgroup " + truncate.Bytes(t.Throttle.Cgroup, 60) + "."
 		return healthRecord(h)
 	}
 	for _, hook := range []*tetragonHook{t.Kprobe, t.Tracepoint, t.Uprobe, t.USDT, t.LSM} {
@@ -164,7 +165,7 @@ func (t *tetragonRecord) decodeAlert(hook *tetragonHook, raw []byte) (DecodedRec
 		Source: SourceTetragon,
 		Time:   t.Time.Time, Node: t.NodeName, Objective: meaning.objective, Technique: meaning.technique,
 		Reasons: []string{
-			fmt.Sprintf("Tetragon's policy %s matched at %s.", truncateText(hook.Policy), truncateText(where)),
+			fmt.Sprintf("Tetragon's policy %s matched at %s.", truncate.Bytes(hook.Policy, 60), truncate.Bytes(where, 60)),
 			reason,
 		},
 	}

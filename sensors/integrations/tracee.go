@@ -6,6 +6,7 @@ import (
 	"strings"
 
 	"stanch/sensors"
+	"stanch/sensors/truncate"
 )
 
 // DecodeTracee decodes one event of Tracee's JSON output or webhook, in one of three formats: events up to version
@@ -78,7 +79,7 @@ func (f traceeFinding) toDetection() sensors.Detection {
 		Rule: rule, Title: orDefault(f.title, f.name), Severity: level.severity, Confidence: level.confidence,
 		Source:    SourceTracee,
 		Objective: meaning.objective, Technique: meaning.technique,
-		Reasons: []string{fmt.Sprintf("Tracee's signature %s fired.", truncateText(orDefault(f.id, f.name))), reason},
+		Reasons: []string{fmt.Sprintf("Tracee's signature %s fired.", truncate.Bytes(orDefault(f.id, f.name), 60)), reason},
 	}
 	if f.description != "" {
 		d.Reasons = append(d.Reasons, f.description)

@@ -10,6 +10,7 @@ import (
 	"go.yaml.in/yaml/v3"
 
 	"stanch/sensors"
+	"stanch/sensors/truncate"
 	"stanch/sensors/yamlnode"
 )
 
@@ -105,7 +106,7 @@ func (e *Exception) fields(f *packFile) []yamlField {
 		}, Read: func(r *yamlReader, _, v *yaml.Node) {
 			e.Labels = map[string]string{}
 			f.visitNamed(v, "labels", func(key, value *yaml.Node) {
-				e.Labels[key.Value] = r.ReadString(value, yamlnode.Truncate(key.Value, 40))
+				e.Labels[key.Value] = r.ReadString(value, truncate.Text(key.Value, 40))
 				if problem := patternError(e.Labels[key.Value]); problem != "" && value.Tag == "!!str" {
 					r.Errorf(yamlnode.PositionOf(value), "pattern", "\"*\" matches any value", "%s", problem)
 				}
@@ -169,7 +170,7 @@ func (l *loader) compileExceptions(f *packFile, of string, exceptions []*Excepti
 	for i, e := range exceptions {
 		what := fmt.Sprintf("exception %d of %s", i+1, of)
 		if e.Name != "" {
-			what = fmt.Sprintf("the exception `%s` of %s", yamlnode.Truncate(e.Name, 40), of)
+			what = fmt.Sprintf("the exception `%s` of %s", truncate.Text(e.Name, 40), of)
 		}
 		if e.When != "" {
 			e.condition = l.compileCondition(f, what, e.When, e.whenNode)

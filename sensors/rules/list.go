@@ -6,6 +6,7 @@ import (
 
 	"go.yaml.in/yaml/v3"
 
+	"stanch/sensors/truncate"
 	"stanch/sensors/yamlnode"
 )
 
@@ -73,7 +74,7 @@ func (l *loader) isNameAvailable(f *packFile, key *yaml.Node) bool {
 	switch {
 	case !listNamePattern.MatchString(name):
 		f.errorf(key, "name", "use lowercase letters, digits and _, with a letter first",
-			"invalid list or macro name `%s`", yamlnode.Truncate(name, 40))
+			"invalid list or macro name `%s`", truncate.Text(name, 40))
 	case slices.Contains(reservedNames(), name):
 		f.errorf(key, "name", "choose another name", "the name `%s` is reserved", name)
 	case l.lists[name] != nil:
@@ -112,7 +113,7 @@ func (f *packFile) readList(key, v *yaml.Node) *namedList {
 	out := &namedList{file: f, at: key}
 	if v.Kind != yaml.SequenceNode {
 		f.errorf(v, "type", "for example, write `[sh, bash]`", "the list `%s` must be a list, not %s",
-			yamlnode.Truncate(key.Value, 40), yamlnode.DescribeKind(v))
+			truncate.Text(key.Value, 40), yamlnode.DescribeKind(v))
 		return out
 	}
 	for _, item := range v.Content {
@@ -124,7 +125,7 @@ func (f *packFile) readList(key, v *yaml.Node) *namedList {
 			out.texts = append(out.texts, item.Value)
 		default:
 			f.errorf(item, "type", "put it in quotes if it is a string",
-				"the elements of the list `%s` must be all strings or all integers, not %s", yamlnode.Truncate(key.Value, 40),
+				"the elements of the list `%s` must be all strings or all integers, not %s", truncate.Text(key.Value, 40),
 				yamlnode.DescribeKind(item))
 		}
 	}
@@ -138,7 +139,7 @@ func (l *loader) extendLists() {
 		switch {
 		case to == nil:
 			a.file.errorf(a.at, "unknown-list", didYouMean(a.name, sortedKeys(l.lists)), "unknown list `%s`",
-				yamlnode.Truncate(a.name, 40))
+				truncate.Text(a.name, 40))
 		case (to.ints != nil) != (a.ints != nil) && len(a.ints)+len(a.texts) > 0 && len(to.ints)+len(to.texts) > 0:
 			a.file.errorf(a.at, "type", "", "the list `%s` at %s and the appended elements must be all strings or all integers",
 				a.name, to.file.position(to.at))

@@ -12,7 +12,7 @@ import (
 	"go.yaml.in/yaml/v3"
 
 	"stanch/sensors/expression"
-	"stanch/sensors/yamlnode"
+	"stanch/sensors/truncate"
 )
 
 // maxExpandedNodes is the maximum size of a condition with all macros expanded, because nested macros multiply.
@@ -66,7 +66,7 @@ func (v *nameCounter) Visit(node *ast.Node) {
 
 func (l *loader) readMacros(f *packFile, v *yaml.Node) {
 	f.visitNamed(v, "macros", func(key, value *yaml.Node) {
-		if source := f.reader.ReadString(value, yamlnode.Truncate(key.Value, 40)); l.isNameAvailable(f, key) && source != "" {
+		if source := f.reader.ReadString(value, truncate.Text(key.Value, 40)); l.isNameAvailable(f, key) && source != "" {
 			l.macros[key.Value] = &macro{name: key.Value, source: source, file: f, key: key, at: value}
 		}
 	})

@@ -9,6 +9,7 @@ import (
 	"go.yaml.in/yaml/v3"
 
 	"stanch/sensors"
+	"stanch/sensors/truncate"
 	"stanch/sensors/yamlnode"
 )
 
@@ -115,7 +116,7 @@ func (l *loader) applyOverride(o *Override) {
 	if r == nil && o.Rule != "" {
 		l.reportUnknownRule(o)
 	}
-	l.compileExceptions(f, "the override of `"+yamlnode.Truncate(o.Rule, 60)+"`", o.Exceptions)
+	l.compileExceptions(f, "the override of `"+truncate.Text(o.Rule, 60)+"`", o.Exceptions)
 	if o.broken {
 		return
 	}
@@ -185,5 +186,5 @@ func (l *loader) reportUnknownRule(o *Override) {
 	if !strings.HasPrefix(hint, "did you mean") {
 		hint = "`stanch rules list` lists all rules"
 	}
-	o.file.errorf(at, "unknown-rule", hint, "unknown rule `%s`", yamlnode.Truncate(o.Rule, 60))
+	o.file.errorf(at, "unknown-rule", hint, "unknown rule `%s`", truncate.Text(o.Rule, 60))
 }

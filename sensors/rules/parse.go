@@ -9,6 +9,7 @@ import (
 
 	"stanch/sensors"
 	"stanch/sensors/diagnostic"
+	"stanch/sensors/truncate"
 	"stanch/sensors/yamlnode"
 )
 
@@ -154,12 +155,12 @@ func (l *loader) readRule(f *packFile, n *yaml.Node) {
 		switch first, twice := l.rulesByName[strings.ToLower(name)]; {
 		case twice:
 			f.errorf(at, "duplicate-rule", "choose another name; `overrides` changes a rule of another pack",
-				"the rule `%s` is already defined at %s", yamlnode.Truncate(name, 60), first.Position)
+				"the rule `%s` is already defined at %s", truncate.Text(name, 60), first.Position)
 		case strings.TrimSpace(name) == "" && at != nil:
 			f.errorf(at, "value", "", "a rule's name cannot be empty")
 		case slices.ContainsFunc(names[:i], func(other string) bool { return strings.EqualFold(other, name) }):
 			f.errorf(at, "duplicate-rule", "remove one of them", "the rule lists the name `%s` twice",
-				yamlnode.Truncate(name, 60))
+				truncate.Text(name, 60))
 		}
 	}
 	for _, name := range names {
@@ -229,7 +230,7 @@ func readNamespaceSeverities(r *yamlReader, v *yaml.Node) NamespaceSeverities {
 			return
 		}
 		var s sensors.Severity
-		yamlnode.EnumField(yamlnode.Truncate(key.Value, 40), "", &s, sensors.Severities).Read(r, key, value)
+		yamlnode.EnumField(truncate.Text(key.Value, 40), "", &s, sensors.Severities).Read(r, key, value)
 		if s.Rank() >= 0 {
 			out[key.Value] = s
 		}

@@ -9,6 +9,7 @@ import (
 	"go.yaml.in/yaml/v3"
 
 	"stanch/sensors"
+	"stanch/sensors/truncate"
 	"stanch/sensors/yamlnode"
 )
 
@@ -100,7 +101,7 @@ func readTest(f *packFile, n *yaml.Node, fires bool) *RuleTest {
 func (t *RuleTest) buildEvent(kind sensors.Kind) {
 	e := namedEvent{Event: sensors.Event{ID: "test", Kind: kind}}
 	if err := json.Unmarshal(t.rawEvent, &e); err != nil {
-		t.file.errorf(t.node, "test", "", "invalid event: %s", yamlnode.Truncate(err.Error(), 100))
+		t.file.errorf(t.node, "test", "", "invalid event: %s", truncate.Text(err.Error(), 100))
 	}
 	t.Name, t.event = e.Name, e.Event
 }
@@ -127,7 +128,7 @@ func (l *loader) runTests(r *Rule, tests []*RuleTest) bool {
 			passed = false
 			name := ""
 			if t.Name != "" {
-				name = fmt.Sprintf(" `%s`", yamlnode.Truncate(t.Name, 60))
+				name = fmt.Sprintf(" `%s`", truncate.Text(t.Name, 60))
 			}
 			t.file.errorf(t.node, "test", "", "test%s of rule `%s`: %s", name, r.Name, result.FailureReason)
 		}

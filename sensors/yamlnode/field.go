@@ -11,6 +11,7 @@ import (
 
 	"stanch/sensors/diagnostic"
 	"stanch/sensors/duration"
+	"stanch/sensors/truncate"
 )
 
 // Object is a JSON object in a schema. It is marshaled with sorted keys.
@@ -46,7 +47,7 @@ func (r *Reader) ReadMapping(n *yaml.Node, what string, fields []Field) bool {
 		i := slices.Index(known, key.Value)
 		if i < 0 {
 			r.Errorf(PositionOf(key), "unknown-key", diagnostic.DidYouMean(key.Value, known), "%s has no key `%s`", what,
-				Truncate(key.Value, 40))
+				truncate.Text(key.Value, 40))
 			return
 		}
 		fields[i].Read(r, key, value)
@@ -67,7 +68,7 @@ func (r *Reader) VisitKeys(n *yaml.Node, visit func(key, value *yaml.Node)) map[
 		key, value := n.Content[i], n.Content[i+1]
 		if first, twice := seen[key.Value]; twice {
 			r.Errorf(PositionOf(key), "duplicate-key", "remove one of them", "`%s` is given twice; the first is at line %d",
-				Truncate(key.Value, 40), first.Line)
+				truncate.Text(key.Value, 40), first.Line)
 			continue
 		}
 		seen[key.Value] = PositionOf(key)
@@ -124,7 +125,7 @@ func EnumField[T ~string](name, doc string, to *T, known []T) Field {
 			text := r.ReadString(v, name)
 			if text != "" && !slices.Contains(words, text) {
 				r.Errorf(PositionOf(v), "value", diagnostic.DidYouMean(text, words), "`%s` cannot be `%s`", name,
-					Truncate(text, 40))
+					truncate.Text(text, 40))
 				return
 			}
 			*to = T(text)

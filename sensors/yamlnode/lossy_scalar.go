@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"math/big"
 	"regexp"
+	"stanch/sensors/truncate"
 	"strconv"
 	"strings"
 
@@ -26,7 +27,7 @@ func CheckLossyScalar(n *yaml.Node) (message, hint string) {
 		n.Style&(yaml.DoubleQuotedStyle|yaml.SingleQuotedStyle|yaml.LiteralStyle|yaml.FoldedStyle) != 0 {
 		return "", ""
 	}
-	written := Truncate(n.Value, 40)
+	written := truncate.Text(n.Value, 40)
 	switch n.Tag {
 	case "!!int":
 		if plainIntegerPattern.MatchString(n.Value) || octalPattern.MatchString(n.Value) {

@@ -15,6 +15,7 @@ import (
 	"go.yaml.in/yaml/v3"
 
 	"stanch/sensors/diagnostic"
+	"stanch/sensors/truncate"
 )
 
 // Limits are the limits of a file: its size in bytes, its number of nodes and its nesting depth. A zero field means
@@ -145,16 +146,8 @@ func DescribeKind(n *yaml.Node) string {
 		if n.Tag == "!!null" {
 			return "empty"
 		}
-		return fmt.Sprintf("`%s`", Truncate(n.Value, 40))
+		return fmt.Sprintf("`%s`", truncate.Text(n.Value, 40))
 	default:
 		return "this"
 	}
-}
-
-// Truncate shortens a text to at most n characters and appends "…" if it was longer.
-func Truncate(s string, n int) string {
-	if r := []rune(s); len(r) > n {
-		return string(r[:n]) + "…"
-	}
-	return s
 }

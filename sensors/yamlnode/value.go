@@ -13,6 +13,7 @@ import (
 	"go.yaml.in/yaml/v3"
 
 	"stanch/sensors/diagnostic"
+	"stanch/sensors/truncate"
 )
 
 // AnyField returns a field with a value of any type, which is stored as JSON together with its node.
@@ -34,7 +35,7 @@ type Value struct {
 func (r *Reader) ReadValue(n *yaml.Node) Value {
 	raw, err := json.Marshal(r.toGeneric(n))
 	if err != nil {
-		r.Errorf(PositionOf(n), "value", "", "invalid value: %s", Truncate(err.Error(), 80))
+		r.Errorf(PositionOf(n), "value", "", "invalid value: %s", truncate.Text(err.Error(), 80))
 		return Value{Node: n, JSON: json.RawMessage("null")}
 	}
 	return Value{JSON: raw, Node: n}
@@ -60,10 +61,10 @@ func (r *Reader) toGeneric(n *yaml.Node) any {
 		v = n.Value
 	case "!!int", "!!float", "!!bool", "!!null":
 		if err := n.Decode(&v); err != nil {
-			r.Errorf(PositionOf(n), "value", "put it in quotes if it is a string", "`%s` is out of range", Truncate(n.Value, 40))
+			r.Errorf(PositionOf(n), "value", "put it in quotes if it is a string", "`%s` is out of range", truncate.Text(n.Value, 40))
 		}
 	default:
-		r.Errorf(PositionOf(n), "type", "put it in quotes", "unknown YAML type %s", Truncate(n.Tag, 40))
+		r.Errorf(PositionOf(n), "type", "put it in quotes", "unknown YAML type %s", truncate.Text(n.Tag, 40))
 	}
 	return v
 }
@@ -74,7 +75,7 @@ func StructField[T any](name, doc string, to *T) Field {
 		value := r.ReadValue(v)
 		if r.CheckType(v, reflect.TypeFor[T](), "`"+name+"`") {
 			if err := json.Unmarshal(value.JSON, to); err != nil {
-				r.Errorf(PositionOf(v), "type", "", "`%s`: %s", name, Truncate(err.Error(), 100))
+				r.Errorf(PositionOf(v), "type", "", "`%s`: %s", name, truncate.Text(err.Error(), 100))
 			}
 		}
 	}}
@@ -122,7 +123,7 @@ func (r *Reader) checkType(n *yaml.Node, t reflect.Type, what string) {
 			inner, ok := fields[key.Value]
 			if !ok {
 				r.Errorf(PositionOf(key), "unknown-key", diagnostic.DidYouMean(key.Value, slices.Collect(maps.Keys(fields))),
-					"%s has no key `%s`", what, Truncate(key.Value, 40))
+					"%s has no key `%s`", what, truncate.Text(key.Value, 40))
 				continue
 			}
 			r.checkType(value, inner, "`"+key.Value+"`")
@@ -133,7 +134,7 @@ func (r *Reader) checkType(n *yaml.Node, t reflect.Type, what string) {
 			return
 		}
 		for i := 1; i < len(n.Content); i += 2 {
-			r.checkType(n.Content[i], t.Elem(), "`"+Truncate(n.Content[i-1].Value, 40)+"`")
+			r.checkType(n.Content[i], t.Elem(), "`"+truncate.Text(n.Content[i-1].Value, 40)+"`")
 		}
 	case t.Kind() == reflect.Slice && t.Elem().Kind() != reflect.Uint8:
 		if n.Kind != yaml.SequenceNode {

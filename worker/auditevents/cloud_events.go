@@ -9,6 +9,7 @@ import (
 	"sync"
 	"time"
 
+	lru "github.com/hashicorp/golang-lru/v2/simplelru"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
@@ -27,8 +28,9 @@ type CloudEvents struct {
 	Log        *slog.Logger
 
 	mu sync.Mutex
-	// workloadsBySessionKey contains the workloads of session keys: every later call names the key that it uses.
-	workloadsBySessionKey map[string]sessionWorkload
+	// workloadsBySessionKey contains the workloads of session keys: every later call names the key that it uses. It is
+	// made at the first use.
+	workloadsBySessionKey *lru.LRU[string, sessionWorkload]
 	accountsByRole        map[string][]sessionWorkload // by role ARN: the service accounts with its annotation
 	rolesReadAt           time.Time
 }
@@ -82,12 +84,21 @@ func (c *CloudEvents) rememberSession(e sensors.Cloud) {
 	defer c.mu.Unlock()
 	for _, key := range e.Resources {
 		if strings.HasPrefix(key, "ASIA") {
-			if c.workloadsBySessionKey == nil || len(c.workloadsBySessionKey) >= maxSessionKeys {
-				c.workloadsBySessionKey = map[string]sessionWorkload{}
-			}
-			c.workloadsBySessionKey[key] = sessionWorkload{e.Namespace, e.ServiceAccount, e.Pod, e.PodUID}
+			c.sessionKeys().Add(key, sessionWorkload{e.Namespace, e.ServiceAccount, e.Pod, e.PodUID})
 		}
 	}
+}
+
+// sessionKeys returns workloadsBySessionKey. The caller holds mu.
+func (c *CloudEvents) sessionKeys() *lru.LRU[string, sessionWorkload] {
+	if c.workloadsBySessionKey == nil {
+		cache, err := lru.NewLRU[string, sessionWorkload](maxSessionKeys, nil)
+		if err != nil {
+			panic(fmt.Sprintf("make the cache of session keys: %v", err)) // only a size below 1 is an error
+		}
+		c.workloadsBySessionKey = cache
+	}
+	return c.workloadsBySessionKey
 }
 
 // isOtherCluster reports whether a session belongs to a pod of another cluster, which may use the same names.
@@ -103,7 +114,7 @@ func (c *CloudEvents) attachWorkload(ctx context.Context, e *sensors.Event) ([]c
 		return nil, nil
 	}
 	c.mu.Lock()
-	w, known := c.workloadsBySessionKey[a.AccessKeyID]
+	w, known := c.sessionKeys().Get(a.AccessKeyID)
 	c.mu.Unlock()
 	if !known && a.ServiceAccount != "" {
 		w, known = sessionWorkload{a.Namespace, a.ServiceAccount, a.Pod, a.PodUID}, true

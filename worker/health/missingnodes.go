@@ -14,6 +14,7 @@ import (
 
 	"stanch/sensors"
 	"stanch/sensors/duration"
+	"stanch/sensors/truncate"
 )
 
 // NodeExpectation is the cluster's data about a node that should have a sensor.
@@ -209,7 +210,7 @@ func (m *Monitor) assessMissingNode(a missingNode, e NodeExpectation, should, cl
 		}
 	case e.Ready:
 		c.reasons = append(c.reasons, fmt.Sprintf("Kubernetes reports the node as ready; its sensor's pod: %s.",
-			truncate(e.SensorPodStatus)))
+			truncate.Name(e.SensorPodStatus)))
 	default:
 		c.severity = sensors.SeverityMedium
 		c.reasons = append(c.reasons, "Kubernetes reports the node as not ready: the machine itself may be down.")

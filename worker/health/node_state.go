@@ -13,6 +13,7 @@ import (
 	"stanch/sensors/agent"
 	"stanch/sensors/duration"
 	"stanch/sensors/probe"
+	"stanch/sensors/truncate"
 	"stanch/worker/nodeserver"
 )
 
@@ -152,11 +153,11 @@ func (m *Monitor) reportSpoofedCgroups(name string, r agent.StatusReport) {
 	since := r.SpoofedCgroups[0].FirstSeen
 	for _, d := range r.SpoofedCgroups[:min(len(r.SpoofedCgroups), maxSpoofedCgroups)] {
 		others := strings.Join(d.SpoofedPaths[:min(len(d.SpoofedPaths), maxSpoofedCgroups)], ", ")
-		what := fmt.Sprintf("On node %s, %s is in %s. These cgroups have the same name: %s.", name, truncate(d.TargetID),
-			truncate(strings.Join(d.GenuinePaths, ", ")), truncate(others))
+		what := fmt.Sprintf("On node %s, %s is in %s. These cgroups have the same name: %s.", name, truncate.Name(d.TargetID),
+			truncate.Name(strings.Join(d.GenuinePaths, ", ")), truncate.Name(others))
 		if len(d.GenuinePaths) == 0 {
 			what = fmt.Sprintf("On node %s, several cgroups have the same name as %s. The node detected nothing in any of them, so "+
-				"it was not contained there: %s.", name, truncate(d.TargetID), truncate(others))
+				"it was not contained there: %s.", name, truncate.Name(d.TargetID), truncate.Name(others))
 		}
 		reasons = append(reasons, what)
 		if d.FirstSeen.Before(since) {
@@ -227,12 +228,12 @@ func (m *Monitor) checkSensorBlind(name string, r agent.StatusReport, off []prob
 			"The sensor on node %s sent %d heartbeats and received none of them from the kernel (%s).", name,
 			r.Heartbeat.ConsecutiveMisses, last))
 		if r.Heartbeat.FailureReason != "" {
-			reasons = append(reasons, "The sensor reports: "+truncate(r.Heartbeat.FailureReason))
+			reasons = append(reasons, "The sensor reports: "+truncate.Name(r.Heartbeat.FailureReason))
 		}
 	}
 	for _, h := range off {
 		reasons = append(reasons, fmt.Sprintf("The hook %s on node %s was attached and is now detached: %s.",
-			truncate(string(h.Hook)), name, truncate(h.Reason)))
+			truncate.Name(string(h.Hook)), name, truncate.Name(h.Reason)))
 	}
 	if blind {
 		reasons = append(reasons, fmt.Sprintf("The sensor on node %s no longer monitors the kernel.", name))
@@ -360,11 +361,11 @@ func describeDropSource(b agent.DropSource) string {
 	c := b.Container
 	switch {
 	case c.Pod.Name != "":
-		return fmt.Sprintf("%s/%s container %s", truncate(c.Pod.Namespace), truncate(c.Pod.Name), truncate(c.Name))
+		return fmt.Sprintf("%s/%s container %s", truncate.Name(c.Pod.Namespace), truncate.Name(c.Pod.Name), truncate.Name(c.Name))
 	case c.ID != "":
-		return "container " + truncate(c.ID[:min(12, len(c.ID))])
+		return "container " + truncate.Name(c.ID[:min(12, len(c.ID))])
 	}
-	return "cgroup " + truncate(b.Cgroup)
+	return "cgroup " + truncate.Name(b.Cgroup)
 }
 
 func counterIncrease(now, before uint64) uint64 {
@@ -375,10 +376,3 @@ func counterIncrease(now, before uint64) uint64 {
 }
 
 func clampInt(n uint64) int { return int(min(n, 1<<31-1)) }
-
-func truncate(s string) string {
-	if r := []rune(s); len(r) > 120 {
-		return string(r[:120]) + "…"
-	}
-	return s
-}

@@ -9,6 +9,7 @@ import (
 	"sync"
 	"time"
 
+	lru "github.com/hashicorp/golang-lru/v2"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -24,10 +25,23 @@ import (
 // podCache caches pods with their owners, so that a hundred alerts about one pod cause one call to the API server. The
 // key is the complete identity: what was confirmed for one name does not apply to another.
 type podCache struct {
-	mu    sync.Mutex
-	byUID map[string]cachedPod
+	once   sync.Once
+	byName *lru.Cache[string, cachedPod] // by namespace and name
 	// byContainer contains the pods of containers by node and id; nil is a container without a pod.
-	byContainer map[string]cachedPod
+	byContainer *lru.Cache[string, cachedPod]
+}
+
+// open makes the caches at the first use, because the zero value of an Ingester is ready to use.
+func (c *podCache) open() *podCache {
+	c.once.Do(func() {
+		var errs [2]error
+		c.byName, errs[0] = lru.New[string, cachedPod](maxCachedPods)
+		c.byContainer, errs[1] = lru.New[string, cachedPod](maxCachedPods)
+		if err := errors.Join(errs[:]...); err != nil {
+			panic(fmt.Sprintf("make the cache of pods: %v", err)) // only a size below 1 is an error
+		}
+	})
+	return c
 }
 
 type cachedPod struct {
@@ -215,9 +229,7 @@ func applyVerifiedPod(d *sensors.Detection, found cachedPod) {
 // the name alone may mean its successor.
 func (i *Ingester) lookUpPod(ctx context.Context, c sensors.Container) (cachedPod, error) {
 	key := c.Pod.Namespace + "/" + c.Pod.Name
-	i.podCache.mu.Lock()
-	kept, ok := i.podCache.byUID[key]
-	i.podCache.mu.Unlock()
+	kept, ok := i.podCache.open().byName.Get(key)
 	same := ok && (c.Pod.UID != "" && kube.HasUID(kept.pod, c.Pod.UID) || c.Pod.UID == "" && c.ID != "" &&
 		kube.FindContainerStatus(kept.pod, c.ID, "") != nil)
 	if same && time.Since(kept.cachedAt) < podCacheTTL {
@@ -243,12 +255,7 @@ func (i *Ingester) cachePod(ctx context.Context, got *corev1.Pod) cachedPod {
 			return found
 		}
 	}
-	i.podCache.mu.Lock()
-	defer i.podCache.mu.Unlock()
-	if i.podCache.byUID == nil || len(i.podCache.byUID) >= maxCachedPods {
-		i.podCache.byUID = map[string]cachedPod{}
-	}
-	i.podCache.byUID[got.Namespace+"/"+got.Name] = found
+	i.podCache.open().byName.Add(got.Namespace+"/"+got.Name, found)
 	return found
 }
 
@@ -256,9 +263,7 @@ func (i *Ingester) cachePod(ctx context.Context, got *corev1.Pod) cachedPod {
 // container on a host.
 func (i *Ingester) lookUpPodByContainer(ctx context.Context, node, id string) (cachedPod, error) {
 	key := node + "/" + id
-	i.podCache.mu.Lock()
-	kept, ok := i.podCache.byContainer[key]
-	i.podCache.mu.Unlock()
+	kept, ok := i.podCache.open().byContainer.Get(key)
 	if ok && time.Since(kept.cachedAt) < podCacheTTL {
 		return kept, nil
 	}
@@ -276,12 +281,7 @@ func (i *Ingester) lookUpPodByContainer(ctx context.Context, node, id string) (c
 	if got != nil {
 		found = i.cachePod(ctx, got)
 	}
-	i.podCache.mu.Lock()
-	defer i.podCache.mu.Unlock()
-	if i.podCache.byContainer == nil || len(i.podCache.byContainer) >= maxCachedPods {
-		i.podCache.byContainer = map[string]cachedPod{}
-	}
-	i.podCache.byContainer[key] = found
+	i.podCache.byContainer.Add(key, found)
 	return found, nil
 }
 

@@ -2,9 +2,11 @@ package nodeserver
 
 import (
 	"context"
+	"fmt"
 	"sync"
 	"time"
 
+	lru "github.com/hashicorp/golang-lru/v2/simplelru"
 	"golang.org/x/time/rate"
 
 	"stanch/worker/config"
@@ -14,7 +16,7 @@ import (
 type nodeRateLimits struct {
 	config config.NodeLimits
 	mu     sync.Mutex
-	byNode map[string]*nodeRateLimit
+	byNode *lru.LRU[string, *nodeRateLimit] // made at the first use
 }
 
 // nodeRateLimit is the limit of one node.
@@ -34,7 +36,8 @@ const (
 	healthReportBurst      = 10
 )
 
-// maxNodeRateLimits is the maximum number of nodes; beyond it all limits start anew.
+// maxNodeRateLimits is the maximum number of nodes; beyond it, the limit of the node that connected longest ago starts
+// anew.
 const maxNodeRateLimits = 10_000
 
 // nodeBurstSeconds is how many seconds' worth of bytes a node may send at once after a pause.
@@ -43,18 +46,24 @@ const nodeBurstSeconds = 10
 func (p *nodeRateLimits) forNode(node string) *nodeRateLimit {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.byNode == nil || len(p.byNode) > maxNodeRateLimits {
-		p.byNode = map[string]*nodeRateLimit{}
+	if p.byNode == nil {
+		cache, err := lru.NewLRU[string, *nodeRateLimit](maxNodeRateLimits, nil)
+		if err != nil {
+			panic(fmt.Sprintf("make the cache of rate limits: %v", err)) // only a size below 1 is an error
+		}
+		p.byNode = cache
 	}
-	if p.byNode[node] == nil {
+	limit, known := p.byNode.Get(node)
+	if !known {
 		c := p.config.WithDefaults()
-		p.byNode[node] = &nodeRateLimit{
+		limit = &nodeRateLimit{
 			detections:    rate.NewLimiter(rate.Limit(c.DetectionsPerSecond), c.DetectionBurst),
 			bytes:         rate.NewLimiter(rate.Limit(c.BytesPerSecond), c.BytesPerSecond*nodeBurstSeconds),
 			healthReports: rate.NewLimiter(healthReportsPerSecond, healthReportBurst),
 		}
+		p.byNode.Add(node, limit)
 	}
-	return p.byNode[node]
+	return limit
 }
 
 // reserveBatch takes a batch from the limit, or returns how long to wait for it. A batch larger than the burst counts

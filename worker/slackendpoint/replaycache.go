@@ -1,8 +1,11 @@
 package slackendpoint
 
 import (
+	"fmt"
 	"sync"
 	"time"
+
+	lru "github.com/hashicorp/golang-lru/v2/simplelru"
 )
 
 const (
@@ -13,57 +16,43 @@ const (
 )
 
 // replayCache stores requests for as long as their signature is accepted, to refuse replays. When it is full, it drops
-// the oldest: repeating a vote, a triage decision or an extension is harmless, blocking new clicks is not.
+// the oldest: repeating a vote, a triage decision or an extension is harmless, blocking new clicks is not. The zero
+// value is ready to use.
 type replayCache struct {
-	mu           sync.Mutex
-	sequenceByID map[string]uint64 // sequence number of an id's last request
-	// oldestFirst are the requests, oldest first. Forgotten requests stay in it until they expire.
-	oldestFirst  []replayEntry
-	lastSequence uint64
-}
-
-// replayEntry is one request.
-type replayEntry struct {
-	id       string
-	sequence uint64
-	seenAt   time.Time
+	mu     sync.Mutex
+	seenAt *lru.LRU[string, time.Time] // by id; never read in a way that changes the order
 }
 
 // isFirst reports whether a request is new, and records it.
 func (s *replayCache) isFirst(id string, now time.Time) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.sequenceByID == nil {
-		s.sequenceByID = map[string]uint64{}
+	if s.seenAt == nil {
+		cache, err := lru.NewLRU[string, time.Time](maxReplayEntries, nil)
+		if err != nil {
+			panic(fmt.Sprintf("make the replay cache: %v", err)) // only a size below 1 is an error
+		}
+		s.seenAt = cache
 	}
-	for len(s.oldestFirst) > 0 && now.Sub(s.oldestFirst[0].seenAt) > replayWindow {
-		s.dropOldest()
+	for {
+		_, oldest, ok := s.seenAt.GetOldest()
+		if !ok || now.Sub(oldest) <= replayWindow {
+			break
+		}
+		s.seenAt.RemoveOldest()
 	}
-	if _, known := s.sequenceByID[id]; known {
+	if s.seenAt.Contains(id) {
 		return false
 	}
-	if len(s.oldestFirst) >= maxReplayEntries {
-		s.dropOldest()
-	}
-	s.lastSequence++
-	s.sequenceByID[id] = s.lastSequence
-	s.oldestFirst = append(s.oldestFirst, replayEntry{id: id, sequence: s.lastSequence, seenAt: now})
+	s.seenAt.Add(id, now)
 	return true
-}
-
-// dropOldest removes the oldest request, unless it was forgotten and recorded again since.
-func (s *replayCache) dropOldest() {
-	oldest := s.oldestFirst[0]
-	s.oldestFirst[0] = replayEntry{}
-	s.oldestFirst = s.oldestFirst[1:]
-	if s.sequenceByID[oldest.id] == oldest.sequence {
-		delete(s.sequenceByID, oldest.id)
-	}
 }
 
 // forget lets a failed request be sent again.
 func (s *replayCache) forget(id string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	delete(s.sequenceByID, id)
+	if s.seenAt != nil {
+		s.seenAt.Remove(id)
+	}
 }

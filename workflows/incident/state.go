@@ -11,6 +11,7 @@ import (
 	"stanch/playbooks/display"
 	"stanch/sensors"
 	"stanch/sensors/attestation"
+	"stanch/sensors/truncate"
 )
 
 // AttestedDetection is a detection with the gateway's attestation that it accepted it.
@@ -232,10 +233,7 @@ func Describe(d sensors.Detection) string {
 	if len(e.Process.Ancestors) > 0 {
 		what += " under " + e.Process.Ancestors[0].Name
 	}
-	if r := []rune(what); len(r) > 200 {
-		what = string(r[:200]) + "…"
-	}
-	return what
+	return truncate.Text(what, 200)
 }
 
 // describeSyscall describes a system call, its object, and whether the kernel refused it.
@@ -291,10 +289,7 @@ func firstReason(reasons []string) string {
 	if len(reasons) == 0 {
 		return ""
 	}
-	if r := []rune(reasons[0]); len(r) > 300 {
-		return string(r[:300]) + "…"
-	}
-	return reasons[0]
+	return truncate.Reason(reasons[0])
 }
 
 // Summarize returns a summary of an incident in plain language.

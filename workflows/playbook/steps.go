@@ -11,6 +11,7 @@ import (
 
 	"stanch/activities"
 	"stanch/playbooks"
+	"stanch/sensors/truncate"
 )
 
 // executionFrame is the position of a run: its playbook (the run's own or a called one), values and approval.
@@ -74,10 +75,10 @@ func (r *playbookRun) runMainPlaybook(ctx workflow.Context, program *playbooks.P
 		Program: program, env: env, ending: &playbookEnd{},
 		phaseCeiling: program.MaxPhase,
 	})
-	r.report.Outcome, r.report.Reason = out.Outcome, truncateReason(out.reason)
+	r.report.Outcome, r.report.Reason = out.Outcome, truncate.Text(out.reason, maxReportReason)
 	if r.unreportedLines > 0 {
-		r.report.Reason = truncateReason(fmt.Sprintf("%d more lines are only in the workflow history. %s", r.unreportedLines,
-			out.reason))
+		r.report.Reason = truncate.Text(fmt.Sprintf("%d more lines are only in the workflow history. %s", r.unreportedLines,
+			out.reason), maxReportReason)
 	}
 }
 
@@ -175,7 +176,7 @@ func (r *playbookRun) runWithRetry(ctx workflow.Context, f executionFrame, s *pl
 func (r *playbookRun) recordStepReport(ctx workflow.Context, f executionFrame, s *playbooks.Step,
 	report playbooks.StepReport,
 ) {
-	report.Reason = truncateReason(report.Reason)
+	report.Reason = truncate.Text(report.Reason, maxReportReason)
 	if r.reportedBytes += len(report.Reason) + len(f.stepPrefix) + len(report.Target) +
 		200; r.reportedBytes > maxReportBytes {
 		r.unreportedLines++
@@ -191,15 +192,8 @@ func (r *playbookRun) recordStepReport(ctx workflow.Context, f executionFrame, s
 const (
 	maxReportBytes  = 128 << 10
 	maxEvidenceRefs = 300
+	maxReportReason = 500 // characters; a reason may be attacker-controlled
 )
-
-// truncateReason truncates a reason, which may be attacker-controlled.
-func truncateReason(s string) string {
-	if r := []rune(s); len(r) > 500 {
-		return string(r[:500]) + "…"
-	}
-	return s
-}
 
 // runAction runs an action on all targets of a step in parallel.
 func (r *playbookRun) runAction(ctx workflow.Context, f executionFrame, s *playbooks.Step) stepOutcome {
