@@ -23,10 +23,13 @@ import (
 	"stanch/sensors/gatewayrpc"
 	"stanch/sensors/probe"
 	"stanch/worker"
+	"stanch/worker/actions"
 	"stanch/worker/archive"
+	"stanch/worker/auditor"
 	"stanch/worker/config"
 	"stanch/worker/decisions"
 	"stanch/worker/metrics"
+	"stanch/worker/playbookstore"
 	"stanch/worker/simulate"
 	"stanch/workflows/incident"
 )
@@ -205,10 +208,10 @@ func (l *runningInstallation) principal(name string) decisions.Principal {
 // recordIncident returns the recording of a case's incident.
 func (l *runningInstallation) recordIncident(id string) recording.Recording {
 	l.t.Helper()
-	a := worker.Auditor{
+	a := auditor.Auditor{
 		HistoryExporter: &archive.HistoryExporter{Temporal: l.TemporalClient, DataConverter: l.DataConverter},
 		Archive:         archive.Store{Dir: l.t.TempDir()}, Converter: l.DataConverter, Keyring: l.Authority.Keyring(),
-		Catalog: worker.ActionCatalog(), Evidence: l.Activities.Evidence,
+		Catalog: actions.Catalog(), Evidence: l.Activities.Evidence,
 	}
 	raw, err := a.BuildRecording(l.t.Context(), id, false)
 	require.NoError(l.t, err)
@@ -376,8 +379,8 @@ func TestSimulationRepeatsLiveDecisions(t *testing.T) {
 			}
 			require.True(t, found, "live: %+v", rec.Steps)
 			r := simulate.Run(t.Context(), name, rec, simulate.Options{
-				Catalog: worker.ActionCatalog(), NewMatchFunc: func(a activities.Authority) simulate.MatchFunc {
-					return worker.NewFixedLibrary(a, programs...).MatchPlaybooks
+				Catalog: actions.Catalog(), NewMatchFunc: func(a activities.Authority) simulate.MatchFunc {
+					return playbookstore.NewFixed(a, programs...).MatchPlaybooks
 				},
 			})
 			require.Empty(t, simulate.Divergences(rec, r))
@@ -388,4 +391,9 @@ func TestSimulationRepeatsLiveDecisions(t *testing.T) {
 			}
 		})
 	}
+}
+
+func writePlaybook(t *testing.T, dir, name, text string) {
+	t.Helper()
+	require.NoError(t, os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600))
 }

@@ -8,13 +8,13 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"stanch/sensors/diagnostic"
-	"stanch/worker"
+	"stanch/worker/playbookstore"
 )
 
 // A playbook without a description runs: its log line is a warning, and does not say that it is omitted.
 func TestPlaybookWarningIsNotLoggedAsUnused(t *testing.T) {
 	var out bytes.Buffer
-	worker.LogPlaybookProblems(slog.New(slog.NewTextHandler(&out, nil)), diagnostic.Diagnostics{
+	playbookstore.LogPlaybookProblems(slog.New(slog.NewTextHandler(&out, nil)), diagnostic.Diagnostics{
 		{
 			File: "mine.yaml", Line: 1, Column: 1, Severity: "warning", Code: "no-description",
 			Message: "the playbook has no description",

@@ -23,11 +23,14 @@ import (
 	"stanch/sensors/attestation"
 	"stanch/sensors/gatewayrpc"
 	"stanch/worker"
+	"stanch/worker/actions"
 	"stanch/worker/archive"
+	"stanch/worker/auditor"
 	"stanch/worker/authority"
 	"stanch/worker/config"
 	"stanch/worker/decisions"
 	"stanch/worker/metrics"
+	"stanch/worker/playbookstore"
 	"stanch/worker/simulate"
 	"stanch/worker/tracing"
 	"stanch/workflows"
@@ -242,7 +245,7 @@ func TestManualRequestContainsTarget(t *testing.T) {
 		return err == nil && in.Status == "closed"
 	}, 60*time.Second, 100*time.Millisecond)
 
-	auditor := &worker.Auditor{
+	auditor := &auditor.Auditor{
 		HistoryExporter: &archive.HistoryExporter{Temporal: w.TemporalClient, DataConverter: w.DataConverter},
 		Archive:         archive.Store{Dir: filepath.Join(w.DataDir, "archive")},
 		Converter:       w.DataConverter, Keyring: w.Authority.Keyring(), Catalog: w.Activities.Catalog(),
@@ -259,9 +262,9 @@ func TestManualRequestContainsTarget(t *testing.T) {
 	require.NoError(t, err)
 	rec, err := recording.Decode(raw)
 	require.NoError(t, err)
-	o := simulate.Options{Catalog: worker.ActionCatalog()}
-	o.NewMatchFunc = func(a activities.Authority) simulate.MatchFunc { return worker.NewFixedLibrary(a).MatchPlaybooks }
-	o.NewRequestMatcher = func(a activities.Authority) simulate.ManualRequestMatcher { return worker.NewFixedLibrary(a) }
+	o := simulate.Options{Catalog: actions.Catalog()}
+	o.NewMatchFunc = func(a activities.Authority) simulate.MatchFunc { return playbookstore.NewFixed(a).MatchPlaybooks }
+	o.NewRequestMatcher = func(a activities.Authority) simulate.ManualRequestMatcher { return playbookstore.NewFixed(a) }
 	again2 := simulate.Run(t.Context(), "one", rec, o)
 	require.Empty(t, again2.Error)
 	require.Equal(t, len(rec.Steps), len(again2.Steps))
@@ -384,7 +387,7 @@ func TestContainersInSharedNetworkNamespaceAreRecorded(t *testing.T) {
 	require.Equal(t, in.Leases[0].ID, plan.HeldByLease)
 	require.WithinDuration(t, in.Leases[0].ExpiresAt, plan.HeldUntil, time.Second)
 
-	auditor := &worker.Auditor{
+	auditor := &auditor.Auditor{
 		HistoryExporter: &archive.HistoryExporter{Temporal: w.TemporalClient, DataConverter: w.DataConverter},
 		Archive:         archive.Store{Dir: filepath.Join(w.DataDir, "archive")},
 		Converter:       w.DataConverter, Keyring: w.Authority.Keyring(), Catalog: w.Activities.Catalog(),

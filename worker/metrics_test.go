@@ -25,10 +25,13 @@ import (
 	"stanch/sensors/probe"
 	"stanch/sensors/rules"
 	"stanch/worker"
+	"stanch/worker/actions"
 	"stanch/worker/authority"
+	"stanch/worker/codec"
 	"stanch/worker/config"
 	"stanch/worker/embeddedtemporal"
 	"stanch/worker/metrics"
+	"stanch/worker/playbookstore"
 	"stanch/worker/tracing"
 	"stanch/workflows"
 )
@@ -61,10 +64,10 @@ func startInstallation(t *testing.T, cfg *config.Config, counts *metrics.Tempora
 	temporal, err := client.Dial(traces.WithTracing(counts.WithMetrics(options)))
 	require.NoError(t, err)
 	t.Cleanup(temporal.Close)
-	library, problems, err := worker.LoadLibrary(cfg, worker.ActionCatalog())
+	library, problems, err := playbookstore.Open(cfg, actions.Catalog())
 	require.NoError(t, err)
 	require.Empty(t, problems.WithoutWarnings())
-	codec, err := worker.OpenPayloadCodec(filepath.Join(dir, "keys"))
+	codec, err := codec.Open(filepath.Join(dir, "keys"))
 	require.NoError(t, err)
 	o := worker.Options{
 		Config: cfg, DataDir: dir, TemporalClient: temporal, Authority: auth, PKI: pki, Library: library,

@@ -14,7 +14,7 @@ import (
 	sdkworker "go.temporal.io/sdk/worker"
 	"go.temporal.io/sdk/workflow"
 
-	"stanch/worker"
+	"stanch/worker/actions"
 	"stanch/worker/codec"
 	"stanch/worker/tracing"
 	"stanch/workflows/incident"
@@ -30,14 +30,14 @@ func newReplayer(t *testing.T, dir string, traced ...interceptor.WorkerIntercept
 	require.NoError(t, err)
 	key, err := base64.StdEncoding.DecodeString(strings.TrimSpace(string(raw)))
 	require.NoError(t, err)
-	c, err := codec.New(worker.CodecKeyID(key), map[string][]byte{worker.CodecKeyID(key): key})
+	c, err := codec.New(codec.KeyID(key), map[string][]byte{codec.KeyID(key): key})
 	require.NoError(t, err)
 	r, err := sdkworker.NewWorkflowReplayerWithOptions(sdkworker.WorkflowReplayerOptions{
 		DataConverter:    c.DataConverter(),
 		FailureConverter: c.FailureConverter(), Interceptors: traced,
 	})
 	require.NoError(t, err)
-	catalog := worker.ActionCatalog()
+	catalog := actions.Catalog()
 	leases := &lease.Workflows{Catalog: catalog}
 	plays := &playbook.Workflows{Catalog: catalog, Leases: leases}
 	r.RegisterWorkflow(leases.Lease)

@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"net/http"
-	"os"
 	"slices"
 	"strings"
 	"time"
@@ -30,7 +29,7 @@ func (w *Worker) openSlack() error {
 	}
 	s := &slackendpoint.Endpoint{Service: w.Decisions, SlackClient: api, Channel: c.Channel}
 	if c.SigningSecretFile != "" {
-		if s.SigningSecret, err = readSecretFile("slack.signing_secret_file", c.SigningSecretFile); err != nil {
+		if s.SigningSecret, err = config.ReadSecretFile("slack.signing_secret_file", c.SigningSecretFile); err != nil {
 			return err
 		}
 		if w.SourceListen == "" {
@@ -52,12 +51,12 @@ func slackClient(c *config.Slack) (*slack.Client, error) {
 	if c.APIURL != "" {
 		options = append(options, slack.OptionAPIURL(strings.TrimSuffix(c.APIURL, "/")+"/"))
 	}
-	bot, err := readSecretFile("slack.bot_token_file", c.BotTokenFile)
+	bot, err := config.ReadSecretFile("slack.bot_token_file", c.BotTokenFile)
 	if err != nil {
 		return nil, err
 	}
 	if c.AppTokenFile != "" {
-		app, err := readSecretFile("slack.app_token_file", c.AppTokenFile)
+		app, err := config.ReadSecretFile("slack.app_token_file", c.AppTokenFile)
 		if err != nil {
 			return nil, err
 		}
@@ -113,16 +112,4 @@ func (w *Worker) runSlackSocketMode(ctx context.Context) {
 	ctx, stop := context.WithCancel(context.WithoutCancel(ctx))
 	w.closers = append(w.closers, func() { stop() })
 	go w.slack.Run(ctx)
-}
-
-func readSecretFile(key, path string) (string, error) {
-	raw, err := os.ReadFile(path)
-	if err != nil {
-		return "", fmt.Errorf("%s: %w", key, err)
-	}
-	secret := strings.TrimSpace(string(raw))
-	if secret == "" {
-		return "", fmt.Errorf("%s: %s is empty", key, path)
-	}
-	return secret, nil
 }

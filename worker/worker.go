@@ -31,9 +31,12 @@ import (
 	"stanch/activities/kube"
 	"stanch/sensors/gatewayrpc"
 	"stanch/sensors/gatewayrpc/gatewaypb"
+	"stanch/worker/actions"
 	"stanch/worker/api"
 	"stanch/worker/auditevents"
 	"stanch/worker/authority"
+	"stanch/worker/budgetclient"
+	"stanch/worker/codec"
 	"stanch/worker/config"
 	"stanch/worker/connlimit"
 	"stanch/worker/decisions"
@@ -43,6 +46,7 @@ import (
 	"stanch/worker/health"
 	"stanch/worker/ingest"
 	"stanch/worker/nodeserver"
+	"stanch/worker/playbookstore"
 	"stanch/worker/queries"
 	"stanch/worker/slackendpoint"
 	"stanch/worker/sourceserver"
@@ -61,7 +65,7 @@ type Options struct {
 	KubeClient     kubernetes.Interface // nil without a cluster
 	Authority      *authority.Authority
 	PKI            *authority.PKI
-	Library        *Library
+	Library        *playbookstore.Store
 	LeaseTiming    lease.Timing
 	OwnPodUIDs     []string // UIDs of Stanch's own pods
 	// Namespace is Stanch's own namespace, which also has the sensor's pods; "" outside a cluster.
@@ -158,12 +162,12 @@ func (w *Worker) startParts(ctx context.Context) error {
 	if account != nil {
 		w.drills.RoleID = account.LookupRoleID
 	}
-	outside, err := OpenExternalServices(o.Config)
+	outside, err := actions.OpenExternalServices(o.Config)
 	if err != nil {
 		return err
 	}
 	outside.Manifests, outside.ManifestHead, outside.Failpoint = lazyManifestReader{w}, w.manifestHead, o.Failpoint
-	w.Activities = activities.NewActivities(AllActions(Deps{
+	w.Activities = activities.NewActivities(actions.All(actions.Deps{
 		NodeClient: w.NodeServer, KubeClient: o.KubeClient,
 		Account: account, Notifier: lazyNotifier{w}, ExternalServices: outside, Log: o.Log,
 	})...)
@@ -181,14 +185,14 @@ func (w *Worker) startParts(ctx context.Context) error {
 	if o.KubeClient != nil && o.Namespace != "" {
 		grants = &guards.SharedUsedGrants{KubeClient: o.KubeClient, Namespace: o.Namespace}
 	}
-	budgets, stop, err := openBudgetClient(ctx, o.TemporalClient, o.Config.Cluster, o.Log)
+	budgets, stop, err := budgetclient.Open(ctx, o.TemporalClient, o.Config.Cluster, o.Log)
 	if err != nil {
 		return err
 	}
 	w.closers = append(w.closers, stop)
 	chain := &guards.GuardChain{
 		Config: o.Config, Keyring: o.Authority.Keyring(), KillSwitch: killSwitch,
-		Budget: budgets.budgetWindow, UsedGrants: grants, OwnPodUIDs: o.OwnPodUIDs,
+		Budget: budgets.BudgetWindow, UsedGrants: grants, OwnPodUIDs: o.OwnPodUIDs,
 		TargetResolver: &kube.TargetResolver{Client: o.KubeClient},
 	}
 	w.Activities.Guards, w.Activities.ScopeApprovers = chain, chain
@@ -273,7 +277,7 @@ func evidenceQuota(e config.EvidenceLimits) activities.Quota {
 func (w *Worker) installationInfo() api.InstallationInfo {
 	return api.InstallationInfo{
 		Version: w.Version, StartedAt: w.NodeServer.StartedAt, PlaybookNames: w.playbookNames,
-		InvalidPlaybooks: w.invalidPlaybooks,
+		InvalidPlaybooks: w.Library.InvalidPlaybooks,
 	}
 }
 
@@ -450,7 +454,7 @@ func (w *Worker) Close() {
 // SecureClientOptions returns the client options that every client of Stanch's Temporal needs: they encrypt payloads
 // and failures.
 func SecureClientOptions(o client.Options, dir string) (client.Options, error) {
-	c, err := OpenPayloadCodec(dir)
+	c, err := codec.Open(dir)
 	if err != nil {
 		return o, err
 	}

@@ -14,7 +14,7 @@ import (
 	"stanch/playbooks/testspec"
 	"stanch/sensors/diagnostic"
 	"stanch/sensors/rules"
-	"stanch/worker"
+	"stanch/worker/actions"
 	"stanch/worker/api"
 	"stanch/worker/config"
 )
@@ -77,7 +77,7 @@ permissions that it requires.`,
 			}
 			var docs []actionDoc
 			var known []string
-			for _, a := range worker.DocumentationActivities().Actions() {
+			for _, a := range actions.Documentation().Actions() {
 				known = append(known, a.Spec().Name)
 				if len(names) == 0 || a.Spec().Name == names[0] {
 					docs = append(docs, newActionDoc(a.Spec()))
@@ -101,13 +101,13 @@ permissions that it requires.`,
 					fmt.Fprintf(out, ", leases the %s facet (requires the key `for`)", d.Facet)
 				}
 				fmt.Fprintln(out)
-				if t := worker.ActionCatalog()[d.Name].ParamType(); t != nil {
+				if t := actions.Catalog()[d.Name].ParamType(); t != nil {
 					for f := range t.Fields() {
 						name, _, _ := strings.Cut(f.Tag.Get("json"), ",")
 						fmt.Fprintf(out, "  %-12s %-8s %s\n", name, f.Type, f.Tag.Get("doc"))
 					}
 				}
-				if t := worker.ActionCatalog()[d.Name].OutputType(); t != nil {
+				if t := actions.Catalog()[d.Name].OutputType(); t != nil {
 					for f := range t.Fields() {
 						if name, _, _ := strings.Cut(f.Tag.Get("json"), ","); name != "" && name != "-" {
 							fmt.Fprintf(out, "  output       ID.%-20s %-8s %s\n", name, f.Type, f.Tag.Get("doc"))
@@ -162,7 +162,7 @@ language server completes and checks a file that begins with:
 			var schema any
 			switch a[0] {
 			case "playbook":
-				schema = playbooks.PlaybookSchema(worker.ActionCatalog())
+				schema = playbooks.PlaybookSchema(actions.Catalog())
 			case "test":
 				schema = testspec.Schema()
 			case "rules":

@@ -15,8 +15,8 @@ import (
 
 	"stanch/playbooks/recording"
 	"stanch/sensors/duration"
-	"stanch/worker"
 	"stanch/worker/audit"
+	"stanch/worker/auditor"
 )
 
 func auditCommand(g *globalFlags) *cobra.Command {
@@ -126,7 +126,7 @@ func (g *globalFlags) loadTimeline(ctx context.Context, id string, verify bool) 
 		err := g.newAPIClient().get(ctx, path, &timeline)
 		return timeline, err
 	}
-	auditor, err := worker.OpenAuditor(g.dataDir)
+	auditor, err := auditor.Open(g.dataDir)
 	if err != nil {
 		return timeline, fmt.Errorf("read incident %s: Stanch is not running (no socket at %s) and the archive "+
 			"cannot be read: %w; start `stanch up`, or set --data", id, g.socketPath(), err)
@@ -137,7 +137,7 @@ func (g *globalFlags) loadTimeline(ctx context.Context, id string, verify bool) 
 
 // explainOffline adds to an unknown incident that the archive has closed incidents only, and that no Stanch is running.
 func explainOffline(err error, g *globalFlags) error {
-	if errors.Is(err, worker.ErrUnknownIncident) {
+	if errors.Is(err, auditor.ErrUnknownIncident) {
 		return fmt.Errorf("%w; the archive has closed incidents only, and Stanch is not running (no socket at %s); "+
 			"start `stanch up`, or set --data", err, g.socketPath())
 	}

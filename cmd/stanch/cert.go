@@ -13,8 +13,8 @@ import (
 
 	"stanch/sensors/attestation"
 	"stanch/sensors/gatewayrpc"
-	"stanch/worker"
 	"stanch/worker/authority"
+	"stanch/worker/codec"
 )
 
 // listenTCP listens on a TCP address.
@@ -173,7 +173,7 @@ Restart every worker after either rotation.`,
 				return usageError{errors.New("--distrust does not apply to --payload: existing payloads could not " +
 					"be read without the old key")}
 			}
-			rotate = func() (string, string, error) { return worker.RotateCodecKey(dir()) }
+			rotate = func() (string, string, error) { return codec.RotateKey(dir()) }
 		}
 		before, after, err := rotate()
 		if err != nil {
@@ -195,7 +195,7 @@ func createAuthority(dir string) error {
 	if _, err := authority.OpenOrCreate(filepath.Join(dir, "keys")); err != nil {
 		return err
 	}
-	if _, err := worker.OpenPayloadCodec(filepath.Join(dir, "keys")); err != nil {
+	if _, err := codec.Open(filepath.Join(dir, "keys")); err != nil {
 		return err
 	}
 	_, err := authority.OpenOrCreatePKI(filepath.Join(dir, "pki"))

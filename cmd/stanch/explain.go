@@ -17,7 +17,8 @@ import (
 	"stanch/playbooks"
 	"stanch/playbooks/recording"
 	"stanch/sensors/diagnostic"
-	"stanch/worker"
+	"stanch/worker/actions"
+	"stanch/worker/playbookstore"
 	"stanch/workflows/incident"
 )
 
@@ -172,7 +173,7 @@ it when the expected playbook did not start.`,
 				return err
 			}
 			config.Playbooks = append(config.Playbooks, folders...)
-			library, problems, err := worker.LoadLibrary(config, worker.ActionCatalog())
+			library, problems, err := playbookstore.Open(config, actions.Catalog())
 			if err != nil {
 				return fmt.Errorf("load the playbooks: %w", err)
 			}
@@ -187,7 +188,7 @@ it when the expected playbook did not start.`,
 					return err
 				}
 			}
-			rows := worker.ListPlaybooks(library.Programs(), in)
+			rows := playbookstore.List(library.Programs(), in)
 			if output == "json" {
 				err = printJSON(cmd.OutOrStdout(), rows)
 			} else {
@@ -214,7 +215,7 @@ func isFile(s string) bool {
 
 // printRunningPlaybooks prints the playbooks of the running Stanch.
 func (g *globalFlags) printRunningPlaybooks(cmd *cobra.Command, ids []string, output string) error {
-	var rows []worker.PlaybookListEntry
+	var rows []playbookstore.ListEntry
 	var in *playbooks.Incident
 	path := "/v1/playbooks"
 	if len(ids) == 1 {
@@ -281,7 +282,7 @@ func incidentOfRecording(rec recording.Recording) playbooks.Incident {
 	return in
 }
 
-func printPlaybooks(out io.Writer, rows []worker.PlaybookListEntry, in *playbooks.Incident) error {
+func printPlaybooks(out io.Writer, rows []playbookstore.ListEntry, in *playbooks.Incident) error {
 	t := tabwriter.NewWriter(out, 0, 4, 2, ' ', 0)
 	if in == nil {
 		fmt.Fprintln(t, "PLAYBOOK\tPRIORITY\tFILE\tHANDLES")

@@ -7,7 +7,7 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"stanch/worker"
+	"stanch/worker/actions"
 	"stanch/worker/config"
 	"stanch/worker/manifests"
 )
@@ -44,7 +44,7 @@ Stanch runs as.`,
 				return err
 			}
 			if iam {
-				out, err := manifests.WriteIAMPolicy(worker.ActionCatalog(), o.Phase)
+				out, err := manifests.WriteIAMPolicy(actions.Catalog(), o.Phase)
 				if err != nil {
 					return usageError{err}
 				}
@@ -66,7 +66,7 @@ Stanch runs as.`,
 				}
 				o.Config = string(raw)
 			}
-			out, err := manifests.WriteYAML(worker.ActionCatalog(), o)
+			out, err := manifests.WriteYAML(actions.Catalog(), o)
 			if err != nil {
 				return usageError{err}
 			}

@@ -9,7 +9,7 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"stanch/worker"
+	"stanch/worker/auditor"
 )
 
 func recordCommand(g *globalFlags) *cobra.Command {
@@ -55,7 +55,7 @@ func (g *globalFlags) loadRecording(ctx context.Context, id string, anonymize bo
 		err := g.newAPIClient().get(ctx, path, &out)
 		return out.Recording, err
 	}
-	auditor, err := worker.OpenAuditor(g.dataDir)
+	auditor, err := auditor.Open(g.dataDir)
 	if err != nil {
 		return nil, fmt.Errorf("read incident %s: Stanch is not running (no socket at %s) and the archive cannot "+
 			"be read: %w; start `stanch up`, or set --data", id, g.socketPath(), err)

@@ -13,7 +13,8 @@ import (
 
 	"stanch/activities"
 	"stanch/playbooks"
-	"stanch/worker"
+	"stanch/worker/actions"
+	"stanch/worker/playbookstore"
 	"stanch/worker/simulate"
 )
 
@@ -148,7 +149,7 @@ func (g *globalFlags) newSimulators(o simulateOptions) (now, base *simulate.Simu
 	if o.phase < 0 || o.phase > 3 {
 		return nil, nil, usageError{fmt.Errorf("invalid --phase %d; use 1, 2 or 3", o.phase)}
 	}
-	options := simulate.Options{Catalog: worker.ActionCatalog(), Phase: o.phase}
+	options := simulate.Options{Catalog: actions.Catalog(), Phase: o.phase}
 	if g.configFile != "" {
 		if options.Config, err = g.loadConfig(); err != nil {
 			return nil, nil, err
@@ -167,10 +168,10 @@ func (g *globalFlags) newSimulators(o simulateOptions) (now, base *simulate.Simu
 		}
 		with := options
 		with.NewMatchFunc = func(a activities.Authority) simulate.MatchFunc {
-			return worker.NewFixedLibrary(a, programs...).MatchPlaybooks
+			return playbookstore.NewFixed(a, programs...).MatchPlaybooks
 		}
 		with.NewRequestMatcher = func(a activities.Authority) simulate.ManualRequestMatcher {
-			return worker.NewFixedLibrary(a, programs...)
+			return playbookstore.NewFixed(a, programs...)
 		}
 		return simulate.NewSimulator(with)
 	}
@@ -214,7 +215,7 @@ func (g *globalFlags) loadWithConfig(path string) ([]*playbooks.Program, error) 
 			return nil, fmt.Errorf("read a playbook: %w", err)
 		}
 	}
-	programs, _, err := worker.LoadWithLibrary(c, toSources(files, sources), worker.ActionCatalog())
+	programs, _, err := playbookstore.LoadWithLibrary(c, toSources(files, sources), actions.Catalog())
 	return programs, err //nolint:wrapcheck // it names the directory
 }
 

@@ -11,7 +11,7 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"stanch/worker"
+	"stanch/worker/actions"
 	"stanch/worker/playbooktest"
 )
 
@@ -78,7 +78,7 @@ func runTests(ctx context.Context, out io.Writer, paths []string, o testOptions)
 	if err != nil {
 		return err
 	}
-	catalog := worker.ActionCatalog()
+	catalog := actions.Catalog()
 	run := func() (playbooktest.Report, error) {
 		suites := make([]*playbooktest.Suite, len(files))
 		for i, file := range files {

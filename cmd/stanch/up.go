@@ -32,6 +32,7 @@ import (
 	"stanch/worker/api"
 	"stanch/worker/authority"
 	"stanch/worker/config"
+	"stanch/worker/datadir"
 	"stanch/worker/embeddedtemporal"
 	"stanch/worker/metrics"
 	"stanch/worker/tracing"
@@ -107,7 +108,7 @@ func runUp(ctx context.Context, g *globalFlags, o upOptions, out io.Writer) (err
 	if _, err := api.LookUpSocketGroup(group); err != nil {
 		return err
 	}
-	unlock, err := worker.LockDir(g.dataDir)
+	unlock, err := datadir.Lock(g.dataDir)
 	if err != nil {
 		return err
 	}

@@ -14,8 +14,9 @@ import (
 	"stanch/playbooks"
 	"stanch/playbooks/library"
 	"stanch/sensors/diagnostic"
-	"stanch/worker"
+	"stanch/worker/actions"
 	"stanch/worker/config"
+	"stanch/worker/playbookstore"
 )
 
 func validateCommand(g *globalFlags) *cobra.Command {
@@ -94,7 +95,7 @@ func validateFiles(files []string, sources map[string][]byte) diagnostic.Diagnos
 		}
 		names[book.Name] = file
 	}
-	_, problems := playbooks.LoadPlaybooks(append(library.PlaybookSources(), own...), worker.ActionCatalog())
+	_, problems := playbooks.LoadPlaybooks(append(library.PlaybookSources(), own...), actions.Catalog())
 	for _, p := range problems {
 		if sources[p.File] != nil {
 			all = append(all, p)
@@ -114,7 +115,7 @@ func (g *globalFlags) validateWithConfig(files []string, sources map[string][]by
 	if err != nil {
 		return nil, err
 	}
-	beside, problems, err := worker.LoadWithLibrary(c, toSources(files, sources), worker.ActionCatalog())
+	beside, problems, err := playbookstore.LoadWithLibrary(c, toSources(files, sources), actions.Catalog())
 	if err != nil {
 		return nil, fmt.Errorf("load the playbooks of %s: %w", g.configFile, err)
 	}
@@ -229,7 +230,7 @@ func loadValidated(files []string, sources map[string][]byte) ([]*playbooks.Prog
 	for _, file := range files {
 		all = append(all, playbooks.SourceFile{File: file, Content: sources[file]})
 	}
-	return playbooks.LoadPlaybooks(all, worker.ActionCatalog())
+	return playbooks.LoadPlaybooks(all, actions.Catalog())
 }
 
 // escapeLines escapes every line of s for the terminal, and keeps the line breaks.

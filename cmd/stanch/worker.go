@@ -24,11 +24,15 @@ import (
 
 	"stanch/sensors/duration"
 	"stanch/worker"
+	"stanch/worker/actions"
 	"stanch/worker/authority"
+	"stanch/worker/codec"
 	"stanch/worker/config"
 	"stanch/worker/connlimit"
+	"stanch/worker/datadir"
 	"stanch/worker/guards"
 	"stanch/worker/metrics"
+	"stanch/worker/playbookstore"
 	"stanch/worker/tracing"
 	"stanch/workflows"
 	"stanch/workflows/lease"
@@ -166,7 +170,7 @@ func runWorker(ctx context.Context, g *globalFlags, o workerOptions, out io.Writ
 	if err := o.setDefaultPaths(g.dataDir); err != nil {
 		return err
 	}
-	unlock, err := worker.LockDir(g.dataDir)
+	unlock, err := datadir.Lock(g.dataDir)
 	if err != nil {
 		return err
 	}
@@ -195,7 +199,7 @@ func runWorker(ctx context.Context, g *globalFlags, o workerOptions, out io.Writ
 	if err != nil {
 		return err
 	}
-	codec, err := worker.OpenPayloadCodec(o.keysDir)
+	codec, err := codec.Open(o.keysDir)
 	if err != nil {
 		return err
 	}
@@ -229,11 +233,11 @@ func runWorker(ctx context.Context, g *globalFlags, o workerOptions, out io.Writ
 
 // startWorker loads the playbooks, logs their problems, and starts the worker.
 func startWorker(ctx context.Context, o worker.Options) (*worker.Worker, error) {
-	library, problems, err := worker.LoadLibrary(o.Config, worker.ActionCatalog())
+	library, problems, err := playbookstore.Open(o.Config, actions.Catalog())
 	if err != nil {
 		return nil, err
 	}
-	worker.LogPlaybookProblems(o.Log, problems, false)
+	playbookstore.LogPlaybookProblems(o.Log, problems, false)
 	o.Library = library
 	return worker.Start(ctx, o)
 }

@@ -21,7 +21,7 @@ import (
 	"stanch/playbooks"
 	"stanch/playbooks/library"
 	needs "stanch/testenv/prereq"
-	"stanch/worker"
+	"stanch/worker/actions"
 )
 
 // jsonObject is a message's content.
@@ -61,7 +61,7 @@ func startServer(t *testing.T) *languageServer {
 		needs.SkipOrFail(t, "the YAML language server is not installed (`make setup` does, with npm)")
 	}
 	dir := t.TempDir()
-	raw, err := json.Marshal(playbooks.PlaybookSchema(worker.ActionCatalog()))
+	raw, err := json.Marshal(playbooks.PlaybookSchema(actions.Catalog()))
 	require.NoError(t, err)
 	s := &languageServer{schema: filepath.Join(dir, "playbook.schema.json"), file: "file://" + filepath.Join(dir,
 		"playbook.yaml"), diagnostics: map[string][]diagnostic{}}

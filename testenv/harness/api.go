@@ -22,6 +22,7 @@ import (
 	"stanch/playbooks"
 	"stanch/worker"
 	"stanch/worker/authority"
+	"stanch/worker/codec"
 	"stanch/worker/embeddedtemporal"
 )
 
@@ -146,7 +147,7 @@ func (s *Harness) TemporalClient(t testing.TB, withKey bool) client.Client {
 // DataConverter returns a converter that decrypts Stanch's payloads with the codec's key.
 func (s *Harness) DataConverter(t testing.TB) converter.DataConverter {
 	t.Helper()
-	c, err := worker.OpenPayloadCodec(filepath.Join(s.DataDir, "keys"))
+	c, err := codec.Open(filepath.Join(s.DataDir, "keys"))
 	require.NoError(t, err)
 	return c.DataConverter()
 }

@@ -21,7 +21,6 @@ import (
 	"go.temporal.io/sdk/workflow"
 
 	"stanch/activities"
-	"stanch/worker"
 	"stanch/worker/codec"
 	"stanch/workflows/lease"
 	"stanch/workflows/playbook"
@@ -75,7 +74,7 @@ func replayHistory(t *testing.T, dir string, interpreter any) error {
 	require.NoError(t, err)
 	key, err := base64.StdEncoding.DecodeString(strings.TrimSpace(string(raw)))
 	require.NoError(t, err)
-	c, err := codec.New(worker.CodecKeyID(key), map[string][]byte{worker.CodecKeyID(key): key})
+	c, err := codec.New(codec.KeyID(key), map[string][]byte{codec.KeyID(key): key})
 	require.NoError(t, err)
 	r, err := sdkworker.NewWorkflowReplayerWithOptions(sdkworker.WorkflowReplayerOptions{
 		DataConverter:    c.DataConverter(),

@@ -22,7 +22,8 @@ import (
 	"stanch/playbooks/recording"
 	"stanch/sensors"
 	"stanch/sensors/expression"
-	"stanch/worker"
+	"stanch/worker/actions"
+	"stanch/worker/playbookstore"
 	"stanch/worker/simulate"
 )
 
@@ -62,14 +63,14 @@ func TestReferenceExamplesRun(t *testing.T) {
 					sources = append(sources, playbooks.SourceFile{File: file, Content: text})
 				}
 			}
-			programs, problems := playbooks.LoadPlaybooks(sources, worker.ActionCatalog())
+			programs, problems := playbooks.LoadPlaybooks(sources, actions.Catalog())
 			require.NoError(t, problems.Err())
 			programs = slices.DeleteFunc(programs, func(p *playbooks.Program) bool { return p.Name != "p" })
 			require.Len(t, programs, 1)
 			result := simulate.Run(t.Context(), name, recorded, simulate.Options{
-				Catalog: worker.ActionCatalog(), Timeout: time.Minute,
+				Catalog: actions.Catalog(), Timeout: time.Minute,
 				NewMatchFunc: func(a activities.Authority) simulate.MatchFunc {
-					return worker.NewFixedLibrary(a, programs...).MatchPlaybooks
+					return playbookstore.NewFixed(a, programs...).MatchPlaybooks
 				},
 			})
 			require.Empty(t, result.Error)
@@ -293,7 +294,7 @@ func typeName(t reflect.Type) (string, reflect.Type) {
 
 func (w *pageWriter) writeActions() {
 	w.writeLine("## Actions\n\n`stanch actions NAME` also lists the permissions of an action.\n")
-	catalog := worker.ActionCatalog()
+	catalog := actions.Catalog()
 	for _, verb := range playbooks.Verbs {
 		for _, name := range slices.Sorted(maps.Keys(catalog)) {
 			spec := catalog[name]

@@ -17,7 +17,7 @@ import (
 	"stanch/playbooks"
 	"stanch/sensors"
 	"stanch/sensors/attestation"
-	"stanch/worker"
+	"stanch/worker/actions"
 	"stanch/worker/audit"
 	"stanch/worker/authority"
 	"stanch/worker/codec"
@@ -58,7 +58,7 @@ func newHistoryBuilder(t testing.TB) *historyBuilder {
 	auth, err := authority.OpenOrCreate(t.TempDir())
 	require.NoError(t, err)
 	key := make([]byte, 32)
-	c, err := codec.New(worker.CodecKeyID(key), map[string][]byte{worker.CodecKeyID(key): key})
+	c, err := codec.New(codec.KeyID(key), map[string][]byte{codec.KeyID(key): key})
 	require.NoError(t, err)
 	return &historyBuilder{t: t, authority: auth, dataConverter: c.DataConverter(), at: startTime}
 }
@@ -66,7 +66,7 @@ func newHistoryBuilder(t testing.TB) *historyBuilder {
 func (m *historyBuilder) auditOptions() audit.Options {
 	return audit.Options{
 		IncidentID: testIncidentID, DataConverter: m.dataConverter, Keyring: m.authority.Keyring(),
-		Catalog: worker.ActionCatalog(), HistorySource: "temporal",
+		Catalog: actions.Catalog(), HistorySource: "temporal",
 	}
 }
 

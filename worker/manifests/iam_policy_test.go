@@ -9,13 +9,13 @@ import (
 	"strings"
 	"testing"
 
-	"stanch/worker"
+	"stanch/worker/actions"
 	"stanch/worker/manifests"
 )
 
 func iamActions(t *testing.T, phase int) []string {
 	t.Helper()
-	raw, err := manifests.WriteIAMPolicy(worker.ActionCatalog(), phase)
+	raw, err := manifests.WriteIAMPolicy(actions.Catalog(), phase)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -83,7 +83,7 @@ func TestIAMPolicyMatchesPhase(t *testing.T) {
 			t.Errorf("phase %d can write %q, want %q", phase, got, want)
 		}
 	}
-	if _, err := manifests.WriteIAMPolicy(worker.ActionCatalog(), 4); err == nil {
+	if _, err := manifests.WriteIAMPolicy(actions.Catalog(), 4); err == nil {
 		t.Error("phase 4 was accepted")
 	}
 }

@@ -13,7 +13,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
 
-	"stanch/worker"
+	"stanch/worker/actions"
 	"stanch/worker/guards"
 	"stanch/worker/health"
 	"stanch/worker/manifests"
@@ -45,7 +45,7 @@ func TestManifestsMatchGoldenFiles(t *testing.T) {
 	cases["host"] = host
 	for name, o := range cases {
 		t.Run(name, func(t *testing.T) {
-			got, err := manifests.WriteYAML(worker.ActionCatalog(), o)
+			got, err := manifests.WriteYAML(actions.Catalog(), o)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -71,7 +71,7 @@ var readVerbs = []string{"get", "list", "watch"}
 // listWritePermissions returns every write permission in the objects.
 func listWritePermissions(t *testing.T, phase int) []string {
 	t.Helper()
-	objects, err := manifests.Objects(worker.ActionCatalog(), optionsForPhase(phase))
+	objects, err := manifests.Objects(actions.Catalog(), optionsForPhase(phase))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -119,7 +119,7 @@ func TestOnlyPhaseThreeCanScale(t *testing.T) {
 
 // No permission is a wildcard, none includes secrets, and nobody can extend their own.
 func TestPermissionsAreNarrow(t *testing.T) {
-	for _, r := range manifests.ClusterRules(worker.ActionCatalog(), 3) {
+	for _, r := range manifests.ClusterRules(actions.Catalog(), 3) {
 		for _, word := range append(slices.Concat(r.APIGroups, r.Resources), r.Verbs...) {
 			if strings.Contains(word, "*") || word == "secrets" || word == "escalate" || word == "bind" ||
 				word == "impersonate" {
@@ -131,7 +131,7 @@ func TestPermissionsAreNarrow(t *testing.T) {
 
 // A compromised node must not be able to act as Stanch in the cluster.
 func TestSensorHasNoClusterCredentials(t *testing.T) {
-	objects, err := manifests.Objects(worker.ActionCatalog(), optionsForPhase(3))
+	objects, err := manifests.Objects(actions.Catalog(), optionsForPhase(3))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -189,7 +189,7 @@ func TestOptionsAreValidated(t *testing.T) {
 			DataPath: "/a",
 		},
 	} {
-		if _, err := manifests.WriteYAML(worker.ActionCatalog(), o); err == nil || !strings.Contains(err.Error(), want) {
+		if _, err := manifests.WriteYAML(actions.Catalog(), o); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("got %v, want an error with %q", err, want)
 		}
 	}

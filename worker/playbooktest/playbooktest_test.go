@@ -12,7 +12,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
-	"stanch/worker"
+	"stanch/worker/actions"
 	"stanch/worker/playbooktest"
 )
 
@@ -30,7 +30,7 @@ func runFiles(t *testing.T, paths ...string) playbooktest.Report {
 	t.Helper()
 	files, err := playbooktest.FindTestFiles(paths)
 	require.NoError(t, err)
-	catalog := worker.ActionCatalog()
+	catalog := actions.Catalog()
 	var suites []*playbooktest.Suite
 	for _, file := range files {
 		s, err := playbooktest.LoadSuite(file, catalog)
@@ -172,7 +172,7 @@ func TestRecordingOutsideOfTestFolderIsNotRead(t *testing.T) {
 		file := filepath.Join(in, "book_test.yaml")
 		require.NoError(t, os.WriteFile(file, []byte("tests:\n  - name: one\n    recording: "+path+"\n    matched: true\n"),
 			0o600))
-		s, err := playbooktest.LoadSuite(file, worker.ActionCatalog())
+		s, err := playbooktest.LoadSuite(file, actions.Catalog())
 		require.NoError(t, err)
 		if want == "" {
 			require.Empty(t, s.Problems, path)

@@ -15,7 +15,7 @@ import (
 	"stanch/playbooks/testspec"
 	"stanch/sensors/diagnostic"
 	"stanch/sensors/rules"
-	"stanch/worker"
+	"stanch/worker/playbookstore"
 	"stanch/worker/simulate"
 	"stanch/workflows/incident"
 )
@@ -148,10 +148,10 @@ func runTest(ctx context.Context, s *Suite, t *testspec.TestCase, known map[stri
 	p := newFakeActions(t, catalog)
 	o := simulate.Options{Catalog: catalog, FakeResults: p.actionResult, Phase: t.Phase}
 	o.NewMatchFunc = func(a activities.Authority) simulate.MatchFunc {
-		return worker.NewFixedLibrary(a, s.Playbooks...).MatchPlaybooks
+		return playbookstore.NewFixed(a, s.Playbooks...).MatchPlaybooks
 	}
 	o.NewRequestMatcher = func(a activities.Authority) simulate.ManualRequestMatcher {
-		return worker.NewFixedLibrary(a, s.Playbooks...)
+		return playbookstore.NewFixed(a, s.Playbooks...)
 	}
 	o.Config, o.ApprovalAnswers = guardConfigAndAnswers(t, rec, s.Playbooks)
 	for _, d := range rec.Detections {

@@ -23,7 +23,8 @@ import (
 	"stanch/playbooks/library"
 	"stanch/playbooks/recording"
 	"stanch/testenv/corpus"
-	"stanch/worker"
+	"stanch/worker/actions"
+	"stanch/worker/playbookstore"
 	"stanch/worker/simulate"
 )
 
@@ -361,12 +362,12 @@ func TestMain(m *testing.M) {
 	if os.Getenv("STANCH_TEST_SERVE") == "" {
 		os.Exit(m.Run())
 	}
-	catalog := worker.ActionCatalog()
+	catalog := actions.Catalog()
 	programs, _ := playbooks.LoadPlaybooks(library.PlaybookSources(), catalog)
 	now, err := simulate.NewSimulator(simulate.Options{
 		Catalog: catalog,
 		NewMatchFunc: func(a activities.Authority) simulate.MatchFunc {
-			return worker.NewFixedLibrary(a, programs...).MatchPlaybooks
+			return playbookstore.NewFixed(a, programs...).MatchPlaybooks
 		},
 	})
 	if err == nil {

@@ -11,7 +11,8 @@ import (
 	"stanch/playbooks"
 	"stanch/playbooks/library"
 	"stanch/playbooks/recording"
-	"stanch/worker"
+	"stanch/worker/actions"
+	"stanch/worker/playbookstore"
 	"stanch/worker/simulate"
 )
 
@@ -22,12 +23,12 @@ func withUserPlaybooks(t testing.TB, own ...string) simulate.Options {
 	for i, s := range own {
 		sources = append(sources, playbooks.SourceFile{File: fmt.Sprintf("own-%d.yaml", i), Content: []byte(s)})
 	}
-	programs, problems := playbooks.LoadPlaybooks(sources, worker.ActionCatalog())
+	programs, problems := playbooks.LoadPlaybooks(sources, actions.Catalog())
 	require.NoError(t, problems.WithoutWarnings().Err())
 	return simulate.Options{
-		Catalog: worker.ActionCatalog(), Phase: 3,
+		Catalog: actions.Catalog(), Phase: 3,
 		NewMatchFunc: func(a activities.Authority) simulate.MatchFunc {
-			return worker.NewFixedLibrary(a, programs...).MatchPlaybooks
+			return playbookstore.NewFixed(a, programs...).MatchPlaybooks
 		},
 	}
 }

@@ -14,8 +14,9 @@ import (
 	"stanch/playbooks"
 	"stanch/playbooks/library"
 	"stanch/playbooks/recording"
-	"stanch/worker"
+	"stanch/worker/actions"
 	"stanch/worker/config"
+	"stanch/worker/playbookstore"
 	"stanch/worker/simulate"
 	"stanch/workflows/incident"
 )
@@ -32,7 +33,7 @@ func loadRecording(t testing.TB, name string) recording.Recording {
 // optionsWith returns options with the given playbooks, or the shipped ones.
 func optionsWith(t testing.TB, sources ...string) simulate.Options {
 	t.Helper()
-	catalog := worker.ActionCatalog()
+	catalog := actions.Catalog()
 	given := library.PlaybookSources()
 	if sources != nil {
 		given = nil
@@ -43,7 +44,7 @@ func optionsWith(t testing.TB, sources ...string) simulate.Options {
 	programs, problems := playbooks.LoadPlaybooks(given, catalog)
 	require.NoError(t, problems.Err())
 	return simulate.Options{Catalog: catalog, NewMatchFunc: func(a activities.Authority) simulate.MatchFunc {
-		return worker.NewFixedLibrary(a, programs...).MatchPlaybooks
+		return playbookstore.NewFixed(a, programs...).MatchPlaybooks
 	}}
 }
 
@@ -274,13 +275,13 @@ func TestBaselineReportsChangesOfEdit(t *testing.T) {
 		simulate.NewReport(base, simulate.All(t.Context(), all, optionsWith(t))).Summary)
 
 	shorter := "playbook: shell-in-production\nmatch: { objective: execution }\nsteps:\n  - evidence: process.snapshot\n  - contain: pod.isolate\n    for: 5m\n"
-	catalog := worker.ActionCatalog()
+	catalog := actions.Catalog()
 	edited := optionsWith(t)
 	p, _ := playbooks.LoadPlaybook("shell.yaml", []byte(shorter), catalog)
 	require.NotNil(t, p)
 	before := edited.NewMatchFunc
 	edited.NewMatchFunc = func(a activities.Authority) simulate.MatchFunc {
-		shipped, own := before(a), worker.NewFixedLibrary(a, p)
+		shipped, own := before(a), playbookstore.NewFixed(a, p)
 		return func(ctx context.Context, in playbooks.Incident) (out []incident.SelectedPlaybook, err error) {
 			was, err := shipped(ctx, in)
 			if err != nil {

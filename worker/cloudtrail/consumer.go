@@ -1,8 +1,12 @@
-package worker
+// Package cloudtrail reads the CloudTrail events of an account, from a queue or by looking them up. It evaluates nothing
+// and forgets nothing: a message is deleted only after its events were handled.
+package cloudtrail
 
 import (
 	"context"
 	"errors"
+	"log/slog"
+	"sync"
 	"time"
 
 	"stanch/activities/aws"
@@ -21,26 +25,38 @@ const (
 	maxRetryPause  = time.Minute
 )
 
-// cloudTrailConsumer reads the CloudTrail events of an account and forwards them. Events that could not be forwarded
+// Consumer reads the CloudTrail events of an account and forwards them. Events that could not be forwarded
 // are read again.
-type cloudTrailConsumer struct {
-	account      *aws.Account
-	handleEvents func(context.Context, []sensors.Event) error
-	healthSink   sourceserver.HealthSink // nil receives nothing
-	worker       *Worker
+type Consumer struct {
+	Account      *aws.Account
+	HandleEvents func(context.Context, []sensors.Event) error
+	HealthSink   sourceserver.HealthSink // nil receives nothing
+	Log          *slog.Logger
+}
+
+// Run reads events from a queue, if it is not "", and by looking them up, until ctx ends.
+func (t *Consumer) Run(ctx context.Context, queue string, lookUp bool) {
+	var all sync.WaitGroup
+	if queue != "" {
+		all.Go(func() { t.consumeQueue(ctx, queue) })
+	}
+	if lookUp {
+		all.Go(func() { t.runLookups(ctx) })
+	}
+	all.Wait()
 }
 
 // reportHealth reports that CloudTrail is alive, and how many events could not be decoded.
-func (t *cloudTrailConsumer) reportHealth(ctx context.Context, unread error) {
-	if t.healthSink == nil {
+func (t *Consumer) reportHealth(ctx context.Context, unread error) {
+	if t.HealthSink == nil {
 		return
 	}
 	some := (*integrations.BatchDecodeError)(nil)
 	switch {
 	case unread == nil:
-		t.healthSink.OnSourceMessage(auditevents.CloudTrailSource)
+		t.HealthSink.OnSourceMessage(auditevents.CloudTrailSource)
 	case errors.As(unread, &some):
-		t.healthSink.OnSourceHealth(
+		t.HealthSink.OnSourceHealth(
 			ctx,
 			integrations.SensorHealth{
 				Source:            auditevents.CloudTrailSource,
@@ -50,54 +66,19 @@ func (t *cloudTrailConsumer) reportHealth(ctx context.Context, unread error) {
 			},
 		)
 	default:
-		t.healthSink.OnSourceHealth(ctx, integrations.SensorHealth{
+		t.HealthSink.OnSourceHealth(ctx, integrations.SensorHealth{
 			Source: auditevents.CloudTrailSource, Time: time.Now().UTC(),
 			UndecodableEvents: 1, Message: unread.Error(),
 		})
 	}
 }
 
-// followCloudTrail reads the account's CloudTrail events from the configured place.
-func (w *Worker) followCloudTrail(ctx context.Context) error {
-	if w.awsAccount == nil || w.Config.AWS.CloudTrail == nil {
-		return nil
-	}
-	cloud := &auditevents.CloudEvents{
-		RuleEvaluator: w.ruleEvaluator, Ingester: w.Ingester, EKSCluster: w.Config.AWS.Cluster,
-		Log: w.Log,
-	}
-	t := &cloudTrailConsumer{account: w.awsAccount, handleEvents: cloud.HandleEvents, worker: w}
-	if w.HealthMonitor != nil {
-		t.healthSink = w.HealthMonitor
-	}
-	ctx, stop := context.WithCancel(ctx)
-	var running []chan struct{}
-	run := func(do func(context.Context)) {
-		done := make(chan struct{})
-		running = append(running, done)
-		go func() { defer close(done); do(ctx) }()
-	}
-	if queue := w.Config.AWS.CloudTrail.QueueURL; queue != "" {
-		run(func(ctx context.Context) { t.consumeQueue(ctx, queue) })
-	}
-	if w.Config.AWS.CloudTrail.UseLookup {
-		run(t.runLookups)
-	}
-	w.closers = append(w.closers, func() {
-		stop()
-		for _, done := range running {
-			<-done
-		}
-	})
-	return nil
-}
-
 // consumeQueue receives messages, and deletes each when Temporal has its detections. It reports and deletes messages
 // that it cannot decode, because they would return forever.
-func (t *cloudTrailConsumer) consumeQueue(ctx context.Context, url string) {
+func (t *Consumer) consumeQueue(ctx context.Context, url string) {
 	failures := 0
 	for ctx.Err() == nil {
-		messages, err := t.account.ReceiveMessages(ctx, url)
+		messages, err := t.Account.ReceiveMessages(ctx, url)
 		if err == nil {
 			for _, m := range messages {
 				if err = t.handleMessage(ctx, url, m); err != nil {
@@ -111,22 +92,22 @@ func (t *cloudTrailConsumer) consumeQueue(ctx context.Context, url string) {
 	}
 }
 
-func (t *cloudTrailConsumer) handleMessage(ctx context.Context, url string, m aws.QueueMessage) error {
+func (t *Consumer) handleMessage(ctx context.Context, url string, m aws.QueueMessage) error {
 	events, err := integrations.DecodeCloudTrail([]byte(m.Body))
 	if err != nil {
-		t.worker.Log.Error("parse a message from the CloudTrail queue; send events through EventBridge or SNS, not as S3 notifications",
+		t.Log.Error("parse a message from the CloudTrail queue; send events through EventBridge or SNS, not as S3 notifications",
 			"events", len(events), "received", m.ReceiveCount, "error", err)
 	}
 	t.reportHealth(ctx, err)
-	if err := t.handleEvents(ctx, events); err != nil {
+	if err := t.HandleEvents(ctx, events); err != nil {
 		return err
 	}
-	return t.account.DeleteMessage(ctx, url, m)
+	return t.Account.DeleteMessage(ctx, url, m)
 }
 
 // runLookups polls CloudTrail's API. Each lookup overlaps the previous one, because events arrive late; known events
 // are not forwarded again.
-func (t *cloudTrailConsumer) runLookups(ctx context.Context) {
+func (t *Consumer) runLookups(ctx context.Context) {
 	known := map[string]bool{}
 	failures := 0
 	for ctx.Err() == nil {
@@ -134,12 +115,12 @@ func (t *cloudTrailConsumer) runLookups(ctx context.Context) {
 		if len(known) > maxKnownEvents {
 			known = map[string]bool{} // their detections have the same ids, which their incidents know
 		}
-		complete, err := t.account.LookupEvents(ctx, now.Add(-lookupWindow), now, func(raw string) error {
+		complete, err := t.Account.LookupEvents(ctx, now.Add(-lookupWindow), now, func(raw string) error {
 			events, err := integrations.DecodeCloudTrail([]byte(raw))
 			if err != nil || len(events) != 1 || known[events[0].ID] {
 				return nil //nolint:nilerr // an unreadable event stays unreadable
 			}
-			if err := t.handleEvents(ctx, events); err != nil {
+			if err := t.HandleEvents(ctx, events); err != nil {
 				return err
 			}
 			known[events[0].ID] = true
@@ -150,7 +131,7 @@ func (t *cloudTrailConsumer) runLookups(ctx context.Context) {
 			t.reportHealth(ctx, nil)
 		}
 		if err == nil && !complete {
-			t.worker.Log.Warn("CloudTrail has more events than can be looked up; use a queue", "since", now.Add(-lookupWindow))
+			t.Log.Warn("CloudTrail has more events than can be looked up; use a queue", "since", now.Add(-lookupWindow))
 		}
 		if failures = t.pauseAfterFailure(ctx, err, failures, "look up CloudTrail events"); failures > 0 {
 			continue
@@ -163,12 +144,12 @@ func (t *cloudTrailConsumer) runLookups(ctx context.Context) {
 }
 
 // pauseAfterFailure waits after a failure, longer each time, and returns the number of failures.
-func (t *cloudTrailConsumer) pauseAfterFailure(ctx context.Context, err error, failures int, what string) int {
+func (t *Consumer) pauseAfterFailure(ctx context.Context, err error, failures int, what string) int {
 	if err == nil || ctx.Err() != nil {
 		return 0
 	}
 	wait := min(time.Second<<min(failures, 6), maxRetryPause)
-	t.worker.Log.Error(what, "error", err, "again_in", wait)
+	t.Log.Error(what, "error", err, "again_in", wait)
 	select {
 	case <-ctx.Done():
 	case <-time.After(wait):

@@ -1,16 +1,16 @@
-package worker_test
+package actions_test
 
 import (
 	"testing"
 
 	"github.com/stretchr/testify/require"
 
-	"stanch/worker"
+	"stanch/worker/actions"
 )
 
 func TestEveryReversibleActionHasAnEndMechanism(t *testing.T) {
 	reversible := 0
-	for _, action := range worker.AllActions(worker.Deps{}) {
+	for _, action := range actions.All(actions.Deps{}) {
 		if spec := action.Spec(); spec.Reversible {
 			reversible++
 			require.NotEmpty(t, spec.EndMechanism.String(), spec.Name)

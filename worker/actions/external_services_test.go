@@ -1,4 +1,4 @@
-package worker_test
+package actions_test
 
 import (
 	"os"
@@ -14,7 +14,7 @@ import (
 	"stanch/testenv/steprunner"
 	stand "stanch/testenv/ticket"
 	"stanch/testenv/webhook"
-	"stanch/worker"
+	"stanch/worker/actions"
 	"stanch/worker/config"
 )
 
@@ -34,9 +34,9 @@ func TestConfigurationSetsUpNotificationsAndTickets(t *testing.T) {
 		"ticket: {kind: github, url: '"+tracker.URL+"', project: acme/incidents, token_file: "+writeSecretFile(t,
 		stand.Token)+", labels: [security]}\n"))
 	require.NoError(t, problems.Err())
-	outside, err := worker.OpenExternalServices(c)
+	outside, err := actions.OpenExternalServices(c)
 	require.NoError(t, err)
-	for _, a := range worker.AllActions(worker.Deps{ExternalServices: outside}) {
+	for _, a := range actions.All(actions.Deps{ExternalServices: outside}) {
 		switch a := a.(type) {
 		case *notify.WebhookAction:
 			require.NoError(t, steprunner.Run(t, a, steprunner.NewIncidentRef(),
@@ -64,7 +64,7 @@ func TestInvalidSecretFailsStartWithoutDisclosure(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			parsed, problems := config.Parse("c", []byte(c.text))
 			require.NoError(t, problems.Err())
-			_, err := worker.OpenExternalServices(parsed)
+			_, err := actions.OpenExternalServices(parsed)
 			require.ErrorContains(t, err, c.want)
 			require.NotContains(t, err.Error(), "hunter2")
 		})
@@ -74,7 +74,7 @@ func TestInvalidSecretFailsStartWithoutDisclosure(t *testing.T) {
 func TestPlaybookCanUseTicketOutputs(t *testing.T) {
 	load := func(steps string) (messages []string) {
 		_, problems := playbooks.LoadPlaybook("p.yaml",
-			[]byte("playbook: p\ndescription: x\nmatch: { objective: crypto-mining }\nsteps:\n"+steps), worker.ActionCatalog())
+			[]byte("playbook: p\ndescription: x\nmatch: { objective: crypto-mining }\nsteps:\n"+steps), actions.Catalog())
 		for _, p := range problems {
 			messages = append(messages, p.Message)
 		}

@@ -1,4 +1,4 @@
-package worker_test
+package playbookstore_test
 
 import (
 	"fmt"
@@ -8,13 +8,14 @@ import (
 
 	"stanch/playbooks"
 	"stanch/sensors"
-	"stanch/worker"
+	"stanch/worker/actions"
 	"stanch/worker/config"
+	"stanch/worker/playbookstore"
 )
 
 // The library is checked against the real actions, as in a worker.
 func TestShippedLibraryIsValid(t *testing.T) {
-	library, problems, err := worker.LoadLibrary(config.Default(), worker.ActionCatalog())
+	library, problems, err := playbookstore.Open(config.Default(), actions.Catalog())
 	require.NoError(t, err)
 	for _, p := range problems {
 		t.Error(p.String(), p.Hint)
@@ -26,7 +27,7 @@ func TestEvidenceOfPodCountsForItsRole(t *testing.T) {
 	load := func(steps string) (messages []string) {
 		_, problems := playbooks.LoadPlaybook("p.yaml",
 			[]byte("playbook: p\ndescription: x\nmatch: { objective: credential-access }\nsteps:\n"+steps),
-			worker.ActionCatalog())
+			actions.Catalog())
 		for _, p := range problems {
 			messages = append(messages, p.Message)
 		}
@@ -46,7 +47,7 @@ func TestEvidenceOfPodCountsForItsRole(t *testing.T) {
 
 // Every kind of incident has a matching playbook, and the library never contains it with two playbooks.
 func TestOnlyOneShippedPlaybookContainsAnIncident(t *testing.T) {
-	library, _, err := worker.LoadLibrary(config.Default(), worker.ActionCatalog())
+	library, _, err := playbookstore.Open(config.Default(), actions.Catalog())
 	require.NoError(t, err)
 	contains := map[string]bool{}
 	for _, p := range library.Programs() {

@@ -1,4 +1,4 @@
-package worker
+package playbookstore
 
 import (
 	"context"
@@ -12,12 +12,13 @@ import (
 	"stanch/playbooks"
 	"stanch/sensors"
 	"stanch/sensors/diagnostic"
+	"stanch/worker/actions"
 	"stanch/workflows/incident"
 )
 
 // MatchManualRequest returns the playbook of a manual request: the named one, or a single containment. It is a local
 // activity, so the result is recorded in the history. The guards decide whether anything is contained, not the caller.
-func (l *Library) MatchManualRequest(_ context.Context, r sensors.ManualRequest) (incident.SelectedPlaybook, error) {
+func (l *Store) MatchManualRequest(_ context.Context, r sensors.ManualRequest) (incident.SelectedPlaybook, error) {
 	p, err := l.ProgramForRequest(r)
 	if err != nil {
 		return incident.SelectedPlaybook{}, temporal.NewNonRetryableApplicationError(err.Error(), "requested", nil)
@@ -34,7 +35,7 @@ func (l *Library) MatchManualRequest(_ context.Context, r sensors.ManualRequest)
 
 // ProgramForRequest returns the playbook of a request. For an unknown playbook or an action that cannot be requested,
 // the error lists the valid ones.
-func (l *Library) ProgramForRequest(r sensors.ManualRequest) (*playbooks.Program, error) {
+func (l *Store) ProgramForRequest(r sensors.ManualRequest) (*playbooks.Program, error) {
 	if r.Playbook != "" {
 		var names []string
 		for _, p := range l.Programs() {
@@ -49,7 +50,7 @@ func (l *Library) ProgramForRequest(r sensors.ManualRequest) (*playbooks.Program
 		}
 		return nil, fmt.Errorf("unknown playbook %q; %s", r.Playbook, hint)
 	}
-	catalog := ActionCatalog()
+	catalog := actions.Catalog()
 	spec, ok := catalog[r.Action]
 	if !ok || spec.Verb != playbooks.VerbContain || !spec.Reversible || spec.Class != playbooks.ClassContain ||
 		!worksOnDetectedTargets(spec) {

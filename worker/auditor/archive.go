@@ -1,8 +1,9 @@
-package worker
+package auditor
 
 import (
 	"context"
 	"fmt"
+	"log/slog"
 	"slices"
 	"time"
 
@@ -21,29 +22,22 @@ const (
 	maxArchivesPerRound = 200
 )
 
-// archiveClosed archives closed incidents in the background, at the start and every few minutes.
-func (w *Worker) archiveClosed(ctx context.Context) {
-	ctx, cancel := context.WithCancel(ctx)
-	done := make(chan struct{})
-	w.closers = append(w.closers, func() { cancel(); <-done })
-	a := w.newAuditor()
-	go func() {
-		defer close(done)
-		tick := time.NewTicker(archiveInterval)
-		defer tick.Stop()
-		for {
-			if n, err := a.ArchiveClosed(ctx, w.Authority); err != nil && ctx.Err() == nil {
-				w.Log.Warn("could not archive some closed incidents; retrying", "error", err)
-			} else if n > 0 {
-				w.Log.Info("closed incidents were archived", "incidents", n)
-			}
-			select {
-			case <-ctx.Done():
-				return
-			case <-tick.C:
-			}
+// ArchivePeriodically archives closed incidents, at once and every few minutes, until ctx ends.
+func (a *Auditor) ArchivePeriodically(ctx context.Context, signer archive.Signer, log *slog.Logger) {
+	tick := time.NewTicker(archiveInterval)
+	defer tick.Stop()
+	for {
+		if n, err := a.ArchiveClosed(ctx, signer); err != nil && ctx.Err() == nil {
+			log.Warn("could not archive some closed incidents; retrying", "error", err)
+		} else if n > 0 {
+			log.Info("closed incidents were archived", "incidents", n)
 		}
-	}()
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+	}
 }
 
 // ArchiveClosed archives every closed incident that is not archived yet and whose workflows have all closed, and

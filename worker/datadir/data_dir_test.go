@@ -1,4 +1,4 @@
-package worker_test
+package datadir_test
 
 import (
 	"os"
@@ -7,7 +7,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
-	"stanch/worker"
+	"stanch/worker/datadir"
 )
 
 func TestDataDirectoryOfAnotherFormatIsRefused(t *testing.T) {
@@ -33,7 +33,7 @@ func TestDataDirectoryOfAnotherFormatIsRefused(t *testing.T) {
 			require.NoError(t, c.prepare(dir))
 			before, err := os.ReadDir(dir)
 			require.NoError(t, err)
-			_, err = worker.LockDir(dir)
+			_, err = datadir.Lock(dir)
 			require.ErrorContains(t, err, c.want)
 			after, err := os.ReadDir(dir)
 			require.NoError(t, err)
@@ -45,9 +45,9 @@ func TestDataDirectoryOfAnotherFormatIsRefused(t *testing.T) {
 func TestDataDirectoryCanBeReopened(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "data")
 	for range 2 {
-		unlock, err := worker.LockDir(dir)
+		unlock, err := datadir.Lock(dir)
 		require.NoError(t, err)
-		_, err = worker.LockDir(dir)
+		_, err = datadir.Lock(dir)
 		require.ErrorContains(t, err, "another Stanch instance is using it")
 		require.NoError(t, os.MkdirAll(filepath.Join(dir, "temporal"), 0o700))
 		unlock()

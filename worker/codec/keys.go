@@ -1,4 +1,4 @@
-package worker
+package codec
 
 import (
 	"crypto/rand"
@@ -13,7 +13,6 @@ import (
 	"strings"
 
 	"stanch/worker/authority"
-	"stanch/worker/codec"
 )
 
 // The files with the payload keys.
@@ -23,8 +22,8 @@ const (
 	codecKeyBytes        = 32
 )
 
-// OpenPayloadCodec returns the codec with the keys in dir. It creates the encryption key if it is missing.
-func OpenPayloadCodec(dir string) (*codec.Codec, error) {
+// Open returns the codec with the keys in dir. It creates the encryption key if it is missing.
+func Open(dir string) (*Codec, error) {
 	key, err := authority.LoadOrCreateSecret(filepath.Join(dir, codecKeyFile), codecKeyBytes)
 	if err != nil {
 		return nil, err //nolint:wrapcheck // the error names the file
@@ -33,11 +32,11 @@ func OpenPayloadCodec(dir string) (*codec.Codec, error) {
 	if err != nil {
 		return nil, err
 	}
-	keys := map[string][]byte{CodecKeyID(key): key}
+	keys := map[string][]byte{KeyID(key): key}
 	for _, old := range retired {
-		keys[CodecKeyID(old)] = old
+		keys[KeyID(old)] = old
 	}
-	return codec.New(CodecKeyID(key), keys) //nolint:wrapcheck // the error names the key
+	return New(KeyID(key), keys) //nolint:wrapcheck // the error names the key
 }
 
 func readRetiredCodecKeys(dir string) ([][]byte, error) {
@@ -60,9 +59,9 @@ func readRetiredCodecKeys(dir string) ([][]byte, error) {
 	return keys, nil
 }
 
-// RotateCodecKey creates a new encryption key. The old key is kept for decryption: without it, earlier incidents would
+// RotateKey creates a new encryption key. The old key is kept for decryption: without it, earlier incidents would
 // be unreadable.
-func RotateCodecKey(dir string) (before, after string, err error) {
+func RotateKey(dir string) (before, after string, err error) {
 	current := filepath.Join(dir, codecKeyFile)
 	if _, err := os.Stat(current); err != nil {
 		return "", "", fmt.Errorf("rotate the payload key: %w; name the directory that holds it with --keys", err)
@@ -97,11 +96,11 @@ func RotateCodecKey(dir string) (before, after string, err error) {
 			return "", "", fmt.Errorf("rotate the payload key: %w", err)
 		}
 	}
-	return CodecKeyID(old), CodecKeyID(next), nil
+	return KeyID(old), KeyID(next), nil
 }
 
-// CodecKeyID returns the id of a payload key, which every payload encrypted with it names.
-func CodecKeyID(key []byte) string {
+// KeyID returns the id of a payload key, which every payload encrypted with it names.
+func KeyID(key []byte) string {
 	sum := sha256.Sum256(key)
 	return hex.EncodeToString(sum[:4])
 }

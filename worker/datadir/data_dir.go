@@ -1,4 +1,5 @@
-package worker
+// Package datadir locks a data directory for one process, and refuses one that another version wrote.
+package datadir
 
 import (
 	"errors"
@@ -11,16 +12,16 @@ import (
 	"sync"
 )
 
-// DataFormat is the version of the data directory's content: workflow histories, keys, archive and state files. A
+// Format is the version of the data directory's content: workflow histories, keys, archive and state files. A
 // change that an older or newer Stanch cannot read increments it.
-const DataFormat = 2
+const Format = 2
 
 // dataFormatFile contains DataFormat as decimal text. Directories of the first format have no such file.
 const dataFormatFile = "format"
 
-// LockDir locks the data directory dir for this process, and creates it if it is missing. It returns an error, and
+// Lock locks the data directory dir for this process, and creates it if it is missing. It returns an error, and
 // changes nothing, if another process uses the directory or its format differs.
-func LockDir(dir string) (unlock func(), err error) {
+func Lock(dir string) (unlock func(), err error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("open the data directory: %w", err)
 	}
@@ -35,7 +36,7 @@ func LockDir(dir string) (unlock func(), err error) {
 		_ = f.Close()
 		return nil, fmt.Errorf("open %s: another Stanch instance is using it; stop that instance, or start this one with a different --data", dir)
 	}
-	if err := os.WriteFile(filepath.Join(dir, dataFormatFile), []byte(strconv.Itoa(DataFormat)+"\n"), 0o600); err != nil {
+	if err := os.WriteFile(filepath.Join(dir, dataFormatFile), []byte(strconv.Itoa(Format)+"\n"), 0o600); err != nil {
 		_ = f.Close()
 		return nil, fmt.Errorf("open the data directory: %w", err)
 	}
@@ -61,7 +62,7 @@ func checkDataFormat(dir string) error {
 		return fmt.Errorf("read %s: invalid data format %q; restore the file from a backup, or start this Stanch instance with a different "+
 			"--data", filepath.Join(dir, dataFormatFile), strings.TrimSpace(string(raw)))
 	}
-	if format != DataFormat {
+	if format != Format {
 		return dataFormatError(dir, format)
 	}
 	return nil
@@ -69,7 +70,7 @@ func checkDataFormat(dir string) error {
 
 func dataFormatError(dir string, format int) error {
 	age := "an older"
-	if format > DataFormat {
+	if format > Format {
 		age = "a newer"
 	}
 	return fmt.Errorf(
@@ -77,6 +78,6 @@ func dataFormatError(dir string, format int) error {
 		dir,
 		format,
 		age,
-		DataFormat,
+		Format,
 	)
 }

@@ -1,4 +1,6 @@
-package worker
+// Package actions is the table of every action: a new action is one line here. It opens the services outside of the
+// cluster that actions send to. It runs nothing; package activities does.
+package actions
 
 import (
 	"cmp"
@@ -25,8 +27,8 @@ type Deps struct {
 	Log              *slog.Logger         // nil means slog.Default
 }
 
-// AllActions returns every action.
-func AllActions(p Deps) []activities.Action {
+// All returns every action.
+func All(p Deps) []activities.Action {
 	return append(append(append(kube.Actions(p.KubeClient), aws.Actions(p.Account, p.KubeClient)...),
 		p.ExternalServices.newActions()...),
 		&node.IsolateAction{NodeClient: p.NodeClient, KubeClient: p.KubeClient},
@@ -37,12 +39,12 @@ func AllActions(p Deps) []activities.Action {
 	)
 }
 
-// ActionCatalog returns the specs of every action.
-func ActionCatalog() playbooks.Catalog {
-	return DocumentationActivities().Catalog()
+// Catalog returns the specs of every action.
+func Catalog() playbooks.Catalog {
+	return Documentation().Catalog()
 }
 
-// DocumentationActivities returns every action without dependencies, for documentation.
-func DocumentationActivities() *activities.Activities {
-	return activities.NewActivities(AllActions(Deps{})...)
+// Documentation returns every action without dependencies, for documentation.
+func Documentation() *activities.Activities {
+	return activities.NewActivities(All(Deps{})...)
 }

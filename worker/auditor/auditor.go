@@ -1,4 +1,8 @@
-package worker
+// Package auditor reads, verifies, records and archives the histories of incidents, from Temporal or the archive.
+//
+// It computes no timelines itself (package audit does), renders nothing, and changes no history: a difference between
+// the records is reported, never repaired.
+package auditor
 
 import (
 	"context"
@@ -13,9 +17,11 @@ import (
 	"stanch/playbooks"
 	"stanch/playbooks/recording"
 	"stanch/sensors/attestation"
+	"stanch/worker/actions"
 	"stanch/worker/archive"
 	"stanch/worker/audit"
 	"stanch/worker/authority"
+	"stanch/worker/codec"
 	"stanch/worker/recorder"
 )
 
@@ -32,14 +38,14 @@ type Auditor struct {
 	archiveQueue    archiveQueue // for ArchiveClosed
 }
 
-// OpenAuditor returns an auditor for the archive of a data directory, without a running Stanch.
-func OpenAuditor(dir string) (*Auditor, error) {
+// Open returns an auditor for the archive of a data directory, without a running Stanch.
+func Open(dir string) (*Auditor, error) {
 	for _, file := range []string{"authority.seed", "codec.key"} {
 		if _, err := os.Stat(filepath.Join(dir, "keys", file)); err != nil {
 			return nil, fmt.Errorf("find the archive's keys: %w", err)
 		}
 	}
-	c, err := OpenPayloadCodec(filepath.Join(dir, "keys"))
+	c, err := codec.Open(filepath.Join(dir, "keys"))
 	if err != nil {
 		return nil, err
 	}
@@ -49,26 +55,9 @@ func OpenAuditor(dir string) (*Auditor, error) {
 	}
 	return &Auditor{
 		Archive: archive.Store{Dir: filepath.Join(dir, "archive")}, Converter: c.DataConverter(), Keyring: auth.Keyring(),
-		Catalog:  ActionCatalog(),
+		Catalog:  actions.Catalog(),
 		Evidence: &activities.EvidenceStore{Dir: filepath.Join(dir, "evidence")},
 	}, nil
-}
-
-// newAuditor returns the running worker's auditor.
-func (w *Worker) newAuditor() *Auditor {
-	return &Auditor{
-		HistoryExporter: &archive.HistoryExporter{Temporal: w.TemporalClient, DataConverter: w.dataConverter()},
-		Archive:         archive.Store{Dir: filepath.Join(w.DataDir, "archive")},
-		Converter:       w.dataConverter(), Keyring: w.Authority.Keyring(), Catalog: w.Activities.Catalog(),
-		Evidence: w.Activities.Evidence,
-	}
-}
-
-func (w *Worker) dataConverter() converter.DataConverter {
-	if w.DataConverter == nil {
-		return converter.GetDefaultDataConverter()
-	}
-	return w.DataConverter
 }
 
 // ErrUnknownIncident means that neither Temporal nor the archive has the incident.

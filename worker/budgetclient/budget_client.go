@@ -1,4 +1,6 @@
-package worker
+// Package budgetclient is a worker's view of the shared budget of containments: its own usages at once, those of other
+// workers with a delay. It decides nothing; package guards compares the budget with its limits.
+package budgetclient
 
 import (
 	"context"
@@ -23,21 +25,21 @@ const (
 	budgetRefreshInterval = 5 * time.Second
 )
 
-// budgetClient is this worker's view of the budget: its own usages at once, those of others with a delay.
-type budgetClient struct {
+// Client is this worker's view of the budget: its own usages at once, those of others with a delay.
+type Client struct {
 	temporal      client.Client
 	cluster       string
-	budgetWindow  *guards.BudgetWindow
+	BudgetWindow  *guards.BudgetWindow
 	pendingUsages chan budget.Usage
 	log           *slog.Logger
 }
 
-// openBudgetClient starts the budget workflow if it is not running, and reads the earlier usages.
-func openBudgetClient(ctx context.Context, temporal client.Client, cluster string, log *slog.Logger) (p *budgetClient,
+// Open starts the budget workflow if it is not running, and reads the earlier usages.
+func Open(ctx context.Context, temporal client.Client, cluster string, log *slog.Logger) (p *Client,
 	stop func(), err error,
 ) {
-	p = &budgetClient{temporal: temporal, cluster: cluster, pendingUsages: make(chan budget.Usage, 10_000), log: log}
-	p.budgetWindow = guards.NewBudgetWindow(func(s budget.Usage) {
+	p = &Client{temporal: temporal, cluster: cluster, pendingUsages: make(chan budget.Usage, 10_000), log: log}
+	p.BudgetWindow = guards.NewBudgetWindow(func(s budget.Usage) {
 		select {
 		case p.pendingUsages <- s:
 		default:
@@ -66,7 +68,7 @@ func openBudgetClient(ctx context.Context, temporal client.Client, cluster strin
 	return p, func() { cancel(); w.Stop() }, nil
 }
 
-func (p *budgetClient) sendUsages(ctx context.Context, batch []budget.Usage) error {
+func (p *Client) sendUsages(ctx context.Context, batch []budget.Usage) error {
 	_, err := p.temporal.SignalWithStartWorkflow(ctx, budget.WorkflowID(p.cluster), budget.SignalUsage, batch,
 		client.StartWorkflowOptions{
 			// Queries have no answer while a dead worker may still have the workflow's task; a short timeout limits that.
@@ -80,7 +82,7 @@ func (p *budgetClient) sendUsages(ctx context.Context, batch []budget.Usage) err
 }
 
 // refreshUsages reads the usages of this worker's earlier processes and of other workers.
-func (p *budgetClient) refreshUsages(ctx context.Context) error {
+func (p *Client) refreshUsages(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, 8*time.Second)
 	defer cancel()
 	value, err := p.temporal.QueryWorkflow(ctx, budget.WorkflowID(p.cluster), "", budget.QueryUsage)
@@ -91,12 +93,12 @@ func (p *budgetClient) refreshUsages(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("read the budget: %w", err)
 	}
-	p.budgetWindow.Merge(all)
+	p.BudgetWindow.Merge(all)
 	return nil
 }
 
 // syncUntilDone synchronizes both until ctx ends. Usages that cannot be sent now are sent later.
-func (p *budgetClient) syncUntilDone(ctx context.Context) {
+func (p *Client) syncUntilDone(ctx context.Context) {
 	flush, refresh := time.NewTicker(budgetFlushInterval), time.NewTicker(budgetRefreshInterval)
 	defer flush.Stop()
 	defer refresh.Stop()

@@ -1,4 +1,8 @@
-package worker
+// Package playbookstore contains the checked playbooks of a worker: it loads them, follows edits, selects those that
+// match an incident, and signs the selection.
+//
+// It never uses an invalid playbook: the last valid version of a file stays in use.
+package playbookstore
 
 import (
 	"context"
@@ -25,9 +29,9 @@ import (
 	"stanch/workflows/playbook"
 )
 
-// Library contains the checked playbooks of a worker. It follows edits of the configured directories; a file that
+// Store contains the checked playbooks of a worker. It follows edits of the configured directories; a file that
 // becomes invalid keeps its last valid version. It is safe for concurrent use.
-type Library struct {
+type Store struct {
 	// Authority signs selected playbooks, so that their approvals are authorized. Nil signs nothing.
 	Authority activities.Authority
 
@@ -42,15 +46,15 @@ type Library struct {
 	firstLoadComplete bool              // every file of the first load is in lastValidText
 }
 
-// NewFixedLibrary returns a library of the given playbooks, so that simulation selects with the same code.
-func NewFixedLibrary(authority activities.Authority, programs ...*playbooks.Program) *Library {
-	return &Library{Authority: authority, programs: programs}
+// NewFixed returns a library of the given playbooks, so that simulation selects with the same code.
+func NewFixed(authority activities.Authority, programs ...*playbooks.Program) *Store {
+	return &Store{Authority: authority, programs: programs}
 }
 
-// LoadLibrary loads the shipped playbooks that the configuration enables, and those of its directories. A user's
+// Open loads the shipped playbooks that the configuration enables, and those of its directories. A user's
 // playbook replaces the shipped one with its name, or the one that it `replaces`.
-func LoadLibrary(c *config.Config, catalog playbooks.Catalog) (*Library, diagnostic.Diagnostics, error) {
-	l := &Library{config: c, catalog: catalog, lastValidText: map[string][]byte{}}
+func Open(c *config.Config, catalog playbooks.Catalog) (*Store, diagnostic.Diagnostics, error) {
+	l := &Store{config: c, catalog: catalog, lastValidText: map[string][]byte{}}
 	stamp, err := l.computeFilesStamp()
 	if err == nil {
 		err = l.loadPlaybooks(stamp)
@@ -68,7 +72,7 @@ func LoadWithLibrary(c *config.Config, given []playbooks.SourceFile, catalog pla
 	diagnostic.Diagnostics, error,
 ) {
 	sources, problems := shippedSources(c.Library)
-	l := &Library{config: c}
+	l := &Store{config: c}
 	own, err := l.readUserPlaybooks()
 	if err != nil {
 		return nil, nil, err
@@ -134,7 +138,7 @@ func listPlaybookFiles(dir string) ([]string, error) {
 }
 
 // computeFilesStamp returns a value that changes with the name, size or time of any file of the directories.
-func (l *Library) computeFilesStamp() (string, error) {
+func (l *Store) computeFilesStamp() (string, error) {
 	var b strings.Builder
 	for _, dir := range l.config.Playbooks {
 		found, err := listPlaybookFiles(dir)
@@ -156,7 +160,7 @@ func (l *Library) computeFilesStamp() (string, error) {
 }
 
 // loadPlaybooks reads every file. The caller holds the mutex or has exclusive access.
-func (l *Library) loadPlaybooks(stamp string) error {
+func (l *Store) loadPlaybooks(stamp string) error {
 	sources, problems := shippedSources(l.config.Library)
 	own, err := l.readUserPlaybooks()
 	if err != nil {
@@ -189,7 +193,7 @@ func (l *Library) loadPlaybooks(stamp string) error {
 }
 
 // readUserPlaybooks reads the files of the configuration's directories.
-func (l *Library) readUserPlaybooks() ([]playbooks.SourceFile, error) {
+func (l *Store) readUserPlaybooks() ([]playbooks.SourceFile, error) {
 	var own []playbooks.SourceFile
 	for _, dir := range l.config.Playbooks {
 		found, err := listPlaybookFiles(dir)
@@ -209,7 +213,7 @@ func (l *Library) readUserPlaybooks() ([]playbooks.SourceFile, error) {
 
 // Reload applies edits of the directories. If anything changed, it returns the diagnostics. With an error, a directory
 // could not be read and the library is unchanged.
-func (l *Library) Reload() (changed bool, problems diagnostic.Diagnostics, err error) {
+func (l *Store) Reload() (changed bool, problems diagnostic.Diagnostics, err error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.config == nil || len(l.config.Playbooks) == 0 {
@@ -226,7 +230,7 @@ func (l *Library) Reload() (changed bool, problems diagnostic.Diagnostics, err e
 }
 
 // ReloadPeriodically applies edits until ctx ends, and logs the results.
-func (l *Library) ReloadPeriodically(ctx context.Context, every time.Duration, log *slog.Logger) {
+func (l *Store) ReloadPeriodically(ctx context.Context, every time.Duration, log *slog.Logger) {
 	t := time.NewTicker(every)
 	defer t.Stop()
 	unreadable := ""
@@ -251,31 +255,6 @@ func (l *Library) ReloadPeriodically(ctx context.Context, every time.Duration, l
 	}
 }
 
-// invalidPlaybooks returns the first error of each playbook whose current file is invalid.
-func (w *Worker) invalidPlaybooks() []string {
-	var out []string
-	seen := map[string]bool{}
-	for _, p := range w.Library.Problems() {
-		if p.Severity == "error" && !seen[p.File] {
-			seen[p.File] = true
-			out = append(out, fmt.Sprintf("invalid playbook; its last valid version stays in use, if there is one: %s",
-				p.String()))
-		}
-	}
-	return out
-}
-
-// watchLibrary applies edits of playbooks until Close.
-func (w *Worker) watchLibrary(ctx context.Context) {
-	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
-	done := make(chan struct{})
-	w.closers = append(w.closers, func() { cancel(); <-done })
-	go func() {
-		defer close(done)
-		w.Library.ReloadPeriodically(ctx, 2*time.Second, w.Log)
-	}()
-}
-
 // LogPlaybookProblems logs diagnostics of playbooks. again means that the playbooks were edited, so the last valid
 // version of each stays in force.
 func LogPlaybookProblems(log *slog.Logger, problems diagnostic.Diagnostics, again bool) {
@@ -294,7 +273,7 @@ func LogPlaybookProblems(log *slog.Logger, problems diagnostic.Diagnostics, agai
 
 // MatchPlaybooks returns the playbooks that match an incident, in order of precedence. It is a local activity, so the
 // result is recorded in the history. It applies pending edits first.
-func (l *Library) MatchPlaybooks(_ context.Context, in playbooks.Incident) ([]incident.SelectedPlaybook, error) {
+func (l *Store) MatchPlaybooks(_ context.Context, in playbooks.Incident) ([]incident.SelectedPlaybook, error) {
 	_, _, err := l.Reload()
 	if err != nil && len(l.Programs()) == 0 {
 		return nil, errors.Join(errors.New("no playbook is loaded"), err)
@@ -327,7 +306,7 @@ func (l *Library) MatchPlaybooks(_ context.Context, in playbooks.Incident) ([]in
 }
 
 // signPlaybookAuthorization signs that a playbook belongs to this installation.
-func (l *Library) signPlaybookAuthorization(p *playbooks.Program) (*attestation.Envelope, error) {
+func (l *Store) signPlaybookAuthorization(p *playbooks.Program) (*attestation.Envelope, error) {
 	if l.Authority == nil {
 		return nil, nil //nolint:nilnil // nothing is signed
 	}
@@ -356,15 +335,29 @@ func approverHashes(p *playbooks.Program) []string {
 }
 
 // Programs returns the playbooks.
-func (l *Library) Programs() []*playbooks.Program {
+func (l *Store) Programs() []*playbooks.Program {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.programs
 }
 
 // Problems returns the diagnostics of the last read.
-func (l *Library) Problems() diagnostic.Diagnostics {
+func (l *Store) Problems() diagnostic.Diagnostics {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.problems
+}
+
+// InvalidPlaybooks returns the first error of each playbook whose current file is invalid.
+func (l *Store) InvalidPlaybooks() []string {
+	var out []string
+	seen := map[string]bool{}
+	for _, p := range l.Problems() {
+		if p.Severity == "error" && !seen[p.File] {
+			seen[p.File] = true
+			out = append(out, fmt.Sprintf("invalid playbook; its last valid version stays in use, if there is one: %s",
+				p.String()))
+		}
+	}
+	return out
 }

@@ -1,4 +1,4 @@
-package worker
+package actions
 
 import (
 	"fmt"
@@ -34,7 +34,7 @@ func OpenExternalServices(c *config.Config) (ExternalServices, error) {
 	o := ExternalServices{Webhooks: map[string]notify.WebhookReceiver{}}
 	for _, hook := range c.Webhooks {
 		where := "webhook " + hook.Name + ": secret_file"
-		secret, err := readSecretFile(where, hook.SecretFile)
+		secret, err := config.ReadSecretFile(where, hook.SecretFile)
 		if err != nil {
 			return o, err
 		}
@@ -54,13 +54,13 @@ func OpenExternalServices(c *config.Config) (ExternalServices, error) {
 			FromAddress: e.FromAddress, Recipients: e.Recipients, Username: e.Username,
 		}
 		if e.PasswordFile != "" {
-			if o.SMTPServer.Password, err = readSecretFile("email.password_file", e.PasswordFile); err != nil {
+			if o.SMTPServer.Password, err = config.ReadSecretFile("email.password_file", e.PasswordFile); err != nil {
 				return o, err
 			}
 		}
 	}
 	if t := c.Ticket; t != nil {
-		token, err := readSecretFile("ticket.token_file", t.TokenFile)
+		token, err := config.ReadSecretFile("ticket.token_file", t.TokenFile)
 		if err != nil {
 			return o, err
 		}
@@ -79,16 +79,4 @@ func OpenExternalServices(c *config.Config) (ExternalServices, error) {
 		}
 	}
 	return o, nil
-}
-
-// lazyManifestReader reads the worker's evidence store, which is created after the actions that use it.
-type lazyManifestReader struct{ worker *Worker }
-
-func (r lazyManifestReader) Manifest(incident string) ([]activities.ManifestLine, []activities.IntegrityFinding,
-	error,
-) {
-	return r.worker.Activities.Evidence.Manifest(
-		incident,
-		r.worker.Authority.Keyring(),
-	) //nolint:wrapcheck // the error names the manifest
 }

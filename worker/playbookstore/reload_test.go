@@ -1,4 +1,4 @@
-package worker_test
+package playbookstore_test
 
 import (
 	"os"
@@ -9,12 +9,13 @@ import (
 	"golang.org/x/sys/unix"
 
 	"stanch/playbooks"
-	"stanch/worker"
+	"stanch/worker/actions"
 	"stanch/worker/config"
+	"stanch/worker/playbookstore"
 	"stanch/workflows/incident"
 )
 
-func matchByName(t *testing.T, l *worker.Library, in playbooks.Incident) map[string]incident.SelectedPlaybook {
+func matchByName(t *testing.T, l *playbookstore.Store, in playbooks.Incident) map[string]incident.SelectedPlaybook {
 	t.Helper()
 	all, err := l.MatchPlaybooks(t.Context(), in)
 	require.NoError(t, err)
@@ -38,7 +39,7 @@ func TestEditedPlaybooksApplyImmediately(t *testing.T) {
 	dir := t.TempDir()
 	c := config.Default()
 	c.Playbooks = []string{dir}
-	l, problems, err := worker.LoadLibrary(c, worker.ActionCatalog())
+	l, problems, err := playbookstore.Open(c, actions.Catalog())
 	require.NoError(t, err)
 	require.Empty(t, problems)
 	mining := playbooks.Incident{Objective: "crypto-mining", Severity: "high", Confidence: 0.9}
@@ -82,7 +83,7 @@ func TestDeletedPlaybookStaysDeleted(t *testing.T) {
 	c.Playbooks = []string{dir}
 	require.NoError(t, os.Symlink("ann@host.1:2", filepath.Join(dir, ".#mine.yaml"))) // an Emacs lock file
 	writePlaybook(t, dir, "mine.yaml", userPlaybook)
-	l, problems, err := worker.LoadLibrary(c, worker.ActionCatalog())
+	l, problems, err := playbookstore.Open(c, actions.Catalog())
 	require.NoError(t, err)
 	require.Empty(t, problems)
 	mining := playbooks.Incident{Objective: "crypto-mining", Severity: "high", Confidence: 0.9}
@@ -104,10 +105,10 @@ func TestUserFolderNamedLibraryIsNotShipped(t *testing.T) {
 	c := config.Default()
 	c.Playbooks = []string{"library"}
 	writePlaybook(t, "library", "mine.yaml", userPlaybook)
-	l, _, err := worker.LoadLibrary(c, worker.ActionCatalog())
+	l, _, err := playbookstore.Open(c, actions.Catalog())
 	require.NoError(t, err)
 	sources := map[string]string{}
-	for _, row := range worker.ListPlaybooks(l.Programs(), nil) {
+	for _, row := range playbookstore.List(l.Programs(), nil) {
 		sources[row.Playbook] = row.Origin
 	}
 	require.Equal(t, "user", sources["mine"])
@@ -156,7 +157,7 @@ func TestConfigurationSelectsShippedPlaybooks(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			conf := config.Default()
 			conf.Library = c.library
-			l, problems, err := worker.LoadLibrary(conf, worker.ActionCatalog())
+			l, problems, err := playbookstore.Open(conf, actions.Catalog())
 			require.NoError(t, err)
 			names := map[string]bool{}
 			for _, p := range l.Programs() {

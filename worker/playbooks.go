@@ -1,0 +1,54 @@
+package worker
+
+import (
+	"context"
+	"net/http"
+	"time"
+
+	"stanch/activities"
+	"stanch/worker/playbookstore"
+)
+
+// handleListPlaybooks handles the route that lists this worker's playbooks and, with ?incident=ID, their role in an
+// incident.
+func (w *Worker) handleListPlaybooks(r *http.Request) (any, error) {
+	id := r.URL.Query().Get("incident")
+	if id == "" {
+		return playbookstore.List(w.Library.Programs(), nil), nil
+	}
+	in, err := w.Queries.Incident(r.Context(), id)
+	if err != nil {
+		return nil, err //nolint:wrapcheck // the error names the incident and has the status
+	}
+	return playbookstore.List(w.Library.Programs(), &in), nil
+}
+
+// readRoutes returns the read-only routes of the API besides those of the gateway.
+func (w *Worker) readRoutes(audit map[string]func(*http.Request) (any, error)) map[string]func(*http.Request) (any,
+	error) {
+	audit["/v1/playbooks"] = w.handleListPlaybooks
+	return audit
+}
+
+// lazyManifestReader reads the worker's evidence store, which is created after the actions that use it.
+type lazyManifestReader struct{ worker *Worker }
+
+func (r lazyManifestReader) Manifest(incident string) ([]activities.ManifestLine, []activities.IntegrityFinding,
+	error,
+) {
+	return r.worker.Activities.Evidence.Manifest(
+		incident,
+		r.worker.Authority.Keyring(),
+	) //nolint:wrapcheck // the error names the manifest
+}
+
+// watchLibrary applies edits of playbooks until Close.
+func (w *Worker) watchLibrary(ctx context.Context) {
+	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	done := make(chan struct{})
+	w.closers = append(w.closers, func() { cancel(); <-done })
+	go func() {
+		defer close(done)
+		w.Library.ReloadPeriodically(ctx, 2*time.Second, w.Log)
+	}()
+}
