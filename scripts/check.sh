@@ -1,10 +1,14 @@
 #!/usr/bin/env bash
-# Checks format, vet, lint (with the import direction), words, and that generated code is up to date. tools/go.mod pins
-# the tools.
+# Checks the module files, format, vet, lint (with the import direction), words, and that generated code is up to date.
+# tools/go.mod pins the tools.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 tool() { go tool -modfile=tools/go.mod "$@"; }
 print_step() { echo "== $*"; }
+print_step "go mod tidy"
+for module in . tools; do
+	(cd $module && go mod tidy -diff) || { echo "$module/go.mod or go.sum is not tidy; run go mod tidy in $module"; exit 1; }
+done
 print_step gofumpt
 bad=$(tool gofumpt -l $(git ls-files '*.go' | grep -v -E '_bpfel\.go$|\.pb\.go$'))
 [ -z "$bad" ] || { echo "files are not formatted; run go tool -modfile=tools/go.mod gofumpt -w FILES:"; echo "$bad"; exit 1; }
