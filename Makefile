@@ -10,6 +10,8 @@ TOOL       := $(GO) tool -modfile=tools/go.mod
 VERSION    ?= $(shell git describe --always --dirty 2>/dev/null || echo dev)
 LDFLAGS    := -s -w -X main.version=$(VERSION)
 PACKAGES   := containerd runc containernetworking-plugins iptables iproute2 busybox-static python3-venv
+# The power-loss tests record system calls.
+PACKAGES   += strace
 # Benign loads that no rule may report: a compiler, a web server, a database.
 PACKAGES   += gcc libc6-dev git make nginx-light redis-server redis-tools apache2-utils procps curl python3
 # The baseline for the cost of the sensor.

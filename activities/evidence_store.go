@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"stanch/playbooks"
+	"stanch/sensors/durablefile"
 	"stanch/sensors/truncate"
 )
 
@@ -68,6 +69,8 @@ func (s *EvidenceStore) StoreArtifact(_ context.Context, incident, action, targe
 			return playbooks.EvidenceRef{}, fmt.Errorf("store evidence %s: %w", piece.Name, err)
 		}
 		s.addUsedBytes(ref.SizeBytes)
+	} else if err := durablefile.Sync(s.blobPath(ref.SHA256)); err != nil { // a killed process may have written it
+		return playbooks.EvidenceRef{}, fmt.Errorf("store evidence %s: %w", piece.Name, err)
 	}
 	entered := ref
 	hash, err := s.appendEntry(ManifestEntry{
@@ -88,22 +91,10 @@ func (s *EvidenceStore) blobPath(sum string) string {
 // writeBlob stores bytes under their hash. It rewrites a blob whose content does not match its name.
 func (s *EvidenceStore) writeBlob(sum string, data []byte) error {
 	path := s.blobPath(sum)
-	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+	if err := durablefile.MakeDirectory(filepath.Dir(path), 0o700); err != nil {
 		return err //nolint:wrapcheck // the caller adds context
 	}
-	f, err := os.CreateTemp(filepath.Dir(path), "new-*")
-	if err != nil {
-		return err //nolint:wrapcheck // the caller adds context
-	}
-	_, err = f.Write(data)
-	err = errors.Join(err, f.Chmod(0o400), f.Close())
-	if err == nil {
-		err = os.Rename(f.Name(), path)
-	}
-	if err != nil {
-		return errors.Join(err, os.Remove(f.Name())) // leave nothing behind on a full disk
-	}
-	return nil
+	return durablefile.Write(path, data, 0o400) //nolint:wrapcheck // the caller adds context
 }
 
 // ErrCorrupted means that an artifact's content does not match its hash.

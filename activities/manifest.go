@@ -17,6 +17,7 @@ import (
 
 	"stanch/playbooks"
 	"stanch/sensors/attestation"
+	"stanch/sensors/durablefile"
 	"stanch/sensors/truncate"
 )
 
@@ -125,10 +126,10 @@ func (s *EvidenceStore) appendEntry(e ManifestEntry) (string, error) {
 		return "", fmt.Errorf("append %s to the manifest of %s: %w", e.Kind, e.IncidentID, err)
 	}
 	path := s.manifestPath(e.IncidentID)
-	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+	if err := durablefile.MakeDirectory(filepath.Dir(path), 0o700); err != nil {
 		return fail(err)
 	}
-	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
+	f, err := durablefile.Open(path, 0o600)
 	if err != nil {
 		return fail(err)
 	}
@@ -146,6 +147,10 @@ func (s *EvidenceStore) appendEntry(e ManifestEntry) (string, error) {
 		last = bytes.TrimSuffix(line, []byte("\n"))
 		var before ManifestEntry
 		if before, err = parseEntryUnverified(last); err == nil && before.recordsSameAs(e) {
+			// The process that appended it may have been killed before it was durable.
+			if err := f.Sync(); err != nil {
+				return fail(err)
+			}
 			return hashLine(last), nil
 		}
 	}
@@ -171,6 +176,9 @@ func (s *EvidenceStore) appendEntry(e ManifestEntry) (string, error) {
 	}
 	if _, err := f.WriteAt(append(line, '\n'), int64(whole)); err != nil {
 		return fail(errors.Join(err, f.Truncate(int64(whole))))
+	}
+	if err := f.Sync(); err != nil {
+		return fail(err)
 	}
 	return hashLine(line), nil
 }

@@ -23,6 +23,7 @@ import (
 	"stanch/sensors"
 	"stanch/sensors/agent"
 	"stanch/sensors/containermeta"
+	"stanch/sensors/durablefile"
 	"stanch/sensors/duration"
 	"stanch/sensors/gatewayrpc"
 	"stanch/sensors/probe"
@@ -168,7 +169,7 @@ func validateArgs(check cobra.PositionalArgs) cobra.PositionalArgs {
 func openNodeCertificate(ctx context.Context, state, certs string,
 	enroll gatewayrpc.Enrollment,
 ) (*gatewayrpc.NodeCertificate, *gatewayrpc.PinnedKeys, error) {
-	if err := os.MkdirAll(state, 0o700); err != nil {
+	if err := durablefile.MakeDirectory(state, 0o700); err != nil {
 		return nil, nil, fmt.Errorf("open the state directory: %w", err)
 	}
 	enroll.CertificatePath, enroll.PinnedKeysPath = filepath.Join(state, "node.pem"),

@@ -5,13 +5,13 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"os"
 	"path/filepath"
 	"regexp"
 
 	"github.com/spf13/cobra"
 
 	"stanch/sensors/attestation"
+	"stanch/sensors/durablefile"
 	"stanch/sensors/gatewayrpc"
 	"stanch/worker/authority"
 	"stanch/worker/codec"
@@ -110,7 +110,7 @@ func writeKeySet(path string, set attestation.KeySet) error {
 	if err != nil {
 		return fmt.Errorf("write the authority's keys: %w", err)
 	}
-	if err := os.WriteFile(path, append(raw, '\n'), 0o600); err != nil {
+	if err := durablefile.Write(path, append(raw, '\n'), 0o600); err != nil {
 		return fmt.Errorf("write the authority's keys: %w", err)
 	}
 	return nil
@@ -189,7 +189,7 @@ Restart every worker after either rotation.`,
 var nodeNamePattern = regexp.MustCompile(`^[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$`)
 
 func createAuthority(dir string) error {
-	if err := os.MkdirAll(dir, 0o700); err != nil {
+	if err := durablefile.MakeDirectory(dir, 0o700); err != nil {
 		return fmt.Errorf("create %s: %w", dir, err)
 	}
 	if _, err := authority.OpenOrCreate(filepath.Join(dir, "keys")); err != nil {

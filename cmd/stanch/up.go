@@ -25,6 +25,7 @@ import (
 
 	"stanch/activities/kube"
 	"stanch/sensors/agent"
+	"stanch/sensors/durablefile"
 	"stanch/sensors/duration"
 	"stanch/sensors/gatewayrpc"
 	"stanch/sensors/probe"
@@ -144,8 +145,8 @@ func runUp(ctx context.Context, g *globalFlags, o upOptions, out io.Writer) (err
 	}
 	defer func() { err = errors.Join(err, server.Stop()) }()
 	// Tools on this machine read the address; they authenticate with the certificate next to it.
-	if err := os.WriteFile(filepath.Join(g.dataDir, "temporal", "address"), []byte(server.Address+"\n"),
-		0o600); err != nil {
+	if err := durablefile.WriteRecomputable(filepath.Join(g.dataDir, "temporal", "address"),
+		[]byte(server.Address+"\n"), 0o600); err != nil {
 		return fmt.Errorf("write Temporal's address: %w", err)
 	}
 	options, err := worker.SecureClientOptions(client.Options{

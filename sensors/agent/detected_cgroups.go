@@ -16,6 +16,7 @@ import (
 
 	"stanch/sensors"
 	"stanch/sensors/containermeta"
+	"stanch/sensors/durablefile"
 )
 
 // detectedCgroups records in which cgroups this node detected something of a target. The kernel reported their IDs
@@ -99,10 +100,8 @@ func (s *detectedCgroups) record(c *sensors.Container) error {
 	if err != nil {
 		return fmt.Errorf("write the cgroups of detected containers: %w", err)
 	}
-	if err := os.WriteFile(s.path+".new", raw, 0o600); err != nil {
-		return fmt.Errorf("write the cgroups of detected containers: %w", err)
-	}
-	if err := os.Rename(s.path+".new", s.path); err != nil {
+	// The cgroup IDs end with the boot, so nothing is left to read after a power loss.
+	if err := durablefile.WriteRecomputable(s.path, raw, 0o600); err != nil {
 		return fmt.Errorf("write the cgroups of detected containers: %w", err)
 	}
 	return nil

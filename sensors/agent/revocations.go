@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"stanch/sensors/attestation"
+	"stanch/sensors/durablefile"
 )
 
 // revocations records which leases were ended early, until their original end. Without it, a token that was issued
@@ -31,7 +32,7 @@ func openRevocations(dir string) (*revocations, error) {
 	if dir == "" {
 		return l, nil
 	}
-	if err := os.MkdirAll(dir, 0o700); err != nil {
+	if err := durablefile.MakeDirectory(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("open the node's revocations: %w", err)
 	}
 	l.path = filepath.Join(dir, "released.json")
@@ -75,10 +76,7 @@ func (l *revocations) record(lease, target string, until time.Time, by attestati
 	if err != nil {
 		return fmt.Errorf("write the node's revocations: %w", err)
 	}
-	if err := os.WriteFile(l.path+".new", raw, 0o600); err != nil {
-		return fmt.Errorf("write the node's revocations: %w", err)
-	}
-	if err := os.Rename(l.path+".new", l.path); err != nil {
+	if err := durablefile.Write(l.path, raw, 0o600); err != nil {
 		return fmt.Errorf("write the node's revocations: %w", err)
 	}
 	return nil

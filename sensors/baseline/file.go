@@ -10,6 +10,8 @@ import (
 	"path/filepath"
 	"strings"
 	"time"
+
+	"stanch/sensors/durablefile"
 )
 
 // FileVersion is the version of the file format.
@@ -131,7 +133,7 @@ func Open(file string, o Options) (*Baselines, error) {
 	defer func() { _ = f.Close() }()
 	if _, err := b.Read(f); err != nil {
 		aside := file + ".damaged"
-		if renamed := os.Rename(file, aside); renamed != nil {
+		if renamed := durablefile.Rename(file, aside); renamed != nil {
 			return b, errors.Join(err, renamed)
 		}
 		return b, fmt.Errorf("%s was moved to %s, and learning restarts: %w", file, aside, err)
@@ -160,17 +162,10 @@ func (b *Baselines) Save(file string) error {
 		return nil
 	}
 	err := func() error {
-		if err := os.MkdirAll(filepath.Dir(file), 0o700); err != nil {
-			return err
+		if err := durablefile.MakeDirectory(filepath.Dir(file), 0o700); err != nil {
+			return err //nolint:wrapcheck // wrapped below
 		}
-		f, err := os.OpenFile(file+".new", os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)
-		if err != nil {
-			return err
-		}
-		if err := errors.Join(b.Write(f), f.Close()); err != nil {
-			return err
-		}
-		return os.Rename(file+".new", file)
+		return durablefile.WriteFrom(file, 0o600, b.Write) //nolint:wrapcheck // wrapped below
 	}()
 	if err != nil {
 		b.mu.Lock()

@@ -1,7 +1,6 @@
 package gatewayrpc
 
 import (
-	"bytes"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
@@ -14,8 +13,11 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"time"
+
+	"stanch/sensors/durablefile"
 )
 
 // NodeCertificate is the node's certificate and its renewals. The private key never leaves the node. It is safe for
@@ -75,20 +77,10 @@ func ReadKeyPair(path string) (tls.Certificate, error) {
 // WriteKeyPair writes a certificate and its key into one file, atomically, so that a crash never leaves one without
 // the other.
 func WriteKeyPair(path string, certificate, key []byte) error {
-	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+	if err := durablefile.MakeDirectory(filepath.Dir(path), 0o700); err != nil {
 		return fmt.Errorf("save the certificate: %w", err)
 	}
-	f, err := os.CreateTemp(filepath.Dir(path), ".certificate-")
-	if err != nil {
-		return fmt.Errorf("save the certificate: %w", err)
-	}
-	_, err = f.Write(bytes.Join([][]byte{certificate, key}, nil))
-	err = errors.Join(err, f.Sync(), f.Close())
-	if err == nil {
-		err = os.Rename(f.Name(), path)
-	}
-	if err != nil {
-		_ = os.Remove(f.Name())
+	if err := durablefile.Write(path, slices.Concat(certificate, key), 0o600); err != nil {
 		return fmt.Errorf("save the certificate: %w", err)
 	}
 	return nil

@@ -11,9 +11,8 @@ import (
 	"os"
 	"sync"
 
-	"github.com/google/renameio/v2"
-
 	"stanch/sensors/attestation"
+	"stanch/sensors/durablefile"
 )
 
 // PinnedKeys are the authority's keys that a node trusts: the keys from its enrollment, and the keys that a chain of
@@ -156,7 +155,7 @@ func (p *PinnedKeys) save(set attestation.KeySet) error {
 	if err != nil {
 		return fmt.Errorf("save the pinned keys: %w", err)
 	}
-	if err := renameio.WriteFile(p.path, raw, 0o600); err != nil {
+	if err := durablefile.Write(p.path, raw, 0o600); err != nil {
 		return fmt.Errorf("save the pinned keys: %w", err)
 	}
 	return nil

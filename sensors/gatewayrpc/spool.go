@@ -13,6 +13,7 @@ import (
 	"sync"
 
 	"stanch/sensors"
+	"stanch/sensors/durablefile"
 )
 
 // SpoolLimits are the limits of a spool. The zero value means the defaults.
@@ -36,8 +37,8 @@ func (l SpoolLimits) withDefaults() SpoolLimits {
 const MaxDetectionBytes = 256 << 10
 
 // Spool keeps detections in order until they are acknowledged. It is stored in a file, so it survives a kill of the
-// process. The file is not synced, so a crash of the machine may lose the newest detections. It is safe for concurrent
-// use.
+// process. The file is synced in the background, so a power loss can lose those detections that were added during the
+// last sync, which takes some milliseconds. It is safe for concurrent use.
 type Spool struct {
 	mu           sync.Mutex
 	file         *os.File
@@ -53,6 +54,14 @@ type Spool struct {
 	// incomplete reports whether a pending line is missing in the file. The offset of the acknowledged part is then
 	// unknown.
 	incomplete bool
+	// addedLines and syncedLines count the lines that were written to the file, and those of them that are durable.
+	addedLines, syncedLines uint64
+
+	syncMu      sync.Mutex    // one sync at a time
+	syncNeeded  chan struct{} // receives a value when there may be lines to sync
+	closing     chan struct{}
+	syncerEnded chan struct{}
+	closeOnce   sync.Once
 }
 
 // headerFormat is the first line of a spool file. Its length is constant, so that it can be overwritten in place.
@@ -66,11 +75,14 @@ const compactThresholdBytes = 1 << 20
 // OpenSpool opens the spool in dir and reads what an earlier process left. It drops an incomplete last line. It also
 // drops, and counts, a line that is too large to be sent, which an older sensor may have written.
 func OpenSpool(dir string, limit SpoolLimits) (*Spool, error) {
-	if err := os.MkdirAll(dir, 0o700); err != nil {
+	if err := durablefile.MakeDirectory(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("open spool: %w", err)
 	}
 	path := filepath.Join(dir, "detections.spool")
-	s := &Spool{limit: limit.withDefaults(), ready: make(chan struct{}, 1), path: path}
+	s := &Spool{
+		limit: limit.withDefaults(), ready: make(chan struct{}, 1), path: path, syncNeeded: make(chan struct{}, 1),
+		closing: make(chan struct{}), syncerEnded: make(chan struct{}),
+	}
 	old, err := os.Open(path)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
@@ -91,6 +103,7 @@ func OpenSpool(dir string, limit SpoolLimits) (*Spool, error) {
 		return nil, err
 	}
 	s.signalReady()
+	go s.syncInBackground()
 	return s, nil
 }
 
@@ -154,31 +167,68 @@ func (s *Spool) enqueue(line []byte) {
 	s.pendingBytes += int64(len(line))
 }
 
-// compact atomically replaces the file with one that contains only the pending lines.
+// compact replaces the file with one that contains only the pending lines.
 func (s *Spool) compact() error {
-	path := s.path
-	next, err := os.OpenFile(path+".new", os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)
+	if err := durablefile.WriteFrom(s.path, 0o600, s.writePending); err != nil {
+		return fmt.Errorf("rewrite spool: %w", err)
+	}
+	next, err := os.OpenFile(s.path, os.O_WRONLY, 0)
 	if err != nil {
 		return fmt.Errorf("rewrite spool: %w", err)
 	}
-	if _, err := next.Write(headerLine(0)); err != nil {
-		_ = next.Close()
-		return fmt.Errorf("rewrite spool: %w", err)
-	}
-	for _, line := range s.pending {
-		if _, err := next.Write(append(line[:len(line):len(line)], '\n')); err != nil {
-			_ = next.Close()
-			return fmt.Errorf("rewrite spool: %w", err)
-		}
-	}
-	if err := os.Rename(path+".new", path); err != nil {
-		_ = next.Close()
-		return fmt.Errorf("rewrite spool: %w", err)
+	if _, err := next.Seek(0, io.SeekEnd); err != nil {
+		return fmt.Errorf("rewrite spool: %w", errors.Join(err, next.Close()))
 	}
 	if s.file != nil {
 		_ = s.file.Close()
 	}
-	s.file, s.ackedBytes, s.incomplete = next, 0, false
+	s.file, s.ackedBytes, s.incomplete, s.syncedLines = next, 0, false, s.addedLines
+	return nil
+}
+
+// writePending writes a file that contains only the pending lines.
+func (s *Spool) writePending(w io.Writer) error {
+	out := bufio.NewWriter(w)
+	_, _ = out.Write(headerLine(0)) // Flush returns the errors
+	for _, line := range s.pending {
+		_, _ = out.Write(line)
+		_ = out.WriteByte('\n')
+	}
+	return out.Flush() //nolint:wrapcheck // the caller adds the context
+}
+
+// syncInBackground makes added lines durable until Close. The caller of Add does not wait: a sync takes milliseconds, in
+// which the sensor would lose events of the kernel.
+func (s *Spool) syncInBackground() {
+	defer close(s.syncerEnded)
+	for {
+		select {
+		case <-s.closing:
+			return
+		case <-s.syncNeeded:
+			_ = s.Sync() // a failure makes the next Acknowledge rewrite the file
+		}
+	}
+}
+
+// Sync makes all added detections durable.
+func (s *Spool) Sync() error {
+	s.syncMu.Lock()
+	defer s.syncMu.Unlock()
+	s.mu.Lock()
+	file, added, synced := s.file, s.addedLines, s.syncedLines
+	s.mu.Unlock()
+	if added == synced {
+		return nil
+	}
+	err := file.Sync()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if err != nil && file == s.file { // otherwise the file was replaced in between, by one that is durable
+		s.incomplete = true // the kernel may have dropped what it could not write
+		return fmt.Errorf("sync spool: %w", err)
+	}
+	s.syncedLines = max(s.syncedLines, added)
 	return nil
 }
 
@@ -206,6 +256,11 @@ func (s *Spool) Add(d sensors.Detection) error {
 	if _, err := s.file.Write(append(line[:len(line):len(line)], '\n')); err != nil {
 		s.incomplete = true
 		return fmt.Errorf("spool detection %s: kept in memory only: %w", d.ID, err)
+	}
+	s.addedLines++
+	select {
+	case s.syncNeeded <- struct{}{}:
+	default:
 	}
 	return nil
 }
@@ -280,11 +335,14 @@ func (s *Spool) Len() int { s.mu.Lock(); defer s.mu.Unlock(); return len(s.pendi
 // large.
 func (s *Spool) Dropped() uint64 { s.mu.Lock(); defer s.mu.Unlock(); return s.dropped }
 
-// Close closes the file. Pending detections stay in it.
+// Close syncs and closes the file. Pending detections stay in it.
 func (s *Spool) Close() error {
+	s.closeOnce.Do(func() { close(s.closing) })
+	<-s.syncerEnded
+	err := s.Sync()
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if err := s.file.Close(); err != nil {
+	if err := errors.Join(err, s.file.Close()); err != nil {
 		return fmt.Errorf("close spool: %w", err)
 	}
 	return nil

@@ -26,6 +26,7 @@ import (
 	pb "google.golang.org/protobuf/proto"
 
 	"stanch/sensors/attestation"
+	"stanch/sensors/durablefile"
 	"stanch/worker/audit"
 )
 
@@ -203,19 +204,10 @@ func writeArchiveFile(path string, raw []byte) error {
 	if err := z.Close(); err != nil {
 		return fmt.Errorf("pack the archive: %w", err)
 	}
-	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+	if err := durablefile.MakeDirectory(filepath.Dir(path), 0o700); err != nil {
 		return fmt.Errorf("write the archive: %w", err)
 	}
-	f, err := os.OpenFile(path+".new", os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)
-	if err != nil {
-		return fmt.Errorf("write the archive: %w", err)
-	}
-	_, err = f.Write(b.Bytes())
-	err = errors.Join(err, f.Sync(), f.Close())
-	if err == nil {
-		err = os.Rename(path+".new", path)
-	}
-	if err != nil {
+	if err := durablefile.Write(path, b.Bytes(), 0o600); err != nil {
 		return fmt.Errorf("write the archive: %w", err)
 	}
 	return nil

@@ -21,10 +21,9 @@ import (
 	"strings"
 	"time"
 
-	"github.com/google/renameio/v2"
-
 	"stanch/activities"
 	"stanch/sensors/attestation"
+	"stanch/sensors/durablefile"
 )
 
 // Authority signs statements, and verifies those that it signed. It is safe for concurrent use.
@@ -51,14 +50,14 @@ const chainHeader = `{"body":"eyJhdCI6ImRhdGEgZm9ybWF0IDIgcmVxdWlyZXMgYSBuZXdlci
 // OpenOrCreate reads the signing key in dir, or creates one.
 func OpenOrCreate(dir string) (*Authority, error) {
 	_, err := os.Stat(filepath.Join(dir, seedFile))
-	isNew := errors.Is(err, fs.ErrNotExist)
-	if _, err := LoadOrCreateSecret(filepath.Join(dir, seedFile), ed25519.SeedSize); err != nil {
-		return nil, err
-	}
-	if isNew {
+	if errors.Is(err, fs.ErrNotExist) {
+		// The chain is written first: once the key exists, no start writes the header again.
 		if err := writeKeySetChain(filepath.Join(dir, keySetChainFile), nil); err != nil {
 			return nil, err
 		}
+	}
+	if _, err := LoadOrCreateSecret(filepath.Join(dir, seedFile), ed25519.SeedSize); err != nil {
+		return nil, err
 	}
 	return OpenExisting(dir)
 }
@@ -195,19 +194,18 @@ func (a *Authority) KeySet() attestation.KeySet {
 // KeySetChain returns the signed key sets of all rotations, oldest first.
 func (a *Authority) KeySetChain() []attestation.Envelope { return a.keySetChain }
 
-// writeFile replaces a file atomically, or removes it.
+// writeFile replaces a file, or removes it.
 func writeFile(path, text string, keep bool) error {
 	if !keep {
-		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		if err := durablefile.Remove(path); err != nil {
 			return fmt.Errorf("remove %s: %w", path, err)
 		}
 		return nil
 	}
-	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+	if err := durablefile.MakeDirectory(filepath.Dir(path), 0o700); err != nil {
 		return fmt.Errorf("create %s: %w", path, err)
 	}
-	// The file is synced before it is used: a key that is lost in a power failure cannot be created again.
-	if err := renameio.WriteFile(path, []byte(text), 0o600); err != nil {
+	if err := durablefile.Write(path, []byte(text), 0o600); err != nil {
 		return fmt.Errorf("create %s: %w", path, err)
 	}
 	return nil
@@ -236,16 +234,32 @@ func (a *Authority) Sign(purpose attestation.PayloadType, body any) (attestation
 	return a.signingKey.Sign(purpose, body) //nolint:wrapcheck // the error names the purpose
 }
 
-// LoadOrCreateSecret reads n random bytes from a file of base64 text, or creates the file.
+// LoadOrCreateSecret reads n random bytes from a file of base64 text, or creates the file. Of two processes that create
+// it at the same time, both return the same bytes.
 func LoadOrCreateSecret(path string, n int) ([]byte, error) {
 	if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
-		secret := make([]byte, n)
-		if _, err := rand.Read(secret); err != nil {
+		if err := createSecret(path, n); err != nil && !errors.Is(err, fs.ErrExist) {
 			return nil, fmt.Errorf("create %s: %w", path, err)
 		}
-		return secret, writeFile(path, base64.StdEncoding.EncodeToString(secret)+"\n", true)
+	}
+	// What this key signs or encrypts must not outlive it: the process that created it may have been killed before it
+	// was on the disk.
+	if err := durablefile.Sync(path); err != nil {
+		return nil, fmt.Errorf("open %s: %w", path, err)
 	}
 	return readSecret(path, n)
+}
+
+func createSecret(path string, n int) error {
+	secret := make([]byte, n)
+	if _, err := rand.Read(secret); err != nil {
+		return err
+	}
+	if err := durablefile.MakeDirectory(filepath.Dir(path), 0o700); err != nil {
+		return err //nolint:wrapcheck // the caller adds context
+	}
+	//nolint:wrapcheck // the caller adds context
+	return durablefile.Create(path, []byte(base64.StdEncoding.EncodeToString(secret)+"\n"), 0o600)
 }
 
 func readSecret(path string, n int) ([]byte, error) {

@@ -16,13 +16,13 @@ import (
 	"path/filepath"
 	"time"
 
+	"stanch/sensors/durablefile"
 	"stanch/sensors/gatewayrpc"
 )
 
 // PKI is the certificate authority of one installation. It issues certificates for the gateway, the nodes and, in
 // `stanch up`, the client of the embedded Temporal. Its key is in a directory that only the owner may read.
 type PKI struct {
-	dir    string
 	caCert *x509.Certificate
 	caKey  *ecdsa.PrivateKey
 	caPEM  []byte
@@ -37,18 +37,25 @@ const (
 
 // OpenOrCreatePKI reads the authority in dir, or creates one.
 func OpenOrCreatePKI(dir string) (*PKI, error) {
-	if err := os.MkdirAll(dir, 0o700); err != nil {
+	if err := durablefile.MakeDirectory(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("open certificates: %w", err)
 	}
-	p := &PKI{dir: dir}
-	raw, err := os.ReadFile(filepath.Join(dir, "ca.crt"))
-	if errors.Is(err, fs.ErrNotExist) {
-		return p, p.createCA()
+	certPath, keyPath := filepath.Join(dir, "ca.crt"), filepath.Join(dir, "ca.key")
+	if _, err := os.Stat(certPath); errors.Is(err, fs.ErrNotExist) {
+		if err := createCA(certPath, keyPath); err != nil {
+			return nil, err
+		}
 	}
+	// What this authority issues must not outlive it: the process that created it may have been killed before it was on
+	// the disk.
+	if err := errors.Join(durablefile.Sync(keyPath), durablefile.Sync(certPath)); err != nil {
+		return nil, fmt.Errorf("open certificates: %w", err)
+	}
+	raw, err := os.ReadFile(certPath)
 	if err != nil {
 		return nil, fmt.Errorf("open certificates: %w", err)
 	}
-	keyRaw, err := os.ReadFile(filepath.Join(dir, "ca.key"))
+	keyRaw, err := os.ReadFile(keyPath)
 	if err != nil {
 		return nil, fmt.Errorf("open certificates: %w", err)
 	}
@@ -60,14 +67,15 @@ func OpenOrCreatePKI(dir string) (*PKI, error) {
 	if !ok {
 		return nil, fmt.Errorf("the certificate authority in %s has an unknown key type", dir)
 	}
-	p.caCert, p.caKey, p.caPEM = pair.Leaf, key, raw
-	return p, nil
+	return &PKI{caCert: pair.Leaf, caKey: key, caPEM: raw}, nil
 }
 
-func (p *PKI) createCA() error {
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+// createCA creates the authority's key and its certificate. The key is created first and never replaced, so that after
+// a crash, or with two processes, the certificate always belongs to the key.
+func createCA(certPath, keyPath string) error {
+	key, err := createCAKey(keyPath)
 	if err != nil {
-		return fmt.Errorf("create a key: %w", err)
+		return fmt.Errorf("create the certificate authority: %w", err)
 	}
 	template := &x509.Certificate{
 		SerialNumber: newSerialNumber(), Subject: pkix.Name{CommonName: "Stanch"}, NotBefore: time.Now().Add(-time.Hour),
@@ -79,23 +87,42 @@ func (p *PKI) createCA() error {
 	if err != nil {
 		return fmt.Errorf("create the certificate authority: %w", err)
 	}
-	if p.caCert, err = x509.ParseCertificate(der); err != nil {
-		return fmt.Errorf("create the certificate authority: %w", err)
-	}
-	p.caKey, p.caPEM = key, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})
-	keyPEM, err := encodePrivateKey(key)
-	if err != nil {
-		return err
-	}
-	// The key is written first: after a crash in between, the next start creates a new authority, and never one without
-	// its key.
-	if err := os.WriteFile(filepath.Join(p.dir, "ca.key"), keyPEM, 0o600); err != nil {
-		return fmt.Errorf("store the certificate authority: %w", err)
-	}
-	if err := os.WriteFile(filepath.Join(p.dir, "ca.crt"), p.caPEM, 0o600); err != nil {
+	certPEM := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})
+	if err := durablefile.Create(certPath, certPEM, 0o600); err != nil && !errors.Is(err, fs.ErrExist) {
 		return fmt.Errorf("store the certificate authority: %w", err)
 	}
 	return nil
+}
+
+// createCAKey creates the key, or reads the one that a crash left without a certificate.
+func createCAKey(path string) (*ecdsa.PrivateKey, error) {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return nil, err //nolint:wrapcheck // the caller adds context
+	}
+	keyPEM, err := encodePrivateKey(key)
+	if err != nil {
+		return nil, err
+	}
+	if err := durablefile.Create(path, keyPEM, 0o600); !errors.Is(err, fs.ErrExist) {
+		return key, err //nolint:wrapcheck // the caller adds context
+	}
+	if keyPEM, err = os.ReadFile(path); err != nil {
+		return nil, err //nolint:wrapcheck // the caller adds context
+	}
+	block, _ := pem.Decode(keyPEM)
+	if block == nil {
+		return nil, fmt.Errorf("%s contains no key; remove it if the installation has no ca.crt", path)
+	}
+	existing, err := x509.ParsePKCS8PrivateKey(block.Bytes)
+	if err != nil {
+		return nil, fmt.Errorf("read %s: %w", path, err)
+	}
+	key, ok := existing.(*ecdsa.PrivateKey)
+	if !ok {
+		return nil, fmt.Errorf("%s has an unknown key type", path)
+	}
+	return key, nil
 }
 
 func newSerialNumber() *big.Int {
@@ -157,12 +184,15 @@ func (p *PKI) WriteCertificateFiles(dir, base, role, name string, hosts ...strin
 	if err != nil {
 		return "", "", err
 	}
-	if err := os.MkdirAll(dir, 0o700); err != nil {
+	if err := durablefile.MakeDirectory(dir, 0o700); err != nil {
 		return "", "", fmt.Errorf("write the certificate for %s: %w", name, err)
 	}
 	cert, key = filepath.Join(dir, base+".crt"), filepath.Join(dir, base+".key")
-	for path, data := range map[string][]byte{cert: certPEM, key: keyPEM, filepath.Join(dir, "ca.crt"): p.caPEM} {
-		if err := os.WriteFile(path, data, 0o600); err != nil {
+	for _, f := range []struct {
+		path string
+		data []byte
+	}{{key, keyPEM}, {cert, certPEM}, {filepath.Join(dir, "ca.crt"), p.caPEM}} {
+		if err := durablefile.Write(f.path, f.data, 0o600); err != nil {
 			return "", "", fmt.Errorf("write the certificate for %s: %w", name, err)
 		}
 	}

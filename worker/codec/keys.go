@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"strings"
 
+	"stanch/sensors/durablefile"
 	"stanch/worker/authority"
 )
 
@@ -88,11 +89,7 @@ func RotateKey(dir string) (before, after string, err error) {
 		{retiredCodecKeysFile, text.String()},
 		{codecKeyFile, base64.StdEncoding.EncodeToString(next) + "\n"},
 	} {
-		path := filepath.Join(dir, f.name)
-		if err := os.WriteFile(path+".new", []byte(f.text), 0o600); err != nil {
-			return "", "", fmt.Errorf("rotate the payload key: %w", err)
-		}
-		if err := os.Rename(path+".new", path); err != nil {
+		if err := durablefile.Write(filepath.Join(dir, f.name), []byte(f.text), 0o600); err != nil {
 			return "", "", fmt.Errorf("rotate the payload key: %w", err)
 		}
 	}

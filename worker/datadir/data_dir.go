@@ -10,19 +10,21 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+
+	"stanch/sensors/durablefile"
 )
 
 // Format is the version of the data directory's content: workflow histories, keys, archive and state files. A
 // change that an older or newer Stanch cannot read increments it.
 const Format = 2
 
-// dataFormatFile contains DataFormat as decimal text. Directories of the first format have no such file.
+// dataFormatFile contains Format as decimal text. Directories of the first format have no such file.
 const dataFormatFile = "format"
 
 // Lock locks the data directory dir for this process, and creates it if it is missing. It returns an error, and
 // changes nothing, if another process uses the directory or its format differs.
 func Lock(dir string) (unlock func(), err error) {
-	if err := os.MkdirAll(dir, 0o700); err != nil {
+	if err := durablefile.MakeDirectory(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("open the data directory: %w", err)
 	}
 	if err := checkDataFormat(dir); err != nil {
@@ -36,12 +38,22 @@ func Lock(dir string) (unlock func(), err error) {
 		_ = f.Close()
 		return nil, fmt.Errorf("open %s: another Stanch instance is using it; stop that instance, or start this one with a different --data", dir)
 	}
-	if err := os.WriteFile(filepath.Join(dir, dataFormatFile), []byte(strconv.Itoa(Format)+"\n"), 0o600); err != nil {
+	if err := recordDataFormat(filepath.Join(dir, dataFormatFile)); err != nil {
 		_ = f.Close()
 		return nil, fmt.Errorf("open the data directory: %w", err)
 	}
 	var once sync.Once
 	return func() { once.Do(func() { _ = f.Close() }) }, nil
+}
+
+// recordDataFormat creates the format file, which is durable before anything else in the directory: data without it
+// counts as data of the first format.
+func recordDataFormat(path string) error {
+	err := durablefile.Create(path, []byte(strconv.Itoa(Format)+"\n"), 0o600)
+	if errors.Is(err, fs.ErrExist) {
+		err = durablefile.Sync(path)
+	}
+	return err //nolint:wrapcheck // the caller adds context
 }
 
 // checkDataFormat returns an error if a Stanch with another data format wrote dir. Data without a format file has the

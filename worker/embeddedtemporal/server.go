@@ -29,6 +29,7 @@ import (
 	"go.temporal.io/server/temporal"
 	"google.golang.org/protobuf/types/known/durationpb"
 
+	"stanch/sensors/durablefile"
 	"stanch/sensors/gatewayrpc"
 	"stanch/worker/authority"
 )
@@ -59,7 +60,7 @@ type Options struct {
 
 // Start starts Temporal and waits until it answers.
 func Start(ctx context.Context, o Options) (*Server, error) {
-	if err := os.MkdirAll(o.DataDir, 0o700); err != nil {
+	if err := durablefile.MakeDirectory(o.DataDir, 0o700); err != nil {
 		return nil, fmt.Errorf("start Temporal: %w", err)
 	}
 	cert, key, err := o.PKI.WriteCertificateFiles(filepath.Join(o.DataDir, "tls"), "temporal", authority.RoleTemporal,
@@ -143,7 +144,7 @@ func prepareDatabase(o Options, cfg *config.Config) error {
 		if err := sqlite.SetupSchema(&fresh); err != nil {
 			return fmt.Errorf("create the schema: %w", err)
 		}
-		if err := os.Rename(fresh.DatabaseName, sql.DatabaseName); err != nil {
+		if err := durablefile.Rename(fresh.DatabaseName, sql.DatabaseName); err != nil {
 			return fmt.Errorf("create the schema: %w", err)
 		}
 	}

@@ -13,6 +13,7 @@ import (
 	"stanch/activities"
 	"stanch/playbooks"
 	"stanch/sensors/attestation"
+	"stanch/sensors/durablefile"
 	"stanch/workflows/budget"
 )
 
@@ -68,10 +69,7 @@ func (s *FileKillSwitch) writeState(what string, stopped bool, by, reason string
 		text, err = s.signedState.signState(s.Authority, stopped, by, reason, time.Now())
 	}
 	if err == nil {
-		err = os.WriteFile(s.FilePath+".new", []byte(text), 0o600)
-	}
-	if err == nil {
-		err = os.Rename(s.FilePath+".new", s.FilePath)
+		err = durablefile.Write(s.FilePath, []byte(text), 0o600)
 	}
 	if err != nil {
 		return fmt.Errorf("%s the kill switch: %w", what, err)

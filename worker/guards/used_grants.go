@@ -10,13 +10,14 @@ import (
 	"sync"
 	"time"
 
-	"github.com/google/renameio/v2"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/util/retry"
+
+	"stanch/sensors/durablefile"
 )
 
 // UsedGrants records what each grant was used for: an approval is applied once. A copy of a grant, or of its votes,
@@ -106,7 +107,7 @@ func (g *FileUsedGrants) RecordUse(_ context.Context, nonce string, use GrantUse
 	if raw, err = json.Marshal(uses); err != nil {
 		return fmt.Errorf("write the used grants: %w", err)
 	}
-	if err := renameio.WriteFile(g.FilePath, raw, 0o600); err != nil {
+	if err := durablefile.Write(g.FilePath, raw, 0o600); err != nil {
 		return fmt.Errorf("write the used grants: %w", err)
 	}
 	return nil

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"stanch/sensors"
+	"stanch/sensors/durablefile"
 	"stanch/sensors/duration"
 	"stanch/sensors/truncate"
 )
@@ -68,23 +69,32 @@ func (m *Monitor) saveNodeRecords() {
 		return
 	}
 	m.mu.Lock()
-	defer m.mu.Unlock()
+	m.recordChanges++
+	change := m.recordChanges
+	m.mu.Unlock()
+	m.saveMu.Lock()
+	defer m.saveMu.Unlock()
+	if m.savedChanges >= change {
+		return // when many nodes connect at once, one write serves all that waited for the one before
+	}
+	m.mu.Lock()
+	change = m.recordChanges
 	known := map[string]nodeRecord{}
 	for name, n := range m.nodes {
 		known[name] = nodeRecord{SeenAt: n.lastSeen.UTC(), Stopped: n.stopped}
 	}
+	m.mu.Unlock()
 	raw, err := json.Marshal(known)
 	if err == nil {
-		next := m.StateFile + ".new"
-		if err = os.MkdirAll(filepath.Dir(m.StateFile), 0o700); err == nil {
-			if err = os.WriteFile(next, raw, 0o600); err == nil {
-				err = os.Rename(next, m.StateFile)
-			}
+		if err = durablefile.MakeDirectory(filepath.Dir(m.StateFile), 0o700); err == nil {
+			err = durablefile.Write(m.StateFile, raw, 0o600)
 		}
 	}
 	if err != nil {
 		m.Log.Warn("store the connected nodes", "error", err)
+		return
 	}
+	m.savedChanges = change
 }
 
 // missingNode is a node that is not connected, and since when.

@@ -107,7 +107,11 @@ type Monitor struct {
 	registryReadAt  time.Time            // time of the last read
 	registryRetryAt time.Time            // time of the next write attempt
 
+	saveMu       sync.Mutex // one write of StateFile at a time
+	savedChanges uint64     // the value of recordChanges that StateFile contains
+
 	mu                sync.Mutex
+	recordChanges     uint64 // counts the changes that StateFile must contain
 	nodes             map[string]*nodeState
 	sources           map[string]*sourceActivity
 	repeatAfter       map[string]time.Time // by condition: when it may be reported again

@@ -8,6 +8,7 @@ import (
 	"slices"
 
 	"stanch/playbooks/testspec"
+	"stanch/sensors/durablefile"
 )
 
 // UpdatedFile is a file that UpdateExpectations rewrote, with its original text.
@@ -100,17 +101,8 @@ func writeFileAtomically(file string, text []byte) error {
 	if file, err = filepath.EvalSymlinks(file); err != nil {
 		return fmt.Errorf("update the expectations: %w", err)
 	}
-	next, err := os.CreateTemp(filepath.Dir(file), ".update-*")
-	if err != nil {
+	if err := durablefile.Write(file, text, info.Mode().Perm()); err != nil {
 		return fmt.Errorf("update %s: %w", file, err)
-	}
-	_, err = next.Write(text)
-	err = errors.Join(err, next.Chmod(info.Mode().Perm()), next.Close())
-	if err == nil {
-		err = os.Rename(next.Name(), file)
-	}
-	if err != nil {
-		return errors.Join(fmt.Errorf("update %s: %w", file, err), os.Remove(next.Name()))
 	}
 	return nil
 }

@@ -9,8 +9,9 @@ import (
 	"io"
 	"io/fs"
 	"os"
-	"path/filepath"
 	"syscall"
+
+	"stanch/sensors/durablefile"
 )
 
 // fingerprintBytes is how many bytes at the beginning of a file are part of its identity.
@@ -91,22 +92,14 @@ func loadState(path string) (*savedState, error) {
 	return &s, nil
 }
 
-// saveState replaces the state atomically: after a crash there is either the old or the new state.
+// saveState replaces the state.
 func saveState(path string, s savedState) error {
 	raw, err := json.Marshal(s)
 	if err != nil {
 		return fmt.Errorf("encode the state: %w", err)
 	}
-	file, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+"-*")
-	if err != nil {
-		return fmt.Errorf("save the state: %w", err)
-	}
-	_, err = file.Write(append(raw, '\n'))
-	if err = errors.Join(err, file.Sync(), file.Close()); err == nil {
-		err = os.Rename(file.Name(), path)
-	}
-	if err != nil {
-		return fmt.Errorf("save the state in %s: %w", path, errors.Join(err, os.Remove(file.Name())))
+	if err := durablefile.Write(path, append(raw, '\n'), 0o600); err != nil {
+		return fmt.Errorf("save the state in %s: %w", path, err)
 	}
 	return nil
 }
