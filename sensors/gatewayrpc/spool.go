@@ -197,8 +197,8 @@ func (s *Spool) writePending(w io.Writer) error {
 	return out.Flush() //nolint:wrapcheck // the caller adds the context
 }
 
-// syncInBackground makes added lines durable until Close. The caller of Add does not wait: a sync takes milliseconds, in
-// which the sensor would lose events of the kernel.
+// syncInBackground makes added lines durable until Close. The caller of Add does not wait: a sync takes milliseconds,
+// and the sensor would lose events of the kernel in the meantime.
 func (s *Spool) syncInBackground() {
 	defer close(s.syncerEnded)
 	for {
