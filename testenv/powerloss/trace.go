@@ -8,14 +8,13 @@ import (
 	"strings"
 )
 
-// call is one system call of the recording. Its effect is replayed at its end, except that of close.
+// call is one system call of the recording. Its effect is replayed at its end, except that of close: another thread can
+// reuse the descriptor before strace prints the end.
 type call struct {
 	name   string
 	args   []string // strings are decoded, everything else is as strace prints it
 	result int
 	failed bool
-	// begun marks the start of a close: another thread can reuse the descriptor before strace prints the end.
-	begun bool
 }
 
 // String returns the call without long content.
@@ -45,10 +44,13 @@ func parseTrace(log string) ([]call, error) {
 			return nil, fmt.Errorf("unknown line %q", line)
 		}
 		text = strings.TrimLeft(text, " ")
+		if strings.HasPrefix(text, "+++") || strings.HasPrefix(text, "---") || strings.HasSuffix(text, "= ?") ||
+			strings.HasSuffix(text, "<detached ...>") {
+			continue // the end of a thread
+		}
 		if start, is := strings.CutSuffix(text, " <unfinished ...>"); is {
 			unfinished[thread] = start
 			if c, err := parseCall(start + ") = 0"); err == nil && c.name == "close" {
-				c.begun = true
 				calls = append(calls, c)
 			}
 			continue
@@ -63,9 +65,6 @@ func parseTrace(log string) ([]call, error) {
 			if strings.HasPrefix(text, "close(") {
 				continue // replayed at its start
 			}
-		}
-		if strings.HasPrefix(text, "+++") || strings.HasPrefix(text, "---") || strings.HasSuffix(text, "= ?") {
-			continue // the end of a thread
 		}
 		c, err := parseCall(text)
 		if err != nil {
