@@ -139,6 +139,16 @@ func TestWorkloadIsInferredFromThePod(t *testing.T) {
 		Labels: map[string]string{"pod-template-hash": "6d4cf56db6"},
 	}
 	requireNoDetection(t, set, execEvent("/bin/nc", sensors.Container{Pod: pod}))
+
+	// A pod of another Deployment, and one whose name was not made from the label, are other workloads.
+	other := pod
+	other.Name = "api-6d4cf56db6-bcdfg"
+	requireOneDetection(t, set, execEvent("/bin/nc", sensors.Container{Pod: other}))
+	for _, labels := range []map[string]string{nil, {"pod-template-hash": "7d9c4"}} {
+		unproven := pod
+		unproven.Labels = labels
+		requireOneDetection(t, set, execEvent("/bin/nc", sensors.Container{Pod: unproven}))
+	}
 }
 
 func TestImagePatternsMatchNormalizedReferences(t *testing.T) {

@@ -15,9 +15,18 @@ import (
 func TestShippedRulesPassTheirTests(t *testing.T) {
 	set, err := rules.LoadShipped()
 	require.NoError(t, err)
-	require.NotEmpty(t, set.Rules())
+	require.Greater(t, len(set.Rules()), 50)
+	ran := map[string]map[bool]bool{}
 	for _, r := range set.TestResults() {
 		require.True(t, r.Passed, "%s: %s", r.Rule, r.FailureReason)
+		if ran[r.Rule] == nil {
+			ran[r.Rule] = map[bool]bool{}
+		}
+		ran[r.Rule][r.ShouldFire] = true
+	}
+	for _, r := range set.Rules() {
+		require.Equal(t, map[bool]bool{true: true, false: true}, ran[r.Name],
+			"%s needs a test where it fires and one where it does not", r.Name)
 	}
 }
 

@@ -44,80 +44,170 @@ func listPackages(t *testing.T, args ...string) []goPackage {
 	}
 }
 
+// listProject returns the packages of the project. It fails if a layer or the tests' environment is missing, because
+// the tests would pass without having looked at anything.
+func listProject(t *testing.T) []goPackage {
+	t.Helper()
+	all := listPackages(t, "./...")
+	for _, layer := range append(slices.Clone(layers), "stanch/testenv") {
+		require.True(t, slices.ContainsFunc(all, func(p goPackage) bool { return isIn(p.ImportPath, layer) }),
+			"no package in %s", layer)
+	}
+	return all
+}
+
 // layers in the order in which they may know each other: a package imports its own layer and those before it.
 var layers = []string{
 	"stanch/bpf", "stanch/sensors", "stanch/playbooks", "stanch/activities", "stanch/workflows",
 	"stanch/worker", "stanch/cmd",
 }
 
+// isIn reports whether a package is the root or below it.
+func isIn(path, root string) bool { return path == root || strings.HasPrefix(path, root+"/") }
+
 func layerIndex(path string) int {
-	return slices.IndexFunc(layers, func(l string) bool { return path == l || strings.HasPrefix(path, l+"/") })
+	return slices.IndexFunc(layers, func(l string) bool { return isIn(path, l) })
 }
 
-func TestImportsGoOneWay(t *testing.T) {
-	for _, p := range listPackages(t, "./...") {
-		own := layerIndex(p.ImportPath)
-		if own < 0 {
-			continue
-		}
+// A check returns what violates a rule of the architecture: one sentence each.
+type check func(all []goPackage) []string
+
+// violations returns what a check of each import of each package finds.
+func violations(all []goPackage, check func(p goPackage, imported string) bool, problem string) []string {
+	var out []string
+	for _, p := range all {
 		for _, i := range p.Imports {
-			if !strings.HasPrefix(i, "stanch/") {
-				continue
-			}
-			require.LessOrEqual(t, layerIndex(i), own, "%s imports %s", p.ImportPath, i)
-			require.False(t, strings.HasPrefix(i, "stanch/testenv"), "%s imports %s", p.ImportPath, i)
-			if i == "stanch/bpf" {
-				require.Equal(t, "stanch/sensors/probe", p.ImportPath, "only the probe uses bpf")
+			if check(p, i) {
+				out = append(out, p.ImportPath+problem+i)
 			}
 		}
 	}
+	return out
+}
+
+// wrongWayImports finds imports of a later layer, or of the tests' environment, in the product.
+func wrongWayImports(all []goPackage) []string {
+	return violations(all, func(p goPackage, i string) bool {
+		own := layerIndex(p.ImportPath)
+		if own < 0 || !isIn(i, "stanch") {
+			return false
+		}
+		return layerIndex(i) > own || isIn(i, "stanch/testenv") || i == "stanch/bpf" && p.ImportPath != "stanch/sensors/probe"
+	}, " must not import ")
+}
+
+// extraImporters finds importers of the kernel library and of the Temporal server other than the one of each.
+func extraImporters(all []goPackage) []string {
+	return violations(all, func(p goPackage, i string) bool {
+		switch {
+		case isIn(i, "github.com/cilium/ebpf"):
+			return !isIn(p.ImportPath, "stanch/sensors/probe") && p.ImportPath != "stanch/bpf"
+		case isIn(i, "go.temporal.io/server"):
+			return p.ImportPath != "stanch/worker/embeddedtemporal" && !isIn(p.ImportPath, "stanch/testenv")
+		}
+		return false
+	}, " must not import ")
+}
+
+// heavyDependencies returns a check for packages that depend on one of the modules, directly or not.
+func heavyDependencies(modules ...string) check {
+	return func(all []goPackage) []string {
+		var out []string
+		for _, p := range all {
+			for _, d := range p.Deps {
+				if slices.ContainsFunc(modules, func(m string) bool { return isIn(d, m) }) {
+					out = append(out, p.ImportPath+" must not depend on "+d)
+				}
+			}
+		}
+		return out
+	}
+}
+
+// missingComments finds packages without a comment. Generated code has none.
+func missingComments(all []goPackage) []string {
+	var out []string
+	for _, p := range all {
+		if len(p.GoFiles) > 0 && p.Doc == "" && !strings.HasSuffix(p.ImportPath, "/gatewaypb") {
+			out = append(out, p.ImportPath+" has no package comment")
+		}
+	}
+	return out
+}
+
+var (
+	lightPackages = heavyDependencies("go.temporal.io", "k8s.io", "github.com/cilium/ebpf")
+	lightSensor   = heavyDependencies("go.temporal.io", "k8s.io/client-go")
+)
+
+func TestImportsGoOneWay(t *testing.T) {
+	require.Empty(t, wrongWayImports(listProject(t)))
 }
 
 func TestEBPFAndTemporalServerHaveOneImporter(t *testing.T) {
-	for _, p := range listPackages(t, "./...") {
-		for _, i := range p.Imports {
-			if strings.HasPrefix(i, "github.com/cilium/ebpf") {
-				require.True(t, strings.HasPrefix(p.ImportPath, "stanch/sensors/probe") || p.ImportPath == "stanch/bpf",
-					"%s imports %s", p.ImportPath, i)
-			}
-			if strings.HasPrefix(i, "go.temporal.io/server") {
-				require.True(t, p.ImportPath == "stanch/worker/embeddedtemporal" || strings.HasPrefix(p.ImportPath,
-					"stanch/testenv/"), "%s imports %s", p.ImportPath, i)
-			}
-		}
+	all := listProject(t)
+	require.Empty(t, extraImporters(all))
+	for importer, imported := range map[string]string{
+		"stanch/sensors/probe": "github.com/cilium/ebpf", "stanch/worker/embeddedtemporal": "go.temporal.io/server/temporal",
+	} {
+		require.True(t, slices.ContainsFunc(all, func(p goPackage) bool {
+			return p.ImportPath == importer && slices.Contains(p.Imports, imported)
+		}), "%s no longer imports %s", importer, imported)
 	}
 }
 
 func TestSensorsAndPlaybooksHaveNoHeavyDependencies(t *testing.T) {
-	for _, p := range listPackages(t, "./sensors", "./sensors/rules", "./sensors/attestation", "./sensors/integrations",
-		"./playbooks") {
-		for _, d := range p.Deps {
-			for _, foreign := range []string{"go.temporal.io/", "k8s.io/", "github.com/cilium/ebpf"} {
-				require.False(t, strings.HasPrefix(d, foreign), "%s depends on %s", p.ImportPath, d)
-			}
-		}
+	light := listPackages(t, "./sensors", "./sensors/rules", "./sensors/attestation", "./sensors/integrations",
+		"./playbooks")
+	require.Len(t, light, 5)
+	for _, p := range light {
+		require.NotEmpty(t, p.Deps, p.ImportPath)
 	}
+	require.Empty(t, lightPackages(light))
 }
 
 func TestSensorLinksNeitherTemporalNorKubernetesClient(t *testing.T) {
-	for _, p := range listPackages(t, "./cmd/stanch-sensor") {
-		for _, d := range p.Deps {
-			require.False(t, strings.HasPrefix(d, "go.temporal.io/") || strings.HasPrefix(d, "k8s.io/client-go"),
-				"the sensor links %s", d)
-		}
-	}
+	sensor := listPackages(t, "./cmd/stanch-sensor")
+	require.Len(t, sensor, 1)
+	require.Contains(t, sensor[0].Deps, "stanch/sensors/agent", "the dependencies are not complete")
+	require.Empty(t, lightSensor(sensor))
 }
 
 func TestEveryPackageHasComment(t *testing.T) {
-	for _, p := range listPackages(t, "./...") {
-		if len(p.GoFiles) > 0 && !strings.HasSuffix(p.ImportPath, "/gatewaypb") {
-			require.NotEmpty(t, p.Doc, "%s has no package comment", p.ImportPath)
-		}
+	require.Empty(t, missingComments(listProject(t)))
+}
+
+// Each check finds a violation that was made for it.
+func TestChecksFindViolations(t *testing.T) {
+	importing := func(path, imported string) goPackage {
+		return goPackage{ImportPath: path, Imports: []string{"fmt", imported}, Deps: []string{"fmt", imported}}
 	}
+	for name, c := range map[string]struct {
+		check check
+		bad   goPackage
+	}{
+		"later layer":           {wrongWayImports, importing("stanch/playbooks", "stanch/activities/kube")},
+		"last layer":            {wrongWayImports, importing("stanch/bpf", "stanch/cmd/stanch")},
+		"tests' environment":    {wrongWayImports, importing("stanch/worker/config", "stanch/testenv/aws")},
+		"kernel programs":       {wrongWayImports, importing("stanch/sensors/agent", "stanch/bpf")},
+		"kernel library":        {extraImporters, importing("stanch/sensors/agent", "github.com/cilium/ebpf/link")},
+		"Temporal server":       {extraImporters, importing("stanch/worker", "go.temporal.io/server/temporal")},
+		"Temporal in a sensor":  {lightSensor, importing("stanch/cmd/stanch-sensor", "go.temporal.io/sdk/client")},
+		"client in a sensor":    {lightSensor, importing("stanch/cmd/stanch-sensor", "k8s.io/client-go/kubernetes")},
+		"Kubernetes in a rule":  {lightPackages, importing("stanch/sensors/rules", "k8s.io/api/core/v1")},
+		"kernel in a playbook":  {lightPackages, importing("stanch/playbooks", "github.com/cilium/ebpf")},
+		"package without a doc": {missingComments, goPackage{ImportPath: "stanch/x", GoFiles: []string{"x.go"}}},
+	} {
+		require.Len(t, c.check([]goPackage{c.bad}), 1, name)
+	}
+	require.Empty(t, wrongWayImports([]goPackage{importing("stanch/activities/kube", "stanch/playbooks")}))
+	require.Empty(t, wrongWayImports([]goPackage{importing("stanch/sensors/probe", "stanch/bpf")}))
+	require.Empty(t, extraImporters([]goPackage{importing("stanch/sensors/probe", "github.com/cilium/ebpf")}))
 }
 
 func TestModuleHasNoReplaceDirectives(t *testing.T) {
 	raw, err := os.ReadFile(filepath.Join("..", "..", "go.mod"))
 	require.NoError(t, err)
+	require.Contains(t, string(raw), "module stanch\n")
 	require.NotContains(t, string(raw), "replace ")
 }
