@@ -311,16 +311,43 @@ func TestSilentCloudTrailIsReported(t *testing.T) {
 
 func TestQueueMessageIsDeletedAfterTemporalAcceptsIt(t *testing.T) {
 	e := newCloudTrailFixture(t, false)
+	send := func(id string) {
+		e.sendMessages(t, newCloudTrailRecord(id, "ListBuckets", "s3", "web", "botocore-session-1", "ASIAWEB", "203.0.113.7",
+			""))
+	}
 	e.failingCalls.Store("kube", true)
-	e.sendMessages(t, newCloudTrailRecord("k-1", "ListBuckets", "s3", "web", "botocore-session-1", "ASIAWEB", "10.0.0.7",
-		""))
+	send("k-1")
 	require.Eventually(t, func() bool { return e.countMessagesLeft(t) == "0+1" }, 20*time.Second, 20*time.Millisecond,
-		"received, but not deleted while the pod lookup fails")
-	require.Never(t, func() bool {
-		left, err := e.queueCounts(t.Context()) // its last lookup may outlive the test
-		return err == nil && left != "0+1"
-	}, 2*time.Second, 100*time.Millisecond, "and stays in the queue")
-	require.Empty(t, e.detections)
+		"received")
+	before := len(e.fakeAWS.CallTimes("ReceiveMessage"))
+	require.Eventually(t, func() bool { return len(e.fakeAWS.CallTimes("ReceiveMessage")) > before }, 20*time.Second,
+		20*time.Millisecond, "the consumer has finished with the first message when it receives again")
+	require.Empty(t, e.fakeAWS.CallTimes("DeleteMessage"), "the pod lookup failed, so Temporal does not have it")
+	require.Equal(t, "0+1", e.countMessagesLeft(t))
+	require.Nil(t, e.findDetection("workload-role-used-outside", "cloudtrail/k-1"))
+
+	// Deletion waits here for the detection: the consumer must have passed it to Temporal before.
+	accepted := make(chan bool, 1)
+	e.fakeAWS.RunBeforeNext("DeleteMessage", func() {
+		end := time.Now().Add(10 * time.Second)
+		poll := time.NewTicker(5 * time.Millisecond)
+		defer poll.Stop()
+		for now := time.Now(); e.findDetection("workload-role-used-outside", "cloudtrail/k-2") == nil && now.Before(end); {
+			now = <-poll.C
+		}
+		accepted <- time.Now().Before(end)
+	})
+	e.failingCalls.Delete("kube")
+	send("k-2")
+	select {
+	case ok := <-accepted:
+		require.True(t, ok, "deleted before Temporal accepted it")
+	case <-time.After(30 * time.Second):
+		t.Fatal("the message was not deleted")
+	}
+	require.Eventually(t, func() bool { return e.countMessagesLeft(t) == "0+1" }, 20*time.Second, 20*time.Millisecond,
+		"only the first message is left")
+	require.Len(t, e.fakeAWS.CallTimes("DeleteMessage"), 1)
 }
 
 func TestCloudTrailEventsAreReceivedByLookup(t *testing.T) {
@@ -340,6 +367,7 @@ func TestCloudTrailEventsAreReceivedByLookup(t *testing.T) {
 	require.Equal(t, "web", one.Event.Cloud.TargetPrincipal)
 	e.waitForRule(t, "cloud-monitoring-disabled")
 	calls := e.fakeAWS.CallTimes("LookupEvents")
+	require.GreaterOrEqual(t, len(calls), 2, "each event is on a page of its own")
 	for i := range calls[1:] {
 		require.GreaterOrEqual(t, calls[i+1].Sub(calls[i]), 450*time.Millisecond, "CloudTrail allows two requests per second")
 	}

@@ -25,20 +25,24 @@ func TestUnsupportedHookDoesNotAffectOthers(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	prog := spec.Programs[bpf.ObserveProgObserveOpenat]
-	maps := spec.Copy()
-	maps.Programs = nil
-	err = p.attachHook(hookAttachment{HookOpen, bpf.ObserveProgObserveOpenat, false, attachSyscall("sys_exit_nonesuch")},
-		maps, prog)
-	if err == nil || !strings.Contains(shortReason(err), "no such hook") {
-		t.Errorf("an unknown tracepoint: %v", err)
+	rejected := spec.Programs[bpf.ObserveProgObserveOpenat]
+	rejected.Instructions = rejected.Instructions[len(rejected.Instructions)-1:]
+	hooks := []hookAttachment{
+		{HookExec, bpf.ObserveProgObserveExec, false, attachTracing},
+		{HookOpen, bpf.ObserveProgObserveOpenat, false, attachSyscall("sys_exit_openat")},
+		{HookOpen, bpf.ObserveProgObserveCreat, false, attachSyscall("sys_exit_nonesuch")},
+		{HookListen, bpf.ObserveProgObserveListen, false, attachSyscall("sys_exit_listen")},
 	}
-	bad := prog.Copy()
-	bad.Instructions = bad.Instructions[len(bad.Instructions)-1:]
-	err = p.attachHook(hookAttachment{HookOpen, bpf.ObserveProgObserveOpenat, false, attachSyscall("sys_exit_openat")},
-		maps, bad)
-	if err == nil || !strings.Contains(shortReason(err), "verifier") {
-		t.Errorf("a program that the verifier rejects: %v", err)
+	loaded := loadEach(spec, hooks, p.collection.Maps)
+	before := len(p.links)
+	for i, want := range []string{"", "verifier", "no such hook", ""} {
+		err := p.attachHook(hooks[i], loaded[i])
+		if (err == nil) != (want == "") || err != nil && !strings.Contains(shortReason(err), want) {
+			t.Errorf("%s: %v, want %q", hooks[i].program, err, want)
+		}
+	}
+	if got := len(p.links) - before; got != 2 {
+		t.Errorf("%d programs are attached, want 2", got)
 	}
 }
 
@@ -125,5 +129,40 @@ func TestRemovedVethIsReported(t *testing.T) {
 		func() bool { st, err := l.StateOfCgroup(n.podID); return err == nil && st.Active && !st.VethLocked })
 	if st, err := l.Apply(r); err != nil || st.VethLocked || st.VethError == "" || !st.Active {
 		t.Errorf("%+v, %v", st, err)
+	}
+}
+
+// The kernel detaches in the background. What it detaches is gone soon, and nothing else is left behind.
+func TestCloseDetachesAllPrograms(t *testing.T) {
+	requireKernel(t)
+	p, err := Load(Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	programs := map[ebpf.ProgramID]bool{}
+	for _, l := range p.links {
+		info, err := l.Info()
+		if err != nil {
+			t.Fatal(err)
+		}
+		programs[info.Program] = true
+	}
+	if len(programs) < len(hookAttachments)/2 {
+		t.Fatalf("only %d programs are attached", len(programs))
+	}
+	if err := p.Close(); err != nil {
+		t.Fatal(err)
+	}
+	for end := time.Now().Add(20 * time.Second); len(programs) > 0; {
+		for id := range programs {
+			if left, err := ebpf.NewProgramFromID(id); err != nil {
+				delete(programs, id)
+			} else {
+				_ = left.Close()
+			}
+		}
+		if time.Now().After(end) {
+			t.Fatalf("%d programs are still in the kernel", len(programs))
+		}
 	}
 }

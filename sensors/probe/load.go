@@ -179,19 +179,24 @@ func (p *Probe) loadPrograms() error {
 		return err
 	}
 
-	// Each program is loaded separately, so that one that this kernel rejects does not affect the others.
+	var enabled []hookAttachment
 	status := map[Hook]*HookStatus{}
 	for _, hook := range Hooks {
 		status[hook] = &HookStatus{Hook: hook}
 	}
-	on := 0
 	for _, a := range hookAttachments {
-		st := status[a.hook]
 		if p.isDisabled(a.hook) {
-			st.Reason = ReasonDisabled
-			continue
+			status[a.hook].Reason = ReasonDisabled
+		} else {
+			enabled = append(enabled, a)
 		}
-		if err := p.attachHook(a, spec, programs[a.program]); err != nil {
+	}
+	spec.Programs = programs
+	loaded := loadEach(spec, enabled, p.collection.Maps)
+	on := 0
+	for i, a := range enabled {
+		st := status[a.hook]
+		if err := p.attachHook(a, loaded[i]); err != nil {
 			if !a.optional {
 				st.Reason = shortReason(err)
 			}
@@ -219,15 +224,47 @@ func (p *Probe) isDisabled(h Hook) bool {
 	return slices.Contains(p.options.DisabledHooks, h)
 }
 
-func (p *Probe) attachHook(a hookAttachment, maps *ebpf.CollectionSpec, prog *ebpf.ProgramSpec) error {
-	single := maps.Copy()
-	single.Programs = map[string]*ebpf.ProgramSpec{a.program: prog.Copy()}
-	coll, err := ebpf.NewCollectionWithOptions(single, ebpf.CollectionOptions{MapReplacements: p.collection.Maps})
-	if err != nil {
-		return err
+// loadedProgram is a program in the kernel, or why it is not there.
+type loadedProgram struct {
+	program *ebpf.Program
+	err     error
+}
+
+// loadEach loads the programs of the hooks, and returns them in the same order. Loading them together takes a third of
+// the time; if this kernel rejects one, each is loaded separately, so that it does not affect the others.
+func loadEach(spec *ebpf.CollectionSpec, hooks []hookAttachment, maps map[string]*ebpf.Map) []loadedProgram {
+	out := make([]loadedProgram, len(hooks))
+	load := func(hooks []hookAttachment, out []loadedProgram) error {
+		some := spec.Copy()
+		some.Programs = map[string]*ebpf.ProgramSpec{}
+		for _, a := range hooks {
+			some.Programs[a.program] = spec.Programs[a.program].Copy()
+		}
+		coll, err := ebpf.NewCollectionWithOptions(some, ebpf.CollectionOptions{MapReplacements: maps})
+		if err != nil {
+			return err
+		}
+		defer coll.Close()
+		for i, a := range hooks {
+			out[i].program = coll.DetachProgram(a.program)
+		}
+		return nil
 	}
-	defer coll.Close() // the link keeps the program alive
-	links, err := a.attach(p, coll.Programs[a.program])
+	if load(hooks, out) == nil {
+		return out
+	}
+	for i := range hooks {
+		out[i].err = load(hooks[i:i+1], out[i:i+1])
+	}
+	return out
+}
+
+func (p *Probe) attachHook(a hookAttachment, loaded loadedProgram) error {
+	if loaded.err != nil {
+		return loaded.err
+	}
+	defer loaded.program.Close() // the links keep the program alive
+	links, err := a.attach(p, loaded.program)
 	p.links = append(p.links, links...)
 	return err
 }
@@ -323,14 +360,7 @@ func (p *Probe) DropSources() []DropSource {
 func (p *Probe) Close() error {
 	var errs []error
 	p.closeOnce.Do(func() {
-		// Detaching a tracepoint waits for every CPU, so all links are closed in parallel.
-		closed := make([]error, len(p.links))
-		var wg sync.WaitGroup
-		for i, l := range p.links {
-			wg.Go(func() { closed[i] = l.Close() })
-		}
-		wg.Wait()
-		errs = append(errs, closed...)
+		errs = append(errs, closeLinks(p.links))
 		if p.alerts != nil {
 			errs = append(errs, p.alerts.Close())
 		}

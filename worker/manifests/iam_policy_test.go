@@ -37,8 +37,14 @@ func iamActions(t *testing.T, phase int) []string {
 	if err := json.Unmarshal(raw, &doc); err != nil {
 		t.Fatal(err)
 	}
+	if len(doc.Statement) == 0 {
+		t.Errorf("the policy of phase %d permits nothing, not even reading", phase)
+	}
 	var out []string
 	for _, s := range doc.Statement {
+		if len(s.Action) == 0 || len(s.Resource) == 0 {
+			t.Errorf("phase %d: the statement %+v permits nothing", phase, s)
+		}
 		if s.Effect != "Allow" {
 			t.Errorf("effect %q", s.Effect)
 		}

@@ -14,6 +14,9 @@ import (
 	rbacv1 "k8s.io/api/rbac/v1"
 
 	"stanch/worker/actions"
+	"stanch/playbooks"
+	"stanch/worker"
+	"stanch/worker/gateway"
 	"stanch/worker/guards"
 	"stanch/worker/health"
 	"stanch/worker/manifests"
@@ -68,29 +71,37 @@ func TestManifestsMatchGoldenFiles(t *testing.T) {
 
 var readVerbs = []string{"get", "list", "watch"}
 
-// listWritePermissions returns every write permission in the objects.
-func listWritePermissions(t *testing.T, phase int) []string {
+// policyRules returns the rules of every role in a phase's objects, cluster-wide and of one namespace.
+func policyRules(t *testing.T, phase int) []rbacv1.PolicyRule {
 	t.Helper()
 	objects, err := manifests.Objects(actions.Catalog(), optionsForPhase(phase))
 	if err != nil {
 		t.Fatal(err)
 	}
-	var out []string
-	note := func(rules []rbacv1.PolicyRule) {
-		for _, r := range rules {
-			for _, verb := range r.Verbs {
-				if !slices.Contains(readVerbs, verb) {
-					out = append(out, fmt.Sprintf("%s %s %v", verb, strings.Join(r.Resources, ","), r.ResourceNames))
-				}
-			}
-		}
-	}
+	var out []rbacv1.PolicyRule
 	for _, o := range objects {
 		switch o := o.(type) {
 		case *rbacv1.ClusterRole:
-			note(o.Rules)
+			out = append(out, o.Rules...)
 		case *rbacv1.Role:
-			note(o.Rules)
+			out = append(out, o.Rules...)
+		}
+	}
+	if len(out) == 0 {
+		t.Fatalf("the manifests of phase %d have no rules", phase)
+	}
+	return out
+}
+
+// listWritePermissions returns every write permission in the objects.
+func listWritePermissions(t *testing.T, phase int) []string {
+	t.Helper()
+	var out []string
+	for _, r := range policyRules(t, phase) {
+		for _, verb := range r.Verbs {
+			if !slices.Contains(readVerbs, verb) {
+				out = append(out, fmt.Sprintf("%s %s %v", verb, strings.Join(r.Resources, ","), r.ResourceNames))
+			}
 		}
 	}
 	slices.Sort(out)
@@ -117,6 +128,19 @@ func TestOnlyPhaseThreeCanScale(t *testing.T) {
 	}
 }
 
+// findBroadWord returns the word of a rule that permits more than one kind of thing, reading secrets, running commands
+// in pods, or extending one's own permissions; "" if there is none.
+func findBroadWord(r rbacv1.PolicyRule) string {
+	for _, word := range slices.Concat(r.APIGroups, r.Resources, r.Verbs, r.ResourceNames, r.NonResourceURLs) {
+		if strings.Contains(word, "*") || slices.Contains([]string{
+			"secrets", "serviceaccounts/token", "pods/exec", "pods/attach", "nodes/proxy", "escalate", "bind", "impersonate",
+		}, word) {
+			return word
+		}
+	}
+	return ""
+}
+
 // No permission is a wildcard, none includes secrets, and nobody can extend their own.
 func TestPermissionsAreNarrow(t *testing.T) {
 	for _, r := range manifests.ClusterRules(actions.Catalog(), 3) {
@@ -124,7 +148,33 @@ func TestPermissionsAreNarrow(t *testing.T) {
 			if strings.Contains(word, "*") || word == "secrets" || word == "escalate" || word == "bind" ||
 				word == "impersonate" {
 				t.Errorf("the rule %v is too broad", r)
+	for phase := 1; phase <= 3; phase++ {
+		for _, r := range policyRules(t, phase) {
+			if word := findBroadWord(r); word != "" {
+				t.Errorf("phase %d: %q in the rule %v is too broad", phase, word, r)
 			}
+		}
+	}
+}
+
+func TestBroadPermissionIsFound(t *testing.T) {
+	for want, spec := range map[string]playbooks.KubernetesPermission{
+		"*":           {Groups: []string{""}, Resources: []string{"*"}, Verbs: []string{"get"}},
+		"secrets":     {Groups: []string{""}, Resources: []string{"pods", "secrets"}, Verbs: []string{"get"}},
+		"impersonate": {Groups: []string{""}, Resources: []string{"users"}, Verbs: []string{"impersonate"}},
+		"pods/exec":   {Groups: []string{""}, Resources: []string{"pods/exec"}, Verbs: []string{"create"}},
+	} {
+		catalog := playbooks.Catalog{"broad": {
+			Class: playbooks.ClassObserve, PlanPermissions: []playbooks.KubernetesPermission{spec},
+		}}
+		var got []string
+		for _, r := range manifests.ClusterRules(catalog, 1) {
+			if word := findBroadWord(r); word != "" {
+				got = append(got, word)
+			}
+		}
+		if !slices.Equal(got, []string{want}) {
+			t.Errorf("found %q, want %q", got, want)
 		}
 	}
 }
@@ -135,11 +185,11 @@ func TestSensorHasNoClusterCredentials(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	found := false
+	found := map[string]bool{}
 	for _, o := range objects {
+		found[fmt.Sprintf("%T", o)] = true
 		switch o := o.(type) {
 		case *appsv1.DaemonSet:
-			found = true
 			if mount := o.Spec.Template.Spec.AutomountServiceAccountToken; mount == nil || *mount {
 				t.Error("the sensor's token is mounted")
 			}
@@ -165,8 +215,10 @@ func TestSensorHasNoClusterCredentials(t *testing.T) {
 			t.Errorf("the manifests contain the secret %s", o.Name)
 		}
 	}
-	if !found {
-		t.Error("no DaemonSet")
+	for _, kind := range []string{"*v1.DaemonSet", "*v1.ClusterRoleBinding", "*v1.RoleBinding"} {
+		if !found[kind] {
+			t.Errorf("the manifests have no %s", kind)
+		}
 	}
 }
 
