@@ -4,9 +4,10 @@ import (
 	"fmt"
 	"reflect"
 	"slices"
-	"stanch/sensors/truncate"
 	"strconv"
 	"strings"
+
+	"stanch/sensors/truncate"
 )
 
 // goType returns the Go type of an input's value.

@@ -4,11 +4,11 @@ import (
 	"maps"
 	"slices"
 
+	"go.yaml.in/yaml/v3"
+
 	"stanch/sensors/diagnostic"
 	"stanch/sensors/truncate"
 	"stanch/sensors/yamlnode"
-
-	"go.yaml.in/yaml/v3"
 )
 
 // Limits of a file. Parsing stops at the first one that is exceeded.

@@ -5,10 +5,10 @@ import (
 	"slices"
 	"strings"
 
+	"go.yaml.in/yaml/v3"
+
 	"stanch/sensors/diagnostic"
 	"stanch/sensors/truncate"
-
-	"go.yaml.in/yaml/v3"
 )
 
 var identifierPattern = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]{0,63}$`)

@@ -7,11 +7,11 @@ import (
 	"strings"
 	"time"
 
+	"go.yaml.in/yaml/v3"
+
 	"stanch/sensors/diagnostic"
 	"stanch/sensors/duration"
 	"stanch/sensors/truncate"
-
-	"go.yaml.in/yaml/v3"
 )
 
 // MaxSteps is the maximum number of steps of one playbook.

@@ -4,11 +4,10 @@ import (
 	"context"
 	"path/filepath"
 
-	"stanch/worker/archive"
-
-	"stanch/worker/auditor"
-
 	"go.temporal.io/sdk/converter"
+
+	"stanch/worker/archive"
+	"stanch/worker/auditor"
 )
 
 // archiveClosed archives closed incidents in the background.

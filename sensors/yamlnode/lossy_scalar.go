@@ -4,11 +4,12 @@ import (
 	"fmt"
 	"math/big"
 	"regexp"
-	"stanch/sensors/truncate"
 	"strconv"
 	"strings"
 
 	"go.yaml.in/yaml/v3"
+
+	"stanch/sensors/truncate"
 )
 
 // plainIntegerPattern matches integers that YAML 1.1, YAML 1.2 and people read alike. octalPattern matches explicit

@@ -20,13 +20,14 @@ import (
 	"stanch/activities"
 	"stanch/sensors/attestation"
 	"stanch/testenv/powerloss"
-	"stanch/worker"
 	"stanch/worker/archive"
 	"stanch/worker/audit"
 	"stanch/worker/authority"
-	"stanch/worker/gateway"
+	"stanch/worker/codec"
+	"stanch/worker/datadir"
 	"stanch/worker/guards"
 	"stanch/worker/health"
+	"stanch/worker/nodeserver"
 )
 
 const testIncidentID = "INC-01JABCDEFGHJKMNPQRSTVWXYZ0"
@@ -91,7 +92,7 @@ func TestRotatedSigningKeySurvivesPowerLoss(t *testing.T) {
 
 func openCodec(t *testing.T, dir string) {
 	t.Helper()
-	_, err := worker.OpenPayloadCodec(filepath.Join(dir, "keys"))
+	_, err := codec.Open(filepath.Join(dir, "keys"))
 	require.NoError(t, err)
 }
 
@@ -103,17 +104,17 @@ func TestRotatedPayloadKeySurvivesPowerLoss(t *testing.T) {
 	var encrypted []*commonpb.Payload
 	powerloss.Check(t, powerloss.Operation{
 		Prepare: func(t *testing.T, dir string) {
-			c, err := worker.OpenPayloadCodec(filepath.Join(dir, "keys"))
+			c, err := codec.Open(filepath.Join(dir, "keys"))
 			require.NoError(t, err)
 			encrypted, err = c.Encode([]*commonpb.Payload{{Data: []byte("payload")}})
 			require.NoError(t, err)
 		},
 		Run: func(t *testing.T, dir string) {
-			_, _, err := worker.RotateCodecKey(filepath.Join(dir, "keys"))
+			_, _, err := codec.RotateKey(filepath.Join(dir, "keys"))
 			require.NoError(t, err)
 		},
 		Read: func(t *testing.T, dir string) (string, error) {
-			c, err := worker.OpenPayloadCodec(filepath.Join(dir, "keys"))
+			c, err := codec.Open(filepath.Join(dir, "keys"))
 			if err != nil {
 				return "", err
 			}
@@ -167,7 +168,7 @@ func TestIssuedCertificateSurvivesPowerLoss(t *testing.T) {
 
 func TestDataFormatSurvivesPowerLoss(t *testing.T) {
 	lock := func(t *testing.T, dir string) {
-		unlock, err := worker.LockDir(filepath.Join(dir, "data"))
+		unlock, err := datadir.Lock(filepath.Join(dir, "data"))
 		require.NoError(t, err)
 		unlock()
 	}
@@ -342,7 +343,7 @@ func TestConnectedNodesSurvivePowerLoss(t *testing.T) {
 		m := health.NewMonitor(health.Options{
 			StateFile: filepath.Join(dir, "nodes.json"), Log: slog.New(slog.DiscardHandler),
 		})
-		m.OnNodeEvent(gateway.NodeEvent{Node: node, Kind: gateway.NodeConnected})
+		m.OnNodeEvent(nodeserver.Event{Node: node, Kind: nodeserver.Connected})
 	}
 	powerloss.Check(t, powerloss.Operation{
 		Prepare: func(t *testing.T, dir string) { connect(t, dir, "node-1") },

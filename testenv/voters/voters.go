@@ -12,6 +12,9 @@ import (
 	"testing"
 	"time"
 
+	"github.com/stretchr/testify/require"
+	"go.temporal.io/sdk/workflow"
+
 	"stanch/activities"
 	"stanch/playbooks"
 	"stanch/sensors/attestation"
@@ -22,9 +25,6 @@ import (
 	"stanch/worker/queries"
 	"stanch/workflows"
 	"stanch/workflows/lease"
-
-	"github.com/stretchr/testify/require"
-	"go.temporal.io/sdk/workflow"
 )
 
 // IncidentID is the incident that the requests belong to.

@@ -7,15 +7,14 @@ import (
 	"strings"
 	"time"
 
-	"stanch/sensors/truncate"
-	"stanch/worker/httpserver"
-
-	"stanch/worker/decisions"
-	"stanch/worker/nodeserver"
-
 	authenticationv1 "k8s.io/api/authentication/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes"
+
+	"stanch/sensors/truncate"
+	"stanch/worker/decisions"
+	"stanch/worker/httpserver"
+	"stanch/worker/nodeserver"
 )
 
 // TokenAudience is the audience of tokens for Stanch. Tokens for other audiences are refused, so that whoever receives

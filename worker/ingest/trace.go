@@ -5,11 +5,11 @@ import (
 	"strings"
 	"time"
 
-	"stanch/sensors/truncate"
-
 	"go.opentelemetry.io/otel/attribute"
 	"go.opentelemetry.io/otel/trace"
 	"go.opentelemetry.io/otel/trace/noop"
+
+	"stanch/sensors/truncate"
 )
 
 // maxTracedDetections is the maximum number of detections of one batch that are traced individually.

@@ -13,10 +13,8 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
 
-	"stanch/worker/actions"
 	"stanch/playbooks"
-	"stanch/worker"
-	"stanch/worker/gateway"
+	"stanch/worker/actions"
 	"stanch/worker/guards"
 	"stanch/worker/health"
 	"stanch/worker/manifests"
@@ -143,11 +141,6 @@ func findBroadWord(r rbacv1.PolicyRule) string {
 
 // No permission is a wildcard, none includes secrets, and nobody can extend their own.
 func TestPermissionsAreNarrow(t *testing.T) {
-	for _, r := range manifests.ClusterRules(actions.Catalog(), 3) {
-		for _, word := range append(slices.Concat(r.APIGroups, r.Resources), r.Verbs...) {
-			if strings.Contains(word, "*") || word == "secrets" || word == "escalate" || word == "bind" ||
-				word == "impersonate" {
-				t.Errorf("the rule %v is too broad", r)
 	for phase := 1; phase <= 3; phase++ {
 		for _, r := range policyRules(t, phase) {
 			if word := findBroadWord(r); word != "" {
