@@ -32,9 +32,9 @@ var durableWriters = map[string]struct{ file, test string }{
 	"worker/authority.createCA":                  {"ca.crt", "testenv/powerloss.TestCertificateAuthoritySurvivesPowerLoss"},
 	"worker/authority.createCAKey":               {"ca.key", "testenv/powerloss.TestCertificateAuthoritySurvivesPowerLoss"},
 	"worker/authority.PKI.WriteCertificateFiles": {"certificates that are issued to files", "testenv/powerloss.TestIssuedCertificateSurvivesPowerLoss"},
-	"codec.RotateKey":                            {"codec.key, codec.retired", "testenv/powerloss.TestRotatedPayloadKeySurvivesPowerLoss"},
-	"datadir.Lock":                               {"the data directory", "testenv/powerloss.TestDataFormatSurvivesPowerLoss"},
-	"worker.recordDataFormat":                    {"format", "testenv/powerloss.TestDataFormatSurvivesPowerLoss"},
+	"worker/codec.RotateKey":                     {"codec.key, codec.retired", "testenv/powerloss.TestRotatedPayloadKeySurvivesPowerLoss"},
+	"worker/datadir.Lock":                        {"the data directory", "testenv/powerloss.TestDataFormatSurvivesPowerLoss"},
+	"worker/datadir.recordDataFormat":            {"format", "testenv/powerloss.TestDataFormatSurvivesPowerLoss"},
 	"worker/archive.writeArchiveFile":            {"archives of incidents", "testenv/powerloss.TestArchiveSurvivesPowerLoss"},
 	"worker/guards.FileKillSwitch.writeState":    {"stopped, the kill switch", "testenv/powerloss.TestPauseSurvivesPowerLoss"},
 	"worker/guards.FileUsedGrants.RecordUse":     {"grants.json", "testenv/powerloss.TestUsedGrantSurvivesPowerLoss"},
@@ -64,7 +64,7 @@ var durableWriters = map[string]struct{ file, test string }{
 
 // otherWriters lists every other function that creates or renames a file, and why it needs no sync.
 var otherWriters = map[string]string{
-	"datadir.Lock":                     "the lock file is empty",
+	"worker/datadir.Lock":              "the lock file is empty",
 	"worker/simulate.NewJSONReport":    "a temporary file",
 	"worker/export.Open":               "delivery to an export is not guaranteed; the workflow history is the record",
 	"sensors/gatewayrpc.Spool.compact": "it opens the file that durablefile wrote",
