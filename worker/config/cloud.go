@@ -16,7 +16,7 @@ func (p *configParser) checkCloudTrail(c *CloudTrail) {
 		return
 	}
 	if c.QueueURL == "" && !c.UseLookup {
-		p.errorf(1, "required", "specify `queue:`, the URL of an SQS queue, or `lookup: true`",
+		p.Errorf(p.at("aws", "cloudtrail"), "required", "specify `queue:`, the URL of an SQS queue, or `lookup: true`",
 			"aws: `cloudtrail` has no event source")
 	}
 	if c.QueueURL == "" {
@@ -24,15 +24,15 @@ func (p *configParser) checkCloudTrail(c *CloudTrail) {
 	}
 	u, err := url.Parse(c.QueueURL)
 	if err != nil || u.Host == "" || u.Scheme != "https" && (u.Scheme != "http" || !isLoopback(u.Hostname())) {
-		p.errorf(1, "value", "use a URL such as https://sqs.eu-central-1.amazonaws.com/123456789012/cloudtrail",
+		p.Errorf(p.at("aws", "cloudtrail", "queue"), "value", "use a URL such as https://sqs.eu-central-1.amazonaws.com/123456789012/cloudtrail",
 			"aws: invalid queue URL `%s`", c.QueueURL)
 	}
 }
 
 func (p *configParser) checkNetworks(all []string) {
-	for _, s := range all {
+	for n, s := range all {
 		if _, err := ParseNetwork(s); err != nil {
-			p.errorf(1, "value", "use an address or network such as 10.0.0.0/8 or 203.0.113.7",
+			p.Errorf(p.at("networks", n), "value", "use an address or network such as 10.0.0.0/8 or 203.0.113.7",
 				"networks: invalid network or address `%s`", s)
 		}
 	}

@@ -218,70 +218,62 @@ var unknownFieldPattern = regexp.MustCompile(`field (\S+) not found in type conf
 
 // Parse parses the text of a file. The configuration is usable only if the diagnostics contain no error.
 func Parse(file string, raw []byte) (*Config, diagnostic.Diagnostics) {
-	p := &configParser{file: file}
+	p := &configParser{Reader: yamlnode.Reader{File: file}}
+	var doc yaml.Node
+	if yaml.Unmarshal(raw, &doc) == nil && len(doc.Content) == 1 { // decode reports a syntax error
+		p.root = doc.Content[0]
+		p.checkLossyNumbers(p.root)
+	}
+	c := &Config{}
+	p.decode(raw, c)
+	p.checkAll(c)
+	if p.Problems.HasErrors() {
+		return nil, p.Problems.Sorted()
+	}
+	return c.withDefaults(), p.Problems.Sorted()
+}
+
+// decode decodes the file strictly, and reports every error of the decoder.
+func (p *configParser) decode(raw []byte, c *Config) {
 	decoder := yaml.NewDecoder(bytes.NewReader(raw))
 	decoder.KnownFields(true)
-	c := &Config{}
-	if err := decoder.Decode(c); err != nil && !errors.Is(err, io.EOF) {
-		for line := range strings.SplitSeq(err.Error(), "\n") {
-			m := yamlErrorLinePattern.FindStringSubmatch(line)
-			if m == nil {
-				if !strings.Contains(line, "unmarshal errors") {
-					p.errorf(1, "yaml", "", "%s", strings.TrimPrefix(line, "yaml: "))
-				}
-				continue
+	err := decoder.Decode(c)
+	if err == nil || errors.Is(err, io.EOF) {
+		return
+	}
+	for line := range strings.SplitSeq(err.Error(), "\n") {
+		m := yamlErrorLinePattern.FindStringSubmatch(line)
+		if m == nil {
+			if !strings.Contains(line, "unmarshal errors") {
+				p.Errorf(yamlnode.Position{}, "yaml", "", "%s", strings.TrimPrefix(line, "yaml: "))
 			}
-			n, _ := strconv.Atoi(m[1])
-			if f := unknownFieldPattern.FindStringSubmatch(m[2]); f != nil {
-				p.errorf(n, "unknown-key", diagnostic.DidYouMean(f[1], yamlKeysOfType(f[2])), "unknown key `%s`", f[1])
-				continue
-			}
-			message, hint := m[2], ""
-			if t := wrongTypePattern.FindStringSubmatch(m[2]); t != nil {
-				message = fmt.Sprintf("invalid value %s: a %s is not allowed here", t[2], t[1])
-			}
-			if strings.HasSuffix(m[2], "into config.LibrarySelection") {
-				hint = "write `library: {enabled: false}`, `library: {except: [NAME]}` or `library: {only: [NAME]}`"
-			}
-			p.errorf(n, "yaml", hint, "%s", message)
+			continue
 		}
+		n, _ := strconv.Atoi(m[1])
+		if f := unknownFieldPattern.FindStringSubmatch(m[2]); f != nil {
+			p.Errorf(p.atLine(n, f[1], ""), "unknown-key", diagnostic.DidYouMean(f[1], yamlKeysOfType(f[2])),
+				"unknown key `%s`", f[1])
+			continue
+		}
+		message, hint := m[2], ""
+		if t := wrongTypePattern.FindStringSubmatch(m[2]); t != nil {
+			message = fmt.Sprintf("invalid value %s: a %s is not allowed here", t[2], t[1])
+		}
+		if strings.HasSuffix(m[2], "into config.LibrarySelection") {
+			hint = "write `library: {enabled: false}`, `library: {except: [NAME]}` or `library: {only: [NAME]}`"
+		}
+		p.Errorf(p.atLine(n, "", m[2]), "yaml", hint, "%s", message)
 	}
-	p.checkLossyNumbers(raw)
-	p.checkAll(c)
-	if p.problems.HasErrors() {
-		return nil, p.problems.Sorted()
-	}
-	return c.withDefaults(), p.problems.Sorted()
-}
-
-type configParser struct {
-	file     string
-	problems diagnostic.Diagnostics
-}
-
-func (p *configParser) errorf(line int, code, hint, format string, args ...any) {
-	p.problems = append(p.problems, diagnostic.Diagnostic{
-		File: p.file, Line: line, Column: 1, Severity: "error",
-		Code: code, Message: fmt.Sprintf(format, args...), Hint: hint,
-	})
 }
 
 // checkLossyNumbers reports numbers whose parsed value differs from the text.
-func (p *configParser) checkLossyNumbers(raw []byte) {
-	var doc yaml.Node
-	if yaml.Unmarshal(raw, &doc) != nil {
-		return // already reported
+func (p *configParser) checkLossyNumbers(n *yaml.Node) {
+	if message, hint := yamlnode.CheckLossyScalar(n); message != "" {
+		p.Errorf(yamlnode.PositionOf(n), "value", hint, "%s", message)
 	}
-	var walk func(*yaml.Node)
-	walk = func(n *yaml.Node) {
-		if message, hint := yamlnode.CheckLossyScalar(n); message != "" {
-			p.errorf(n.Line, "value", hint, "%s", message)
-		}
-		for _, child := range n.Content {
-			walk(child)
-		}
+	for _, child := range n.Content {
+		p.checkLossyNumbers(child)
 	}
-	walk(&doc)
 }
 
 func (p *configParser) checkAll(c *Config) {
@@ -292,38 +284,49 @@ func (p *configParser) checkAll(c *Config) {
 	p.checkNodes(c.NodeLimits)
 	p.checkNetworks(c.Networks)
 	if l := c.Library; len(l.Only) > 0 && (len(l.Except) > 0 || l.Enabled != nil && !*l.Enabled) {
-		p.errorf(1, "library", "keep one of them", "library: `only` cannot be combined with `except` or `enabled: false`")
+		p.Errorf(p.at("library", "only"), "library", "keep one of them",
+			"library: `only` cannot be combined with `except` or `enabled: false`")
 	}
-	phase := func(what string, n int) {
-		if n < 0 || n > 3 {
-			p.errorf(1, "range", "1 observes, 2 contains, 3 disrupts with approval", "%s: invalid phase %d", what, n)
-		}
-	}
-	phase("the cluster", c.Phase)
-	groups, names := p.checkPeople(c)
+	p.checkPhase(p.at("phase"), "the cluster", c.Phase)
+	known := p.checkPeople(c)
 	p.checkSlack(c.Slack)
+	p.checkScopes(c.Scopes, known)
+}
+
+func (p *configParser) checkPhase(at yamlnode.Position, what string, n int) {
+	if n < 0 || n > 3 {
+		p.Errorf(at, "range", "1 observes, 2 contains, 3 disrupts with approval", "%s: invalid phase %d", what, n)
+	}
+}
+
+func (p *configParser) checkScopes(scopes []Scope, known knownNames) {
 	seen := map[string]bool{DrillScope: true}
-	for _, s := range c.Scopes {
+	for i, s := range scopes {
+		at := func(path ...any) yamlnode.Position { return p.at(append([]any{"scopes", i}, path...)...) }
 		if s.Name == "" || seen[s.Name] {
-			p.errorf(1, "name", "`drill` is reserved for drills", "the scope name `%s` is empty or used twice", s.Name)
+			p.Errorf(at("name"), "name", "`drill` is reserved for drills", "the scope name `%s` is empty or used twice", s.Name)
 		}
 		seen[s.Name] = true
-		phase("scope "+s.Name, s.Phase)
+		p.checkPhase(at("phase"), "scope "+s.Name, s.Phase)
 		if s.ConfidenceThreshold < 0 || s.ConfidenceThreshold > 1 {
-			p.errorf(1, "range", "", "scope %s: `confidence` must be from 0 to 1", s.Name)
+			p.Errorf(at("confidence"), "range", "", "scope %s: `confidence` must be from 0 to 1", s.Name)
 		}
-		for _, pattern := range s.Namespaces {
+		for n, pattern := range s.Namespaces {
 			if _, err := path.Match(pattern, ""); err != nil {
-				p.errorf(1, "pattern", "", "scope %s: invalid pattern `%s`", s.Name, pattern)
+				p.Errorf(at("namespaces", n), "pattern", "", "scope %s: invalid pattern `%s`", s.Name, pattern)
 			}
 		}
-		p.checkApproversExist("scope "+s.Name, s.Approvers.Groups, s.Approvers.Users, groups, names)
-		if e := s.Approvers.Escalate; e != nil {
-			p.checkApproversExist("scope "+s.Name+", escalate", e.Groups, e.Users, groups, names)
-			if e.After <= 0 || s.Approvers.Timeout > 0 && e.After >= s.Approvers.Timeout || len(e.Groups)+len(e.Users) == 0 {
-				p.errorf(1, "range", "for example `escalate: {after: 5m, groups: [NAME]}`",
-					"scope %s: invalid `escalate`: it has no approvers, or starts after the timeout", s.Name)
-			}
+		p.checkApproversExist("scope "+s.Name, s.Approvers.Groups, s.Approvers.Users, known,
+			func(key string, n int) yamlnode.Position { return at("approvers", key, n) })
+		e := s.Approvers.Escalate
+		if e == nil {
+			continue
+		}
+		p.checkApproversExist("scope "+s.Name+", escalate", e.Groups, e.Users, known,
+			func(key string, n int) yamlnode.Position { return at("approvers", "escalate", key, n) })
+		if e.After <= 0 || s.Approvers.Timeout > 0 && e.After >= s.Approvers.Timeout || len(e.Groups)+len(e.Users) == 0 {
+			p.Errorf(at("approvers", "escalate"), "range", "for example `escalate: {after: 5m, groups: [NAME]}`",
+				"scope %s: invalid `escalate`: it has no approvers, or starts after the timeout", s.Name)
 		}
 	}
 }
@@ -335,9 +338,9 @@ var (
 )
 
 func (p *configParser) checkAWS(c *Config) {
-	for _, pattern := range c.ProtectedTargets.Roles {
+	for n, pattern := range c.ProtectedTargets.Roles {
 		if _, err := path.Match(pattern, ""); err != nil {
-			p.errorf(1, "pattern", "", "protected: invalid pattern `%s`", pattern)
+			p.Errorf(p.at("protected", "roles", n), "pattern", "", "protected: invalid pattern `%s`", pattern)
 		}
 	}
 	a := c.AWS
@@ -346,16 +349,16 @@ func (p *configParser) checkAWS(c *Config) {
 	}
 	switch {
 	case a.Region == "":
-		p.errorf(1, "required", "add `region:` with a region such as eu-central-1", "aws: the region is missing")
+		p.Errorf(p.at("aws", "region"), "required", "add `region:` with a region such as eu-central-1", "aws: the region is missing")
 	case !awsRegionPattern.MatchString(a.Region):
-		p.errorf(1, "value", "use a region such as eu-central-1", "aws: invalid region `%s`", a.Region)
+		p.Errorf(p.at("aws", "region"), "value", "use a region such as eu-central-1", "aws: invalid region `%s`", a.Region)
 	}
 	if a.RoleARN != "" && !roleARNPattern.MatchString(a.RoleARN) {
-		p.errorf(1, "value", "use an ARN such as arn:aws:iam::123456789012:role/stanch", "aws: invalid role ARN `%s`",
+		p.Errorf(p.at("aws", "role_arn"), "value", "use an ARN such as arn:aws:iam::123456789012:role/stanch", "aws: invalid role ARN `%s`",
 			a.RoleARN)
 	}
 	if a.Cluster != "" && !eksClusterPattern.MatchString(a.Cluster) {
-		p.errorf(1, "value", "use its name, not its ARN", "aws: invalid EKS cluster name `%s`", a.Cluster)
+		p.Errorf(p.at("aws", "cluster"), "value", "use its name, not its ARN", "aws: invalid EKS cluster name `%s`", a.Cluster)
 	}
 	p.checkCloudTrail(a.CloudTrail)
 	if a.Endpoint == "" {
@@ -364,9 +367,9 @@ func (p *configParser) checkAWS(c *Config) {
 	u, err := url.Parse(a.Endpoint)
 	switch {
 	case err != nil || u.Host == "" || u.Scheme != "https" && u.Scheme != "http":
-		p.errorf(1, "value", "use a URL such as https://vpce-….amazonaws.com", "aws: invalid URL `%s`", a.Endpoint)
+		p.Errorf(p.at("aws", "endpoint"), "value", "use a URL such as https://vpce-….amazonaws.com", "aws: invalid URL `%s`", a.Endpoint)
 	case u.Scheme == "http" && !isLoopback(u.Hostname()):
-		p.errorf(1, "value", "use https", "aws: credentials would be sent to %s in clear text", u.Host)
+		p.Errorf(p.at("aws", "endpoint"), "value", "use https", "aws: credentials would be sent to %s in clear text", u.Host)
 	}
 }
 

@@ -1,32 +1,72 @@
 package config_test
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/require"
 
+	"stanch/sensors/diagnostic"
 	"stanch/worker/config"
 )
 
-func TestParseReportsLineOfError(t *testing.T) {
-	_, problems := config.Parse("stanch.yaml", []byte(`phase: 4
-idle_timeout: soon
-scopes:
-  - name: shop
-    namspaces: [shop]
-    approvers: { groups: [nobody] }
-people:
-  - { name: alice, uid: 1, groups: [oncall] }
-`))
-	var got []string
-	for _, p := range problems {
-		got = append(got, p.String())
+// Each case marks with § where its error belongs; the file is parsed without the mark.
+func TestErrorsAreAtTheirNodes(t *testing.T) {
+	for text, want := range map[string]string{
+		"cluster: a\nphase: §4\n":                                  "the cluster: invalid phase 4",
+		"idle_timeout: §soon\n":                                    "invalid duration `soon`",
+		"evidence:\n  max_total: §many\n":                          "invalid size `many`",
+		"phase: §[1]\n":                                            "cannot unmarshal !!seq into int",
+		"scopes:\n  - name: shop\n    §namspaces: [shop]\n":        "unknown key `namspaces`",
+		"scopes:\n  - name: a\n  - name: §a\n":                     "the scope name `a` is empty or used twice",
+		"scopes:\n  - §namespaces: [a]\n":                          "the scope name `` is empty or used twice",
+		"scopes: [{name: a, phase: §9}]":                           "scope a: invalid phase 9",
+		"scopes: [{name: a, confidence: §2}]":                      "`confidence` must be from 0 to 1",
+		"scopes: [{name: a, namespaces: [b, §'[']}]":               "invalid pattern `[`",
+		"scopes: [{name: a, approvers: {groups: [§x]}}]":           "the group `x` has no members",
+		"scopes: [{name: a, approvers: {users: [§x]}}]":            "unknown person `x`",
+		"scopes: [{name: a, approvers: {escalate: §{after: 5m}}}]": "invalid `escalate`",
+		"people: [{name: a, groups: [g]}]\nscopes: [{name: a, approvers: {escalate: {after: 1m, groups: [g, §x]}}}]": "escalate: the group `x` has no members",
+		"people:\n  - { name: a, uid: 5 }\n  - { name: b, uid: §5 }\n":                                               "two people have the uid 5",
+		"people: [{name: a, kubernetes: k}, {name: b, kubernetes: §k}]":                                              "two people have the Kubernetes user `k`",
+		"people: [{name: a, slack: §alice}]":                                                                         "invalid Slack member id `alice`",
+		"people: [{name: a, groups: §[drill]}]":                                                                      "reserved for drills",
+		"people: [§{uid: 1}]":                                                                                        "a person's name is missing",
+		"groups: [{name: g, slack: §x}]":                                                                             "invalid Slack user group id `x`",
+		"slack: {channel: §general, bot_token_file: t, app_token_file: a}":                                           "invalid channel id `general`",
+		"slack: §{channel: C0AAAA, app_token_file: a}":                                                               "`slack.bot_token_file` is missing",
+		"protected: {roles: [a, §'[']}":                                                                              "protected: invalid pattern `[`",
+		"aws: {region: §Frankfurt}":                                                                                  "invalid region `Frankfurt`",
+		"aws: {region: eu-central-1, endpoint: §'http://aws.example'}":                                               "in clear text",
+		"aws: {region: eu-central-1, cloudtrail: {queue: §'ftp://x'}}":                                               "invalid queue URL `ftp://x`",
+		"networks: [10.0.0.0/8, §home]":                                                                              "invalid network or address `home`",
+		"library: {except: [b], only: §[a]}":                                                                         "`only` cannot be combined",
+		"nodes: {refused: [a, §'B C']}":                                                                              "invalid node name",
+		"nodes: {burst: §-1}":                                                                                        "invalid `burst` -1",
+		"sources: [{name: a, token_file: t, kind: §snort}]":                                                          "unknown kind `snort`",
+		"sources: [§{name: a}]":                                                                                      "`token_file` is missing",
+		"exports: [{name: a, format: §cef, file: f}]":                                                                "unknown format `cef`",
+		"exports: [{name: a, format: ocsf, url: §'http://x'}]":                                                       "http is allowed only to this machine",
+		"webhooks: [{name: w, secret_file: s, url: §'x'}]":                                                           "`url` is not an https URL",
+		"email: {smtp: 'h:25', from: a@b.c, to: [a@b.c, §b]}":                                                        "invalid address `b`",
+		"ticket: {kind: §trac}":                                                                                      "unknown tracker `trac`",
+		"ticket: {kind: github, project: §x, token_file: t}":                                                         "invalid project `x`",
+	} {
+		line := 1 + strings.Count(text[:strings.Index(text, "§")], "\n")
+		column := 1 + len(text[strings.LastIndex(text[:strings.Index(text, "§")], "\n")+1:strings.Index(text, "§")])
+		_, problems := config.Parse("c", []byte(strings.Replace(text, "§", "", 1)))
+		var got []string
+		for _, p := range problems {
+			if strings.Contains(p.Message, want) {
+				got = append(got, fmt.Sprintf("%d:%d", p.Line, p.Column))
+			}
+		}
+		require.Equal(t, []string{fmt.Sprintf("%d:%d", line, column)}, got, "%s\n%v", text, problems)
 	}
-	require.Contains(t, got, "stanch.yaml:5:1: error: unknown key `namspaces` [unknown-key]")
-	require.Contains(t, got, "stanch.yaml:2:1: error: invalid duration `soon`; use a duration such as 90s, 15m or 1d "+
-		"[yaml]")
 }
 
 func TestParseRejectsUndefinedNames(t *testing.T) {
@@ -145,8 +185,10 @@ func TestParseRejectsInvalidAWSConfig(t *testing.T) {
 	require.Nil(t, config.Default().AWS, "AWS is disabled by default")
 
 	_, problems = config.Parse("c", []byte("aws:\n  regio: eu\n"))
-	require.Equal(t, "c:2:1: error: unknown key `regio` [unknown-key]", problems[len(problems)-1].String())
-	require.Contains(t, problems[len(problems)-1].Hint, "did you mean `region`?")
+	require.Len(t, problems, 2)
+	unknown := problems[slices.IndexFunc(problems, func(p diagnostic.Diagnostic) bool { return p.Code == "unknown-key" })]
+	require.Equal(t, "c:2:3: error: unknown key `regio` [unknown-key]", unknown.String())
+	require.Contains(t, unknown.Hint, "did you mean `region`?")
 
 	_, problems = config.Parse(
 		"c",
@@ -159,8 +201,9 @@ func TestParseRejectsInvalidAWSConfig(t *testing.T) {
 		got = append(got, p.Message)
 	}
 	require.Equal(t, []string{
-		"protected: invalid pattern `[`", "aws: invalid region `Frankfurt`", "aws: invalid role ARN `stanch`",
+		"aws: invalid region `Frankfurt`", "aws: invalid role ARN `stanch`",
 		"aws: invalid EKS cluster name `arn:aws:eks:x`", "aws: credentials would be sent to aws.example in clear text",
+		"protected: invalid pattern `[`",
 	}, got)
 	_, problems = config.Parse("c", []byte("aws: {}\n"))
 	require.Contains(t, problems[0].Message, "the region is missing")

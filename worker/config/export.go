@@ -24,22 +24,22 @@ type Export struct {
 func (p *configParser) checkExports(all []Export) {
 	formats := []string{ExportFormatOCSF, ExportFormatFalco, ExportFormatStanch}
 	seen := map[string]bool{}
-	for _, e := range all {
+	for i, e := range all {
 		where := "export " + e.Name
 		if e.Name == "" || seen[e.Name] {
-			p.errorf(1, "name", "", "the export name `%s` is empty or used twice", e.Name)
+			p.Errorf(p.at("exports", i, "name"), "name", "", "the export name `%s` is empty or used twice", e.Name)
 		}
 		seen[e.Name] = true
 		if !slices.Contains(formats, e.Format) {
-			p.errorf(1, "format", "use one of "+strings.Join(formats, ", "), "%s: unknown format `%s`", where, e.Format)
+			p.Errorf(p.at("exports", i, "format"), "format", "use one of "+strings.Join(formats, ", "), "%s: unknown format `%s`", where, e.Format)
 		}
 		switch {
 		case (e.URL == "") == (e.File == ""):
-			p.errorf(1, "required", "specify exactly one of them", "%s: exactly one of `url` and `file` is required", where)
+			p.Errorf(p.at("exports", i), "required", "specify exactly one of them", "%s: exactly one of `url` and `file` is required", where)
 		case e.URL != "":
-			p.checkURL(where, e.URL)
+			p.checkURL(p.at("exports", i, "url"), where, e.URL)
 		case e.TokenFile != "":
-			p.errorf(1, "value", "remove it", "%s: `token_file` is not allowed with `file`", where)
+			p.Errorf(p.at("exports", i, "token_file"), "value", "remove it", "%s: `token_file` is not allowed with `file`", where)
 		}
 	}
 }

@@ -32,9 +32,9 @@ func (n NodeLimits) WithDefaults() NodeLimits {
 func (n NodeLimits) IsRefused(node string) bool { return slices.Contains(n.RefusedNodes, node) }
 
 func (p *configParser) checkNodes(n NodeLimits) {
-	for _, name := range n.RefusedNodes {
+	for i, name := range n.RefusedNodes {
 		if errs := validation.IsDNS1123Subdomain(name); len(errs) > 0 {
-			p.errorf(1, "name", "`kubectl get nodes` lists them", "nodes: invalid node name %q in `refused`", name)
+			p.Errorf(p.at("nodes", "refused", i), "name", "`kubectl get nodes` lists them", "nodes: invalid node name %q in `refused`", name)
 		}
 	}
 	for _, c := range []struct {
@@ -46,7 +46,7 @@ func (p *configParser) checkNodes(n NodeLimits) {
 		{"bytes", n.BytesPerSecond, 64 << 10, 1 << 30},
 	} {
 		if c.value != 0 && (c.value < c.least || c.value > c.top) {
-			p.errorf(1, "range", "", "nodes: invalid `%s` %d; use %d to %d", c.key, c.value, c.least, c.top)
+			p.Errorf(p.at("nodes", c.key), "range", "", "nodes: invalid `%s` %d; use %d to %d", c.key, c.value, c.least, c.top)
 		}
 	}
 }

@@ -9,6 +9,8 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
+
+	"stanch/sensors/yamlnode"
 )
 
 // Webhook is a receiver of `notify: webhook`.
@@ -68,15 +70,15 @@ func (e *Email) SMTPHostPort() (host string, port int, err error) {
 
 func (p *configParser) checkNotifications(c *Config) {
 	seen := map[string]bool{}
-	for _, w := range c.Webhooks {
+	for i, w := range c.Webhooks {
 		where := "webhook " + w.Name
 		if w.Name == "" || seen[w.Name] {
-			p.errorf(1, "name", "", "the webhook name `%s` is empty or used twice", w.Name)
+			p.Errorf(p.at("webhooks", i, "name"), "name", "", "the webhook name `%s` is empty or used twice", w.Name)
 		}
 		seen[w.Name] = true
-		p.checkURL(where, w.URL)
+		p.checkURL(p.at("webhooks", i, "url"), where, w.URL)
 		if w.SecretFile == "" {
-			p.errorf(1, "required", "`echo whsec_$(openssl rand -base64 32) > FILE` creates a key",
+			p.Errorf(p.at("webhooks", i, "secret_file"), "required", "`echo whsec_$(openssl rand -base64 32) > FILE` creates a key",
 				"%s: `secret_file` is missing", where)
 		}
 	}
@@ -86,17 +88,17 @@ func (p *configParser) checkNotifications(c *Config) {
 
 // checkURL checks an address that Stanch calls. Messages do not contain the address, because some addresses are
 // secrets.
-func (p *configParser) checkURL(where, address string) {
+func (p *configParser) checkURL(at yamlnode.Position, where, address string) {
 	u, err := url.Parse(address)
 	switch {
 	case err != nil || u.Host == "" || u.Scheme != "https" && u.Scheme != "http":
-		p.errorf(1, "url", "use a URL such as https://example.com/path", "%s: `url` is not an https URL", where)
+		p.Errorf(at, "url", "use a URL such as https://example.com/path", "%s: `url` is not an https URL", where)
 	case u.User != nil:
-		p.errorf(1, "url", "put secrets into files", "%s: `url` contains a user or a password", where)
+		p.Errorf(at, "url", "put secrets into files", "%s: `url` contains a user or a password", where)
 	case u.Fragment != "":
-		p.errorf(1, "url", "remove everything from the # onward", "%s: `url` has a fragment", where)
+		p.Errorf(at, "url", "remove everything from the # onward", "%s: `url` has a fragment", where)
 	case u.Scheme == "http" && !isLoopback(u.Hostname()):
-		p.errorf(1, "url", "use https", "%s: http is allowed only to this machine", where)
+		p.Errorf(at, "url", "use https", "%s: http is allowed only to this machine", where)
 	}
 }
 
@@ -112,32 +114,32 @@ func (p *configParser) checkEmail(e *Email) {
 	}
 	host, _, err := e.SMTPHostPort()
 	if err != nil {
-		p.errorf(1, "address", "use an address such as smtp.example.com:587", "`email.smtp`: %v", err)
+		p.Errorf(p.at("email", "smtp"), "address", "use an address such as smtp.example.com:587", "`email.smtp`: %v", err)
 	}
 	if !isSingleAddress(e.FromAddress) {
-		p.errorf(1, "address", "use an address such as stanch@example.com", "`email.from`: invalid address `%s`",
+		p.Errorf(p.at("email", "from"), "address", "use an address such as stanch@example.com", "`email.from`: invalid address `%s`",
 			e.FromAddress)
 	}
 	if len(e.Recipients) == 0 {
-		p.errorf(1, "required", "such as `to: [oncall@example.com]`", "`email.to` is missing")
+		p.Errorf(p.at("email", "to"), "required", "such as `to: [oncall@example.com]`", "`email.to` is missing")
 	}
-	for _, to := range e.Recipients {
+	for n, to := range e.Recipients {
 		if !isSingleAddress(to) {
-			p.errorf(1, "address", "such as oncall@example.com", "`email.to`: invalid address `%s`", to)
+			p.Errorf(p.at("email", "to", n), "address", "such as oncall@example.com", "`email.to`: invalid address `%s`", to)
 		}
 	}
 	switch e.TLSMode {
 	case "", "starttls", "implicit":
 	case "none":
 		if err == nil && !isLoopback(host) || e.Username != "" {
-			p.errorf(1, "tls", "use starttls or implicit",
+			p.Errorf(p.at("email", "tls"), "tls", "use starttls or implicit",
 				"`email.tls`: `none` is allowed only for a server on this machine, without a password")
 		}
 	default:
-		p.errorf(1, "tls", "use starttls, implicit or none", "`email.tls`: unknown mode `%s`", e.TLSMode)
+		p.Errorf(p.at("email", "tls"), "tls", "use starttls, implicit or none", "`email.tls`: unknown mode `%s`", e.TLSMode)
 	}
 	if (e.Username == "") != (e.PasswordFile == "") {
-		p.errorf(1, "required", "specify both or neither", "`email`: `username` or `password_file` is missing")
+		p.Errorf(p.at("email", "username"), "required", "specify both or neither", "`email`: `username` or `password_file` is missing")
 	}
 }
 
@@ -154,29 +156,29 @@ func (p *configParser) checkTicket(t *TicketTracker) {
 	}
 	project, ok := projectPatterns[t.Kind]
 	if !ok {
-		p.errorf(1, "kind", "use github, gitlab or jira", "`ticket.kind`: unknown tracker `%s`", t.Kind)
+		p.Errorf(p.at("ticket", "kind"), "kind", "use github, gitlab or jira", "`ticket.kind`: unknown tracker `%s`", t.Kind)
 		return
 	}
 	switch {
 	case t.APIBaseURL() == "":
-		p.errorf(1, "required", "add a URL such as https://example.atlassian.net", "`ticket.url` is missing")
+		p.Errorf(p.at("ticket", "url"), "required", "add a URL such as https://example.atlassian.net", "`ticket.url` is missing")
 	default:
-		p.checkURL("ticket", t.APIBaseURL())
+		p.checkURL(p.at("ticket", "url"), "ticket", t.APIBaseURL())
 	}
 	if !project.MatchString(t.Project) {
 		hint := map[string]string{
 			TrackerGitHub: "OWNER/NAME", TrackerGitLab: "use a path such as group/project, or a number",
 			TrackerJira: "use its key, such as OPS",
 		}[t.Kind]
-		p.errorf(1, "project", hint, "`ticket.project`: invalid project `%s` for %s", t.Project, t.Kind)
+		p.Errorf(p.at("ticket", "project"), "project", hint, "`ticket.project`: invalid project `%s` for %s", t.Project, t.Kind)
 	}
 	if t.TokenFile == "" {
-		p.errorf(1, "required", "write the token into a file that only Stanch can read", "`ticket.token_file` is missing")
+		p.Errorf(p.at("ticket", "token_file"), "required", "write the token into a file that only Stanch can read", "`ticket.token_file` is missing")
 	}
 	if t.Kind == TrackerJira && t.User == "" {
-		p.errorf(1, "required", "use the email address of the token's account", "`ticket.user` is missing")
+		p.Errorf(p.at("ticket", "user"), "required", "use the email address of the token's account", "`ticket.user` is missing")
 	}
 	if t.Kind != TrackerJira && (t.User != "" || t.IssueType != "") {
-		p.errorf(1, "value", "remove them", "`ticket`: `user` and `issue_type` are allowed only for Jira")
+		p.Errorf(p.at("ticket"), "value", "remove them", "`ticket`: `user` and `issue_type` are allowed only for Jira")
 	}
 }

@@ -1,10 +1,12 @@
 package config_test
 
 import (
+	"slices"
 	"testing"
 
 	"github.com/stretchr/testify/require"
 
+	"stanch/sensors/diagnostic"
 	"stanch/worker/config"
 )
 
@@ -93,5 +95,6 @@ func TestParseRejectsInvalidNotifications(t *testing.T) {
 		})
 	}
 	_, problems := config.Parse("c", []byte("ticket: {kind: github, projct: acme/x}"))
-	require.Equal(t, "did you mean `project`?", problems[0].Hint)
+	unknown := problems[slices.IndexFunc(problems, func(p diagnostic.Diagnostic) bool { return p.Code == "unknown-key" })]
+	require.Equal(t, "did you mean `project`?", unknown.Hint)
 }

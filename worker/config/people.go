@@ -8,6 +8,7 @@ import (
 
 	"stanch/sensors"
 	"stanch/sensors/diagnostic"
+	"stanch/sensors/yamlnode"
 )
 
 // Person is someone who may vote, with the identities of each authentication method.
@@ -122,69 +123,82 @@ func usesSingleScript(name string) (ok bool) {
 	return true
 }
 
-// checkPeople checks the people, and returns the names that other settings may use.
-func (p *configParser) checkPeople(c *Config) (groups, names []string) {
-	same := func(what, a string, others []Person, of func(Person) string) {
-		if a != "" && slices.ContainsFunc(others, func(o Person) bool { return of(o) == a }) {
-			p.errorf(1, "duplicate", "give each person their own", "two people have the %s `%s`", what, a)
-		}
-	}
+// knownNames are the names of groups and people that other settings may use.
+type knownNames struct{ groups, people []string }
+
+// checkPeople checks the people and groups, and returns their names.
+func (p *configParser) checkPeople(c *Config) knownNames {
+	var known knownNames
 	for i, person := range c.People {
-		before := c.People[:i]
-		switch {
-		case person.Name == "":
-			p.errorf(1, "required", "", "a person's name is missing")
-		case !usesSingleScript(person.Name) || strings.TrimSpace(person.Name) != person.Name:
-			p.errorf(1, "name", "use a single script, without invisible characters",
-				"the name `%s` can be mistaken for another", person.Name)
-		case slices.ContainsFunc(before, func(o Person) bool { return strings.EqualFold(o.Name, person.Name) }):
-			p.errorf(1, "duplicate", "", "two people have the name `%s`", person.Name)
-		}
-		if person.SlackMemberID != "" && !slackMemberPattern.MatchString(person.SlackMemberID) {
-			p.errorf(1, "slack", "use the ID from `Copy member ID` in the person's profile; it begins with U or W",
-				"invalid Slack member id `%s` of %s", person.SlackMemberID, person.Name)
-		}
-		same("Slack member", person.SlackMemberID, before, func(o Person) string { return o.SlackMemberID })
-		same("Kubernetes user", person.KubernetesUser, before, func(o Person) string { return o.KubernetesUser })
-		if person.UID != nil && slices.ContainsFunc(before, func(o Person) bool {
-			return o.UID != nil &&
-				*o.UID == *person.UID
-		}) {
-			p.errorf(1, "duplicate", "give each person their own", "two people have the uid %d", *person.UID)
-		}
-		if slices.Contains(person.Groups, DrillScope) {
-			p.errorf(1, "name", "choose another name", "%s is in the group `%s`, which is reserved for drills", person.Name,
-				DrillScope)
-		}
-		names, groups = append(names, person.Name), append(groups, person.Groups...)
+		p.checkPerson(i, person, c.People[:i])
+		known.people, known.groups = append(known.people, person.Name), append(known.groups, person.Groups...)
 	}
 	for i, g := range c.Groups {
+		at := func(key string) yamlnode.Position { return p.at("groups", i, key) }
 		switch {
 		case g.Name == "" || g.Name == DrillScope || slices.ContainsFunc(c.Groups[:i],
 			func(o Group) bool { return o.Name == g.Name }):
-			p.errorf(1, "name", "`drill` is reserved for drills", "the group name `%s` is empty or used twice", g.Name)
+			p.Errorf(at("name"), "name", "`drill` is reserved for drills", "the group name `%s` is empty or used twice", g.Name)
 		case g.SlackUserGroup != "" && !slackGroupPattern.MatchString(g.SlackUserGroup):
-			p.errorf(1, "slack", "it begins with S", "invalid Slack user group id `%s` of the group %s", g.SlackUserGroup,
-				g.Name)
+			p.Errorf(at("slack"), "slack", "it begins with S", "invalid Slack user group id `%s` of the group %s",
+				g.SlackUserGroup, g.Name)
 		case g.SlackUserGroup != "" && c.Slack == nil:
-			p.errorf(1, "slack", "add `slack:` with a bot token",
+			p.Errorf(at("slack"), "slack", "add `slack:` with a bot token",
 				"the group %s takes its members from Slack, but `slack:` is missing", g.Name)
 		}
-		groups = append(groups, g.Name)
+		known.groups = append(known.groups, g.Name)
 	}
-	return groups, names
+	return known
 }
 
-// checkApproversExist reports unknown groups and users.
-func (p *configParser) checkApproversExist(where string, groups, users, allGroups, allNames []string) {
-	for _, g := range groups {
-		if !slices.Contains(allGroups, g) {
-			p.errorf(1, "unknown-group", diagnostic.DidYouMean(g, allGroups), "%s: the group `%s` has no members", where, g)
+// checkPerson checks a person; before are the people above in the file.
+func (p *configParser) checkPerson(i int, person Person, before []Person) {
+	at := func(key string) yamlnode.Position { return p.at("people", i, key) }
+	same := func(key, what, a string, of func(Person) string) {
+		if a != "" && slices.ContainsFunc(before, func(o Person) bool { return of(o) == a }) {
+			p.Errorf(at(key), "duplicate", "give each person their own", "two people have the %s `%s`", what, a)
 		}
 	}
-	for _, u := range users {
-		if !slices.Contains(allNames, u) {
-			p.errorf(1, "unknown-person", diagnostic.DidYouMean(u, allNames), "%s: unknown person `%s`", where, u)
+	switch {
+	case person.Name == "":
+		p.Errorf(at("name"), "required", "", "a person's name is missing")
+	case !usesSingleScript(person.Name) || strings.TrimSpace(person.Name) != person.Name:
+		p.Errorf(at("name"), "name", "use a single script, without invisible characters",
+			"the name `%s` can be mistaken for another", person.Name)
+	case slices.ContainsFunc(before, func(o Person) bool { return strings.EqualFold(o.Name, person.Name) }):
+		p.Errorf(at("name"), "duplicate", "", "two people have the name `%s`", person.Name)
+	}
+	if person.SlackMemberID != "" && !slackMemberPattern.MatchString(person.SlackMemberID) {
+		p.Errorf(at("slack"), "slack", "use the ID from `Copy member ID` in the person's profile; it begins with U or W",
+			"invalid Slack member id `%s` of %s", person.SlackMemberID, person.Name)
+	}
+	same("slack", "Slack member", person.SlackMemberID, func(o Person) string { return o.SlackMemberID })
+	same("kubernetes", "Kubernetes user", person.KubernetesUser, func(o Person) string { return o.KubernetesUser })
+	if person.UID != nil && slices.ContainsFunc(before, func(o Person) bool {
+		return o.UID != nil && *o.UID == *person.UID
+	}) {
+		p.Errorf(at("uid"), "duplicate", "give each person their own", "two people have the uid %d", *person.UID)
+	}
+	if slices.Contains(person.Groups, DrillScope) {
+		p.Errorf(at("groups"), "name", "choose another name", "%s is in the group `%s`, which is reserved for drills",
+			person.Name, DrillScope)
+	}
+}
+
+// checkApproversExist reports unknown groups and users. at returns the position of an element of one of the two lists,
+// "groups" or "users".
+func (p *configParser) checkApproversExist(where string, groups, users []string, known knownNames,
+	at func(key string, n int) yamlnode.Position,
+) {
+	for n, g := range groups {
+		if !slices.Contains(known.groups, g) {
+			p.Errorf(at("groups", n), "unknown-group", diagnostic.DidYouMean(g, known.groups),
+				"%s: the group `%s` has no members", where, g)
+		}
+	}
+	for n, u := range users {
+		if !slices.Contains(known.people, u) {
+			p.Errorf(at("users", n), "unknown-person", diagnostic.DidYouMean(u, known.people), "%s: unknown person `%s`", where, u)
 		}
 	}
 }
@@ -194,15 +208,15 @@ func (p *configParser) checkSlack(s *Slack) {
 		return
 	}
 	if !slackChannelPattern.MatchString(s.Channel) {
-		p.errorf(1, "slack", "use the ID at the bottom of the channel's details; it begins with C",
+		p.Errorf(p.at("slack", "channel"), "slack", "use the ID at the bottom of the channel's details; it begins with C",
 			"`slack.channel`: invalid channel id `%s`", s.Channel)
 	}
 	if s.BotTokenFile == "" {
-		p.errorf(1, "required", "write the bot token (xoxb-…) into a file that only Stanch can read",
+		p.Errorf(p.at("slack", "bot_token_file"), "required", "write the bot token (xoxb-…) into a file that only Stanch can read",
 			"`slack.bot_token_file` is missing")
 	}
 	if s.AppTokenFile == "" && s.SigningSecretFile == "" {
-		p.errorf(1, "required", "set `app_token_file` for Socket Mode, or `signing_secret_file` for requests to --listen",
+		p.Errorf(p.at("slack"), "required", "set `app_token_file` for Socket Mode, or `signing_secret_file` for requests to --listen",
 			"`slack`: clicks cannot be received")
 	}
 }

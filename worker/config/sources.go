@@ -33,20 +33,20 @@ func (f Source) EffectiveRate() int { return valueOr(f.RatePerSecond, defaultSou
 func (p *configParser) checkSources(sources []Source) {
 	kinds := append(integrations.SourceKinds(), SourceKindKubernetesAudit, SourceKindDetections)
 	seen := map[string]bool{}
-	for _, s := range sources {
+	for i, s := range sources {
 		if s.Name == "" || seen[s.Name] {
-			p.errorf(1, "name", "", "the source name `%s` is empty or used twice", s.Name)
+			p.Errorf(p.at("sources", i, "name"), "name", "", "the source name `%s` is empty or used twice", s.Name)
 		}
 		seen[s.Name] = true
 		if s.TokenFile == "" {
-			p.errorf(1, "required", "`openssl rand -hex 32 > FILE` creates a token", "source %s: `token_file` is missing",
+			p.Errorf(p.at("sources", i, "token_file"), "required", "`openssl rand -hex 32 > FILE` creates a token", "source %s: `token_file` is missing",
 				s.Name)
 		}
 		if s.Kind != "" && !slices.Contains(kinds, s.Kind) {
-			p.errorf(1, "kind", "use one of "+strings.Join(kinds, ", "), "source %s: unknown kind `%s`", s.Name, s.Kind)
+			p.Errorf(p.at("sources", i, "kind"), "kind", "use one of "+strings.Join(kinds, ", "), "source %s: unknown kind `%s`", s.Name, s.Kind)
 		}
 		if s.RatePerSecond < 0 || s.RatePerSecond > maxSourceRate {
-			p.errorf(1, "range", "use 1 to 100000 records per second", "source %s: invalid `rate` %d", s.Name, s.RatePerSecond)
+			p.Errorf(p.at("sources", i, "rate"), "range", "use 1 to 100000 records per second", "source %s: invalid `rate` %d", s.Name, s.RatePerSecond)
 		}
 	}
 }
