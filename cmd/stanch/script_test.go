@@ -13,6 +13,7 @@ import (
 	"os/signal"
 	"path/filepath"
 	"regexp"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -23,6 +24,7 @@ import (
 	"stanch/playbooks"
 	"stanch/sensors/attestation"
 	"stanch/worker/authority"
+	"stanch/worker/freeport"
 )
 
 func TestMain(m *testing.M) {
@@ -138,12 +140,12 @@ func TestScripts(t *testing.T) {
 		Dir: "testdata/script", RequireExplicitExec: true, RequireUniqueNames: true,
 		Setup: func(e *testscript.Env) error {
 			e.Setenv("RECORDINGS", recordings)
-			l, err := net.Listen("tcp", "127.0.0.1:0") //nolint:noctx // at once
+			ports, err := freeport.Find("127.0.0.1", 1)
 			if err != nil {
-				return fmt.Errorf("find a free port: %w", err)
+				return err //nolint:wrapcheck // a test
 			}
-			e.Setenv("ADDRESS", l.Addr().String())
-			return l.Close() //nolint:wrapcheck // a test
+			e.Setenv("ADDRESS", net.JoinHostPort("127.0.0.1", strconv.Itoa(ports[0])))
+			return nil
 		}, Cmds: map[string]func(*testscript.TestScript, bool, []string){"eventually": waitForOutput},
 	})
 }

@@ -13,6 +13,7 @@ import (
 	"stanch/sensors/gatewayrpc"
 	"stanch/worker/authority"
 	"stanch/worker/embeddedtemporal"
+	"stanch/worker/freeport"
 )
 
 // temporalUIConfig provides the configuration of Temporal's web UI.
@@ -34,14 +35,11 @@ func startTemporalUI(ctx context.Context, address string, temporal *embeddedtemp
 		return "", err
 	}
 	if port == 0 {
-		l, err := (&net.ListenConfig{}).Listen(ctx, "tcp", address)
+		ports, err := freeport.Find(host, 1)
 		if err != nil {
-			return "", fmt.Errorf("find a free port: %w", err)
+			return "", err
 		}
-		port = l.Addr().(*net.TCPAddr).Port
-		if err := l.Close(); err != nil {
-			return "", fmt.Errorf("find a free port: %w", err)
-		}
+		port = ports[0]
 	}
 	cert, key, err := pki.WriteCertificateFiles(dir, "ui", authority.RoleTemporal, "ui")
 	if err != nil {

@@ -2,7 +2,6 @@ package acceptance
 
 import (
 	"fmt"
-	"net"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -84,14 +83,6 @@ type slackHarness struct {
 	listenAddress string
 }
 
-func freePort(t *testing.T) string {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0") //nolint:noctx // at once
-	require.NoError(t, err)
-	defer func() { _ = l.Close() }()
-	return l.Addr().String()
-}
-
 func newSlackHarness(t *testing.T, playbooks map[string]string) *slackHarness {
 	t.Helper()
 	return newSlackHarnessWith(t, playbooks, "", func(config string) string { return config }, nil)
@@ -102,7 +93,7 @@ func newSlackHarnessWith(t *testing.T, playbooks map[string]string, more string,
 	files map[string]string,
 ) *slackHarness {
 	t.Helper()
-	c := &slackHarness{fakeSlack: slack.Start(t), listenAddress: freePort(t)}
+	c := &slackHarness{fakeSlack: slack.Start(t), listenAddress: harness.FreePort(t)}
 	for _, m := range []slack.Member{
 		{ID: alice},
 		{ID: bob},

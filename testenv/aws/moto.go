@@ -9,11 +9,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
 	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"syscall"
 	"testing"
 	"time"
@@ -23,6 +23,7 @@ import (
 	"github.com/aws/aws-sdk-go-v2/service/iam"
 
 	"stanch/testenv/prereq"
+	"stanch/worker/freeport"
 )
 
 // Region and Number identify the account.
@@ -70,12 +71,11 @@ func Open(ctx context.Context) (*Moto, error) {
 	if err != nil {
 		return nil, err
 	}
-	l, err := net.Listen("tcp", "127.0.0.1:0") //nolint:noctx // at once
+	ports, err := freeport.Find("127.0.0.1", 1)
 	if err != nil {
-		return nil, fmt.Errorf("find a free port: %w", err)
+		return nil, err
 	}
-	_, port, _ := net.SplitHostPort(l.Addr().String())
-	_ = l.Close()
+	port := strconv.Itoa(ports[0])
 	m := &Moto{
 		URL: "http://127.0.0.1:" + port,
 		cmd: exec.Command(path, "-H", "127.0.0.1", "-p", port),

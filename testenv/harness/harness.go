@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -22,6 +23,7 @@ import (
 
 	"stanch/sensors/probe"
 	lacking "stanch/testenv/prereq"
+	"stanch/worker/freeport"
 )
 
 // Options configure Stanch. The zero value has no configuration file, which is phase 1.
@@ -275,11 +277,10 @@ func (b *syncBuffer) String() string {
 	return b.buffer.String()
 }
 
-// FreePort returns a loopback port that was free a moment ago.
+// FreePort returns an address of loopback on which nothing listens; see freeport.Find.
 func FreePort(t testing.TB) string {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0") //nolint:noctx // at once
+	ports, err := freeport.Find("127.0.0.1", 1)
 	require.NoError(t, err)
-	defer func() { _ = l.Close() }()
-	return l.Addr().String()
+	return net.JoinHostPort("127.0.0.1", strconv.Itoa(ports[0]))
 }

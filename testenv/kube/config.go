@@ -6,6 +6,8 @@ import (
 	"os"
 	"strings"
 	"time"
+
+	"stanch/worker/freeport"
 )
 
 func checkReachable(network, address string) error {
@@ -67,12 +69,12 @@ func (c *Cluster) writeKubeletConfig() error {
 	if err := os.MkdirAll(c.StaticPodDir(), 0o700); err != nil {
 		return fmt.Errorf("make the directory of static pods: %w", err)
 	}
-	port, err := freePort(c.NodeIP)
+	port, err := freeport.Find(c.NodeIP, 1)
 	if err != nil {
 		return err
 	}
-	c.KubeletPort = port
-	config := strings.NewReplacer("PORT", fmt.Sprint(port), "NODEIP", c.NodeIP, "SOCKET", c.CRISocket, "DIR", c.Dir,
+	c.KubeletPort = port[0]
+	config := strings.NewReplacer("PORT", fmt.Sprint(port[0]), "NODEIP", c.NodeIP, "SOCKET", c.CRISocket, "DIR", c.Dir,
 		"CGROUP", c.CgroupRoot).Replace(`apiVersion: kubelet.config.k8s.io/v1beta1
 kind: KubeletConfiguration
 address: NODEIP

@@ -106,16 +106,6 @@ func setInterfaceUp(fd int, name string, up bool) error {
 	return nil
 }
 
-// freePort returns a free TCP port of ip.
-func freePort(ip string) (int, error) {
-	l, err := net.Listen("tcp", ip+":0")
-	if err != nil {
-		return 0, fmt.Errorf("find a free port on %s: %w", ip, err)
-	}
-	defer l.Close()
-	return l.Addr().(*net.TCPAddr).Port, nil
-}
-
 // The kubelet sets these sysctls, and CNI the last one. They are restored when the last lab stops.
 var changedSysctls = []string{
 	"vm/overcommit_memory", "vm/panic_on_oom", "kernel/panic", "kernel/panic_on_oops",

@@ -12,6 +12,8 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"stanch/worker/freeport"
 )
 
 // labProcess is a process of the lab that this process started.
@@ -59,16 +61,16 @@ func (c *Cluster) startContainerdAndEtcd(ctx context.Context, binary string) err
 	if err := c.startProcess("containerd", containerd, "--config", c.filePath("containerd.toml")); err != nil {
 		return err
 	}
-	peers, err := freePort("127.0.0.1")
+	peers, err := freeport.Find("127.0.0.1", 1)
 	if err != nil {
 		return err
 	}
 	if err := c.startProcess("etcd", binary, "etcd", "--data-dir", c.filePath("etcd"), "--unsafe-no-fsync",
 		"--listen-client-urls", "unix://"+c.filePath("etcd.sock"),
-		"--advertise-client-urls", fmt.Sprintf("http://127.0.0.1:%d", peers), // unused; a socket is not accepted
-		"--listen-peer-urls", fmt.Sprintf("http://127.0.0.1:%d", peers),
-		"--initial-advertise-peer-urls", fmt.Sprintf("http://127.0.0.1:%d", peers),
-		"--initial-cluster", fmt.Sprintf("default=http://127.0.0.1:%d", peers), "--log-level", "warn"); err != nil {
+		"--advertise-client-urls", fmt.Sprintf("http://127.0.0.1:%d", peers[0]), // unused; a socket is not accepted
+		"--listen-peer-urls", fmt.Sprintf("http://127.0.0.1:%d", peers[0]),
+		"--initial-advertise-peer-urls", fmt.Sprintf("http://127.0.0.1:%d", peers[0]),
+		"--initial-cluster", fmt.Sprintf("default=http://127.0.0.1:%d", peers[0]), "--log-level", "warn"); err != nil {
 		return err
 	}
 	return c.pollUntil(ctx, "containerd and etcd to listen", func() error {

@@ -10,7 +10,6 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
-	"net"
 	"os"
 	"path/filepath"
 	"time"
@@ -32,6 +31,7 @@ import (
 	"stanch/sensors/durablefile"
 	"stanch/sensors/gatewayrpc"
 	"stanch/worker/authority"
+	"stanch/worker/freeport"
 )
 
 // Namespace is the Temporal namespace of `stanch up`.
@@ -43,6 +43,7 @@ const HistoryRetention = 90 * 24 * time.Hour
 // Server is a running Temporal.
 type Server struct {
 	server  temporal.Server
+	polls   *longPolls
 	Address string // on loopback
 	TLS     *tls.Config
 }
@@ -80,7 +81,9 @@ func Start(ctx context.Context, o Options) (*Server, error) {
 	if err != nil {
 		return nil, fmt.Errorf("start Temporal: %w", err)
 	}
+	polls := newLongPolls()
 	server, err := temporal.NewServer(
+		temporal.WithChainedFrontendGrpcInterceptors(polls.intercept),
 		temporal.WithConfig(cfg), temporal.ForServices(temporal.DefaultServices), temporal.WithLogger(logger),
 		temporal.WithStaticHosts(staticServiceHosts(cfg)),
 		temporal.WithAuthorizer(authorization.NewNoopAuthorizer()),
@@ -92,7 +95,7 @@ func Start(ctx context.Context, o Options) (*Server, error) {
 	if err := server.Start(); err != nil {
 		return nil, fmt.Errorf("start Temporal: %w", err)
 	}
-	s := &Server{server: server, Address: cfg.PublicClient.HostPort}
+	s := &Server{server: server, polls: polls, Address: cfg.PublicClient.HostPort}
 	if s.TLS, err = o.PKI.MutualTLSConfig(authority.RoleTemporal, "stanch"); err != nil {
 		return nil, err
 	}
@@ -123,8 +126,9 @@ func (s *Server) waitUntilReady(ctx context.Context) error {
 	}
 }
 
-// Stop stops the server.
+// Stop stops the server. Running requests are completed; waiting ones end at once.
 func (s *Server) Stop() error {
+	s.polls.end()
 	if err := s.server.Stop(); err != nil {
 		return fmt.Errorf("stop Temporal: %w", err)
 	}
@@ -135,16 +139,20 @@ func (s *Server) Stop() error {
 func prepareDatabase(o Options, cfg *config.Config) error {
 	sql := cfg.Persistence.DataStores[sqliteplugin.PluginName].SQL
 	if _, err := os.Stat(sql.DatabaseName); errors.Is(err, fs.ErrNotExist) {
-		// A partly created schema could not be repaired: it is created in a temporary file without a write-ahead log,
-		// which is then renamed.
+		// A partly created schema could not be repaired: it is created in a temporary file without a log, which is then
+		// written to disk and renamed.
 		fresh := *sql
 		fresh.DatabaseName = sql.DatabaseName + ".new"
-		fresh.ConnectAttributes = map[string]string{"mode": "rwc"}
+		fresh.ConnectAttributes = map[string]string{"mode": "rwc", "journal_mode": "memory", "synchronous": "off"}
 		_ = os.Remove(fresh.DatabaseName)
-		if err := sqlite.SetupSchema(&fresh); err != nil {
-			return fmt.Errorf("create the schema: %w", err)
+		err := sqlite.SetupSchema(&fresh)
+		if err == nil {
+			err = durablefile.Sync(fresh.DatabaseName)
 		}
-		if err := durablefile.Rename(fresh.DatabaseName, sql.DatabaseName); err != nil {
+		if err == nil {
+			err = durablefile.Rename(fresh.DatabaseName, sql.DatabaseName)
+		}
+		if err != nil {
 			return fmt.Errorf("create the schema: %w", err)
 		}
 	}
@@ -160,13 +168,9 @@ func prepareDatabase(o Options, cfg *config.Config) error {
 }
 
 func newServerConfig(o Options, cert, key, ca string) (*config.Config, error) {
-	ports := make([]int, 9)
-	for i := range ports {
-		port, err := freePort()
-		if err != nil {
-			return nil, err
-		}
-		ports[i] = port
+	ports, err := freeport.Find("127.0.0.1", 9)
+	if err != nil {
+		return nil, err
 	}
 	if o.Port != 0 {
 		ports[0] = o.Port
@@ -234,15 +238,6 @@ func staticServiceHosts(cfg *config.Config) map[primitives.ServiceName]static.Ho
 		all[primitives.ServiceName(name)] = static.SingleLocalHost(fmt.Sprintf("127.0.0.1:%d", service.RPC.GRPCPort))
 	}
 	return all
-}
-
-func freePort() (int, error) {
-	l, err := net.Listen("tcp", "127.0.0.1:0") //nolint:noctx // returns at once
-	if err != nil {
-		return 0, fmt.Errorf("find a free port: %w", err)
-	}
-	defer func() { _ = l.Close() }()
-	return l.Addr().(*net.TCPAddr).Port, nil
 }
 
 var _ log.Logger = errorOnlyLogger{}
