@@ -11,7 +11,8 @@ trap 'go run ./testenv/kube/cmd/labnode down --state "$lab" >/dev/null 2>&1 || t
 export STANCH_LAB=$lab STANCH_BIN=$PWD/bin STANCH_BENCH_OUT=$PWD/bench.json
 : >"$STANCH_BENCH_OUT"
 n=${STANCH_BENCH_N:-30}
-go test -run '^$' -bench . -skip 'Simulate|Validate|Sensor(Cost|Idle)|RingStorm|Recorded' -benchtime "${n}x" -timeout 60m ./testenv/bench
+go test -run '^$' -bench . -skip 'Simulate|Validate|StartAndStop|Sensor(Cost|Idle)|RingStorm|Recorded' -benchtime "${n}x" -timeout 60m ./testenv/bench
+go test -run '^$' -bench StartAndStop -benchtime 10x -timeout 10m ./testenv/bench
 # Neither needs more than a few runs: each is of hundreds of incidents, or of a thousand playbooks.
 go test -run '^$' -bench Validate -benchtime 5x -timeout 10m ./testenv/bench
 go test -run '^$' -bench Simulate -benchtime 1x -timeout 60m ./testenv/bench

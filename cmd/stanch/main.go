@@ -15,6 +15,7 @@ import (
 	"syscall"
 
 	"github.com/spf13/cobra"
+	sdkworker "go.temporal.io/sdk/worker"
 
 	"stanch/sensors/agent"
 	"stanch/sensors/diagnostic"
@@ -47,6 +48,10 @@ func main() {
 	}
 	os.Exit(exitCode(err))
 }
+
+// identifyBuild gives Temporal's SDK the identity of this program. Otherwise, it would compute a checksum of the entire
+// executable before its first worker starts.
+func identifyBuild() { sdkworker.SetBinaryChecksum("stanch " + version) }
 
 // errReported ends a command with exit code 1 and no error message: its output already says that the answer is no.
 var errReported = errors.New("no")

@@ -10,7 +10,6 @@ import (
 	"net"
 	"os"
 	"path/filepath"
-	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -18,16 +17,13 @@ import (
 	"github.com/spf13/cobra"
 	enumspb "go.temporal.io/api/enums/v1"
 	"go.temporal.io/sdk/client"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
 
 	"stanch/activities/kube"
-	"stanch/sensors/agent"
 	"stanch/sensors/durablefile"
 	"stanch/sensors/duration"
-	"stanch/sensors/gatewayrpc"
 	"stanch/sensors/probe"
 	"stanch/worker"
 	"stanch/worker/api"
@@ -105,6 +101,7 @@ func runUp(ctx context.Context, g *globalFlags, o upOptions, out io.Writer) (err
 	if err != nil {
 		return err
 	}
+	identifyBuild()
 	group := cmp.Or(o.socketGroup, cfg.SocketGroup)
 	if _, err := api.LookUpSocketGroup(group); err != nil {
 		return err
@@ -119,6 +116,16 @@ func runUp(ctx context.Context, g *globalFlags, o upOptions, out io.Writer) (err
 			return err
 		}
 	}
+	phases := newPhaseTimes()
+	cluster, clusterName, err := connectCluster(o.kubeconfig)
+	if err != nil {
+		return err
+	}
+	var sensor *localSensor
+	if !o.noSensor {
+		sensor = loadSensor(ctx, g, cfg, o, cluster, log)
+		defer sensor.stop()
+	}
 	pki, err := authority.OpenOrCreatePKI(filepath.Join(g.dataDir, "pki"))
 	if err != nil {
 		return err
@@ -132,6 +139,7 @@ func runUp(ctx context.Context, g *globalFlags, o upOptions, out io.Writer) (err
 	if err != nil {
 		return err
 	}
+	phases.end("keys")
 	server, err := embeddedtemporal.Start(ctx, embeddedtemporal.Options{
 		DataDir: filepath.Join(g.dataDir, "temporal"),
 		PKI:     inner,
@@ -144,6 +152,7 @@ func runUp(ctx context.Context, g *globalFlags, o upOptions, out io.Writer) (err
 		return err
 	}
 	defer func() { err = errors.Join(err, server.Stop()) }()
+	phases.end("temporal")
 	// Tools on this machine read the address; they authenticate with the certificate next to it.
 	if err := durablefile.WriteRecomputable(filepath.Join(g.dataDir, "temporal", "address"),
 		[]byte(server.Address+"\n"), 0o600); err != nil {
@@ -167,10 +176,6 @@ func runUp(ctx context.Context, g *globalFlags, o upOptions, out io.Writer) (err
 		return fmt.Errorf("connect to Temporal: %w", err)
 	}
 	defer temporal.Close()
-	cluster, clusterName, err := connectCluster(o.kubeconfig)
-	if err != nil {
-		return err
-	}
 	w, err := startWorker(ctx, worker.Options{
 		Config: cfg, ConfigFile: g.configFile, DataDir: g.dataDir, TemporalClient: temporal,
 		DataConverter: options.DataConverter, KubeClient: cluster, Authority: auth, PKI: pki,
@@ -188,16 +193,14 @@ func runUp(ctx context.Context, g *globalFlags, o upOptions, out io.Writer) (err
 		return err
 	}
 	defer stopMetrics()
-	sensorDone := make(chan error, 1)
-	if !o.noSensor {
-		go func() {
-			sensorDone <- runSensor(ctx, g, cfg, o, pki, auth, w.NodeAddr, apiServerAddresses(ctx, cluster), log)
-		}()
-	}
+	phases.end("worker")
+	sensorDone := sensor.serve(pki, auth, w.NodeAddr)
 	ui, err := startTemporalUI(ctx, o.uiAddress, server, inner, filepath.Join(g.dataDir, "temporal", "tls"))
 	if err != nil {
 		log.Warn("start Temporal's web UI", "error", err)
 	}
+	phases.end("ui")
+	log.Info("started", phases.attributes()...)
 	printStartupInfo(out, g, cfg, w, clusterName, ui, group, !o.noSensor)
 	select {
 	case <-ctx.Done():
@@ -297,63 +300,6 @@ func clusterConfig(kubeconfig string) (*rest.Config, error) {
 		return nil, fmt.Errorf("read the kubeconfig %s: %w", kubeconfig, err)
 	}
 	return cfg, nil
-}
-
-// apiServerAddresses returns the HOST:PORT addresses of the cluster's API for containers; nil if they cannot be read.
-func apiServerAddresses(ctx context.Context, cluster kubernetes.Interface) []string {
-	if cluster == nil {
-		return nil
-	}
-	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
-	defer cancel()
-	service, err := cluster.CoreV1().Services("default").Get(ctx, "kubernetes", metav1.GetOptions{})
-	if err != nil {
-		return nil
-	}
-	var out []string
-	for _, ip := range service.Spec.ClusterIPs {
-		for _, p := range service.Spec.Ports {
-			out = append(out, net.JoinHostPort(ip, strconv.Itoa(int(p.Port))))
-		}
-	}
-	return out
-}
-
-// runSensor runs the sensor of this machine, connected to the gateway as any other sensor, until ctx ends.
-func runSensor(ctx context.Context, g *globalFlags, cfg *config.Config, o upOptions, pki *authority.PKI,
-	auth *authority.Authority, address string, api []string, log *slog.Logger,
-) error {
-	setup := agent.Config{
-		Node: o.nodeName, StateDir: filepath.Join(g.dataDir, "node"), EgressLockDir: o.lockDir,
-		CRISocket: o.criSocket, RuleDirs: slices.Concat(cfg.Rules, o.ruleDirs), APIServers: api, Log: log,
-		Failpoint: newCrashFailpoint(o.crashPoint), ThawProgram: []string{"/proc/self/exe", agent.ThawCommand},
-	}
-	a, closeAll, err := agent.NewFromConfig(setup)
-	if err != nil {
-		return err
-	}
-	defer closeAll()
-	tlsConfig, err := pki.MutualTLSConfig(authority.RoleNode, a.Node)
-	if err != nil {
-		return err
-	}
-	identity, err := gatewayrpc.NewNodeCertificate(tlsConfig, "")
-	if err != nil {
-		return err
-	}
-	pins, err := gatewayrpc.OpenPinnedKeys("", "", auth.KeySet()) // the keys of this process
-	if err != nil {
-		return err
-	}
-	spool, err := gatewayrpc.OpenSpool(setup.StateDir, gatewayrpc.SpoolLimits{})
-	if err != nil {
-		return err
-	}
-	defer func() { _ = spool.Close() }()
-	return a.Serve(ctx, &gatewayrpc.Client{
-		Address: address, NodeCertificate: identity, PinnedKeys: pins, Node: a.Node,
-		Version: version, Log: log,
-	}, spool)
 }
 
 // splitHostPort splits HOST:PORT with a numeric port.

@@ -170,6 +170,7 @@ func runWorker(ctx context.Context, g *globalFlags, o workerOptions, out io.Writ
 	if err := o.setDefaultPaths(g.dataDir); err != nil {
 		return err
 	}
+	identifyBuild()
 	unlock, err := datadir.Lock(g.dataDir)
 	if err != nil {
 		return err

@@ -1,6 +1,7 @@
 package probe
 
 import (
+	"maps"
 	"os/exec"
 	"slices"
 	"strings"
@@ -132,37 +133,51 @@ func TestRemovedVethIsReported(t *testing.T) {
 	}
 }
 
-// The kernel detaches in the background. What it detaches is gone soon, and nothing else is left behind.
+// loadedPrograms returns the programs of probes that are in the kernel.
+func loadedPrograms(t *testing.T) map[ebpf.ProgramID]bool {
+	t.Helper()
+	found := map[ebpf.ProgramID]bool{}
+	for id, err := ebpf.ProgramGetNextID(0); err == nil; id, err = ebpf.ProgramGetNextID(id) {
+		p, err := ebpf.NewProgramFromID(id)
+		if err != nil {
+			continue // gone
+		}
+		info, err := p.Info()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if strings.HasPrefix(info.Name, "observe_") {
+			found[id] = true
+		}
+		_ = p.Close()
+	}
+	return found
+}
+
+// The kernel detaches in the background, so Close does not wait. What it detaches is gone soon.
 func TestCloseDetachesAllPrograms(t *testing.T) {
 	requireKernel(t)
+	before := loadedPrograms(t)
 	p, err := Load(Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
-	programs := map[ebpf.ProgramID]bool{}
-	for _, l := range p.links {
-		info, err := l.Info()
-		if err != nil {
-			t.Fatal(err)
-		}
-		programs[info.Program] = true
+	own := loadedPrograms(t)
+	maps.DeleteFunc(own, func(id ebpf.ProgramID, _ bool) bool { return before[id] })
+	if len(own) < len(hookAttachments)/2 {
+		t.Fatalf("only %d programs are attached", len(own))
 	}
-	if len(programs) < len(hookAttachments)/2 {
-		t.Fatalf("only %d programs are attached", len(programs))
+	if len(p.attached.open) > 0 {
+		t.Errorf("closing %d links waits for the kernel", len(p.attached.open))
 	}
 	if err := p.Close(); err != nil {
 		t.Fatal(err)
 	}
-	for end := time.Now().Add(20 * time.Second); len(programs) > 0; {
-		for id := range programs {
-			if left, err := ebpf.NewProgramFromID(id); err != nil {
-				delete(programs, id)
-			} else {
-				_ = left.Close()
-			}
-		}
+	for end := time.Now().Add(20 * time.Second); len(own) > 0; {
+		left := loadedPrograms(t)
+		maps.DeleteFunc(own, func(id ebpf.ProgramID, _ bool) bool { return !left[id] })
 		if time.Now().After(end) {
-			t.Fatalf("%d programs are still in the kernel", len(programs))
+			t.Fatalf("%d programs are still in the kernel", len(own))
 		}
 	}
 }

@@ -25,7 +25,8 @@ type Probe struct {
 	options        Options
 	bootIDPrefix   string // the first eight characters of the boot ID
 	collection     *ebpf.Collection
-	links          []link.Link
+	links          []link.Link // that are not in attached yet
+	attached       attachedLinks
 	alerts         *ringbuf.Reader
 	telemetry      *ringbuf.Reader
 	hooks          []HookStatus
@@ -205,6 +206,7 @@ func (p *Probe) loadPrograms() error {
 		st.Enabled = st.Enabled || !a.optional
 		on++
 	}
+	p.attached, p.links = keepAttached(p.links), nil
 	for _, hook := range Hooks {
 		p.hooks = append(p.hooks, *status[hook])
 	}
@@ -360,7 +362,8 @@ func (p *Probe) DropSources() []DropSource {
 func (p *Probe) Close() error {
 	var errs []error
 	p.closeOnce.Do(func() {
-		errs = append(errs, closeLinks(p.links))
+		p.attached.open = append(p.attached.open, p.links...)
+		errs = append(errs, p.attached.close())
 		if p.alerts != nil {
 			errs = append(errs, p.alerts.Close())
 		}

@@ -68,7 +68,14 @@ func goTest(t *testing.T, args ...string) ([]byte, error) {
 var changing = regexp.MustCompile(`\d+\.\d+s|0x[0-9a-f]+|goroutine \d+|(?m)^\t/.*\n`)
 
 func TestOutputIsThatOfGoTest(t *testing.T) {
-	for _, packages := range [][]string{{"./good", "./none"}, {"./bad"}, {"./panics"}, {"./exits"}, {"./broken"}, {"./..."}} {
+	for _, packages := range [][]string{
+		{"./good", "./none"},
+		{"./bad"},
+		{"./panics"},
+		{"./exits"},
+		{"./broken"},
+		{"./..."},
+	} {
 		want, failed := goTest(t, packages...)
 		raw, _ := goTest(t, append([]string{"-json"}, packages...)...)
 		var got bytes.Buffer

@@ -64,6 +64,9 @@ func Open(targets []config.Export, version string, log *slog.Logger) (*Exporters
 	ctx, cancel := context.WithCancel(context.Background())
 	e.stop = cancel
 	names := map[string]string{}
+	if len(targets) == 0 {
+		return e, nil
+	}
 	if set, err := rules.LoadShipped(); err == nil {
 		for _, r := range set.Rules() {
 			if len(r.Aliases) > 0 {

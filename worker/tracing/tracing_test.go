@@ -87,8 +87,6 @@ func spanAttributes(s tracetest.SpanStub) map[attribute.Key]attribute.Value {
 
 // A lease outlives the program. What was done before and after a restart is one trace, with the workflow in it once.
 func TestTraceContinuesAfterRestart(t *testing.T) {
-	sdkworker.SetStickyWorkflowCacheSize(0)
-	t.Cleanup(func() { sdkworker.SetStickyWorkflowCacheSize(10_000) })
 	server := temporal.Start(t, nil)
 	before, c, stop := startTracedWorker(t, server)
 	run, err := c.ExecuteWorkflow(t.Context(), client.StartWorkflowOptions{ID: "story", TaskQueue: tracedTaskQueue},
@@ -97,6 +95,7 @@ func TestTraceContinuesAfterRestart(t *testing.T) {
 	require.Eventually(t, func() bool { return len(spansNamed(before.GetSpans(), "RunActivity:Observe")) == 1 },
 		20*time.Second, 10*time.Millisecond)
 	stop()
+	sdkworker.PurgeStickyWorkflowCache() // a new process has none
 	after, c, stop := startTracedWorker(t, server)
 	defer stop()
 	require.NoError(t, c.SignalWorkflow(t.Context(), "story", "", "go", nil))
