@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -73,6 +74,36 @@ type gatewayFixture struct {
 	address    string
 	grpc       *grpc.Server
 	stop       func()
+	clock      atomic.Int64 // how far the monitor's clock is ahead, in nanoseconds
+}
+
+// clockStart is how far the monitor's clock is behind at first: detections must not be from the future.
+const clockStart = -3 * time.Hour
+
+// now returns the time by the monitor's clock.
+func (e *gatewayFixture) now() time.Time { return time.Now().Add(time.Duration(e.clock.Load())) }
+
+// advance moves the monitor's clock forward.
+func (e *gatewayFixture) advance(by time.Duration) { e.clock.Add(int64(by)) }
+
+// advanceUntil moves the monitor's clock forward in steps, until done.
+func (e *gatewayFixture) advanceUntil(t *testing.T, step time.Duration, done func() bool) {
+	t.Helper()
+	require.Eventually(t, func() bool {
+		if done() {
+			return true
+		}
+		e.advance(step)
+		return false
+	}, 30*time.Second, 20*time.Millisecond)
+	require.Negative(t, e.clock.Load(), "the monitor's clock is in the future")
+}
+
+// waitUntilGone waits until a node is not connected.
+func (e *gatewayFixture) waitUntilGone(t *testing.T, name string) {
+	t.Helper()
+	require.Eventually(t, func() bool { return e.nodeServer.ConnectedNodes()[name] == nil }, 20*time.Second,
+		5*time.Millisecond)
 }
 
 type gatewayFixtureOptions struct {
@@ -101,6 +132,7 @@ func newGatewayFixture(t *testing.T, server *temporal.Server, o gatewayFixtureOp
 	}
 	quiet := slog.New(slog.DiscardHandler)
 	e := &gatewayFixture{pki: o.pki, server: server}
+	e.clock.Store(int64(clockStart))
 	e.ingester = &ingest.Ingester{
 		Temporal: server, Authority: o.authority, Config: config.Default(), Kube: o.kube,
 		Log: quiet, IncidentWorkflow: "Story",
@@ -113,6 +145,7 @@ func newGatewayFixture(t *testing.T, server *temporal.Server, o gatewayFixtureOp
 			Temporal:    server,
 			OwnIdentity: o.name,
 		}, CertificateAuthority: o.pki, Timing: o.timing, Log: quiet, StateFile: o.file,
+		Now: e.now,
 	})
 	e.nodeServer = &nodeserver.Server{
 		Keyring: o.authority.Keyring(), Ingester: e.ingester, Log: quiet, NodeLimits: o.limits, Monitor: e.Monitor,
@@ -233,20 +266,37 @@ func incidentDetections(t *testing.T, c client.Client, key string) []sensors.Det
 	}
 }
 
+// findDetection returns a rule's first detection in the incident of a subject; nil if there is none.
+func findDetection(t *testing.T, c client.Client, key, rule string) *sensors.Detection {
+	t.Helper()
+	for _, d := range incidentDetections(t, c, key) {
+		if d.Rule == rule {
+			return &d
+		}
+	}
+	return nil
+}
+
 // waitForDetection waits until the incident of a subject has a detection of a rule, and returns it.
 func waitForDetection(t *testing.T, c client.Client, key, rule string) sensors.Detection {
 	t.Helper()
-	var found sensors.Detection
+	var found *sensors.Detection
 	require.Eventually(t, func() bool {
-		for _, d := range incidentDetections(t, c, key) {
-			if d.Rule == rule {
-				found = d
-				return true
-			}
-		}
-		return false
+		found = findDetection(t, c, key, rule)
+		return found != nil
 	}, 30*time.Second, 20*time.Millisecond, "no %s on %s", rule, key)
-	return found
+	return *found
+}
+
+// waitUntilLost moves the monitor's clock forward until a node that is not connected is reported as lost.
+func (e *gatewayFixture) waitUntilLost(t *testing.T, node string) sensors.Detection {
+	t.Helper()
+	var found *sensors.Detection
+	e.advanceUntil(t, lostAfter, func() bool {
+		found = findDetection(t, e.server, "Node/"+node, "telemetry-lost")
+		return found != nil
+	})
+	return *found
 }
 
 // networkProxy is the network between a sensor and its gateway.

@@ -27,19 +27,31 @@ import (
 	"stanch/worker/nodeserver"
 )
 
+const lostAfter, stoppedAfter, repeatInterval = time.Minute, 5 * time.Minute, 5 * time.Minute
+
+// waitForRepeat waits until the monitor, by its clock, has reported a lost node once more: it has then checked every
+// other node too.
+func (e *gatewayFixture) waitForRepeat(t *testing.T, node string) {
+	t.Helper()
+	before := len(incidentDetections(t, e.server, "Node/"+node))
+	require.Positive(t, before)
+	e.advance(repeatInterval)
+	require.Eventually(t, func() bool { return len(incidentDetections(t, e.server, "Node/"+node)) > before },
+		20*time.Second, 20*time.Millisecond)
+}
+
 func TestMonitorConditions(t *testing.T) {
 	server := temporal.Start(t, map[string]any{"Story": incidentWorkflow})
-	short := health.Timing{
-		CheckInterval: 20 * time.Millisecond, LostAfter: 300 * time.Millisecond,
-		StoppedAfter: 600 * time.Millisecond, OverRateAfter: 300 * time.Millisecond,
-	}
+	// The tests move the monitor's clock, so that these limits do not depend on how busy the machine is.
+	short := health.Timing{CheckInterval: 20 * time.Millisecond, LostAfter: lostAfter, StoppedAfter: stoppedAfter}
 
 	t.Run("disconnected node", func(t *testing.T) {
 		e := newGatewayFixture(t, server, gatewayFixtureOptions{timing: short})
 		s := e.connectSensor(t, fakeSensorOptions{name: "gone-1"})
 		e.waitUntilConnected(t, "gone-1")
 		s.breakConnection()
-		d := waitForDetection(t, server, "Node/gone-1", "telemetry-lost")
+		e.waitUntilGone(t, "gone-1")
+		d := e.waitUntilLost(t, "gone-1")
 		require.Equal(t, sensors.Subject{Kind: "Node", Name: "gone-1"}, d.Event.Subject)
 		require.Equal(t, sensors.ObjectiveDefenseEvasion, d.Objective)
 		require.Equal(t, "T1685", d.Technique)
@@ -54,22 +66,25 @@ func TestMonitorConditions(t *testing.T) {
 		e.waitUntilConnected(t, "stopped-1")
 		e.waitUntilConnected(t, "gone-2")
 		s.shutDown()
-		require.Eventually(t, func() bool { return e.nodeServer.ConnectedNodes()["stopped-1"] == nil }, 5*time.Second,
-			5*time.Millisecond)
-		time.AfterFunc(short.StoppedAfter, other.breakConnection) // so that the wait is long enough for both
-		waitForDetection(t, server, "Node/gone-2", "telemetry-lost")
+		e.waitUntilGone(t, "stopped-1")
+		e.advance(2 * stoppedAfter)
+		other.breakConnection()
+		e.waitUntilGone(t, "gone-2")
+		e.waitUntilLost(t, "gone-2")
+		e.advance(2 * stoppedAfter)
+		e.waitForRepeat(t, "gone-2")
 		require.Empty(t, incidentDetections(t, server, "Node/stopped-1"))
 	})
 
 	t.Run("repeat interval", func(t *testing.T) {
-		timing := short
-		timing.RepeatInterval = 500 * time.Millisecond
-		e := newGatewayFixture(t, server, gatewayFixtureOptions{timing: timing})
+		e := newGatewayFixture(t, server, gatewayFixtureOptions{timing: short})
 		node := e.connectSensor(t, fakeSensorOptions{name: "gone-3"})
 		e.waitUntilConnected(t, "gone-3")
 		node.breakConnection()
-		require.Eventually(t, func() bool { return len(incidentDetections(t, server, "Node/gone-3")) == 3 }, 20*time.Second,
-			20*time.Millisecond)
+		e.waitUntilGone(t, "gone-3")
+		e.waitUntilLost(t, "gone-3")
+		e.waitForRepeat(t, "gone-3")
+		e.waitForRepeat(t, "gone-3")
 		ids := map[string]bool{}
 		for _, d := range incidentDetections(t, server, "Node/gone-3") {
 			ids[d.ID] = true
@@ -121,8 +136,10 @@ func TestMonitorConditions(t *testing.T) {
 	})
 
 	t.Run("node above its rate", func(t *testing.T) {
+		timing := short
+		timing.OverRateAfter = 300 * time.Millisecond // it lasts for seconds
 		e := newGatewayFixture(t, server, gatewayFixtureOptions{
-			timing: short,
+			timing: timing,
 			limits: config.NodeLimits{DetectionsPerSecond: 150, DetectionBurst: 200},
 		})
 		noisy, idle := e.connectSensor(t, fakeSensorOptions{name: "noisy-1"}),
@@ -296,8 +313,12 @@ func TestMonitorConditions(t *testing.T) {
 		s.breakConnection()
 		two.connectSensor(t, fakeSensorOptions{name: "moved-1"})
 		two.waitUntilConnected(t, "moved-1")
-		time.AfterFunc(2*short.LostAfter, other.breakConnection)
-		waitForDetection(t, server, "Node/gone-4", "telemetry-lost")
+		one.waitUntilGone(t, "moved-1")
+		one.advance(2 * lostAfter)
+		other.breakConnection()
+		one.waitUntilGone(t, "gone-4")
+		one.waitUntilLost(t, "gone-4")
+		one.waitForRepeat(t, "gone-4")
 		require.Empty(t, incidentDetections(t, server, "Node/moved-1"))
 	})
 
@@ -318,10 +339,13 @@ func TestMonitorConditions(t *testing.T) {
 		}
 		kube := fake.NewClientset(node, pod)
 		for _, name := range []string{"one", "two"} {
-			newGatewayFixture(t, server, gatewayFixtureOptions{
+			e := newGatewayFixture(t, server, gatewayFixtureOptions{
 				timing: short, name: name,
 				cluster: &health.KubernetesCluster{KubeClient: kube, Namespace: "stanch-system", Selector: "app=sensor"},
 			})
+			// To the middle of an interval: reports of the same interval have the same id.
+			interval := e.now().Add(lostAfter).Truncate(repeatInterval).Add(repeatInterval)
+			e.advance(interval.Add(repeatInterval / 2).Sub(e.now()))
 		}
 		require.Eventually(t, func() bool { return len(incidentDetections(t, server, "Node/never-1")) == 2 }, 20*time.Second,
 			20*time.Millisecond)
