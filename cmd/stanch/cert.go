@@ -1,28 +1,16 @@
 package main
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
-	"net"
 	"path/filepath"
 	"regexp"
 
 	"github.com/spf13/cobra"
 
-	"stanch/sensors/attestation"
-	"stanch/sensors/durablefile"
 	"stanch/sensors/gatewayrpc"
 	"stanch/worker/authority"
-	"stanch/worker/codec"
 )
-
-// listenTCP listens on a TCP address.
-func listenTCP(
-	address string,
-) (net.Listener, error) {
-	return net.Listen("tcp", address)
-} //nolint:noctx,wrapcheck // at once
 
 func certCommand(g *globalFlags) *cobra.Command {
 	var pki, keys, out string
@@ -105,17 +93,6 @@ authority) before the first start of stanch worker. Existing keys are kept.`,
 	return c
 }
 
-func writeKeySet(path string, set attestation.KeySet) error {
-	raw, err := json.MarshalIndent(set, "", " ")
-	if err != nil {
-		return fmt.Errorf("write the authority's keys: %w", err)
-	}
-	if err := durablefile.Write(path, append(raw, '\n'), 0o600); err != nil {
-		return fmt.Errorf("write the authority's keys: %w", err)
-	}
-	return nil
-}
-
 // addKeysFlag adds --keys and returns a function that returns the directory of the authority's keys.
 func addKeysFlag(c *cobra.Command, g *globalFlags) func() string {
 	dir := c.Flags().String("keys", "", "the `DIR` with authority.seed (default: DATA/keys)")
@@ -127,77 +104,4 @@ func addKeysFlag(c *cobra.Command, g *globalFlags) func() string {
 	}
 }
 
-func publicKeyCommand(g *globalFlags) *cobra.Command {
-	c := &cobra.Command{
-		Use: "public", Short: "Print the authority's public keys", Args: validateArgs(cobra.NoArgs),
-		Long: `Print the authority's public keys, one per line, to verify evidence on another machine with
-stanch evidence verify --keys.`,
-		Example: "  stanch cert public > authority.pub",
-	}
-	dir := addKeysFlag(c, g)
-	c.RunE = func(cmd *cobra.Command, _ []string) error {
-		a, err := authority.OpenExisting(dir())
-		if err != nil {
-			return err
-		}
-		for _, line := range a.Keyring().EncodeLines() {
-			fmt.Fprintln(cmd.OutOrStdout(), line)
-		}
-		return nil
-	}
-	return c
-}
-
-func rotateKeyCommand(g *globalFlags) *cobra.Command {
-	var distrust, payload bool
-	c := &cobra.Command{
-		Use:   "rotate",
-		Short: "Rotate the signing key or the payload key",
-		Args:  validateArgs(cobra.NoArgs),
-		Long: `Create a new key that signs grants, attestations and tokens, on your rotation schedule or
-after a key leak. Signatures made with the old key stay valid: leases continue, and evidence
-still verifies. With --distrust they become invalid; use it when an attacker may have the old
-key. Active leases then end automatically.
-
-With --payload, create a new key to encrypt what Temporal stores; the old key still decrypts.
-Restart every worker after either rotation.`,
-		Example: "  stanch cert rotate\n  stanch cert rotate --payload\n  stanch cert rotate --distrust --keys ./secrets/keys",
-	}
-	dir := addKeysFlag(c, g)
-	c.Flags().BoolVar(&distrust, "distrust", false, "invalidate every signature made with the old key")
-	c.Flags().BoolVar(&payload, "payload", false, "rotate the key that encrypts payloads, instead of the signing key")
-	c.RunE = func(cmd *cobra.Command, _ []string) error {
-		rotate := func() (string, string, error) { return authority.RotateSigningKey(dir(), distrust) }
-		if payload {
-			if distrust {
-				return usageError{errors.New("--distrust does not apply to --payload: existing payloads could not " +
-					"be read without the old key")}
-			}
-			rotate = func() (string, string, error) { return codec.RotateKey(dir()) }
-		}
-		before, after, err := rotate()
-		if err != nil {
-			return err
-		}
-		_, err = fmt.Fprintf(cmd.OutOrStdout(),
-			"key %s replaces %s. Restart every worker (in a cluster: update the secret first).\n", after, before)
-		return err
-	}
-	return c
-}
-
 var nodeNamePattern = regexp.MustCompile(`^[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$`)
-
-func createAuthority(dir string) error {
-	if err := durablefile.MakeDirectory(dir, 0o700); err != nil {
-		return fmt.Errorf("create %s: %w", dir, err)
-	}
-	if _, err := authority.OpenOrCreate(filepath.Join(dir, "keys")); err != nil {
-		return err
-	}
-	if _, err := codec.Open(filepath.Join(dir, "keys")); err != nil {
-		return err
-	}
-	_, err := authority.OpenOrCreatePKI(filepath.Join(dir, "pki"))
-	return err
-}

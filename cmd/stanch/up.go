@@ -7,21 +7,15 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"net"
 	"os"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
 	enumspb "go.temporal.io/api/enums/v1"
 	"go.temporal.io/sdk/client"
-	"k8s.io/client-go/kubernetes"
-	"k8s.io/client-go/rest"
-	"k8s.io/client-go/tools/clientcmd"
 
-	"stanch/activities/kube"
 	"stanch/sensors/durablefile"
 	"stanch/sensors/duration"
 	"stanch/sensors/probe"
@@ -263,100 +257,4 @@ func socketAccessNote(cfg *config.Config, group string) string {
 	}
 	return "only root can connect; " + strings.Join(out,
 		", ") + " cannot. Use --socket-group GROUP, or socket_group in stanch.yaml"
-}
-
-// connectCluster returns a client of the cluster of a kubeconfig, or of the one that this process runs in, and its
-// name. The client is nil without a cluster.
-func connectCluster(kubeconfig string) (kubernetes.Interface, string, error) {
-	if kubeconfig == "none" {
-		return nil, "none; protecting the containers on this host", nil
-	}
-	cfg, err := clusterConfig(kubeconfig)
-	if err != nil {
-		if kubeconfig == "" {
-			return nil, "none (no kubeconfig); protecting the containers on this host", nil
-		}
-		return nil, "", fmt.Errorf("%w; use --kubeconfig none to run without a cluster", err)
-	}
-	c, err := kube.NewClient(cfg)
-	if err != nil {
-		return nil, "", err
-	}
-	return c, cfg.Host, nil
-}
-
-// clusterConfig returns the client configuration of a kubeconfig; with "" that of the cluster that this process runs
-// in, else that of the default kubeconfig.
-func clusterConfig(kubeconfig string) (*rest.Config, error) {
-	if kubeconfig == "" {
-		if cfg, err := rest.InClusterConfig(); err == nil {
-			return cfg, nil
-		}
-	}
-	rules := clientcmd.NewDefaultClientConfigLoadingRules()
-	rules.ExplicitPath = kubeconfig
-	cfg, err := clientcmd.NewNonInteractiveDeferredLoadingClientConfig(rules, nil).ClientConfig()
-	if err != nil {
-		return nil, fmt.Errorf("read the kubeconfig %s: %w", kubeconfig, err)
-	}
-	return cfg, nil
-}
-
-// splitHostPort splits HOST:PORT with a numeric port.
-func splitHostPort(address string) (string, int, error) {
-	host, portText, err := net.SplitHostPort(address)
-	if err != nil {
-		return "", 0, fmt.Errorf("invalid address %q: %w", address, err)
-	}
-	port, err := strconv.Atoi(portText)
-	if err != nil {
-		return "", 0, fmt.Errorf("invalid address %q: %w", address, err)
-	}
-	return host, port, nil
-}
-
-// newCrashFailpoint returns a hook that kills this process at the named point, as a crash would; nil for "".
-func newCrashFailpoint(point string) func(string) {
-	if point == "" {
-		return nil
-	}
-	return func(at string) {
-		if at != point {
-			return
-		}
-		// The marker file makes the crash happen once, so that the next start survives.
-		marker := os.Getenv("STANCH_CRASH_MARKER")
-		if marker != "" {
-			f, err := os.OpenFile(marker, os.O_CREATE|os.O_EXCL, 0o600)
-			if err != nil {
-				return
-			}
-			_ = f.Close()
-		}
-		fmt.Fprintln(os.Stderr, "crashing at", point)
-		self, err := os.FindProcess(os.Getpid())
-		if err == nil {
-			_ = self.Kill()
-		}
-		select {}
-	}
-}
-
-// temporalLogger logs the messages of Temporal's SDK one level lower: its warnings matter only when debugging Stanch.
-type temporalLogger struct{ log *slog.Logger }
-
-// Debug discards the message.
-func (temporalLogger) Debug(string, ...any) {}
-
-// Info discards the message.
-func (temporalLogger) Info(string, ...any) {}
-
-// Warn logs at the debug level.
-func (l temporalLogger) Warn(msg string, keyvals ...any) {
-	l.log.Debug("temporal sdk: "+msg, keyvals...)
-}
-
-// Error logs at the warning level.
-func (l temporalLogger) Error(msg string, keyvals ...any) {
-	l.log.Warn("temporal sdk: "+msg, keyvals...)
 }

@@ -3,11 +3,8 @@ package main
 import (
 	"cmp"
 	"fmt"
-	"io/fs"
 	"os"
-	"path/filepath"
 	"slices"
-	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -15,7 +12,6 @@ import (
 	"stanch/playbooks/library"
 	"stanch/sensors/diagnostic"
 	"stanch/worker/actions"
-	"stanch/worker/config"
 	"stanch/worker/playbookstore"
 )
 
@@ -129,15 +125,6 @@ func (g *globalFlags) validateWithConfig(files []string, sources map[string][]by
 	return append(out, findOverlaps(beside, sources)...), nil
 }
 
-// toSources returns the contents of files as sources.
-func toSources(files []string, sources map[string][]byte) []playbooks.SourceFile {
-	var out []playbooks.SourceFile
-	for _, file := range files {
-		out = append(out, playbooks.SourceFile{File: file, Content: sources[file]})
-	}
-	return out
-}
-
 // findOverlaps returns a warning for every two playbooks that can match the same incident and both contain, if one of
 // them is among the files.
 func findOverlaps(programs []*playbooks.Program, sources map[string][]byte) diagnostic.Diagnostics {
@@ -171,106 +158,4 @@ func ownerLabel(p *playbooks.Program) string {
 		return "the shipped"
 	}
 	return "your"
-}
-
-// findUnknownApprovers returns an error for every approver of a playbook that the configuration does not define.
-func (g *globalFlags) findUnknownApprovers(c *config.Config, files []string,
-	sources map[string][]byte,
-) diagnostic.Diagnostics {
-	groups := c.GroupNames()
-	var people []string
-	for _, p := range c.People {
-		people = append(people, p.Name)
-	}
-	var out diagnostic.Diagnostics
-	programs, _ := loadValidated(files, sources)
-	for _, p := range programs {
-		if sources[p.File] == nil {
-			continue
-		}
-		p.WalkSteps(func(s *playbooks.Step) {
-			if s.Approval == nil {
-				return
-			}
-			unknown := func(what, name string, known []string) {
-				if !slices.Contains(known, name) {
-					out = append(out, diagnostic.Diagnostic{
-						File: p.File, Line: s.Pos.Line, Column: s.Pos.Column, Severity: "error", Code: "unknown-" + what,
-						Hint: diagnostic.DidYouMean(name, known),
-						Message: fmt.Sprintf("unknown %s `%s` in the approval: not defined in %s", what, name,
-							g.configFile),
-					})
-				}
-			}
-			asked := append(append([]string{}, s.Approval.Groups...),
-				escalationNames(s.Approval, func(e *playbooks.Escalation) []string { return e.Groups })...)
-			for _, name := range asked {
-				unknown("group", name, groups)
-			}
-			for _, name := range append(append([]string{}, s.Approval.Users...),
-				escalationNames(s.Approval, func(e *playbooks.Escalation) []string { return e.Users })...) {
-				unknown("person", name, people)
-			}
-		})
-	}
-	return out
-}
-
-// escalationNames returns the names that an approval escalates to; nil without escalation.
-func escalationNames(a *playbooks.Approval, of func(*playbooks.Escalation) []string) []string {
-	if a.Escalate == nil {
-		return nil
-	}
-	return of(a.Escalate)
-}
-
-// loadValidated loads files, which may call each other, together with the playbooks of the library.
-func loadValidated(files []string, sources map[string][]byte) ([]*playbooks.Program, diagnostic.Diagnostics) {
-	all := library.PlaybookSources()
-	for _, file := range files {
-		all = append(all, playbooks.SourceFile{File: file, Content: sources[file]})
-	}
-	return playbooks.LoadPlaybooks(all, actions.Catalog())
-}
-
-// escapeLines escapes every line of s for the terminal, and keeps the line breaks.
-func escapeLines(s string) string {
-	lines := strings.Split(s, "\n")
-	for i := range lines {
-		lines[i] = escapeForTerminal(lines[i])
-	}
-	return strings.Join(lines, "\n")
-}
-
-// findYAMLFiles returns the playbook files of paths, searching directories recursively. It leaves out test files of
-// directories, and returns an error for a test file that is named itself.
-func findYAMLFiles(paths []string) ([]string, error) {
-	var files []string
-	for _, path := range paths {
-		info, err := os.Stat(path)
-		if err != nil {
-			return nil, fmt.Errorf("read playbooks: no such file or directory: %s", path)
-		}
-		if !info.IsDir() && strings.HasSuffix(path, "_test.yaml") {
-			return nil, fmt.Errorf("read playbooks: %s is a test file; run it with `stanch test %s`", path, path)
-		}
-		if !info.IsDir() {
-			files = append(files, path)
-			continue
-		}
-		err = filepath.WalkDir(path, func(p string, d fs.DirEntry, err error) error {
-			if err == nil && !d.IsDir() && (strings.HasSuffix(p, ".yaml") || strings.HasSuffix(p, ".yml")) &&
-				!strings.HasSuffix(p, "_test.yaml") {
-				files = append(files, p)
-			}
-			return err
-		})
-		if err != nil {
-			return nil, fmt.Errorf("read %s: %w", path, err)
-		}
-	}
-	if len(files) == 0 {
-		return nil, fmt.Errorf("read playbooks: no *.yaml file in %s", strings.Join(paths, ", "))
-	}
-	return files, nil
 }

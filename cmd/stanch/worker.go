@@ -2,23 +2,16 @@ package main
 
 import (
 	"context"
-	"crypto/tls"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
-	"net/http"
 	"os"
 	"path/filepath"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
-	enumspb "go.temporal.io/api/enums/v1"
-	"go.temporal.io/api/operatorservice/v1"
-	"go.temporal.io/api/serviceerror"
 	"go.temporal.io/sdk/client"
 	"k8s.io/client-go/kubernetes"
 
@@ -28,13 +21,11 @@ import (
 	"stanch/worker/authority"
 	"stanch/worker/codec"
 	"stanch/worker/config"
-	"stanch/worker/connlimit"
 	"stanch/worker/datadir"
 	"stanch/worker/guards"
 	"stanch/worker/metrics"
 	"stanch/worker/playbookstore"
 	"stanch/worker/tracing"
-	"stanch/workflows"
 	"stanch/workflows/lease"
 )
 
@@ -115,39 +106,6 @@ func (o *workerOptions) setDefaultPaths(data string) error {
 		}
 	}
 	return nil
-}
-
-// temporalTLSConfig returns the TLS configuration for Temporal; nil, for a connection without TLS, if no TLS flag is
-// set.
-func (o *workerOptions) temporalTLSConfig() (*tls.Config, error) {
-	if o.tlsDir != "" {
-		o.tlsCert, o.tlsKey = filepath.Join(o.tlsDir, "tls.crt"), filepath.Join(o.tlsDir, "tls.key")
-		if ca := filepath.Join(o.tlsDir, "ca.crt"); o.tlsCA == "" && fileExists(ca) {
-			o.tlsCA = ca
-		}
-	}
-	if o.tlsCert == "" && o.tlsCA == "" {
-		return nil, nil //nolint:nilnil // nil is a connection without TLS
-	}
-	c := &tls.Config{MinVersion: tls.VersionTLS12, ServerName: o.tlsServer}
-	if o.tlsCert != "" {
-		pair, err := tls.LoadX509KeyPair(o.tlsCert, o.tlsKey)
-		if err != nil {
-			return nil, fmt.Errorf("read the certificate for Temporal: %w", err)
-		}
-		c.Certificates = []tls.Certificate{pair}
-	}
-	if o.tlsCA != "" {
-		raw, err := os.ReadFile(o.tlsCA)
-		if err != nil {
-			return nil, fmt.Errorf("read Temporal's CA certificate: %w", err)
-		}
-		c.RootCAs = x509.NewCertPool()
-		if !c.RootCAs.AppendCertsFromPEM(raw) {
-			return nil, fmt.Errorf("read Temporal's CA certificate: %s has no valid PEM certificate", o.tlsCA)
-		}
-	}
-	return c, nil
 }
 
 // fileExists reports whether path exists and can be read by this user.
@@ -258,95 +216,4 @@ func (o *workerOptions) protectOwnNamespace(cfg *config.Config, cluster kubernet
 		return nil
 	}
 	return &guards.SharedKillSwitch{KubeClient: cluster, Namespace: o.ownNamespace, Authority: auth}
-}
-
-// dialTemporal connects to Temporal with encrypted payloads, and registers the search attribute of incidents.
-func (o *workerOptions) dialTemporal(ctx context.Context, log *slog.Logger,
-	instrument func(client.Options) client.Options,
-) (client.Client, error) {
-	tlsConfig, err := o.temporalTLSConfig()
-	if err != nil {
-		return nil, err
-	}
-	options, err := worker.SecureClientOptions(client.Options{
-		HostPort: o.temporalAddress, Namespace: o.namespace, Logger: temporalLogger{log},
-		ConnectionOptions: client.ConnectionOptions{TLS: tlsConfig},
-	}, o.keysDir)
-	if err != nil {
-		return nil, err
-	}
-	temporal, err := client.DialContext(ctx, instrument(options))
-	if err != nil {
-		return nil, fmt.Errorf("connect to Temporal at %s: %w", o.temporalAddress, err)
-	}
-	if err := registerSearchAttribute(ctx, temporal, o.namespace); err != nil {
-		temporal.Close()
-		return nil, err
-	}
-	return temporal, nil
-}
-
-// registerSearchAttribute creates the search attribute that finds incidents, unless it exists.
-func registerSearchAttribute(ctx context.Context, temporal client.Client, namespace string) error {
-	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
-	defer cancel()
-	hint := fmt.Sprintf("; an administrator of Temporal can create it with `temporal operator search-attribute "+
-		"create --namespace %s --name %s --type Keyword`", namespace, workflows.IncidentSearchAttribute)
-	have, err := temporal.OperatorService().ListSearchAttributes(ctx,
-		&operatorservice.ListSearchAttributesRequest{Namespace: namespace})
-	var noNamespace *serviceerror.NamespaceNotFound
-	if errors.As(err, &noNamespace) {
-		return fmt.Errorf("find the namespace %s in Temporal: %w; create it with `temporal operator namespace "+
-			"create --namespace %s --retention 90d`",
-			namespace, err, namespace)
-	}
-	if err == nil {
-		if _, ok := have.GetCustomAttributes()[workflows.IncidentSearchAttribute]; ok {
-			return nil
-		}
-		_, err = temporal.OperatorService().AddSearchAttributes(ctx, &operatorservice.AddSearchAttributesRequest{
-			Namespace: namespace,
-			SearchAttributes: map[string]enumspb.IndexedValueType{
-				workflows.IncidentSearchAttribute: enumspb.INDEXED_VALUE_TYPE_KEYWORD,
-			},
-		})
-		var there *serviceerror.AlreadyExists
-		if errors.As(err, &there) {
-			return nil // another replica created it
-		}
-	}
-	if err != nil {
-		return fmt.Errorf("create the search attribute %s: %w%s", workflows.IncidentSearchAttribute, err, hint)
-	}
-	return nil
-}
-
-// serveHealth serves /metrics, and /healthz, which fails while Temporal does not respond: Stanch decides nothing
-// without it. "" serves nothing. stop ends it.
-func serveHealth(address string, temporal client.Client, metrics http.Handler) (stop func(), err error) {
-	if address == "" {
-		return func() {}, nil
-	}
-	mux := http.NewServeMux()
-	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, r *http.Request) {
-		ctx, cancel := context.WithTimeout(r.Context(), 2*time.Second)
-		defer cancel()
-		if _, err := temporal.CheckHealth(ctx, &client.CheckHealthRequest{}); err != nil {
-			http.Error(w, "Temporal does not respond: "+strings.TrimSpace(err.Error()), http.StatusServiceUnavailable)
-			return
-		}
-		_, _ = io.WriteString(w, "ok\n")
-	})
-	mux.Handle("GET /metrics", metrics)
-	server := &http.Server{
-		Addr: address, Handler: mux, ReadHeaderTimeout: 2 * time.Second, ReadTimeout: 5 * time.Second,
-		WriteTimeout: 30 * time.Second, IdleTimeout: time.Minute, MaxHeaderBytes: 16 << 10,
-	}
-	l, err := listenTCP(address)
-	if err != nil {
-		return nil, fmt.Errorf("listen on the health address: %w", err)
-	}
-	l = connlimit.NewLimitedListener(l, connlimit.Limits{MaxTotal: 128, MaxPerPeer: 32})
-	go func() { _ = server.Serve(l) }()
-	return func() { _ = server.Close() }, nil
 }
