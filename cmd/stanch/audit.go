@@ -17,6 +17,7 @@ import (
 	"stanch/sensors/duration"
 	"stanch/worker/audit"
 	"stanch/worker/auditor"
+	"stanch/worker/auditpage"
 )
 
 func auditCommand(g *globalFlags) *cobra.Command {
@@ -55,7 +56,7 @@ differences are listed; exit code 1 means that there was at least one.`,
 			case "json":
 				err = printJSON(cmd.OutOrStdout(), timeline)
 			case "html":
-				err = audit.WriteHTML(cmd.OutOrStdout(), timeline)
+				err = auditpage.WriteHTML(cmd.OutOrStdout(), timeline)
 			default:
 				printTimeline(cmd.OutOrStdout(), timeline)
 			}

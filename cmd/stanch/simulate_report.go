@@ -11,15 +11,16 @@ import (
 	"stanch/playbooks"
 	"stanch/sensors/duration"
 	"stanch/worker/simulate"
+	"stanch/worker/simulationreport"
 )
 
 // newReportWriter returns the writer for the output format. single prints the timeline of the only incident.
-func newReportWriter(out io.Writer, o simulateOptions, single bool) (simulate.ReportWriter, error) {
+func newReportWriter(out io.Writer, o simulateOptions, single bool) (simulationreport.Writer, error) {
 	switch o.output {
 	case "json":
-		return simulate.NewJSONReport(out, o.baselinePath != "")
+		return simulationreport.NewJSON(out, o.baselinePath != "")
 	case "html":
-		return simulate.NewHTMLReport(out, o.baselinePath != ""), nil
+		return simulationreport.NewHTML(out, o.baselinePath != ""), nil
 	}
 	return &textReport{out: out, hasBaseline: o.baselinePath != "", fullTimelines: single || o.fullTimelines}, nil
 }

@@ -17,6 +17,7 @@ import (
 	"stanch/testenv/harness"
 	"stanch/worker/audit"
 	"stanch/worker/simulate"
+	"stanch/worker/simulationreport"
 )
 
 // approvalConfig is a configuration under which alice, who is root here, is asked before anything is contained.
@@ -196,7 +197,7 @@ func assertSimulationMatches(t *testing.T, s *harness.Harness, id, name, plays s
 	})
 	stdout, err := command.Output()
 	require.NoError(t, err)
-	var report simulate.SimulationReport
+	var report simulationreport.Report
 	require.NoError(t, json.Unmarshal(stdout, &report))
 	require.Len(t, report.Results, 1)
 	require.Empty(t, simulate.Divergences(rec, report.Results[0]))

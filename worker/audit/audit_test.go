@@ -16,6 +16,7 @@ import (
 	"stanch/sensors/attestation"
 	"stanch/sensors/redact"
 	"stanch/worker/audit"
+	"stanch/worker/auditpage"
 	"stanch/worker/authority"
 	"stanch/workflows"
 	"stanch/workflows/incident"
@@ -291,7 +292,7 @@ func TestHTMLIsEscapedAndSelfContained(t *testing.T) {
 		p.detection.Detection.Title = "<img src=x onerror=alert(1)>\u202e"
 	})
 	var b strings.Builder
-	require.NoError(t, audit.WriteHTML(&b, audit.BuildTimeline(m.runs, m.auditOptions())))
+	require.NoError(t, auditpage.WriteHTML(&b, audit.BuildTimeline(m.runs, m.auditOptions())))
 	require.NotContains(t, b.String(), "<img")
 	require.NotContains(t, b.String(), "\u202e")
 	require.NotContains(t, b.String(), "http://")
@@ -305,7 +306,7 @@ func TestHTMLFitsNarrowScreen(t *testing.T) {
 	m := newHistoryBuilder(t)
 	m.buildFullIncident(nil)
 	var b strings.Builder
-	require.NoError(t, audit.WriteHTML(&b, audit.BuildTimeline(m.runs, m.auditOptions())))
+	require.NoError(t, auditpage.WriteHTML(&b, audit.BuildTimeline(m.runs, m.auditOptions())))
 	if file := os.Getenv("STANCH_PAGE"); file != "" { // for manual review
 		require.NoError(t, os.WriteFile(file, []byte(b.String()), 0o600))
 	}

@@ -5,6 +5,9 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
+
+	"stanch/sensors/duration"
 )
 
 // The kinds of changes, in the order of reports.
@@ -50,8 +53,8 @@ func timelineDecisions(r Result) []timelineDecision {
 	}
 	for _, d := range r.Decisions {
 		if !d.AtEnforcement {
-			all = append(all, timelineDecision{d.AtMS, 1, fmt.Sprintf("%s on %s: %s (%s: %s)", d.Action, shortTargetID(d.Target),
-				verdictTexts[d.Verdict], d.Guard, d.Reason)})
+			all = append(all, timelineDecision{d.AtMS, 1, fmt.Sprintf("%s on %s: %s (%s: %s)", d.Action, ShortTargetID(d.Target),
+				VerdictTexts[d.Verdict], d.Guard, d.Reason)})
 		}
 	}
 	for _, q := range r.ApprovalRequests {
@@ -60,11 +63,11 @@ func timelineDecisions(r Result) []timelineDecision {
 	}
 	for _, s := range r.Steps {
 		all = append(all, timelineDecision{s.AtMS, 3, fmt.Sprintf("%s: %s is %s", s.Playbook, describeStep(s),
-			reasonSuffix(s))})
+			ReasonSuffix(s))})
 	}
 	for _, e := range r.Effects {
 		all = append(all, timelineDecision{e.AppliedAtMS, 4, fmt.Sprintf("%s on %s lasts %s", e.Action,
-			shortTargetID(e.Target), describeHeldDuration(e))})
+			ShortTargetID(e.Target), DescribeHeldDuration(e))})
 	}
 	slices.SortStableFunc(all, func(a, b timelineDecision) int {
 		return cmp.Or(cmp.Compare(a.atMS, b.atMS), cmp.Compare(a.sortOrder, b.sortOrder), strings.Compare(a.description,
@@ -79,7 +82,7 @@ type timelineDecision struct {
 	description string
 }
 
-func (d timelineDecision) String() string { return formatMoment(d.atMS) + " " + d.description }
+func (d timelineDecision) String() string { return FormatMoment(d.atMS) + " " + d.description }
 
 // findFirstDifference returns the first difference between two results; the same decision at another time is none.
 func findFirstDifference(before, after Result) *FirstDifference {
@@ -101,4 +104,11 @@ func findFirstDifference(before, after Result) *FirstDifference {
 type FirstDifference struct {
 	Baseline string `json:"baseline,omitempty"`
 	Current  string `json:"current,omitempty"`
+}
+
+// FormatMoment formats a time since the incident was opened.
+func FormatMoment(n int64) string { return "+" + FormatDuration(n) }
+
+func FormatDuration(n int64) string {
+	return duration.FormatApprox(time.Duration(n) * time.Millisecond)
 }

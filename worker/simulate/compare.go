@@ -59,7 +59,7 @@ type IncidentChange struct {
 	Descriptions    []string         `json:"descriptions"`
 }
 
-func pluralize(n int, one, many string) string {
+func Pluralize(n int, one, many string) string {
 	if n == 1 {
 		return "1 " + one
 	}
@@ -183,14 +183,14 @@ func stepChanges(before, after Result) []string {
 			switch {
 			case i >= len(was[k]):
 				s := is[k][i]
-				out = append(out, fmt.Sprintf("%s: %s now %s", s.Playbook, describeStep(s), reasonSuffix(s)))
+				out = append(out, fmt.Sprintf("%s: %s now %s", s.Playbook, describeStep(s), ReasonSuffix(s)))
 			case i >= len(is[k]):
 				s := was[k][i]
 				out = append(out, fmt.Sprintf("%s: %s no longer runs (it was %s)", s.Playbook, describeStep(s), s.Outcome))
 			case was[k][i].Outcome != is[k][i].Outcome:
 				s := is[k][i]
 				out = append(out, fmt.Sprintf("%s: %s was %s, now %s", s.Playbook, describeStep(s), was[k][i].Outcome,
-					reasonSuffix(s)))
+					ReasonSuffix(s)))
 			}
 		}
 	}
@@ -201,18 +201,18 @@ func describeStep(s StepResult) string {
 	if s.Target == "" {
 		return s.Action
 	}
-	return s.Action + " on " + shortTargetID(s.Target)
+	return s.Action + " on " + ShortTargetID(s.Target)
 }
 
-func reasonSuffix(s StepResult) string {
+func ReasonSuffix(s StepResult) string {
 	if s.Reason == "" {
 		return string(s.Outcome)
 	}
 	return fmt.Sprintf("%s (%s)", s.Outcome, s.Reason)
 }
 
-// shortTargetID returns a readable short form of a target id.
-func shortTargetID(target string) string { return display.ShortTargetID(target) }
+// ShortTargetID returns a readable short form of a target id.
+func ShortTargetID(target string) string { return display.ShortTargetID(target) }
 
 func effectChanges(before, after Result) []string {
 	var out []string
@@ -223,11 +223,11 @@ func effectChanges(before, after Result) []string {
 			}
 			// reports round to seconds
 			if d := (e.UndoneAtMS - e.AppliedAtMS) - (b.UndoneAtMS - b.AppliedAtMS); max(d, -d) >= 1500 {
-				out = append(out, fmt.Sprintf("%s on %s lasts %s, instead of %s", e.Action, shortTargetID(e.Target),
-					describeHeldDuration(e), describeHeldDuration(b)))
+				out = append(out, fmt.Sprintf("%s on %s lasts %s, instead of %s", e.Action, ShortTargetID(e.Target),
+					DescribeHeldDuration(e), DescribeHeldDuration(b)))
 			}
 			if b.Params != e.Params {
-				out = append(out, fmt.Sprintf("%s on %s has the parameters %s, instead of %s", e.Action, shortTargetID(e.Target),
+				out = append(out, fmt.Sprintf("%s on %s has the parameters %s, instead of %s", e.Action, ShortTargetID(e.Target),
 					cmp.Or(e.Params, "none"), cmp.Or(b.Params, "none")))
 			}
 			break
@@ -236,8 +236,8 @@ func effectChanges(before, after Result) []string {
 	return out
 }
 
-// describeHeldDuration returns how long an effect lasted, rounded to seconds.
-func describeHeldDuration(e ContainmentEffect) string {
+// DescribeHeldDuration returns how long an effect lasted, rounded to seconds.
+func DescribeHeldDuration(e ContainmentEffect) string {
 	return duration.Format((time.Duration(e.UndoneAtMS-e.AppliedAtMS) * time.Millisecond).Round(time.Second))
 }
 

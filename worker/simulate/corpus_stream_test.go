@@ -26,6 +26,7 @@ import (
 	"stanch/worker/actions"
 	"stanch/worker/playbookstore"
 	"stanch/worker/simulate"
+	"stanch/worker/simulationreport"
 )
 
 func newSimulator(t testing.TB, o simulate.Options) *simulate.Simulator {
@@ -171,7 +172,7 @@ func TestStreamedReportIsOneDocument(t *testing.T) {
 	edited := "playbook: cryptominer\nmatch: { objective: crypto-mining }\nsteps:\n  - evidence: process.snapshot\n  - contain: pod.isolate\n    for: 10m\n"
 	now, base := newSimulator(t, optionsWith(t, edited)), newSimulator(t, optionsWith(t))
 	var out bytes.Buffer
-	w, err := simulate.NewJSONReport(&out, true)
+	w, err := simulationreport.NewJSON(&out, true)
 	require.NoError(t, err)
 	tally := simulate.NewTotals(true)
 	require.NoError(t, simulate.Each(t.Context(), corpusEntries(all), newPairRunner(now, base),
@@ -180,12 +181,12 @@ func TestStreamedReportIsOneDocument(t *testing.T) {
 			return w.Add(o)
 		}))
 	require.NoError(t, w.Close(tally))
-	var got simulate.SimulationReport
+	var got simulationreport.Report
 	decoder := json.NewDecoder(&out)
 	decoder.DisallowUnknownFields()
 	require.NoError(t, decoder.Decode(&got))
 	require.Len(t, got.Results, 40)
-	whole := simulate.NewReport(simulate.All(t.Context(), all, optionsWith(t, edited)), simulate.All(t.Context(), all,
+	whole := simulationreport.New(simulate.All(t.Context(), all, optionsWith(t, edited)), simulate.All(t.Context(), all,
 		optionsWith(t)))
 	require.Equal(t, whole.Summary, got.Summary)
 	require.Len(t, got.Changes, len(whole.Changes))
@@ -201,7 +202,7 @@ func TestStreamedReportIsOneDocument(t *testing.T) {
 	}
 	// An empty report is a valid document too.
 	var nothing bytes.Buffer
-	w, err = simulate.NewJSONReport(&nothing, false)
+	w, err = simulationreport.NewJSON(&nothing, false)
 	require.NoError(t, err)
 	require.NoError(t, w.Close(simulate.NewTotals(false)))
 	require.True(t, json.Valid(nothing.Bytes()), nothing.String())
@@ -242,7 +243,7 @@ func TestCorpusHTMLSizeIsLimited(t *testing.T) {
 	r := runSimulation(t, loadRecording(t, "shell"), optionsWith(t))
 	size := func(n int) int {
 		var out bytes.Buffer
-		page, tally := simulate.NewHTMLReport(&out, false), simulate.NewTotals(false)
+		page, tally := simulationreport.NewHTML(&out, false), simulate.NewTotals(false)
 		for range n {
 			tally.AddOutcome(simulate.RecordingOutcome{Result: r})
 			require.NoError(t, page.Add(simulate.RecordingOutcome{Result: r}))

@@ -40,7 +40,7 @@ func (h *recordingGuards) Decide(ctx context.Context, q activities.GuardInput) (
 	s.result.Decisions = append(s.result.Decisions, one)
 	s.mu.Unlock()
 	if s.isNewDecision(one) {
-		s.addEvent("decision", "%s on %s: %s (guard %s: %s)", q.Request.Action, s.targetName(target), verdictTexts[d.Verdict],
+		s.addEvent("decision", "%s on %s: %s (guard %s: %s)", q.Request.Action, s.targetName(target), VerdictTexts[d.Verdict],
 			d.Guard, d.Reason)
 	}
 	return d, nil
@@ -56,8 +56,8 @@ func (s *simulation) isNewDecision(d GuardDecision) bool {
 	return !known || was != d.Verdict
 }
 
-// verdictTexts are the guards' verdicts in words.
-var verdictTexts = map[activities.Verdict]string{
+// VerdictTexts are the guards' verdicts in words.
+var VerdictTexts = map[activities.Verdict]string{
 	activities.VerdictRun: "would run", activities.VerdictPropose: "would only be proposed",
 	activities.VerdictAskApproval: "would require approval", activities.VerdictRefuse: "would be refused",
 }

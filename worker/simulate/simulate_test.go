@@ -18,6 +18,7 @@ import (
 	"stanch/worker/config"
 	"stanch/worker/playbookstore"
 	"stanch/worker/simulate"
+	"stanch/worker/simulationreport"
 	"stanch/workflows/incident"
 )
 
@@ -199,7 +200,7 @@ func TestUnrecordedResultIsAssumedAndMarked(t *testing.T) {
 		require.Equal(t, s.Action == "pod.freeze", s.Assumed, "%+v", s)
 	}
 	var page strings.Builder
-	require.NoError(t, simulate.WriteHTML(&page, simulate.NewReport([]simulate.Result{r}, nil)))
+	require.NoError(t, simulationreport.WriteHTML(&page, simulationreport.New([]simulate.Result{r}, nil)))
 	require.Contains(t, page.String(), "unverified, assumed")
 	require.Contains(t, page.String(), "Assumed, because the recording has no result")
 
@@ -272,7 +273,7 @@ func TestBaselineReportsChangesOfEdit(t *testing.T) {
 	}
 	base := simulate.All(t.Context(), all, optionsWith(t))
 	require.Equal(t, "this edit changes 0 of 3 incidents",
-		simulate.NewReport(base, simulate.All(t.Context(), all, optionsWith(t))).Summary)
+		simulationreport.New(base, simulate.All(t.Context(), all, optionsWith(t))).Summary)
 
 	shorter := "playbook: shell-in-production\nmatch: { objective: execution }\nsteps:\n  - evidence: process.snapshot\n  - contain: pod.isolate\n    for: 5m\n"
 	catalog := actions.Catalog()
@@ -296,7 +297,7 @@ func TestBaselineReportsChangesOfEdit(t *testing.T) {
 			return append(out, mine...), err
 		}
 	}
-	report := simulate.NewReport(simulate.All(t.Context(), all, edited), base)
+	report := simulationreport.New(simulate.All(t.Context(), all, edited), base)
 	require.Equal(t, "this edit changes 1 of 3 incidents", report.Summary)
 	require.Equal(t, "shell", report.Changes[0].RecordingFile)
 	require.Contains(t, strings.Join(report.Changes[0].Descriptions, "\n"), "lasts 5m, instead of 30m")
@@ -328,7 +329,7 @@ func TestHTMLIsEscaped(t *testing.T) {
 	rec.Detections[0].Detection.Event.Process.Args = []string{"<script>alert(1)</script>\u202e"}
 	r := runSimulation(t, rec, optionsWith(t))
 	var b strings.Builder
-	require.NoError(t, simulate.WriteHTML(&b, simulate.NewReport([]simulate.Result{r}, nil)))
+	require.NoError(t, simulationreport.WriteHTML(&b, simulationreport.New([]simulate.Result{r}, nil)))
 	require.NotContains(t, b.String(), "<script>")
 	require.NotContains(t, b.String(), "\u202e")
 	require.Contains(t, b.String(), "&lt;script&gt;")

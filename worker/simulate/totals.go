@@ -92,10 +92,10 @@ func (t *Totals) AddOutcome(o RecordingOutcome) {
 
 // Summarize returns the totals in one sentence.
 func (t *Totals) Summarize() string {
-	text := fmt.Sprintf("this edit changes %d of %s", t.ChangedIncidents, pluralize(t.Incidents, "incident", "incidents"))
+	text := fmt.Sprintf("this edit changes %d of %s", t.ChangedIncidents, Pluralize(t.Incidents, "incident", "incidents"))
 	if !t.hasBaseline {
-		text = fmt.Sprintf("%s: %s, %s", pluralize(t.Incidents, "incident", "incidents"),
-			pluralize(t.Containments, "containment", "containments"), pluralize(t.ApprovalRequests, "approval request",
+		text = fmt.Sprintf("%s: %s, %s", Pluralize(t.Incidents, "incident", "incidents"),
+			Pluralize(t.Containments, "containment", "containments"), Pluralize(t.ApprovalRequests, "approval request",
 				"approval requests"))
 		if t.AssumedResults > 0 {
 			text += fmt.Sprintf("; %d results are not in the recordings and were assumed", t.AssumedResults)

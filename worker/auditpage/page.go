@@ -1,4 +1,6 @@
-package audit
+// Package auditpage renders timelines of package audit as HTML pages. It computes nothing: each sentence and number is in
+// the timeline.
+package auditpage
 
 import (
 	_ "embed"
@@ -12,6 +14,7 @@ import (
 
 	"stanch/sensors/duration"
 	"stanch/sensors/redact"
+	"stanch/worker/audit"
 )
 
 //go:embed timeline.html
@@ -19,7 +22,7 @@ var pageTemplate string
 
 // WriteHTML writes the timeline as one self-contained page that is suitable for printing. Attacker-controlled strings
 // are always escaped, and unprintable characters become dots.
-func WriteHTML(w io.Writer, s Timeline) error {
+func WriteHTML(w io.Writer, s audit.Timeline) error {
 	runs := map[string]int{}
 	for _, h := range s.Histories {
 		runs[h.WorkflowID]++
@@ -34,13 +37,13 @@ func WriteHTML(w io.Writer, s Timeline) error {
 			}
 			return t.UTC().Format(time.DateTime)
 		},
-		"lasted": func(e ContainmentEffect) string {
+		"lasted": func(e audit.ContainmentEffect) string {
 			if e.UndoneEvent == nil || e.AppliedAt.IsZero() {
 				return ""
 			}
 			return duration.FormatApprox(e.UndoneAt.Sub(e.AppliedAt))
 		},
-		"ref": func(r EventRef) string {
+		"ref": func(r audit.EventRef) string {
 			switch {
 			case r.WorkflowID == "":
 				return ""
@@ -52,7 +55,7 @@ func WriteHTML(w io.Writer, s Timeline) error {
 			return redact.EscapeControlChars(fmt.Sprintf("%s #%d", r.WorkflowID, r.EventID))
 		},
 		"join": func(list []string) string { return redact.EscapeControlChars(strings.Join(list, ", ")) },
-		"newday": func(lines []TimelineEntry, i int) bool {
+		"newday": func(lines []audit.TimelineEntry, i int) bool {
 			return i == 0 || lines[i].At.UTC().Format(time.DateOnly) != lines[i-1].At.UTC().Format(time.DateOnly)
 		},
 		"source": func(s string) string {
@@ -84,7 +87,7 @@ var renderedDetailKeys = map[string]bool{
 }
 
 // extraDetails returns the details that an auditor compares with other records.
-func extraDetails(l TimelineEntry) []string {
+func extraDetails(l audit.TimelineEntry) []string {
 	var out []string
 	for _, k := range slices.Sorted(maps.Keys(l.Details)) {
 		v := l.Details[k]

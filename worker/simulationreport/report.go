@@ -1,4 +1,6 @@
-package simulate
+// Package simulationreport renders the results of package simulate as JSON or as an HTML page with timelines. It computes
+// nothing that a reader could compare: differences and totals come with the results.
+package simulationreport
 
 import (
 	"bufio"
@@ -7,28 +9,30 @@ import (
 	"fmt"
 	"io"
 	"os"
+
+	"stanch/worker/simulate"
 )
 
-// SimulationReport is the output of `stanch simulate -o json`, which JSONReport writes incrementally.
-type SimulationReport struct {
-	Version int              `json:"version"`
-	Results []Result         `json:"results"`
-	Changes []IncidentChange `json:"changes,omitempty"` // with a baseline
-	Totals  Totals           `json:"totals"`
-	Summary string           `json:"summary"`
+// Report is the output of `stanch simulate -o json`, which JSONReport writes incrementally.
+type Report struct {
+	Version int                       `json:"version"`
+	Results []simulate.Result         `json:"results"`
+	Changes []simulate.IncidentChange `json:"changes,omitempty"` // with a baseline
+	Totals  simulate.Totals           `json:"totals"`
+	Summary string                    `json:"summary"`
 }
 
-// NewReport summarizes results; base is nil without a baseline.
-func NewReport(results, base []Result) SimulationReport {
-	t := NewTotals(base != nil)
-	r := SimulationReport{Version: 1, Results: results}
+// New summarizes results; base is nil without a baseline.
+func New(results, base []simulate.Result) Report {
+	t := simulate.NewTotals(base != nil)
+	r := Report{Version: 1, Results: results}
 	if base != nil {
-		r.Changes = []IncidentChange{}
+		r.Changes = []simulate.IncidentChange{}
 	}
 	for i := range results {
-		o := RecordingOutcome{Result: results[i]}
+		o := simulate.RecordingOutcome{Result: results[i]}
 		if base != nil {
-			if o.Change = CompareResults(base[i], results[i]); o.Change != nil {
+			if o.Change = simulate.CompareResults(base[i], results[i]); o.Change != nil {
 				r.Changes = append(r.Changes, *o.Change)
 			}
 		}
@@ -38,16 +42,16 @@ func NewReport(results, base []Result) SimulationReport {
 	return r
 }
 
-// ReportWriter writes a report, one outcome at a time.
-type ReportWriter interface {
-	Add(RecordingOutcome) error
+// Writer writes a report, one outcome at a time.
+type Writer interface {
+	Add(simulate.RecordingOutcome) error
 	// Close writes the end of the report.
-	Close(*Totals) error
+	Close(*simulate.Totals) error
 }
 
-// JSONReport writes a SimulationReport as one document without keeping its results in memory. The changes come after
+// JSON writes a SimulationReport as one document without keeping its results in memory. The changes come after
 // the results, and are in a temporary file until then.
-type JSONReport struct {
+type JSON struct {
 	out           *bufio.Writer
 	changesFile   *os.File
 	changesWriter *bufio.Writer
@@ -55,9 +59,9 @@ type JSONReport struct {
 	changeCount   int
 }
 
-// NewJSONReport starts a document; against means that there is a baseline.
-func NewJSONReport(w io.Writer, against bool) (*JSONReport, error) {
-	j := &JSONReport{out: bufio.NewWriterSize(w, 1<<16)}
+// NewJSON starts a document; against means that there is a baseline.
+func NewJSON(w io.Writer, against bool) (*JSON, error) {
+	j := &JSON{out: bufio.NewWriterSize(w, 1<<16)}
 	if against {
 		f, err := os.CreateTemp("", "stanch-changes-*")
 		if err != nil {
@@ -78,7 +82,7 @@ func wrapWriteError(err error) error {
 }
 
 // Add writes one result.
-func (j *JSONReport) Add(o RecordingOutcome) error {
+func (j *JSON) Add(o simulate.RecordingOutcome) error {
 	if err := writeItem(j.out, &j.resultCount, o.Result); err != nil || o.Change == nil || j.changesWriter == nil {
 		return err
 	}
@@ -110,7 +114,7 @@ func closingBracket(n int) string {
 }
 
 // Close writes the changes and the totals.
-func (j *JSONReport) Close(t *Totals) error {
+func (j *JSON) Close(t *simulate.Totals) error {
 	_, err := j.out.WriteString(closingBracket(j.resultCount))
 	if err == nil && j.changesFile != nil {
 		err = j.copyChanges()
@@ -130,7 +134,7 @@ func (j *JSONReport) Close(t *Totals) error {
 	return wrapWriteError(j.out.Flush())
 }
 
-func (j *JSONReport) copyChanges() error {
+func (j *JSON) copyChanges() error {
 	_, err := j.out.WriteString(",\n  \"changes\": [")
 	err = errors.Join(err, j.changesWriter.Flush())
 	if err == nil {

@@ -1,4 +1,4 @@
-package simulate
+package simulationreport
 
 import (
 	"cmp"
@@ -8,13 +8,14 @@ import (
 	"strings"
 
 	"stanch/playbooks"
+	"stanch/worker/simulate"
 )
 
 // incidentTimeline is the drawing of an incident's timeline: one lane for detections, and one for each step on a
 // target.
 type incidentTimeline struct {
-	Result
-	Change           *IncidentChange
+	simulate.Result
+	Change           *simulate.IncidentChange
 	Number           int
 	Ticks            []timelineMark
 	Lanes            []timelineLane
@@ -87,28 +88,28 @@ func (a logTimeAxis) roundTicks(end int64) []timelineMark {
 	return out
 }
 
-func newIncidentTimeline(o RecordingOutcome, n int) incidentTimeline {
+func newIncidentTimeline(o simulate.RecordingOutcome, n int) incidentTimeline {
 	r := o.Result
 	p := incidentTimeline{Result: r, Change: o.Change, Number: n}
 	a := newAxis(r.ClosesAtMS)
 	p.Ticks = a.roundTicks(r.ClosesAtMS)
 	if r.FirstContainmentMS != nil {
 		p.FirstContainment = &timelineMark{LeftPercent: a.percentAt(*r.FirstContainmentMS), Text: "first containment " +
-			formatMoment(*r.FirstContainmentMS)}
+			simulate.FormatMoment(*r.FirstContainmentMS)}
 	}
 	p.Lanes = append(p.Lanes, detectionLane(r, a))
 	byKey := map[string]int{}
 	heading := ""
 	steps := slices.Clone(r.Steps)
-	slices.SortStableFunc(steps, func(a, b StepResult) int { return cmp.Compare(a.RunNumber, b.RunNumber) })
+	slices.SortStableFunc(steps, func(a, b simulate.StepResult) int { return cmp.Compare(a.RunNumber, b.RunNumber) })
 	for _, s := range steps {
 		key := fmt.Sprint(s.RunNumber) + "\x00" + s.Step + "\x00" + s.Action + "\x00" + s.Target
 		i, ok := byKey[key]
 		if !ok {
-			l := timelineLane{Name: s.Action, Subtitle: shortTargetID(s.Target)}
+			l := timelineLane{Name: s.Action, Subtitle: simulate.ShortTargetID(s.Target)}
 			if run := fmt.Sprint(s.RunNumber, s.Playbook); run != heading {
 				heading = run
-				l.Playbook, l.StartedText = s.Playbook, "for a later detection, "+formatMoment(s.AtMS)
+				l.Playbook, l.StartedText = s.Playbook, "for a later detection, "+simulate.FormatMoment(s.AtMS)
 				if s.AtMS < 1000 {
 					l.StartedText = ""
 				}
@@ -121,7 +122,7 @@ func newIncidentTimeline(o RecordingOutcome, n int) incidentTimeline {
 		}
 		p.Lanes[i].Marks = append(p.Lanes[i].Marks, timelineMark{
 			LeftPercent: a.percentAt(s.AtMS),
-			CSSClass:    string(s.Outcome), Tooltip: strings.TrimSpace(formatMoment(s.AtMS) + " " + reasonSuffix(s)),
+			CSSClass:    string(s.Outcome), Tooltip: strings.TrimSpace(simulate.FormatMoment(s.AtMS) + " " + simulate.ReasonSuffix(s)),
 		})
 		if text := stepOutcomeText(s); !slices.ContainsFunc(p.Lanes[i].OutcomeMarks,
 			func(m timelineMark) bool { return m.Text == text }) {
@@ -137,14 +138,14 @@ func newIncidentTimeline(o RecordingOutcome, n int) incidentTimeline {
 }
 
 // stepOutcomeText returns the outcome next to a step's lane.
-func stepOutcomeText(s StepResult) string {
+func stepOutcomeText(s simulate.StepResult) string {
 	if s.Assumed {
 		return string(s.Outcome) + ", assumed"
 	}
 	return string(s.Outcome)
 }
 
-func detectionLane(r Result, a logTimeAxis) timelineLane {
+func detectionLane(r simulate.Result, a logTimeAxis) timelineLane {
 	l := timelineLane{Name: "detections"}
 	for _, e := range r.Events {
 		if e.Kind != "detection" {
@@ -157,7 +158,7 @@ func detectionLane(r Result, a logTimeAxis) timelineLane {
 			}
 			continue
 		}
-		l.Marks = append(l.Marks, timelineMark{LeftPercent: x, CSSClass: "detection", Tooltip: formatMoment(e.AtMS) + " " +
+		l.Marks = append(l.Marks, timelineMark{LeftPercent: x, CSSClass: "detection", Tooltip: simulate.FormatMoment(e.AtMS) + " " +
 			e.Text})
 	}
 	if n := len(l.Marks); n > 1 {
@@ -166,7 +167,7 @@ func detectionLane(r Result, a logTimeAxis) timelineLane {
 	return l
 }
 
-func addApprovalMarks(l *timelineLane, r Result, s StepResult, a logTimeAxis) {
+func addApprovalMarks(l *timelineLane, r simulate.Result, s simulate.StepResult, a logTimeAxis) {
 	for _, q := range r.ApprovalRequests {
 		if q.RunNumber != s.RunNumber || q.Step != s.Step || s.Target != "" && !strings.Contains(q.Title, s.Action) {
 			continue
@@ -174,20 +175,20 @@ func addApprovalMarks(l *timelineLane, r Result, s StepResult, a logTimeAxis) {
 		left := a.percentAt(q.AskedAtMS)
 		l.Bars = append(l.Bars, timelineBar{
 			LeftPercent: left, WidthPercent: math.Max(1.2, a.percentAt(q.AskedAtMS+q.WaitedMS)-left), CSSClass: "asked",
-			Text: "asked, " + formatDuration(q.WaitedMS),
-			Tooltip: fmt.Sprintf("%s %s asked for approval: %s. %s", formatMoment(q.AskedAtMS), q.Approvers, q.Title,
+			Text: "asked, " + simulate.FormatDuration(q.WaitedMS),
+			Tooltip: fmt.Sprintf("%s %s asked for approval: %s. %s", simulate.FormatMoment(q.AskedAtMS), q.Approvers, q.Title,
 				strings.Join(q.Answers, "; ")),
 		})
 	}
 }
 
-func addEffectBars(l *timelineLane, r Result, s StepResult, a logTimeAxis) {
+func addEffectBars(l *timelineLane, r simulate.Result, s simulate.StepResult, a logTimeAxis) {
 	for _, e := range r.Effects {
 		if e.Action != s.Action || e.Target != s.Target || e.AppliedAtMS > s.AtMS+1000 ||
 			s.Outcome == playbooks.OutcomeSkipped {
 			continue
 		}
-		to, class, text := e.UndoneAtMS, "held", "in force "+describeHeldDuration(e)
+		to, class, text := e.UndoneAtMS, "held", "in force "+simulate.DescribeHeldDuration(e)
 		if to == 0 {
 			to, class, text = r.ClosesAtMS, "held open", "in force to the end"
 		}
@@ -198,16 +199,16 @@ func addEffectBars(l *timelineLane, r Result, s StepResult, a logTimeAxis) {
 		left := a.percentAt(e.AppliedAtMS)
 		l.Bars = append(l.Bars, timelineBar{
 			LeftPercent: left, WidthPercent: math.Max(1.2, a.percentAt(to)-left),
-			CSSClass: class, Text: text, Tooltip: fmt.Sprintf("%s on %s from %s to %s", e.Action, shortTargetID(e.Target),
-				formatMoment(e.AppliedAtMS), formatMoment(to)),
+			CSSClass: class, Text: text, Tooltip: fmt.Sprintf("%s on %s from %s to %s", e.Action, simulate.ShortTargetID(e.Target),
+				simulate.FormatMoment(e.AppliedAtMS), simulate.FormatMoment(to)),
 		})
 	}
 }
 
-func summaryStats(r Result) []summaryStat {
+func summaryStats(r simulate.Result) []summaryStat {
 	first := summaryStat{Name: "first containment", Value: "none"}
 	if r.FirstContainmentMS != nil {
-		first.Value = formatDuration(*r.FirstContainmentMS)
+		first.Value = simulate.FormatDuration(*r.FirstContainmentMS)
 		if *r.FirstContainmentMS < 100 {
 			first.Value, first.Note = "immediately", "actions take no time in a simulation"
 		}
@@ -218,7 +219,7 @@ func summaryStats(r Result) []summaryStat {
 	}
 	asked := summaryStat{Name: "approval requests", Value: fmt.Sprint(len(r.ApprovalRequests))}
 	if len(r.ApprovalRequests) > 0 {
-		asked.Note = "longest open " + formatDuration(longest)
+		asked.Note = "longest open " + simulate.FormatDuration(longest)
 	}
 	assumed := summaryStat{Name: "assumed results", Value: fmt.Sprint(len(r.AssumedResults))}
 	if len(r.AssumedResults) > 0 {
@@ -232,7 +233,7 @@ func summaryStats(r Result) []summaryStat {
 	}
 	contained := summaryStat{Name: "containments", Value: fmt.Sprint(len(r.Effects))}
 	if n := len(targets); n > 0 {
-		contained.Note = "on " + pluralize(n, "target", "targets")
+		contained.Note = "on " + simulate.Pluralize(n, "target", "targets")
 	}
-	return []summaryStat{first, contained, asked, assumed, {Name: "closes after", Value: formatDuration(r.ClosesAtMS)}}
+	return []summaryStat{first, contained, asked, assumed, {Name: "closes after", Value: simulate.FormatDuration(r.ClosesAtMS)}}
 }

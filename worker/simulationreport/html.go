@@ -1,4 +1,4 @@
-package simulate
+package simulationreport
 
 import (
 	_ "embed"
@@ -7,11 +7,10 @@ import (
 	"io"
 	"maps"
 	"slices"
-	"time"
 
 	"stanch/playbooks"
-	"stanch/sensors/duration"
 	"stanch/sensors/redact"
+	"stanch/worker/simulate"
 )
 
 //go:embed report.html
@@ -23,9 +22,9 @@ const (
 	maxPageRows      = 500 // rows of the list
 )
 
-// HTMLReport writes a report as one self-contained page that is suitable for printing. It keeps only what it shows in
+// HTML writes a report as one self-contained page that is suitable for printing. It keeps only what it shows in
 // memory.
-type HTMLReport struct {
+type HTML struct {
 	w           io.Writer
 	hasBaseline bool
 	timelines   []incidentTimeline
@@ -33,20 +32,20 @@ type HTMLReport struct {
 	omittedRows int
 }
 
-// NewHTMLReport returns a report that is written to w; against means that there is a baseline.
-func NewHTMLReport(w io.Writer, against bool) *HTMLReport {
-	return &HTMLReport{w: w, hasBaseline: against}
+// NewHTML returns a report that is written to w; against means that there is a baseline.
+func NewHTML(w io.Writer, against bool) *HTML {
+	return &HTML{w: w, hasBaseline: against}
 }
 
 // pageRow is an incident in the list.
 type pageRow struct {
-	Result         Result // without its events
-	Change         *IncidentChange
+	Result         simulate.Result // without its events
+	Change         *simulate.IncidentChange
 	TimelineNumber int // number of its timeline; 0 without one
 }
 
 // Add adds an outcome. With a baseline, unchanged incidents are only counted.
-func (p *HTMLReport) Add(o RecordingOutcome) error {
+func (p *HTML) Add(o simulate.RecordingOutcome) error {
 	if p.hasBaseline && o.Change == nil && o.Result.Error == "" {
 		return nil
 	}
@@ -74,14 +73,14 @@ type barSegment struct {
 }
 
 // Close writes the page.
-func (p *HTMLReport) Close(all *Totals) error {
+func (p *HTML) Close(all *simulate.Totals) error {
 	t, err := template.New("report").Funcs(template.FuncMap{
 		"plain":   redact.EscapeControlChars,
-		"short":   func(s string) string { return redact.EscapeControlChars(shortTargetID(s)) },
-		"at":      formatMoment,
-		"span":    formatDuration,
-		"held":    describeHeldDuration,
-		"verdict": func(d GuardDecision) string { return verdictTexts[d.Verdict] },
+		"short":   func(s string) string { return redact.EscapeControlChars(simulate.ShortTargetID(s)) },
+		"at":      simulate.FormatMoment,
+		"span":    simulate.FormatDuration,
+		"held":    simulate.DescribeHeldDuration,
+		"verdict": func(d simulate.GuardDecision) string { return simulate.VerdictTexts[d.Verdict] },
 	}).Parse(pageTemplate)
 	if err != nil {
 		return fmt.Errorf("parse the page template: %w", err)
@@ -96,7 +95,7 @@ func (p *HTMLReport) Close(all *Totals) error {
 			outcomes = append(outcomes, barSegment{Name: string(o), Count: n, Percent: 100 * float64(n) / float64(total)})
 		}
 	}
-	for _, k := range ChangeKinds {
+	for _, k := range simulate.ChangeKinds {
 		if of := all.ChangesByKind[k.Name]; of.Incidents > 0 {
 			kinds = append(kinds, barSegment{
 				k.Name, k.Doc, of.Incidents,
@@ -121,13 +120,13 @@ func (p *HTMLReport) Close(all *Totals) error {
 }
 
 // WriteHTML writes a complete report.
-func WriteHTML(w io.Writer, r SimulationReport) error {
-	p, t := NewHTMLReport(w, r.Changes != nil), NewTotals(r.Changes != nil)
+func WriteHTML(w io.Writer, r Report) error {
+	p, t := NewHTML(w, r.Changes != nil), simulate.NewTotals(r.Changes != nil)
 	for _, one := range r.Results {
-		o := RecordingOutcome{Result: one}
+		o := simulate.RecordingOutcome{Result: one}
 		if i := slices.IndexFunc(
 			r.Changes,
-			func(c IncidentChange) bool { return c.RecordingFile == one.RecordingFile },
+			func(c simulate.IncidentChange) bool { return c.RecordingFile == one.RecordingFile },
 		); i >= 0 {
 			o.Change = &r.Changes[i]
 		}
@@ -137,11 +136,4 @@ func WriteHTML(w io.Writer, r SimulationReport) error {
 		}
 	}
 	return p.Close(t)
-}
-
-// formatMoment formats a time since the incident was opened.
-func formatMoment(n int64) string { return "+" + formatDuration(n) }
-
-func formatDuration(n int64) string {
-	return duration.FormatApprox(time.Duration(n) * time.Millisecond)
 }
