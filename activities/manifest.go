@@ -2,6 +2,7 @@ package activities
 
 import (
 	"bytes"
+	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
@@ -13,6 +14,7 @@ import (
 	"path/filepath"
 	"time"
 
+	"github.com/cenkalti/backoff/v5"
 	"golang.org/x/sys/unix"
 
 	"stanch/playbooks"
@@ -134,7 +136,7 @@ func (s *EvidenceStore) appendEntry(e ManifestEntry) (string, error) {
 		return fail(err)
 	}
 	defer func() { _ = f.Close() }() // also releases the lock
-	if err := lockFile(f, time.Now().Add(manifestLockTimeout)); err != nil {
+	if err := lockFile(f); err != nil {
 		return fail(err)
 	}
 	raw, err := io.ReadAll(f)
@@ -187,19 +189,22 @@ func (s *EvidenceStore) appendEntry(e ManifestEntry) (string, error) {
 // an entry, the effect's result says so.
 const manifestLockTimeout = 3 * time.Second
 
-func lockFile(f *os.File, until time.Time) error {
-	for {
+func lockFile(f *os.File) error {
+	_, err := backoff.Retry(context.Background(), func() (struct{}, error) {
 		err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
-		switch {
-		case err == nil:
-			return nil
-		case !errors.Is(err, unix.EWOULDBLOCK):
-			return fmt.Errorf("lock the manifest: %w", err)
-		case time.Now().After(until):
-			return fmt.Errorf("another process has locked it for %s", manifestLockTimeout)
+		if err != nil && !errors.Is(err, unix.EWOULDBLOCK) {
+			err = backoff.Permanent(err)
 		}
-		time.Sleep(2 * time.Millisecond)
+		return struct{}{}, err //nolint:wrapcheck // wrapped below
+	}, backoff.WithBackOff(backoff.NewConstantBackOff(2*time.Millisecond)),
+		backoff.WithMaxElapsedTime(manifestLockTimeout))
+	switch {
+	case errors.Is(err, unix.EWOULDBLOCK):
+		return fmt.Errorf("another process has locked it for %s", manifestLockTimeout)
+	case err != nil:
+		return fmt.Errorf("lock the manifest: %w", err)
 	}
+	return nil
 }
 
 // parseEntryUnverified parses a line's entry without verifying its signature.

@@ -25,6 +25,7 @@ import (
 	"github.com/aws/aws-sdk-go-v2/service/iam"
 	"github.com/aws/aws-sdk-go-v2/service/sqs"
 	"github.com/aws/aws-sdk-go-v2/service/sts"
+	"golang.org/x/time/rate"
 	"k8s.io/client-go/kubernetes"
 
 	"stanch/activities"
@@ -61,7 +62,7 @@ type Account struct {
 
 	mu             sync.Mutex
 	cachedIdentity *callerIdentity
-	lookupLimiter  callLimiter
+	lookupLimiter  *rate.Limiter
 }
 
 // callerIdentity is the identity that Stanch uses.
@@ -88,7 +89,10 @@ func Open(ctx context.Context, o Options) (*Account, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read the AWS configuration: %w; see `aws:` in stanch.yaml", err)
 	}
-	a := &Account{Options: o, sts: []*sts.Client{sts.NewFromConfig(cfg)}}
+	a := &Account{
+		Options: o, sts: []*sts.Client{sts.NewFromConfig(cfg)},
+		lookupLimiter: rate.NewLimiter(rate.Every(lookupInterval), 1),
+	}
 	if o.RoleARN != "" {
 		provider := stscreds.NewAssumeRoleProvider(a.sts[0], o.RoleARN,
 			func(p *stscreds.AssumeRoleOptions) { p.RoleSessionName = "stanch" })
@@ -187,31 +191,18 @@ func accountFromARN(arn string) string {
 // nameFromARN returns the last part of an ARN's resource: a role's name without its path.
 func nameFromARN(arn string) string { return arn[strings.LastIndexByte(arn, '/')+1:] }
 
-// callLimiter limits the rate of calls: CloudTrail allows two per second.
-type callLimiter struct {
-	mu         sync.Mutex
-	nextCallAt time.Time
-}
-
-func (p *callLimiter) wait(ctx context.Context, every time.Duration) error {
-	p.mu.Lock()
-	now := time.Now()
-	at := p.nextCallAt
-	if at.Before(now) {
-		at = now
+// lookUp calls CloudTrail, which allows two lookups per second.
+func (a *Account) lookUp(ctx context.Context, in *cloudtrail.LookupEventsInput) (*cloudtrail.LookupEventsOutput, error) {
+	if err := a.lookupLimiter.Wait(ctx); err != nil {
+		return nil, fmt.Errorf("wait for CloudTrail's rate limit: %w", err)
 	}
-	p.nextCallAt = at.Add(every)
-	p.mu.Unlock()
-	return sleep(ctx, at.Sub(now))
-}
-
-// delayNext delays the next call, because the SDK may have retried several times.
-func (p *callLimiter) delayNext(every time.Duration) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if at := time.Now().Add(every); at.After(p.nextCallAt) {
-		p.nextCallAt = at
+	out, err := a.cloudTrail.LookupEvents(ctx, in)
+	// A call that took longer than the interval may have been several, because the SDK retries: it counts as made now.
+	a.lookupLimiter.Allow()
+	if err != nil {
+		return nil, wrapError(err, "cloudtrail:LookupEvents", "look up events in CloudTrail")
 	}
+	return out, nil
 }
 
 func sleep(ctx context.Context, d time.Duration) error {

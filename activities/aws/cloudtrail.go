@@ -147,16 +147,12 @@ func (s *trailSearch) lookup(ctx context.Context, key types.LookupAttributeKey, 
 			return nil
 		}
 		s.lookupCount++
-		if err := s.account.lookupLimiter.wait(ctx, lookupInterval); err != nil {
-			return fmt.Errorf("wait for CloudTrail's rate limit: %w", err)
-		}
-		out, err := s.account.cloudTrail.LookupEvents(ctx, &cloudtrail.LookupEventsInput{
+		out, err := s.account.lookUp(ctx, &cloudtrail.LookupEventsInput{
 			LookupAttributes: []types.LookupAttribute{{AttributeKey: key, AttributeValue: &value}},
 			StartTime:        &s.header.From, EndTime: &s.header.To, NextToken: next,
 		})
-		s.account.lookupLimiter.delayNext(lookupInterval)
 		if err != nil {
-			return wrapError(err, "cloudtrail:LookupEvents", "look up events in CloudTrail")
+			return err
 		}
 		for _, e := range out.Events {
 			s.addEvent(e)

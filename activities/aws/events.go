@@ -2,7 +2,6 @@ package aws
 
 import (
 	"context"
-	"fmt"
 	"time"
 
 	awssdk "github.com/aws/aws-sdk-go-v2/aws"
@@ -74,19 +73,15 @@ func (a *Account) LookupEvents(ctx context.Context, since, until time.Time,
 ) (complete bool, err error) {
 	var next *string
 	for range maxEventPages {
-		if err := a.lookupLimiter.wait(ctx, lookupInterval); err != nil {
-			return false, fmt.Errorf("wait for CloudTrail's rate limit: %w", err)
-		}
-		out, err := a.cloudTrail.LookupEvents(ctx, &cloudtrail.LookupEventsInput{
+		out, err := a.lookUp(ctx, &cloudtrail.LookupEventsInput{
 			LookupAttributes: []types.LookupAttribute{{
 				AttributeKey:   types.LookupAttributeKeyReadOnly,
 				AttributeValue: awssdk.String("false"),
 			}},
 			StartTime: &since, EndTime: &until, NextToken: next,
 		})
-		a.lookupLimiter.delayNext(lookupInterval)
 		if err != nil {
-			return false, wrapError(err, "cloudtrail:LookupEvents", "look up events in CloudTrail")
+			return false, err
 		}
 		for _, e := range out.Events {
 			if err := take(awssdk.ToString(e.CloudTrailEvent)); err != nil {

@@ -11,6 +11,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/cenkalti/backoff/v5"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/keepalive"
@@ -99,27 +100,21 @@ func (c *Client) Run(ctx context.Context) error {
 		return fmt.Errorf("dial gateway %s: %w", c.Address, err)
 	}
 	defer func() { _ = conn.Close() }()
-	wait := 100 * time.Millisecond
-	for ctx.Err() == nil {
+	delays := &backoff.ExponentialBackOff{
+		InitialInterval: 100 * time.Millisecond, Multiplier: 2, MaxInterval: 5 * time.Second,
+	}
+	_, _ = backoff.Retry(ctx, func() (struct{}, error) {
 		began := time.Now()
+		conn.ResetConnectBackoff()
 		err := c.runStream(ctx, gatewaypb.NewGatewayClient(conn))
-		if ctx.Err() != nil {
-			break
-		}
 		if time.Since(began) > 10*time.Second {
-			wait = 100 * time.Millisecond
+			delays.Reset()
 		}
+		return struct{}{}, err // never nil
+	}, backoff.WithBackOff(delays), backoff.WithMaxElapsedTime(0), backoff.WithNotify(func(err error, wait time.Duration) {
 		c.Log.Warn("the gateway is unavailable; detections are spooled", "gateway", c.Address, "error", err, "spooled",
 			c.Spool.Len(), "again_in", wait)
-		timer := time.NewTimer(wait)
-		select {
-		case <-ctx.Done():
-			timer.Stop()
-		case <-timer.C:
-		}
-		wait = min(wait*2, 5*time.Second)
-		conn.ResetConnectBackoff()
-	}
+	}))
 	return ctx.Err()
 }
 

@@ -119,7 +119,7 @@ func (l *EgressLock) loadOrAdopt(dir string) error {
 		return err
 	}
 	var err error
-	if l.ownerFile, err = acquirePinDir(dir, handoverTimeout); errors.Is(err, ErrInUse) {
+	if l.ownerFile, err = acquirePinDir(dir); errors.Is(err, ErrInUse) {
 		return fmt.Errorf("open the egress lock: %w%s", err, inUseRemedy)
 	} else if err != nil {
 		return fmt.Errorf("open the egress lock: %w", err)

@@ -1,6 +1,7 @@
 package probe
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -10,6 +11,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/cenkalti/backoff/v5"
 	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
 
@@ -28,11 +30,11 @@ const handoverTimeout = 2 * time.Second
 
 // acquirePinDir takes the exclusive right to change the pins under dir. The right ends when the returned file is
 // closed or the process exits.
-func acquirePinDir(dir string, wait time.Duration) (*os.File, error) {
-	for deadline := time.Now().Add(wait); ; time.Sleep(20 * time.Millisecond) {
+func acquirePinDir(dir string) (*os.File, error) {
+	return backoff.Retry(context.Background(), func() (*os.File, error) {
 		f, err := os.Open(dir)
 		if err != nil {
-			return nil, fmt.Errorf("open %s: %w", dir, err)
+			return nil, backoff.Permanent(fmt.Errorf("open %s: %w", dir, err))
 		}
 		err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
 		if err == nil && isSameFile(f, dir) {
@@ -40,14 +42,11 @@ func acquirePinDir(dir string, wait time.Duration) (*os.File, error) {
 		}
 		inUse := err == nil || errors.Is(err, unix.EWOULDBLOCK) // locked by another process, or removed in the meantime
 		if err != nil && !inUse {
-			return nil, errors.Join(fmt.Errorf("lock %s: %w", dir, err), f.Close())
+			return nil, backoff.Permanent(errors.Join(fmt.Errorf("lock %s: %w", dir, err), f.Close()))
 		}
-		holder := describeOwner(f)
-		_ = f.Close()
-		if time.Now().After(deadline) {
-			return nil, fmt.Errorf("lock %s: %w%s", dir, ErrInUse, holder)
-		}
-	}
+		defer func() { _ = f.Close() }()
+		return nil, fmt.Errorf("lock %s: %w%s", dir, ErrInUse, describeOwner(f))
+	}, backoff.WithBackOff(backoff.NewConstantBackOff(20*time.Millisecond)), backoff.WithMaxElapsedTime(handoverTimeout))
 }
 
 func isSameFile(f *os.File, path string) bool {
@@ -66,7 +65,7 @@ func CheckNotInUse(dir string) error {
 	if dir == "" {
 		dir = DefaultEgressLockDir
 	}
-	f, err := acquirePinDir(dir, handoverTimeout)
+	f, err := acquirePinDir(dir)
 	if err == nil {
 		return f.Close()
 	}

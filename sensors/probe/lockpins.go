@@ -174,7 +174,7 @@ func Cleanup(dir string) error {
 	if dir == "" {
 		dir = DefaultEgressLockDir
 	}
-	owned, err := acquirePinDir(dir, handoverTimeout)
+	owned, err := acquirePinDir(dir)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}

@@ -1,6 +1,7 @@
 package snapshot
 
 import (
+	"context"
 	"encoding/binary"
 	"encoding/json"
 	"errors"
@@ -12,6 +13,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/cenkalti/backoff/v5"
 	"golang.org/x/sys/unix"
 
 	"stanch/sensors/duration"
@@ -270,20 +272,21 @@ func (t *thawer) waitAndThaw() error {
 
 // thaw thaws the cgroup, unless another thawer has taken over. It retries for 5 s, because no other process does.
 func (t *thawer) thaw() error {
-	for left := 50; ; left-- {
+	_, err := backoff.Retry(context.Background(), func() (struct{}, error) {
 		m, err := readFreezeMarker(t.cgroupDir)
 		if errors.Is(err, errNotFrozenByStanch) || (err == nil && m.ThawerPID != os.Getpid()) {
-			return nil // another thawer has taken over
+			return struct{}{}, nil // another thawer has taken over
 		}
 		if err == nil {
 			err = writeFreeze(t.freezeFile, "0")
 		}
-		if err == nil {
-			return removeFreezeMarker(t.cgroupDir, os.Getpid())
+		if err != nil {
+			return struct{}{}, err
 		}
-		if left == 0 {
-			return err
+		if err := removeFreezeMarker(t.cgroupDir, os.Getpid()); err != nil {
+			return struct{}{}, backoff.Permanent(err)
 		}
-		time.Sleep(100 * time.Millisecond)
-	}
+		return struct{}{}, nil
+	}, backoff.WithBackOff(backoff.NewConstantBackOff(100*time.Millisecond)), backoff.WithMaxElapsedTime(5*time.Second))
+	return err
 }

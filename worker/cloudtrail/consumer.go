@@ -9,6 +9,9 @@ import (
 	"sync"
 	"time"
 
+	"github.com/cenkalti/backoff/v5"
+	"github.com/hashicorp/golang-lru/v2/simplelru"
+
 	"stanch/activities/aws"
 	"stanch/sensors"
 	"stanch/sensors/integrations"
@@ -76,19 +79,19 @@ func (t *Consumer) reportHealth(ctx context.Context, unread error) {
 // consumeQueue receives messages, and deletes each when Temporal has its detections. It reports and deletes messages
 // that it cannot decode, because they would return forever.
 func (t *Consumer) consumeQueue(ctx context.Context, url string) {
-	failures := 0
 	for ctx.Err() == nil {
-		messages, err := t.Account.ReceiveMessages(ctx, url)
-		if err == nil {
+		t.retry(ctx, "read the CloudTrail queue", func() error {
+			messages, err := t.Account.ReceiveMessages(ctx, url)
+			if err != nil {
+				return err //nolint:wrapcheck // logged with context
+			}
 			for _, m := range messages {
-				if err = t.handleMessage(ctx, url, m); err != nil {
-					break // it is delivered again, and so are those after it
+				if err := t.handleMessage(ctx, url, m); err != nil {
+					return err // it is delivered again, and so are those after it
 				}
 			}
-		}
-		if failures = t.pauseAfterFailure(ctx, err, failures, "read the CloudTrail queue"); failures == 0 && err != nil {
-			return
-		}
+			return nil
+		})
 	}
 }
 
@@ -108,34 +111,12 @@ func (t *Consumer) handleMessage(ctx context.Context, url string, m aws.QueueMes
 // runLookups polls CloudTrail's API. Each lookup overlaps the previous one, because events arrive late; known events
 // are not forwarded again.
 func (t *Consumer) runLookups(ctx context.Context) {
-	known := map[string]bool{}
-	failures := 0
+	// The detections of a forgotten event have the same ids again, which their incidents know.
+	known, _ := simplelru.NewLRU[string, struct{}](maxKnownEvents, nil) // fails only without a size
 	for ctx.Err() == nil {
-		now := time.Now()
-		if len(known) > maxKnownEvents {
-			known = map[string]bool{} // their detections have the same ids, which their incidents know
-		}
-		complete, err := t.Account.LookupEvents(ctx, now.Add(-lookupWindow), now, func(raw string) error {
-			events, err := integrations.DecodeCloudTrail([]byte(raw))
-			if err != nil || len(events) != 1 || known[events[0].ID] {
-				return nil //nolint:nilerr // an unreadable event stays unreadable
-			}
-			if err := t.HandleEvents(ctx, events); err != nil {
-				return err
-			}
-			known[events[0].ID] = true
-			return nil
+		t.retry(ctx, "look up CloudTrail events", func() error {
+			return t.lookUp(ctx, known)
 		})
-		if err == nil {
-			// CloudTrail answers; an account without events does not mean that CloudTrail is silent
-			t.reportHealth(ctx, nil)
-		}
-		if err == nil && !complete {
-			t.Log.Warn("CloudTrail has more events than can be looked up; use a queue", "since", now.Add(-lookupWindow))
-		}
-		if failures = t.pauseAfterFailure(ctx, err, failures, "look up CloudTrail events"); failures > 0 {
-			continue
-		}
 		select {
 		case <-ctx.Done():
 		case <-time.After(lookupInterval):
@@ -143,16 +124,37 @@ func (t *Consumer) runLookups(ctx context.Context) {
 	}
 }
 
-// pauseAfterFailure waits after a failure, longer each time, and returns the number of failures.
-func (t *Consumer) pauseAfterFailure(ctx context.Context, err error, failures int, what string) int {
-	if err == nil || ctx.Err() != nil {
-		return 0
+// lookUp looks up the latest events once, and adds the ids of those that were forwarded to known.
+func (t *Consumer) lookUp(ctx context.Context, known *simplelru.LRU[string, struct{}]) error {
+	now := time.Now()
+	complete, err := t.Account.LookupEvents(ctx, now.Add(-lookupWindow), now, func(raw string) error {
+		events, err := integrations.DecodeCloudTrail([]byte(raw))
+		if err != nil || len(events) != 1 || known.Contains(events[0].ID) {
+			return nil //nolint:nilerr // an unreadable event stays unreadable
+		}
+		if err := t.HandleEvents(ctx, events); err != nil {
+			return err
+		}
+		known.Add(events[0].ID, struct{}{})
+		return nil
+	})
+	if err != nil {
+		return err //nolint:wrapcheck // logged with context
 	}
-	wait := min(time.Second<<min(failures, 6), maxRetryPause)
-	t.Log.Error(what, "error", err, "again_in", wait)
-	select {
-	case <-ctx.Done():
-	case <-time.After(wait):
+	// CloudTrail answers; an account without events does not mean that CloudTrail is silent
+	t.reportHealth(ctx, nil)
+	if !complete {
+		t.Log.Warn("CloudTrail has more events than can be looked up; use a queue", "since", now.Add(-lookupWindow))
 	}
-	return failures + 1
+	return nil
+}
+
+// retry repeats an operation until it succeeds or ctx ends, and logs each failure.
+func (t *Consumer) retry(ctx context.Context, what string, operation func() error) {
+	_, _ = backoff.Retry(ctx, func() (struct{}, error) { return struct{}{}, operation() },
+		backoff.WithMaxElapsedTime(0), backoff.WithBackOff(&backoff.ExponentialBackOff{
+			InitialInterval: time.Second, Multiplier: 2, MaxInterval: maxRetryPause,
+		}), backoff.WithNotify(func(err error, wait time.Duration) {
+			t.Log.Error(what, "error", err, "again_in", wait)
+		}))
 }

@@ -14,6 +14,7 @@ import (
 	"path/filepath"
 	"time"
 
+	"github.com/cenkalti/backoff/v5"
 	enumspb "go.temporal.io/api/enums/v1"
 	"go.temporal.io/sdk/client"
 	"go.temporal.io/server/common/authorization"
@@ -106,24 +107,28 @@ func Start(ctx context.Context, o Options) (*Server, error) {
 func (s *Server) waitUntilReady(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, 60*time.Second)
 	defer cancel()
-	for {
-		c, err := client.DialContext(ctx, client.Options{
-			HostPort: s.Address, Namespace: Namespace,
-			ConnectionOptions: client.ConnectionOptions{TLS: s.TLS}, Logger: nopLogger{},
-		})
-		if err == nil {
-			_, err = c.CheckHealth(ctx, &client.CheckHealthRequest{})
-			c.Close()
-			if err == nil {
-				return nil
-			}
-		}
-		select {
-		case <-ctx.Done():
-			return fmt.Errorf("Temporal does not respond at %s: %w", s.Address, err) //nolint:staticcheck // a name
-		case <-time.After(20 * time.Millisecond):
-		}
+	var failure error // of the last attempt; that of the context would hide it
+	_, err := backoff.Retry(ctx, func() (struct{}, error) {
+		failure = s.checkHealth(ctx)
+		return struct{}{}, failure
+	}, backoff.WithBackOff(backoff.NewConstantBackOff(20*time.Millisecond)))
+	if err != nil {
+		return fmt.Errorf("Temporal does not respond at %s: %w", s.Address, failure) //nolint:staticcheck // a name
 	}
+	return nil
+}
+
+func (s *Server) checkHealth(ctx context.Context) error {
+	c, err := client.DialContext(ctx, client.Options{
+		HostPort: s.Address, Namespace: Namespace,
+		ConnectionOptions: client.ConnectionOptions{TLS: s.TLS}, Logger: nopLogger{},
+	})
+	if err != nil {
+		return err //nolint:wrapcheck // the caller adds context
+	}
+	defer c.Close()
+	_, err = c.CheckHealth(ctx, &client.CheckHealthRequest{})
+	return err //nolint:wrapcheck // the caller adds context
 }
 
 // Stop stops the server. Running requests are completed; waiting ones end at once.

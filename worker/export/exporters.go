@@ -21,6 +21,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/cenkalti/backoff/v5"
+
 	"stanch/sensors"
 	"stanch/sensors/rules"
 	"stanch/worker/config"
@@ -188,30 +190,21 @@ func (t *exportTarget) sendWithRetry(ctx context.Context, d sensors.Detection) {
 		t.log.Error("encode a detection for an export", "export", t.Name, "detection", d.ID, "error", err)
 		return
 	}
-	wait := t.initialRetryDelay
-	for try := 1; ; try++ {
-		if err = t.sendOnce(ctx, raw); err == nil {
-			t.sent.Add(1)
-			return
-		}
-		final := new(permanentError)
-		if try == maxSendAttempts || ctx.Err() != nil || errors.As(err, &final) {
-			t.failed.Add(1)
-			t.log.Error("export a detection", "export", t.Name, "detection", d.ID, "tries", try, "error", err)
-			return
-		}
-		select {
-		case <-ctx.Done():
-		case <-time.After(wait):
-		}
-		wait *= 2
+	tries := 0
+	_, err = backoff.Retry(ctx, func() (struct{}, error) {
+		tries++
+		return struct{}{}, t.sendOnce(ctx, raw)
+	}, backoff.WithMaxTries(maxSendAttempts), backoff.WithMaxElapsedTime(0),
+		backoff.WithBackOff(&backoff.ExponentialBackOff{
+			InitialInterval: t.initialRetryDelay, Multiplier: 2, MaxInterval: t.initialRetryDelay << maxSendAttempts,
+		}))
+	if err != nil {
+		t.failed.Add(1)
+		t.log.Error("export a detection", "export", t.Name, "detection", d.ID, "tries", tries, "error", err)
+		return
 	}
+	t.sent.Add(1)
 }
-
-// permanentError is a response for which retrying does not help.
-type permanentError struct{ status string }
-
-func (e *permanentError) Error() string { return "the receiver responded " + e.status }
 
 func (t *exportTarget) sendOnce(ctx context.Context, raw []byte) error {
 	if t.file != nil {
@@ -244,7 +237,7 @@ func (t *exportTarget) sendOnce(ctx context.Context, raw []byte) error {
 	case answer.StatusCode == http.StatusTooManyRequests || answer.StatusCode >= 500:
 		return errors.New("the receiver responded " + answer.Status)
 	}
-	return &permanentError{answer.Status}
+	return backoff.Permanent(errors.New("the receiver responded " + answer.Status)) // retrying does not help
 }
 
 // errorWithoutURL returns the text of a client error without its address.

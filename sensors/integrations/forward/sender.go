@@ -9,12 +9,13 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"math/rand/v2"
 	"net/http"
 	"os"
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/cenkalti/backoff/v5"
 
 	"stanch/sensors/duration"
 )
@@ -96,45 +97,48 @@ func (s *sender) token() (string, error) {
 // accepted a request and rejects this one for good.
 func (s *sender) send(ctx context.Context, batch []line) error {
 	s.unsent = batch
-	backoff, since := s.BackoffMin, time.Now()
-	complained := false
-	for len(s.unsent) > 0 {
-		part := s.nextBatch()
-		if len(part) == 0 {
-			continue
-		}
-		wait, why, err := s.postWithGrace(ctx, part)
-		switch {
-		case err != nil:
-			return err
-		case ctx.Err() != nil && len(s.unsent) > 0:
-			return ctx.Err()
-		case why == "":
+	// The random delay, from half of BackoffMin to BackoffMax, keeps many forwarders from retrying at the same moment.
+	delays := &backoff.ExponentialBackOff{
+		InitialInterval: s.BackoffMin * 3 / 4, MaxInterval: s.BackoffMax * 3 / 4, Multiplier: 2,
+		RandomizationFactor: 1. / 3,
+	}
+	since, complained, why := time.Now(), false, ""
+	sendUntilFailure := func() (struct{}, error) {
+		for len(s.unsent) > 0 {
+			part := s.nextBatch()
+			if len(part) == 0 {
+				continue
+			}
+			var wait time.Duration
+			var err error
+			wait, why, err = s.postWithGrace(ctx, part)
+			switch {
+			case err != nil:
+				return struct{}{}, backoff.Permanent(err)
+			case ctx.Err() != nil && len(s.unsent) > 0:
+				return struct{}{}, backoff.Permanent(ctx.Err())
+			case wait > 0:
+				return struct{}{}, &backoff.RetryAfterError{Duration: min(wait, maxRetryAfter)}
+			case why != "":
+				return struct{}{}, errors.New(why)
+			}
 			if complained {
 				s.Logf("the gateway is accepting lines again after %s", duration.FormatApprox(time.Since(since)))
 			}
-			backoff, since, complained = s.BackoffMin, time.Now(), false
-			continue
+			since, complained = time.Now(), false
+			delays.Reset()
 		}
-		s.summary.Retries++
-		if !complained {
-			s.Logf("%s; retrying until it succeeds; reading is paused", why)
-			complained = true
-		}
-		if wait == 0 {
-			// The random delay keeps many forwarders from retrying at the same moment.
-			wait = backoff/2 + rand.N(backoff/2+1) //nolint:gosec // no secret
-			backoff = min(2*backoff, s.BackoffMax)
-		}
-		timer := time.NewTimer(min(wait, maxRetryAfter))
-		select {
-		case <-timer.C:
-		case <-ctx.Done():
-			timer.Stop()
-			return ctx.Err()
-		}
+		return struct{}{}, nil
 	}
-	return nil
+	_, err := backoff.Retry(ctx, sendUntilFailure, backoff.WithBackOff(delays), backoff.WithMaxElapsedTime(0),
+		backoff.WithNotify(func(error, time.Duration) {
+			s.summary.Retries++
+			if !complained {
+				s.Logf("%s; retrying until it succeeds; reading is paused", why)
+				complained = true
+			}
+		}))
+	return err //nolint:wrapcheck // it names what failed
 }
 
 // postWithGrace posts lines. If ctx ends in the meantime, the request may still complete within a grace period: an
