@@ -8,6 +8,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/hashicorp/golang-lru/v2/simplelru"
 	corev1 "k8s.io/api/core/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -26,7 +27,7 @@ type TargetResolver struct {
 	Now func() time.Time
 
 	mu          sync.Mutex
-	cachedFacts map[string]cachedTargetFacts
+	cachedFacts *simplelru.LRU[string, cachedTargetFacts]
 }
 
 type cachedTargetFacts struct {
@@ -81,19 +82,19 @@ func (r *TargetResolver) ResolveTarget(ctx context.Context, t playbooks.Target) 
 	key := strings.Join([]string{t.ID(), t.Namespace, t.Name, t.Node}, "\x00")
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	if r.cachedFacts == nil {
+		r.cachedFacts, _ = simplelru.NewLRU[string, cachedTargetFacts](maxCachedFacts, nil) // fails only without a size
+	}
 	switch {
 	case err == nil:
-		if r.cachedFacts == nil || len(r.cachedFacts) >= maxCachedFacts {
-			r.cachedFacts = map[string]cachedTargetFacts{}
-		}
-		r.cachedFacts[key] = cachedTargetFacts{facts, r.now()}
+		r.cachedFacts.Add(key, cachedTargetFacts{facts, r.now()})
 		return facts
 	case IsUnavailable(err):
-		if last, ok := r.cachedFacts[key]; ok && r.now().Sub(last.resolvedAt) < staleFactsMaxAge {
+		if last, ok := r.cachedFacts.Get(key); ok && r.now().Sub(last.resolvedAt) < staleFactsMaxAge {
 			return last.facts
 		}
 	default:
-		delete(r.cachedFacts, key)
+		r.cachedFacts.Remove(key)
 	}
 	return activities.TargetFacts{UnresolvedReason: err.Error()}
 }

@@ -15,6 +15,8 @@ import (
 	"sync"
 	"time"
 
+	"github.com/hashicorp/golang-lru/v2/simplelru"
+
 	"stanch/activities"
 	"stanch/activities/httpclient"
 	"stanch/playbooks"
@@ -50,7 +52,7 @@ type CreateAction struct {
 	Failpoint func(point string)
 
 	mu            sync.Mutex
-	incidentLocks map[string]*incidentLock // by incident id
+	incidentLocks *simplelru.LRU[string, *incidentLock] // by incident id
 }
 
 // incidentLock serializes the tickets of one incident: if two playbooks open one at the same time, the second finds the
@@ -94,13 +96,13 @@ const maxIncidentLocks = 1000
 func (a *CreateAction) lockFor(incident string) *incidentLock {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if a.incidentLocks == nil || len(a.incidentLocks) >= maxIncidentLocks {
-		a.incidentLocks = map[string]*incidentLock{}
+	if a.incidentLocks == nil {
+		a.incidentLocks, _ = simplelru.NewLRU[string, *incidentLock](maxIncidentLocks, nil) // fails only without a size
 	}
-	d, ok := a.incidentLocks[incident]
+	d, ok := a.incidentLocks.Get(incident)
 	if !ok {
 		d = &incidentLock{}
-		a.incidentLocks[incident] = d
+		a.incidentLocks.Add(incident, d)
 	}
 	return d
 }

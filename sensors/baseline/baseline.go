@@ -8,7 +8,6 @@ package baseline
 
 import (
 	"cmp"
-	"container/list"
 	"fmt"
 	"maps"
 	"net/netip"
@@ -16,6 +15,8 @@ import (
 	"strconv"
 	"sync"
 	"time"
+
+	"github.com/hashicorp/golang-lru/v2/simplelru"
 
 	"stanch/sensors"
 	"stanch/sensors/duration"
@@ -61,7 +62,6 @@ type Image struct {
 	executableOverflow, destinationOverflow overflow
 
 	recentContainers []string // container IDs, the newest last
-	lruElement       *list.Element
 }
 
 // overflow counts the intervals of the learning period in which the limit was exceeded.
@@ -89,8 +89,7 @@ type Baselines struct {
 	options Options
 
 	mu     sync.Mutex
-	images map[string]*Image
-	lru    *list.List // of digests, the most recently seen first
+	images *simplelru.LRU[string, *Image] // by digest
 	dirty  bool
 }
 
@@ -111,7 +110,8 @@ func New(o Options) *Baselines {
 	if o.Now == nil {
 		o.Now = time.Now
 	}
-	return &Baselines{options: o, images: map[string]*Image{}, lru: list.New()}
+	images, _ := simplelru.NewLRU[string, *Image](o.MaxImages, nil) // fails only without a size
+	return &Baselines{options: o, images: images}
 }
 
 // Compare compares an event with the baseline of its image, and adds it to the baseline. It returns the zero value for
@@ -162,20 +162,14 @@ func (b *Baselines) Compare(e *sensors.Event) sensors.Baseline {
 
 // findOrAddImage returns the entry of an image, and adds it if necessary. The caller holds b.mu.
 func (b *Baselines) findOrAddImage(digest string, e *sensors.Event, now time.Time) *Image {
-	image := b.images[digest]
-	if image == nil {
+	image, known := b.images.Get(digest)
+	if !known {
 		image = &Image{
 			Digest: digest, FirstSeen: now, Executables: map[string]Observation{},
 			Destinations: map[string]Observation{},
 		}
-		b.images[digest] = image
-		image.lruElement = b.lru.PushFront(digest)
-		for b.lru.Len() > b.options.MaxImages {
-			b.evictImage(b.lru.Back())
-		}
+		b.images.Add(digest, image)
 		b.dirty = true
-	} else {
-		b.lru.MoveToFront(image.lruElement)
 	}
 	if len(e.Container.Image) <= maxTextBytes {
 		image.Name = e.Container.Image
@@ -189,12 +183,6 @@ func (b *Baselines) findOrAddImage(digest string, e *sensors.Event, now time.Tim
 		b.dirty = true
 	}
 	return image
-}
-
-func (b *Baselines) evictImage(el *list.Element) {
-	if digest, ok := b.lru.Remove(el).(string); ok {
-		delete(b.images, digest)
-	}
 }
 
 // recordObservation records an observation and reports whether it is novel. If the limit is reached, it evicts the
@@ -310,12 +298,11 @@ func formatAge(d time.Duration) string {
 func (b *Baselines) Images() []Image {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	out := make([]Image, 0, len(b.images))
-	for el := b.lru.Front(); el != nil; el = el.Next() {
-		digest, _ := el.Value.(string)
-		image := *b.images[digest]
+	out := make([]Image, 0, b.images.Len())
+	for _, known := range slices.Backward(b.images.Values()) {
+		image := *known
 		image.Executables, image.Destinations = maps.Clone(image.Executables), maps.Clone(image.Destinations)
-		image.recentContainers, image.lruElement = nil, nil
+		image.recentContainers = nil
 		out = append(out, image)
 	}
 	return out

@@ -73,15 +73,11 @@ func (b *Baselines) Read(r io.Reader) (images int, err error) {
 // mergeImage merges one image. The caller holds b.mu.
 func (b *Baselines) mergeImage(image *Image) {
 	b.dirty = true
-	known := b.images[image.Digest]
-	if known == nil {
+	known, ok := b.images.Peek(image.Digest)
+	if !ok {
 		image.Executables, image.Destinations = mergeObservations(nil, image.Executables, maxExecutablesPerImage),
 			mergeObservations(nil, image.Destinations, maxDestinationsPerImage)
-		b.images[image.Digest] = image
-		image.lruElement = b.lru.PushFront(image.Digest)
-		for b.lru.Len() > b.options.MaxImages {
-			b.evictImage(b.lru.Back())
-		}
+		b.images.Add(image.Digest, image)
 		return
 	}
 	if image.FirstSeen.Before(known.FirstSeen) {
@@ -146,14 +142,11 @@ func Open(file string, o Options) (*Baselines, error) {
 // retention.
 func (b *Baselines) Save(file string) error {
 	b.mu.Lock()
-	for el := b.lru.Back(); el != nil; {
-		before := el.Prev()
-		digest, _ := el.Value.(string)
-		if b.options.Now().Sub(b.images[digest].LastSeen) > b.options.Retention {
-			b.evictImage(el)
+	for _, image := range b.images.Values() {
+		if b.options.Now().Sub(image.LastSeen) > b.options.Retention {
+			b.images.Remove(image.Digest)
 			b.dirty = true
 		}
-		el = before
 	}
 	dirty := b.dirty
 	b.dirty = false

@@ -1,7 +1,6 @@
 package containermeta
 
 import (
-	"container/list"
 	"os"
 	"slices"
 	"strconv"
@@ -9,6 +8,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/hashicorp/golang-lru/v2/simplelru"
 
 	"stanch/sensors"
 )
@@ -18,15 +19,12 @@ import (
 // for concurrent use.
 type ProcessTable struct {
 	mu           sync.Mutex
-	capacity     int
-	byPID        map[uint32]*list.Element
-	lru          *list.List // of *processInfo, the most recently used first
+	byPID        *simplelru.LRU[uint32, *processInfo]
 	procRoot     string
 	pendingReads atomic.Int32 // command line reads in progress
 }
 
 type processInfo struct {
-	pid          uint32
 	name         string
 	exe          string
 	args         []string
@@ -42,7 +40,8 @@ func NewProcessTable(capacity int) *ProcessTable {
 	if capacity <= 0 {
 		capacity = 16384
 	}
-	return &ProcessTable{capacity: capacity, byPID: map[uint32]*list.Element{}, lru: list.New(), procRoot: "/proc"}
+	byPID, _ := simplelru.NewLRU[uint32, *processInfo](capacity, nil) // fails only without a capacity
+	return &ProcessTable{byPID: byPID, procRoot: "/proc"}
 }
 
 // maxAncestorArgsBytes limits the command line of an ancestor, in bytes.
@@ -82,8 +81,8 @@ func (t *ProcessTable) RecordEvent(e *sensors.Event) {
 	}
 	switch {
 	case e.Kind == sensors.KindExec || before == nil:
-		t.store(&processInfo{
-			pid: p.PID, name: p.Name, exe: p.Exe, args: limitArgs(p.Args), startTime: p.StartNS,
+		t.byPID.Add(p.PID, &processInfo{
+			name: p.Name, exe: p.Exe, args: limitArgs(p.Args), startTime: p.StartNS,
 			executed: e.Kind == sensors.KindExec, euid: p.EUID, capabilities: p.Capabilities,
 		})
 	default:
@@ -112,10 +111,8 @@ func (t *ProcessTable) lookup(pid uint32, start uint64) *processInfo {
 
 // lookupPID returns the process that was last seen with a PID, or nil.
 func (t *ProcessTable) lookupPID(pid uint32) *processInfo {
-	if el, ok := t.byPID[pid]; ok {
-		if p, _ := el.Value.(*processInfo); p.startTime != 0 {
-			return p
-		}
+	if p, ok := t.byPID.Peek(pid); ok && p.startTime != 0 {
+		return p
 	}
 	return nil
 }
@@ -133,20 +130,16 @@ func (t *ProcessTable) AddAncestors(e *sensors.Event) {
 }
 
 func (t *ProcessTable) lookupOrLoad(pid uint32, name string) *processInfo {
-	if el, ok := t.byPID[pid]; ok {
-		p, _ := el.Value.(*processInfo)
-		// If the name changed, the PID was reused or the process renamed itself: read it again.
-		if p.name == name {
-			t.lru.MoveToFront(el)
-			return p
-		}
+	// If the name changed, the PID was reused or the process renamed itself: read it again.
+	if p, ok := t.byPID.Get(pid); ok && p.name == name {
+		return p
 	}
 	dir := t.procRoot + "/" + strconv.FormatUint(uint64(pid), 10)
 	exe, err := os.Readlink(dir + "/exe")
 	if err != nil {
 		return nil
 	}
-	p := &processInfo{pid: pid, name: name, exe: strings.TrimSuffix(exe, " (deleted)")}
+	p := &processInfo{name: name, exe: strings.TrimSuffix(exe, " (deleted)")}
 	if read := t.readCmdline(dir + "/cmdline"); len(read) > 0 {
 		line := strings.ToValidUTF8(strings.TrimRight(string(read), "\x00"), "\uFFFD")
 		p.args = strings.Split(line, "\x00")
@@ -154,7 +147,7 @@ func (t *ProcessTable) lookupOrLoad(pid uint32, name string) *processInfo {
 	if old := t.lookupPID(pid); old != nil && !old.exited {
 		p.startTime, p.executed, p.euid, p.capabilities = old.startTime, old.executed, old.euid, old.capabilities
 	}
-	t.store(p)
+	t.byPID.Add(pid, p)
 	return p
 }
 
@@ -195,22 +188,6 @@ func (t *ProcessTable) readCmdline(path string) []byte {
 		return read
 	case <-timer.C:
 		return nil
-	}
-}
-
-func (t *ProcessTable) store(p *processInfo) {
-	if el, ok := t.byPID[p.pid]; ok {
-		el.Value = p
-		t.lru.MoveToFront(el)
-		return
-	}
-	t.byPID[p.pid] = t.lru.PushFront(p)
-	for t.lru.Len() > t.capacity {
-		last := t.lru.Back()
-		if old, ok := last.Value.(*processInfo); ok {
-			delete(t.byPID, old.pid)
-		}
-		t.lru.Remove(last)
 	}
 }
 

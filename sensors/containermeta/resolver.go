@@ -6,16 +6,18 @@
 package containermeta
 
 import (
-	"container/list"
 	"context"
 	"errors"
 	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"time"
+
+	"github.com/hashicorp/golang-lru/v2/simplelru"
 
 	"stanch/sensors"
 )
@@ -46,14 +48,12 @@ type Resolver struct {
 	criClient *criClient
 
 	mu    sync.Mutex
-	cache map[uint64]*list.Element // of *cacheEntry, by cgroup ID
-	lru   *list.List
+	cache *simplelru.LRU[uint64, *cacheEntry] // by cgroup ID
 	now   func() time.Time
 }
 
 // cacheEntry is the cached result for one cgroup.
 type cacheEntry struct {
-	id        uint64
 	container sensors.Container
 	err       error
 	expiresAt time.Time // zero: never
@@ -82,9 +82,12 @@ func Open(opt Options) (*Resolver, error) {
 	if opt.RuncRoot == "" {
 		opt.RuncRoot = "/run/runc"
 	}
+	cache, err := simplelru.NewLRU[uint64, *cacheEntry](opt.Capacity, nil)
+	if err != nil {
+		return nil, fmt.Errorf("create the cache of containers: %w", err)
+	}
 	return &Resolver{
-		opt: opt, criClient: newCRIClient(opt.CRISocket, opt.RuntimeTimeout), cache: map[uint64]*list.Element{},
-		lru: list.New(), now: time.Now,
+		opt: opt, criClient: newCRIClient(opt.CRISocket, opt.RuntimeTimeout), cache: cache, now: time.Now,
 	}, nil
 }
 
@@ -106,50 +109,33 @@ func (r *Resolver) ResolveWithPath(cgroupID uint64, seen string) (sensors.Contai
 	}
 	if err != nil {
 		c := sensors.Container{CgroupID: cgroupID}
-		r.storeEntry(cacheEntry{id: cgroupID, container: c, err: err, expiresAt: r.now().Add(r.opt.NegativeTTL)})
+		r.storeEntry(cgroupID, cacheEntry{container: c, err: err, expiresAt: r.now().Add(r.opt.NegativeTTL)})
 		return c, err
 	}
 	c, err := r.resolvePath(context.Background(), path, cgroupID)
-	a := cacheEntry{id: cgroupID, container: c, err: err}
+	a := cacheEntry{container: c, err: err}
 	if err != nil || c.Pod.UID != "" && c.StartedAt.IsZero() {
 		// At the first event of a container, the runtime may not have recorded its start yet: query it again later.
 		a.expiresAt = r.now().Add(r.opt.NegativeTTL)
 	}
-	r.storeEntry(a)
+	r.storeEntry(cgroupID, a)
 	return c, err
 }
 
 func (r *Resolver) cachedEntry(id uint64) (cacheEntry, bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	el, ok := r.cache[id]
-	if !ok {
+	a, ok := r.cache.Get(id)
+	if !ok || !a.expiresAt.IsZero() && r.now().After(a.expiresAt) {
 		return cacheEntry{}, false
 	}
-	a, _ := el.Value.(*cacheEntry)
-	if !a.expiresAt.IsZero() && r.now().After(a.expiresAt) {
-		return cacheEntry{}, false
-	}
-	r.lru.MoveToFront(el)
 	return *a, true
 }
 
-func (r *Resolver) storeEntry(a cacheEntry) {
+func (r *Resolver) storeEntry(id uint64, a cacheEntry) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if el, ok := r.cache[a.id]; ok {
-		el.Value = &a
-		r.lru.MoveToFront(el)
-		return
-	}
-	r.cache[a.id] = r.lru.PushFront(&a)
-	for r.lru.Len() > r.opt.Capacity {
-		last := r.lru.Back()
-		if old, ok := last.Value.(*cacheEntry); ok {
-			delete(r.cache, old.id)
-		}
-		r.lru.Remove(last)
-	}
+	r.cache.Add(id, &a)
 }
 
 // resolvePath returns the container of the cgroup at a path. It queries the runtime if the path contains a container
@@ -212,8 +198,8 @@ func (r *Resolver) FindContainer(ctx context.Context, id string) (sensors.Contai
 func (r *Resolver) cachedContainer(id string) (sensors.Container, bool) {
 	r.mu.Lock()
 	var found sensors.Container
-	for el := r.lru.Front(); el != nil; el = el.Next() {
-		if a, ok := el.Value.(*cacheEntry); ok && a.container.ID == id && a.container.CgroupPath != "" && a.err == nil {
+	for _, a := range slices.Backward(r.cache.Values()) { // the most recently used first
+		if a.container.ID == id && a.container.CgroupPath != "" && a.err == nil {
 			found = a.container
 			break
 		}

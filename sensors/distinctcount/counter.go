@@ -10,6 +10,8 @@ import (
 	"container/list"
 	"sync"
 	"time"
+
+	"github.com/hashicorp/golang-lru/v2/simplelru"
 )
 
 // The defaults of Options.
@@ -31,13 +33,11 @@ type Counter struct {
 	options Options
 
 	mu     sync.Mutex
-	actors map[string]*list.Element
-	lru    *list.List // of *actorItems, the most recently active first
+	actors *simplelru.LRU[string, *actorItems]
 }
 
 // actorItems are the items of one actor with their times.
 type actorItems struct {
-	name        string
 	byKey       map[string]*list.Element
 	newestFirst *list.List // of *seenItem, the newest first
 }
@@ -58,7 +58,8 @@ func New(o Options) *Counter {
 	if o.MaxItemsPerActor <= 0 {
 		o.MaxItemsPerActor = defaultMaxItemsPerActor
 	}
-	return &Counter{options: o, actors: map[string]*list.Element{}, lru: list.New()}
+	actors, _ := simplelru.NewLRU[string, *actorItems](o.MaxActors, nil) // fails only without a size
+	return &Counter{options: o, actors: actors}
 }
 
 // Add records that an actor used an item at a time, and returns how many distinct items the actor used in the window
@@ -66,18 +67,12 @@ func New(o Options) *Counter {
 func (w *Counter) Add(name, what string, at time.Time) int {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	element := w.actors[name]
-	if element == nil {
-		element = w.lru.PushFront(&actorItems{name: name, byKey: map[string]*list.Element{}, newestFirst: list.New()})
-		w.actors[name] = element
-		if len(w.actors) > w.options.MaxActors {
-			oldest := w.lru.Back()
-			w.lru.Remove(oldest)
-			delete(w.actors, oldest.Value.(*actorItems).name)
-		}
+	actor, known := w.actors.Get(name)
+	if !known {
+		actor = &actorItems{byKey: map[string]*list.Element{}, newestFirst: list.New()}
+		w.actors.Add(name, actor)
 	}
-	w.lru.MoveToFront(element)
-	return element.Value.(*actorItems).addItem(what, at, w.options)
+	return actor.addItem(what, at, w.options)
 }
 
 func (a *actorItems) addItem(what string, at time.Time, o Options) int {
