@@ -32,19 +32,17 @@ const (
 	ClassDisrupt Class = "disrupt"
 )
 
-// Facet is the aspect of a target that an action changes. A lease covers one facet of one target.
+// Facet is the aspect of a target that an action changes; "" for an action that changes nothing. A lease covers one
+// facet of one target.
 type Facet string
 
 // The facets.
 const (
-	FacetNone       Facet = ""
 	FacetNetwork    Facet = "network"
 	FacetExecution  Facet = "execution"
 	FacetReplicas   Facet = "replicas"
 	FacetScheduling Facet = "scheduling"
 	FacetIdentity   Facet = "identity"
-	FacetImage      Facet = "image"
-	FacetLabels     Facet = "labels"
 	// who may assume a role; separate from permissions, so that sessions can be revoked as well
 	FacetTrust Facet = "trust"
 )

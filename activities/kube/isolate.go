@@ -40,9 +40,6 @@ type IsolatePlan struct {
 	Prior           IsolatePrior     `json:"prior"`
 }
 
-// IsIncomplete reports whether someone else's policy still allows traffic.
-func (p *IsolatePlan) IsIncomplete() bool { return len(p.PolicyConflicts) > 0 }
-
 // IsolatePrior is the state that undo restores. A pod with the label of another lease is refused, so there is nothing
 // to save but whether the label exists.
 type IsolatePrior struct {

@@ -59,7 +59,7 @@ func testIsolateOnlyOnePod(t *testing.T, p fixture, client kubernetes.Interface)
 
 	plan, refusal, err := kube.ApplyIsolate(ctx, client, r)
 	requireNoRefusal(t, refusal, err)
-	if len(plan.Changes) != 2 || plan.IsIncomplete() || plan.Prior.AlreadyLabeled {
+	if len(plan.Changes) != 2 || len(plan.PolicyConflicts) > 0 || plan.Prior.AlreadyLabeled {
 		t.Errorf("plan %+v", plan)
 	}
 	v, refusal, err := kube.VerifyIsolate(ctx, client, r)
@@ -229,7 +229,7 @@ func testIsolatePolicyConflicts(t *testing.T, p fixture, client kubernetes.Inter
 	r := newIsolateRequest(t, ref)
 	plan, refusal, err := kube.PlanIsolate(t.Context(), client, r)
 	requireNoRefusal(t, refusal, err)
-	if !plan.IsIncomplete() || len(plan.PolicyConflicts) != 1 ||
+	if len(plan.PolicyConflicts) != 1 ||
 		plan.PolicyConflicts[0].String() != "NetworkPolicy allows selects by app and allows egress everything" {
 		t.Errorf("defeats %v", plan.PolicyConflicts)
 	}

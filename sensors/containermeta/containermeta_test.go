@@ -281,13 +281,6 @@ func TestResolveCachesTheResponseOfTheRuntime(t *testing.T) {
 	if c, err := r.Resolve(inner); err != nil || c.CgroupID != id || c.ID != testContainerID {
 		t.Errorf("inner: %+v, %v", c, err)
 	}
-	g, err := r.FindPod(context.Background(), testPodUID)
-	if err != nil || g.CgroupID != podID || g.Dir != filepath.Dir(dir) || len(g.Containers) != 1 || g.Pod.Name == "" {
-		t.Errorf("Pod: %+v, %v", g, err)
-	}
-	if _, err := r.FindPod(context.Background(), "none"); !errors.Is(err, ErrNotFound) {
-		t.Errorf("an unknown pod: %v", err)
-	}
 }
 
 func TestResolveRetriesFailedRuntime(t *testing.T) {

@@ -12,7 +12,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -176,42 +175,6 @@ func (r *Resolver) resolvePath(ctx context.Context, path string, id uint64) (sen
 	return c, err
 }
 
-// FindContainer returns the running container with this ID, or ErrNotFound.
-func (r *Resolver) FindContainer(ctx context.Context, id string) (sensors.Container, error) {
-	if c, ok := r.cachedContainer(id); ok {
-		return c, nil
-	}
-	all, err := r.ListContainers(ctx)
-	if err != nil {
-		return sensors.Container{}, err
-	}
-	for _, c := range all {
-		if c.ID == id {
-			return c, nil
-		}
-	}
-	return sensors.Container{}, fmt.Errorf("resolve container %q: %w", id, ErrNotFound)
-}
-
-// cachedContainer returns a container from the cache if its cgroup still exists. A command about a container usually
-// follows its event, and must not search the whole tree.
-func (r *Resolver) cachedContainer(id string) (sensors.Container, bool) {
-	r.mu.Lock()
-	var found sensors.Container
-	for _, a := range slices.Backward(r.cache.Values()) { // the most recently used first
-		if a.container.ID == id && a.container.CgroupPath != "" && a.err == nil {
-			found = a.container
-			break
-		}
-	}
-	r.mu.Unlock()
-	if found.ID == "" {
-		return found, false
-	}
-	now, err := CgroupID(r.opt.CgroupRoot + found.CgroupPath)
-	return found, err == nil && now == found.CgroupID
-}
-
 // ListContainers returns every container that runs on this node. Fields that the runtime does not report are empty.
 func (r *Resolver) ListContainers(ctx context.Context) ([]sensors.Container, error) {
 	var out []sensors.Container
@@ -303,78 +266,6 @@ func (r *Resolver) FindNamedCgroups(ctx context.Context, podUID, containerID str
 func isPopulated(dir string) bool {
 	b, err := os.ReadFile(filepath.Join(dir, "cgroup.events"))
 	return err == nil && strings.Contains("\n"+string(b), "\npopulated 1")
-}
-
-// PodCgroup is a pod in the cgroup tree of this node.
-type PodCgroup struct {
-	Pod sensors.Pod
-	// CgroupID and CgroupPath identify the cgroup of the pod, which contains those of its containers. Dir is its
-	// absolute directory.
-	CgroupID   uint64
-	CgroupPath string
-	Dir        string
-	// Containers are the containers in the cgroup tree, without the pause container.
-	Containers []sensors.Container
-	// PIDs are the processes of the pod, including the pause process. Each is in the network namespace of the pod,
-	// unless it left that.
-	PIDs []int
-}
-
-// errStopWalk stops a directory walk.
-var errStopWalk = errors.New("found")
-
-// FindPod returns the cgroup of the pod with this UID, and its running containers. It returns ErrNotFound if the pod
-// is not on this node.
-func (r *Resolver) FindPod(ctx context.Context, uid string) (PodCgroup, error) {
-	g := PodCgroup{}
-	err := filepath.WalkDir(r.opt.CgroupRoot, func(full string, d fs.DirEntry, err error) error {
-		if err != nil || !d.IsDir() {
-			return nil
-		}
-		p := ParseCgroupPath(pathBelow(r.opt.CgroupRoot, full))
-		if p.PodUID == "" {
-			return nil
-		}
-		if p.PodUID == uid {
-			g.Dir, g.CgroupPath = full, p.PodPath
-			return errStopWalk
-		}
-		return fs.SkipDir
-	})
-	if !errors.Is(err, errStopWalk) {
-		return g, fmt.Errorf("resolve pod %q: %w", uid, errors.Join(err, ErrNotFound))
-	}
-	if g.CgroupID, err = CgroupID(g.Dir); err != nil {
-		return g, fmt.Errorf("resolve pod %q: %w", uid, errors.Join(err, ErrNotFound))
-	}
-	if g.PIDs, err = ListPIDs(g.Dir); err != nil {
-		return g, fmt.Errorf("resolve pod %q: %w", uid, err)
-	}
-	children, err := os.ReadDir(g.Dir)
-	if err != nil {
-		return g, fmt.Errorf("resolve pod %q: %w", uid, err)
-	}
-	for _, child := range children {
-		if !child.IsDir() || ctx.Err() != nil {
-			continue
-		}
-		id, err := CgroupID(filepath.Join(g.Dir, child.Name()))
-		if err != nil {
-			continue
-		}
-		c, err := r.Resolve(id)
-		if c.ID == "" || c.Name == pauseContainerName || errors.Is(err, ErrNotFound) {
-			continue // the runtime reports the pause container as the sandbox
-		}
-		g.Containers = append(g.Containers, c)
-		if c.Pod.Name != "" {
-			g.Pod = c.Pod
-		}
-	}
-	if g.Pod.UID == "" {
-		g.Pod.UID = uid
-	}
-	return g, ctx.Err()
 }
 
 // CgroupPathByID returns the path of a cgroup, below the root and with a leading slash. It returns ErrNotFound if

@@ -71,11 +71,3 @@ func loadKeySet(dir string) (attestation.KeySet, error) {
 	}
 	return set, nil
 }
-
-// CertificateName returns the common name of the first certificate in the configuration, or "" if there is none.
-func CertificateName(c *tls.Config) string {
-	if len(c.Certificates) == 0 || c.Certificates[0].Leaf == nil {
-		return ""
-	}
-	return c.Certificates[0].Leaf.Subject.CommonName
-}

@@ -8,7 +8,6 @@ package slack
 import (
 	"encoding/json"
 	"fmt"
-	"maps"
 	"net/http"
 	"net/http/httptest"
 	"slices"
@@ -383,11 +382,4 @@ func (s *FakeSlack) openModal(r *http.Request) jsonObject {
 	}
 	s.views = append(s.views, OpenedView{q.Trigger, q.View})
 	return jsonObject{"view": jsonObject{"id": fmt.Sprintf("V%d", len(s.views))}}
-}
-
-// MemberIDs returns the sorted ids of the members.
-func (s *FakeSlack) MemberIDs() []string {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return slices.Sorted(maps.Keys(s.members))
 }

@@ -170,22 +170,6 @@ func (s *FakeSlack) acceptSocketMode(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// SocketModeConnections returns the number of Socket Mode connections.
-func (s *FakeSlack) SocketModeConnections() int {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return len(s.sockets)
-}
-
-// DropSocketModeConnections closes every Socket Mode connection.
-func (s *FakeSlack) DropSocketModeConnections() {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for c := range s.sockets {
-		_ = c.conn.Close()
-	}
-}
-
 // PushPayload sends a payload by Socket Mode and reports whether it was acknowledged within 3 s, as Slack requires.
 func (s *FakeSlack) PushPayload(t testing.TB, payload []byte) (json.RawMessage, bool) {
 	t.Helper()

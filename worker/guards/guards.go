@@ -131,10 +131,7 @@ var guardChain = []guard{
 
 // Decide runs the chain. It is called for a plan, and again with q.Enforce immediately before the effect.
 func (c *GuardChain) Decide(ctx context.Context, q activities.GuardInput) (activities.GuardDecision, error) {
-	f, err := c.verifyInput(ctx, q)
-	if err != nil {
-		return activities.GuardDecision{}, err
-	}
+	f := c.verifyInput(ctx, q)
 	for _, g := range guardChain {
 		if d := g.check(f); d != nil {
 			if d.Verdict == activities.VerdictRun && f.ApprovalReason != "" && f.Grant == nil {
@@ -187,7 +184,7 @@ func (c *GuardChain) recordGrantUse(ctx context.Context, f Input) error {
 	}, f.Now)
 }
 
-func (c *GuardChain) verifyInput(ctx context.Context, q activities.GuardInput) (Input, error) {
+func (c *GuardChain) verifyInput(ctx context.Context, q activities.GuardInput) Input {
 	f := Input{GuardInput: q, Config: c.Config, Budget: c.Budget, OwnPodUIDs: c.OwnPodUIDs}
 	target := q.Request.Target
 	f.Scope = c.targetScope(q)
@@ -242,7 +239,7 @@ func (c *GuardChain) verifyInput(ctx context.Context, q activities.GuardInput) (
 		f.Scope = drillScope()
 	}
 	f.ResolvedTarget = c.resolveTarget(ctx, q)
-	return f, nil
+	return f
 }
 
 // registeredDrillTarget returns the target as a drill registered it, or nil. Only the registration in a fresh

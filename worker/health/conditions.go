@@ -90,18 +90,6 @@ var (
 	}
 )
 
-// RuleNames returns the names of the rules, for the documentation.
-func RuleNames() []string {
-	var out []string
-	for _, k := range []conditionKind{
-		telemetryLost, sensorBlind, eventsDropped, eventsFlooded, spoofedCgroup, clockSkew,
-		certificateExpiring, nodeOverRate, sourceLost, sourceEventsDropped, sourceEventsUndecodable,
-	} {
-		out = append(out, k.ruleName)
-	}
-	return out
-}
-
 // telemetryCondition is one kind of failure of one subject.
 type telemetryCondition struct {
 	kind    conditionKind

@@ -20,14 +20,9 @@ var _ sourceserver.HealthSink = (*Monitor)(nil)
 type sourceActivity struct {
 	firstMessageAt, lastMessageAt time.Time
 	messageCount                  int
-	longestGap                    time.Duration              // longest gap between messages, without the current one
-	dropsByNode                   map[string]cumulativeDrops // by node
-}
-
-// cumulativeDrops is the last report of a source that counts from its start.
-type cumulativeDrops struct {
-	total      uint64
-	reportedAt time.Time
+	longestGap                    time.Duration // longest gap between messages, without the current one
+	// dropsByNode is the last report of a source that counts from its start.
+	dropsByNode map[string]uint64
 }
 
 const (
@@ -61,7 +56,7 @@ func (m *Monitor) sourceByName(name string, now time.Time) *sourceActivity {
 		if len(m.sources) >= maxSources {
 			clear(m.sources)
 		}
-		s = &sourceActivity{firstMessageAt: now, dropsByNode: map[string]cumulativeDrops{}}
+		s = &sourceActivity{firstMessageAt: now, dropsByNode: map[string]uint64{}}
 		m.sources[name] = s
 	}
 	return s
@@ -125,10 +120,10 @@ func (m *Monitor) OnSourceHealth(_ context.Context, h integrations.SensorHealth)
 		if len(s.dropsByNode) >= maxSources {
 			clear(s.dropsByNode)
 		}
-		s.dropsByNode[h.Node] = cumulativeDrops{h.Dropped, now}
+		s.dropsByNode[h.Node] = h.Dropped
 		m.mu.Unlock()
 		if known {
-			more = counterIncrease(h.Dropped, before.total)
+			more = counterIncrease(h.Dropped, before)
 		}
 		if more == 0 {
 			return
