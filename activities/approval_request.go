@@ -23,11 +23,11 @@ type ApprovalRequest struct {
 	Question   string       `json:"question,omitempty"`
 	Plans      []PlanResult `json:"plans"`
 	// Targets are the targets of the plans, in the same order.
-	Targets   []playbooks.Target `json:"targets,omitempty"`
-	PlansHash string             `json:"hash"` // of all plans; votes are bound to it
-	Approvers Approvers          `json:"approvers"`
-	AskedAt   time.Time          `json:"asked_at"`
-	Deadline  time.Time          `json:"deadline"`
+	Targets   []playbooks.Target  `json:"targets,omitempty"`
+	PlansHash string              `json:"hash"` // of all plans; votes are bound to it
+	Approvers playbooks.Approvers `json:"approvers"`
+	AskedAt   time.Time           `json:"asked_at"`
+	Deadline  time.Time           `json:"deadline"`
 	// ReplacesHash is the hash of the request that this one replaces. ChangesSinceReplaced lists the differences.
 	ReplacesHash         string                 `json:"replaces_hash,omitempty"`
 	ChangesSinceReplaced []string               `json:"changes_since_replaced,omitempty"`

@@ -20,7 +20,7 @@ func TestApprovalRequestHashBindsPlans(t *testing.T) {
 	honest := func() activities.ApprovalRequest {
 		p := activities.ApprovalRequest{
 			Plans:   []activities.PlanResult{{Plan: plan, PlanHash: plan.Hash()}},
-			Targets: []playbooks.Target{target}, Approvers: activities.Approvers{Groups: []string{"oncall"}, Quorum: 2},
+			Targets: []playbooks.Target{target}, Approvers: playbooks.Approvers{Groups: []string{"oncall"}, Quorum: 2},
 		}
 		p.PlansHash = activities.ApprovalRequestHash(p.Plans, p.Approvers)
 		return p

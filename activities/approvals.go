@@ -29,14 +29,14 @@ func (s *Activities) RecordAttempt(_ context.Context, r Request) (attestation.En
 
 // ApprovalRequestHash returns the hash that votes are bound to: every plan with its target, in order, and the
 // approvers.
-func ApprovalRequestHash(plans []PlanResult, approvers Approvers) string {
+func ApprovalRequestHash(plans []PlanResult, approvers playbooks.Approvers) string {
 	hashes := make([]string, len(plans))
 	for i, p := range plans {
 		hashes[i] = p.PlanHash
 	}
 	return attestation.HashJSON(struct {
 		Plans     []string
-		Approvers Approvers
+		Approvers playbooks.Approvers
 	}{hashes, approvers})
 }
 
@@ -47,7 +47,7 @@ type CountVotesInput struct {
 	RequestID  string                 `json:"step"` // ApprovalRequest.ID
 	PlansHash  string                 `json:"hash"`
 	Plans      []PlanResult           `json:"plans"`
-	Approvers  Approvers              `json:"approvers"`
+	Approvers  playbooks.Approvers    `json:"approvers"`
 	Votes      []attestation.Envelope `json:"votes"`
 	AskedAt    time.Time              `json:"asked_at,omitzero"`
 	Deadline   time.Time              `json:"deadline"`
@@ -142,9 +142,9 @@ func (s *Activities) askForbiddenReason(in CountVotesInput) string {
 }
 
 // ApproversHash returns the hash of a set of approvers.
-func ApproversHash(a Approvers) string { return attestation.HashJSON(a) }
+func ApproversHash(a playbooks.Approvers) string { return attestation.HashJSON(a) }
 
-func sameApprovers(a, b Approvers) bool {
+func sameApprovers(a, b playbooks.Approvers) bool {
 	return !a.IsEmpty() && attestation.HashJSON(a) == attestation.HashJSON(b)
 }
 

@@ -19,24 +19,24 @@ type voteFixture struct {
 	signer         *signer.Signer
 	activities     *activities.Activities
 	input          activities.CountVotesInput
-	scopeApprovers activities.Approvers // the scope's
+	scopeApprovers playbooks.Approvers // the scope's
 }
 
-func (b *voteFixture) ApproversForNamespace(namespace string, drill bool) activities.Approvers {
+func (b *voteFixture) ApproversForNamespace(namespace string, drill bool) playbooks.Approvers {
 	switch {
 	case drill:
-		return activities.Approvers{Groups: []string{"drill"}, Quorum: 1, Timeout: time.Minute}
+		return playbooks.Approvers{Groups: []string{"drill"}, Quorum: 1, Timeout: time.Minute}
 	case namespace == "shop":
 		return b.scopeApprovers
 	}
-	return activities.Approvers{Quorum: 1}
+	return playbooks.Approvers{Quorum: 1}
 }
 
 func newVoteFixture(t *testing.T) *voteFixture {
 	t.Helper()
 	key := signer.New(t)
-	b := &voteFixture{t: t, signer: key, scopeApprovers: activities.Approvers{
-		Groups: []string{"oncall"}, Quorum: 2, Timeout: time.Hour, Escalate: &activities.Escalation{
+	b := &voteFixture{t: t, signer: key, scopeApprovers: playbooks.Approvers{
+		Groups: []string{"oncall"}, Quorum: 2, Timeout: time.Hour, Escalate: &playbooks.Escalation{
 			After:  10 * time.Minute,
 			Groups: []string{"managers"},
 		},
@@ -158,7 +158,7 @@ func TestVotesAreCounted(t *testing.T) {
 			b.castVote("gus", func(v *attestation.Vote) { v.BreakGlass, v.Reason = true, "fire" })
 		}, true, false, "gus used break-glass: fire"},
 		"whom nobody may ask": {func(b *voteFixture) {
-			b.input.Approvers = activities.Approvers{Users: []string{"eve"}, Quorum: 1, Timeout: time.Hour}
+			b.input.Approvers = playbooks.Approvers{Users: []string{"eve"}, Quorum: 1, Timeout: time.Hour}
 			b.updateHash()
 			b.castVote("eve", nil)
 		}, false, true, "neither those of the scope"},
@@ -221,7 +221,7 @@ func TestVotesAreCounted(t *testing.T) {
 
 // usePlaybookApprover makes the request one of a playbook that asks one person.
 func (b *voteFixture) usePlaybookApprover(by *signer.Signer, person string) {
-	b.input.Approvers = activities.Approvers{Users: []string{person}, Quorum: 1, Timeout: time.Hour}
+	b.input.Approvers = playbooks.Approvers{Users: []string{person}, Quorum: 1, Timeout: time.Hour}
 	b.updateHash()
 	signed, err := by.Sign(attestation.PayloadTypePlaybookAuthorization, attestation.PlaybookAuthorization{
 		Playbook:   "p",

@@ -2,14 +2,10 @@ package activities
 
 import (
 	"context"
-	"fmt"
-	"slices"
-	"strings"
 	"time"
 
 	"stanch/playbooks"
 	"stanch/sensors/attestation"
-	"stanch/sensors/duration"
 )
 
 // Authorization is what permits a containment: attested detections or an approval grant, and the receipts of the
@@ -35,11 +31,11 @@ const (
 
 // GuardDecision is a verdict with its reason.
 type GuardDecision struct {
-	Verdict   Verdict   `json:"verdict"`
-	Guard     string    `json:"guard,omitempty"` // the guard that decided
-	Reason    string    `json:"reason"`
-	Phase     int       `json:"phase"`
-	Approvers Approvers `json:"approvers,omitzero"`
+	Verdict   Verdict             `json:"verdict"`
+	Guard     string              `json:"guard,omitempty"` // the guard that decided
+	Reason    string              `json:"reason"`
+	Phase     int                 `json:"phase"`
+	Approvers playbooks.Approvers `json:"approvers,omitzero"`
 	// BasisID is the id of the detection or the nonce of the grant that the decision is based on.
 	BasisID string `json:"basis_id,omitempty"`
 	// AuthorizedAt is when the newest detection of the basis was accepted, or when the last approver of the grant
@@ -66,7 +62,7 @@ type DecisionInputs struct {
 	ConfidenceThreshold float64       `json:"confidence_threshold"`
 	MaxDuration         time.Duration `json:"max_duration"`
 	// Approvers are the approvers of the scope.
-	Approvers Approvers `json:"approvers,omitzero"`
+	Approvers playbooks.Approvers `json:"approvers,omitzero"`
 	// PausedBy is who paused new containments; "" if they are not paused.
 	PausedBy string `json:"paused_by,omitempty"`
 	// MaxPerHour and MaxFraction are the budget. UsedLastHour is how much of it was used in the last hour, and
@@ -89,53 +85,10 @@ type ProtectionRule struct {
 	IsStanch  bool   `json:"is_stanch,omitempty"` // the target is one of Stanch's own pods
 }
 
-// Approvers are the people who may approve. The zero value names nobody.
-type Approvers struct {
-	Groups  []string      `json:"groups,omitempty"`
-	Users   []string      `json:"users,omitempty"`
-	Quorum  int           `json:"quorum"`
-	Timeout time.Duration `json:"timeout"`
-	// Escalate adds approvers when nobody has decided for some time; nil means no escalation.
-	Escalate *Escalation `json:"escalate,omitempty"`
-}
-
-// Escalation adds approvers some time after the request.
-type Escalation struct {
-	After  time.Duration `json:"after"`
-	Groups []string      `json:"groups,omitempty"`
-	Users  []string      `json:"users,omitempty"`
-}
-
-// CanApprove reports whether a person with these groups may vote at this time after the request.
-func (a Approvers) CanApprove(person string, groups []string, after time.Duration) bool {
-	if isListed(person, groups, a.Users, a.Groups) {
-		return true
-	}
-	return a.Escalate != nil && after >= a.Escalate.After && isListed(person, groups, a.Escalate.Users, a.Escalate.Groups)
-}
-
-func isListed(person string, mine, users, groups []string) bool {
-	return slices.Contains(users, person) ||
-		slices.ContainsFunc(mine, func(g string) bool { return slices.Contains(groups, g) })
-}
-
-// IsEmpty reports whether there are no approvers.
-func (a Approvers) IsEmpty() bool { return len(a.Groups)+len(a.Users) == 0 }
-
-// Describe returns the approvers' names, for people.
-func (a Approvers) Describe() string {
-	who := strings.Join(slices.Concat(a.Groups, a.Users), ", ")
-	if a.Escalate != nil {
-		who += fmt.Sprintf("; after %s: also %s", duration.Format(a.Escalate.After),
-			strings.Join(slices.Concat(a.Escalate.Groups, a.Escalate.Users), ", "))
-	}
-	return who
-}
-
 // ScopeApprovers returns approvers by the configuration, and never by a workflow's data.
 type ScopeApprovers interface {
 	// ApproversForNamespace returns the approvers of the scope with a namespace, or those of drills.
-	ApproversForNamespace(namespace string, drill bool) Approvers
+	ApproversForNamespace(namespace string, drill bool) playbooks.Approvers
 }
 
 // GuardInput is the input of the guards, for a plan and again immediately before the effect.

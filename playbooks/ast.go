@@ -170,20 +170,9 @@ func (s *Step) nestedSteps() []Step {
 type Approval struct {
 	Title     string
 	Question  *Template
-	Groups    []string
-	Users     []string
-	Quorum    int
-	Escalate  *Escalation // nil: no escalation
-	Timeout   time.Duration
 	OnTimeout string // "deny"
-	Steps     []Step
-}
-
-// Escalation adds approvers when nobody has decided for some time.
-type Escalation struct {
-	After  time.Duration
-	Groups []string
-	Users  []string
+	Approvers
+	Steps []Step
 }
 
 // ForEach runs its steps for each element of a list.

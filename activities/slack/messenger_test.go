@@ -100,7 +100,7 @@ func newApprovalRequest(n int, change func(i int) string, plans int) activities.
 	q := activities.ApprovalRequest{
 		ID: fmt.Sprintf("contain#%d", n), IncidentID: incidentID, Title: "contain the pods",
 		PlansHash: strings.Repeat(fmt.Sprint(n), 64),
-		Approvers: activities.Approvers{Groups: []string{"oncall"}, Quorum: 2},
+		Approvers: playbooks.Approvers{Groups: []string{"oncall"}, Quorum: 2},
 		AskedAt:   askedAt.Add(time.Duration(n) * time.Second), Deadline: askedAt.Add(time.Hour),
 	}
 	for i := range plans {

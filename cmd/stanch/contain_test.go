@@ -70,7 +70,7 @@ func TestRequestSucceedsOnlyIfTargetIsContained(t *testing.T) {
 			run: playbooks.PlaybookRun{RequestID: "request/1", WorkflowID: "playbook/1"},
 			pending: []playbook.ApprovalRequest{{
 				ID: "contain#1", WorkflowID: "playbook/1", Title: "pod.isolate on pod shop/web",
-				Approvers: activities.Approvers{Groups: []string{"sre"}}, Deadline: ended,
+				Approvers: playbooks.Approvers{Groups: []string{"sre"}}, Deadline: ended,
 			}}, settled: true,
 			want: []string{
 				"not contained yet: waiting for approval by sre until",
@@ -81,7 +81,7 @@ func TestRequestSucceedsOnlyIfTargetIsContained(t *testing.T) {
 			run: playbooks.PlaybookRun{RequestID: "request/1", WorkflowID: "playbook/1"},
 			pending: []playbook.ApprovalRequest{{
 				ID: "contain#1", WorkflowID: "playbook/1", Title: "pod.isolate on pod shop/web",
-				Approvers: activities.Approvers{Groups: []string{"sre"}, Quorum: 2}, Deadline: ended,
+				Approvers: playbooks.Approvers{Groups: []string{"sre"}, Quorum: 2}, Deadline: ended,
 			}}, settled: true,
 			want: []string{
 				"not contained yet: waiting for approval by 2 of sre until", "warning: only 1 of the 2",

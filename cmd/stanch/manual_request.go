@@ -256,7 +256,7 @@ func printResults(out io.Writer, results []requestResult) {
 }
 
 // formatQuorum names the approvers, with the quorum if it is more than one: "2 of responders".
-func formatQuorum(a activities.Approvers) string {
+func formatQuorum(a playbooks.Approvers) string {
 	if a.Quorum > 1 {
 		return fmt.Sprintf("%d of %s", a.Quorum, a.Describe())
 	}

@@ -94,7 +94,7 @@ func (f *TestFile) fileFields() []yamlnode.Field {
 }
 
 func (t *TestCase) testFields() []yamlnode.Field {
-	context, approvers, final := &WorkloadContext{positions: keyPositions{}}, &Approvers{},
+	context, approvers, final := &WorkloadContext{positions: keyPositions{}}, &playbooks.Approvers{},
 		&ExpectedIncident{positions: keyPositions{}}
 	asks, effects, leases := []*ExpectedApprovalRequest{}, []*ExpectedContainment{}, []*ExpectedLease{}
 	return withPositions(t.positions,
@@ -115,7 +115,7 @@ func (t *TestCase) testFields() []yamlnode.Field {
 		yamlnode.FractionField("confidence", "the confidence threshold of the scope; default 0.8", &t.ConfidenceThreshold),
 		yamlnode.MappingField("approvers",
 			"the scope's approvers, who are asked if the confidence is below the threshold; default: none", "`approvers`",
-			approvers.approversFields(), func(*yaml.Node) { t.Approvers = approvers }),
+			approversFields(approvers), func(*yaml.Node) { t.Approvers = approvers }),
 		t.fakeResultsField(),
 		yamlnode.ListField("answers", "people's answers; default: none, or the recorded answers", "answer",
 			maxEntriesPerTest, func(_, _ *yaml.Node) { t.ApprovalAnswers = []*ApprovalAnswer{} },
@@ -211,7 +211,7 @@ func (c *WorkloadContext) contextFields() []yamlnode.Field {
 	)
 }
 
-func (a *Approvers) approversFields() []yamlnode.Field {
+func approversFields(a *playbooks.Approvers) []yamlnode.Field {
 	return []yamlnode.Field{
 		yamlnode.StringListField("groups", "groups", &a.Groups),
 		yamlnode.StringListField("users", "people", &a.Users),

@@ -49,7 +49,7 @@ type TestCase struct {
 	IncidentContext     *WorkloadContext
 	Phase               int
 	ConfidenceThreshold *float64 // minimum confidence for automatic actions
-	Approvers           *Approvers
+	Approvers           *playbooks.Approvers
 	FakeResults         []*FakeResult
 	ApprovalAnswers     []*ApprovalAnswer
 
@@ -103,13 +103,6 @@ type WorkloadContext struct {
 	Changes        []string
 	Missing        []string
 	positions      keyPositions
-}
-
-// Approvers are the approvers of the scope.
-type Approvers struct {
-	Groups, Users []string
-	Quorum        int
-	Timeout       time.Duration
 }
 
 // FakeResult is the result that a fake action returns.

@@ -298,7 +298,7 @@ var temporalAttacks = []struct {
 		in := activities.CountVotesInput{
 			IncidentID: r.IncidentRef.ID, WorkflowID: "x", RequestID: "x", PlansHash: "x",
 			Plans:     []activities.PlanResult{{Plan: plan, PlanHash: plan.Hash()}},
-			Approvers: activities.Approvers{Users: []string{"root"}, Quorum: 1}, Deadline: time.Now().Add(time.Hour),
+			Approvers: playbooks.Approvers{Users: []string{"root"}, Quorum: 1}, Deadline: time.Now().Add(time.Hour),
 		}
 		in.PlansHash = activities.ApprovalRequestHash(in.Plans, in.Approvers)
 		in.Votes = []attestation.Envelope{i.signWithOwnKey(attestation.PayloadTypeVote,

@@ -353,7 +353,7 @@ func TestStepOutcomes(t *testing.T) {
 			stepsYAML: "\n  - evidence: snapshot\n  - contain: isolate\n    for: 1h\n    target: incident.targets[0]\n",
 			decisionsByAction: map[string]activities.GuardDecision{"isolate": {
 				Verdict:   activities.VerdictAskApproval,
-				Approvers: activities.Approvers{Groups: []string{"people"}, Quorum: 1, Timeout: 5 * time.Second},
+				Approvers: playbooks.Approvers{Groups: []string{"people"}, Quorum: 1, Timeout: 5 * time.Second},
 			}},
 			approverVote: voteYes(),
 			wantLines:    []string{"snapshot a succeeded", "snapshot b succeeded", "isolate a changed (approved by "},
@@ -362,7 +362,7 @@ func TestStepOutcomes(t *testing.T) {
 			stepsYAML: "\n  - evidence: snapshot\n  - contain: isolate\n    for: 1h\n    target: incident.targets[0]\n",
 			decisionsByAction: map[string]activities.GuardDecision{"isolate": {
 				Verdict:   activities.VerdictAskApproval,
-				Approvers: activities.Approvers{Quorum: 1, Timeout: 5 * time.Second},
+				Approvers: playbooks.Approvers{Quorum: 1, Timeout: 5 * time.Second},
 			}},
 			wantLines: []string{"snapshot a succeeded", "snapshot b succeeded", "isolate a denied (the scope has no approvers"},
 		},
@@ -525,8 +525,8 @@ func compareLines(t *testing.T, want, got []string) {
 }
 
 // ApproversForNamespace are those whom the scenarios ask.
-func (w *fakeBackend) ApproversForNamespace(string, bool) activities.Approvers {
-	return activities.Approvers{Groups: []string{"people"}, Quorum: max(w.quorum, 1), Timeout: 5 * time.Second}
+func (w *fakeBackend) ApproversForNamespace(string, bool) playbooks.Approvers {
+	return playbooks.Approvers{Groups: []string{"people"}, Quorum: max(w.quorum, 1), Timeout: 5 * time.Second}
 }
 
 // runScenario runs a scenario's playbook on a task queue of its own.

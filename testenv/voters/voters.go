@@ -43,7 +43,7 @@ func (a Request) ApprovalRequest(run string) activities.ApprovalRequest {
 	q := activities.ApprovalRequest{
 		ID: a.ID, WorkflowID: run, IncidentID: IncidentID, Step: a.Step, Title: a.Title,
 		Plans: []activities.PlanResult{{Plan: plan, PlanHash: plan.Hash()}}, Targets: []playbooks.Target{target},
-		Approvers: activities.Approvers{Groups: []string{"responders"}, Quorum: 2, Timeout: time.Hour},
+		Approvers: playbooks.Approvers{Groups: []string{"responders"}, Quorum: 2, Timeout: time.Hour},
 		Deadline:  time.Now().Add(time.Hour),
 	}
 	q.PlansHash = activities.ApprovalRequestHash(q.Plans, q.Approvers)

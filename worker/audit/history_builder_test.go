@@ -41,7 +41,7 @@ var (
 		Kind: playbooks.TargetPod, Namespace: "shop", Name: "web-1", UID: "u-1", Node: "n1",
 		ContainerID: "c1",
 	}
-	testApprovers = activities.Approvers{Groups: []string{"responders"}, Quorum: 1, Timeout: 15 * time.Minute}
+	testApprovers = playbooks.Approvers{Groups: []string{"responders"}, Quorum: 1, Timeout: 15 * time.Minute}
 )
 
 // historyBuilder builds an incident's histories event by event, one second apart, with real keys.

@@ -282,11 +282,11 @@ func (a *approvalTracker) addTimedRequest(e *historypb.HistoryEvent) {
 	if len(a.openPlans) == 0 {
 		return
 	}
-	var approvers activities.Approvers
+	var approvers playbooks.Approvers
 	title := ""
 	var about []pendingPlan
 	if approval := a.findApprovalStep(limit); approval != nil {
-		approvers = playbook.ApproversOfStep(approval)
+		approvers = approval.Approvers
 		title, about, a.openPlans = approval.Title, a.openPlans, nil
 	} else {
 		i := slices.IndexFunc(a.openPlans, func(p pendingPlan) bool { return p.plan.Decision.Approvers.Timeout == limit })
@@ -344,7 +344,7 @@ func containsAction(book *playbooks.Program, steps []playbooks.Step, action stri
 
 // addApprovalRequest adds one request.
 func (r *historyReader) addApprovalRequest(e *historypb.HistoryEvent, title string, plans []activities.PlanResult,
-	approvers activities.Approvers, deadline time.Time,
+	approvers playbooks.Approvers, deadline time.Time,
 ) {
 	var would []string
 	for _, p := range plans {

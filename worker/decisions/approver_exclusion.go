@@ -6,7 +6,6 @@ import (
 	"slices"
 	"strings"
 
-	"stanch/activities"
 	"stanch/playbooks"
 	"stanch/sensors"
 	"stanch/sensors/truncate"
@@ -43,7 +42,7 @@ func ExclusionReason(in playbooks.Incident, q playbook.ApprovalRequest, p config
 
 // TooFewApproversReason returns why a request cannot be approved, or "": fewer people than the quorum may approve it.
 // It says nothing about groups that another system manages.
-func (d *Service) TooFewApproversReason(cfg *config.Config, a activities.Approvers,
+func (d *Service) TooFewApproversReason(cfg *config.Config, a playbooks.Approvers,
 	excluded func(config.Person) bool,
 ) string {
 	may, alone := 0, false

@@ -19,7 +19,6 @@ import (
 	"stanch/worker/nodeserver"
 	"stanch/workflows"
 	"stanch/workflows/incident"
-	"stanch/workflows/playbook"
 )
 
 // ManualRequests handles `stanch contain` and `stanch run`. It never contains anything itself: it authenticates the
@@ -275,7 +274,7 @@ func (d *Service) planDryRun(ctx context.Context, cfg *config.Config, answer *Co
 				plan.Plan, plan.Decision = planned.Plan, planned.Decision
 				if plan.Decision.Verdict == activities.VerdictAskApproval {
 					if step.approval != nil {
-						plan.Decision.Approvers = playbook.ApproversOfStep(step.approval) // instead of those of the scope
+						plan.Decision.Approvers = step.approval.Approvers // instead of those of the scope
 					}
 					if why := d.TooFewApproversReason(cfg, plan.Decision.Approvers,
 						func(p config.Person) bool { return p.Name == permitted.Person }); why != "" {

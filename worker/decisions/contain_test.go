@@ -28,8 +28,8 @@ import (
 
 type fixedScopeApprovers struct{}
 
-func (fixedScopeApprovers) ApproversForNamespace(string, bool) activities.Approvers {
-	return activities.Approvers{Groups: []string{"sre"}}
+func (fixedScopeApprovers) ApproversForNamespace(string, bool) playbooks.Approvers {
+	return playbooks.Approvers{Groups: []string{"sre"}}
 }
 
 // webPodIncidentWorkflow is an open incident about the pod shop/web with the UID u-1.

@@ -6,7 +6,7 @@ import (
 	"sync"
 	"time"
 
-	"stanch/activities"
+	"stanch/playbooks"
 	"stanch/worker/config"
 	"stanch/worker/httpserver"
 )
@@ -64,7 +64,7 @@ func (r *refusedVoteCounter) allow(question, person string) bool {
 
 // GroupsForApprovers returns the caller's groups among those of the approvers.
 func (d *Service) GroupsForApprovers(ctx context.Context, cfg *config.Config, s Principal,
-	a activities.Approvers,
+	a playbooks.Approvers,
 ) ([]string, error) {
 	groups := s.Groups
 	if d.GroupMembership == nil || s.DrillName != "" {

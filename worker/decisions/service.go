@@ -226,7 +226,7 @@ func (d *Service) authorizeForNamespace(ctx context.Context, cfg *config.Config,
 	return nil
 }
 
-func describeApprovers(a activities.Approvers) string {
+func describeApprovers(a playbooks.Approvers) string {
 	if a.IsEmpty() {
 		return "nobody, because its scope has no approvers"
 	}

@@ -6,15 +6,15 @@ import (
 
 	"github.com/stretchr/testify/require"
 
-	"stanch/activities"
+	"stanch/playbooks"
 	"stanch/worker/config"
 )
 
 // allNamespaceApprovers are the approvers of every namespace.
-type allNamespaceApprovers activities.Approvers
+type allNamespaceApprovers playbooks.Approvers
 
-func (a allNamespaceApprovers) ApproversForNamespace(string, bool) activities.Approvers {
-	return activities.Approvers(a)
+func (a allNamespaceApprovers) ApproversForNamespace(string, bool) playbooks.Approvers {
+	return playbooks.Approvers(a)
 }
 
 // A containment that requires two approvers for this duration cannot be extended that long by one of them.

@@ -70,7 +70,7 @@ func drillScope() config.Scope {
 }
 
 // ApproversForNamespace returns the approvers of the scope with a namespace, or those of drills.
-func (c *GuardChain) ApproversForNamespace(namespace string, drill bool) activities.Approvers {
+func (c *GuardChain) ApproversForNamespace(namespace string, drill bool) playbooks.Approvers {
 	if drill {
 		return ApproversOfScope(drillScope())
 	}
@@ -78,11 +78,11 @@ func (c *GuardChain) ApproversForNamespace(namespace string, drill bool) activit
 }
 
 // ApproversOfScope returns the approvers of a scope.
-func ApproversOfScope(s config.Scope) activities.Approvers {
+func ApproversOfScope(s config.Scope) playbooks.Approvers {
 	a := s.Approvers
-	out := activities.Approvers{Groups: a.Groups, Users: a.Users, Quorum: a.Quorum, Timeout: time.Duration(a.Timeout)}
+	out := playbooks.Approvers{Groups: a.Groups, Users: a.Users, Quorum: a.Quorum, Timeout: time.Duration(a.Timeout)}
 	if e := a.Escalate; e != nil {
-		out.Escalate = &activities.Escalation{After: time.Duration(e.After), Groups: e.Groups, Users: e.Users}
+		out.Escalate = &playbooks.Escalation{After: time.Duration(e.After), Groups: e.Groups, Users: e.Users}
 	}
 	return out
 }

@@ -370,13 +370,9 @@ func (i *Ingester) SignAttestation(d sensors.Detection, now time.Time,
 	requested *attestation.ManualRequest,
 ) (attestation.Envelope, error) {
 	scope, _, drill := i.ScopeOfDetection(d)
-	signed, err := i.Authority.Sign(attestation.PayloadTypeAttestation, attestation.Attestation{
-		DetectionID: d.ID, DetectionHash: attestation.HashJSON(d), TargetID: incident.TargetOfDetection(d).ID(), Rule: d.Rule,
-		Objective: string(d.Objective),
-		Severity:  string(d.Severity), Confidence: d.Confidence, Node: d.Node, Namespace: d.Event.Container.Pod.Namespace,
-		Workload: incident.WorkloadOfDetection(d).String(), Scope: scope, Drill: drill, AcceptedAt: now,
-		TargetConfirmed: d.TargetConfirmed, ManualRequest: requested,
-	})
+	signed, err := i.Authority.Sign(attestation.PayloadTypeAttestation, incident.NewAttestation(d, incident.Acceptance{
+		Scope: scope, Drill: drill, ManualRequest: requested, TargetConfirmed: d.TargetConfirmed, At: now,
+	}))
 	if err != nil {
 		return signed, fmt.Errorf("attest detection %s: %w", d.ID, err)
 	}

@@ -26,7 +26,6 @@ import (
 	"stanch/sensors/diagnostic"
 	"stanch/worker/config"
 	"stanch/workflows/incident"
-	"stanch/workflows/playbook"
 )
 
 // Store contains the checked playbooks of a worker. It follows edits of the configured directories; a file that
@@ -327,7 +326,7 @@ func approverHashes(p *playbooks.Program) []string {
 	for _, book := range append([]*playbooks.Program{p}, p.TransitiveCallees()...) {
 		book.WalkSteps(func(s *playbooks.Step) {
 			if s.Approval != nil {
-				out = append(out, activities.ApproversHash(playbook.ApproversOfStep(s.Approval)))
+				out = append(out, activities.ApproversHash(s.Approval.Approvers))
 			}
 		})
 	}

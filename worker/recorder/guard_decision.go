@@ -2,6 +2,7 @@ package recorder
 
 import (
 	"stanch/activities"
+	"stanch/playbooks"
 	"stanch/playbooks/recording"
 )
 
@@ -38,7 +39,7 @@ func toGuardInputs(in *activities.DecisionInputs) *recording.GuardInputs {
 	return out
 }
 
-func toApprovers(a activities.Approvers) recording.Approvers {
+func toApprovers(a playbooks.Approvers) recording.Approvers {
 	out := recording.Approvers{Groups: a.Groups, Users: a.Users, Quorum: a.Quorum, TimeoutMS: a.Timeout.Milliseconds()}
 	if e := a.Escalate; e != nil {
 		out.Escalate = &recording.Escalation{EscalateAfterMS: e.After.Milliseconds(), Groups: e.Groups, Users: e.Users}

@@ -13,6 +13,7 @@ import (
 	"go.yaml.in/yaml/v3"
 
 	"stanch/activities"
+	"stanch/playbooks"
 	"stanch/playbooks/recording"
 	"stanch/sensors/attestation"
 	"stanch/sensors/duration"
@@ -241,7 +242,7 @@ func playbookRunNumber(run string) int {
 
 // eligibleApprovers returns the people who may vote: those of the configuration or, if it names nobody, an invented
 // member of the group.
-func eligibleApprovers(a activities.Approvers, cfg *config.Config) []config.Person {
+func eligibleApprovers(a playbooks.Approvers, cfg *config.Config) []config.Person {
 	var out []config.Person
 	for _, p := range cfg.People {
 		if a.CanApprove(p.Name, p.Groups, 0) {

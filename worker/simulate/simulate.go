@@ -295,13 +295,11 @@ func (s *simulation) sendDetections(in incident.Input) {
 				if in.Drill {
 					drill = s.drillRegistration(target.ID())
 				}
-				signed, err := s.authority.Sign(attestation.PayloadTypeAttestation, attestation.Attestation{
-					DetectionID: d.ID, DetectionHash: attestation.HashJSON(d), TargetID: target.ID(), Rule: d.Rule,
-					Objective: string(d.Objective), Severity: string(d.Severity), Confidence: d.Confidence,
-					Node: d.Node, Namespace: d.Event.Container.Pod.Namespace, Workload: incident.WorkloadOfDetection(d).String(),
-					Scope: scope, Drill: drill, AcceptedAt: now, TargetConfirmed: d.Event.Container.Pod.Namespace != "",
-					ManualRequest: s.manualRequestOf(d),
-				})
+				signed, err := s.authority.Sign(attestation.PayloadTypeAttestation, incident.NewAttestation(d,
+					incident.Acceptance{
+						Scope: scope, Drill: drill, ManualRequest: s.manualRequestOf(d),
+						TargetConfirmed: d.Event.Container.Pod.Namespace != "", At: now,
+					}))
 				if err != nil {
 					s.addEvent("error", "%v", err)
 					continue

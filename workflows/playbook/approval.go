@@ -81,15 +81,6 @@ type approvalResult struct {
 	grants  map[string]attestation.Envelope // by plan hash
 }
 
-// ApproversOfStep returns the approvers of an approval step.
-func ApproversOfStep(a *playbooks.Approval) activities.Approvers {
-	out := activities.Approvers{Groups: a.Groups, Users: a.Users, Quorum: a.Quorum, Timeout: a.Timeout}
-	if e := a.Escalate; e != nil {
-		out.Escalate = &activities.Escalation{After: e.After, Groups: e.Groups, Users: e.Users}
-	}
-	return out
-}
-
 const (
 	// recountInterval is the delay after votes could not be counted, and recountWindow how long after the deadline
 	// counting is retried.
@@ -219,7 +210,7 @@ func (r *playbookRun) runApproval(ctx workflow.Context, f executionFrame, s *pla
 	}
 	got := r.waitForApproval(ctx, ApprovalRequest{
 		Step: f.stepName(s), Title: a.Title, Question: text, Plans: runnable.plans, Targets: runnable.targets,
-		Approvers: ApproversOfStep(a),
+		Approvers: a.Approvers,
 	})
 	if r.suspendedReason != "" {
 		got = approvalResult{reason: r.suspendedReason}

@@ -72,7 +72,7 @@ func (r *playbookRun) runContain(ctx workflow.Context, f executionFrame, s *play
 			Approvers: planned.Decision.Approvers,
 		}
 		if under != nil {
-			q.Approvers = ApproversOfStep(under.approval)
+			q.Approvers = under.approval.Approvers
 			q.Title = under.title + " (the plan changed since it was approved)"
 			if was, ok := under.approvedPlans.findPlan(target, s.Action); ok {
 				q.ReplacesHash, q.ChangesSinceReplaced = activities.ApprovalRequestHash(under.approvedPlans.plans, q.Approvers),
