@@ -84,6 +84,8 @@ func TestDiagnosticsHavePositionAndHint(t *testing.T) {
 func TestEachConstructPassesAndFails(t *testing.T) {
 	folders, err := filepath.Glob("testdata/constructs/*")
 	require.NoError(t, err)
+	require.NotEmpty(t, folders)
+	require.NotEmpty(t, playbooks.StepKinds())
 	seen := map[string]bool{}
 	for _, dir := range folders {
 		seen[filepath.Base(dir)] = true

@@ -89,6 +89,7 @@ func exampleNames(t *testing.T) []string {
 	for _, e := range entries {
 		names = append(names, e.Name())
 	}
+	require.NotEmpty(t, names)
 	return names
 }
 
