@@ -7,30 +7,19 @@ package worker
 import (
 	"cmp"
 	"context"
-	"crypto/tls"
-	"errors"
-	"fmt"
 	"log/slog"
-	"net"
-	"net/http"
 	"path/filepath"
 	"time"
 
 	"go.opentelemetry.io/otel/trace"
-	"go.temporal.io/sdk/activity"
 	"go.temporal.io/sdk/client"
 	"go.temporal.io/sdk/converter"
 	sdkworker "go.temporal.io/sdk/worker"
-	"google.golang.org/grpc"
-	"google.golang.org/grpc/credentials"
-	"google.golang.org/grpc/keepalive"
 	"k8s.io/client-go/kubernetes"
 
 	"stanch/activities"
 	"stanch/activities/aws"
 	"stanch/activities/kube"
-	"stanch/sensors/gatewayrpc"
-	"stanch/sensors/gatewayrpc/gatewaypb"
 	"stanch/worker/actions"
 	"stanch/worker/api"
 	"stanch/worker/auditevents"
@@ -38,7 +27,6 @@ import (
 	"stanch/worker/budgetclient"
 	"stanch/worker/codec"
 	"stanch/worker/config"
-	"stanch/worker/connlimit"
 	"stanch/worker/decisions"
 	"stanch/worker/drills"
 	"stanch/worker/export"
@@ -50,11 +38,7 @@ import (
 	"stanch/worker/queries"
 	"stanch/worker/slackendpoint"
 	"stanch/worker/sourceserver"
-	"stanch/workflows"
-	"stanch/workflows/chatmessage"
-	"stanch/workflows/incident"
 	"stanch/workflows/lease"
-	"stanch/workflows/playbook"
 )
 
 // Options configures a worker.
@@ -117,6 +101,7 @@ type Worker struct {
 
 	awsAccount     *aws.Account // nil without an account
 	replicaName    string       // identity of this replica's polls in Temporal
+	workflows      workflowTypes
 	temporalWorker sdkworker.Worker
 	slack          *slackendpoint.Endpoint // nil without a configuration
 	drills         *drills.Registry
@@ -146,7 +131,31 @@ func Start(ctx context.Context, o Options) (*Worker, error) {
 	return w, nil
 }
 
+// startParts starts the components, each after those that it uses.
 func (w *Worker) startParts(ctx context.Context) error {
+	for _, step := range []func(context.Context) error{
+		w.openActivities,    // and the external services that they use
+		w.openGuards,        // reads the budget, which may take seconds right after a crash
+		w.openDecisions,     // people's decisions
+		w.openIngest,        // detections, and their exports
+		w.openRequests,      // people's requests, and Slack
+		w.startNodeServer,   // from here on, nodes can connect
+		w.startWorkflows,    // work that a crash left starts at once
+		w.openRuleEvaluator, // rules for events that no node sees
+		w.listenSources,
+		w.followCloudTrail,
+		w.startBackgroundWork,
+		w.listenAPI,
+		w.listenLocal,
+	} {
+		if err := step(ctx); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (w *Worker) openActivities(ctx context.Context) error {
 	o := w.Options
 	w.Queries = &queries.Service{Temporal: o.TemporalClient}
 	w.NodeServer = &nodeserver.Server{
@@ -177,9 +186,13 @@ func (w *Worker) startParts(ctx context.Context) error {
 		Dir:       cmp.Or(o.EvidenceDir, filepath.Join(o.DataDir, "evidence")),
 		Authority: o.Authority, Quota: evidenceQuota(o.Config.EvidenceLimits),
 	}
-	killSwitch := o.KillSwitch
-	if killSwitch == nil {
-		killSwitch = &guards.FileKillSwitch{FilePath: filepath.Join(o.DataDir, "stopped"), Authority: o.Authority}
+	return nil
+}
+
+func (w *Worker) openGuards(ctx context.Context) error {
+	o := w.Options
+	if w.KillSwitch == nil {
+		w.KillSwitch = &guards.FileKillSwitch{FilePath: filepath.Join(o.DataDir, "stopped"), Authority: o.Authority}
 	}
 	var grants guards.UsedGrants = &guards.FileUsedGrants{FilePath: filepath.Join(o.DataDir, "grants.json")}
 	if o.KubeClient != nil && o.Namespace != "" {
@@ -191,79 +204,61 @@ func (w *Worker) startParts(ctx context.Context) error {
 	}
 	w.closers = append(w.closers, stop)
 	chain := &guards.GuardChain{
-		Config: o.Config, Keyring: o.Authority.Keyring(), KillSwitch: killSwitch,
+		Config: o.Config, Keyring: o.Authority.Keyring(), KillSwitch: w.KillSwitch,
 		Budget: budgets.BudgetWindow, UsedGrants: grants, OwnPodUIDs: o.OwnPodUIDs,
 		TargetResolver: &kube.TargetResolver{Client: o.KubeClient},
 	}
 	w.Activities.Guards, w.Activities.ScopeApprovers = chain, chain
-	o.Library.Authority = o.Authority
-	w.Decisions = &decisions.Service{
-		Queries: w.Queries, Authority: o.Authority, Roster: config.NewRoster(o.Config, o.ConfigFile),
-		ScopeApprovers: chain, KillSwitch: killSwitch, Evidence: w.Activities.Evidence, Log: o.Log,
-	}
+	return nil
+}
 
-	catalog := w.Activities.Catalog()
-	leases := &lease.Workflows{Catalog: catalog}
-	plays := &playbook.Workflows{Catalog: catalog, Leases: leases}
-	incidents := &incident.Workflows{Playbooks: plays}
-	w.Ingester = &ingest.Ingester{
-		Temporal: o.TemporalClient, Authority: o.Authority, Config: o.Config,
-		Kube: o.KubeClient, LeaseTiming: o.LeaseTiming, Log: o.Log, IncidentWorkflow: incidents.Incident, Tracer: o.Tracer,
-		Failpoint: o.Failpoint, DrillRegistry: w.drills, ChatEnabled: o.Config.Slack != nil,
+func (w *Worker) openDecisions(context.Context) error {
+	w.Library.Authority = w.Authority
+	w.Decisions = &decisions.Service{
+		Queries: w.Queries, Authority: w.Authority, Roster: config.NewRoster(w.Config, w.ConfigFile),
+		ScopeApprovers: w.Activities.ScopeApprovers, KillSwitch: w.KillSwitch, Evidence: w.Activities.Evidence, Log: w.Log,
 	}
+	return nil
+}
+
+func (w *Worker) openIngest(ctx context.Context) error {
+	o := w.Options
 	exports, err := export.Open(o.Config.Exports, o.Version, o.Log) //nolint:contextcheck // they run until Close
 	if err != nil {
 		return err
 	}
 	w.Exporters = exports
 	w.closers = append(w.closers, exports.Close)
-	w.Ingester.OnAccepted = exports.Enqueue
+	w.workflows = newWorkflowTypes(w.Activities.Catalog())
+	w.Ingester = &ingest.Ingester{
+		Temporal: o.TemporalClient, Authority: o.Authority, Config: o.Config, Kube: o.KubeClient,
+		LeaseTiming: o.LeaseTiming, Log: o.Log, IncidentWorkflow: w.workflows.incidents.Incident, Tracer: o.Tracer,
+		Failpoint: o.Failpoint, DrillRegistry: w.drills, ChatEnabled: o.Config.Slack != nil, OnAccepted: exports.Enqueue,
+	}
 	w.NodeServer.Ingester, w.NodeServer.NodeLimits = w.Ingester, o.Config.NodeLimits
 	w.watchHealth(ctx)
+	return nil
+}
+
+func (w *Worker) openRequests(context.Context) error {
 	w.Decisions.ManualRequests = &decisions.ManualRequests{
 		Ingester: w.Ingester, NodeServer: w.NodeServer,
-		ProgramForRequest: o.Library.ProgramForRequest, Plan: w.Activities.Plan,
+		ProgramForRequest: w.Library.ProgramForRequest, Plan: w.Activities.Plan,
 	}
-	if err := w.openSlack(); err != nil {
-		return err
-	}
+	return w.openSlack()
+}
 
-	w.temporalWorker = sdkworker.New(o.TemporalClient, workflows.TaskQueue, sdkworker.Options{
-		MaxConcurrentWorkflowTaskPollers: 4, MaxConcurrentActivityTaskPollers: 4, WorkerStopTimeout: 5 * time.Second,
-	})
-	w.temporalWorker.RegisterWorkflow(leases.Lease)
-	w.temporalWorker.RegisterWorkflow(plays.Playbook)
-	w.temporalWorker.RegisterWorkflow(incidents.Incident)
-	w.temporalWorker.RegisterWorkflow(chatmessage.ChatMessage)
-	w.temporalWorker.RegisterActivityWithOptions(w.Activities, activity.RegisterOptions{SkipInvalidStructFunctions: true})
-	w.temporalWorker.RegisterActivityWithOptions(o.Library.MatchPlaybooks,
-		activity.RegisterOptions{Name: incident.MatchPlaybooksActivity})
-	w.temporalWorker.RegisterActivityWithOptions(o.Library.MatchManualRequest,
-		activity.RegisterOptions{Name: incident.MatchManualRequestActivity})
-	// From here on, nodes can connect and be missed. Work that a crash left starts at once, and the steps above may
-	// take seconds (reading the budget right after a crash).
-	w.NodeServer.StartedAt = time.Now()
-	if err := w.listenNodes(); err != nil {
-		return err
-	}
-	if err := w.temporalWorker.Start(); err != nil {
-		return fmt.Errorf("start the Temporal worker: %w", err)
-	}
-	w.closers = append(w.closers, w.temporalWorker.Stop)
-	if err := w.openRuleEvaluator(ctx); err != nil {
-		return err
-	}
-	if err := w.listenSources(); err != nil {
-		return err
-	}
-	if err := w.followCloudTrail(ctx); err != nil {
-		return err
-	}
+func (w *Worker) startNodeServer(context.Context) error {
+	w.NodeServer.StartedAt = time.Now() // from here on, nodes can be missed
+	return w.listenNodes()
+}
+
+func (w *Worker) startBackgroundWork(ctx context.Context) error {
 	w.watchLibrary(ctx)
 	w.runSlackSocketMode(ctx)
 	w.undoOrphansPeriodically(ctx)
 	w.archiveClosed(ctx)
-	return errors.Join(w.listenAPI(), w.listenLocal())
+	return nil
 }
 
 func evidenceQuota(e config.EvidenceLimits) activities.Quota {
@@ -290,157 +285,6 @@ func (w *Worker) playbookNames() []string {
 		}
 	}
 	return out
-}
-
-// pollNodeTaskQueue polls a node's task queue while its stream is connected here.
-func (w *Worker) pollNodeTaskQueue(name string) (func(), error) {
-	nodeWorker := sdkworker.New(w.TemporalClient, workflows.NodeTaskQueue(name), sdkworker.Options{
-		DisableWorkflowWorker: true, MaxConcurrentActivityTaskPollers: 4, WorkerStopTimeout: time.Second,
-		Identity: w.replicaName,
-	})
-	nodeWorker.RegisterActivityWithOptions(w.Activities, activity.RegisterOptions{SkipInvalidStructFunctions: true})
-	if err := nodeWorker.Start(); err != nil {
-		return nil, fmt.Errorf("serve node %s: %w", name, err)
-	}
-	return nodeWorker.Stop, nil
-}
-
-// Limits of the nodes' port. A node has one connection with one stream, and a second one while it reconnects.
-const (
-	maxNodeConnections = 8192
-	maxNodeStreams     = 4
-	handshakeTimeout   = 5 * time.Second
-)
-
-func (w *Worker) listenNodes() error {
-	if w.NodeListen == "" {
-		return nil
-	}
-	tlsConfig, err := w.PKI.RenewingTLSConfig(authority.RoleGateway, "gateway",
-		append(w.NodeHosts, gatewayrpc.ServerName)...)
-	if err != nil {
-		return err
-	}
-	l, err := net.Listen("tcp", w.NodeListen) //nolint:noctx // returns at once
-	if err != nil {
-		return fmt.Errorf("listen for nodes: %w", err)
-	}
-	w.NodeAddr = l.Addr().String()
-	l = connlimit.NewLimitedListener(l, connlimit.Limits{MaxTotal: maxNodeConnections})
-	server := grpc.NewServer(grpc.Creds(credentials.NewTLS(tlsConfig)),
-		grpc.MaxRecvMsgSize(gatewayrpc.MaxMessageBytes+4096), grpc.MaxSendMsgSize(gatewayrpc.MaxMessageBytes+4096),
-		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 10 * time.Second, PermitWithoutStream: true}),
-		grpc.KeepaliveParams(keepalive.ServerParameters{
-			Time: 20 * time.Second, Timeout: 5 * time.Second,
-			MaxConnectionIdle: time.Minute,
-		}),
-		// Connections without a handshake or, see above, without a stream are closed.
-		grpc.ConnectionTimeout(handshakeTimeout), grpc.MaxConcurrentStreams(maxNodeStreams), grpc.MaxHeaderListSize(16<<10))
-	gatewaypb.RegisterGatewayServer(server, w.NodeServer)
-	go func() {
-		if err := server.Serve(l); err != nil {
-			w.Log.Error("the node gateway stopped", "error", err)
-		}
-	}()
-	w.closers = append(w.closers, server.Stop)
-	return nil
-}
-
-func (w *Worker) listenSources() error {
-	if w.SourceListen == "" {
-		return nil
-	}
-	foreign, err := sourceserver.New(w.Ingester, w.Config.Sources, w.Log)
-	if err != nil {
-		return err
-	}
-	foreign.HealthSink = w.HealthMonitor
-	if w.ruleEvaluator != nil {
-		foreign.AuditEvents = &auditevents.ClusterEvents{RuleEvaluator: w.ruleEvaluator, Ingester: w.Ingester, Log: w.Log}
-	}
-	l, err := net.Listen("tcp", w.SourceListen) //nolint:noctx // returns at once
-	if err != nil {
-		return fmt.Errorf("listen for detections from other sources: %w", err)
-	}
-	w.SourceAddr = l.Addr().String()
-	l = connlimit.NewLimitedListener(l, connlimit.Limits{})
-	if w.PKI != nil {
-		tlsConfig, err := w.PKI.MutualTLSConfig(authority.RoleGateway, "gateway",
-			append(w.NodeHosts, gatewayrpc.ServerName)...)
-		if err != nil {
-			return errors.Join(err, l.Close())
-		}
-		l = sourceserver.NewTLSMux(l, tlsConfig)
-	}
-	if w.slack != nil && w.slack.SigningSecret != "" {
-		foreign.Slack = w.slack
-	}
-	w.SourceServer = foreign
-	w.serveHTTPServer(foreign.HTTPServer(), l)
-	return nil
-}
-
-func (w *Worker) listenLocal() error {
-	if w.SocketPath == "" {
-		return nil
-	}
-	group, err := api.LookUpSocketGroup(cmp.Or(w.SocketGroup, w.Config.SocketGroup))
-	if err != nil {
-		return err
-	}
-	l, err := api.ListenLocalSocket(w.SocketPath, group)
-	if err != nil {
-		return err
-	}
-	local := &api.Local{API: api.API{
-		Service: w.Decisions, NodeServer: w.NodeServer, InstallationInfo: w.installationInfo(),
-		ExtraRoutes: w.readRoutes(api.AuditRoutes(w.newAuditor())),
-	}, DrillRegistry: w.drills}
-	w.serveHTTPServer(local.HTTPServer(), connlimit.NewLimitedListener(l, connlimit.Limits{MaxTotal: 256, MaxPerPeer: 32}))
-	return nil
-}
-
-// listenAPI starts the API for people in a cluster, who authenticate with a Kubernetes token.
-func (w *Worker) listenAPI() error {
-	if w.APIListen == "" {
-		return nil
-	}
-	if w.KubeClient == nil {
-		return errors.New("listen for API requests: their tokens cannot be reviewed without a cluster")
-	}
-	tlsConfig, err := w.PKI.RenewingTLSConfig(authority.RoleGateway, "gateway",
-		append(w.NodeHosts, gatewayrpc.ServerName)...)
-	if err != nil {
-		return err
-	}
-	tlsConfig.ClientAuth, tlsConfig.ClientCAs = tls.NoClientCert, nil // people authenticate with a token
-	l, err := net.Listen("tcp", w.APIListen)                          //nolint:noctx // returns at once
-	if err != nil {
-		return fmt.Errorf("listen for API requests: %w", err)
-	}
-	w.APIAddr = l.Addr().String()
-	l = tls.NewListener(connlimit.NewLimitedListener(l, connlimit.Limits{}), tlsConfig)
-	remote := &api.Cluster{API: api.API{
-		Service: w.Decisions, NodeServer: w.NodeServer, InstallationInfo: w.installationInfo(),
-		ExtraRoutes: w.readRoutes(api.AuditRoutes(w.newAuditor())),
-	}, Kube: w.KubeClient}
-	if w.Namespace != "" && w.NodeServer.SignCSR != nil {
-		remote.Enroller = &nodeserver.Enroller{
-			Kube: w.KubeClient, Namespace: w.Namespace, ServiceAccount: sensorAccount,
-			SignCSR: w.NodeServer.SignCSR, Log: w.Log, KeySet: w.Authority.KeySet(),
-		}
-	}
-	w.serveHTTPServer(remote.HTTPServer(), l)
-	return nil
-}
-
-func (w *Worker) serveHTTPServer(server *http.Server, l net.Listener) {
-	go func() {
-		if err := server.Serve(l); err != nil && !errors.Is(err, http.ErrServerClosed) {
-			w.Log.Error("a server stopped", "address", l.Addr().String(), "error", err)
-		}
-	}()
-	w.closers = append(w.closers, func() { _ = server.Close() })
 }
 
 // Close stops all components, in the reverse order of their start.
