@@ -43,6 +43,8 @@ const (
 	FacetReplicas   Facet = "replicas"
 	FacetScheduling Facet = "scheduling"
 	FacetIdentity   Facet = "identity"
+	FacetImage      Facet = "image"
+	FacetLabels     Facet = "labels"
 	// who may assume a role; separate from permissions, so that sessions can be revoked as well
 	FacetTrust Facet = "trust"
 )

@@ -8,6 +8,8 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"time"
+
 	"stanch/sensors/gatewayrpc"
 	"stanch/sensors/gatewayrpc/gatewaypb"
 	"stanch/worker/api"
@@ -16,7 +18,6 @@ import (
 	"stanch/worker/connlimit"
 	"stanch/worker/nodeserver"
 	"stanch/worker/sourceserver"
-	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials"

@@ -22,41 +22,41 @@ const root = "../.."
 // recomputed marks a function that uses WriteRecomputable.
 const recomputed = "recomputed"
 
-// durableWriters lists every function that changes a file through durablefile, what the file is, and the power-loss test
-// of the function: a test of the named package, or why there is none.
+// durableWriters lists every function that changes a file through durablefile, what the file is, and the function's
+// power-loss test: of this package, or of the named one. "" means none; the line says why.
 var durableWriters = map[string]struct{ file, test string }{
-	"worker/authority.writeFile":                 {"authority.seed, .retired and .chain", "testenv/powerloss.TestRotatedSigningKeySurvivesPowerLoss"},
-	"worker/authority.createSecret":              {"authority.seed, codec.key", "testenv/powerloss.TestNewSigningKeySurvivesPowerLoss"},
-	"worker/authority.LoadOrCreateSecret":        {"authority.seed, codec.key", "testenv/powerloss.TestNewPayloadKeySurvivesPowerLoss"},
-	"worker/authority.OpenOrCreatePKI":           {"ca.key, ca.crt", "testenv/powerloss.TestCertificateAuthoritySurvivesPowerLoss"},
-	"worker/authority.createCA":                  {"ca.crt", "testenv/powerloss.TestCertificateAuthoritySurvivesPowerLoss"},
-	"worker/authority.createCAKey":               {"ca.key", "testenv/powerloss.TestCertificateAuthoritySurvivesPowerLoss"},
-	"worker/authority.PKI.WriteCertificateFiles": {"certificates that are issued to files", "testenv/powerloss.TestIssuedCertificateSurvivesPowerLoss"},
-	"worker/codec.RotateKey":                     {"codec.key, codec.retired", "testenv/powerloss.TestRotatedPayloadKeySurvivesPowerLoss"},
-	"worker/datadir.Lock":                        {"the data directory", "testenv/powerloss.TestDataFormatSurvivesPowerLoss"},
-	"worker/datadir.recordDataFormat":            {"format", "testenv/powerloss.TestDataFormatSurvivesPowerLoss"},
-	"worker/archive.writeArchiveFile":            {"archives of incidents", "testenv/powerloss.TestArchiveSurvivesPowerLoss"},
-	"worker/guards.FileKillSwitch.writeState":    {"stopped, the kill switch", "testenv/powerloss.TestPauseSurvivesPowerLoss"},
-	"worker/guards.FileUsedGrants.RecordUse":     {"grants.json", "testenv/powerloss.TestUsedGrantSurvivesPowerLoss"},
-	"worker/health.Monitor.saveNodeRecords":      {"nodes.json", "testenv/powerloss.TestConnectedNodesSurvivePowerLoss"},
+	"worker/authority.writeFile":                 {"authority.seed, .retired and .chain", "TestRotatedSigningKeySurvivesPowerLoss"},
+	"worker/authority.createSecret":              {"authority.seed, codec.key", "TestNewSigningKeySurvivesPowerLoss"},
+	"worker/authority.LoadOrCreateSecret":        {"authority.seed, codec.key", "TestNewPayloadKeySurvivesPowerLoss"},
+	"worker/authority.OpenOrCreatePKI":           {"ca.key, ca.crt", "TestCertificateAuthoritySurvivesPowerLoss"},
+	"worker/authority.createCA":                  {"ca.crt", "TestCertificateAuthoritySurvivesPowerLoss"},
+	"worker/authority.createCAKey":               {"ca.key", "TestCertificateAuthoritySurvivesPowerLoss"},
+	"worker/authority.PKI.WriteCertificateFiles": {"certificates that are issued to files", "TestIssuedCertificateSurvivesPowerLoss"},
+	"worker/codec.RotateKey":                     {"codec.key, codec.retired", "TestRotatedPayloadKeySurvivesPowerLoss"},
+	"worker/datadir.Lock":                        {"the data directory", "TestDataFormatSurvivesPowerLoss"},
+	"worker/datadir.recordDataFormat":            {"format", "TestDataFormatSurvivesPowerLoss"},
+	"worker/archive.writeArchiveFile":            {"archives of incidents", "TestArchiveSurvivesPowerLoss"},
+	"worker/guards.FileKillSwitch.writeState":    {"stopped, the kill switch", "TestPauseSurvivesPowerLoss"},
+	"worker/guards.FileUsedGrants.RecordUse":     {"grants.json", "TestUsedGrantSurvivesPowerLoss"},
+	"worker/health.Monitor.saveNodeRecords":      {"nodes.json", "TestConnectedNodesSurvivePowerLoss"},
 	"worker/playbooktest.writeFileAtomically":    {"the user's playbook tests", "worker/playbooktest.TestUpdatedPlaybookSurvivesPowerLoss"},
-	"activities.EvidenceStore.StoreArtifact":     {"evidence", "testenv/powerloss.TestEvidenceOfKilledProcessSurvivesPowerLoss"},
-	"activities.EvidenceStore.writeBlob":         {"evidence", "testenv/powerloss.TestEvidenceSurvivesPowerLoss"},
-	"activities.EvidenceStore.appendEntry":       {"manifests of evidence", "testenv/powerloss.TestEvidenceSurvivesPowerLoss"},
+	"activities.EvidenceStore.StoreArtifact":     {"evidence", "TestEvidenceOfKilledProcessSurvivesPowerLoss"},
+	"activities.EvidenceStore.writeBlob":         {"evidence", "TestEvidenceSurvivesPowerLoss"},
+	"activities.EvidenceStore.appendEntry":       {"manifests of evidence", "TestEvidenceSurvivesPowerLoss"},
 	"sensors/agent.openRevocations":              {"the node's state directory", "sensors/agent.TestRevocationSurvivesPowerLoss"},
 	"sensors/agent.revocations.record":           {"released.json", "sensors/agent.TestRevocationSurvivesPowerLoss"},
 	"sensors/agent.detectedCgroups.record":       {"sightings.json, whose content is valid for one boot", recomputed},
 	"sensors/baseline.Open":                      {"a damaged baselines.json, which is kept for analysis only", ""},
-	"sensors/baseline.Baselines.Save":            {"baselines.json", "testenv/powerloss.TestBaselinesSurvivePowerLoss"},
-	"sensors/gatewayrpc.WriteKeyPair":            {"node.pem", "testenv/powerloss.TestNodeCertificateSurvivesPowerLoss"},
-	"sensors/gatewayrpc.PinnedKeys.save":         {"pinned keys", "testenv/powerloss.TestPinnedKeysSurvivePowerLoss"},
-	"sensors/gatewayrpc.OpenSpool":               {"detections.spool", "testenv/powerloss.TestSpooledDetectionSurvivesPowerLoss"},
-	"sensors/gatewayrpc.Spool.compact":           {"detections.spool", "testenv/powerloss.TestSpooledDetectionSurvivesPowerLoss"},
+	"sensors/baseline.Baselines.Save":            {"baselines.json", "TestBaselinesSurvivePowerLoss"},
+	"sensors/gatewayrpc.WriteKeyPair":            {"node.pem", "TestNodeCertificateSurvivesPowerLoss"},
+	"sensors/gatewayrpc.PinnedKeys.save":         {"pinned keys", "TestPinnedKeysSurvivePowerLoss"},
+	"sensors/gatewayrpc.OpenSpool":               {"detections.spool", "TestSpooledDetectionSurvivesPowerLoss"},
+	"sensors/gatewayrpc.Spool.compact":           {"detections.spool", "TestSpooledDetectionSurvivesPowerLoss"},
 	"sensors/integrations/forward.saveState":     {"the checkpoint of stanch forward", "sensors/integrations/forward.TestCheckpointSurvivesPowerLoss"},
 	"cmd/stanch.writeKeySet":                     {"authority.json of a node", "cmd/stanch.TestNodeKeySetSurvivesPowerLoss"},
-	"cmd/stanch.createAuthority":                 {"a directory, before the keys in it", "testenv/powerloss.TestNewSigningKeySurvivesPowerLoss"},
+	"cmd/stanch.createAuthority":                 {"a directory, before the keys in it", "TestNewSigningKeySurvivesPowerLoss"},
 	"cmd/stanch.runUp":                           {"temporal/address", recomputed},
-	"cmd/stanch-sensor.openNodeCertificate":      {"the node's state directory", "testenv/powerloss.TestNodeCertificateSurvivesPowerLoss"},
+	"cmd/stanch-sensor.openNodeCertificate":      {"the node's state directory", "TestNodeCertificateSurvivesPowerLoss"},
 	// SQLite syncs what is in its file, and until the rename nothing was acknowledged: a lost rename creates it again.
 	"worker/embeddedtemporal.Start":           {"the directory of temporal.db", ""},
 	"worker/embeddedtemporal.prepareDatabase": {"temporal.db", ""},
@@ -110,7 +110,11 @@ func TestEveryFileWriterHasPowerLossTest(t *testing.T) {
 		"use sensors/durablefile, or say in otherWriters why the file needs no sync")
 	for name, w := range durableWriters {
 		require.NotEmpty(t, w.file, name)
-		switch dir, test, _ := strings.Cut(w.test, "."); {
+		dir, test, found := strings.Cut(w.test, ".")
+		if !found {
+			dir, test = "testenv/powerloss", w.test
+		}
+		switch {
 		case w.test == recomputed:
 			require.Equal(t, []string{"WriteRecomputable"}, durable[name])
 		case w.test != "":
