@@ -144,17 +144,13 @@ func (s *EvidenceStore) appendEntry(e ManifestEntry) (string, error) {
 		return fail(err)
 	}
 	whole := bytes.LastIndexByte(raw, '\n') + 1
-	var last []byte
-	for line := range bytes.Lines(raw[:whole]) {
-		last = bytes.TrimSuffix(line, []byte("\n"))
-		var before ManifestEntry
-		if before, err = parseEntryUnverified(last); err == nil && before.recordsSameAs(e) {
-			// The process that appended it may have been killed before it was durable.
-			if err := f.Sync(); err != nil {
-				return fail(err)
-			}
-			return hashLine(last), nil
+	last, isRepeated := findRepeated(raw[:whole], e)
+	if isRepeated {
+		// The process that appended it may have been killed before it was durable.
+		if err := f.Sync(); err != nil {
+			return fail(err)
 		}
+		return hashLine(last), nil
 	}
 	e.Sequence = 1
 	if last != nil {
@@ -183,6 +179,17 @@ func (s *EvidenceStore) appendEntry(e ManifestEntry) (string, error) {
 		return fail(err)
 	}
 	return hashLine(line), nil
+}
+
+// findRepeated returns the line that records the same as e, or else the last line; nil if there is none.
+func findRepeated(lines []byte, e ManifestEntry) (line []byte, isRepeated bool) {
+	for l := range bytes.Lines(lines) {
+		line = bytes.TrimSuffix(l, []byte("\n"))
+		if before, err := parseEntryUnverified(line); err == nil && before.recordsSameAs(e) {
+			return line, true
+		}
+	}
+	return line, false
 }
 
 // manifestLockTimeout is the maximum wait for another writer. A writer that hangs must not delay a containment: without
