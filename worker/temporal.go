@@ -5,9 +5,8 @@ import (
 	"fmt"
 	"time"
 
-	sdkworker "go.temporal.io/sdk/worker"
-
 	"go.temporal.io/sdk/activity"
+	sdkworker "go.temporal.io/sdk/worker"
 
 	"stanch/playbooks"
 	"stanch/workflows"
