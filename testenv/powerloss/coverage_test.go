@@ -65,7 +65,7 @@ var durableWriters = map[string]struct{ file, test string }{
 // otherWriters lists every other function that creates or renames a file, and why it needs no sync.
 var otherWriters = map[string]string{
 	"worker/datadir.Lock":              "the lock file is empty",
-	"worker/simulate.NewJSONReport":    "a temporary file",
+	"worker/simulationreport.NewJSON":    "a temporary file",
 	"worker/export.Open":               "delivery to an export is not guaranteed; the workflow history is the record",
 	"sensors/gatewayrpc.Spool.compact": "it opens the file that durablefile wrote",
 	"sensors/agent.heartbeat.execute":  "the heartbeat program is written before each use",
