@@ -3,9 +3,9 @@ package playbooks
 import (
 	"time"
 
-	"stanch/sensors/yamlnode"
-
 	"go.yaml.in/yaml/v3"
+
+	"stanch/sensors/yamlnode"
 )
 
 // LanguageVersion is part of a playbook workflow's input, so that a language change never affects a run in progress.
@@ -254,4 +254,19 @@ type Value struct {
 	Map      []Argument
 	IsList   bool
 	IsMap    bool
+}
+
+// WalkSteps calls visit for every step, in the order of the file.
+func (p *Program) WalkSteps(visit func(*Step)) {
+	walkSteps(p.Steps, visit)
+	walkSteps(p.Finally, visit)
+}
+
+func walkSteps(steps []Step, visit func(*Step)) {
+	for i := range steps {
+		visit(&steps[i])
+		for _, b := range steps[i].Blocks() {
+			walkSteps(b.Steps, visit)
+		}
+	}
 }

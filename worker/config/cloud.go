@@ -3,6 +3,8 @@ package config
 import (
 	"net/netip"
 	"net/url"
+	"path"
+	"regexp"
 )
 
 // CloudTrail selects the source of the account's CloudTrail events.
@@ -56,4 +58,57 @@ func (c *Config) ClusterPrefixes() []netip.Prefix {
 		}
 	}
 	return out
+}
+
+// AWS is the account for aws.* actions. Credentials come from the SDK's default sources, never from this file.
+type AWS struct {
+	Region   string `yaml:"region" json:"region" jsonschema:"required,description=use a region such as eu-central-1"`
+	Endpoint string `yaml:"endpoint" json:"endpoint,omitempty" jsonschema:"description=https URL of a private endpoint; default AWS's own"`
+	Profile  string `yaml:"profile" json:"profile,omitempty" jsonschema:"description=profile of the shared configuration files"`
+	RoleARN  string `yaml:"role_arn" json:"role_arn,omitempty" jsonschema:"description=the role that Stanch assumes"`
+	Cluster  string `yaml:"cluster" json:"cluster,omitempty" jsonschema:"description=the EKS cluster's name; EKS Pod Identity is looked up with it"`
+	// CloudTrail selects the source of CloudTrail events; nil reads none.
+	CloudTrail *CloudTrail `yaml:"cloudtrail" json:"cloudtrail,omitempty"`
+}
+
+var (
+	awsRegionPattern  = regexp.MustCompile(`^[a-z]{2}(-[a-z]+)+-[0-9]{1,2}$`)
+	roleARNPattern    = regexp.MustCompile(`^arn:aws[a-z-]*:iam::[0-9]{12}:role/[\w+=,.@/-]{1,512}$`)
+	eksClusterPattern = regexp.MustCompile(`^[0-9A-Za-z][0-9A-Za-z_-]{0,99}$`)
+)
+
+func (p *configParser) checkAWS(c *Config) {
+	for n, pattern := range c.ProtectedTargets.Roles {
+		if _, err := path.Match(pattern, ""); err != nil {
+			p.Errorf(p.at("protected", "roles", n), "pattern", "", "protected: invalid pattern `%s`", pattern)
+		}
+	}
+	a := c.AWS
+	if a == nil {
+		return
+	}
+	switch {
+	case a.Region == "":
+		p.Errorf(p.at("aws", "region"), "required", "add `region:` with a region such as eu-central-1", "aws: the region is missing")
+	case !awsRegionPattern.MatchString(a.Region):
+		p.Errorf(p.at("aws", "region"), "value", "use a region such as eu-central-1", "aws: invalid region `%s`", a.Region)
+	}
+	if a.RoleARN != "" && !roleARNPattern.MatchString(a.RoleARN) {
+		p.Errorf(p.at("aws", "role_arn"), "value", "use an ARN such as arn:aws:iam::123456789012:role/stanch", "aws: invalid role ARN `%s`",
+			a.RoleARN)
+	}
+	if a.Cluster != "" && !eksClusterPattern.MatchString(a.Cluster) {
+		p.Errorf(p.at("aws", "cluster"), "value", "use its name, not its ARN", "aws: invalid EKS cluster name `%s`", a.Cluster)
+	}
+	p.checkCloudTrail(a.CloudTrail)
+	if a.Endpoint == "" {
+		return
+	}
+	u, err := url.Parse(a.Endpoint)
+	switch {
+	case err != nil || u.Host == "" || u.Scheme != "https" && u.Scheme != "http":
+		p.Errorf(p.at("aws", "endpoint"), "value", "use a URL such as https://vpce-….amazonaws.com", "aws: invalid URL `%s`", a.Endpoint)
+	case u.Scheme == "http" && !isLoopback(u.Hostname()):
+		p.Errorf(p.at("aws", "endpoint"), "value", "use https", "aws: credentials would be sent to %s in clear text", u.Host)
+	}
 }

@@ -182,3 +182,8 @@ func (p *configParser) checkTicket(t *TicketTracker) {
 		p.Errorf(p.at("ticket"), "value", "remove them", "`ticket`: `user` and `issue_type` are allowed only for Jira")
 	}
 }
+
+func isLoopback(host string) bool {
+	ip := net.ParseIP(host)
+	return host == "localhost" || ip != nil && ip.IsLoopback()
+}

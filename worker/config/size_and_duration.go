@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/invopop/jsonschema"
+
 	"go.yaml.in/yaml/v3"
 	"k8s.io/apimachinery/pkg/api/resource"
 
@@ -70,4 +72,17 @@ func (d *Duration) UnmarshalText(text []byte) error {
 	v, err := duration.Parse(string(text))
 	*d = Duration(v)
 	return err //nolint:wrapcheck // the error names the value
+}
+
+// JSONSchema returns the schema of the text form of a size.
+func (Size) JSONSchema() *jsonschema.Schema {
+	return &jsonschema.Schema{
+		Pattern: `^[0-9]+(\.[0-9]+)?([kMGTPE]|[KMGTPE]i)?$`, Examples: []any{"512Mi", "20Gi"},
+		OneOf: []*jsonschema.Schema{{Type: "string"}, {Type: "integer", Minimum: "1"}},
+	}
+}
+
+// JSONSchema returns the schema of the text form of a duration.
+func (Duration) JSONSchema() *jsonschema.Schema {
+	return &jsonschema.Schema{Type: "string", Pattern: duration.Pattern, Examples: []any{"90s", "15m", "1d"}}
 }

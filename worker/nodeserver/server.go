@@ -7,36 +7,26 @@ package nodeserver
 
 import (
 	"context"
-	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
-	"slices"
 	"sync"
 	"time"
 
-	"github.com/google/uuid"
 	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/credentials"
-	"google.golang.org/grpc/peer"
 	"google.golang.org/grpc/status"
 
 	"stanch/activities"
 	"stanch/sensors"
 	"stanch/sensors/attestation"
 	"stanch/sensors/duration"
-	"stanch/sensors/gatewayrpc"
 	"stanch/sensors/gatewayrpc/gatewaypb"
-	"stanch/worker/authority"
 	"stanch/worker/config"
 	"stanch/worker/ingest"
 	"stanch/worker/ratelimit"
 )
-
-// maxAttachmentBytes is the maximum size of the attachments of one command's result.
-const maxAttachmentBytes = 128 << 20
 
 // Server manages the streams of the nodes that are connected to this replica. It is safe for concurrent use.
 type Server struct {
@@ -65,54 +55,7 @@ type Server struct {
 	renewalLimiter ratelimit.PerCaller
 }
 
-// reconnectGrace is how long calls wait for a node that was connected a moment ago, or that may not have reconnected
-// since this process started: a restart must not turn a containment into a refusal.
-const reconnectGrace = 8 * time.Second
-
 var _ activities.NodeClient = (*Server)(nil)
-
-// nodeConnection is one connected node.
-type nodeConnection struct {
-	name              string
-	sendMessage       func(*gatewaypb.ToNode) error
-	done              <-chan struct{}
-	mu                sync.Mutex
-	pendingCalls      map[string]*pendingCall
-	lastHealth        json.RawMessage
-	connectedAt       time.Time
-	supportsThrottle  bool // it waits when it is throttled
-	certificateExpiry time.Time
-	clockSkew         *ClockSkew
-	rateLimit         *nodeRateLimit
-	// timeSentAt is when the gateway last sent its time, which the node echoes. Only the stream's reader uses it.
-	timeSentAt  time.Time
-	saidGoodbye bool
-	// replaced is closed when a newer stream of the same node arrives.
-	replaced chan struct{}
-}
-
-type pendingCall struct {
-	attachments     []gatewayrpc.Attachment
-	attachmentBytes int
-	results         chan *gatewaypb.Result
-}
-
-// nodeCertificate returns the peer's certificate, or an error if it is not a node's.
-func nodeCertificate(ctx context.Context) (*x509.Certificate, error) {
-	p, ok := peer.FromContext(ctx)
-	if !ok {
-		return nil, errors.New("the connection has no peer")
-	}
-	info, ok := p.AuthInfo.(credentials.TLSInfo)
-	if !ok || len(info.State.VerifiedChains) == 0 {
-		return nil, errors.New("the connection has no verified certificate")
-	}
-	certificate := info.State.VerifiedChains[0][0]
-	if subject := certificate.Subject; !slices.Contains(subject.OrganizationalUnit, authority.RoleNode) {
-		return nil, fmt.Errorf("invalid certificate: %q is not a node", subject.CommonName)
-	}
-	return certificate, nil
-}
 
 // Node serves one node's stream.
 func (h *Server) Node(stream gatewaypb.Gateway_NodeServer) error {
@@ -241,63 +184,6 @@ func encodeKeySets(chain []attestation.Envelope) ([][]byte, error) {
 	return out, nil
 }
 
-// helloTimeout is the maximum time until a stream's first message.
-const helloTimeout = 10 * time.Second
-
-// streamMessage is one message of a stream, or its end.
-type streamMessage struct {
-	msg *gatewaypb.FromNode
-	err error
-}
-
-// receiveMessages reads a stream until it ends. It does not read ahead: a message is read after the previous one was
-// handled.
-func receiveMessages(stream gatewaypb.Gateway_NodeServer) <-chan streamMessage {
-	out := make(chan streamMessage)
-	go func() {
-		for {
-			msg, err := stream.Recv()
-			select {
-			case out <- streamMessage{msg, err}:
-			case <-stream.Context().Done():
-				return
-			}
-			if err != nil {
-				return
-			}
-		}
-	}()
-	return out
-}
-
-func (h *Server) addNode(n *nodeConnection) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	if h.nodes == nil {
-		h.nodes = map[string]*nodeConnection{}
-	}
-	// The newest stream is used. An older one of the same node is about to end, or one of many that the node opens.
-	if before := h.nodes[n.name]; before != nil {
-		close(before.replaced)
-	}
-	h.nodes[n.name] = n
-}
-
-// removeNode removes a stream, and reports whether it was its node's last.
-func (h *Server) removeNode(n *nodeConnection) bool {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	if h.nodes[n.name] != n {
-		return false
-	}
-	delete(h.nodes, n.name)
-	if h.disconnectedAt == nil {
-		h.disconnectedAt = map[string]time.Time{}
-	}
-	h.disconnectedAt[n.name] = time.Now()
-	return true
-}
-
 func (h *Server) handleDetections(ctx context.Context, n *nodeConnection, batch *gatewaypb.Detections) error {
 	if wait, err := h.throttle(ctx, n, batch); err != nil || wait > 0 {
 		return err
@@ -325,109 +211,4 @@ func (h *Server) handleDetections(ctx context.Context, n *nodeConnection, batch 
 		return err
 	}
 	return n.sendMessage(&gatewaypb.ToNode{Body: &gatewaypb.ToNode_Ack{Ack: ack}})
-}
-
-func (n *nodeConnection) deliverResult(r *gatewaypb.Result) {
-	n.mu.Lock()
-	c := n.pendingCalls[r.GetId()]
-	if c == nil {
-		n.mu.Unlock()
-		return // too late, or unknown
-	}
-	if !r.GetDone() {
-		if c.attachmentBytes += len(r.GetBlob()); c.attachmentBytes <= maxAttachmentBytes {
-			if last := len(c.attachments) - 1; last >= 0 && c.attachments[last].Name == r.GetBlobName() {
-				c.attachments[last].Data = append(c.attachments[last].Data, r.GetBlob()...)
-			} else {
-				c.attachments = append(c.attachments, gatewayrpc.Attachment{
-					Name: r.GetBlobName(),
-					Data: append([]byte(nil), r.GetBlob()...),
-				})
-			}
-		}
-		n.mu.Unlock()
-		return
-	}
-	delete(n.pendingCalls, r.GetId())
-	n.mu.Unlock()
-	c.results <- r
-}
-
-// waitForNode returns a node's stream, and waits for it if the node is expected to reconnect.
-func (h *Server) waitForNode(ctx context.Context, name string) *nodeConnection {
-	for {
-		h.mu.Lock()
-		n, left := h.nodes[name], h.disconnectedAt[name]
-		h.mu.Unlock()
-		if n != nil || time.Since(left) > reconnectGrace && time.Since(h.StartedAt) > reconnectGrace {
-			return n
-		}
-		timer := time.NewTimer(20 * time.Millisecond)
-		select {
-		case <-ctx.Done():
-			timer.Stop()
-			return nil
-		case <-timer.C:
-		}
-	}
-}
-
-// Call sends a command to a node that is connected here, and waits for the result. It implements activities.NodeClient.
-func (h *Server) Call(ctx context.Context, name string, kind gatewayrpc.CommandKind, body,
-	out any,
-) ([]gatewayrpc.Attachment, error) {
-	n := h.waitForNode(ctx, name)
-	if n == nil {
-		return nil, fmt.Errorf("%s: %w", name, activities.ErrNodeNotConnected)
-	}
-	raw, err := json.Marshal(body)
-	if err != nil {
-		return nil, fmt.Errorf("encode %s: %w", kind, err)
-	}
-	// otherwise the stream's error would look as if the node were disconnected
-	if len(raw) > gatewayrpc.MaxMessageBytes {
-		return nil, fmt.Errorf("%w: %s is %d bytes, but a command can hold at most %d; use smaller parameters",
-			gatewayrpc.ErrRefused, kind, len(raw), gatewayrpc.MaxMessageBytes)
-	}
-	limit := 30 * time.Second
-	if deadline, ok := ctx.Deadline(); ok {
-		limit = min(limit, time.Until(deadline)-50*time.Millisecond)
-	}
-	id := uuid.NewString()
-	c := &pendingCall{results: make(chan *gatewaypb.Result, 1)}
-	n.mu.Lock()
-	n.pendingCalls[id] = c
-	n.mu.Unlock()
-	defer func() {
-		n.mu.Lock()
-		delete(n.pendingCalls, id)
-		n.mu.Unlock()
-	}()
-	if err := n.sendMessage(&gatewaypb.ToNode{Body: &gatewaypb.ToNode_Command{Command: &gatewaypb.Command{
-		Id:   id,
-		Kind: string(kind), Body: raw, DeadlineMs: limit.Milliseconds(),
-	}}}); err != nil {
-		return nil, fmt.Errorf("%s: %w: %w", name, activities.ErrNodeNotConnected, err)
-	}
-	timer := time.NewTimer(limit + 50*time.Millisecond)
-	defer timer.Stop()
-	select {
-	case <-ctx.Done():
-		return nil, fmt.Errorf("%s on node %s: %w", kind, name, ctx.Err())
-	case <-timer.C:
-		return nil, fmt.Errorf("%s on node %s: no answer within %s", kind, name, duration.FormatApprox(limit))
-	case <-n.done:
-		return nil, fmt.Errorf("%s on node %s: %w: its stream ended", kind, name, activities.ErrNodeNotConnected)
-	case r := <-c.results:
-		if r.GetError() != "" {
-			if r.GetRefused() {
-				return nil, fmt.Errorf("%w: %s", gatewayrpc.ErrRefused, r.GetError())
-			}
-			return nil, fmt.Errorf("%s on node %s: %s", kind, name, r.GetError())
-		}
-		if err := json.Unmarshal(r.GetBody(), out); err != nil {
-			return nil, fmt.Errorf("%s on node %s: parse the response: %w", kind, name, err)
-		}
-		return c.attachments, nil
-	}
 }

@@ -13,21 +13,17 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"log/slog"
 	"net/http"
 	"net/url"
-	"slices"
 	"sync"
 	"time"
 	"unicode"
 	"unicode/utf8"
 
 	"github.com/slack-go/slack"
-	"github.com/slack-go/slack/socketmode"
 
 	view "stanch/activities/slack"
 	"stanch/sensors/truncate"
-	"stanch/worker/config"
 	"stanch/worker/decisions"
 	"stanch/worker/httpserver"
 	"stanch/workflows/incident"
@@ -113,66 +109,6 @@ func (s *Endpoint) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("Content-Type", "application/json")
 	if answer != nil {
 		_ = json.NewEncoder(w).Encode(answer)
-	}
-}
-
-// maxRedialDelay is the maximum delay before reconnecting to Slack.
-const maxRedialDelay = 15 * time.Second
-
-// Run receives clicks by Socket Mode until ctx ends. It reconnects automatically.
-func (s *Endpoint) Run(ctx context.Context) {
-	for ctx.Err() == nil {
-		s.runConnection(ctx)
-		select {
-		case <-ctx.Done():
-		case <-time.After(maxRedialDelay / 3):
-		}
-	}
-}
-
-// runConnection receives clicks until a new connection is better: during an outage, the library waits for minutes.
-func (s *Endpoint) runConnection(ctx context.Context) {
-	ctx, end := context.WithCancel(ctx)
-	defer end()
-	client := socketmode.New(s.SlackClient, socketmode.OptionLog(slog.NewLogLogger(s.Log.Handler(), slog.LevelDebug)))
-	go func() {
-		for {
-			select {
-			case <-ctx.Done():
-				return
-			case e := <-client.Events:
-				switch data := e.Data.(type) {
-				case slack.InteractionCallback:
-					go s.handleSocketRequest(ctx, client, e.Request, data)
-				case *slack.ConnectionErrorEvent:
-					s.Log.Warn("could not connect to Slack; retrying", "error", data.ErrorObj, "attempt", data.Attempt)
-					if data.Backoff > maxRedialDelay {
-						end()
-					}
-				}
-			}
-		}
-	}()
-	if err := client.RunContext(ctx); err != nil && ctx.Err() == nil {
-		s.Log.Warn("the connection to Slack was closed; reconnecting", "error", err)
-	}
-}
-
-func (s *Endpoint) handleSocketRequest(ctx context.Context, client *socketmode.Client,
-	request *socketmode.Request, callback slack.InteractionCallback,
-) {
-	if request == nil || !s.replayCache.isFirst(request.EnvelopeID, time.Now()) {
-		return
-	}
-	inTime, cancel := context.WithTimeout(ctx, clickTimeout)
-	defer cancel()
-	answer, err := s.handleInteraction(inTime, callback)
-	if err != nil {
-		s.replayCache.forget(request.EnvelopeID) // not acknowledged: Slack shows the person an error
-		return
-	}
-	if err := client.AckCtx(ctx, request.EnvelopeID, answer); err != nil {
-		s.Log.Warn("acknowledge a click", "error", err)
 	}
 }
 
@@ -292,40 +228,6 @@ func toSentence(s string) string {
 	return string(unicode.ToUpper(r)) + s[size:] + "."
 }
 
-// reasonForms are the forms of buttons that ask for a reason first.
-var reasonForms = map[view.ButtonKind]struct{ title, submit, label, hint string }{
-	view.ButtonDeny: {"Deny", "Deny", "Why not?", "shown to the requester and kept in the audit log"},
-	view.ButtonBreakGlass: {
-		"Use break-glass", "Approve alone", "Why can't this wait for the other approvers?",
-		"you approve alone in place of the full quorum; everyone can see this",
-	},
-	view.ButtonFalsePositive: {
-		"False positive", "Release everything", "What caused the detection?",
-		"the incident's leases are released, and its open approval requests are denied",
-	},
-}
-
-func needsReason(k view.ButtonKind) bool { _, ok := reasonForms[k]; return ok }
-
-// openReasonForm opens a form that asks for a reason. It carries only the button's value.
-func (s *Endpoint) openReasonForm(ctx context.Context, c *slackClick) error {
-	f := reasonForms[c.reference.Kind]
-	plain := func(text string) *slack.TextBlockObject {
-		return slack.NewTextBlockObject(slack.PlainTextType, text, false, false)
-	}
-	input := slack.NewPlainTextInputBlockElement(plain(f.hint), reasonInputID)
-	input.Multiline, input.MaxLength = true, decisions.MaxReasonRunes
-	block := slack.NewInputBlock(reasonBlockID, plain(f.label), nil, input)
-	_, err := s.SlackClient.OpenViewContext(ctx, c.TriggerID, slack.ModalViewRequest{
-		Type: slack.VTModal, Title: plain(f.title), Submit: plain(f.submit), Close: plain("Go back"),
-		PrivateMetadata: c.buttonValue, CallbackID: "stanch", Blocks: slack.Blocks{BlockSet: []slack.Block{block}},
-	})
-	if err != nil {
-		return fmt.Errorf("open the form: %w", err)
-	}
-	return nil
-}
-
 // replyPrivately sends a message that only the person who clicked sees.
 func (s *Endpoint) replyPrivately(ctx context.Context, c slackClick, what string) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
@@ -338,94 +240,4 @@ func (s *Endpoint) replyPrivately(ctx context.Context, c slackClick, what string
 			s.Log.Warn("reply to a Slack member", "member", truncate.Name(c.User.ID), "error", err)
 		}
 	}()
-}
-
-// principalOf returns who a member is. Members of other workspaces, guests, bots and deactivated members are unknown.
-func (s *Endpoint) principalOf(ctx context.Context, c slack.InteractionCallback) (decisions.Principal, error) {
-	cfg, err := s.Roster.Current()
-	if err != nil {
-		return decisions.Principal{}, httpserver.Forbidden("%v", err)
-	}
-	person, known := cfg.PersonBySlack(c.User.ID)
-	if !known {
-		return decisions.Principal{}, httpserver.Forbidden(
-			"You are not in Stanch's configuration. Ask for `slack: %s` to be added under `people`.", truncate.Name(c.User.ID))
-	}
-	team, err := s.botTeamID(ctx)
-	if err != nil {
-		return decisions.Principal{}, err
-	}
-	if c.Team.ID != team {
-		return decisions.Principal{}, httpserver.Forbidden("Stanch belongs to another workspace.")
-	}
-	user, err := s.SlackClient.GetUserInfoContext(ctx, c.User.ID)
-	if err != nil {
-		return decisions.Principal{}, fmt.Errorf("get Slack member %s: %w", truncate.Name(c.User.ID), err)
-	}
-	for why, is := range map[string]bool{
-		"deactivated": user.Deleted, "a bot": user.IsBot, "a guest": user.IsRestricted || user.IsUltraRestricted,
-		"from another organization": user.IsStranger || user.TeamID != "" && user.TeamID != team,
-	} {
-		if is || user.ID != c.User.ID {
-			return decisions.Principal{}, httpserver.Forbidden("Your account is %s and is not allowed to vote.", why)
-		}
-	}
-	return decisions.Principal{Person: person, AuthenticatedBy: "Slack member " + c.User.ID, RateLimitKey: "slack:" + c.User.ID}, nil
-}
-
-// botTeamID returns the workspace of the bot's token.
-func (s *Endpoint) botTeamID(ctx context.Context) (string, error) {
-	s.botTeam.Lock()
-	defer s.botTeam.Unlock()
-	if s.botTeam.id == "" {
-		me, err := s.SlackClient.AuthTestContext(ctx)
-		if err != nil {
-			return "", fmt.Errorf("get the workspace of the Slack bot: %w", err)
-		}
-		s.botTeam.id = me.TeamID
-	}
-	return s.botTeam.id, nil
-}
-
-// GroupsOfPerson asks Slack which of the user groups a person is in now.
-func (s *Endpoint) GroupsOfPerson(ctx context.Context, p config.Person, wanted []config.Group) ([]string,
-	error,
-) {
-	if p.SlackMemberID == "" {
-		return nil, nil
-	}
-	var in []string
-	for _, g := range wanted {
-		members, err := s.SlackClient.GetUserGroupMembersContext(ctx, g.SlackUserGroup)
-		if err != nil {
-			return nil, fmt.Errorf("get the members of the Slack user group of %s: %w", g.Name, err)
-		}
-		if slices.Contains(members, p.SlackMemberID) {
-			in = append(in, g.Name)
-		}
-	}
-	return in, nil
-}
-
-// ApproverMentions returns the Slack mentions for an approval request.
-type ApproverMentions struct{ Roster *config.Roster }
-
-// ResolveMentions returns the Slack members and user groups of groups and people.
-func (c ApproverMentions) ResolveMentions(groups, users []string) (members, userGroups []string) {
-	cfg, err := c.Roster.Current()
-	if err != nil {
-		return nil, nil
-	}
-	for _, g := range cfg.Groups {
-		if g.SlackUserGroup != "" && slices.Contains(groups, g.Name) {
-			userGroups = append(userGroups, g.SlackUserGroup)
-		}
-	}
-	for _, p := range cfg.People {
-		if p.SlackMemberID != "" && (slices.Contains(users, p.Name) ||
-			slices.ContainsFunc(p.Groups, func(g string) bool { return slices.Contains(groups, g) })) {
-			members = append(members, p.SlackMemberID)
-		}
-	}
-	return members, userGroups
 }
