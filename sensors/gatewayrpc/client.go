@@ -127,6 +127,8 @@ type session struct {
 	acks           chan *gatewaypb.Ack
 	renewals       chan *gatewaypb.Renewed
 	lastServerTime atomic.Pointer[serverTime]
+	// parts are the goroutines of the stream. commands run longer than the stream, if they are stuck.
+	parts, commands sync.WaitGroup
 }
 
 // serverTime is the newest time that the gateway sent, and when it was received by the clock of this process.
@@ -153,59 +155,22 @@ func (c *Client) runStream(parent context.Context, gateway gatewaypb.GatewayClie
 	defer context.AfterFunc(parent, func() {
 		timer := time.AfterFunc(shutdownGrace, cancel)
 		defer timer.Stop()
-		if s.send(
-			&gatewaypb.FromNode{
-				Body: &gatewaypb.FromNode_Goodbye{Goodbye: &gatewaypb.Goodbye{Reason: "the sensor was stopped"}},
-			},
-		) == nil {
+		goodbye := &gatewaypb.Goodbye{Reason: "the sensor was stopped"}
+		if s.send(&gatewaypb.FromNode{Body: &gatewaypb.FromNode_Goodbye{Goodbye: goodbye}}) == nil {
 			_ = stream.CloseSend()
 		}
 		<-ctx.Done()
 	})()
-	if err := s.send(&gatewaypb.FromNode{Body: &gatewaypb.FromNode_Hello{Hello: &gatewaypb.Hello{
-		Node:    c.Node,
-		Version: c.Version, BootId: c.BootID, TimeNs: c.Now().UnixNano(), Waits: true,
-	}}}); err != nil {
+	if err := s.greet(); err != nil {
 		return err
 	}
-	first, err := stream.Recv()
-	if err != nil {
-		return fmt.Errorf("wait for welcome: %w", err)
-	}
-	if first.GetWelcome() == nil {
-		return errors.New("the gateway's first message was not a welcome message")
-	}
-	s.lastServerTime.Store(&serverTime{first.GetWelcome().GetTimeNs(), time.Now()})
-	if err := c.PinnedKeys.ApplyRotations(first.GetWelcome().GetKeySets()); err != nil &&
-		!errors.Is(err, ErrNoPinnedKeys) {
-		c.Log.Error("the gateway sent authority key rotations that the pinned key did not sign; they are ignored", "error",
-			err)
-	}
-	if c.PinnedKeys != nil && !c.PinnedKeys.HasAny(first.GetWelcome().GetAuthorityKeys()) {
-		c.Log.Error("the gateway's authority is not the one that this node was enrolled with; its commands are refused",
-			"gateway", c.Address)
-	}
-	s.keyring = c.PinnedKeys.Keyring()
-	c.Log.Info("connected to the gateway", "gateway", c.Address)
-
-	var parts, commands sync.WaitGroup
-	defer parts.Wait()
-	defer func() {
-		cancel()
-		// The wait is bounded, so that the node reconnects even if a command is stuck.
-		ended := make(chan struct{})
-		go func() { commands.Wait(); close(ended) }()
-		select {
-		case <-ended:
-		case <-time.After(commandDrainTimeout):
-			c.Log.Warn("commands of a closed stream are still running", "running", c.runningCommands.Load())
-		}
-	}()
+	defer s.parts.Wait()
+	defer func() { cancel(); s.waitForCommands() }()
 	failed := make(chan error, 3)
-	parts.Go(func() { failed <- s.sendDetections(ctx); cancel() })
-	parts.Go(func() { failed <- s.sendHealth(ctx); cancel() })
+	s.parts.Go(func() { failed <- s.sendDetections(ctx); cancel() })
+	s.parts.Go(func() { failed <- s.sendHealth(ctx); cancel() })
 	if c.NodeCertificate != nil {
-		parts.Go(func() { failed <- s.renewCertificate(ctx); cancel() })
+		s.parts.Go(func() { failed <- s.renewCertificate(ctx); cancel() })
 	}
 	for {
 		msg, err := stream.Recv()
@@ -217,32 +182,78 @@ func (c *Client) runStream(parent context.Context, gateway gatewaypb.GatewayClie
 				return fmt.Errorf("receive: %w", err)
 			}
 		}
-		switch body := msg.GetBody().(type) {
-		case *gatewaypb.ToNode_Ack:
-			for _, r := range body.Ack.GetRefused() {
-				c.Log.Error("the gateway refused a detection", "detection", r.GetId(), "reason", r.GetReason())
-			}
-			select {
-			case s.acks <- body.Ack:
-			case <-ctx.Done():
-			}
-		case *gatewaypb.ToNode_Command:
-			if c.runningCommands.Add(1) > maxRunningCommands {
-				c.runningCommands.Add(-1)
-				parts.Go(func() { s.sendResult(body.Command, nil, nil, errBusy) })
-				continue
-			}
-			commands.Go(func() {
-				defer c.runningCommands.Add(-1)
-				s.execute(ctx, body.Command)
-			})
-		case *gatewaypb.ToNode_Heard:
-			s.lastServerTime.Store(&serverTime{body.Heard.GetTimeNs(), time.Now()})
-		case *gatewaypb.ToNode_Renewed:
-			select {
-			case s.renewals <- body.Renewed:
-			default: // not requested
-			}
+		s.handleMessage(ctx, msg)
+	}
+}
+
+// greet sends the first message and reads the gateway's, with the keys that the node trusts from now on.
+func (s *session) greet() error {
+	if err := s.send(&gatewaypb.FromNode{Body: &gatewaypb.FromNode_Hello{Hello: &gatewaypb.Hello{
+		Node: s.Node, Version: s.Version, BootId: s.BootID, TimeNs: s.Now().UnixNano(), Waits: true,
+	}}}); err != nil {
+		return err
+	}
+	first, err := s.stream.Recv()
+	if err != nil {
+		return fmt.Errorf("wait for welcome: %w", err)
+	}
+	welcome := first.GetWelcome()
+	if welcome == nil {
+		return errors.New("the gateway's first message was not a welcome message")
+	}
+	s.lastServerTime.Store(&serverTime{welcome.GetTimeNs(), time.Now()})
+	if err := s.PinnedKeys.ApplyRotations(welcome.GetKeySets()); err != nil && !errors.Is(err, ErrNoPinnedKeys) {
+		s.Log.Error("the gateway sent authority key rotations that the pinned key did not sign; they are ignored", "error",
+			err)
+	}
+	if s.PinnedKeys != nil && !s.PinnedKeys.HasAny(welcome.GetAuthorityKeys()) {
+		s.Log.Error("the gateway's authority is not the one that this node was enrolled with; its commands are refused",
+			"gateway", s.Address)
+	}
+	s.keyring = s.PinnedKeys.Keyring()
+	s.Log.Info("connected to the gateway", "gateway", s.Address)
+	return nil
+}
+
+// waitForCommands waits for the running commands. The wait is bounded, so that the node reconnects even if one is
+// stuck.
+func (s *session) waitForCommands() {
+	ended := make(chan struct{})
+	go func() { s.commands.Wait(); close(ended) }()
+	select {
+	case <-ended:
+	case <-time.After(commandDrainTimeout):
+		s.Log.Warn("commands of a closed stream are still running", "running", s.runningCommands.Load())
+	}
+}
+
+// handleMessage handles one message of the gateway.
+func (s *session) handleMessage(ctx context.Context, msg *gatewaypb.ToNode) {
+	switch body := msg.GetBody().(type) {
+	case *gatewaypb.ToNode_Ack:
+		for _, r := range body.Ack.GetRefused() {
+			s.Log.Error("the gateway refused a detection", "detection", r.GetId(), "reason", r.GetReason())
+		}
+		select {
+		case s.acks <- body.Ack:
+		case <-ctx.Done():
+		}
+	case *gatewaypb.ToNode_Command:
+		if s.runningCommands.Add(1) > maxRunningCommands {
+			s.runningCommands.Add(-1)
+			s.parts.Go(func() { s.sendResult(body.Command, nil, nil, errBusy) })
+			return
+		}
+		s.commands.Go(func() {
+			defer s.runningCommands.Add(-1)
+			s.execute(ctx, body.Command)
+		})
+	case *gatewaypb.ToNode_Heard:
+		s.lastServerTime.Store(&serverTime{body.Heard.GetTimeNs(), time.Now()})
+	case *gatewaypb.ToNode_Renewed:
+		select {
+		case s.renewals <- body.Renewed:
+		default: // not requested
 		}
 	}
 }

@@ -57,6 +57,16 @@ func (a *API) Handler() http.Handler {
 	for pattern, f := range a.ExtraRoutes {
 		read(pattern, f)
 	}
+	a.handleDecisions(mux)
+	if a.IssueDrillKey != nil {
+		mux.HandleFunc("POST /v1/drill", a.handleRead(a.IssueDrillKey))
+		mux.HandleFunc("POST /v1/drill/targets", a.handleRead(a.RegisterDrillTargets))
+	}
+	return http.MaxBytesHandler(mux, 1<<20)
+}
+
+// handleDecisions adds the routes of what people decide.
+func (a *API) handleDecisions(mux *http.ServeMux) {
 	mux.HandleFunc("POST /v1/vote", handleChange(a, func(r *http.Request, s decisions.Principal, q decisions.VoteRequest) (*decisions.VoteResult,
 		error,
 	) {
@@ -96,11 +106,6 @@ func (a *API) Handler() http.Handler {
 		}
 		return a.resumeResult(r.Context()), nil
 	}))
-	if a.IssueDrillKey != nil {
-		mux.HandleFunc("POST /v1/drill", a.handleRead(a.IssueDrillKey))
-		mux.HandleFunc("POST /v1/drill/targets", a.handleRead(a.RegisterDrillTargets))
-	}
-	return http.MaxBytesHandler(mux, 1<<20)
 }
 
 // handleChange handles a request that changes something. It authenticates the caller before it reads the body.

@@ -55,45 +55,55 @@ func (a *API) status(r *http.Request) (Status, error) {
 		KillSwitch: a.killSwitchStatus(r.Context()), Nodes: map[string]json.RawMessage{}, OpenApprovals: []IncidentApproval{},
 		Playbooks: []string{}, Problems: []string{},
 	}
-	problem := func(format string, args ...any) { s.Problems = append(s.Problems, fmt.Sprintf(format, args...)) }
 	cfg, err := a.Roster.Current()
 	if err != nil {
-		problem("the configuration cannot be read: %v; nobody can approve until it is fixed", err)
+		s.addProblem("the configuration cannot be read: %v; nobody can approve until it is fixed", err)
 		cfg = a.Roster.LastRead()
 	}
 	s.Cluster, s.Phase = cfg.Cluster, cfg.Phase
 	if keys := a.Roster.RestartRequiredKeys(); len(keys) > 0 {
-		problem("the configuration file was changed, and these keys are not in effect: %s; restart Stanch (only "+
+		s.addProblem("the configuration file was changed, and these keys are not in effect: %s; restart Stanch (only "+
 			"people and groups are reloaded)", strings.Join(keys, ", "))
 	}
 	if a.NodeServer != nil {
 		s.Nodes = a.NodeServer.ConnectedNodes()
 	}
 	if len(s.Nodes) == 0 {
-		problem("no sensor is connected: nothing is detected or contained on any node")
+		s.addProblem("no sensor is connected: nothing is detected or contained on any node")
 	}
 	if a.InstallationInfo.InvalidPlaybooks != nil {
 		for _, what := range a.InstallationInfo.InvalidPlaybooks() {
-			problem("%s", what)
+			s.addProblem("%s", what)
 		}
 	}
 	if a.InstallationInfo.PlaybookNames != nil {
 		s.Playbooks = append(s.Playbooks, a.InstallationInfo.PlaybookNames()...)
 	}
 	if len(s.Playbooks) == 0 {
-		problem("no playbook is in use: incidents are recorded without a response")
+		s.addProblem("no playbook is in use: incidents are recorded without a response")
 	}
 	if s.KillSwitch.Error != "" {
-		problem("the kill switch cannot be read, which pauses new containments: %s", s.KillSwitch.Error)
+		s.addProblem("the kill switch cannot be read, which pauses new containments: %s", s.KillSwitch.Error)
 	}
+	a.addIncidents(r, &s)
+	a.addLeases(r, &s)
+	return s, nil
+}
+
+func (s *Status) addProblem(format string, args ...any) {
+	s.Problems = append(s.Problems, fmt.Sprintf(format, args...))
+}
+
+// addIncidents adds the open incidents and the pending approval requests.
+func (a *API) addIncidents(r *http.Request, s *Status) {
 	list, err := a.viewIncidents(r)
 	if err != nil {
-		problem("incidents cannot be read: %v", err)
+		s.addProblem("incidents cannot be read: %v", err)
 	}
 	refused := 0
 	for _, in := range list {
 		if in.Status == "unreadable" {
-			problem("an incident cannot be read: %s", truncate.Reason(in.Summary))
+			s.addProblem("an incident cannot be read: %s", truncate.Reason(in.Summary))
 		}
 		for _, w := range in.OpenApprovals { // also of resolved incidents: a running playbook or a person may ask
 			s.OpenApprovals = append(s.OpenApprovals, IncidentApproval{IncidentID: in.ID, OpenApproval: w})
@@ -105,12 +115,16 @@ func (a *API) status(r *http.Request) (Status, error) {
 		refused += len(in.RefusedWhilePaused)
 	}
 	if refused > 0 {
-		problem("containments of open incidents refused while paused: %d; `stanch incidents ID` shows the commands "+
+		s.addProblem("containments of open incidents refused while paused: %d; `stanch incidents ID` shows the commands "+
 			"to contain them now", refused)
 	}
+}
+
+// addLeases adds the leases in force.
+func (a *API) addLeases(r *http.Request, s *Status) {
 	machines, err := a.Queries.RunningLeases(r.Context(), "")
 	if err != nil {
-		problem("leases cannot be read: %v", err)
+		s.addProblem("leases cannot be read: %v", err)
 	}
 	for _, id := range slices.Sorted(maps.Keys(machines)) {
 		m := machines[id]
@@ -123,8 +137,7 @@ func (a *API) status(r *http.Request) (Status, error) {
 			s.NextLeaseExpiry = end
 		}
 		if m.State == lease.StateStuck {
-			problem("lease %s cannot be undone: %s", m.LeaseID, truncate.Reason(m.Reason))
+			s.addProblem("lease %s cannot be undone: %s", m.LeaseID, truncate.Reason(m.Reason))
 		}
 	}
-	return s, nil
 }

@@ -23,22 +23,8 @@ func (r *historyReader) addMatchFailure(e *historypb.HistoryEvent) {
 
 // addActivityEnd adds the end of any activity. It returns false for other events.
 func (r *historyReader) addActivityEnd(e *historypb.HistoryEvent) bool {
-	var scheduled int64
-	var result *commonpb.Payloads
-	failed := ""
-	switch {
-	case e.GetActivityTaskCompletedEventAttributes() != nil:
-		a := e.GetActivityTaskCompletedEventAttributes()
-		scheduled, result = a.GetScheduledEventId(), a.GetResult()
-	case e.GetActivityTaskFailedEventAttributes() != nil:
-		a := e.GetActivityTaskFailedEventAttributes()
-		scheduled, failed = a.GetScheduledEventId(), r.failureText(a.GetFailure())
-	case e.GetActivityTaskTimedOutEventAttributes() != nil:
-		a := e.GetActivityTaskTimedOutEventAttributes()
-		scheduled, failed = a.GetScheduledEventId(), r.failureText(a.GetFailure())
-	case e.GetActivityTaskCanceledEventAttributes() != nil:
-		scheduled, failed = e.GetActivityTaskCanceledEventAttributes().GetScheduledEventId(), "canceled"
-	default:
+	scheduled, result, failed, ended := r.activityEnd(e)
+	if !ended {
 		return false
 	}
 	t := r.scheduledActivities[scheduled]
@@ -56,6 +42,33 @@ func (r *historyReader) addActivityEnd(e *historypb.HistoryEvent) bool {
 		r.addFailedEffect(e, t, failed)
 		return true
 	}
+	r.addActivityResult(e, t, result)
+	return true
+}
+
+// activityEnd returns the scheduling event, the result and the failure of an activity that ended with this event; ended
+// is false for other events.
+func (r *historyReader) activityEnd(e *historypb.HistoryEvent) (scheduled int64, result *commonpb.Payloads,
+	failed string, ended bool,
+) {
+	switch {
+	case e.GetActivityTaskCompletedEventAttributes() != nil:
+		a := e.GetActivityTaskCompletedEventAttributes()
+		return a.GetScheduledEventId(), a.GetResult(), "", true
+	case e.GetActivityTaskFailedEventAttributes() != nil:
+		a := e.GetActivityTaskFailedEventAttributes()
+		return a.GetScheduledEventId(), nil, r.failureText(a.GetFailure()), true
+	case e.GetActivityTaskTimedOutEventAttributes() != nil:
+		a := e.GetActivityTaskTimedOutEventAttributes()
+		return a.GetScheduledEventId(), nil, r.failureText(a.GetFailure()), true
+	case e.GetActivityTaskCanceledEventAttributes() != nil:
+		return e.GetActivityTaskCanceledEventAttributes().GetScheduledEventId(), nil, "canceled", true
+	}
+	return 0, nil, "", false
+}
+
+// addActivityResult adds what an activity returned.
+func (r *historyReader) addActivityResult(e *historypb.HistoryEvent, t *activityTask, result *commonpb.Payloads) {
 	in := t.scheduled.GetActivityTaskScheduledEventAttributes().GetInput()
 	switch t.name {
 	case activities.TypeObserve:
@@ -109,7 +122,6 @@ func (r *historyReader) addActivityEnd(e *historypb.HistoryEvent) bool {
 	default:
 		r.addEntry(e, KindNotification, "", t.name+" completed", nil)
 	}
-	return true
 }
 
 // addManifestRecord records an activity's result about the manifest. An empty result means that there was nothing to

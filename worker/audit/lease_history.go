@@ -204,27 +204,34 @@ func (r *historyReader) addApplied(e *historypb.HistoryEvent, q activities.Apply
 		effect.State = "in force"
 		r.startStreak(got.Effect.Outcome != playbooks.OutcomeUnverified)
 	}
-	text := what + " was applied and verified,"
-	switch {
-	case again:
-		text = what + " was applied again"
-	case got.Effect.Outcome == playbooks.OutcomeUnchanged:
-		text = what + " was already in force"
-	case got.Effect.Outcome == playbooks.OutcomeUnverified:
-		text = what + " was applied, but not verified because its effect cannot be observed,"
-	}
 	if !got.Effect.AppliedAt.IsZero() {
-		text += " at " + got.Effect.AppliedAt.UTC().Format("15:04:05.000") + " UTC"
 		details["applied_at"] = got.Effect.AppliedAt.UTC().Format(time.RFC3339Nano)
 	}
-	if got.Effect.Reason != "" {
-		text += " (" + got.Effect.Reason + ")"
-	}
-	text += ". Authorized by " + basis
+	text := describeEffect(what, again, got.Effect) + ". Authorized by " + basis
 	if r.run.WorkflowType == TypeLease {
 		text += ". It expires at " + q.Request.ExpiresAt.UTC().Format(time.DateTime) + " UTC"
 	}
 	r.addEntry(e, KindEffect, "", text, details)
+}
+
+// describeEffect says what was applied, when, and whether it was verified.
+func describeEffect(what string, again bool, effect activities.Effect) string {
+	text := what + " was applied and verified,"
+	switch {
+	case again:
+		text = what + " was applied again"
+	case effect.Outcome == playbooks.OutcomeUnchanged:
+		text = what + " was already in force"
+	case effect.Outcome == playbooks.OutcomeUnverified:
+		text = what + " was applied, but not verified because its effect cannot be observed,"
+	}
+	if !effect.AppliedAt.IsZero() {
+		text += " at " + effect.AppliedAt.UTC().Format("15:04:05.000") + " UTC"
+	}
+	if effect.Reason != "" {
+		text += " (" + effect.Reason + ")"
+	}
+	return text
 }
 
 // describeAuthorization returns the detection or the people that permitted an effect, from the request.

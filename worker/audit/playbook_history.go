@@ -84,34 +84,9 @@ func (r *historyReader) addDecision(e *historypb.HistoryEvent, got activities.Pl
 	if got.PlanHash != "" && p.Hash() != got.PlanHash {
 		r.addProblem(e, "the plan of %s does not match its hash", p.Action)
 	}
-	details := map[string]any{
-		"verdict": string(d.Verdict), "guard": d.Guard, "reason": d.Reason, "phase": d.Phase,
-		"action": p.Action, "target": p.TargetID,
-	}
-	if got.PlanHash != "" {
-		details["plan_hash"] = got.PlanHash
-	}
-	if len(p.Changes) > 0 {
-		details["changes"] = p.Changes
-	}
-	if len(p.Warnings) > 0 {
-		details["warnings"] = p.Warnings
-	}
-	if len(p.Params) > 0 {
-		details["params"] = string(p.Params)
-	}
-	if d.BasisID != "" {
-		details["on"] = d.BasisID
-	}
-	if p.Duration > 0 {
-		details["for"] = duration.FormatApprox(p.Duration)
-	}
-	if p.EndMechanism != "" {
-		details["ends"] = p.EndMechanism.String()
-	}
+	details := decisionDetails(got)
 	if d.ConfigHash != "" {
 		r.configHashes[d.ConfigHash] = true
-		details["config"] = d.ConfigHash
 	}
 	what := "a containment"
 	if p.Action != "" {
@@ -142,6 +117,40 @@ func (r *historyReader) addDecision(e *historypb.HistoryEvent, got activities.Pl
 	default:
 		r.addProblem(e, "unknown verdict %q", d.Verdict)
 	}
+}
+
+// decisionDetails returns the facts of a plan and of the guards' decision about it.
+func decisionDetails(got activities.PlanResult) map[string]any {
+	d, p := got.Decision, got.Plan
+	details := map[string]any{
+		"verdict": string(d.Verdict), "guard": d.Guard, "reason": d.Reason, "phase": d.Phase,
+		"action": p.Action, "target": p.TargetID,
+	}
+	if got.PlanHash != "" {
+		details["plan_hash"] = got.PlanHash
+	}
+	if len(p.Changes) > 0 {
+		details["changes"] = p.Changes
+	}
+	if len(p.Warnings) > 0 {
+		details["warnings"] = p.Warnings
+	}
+	if len(p.Params) > 0 {
+		details["params"] = string(p.Params)
+	}
+	if d.BasisID != "" {
+		details["on"] = d.BasisID
+	}
+	if p.Duration > 0 {
+		details["for"] = duration.FormatApprox(p.Duration)
+	}
+	if p.EndMechanism != "" {
+		details["ends"] = p.EndMechanism.String()
+	}
+	if d.ConfigHash != "" {
+		details["config"] = d.ConfigHash
+	}
+	return details
 }
 
 // isRepeatedDecision reports whether the same plan had the same verdict in this run before.

@@ -43,6 +43,16 @@ func (t *timelineBuilder) compareWithStored() []Difference {
 		differ("it has the objective %s with confidence %.2f, but the detections have %s with %.2f", stored.Objective,
 			stored.Confidence, s.Objective, s.Confidence)
 	}
+	comparePlaybooks(stored, s, differ)
+	t.compareLeases(stored, differ)
+	compareEvidence(stored, s, differ)
+	return out
+}
+
+// differFunc records a difference of the stored incident.
+type differFunc func(format string, args ...any)
+
+func comparePlaybooks(stored *playbooks.Incident, s *Timeline, differ differFunc) {
 	for _, p := range stored.Playbooks {
 		i := slices.IndexFunc(s.Playbooks, func(f PlaybookRecord) bool { return f.PlaybookWorkflowID == p.WorkflowID })
 		if i < 0 {
@@ -60,6 +70,9 @@ func (t *timelineBuilder) compareWithStored() []Difference {
 			differ("the steps of playbook %s are not those that its run reported", p.Playbook)
 		}
 	}
+}
+
+func (t *timelineBuilder) compareLeases(stored *playbooks.Incident, differ differFunc) {
 	for _, l := range stored.Leases {
 		effect := t.effectsByLease[l.ID]
 		if effect == nil {
@@ -70,6 +83,9 @@ func (t *timelineBuilder) compareWithStored() []Difference {
 			differ("it reports lease %s as undone, but the lease's history reports it as %s", l.ID, effect.State)
 		}
 	}
+}
+
+func compareEvidence(stored *playbooks.Incident, s *Timeline, differ differFunc) {
 	for _, ref := range stored.Evidence {
 		if !slices.ContainsFunc(s.Evidence, func(e EvidenceRecord) bool {
 			return e.SHA256 == ref.SHA256 && e.Name == ref.Name && e.SizeBytes == ref.SizeBytes
@@ -82,5 +98,4 @@ func (t *timelineBuilder) compareWithStored() []Difference {
 			differ("it does not list evidence %s with SHA-256 %s", e.Name, e.SHA256)
 		}
 	}
-	return out
 }

@@ -15,21 +15,57 @@ import (
 // verifyEvidence compares each artifact and each recorded action in the history with the store, and the manifest with
 // itself and with the history. It returns what it compared, and the differences.
 func (a *Auditor) verifyEvidence(incident string, timeline audit.Timeline) (checked []string, out []audit.Difference) {
-	differ := func(ref audit.EventRef, format string, args ...any) {
-		out = append(out, audit.Difference{Description: fmt.Sprintf(format, args...), EventRef: ref})
-	}
+	v := &evidenceVerifier{Auditor: a, incident: incident, timeline: timeline}
 	lines, findings, err := a.Evidence.Verify(incident, a.Keyring, "")
 	if err != nil {
-		differ(audit.EventRef{}, "the evidence manifest cannot be read: %v", err)
+		v.differ(audit.EventRef{}, "the evidence manifest cannot be read: %v", err)
 	}
 	for _, f := range findings {
-		differ(audit.EventRef{}, "verify the evidence: %s", f)
+		v.differ(audit.EventRef{}, "verify the evidence: %s", f)
 	}
-	key := func(ref playbooks.EvidenceRef) string { return ref.Action + " " + ref.Target + " " + ref.SHA256 }
+	v.readManifest(lines)
+	v.manifests = &manifestIndex{
+		Auditor: a, provedLineHashes: map[string]map[string]bool{incident: provedHashes(lines)},
+	}
+	v.compareArtifacts()
+	entered, unrecorded := v.compareActions()
+	checked = []string{fmt.Sprintf("%d evidence artifact(s): their bytes against the SHA-256 in the history, the chain and "+
+		"signatures of the manifest's %d lines, and the manifest against the evidence and the %d actions in the history",
+		len(timeline.Evidence), len(lines), entered)}
+	if len(unrecorded) > 0 {
+		checked = append(checked, fmt.Sprintf(
+			"%d actions could not be written to a manifest when they were done, according to the history: %s", len(unrecorded),
+			strings.Join(unrecorded, "; ")))
+	}
+	return checked, v.differences
+}
+
+// evidenceVerifier compares one incident's evidence.
+type evidenceVerifier struct {
+	*Auditor
+	incident    string
+	timeline    audit.Timeline
+	inManifest  map[string]bool // by evidenceKey
+	manifests   *manifestIndex
+	differences []audit.Difference
+}
+
+func (v *evidenceVerifier) differ(ref audit.EventRef, format string, args ...any) {
+	v.differences = append(v.differences, audit.Difference{Description: fmt.Sprintf(format, args...), EventRef: ref})
+}
+
+func evidenceKey(ref playbooks.EvidenceRef) string {
+	return ref.Action + " " + ref.Target + " " + ref.SHA256
+}
+
+// readManifest reads the lines of the manifest whose signatures are valid, and compares the evidence and the archive in
+// them with the history.
+func (v *evidenceVerifier) readManifest(lines []activities.ManifestLine) {
 	var archived []string
-	inHistory, inManifest := map[string]bool{}, map[string]bool{}
-	for _, e := range timeline.Evidence {
-		inHistory[key(e.EvidenceRef)] = true
+	inHistory := map[string]bool{}
+	v.inManifest = map[string]bool{}
+	for _, e := range v.timeline.Evidence {
+		inHistory[evidenceKey(e.EvidenceRef)] = true
 	}
 	for _, l := range lines {
 		if !l.SignatureValid {
@@ -38,57 +74,51 @@ func (a *Auditor) verifyEvidence(incident string, timeline audit.Timeline) (chec
 		switch {
 		case l.Entry.Kind == activities.EntryKindEvidence && l.Entry.Evidence != nil:
 			ref := *l.Entry.Evidence
-			inManifest[key(ref)] = true
-			if !inHistory[key(ref)] {
-				differ(audit.EventRef{}, "line %d of the manifest lists evidence %s with SHA-256 %s, but no history does", l.Number,
-					ref.Name, ref.SHA256)
+			v.inManifest[evidenceKey(ref)] = true
+			if !inHistory[evidenceKey(ref)] {
+				v.differ(audit.EventRef{}, "line %d of the manifest lists evidence %s with SHA-256 %s, but no history does",
+					l.Number, ref.Name, ref.SHA256)
 			}
 		case l.Entry.Kind == activities.EntryKindArchive && l.Entry.AuditRecord != nil:
 			archived = append(archived, l.Entry.AuditRecord.SHA256)
 		}
 	}
-	if what := a.compareArchive(incident, archived); what != "" {
-		differ(audit.EventRef{}, "%s", what)
+	if what := v.compareArchive(v.incident, archived); what != "" {
+		v.differ(audit.EventRef{}, "%s", what)
 	}
-	m := &manifestIndex{Auditor: a, provedLineHashes: map[string]map[string]bool{incident: provedHashes(lines)}}
-	for _, e := range timeline.Evidence {
+}
+
+// compareArtifacts compares the artifacts in the history with the manifest and with their bytes.
+func (v *evidenceVerifier) compareArtifacts() {
+	for _, e := range v.timeline.Evidence {
 		switch {
-		case !inManifest[key(e.EvidenceRef)]:
-			differ(e.SourceEvent, "evidence %s with SHA-256 %s is not in the manifest", e.Name, e.SHA256)
-		case e.ManifestEntryHash != "" && !m.hasEntry(incident, e.ManifestEntryHash):
-			differ(e.SourceEvent, "the history records evidence %s as line %s of the manifest, which is missing", e.Name,
+		case !v.inManifest[evidenceKey(e.EvidenceRef)]:
+			v.differ(e.SourceEvent, "evidence %s with SHA-256 %s is not in the manifest", e.Name, e.SHA256)
+		case e.ManifestEntryHash != "" && !v.manifests.hasEntry(v.incident, e.ManifestEntryHash):
+			v.differ(e.SourceEvent, "the history records evidence %s as line %s of the manifest, which is missing", e.Name,
 				e.ManifestEntryHash)
 		}
-		if _, err := a.Evidence.ReadArtifact(e.SHA256); err != nil {
-			differ(e.SourceEvent, "evidence %s with SHA-256 %s: %v", e.Name, e.SHA256, err)
+		if _, err := v.Evidence.ReadArtifact(e.SHA256); err != nil {
+			v.differ(e.SourceEvent, "evidence %s with SHA-256 %s: %v", e.Name, e.SHA256, err)
 		}
 	}
-	entered, unrecorded := 0, []string{}
-	for _, act := range timeline.ManifestRecords {
+}
+
+// compareActions compares the actions in the history with the manifests. It returns how many are in one, and those that
+// could not be written.
+func (v *evidenceVerifier) compareActions() (entered int, unrecorded []string) {
+	for _, act := range v.timeline.ManifestRecords {
 		switch {
 		case act.EntryHash == "":
 			unrecorded = append(unrecorded, fmt.Sprintf("%s (%s)", act.Description, act.UnrecordedReason))
 			continue
-		case !m.hasEntry(act.IncidentID, act.EntryHash):
-			differ(act.SourceEvent, "the history records that %s was written to the manifest of %s as line %s, which is "+
+		case !v.manifests.hasEntry(act.IncidentID, act.EntryHash):
+			v.differ(act.SourceEvent, "the history records that %s was written to the manifest of %s as line %s, which is "+
 				"missing: the manifest was truncated or replaced", act.Description, act.IncidentID, act.EntryHash)
 		}
 		entered++
 	}
-	checked = []string{
-		fmt.Sprintf(
-			"%d evidence artifact(s): their bytes against the SHA-256 in the history, the chain and signatures of the manifest's %d lines, and the manifest against the evidence and the %d actions in the history",
-			len(timeline.Evidence),
-			len(lines),
-			entered,
-		),
-	}
-	if len(unrecorded) > 0 {
-		checked = append(checked, fmt.Sprintf(
-			"%d actions could not be written to a manifest when they were done, according to the history: %s", len(unrecorded),
-			strings.Join(unrecorded, "; ")))
-	}
-	return checked, out
+	return entered, unrecorded
 }
 
 // compareArchive compares the archive with its entry in the manifest. Each replica has its own archive, with its own

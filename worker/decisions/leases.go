@@ -57,15 +57,14 @@ const maxExtension = 7 * 24 * time.Hour
 
 // Release ends leases now. It returns the leases that it changed, and an error for those that it could not.
 func (d *Service) Release(ctx context.Context, s Principal, q LeaseRequest) ([]playbooks.LeaseReport, error) {
-	return d.forEachLease(ctx, s, q, attestation.OperationRelease, func(id, holder string, m *lease.Machine,
-		scope leaseScope,
-	) error {
-		grant, err := d.signGrant(s, attestation.OperationRelease, m, holder, scope, time.Time{}, q.Reason)
+	return d.forEachLease(ctx, s, q, attestation.OperationRelease, func(l leaseHolder) error {
+		m := l.machine
+		grant, err := d.signGrant(s, attestation.OperationRelease, l, time.Time{}, q.Reason)
 		if err != nil {
 			return err
 		}
-		if err := d.Queries.Temporal.SignalWorkflow(ctx, id, "", workflows.SignalReleaseLease,
-			lease.ReleaseSignal{HolderID: holder, Grant: grant}); err != nil {
+		if err := d.Queries.Temporal.SignalWorkflow(ctx, l.workflowID, "", workflows.SignalReleaseLease,
+			lease.ReleaseSignal{HolderID: l.holder, Grant: grant}); err != nil {
 			return fmt.Errorf("release %s: %w", m.LeaseID, err)
 		}
 		d.recordInManifest(m.IncidentRef.ID, activities.EntryKindRelease, activities.AuditRecord{
@@ -104,23 +103,22 @@ func (d *Service) Extend(ctx context.Context, s Principal, q LeaseRequest) ([]pl
 		from = q.CountFrom
 	}
 	until := from.Add(q.Duration)
-	done, err := d.forEachLease(ctx, s, q, attestation.OperationExtend, func(id, holder string, m *lease.Machine,
-		scope leaseScope,
-	) error {
-		if end := holderExpiry(m, holder); !end.Before(until) {
+	done, err := d.forEachLease(ctx, s, q, attestation.OperationExtend, func(l leaseHolder) error {
+		m := l.machine
+		if end := l.expiry(); !end.Before(until) {
 			return httpserver.Conflict("the lease already lasts until %s UTC, %s from now, and an extension cannot shorten it; request a "+
 				"longer time, or end it with `stanch release %s`",
 				end.UTC().Format(time.DateTime), duration.Format(max(time.Until(end), 0).Round(time.Second)), m.LeaseID)
 		}
-		if err := d.checkSinglePersonLimit(s, scope, q.Duration); err != nil {
+		if err := d.checkSinglePersonLimit(s, l.scope, q.Duration); err != nil {
 			return err
 		}
-		grant, err := d.signGrant(s, attestation.OperationExtend, m, holder, scope, until, q.Reason)
+		grant, err := d.signGrant(s, attestation.OperationExtend, l, until, q.Reason)
 		if err != nil {
 			return err
 		}
-		if err := d.Queries.Temporal.SignalWorkflow(ctx, id, "", workflows.SignalExtendLease,
-			lease.ExtendSignal{HolderID: holder, ExpiresAt: until, Grant: grant}); err != nil {
+		if err := d.Queries.Temporal.SignalWorkflow(ctx, l.workflowID, "", workflows.SignalExtendLease,
+			lease.ExtendSignal{HolderID: l.holder, ExpiresAt: until, Grant: grant}); err != nil {
 			return fmt.Errorf("extend %s: %w", m.LeaseID, err)
 		}
 		d.recordInManifest(m.IncidentRef.ID, activities.EntryKindExtend, activities.AuditRecord{
@@ -136,12 +134,19 @@ func (d *Service) Extend(ctx context.Context, s Principal, q LeaseRequest) ([]pl
 	return done, err
 }
 
-// holderExpiry returns the end of a holder; "" means every holder.
-func holderExpiry(m *lease.Machine, holder string) time.Time {
-	if h := m.Holders[holder]; h != nil {
+// leaseHolder is one holder of a lease that a person changes; the holder "" means every holder.
+type leaseHolder struct {
+	workflowID, holder string
+	machine            *lease.Machine
+	scope              leaseScope
+}
+
+// expiry returns the end of the holder.
+func (l leaseHolder) expiry() time.Time {
+	if h := l.machine.Holders[l.holder]; h != nil {
 		return h.ExpiresAt
 	}
-	return m.LastExpiry()
+	return l.machine.LastExpiry()
 }
 
 // leaseScope is the location of a lease's target, from the token that was signed when its effect was permitted.
@@ -166,12 +171,13 @@ func (d *Service) leaseScopeOf(s Principal, m *lease.Machine) (leaseScope, error
 		m.LeaseID)
 }
 
-func (d *Service) signGrant(s Principal, operation attestation.Operation, m *lease.Machine, holder string,
-	p leaseScope, until time.Time, reason string,
+func (d *Service) signGrant(s Principal, operation attestation.Operation, l leaseHolder, until time.Time,
+	reason string,
 ) (attestation.Envelope, error) {
+	m := l.machine
 	signed, err := d.Authority.Sign(attestation.PayloadTypeGrant, attestation.Grant{
-		Nonce: uuid.NewString(), Operation: operation, LeaseID: m.LeaseID, Holder: holder, NewEnd: until,
-		IncidentID: m.IncidentRef.ID, Namespace: p.namespace, DrillOnly: p.drill,
+		Nonce: uuid.NewString(), Operation: operation, LeaseID: m.LeaseID, Holder: l.holder, NewEnd: until,
+		IncidentID: m.IncidentRef.ID, Namespace: l.scope.namespace, DrillOnly: l.scope.drill,
 		Reason: truncate.Runes(reason, MaxReasonRunes), Targets: []string{m.Target.ID()}, GrantedBy: []string{s.describe()},
 		IssuedAt: time.Now(), ExpiresAt: time.Now().Add(releaseGrantLifetime),
 	})
@@ -182,8 +188,7 @@ func (d *Service) signGrant(s Principal, operation attestation.Operation, m *lea
 }
 
 func (d *Service) forEachLease(ctx context.Context, s Principal, q LeaseRequest,
-	operation attestation.Operation, do func(id, holder string, m *lease.Machine,
-		p leaseScope) error,
+	operation attestation.Operation, do func(leaseHolder) error,
 ) ([]playbooks.LeaseReport, error) {
 	cfg, err := d.authorizeCaller(s)
 	if err != nil {
@@ -200,7 +205,11 @@ func (d *Service) forEachLease(ctx context.Context, s Principal, q LeaseRequest,
 		if len(holders) == 0 {
 			continue
 		}
-		if err := d.applyToLease(ctx, cfg, s, id, holders, m, do); err != nil {
+		scope, err := d.authorizeLease(ctx, cfg, s, m)
+		for i := 0; err == nil && i < len(holders); i++ {
+			err = do(leaseHolder{workflowID: id, holder: holders[i], machine: m, scope: scope})
+		}
+		if err != nil {
 			d.Log.Warn("refused to change a lease", "operation", operation, "lease", m.LeaseID, "by", s.Name, "authenticated_by",
 				s.AuthenticatedBy, "reason", err.Error())
 			refused = errors.Join(refused, fmt.Errorf("%s: %w", m.LeaseID, err))
@@ -223,20 +232,13 @@ func (d *Service) forEachLease(ctx context.Context, s Principal, q LeaseRequest,
 	return done, nil
 }
 
-func (d *Service) applyToLease(ctx context.Context, cfg *config.Config, s Principal, id string,
-	holders []string, m *lease.Machine, do func(id, holder string, m *lease.Machine, p leaseScope) error,
-) error {
-	p, err := d.leaseScopeOf(s, m)
+// authorizeLease returns the scope of a lease, or why the person may not change it.
+func (d *Service) authorizeLease(ctx context.Context, cfg *config.Config, s Principal, m *lease.Machine) (leaseScope,
+	error,
+) {
+	scope, err := d.leaseScopeOf(s, m)
 	if err != nil {
-		return err
+		return leaseScope{}, err
 	}
-	if err := d.authorizeForNamespace(ctx, cfg, s, p.namespace, p.drill); err != nil {
-		return err
-	}
-	for _, holder := range holders {
-		if err := do(id, holder, m, p); err != nil {
-			return err
-		}
-	}
-	return nil
+	return scope, d.authorizeForNamespace(ctx, cfg, s, scope.namespace, scope.drill)
 }

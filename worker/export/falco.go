@@ -29,8 +29,20 @@ func FalcoEvent(d sensors.Detection, rule string) any {
 	if rule == "" {
 		rule = d.Title
 	}
+	source, fields := falcoFields(d)
+	priority := falcoPriorities[d.Severity]
+	return map[string]any{
+		"uuid": d.ID, "output": fmt.Sprintf("%s: %s %s (%s)", d.Time.UTC().Format("15:04:05.000000000"), priority, d.Title,
+			strings.Join(d.Reasons, " ")),
+		"priority": priority, "rule": rule, "time": d.Time.UTC().Format(time.RFC3339Nano), "source": source, "tags": falcoTags(d),
+		"hostname": d.Node, "output_fields": fields,
+	}
+}
+
+// falcoFields returns Falco's source of an event, and its fields.
+func falcoFields(d sensors.Detection) (source string, fields map[string]any) {
 	e := d.Event
-	fields := map[string]any{"evt.time": d.Time.UnixNano(), "stanch.rule": d.Rule, "stanch.confidence": d.Confidence}
+	fields = map[string]any{"evt.time": d.Time.UnixNano(), "stanch.rule": d.Rule, "stanch.confidence": d.Confidence}
 	put := func(name string, v any) {
 		if s, text := v.(string); text && s == "" {
 			return
@@ -42,23 +54,7 @@ func FalcoEvent(d sensors.Detection, rule string) any {
 		kind = e.Syscall.Name
 	}
 	put("evt.type", kind)
-	if e.Process.PID != 0 {
-		put("proc.pid", e.Process.PID)
-		put("proc.ppid", e.Process.PPID)
-		put("proc.name", e.Process.ExeName())
-		put("proc.exepath", e.Process.Exe)
-		put("proc.cmdline", strings.Join(e.Process.Args, " "))
-		put("proc.cwd", e.Process.Cwd)
-		put("proc.is_exe_upper_layer", e.Process.ExeInUpperLayer)
-		put("user.uid", e.Process.UID)
-		if e.Process.TTY != "" {
-			put("proc.tty", e.Process.TTY)
-		}
-		if len(e.Process.Ancestors) > 0 {
-			put("proc.pname", e.Process.Ancestors[0].ExeName())
-			put("proc.pcmdline", strings.Join(e.Process.Ancestors[0].Args, " "))
-		}
-	}
+	putFalcoProcess(e.Process, put)
 	put("container.id", e.Container.ID)
 	put("container.name", e.Container.Name)
 	image, tag := splitImage(e.Container.Image)
@@ -74,7 +70,7 @@ func FalcoEvent(d sensors.Detection, rule string) any {
 		put("fd.rport", e.Network.Port)
 		put("fd.name", fmt.Sprintf("%s:%d", e.Network.Address, e.Network.Port))
 	}
-	source := "syscall"
+	source = "syscall"
 	switch e.Kind {
 	case sensors.KindKubernetesAudit:
 		source = "k8s_audit"
@@ -86,6 +82,10 @@ func FalcoEvent(d sensors.Detection, rule string) any {
 		source = "internal"
 	default:
 	}
+	return source, fields
+}
+
+func falcoTags(d sensors.Detection) []string {
 	tags := []string{"stanch"}
 	if t, ok := sensors.ATTACKTacticOf(d.Objective, d.Technique); ok {
 		tags = append(tags, "mitre_"+strings.ReplaceAll(strings.ToLower(t.Name), " ", "_"))
@@ -93,17 +93,11 @@ func FalcoEvent(d sensors.Detection, rule string) any {
 	if d.Technique != "" {
 		tags = append(tags, d.Technique)
 	}
-	if e.InContainer() {
+	if d.Event.InContainer() {
 		tags = append(tags, "container")
 	}
 	slices.Sort(tags)
-	priority := falcoPriorities[d.Severity]
-	return map[string]any{
-		"uuid": d.ID, "output": fmt.Sprintf("%s: %s %s (%s)", d.Time.UTC().Format("15:04:05.000000000"), priority, d.Title,
-			strings.Join(d.Reasons, " ")),
-		"priority": priority, "rule": rule, "time": d.Time.UTC().Format(time.RFC3339Nano), "source": source, "tags": tags,
-		"hostname": d.Node, "output_fields": fields,
-	}
+	return tags
 }
 
 // splitImage splits a reference into repository and tag: the tag's colon comes after the last slash.
@@ -113,4 +107,26 @@ func splitImage(image string) (repository, tag string) {
 		return image[:i], image[i+1:]
 	}
 	return image, ""
+}
+
+// putFalcoProcess adds the fields of a process, if there is one.
+func putFalcoProcess(p sensors.Process, put func(name string, v any)) {
+	if p.PID == 0 {
+		return
+	}
+	put("proc.pid", p.PID)
+	put("proc.ppid", p.PPID)
+	put("proc.name", p.ExeName())
+	put("proc.exepath", p.Exe)
+	put("proc.cmdline", strings.Join(p.Args, " "))
+	put("proc.cwd", p.Cwd)
+	put("proc.is_exe_upper_layer", p.ExeInUpperLayer)
+	put("user.uid", p.UID)
+	if p.TTY != "" {
+		put("proc.tty", p.TTY)
+	}
+	if len(p.Ancestors) > 0 {
+		put("proc.pname", p.Ancestors[0].ExeName())
+		put("proc.pcmdline", strings.Join(p.Ancestors[0].Args, " "))
+	}
 }

@@ -283,49 +283,16 @@ func (m *Monitor) reportDrops(name string, before *agent.StatusReport, r agent.S
 	if events+spool == 0 {
 		return
 	}
-	since := r.Drops.EpisodeStart.UTC().Format(time.RFC3339)
-	var reasons, names []string
-	blamed := 0
-	for _, b := range r.Drops.TopSources[:min(len(r.Drops.TopSources), 20)] {
-		had := uint64(0)
-		if i := slices.IndexFunc(old.TopSources, func(o agent.DropSource) bool {
-			return o.Cgroup == b.Cgroup &&
-				o.Container.ID == b.Container.ID
-		}); i >= 0 {
-			had = old.TopSources[i].Dropped
-		}
-		more := counterIncrease(b.Dropped, had)
-		if more == 0 || blamed >= maxBlamedContainers || more*10 < events {
-			continue
-		}
-		blamed++
-		names = append(names, fmt.Sprintf("%s (%d)", describeDropSource(b), more))
-		if b.Container.ID == "" && b.Container.Pod.UID == "" {
-			continue
-		}
-		m.reportCondition(telemetryCondition{
-			kind: eventsFlooded, container: b.Container, node: name, sourceNode: name, causedBy: name, count: clampInt(more),
-			since: r.Drops.EpisodeStart,
-			reasons: []string{fmt.Sprintf(
-				"%d events of this container were lost on node %s since %s: it produced more than the sensor could process.", more,
-				name, since)},
-		})
-	}
+	var reasons []string
 	if events > 0 {
-		reasons = append(reasons, fmt.Sprintf("%d events were lost on node %s since %s%s.", events, name, since,
-			dropCauses(r)))
+		reasons = append(reasons, fmt.Sprintf("%d events were lost on node %s since %s%s.", events, name,
+			r.Drops.EpisodeStart.UTC().Format(time.RFC3339), dropCauses(r)))
 	}
 	if spool > 0 {
-		reasons = append(
-			reasons,
-			fmt.Sprintf(
-				"%d detections were lost on node %s: its spool was full, or they were too large to be sent.",
-				spool,
-				name,
-			),
-		)
+		reasons = append(reasons, fmt.Sprintf(
+			"%d detections were lost on node %s: its spool was full, or they were too large to be sent.", spool, name))
 	}
-	if len(names) > 0 {
+	if names := m.reportBlamedContainers(name, old, r, events); len(names) > 0 {
 		reasons = append(reasons, "Most of them were produced by "+strings.Join(names, ", ")+".")
 	}
 	severity := sensors.Severity("")
@@ -341,6 +308,37 @@ func (m *Monitor) reportDrops(name string, before *agent.StatusReport, r agent.S
 		m.nodeByName(name).reportedDrops = r.Drops
 		m.mu.Unlock()
 	}
+}
+
+// reportBlamedContainers reports each container that produced at least a tenth of the lost events, and returns their
+// names with their numbers of events.
+func (m *Monitor) reportBlamedContainers(name string, old agent.DropStats, r agent.StatusReport,
+	events uint64,
+) (names []string) {
+	for _, b := range r.Drops.TopSources[:min(len(r.Drops.TopSources), 20)] {
+		had := uint64(0)
+		if i := slices.IndexFunc(old.TopSources, func(o agent.DropSource) bool {
+			return o.Cgroup == b.Cgroup && o.Container.ID == b.Container.ID
+		}); i >= 0 {
+			had = old.TopSources[i].Dropped
+		}
+		more := counterIncrease(b.Dropped, had)
+		if more == 0 || len(names) >= maxBlamedContainers || more*10 < events {
+			continue
+		}
+		names = append(names, fmt.Sprintf("%s (%d)", describeDropSource(b), more))
+		if b.Container.ID == "" && b.Container.Pod.UID == "" {
+			continue
+		}
+		m.reportCondition(telemetryCondition{
+			kind: eventsFlooded, container: b.Container, node: name, sourceNode: name, causedBy: name, count: clampInt(more),
+			since: r.Drops.EpisodeStart,
+			reasons: []string{fmt.Sprintf(
+				"%d events of this container were lost on node %s since %s: it produced more than the sensor could process.", more,
+				name, r.Drops.EpisodeStart.UTC().Format(time.RFC3339))},
+		})
+	}
+	return names
 }
 
 // dropCauses returns why events were lost.

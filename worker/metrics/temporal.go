@@ -38,6 +38,12 @@ func NewTemporalMetrics() *TemporalMetrics {
 			Help: "Incidents that this gateway opened.",
 		}),
 	}
+	t.addCounters()
+	t.addTimers()
+	return t
+}
+
+func (t *TemporalMetrics) addCounters() {
 	for _, c := range []struct {
 		from, name, help string
 		labels           []string
@@ -66,6 +72,9 @@ func NewTemporalMetrics() *TemporalMetrics {
 		}, c.labels)
 		t.labels[c.from] = c.labels
 	}
+}
+
+func (t *TemporalMetrics) addTimers() {
 	quick := []float64{.001, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30}
 	for _, h := range []struct {
 		from, name, help string
@@ -95,7 +104,6 @@ func NewTemporalMetrics() *TemporalMetrics {
 		}, h.labels)
 		t.labels[h.from] = h.labels
 	}
-	return t
 }
 
 // Describe implements prometheus.Collector.

@@ -59,36 +59,70 @@ var _ activities.NodeClient = (*Server)(nil)
 
 // Node serves one node's stream.
 func (h *Server) Node(stream gatewaypb.Gateway_NodeServer) error {
+	messages := receiveMessages(stream)
+	n, version, err := h.acceptNode(stream, messages)
+	if err != nil {
+		return err
+	}
+	if err := h.welcome(n); err != nil {
+		return err
+	}
+	h.addNode(n)
+	stop, err := h.ServeNode(n.name)
+	if err != nil {
+		h.removeNode(n)
+		return status.Errorf(codes.Unavailable, "serve the node's queue: %v", err)
+	}
+	h.Log.Info("node connected", "node", n.name, "version", version, "certificate_ends", n.certificateExpiry)
+	h.notifyMonitor(Event{Node: n.name, Kind: Connected, CertificateExpiresAt: n.certificateExpiry})
+	defer func() {
+		last := h.removeNode(n)
+		stop()
+		h.Log.Info("node disconnected", "node", n.name, "goodbye", n.saidGoodbye)
+		switch {
+		case !last: // it has a newer stream
+		case n.saidGoodbye:
+			h.notifyMonitor(Event{Node: n.name, Kind: ShutDown})
+		default:
+			h.notifyMonitor(Event{Node: n.name, Kind: Disconnected})
+		}
+	}()
+	return h.serveStream(stream.Context(), n, messages)
+}
+
+// acceptNode authenticates a node and reads its first message. It returns the connection and the sensor's version.
+func (h *Server) acceptNode(stream gatewaypb.Gateway_NodeServer, messages <-chan streamMessage) (*nodeConnection, string,
+	error,
+) {
 	ctx := stream.Context()
 	certificate, err := nodeCertificate(ctx)
 	if err != nil {
-		return status.Error(codes.Unauthenticated, err.Error())
+		return nil, "", status.Error(codes.Unauthenticated, err.Error())
 	}
 	name := certificate.Subject.CommonName
-	messages := receiveMessages(stream)
 	var first *gatewaypb.FromNode
 	select {
 	case m := <-messages:
 		if m.err != nil {
-			return m.err
+			return nil, "", m.err
 		}
 		first = m.msg
 	case <-ctx.Done():
-		return status.FromContextError(ctx.Err()).Err()
+		return nil, "", status.FromContextError(ctx.Err()).Err()
 	case <-time.After(helloTimeout):
-		return status.Errorf(codes.DeadlineExceeded, "no hello message within %s", duration.Format(helloTimeout))
+		return nil, "", status.Errorf(codes.DeadlineExceeded, "no hello message within %s", duration.Format(helloTimeout))
 	}
 	hello := first.GetHello()
 	if hello == nil || hello.GetNode() != name {
-		return status.Errorf(codes.PermissionDenied,
+		return nil, "", status.Errorf(codes.PermissionDenied,
 			"invalid node name: the certificate is for %q, the hello message names %q", name, hello.GetNode())
 	}
 	if h.NodeLimits.IsRefused(name) {
 		h.Log.Warn("refused a node: it is in `nodes: refused`", "node", name)
-		return status.Errorf(codes.PermissionDenied, "node %q is not allowed: it is in `nodes: refused`", name)
+		return nil, "", status.Errorf(codes.PermissionDenied, "node %q is not allowed: it is in `nodes: refused`", name)
 	}
 	var send sync.Mutex
-	n := &nodeConnection{
+	return &nodeConnection{
 		name: name, done: ctx.Done(), replaced: make(chan struct{}),
 		pendingCalls: map[string]*pendingCall{}, connectedAt: time.Now(), supportsThrottle: hello.GetWaits(),
 		certificateExpiry: certificate.NotAfter, rateLimit: h.rateLimitFor(name),
@@ -97,51 +131,29 @@ func (h *Server) Node(stream gatewaypb.Gateway_NodeServer) error {
 			defer send.Unlock()
 			return stream.Send(m) //nolint:wrapcheck // the caller adds context
 		},
-	}
-	n.timeSentAt = time.Now()
+	}, hello.GetVersion(), nil
+}
+
+// welcome sends the authority's keys and the gateway's time.
+func (h *Server) welcome(n *nodeConnection) error {
 	keySets, err := encodeKeySets(h.KeySets)
 	if err != nil {
 		return status.Error(codes.Internal, err.Error())
 	}
-	if err := n.sendMessage(
-		&gatewaypb.ToNode{
-			Body: &gatewaypb.ToNode_Welcome{
-				Welcome: &gatewaypb.Welcome{
-					AuthorityKeys: h.Keyring.EncodeLines(),
-					TimeNs:        n.timeSentAt.UnixNano(),
-					KeySets:       keySets,
-				},
-			},
-		},
-	); err != nil {
-		return err
-	}
-	h.addNode(n)
-	stop, err := h.ServeNode(name)
-	if err != nil {
-		h.removeNode(n)
-		return status.Errorf(codes.Unavailable, "serve the node's queue: %v", err)
-	}
-	h.Log.Info("node connected", "node", name, "version", hello.GetVersion(), "certificate_ends", n.certificateExpiry)
-	h.notifyMonitor(Event{Node: name, Kind: Connected, CertificateExpiresAt: n.certificateExpiry})
-	defer func() {
-		last := h.removeNode(n)
-		stop()
-		h.Log.Info("node disconnected", "node", name, "goodbye", n.saidGoodbye)
-		switch {
-		case !last: // it has a newer stream
-		case n.saidGoodbye:
-			h.notifyMonitor(Event{Node: name, Kind: ShutDown})
-		default:
-			h.notifyMonitor(Event{Node: name, Kind: Disconnected})
-		}
-	}()
+	n.timeSentAt = time.Now()
+	return n.sendMessage(&gatewaypb.ToNode{Body: &gatewaypb.ToNode_Welcome{Welcome: &gatewaypb.Welcome{
+		AuthorityKeys: h.Keyring.EncodeLines(), TimeNs: n.timeSentAt.UnixNano(), KeySets: keySets,
+	}}})
+}
+
+// serveStream handles a node's messages until its stream ends.
+func (h *Server) serveStream(ctx context.Context, n *nodeConnection, messages <-chan streamMessage) error {
 	for {
 		var m streamMessage
 		select {
 		case m = <-messages:
 		case <-n.replaced:
-			return status.Errorf(codes.Aborted, "node %q opened a newer stream", name)
+			return status.Errorf(codes.Aborted, "node %q opened a newer stream", n.name)
 		case <-ctx.Done():
 			return status.FromContextError(ctx.Err()).Err()
 		}
@@ -151,25 +163,28 @@ func (h *Server) Node(stream gatewaypb.Gateway_NodeServer) error {
 		if m.err != nil {
 			return m.err
 		}
-		switch body := m.msg.GetBody().(type) {
-		case *gatewaypb.FromNode_Detections:
-			if err := h.handleDetections(ctx, n, body.Detections); err != nil {
-				return status.Error(codes.Unavailable, err.Error())
-			}
-		case *gatewaypb.FromNode_Result:
-			n.deliverResult(body.Result)
-		case *gatewaypb.FromNode_Health:
-			if err := h.handleHealthReport(n, body.Health); err != nil {
-				return err
-			}
-		case *gatewaypb.FromNode_Renew:
-			if err := h.renewCertificate(ctx, n, body.Renew); err != nil {
-				return err
-			}
-		case *gatewaypb.FromNode_Goodbye:
-			n.saidGoodbye = true
+		if err := h.handleMessage(ctx, n, m.msg); err != nil {
+			return err
 		}
 	}
+}
+
+func (h *Server) handleMessage(ctx context.Context, n *nodeConnection, m *gatewaypb.FromNode) error {
+	switch body := m.GetBody().(type) {
+	case *gatewaypb.FromNode_Detections:
+		if err := h.handleDetections(ctx, n, body.Detections); err != nil {
+			return status.Error(codes.Unavailable, err.Error())
+		}
+	case *gatewaypb.FromNode_Result:
+		n.deliverResult(body.Result)
+	case *gatewaypb.FromNode_Health:
+		return h.handleHealthReport(n, body.Health)
+	case *gatewaypb.FromNode_Renew:
+		return h.renewCertificate(ctx, n, body.Renew)
+	case *gatewaypb.FromNode_Goodbye:
+		n.saidGoodbye = true
+	}
+	return nil
 }
 
 func encodeKeySets(chain []attestation.Envelope) ([][]byte, error) {

@@ -62,64 +62,87 @@ func (r *recorder) recordActivityEnd(p scheduledActivity, e *historypb.HistoryEv
 		OffsetMS:   r.offsetMS(e.GetEventTime().AsTime()),
 		DurationMS: e.GetEventTime().AsTime().Sub(p.event.GetEventTime().AsTime()).Milliseconds(),
 	}
+	got := activityResult{recorder: r, event: e, payloads: result, failed: failure != ""}
 	switch p.name {
 	case activities.TypeObserve:
-		answer.Operation = recording.OperationObserve
-		var got activities.Result
-		if failure == "" && r.decodePayloads(e, result, &got) {
-			answer.Outcome, answer.Reason, answer.Outputs = got.Outcome, got.Reason, got.Outputs
-			switch got.Outcome { //nolint:exhaustive // the others need no text
-			case playbooks.OutcomeRefused:
-				answer.RefusalReason = got.Reason
-			case playbooks.OutcomeFailed:
-				answer.FailureReason = got.Reason
-			}
-			for _, ref := range got.Evidence {
-				piece := recording.Artifact{Name: ref.Name, SHA256: ref.SHA256, SizeBytes: ref.SizeBytes}
-				answer.Artifacts = append(answer.Artifacts, piece)
-				r.recording.Evidence = append(r.recording.Evidence, recording.EvidenceArtifact{
-					Artifact: piece, Action: ref.Action,
-					Target: ref.Target,
-				})
-			}
-		}
+		got.addObservation(&answer)
 	case activities.TypePlan:
-		var got activities.PlanResult
+		var plan activities.PlanResult
 		if failure == "" {
-			r.decodePayloads(e, result, &got)
+			r.decodePayloads(e, result, &plan)
 		}
-		r.recordPlan(e, q.Request.Action, q.Request.Target.ID(), got, failure)
+		r.recordPlan(e, q.Request.Action, q.Request.Target.ID(), plan, failure)
 		return
 	case activities.TypeApply:
-		answer.Operation = recording.OperationApply
-		var got activities.ApplyResult
-		if failure == "" && r.decodePayloads(e, result, &got) {
-			answer.GuardDecision = toGuardDecision(got.Decision)
-			answer.Outcome, answer.Reason = got.Effect.Outcome, got.Effect.Reason
-			if got.Decision.Verdict == activities.VerdictRefuse && got.Decision.Guard == "action" {
-				answer.RefusalReason = got.Decision.Reason
-			}
-			if !got.Effect.AppliedAt.IsZero() {
-				answer.AppliedAfterMS = r.offsetMS(got.Effect.AppliedAt)
-			}
-		}
+		got.addEffect(&answer)
 	case activities.TypeVerify:
 		answer.Operation = recording.OperationVerify
-		var got activities.VerifyResult
-		if failure == "" && r.decodePayloads(e, result, &got) {
-			answer.InForce, answer.TargetGone, answer.VerifyDetail = got.InForce, got.TargetGone, got.Detail
+		var v activities.VerifyResult
+		if got.decode(&v) {
+			answer.InForce, answer.TargetGone, answer.VerifyDetail = v.InForce, v.TargetGone, v.Detail
 		}
 	case activities.TypeUndo:
 		answer.Operation = recording.OperationUndo
-		var got activities.UndoResult
-		if failure == "" && r.decodePayloads(e, result, &got) {
-			answer.Undone, answer.RefusalReason = got.Undone, got.RefusalReason
-			if got.Drift != nil {
-				answer.Drift = got.Drift.Detail
+		var u activities.UndoResult
+		if got.decode(&u) {
+			answer.Undone, answer.RefusalReason = u.Undone, u.RefusalReason
+			if u.Drift != nil {
+				answer.Drift = u.Drift.Detail
 			}
 		}
 	}
 	r.recording.ActionResults = append(r.recording.ActionResults, answer)
+}
+
+// activityResult is the encoded result of an activity.
+type activityResult struct {
+	*recorder
+	event    *historypb.HistoryEvent
+	payloads *commonpb.Payloads
+	failed   bool
+}
+
+// decode reports whether there is a result that can be decoded.
+func (a activityResult) decode(into any) bool {
+	return !a.failed && a.decodePayloads(a.event, a.payloads, into)
+}
+
+func (a activityResult) addObservation(answer *recording.ActionResult) {
+	answer.Operation = recording.OperationObserve
+	var got activities.Result
+	if !a.decode(&got) {
+		return
+	}
+	answer.Outcome, answer.Reason, answer.Outputs = got.Outcome, got.Reason, got.Outputs
+	switch got.Outcome { //nolint:exhaustive // the others need no text
+	case playbooks.OutcomeRefused:
+		answer.RefusalReason = got.Reason
+	case playbooks.OutcomeFailed:
+		answer.FailureReason = got.Reason
+	}
+	for _, ref := range got.Evidence {
+		piece := recording.Artifact{Name: ref.Name, SHA256: ref.SHA256, SizeBytes: ref.SizeBytes}
+		answer.Artifacts = append(answer.Artifacts, piece)
+		a.recording.Evidence = append(a.recording.Evidence, recording.EvidenceArtifact{
+			Artifact: piece, Action: ref.Action, Target: ref.Target,
+		})
+	}
+}
+
+func (a activityResult) addEffect(answer *recording.ActionResult) {
+	answer.Operation = recording.OperationApply
+	var got activities.ApplyResult
+	if !a.decode(&got) {
+		return
+	}
+	answer.GuardDecision = toGuardDecision(got.Decision)
+	answer.Outcome, answer.Reason = got.Effect.Outcome, got.Effect.Reason
+	if got.Decision.Verdict == activities.VerdictRefuse && got.Decision.Guard == "action" {
+		answer.RefusalReason = got.Decision.Reason
+	}
+	if !got.Effect.AppliedAt.IsZero() {
+		answer.AppliedAfterMS = a.offsetMS(got.Effect.AppliedAt)
+	}
 }
 
 func (r *recorder) recordPlan(e *historypb.HistoryEvent, action, target string, got activities.PlanResult,
