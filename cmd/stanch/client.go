@@ -106,21 +106,8 @@ func (l *apiClient) doRequest(ctx context.Context, method, path string, in, out 
 		r.Header.Set("Authorization", "Bearer "+token)
 	}
 	resp, err := client.Do(r)
-	if err != nil && l.server.address != "" {
-		return fmt.Errorf("connect to Stanch at %s: %w", l.server.address, err)
-	}
 	if err != nil {
-		if errors.Is(err, fs.ErrPermission) {
-			return explainSocketDenied(l.socketPath)
-		}
-		if _, statErr := os.Stat(l.socketPath); errors.Is(statErr, fs.ErrNotExist) {
-			if l.socketPath != systemSocket && socketExists(systemSocket) {
-				return fmt.Errorf("connect to Stanch: no socket at %s; to use the Stanch instance on this machine, set --data %s",
-					l.socketPath, filepath.Dir(systemSocket))
-			}
-			return fmt.Errorf("connect to Stanch: no socket at %s; start `stanch up`, or set --data", l.socketPath)
-		}
-		return fmt.Errorf("connect to Stanch at %s: %w", l.socketPath, err)
+		return l.explainConnectError(err)
 	}
 	defer func() { _ = resp.Body.Close() }()
 	raw, err := io.ReadAll(resp.Body)
@@ -143,6 +130,24 @@ func (l *apiClient) doRequest(ctx context.Context, method, path string, in, out 
 		return fmt.Errorf("read the response from Stanch: %w", err)
 	}
 	return nil
+}
+
+// explainConnectError returns why Stanch cannot be reached, and what to do.
+func (l *apiClient) explainConnectError(err error) error {
+	if l.server.address != "" {
+		return fmt.Errorf("connect to Stanch at %s: %w", l.server.address, err)
+	}
+	if errors.Is(err, fs.ErrPermission) {
+		return explainSocketDenied(l.socketPath)
+	}
+	if _, statErr := os.Stat(l.socketPath); errors.Is(statErr, fs.ErrNotExist) {
+		if l.socketPath != systemSocket && socketExists(systemSocket) {
+			return fmt.Errorf("connect to Stanch: no socket at %s; to use the Stanch instance on this machine, set --data %s",
+				l.socketPath, filepath.Dir(systemSocket))
+		}
+		return fmt.Errorf("connect to Stanch: no socket at %s; start `stanch up`, or set --data", l.socketPath)
+	}
+	return fmt.Errorf("connect to Stanch at %s: %w", l.socketPath, err)
 }
 
 // systemSocket is the socket of a Stanch that root runs with the default data directory.

@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"io"
 	"os"
 	"strings"
 
@@ -12,11 +13,15 @@ import (
 	"stanch/worker/manifests"
 )
 
+// manifestsOptions are the flags of `stanch manifests`.
+type manifestsOptions struct {
+	manifests.Options
+	iam, alerts bool
+	audit       string
+}
+
 func manifestsCommand(g *globalFlags) *cobra.Command {
-	o := manifests.Options{}
-	var iam bool
-	var alerts bool
-	var audit string
+	o := &manifestsOptions{}
 	c := &cobra.Command{
 		Use: "manifests", Short: "Print the manifests that install Stanch in a cluster",
 		Args: validateArgs(cobra.NoArgs),
@@ -29,57 +34,14 @@ Stanch runs as.`,
   stanch manifests --phase 3 --config stanch.yaml --temporal temporal.example:7233 --temporal-tls > stanch-install.yaml
   stanch manifests --phase 2 --iam > stanch-policy.json
   stanch manifests --alerts > stanch-alerts.yaml`,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			if audit != "" {
-				if !strings.HasPrefix(audit, "https://") {
-					return usageError{fmt.Errorf("invalid --audit %q; use https://HOST:PORT, since an API server "+
-						"sends its token only over TLS", audit)}
-				}
-				_, err := fmt.Fprint(cmd.OutOrStdout(), manifests.AuditInstructions(strings.TrimSuffix(audit, "/")+"/v1/"+
-					config.SourceKindKubernetesAudit))
-				return err
-			}
-			if alerts {
-				_, err := fmt.Fprint(cmd.OutOrStdout(), manifests.AlertRules)
-				return err
-			}
-			if iam {
-				out, err := manifests.WriteIAMPolicy(actions.Catalog(), o.Phase)
-				if err != nil {
-					return usageError{err}
-				}
-				_, err = cmd.OutOrStdout().Write(out)
-				return err
-			}
-			if g.configFile != "" {
-				cfg, err := g.loadConfig()
-				if err != nil {
-					return err
-				}
-				if cfg.Phase > o.Phase {
-					return fmt.Errorf("print the manifests: %s sets phase %d, which exceeds --phase %[3]d; use --phase %[2]d",
-						g.configFile, cfg.Phase, o.Phase)
-				}
-				raw, err := os.ReadFile(g.configFile)
-				if err != nil {
-					return fmt.Errorf("read the configuration: %w", err)
-				}
-				o.Config = string(raw)
-			}
-			out, err := manifests.WriteYAML(actions.Catalog(), o)
-			if err != nil {
-				return usageError{err}
-			}
-			_, err = cmd.OutOrStdout().Write(out)
-			return err
-		},
+		RunE: func(cmd *cobra.Command, _ []string) error { return o.print(cmd.OutOrStdout(), g) },
 	}
 	f := c.Flags()
 	f.IntVar(&o.Phase, "phase", 1, "the phase that the permissions are for: 1 observe, 2 contain, 3 disrupt with "+
 		"approval")
-	f.BoolVar(&iam, "iam", false, "print only the IAM policy of the phase, as JSON")
-	f.BoolVar(&alerts, "alerts", false, "print only Prometheus alert rules for the metrics of the worker")
-	f.StringVar(&audit, "audit", "",
+	f.BoolVar(&o.iam, "iam", false, "print only the IAM policy of the phase, as JSON")
+	f.BoolVar(&o.alerts, "alerts", false, "print only Prometheus alert rules for the metrics of the worker")
+	f.StringVar(&o.audit, "audit", "",
 		"print only instructions for sending the API server's audit log to this `URL`: the --listen address as "+
 			"the API server reaches it, https://HOST:PORT")
 	f.StringVar(&o.Namespace, "namespace", "stanch-system", "the `NAMESPACE` to install in")
@@ -106,4 +68,50 @@ Stanch runs as.`,
 			"gateway, using their pod's token)")
 	f.StringVar(&o.LockDir, "lock-dir", "", "the `DIR` where the egress lock is pinned")
 	return c
+}
+
+// print prints what the flags select.
+func (o *manifestsOptions) print(out io.Writer, g *globalFlags) error {
+	if o.audit != "" {
+		if !strings.HasPrefix(o.audit, "https://") {
+			return usageError{fmt.Errorf("invalid --audit %q; use https://HOST:PORT, since an API server "+
+				"sends its token only over TLS", o.audit)}
+		}
+		_, err := fmt.Fprint(out, manifests.AuditInstructions(strings.TrimSuffix(o.audit, "/")+"/v1/"+
+			config.SourceKindKubernetesAudit))
+		return err
+	}
+	if o.alerts {
+		_, err := fmt.Fprint(out, manifests.AlertRules)
+		return err
+	}
+	if o.iam {
+		raw, err := manifests.WriteIAMPolicy(actions.Catalog(), o.Phase)
+		if err != nil {
+			return usageError{err}
+		}
+		_, err = out.Write(raw)
+		return err
+	}
+	if g.configFile != "" {
+		cfg, err := g.loadConfig()
+		if err != nil {
+			return err
+		}
+		if cfg.Phase > o.Phase {
+			return fmt.Errorf("print the manifests: %s sets phase %d, which exceeds --phase %[3]d; use --phase %[2]d",
+				g.configFile, cfg.Phase, o.Phase)
+		}
+		raw, err := os.ReadFile(g.configFile)
+		if err != nil {
+			return fmt.Errorf("read the configuration: %w", err)
+		}
+		o.Config = string(raw)
+	}
+	raw, err := manifests.WriteYAML(actions.Catalog(), o.Options)
+	if err != nil {
+		return usageError{err}
+	}
+	_, err = out.Write(raw)
+	return err
 }

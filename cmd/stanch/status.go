@@ -93,26 +93,7 @@ func printStatus(out io.Writer, s api.Status, problems []string, now time.Time) 
 		line("sensors", "%s connected, %s: %s", formatCount(len(s.Nodes), "node", "nodes"), health,
 			formatNames(slices.Sorted(maps.Keys(s.Nodes))))
 	}
-	mine := 0
-	for _, w := range s.OpenApprovals {
-		if w.ViewerCanApprove {
-			mine++
-		}
-	}
-	if len(s.OpenApprovals) == 0 {
-		line("incidents", "%d open; no approval is waiting", s.OpenIncidents)
-	} else {
-		line("incidents", "%d open; %s waiting, %d for you", s.OpenIncidents,
-			formatCount(len(s.OpenApprovals), "approval", "approvals"), mine)
-	}
-	for _, w := range s.OpenApprovals[:min(len(s.OpenApprovals), 2)] {
-		you := ""
-		if w.ViewerCanApprove {
-			you = " (for you)"
-		}
-		line("  waiting", "%s %q by %s, until %s%s", w.IncidentID, w.Title, w.Approvers,
-			w.Deadline.Local().Format(time.TimeOnly), you)
-	}
+	printOpenApprovals(line, s)
 	switch {
 	case s.LeaseCount == 0:
 		line("leases", "none in force")
@@ -134,6 +115,30 @@ func printStatus(out io.Writer, s api.Status, problems []string, now time.Time) 
 			break
 		}
 		line("problems", "%s", p)
+	}
+}
+
+// printOpenApprovals prints the open incidents, and the first approvals that wait.
+func printOpenApprovals(line func(name, format string, a ...any), s api.Status) {
+	mine := 0
+	for _, w := range s.OpenApprovals {
+		if w.ViewerCanApprove {
+			mine++
+		}
+	}
+	if len(s.OpenApprovals) == 0 {
+		line("incidents", "%d open; no approval is waiting", s.OpenIncidents)
+	} else {
+		line("incidents", "%d open; %s waiting, %d for you", s.OpenIncidents,
+			formatCount(len(s.OpenApprovals), "approval", "approvals"), mine)
+	}
+	for _, w := range s.OpenApprovals[:min(len(s.OpenApprovals), 2)] {
+		you := ""
+		if w.ViewerCanApprove {
+			you = " (for you)"
+		}
+		line("  waiting", "%s %q by %s, until %s%s", w.IncidentID, w.Title, w.Approvers,
+			w.Deadline.Local().Format(time.TimeOnly), you)
 	}
 }
 

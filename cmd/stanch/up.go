@@ -15,6 +15,7 @@ import (
 	"github.com/spf13/cobra"
 	enumspb "go.temporal.io/api/enums/v1"
 	"go.temporal.io/sdk/client"
+	"k8s.io/client-go/kubernetes"
 
 	"stanch/sensors/durablefile"
 	"stanch/sensors/duration"
@@ -88,56 +89,103 @@ a cluster.`,
 	return c
 }
 
-// runUp runs until ctx ends or a component cannot start.
+// upRun is one run of `stanch up`: its parts, in the order of their start.
+type upRun struct {
+	*globalFlags
+	upOptions
+	out     io.Writer
+	log     *slog.Logger
+	config  *config.Config
+	group   string // whose members may connect to the local socket
+	phases  *phaseTimes
+	closers []func() error
+
+	cluster         kubernetes.Interface
+	clusterName, ui string
+	sensor          *localSensor // nil without a sensor
+	pki, innerPKI   *authority.PKI
+	authority       *authority.Authority
+	server          *embeddedtemporal.Server
+	worker          *worker.Worker
+	sensorDone      <-chan error
+}
+
 func runUp(ctx context.Context, g *globalFlags, o upOptions, out io.Writer) (err error) {
-	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelInfo}))
-	cfg, err := g.loadConfig()
-	if err != nil {
-		return err
+	u := &upRun{
+		globalFlags: g, upOptions: o, out: out,
+		log: slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelInfo})),
 	}
-	identifyBuild()
-	group := cmp.Or(o.socketGroup, cfg.SocketGroup)
-	if _, err := api.LookUpSocketGroup(group); err != nil {
-		return err
-	}
-	unlock, err := datadir.Lock(g.dataDir)
-	if err != nil {
-		return err
-	}
-	defer unlock()
-	if !o.noSensor {
-		if err := probe.CheckNotInUse(o.lockDir); err != nil {
+	defer func() {
+		for i := len(u.closers) - 1; i >= 0; i-- {
+			err = errors.Join(err, u.closers[i]())
+		}
+	}()
+	for _, step := range []func(context.Context) error{
+		u.openData, u.loadSensor, u.openKeys, u.startTemporal, u.startWorker, u.serve,
+	} {
+		if err := step(ctx); err != nil {
 			return err
 		}
 	}
-	phases := newPhaseTimes()
-	cluster, clusterName, err := connectCluster(o.kubeconfig)
+	u.printStartupInfo()
+	return u.wait(ctx)
+}
+
+func (u *upRun) onClose(f func() error) { u.closers = append(u.closers, f) }
+
+// openData checks the configuration, and locks the data directory.
+func (u *upRun) openData(context.Context) (err error) {
+	if u.config, err = u.loadConfig(); err != nil {
+		return err
+	}
+	identifyBuild()
+	u.group = cmp.Or(u.socketGroup, u.config.SocketGroup)
+	if _, err := api.LookUpSocketGroup(u.group); err != nil {
+		return err
+	}
+	unlock, err := datadir.Lock(u.dataDir)
 	if err != nil {
 		return err
 	}
-	var sensor *localSensor
-	if !o.noSensor {
-		sensor = loadSensor(ctx, g, cfg, o, cluster, log)
-		defer sensor.stop()
+	u.onClose(func() error { unlock(); return nil })
+	if u.noSensor {
+		return nil
 	}
-	pki, err := authority.OpenOrCreatePKI(filepath.Join(g.dataDir, "pki"))
-	if err != nil {
+	return probe.CheckNotInUse(u.lockDir)
+}
+
+// loadSensor starts to load the sensor, which takes as long as Temporal's start.
+func (u *upRun) loadSensor(ctx context.Context) (err error) {
+	u.phases = newPhaseTimes()
+	if u.cluster, u.clusterName, err = connectCluster(u.kubeconfig); err != nil {
+		return err
+	}
+	if !u.noSensor {
+		u.sensor = newLocalSensor(u)
+		u.sensor.load(ctx, u.cluster)
+		u.onClose(func() error { u.sensor.stop(); return nil })
+	}
+	return nil
+}
+
+func (u *upRun) openKeys(context.Context) (err error) {
+	if u.pki, err = authority.OpenOrCreatePKI(filepath.Join(u.dataDir, "pki")); err != nil {
 		return err
 	}
 	// Temporal has a separate certificate authority: certificates of nodes are not valid for it.
-	inner, err := authority.OpenOrCreatePKI(filepath.Join(g.dataDir, "pki", "temporal"))
-	if err != nil {
+	if u.innerPKI, err = authority.OpenOrCreatePKI(filepath.Join(u.dataDir, "pki", "temporal")); err != nil {
 		return err
 	}
-	auth, err := authority.OpenOrCreate(filepath.Join(g.dataDir, "keys"))
-	if err != nil {
-		return err
-	}
-	phases.end("keys")
-	server, err := embeddedtemporal.Start(ctx, embeddedtemporal.Options{
-		DataDir: filepath.Join(g.dataDir, "temporal"),
-		PKI:     inner,
-		Log:     log,
+	u.authority, err = authority.OpenOrCreate(filepath.Join(u.dataDir, "keys"))
+	u.phases.end("keys")
+	return err
+}
+
+func (u *upRun) startTemporal(ctx context.Context) (err error) {
+	u.server, err = embeddedtemporal.Start(ctx, embeddedtemporal.Options{
+		DataDir: filepath.Join(u.dataDir, "temporal"),
+		PKI:     u.innerPKI,
+		Log:     u.log,
 		SearchAttributes: map[string]enumspb.IndexedValueType{
 			workflows.IncidentSearchAttribute: enumspb.INDEXED_VALUE_TYPE_KEYWORD,
 		},
@@ -145,67 +193,82 @@ func runUp(ctx context.Context, g *globalFlags, o upOptions, out io.Writer) (err
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, server.Stop()) }()
-	phases.end("temporal")
+	u.onClose(u.server.Stop)
+	u.phases.end("temporal")
 	// Tools on this machine read the address; they authenticate with the certificate next to it.
-	if err := durablefile.WriteRecomputable(filepath.Join(g.dataDir, "temporal", "address"),
-		[]byte(server.Address+"\n"), 0o600); err != nil {
+	if err := durablefile.WriteRecomputable(filepath.Join(u.dataDir, "temporal", "address"),
+		[]byte(u.server.Address+"\n"), 0o600); err != nil {
 		return fmt.Errorf("write Temporal's address: %w", err)
 	}
+	return nil
+}
+
+// startWorker connects to Temporal, and starts everything that uses it.
+func (u *upRun) startWorker(ctx context.Context) error {
 	options, err := worker.SecureClientOptions(client.Options{
-		HostPort: server.Address, Namespace: embeddedtemporal.Namespace, Logger: temporalLogger{log},
-		ConnectionOptions: client.ConnectionOptions{TLS: server.TLS},
-	}, filepath.Join(g.dataDir, "keys"))
+		HostPort: u.server.Address, Namespace: embeddedtemporal.Namespace, Logger: temporalLogger{u.log},
+		ConnectionOptions: client.ConnectionOptions{TLS: u.server.TLS},
+	}, filepath.Join(u.dataDir, "keys"))
 	if err != nil {
 		return err
 	}
 	counts := metrics.NewTemporalMetrics()
-	traces, err := tracing.Open(ctx, version, log)
+	traces, err := tracing.Open(ctx, version, u.log)
 	if err != nil {
 		return err
 	}
-	defer traces.Close()
+	u.onClose(func() error { traces.Close(); return nil })
 	temporal, err := client.DialContext(ctx, traces.WithTracing(counts.WithMetrics(options)))
 	if err != nil {
 		return fmt.Errorf("connect to Temporal: %w", err)
 	}
-	defer temporal.Close()
-	w, err := startWorker(ctx, worker.Options{
-		Config: cfg, ConfigFile: g.configFile, DataDir: g.dataDir, TemporalClient: temporal,
-		DataConverter: options.DataConverter, KubeClient: cluster, Authority: auth, PKI: pki,
-		LeaseTiming: lease.Timing{VerifyInterval: o.verifyInterval, Route: workflows.ActivityRoute{LocalOnly: true}},
-		NodeListen:  o.nodeAddress, NodeHosts: []string{"localhost", "127.0.0.1"}, SourceListen: o.detectionAddress,
-		SocketPath: g.socketPath(), SocketGroup: group, Log: log, Failpoint: newCrashFailpoint(o.crashPoint),
+	u.onClose(func() error { temporal.Close(); return nil })
+	u.worker, err = startWorker(ctx, worker.Options{
+		Config: u.config, ConfigFile: u.configFile, DataDir: u.dataDir, TemporalClient: temporal,
+		DataConverter: options.DataConverter, KubeClient: u.cluster, Authority: u.authority, PKI: u.pki,
+		LeaseTiming: lease.Timing{VerifyInterval: u.verifyInterval, Route: workflows.ActivityRoute{LocalOnly: true}},
+		NodeListen:  u.nodeAddress, NodeHosts: []string{"localhost", "127.0.0.1"}, SourceListen: u.detectionAddress,
+		SocketPath: u.socketPath(), SocketGroup: u.group, Log: u.log, Failpoint: newCrashFailpoint(u.crashPoint),
 		Version: version, Tracer: traces.Tracer(),
 	})
 	if err != nil {
 		return err
 	}
-	defer w.Close()
-	stopMetrics, err := serveHealth(o.metricsAddress, temporal, w.MetricsHandler(version, counts))
+	u.onClose(func() error { u.worker.Close(); return nil })
+	stopMetrics, err := serveHealth(u.metricsAddress, temporal, u.worker.MetricsHandler(version, counts))
 	if err != nil {
 		return err
 	}
-	defer stopMetrics()
-	phases.end("worker")
-	sensorDone := sensor.serve(pki, auth, w.NodeAddr)
-	ui, err := startTemporalUI(ctx, o.uiAddress, server, inner, filepath.Join(g.dataDir, "temporal", "tls"))
-	if err != nil {
-		log.Warn("start Temporal's web UI", "error", err)
+	u.onClose(func() error { stopMetrics(); return nil })
+	u.phases.end("worker")
+	return nil
+}
+
+// serve connects the sensor, and starts Temporal's web UI, without which everything else works.
+func (u *upRun) serve(ctx context.Context) error {
+	u.sensorDone = u.sensor.serve(u.pki, u.authority, u.worker.NodeAddr)
+	var err error
+	if u.ui, err = startTemporalUI(ctx, u.uiAddress, u.server, u.innerPKI,
+		filepath.Join(u.dataDir, "temporal", "tls")); err != nil {
+		u.log.Warn("start Temporal's web UI", "error", err)
 	}
-	phases.end("ui")
-	log.Info("started", phases.attributes()...)
-	printStartupInfo(out, g, cfg, w, clusterName, ui, group, !o.noSensor)
+	u.phases.end("ui")
+	u.log.Info("started", u.phases.attributes()...)
+	return nil
+}
+
+// wait waits for the end of ctx.
+func (u *upRun) wait(ctx context.Context) error {
 	select {
 	case <-ctx.Done():
-		fmt.Fprintln(out, "stopping; leases stay active and continue after the next start")
+		fmt.Fprintln(u.out, "stopping; leases stay active and continue after the next start")
 		return nil
-	case err := <-sensorDone:
+	case err := <-u.sensorDone:
 		if errors.Is(err, probe.ErrInUse) {
 			return err // another sensor started: two on one machine would report and contain everything twice
 		}
 		if err != nil {
-			log.Error("the sensor on this machine stopped; the other components continue", "error", err)
+			u.log.Error("the sensor on this machine stopped; the other components continue", "error", err)
 		}
 		<-ctx.Done()
 		return nil
@@ -213,31 +276,29 @@ func runUp(ctx context.Context, g *globalFlags, o upOptions, out io.Writer) (err
 }
 
 // printStartupInfo prints the addresses and the next commands to run.
-func printStartupInfo(out io.Writer, g *globalFlags, cfg *config.Config, w *worker.Worker, cluster, ui, group string,
-	sensor bool,
-) {
+func (u *upRun) printStartupInfo() {
 	lines := []string{
 		"Stanch is up.",
-		fmt.Sprintf("  phase      %d (1 observe, 2 contain, 3 disrupt with approval)", cfg.Phase),
-		"  cluster    " + cluster,
-		"  data       " + g.dataDir,
-		"  nodes      " + w.NodeAddr,
+		fmt.Sprintf("  phase      %d (1 observe, 2 contain, 3 disrupt with approval)", u.config.Phase),
+		"  cluster    " + u.clusterName,
+		"  data       " + u.dataDir,
+		"  nodes      " + u.worker.NodeAddr,
 	}
-	if w.SourceAddr != "" {
-		lines = append(lines, "  detections http://"+w.SourceAddr+"/v1/falco")
+	if u.worker.SourceAddr != "" {
+		lines = append(lines, "  detections http://"+u.worker.SourceAddr+"/v1/falco")
 	}
-	if ui != "" {
-		lines = append(lines, "  history    http://"+ui+" (read-only)")
+	if u.ui != "" {
+		lines = append(lines, "  history    http://"+u.ui+" (read-only)")
 	}
-	if note := socketAccessNote(cfg, group); note != "" {
+	if note := socketAccessNote(u.config, u.group); note != "" {
 		lines = append(lines, "  socket     "+note)
 	}
 	next := "stanch drill"
-	if !sensor { // a drill needs a sensor
+	if u.noSensor { // a drill needs a sensor
 		next = "stanch status"
 	}
-	lines = append(lines, "Next: "+next+" --data "+g.dataDir, "      stanch incidents --data "+g.dataDir)
-	fmt.Fprintln(out, strings.Join(lines, "\n"))
+	lines = append(lines, "Next: "+next+" --data "+u.dataDir, "      stanch incidents --data "+u.dataDir)
+	fmt.Fprintln(u.out, strings.Join(lines, "\n"))
 }
 
 // socketAccessNote says who can connect to the local socket: the group, or which configured people cannot. It returns

@@ -15,7 +15,6 @@ import (
 	"stanch/sensors/agent"
 	"stanch/sensors/gatewayrpc"
 	"stanch/worker/authority"
-	"stanch/worker/config"
 )
 
 // localSensor is the sensor of this machine. It loads its kernel programs while Temporal starts, and detaches them
@@ -35,25 +34,26 @@ type localSensor struct {
 // sensorStopTimeout is how long Stanch waits for its sensor to stop. A command that a container blocks may not end.
 const sensorStopTimeout = 3 * time.Second
 
-// loadSensor starts loading the sensor.
-func loadSensor(ctx context.Context, g *globalFlags, cfg *config.Config, o upOptions, cluster kubernetes.Interface,
-	log *slog.Logger,
-) *localSensor {
-	s := &localSensor{
+// newLocalSensor returns the sensor of a run, not loaded yet.
+func newLocalSensor(u *upRun) *localSensor {
+	return &localSensor{
 		config: agent.Config{
-			Node: o.nodeName, StateDir: filepath.Join(g.dataDir, "node"), EgressLockDir: o.lockDir,
-			CRISocket: o.criSocket, RuleDirs: slices.Concat(cfg.Rules, o.ruleDirs), Log: log,
-			Failpoint: newCrashFailpoint(o.crashPoint), ThawProgram: []string{"/proc/self/exe", agent.ThawCommand},
+			Node: u.nodeName, StateDir: filepath.Join(u.dataDir, "node"), EgressLockDir: u.lockDir,
+			CRISocket: u.criSocket, RuleDirs: slices.Concat(u.config.Rules, u.ruleDirs), Log: u.log,
+			Failpoint: newCrashFailpoint(u.crashPoint), ThawProgram: []string{"/proc/self/exe", agent.ThawCommand},
 		},
-		log: log, loaded: make(chan struct{}),
+		log: u.log, loaded: make(chan struct{}),
 	}
+}
+
+// load starts loading the sensor.
+func (s *localSensor) load(ctx context.Context, cluster kubernetes.Interface) {
 	s.ctx, s.cancel = context.WithCancel(ctx)
 	go func() {
 		defer close(s.loaded)
 		s.config.APIServers = apiServerAddresses(s.ctx, cluster)
 		s.agent, s.close, s.err = agent.NewFromConfig(s.config)
 	}()
-	return s
 }
 
 // serve connects the sensor to the gateway as any other sensor, until its context ends or stop is called. The channel

@@ -158,21 +158,13 @@ func runWorker(ctx context.Context, g *globalFlags, o workerOptions, out io.Writ
 	if err != nil {
 		return err
 	}
-	codec, err := codec.Open(o.keysDir)
+	options, err := o.workerOptions(g, cfg, cluster)
 	if err != nil {
 		return err
 	}
-	options := worker.Options{
-		DataConverter: codec.DataConverter(), Config: cfg, ConfigFile: g.configFile, DataDir: g.dataDir,
-		TemporalClient: temporal, KubeClient: cluster, Authority: auth, PKI: pki,
-		LeaseTiming: lease.Timing{VerifyInterval: o.verifyInterval},
-		NodeListen:  o.nodeAddress, SourceListen: o.detectionAddress, SocketPath: g.socketPath(), Log: log,
-		EvidenceDir: o.evidenceStore, KillSwitch: o.protectOwnNamespace(cfg, cluster, auth), APIListen: o.apiAddress,
-		Version: version, Namespace: o.ownNamespace, Tracer: traces.Tracer(),
-	}
-	if o.ownUID != "" {
-		options.OwnPodUIDs = []string{o.ownUID}
-	}
+	options.TemporalClient, options.Authority, options.PKI, options.Log, options.Tracer = temporal, auth, pki, log,
+		traces.Tracer()
+	options.KillSwitch = o.protectOwnNamespace(cfg, cluster, auth)
 	w, err := startWorker(ctx, options)
 	if err != nil {
 		return err
@@ -188,6 +180,26 @@ func runWorker(ctx context.Context, g *globalFlags, o workerOptions, out io.Writ
 	<-ctx.Done()
 	fmt.Fprintln(out, "stopping; leases stay active and continue after the next start")
 	return nil
+}
+
+// workerOptions returns the options of a worker that come from flags and the configuration.
+func (o *workerOptions) workerOptions(g *globalFlags, cfg *config.Config, cluster kubernetes.Interface) (worker.Options,
+	error,
+) {
+	c, err := codec.Open(o.keysDir)
+	if err != nil {
+		return worker.Options{}, err
+	}
+	options := worker.Options{
+		DataConverter: c.DataConverter(), Config: cfg, ConfigFile: g.configFile, DataDir: g.dataDir,
+		KubeClient: cluster, LeaseTiming: lease.Timing{VerifyInterval: o.verifyInterval},
+		NodeListen: o.nodeAddress, SourceListen: o.detectionAddress, SocketPath: g.socketPath(),
+		EvidenceDir: o.evidenceStore, APIListen: o.apiAddress, Version: version, Namespace: o.ownNamespace,
+	}
+	if o.ownUID != "" {
+		options.OwnPodUIDs = []string{o.ownUID}
+	}
+	return options, nil
 }
 
 // startWorker loads the playbooks, logs their problems, and starts the worker.
