@@ -27,11 +27,17 @@ type ActivityRoute struct {
 // DefaultQueue returns the task queue of activities that need no node.
 func (r ActivityRoute) DefaultQueue() string { return cmp.Or(r.QueueOverride, TaskQueue) }
 
+// ActivityCall is one call of an activity.
+type ActivityCall struct {
+	Options  workflow.ActivityOptions
+	Activity any // the function, or its name
+	In, Out  any
+}
+
 // RunActivity runs an activity in the queue of the target's node, or in the default queue if no gateway has the node's
 // stream.
-func (r ActivityRoute) RunActivity(ctx workflow.Context, target playbooks.Target, o workflow.ActivityOptions, activity,
-	in, out any,
-) error {
+func (r ActivityRoute) RunActivity(ctx workflow.Context, target playbooks.Target, call ActivityCall) error {
+	o, activity, in, out := call.Options, call.Activity, call.In, call.Out
 	o.TaskQueue = r.DefaultQueue()
 	if target.Node == "" || !target.Kind.IsDetectable() || r.LocalOnly {
 		return workflow.ExecuteActivity(workflow.WithActivityOptions(ctx, o), activity, in).
@@ -52,14 +58,14 @@ func (r ActivityRoute) RunActivity(ctx workflow.Context, target playbooks.Target
 
 // RunShortActivity runs an activity that only reads and takes milliseconds: as a local activity if LocalOnly is set,
 // otherwise as RunActivity does. name is the activity's name.
-func (r ActivityRoute) RunShortActivity(ctx workflow.Context, target playbooks.Target, o workflow.ActivityOptions,
-	name string, in, out any,
-) error {
+func (r ActivityRoute) RunShortActivity(ctx workflow.Context, target playbooks.Target, call ActivityCall) error {
 	if !r.LocalOnly {
-		return r.RunActivity(ctx, target, o, name, in, out)
+		return r.RunActivity(ctx, target, call)
 	}
-	local := workflow.LocalActivityOptions{StartToCloseTimeout: o.StartToCloseTimeout, RetryPolicy: o.RetryPolicy}
-	return workflow.ExecuteLocalActivity(workflow.WithLocalActivityOptions(ctx, local), name, in).
-		Get(ctx, out)
+	local := workflow.LocalActivityOptions{
+		StartToCloseTimeout: call.Options.StartToCloseTimeout, RetryPolicy: call.Options.RetryPolicy,
+	}
+	return workflow.ExecuteLocalActivity(workflow.WithLocalActivityOptions(ctx, local), call.Activity, call.In).
+		Get(ctx, call.Out)
 	//nolint:wrapcheck // the caller adds context
 }

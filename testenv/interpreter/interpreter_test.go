@@ -166,13 +166,26 @@ func TestStepOutcomes(t *testing.T) {
 
 // An approved plan has changed before its effect: approval is requested again, with the differences.
 func TestChangedPlanIsRequestedAgain(t *testing.T) {
-	t.Parallel()
+	for name, steps := range map[string]string{
+		"approval of a step": "\n  - evidence: snapshot\n  - approval: sure\n    from: { groups: [people] }\n    timeout: 5s\n" +
+			"    on_timeout: deny\n    steps:\n" +
+			"      - contain: scale\n        for: 1h\n        target: incident.targets[0]\n",
+		"approval of the scope": "\n  - evidence: snapshot\n  - contain: scale\n    for: 1h\n    target: incident.targets[0]\n",
+	} {
+		t.Run(name, func(t *testing.T) { t.Parallel(); testChangedPlan(t, steps) })
+	}
+}
+
+func testChangedPlan(t *testing.T, steps string) {
+	t.Helper()
 	_, report := runScenario(t, testScenario{
 		changePlans:       true,
-		decisionsByAction: map[string]activities.GuardDecision{"scale": {Verdict: activities.VerdictAskApproval}},
+		decisionsByAction: map[string]activities.GuardDecision{"scale": {
+			Verdict:   activities.VerdictAskApproval,
+			Approvers: playbooks.Approvers{Groups: []string{"people"}, Quorum: 1, Timeout: 5 * time.Second},
+		}},
 		approverVote:      voteYes(),
-		stepsYAML: "\n  - evidence: snapshot\n  - approval: sure\n    from: { groups: [people] }\n    timeout: 5s\n    on_timeout: deny\n    steps:\n" +
-			"      - contain: scale\n        for: 1h\n        target: incident.targets[0]\n",
+		stepsYAML:         steps,
 		afterStart: func(t *testing.T, c client.Client, id string, _ func(func())) {
 			var again playbook.ApprovalRequest
 			require.Eventually(t, func() bool {

@@ -134,7 +134,7 @@ func (d *Service) Contain(ctx context.Context, s Principal, q ContainRequest) (*
 	}
 	answer := &ContainResponse{Playbook: program.Name, Containments: permitted.Actions}
 	if q.DryRun {
-		err = d.planDryRun(ctx, cfg, answer, program, found, permitted)
+		answer.Targets, err = dryRun{d, cfg, program, permitted}.planTargets(ctx, found)
 	} else {
 		err = d.startRequests(ctx, answer, found, permitted, func(incident string) {
 			d.Log.Warn("a person requested a containment", "person", s.Name, "authenticated_by", s.AuthenticatedBy, "incident",
@@ -238,55 +238,73 @@ func (d *Service) latestIncident(ctx context.Context, key string) (playbooks.Inc
 	return in, err //nolint:wrapcheck // the caller adds context
 }
 
-// planDryRun adds to answer what each containment of the playbook would change, and what the guards decide. It has no
-// effect.
-func (d *Service) planDryRun(ctx context.Context, cfg *config.Config, answer *ContainResponse,
-	program *playbooks.Program, found []sensors.Detection, permitted *attestation.ManualRequest,
-) error {
+// dryRun plans the containments of a request without any effect.
+type dryRun struct {
+	*Service
+	config    *config.Config
+	program   *playbooks.Program
+	permitted *attestation.ManualRequest
+}
+
+// planTargets returns what each containment of the playbook would change, and what the guards decide.
+func (r dryRun) planTargets(ctx context.Context, found []sensors.Detection) ([]ContainTarget, error) {
+	var out []ContainTarget
+	ingester := r.ManualRequests.Ingester
 	for _, one := range found {
-		signed, err := d.ManualRequests.Ingester.SignAttestation(one, time.Now(), permitted)
+		signed, err := ingester.SignAttestation(one, time.Now(), r.permitted)
 		if err != nil {
-			return err
+			return nil, err
 		}
-		target := incident.TargetOfDetection(one)
-		scope, phase, _ := d.ManualRequests.Ingester.ScopeOfDetection(one)
-		out := ContainTarget{Target: target, Scope: scope, Phase: phase}
+		scope, phase, _ := ingester.ScopeOfDetection(one)
+		target := ContainTarget{Target: incident.TargetOfDetection(one), Scope: scope, Phase: phase}
 		brief := activities.IncidentRef{
-			ID: "dry-run", GroupingKey: d.ManualRequests.Ingester.GroupingKey(one),
-			Cluster: d.ManualRequests.Ingester.Config.Cluster, Scope: scope, Workload: incident.WorkloadOfDetection(one),
-			Confidence: 1, MaxPhase: program.MaxPhase,
+			ID: "dry-run", GroupingKey: ingester.GroupingKey(one), Cluster: ingester.Config.Cluster, Scope: scope,
+			Workload: incident.WorkloadOfDetection(one), Confidence: 1, MaxPhase: r.program.MaxPhase,
 		}
-		for _, step := range containmentSteps(program) {
-			plan := ContainPlan{Action: step.Action}
-			params, known := step.program.ConstantArguments(step.Step)
-			if !known || step.Target != nil {
-				plan.UnplannableReason = "its parameters or target depend on earlier steps"
-			} else {
-				basis := activities.Authorization{Attestations: []attestation.Envelope{signed}, RequiresGrant: step.approval != nil}
-				request := activities.Request{
-					Action: step.Action, Target: target, Params: params, IncidentRef: brief,
-					Duration: step.LeaseDuration, ExpiresAt: time.Now().Add(step.LeaseDuration),
-				}
-				planned, err := d.ManualRequests.Plan(ctx, activities.PlanInput{Request: request, Authorization: basis})
-				if err != nil {
-					return fmt.Errorf("plan %s on %s: %w", step.Action, target, err)
-				}
-				plan.Plan, plan.Decision = planned.Plan, planned.Decision
-				if plan.Decision.Verdict == activities.VerdictAskApproval {
-					if step.approval != nil {
-						plan.Decision.Approvers = step.approval.Approvers // instead of those of the scope
-					}
-					if why := d.TooFewApproversReason(cfg, plan.Decision.Approvers,
-						func(p config.Person) bool { return p.Name == permitted.Person }); why != "" {
-						plan.Plan.Warnings = append(plan.Plan.Warnings, why)
-					}
-				}
+		for _, step := range containmentSteps(r.program) {
+			plan, err := r.planStep(ctx, step, target.Target, activities.PlanInput{
+				Request:       activities.Request{IncidentRef: brief},
+				Authorization: activities.Authorization{Attestations: []attestation.Envelope{signed}},
+			})
+			if err != nil {
+				return nil, err
 			}
-			out.Plans = append(out.Plans, plan)
+			target.Plans = append(target.Plans, plan)
 		}
-		answer.Targets = append(answer.Targets, out)
+		out = append(out, target)
 	}
-	return nil
+	return out, nil
+}
+
+// planStep plans one containment; in contains the incident and the attestation.
+func (r dryRun) planStep(ctx context.Context, step containmentStep, target playbooks.Target,
+	in activities.PlanInput,
+) (ContainPlan, error) {
+	plan := ContainPlan{Action: step.Action}
+	params, known := step.program.ConstantArguments(step.Step)
+	if !known || step.Target != nil {
+		plan.UnplannableReason = "its parameters or target depend on earlier steps"
+		return plan, nil
+	}
+	in.Request.Action, in.Request.Target, in.Request.Params = step.Action, target, params
+	in.Request.Duration, in.Request.ExpiresAt = step.LeaseDuration, time.Now().Add(step.LeaseDuration)
+	in.Authorization.RequiresGrant = step.approval != nil
+	planned, err := r.ManualRequests.Plan(ctx, in)
+	if err != nil {
+		return plan, fmt.Errorf("plan %s on %s: %w", step.Action, target, err)
+	}
+	plan.Plan, plan.Decision = planned.Plan, planned.Decision
+	if plan.Decision.Verdict != activities.VerdictAskApproval {
+		return plan, nil
+	}
+	if step.approval != nil {
+		plan.Decision.Approvers = step.approval.Approvers // instead of those of the scope
+	}
+	if why := r.TooFewApproversReason(r.config, plan.Decision.Approvers,
+		func(p config.Person) bool { return p.Name == r.permitted.Person }); why != "" {
+		plan.Plan.Warnings = append(plan.Plan.Warnings, why)
+	}
+	return plan, nil
 }
 
 // containmentStep is a containment step with its enclosing approval; nil without one.

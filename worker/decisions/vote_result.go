@@ -97,6 +97,11 @@ func (d *Service) checkVoteResult(ctx context.Context, s Principal, v VoteReques
 		}
 		return true
 	}
+	return d.checkClosedRequest(ctx, s, v, a)
+}
+
+// checkClosedRequest reads the result of a vote on a request that is closed, and reports whether it is known.
+func (d *Service) checkClosedRequest(ctx context.Context, s Principal, v VoteRequest, a *VoteResult) bool {
 	closed, err := d.Queries.ClosedRequests(ctx, a.WorkflowID)
 	if err != nil {
 		return false

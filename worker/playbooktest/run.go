@@ -184,22 +184,7 @@ func toTestspecResult(r simulate.Result, p *fakeActions, programs []*playbooks.P
 		TargetsByID: p.targetsByID, Error: r.Error,
 	}
 	ms := func(n int64) time.Duration { return time.Duration(n) * time.Millisecond }
-	order := map[string][]int{}
-	for _, step := range r.Steps {
-		for _, program := range programs {
-			if program.Name == step.Playbook {
-				order[callKey(step.Playbook, step.Step)] = testspec.StepOrder(program, step.Step)
-			}
-		}
-	}
-	// Simultaneous steps are sorted in file order, so that the result is deterministic.
-	slices.SortStableFunc(r.Steps, func(a, b simulate.StepResult) int {
-		return cmp.Or(
-			cmp.Compare(a.AtMS, b.AtMS), cmp.Compare(a.Playbook, b.Playbook),
-			slices.Compare(order[callKey(a.Playbook, a.Step)], order[callKey(b.Playbook, b.Step)]),
-			cmp.Compare(a.Target, b.Target),
-		)
-	})
+	sortSteps(r.Steps, programs)
 	paramsOf := p.paramsByStep()
 	for _, s := range r.Steps {
 		ran := testspec.StepRun{
@@ -233,6 +218,25 @@ func toTestspecResult(r simulate.Result, p *fakeActions, programs []*playbooks.P
 		h.Containments = append(h.Containments, held)
 	}
 	return h
+}
+
+// sortSteps sorts steps by time, and simultaneous ones in file order, so that the result is deterministic.
+func sortSteps(steps []simulate.StepResult, programs []*playbooks.Program) {
+	order := map[string][]int{}
+	for _, step := range steps {
+		for _, program := range programs {
+			if program.Name == step.Playbook {
+				order[callKey(step.Playbook, step.Step)] = testspec.StepOrder(program, step.Step)
+			}
+		}
+	}
+	slices.SortStableFunc(steps, func(a, b simulate.StepResult) int {
+		return cmp.Or(
+			cmp.Compare(a.AtMS, b.AtMS), cmp.Compare(a.Playbook, b.Playbook),
+			slices.Compare(order[callKey(a.Playbook, a.Step)], order[callKey(b.Playbook, b.Step)]),
+			cmp.Compare(a.Target, b.Target),
+		)
+	})
 }
 
 // summarize computes the totals and the coverage of the playbooks.

@@ -34,6 +34,29 @@ func Divergences(rec recording.Recording, r Result) []string {
 			is = append(is, fmt.Sprintf("the playbook %s was not started: %s", p.Playbook, p.Reason))
 		}
 	}
+	decidedBefore, decidedNow := decisionLines(rec, r)
+	was, is = append(was, decidedBefore...), append(is, decidedNow...)
+	var out []string
+	if r.Error != "" {
+		out = append(out, r.Error)
+	}
+	slices.Sort(was)
+	slices.Sort(is)
+	for _, line := range was {
+		if i := slices.Index(is, line); i >= 0 {
+			is = slices.Delete(is, i, i+1)
+		} else {
+			out = append(out, "recorded, but not simulated: "+line)
+		}
+	}
+	for _, line := range is {
+		out = append(out, "simulated, but not recorded: "+line)
+	}
+	return out
+}
+
+// decisionLines returns the recorded and the simulated decisions of the guards, a line each.
+func decisionLines(rec recording.Recording, r Result) (was, is []string) {
 	said := func(operation, action, target, verdict, guard, reason string, phase int) string {
 		return fmt.Sprintf("the guards decided, during %s of %s on %s: %s (%s, phase %d): %s", operation, action, target,
 			verdict, guard, phase, reason)
@@ -61,21 +84,5 @@ func Divergences(rec recording.Recording, r Result) []string {
 			is = append(is, said(operation, d.Action, d.Target, string(d.Verdict), d.Guard, d.Reason, d.Phase))
 		}
 	}
-	var out []string
-	if r.Error != "" {
-		out = append(out, r.Error)
-	}
-	slices.Sort(was)
-	slices.Sort(is)
-	for _, line := range was {
-		if i := slices.Index(is, line); i >= 0 {
-			is = slices.Delete(is, i, i+1)
-		} else {
-			out = append(out, "recorded, but not simulated: "+line)
-		}
-	}
-	for _, line := range is {
-		out = append(out, "simulated, but not recorded: "+line)
-	}
-	return out
+	return was, is
 }

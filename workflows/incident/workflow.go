@@ -118,69 +118,47 @@ type incidentRun struct {
 
 // receiveSignals handles every pending signal. It returns true if there was any.
 func (r *incidentRun) receiveSignals(ctx workflow.Context) bool {
-	heard, news := false, false
+	news := false
 	var asked []AttestedDetection // manual requests
-	for {
-		var batch []AttestedDetection
-		if !workflow.GetSignalChannel(ctx, workflows.SignalDetections).ReceiveAsync(&batch) {
-			break
-		}
-		heard = true
+	heard := receiveAll(ctx, workflows.SignalDetections, func(batch []AttestedDetection) {
 		for _, a := range batch {
 			added := r.addDetection(a, workflow.Now(ctx))
 			if news = added || news; added && a.Detection.ManualRequest != nil {
 				asked = append(asked, a)
 			}
 		}
-	}
+	})
 	if news {
 		r.recompute()
 		r.startMatchingPlaybooks(ctx)
 		r.startManualRequests(ctx, asked)
 		r.enrichContext(ctx)
 	}
-	for {
-		var mark TriageDecision
-		if !workflow.GetSignalChannel(ctx, workflows.SignalTriage).ReceiveAsync(&mark) {
-			break
-		}
-		heard = true
-		r.handleTriage(ctx, mark)
-	}
-	for {
-		var report playbook.Report
-		if !workflow.GetSignalChannel(ctx, workflows.SignalPlaybookReport).ReceiveAsync(&report) {
-			break
-		}
-		heard = true
+	heard = receiveAll(ctx, workflows.SignalTriage, func(d TriageDecision) { r.handleTriage(ctx, d) }) || heard
+	heard = receiveAll(ctx, workflows.SignalPlaybookReport, func(report playbook.Report) {
 		r.handlePlaybookReport(report, workflow.Now(ctx))
 		r.startFallback(ctx)
-	}
-	for {
-		var report lease.OutgoingReport
-		if !workflow.GetSignalChannel(ctx, workflows.SignalLeaseReport).ReceiveAsync(&report) {
-			break
-		}
-		heard = true
+	}) || heard
+	heard = receiveAll(ctx, workflows.SignalLeaseReport, func(report lease.OutgoingReport) {
 		r.handleLeaseReport(report.Lease)
-	}
-	for {
-		var id string
-		if !workflow.GetSignalChannel(ctx, workflows.SignalWatchIncident).ReceiveAsync(&id) {
-			break
-		}
-		heard = true
-		r.handleWatch(ctx, id, true)
-	}
-	for {
-		var id string
-		if !workflow.GetSignalChannel(ctx, workflows.SignalUnwatchIncident).ReceiveAsync(&id) {
-			break
-		}
-		r.handleWatch(ctx, id, false)
-	}
+	}) || heard
+	heard = receiveAll(ctx, workflows.SignalWatchIncident, func(id string) { r.handleWatch(ctx, id, true) }) || heard
+	receiveAll(ctx, workflows.SignalUnwatchIncident, func(id string) { r.handleWatch(ctx, id, false) })
 	r.messageUpToDate, r.watchersOutdated = r.messageUpToDate && !heard, r.watchersOutdated || heard
 	return heard
+}
+
+// receiveAll handles all signals of a name that have arrived, and reports whether there were any.
+func receiveAll[T any](ctx workflow.Context, signal string, handle func(T)) bool {
+	received := false
+	for {
+		var value T
+		if !workflow.GetSignalChannel(ctx, signal).ReceiveAsync(&value) {
+			return received
+		}
+		received = true
+		handle(value)
+	}
 }
 
 func (r *incidentRun) waitForWork(ctx workflow.Context) {

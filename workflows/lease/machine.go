@@ -119,12 +119,11 @@ type Command struct {
 }
 
 // NewMachine returns the machine of a new lease with its first holder.
-func NewMachine(lease string, target playbooks.Target, facet playbooks.Facet, first Holder, now time.Time,
-	timing Timing,
-) *Machine {
+func NewMachine(lease string, in Input, now time.Time) *Machine {
+	first := in.FirstHolder
 	m := &Machine{
-		LeaseID: lease, Target: target, Facet: facet, State: StateApplying, Holders: map[string]*Holder{},
-		Timing: timing.withDefaults(),
+		LeaseID: lease, Target: in.Target, Facet: in.Facet, State: StateApplying, Holders: map[string]*Holder{},
+		Timing: in.Timing.withDefaults(),
 	}
 	m.Action, m.Params, m.IncidentRef, m.PriorState, m.Authorization, m.Duration = first.Action, first.Params,
 		first.IncidentRef, first.Plan.PriorState, first.Authorization, first.Duration

@@ -34,8 +34,10 @@ func combineEqualParams(a, b json.RawMessage) (json.RawMessage, error) {
 }
 
 func newMachine() *lease.Machine {
-	return lease.NewMachine("LSE-1", playbooks.Target{Kind: playbooks.TargetPod, UID: "u"}, playbooks.FacetNetwork,
-		newHolder("a", time.Hour), startTime, lease.Timing{})
+	return lease.NewMachine("LSE-1", lease.Input{
+		Target: playbooks.Target{Kind: playbooks.TargetPod, UID: "u"}, Facet: playbooks.FacetNetwork,
+		FirstHolder: newHolder("a", time.Hour),
+	}, startTime)
 }
 
 func appliedResult() activities.ApplyResult {

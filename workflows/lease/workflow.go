@@ -44,8 +44,7 @@ func (w *Workflows) Lease(ctx workflow.Context, in Input) error {
 	ctx, _ = workflow.NewDisconnectedContext(ctx)
 	m := in.Resume
 	if m == nil {
-		m = NewMachine(leaseIDFromRun(workflow.GetInfo(ctx)), in.Target, in.Facet, in.FirstHolder, workflow.Now(ctx),
-			in.Timing)
+		m = NewMachine(leaseIDFromRun(workflow.GetInfo(ctx)), in, workflow.Now(ctx))
 	}
 	if err := workflow.SetQueryHandler(ctx, workflows.QueryLease, func() (*Machine, error) { return m, nil }); err != nil {
 		return err //nolint:wrapcheck // a programming error
@@ -158,20 +157,15 @@ func (l *workflowLoop) waitUntil(ctx workflow.Context, until time.Time) {
 
 // runActivity runs an activity for the lease's target.
 func (l *workflowLoop) runActivity(ctx workflow.Context, attempts int32, activity, in, out any) error {
-	return l.Timing.Route.RunActivity(
-		ctx,
-		l.Target,
-		workflow.ActivityOptions{ //nolint:wrapcheck // the state machine adds context
-			StartToCloseTimeout: 30 * time.Second, HeartbeatTimeout: activities.HeartbeatTimeout,
-			RetryPolicy: &temporal.RetryPolicy{
-				InitialInterval: 200 * time.Millisecond, BackoffCoefficient: 2,
-				MaximumInterval: 10 * time.Second, MaximumAttempts: attempts,
-			},
+	options := workflow.ActivityOptions{
+		StartToCloseTimeout: 30 * time.Second, HeartbeatTimeout: activities.HeartbeatTimeout,
+		RetryPolicy: &temporal.RetryPolicy{
+			InitialInterval: 200 * time.Millisecond, BackoffCoefficient: 2,
+			MaximumInterval: 10 * time.Second, MaximumAttempts: attempts,
 		},
-		activity,
-		in,
-		out,
-	)
+	}
+	return l.Timing.Route.RunActivity(ctx, l.Target, //nolint:wrapcheck // the state machine adds context
+		workflows.ActivityCall{Options: options, Activity: activity, In: in, Out: out})
 }
 
 func (l *workflowLoop) runApply(ctx workflow.Context) {

@@ -10,7 +10,6 @@ import (
 	"go.temporal.io/sdk/temporal"
 	"go.temporal.io/sdk/workflow"
 
-	"stanch/activities"
 	"stanch/playbooks"
 	"stanch/sensors/duration"
 	"stanch/workflows"
@@ -22,19 +21,17 @@ const leaseReportTimeout = 3 * time.Minute
 
 // acquireLease starts the lease of the target's facet, or joins the active one, and waits for its first report. The
 // lease outlives this run.
-func (r *playbookRun) acquireLease(ctx workflow.Context, f executionFrame, s *playbooks.Step,
-	request activities.Request, planned activities.PlanResult, basis activities.Authorization) (playbooks.LeaseReport,
-	error,
-) {
+func (c *containment) acquireLease(ctx workflow.Context) (playbooks.LeaseReport, error) {
+	r, s, request := c.playbookRun, c.step, c.request
 	r.holderCount++
 	holder := lease.Holder{
-		ID: fmt.Sprintf("%s/%s%s/%d", r.workflowID, f.stepPrefix, s.Path, r.holderCount), ReportToWorkflow: r.workflowID,
+		ID: fmt.Sprintf("%s/%s%s/%d", r.workflowID, c.frame.stepPrefix, s.Path, r.holderCount), ReportToWorkflow: r.workflowID,
 		IncidentRef: r.incidentRef,
-		Action:      s.Action, Params: request.Params, Duration: s.LeaseDuration, Plan: planned.Plan, Authorization: basis,
+		Action:      s.Action, Params: request.Params, Duration: s.LeaseDuration, Plan: c.planned.Plan, Authorization: c.basis,
 	}
 	facet := r.Catalog[s.Action].Facet
 	id := workflows.LeaseWorkflowID(r.incidentRef.Cluster, request.Target, facet)
-	if r.input.LeasePerNode && request.Target.Node != "" && !planned.Decision.TargetConfirmed {
+	if r.input.LeasePerNode && request.Target.Node != "" && !c.planned.Decision.TargetConfirmed {
 		id = workflows.NodeLeaseWorkflowID(r.incidentRef.Cluster, request.Target, facet)
 	}
 	heard, hear := workflow.NewFuture(ctx)

@@ -100,15 +100,7 @@ func (r *playbookRun) waitForApproval(ctx workflow.Context, q ApprovalRequest) (
 	}
 	r.openRequests[p.ID] = p
 	r.requestMessageSync(ctx)
-	defer func() {
-		delete(r.openRequests, p.ID)
-		r.answeredRequests = lastN(append(r.answeredRequests, activities.ApprovalOutcome{
-			ID: p.ID, Step: p.Step,
-			Title: p.Title, Granted: got.granted, Reason: got.reason, ApprovedBy: p.ApprovedBy, DecidedAt: workflow.Now(ctx),
-		}),
-			maxAnsweredRequests)
-		r.requestMessageSync(ctx)
-	}()
+	defer func() { r.closeRequest(ctx, p, got) }()
 	timerCtx, cancel := workflow.WithCancel(ctx)
 	defer cancel()
 	deadline := workflow.NewTimer(timerCtx, p.Approvers.Timeout)
@@ -150,6 +142,16 @@ func (r *playbookRun) waitForApproval(ctx workflow.Context, q ApprovalRequest) (
 		}
 		r.requestMessageSync(ctx)
 	}
+}
+
+// closeRequest records the result of an approval request.
+func (r *playbookRun) closeRequest(ctx workflow.Context, p *openRequest, got approvalResult) {
+	delete(r.openRequests, p.ID)
+	r.answeredRequests = lastN(append(r.answeredRequests, activities.ApprovalOutcome{
+		ID: p.ID, Step: p.Step, Title: p.Title, Granted: got.granted, Reason: got.reason, ApprovedBy: p.ApprovedBy,
+		DecidedAt: workflow.Now(ctx),
+	}), maxAnsweredRequests)
+	r.requestMessageSync(ctx)
 }
 
 func (r *playbookRun) countVotes(ctx workflow.Context, p *openRequest) (activities.VoteCount, error) {

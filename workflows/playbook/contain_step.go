@@ -7,6 +7,7 @@ import (
 
 	"stanch/activities"
 	"stanch/playbooks"
+	"stanch/workflows"
 
 	"go.temporal.io/sdk/workflow"
 )
@@ -15,128 +16,172 @@ import (
 func (r *playbookRun) runContain(ctx workflow.Context, f executionFrame, s *playbooks.Step,
 	request activities.Request,
 ) stepOutcome {
-	target, under := request.Target.ID(), f.approvedBy
-	guard, permitted := "", "" // the guard that refused, and the people who approved if the guards asked
-	done := func(o playbooks.Outcome, reason, leaseID string) stepOutcome {
-		if permitted != "" {
-			reason = strings.TrimPrefix(reason+"; "+permitted, "; ")
-		}
-		r.recordStepReport(ctx, f, s, playbooks.StepReport{
-			Target: target, Outcome: o, Reason: reason, LeaseID: leaseID,
-			Guard: guard,
-		})
-		return stepOutcome{Outcome: o, reason: reason}
+	c := &containment{playbookRun: r, frame: f, step: s, request: request}
+	if r.suspendedReason != "" {
+		return c.end(ctx, playbooks.OutcomeDenied, r.suspendedReason, "")
 	}
-	basis := activities.Authorization{Attestations: r.attestationsFor(request.Target), Receipts: lastN(r.receipts[target],
-		2), RequiresGrant: under != nil}
+	c.request.Duration, c.request.ExpiresAt = s.LeaseDuration, workflow.Now(ctx).Add(s.LeaseDuration)
+	c.basis = r.authorizationFor(request.Target, f.approvedBy != nil)
+	var err error
+	if c.planned, err = r.planContainment(ctx, s, c.request, c.basis); err != nil {
+		return c.end(ctx, playbooks.OutcomeFailed, activityErrorText(err), "")
+	}
+	if out := c.obtainPermission(ctx); out != nil {
+		return *out
+	}
+	if r.suspendedReason != "" {
+		return c.end(ctx, playbooks.OutcomeDenied, r.suspendedReason, "")
+	}
+	if c.planned.Decision.Verdict != activities.VerdictRun && c.basis.Grant == nil {
+		return c.end(ctx, playbooks.OutcomeRefused, "the plan kept changing while it was being approved", "")
+	}
+	if !r.Catalog[s.Action].Reversible {
+		o, reason, by := c.runIrreversible(ctx)
+		c.guard = by
+		return c.end(ctx, o, reason, "")
+	}
+	report, err := c.acquireLease(ctx)
+	if err != nil {
+		return c.end(ctx, playbooks.OutcomeFailed, err.Error(), "")
+	}
+	c.guard = report.Guard
+	return c.end(ctx, report.Outcome, report.Reason, report.ID)
+}
+
+// containment is one containment step on one target.
+type containment struct {
+	*playbookRun
+	frame   executionFrame
+	step    *playbooks.Step
+	request activities.Request
+	basis   activities.Authorization
+	planned activities.PlanResult
+	guard   string // that refused
+	// permitted names the people who approved, if the guards asked.
+	permitted string
+}
+
+// authorizationFor returns what permits a containment of a target: its attestations, and the receipts of its evidence.
+func (r *playbookRun) authorizationFor(target playbooks.Target, requiresGrant bool) activities.Authorization {
+	basis := activities.Authorization{
+		Attestations: r.attestationsFor(target), Receipts: lastN(r.receipts[target.ID()], 2), RequiresGrant: requiresGrant,
+	}
 	if len(basis.Receipts) == 0 {
 		// The evidence of a workload is that of its pods.
 		for _, t := range r.input.Incident.Targets {
 			basis.Receipts = append(basis.Receipts, lastN(r.receipts[t.ID()], 1)...)
 		}
 	}
-	if r.suspendedReason != "" {
-		return done(playbooks.OutcomeDenied, r.suspendedReason, "")
+	return basis
+}
+
+// end reports how the step ended on this target.
+func (c *containment) end(ctx workflow.Context, o playbooks.Outcome, reason, leaseID string) stepOutcome {
+	if c.permitted != "" {
+		reason = strings.TrimPrefix(reason+"; "+c.permitted, "; ")
 	}
-	request.Duration, request.ExpiresAt = s.LeaseDuration, workflow.Now(ctx).Add(s.LeaseDuration)
-	planned, err := r.planContainment(ctx, s, request, basis)
-	if err != nil {
-		return done(playbooks.OutcomeFailed, activityErrorText(err), "")
+	c.recordStepReport(ctx, c.frame, c.step, playbooks.StepReport{
+		Target: c.request.Target.ID(), Outcome: o, Reason: reason, LeaseID: leaseID, Guard: c.guard,
+	})
+	return stepOutcome{Outcome: o, reason: reason}
+}
+
+// obtainPermission waits until the containment may run. It returns how the step ended if it may not. A plan that
+// changes while it is being approved is asked for again, at most three times.
+func (c *containment) obtainPermission(ctx workflow.Context) *stepOutcome {
+	end := func(o playbooks.Outcome, reason string) *stepOutcome {
+		out := c.end(ctx, o, reason, "")
+		return &out
 	}
+	under := c.frame.approvedBy
 	var before *activities.PlanResult // the approved plan, if it has changed since
 	for range 3 {
-		if guard = ""; planned.Decision.Verdict == activities.VerdictRefuse ||
-			planned.Decision.Verdict == activities.VerdictPropose {
-			guard = planned.Decision.Guard
+		decision := c.planned.Decision
+		if c.guard = ""; decision.Verdict == activities.VerdictRefuse || decision.Verdict == activities.VerdictPropose {
+			c.guard = decision.Guard
 		}
-		if planned.Decision.Verdict == activities.VerdictRefuse {
-			return done(playbooks.OutcomeRefused, planned.Decision.Reason, "")
-		}
-		if under != nil && under.proposeOnly || planned.Decision.Verdict == activities.VerdictPropose {
-			return done(playbooks.OutcomeProposed, "would "+strings.Join(planned.Plan.Changes, "; ")+" ("+
-				planned.Decision.Reason+")", "")
-		}
-		if under == nil && planned.Decision.Verdict == activities.VerdictRun {
-			break
+		switch {
+		case decision.Verdict == activities.VerdictRefuse:
+			return end(playbooks.OutcomeRefused, decision.Reason)
+		case under != nil && under.proposeOnly || decision.Verdict == activities.VerdictPropose:
+			return end(playbooks.OutcomeProposed, "would "+strings.Join(c.planned.Plan.Changes, "; ")+" ("+decision.Reason+")")
+		case under == nil && decision.Verdict == activities.VerdictRun:
+			return nil
 		}
 		if under != nil {
-			if grant, ok := under.grants[planned.PlanHash]; ok {
-				basis.Grant = &grant
-				break
+			if grant, ok := under.grants[c.planned.PlanHash]; ok {
+				c.basis.Grant = &grant
+				return nil
 			}
 		}
-		// The scope requires an approval, or the approved plan has changed since: request approval of the current plan.
-		q := ApprovalRequest{
-			Step: f.stepName(s), Title: s.Action + " on " + request.Target.String(),
-			Plans: []activities.PlanResult{planned}, Targets: []playbooks.Target{request.Target},
-			Approvers: planned.Decision.Approvers,
-		}
-		if under != nil {
-			q.Approvers = under.approval.Approvers
-			q.Title = under.title + " (the plan changed since it was approved)"
-			if was, ok := under.approvedPlans.findPlan(target, s.Action); ok {
-				q.ReplacesHash, q.ChangesSinceReplaced = activities.ApprovalRequestHash(under.approvedPlans.plans, q.Approvers),
-					planned.Plan.Diff(was.Plan)
-			}
-		} else if before != nil {
-			q.Title += " (the plan changed since it was approved)"
-			q.ReplacesHash, q.ChangesSinceReplaced = activities.ApprovalRequestHash([]activities.PlanResult{*before},
-				q.Approvers), planned.Plan.Diff(before.Plan)
-		}
-		before = &planned
-		answer := r.waitForApproval(ctx, q)
+		q := c.approvalRequest(before)
+		asked := c.planned
+		before = &asked
+		answer := c.waitForApproval(ctx, q)
 		if !answer.granted {
-			return done(playbooks.OutcomeDenied, answer.reason, "")
+			return end(playbooks.OutcomeDenied, answer.reason)
 		}
-		again, err := r.planContainment(ctx, s, request, basis)
+		again, err := c.planContainment(ctx, c.step, c.request, c.basis)
 		if err != nil {
-			return done(playbooks.OutcomeFailed, activityErrorText(err), "")
+			return end(playbooks.OutcomeFailed, activityErrorText(err))
 		}
+		c.planned = again
 		if grant, ok := answer.grants[again.PlanHash]; ok {
-			planned, basis.Grant, permitted = again, &grant, answer.reason
-			break
+			c.basis.Grant, c.permitted = &grant, answer.reason
+			return nil
 		}
-		planned = again
 	}
-	if r.suspendedReason != "" {
-		return done(playbooks.OutcomeDenied, r.suspendedReason, "")
+	return nil
+}
+
+// approvalRequest returns the request for the current plan: the scope requires an approval, or the approved plan has
+// changed since. before is the plan that was asked for last, or nil.
+func (c *containment) approvalRequest(before *activities.PlanResult) ApprovalRequest {
+	under, planned := c.frame.approvedBy, c.planned
+	q := ApprovalRequest{
+		Step: c.frame.stepName(c.step), Title: c.step.Action + " on " + c.request.Target.String(),
+		Plans: []activities.PlanResult{planned}, Targets: []playbooks.Target{c.request.Target},
+		Approvers: planned.Decision.Approvers,
 	}
-	if planned.Decision.Verdict != activities.VerdictRun && basis.Grant == nil {
-		return done(playbooks.OutcomeRefused, "the plan kept changing while it was being approved", "")
+	if under != nil {
+		q.Approvers = under.approval.Approvers
+		q.Title = under.title + " (the plan changed since it was approved)"
+		if was, ok := under.approvedPlans.findPlan(c.request.Target.ID(), c.step.Action); ok {
+			q.ReplacesHash, q.ChangesSinceReplaced = activities.ApprovalRequestHash(under.approvedPlans.plans, q.Approvers),
+				planned.Plan.Diff(was.Plan)
+		}
+	} else if before != nil {
+		q.Title += " (the plan changed since it was approved)"
+		q.ReplacesHash, q.ChangesSinceReplaced = activities.ApprovalRequestHash([]activities.PlanResult{*before},
+			q.Approvers), planned.Plan.Diff(before.Plan)
 	}
-	if !r.Catalog[s.Action].Reversible {
-		o, reason, by := r.runIrreversible(ctx, f, s, request, planned, basis)
-		guard = by
-		return done(o, reason, "")
-	}
-	report, err := r.acquireLease(ctx, f, s, request, planned, basis)
-	if err != nil {
-		return done(playbooks.OutcomeFailed, err.Error(), "")
-	}
-	guard = report.Guard
-	return done(report.Outcome, report.Reason, report.ID)
+	return q
 }
 
 func (r *playbookRun) planContainment(ctx workflow.Context, s *playbooks.Step, request activities.Request,
 	basis activities.Authorization,
 ) (activities.PlanResult, error) {
 	var planned activities.PlanResult
-	err := r.input.LeaseTiming.Route.RunShortActivity(ctx, request.Target, r.activityOptions(s), "Plan",
-		activities.PlanInput{Request: request, Authorization: basis}, &planned)
+	err := r.input.LeaseTiming.Route.RunShortActivity(ctx, request.Target, workflows.ActivityCall{
+		Options: r.activityOptions(s), Activity: "Plan", Out: &planned,
+		In: activities.PlanInput{Request: request, Authorization: basis},
+	})
 	return planned, err
 }
 
 // runIrreversible runs an irreversible action. It returns the outcome with its reason, and the guard that refused it.
-func (r *playbookRun) runIrreversible(ctx workflow.Context, f executionFrame, s *playbooks.Step,
-	request activities.Request, planned activities.PlanResult, basis activities.Authorization) (o playbooks.Outcome,
+func (c *containment) runIrreversible(ctx workflow.Context) (o playbooks.Outcome,
 	reason, guard string,
 ) {
 	var set *activities.Activities
 	var result activities.ApplyResult
-	request.LeaseID, request.ExpiresAt = fmt.Sprintf("ACT-%s-%s-%s", r.incidentRef.ID, f.stepName(s), request.Target.UID),
+	request := c.request
+	request.LeaseID, request.ExpiresAt = fmt.Sprintf("ACT-%s-%s-%s", c.incidentRef.ID, c.frame.stepName(c.step), request.Target.UID),
 		workflow.Now(ctx).Add(5*time.Minute)
-	err := r.input.LeaseTiming.Route.RunActivity(ctx, request.Target, r.activityOptions(s), set.Apply,
-		activities.ApplyInput{Request: request, Authorization: basis, PriorState: planned.Plan.PriorState}, &result)
+	err := c.input.LeaseTiming.Route.RunActivity(ctx, request.Target, workflows.ActivityCall{
+		Options: c.activityOptions(c.step), Activity: set.Apply, Out: &result,
+		In: activities.ApplyInput{Request: request, Authorization: c.basis, PriorState: c.planned.Plan.PriorState},
+	})
 	switch {
 	case err != nil:
 		return playbooks.OutcomeFailed, activityErrorText(err), ""

@@ -10,6 +10,7 @@ import (
 	"stanch/activities"
 	"stanch/playbooks"
 	"stanch/sensors/attestation"
+	"stanch/workflows"
 )
 
 // runObserve runs an action without side effects, and keeps what later steps need.
@@ -19,8 +20,9 @@ func (r *playbookRun) runObserve(ctx workflow.Context, f executionFrame, s *play
 	var set *activities.Activities
 	var result activities.Result
 	in := activities.ObserveInput{Request: request, Attestations: lastN(r.input.Attestations[request.Target.ID()], 1)}
-	if err := r.input.LeaseTiming.Route.RunActivity(ctx, request.Target, r.activityOptions(s), set.Observe, in,
-		&result); err != nil {
+	if err := r.input.LeaseTiming.Route.RunActivity(ctx, request.Target, workflows.ActivityCall{
+		Options: r.activityOptions(s), Activity: set.Observe, In: in, Out: &result,
+	}); err != nil {
 		result = activities.Result{Outcome: playbooks.OutcomeFailed, Reason: activityErrorText(err)}
 		if s.Verb == playbooks.VerbEvidence {
 			result.Receipt = r.recordTimedOutEvidence(ctx, request)
