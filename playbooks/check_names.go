@@ -31,7 +31,8 @@ func (c *checker) checkNames() {
 			}
 		}
 		if s := m.Severity; s.Text != "" && sensors.Severity(s.Text).Rank() < 0 {
-			c.errorf(s.Pos, "value", "use info, low, medium, high or critical", "unknown severity `%s`", truncate.Text(s.Text, 40))
+			c.errorf(s.Pos, "value", "use info, low, medium, high or critical", "unknown severity `%s`", truncate.Text(s.Text,
+				40))
 		}
 	}
 	for _, steps := range [][]Step{book.Steps, book.Finally} {
@@ -116,7 +117,8 @@ func (c *checker) checkCalledPlaybook(s *Step) {
 	}
 	c.stepsWithUnknownNames[s] = true
 	if name == c.program.Name {
-		c.errorf(s.Call.Pos, "cycle", "use `foreach` to repeat steps", "the playbook `%s` calls itself", truncate.Text(name, 40))
+		c.errorf(s.Call.Pos, "cycle", "use `foreach` to repeat steps", "the playbook `%s` calls itself", truncate.Text(name,
+			40))
 		return
 	}
 	var known []string

@@ -53,7 +53,10 @@ type stepParser struct {
 func (p *parser) parseStep(n *yaml.Node, path string) Step {
 	r := &stepParser{
 		parser: p, parsedStep: Step{Pos: nodePos(n), Path: path, keyPositions: map[string]Pos{}},
-		approval: Approval{Approvers: Approvers{Quorum: 1}}, forEach: ForEach{Variable: "item", Concurrency: 1, MaxItems: MaxItems},
+		approval: Approval{Approvers: Approvers{Quorum: 1}}, forEach: ForEach{
+			Variable: "item", Concurrency: 1,
+			MaxItems: MaxItems,
+		},
 	}
 	readers := r.keyParsers()
 	for key, read := range readers {

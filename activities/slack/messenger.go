@@ -1,9 +1,9 @@
 // Package slack shows incidents in Slack and forwards button presses: each incident is one message, updated in place,
 // with its thread.
 //
-// It never decides who may answer or what an answer does (worker/slackendpoint and worker/decisions do). Buttons contain
-// only signed references, and text from elsewhere never becomes markup: it is always literal text in Slack's structured
-// blocks.
+// It never decides who may answer or what an answer does (worker/slackendpoint and worker/decisions do). Buttons
+// contain only signed references, and text from elsewhere never becomes markup: it is always literal text in Slack's
+// structured blocks.
 package slack
 
 import (

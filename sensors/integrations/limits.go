@@ -63,7 +63,8 @@ func checkJSONLimits(raw []byte, most, deepest, widest int) error {
 }
 
 func tooLongError(what, s string) error {
-	return fmt.Errorf("the %s is %d bytes long; the maximum is %d: %q", what, len(s), maxIdentifierBytes, truncate.Bytes(s, 60))
+	return fmt.Errorf("the %s is %d bytes long; the maximum is %d: %q", what, len(s), maxIdentifierBytes,
+		truncate.Bytes(s, 60))
 }
 
 // isPlausibleTime rejects times that no clock reports or that JSON cannot represent.

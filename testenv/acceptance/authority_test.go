@@ -112,7 +112,7 @@ var temporalAttacks = []struct {
 	}},
 	{"a lease with another target's attestation and token", false, func(_ *testing.T, w *attackFixture, i *intruder) {
 		in := w.leaseInput(w.undetectedTarget(), w.isolatedLease.Authorization)
-		m := lease.NewMachine("LSE-INVENTED", in.Target, in.Facet, in.FirstHolder, time.Now(), lease.Timing{})
+		m := lease.NewMachine("LSE-INVENTED", in, time.Now())
 		m.LeaseToken, m.Authorization = w.isolatedLease.LeaseToken, w.isolatedLease.Authorization
 		in.Resume = m
 		i.startWorkflow("Lease", leaseWorkflowID(w.undetectedTarget()), in)

@@ -30,6 +30,7 @@ type Server struct {
 	url          string
 }
 
+// Start starts a server for a test.
 func Start(t *testing.T) *Server {
 	t.Helper()
 	c := &Server{objects: map[string]any{}}

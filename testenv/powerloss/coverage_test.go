@@ -25,38 +25,59 @@ const recomputed = "recomputed"
 // durableWriters lists every function that changes a file through durablefile, what the file is, and the function's
 // power-loss test: of this package, or of the named one. "" means none; the line says why.
 var durableWriters = map[string]struct{ file, test string }{
-	"worker/authority.writeFile":                 {"authority.seed, .retired and .chain", "TestRotatedSigningKeySurvivesPowerLoss"},
-	"worker/authority.createSecret":              {"authority.seed, codec.key", "TestNewSigningKeySurvivesPowerLoss"},
-	"worker/authority.LoadOrCreateSecret":        {"authority.seed, codec.key", "TestNewPayloadKeySurvivesPowerLoss"},
-	"worker/authority.OpenOrCreatePKI":           {"ca.key, ca.crt", "TestCertificateAuthoritySurvivesPowerLoss"},
-	"worker/authority.createCA":                  {"ca.crt", "TestCertificateAuthoritySurvivesPowerLoss"},
-	"worker/authority.createCAKey":               {"ca.key", "TestCertificateAuthoritySurvivesPowerLoss"},
-	"worker/authority.PKI.WriteCertificateFiles": {"certificates that are issued to files", "TestIssuedCertificateSurvivesPowerLoss"},
-	"worker/codec.RotateKey":                     {"codec.key, codec.retired", "TestRotatedPayloadKeySurvivesPowerLoss"},
-	"worker/datadir.Lock":                        {"the data directory", "TestDataFormatSurvivesPowerLoss"},
-	"worker/datadir.recordDataFormat":            {"format", "TestDataFormatSurvivesPowerLoss"},
-	"worker/archive.writeArchiveFile":            {"archives of incidents", "TestArchiveSurvivesPowerLoss"},
-	"worker/guards.FileKillSwitch.writeState":    {"stopped, the kill switch", "TestPauseSurvivesPowerLoss"},
-	"worker/guards.FileUsedGrants.RecordUse":     {"grants.json", "TestUsedGrantSurvivesPowerLoss"},
-	"worker/health.Monitor.saveNodeRecords":      {"nodes.json", "TestConnectedNodesSurvivePowerLoss"},
-	"worker/playbooktest.writeFileAtomically":    {"the user's playbook tests", "worker/playbooktest.TestUpdatedPlaybookSurvivesPowerLoss"},
-	"activities.EvidenceStore.StoreArtifact":     {"evidence", "TestEvidenceOfKilledProcessSurvivesPowerLoss"},
-	"activities.EvidenceStore.writeBlob":         {"evidence", "TestEvidenceSurvivesPowerLoss"},
-	"activities.EvidenceStore.appendEntry":       {"manifests of evidence", "TestEvidenceSurvivesPowerLoss"},
-	"sensors/agent.openRevocations":              {"the node's state directory", "sensors/agent.TestRevocationSurvivesPowerLoss"},
-	"sensors/agent.revocations.record":           {"released.json", "sensors/agent.TestRevocationSurvivesPowerLoss"},
-	"sensors/agent.detectedCgroups.record":       {"sightings.json, whose content is valid for one boot", recomputed},
-	"sensors/baseline.Open":                      {"a damaged baselines.json, which is kept for analysis only", ""},
-	"sensors/baseline.Baselines.Save":            {"baselines.json", "TestBaselinesSurvivePowerLoss"},
-	"sensors/gatewayrpc.WriteKeyPair":            {"node.pem", "TestNodeCertificateSurvivesPowerLoss"},
-	"sensors/gatewayrpc.PinnedKeys.save":         {"pinned keys", "TestPinnedKeysSurvivePowerLoss"},
-	"sensors/gatewayrpc.OpenSpool":               {"detections.spool", "TestSpooledDetectionSurvivesPowerLoss"},
-	"sensors/gatewayrpc.Spool.compact":           {"detections.spool", "TestSpooledDetectionSurvivesPowerLoss"},
-	"sensors/integrations/forward.saveState":     {"the checkpoint of stanch forward", "sensors/integrations/forward.TestCheckpointSurvivesPowerLoss"},
-	"cmd/stanch.writeKeySet":                     {"authority.json of a node", "cmd/stanch.TestNodeKeySetSurvivesPowerLoss"},
-	"cmd/stanch.createAuthority":                 {"a directory, before the keys in it", "TestNewSigningKeySurvivesPowerLoss"},
-	"cmd/stanch.runUp":                           {"temporal/address", recomputed},
-	"cmd/stanch-sensor.openNodeCertificate":      {"the node's state directory", "TestNodeCertificateSurvivesPowerLoss"},
+	"worker/authority.writeFile": {
+		"authority.seed, .retired and .chain",
+		"TestRotatedSigningKeySurvivesPowerLoss",
+	},
+	"worker/authority.createSecret":       {"authority.seed, codec.key", "TestNewSigningKeySurvivesPowerLoss"},
+	"worker/authority.LoadOrCreateSecret": {"authority.seed, codec.key", "TestNewPayloadKeySurvivesPowerLoss"},
+	"worker/authority.OpenOrCreatePKI":    {"ca.key, ca.crt", "TestCertificateAuthoritySurvivesPowerLoss"},
+	"worker/authority.createCA":           {"ca.crt", "TestCertificateAuthoritySurvivesPowerLoss"},
+	"worker/authority.createCAKey":        {"ca.key", "TestCertificateAuthoritySurvivesPowerLoss"},
+	"worker/authority.PKI.WriteCertificateFiles": {
+		"certificates that are issued to files",
+		"TestIssuedCertificateSurvivesPowerLoss",
+	},
+	"worker/codec.RotateKey":                  {"codec.key, codec.retired", "TestRotatedPayloadKeySurvivesPowerLoss"},
+	"worker/datadir.Lock":                     {"the data directory", "TestDataFormatSurvivesPowerLoss"},
+	"worker/datadir.recordDataFormat":         {"format", "TestDataFormatSurvivesPowerLoss"},
+	"worker/archive.writeArchiveFile":         {"archives of incidents", "TestArchiveSurvivesPowerLoss"},
+	"worker/guards.FileKillSwitch.writeState": {"stopped, the kill switch", "TestPauseSurvivesPowerLoss"},
+	"worker/guards.FileUsedGrants.RecordUse":  {"grants.json", "TestUsedGrantSurvivesPowerLoss"},
+	"worker/health.Monitor.saveNodeRecords":   {"nodes.json", "TestConnectedNodesSurvivePowerLoss"},
+	"worker/playbooktest.writeFileAtomically": {
+		"the user's playbook tests",
+		"worker/playbooktest.TestUpdatedPlaybookSurvivesPowerLoss",
+	},
+	"activities.EvidenceStore.StoreArtifact": {"evidence", "TestEvidenceOfKilledProcessSurvivesPowerLoss"},
+	"activities.EvidenceStore.writeBlob":     {"evidence", "TestEvidenceSurvivesPowerLoss"},
+	"activities.EvidenceStore.appendEntry":   {"manifests of evidence", "TestEvidenceSurvivesPowerLoss"},
+	"sensors/agent.openRevocations": {
+		"the node's state directory",
+		"sensors/agent.TestRevocationSurvivesPowerLoss",
+	},
+	"sensors/agent.revocations.record":     {"released.json", "sensors/agent.TestRevocationSurvivesPowerLoss"},
+	"sensors/agent.detectedCgroups.record": {"sightings.json, whose content is valid for one boot", recomputed},
+	"sensors/baseline.Open":                {"a damaged baselines.json, which is kept for analysis only", ""},
+	"sensors/baseline.Baselines.Save":      {"baselines.json", "TestBaselinesSurvivePowerLoss"},
+	"sensors/gatewayrpc.WriteKeyPair":      {"node.pem", "TestNodeCertificateSurvivesPowerLoss"},
+	"sensors/gatewayrpc.PinnedKeys.save":   {"pinned keys", "TestPinnedKeysSurvivePowerLoss"},
+	"sensors/gatewayrpc.OpenSpool":         {"detections.spool", "TestSpooledDetectionSurvivesPowerLoss"},
+	"sensors/gatewayrpc.Spool.compact":     {"detections.spool", "TestSpooledDetectionSurvivesPowerLoss"},
+	"sensors/integrations/forward.saveState": {
+		"the checkpoint of stanch forward",
+		"sensors/integrations/forward.TestCheckpointSurvivesPowerLoss",
+	},
+	"cmd/stanch.writeKeySet": {
+		"authority.json of a node",
+		"cmd/stanch.TestNodeKeySetSurvivesPowerLoss",
+	},
+	"cmd/stanch.createAuthority": {
+		"a directory, before the keys in it",
+		"TestNewSigningKeySurvivesPowerLoss",
+	},
+	"cmd/stanch.runUp":                      {"temporal/address", recomputed},
+	"cmd/stanch-sensor.openNodeCertificate": {"the node's state directory", "TestNodeCertificateSurvivesPowerLoss"},
 	// SQLite syncs what is in its file, and until the rename nothing was acknowledged: a lost rename creates it again.
 	"worker/embeddedtemporal.Start":           {"the directory of temporal.db", ""},
 	"worker/embeddedtemporal.prepareDatabase": {"temporal.db", ""},
@@ -65,7 +86,7 @@ var durableWriters = map[string]struct{ file, test string }{
 // otherWriters lists every other function that creates or renames a file, and why it needs no sync.
 var otherWriters = map[string]string{
 	"worker/datadir.Lock":              "the lock file is empty",
-	"worker/simulationreport.NewJSON":    "a temporary file",
+	"worker/simulationreport.NewJSON":  "a temporary file",
 	"worker/export.Open":               "delivery to an export is not guaranteed; the workflow history is the record",
 	"sensors/gatewayrpc.Spool.compact": "it opens the file that durablefile wrote",
 	"sensors/agent.heartbeat.execute":  "the heartbeat program is written before each use",
@@ -165,6 +186,7 @@ func hasTest(t *testing.T, dir, name string) bool {
 	return slices.ContainsFunc(files, func(file string) bool {
 		raw, err := os.ReadFile(file)
 		require.NoError(t, err)
-		return strings.Contains(string(raw), "func "+name+"(t *testing.T)") && strings.Contains(string(raw), "powerloss.Check(")
+		return strings.Contains(string(raw), "func "+name+"(t *testing.T)") && strings.Contains(string(raw),
+			"powerloss.Check(")
 	})
 }

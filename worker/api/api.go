@@ -67,32 +67,39 @@ func (a *API) Handler() http.Handler {
 
 // handleDecisions adds the routes of what people decide.
 func (a *API) handleDecisions(mux *http.ServeMux) {
-	mux.HandleFunc("POST /v1/vote", handleChange(a, func(r *http.Request, s decisions.Principal, q decisions.VoteRequest) (*decisions.VoteResult,
+	mux.HandleFunc("POST /v1/vote", handleChange(a, func(r *http.Request, s decisions.Principal,
+		q decisions.VoteRequest) (*decisions.VoteResult,
 		error,
 	) {
 		return a.Vote(r.Context(), s, q)
 	}))
-	mux.HandleFunc("POST /v1/release", handleChange(a, func(r *http.Request, s decisions.Principal, q decisions.LeaseRequest) (any,
+	mux.HandleFunc("POST /v1/release", handleChange(a, func(r *http.Request, s decisions.Principal,
+		q decisions.LeaseRequest) (any,
 		error,
 	) {
 		return a.Release(r.Context(), s, q)
 	}))
-	mux.HandleFunc("POST /v1/extend", handleChange(a, func(r *http.Request, s decisions.Principal, q decisions.LeaseRequest) (any,
+	mux.HandleFunc("POST /v1/extend", handleChange(a, func(r *http.Request, s decisions.Principal,
+		q decisions.LeaseRequest) (any,
 		error,
 	) {
 		return a.Extend(r.Context(), s, q)
 	}))
-	mux.HandleFunc("POST /v1/triage", handleChange(a, func(r *http.Request, s decisions.Principal, q decisions.TriageRequest) (any,
+	mux.HandleFunc("POST /v1/triage", handleChange(a, func(r *http.Request, s decisions.Principal,
+		q decisions.TriageRequest) (any,
 		error,
 	) {
 		return a.Triage(r.Context(), s, q)
 	}))
-	mux.HandleFunc("POST /v1/contain", handleChange(a, func(r *http.Request, s decisions.Principal, q decisions.ContainRequest) (any,
+	mux.HandleFunc("POST /v1/contain", handleChange(a, func(r *http.Request, s decisions.Principal,
+		q decisions.ContainRequest) (any,
 		error,
 	) {
 		return a.Contain(r.Context(), s, q)
 	}))
-	mux.HandleFunc("POST /v1/pause", handleChange(a, func(r *http.Request, s decisions.Principal, q decisions.PauseRequest) (any, error) {
+	mux.HandleFunc("POST /v1/pause", handleChange(a, func(r *http.Request, s decisions.Principal,
+		q decisions.PauseRequest,
+	) (any, error) {
 		before := a.killSwitchStatus(r.Context())
 		if err := a.Pause(r.Context(), s, q.Reason); err != nil {
 			return nil, err

@@ -49,7 +49,8 @@ func (m *Cluster) HTTPServer() *http.Server {
 func (m *Cluster) identifyTokenUser(r *http.Request) (decisions.Principal, error) {
 	token, ok := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer ")
 	if !ok || token == "" || len(token) > 16<<10 {
-		return decisions.Principal{}, httpserver.Errorf(http.StatusUnauthorized, "%s", "missing token; use a Kubernetes token from `kubectl create token NAME --audience "+TokenAudience+"`")
+		return decisions.Principal{}, httpserver.Errorf(http.StatusUnauthorized, "%s",
+			"missing token; use a Kubernetes token from `kubectl create token NAME --audience "+TokenAudience+"`")
 	}
 	// The rate limit is checked before the token review, so that a flood of invalid tokens does not reach the API
 	// server.
@@ -65,7 +66,8 @@ func (m *Cluster) identifyTokenUser(r *http.Request) (decisions.Principal, error
 		return decisions.Principal{}, httpserver.Forbidden("review the token: %v", err)
 	}
 	if !review.Status.Authenticated || !slices.Contains(review.Status.Audiences, TokenAudience) {
-		return decisions.Principal{}, httpserver.Errorf(http.StatusUnauthorized, "%s", "invalid token: it is not for the audience "+TokenAudience)
+		return decisions.Principal{}, httpserver.Errorf(http.StatusUnauthorized, "%s",
+			"invalid token: it is not for the audience "+TokenAudience)
 	}
 	name := review.Status.User.Username
 	cfg, err := m.Roster.Current()
@@ -74,8 +76,9 @@ func (m *Cluster) identifyTokenUser(r *http.Request) (decisions.Principal, error
 	}
 	person, known := cfg.PersonByKubernetes(name)
 	if !known {
-		return decisions.Principal{}, httpserver.Forbidden("unknown Kubernetes user %s; add a person with `kubernetes: %s` under `people`",
-			truncate.Name(name), truncate.Name(name))
+		return decisions.Principal{},
+			httpserver.Forbidden("unknown Kubernetes user %s; add a person with `kubernetes: %s` under `people`",
+				truncate.Name(name), truncate.Name(name))
 	}
 	return decisions.Principal{
 		Person: person, AuthenticatedBy: "Kubernetes user " + truncate.Name(name) + " by TokenReview",

@@ -85,8 +85,11 @@ func (l *Local) identifyPeer(r *http.Request) (decisions.Principal, error) {
 	if !ok {
 		return decisions.Principal{}, httpserver.Forbidden("the socket has no peer credentials")
 	}
-	s := decisions.Principal{AuthenticatedBy: fmt.Sprintf("uid %d on the local socket", uid), RateLimitKey: fmt.Sprintf("uid:%d",
-		uid), IsOperator: isOperator(uid)}
+	s := decisions.Principal{
+		AuthenticatedBy: fmt.Sprintf("uid %d on the local socket", uid),
+		RateLimitKey: fmt.Sprintf("uid:%d",
+			uid), IsOperator: isOperator(uid),
+	}
 	if key := r.Header.Get("Stanch-Drill"); key != "" {
 		if name, ok := l.DrillRegistry.NameForKey(key); ok {
 			s.DrillName, s.AuthenticatedBy = name, "the key of drill "+name
@@ -117,8 +120,9 @@ func (l *Local) identifyPeer(r *http.Request) (decisions.Principal, error) {
 		// The operator may pause and release, and may approve only if the configuration says so.
 		person = config.Person{Name: fmt.Sprintf("uid %d", uid)}
 	default:
-		return decisions.Principal{}, httpserver.Forbidden("unknown user id %d; add a person with `uid: %d` under `people` in the "+
-			"configuration", uid, uid)
+		return decisions.Principal{},
+			httpserver.Forbidden("unknown user id %d; add a person with `uid: %d` under `people` in the "+
+				"configuration", uid, uid)
 	}
 	s.Person = person
 	return s, nil

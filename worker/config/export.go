@@ -31,15 +31,18 @@ func (p *configParser) checkExports(all []Export) {
 		}
 		seen[e.Name] = true
 		if !slices.Contains(formats, e.Format) {
-			p.Errorf(p.at("exports", i, "format"), "format", "use one of "+strings.Join(formats, ", "), "%s: unknown format `%s`", where, e.Format)
+			p.Errorf(p.at("exports", i, "format"), "format", "use one of "+strings.Join(formats, ", "),
+				"%s: unknown format `%s`", where, e.Format)
 		}
 		switch {
 		case (e.URL == "") == (e.File == ""):
-			p.Errorf(p.at("exports", i), "required", "specify exactly one of them", "%s: exactly one of `url` and `file` is required", where)
+			p.Errorf(p.at("exports", i), "required", "specify exactly one of them",
+				"%s: exactly one of `url` and `file` is required", where)
 		case e.URL != "":
 			p.checkURL(p.at("exports", i, "url"), where, e.URL)
 		case e.TokenFile != "":
-			p.Errorf(p.at("exports", i, "token_file"), "value", "remove it", "%s: `token_file` is not allowed with `file`", where)
+			p.Errorf(p.at("exports", i, "token_file"), "value", "remove it", "%s: `token_file` is not allowed with `file`",
+				where)
 		}
 	}
 }

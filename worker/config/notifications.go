@@ -78,7 +78,8 @@ func (p *configParser) checkNotifications(c *Config) {
 		seen[w.Name] = true
 		p.checkURL(p.at("webhooks", i, "url"), where, w.URL)
 		if w.SecretFile == "" {
-			p.Errorf(p.at("webhooks", i, "secret_file"), "required", "`echo whsec_$(openssl rand -base64 32) > FILE` creates a key",
+			p.Errorf(p.at("webhooks", i, "secret_file"), "required",
+				"`echo whsec_$(openssl rand -base64 32) > FILE` creates a key",
 				"%s: `secret_file` is missing", where)
 		}
 	}
@@ -117,7 +118,8 @@ func (p *configParser) checkEmail(e *Email) {
 		p.Errorf(p.at("email", "smtp"), "address", "use an address such as smtp.example.com:587", "`email.smtp`: %v", err)
 	}
 	if !isSingleAddress(e.FromAddress) {
-		p.Errorf(p.at("email", "from"), "address", "use an address such as stanch@example.com", "`email.from`: invalid address `%s`",
+		p.Errorf(p.at("email", "from"), "address", "use an address such as stanch@example.com",
+			"`email.from`: invalid address `%s`",
 			e.FromAddress)
 	}
 	if len(e.Recipients) == 0 {
@@ -139,7 +141,8 @@ func (p *configParser) checkEmail(e *Email) {
 		p.Errorf(p.at("email", "tls"), "tls", "use starttls, implicit or none", "`email.tls`: unknown mode `%s`", e.TLSMode)
 	}
 	if (e.Username == "") != (e.PasswordFile == "") {
-		p.Errorf(p.at("email", "username"), "required", "specify both or neither", "`email`: `username` or `password_file` is missing")
+		p.Errorf(p.at("email", "username"), "required", "specify both or neither",
+			"`email`: `username` or `password_file` is missing")
 	}
 }
 
@@ -161,7 +164,8 @@ func (p *configParser) checkTicket(t *TicketTracker) {
 	}
 	switch {
 	case t.APIBaseURL() == "":
-		p.Errorf(p.at("ticket", "url"), "required", "add a URL such as https://example.atlassian.net", "`ticket.url` is missing")
+		p.Errorf(p.at("ticket", "url"), "required", "add a URL such as https://example.atlassian.net",
+			"`ticket.url` is missing")
 	default:
 		p.checkURL(p.at("ticket", "url"), "ticket", t.APIBaseURL())
 	}
@@ -170,13 +174,16 @@ func (p *configParser) checkTicket(t *TicketTracker) {
 			TrackerGitHub: "OWNER/NAME", TrackerGitLab: "use a path such as group/project, or a number",
 			TrackerJira: "use its key, such as OPS",
 		}[t.Kind]
-		p.Errorf(p.at("ticket", "project"), "project", hint, "`ticket.project`: invalid project `%s` for %s", t.Project, t.Kind)
+		p.Errorf(p.at("ticket", "project"), "project", hint, "`ticket.project`: invalid project `%s` for %s", t.Project,
+			t.Kind)
 	}
 	if t.TokenFile == "" {
-		p.Errorf(p.at("ticket", "token_file"), "required", "write the token into a file that only Stanch can read", "`ticket.token_file` is missing")
+		p.Errorf(p.at("ticket", "token_file"), "required", "write the token into a file that only Stanch can read",
+			"`ticket.token_file` is missing")
 	}
 	if t.Kind == TrackerJira && t.User == "" {
-		p.Errorf(p.at("ticket", "user"), "required", "use the email address of the token's account", "`ticket.user` is missing")
+		p.Errorf(p.at("ticket", "user"), "required", "use the email address of the token's account",
+			"`ticket.user` is missing")
 	}
 	if t.Kind != TrackerJira && (t.User != "" || t.IssueType != "") {
 		p.Errorf(p.at("ticket"), "value", "remove them", "`ticket`: `user` and `issue_type` are allowed only for Jira")

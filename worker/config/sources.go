@@ -39,14 +39,17 @@ func (p *configParser) checkSources(sources []Source) {
 		}
 		seen[s.Name] = true
 		if s.TokenFile == "" {
-			p.Errorf(p.at("sources", i, "token_file"), "required", "`openssl rand -hex 32 > FILE` creates a token", "source %s: `token_file` is missing",
+			p.Errorf(p.at("sources", i, "token_file"), "required", "`openssl rand -hex 32 > FILE` creates a token",
+				"source %s: `token_file` is missing",
 				s.Name)
 		}
 		if s.Kind != "" && !slices.Contains(kinds, s.Kind) {
-			p.Errorf(p.at("sources", i, "kind"), "kind", "use one of "+strings.Join(kinds, ", "), "source %s: unknown kind `%s`", s.Name, s.Kind)
+			p.Errorf(p.at("sources", i, "kind"), "kind", "use one of "+strings.Join(kinds, ", "),
+				"source %s: unknown kind `%s`", s.Name, s.Kind)
 		}
 		if s.RatePerSecond < 0 || s.RatePerSecond > maxSourceRate {
-			p.Errorf(p.at("sources", i, "rate"), "range", "use 1 to 100000 records per second", "source %s: invalid `rate` %d", s.Name, s.RatePerSecond)
+			p.Errorf(p.at("sources", i, "rate"), "range", "use 1 to 100000 records per second", "source %s: invalid `rate` %d",
+				s.Name, s.RatePerSecond)
 		}
 	}
 }

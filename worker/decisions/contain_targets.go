@@ -88,7 +88,8 @@ func (d *Service) completeContainerID(ctx context.Context, id string) (string, e
 // unresolvedTargetError returns status 503 for an error that is temporary, and 404 for others.
 func unresolvedTargetError(target string, err error) error {
 	if later := (*ingest.TemporaryError)(nil); errors.As(err, &later) {
-		return httpserver.Errorf(http.StatusServiceUnavailable, "find %s: %v; nothing was contained; try again", truncate.Name(target), err)
+		return httpserver.Errorf(http.StatusServiceUnavailable, "find %s: %v; nothing was contained; try again",
+			truncate.Name(target), err)
 	}
 	return httpserver.NotFound("find %s: %v", truncate.Name(target), err)
 }

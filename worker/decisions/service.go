@@ -48,6 +48,7 @@ type Service struct {
 	refusedVotes refusedVoteCounter
 }
 
+// MaxReasonRunes is the maximum length of a person's reason, in characters.
 const MaxReasonRunes = 500
 
 // VoteRequest is an answer to a pending approval request.

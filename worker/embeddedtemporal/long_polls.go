@@ -29,6 +29,6 @@ func (p *longPolls) intercept(ctx context.Context, request any, info *grpc.Unary
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	defer context.AfterFunc(p.ended, cancel)()
+	defer context.AfterFunc(p.ended, cancel)() //nolint:contextcheck // the end of the server, not of a request
 	return handle(ctx, request)
 }

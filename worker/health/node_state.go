@@ -156,8 +156,9 @@ func (m *Monitor) reportSpoofedCgroups(name string, r agent.StatusReport) {
 		what := fmt.Sprintf("On node %s, %s is in %s. These cgroups have the same name: %s.", name, truncate.Name(d.TargetID),
 			truncate.Name(strings.Join(d.GenuinePaths, ", ")), truncate.Name(others))
 		if len(d.GenuinePaths) == 0 {
-			what = fmt.Sprintf("On node %s, several cgroups have the same name as %s. The node detected nothing in any of them, so "+
-				"it was not contained there: %s.", name, truncate.Name(d.TargetID), truncate.Name(others))
+			what = fmt.Sprintf(
+				"On node %s, several cgroups have the same name as %s. The node detected nothing in any of them, so "+
+					"it was not contained there: %s.", name, truncate.Name(d.TargetID), truncate.Name(others))
 		}
 		reasons = append(reasons, what)
 		if d.FirstSeen.Before(since) {
@@ -359,7 +360,8 @@ func describeDropSource(b agent.DropSource) string {
 	c := b.Container
 	switch {
 	case c.Pod.Name != "":
-		return fmt.Sprintf("%s/%s container %s", truncate.Name(c.Pod.Namespace), truncate.Name(c.Pod.Name), truncate.Name(c.Name))
+		return fmt.Sprintf("%s/%s container %s", truncate.Name(c.Pod.Namespace), truncate.Name(c.Pod.Name),
+			truncate.Name(c.Name))
 	case c.ID != "":
 		return "container " + truncate.Name(c.ID[:min(12, len(c.ID))])
 	}

@@ -46,6 +46,7 @@ type detectionCounters struct {
 	byKind map[DetectionKind]uint64
 }
 
+// CountDetection counts a detection whose outcome the caller decided.
 func (i *Ingester) CountDetection(d sensors.Detection, o DetectionOutcome) {
 	kind := DetectionKind{Source: d.Source, Severity: d.Severity, Outcome: o}
 	if kind.Source != SourceStanch && (i.Config == nil || !slices.ContainsFunc(i.Config.Sources,

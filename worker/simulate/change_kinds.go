@@ -109,6 +109,7 @@ type FirstDifference struct {
 // FormatMoment formats a time since the incident was opened.
 func FormatMoment(n int64) string { return "+" + FormatDuration(n) }
 
+// FormatDuration formats a number of milliseconds for people.
 func FormatDuration(n int64) string {
 	return duration.FormatApprox(time.Duration(n) * time.Millisecond)
 }

@@ -59,6 +59,7 @@ type IncidentChange struct {
 	Descriptions    []string         `json:"descriptions"`
 }
 
+// Pluralize returns a number with its noun.
 func Pluralize(n int, one, many string) string {
 	if n == 1 {
 		return "1 " + one
@@ -204,6 +205,7 @@ func describeStep(s StepResult) string {
 	return s.Action + " on " + ShortTargetID(s.Target)
 }
 
+// ReasonSuffix returns a step's outcome, with its reason in parentheses if it has one.
 func ReasonSuffix(s StepResult) string {
 	if s.Reason == "" {
 		return string(s.Outcome)

@@ -122,7 +122,8 @@ func newIncidentTimeline(o simulate.RecordingOutcome, n int) incidentTimeline {
 		}
 		p.Lanes[i].Marks = append(p.Lanes[i].Marks, timelineMark{
 			LeftPercent: a.percentAt(s.AtMS),
-			CSSClass:    string(s.Outcome), Tooltip: strings.TrimSpace(simulate.FormatMoment(s.AtMS) + " " + simulate.ReasonSuffix(s)),
+			CSSClass:    string(s.Outcome), Tooltip: strings.TrimSpace(simulate.FormatMoment(s.AtMS) + " " +
+				simulate.ReasonSuffix(s)),
 		})
 		if text := stepOutcomeText(s); !slices.ContainsFunc(p.Lanes[i].OutcomeMarks,
 			func(m timelineMark) bool { return m.Text == text }) {
@@ -158,8 +159,11 @@ func detectionLane(r simulate.Result, a logTimeAxis) timelineLane {
 			}
 			continue
 		}
-		l.Marks = append(l.Marks, timelineMark{LeftPercent: x, CSSClass: "detection", Tooltip: simulate.FormatMoment(e.AtMS) + " " +
-			e.Text})
+		l.Marks = append(l.Marks, timelineMark{
+			LeftPercent: x, CSSClass: "detection",
+			Tooltip: simulate.FormatMoment(e.AtMS) + " " +
+				e.Text,
+		})
 	}
 	if n := len(l.Marks); n > 1 {
 		l.Subtitle = fmt.Sprintf("at %d times", n)
@@ -199,7 +203,8 @@ func addEffectBars(l *timelineLane, r simulate.Result, s simulate.StepResult, a 
 		left := a.percentAt(e.AppliedAtMS)
 		l.Bars = append(l.Bars, timelineBar{
 			LeftPercent: left, WidthPercent: math.Max(1.2, a.percentAt(to)-left),
-			CSSClass: class, Text: text, Tooltip: fmt.Sprintf("%s on %s from %s to %s", e.Action, simulate.ShortTargetID(e.Target),
+			CSSClass: class, Text: text, Tooltip: fmt.Sprintf("%s on %s from %s to %s", e.Action,
+				simulate.ShortTargetID(e.Target),
 				simulate.FormatMoment(e.AppliedAtMS), simulate.FormatMoment(to)),
 		})
 	}
@@ -235,5 +240,8 @@ func summaryStats(r simulate.Result) []summaryStat {
 	if n := len(targets); n > 0 {
 		contained.Note = "on " + simulate.Pluralize(n, "target", "targets")
 	}
-	return []summaryStat{first, contained, asked, assumed, {Name: "closes after", Value: simulate.FormatDuration(r.ClosesAtMS)}}
+	return []summaryStat{first, contained, asked, assumed, {
+		Name:  "closes after",
+		Value: simulate.FormatDuration(r.ClosesAtMS),
+	}}
 }

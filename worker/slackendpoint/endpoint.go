@@ -207,7 +207,10 @@ func (s *Endpoint) performClick(ctx context.Context, c *slackClick) (string, err
 		_, err = s.Release(ctx, speaker, decisions.LeaseRequest{LeaseID: ref.LeaseID})
 		return "The lease is being released; the message shows when the containment is undone.", err
 	case view.ButtonExtend:
-		_, err = s.Extend(ctx, speaker, decisions.LeaseRequest{LeaseID: ref.LeaseID, Duration: time.Hour, CountFrom: c.clickedAt})
+		_, err = s.Extend(ctx, speaker, decisions.LeaseRequest{
+			LeaseID: ref.LeaseID, Duration: time.Hour,
+			CountFrom: c.clickedAt,
+		})
 		return "The lease now lasts until one hour from now.", err
 	case view.ButtonAssign:
 		_, err = s.Triage(ctx, speaker, decisions.TriageRequest{IncidentID: ref.IncidentID, Kind: incident.TriageAssigned})
