@@ -49,22 +49,37 @@ const (
 // Decoder decodes one record of at most MaxRecordBytes. It is safe for concurrent use.
 type Decoder func(raw []byte) (DecodedRecord, error)
 
+// integrations is the table of the sensors whose alerts Stanch decodes: a new one is its file and a line here.
+func integrations() []integration {
+	return []integration{
+		{SourceFalco, DecodeFalco},
+		{SourceTetragon, DecodeTetragon},
+		{SourceTracee, DecodeTracee},
+		{SourceKubeArmor, DecodeKubeArmor},
+	}
+}
+
+// integration is a source kind with its decoder.
+type integration struct {
+	kind   string
+	decode Decoder
+}
+
 // SourceKinds returns the source kinds that have a decoder.
 func SourceKinds() []string {
-	return []string{SourceFalco, SourceTetragon, SourceTracee, SourceKubeArmor}
+	var kinds []string
+	for _, i := range integrations() {
+		kinds = append(kinds, i.kind)
+	}
+	return kinds
 }
 
 // DecoderForKind returns the decoder of a source kind, or nil for an unknown kind.
 func DecoderForKind(kind string) Decoder {
-	switch kind {
-	case SourceFalco:
-		return DecodeFalco
-	case SourceTetragon:
-		return DecodeTetragon
-	case SourceTracee:
-		return DecodeTracee
-	case SourceKubeArmor:
-		return DecodeKubeArmor
+	for _, i := range integrations() {
+		if i.kind == kind {
+			return i.decode
+		}
 	}
 	return nil
 }

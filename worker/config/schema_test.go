@@ -26,7 +26,9 @@ func TestSchemaMatchesParser(t *testing.T) {
 	for text, fine := range map[string]bool{
 		"idle_timeout: 15m": true, "idle_timeout: 1d12h": true, "idle_timeout: 2w": true, "idle_timeout: 1.5h": true,
 		"idle_timeout: soon": false, "idle_timeout: 1 h": false, "idle_timeout: -1h": false,
-		"budget: {max_duration: 1d}": true, "evidence: {max_total: 20Gi}": true,
+		"sources: [{name: a, token_file: t, kind: falco}]": true, "sources: [{name: a, token_file: t, kind: snort}]": false,
+		"sources: [{name: a, token_file: t, kind: kubernetes-audit}]": true,
+		"budget: {max_duration: 1d}":                                  true, "evidence: {max_total: 20Gi}": true,
 		"evidence: {max_total: 512Mi, min_free: 1000000}": true, "evidence: {max_total: much}": false,
 		"scopes: [{name: a, approvers: {groups: [x], timeout: 1d, escalate: {after: 1h, groups: [y]}}}]\npeople: [{name: z, groups: [x, y]}]": true,
 	} {

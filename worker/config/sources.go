@@ -4,6 +4,8 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/invopop/jsonschema"
+
 	"stanch/sensors/integrations"
 )
 
@@ -12,7 +14,7 @@ type Source struct {
 	Name      string `yaml:"name" json:"name" jsonschema:"required,description=the source of its detections; each name once"`
 	TokenFile string `yaml:"token_file" json:"token_file" jsonschema:"required,description=a file with a token of at least 16 characters"`
 	// Kind limits the token to one endpoint; without it, the token is valid for all.
-	Kind          string `yaml:"kind" json:"kind,omitempty" jsonschema:"enum=falco,enum=tetragon,enum=tracee,enum=kubearmor,enum=kubernetes-audit,enum=detections,description=the kind that the token is valid for; default all"`
+	Kind          string `yaml:"kind" json:"kind,omitempty" jsonschema:"description=the kind that the token is valid for; default all"`
 	RatePerSecond int    `yaml:"rate" json:"rate,omitempty" jsonschema:"minimum=1,maximum=100000,description=records per second; default 2000"`
 }
 
@@ -30,8 +32,22 @@ const (
 // EffectiveRate returns the maximum number of records per second of a source.
 func (f Source) EffectiveRate() int { return valueOr(f.RatePerSecond, defaultSourceRate) }
 
+// sourceKinds returns the valid kinds.
+func sourceKinds() []string {
+	return append(integrations.SourceKinds(), SourceKindKubernetesAudit, SourceKindDetections)
+}
+
+// JSONSchemaExtend adds the valid kinds to the schema.
+func (Source) JSONSchemaExtend(s *jsonschema.Schema) {
+	if kind, ok := s.Properties.Get("kind"); ok {
+		for _, name := range sourceKinds() {
+			kind.Enum = append(kind.Enum, name)
+		}
+	}
+}
+
 func (p *configParser) checkSources(sources []Source) {
-	kinds := append(integrations.SourceKinds(), SourceKindKubernetesAudit, SourceKindDetections)
+	kinds := sourceKinds()
 	seen := map[string]bool{}
 	for i, s := range sources {
 		if s.Name == "" || seen[s.Name] {

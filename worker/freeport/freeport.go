@@ -25,7 +25,7 @@ func Find(ip string, count int) (ports []int, err error) {
 	}()
 	const attempts = 100
 	for failures := 0; len(ports) < count; {
-		port := first + rand.IntN(last-first+1) //nolint:gosec // a collision is tried again
+		port := first + rand.IntN(last-first+1)                               //nolint:gosec // a collision is tried again
 		l, err := net.Listen("tcp", net.JoinHostPort(ip, strconv.Itoa(port))) //nolint:noctx // returns at once
 		if err != nil {
 			if failures++; failures >= attempts {
