@@ -40,8 +40,8 @@ func (c *checker) checkArguments(s *Step, spec ActionSpec, names typeScope, at f
 			continue
 		}
 		given[arg.Name] = true
-		if v, isConstant := c.checkValue(arg.Value, field.Type, field.Tag.Get("jsonschema"), arg.Name, names,
-			at); isConstant {
+		if v, isConstant := c.checkValue(arg.Value,
+			wantedValue{field.Type, field.Tag.Get("jsonschema"), arg.Name}, names, at); isConstant {
 			constant[arg.Name] = v
 		} else {
 			complete = false
@@ -57,6 +57,11 @@ func (c *checker) checkArguments(s *Step, spec ActionSpec, names typeScope, at f
 	if !complete || params == nil {
 		return
 	}
+	c.checkParams(s, params, constant)
+}
+
+// checkParams lets the parameters of an action check themselves, if all of them are constant.
+func (c *checker) checkParams(s *Step, params reflect.Type, constant map[string]any) {
 	value := reflect.New(params)
 	raw, err := json.Marshal(constant)
 	if err != nil || json.Unmarshal(raw, value.Interface()) != nil {
@@ -79,10 +84,15 @@ func (c *checker) checkArguments(s *Step, spec ActionSpec, names typeScope, at f
 
 func hasTagOption(tag, word string) bool { return slices.Contains(strings.Split(tag, ","), word) }
 
+// wantedValue is what a parameter or an input must be: its type, the bounds in its tag, and its name for messages.
+type wantedValue struct {
+	goType    reflect.Type
+	tag, name string
+}
+
 // checkValue checks one value against a Go type. It returns the value and true if the value contains no expression.
-func (c *checker) checkValue(v Value, want reflect.Type, tag, name string, names typeScope, at flowContext) (any,
-	bool,
-) {
+func (c *checker) checkValue(v Value, w wantedValue, names typeScope, at flowContext) (any, bool) {
+	want, name := w.goType, w.name
 	for want.Kind() == reflect.Pointer {
 		want = want.Elem()
 	}
@@ -106,7 +116,7 @@ func (c *checker) checkValue(v Value, want reflect.Type, tag, name string, names
 		}
 		out, constant := []any{}, true
 		for _, item := range v.List {
-			element, ok := c.checkValue(item, want.Elem(), "", name, names, at)
+			element, ok := c.checkValue(item, wantedValue{want.Elem(), "", name}, names, at)
 			out, constant = append(out, element), constant && ok
 		}
 		return out, constant
@@ -117,12 +127,12 @@ func (c *checker) checkValue(v Value, want reflect.Type, tag, name string, names
 		}
 		out, constant := map[string]any{}, true
 		for _, entry := range v.Map {
-			element, ok := c.checkValue(entry.Value, want.Elem(), "", entry.Name, names, at)
+			element, ok := c.checkValue(entry.Value, wantedValue{want.Elem(), "", entry.Name}, names, at)
 			out[entry.Name], constant = element, constant && ok
 		}
 		return out, constant
 	}
-	return v.Literal, c.checkLiteral(v, want, tag, name)
+	return v.Literal, c.checkLiteral(v, want, w.tag, name)
 }
 
 func (c *checker) checkLiteral(v Value, want reflect.Type, tag, name string) bool {

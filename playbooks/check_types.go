@@ -196,7 +196,7 @@ func (c *checker) checkCallInputs(s *Step, names typeScope, at flowContext) {
 			continue
 		}
 		given[arg.Name] = true
-		c.checkValue(arg.Value, in.goType(), in.boundsTag(), arg.Name, names, at)
+		c.checkValue(arg.Value, wantedValue{in.goType(), in.boundsTag(), arg.Name}, names, at)
 	}
 	for _, in := range callee.Inputs {
 		if !given[in.Name] && in.Default == nil {

@@ -65,10 +65,17 @@ func (p *Program) stepOutputsType(s *Step) reflect.Type {
 	return p.catalog[s.Action].OutputType()
 }
 
+// StepEnd is how a step ended: on how many targets, and on which of them it failed.
+type StepEnd struct {
+	Outcome Outcome
+	Outputs json.RawMessage
+	Targets int
+	Failed  []Target
+}
+
 // RecordOutcome records a step's outcome and its outputs (JSON, of the first target) for the expressions that follow.
-func (p *Program) RecordOutcome(env EvalEnv, s *Step, outcome Outcome, outputs json.RawMessage, targets int,
-	failed ...Target,
-) error {
+func (p *Program) RecordOutcome(env EvalEnv, s *Step, ended StepEnd) error {
+	outcome, outputs := ended.Outcome, ended.Outputs
 	if s.ID == "" {
 		return nil
 	}
@@ -81,7 +88,7 @@ func (p *Program) RecordOutcome(env EvalEnv, s *Step, outcome Outcome, outputs j
 		}
 		value = out.Elem()
 	}
-	env.expressionValues[s.ID] = newStepValue(t, value, outcome, targets, failed)
+	env.expressionValues[s.ID] = newStepValue(t, value, outcome, ended.Targets, ended.Failed)
 	env.outcomes[s.ID] = outcome
 	return nil
 }

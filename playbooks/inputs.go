@@ -75,7 +75,7 @@ func (c *checker) checkInput(in *Input, names typeScope) {
 		c.errorf(in.TypePos, "range", "", "the minimum of `%s` is above its maximum", in.Name)
 	}
 	if in.Default != nil {
-		c.checkValue(*in.Default, in.goType(), in.boundsTag(), in.Name, names, flowContext{})
+		c.checkValue(*in.Default, wantedValue{in.goType(), in.boundsTag(), in.Name}, names, flowContext{})
 	} else if c.program.Match != nil {
 		c.errorf(in.Pos, "required", "give it a `default`, or remove `match`",
 			"the input `%s` has no value when an incident starts the playbook", in.Name)

@@ -84,6 +84,12 @@ func loadSources(files []SourceFile, catalog Catalog, run bool) ([]*Program, dia
 	if !l.forActiveRun {
 		l.markReplaced(programs)
 	}
+	return programs, l.problemsByFile(files)
+}
+
+// problemsByFile returns the problems in the order of the files. The warnings of a file matter after its errors are
+// fixed.
+func (l *loader) problemsByFile(files []SourceFile) diagnostic.Diagnostics {
 	var problems diagnostic.Diagnostics
 	for _, f := range files {
 		var mine diagnostic.Diagnostics
@@ -98,7 +104,7 @@ func loadSources(files []SourceFile, catalog Catalog, run bool) ([]*Program, dia
 		problems = append(problems, mine.Sorted()...)
 		l.problems = slices.DeleteFunc(l.problems, func(p diagnostic.Diagnostic) bool { return p.File == f.File })
 	}
-	return programs, problems
+	return problems
 }
 
 type loader struct {

@@ -190,7 +190,8 @@ func TestPodIdentity(t *testing.T) {
 		require.NoError(t, err)
 		env, err := program.NewEvalEnv(playbooks.Incident{}, nil)
 		require.NoError(t, err)
-		require.NoError(t, program.RecordOutcome(env, &program.Steps[0], playbooks.OutcomeSucceeded, raw, 1))
+		require.NoError(t, program.RecordOutcome(env, &program.Steps[0],
+			playbooks.StepEnd{Outcome: playbooks.OutcomeSucceeded, Outputs: raw, Targets: 1}))
 		targets, err := program.EvalTargets(&program.Steps[1], env)
 		require.NoError(t, err)
 		require.Equal(t, web.UID, targets[0].UID)

@@ -7,7 +7,7 @@ import (
 
 	"github.com/slack-go/slack"
 
-	"stanch/activities"
+	"stanch/playbooks"
 	"stanch/playbooks/display"
 	"stanch/sensors/duration"
 )
@@ -19,14 +19,14 @@ const maxMentions = 10
 func (p *messageView) postReplies(ctx context.Context) error {
 	for _, q := range p.approvalRequests {
 		hash := q.PlansHash[:min(12, len(q.PlansHash))]
-		if err := p.mentionApprovers(ctx, "asked/"+q.QualifiedID()+"/"+hash, "your approval is requested: ", q,
-			q.Approvers.Groups, q.Approvers.Users); err != nil {
+		if err := p.mentionApprovers(ctx, "asked/"+q.QualifiedID()+"/"+hash, "your approval is requested: ", q.Title,
+			q.Approvers); err != nil {
 			return err
 		}
 		if e := q.Approvers.Escalate; e != nil && !p.now().Before(q.AskedAt.Add(e.After)) {
 			if err := p.mentionApprovers(ctx, "escalated/"+q.QualifiedID()+"/"+hash,
-				fmt.Sprintf("there was no decision within %s, so your approval is requested too: ", duration.Format(e.After)), q,
-				e.Groups, e.Users); err != nil {
+				fmt.Sprintf("there was no decision within %s, so your approval is requested too: ", duration.Format(e.After)),
+				q.Title, playbooks.Approvers{Groups: e.Groups, Users: e.Users}); err != nil {
 				return err
 			}
 		}
@@ -56,12 +56,10 @@ func (p *messageView) postReplies(ctx context.Context) error {
 }
 
 // mentionApprovers mentions the approvers of a request.
-func (p *messageView) mentionApprovers(ctx context.Context, key, why string, q activities.ApprovalRequest, groups,
-	users []string,
-) error {
+func (p *messageView) mentionApprovers(ctx context.Context, key, why, title string, of playbooks.Approvers) error {
 	var elements []slack.RichTextSectionElement
 	if p.MentionResolver != nil {
-		members, userGroups := p.MentionResolver.ResolveMentions(groups, users)
+		members, userGroups := p.MentionResolver.ResolveMentions(of.Groups, of.Users)
 		for _, id := range firstN(userGroups, maxMentions) {
 			elements = append(elements, slack.NewRichTextSectionUserGroupElement(id), plainElement(" "))
 		}
@@ -69,9 +67,9 @@ func (p *messageView) mentionApprovers(ctx context.Context, key, why string, q a
 			elements = append(elements, slack.NewRichTextSectionUserElement(id, nil), plainElement(" "))
 		}
 	}
-	elements = append(elements, plainElement(why+sanitizeText(q.Title, maxHeaderWeight)+
+	elements = append(elements, plainElement(why+sanitizeText(title, maxHeaderWeight)+
 		". Approve or deny in the message above, or run `stanch approve "+p.incident.ID+"`."))
-	return p.postReplyOnce(ctx, key, why+q.Title, slack.NewRichTextBlock("", slack.NewRichTextSection(elements...)))
+	return p.postReplyOnce(ctx, key, why+title, slack.NewRichTextBlock("", slack.NewRichTextSection(elements...)))
 }
 
 // postReplyOnce posts a reply if it was not posted before.

@@ -97,19 +97,24 @@ func newHostEnvironment(ctx context.Context, kind string, register registerTarge
 	root := resolver.CgroupRoot()
 	_ = resolver.Close()
 	name := "stanch-drill-" + randomHex(3)
-	if s.id, err = s.startContainer(ctx, root, name, "3333", kind, &s.victimLines); err != nil {
+	if s.id, err = s.startContainer(ctx, root, drillContainer{name, "3333", kind, &s.victimLines}); err != nil {
 		return nil, err
 	}
-	if _, err = s.startContainer(ctx, root, name+"b", "8333", "wait", &s.siblingLines); err != nil {
+	if _, err = s.startContainer(ctx, root, drillContainer{name + "b", "8333", "wait", &s.siblingLines}); err != nil {
 		return nil, err
 	}
 	return s, nil
 }
 
+// drillContainer is a container of a drill: what runs in it, its peer's port, and the lines that the peer received.
+type drillContainer struct {
+	name, port, kind string
+	received         *atomic.Uint64
+}
+
 // startContainer starts one container and its peer, and returns the container's id. Lines that arrive add to received.
-func (s *hostEnvironment) startContainer(ctx context.Context, root, name, port, kind string,
-	received *atomic.Uint64,
-) (string, error) {
+func (s *hostEnvironment) startContainer(ctx context.Context, root string, c drillContainer) (string, error) {
+	name, port, kind, received := c.name, c.port, c.kind, c.received
 	id := randomHex(32)
 	dir := filepath.Join(root, name, id)
 	if err := os.MkdirAll(dir, 0o755); err != nil {
@@ -145,21 +150,21 @@ func (s *hostEnvironment) startContainer(ctx context.Context, root, name, port, 
 	s.closers = append(s.closers, func() { _ = listener.Close() })
 	go countLines(listener, kind == "reverse-shell", received)
 
-	c := exec.CommandContext(ctx, self, drillAttackCommand, kind, listener.Addr().String())
-	c.Env = []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin"}
-	ready, err := c.StdinPipe()
+	attack := exec.CommandContext(ctx, self, drillAttackCommand, kind, listener.Addr().String())
+	attack.Env = []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin"}
+	ready, err := attack.StdinPipe()
 	if err != nil {
 		return "", fmt.Errorf("start the drill's container: %w", err)
 	}
-	c.SysProcAttr = &syscall.SysProcAttr{
+	attack.SysProcAttr = &syscall.SysProcAttr{
 		UseCgroupFD: true, CgroupFD: int(cgroup.Fd()), Setsid: true, Pdeathsig: syscall.SIGKILL,
 		Cloneflags: unix.CLONE_NEWNET | unix.CLONE_NEWNS | unix.CLONE_NEWPID | unix.CLONE_NEWIPC | unix.CLONE_NEWUTS,
 	}
-	if err := c.Start(); err != nil {
+	if err := attack.Start(); err != nil {
 		return "", fmt.Errorf("start the drill's container: %w", err)
 	}
-	s.closers = append(s.closers, func() { _ = c.Process.Kill(); _ = c.Wait() })
-	if err := connectVeth(c.Process.Pid, "stdr"+name[len("stanch-drill-"):], hostIP, peerIP); err != nil {
+	s.closers = append(s.closers, func() { _ = attack.Process.Kill(); _ = attack.Wait() })
+	if err := connectVeth(attack.Process.Pid, "stdr"+name[len("stanch-drill-"):], hostIP, peerIP); err != nil {
 		return "", err
 	}
 	if err := ready.Close(); err != nil {

@@ -117,18 +117,10 @@ func fileExists(path string) bool {
 // runWorker runs the gateway and the worker until ctx ends.
 func runWorker(ctx context.Context, g *globalFlags, o workerOptions, out io.Writer) error {
 	log := slog.New(slog.NewTextHandler(os.Stderr, nil))
-	if o.temporalAddress == "" {
-		return usageError{errors.New("missing --temporal; use --temporal HOST:PORT, or `stanch up` with an " +
-			"embedded Temporal")}
-	}
-	cfg, err := g.loadConfig()
+	cfg, err := o.prepare(g)
 	if err != nil {
 		return err
 	}
-	if err := o.setDefaultPaths(g.dataDir); err != nil {
-		return err
-	}
-	identifyBuild()
 	unlock, err := datadir.Lock(g.dataDir)
 	if err != nil {
 		return err
@@ -180,6 +172,20 @@ func runWorker(ctx context.Context, g *globalFlags, o workerOptions, out io.Writ
 	<-ctx.Done()
 	fmt.Fprintln(out, "stopping; leases stay active and continue after the next start")
 	return nil
+}
+
+// prepare checks the flags, and loads the configuration.
+func (o *workerOptions) prepare(g *globalFlags) (*config.Config, error) {
+	if o.temporalAddress == "" {
+		return nil, usageError{errors.New("missing --temporal; use --temporal HOST:PORT, or `stanch up` with an " +
+			"embedded Temporal")}
+	}
+	cfg, err := g.loadConfig()
+	if err != nil {
+		return nil, err
+	}
+	identifyBuild()
+	return cfg, o.setDefaultPaths(g.dataDir)
 }
 
 // workerOptions returns the options of a worker that come from flags and the configuration.

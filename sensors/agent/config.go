@@ -68,77 +68,109 @@ func NewFromConfig(s Config) (a *Agent, closeAll func(), err error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	var closers []func()
-	closeAll = func() {
-		for i := len(closers) - 1; i >= 0; i-- {
-			closers[i]()
-		}
-	}
-	o := Options{
+	p := &agentParts{Config: s, options: Options{
 		Node: s.Node, RuleFiles: files, StateDir: s.StateDir, Log: s.Log, Failpoint: s.Failpoint,
 		KubeletPath: s.KubeletPath, APIServers: s.APIServers, HeartbeatInterval: s.HeartbeatInterval,
-	}
-	if len(s.SnapshotProgram) > 0 {
-		o.SnapshotHelper = snapshot.NewHelperPool(s.SnapshotProgram[0], s.SnapshotProgram[1:]...)
-		o.SnapshotHelper.Prewarm()
-		closers = append(closers, func() { _ = o.SnapshotHelper.Close() })
-	}
-	if host, port := os.Getenv("KUBERNETES_SERVICE_HOST"), os.Getenv("KUBERNETES_SERVICE_PORT"); host != "" &&
-		len(o.APIServers) == 0 {
-		o.APIServers = []string{net.JoinHostPort(host, port)}
-	}
-	if s.StateDir != "" {
-		if o.Baselines, err = baseline.Open(BaselinePath(s.StateDir),
-			baseline.Options{LearningPeriod: s.LearningPeriod}); err != nil {
-			s.Log.Error("the image baselines cannot be read", "error", err)
+	}}
+	for _, open := range []func() error{p.openHelpers, p.openResolver, p.openProbe, p.openContainment} {
+		if err := open(); err != nil {
+			p.closeAll()
+			return nil, nil, err
 		}
 	}
-	if o.Resolver, err = containermeta.Open(containermeta.Options{CRISocket: s.CRISocket}); err != nil {
-		return nil, nil, fmt.Errorf("start the container resolver: %w", err)
-	}
-	closers = append(closers, func() { _ = o.Resolver.Close() })
-	s.Probe.Node = s.Node
-	if o.Probe, err = probe.Load(s.Probe); err != nil {
-		s.Log.Error("the kernel probes cannot be loaded; detections from other sources still work", "error", err)
-	} else {
-		closers = append(closers, func() { _ = o.Probe.Close() })
-		for _, h := range o.Probe.Status().Hooks {
-			if !h.Enabled {
-				s.Log.Warn("a probe is disabled; the others are enabled", "hook", h.Hook, "reason", h.Reason)
-			}
-		}
-	}
-	if !s.DisableLock {
-		o.EgressLock, err = probe.OpenEgressLock(s.EgressLockDir)
-		if errors.Is(err, probe.ErrInUse) {
-			closeAll()
-			return nil, nil, fmt.Errorf("start a sensor: %w", err)
-		}
-		if err != nil {
-			o.EgressLockError = err.Error()
-			s.Log.Error("the egress lock is disabled; isolation uses only NetworkPolicies", "error", err)
-		} else {
-			closers = append(closers, func() { _ = o.EgressLock.Close() })
-		}
-		if len(s.ThawProgram) > 0 {
-			o.Freezer = snapshot.NewFreezer(o.Resolver.CgroupRoot(), s.Log, s.ThawProgram...)
-			if err := o.Freezer.RecoverFreezes(context.Background()); err != nil {
-				s.Log.Warn("could not recover the freezes of a previous sensor", "error", err)
-			}
-			closers = append(closers, func() { _ = o.Freezer.Close() })
-		}
-	} else {
-		o.EgressLockError = "this sensor runs in watch-only mode and cannot contain anything"
-	}
-	a, err = New(o, set)
-	if err != nil {
-		closeAll()
+	if a, err = New(p.options, set); err != nil {
+		p.closeAll()
 		return nil, nil, err
 	}
 	// The kernel's BTF types, which are needed only to load the programs, use far more memory than what remains.
 	// Return it to the node.
 	debug.FreeOSMemory()
-	return a, closeAll, nil
+	return a, p.closeAll, nil
+}
+
+// agentParts are the parts of an agent while it is opened.
+type agentParts struct {
+	Config
+	options Options
+	closers []func()
+}
+
+func (p *agentParts) closeAll() {
+	for i := len(p.closers) - 1; i >= 0; i-- {
+		p.closers[i]()
+	}
+}
+
+// openHelpers starts the snapshot helper, finds the API server and opens the baselines, without which the agent works.
+func (p *agentParts) openHelpers() error {
+	if len(p.SnapshotProgram) > 0 {
+		p.options.SnapshotHelper = snapshot.NewHelperPool(p.SnapshotProgram[0], p.SnapshotProgram[1:]...)
+		p.options.SnapshotHelper.Prewarm()
+		p.closers = append(p.closers, func() { _ = p.options.SnapshotHelper.Close() })
+	}
+	if host, port := os.Getenv("KUBERNETES_SERVICE_HOST"), os.Getenv("KUBERNETES_SERVICE_PORT"); host != "" &&
+		len(p.options.APIServers) == 0 {
+		p.options.APIServers = []string{net.JoinHostPort(host, port)}
+	}
+	if p.StateDir == "" {
+		return nil
+	}
+	var err error
+	if p.options.Baselines, err = baseline.Open(BaselinePath(p.StateDir),
+		baseline.Options{LearningPeriod: p.LearningPeriod}); err != nil {
+		p.Log.Error("the image baselines cannot be read", "error", err)
+	}
+	return nil
+}
+
+func (p *agentParts) openResolver() (err error) {
+	if p.options.Resolver, err = containermeta.Open(containermeta.Options{CRISocket: p.CRISocket}); err != nil {
+		return fmt.Errorf("start the container resolver: %w", err)
+	}
+	p.closers = append(p.closers, func() { _ = p.options.Resolver.Close() })
+	return nil
+}
+
+// openProbe loads the kernel programs, without which detections from other sources still work.
+func (p *agentParts) openProbe() (err error) {
+	p.Probe.Node = p.Node
+	if p.options.Probe, err = probe.Load(p.Probe); err != nil {
+		p.Log.Error("the kernel probes cannot be loaded; detections from other sources still work", "error", err)
+		return nil
+	}
+	p.closers = append(p.closers, func() { _ = p.options.Probe.Close() })
+	for _, h := range p.options.Probe.Status().Hooks {
+		if !h.Enabled {
+			p.Log.Warn("a probe is disabled; the others are enabled", "hook", h.Hook, "reason", h.Reason)
+		}
+	}
+	return nil
+}
+
+// openContainment opens the egress lock and the freezer, unless the sensor only watches.
+func (p *agentParts) openContainment() (err error) {
+	if p.DisableLock {
+		p.options.EgressLockError = "this sensor runs in watch-only mode and cannot contain anything"
+		return nil
+	}
+	p.options.EgressLock, err = probe.OpenEgressLock(p.EgressLockDir)
+	if errors.Is(err, probe.ErrInUse) {
+		return fmt.Errorf("start a sensor: %w", err)
+	}
+	if err != nil {
+		p.options.EgressLockError = err.Error()
+		p.Log.Error("the egress lock is disabled; isolation uses only NetworkPolicies", "error", err)
+	} else {
+		p.closers = append(p.closers, func() { _ = p.options.EgressLock.Close() })
+	}
+	if len(p.ThawProgram) > 0 {
+		p.options.Freezer = snapshot.NewFreezer(p.options.Resolver.CgroupRoot(), p.Log, p.ThawProgram...)
+		if err := p.options.Freezer.RecoverFreezes(context.Background()); err != nil {
+			p.Log.Warn("could not recover the freezes of a previous sensor", "error", err)
+		}
+		p.closers = append(p.closers, func() { _ = p.options.Freezer.Close() })
+	}
+	return nil
 }
 
 func (a *Agent) failpoint(point string) {

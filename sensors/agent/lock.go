@@ -47,19 +47,7 @@ func (a *Agent) applyLock(ctx context.Context, c gatewayrpc.ContainmentCommand, 
 	if request.AllowList, err = parseAllowList(c.Params); err != nil {
 		return gatewayrpc.ContainmentState{}, wrapRefused(err)
 	}
-	network := a.inspectNetwork(at)
-	request.Veths, request.HostNetwork = network.veths, network.hostNetwork
-	notes := network.notes
-	if err := a.refreshKubelets(); err != nil {
-		notes = append(notes, err.Error())
-	}
-	if a.kubeletCount.Load() == 0 && c.Target.PodUID != "" {
-		request.AnswerRootSockets = true
-		notes = append(
-			notes,
-			"the kubelet was not found on this node; to keep its probes working, replies to all root processes on the node are allowed; set --kubelet to the path of its binary",
-		)
-	}
+	network, notes := a.addNetwork(&request, at, c.Target)
 	if err := a.checkReplacement(c, before, request, token, keys); err != nil {
 		return gatewayrpc.ContainmentState{}, err
 	}
@@ -78,6 +66,26 @@ func (a *Agent) applyLock(ctx context.Context, c gatewayrpc.ContainmentCommand, 
 	}
 	out.UnverifiedReason = network.unverifiedReason(state)
 	return out, nil
+}
+
+// addNetwork adds what is known about the target's network to a request, and returns notes for the result.
+func (a *Agent) addNetwork(request *probe.EgressLockRequest, at targetCgroups,
+	target gatewayrpc.NodeTarget,
+) (network networkAccess, notes []string) {
+	network = a.inspectNetwork(at)
+	request.Veths, request.HostNetwork = network.veths, network.hostNetwork
+	notes = network.notes
+	if err := a.refreshKubelets(); err != nil {
+		notes = append(notes, err.Error())
+	}
+	if a.kubeletCount.Load() == 0 && target.PodUID != "" {
+		request.AnswerRootSockets = true
+		notes = append(
+			notes,
+			"the kubelet was not found on this node; to keep its probes working, replies to all root processes on the node are allowed; set --kubelet to the path of its binary",
+		)
+	}
+	return network, notes
 }
 
 // addLockedCgroups adds the cgroups that the lease already locks and that still exist, so that a target that moves to

@@ -134,8 +134,9 @@ func (b *Baselines) Compare(e *sensors.Event) sensors.Baseline {
 		foreign := e.Process.ExeInUpperLayer || e.Process.ExeIsMemfd || e.Process.ExeDeleted
 		what, fresh = "executed", true
 		if name != "" && len(name) <= maxTextBytes && !foreign && !e.Process.ExecedInto {
-			fresh = b.recordObservation(image.Executables, &image.ExecutablesOverflowed, &image.executableOverflow,
-				maxExecutablesPerImage, name, image, now)
+			fresh = b.recordObservation(observations{
+				image, image.Executables, &image.ExecutablesOverflowed, &image.executableOverflow, maxExecutablesPerImage,
+			}, name, now)
 		} else if known, ok := image.Executables[name]; ok {
 			fresh = b.isNovel(known, image, now)
 		}
@@ -147,8 +148,9 @@ func (b *Baselines) Compare(e *sensors.Event) sensors.Baseline {
 			return verdict
 		}
 		what = "connected to"
-		fresh = b.recordObservation(image.Destinations, &image.DestinationsOverflowed, &image.destinationOverflow,
-			maxDestinationsPerImage, name, image, now)
+		fresh = b.recordObservation(observations{
+			image, image.Destinations, &image.DestinationsOverflowed, &image.destinationOverflow, maxDestinationsPerImage,
+		}, name, now)
 		verdict.NewDestination = fresh && !image.DestinationsOverflowed
 		fresh = verdict.NewDestination
 	default: // excluded above
@@ -185,17 +187,25 @@ func (b *Baselines) findOrAddImage(digest string, e *sensors.Event, now time.Tim
 	return image
 }
 
+// observations are the executables or the destinations of an image, with their limit.
+type observations struct {
+	image    *Image
+	facts    map[string]Observation
+	full     *bool
+	overflow *overflow
+	max      int
+}
+
 // recordObservation records an observation and reports whether it is novel. If the limit is reached, it evicts the
 // least frequent observations among those that are still novel or, during the learning period, among all. A burst of
 // new observations therefore evicts only itself.
-func (b *Baselines) recordObservation(facts map[string]Observation, full *bool, f *overflow, most int, name string,
-	image *Image, now time.Time,
-) (fresh bool) {
+func (b *Baselines) recordObservation(of observations, name string, now time.Time) (fresh bool) {
+	facts, f, image := of.facts, of.overflow, of.image
 	fact, known := facts[name]
 	if !known {
-		if len(facts) >= most {
-			b.recordOverflow(full, f, now.Sub(image.FirstSeen))
-			if now.Before(f.retryEvictionAt) || !b.evictObservations(facts, most/10, image, now) {
+		if len(facts) >= of.max {
+			b.recordOverflow(of.full, f, now.Sub(image.FirstSeen))
+			if now.Before(f.retryEvictionAt) || !b.evictObservations(facts, of.max/10, image, now) {
 				if !now.Before(f.retryEvictionAt) {
 					f.retryEvictionAt = now.Add(time.Minute)
 				}

@@ -163,7 +163,29 @@ func decodeTraceeV1beta1(t jsonValue, raw []byte) (DecodedRecord, error) {
 		technique: threat.textAt("mitre", "technique", "id"),
 	}.toDetection()
 	d.Time = t.lookup("timestamp").timestamp().Time
-	w := t.lookup("workload")
+	d.Event = decodeTraceeWorkload(t.lookup("workload"))
+	from := t.lookup("detected_from")
+	data := append(t.lookup("data").elements(), from.lookup("data").elements()...)
+	call := orDefault(from.textAt("name"), t.lookup("workload", "process").textAt("thread", "syscall"))
+	for _, v := range t.lookup("data").elements() {
+		if by := v.lookup("triggered_by"); by.exists() {
+			call = orDefault(by.textAt("name"), call)
+			data = append(data, by.lookup("data").elements()...)
+		}
+	}
+	applyTraceeData(&d.Event, call, t.textAt("name"), data, func(v jsonValue) jsonValue {
+		for _, kind := range []string{"str", "sockaddr", "str_array", "int32", "int64", "u_int32", "u_int64", "bool"} {
+			if got := v.lookup(kind); got.exists() {
+				return got
+			}
+		}
+		return jsonValue{}
+	})
+	return finalizeAlert(&d, raw)
+}
+
+// decodeTraceeWorkload returns the process and the container of a finding.
+func decodeTraceeWorkload(w jsonValue) sensors.Event {
 	p := w.lookup("process")
 	process := sensors.Process{
 		PID: p.lookup("host_pid").scalar().uint32(), NSPID: p.lookup("pid").scalar().uint32(),
@@ -184,35 +206,18 @@ func decodeTraceeV1beta1(t jsonValue, raw []byte) (DecodedRecord, error) {
 	if !pod.exists() {
 		pod, namespace = w.lookup("pod"), orDefault(w.textAt("pod", "namespace", "name"), w.textAt("pod", "namespace"))
 	}
-	d.Event = sensors.Event{Process: process, Container: sensors.Container{
+	event := sensors.Event{Process: process, Container: sensors.Container{
 		ID: container.textAt("id"), Name: container.textAt("name"), Image: container.textAt("image", "name"),
 		Pod: sensors.Pod{
 			Namespace: namespace, Name: pod.textAt("name"), UID: pod.textAt("uid"),
 			Labels: pod.lookup("labels").stringMap(),
 		},
 	}}
-	d.Event.Container.ImageDigest = digestOf(container.textAt("image", "id"))
+	event.Container.ImageDigest = digestOf(container.textAt("image", "id"))
 	for _, repo := range container.lookup("image", "repo_digests").textElements() {
-		d.Event.Container.ImageDigest = orDefault(digestOf(repo), d.Event.Container.ImageDigest)
+		event.Container.ImageDigest = orDefault(digestOf(repo), event.Container.ImageDigest)
 	}
-	from := t.lookup("detected_from")
-	data := append(t.lookup("data").elements(), from.lookup("data").elements()...)
-	call := orDefault(from.textAt("name"), p.textAt("thread", "syscall"))
-	for _, v := range t.lookup("data").elements() {
-		if by := v.lookup("triggered_by"); by.exists() {
-			call = orDefault(by.textAt("name"), call)
-			data = append(data, by.lookup("data").elements()...)
-		}
-	}
-	applyTraceeData(&d.Event, call, t.textAt("name"), data, func(v jsonValue) jsonValue {
-		for _, kind := range []string{"str", "sockaddr", "str_array", "int32", "int64", "u_int32", "u_int64", "bool"} {
-			if got := v.lookup(kind); got.exists() {
-				return got
-			}
-		}
-		return jsonValue{}
-	})
-	return finalizeAlert(&d, raw)
+	return event
 }
 
 // applyTraceeData fills in the event from the data of a Tracee event and of the event that triggered it.

@@ -180,6 +180,21 @@ func (p *Probe) loadPrograms() error {
 		return err
 	}
 
+	spec.Programs = programs
+	if err := p.attachHooks(spec); err != nil {
+		return err
+	}
+	if p.alerts, err = ringbuf.NewReader(p.collection.Maps[bpf.ObserveMapAlerts]); err != nil {
+		return fmt.Errorf("open the alerts ring: %w", err)
+	}
+	if p.telemetry, err = ringbuf.NewReader(p.collection.Maps[bpf.ObserveMapTelemetry]); err != nil {
+		return fmt.Errorf("open the telemetry ring: %w", err)
+	}
+	return nil
+}
+
+// attachHooks loads and attaches the programs of the enabled hooks. It returns an error if none could be attached.
+func (p *Probe) attachHooks(spec *ebpf.CollectionSpec) error {
 	var enabled []hookAttachment
 	status := map[Hook]*HookStatus{}
 	for _, hook := range Hooks {
@@ -192,7 +207,6 @@ func (p *Probe) loadPrograms() error {
 			enabled = append(enabled, a)
 		}
 	}
-	spec.Programs = programs
 	loaded := loadEach(spec, enabled, p.collection.Maps)
 	on := 0
 	for i, a := range enabled {
@@ -212,12 +226,6 @@ func (p *Probe) loadPrograms() error {
 	}
 	if on == 0 {
 		return fmt.Errorf("no hook could be attached: %s", p.hooks[0].Reason)
-	}
-	if p.alerts, err = ringbuf.NewReader(p.collection.Maps[bpf.ObserveMapAlerts]); err != nil {
-		return fmt.Errorf("open the alerts ring: %w", err)
-	}
-	if p.telemetry, err = ringbuf.NewReader(p.collection.Maps[bpf.ObserveMapTelemetry]); err != nil {
-		return fmt.Errorf("open the telemetry ring: %w", err)
 	}
 	return nil
 }

@@ -276,6 +276,23 @@ func (l *EgressLock) Apply(r EgressLockRequest) (EgressLockState, error) {
 	if err := l.extendLatestExpiry(rec.Expiry); err != nil {
 		return EgressLockState{}, err
 	}
+	if err := l.activate(id, r); err != nil {
+		return EgressLockState{}, err
+	}
+	problem := ""
+	for _, w := range r.Veths {
+		if err := l.attachVeth(w.Index); err != nil {
+			problem = fmt.Sprintf("interface %s (%d): %s", w.Name, w.Index, shortReason(err))
+			l.unlockObject(lockedObjectKey{ID: uint64(w.Index), Kind: objectVeth})
+		}
+	}
+	st, err := l.stateByID(id)
+	st.VethError = problem
+	return st, err
+}
+
+// activate writes the cgroups and interfaces that a lock covers, and removes those that it no longer does.
+func (l *EgressLock) activate(id uint64, r EgressLockRequest) error {
 	wanted := map[lockedObjectKey]lockedObjectValue{}
 	for _, cg := range r.Cgroups {
 		wanted[lockedObjectKey{ID: cg, Kind: objectCgroup}] = lockedObjectValue{Lock: id}
@@ -289,7 +306,7 @@ func (l *EgressLock) Apply(r EgressLockRequest) (EgressLockState, error) {
 	for k, v := range wanted {
 		if err := l.ebpfMap(bpf.LockMapLockedObjects).Put(k, v); err != nil {
 			l.removeLock(id)
-			return EgressLockState{}, fmt.Errorf("apply the egress lock: %w", err)
+			return fmt.Errorf("apply the egress lock: %w", err)
 		}
 	}
 	for k, v := range l.lockedObjects() {
@@ -299,16 +316,7 @@ func (l *EgressLock) Apply(r EgressLockRequest) (EgressLockState, error) {
 			l.unlockObject(k)
 		}
 	}
-	problem := ""
-	for _, w := range r.Veths {
-		if err := l.attachVeth(w.Index); err != nil {
-			problem = fmt.Sprintf("interface %s (%d): %s", w.Name, w.Index, shortReason(err))
-			l.unlockObject(lockedObjectKey{ID: uint64(w.Index), Kind: objectVeth})
-		}
-	}
-	st, err := l.stateByID(id)
-	st.VethError = problem
-	return st, err
+	return nil
 }
 
 // checkNotLocked returns an error if another lease locks a cgroup or veth of the request.

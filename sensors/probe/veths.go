@@ -58,11 +58,16 @@ func FindVeths(pids ...int) ([]Veth, error) {
 			errs = append(errs, fmt.Errorf("inspect the network namespace of process %d: %w", spaces[i].pid, err))
 		}
 	}
+	veths, problems := matchVeths(spaces, here)
+	return veths, errors.Join(append(errs, problems...)...)
+}
+
+// matchVeths returns the host-side ends of the interfaces in namespaces, and an error for each interface that has none.
+func matchVeths(spaces []netNamespace, here []netInterface) (veths []Veth, errs []error) {
 	byIndex := map[int]netInterface{}
 	for _, i := range here {
 		byIndex[i.index] = i
 	}
-	var veths []Veth
 	unheld := 0
 	for _, space := range spaces {
 		for _, i := range space.interfaces {
@@ -94,7 +99,7 @@ func FindVeths(pids ...int) ([]Veth, error) {
 			fmt.Errorf("%d more interfaces have no host-side veth that could be locked: %w", unheld-maxReportedProblems,
 				ErrNotSupported))
 	}
-	return veths, errors.Join(errs...)
+	return veths, errs
 }
 
 const (

@@ -55,15 +55,7 @@ func (k *collector) collectExecutable(ctx context.Context, p *Process) error {
 	}
 	upper := !p.ExeIsMemfd && !p.ExeDeleted && isInUpperLayer(p)
 	p.ExeInUpperLayer = upper
-	why := ""
-	switch {
-	case p.ExeIsMemfd:
-		why = "memfd"
-	case p.ExeDeleted:
-		why = "deleted"
-	case upper:
-		why = "upper layer"
-	}
+	why := copyReason(p)
 	if why == "" && st.Size > k.limits.MaxImageHashBytes {
 		p.HashSkipped = "the file is large, and the image digest covers it"
 		return f.Close()
@@ -84,26 +76,44 @@ func (k *collector) collectExecutable(ctx context.Context, p *Process) error {
 	if err != nil {
 		return err
 	}
-	sum, head := read.sha256Hex, read.data
-	p.ExeSHA256 = sum
-	k.hashCache[id] = executableHash{sum, upper}
+	p.ExeSHA256 = read.sha256Hex
+	k.hashCache[id] = executableHash{read.sha256Hex, upper}
 	if why == "" {
 		return nil
 	}
-	if int64(len(head)) < st.Size {
+	k.addExecutable(p, read, why, st.Size)
+	return nil
+}
+
+// copyReason returns why a process's executable is copied: it is not part of an image. "" copies nothing.
+func copyReason(p *Process) string {
+	switch {
+	case p.ExeIsMemfd:
+		return "memfd"
+	case p.ExeDeleted:
+		return "deleted"
+	case p.ExeInUpperLayer:
+		return "upper layer"
+	}
+	return ""
+}
+
+// addExecutable adds the copy of an executable, and notes what the limit cut off.
+func (k *collector) addExecutable(p *Process, read hashedCopy, reason string, size int64) {
+	head := read.data
+	if int64(len(head)) < size {
 		k.addMissing("executable %s of process %d: copied %d of %d bytes: more than the limit", p.Exe, p.PID, len(head),
-			st.Size)
+			size)
 	}
 	if len(head) == 0 {
-		return nil
+		return
 	}
 	k.copiedBytes += int64(len(head))
 	own := sha256.Sum256(head)
 	k.executables = append(k.executables, ExecutableCopy{
-		Name: "exe-" + sum[:16], ContainerPath: p.Exe, Reason: why, SHA256: hex.EncodeToString(own[:]), FileSize: st.Size,
+		Name: "exe-" + read.sha256Hex[:16], ContainerPath: p.Exe, Reason: reason, SHA256: hex.EncodeToString(own[:]), FileSize: size,
 		Data: head,
 	})
-	return nil
 }
 
 // hashTimeout limits how long one executable is read.

@@ -14,7 +14,8 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// The limits of what one reader keeps in mind. Test functions have no limit: a scenario reads from top to bottom.
+// The limits of what one reader keeps in mind. Only the limit of files applies to tests and their environment: a
+// scenario reads from top to bottom.
 const (
 	maxFileLines       = 400
 	maxFunctionLines   = 60
@@ -22,9 +23,39 @@ const (
 	maxFilesOfPackages = 25
 )
 
+// The reasons of sizeExceptions.
+const (
+	oneFilePerCommand = "one file for each command"
+	declaration       = "a command's help, flags and function are one declaration"
+	table             = "a literal table: a line for each case"
+	manifest          = "one Kubernetes object, in the order of its fields"
+	foreignSignature  = "the signature is the library's"
+	scanner           = "one scan whose cases share its position"
+	language          = "the stages of one language share its syntax tree; a part of it has no meaning alone"
+)
+
 // sizeExceptions are the places above a limit, with the reason. An exception that is no longer needed is an error.
 var sizeExceptions = map[string]string{
-	"stanch/cmd/stanch": "one file for each command",
+	"stanch/cmd/stanch": oneFilePerCommand,
+	"stanch/playbooks":  language,
+	"cmd/stanch-sensor/baseline.go baselineCommand":      declaration,
+	"cmd/stanch-sensor/main.go rootCommand":              declaration,
+	"cmd/stanch/actions.go actionsCommand":               declaration,
+	"cmd/stanch/cert.go certCommand":                     declaration,
+	"cmd/stanch/forward.go forwardCommand":               declaration,
+	"cmd/stanch/playbooks.go playbooksCommand":           declaration,
+	"cmd/stanch/rules_run_tests.go rulesTestCommand":     declaration,
+	"playbooks/grammar.go StepKinds":                     table,
+	"playbooks/testspec/parse.go testFields":             table,
+	"playbooks/testspec/rewrite_flow.go findFlowListEnd": scanner,
+	"sensors/probe/decode.go decodeRecord":               table,
+	"sensors/probe/sensitive.go sensitiveClass":          table,
+	"sensors/rules/fields.go textField":                  table,
+	"sensors/rules/fields_api.go requestTextField":       table,
+	"sensors/yamlnode/field.go ListField":                "two of its parameters are functions, which read best as arguments",
+	"worker/manifests/workloads.go sensorDaemonSet":      manifest,
+	"worker/manifests/workloads.go workerDeployment":     manifest,
+	"worker/metrics/temporal.go countStartedIncidents":   foreignSignature,
 }
 
 // oversized returns the places of the project above a limit, each with its size.
@@ -50,7 +81,7 @@ func oversized(t *testing.T, root string) map[string]string {
 		if lines := set.File(file.Pos()).LineCount(); lines > maxFileLines {
 			out[name] = fmt.Sprintf("%d lines", lines)
 		}
-		if strings.HasSuffix(name, "_test.go") {
+		if strings.HasSuffix(name, "_test.go") || isIn(name, "testenv") {
 			return nil
 		}
 		files[filepath.Dir(name)]++

@@ -37,36 +37,9 @@ func (c *containment) acquireLease(ctx workflow.Context) (playbooks.LeaseReport,
 	heard, hear := workflow.NewFuture(ctx)
 	r.waitingHolders[holder.ID] = hear
 
-	for try := range 5 {
-		childCtx := workflow.WithChildOptions(ctx, workflow.ChildWorkflowOptions{
-			WorkflowID:            id,
-			ParentClosePolicy:     enumspb.PARENT_CLOSE_POLICY_ABANDON,
-			WorkflowIDReusePolicy: enumspb.WORKFLOW_ID_REUSE_POLICY_ALLOW_DUPLICATE,
-			TypedSearchAttributes: temporal.NewSearchAttributes(
-				temporal.NewSearchAttributeKeyKeyword(workflows.IncidentSearchAttribute).ValueSet(r.incidentRef.ID),
-			),
-		})
-		child := workflow.ExecuteChildWorkflow(childCtx, r.Leases.Lease, lease.Input{
-			Target: request.Target, Facet: facet,
-			FirstHolder: holder, Timing: r.input.LeaseTiming,
-		})
-		err := child.GetChildWorkflowExecution().Get(ctx, nil)
-		var running *temporal.ChildWorkflowExecutionAlreadyStartedError
-		var started *serviceerror.WorkflowExecutionAlreadyStarted // the error of the SDK's test environment
-		if errors.As(err, &running) || errors.As(err, &started) {
-			err = workflow.SignalExternalWorkflow(ctx, id, "", workflows.SignalJoinLease, holder).Get(ctx, nil)
-		}
-		if err == nil {
-			break
-		}
-		if try == 4 {
-			delete(r.waitingHolders, holder.ID)
-			return playbooks.LeaseReport{}, fmt.Errorf("start or join the lease %s: %w", id, err)
-		}
-		// It ended between the start and the signal.
-		if err := workflow.Sleep(ctx, 100*time.Millisecond); err != nil {
-			return playbooks.LeaseReport{}, err //nolint:wrapcheck // canceled
-		}
+	if err := c.startOrJoin(ctx, id, holder); err != nil {
+		delete(r.waitingHolders, holder.ID)
+		return playbooks.LeaseReport{}, err
 	}
 	if early, ok := r.earlyLeaseReports[holder.ID]; ok {
 		return early, nil
@@ -88,4 +61,39 @@ func (c *containment) acquireLease(ctx workflow.Context) (playbooks.LeaseReport,
 		)
 	}
 	return report, err
+}
+
+// startOrJoin starts the lease or, if it is running, joins it. Between the two it may end, so both are tried a few times.
+func (c *containment) startOrJoin(ctx workflow.Context, id string, holder lease.Holder) error {
+	for try := range 5 {
+		childCtx := workflow.WithChildOptions(ctx, workflow.ChildWorkflowOptions{
+			WorkflowID:            id,
+			ParentClosePolicy:     enumspb.PARENT_CLOSE_POLICY_ABANDON,
+			WorkflowIDReusePolicy: enumspb.WORKFLOW_ID_REUSE_POLICY_ALLOW_DUPLICATE,
+			TypedSearchAttributes: temporal.NewSearchAttributes(
+				temporal.NewSearchAttributeKeyKeyword(workflows.IncidentSearchAttribute).ValueSet(c.incidentRef.ID),
+			),
+		})
+		child := workflow.ExecuteChildWorkflow(childCtx, c.Leases.Lease, lease.Input{
+			Target: c.request.Target, Facet: c.Catalog[c.step.Action].Facet,
+			FirstHolder: holder, Timing: c.input.LeaseTiming,
+		})
+		err := child.GetChildWorkflowExecution().Get(ctx, nil)
+		var running *temporal.ChildWorkflowExecutionAlreadyStartedError
+		var started *serviceerror.WorkflowExecutionAlreadyStarted // the error of the SDK's test environment
+		if errors.As(err, &running) || errors.As(err, &started) {
+			err = workflow.SignalExternalWorkflow(ctx, id, "", workflows.SignalJoinLease, holder).Get(ctx, nil)
+		}
+		if err == nil {
+			return nil
+		}
+		if try == 4 {
+			return fmt.Errorf("start or join the lease %s: %w", id, err)
+		}
+		// It ended between the start and the signal.
+		if err := workflow.Sleep(ctx, 100*time.Millisecond); err != nil {
+			return err //nolint:wrapcheck // canceled
+		}
+	}
+	return nil
 }

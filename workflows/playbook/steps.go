@@ -113,7 +113,9 @@ func (r *playbookRun) runSteps(ctx workflow.Context, f executionFrame, steps []p
 // runStep runs one step with its `on_failure` or `on_denied`. If such a block runs, its outcome replaces the step's.
 func (r *playbookRun) runStep(ctx workflow.Context, f executionFrame, s *playbooks.Step) stepOutcome {
 	out := r.runIfConditionHolds(ctx, f, s)
-	if err := f.RecordOutcome(f.env, s, out.Outcome, out.outputs, out.targets, out.failedTargets...); err != nil {
+	if err := f.RecordOutcome(f.env, s, playbooks.StepEnd{
+		Outcome: out.Outcome, Outputs: out.outputs, Targets: out.targets, Failed: out.failedTargets,
+	}); err != nil {
 		r.recordStepReport(ctx, f, s, playbooks.StepReport{Outcome: playbooks.OutcomeFailed, Reason: err.Error()})
 		out.Outcome, out.reason = playbooks.OutcomeFailed, err.Error()
 	}
