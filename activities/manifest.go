@@ -198,8 +198,6 @@ const manifestLockTimeout = 3 * time.Second
 
 // lockFile locks a manifest. It does not take the caller's context: what was done is recorded even if the caller is
 // canceled.
-//
-//nolint:contextcheck // see above
 func lockFile(f *os.File) error {
 	_, err := backoff.Retry(context.Background(), func() (struct{}, error) {
 		err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)

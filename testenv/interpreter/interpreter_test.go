@@ -179,13 +179,13 @@ func TestChangedPlanIsRequestedAgain(t *testing.T) {
 func testChangedPlan(t *testing.T, steps string) {
 	t.Helper()
 	_, report := runScenario(t, testScenario{
-		changePlans:       true,
+		changePlans: true,
 		decisionsByAction: map[string]activities.GuardDecision{"scale": {
 			Verdict:   activities.VerdictAskApproval,
 			Approvers: playbooks.Approvers{Groups: []string{"people"}, Quorum: 1, Timeout: 5 * time.Second},
 		}},
-		approverVote:      voteYes(),
-		stepsYAML:         steps,
+		approverVote: voteYes(),
+		stepsYAML:    steps,
 		afterStart: func(t *testing.T, c client.Client, id string, _ func(func())) {
 			var again playbook.ApprovalRequest
 			require.Eventually(t, func() bool {

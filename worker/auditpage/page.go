@@ -1,5 +1,5 @@
-// Package auditpage renders timelines of package audit as HTML pages. It computes nothing: each sentence and number is in
-// the timeline.
+// Package auditpage renders timelines of package audit as HTML pages. It computes nothing: each sentence and number is
+// in the timeline.
 package auditpage
 
 import (

@@ -26,7 +26,8 @@ func (p *configParser) checkCloudTrail(c *CloudTrail) {
 	}
 	u, err := url.Parse(c.QueueURL)
 	if err != nil || u.Host == "" || u.Scheme != "https" && (u.Scheme != "http" || !isLoopback(u.Hostname())) {
-		p.Errorf(p.at("aws", "cloudtrail", "queue"), "value", "use a URL such as https://sqs.eu-central-1.amazonaws.com/123456789012/cloudtrail",
+		p.Errorf(p.at("aws", "cloudtrail", "queue"), "value",
+			"use a URL such as https://sqs.eu-central-1.amazonaws.com/123456789012/cloudtrail",
 			"aws: invalid queue URL `%s`", c.QueueURL)
 	}
 }
@@ -89,16 +90,19 @@ func (p *configParser) checkAWS(c *Config) {
 	}
 	switch {
 	case a.Region == "":
-		p.Errorf(p.at("aws", "region"), "required", "add `region:` with a region such as eu-central-1", "aws: the region is missing")
+		p.Errorf(p.at("aws", "region"), "required", "add `region:` with a region such as eu-central-1",
+			"aws: the region is missing")
 	case !awsRegionPattern.MatchString(a.Region):
 		p.Errorf(p.at("aws", "region"), "value", "use a region such as eu-central-1", "aws: invalid region `%s`", a.Region)
 	}
 	if a.RoleARN != "" && !roleARNPattern.MatchString(a.RoleARN) {
-		p.Errorf(p.at("aws", "role_arn"), "value", "use an ARN such as arn:aws:iam::123456789012:role/stanch", "aws: invalid role ARN `%s`",
+		p.Errorf(p.at("aws", "role_arn"), "value", "use an ARN such as arn:aws:iam::123456789012:role/stanch",
+			"aws: invalid role ARN `%s`",
 			a.RoleARN)
 	}
 	if a.Cluster != "" && !eksClusterPattern.MatchString(a.Cluster) {
-		p.Errorf(p.at("aws", "cluster"), "value", "use its name, not its ARN", "aws: invalid EKS cluster name `%s`", a.Cluster)
+		p.Errorf(p.at("aws", "cluster"), "value", "use its name, not its ARN", "aws: invalid EKS cluster name `%s`",
+			a.Cluster)
 	}
 	p.checkCloudTrail(a.CloudTrail)
 	if a.Endpoint == "" {
@@ -107,7 +111,8 @@ func (p *configParser) checkAWS(c *Config) {
 	u, err := url.Parse(a.Endpoint)
 	switch {
 	case err != nil || u.Host == "" || u.Scheme != "https" && u.Scheme != "http":
-		p.Errorf(p.at("aws", "endpoint"), "value", "use a URL such as https://vpce-….amazonaws.com", "aws: invalid URL `%s`", a.Endpoint)
+		p.Errorf(p.at("aws", "endpoint"), "value", "use a URL such as https://vpce-….amazonaws.com",
+			"aws: invalid URL `%s`", a.Endpoint)
 	case u.Scheme == "http" && !isLoopback(u.Hostname()):
 		p.Errorf(p.at("aws", "endpoint"), "value", "use https", "aws: credentials would be sent to %s in clear text", u.Host)
 	}

@@ -198,7 +198,8 @@ func (p *configParser) checkApproversExist(where string, groups, users []string,
 	}
 	for n, u := range users {
 		if !slices.Contains(known.people, u) {
-			p.Errorf(at("users", n), "unknown-person", diagnostic.DidYouMean(u, known.people), "%s: unknown person `%s`", where, u)
+			p.Errorf(at("users", n), "unknown-person", diagnostic.DidYouMean(u, known.people), "%s: unknown person `%s`",
+				where, u)
 		}
 	}
 }
@@ -212,11 +213,13 @@ func (p *configParser) checkSlack(s *Slack) {
 			"`slack.channel`: invalid channel id `%s`", s.Channel)
 	}
 	if s.BotTokenFile == "" {
-		p.Errorf(p.at("slack", "bot_token_file"), "required", "write the bot token (xoxb-…) into a file that only Stanch can read",
+		p.Errorf(p.at("slack", "bot_token_file"), "required",
+			"write the bot token (xoxb-…) into a file that only Stanch can read",
 			"`slack.bot_token_file` is missing")
 	}
 	if s.AppTokenFile == "" && s.SigningSecretFile == "" {
-		p.Errorf(p.at("slack"), "required", "set `app_token_file` for Socket Mode, or `signing_secret_file` for requests to --listen",
+		p.Errorf(p.at("slack"), "required",
+			"set `app_token_file` for Socket Mode, or `signing_secret_file` for requests to --listen",
 			"`slack`: clicks cannot be received")
 	}
 }

@@ -163,7 +163,8 @@ func (d *Service) authorizeContain(ctx context.Context, cfg *config.Config, s Pr
 		return err
 	}
 	if !approvers.CanApprove(s.Name, groups, 1<<62) {
-		return httpserver.Forbidden("%s is not allowed to contain %s; allowed: %s", s.Name, target, describeApprovers(approvers))
+		return httpserver.Forbidden("%s is not allowed to contain %s; allowed: %s", s.Name, target,
+			describeApprovers(approvers))
 	}
 	return nil
 }
@@ -194,7 +195,9 @@ func (d *Service) startRequests(ctx context.Context, answer *ContainResponse, fo
 			answer.IncidentID = in.ID
 		}
 		if err != nil && n > 0 {
-			return fmt.Errorf("containment of %d of %d targets was requested, the last one in incident %s; %s could not be requested: %w", n, len(found),
+			return fmt.Errorf(
+				"containment of %d of %d targets was requested, the last one in incident %s; %s could not be requested: %w", n,
+				len(found),
 				answer.IncidentID, incident.TargetOfDetection(one), err)
 		}
 		if err != nil {
@@ -215,8 +218,9 @@ func (d *Service) startRequest(ctx context.Context, one sensors.Detection,
 	key := d.ManualRequests.Ingester.GroupingKey(one)
 	if open, err := d.latestIncident(ctx, key); err == nil && open.Status == "open" &&
 		len(open.Playbooks) >= maxRunsPerIncident {
-		return in, httpserver.Conflict("incident %s has %d playbook runs and accepts no more requests; use `stanch extend` to "+
-			"extend a lease, or release its leases so that the incident closes", open.ID, len(open.Playbooks))
+		return in,
+			httpserver.Conflict("incident %s has %d playbook runs and accepts no more requests; use `stanch extend` to "+
+				"extend a lease, or release its leases so that the incident closes", open.ID, len(open.Playbooks))
 	}
 	if err := d.ManualRequests.Ingester.IngestManualRequest(ctx, one, permitted); err != nil {
 		return in, err

@@ -69,7 +69,8 @@ func (d *Service) Release(ctx context.Context, s Principal, q LeaseRequest) ([]p
 		}
 		d.recordInManifest(m.IncidentRef.ID, activities.EntryKindRelease, activities.AuditRecord{
 			LeaseID: m.LeaseID,
-			Action:  m.Action, Target: m.Target.ID(), People: []string{s.describe()}, Note: truncate.Runes(q.Reason, MaxReasonRunes),
+			Action:  m.Action, Target: m.Target.ID(), People: []string{s.describe()}, Note: truncate.Runes(q.Reason,
+				MaxReasonRunes),
 		})
 		return nil
 	})
@@ -86,8 +87,9 @@ func (d *Service) checkSinglePersonLimit(s Principal, p leaseScope, hold time.Du
 	if approvers.Quorum <= 1 {
 		return nil
 	}
-	return httpserver.Forbidden("one person can extend this lease to at most %s from now; a longer extension requires %d approvals from %s: request it "+
-		"with `stanch contain TARGET --for %s --reason …`",
+	return httpserver.Forbidden(
+		"one person can extend this lease to at most %s from now; a longer extension requires %d approvals from %s: request it "+
+			"with `stanch contain TARGET --for %s --reason …`",
 		duration.Format(most), approvers.Quorum, approvers.Describe(), duration.Format(hold))
 }
 
@@ -106,8 +108,9 @@ func (d *Service) Extend(ctx context.Context, s Principal, q LeaseRequest) ([]pl
 	done, err := d.forEachLease(ctx, s, q, attestation.OperationExtend, func(l leaseHolder) error {
 		m := l.machine
 		if end := l.expiry(); !end.Before(until) {
-			return httpserver.Conflict("the lease already lasts until %s UTC, %s from now, and an extension cannot shorten it; request a "+
-				"longer time, or end it with `stanch release %s`",
+			return httpserver.Conflict(
+				"the lease already lasts until %s UTC, %s from now, and an extension cannot shorten it; request a "+
+					"longer time, or end it with `stanch release %s`",
 				end.UTC().Format(time.DateTime), duration.Format(max(time.Until(end), 0).Round(time.Second)), m.LeaseID)
 		}
 		if err := d.checkSinglePersonLimit(s, l.scope, q.Duration); err != nil {
@@ -227,7 +230,8 @@ func (d *Service) forEachLease(ctx context.Context, s Principal, q LeaseRequest,
 		return done, fmt.Errorf("%d leases were changed; these were not: %w", len(done), err)
 	}
 	if len(done) == 0 && q.LeaseID != "" {
-		return nil, httpserver.NotFound("lease %s is unknown or has ended; `stanch leases` lists the leases", truncate.Name(q.LeaseID))
+		return nil, httpserver.NotFound("lease %s is unknown or has ended; `stanch leases` lists the leases",
+			truncate.Name(q.LeaseID))
 	}
 	return done, nil
 }

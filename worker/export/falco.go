@@ -34,7 +34,8 @@ func FalcoEvent(d sensors.Detection, rule string) any {
 	return map[string]any{
 		"uuid": d.ID, "output": fmt.Sprintf("%s: %s %s (%s)", d.Time.UTC().Format("15:04:05.000000000"), priority, d.Title,
 			strings.Join(d.Reasons, " ")),
-		"priority": priority, "rule": rule, "time": d.Time.UTC().Format(time.RFC3339Nano), "source": source, "tags": falcoTags(d),
+		"priority": priority, "rule": rule, "time": d.Time.UTC().Format(time.RFC3339Nano), "source": source,
+		"tags":     falcoTags(d),
 		"hostname": d.Node, "output_fields": fields,
 	}
 }

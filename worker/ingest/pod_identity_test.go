@@ -152,7 +152,8 @@ func TestPodsOfWorkloadShareIncident(t *testing.T) {
 	c := podapi.Start(t)
 	apps, batch, argo := "/apis/apps/v1/namespaces/shop/", "/apis/batch/v1/namespaces/shop/",
 		"/apis/argoproj.io/v1alpha1/namespaces/shop/"
-	c.AddOwner(apps+"replicasets", "apps/v1", "ReplicaSet", long+"-5f7c9d8b64", podapi.OwnerReference("apps/v1", "Deployment",
+	c.AddOwner(apps+"replicasets", "apps/v1", "ReplicaSet", long+"-5f7c9d8b64", podapi.OwnerReference("apps/v1",
+		"Deployment",
 		long))
 	c.AddOwner(apps+"deployments", "apps/v1", "Deployment", long)
 	c.AddOwner(apps+"replicasets", "apps/v1", "ReplicaSet", "web-7d6b5f4c9", podapi.OwnerReference("argoproj.io/v1alpha1",
@@ -169,10 +170,14 @@ func TestPodsOfWorkloadShareIncident(t *testing.T) {
 		long+"-5f7c9d8b64"))
 	c.AddPod("shop", long+"-5f7c9dm9fzb", "uid-2", "node-2", podapi.OwnerReference("apps/v1", "ReplicaSet",
 		long+"-5f7c9d8b64"))
-	c.AddPod("shop", "web-7d6b5f4c9-b4k9z", "uid-3", "node-1", podapi.OwnerReference("apps/v1", "ReplicaSet", "web-7d6b5f4c9"))
-	c.AddPod("shop", "web-7d6b5f4c9-h2wxm", "uid-4", "node-1", podapi.OwnerReference("apps/v1", "ReplicaSet", "web-7d6b5f4c9"))
-	c.AddPod("shop", "report-29318400-gq7xd", "uid-5", "node-1", podapi.OwnerReference("batch/v1", "Job", "report-29318400"))
-	c.AddPod("shop", "report-29318405-z5vbn", "uid-6", "node-1", podapi.OwnerReference("batch/v1", "Job", "report-29318405"))
+	c.AddPod("shop", "web-7d6b5f4c9-b4k9z", "uid-3", "node-1", podapi.OwnerReference("apps/v1", "ReplicaSet",
+		"web-7d6b5f4c9"))
+	c.AddPod("shop", "web-7d6b5f4c9-h2wxm", "uid-4", "node-1", podapi.OwnerReference("apps/v1", "ReplicaSet",
+		"web-7d6b5f4c9"))
+	c.AddPod("shop", "report-29318400-gq7xd", "uid-5", "node-1", podapi.OwnerReference("batch/v1", "Job",
+		"report-29318400"))
+	c.AddPod("shop", "report-29318405-z5vbn", "uid-6", "node-1", podapi.OwnerReference("batch/v1", "Job",
+		"report-29318405"))
 	i := newIngester(t, c)
 	keys := map[string][]string{}
 	for _, pod := range []struct{ name, uid, node string }{

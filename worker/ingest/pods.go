@@ -151,7 +151,8 @@ func (i *Ingester) verifyPodIdentity(ctx context.Context, d *sensors.Detection, 
 	case err != nil && c.Pod.Name == "" && !kube.IsUnavailable(err) && from == "":
 		// An alert with only a container id is accepted unchanged if the pod cannot be found; guards then require an
 		// approval.
-		i.Log.Warn("find the pod of a container", "container", truncate.Name(c.ID), "node", truncate.Name(d.Node), "error", err)
+		i.Log.Warn("find the pod of a container", "container", truncate.Name(c.ID), "node", truncate.Name(d.Node), "error",
+			err)
 		return nil
 	case err != nil:
 		return i.fallBackToAccount(d, from, identityLookupError(*c, err))

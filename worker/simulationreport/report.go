@@ -1,4 +1,5 @@
-// Package simulationreport renders the results of package simulate as JSON or as an HTML page with timelines. It computes
+// Package simulationreport renders the results of package simulate as JSON or as an HTML page with timelines. It
+// computes
 // nothing that a reader could compare: differences and totals come with the results.
 package simulationreport
 

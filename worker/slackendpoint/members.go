@@ -43,7 +43,8 @@ func (s *Endpoint) principalOf(ctx context.Context, c slack.InteractionCallback)
 			return decisions.Principal{}, httpserver.Forbidden("Your account is %s and is not allowed to vote.", why)
 		}
 	}
-	return decisions.Principal{Person: person, AuthenticatedBy: "Slack member " + c.User.ID, RateLimitKey: "slack:" + c.User.ID}, nil
+	return decisions.Principal{Person: person, AuthenticatedBy: "Slack member " + c.User.ID, RateLimitKey: "slack:" +
+		c.User.ID}, nil
 }
 
 // botTeamID returns the workspace of the bot's token.

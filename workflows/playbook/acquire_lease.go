@@ -25,9 +25,11 @@ func (c *containment) acquireLease(ctx workflow.Context) (playbooks.LeaseReport,
 	r, s, request := c.playbookRun, c.step, c.request
 	r.holderCount++
 	holder := lease.Holder{
-		ID: fmt.Sprintf("%s/%s%s/%d", r.workflowID, c.frame.stepPrefix, s.Path, r.holderCount), ReportToWorkflow: r.workflowID,
-		IncidentRef: r.incidentRef,
-		Action:      s.Action, Params: request.Params, Duration: s.LeaseDuration, Plan: c.planned.Plan, Authorization: c.basis,
+		ID:               fmt.Sprintf("%s/%s%s/%d", r.workflowID, c.frame.stepPrefix, s.Path, r.holderCount),
+		ReportToWorkflow: r.workflowID,
+		IncidentRef:      r.incidentRef,
+		Action:           s.Action, Params: request.Params, Duration: s.LeaseDuration, Plan: c.planned.Plan,
+		Authorization: c.basis,
 	}
 	facet := r.Catalog[s.Action].Facet
 	id := workflows.LeaseWorkflowID(r.incidentRef.Cluster, request.Target, facet)
@@ -63,7 +65,8 @@ func (c *containment) acquireLease(ctx workflow.Context) (playbooks.LeaseReport,
 	return report, err
 }
 
-// startOrJoin starts the lease or, if it is running, joins it. Between the two it may end, so both are tried a few times.
+// startOrJoin starts the lease or, if it is running, joins it. Between the two it may end, so both are tried a few
+// times.
 func (c *containment) startOrJoin(ctx workflow.Context, id string, holder lease.Holder) error {
 	for try := range 5 {
 		childCtx := workflow.WithChildOptions(ctx, workflow.ChildWorkflowOptions{

@@ -176,7 +176,8 @@ func (c *containment) runIrreversible(ctx workflow.Context) (o playbooks.Outcome
 	var set *activities.Activities
 	var result activities.ApplyResult
 	request := c.request
-	request.LeaseID, request.ExpiresAt = fmt.Sprintf("ACT-%s-%s-%s", c.incidentRef.ID, c.frame.stepName(c.step), request.Target.UID),
+	request.LeaseID, request.ExpiresAt = fmt.Sprintf("ACT-%s-%s-%s", c.incidentRef.ID, c.frame.stepName(c.step),
+		request.Target.UID),
 		workflow.Now(ctx).Add(5*time.Minute)
 	err := c.input.LeaseTiming.Route.RunActivity(ctx, request.Target, workflows.ActivityCall{
 		Options: c.activityOptions(c.step), Activity: set.Apply, Out: &result,
