@@ -149,13 +149,22 @@ type Drift struct {
 // Refusal means that an action or a guard refuses a request. Retrying does not help.
 type Refusal struct {
 	Reason string
+	cause  error // what errors.Is finds: ErrTargetGone, or nil
 }
 
 // Error implements error.
 func (r *Refusal) Error() string { return r.Reason }
 
+// Unwrap returns ErrTargetGone for a refusal because of that, and nil otherwise.
+func (r *Refusal) Unwrap() error { return r.cause }
+
 // Refusef returns a *Refusal with a formatted reason.
-func Refusef(format string, args ...any) error { return &Refusal{fmt.Sprintf(format, args...)} }
+func Refusef(format string, args ...any) error { return &Refusal{Reason: fmt.Sprintf(format, args...)} }
+
+// RefuseGonef returns a *Refusal with a formatted reason that wraps ErrTargetGone.
+func RefuseGonef(format string, args ...any) error {
+	return &Refusal{Reason: fmt.Sprintf(format, args...), cause: ErrTargetGone}
+}
 
 // AsRefusal returns the refusal in an error's chain. A node's refusal counts as one.
 func AsRefusal(err error) (*Refusal, bool) {
@@ -164,7 +173,7 @@ func AsRefusal(err error) (*Refusal, bool) {
 		return r, true
 	}
 	if errors.Is(err, gatewayrpc.ErrRefused) || errors.Is(err, attestation.ErrUnverified) {
-		return &Refusal{err.Error()}, true
+		return &Refusal{Reason: err.Error()}, true
 	}
 	return nil, false
 }

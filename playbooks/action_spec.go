@@ -99,6 +99,9 @@ type ActionSpec struct {
 	// PlanPermissions and ApplyPermissions are the Kubernetes permissions for planning (reads) and for applying.
 	PlanPermissions  []KubernetesPermission
 	ApplyPermissions []KubernetesPermission
+	// OrphanPermissions are the Kubernetes permissions for finding objects whose lease is lost. They are granted in
+	// every phase.
+	OrphanPermissions []KubernetesPermission
 	// PlanIAMPermissions and ApplyIAMPermissions are the IAM permissions for planning and for applying; applying
 	// includes verification and undo.
 	PlanIAMPermissions  []IAMPermission

@@ -100,7 +100,8 @@ type Worker struct {
 	APIAddr       string
 
 	awsAccount     *aws.Account // nil without an account
-	replicaName    string       // identity of this replica's polls in Temporal
+	actions        []activities.Action
+	replicaName    string // identity of this replica's polls in Temporal
 	workflows      workflowTypes
 	temporalWorker sdkworker.Worker
 	slack          *slackendpoint.Endpoint // nil without a configuration
@@ -176,10 +177,11 @@ func (w *Worker) openActivities(ctx context.Context) error {
 		return err
 	}
 	outside.Manifests, outside.ManifestHead, outside.Failpoint = lazyManifestReader{w}, w.manifestHead, o.Failpoint
-	w.Activities = activities.NewActivities(actions.All(actions.Deps{
+	w.actions = actions.All(actions.Deps{
 		NodeClient: w.NodeServer, KubeClient: o.KubeClient,
 		Account: account, Notifier: lazyNotifier{w}, ExternalServices: outside, Log: o.Log,
-	})...)
+	})
+	w.Activities = activities.NewActivities(w.actions...)
 	w.Activities.Authority, w.Activities.Log, w.Activities.Failpoint, w.Activities.ClosureReader = o.Authority, o.Log,
 		o.Failpoint, w.Queries
 	w.Activities.Evidence = &activities.EvidenceStore{
@@ -256,7 +258,7 @@ func (w *Worker) startNodeServer(context.Context) error {
 func (w *Worker) startBackgroundWork(ctx context.Context) error {
 	w.watchLibrary(ctx)
 	w.runSlackSocketMode(ctx)
-	w.undoOrphansPeriodically(ctx)
+	w.sweepOrphans(ctx)
 	w.archiveClosed(ctx)
 	return nil
 }

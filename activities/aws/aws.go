@@ -63,6 +63,9 @@ type Account struct {
 	mu             sync.Mutex
 	cachedIdentity *callerIdentity
 	lookupLimiter  *rate.Limiter
+
+	readingMu   sync.Mutex
+	lastReading accountReading // for searches of orphans
 }
 
 // callerIdentity is the identity that Stanch uses.

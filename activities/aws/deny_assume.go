@@ -21,7 +21,10 @@ import (
 // denyAssumeAction is `contain: aws.irsa.untrust`.
 type denyAssumeAction struct{ account *Account }
 
-var _ activities.Containment = (*denyAssumeAction)(nil)
+var (
+	_ activities.Containment  = (*denyAssumeAction)(nil)
+	_ activities.OrphanFinder = (*denyAssumeAction)(nil)
+)
 
 // denyAssumeParams are the parameters of aws.irsa.untrust.
 type denyAssumeParams struct {
@@ -188,7 +191,7 @@ func (a *denyAssumeAction) Apply(ctx context.Context, r activities.Request, _ js
 			return activities.Effect{}, activities.Refusef("the trust policy of %s is under another lease until %s", p,
 				h.expiresAt.Format(time.RFC3339))
 		}
-		if err := checkEarlyEnd(r, h.expiresAt, until); err != nil {
+		if err := activities.RefuseEarlyEnd(r, h.expiresAt, until); err != nil {
 			return activities.Effect{}, err
 		}
 	}
@@ -261,7 +264,7 @@ func (a *denyAssumeAction) Undo(ctx context.Context, r activities.Request, raw j
 		return nil, nil // nothing of this lease is in force; a request alone must not set a trust policy
 	}
 	for _, h := range holds {
-		if err := refuseBeforeExpiry(h.expiresAt, grant); err != nil {
+		if err := activities.RefuseEarlyUndo(h.expiresAt, grant); err != nil {
 			return nil, err
 		}
 	}
@@ -301,4 +304,55 @@ func normalizeTrustPolicy(text string) string {
 		return text
 	}
 	return t.render()
+}
+
+// FindOrphans returns the roles whose trust policy still denies although every stamped end has passed.
+func (a *denyAssumeAction) FindOrphans(ctx context.Context, before time.Time) ([]activities.Orphan, error) {
+	if a.account == nil {
+		return nil, nil
+	}
+	account, err := a.account.readAccount(ctx)
+	var out []activities.Orphan
+	for _, r := range account.roles {
+		p := principalFromRole(r)
+		_, expired := expiredTrustDenies(p.trustPolicyText, before)
+		if len(expired) == 0 {
+			continue
+		}
+		out = append(out, activities.Orphan{
+			ObjectName: fmt.Sprintf("the trust policy of %s", p), Target: p.target("", ""), Facet: playbooks.FacetTrust,
+			Lease: activities.LeaseStamp{ID: expired[0].shortLeaseID, ExpiresAt: expired[0].expiresAt},
+			Undo: func(ctx context.Context) (*activities.Drift, error) {
+				return nil, a.removeExpiredDenies(ctx, p, before)
+			},
+		})
+	}
+	return out, err
+}
+
+// expiredTrustDenies returns the denies of a trust policy, and the policy without them. It returns none if one has not
+// ended.
+func expiredTrustDenies(text string, before time.Time) (rest trustPolicy, expired []trustDeny) {
+	t, err := parseTrustPolicy(text)
+	if err != nil {
+		return t, nil
+	}
+	rest, expired, _ = t.splitOwnStatements()
+	if slices.ContainsFunc(expired, func(d trustDeny) bool { return !d.expiresAt.Before(before) }) {
+		return rest, nil
+	}
+	return rest, expired
+}
+
+// removeExpiredDenies removes the statements of leases from a trust policy. Statements of others stay.
+func (a *denyAssumeAction) removeExpiredDenies(ctx context.Context, p principal, before time.Time) error {
+	now, err := a.account.findPrincipal(ctx, p.target("", ""))
+	if err != nil {
+		return refuseIfGone(err)
+	}
+	rest, expired := expiredTrustDenies(now.trustPolicyText, before)
+	if len(expired) == 0 {
+		return nil // it was ended or renewed meanwhile
+	}
+	return a.putTrustPolicy(ctx, now, rest.render())
 }

@@ -27,7 +27,10 @@ type denyPodAction struct {
 	client  kubernetes.Interface
 }
 
-var _ activities.Containment = (*denyPodAction)(nil)
+var (
+	_ activities.Containment  = (*denyPodAction)(nil)
+	_ activities.OrphanFinder = (*denyPodAction)(nil)
+)
 
 func (*denyPodAction) Spec() playbooks.ActionSpec {
 	return playbooks.ActionSpec{
@@ -203,4 +206,9 @@ func (a *denyPodAction) decodePrior(raw json.RawMessage) (principal, error) {
 		err = activities.Refusef("it was not planned: the pod's role is unknown")
 	}
 	return prior, err
+}
+
+// FindOrphans returns the denies of pods whose stamped end has passed.
+func (a *denyPodAction) FindOrphans(ctx context.Context, before time.Time) ([]activities.Orphan, error) {
+	return a.account.findOrphanedDenies(ctx, denyPodPrefix, before)
 }

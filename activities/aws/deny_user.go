@@ -16,7 +16,10 @@ const denyUserPrefix = "stanch-deny-user-"
 // denyUserAction is `contain: aws.user.deny`.
 type denyUserAction struct{ account *Account }
 
-var _ activities.Containment = (*denyUserAction)(nil)
+var (
+	_ activities.Containment  = (*denyUserAction)(nil)
+	_ activities.OrphanFinder = (*denyUserAction)(nil)
+)
 
 func (*denyUserAction) Spec() playbooks.ActionSpec {
 	plan := userPermission("iam:GetUser", "iam:ListUserPolicies", "iam:GetUserPolicy")
@@ -94,4 +97,9 @@ func (a *denyUserAction) Undo(ctx context.Context, r activities.Request, _ json.
 		return nil, err
 	}
 	return a.account.undoInline(ctx, r.Target, a.buildDeny(r), r, grant)
+}
+
+// FindOrphans returns the denies of users whose stamped end has passed.
+func (a *denyUserAction) FindOrphans(ctx context.Context, before time.Time) ([]activities.Orphan, error) {
+	return a.account.findOrphanedDenies(ctx, denyUserPrefix, before)
 }

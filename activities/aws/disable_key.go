@@ -21,7 +21,10 @@ import (
 // marker.
 type disableKeyAction struct{ account *Account }
 
-var _ activities.Containment = (*disableKeyAction)(nil)
+var (
+	_ activities.Containment  = (*disableKeyAction)(nil)
+	_ activities.OrphanFinder = (*disableKeyAction)(nil)
+)
 
 func (*disableKeyAction) Spec() playbooks.ActionSpec {
 	plan := userPermission("iam:GetUser", "iam:ListAccessKeys", "iam:ListUserTags")
@@ -52,15 +55,14 @@ type keyState struct {
 
 // keyExpiryMarker is the lease of a key: the value of the tag stanch/key/ID of its user.
 type keyExpiryMarker struct {
-	leaseID     string
-	expiresAt   time.Time
+	activities.LeaseStamp
 	priorStatus types.StatusType
 }
 
 func keyTagName(id string) string { return "stanch/key/" + id }
 
 func (s keyExpiryMarker) encode() string {
-	return fmt.Sprintf("%s/%s/%s", policyName("", s.leaseID), s.expiresAt.UTC().Format(expiryLayout), s.priorStatus)
+	return fmt.Sprintf("%s/%s/%s", policyName("", s.ID), s.ExpiresAt.UTC().Format(expiryLayout), s.priorStatus)
 }
 
 func parseKeyExpiryMarker(text string) (keyExpiryMarker, error) {
@@ -72,7 +74,9 @@ func parseKeyExpiryMarker(text string) (keyExpiryMarker, error) {
 	if err != nil {
 		return keyExpiryMarker{}, fmt.Errorf("the tag says %q", plainText(text, 60))
 	}
-	return keyExpiryMarker{leaseID: parts[0], expiresAt: until, priorStatus: types.StatusType(parts[2])}, nil
+	return keyExpiryMarker{
+		LeaseStamp: activities.LeaseStamp{ID: parts[0], ExpiresAt: until}, priorStatus: types.StatusType(parts[2]),
+	}, nil
 }
 
 // readKeyState reads a key, its user and its marker. A key that is gone is a *principalGoneError.
@@ -139,7 +143,7 @@ func (a *disableKeyAction) Plan(ctx context.Context, r activities.Request) (acti
 		Warnings: []string{
 			"temporary credentials that were created with the key stay valid until they expire, up to 36 hours; `aws.user.deny` denies them too",
 		},
-		AlreadyHeld: s.marker.leaseID != "",
+		AlreadyHeld: s.marker.ID != "",
 		NothingToDo: s.status == types.StatusTypeInactive,
 	}
 	plan.PriorState, err = encodePrior(keyPriorState{User: s.user, Status: s.statusToRestore()})
@@ -148,7 +152,7 @@ func (a *disableKeyAction) Plan(ctx context.Context, r activities.Request) (acti
 
 // statusToRestore returns the status that undo restores.
 func (s keyState) statusToRestore() types.StatusType {
-	if s.marker.leaseID != "" {
+	if s.marker.ID != "" {
 		return s.marker.priorStatus
 	}
 	return s.status
@@ -166,15 +170,15 @@ func (a *disableKeyAction) Apply(ctx context.Context, r activities.Request, _ js
 		return activities.Effect{}, err
 	}
 	want := keyExpiryMarker{
-		leaseID: policyName("", r.LeaseID), expiresAt: truncateExpiry(r.ExpiresAt),
+		LeaseStamp:  activities.LeaseStamp{ID: policyName("", r.LeaseID), ExpiresAt: truncateExpiry(r.ExpiresAt)},
 		priorStatus: s.statusToRestore(),
 	}
 	switch {
-	case s.marker.leaseID != "" && s.marker.leaseID != want.leaseID:
+	case s.marker.ID != "" && s.marker.ID != want.ID:
 		return activities.Effect{}, activities.Refusef("%s is under another lease, %s, until %s", r.Target,
-			s.marker.leaseID, s.marker.expiresAt.Format(time.RFC3339))
-	case s.marker.leaseID != "":
-		if err := checkEarlyEnd(r, s.marker.expiresAt, want.expiresAt); err != nil {
+			s.marker.ID, s.marker.ExpiresAt.Format(time.RFC3339))
+	case s.marker.ID != "":
+		if err := activities.RefuseEarlyEnd(r, s.marker.ExpiresAt, want.ExpiresAt); err != nil {
 			return activities.Effect{}, err
 		}
 	}
@@ -192,7 +196,7 @@ func (a *disableKeyAction) Apply(ctx context.Context, r activities.Request, _ js
 		Reason: "IAM lists the key as inactive",
 	}
 	if s.status == types.StatusTypeInactive {
-		if s.marker.leaseID == "" {
+		if s.marker.ID == "" {
 			effect.Outcome, effect.Reason = playbooks.OutcomeUnchanged,
 				"it was inactive before and stays inactive when the lease ends"
 		}
@@ -227,7 +231,7 @@ func (a *disableKeyAction) Verify(ctx context.Context, r activities.Request, _ j
 	switch {
 	case s.status != types.StatusTypeInactive:
 		return false, fmt.Sprintf("another writer activated %s", r.Target), nil
-	case s.marker.leaseID != policyName("", r.LeaseID):
+	case s.marker.ID != policyName("", r.LeaseID):
 		return false, fmt.Sprintf("the expiry marker of %s was removed", r.Target), nil
 	}
 	return true, "IAM lists the key as inactive", nil
@@ -249,13 +253,13 @@ func (a *disableKeyAction) Undo(ctx context.Context, r activities.Request, raw j
 		return nil, err
 	}
 	switch {
-	case s.marker.leaseID != policyName("", r.LeaseID):
+	case s.marker.ID != policyName("", r.LeaseID):
 		return nil, nil // nothing of this lease is in force; a request alone must not activate a key
 	case prior.User.ID != "" && prior.User.ID != s.user.ID:
 		return &activities.Drift{Detail: fmt.Sprintf("%s now has ID %s, but had ID %s", s.user, s.user.ID, prior.User.ID)},
 			nil
 	}
-	if err := refuseBeforeExpiry(s.marker.expiresAt, grant); err != nil {
+	if err := activities.RefuseEarlyUndo(s.marker.ExpiresAt, grant); err != nil {
 		return nil, err
 	}
 	// A key that someone activated meanwhile stays active.
@@ -282,4 +286,30 @@ func (a *disableKeyAction) removeMarker(ctx context.Context, r activities.Reques
 		return nil
 	}
 	return wrapError(err, "iam:UntagUser", fmt.Sprintf("remove the expiry marker of %s", user))
+}
+
+// FindOrphans returns the keys whose stamped end has passed.
+func (a *disableKeyAction) FindOrphans(ctx context.Context, before time.Time) ([]activities.Orphan, error) {
+	if a.account == nil {
+		return nil, nil
+	}
+	account, err := a.account.readAccount(ctx)
+	var out []activities.Orphan
+	for _, u := range account.users {
+		for _, tag := range u.Tags {
+			id, ok := strings.CutPrefix(awssdk.ToString(tag.Key), keyTagName(""))
+			stamp, err := parseKeyExpiryMarker(awssdk.ToString(tag.Value))
+			if !ok || err != nil || !stamp.ExpiresAt.Before(before) {
+				continue
+			}
+			target := playbooks.Target{Kind: playbooks.TargetKey, Name: awssdk.ToString(u.UserName), UID: id}
+			out = append(out, activities.Orphan{
+				ObjectName: target.String(), Target: target, Facet: playbooks.FacetIdentity, Lease: stamp.LeaseStamp,
+				Undo: func(ctx context.Context) (*activities.Drift, error) {
+					return a.Undo(ctx, activities.Request{Target: target, LeaseID: stamp.ID}, nil, nil)
+				},
+			})
+		}
+	}
+	return out, err
 }

@@ -95,7 +95,7 @@ func (a *Account) applyInline(ctx context.Context, p principal, d inlineDeny, r 
 			return effect, activities.Refusef("policy %s of %s was changed by another writer: %v", policy, p, err)
 		}
 		want = d.buildPolicy(&have)
-		if err := checkEarlyEnd(r, have.ExpiresAt, want.ExpiresAt); err != nil {
+		if err := activities.RefuseEarlyEnd(r, have.ExpiresAt, want.ExpiresAt); err != nil {
 			return effect, err
 		}
 	}
@@ -119,15 +119,6 @@ func (a *Account) applyInline(ctx context.Context, p principal, d inlineDeny, r 
 		effect.Outcome = playbooks.OutcomeUnverified
 	}
 	return effect, nil
-}
-
-// checkEarlyEnd refuses an end before the stamped one, unless a release grant permits it.
-func checkEarlyEnd(r activities.Request, have, want time.Time) error {
-	if r.ReleaseGrant == nil && want.Before(have) { // the grant was verified when the request was authorized
-		return activities.Refusef("ending it at %s instead of the recorded %s requires a grant", want.Format(time.RFC3339),
-			have.Format(time.RFC3339))
-	}
-	return nil
 }
 
 // verifyInline reports whether the deny exists unchanged, and whether a simulation denies.
@@ -186,7 +177,7 @@ func (a *Account) undoPolicy(ctx context.Context, t playbooks.Target, policy str
 			Detail: fmt.Sprintf("policy %s of %s was changed by another writer (%v); nothing was deleted", policy, p, err),
 		}, nil
 	}
-	if err := refuseBeforeExpiry(have.ExpiresAt, grant); err != nil {
+	if err := activities.RefuseEarlyUndo(have.ExpiresAt, grant); err != nil {
 		return nil, err
 	}
 	if err := a.deleteInlinePolicy(ctx, p, policy); err != nil {
@@ -196,15 +187,6 @@ func (a *Account) undoPolicy(ctx context.Context, t playbooks.Target, policy str
 		return nil, errors.Join(err, fmt.Errorf("policy %s of %s still exists", policy, p))
 	}
 	return nil, nil
-}
-
-// refuseBeforeExpiry refuses an end before the stamped one without a grant: requests can come from anybody who can
-// reach Temporal, the marker only from someone who may write to the account.
-func refuseBeforeExpiry(until time.Time, grant *attestation.Envelope) error {
-	if grant == nil && time.Now().Before(until) {
-		return activities.Refusef("its recorded end (%s) has not passed, and no grant was given", until.Format(time.RFC3339))
-	}
-	return nil
 }
 
 // encodePrior encodes a prior state.

@@ -15,26 +15,30 @@ import (
 	"stanch/playbooks"
 )
 
-// Orphan is a contained object whose stamped end has passed.
-type Orphan struct {
-	ObjectName string // for people
-	Target     playbooks.Target
-	Facet      playbooks.Facet // with the target, identifies the lease that should have ended it
-	LeaseID    string          // from the marker
-	ExpiredAt  time.Time
+const (
+	// maxAccountPages limits how much of an account one reading reads.
+	maxAccountPages = 200
+	// accountReadingMaxAge is how long a reading is used again. The actions search one after the other, so one sweep
+	// reads the account once. An undo always reads its object again.
+	accountReadingMaxAge = time.Minute
+)
 
-	undoFunc func(ctx context.Context) (*activities.Drift, error)
+// accountReading contains the roles and users of an account that Stanch may have changed, as read at a time.
+type accountReading struct {
+	roles  []types.RoleDetail
+	users  []types.UserDetail
+	readAt time.Time
 }
 
-// Undo undoes the containment if the object is unchanged.
-func (o Orphan) Undo(ctx context.Context) (*activities.Drift, error) { return o.undoFunc(ctx) }
-
-// maxAccountPages limits how much of an account one sweep reads.
-const maxAccountPages = 200
-
-// FindOrphans returns everything that this package contained in the account and whose stamped end is before a time.
-func (a *Account) FindOrphans(ctx context.Context, before time.Time) ([]Orphan, error) {
-	var out []Orphan
+// readAccount reads every role and user and keeps those that Stanch may have changed, or returns the last reading if it
+// is recent. With an error, it returns what was read before.
+func (a *Account) readAccount(ctx context.Context) (accountReading, error) {
+	a.readingMu.Lock()
+	defer a.readingMu.Unlock()
+	if !a.lastReading.readAt.IsZero() && time.Since(a.lastReading.readAt) < accountReadingMaxAge {
+		return a.lastReading, nil
+	}
+	var out accountReading
 	pages := iam.NewGetAccountAuthorizationDetailsPaginator(a.iam, &iam.GetAccountAuthorizationDetailsInput{
 		Filter: []types.EntityType{types.EntityTypeRole, types.EntityTypeUser},
 	})
@@ -44,99 +48,82 @@ func (a *Account) FindOrphans(ctx context.Context, before time.Time) ([]Orphan, 
 			return out, wrapError(err, "iam:GetAccountAuthorizationDetails", "search the account")
 		}
 		for _, r := range page.RoleDetailList {
-			p := principal{
-				Kind: playbooks.TargetRole, Name: awssdk.ToString(r.RoleName), ID: awssdk.ToString(r.RoleId),
-				ARN: awssdk.ToString(r.Arn),
+			if slices.ContainsFunc(r.RolePolicyList, isStanchPolicy) ||
+				strings.Contains(awssdk.ToString(r.AssumeRolePolicyDocument), trustStatementIDPrefix) {
+				out.roles = append(out.roles, r)
 			}
-			out = append(out, a.orphanedPolicies(p, r.RolePolicyList, before)...)
-			out = append(out, a.orphanedTrust(p, decodeURLEncoded(awssdk.ToString(r.AssumeRolePolicyDocument)), before)...)
 		}
 		for _, u := range page.UserDetailList {
-			p := principal{
-				Kind: playbooks.TargetUser, Name: awssdk.ToString(u.UserName), ID: awssdk.ToString(u.UserId),
-				ARN: awssdk.ToString(u.Arn),
+			if slices.ContainsFunc(u.UserPolicyList, isStanchPolicy) || slices.ContainsFunc(u.Tags, isKeyTag) {
+				out.users = append(out.users, u)
 			}
-			out = append(out, a.orphanedPolicies(p, u.UserPolicyList, before)...)
-			out = append(out, a.orphanedKeys(p, u.Tags, before)...)
 		}
 	}
+	out.readAt = time.Now()
+	a.lastReading = out
 	return out, nil
 }
 
-func (a *Account) orphanedPolicies(p principal, policies []types.PolicyDetail, before time.Time) []Orphan {
-	var out []Orphan
+// isStanchPolicy reports whether a policy's name is one of this package.
+func isStanchPolicy(p types.PolicyDetail) bool {
+	return strings.HasPrefix(awssdk.ToString(p.PolicyName), "stanch-")
+}
+
+// isKeyTag reports whether a tag is the expiry marker of a key.
+func isKeyTag(t types.Tag) bool { return strings.HasPrefix(awssdk.ToString(t.Key), keyTagName("")) }
+
+func principalFromRole(r types.RoleDetail) principal {
+	return principal{
+		Kind: playbooks.TargetRole, Name: awssdk.ToString(r.RoleName), ID: awssdk.ToString(r.RoleId),
+		ARN: awssdk.ToString(r.Arn), trustPolicyText: decodeURLEncoded(awssdk.ToString(r.AssumeRolePolicyDocument)),
+	}
+}
+
+func principalFromUser(u types.UserDetail) principal {
+	return principal{
+		Kind: playbooks.TargetUser, Name: awssdk.ToString(u.UserName), ID: awssdk.ToString(u.UserId),
+		ARN: awssdk.ToString(u.Arn),
+	}
+}
+
+// findOrphanedDenies returns the inline denies with a prefix whose stamped end has passed.
+func (a *Account) findOrphanedDenies(ctx context.Context, prefix string,
+	before time.Time,
+) ([]activities.Orphan, error) {
+	if a == nil {
+		return nil, nil
+	}
+	account, err := a.readAccount(ctx)
+	var out []activities.Orphan
+	for _, r := range account.roles {
+		out = append(out, a.orphanedDenies(principalFromRole(r), prefix, r.RolePolicyList, before)...)
+	}
+	for _, u := range account.users {
+		out = append(out, a.orphanedDenies(principalFromUser(u), prefix, u.UserPolicyList, before)...)
+	}
+	return out, err
+}
+
+func (a *Account) orphanedDenies(p principal, prefix string, policies []types.PolicyDetail,
+	before time.Time,
+) []activities.Orphan {
+	var out []activities.Orphan
 	for _, policy := range policies {
 		name := awssdk.ToString(policy.PolicyName)
+		lease, ours := strings.CutPrefix(name, prefix)
 		have, err := parseDenyAll(decodeURLEncoded(awssdk.ToString(policy.PolicyDocument)))
-		if err != nil || !isStanchPolicy(name) || !have.ExpiresAt.Before(before) {
+		if err != nil || !ours || !have.ExpiresAt.Before(before) {
 			continue
 		}
-		o := Orphan{
-			ObjectName: fmt.Sprintf("policy %s of %s", name, p), Target: p.target("", ""),
-			Facet: playbooks.FacetIdentity, ExpiredAt: have.ExpiresAt,
-		}
-		for _, prefix := range []string{revokePrefix, denyPodPrefix, denyUserPrefix} {
-			if lease, ok := strings.CutPrefix(name, prefix); ok {
-				o.LeaseID = lease
-			}
-		}
+		target := p.target("", "")
 		if uid := have.Condition["StringEquals"][podUIDTagKey]; uid != "" {
-			o.Target = playbooks.Target{Kind: playbooks.TargetPod, UID: uid}
+			target = playbooks.Target{Kind: playbooks.TargetPod, UID: uid}
 		}
-		o.undoFunc = func(ctx context.Context) (*activities.Drift, error) {
-			return a.undoPolicy(ctx, p.target("", ""), name, nil)
-		}
-		out = append(out, o)
-	}
-	return out
-}
-
-// orphanedTrust returns a role whose trust policy still denies. Statements of others stay.
-func (a *Account) orphanedTrust(p principal, text string, before time.Time) []Orphan {
-	t, err := parseTrustPolicy(text)
-	if err != nil {
-		return nil
-	}
-	_, holds, _ := t.splitOwnStatements()
-	if len(holds) == 0 || slices.ContainsFunc(holds, func(h trustDeny) bool { return !h.expiresAt.Before(before) }) {
-		return nil
-	}
-	o := Orphan{
-		ObjectName: fmt.Sprintf("the trust policy of %s", p), Target: p.target("", ""),
-		Facet: playbooks.FacetTrust, LeaseID: holds[0].shortLeaseID, ExpiredAt: holds[0].expiresAt,
-	}
-	o.undoFunc = func(ctx context.Context) (*activities.Drift, error) {
-		now, err := a.findPrincipal(ctx, p.target("", ""))
-		if err != nil {
-			return nil, refuseIfGone(err)
-		}
-		t, err := parseTrustPolicy(now.trustPolicyText)
-		if err != nil {
-			return nil, err
-		}
-		rest, holds, _ := t.splitOwnStatements()
-		if len(holds) == 0 || slices.ContainsFunc(holds, func(h trustDeny) bool { return !h.expiresAt.Before(before) }) {
-			return nil, nil // it was ended or renewed meanwhile
-		}
-		return nil, (&denyAssumeAction{a}).putTrustPolicy(ctx, now, rest.render())
-	}
-	return []Orphan{o}
-}
-
-func (a *Account) orphanedKeys(p principal, tags []types.Tag, before time.Time) []Orphan {
-	var out []Orphan
-	for _, tag := range tags {
-		id, ok := strings.CutPrefix(awssdk.ToString(tag.Key), keyTagName(""))
-		stamp, err := parseKeyExpiryMarker(awssdk.ToString(tag.Value))
-		if !ok || err != nil || !stamp.expiresAt.Before(before) {
-			continue
-		}
-		target := playbooks.Target{Kind: playbooks.TargetKey, Name: p.Name, UID: id}
-		out = append(out, Orphan{
-			ObjectName: target.String(), Target: target, Facet: playbooks.FacetIdentity, LeaseID: stamp.leaseID,
-			ExpiredAt: stamp.expiresAt,
-			undoFunc: func(ctx context.Context) (*activities.Drift, error) {
-				return (&disableKeyAction{a}).Undo(ctx, activities.Request{Target: target, LeaseID: stamp.leaseID}, nil, nil)
+		out = append(out, activities.Orphan{
+			ObjectName: fmt.Sprintf("policy %s of %s", name, p), Target: target, Facet: playbooks.FacetIdentity,
+			Lease: activities.LeaseStamp{ID: lease, ExpiresAt: have.ExpiresAt},
+			Undo: func(ctx context.Context) (*activities.Drift, error) {
+				return a.undoPolicy(ctx, p.target("", ""), name, nil)
 			},
 		})
 	}

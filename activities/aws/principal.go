@@ -3,7 +3,6 @@ package aws
 import (
 	"context"
 	"fmt"
-	"strings"
 	"time"
 
 	awssdk "github.com/aws/aws-sdk-go-v2/aws"
@@ -220,6 +219,3 @@ func (a *Account) listInlinePolicies(ctx context.Context, p principal) ([]string
 	}
 	return names, nil
 }
-
-// isStanchPolicy reports whether a policy's name is one of this package.
-func isStanchPolicy(policy string) bool { return strings.HasPrefix(policy, "stanch-") }

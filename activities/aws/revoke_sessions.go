@@ -20,7 +20,10 @@ const revokePrefix = "stanch-revoke-"
 // revokeSessionsAction is `contain: aws.role.revoke-sessions`.
 type revokeSessionsAction struct{ account *Account }
 
-var _ activities.Containment = (*revokeSessionsAction)(nil)
+var (
+	_ activities.Containment  = (*revokeSessionsAction)(nil)
+	_ activities.OrphanFinder = (*revokeSessionsAction)(nil)
+)
 
 func (*revokeSessionsAction) Spec() playbooks.ActionSpec {
 	return playbooks.ActionSpec{
@@ -158,4 +161,9 @@ func (a *revokeSessionsAction) Undo(ctx context.Context, r activities.Request, _
 		return nil, err
 	}
 	return a.account.undoInline(ctx, r.Target, a.buildDeny(principal{fetchedAt: time.Now()}, r), r, grant)
+}
+
+// FindOrphans returns the revocations whose stamped end has passed.
+func (a *revokeSessionsAction) FindOrphans(ctx context.Context, before time.Time) ([]activities.Orphan, error) {
+	return a.account.findOrphanedDenies(ctx, revokePrefix, before)
 }

@@ -49,7 +49,10 @@ func (t trustPolicy) render() string {
 	return string(raw)
 }
 
-// trustStatementIDPattern matches the ids of statements that aws.irsa.untrust adds: lease, number, end.
+// trustStatementIDPrefix begins the ids of statements that aws.irsa.untrust adds. trustStatementIDPattern matches them:
+// lease, number, end.
+const trustStatementIDPrefix = "Stanch"
+
 var trustStatementIDPattern = regexp.MustCompile(`^Stanch([a-z2-7]{16})n[0-9]{1,3}Until([0-9]{8}T[0-9]{6}Z)$`)
 
 // trustDeny is a lease's part of a trust policy.

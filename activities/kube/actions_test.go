@@ -1,8 +1,7 @@
 package kube_test
 
 import (
-	"encoding/json"
-	"errors"
+	"context"
 	"testing"
 	"time"
 
@@ -25,6 +24,20 @@ func findContainment(t *testing.T, client kubernetes.Interface, name string) act
 	return nil
 }
 
+// restrictedAction returns an action whose client has exactly the permissions that the spec declares for applying and
+// for finding orphans.
+func (p fixture) restrictedAction(t *testing.T, name string) activities.Containment {
+	t.Helper()
+	spec := actionSpec(t, name)
+	return findContainment(t, p.restrictedClient(t, "applier", spec.ApplyPermissions, spec.OrphanPermissions), name)
+}
+
+// planningAction returns an action whose client has exactly the permissions for planning.
+func (p fixture) planningAction(t *testing.T, name string) activities.Containment {
+	t.Helper()
+	return findContainment(t, p.restrictedClient(t, "planner", actionSpec(t, name).PlanPermissions), name)
+}
+
 func newActivityRequest(t *testing.T, ref kube.PodRef, until time.Time) activities.Request {
 	return activities.Request{
 		Target:  playbooks.Target{Kind: playbooks.TargetPod, Namespace: ref.Namespace, Name: ref.Name, UID: ref.UID},
@@ -33,81 +46,90 @@ func newActivityRequest(t *testing.T, ref kube.PodRef, until time.Time) activiti
 	}
 }
 
-func TestActionsWithoutClusterAreRefused(t *testing.T) {
-	for _, name := range []string{"pod.restart", "node.cordon", "workload.scale"} {
-		_, err := findContainment(t, nil, name).Plan(t.Context(),
-			newActivityRequest(t, kube.PodRef{Namespace: "shop", Name: "web-1", UID: "u"}, oneHourFromNow()))
-		if _, refused := activities.AsRefusal(err); !refused {
-			t.Errorf("%s: %v", name, err)
+// planAndApply plans and applies a request, and requires that it was verified.
+func planAndApply(t *testing.T, a activities.Containment, r activities.Request) activities.Plan {
+	t.Helper()
+	plan, err := a.Plan(t.Context(), r)
+	requireNoError(t, err)
+	effect, err := apply(t.Context(), a, r, plan)
+	requireNoError(t, err)
+	if effect.Outcome != playbooks.OutcomeChanged {
+		t.Fatalf("effect %+v", effect)
+	}
+	return plan
+}
+
+func apply(ctx context.Context, a activities.Containment, r activities.Request,
+	plan activities.Plan,
+) (activities.Effect, error) {
+	return a.Apply(ctx, r, plan.PriorState, attestation.Envelope{})
+}
+
+// undoWithGrant ends a lease before its stamped end.
+func undoWithGrant(t *testing.T, a activities.Containment, r activities.Request,
+	plan activities.Plan,
+) (*activities.Drift, error) {
+	t.Helper()
+	return a.Undo(t.Context(), r, plan.PriorState, &attestation.Envelope{})
+}
+
+func wantInForce(t *testing.T, a activities.Containment, r activities.Request, plan activities.Plan) {
+	t.Helper()
+	if inForce, detail, err := a.Verify(t.Context(), r, plan.PriorState); err != nil || !inForce {
+		t.Errorf("does not hold: %s, %v", detail, err)
+	}
+}
+
+// findOrphan returns the orphan of a lease; nil if there is none. The cluster may have others.
+func findOrphan(t *testing.T, a activities.Containment, lease string, before time.Time) *activities.Orphan {
+	t.Helper()
+	all, err := a.(activities.OrphanFinder).FindOrphans(t.Context(), before)
+	requireNoError(t, err)
+	for _, o := range all {
+		if o.Lease.ID == lease {
+			return &o
 		}
 	}
+	return nil
 }
 
-func TestRestartAction(t *testing.T) {
-	p := newFixture(t)
-	a := findContainment(t, p.restrictedClient(t, "restart-action", kube.RestartPermissions().ApplyRules), "pod.restart")
-	p.createDeployment(t, "acted", 1)
-	r := newActivityRequest(t, podRef(p.findRunningPod(t, "acted")), oneHourFromNow())
-	r.Params = json.RawMessage(`{"grace":1}`)
-	before, err := a.Plan(t.Context(), r)
-	if err != nil || before.NothingToDo {
-		t.Fatalf("plan %+v, %v", before, err)
+func TestActionsWithoutClusterAreRefused(t *testing.T) {
+	contain := 0
+	for _, a := range kube.Actions(nil) {
+		c, ok := a.(activities.Containment)
+		if !ok {
+			continue
+		}
+		contain++
+		r := newActivityRequest(t, kube.PodRef{Namespace: "shop", Name: "web-1", UID: "u"}, oneHourFromNow())
+		r.Target.Kind = a.Spec().Targets[0]
+		_, err := c.Plan(t.Context(), r)
+		wantRefusal(t, "no cluster is connected", err)
 	}
-	effect, err := a.Apply(t.Context(), r, before.PriorState, attestation.Envelope{})
-	if err != nil || effect.Outcome != playbooks.OutcomeChanged {
-		t.Fatalf("%+v, %v", effect, err)
-	}
-	if gone, detail, err := a.Verify(t.Context(), r, nil); !gone || err != nil {
-		t.Errorf("it said changed, and the pod is there: %s, %v", detail, err)
-	}
-	// A retry after a crash is the same permitted action, and has nothing to do.
-	after, err := a.Plan(t.Context(), r)
-	if err != nil || after.Hash() != before.Hash() || !after.NothingToDo {
-		t.Errorf("planned again: %+v, %v", after, err)
-	}
-	if effect, err := a.Apply(t.Context(), r, nil, attestation.Envelope{}); err != nil ||
-		effect.Outcome != playbooks.OutcomeUnchanged {
-		t.Errorf("applied again: %+v, %v", effect, err)
+	if contain < 3 {
+		t.Errorf("%d contain actions", contain)
 	}
 }
 
-func TestCordonAction(t *testing.T) {
-	p := newFixture(t)
-	a := findContainment(t, p.restrictedClient(t, "cordon-action", kube.CordonPermissions().ApplyRules), "node.cordon")
-	name, machine := p.registerNode(t, "acted")
-	r := newActivityRequest(t, machine.Pod, oneHourFromNow())
-	plan, err := a.Plan(t.Context(), r)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if effect, err := a.Apply(t.Context(), r, plan.PriorState, attestation.Envelope{}); err != nil ||
-		effect.Outcome != playbooks.OutcomeChanged {
-		t.Fatalf("%+v, %v", effect, err)
-	}
-	var refused *activities.Refusal
-	if _, err := a.Undo(t.Context(), r, plan.PriorState, nil); !errors.As(err, &refused) {
-		t.Errorf("undone before its stamped end without a grant: %v", err)
-	}
+// testEarlyEndsNeedGrant applies a request, and requires that neither an undo nor a shorter lease is permitted without
+// a grant before the end that is stamped on the object.
+func testEarlyEndsNeedGrant(t *testing.T, a activities.Containment, r activities.Request) {
+	t.Helper()
+	plan := planAndApply(t, a, r)
+	_, err := a.Undo(t.Context(), r, plan.PriorState, nil)
+	wantRefusal(t, "no grant was given", err)
 	shorter := r
 	shorter.ExpiresAt = r.ExpiresAt.Add(-30 * time.Minute)
-	if _, err := a.Apply(t.Context(), shorter, plan.PriorState, attestation.Envelope{}); !errors.As(err, &refused) {
-		t.Errorf("shortened without a grant: %v", err)
-	}
-	other := r
-	other.LeaseID = "lab/another"
-	if drift, err := a.Undo(t.Context(), other, plan.PriorState, nil); err != nil || drift == nil {
-		t.Errorf("another lease's undo: %v, %v", drift, err)
-	}
-	if !p.getNode(t, name).Spec.Unschedulable {
-		t.Fatal("it is not cordoned anymore")
-	}
-	if drift, err := a.Undo(t.Context(), r, plan.PriorState, &attestation.Envelope{}); err != nil || drift != nil {
-		t.Errorf("undo with a grant: %v, %v", drift, err)
-	}
+	_, err = apply(t.Context(), a, shorter, plan)
+	wantRefusal(t, "requires a grant", err)
+	wantInForce(t, a, r, plan)
+	shorter.ReleaseGrant = &attestation.Envelope{}
+	_, err = apply(t.Context(), a, shorter, plan)
+	requireNoError(t, err)
+	wantInForce(t, a, shorter, plan)
+	drift, err := undoWithGrant(t, a, shorter, plan)
+	wantUndone(t, drift, err)
 	if inForce, _, err := a.Verify(t.Context(), r, plan.PriorState); inForce || err != nil {
 		t.Errorf("after the undo it is in force, %v", err)
-	}
-	if p.getNode(t, name).Spec.Unschedulable {
-		t.Error("it is still cordoned")
 	}
 }

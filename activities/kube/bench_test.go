@@ -10,6 +10,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes"
 
+	"stanch/activities"
 	"stanch/activities/kube"
 	lab "stanch/testenv/kube"
 )
@@ -40,17 +41,17 @@ func BenchmarkIsolate(b *testing.B) {
 			b.Fatal(err)
 		}
 		bare = append(bare, time.Since(began))
-		r := kube.IsolateRequest{Pod: ref, Lease: kube.Lease{
+		r := kube.IsolateRequest{Pod: ref, Lease: activities.LeaseStamp{
 			ID: fmt.Sprint(i), IncidentID: "INC-BENCH",
 			ExpiresAt: time.Now().Add(time.Hour),
 		}}
 		began = time.Now()
-		if _, refusal, err := kube.ApplyIsolate(b.Context(), client, r); err != nil || refusal != nil {
-			b.Fatal(refusal, err)
+		if _, err := kube.ApplyIsolate(b.Context(), client, r); err != nil {
+			b.Fatal(err)
 		}
 		apply = append(apply, time.Since(began))
 		began = time.Now()
-		if drift, err := kube.UndoIsolate(b.Context(), client, r, false); err != nil || drift != nil {
+		if drift, err := kube.UndoIsolate(b.Context(), client, r); err != nil || drift != nil {
 			b.Fatal(drift, err)
 		}
 		undo = append(undo, time.Since(began))

@@ -11,40 +11,42 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
-	"k8s.io/client-go/kubernetes"
 
-	"stanch/activities/kube"
+	"stanch/activities"
 	lab "stanch/testenv/kube"
 )
 
 func TestCordon(t *testing.T) {
 	p := newFixture(t)
-	client := p.restrictedClient(t, "cordoner", kube.CordonPermissions().ApplyRules)
-	for name, scenario := range map[string]func(*testing.T, fixture, kubernetes.Interface){
-		"and back":              testCordonAndUndo,
-		"the last node is left": testCordonRefusesLastNode,
+	a := p.restrictedAction(t, "node.cordon")
+	for name, scenario := range map[string]func(*testing.T, fixture, activities.Containment){
+		"and back":                                  testCordonAndUndo,
+		"an early end needs a grant":                testCordonEarlyEnd,
+		"the last node is left":                     testCordonRefusesLastNode,
 		"a node that is cordoned already stays so":  testCordonKeepsExistingCordon,
 		"another lease's node is left":              testCordonRefusesOtherLease,
 		"undo of what someone changed is a drift":   testCordonUndoDrift,
 		"planning needs no right to write":          testCordonPlanIsReadOnly,
 		"the sweeper finds what lost its lease":     testCordonOrphansFound,
+		"an orphan without its prior state stays":   testCordonOrphanWithoutPrior,
 		"the node is held when the pod is gone too": testCordonAfterPodGone,
+		"a node that is gone is no target anymore":  testCordonNodeGone,
 	} {
-		t.Run(name, func(t *testing.T) { scenario(t, p, client) })
+		t.Run(name, func(t *testing.T) { scenario(t, p, a) })
 	}
 }
 
-// registerNode registers a node without a kubelet, ready according to the API server, with a pod on it.
-func (p fixture) registerNode(t *testing.T, name string) (string, kube.CordonRequest) {
+// registerNode registers a node without a kubelet, ready according to the API server, with a pod on it. The request is
+// for that pod.
+func (p fixture) registerNode(t *testing.T, name string) (string, activities.Request) {
 	t.Helper()
 	name = p.namespace + "-" + name
 	nodes := p.Client().CoreV1().Nodes()
 	node, err := nodes.Create(t.Context(), &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: name}}, metav1.CreateOptions{})
-	if err != nil {
-		t.Fatal(err)
-	}
+	requireNoError(t, err)
 	t.Cleanup(func() {
-		if err := nodes.Delete(context.Background(), name, metav1.DeleteOptions{}); err != nil {
+		err := nodes.Delete(context.Background(), name, metav1.DeleteOptions{})
+		if err != nil && !apierrors.IsNotFound(err) {
 			t.Error(err)
 		}
 	})
@@ -61,119 +63,122 @@ func (p fixture) registerNode(t *testing.T, name string) (string, kube.CordonReq
 	})
 	pod := lab.NewPod(strings.TrimPrefix(name, p.namespace+"-"), lab.BusyboxImage, "sleep", "600")
 	pod.Spec.NodeName = name
-	if pod, err = p.Client().CoreV1().Pods(p.namespace).Create(t.Context(), pod, metav1.CreateOptions{}); err != nil {
-		t.Fatal(err)
-	}
-	return name, kube.CordonRequest{Pod: podRef(pod), Lease: kube.Lease{
-		ID:         "lab/" + t.Name() + "/scheduling",
-		IncidentID: "INC-01TEST", ExpiresAt: oneHourFromNow().Truncate(time.Second),
-	}}
+	pod, err = p.Client().CoreV1().Pods(p.namespace).Create(t.Context(), pod, metav1.CreateOptions{})
+	requireNoError(t, err)
+	return name, newActivityRequest(t, podRef(pod), oneHourFromNow())
 }
 
 func (p fixture) getNode(t *testing.T, name string) *corev1.Node {
 	t.Helper()
 	n, err := p.Client().CoreV1().Nodes().Get(t.Context(), name, metav1.GetOptions{})
-	if err != nil {
-		t.Fatal(err)
-	}
+	requireNoError(t, err)
 	return n
 }
 
 func (p fixture) patchNode(t *testing.T, name, body string) {
 	t.Helper()
-	if _, err := p.Client().CoreV1().Nodes().Patch(t.Context(), name, types.MergePatchType, []byte(body),
-		metav1.PatchOptions{FieldManager: "someone"}); err != nil {
-		t.Fatal(err)
-	}
+	_, err := p.Client().CoreV1().Nodes().Patch(t.Context(), name, types.MergePatchType, []byte(body),
+		metav1.PatchOptions{FieldManager: "someone"})
+	requireNoError(t, err)
 }
 
-// stanchMarkers returns what Stanch left on a node.
-func stanchMarkers(n *corev1.Node) (out []string) {
+// wantCordoned requires the node's state. It has a stamp exactly if stamped is true.
+func (p fixture) wantCordoned(t *testing.T, name string, unschedulable, stamped bool) {
+	t.Helper()
+	n := p.getNode(t, name)
+	var markers []string
 	for _, m := range []map[string]string{n.Labels, n.Annotations} {
 		for k := range m {
 			if strings.Contains(k, "stanch.dev") {
-				out = append(out, k)
+				markers = append(markers, k)
 			}
 		}
 	}
-	slices.Sort(out)
-	return out
+	slices.Sort(markers)
+	var want []string
+	if stamped {
+		want = []string{
+			"scheduling.stanch.dev/expires", "scheduling.stanch.dev/incident", "scheduling.stanch.dev/lease",
+			"scheduling.stanch.dev/prior", "stanch.dev/cordon",
+		}
+	}
+	if n.Spec.Unschedulable != unschedulable || !slices.Equal(markers, want) {
+		t.Errorf("unschedulable %t, stamped %v; want %t, %v", n.Spec.Unschedulable, markers, unschedulable, want)
+	}
 }
 
-func testCordonAndUndo(t *testing.T, p fixture, client kubernetes.Interface) {
+func testCordonAndUndo(t *testing.T, p fixture, a activities.Containment) {
 	name, r := p.registerNode(t, "back")
-	plan, refusal, err := kube.ApplyCordon(t.Context(), client, r)
-	requireNoRefusal(t, refusal, err)
-	if plan.Prior.Node != name || plan.Prior.WasUnschedulable || len(plan.Changes) != 2 {
-		t.Errorf("plan %+v", plan)
+	plan := planAndApply(t, a, r)
+	if !strings.Contains(string(plan.PriorState), `"node":"`+name+`"`) ||
+		!strings.Contains(string(plan.PriorState), `"was_unschedulable":false`) || len(plan.Changes) != 2 {
+		t.Errorf("plan %+v, prior %s", plan, plan.PriorState)
 	}
-	if n := p.getNode(t, name); !n.Spec.Unschedulable || len(stanchMarkers(n)) != 5 {
-		t.Errorf("unschedulable %t, stamped %v", n.Spec.Unschedulable, stanchMarkers(n))
-	}
-	again, refusal, err := kube.ApplyCordon(t.Context(), client, r)
-	requireNoRefusal(t, refusal, err)
-	if len(again.Changes) != 0 || again.Prior != plan.Prior {
+	p.wantCordoned(t, name, true, true)
+	again := planAndApply(t, a, r)
+	if len(again.Changes) != 0 || string(again.PriorState) != string(plan.PriorState) || !again.NothingToDo {
 		t.Errorf("repeated: %+v", again)
 	}
-	v, refusal, err := kube.VerifyCordon(t.Context(), client, r, plan.Prior)
-	wantInForce(t, v, refusal, err)
+	wantInForce(t, a, r, plan)
+	other := r
+	other.LeaseID = "lab/another"
+	if drift, err := undoWithGrant(t, a, other, plan); err != nil || drift == nil {
+		t.Errorf("another lease's undo: %v, %v", drift, err)
+	}
+	p.wantCordoned(t, name, true, true)
 	for range 2 { // a second undo does nothing
-		drift, err := kube.UndoCordon(t.Context(), client, r, plan.Prior)
+		drift, err := undoWithGrant(t, a, r, plan)
 		wantUndone(t, drift, err)
 	}
-	if n := p.getNode(t, name); n.Spec.Unschedulable || len(stanchMarkers(n)) != 0 {
-		t.Errorf("after undo: unschedulable %t, stamped %v", n.Spec.Unschedulable, stanchMarkers(n))
-	}
+	p.wantCordoned(t, name, false, false)
 }
 
-func testCordonRefusesLastNode(t *testing.T, p fixture, client kubernetes.Interface) {
+func testCordonEarlyEnd(t *testing.T, p fixture, a activities.Containment) {
+	name, r := p.registerNode(t, "early")
+	testEarlyEndsNeedGrant(t, a, r)
+	p.wantCordoned(t, name, false, false)
+}
+
+func testCordonRefusesLastNode(t *testing.T, p fixture, a activities.Containment) {
 	_, ref := p.runSleeperPod(t, "on-the-only-node")
-	_, refusal, err := kube.PlanCordon(t.Context(), client,
-		kube.CordonRequest{Pod: ref, Lease: newLease(t, oneHourFromNow())})
-	wantRefusal(t, kube.ReasonLastNode, refusal, err)
+	_, err := a.Plan(t.Context(), newActivityRequest(t, ref, oneHourFromNow()))
+	wantRefusal(t, "is the only node that is ready and schedulable", err)
 }
 
-func testCordonKeepsExistingCordon(t *testing.T, p fixture, client kubernetes.Interface) {
+func testCordonKeepsExistingCordon(t *testing.T, p fixture, a activities.Containment) {
 	name, r := p.registerNode(t, "already")
 	p.patchNode(t, name, `{"spec":{"unschedulable":true}}`)
-	plan, refusal, err := kube.ApplyCordon(t.Context(), client, r)
-	requireNoRefusal(t, refusal, err)
-	if !plan.Prior.WasUnschedulable || len(plan.Changes) != 1 {
-		t.Errorf("plan %+v", plan)
+	plan := planAndApply(t, a, r)
+	if !strings.Contains(string(plan.PriorState), `"was_unschedulable":true`) || len(plan.Changes) != 1 {
+		t.Errorf("plan %+v, prior %s", plan, plan.PriorState)
 	}
-	drift, err := kube.UndoCordon(t.Context(), client, r, plan.Prior)
+	drift, err := undoWithGrant(t, a, r, plan)
 	wantUndone(t, drift, err)
-	if n := p.getNode(t, name); !n.Spec.Unschedulable || len(stanchMarkers(n)) != 0 {
-		t.Errorf("someone's cordon was lifted; stamped %v", stanchMarkers(n))
-	}
+	p.wantCordoned(t, name, true, false) // someone's cordon stays
 }
 
-func testCordonRefusesOtherLease(t *testing.T, p fixture, client kubernetes.Interface) {
+func testCordonRefusesOtherLease(t *testing.T, p fixture, a activities.Containment) {
 	_, r := p.registerNode(t, "foreign")
-	_, refusal, err := kube.ApplyCordon(t.Context(), client, r)
-	requireNoRefusal(t, refusal, err)
-	other := r
-	other.Lease.ID = "lab/other/scheduling"
-	_, refusal, err = kube.ApplyCordon(t.Context(), client, other)
-	wantRefusal(t, kube.ReasonForeignObject, refusal, err)
+	planAndApply(t, a, r)
+	r.LeaseID = "lab/other"
+	_, err := a.Plan(t.Context(), r)
+	wantRefusal(t, "is under another lease, lab/TestCordon", err)
 }
 
-func testCordonUndoDrift(t *testing.T, p fixture, client kubernetes.Interface) {
+func testCordonUndoDrift(t *testing.T, p fixture, a activities.Containment) {
 	name, r := p.registerNode(t, "drift")
-	plan, refusal, err := kube.ApplyCordon(t.Context(), client, r)
-	requireNoRefusal(t, refusal, err)
+	plan := planAndApply(t, a, r)
 	p.patchNode(t, name, `{"spec":{"unschedulable":false}}`)
-	v, refusal, err := kube.VerifyCordon(t.Context(), client, r, plan.Prior)
-	requireNoRefusal(t, refusal, err)
-	if v.InForce || len(v.Differences) != 1 {
-		t.Errorf("uncordoned by someone: %+v", v)
+	inForce, detail, err := a.Verify(t.Context(), r, plan.PriorState)
+	if inForce || err != nil || !strings.HasPrefix(detail, "Node "+name+": spec.unschedulable is false, expected true") {
+		t.Errorf("uncordoned by someone: %t, %q, %v", inForce, detail, err)
 	}
 	for _, lease := range []string{`"mine"`, "null"} { // someone keeps the node cordoned
 		p.patchNode(t, name, `{"spec":{"unschedulable":true},"metadata":{"annotations":{"scheduling.stanch.dev/lease":`+lease+
 			`}}}`)
-		drift, err := kube.UndoCordon(t.Context(), client, r, plan.Prior)
-		if err != nil || drift == nil || !strings.HasPrefix(drift.Differences[0].String(),
-			"Node "+name+": annotation scheduling.stanch.dev/lease") {
+		drift, err := undoWithGrant(t, a, r, plan)
+		if err != nil || drift == nil || // the API server does not record who writes fields of nodes
+			!strings.HasPrefix(drift.Detail, "Node "+name+": annotation scheduling.stanch.dev/lease is ") {
 			t.Errorf("%s: drift %v, %v", lease, drift, err)
 		}
 		if !p.getNode(t, name).Spec.Unschedulable {
@@ -182,60 +187,66 @@ func testCordonUndoDrift(t *testing.T, p fixture, client kubernetes.Interface) {
 	}
 }
 
-func testCordonPlanIsReadOnly(t *testing.T, p fixture, _ kubernetes.Interface) {
+func testCordonPlanIsReadOnly(t *testing.T, p fixture, _ activities.Containment) {
 	_, r := p.registerNode(t, "planned")
-	reader := p.restrictedClient(t, "cordon-planner", kube.CordonPermissions().PlanRules)
-	plan, refusal, err := kube.PlanCordon(t.Context(), reader, r)
-	requireNoRefusal(t, refusal, err)
+	reader := p.planningAction(t, "node.cordon")
+	plan, err := reader.Plan(t.Context(), r)
+	requireNoError(t, err)
 	if len(plan.Changes) != 2 {
 		t.Errorf("plan %+v", plan)
 	}
-	if _, _, err := kube.ApplyCordon(t.Context(), reader, r); !apierrors.IsForbidden(err) {
+	if _, err := apply(t.Context(), reader, r, plan); !apierrors.IsForbidden(err) {
 		t.Errorf("apply with the rights of plan: %v", err)
 	}
 }
 
-func testCordonOrphansFound(t *testing.T, p fixture, client kubernetes.Interface) {
+func testCordonOrphansFound(t *testing.T, p fixture, a activities.Containment) {
 	name, r := p.registerNode(t, "sweep")
-	_, refusal, err := kube.ApplyCordon(t.Context(), client, r)
-	requireNoRefusal(t, refusal, err)
-	found := func(now time.Time) *kube.Orphan {
-		t.Helper()
-		all, err := kube.FindOrphanedCordons(t.Context(), client, now)
-		if err != nil {
-			t.Fatal(err)
-		}
-		for i := range all {
-			if all[i].Object == "Node "+name {
-				return &all[i]
-			}
-		}
-		return nil
+	planAndApply(t, a, r)
+	if o := findOrphan(t, a, r.LeaseID, time.Now()); o != nil {
+		t.Errorf("before its end: %+v", o)
 	}
-	if found(time.Now()) != nil {
-		t.Error("it was swept before its end")
-	}
-	o := found(time.Now().Add(2 * time.Hour))
-	if o == nil || o.CordonRequest == nil || o.CordonRequest.Pod != r.Pod || o.CordonPrior == nil {
+	o := findOrphan(t, a, r.LeaseID, r.ExpiresAt)
+	if o == nil || o.ObjectName != "Node "+name || o.Target.ID() != r.Target.ID() || o.Facet != a.Spec().Facet ||
+		!o.Lease.ExpiresAt.Equal(r.ExpiresAt) || o.Lease.IncidentID != "INC-01TEST" {
 		t.Fatalf("orphan %+v", o)
 	}
-	drift, err := kube.UndoCordon(t.Context(), client, *o.CordonRequest, *o.CordonPrior)
+	drift, err := o.Undo(t.Context())
 	wantUndone(t, drift, err)
-	if n := p.getNode(t, name); n.Spec.Unschedulable || len(stanchMarkers(n)) != 0 {
-		t.Errorf("after the sweep: unschedulable %t, stamped %v", n.Spec.Unschedulable, stanchMarkers(n))
-	}
+	p.wantCordoned(t, name, false, false)
 }
 
-func testCordonAfterPodGone(t *testing.T, p fixture, client kubernetes.Interface) {
-	name, r := p.registerNode(t, "podless")
-	plan, refusal, err := kube.ApplyCordon(t.Context(), client, r)
-	requireNoRefusal(t, refusal, err)
-	p.deletePod(t, r.Pod.Name)
-	v, refusal, err := kube.VerifyCordon(t.Context(), client, r, plan.Prior)
-	wantInForce(t, v, refusal, err)
-	drift, err := kube.UndoCordon(t.Context(), client, r, plan.Prior)
-	wantUndone(t, drift, err)
-	if p.getNode(t, name).Spec.Unschedulable {
-		t.Error("it is still cordoned")
+func testCordonOrphanWithoutPrior(t *testing.T, p fixture, a activities.Containment) {
+	name, r := p.registerNode(t, "tampered")
+	planAndApply(t, a, r)
+	p.patchNode(t, name, `{"metadata":{"annotations":{"scheduling.stanch.dev/prior":"{"}}}`)
+	o := findOrphan(t, a, r.LeaseID, r.ExpiresAt)
+	if o == nil {
+		t.Fatal("no orphan")
 	}
+	drift, err := o.Undo(t.Context())
+	if err == nil || drift != nil || !strings.Contains(err.Error(), "undo it manually") {
+		t.Errorf("undo: %v, %v", drift, err)
+	}
+	p.wantCordoned(t, name, true, true)
+}
+
+func testCordonAfterPodGone(t *testing.T, p fixture, a activities.Containment) {
+	name, r := p.registerNode(t, "podless")
+	plan := planAndApply(t, a, r)
+	p.deletePod(t, r.Target.Name)
+	wantInForce(t, a, r, plan)
+	drift, err := undoWithGrant(t, a, r, plan)
+	wantUndone(t, drift, err)
+	p.wantCordoned(t, name, false, false)
+}
+
+func testCordonNodeGone(t *testing.T, p fixture, a activities.Containment) {
+	name, r := p.registerNode(t, "gone")
+	plan := planAndApply(t, a, r)
+	requireNoError(t, p.Client().CoreV1().Nodes().Delete(t.Context(), name, metav1.DeleteOptions{}))
+	_, _, err := a.Verify(t.Context(), r, plan.PriorState)
+	wantGone(t, err)
+	drift, err := undoWithGrant(t, a, r, plan)
+	wantUndone(t, drift, err)
 }

@@ -11,6 +11,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes"
 
+	"stanch/activities"
 	"stanch/activities/kube"
 	lab "stanch/testenv/kube"
 )
@@ -20,15 +21,15 @@ func podRef(pod *corev1.Pod) kube.PodRef {
 }
 
 // findIsolationOrphans returns the orphans of this test's namespace, because the cluster may be shared.
-func (p fixture) findIsolationOrphans(t *testing.T, client kubernetes.Interface, now time.Time) []kube.Orphan {
+func (p fixture) findIsolationOrphans(t *testing.T, client kubernetes.Interface, now time.Time) []activities.Orphan {
 	t.Helper()
 	all, err := kube.FindOrphanedIsolations(t.Context(), client, now)
 	if err != nil {
 		t.Fatal(err)
 	}
-	var here []kube.Orphan
+	var here []activities.Orphan
 	for _, o := range all {
-		if strings.Contains(o.Object, p.namespace+"/") && strings.Contains(o.LeaseID, t.Name()) {
+		if strings.Contains(o.ObjectName, p.namespace+"/") && strings.Contains(o.Lease.ID, t.Name()) {
 			here = append(here, o)
 		}
 	}

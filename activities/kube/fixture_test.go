@@ -1,7 +1,9 @@
 package kube_test
 
 import (
+	"errors"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -12,7 +14,10 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes"
 
+	"stanch/activities"
 	"stanch/activities/kube"
+	"stanch/activities/node"
+	"stanch/playbooks"
 	lab "stanch/testenv/kube"
 )
 
@@ -30,14 +35,37 @@ func newFixture(t *testing.T) fixture {
 	return fixture{Cluster: c, namespace: c.NewNamespace(t)}
 }
 
-// restrictedClient returns a client with exactly these permissions: a call that needs another one fails the test.
-func (p fixture) restrictedClient(t *testing.T, name string, rules []rbacv1.PolicyRule) kubernetes.Interface {
+// restrictedClient returns a client with exactly these permissions of a spec: a call that needs another one fails the
+// test.
+func (p fixture) restrictedClient(t *testing.T, name string,
+	permissions ...[]playbooks.KubernetesPermission,
+) kubernetes.Interface {
 	t.Helper()
-	client, err := kube.NewClient(p.ConfigWithRules(t, p.namespace, name, rules...))
+	client, err := kube.NewClient(p.ConfigWithRules(t, p.namespace, name, toRules(permissions...)...))
 	if err != nil {
 		t.Fatal(err)
 	}
 	return client
+}
+
+func toRules(permissions ...[]playbooks.KubernetesPermission) []rbacv1.PolicyRule {
+	var out []rbacv1.PolicyRule
+	for _, p := range slices.Concat(permissions...) {
+		out = append(out, rbacv1.PolicyRule{APIGroups: p.Groups, Resources: p.Resources, Verbs: p.Verbs})
+	}
+	return out
+}
+
+// actionSpec returns the spec of an action of this package or of pod.isolate.
+func actionSpec(t *testing.T, name string) playbooks.ActionSpec {
+	t.Helper()
+	for _, a := range append(kube.Actions(nil), &node.IsolateAction{}) {
+		if a.Spec().Name == name {
+			return a.Spec()
+		}
+	}
+	t.Fatalf("unknown action %s", name)
+	return playbooks.ActionSpec{}
 }
 
 // runSleeperPod runs a pod that only sleeps.
@@ -47,64 +75,68 @@ func (p fixture) runSleeperPod(t *testing.T, name string) (*corev1.Pod, kube.Pod
 	return pod, kube.PodRef{Namespace: pod.Namespace, Name: pod.Name, UID: string(pod.UID)}
 }
 
-func newLease(t *testing.T, expires time.Time) kube.Lease {
-	return kube.Lease{
-		ID: "lab/" + t.Name() + "/network", IncidentID: "INC-01TEST",
-		ExpiresAt: expires.Truncate(time.Second),
+func newLeaseStamp(t *testing.T, expires time.Time) activities.LeaseStamp {
+	return activities.LeaseStamp{
+		ID: "lab/" + t.Name() + "/network", IncidentID: "INC-01TEST", ExpiresAt: expires.Truncate(time.Second),
 	}
 }
 
 func oneHourFromNow() time.Time { return time.Now().Add(time.Hour) }
 
-// requireNoRefusal fails the test on an error or a refusal.
-func requireNoRefusal(t *testing.T, refusal *kube.Refusal, err error) {
+func requireNoError(t *testing.T, err error) {
 	t.Helper()
 	if err != nil {
 		t.Fatal(err)
 	}
-	if refusal != nil {
-		t.Fatalf("refused: %s", refusal)
+}
+
+// wantRefusal requires a refusal whose reason contains a text.
+func wantRefusal(t *testing.T, want string, err error) {
+	t.Helper()
+	if refusal, ok := activities.AsRefusal(err); !ok || !strings.Contains(refusal.Reason, want) {
+		t.Errorf("error %v; want a refusal with %q", err, want)
 	}
 }
 
-func wantRefusal(t *testing.T, want kube.RefusalReason, refusal *kube.Refusal, err error) {
+// wantGone requires a refusal because the target is gone.
+func wantGone(t *testing.T, err error) {
 	t.Helper()
-	if err != nil || refusal == nil || refusal.Reason != want {
-		t.Errorf("refusal %v, error %v; want the reason %s", refusal, err, want)
+	wantRefusal(t, "is gone", err)
+	if !errors.Is(err, activities.ErrTargetGone) {
+		t.Errorf("%v does not wrap ErrTargetGone", err)
 	}
 }
 
-func wantInForce(t *testing.T, v *kube.Verification, refusal *kube.Refusal, err error) {
+func wantNoDifference(t *testing.T, differences []kube.Difference, err error) {
 	t.Helper()
-	requireNoRefusal(t, refusal, err)
-	if !v.InForce {
-		t.Errorf("does not hold: %v", v.Differences)
+	requireNoError(t, err)
+	if len(differences) > 0 {
+		t.Errorf("does not hold: %v", differences)
 	}
 }
 
 // wantDrift requires differences of exactly these objects and fields, each given by the start of "object: field".
-func wantDrift(t *testing.T, drift *kube.Drift, err error, want ...string) {
+func wantDrift(t *testing.T, drift *activities.Drift, err error, want ...string) {
 	t.Helper()
-	if err != nil {
-		t.Fatal(err)
-	}
+	requireNoError(t, err)
 	if drift == nil {
 		t.Fatalf("no drift, want %v", want)
 	}
-	if len(drift.Differences) != len(want) {
-		t.Fatalf("drift %v, want %v", drift.Differences, want)
+	differences := strings.Split(drift.Detail, "; ")
+	if len(differences) != len(want) {
+		t.Fatalf("drift %q, want %v", differences, want)
 	}
-	for i, d := range drift.Differences {
-		if !strings.HasPrefix(d.String(), want[i]) {
+	for i, d := range differences {
+		if !strings.HasPrefix(d, want[i]) {
 			t.Errorf("difference %q, want %q…", d, want[i])
 		}
-		if d.ChangedBy == "" {
+		if !strings.Contains(d, "(last written by ") {
 			t.Errorf("difference %q does not say by whom", d)
 		}
 	}
 }
 
-func wantUndone(t *testing.T, drift *kube.Drift, err error) {
+func wantUndone(t *testing.T, drift *activities.Drift, err error) {
 	t.Helper()
 	if err != nil || drift != nil {
 		t.Fatalf("undo: drift %v, error %v", drift, err)

@@ -3,7 +3,6 @@ package kube
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"strings"
 
@@ -94,12 +93,9 @@ func readOwner(ctx context.Context, client kubernetes.Interface, namespace strin
 	}
 	switch group + "/" + ref.Kind {
 	case "apps/Deployment", "apps/StatefulSet", "apps/ReplicaSet":
-		w, gone, err := WorkloadRef{Kind: ref.Kind, Namespace: namespace, Name: ref.Name}.getWorkload(ctx, client)
+		w, err := WorkloadRef{Kind: ref.Kind, Namespace: namespace, Name: ref.Name}.getWorkload(ctx, client)
 		if err != nil {
 			return nil, nil, err
-		}
-		if gone != nil {
-			return nil, nil, errors.New(gone.Detail)
 		}
 		return w.meta, &w.replicas, nil
 	case "apps/DaemonSet":

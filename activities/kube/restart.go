@@ -2,6 +2,8 @@ package kube
 
 import (
 	"context"
+	"encoding/json"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -9,94 +11,123 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	policyv1 "k8s.io/api/policy/v1"
-	rbacv1 "k8s.io/api/rbac/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes"
+
+	"stanch/activities"
+	"stanch/playbooks"
+	"stanch/sensors/attestation"
 )
 
-// RestartRequest is a request to evict one pod, so that its controller starts another from the image.
-type RestartRequest struct {
-	Pod         PodRef        `json:"pod"`
-	GracePeriod time.Duration `json:"grace"` // time for its processes to end
+// restartParams are the parameters of pod.restart. The pod's own grace period is ignored: it may be hours, and an
+// attacker may depend on it.
+type restartParams struct {
+	GraceSeconds int64 `json:"grace,omitempty" jsonschema:"minimum=1,maximum=60" doc:"seconds until its processes are killed; default 10"`
 }
 
-// RestartPlan is what a restart would do. Its sentence stays the same while the pod terminates, so that a retry is the
+// restartTimeout covers the longest grace period and the time until the kubelet reports that all containers are gone.
+const restartTimeout = 90 * time.Second
+
+// restartAction is `contain: pod.restart`. It evicts one pod, so that its controller starts another from the image.
+type restartAction struct{ client kubernetes.Interface }
+
+var _ activities.Containment = (*restartAction)(nil)
+
+func (*restartAction) Spec() playbooks.ActionSpec {
+	read := []playbooks.KubernetesPermission{
+		permission("", []string{"pods"}, "get"), permission("policy", []string{"poddisruptionbudgets"}, "list"),
+	}
+	return playbooks.ActionSpec{
+		Name:            "pod.restart",
+		Verb:            playbooks.VerbContain,
+		Class:           playbooks.ClassContain,
+		Facet:           playbooks.FacetExecution,
+		Targets:         []playbooks.TargetKind{playbooks.TargetPod},
+		Params:          restartParams{},
+		D3FENDTechnique: "D3-PT",
+		AttemptTimeout:  restartTimeout,
+		Doc:             "Evict one pod, so that its controller starts another from the image; data that exists only in the pod is lost.",
+		PlanPermissions: read,
+		// Deleting pods would bypass disruption budgets, so this is never among them.
+		ApplyPermissions: append(read[:2:2], permission("", []string{"pods/eviction"}, "create")),
+	}
+}
+
+// restartRequest is a request to evict one pod. Its processes have the grace period to end.
+type restartRequest struct {
+	pod   PodRef
+	grace time.Duration
+}
+
+func (a *restartAction) decodeRequest(r activities.Request) (restartRequest, error) {
+	pod, err := requirePod(a.client, r)
+	if err != nil {
+		return restartRequest{}, err
+	}
+	params, err := activities.DecodeParams[restartParams](r)
+	if params.GraceSeconds == 0 {
+		params.GraceSeconds = 10
+	}
+	return restartRequest{pod: pod, grace: time.Duration(params.GraceSeconds) * time.Second}, err
+}
+
+// Plan returns what a restart would do. Its sentence stays the same while the pod terminates, so that a retry is the
 // action that was approved.
-type RestartPlan struct {
-	Changes []string `json:"changes"`
-	// PodGone means that no pod with this UID exists anymore.
-	PodGone bool `json:"pod_gone,omitempty"`
-}
-
-// RestartPermissions returns the permissions of a restart. They never include deleting pods, which would bypass
-// disruption budgets.
-func RestartPermissions() Permissions {
-	read := []rbacv1.PolicyRule{newPolicyRule("", "pods", "get"), newPolicyRule("policy", "poddisruptionbudgets", "list")}
-	return Permissions{PlanRules: read, ApplyRules: append(read[:2:2], newPolicyRule("", "pods/eviction", "create"))}
-}
-
-// PlanRestart returns what a restart would do, or a refusal. It only reads.
-func PlanRestart(ctx context.Context, client kubernetes.Interface, r RestartRequest) (*RestartPlan, *Refusal, error) {
-	plan := &RestartPlan{
-		Changes: []string{
-			fmt.Sprintf("evict pod %s (UID %s), so that its controller starts another from the image", r.Pod, r.Pod.UID),
-		},
-	}
-	pod, gone, err := getPod(ctx, client, r.Pod)
+func (a *restartAction) Plan(ctx context.Context, r activities.Request) (activities.Plan, error) {
+	request, err := a.decodeRequest(r)
 	if err != nil {
-		return nil, nil, fmt.Errorf("plan to restart pod %s: %w", r.Pod, err)
+		return activities.Plan{}, err
 	}
-	if gone != nil {
-		plan.PodGone = true
-		return plan, nil, nil
-	}
-	if refusal := r.refusalReason(pod); refusal != nil {
-		return nil, refusal, nil
-	}
-	if pod.DeletionTimestamp != nil {
-		return plan, nil, nil // it is already terminating, and counts in no budget
-	}
-	budgets, err := client.PolicyV1().PodDisruptionBudgets(r.Pod.Namespace).List(ctx, metav1.ListOptions{})
+	gone, err := a.checkEvictable(ctx, request.pod)
 	if err != nil {
-		return nil, nil, fmt.Errorf("plan to restart pod %s: list disruption budgets: %w", r.Pod, err)
+		return activities.Plan{}, fmt.Errorf("plan to restart pod %s: %w", request.pod, err)
 	}
-	refusal, err := r.checkDisruptionBudgets(pod, budgets.Items)
-	return plan, refusal, err
+	return activities.Plan{NothingToDo: gone, Changes: []string{fmt.Sprintf(
+		"evict pod %s (UID %s), so that its controller starts another from the image", request.pod, request.pod.UID)}}, nil
 }
 
-// refusalReason returns a refusal for pods that no controller would start again, or that an eviction does not restart.
-func (r RestartRequest) refusalReason(pod *corev1.Pod) *Refusal {
-	_, mirror := pod.Annotations[corev1.MirrorPodAnnotationKey]
-	owner := metav1.GetControllerOf(pod)
+// checkEvictable returns a refusal for pods that no controller would start again, or that the API server would not
+// evict. gone means that no pod with this UID exists anymore.
+func (a *restartAction) checkEvictable(ctx context.Context, ref PodRef) (gone bool, err error) {
+	pod, err := getPod(ctx, a.client, ref)
 	switch {
-	case mirror || owner != nil && owner.Kind == "Node":
-		return newRefusal(ReasonStaticPod, "pod %s is a static pod on node %s, which the API server only mirrors", r.Pod,
+	case errors.Is(err, activities.ErrTargetGone):
+		return true, nil
+	case err != nil:
+		return false, err
+	case isStaticPod(pod):
+		return false, activities.Refusef("pod %s is a static pod on node %s, which the API server only mirrors", ref,
 			pod.Spec.NodeName)
-	case owner == nil:
-		return newRefusal(ReasonNoController, "pod %s has no controller that would replace it; isolate it instead", r.Pod)
-	case pod.Status.Phase == corev1.PodSucceeded || pod.Status.Phase == corev1.PodFailed:
-		return newRefusal(ReasonPodCompleted, "pod %s has ended (%s)", r.Pod, pod.Status.Phase)
+	case metav1.GetControllerOf(pod) == nil:
+		return false, activities.Refusef("pod %s has no controller that would replace it; isolate it instead", ref)
+	case hasCompleted(pod):
+		return false, activities.Refusef("pod %s has ended (%s)", ref, pod.Status.Phase)
+	case pod.DeletionTimestamp != nil:
+		return false, nil // it is already terminating, and counts in no budget
 	}
-	return nil
+	budgets, err := a.client.PolicyV1().PodDisruptionBudgets(ref.Namespace).List(ctx, metav1.ListOptions{})
+	if err != nil {
+		return false, fmt.Errorf("list disruption budgets: %w", err)
+	}
+	return false, checkDisruptionBudgets(pod, budgets.Items)
 }
 
 // checkDisruptionBudgets refuses what the API server would refuse because of a disruption budget, by the rules of
 // pkg/registry/core/pod/storage/eviction.go, because the planning permissions do not include a dry run. The API server
 // makes the final decision.
-func (r RestartRequest) checkDisruptionBudgets(pod *corev1.Pod, budgets []policyv1.PodDisruptionBudget) (*Refusal,
-	error,
-) {
+func checkDisruptionBudgets(pod *corev1.Pod, budgets []policyv1.PodDisruptionBudget) error {
 	if pod.Status.Phase == corev1.PodPending {
-		return nil, nil // it counts in no budget
+		return nil // it counts in no budget
 	}
+	ref := PodRef{Namespace: pod.Namespace, Name: pod.Name}
 	var matching []policyv1.PodDisruptionBudget
 	for _, b := range budgets {
 		selector, err := metav1.LabelSelectorAsSelector(b.Spec.Selector)
 		if err != nil {
-			return nil, fmt.Errorf("read the selector of PodDisruptionBudget %s/%s: %w", b.Namespace, b.Name, err)
+			return fmt.Errorf("read the selector of PodDisruptionBudget %s/%s: %w", b.Namespace, b.Name, err)
 		}
 		if selector.Matches(labels.Set(pod.Labels)) {
 			matching = append(matching, b)
@@ -104,29 +135,28 @@ func (r RestartRequest) checkDisruptionBudgets(pod *corev1.Pod, budgets []policy
 	}
 	switch {
 	case len(matching) == 0:
-		return nil, nil
+		return nil
 	case len(matching) > 1:
 		names := make([]string, 0, len(matching))
 		for _, b := range matching {
 			names = append(names, b.Namespace+"/"+b.Name)
 		}
-		return newRefusal(ReasonDisruptionBudget,
-			"pod %s is selected by more than one PodDisruptionBudget (%s), so the API server cannot evict it", r.Pod,
-			strings.Join(names, ", ")), nil
+		return activities.Refusef(
+			"pod %s is selected by more than one PodDisruptionBudget (%s), so the API server cannot evict it", ref,
+			strings.Join(names, ", "))
 	}
 	b := matching[0]
 	if !isReady(pod) {
 		always := b.Spec.UnhealthyPodEvictionPolicy != nil && *b.Spec.UnhealthyPodEvictionPolicy == policyv1.AlwaysAllow
 		if always || b.Status.CurrentHealthy >= b.Status.DesiredHealthy && b.Status.DesiredHealthy > 0 {
-			return nil, nil // the number of healthy pods stays the same without it
+			return nil // the number of healthy pods stays the same without it
 		}
 	}
 	if b.Status.DisruptionsAllowed < 1 && b.Status.ObservedGeneration >= b.Generation {
-		return newRefusal(ReasonDisruptionBudget,
-			"PodDisruptionBudget %s/%s currently allows no disruption (%d of %d pods are healthy)", b.Namespace, b.Name,
-			b.Status.CurrentHealthy, b.Status.DesiredHealthy), nil
+		return activities.Refusef("PodDisruptionBudget %s/%s currently allows no disruption (%d of %d pods are healthy)",
+			b.Namespace, b.Name, b.Status.CurrentHealthy, b.Status.DesiredHealthy)
 	}
-	return nil, nil
+	return nil
 }
 
 func isReady(pod *corev1.Pod) bool {
@@ -135,45 +165,90 @@ func isReady(pod *corev1.Pod) bool {
 	})
 }
 
-// ApplyRestart evicts the pod with this UID and no other. done is false if the pod was already gone or terminating.
-func ApplyRestart(ctx context.Context, client kubernetes.Interface, r RestartRequest) (done bool, _ *Refusal, _ error) {
-	plan, refusal, err := PlanRestart(ctx, client, r)
-	if err != nil || refusal != nil || plan.PodGone {
-		return false, refusal, err
+// Apply evicts the pod and waits until it is gone, at most the grace period and 15 s.
+func (a *restartAction) Apply(ctx context.Context, r activities.Request, _ json.RawMessage,
+	_ attestation.Envelope,
+) (activities.Effect, error) {
+	request, err := a.decodeRequest(r)
+	if err != nil {
+		return activities.Effect{}, err
 	}
-	uid, grace := types.UID(r.Pod.UID), int64(r.GracePeriod/time.Second)
-	err = client.PolicyV1().Evictions(r.Pod.Namespace).Evict(ctx, &policyv1.Eviction{
-		ObjectMeta:    metav1.ObjectMeta{Namespace: r.Pod.Namespace, Name: r.Pod.Name},
+	evicted, err := a.evict(ctx, request)
+	if err != nil {
+		return activities.Effect{}, fmt.Errorf("evict pod %s: %w", request.pod, err)
+	}
+	effect := activities.Effect{Outcome: playbooks.OutcomeChanged, AppliedAt: time.Now()}
+	if !evicted {
+		effect.Outcome, effect.Reason = playbooks.OutcomeUnchanged, "the pod was already gone"
+		return effect, nil
+	}
+	for ctx.Err() == nil {
+		gone, detail, err := a.isGone(ctx, request.pod)
+		if err != nil || gone {
+			return effect, err
+		}
+		if time.Since(effect.AppliedAt) > request.grace+15*time.Second {
+			effect.Outcome, effect.Reason = playbooks.OutcomeUnverified, detail
+			return effect, nil
+		}
+		sleep(ctx, 200*time.Millisecond)
+	}
+	return effect, ctx.Err()
+}
+
+// evict evicts the pod with this UID and no other. It returns false if the pod was already gone.
+func (a *restartAction) evict(ctx context.Context, r restartRequest) (bool, error) {
+	gone, err := a.checkEvictable(ctx, r.pod)
+	if err != nil || gone {
+		return false, err
+	}
+	uid, grace := types.UID(r.pod.UID), int64(r.grace/time.Second)
+	err = a.client.PolicyV1().Evictions(r.pod.Namespace).Evict(ctx, &policyv1.Eviction{
+		ObjectMeta:    metav1.ObjectMeta{Namespace: r.pod.Namespace, Name: r.pod.Name},
 		DeleteOptions: &metav1.DeleteOptions{GracePeriodSeconds: &grace, Preconditions: &metav1.Preconditions{UID: &uid}},
 	})
 	switch {
 	case apierrors.IsNotFound(err):
-		return false, nil, nil
+		return false, nil
 	case apierrors.IsConflict(err):
 		// Another pod has the name now, which must not be evicted; or the budget was just recomputed.
-		if gone, _, verifyErr := VerifyRestart(ctx, client, r); verifyErr == nil && gone {
-			return false, nil, nil
+		if gone, _, verifyErr := a.isGone(ctx, r.pod); verifyErr == nil && gone {
+			return false, nil
 		}
-		return false, nil, fmt.Errorf("evict pod %s: %w", r.Pod, err)
+		return false, err
 	case apierrors.IsTooManyRequests(err):
-		return false, newRefusal(ReasonDisruptionBudget,
-			"a PodDisruptionBudget currently does not allow the eviction of pod %s: %v", r.Pod, err), nil
-	case err != nil:
-		return false, nil, fmt.Errorf("evict pod %s: %w", r.Pod, err)
+		return false, activities.Refusef("a PodDisruptionBudget currently does not allow the eviction of pod %s: %v", r.pod,
+			err)
 	}
-	return true, nil, nil
+	return err == nil, err
 }
 
-// VerifyRestart reports whether the pod with this UID is gone.
-func VerifyRestart(ctx context.Context, client kubernetes.Interface, r RestartRequest) (bool, string, error) {
-	pod, gone, err := getPod(ctx, client, r.Pod)
+// isGone reports whether the pod with this UID is gone, and otherwise its state.
+func (a *restartAction) isGone(ctx context.Context, ref PodRef) (gone bool, detail string, _ error) {
+	pod, err := getPod(ctx, a.client, ref)
 	switch {
-	case err != nil:
-		return false, "", fmt.Errorf("verify the restart of pod %s: %w", r.Pod, err)
-	case gone != nil:
+	case errors.Is(err, activities.ErrTargetGone):
 		return true, "", nil
+	case err != nil:
+		return false, "", fmt.Errorf("verify the restart of pod %s: %w", ref, err)
 	case pod.DeletionTimestamp != nil:
-		return false, fmt.Sprintf("pod %s is still terminating", r.Pod), nil
+		return false, fmt.Sprintf("pod %s is still terminating", ref), nil
 	}
-	return false, fmt.Sprintf("pod %s still exists", r.Pod), nil
+	return false, fmt.Sprintf("pod %s still exists", ref), nil
+}
+
+// Verify reports whether the pod is gone.
+func (a *restartAction) Verify(ctx context.Context, r activities.Request, _ json.RawMessage) (bool, string, error) {
+	request, err := a.decodeRequest(r)
+	if err != nil {
+		return false, "", err
+	}
+	return a.isGone(ctx, request.pod)
+}
+
+// Undo does nothing: the evicted pod is gone, and its controller has started another.
+func (*restartAction) Undo(context.Context, activities.Request, json.RawMessage,
+	*attestation.Envelope,
+) (*activities.Drift, error) {
+	return nil, nil
 }

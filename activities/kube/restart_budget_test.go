@@ -1,7 +1,6 @@
 package kube_test
 
 import (
-	"strings"
 	"testing"
 
 	corev1 "k8s.io/api/core/v1"
@@ -106,12 +105,13 @@ func TestRestartIsRefusedWhereTheEvictionAPIRefuses(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
-			_, refusal, err := kube.PlanRestart(t.Context(), client,
-				kube.RestartRequest{Pod: kube.PodRef{Namespace: "shop", Name: "db-0", UID: "u1"}})
-			if err != nil || (refusal != nil) != (c.refused != "") || refusal != nil && !strings.Contains(refusal.Detail,
-				c.refused) {
-				t.Errorf("refusal %v, %v; want %q", refusal, err, c.refused)
+			_, err := findContainment(t, client, "pod.restart").Plan(t.Context(),
+				newActivityRequest(t, kube.PodRef{Namespace: "shop", Name: "db-0", UID: "u1"}, oneHourFromNow()))
+			if c.refused == "" {
+				requireNoError(t, err)
+				return
 			}
+			wantRefusal(t, c.refused, err)
 		})
 	}
 }

@@ -1,7 +1,9 @@
 package kube_test
 
 import (
+	"encoding/json"
 	"errors"
+	"fmt"
 	"testing"
 	"time"
 
@@ -11,16 +13,17 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/intstr"
-	"k8s.io/client-go/kubernetes"
 
+	"stanch/activities"
 	"stanch/activities/kube"
+	"stanch/playbooks"
 	lab "stanch/testenv/kube"
 )
 
 func TestRestart(t *testing.T) {
 	p := newFixture(t)
-	client := p.restrictedClient(t, "restarter", kube.RestartPermissions().ApplyRules)
-	for name, scenario := range map[string]func(*testing.T, fixture, kubernetes.Interface){
+	a := p.restrictedAction(t, "pod.restart")
+	for name, scenario := range map[string]func(*testing.T, fixture, activities.Containment){
 		"another pod comes in its place":          testRestartReplacesPod,
 		"a pod that has its name now is left":     testRestartKeepsSameNamedPod,
 		"what nobody would start again is left":   testRestartRefusesBarePod,
@@ -28,45 +31,56 @@ func TestRestart(t *testing.T) {
 		"planning needs no right to write":        testRestartPlanIsReadOnly,
 		"a process that ignores its end is ended": testRestartKillsAfterGracePeriod,
 	} {
-		t.Run(name, func(t *testing.T) { scenario(t, p, client) })
+		t.Run(name, func(t *testing.T) { scenario(t, p, a) })
 	}
 }
 
-func (p fixture) waitUntilPodGone(t *testing.T, client kubernetes.Interface, r kube.RestartRequest) {
-	t.Helper()
-	lab.Eventually(t, 30*time.Second, "the pod to be gone", func() error {
-		gone, detail, err := kube.VerifyRestart(t.Context(), client, r)
-		if err == nil && !gone {
-			err = errors.New(detail)
-		}
-		return err
-	})
+// newRestartRequest returns a request with a grace period of some seconds.
+func newRestartRequest(t *testing.T, ref kube.PodRef, grace int) activities.Request {
+	r := newActivityRequest(t, ref, oneHourFromNow())
+	r.Params = json.RawMessage(fmt.Sprintf(`{"grace":%d}`, grace))
+	return r
 }
 
-func testRestartReplacesPod(t *testing.T, p fixture, client kubernetes.Interface) {
+// restart applies a request and returns the outcome.
+func restart(t *testing.T, a activities.Containment, r activities.Request) playbooks.Outcome {
+	t.Helper()
+	effect, err := apply(t.Context(), a, r, activities.Plan{})
+	requireNoError(t, err)
+	return effect.Outcome
+}
+
+func testRestartReplacesPod(t *testing.T, p fixture, a activities.Containment) {
 	p.createDeployment(t, "once", 1)
 	before := p.findRunningPod(t, "once")
-	r := kube.RestartRequest{Pod: podRef(before), GracePeriod: time.Second}
-	if gone, _, err := kube.VerifyRestart(t.Context(), client, r); gone || err != nil {
+	r := newRestartRequest(t, podRef(before), 1)
+	plan, err := a.Plan(t.Context(), r)
+	if err != nil || plan.NothingToDo {
+		t.Fatalf("plan %+v, %v", plan, err)
+	}
+	if gone, _, err := a.Verify(t.Context(), r, nil); gone || err != nil {
 		t.Fatalf("before: gone %t, %v", gone, err)
 	}
-	done, refusal, err := kube.ApplyRestart(t.Context(), client, r)
-	requireNoRefusal(t, refusal, err)
-	if !done {
-		t.Error("there was something to do")
+	if outcome := restart(t, a, r); outcome != playbooks.OutcomeChanged {
+		t.Errorf("outcome %s", outcome)
 	}
-	p.waitUntilPodGone(t, client, r)
+	if gone, detail, err := a.Verify(t.Context(), r, nil); !gone || err != nil {
+		t.Errorf("it said changed, and the pod is there: %s, %v", detail, err)
+	}
 	if after := p.findRunningPod(t, "once"); after.UID == before.UID {
 		t.Error("it is the same pod")
 	}
-	done, refusal, err = kube.ApplyRestart(t.Context(), client, r)
-	requireNoRefusal(t, refusal, err)
-	if done {
-		t.Error("what is gone was restarted again")
+	// A retry after a crash is the same permitted action, and has nothing to do.
+	again, err := a.Plan(t.Context(), r)
+	if err != nil || again.Hash() != plan.Hash() || !again.NothingToDo {
+		t.Errorf("planned again: %+v, %v", again, err)
+	}
+	if outcome := restart(t, a, r); outcome != playbooks.OutcomeUnchanged {
+		t.Errorf("what is gone was restarted again: %s", outcome)
 	}
 }
 
-func testRestartKeepsSameNamedPod(t *testing.T, p fixture, client kubernetes.Interface) {
+func testRestartKeepsSameNamedPod(t *testing.T, p fixture, a activities.Containment) {
 	one := int32(1)
 	pod := lab.NewPod("ordinal", lab.BusyboxImage, "sleep", "600")
 	if _, err := p.Client().AppsV1().StatefulSets(p.namespace).Create(t.Context(), &appsv1.StatefulSet{
@@ -86,25 +100,24 @@ func testRestartKeepsSameNamedPod(t *testing.T, p fixture, client kubernetes.Int
 	})
 	old := podRef(now)
 	old.UID = "8d3b1c1e-0000-4000-8000-000000000000" // the previous pod
-	done, refusal, err := kube.ApplyRestart(t.Context(), client, kube.RestartRequest{Pod: old, GracePeriod: time.Second})
-	requireNoRefusal(t, refusal, err)
+	outcome := restart(t, a, newRestartRequest(t, old, 1))
 	after, err := api.Get(t.Context(), "ordinal-0", metav1.GetOptions{})
-	if done || err != nil || after.UID != now.UID || after.DeletionTimestamp != nil {
-		t.Errorf("done %t, %v: its namesake was touched", done, err)
+	if outcome != playbooks.OutcomeUnchanged || err != nil || after.UID != now.UID || after.DeletionTimestamp != nil {
+		t.Errorf("%s, %v: its namesake was touched", outcome, err)
 	}
 }
 
-func testRestartRefusesBarePod(t *testing.T, p fixture, client kubernetes.Interface) {
+func testRestartRefusesBarePod(t *testing.T, p fixture, a activities.Containment) {
 	_, ref := p.runSleeperPod(t, "bare")
-	_, refusal, err := kube.ApplyRestart(t.Context(), client, kube.RestartRequest{Pod: ref, GracePeriod: time.Second})
-	wantRefusal(t, kube.ReasonNoController, refusal, err)
+	_, err := apply(t.Context(), a, newRestartRequest(t, ref, 1), activities.Plan{})
+	wantRefusal(t, "has no controller", err)
 	if pod, err := p.Client().CoreV1().Pods(p.namespace).Get(t.Context(), "bare", metav1.GetOptions{}); err != nil ||
 		pod.DeletionTimestamp != nil {
 		t.Errorf("it was evicted all the same: %v", err)
 	}
 }
 
-func testRestartRespectsDisruptionBudget(t *testing.T, p fixture, client kubernetes.Interface) {
+func testRestartRespectsDisruptionBudget(t *testing.T, p fixture, a activities.Containment) {
 	d := p.createDeployment(t, "budgeted", 1)
 	all := intstr.FromInt32(1)
 	budgets := p.Client().PolicyV1().PodDisruptionBudgets(p.namespace)
@@ -123,28 +136,27 @@ func testRestartRespectsDisruptionBudget(t *testing.T, p fixture, client kuberne
 		}
 		return err
 	})
-	_, refusal, err := kube.ApplyRestart(t.Context(), client,
-		kube.RestartRequest{Pod: podRef(p.findRunningPod(t, "budgeted")), GracePeriod: time.Second})
-	wantRefusal(t, kube.ReasonDisruptionBudget, refusal, err)
+	_, err := apply(t.Context(), a, newRestartRequest(t, podRef(p.findRunningPod(t, "budgeted")), 1), activities.Plan{})
+	wantRefusal(t, "allows no disruption", err)
 }
 
-func testRestartPlanIsReadOnly(t *testing.T, p fixture, _ kubernetes.Interface) {
+func testRestartPlanIsReadOnly(t *testing.T, p fixture, _ activities.Containment) {
 	p.createDeployment(t, "planned-restart", 1)
-	r := kube.RestartRequest{Pod: podRef(p.findRunningPod(t, "planned-restart")), GracePeriod: time.Second}
-	reader := p.restrictedClient(t, "restart-planner", kube.RestartPermissions().PlanRules)
-	plan, refusal, err := kube.PlanRestart(t.Context(), reader, r)
-	requireNoRefusal(t, refusal, err)
-	if len(plan.Changes) != 1 || plan.PodGone {
+	r := newRestartRequest(t, podRef(p.findRunningPod(t, "planned-restart")), 1)
+	reader := p.planningAction(t, "pod.restart")
+	plan, err := reader.Plan(t.Context(), r)
+	requireNoError(t, err)
+	if len(plan.Changes) != 1 || plan.NothingToDo {
 		t.Errorf("plan %+v", plan)
 	}
-	if _, _, err := kube.ApplyRestart(t.Context(), reader, r); !apierrors.IsForbidden(err) {
+	if _, err := apply(t.Context(), reader, r, plan); !apierrors.IsForbidden(err) {
 		t.Errorf("apply with the rights of plan: %v", err)
 	}
 }
 
 // A sleeping busybox is the first process of its container and ignores SIGTERM. The pod's grace period is two minutes,
 // the restart's two seconds.
-func testRestartKillsAfterGracePeriod(t *testing.T, p fixture, client kubernetes.Interface) {
+func testRestartKillsAfterGracePeriod(t *testing.T, p fixture, a activities.Containment) {
 	d := p.createDeployment(t, "stubborn", 1)
 	patience := int64(120)
 	d.Spec.Template.Spec.TerminationGracePeriodSeconds = &patience
@@ -157,11 +169,10 @@ func testRestartKillsAfterGracePeriod(t *testing.T, p fixture, client kubernetes
 	if *pod.Spec.TerminationGracePeriodSeconds != patience {
 		t.Fatalf("the pod is of the template before: %d", *pod.Spec.TerminationGracePeriodSeconds)
 	}
-	r := kube.RestartRequest{Pod: podRef(pod), GracePeriod: 2 * time.Second}
 	begin := time.Now()
-	_, refusal, err := kube.ApplyRestart(t.Context(), client, r)
-	requireNoRefusal(t, refusal, err)
-	p.waitUntilPodGone(t, client, r)
+	if outcome := restart(t, a, newRestartRequest(t, podRef(pod), 2)); outcome != playbooks.OutcomeChanged {
+		t.Errorf("outcome %s", outcome)
+	}
 	if took := time.Since(begin); took > 20*time.Second {
 		t.Errorf("it had %s to end", took)
 	}

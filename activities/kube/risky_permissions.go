@@ -70,40 +70,11 @@ func intersects(granted, dangerous []string) bool {
 	return slices.ContainsFunc(dangerous, func(s string) bool { return slices.Contains(granted, s) })
 }
 
-// collectAccountPermissions returns what a service account may do by every binding that names it or one of its groups,
-// and which of these permissions changed recently.
-func (q *workloadQuery) collectAccountPermissions(ctx context.Context, client kubernetes.Interface, namespace,
-	name string, since time.Time) (
-	grants []GrantedRule, dangerous []string, changes []Change, err error,
-) {
-	found := &permissionCollector{namespace: namespace, name: name, since: since, roles: map[string]*cachedRole{}}
-	cluster, err := client.RbacV1().ClusterRoleBindings().List(ctx, cachedListOptions())
-	if err != nil {
-		return nil, nil, nil, fmt.Errorf("list cluster role bindings: %w", err)
-	}
-	for i := range cluster.Items {
-		b := &cluster.Items[i]
-		if err := found.addBinding(ctx, client, "ClusterRoleBinding "+b.Name, "", b, b.RoleRef, b.Subjects); err != nil {
-			return nil, nil, nil, err
-		}
-	}
-	bindings, err := client.RbacV1().RoleBindings("").List(ctx, cachedListOptions())
-	if err != nil {
-		return nil, nil, nil, fmt.Errorf("list role bindings: %w", err)
-	}
-	for i := range bindings.Items {
-		b := &bindings.Items[i]
-		if err := found.addBinding(ctx, client, "RoleBinding "+b.Namespace+"/"+b.Name, b.Namespace, b, b.RoleRef,
-			b.Subjects); err != nil {
-			return nil, nil, nil, err
-		}
-	}
-	return found.grants, found.risky, found.changes, nil
-}
-
-// permissionCollector collects permissions from bindings.
+// permissionCollector collects what a service account may do by every binding that names it or one of its groups, and
+// which of these permissions changed recently.
 type permissionCollector struct {
-	namespace, name string
+	client          kubernetes.Interface
+	namespace, name string // of the account
 	since           time.Time
 	roles           map[string]*cachedRole // each role is read once
 	grants          []GrantedRule
@@ -115,46 +86,84 @@ type cachedRole struct {
 	rules []rbacv1.PolicyRule
 }
 
-func (r *permissionCollector) addBinding(ctx context.Context, client kubernetes.Interface, label, namespace string,
-	o metav1.Object,
-	ref rbacv1.RoleRef, subjects []rbacv1.Subject,
-) error {
-	everybody, ok := r.matchesSubjects(namespace, subjects)
+// binding is a RoleBinding or a ClusterRoleBinding; the namespace of the latter is "".
+type binding struct {
+	label    string
+	object   metav1.Object
+	role     rbacv1.RoleRef
+	subjects []rbacv1.Subject
+}
+
+// collect reads all bindings and the roles of those that name the account.
+func (r *permissionCollector) collect(ctx context.Context) error {
+	cluster, err := r.client.RbacV1().ClusterRoleBindings().List(ctx, cachedListOptions())
+	if err != nil {
+		return fmt.Errorf("list cluster role bindings: %w", err)
+	}
+	for i := range cluster.Items {
+		b := &cluster.Items[i]
+		if err := r.addBinding(ctx, binding{"ClusterRoleBinding " + b.Name, b, b.RoleRef, b.Subjects}); err != nil {
+			return err
+		}
+	}
+	bindings, err := r.client.RbacV1().RoleBindings("").List(ctx, cachedListOptions())
+	if err != nil {
+		return fmt.Errorf("list role bindings: %w", err)
+	}
+	for i := range bindings.Items {
+		b := &bindings.Items[i]
+		label := "RoleBinding " + b.Namespace + "/" + b.Name
+		if err := r.addBinding(ctx, binding{label, b, b.RoleRef, b.Subjects}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (r *permissionCollector) addBinding(ctx context.Context, b binding) error {
+	namespace := b.object.GetNamespace()
+	everybody, ok := r.matchesSubjects(namespace, b.subjects)
 	if !ok {
 		return nil
 	}
-	name := ref.Kind + " " + ref.Name
-	if ref.Kind == "Role" {
-		name = "Role " + namespace + "/" + ref.Name
+	name := b.role.Kind + " " + b.role.Name
+	if b.role.Kind == "Role" {
+		name = "Role " + namespace + "/" + b.role.Name
 	}
-	role, err := r.resolveRole(ctx, client, name, namespace, ref)
+	role, err := r.resolveRole(ctx, name, namespace, b.role)
 	if err != nil {
 		return err
 	}
 	// Permissions of every account that exist since the cluster's creation are not recent; a new binding of them is.
-	r.addChangeIfRecent(label, o)
+	r.addChangeIfRecent(b.label, b.object)
 	for _, rule := range role.rules {
 		g := GrantedRule{
-			Namespace: namespace, Binding: label, Role: name, Groups: rule.APIGroups, Resources: rule.Resources,
+			Namespace: namespace, Binding: b.label, Role: name, Groups: rule.APIGroups, Resources: rule.Resources,
 			ResourceNames: rule.ResourceNames, NonResourceURLs: rule.NonResourceURLs, Verbs: rule.Verbs,
 		}
 		if !everybody {
 			r.grants = append(r.grants, g)
 		}
-		for _, d := range riskyPermissions() {
-			if d.matchesRule(rule) {
-				said := fmt.Sprintf("%s %s (%s by %s)", d.description, g.describeScope(), name, label)
-				if len(rule.ResourceNames) > 0 {
-					said += fmt.Sprintf(", limited to %d named objects", len(rule.ResourceNames))
-				}
-				if !slices.Contains(r.risky, said) {
-					r.risky = append(r.risky, said)
-				}
-				break
-			}
-		}
+		r.addIfRisky(rule, g)
 	}
 	return nil
+}
+
+// addIfRisky adds the most harmful permission of a rule.
+func (r *permissionCollector) addIfRisky(rule rbacv1.PolicyRule, g GrantedRule) {
+	for _, d := range riskyPermissions() {
+		if !d.matchesRule(rule) {
+			continue
+		}
+		text := fmt.Sprintf("%s %s (%s by %s)", d.description, g.describeScope(), g.Role, g.Binding)
+		if len(rule.ResourceNames) > 0 {
+			text += fmt.Sprintf(", limited to %d named objects", len(rule.ResourceNames))
+		}
+		if !slices.Contains(r.risky, text) {
+			r.risky = append(r.risky, text)
+		}
+		return
+	}
 }
 
 // matchesSubjects reports whether the subjects include the account, and whether only because they include everybody.
@@ -178,7 +187,7 @@ func (r *permissionCollector) matchesSubjects(bindingNamespace string, subjects 
 	return everybody, ok
 }
 
-func (r *permissionCollector) resolveRole(ctx context.Context, client kubernetes.Interface, name, namespace string,
+func (r *permissionCollector) resolveRole(ctx context.Context, name, namespace string,
 	ref rbacv1.RoleRef,
 ) (*cachedRole, error) {
 	if known, ok := r.roles[name]; ok {
@@ -188,10 +197,10 @@ func (r *permissionCollector) resolveRole(ctx context.Context, client kubernetes
 	var o metav1.Object
 	var err error
 	if ref.Kind == "Role" {
-		one, getErr := client.RbacV1().Roles(namespace).Get(ctx, ref.Name, metav1.GetOptions{})
+		one, getErr := r.client.RbacV1().Roles(namespace).Get(ctx, ref.Name, metav1.GetOptions{})
 		got.rules, o, err = one.Rules, one, getErr
 	} else {
-		one, getErr := client.RbacV1().ClusterRoles().Get(ctx, ref.Name, metav1.GetOptions{})
+		one, getErr := r.client.RbacV1().ClusterRoles().Get(ctx, ref.Name, metav1.GetOptions{})
 		got.rules, o, err = one.Rules, one, getErr
 	}
 	if apierrors.IsNotFound(err) {

@@ -2,324 +2,399 @@ package kube
 
 import (
 	"context"
+	"encoding/json"
+	"errors"
 	"fmt"
 	"strconv"
+	"strings"
 	"time"
 
-	autoscalingv1 "k8s.io/api/autoscaling/v1"
-	rbacv1 "k8s.io/api/rbac/v1"
-	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/util/retry"
+
+	"stanch/activities"
+	"stanch/playbooks"
+	"stanch/sensors/attestation"
 )
 
-// WorkloadRef identifies one workload with replicas.
-type WorkloadRef struct {
-	Kind      string `json:"kind"` // "Deployment", "StatefulSet", "ReplicaSet"
-	Namespace string `json:"namespace"`
-	Name      string `json:"name"`
-	UID       string `json:"uid"`
+// scaleLabel marks a scaled workload; its value is ShortLeaseID of the lease.
+const scaleLabel = "stanch.dev/scale"
+
+// scaleParams are the parameters of workload.scale.
+type scaleParams struct {
+	Replicas int32 `json:"replicas" jsonschema:"minimum=0,maximum=1000" doc:"the number of replicas to keep"`
 }
 
-// String returns "KIND NAMESPACE/NAME".
-func (r WorkloadRef) String() string { return r.Kind + " " + r.Namespace + "/" + r.Name }
+// scaleAction is `contain: workload.scale`.
+type scaleAction struct{ client kubernetes.Interface }
 
-// ScaleRequest is a request for a number of replicas.
-type ScaleRequest struct {
-	Target   WorkloadRef `json:"target"`
-	Replicas int32       `json:"replicas"`
-	Lease    Lease       `json:"lease"`
+var (
+	_ activities.Containment  = (*scaleAction)(nil)
+	_ activities.OrphanFinder = (*scaleAction)(nil)
+)
+
+func (*scaleAction) Spec() playbooks.ActionSpec {
+	kinds := []string{"deployments", "statefulsets", "replicasets"}
+	scales := []string{"deployments/scale", "statefulsets/scale", "replicasets/scale"}
+	autoscalers := permission("autoscaling", []string{"horizontalpodautoscalers"}, "list")
+	return playbooks.ActionSpec{
+		Name:            "workload.scale",
+		Verb:            playbooks.VerbContain,
+		Class:           playbooks.ClassDisrupt,
+		Facet:           playbooks.FacetReplicas,
+		Targets:         []playbooks.TargetKind{playbooks.TargetWorkload},
+		Reversible:      true,
+		EndMechanism:    playbooks.EndByStanch,
+		Params:          scaleParams{},
+		D3FENDTechnique: "D3-PT",
+		Doc:             "Scale a Deployment, StatefulSet or ReplicaSet, and restore the previous replica count when the lease ends.",
+		PlanPermissions: []playbooks.KubernetesPermission{permission("apps", kinds, "get"), autoscalers},
+		ApplyPermissions: []playbooks.KubernetesPermission{
+			permission("apps", kinds, "get", "list", "patch"), // patch is for the lease's annotations
+			autoscalers,
+			permission("apps", scales, "get", "update"),
+		},
+		OrphanPermissions: []playbooks.KubernetesPermission{permission("apps", kinds, "list")},
+		CombineParams:     fewestReplicas,
+	}
 }
 
-// ScalePlan is what a scaling would change.
-type ScalePlan struct {
-	Target       WorkloadRef `json:"target"`
-	FromReplicas int32       `json:"from_replicas"`
-	ToReplicas   int32       `json:"to_replicas"`
-	// Changes are the changes, a sentence each; empty if there is nothing to do.
-	Changes []string `json:"changes,omitempty"`
-	// Conflicts are sentences about what would revert it, such as an autoscaler.
-	Conflicts []string   `json:"conflicts,omitempty"`
-	Prior     ScalePrior `json:"prior"`
+// fewestReplicas returns the stricter of two holders' parameters.
+func fewestReplicas(a, b json.RawMessage) (json.RawMessage, error) {
+	var x, y scaleParams
+	if err := errors.Join(json.Unmarshal(a, &x), json.Unmarshal(b, &y)); err != nil {
+		return nil, fmt.Errorf("read the parameters of workload.scale: %w", err)
+	}
+	if y.Replicas < x.Replicas {
+		return b, nil
+	}
+	return a, nil
 }
 
-// ScalePrior is the state that undo restores.
-type ScalePrior struct {
+// scaleRequest is a request for a number of replicas of one workload.
+type scaleRequest struct {
+	target   WorkloadRef
+	replicas int32
+	lease    activities.LeaseStamp
+}
+
+func (a *scaleAction) decodeRequest(r activities.Request) (scaleRequest, error) {
+	params, err := activities.DecodeParams[scaleParams](r)
+	switch {
+	case err != nil:
+		return scaleRequest{}, err
+	case a.client == nil:
+		return scaleRequest{}, activities.Refusef("no cluster is connected")
+	case r.Target.Kind != playbooks.TargetWorkload:
+		return scaleRequest{}, activities.Refusef("%s is not a workload", r.Target)
+	case r.Target.UID == "":
+		return scaleRequest{}, activities.Refusef("the UID of %s is unknown; add `enrich: workload` before this step",
+			r.Target)
+	case params.Replicas < 0:
+		return scaleRequest{}, fmt.Errorf("invalid replica count %d; use 0 or more", params.Replicas)
+	}
+	return scaleRequest{target: workloadRefForTarget(r.Target), replicas: params.Replicas, lease: r.LeaseStamp()}, nil
+}
+
+// scalePrior is the state that undo restores.
+type scalePrior struct {
 	Replicas int32 `json:"replicas"`
 }
 
-// ScalePermissions returns the permissions of a scaling. Patch on the workload is for the lease's annotations.
-func ScalePermissions() Permissions {
-	kinds := []string{"deployments", "statefulsets", "replicasets"}
-	scales := []string{"deployments/scale", "statefulsets/scale", "replicasets/scale"}
-	apps, autoscalers := []string{"apps"}, newPolicyRule("autoscaling", "horizontalpodautoscalers", "list")
-	return Permissions{
-		PlanRules: []rbacv1.PolicyRule{{APIGroups: apps, Resources: kinds, Verbs: []string{"get"}}, autoscalers},
-		ApplyRules: []rbacv1.PolicyRule{
-			{APIGroups: apps, Resources: kinds, Verbs: []string{"get", "list", "patch"}},
-			autoscalers,
-			{APIGroups: apps, Resources: scales, Verbs: []string{"get", "update"}},
-		},
+func readScalePrior(o metav1.Object) (scalePrior, error) {
+	name := priorAnnotation(playbooks.FacetReplicas)
+	n, err := strconv.ParseInt(o.GetAnnotations()[name], 10, 32)
+	if err != nil || n < 0 {
+		return scalePrior{}, fmt.Errorf("invalid annotation %s: %q; expected a replica count", name,
+			o.GetAnnotations()[name])
 	}
+	return scalePrior{Replicas: int32(n)}, nil
 }
 
-// PlanScale returns what a scaling would change. It only reads.
-func PlanScale(ctx context.Context, client kubernetes.Interface, r ScaleRequest) (*ScalePlan, *Refusal, error) {
-	plan, _, refusal, err := r.readState(ctx, client)
+// scaleState is what plan and apply depend on.
+type scaleState struct {
+	workload  *scalableWorkload
+	prior     scalePrior
+	changes   []string
+	conflicts []string // sentences about what would revert it, such as an autoscaler
+}
+
+func (a *scaleAction) readState(ctx context.Context, r scaleRequest) (scaleState, error) {
+	w, err := r.target.getWorkload(ctx, a.client)
 	if err != nil {
-		return nil, nil, fmt.Errorf("plan to scale %s: %w", r.Target, err)
-	}
-	return plan, refusal, nil
-}
-
-func (r ScaleRequest) readState(ctx context.Context, client kubernetes.Interface) (*ScalePlan, *scalableWorkload,
-	*Refusal, error,
-) {
-	if r.Replicas < 0 {
-		return nil, nil, nil, fmt.Errorf("invalid replica count %d; use 0 or more", r.Replicas)
-	}
-	w, refusal, err := r.Target.getWorkload(ctx, client)
-	if err != nil || refusal != nil {
-		return nil, nil, refusal, err
-	}
-	plan := &ScalePlan{
-		Target: r.Target, FromReplicas: w.replicas, ToReplicas: r.Replicas,
-		Prior: ScalePrior{Replicas: w.replicas},
+		return scaleState{}, err
 	}
 	if owner := metav1.GetControllerOf(w.meta); owner != nil {
-		return nil, nil, newRefusal(ReasonControllerOwned,
-			"%s belongs to %s %s, which would scale it back; scale that instead", r.Target, owner.Kind, owner.Name), nil
+		return scaleState{}, activities.Refusef("%s belongs to %s %s, which would scale it back; scale that instead",
+			r.target, owner.Kind, owner.Name)
 	}
-	switch lease := w.meta.GetAnnotations()[FacetReplicas.LeaseAnnotation()]; lease {
+	s := scaleState{workload: w, prior: scalePrior{Replicas: w.replicas}}
+	switch lease := readStamp(w.meta, playbooks.FacetReplicas).ID; lease {
 	case "":
-		plan.Changes = append(plan.Changes, fmt.Sprintf("annotate %s with the lease and its %d replicas", r.Target,
-			w.replicas))
-	case r.Lease.ID:
-		prior, err := readSavedPrior(w.meta)
-		if err != nil {
-			return nil, nil, newRefusal(ReasonForeignObject, "%s has this lease, but its saved state cannot be parsed: %v",
-				r.Target, err), nil
+		s.changes = append(s.changes, fmt.Sprintf("annotate %s with the lease and its %d replicas", r.target, w.replicas))
+	case r.lease.ID:
+		if s.prior, err = readScalePrior(w.meta); err != nil {
+			return s, activities.Refusef("%s has this lease, but its saved state cannot be parsed: %v", r.target, err)
 		}
-		plan.Prior = prior
 	default:
-		return nil, nil, newRefusal(ReasonForeignObject, "%s is under another lease, %s", r.Target, lease), nil
+		return s, activities.Refusef("%s is under another lease, %s", r.target, lease)
 	}
-	if w.replicas != r.Replicas {
-		plan.Changes = append(plan.Changes, fmt.Sprintf("scale %s from %d to %d", r.Target, w.replicas, r.Replicas))
+	if w.replicas != r.replicas {
+		s.changes = append(s.changes, fmt.Sprintf("scale %s from %d to %d", r.target, w.replicas, r.replicas))
 	}
-	if plan.Conflicts, err = r.findConflicts(ctx, client); err != nil {
-		return nil, nil, nil, err
-	}
-	return plan, w, nil, nil
+	s.conflicts, err = a.findConflicts(ctx, r)
+	return s, err
 }
 
 // findConflicts returns the autoscalers of the target. They ignore workloads with zero replicas.
-func (r ScaleRequest) findConflicts(ctx context.Context, client kubernetes.Interface) ([]string, error) {
-	list, err := client.AutoscalingV1().HorizontalPodAutoscalers(r.Target.Namespace).List(ctx, metav1.ListOptions{})
+func (a *scaleAction) findConflicts(ctx context.Context, r scaleRequest) ([]string, error) {
+	list, err := a.client.AutoscalingV1().HorizontalPodAutoscalers(r.target.Namespace).List(ctx, metav1.ListOptions{})
 	if err != nil {
 		return nil, fmt.Errorf("list autoscalers: %w", err)
 	}
-	var fights []string
+	effect := "will scale it back"
+	if r.replicas == 0 {
+		effect = "pauses at 0 replicas and resumes afterwards"
+	}
+	var out []string
 	for _, h := range list.Items {
-		if h.Spec.ScaleTargetRef.Kind != r.Target.Kind || h.Spec.ScaleTargetRef.Name != r.Target.Name {
-			continue
-		}
-		if r.Replicas == 0 {
-			fights = append(fights, fmt.Sprintf("HorizontalPodAutoscaler %s pauses at 0 replicas and resumes afterwards",
-				h.Name))
-		} else {
-			fights = append(fights, fmt.Sprintf("HorizontalPodAutoscaler %s will scale it back", h.Name))
+		if h.Spec.ScaleTargetRef.Kind == r.target.Kind && h.Spec.ScaleTargetRef.Name == r.target.Name {
+			out = append(out, fmt.Sprintf("HorizontalPodAutoscaler %s %s", h.Name, effect))
 		}
 	}
-	return fights, nil
+	return out, nil
 }
 
-func readSavedPrior(o metav1.Object) (ScalePrior, error) {
-	n, err := strconv.ParseInt(o.GetAnnotations()[FacetReplicas.PriorStateAnnotation()], 10, 32)
-	if err != nil || n < 0 {
-		return ScalePrior{}, fmt.Errorf("invalid annotation %s: %q; expected a replica count",
-			FacetReplicas.PriorStateAnnotation(), o.GetAnnotations()[FacetReplicas.PriorStateAnnotation()])
-	}
-	return ScalePrior{Replicas: int32(n)}, nil
-}
-
-// ApplyScale saves the number of replicas in the workload's annotations and sets the new one by the scale subresource.
-// It is idempotent: the saved number stays, and the number and the expiry are set again. The returned plan says what it
-// found; its prior state is for UndoScale.
-func ApplyScale(ctx context.Context, client kubernetes.Interface, r ScaleRequest) (*ScalePlan, *Refusal, error) {
-	fail := func(err error) (*ScalePlan, *Refusal, error) {
-		return nil, nil, fmt.Errorf("scale %s: %w", r.Target, err)
-	}
-	plan, w, refusal, err := r.readState(ctx, client)
+// Plan returns what a scaling would change.
+func (a *scaleAction) Plan(ctx context.Context, r activities.Request) (activities.Plan, error) {
+	request, err := a.decodeRequest(r)
 	if err != nil {
-		return fail(err)
+		return activities.Plan{}, err
 	}
-	if refusal != nil {
-		return nil, refusal, nil
+	state, err := a.readState(ctx, request)
+	if err != nil {
+		return activities.Plan{}, fmt.Errorf("plan to scale %s: %w", request.target, err)
 	}
-	annotations := map[string]any{FacetReplicas.PriorStateAnnotation(): strconv.Itoa(int(plan.Prior.Replicas))}
-	for k, v := range r.Lease.leaseAnnotations(FacetReplicas) {
-		annotations[k] = v
+	prior, err := json.Marshal(state.prior)
+	if err != nil {
+		return activities.Plan{}, fmt.Errorf("save the prior state: %w", err)
 	}
-	label := map[string]any{ScaleLabel: ShortLeaseID(r.Lease.ID)}
-	if err := patchMetadata(ctx, w.patch, r.Target.UID, r.Lease.FieldManager(), label, annotations); err != nil {
-		return fail(fmt.Errorf("annotate the workload: %w", err))
+	return activities.Plan{
+		Changes: state.changes, Warnings: state.conflicts, PriorState: prior, NothingToDo: len(state.changes) == 0,
+	}, nil
+}
+
+// Apply saves the number of replicas in the workload's annotations and sets the new one by the scale subresource. It is
+// idempotent: the saved number stays, and the number and the expiry are set again.
+func (a *scaleAction) Apply(ctx context.Context, r activities.Request, _ json.RawMessage,
+	_ attestation.Envelope,
+) (activities.Effect, error) {
+	request, err := a.decodeRequest(r)
+	if err != nil {
+		return activities.Effect{}, err
 	}
-	if err := retry.RetryOnConflict(retry.DefaultBackoff, func() error {
-		scale, err := w.scaleClient.GetScale(ctx, r.Target.Name, metav1.GetOptions{})
+	if err := refuseEarlyEnd(r, func() (activities.LeaseStamp, error) {
+		stamp, _, err := a.readOwnStamp(ctx, request)
+		return stamp, err
+	}); err != nil {
+		return activities.Effect{}, err
+	}
+	state, err := a.readState(ctx, request)
+	if err == nil {
+		err = a.scale(ctx, request, state)
+	}
+	if err != nil {
+		return activities.Effect{}, fmt.Errorf("scale %s: %w", request.target, err)
+	}
+	effect := activities.Effect{
+		Outcome: playbooks.OutcomeChanged, AppliedAt: time.Now(), Reason: strings.Join(state.conflicts, "; "),
+	}
+	// Pods take time to terminate; until then the effect is applied but not verified.
+	for ctx.Err() == nil {
+		differences, err := a.findDifferences(ctx, request)
+		if err != nil {
+			return activities.Effect{}, err
+		}
+		if len(differences) == 0 {
+			return effect, nil
+		}
+		if time.Since(effect.AppliedAt) > 15*time.Second {
+			effect.Outcome, effect.Reason = playbooks.OutcomeUnverified, DescribeDifferences(differences)
+			return effect, nil
+		}
+		sleep(ctx, 200*time.Millisecond)
+	}
+	return effect, ctx.Err()
+}
+
+func (a *scaleAction) scale(ctx context.Context, r scaleRequest, s scaleState) error {
+	patch := metadataPatch{
+		uid: r.target.UID, manager: fieldManager(r.lease),
+		labels:      map[string]any{scaleLabel: ShortLeaseID(r.lease.ID)},
+		annotations: stampPatch(playbooks.FacetReplicas, r.lease, strconv.Itoa(int(s.prior.Replicas))),
+	}
+	if err := patch.send(ctx, s.workload.patch); err != nil {
+		return fmt.Errorf("annotate the workload: %w", err)
+	}
+	return retry.RetryOnConflict(retry.DefaultBackoff, func() error {
+		scale, err := s.workload.scaleClient.GetScale(ctx, r.target.Name, metav1.GetOptions{})
 		if err != nil {
 			return fmt.Errorf("read the scale: %w", err)
 		}
-		return w.setReplicas(ctx, r, scale.ResourceVersion, r.Replicas)
-	}); err != nil {
-		return fail(err)
-	}
-	return plan, nil, nil
+		return s.workload.setReplicas(ctx, scale.ResourceVersion, fieldManager(r.lease), r.replicas)
+	})
 }
 
-// VerifyScale reports whether the workload has the requested number of replicas, in its spec and running. It is false
-// while pods still start or terminate.
-func VerifyScale(ctx context.Context, client kubernetes.Interface, r ScaleRequest) (*Verification, *Refusal, error) {
-	w, refusal, err := r.Target.getWorkload(ctx, client)
-	if err != nil || refusal != nil {
-		return nil, refusal, err
+// readOwnStamp reads the stamp of the request's lease, and the number of replicas that was saved with it. The stamp is
+// zero if the workload is gone or has none of this lease.
+func (a *scaleAction) readOwnStamp(ctx context.Context, r scaleRequest) (activities.LeaseStamp, scalePrior, error) {
+	w, err := r.target.getWorkload(ctx, a.client)
+	if _, refused := activities.AsRefusal(err); refused {
+		return activities.LeaseStamp{}, scalePrior{}, nil
 	}
-	v := &Verification{}
-	by, when := lastFieldWriter(w.meta, r.Lease.FieldManager(), "spec", "replicas")
-	if w.replicas != r.Replicas {
-		v.Differences = append(v.Differences, r.replicasDifference("spec.replicas", r.Replicas, w.replicas, by, when))
+	if err != nil {
+		return activities.LeaseStamp{}, scalePrior{}, fmt.Errorf("read the lease of %s: %w", r.target, err)
 	}
-	if w.observedReplicas != r.Replicas {
-		v.Differences = append(v.Differences, Difference{
-			Object: r.Target.String(), Field: "status.replicas",
-			Want: strconv.Itoa(int(r.Replicas)), Have: strconv.Itoa(int(w.observedReplicas)),
+	stamp := readOwnStamp(w.meta, playbooks.FacetReplicas, r.lease.ID)
+	if stamp.ID == "" {
+		return stamp, scalePrior{}, nil
+	}
+	prior, err := readScalePrior(w.meta)
+	return stamp, prior, err
+}
+
+// findDifferences returns how the workload differs from the request, in its spec and running. Pods that still start or
+// terminate are a difference.
+func (a *scaleAction) findDifferences(ctx context.Context, r scaleRequest) ([]Difference, error) {
+	w, err := r.target.getWorkload(ctx, a.client)
+	if err != nil {
+		return nil, err
+	}
+	out := w.replicasDifference(r.replicas, fieldManager(r.lease))
+	if w.observedReplicas != r.replicas {
+		out = append(out, Difference{
+			Object: r.target.String(), Field: "status.replicas",
+			Want: strconv.Itoa(int(r.replicas)), Have: strconv.Itoa(int(w.observedReplicas)),
 		})
 	}
-	v.Differences = append(v.Differences, metadataDifferences(r.Target.String(), w.meta, r.Lease.FieldManager(),
-		"annotation",
-		w.meta.GetAnnotations(), r.Lease.leaseAnnotations(FacetReplicas))...)
-	v.InForce = len(v.Differences) == 0
-	return v, nil, nil
+	seen := observedObject{r.target.String(), w.meta, fieldManager(r.lease)}
+	return append(out, seen.annotationDifferences(stampAnnotations(playbooks.FacetReplicas, r.lease))...), nil
 }
 
-// UndoScale restores the saved number of replicas and removes the lease's annotations. It does nothing if the workload
-// is gone or the scaling was undone before. If someone changed the number or the annotations, it changes nothing and
-// returns a drift; with force, it sets the prior number anyway.
-func UndoScale(ctx context.Context, client kubernetes.Interface, r ScaleRequest, prior ScalePrior,
-	force bool,
-) (drift *Drift, err error) {
+// Verify reports whether the workload has the requested number of replicas and the lease's stamp. For a workload that
+// is gone, it says so: nothing can be in force.
+func (a *scaleAction) Verify(ctx context.Context, r activities.Request, _ json.RawMessage) (bool, string, error) {
+	request, err := a.decodeRequest(r)
+	if err != nil {
+		return false, "", err
+	}
+	differences, err := a.findDifferences(ctx, request)
+	if refusal, ok := activities.AsRefusal(err); ok {
+		return false, refusal.Reason, nil
+	}
+	return err == nil && len(differences) == 0, DescribeDifferences(differences), err
+}
+
+// Undo restores the number of replicas that is stamped on the workload. Without a stamp of this lease, nothing is in
+// force, and a request alone must not set a number of replicas.
+func (a *scaleAction) Undo(ctx context.Context, r activities.Request, _ json.RawMessage,
+	grant *attestation.Envelope,
+) (*activities.Drift, error) {
+	request, err := a.decodeRequest(r)
+	if err != nil {
+		return nil, err
+	}
+	stamp, prior, err := a.readOwnStamp(ctx, request)
+	if err != nil || stamp.ID == "" {
+		return nil, err
+	}
+	if err := activities.RefuseEarlyUndo(stamp.ExpiresAt, grant); err != nil {
+		return nil, err
+	}
+	return a.restoreReplicas(ctx, request, prior)
+}
+
+// restoreReplicas restores the saved number of replicas and removes the stamp. It does nothing if the workload is gone
+// or the scaling was undone before. If someone changed the number or the annotations, it changes nothing and returns a
+// drift.
+func (a *scaleAction) restoreReplicas(ctx context.Context, r scaleRequest,
+	prior scalePrior,
+) (drift *activities.Drift, err error) {
 	// The controller often writes the object's status: on a conflict everything is read and checked again.
 	err = retry.RetryOnConflict(retry.DefaultBackoff, func() error {
-		drift, err = undoScaleOnce(ctx, client, r, prior, force)
+		drift, err = a.tryRestoreReplicas(ctx, r, prior)
 		return err
 	})
-	return drift, err
+	if err != nil {
+		return nil, fmt.Errorf("undo the scaling of %s: %w", r.target, err)
+	}
+	return drift, nil
 }
 
-func undoScaleOnce(ctx context.Context, client kubernetes.Interface, r ScaleRequest, prior ScalePrior,
-	force bool,
-) (*Drift, error) {
-	w, gone, err := r.Target.getWorkload(ctx, client)
-	if err != nil {
-		return nil, fmt.Errorf("undo the scaling of %s: %w", r.Target, err)
-	}
-	if gone != nil {
+func (a *scaleAction) tryRestoreReplicas(ctx context.Context, r scaleRequest, prior scalePrior) (*activities.Drift,
+	error,
+) {
+	w, err := r.target.getWorkload(ctx, a.client)
+	if errors.Is(err, activities.ErrTargetGone) {
 		return nil, nil
 	}
-	lease := w.meta.GetAnnotations()[FacetReplicas.LeaseAnnotation()]
+	if err != nil {
+		return nil, err
+	}
+	lease := readStamp(w.meta, playbooks.FacetReplicas).ID
 	if lease == "" && w.replicas == prior.Replicas {
 		return nil, nil // already undone
 	}
-	if !force {
-		by, when := lastFieldWriter(w.meta, r.Lease.FieldManager(), "spec", "replicas")
-		var drift Drift
-		if lease != r.Lease.ID {
-			drift.Differences = append(drift.Differences, metadataDifferences(r.Target.String(), w.meta, r.Lease.FieldManager(),
-				"annotation", w.meta.GetAnnotations(), map[string]string{FacetReplicas.LeaseAnnotation(): r.Lease.ID})...)
-		}
-		if w.replicas != r.Replicas && w.replicas != prior.Replicas {
-			drift.Differences = append(drift.Differences, r.replicasDifference("spec.replicas", r.Replicas, w.replicas, by,
-				when))
-		}
-		if len(drift.Differences) > 0 {
-			return &drift, nil
-		}
+	// Without a difference, it is this lease's.
+	differences := observedObject{r.target.String(), w.meta, fieldManager(r.lease)}.annotationDifferences(
+		map[string]string{leaseAnnotation(playbooks.FacetReplicas): r.lease.ID})
+	if w.replicas != prior.Replicas {
+		differences = append(differences, w.replicasDifference(r.replicas, fieldManager(r.lease))...)
+	}
+	if len(differences) > 0 {
+		return driftFrom(differences), nil
 	}
 	// Only the version that was checked above is changed; otherwise the API server returns a conflict.
-	if err := w.setReplicas(ctx, r, w.meta.GetResourceVersion(), prior.Replicas); err != nil {
-		return nil, fmt.Errorf("undo the scaling of %s: %w", r.Target, err)
+	if err := w.setReplicas(ctx, w.meta.GetResourceVersion(), fieldManager(r.lease), prior.Replicas); err != nil {
+		return nil, err
 	}
-	if lease != r.Lease.ID {
-		return nil, nil // forced: another lease keeps its annotations
+	patch := metadataPatch{
+		uid: r.target.UID, manager: fieldManager(r.lease),
+		labels: map[string]any{scaleLabel: nil}, annotations: unstampPatch(playbooks.FacetReplicas),
 	}
-	annotations := map[string]any{FacetReplicas.PriorStateAnnotation(): nil}
-	for k := range r.Lease.leaseAnnotations(FacetReplicas) {
-		annotations[k] = nil
-	}
-	label := map[string]any{ScaleLabel: nil}
-	if err := patchMetadata(ctx, w.patch, r.Target.UID, r.Lease.FieldManager(), label, annotations); err != nil {
-		return nil, fmt.Errorf("undo the scaling of %s: remove the annotations: %w", r.Target, err)
+	if err := patch.send(ctx, w.patch); err != nil {
+		return nil, fmt.Errorf("remove the annotations: %w", err)
 	}
 	return nil, nil
 }
 
-// setReplicas sets the number by the scale subresource, for this UID and version only. It does nothing for a workload
-// that is gone; verification reports that.
-func (w *scalableWorkload) setReplicas(ctx context.Context, r ScaleRequest, version string, replicas int32) error {
-	_, err := w.scaleClient.UpdateScale(ctx, r.Target.Name, &autoscalingv1.Scale{
-		ObjectMeta: metav1.ObjectMeta{
-			Namespace: r.Target.Namespace, Name: r.Target.Name, UID: types.UID(r.Target.UID), ResourceVersion: version,
-		},
-		Spec: autoscalingv1.ScaleSpec{Replicas: replicas},
-	}, metav1.UpdateOptions{FieldManager: r.Lease.FieldManager()})
-	if err != nil && !apierrors.IsNotFound(err) {
-		return fmt.Errorf("set %d replicas: %w", replicas, err)
+// FindOrphans returns the scaled workloads in all namespaces whose stamped end has passed.
+func (a *scaleAction) FindOrphans(ctx context.Context, before time.Time) ([]activities.Orphan, error) {
+	if a.client == nil {
+		return nil, nil
 	}
-	return nil
-}
-
-// FindOrphanedScalings returns scaled workloads in all namespaces whose stamped expiry is before now. An orphan's
-// request has the current number of replicas, so that undo restores the saved one.
-func FindOrphanedScalings(ctx context.Context, client kubernetes.Interface, now time.Time) ([]Orphan, error) {
-	var orphans []Orphan
-	add := func(kind string, o metav1.Object, replicas *int32) {
-		lease, expired := readExpiredLease(o, FacetReplicas, now)
-		if lease.ID == "" || !expired {
-			return
+	workloads, err := listScalableWorkloads(ctx, a.client, scaleLabel)
+	var out []activities.Orphan
+	for i := range workloads {
+		w, ref := &workloads[i], workloads[i].ref()
+		stamp, expired := readExpiredStamp(w.meta, playbooks.FacetReplicas, before)
+		if !expired {
+			continue
 		}
-		ref := WorkloadRef{Kind: kind, Namespace: o.GetNamespace(), Name: o.GetName(), UID: string(o.GetUID())}
-		orphan := Orphan{
-			Object: ref.String(), LeaseID: lease.ID, IncidentID: lease.IncidentID, ExpiredAt: lease.ExpiresAt,
-			ScaleRequest: &ScaleRequest{Target: ref, Replicas: replicasOrDefault(replicas), Lease: lease},
-		}
-		if prior, err := readSavedPrior(o); err == nil {
-			orphan.ScalePrior = &prior
-		}
-		orphans = append(orphans, orphan)
+		// With the current number as the requested one, undo restores the saved one.
+		request := scaleRequest{target: ref, replicas: w.replicas, lease: stamp}
+		prior, priorErr := readScalePrior(w.meta)
+		out = append(out, activities.Orphan{
+			ObjectName: ref.String(), Lease: stamp, Facet: playbooks.FacetReplicas,
+			Target: playbooks.Target{Kind: playbooks.TargetWorkload, UID: ref.UID},
+			Undo: func(ctx context.Context) (*activities.Drift, error) {
+				if priorErr != nil {
+					return nil, unreadablePriorError(ref.String(), priorErr)
+				}
+				return a.restoreReplicas(ctx, request, prior)
+			},
+		})
 	}
-	scaled := metav1.ListOptions{LabelSelector: ScaleLabel}
-	deployments, err := client.AppsV1().Deployments("").List(ctx, scaled)
-	if err != nil {
-		return nil, fmt.Errorf("find orphaned scalings: list deployments: %w", err)
-	}
-	for i := range deployments.Items {
-		add("Deployment", &deployments.Items[i], deployments.Items[i].Spec.Replicas)
-	}
-	sets, err := client.AppsV1().StatefulSets("").List(ctx, scaled)
-	if err != nil {
-		return nil, fmt.Errorf("find orphaned scalings: list stateful sets: %w", err)
-	}
-	for i := range sets.Items {
-		add("StatefulSet", &sets.Items[i], sets.Items[i].Spec.Replicas)
-	}
-	replicaSets, err := client.AppsV1().ReplicaSets("").List(ctx, scaled)
-	if err != nil {
-		return nil, fmt.Errorf("find orphaned scalings: list replica sets: %w", err)
-	}
-	for i := range replicaSets.Items {
-		add("ReplicaSet", &replicaSets.Items[i], replicaSets.Items[i].Spec.Replicas)
-	}
-	return orphans, nil
+	return out, err
 }

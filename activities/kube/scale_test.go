@@ -1,6 +1,7 @@
 package kube_test
 
 import (
+	"encoding/json"
 	"fmt"
 	"maps"
 	"strings"
@@ -13,17 +14,19 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
-	"k8s.io/client-go/kubernetes"
 
+	"stanch/activities"
 	"stanch/activities/kube"
+	"stanch/playbooks"
 	lab "stanch/testenv/kube"
 )
 
 func TestScale(t *testing.T) {
 	p := newFixture(t)
-	client := p.restrictedClient(t, "stanch", kube.ScalePermissions().ApplyRules)
-	for name, scenario := range map[string]func(*testing.T, fixture, kubernetes.Interface){
+	a := p.restrictedAction(t, "workload.scale")
+	for name, scenario := range map[string]func(*testing.T, fixture, activities.Containment){
 		"to zero and back":                       testScaleToZeroAndUndo,
+		"an early end needs a grant":             testScaleEarlyEnd,
 		"a stateful set":                         testScaleStatefulSet,
 		"planning needs no right to write":       testScalePlanIsReadOnly,
 		"repeating keeps what was saved first":   testScaleRepeatKeepsFirstPrior,
@@ -33,7 +36,7 @@ func TestScale(t *testing.T) {
 		"the sweeper finds what lost its lease":  testScaleOrphansFound,
 		"a half-made undo is finished":           testScaleFinishesHalfUndone,
 	} {
-		t.Run(name, func(t *testing.T) { scenario(t, p, client) })
+		t.Run(name, func(t *testing.T) { scenario(t, p, a) })
 	}
 }
 
@@ -68,35 +71,46 @@ func (p fixture) waitForReplicas(t *testing.T, name string, replicas int32) (d *
 	return d
 }
 
-func newScaleRequest(t *testing.T, d *appsv1.Deployment, replicas int32) kube.ScaleRequest {
-	return kube.ScaleRequest{
-		Target:   kube.WorkloadRef{Kind: "Deployment", Namespace: d.Namespace, Name: d.Name, UID: string(d.UID)},
-		Replicas: replicas, Lease: newLease(t, oneHourFromNow()),
+func newScaleRequest(t *testing.T, d metav1.Object, replicas int32) activities.Request {
+	r := newActivityRequest(t, kube.PodRef{}, oneHourFromNow())
+	r.Target = playbooks.Target{
+		Kind: playbooks.TargetWorkload, WorkloadKind: "Deployment", Namespace: d.GetNamespace(), Name: d.GetName(),
+		UID: string(d.GetUID()),
 	}
+	return withReplicas(r, replicas)
 }
 
-func testScaleToZeroAndUndo(t *testing.T, p fixture, client kubernetes.Interface) {
+func withReplicas(r activities.Request, replicas int32) activities.Request {
+	r.Params = json.RawMessage(fmt.Sprintf(`{"replicas":%d}`, replicas))
+	return r
+}
+
+func testScaleToZeroAndUndo(t *testing.T, p fixture, a activities.Containment) {
 	before := p.createDeployment(t, "zero", 2)
 	r := newScaleRequest(t, before, 0)
-	plan, refusal, err := kube.ApplyScale(t.Context(), client, r)
-	requireNoRefusal(t, refusal, err)
-	if plan.FromReplicas != 2 || plan.ToReplicas != 0 || plan.Prior.Replicas != 2 || len(plan.Changes) != 2 {
-		t.Errorf("plan %+v", plan)
+	plan := planAndApply(t, a, r)
+	if string(plan.PriorState) != `{"replicas":2}` || len(plan.Changes) != 2 ||
+		!strings.HasSuffix(plan.Changes[1], "from 2 to 0") {
+		t.Errorf("plan %+v, prior %s", plan, plan.PriorState)
 	}
 	p.waitForReplicas(t, "zero", 0)
-	v, refusal, err := kube.VerifyScale(t.Context(), client, r)
-	wantInForce(t, v, refusal, err)
-	drift, err := kube.UndoScale(t.Context(), client, r, plan.Prior, false)
+	wantInForce(t, a, r, plan)
+	drift, err := undoWithGrant(t, a, r, plan)
 	wantUndone(t, drift, err)
 	after := p.waitForReplicas(t, "zero", 2)
 	if !maps.Equal(after.Labels, before.Labels) || !maps.Equal(after.Annotations, before.Annotations) {
 		t.Errorf("after: %v %v, before: %v %v", after.Labels, after.Annotations, before.Labels, before.Annotations)
 	}
-	drift, err = kube.UndoScale(t.Context(), client, r, plan.Prior, false)
+	drift, err = undoWithGrant(t, a, r, plan)
 	wantUndone(t, drift, err)
 }
 
-func testScaleStatefulSet(t *testing.T, p fixture, client kubernetes.Interface) {
+func testScaleEarlyEnd(t *testing.T, p fixture, a activities.Containment) {
+	testEarlyEndsNeedGrant(t, a, newScaleRequest(t, p.createDeployment(t, "early", 1), 0))
+	p.waitForReplicas(t, "early", 1)
+}
+
+func testScaleStatefulSet(t *testing.T, p fixture, a activities.Containment) {
 	one := int32(1)
 	pod := lab.NewPod("db", lab.BusyboxImage, "sleep", "600")
 	api := p.Client().AppsV1().StatefulSets(p.namespace)
@@ -107,67 +121,51 @@ func testScaleStatefulSet(t *testing.T, p fixture, client kubernetes.Interface) 
 			Template: corev1.PodTemplateSpec{ObjectMeta: metav1.ObjectMeta{Labels: pod.Labels}, Spec: pod.Spec},
 		},
 	}, metav1.CreateOptions{})
-	if err != nil {
-		t.Fatal(err)
+	requireNoError(t, err)
+	r := newScaleRequest(t, s, 0)
+	r.Target.WorkloadKind = "StatefulSet"
+	plan := planAndApply(t, a, r)
+	o := findOrphan(t, a, r.LeaseID, r.ExpiresAt)
+	if o == nil || o.ObjectName != "StatefulSet "+p.namespace+"/db" {
+		t.Errorf("orphan %+v", o)
 	}
-	r := kube.ScaleRequest{Target: kube.WorkloadRef{
-		Kind: "StatefulSet", Namespace: p.namespace, Name: "db",
-		UID: string(s.UID),
-	}, Lease: newLease(t, oneHourFromNow())}
-	plan, refusal, err := kube.ApplyScale(t.Context(), client, r)
-	requireNoRefusal(t, refusal, err)
-	lab.Eventually(t, 30*time.Second, "the stateful set to be empty", func() error {
-		v, refusal, err := kube.VerifyScale(t.Context(), client, r)
-		requireNoRefusal(t, refusal, err)
-		if !v.InForce {
-			return fmt.Errorf("%v", v.Differences)
-		}
-		return nil
-	})
-	drift, err := kube.UndoScale(t.Context(), client, r, plan.Prior, false)
+	drift, err := undoWithGrant(t, a, r, plan)
 	wantUndone(t, drift, err)
 	if s, err = api.Get(t.Context(), "db", metav1.GetOptions{}); err != nil || *s.Spec.Replicas != 1 {
 		t.Errorf("after undo: %v, %v", *s.Spec.Replicas, err)
 	}
 }
 
-func testScalePlanIsReadOnly(t *testing.T, p fixture, _ kubernetes.Interface) {
+func testScalePlanIsReadOnly(t *testing.T, p fixture, _ activities.Containment) {
 	r := newScaleRequest(t, p.createDeployment(t, "planned", 1), 0)
-	reader := p.restrictedClient(t, "planner", kube.ScalePermissions().PlanRules)
-	plan, refusal, err := kube.PlanScale(t.Context(), reader, r)
-	requireNoRefusal(t, refusal, err)
-	if plan.FromReplicas != 1 || plan.ToReplicas != 0 {
+	reader := p.planningAction(t, "workload.scale")
+	plan, err := reader.Plan(t.Context(), r)
+	requireNoError(t, err)
+	if len(plan.Changes) != 2 || !strings.HasSuffix(plan.Changes[1], "from 1 to 0") {
 		t.Errorf("plan %+v", plan)
 	}
-	if _, _, err := kube.ApplyScale(t.Context(), reader, r); !apierrors.IsForbidden(err) {
+	if _, err := apply(t.Context(), reader, r, plan); !apierrors.IsForbidden(err) {
 		t.Errorf("apply with the rights of plan: %v", err)
 	}
 }
 
-func testScaleRepeatKeepsFirstPrior(t *testing.T, p fixture, client kubernetes.Interface) {
+func testScaleRepeatKeepsFirstPrior(t *testing.T, p fixture, a activities.Containment) {
 	r := newScaleRequest(t, p.createDeployment(t, "again", 2), 0)
-	for range 3 {
-		plan, refusal, err := kube.ApplyScale(t.Context(), client, r)
-		requireNoRefusal(t, refusal, err)
-		if plan.Prior.Replicas != 2 {
-			t.Fatalf("the saved state became %+v", plan.Prior)
+	// The strictest holder of the lease decides, so the number may change during the lease.
+	for _, replicas := range []int32{0, 0, 1} {
+		r = withReplicas(r, replicas)
+		if plan := planAndApply(t, a, r); string(plan.PriorState) != `{"replicas":2}` {
+			t.Fatalf("the saved state became %s", plan.PriorState)
 		}
 	}
-	// The strictest holder of the lease decides, so the number may change during the lease.
-	r.Replicas = 1
-	plan, refusal, err := kube.ApplyScale(t.Context(), client, r)
-	requireNoRefusal(t, refusal, err)
-	if plan.Prior.Replicas != 2 {
-		t.Errorf("the saved state became %+v", plan.Prior)
-	}
-	drift, err := kube.UndoScale(t.Context(), client, r, plan.Prior, false)
+	drift, err := undoWithGrant(t, a, r, activities.Plan{PriorState: json.RawMessage(`{"replicas":7}`)})
 	wantUndone(t, drift, err)
-	p.waitForReplicas(t, "again", 2)
+	p.waitForReplicas(t, "again", 2) // by the stamp, and not by the request
 }
 
-func testScaleReportsAutoscaler(t *testing.T, p fixture, client kubernetes.Interface) {
+func testScaleReportsAutoscaler(t *testing.T, p fixture, a activities.Containment) {
 	d := p.createDeployment(t, "auto", 1)
-	if _, err := p.Client().AutoscalingV1().HorizontalPodAutoscalers(p.namespace).Create(t.Context(),
+	_, err := p.Client().AutoscalingV1().HorizontalPodAutoscalers(p.namespace).Create(t.Context(),
 		&autoscalingv1.HorizontalPodAutoscaler{
 			ObjectMeta: metav1.ObjectMeta{Name: "grow"},
 			Spec: autoscalingv1.HorizontalPodAutoscalerSpec{
@@ -176,114 +174,100 @@ func testScaleReportsAutoscaler(t *testing.T, p fixture, client kubernetes.Inter
 					APIVersion: "apps/v1",
 				},
 			},
-		}, metav1.CreateOptions{}); err != nil {
-		t.Fatal(err)
-	}
+		}, metav1.CreateOptions{})
+	requireNoError(t, err)
 	for replicas, want := range map[int32]string{0: "pauses at 0 replicas", 2: "will scale it back"} {
-		plan, refusal, err := kube.PlanScale(t.Context(), client, newScaleRequest(t, d, replicas))
-		requireNoRefusal(t, refusal, err)
-		if len(plan.Conflicts) != 1 || !strings.Contains(plan.Conflicts[0], want) {
-			t.Errorf("to %d: %q", replicas, plan.Conflicts)
+		plan, err := a.Plan(t.Context(), newScaleRequest(t, d, replicas))
+		requireNoError(t, err)
+		if len(plan.Warnings) != 1 || !strings.Contains(plan.Warnings[0], want) {
+			t.Errorf("to %d: %q", replicas, plan.Warnings)
 		}
 	}
 }
 
-func testScaleRefusals(t *testing.T, p fixture, client kubernetes.Interface) {
+func testScaleRefusals(t *testing.T, p fixture, a activities.Containment) {
 	d := p.createDeployment(t, "refused", 1)
 	r := newScaleRequest(t, d, 0)
 	gone := r
 	gone.Target.UID = "another"
-	_, refusal, err := kube.ApplyScale(t.Context(), client, gone)
-	wantRefusal(t, kube.ReasonNotFound, refusal, err)
+	_, err := a.Plan(t.Context(), gone)
+	wantGone(t, err)
+	if inForce, detail, err := a.Verify(t.Context(), gone, nil); inForce || err != nil ||
+		!strings.Contains(detail, "is gone") {
+		t.Errorf("a workload that is gone: %t, %q, %v", inForce, detail, err)
+	}
 	daemon := r
-	daemon.Target.Kind = "DaemonSet"
-	_, refusal, err = kube.ApplyScale(t.Context(), client, daemon)
-	wantRefusal(t, kube.ReasonUnsupported, refusal, err)
+	daemon.Target.WorkloadKind = "DaemonSet"
+	_, err = a.Plan(t.Context(), daemon)
+	wantRefusal(t, "has no replica count", err)
+	unknown := r
+	unknown.Target.UID = ""
+	_, err = a.Plan(t.Context(), unknown)
+	wantRefusal(t, "is unknown", err)
 
 	sets, err := p.Client().AppsV1().ReplicaSets(p.namespace).List(t.Context(),
 		metav1.ListOptions{LabelSelector: "app=refused"})
 	if err != nil || len(sets.Items) != 1 {
 		t.Fatalf("replica sets: %v, %v", sets, err)
 	}
-	owned := r
-	owned.Target = kube.WorkloadRef{
-		Kind: "ReplicaSet", Namespace: p.namespace, Name: sets.Items[0].Name,
-		UID: string(sets.Items[0].UID),
-	}
-	_, refusal, err = kube.ApplyScale(t.Context(), client, owned)
-	wantRefusal(t, kube.ReasonControllerOwned, refusal, err)
+	owned := newScaleRequest(t, &sets.Items[0], 0)
+	owned.Target.WorkloadKind = "ReplicaSet"
+	_, err = a.Plan(t.Context(), owned)
+	wantRefusal(t, "which would scale it back", err)
 
-	_, refusal, err = kube.ApplyScale(t.Context(), client, r)
-	requireNoRefusal(t, refusal, err)
-	other := r
-	other.Lease.ID = "another"
-	_, refusal, err = kube.ApplyScale(t.Context(), client, other)
-	wantRefusal(t, kube.ReasonForeignObject, refusal, err)
+	planAndApply(t, a, r)
+	r.LeaseID = "another"
+	_, err = a.Plan(t.Context(), r)
+	wantRefusal(t, "is under another lease", err)
 }
 
-func testScaleUndoDrift(t *testing.T, p fixture, client kubernetes.Interface) {
+func testScaleUndoDrift(t *testing.T, p fixture, a activities.Containment) {
 	r := newScaleRequest(t, p.createDeployment(t, "drift", 2), 0)
-	plan, refusal, err := kube.ApplyScale(t.Context(), client, r)
-	requireNoRefusal(t, refusal, err)
+	plan := planAndApply(t, a, r)
 	p.waitForReplicas(t, "drift", 0)
 	p.patchDeployment(t, "drift", `{"spec":{"replicas":1}}`)
-	v, refusal, err := kube.VerifyScale(t.Context(), client, r)
-	requireNoRefusal(t, refusal, err)
-	if v.InForce {
-		t.Error("it holds although someone scaled it")
+	if inForce, _, err := a.Verify(t.Context(), r, plan.PriorState); inForce || err != nil {
+		t.Errorf("it holds although someone scaled it, %v", err)
 	}
-	drift, err := kube.UndoScale(t.Context(), client, r, plan.Prior, false)
+	drift, err := undoWithGrant(t, a, r, plan)
 	wantDrift(t, drift, err, "Deployment "+p.namespace+"/drift: spec.replicas is 1, expected 0 (last written by someone")
-	p.waitForReplicas(t, "drift", 1)
-	drift, err = kube.UndoScale(t.Context(), client, r, plan.Prior, true)
-	wantUndone(t, drift, err)
-	if after := p.waitForReplicas(t, "drift", 2); after.Annotations[kube.FacetReplicas.LeaseAnnotation()] != "" {
-		t.Errorf("annotations stay: %v", after.Annotations)
+	if after := p.waitForReplicas(t, "drift", 1); after.Annotations["replicas.stanch.dev/lease"] != r.LeaseID {
+		t.Errorf("the lease's annotations are gone: %v", after.Annotations)
 	}
 }
 
-func testScaleOrphansFound(t *testing.T, p fixture, client kubernetes.Interface) {
+func testScaleOrphansFound(t *testing.T, p fixture, a activities.Containment) {
 	r := newScaleRequest(t, p.createDeployment(t, "swept", 1), 0)
-	_, refusal, err := kube.ApplyScale(t.Context(), client, r)
-	requireNoRefusal(t, refusal, err)
-	find := func(now time.Time) []kube.Orphan {
-		all, err := kube.FindOrphanedScalings(t.Context(), client, now)
-		if err != nil {
-			t.Fatal(err)
-		}
-		var ours []kube.Orphan
-		for _, o := range all {
-			if o.LeaseID == r.Lease.ID {
-				ours = append(ours, o)
-			}
-		}
-		return ours
+	planAndApply(t, a, r)
+	if o := findOrphan(t, a, r.LeaseID, time.Now()); o != nil {
+		t.Errorf("before the expiry: %+v", o)
 	}
-	if found := find(time.Now()); len(found) != 0 {
-		t.Errorf("before the expiry: %+v", found)
+	o := findOrphan(t, a, r.LeaseID, r.ExpiresAt)
+	if o == nil || o.Target.ID() != r.Target.ID() || o.Facet != a.Spec().Facet {
+		t.Fatalf("after the expiry: %+v", o)
 	}
-	found := find(r.Lease.ExpiresAt)
-	if len(found) != 1 || found[0].ScalePrior == nil {
-		t.Fatalf("after the expiry: %+v", found)
+	p.patchDeployment(t, "swept", `{"metadata":{"annotations":{"replicas.stanch.dev/prior":"many"}}}`)
+	if drift, err := findOrphan(t, a, r.LeaseID, r.ExpiresAt).Undo(t.Context()); err == nil || drift != nil ||
+		!strings.Contains(err.Error(), "undo it manually") {
+		t.Errorf("without its prior state: %v, %v", drift, err)
 	}
-	drift, err := kube.UndoScale(t.Context(), client, *found[0].ScaleRequest, *found[0].ScalePrior, false)
+	drift, err := o.Undo(t.Context())
 	wantUndone(t, drift, err)
-	if found := find(r.Lease.ExpiresAt); len(found) != 0 {
-		t.Errorf("after the undo: %+v", found)
+	if o := findOrphan(t, a, r.LeaseID, r.ExpiresAt); o != nil {
+		t.Errorf("after the undo: %+v", o)
 	}
 	p.waitForReplicas(t, "swept", 1)
 }
 
 // testScaleFinishesHalfUndone: the undo died after it had restored the number.
-func testScaleFinishesHalfUndone(t *testing.T, p fixture, client kubernetes.Interface) {
+func testScaleFinishesHalfUndone(t *testing.T, p fixture, a activities.Containment) {
 	r := newScaleRequest(t, p.createDeployment(t, "half", 1), 0)
-	plan, refusal, err := kube.ApplyScale(t.Context(), client, r)
-	requireNoRefusal(t, refusal, err)
+	plan := planAndApply(t, a, r)
 	p.patchDeployment(t, "half", `{"spec":{"replicas":1}}`)
-	drift, err := kube.UndoScale(t.Context(), client, r, plan.Prior, false)
+	drift, err := undoWithGrant(t, a, r, plan)
 	wantUndone(t, drift, err)
-	if after := p.waitForReplicas(t, "half", 1); after.Annotations[kube.FacetReplicas.LeaseAnnotation()] != "" ||
-		after.Labels[kube.ScaleLabel] != "" {
+	if after := p.waitForReplicas(t, "half", 1); after.Annotations["replicas.stanch.dev/lease"] != "" ||
+		after.Labels["stanch.dev/scale"] != "" {
 		t.Errorf("marks stay: %v %v", after.Annotations, after.Labels)
 	}
 }

@@ -10,7 +10,6 @@ import (
 
 	"github.com/hashicorp/golang-lru/v2/simplelru"
 	corev1 "k8s.io/api/core/v1"
-	rbacv1 "k8s.io/api/rbac/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes"
@@ -47,17 +46,14 @@ const (
 
 // ResolvePermissions returns what a TargetResolver reads. It reads other custom owners if the worker has the
 // permission; otherwise the chain is incomplete there.
-func ResolvePermissions() []rbacv1.PolicyRule {
-	return []rbacv1.PolicyRule{
-		newPolicyRule("", "pods", "get", "list"),
-		newPolicyRule("", "nodes", "get"),
-		newPolicyRule("", "replicationcontrollers", "get"),
-		{
-			APIGroups: []string{"apps"}, Resources: []string{"deployments", "statefulsets", "daemonsets", "replicasets"},
-			Verbs: []string{"get"},
-		},
-		{APIGroups: []string{"batch"}, Resources: []string{"jobs", "cronjobs"}, Verbs: []string{"get"}},
-		newPolicyRule("argoproj.io", "rollouts", "get"),
+func ResolvePermissions() []playbooks.KubernetesPermission {
+	return []playbooks.KubernetesPermission{
+		permission("", []string{"pods"}, "get", "list"),
+		permission("", []string{"nodes"}, "get"),
+		permission("", []string{"replicationcontrollers"}, "get"),
+		permission("apps", []string{"deployments", "statefulsets", "daemonsets", "replicasets"}, "get"),
+		permission("batch", []string{"jobs", "cronjobs"}, "get"),
+		permission("argoproj.io", []string{"rollouts"}, "get"),
 	}
 }
 
@@ -102,12 +98,9 @@ func (r *TargetResolver) ResolveTarget(ctx context.Context, t playbooks.Target) 
 func (r *TargetResolver) lookUpTarget(ctx context.Context, t playbooks.Target) (activities.TargetFacts, error) {
 	switch t.Kind {
 	case playbooks.TargetPod:
-		pod, refused, err := getPod(ctx, r.Client, PodRefForTarget(t))
+		pod, err := getPod(ctx, r.Client, PodRefForTarget(t))
 		if err != nil {
 			return activities.TargetFacts{}, err
-		}
-		if refused != nil {
-			return activities.TargetFacts{}, fmt.Errorf("%s", refused.Detail)
 		}
 		return PodTargetFacts(ctx, r.Client, pod), nil
 	case playbooks.TargetContainer:
@@ -122,13 +115,9 @@ func (r *TargetResolver) lookUpTarget(ctx context.Context, t playbooks.Target) (
 		}
 		return activities.TargetFacts{}, fmt.Errorf("no pod on node %s has the container %s", t.Node, t.Name)
 	case playbooks.TargetWorkload:
-		ref := WorkloadRef{Kind: t.WorkloadKind, Namespace: t.Namespace, Name: t.Name, UID: t.UID}
-		w, refused, err := ref.getWorkload(ctx, r.Client)
+		w, err := workloadRefForTarget(t).getWorkload(ctx, r.Client)
 		if err != nil {
 			return activities.TargetFacts{}, err
-		}
-		if refused != nil {
-			return activities.TargetFacts{}, fmt.Errorf("%s", refused.Detail)
 		}
 		owners := ResolveOwners(ctx, r.Client, t.Namespace, w.meta)
 		self := playbooks.WorkloadIdentity{Namespace: t.Namespace, Kind: t.WorkloadKind, Name: t.Name, UID: t.UID}

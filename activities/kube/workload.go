@@ -1,7 +1,6 @@
 package kube
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -10,11 +9,96 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
-	rbacv1 "k8s.io/api/rbac/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes"
+
+	"stanch/activities"
+	"stanch/playbooks"
 )
+
+// workloadAction is `enrich: workload`.
+type workloadAction struct{ client kubernetes.Interface }
+
+var _ activities.Observer = (*workloadAction)(nil)
+
+func (*workloadAction) Spec() playbooks.ActionSpec {
+	return playbooks.ActionSpec{
+		Name:             "workload",
+		Verb:             playbooks.VerbEnrich,
+		Class:            playbooks.ClassObserve,
+		Targets:          []playbooks.TargetKind{playbooks.TargetPod, playbooks.TargetContainer},
+		Doc:              "Look up the owner, recent changes, other pods with the same image, and the permissions of the service account.",
+		Outputs:          activities.WorkloadContext{},
+		PlanPermissions:  workloadPermissions(),
+		ApplyPermissions: workloadPermissions(),
+	}
+}
+
+// workloadPermissions returns what GetWorkloadInfo reads. Without a permission, the result lists that part as missing;
+// only the pod itself is required.
+func workloadPermissions() []playbooks.KubernetesPermission {
+	const rbac = "rbac.authorization.k8s.io"
+	return []playbooks.KubernetesPermission{
+		permission("", []string{"pods"}, "get", "list"),
+		permission("", []string{"nodes"}, "get"),
+		permission("", []string{"serviceaccounts"}, "get"),
+		permission("apps", []string{"deployments", "statefulsets", "daemonsets"}, "get"),
+		permission("apps", []string{"replicasets"}, "get", "list"),
+		permission("apps", []string{"controllerrevisions"}, "list"),
+		permission("batch", []string{"jobs", "cronjobs"}, "get"),
+		permission(rbac, []string{"roles", "clusterroles"}, "get"),
+		permission(rbac, []string{"rolebindings", "clusterrolebindings"}, "list"),
+	}
+}
+
+func (a *workloadAction) Observe(ctx context.Context, r activities.Request) (activities.Observation, error) {
+	if r.Target.Kind != playbooks.TargetPod {
+		// For a container on a host, the detection contains everything that is known.
+		w := r.IncidentRef.Workload
+		return activities.Observation{Outputs: activities.WorkloadContext{
+			Owner: activities.Owner{Kind: w.Kind, Name: w.Name}, Image: w.Image, ImageDigest: w.ImageDigest,
+			Missing: []string{"no cluster is connected, so owner, rollouts and permissions are unknown"},
+		}}, nil
+	}
+	pod, err := requirePod(a.client, r)
+	if err != nil {
+		return activities.Observation{}, err
+	}
+	info, err := GetWorkloadInfo(ctx, a.client, pod, WorkloadOptions{MaxListItems: 10})
+	if err != nil {
+		return activities.Observation{}, err
+	}
+	return activities.Observation{Outputs: newWorkloadContext(info, r.Target.ContainerID)}, nil
+}
+
+func newWorkloadContext(info *WorkloadInfo, container string) activities.WorkloadContext {
+	out := activities.WorkloadContext{
+		Owner:              activities.Owner{Kind: info.Owner.Kind, Name: info.Owner.Name, UID: info.Owner.UID},
+		SameDigestPodCount: info.SameDigestPods.Total, SameNodePodCount: info.SameNodePods.Total,
+		DangerousPermissions: info.ServiceAccount.RiskyPermissions, Labels: info.Pod.Labels,
+	}
+	if info.ServiceAccount.Name != "" {
+		out.ServiceAccount = info.ServiceAccount.Namespace + "/" + info.ServiceAccount.Name
+	}
+	if info.Owner.DesiredReplicas != nil {
+		out.Replicas = int(*info.Owner.DesiredReplicas)
+	}
+	for _, p := range info.SameDigestPods.Items {
+		out.SameDigestPodNames = append(out.SameDigestPodNames, fmt.Sprintf("%s/%s on %s", p.Namespace, p.Name, p.Node))
+	}
+	for i, c := range info.Pod.Containers {
+		if c.ID == container || i == 0 {
+			out.Image, out.ImageDigest = c.Image, c.ImageDigest
+		}
+	}
+	for _, c := range info.RecentChanges.Items {
+		out.Changes = append(out.Changes, playbooks.RecentChange{ChangedAt: c.ChangedAt, Description: c.Description})
+	}
+	for _, m := range info.Missing {
+		out.Missing = append(out.Missing, m.Part+": "+m.Reason)
+	}
+	return out
+}
 
 // WorkloadOptions limits what GetWorkloadInfo collects. The zero value is valid.
 type WorkloadOptions struct {
@@ -24,29 +108,6 @@ type WorkloadOptions struct {
 	RecentWindow time.Duration
 	// Now is the end of that window; the zero value means the current time.
 	Now time.Time
-}
-
-// WorkloadPermissions returns what GetWorkloadInfo reads. Without a permission, the result lists that part as missing;
-// only the pod itself is required.
-func WorkloadPermissions() Permissions {
-	rules := []rbacv1.PolicyRule{
-		newPolicyRule("", "pods", "get", "list"),
-		newPolicyRule("", "nodes", "get"),
-		newPolicyRule("", "serviceaccounts", "get"),
-		{
-			APIGroups: []string{"apps"}, Resources: []string{"deployments", "statefulsets", "daemonsets"},
-			Verbs: []string{"get"},
-		},
-		{APIGroups: []string{"apps"}, Resources: []string{"replicasets"}, Verbs: []string{"get", "list"}},
-		newPolicyRule("apps", "controllerrevisions", "list"),
-		{APIGroups: []string{"batch"}, Resources: []string{"jobs", "cronjobs"}, Verbs: []string{"get"}},
-		{APIGroups: []string{rbacv1.GroupName}, Resources: []string{"roles", "clusterroles"}, Verbs: []string{"get"}},
-		{
-			APIGroups: []string{rbacv1.GroupName}, Resources: []string{"rolebindings", "clusterrolebindings"},
-			Verbs: []string{"list"},
-		},
-	}
-	return Permissions{PlanRules: rules, ApplyRules: rules}
 }
 
 // workloadQuery is one call of GetWorkloadInfo.
@@ -60,7 +121,7 @@ type workloadQuery struct {
 // Missing; any other failure is an error, so that the caller retries. A deleted owner is no failure: the owner chain
 // ends there.
 func GetWorkloadInfo(ctx context.Context, client kubernetes.Interface, ref PodRef, o WorkloadOptions) (*WorkloadInfo,
-	*Refusal, error,
+	error,
 ) {
 	if o.MaxListItems == 0 {
 		o.MaxListItems = 50
@@ -71,9 +132,9 @@ func GetWorkloadInfo(ctx context.Context, client kubernetes.Interface, ref PodRe
 	if o.Now.IsZero() {
 		o.Now = time.Now()
 	}
-	pod, refusal, err := getPod(ctx, client, ref)
-	if err != nil || refusal != nil {
-		return nil, refusal, err
+	pod, err := getPod(ctx, client, ref)
+	if err != nil {
+		return nil, err
 	}
 	q := &workloadQuery{WorkloadOptions: o, pod: pod, result: &WorkloadInfo{Pod: newPodInfo(pod)}}
 	q.result.Owner.ObjectRef = ObjectRef{Kind: "Pod", Name: pod.Name, UID: string(pod.UID)}
@@ -96,12 +157,12 @@ func GetWorkloadInfo(ctx context.Context, client kubernetes.Interface, ref PodRe
 			continue
 		}
 		if err != nil {
-			return nil, nil, fmt.Errorf("describe the workload of pod %s: %s: %w", ref, part.name, err)
+			return nil, fmt.Errorf("describe the workload of pod %s: %s: %w", ref, part.name, err)
 		}
 	}
 	slices.SortStableFunc(q.result.RecentChanges.Items, func(a, b Change) int { return b.ChangedAt.Compare(a.ChangedAt) })
 	q.result.RecentChanges.Items = q.result.RecentChanges.Items[:min(len(q.result.RecentChanges.Items), o.MaxListItems)]
-	return q.result, nil, nil
+	return q.result, nil
 }
 
 // deniedDetail returns the API server's message, which names the resource and the verb.
@@ -149,175 +210,4 @@ func digestFromImageID(imageID string) string {
 		return imageID[i:]
 	}
 	return ""
-}
-
-// readOwners follows the chain of controllers.
-func (q *workloadQuery) readOwners(ctx context.Context, client kubernetes.Interface) error {
-	next, _ := controllerOwner(q.pod)
-	for range maxOwners {
-		if next == nil {
-			return nil
-		}
-		ref := ObjectRef{Kind: next.Kind, Name: next.Name, UID: string(next.UID)}
-		q.result.OwnerChain = append(q.result.OwnerChain, ref)
-		q.result.Owner = OwnerInfo{ObjectRef: ref}
-		o, desired, ready, err := getOwner(ctx, client, q.pod.Namespace, *next)
-		if apierrors.IsNotFound(err) || o == nil && err == nil {
-			return nil // deleted without its pods, or of a kind that cannot be read
-		}
-		if err != nil {
-			return err
-		}
-		q.result.Owner.Labels, q.result.Owner.CreatedAt = o.GetLabels(), o.GetCreationTimestamp().Time
-		q.result.Owner.DesiredReplicas, q.result.Owner.ReadyReplicas = desired, ready
-		next, _ = controllerOwner(o)
-	}
-	return nil
-}
-
-// getOwner reads an owner; the object is nil if its kind cannot be read.
-func getOwner(ctx context.Context, client kubernetes.Interface, namespace string, owner metav1.OwnerReference) (
-	o metav1.Object, desired, ready *int32, err error,
-) {
-	ref := ObjectRef{Kind: owner.Kind, Name: owner.Name, UID: string(owner.UID)}
-	if group, _, _ := strings.Cut(owner.APIVersion, "/"); group != "apps" && group != "batch" {
-		custom, replicas, err := readOwner(ctx, client, namespace, owner)
-		if err != nil {
-			return nil, nil, nil, nil //nolint:nilerr // most installations may not read custom owners
-		}
-		return custom, replicas, nil, nil
-	}
-	switch ref.Kind {
-	case "Deployment", "StatefulSet", "ReplicaSet":
-		w, gone, err := WorkloadRef{Kind: ref.Kind, Namespace: namespace, Name: ref.Name, UID: ref.UID}.getWorkload(ctx,
-			client)
-		if err != nil || gone != nil {
-			return nil, nil, nil, err
-		}
-		return w.meta, &w.replicas, &w.readyReplicas, nil
-	case "DaemonSet":
-		d, err := client.AppsV1().DaemonSets(namespace).Get(ctx, ref.Name, metav1.GetOptions{})
-		return d, &d.Status.DesiredNumberScheduled, &d.Status.NumberReady, err
-	case "Job":
-		j, err := client.BatchV1().Jobs(namespace).Get(ctx, ref.Name, metav1.GetOptions{})
-		return j, j.Spec.Parallelism, j.Status.Ready, err
-	case "CronJob":
-		c, err := client.BatchV1().CronJobs(namespace).Get(ctx, ref.Name, metav1.GetOptions{})
-		return c, nil, nil, err
-	}
-	return nil, nil, nil, nil
-}
-
-// readPods reads every pod of the cluster once, and collects those with the same image or node.
-func (q *workloadQuery) readPods(ctx context.Context, client kubernetes.Interface) error {
-	ours := map[string]bool{}
-	for _, c := range q.result.Pod.Containers {
-		if c.ImageDigest != "" {
-			ours[c.ImageDigest] = true
-		}
-	}
-	all, err := client.CoreV1().Pods("").List(ctx, cachedListOptions())
-	if err != nil {
-		return err
-	}
-	for i := range all.Items {
-		p := &all.Items[i]
-		if p.UID == q.pod.UID {
-			continue
-		}
-		summary := summarizePod(p)
-		if runsAnyDigest(p, ours) {
-			q.result.SameDigestPods.add(summary, q.MaxListItems)
-		}
-		if p.Spec.NodeName != "" && p.Spec.NodeName == q.pod.Spec.NodeName {
-			q.result.SameNodePods.add(summary, q.MaxListItems)
-		}
-	}
-	return nil
-}
-
-func summarizePod(p *corev1.Pod) PodSummary {
-	s := PodSummary{PodRef: PodRef{Namespace: p.Namespace, Name: p.Name, UID: string(p.UID)}, Node: p.Spec.NodeName}
-	if o := metav1.GetControllerOf(p); o != nil {
-		s.Owner = ObjectRef{Kind: o.Kind, Name: o.Name, UID: string(o.UID)}
-	}
-	return s
-}
-
-// runsAnyDigest reports whether a container of the pod that has not ended for good runs one of the digests.
-func runsAnyDigest(p *corev1.Pod, digests map[string]bool) bool {
-	if p.Status.Phase == corev1.PodSucceeded || p.Status.Phase == corev1.PodFailed {
-		return false
-	}
-	for _, s := range slices.Concat(p.Status.InitContainerStatuses, p.Status.ContainerStatuses) {
-		if digests[digestFromImageID(s.ImageID)] {
-			return true
-		}
-	}
-	return false
-}
-
-func (q *workloadQuery) readAccount(ctx context.Context, client kubernetes.Interface) error {
-	account := &q.result.ServiceAccount
-	account.Namespace, account.Name = q.pod.Namespace, cmp.Or(q.pod.Spec.ServiceAccountName, "default")
-	for _, v := range q.pod.Spec.Volumes {
-		if v.Projected == nil {
-			continue
-		}
-		for _, s := range v.Projected.Sources {
-			account.TokenMounted = account.TokenMounted || s.ServiceAccountToken != nil
-		}
-	}
-	sa, err := client.CoreV1().ServiceAccounts(account.Namespace).Get(ctx, account.Name, metav1.GetOptions{})
-	if apierrors.IsNotFound(err) {
-		return nil // deleted while the pod runs
-	}
-	if err != nil {
-		return err
-	}
-	for _, key := range []string{
-		"eks.amazonaws.com/role-arn", "iam.gke.io/gcp-service-account",
-		"azure.workload.identity/client-id",
-	} {
-		if value := sa.Annotations[key]; value != "" {
-			account.CloudRoles = append(account.CloudRoles, CloudRoleAnnotation{Annotation: key, Value: value})
-		}
-	}
-	return nil
-}
-
-func (q *workloadQuery) readPermissions(ctx context.Context, client kubernetes.Interface) error {
-	account := &q.result.ServiceAccount
-	grants, dangerous, changes, err := q.collectAccountPermissions(ctx, client, account.Namespace, account.Name,
-		q.recentSince())
-	if err != nil {
-		return err
-	}
-	account.RiskyPermissions = dangerous
-	for _, g := range grants {
-		account.GrantedRules.add(g, q.MaxListItems)
-	}
-	for _, c := range changes {
-		q.addChange(c)
-	}
-	return nil
-}
-
-func (q *workloadQuery) readNode(ctx context.Context, client kubernetes.Interface) error {
-	if q.pod.Spec.NodeName == "" {
-		return nil
-	}
-	node, err := client.CoreV1().Nodes().Get(ctx, q.pod.Spec.NodeName, metav1.GetOptions{})
-	if apierrors.IsNotFound(err) {
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	q.result.Node = NodeInfo{
-		Name: node.Name, UID: string(node.UID), KernelVersion: node.Status.NodeInfo.KernelVersion,
-		CreatedAt:        node.CreationTimestamp.Time,
-		ContainerRuntime: node.Status.NodeInfo.ContainerRuntimeVersion, Unschedulable: node.Spec.Unschedulable,
-	}
-	return nil
 }

@@ -15,12 +15,13 @@ import (
 	"k8s.io/client-go/kubernetes"
 
 	"stanch/activities/kube"
+	"stanch/playbooks"
 	lab "stanch/testenv/kube"
 )
 
 func TestWorkload(t *testing.T) {
 	p := newFixture(t)
-	client := p.restrictedClient(t, "stanch", kube.WorkloadPermissions().PlanRules)
+	client := p.restrictedClient(t, "stanch", actionSpec(t, "workload").PlanPermissions)
 	for name, scenario := range map[string]func(*testing.T, fixture, kubernetes.Interface){
 		"a deployment after a rollout":         testWorkloadAfterRollout,
 		"jobs belong to their cron job":        testWorkloadOfCronJob,
@@ -38,8 +39,8 @@ func getWorkloadInfo(t *testing.T, client kubernetes.Interface, pod *corev1.Pod,
 	o kube.WorkloadOptions,
 ) *kube.WorkloadInfo {
 	t.Helper()
-	info, refusal, err := kube.GetWorkloadInfo(t.Context(), client, podRef(pod), o)
-	requireNoRefusal(t, refusal, err)
+	info, err := kube.GetWorkloadInfo(t.Context(), client, podRef(pod), o)
+	requireNoError(t, err)
 	return info
 }
 
@@ -228,9 +229,8 @@ func testWorkloadPermissions(t *testing.T, p fixture, client kubernetes.Interfac
 
 func testWorkloadPartialWithoutPermissions(t *testing.T, p fixture, _ kubernetes.Interface) {
 	p.createDeployment(t, "partial", 1)
-	poor := p.restrictedClient(t, "poor", []rbacv1.PolicyRule{{
-		APIGroups: []string{""}, Resources: []string{"pods"},
-		Verbs: []string{"get"},
+	poor := p.restrictedClient(t, "poor", []playbooks.KubernetesPermission{{
+		Groups: []string{""}, Resources: []string{"pods"}, Verbs: []string{"get"},
 	}})
 	info := getWorkloadInfo(t, poor, p.findRunningPod(t, "partial"), kube.WorkloadOptions{})
 	var parts []string
@@ -268,6 +268,6 @@ func testWorkloadOfBarePod(t *testing.T, p fixture, client kubernetes.Interface)
 		t.Errorf("owner %+v", info.Owner)
 	}
 	ref.UID = "another"
-	_, refusal, err := kube.GetWorkloadInfo(t.Context(), client, ref, kube.WorkloadOptions{})
-	wantRefusal(t, kube.ReasonNotFound, refusal, err)
+	_, err := kube.GetWorkloadInfo(t.Context(), client, ref, kube.WorkloadOptions{})
+	wantGone(t, err)
 }

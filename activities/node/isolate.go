@@ -28,7 +28,10 @@ type IsolateAction struct {
 	KubeClient kubernetes.Interface // nil without a cluster
 }
 
-var _ activities.Containment = (*IsolateAction)(nil)
+var (
+	_ activities.Containment  = (*IsolateAction)(nil)
+	_ activities.OrphanFinder = (*IsolateAction)(nil)
+)
 
 // IsolateParams are the parameters of pod.isolate.
 type IsolateParams struct {
@@ -48,21 +51,32 @@ func (p *IsolateParams) Check() (param, problem string) {
 
 // Spec returns the spec of pod.isolate.
 func (*IsolateAction) Spec() playbooks.ActionSpec {
-	p := kube.IsolatePermissions()
+	permission := func(group, resource string, verbs ...string) playbooks.KubernetesPermission {
+		return playbooks.KubernetesPermission{Groups: []string{group}, Resources: []string{resource}, Verbs: verbs}
+	}
+	const networking = "networking.k8s.io"
 	return playbooks.ActionSpec{
-		Name:             "pod.isolate",
-		Verb:             playbooks.VerbContain,
-		Class:            playbooks.ClassContain,
-		Facet:            playbooks.FacetNetwork,
-		Targets:          []playbooks.TargetKind{playbooks.TargetPod, playbooks.TargetContainer},
-		Reversible:       true,
-		EndMechanism:     playbooks.EndByKernel,
-		Params:           IsolateParams{},
-		D3FENDTechnique:  "D3-NI",
-		Doc:              "Isolate one pod, but none of its siblings, from the network: immediately with the node's egress lock, and also with a NetworkPolicy.",
-		PlanPermissions:  kube.PermissionsFromRBAC(p.PlanRules),
-		ApplyPermissions: kube.PermissionsFromRBAC(p.ApplyRules),
-		CombineParams:    intersectParams,
+		Name:            "pod.isolate",
+		Verb:            playbooks.VerbContain,
+		Class:           playbooks.ClassContain,
+		Facet:           playbooks.FacetNetwork,
+		Targets:         []playbooks.TargetKind{playbooks.TargetPod, playbooks.TargetContainer},
+		Reversible:      true,
+		EndMechanism:    playbooks.EndByKernel,
+		Params:          IsolateParams{},
+		D3FENDTechnique: "D3-NI",
+		Doc:             "Isolate one pod, but none of its siblings, from the network: immediately with the node's egress lock, and also with a NetworkPolicy.",
+		PlanPermissions: []playbooks.KubernetesPermission{
+			permission("", "pods", "get"), permission(networking, "networkpolicies", "list"),
+		},
+		ApplyPermissions: []playbooks.KubernetesPermission{
+			permission("", "pods", "get", "list", "patch"),
+			permission(networking, "networkpolicies", "get", "list", "create", "update", "delete"),
+		},
+		OrphanPermissions: []playbooks.KubernetesPermission{
+			permission("", "pods", "list"), permission(networking, "networkpolicies", "list"),
+		},
+		CombineParams: intersectParams,
 	}
 }
 
@@ -99,24 +113,7 @@ func (a *IsolateAction) isClusterPod(r activities.Request) bool {
 }
 
 func (a *IsolateAction) newKubeRequest(r activities.Request, p IsolateParams) kube.IsolateRequest {
-	return kube.IsolateRequest{Pod: kube.PodRefForTarget(r.Target), Lease: kube.LeaseForRequest(r), Ingress: p.DenyIngress}
-}
-
-// queryLockState queries the node. away is the reason if the node's lock cannot be used.
-func (a *IsolateAction) queryLockState(ctx context.Context, r activities.Request) (state gatewayrpc.ContainmentState,
-	away string, err error,
-) {
-	_, err = a.NodeClient.Call(ctx, r.Target.Node, gatewayrpc.CommandLockState,
-		gatewayrpc.StateQuery{Target: activities.ToNodeTarget(r.Target)}, &state)
-	switch {
-	case errors.Is(err, activities.ErrNodeNotConnected):
-		return state, err.Error(), nil
-	case errors.Is(err, gatewayrpc.ErrRefused):
-		return state, err.Error(), nil
-	case err != nil:
-		return state, "", fmt.Errorf("ask the node: %w", err)
-	}
-	return state, "", nil
+	return kube.IsolateRequest{Pod: kube.PodRefForTarget(r.Target), Lease: r.LeaseStamp(), Ingress: p.DenyIngress}
 }
 
 // Plan returns what would change.
@@ -142,62 +139,12 @@ func (a *IsolateAction) Plan(ctx context.Context, r activities.Request) (activit
 		plan.Warnings = append(plan.Warnings, "only a NetworkPolicy, whose effect cannot be verified: "+away)
 	case state.TargetGone:
 		return plan, activities.Refusef("%s no longer runs on node %s", r.Target, r.Target.Node)
-	case state.Active:
-		plan.NothingToDo = true
-	}
-	plan.AlreadyHeld, plan.HeldByLease, plan.HeldUntil = state.Active, state.LeaseID, state.ExpiresAt
-	if prior.UsesNodeLock {
-		change := fmt.Sprintf("block all egress from %s on node %s", r.Target, r.Target.Node)
-		if len(params.AllowCIDRs) > 0 {
-			change += ", except to " + strings.Join(params.AllowCIDRs, ", ")
-		}
-		plan.Changes = append(plan.Changes, change)
-	}
-	for _, other := range state.NetworkSharers {
-		// A container that joined later may have done so to obstruct the isolation: the plan warns, and requires no
-		// approval for it.
-		if state.Active && other.StartedBeforeTarget {
-			plan.Warnings = append(plan.Warnings, fmt.Sprintf("container %s shares its network namespace and is isolated too",
-				other.ContainerID))
-			continue
-		}
-		if !other.StartedBeforeTarget {
-			plan.Warnings = append(plan.Warnings,
-				fmt.Sprintf("container %s joined its network namespace after it started and is isolated too", other.ContainerID))
-			continue
-		}
-		plan.Changes = append(
-			plan.Changes,
-			fmt.Sprintf(
-				"also block all egress from container %s: it had the same network namespace when %s started",
-				other.ContainerID,
-				r.Target,
-			),
-		)
-		plan.ApprovalReason = "other containers have used its network namespace since it started and would be isolated too"
+	default:
+		planNodeLock(&plan, r, params, state)
 	}
 	if prior.UsesNetworkPolicy {
-		found, refused, err := a.planNetworkPolicy(ctx, r, params, prior.UsesNodeLock)
-		switch {
-		case err != nil && prior.UsesNodeLock:
-			// Neither an API server outage nor a policy that cannot be planned delays the node's lock.
-			why := "the NetworkPolicy cannot be planned, so only the node's lock applies: "
-			if kube.IsUnavailable(err) {
-				why = "the API server is unavailable; the NetworkPolicy will be applied when it is available again: "
-			}
-			plan.Warnings = append(plan.Warnings, why+err.Error())
-			found = &kube.IsolatePlan{Changes: []string{"unknown"}}
-		case err != nil:
+		if err := a.planNetworkPolicy(ctx, &plan, r, params, prior.UsesNodeLock); err != nil {
 			return plan, err
-		case refused != nil:
-			return plan, activities.Refusef("%s", refused.Detail)
-		}
-		// The names of the policy and the label contain the lease's id, which is not known when a plan is shown.
-		plan.Changes = append(plan.Changes, fmt.Sprintf("label %s and add a NetworkPolicy that selects only this pod",
-			r.Target))
-		plan.NothingToDo = plan.NothingToDo && len(found.Changes) == 0
-		for _, d := range found.PolicyConflicts {
-			plan.Warnings = append(plan.Warnings, d.String())
 		}
 	}
 	if plan.PriorState, err = json.Marshal(prior); err != nil {
@@ -206,22 +153,70 @@ func (a *IsolateAction) Plan(ctx context.Context, r activities.Request) (activit
 	return plan, nil
 }
 
+// planNodeLock adds the node's lock to a plan.
+func planNodeLock(plan *activities.Plan, r activities.Request, params IsolateParams, s gatewayrpc.ContainmentState) {
+	plan.NothingToDo, plan.AlreadyHeld = s.Active, s.Active
+	plan.HeldByLease, plan.HeldUntil = s.LeaseID, s.ExpiresAt
+	change := fmt.Sprintf("block all egress from %s on node %s", r.Target, r.Target.Node)
+	if len(params.AllowCIDRs) > 0 {
+		change += ", except to " + strings.Join(params.AllowCIDRs, ", ")
+	}
+	plan.Changes = append(plan.Changes, change)
+	for _, other := range s.NetworkSharers {
+		// A container that joined later may have done so to obstruct the isolation: the plan warns, and requires no
+		// approval for it.
+		switch {
+		case !other.StartedBeforeTarget:
+			plan.Warnings = append(plan.Warnings,
+				fmt.Sprintf("container %s joined its network namespace after it started and is isolated too", other.ContainerID))
+		case s.Active:
+			plan.Warnings = append(plan.Warnings, fmt.Sprintf("container %s shares its network namespace and is isolated too",
+				other.ContainerID))
+		default:
+			plan.Changes = append(plan.Changes, fmt.Sprintf(
+				"also block all egress from container %s: it had the same network namespace when %s started", other.ContainerID,
+				r.Target))
+			plan.ApprovalReason = "other containers have used its network namespace since it started and would be isolated too"
+		}
+	}
+}
+
 // apiServerTimeout limits calls to the API server while the node's lock is in force.
 const apiServerTimeout = 1500 * time.Millisecond
 
-func (a *IsolateAction) planNetworkPolicy(ctx context.Context, r activities.Request, params IsolateParams,
-	lockToo bool,
-) (*kube.IsolatePlan, *kube.Refusal, error) {
-	if lockToo {
+// planNetworkPolicy adds the NetworkPolicy to a plan; locked means that the plan contains the node's lock.
+func (a *IsolateAction) planNetworkPolicy(ctx context.Context, plan *activities.Plan, r activities.Request,
+	params IsolateParams, locked bool,
+) error {
+	if locked {
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithTimeout(ctx, apiServerTimeout)
 		defer cancel()
 	}
-	found, refused, err := kube.PlanIsolate(ctx, a.KubeClient, a.newKubeRequest(r, params))
-	if err != nil {
-		return nil, nil, fmt.Errorf("plan the policy: %w", err)
+	found, err := kube.PlanIsolate(ctx, a.KubeClient, a.newKubeRequest(r, params))
+	if refusal, refused := activities.AsRefusal(err); refused {
+		return refusal
 	}
-	return found, refused, nil
+	switch {
+	case err != nil && locked:
+		// Neither an API server outage nor a policy that cannot be planned delays the node's lock.
+		why := "the NetworkPolicy cannot be planned, so only the node's lock applies: "
+		if kube.IsUnavailable(err) {
+			why = "the API server is unavailable; the NetworkPolicy will be applied when it is available again: "
+		}
+		plan.Warnings = append(plan.Warnings, why+"plan the policy: "+err.Error())
+		plan.NothingToDo = false
+	case err != nil:
+		return fmt.Errorf("plan the policy: %w", err)
+	}
+	// The names of the policy and the label contain the lease's id, which is not known when a plan is shown.
+	plan.Changes = append(plan.Changes, fmt.Sprintf("label %s and add a NetworkPolicy that selects only this pod",
+		r.Target))
+	plan.NothingToDo = plan.NothingToDo && len(found.Changes) == 0
+	for _, d := range found.PolicyConflicts {
+		plan.Warnings = append(plan.Warnings, d.String())
+	}
+	return nil
 }
 
 // applyNetworkPolicy adds the policy, and returns notes about its limits.
@@ -234,18 +229,15 @@ func (a *IsolateAction) applyNetworkPolicy(ctx context.Context, r activities.Req
 		defer cancel()
 	}
 	request := a.newKubeRequest(r, params)
-	if err := kube.CheckEarlyIsolationEnd(ctx, a.KubeClient, request, r); err != nil {
+	if err := kube.RefuseEarlyIsolationEnd(ctx, a.KubeClient, request, r); err != nil {
 		return nil, fmt.Errorf("read the policy's expiry marker: %w", err)
 	}
-	found, refused, err := kube.ApplyIsolate(ctx, a.KubeClient, request)
+	found, err := kube.ApplyIsolate(ctx, a.KubeClient, request)
+	if refusal, refused := activities.AsRefusal(err); refused && locked {
+		return []string{"no NetworkPolicy: " + refusal.Reason}, nil
+	}
 	if err != nil {
 		return nil, fmt.Errorf("apply the policy: %w", err)
-	}
-	if refused != nil && !locked {
-		return nil, activities.Refusef("%s", refused.Detail)
-	}
-	if refused != nil {
-		return []string{"no NetworkPolicy: " + refused.Detail}, nil
 	}
 	for _, d := range found.PolicyConflicts {
 		if locked {
@@ -296,8 +288,8 @@ func (a *IsolateAction) Apply(ctx context.Context, r activities.Request, raw jso
 		case err != nil && locked && !refused:
 			// An API server outage must not undo the lock. The next verification finds that the policy is missing, and
 			// applies it.
-			notes = append(notes, "the node's lock is in force; the NetworkPolicy will be applied when the API server is available: "+
-				err.Error())
+			notes = append(notes,
+				"the node's lock is in force; the NetworkPolicy will be applied when the API server is available: "+err.Error())
 		case err != nil:
 			return effect, err
 		}
@@ -314,20 +306,6 @@ func (a *IsolateAction) Apply(ctx context.Context, r activities.Request, raw jso
 	}
 	effect.Reason = strings.Join(notes, "; ")
 	return effect, nil
-}
-
-func (a *IsolateAction) applyNodeLock(ctx context.Context, r activities.Request,
-	token attestation.Envelope,
-) (gatewayrpc.ContainmentState, error) {
-	cmd := gatewayrpc.ContainmentCommand{
-		Target: activities.ToNodeTarget(r.Target), Action: r.Action, LeaseID: r.LeaseID,
-		ExpiresAt: r.ExpiresAt, Params: r.Params, Token: token, Grant: r.ReleaseGrant,
-	}
-	var state gatewayrpc.ContainmentState
-	if _, err := a.NodeClient.Call(ctx, r.Target.Node, gatewayrpc.CommandLock, cmd, &state); err != nil {
-		return state, fmt.Errorf("lock on node %s: %w", r.Target.Node, err)
-	}
-	return state, nil
 }
 
 // Verify checks the lock on the node and the policy at the API server.
@@ -363,18 +341,17 @@ func (a *IsolateAction) Verify(ctx context.Context, r activities.Request, raw js
 		}
 	}
 	if prior.UsesNetworkPolicy {
-		verified, refused, err := kube.VerifyIsolate(ctx, a.KubeClient, a.newKubeRequest(r, params))
+		differences, err := kube.VerifyIsolate(ctx, a.KubeClient, a.newKubeRequest(r, params))
+		refusal, gone := activities.AsRefusal(err)
 		switch {
+		case gone:
+			holds = false
+			details = append(details, refusal.Reason)
 		case err != nil:
 			return false, "", fmt.Errorf("verify the policy: %w", err)
-		case refused != nil:
+		case len(differences) > 0:
 			holds = false
-			details = append(details, refused.Detail)
-		case !verified.InForce:
-			holds = false
-			for _, d := range verified.Differences {
-				details = append(details, d.String())
-			}
+			details = append(details, kube.DescribeDifferences(differences))
 		}
 	}
 	if holds && unverified != "" {
@@ -397,36 +374,27 @@ func (a *IsolateAction) Undo(ctx context.Context, r activities.Request, raw json
 	}
 	if prior.UsesNetworkPolicy {
 		request := a.newKubeRequest(r, params)
-		stamp, err := request.ReadExpiryMarker(ctx, a.KubeClient)
-		if err != nil {
+		if err := kube.RefuseEarlyIsolationUndo(ctx, a.KubeClient, request, grant); err != nil {
 			return nil, err
 		}
-		if err := stamp.CheckExpired(time.Now()); err != nil && grant == nil && !stamp.PodGone {
-			return nil, activities.Refusef("%v", err)
-		}
-		drift, err := kube.UndoIsolate(ctx, a.KubeClient, request, false)
+		drift, err := kube.UndoIsolate(ctx, a.KubeClient, request)
 		if err != nil {
 			return nil, fmt.Errorf("remove the policy: %w", err)
 		}
 		if drift != nil {
-			var details []string
-			for _, d := range drift.Differences {
-				details = append(details, d.String())
-			}
-			return &activities.Drift{Detail: strings.Join(details, "; ")}, nil
+			return drift, nil
 		}
 	}
 	if !prior.UsesNodeLock {
 		return nil, nil
 	}
-	var state gatewayrpc.ContainmentState
-	_, err = a.NodeClient.Call(ctx, r.Target.Node, gatewayrpc.CommandUnlock,
-		gatewayrpc.ReleaseCommand{Target: activities.ToNodeTarget(r.Target), LeaseID: r.LeaseID, Grant: grant}, &state)
-	if errors.Is(err, activities.ErrNodeNotConnected) && !time.Now().Before(r.ExpiresAt) {
-		return nil, nil // its end has passed: the kernel has already released it
+	return nil, a.releaseNodeLock(ctx, r, grant)
+}
+
+// FindOrphans returns the policies and labels whose stamped end has passed. The node's lock ends in the kernel.
+func (a *IsolateAction) FindOrphans(ctx context.Context, before time.Time) ([]activities.Orphan, error) {
+	if a.KubeClient == nil {
+		return nil, nil
 	}
-	if err != nil {
-		return nil, fmt.Errorf("unlock on node %s: %w", r.Target.Node, err)
-	}
-	return nil, nil
+	return kube.FindOrphanedIsolations(ctx, a.KubeClient, before)
 }

@@ -13,18 +13,19 @@ import (
 )
 
 // ClusterRules returns exactly the cluster-wide rules that a worker needs in a phase: those of every action for
-// observing and planning, and those for applying of the classes that the phase permits. The rules are merged and
-// sorted.
+// observing, planning and finding orphans, and those for applying of the classes that the phase permits. The rules are
+// merged and sorted.
 func ClusterRules(catalog playbooks.Catalog, phase int) []rbacv1.PolicyRule {
 	all := permissionSet{}
 	for _, spec := range catalog {
 		all.add(spec.PlanPermissions)
+		all.add(spec.OrphanPermissions)
 		if isAllowedInPhase(spec.Class, phase) {
 			all.add(spec.ApplyPermissions)
 		}
 	}
 	all.add(baseReadPermissions)
-	all.add(kube.PermissionsFromRBAC(kube.ResolvePermissions()))
+	all.add(kube.ResolvePermissions())
 	return all.toPolicyRules()
 }
 
@@ -41,17 +42,14 @@ func isAllowedInPhase(class playbooks.Class, phase int) bool {
 	return false
 }
 
-// baseReadPermissions are the read permissions of the gateway and the orphan sweep.
+// baseReadPermissions are the read permissions of the gateway.
 var baseReadPermissions = []playbooks.KubernetesPermission{
-	// The gateway verifies where a pod runs before it accepts a node's detection; the orphan sweep lists pods without a
-	// lease.
+	// The gateway verifies where a pod runs before it accepts a node's detection.
 	{Groups: []string{""}, Resources: []string{"pods"}, Verbs: []string{"get", "list"}},
 	// Missing nodes are reported.
 	{Groups: []string{""}, Resources: []string{"nodes"}, Verbs: []string{"get", "list"}},
 	// Namespaces that no longer enforce a pod security standard are reported, so those that do must be known.
 	{Groups: []string{""}, Resources: []string{"namespaces"}, Verbs: []string{"list"}},
-	{Groups: []string{"networking.k8s.io"}, Resources: []string{"networkpolicies"}, Verbs: []string{"list"}},
-	{Groups: []string{"apps"}, Resources: []string{"deployments", "statefulsets", "replicasets"}, Verbs: []string{"list"}},
 	// The gateway reviews people's tokens. A TokenReview is "created" and changes nothing.
 	{Groups: []string{"authentication.k8s.io"}, Resources: []string{"tokenreviews"}, Verbs: []string{"create"}},
 }

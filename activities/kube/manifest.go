@@ -3,92 +3,57 @@ package kube
 import (
 	"context"
 	"fmt"
-	"io"
 	"regexp"
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
-	rbacv1 "k8s.io/api/rbac/v1"
-	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes"
 	"sigs.k8s.io/yaml"
+
+	"stanch/activities"
+	"stanch/playbooks"
 )
 
-// LogsRequest is a request for a container's log.
-type LogsRequest struct {
-	Pod              PodRef `json:"pod"`
-	Container        string `json:"container,omitempty"` // "" is the first container
-	TailLines        int64  `json:"tail,omitempty"`      // lines from the end; 0 is all lines
-	PreviousInstance bool   `json:"previous,omitempty"`  // of the instance before the last restart
-	// LimitBytes limits the size; 0 means 10 MiB. With TailLines, it counts from the first of these lines.
-	LimitBytes int64 `json:"limit_bytes,omitempty"`
+// manifestAction is `evidence: pod.manifest`.
+type manifestAction struct{ client kubernetes.Interface }
+
+var _ activities.Observer = (*manifestAction)(nil)
+
+func (*manifestAction) Spec() playbooks.ActionSpec {
+	rights := []playbooks.KubernetesPermission{permission("", []string{"pods"}, "get")}
+	return playbooks.ActionSpec{
+		Name: "pod.manifest", Verb: playbooks.VerbEvidence, Class: playbooks.ClassObserve,
+		Targets:         []playbooks.TargetKind{playbooks.TargetPod},
+		Doc:             "Capture the pod's manifest from the API server, without secret values.",
+		PlanPermissions: rights, ApplyPermissions: rights,
+	}
 }
 
-// LogsPermissions returns the permissions of PodLogs.
-func LogsPermissions() Permissions {
-	rules := []rbacv1.PolicyRule{newPolicyRule("", "pods", "get"), newPolicyRule("", "pods/log", "get")}
-	return Permissions{PlanRules: rules, ApplyRules: rules}
-}
-
-// Logs is a container's log.
-type Logs struct {
-	Container string `json:"container"`
-	Content   []byte `json:"-"`
-	// Truncated means that the log is longer than the limit.
-	Truncated bool `json:"truncated,omitempty"`
-	// AbsentReason says why there is no log: no previous instance, or a container that has not started. This is not a
-	// failure.
-	AbsentReason string `json:"absent_reason,omitempty"`
-}
-
-// PodLogs reads a container's log, each line with its time. The content is attacker-controlled.
-func PodLogs(ctx context.Context, client kubernetes.Interface, r LogsRequest) (*Logs, *Refusal, error) {
-	pod, refusal, err := getPod(ctx, client, r.Pod)
-	if err != nil || refusal != nil {
-		return nil, refusal, err
-	}
-	limit := r.LimitBytes
-	if limit <= 0 {
-		limit = 10 << 20
-	}
-	logs := &Logs{Container: r.Container}
-	if logs.Container == "" {
-		logs.Container = pod.Spec.Containers[0].Name
-	}
-	options := &corev1.PodLogOptions{Container: logs.Container, Previous: r.PreviousInstance, Timestamps: true}
-	if r.TailLines > 0 {
-		options.TailLines = &r.TailLines
-	}
-	stream, err := client.CoreV1().Pods(r.Pod.Namespace).GetLogs(r.Pod.Name, options).Stream(ctx)
-	if apierrors.IsBadRequest(err) { // the kubelet's response if there is none
-		logs.AbsentReason = deniedDetail(err)
-		return logs, nil, nil
-	}
+func (a *manifestAction) Observe(ctx context.Context, r activities.Request) (activities.Observation, error) {
+	pod, err := requirePod(a.client, r)
 	if err != nil {
-		return nil, nil, fmt.Errorf("read the logs of container %s of pod %s: %w", logs.Container, r.Pod, err)
+		return activities.Observation{}, err
 	}
-	defer stream.Close()
-	content, err := io.ReadAll(io.LimitReader(stream, limit+1))
+	manifest, err := PodManifest(ctx, a.client, pod)
 	if err != nil {
-		return nil, nil, fmt.Errorf("read the logs of container %s of pod %s: %w", logs.Container, r.Pod, err)
+		return activities.Observation{}, err
 	}
-	logs.Truncated = int64(len(content)) > limit
-	logs.Content = content[:min(int64(len(content)), limit)]
-	return logs, nil, nil
-}
-
-// ManifestPermissions returns the permissions of PodManifest.
-func ManifestPermissions() Permissions {
-	rules := []rbacv1.PolicyRule{newPolicyRule("", "pods", "get")}
-	return Permissions{PlanRules: rules, ApplyRules: rules}
+	out := activities.Observation{Artifacts: []activities.Artifact{{
+		Name: "manifest.yaml", Data: manifest.YAML,
+		CapturedFrom: "API server",
+	}}}
+	if n := len(manifest.RedactedFields); n > 0 {
+		out.MissingNote = fmt.Sprintf("%d values that look like secrets were redacted", n)
+	}
+	return out, nil
 }
 
 // Manifest is a pod's manifest as read from the API server.
 type Manifest struct {
-	YAML []byte `json:"-"`
+	YAML []byte
 	// RedactedFields names the removed values: "main: DB_PASSWORD".
-	RedactedFields []string `json:"redacted_fields,omitempty"`
+	RedactedFields []string
 }
 
 // RedactedPlaceholder replaces a removed value.
@@ -96,10 +61,10 @@ const RedactedPlaceholder = "(redacted)"
 
 // PodManifest reads the pod as YAML, without managed fields and without values that look secret: environment variables,
 // arguments, and annotations that contain an earlier copy of the manifest. The names stay.
-func PodManifest(ctx context.Context, client kubernetes.Interface, ref PodRef) (*Manifest, *Refusal, error) {
-	pod, refusal, err := getPod(ctx, client, ref)
-	if err != nil || refusal != nil {
-		return nil, refusal, err
+func PodManifest(ctx context.Context, client kubernetes.Interface, ref PodRef) (*Manifest, error) {
+	pod, err := getPod(ctx, client, ref)
+	if err != nil {
+		return nil, err
 	}
 	m := &Manifest{}
 	pod.ManagedFields = nil
@@ -122,9 +87,9 @@ func PodManifest(ctx context.Context, client kubernetes.Interface, ref PodRef) (
 	}
 	pod.TypeMeta = metav1.TypeMeta{APIVersion: "v1", Kind: "Pod"}
 	if m.YAML, err = yaml.Marshal(pod); err != nil {
-		return nil, nil, fmt.Errorf("encode pod %s: %w", ref, err)
+		return nil, fmt.Errorf("encode pod %s: %w", ref, err)
 	}
-	return m, nil, nil
+	return m, nil
 }
 
 func (m *Manifest) redactContainer(c *corev1.Container) {

@@ -46,7 +46,7 @@ func TestImageFacts(t *testing.T) {
 		return err
 	})
 	// The client has exactly the permissions that the spec declares.
-	client, err := kube.NewClient(c.ConfigWithRules(t, ns, "image", kube.ImagePermissions().PlanRules...))
+	client, err := kube.NewClient(c.ConfigWithRules(t, ns, "image", toRules(actionSpec(t, "image").PlanPermissions)...))
 	require.NoError(t, err)
 	var action activities.Observer
 	for _, a := range kube.Actions(client) {

@@ -3,13 +3,27 @@ package kube
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"net/http"
 	"net/url"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/rest"
 )
+
+// NewClient returns a client without client-go's default limit of five requests per second.
+func NewClient(config *rest.Config) (*kubernetes.Clientset, error) {
+	config = rest.CopyConfig(config)
+	config.QPS, config.Burst = 200, 400
+	client, err := kubernetes.NewForConfig(config)
+	if err != nil {
+		return nil, fmt.Errorf("create a Kubernetes client: %w", err)
+	}
+	return client, nil
+}
 
 // IsUnavailable reports whether err means that the API server could not be reached, timed out or failed (5xx).
 // Everything else is an answer: a 4xx response, or a client-side error about the arguments, which whoever chooses the

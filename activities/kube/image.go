@@ -9,7 +9,6 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
-	rbacv1 "k8s.io/api/rbac/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes"
@@ -28,12 +27,14 @@ const (
 	maxReportsBytes = 16 << 20
 )
 
+// imageAction is `enrich: image`.
 type imageAction struct{ client kubernetes.Interface }
 
 var _ activities.Observer = (*imageAction)(nil)
 
 func (*imageAction) Spec() playbooks.ActionSpec {
-	p := ImagePermissions()
+	rights := append(workloadPermissions(), // and the reports of the Trivy operator, if it is installed
+		permission("aquasecurity.github.io", []string{"vulnerabilityreports"}, "list"))
 	return playbooks.ActionSpec{
 		Name:             "image",
 		Verb:             playbooks.VerbEnrich,
@@ -41,21 +42,9 @@ func (*imageAction) Spec() playbooks.ActionSpec {
 		Targets:          []playbooks.TargetKind{playbooks.TargetPod},
 		Doc:              "Look up when the image digest first appeared, who rolled it out, and which vulnerabilities and signature are known in the cluster.",
 		Outputs:          activities.ImageFacts{},
-		PlanPermissions:  PermissionsFromRBAC(p.PlanRules),
-		ApplyPermissions: PermissionsFromRBAC(p.ApplyRules),
+		PlanPermissions:  rights,
+		ApplyPermissions: rights,
 	}
-}
-
-// ImagePermissions returns what the action reads: the same as GetWorkloadInfo, and reports of the Trivy operator if it
-// is installed.
-func ImagePermissions() Permissions {
-	p := WorkloadPermissions()
-	p.PlanRules = append(slices.Clone(p.PlanRules), rbacv1.PolicyRule{
-		APIGroups: []string{"aquasecurity.github.io"},
-		Resources: []string{"vulnerabilityreports"}, Verbs: []string{"list"},
-	})
-	p.ApplyRules = p.PlanRules
-	return p
 }
 
 // Observe returns the facts about the image of the container with the detection.
@@ -65,16 +54,16 @@ func (a *imageAction) Observe(ctx context.Context, r activities.Request) (activi
 		return activities.Observation{}, err
 	}
 	// The look-back is practically unlimited, because an old digest is a fact too.
-	info, refused, err := GetWorkloadInfo(ctx, a.client, ref, WorkloadOptions{
+	info, err := GetWorkloadInfo(ctx, a.client, ref, WorkloadOptions{
 		MaxListItems: 200,
 		RecentWindow: 10 * 365 * 24 * time.Hour,
 	})
-	if err != nil || refused != nil {
-		return activities.Observation{}, firstError(err, toActivityRefusal(refused))
+	if err != nil {
+		return activities.Observation{}, err
 	}
-	pod, refused, err := getPod(ctx, a.client, ref)
-	if err != nil || refused != nil {
-		return activities.Observation{}, firstError(err, toActivityRefusal(refused))
+	pod, err := getPod(ctx, a.client, ref)
+	if err != nil {
+		return activities.Observation{}, err
 	}
 	out := newImageFacts(info, r.Target.ContainerID)
 	out.Signature = readSignature(pod, out.Image, out.Digest)
