@@ -163,7 +163,7 @@ func (s *Activities) runObserver(ctx context.Context, action Observer, r Request
 		result.Outcome = playbooks.OutcomeUnchanged
 	}
 	for _, piece := range seen.Artifacts {
-		ref, err := s.Evidence.StoreArtifact(ctx, r.IncidentRef.ID, r.Action, r.Target.ID(), piece, s.now())
+		ref, err := s.Evidence.StoreArtifact(r.IncidentRef.ID, r.Action, r.Target.ID(), piece, s.now())
 		if refusal, ok := AsRefusal(err); ok { // artifacts within the quota are kept
 			result.Reason = strings.TrimPrefix(result.Reason+"; "+piece.Name+" was not stored: "+refusal.Reason, "; ")
 			continue

@@ -29,7 +29,7 @@ func TestQuotaReservesRoomForSmallEvidence(t *testing.T) {
 		Quota: activities.Quota{MaxTotalBytes: 40 * mebibyte, MaxIncidentBytes: 20 * mebibyte},
 	}
 	put := func(incident string, p activities.Artifact) error {
-		_, err := s.StoreArtifact(t.Context(), incident, "process.snapshot", "pod:1", p, time.Now())
+		_, err := s.StoreArtifact(incident, "process.snapshot", "pod:1", p, time.Now())
 		return err
 	}
 	stored := 0
@@ -50,7 +50,7 @@ func TestQuotaReservesRoomForSmallEvidence(t *testing.T) {
 	require.NoError(t, put(theftIncidentID, newArtifact("memory", 10*mebibyte)))
 
 	require.NoError(t, put(junkIncidentID, newArtifact("junk-0", 2*mebibyte)), "what is stored already costs nothing")
-	_, err := s.StoreArtifact(t.Context(), "INC-01THIRD0000000", "a", "pod:1", newArtifact("big", 10*mebibyte), time.Now())
+	_, err := s.StoreArtifact("INC-01THIRD0000000", "a", "pod:1", newArtifact("big", 10*mebibyte), time.Now())
 	require.ErrorContains(t, err, "max_total")
 	require.NoError(t, put("INC-01THIRD0000000", newArtifact("processes-3", mebibyte/2)),
 		"and small pieces of anybody fit into the last tenth of the store")
@@ -61,7 +61,7 @@ func TestEvidenceStoreKeepsFreeSpace(t *testing.T) {
 		Dir: t.TempDir(), Authority: signer.New(t),
 		Quota: activities.Quota{MinFreeBytes: 1 << 60},
 	}
-	_, err := s.StoreArtifact(t.Context(), junkIncidentID, "a", "pod:1", newArtifact("p", 100), time.Now())
+	_, err := s.StoreArtifact(junkIncidentID, "a", "pod:1", newArtifact("p", 100), time.Now())
 	refusal, ok := activities.AsRefusal(err)
 	require.True(t, ok, err)
 	require.Contains(t, refusal.Reason, "are reserved")

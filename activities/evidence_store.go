@@ -1,7 +1,6 @@
 package activities
 
 import (
-	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
@@ -44,7 +43,7 @@ const maxArtifactBytes = 128 << 20
 
 // StoreArtifact stores an artifact and appends it to the incident's manifest. The artifact is written atomically, and
 // the manifest names it only after it is stored.
-func (s *EvidenceStore) StoreArtifact(_ context.Context, incident, action, target string, piece Artifact,
+func (s *EvidenceStore) StoreArtifact(incident, action, target string, piece Artifact,
 	at time.Time,
 ) (playbooks.EvidenceRef, error) {
 	if len(piece.Data) > maxArtifactBytes {

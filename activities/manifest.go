@@ -139,57 +139,57 @@ func (s *EvidenceStore) appendEntry(e ManifestEntry) (string, error) {
 	if err := lockFile(f); err != nil {
 		return fail(err)
 	}
-	raw, err := io.ReadAll(f)
+	hash, err := s.appendEntryToFile(f, e)
 	if err != nil {
 		return fail(err)
 	}
-	whole := bytes.LastIndexByte(raw, '\n') + 1
-	last, isRepeated := findRepeated(raw[:whole], e)
-	if isRepeated {
-		// The process that appended it may have been killed before it was durable.
-		if err := f.Sync(); err != nil {
-			return fail(err)
-		}
-		return hashLine(last), nil
+	return hash, nil
+}
+
+// appendEntryToFile appends an entry to a locked manifest.
+func (s *EvidenceStore) appendEntryToFile(f *os.File, e ManifestEntry) (string, error) {
+	raw, err := io.ReadAll(f)
+	if err != nil {
+		return "", err
 	}
+	whole := int64(bytes.LastIndexByte(raw, '\n') + 1)
+	var last []byte
+	for line := range bytes.Lines(raw[:whole]) {
+		last = bytes.TrimSuffix(line, []byte("\n"))
+		if before, err := parseEntryUnverified(last); err == nil && before.recordsSameAs(e) {
+			// The process that appended it may have been killed before it was durable.
+			return hashLine(last), f.Sync()
+		}
+	}
+	line, err := s.signEntryAfter(last, e)
+	if err != nil {
+		return "", err
+	}
+	if err := f.Truncate(whole); err != nil {
+		return "", err
+	}
+	if _, err := f.WriteAt(append(line, '\n'), whole); err != nil {
+		return "", errors.Join(err, f.Truncate(whole))
+	}
+	return hashLine(line), f.Sync()
+}
+
+// signEntryAfter returns the line of an entry that follows the last line; nil means that the manifest is empty.
+func (s *EvidenceStore) signEntryAfter(last []byte, e ManifestEntry) ([]byte, error) {
 	e.Sequence = 1
 	if last != nil {
 		before, err := parseEntryUnverified(last)
 		if err != nil {
-			return fail(fmt.Errorf("its last line is corrupted: %w; run `stanch evidence verify %s` for details", err,
-				e.IncidentID))
+			return nil, fmt.Errorf("its last line is corrupted: %w; run `stanch evidence verify %s` for details", err,
+				e.IncidentID)
 		}
 		e.Sequence, e.PreviousHash = before.Sequence+1, hashLine(last)
 	}
 	signed, err := s.Authority.Sign(attestation.PayloadTypeManifest, e)
 	if err != nil {
-		return fail(err)
+		return nil, err
 	}
-	line, err := json.Marshal(signed)
-	if err != nil {
-		return fail(err)
-	}
-	if err := f.Truncate(int64(whole)); err != nil {
-		return fail(err)
-	}
-	if _, err := f.WriteAt(append(line, '\n'), int64(whole)); err != nil {
-		return fail(errors.Join(err, f.Truncate(int64(whole))))
-	}
-	if err := f.Sync(); err != nil {
-		return fail(err)
-	}
-	return hashLine(line), nil
-}
-
-// findRepeated returns the line that records the same as e, or else the last line; nil if there is none.
-func findRepeated(lines []byte, e ManifestEntry) (line []byte, isRepeated bool) {
-	for l := range bytes.Lines(lines) {
-		line = bytes.TrimSuffix(l, []byte("\n"))
-		if before, err := parseEntryUnverified(line); err == nil && before.recordsSameAs(e) {
-			return line, true
-		}
-	}
-	return line, false
+	return json.Marshal(signed)
 }
 
 // manifestLockTimeout is the maximum wait for another writer. A writer that hangs must not delay a containment: without

@@ -25,7 +25,7 @@ func newFilledStore(t testing.TB) (*activities.EvidenceStore, *signer.Signer) {
 	a := signer.New(t)
 	s := &activities.EvidenceStore{Dir: t.TempDir(), Authority: a}
 	for _, text := range []string{"first", "second", "third"} {
-		_, err := s.StoreArtifact(t.Context(), testIncidentID, "pod.logs", "pod:1", activities.Artifact{
+		_, err := s.StoreArtifact(testIncidentID, "pod.logs", "pod:1", activities.Artifact{
 			Name: text + ".txt",
 			Data: []byte(text), CapturedFrom: "API server",
 		}, time.Now())
@@ -137,7 +137,7 @@ func TestEachManifestEntryIsVerifiedSeparately(t *testing.T) {
 	require.NoError(t, err)
 	stranger := signer.New(t)
 	theirs := &activities.EvidenceStore{Dir: t.TempDir(), Authority: stranger}
-	_, err = theirs.StoreArtifact(t.Context(), testIncidentID, "pod.logs", "pod:1", activities.Artifact{
+	_, err = theirs.StoreArtifact(testIncidentID, "pod.logs", "pod:1", activities.Artifact{
 		Name: "first.txt",
 		Data: []byte("planted"),
 	}, time.Now())
@@ -178,7 +178,7 @@ func TestIncompleteLastEntryIsRemoved(t *testing.T) {
 func TestRetriedEntryIsAppendedOnce(t *testing.T) {
 	s, a := newFilledStore(t)
 	piece := activities.Artifact{Name: "first.txt", Data: []byte("first"), CapturedFrom: "API server"}
-	again, err := s.StoreArtifact(t.Context(), testIncidentID, "pod.logs", "pod:1", piece, time.Now())
+	again, err := s.StoreArtifact(testIncidentID, "pod.logs", "pod:1", piece, time.Now())
 	require.NoError(t, err)
 	lines, _, err := s.Manifest(testIncidentID, a.Keyring())
 	require.NoError(t, err)
@@ -224,7 +224,7 @@ func TestManifestLockTimesOut(t *testing.T) {
 
 func TestPutRejectsArtifactWithWrongHash(t *testing.T) {
 	s, _ := newFilledStore(t)
-	_, err := s.StoreArtifact(t.Context(), testIncidentID, "process.snapshot", "pod:1", activities.Artifact{
+	_, err := s.StoreArtifact(testIncidentID, "process.snapshot", "pod:1", activities.Artifact{
 		Name: "exe",
 		Data: []byte("x"), CapturedFrom: "node a", SHA256: strings.Repeat("0", 64),
 	}, time.Now())
@@ -242,7 +242,7 @@ func TestFullDiskLeavesNoPartialFile(t *testing.T) {
 	t.Cleanup(func() { _ = unix.Unmount(dir, unix.MNT_DETACH) })
 	s := &activities.EvidenceStore{Dir: dir, Authority: a}
 	put := func(size int) error {
-		_, err := s.StoreArtifact(t.Context(), testIncidentID, "pod.logs", "pod:1", activities.Artifact{
+		_, err := s.StoreArtifact(testIncidentID, "pod.logs", "pod:1", activities.Artifact{
 			Name: "log",
 			Data: bytes.Repeat([]byte("x"), size),
 		}, time.Now())

@@ -76,7 +76,7 @@ func newManifestStore(t *testing.T, names ...string) manifestStore {
 	a := signer.New(t)
 	s := &activities.EvidenceStore{Dir: t.TempDir(), Authority: a}
 	for _, name := range names {
-		_, err := s.StoreArtifact(t.Context(), steprunner.IncidentID, "pod.logs", "pod:1", activities.Artifact{
+		_, err := s.StoreArtifact(steprunner.IncidentID, "pod.logs", "pod:1", activities.Artifact{
 			Name: name,
 			Data: []byte(name),
 		}, time.Now())

@@ -99,7 +99,7 @@ func storeExampleEvidence(t *testing.T, data string) string {
 	auth, err := authority.OpenExisting(filepath.Join(data, "keys"))
 	require.NoError(t, err)
 	store := &activities.EvidenceStore{Dir: filepath.Join(data, "evidence"), Authority: auth}
-	_, err = store.StoreArtifact(t.Context(), exampleIncidentID, "process.snapshot", "pod:a",
+	_, err = store.StoreArtifact(exampleIncidentID, "process.snapshot", "pod:a",
 		activities.Artifact{Name: "processes.json", Data: []byte("[]")}, time.Now())
 	require.NoError(t, err)
 	lines, _, err := store.Manifest(exampleIncidentID, auth.Keyring())

@@ -49,7 +49,7 @@ func storeEvidenceCommand() {
 	auth, err := authority.OpenOrCreate(filepath.Join(os.Args[1], "keys"))
 	exitOnError(err)
 	store := &activities.EvidenceStore{Dir: filepath.Join(os.Args[1], "evidence"), Authority: auth}
-	_, err = store.StoreArtifact(context.Background(), evidenceIncidentID, "pod.logs", os.Args[2],
+	_, err = store.StoreArtifact(evidenceIncidentID, "pod.logs", os.Args[2],
 		activities.Artifact{Name: os.Args[3], Data: []byte(os.Args[4])}, time.Now())
 	exitOnError(err)
 }

@@ -248,7 +248,7 @@ func openEvidence(t *testing.T, dir string) *activities.EvidenceStore {
 
 func storeArtifact(t *testing.T, dir, name string) {
 	t.Helper()
-	_, err := openEvidence(t, dir).StoreArtifact(t.Context(), testIncidentID, "pod.logs", "shop/web",
+	_, err := openEvidence(t, dir).StoreArtifact(testIncidentID, "pod.logs", "shop/web",
 		activities.Artifact{Name: name, Data: []byte("content of " + name)}, time.Now())
 	require.NoError(t, err)
 }

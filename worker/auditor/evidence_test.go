@@ -37,7 +37,7 @@ func newAuditFixture(t *testing.T) *auditFixture {
 		Archive: archive.Store{Dir: t.TempDir()}, Keyring: a.Keyring(),
 		Evidence: store,
 	}}
-	ref, err := store.StoreArtifact(t.Context(), auditedIncidentID, "pod.logs", "pod:1",
+	ref, err := store.StoreArtifact(auditedIncidentID, "pod.logs", "pod:1",
 		activities.Artifact{Name: "log.txt", Data: []byte("log")}, time.Now())
 	require.NoError(t, err)
 	c.timeline.Evidence = []audit.EvidenceRecord{{EvidenceRef: ref}}
@@ -100,7 +100,7 @@ func TestAuditReportsTruncatedManifest(t *testing.T) {
 func TestAuditReportsReplacedManifest(t *testing.T) {
 	c := newAuditFixture(t)
 	require.NoError(t, os.Remove(c.manifestPath(auditedIncidentID)))
-	_, err := c.Evidence.StoreArtifact(t.Context(), auditedIncidentID, "pod.logs", "pod:1",
+	_, err := c.Evidence.StoreArtifact(auditedIncidentID, "pod.logs", "pod:1",
 		activities.Artifact{Name: "log.txt", Data: []byte("log")}, time.Now().Add(time.Hour))
 	require.NoError(t, err)
 	require.Contains(t, c.auditDifferences(),
