@@ -127,7 +127,7 @@ func (a *denyAssumeAction) readTrustPolicy(ctx context.Context, r activities.Req
 func (a *denyAssumeAction) Plan(ctx context.Context, r activities.Request) (activities.Plan, error) {
 	p, t, params, err := a.readTrustPolicy(ctx, r)
 	if err != nil {
-		return activities.Plan{}, refuseIfGone(err)
+		return activities.Plan{}, err
 	}
 	if err := a.account.refuseProtected(ctx, p); err != nil {
 		return activities.Plan{}, err
@@ -179,7 +179,7 @@ func (a *denyAssumeAction) Apply(ctx context.Context, r activities.Request, _ js
 ) (activities.Effect, error) {
 	p, t, params, err := a.readTrustPolicy(ctx, r)
 	if err != nil {
-		return activities.Effect{}, refuseIfGone(err)
+		return activities.Effect{}, err
 	}
 	if err := a.account.refuseProtected(ctx, p); err != nil {
 		return activities.Effect{}, err
@@ -209,7 +209,7 @@ func (a *denyAssumeAction) Apply(ctx context.Context, r activities.Request, _ js
 	effect.AppliedAt = time.Now()
 	again, err := a.account.findPrincipal(ctx, p.target("", ""))
 	if errors.Is(err, activities.ErrTargetGone) {
-		return effect, refuseIfGone(err)
+		return effect, err
 	}
 	if err == nil && canonicalJSON(again.trustPolicyText) != canonicalJSON(want) {
 		err = fmt.Errorf("the trust policy of %s differs from what was just written; another writer is also changing it", p)
@@ -348,7 +348,7 @@ func expiredTrustDenies(text string, before time.Time) (rest trustPolicy, expire
 func (a *denyAssumeAction) removeExpiredDenies(ctx context.Context, p principal, before time.Time) error {
 	now, err := a.account.findPrincipal(ctx, p.target("", ""))
 	if err != nil {
-		return refuseIfGone(err)
+		return err
 	}
 	rest, expired := expiredTrustDenies(now.trustPolicyText, before)
 	if len(expired) == 0 {

@@ -127,7 +127,7 @@ func (a *Account) roleByARN(ctx context.Context, arn string) (principal, error) 
 func (a *denyPodAction) Plan(ctx context.Context, r activities.Request) (activities.Plan, error) {
 	p, err := a.podRole(ctx, r)
 	if err != nil {
-		return activities.Plan{}, refuseIfGone(err)
+		return activities.Plan{}, err
 	}
 	if err := a.account.refuseProtected(ctx, p); err != nil {
 		return activities.Plan{}, err
@@ -167,7 +167,7 @@ func (a *denyPodAction) Apply(ctx context.Context, r activities.Request, raw jso
 		p, err = a.account.findPrincipal(ctx, prior.target("", ""))
 	}
 	if err != nil {
-		return activities.Effect{}, refuseIfGone(err)
+		return activities.Effect{}, err
 	}
 	if prior.ID != "" && p.ID != prior.ID {
 		return activities.Effect{}, activities.Refusef("the pod's role was %s when this was planned and is %s now", prior.ARN,

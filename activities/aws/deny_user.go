@@ -50,7 +50,7 @@ func (a *denyUserAction) Plan(ctx context.Context, r activities.Request) (activi
 	}
 	p, err := a.account.findPrincipal(ctx, r.Target)
 	if err != nil {
-		return activities.Plan{}, refuseIfGone(err)
+		return activities.Plan{}, err
 	}
 	if err := a.account.refuseProtected(ctx, p); err != nil {
 		return activities.Plan{}, err
@@ -76,7 +76,7 @@ func (a *denyUserAction) Apply(ctx context.Context, r activities.Request, _ json
 	}
 	p, err := a.account.findPrincipal(ctx, r.Target)
 	if err != nil {
-		return activities.Effect{}, refuseIfGone(err)
+		return activities.Effect{}, err
 	}
 	return a.account.applyInline(ctx, p, a.buildDeny(r), r)
 }

@@ -79,7 +79,8 @@ func parseKeyExpiryMarker(text string) (keyExpiryMarker, error) {
 	}, nil
 }
 
-// readKeyState reads a key, its user and its marker. A key that is gone is a *principalGoneError.
+// readKeyState reads a key, its user and its marker. A key that is gone is a refusal that wraps
+// activities.ErrTargetGone.
 func (a *disableKeyAction) readKeyState(ctx context.Context, t playbooks.Target) (keyState, error) {
 	if err := a.account.checkConfigured(); err != nil {
 		return keyState{}, err
@@ -89,7 +90,7 @@ func (a *disableKeyAction) readKeyState(ctx context.Context, t playbooks.Target)
 	}
 	user, err := a.account.readUser(ctx, t.Name)
 	if isNotFound(err) {
-		return keyState{}, &principalGoneError{fmt.Sprintf("user %s is gone", t.Name)}
+		return keyState{}, activities.RefuseGonef("user %s is gone", t.Name)
 	}
 	if err != nil {
 		return keyState{}, err
@@ -105,7 +106,7 @@ func (a *disableKeyAction) readKeyState(ctx context.Context, t playbooks.Target)
 		}
 	}
 	if s.status == "" {
-		return s, &principalGoneError{fmt.Sprintf("%s is gone", t)}
+		return s, activities.RefuseGonef("%s is gone", t)
 	}
 	tags, err := a.account.iam.ListUserTags(ctx, &iam.ListUserTagsInput{UserName: &user.Name})
 	if err != nil {
@@ -133,7 +134,7 @@ func (a *disableKeyAction) refuseProtected(ctx context.Context, s keyState, key 
 func (a *disableKeyAction) Plan(ctx context.Context, r activities.Request) (activities.Plan, error) {
 	s, err := a.readKeyState(ctx, r.Target)
 	if err != nil {
-		return activities.Plan{}, refuseIfGone(err)
+		return activities.Plan{}, err
 	}
 	if err := a.refuseProtected(ctx, s, r.Target.UID); err != nil {
 		return activities.Plan{}, err
@@ -164,7 +165,7 @@ func (a *disableKeyAction) Apply(ctx context.Context, r activities.Request, _ js
 ) (activities.Effect, error) {
 	s, err := a.readKeyState(ctx, r.Target)
 	if err != nil {
-		return activities.Effect{}, refuseIfGone(err)
+		return activities.Effect{}, err
 	}
 	if err := a.refuseProtected(ctx, s, r.Target.UID); err != nil {
 		return activities.Effect{}, err
@@ -207,7 +208,7 @@ func (a *disableKeyAction) Apply(ctx context.Context, r activities.Request, _ js
 	}
 	effect.AppliedAt = time.Now()
 	if now, err := a.readKeyState(ctx, r.Target); err != nil || now.status != types.StatusTypeInactive {
-		return effect, errors.Join(refuseIfGone(err), fmt.Errorf("%s is %s after it was deactivated", r.Target, now.status))
+		return effect, errors.Join(err, fmt.Errorf("%s is %s after it was deactivated", r.Target, now.status))
 	}
 	return effect, nil
 }

@@ -109,7 +109,7 @@ func (a *identityAction) Observe(ctx context.Context, r activities.Request) (act
 	}
 	pod, err := readPod(ctx, a.client, r.Target)
 	if err != nil {
-		return activities.Observation{}, refuseIfGone(err)
+		return activities.Observation{}, err
 	}
 	s.result.ServiceAccount = pod.namespace + "/" + pod.serviceAccount
 	if err := s.findRole(ctx, pod); err != nil {

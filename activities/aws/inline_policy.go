@@ -107,7 +107,7 @@ func (a *Account) applyInline(ctx context.Context, p principal, d inlineDeny, r 
 	}
 	// The name may have been reused between the read and the write: the deny is removed from the new owner.
 	if _, err := a.findPrincipal(ctx, p.target("", "")); errors.Is(err, activities.ErrTargetGone) {
-		return effect, errors.Join(refuseIfGone(err), a.deleteInlinePolicy(ctx, p, policy))
+		return effect, errors.Join(err, a.deleteInlinePolicy(ctx, p, policy))
 	} else if err != nil {
 		return effect, err
 	}

@@ -38,7 +38,8 @@ type podInfo struct {
 	accessKeyIDs              []string // access keys in plain text in its environment
 }
 
-// readPod reads the pod with the target's UID. It returns a *principalGoneError if the pod is gone.
+// readPod reads the pod with the target's UID. If the pod is gone, it returns a refusal that wraps
+// activities.ErrTargetGone.
 func readPod(ctx context.Context, client kubernetes.Interface, t playbooks.Target) (podInfo, error) {
 	if t.Kind != playbooks.TargetPod {
 		return podInfo{}, activities.Refusef("%s is not a pod", t)
@@ -49,12 +50,12 @@ func readPod(ctx context.Context, client kubernetes.Interface, t playbooks.Targe
 	pod, err := client.CoreV1().Pods(t.Namespace).Get(ctx, t.Name, metav1.GetOptions{})
 	switch {
 	case apierrors.IsNotFound(err):
-		return podInfo{}, &principalGoneError{fmt.Sprintf("%s is gone", t)}
+		return podInfo{}, activities.RefuseGonef("%s is gone", t)
 	case err != nil:
 		return podInfo{}, fmt.Errorf("read %s: %w", t, err)
 	case string(pod.UID) != t.UID:
-		return podInfo{}, &principalGoneError{fmt.Sprintf("%s with the UID %s is gone; a different object with the same name has the UID %s", t, t.UID,
-			pod.UID)}
+		return podInfo{}, activities.RefuseGonef("%s with the UID %s is gone; a different object with the same name has the UID %s", t, t.UID,
+			pod.UID)
 	}
 	return podInfo{
 		namespace: pod.Namespace, serviceAccount: cmp.Or(pod.Spec.ServiceAccountName, "default"),

@@ -36,22 +36,8 @@ func (p principal) target(namespace, account string) playbooks.Target {
 	}
 }
 
-// principalGoneError means that the name belongs to another principal, or to none.
-type principalGoneError struct{ detail string }
-
-func (g *principalGoneError) Error() string { return g.detail }
-
-func (g *principalGoneError) Unwrap() error { return activities.ErrTargetGone }
-
-// refuseIfGone converts a *principalGoneError to a refusal.
-func refuseIfGone(err error) error {
-	if g, ok := err.(*principalGoneError); ok { //nolint:errorlint // made here and never wrapped
-		return activities.Refusef("%s", g.detail)
-	}
-	return err
-}
-
-// findPrincipal reads a role or user and compares its id. It returns a *principalGoneError if the id differs.
+// findPrincipal reads a role or user and compares its id. If the name belongs to another
+// principal or to none, it returns a refusal that wraps activities.ErrTargetGone.
 func (a *Account) findPrincipal(ctx context.Context, t playbooks.Target) (principal, error) {
 	if t.UID == "" || t.Name == "" {
 		return principal{}, activities.Refusef("the %s has no id; use a target from `enrich: aws.identity`", t.Kind)
@@ -68,12 +54,12 @@ func (a *Account) findPrincipal(ctx context.Context, t playbooks.Target) (princi
 	}
 	switch {
 	case isNotFound(err):
-		return principal{}, &principalGoneError{fmt.Sprintf("%s is gone", t)}
+		return principal{}, activities.RefuseGonef("%s is gone", t)
 	case err != nil:
 		return principal{}, err
 	case p.ID != t.UID:
-		return principal{}, &principalGoneError{fmt.Sprintf("%s with the id %s is gone; a different object with the same name has the id %s", t,
-			plainText(t.UID, 40), p.ID)}
+		return principal{}, activities.RefuseGonef("%s with the id %s is gone; a different object with the same name has the id %s", t,
+			plainText(t.UID, 40), p.ID)
 	case t.ARN != "" && t.ARN != p.ARN:
 		return principal{}, activities.Refusef("%s is %s, not %s: it belongs to an account that Stanch is not configured for",
 			t, p.ARN, plainText(t.ARN, 200))

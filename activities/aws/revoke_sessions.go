@@ -98,7 +98,7 @@ func (a *revokeSessionsAction) Plan(ctx context.Context, r activities.Request) (
 	}
 	p, err := a.account.findPrincipal(ctx, r.Target)
 	if err != nil {
-		return activities.Plan{}, refuseIfGone(err)
+		return activities.Plan{}, err
 	}
 	if err := a.account.refuseProtected(ctx, p); err != nil {
 		return activities.Plan{}, err
@@ -138,7 +138,7 @@ func (a *revokeSessionsAction) Apply(ctx context.Context, r activities.Request, 
 	}
 	p, err := a.account.findPrincipal(ctx, r.Target)
 	if err != nil {
-		return activities.Effect{}, refuseIfGone(err)
+		return activities.Effect{}, err
 	}
 	return a.account.applyInline(ctx, p, a.buildDeny(p, r), r)
 }
