@@ -1,0 +1,63 @@
+package main
+
+// target is code that decides something that must not be wrong, with the tests that hold it.
+type target struct {
+	Name   string
+	Files  []source
+	Suites []suite // from cheap to expensive; a mutant that survives one is given to the next that reaches it
+}
+
+// source is a set of files of one package, relative to the root of the project.
+type source struct {
+	Dir   string
+	Files []string
+}
+
+// suite is the tests of one package whose names match a regular expression; "" means all.
+type suite struct {
+	Package string
+	Run     string
+}
+
+func targets() []target {
+	return []target{
+		{
+			Name: "attestation",
+			Files: []source{{"sensors/attestation", []string{
+				"drill.go", "envelope.go", "keyset.go", "statements.go",
+			}}},
+			Suites: []suite{{Package: "./sensors/attestation"}},
+		},
+		{
+			Name:   "lease",
+			Files:  []source{{"workflows/lease", []string{"machine.go", "report.go"}}},
+			Suites: []suite{{Package: "./workflows/lease"}},
+		},
+		{
+			Name: "guards",
+			Files: []source{{"worker/guards", []string{
+				"file_kill_switch.go", "guards.go", "protection.go", "shared_kill_switch.go", "signed_state.go",
+				"target_checks.go", "used_grants.go",
+			}}},
+			Suites: []suite{{Package: "./worker/guards"}},
+		},
+		{
+			Name: "approvals",
+			Files: []source{
+				{"activities", []string{"approvals.go", "approval_request.go"}},
+				{"playbooks", []string{"approvers.go"}},
+			},
+			Suites: []suite{{Package: "./activities", Run: "Vote|Approv|Grant|Plan"}},
+		},
+		{
+			Name:   "decisions",
+			Files:  []source{{"worker/decisions", []string{"approver_exclusion.go", "service.go"}}},
+			Suites: []suite{{Package: "./worker/decisions"}},
+		},
+		{
+			Name:   "approval-workflow",
+			Files:  []source{{"workflows/playbook", []string{"approval.go"}}},
+			Suites: []suite{{Package: "./testenv/interpreter"}},
+		},
+	}
+}
