@@ -37,7 +37,7 @@ func swaps(op token.Token) []string {
 
 // mutateBinary swaps operators of conditions, and + and -.
 func (m *mutator) mutateBinary(n *ast.BinaryExpr) {
-	if m.info.Types[n].Value != nil {
+	if m.info.Types[n].Value != nil || m.isInMake() {
 		return
 	}
 	if n.Op == token.ADD || n.Op == token.SUB {
@@ -183,17 +183,14 @@ func (m *mutator) allowsVariable(e ast.Expr) bool {
 	case *ast.CaseClause:
 		return false
 	case *ast.CallExpr:
-		// A capacity changes nothing that a caller can see.
-		if f, ok := p.Fun.(*ast.Ident); ok && f.Name == "make" {
-			return false
-		}
-		return p.Fun != e && m.info.Types[p].Value == nil
+		return p.Fun != e && m.info.Types[p].Value == nil && !m.isInMake()
 	case ast.Expr:
 		return m.info.Types[p].Value == nil && !m.isInMake()
 	}
 	return true
 }
 
+// isInMake reports whether the current node is inside of a call of make: a capacity changes nothing that a caller sees.
 func (m *mutator) isInMake() bool {
 	return slices.ContainsFunc(m.parents, func(n ast.Node) bool {
 		c, ok := n.(*ast.CallExpr)

@@ -47,7 +47,7 @@ func targets() []target {
 				{"activities", []string{"approvals.go", "approval_request.go"}},
 				{"playbooks", []string{"approvers.go"}},
 			},
-			Suites: []suite{{Package: "./activities", Run: "Vote|Approv|Grant|Plan"}},
+			Suites: []suite{{Package: "./activities", Run: "Vote|Approv|Grant|Plan|Request|BreakGlass|Receipt"}},
 		},
 		{
 			Name:   "decisions",
