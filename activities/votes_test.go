@@ -137,11 +137,12 @@ func TestBreakGlassStandsInGrantAndManifest(t *testing.T) {
 	require.True(t, c.Granted)
 	require.Equal(t, "ann used break-glass: nobody answers. approved by ann (a test)", c.Reason)
 	require.True(t, b.grants(c)[0].BreakGlass)
+	require.False(t, b.grants(c)[0].DrillOnly)
 	entries, problems, err := b.activities.Evidence.Verify(testIncidentID, b.signer.Keyring(), "")
 	require.NoError(t, err)
 	require.Empty(t, problems)
 	require.Equal(t, activities.EntryKindBreakGlass, entries[0].Entry.Kind)
-	require.Contains(t, string(entries[0].Body), "ann: nobody answers")
+	require.Equal(t, "ann: nobody answers", entries[0].Entry.AuditRecord.Note)
 }
 
 // brokenAuthority cannot sign.

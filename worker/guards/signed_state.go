@@ -57,7 +57,7 @@ func (s *signedState) signState(a activities.Authority, stopped bool, by, reason
 		Paused:   stopped, ChangedBy: by, ChangedAt: now.UTC(), Reason: reason,
 	})
 	if err != nil {
-		return "", fmt.Errorf("sign the manifest entry: %w", err)
+		return "", fmt.Errorf("sign the state of the kill switch: %w", err)
 	}
 	raw, err := json.Marshal(signed)
 	return string(raw), err //nolint:wrapcheck // plain data
