@@ -152,8 +152,8 @@ func (m *mutator) mutateConstant(e ast.Expr) {
 	switch {
 	case t.Type.String() == "time.Duration":
 		step = fmt.Sprint(int64(unitOf(time.Duration(value))))
-	case basic.Info()&types.IsFloat != 0:
-		step = "0.1"
+	case basic.Info()&types.IsFloat != 0 && value != float64(int64(value)):
+		step = "0.1" // a fraction
 	}
 	more := m.add(e, m.text(e)+" + 1")
 	less := m.add(e, m.text(e)+" - 1")

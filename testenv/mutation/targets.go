@@ -52,7 +52,7 @@ func targets() []target {
 		{
 			Name:   "decisions",
 			Files:  []source{{"worker/decisions", []string{"approver_exclusion.go", "service.go"}}},
-			Suites: []suite{{Package: "./worker/decisions"}},
+			Suites: []suite{{Package: "./worker/decisions", Run: "^Test(Decision|Person|Invalid|Pause|Triage|Approvers|Only)"}},
 		},
 		{
 			Name:   "approval-workflow",
