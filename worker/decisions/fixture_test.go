@@ -44,6 +44,8 @@ type decisionFixture struct {
 	signals    []any
 	signalErr  error
 	incidents  error // of queries of the incident
+	leases     error // of the list of leases
+	countVotes bool  // a vote is counted at once
 	killSwitch *guards.FileKillSwitch
 }
 
@@ -95,7 +97,7 @@ func (f *decisionFixture) ListWorkflow(_ context.Context, in *workflowservice.Li
 	case strings.Contains(in.GetQuery(), "'Playbook'"):
 		id = "playbook/a/1"
 	default:
-		return &workflowservice.ListWorkflowExecutionsResponse{}, nil
+		return &workflowservice.ListWorkflowExecutionsResponse{}, f.leases
 	}
 	return &workflowservice.ListWorkflowExecutionsResponse{Executions: []*workflowpb.WorkflowExecutionInfo{{
 		Execution: &commonpb.WorkflowExecution{WorkflowId: id}, Status: enumspb.WORKFLOW_EXECUTION_STATUS_RUNNING,
@@ -122,6 +124,9 @@ func (f *decisionFixture) QueryWorkflow(_ context.Context, _, _, query string, _
 func (f *decisionFixture) SignalWorkflow(_ context.Context, _, _, _ string, arg any) error {
 	if f.signalErr == nil {
 		f.signals = append(f.signals, arg)
+	}
+	if f.countVotes {
+		f.open[0].ApprovedBy = append(f.open[0].ApprovedBy, f.lastVote().Person)
 	}
 	return f.signalErr
 }

@@ -40,6 +40,22 @@ func TestDecisionOnRequestIsSignedAndSent(t *testing.T) {
 	require.False(t, f.lastVote().WithdrawsRequest)
 }
 
+func TestPersonWaitsForResult(t *testing.T) {
+	f := newDecisionFixture(t)
+	f.countVotes = true
+	got, err := f.vote(f.person("alice"), decisions.VoteRequest{Approve: true, WaitForResult: true})
+	require.NoError(t, err)
+	require.Equal(t, decisions.ResultCounted, got.Result)
+	require.Equal(t, []string{"alice"}, got.ApprovedBy)
+	got, err = f.vote(f.person("eve"), decisions.VoteRequest{Approve: true, WaitForResult: true})
+	require.ErrorContains(t, err, "eve is not allowed", "a refused vote has no result to wait for")
+	require.Nil(t, got)
+	f.open = nil
+	got, err = f.vote(f.person("bob"), decisions.VoteRequest{Approve: true})
+	require.ErrorContains(t, err, "has no pending approval request")
+	require.Nil(t, got)
+}
+
 func TestPersonWhoApprovedBeforeIsNotCountedTwice(t *testing.T) {
 	f := newDecisionFixture(t)
 	f.open[0].ApprovedBy = []string{"alice"}
@@ -231,6 +247,7 @@ func TestPauseAndResumeStandInTheJournal(t *testing.T) {
 	f.Evidence = nil
 	require.NoError(t, f.Pause(t.Context(), f.person("bob"), ""), "without a store, nothing is recorded")
 
+	require.ErrorContains(t, f.Resume(t.Context(), f.drillKey()), "is not allowed to resume", "whatever its groups are")
 	f.GroupMembership = fixedGroups{err: errors.New("Slack is unreachable")}
 	require.ErrorContains(t, f.Resume(t.Context(), f.person("eve")), "is not allowed to resume", "unknown groups permit nothing")
 	f.KillSwitch = nil
@@ -239,6 +256,7 @@ func TestPauseAndResumeStandInTheJournal(t *testing.T) {
 	f.KillSwitch = f.killSwitch
 	require.Equal(t, "the kill switch cannot be read", f.PausedBy(t.Context()))
 	require.ErrorContains(t, f.Pause(t.Context(), f.person("bob"), ""), "read the kill switch")
+	require.ErrorContains(t, f.Resume(t.Context(), f.operator()), "read the kill switch")
 	require.Contains(t, decisions.PausedWarning("by bob"), "(by bob): containments approved now are refused")
 }
 
@@ -284,7 +302,9 @@ func TestTriageRules(t *testing.T) {
 	refuse(f, f.person("eve"), incident.TriageAssigned, "eve is not allowed to change containments in shop; allowed: responders")
 	refuse(f, f.drillKey(), incident.TriageAssigned, "a drill's key can only change leases of drills")
 	f.incident.Drill = true
-	_, err := f.triage(f.drillKey(), incident.TriageAssigned)
+	drill := f.drillKey()
+	drill.Groups = nil
+	_, err := f.triage(drill, incident.TriageAssigned)
 	require.NoError(t, err)
 	f = newDecisionFixture(t)
 	_, err = f.triage(f.operator(), incident.TriageAssigned)
@@ -306,10 +326,19 @@ func TestTriageRules(t *testing.T) {
 	refuse(f, f.person("bob"), incident.TriageAssigned, "send the triage decision to "+voters.IncidentID)
 	require.Empty(t, f.entries(voters.IncidentID))
 
-	// An incident without leases has none to release, which is said.
+	for _, kind := range []incident.TriageKind{incident.TriageFalsePositive, incident.TriageTruePositive} {
+		f = newDecisionFixture(t)
+		f.leases = errors.New("timed out")
+		_, err = f.triage(f.person("bob"), kind)
+		require.Equal(t, kind == incident.TriageFalsePositive, err != nil, "only a false positive releases leases")
+		require.Len(t, f.signals, 1)
+	}
 	f = newDecisionFixture(t)
-	_, err = f.triage(f.person("bob"), incident.TriageFalsePositive)
+	_, err = f.Triage(t.Context(), f.person("bob"), decisions.TriageRequest{
+		IncidentID: voters.IncidentID, Kind: incident.TriageAssigned, Reason: strings.Repeat("é", 600),
+	})
 	require.NoError(t, err)
+	require.Len(t, []rune(f.signals[0].(incident.TriageDecision).Reason), 500)
 }
 
 func TestApproversWhoMayVoteAreCounted(t *testing.T) {
@@ -323,6 +352,8 @@ func TestApproversWhoMayVoteAreCounted(t *testing.T) {
 	alice := func(p config.Person) bool { return p.Name == "alice" }
 	require.Equal(t, "only 1 of the 3 required approvers are allowed to vote, so it cannot be approved",
 		f.TooFewApproversReason(f.cfg, a, alice), "who may not vote may not break the glass either")
+	require.Contains(t, f.TooFewApproversReason(f.cfg, a, func(p config.Person) bool { return p.Name == "eve" }),
+		"without break-glass")
 	a.Quorum = 0
 	require.Empty(t, f.TooFewApproversReason(f.cfg, a, alice), "one is enough")
 	none := func(config.Person) bool { return true }
