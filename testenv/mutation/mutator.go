@@ -5,6 +5,7 @@ import (
 	"go/ast"
 	"go/token"
 	"go/types"
+	"slices"
 	"strings"
 )
 
@@ -38,6 +39,7 @@ type mutator struct {
 	edits        []edit
 
 	tree     *ast.File
+	chosen   []string   // functions that are changed; nil means all
 	function string     // name of the function that is walked
 	parents  []ast.Node // from the file to the parent of the current node
 }
@@ -52,6 +54,9 @@ func (m *mutator) mutateFile() string {
 		m.function = f.Name.Name
 		if f.Recv != nil {
 			m.function = strings.TrimPrefix(types.ExprString(f.Recv.List[0].Type), "*") + "." + m.function
+		}
+		if m.chosen != nil && !slices.Contains(m.chosen, m.function) {
+			continue
 		}
 		m.parents = []ast.Node{f}
 		ast.Inspect(f.Body, func(n ast.Node) bool {
@@ -173,12 +178,7 @@ func (m *mutator) isInList(s ast.Stmt) bool {
 	case *ast.FuncDecl:
 		return false
 	}
-	for _, other := range list {
-		if other == s {
-			return true
-		}
-	}
-	return false
+	return slices.Contains(list, s)
 }
 
 func (m *mutator) removal(s ast.Stmt) {

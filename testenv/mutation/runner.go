@@ -73,7 +73,10 @@ func writeOverlay(ctx context.Context, t target, dir string) (mutants []mutant, 
 			if err != nil {
 				return nil, "", fmt.Errorf("read a target: %w", err)
 			}
-			m := &mutator{typedPackage: p, target: t.Name, file: file, src: string(src), nextID: &next, tree: p.trees[name]}
+			m := &mutator{
+				typedPackage: p, target: t.Name, file: file, src: string(src), nextID: &next, tree: p.trees[name],
+				chosen: s.Functions,
+			}
 			if err := write(file, m.mutateFile()); err != nil {
 				return nil, "", fmt.Errorf("write the overlay: %w", err)
 			}
@@ -113,7 +116,7 @@ func buildSuite(ctx context.Context, s suite, overlay, file string) (*suiteBinar
 	start := time.Now()
 	list := file + ".reached"
 	if out, err := b.run(ctx, envReached+"="+list); err != nil {
-		return nil, fmt.Errorf("the tests of %s fail without a mutant: %w\n%s", s.Package, err, out)
+		return nil, fmt.Errorf("the tests of %s fail without a mutant: %w\n%s", s.Package, err, out[max(0, len(out)-2000):])
 	}
 	b.timeout = 10*time.Second + 5*time.Since(start)
 	raw, err := os.ReadFile(list) //nolint:gosec // written by the tests
