@@ -17,7 +17,7 @@ PACKAGES   += gcc libc6-dev git make nginx-light redis-server redis-tools apache
 # The baseline for the cost of the sensor.
 BENCH      := bpftrace
 
-.PHONY: help run stop build setup test test-short bench check lint generate fuzz soak clean
+.PHONY: help run stop build setup test test-short mutation bench check lint generate fuzz soak clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -50,6 +50,9 @@ test: setup build ## run every test, including kernel, node, Temporal, and Kuber
 
 test-short: ## run the tests that need neither root nor a cluster
 	$(GO) test ./sensors ./sensors/rules ./sensors/attestation ./sensors/gatewayrpc ./sensors/redact ./sensors/integrations/... ./playbooks/... ./workflows/... ./worker/config ./worker/codec ./worker/guards
+
+mutation: ## change the deciding code a piece at a time, and list the changes that no test notices (about an hour)
+	$(GO) run ./testenv/mutation
 
 bench: build setup ## run benchmarks; results in bench.json (one JSON object per line, with the baseline of the same run)
 	@bash scripts/setup.sh $(BENCH)

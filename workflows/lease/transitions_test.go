@@ -43,8 +43,10 @@ func TestTimingDefaults(t *testing.T) {
 }
 
 func TestLeaseThatEndsBeforeNextVerificationWaitsForItsEnd(t *testing.T) {
-	m := lease.NewMachine("LSE-1", playbooks.Target{Kind: playbooks.TargetPod, UID: "u"}, playbooks.FacetNetwork,
-		newHolder("a", 10*time.Second), startTime, lease.Timing{})
+	m := lease.NewMachine("LSE-1", lease.Input{
+		Target: playbooks.Target{Kind: playbooks.TargetPod, UID: "u"}, Facet: playbooks.FacetNetwork,
+		FirstHolder: newHolder("a", 10*time.Second),
+	}, startTime)
 	m.OnApplied(appliedResult(), m.ActivityRequest().ExpiresAt, startTime)
 	require.Equal(t, lease.Command{Kind: lease.CommandWait, Until: atOffset(10 * time.Second)}, m.NextCommand(startTime))
 }
@@ -342,8 +344,10 @@ func TestUndoHasEndInForceThoughALaterOneWasRequested(t *testing.T) {
 }
 
 func TestDelayOfUndoRetriesIsLimitedWithoutAMaximum(t *testing.T) {
-	m := lease.NewMachine("LSE-1", playbooks.Target{}, playbooks.FacetNetwork, newHolder("a", time.Hour), startTime,
-		lease.Timing{UndoRetryInitial: time.Second, UndoRetryMax: 1000 * time.Hour})
+	m := lease.NewMachine("LSE-1", lease.Input{
+		Facet: playbooks.FacetNetwork, FirstHolder: newHolder("a", time.Hour),
+		Timing: lease.Timing{UndoRetryInitial: time.Second, UndoRetryMax: 1000 * time.Hour},
+	}, startTime)
 	for range 20 {
 		m.OnUndone(activities.UndoResult{}, nil, startTime)
 	}
