@@ -71,6 +71,8 @@ type Options struct {
 	SocketGroup string
 	// KillSwitch is the kill switch; nil means a file in DataDir, for this process only.
 	KillSwitch guards.KillSwitch
+	// Persist makes durable what Temporal has acknowledged; nil means that its acknowledgment survives a power loss.
+	Persist func() error
 	// Version is this program's version, for exports.
 	Version string
 	// DataConverter is that of Client's options: audits decrypt histories with it.
@@ -219,6 +221,7 @@ func (w *Worker) openDecisions(context.Context) error {
 	w.Decisions = &decisions.Service{
 		Queries: w.Queries, Authority: w.Authority, Roster: config.NewRoster(w.Config, w.ConfigFile),
 		ScopeApprovers: w.Activities.ScopeApprovers, KillSwitch: w.KillSwitch, Evidence: w.Activities.Evidence, Log: w.Log,
+		Persist: w.Persist,
 	}
 	return nil
 }
@@ -235,7 +238,7 @@ func (w *Worker) openIngest(ctx context.Context) error {
 	w.Ingester = &ingest.Ingester{
 		Temporal: o.TemporalClient, Authority: o.Authority, Config: o.Config, Kube: o.KubeClient,
 		LeaseTiming: o.LeaseTiming, Log: o.Log, IncidentWorkflow: w.workflows.incidents.Incident, Tracer: o.Tracer,
-		Failpoint: o.Failpoint, DrillRegistry: w.drills, ChatEnabled: o.Config.Slack != nil, OnAccepted: exports.Enqueue,
+		Failpoint: o.Failpoint, Persist: o.Persist, DrillRegistry: w.drills, ChatEnabled: o.Config.Slack != nil, OnAccepted: exports.Enqueue,
 	}
 	w.NodeServer.Ingester, w.NodeServer.NodeLimits = w.Ingester, o.Config.NodeLimits
 	w.watchHealth(ctx)

@@ -229,7 +229,7 @@ func (u *upRun) startWorker(ctx context.Context) error {
 		LeaseTiming: lease.Timing{VerifyInterval: u.verifyInterval, Route: workflows.ActivityRoute{LocalOnly: true}},
 		NodeListen:  u.nodeAddress, NodeHosts: []string{"localhost", "127.0.0.1"}, SourceListen: u.detectionAddress,
 		SocketPath: u.socketPath(), SocketGroup: u.group, Log: u.log, Failpoint: newCrashFailpoint(u.crashPoint),
-		Version: version, Tracer: traces.Tracer(),
+		Version: version, Tracer: traces.Tracer(), Persist: u.server.Persist,
 	})
 	if err != nil {
 		return err

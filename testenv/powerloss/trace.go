@@ -101,6 +101,12 @@ func parseCall(text string) (call, error) {
 		}
 		c.args = append(c.args, arg)
 	}
+	switch name { // older forms, which SQLite uses
+	case "open":
+		c.name, c.args = "openat", append([]string{"AT_FDCWD"}, c.args...)
+	case "unlink":
+		c.name, c.args = "unlinkat", append([]string{"AT_FDCWD"}, append(c.args, "0")...)
+	}
 	return c, nil
 }
 
@@ -116,14 +122,14 @@ var handlers = map[string]func(*disk, call) error{
 // unknown are system calls that the model does not replay: one that touches the directory fails the test. Those with a
 // question mark do not exist on every architecture.
 var unknown = []string{
-	"?open", "?creat", "openat2", "writev", "pwritev", "pwritev2", "sync_file_range", "syncfs",
-	"?rename", "?link", "?unlink", "?rmdir", "?mkdir", "?symlink", "symlinkat", "truncate", "fallocate",
+	"?creat", "openat2", "writev", "pwritev", "pwritev2", "sync_file_range", "syncfs",
+	"?rename", "?link", "?rmdir", "?mkdir", "?symlink", "symlinkat", "truncate", "fallocate",
 	"copy_file_range", "sendfile", "splice", "dup", "?dup2", "dup3",
 }
 
 // traced returns the names of all system calls to record.
 func traced() []string {
-	names := slices.Clone(unknown)
+	names := append(slices.Clone(unknown), "?open", "?unlink") // replayed as openat and unlinkat
 	for name := range handlers {
 		names = append(names, name)
 	}

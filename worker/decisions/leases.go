@@ -63,7 +63,7 @@ func (d *Service) Release(ctx context.Context, s Principal, q LeaseRequest) ([]p
 		if err != nil {
 			return err
 		}
-		if err := d.Queries.Temporal.SignalWorkflow(ctx, l.workflowID, "", workflows.SignalReleaseLease,
+		if err := d.signal(ctx, l.workflowID, workflows.SignalReleaseLease,
 			lease.ReleaseSignal{HolderID: l.holder, Grant: grant}); err != nil {
 			return fmt.Errorf("release %s: %w", m.LeaseID, err)
 		}
@@ -120,7 +120,7 @@ func (d *Service) Extend(ctx context.Context, s Principal, q LeaseRequest) ([]pl
 		if err != nil {
 			return err
 		}
-		if err := d.Queries.Temporal.SignalWorkflow(ctx, l.workflowID, "", workflows.SignalExtendLease,
+		if err := d.signal(ctx, l.workflowID, workflows.SignalExtendLease,
 			lease.ExtendSignal{HolderID: l.holder, ExpiresAt: until, Grant: grant}); err != nil {
 			return fmt.Errorf("extend %s: %w", m.LeaseID, err)
 		}

@@ -44,6 +44,10 @@ type Service struct {
 	ManualRequests  *ManualRequests // nil: manual requests are disabled
 	Log             *slog.Logger
 
+	// Persist makes durable what Temporal has, before a decision is acknowledged. Nil means that Temporal's own
+	// acknowledgment survives a power loss.
+	Persist func() error
+
 	rateLimiter  ratelimit.PerCaller
 	refusedVotes refusedVoteCounter
 }
@@ -63,6 +67,15 @@ type VoteRequest struct {
 	BreakGlass bool `json:"break_glass,omitempty"`
 	// WaitForResult waits a moment for the result of the vote.
 	WaitForResult bool `json:"wait_for_result,omitempty"`
+}
+
+// signal sends a signed decision to the workflow that waits for it. It returns when the decision is durable.
+func (d *Service) signal(ctx context.Context, workflowID, name string, decision any) error {
+	err := d.Queries.Temporal.SignalWorkflow(ctx, workflowID, "", name, decision)
+	if err == nil && d.Persist != nil {
+		err = d.Persist()
+	}
+	return err //nolint:wrapcheck // the caller says what was sent
 }
 
 // AllowRequest reports whether a caller may make another request now.
@@ -137,7 +150,7 @@ func (d *Service) castVote(ctx context.Context, s Principal, v VoteRequest) (*Vo
 	if err != nil {
 		return nil, fmt.Errorf("sign the vote: %w", err)
 	}
-	if err := d.Queries.Temporal.SignalWorkflow(ctx, open.WorkflowID, "", workflows.SignalVote, signed); err != nil {
+	if err := d.signal(ctx, open.WorkflowID, workflows.SignalVote, signed); err != nil {
 		return nil, errors.Join(why, fmt.Errorf("send the vote to %s: %w", open.WorkflowID, err))
 	}
 	if why != nil {
@@ -288,7 +301,7 @@ func (d *Service) Triage(ctx context.Context, s Principal, q TriageRequest) (*Tr
 			done.DeniedRequests = append(done.DeniedRequests, p.Title+p.DurationText())
 		}
 	}
-	if err := d.Queries.Temporal.SignalWorkflow(ctx, workflows.IncidentWorkflowID(in.GroupingKey), "",
+	if err := d.signal(ctx, workflows.IncidentWorkflowID(in.GroupingKey),
 		workflows.SignalTriage, mark); err != nil {
 		return nil, fmt.Errorf("send the triage decision to %s: %w", in.ID, err)
 	}

@@ -41,10 +41,14 @@ const Namespace = "stanch"
 // HistoryRetention is how long Temporal keeps a closed workflow's history, and its audit can be read from there.
 const HistoryRetention = 90 * 24 * time.Hour
 
+// databaseFile is the name of the SQLite file.
+const databaseFile = "temporal.db"
+
 // Server is a running Temporal.
 type Server struct {
 	server  temporal.Server
 	polls   *longPolls
+	dataDir string
 	Address string // on loopback
 	TLS     *tls.Config
 }
@@ -96,7 +100,7 @@ func Start(ctx context.Context, o Options) (*Server, error) {
 	if err := server.Start(); err != nil {
 		return nil, fmt.Errorf("start Temporal: %w", err)
 	}
-	s := &Server{server: server, polls: polls, Address: cfg.PublicClient.HostPort}
+	s := &Server{server: server, polls: polls, dataDir: o.DataDir, Address: cfg.PublicClient.HostPort}
 	if s.TLS, err = o.PKI.MutualTLSConfig(authority.RoleTemporal, "stanch"); err != nil {
 		return nil, err
 	}
@@ -129,6 +133,20 @@ func (s *Server) checkHealth(ctx context.Context) error {
 	defer c.Close()
 	_, err = c.CheckHealth(ctx, &client.CheckHealthRequest{})
 	return err //nolint:wrapcheck // the caller adds context
+}
+
+// Persist makes everything durable that the server has acknowledged. SQLite syncs its write-ahead log only when it
+// moves the log's content into the database: without this call, a power loss takes the newest workflows and signals.
+func (s *Server) Persist() error {
+	return PersistDatabase(s.dataDir)
+}
+
+// PersistDatabase syncs the database in a server's data directory.
+func PersistDatabase(dir string) error {
+	if err := durablefile.Sync(filepath.Join(dir, databaseFile+"-wal")); err != nil {
+		return fmt.Errorf("sync Temporal's database: %w", err)
+	}
+	return nil
 }
 
 // Stop stops the server. Running requests are completed; waiting ones end at once.
@@ -197,7 +215,7 @@ func newServerConfig(o Options, cert, key, ca string) (*config.Config, error) {
 	cfg.Persistence = config.Persistence{
 		DefaultStore: sqliteplugin.PluginName, VisibilityStore: sqliteplugin.PluginName, NumHistoryShards: 1,
 		DataStores: map[string]config.DataStore{sqliteplugin.PluginName: {SQL: &config.SQL{
-			PluginName: sqliteplugin.PluginName, DatabaseName: filepath.Join(o.DataDir, "temporal.db"),
+			PluginName: sqliteplugin.PluginName, DatabaseName: filepath.Join(o.DataDir, databaseFile),
 			// With a write-ahead log, a commit survives a crash of the process without waiting for the disk; only a
 			// crash of the machine may lose the last moments.
 			ConnectAttributes: map[string]string{"mode": "rwc", "journal_mode": "wal", "synchronous": "normal"},

@@ -54,6 +54,9 @@ type Ingester struct {
 	IncidentWorkflow any
 	// OnAccepted is called for every detection that Temporal has accepted. It must not block. Nil does nothing.
 	OnAccepted func(sensors.Detection)
+	// Persist makes durable what Temporal has, before anything is acknowledged. Nil means that Temporal's own
+	// acknowledgment survives a power loss.
+	Persist func() error
 	// Tracer traces accepted detections. Nil disables tracing.
 	Tracer trace.Tracer
 	// Failpoint is called at named points, so that tests can kill the process there. Nil does nothing.

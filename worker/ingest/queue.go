@@ -164,6 +164,11 @@ func (i *Ingester) signalIncident(key string, batch []*queuedDetection) error {
 		return &TemporaryError{fmt.Errorf("send %d detections to incident %s: %w", len(batch), key, err)}
 	}
 	i.hitFailpoint("intake/given")
+	if i.Persist != nil {
+		if err := i.Persist(); err != nil {
+			return &TemporaryError{fmt.Errorf("make %d detections of incident %s durable: %w", len(batch), key, err)}
+		}
+	}
 	return nil
 }
 
