@@ -195,7 +195,9 @@ func accountFromARN(arn string) string {
 func nameFromARN(arn string) string { return arn[strings.LastIndexByte(arn, '/')+1:] }
 
 // lookUp calls CloudTrail, which allows two lookups per second.
-func (a *Account) lookUp(ctx context.Context, in *cloudtrail.LookupEventsInput) (*cloudtrail.LookupEventsOutput, error) {
+func (a *Account) lookUp(ctx context.Context, in *cloudtrail.LookupEventsInput) (*cloudtrail.LookupEventsOutput,
+	error,
+) {
 	if err := a.lookupLimiter.Wait(ctx); err != nil {
 		return nil, fmt.Errorf("wait for CloudTrail's rate limit: %w", err)
 	}

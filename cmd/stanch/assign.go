@@ -18,7 +18,10 @@ yourself. Use resolve once you know what it was.`,
 		Example: `  stanch assign INC-01JABCDEFGHJKMNPQRSTVWXYZ0
   stanch assign INC-01JABCDEFGHJKMNPQRSTVWXYZ0 --reason "I know this service"`,
 		RunE: func(cmd *cobra.Command, ids []string) error {
-			return submitTriage(cmd, g, decisions.TriageRequest{IncidentID: ids[0], Kind: incident.TriageAssigned, Reason: reason})
+			return submitTriage(cmd, g, decisions.TriageRequest{
+				IncidentID: ids[0], Kind: incident.TriageAssigned,
+				Reason: reason,
+			})
 		},
 	}
 	c.Flags().StringVar(&reason, "reason", "", "the reason, for the audit record")

@@ -111,8 +111,9 @@ func (k *collector) addExecutable(p *Process, read hashedCopy, reason string, si
 	k.copiedBytes += int64(len(head))
 	own := sha256.Sum256(head)
 	k.executables = append(k.executables, ExecutableCopy{
-		Name: "exe-" + read.sha256Hex[:16], ContainerPath: p.Exe, Reason: reason, SHA256: hex.EncodeToString(own[:]), FileSize: size,
-		Data: head,
+		Name: "exe-" + read.sha256Hex[:16], ContainerPath: p.Exe, Reason: reason, SHA256: hex.EncodeToString(own[:]),
+		FileSize: size,
+		Data:     head,
 	})
 }
 

@@ -35,7 +35,8 @@ func TestPersistedRowOfTemporalSurvivesPowerLoss(t *testing.T) {
 			require.NoError(t, db.Close())
 		},
 		Run: func(t *testing.T, dir string) { // the database stays open: closing it would sync it
-			_, err := openTemporalDatabase(t, dir).ExecContext(context.Background(), "INSERT INTO executions VALUES ('incident')")
+			_, err := openTemporalDatabase(t, dir).ExecContext(context.Background(),
+				"INSERT INTO executions VALUES ('incident')")
 			require.NoError(t, err)
 			require.NoError(t, embeddedtemporal.PersistDatabase(dir))
 		},

@@ -1,5 +1,5 @@
-// Package cloudtrail reads the CloudTrail events of an account, from a queue or by looking them up. It evaluates nothing
-// and forgets nothing: a message is deleted only after its events were handled.
+// Package cloudtrail reads the CloudTrail events of an account, from a queue or by looking them up. It evaluates
+// nothing and forgets nothing: a message is deleted only after its events were handled.
 package cloudtrail
 
 import (
@@ -98,7 +98,8 @@ func (t *Consumer) consumeQueue(ctx context.Context, url string) {
 func (t *Consumer) handleMessage(ctx context.Context, url string, m aws.QueueMessage) error {
 	events, err := integrations.DecodeCloudTrail([]byte(m.Body))
 	if err != nil {
-		t.Log.Error("parse a message from the CloudTrail queue; send events through EventBridge or SNS, not as S3 notifications",
+		t.Log.Error(
+			"parse a message from the CloudTrail queue; send events through EventBridge or SNS, not as S3 notifications",
 			"events", len(events), "received", m.ReceiveCount, "error", err)
 	}
 	t.reportHealth(ctx, err)

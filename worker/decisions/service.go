@@ -1,7 +1,8 @@
 // Package decisions takes what people decide: votes, releases, extensions, triage, pauses and requests of their own. It
 // looks up what the person may do, signs the decision, and sends it to the workflow that waits for it.
 //
-// It contains and undoes nothing itself, and does not count votes: the playbook's run does, and verifies every signature.
+// It contains and undoes nothing itself, and does not count votes: the playbook's run does, and verifies every
+// signature.
 package decisions
 
 import (
@@ -352,8 +353,9 @@ func (d *Service) Resume(ctx context.Context, s Principal) error {
 		}
 	}
 	if !may {
-		return httpserver.Forbidden("%s is not allowed to resume containments; allowed: the operator of Stanch, and the approvers of "+
-			"a scope", s.Name)
+		return httpserver.Forbidden(
+			"%s is not allowed to resume containments; allowed: the operator of Stanch, and the approvers of "+
+				"a scope", s.Name)
 	}
 	d.Log.Warn("new containments were resumed", "by", s.Name, "authenticated_by", s.AuthenticatedBy)
 	d.recordInManifest(activities.JournalManifest, activities.EntryKindResume,

@@ -29,7 +29,10 @@ func TestDetectionIsAcknowledgedWhenItIsDurable(t *testing.T) {
 		Temporal: server, Authority: auth, Config: config.Default(), Log: slog.New(slog.DiscardHandler),
 		IncidentWorkflow: "Story", Persist: func() error { return diskError },
 	}
-	d := sensors.Detection{ID: "1", Rule: "r", Title: "t", Objective: "o", Severity: sensors.SeverityHigh, Time: time.Now()}
+	d := sensors.Detection{
+		ID: "1", Rule: "r", Title: "t", Objective: "o", Severity: sensors.SeverityHigh,
+		Time: time.Now(),
+	}
 	d.Event.Container.ID = "c0ffee"
 	err = i.Accept(t.Context(), []sensors.Detection{d})
 	require.ErrorIs(t, err, diskError)

@@ -112,10 +112,12 @@ func (e *Enroller) nodeForToken(ctx context.Context, token string) (string, erro
 	}
 	s := review.Status
 	if !s.Authenticated || !slices.Contains(s.Audiences, EnrollAudience) {
-		return "", httpserver.Errorf(http.StatusUnauthorized, "%s", "invalid token: it is not for the audience "+EnrollAudience)
+		return "", httpserver.Errorf(http.StatusUnauthorized, "%s",
+			"invalid token: it is not for the audience "+EnrollAudience)
 	}
 	if want := fmt.Sprintf("system:serviceaccount:%s:%s", e.Namespace, e.ServiceAccount); s.User.Username != want {
-		return "", httpserver.Forbidden("invalid token: %s is not the sensor's service account", truncate.Name(s.User.Username))
+		return "", httpserver.Forbidden("invalid token: %s is not the sensor's service account",
+			truncate.Name(s.User.Username))
 	}
 	name, uid := singleValue(s.User.Extra[extraPodName]), singleValue(s.User.Extra[extraPodUID])
 	if name == "" || uid == "" {

@@ -1,5 +1,5 @@
-// Package queries reads incidents, approval requests and leases from Temporal, which stores them. It changes nothing and
-// keeps no copy.
+// Package queries reads incidents, approval requests and leases from Temporal, which stores them. It changes nothing
+// and keeps no copy.
 package queries
 
 import (
