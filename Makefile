@@ -77,5 +77,8 @@ fuzz: ## fuzz every parser for a minute each
 soak: build setup ## run 10 minutes of benign load and 5 minutes without a gateway; make test does both in seconds
 	@STANCH_BENIGN=10m STANCH_TEST_AWAY=5m bash scripts/soak.sh "$(LAB)"
 
+mutation: ## measure whether the tests of guards, leases, attestation and approvals notice wrong code (10 minutes)
+	@$(GO) run ./testenv/mutation
+
 clean: ## remove build output
 	rm -rf bin .cache

@@ -347,7 +347,6 @@ func TestQueueMessageIsDeletedAfterTemporalAcceptsIt(t *testing.T) {
 	}
 	require.Eventually(t, func() bool { return e.countMessagesLeft(t) == "0+1" }, 20*time.Second, 20*time.Millisecond,
 		"only the first message is left")
-	require.Len(t, e.fakeAWS.CallTimes("DeleteMessage"), 1)
 }
 
 func TestCloudTrailEventsAreReceivedByLookup(t *testing.T) {

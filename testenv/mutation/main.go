@@ -9,8 +9,8 @@
 // that a mutant costs one run of the tests and no build. The changed sources exist in an overlay only: the command never
 // writes into the tree, and decides nothing about coverage of packages that are not its targets.
 //
-// It fails if a target's score is below 90 %, if a surviving mutant has no reason in acceptedSurvivors, or if a mutant
-// with a reason no longer survives.
+// It fails if a target's score is below 90 %, if a surviving mutant has no reason in survivors.json, or if a mutant with
+// a reason no longer survives. Survivors with a reason count as survivors.
 package main
 
 import (
@@ -50,6 +50,10 @@ func run(ctx context.Context, only string, workers int, file string) error {
 	if len(chosen) == 0 {
 		return fmt.Errorf("unknown target %q", only)
 	}
+	reasons, err := readAccepted(acceptedFile)
+	if err != nil {
+		return err
+	}
 	details := io.Discard
 	if file != "" {
 		out, err := os.Create(file) //nolint:gosec // the caller chooses the file
@@ -71,43 +75,49 @@ func run(ctx context.Context, only string, workers int, file string) error {
 				return fmt.Errorf("write the results: %w", err)
 			}
 		}
-		failed = errors.Join(failed, printResult(os.Stdout, t, mutants, time.Since(start)))
+		failed = errors.Join(failed, printResult(os.Stdout, result{t, mutants, time.Since(start)}, reasons))
 	}
 	return failed
 }
 
+// result is a target with its mutants.
+type result struct {
+	target
+	mutants []mutant
+	took    time.Duration
+}
+
 // printResult prints the score and the survivors of a target. It returns an error if the target does not pass.
-func printResult(w io.Writer, t target, mutants []mutant, took time.Duration) error {
+func printResult(w io.Writer, r result, reasons acceptedSurvivors) error {
 	killed, unexplained := 0, 0
-	unused := acceptedOf(t)
-	for _, m := range mutants {
-		if m.Result != resultSurvived {
+	unused := reasons.ofTarget(r.target)
+	for _, m := range r.mutants {
+		if m.Result == resultKilled || m.Result == resultTimedOut {
 			killed++
 			continue
 		}
-		reason := "NO REASON"
-		if a, ok := findAccepted(m); ok {
-			reason = a.Reason
-			unused = slices.DeleteFunc(unused, func(u accepted) bool { return u == a })
-		} else {
+		reason := reasons[keyOf(m)]
+		delete(unused, keyOf(m))
+		if reason == "" {
+			reason = "NO REASON"
 			unexplained++
 		}
-		fmt.Fprintf(w, "%s:%d %s: %s\n\t%s\n\t%s\n", m.File, m.Line, m.Function, m.Text, m.Change, reason)
+		fmt.Fprintf(w, "%s:%d %s (%s): %s\n\t%s\n\t%s\n", m.File, m.Line, m.Function, m.Result, m.Text, m.Change, reason)
 	}
-	score := float64(killed) / float64(max(len(mutants), 1))
-	fmt.Fprintf(w, "%s: %d mutants, %d killed, %d survived, score %.1f%%, %s\n", t.Name, len(mutants), killed,
-		len(mutants)-killed, score*100, took.Round(time.Second))
+	score := float64(killed) / float64(max(len(r.mutants), 1))
+	fmt.Fprintf(w, "%s: %d mutants, %d killed, %d survived, score %.1f%%, %s\n", r.Name, len(r.mutants), killed,
+		len(r.mutants)-killed, score*100, r.took.Round(time.Second))
 	var problems []error
-	for _, a := range unused {
-		problems = append(problems, fmt.Errorf("%s: the accepted survivor no longer survives; remove it: %s %s: %s", t.Name,
-			a.Function, a.Text, a.Change))
+	for a := range unused {
+		problems = append(problems, fmt.Errorf("%s: the accepted survivor no longer survives; remove it from %s: %s: %s: %s",
+			r.Name, acceptedFile, a.Function, a.Text, a.Change))
 	}
 	if unexplained > 0 {
-		problems = append(problems, fmt.Errorf("%s: %d mutants survived without a reason; write a test, or add a reason to "+
-			"acceptedSurvivors", t.Name, unexplained))
+		problems = append(problems, fmt.Errorf("%s: %d mutants survived without a reason; write a test, or add a reason to %s",
+			r.Name, unexplained, acceptedFile))
 	}
 	if score < minScore {
-		problems = append(problems, fmt.Errorf("%s: score %.1f%% is below %.0f%%", t.Name, score*100, minScore*100))
+		problems = append(problems, fmt.Errorf("%s: score %.1f%% is below %.0f%%", r.Name, score*100, minScore*100))
 	}
 	return errors.Join(problems...)
 }

@@ -39,16 +39,8 @@ func runTarget(ctx context.Context, t target, workers int) ([]mutant, error) {
 			return nil, err
 		}
 	}
-	for i := range mutants {
-		if mutants[i].Result == resultNotReached {
-			mutants[i].Result, mutants[i].Change = resultSurvived, mutants[i].Change+notReachedMark
-		}
-	}
 	return mutants, ctx.Err()
 }
-
-// notReachedMark marks survivors that no test runs.
-const notReachedMark = " (not reached)"
 
 // writeOverlay writes the sources with mutants, and returns the file for `go build -overlay`.
 func writeOverlay(ctx context.Context, t target, dir string) (mutants []mutant, overlay string, err error) {

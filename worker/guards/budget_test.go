@@ -116,6 +116,7 @@ func TestBudgetLimits(t *testing.T) {
 		"the hour is used up":      {func(*Input) {}, 3, 0, "the budget of 3 containments per hour is used up"},
 		"the last of the fraction": {func(*Input) {}, 0, 1, ""},
 		"above the fraction":       {func(*Input) {}, 0, 2, "2 of 4 pods"},
+		"a fraction in percent":    {func(f *Input) { f.Config.Budget.MaxFraction = 0.9 }, 0, 3, "the budget allows 90%"},
 		"one of two pods": {func(f *Input) {
 			f.ResolvedTarget.Replicas, f.Config.Budget.MaxFraction = 2, 0.1
 		}, 0, 0, ""},

@@ -127,6 +127,18 @@ func TestSharedUsesRefuseWhatTheyCannotReadOrWrite(t *testing.T) {
 	require.ErrorContains(t, g.RecordUse(t.Context(), "n2", use, now), "stanch-used-grants (`stanch manifests` creates it): forbidden")
 }
 
+func TestSharedUsesThatCannotBeReadAreNotWritten(t *testing.T) {
+	client := newGrantsClient(nil)
+	client.PrependReactor("get", "configmaps", func(ktesting.Action) (bool, runtime.Object, error) {
+		return true, &corev1.ConfigMap{}, errors.New("unreachable")
+	})
+	g := &guards.SharedUsedGrants{KubeClient: client, Namespace: "stanch-system"}
+	require.ErrorContains(t, g.RecordUse(t.Context(), "n", guards.GrantUse{LeaseID: "LSE-1"}, now), "unreachable")
+	for _, a := range client.Actions() {
+		require.NotEqual(t, "patch", a.GetVerb(), "other uses would be lost")
+	}
+}
+
 func TestExpiredUsesLeaveTheConfigMap(t *testing.T) {
 	client := newGrantsClient(nil)
 	g := &guards.SharedUsedGrants{KubeClient: client, Namespace: "stanch-system"}

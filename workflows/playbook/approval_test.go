@@ -284,6 +284,7 @@ func TestVoteIsReceivedOnce(t *testing.T) {
 		a.run.receiveVote(newVote("ann"))
 		a.run.receiveVote(newVote("ann"))
 		a.run.receiveVote(attestation.Envelope{Payload: []byte("no JSON")})
+		a.run.receiveVote(attestation.Envelope{Payload: []byte(`{"step":"cut#1","approved":"no boolean"}`)})
 		unknown, _ := json.Marshal(attestation.Vote{Step: "cut#2", Person: "ann"})
 		a.run.receiveVote(attestation.Envelope{Payload: unknown})
 		require.Len(t, p.Votes, 1)
