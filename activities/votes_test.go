@@ -182,7 +182,8 @@ func TestRequestIDWithinIncident(t *testing.T) {
 	for want, workflow := range map[string]string{
 		"2/contain#1": "playbook/INC-1/2/cryptominer/x", "contain#1": "playbook/INC-2/2/cryptominer",
 	} {
-		require.Equal(t, want, activities.ApprovalRequest{ID: "contain#1", WorkflowID: workflow, IncidentID: "INC-1"}.QualifiedID())
+		q := activities.ApprovalRequest{ID: "contain#1", WorkflowID: workflow, IncidentID: "INC-1"}
+		require.Equal(t, want, q.QualifiedID())
 	}
 	require.Equal(t, "contain#1", activities.ApprovalRequest{
 		ID: "contain#1", WorkflowID: "playbook/INC-1/2", IncidentID: "INC-1",
@@ -201,9 +202,11 @@ func TestDurationOfRequestIsThatOfAllPlans(t *testing.T) {
 	}
 	require.Empty(t, activities.ApprovalRequest{}.DurationText())
 	for _, d := range []time.Duration{0, -time.Hour} {
-		require.Empty(t, activities.ApprovalRequest{Plans: []activities.PlanResult{{Plan: activities.Plan{Duration: d}}}}.DurationText())
+		plans := []activities.PlanResult{{Plan: activities.Plan{Duration: d}}}
+		require.Empty(t, activities.ApprovalRequest{Plans: plans}.DurationText())
 	}
-	require.NotEmpty(t, activities.ApprovalRequest{Plans: []activities.PlanResult{{Plan: activities.Plan{Duration: 1}}}}.DurationText())
+	shortest := []activities.PlanResult{{Plan: activities.Plan{Duration: 1}}}
+	require.NotEmpty(t, activities.ApprovalRequest{Plans: shortest}.DurationText())
 }
 
 func TestChangesOfPlanAreListedForApprovers(t *testing.T) {

@@ -59,9 +59,13 @@ func TestVerifyAcceptsOnlyWhatWasSigned(t *testing.T) {
 	require.NoError(t, ring.Verify(signed, attestation.PayloadTypeVote, &v))
 	require.Equal(t, "ann", v.Person)
 	for want, change := range map[string]func(*attestation.Envelope){
-		`the payload type is "stanch/grant/v1"`: func(s *attestation.Envelope) { s.PayloadType = attestation.PayloadTypeGrant },
-		"unknown key":                           func(s *attestation.Envelope) { s.KeyID = newKey(t, 2).ID() },
-		"invalid signature":                     func(s *attestation.Envelope) { s.Payload = append([]byte(" "), s.Payload...) },
+		`the payload type is "stanch/grant/v1"`: func(s *attestation.Envelope) {
+			s.PayloadType = attestation.PayloadTypeGrant
+		},
+		"unknown key": func(s *attestation.Envelope) { s.KeyID = newKey(t, 2).ID() },
+		"invalid signature": func(s *attestation.Envelope) {
+			s.Payload = append([]byte(" "), s.Payload...)
+		},
 		"cannot be read": func(s *attestation.Envelope) {
 			*s = sign(t, k, attestation.PayloadTypeVote, "a text")
 		},
@@ -77,8 +81,8 @@ func TestPayloadTypeIsPartOfSignature(t *testing.T) {
 	k := newKey(t, 1)
 	s := sign(t, k, attestation.PayloadTypeVote, attestation.Vote{Person: "ann"})
 	s.PayloadType = attestation.PayloadTypeGrant
-	requireUnverified(t, attestation.NewKeyring(k.PublicKey()).Verify(s, attestation.PayloadTypeGrant, &attestation.Grant{}),
-		"invalid signature")
+	ring := attestation.NewKeyring(k.PublicKey())
+	requireUnverified(t, ring.Verify(s, attestation.PayloadTypeGrant, &attestation.Grant{}), "invalid signature")
 	signature := ed25519.Sign(ed25519.NewKeyFromSeed(bytes.Repeat([]byte{1}, 32)),
 		[]byte("stanch/vote/v1\x00"+string(s.Payload)))
 	require.Equal(t, signature, s.Signature, "the format is fixed: type, zero byte, payload")
@@ -118,7 +122,7 @@ func TestKeyringLines(t *testing.T) {
 
 func TestKeySetContainsItsActiveKey(t *testing.T) {
 	k := newKey(t, 1)
-	set := attestation.KeySet{Sequence: 3, ActiveKeyID: k.ID(), PublicKeys: attestation.NewKeyring(k.PublicKey()).EncodeLines()}
+	set := newKeySet(t, 3, 1)
 	ring, err := set.Keyring()
 	require.NoError(t, err)
 	require.Contains(t, ring, k.ID())
@@ -166,12 +170,13 @@ func TestClientFollowsRotations(t *testing.T) {
 func TestClientStaysAtItsKeysIfARotationIsInvalid(t *testing.T) {
 	invalid := newKeySet(t, 2, 3)
 	invalid.PublicKeys = nil
+	otherType := sign(t, newKey(t, 1), "other", newKeySet(t, 0, 2))
 	for want, r := range map[string]*rotation{
 		"unknown key":                            (&rotation{t: t}).add(9, newKeySet(t, 1, 2)),
 		"key set 2 cannot follow key set 0":      (&rotation{t: t}).add(1, newKeySet(t, 2, 2)),
 		"key set 1 cannot follow key set 1":      (&rotation{t: t}).add(1, newKeySet(t, 1, 2)).add(2, newKeySet(t, 1, 3)),
 		"contains no key":                        (&rotation{t: t}).add(1, newKeySet(t, 1, 2)).add(2, invalid),
-		`instead of "stanch/key-set/v1"`:         {t: t, chain: []attestation.Envelope{sign(t, newKey(t, 1), "other", newKeySet(t, 0, 2))}},
+		`instead of "stanch/key-set/v1"`:         {t: t, chain: []attestation.Envelope{otherType}},
 		"stanch/key-set/v1 is signed by the unk": (&rotation{t: t}).add(9, newKeySet(t, 5, 2)),
 	} {
 		got, err := newKeySet(t, 0, 1).ApplyRotations(r.chain)

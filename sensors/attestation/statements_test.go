@@ -45,7 +45,7 @@ func TestManualRequestCoversItsActionsAndDuration(t *testing.T) {
 	require.True(t, a.Permits("pod.isolate", time.Hour))
 	require.False(t, a.Permits("pod.isolate", time.Hour+1))
 	require.False(t, a.Permits("pod.delete", time.Minute))
-	require.True(t, attestation.Attestation{}.Permits("pod.delete", 1000*time.Hour), "a detection covers every containment")
+	require.True(t, attestation.Attestation{}.Permits("pod.delete", 1000*time.Hour), "a detection covers everything")
 }
 
 func TestGrantIsForOneOperationAndATime(t *testing.T) {
@@ -113,15 +113,18 @@ func TestLeaseTokenIsForOneActionOnOneTargetUntilItsEnd(t *testing.T) {
 
 func TestDrillTokenIsForItsRegisteredTarget(t *testing.T) {
 	registered := attestation.DrillTarget{ID: "container:1", CgroupID: 7}
+	token := func(target string, drill *attestation.DrillTarget) attestation.LeaseToken {
+		return attestation.LeaseToken{DrillOnly: true, TargetID: target, DrillTarget: drill}
+	}
 	for name, c := range map[string]struct {
 		token  attestation.LeaseToken
 		reason string
 	}{
 		"no drill":          {attestation.LeaseToken{TargetID: "container:2"}, ""},
-		"registered":        {attestation.LeaseToken{DrillOnly: true, TargetID: "container:1", DrillTarget: &registered}, ""},
-		"unregistered":      {attestation.LeaseToken{DrillOnly: true, TargetID: "container:1"}, "its target is not registered"},
-		"another target":    {attestation.LeaseToken{DrillOnly: true, TargetID: "container:2", DrillTarget: &registered}, "not registered"},
-		"target of no node": {attestation.LeaseToken{DrillOnly: true, TargetID: "pod:1", DrillTarget: &attestation.DrillTarget{ID: "pod:1"}}, ""},
+		"registered":        {token("container:1", &registered), ""},
+		"unregistered":      {token("container:1", nil), "its target is not registered"},
+		"another target":    {token("container:2", &registered), "not registered"},
+		"target of no node": {token("pod:1", &attestation.DrillTarget{ID: "pod:1"}), ""},
 		"another cgroup": {attestation.LeaseToken{
 			DrillOnly: true, TargetID: "container:1", DrillTarget: &attestation.DrillTarget{ID: "container:1", CgroupID: 8},
 		}, "registered cgroup 8 for container:1, not cgroup 7"},

@@ -1,16 +1,16 @@
-// Command mutation measures whether the tests notice wrong code: it changes one operator, constant, statement, or result
-// at a time (a mutant) and runs the tests, which should fail. It prints each mutant that survives.
+// Command mutation measures whether the tests notice wrong code: it changes one operator, constant, statement, or
+// result at a time (a mutant) and runs the tests, which should fail. It prints each mutant that survives.
 //
 //	go run ./testenv/mutation                  # every target
 //	go run ./testenv/mutation -target guards   # one target
 //	go run ./testenv/mutation -json mutants.jsonl
 //
-// All mutants of a target are compiled into one test binary, each behind a switch that an environment variable sets, so
-// that a mutant costs one run of the tests and no build. The changed sources exist in an overlay only: the command never
-// writes into the tree, and decides nothing about coverage of packages that are not its targets.
+// All mutants of a target are compiled into one test binary, each behind a switch that an environment variable sets,
+// so that a mutant costs one run of the tests and no build. The changed sources exist in an overlay only: the command
+// never writes into the tree, and decides nothing about packages that are not its targets.
 //
-// It fails if a target's score is below 90 %, if a surviving mutant has no reason in survivors.json, or if a mutant with
-// a reason no longer survives. Survivors with a reason count as survivors.
+// It fails if a target's score is below 90 %, if a surviving mutant has no reason in survivors.json, or if a mutant
+// with a reason no longer survives. Survivors with a reason count as survivors.
 package main
 
 import (
@@ -113,8 +113,8 @@ func printResult(w io.Writer, r result, reasons acceptedSurvivors) error {
 			r.Name, acceptedFile, a.Function, a.Text, a.Change))
 	}
 	if unexplained > 0 {
-		problems = append(problems, fmt.Errorf("%s: %d mutants survived without a reason; write a test, or add a reason to %s",
-			r.Name, unexplained, acceptedFile))
+		problems = append(problems, fmt.Errorf("%s: %d mutants survived without a reason; write a test, or add a reason "+
+			"to %s", r.Name, unexplained, acceptedFile))
 	}
 	if score < minScore {
 		problems = append(problems, fmt.Errorf("%s: score %.1f%% is below %.0f%%", r.Name, score*100, minScore*100))

@@ -46,7 +46,10 @@ const (
 
 // switchesSource returns the file that is added to a package with mutants.
 func switchesSource(name string) string {
-	return fmt.Sprintf(`package %s
+	return fmt.Sprintf(switchesTemplate, name, envMutant, envReached)
+}
+
+const switchesTemplate = `package %s
 
 import (
 	"fmt"
@@ -108,5 +111,4 @@ func mutStep[T mutNumber](more, less int, step, v T) T {
 }
 
 var _, _, _, _ = mutOn, mutZero[int], mutNeg[int], mutStep[int]
-`, name, envMutant, envReached)
-}
+`

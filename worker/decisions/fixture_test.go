@@ -81,7 +81,8 @@ func newDecisionFixture(t *testing.T) *decisionFixture {
 		Workload:  playbooks.WorkloadIdentity{Namespace: "shop", Kind: "Deployment", Name: "web"},
 		Playbooks: []playbooks.PlaybookRun{{WorkflowID: "playbook/a/1", Playbook: "p"}},
 	}
-	q := voters.Request{ID: "cut#1", Step: "cut", Title: "isolate the pod", Action: "pod.isolate"}.ApprovalRequest("playbook/a/1")
+	asked := voters.Request{ID: "cut#1", Step: "cut", Title: "isolate the pod", Action: "pod.isolate"}
+	q := asked.ApprovalRequest("playbook/a/1")
 	q.AskedAt = time.Now().Add(-time.Minute)
 	f.open = []activities.ApprovalRequest{q}
 	return f
@@ -104,7 +105,9 @@ func (f *decisionFixture) ListWorkflow(_ context.Context, in *workflowservice.Li
 	}}}, nil
 }
 
-func (f *decisionFixture) QueryWorkflow(_ context.Context, _, _, query string, _ ...any) (converter.EncodedValue, error) {
+func (f *decisionFixture) QueryWorkflow(_ context.Context, _, _, query string, _ ...any) (converter.EncodedValue,
+	error,
+) {
 	var value any
 	switch query {
 	case workflows.QueryIncident:
@@ -187,5 +190,6 @@ func (f *decisionFixture) breakConfig() {
 }
 
 func (f *decisionFixture) triage(who decisions.Principal, kind incident.TriageKind) (*decisions.TriageResult, error) {
-	return f.Triage(f.t.Context(), who, decisions.TriageRequest{IncidentID: voters.IncidentID, Kind: kind, Reason: "a test"})
+	q := decisions.TriageRequest{IncidentID: voters.IncidentID, Kind: kind, Reason: "a test"}
+	return f.Triage(f.t.Context(), who, q)
 }

@@ -109,7 +109,7 @@ func TestDecisionRules(t *testing.T) {
 			f.incident.Playbooks[0].RequestID, f.incident.Playbooks[0].RequestedBy = "r", "bob"
 			f.incident.Actors = []string{"person:alice"}
 		}, ""},
-		"requested something, and this ran by itself": {func(f *decisionFixture, _ *decisions.Principal, _ *decisions.VoteRequest) {
+		"requested something, not this": {func(f *decisionFixture, _ *decisions.Principal, _ *decisions.VoteRequest) {
 			f.incident.Actors = []string{"person:alice"}
 		}, ""},
 		"withdraws the own request": {func(f *decisionFixture, _ *decisions.Principal, v *decisions.VoteRequest) {
@@ -249,7 +249,7 @@ func TestPauseAndResumeStandInTheJournal(t *testing.T) {
 
 	require.ErrorContains(t, f.Resume(t.Context(), f.drillKey()), "is not allowed to resume", "whatever its groups are")
 	f.GroupMembership = fixedGroups{err: errors.New("Slack is unreachable")}
-	require.ErrorContains(t, f.Resume(t.Context(), f.person("eve")), "is not allowed to resume", "unknown groups permit nothing")
+	require.ErrorContains(t, f.Resume(t.Context(), f.person("eve")), "is not allowed to resume", "her groups are unknown")
 	f.KillSwitch = nil
 	require.Empty(t, f.PausedBy(t.Context()))
 	f.killSwitch.FilePath = t.TempDir()
@@ -299,7 +299,8 @@ func TestTriageRules(t *testing.T) {
 	}
 	f := newDecisionFixture(t)
 	refuse(f, f.person("bob"), "mine", `invalid disposition "mine"`)
-	refuse(f, f.person("eve"), incident.TriageAssigned, "eve is not allowed to change containments in shop; allowed: responders")
+	refuse(f, f.person("eve"), incident.TriageAssigned,
+		"eve is not allowed to change containments in shop; allowed: responders")
 	refuse(f, f.drillKey(), incident.TriageAssigned, "a drill's key can only change leases of drills")
 	f.incident.Drill = true
 	drill := f.drillKey()
@@ -312,7 +313,8 @@ func TestTriageRules(t *testing.T) {
 
 	f = newDecisionFixture(t)
 	f.incident.Workload.Namespace = ""
-	refuse(f, f.person("bob"), incident.TriageAssigned, "outside of a namespace; allowed: nobody, because its scope has no approvers")
+	refuse(f, f.person("bob"), incident.TriageAssigned,
+		"outside of a namespace; allowed: nobody, because its scope has no approvers")
 	f = newDecisionFixture(t)
 	f.GroupMembership = fixedGroups{err: errors.New("Slack is unreachable")}
 	refuse(f, f.person("eve"), incident.TriageAssigned, "Slack is unreachable")
@@ -347,8 +349,8 @@ func TestApproversWhoMayVoteAreCounted(t *testing.T) {
 	a := playbooks.Approvers{Groups: []string{"responders"}, Quorum: 2}
 	require.Empty(t, f.TooFewApproversReason(f.cfg, a, nobody))
 	a.Quorum = 3
-	require.Equal(t, "only 2 of the 3 required approvers are allowed to vote, so it cannot be approved without break-glass",
-		f.TooFewApproversReason(f.cfg, a, nobody))
+	require.Equal(t, "only 2 of the 3 required approvers are allowed to vote, so it cannot be approved without "+
+		"break-glass", f.TooFewApproversReason(f.cfg, a, nobody))
 	alice := func(p config.Person) bool { return p.Name == "alice" }
 	require.Equal(t, "only 1 of the 3 required approvers are allowed to vote, so it cannot be approved",
 		f.TooFewApproversReason(f.cfg, a, alice), "who may not vote may not break the glass either")
@@ -357,12 +359,16 @@ func TestApproversWhoMayVoteAreCounted(t *testing.T) {
 	a.Quorum = 0
 	require.Empty(t, f.TooFewApproversReason(f.cfg, a, alice), "one is enough")
 	none := func(config.Person) bool { return true }
-	require.Equal(t, "none of its approvers is allowed to vote, so it cannot be approved", f.TooFewApproversReason(f.cfg, a, none))
-	require.Empty(t, f.TooFewApproversReason(f.cfg, playbooks.Approvers{Quorum: 1}, none), "a scope without approvers says so itself")
+	require.Equal(t, "none of its approvers is allowed to vote, so it cannot be approved",
+		f.TooFewApproversReason(f.cfg, a, none))
+	require.Empty(t, f.TooFewApproversReason(f.cfg, playbooks.Approvers{Quorum: 1}, none),
+		"a scope without approvers says so itself")
 
 	f.GroupMembership = fixedGroups{}
 	require.Empty(t, f.TooFewApproversReason(f.cfg, a, none), "Slack may know others")
-	later := playbooks.Approvers{Groups: []string{"leads"}, Quorum: 1, Escalate: &playbooks.Escalation{Groups: []string{"responders"}}}
+	later := playbooks.Approvers{
+		Groups: []string{"leads"}, Quorum: 1, Escalate: &playbooks.Escalation{Groups: []string{"responders"}},
+	}
 	require.Empty(t, f.TooFewApproversReason(f.cfg, later, none))
 	later.Escalate.Groups = []string{"leads"}
 	require.NotEmpty(t, f.TooFewApproversReason(f.cfg, later, none))

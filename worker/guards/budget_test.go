@@ -39,8 +39,8 @@ func TestUsageIsReportedOnceAndCounted(t *testing.T) {
 		AppliedAt: at, LeaseID: "LSE-1", TargetID: "pod:1", Workload: "shop/Deployment/web", ExpiresAt: at.Add(2 * time.Hour),
 	}}, reported)
 	require.Empty(t, w.Spend(newBudgetInput("2", at)))
-	require.Contains(t, w.CheckLeft(newBudgetInput("3", at)), "2 of 4 pods of shop/Deployment/web are already contained; the "+
-		"budget allows 50%")
+	require.Contains(t, w.CheckLeft(newBudgetInput("3", at)), "2 of 4 pods of shop/Deployment/web are already contained; "+
+		"the budget allows 50%")
 	require.NotEmpty(t, w.Spend(newBudgetInput("3", at)), "the budget is checked when it is used, too")
 	require.Empty(t, w.CheckLeft(newBudgetInput("1", at)), "a counted lease stays allowed")
 

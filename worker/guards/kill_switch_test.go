@@ -198,8 +198,9 @@ func TestFailedChangeOfSharedKillSwitchIsAnError(t *testing.T) {
 	for verb, cause := range map[string]string{"get": "unreachable", "patch": "forbidden"} {
 		s := newSharedSwitch(t)
 		s.fail[verb] = errors.New(cause)
-		require.ErrorContains(t, s.Pause(t.Context(), "ann", ""), "set the kill switch stanch-system/stanch-kill-switch: "+cause)
-		require.ErrorContains(t, s.Resume(t.Context(), "ann"), "clear the kill switch stanch-system/stanch-kill-switch: "+cause)
+		name := "stanch-system/stanch-kill-switch: "
+		require.ErrorContains(t, s.Pause(t.Context(), "ann", ""), "set the kill switch "+name+cause)
+		require.ErrorContains(t, s.Resume(t.Context(), "ann"), "clear the kill switch "+name+cause)
 		s.fail = nil
 		stopped, _, err := s.IsPaused(t.Context())
 		require.NoError(t, err)

@@ -124,7 +124,8 @@ func TestSharedUsesRefuseWhatTheyCannotReadOrWrite(t *testing.T) {
 	client.PrependReactor("patch", "configmaps", func(ktesting.Action) (bool, runtime.Object, error) {
 		return true, nil, errors.New("forbidden")
 	})
-	require.ErrorContains(t, g.RecordUse(t.Context(), "n2", use, now), "stanch-used-grants (`stanch manifests` creates it): forbidden")
+	require.ErrorContains(t, g.RecordUse(t.Context(), "n2", use, now),
+		"stanch-used-grants (`stanch manifests` creates it): forbidden")
 }
 
 func TestSharedUsesThatCannotBeReadAreNotWritten(t *testing.T) {

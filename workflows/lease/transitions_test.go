@@ -200,8 +200,8 @@ func TestDeniedReapplyKeepsWhatIsInForce(t *testing.T) {
 
 func TestRefusedLeaseIsReportedOnce(t *testing.T) {
 	m := newMachine()
-	m.OnApplied(activities.ApplyResult{Decision: activities.GuardDecision{Verdict: activities.VerdictRefuse, Guard: "target"}},
-		atOffset(time.Hour), startTime)
+	refusal := activities.GuardDecision{Verdict: activities.VerdictRefuse, Guard: "target"}
+	m.OnApplied(activities.ApplyResult{Decision: refusal}, atOffset(time.Hour), startTime)
 	require.Len(t, m.PendingReports, 2)
 	require.Equal(t, "target", lastReport(t, m, "playbook/a").Guard)
 	require.True(t, m.NextCheckAt.IsZero())
@@ -228,7 +228,7 @@ func TestFailedReapplyIsReportedAndRetried(t *testing.T) {
 	require.False(t, m.NeedsReapply)
 	require.False(t, m.Verified)
 	require.Equal(t, atOffset(62*time.Second), m.NextCheckAt)
-	require.Equal(t, atOffset(time.Hour), m.ActivityRequest().ExpiresAt, "the end in force is verified, not the requested one")
+	require.Equal(t, atOffset(time.Hour), m.ActivityRequest().ExpiresAt, "the end in force is verified")
 	require.Equal(t, "the API server is unavailable", lastReport(t, m, "incident/k-a").Reason)
 }
 

@@ -56,7 +56,8 @@ func newApprovalRun(t *testing.T) *approvalRun {
 	a := &approvalRun{
 		t: t, env: newTestEnvironment(),
 		run: &playbookRun{
-			workflowID: "playbook/a/1", incidentRef: activities.IncidentRef{ID: "INC-1"}, openRequests: map[string]*openRequest{},
+			workflowID: "playbook/a/1", incidentRef: activities.IncidentRef{ID: "INC-1"},
+			openRequests: map[string]*openRequest{},
 		},
 		request: ApprovalRequest{
 			Step: "cut", Title: "isolate it",
@@ -70,7 +71,9 @@ func newApprovalRun(t *testing.T) *approvalRun {
 		}
 		return c
 	}
-	a.env.RegisterActivityWithOptions(func(_ context.Context, in activities.CountVotesInput) (activities.VoteCount, error) {
+	a.env.RegisterActivityWithOptions(func(_ context.Context, in activities.CountVotesInput) (activities.VoteCount,
+		error,
+	) {
 		a.counted = append(a.counted, in)
 		if a.countErr != nil {
 			if err := a.countErr(len(a.counted)); err != nil {
@@ -244,8 +247,8 @@ func TestChatMessageIsSyncedAtEveryChange(t *testing.T) {
 	for _, enabled := range []bool{true, false} {
 		a := newApprovalRun(t)
 		a.run.input.ChatEnabled = enabled
-		a.env.OnSignalExternalWorkflow(mock.Anything, workflows.ChatMessageWorkflowID("INC-1"), "", workflows.SignalSyncMessage,
-			mock.Anything).Return(func(string, string, string, string, any) error {
+		a.env.OnSignalExternalWorkflow(mock.Anything, workflows.ChatMessageWorkflowID("INC-1"), "",
+			workflows.SignalSyncMessage, mock.Anything).Return(func(string, string, string, string, any) error {
 			a.syncs++
 			return nil
 		})
@@ -350,6 +353,7 @@ func TestAttestationsOfWorkloadAreThoseOfItsPods(t *testing.T) {
 	}
 	require.Equal(t, signed(4), r.attestationsFor(r.input.Incident.Targets[3]))
 	require.Equal(t, signed(10)[2:], r.attestationsFor(r.input.Incident.Targets[9]), "the newest 8")
-	require.Equal(t, signed(10)[2:], r.attestationsFor(playbooks.Target{Kind: playbooks.TargetWorkload}), "the newest of each pod")
+	require.Equal(t, signed(10)[2:], r.attestationsFor(playbooks.Target{Kind: playbooks.TargetWorkload}),
+		"the newest of each pod")
 	require.Equal(t, signed(10), r.allEvidenceReceipts(), "the newest of each target")
 }
