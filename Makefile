@@ -51,8 +51,6 @@ test: setup build ## run every test, including kernel, node, Temporal, and Kuber
 test-short: ## run the tests that need neither root nor a cluster
 	$(GO) test ./sensors ./sensors/rules ./sensors/attestation ./sensors/gatewayrpc ./sensors/redact ./sensors/integrations/... ./playbooks/... ./workflows/... ./worker/config ./worker/codec ./worker/guards
 
-mutation: ## change the deciding code a piece at a time, and list the changes that no test notices (about an hour)
-	$(GO) run ./testenv/mutation
 
 bench: build setup ## run benchmarks; results in bench.json (one JSON object per line, with the baseline of the same run)
 	@bash scripts/setup.sh $(BENCH)
