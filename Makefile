@@ -51,7 +51,6 @@ test: setup build ## run every test, including kernel, node, Temporal, and Kuber
 test-short: ## run the tests that need neither root nor a cluster
 	$(GO) test ./sensors ./sensors/rules ./sensors/attestation ./sensors/gatewayrpc ./sensors/redact ./sensors/integrations/... ./playbooks/... ./workflows/... ./worker/config ./worker/codec ./worker/guards
 
-
 bench: build setup ## run benchmarks; results in bench.json (one JSON object per line, with the baseline of the same run)
 	@bash scripts/setup.sh $(BENCH)
 	@bash scripts/bench.sh "$(LAB)"
