@@ -37,8 +37,8 @@ func targets() []target {
 		{
 			Name: "guards",
 			Files: []source{{Dir: "worker/guards", Files: []string{
-				"file_kill_switch.go", "guards.go", "protection.go", "shared_kill_switch.go", "signed_state.go",
-				"target_checks.go", "used_grants.go",
+				"budget_window.go", "checks.go", "file_kill_switch.go", "guards.go", "protection.go", "shared_kill_switch.go",
+				"signed_state.go", "target_checks.go", "used_grants.go",
 			}}},
 			Suites: []suite{{Package: "./worker/guards"}},
 		},

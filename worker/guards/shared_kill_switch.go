@@ -124,7 +124,7 @@ func (s *SharedKillSwitch) writeState(ctx context.Context, what string, stopped 
 	if err := s.refreshState(ctx); err != nil { // a new state must be newer than the last one
 		return fail(err)
 	}
-	text, err := s.signedState.signState(s.Authority, stopped, by, reason, s.now())
+	text, sequence, err := s.signedState.signState(s.Authority, stopped, by, reason, s.now())
 	if err != nil {
 		return fail(err)
 	}
@@ -136,6 +136,7 @@ func (s *SharedKillSwitch) writeState(ctx context.Context, what string, stopped 
 		metav1.PatchOptions{FieldManager: "stanch"}); err != nil {
 		return fail(err)
 	}
+	s.signedState.rememberStored(sequence)
 	s.readAt = time.Time{} // the cached state is outdated
 	return s.refreshState(ctx)
 }

@@ -79,7 +79,7 @@ func TestKillSwitchCannotBeClearedWithoutKey(t *testing.T) {
 	must(err)
 	put("{}")
 	is(true, "nothing signed")
-	own, err := (&signedState{}).signState(newTestAuthority(t), false, "mallory", "", time.Now().Add(time.Hour))
+	own, _, err := (&signedState{}).signState(newTestAuthority(t), false, "mallory", "", time.Now().Add(time.Hour))
 	must(err)
 	put(own)
 	is(true, "signed with another key")

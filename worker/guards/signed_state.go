@@ -43,24 +43,33 @@ func (s *signedState) readState(text string, keys attestation.Keyring) attestati
 }
 
 // signState signs a new state. Its sequence number is the time in milliseconds, so that replicas need not agree on one.
-func (s *signedState) signState(a activities.Authority, stopped bool, by, reason string, now time.Time) (string,
-	error,
+// The caller passes the number to rememberStored when the state is stored: a state that could not be stored must not make
+// the stored one look older than it.
+func (s *signedState) signState(a activities.Authority, stopped bool, by, reason string, now time.Time) (text string,
+	sequence int64, err error,
 ) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if by == "" {
 		by = "someone"
 	}
-	s.highestSequence = max(s.highestSequence+1, now.UnixMilli())
+	sequence = max(s.highestSequence+1, now.UnixMilli())
 	signed, err := a.Sign(attestation.PayloadTypeKillSwitch, attestation.KillSwitchState{
-		Sequence: s.highestSequence,
+		Sequence: sequence,
 		Paused:   stopped, ChangedBy: by, ChangedAt: now.UTC(), Reason: reason,
 	})
 	if err != nil {
-		return "", fmt.Errorf("sign the state of the kill switch: %w", err)
+		return "", 0, fmt.Errorf("sign the state of the kill switch: %w", err)
 	}
 	raw, err := json.Marshal(signed)
-	return string(raw), err //nolint:wrapcheck // plain data
+	return string(raw), sequence, err //nolint:wrapcheck // plain data
+}
+
+// rememberStored makes this process refuse states that are older than a stored one.
+func (s *signedState) rememberStored(sequence int64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.highestSequence = max(s.highestSequence, sequence)
 }
 
 // describePausedBy returns who paused new containments, for people.

@@ -2,51 +2,14 @@ package simulate
 
 import (
 	"cmp"
-	"context"
 	"fmt"
-	"runtime"
 	"slices"
 	"strings"
-	"sync"
 	"time"
 
 	"stanch/playbooks/display"
-	"stanch/playbooks/recording"
 	"stanch/sensors/duration"
 )
-
-// LoadedRecording is a recording with its origin.
-type LoadedRecording struct {
-	File      string
-	Recording recording.Recording
-}
-
-// All simulates recordings in parallel, one per CPU. The results are in the order of the recordings.
-func All(ctx context.Context, recordings []LoadedRecording, o Options) []Result {
-	out := make([]Result, len(recordings))
-	m, err := NewSimulator(o)
-	if err != nil {
-		for i := range recordings {
-			out[i] = UnreadableResult(recordings[i].File, err)
-		}
-		return out
-	}
-	next := make(chan int)
-	var working sync.WaitGroup
-	for range max(1, min(runtime.GOMAXPROCS(0), len(recordings))) {
-		working.Go(func() {
-			for i := range next {
-				out[i] = m.Run(ctx, recordings[i].File, recordings[i].Recording)
-			}
-		})
-	}
-	for i := range recordings {
-		next <- i
-	}
-	close(next)
-	working.Wait()
-	return out
-}
 
 // IncidentChange is the difference between the results of one incident with the baseline and with the current
 // playbooks.
@@ -67,12 +30,8 @@ func Pluralize(n int, one, many string) string {
 	return fmt.Sprintf("%d %s", n, many)
 }
 
-// DescribeDifferences returns the differences from before to after: runs, approval requests, outcomes and durations.
-func DescribeDifferences(before, after Result) []string {
-	what, _ := compareResults(before, after)
-	return what
-}
-
+// compareResults returns the differences from before to after, and their kinds: runs, approval requests, outcomes and
+// durations.
 func compareResults(before, after Result) (what, kinds []string) {
 	add := func(kind string, lines ...string) {
 		if len(lines) > 0 && !slices.Contains(kinds, kind) {

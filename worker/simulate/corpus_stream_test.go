@@ -41,7 +41,7 @@ func newPairRunner(now, base *simulate.Simulator) func() simulate.Runner {
 	return func() simulate.Runner { return simulate.BaselinePair{Current: now, Baseline: base} }
 }
 
-func corpusEntries(all []simulate.LoadedRecording) iter.Seq[simulate.CorpusEntry] {
+func corpusEntries(all []loadedRecording) iter.Seq[simulate.CorpusEntry] {
 	return func(yield func(simulate.CorpusEntry) bool) {
 		for _, l := range all {
 			if !yield(simulate.CorpusEntry{
@@ -186,7 +186,7 @@ func TestStreamedReportIsOneDocument(t *testing.T) {
 	decoder.DisallowUnknownFields()
 	require.NoError(t, decoder.Decode(&got))
 	require.Len(t, got.Results, 40)
-	whole := simulationreport.New(simulate.All(t.Context(), all, optionsWith(t, edited)), simulate.All(t.Context(), all,
+	whole := buildReport(simulateAll(t, all, optionsWith(t, edited)), simulateAll(t, all,
 		optionsWith(t)))
 	require.Equal(t, whole.Summary, got.Summary)
 	require.Len(t, got.Changes, len(whole.Changes))
@@ -262,7 +262,7 @@ func TestCorpusHTMLSizeIsLimited(t *testing.T) {
 func TestProcessRunnerMatchesInProcessResults(t *testing.T) {
 	all := generateCorpus(t, corpus.Options{Seed: 9, Count: 30, StormDetections: 50})
 	// which pod uses the budget is random
-	all = slices.DeleteFunc(all, func(l simulate.LoadedRecording) bool { return l.File == "corpus:miner-pods" })
+	all = slices.DeleteFunc(all, func(l loadedRecording) bool { return l.File == "corpus:miner-pods" })
 	for i := range all {
 		all[i].File = fmt.Sprintf("%d.json", i)
 	}

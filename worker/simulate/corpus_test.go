@@ -11,13 +11,13 @@ import (
 	"stanch/worker/simulate"
 )
 
-func generateCorpus(t testing.TB, o corpus.Options) []simulate.LoadedRecording {
+func generateCorpus(t testing.TB, o corpus.Options) []loadedRecording {
 	t.Helper()
 	all, err := corpus.Generate(o)
 	require.NoError(t, err)
-	var out []simulate.LoadedRecording
+	var out []loadedRecording
 	for _, r := range all {
-		out = append(out, simulate.LoadedRecording{File: r.Incident.ConfigHash, Recording: r})
+		out = append(out, loadedRecording{File: r.Incident.ConfigHash, Recording: r})
 	}
 	return out
 }
@@ -26,7 +26,7 @@ func BenchmarkCorpus(b *testing.B) {
 	all := generateCorpus(b, corpus.Options{Seed: 1, Count: 1000})
 	o := optionsWith(b)
 	for b.Loop() {
-		for _, r := range simulate.All(b.Context(), all, o) {
+		for _, r := range simulateAll(b, all, o) {
 			require.Empty(b, r.Error)
 		}
 	}

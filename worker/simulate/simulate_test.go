@@ -18,7 +18,6 @@ import (
 	"stanch/worker/config"
 	"stanch/worker/playbookstore"
 	"stanch/worker/simulate"
-	"stanch/worker/simulationreport"
 	"stanch/workflows/incident"
 )
 
@@ -94,7 +93,7 @@ func TestSimulationIsReproducible(t *testing.T) {
 	rec := loadRecording(t, "shell")
 	a, b := runSimulation(t, rec, optionsWith(t)), runSimulation(t, rec, optionsWith(t))
 	require.Equal(t, a.Steps, b.Steps)
-	require.Empty(t, simulate.DescribeDifferences(a, b))
+	require.Nil(t, simulate.CompareResults(a, b))
 }
 
 func TestPhaseOneOnlyProposes(t *testing.T) {
@@ -199,10 +198,9 @@ func TestUnrecordedResultIsAssumedAndMarked(t *testing.T) {
 	for _, s := range r.Steps {
 		require.Equal(t, s.Action == "pod.freeze", s.Assumed, "%+v", s)
 	}
-	var page strings.Builder
-	require.NoError(t, simulationreport.WriteHTML(&page, simulationreport.New([]simulate.Result{r}, nil)))
-	require.Contains(t, page.String(), "unverified, assumed")
-	require.Contains(t, page.String(), "Assumed, because the recording has no result")
+	page := renderPage(t, r)
+	require.Contains(t, page, "unverified, assumed")
+	require.Contains(t, page, "Assumed, because the recording has no result")
 
 	// An unsupported target is refused as in production.
 	o = optionsWith(
@@ -267,13 +265,13 @@ func TestRecordedFailuresAreReplayed(t *testing.T) {
 }
 
 func TestBaselineReportsChangesOfEdit(t *testing.T) {
-	var all []simulate.LoadedRecording
+	var all []loadedRecording
 	for _, name := range []string{"cryptominer", "shell", "reverse-shell"} {
-		all = append(all, simulate.LoadedRecording{File: name, Recording: loadRecording(t, name)})
+		all = append(all, loadedRecording{File: name, Recording: loadRecording(t, name)})
 	}
-	base := simulate.All(t.Context(), all, optionsWith(t))
+	base := simulateAll(t, all, optionsWith(t))
 	require.Equal(t, "this edit changes 0 of 3 incidents",
-		simulationreport.New(base, simulate.All(t.Context(), all, optionsWith(t))).Summary)
+		buildReport(base, simulateAll(t, all, optionsWith(t))).Summary)
 
 	shorter := "playbook: shell-in-production\nmatch: { objective: execution }\nsteps:\n  - evidence: process.snapshot\n  - contain: pod.isolate\n    for: 5m\n"
 	catalog := actions.Catalog()
@@ -297,7 +295,7 @@ func TestBaselineReportsChangesOfEdit(t *testing.T) {
 			return append(out, mine...), err
 		}
 	}
-	report := simulationreport.New(simulate.All(t.Context(), all, edited), base)
+	report := buildReport(simulateAll(t, all, edited), base)
 	require.Equal(t, "this edit changes 1 of 3 incidents", report.Summary)
 	require.Equal(t, "shell", report.Changes[0].RecordingFile)
 	require.Contains(t, strings.Join(report.Changes[0].Descriptions, "\n"), "lasts 5m, instead of 30m")
@@ -328,9 +326,8 @@ func TestHTMLIsEscaped(t *testing.T) {
 	rec := loadRecording(t, "cryptominer")
 	rec.Detections[0].Detection.Event.Process.Args = []string{"<script>alert(1)</script>\u202e"}
 	r := runSimulation(t, rec, optionsWith(t))
-	var b strings.Builder
-	require.NoError(t, simulationreport.WriteHTML(&b, simulationreport.New([]simulate.Result{r}, nil)))
-	require.NotContains(t, b.String(), "<script>")
-	require.NotContains(t, b.String(), "\u202e")
-	require.Contains(t, b.String(), "&lt;script&gt;")
+	page := renderPage(t, r)
+	require.NotContains(t, page, "<script>")
+	require.NotContains(t, page, "\u202e")
+	require.Contains(t, page, "&lt;script&gt;")
 }

@@ -118,22 +118,3 @@ func (p *HTML) Close(all *simulate.Totals) error {
 	}
 	return nil
 }
-
-// WriteHTML writes a complete report.
-func WriteHTML(w io.Writer, r Report) error {
-	p, t := NewHTML(w, r.Changes != nil), simulate.NewTotals(r.Changes != nil)
-	for _, one := range r.Results {
-		o := simulate.RecordingOutcome{Result: one}
-		if i := slices.IndexFunc(
-			r.Changes,
-			func(c simulate.IncidentChange) bool { return c.RecordingFile == one.RecordingFile },
-		); i >= 0 {
-			o.Change = &r.Changes[i]
-		}
-		t.AddOutcome(o)
-		if err := p.Add(o); err != nil {
-			return err
-		}
-	}
-	return p.Close(t)
-}

@@ -23,26 +23,6 @@ type Report struct {
 	Summary string                    `json:"summary"`
 }
 
-// New summarizes results; base is nil without a baseline.
-func New(results, base []simulate.Result) Report {
-	t := simulate.NewTotals(base != nil)
-	r := Report{Version: 1, Results: results}
-	if base != nil {
-		r.Changes = []simulate.IncidentChange{}
-	}
-	for i := range results {
-		o := simulate.RecordingOutcome{Result: results[i]}
-		if base != nil {
-			if o.Change = simulate.CompareResults(base[i], results[i]); o.Change != nil {
-				r.Changes = append(r.Changes, *o.Change)
-			}
-		}
-		t.AddOutcome(o)
-	}
-	r.Totals, r.Summary = *t, t.Summarize()
-	return r
-}
-
 // Writer writes a report, one outcome at a time.
 type Writer interface {
 	Add(simulate.RecordingOutcome) error
