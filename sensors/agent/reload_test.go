@@ -190,9 +190,9 @@ func TestReloadWaitsUntilFilesAreWritten(t *testing.T) {
 }
 
 func TestHangupSignalReloadsRules(t *testing.T) {
-	ours := make(chan os.Signal, 16) // so that the signal does not end the test process
-	signal.Notify(ours, syscall.SIGHUP)
-	defer signal.Stop(ours)
+	// So that the signal does not end the test process. It stays until the process ends: the last signal may arrive after
+	// the test.
+	signal.Notify(make(chan os.Signal, 1), syscall.SIGHUP)
 	if _, err := unix.IoctlGetTermios(int(os.Stdin.Fd()), unix.TCGETS); err == nil {
 		t.Skip("on a terminal a hangup signal ends the program")
 	}
