@@ -48,7 +48,7 @@ setup: ## install test prerequisites (Debian packages, moto_server, YAML languag
 test: setup build ## run every test, including kernel, node, Temporal, and Kubernetes tests
 	@bash scripts/test.sh "$(LAB)"
 
-test-short: ## run the tests that need neither root nor a cluster
+test-short: ## run a quick selection of tests that needs neither root nor a cluster
 	$(GO) test ./sensors ./sensors/rules ./sensors/attestation ./sensors/gatewayrpc ./sensors/redact ./sensors/integrations/... ./playbooks/... ./workflows/... ./worker/config ./worker/codec ./worker/guards
 
 bench: build setup ## run benchmarks; results in bench.json (one JSON object per line, with the baseline of the same run)
