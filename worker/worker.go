@@ -238,7 +238,8 @@ func (w *Worker) openIngest(ctx context.Context) error {
 	w.Ingester = &ingest.Ingester{
 		Temporal: o.TemporalClient, Authority: o.Authority, Config: o.Config, Kube: o.KubeClient,
 		LeaseTiming: o.LeaseTiming, Log: o.Log, IncidentWorkflow: w.workflows.incidents.Incident, Tracer: o.Tracer,
-		Failpoint: o.Failpoint, Persist: o.Persist, DrillRegistry: w.drills, ChatEnabled: o.Config.Slack != nil, OnAccepted: exports.Enqueue,
+		Failpoint: o.Failpoint, Persist: o.Persist, DrillRegistry: w.drills,
+		ChatEnabled: o.Config.Slack != nil, OnAccepted: exports.Enqueue,
 	}
 	w.NodeServer.Ingester, w.NodeServer.NodeLimits = w.Ingester, o.Config.NodeLimits
 	w.watchHealth(ctx)

@@ -13,8 +13,9 @@ import (
 // detachTime is more than the kernel needs to detach the programs of a sensor that has stopped.
 const detachTime = 3 * time.Second
 
-// From the start of the process until the local API answers, and until the sensor of this machine is connected; and from
-// SIGTERM until the process is gone. A restart starts while the kernel still detaches the programs of the last process.
+// From the start of the process until the local API answers, and until the sensor of this machine is connected; and
+// from SIGTERM until the process is gone. A restart starts while the kernel still detaches the programs of the last
+// process.
 func BenchmarkStartAndStop(b *testing.B) {
 	s := harness.New(b, stanchBinary, harness.Options{Config: "phase: 2\n"})
 	s.StartAndWait(b) // creates the keys and the database, once per installation

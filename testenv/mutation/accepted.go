@@ -30,7 +30,7 @@ type acceptedGroup struct {
 type acceptedSurvivors map[accepted]string
 
 func readAccepted(file string) (acceptedSurvivors, error) {
-	raw, err := os.ReadFile(file) //nolint:gosec // a file of this command
+	raw, err := os.ReadFile(file)
 	if err != nil {
 		return nil, fmt.Errorf("read the accepted survivors: %w", err)
 	}

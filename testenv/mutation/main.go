@@ -56,11 +56,11 @@ func run(ctx context.Context, only string, workers int, file string) error {
 	}
 	details := io.Discard
 	if file != "" {
-		out, err := os.Create(file) //nolint:gosec // the caller chooses the file
+		out, err := os.Create(file)
 		if err != nil {
 			return fmt.Errorf("write the results: %w", err)
 		}
-		defer out.Close() //nolint:errcheck // an encoder error is reported
+		defer out.Close()
 		details = out
 	}
 	var failed error

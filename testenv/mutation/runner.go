@@ -22,7 +22,7 @@ func runTarget(ctx context.Context, t target, workers int) ([]mutant, error) {
 	if err != nil {
 		return nil, fmt.Errorf("create the directory of the overlay: %w", err)
 	}
-	defer os.RemoveAll(dir) //nolint:errcheck // a leftover directory changes no result
+	defer os.RemoveAll(dir)
 	mutants, overlay, err := writeOverlay(ctx, t, dir)
 	if err != nil {
 		return nil, err
@@ -61,7 +61,7 @@ func writeOverlay(ctx context.Context, t target, dir string) (mutants []mutant, 
 		}
 		for _, name := range s.Files {
 			file := filepath.Join(s.Dir, name)
-			src, err := os.ReadFile(file) //nolint:gosec // a file of a target
+			src, err := os.ReadFile(file)
 			if err != nil {
 				return nil, "", fmt.Errorf("read a target: %w", err)
 			}
@@ -100,7 +100,7 @@ type suiteBinary struct {
 // buildSuite builds the tests, and runs them once without a mutant.
 func buildSuite(ctx context.Context, s suite, overlay, file string) (*suiteBinary, error) {
 	build := exec.CommandContext(ctx, "go", "test", "-c", "-vet=off", "-ldflags=-s -w", "-overlay", overlay, "-o", file,
-		s.Package) //nolint:gosec // a suite of a target
+		s.Package)
 	if out, err := build.CombinedOutput(); err != nil {
 		return nil, fmt.Errorf("build the tests of %s: %w\n%s", s.Package, err, out)
 	}
@@ -111,11 +111,11 @@ func buildSuite(ctx context.Context, s suite, overlay, file string) (*suiteBinar
 		return nil, fmt.Errorf("the tests of %s fail without a mutant: %w\n%s", s.Package, err, out[max(0, len(out)-2000):])
 	}
 	b.timeout = 10*time.Second + 5*time.Since(start)
-	raw, err := os.ReadFile(list) //nolint:gosec // written by the tests
+	raw, err := os.ReadFile(list)
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
 		return nil, fmt.Errorf("read the reached mutants: %w", err)
 	}
-	for _, id := range strings.Fields(string(raw)) {
+	for id := range strings.FieldsSeq(string(raw)) {
 		n, err := strconv.Atoi(id)
 		if err != nil {
 			return nil, fmt.Errorf("read the reached mutants: %w", err)
@@ -129,7 +129,7 @@ func buildSuite(ctx context.Context, s suite, overlay, file string) (*suiteBinar
 func (b *suiteBinary) run(ctx context.Context, env string) ([]byte, error) {
 	ctx, cancel := context.WithTimeout(ctx, b.timeout)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, b.file, "-test.failfast", "-test.run", b.Run) //nolint:gosec // built before
+	cmd := exec.CommandContext(ctx, b.file, "-test.failfast", "-test.run", b.Run)
 	cmd.Dir = b.Package
 	cmd.Env = append(os.Environ(), env)
 	cmd.WaitDelay = time.Second

@@ -34,7 +34,7 @@ type listedPackage struct {
 
 // loadPackage parses and type-checks the package in a directory. Types of imported packages come from the build cache.
 func loadPackage(ctx context.Context, dir string) (*typedPackage, error) {
-	cmd := exec.CommandContext(ctx, "go", "list", "-export", "-deps", //nolint:gosec // a directory of a target
+	cmd := exec.CommandContext(ctx, "go", "list", "-export", "-deps",
 		"-json=ImportPath,Export,GoFiles", "./"+dir)
 	cmd.Stderr = os.Stderr
 	raw, err := cmd.Output()

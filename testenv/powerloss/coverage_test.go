@@ -76,11 +76,12 @@ var durableWriters = map[string]struct{ file, test string }{
 		"a directory, before the keys in it",
 		"TestNewSigningKeySurvivesPowerLoss",
 	},
-	"cmd/stanch.runUp":                      {"temporal/address", recomputed},
+	"cmd/stanch.upRun.startTemporal":        {"temporal/address", recomputed},
 	"cmd/stanch-sensor.openNodeCertificate": {"the node's state directory", "TestNodeCertificateSurvivesPowerLoss"},
 	// SQLite syncs what is in its file, and until the rename nothing was acknowledged: a lost rename creates it again.
 	"worker/embeddedtemporal.Start":           {"the directory of temporal.db", ""},
 	"worker/embeddedtemporal.prepareDatabase": {"temporal.db", ""},
+	"worker/embeddedtemporal.PersistDatabase": {"temporal.db", "TestPersistedRowOfTemporalSurvivesPowerLoss"},
 }
 
 // otherWriters lists every other function that creates or renames a file, and why it needs no sync.

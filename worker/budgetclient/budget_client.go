@@ -70,7 +70,7 @@ func Open(ctx context.Context, temporal client.Client, cluster string, log *slog
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		c.flush(c.syncUntilDone(ctx))
+		c.flush(context.WithoutCancel(ctx), c.syncUntilDone(ctx))
 	}()
 	return c, func() { cancel(); <-done; w.Stop() }, nil
 }
@@ -135,7 +135,7 @@ func (c *Client) syncUntilDone(ctx context.Context) (batch []budget.Usage) {
 
 // flush sends the usages of batch and those that are still pending: otherwise the next process could contain more in an
 // hour than the budget allows.
-func (c *Client) flush(batch []budget.Usage) {
+func (c *Client) flush(ctx context.Context, batch []budget.Usage) {
 	for {
 		select {
 		case s := <-c.pendingUsages:
@@ -148,7 +148,7 @@ func (c *Client) flush(batch []budget.Usage) {
 	if len(batch) == 0 {
 		return
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), budgetCloseTimeout)
+	ctx, cancel := context.WithTimeout(ctx, budgetCloseTimeout)
 	defer cancel()
 	if err := c.sendUsages(ctx, batch); err != nil {
 		c.log.Error("could not store the last usages of the budget; the next start permits that many more containments",

@@ -43,8 +43,8 @@ func (s *signedState) readState(text string, keys attestation.Keyring) attestati
 }
 
 // signState signs a new state. Its sequence number is the time in milliseconds, so that replicas need not agree on one.
-// The caller passes the number to rememberStored when the state is stored: a state that could not be stored must not make
-// the stored one look older than it.
+// The caller passes the number to rememberStored when the state is stored: a state that could not be stored must not
+// make the stored one look outdated.
 func (s *signedState) signState(a activities.Authority, stopped bool, by, reason string, now time.Time) (text string,
 	sequence int64, err error,
 ) {

@@ -91,8 +91,8 @@ func (h *Server) Node(stream gatewaypb.Gateway_NodeServer) error {
 }
 
 // acceptNode authenticates a node and reads its first message. It returns the connection and the sensor's version.
-func (h *Server) acceptNode(stream gatewaypb.Gateway_NodeServer, messages <-chan streamMessage) (*nodeConnection, string,
-	error,
+func (h *Server) acceptNode(stream gatewaypb.Gateway_NodeServer, messages <-chan streamMessage) (*nodeConnection,
+	string, error,
 ) {
 	ctx := stream.Context()
 	certificate, err := nodeCertificate(ctx)

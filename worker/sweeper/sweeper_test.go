@@ -118,7 +118,8 @@ func TestOrphanIsUndoneUnlessItsLeaseRuns(t *testing.T) {
 func TestOrphanStaysWhileTemporalDoesNotAnswer(t *testing.T) {
 	f := newFixture(t)
 	unknown := f.orphan("unknown", nil, nil)
-	f.temporal[workflows.LeaseWorkflowID("c1", unknown.Target, unknown.Facet)] = enumspb.WORKFLOW_EXECUTION_STATUS_UNSPECIFIED
+	lost := workflows.LeaseWorkflowID("c1", unknown.Target, unknown.Facet)
+	f.temporal[lost] = enumspb.WORKFLOW_EXECUTION_STATUS_UNSPECIFIED
 	err := f.sweep(1, clusterAction(unknown, f.orphan("known", nil, nil)))
 	require.ErrorContains(t, err, "query the lease of unknown")
 	require.Equal(t, []string{"known"}, f.undone)
