@@ -1,10 +1,12 @@
 package config_test
 
 import (
+	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/require"
 
+	"stanch/sensors/integrations"
 	"stanch/worker/config"
 )
 
@@ -31,7 +33,7 @@ func TestParseRejectsInvalidSources(t *testing.T) {
 		"source falco: unknown kind `falko`", "the source name `falco` is empty or used twice",
 		"source falco: invalid `rate` -1", "source x: `token_file` is missing",
 	}, got)
-	require.Contains(t, problems[0].Hint, "falco, tetragon, tracee, kubearmor, kubernetes-audit, detections")
+	require.Contains(t, problems[0].Hint, strings.Join(integrations.SourceKinds(), ", "))
 
 	_, problems = config.Parse("c", []byte("sources:\n  - { name: falco, knd: falco, token_file: t }\n"))
 	require.Contains(t, problems[0].Hint, "did you mean `kind`?")

@@ -40,6 +40,22 @@ func TestDecisionOnRequestIsSignedAndSent(t *testing.T) {
 	require.False(t, f.lastVote().WithdrawsRequest)
 }
 
+func TestDecisionIsDurableBeforeItIsAcknowledged(t *testing.T) {
+	f := newDecisionFixture(t)
+	f.Persist = func() error {
+		require.Len(t, f.signals, 1, "Temporal has the decision first")
+		return errors.New("the disk is full")
+	}
+	got, err := f.triage(f.person("bob"), incident.TriageAssigned)
+	require.ErrorContains(t, err, "the disk is full")
+	require.Nil(t, got)
+	f = newDecisionFixture(t)
+	f.signalErr = errors.New("unreachable")
+	f.Persist = func() error { return errors.New("nothing was sent that could be persisted") }
+	_, err = f.triage(f.person("bob"), incident.TriageAssigned)
+	require.ErrorIs(t, err, f.signalErr)
+}
+
 func TestPersonWaitsForResult(t *testing.T) {
 	f := newDecisionFixture(t)
 	f.countVotes = true
