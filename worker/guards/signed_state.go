@@ -59,7 +59,7 @@ func (s *signedState) signState(a activities.Authority, stopped bool, by, reason
 		Paused:   stopped, ChangedBy: by, ChangedAt: now.UTC(), Reason: reason,
 	})
 	if err != nil {
-		return "", sequence, fmt.Errorf("sign the state of the kill switch: %w", err)
+		return "", 0, fmt.Errorf("sign the state of the kill switch: %w", err)
 	}
 	raw, err := json.Marshal(signed)
 	return string(raw), sequence, err //nolint:wrapcheck // plain data
