@@ -85,11 +85,20 @@ func TestLockAllowsOnlyValidNeighborDiscovery(t *testing.T) {
 	groupIP, groupMAC := solicitedNodeGroup(nodeIPv6)
 	true6 := neighborSolicitation(podIPv6, groupIP, nodeIPv6, 255, pod, nil)
 
-	before := n.peerFrameCount(t)
-	n.pod.run(t, "frame", "eth0", formatHex(ethernetFrame(groupMAC, pod, 0x86dd, true6)), "1")
-	waitUntil(t, "a solicitation from the kernel arrives at the node", func() bool { return n.peerFrameCount(t) > before })
-	if got := lockStateOf(t, l, n.podID).DeniedByProtocol["icmp"]; got != 0 {
-		t.Errorf("%d valid solicitations denied", got)
+	// The pod's own kernel sends reports of its multicast groups, which are denied and counted too: at random times, but
+	// not with every solicitation.
+	denied := func() uint64 { return lockStateOf(t, l, n.podID).DeniedByProtocol["icmp"] }
+	passed := false
+	for range 5 {
+		before, deniedBefore := n.peerFrameCount(t), denied()
+		n.pod.run(t, "frame", "eth0", formatHex(ethernetFrame(groupMAC, pod, 0x86dd, true6)), "1")
+		waitUntil(t, "a solicitation from the kernel arrives at the node", func() bool { return n.peerFrameCount(t) > before })
+		if passed = denied() == deniedBefore; passed {
+			break
+		}
+	}
+	if !passed {
+		t.Error("each valid solicitation was denied")
 	}
 
 	inside := make([]byte, 52)
