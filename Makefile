@@ -5,6 +5,8 @@ CACHE      ?= $(or $(STANCH_CACHE),$(HOME)/.cache/stanch)
 DATA       ?= $(CURDIR)/.cache/data
 # Static builds run on this machine, in the test images, and in the tests.
 export CGO_ENABLED := 0
+# Programs contain no path of the machine that builds them. The tests use the same flags, and share what was compiled.
+export GOFLAGS := -trimpath -buildvcs=false $(GOFLAGS)
 LAB        := $(CACHE)/lab/state.json
 TOOL       := $(GO) tool -modfile=tools/go.mod
 VERSION    ?= $(shell git describe --always --dirty 2>/dev/null || echo dev)
@@ -17,7 +19,7 @@ PACKAGES   += gcc libc6-dev git make nginx-light redis-server redis-tools apache
 # The baseline for the cost of the sensor.
 BENCH      := bpftrace
 
-.PHONY: help run stop build setup test test-short mutation bench check lint generate fuzz soak clean
+.PHONY: help run stop build images lab-images setup test test-short mutation bench check lint generate fuzz soak clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -39,13 +41,20 @@ bin/stanch: $(SOURCES)
 bin/stanch-sensor: $(SOURCES)
 	@$(GO) build -ldflags "$(LDFLAGS)" -o $@ ./cmd/stanch-sensor
 
+images: ## build the container images for amd64 and arm64 in dist/; REGISTRY=HOST/PATH also pushes them
+	@$(GO) run ./deploy/images -version "$(VERSION)" -out dist $(if $(REGISTRY),-push "$(REGISTRY)") $(if $(SOURCE),-source "$(SOURCE)")
+
+# What the lab runs: the images of this machine's platform only.
+lab-images: $(SOURCES)
+	@$(GO) run ./deploy/images -version "$(VERSION)" -out dist/lab -platforms linux/$$($(GO) env GOARCH)
+
 setup: ## install test prerequisites (Debian packages, moto_server, YAML language server), build the lab's Kubernetes node
 	@bash scripts/setup.sh $(PACKAGES)
 	@bash scripts/moto.sh "$(CACHE)/moto"
 	@bash scripts/languageserver.sh "$(CACHE)/yaml-language-server"
 	@$(GO) run ./testenv/kube/cmd/labnode build
 
-test: setup build ## run every test, including kernel, node, Temporal, and Kubernetes tests
+test: setup build lab-images ## run every test, including kernel, node, Temporal, and Kubernetes tests
 	@bash scripts/test.sh "$(LAB)"
 
 test-short: ## run a quick selection of tests that needs neither root nor a cluster
@@ -78,4 +87,4 @@ mutation: ## measure whether the tests of guards, leases, attestation and approv
 	@$(GO) run ./testenv/mutation
 
 clean: ## remove build output
-	rm -rf bin .cache
+	rm -rf bin dist .cache

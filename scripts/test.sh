@@ -26,7 +26,7 @@ all=$(go list ./...)
 run parallel -p 2 -timeout 20m $(grep -Ev "$shared" <<<"$all")
 echo "starting the Kubernetes node of the lab"
 go run ./testenv/kube/cmd/labnode up --state "$lab"
-export STANCH_LAB=$lab STANCH_BIN=$PWD/bin
+export STANCH_LAB=$lab STANCH_BIN=$PWD/bin STANCH_IMAGES=$PWD/dist/lab
 # The others share the kernel, the node, and two cores: one package at a time.
 # shellcheck disable=SC2046,SC2086
 run shared -p 1 -timeout 40m $(grep -E "$shared" <<<"$all")

@@ -15,6 +15,7 @@ import (
 	"k8s.io/client-go/kubernetes"
 
 	"stanch/activities/kube"
+	"stanch/deploy/image"
 	"stanch/playbooks"
 	lab "stanch/testenv/kube"
 )
@@ -68,7 +69,7 @@ func testWorkloadAfterRollout(t *testing.T, p fixture, client kubernetes.Interfa
 	p.runSleeperPod(t, "stranger") // another image on the same node
 	d := p.createDeployment(t, "shop", 2)
 	if _, err := p.ImportImage(t.Context(), lab.ImageSpec{
-		Name: "stanch.lab/shop:2", WithBusybox: true, Files: map[string]lab.ImageFile{"/two": {Data: []byte("two")}},
+		Name: "stanch.lab/shop:2", WithBusybox: true, Files: map[string]image.File{"/two": {Data: []byte("two")}},
 	}); err != nil {
 		t.Fatal(err)
 	}

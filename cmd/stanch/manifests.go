@@ -82,7 +82,11 @@ func (o *manifestsOptions) print(out io.Writer, g *globalFlags) error {
 		return err
 	}
 	if o.alerts {
-		_, err := fmt.Fprint(out, manifests.AlertRules)
+		raw, err := manifests.AlertRules()
+		if err != nil {
+			return err
+		}
+		_, err = out.Write(raw)
 		return err
 	}
 	if o.iam {
@@ -108,7 +112,8 @@ func (o *manifestsOptions) print(out io.Writer, g *globalFlags) error {
 		}
 		o.Config = string(raw)
 	}
-	raw, err := manifests.WriteYAML(actions.Catalog(), o.Options)
+	o.Version = version
+	raw, err := manifests.WriteYAML(o.Options)
 	if err != nil {
 		return usageError{err}
 	}

@@ -23,8 +23,8 @@ import (
 // podsOnlyConfig leaves the containers of this machine alone that are no pods: other tests' are among them.
 const podsOnlyConfig = "phase: 3\nbudget: {per_hour: 1000}\nscopes:\n  - {name: hosts, namespaces: [\"\"], phase: 1}\n"
 
-// programDir is the folder of the programs under test; TestMain builds them once.
-var programDir string
+// programDir and imageDir are the directories of the programs and the images under test.
+var programDir, imageDir string
 
 func TestMain(m *testing.M) { os.Exit(runTests(m)) }
 
@@ -35,7 +35,7 @@ func runTests(m *testing.M) int {
 	dir, err := os.MkdirTemp("", "cluster-")
 	if err == nil {
 		defer func() { _ = os.RemoveAll(dir) }()
-		programDir, err = dir, buildPrograms(dir)
+		programDir, imageDir, err = buildPrograms(dir)
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)

@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -22,6 +23,7 @@ import (
 	"k8s.io/apimachinery/pkg/util/yaml"
 	"k8s.io/client-go/dynamic"
 
+	"stanch/deploy/image"
 	"stanch/sensors/probe"
 	"stanch/testenv/kube"
 	"stanch/testenv/prereq"
@@ -50,9 +52,7 @@ func install(t *testing.T, lab *kube.Cluster, phase int, config string) *install
 	in.data, in.lockDir = filepath.Join(in.dir, "data"), "/sys/fs/bpf/"+in.namespace
 	mountSharedBPF(t)
 	in.binary = filepath.Join(programDir, "stanch")
-	sensor := filepath.Join(programDir, "stanch-sensor")
-	in.importProgramImage(t, "stanch.lab/stanch:1", in.binary, "/stanch")
-	in.importProgramImage(t, "stanch.lab/stanch-sensor:1", sensor, "/stanch-sensor")
+	workerImage, sensorImage := in.importProgramImages(t)
 	if _, err := in.ImportAttack(t.Context()); err != nil {
 		t.Fatal(err)
 	}
@@ -63,8 +63,8 @@ func install(t *testing.T, lab *kube.Cluster, phase int, config string) *install
 	temporal := in.startTemporal(t)
 
 	args := []string{
-		"manifests", "--phase", fmt.Sprint(phase), "--namespace", in.namespace, "--image", "stanch.lab/stanch:1",
-		"--sensor-image", "stanch.lab/stanch-sensor:1",
+		"manifests", "--phase", fmt.Sprint(phase), "--namespace", in.namespace, "--image", workerImage,
+		"--sensor-image", sensorImage,
 		"--temporal", temporal, "--temporal-namespace", embeddedtemporal.Namespace, "--temporal-tls", "--host-network",
 		"--data-path", in.data,
 		"--gateway", fmt.Sprintf("%s:%d", in.NodeIP, manifests.GatewayPort), "--cri", in.CRISocket, "--node-cert", node,
@@ -279,33 +279,50 @@ func (in *installation) uninstall(t *testing.T) {
 	_ = os.RemoveAll(in.lockDir)
 }
 
-// importProgramImage makes an image of one program, with the libraries of this machine that it needs, if it does.
-func (in *installation) importProgramImage(t *testing.T, name, program, at string) {
+// importProgramImages imports the images that `make images` makes of this checkout, and returns their names.
+func (in *installation) importProgramImages(t *testing.T) (worker, sensor string) {
 	t.Helper()
-	files := map[string]kube.ImageFile{at: {HostPath: program}}
-	if out, err := exec.CommandContext(t.Context(), "ldd", program).Output(); err == nil {
-		for word := range strings.FieldsSeq(string(out)) {
-			if strings.HasPrefix(word, "/") {
-				files[word] = kube.ImageFile{HostPath: word}
-			}
+	var names []string
+	for _, program := range []string{"stanch", "stanch-sensor"} {
+		archive, err := os.Open(filepath.Join(imageDir, program+".oci.tar"))
+		if err != nil {
+			t.Fatal(err)
 		}
+		defer archive.Close()
+		if err := in.ImportArchive(t.Context(), archive); err != nil {
+			t.Fatal(err)
+		}
+		name, err := image.ArchiveName(archive.Name())
+		if err != nil {
+			t.Fatal(err)
+		}
+		names = append(names, name)
 	}
-	if _, err := in.ImportImage(t.Context(), kube.ImageSpec{
-		Name: name, Files: files,
-		Entrypoint: []string{at},
-	}); err != nil {
-		t.Fatal(err)
-	}
+	return names[0], names[1]
 }
 
-// buildPrograms builds as `make` does, so that both share what was compiled; a cold build embeds Temporal and takes
-// minutes.
-func buildPrograms(dir string) error {
-	cmd := exec.Command("go", "build", "-ldflags=-s -w", "-o", dir+"/", "stanch/cmd/stanch", "stanch/cmd/stanch-sensor")
-	if said, err := cmd.CombinedOutput(); err != nil {
-		return fmt.Errorf("build the programs: %w: %s", err, said)
+// buildPrograms returns the directories of the programs and of the images under test. `make test` has built both; without
+// it, a cold build embeds Temporal and takes minutes.
+func buildPrograms(dir string) (programs, images string, err error) {
+	programs, images = os.Getenv("STANCH_BIN"), os.Getenv("STANCH_IMAGES")
+	build := func(args ...string) {
+		if err != nil {
+			return
+		}
+		if said, failed := exec.Command("go", args...).CombinedOutput(); failed != nil {
+			err = fmt.Errorf("go %s: %w: %s", strings.Join(args, " "), failed, said)
+		}
 	}
-	return nil
+	if programs == "" {
+		programs = dir
+		build("build", "-trimpath", "-buildvcs=false", "-ldflags=-s -w", "-o", dir+"/", "stanch/cmd/stanch",
+			"stanch/cmd/stanch-sensor")
+	}
+	if images == "" {
+		images = dir
+		build("run", "stanch/deploy/images", "-out", dir, "-platforms", "linux/"+runtime.GOARCH)
+	}
+	return programs, images, err
 }
 
 // shortDir is a folder whose path leaves room for the name of a unix socket.

@@ -14,6 +14,7 @@ import (
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	"stanch/deploy/image"
 	"stanch/sensors"
 	lab "stanch/testenv/kube"
 	lacking "stanch/testenv/prereq"
@@ -69,7 +70,7 @@ func TestBenignLoadHasNoHighSeverityDetection(t *testing.T) {
 		require.NoError(t, err)
 	}
 	w := newNodeFixture(t)
-	files := map[string]lab.ImageFile{
+	files := map[string]image.File{
 		"/bin": {SymlinkTarget: "usr/bin"}, "/sbin": {SymlinkTarget: "usr/sbin"}, "/lib": {SymlinkTarget: "usr/lib"},
 		"/lib64":     {SymlinkTarget: "usr/lib64"},
 		"/usr/.keep": {Data: []byte("\n"), Mode: 0o644}, "/work/.keep": {Data: []byte("\n"), Mode: 0o644},

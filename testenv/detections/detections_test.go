@@ -18,6 +18,7 @@ import (
 	"github.com/stretchr/testify/require"
 	corev1 "k8s.io/api/core/v1"
 
+	"stanch/deploy/image"
 	"stanch/sensors"
 	"stanch/sensors/agent"
 	"stanch/sensors/rules"
@@ -97,7 +98,7 @@ func importAttackImage(t *testing.T, c *lab.Cluster) {
 	t.Helper()
 	program := filepath.Join(t.TempDir(), "attack")
 	require.NoError(t, lab.BuildStatic(t.Context(), "stanch/testenv/attack", program))
-	files := map[string]lab.ImageFile{
+	files := map[string]image.File{
 		"/attack":       {HostPath: program},
 		"/usr/bin/sudo": {HostPath: program, Mode: 0o755 | os.ModeSetuid},
 		// May become any user, once it says so: the right is permitted and not effective.
@@ -114,10 +115,10 @@ func importAttackImage(t *testing.T, c *lab.Cluster) {
 		"/var/tmp/.keep":     {Data: []byte("\n"), Mode: 0o644},
 	}
 	for _, name := range attackProgramPaths {
-		files[name] = lab.ImageFile{HardlinkTo: "/attack"}
+		files[name] = image.File{HardlinkTo: "/attack"}
 	}
-	files["/usr/bin/python3"] = lab.ImageFile{SymlinkTarget: "python3.11"} // as distributions have it
-	files["/runc"] = lab.ImageFile{HardlinkTo: "/attack"}
+	files["/usr/bin/python3"] = image.File{SymlinkTarget: "python3.11"} // as distributions have it
+	files["/runc"] = image.File{HardlinkTo: "/attack"}
 	_, err := c.ImportImage(t.Context(), lab.ImageSpec{
 		Name: attackImage, WithBusybox: true, Files: files,
 		Entrypoint: []string{"/attack", "wait"},

@@ -1,24 +1,23 @@
 package kube
 
 import (
-	"archive/tar"
 	"bytes"
 	"context"
 	"crypto/rand"
-	"crypto/sha256"
-	"encoding/hex"
-	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"maps"
 	"os"
 	"os/exec"
-	"path"
 	"path/filepath"
 	"runtime"
-	"slices"
 	"strings"
+
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+
+	"stanch/deploy/image"
 )
 
 // The images of every lab. Pause holds a pod's namespaces; Busybox has a shell and all applets.
@@ -31,38 +30,32 @@ const (
 
 // ImageSpec describes the content of an image.
 type ImageSpec struct {
-	Name        string               // with a tag other than "latest": "stanch.lab/shop:1"
-	Files       map[string]ImageFile // by absolute path in the image; parent directories are created
-	WithBusybox bool                 // adds /bin/busybox, its applets, /etc/passwd, /etc/shadow and /tmp
+	Name        string                // with a tag other than "latest": "stanch.lab/shop:1"
+	Files       map[string]image.File // by absolute path in the image; parent directories are created
+	WithBusybox bool                  // adds /bin/busybox, its applets, /etc/passwd, /etc/shadow and /tmp
 	Entrypoint  []string
 	Env         []string // NAME=value
 	User        string   // "" is root
 }
 
-// ImageFile is one file of an image. One of Data, From, Link and Same is its content.
-type ImageFile struct {
-	Data          []byte
-	HostPath      string      // a file of the host, copied
-	SymlinkTarget string      // the target of a symbolic link
-	HardlinkTo    string      // another file of the image, to which this is a hard link
-	Mode          fs.FileMode // 0 means 0755
-	// CapabilityXattr is the extended attribute security.capability; "" for none.
-	CapabilityXattr string
-}
-
 // ImportImage creates an image of one layer and imports it into the lab's containerd by name and by digest, so that
 // pods report the digest as they do for a pulled image. It returns the digest ("sha256:…").
-func (c *Cluster) ImportImage(ctx context.Context, image ImageSpec) (digest string, err error) {
-	archive, digest, err := image.ociArchive()
+func (c *Cluster) ImportImage(ctx context.Context, spec ImageSpec) (digest string, err error) {
+	archive, digest, err := spec.archive()
 	if err != nil {
-		return "", fmt.Errorf("make the image %s: %w", image.Name, err)
+		return "", fmt.Errorf("make the image %s: %w", spec.Name, err)
 	}
+	return digest, c.ImportArchive(ctx, bytes.NewReader(archive))
+}
+
+// ImportArchive imports an OCI archive into the lab's containerd.
+func (c *Cluster) ImportArchive(ctx context.Context, archive io.Reader) error {
 	cmd := exec.CommandContext(ctx, "ctr", "--address", c.CRISocket, "--namespace", "k8s.io", "images", "import", "-")
-	cmd.Stdin = bytes.NewReader(archive)
+	cmd.Stdin = archive
 	if out, err := cmd.CombinedOutput(); err != nil {
-		return "", fmt.Errorf("import the image %s: %w: %s", image.Name, err, out)
+		return fmt.Errorf("import an image: %w: %s", err, out)
 	}
-	return digest, nil
+	return nil
 }
 
 func (c *Cluster) importBaseImages(ctx context.Context) error {
@@ -81,7 +74,7 @@ func (c *Cluster) ImportAttack(ctx context.Context) (digest string, err error) {
 		return "", err
 	}
 	return c.ImportImage(ctx, ImageSpec{
-		Name: AttackImage, WithBusybox: true, Files: map[string]ImageFile{"/attack": {HostPath: program}},
+		Name: AttackImage, WithBusybox: true, Files: map[string]image.File{"/attack": {HostPath: program}},
 		Entrypoint: []string{"/attack"},
 	})
 }
@@ -100,7 +93,7 @@ func BuildStatic(ctx context.Context, pkg, out string) error {
 }
 
 // busyboxFiles are the files that ImageSpec.WithBusybox adds.
-func busyboxFiles() (map[string]ImageFile, error) {
+func busyboxFiles() (map[string]image.File, error) {
 	program, err := lookPath("busybox")
 	if err != nil {
 		return nil, fmt.Errorf("find busybox (apt-get install busybox-static): %w", err)
@@ -109,7 +102,7 @@ func busyboxFiles() (map[string]ImageFile, error) {
 	if err != nil {
 		return nil, fmt.Errorf("list busybox's applets: %w", err)
 	}
-	files := map[string]ImageFile{
+	files := map[string]image.File{
 		"/bin/busybox": {HostPath: program},
 		"/etc/passwd": {
 			Data: []byte("root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\n"),
@@ -122,125 +115,34 @@ func busyboxFiles() (map[string]ImageFile, error) {
 	}
 	for applet := range strings.FieldsSeq(string(applets)) {
 		if applet != "busybox" {
-			files["/bin/"+applet] = ImageFile{SymlinkTarget: "busybox"}
+			files["/bin/"+applet] = image.File{SymlinkTarget: "busybox"}
 		}
 	}
 	return files, nil
 }
 
-// ociArchive creates a tar with an OCI layout that names the image twice: by tag and by digest.
-func (image ImageSpec) ociArchive() (content []byte, digest string, err error) {
-	files := map[string]ImageFile{}
-	if image.WithBusybox {
+// archive creates an OCI archive that names the image twice: by tag and by digest.
+func (s ImageSpec) archive() (content []byte, digest string, err error) {
+	files := map[string]image.File{}
+	if s.WithBusybox {
 		if files, err = busyboxFiles(); err != nil {
 			return nil, "", err
 		}
 	}
-	maps.Copy(files, image.Files)
-	layer, err := buildLayer(files)
+	maps.Copy(files, s.Files)
+	built, err := image.Spec{
+		Platform: v1.Platform{OS: "linux", Architecture: runtime.GOARCH}, Files: files, Entrypoint: s.Entrypoint,
+		Env: s.Env, User: s.User, Uncompressed: true,
+	}.Build()
 	if err != nil {
 		return nil, "", err
 	}
-	blobs := map[string][]byte{"oci-layout": []byte(`{"imageLayoutVersion":"1.0.0"}`)}
-	add := func(media string, content []byte) map[string]any {
-		sum := sha256.Sum256(content)
-		name := hex.EncodeToString(sum[:])
-		blobs["blobs/sha256/"+name] = content
-		return map[string]any{"mediaType": media, "digest": "sha256:" + name, "size": len(content)}
-	}
-	layerRef := add("application/vnd.oci.image.layer.v1.tar", layer)
-	configRef := add("application/vnd.oci.image.config.v1+json", mustEncodeJSON(map[string]any{
-		"architecture": runtime.GOARCH, "os": "linux",
-		"config": map[string]any{
-			"Entrypoint": image.Entrypoint, "User": image.User,
-			"Env": append([]string{"PATH=/bin:/sbin:/usr/bin"}, image.Env...),
-		},
-		"rootfs": map[string]any{"type": "layers", "diff_ids": []any{layerRef["digest"]}},
-	}))
-	manifest := add("application/vnd.oci.image.manifest.v1+json", mustEncodeJSON(map[string]any{
-		"schemaVersion": 2, "mediaType": "application/vnd.oci.image.manifest.v1+json",
-		"config": configRef, "layers": []any{layerRef},
-	}))
-	digest = manifest["digest"].(string)
-	repository, _, _ := strings.Cut(image.Name, ":")
-	var named []any
-	for _, name := range []string{image.Name, repository + "@" + digest} {
-		m := maps.Clone(manifest)
-		m["annotations"] = map[string]string{"io.containerd.image.name": name}
-		named = append(named, m)
-	}
-	blobs["index.json"] = mustEncodeJSON(map[string]any{"schemaVersion": 2, "manifests": named})
-
-	var out bytes.Buffer
-	w := tar.NewWriter(&out)
-	for _, name := range slices.Sorted(maps.Keys(blobs)) {
-		if err := errors.Join(w.WriteHeader(&tar.Header{Name: name, Mode: 0o644, Size: int64(len(blobs[name]))}),
-			errOnly(w.Write(blobs[name]))); err != nil {
-			return nil, "", err
-		}
-	}
-	return out.Bytes(), digest, w.Close()
-}
-
-func errOnly(_ int, err error) error { return err }
-
-// mustEncodeJSON encodes a value whose encoding cannot fail.
-func mustEncodeJSON(v any) []byte {
-	content, err := json.Marshal(v)
+	hash, err := built.Digest()
 	if err != nil {
-		panic(err)
+		return nil, "", err
 	}
-	return content
-}
-
-// buildLayer creates the layer. The same files give the same bytes.
-func buildLayer(files map[string]ImageFile) ([]byte, error) {
-	for name := range maps.Clone(files) {
-		for dir := path.Dir(name); dir != "/"; dir = path.Dir(dir) {
-			if _, ok := files[dir]; !ok {
-				files[dir] = ImageFile{Mode: fs.ModeDir | 0o755}
-			}
-		}
-	}
+	repository, _, _ := strings.Cut(s.Name, ":")
 	var out bytes.Buffer
-	w := tar.NewWriter(&out)
-	for _, name := range slices.Sorted(maps.Keys(files)) {
-		f := files[name]
-		mode := f.Mode
-		if mode == 0 {
-			mode = 0o755
-		}
-		h := &tar.Header{Name: strings.TrimPrefix(name, "/"), Mode: int64(mode.Perm()), Typeflag: tar.TypeReg}
-		if mode&fs.ModeSticky != 0 {
-			h.Mode |= 0o1000
-		}
-		if mode&fs.ModeSetuid != 0 {
-			h.Mode |= 0o4000
-		}
-		data := f.Data
-		switch {
-		case mode.IsDir():
-			h.Name, h.Typeflag = h.Name+"/", tar.TypeDir
-		case f.SymlinkTarget != "":
-			h.Typeflag, h.Linkname = tar.TypeSymlink, f.SymlinkTarget
-		case f.HardlinkTo != "":
-			h.Typeflag, h.Linkname = tar.TypeLink, strings.TrimPrefix(f.HardlinkTo, "/")
-		case f.HostPath != "":
-			var err error
-			if data, err = os.ReadFile(f.HostPath); err != nil {
-				return nil, err
-			}
-		}
-		if f.CapabilityXattr != "" {
-			h.PAXRecords = map[string]string{"SCHILY.xattr.security.capability": f.CapabilityXattr}
-		}
-		h.Size = int64(len(data))
-		if err := w.WriteHeader(h); err != nil {
-			return nil, err
-		}
-		if _, err := w.Write(data); err != nil {
-			return nil, err
-		}
-	}
-	return out.Bytes(), w.Close()
+	err = image.WriteArchive(&out, built, s.Name, repository+"@"+hash.String())
+	return out.Bytes(), hash.String(), err
 }

@@ -106,3 +106,16 @@ func statementName(resource string) string {
 	}
 	return ""
 }
+
+// isAllowedInPhase reports whether a phase permits a class of actions.
+func isAllowedInPhase(class playbooks.Class, phase int) bool {
+	switch class {
+	case playbooks.ClassObserve:
+		return true
+	case playbooks.ClassContain:
+		return phase >= 2
+	case playbooks.ClassDisrupt:
+		return phase >= 3
+	}
+	return false
+}

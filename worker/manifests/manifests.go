@@ -1,5 +1,5 @@
-// Package manifests writes the Kubernetes objects that install Stanch: the worker, the sensor on every node, and
-// exactly the permissions that a phase needs, from the actions' specs.
+// Package manifests renders the chart that installs Stanch: the worker, the sensor on every node, and exactly the
+// permissions that a phase needs, from the actions' specs.
 //
 // It grants no permission that no spec declares, contains no secrets (it names them and says how to create them), and
 // gives the sensor no credential of the cluster: a compromised node must not be able to write elsewhere. The token with
@@ -7,20 +7,10 @@
 package manifests
 
 import (
-	"bytes"
-	"encoding/json"
 	"fmt"
 	"strings"
 
-	corev1 "k8s.io/api/core/v1"
-	rbacv1 "k8s.io/api/rbac/v1"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/runtime"
 	"sigs.k8s.io/yaml"
-
-	"stanch/playbooks"
-	"stanch/worker/guards"
-	"stanch/worker/health"
 )
 
 // The names of the installed objects, and of the required secrets.
@@ -75,6 +65,9 @@ type Options struct {
 	// enrolls at the gateway with its pod's token.
 	NodeCertDir string
 	LockDir     string // "" means the sensor's default
+	// Actions are the actions that the worker gets permissions for; nil means all of the phase.
+	Actions []string
+	Version string // of this build
 }
 
 func (o Options) withDefaults() Options {
@@ -86,7 +79,7 @@ func (o Options) withDefaults() Options {
 	set(&o.Namespace, "stanch-system")
 	set(&o.TemporalNamespace, "stanch")
 	set(&o.CRISocket, "/run/containerd/containerd.sock")
-	set(&o.GatewayAddress, fmt.Sprintf("%s.%s.svc:%d", GatewayService, o.Namespace, GatewayPort))
+	set(&o.Version, "dev")
 	set(&o.Config, fmt.Sprintf("phase: %d\n", o.Phase))
 	if o.Replicas == 0 {
 		o.Replicas = 1
@@ -108,188 +101,78 @@ func (o Options) validate() error {
 	return nil
 }
 
-// Objects returns all objects in the order in which they must be created.
-func Objects(catalog playbooks.Catalog, o Options) ([]runtime.Object, error) {
+// namespaceManifest is the namespace, which a chart does not contain: Helm creates it.
+const namespaceManifest = `apiVersion: v1
+kind: Namespace
+metadata:
+  name: %s
+  labels:
+    # The sensor loads programs into the kernel.
+    pod-security.kubernetes.io/enforce: privileged
+`
+
+// values returns the chart's values.
+func (o Options) values() (map[string]any, error) {
+	cfg := map[string]any{}
+	if err := yaml.Unmarshal([]byte(o.Config), &cfg); err != nil {
+		return nil, fmt.Errorf("read the configuration: %w", err)
+	}
+	worker, sensor := splitImage(o.Image), splitImage(o.SensorImage)
+	return map[string]any{
+		"phase": o.Phase, "config": cfg, "actions": toAnySlice(o.Actions),
+		"image": map[string]any{"registry": "", "worker": worker, "sensor": sensor},
+		"temporal": map[string]any{
+			"address": o.TemporalAddress, "namespace": o.TemporalNamespace,
+			"tls": map[string]any{"enabled": o.TemporalTLS, "serverName": o.TemporalServerName},
+		},
+		"worker": map[string]any{"replicas": o.Replicas, "hostNetwork": o.HostNetwork, "dataPath": o.DataPath},
+		"sensor": map[string]any{
+			"criSocket": o.CRISocket, "gatewayAddress": o.GatewayAddress, "nodeCertDir": o.NodeCertDir, "lockDir": o.LockDir,
+		},
+	}, nil
+}
+
+// splitImage splits an image's name into the values of the chart.
+func splitImage(name string) map[string]any {
+	if repository, digest, ok := strings.Cut(name, "@"); ok {
+		return map[string]any{"repository": repository, "digest": digest}
+	}
+	if i := strings.LastIndex(name, ":"); i > strings.LastIndex(name, "/") {
+		return map[string]any{"repository": name[:i], "tag": name[i+1:]}
+	}
+	return map[string]any{"repository": name}
+}
+
+func toAnySlice(texts []string) []any {
+	out := make([]any, 0, len(texts))
+	for _, t := range texts {
+		out = append(out, t)
+	}
+	return out
+}
+
+// WriteYAML returns the objects as one YAML stream in the order in which they must be created, with the steps to do
+// before as a comment.
+func WriteYAML(o Options) ([]byte, error) {
 	if err := o.validate(); err != nil {
 		return nil, err
 	}
 	o = o.withDefaults()
-	out := []runtime.Object{
-		&corev1.Namespace{TypeMeta: typeMeta("v1", "Namespace"), ObjectMeta: metav1.ObjectMeta{
-			Name: o.Namespace,
-			Labels: map[string]string{
-				"pod-security.kubernetes.io/enforce": "privileged", // the sensor loads programs into the kernel
-			},
-		}},
-		newServiceAccount(o, WorkerName), newServiceAccount(o, SensorName),
-	}
-	out = append(out, o.rbacObjects(catalog)...)
-	out = append(out,
-		&corev1.ConfigMap{TypeMeta: typeMeta("v1", "ConfigMap"), ObjectMeta: o.objectMeta(guards.KillSwitchConfigMap)},
-		&corev1.ConfigMap{TypeMeta: typeMeta("v1", "ConfigMap"), ObjectMeta: o.objectMeta(health.NodeRegistryConfigMap)},
-		&corev1.ConfigMap{TypeMeta: typeMeta("v1", "ConfigMap"), ObjectMeta: o.objectMeta(guards.UsedGrantsConfigMap)},
-		&corev1.ConfigMap{
-			TypeMeta: typeMeta("v1", "ConfigMap"), ObjectMeta: o.objectMeta(ConfigMapName),
-			Data: map[string]string{"stanch.yaml": o.Config},
-		},
-		o.gatewayService(),
-	)
-	if o.DataPath == "" {
-		out = append(out, o.evidenceClaim())
-	}
-	return append(out, o.workerDeployment(), o.sensorDaemonSet()), nil
-}
-
-func (o Options) rbacObjects(catalog playbooks.Catalog) []runtime.Object {
-	clusterName := WorkerName
-	if o.Namespace != "stanch-system" {
-		clusterName = o.Namespace + "-" + WorkerName // two installations must not share a role
-	}
-	subject := []rbacv1.Subject{{Kind: rbacv1.ServiceAccountKind, Name: WorkerName, Namespace: o.Namespace}}
-	clusterWide := metav1.ObjectMeta{Name: clusterName, Labels: partLabels("")}
-	out := []runtime.Object{
-		&rbacv1.ClusterRole{
-			TypeMeta: typeMeta("rbac.authorization.k8s.io/v1", "ClusterRole"), ObjectMeta: clusterWide,
-			Rules: ClusterRules(catalog, o.Phase),
-		},
-		&rbacv1.ClusterRoleBinding{
-			TypeMeta: typeMeta("rbac.authorization.k8s.io/v1", "ClusterRoleBinding"), ObjectMeta: clusterWide, Subjects: subject,
-			RoleRef: rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "ClusterRole", Name: clusterName},
-		},
-	}
-	// Permission to change these objects by name, in Stanch's own namespace, but not to create or delete any.
-	for _, name := range []string{guards.KillSwitchConfigMap, health.NodeRegistryConfigMap, guards.UsedGrantsConfigMap} {
-		out = append(out,
-			&rbacv1.Role{
-				TypeMeta: typeMeta("rbac.authorization.k8s.io/v1", "Role"), ObjectMeta: o.objectMeta(name),
-				Rules: []rbacv1.PolicyRule{
-					{
-						APIGroups: []string{""}, Resources: []string{"configmaps"}, ResourceNames: []string{name},
-						Verbs: []string{"get", "patch"},
-					},
-				},
-			},
-			&rbacv1.RoleBinding{
-				TypeMeta: typeMeta("rbac.authorization.k8s.io/v1", "RoleBinding"), ObjectMeta: o.objectMeta(name),
-				Subjects: subject,
-				RoleRef:  rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "Role", Name: name},
-			})
-	}
-	return out
-}
-
-func typeMeta(version, name string) metav1.TypeMeta {
-	return metav1.TypeMeta{APIVersion: version, Kind: name}
-}
-
-// partLabels returns the labels of an installed object; app is the component's name.
-func partLabels(app string) map[string]string {
-	out := map[string]string{"app.kubernetes.io/part-of": "stanch"}
-	if app != "" {
-		out["app.kubernetes.io/name"] = app
-	}
-	return out
-}
-
-func (o Options) objectMeta(name string) metav1.ObjectMeta {
-	return metav1.ObjectMeta{Namespace: o.Namespace, Name: name, Labels: partLabels("")}
-}
-
-func newServiceAccount(o Options, name string) runtime.Object {
-	no := false // pods that need the token mount it explicitly
-	return &corev1.ServiceAccount{
-		TypeMeta: typeMeta("v1", "ServiceAccount"), ObjectMeta: o.objectMeta(name),
-		AutomountServiceAccountToken: &no,
-	}
-}
-
-// WriteYAML returns the objects as one YAML stream, with the steps to do before as a comment.
-func WriteYAML(catalog playbooks.Catalog, o Options) ([]byte, error) {
-	objects, err := Objects(catalog, o)
+	values, err := o.values()
 	if err != nil {
 		return nil, err
 	}
-	var out bytes.Buffer
-	out.WriteString(installNotes(o.withDefaults()))
-	for _, object := range objects {
-		raw, err := json.Marshal(object)
-		if err != nil {
-			return nil, fmt.Errorf("write a manifest: %w", err)
-		}
-		var tree map[string]any
-		if err := json.Unmarshal(raw, &tree); err != nil {
-			return nil, fmt.Errorf("write a manifest: %w", err)
-		}
-		delete(tree, "status")
-		pruneEmpty(tree)
-		text, err := yaml.Marshal(tree)
-		if err != nil {
-			return nil, fmt.Errorf("write a manifest: %w", err)
-		}
-		out.WriteString("---\n")
-		out.Write(text)
+	r, err := render(o.Version, o.Namespace, values)
+	if err != nil {
+		return nil, err
 	}
-	return out.Bytes(), nil
-}
-
-// pruneEmpty removes the empty fields that Go's types write. An empty object can have a meaning (emptyDir), so only
-// known ones are removed.
-func pruneEmpty(v any) {
-	switch v := v.(type) {
-	case map[string]any:
-		for _, key := range []string{"creationTimestamp", "resources", "strategy", "updateStrategy"} {
-			if inner, ok := v[key]; ok {
-				if m, isMap := inner.(map[string]any); inner == nil || isMap && len(m) == 0 {
-					delete(v, key)
-				}
-			}
-		}
-		for _, inner := range v {
-			pruneEmpty(inner)
-		}
-	case []any:
-		for _, inner := range v {
-			pruneEmpty(inner)
-		}
+	var out strings.Builder
+	for line := range strings.SplitSeq(r.notes, "\n") {
+		out.WriteString(strings.TrimRight("# "+line, " ") + "\n")
 	}
-}
-
-func installNotes(o Options) string {
-	lines := []string{
-		fmt.Sprintf("Stanch in phase %d: %s.", o.Phase, []string{
-			"it observes, and can write only its own kill switch",
-			"it runs reversible containments", "it runs containments, and disruptive actions with approval",
-		}[o.Phase-1]),
-		"Before you raise or lower the phase, apply the manifests of the new one. Before you lower it, run",
-		"`stanch release --all`; otherwise, active leases can no longer be undone.",
-		"",
-		"Create the secrets once, in a safe place:",
-		"  stanch cert authority --out secrets",
-		fmt.Sprintf("  kubectl create namespace %s", o.Namespace),
-		fmt.Sprintf("  kubectl -n %s create secret generic %s --from-file=secrets/keys", o.Namespace, KeysSecret),
-		fmt.Sprintf("  kubectl -n %s create secret generic %s --from-file=secrets/pki", o.Namespace, PKISecret),
+	fmt.Fprintf(&out, "---\n"+namespaceManifest, o.Namespace)
+	for _, m := range r.manifests {
+		out.WriteString("---\n" + m + "\n")
 	}
-	if o.TemporalTLS {
-		lines = append(
-			lines,
-			fmt.Sprintf(
-				"  kubectl -n %s create secret generic %s --from-file=tls.crt=CERT --from-file=tls.key=KEY --from-file=ca.crt=CA",
-				o.Namespace,
-				TemporalSecret,
-			),
-		)
-	}
-	lines = append(lines, "If stanch.yaml has `slack:`, create the tokens that it expects in "+SlackDir+":",
-		fmt.Sprintf("  kubectl -n %s create secret generic %s --from-file=bot=… --from-file=app=…", o.Namespace, SlackSecret),
-		"If it has `webhooks:`, `email:` or `ticket:`, create their keys, password and token in "+NotificationDir+":",
-		fmt.Sprintf("  kubectl -n %s create secret generic %s --from-file=…", o.Namespace, NotificationSecret))
-	if o.NodeCertDir != "" {
-		lines = append(lines, "Create a certificate for every node, and store it in "+o.NodeCertDir+" on that node only:",
-			"  stanch cert node NODE --pki secrets/pki --out NODE")
-	} else {
-		lines = append(lines, "Sensors verify the gateway with the authority's certificate, which is public, and get their "+
-			"own with their pods' tokens:",
-			fmt.Sprintf("  kubectl -n %s create configmap %s --from-file=secrets/pki/ca.crt", o.Namespace, CAConfigMap))
-	}
-	return "# " + strings.ReplaceAll(strings.Join(lines, "\n# "), "# \n", "#\n") + "\n"
+	return []byte(out.String()), nil
 }

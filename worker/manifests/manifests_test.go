@@ -3,6 +3,7 @@ package manifests_test
 import (
 	"flag"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -12,6 +13,9 @@ import (
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/serializer"
+	"k8s.io/client-go/kubernetes/scheme"
 
 	"stanch/playbooks"
 	"stanch/worker/actions"
@@ -27,6 +31,24 @@ func optionsForPhase(phase int) manifests.Options {
 	return manifests.Options{
 		Phase: phase, Image: "stanch:1", SensorImage: "stanch-sensor:1",
 		TemporalAddress: "temporal.example:7233",
+	}
+}
+
+// The chart's permissions are generated from the actions.
+func TestPermissionsOfChartAreGenerated(t *testing.T) {
+	file := filepath.Join("..", "..", "deploy", "chart", "files", "permissions.yaml")
+	got, err := manifests.WritePermissions(actions.Catalog())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if *updateGolden {
+		if err := os.WriteFile(file, got, 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want, err := os.ReadFile(file)
+	if err != nil || string(got) != string(want) {
+		t.Errorf("%s is outdated (%v): run `go test ./worker/manifests -update` twice, and look at the diff", file, err)
 	}
 }
 
@@ -46,7 +68,7 @@ func TestManifestsMatchGoldenFiles(t *testing.T) {
 	cases["host"] = host
 	for name, o := range cases {
 		t.Run(name, func(t *testing.T) {
-			got, err := manifests.WriteYAML(actions.Catalog(), o)
+			got, err := manifests.WriteYAML(o)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -69,13 +91,32 @@ func TestManifestsMatchGoldenFiles(t *testing.T) {
 
 var readVerbs = []string{"get", "list", "watch"}
 
-// policyRules returns the rules of every role in a phase's objects, cluster-wide and of one namespace.
-func policyRules(t *testing.T, phase int) []rbacv1.PolicyRule {
+// renderObjects renders the manifests and decodes every object strictly: unknown fields are errors.
+func renderObjects(t *testing.T, o manifests.Options) []runtime.Object {
 	t.Helper()
-	objects, err := manifests.Objects(actions.Catalog(), optionsForPhase(phase))
+	raw, err := manifests.WriteYAML(o)
 	if err != nil {
 		t.Fatal(err)
 	}
+	decoder := serializer.NewCodecFactory(scheme.Scheme, serializer.EnableStrict).UniversalDeserializer()
+	var out []runtime.Object
+	for _, document := range strings.Split(string(raw), "\n---\n") {
+		if strings.HasPrefix(document, "#") && !strings.Contains(document, "\nkind: ") {
+			continue // the steps before an installation
+		}
+		object, _, err := decoder.Decode([]byte(document), nil, nil)
+		if err != nil {
+			t.Fatalf("%v in\n%s", err, document)
+		}
+		out = append(out, object)
+	}
+	return out
+}
+
+// policyRules returns the rules of every role in a phase's objects, cluster-wide and of one namespace.
+func policyRules(t *testing.T, phase int) []rbacv1.PolicyRule {
+	t.Helper()
+	objects := renderObjects(t, optionsForPhase(phase))
 	var out []rbacv1.PolicyRule
 	for _, o := range objects {
 		switch o := o.(type) {
@@ -151,33 +192,81 @@ func TestPermissionsAreNarrow(t *testing.T) {
 }
 
 func TestBroadPermissionIsFound(t *testing.T) {
-	for want, spec := range map[string]playbooks.KubernetesPermission{
-		"*":           {Groups: []string{""}, Resources: []string{"*"}, Verbs: []string{"get"}},
-		"secrets":     {Groups: []string{""}, Resources: []string{"pods", "secrets"}, Verbs: []string{"get"}},
-		"impersonate": {Groups: []string{""}, Resources: []string{"users"}, Verbs: []string{"impersonate"}},
-		"pods/exec":   {Groups: []string{""}, Resources: []string{"pods/exec"}, Verbs: []string{"create"}},
+	for want, rule := range map[string]rbacv1.PolicyRule{
+		"*":           {APIGroups: []string{""}, Resources: []string{"*"}, Verbs: []string{"get"}},
+		"secrets":     {APIGroups: []string{""}, Resources: []string{"pods", "secrets"}, Verbs: []string{"get"}},
+		"impersonate": {APIGroups: []string{""}, Resources: []string{"users"}, Verbs: []string{"impersonate"}},
+		"pods/exec":   {APIGroups: []string{""}, Resources: []string{"pods/exec"}, Verbs: []string{"create"}},
 	} {
-		catalog := playbooks.Catalog{"broad": {
-			Class: playbooks.ClassObserve, PlanPermissions: []playbooks.KubernetesPermission{spec},
-		}}
-		var got []string
-		for _, r := range manifests.ClusterRules(catalog, 1) {
-			if word := findBroadWord(r); word != "" {
-				got = append(got, word)
-			}
-		}
-		if !slices.Equal(got, []string{want}) {
+		if got := findBroadWord(rule); got != want {
 			t.Errorf("found %q, want %q", got, want)
 		}
 	}
 }
 
+// The cluster-wide permissions are exactly those that the actions of a phase declare, and those of the gateway.
+func TestPermissionsAreThoseOfActions(t *testing.T) {
+	gateway := listPermissions(clusterRules(t, manifests.Options{
+		Phase: 1, Image: "a", SensorImage: "b", TemporalAddress: "a:1", Actions: []string{"none"},
+	}))
+	for phase, classes := range map[int][]playbooks.Class{
+		1: {playbooks.ClassObserve},
+		2: {playbooks.ClassObserve, playbooks.ClassContain},
+		3: {playbooks.ClassObserve, playbooks.ClassContain, playbooks.ClassDisrupt},
+	} {
+		want := maps.Clone(gateway)
+		for _, spec := range actions.Catalog() {
+			declared := slices.Concat(spec.PlanPermissions, spec.OrphanPermissions)
+			if slices.Contains(classes, spec.Class) {
+				declared = append(declared, spec.ApplyPermissions...)
+			}
+			for _, p := range declared {
+				maps.Copy(want, listPermissions([]rbacv1.PolicyRule{
+					{APIGroups: p.Groups, Resources: p.Resources, Verbs: p.Verbs},
+				}))
+			}
+		}
+		if got := listPermissions(clusterRules(t, optionsForPhase(phase))); !maps.Equal(got, want) {
+			t.Errorf("phase %d has %v, want %v", phase, got, want)
+		}
+	}
+	o := optionsForPhase(3)
+	o.Actions = []string{"node.cordon"}
+	got := listPermissions(clusterRules(t, o))
+	if !got["patch nodes."] || got["update deployments/scale.apps"] || got["create networkpolicies.networking.k8s.io"] {
+		t.Errorf("with node.cordon only, the worker can %v", got)
+	}
+}
+
+func clusterRules(t *testing.T, o manifests.Options) []rbacv1.PolicyRule {
+	t.Helper()
+	for _, object := range renderObjects(t, o) {
+		if role, ok := object.(*rbacv1.ClusterRole); ok {
+			return role.Rules
+		}
+	}
+	t.Fatal("there is no ClusterRole")
+	return nil
+}
+
+// listPermissions returns "VERB RESOURCE.GROUP" for everything that rules permit.
+func listPermissions(rules []rbacv1.PolicyRule) map[string]bool {
+	out := map[string]bool{}
+	for _, r := range rules {
+		for _, group := range r.APIGroups {
+			for _, resource := range r.Resources {
+				for _, verb := range r.Verbs {
+					out[verb+" "+resource+"."+group] = true
+				}
+			}
+		}
+	}
+	return out
+}
+
 // A compromised node must not be able to act as Stanch in the cluster.
 func TestSensorHasNoClusterCredentials(t *testing.T) {
-	objects, err := manifests.Objects(actions.Catalog(), optionsForPhase(3))
-	if err != nil {
-		t.Fatal(err)
-	}
+	objects := renderObjects(t, optionsForPhase(3))
 	found := map[string]bool{}
 	for _, o := range objects {
 		found[fmt.Sprintf("%T", o)] = true
@@ -234,7 +323,7 @@ func TestOptionsAreValidated(t *testing.T) {
 			DataPath: "/a",
 		},
 	} {
-		if _, err := manifests.WriteYAML(actions.Catalog(), o); err == nil || !strings.Contains(err.Error(), want) {
+		if _, err := manifests.WriteYAML(o); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("got %v, want an error with %q", err, want)
 		}
 	}

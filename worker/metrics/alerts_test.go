@@ -26,7 +26,9 @@ func TestAlertRulesUseExistingMetrics(t *testing.T) {
 			}
 		}
 	}
-	require.NoError(t, yaml.Unmarshal([]byte(manifests.AlertRules), &file))
+	raw, err := manifests.AlertRules()
+	require.NoError(t, err)
+	require.NoError(t, yaml.Unmarshal(raw, &file))
 	described := make(chan *prometheus.Desc, 1000)
 	metrics.NewRegistry(metrics.MetricSources{
 		NodeStatus: fakeNodeStatus{connected: map[string]json.RawMessage{}}, Detections: &ingest.Ingester{},
