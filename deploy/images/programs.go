@@ -27,11 +27,11 @@ type program struct {
 func programs() []program {
 	return []program{
 		{
-			Name: "stanch", User: "65532:65532", BudgetMiB: 48,
+			Name: "stanch", User: "65532:65532", BudgetMiB: 56,
 			Description: "Stanch's gateway and worker, and its command line",
 		},
 		{
-			Name: "stanch-sensor", User: "0:0", BudgetMiB: 16,
+			Name: "stanch-sensor", User: "0:0", BudgetMiB: 8,
 			Description: "Stanch's sensor for one node",
 		},
 	}
