@@ -77,6 +77,8 @@ func (c *Cluster) writeUserTokens(caPEM string) error {
 		{"admin", "admin", "system:masters"},
 		{"controllers", "system:kube-controller-manager", "system:masters"},
 		{"scheduler", "system:kube-scheduler", "system:masters"},
+		{"proxy", "system:kube-proxy", "system:masters"},
+		{"dns", "system:coredns", "system:masters"},
 		{"kubelet", "system:node:" + c.NodeName, "system:nodes"},
 	} {
 		token := rand.Text()

@@ -74,6 +74,10 @@ func (c *Cluster) writeKubeletConfig() error {
 		return err
 	}
 	c.KubeletPort = port[0]
+	dns := ""
+	if c.Services {
+		dns = "clusterDNS: [" + c.dnsIP() + "]\nclusterDomain: " + ClusterDomain + "\n"
+	}
 	config := strings.NewReplacer("PORT", fmt.Sprint(port[0]), "NODEIP", c.NodeIP, "SOCKET", c.CRISocket, "DIR", c.Dir,
 		"CGROUP", c.CgroupRoot).Replace(`apiVersion: kubelet.config.k8s.io/v1beta1
 kind: KubeletConfiguration
@@ -105,6 +109,6 @@ syncFrequency: 10s
 nodeStatusUpdateFrequency: 5s
 serializeImagePulls: false
 shutdownGracePeriod: 0s
-`)
+`) + dns
 	return c.writeFile("kubelet.yaml", config)
 }

@@ -5,9 +5,10 @@
 // It refuses three things: to reach a registry (images are built from files and imported), to serve anything but tests
 // (its keys are in a temporary directory and its kubelet authorizes everyone), and to leave anything behind.
 //
-// There is no kube-proxy and no DNS. The only reachable Service is `kubernetes`, because its address is the one at
-// which the API server listens. The network is a plain bridge, which does not enforce NetworkPolicies, as on many small
-// clusters. Several labs can run at once; each has its own directory, bridge, subnets and cgroup.
+// Services and their names work in one lab of a machine at a time, the first one, since kube-proxy owns the machine's
+// packet filter; in others, the only reachable Service is `kubernetes`, whose address is the one at which the API server
+// listens. The network is a plain bridge, which does not enforce NetworkPolicies, as on many small clusters. Several
+// labs can run at once; each has its own directory, bridge, subnets and cgroup.
 package kube
 
 import (
@@ -66,6 +67,8 @@ type State struct {
 	// CgroupRoot is the parent of kubepods in each hierarchy, with a leading slash.
 	CgroupRoot  string `json:"cgroup_root"`
 	KubeletPort int    `json:"kubelet_port"` // on NodeIP, https, authorizes everyone
+	// Services reports whether kube-proxy and DNS run in this lab.
+	Services bool `json:"services"`
 
 	Owner     processID         `json:"owner"`
 	Detached  bool              `json:"detached"`
@@ -108,6 +111,7 @@ func Start(ctx context.Context, o Options) (_ *Cluster, err error) {
 		do   func(context.Context) error
 	}{
 		{"claim a place", func(context.Context) error { return c.claimNumber() }},
+		{"claim the services", func(context.Context) error { return c.claimServices() }},
 		{"network", func(context.Context) error { return c.makeNetwork() }},
 		{"keys", func(context.Context) error { return c.writeCertificates() }},
 		{"cgroups", func(context.Context) error { return makeCgroups(c.CgroupRoot) }},
@@ -116,7 +120,9 @@ func Start(ctx context.Context, o Options) (_ *Cluster, err error) {
 		{"images", c.importBaseImages},
 		{"api server answers", c.waitForAPIServer},
 		{"controllers, scheduler, kubelet", func(context.Context) error { return c.startNodeComponents(binary) }},
+		{"services", func(context.Context) error { return c.startServices(binary) }},
 		{"ready", c.waitForNodeReady},
+		{"services answer", c.waitForServices},
 	} {
 		began := time.Now()
 		if err := step.do(ctx); err != nil {

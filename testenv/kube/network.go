@@ -13,7 +13,7 @@ import (
 
 // makeNetwork creates the pods' bridge before any pod needs it, because its address is the node's. It also gives the
 // bridge the address of the Service `kubernetes`: the API server listens there, so that in-cluster clients reach it
-// without a kube-proxy.
+// without a kube-proxy. The DNS server has an address of the same kind.
 func (c *Cluster) makeNetwork() error {
 	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
@@ -26,6 +26,7 @@ func (c *Cluster) makeNetwork() error {
 	for _, a := range []struct{ alias, ip, mask string }{
 		{c.Bridge, c.NodeIP, "255.255.255.0"},
 		{c.Bridge + ":1", c.apiServerIP(), "255.255.255.255"},
+		{c.Bridge + ":2", c.dnsIP(), "255.255.255.255"},
 	} {
 		if err := setInterfaceAddress(fd, unix.SIOCSIFADDR, a.alias, a.ip); err != nil {
 			return fmt.Errorf("give %s the address %s: %w", a.alias, a.ip, err)

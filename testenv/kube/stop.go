@@ -39,6 +39,7 @@ func (c *Cluster) Stop() error {
 		c.killShims,
 		func() error { c.killProcesses(""); return nil },
 		func() error { return killCgroups(c.CgroupRoot) },
+		c.removeServices,
 		c.unmountAll,
 		func() error { return removeCgroups(c.CgroupRoot) },
 		c.removeNetwork,

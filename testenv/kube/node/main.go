@@ -11,11 +11,18 @@ import (
 	"fmt"
 	"os"
 
+	"github.com/coredns/coredns/coremain"
+	// The plugins that the lab's Corefile uses.
+	_ "github.com/coredns/coredns/plugin/bind"
+	_ "github.com/coredns/coredns/plugin/errors"
+	_ "github.com/coredns/coredns/plugin/kubernetes"
+	_ "github.com/coredns/coredns/plugin/ready"
 	"github.com/spf13/cobra"
 	"go.etcd.io/etcd/server/v3/etcdmain"
 	"k8s.io/component-base/cli"
 	apiserver "k8s.io/kubernetes/cmd/kube-apiserver/app"
 	controllers "k8s.io/kubernetes/cmd/kube-controller-manager/app"
+	proxy "k8s.io/kubernetes/cmd/kube-proxy/app"
 	scheduler "k8s.io/kubernetes/cmd/kube-scheduler/app"
 	kubelet "k8s.io/kubernetes/cmd/kubelet/app"
 )
@@ -32,6 +39,11 @@ func main() {
 	case "etcd":
 		etcdmain.Main(os.Args)
 		return
+	case "coredns":
+		coremain.Run()
+		return
+	case "kube-proxy":
+		command = proxy.NewProxyCommand()
 	case "kube-apiserver":
 		command = apiserver.NewAPIServerCommand()
 	case "kube-controller-manager":
@@ -49,7 +61,7 @@ func main() {
 func fail(why string) {
 	fmt.Fprintf(
 		os.Stderr,
-		"node: %s; want one of etcd, kube-apiserver, kube-controller-manager, kube-scheduler, kubelet\n",
+		"node: %s; want one of etcd, coredns, kube-apiserver, kube-controller-manager, kube-scheduler, kubelet, kube-proxy\n",
 		why,
 	)
 	os.Exit(2)

@@ -1,0 +1,104 @@
+package kube
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"os/exec"
+	"slices"
+	"strings"
+	"time"
+)
+
+// ClusterDomain is the domain of the lab's Services: NAME.NAMESPACE.svc.cluster.local.
+const ClusterDomain = "cluster.local"
+
+// dnsIP is the address of the lab's DNS server, beside that of the API server.
+func (c *State) dnsIP() string { return c.serviceIP("10") }
+
+// serviceIP returns an address of the lab's Services.
+func (c *State) serviceIP(last string) string { return strings.TrimSuffix(c.apiServerIP(), "1") + last }
+
+// claimServices gives this lab the machine's Services unless another lab has them: kube-proxy removes from the
+// machine's packet filter whatever it does not know, so two of them would undo each other's rules.
+func (c *Cluster) claimServices() error {
+	unlock, err := lockFile(labRegistryDir + "/lock")
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	others, err := otherLabs(c.ID)
+	if err != nil {
+		return err
+	}
+	c.Services = !slices.ContainsFunc(others, func(s State) bool { return s.Services })
+	return c.save()
+}
+
+// startServices starts kube-proxy and CoreDNS, so that pods and the host reach Services by address and name. Both run
+// beside the other components and not as pods.
+func (c *Cluster) startServices(binary string) error {
+	if !c.Services {
+		return nil
+	}
+	if err := c.writeFile("Corefile", fmt.Sprintf(`.:53 {
+  bind %[1]s
+  errors
+  ready %[1]s:8181
+  kubernetes %[2]s in-addr.arpa {
+    kubeconfig %[3]s lab
+    ttl 1
+  }
+}
+`, c.dnsIP(), ClusterDomain, c.filePath("dns.kubeconfig"))); err != nil {
+		return err
+	}
+	return errors.Join(
+		c.startProcess("coredns", binary, "coredns", "-conf", c.filePath("Corefile")),
+		// The bridge would deliver an answer past the packet filter: the masquerade makes it go through.
+		c.startProcess("kube-proxy", binary, "kube-proxy", "--kubeconfig="+c.filePath("proxy.kubeconfig"),
+			"--proxy-mode=iptables", "--masquerade-all", "--cluster-cidr="+c.PodCIDR, "--hostname-override="+c.NodeName,
+			"--healthz-bind-address=", "--metrics-bind-address=127.0.0.1:0", "--conntrack-max-per-core=0",
+			"--conntrack-tcp-timeout-established=0", "--conntrack-tcp-timeout-close-wait=0", "--iptables-min-sync-period=50ms"),
+	)
+}
+
+// waitForServices waits until the DNS server has read the Services.
+func (c *Cluster) waitForServices(ctx context.Context) error {
+	if !c.Services {
+		return nil
+	}
+	client := &http.Client{Timeout: time.Second}
+	return c.pollUntil(ctx, "the DNS server", func() error {
+		request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+c.dnsIP()+":8181/ready", nil)
+		if err != nil {
+			return err
+		}
+		answer, err := client.Do(request)
+		if err != nil {
+			return err
+		}
+		defer answer.Body.Close()
+		if answer.StatusCode != http.StatusOK {
+			return fmt.Errorf("it answers %s", answer.Status)
+		}
+		return nil
+	})
+}
+
+// removeServices removes what kube-proxy wrote into the machine's packet filter.
+func (c *Cluster) removeServices() error {
+	if !c.Services {
+		return nil
+	}
+	binary, err := Binary()
+	if err != nil {
+		return err
+	}
+	out, err := exec.Command(binary, "kube-proxy", "--cleanup").CombinedOutput()
+	if err != nil {
+		return fmt.Errorf("remove the rules of kube-proxy: %w: %s", err, out)
+	}
+	return nil
+}
