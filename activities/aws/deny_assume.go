@@ -315,9 +315,9 @@ func (a *denyAssumeAction) FindOrphans(ctx context.Context, before time.Time) ([
 	var out []activities.Orphan
 	for _, r := range account.roles {
 		p := principalFromRole(r)
-		_, expired := expiredTrustDenies(p.trustPolicyText, before)
-		if len(expired) == 0 {
-			continue
+		_, expired, parseErr := expiredTrustDenies(p.trustPolicyText, before)
+		if parseErr != nil || len(expired) == 0 {
+			continue // a policy that others wrote may be in a form that this version does not know
 		}
 		out = append(out, activities.Orphan{
 			ObjectName: fmt.Sprintf("the trust policy of %s", p), Target: p.target("", ""), Facet: playbooks.FacetTrust,
@@ -332,16 +332,16 @@ func (a *denyAssumeAction) FindOrphans(ctx context.Context, before time.Time) ([
 
 // expiredTrustDenies returns the denies of a trust policy, and the policy without them. It returns none if one has not
 // ended.
-func expiredTrustDenies(text string, before time.Time) (rest trustPolicy, expired []trustDeny) {
+func expiredTrustDenies(text string, before time.Time) (rest trustPolicy, expired []trustDeny, err error) {
 	t, err := parseTrustPolicy(text)
 	if err != nil {
-		return t, nil
+		return t, nil, err
 	}
 	rest, expired, _ = t.splitOwnStatements()
 	if slices.ContainsFunc(expired, func(d trustDeny) bool { return !d.expiresAt.Before(before) }) {
-		return rest, nil
+		return rest, nil, nil
 	}
-	return rest, expired
+	return rest, expired, nil
 }
 
 // removeExpiredDenies removes the statements of leases from a trust policy. Statements of others stay.
@@ -350,7 +350,10 @@ func (a *denyAssumeAction) removeExpiredDenies(ctx context.Context, p principal,
 	if err != nil {
 		return err
 	}
-	rest, expired := expiredTrustDenies(now.trustPolicyText, before)
+	rest, expired, err := expiredTrustDenies(now.trustPolicyText, before)
+	if err != nil {
+		return err
+	}
 	if len(expired) == 0 {
 		return nil // it was ended or renewed meanwhile
 	}

@@ -28,15 +28,17 @@ type accountReading struct {
 	roles  []types.RoleDetail
 	users  []types.UserDetail
 	readAt time.Time
+	err    error // why the reading is incomplete
 }
 
 // readAccount reads every role and user and keeps those that Stanch may have changed, or returns the last reading if it
-// is recent. With an error, it returns what was read before.
+// is recent. With an error, it returns what was read until then; a failed reading is also used again, so that a
+// throttled account is not read once for every action.
 func (a *Account) readAccount(ctx context.Context) (accountReading, error) {
 	a.readingMu.Lock()
 	defer a.readingMu.Unlock()
 	if !a.lastReading.readAt.IsZero() && time.Since(a.lastReading.readAt) < accountReadingMaxAge {
-		return a.lastReading, nil
+		return a.lastReading, a.lastReading.err
 	}
 	var out accountReading
 	pages := iam.NewGetAccountAuthorizationDetailsPaginator(a.iam, &iam.GetAccountAuthorizationDetailsInput{
@@ -45,7 +47,8 @@ func (a *Account) readAccount(ctx context.Context) (accountReading, error) {
 	for n := 0; pages.HasMorePages() && n < maxAccountPages; n++ {
 		page, err := pages.NextPage(ctx)
 		if err != nil {
-			return out, wrapError(err, "iam:GetAccountAuthorizationDetails", "search the account")
+			out.err = wrapError(err, "iam:GetAccountAuthorizationDetails", "search the account")
+			break
 		}
 		for _, r := range page.RoleDetailList {
 			if slices.ContainsFunc(r.RolePolicyList, isStanchPolicy) ||
@@ -61,7 +64,7 @@ func (a *Account) readAccount(ctx context.Context) (accountReading, error) {
 	}
 	out.readAt = time.Now()
 	a.lastReading = out
-	return out, nil
+	return out, out.err
 }
 
 // isStanchPolicy reports whether a policy's name is one of this package.

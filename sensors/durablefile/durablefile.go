@@ -56,7 +56,7 @@ func WriteRecomputable(path string, data []byte, perm fs.FileMode) error {
 
 // Create creates the file at path, as Write does. If the path exists, the error wraps fs.ErrExist and nothing changes,
 // also if another process creates it at the same time. It is for keys, which nothing may overwrite. The file system
-// must support hard links.
+// must support hard links or renames that do not replace.
 func Create(path string, data []byte, perm fs.FileMode) error {
 	next, err := newPendingFile(path, perm, writerOf(data))
 	if err != nil {
@@ -64,12 +64,24 @@ func Create(path string, data []byte, perm fs.FileMode) error {
 	}
 	err = next.Sync()
 	if err == nil {
-		err = os.Link(next.Name(), path)
+		err = linkOrRename(next.Name(), path)
 	}
 	if err = errors.Join(err, next.Cleanup()); err != nil { // removes the temporary name, and keeps the other
 		return err
 	}
 	return syncDirectoryOf(path)
+}
+
+// linkOrRename gives a file the name path unless that exists. Some network file systems have no hard links.
+func linkOrRename(from, path string) error {
+	err := os.Link(from, path)
+	if !errors.Is(err, unix.EPERM) && !errors.Is(err, errors.ErrUnsupported) {
+		return err //nolint:wrapcheck // it names both paths
+	}
+	if renameErr := unix.Renameat2(unix.AT_FDCWD, from, unix.AT_FDCWD, path, unix.RENAME_NOREPLACE); renameErr != nil {
+		return &os.LinkError{Op: "rename", Old: from, New: path, Err: renameErr}
+	}
+	return nil
 }
 
 // Open opens the file at path for reading and writing, and creates it with the permissions perm if it is missing. Its

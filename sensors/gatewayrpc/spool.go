@@ -70,7 +70,8 @@ const headerFormat = `{"spool":1,"done":%020d}` + "\n"
 func headerLine(done int64) []byte { return fmt.Appendf(nil, headerFormat, done) }
 
 // compactThresholdBytes is how many bytes must be acknowledged before the file is rewritten without them.
-const compactThresholdBytes = 1 << 20
+// Adding waits for the rewrite, so that it must be rare.
+const compactThresholdBytes = 8 << 20
 
 // OpenSpool opens the spool in dir and reads what an earlier process left. It drops an incomplete last line. It also
 // drops, and counts, a line that is too large to be sent, which an older sensor may have written.
@@ -167,8 +168,10 @@ func (s *Spool) enqueue(line []byte) {
 	s.pendingBytes += int64(len(line))
 }
 
-// compact replaces the file with one that contains only the pending lines.
+// compact replaces the file with one that contains only the pending lines. After an error, the open file may no longer
+// be the one at the path, so that nothing counts as stored until a later compact succeeds.
 func (s *Spool) compact() error {
+	s.incomplete = true
 	if err := durablefile.WriteFrom(s.path, 0o600, s.writePending); err != nil {
 		return fmt.Errorf("rewrite spool: %w", err)
 	}
@@ -206,7 +209,7 @@ func (s *Spool) syncInBackground() {
 		case <-s.closing:
 			return
 		case <-s.syncNeeded:
-			_ = s.Sync() // a failure makes the next Acknowledge rewrite the file
+			_ = s.Sync() // after a failure Add returns errors, and the next Sync or Acknowledge rewrites the file
 		}
 	}
 }
@@ -216,6 +219,10 @@ func (s *Spool) Sync() error {
 	s.syncMu.Lock()
 	defer s.syncMu.Unlock()
 	s.mu.Lock()
+	if s.incomplete {
+		defer s.mu.Unlock()
+		return s.compact()
+	}
 	file, added, synced := s.file, s.addedLines, s.syncedLines
 	s.mu.Unlock()
 	if added == synced {
@@ -253,16 +260,23 @@ func (s *Spool) Add(d sensors.Detection) error {
 	}
 	s.enqueue(line)
 	s.signalReady()
+	s.addedLines++
+	defer s.requestSync()
+	if s.incomplete {
+		return fmt.Errorf("spool detection %s: kept in memory only: an earlier write to the spool failed", d.ID)
+	}
 	if _, err := s.file.Write(append(line[:len(line):len(line)], '\n')); err != nil {
 		s.incomplete = true
 		return fmt.Errorf("spool detection %s: kept in memory only: %w", d.ID, err)
 	}
-	s.addedLines++
+	return nil
+}
+
+func (s *Spool) requestSync() {
 	select {
 	case s.syncNeeded <- struct{}{}:
 	default:
 	}
-	return nil
 }
 
 func (s *Spool) signalReady() {

@@ -98,3 +98,29 @@ func TestSpoolDropsDetectionsThatAreTooLarge(t *testing.T) {
 		require.LessOrEqual(t, len(line), MaxDetectionBytes)
 	}
 }
+
+// After a rewrite that failed, the open file may have lost its name: nothing may count as stored until a rewrite works.
+func TestNothingCountsAsStoredAfterFailedRewrite(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "spool")
+	s, err := OpenSpool(dir, SpoolLimits{})
+	require.NoError(t, err)
+	s.closeOnce.Do(func() { close(s.closing) })
+	<-s.syncerEnded
+	for _, id := range []string{"a", "b"} {
+		require.NoError(t, s.Add(sensors.Detection{ID: id}))
+	}
+	require.NoError(t, os.RemoveAll(dir))
+	s.mu.Lock()
+	require.Error(t, s.compact())
+	s.mu.Unlock()
+	require.ErrorContains(t, s.Add(sensors.Detection{ID: "c"}), "kept in memory only")
+	require.Error(t, s.Sync())
+
+	require.NoError(t, os.Mkdir(dir, 0o700))
+	require.NoError(t, s.Sync())
+	require.NoError(t, s.Add(sensors.Detection{ID: "d"}))
+	require.NoError(t, s.Sync())
+	again, err := OpenSpool(dir, SpoolLimits{})
+	require.NoError(t, err)
+	require.Equal(t, []string{"a", "b", "c", "d"}, spooledIDs(t, again))
+}

@@ -39,9 +39,9 @@ func Bytes(s string, n int) string {
 	if len(s) <= n {
 		return s
 	}
-	s = s[:max(n-len("…"), 0)]
-	for len(s) > 0 && !utf8.ValidString(s[max(0, len(s)-utf8.UTFMax):]) {
-		s = s[:len(s)-1]
+	end := max(n-len("…"), 0)
+	for end > 0 && !utf8.RuneStart(s[end]) {
+		end--
 	}
-	return s + "…"
+	return s[:end] + "…"
 }

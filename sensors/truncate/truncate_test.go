@@ -34,3 +34,8 @@ func TestBytesNeverSplitsCharacter(t *testing.T) {
 	}
 	require.Equal(t, "abc", truncate.Bytes("abc", 3))
 }
+
+func TestBytesKeepsAsMuchAsFits(t *testing.T) {
+	got := truncate.Bytes(strings.Repeat("世", 100), 50)
+	require.Equal(t, strings.Repeat("世", 15)+"…", got)
+}

@@ -191,16 +191,18 @@ func (t *exportTarget) sendWithRetry(ctx context.Context, d sensors.Detection) {
 		return
 	}
 	tries := 0
+	var failure error // of the last try; that of the context would hide it
 	_, err = backoff.Retry(ctx, func() (struct{}, error) {
 		tries++
-		return struct{}{}, t.sendOnce(ctx, raw)
+		failure = t.sendOnce(ctx, raw)
+		return struct{}{}, failure
 	}, backoff.WithMaxTries(maxSendAttempts), backoff.WithMaxElapsedTime(0),
 		backoff.WithBackOff(&backoff.ExponentialBackOff{
 			InitialInterval: t.initialRetryDelay, Multiplier: 2, MaxInterval: t.initialRetryDelay << maxSendAttempts,
 		}))
 	if err != nil {
 		t.failed.Add(1)
-		t.log.Error("export a detection", "export", t.Name, "detection", d.ID, "tries", tries, "error", err)
+		t.log.Error("export a detection", "export", t.Name, "detection", d.ID, "tries", tries, "error", failure)
 		return
 	}
 	t.sent.Add(1)

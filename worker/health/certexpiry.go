@@ -7,7 +7,6 @@ import (
 	"time"
 
 	"stanch/sensors"
-	"stanch/sensors/truncate"
 )
 
 // reportExpiringCertificates reports certificates that end soon and should have been renewed.
@@ -30,7 +29,7 @@ func (m *Monitor) reportExpiringCertificates() {
 		reasons := []string{fmt.Sprintf("The certificate of node %s expires at %s and was not renewed.", e.name,
 			e.expiresAt.UTC().Format(time.RFC3339))}
 		if e.renewalFailure != "" {
-			reasons = append(reasons, "The renewal failed: "+truncate.Name(e.renewalFailure))
+			reasons = append(reasons, "The renewal failed: "+detail(e.renewalFailure))
 		} else {
 			reasons = append(reasons, "Its sensor did not request a renewal; a sensor older than this gateway cannot. `stanch "+
 				"cert node "+e.name+"` issues a certificate manually.")

@@ -15,7 +15,6 @@ import (
 	"stanch/sensors"
 	"stanch/sensors/durablefile"
 	"stanch/sensors/duration"
-	"stanch/sensors/truncate"
 )
 
 // NodeExpectation is the cluster's data about a node that should have a sensor.
@@ -220,7 +219,7 @@ func (m *Monitor) assessMissingNode(a missingNode, e NodeExpectation, should, cl
 		}
 	case e.Ready:
 		c.reasons = append(c.reasons, fmt.Sprintf("Kubernetes reports the node as ready; its sensor's pod: %s.",
-			truncate.Name(e.SensorPodStatus)))
+			detail(e.SensorPodStatus)))
 	default:
 		c.severity = sensors.SeverityMedium
 		c.reasons = append(c.reasons, "Kubernetes reports the node as not ready: the machine itself may be down.")

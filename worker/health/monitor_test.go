@@ -254,6 +254,8 @@ func TestMonitorConditions(t *testing.T) {
 	t.Run("dropped events", func(t *testing.T) {
 		e := newGatewayFixture(t, server, gatewayFixtureOptions{timing: short})
 		began := time.Now().Add(-time.Hour).UTC()
+		const podUID = "3f1c2a4e_9b7d_4c1a_8e21_5d0f6a7b8c9d"
+		podCgroup := "/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod" + podUID + ".slice/cri-1.scope"
 		var lost atomic.Uint64
 		status := func() any {
 			r := agent.StatusReport{Health: agent.Health{Node: "lossy-1"}}
@@ -262,7 +264,7 @@ func TestMonitorConditions(t *testing.T) {
 				CountingSince: began, KernelEvents: lost.Load(), EpisodeStart: began,
 				LastDropAt: time.Now(), TopSources: []agent.DropSource{
 					{Container: sensors.Container{ID: "f100d", CgroupPath: "/f100d"}, Cgroup: "/f100d", Dropped: lost.Load()},
-					{Cgroup: "/host.service", Dropped: 1},
+					{Cgroup: podCgroup, Dropped: lost.Load()},
 				},
 			}
 			return r
@@ -275,6 +277,7 @@ func TestMonitorConditions(t *testing.T) {
 		require.Equal(t, 1000, d.Event.Count)
 		require.Contains(t, d.Reasons[0], "alerts ring full")
 		require.Contains(t, fmt.Sprint(d.Reasons), "container f100d (1000)")
+		require.Contains(t, fmt.Sprint(d.Reasons), podUID, "the pod can be told from the cgroup's path")
 		require.Contains(t, fmt.Sprint(d.Reasons), "Falco internal: syscall event drop")
 		d = waitForDetection(t, server, "Container/f100d@lossy-1", "event-flood")
 		require.Equal(t, "f100d", d.Event.Container.ID)

@@ -153,12 +153,12 @@ func (m *Monitor) reportSpoofedCgroups(name string, r agent.StatusReport) {
 	since := r.SpoofedCgroups[0].FirstSeen
 	for _, d := range r.SpoofedCgroups[:min(len(r.SpoofedCgroups), maxSpoofedCgroups)] {
 		others := strings.Join(d.SpoofedPaths[:min(len(d.SpoofedPaths), maxSpoofedCgroups)], ", ")
-		what := fmt.Sprintf("On node %s, %s is in %s. These cgroups have the same name: %s.", name, truncate.Name(d.TargetID),
-			truncate.Name(strings.Join(d.GenuinePaths, ", ")), truncate.Name(others))
+		what := fmt.Sprintf("On node %s, %s is in %s. These cgroups have the same name: %s.", name, detail(d.TargetID),
+			detail(strings.Join(d.GenuinePaths, ", ")), detail(others))
 		if len(d.GenuinePaths) == 0 {
 			what = fmt.Sprintf(
 				"On node %s, several cgroups have the same name as %s. The node detected nothing in any of them, so "+
-					"it was not contained there: %s.", name, truncate.Name(d.TargetID), truncate.Name(others))
+					"it was not contained there: %s.", name, detail(d.TargetID), detail(others))
 		}
 		reasons = append(reasons, what)
 		if d.FirstSeen.Before(since) {
@@ -229,12 +229,12 @@ func (m *Monitor) checkSensorBlind(name string, r agent.StatusReport, off []prob
 			"The sensor on node %s sent %d heartbeats and received none of them from the kernel (%s).", name,
 			r.Heartbeat.ConsecutiveMisses, last))
 		if r.Heartbeat.FailureReason != "" {
-			reasons = append(reasons, "The sensor reports: "+truncate.Name(r.Heartbeat.FailureReason))
+			reasons = append(reasons, "The sensor reports: "+detail(r.Heartbeat.FailureReason))
 		}
 	}
 	for _, h := range off {
 		reasons = append(reasons, fmt.Sprintf("The hook %s on node %s was attached and is now detached: %s.",
-			truncate.Name(string(h.Hook)), name, truncate.Name(h.Reason)))
+			detail(string(h.Hook)), name, detail(h.Reason)))
 	}
 	if blind {
 		reasons = append(reasons, fmt.Sprintf("The sensor on node %s no longer monitors the kernel.", name))
@@ -360,13 +360,19 @@ func describeDropSource(b agent.DropSource) string {
 	c := b.Container
 	switch {
 	case c.Pod.Name != "":
-		return fmt.Sprintf("%s/%s container %s", truncate.Name(c.Pod.Namespace), truncate.Name(c.Pod.Name),
-			truncate.Name(c.Name))
+		return fmt.Sprintf("%s/%s container %s", detail(c.Pod.Namespace), detail(c.Pod.Name),
+			detail(c.Name))
 	case c.ID != "":
-		return "container " + truncate.Name(c.ID[:min(12, len(c.ID))])
+		return "container " + detail(c.ID[:min(12, len(c.ID))])
 	}
-	return "cgroup " + truncate.Name(b.Cgroup)
+	return "cgroup " + detail(b.Cgroup)
 }
+
+// detailRunes is how much of a node's texts incidents show: a cgroup's path up to the pod's UID fits.
+const detailRunes = 120
+
+// detail returns a text from a node, which may be an attacker's, as reasons of incidents show it.
+func detail(s string) string { return truncate.Text(s, detailRunes) }
 
 func counterIncrease(now, before uint64) uint64 {
 	if now < before {

@@ -10,7 +10,6 @@ import (
 	"stanch/sensors"
 	"stanch/sensors/duration"
 	"stanch/sensors/integrations"
-	"stanch/sensors/truncate"
 	"stanch/worker/sourceserver"
 )
 
@@ -104,7 +103,7 @@ func (m *Monitor) OnSourceHealth(_ context.Context, h integrations.SensorHealth)
 			kind: sourceEventsUndecodable, subject: newSourceSubject(h.Source),
 			since: h.Time, count: clampInt(h.UndecodableEvents), reasons: []string{
 				fmt.Sprintf("%d events of the source %s could not be decoded.", h.UndecodableEvents, h.Source),
-				"The error was: " + truncate.Name(h.Message),
+				"The error was: " + detail(h.Message),
 			},
 		})
 	}
@@ -131,10 +130,10 @@ func (m *Monitor) OnSourceHealth(_ context.Context, h integrations.SensorHealth)
 	}
 	reasons := []string{fmt.Sprintf("The source %s lost %d events.", h.Source, more)}
 	if h.Node != "" {
-		reasons[0] = fmt.Sprintf("The source %s lost %d events on node %s.", h.Source, more, truncate.Name(h.Node))
+		reasons[0] = fmt.Sprintf("The source %s lost %d events on node %s.", h.Source, more, detail(h.Node))
 	}
 	if h.Message != "" {
-		reasons = append(reasons, "It reports: "+truncate.Name(h.Message))
+		reasons = append(reasons, "It reports: "+detail(h.Message))
 	}
 	m.reportCondition(telemetryCondition{
 		kind: sourceEventsDropped, subject: newSourceSubject(h.Source),
