@@ -207,7 +207,7 @@ func TestBroadPermissionIsFound(t *testing.T) {
 // The cluster-wide permissions are exactly those that the actions of a phase declare, and those of the gateway.
 func TestPermissionsAreThoseOfActions(t *testing.T) {
 	gateway := listPermissions(clusterRules(t, manifests.Options{
-		Phase: 1, Image: "a", SensorImage: "b", TemporalAddress: "a:1", Actions: []string{"none"},
+		Phase: 1, Image: "a", SensorImage: "b", TemporalAddress: "a:1", Actions: []string{"log"},
 	}))
 	for phase, classes := range map[int][]playbooks.Class{
 		1: {playbooks.ClassObserve},
@@ -235,6 +235,10 @@ func TestPermissionsAreThoseOfActions(t *testing.T) {
 	got := listPermissions(clusterRules(t, o))
 	if !got["patch nodes."] || got["update deployments/scale.apps"] || got["create networkpolicies.networking.k8s.io"] {
 		t.Errorf("with node.cordon only, the worker can %v", got)
+	}
+	// A lease that was lost before the playbooks changed is still found.
+	if !got["list deployments.apps"] || !got["list networkpolicies.networking.k8s.io"] {
+		t.Errorf("with node.cordon only, the worker cannot search for orphans: %v", got)
 	}
 }
 
