@@ -4,6 +4,8 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
+	"strings"
 
 	"github.com/spf13/cobra"
 	"go.yaml.in/yaml/v3"
@@ -29,6 +31,9 @@ func (o *manifestsOptions) setConfig(cmd *cobra.Command, g *globalFlags) error {
 			return err
 		}
 		o.Config = string(raw)
+		if err := o.setUserFiles(cfg); err != nil {
+			return err
+		}
 	}
 	if !o.valuesOnly && !o.actionsInUse {
 		return nil
@@ -53,6 +58,56 @@ func (o *manifestsOptions) setPhase(cmd *cobra.Command, file string, raw []byte)
 			"in both, or remove it from the file", file, in.Phase, o.Phase)}
 	}
 	o.Phase = in.Phase
+	return nil
+}
+
+// setUserFiles sets the playbooks and rule packs of the configuration's directories, which do not exist in a pod.
+func (o *manifestsOptions) setUserFiles(cfg *config.Config) error {
+	own, err := playbookstore.UserPlaybooks(cfg)
+	if err != nil {
+		return err
+	}
+	playbookFiles := map[string]string{}
+	for _, s := range own {
+		if err := addUserFile(playbookFiles, s.File, s.Content); err != nil {
+			return err
+		}
+	}
+	ruleFiles := map[string]string{}
+	for _, dir := range cfg.Rules {
+		entries, err := os.ReadDir(dir)
+		if err != nil {
+			return fmt.Errorf("list rule packs in %s: %w", dir, err)
+		}
+		for _, e := range entries {
+			ext := filepath.Ext(e.Name())
+			if e.IsDir() || strings.HasPrefix(e.Name(), ".") || ext != ".yaml" && ext != ".yml" {
+				continue
+			}
+			raw, err := os.ReadFile(filepath.Join(dir, e.Name()))
+			if err != nil {
+				return fmt.Errorf("read a rule pack: %w", err)
+			}
+			if err := addUserFile(ruleFiles, filepath.Join(dir, e.Name()), raw); err != nil {
+				return err
+			}
+		}
+	}
+	o.Playbooks, o.Rules = playbookFiles, ruleFiles
+	return nil
+}
+
+// addUserFile adds a file by the name that it will have in the cluster, where all files are in one directory.
+func addUserFile(files map[string]string, path string, raw []byte) error {
+	name := filepath.Base(path)
+	if filepath.Ext(name) != ".yaml" {
+		return fmt.Errorf("print the manifests: %s: invalid file name; the chart accepts only *.yaml", path)
+	}
+	if _, twice := files[name]; twice {
+		return fmt.Errorf("print the manifests: %s: another directory has a file with this name; rename one, since in "+
+			"the cluster all files are in one directory", path)
+	}
+	files[name] = string(raw)
 	return nil
 }
 

@@ -55,7 +55,10 @@ type Options struct {
 	TemporalTLS        bool
 	TemporalServerName string
 	Config             string // the text of stanch.yaml; "" means the defaults. Its phase is ignored
-	Replicas           int32  // of the worker; 0 means 1
+	// Playbooks and Rules are the texts of the user's files by name, instead of the directories in Config; nil leaves
+	// the directories as they are.
+	Playbooks, Rules map[string]string
+	Replicas         int32 // of the worker; 0 means 1
 	// GatewayAddress is the address for sensors; "" means the Service.
 	GatewayAddress string
 	// HostNetwork runs the worker in the node's network, for a Temporal that is reachable only there.
@@ -117,8 +120,14 @@ func (o Options) values() (map[string]any, error) {
 		return nil, fmt.Errorf("read the configuration: %w", err)
 	}
 	delete(cfg, "phase") // the chart has one phase
+	for name, files := range map[string]map[string]string{"playbooks": o.Playbooks, "rules": o.Rules} {
+		if files != nil {
+			delete(cfg, name)
+		}
+	}
 	return map[string]any{
 		"phase": o.Phase, "config": cfg, "actions": toAnySlice(o.Actions),
+		"playbooks": toAnyMap(o.Playbooks), "rules": toAnyMap(o.Rules),
 		"image": o.imageValues(),
 		"temporal": map[string]any{
 			"address": o.TemporalAddress, "namespace": o.TemporalNamespace,
@@ -135,6 +144,14 @@ func toAnySlice(texts []string) []any {
 	out := make([]any, 0, len(texts))
 	for _, t := range texts {
 		out = append(out, t)
+	}
+	return out
+}
+
+func toAnyMap(texts map[string]string) map[string]any {
+	out := map[string]any{}
+	for name, text := range texts {
+		out[name] = text
 	}
 	return out
 }

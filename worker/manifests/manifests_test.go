@@ -62,6 +62,8 @@ func TestManifestsMatchGoldenFiles(t *testing.T) {
 	all.Namespace, all.Replicas, all.TemporalTLS, all.TemporalServerName = "security", 3, true, "temporal.internal"
 	all.Config, all.GatewayAddress, all.CRISocket, all.NodeCertDir, all.LockDir = "phase: 3\ncluster: shop\n",
 		"stanch.example:7443", "/run/k3s/containerd/containerd.sock", "/srv/stanch", "/sys/fs/bpf/other"
+	all.Playbooks = map[string]string{"mine.yaml": "playbook: mine\n# the end\n", "other.yaml": "playbook: other"}
+	all.Rules = map[string]string{"shop.yaml": "rules: []\n"}
 	cases["everything"] = all
 	host := optionsForPhase(2)
 	host.HostNetwork, host.DataPath = true, "/var/lib/stanch-worker"
