@@ -2,8 +2,6 @@ package main
 
 import (
 	"fmt"
-	"io"
-	"os"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -16,8 +14,9 @@ import (
 // manifestsOptions are the flags of `stanch manifests`.
 type manifestsOptions struct {
 	manifests.Options
-	iam, alerts bool
-	audit       string
+	iam, alerts              bool
+	valuesOnly, actionsInUse bool
+	audit                    string
 }
 
 func manifestsCommand(g *globalFlags) *cobra.Command {
@@ -29,16 +28,25 @@ func manifestsCommand(g *globalFlags) *cobra.Command {
 that a phase needs: the permissions that its actions declare. In phase 1, the only thing
 Stanch can write is the kill switch. The YAML has no secrets; comments at its top say how to
 create them. With --iam print the AWS policy of the phase instead, for the identity that
-Stanch runs as.`,
+Stanch runs as.
+
+With --values-only print the values for the Helm chart instead. They restrict the permissions
+to the actions that the playbooks in use can run: those of the library and of the directories
+in --config. --actions-in-use restricts the printed manifests in the same way. Print again
+after each change of a playbook; ` + "`stanch doctor`" + ` compares the permissions with the playbooks.`,
 		Example: `  stanch manifests --phase 1 --temporal temporal.temporal.svc:7233 | kubectl apply -f -
   stanch manifests --phase 3 --config stanch.yaml --temporal temporal.example:7233 --temporal-tls > stanch-install.yaml
+  stanch manifests --values-only --config stanch.yaml > stanch-values.yaml
   stanch manifests --phase 2 --iam > stanch-policy.json
   stanch manifests --alerts > stanch-alerts.yaml`,
-		RunE: func(cmd *cobra.Command, _ []string) error { return o.print(cmd.OutOrStdout(), g) },
+		RunE: func(cmd *cobra.Command, _ []string) error { return o.print(cmd, g) },
 	}
 	f := c.Flags()
-	f.IntVar(&o.Phase, "phase", 1, "the phase that the permissions are for: 1 observe, 2 contain, 3 disrupt with "+
-		"approval")
+	f.IntVar(&o.Phase, "phase", 1, "the phase of the installation: 1 observe, 2 contain, 3 disrupt with approval "+
+		"(default: the phase in --config)")
+	f.BoolVar(&o.valuesOnly, "values-only", false, "print only the values for the Helm chart, as YAML")
+	f.BoolVar(&o.actionsInUse, "actions-in-use", false,
+		"permit only the actions that the playbooks in use can run, instead of all actions of the phase")
 	f.BoolVar(&o.iam, "iam", false, "print only the IAM policy of the phase, as JSON")
 	f.BoolVar(&o.alerts, "alerts", false, "print only Prometheus alert rules for the metrics of the worker")
 	f.StringVar(&o.audit, "audit", "",
@@ -71,52 +79,48 @@ Stanch runs as.`,
 }
 
 // print prints what the flags select.
-func (o *manifestsOptions) print(out io.Writer, g *globalFlags) error {
-	if o.audit != "" {
+func (o *manifestsOptions) print(cmd *cobra.Command, g *globalFlags) error {
+	raw, err := o.render(cmd, g)
+	if err != nil {
+		return err
+	}
+	_, err = cmd.OutOrStdout().Write(raw)
+	return err
+}
+
+// render returns what the flags select.
+func (o *manifestsOptions) render(cmd *cobra.Command, g *globalFlags) ([]byte, error) {
+	switch {
+	case o.audit != "":
 		if !strings.HasPrefix(o.audit, "https://") {
-			return usageError{fmt.Errorf("invalid --audit %q; use https://HOST:PORT, since an API server "+
+			return nil, usageError{fmt.Errorf("invalid --audit %q; use https://HOST:PORT, since an API server "+
 				"sends its token only over TLS", o.audit)}
 		}
-		_, err := fmt.Fprint(out, manifests.AuditInstructions(strings.TrimSuffix(o.audit, "/")+"/v1/"+
-			config.SourceKindKubernetesAudit))
-		return err
-	}
-	if o.alerts {
-		raw, err := manifests.AlertRules()
-		if err != nil {
-			return err
-		}
-		_, err = out.Write(raw)
-		return err
-	}
-	if o.iam {
+		return []byte(manifests.AuditInstructions(strings.TrimSuffix(o.audit, "/") + "/v1/" +
+			config.SourceKindKubernetesAudit)), nil
+	case o.alerts:
+		return manifests.AlertRules()
+	case o.iam:
 		raw, err := manifests.WriteIAMPolicy(actions.Catalog(), o.Phase)
-		if err != nil {
-			return usageError{err}
-		}
-		_, err = out.Write(raw)
-		return err
+		return raw, asUsageError(err)
 	}
-	if g.configFile != "" {
-		cfg, err := g.loadConfig()
-		if err != nil {
-			return err
-		}
-		if cfg.Phase > o.Phase {
-			return fmt.Errorf("print the manifests: %s sets phase %d, which exceeds --phase %[3]d; use --phase %[2]d",
-				g.configFile, cfg.Phase, o.Phase)
-		}
-		raw, err := os.ReadFile(g.configFile)
-		if err != nil {
-			return fmt.Errorf("read the configuration: %w", err)
-		}
-		o.Config = string(raw)
+	if err := o.setConfig(cmd, g); err != nil {
+		return nil, err
 	}
 	o.Version = version
-	raw, err := manifests.WriteYAML(o.Options)
+	write := manifests.WriteYAML
+	if o.valuesOnly {
+		o.setChartImages(cmd)
+		write = manifests.WriteValues
+	}
+	raw, err := write(o.Options)
+	return raw, asUsageError(err)
+}
+
+// asUsageError returns err as an error of the flags.
+func asUsageError(err error) error {
 	if err != nil {
 		return usageError{err}
 	}
-	_, err = out.Write(raw)
-	return err
+	return nil
 }

@@ -33,6 +33,8 @@ const (
 	// NotificationDir.
 	NotificationSecret = "stanch-integrations"
 	NotificationDir    = "/etc/stanch/integrations"
+	// ChartRegistry is the registry in the chart's defaults: that of images that were imported on the nodes.
+	ChartRegistry = "localhost"
 	// GatewayPort is where nodes dial, APIPort where people answer with a Kubernetes token.
 	GatewayPort = 7443
 	APIPort     = 7444
@@ -52,8 +54,11 @@ type Options struct {
 	// differs from the host.
 	TemporalTLS        bool
 	TemporalServerName string
-	Config             string // the text of stanch.yaml; "" means the defaults with this phase
-	Replicas           int32  // of the worker; 0 means 1
+	Config             string // the text of stanch.yaml; "" means the defaults. Its phase is ignored
+	// Playbooks and Rules are the texts of the user's files by name, instead of the directories in Config; nil leaves
+	// the directories as they are.
+	Playbooks, Rules map[string]string
+	Replicas         int32 // of the worker; 0 means 1
 	// GatewayAddress is the address for sensors; "" means the Service.
 	GatewayAddress string
 	// HostNetwork runs the worker in the node's network, for a Temporal that is reachable only there.
@@ -80,7 +85,6 @@ func (o Options) withDefaults() Options {
 	set(&o.TemporalNamespace, "stanch")
 	set(&o.CRISocket, "/run/containerd/containerd.sock")
 	set(&o.Version, "dev")
-	set(&o.Config, fmt.Sprintf("phase: %d\n", o.Phase))
 	if o.Replicas == 0 {
 		o.Replicas = 1
 	}
@@ -93,8 +97,6 @@ func (o Options) validate() error {
 		return fmt.Errorf("invalid phase %d; 1 observes, 2 contains, 3 disrupts with approval", o.Phase)
 	case o.Image == "" || o.SensorImage == "":
 		return fmt.Errorf("missing image; set the images of the worker and the sensor")
-	case o.TemporalAddress == "":
-		return fmt.Errorf("missing Temporal address; set the address at which pods reach Temporal")
 	case o.DataPath != "" && o.Replicas > 1:
 		return fmt.Errorf("run %d workers: they cannot share a directory on one node; use one worker", o.Replicas)
 	}
@@ -117,10 +119,16 @@ func (o Options) values() (map[string]any, error) {
 	if err := yaml.Unmarshal([]byte(o.Config), &cfg); err != nil {
 		return nil, fmt.Errorf("read the configuration: %w", err)
 	}
-	worker, sensor := splitImage(o.Image), splitImage(o.SensorImage)
+	delete(cfg, "phase") // the chart has one phase
+	for name, files := range map[string]map[string]string{"playbooks": o.Playbooks, "rules": o.Rules} {
+		if files != nil {
+			delete(cfg, name)
+		}
+	}
 	return map[string]any{
 		"phase": o.Phase, "config": cfg, "actions": toAnySlice(o.Actions),
-		"image": map[string]any{"registry": "", "worker": worker, "sensor": sensor},
+		"playbooks": toAnyMap(o.Playbooks), "rules": toAnyMap(o.Rules),
+		"image": o.imageValues(),
 		"temporal": map[string]any{
 			"address": o.TemporalAddress, "namespace": o.TemporalNamespace,
 			"tls": map[string]any{"enabled": o.TemporalTLS, "serverName": o.TemporalServerName},
@@ -132,21 +140,18 @@ func (o Options) values() (map[string]any, error) {
 	}, nil
 }
 
-// splitImage splits an image's name into the values of the chart.
-func splitImage(name string) map[string]any {
-	if repository, digest, ok := strings.Cut(name, "@"); ok {
-		return map[string]any{"repository": repository, "digest": digest}
-	}
-	if i := strings.LastIndex(name, ":"); i > strings.LastIndex(name, "/") {
-		return map[string]any{"repository": name[:i], "tag": name[i+1:]}
-	}
-	return map[string]any{"repository": name}
-}
-
 func toAnySlice(texts []string) []any {
 	out := make([]any, 0, len(texts))
 	for _, t := range texts {
 		out = append(out, t)
+	}
+	return out
+}
+
+func toAnyMap(texts map[string]string) map[string]any {
+	out := map[string]any{}
+	for name, text := range texts {
+		out[name] = text
 	}
 	return out
 }
@@ -156,6 +161,9 @@ func toAnySlice(texts []string) []any {
 func WriteYAML(o Options) ([]byte, error) {
 	if err := o.validate(); err != nil {
 		return nil, err
+	}
+	if o.TemporalAddress == "" {
+		return nil, fmt.Errorf("missing Temporal address; set the address at which pods reach Temporal")
 	}
 	o = o.withDefaults()
 	values, err := o.values()

@@ -62,6 +62,8 @@ func TestManifestsMatchGoldenFiles(t *testing.T) {
 	all.Namespace, all.Replicas, all.TemporalTLS, all.TemporalServerName = "security", 3, true, "temporal.internal"
 	all.Config, all.GatewayAddress, all.CRISocket, all.NodeCertDir, all.LockDir = "phase: 3\ncluster: shop\n",
 		"stanch.example:7443", "/run/k3s/containerd/containerd.sock", "/srv/stanch", "/sys/fs/bpf/other"
+	all.Playbooks = map[string]string{"mine.yaml": "playbook: mine\n# the end\n", "other.yaml": "playbook: other"}
+	all.Rules = map[string]string{"shop.yaml": "rules: []\n"}
 	cases["everything"] = all
 	host := optionsForPhase(2)
 	host.HostNetwork, host.DataPath = true, "/var/lib/stanch-worker"
@@ -207,7 +209,7 @@ func TestBroadPermissionIsFound(t *testing.T) {
 // The cluster-wide permissions are exactly those that the actions of a phase declare, and those of the gateway.
 func TestPermissionsAreThoseOfActions(t *testing.T) {
 	gateway := listPermissions(clusterRules(t, manifests.Options{
-		Phase: 1, Image: "a", SensorImage: "b", TemporalAddress: "a:1", Actions: []string{"none"},
+		Phase: 1, Image: "a", SensorImage: "b", TemporalAddress: "a:1", Actions: []string{"log"},
 	}))
 	for phase, classes := range map[int][]playbooks.Class{
 		1: {playbooks.ClassObserve},
@@ -235,6 +237,10 @@ func TestPermissionsAreThoseOfActions(t *testing.T) {
 	got := listPermissions(clusterRules(t, o))
 	if !got["patch nodes."] || got["update deployments/scale.apps"] || got["create networkpolicies.networking.k8s.io"] {
 		t.Errorf("with node.cordon only, the worker can %v", got)
+	}
+	// A lease that was lost before the playbooks changed is still found.
+	if !got["list deployments.apps"] || !got["list networkpolicies.networking.k8s.io"] {
+		t.Errorf("with node.cordon only, the worker cannot search for orphans: %v", got)
 	}
 }
 

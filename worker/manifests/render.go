@@ -47,14 +47,30 @@ type rendered struct {
 	manifests []string // in the order in which they must be created
 }
 
+// checkValues checks values against the chart's schema. The error names the value that is invalid.
+func checkValues(o Options, values map[string]any) error {
+	c, err := LoadChart(o.Version)
+	if err != nil {
+		return err
+	}
+	_, err = renderutil.ToRenderValues(c, values, releaseOptions(o.Namespace), chartutil.DefaultCapabilities)
+	if err != nil {
+		return fmt.Errorf("check the values: %w", err)
+	}
+	return nil
+}
+
+func releaseOptions(namespace string) chartutil.ReleaseOptions {
+	return chartutil.ReleaseOptions{Name: "stanch", Namespace: namespace, Revision: 1, IsInstall: true}
+}
+
 // render renders the chart for a namespace. The error names the value that is invalid.
 func render(version, namespace string, values map[string]any) (*rendered, error) {
 	c, err := LoadChart(version)
 	if err != nil {
 		return nil, err
 	}
-	release := chartutil.ReleaseOptions{Name: "stanch", Namespace: namespace, Revision: 1, IsInstall: true}
-	all, err := renderutil.ToRenderValues(c, values, release, chartutil.DefaultCapabilities)
+	all, err := renderutil.ToRenderValues(c, values, releaseOptions(namespace), chartutil.DefaultCapabilities)
 	if err != nil {
 		return nil, fmt.Errorf("check the values: %w", err)
 	}
@@ -81,4 +97,14 @@ func render(version, namespace string, values map[string]any) (*rendered, error)
 		r.manifests = append(r.manifests, strings.TrimSpace(m.Content))
 	}
 	return r, nil
+}
+
+// RenderValues returns the objects of the chart with values, in the order in which they must be created. Hooks are
+// left out. The error names the value that is invalid.
+func RenderValues(version, namespace string, values map[string]any) ([]string, error) {
+	r, err := render(version, namespace, values)
+	if err != nil {
+		return nil, err
+	}
+	return r.manifests, nil
 }

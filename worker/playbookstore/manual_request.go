@@ -3,6 +3,7 @@ package playbookstore
 import (
 	"context"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -86,15 +87,19 @@ func worksOnDetectedTargets(s playbooks.ActionSpec) bool {
 
 // requestableActions returns the actions that people can request alone: reversible, and without required parameters.
 func requestableActions(c playbooks.Catalog) []string {
-	var out []string
+	return slices.Sorted(maps.Keys(requestablePlaybooks(c)))
+}
+
+// requestablePlaybooks returns the playbook of each action that people can request alone.
+func requestablePlaybooks(c playbooks.Catalog) map[string]*playbooks.Program {
+	out := map[string]*playbooks.Program{}
 	for name, s := range c {
 		if s.Verb == playbooks.VerbContain && s.Reversible && s.Class == playbooks.ClassContain && worksOnDetectedTargets(s) {
 			if programs, _ := playbooks.LoadPlaybooks([]playbooks.SourceFile{playbooks.ManualContainmentPlaybook(name,
 				max(s.MinDuration, time.Hour))}, c); len(programs) == 1 {
-				out = append(out, name)
+				out[name] = programs[0]
 			}
 		}
 	}
-	slices.Sort(out)
 	return out
 }

@@ -210,6 +210,11 @@ func (l *Store) readUserPlaybooks() ([]playbooks.SourceFile, error) {
 	return own, nil
 }
 
+// UserPlaybooks returns the files of the configuration's playbook directories.
+func UserPlaybooks(c *config.Config) ([]playbooks.SourceFile, error) {
+	return (&Store{config: c}).readUserPlaybooks()
+}
+
 // Reload applies edits of the directories. If anything changed, it returns the diagnostics. With an error, a directory
 // could not be read and the library is unchanged.
 func (l *Store) Reload() (changed bool, problems diagnostic.Diagnostics, err error) {
