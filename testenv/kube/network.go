@@ -110,7 +110,7 @@ func setInterfaceUp(fd int, name string, up bool) error {
 // The kubelet sets these sysctls, and CNI the last one. They are restored when the last lab stops.
 var changedSysctls = []string{
 	"vm/overcommit_memory", "vm/panic_on_oom", "kernel/panic", "kernel/panic_on_oops",
-	"kernel/keys/root_maxkeys", "kernel/keys/root_maxbytes", "net/ipv4/ip_forward",
+	"kernel/keys/root_maxkeys", "kernel/keys/root_maxbytes", "net/ipv4/ip_forward", "net/ipv4/conf/all/route_localnet",
 }
 
 func readSysctls() map[string]string {

@@ -9,6 +9,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"stanch/worker/freeport"
 )
 
 // ClusterDomain is the domain of the lab's Services: NAME.NAMESPACE.svc.cluster.local.
@@ -54,13 +56,18 @@ func (c *Cluster) startServices(binary string) error {
 `, c.dnsIP(), ClusterDomain, c.filePath("dns.kubeconfig"))); err != nil {
 		return err
 	}
+	metrics, err := freeport.Find("127.0.0.1", 1)
+	if err != nil {
+		return err
+	}
 	return errors.Join(
 		c.startProcess("coredns", binary, "coredns", "-conf", c.filePath("Corefile")),
 		// The bridge would deliver an answer past the packet filter: the masquerade makes it go through.
 		c.startProcess("kube-proxy", binary, "kube-proxy", "--kubeconfig="+c.filePath("proxy.kubeconfig"),
 			"--proxy-mode=iptables", "--masquerade-all", "--cluster-cidr="+c.PodCIDR, "--hostname-override="+c.NodeName,
-			"--healthz-bind-address=", "--metrics-bind-address=127.0.0.1:0", "--conntrack-max-per-core=0",
-			"--conntrack-tcp-timeout-established=0", "--conntrack-tcp-timeout-close-wait=0", "--iptables-min-sync-period=50ms"),
+			"--healthz-bind-address=", fmt.Sprintf("--metrics-bind-address=127.0.0.1:%d", metrics[0]), "--conntrack-max-per-core=0",
+			"--conntrack-tcp-timeout-established=0", "--conntrack-tcp-timeout-close-wait=0", "--iptables-min-sync-period=50ms",
+			"--iptables-localhost-nodeports=false"),
 	)
 }
 
@@ -99,6 +106,21 @@ func (c *Cluster) removeServices() error {
 	out, err := exec.Command(binary, "kube-proxy", "--cleanup").CombinedOutput()
 	if err != nil {
 		return fmt.Errorf("remove the rules of kube-proxy: %w: %s", err, out)
+	}
+	// Its cleanup forgets these chains.
+	for _, program := range []string{"iptables", "ip6tables"} {
+		path, err := lookPath(program)
+		if err != nil {
+			return fmt.Errorf("remove the rules of kube-proxy: %w", err)
+		}
+		for _, args := range [][]string{
+			{"-D", "INPUT", "-j", "KUBE-FIREWALL"},
+			{"-D", "OUTPUT", "-j", "KUBE-FIREWALL"},
+			{"-F", "KUBE-FIREWALL"},
+			{"-X", "KUBE-FIREWALL"},
+		} {
+			_ = exec.Command(path, append([]string{"-w"}, args...)...).Run() // it fails for what is not there
+		}
 	}
 	return nil
 }
