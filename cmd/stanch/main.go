@@ -108,7 +108,7 @@ Start with:
 	for group, commands := range map[string][]*cobra.Command{
 		"run": {
 			upCommand(g), workerCommand(g), forwardCommand(), drillCommand(g), doctorCommand(g),
-			manifestsCommand(g), certCommand(g),
+			manifestsCommand(g), certCommand(g), installationCommand(), temporalCommand(g),
 		},
 		"respond": {
 			statusCommand(g), incidentsCommand(g), approvalCommand(g, true), approvalCommand(g, false),

@@ -2,23 +2,29 @@ package main
 
 import (
 	"context"
-	"fmt"
+	"encoding/json"
 	"io"
 	"net/http"
 	"strings"
+	"sync"
 	"time"
 
 	"go.temporal.io/sdk/client"
 
-	"stanch/worker/connlimit"
+	"stanch/worker/installation"
 )
 
-// serveHealth serves /metrics, and /healthz, which fails while Temporal does not respond: Stanch decides nothing
-// without it. "" serves nothing. stop ends it.
-func serveHealth(address string, temporal client.Client, metrics http.Handler) (stop func(), err error) {
-	if address == "" {
-		return func() {}, nil
-	}
+// leaseCounter counts the leases in force by action.
+type leaseCounter interface {
+	CountLeasesInForce(ctx context.Context) (map[string]int, error)
+}
+
+// serveHealth serves /metrics; /healthz, which fails while Temporal does not respond: Stanch decides nothing without
+// it; and the number of leases in force, which the chart asks before it takes permissions away. "" serves nothing.
+// stop ends it.
+func serveHealth(address string, temporal client.Client, leases leaseCounter, metrics http.Handler) (stop func(),
+	err error,
+) {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, r *http.Request) {
 		ctx, cancel := context.WithTimeout(r.Context(), 2*time.Second)
@@ -29,16 +35,20 @@ func serveHealth(address string, temporal client.Client, metrics http.Handler) (
 		}
 		_, _ = io.WriteString(w, "ok\n")
 	})
+	var one sync.Mutex // whoever can reach the address must not be able to flood Temporal
+	mux.HandleFunc("GET "+installation.LeasesPath, func(w http.ResponseWriter, r *http.Request) {
+		ctx, cancel := context.WithTimeout(r.Context(), 20*time.Second)
+		defer cancel()
+		one.Lock()
+		defer one.Unlock()
+		actions, err := leases.CountLeasesInForce(ctx)
+		if err != nil {
+			http.Error(w, "the leases cannot be read: "+strings.TrimSpace(err.Error()), http.StatusServiceUnavailable)
+			return
+		}
+		w.Header().Set("Content-Type", "application/json")
+		_ = json.NewEncoder(w).Encode(installation.LeasesInForce{Actions: actions})
+	})
 	mux.Handle("GET /metrics", metrics)
-	server := &http.Server{
-		Addr: address, Handler: mux, ReadHeaderTimeout: 2 * time.Second, ReadTimeout: 5 * time.Second,
-		WriteTimeout: 30 * time.Second, IdleTimeout: time.Minute, MaxHeaderBytes: 16 << 10,
-	}
-	l, err := listenTCP(address)
-	if err != nil {
-		return nil, fmt.Errorf("listen on the health address: %w", err)
-	}
-	l = connlimit.NewLimitedListener(l, connlimit.Limits{MaxTotal: 128, MaxPerPeer: 32})
-	go func() { _ = server.Serve(l) }()
-	return func() { _ = server.Close() }, nil
+	return serveHealthHandler(address, mux)
 }

@@ -1,6 +1,7 @@
 package authority
 
 import (
+	"cmp"
 	"crypto/ecdsa"
 	"crypto/ed25519"
 	"crypto/elliptic"
@@ -25,7 +26,7 @@ const maxCSRBytes = 4 << 10
 // of it.
 func (p *PKI) signPublicKey(role, name string, key any, hosts ...string) ([]byte, error) {
 	now := time.Now()
-	ends := now.Add(certLifetime)
+	ends := now.Add(cmp.Or(p.Lifetime, defaultLifetime))
 	if p.caCert.NotAfter.Before(ends) {
 		ends = p.caCert.NotAfter // it cannot outlive its authority
 	}

@@ -23,6 +23,9 @@ import (
 // PKI is the certificate authority of one installation. It issues certificates for the gateway, the nodes and, in
 // `stanch up`, the client of the embedded Temporal. Its key is in a directory that only the owner may read.
 type PKI struct {
+	// Lifetime is the lifetime of issued certificates; 0 means 90 days. None outlives the authority.
+	Lifetime time.Duration
+
 	caCert *x509.Certificate
 	caKey  *ecdsa.PrivateKey
 	caPEM  []byte
@@ -145,8 +148,8 @@ func (p *PKI) CertPool() *x509.CertPool {
 	return pool
 }
 
-// certLifetime is the lifetime of issued certificates.
-const certLifetime = 90 * 24 * time.Hour
+// defaultLifetime is the lifetime of issued certificates.
+const defaultLifetime = 90 * 24 * time.Hour
 
 // IssueCertificate returns a new certificate and key for a role and a name, valid for server and client. hosts are
 // names or addresses.

@@ -1,6 +1,6 @@
-// Package embeddedtemporal runs the Temporal server inside `stanch up`: one process, one SQLite file, mutual TLS on
-// loopback. It is the only package that links Temporal's server. It listens on loopback only, and refuses to run twice
-// on one file.
+// Package embeddedtemporal runs the Temporal server inside `stanch up` and `stanch temporal`: one process, one SQLite
+// file, mutual TLS. It is the only package that links Temporal's server. It refuses clients without a certificate, and
+// to listen on other addresses than loopback unless the caller names them.
 package embeddedtemporal
 
 import (
@@ -49,19 +49,52 @@ type Server struct {
 	server  temporal.Server
 	polls   *longPolls
 	dataDir string
-	Address string // on loopback
+	Address string // of the frontend, on loopback
 	TLS     *tls.Config
 }
 
 // Options configures the server.
 type Options struct {
 	DataDir string // directory of the SQLite file and its certificates
-	PKI     *authority.PKI
-	Log     *slog.Logger
+	// PKI issues the certificates; CertificateDir has those that others issued, in the files of a Kubernetes secret:
+	// tls.crt, tls.key, ca.crt. Exactly one of the two is set. A certificate must be valid for gatewayrpc.ServerName.
+	PKI            *authority.PKI
+	CertificateDir string
+	Log            *slog.Logger
 	// SearchAttributes are the search attributes by name.
 	SearchAttributes map[string]enumspb.IndexedValueType
 	// Port is the port of the frontend; 0 picks a free one.
 	Port int
+	// ListenIP is the address that the frontend listens on; "" means loopback only. The other services of Temporal
+	// listen on loopback in any case.
+	ListenIP string
+	// SyncCommits syncs the database at every commit, for callers that cannot call Persist.
+	SyncCommits bool
+}
+
+// certificateFiles are the files of a certificate, its key and its authority.
+type certificateFiles struct{ cert, key, ca string }
+
+// certificates returns the files of the server's certificate.
+func (o Options) certificates() (f certificateFiles, err error) {
+	if o.CertificateDir != "" {
+		return certificateFiles{
+			cert: filepath.Join(o.CertificateDir, "tls.crt"), key: filepath.Join(o.CertificateDir, "tls.key"),
+			ca: filepath.Join(o.CertificateDir, "ca.crt"),
+		}, nil
+	}
+	f.ca = filepath.Join(o.DataDir, "tls", "ca.crt")
+	f.cert, f.key, err = o.PKI.WriteCertificateFiles(filepath.Join(o.DataDir, "tls"), "temporal", authority.RoleTemporal,
+		"temporal", "127.0.0.1", gatewayrpc.ServerName)
+	return f, err
+}
+
+// clientTLSConfig returns the configuration of a client of this server.
+func (o Options) clientTLSConfig() (*tls.Config, error) {
+	if o.CertificateDir == "" {
+		return o.PKI.MutualTLSConfig(authority.RoleTemporal, "stanch")
+	}
+	return gatewayrpc.LoadTLS(o.CertificateDir, "tls")
 }
 
 // Start starts Temporal and waits until it answers.
@@ -69,12 +102,15 @@ func Start(ctx context.Context, o Options) (*Server, error) {
 	if err := durablefile.MakeDirectory(o.DataDir, 0o700); err != nil {
 		return nil, fmt.Errorf("start Temporal: %w", err)
 	}
-	cert, key, err := o.PKI.WriteCertificateFiles(filepath.Join(o.DataDir, "tls"), "temporal", authority.RoleTemporal,
-		"temporal", "127.0.0.1", gatewayrpc.ServerName)
+	files, err := o.certificates()
 	if err != nil {
 		return nil, fmt.Errorf("start Temporal: %w", err)
 	}
-	cfg, err := newServerConfig(o, cert, key, filepath.Join(o.DataDir, "tls", "ca.crt"))
+	clientTLS, err := o.clientTLSConfig()
+	if err != nil {
+		return nil, fmt.Errorf("start Temporal: %w", err)
+	}
+	cfg, err := newServerConfig(o, files)
 	if err != nil {
 		return nil, fmt.Errorf("start Temporal: %w", err)
 	}
@@ -100,9 +136,8 @@ func Start(ctx context.Context, o Options) (*Server, error) {
 	if err := server.Start(); err != nil {
 		return nil, fmt.Errorf("start Temporal: %w", err)
 	}
-	s := &Server{server: server, polls: polls, dataDir: o.DataDir, Address: cfg.PublicClient.HostPort}
-	if s.TLS, err = o.PKI.MutualTLSConfig(authority.RoleTemporal, "stanch"); err != nil {
-		return nil, err
+	s := &Server{
+		server: server, polls: polls, dataDir: o.DataDir, Address: cfg.PublicClient.HostPort, TLS: clientTLS,
 	}
 	return s, s.waitUntilReady(ctx)
 }
@@ -113,7 +148,7 @@ func (s *Server) waitUntilReady(ctx context.Context) error {
 	defer cancel()
 	var failure error // of the last attempt; that of the context would hide it
 	_, err := backoff.Retry(ctx, func() (struct{}, error) {
-		failure = s.checkHealth(ctx)
+		failure = s.CheckHealth(ctx)
 		return struct{}{}, failure
 	}, backoff.WithBackOff(backoff.NewConstantBackOff(20*time.Millisecond)))
 	if err != nil {
@@ -122,7 +157,8 @@ func (s *Server) waitUntilReady(ctx context.Context) error {
 	return nil
 }
 
-func (s *Server) checkHealth(ctx context.Context) error {
+// CheckHealth returns an error if the frontend does not answer.
+func (s *Server) CheckHealth(ctx context.Context) error {
 	c, err := client.DialContext(ctx, client.Options{
 		HostPort: s.Address, Namespace: Namespace,
 		ConnectionOptions: client.ConnectionOptions{TLS: s.TLS}, Logger: nopLogger{},
@@ -190,7 +226,7 @@ func prepareDatabase(o Options, cfg *config.Config) error {
 	return nil
 }
 
-func newServerConfig(o Options, cert, key, ca string) (*config.Config, error) {
+func newServerConfig(o Options, files certificateFiles) (*config.Config, error) {
 	ports, err := freeport.Find("127.0.0.1", 9)
 	if err != nil {
 		return nil, err
@@ -203,22 +239,32 @@ func newServerConfig(o Options, cert, key, ca string) (*config.Config, error) {
 	}
 	address := fmt.Sprintf("127.0.0.1:%d", ports[0])
 	group := config.GroupTLS{
-		Server: config.ServerTLS{CertFile: cert, KeyFile: key, ClientCAFiles: []string{ca}, RequireClientAuth: true},
-		Client: config.ClientTLS{ServerName: gatewayrpc.ServerName, RootCAFiles: []string{ca}},
+		Server: config.ServerTLS{
+			CertFile: files.cert, KeyFile: files.key, ClientCAFiles: []string{files.ca}, RequireClientAuth: true,
+		},
+		Client: config.ClientTLS{ServerName: gatewayrpc.ServerName, RootCAFiles: []string{files.ca}},
+	}
+	frontend := service(0)
+	if o.ListenIP != "" {
+		frontend.RPC.BindOnLocalHost, frontend.RPC.BindOnIP = false, o.ListenIP
+	}
+	synchronous := "normal"
+	if o.SyncCommits {
+		synchronous = "full"
 	}
 	cfg := &config.Config{}
 	cfg.Global.Membership = config.Membership{MaxJoinDuration: 30 * time.Second, BroadcastAddress: "127.0.0.1"}
 	cfg.Global.TLS = config.RootTLS{Internode: group, Frontend: group, SystemWorker: config.WorkerTLS{
-		CertFile: cert,
-		KeyFile:  key, Client: group.Client,
+		CertFile: files.cert,
+		KeyFile:  files.key, Client: group.Client,
 	}}
 	cfg.Persistence = config.Persistence{
 		DefaultStore: sqliteplugin.PluginName, VisibilityStore: sqliteplugin.PluginName, NumHistoryShards: 1,
 		DataStores: map[string]config.DataStore{sqliteplugin.PluginName: {SQL: &config.SQL{
 			PluginName: sqliteplugin.PluginName, DatabaseName: filepath.Join(o.DataDir, databaseFile),
-			// With a write-ahead log, a commit survives a crash of the process without waiting for the disk; only a
-			// crash of the machine may lose the last moments.
-			ConnectAttributes: map[string]string{"mode": "rwc", "journal_mode": "wal", "synchronous": "normal"},
+			// With a write-ahead log, a commit survives a crash of the process without waiting for the disk; a crash
+			// of the machine may lose the last moments unless every commit is synced.
+			ConnectAttributes: map[string]string{"mode": "rwc", "journal_mode": "wal", "synchronous": synchronous},
 		}}},
 	}
 	cfg.ClusterMetadata = &cluster.Config{
@@ -230,7 +276,7 @@ func newServerConfig(o Options, cert, key, ca string) (*config.Config, error) {
 	}
 	cfg.DCRedirectionPolicy = config.DCRedirectionPolicy{Policy: "noop"}
 	cfg.Services = map[string]config.Service{
-		"frontend": service(0), "history": service(1), "matching": service(2),
+		"frontend": frontend, "history": service(1), "matching": service(2),
 		"worker": service(3),
 	}
 	cfg.Archival.History.State, cfg.Archival.Visibility.State = "disabled", "disabled"

@@ -25,6 +25,9 @@ const (
 	// CAConfigMap contains the authority's certificate without its key; sensors verify the gateway with it.
 	CAConfigMap    = "stanch-ca"
 	TemporalSecret = "stanch-temporal"
+	// TemporalName is the name of the chart's own Temporal and its Service, TemporalServerSecret its certificate.
+	TemporalName         = "stanch-temporal"
+	TemporalServerSecret = "stanch-temporal-server"
 	// SlackSecret contains Slack's tokens, if Slack is configured. It is mounted at SlackDir, which stanch.yaml refers
 	// to.
 	SlackSecret = "stanch-slack"

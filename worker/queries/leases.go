@@ -149,6 +149,27 @@ func (r *Service) Leases(ctx context.Context, all bool) ([]*lease.Machine, error
 	return out, nil
 }
 
+// unreadableAction is the name under which CountLeasesInForce counts leases that cannot be read.
+const unreadableAction = "unreadable"
+
+// CountLeasesInForce returns the number of leases in force by the name of their action. A lease that cannot be read
+// counts as one of the action "unreadable".
+func (r *Service) CountLeasesInForce(ctx context.Context) (map[string]int, error) {
+	found, err := r.listLeaseWorkflows(ctx, runningLeasesQuery)
+	if err != nil {
+		return nil, err
+	}
+	counts := map[string]int{}
+	r.queryEachLease(ctx, found, func(_ *workflowpb.WorkflowExecutionInfo, m *lease.Machine, err error) {
+		if err != nil {
+			counts[unreadableAction]++
+			return
+		}
+		counts[m.Action]++
+	})
+	return counts, nil
+}
+
 // unreadableLease returns the list entry of a lease that could not be read.
 func unreadableLease(id string, err error) *lease.Machine {
 	return &lease.Machine{LeaseID: id, State: "unreadable", Reason: err.Error()}

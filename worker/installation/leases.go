@@ -1,0 +1,74 @@
+package installation
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"maps"
+	"net/http"
+	"slices"
+	"strings"
+	"time"
+
+	"stanch/sensors/truncate"
+)
+
+// LeasesPath is the path at the worker's health address that says which actions have leases in force.
+const LeasesPath = "/leases"
+
+// LeasesInForce is the answer at LeasesPath. It names no target: whoever can reach the address may read it.
+type LeasesInForce struct {
+	// Actions counts the leases in force by the name of their action.
+	Actions map[string]int `json:"actions"`
+}
+
+// maxLeasesBytes limits the answer.
+const maxLeasesBytes = 1 << 20
+
+// CheckLeases asks a worker which leases are in force, and returns an error if one of them has an action that is not in
+// permitted: the worker could no longer undo it. If the worker does not answer, nobody knows, and that is an error.
+func CheckLeases(ctx context.Context, url string, permitted []string) error {
+	leases, err := askLeases(ctx, url)
+	if err != nil {
+		return fmt.Errorf("ask the worker which leases are in force: %w; if you know that none is, run helm with --no-hooks",
+			err)
+	}
+	var left []string
+	for _, name := range slices.Sorted(maps.Keys(leases.Actions)) {
+		if !slices.Contains(permitted, name) {
+			left = append(left, fmt.Sprintf("%d of %s", leases.Actions[name], truncate.Name(name)))
+		}
+	}
+	if len(left) > 0 {
+		return fmt.Errorf("leases are in force that could no longer be undone: %s; end them first with "+
+			"`stanch release --all`, or wait until they expire (`stanch leases` lists them)", strings.Join(left, ", "))
+	}
+	return nil
+}
+
+func askLeases(ctx context.Context, url string) (*LeasesInForce, error) {
+	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
+	defer cancel()
+	r, err := http.NewRequestWithContext(ctx, http.MethodGet, strings.TrimSuffix(url, "/")+LeasesPath, nil)
+	if err != nil {
+		return nil, err //nolint:wrapcheck // the caller adds context
+	}
+	resp, err := http.DefaultClient.Do(r)
+	if err != nil {
+		return nil, err //nolint:wrapcheck // the caller adds context
+	}
+	defer func() { _ = resp.Body.Close() }()
+	raw, err := io.ReadAll(io.LimitReader(resp.Body, maxLeasesBytes))
+	if err != nil {
+		return nil, err //nolint:wrapcheck // the caller adds context
+	}
+	if resp.StatusCode != http.StatusOK {
+		return nil, fmt.Errorf("it answers %s: %s", resp.Status, truncate.Reason(strings.TrimSpace(string(raw))))
+	}
+	var out LeasesInForce
+	if err := json.Unmarshal(raw, &out); err != nil || out.Actions == nil {
+		return nil, fmt.Errorf("it answers with something else than leases: %s", truncate.Name(string(raw)))
+	}
+	return &out, nil
+}
