@@ -135,20 +135,7 @@ rules test --events.`,
 	}
 	watch.Flags().BoolVar(&events, "events", false, "print every event instead of detections")
 	watch.Flags().StringVarP(&output, "output", "o", "text", "the output `FORMAT`: text or json")
-	cleanup := &cobra.Command{
-		Use: "cleanup", Short: "Remove all containments from this node", Args: validateArgs(cobra.NoArgs),
-		Long: `Remove every egress lock, freeze, eBPF program and pin of Stanch from this node, after you stop
-and uninstall the sensor. While a sensor is running, cleanup is refused.`,
-		Example: "  stanch-sensor cleanup",
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			if err := errors.Join(probe.Cleanup(setup.EgressLockDir), thawAllCgroups(cmd.Context())); err != nil {
-				return err
-			}
-			_, err := fmt.Fprintln(cmd.OutOrStdout(), "removed all egress locks and freezes from this node")
-			return err
-		},
-	}
-	root.AddCommand(watch, cleanup, baselineCommand(&setup))
+	root.AddCommand(watch, cleanupCommand(&setup), baselineCommand(&setup))
 	return root
 }
 

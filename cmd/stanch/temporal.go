@@ -54,13 +54,9 @@ func (o *temporalOptions) run(ctx context.Context, dataDir string, out io.Writer
 	if o.tlsDir == "" {
 		return usageError{errors.New("missing --tls; name the directory with the certificate")}
 	}
-	host, portText, err := net.SplitHostPort(o.listen)
+	host, port, err := splitHostPort(o.listen)
 	if err != nil {
-		return usageError{fmt.Errorf("invalid --listen %q; use HOST:PORT or :PORT", o.listen)}
-	}
-	port, err := strconv.Atoi(portText)
-	if err != nil || port <= 0 || port > 65535 {
-		return usageError{fmt.Errorf("invalid port %q in --listen; use a number from 1 to 65535", portText)}
+		return usageError{fmt.Errorf("invalid --listen: %w", err)}
 	}
 	if host == "" {
 		host = "0.0.0.0"
