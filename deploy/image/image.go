@@ -18,10 +18,10 @@ import (
 	"strings"
 	"time"
 
-	"github.com/google/go-containerregistry/pkg/compression"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/empty"
 	"github.com/google/go-containerregistry/pkg/v1/mutate"
+	"github.com/google/go-containerregistry/pkg/v1/static"
 	"github.com/google/go-containerregistry/pkg/v1/tarball"
 	"github.com/google/go-containerregistry/pkg/v1/types"
 )
@@ -56,18 +56,7 @@ func (s Spec) Build() (v1.Image, error) {
 	if err != nil {
 		return nil, err
 	}
-	options := []tarball.LayerOption{
-		tarball.WithMediaType(types.OCILayer), tarball.WithCompressedCaching,
-		tarball.WithCompressionLevel(gzip.DefaultCompression),
-	}
-	if s.Uncompressed {
-		options = []tarball.LayerOption{
-			tarball.WithMediaType(types.OCIUncompressedLayer), tarball.WithCompression(compression.None),
-		}
-	}
-	layer, err := tarball.LayerFromOpener(func() (io.ReadCloser, error) {
-		return io.NopCloser(bytes.NewReader(content)), nil
-	}, options...)
+	layer, err := s.packLayer(content)
 	if err != nil {
 		return nil, fmt.Errorf("create the layer: %w", err)
 	}
@@ -90,6 +79,16 @@ func (s Spec) Build() (v1.Image, error) {
 		return nil, fmt.Errorf("add the layer: %w", err)
 	}
 	return image, nil
+}
+
+// packLayer returns the layer, compressed unless the spec says otherwise.
+func (s Spec) packLayer(content []byte) (v1.Layer, error) {
+	if s.Uncompressed {
+		return static.NewLayer(content, types.OCIUncompressedLayer), nil
+	}
+	return tarball.LayerFromOpener(func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(content)), nil },
+		tarball.WithMediaType(types.OCILayer), tarball.WithCompressedCaching,
+		tarball.WithCompressionLevel(gzip.DefaultCompression))
 }
 
 // buildLayer creates the layer. The same files give the same bytes.
