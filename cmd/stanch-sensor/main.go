@@ -188,6 +188,9 @@ func thawAllCgroups(ctx context.Context) error {
 // serveGateway runs the sensor, connected to the gateway at address, until ctx ends.
 func serveGateway(ctx context.Context, setup agent.Config, address, certs string, enroll gatewayrpc.Enrollment) error {
 	setup.Log = slog.New(slog.NewTextHandler(os.Stderr, nil))
+	if err := agent.CheckCapabilities(setup.Log); err != nil {
+		return err //nolint:wrapcheck // it says what was being done
+	}
 	node, pins, err := openNodeCertificate(ctx, setup.StateDir, certs, enroll)
 	switch {
 	case err != nil && node == nil:

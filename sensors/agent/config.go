@@ -151,7 +151,9 @@ func (p *agentParts) openContainment() (err error) {
 		p.options.EgressLockError = "this sensor runs in watch-only mode and cannot contain anything"
 		return nil
 	}
-	p.options.EgressLock, err = probe.OpenEgressLock(p.EgressLockDir)
+	if err = checkPinsOutlivePod(p.EgressLockDir); err == nil {
+		p.options.EgressLock, err = probe.OpenEgressLock(p.EgressLockDir)
+	}
 	if errors.Is(err, probe.ErrInUse) {
 		return fmt.Errorf("start a sensor: %w", err)
 	}
@@ -169,6 +171,16 @@ func (p *agentParts) openContainment() (err error) {
 		p.closers = append(p.closers, func() { _ = p.options.Freezer.Close() })
 	}
 	return nil
+}
+
+// checkPinsOutlivePod checks that the pin directory of a sensor in a pod is on the node's BPF file system. The sensor
+// could mount one in its pod, but then its locks would end with the pod.
+func checkPinsOutlivePod(dir string) error {
+	if os.Getenv("KUBERNETES_SERVICE_HOST") == "" || probe.IsBPFDir(dir) {
+		return nil
+	}
+	return fmt.Errorf("open the egress lock: %s is not on the node's BPF file system, and locks would end with this pod; "+
+		"mount one on the node (mount -t bpf bpf /sys/fs/bpf, as systemd does) and restart the pod", dir)
 }
 
 func (a *Agent) failpoint(point string) {

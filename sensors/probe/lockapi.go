@@ -6,8 +6,8 @@ import (
 	"time"
 )
 
-// DefaultEgressLockDir is the default pin directory of the lock. In a pod it must be a host path that is mounted with
-// mountPropagation Bidirectional. Otherwise the locks end with the sensor's pod.
+// DefaultEgressLockDir is the default pin directory of the lock. In a pod it must be on a BPF file system of the node.
+// Otherwise the locks end with the sensor's pod.
 const DefaultEgressLockDir = "/sys/fs/bpf/stanch"
 
 var (

@@ -20,12 +20,25 @@ import (
 // pinned stay in their own directory until they expire.
 const lockLayout = "lock-3"
 
+// IsBPFDir reports whether a pin directory (empty: DefaultEgressLockDir) or, before it exists, its parent directory is
+// on a BPF file system.
+func IsBPFDir(dir string) bool {
+	if dir == "" {
+		dir = DefaultEgressLockDir
+	}
+	if _, err := os.Stat(dir); errors.Is(err, fs.ErrNotExist) {
+		dir = filepath.Dir(dir)
+	}
+	return isBPF(dir)
+}
+
+func isBPF(path string) bool {
+	var st unix.Statfs_t
+	return unix.Statfs(path, &st) == nil && uint32(st.Type) == unix.BPF_FS_MAGIC
+}
+
 // ensureBPFMount creates dir and ensures that it is on a BPF file system.
 func ensureBPFMount(dir string) error {
-	isBPF := func(path string) bool {
-		var st unix.Statfs_t
-		return unix.Statfs(path, &st) == nil && uint32(st.Type) == unix.BPF_FS_MAGIC
-	}
 	const usual = "/sys/fs/bpf"
 	at := dir
 	if strings.HasPrefix(dir, usual+"/") {

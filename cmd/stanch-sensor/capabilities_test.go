@@ -1,0 +1,71 @@
+package main
+
+import (
+	"os"
+	"os/exec"
+	"runtime"
+	"syscall"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
+
+	"stanch/testenv/prereq"
+)
+
+// withoutCapability is the variable with a capability that the test program gives up before it runs as
+// stanch-sensor.
+const (
+	withoutCapability = "STANCH_TEST_WITHOUT_CAPABILITY"
+	asSensor          = "STANCH_TEST_AS_SENSOR"
+)
+
+func TestMain(m *testing.M) {
+	if name := os.Getenv(withoutCapability); name != "" {
+		execWithoutCapability(name)
+	}
+	if os.Getenv(asSensor) != "" {
+		main()
+		os.Exit(0)
+	}
+	os.Exit(m.Run())
+}
+
+// execWithoutCapability executes this program again: a capability that is not in the bounding set is lost then.
+func execWithoutCapability(name string) {
+	runtime.LockOSThread()
+	capability := map[string]uintptr{
+		"SYS_ADMIN": unix.CAP_SYS_ADMIN, "SYS_PTRACE": unix.CAP_SYS_PTRACE, "DAC_OVERRIDE": unix.CAP_DAC_OVERRIDE,
+		"NET_ADMIN": unix.CAP_NET_ADMIN, "DAC_READ_SEARCH": unix.CAP_DAC_READ_SEARCH, "SYS_CHROOT": unix.CAP_SYS_CHROOT,
+	}[name]
+	if err := unix.Prctl(unix.PR_CAPBSET_DROP, capability, 0, 0, 0); err != nil {
+		panic(err)
+	}
+	_ = os.Unsetenv(withoutCapability)
+	_ = os.Setenv(asSensor, "1")
+	panic(syscall.Exec("/proc/self/exe", os.Args, os.Environ()))
+}
+
+// A sensor with a right too few says which one and what it is for, instead of watching less than it reports.
+func TestSensorNamesMissingCapability(t *testing.T) {
+	prereq.RequireRoot(t)
+	for capability, reason := range map[string]string{
+		"SYS_ADMIN": "enter a pod's network namespace", "SYS_PTRACE": "does not find the kubelet",
+		"DAC_OVERRIDE": "cgroups of its heartbeat", "NET_ADMIN": "", "DAC_READ_SEARCH": "", "SYS_CHROOT": "",
+	} {
+		t.Run(capability, func(t *testing.T) {
+			cmd := exec.CommandContext(t.Context(), os.Args[0], "--gateway", "192.0.2.1:1", "--certs", t.TempDir(), "--state",
+				t.TempDir())
+			cmd.Env = append(os.Environ(), withoutCapability+"="+capability)
+			out, err := cmd.CombinedOutput()
+			require.Error(t, err, "without certificates it does not start either")
+			if reason != "" {
+				require.Contains(t, string(out), "start the sensor: missing capability "+capability+": without it, ")
+				require.Contains(t, string(out), reason)
+				return
+			}
+			require.Contains(t, string(out), "capability="+capability)
+			require.NotContains(t, string(out), "missing capability")
+		})
+	}
+}
