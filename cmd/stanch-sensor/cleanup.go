@@ -21,8 +21,8 @@ import (
 
 // cleanupOptions are the flags of `stanch-sensor cleanup`.
 type cleanupOptions struct {
-	wait              time.Duration
-	removeState, stay bool
+	wait        time.Duration
+	removeState bool
 }
 
 // cleanupCommand returns `stanch-sensor cleanup`.
@@ -41,8 +41,18 @@ and spooled detections.`,
 	}
 	c.Flags().Var(duration.NewFlag(&o.wait, 0), "wait", "how long to wait until a running sensor has ended")
 	c.Flags().BoolVar(&o.removeState, "remove-state", false, "also delete the directory of --state")
-	c.Flags().BoolVar(&o.stay, "stay", false, "keep running afterwards until a signal, as pods of a DaemonSet must")
 	return c
+}
+
+// stayCommand returns `stanch-sensor stay`, which the pods that have cleaned their node run until they are deleted.
+func stayCommand() *cobra.Command {
+	return &cobra.Command{
+		Use: "stay", Short: "Do nothing until a signal", Args: validateArgs(cobra.NoArgs), Hidden: true,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			<-cmd.Context().Done()
+			return nil
+		},
+	}
 }
 
 func (o *cleanupOptions) run(ctx context.Context, out io.Writer, setup *agent.Config) error {
@@ -61,13 +71,8 @@ func (o *cleanupOptions) run(ctx context.Context, out io.Writer, setup *agent.Co
 			return err
 		}
 	}
-	if _, err := fmt.Fprintln(out, "removed all egress locks and freezes from this node"); err != nil {
-		return err
-	}
-	if o.stay {
-		<-ctx.Done()
-	}
-	return nil
+	_, err = fmt.Fprintln(out, "removed all egress locks and freezes from this node")
+	return err
 }
 
 // removeState deletes the state directory. It refuses a directory that has other content than a sensor's.

@@ -135,7 +135,7 @@ rules test --events.`,
 	}
 	watch.Flags().BoolVar(&events, "events", false, "print every event instead of detections")
 	watch.Flags().StringVarP(&output, "output", "o", "text", "the output `FORMAT`: text or json")
-	root.AddCommand(watch, cleanupCommand(&setup), baselineCommand(&setup))
+	root.AddCommand(watch, cleanupCommand(&setup), stayCommand(), baselineCommand(&setup))
 	return root
 }
 

@@ -22,6 +22,7 @@ type installationOptions struct {
 	workerURL             string
 	permitted             []string
 	daemonSet             string
+	deleteSecrets         bool
 	timeout               time.Duration
 }
 
@@ -109,12 +110,16 @@ func (o *installationOptions) waitNodesCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use: "wait-nodes", Short: "Wait until every node is clean", Args: validateArgs(cobra.NoArgs),
 		Long: `Wait until every pod of the DaemonSet that cleans the nodes is ready. The error names the
-nodes that are not clean.`,
+nodes that are not clean. With --delete-secrets then delete the secrets, as delete-secrets does.`,
 		Example: "  stanch installation wait-nodes --namespace stanch-system --daemonset stanch-cleanup",
 		RunE: o.inCluster(func(ctx context.Context, _ *cobra.Command, client kubernetes.Interface) error {
-			return installation.WaitForNodes(ctx, client, o.namespace, o.daemonSet)
+			if err := installation.WaitForNodes(ctx, client, o.namespace, o.daemonSet); err != nil || !o.deleteSecrets {
+				return err
+			}
+			return installation.Secrets{KubeClient: client, Namespace: o.namespace}.Delete(ctx)
 		}),
 	}
+	c.Flags().BoolVar(&o.deleteSecrets, "delete-secrets", false, "then delete the installation's keys and certificates")
 	c.Flags().StringVar(&o.daemonSet, "daemonset", "stanch-cleanup", "the `NAME` of the DaemonSet")
 	return c
 }

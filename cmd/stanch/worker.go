@@ -33,6 +33,7 @@ import (
 type workerOptions struct {
 	temporalAddress, namespace                               string
 	tlsCert, tlsKey, tlsCA, tlsServer, tlsDir                string
+	apiKeyFile                                               string
 	keysDir, pkiDir                                          string
 	nodeAddress, detectionAddress, healthAddress, apiAddress string
 	kubeconfig                                               string
@@ -64,6 +65,8 @@ YAML that installs all of these components, and ` + "`stanch cert authority`" + 
 	f.StringVar(&o.tlsCA, "tls-ca", "", "the `FILE` with the CA certificate of Temporal (default: the system's CAs)")
 	f.StringVar(&o.tlsServer, "tls-server-name", "",
 		"the `NAME` in Temporal's certificate (default: the host of --temporal)")
+	f.StringVar(&o.apiKeyFile, "api-key", "",
+		"a `FILE` with an API key for Temporal Cloud, which is read again for each request; the connection uses TLS")
 	f.StringVar(&o.keysDir, "keys", "", "the `DIR` with authority.seed and codec.key (default: DATA/keys)")
 	f.StringVar(&o.pkiDir, "pki", "", "the `DIR` with ca.crt and ca.key (default: DATA/pki)")
 	f.StringVar(&o.nodeAddress, "listen-nodes", ":7443",

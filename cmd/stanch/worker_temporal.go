@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	enumspb "go.temporal.io/api/enums/v1"
@@ -30,6 +31,9 @@ func (o *workerOptions) temporalTLSConfig() (*tls.Config, error) {
 		}
 	}
 	if o.tlsCert == "" && o.tlsCA == "" {
+		if o.apiKeyFile != "" { // a key must not travel in clear
+			return &tls.Config{MinVersion: tls.VersionTLS12, ServerName: o.tlsServer}, nil
+		}
 		return nil, nil //nolint:nilnil // nil is a connection without TLS
 	}
 	c := &tls.Config{MinVersion: tls.VersionTLS12, ServerName: o.tlsServer}
@@ -53,6 +57,28 @@ func (o *workerOptions) temporalTLSConfig() (*tls.Config, error) {
 	return c, nil
 }
 
+// apiKeyCredentials returns credentials that read the API key for each request; nil without a key.
+func (o *workerOptions) apiKeyCredentials() (client.Credentials, error) {
+	if o.apiKeyFile == "" {
+		return nil, nil //nolint:nilnil // nil is a connection without an API key
+	}
+	read := func(context.Context) (string, error) {
+		raw, err := os.ReadFile(o.apiKeyFile)
+		if err != nil {
+			return "", fmt.Errorf("read the API key for Temporal: %w", err)
+		}
+		key := strings.TrimSpace(string(raw))
+		if key == "" {
+			return "", fmt.Errorf("read the API key for Temporal: %s is empty", o.apiKeyFile)
+		}
+		return key, nil
+	}
+	if _, err := read(context.Background()); err != nil {
+		return nil, err
+	}
+	return client.NewAPIKeyDynamicCredentials(read), nil
+}
+
 // dialTemporal connects to Temporal with encrypted payloads, and registers the search attribute of incidents.
 func (o *workerOptions) dialTemporal(ctx context.Context, log *slog.Logger,
 	instrument func(client.Options) client.Options,
@@ -61,8 +87,12 @@ func (o *workerOptions) dialTemporal(ctx context.Context, log *slog.Logger,
 	if err != nil {
 		return nil, err
 	}
+	credentials, err := o.apiKeyCredentials()
+	if err != nil {
+		return nil, err
+	}
 	options, err := worker.SecureClientOptions(client.Options{
-		HostPort: o.temporalAddress, Namespace: o.namespace, Logger: temporalLogger{log},
+		HostPort: o.temporalAddress, Namespace: o.namespace, Logger: temporalLogger{log}, Credentials: credentials,
 		ConnectionOptions: client.ConnectionOptions{TLS: tlsConfig},
 	}, o.keysDir)
 	if err != nil {

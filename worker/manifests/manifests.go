@@ -44,13 +44,13 @@ const (
 	healthPort  = 7481
 )
 
-// Options configures the installation. Phase, Image, SensorImage and TemporalAddress are required.
+// Options configures the installation. Phase, Image and SensorImage are required.
 type Options struct {
 	Phase           int
 	Namespace       string // "" means stanch-system
 	Image           string
 	SensorImage     string
-	TemporalAddress string // host:port, as pods reach it
+	TemporalAddress string // host:port, as pods reach it; "" means the small Temporal of the chart
 	// TemporalNamespace is the Temporal namespace; "" means stanch.
 	TemporalNamespace string
 	// TemporalTLS mounts the secret stanch-temporal. TemporalServerName is the name in Temporal's certificate, if it
@@ -165,14 +165,14 @@ func WriteYAML(o Options) ([]byte, error) {
 	if err := o.validate(); err != nil {
 		return nil, err
 	}
-	if o.TemporalAddress == "" {
-		return nil, fmt.Errorf("missing Temporal address; set the address at which pods reach Temporal")
-	}
 	o = o.withDefaults()
 	values, err := o.values()
 	if err != nil {
 		return nil, err
 	}
+	// Without Helm nobody runs hooks: the notes say what to do instead.
+	values["bootstrap"] = map[string]any{"enabled": false}
+	values["uninstall"] = map[string]any{"checkLeases": false, "cleanNodes": false, "keepData": true}
 	r, err := render(o.Version, o.Namespace, values)
 	if err != nil {
 		return nil, err

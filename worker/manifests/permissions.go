@@ -20,13 +20,21 @@ type permissionsTable struct {
 	Purposes map[string]string `json:"purposes"`
 	// Gateway are the permissions that every worker has.
 	Gateway []reasonedPermission `json:"gateway"`
-	Actions []actionPermissions  `json:"actions"`
+	// All are the names and classes of all actions, also of those that need no permission in the cluster.
+	All     []actionClass       `json:"all"`
+	Actions []actionPermissions `json:"actions"`
 }
 
 // reasonedPermission is a permission with the reason for it.
 type reasonedPermission struct {
 	Reason string `json:"reason"`
 	playbooks.KubernetesPermission
+}
+
+// actionClass is an action with its class.
+type actionClass struct {
+	Name  string          `json:"name"`
+	Class playbooks.Class `json:"class"`
 }
 
 // actionPermissions are the permissions that one action declares.
@@ -77,6 +85,7 @@ func WritePermissions(catalog playbooks.Catalog) ([]byte, error) {
 	}
 	for _, name := range slices.Sorted(maps.Keys(catalog)) {
 		spec := catalog[name]
+		table.All = append(table.All, actionClass{name, spec.Class})
 		if len(spec.PlanPermissions)+len(spec.OrphanPermissions)+len(spec.ApplyPermissions) == 0 {
 			continue
 		}

@@ -14,6 +14,72 @@ app.kubernetes.io/part-of: stanch
 {{- if .image.digest -}}{{ $name }}@{{ .image.digest }}{{- else -}}{{ $name }}:{{ .image.tag | default .root.Chart.AppVersion }}{{- end -}}
 {{- end -}}
 
+{{/* Whether the chart brings its own Temporal. */}}
+{{- define "stanch.bundled" -}}
+{{- if not .Values.temporal.address -}}yes{{- end -}}
+{{- end -}}
+
+{{- define "stanch.temporal" -}}
+{{- .Values.temporal.address | default (printf "stanch-temporal.%s.svc:7233" .Release.Namespace) -}}
+{{- end -}}
+
+{{/* Whether the secret stanch-temporal is mounted, and has a certificate. */}}
+{{- define "stanch.temporalTLS" -}}
+{{- if or .Values.temporal.tls.enabled (include "stanch.bundled" .) -}}yes{{- end -}}
+{{- end -}}
+
+{{/* The actions that the worker can apply and undo, separated by commas. */}}
+{{- define "stanch.permittedActions" -}}
+{{- $phase := int .Values.phase -}}
+{{- $used := .Values.actions -}}
+{{- $names := list -}}
+{{- range (.Files.Get "files/permissions.yaml" | fromYaml).all -}}
+{{- if and (or (not $used) (has .name $used)) (include "stanch.permits" (dict "phase" $phase "class" .class)) -}}
+{{- $names = append $names .name -}}
+{{- end -}}
+{{- end -}}
+{{- join "," $names -}}
+{{- end -}}
+
+{{/* What all jobs of hooks have in common: a pod without any right but those of its service account. */}}
+{{- define "stanch.hookPod" -}}
+enableServiceLinks: false
+restartPolicy: Never
+{{- with .Values.image.pullSecrets }}
+imagePullSecrets: {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .Values.worker.nodeSelector }}
+nodeSelector: {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .Values.worker.tolerations }}
+tolerations: {{- toYaml . | nindent 2 }}
+{{- end }}
+securityContext:
+  runAsUser: 65532
+  runAsGroup: 65532
+  runAsNonRoot: true
+  seccompProfile: { type: RuntimeDefault }
+{{- end -}}
+
+{{- define "stanch.hookContainer" -}}
+name: stanch
+image: {{ include "stanch.image" (dict "root" . "image" .Values.image.worker) | quote }}
+imagePullPolicy: {{ .Values.image.pullPolicy }}
+resources: { requests: { cpu: 10m, memory: 64Mi }, limits: { memory: 256Mi } }
+securityContext:
+  allowPrivilegeEscalation: false
+  readOnlyRootFilesystem: true
+  capabilities: { drop: [ALL] }
+{{- end -}}
+
+{{/* The annotations of a hook's object: events, weight. It is gone when all hooks of the event succeeded. */}}
+{{- define "stanch.hook" -}}
+helm.sh/hook: {{ .events }}
+helm.sh/hook-weight: {{ .weight | quote }}
+helm.sh/hook-delete-policy: before-hook-creation,hook-succeeded
+helm.sh/hook-output-log-policy: hook-failed
+{{- end -}}
+
 {{- define "stanch.gateway" -}}
 {{- .Values.sensor.gatewayAddress | default (printf "stanch-gateway.%s.svc:7443" .Release.Namespace) -}}
 {{- end -}}
