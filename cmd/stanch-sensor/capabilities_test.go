@@ -24,6 +24,10 @@ func TestMain(m *testing.M) {
 	if name := os.Getenv(withoutCapability); name != "" {
 		execWithoutCapability(name)
 	}
+	if role := os.Getenv(namespaceRole); role != "" {
+		playNamespaceRole(role)
+		os.Exit(0)
+	}
 	if os.Getenv(asSensor) != "" {
 		main()
 		os.Exit(0)

@@ -191,6 +191,9 @@ func serveGateway(ctx context.Context, setup agent.Config, address, certs string
 	if err := agent.CheckCapabilities(setup.Log); err != nil {
 		return err //nolint:wrapcheck // it says what was being done
 	}
+	if err := agent.EnterNodeCgroupNamespace(); err != nil {
+		return err //nolint:wrapcheck // as above
+	}
 	node, pins, err := openNodeCertificate(ctx, setup.StateDir, certs, enroll)
 	switch {
 	case err != nil && node == nil:

@@ -101,6 +101,8 @@ func TestInstallation(t *testing.T) {
 		}
 	})
 
+	t.Run("the worker changes only what its actions change", func(t *testing.T) { testWorkerWrites(t, in) })
+
 	t.Run("the kill switch is the cluster's", func(t *testing.T) {
 		switches := in.Client().CoreV1().ConfigMaps(in.namespace)
 		state := func() string {

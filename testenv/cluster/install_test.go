@@ -133,6 +133,8 @@ var resourcePlurals = map[string]string{
 	"ClusterRoleBinding": "clusterrolebindings",
 	"Role":               "roles", "RoleBinding": "rolebindings", "ConfigMap": "configmaps", "Service": "services",
 	"Deployment": "deployments", "DaemonSet": "daemonsets",
+	"ValidatingAdmissionPolicy":        "validatingadmissionpolicies",
+	"ValidatingAdmissionPolicyBinding": "validatingadmissionpolicybindings",
 }
 
 // applyManifests makes what the manifests say, as kubectl would; the secrets as soon as there is a namespace for them.
@@ -260,6 +262,11 @@ func (in *installation) uninstall(t *testing.T) {
 	name := in.namespace + "-" + manifests.WorkerName
 	_ = in.Client().RbacV1().ClusterRoleBindings().Delete(ctx, name, metav1.DeleteOptions{})
 	_ = in.Client().RbacV1().ClusterRoles().Delete(ctx, name, metav1.DeleteOptions{})
+	for _, policy := range []string{name + "-metadata", name + "-networkpolicies"} {
+		admission := in.Client().AdmissionregistrationV1()
+		_ = admission.ValidatingAdmissionPolicyBindings().Delete(ctx, policy, metav1.DeleteOptions{})
+		_ = admission.ValidatingAdmissionPolicies().Delete(ctx, policy, metav1.DeleteOptions{})
+	}
 	now := int64(0)
 	_ = in.Client().AppsV1().DaemonSets(in.namespace).Delete(ctx, manifests.SensorName, metav1.DeleteOptions{})
 	_ = in.Client().AppsV1().Deployments(in.namespace).Delete(ctx, manifests.WorkerName, metav1.DeleteOptions{})

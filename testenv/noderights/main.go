@@ -35,6 +35,10 @@ func main() {
 	if len(os.Args) == 3 && os.Args[1] == agent.ThawCommand {
 		exit(snapshot.RunThawer(os.Args[2]))
 	}
+	// Without the right to do so, it stays, as a sensor would.
+	if err := agent.EnterNodeCgroupNamespace(); err != nil {
+		fmt.Fprintln(os.Stderr, "noderights:", err)
+	}
 	var o options
 	flag.StringVar(&o.podUID, "pod", "", "the UID of the pod to observe and contain")
 	flag.StringVar(&o.criSocket, "cri", "", "the CRI socket")

@@ -314,7 +314,8 @@ has the permissions of these actions only.
 func writeReasons(file []objectReasons, permissions map[objectRight]rightReason) string {
 	var out strings.Builder
 	for _, entry := range file {
-		fmt.Fprintf(&out, "\n## %s\n\n| right | reason | without it |\n|---|---|---|\n", strings.Join(entry.Objects, ", "))
+		fmt.Fprintf(&out, "\n## %s\n\n| right | reason | without it |\n|---|---|---|\n",
+			strings.Join(entry.Objects, ", "))
 		for _, r := range entry.Rights {
 			without := strings.TrimSpace(r.Without)
 			switch {
@@ -327,7 +328,9 @@ func writeReasons(file []objectReasons, permissions map[objectRight]rightReason)
 		}
 	}
 	out.WriteString(clusterRoleHead)
-	keys := slices.SortedFunc(maps.Keys(permissions), func(a, b objectRight) int { return strings.Compare(a.right, b.right) })
+	keys := slices.SortedFunc(maps.Keys(permissions), func(a, b objectRight) int {
+		return strings.Compare(a.right, b.right)
+	})
 	for _, key := range keys {
 		fmt.Fprintf(&out, "| `%s` | %s |\n", key.right, permissions[key].Reason)
 	}
