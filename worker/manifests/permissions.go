@@ -7,8 +7,8 @@ import (
 
 	"sigs.k8s.io/yaml"
 
-	"stanch/activities/kube"
 	"stanch/playbooks"
+	"stanch/worker/permissions"
 )
 
 // permissionsFile is the chart's generated file with the permissions of every action.
@@ -19,14 +19,8 @@ type permissionsTable struct {
 	// Purposes say for each list of an action what its permissions are for.
 	Purposes map[string]string `json:"purposes"`
 	// Gateway are the permissions that every worker has.
-	Gateway []reasonedPermission `json:"gateway"`
-	Actions []actionPermissions  `json:"actions"`
-}
-
-// reasonedPermission is a permission with the reason for it.
-type reasonedPermission struct {
-	Reason string `json:"reason"`
-	playbooks.KubernetesPermission
+	Gateway []permissions.Reasoned `json:"gateway"`
+	Actions []actionPermissions    `json:"actions"`
 }
 
 // actionPermissions are the permissions that one action declares.
@@ -38,34 +32,6 @@ type actionPermissions struct {
 	Apply   []playbooks.KubernetesPermission `json:"apply,omitempty"`
 }
 
-// gatewayPermissions are the permissions that the gateway needs without any action: reads, and the review of tokens.
-func gatewayPermissions() []reasonedPermission {
-	all := []reasonedPermission{
-		{
-			"The gateway verifies where a pod runs before it accepts a node's detection.",
-			playbooks.KubernetesPermission{Groups: []string{""}, Resources: []string{"pods"}, Verbs: []string{"get", "list"}},
-		},
-		{
-			"Missing nodes are reported.",
-			playbooks.KubernetesPermission{Groups: []string{""}, Resources: []string{"nodes"}, Verbs: []string{"get", "list"}},
-		},
-		{
-			"Namespaces that no longer enforce a pod security standard are reported.",
-			playbooks.KubernetesPermission{Groups: []string{""}, Resources: []string{"namespaces"}, Verbs: []string{"list"}},
-		},
-		{
-			"The gateway reviews people's tokens; a review is created and changes nothing.",
-			playbooks.KubernetesPermission{
-				Groups: []string{"authentication.k8s.io"}, Resources: []string{"tokenreviews"}, Verbs: []string{"create"},
-			},
-		},
-	}
-	for _, p := range kube.ResolvePermissions() {
-		all = append(all, reasonedPermission{"Guards read a target's owners, and which workload it belongs to.", p})
-	}
-	return all
-}
-
 // WritePermissions returns the chart's file with the permissions of the catalog's actions.
 func WritePermissions(catalog playbooks.Catalog) ([]byte, error) {
 	table := permissionsTable{
@@ -73,7 +39,7 @@ func WritePermissions(catalog playbooks.Catalog) ([]byte, error) {
 			"plan": "observe and to plan", "orphans": "find what a lost lease left behind",
 			"apply": "apply, to verify and to undo",
 		},
-		Gateway: gatewayPermissions(),
+		Gateway: permissions.Gateway(),
 	}
 	for _, name := range slices.Sorted(maps.Keys(catalog)) {
 		spec := catalog[name]
