@@ -144,7 +144,9 @@ func requireConsistent(t *testing.T, name string, objects []runtime.Object) {
 }
 
 // userObjects are what a person creates before the installation.
-var userObjects = []string{"stanch-keys", "stanch-pki", "stanch-temporal", "stanch-slack", "stanch-integrations", "stanch-ca"}
+var userObjects = []string{
+	"stanch-keys", "stanch-pki", "stanch-temporal", "stanch-slack", "stanch-integrations", "stanch-ca",
+}
 
 func requireConsistentPod(t *testing.T, name string, selector *metav1.LabelSelector, pod corev1.PodTemplateSpec,
 	seen map[string]bool,
