@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
 # Checks the module files, format, vet, lint (with the import direction), words, and that generated code is up to date.
-# tools/go.mod pins the tools.
+# tools/go.mod and tools/chart/go.mod pin the tools.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 tool() { go tool -modfile=tools/go.mod "$@"; }
 print_step() { echo "== $*"; }
 print_step "go mod tidy"
-for module in . tools; do
+for module in . tools tools/chart; do
 	(cd $module && go mod tidy -diff) || { echo "$module/go.mod or go.sum is not tidy; run go mod tidy in $module"; exit 1; }
 done
 print_step gofumpt

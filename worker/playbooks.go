@@ -6,6 +6,10 @@ import (
 	"time"
 
 	"stanch/activities"
+	"stanch/worker/actions"
+	"stanch/worker/guards"
+	"stanch/worker/health"
+	"stanch/worker/permissions"
 	"stanch/worker/playbookstore"
 )
 
@@ -23,10 +27,22 @@ func (w *Worker) handleListPlaybooks(r *http.Request) (any, error) {
 	return playbookstore.List(w.Library.Programs(), &in), nil
 }
 
+// handleComparePermissions handles the route that compares this worker's permissions in the cluster with those that its
+// playbooks need in its phase.
+func (w *Worker) handleComparePermissions(r *http.Request) (any, error) {
+	return permissions.Compare(r.Context(), w.KubeClient, permissions.Scope{ //nolint:wrapcheck // says what it asked for
+		Catalog: actions.Catalog(), Phase: w.Config.Phase, InUse: w.Library.ActionsInUse(), Namespace: w.Namespace,
+		StateConfigMaps: []string{
+			guards.KillSwitchConfigMap, guards.UsedGrantsConfigMap, health.NodeRegistryConfigMap,
+		},
+	})
+}
+
 // readRoutes returns the read-only routes of the API besides those of the gateway.
 func (w *Worker) readRoutes(audit map[string]func(*http.Request) (any, error)) map[string]func(*http.Request) (any,
 	error) {
 	audit["/v1/playbooks"] = w.handleListPlaybooks
+	audit["/v1/permissions"] = w.handleComparePermissions
 	return audit
 }
 

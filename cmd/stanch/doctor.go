@@ -35,7 +35,10 @@ func doctorCommand(g *globalFlags) *cobra.Command {
 		Args: validateArgs(cobra.NoArgs),
 		Long: `Check the kernel, permissions, container runtime, cluster, cloud, chat, disk and connected
 nodes, before the first start or when something does not work. Each failed check suggests a
-fix. Exit code 1 means that a required check failed.`,
+fix. Exit code 1 means that a required check failed.
+
+With --server check a worker in a cluster too: whether it has the permissions that its playbooks
+need in its phase, and which of its permissions no playbook needs.`,
 		Example: "  stanch doctor\n  stanch doctor -o json",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			results := runChecks(cmd.Context(), g, kubeconfig, cri)
@@ -121,6 +124,7 @@ func runChecks(ctx context.Context, g *globalFlags, kubeconfig, cri string) []ch
 		}
 		add("stanch", false, true, "running; "+formatConnectedNodes(names), "")
 		out = append(out, checkNodes(nodes)...)
+		out = append(out, g.checkPermissions(ctx)...)
 	}
 	return out
 }

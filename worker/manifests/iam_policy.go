@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"stanch/playbooks"
+	"stanch/worker/permissions"
 )
 
 // iamPolicyDocument is an IAM policy in AWS's format.
@@ -52,7 +53,7 @@ func buildIAMPolicy(catalog playbooks.Catalog, phase int) iamPolicyDocument {
 	}
 	for _, spec := range catalog {
 		add(spec.PlanIAMPermissions)
-		if isAllowedInPhase(spec.Class, phase) {
+		if permissions.IsAllowedInPhase(spec.Class, phase) {
 			add(spec.ApplyIAMPermissions)
 		}
 	}
@@ -105,17 +106,4 @@ func statementName(resource string) string {
 		}
 	}
 	return ""
-}
-
-// isAllowedInPhase reports whether a phase permits a class of actions.
-func isAllowedInPhase(class playbooks.Class, phase int) bool {
-	switch class {
-	case playbooks.ClassObserve:
-		return true
-	case playbooks.ClassContain:
-		return phase >= 2
-	case playbooks.ClassDisrupt:
-		return phase >= 3
-	}
-	return false
 }

@@ -7,8 +7,8 @@ import (
 
 	"sigs.k8s.io/yaml"
 
-	"stanch/activities/kube"
 	"stanch/playbooks"
+	"stanch/worker/permissions"
 )
 
 // permissionsFile is the chart's generated file with the permissions of every action.
@@ -19,16 +19,10 @@ type permissionsTable struct {
 	// Purposes say for each list of an action what its permissions are for.
 	Purposes map[string]string `json:"purposes"`
 	// Gateway are the permissions that every worker has.
-	Gateway []reasonedPermission `json:"gateway"`
+	Gateway []permissions.Reasoned `json:"gateway"`
 	// All are the names and classes of all actions, also of those that need no permission in the cluster.
 	All     []actionClass       `json:"all"`
 	Actions []actionPermissions `json:"actions"`
-}
-
-// reasonedPermission is a permission with the reason for it.
-type reasonedPermission struct {
-	Reason string `json:"reason"`
-	playbooks.KubernetesPermission
 }
 
 // actionClass is an action with its class.
@@ -46,34 +40,6 @@ type actionPermissions struct {
 	Apply   []playbooks.KubernetesPermission `json:"apply,omitempty"`
 }
 
-// gatewayPermissions are the permissions that the gateway needs without any action: reads, and the review of tokens.
-func gatewayPermissions() []reasonedPermission {
-	all := []reasonedPermission{
-		{
-			"The gateway verifies where a pod runs before it accepts a node's detection.",
-			playbooks.KubernetesPermission{Groups: []string{""}, Resources: []string{"pods"}, Verbs: []string{"get", "list"}},
-		},
-		{
-			"Missing nodes are reported.",
-			playbooks.KubernetesPermission{Groups: []string{""}, Resources: []string{"nodes"}, Verbs: []string{"get", "list"}},
-		},
-		{
-			"Namespaces that no longer enforce a pod security standard are reported.",
-			playbooks.KubernetesPermission{Groups: []string{""}, Resources: []string{"namespaces"}, Verbs: []string{"list"}},
-		},
-		{
-			"The gateway reviews people's tokens; a review is created and changes nothing.",
-			playbooks.KubernetesPermission{
-				Groups: []string{"authentication.k8s.io"}, Resources: []string{"tokenreviews"}, Verbs: []string{"create"},
-			},
-		},
-	}
-	for _, p := range kube.ResolvePermissions() {
-		all = append(all, reasonedPermission{"Guards read a target's owners, and which workload it belongs to.", p})
-	}
-	return all
-}
-
 // WritePermissions returns the chart's file with the permissions of the catalog's actions.
 func WritePermissions(catalog playbooks.Catalog) ([]byte, error) {
 	table := permissionsTable{
@@ -81,7 +47,7 @@ func WritePermissions(catalog playbooks.Catalog) ([]byte, error) {
 			"plan": "observe and to plan", "orphans": "find what a lost lease left behind",
 			"apply": "apply, to verify and to undo",
 		},
-		Gateway: gatewayPermissions(),
+		Gateway: permissions.Gateway(),
 	}
 	for _, name := range slices.Sorted(maps.Keys(catalog)) {
 		spec := catalog[name]

@@ -45,6 +45,7 @@ func LoadChart(version string) (*chartv2.Chart, error) {
 type rendered struct {
 	notes     string
 	manifests []string // in the order in which they must be created
+	hooks     []string
 }
 
 // checkValues checks values against the chart's schema. The error names the value that is invalid.
@@ -89,9 +90,12 @@ func render(version, namespace string, values map[string]any) (*rendered, error)
 		}
 	}
 	// Hooks run when Helm installs or uninstalls; without Helm there is nobody to run them.
-	_, sorted, err := releaseutil.SortManifests(files, nil, releaseutil.InstallOrder)
+	hooks, sorted, err := releaseutil.SortManifests(files, nil, releaseutil.InstallOrder)
 	if err != nil {
 		return nil, fmt.Errorf("read the rendered chart: %w", err)
+	}
+	for _, h := range hooks {
+		r.hooks = append(r.hooks, strings.TrimSpace(h.Manifest))
 	}
 	for _, m := range sorted {
 		r.manifests = append(r.manifests, strings.TrimSpace(m.Content))
@@ -99,12 +103,12 @@ func render(version, namespace string, values map[string]any) (*rendered, error)
 	return r, nil
 }
 
-// RenderValues returns the objects of the chart with values, in the order in which they must be created. Hooks are
-// left out. The error names the value that is invalid.
-func RenderValues(version, namespace string, values map[string]any) ([]string, error) {
+// RenderValues returns the objects of the chart with values, in the order in which they must be created, and the hooks:
+// objects that Helm creates only while it installs, upgrades or uninstalls. The error names the value that is invalid.
+func RenderValues(version, namespace string, values map[string]any) (objects, hooks []string, err error) {
 	r, err := render(version, namespace, values)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	return r.manifests, nil
+	return r.manifests, r.hooks, nil
 }

@@ -251,6 +251,6 @@ func renderText(text string) error {
 	} else if ok && temporal["address"] == nil {
 		temporal["address"] = "temporal:7233"
 	}
-	_, err := manifests.RenderValues("dev", "stanch-system", values)
+	_, _, err := manifests.RenderValues("dev", "stanch-system", values)
 	return err
 }

@@ -77,7 +77,7 @@ func TestValuesRenderLikeManifests(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	objects, err := manifests.RenderValues("dev", "stanch-system", values)
+	objects, _, err := manifests.RenderValues("dev", "stanch-system", values)
 	if err != nil {
 		t.Fatal(err)
 	}

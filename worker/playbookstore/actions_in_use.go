@@ -13,7 +13,8 @@ const cloudTrailAction = "aws.identity"
 
 // ActionsInUse returns the names of the actions that an installation with these playbooks can run, sorted: those of the
 // playbooks' steps, with every branch and every playbook that they call, and those that Stanch runs without a playbook.
-// A shipped playbook that a user's playbook replaces counts too, because `stanch run` can start it.
+// A shipped playbook that a user's playbook replaces counts too, because `stanch run` can start it. A nil configuration
+// has no account.
 func ActionsInUse(c *config.Config, programs []*playbooks.Program, catalog playbooks.Catalog) []string {
 	used := map[string]bool{}
 	for _, p := range programs {
@@ -22,7 +23,7 @@ func ActionsInUse(c *config.Config, programs []*playbooks.Program, catalog playb
 	for _, p := range requestablePlaybooks(catalog) { // `stanch contain`
 		collectActions(used, p)
 	}
-	if c.AWS != nil && c.AWS.CloudTrail != nil {
+	if c != nil && c.AWS != nil && c.AWS.CloudTrail != nil {
 		used[cloudTrailAction] = true
 	}
 	return slices.Sorted(maps.Keys(used))
