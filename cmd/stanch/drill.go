@@ -59,6 +59,7 @@ NAME is one of (default cryptominer):
 		Example: `  stanch drill
   stanch drill reverse-shell -o json
   stanch drill cryptominer --kubeconfig ~/.kube/config
+  stanch drill --cluster stanch-system
   stanch drill credentials --kubeconfig ~/.kube/config --role stanch-drill-reader`,
 		RunE: func(cmd *cobra.Command, names []string) error {
 			name := "cryptominer"
@@ -83,7 +84,8 @@ NAME is one of (default cryptominer):
 	}
 	f := c.Flags()
 	f.StringVar(&o.kubeconfig, "kubeconfig", "",
-		"the kubeconfig `FILE` of a cluster to drill in, in the namespace stanch-drill (default: this host)")
+		"the kubeconfig `FILE` of a cluster to drill in, in the namespace stanch-drill (default: this host, or with "+
+			"--cluster that of $KUBECONFIG)")
 	f.StringVar(&o.image, "image", "busybox:1.36", "the `IMAGE` of the drill's pods")
 	f.Var(duration.NewFlag(&o.lockDuration, time.Second), "observe", "how long to observe that egress stays blocked")
 	f.Var(duration.NewFlag(&o.timeout, 2*time.Minute), "timeout", "give up after this long")
@@ -122,7 +124,7 @@ func (d *drillRun) run(ctx context.Context) error {
 	}
 	d.logf("drill %s: %s", d.name, drillScenarios[d.name].doc)
 	var err error
-	if d.options.kubeconfig != "" {
+	if d.options.kubeconfig != "" || d.client.pod != nil {
 		d.environment, err = newClusterEnvironment(ctx, d.options, d.name, d.registerDrillTargets)
 	} else {
 		var s *hostEnvironment

@@ -34,6 +34,7 @@ type workerOptions struct {
 	temporalAddress, namespace                               string
 	tlsCert, tlsKey, tlsCA, tlsServer, tlsDir                string
 	apiKeyFile                                               string
+	temporalWait                                             time.Duration
 	keysDir, pkiDir                                          string
 	nodeAddress, detectionAddress, healthAddress, apiAddress string
 	kubeconfig                                               string
@@ -58,6 +59,8 @@ YAML that installs all of these components, and ` + "`stanch cert authority`" + 
 	f := c.Flags()
 	f.StringVar(&o.temporalAddress, "temporal", "", "the `HOST:PORT` of Temporal's frontend (required)")
 	f.StringVar(&o.namespace, "namespace", "stanch", "the `NAMESPACE` in Temporal")
+	f.Var(duration.NewFlag(&o.temporalWait, 0), "temporal-wait",
+		"how long to wait at the start for a Temporal that does not respond yet")
 	f.StringVar(&o.tlsDir, "tls", "",
 		"a `DIR` with tls.crt, tls.key and ca.crt for Temporal, such as a mounted Kubernetes secret")
 	f.StringVar(&o.tlsCert, "tls-cert", "", "the `FILE` with the client certificate for Temporal")
