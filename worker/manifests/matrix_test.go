@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	appsv1 "k8s.io/api/apps/v1"
+	batchv1 "k8s.io/api/batch/v1"
 	corev1 "k8s.io/api/core/v1"
 	networkingv1 "k8s.io/api/networking/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -26,13 +27,24 @@ var valueChoices = [][]string{
 	{
 		"temporal: {address: 'temporal.temporal.svc:7233'}",
 		"temporal: {address: '[2001:db8::1]:7233', namespace: shop, tls: {enabled: true, serverName: temporal.internal}}",
+		"temporal: {address: 'cloud.example:7233', apiKey: {enabled: true}}",
+		"temporal: {address: ''}", // the chart's own
+		"temporal: {address: '', bundled: {dataPath: /srv/temporal}}",
 	},
 	{"worker: {replicas: 1}", "worker: {replicas: 3}", "worker: {hostNetwork: true, dataPath: /srv/stanch}"},
-	{"networkPolicy: {enabled: true}", "networkPolicy: {enabled: false}"},
-	{"monitoring: {}", "monitoring: {podAnnotations: false, prometheusRule: true, dashboard: true}"},
+	{
+		"networkPolicy: {enabled: true}",
+		`
+networkPolicy: {enabled: false}
+admissionPolicy: {enabled: false}
+bootstrap: {enabled: false}
+uninstall: {checkLeases: false, cleanNodes: false, keepData: false}
+`,
+	},
 	{
 		"config: {}",
 		`
+monitoring: {podAnnotations: false, prometheusRule: true, dashboard: true}
 config:
   cluster: shop
   people: [{name: ann, groups: [oncall], slack: U0AAAA}]
@@ -68,6 +80,9 @@ func matrix(t *testing.T) map[string]map[string]any {
 	}
 	return cases
 }
+
+// clusterWideKinds are the beginnings of the kinds of objects that have no namespace.
+var clusterWideKinds = []string{"ClusterRole", "ValidatingAdmissionPolicy"}
 
 // foreignKinds are objects that the typed clients of Kubernetes do not know.
 var foreignKinds = []string{"PrometheusRule"}
@@ -123,7 +138,8 @@ func requireConsistent(t *testing.T, name string, objects []runtime.Object) {
 		if meta.GetLabels()["app.kubernetes.io/part-of"] != "stanch" {
 			t.Errorf("%s: %s lacks the label of Stanch", name, id)
 		}
-		if meta.GetNamespace() != "security" && !strings.Contains(id, "ClusterRole") {
+		wide := slices.ContainsFunc(clusterWideKinds, func(kind string) bool { return strings.HasPrefix(id, "*v1."+kind) })
+		if wide != (meta.GetNamespace() == "") || !wide && meta.GetNamespace() != "security" {
 			t.Errorf("%s: %s is not in the namespace of the release", name, id)
 		}
 	}
@@ -135,6 +151,8 @@ func requireConsistent(t *testing.T, name string, objects []runtime.Object) {
 			requireConsistentPod(t, name, o.Spec.Selector, o.Spec.Template, seen)
 		case *appsv1.StatefulSet:
 			requireConsistentPod(t, name, o.Spec.Selector, o.Spec.Template, seen)
+		case *batchv1.Job:
+			requireConsistentPod(t, name, &metav1.LabelSelector{}, o.Spec.Template, seen)
 		case *corev1.ConfigMap:
 			requireValidConfig(t, name, o)
 		case *networkingv1.NetworkPolicy:
@@ -143,9 +161,10 @@ func requireConsistent(t *testing.T, name string, objects []runtime.Object) {
 	}
 }
 
-// userObjects are what a person creates before the installation.
+// userObjects are what a person, or the hook that runs first, creates before the installation.
 var userObjects = []string{
-	"stanch-keys", "stanch-pki", "stanch-temporal", "stanch-slack", "stanch-integrations", "stanch-ca",
+	"stanch-keys", "stanch-pki", "stanch-temporal", "stanch-temporal-server", "stanch-slack", "stanch-integrations",
+	"stanch-ca",
 }
 
 func requireConsistentPod(t *testing.T, name string, selector *metav1.LabelSelector, pod corev1.PodTemplateSpec,
