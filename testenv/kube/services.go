@@ -10,9 +10,8 @@ import (
 	"strings"
 	"time"
 
-	"k8s.io/apimachinery/pkg/types"
-
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 
 	"stanch/worker/freeport"
 )
@@ -49,10 +48,12 @@ func (c *Cluster) startServices(ctx context.Context, binary string) error {
 		return nil
 	}
 	// The API server listens at the address of its Service. A rule for that would break the connections that exist.
-	if _, err := c.client.CoreV1().Services("default").Patch(ctx, "kubernetes", types.MergePatchType,
-		[]byte(`{"metadata": {"labels": {"service.kubernetes.io/service-proxy-name": "none"}}}`),
-		metav1.PatchOptions{}); err != nil {
-		return fmt.Errorf("take the API server's Service from kube-proxy: %w", err)
+	if err := c.pollUntil(ctx, "the API server's Service", func() error {
+		_, err := c.client.CoreV1().Services("default").Patch(ctx, "kubernetes", types.MergePatchType,
+			[]byte(`{"metadata": {"labels": {"service.kubernetes.io/service-proxy-name": "none"}}}`), metav1.PatchOptions{})
+		return err
+	}); err != nil {
+		return err
 	}
 	if err := c.writeFile("Corefile", fmt.Sprintf(`.:53 {
   bind %[1]s
