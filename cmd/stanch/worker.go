@@ -41,6 +41,7 @@ type workerOptions struct {
 	ownNamespace, ownUID                                     string
 	evidenceStore                                            string
 	verifyInterval                                           time.Duration
+	drillPhase                                               int
 }
 
 func workerCommand(g *globalFlags) *cobra.Command {
@@ -88,6 +89,8 @@ YAML that installs all of these components, and ` + "`stanch cert authority`" + 
 	f.StringVar(&o.ownUID, "own-uid", os.Getenv("POD_UID"),
 		"the `UID` of the worker's own pod, which is never contained")
 	f.StringVar(&o.evidenceStore, "evidence", "", "the `DIR` where evidence is stored (default: DATA/evidence)")
+	f.IntVar(&o.drillPhase, "drill-phase", 3,
+		"the phase of drills, whose targets are their own: that of the permissions in the cluster")
 	f.Var(duration.NewFlag(&o.verifyInterval, 0), "verify-every",
 		"how often a lease verifies its containment (default 30s)")
 	return c
@@ -204,7 +207,7 @@ func (o *workerOptions) workerOptions(g *globalFlags, cfg *config.Config, cluste
 	}
 	options := worker.Options{
 		DataConverter: c.DataConverter(), Config: cfg, ConfigFile: g.configFile, DataDir: g.dataDir,
-		KubeClient: cluster, LeaseTiming: lease.Timing{VerifyInterval: o.verifyInterval},
+		KubeClient: cluster, DrillPhase: o.drillPhase, LeaseTiming: lease.Timing{VerifyInterval: o.verifyInterval},
 		NodeListen: o.nodeAddress, SourceListen: o.detectionAddress, SocketPath: g.socketPath(),
 		EvidenceDir: o.evidenceStore, APIListen: o.apiAddress, Version: version, Namespace: o.ownNamespace,
 	}
