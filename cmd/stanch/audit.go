@@ -5,8 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
-	"os"
 	"slices"
 	"strings"
 	"time"
@@ -123,7 +121,7 @@ func (g *globalFlags) loadTimeline(ctx context.Context, id string, verify bool) 
 	if verify {
 		path += "?verify=1"
 	}
-	if _, err := os.Stat(g.socketPath()); !errors.Is(err, fs.ErrNotExist) {
+	if g.hasRunningStanch() {
 		err := g.newAPIClient().get(ctx, path, &timeline)
 		return timeline, err
 	}

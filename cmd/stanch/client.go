@@ -161,6 +161,16 @@ func (l *apiClient) explainConnectError(err error) error {
 	return fmt.Errorf("connect to Stanch at %s: %w", l.socketPath, err)
 }
 
+// hasRunningStanch reports whether there is a Stanch to ask: in a cluster that a flag names, or at the local socket. A
+// socket that this user may not read counts.
+func (g *globalFlags) hasRunningStanch() bool {
+	if g.clusterNamespace != "" || g.remoteServer.address != "" {
+		return true
+	}
+	_, err := os.Stat(g.socketPath())
+	return !errors.Is(err, fs.ErrNotExist)
+}
+
 // systemSocket is the socket of a Stanch that root runs with the default data directory.
 const systemSocket = "/var/lib/stanch/stanch.sock"
 

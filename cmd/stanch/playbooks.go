@@ -40,7 +40,7 @@ it when the expected playbook did not start.`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			running := g.configFile == "" && len(folders) == 0
 			file := len(args) == 1 && isFile(args[0])
-			if reachable := g.remoteServer.address != "" || fileExists(g.socketPath()); running && !file && reachable {
+			if reachable := g.hasRunningStanch(); running && !file && reachable {
 				return g.printRunningPlaybooks(cmd, args, output)
 			} else if running && (file || cmd.Flags().Changed("data")) {
 				fmt.Fprintln(cmd.ErrOrStderr(),

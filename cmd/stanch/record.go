@@ -2,10 +2,7 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"io/fs"
-	"os"
 
 	"github.com/spf13/cobra"
 
@@ -44,7 +41,7 @@ before you share it.`,
 
 // loadRecording reads a recording from the running Stanch or, without one, from the archive in the data directory.
 func (g *globalFlags) loadRecording(ctx context.Context, id string, anonymize bool) ([]byte, error) {
-	if _, err := os.Stat(g.socketPath()); !errors.Is(err, fs.ErrNotExist) {
+	if g.hasRunningStanch() {
 		path := "/v1/recording/" + id
 		if anonymize {
 			path += "?anonymise=1"

@@ -43,7 +43,7 @@ func TestHelmLifecycle(t *testing.T) {
 
 	step("one command installs, and a second one runs a drill", func(t *testing.T) {
 		began := time.Now()
-		require.NoError(t, r.install(t.Context(), previousChart(t), r.values))
+		require.NoError(t, r.install(t.Context(), current, r.values))
 		t.Logf("installed in %s", time.Since(began).Round(100*time.Millisecond))
 		began = time.Now()
 		raw, err := r.tryStanch(t.Context(), r.reach("drill", "--image", kube.AttackImage, "-o", "json")...)
@@ -57,7 +57,8 @@ func TestHelmLifecycle(t *testing.T) {
 	ns, p := r.NewNamespace(t), r.newConnectionCounter(t)
 	pod := minerPod("held", p)
 	var incident playbooks.Incident
-	step("an attack is contained", func(t *testing.T) {
+	step("an attack is contained by the release before", func(t *testing.T) {
+		require.NoError(t, r.upgrade(t.Context(), previousChart(t), r.values))
 		pod = r.RunPod(t, ns, pod)
 		incident = r.waitForIncident(t, pod, "the lease", requireIsolated)
 	})
