@@ -4,12 +4,14 @@ import (
 	"fmt"
 	"maps"
 	"slices"
-	"strings"
 	"testing"
 
+	admissionv1 "k8s.io/api/admissionregistration/v1"
 	appsv1 "k8s.io/api/apps/v1"
+	batchv1 "k8s.io/api/batch/v1"
 	corev1 "k8s.io/api/core/v1"
 	networkingv1 "k8s.io/api/networking/v1"
+	rbacv1 "k8s.io/api/rbac/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/serializer"
@@ -20,16 +22,28 @@ import (
 	"stanch/worker/manifests"
 )
 
-// valueChoices are the values that installations differ in: one of each list is in every case of the matrix.
+// valueChoices are the values that installations differ in: one of each list is in every case of the matrix. Values
+// that nothing else depends on share a list, so that the matrix stays small.
 var valueChoices = [][]string{
-	{"phase: 1", "phase: 2", "phase: 3"},
 	{
-		"temporal: {address: 'temporal.temporal.svc:7233'}",
+		"phase: 1",
+		"{phase: 2, uninstall: {keepData: false}}",
+		"{phase: 3, uninstall: {checkLeases: false, cleanNodes: false}, bootstrap: {enabled: false}}",
+	},
+	{
+		"temporal: {}",
+		"temporal: {bundled: {dataPath: /srv/temporal}}",
+		"temporal: {address: 'eu.api.temporal.io:7233', namespace: shop.acct, apiKey: {enabled: true}}",
 		"temporal: {address: '[2001:db8::1]:7233', namespace: shop, tls: {enabled: true, serverName: temporal.internal}}",
 	},
 	{"worker: {replicas: 1}", "worker: {replicas: 3}", "worker: {hostNetwork: true, dataPath: /srv/stanch}"},
-	{"networkPolicy: {enabled: true}", "networkPolicy: {enabled: false}"},
-	{"monitoring: {}", "monitoring: {podAnnotations: false, prometheusRule: true, dashboard: true}"},
+	{
+		"networkPolicy: {enabled: true}",
+		`{
+  networkPolicy: {enabled: false}, admissionPolicy: {enabled: false},
+  monitoring: {podAnnotations: false, prometheusRule: true, dashboard: true}
+}`,
+	},
 	{
 		"config: {}",
 		`
@@ -72,12 +86,19 @@ func matrix(t *testing.T) map[string]map[string]any {
 // foreignKinds are objects that the typed clients of Kubernetes do not know.
 var foreignKinds = []string{"PrometheusRule"}
 
-// decodeStrictly decodes documents into typed objects; unknown and duplicate fields are errors.
-func decodeStrictly(t *testing.T, documents []string) []runtime.Object {
+// strictDecoder decodes documents into typed objects; unknown and duplicate fields are errors. It decodes equal documents
+// once.
+type strictDecoder struct{ decoded map[string]runtime.Object }
+
+func (d strictDecoder) decode(t *testing.T, documents []string) []runtime.Object {
 	t.Helper()
 	decoder := serializer.NewCodecFactory(scheme.Scheme, serializer.EnableStrict).UniversalDeserializer()
 	var out []runtime.Object
 	for _, document := range documents {
+		if object := d.decoded[document]; object != nil {
+			out = append(out, object)
+			continue
+		}
 		var kind metav1.TypeMeta
 		if err := yaml.Unmarshal([]byte(document), &kind); err != nil {
 			t.Fatalf("%v in\n%s", err, document)
@@ -89,6 +110,7 @@ func decodeStrictly(t *testing.T, documents []string) []runtime.Object {
 		if err != nil {
 			t.Fatalf("%v in\n%s", err, document)
 		}
+		d.decoded[document] = object
 		out = append(out, object)
 	}
 	return out
@@ -100,13 +122,24 @@ func TestChartRendersWithEveryCombination(t *testing.T) {
 	if len(cases) < 100 {
 		t.Fatalf("the matrix has only %d cases", len(cases))
 	}
+	decoder := strictDecoder{map[string]runtime.Object{}}
 	for _, name := range slices.Sorted(maps.Keys(cases)) {
 		documents, hooks, err := manifests.RenderValues("1.2.3", "security", cases[name])
 		if err != nil {
 			t.Fatalf("%s: %v", name, err)
 		}
-		requireConsistent(t, name, decodeStrictly(t, slices.Concat(documents, hooks)))
+		requireConsistent(t, name, decoder.decode(t, slices.Concat(documents, hooks)))
 	}
+}
+
+// isClusterWide reports whether an object is in no namespace.
+func isClusterWide(object runtime.Object) bool {
+	switch object.(type) {
+	case *rbacv1.ClusterRole, *rbacv1.ClusterRoleBinding, *admissionv1.ValidatingAdmissionPolicy,
+		*admissionv1.ValidatingAdmissionPolicyBinding:
+		return true
+	}
+	return false
 }
 
 // requireConsistent fails if objects are named twice, or do not fit each other.
@@ -123,8 +156,8 @@ func requireConsistent(t *testing.T, name string, objects []runtime.Object) {
 		if meta.GetLabels()["app.kubernetes.io/part-of"] != "stanch" {
 			t.Errorf("%s: %s lacks the label of Stanch", name, id)
 		}
-		if meta.GetNamespace() != "security" && !strings.Contains(id, "ClusterRole") {
-			t.Errorf("%s: %s is not in the namespace of the release", name, id)
+		if want := map[bool]string{true: "", false: "security"}[isClusterWide(o)]; meta.GetNamespace() != want {
+			t.Errorf("%s: %s is not in the namespace %q", name, id, want)
 		}
 	}
 	for _, o := range objects {
@@ -135,6 +168,8 @@ func requireConsistent(t *testing.T, name string, objects []runtime.Object) {
 			requireConsistentPod(t, name, o.Spec.Selector, o.Spec.Template, seen)
 		case *appsv1.StatefulSet:
 			requireConsistentPod(t, name, o.Spec.Selector, o.Spec.Template, seen)
+		case *batchv1.Job:
+			requireConsistentPod(t, name, &metav1.LabelSelector{}, o.Spec.Template, seen)
 		case *corev1.ConfigMap:
 			requireValidConfig(t, name, o)
 		case *networkingv1.NetworkPolicy:
@@ -143,9 +178,10 @@ func requireConsistent(t *testing.T, name string, objects []runtime.Object) {
 	}
 }
 
-// userObjects are what a person creates before the installation.
+// userObjects are what a person, or the job stanch-bootstrap, creates before the installation.
 var userObjects = []string{
-	"stanch-keys", "stanch-pki", "stanch-temporal", "stanch-slack", "stanch-integrations", "stanch-ca",
+	"stanch-keys", "stanch-pki", "stanch-temporal", "stanch-temporal-server", "stanch-slack", "stanch-integrations",
+	"stanch-ca",
 }
 
 func requireConsistentPod(t *testing.T, name string, selector *metav1.LabelSelector, pod corev1.PodTemplateSpec,
@@ -165,6 +201,9 @@ func requireConsistentPod(t *testing.T, name string, selector *metav1.LabelSelec
 		}
 		if s := v.Secret; s != nil && !slices.Contains(userObjects, s.SecretName) {
 			t.Errorf("%s: the volume %s uses the unknown secret %s", name, v.Name, s.SecretName)
+		}
+		if c := v.PersistentVolumeClaim; c != nil && !seen["*v1.PersistentVolumeClaim security/"+c.ClaimName] {
+			t.Errorf("%s: the volume %s uses the missing claim %s", name, v.Name, c.ClaimName)
 		}
 	}
 	for _, c := range slices.Concat(pod.Spec.InitContainers, pod.Spec.Containers) {
