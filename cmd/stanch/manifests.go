@@ -27,8 +27,8 @@ func manifestsCommand(g *globalFlags) *cobra.Command {
 		Long: `Print the Kubernetes YAML that installs the worker and the sensors with the least privileges
 that a phase needs: the permissions that its actions declare. In phase 1, the only thing
 Stanch can write is the kill switch. Without --temporal, the YAML has a small Temporal, which is
-not highly available. It has no secrets; comments at its top say how to create them. With --iam print the AWS policy of the phase instead, for the identity that
-Stanch runs as.
+not highly available. It has no secrets; comments at its top say how to create them. With --iam
+print the AWS policy of the phase instead, for the identity that Stanch runs as.
 
 With --values-only print the values for the Helm chart instead. They restrict the permissions
 to the actions that the playbooks in use can run: those of the library and of the directories
