@@ -97,7 +97,8 @@ func TestCertificatesOfTemporalFitEachOther(t *testing.T) {
 		usage x509.ExtKeyUsage
 	}{
 		{
-			server, []string{"stanch-temporal.stanch-system.svc", gatewayrpc.ServerName, "127.0.0.1"},
+			server,
+			[]string{"stanch-temporal.stanch-system.svc", gatewayrpc.ServerName, "127.0.0.1"},
 			x509.ExtKeyUsageServerAuth,
 		},
 		{worker, []string{""}, x509.ExtKeyUsageClientAuth},
