@@ -51,6 +51,7 @@ type Options struct {
 	PKI            *authority.PKI
 	Library        *playbookstore.Store
 	LeaseTiming    lease.Timing
+	DrillPhase     int      // the phase of drills; 0 means 3
 	OwnPodUIDs     []string // UIDs of Stanch's own pods
 	// Namespace is Stanch's own namespace, which also has the sensor's pods; "" outside a cluster.
 	Namespace string
@@ -170,7 +171,7 @@ func (w *Worker) openActivities(ctx context.Context) error {
 		return err
 	}
 	w.awsAccount = account
-	w.drills = &drills.Registry{Kube: o.KubeClient}
+	w.drills = &drills.Registry{Kube: o.KubeClient, Phase: o.DrillPhase}
 	if account != nil {
 		w.drills.RoleID = account.LookupRoleID
 	}
@@ -209,7 +210,7 @@ func (w *Worker) openGuards(ctx context.Context) error {
 	w.closers = append(w.closers, stop)
 	chain := &guards.GuardChain{
 		Config: o.Config, Keyring: o.Authority.Keyring(), KillSwitch: w.KillSwitch,
-		Budget: budgets.BudgetWindow, UsedGrants: grants, OwnPodUIDs: o.OwnPodUIDs,
+		Budget: budgets.BudgetWindow, UsedGrants: grants, OwnPodUIDs: o.OwnPodUIDs, DrillPhase: o.DrillPhase,
 		TargetResolver: &kube.TargetResolver{Client: o.KubeClient},
 	}
 	w.Activities.Guards, w.Activities.ScopeApprovers = chain, chain

@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net/url"
 	"os"
 	"os/signal"
 	"path/filepath"
@@ -18,6 +19,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/cenkalti/backoff/v5"
 	"github.com/spf13/cobra"
 
 	"stanch/sensors"
@@ -194,7 +196,7 @@ func serveGateway(ctx context.Context, setup agent.Config, address, certs string
 	if err := agent.EnterNodeCgroupNamespace(); err != nil {
 		return err //nolint:wrapcheck // as above
 	}
-	node, pins, err := openNodeCertificate(ctx, setup.StateDir, certs, enroll)
+	node, pins, err := waitForNodeCertificate(ctx, setup, certs, enroll)
 	switch {
 	case err != nil && node == nil:
 		return err
@@ -220,6 +222,29 @@ func serveGateway(ctx context.Context, setup agent.Config, address, certs string
 		Address: address, NodeCertificate: node, PinnedKeys: pins, Node: a.Node,
 		Version: version, Log: setup.Log,
 	}, spool)
+}
+
+// waitForNodeCertificate is openNodeCertificate, and tries again while the gateway cannot be reached: in a new
+// installation it may start after the sensor. What the gateway refuses is an error at once.
+func waitForNodeCertificate(ctx context.Context, setup agent.Config, certs string, enroll gatewayrpc.Enrollment) (
+	node *gatewayrpc.NodeCertificate, pins *gatewayrpc.PinnedKeys, err error,
+) {
+	_, waitErr := backoff.Retry(ctx, func() (struct{}, error) {
+		node, pins, err = openNodeCertificate(ctx, setup.StateDir, certs, enroll)
+		if unreachable := (*url.Error)(nil); !errors.As(err, &unreachable) {
+			return struct{}{}, nil // the caller gets the result
+		}
+		return struct{}{}, err
+	}, backoff.WithBackOff(&backoff.ExponentialBackOff{
+		InitialInterval: 500 * time.Millisecond, Multiplier: 2, MaxInterval: 15 * time.Second, RandomizationFactor: 0.3,
+	}), backoff.WithMaxElapsedTime(0), backoff.WithNotify(func(err error, again time.Duration) {
+		setup.Log.Warn("the gateway is unavailable; this node is not watched yet", "error", err,
+			"again_in", again.Round(100*time.Millisecond))
+	}))
+	if err == nil && waitErr != nil {
+		err = waitErr
+	}
+	return node, pins, err
 }
 
 // printNodeEvents prints the detections of this node or, with events, every event, until ctx ends. It applies no

@@ -36,6 +36,7 @@ type apiClient struct {
 	socketPath string
 	drillKey   string // the key of a drill; "" outside of drills
 	server     remoteServer
+	pod        *podTransport // connects through the worker's pod; nil without --cluster
 }
 
 // remoteServer says how to connect to the API in a cluster.
@@ -46,11 +47,18 @@ type remoteServer struct {
 }
 
 func (g *globalFlags) newAPIClient() *apiClient {
-	return &apiClient{socketPath: g.socketPath(), server: g.remoteServer}
+	c := &apiClient{socketPath: g.socketPath(), server: g.remoteServer}
+	if g.clusterNamespace != "" {
+		c.pod = newPodTransport(g.clusterNamespace)
+	}
+	return c
 }
 
 // transport returns the transport to Stanch, the base URL, and the bearer token; the token is "" on the local socket.
 func (l *apiClient) transport() (t *http.Transport, base, token string, err error) {
+	if l.pod != nil {
+		return l.pod.transport, "http://stanch", "", nil
+	}
 	if l.server.address == "" {
 		return &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn,
 			error,
@@ -134,6 +142,9 @@ func (l *apiClient) doRequest(ctx context.Context, method, path string, in, out 
 
 // explainConnectError returns why Stanch cannot be reached, and what to do.
 func (l *apiClient) explainConnectError(err error) error {
+	if l.pod != nil {
+		return fmt.Errorf("connect to Stanch in the namespace %s: %w", l.pod.namespace, err)
+	}
 	if l.server.address != "" {
 		return fmt.Errorf("connect to Stanch at %s: %w", l.server.address, err)
 	}

@@ -37,8 +37,8 @@ func doctorCommand(g *globalFlags) *cobra.Command {
 nodes, before the first start or when something does not work. Each failed check suggests a
 fix. Exit code 1 means that a required check failed.
 
-With --server check a worker in a cluster too: whether it has the permissions that its playbooks
-need in its phase, and which of its permissions no playbook needs.`,
+With --server or --cluster check a worker in a cluster too: whether it has the permissions that
+its playbooks need in its phase, and which of its permissions no playbook needs.`,
 		Example: "  stanch doctor\n  stanch doctor -o json",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			results := runChecks(cmd.Context(), g, kubeconfig, cri)

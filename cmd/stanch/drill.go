@@ -48,7 +48,8 @@ func drillCommand(g *globalFlags) *cobra.Command {
 check every step of the response: the attack is detected and opens one incident, evidence is
 captured, the container is contained and its egress blocked, a sibling is unaffected, the
 lease is undone, and the connection is restored. Stanch must be running. Exit code 0 means
-that every check passed.
+that every check passed. In a cluster, a drill does what the installation's phase permits: in
+phase 1 it checks that the containment is proposed.
 
 NAME is one of (default cryptominer):
 
@@ -59,6 +60,7 @@ NAME is one of (default cryptominer):
 		Example: `  stanch drill
   stanch drill reverse-shell -o json
   stanch drill cryptominer --kubeconfig ~/.kube/config
+  stanch drill --cluster stanch-system
   stanch drill credentials --kubeconfig ~/.kube/config --role stanch-drill-reader`,
 		RunE: func(cmd *cobra.Command, names []string) error {
 			name := "cryptominer"
@@ -83,7 +85,8 @@ NAME is one of (default cryptominer):
 	}
 	f := c.Flags()
 	f.StringVar(&o.kubeconfig, "kubeconfig", "",
-		"the kubeconfig `FILE` of a cluster to drill in, in the namespace stanch-drill (default: this host)")
+		"the kubeconfig `FILE` of a cluster to drill in, in the namespace stanch-drill (default: this host, or with "+
+			"--cluster that of $KUBECONFIG)")
 	f.StringVar(&o.image, "image", "busybox:1.36", "the `IMAGE` of the drill's pods")
 	f.Var(duration.NewFlag(&o.lockDuration, time.Second), "observe", "how long to observe that egress stays blocked")
 	f.Var(duration.NewFlag(&o.timeout, 2*time.Minute), "timeout", "give up after this long")
@@ -100,6 +103,7 @@ type drillRun struct {
 	client      *apiClient
 	options     drillOptions
 	result      drillResult
+	phase       int // in phase 1 a drill contains nothing
 	environment drillEnvironment
 }
 
@@ -110,19 +114,17 @@ func (d *drillRun) logf(format string, a ...any) {
 }
 
 func (d *drillRun) run(ctx context.Context) error {
-	var key struct {
-		Key string `json:"key"`
-	}
+	var key drills.Key
 	if err := d.client.post(ctx, "/v1/drill", map[string]string{"name": d.name}, &key); err != nil {
 		return err
 	}
-	d.client.drillKey = key.Key
+	d.client.drillKey, d.phase = key.Key, key.Phase
 	if err := d.waitForSensor(ctx); err != nil {
 		return err
 	}
 	d.logf("drill %s: %s", d.name, drillScenarios[d.name].doc)
 	var err error
-	if d.options.kubeconfig != "" {
+	if d.options.kubeconfig != "" || d.client.pod != nil {
 		d.environment, err = newClusterEnvironment(ctx, d.options, d.name, d.registerDrillTargets)
 	} else {
 		var s *hostEnvironment
@@ -222,6 +224,10 @@ func (d *drillRun) followResponse(ctx context.Context) {
 	if !d.recordCheck("detected", ok, "rule %s, incident %s: %s", rule, in.ID, in.Summary) {
 		return
 	}
+	if d.phase == 1 {
+		d.checkProposal(ctx)
+		return
+	}
 	// Approvals for the complete workload come later: scaling it down would also end the sibling and the open
 	// connection.
 	approved := false
@@ -259,6 +265,27 @@ func (d *drillRun) followResponse(ctx context.Context) {
 		d.checkCloudSteps(in)
 	}
 	d.releaseLeases(ctx)
+}
+
+// checkProposal checks that the playbook captured evidence and proposed the containment, which phase 1 does not permit.
+func (d *drillRun) checkProposal(ctx context.Context) {
+	in, ok := d.waitForIncident(ctx, 60*time.Second, isEnded)
+	d.recordLatency(in)
+	d.result.Evidence = len(in.Evidence)
+	d.recordCheck("evidence-captured", len(in.Evidence) > 0, "%s", formatCount(len(in.Evidence), "artifact", "artifacts"))
+	var proposed []string
+	for _, run := range in.Playbooks {
+		for _, s := range run.Steps {
+			if s.Outcome == playbooks.OutcomeProposed {
+				proposed = append(proposed, s.Action)
+			}
+		}
+	}
+	d.recordCheck("containment-proposed", len(proposed) > 0 && len(in.Leases) == 0,
+		"proposed in phase 1, and not done: %s", strings.Join(proposed, ", "))
+	if !d.recordCheck("playbook-completed", ok, "%s", formatLeases(in)) {
+		d.explainFailure(in)
+	}
 }
 
 // targetsOnlyPods reports whether every plan of a question is for a single pod or container.

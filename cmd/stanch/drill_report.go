@@ -84,8 +84,12 @@ func (d *drillRun) recordLatency(in playbooks.Incident) {
 			d.result.Latency.EventToContained = ms(first.Time, l.AppliedAt)
 		}
 	}
-	d.logf("       event to detection %.1f ms, to incident %.1f ms, to contained %.1f ms",
-		d.result.Latency.EventToDetection, d.result.Latency.EventToIncident, d.result.Latency.EventToContained)
+	contained := ""
+	if d.result.Latency.EventToContained > 0 {
+		contained = fmt.Sprintf(", to contained %.1f ms", d.result.Latency.EventToContained)
+	}
+	d.logf("       event to detection %.1f ms, to incident %.1f ms%s", d.result.Latency.EventToDetection,
+		d.result.Latency.EventToIncident, contained)
 }
 
 func (d *drillRun) printReport(cmd *cobra.Command) error {

@@ -74,6 +74,8 @@ type globalFlags struct {
 	dataDir      string
 	configFile   string
 	remoteServer remoteServer
+	// clusterNamespace is the namespace of an installation that is reached through its worker's pod; "" for none.
+	clusterNamespace string
 }
 
 func rootCommand() *cobra.Command {
@@ -98,6 +100,9 @@ Start with:
 		"the configuration `FILE`, stanch.yaml (default: phase 1; only the user running Stanch can approve)")
 	root.PersistentFlags().StringVar(&g.remoteServer.address, "server", os.Getenv("STANCH_SERVER"),
 		"connect to the Stanch instance in a cluster at `HOST:PORT` instead of the one on this machine")
+	root.PersistentFlags().StringVar(&g.clusterNamespace, "cluster", os.Getenv("STANCH_CLUSTER"),
+		"connect to the Stanch installation in this `NAMESPACE` of the cluster of $KUBECONFIG, through its worker's pod, "+
+			"as `kubectl exec` does")
 	root.PersistentFlags().StringVar(&g.remoteServer.tokenFile, "token-file", os.Getenv("STANCH_TOKEN_FILE"),
 		"with --server: a `FILE` with a Kubernetes token for the audience stanch")
 	root.PersistentFlags().StringVar(&g.remoteServer.caFile, "server-ca", os.Getenv("STANCH_SERVER_CA"),
@@ -108,7 +113,7 @@ Start with:
 	for group, commands := range map[string][]*cobra.Command{
 		"run": {
 			upCommand(g), workerCommand(g), forwardCommand(), drillCommand(g), doctorCommand(g),
-			manifestsCommand(g), certCommand(g), installationCommand(), temporalCommand(g),
+			manifestsCommand(g), certCommand(g), installationCommand(), temporalCommand(g), connectCommand(g),
 		},
 		"respond": {
 			statusCommand(g), incidentsCommand(g), approvalCommand(g, true), approvalCommand(g, false),

@@ -34,12 +34,14 @@ type workerOptions struct {
 	temporalAddress, namespace                               string
 	tlsCert, tlsKey, tlsCA, tlsServer, tlsDir                string
 	apiKeyFile                                               string
+	temporalWait                                             time.Duration
 	keysDir, pkiDir                                          string
 	nodeAddress, detectionAddress, healthAddress, apiAddress string
 	kubeconfig                                               string
 	ownNamespace, ownUID                                     string
 	evidenceStore                                            string
 	verifyInterval                                           time.Duration
+	drillPhase                                               int
 }
 
 func workerCommand(g *globalFlags) *cobra.Command {
@@ -58,6 +60,8 @@ YAML that installs all of these components, and ` + "`stanch cert authority`" + 
 	f := c.Flags()
 	f.StringVar(&o.temporalAddress, "temporal", "", "the `HOST:PORT` of Temporal's frontend (required)")
 	f.StringVar(&o.namespace, "namespace", "stanch", "the `NAMESPACE` in Temporal")
+	f.Var(duration.NewFlag(&o.temporalWait, 0), "temporal-wait",
+		"how long to wait at the start for a Temporal that does not respond yet")
 	f.StringVar(&o.tlsDir, "tls", "",
 		"a `DIR` with tls.crt, tls.key and ca.crt for Temporal, such as a mounted Kubernetes secret")
 	f.StringVar(&o.tlsCert, "tls-cert", "", "the `FILE` with the client certificate for Temporal")
@@ -85,6 +89,8 @@ YAML that installs all of these components, and ` + "`stanch cert authority`" + 
 	f.StringVar(&o.ownUID, "own-uid", os.Getenv("POD_UID"),
 		"the `UID` of the worker's own pod, which is never contained")
 	f.StringVar(&o.evidenceStore, "evidence", "", "the `DIR` where evidence is stored (default: DATA/evidence)")
+	f.IntVar(&o.drillPhase, "drill-phase", 3,
+		"the phase of drills, whose targets are their own: that of the permissions in the cluster")
 	f.Var(duration.NewFlag(&o.verifyInterval, 0), "verify-every",
 		"how often a lease verifies its containment (default 30s)")
 	return c
@@ -201,7 +207,7 @@ func (o *workerOptions) workerOptions(g *globalFlags, cfg *config.Config, cluste
 	}
 	options := worker.Options{
 		DataConverter: c.DataConverter(), Config: cfg, ConfigFile: g.configFile, DataDir: g.dataDir,
-		KubeClient: cluster, LeaseTiming: lease.Timing{VerifyInterval: o.verifyInterval},
+		KubeClient: cluster, DrillPhase: o.drillPhase, LeaseTiming: lease.Timing{VerifyInterval: o.verifyInterval},
 		NodeListen: o.nodeAddress, SourceListen: o.detectionAddress, SocketPath: g.socketPath(),
 		EvidenceDir: o.evidenceStore, APIListen: o.apiAddress, Version: version, Namespace: o.ownNamespace,
 	}

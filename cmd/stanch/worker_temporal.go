@@ -12,6 +12,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/cenkalti/backoff/v5"
 	enumspb "go.temporal.io/api/enums/v1"
 	"go.temporal.io/api/operatorservice/v1"
 	"go.temporal.io/api/serviceerror"
@@ -98,13 +99,37 @@ func (o *workerOptions) dialTemporal(ctx context.Context, log *slog.Logger,
 	if err != nil {
 		return nil, err
 	}
-	temporal, err := client.DialContext(ctx, instrument(options))
+	temporal, err := o.waitForTemporal(ctx, log, instrument(options))
 	if err != nil {
 		return nil, fmt.Errorf("connect to Temporal at %s: %w", o.temporalAddress, err)
 	}
 	if err := registerSearchAttribute(ctx, temporal, o.namespace); err != nil {
 		temporal.Close()
 		return nil, err
+	}
+	return temporal, nil
+}
+
+// waitForTemporal connects, and tries again until --temporal-wait has passed: in a cluster, Temporal may start after
+// the worker.
+func (o *workerOptions) waitForTemporal(ctx context.Context, log *slog.Logger, options client.Options) (client.Client,
+	error,
+) {
+	waiting := o.temporalWait > 0
+	var failure error // of the last attempt; that of the context would hide it
+	temporal, err := backoff.Retry(ctx, func() (client.Client, error) {
+		var temporal client.Client
+		temporal, failure = client.DialContext(ctx, options)
+		if failure != nil && !waiting {
+			return nil, backoff.Permanent(failure)
+		}
+		return temporal, failure
+	}, backoff.WithBackOff(backoff.NewConstantBackOff(time.Second)), backoff.WithMaxElapsedTime(o.temporalWait),
+		backoff.WithNotify(func(err error, _ time.Duration) {
+			log.Info("Temporal does not respond yet", "address", o.temporalAddress, "error", err)
+		}))
+	if err != nil {
+		return nil, failure
 	}
 	return temporal, nil
 }

@@ -41,6 +41,15 @@ type installation struct {
 	data      string // the worker's data, a folder of the node
 	lockDir   string
 	dir       string
+	inCluster bool // reached through the worker's pod, not through data
+}
+
+// reach returns the arguments of a command with those that say where Stanch is.
+func (in *installation) reach(args ...string) []string {
+	if in.inCluster {
+		return append(args, "--cluster", in.namespace)
+	}
+	return append(args, "--data", in.data)
 }
 
 // install does what a user does: keys, secrets, certificates, manifests. Everything is gone when the test ends.
@@ -118,6 +127,7 @@ func (in *installation) runStanch(t *testing.T, args ...string) []byte {
 
 func (in *installation) tryStanch(ctx context.Context, args ...string) ([]byte, error) {
 	cmd := exec.CommandContext(ctx, in.binary, args...)
+	cmd.Env = append(os.Environ(), "KUBECONFIG="+in.Kubeconfig)
 	var stderr bytes.Buffer
 	cmd.Stderr = &stderr
 	out, err := cmd.Output()

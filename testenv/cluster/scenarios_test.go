@@ -76,7 +76,7 @@ func (in *installation) waitForIncident(t *testing.T, pod *corev1.Pod, what stri
 	t.Helper()
 	var found playbooks.Incident
 	kube.Eventually(t, 45*time.Second, what, func() error {
-		raw, err := in.tryStanch(t.Context(), "incidents", "--data", in.data, "-o", "json")
+		raw, err := in.tryStanch(t.Context(), in.reach("incidents", "-o", "json")...)
 		if err != nil {
 			return err
 		}

@@ -120,7 +120,7 @@ func Start(ctx context.Context, o Options) (_ *Cluster, err error) {
 		{"images", c.importBaseImages},
 		{"api server answers", c.waitForAPIServer},
 		{"controllers, scheduler, kubelet", func(context.Context) error { return c.startNodeComponents(binary) }},
-		{"services", func(context.Context) error { return c.startServices(binary) }},
+		{"services", func(ctx context.Context) error { return c.startServices(ctx, binary) }},
 		{"ready", c.waitForNodeReady},
 		{"services answer", c.waitForServices},
 	} {

@@ -10,6 +10,9 @@ import (
 	"strings"
 	"time"
 
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+
 	"stanch/worker/freeport"
 )
 
@@ -40,9 +43,17 @@ func (c *Cluster) claimServices() error {
 
 // startServices starts kube-proxy and CoreDNS, so that pods and the host reach Services by address and name. Both run
 // beside the other components and not as pods.
-func (c *Cluster) startServices(binary string) error {
+func (c *Cluster) startServices(ctx context.Context, binary string) error {
 	if !c.Services {
 		return nil
+	}
+	// The API server listens at the address of its Service. A rule for that would break the connections that exist.
+	if err := c.pollUntil(ctx, "the API server's Service", func() error {
+		_, err := c.client.CoreV1().Services("default").Patch(ctx, "kubernetes", types.MergePatchType,
+			[]byte(`{"metadata": {"labels": {"service.kubernetes.io/service-proxy-name": "none"}}}`), metav1.PatchOptions{})
+		return err
+	}); err != nil {
+		return err
 	}
 	if err := c.writeFile("Corefile", fmt.Sprintf(`.:53 {
   bind %[1]s

@@ -144,7 +144,7 @@ func (l *Local) issueDrillKey(r *http.Request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	return map[string]string{"key": secret}, nil
+	return drills.Key{Key: secret, Phase: l.DrillRegistry.CurrentPhase()}, nil
 }
 
 // registerDrillTargets registers the targets that a drill created. The caller must be the operator and have the

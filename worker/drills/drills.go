@@ -58,6 +58,10 @@ type Container struct {
 	CgroupID   uint64 `json:"cgroup_id"`
 }
 
+// MaxPhase is the phase of drills, unless the installation's permissions are those of a lower one: a drill affects only
+// the targets that it created.
+const MaxPhase = 3
+
 // Registry issues keys for drills and registers their targets. The zero value registers nothing in a cluster.
 // It is safe for concurrent use.
 type Registry struct {
@@ -66,9 +70,19 @@ type Registry struct {
 	RoleID func(ctx context.Context, name string) (string, error)
 	// Now is the clock; nil is time.Now.
 	Now func() time.Time
+	// Phase is the phase of drills; 0 means MaxPhase.
+	Phase int
 
 	mu   sync.Mutex
 	keys map[string]*drillKey // by secret
+}
+
+// CurrentPhase returns the phase of drills.
+func (d *Registry) CurrentPhase() int {
+	if d == nil || d.Phase == 0 {
+		return MaxPhase
+	}
+	return d.Phase
 }
 
 func (d *Registry) now() time.Time {
@@ -83,6 +97,12 @@ type drillKey struct {
 	issuedAt     time.Time
 	registration *attestation.DrillRegistration // nil until the targets are registered, which happens once
 	registering  bool
+}
+
+// Key is a drill's secret key, and the phase of the drill.
+type Key struct {
+	Key   string `json:"key"`
+	Phase int    `json:"phase"`
 }
 
 // IssueKey returns a new drill's secret key.

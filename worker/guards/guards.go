@@ -6,6 +6,7 @@
 package guards
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"time"
@@ -15,6 +16,7 @@ import (
 	"stanch/sensors"
 	"stanch/sensors/attestation"
 	"stanch/worker/config"
+	"stanch/worker/drills"
 )
 
 // MaxDetectionAge is the maximum age of an attested detection for an automatic effect.
@@ -47,6 +49,9 @@ type GuardChain struct {
 	UsedGrants UsedGrants
 	// OwnPodUIDs are the UIDs of Stanch's own pods, which are never contained.
 	OwnPodUIDs []string
+	// DrillPhase is the phase of drills; 0 means 3. Where the cluster's permissions are those of a lower phase, drills must
+	// not try more.
+	DrillPhase int
 	// TargetResolver resolves a target immediately before the effect. With nil, targets are unknown, and no target of a
 	// cluster is contained automatically.
 	TargetResolver activities.TargetResolver
@@ -57,10 +62,10 @@ var (
 	_ activities.ScopeApprovers = (*GuardChain)(nil)
 )
 
-// drillScope returns the scope of drills: phase 3 with the drill's own approver, for the drill's own targets.
-func drillScope() config.Scope {
+// drillScope returns the scope of drills, with the drill's own approver, for the drill's own targets.
+func (c *GuardChain) drillScope() config.Scope {
 	return config.Scope{
-		Name: config.DrillScope, Phase: 3, ConfidenceThreshold: 0.8,
+		Name: config.DrillScope, Phase: cmp.Or(c.DrillPhase, drills.MaxPhase), ConfidenceThreshold: 0.8,
 		Approvers: config.Approvers{Groups: []string{config.DrillScope}, Quorum: 1, Timeout: config.Duration(time.Minute)},
 	}
 }
@@ -68,7 +73,7 @@ func drillScope() config.Scope {
 // ApproversForNamespace returns the approvers of the scope with a namespace, or those of drills.
 func (c *GuardChain) ApproversForNamespace(namespace string, drill bool) playbooks.Approvers {
 	if drill {
-		return ApproversOfScope(drillScope())
+		return ApproversOfScope(c.drillScope())
 	}
 	return ApproversOfScope(c.Config.ScopeForNamespace(namespace))
 }
@@ -232,7 +237,7 @@ func (c *GuardChain) verifyInput(ctx context.Context, q activities.GuardInput) I
 		}
 	}
 	if f.DrillTarget = c.registeredDrillTarget(q); f.DrillTarget != nil {
-		f.Scope = drillScope()
+		f.Scope = c.drillScope()
 	}
 	f.ResolvedTarget = c.resolveTarget(ctx, q)
 	return f

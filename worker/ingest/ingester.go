@@ -147,7 +147,7 @@ func (i *Ingester) ScopeOfDetection(d sensors.Detection) (name string, phase int
 	drill *attestation.DrillRegistration,
 ) {
 	if drill := i.DrillRegistry.RegistrationFor(d, incident.TargetOfDetection(d).ID()); drill != nil {
-		return config.DrillScope, 3, drill
+		return config.DrillScope, i.DrillRegistry.CurrentPhase(), drill
 	}
 	s := i.Config.ScopeForNamespace(d.Event.Container.Pod.Namespace)
 	return s.Name, s.Phase, nil
