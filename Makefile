@@ -32,7 +32,7 @@ stop: ## stop the Stanch that `make run` left running
 
 build: bin/stanch bin/stanch-sensor ## build both programs (the first build embeds Temporal and takes minutes)
 
-SOURCES := $(shell find bpf sensors playbooks activities workflows worker cmd -name '*.go' -o -name '*.o' -o -name '*.yaml' 2>/dev/null) go.mod go.sum
+SOURCES := $(shell find bpf sensors playbooks activities workflows worker cmd deploy -name '*.go' -o -name '*.o' -o -name '*.yaml' -o -path 'deploy/chart/*' -type f 2>/dev/null) go.mod go.sum
 
 bin/stanch: $(SOURCES)
 	@echo "building bin/stanch; the first build compiles the embedded Temporal and takes about 5 to 10 minutes on two cores"
@@ -41,7 +41,7 @@ bin/stanch: $(SOURCES)
 bin/stanch-sensor: $(SOURCES)
 	@$(GO) build -ldflags "$(LDFLAGS)" -o $@ ./cmd/stanch-sensor
 
-images: ## build the container images for amd64 and arm64 in dist/; REGISTRY=HOST/PATH also pushes them
+images: ## build the container images for amd64 and arm64, and the chart, in dist/; REGISTRY=HOST/PATH also pushes them
 	@$(GO) run ./deploy/images -version "$(VERSION)" -out dist $(if $(REGISTRY),-push "$(REGISTRY)") $(if $(SOURCE),-source "$(SOURCE)")
 
 # What the lab runs: the images of this machine's platform only.

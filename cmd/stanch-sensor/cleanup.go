@@ -48,6 +48,9 @@ and spooled detections.`,
 func stayCommand() *cobra.Command {
 	return &cobra.Command{
 		Use: "stay", Short: "Do nothing until a signal", Args: validateArgs(cobra.NoArgs), Hidden: true,
+		Long: `Do nothing until the process receives a signal. Pods of the Helm chart that have cleaned their
+node run it until Helm deletes them.`,
+		Example: "  stanch-sensor stay",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			<-cmd.Context().Done()
 			return nil

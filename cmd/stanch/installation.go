@@ -89,8 +89,8 @@ func (o *installationOptions) checkLeasesCommand() *cobra.Command {
 		Use: "check-leases", Short: "Check that no lease is in force that a change would leave without an undo",
 		Args: validateArgs(cobra.NoArgs),
 		Long: `Ask a worker at its health address which leases are in force. Exit code 0 means that each of
-them has one of the --permitted actions, or that there is none. The command reads only; to
-end leases, people run stanch release.`,
+them has one of the --permitted actions, or that no lease is in force. The command reads
+only; to end leases, people run stanch release.`,
 		Example: "  stanch installation check-leases --worker http://stanch-gateway.stanch-system.svc:7481 --permitted pod.isolate",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if o.workerURL == "" {

@@ -26,9 +26,9 @@ func manifestsCommand(g *globalFlags) *cobra.Command {
 		Args: validateArgs(cobra.NoArgs),
 		Long: `Print the Kubernetes YAML that installs the worker and the sensors with the least privileges
 that a phase needs: the permissions that its actions declare. In phase 1, the only thing
-Stanch can write is the kill switch. The YAML has no secrets; comments at its top say how to
-create them. With --iam print the AWS policy of the phase instead, for the identity that
-Stanch runs as.
+Stanch can write is the kill switch. Without --temporal, the YAML has a small Temporal, which is
+not highly available. It has no secrets; comments at its top say how to create them. With --iam
+print the AWS policy of the phase instead, for the identity that Stanch runs as.
 
 With --values-only print the values for the Helm chart instead. They restrict the permissions
 to the actions that the playbooks in use can run: those of the library and of the directories
@@ -56,7 +56,7 @@ after each change of a playbook; ` + "`stanch doctor`" + ` compares the permissi
 	f.StringVar(&o.Image, "image", "stanch:"+version, "the `IMAGE` of the worker")
 	f.StringVar(&o.SensorImage, "sensor-image", "stanch-sensor:"+version, "the `IMAGE` of the sensor")
 	f.StringVar(&o.TemporalAddress, "temporal", "",
-		"the `HOST:PORT` of Temporal's frontend, as seen from pods (required to install)")
+		"the `HOST:PORT` of Temporal's frontend, as seen from pods (default: the small Temporal of the chart)")
 	f.StringVar(&o.TemporalNamespace, "temporal-namespace", "stanch", "the `NAMESPACE` in Temporal")
 	f.BoolVar(&o.TemporalTLS, "temporal-tls", false,
 		"connect to Temporal with the certificate in the secret "+manifests.TemporalSecret)

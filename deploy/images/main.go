@@ -1,5 +1,6 @@
 // Command images builds the container images of Stanch for every platform, without a container daemon, and writes an
-// OCI archive, a bill of materials and a provenance statement of each. With -push it also pushes them to a registry.
+// OCI archive, a bill of materials and a provenance statement of each, and the chart that installs them. With -push it
+// also pushes the images to a registry.
 //
 // It refuses to exceed an image's size budget, and to put anything but the program into an image. The same commit gives
 // the same digests on every machine.
@@ -64,6 +65,9 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 	}
 	if err := os.MkdirAll(o.outDir, 0o755); err != nil {
 		return fmt.Errorf("create the directory for the archives: %w", err)
+	}
+	if err := writeChart(o.outDir, o.version); err != nil {
+		return err
 	}
 	table := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(table, "IMAGE\tPLATFORM\tDIGEST\tMIB\tBUDGET\tSECONDS") //nolint:errcheck // Flush reports it

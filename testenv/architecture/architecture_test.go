@@ -56,10 +56,11 @@ func listProject(t *testing.T) []goPackage {
 	return all
 }
 
-// layers in the order in which they may know each other: a package imports its own layer and those before it.
+// layers in the order in which they may know each other: a package imports its own layer and those before it. The chart
+// and the making of images know nothing of the product; the command that builds the images is beside those of cmd.
 var layers = []string{
 	"stanch/bpf", "stanch/sensors", "stanch/playbooks", "stanch/activities", "stanch/workflows",
-	"stanch/worker", "stanch/cmd",
+	"stanch/deploy/chart", "stanch/deploy/image", "stanch/worker", "stanch/cmd", "stanch/deploy/images",
 }
 
 // isIn reports whether a package is the root or below it.
@@ -92,7 +93,11 @@ func wrongWayImports(all []goPackage) []string {
 		if own < 0 || !isIn(i, "stanch") {
 			return false
 		}
-		return layerIndex(i) > own || isIn(i, "stanch/testenv") || i == "stanch/bpf" && p.ImportPath != "stanch/sensors/probe"
+		if isIn(p.ImportPath, "stanch/deploy/chart") || isIn(p.ImportPath, "stanch/deploy/image") {
+			return true
+		}
+		isCommand := isIn(i, "stanch/cmd") || isIn(i, "stanch/deploy/images")
+		return layerIndex(i) > own || isIn(i, "stanch/testenv") || isCommand && i != p.ImportPath || i == "stanch/bpf" && p.ImportPath != "stanch/sensors/probe"
 	}, " must not import ")
 }
 
@@ -188,6 +193,10 @@ func TestChecksFindViolations(t *testing.T) {
 	}{
 		"later layer":           {wrongWayImports, importing("stanch/playbooks", "stanch/activities/kube")},
 		"last layer":            {wrongWayImports, importing("stanch/bpf", "stanch/cmd/stanch")},
+		"chart in an action":    {wrongWayImports, importing("stanch/activities/kube", "stanch/deploy/chart")},
+		"product in the chart":  {wrongWayImports, importing("stanch/deploy/chart", "stanch/sensors")},
+		"product in an image":   {wrongWayImports, importing("stanch/deploy/image", "stanch/sensors")},
+		"command in a command":  {wrongWayImports, importing("stanch/deploy/images", "stanch/cmd/stanch")},
 		"tests' environment":    {wrongWayImports, importing("stanch/worker/config", "stanch/testenv/aws")},
 		"kernel programs":       {wrongWayImports, importing("stanch/sensors/agent", "stanch/bpf")},
 		"kernel library":        {extraImporters, importing("stanch/sensors/agent", "github.com/cilium/ebpf/link")},
@@ -202,6 +211,8 @@ func TestChecksFindViolations(t *testing.T) {
 	}
 	require.Empty(t, wrongWayImports([]goPackage{importing("stanch/activities/kube", "stanch/playbooks")}))
 	require.Empty(t, wrongWayImports([]goPackage{importing("stanch/sensors/probe", "stanch/bpf")}))
+	require.Empty(t, wrongWayImports([]goPackage{importing("stanch/worker/manifests", "stanch/deploy/chart")}))
+	require.Empty(t, wrongWayImports([]goPackage{importing("stanch/deploy/images", "stanch/worker/manifests")}))
 	require.Empty(t, extraImporters([]goPackage{importing("stanch/sensors/probe", "github.com/cilium/ebpf")}))
 }
 

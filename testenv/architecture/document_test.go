@@ -39,6 +39,7 @@ func TestLinksToFilesExist(t *testing.T) {
 	require.NotEmpty(t, links(t, "docs/architecture.md"))
 	for _, document := range []string{
 		"README.md", "SECURITY.md", "CONTRIBUTING.md", "docs/architecture.md", "docs/concepts.md",
+		"docs/operations.md", "docs/permissions.md",
 	} {
 		for target := range links(t, document) {
 			_, err := os.Stat(filepath.Join("..", "..", target))

@@ -28,7 +28,6 @@ const (
 	oneFilePerCommand = "one file for each command"
 	declaration       = "a command's help, flags and function are one declaration"
 	table             = "a literal table: a line for each case"
-	manifest          = "one Kubernetes object, in the order of its fields"
 	foreignSignature  = "the signature is the library's"
 	scanner           = "one scan whose cases share its position"
 	language          = "the stages of one language share its syntax tree; a part of it has no meaning alone"
@@ -53,8 +52,6 @@ var sizeExceptions = map[string]string{
 	"sensors/rules/fields.go textField":                  table,
 	"sensors/rules/fields_api.go requestTextField":       table,
 	"sensors/yamlnode/field.go ListField":                "two of its parameters are functions, which read best as arguments",
-	"worker/manifests/workloads.go sensorDaemonSet":      manifest,
-	"worker/manifests/workloads.go workerDeployment":     manifest,
 	"worker/metrics/temporal.go countStartedIncidents":   foreignSignature,
 }
 

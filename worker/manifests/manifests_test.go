@@ -65,6 +65,9 @@ func TestManifestsMatchGoldenFiles(t *testing.T) {
 	all.Playbooks = map[string]string{"mine.yaml": "playbook: mine\n# the end\n", "other.yaml": "playbook: other"}
 	all.Rules = map[string]string{"shop.yaml": "rules: []\n"}
 	cases["everything"] = all
+	own := optionsForPhase(2)
+	own.TemporalAddress = ""
+	cases["own-temporal"] = own
 	host := optionsForPhase(2)
 	host.HostNetwork, host.DataPath = true, "/var/lib/stanch-worker"
 	cases["host"] = host
@@ -321,9 +324,11 @@ func requireNoSensorSubject(t *testing.T, subjects []rbacv1.Subject) {
 
 func TestOptionsAreValidated(t *testing.T) {
 	for want, o := range map[string]manifests.Options{
-		"invalid phase 4":          optionsForPhase(4),
-		"missing Temporal address": {Phase: 1, Image: "a", SensorImage: "b"},
-		"missing image":            {Phase: 1, TemporalAddress: "a:1"},
+		"invalid phase 4": optionsForPhase(4),
+		"missing image":   {Phase: 1, TemporalAddress: "a:1"},
+		"at '/temporal/namespace': value must be 'stanch'": {
+			Phase: 1, Image: "a", SensorImage: "b", TemporalNamespace: "shop",
+		},
 		"cannot share a directory on": {
 			Phase: 1, Image: "a", SensorImage: "b", TemporalAddress: "a:1", Replicas: 2,
 			DataPath: "/a",

@@ -111,7 +111,7 @@ func permissionReasons(t *testing.T) map[objectRight]rightReason {
 }
 
 // valuesMatrix returns values that together turn on everything that the chart can install: each switch of values.yaml
-// alone, and the values that are not switches.
+// alone, with the chart's Temporal and with another one, and the values that are not switches.
 func valuesMatrix(t *testing.T) map[string]map[string]any {
 	t.Helper()
 	raw, err := manifests.ChartFile("values.yaml")
@@ -122,19 +122,27 @@ func valuesMatrix(t *testing.T) map[string]map[string]any {
 	if err := yaml.Unmarshal(raw, &defaults); err != nil {
 		t.Fatal(err)
 	}
-	matrix := map[string]map[string]any{"default": {}}
+	const own = " with temporal.address"
+	matrix := map[string]map[string]any{"default": {}, "default" + own: {}}
 	for path, on := range findSwitches("", defaults) {
-		matrix[path] = nest(path, !on)
+		matrix[path+own] = nest(path, !on)
+		if path != "temporal.apiKey.enabled" { // the chart's Temporal has none
+			matrix[path] = nest(path, !on)
+		}
 	}
 	for path, value := range map[string]any{
 		"worker.replicas": 2, "worker.dataPath": "/<worker.dataPath>", "sensor.nodeCertDir": "/<sensor.nodeCertDir>",
+		"temporal.bundled.dataPath": "/<temporal.bundled.dataPath>",
 	} {
 		matrix[path] = nest(path, value)
 	}
-	for _, values := range matrix {
+	for name, values := range matrix {
 		values["phase"] = 3
+		if strings.HasSuffix(name, own) {
+			merge(values, nest("temporal.address", "temporal.example:7233"))
+		}
 		for path, value := range map[string]any{
-			"temporal.address": "temporal.example:7233", "sensor.lockDir": "/<sensor.lockDir>",
+			"sensor.lockDir":   "/<directory of sensor.lockDir>/stanch",
 			"sensor.criSocket": "/<directory of sensor.criSocket>/containerd.sock",
 		} {
 			merge(values, nest(path, value))
@@ -201,6 +209,7 @@ func rightsIn(t *testing.T, documents []string) map[objectRight]bool {
 		}
 		for _, right := range listRights(t, object) {
 			right.right = strings.ReplaceAll(right.right, "/<", "<") // the paths in valuesMatrix
+			right.right = strings.ReplaceAll(right.right, "<directory of sensor.lockDir>/stanch", "<sensor.lockDir>")
 			out[right] = true
 		}
 	}

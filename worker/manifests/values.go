@@ -17,7 +17,7 @@ const valuesHeader = `# Values of the Stanch chart, written by stanch manifests 
 `
 
 // WriteValues returns the values of the chart for these options as YAML: phase, actions and config, and whatever differs
-// from the chart's defaults. The Temporal address may be missing.
+// from the chart's defaults.
 func WriteValues(o Options) ([]byte, error) {
 	if err := o.validate(); err != nil {
 		return nil, err

@@ -80,6 +80,29 @@ helm.sh/hook-delete-policy: before-hook-creation,hook-succeeded
 helm.sh/hook-output-log-policy: hook-failed
 {{- end -}}
 
+{{/* The policy for the pods of a hook's jobs: nobody connects to them, and they connect to the API server only. It has
+the name of the pods. */}}
+{{- define "stanch.hookPolicy" -}}
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata:
+  name: {{ .name }}
+  namespace: {{ .root.Release.Namespace }}
+  labels: {{- include "stanch.labels" .root | nindent 4 }}
+  annotations: {{- include "stanch.hook" (dict "events" .events "weight" -30) | nindent 4 }}
+spec:
+  podSelector: { matchLabels: { app.kubernetes.io/name: {{ .name }} } }
+  policyTypes: [Ingress, Egress]
+  ingress: []
+  egress:
+    - ports:
+        - { protocol: TCP, port: 443 }
+        - { protocol: TCP, port: 6443 } # the API server at its own port
+    {{- with .root.Values.networkPolicy.egress }}
+    {{- toYaml . | nindent 4 }}
+    {{- end }}
+{{- end -}}
+
 {{- define "stanch.gateway" -}}
 {{- .Values.sensor.gatewayAddress | default (printf "stanch-gateway.%s.svc:7443" .Release.Namespace) -}}
 {{- end -}}
