@@ -16,6 +16,7 @@ import (
 
 	"github.com/spf13/cobra"
 	sdkworker "go.temporal.io/sdk/worker"
+	_ "golang.org/x/crypto/x509roots/fallback" // the image has no certificate authorities of a system
 
 	"stanch/sensors/agent"
 	"stanch/sensors/diagnostic"
