@@ -19,8 +19,16 @@ const chartArchive = "stanch-chart.tgz"
 // developmentVersion is the line of Chart.yaml that names the tag of the images.
 const developmentVersion = "\nappVersion: dev\n"
 
-// writeChart writes the chart as an archive. It installs the images of the version.
-func writeChart(dir, version string) error {
+// chartImages says where the chart finds the images.
+type chartImages struct {
+	version  string
+	registry string            // "" for images that are imported on the nodes
+	digests  map[string]string // of the pushed images by name; a digest names exactly one image
+}
+
+// writeChart writes the chart as an archive. It installs the images of the version and, if they were pushed, exactly
+// those that were.
+func writeChart(dir string, images chartImages) error {
 	var out bytes.Buffer
 	zipped := gzip.NewWriter(&out)
 	archive := tar.NewWriter(zipped)
@@ -32,10 +40,14 @@ func writeChart(dir, version string) error {
 		if err != nil {
 			return err //nolint:wrapcheck // the caller adds context
 		}
-		if name == "Chart.yaml" {
-			if raw, err = setChartVersion(raw, version); err != nil {
-				return err
-			}
+		switch {
+		case name == "Chart.yaml":
+			raw, err = setChartVersion(raw, images.version)
+		case name == "values.yaml" && images.registry != "":
+			raw, err = images.pinIn(raw)
+		}
+		if err != nil {
+			return err
 		}
 		header := &tar.Header{
 			Name: "stanch/" + name, Size: int64(len(raw)), Mode: 0o644, ModTime: time.Unix(0, 0), Typeflag: tar.TypeReg,
@@ -67,4 +79,25 @@ func setChartVersion(file []byte, version string) ([]byte, error) {
 		return nil, fmt.Errorf("set the version: Chart.yaml has no line %q", bytes.TrimSpace(old))
 	}
 	return bytes.Replace(file, old, fmt.Appendf(nil, "\nappVersion: %q\n", version), 1), nil
+}
+
+// pinIn sets the registry and the digests of the images in values.yaml.
+func (c chartImages) pinIn(file []byte) ([]byte, error) {
+	replace := func(old, changed string) error {
+		if bytes.Count(file, []byte(old)) != 1 {
+			return fmt.Errorf("set the images: values.yaml has no line %q", old)
+		}
+		file = bytes.Replace(file, []byte(old), []byte(changed), 1)
+		return nil
+	}
+	if err := replace("  registry: localhost\n", fmt.Sprintf("  registry: %q\n", c.registry)); err != nil {
+		return nil, err
+	}
+	for key, name := range map[string]string{"worker": "stanch", "sensor": "stanch-sensor"} {
+		line := fmt.Sprintf("  %s: { repository: %s, tag: \"\", digest: ", key, name)
+		if err := replace(line+"\"\" }", line+fmt.Sprintf("%q }", c.digests[name])); err != nil {
+			return nil, err
+		}
+	}
+	return file, nil
 }

@@ -12,7 +12,7 @@ import (
 // Helm installs the archive, and the chart installs the images of the same version.
 func TestChartArchiveHasVersionOfImages(t *testing.T) {
 	dir := t.TempDir()
-	require.NoError(t, writeChart(dir, "1234567"))
+	require.NoError(t, writeChart(dir, chartImages{version: "1234567"}))
 	c, err := loader.LoadFile(filepath.Join(dir, chartArchive))
 	require.NoError(t, err)
 	require.NoError(t, c.Validate())
@@ -30,7 +30,7 @@ func TestChartArchiveHasVersionOfImages(t *testing.T) {
 	}
 
 	again := t.TempDir()
-	require.NoError(t, writeChart(again, "1234567"))
+	require.NoError(t, writeChart(again, chartImages{version: "1234567"}))
 	first, err := os.ReadFile(filepath.Join(dir, chartArchive))
 	require.NoError(t, err)
 	second, err := os.ReadFile(filepath.Join(again, chartArchive))
@@ -41,4 +41,22 @@ func TestChartArchiveHasVersionOfImages(t *testing.T) {
 func TestChartWithoutVersionIsRefused(t *testing.T) {
 	_, err := setChartVersion([]byte("name: stanch\nappVersion: v1\n"), "v2")
 	require.EqualError(t, err, `set the version: Chart.yaml has no line "appVersion: dev"`)
+}
+
+// The chart of pushed images installs exactly those, whatever their tag names later.
+func TestChartOfPushedImagesNamesTheirDigests(t *testing.T) {
+	dir := t.TempDir()
+	require.NoError(t, writeChart(dir, chartImages{
+		version: "v1", registry: "registry.example/security",
+		digests: map[string]string{"stanch": "sha256:aa", "stanch-sensor": "sha256:bb"},
+	}))
+	c, err := loader.LoadFile(filepath.Join(dir, chartArchive))
+	require.NoError(t, err)
+	image, ok := c.Values["image"].(map[string]any)
+	require.True(t, ok)
+	require.Equal(t, "registry.example/security", image["registry"])
+	require.Equal(t, map[string]any{"repository": "stanch", "tag": "", "digest": "sha256:aa"}, image["worker"])
+	require.Equal(t, map[string]any{"repository": "stanch-sensor", "tag": "", "digest": "sha256:bb"}, image["sensor"])
+	_, err = chartImages{registry: "r"}.pinIn([]byte("image: {}"))
+	require.ErrorContains(t, err, "values.yaml has no line")
 }

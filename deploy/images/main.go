@@ -66,18 +66,17 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 	if err := os.MkdirAll(o.outDir, 0o755); err != nil {
 		return fmt.Errorf("create the directory for the archives: %w", err)
 	}
-	if err := writeChart(o.outDir, o.version); err != nil {
-		return err
-	}
 	table := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(table, "IMAGE\tPLATFORM\tDIGEST\tMIB\tBUDGET\tSECONDS") //nolint:errcheck // Flush reports it
 	var exceeded []error
+	images := chartImages{version: o.version, registry: o.registry, digests: map[string]string{}}
 	for _, p := range programs() {
 		built, err := buildProgram(ctx, p, s, o)
 		if err != nil {
 			return err
 		}
 		exceeded = append(exceeded, built.report(table))
+		images.digests[p.Name] = built.digest.String()
 		if o.registry != "" {
 			if err := built.push(ctx, o.registry); err != nil {
 				return err
@@ -87,7 +86,7 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 	if err := table.Flush(); err != nil {
 		return fmt.Errorf("print the images: %w", err)
 	}
-	return errors.Join(exceeded...)
+	return errors.Join(append(exceeded, writeChart(o.outDir, images))...)
 }
 
 // platformImage is the image of a program for one platform.
