@@ -21,6 +21,7 @@ type installationOptions struct {
 	temporal              bool
 	workerURL             string
 	permitted             []string
+	newTemporal           string
 	daemonSet             string
 	deleteSecrets         bool
 	timeout               time.Duration
@@ -98,10 +99,14 @@ only; to end leases, people run stanch release.`,
 			}
 			ctx, cancel := context.WithTimeout(cmd.Context(), o.timeout)
 			defer cancel()
-			return installation.CheckLeases(ctx, o.workerURL, o.permitted)
+			return installation.LeaseCheck{
+				WorkerURL: o.workerURL, Permitted: o.permitted, Temporal: o.newTemporal,
+			}.Run(ctx)
 		},
 	}
 	c.Flags().StringVar(&o.workerURL, "worker", "", "the `URL` of a worker's health address (required)")
+	c.Flags().StringVar(&o.newTemporal, "temporal", "",
+		"the Temporal after the change, as `HOST:PORT/NAMESPACE`: leases do not move to another one")
 	c.Flags().StringSliceVar(&o.permitted, "permitted", nil, "the `ACTIONS` that can still be undone after the change")
 	return c
 }

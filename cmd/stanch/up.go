@@ -235,7 +235,9 @@ func (u *upRun) startWorker(ctx context.Context) error {
 		return err
 	}
 	u.onClose(func() error { u.worker.Close(); return nil })
-	stopMetrics, err := serveHealth(u.metricsAddress, temporal, u.worker.Queries, u.worker.MetricsHandler(version, counts))
+	stopMetrics, err := serveHealth(u.metricsAddress, temporal,
+		leaseSource{u.worker.Queries.CountLeasesInForce, u.server.Address + "/" + embeddedtemporal.Namespace},
+		u.worker.MetricsHandler(version, counts))
 	if err != nil {
 		return err
 	}

@@ -171,7 +171,8 @@ func runWorker(ctx context.Context, g *globalFlags, o workerOptions, out io.Writ
 		return err
 	}
 	defer w.Close()
-	stopHealth, err := serveHealth(o.healthAddress, temporal, w.Queries, w.MetricsHandler(version, counts))
+	stopHealth, err := serveHealth(o.healthAddress, temporal,
+		leaseSource{w.Queries.CountLeasesInForce, o.temporalAddress + "/" + o.namespace}, w.MetricsHandler(version, counts))
 	if err != nil {
 		return err
 	}

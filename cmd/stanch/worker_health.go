@@ -14,15 +14,16 @@ import (
 	"stanch/worker/installation"
 )
 
-// leaseCounter counts the leases in force by action.
-type leaseCounter interface {
-	CountLeasesInForce(ctx context.Context) (map[string]int, error)
+// leaseSource counts the leases in force by action, and says which Temporal has them.
+type leaseSource struct {
+	count    func(ctx context.Context) (map[string]int, error)
+	temporal string // HOST:PORT/NAMESPACE
 }
 
 // serveHealth serves /metrics; /healthz, which fails while Temporal does not respond: Stanch decides nothing without
 // it; and the number of leases in force, which the chart asks before it takes permissions away. "" serves nothing.
 // stop ends it.
-func serveHealth(address string, temporal client.Client, leases leaseCounter, metrics http.Handler) (stop func(),
+func serveHealth(address string, temporal client.Client, leases leaseSource, metrics http.Handler) (stop func(),
 	err error,
 ) {
 	mux := http.NewServeMux()
@@ -41,13 +42,13 @@ func serveHealth(address string, temporal client.Client, leases leaseCounter, me
 		defer cancel()
 		one.Lock()
 		defer one.Unlock()
-		actions, err := leases.CountLeasesInForce(ctx)
+		actions, err := leases.count(ctx)
 		if err != nil {
 			http.Error(w, "the leases cannot be read: "+strings.TrimSpace(err.Error()), http.StatusServiceUnavailable)
 			return
 		}
 		w.Header().Set("Content-Type", "application/json")
-		_ = json.NewEncoder(w).Encode(installation.LeasesInForce{Actions: actions})
+		_ = json.NewEncoder(w).Encode(installation.LeasesInForce{Actions: actions, Temporal: leases.temporal})
 	})
 	mux.Handle("GET /metrics", metrics)
 	return serveHealthHandler(address, mux)

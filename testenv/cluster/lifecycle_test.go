@@ -85,6 +85,11 @@ func TestHelmLifecycle(t *testing.T) {
 		require.True(t, r.canWorkerPatchPods(t), "the refused upgrade took the permission away")
 		requireHeld(t)
 	})
+	step("Temporal is not replaced while it has a lease in force", func(t *testing.T) {
+		err := r.upgrade(t.Context(), current, r.with(map[string]any{"temporal.address": "temporal.example:7233"}))
+		require.ErrorContains(t, err, "leases are in force that could no longer be undone")
+		requireHeld(t)
+	})
 	step("Stanch is not uninstalled while a lease is in force", func(t *testing.T) {
 		require.ErrorContains(t, r.uninstallRelease(), "leases are in force that could no longer be undone")
 		requireHeld(t)

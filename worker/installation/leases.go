@@ -21,18 +21,34 @@ const LeasesPath = "/leases"
 type LeasesInForce struct {
 	// Actions counts the leases in force by the name of their action.
 	Actions map[string]int `json:"actions"`
+	// Temporal is the address and the namespace of the Temporal that has the leases: HOST:PORT/NAMESPACE.
+	Temporal string `json:"temporal"`
+}
+
+// LeaseCheck asks a worker whether a change would leave leases in force without an undo.
+type LeaseCheck struct {
+	// WorkerURL is the URL of a worker's health address.
+	WorkerURL string
+	// Permitted are the actions that the worker can undo after the change.
+	Permitted []string
+	// Temporal is the Temporal after the change: HOST:PORT/NAMESPACE; "" if it stays. The leases are in the one before.
+	Temporal string
 }
 
 // maxLeasesBytes limits the answer.
 const maxLeasesBytes = 1 << 20
 
-// CheckLeases asks a worker which leases are in force, and returns an error if one of them has an action that is not in
-// permitted: the worker could no longer undo it. If the worker does not answer, nobody knows, and that is an error.
-func CheckLeases(ctx context.Context, url string, permitted []string) error {
-	leases, err := askLeases(ctx, url)
+// Run returns an error if a lease is in force that the worker could no longer undo. If the worker does not answer, nobody
+// knows, and that is an error.
+func (c LeaseCheck) Run(ctx context.Context) error {
+	leases, err := askLeases(ctx, c.WorkerURL)
 	if err != nil {
 		return fmt.Errorf("ask the worker which leases are in force: %w; if you know that none is, run helm with --no-hooks",
 			err)
+	}
+	permitted := c.Permitted
+	if c.Temporal != "" && c.Temporal != leases.Temporal {
+		permitted = nil
 	}
 	var left []string
 	for _, name := range slices.Sorted(maps.Keys(leases.Actions)) {

@@ -32,6 +32,7 @@ func TestLeasesInForceAreCompared(t *testing.T) {
 		status    int
 		body      string
 		permitted []string
+		temporal  string
 		want      string // the error; "" means none
 	}{
 		{name: "no lease", status: 200, body: `{"actions":{}}`},
@@ -51,6 +52,16 @@ func TestLeasesInForceAreCompared(t *testing.T) {
 				"`stanch release --all`, or wait until they expire (`stanch leases` lists them)",
 		},
 		{
+			name: "the same Temporal", status: 200, body: `{"actions":{"pod.isolate":1},"temporal":"a:7233/stanch"}`,
+			permitted: []string{"pod.isolate"}, temporal: "a:7233/stanch",
+		},
+		{
+			name: "another Temporal", status: 200, body: `{"actions":{"pod.isolate":1},"temporal":"a:7233/stanch"}`,
+			permitted: []string{"pod.isolate"}, temporal: "b:7233/stanch",
+			want: "leases are in force that could no longer be undone: 1 of pod.isolate; end them first with " +
+				"`stanch release --all`, or wait until they expire (`stanch leases` lists them)",
+		},
+		{
 			name: "Temporal does not respond", status: 503, body: "Temporal does not respond\n",
 			want: "ask the worker which leases are in force: it answers 503 Service Unavailable: " +
 				"Temporal does not respond" + askPeople,
@@ -65,7 +76,9 @@ func TestLeasesInForceAreCompared(t *testing.T) {
 		},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			err := installation.CheckLeases(t.Context(), serveWorker(t, c.status, c.body), c.permitted)
+			err := installation.LeaseCheck{
+				WorkerURL: serveWorker(t, c.status, c.body), Permitted: c.permitted, Temporal: c.temporal,
+			}.Run(t.Context())
 			if c.want == "" {
 				require.NoError(t, err)
 				return
@@ -78,11 +91,11 @@ func TestLeasesInForceAreCompared(t *testing.T) {
 // If the worker does not answer, nobody knows whether a lease is in force.
 func TestUnreachableWorkerIsAnError(t *testing.T) {
 	s := httptest.NewServer(http.NotFoundHandler())
-	err := installation.CheckLeases(t.Context(), s.URL, nil)
+	err := installation.LeaseCheck{WorkerURL: s.URL}.Run(t.Context())
 	require.EqualError(t, err, "ask the worker which leases are in force: it answers 404 Not Found: 404 page not found"+
 		askPeople)
 	s.Close()
-	err = installation.CheckLeases(t.Context(), s.URL, nil)
+	err = installation.LeaseCheck{WorkerURL: s.URL}.Run(t.Context())
 	require.ErrorContains(t, err, "ask the worker which leases are in force: Get \""+s.URL+"/leases\": ")
 	require.ErrorContains(t, err, "connection refused"+askPeople)
 }

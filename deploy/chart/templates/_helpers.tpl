@@ -23,6 +23,11 @@ app.kubernetes.io/part-of: stanch
 {{- .Values.temporal.address | default (printf "stanch-temporal.%s.svc:7233" .Release.Namespace) -}}
 {{- end -}}
 
+{{/* Which Temporal has the leases: address and namespace. */}}
+{{- define "stanch.temporalName" -}}
+{{- include "stanch.temporal" . }}/{{ .Values.temporal.namespace -}}
+{{- end -}}
+
 {{/* Whether the secret stanch-temporal is mounted, and has a certificate. */}}
 {{- define "stanch.temporalTLS" -}}
 {{- if or .Values.temporal.tls.enabled (include "stanch.bundled" .) -}}yes{{- end -}}
