@@ -9,7 +9,7 @@ export CGO_ENABLED := 0
 export GOFLAGS := -trimpath -buildvcs=false $(GOFLAGS)
 LAB        := $(CACHE)/lab/state.json
 TOOL       := $(GO) tool -modfile=tools/go.mod
-VERSION    ?= $(shell git describe --always --dirty 2>/dev/null || echo dev)
+VERSION    ?= $(shell git describe --always --abbrev=12 --dirty 2>/dev/null || echo dev)
 LDFLAGS    := -s -w -X main.version=$(VERSION)
 PACKAGES   := containerd runc containernetworking-plugins iptables iproute2 busybox-static python3-venv
 # The power-loss tests record system calls.

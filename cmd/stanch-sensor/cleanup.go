@@ -66,7 +66,10 @@ func (o *cleanupOptions) run(ctx context.Context, out io.Writer, setup *agent.Co
 		}
 		return struct{}{}, err //nolint:wrapcheck // it says what failed
 	}, backoff.WithBackOff(backoff.NewConstantBackOff(200*time.Millisecond)), backoff.WithMaxElapsedTime(o.wait))
-	if err := errors.Join(err, thawAllCgroups(ctx)); err != nil {
+	if err != nil {
+		return err // a sensor that runs keeps its freezes and its state
+	}
+	if err := thawAllCgroups(ctx); err != nil {
 		return err
 	}
 	if o.removeState {

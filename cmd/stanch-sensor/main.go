@@ -6,6 +6,7 @@ package main
 
 import (
 	"context"
+	"crypto/tls"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -225,19 +226,21 @@ func serveGateway(ctx context.Context, setup agent.Config, address, certs string
 }
 
 // waitForNodeCertificate is openNodeCertificate, and tries again while the gateway cannot be reached: in a new
-// installation it may start after the sensor. What the gateway refuses is an error at once.
+// installation it may start after the sensor. What the gateway refuses is an error at once, and so is a gateway with a
+// foreign certificate. After ten minutes it gives up, so that a wrong address shows as a failing pod.
 func waitForNodeCertificate(ctx context.Context, setup agent.Config, certs string, enroll gatewayrpc.Enrollment) (
 	node *gatewayrpc.NodeCertificate, pins *gatewayrpc.PinnedKeys, err error,
 ) {
 	_, waitErr := backoff.Retry(ctx, func() (struct{}, error) {
 		node, pins, err = openNodeCertificate(ctx, setup.StateDir, certs, enroll)
-		if unreachable := (*url.Error)(nil); !errors.As(err, &unreachable) {
+		unreachable, untrusted := (*url.Error)(nil), (*tls.CertificateVerificationError)(nil)
+		if !errors.As(err, &unreachable) || errors.As(err, &untrusted) {
 			return struct{}{}, nil // the caller gets the result
 		}
 		return struct{}{}, err
 	}, backoff.WithBackOff(&backoff.ExponentialBackOff{
 		InitialInterval: 500 * time.Millisecond, Multiplier: 2, MaxInterval: 15 * time.Second, RandomizationFactor: 0.3,
-	}), backoff.WithMaxElapsedTime(0), backoff.WithNotify(func(err error, again time.Duration) {
+	}), backoff.WithMaxElapsedTime(10*time.Minute), backoff.WithNotify(func(err error, again time.Duration) {
 		setup.Log.Warn("the gateway is unavailable; this node is not watched yet", "error", err,
 			"again_in", again.Round(100*time.Millisecond))
 	}))

@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/url"
 	"strings"
 	"sync"
 	"time"
@@ -14,8 +15,10 @@ import (
 	"github.com/spf13/cobra"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/httpstream"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/kubernetes/scheme"
+	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/remotecommand"
 
 	"stanch/worker/manifests"
@@ -55,7 +58,7 @@ func (p *podTransport) dial(ctx context.Context, _, _ string) (net.Conn, error) 
 			Container: "worker", Command: []string{"/stanch", "connect", "--data", "/var/lib/stanch"},
 			Stdin: true, Stdout: true, Stderr: true,
 		}, scheme.ParameterCodec)
-	executor, err := remotecommand.NewSPDYExecutor(cfg, http.MethodPost, request.URL())
+	executor, err := newExecutor(cfg, request.URL())
 	if err != nil {
 		return nil, fmt.Errorf("execute in the pod %s: %w", pod, err)
 	}
@@ -80,6 +83,22 @@ func (p *podTransport) dial(ctx context.Context, _, _ string) (net.Conn, error) 
 	return c, nil
 }
 
+// newExecutor executes over a WebSocket and, where the API server or a proxy has none, over SPDY.
+func newExecutor(cfg *rest.Config, address *url.URL) (remotecommand.Executor, error) {
+	spdy, err := remotecommand.NewSPDYExecutor(cfg, http.MethodPost, address)
+	if err != nil {
+		return nil, err //nolint:wrapcheck // the caller adds context
+	}
+	socket, err := remotecommand.NewWebSocketExecutor(cfg, http.MethodGet, address.String())
+	if err != nil {
+		return nil, err //nolint:wrapcheck // the caller adds context
+	}
+	//nolint:wrapcheck // the caller adds context
+	return remotecommand.NewFallbackExecutor(socket, spdy, func(err error) bool {
+		return httpstream.IsUpgradeFailure(err) || httpstream.IsHTTPSProxyError(err)
+	})
+}
+
 // findWorker returns the name of a worker's pod that is ready.
 func (p *podTransport) findWorker(ctx context.Context, client kubernetes.Interface) (string, error) {
 	pods, err := client.CoreV1().Pods(p.namespace).List(ctx, metav1.ListOptions{
@@ -90,7 +109,7 @@ func (p *podTransport) findWorker(ctx context.Context, client kubernetes.Interfa
 	}
 	for i := range pods.Items {
 		for _, c := range pods.Items[i].Status.Conditions {
-			if c.Type == corev1.PodReady && c.Status == corev1.ConditionTrue {
+			if c.Type == corev1.PodReady && c.Status == corev1.ConditionTrue && pods.Items[i].DeletionTimestamp == nil {
 				return pods.Items[i].Name, nil
 			}
 		}
@@ -148,6 +167,9 @@ func connectCommand(g *globalFlags) *cobra.Command {
 	return &cobra.Command{
 		Use: "connect", Short: "Connect standard input and output to the local socket", Hidden: true,
 		Args: validateArgs(cobra.NoArgs),
+		Long: `Connect standard input and output to the local socket of Stanch. The flag --cluster executes this
+command in the worker's pod.`,
+		Example: "  kubectl -n stanch-system exec -i deployment/stanch-worker -- /stanch connect",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			conn, err := (&net.Dialer{}).DialContext(cmd.Context(), "unix", g.socketPath())
 			if err != nil {

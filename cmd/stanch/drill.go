@@ -71,6 +71,9 @@ NAME is one of (default cryptominer):
 				return usageError{fmt.Errorf("unknown drill %q; use cryptominer, shell, reverse-shell or credentials",
 					name)}
 			}
+			if o.kubeconfig != "" && g.clusterNamespace != "" {
+				return usageError{errors.New("--kubeconfig and --cluster exclude each other; --cluster uses $KUBECONFIG for both")}
+			}
 			d := &drillRun{name: name, client: g.newAPIClient(), options: o, result: drillResult{
 				Drill:  name,
 				Checks: []drillCheck{}, Leases: []drillLease{},

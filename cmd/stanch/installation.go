@@ -23,7 +23,7 @@ type installationOptions struct {
 	permitted             []string
 	newTemporal           string
 	daemonSet             string
-	deleteSecrets         bool
+	deleteData, existing  bool
 	timeout               time.Duration
 }
 
@@ -41,7 +41,7 @@ run them yourself if you install with stanch manifests.`,
 	f.StringVar(&o.kubeconfig, "kubeconfig", os.Getenv("KUBECONFIG"),
 		"the kubeconfig `FILE` of the cluster (default: the cluster that the command runs in)")
 	f.Var(duration.NewFlag(&o.timeout, 2*time.Minute), "timeout", "give up after this long")
-	c.AddCommand(o.createSecretsCommand(), o.deleteSecretsCommand(), o.checkLeasesCommand(), o.waitNodesCommand())
+	c.AddCommand(o.createSecretsCommand(), o.deleteDataCommand(), o.checkLeasesCommand(), o.waitNodesCommand())
 	return c
 }
 
@@ -55,7 +55,9 @@ overwritten. Whoever can read secrets in the namespace can read the keys: to kee
 elsewhere, create the secrets yourself with stanch cert authority.`,
 		Example: "  stanch installation create-secrets --namespace stanch-system --temporal",
 		RunE: o.inCluster(func(ctx context.Context, cmd *cobra.Command, client kubernetes.Interface) error {
-			s := installation.Secrets{KubeClient: client, Namespace: o.namespace, Temporal: o.temporal}
+			s := installation.Secrets{
+				KubeClient: client, Namespace: o.namespace, Temporal: o.temporal, ExistingKeys: o.existing,
+			}
 			created, err := s.Create(ctx)
 			if err != nil {
 				return err
@@ -68,17 +70,20 @@ elsewhere, create the secrets yourself with stanch cert authority.`,
 			return err
 		}),
 	}
+	c.Flags().BoolVar(&o.existing, "existing-keys", false,
+		"report missing keys instead of creating them, for an installation that has used its keys")
 	c.Flags().BoolVar(&o.temporal, "temporal", false, "also create the certificates of the chart's Temporal")
 	return c
 }
 
-func (o *installationOptions) deleteSecretsCommand() *cobra.Command {
+func (o *installationOptions) deleteDataCommand() *cobra.Command {
 	return &cobra.Command{
-		Use: "delete-secrets", Short: "Delete the installation's keys and certificates",
+		Use: "delete-data", Short: "Delete the keys, the evidence and the histories of an installation",
 		Args: validateArgs(cobra.NoArgs),
-		Long: `Delete the secrets and the config map that create-secrets creates. Evidence and histories
-that were encrypted with these keys can then no longer be read.`,
-		Example: "  stanch installation delete-secrets --namespace stanch-system",
+		Long: `Delete what an uninstallation keeps: the secrets and the config map that create-secrets creates,
+the volume claims of the evidence and of the chart's Temporal, used grants, and the pause.
+While a sensor is installed, it is refused.`,
+		Example: "  stanch installation delete-data --namespace stanch-system",
 		RunE: o.inCluster(func(ctx context.Context, _ *cobra.Command, client kubernetes.Interface) error {
 			return installation.Secrets{KubeClient: client, Namespace: o.namespace}.Delete(ctx)
 		}),
@@ -115,16 +120,16 @@ func (o *installationOptions) waitNodesCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use: "wait-nodes", Short: "Wait until every node is clean", Args: validateArgs(cobra.NoArgs),
 		Long: `Wait until every pod of the DaemonSet that cleans the nodes is ready. The error names the
-nodes that are not clean. With --delete-secrets then delete the secrets, as delete-secrets does.`,
+nodes that are not clean. With --delete-data then delete what delete-data does.`,
 		Example: "  stanch installation wait-nodes --namespace stanch-system --daemonset stanch-cleanup",
 		RunE: o.inCluster(func(ctx context.Context, _ *cobra.Command, client kubernetes.Interface) error {
-			if err := installation.WaitForNodes(ctx, client, o.namespace, o.daemonSet); err != nil || !o.deleteSecrets {
+			if err := installation.WaitForNodes(ctx, client, o.namespace, o.daemonSet); err != nil || !o.deleteData {
 				return err
 			}
 			return installation.Secrets{KubeClient: client, Namespace: o.namespace}.Delete(ctx)
 		}),
 	}
-	c.Flags().BoolVar(&o.deleteSecrets, "delete-secrets", false, "then delete the installation's keys and certificates")
+	c.Flags().BoolVar(&o.deleteData, "delete-data", false, "then delete the keys, the evidence and the histories")
 	c.Flags().StringVar(&o.daemonSet, "daemonset", "stanch-cleanup", "the `NAME` of the DaemonSet")
 	return c
 }

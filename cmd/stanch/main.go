@@ -103,7 +103,7 @@ Start with:
 		"connect to the Stanch instance in a cluster at `HOST:PORT` instead of the one on this machine")
 	root.PersistentFlags().StringVar(&g.clusterNamespace, "cluster", os.Getenv("STANCH_CLUSTER"),
 		"connect to the Stanch installation in this `NAMESPACE` of the cluster of $KUBECONFIG, through its worker's pod, "+
-			"as `kubectl exec` does")
+			"as kubectl exec does")
 	root.PersistentFlags().StringVar(&g.remoteServer.tokenFile, "token-file", os.Getenv("STANCH_TOKEN_FILE"),
 		"with --server: a `FILE` with a Kubernetes token for the audience stanch")
 	root.PersistentFlags().StringVar(&g.remoteServer.caFile, "server-ca", os.Getenv("STANCH_SERVER_CA"),

@@ -53,8 +53,8 @@ after each change of a playbook; ` + "`stanch doctor`" + ` compares the permissi
 		"print only instructions for sending the API server's audit log to this `URL`: the --listen address as "+
 			"the API server reaches it, https://HOST:PORT")
 	f.StringVar(&o.Namespace, "namespace", "stanch-system", "the `NAMESPACE` to install in")
-	f.StringVar(&o.Image, "image", "stanch:"+version, "the `IMAGE` of the worker")
-	f.StringVar(&o.SensorImage, "sensor-image", "stanch-sensor:"+version, "the `IMAGE` of the sensor")
+	f.StringVar(&o.Image, "image", "localhost/stanch:"+version, "the `IMAGE` of the worker")
+	f.StringVar(&o.SensorImage, "sensor-image", "localhost/stanch-sensor:"+version, "the `IMAGE` of the sensor")
 	f.StringVar(&o.TemporalAddress, "temporal", "",
 		"the `HOST:PORT` of Temporal's frontend, as seen from pods (default: the small Temporal of the chart)")
 	f.StringVar(&o.TemporalNamespace, "temporal-namespace", "stanch", "the `NAMESPACE` in Temporal")

@@ -6,7 +6,6 @@ import (
 	"io"
 	"net/http"
 	"strings"
-	"sync"
 	"time"
 
 	"go.temporal.io/sdk/client"
@@ -18,6 +17,35 @@ import (
 type leaseSource struct {
 	count    func(ctx context.Context) (map[string]int, error)
 	temporal string // HOST:PORT/NAMESPACE
+}
+
+// leaseCacheTime is how long a count is used again. A lease that starts in between is as one that starts after the check.
+const leaseCacheTime = 2 * time.Second
+
+// cachedLeases counts one at a time, and seldom: whoever can reach the address must not be able to flood Temporal.
+type cachedLeases struct {
+	source leaseSource
+	free   chan struct{} // holds a value while a request counts
+
+	actions map[string]int
+	at      time.Time
+}
+
+func (c *cachedLeases) get(ctx context.Context) (map[string]int, error) {
+	select {
+	case c.free <- struct{}{}:
+		defer func() { <-c.free }()
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+	if time.Since(c.at) < leaseCacheTime {
+		return c.actions, nil
+	}
+	actions, err := c.source.count(ctx)
+	if err == nil {
+		c.actions, c.at = actions, time.Now()
+	}
+	return actions, err
 }
 
 // serveHealth serves /metrics; /healthz, which fails while Temporal does not respond: Stanch decides nothing without
@@ -36,13 +64,11 @@ func serveHealth(address string, temporal client.Client, leases leaseSource, met
 		}
 		_, _ = io.WriteString(w, "ok\n")
 	})
-	var one sync.Mutex // whoever can reach the address must not be able to flood Temporal
+	counted := &cachedLeases{source: leases, free: make(chan struct{}, 1)}
 	mux.HandleFunc("GET "+installation.LeasesPath, func(w http.ResponseWriter, r *http.Request) {
 		ctx, cancel := context.WithTimeout(r.Context(), 20*time.Second)
 		defer cancel()
-		one.Lock()
-		defer one.Unlock()
-		actions, err := leases.count(ctx)
+		actions, err := counted.get(ctx)
 		if err != nil {
 			http.Error(w, "the leases cannot be read: "+strings.TrimSpace(err.Error()), http.StatusServiceUnavailable)
 			return

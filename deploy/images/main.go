@@ -63,6 +63,10 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 	if err != nil {
 		return err
 	}
+	if o.registry != "" && s.Changed {
+		return errors.New("push images: the checkout has changes that are not in a commit; commit them first, so that the " +
+			"provenance is true")
+	}
 	if err := os.MkdirAll(o.outDir, 0o755); err != nil {
 		return fmt.Errorf("create the directory for the archives: %w", err)
 	}

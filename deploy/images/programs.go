@@ -44,11 +44,20 @@ type source struct {
 	Time     time.Time // of the commit
 	URL      string    // of the repository; "" if unknown
 	Dir      string    // "" is the current one
+	Changed  bool      // the checkout differs from the commit
 }
 
 // buildFlags are the flags with which every program is built: its bytes depend on the sources and on Go's version only.
 func buildFlags(version string) []string {
 	return []string{"-trimpath", "-buildvcs=false", "-ldflags", "-s -w -X main.version=" + version}
+}
+
+// buildEnvironment sets every variable that changes what the compiler writes, whatever the builder's own settings are.
+func buildEnvironment(platform v1.Platform) []string {
+	return []string{
+		"CGO_ENABLED=0", "GOOS=" + platform.OS, "GOARCH=" + platform.Architecture, "GOAMD64=v1", "GOARM64=v8.0",
+		"GOEXPERIMENT=", "GOFIPS140=off", "GOFLAGS=-trimpath -buildvcs=false", "GOWORK=off",
+	}
 }
 
 // compile builds a program for a platform.
@@ -57,7 +66,7 @@ func (p program) compile(ctx context.Context, s source, platform v1.Platform, di
 	args := append([]string{"build", "-o", file}, buildFlags(s.Version)...)
 	cmd := exec.CommandContext(ctx, "go", append(args, "stanch/cmd/"+p.Name)...)
 	cmd.Dir = s.Dir
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOOS="+platform.OS, "GOARCH="+platform.Architecture)
+	cmd.Env = append(os.Environ(), buildEnvironment(platform)...)
 	if said, err := cmd.CombinedOutput(); err != nil {
 		return "", fmt.Errorf("build %s for %s: %w: %s", p.Name, platform, err, said)
 	}
@@ -104,6 +113,15 @@ func readSource(ctx context.Context, o options) (source, error) {
 			return source{}, fmt.Errorf("read the commit %q: %w", strings.TrimSpace(string(out)), err)
 		}
 		s.Time = time.Unix(seconds, 0)
+		status := exec.CommandContext(ctx, "git", "status", "--porcelain")
+		status.Dir = s.Dir
+		changes, err := status.Output()
+		if err != nil {
+			return source{}, fmt.Errorf("compare the checkout with its commit: %w", err)
+		}
+		if s.Changed = len(changes) > 0; s.Changed {
+			s.Revision = "" // the images are not those of the commit
+		}
 	}
 	if epoch := os.Getenv("SOURCE_DATE_EPOCH"); epoch != "" {
 		var seconds int64

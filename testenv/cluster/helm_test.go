@@ -20,6 +20,7 @@ import (
 	chartv2 "helm.sh/helm/v4/pkg/chart/v2"
 	"helm.sh/helm/v4/pkg/chart/v2/loader"
 	helmkube "helm.sh/helm/v4/pkg/kube"
+	"helm.sh/helm/v4/pkg/release"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/resource"
@@ -222,6 +223,20 @@ func (r *helmRelease) upgrade(ctx context.Context, c *chartv2.Chart, values map[
 	u.Namespace, u.Timeout, u.WaitStrategy = r.namespace, helmTimeout, helmkube.StatusWatcherStrategy
 	_, err := u.RunWithContext(ctx, "stanch", c, values)
 	return r.explain(err)
+}
+
+// revision returns the revision that is deployed.
+func (r *helmRelease) revision(t *testing.T) int {
+	t.Helper()
+	last, err := r.config.Releases.Deployed("stanch")
+	if err != nil {
+		t.Fatal(err)
+	}
+	accessor, err := release.NewAccessor(last)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return accessor.Version()
 }
 
 func (r *helmRelease) rollback(version int) error {

@@ -101,10 +101,21 @@ func TestHelmLifecycle(t *testing.T) {
 
 	step("when a person has released the lease, the phase is lowered", func(t *testing.T) {
 		r.runStanch(t, r.reach("release", "--all")...)
-		r.waitForIncident(t, pod, "the undo", func(i playbooks.Incident) error { return requireUndone(i) })
+		r.waitForIncident(t, pod, "the undo", requireUndone)
 		require.NoError(t, r.upgrade(t.Context(), current, r.with(map[string]any{"phase": 1})))
 		require.False(t, r.canWorkerPatchPods(t))
 		require.Error(t, p.requireSilent(time.Second), "the pod can connect again")
+	})
+	step("a rollback to a phase that could not undo the lease is refused", func(t *testing.T) {
+		observing := r.revision(t)
+		require.NoError(t, r.upgrade(t.Context(), current, r.values))
+		second := r.RunPod(t, ns, minerPod("held-again", p))
+		r.waitForIncident(t, second, "the lease", requireIsolated)
+		require.ErrorContains(t, r.rollback(observing), "leases are in force that could no longer be undone")
+		require.True(t, r.canWorkerPatchPods(t))
+		r.runStanch(t, r.reach("release", "--all")...)
+		r.waitForIncident(t, second, "the undo", requireUndone)
+		require.NoError(t, r.Client().CoreV1().Pods(ns).Delete(t.Context(), second.Name, metav1.DeleteOptions{}))
 	})
 	step("data survives an uninstallation", func(t *testing.T) {
 		require.NoError(t, r.Client().CoreV1().Pods(ns).Delete(t.Context(), pod.Name, metav1.DeleteOptions{}))
@@ -114,7 +125,8 @@ func TestHelmLifecycle(t *testing.T) {
 		kept = slices.DeleteFunc(kept, func(entry string) bool { return strings.Contains(entry, ns) })
 		n := r.namespace + "/stanch-"
 		require.ElementsMatch(t, []string{
-			"object ConfigMap " + n + "ca", "object Secret " + n + "keys", "object Secret " + n + "pki",
+			"object ConfigMap " + n + "ca", "object ConfigMap " + n + "kill-switch",
+			"object ConfigMap " + n + "used-grants", "object ConfigMap " + n + "watched-nodes", "object Secret " + n + "keys", "object Secret " + n + "pki",
 			"object Secret " + n + "temporal", "object Secret " + n + "temporal-server",
 			"object PersistentVolumeClaim " + n + "evidence", "object PersistentVolumeClaim " + n + "temporal",
 		}, kept)

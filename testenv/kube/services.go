@@ -1,6 +1,7 @@
 package kube
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -37,8 +38,19 @@ func (c *Cluster) claimServices() error {
 	if err != nil {
 		return err
 	}
-	c.Services = !slices.ContainsFunc(others, func(s State) bool { return s.Services })
+	c.Services = !slices.ContainsFunc(others, func(s State) bool { return s.Services }) && !hasKubeProxy()
 	return c.save()
+}
+
+// hasKubeProxy reports whether the machine's packet filter has rules of a kube-proxy that no lab owns: this machine is
+// the node of a real cluster.
+func hasKubeProxy() bool {
+	path, err := lookPath("iptables-save")
+	if err != nil {
+		return false
+	}
+	rules, err := exec.Command(path).Output()
+	return err == nil && bytes.Contains(rules, []byte("KUBE-SERVICES"))
 }
 
 // startServices starts kube-proxy and CoreDNS, so that pods and the host reach Services by address and name. Both run

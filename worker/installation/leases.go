@@ -43,7 +43,8 @@ const maxLeasesBytes = 1 << 20
 func (c LeaseCheck) Run(ctx context.Context) error {
 	leases, err := askLeases(ctx, c.WorkerURL)
 	if err != nil {
-		return fmt.Errorf("ask the worker which leases are in force: %w; if you know that none is, run helm with --no-hooks",
+		return fmt.Errorf("ask the worker which leases are in force: %w; if you know that none is, set uninstall.checkLeases=false "+
+			"with `helm upgrade` first, or roll back with --no-hooks",
 			err)
 	}
 	permitted := c.Permitted

@@ -24,7 +24,8 @@ func serveWorker(t *testing.T, status int, body string) string {
 	return s.URL
 }
 
-const askPeople = "; if you know that none is, run helm with --no-hooks"
+const askPeople = "; if you know that none is, set uninstall.checkLeases=false with `helm upgrade` first, or roll back " +
+	"with --no-hooks"
 
 func TestLeasesInForceAreCompared(t *testing.T) {
 	for _, c := range []struct {

@@ -24,6 +24,8 @@ import (
 	"stanch/sensors/gatewayrpc"
 	"stanch/worker/authority"
 	"stanch/worker/codec"
+	"stanch/worker/guards"
+	"stanch/worker/health"
 	"stanch/worker/manifests"
 )
 
@@ -42,6 +44,9 @@ type Secrets struct {
 	Namespace  string
 	// Temporal also creates the certificates of the Temporal that the chart brings, and of its client.
 	Temporal bool
+	// ExistingKeys makes missing keys an error: with new ones, an existing installation could not read its data, and its
+	// nodes would refuse every command.
+	ExistingKeys bool
 }
 
 // Create creates the secrets that are missing, and returns the names of those that it created. Keys that exist stay as
@@ -53,7 +58,14 @@ func (s Secrets) Create(ctx context.Context) (created []string, err error) {
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
 	names, err := s.createPair(ctx, [2]string{manifests.KeysSecret, manifests.PKISecret},
-		func() (map[string]map[string][]byte, error) { return newKeys(dir) })
+		func() (map[string]map[string][]byte, error) {
+			if s.ExistingKeys {
+				return nil, fmt.Errorf("the keys of this installation are missing: restore the secrets %s and %s in the namespace "+
+					"%s; without them, uninstall with uninstall.keepData=false and install anew", manifests.KeysSecret,
+					manifests.PKISecret, s.Namespace)
+			}
+			return newKeys(dir)
+		})
 	if err != nil {
 		return nil, err
 	}
@@ -195,15 +207,34 @@ func (s Secrets) publishCA(ctx context.Context) error {
 	return nil
 }
 
-// Delete deletes what Create created. Evidence and histories that were encrypted with the keys can then no longer be
-// read.
+// Delete deletes what Create created, and the evidence, the histories and the small state that the keys protect. It
+// refuses while a sensor is installed.
 func (s Secrets) Delete(ctx context.Context) error {
-	err := s.KubeClient.CoreV1().ConfigMaps(s.Namespace).Delete(ctx, manifests.CAConfigMap, metav1.DeleteOptions{})
-	if apierrors.IsNotFound(err) {
-		err = nil
+	core := s.KubeClient.CoreV1()
+	_, err := s.KubeClient.AppsV1().DaemonSets(s.Namespace).Get(ctx, manifests.SensorName, metav1.GetOptions{})
+	switch {
+	case err == nil:
+		return fmt.Errorf("delete the data: Stanch is installed in the namespace %s; uninstall it first", s.Namespace)
+	case !apierrors.IsNotFound(err):
+		return fmt.Errorf("delete the data: %w", err)
 	}
-	return errors.Join(err, s.deleteSecrets(ctx, manifests.KeysSecret, manifests.PKISecret, manifests.TemporalSecret,
-		manifests.TemporalServerSecret))
+	failed := []error{s.deleteSecrets(ctx, manifests.KeysSecret, manifests.PKISecret, manifests.TemporalSecret,
+		manifests.TemporalServerSecret)}
+	for _, name := range []string{
+		manifests.CAConfigMap, guards.KillSwitchConfigMap, guards.UsedGrantsConfigMap, health.NodeRegistryConfigMap,
+	} {
+		err := core.ConfigMaps(s.Namespace).Delete(ctx, name, metav1.DeleteOptions{})
+		if err != nil && !apierrors.IsNotFound(err) {
+			failed = append(failed, fmt.Errorf("delete the config map %s/%s: %w", s.Namespace, name, err))
+		}
+	}
+	for _, name := range []string{manifests.EvidenceClaim, manifests.TemporalName} {
+		err := core.PersistentVolumeClaims(s.Namespace).Delete(ctx, name, metav1.DeleteOptions{})
+		if err != nil && !apierrors.IsNotFound(err) {
+			failed = append(failed, fmt.Errorf("delete the volume claim %s/%s: %w", s.Namespace, name, err))
+		}
+	}
+	return errors.Join(failed...)
 }
 
 func (s Secrets) deleteSecrets(ctx context.Context, names ...string) error {

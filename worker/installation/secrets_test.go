@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"github.com/stretchr/testify/require"
+	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -184,8 +185,40 @@ func TestAuthorityWithoutCertificateIsRefused(t *testing.T) {
 		"`stanch cert authority`")
 }
 
+// With new keys, an existing installation could not read its data.
+func TestUpgradeCreatesNoNewKeys(t *testing.T) {
+	client := fake.NewClientset()
+	s := installation.Secrets{KubeClient: client, Namespace: namespace, Temporal: true, ExistingKeys: true}
+	_, err := s.Create(t.Context())
+	require.ErrorContains(t, err, "the keys of this installation are missing: restore the secrets stanch-keys and stanch-pki")
+	require.Empty(t, readSecrets(t, client))
+
+	s.ExistingKeys = false
+	_, err = s.Create(t.Context())
+	require.NoError(t, err)
+	s.ExistingKeys = true
+	created, err := s.Create(t.Context())
+	require.NoError(t, err)
+	require.Empty(t, created)
+}
+
+func TestDataOfRunningInstallationIsNotDeleted(t *testing.T) {
+	client := fake.NewClientset(&appsv1.DaemonSet{ObjectMeta: metav1.ObjectMeta{
+		Name: "stanch-sensor", Namespace: namespace,
+	}})
+	s := installation.Secrets{KubeClient: client, Namespace: namespace}
+	_, err := s.Create(t.Context())
+	require.NoError(t, err)
+	require.ErrorContains(t, s.Delete(t.Context()), "Stanch is installed in the namespace stanch-system; uninstall it first")
+	require.Len(t, readSecrets(t, client), 2)
+}
+
 func TestDeletionLeavesNothingButOtherSecrets(t *testing.T) {
-	client := fake.NewClientset(newSecret("stanch-slack", nil))
+	at := func(name string) metav1.ObjectMeta { return metav1.ObjectMeta{Name: name, Namespace: namespace} }
+	client := fake.NewClientset(newSecret("stanch-slack", nil),
+		&corev1.PersistentVolumeClaim{ObjectMeta: at("stanch-evidence")},
+		&corev1.PersistentVolumeClaim{ObjectMeta: at("stanch-temporal")},
+		&corev1.ConfigMap{ObjectMeta: at("stanch-used-grants")})
 	s := installation.Secrets{KubeClient: client, Namespace: namespace, Temporal: true}
 	_, err := s.Create(t.Context())
 	require.NoError(t, err)
@@ -195,5 +228,8 @@ func TestDeletionLeavesNothingButOtherSecrets(t *testing.T) {
 	left, err := client.CoreV1().ConfigMaps(namespace).List(t.Context(), metav1.ListOptions{})
 	require.NoError(t, err)
 	require.Empty(t, left.Items)
+	claims, err := client.CoreV1().PersistentVolumeClaims(namespace).List(t.Context(), metav1.ListOptions{})
+	require.NoError(t, err)
+	require.Empty(t, claims.Items)
 	require.NoError(t, s.Delete(t.Context()), "what is gone is no error")
 }
