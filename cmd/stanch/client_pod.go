@@ -169,7 +169,7 @@ func connectCommand(g *globalFlags) *cobra.Command {
 		Args: validateArgs(cobra.NoArgs),
 		Long: `Connect standard input and output to the local socket of Stanch. The flag --cluster executes this
 command in the worker's pod.`,
-		Example: "  kubectl -n stanch-system exec -i deployment/stanch-worker -- /stanch connect",
+		Example: "  stanch connect --data /var/lib/stanch",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			conn, err := (&net.Dialer{}).DialContext(cmd.Context(), "unix", g.socketPath())
 			if err != nil {

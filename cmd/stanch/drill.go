@@ -67,12 +67,8 @@ NAME is one of (default cryptominer):
 			if len(names) == 1 {
 				name = names[0]
 			}
-			if _, ok := drillScenarios[name]; !ok {
-				return usageError{fmt.Errorf("unknown drill %q; use cryptominer, shell, reverse-shell or credentials",
-					name)}
-			}
-			if o.kubeconfig != "" && g.clusterNamespace != "" {
-				return usageError{errors.New("--kubeconfig and --cluster exclude each other; --cluster uses $KUBECONFIG for both")}
+			if err := o.validate(g, name); err != nil {
+				return err
 			}
 			d := &drillRun{name: name, client: g.newAPIClient(), options: o, result: drillResult{
 				Drill:  name,
@@ -98,6 +94,17 @@ NAME is one of (default cryptominer):
 			"stanch-drill-")
 	addOutputFlag(c, &o.output)
 	return c
+}
+
+// validate checks the name of the drill, and that it attacks the cluster whose Stanch it asks.
+func (o *drillOptions) validate(g *globalFlags, name string) error {
+	if _, ok := drillScenarios[name]; !ok {
+		return usageError{fmt.Errorf("unknown drill %q; use cryptominer, shell, reverse-shell or credentials", name)}
+	}
+	if o.kubeconfig != "" && g.clusterNamespace != "" {
+		return usageError{errors.New("--kubeconfig and --cluster exclude each other; --cluster uses $KUBECONFIG for both")}
+	}
+	return nil
 }
 
 // drillRun is one drill in progress.
