@@ -53,8 +53,8 @@ after each change of a playbook; ` + "`stanch doctor`" + ` compares the permissi
 		"print only instructions for sending the API server's audit log to this `URL`: the --listen address as "+
 			"the API server reaches it, https://HOST:PORT")
 	f.StringVar(&o.Namespace, "namespace", "stanch-system", "the `NAMESPACE` to install in")
-	f.StringVar(&o.Image, "image", "localhost/stanch:"+version, "the `IMAGE` of the worker")
-	f.StringVar(&o.SensorImage, "sensor-image", "localhost/stanch-sensor:"+version, "the `IMAGE` of the sensor")
+	f.StringVar(&o.Image, "image", manifests.ChartRegistry+"/stanch:"+version, "the `IMAGE` of the worker")
+	f.StringVar(&o.SensorImage, "sensor-image", manifests.ChartRegistry+"/stanch-sensor:"+version, "the `IMAGE` of the sensor")
 	f.StringVar(&o.TemporalAddress, "temporal", "",
 		"the `HOST:PORT` of Temporal's frontend, as seen from pods (default: the small Temporal of the chart)")
 	f.StringVar(&o.TemporalNamespace, "temporal-namespace", "stanch", "the `NAMESPACE` in Temporal")
@@ -110,7 +110,6 @@ func (o *manifestsOptions) render(cmd *cobra.Command, g *globalFlags) ([]byte, e
 	o.Version = version
 	write := manifests.WriteYAML
 	if o.valuesOnly {
-		o.setChartImages(cmd)
 		write = manifests.WriteValues
 	}
 	raw, err := write(o.Options)

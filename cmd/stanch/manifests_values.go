@@ -12,7 +12,6 @@ import (
 
 	"stanch/worker/actions"
 	"stanch/worker/config"
-	"stanch/worker/manifests"
 	"stanch/worker/playbookstore"
 )
 
@@ -125,14 +124,4 @@ func findActionsInUse(cfg *config.Config) ([]string, error) {
 		return nil, errors.New("load the playbooks: invalid playbooks; `stanch validate` explains their errors")
 	}
 	return library.ActionsInUse(), nil
-}
-
-// setChartImages sets the images that no flag names to those of the chart.
-func (o *manifestsOptions) setChartImages(cmd *cobra.Command) {
-	if !cmd.Flags().Changed("image") {
-		o.Image = manifests.ChartRegistry + "/" + o.Image
-	}
-	if !cmd.Flags().Changed("sensor-image") {
-		o.SensorImage = manifests.ChartRegistry + "/" + o.SensorImage
-	}
 }

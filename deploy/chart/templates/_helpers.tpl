@@ -77,11 +77,12 @@ securityContext:
   capabilities: { drop: [ALL] }
 {{- end -}}
 
-{{/* The annotations of a hook's object: events, weight. It is gone when all hooks of the event succeeded. */}}
+{{/* The annotations of a hook's object: events, weight. It is gone when all hooks of the event succeeded and,
+with failed, also when they did not: Helm 3.18 and later print what it said. */}}
 {{- define "stanch.hook" -}}
 helm.sh/hook: {{ .events }}
 helm.sh/hook-weight: {{ .weight | quote }}
-helm.sh/hook-delete-policy: before-hook-creation,hook-succeeded
+helm.sh/hook-delete-policy: before-hook-creation,hook-succeeded{{ if .failed }},hook-failed{{ end }}
 helm.sh/hook-output-log-policy: hook-failed
 {{- end -}}
 
