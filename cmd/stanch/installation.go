@@ -111,7 +111,7 @@ only; to end leases, people run stanch release.`,
 	}
 	c.Flags().StringVar(&o.workerURL, "worker", "", "the `URL` of a worker's health address (required)")
 	c.Flags().StringVar(&o.newTemporal, "temporal", "",
-		"the Temporal after the change, as `HOST:PORT/NAMESPACE`: leases do not move to another one")
+		"the `ADDRESS` of Temporal after the change, with its namespace (temporal:7233/stanch): leases do not move to another one")
 	c.Flags().StringSliceVar(&o.permitted, "permitted", nil, "the `ACTIONS` that can still be undone after the change")
 	return c
 }
