@@ -100,5 +100,6 @@ func removeState(dir string) error {
 
 // isStateFile reports whether a directory entry is one that every sensor's state directory has.
 func isStateFile(e fs.DirEntry) bool {
-	return slices.Contains([]string{"node.pem", gatewayrpc.AuthorityKeysFile, "detections.spool", "released.json"}, e.Name())
+	return slices.Contains([]string{"node.pem", gatewayrpc.AuthorityKeysFile, "detections.spool", "released.json"},
+		e.Name())
 }

@@ -103,7 +103,8 @@ func TestCleanupWaitsUntilSensorHasEnded(t *testing.T) {
 	require.NoDirExists(t, state)
 }
 
-// The pods of the chart that clean the nodes have two capabilities, and a network of their own. Each of the two is needed.
+// The pods of the chart that clean the nodes have two capabilities, and a network of their own. Each of the two is
+// needed.
 func TestCleanupNeedsOnlyTheRightsOfItsPod(t *testing.T) {
 	for _, c := range []struct {
 		name         string

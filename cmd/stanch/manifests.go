@@ -54,7 +54,8 @@ after each change of a playbook; ` + "`stanch doctor`" + ` compares the permissi
 			"the API server reaches it, https://HOST:PORT")
 	f.StringVar(&o.Namespace, "namespace", "stanch-system", "the `NAMESPACE` to install in")
 	f.StringVar(&o.Image, "image", manifests.ChartRegistry+"/stanch:"+version, "the `IMAGE` of the worker")
-	f.StringVar(&o.SensorImage, "sensor-image", manifests.ChartRegistry+"/stanch-sensor:"+version, "the `IMAGE` of the sensor")
+	f.StringVar(&o.SensorImage, "sensor-image", manifests.ChartRegistry+"/stanch-sensor:"+version,
+		"the `IMAGE` of the sensor")
 	f.StringVar(&o.TemporalAddress, "temporal", "",
 		"the `HOST:PORT` of Temporal's frontend, as seen from pods (default: the small Temporal of the chart)")
 	f.StringVar(&o.TemporalNamespace, "temporal-namespace", "stanch", "the `NAMESPACE` in Temporal")

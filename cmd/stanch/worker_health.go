@@ -19,7 +19,8 @@ type leaseSource struct {
 	temporal string // HOST:PORT/NAMESPACE
 }
 
-// leaseCacheTime is how long a count is used again. A lease that starts in between is as one that starts after the check.
+// leaseCacheTime is how long a count is used again. A lease that starts in between is as one that starts after the
+// check.
 const leaseCacheTime = 2 * time.Second
 
 // cachedLeases counts one at a time, and seldom: whoever can reach the address must not be able to flood Temporal.

@@ -24,7 +24,7 @@ func WriteArchive(w io.Writer, content partial.Describable, names ...string) err
 	if err != nil {
 		return fmt.Errorf("create a directory for the archive: %w", err)
 	}
-	defer os.RemoveAll(dir) //nolint:errcheck // a leftover directory changes no result
+	defer os.RemoveAll(dir)
 	target, err := layout.Write(dir, empty.Index)
 	if err != nil {
 		return fmt.Errorf("create the archive: %w", err)
@@ -74,7 +74,7 @@ func copyToTar(out *tar.Writer, file, name string) error {
 	if err != nil {
 		return err //nolint:wrapcheck // the caller adds context
 	}
-	defer in.Close() //nolint:errcheck // only read
+	defer in.Close()
 	info, err := in.Stat()
 	if err != nil {
 		return err //nolint:wrapcheck // the caller adds context
@@ -92,7 +92,7 @@ func ArchiveName(file string) (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("read the archive: %w", err)
 	}
-	defer in.Close() //nolint:errcheck // only read
+	defer in.Close()
 	for archive := tar.NewReader(in); ; {
 		header, err := archive.Next()
 		if err != nil {

@@ -64,7 +64,7 @@ func writeChart(dir string, images chartImages) error {
 		}
 	}
 	if err == nil {
-		err = os.WriteFile(filepath.Join(dir, chartArchive), out.Bytes(), 0o644)
+		err = os.WriteFile(filepath.Join(dir, chartArchive), out.Bytes(), 0o644) //nolint:gosec // people share archives
 	}
 	if err != nil {
 		return fmt.Errorf("write the chart: %w", err)

@@ -44,13 +44,13 @@ func (b *builtProgram) writeArchive(file string) error {
 	if err != nil {
 		return fmt.Errorf("write the archive of %s: %w", b.Name, err)
 	}
-	defer os.Remove(out.Name()) //nolint:errcheck // it is gone after the rename
+	defer os.Remove(out.Name())
 	err = image.WriteArchive(out, b.index, localRegistry+"/"+b.Name+":"+b.source.Version)
 	if closeErr := out.Close(); err == nil {
 		err = closeErr
 	}
 	if err == nil {
-		err = os.Chmod(out.Name(), 0o644)
+		err = os.Chmod(out.Name(), 0o644) //nolint:gosec // people share archives
 	}
 	if err == nil {
 		err = os.Rename(out.Name(), file)

@@ -71,7 +71,7 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 		return fmt.Errorf("create the directory for the archives: %w", err)
 	}
 	table := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(table, "IMAGE\tPLATFORM\tDIGEST\tMIB\tBUDGET\tSECONDS") //nolint:errcheck // Flush reports it
+	fmt.Fprintln(table, "IMAGE\tPLATFORM\tDIGEST\tMIB\tBUDGET\tSECONDS")
 	var exceeded []error
 	images := chartImages{version: o.version, registry: o.registry, digests: map[string]string{}}
 	for _, p := range programs() {
@@ -119,7 +119,7 @@ func buildProgram(ctx context.Context, p program, s source, o options) (*builtPr
 	if err != nil {
 		return nil, fmt.Errorf("create a directory for the programs: %w", err)
 	}
-	defer os.RemoveAll(dir) //nolint:errcheck // a leftover directory changes no result
+	defer os.RemoveAll(dir)
 	b := &builtProgram{program: p, source: s}
 	for _, platform := range o.platforms {
 		one, err := p.build(ctx, s, platform, dir)
@@ -167,13 +167,13 @@ func (b *builtProgram) report(out io.Writer) error {
 	for _, one := range b.images {
 		size := float64(one.Bytes) / (1 << 20)
 		fmt.Fprintf(out, "%s:%s\t%s\t%s\t%.1f\t%.0f\t%.0f\n", b.Name, b.source.Version, one.Platform, one.Digest, size,
-			b.BudgetMiB, one.Duration.Seconds()) //nolint:errcheck // the caller flushes
+			b.BudgetMiB, one.Duration.Seconds())
 		if size > b.BudgetMiB {
 			exceeded = append(exceeded, fmt.Errorf("%s for %s has %.1f MiB; its budget is %.0f MiB: find what became larger, "+
 				"or raise the budget in deploy/images/programs.go", b.Name, one.Platform, size, b.BudgetMiB))
 		}
 	}
-	fmt.Fprintf(out, "%s:%s\tall\t%s\t\t\t\n", b.Name, b.source.Version, b.digest) //nolint:errcheck // the caller flushes
+	fmt.Fprintf(out, "%s:%s\tall\t%s\t\t\t\n", b.Name, b.source.Version, b.digest)
 	return errors.Join(exceeded...)
 }
 
@@ -184,7 +184,7 @@ func (b *builtProgram) write(dir string) error {
 		files[b.Name+"-"+one.Platform.Architecture+".cdx.json"] = one.SBOM
 	}
 	for _, name := range slices.Sorted(maps.Keys(files)) {
-		if err := os.WriteFile(filepath.Join(dir, name), files[name], 0o644); err != nil {
+		if err := os.WriteFile(filepath.Join(dir, name), files[name], 0o644); err != nil { //nolint:gosec // people share them
 			return fmt.Errorf("write %s: %w", name, err)
 		}
 	}

@@ -32,7 +32,8 @@ func writeSBOM(p program, s source, file string) ([]byte, error) {
 	components := []cyclonedx.Component{{
 		BOMRef: "go", Type: cyclonedx.ComponentTypeLibrary, Name: "std", Version: info.GoVersion,
 		Description: "Go's standard library and runtime",
-		PackageURL:  packageurl.NewPackageURL("golang", "", "std", strings.TrimPrefix(info.GoVersion, "go"), nil, "").String(),
+		PackageURL: packageurl.NewPackageURL("golang", "", "std", strings.TrimPrefix(info.GoVersion, "go"), nil, "").
+			String(),
 	}}
 	refs := []string{"go"}
 	for _, m := range info.Deps {

@@ -97,7 +97,8 @@ func wrongWayImports(all []goPackage) []string {
 			return true
 		}
 		isCommand := isIn(i, "stanch/cmd") || isIn(i, "stanch/deploy/images")
-		return layerIndex(i) > own || isIn(i, "stanch/testenv") || isCommand && i != p.ImportPath || i == "stanch/bpf" && p.ImportPath != "stanch/sensors/probe"
+		return layerIndex(i) > own || isIn(i, "stanch/testenv") || isCommand && i != p.ImportPath ||
+			i == "stanch/bpf" && p.ImportPath != "stanch/sensors/probe"
 	}, " must not import ")
 }
 

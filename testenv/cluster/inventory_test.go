@@ -50,7 +50,8 @@ func listObjects(t *testing.T, lab *kube.Cluster) []string {
 			if !ok {
 				group, version = "", group
 			}
-			objects, err := client.Resource(schema.GroupVersionResource{Group: group, Version: version, Resource: r.Name}).List(t.Context(), metav1.ListOptions{})
+			kind := schema.GroupVersionResource{Group: group, Version: version, Resource: r.Name}
+			objects, err := client.Resource(kind).List(t.Context(), metav1.ListOptions{})
 			if err != nil {
 				t.Fatalf("list %s: %v", r.Name, err)
 			}

@@ -126,7 +126,8 @@ func TestHelmLifecycle(t *testing.T) {
 		n := r.namespace + "/stanch-"
 		require.ElementsMatch(t, []string{
 			"object ConfigMap " + n + "ca", "object ConfigMap " + n + "kill-switch",
-			"object ConfigMap " + n + "used-grants", "object ConfigMap " + n + "watched-nodes", "object Secret " + n + "keys", "object Secret " + n + "pki",
+			"object ConfigMap " + n + "used-grants", "object ConfigMap " + n + "watched-nodes",
+			"object Secret " + n + "keys", "object Secret " + n + "pki",
 			"object Secret " + n + "temporal", "object Secret " + n + "temporal-server",
 			"object PersistentVolumeClaim " + n + "evidence", "object PersistentVolumeClaim " + n + "temporal",
 		}, kept)

@@ -88,7 +88,8 @@ func (c *Cluster) startServices(ctx context.Context, binary string) error {
 		// The bridge would deliver an answer past the packet filter: the masquerade makes it go through.
 		c.startProcess("kube-proxy", binary, "kube-proxy", "--kubeconfig="+c.filePath("proxy.kubeconfig"),
 			"--proxy-mode=iptables", "--masquerade-all", "--cluster-cidr="+c.PodCIDR, "--hostname-override="+c.NodeName,
-			"--healthz-bind-address=", fmt.Sprintf("--metrics-bind-address=127.0.0.1:%d", metrics[0]), "--conntrack-max-per-core=0",
+			"--healthz-bind-address=", fmt.Sprintf("--metrics-bind-address=127.0.0.1:%d", metrics[0]),
+			"--conntrack-max-per-core=0",
 			"--conntrack-tcp-timeout-established=0", "--conntrack-tcp-timeout-close-wait=0", "--iptables-min-sync-period=50ms",
 			"--iptables-localhost-nodeports=false"),
 	)

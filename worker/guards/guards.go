@@ -49,8 +49,8 @@ type GuardChain struct {
 	UsedGrants UsedGrants
 	// OwnPodUIDs are the UIDs of Stanch's own pods, which are never contained.
 	OwnPodUIDs []string
-	// DrillPhase is the phase of drills; 0 means 3. Where the cluster's permissions are those of a lower phase, drills must
-	// not try more.
+	// DrillPhase is the phase of drills; 0 means 3. Where the cluster's permissions are those of a lower phase, drills
+	// must not try more.
 	DrillPhase int
 	// TargetResolver resolves a target immediately before the effect. With nil, targets are unknown, and no target of a
 	// cluster is contained automatically.

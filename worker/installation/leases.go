@@ -38,8 +38,8 @@ type LeaseCheck struct {
 // maxLeasesBytes limits the answer.
 const maxLeasesBytes = 1 << 20
 
-// Run returns an error if a lease is in force that the worker could no longer undo. If the worker does not answer, nobody
-// knows, and that is an error.
+// Run returns an error if a lease is in force that the worker could no longer undo. If the worker does not answer,
+// nobody knows, and that is an error.
 func (c LeaseCheck) Run(ctx context.Context) error {
 	leases, err := askLeases(ctx, c.WorkerURL)
 	if err != nil {

@@ -85,10 +85,10 @@ func acceptedScores() map[string]map[string]string {
 			"container-ephemeral-storage-request-and-limit": "the root file system is read-only",
 			"container-security-context-user-group-id":      "removes programs from the kernel of the node",
 		},
-		"Job/stanch-bootstrap":    acceptedJobScores(),
+		"Job/stanch-bootstrap":       acceptedJobScores(),
 		"Job/stanch-check-uninstall": acceptedJobScores(),
 		"Job/stanch-check-reduce":    acceptedJobScores(),
-		"Job/stanch-cleanup":      acceptedJobScores(),
+		"Job/stanch-cleanup":         acceptedJobScores(),
 	}
 }
 

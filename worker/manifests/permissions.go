@@ -11,10 +11,7 @@ import (
 	"stanch/worker/permissions"
 )
 
-// permissionsFile is the chart's generated file with the permissions of every action.
-const permissionsFile = "files/permissions.yaml"
-
-// permissionsTable is the content of permissionsFile.
+// permissionsTable is the content of the chart's files/permissions.yaml.
 type permissionsTable struct {
 	// Purposes say for each list of an action what its permissions are for.
 	Purposes map[string]string `json:"purposes"`

@@ -16,8 +16,8 @@ const valuesHeader = `# Values of the Stanch chart, written by stanch manifests 
 # the phase, write this file again and run helm upgrade; stanch doctor compares.
 `
 
-// WriteValues returns the values of the chart for these options as YAML: phase, actions and config, and whatever differs
-// from the chart's defaults.
+// WriteValues returns the values of the chart for these options as YAML: phase, actions and config, and whatever
+// differs from the chart's defaults.
 func WriteValues(o Options) ([]byte, error) {
 	if err := o.validate(); err != nil {
 		return nil, err
@@ -42,7 +42,8 @@ func WriteValues(o Options) ([]byte, error) {
 	if err := checkValues(o, values); err != nil {
 		return nil, err
 	}
-	out := fmt.Sprintf(valuesHeader, o.Version)
+	var out strings.Builder
+	fmt.Fprintf(&out, valuesHeader, o.Version)
 	first := []string{"phase", "actions", "config"}
 	for _, name := range slices.Concat(first, slices.Sorted(maps.Keys(values))) {
 		value, ok := values[name]
@@ -54,9 +55,9 @@ func WriteValues(o Options) ([]byte, error) {
 		if err != nil {
 			return nil, fmt.Errorf("write the value %s: %w", name, err)
 		}
-		out += string(raw)
+		out.Write(raw)
 	}
-	return []byte(out), nil
+	return []byte(out.String()), nil
 }
 
 // withoutDefaults returns the part of a value that differs from the default; nil if it does not differ.
