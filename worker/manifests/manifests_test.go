@@ -105,7 +105,7 @@ func renderObjects(t *testing.T, o manifests.Options) []runtime.Object {
 	}
 	decoder := serializer.NewCodecFactory(scheme.Scheme, serializer.EnableStrict).UniversalDeserializer()
 	var out []runtime.Object
-	for _, document := range strings.SplitSeq(string(raw), "\n---\n") {
+	for document := range strings.SplitSeq(string(raw), "\n---\n") {
 		if strings.HasPrefix(document, "#") && !strings.Contains(document, "\nkind: ") {
 			continue // the steps before an installation
 		}
