@@ -16,8 +16,8 @@ import (
 	"stanch/testenv/prereq"
 )
 
-// withoutCapability is the variable with the numbers of the capabilities that the test program gives up before it runs as
-// stanch-sensor.
+// withoutCapability is the variable with the numbers of the capabilities that the test program gives up before it
+// runs as stanch-sensor.
 const (
 	withoutCapability = "STANCH_TEST_WITHOUT_CAPABILITY"
 	asSensor          = "STANCH_TEST_AS_SENSOR"

@@ -102,6 +102,10 @@ func TestImagesOfAllPlatformsArePushed(t *testing.T) {
 	require.NoError(t, json.Unmarshal(statementJSON, &st))
 	require.Equal(t, b.digest.Hex, st.Subject[0].Digest["sha256"])
 	require.Len(t, st.Subject, 3)
+	if b.source.Changed { // images of a changed checkout are not those of its commit
+		require.Empty(t, st.Predicate.BuildDefinition.ResolvedDependencies)
+		return
+	}
 	require.Equal(t, b.source.Revision, st.Predicate.BuildDefinition.ResolvedDependencies[0].Digest["gitCommit"])
 }
 

@@ -270,8 +270,8 @@ func (t *thawer) waitAndThaw() error {
 	}
 }
 
-// thaw thaws the cgroup, unless another thawer has taken over. It tries 51 times, 100 ms apart, because no other process
-// does; a try that blocks for long does not shorten that.
+// thaw thaws the cgroup, unless another thawer has taken over. It tries 51 times, 100 ms apart, because no other
+// process does; a try that blocks for long does not shorten that.
 func (t *thawer) thaw() error {
 	_, err := backoff.Retry(context.Background(), func() (struct{}, error) {
 		m, err := readFreezeMarker(t.cgroupDir)

@@ -318,8 +318,8 @@ func (in *installation) importProgramImages(t *testing.T) (worker, sensor string
 	return names[0], names[1]
 }
 
-// buildPrograms returns the directories of the programs and of the images under test. `make test` has built both; without
-// it, a cold build embeds Temporal and takes minutes.
+// buildPrograms returns the directories of the programs and of the images under test. `make test` has built both;
+// without it, a cold build embeds Temporal and takes minutes.
 func buildPrograms(dir string) (programs, images string, err error) {
 	programs, images = os.Getenv("STANCH_BIN"), os.Getenv("STANCH_IMAGES")
 	build := func(args ...string) {

@@ -77,8 +77,8 @@ func TestSecretsAreCreatedOnce(t *testing.T) {
 	require.Equal(t, before["stanch-pki"], after["stanch-pki"])
 }
 
-// The worker verifies the chart's Temporal at the name of its Service, and has a certificate of the same authority, which
-// is not that of the nodes.
+// The worker verifies the chart's Temporal at the name of its Service, and has a certificate of the same authority,
+// which is not that of the nodes.
 func TestCertificatesOfTemporalFitEachOther(t *testing.T) {
 	client := fake.NewClientset()
 	_, err := installation.Secrets{KubeClient: client, Namespace: namespace, Temporal: true}.Create(t.Context())
