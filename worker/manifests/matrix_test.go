@@ -86,8 +86,8 @@ func matrix(t *testing.T) map[string]map[string]any {
 // foreignKinds are objects that the typed clients of Kubernetes do not know.
 var foreignKinds = []string{"PrometheusRule"}
 
-// strictDecoder decodes documents into typed objects; unknown and duplicate fields are errors. It decodes equal documents
-// once.
+// strictDecoder decodes documents into typed objects; unknown and duplicate fields are errors. It decodes equal
+// documents once.
 type strictDecoder struct{ decoded map[string]runtime.Object }
 
 func (d strictDecoder) decode(t *testing.T, documents []string) []runtime.Object {
