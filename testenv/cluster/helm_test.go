@@ -69,7 +69,8 @@ func newHelmRelease(t *testing.T, lab *kube.Cluster) *helmRelease {
 	t.Helper()
 	prereq.RequireRoot(t)
 	if !lab.Services {
-		prereq.SkipOrFail(t, "Services in the lab: another lab of this machine has them")
+		prereq.SkipOrFail(t, "Services in the lab: another lab or a kube-proxy of this machine has them, or the kernel "+
+			"cannot translate addresses")
 	}
 	r := &helmRelease{installation: &installation{Cluster: lab, dir: shortDir(t), inCluster: true}}
 	r.namespace = "stanch-" + filepath.Base(r.dir)

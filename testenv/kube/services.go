@@ -38,7 +38,8 @@ func (c *Cluster) claimServices() error {
 	if err != nil {
 		return err
 	}
-	c.Services = !slices.ContainsFunc(others, func(s State) bool { return s.Services }) && !hasKubeProxy()
+	c.Services = !slices.ContainsFunc(others, func(s State) bool { return s.Services }) && !hasKubeProxy() &&
+		hasAddressTranslation()
 	return c.save()
 }
 
@@ -51,6 +52,13 @@ func hasKubeProxy() bool {
 	}
 	rules, err := exec.Command(path).Output()
 	return err == nil && bytes.Contains(rules, []byte("KUBE-SERVICES"))
+}
+
+// hasAddressTranslation reports whether this kernel can translate addresses, as kube-proxy needs it to. Tests that need
+// Services say that they lack them.
+func hasAddressTranslation() bool {
+	path, err := lookPath("iptables")
+	return err == nil && exec.Command(path, "-w", "-t", "nat", "-S").Run() == nil
 }
 
 // startServices starts kube-proxy and CoreDNS, so that pods and the host reach Services by address and name. Both run
