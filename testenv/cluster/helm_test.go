@@ -115,6 +115,13 @@ func (r *helmRelease) createNamespaceAndVolumes(t *testing.T) {
 	}, metav1.CreateOptions{}); err != nil {
 		t.Fatal(err)
 	}
+	kube.Eventually(t, 20*time.Second, "what Kubernetes itself creates in a namespace", func() error {
+		if _, err := r.Client().CoreV1().ServiceAccounts(r.namespace).Get(ctx, "default", metav1.GetOptions{}); err != nil {
+			return err
+		}
+		_, err := r.Client().CoreV1().ConfigMaps(r.namespace).Get(ctx, "kube-root-ca.crt", metav1.GetOptions{})
+		return err
+	})
 	for _, name := range []string{"evidence", "temporal"} {
 		dir := filepath.Join(r.dir, name)
 		if err := os.Mkdir(dir, 0o700); err != nil {
