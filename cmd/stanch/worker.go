@@ -22,6 +22,7 @@ import (
 	"stanch/worker/codec"
 	"stanch/worker/config"
 	"stanch/worker/datadir"
+	"stanch/worker/drills"
 	"stanch/worker/guards"
 	"stanch/worker/metrics"
 	"stanch/worker/playbookstore"
@@ -189,6 +190,9 @@ func (o *workerOptions) prepare(g *globalFlags) (*config.Config, error) {
 	if o.temporalAddress == "" {
 		return nil, usageError{errors.New("missing --temporal; use --temporal HOST:PORT, or `stanch up` with an " +
 			"embedded Temporal")}
+	}
+	if o.drillPhase < 1 || o.drillPhase > drills.MaxPhase {
+		return nil, usageError{fmt.Errorf("invalid --drill-phase %d; use 1, 2 or 3", o.drillPhase)}
 	}
 	cfg, err := g.loadConfig()
 	if err != nil {

@@ -106,6 +106,15 @@ func TestHelmLifecycle(t *testing.T) {
 		require.False(t, r.canWorkerPatchPods(t))
 		require.Error(t, p.requireSilent(time.Second), "the pod can connect again")
 	})
+	step("a drill in phase 1 shows what would be contained, and contains nothing", func(t *testing.T) {
+		raw, err := r.tryStanch(t.Context(), r.reach("drill", "--image", kube.AttackImage, "-o", "json")...)
+		require.NoError(t, err, "%s", raw)
+		var drill drillOutput
+		require.NoError(t, json.Unmarshal(raw, &drill))
+		require.Empty(t, drill.Leases)
+		require.Contains(t, string(raw), "proposed in phase 1, and not done: ")
+		require.Contains(t, string(raw), "pod.isolate")
+	})
 	step("a rollback to a phase that could not undo the lease is refused", func(t *testing.T) {
 		observing := r.revision(t)
 		require.NoError(t, r.upgrade(t.Context(), current, r.values))

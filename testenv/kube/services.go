@@ -151,7 +151,7 @@ func (c *Cluster) removeServices() error {
 			{"-F", "KUBE-FIREWALL"},
 			{"-X", "KUBE-FIREWALL"},
 		} {
-			_ = exec.Command(path, append([]string{"-w"}, args...)...).Run() // it fails for what is not there
+			_ = exec.Command(path, append([]string{"-w"}, args...)...).Run() // removing a missing rule fails
 		}
 	}
 	return nil

@@ -158,7 +158,7 @@ func (r *run) names(ctx context.Context) {
 	r.record("names of containers", err)
 	found, err := probe.FindKubelets("")
 	if err == nil && len(found) == 0 {
-		err = errors.New("there is none")
+		err = errors.New("no copy was found")
 	}
 	r.record("find the kubelet", err)
 }
@@ -190,7 +190,7 @@ func (r *run) evidence(ctx context.Context) {
 		r.record("evidence", errors.New(strings.Join(taken.Missing, "; ")))
 	}
 	if len(copies) == 0 {
-		r.record("evidence: copy of a dropped program", errors.New("there is none"))
+		r.record("evidence: copy of a dropped program", errors.New("no copy was found"))
 	}
 	for _, p := range taken.Processes {
 		if p.Exe == "" || len(p.EnvNames) == 0 || p.Cwd == "" {

@@ -277,7 +277,7 @@ func TestMonitorConditions(t *testing.T) {
 		require.Equal(t, 1000, d.Event.Count)
 		require.Contains(t, d.Reasons[0], "alerts ring full")
 		require.Contains(t, fmt.Sprint(d.Reasons), "container f100d (1000)")
-		require.Contains(t, fmt.Sprint(d.Reasons), podUID, "the pod can be told from the cgroup's path")
+		require.Contains(t, fmt.Sprint(d.Reasons), podUID, "the cgroup's path names the pod")
 		require.Contains(t, fmt.Sprint(d.Reasons), "Falco internal: syscall event drop")
 		d = waitForDetection(t, server, "Container/f100d@lossy-1", "event-flood")
 		require.Equal(t, "f100d", d.Event.Container.ID)
